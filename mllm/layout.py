@@ -1,0 +1,98 @@
+"""Which tokens one image is made of, in order: the single home of the image layouts.
+
+In: a grid (rows, columns) of image positions. Out: the token ids of the whole image, from begin-of-image to
+end-of-image, with `image_token_id` where a position holds K codes. Training lays images out with it, and the decoding
+loop follows it token by token, so a size or a new line is never sampled. Knows nothing of codes, models or text.
+
+    fixed   begin, image * N, end                                            one grid for all images (the released model)
+    grid    begin, rows-size, columns-size, (image * columns, new-line) * rows, end        any grid up to `max_side`
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from mllm.config import MLLMConfig
+
+Grid = tuple[int, int]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImageLayout:
+    """The ids that frame an image, and the rule by which they are put together."""
+
+    kind: Literal["fixed", "grid"]
+    begin_image_id: int
+    end_image_id: int
+    image_token_id: int
+    """Stands at every image position in the token ids; never a text token."""
+    default_grid: Grid
+    """(rows, columns) of an image whose size nobody asked for; the only grid of the fixed layout."""
+    new_line_id: int | None = None
+    """Ends every row (grid layout)."""
+    first_row_size_id: int | None = None
+    """Id of "one row"; "n rows" is n - 1 ids later (grid layout)."""
+    first_column_size_id: int | None = None
+    """Id of "one column"; "n columns" is n - 1 ids later (grid layout)."""
+    max_side: int | None = None
+    """How many rows or columns have a size token (grid layout)."""
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("fixed", "grid"):
+            raise ValueError(f"unknown image layout: found {self.kind!r}; use 'fixed' or 'grid'")
+        grid_ids = (self.new_line_id, self.first_row_size_id, self.first_column_size_id, self.max_side)
+        if self.kind == "grid" and None in grid_ids:
+            raise ValueError(
+                f"the grid layout lacks ids: found (new line, first row size, first column size, max side) = {grid_ids}; "
+                "set them all in the model's config"
+            )
+
+    @classmethod
+    def from_config(cls, config: MLLMConfig) -> ImageLayout:
+        """The layout a checkpoint was trained with."""
+        side = config.image_size // config.patch_size
+        is_grid = config.image_layout == "grid"
+        return cls(
+            kind=config.image_layout,
+            begin_image_id=config.begin_image_id,
+            end_image_id=config.end_image_id,
+            image_token_id=config.image_token_id,
+            default_grid=(side, side),
+            new_line_id=config.new_line_id if is_grid else None,
+            first_row_size_id=config.first_row_size_id if is_grid else None,
+            first_column_size_id=config.first_column_size_id if is_grid else None,
+            max_side=config.max_grid_side if is_grid else None,
+        )
+
+    def body_ids(self, grid: Grid) -> list[int]:
+        """Everything between begin-of-image and end-of-image."""
+        rows, columns = self.check(grid)
+        if self.kind == "fixed":
+            return [self.image_token_id] * (rows * columns)
+        row_ids = [self.image_token_id] * columns + [self.new_line_id]
+        return [self.first_row_size_id + rows - 1, self.first_column_size_id + columns - 1] + row_ids * rows
+
+    def token_ids(self, grid: Grid) -> list[int]:
+        """One whole image in reading order, from begin-of-image to end-of-image."""
+        return [self.begin_image_id, *self.body_ids(grid), self.end_image_id]
+
+    def num_tokens(self, grid: Grid) -> int:
+        """Places in the sequence that one whole image takes."""
+        rows, columns = self.check(grid)
+        return 2 + rows * columns + (rows + 2 if self.kind == "grid" else 0)
+
+    def check(self, grid: Grid) -> Grid:
+        """The grid itself, if this layout can express it."""
+        rows, columns = grid
+        if self.kind == "fixed" and (rows, columns) != tuple(self.default_grid):
+            raise ValueError(
+                f"the fixed layout has one grid: found {rows} x {columns} positions; "
+                f"use {self.default_grid[0]} x {self.default_grid[1]}"
+            )
+        if self.kind == "grid" and not (1 <= rows <= self.max_side and 1 <= columns <= self.max_side):
+            raise ValueError(
+                f"no size token for this grid: found {rows} x {columns} positions; use 1 to {self.max_side} a side"
+            )
+        return rows, columns
