@@ -1,0 +1,54 @@
+"""Recipes: strict keys, typed overrides, round trip."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from train.recipe import as_yaml, find_recipe, read_yaml, resolve
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    rate: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.95)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Toy:
+    output: Path
+    steps: int = 3
+    schedule: Schedule = field(default_factory=Schedule)
+
+
+def test_overrides_win_over_the_file_and_keep_their_types() -> None:
+    toy = resolve(Toy, {"output": "out", "schedule": {"rate": "5e-5"}}, ["--steps", "7", "--schedule.betas", "[0.5, 0.6]"])
+    assert toy == Toy(output=Path("out"), steps=7, schedule=Schedule(rate=5e-5, betas=(0.5, 0.6)))
+
+
+def test_a_resolved_recipe_can_be_fed_back(tmp_path: Path) -> None:
+    toy = Toy(output=Path("out"), steps=5, schedule=Schedule(rate=2e-5))
+    path = tmp_path / "resolved.yaml"
+    path.write_text(as_yaml(toy))
+    assert resolve(Toy, read_yaml(path)) == toy
+
+
+@pytest.mark.parametrize(
+    ("values", "overrides", "named"),
+    [
+        ({"output": "out", "stepz": 3}, [], "stepz"),
+        ({"output": "out", "schedule": {"rat": 1.0}}, [], "rat"),
+        ({"output": "out", "steps": "many"}, [], "steps"),
+        ({"output": "out"}, ["--stepz", "3"], "stepz"),
+        ({}, [], "output"),
+    ],
+)
+def test_a_wrong_recipe_is_refused_in_one_sentence_that_names_the_key(values: dict, overrides: list, named: str) -> None:
+    with pytest.raises(ValueError, match=named) as caught:
+        resolve(Toy, values, overrides)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_recipe_name_lists_what_is_shipped() -> None:
+    with pytest.raises(FileNotFoundError, match="tiny"):
+        find_recipe("no_such_recipe")

@@ -1,0 +1,37 @@
+"""Numbers of a training run, one JSON object a line, in a file that survives stops and can be plotted."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+
+class MetricsLog:
+    """Appends to `metrics.jsonl`; entries after the step that a run resumes from are dropped, so that none is doubled."""
+
+    def __init__(self, path: Path, *, resumed_step: int = 0) -> None:
+        self.path = path
+        if path.is_file():
+            kept = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= resumed_step]
+            path.write_text("".join(line + "\n" for line in kept))
+
+    def write(self, step: int, values: dict[str, float | list[float]]) -> None:
+        """Add one entry."""
+        rounded = {name: _rounded(value) for name, value in values.items()}
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **rounded}) + "\n")
+
+
+def _rounded(value: float | list[float]) -> float | list[float]:
+    if isinstance(value, list):
+        return [float(f"{item:.6g}") for item in value]
+    return float(f"{value:.6g}")
+
+
+def as_words(values: dict[str, float | list[float]]) -> str:
+    """The numbers of one entry on one console line."""
+    shown = []
+    for name, value in values.items():
+        numbers = value if isinstance(value, list) else [value]
+        shown.append(f"{name} {' '.join(f'{number:.4g}' for number in numbers)}")
+    return " | ".join(shown)

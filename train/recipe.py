@@ -1,0 +1,71 @@
+"""A YAML recipe and command line overrides in, one frozen dataclass out.
+
+A recipe names its `kind`; the kind decides which dataclass the other keys must fit. Unknown keys and wrong types are
+errors that name the key. The resolved recipe can be written beside a checkpoint and fed back. This file knows nothing of
+training.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser
+
+R = TypeVar("R")
+
+ROOT = "recipe"
+"""The one argument that the parser knows; `--key` of a user is `--recipe.key` to it."""
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+def find_recipe(name: str | Path) -> Path:
+    """A path as given, or the name of a recipe that comes with the package (`tiny` or `tiny.yaml`)."""
+    candidates = [Path(name), RECIPES / name, (RECIPES / name).with_suffix(".yaml")]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    shipped = ", ".join(sorted(path.stem for path in RECIPES.glob("*.yaml")))
+    raise FileNotFoundError(f"there is no recipe {str(name)!r}; give the path of a YAML file or one of: {shipped}")
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"recipe {path} is not valid YAML: {' '.join(str(error).split())}; mend the file") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"recipe {path} must be a mapping of keys to values, found {type(values).__name__}")
+    return values
+
+
+def resolve(recipe_type: type[R], values: dict[str, Any], overrides: Sequence[str] = ()) -> R:
+    """Check `values` against the dataclass, apply `--key value` overrides and build it.
+
+    Raises:
+        ValueError: an unknown key, a missing key or a value of the wrong type, named in the message.
+    """
+    parser = ArgumentParser(exit_on_error=False, default_env=False)
+    parser.add_argument(f"--{ROOT}", type=recipe_type)
+    try:
+        parsed = parser.parse_object({ROOT: values})
+        parsed = parser.parse_args([_under_root(word) for word in overrides], namespace=parsed)
+        return parser.instantiate(parsed)[ROOT]
+    except (ArgumentError, TypeError, ValueError, KeyError) as error:
+        sentence = " ".join(str(error).split()).replace(f"{ROOT}.", "")
+        raise ValueError(f"the recipe does not fit {recipe_type.__name__}: {sentence}") from None
+
+
+def _under_root(word: str) -> str:
+    return f"--{ROOT}.{word[2:]}" if word.startswith("--") else word
+
+
+def as_yaml(recipe: Any) -> str:
+    """The resolved recipe as YAML text that `resolve` reads back to an equal recipe."""
+    return yaml.safe_dump(json.loads(json.dumps(dataclasses.asdict(recipe), default=str)), sort_keys=False)
