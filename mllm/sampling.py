@@ -1,0 +1,178 @@
+"""Pick the next token or code from logits. Pure functions: no model, no tokenizer, no loop, no random state.
+
+In: logits of some rows, their settings and one uniform number per row, drawn beforehand. Out: one choice per row.
+The order is fixed: guidance -> masks -> temperature -> top-k -> top-p -> inverse CDF, all in float32.
+
+Letters: N rows (one image or text each), C choices (codes of a codebook, or text tokens).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+T = TypeVar("T", int, float)
+PerCodebook = T | tuple[T, ...]
+"""One value for all codebooks, or a tuple with one value per codebook."""
+
+NO_LIMIT = 2.0
+"""A top-p that no cumulative probability exceeds: the row is not filtered."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SamplingConfig:
+    """How to choose. The defaults are plain sampling from the model's own distribution."""
+
+    temperature: PerCodebook[float] = 1.0
+    """Below 1 sharpens, above 1 flattens."""
+    top_k: PerCodebook[int] | None = None
+    """Keep the k most probable choices; None keeps all."""
+    top_p: PerCodebook[float] = 1.0
+    """Keep the most probable choices up to this total probability, the one that crosses it included; 1 keeps all."""
+    guidance: float = 1.0
+    """Classifier-free guidance scale of images; 1 means none, and then no unconditional rows are computed."""
+    greedy: bool = False
+    """Take the most probable choice; temperature, top-k and top-p then have no say."""
+
+    def __post_init__(self) -> None:
+        check_each("temperature", self.temperature, lambda value: 0 < value < float("inf"), "a number above 0")
+        if self.top_k is not None:
+            check_each("top_k", self.top_k, lambda value: int(value) == value and value >= 1, "1 or more, or None")
+        check_each("top_p", self.top_p, lambda value: 0 < value <= 1, "a number above 0, at most 1")
+        check_each("guidance", self.guidance, lambda value: 1 <= value < float("inf"), "1 (none) or more")
+        lengths = {len(v) for v in (self.temperature, self.top_k, self.top_p) if isinstance(v, tuple)}
+        if len(lengths) > 1:
+            raise ValueError(
+                f"per-codebook settings differ in length: found {sorted(lengths)}; give one value per codebook"
+            )
+
+    def check_codebooks(self, num_codebooks: int) -> None:
+        """Refuse per-codebook settings made for another number of codebooks."""
+        for name in ("temperature", "top_k", "top_p"):
+            value = getattr(self, name)
+            if isinstance(value, tuple) and len(value) != num_codebooks:
+                raise ValueError(
+                    f"{name} is set for {len(value)} codebooks: the model has {num_codebooks}; "
+                    "give one value for all or one per codebook"
+                )
+
+
+def check_each(name: str, value: Any, is_valid: Any, expected: str) -> None:
+    """Refuse a setting that is no number, or a number without meaning."""
+    for number in value if isinstance(value, tuple) else (value,):
+        if isinstance(number, bool) or not isinstance(number, (int, float)) or not is_valid(number):
+            hint = ", or set greedy for the most probable choice" if name == "temperature" else ""
+            raise ValueError(f"{name} has no meaning: found {number!r}; use {expected}{hint}")
+
+
+@dataclass(frozen=True, slots=True)
+class RowSettings:
+    """The settings of several rows as tensors, for one codebook. None: no row needs that step."""
+
+    temperature_N1: Tensor | None
+    top_k_N1: Tensor | None  # int64, at most C
+    top_p_N1: Tensor | None
+    num_candidates: int | None  # how many of the largest logits the filters must see; None: no filter
+    greedy_N: Tensor | None  # bool
+    all_greedy: bool
+
+
+def stack_settings(
+    configs: Sequence[SamplingConfig], *, num_choices: int, codebook: int = 0, device: torch.device | str = "cpu"
+) -> RowSettings:
+    """Settings of these rows side by side; a step that no row asks for is left out."""
+
+    def column(values: list[Any], dtype: torch.dtype) -> Tensor:
+        return torch.tensor(values, dtype=dtype, device=device)[:, None]
+
+    temperatures = [float(pick(config.temperature, codebook)) for config in configs]
+    top_ks = [num_choices if c.top_k is None else min(int(pick(c.top_k, codebook)), num_choices) for c in configs]
+    top_ps = [float(pick(config.top_p, codebook)) for config in configs]
+    greedy = [config.greedy for config in configs]
+    has_top_k, has_top_p = min(top_ks) < num_choices, min(top_ps) < 1
+    return RowSettings(
+        temperature_N1=column(temperatures, torch.float32) if any(t != 1 for t in temperatures) else None,
+        top_k_N1=column(top_ks, torch.int64) if has_top_k else None,
+        top_p_N1=column([NO_LIMIT if p >= 1 else p for p in top_ps], torch.float32) if has_top_p else None,
+        num_candidates=max(top_ks) if has_top_k or has_top_p else None,
+        greedy_N=torch.tensor(greedy, device=device) if any(greedy) and not all(greedy) else None,
+        all_greedy=all(greedy),
+    )
+
+
+def pick(value: PerCodebook[T], codebook: int) -> T:
+    """The value for one codebook."""
+    return value[codebook] if isinstance(value, tuple) else value
+
+
+def choose(logits_NC: Tensor, settings: RowSettings, uniforms_N: Tensor | None) -> Tensor:
+    """One choice per row. Forbidden choices come in as -inf; greedy rows need no uniforms."""
+    if settings.all_greedy:
+        return choose_greedy(logits_NC)
+    assert uniforms_N is not None, "rows that sample need one uniform number each"
+    filtered_NC = logits_NC.float()
+    if settings.temperature_N1 is not None:
+        filtered_NC = apply_temperature(filtered_NC, settings.temperature_N1)
+    if settings.num_candidates is not None:
+        candidates_NX = filtered_NC.topk(settings.num_candidates, dim=-1).values
+        threshold_N1 = keep_threshold(candidates_NX, settings.top_k_N1, settings.top_p_N1)
+        filtered_NC = filtered_NC.masked_fill(filtered_NC < threshold_N1, -torch.inf)
+    chosen_N = sample_inverse_cdf(filtered_NC, uniforms_N)
+    if settings.greedy_N is not None:
+        chosen_N = torch.where(settings.greedy_N, choose_greedy(logits_NC), chosen_N)
+    return chosen_N
+
+
+def guide(conditional_NX: Tensor, unconditional_NX: Tensor, *, scale_N: Tensor) -> Tensor:
+    """Push away from the unconditional values (classifier-free guidance), in float32; scale 1 changes nothing.
+
+    X is anything linear in the logits: the logits themselves, or the hidden before a linear head.
+    """
+    unconditional_NX = unconditional_NX.float()
+    return unconditional_NX + scale_N[:, None] * (conditional_NX.float() - unconditional_NX)
+
+
+def apply_temperature(logits_NC: Tensor, temperature_N1: Tensor) -> Tensor:
+    """Sharpen (below 1) or flatten (above 1)."""
+    return logits_NC / temperature_N1
+
+
+def keep_threshold(sorted_NX: Tensor, top_k_N1: Tensor | None, top_p_N1: Tensor | None) -> Tensor:
+    """The smallest logit of each row that top-k, then top-p, keep; ties with it are kept as well.
+
+    Args:
+        sorted_NX: the largest logits in descending order, at least top-k of them (all of them for top-p alone).
+        top_p_N1: keep the most probable choices up to this total, the one that crosses it included.
+    """
+    if top_k_N1 is not None:
+        rank_X = torch.arange(sorted_NX.shape[-1], device=sorted_NX.device)
+        sorted_NX = sorted_NX.masked_fill(rank_X >= top_k_N1, -torch.inf)
+    if top_p_N1 is None:
+        return sorted_NX.gather(-1, top_k_N1 - 1)
+    probability_NX = sorted_NX.softmax(-1)
+    before_NX = probability_NX.cumsum(-1) - probability_NX  # the total of all that are more probable
+    is_kept_NX = before_NX <= top_p_N1
+    if top_k_N1 is not None:
+        is_kept_NX &= rank_X < top_k_N1
+    return sorted_NX.gather(-1, is_kept_NX.sum(-1, keepdim=True) - 1)
+
+
+def choose_greedy(logits_NC: Tensor) -> Tensor:
+    """The most probable choice of each row, the first of equals."""
+    return logits_NC.argmax(-1)
+
+
+def sample_inverse_cdf(logits_NC: Tensor, uniforms_N: Tensor) -> Tensor:
+    """Sample from softmax(logits) with one uniform number in [0, 1) per row; never a choice of probability zero.
+
+    Exact, and one number per draw makes a row's result independent of its neighbours. Impossible choices are set to 0
+    in the cumulative sum, so that rounding in a parallel sum cannot select them.
+    """
+    probability_NC = logits_NC.softmax(-1)
+    cumulative_NC = probability_NC.cumsum(-1).masked_fill_(probability_NC == 0, 0)
+    target_N1 = uniforms_N[:, None] * cumulative_NC.amax(-1, keepdim=True)
+    return (cumulative_NC > target_N1).to(torch.uint8).argmax(-1)
