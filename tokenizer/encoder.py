@@ -1,0 +1,68 @@
+"""Pixels to hidden states: a convolution front end that shrinks 16 times, then a transformer.
+
+Letters: B batch, C channels, H W pixels, N positions (row-major), D hidden width.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tokenizer.config import UniTokConfig
+from tokenizer.convolution import ChannelNorm, MBConv, channels_last
+from tokenizer.layers import NORM_EPS, build_blocks
+
+
+class Stem(nn.Module):
+    """Two 3x3 convolutions; the first halves the resolution."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, width, 3, stride=2, padding=1)
+        self.norm1 = ChannelNorm(width)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, pixels_B3HW: Tensor) -> Tensor:
+        return self.conv2(F.gelu(self.norm1(self.conv1(pixels_B3HW))))
+
+
+class Pool(nn.Module):
+    """Halve the resolution once more and widen to the transformer."""
+
+    def __init__(self, in_width: int, out_width: int) -> None:
+        super().__init__()
+        self.norm = ChannelNorm(in_width)
+        self.proj = nn.Conv2d(in_width, out_width, 3, stride=2, padding=1)
+
+    def forward(self, hidden_BCHW: Tensor) -> Tensor:
+        return self.proj(self.norm(hidden_BCHW))
+
+
+class Encoder(nn.Module):
+    """ViTamin: stem, convolution stages, pool, transformer blocks, norm. No position embedding, no class token."""
+
+    def __init__(self, config: UniTokConfig) -> None:
+        super().__init__()
+        self.stem = Stem(config.stem_width)
+        self.stages = nn.ModuleList()
+        in_width = config.stem_width
+        for width, depth in zip(config.stage_widths, config.stage_depths, strict=True):
+            inner_width = width * config.conv_expansion
+            first = MBConv(in_width, width, inner_width, stride=2)
+            rest = (MBConv(width, width, inner_width) for _ in range(depth - 1))
+            self.stages.append(nn.Sequential(first, *rest))
+            in_width = width
+        self.pool = Pool(in_width, config.width)
+        self.blocks = build_blocks(
+            config.depth, config.width, config.num_heads, mlp_ratio=config.mlp_ratio, drop_path=config.drop_path
+        )
+        self.norm = nn.LayerNorm(config.width, eps=NORM_EPS)
+
+    def forward(self, pixels_B3HW: Tensor) -> Tensor:
+        hidden_BCHW = self.stem(channels_last(pixels_B3HW))
+        for stage in self.stages:
+            hidden_BCHW = stage(hidden_BCHW)
+        hidden_BND = self.pool(hidden_BCHW).flatten(2).transpose(1, 2)
+        for block in self.blocks:
+            hidden_BND = block(hidden_BND)
+        return self.norm(hidden_BND)

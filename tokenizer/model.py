@@ -1,0 +1,209 @@
+"""The image tokenizer: pixels to codes and back, with everything that training needs.
+
+Comes in: pixels in [-1, 1]. Goes out: codes, pixels, losses. Knows no files but its own folder, no PIL.
+
+Letters: B batch, H W pixels, N positions (row-major), K codebooks, D hidden width, Z code vector width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from tokenizer.config import UniTokConfig
+from tokenizer.decoder import Decoder
+from tokenizer.encoder import Encoder
+from tokenizer.initialization import initialise
+from tokenizer.projection import AttentionProjection
+from tokenizer.quantizer import MultiCodebookQuantizer, Quantized
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+
+
+class UniTokOutput(NamedTuple):
+    """One training forward."""
+
+    reconstruction_B3HW: Tensor
+    """Not clamped, so that gradients live everywhere."""
+    codes_BKN: Tensor
+    vq_loss: Tensor
+    entropy_loss: Tensor
+    """Unweighted; 0 when the config's weight is 0."""
+    usage: Tensor
+    """Share of codebook entries that this batch uses, 0 to 1."""
+    features_BNZ: Tensor
+    """What was quantized, detached: food for `quantizer.revive`."""
+    image_features: Tensor | None = None
+    """(B, embed_dim), length 1; None without a text tower."""
+    text_features: Tensor | None = None
+    """(B, embed_dim), length 1; None without captions."""
+    logit_scale: Tensor | None = None
+    """Factor of the contrastive logits, already exponentiated."""
+
+
+class UniTok(nn.Module):
+    """Encoder, projection, quantizer, projection, decoder; a text tower when the config has one."""
+
+    def __init__(self, config: UniTokConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.quant_proj = build_projection(config, config.width, config.vector_width)
+        self.quantizer = MultiCodebookQuantizer(
+            config.num_codebooks,
+            config.codebook_size,
+            config.code_width,
+            beta=config.vq_beta,
+            entropy_weight=config.entropy_weight,
+            entropy_temperature=config.entropy_temperature,
+        )
+        self.post_quant_proj = build_projection(config, config.vector_width, config.width)
+        self.decoder = Decoder(config)
+        initialise(self)
+
+    @property
+    def device(self) -> torch.device:
+        return self.quantizer.codebooks.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the encoder computes in; the quantizer always computes in float32."""
+        return self.decoder.last_weight.dtype
+
+    def forward(self, pixels_B3HW: Tensor, text_ids_BT: Tensor | None = None) -> UniTokOutput:
+        """Reconstruct with gradients through the quantizer; see `encode` and `decode` for use."""
+        grid = self.grid_of(pixels_B3HW)
+        features_BNZ = self.features(pixels_B3HW)
+        quantized: Quantized = self.quantizer(features_BNZ)
+        hidden_BND = self._widen(quantized.vectors_BNZ)
+        return UniTokOutput(
+            reconstruction_B3HW=self.decoder(hidden_BND.to(self.dtype), grid=grid),
+            codes_BKN=quantized.codes_BKN,
+            vq_loss=quantized.vq_loss,
+            entropy_loss=quantized.entropy_loss,
+            usage=quantized.usage,
+            features_BNZ=features_BNZ.detach(),
+        )
+
+    def features(self, pixels_B3HW: Tensor) -> Tensor:
+        """What the quantizer sees, (B, N, Z), float32."""
+        self.grid_of(pixels_B3HW)
+        hidden_BND = self.encoder(pixels_B3HW.to(self.dtype))
+        with torch.autocast(hidden_BND.device.type, enabled=False):
+            return self.quant_proj(hidden_BND.to(projection_dtype(self.quant_proj))).float()
+
+    @torch.no_grad()
+    def encode(self, pixels_B3HW: Tensor) -> Tensor:
+        """Pixels in [-1, 1] to int64 codes (B, K, N), positions row by row."""
+        return self.quantizer.quantize(self.features(pixels_B3HW))
+
+    @torch.no_grad()
+    def decode(self, codes_BKN: Tensor, *, grid: tuple[int, int] | None = None) -> Tensor:
+        """Codes to pixels in [-1, 1]; `grid` is (rows, columns), a square when left out."""
+        grid = self._check_codes(codes_BKN, grid)
+        hidden_BND = self._widen(self.quantizer.lookup(codes_BKN))
+        return self.decoder(hidden_BND.to(self.dtype), grid=grid).float().clamp(-1.0, 1.0)
+
+    def _widen(self, vectors_BNZ: Tensor) -> Tensor:
+        with torch.autocast(vectors_BNZ.device.type, enabled=False):
+            return self.post_quant_proj(vectors_BNZ.to(projection_dtype(self.post_quant_proj)))
+
+    def grid_of(self, pixels_B3HW: Tensor) -> tuple[int, int]:
+        """Rows and columns of positions of these pixels."""
+        patch = self.config.patch_size
+        if pixels_B3HW.ndim != 4 or pixels_B3HW.shape[1] != 3:
+            raise ValueError(f"pixels must be (B, 3, H, W); got {tuple(pixels_B3HW.shape)}; add or move axes")
+        height, width = pixels_B3HW.shape[2:]
+        if height % patch or width % patch or not height or not width:
+            raise ValueError(
+                f"both sides of a picture must be multiples of {patch}; got {height} x {width}; resize or crop it"
+            )
+        return height // patch, width // patch
+
+    def _check_codes(self, codes_BKN: Tensor, grid: tuple[int, int] | None) -> tuple[int, int]:
+        if codes_BKN.ndim != 3 or codes_BKN.shape[1] != self.config.num_codebooks:
+            raise ValueError(
+                f"codes must be (B, {self.config.num_codebooks}, N); got {tuple(codes_BKN.shape)}; "
+                "are they from another tokenizer?"
+            )
+        if codes_BKN.numel() and not 0 <= int(codes_BKN.min()) <= int(codes_BKN.max()) < self.config.codebook_size:
+            raise ValueError(
+                f"codes must lie in 0..{self.config.codebook_size - 1}; got {int(codes_BKN.min())}.."
+                f"{int(codes_BKN.max())}; are they from another tokenizer?"
+            )
+        num_positions = codes_BKN.shape[2]
+        if grid is None:
+            grid = (math.isqrt(num_positions),) * 2
+        if grid[0] * grid[1] != num_positions:
+            raise ValueError(
+                f"{num_positions} positions do not fill a grid of {grid[0]} x {grid[1]}; pass grid=(rows, columns)"
+            )
+        return grid
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write config.json and model.safetensors."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / CONFIG_FILE).write_text(json.dumps(self.config.to_dict(), indent=2) + "\n", encoding="utf-8")
+        state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
+        save_file(state, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: str | Path, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None
+    ) -> UniTok:
+        """Read a folder written by `save_pretrained`, in evaluation mode. Projections and quantizer stay float32."""
+        folder = Path(folder)
+        for name in (CONFIG_FILE, WEIGHTS_FILE):
+            if not (folder / name).is_file():
+                raise FileNotFoundError(
+                    f"no image tokenizer in this folder; {folder / name} does not exist; "
+                    "give the folder that save_pretrained or `mllm convert` wrote"
+                )
+        config = UniTokConfig.from_dict(json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8")))
+        model = build_empty(config)
+        model.load_state_dict(load_file(folder / WEIGHTS_FILE, device=str(device or "cpu")), assign=True)
+        if dtype is not None:
+            model.encoder.to(dtype)
+            model.decoder.to(dtype)
+        return model.eval()
+
+    def fingerprint(self) -> str:
+        """16 hex digits that change exactly when codes could change: sizes and weights of the encoding half."""
+        digest = hashlib.sha256()
+        parts = {"encoder": self.encoder, "quant_proj": self.quant_proj, "quantizer": self.quantizer}
+        for part_name, part in parts.items():
+            for name, parameter in sorted(part.named_parameters()):
+                digest.update(f"{part_name}.{name} {tuple(parameter.shape)}".encode())
+                digest.update(parameter.detach().float().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+
+def build_empty(config: UniTokConfig) -> UniTok:
+    """A tokenizer without storage, to be filled by `load_state_dict(..., assign=True)`."""
+    with torch.device("meta"):
+        return UniTok(config)
+
+
+def build_projection(config: UniTokConfig, in_width: int, out_width: int) -> nn.Module:
+    """The configured way between hidden states and code vectors."""
+    match config.projection:
+        case "attention":
+            causal = config.projection_attention == "causal"
+            return AttentionProjection(in_width, out_width, config.projection_heads, causal=causal)
+        case "linear":
+            return nn.Linear(in_width, out_width)
+        case _:
+            raise ValueError(f"unknown projection; got {config.projection!r}; use 'attention' or 'linear'")
+
+
+def projection_dtype(projection: nn.Module) -> torch.dtype:
+    return next(projection.parameters()).dtype
