@@ -1,0 +1,1 @@
+"""One autoregressive model that reads and writes text and images."""
