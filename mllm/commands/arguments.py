@@ -1,0 +1,91 @@
+"""Arguments that several verbs share, and a parser whose complaints are one sentence.
+
+In: words. Out: argparse namespaces, and keyword arguments for the pipeline. A setting that was not typed stays out of
+them, so that the model's own default holds. Knows no model.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any, NoReturn
+
+from PIL import Image
+
+SAMPLING = ("guidance", "temperature", "top_k", "top_p", "seed")
+
+
+class CommandParser(argparse.ArgumentParser):
+    """An argument parser that raises ValueError where the standard one prints the usage and exits."""
+
+    def __init__(self, prog: str, *, description: str, example: str) -> None:
+        super().__init__(
+            prog=prog,
+            description=description,
+            epilog=f"example: {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message}; see {self.prog} --help")
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which model, and where it computes."""
+    parser.add_argument("--model", metavar="FOLDER", help="folder of a model (default: the model of the toolkit)")
+    parser.add_argument("--device", help="where to compute, such as cpu or cuda (default: a GPU if there is one)")
+
+
+def add_sampling_arguments(parser: argparse.ArgumentParser, *, guidance: bool = True) -> None:
+    """How to choose among what is probable; the defaults are the model's."""
+    parser.add_argument("--seed", type=int, help="the same seed gives the same result (default: a new one each time)")
+    if guidance:
+        parser.add_argument("--guidance", type=float, help="how closely to follow the words; 1 is off")
+    parser.add_argument("--temperature", type=float, help="below 1 is safer, above 1 is bolder")
+    parser.add_argument("--top-k", type=int, help="choose among the K most probable only")
+    parser.add_argument("--top-p", type=float, help="choose among the most probable that add up to P")
+
+
+def sampling_overrides(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The settings that were typed."""
+    typed = vars(arguments)
+    return {name: typed[name] for name in SAMPLING if typed.get(name) is not None}
+
+
+def picture_path(word: str) -> Path:
+    """A file to write a picture to: its ending names a format, and its folder exists."""
+    path = Path(word)
+    if path.suffix.lower() not in writable_endings():
+        raise argparse.ArgumentTypeError(f"{word!r} does not end like a picture file; use .png, .jpg or .webp")
+    if not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"the folder {str(path.parent)!r} does not exist; make it first")
+    return path
+
+
+def writable_endings() -> set[str]:
+    """File name endings that pictures can be written to."""
+    Image.init()
+    return {ending for ending, name in Image.registered_extensions().items() if name in Image.SAVE}
+
+
+def picture_size(word: str) -> tuple[int, int]:
+    """`192x128` as (width, height)."""
+    width, cross, height = word.lower().partition("x")
+    if not (cross and width.isdecimal() and height.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{word!r} is not a size; write width x height, such as 128x128")
+    return int(width), int(height)
+
+
+def positive_count(word: str) -> int:
+    """A whole number, one or more."""
+    if not word.isdecimal() or int(word) < 1:
+        raise argparse.ArgumentTypeError(f"{word!r} is not a count; use a whole number, 1 or more")
+    return int(word)
+
+
+def numbered(path: Path, *, count: int) -> list[Path]:
+    """`a.png` for one picture; `a-1.png`, `a-2.png` ... for several."""
+    if count == 1:
+        return [path]
+    return [path.with_stem(f"{path.stem}-{number}") for number in range(1, count + 1)]
