@@ -4,8 +4,8 @@ In: a grid (rows, columns) of image positions. Out: the token ids of the whole i
 end-of-image, with `image_token_id` where a position holds K codes. Training lays images out with it, and the decoding
 loop follows it token by token, so a size or a new line is never sampled. Knows nothing of codes, models or text.
 
-    fixed   begin, image * N, end                                            one grid for all images (the released model)
-    grid    begin, rows-size, columns-size, (image * columns, new-line) * rows, end        any grid up to `max_side`
+    fixed   begin, image * N, end                           one grid for all images (the released model)
+    grid    begin, rows-size, columns-size, (image * columns, new-line) * rows, end           any grid up to `max_side`
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ class ImageLayout:
         grid_ids = (self.new_line_id, self.first_row_size_id, self.first_column_size_id, self.max_side)
         if self.kind == "grid" and None in grid_ids:
             raise ValueError(
-                f"the grid layout lacks ids: found (new line, first row size, first column size, max side) = {grid_ids}; "
-                "set them all in the model's config"
+                f"the grid layout lacks ids: found (new line, first row size, first column size, max side) = "
+                f"{grid_ids}; set them all in the model's config"
             )
 
     @classmethod
