@@ -57,8 +57,6 @@ class UniTokConfig:
     """Checkpoints before April 2025 are causal, the released one is full; their weights look the same."""
     vq_beta: float = 0.25
     """Weight of the commitment term inside the quantizer's loss."""
-    entropy_weight: float = 0.0
-    """Weight that training gives to the entropy loss; at 0 it is not even computed."""
     entropy_temperature: float = 0.01
     """Softmax temperature of the entropy loss."""
 
@@ -74,6 +72,8 @@ class UniTokConfig:
     """Attention heads of the text tower."""
     text_layers: int = 12
     """Blocks of the text tower."""
+    text_end_id: int | None = None
+    """Token that ends a caption; None means the largest id of each caption, as in CLIP's vocabulary."""
 
     @classmethod
     def large(cls) -> UniTokConfig:
@@ -150,11 +150,10 @@ class UniTokConfig:
             )
         if not 0.0 <= self.drop_path < 1.0:
             raise ValueError(f"drop_path is a probability below 1; got {self.drop_path}; use for example 0.1")
-        if self.vq_beta < 0 or self.entropy_weight < 0 or self.entropy_temperature <= 0:
+        if self.vq_beta < 0 or self.entropy_temperature <= 0:
             raise ValueError(
-                "quantizer loss settings must be at least 0 and the temperature above 0; got "
-                f"vq_beta {self.vq_beta}, entropy_weight {self.entropy_weight}, "
-                f"entropy_temperature {self.entropy_temperature}; correct them"
+                "vq_beta must be at least 0 and entropy_temperature above 0; got "
+                f"{self.vq_beta} and {self.entropy_temperature}; correct them"
             )
 
     @property

@@ -49,17 +49,18 @@ class DropPath(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Bidirectional multi-head self-attention with one fused projection."""
+    """Multi-head self-attention with one fused projection for query, key and value."""
 
-    def __init__(self, width: int, num_heads: int) -> None:
+    def __init__(self, width: int, num_heads: int, *, causal: bool = False) -> None:
         super().__init__()
         self.num_heads = num_heads
+        self.causal = causal
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
     def forward(self, hidden_BND: Tensor) -> Tensor:
         query, key, value = self.qkv(hidden_BND).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        attended_BHNE = F.scaled_dot_product_attention(query, key, value)
+        attended_BHNE = F.scaled_dot_product_attention(query, key, value, is_causal=self.causal)
         return self.proj(attended_BHNE.transpose(1, 2).flatten(2))
 
 

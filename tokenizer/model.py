@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -21,11 +22,15 @@ from tokenizer.config import UniTokConfig
 from tokenizer.decoder import Decoder
 from tokenizer.encoder import Encoder
 from tokenizer.initialization import initialise
+from tokenizer.layers import NORM_EPS
 from tokenizer.projection import AttentionProjection
-from tokenizer.quantizer import MultiCodebookQuantizer, Quantized
+from tokenizer.quantizer import MultiCodebookQuantizer
+from tokenizer.text_tower import TextTower
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
+INITIAL_LOGIT_SCALE = math.log(1 / 0.07)  # CLIP, section 2.5
+LARGEST_LOGIT_SCALE = math.log(100)
 
 
 class UniTokOutput(NamedTuple):
@@ -36,13 +41,11 @@ class UniTokOutput(NamedTuple):
     codes_BKN: Tensor
     vq_loss: Tensor
     entropy_loss: Tensor
-    """Unweighted; 0 when the config's weight is 0."""
+    """Unweighted; 0 unless asked for."""
     usage: Tensor
     """Share of codebook entries that this batch uses, 0 to 1."""
-    features_BNZ: Tensor
-    """What was quantized, detached: food for `quantizer.revive`."""
     image_features: Tensor | None = None
-    """(B, embed_dim), length 1; None without a text tower."""
+    """(B, embed_dim), length 1; None without captions."""
     text_features: Tensor | None = None
     """(B, embed_dim), length 1; None without captions."""
     logit_scale: Tensor | None = None
@@ -62,11 +65,15 @@ class UniTok(nn.Module):
             config.codebook_size,
             config.code_width,
             beta=config.vq_beta,
-            entropy_weight=config.entropy_weight,
             entropy_temperature=config.entropy_temperature,
         )
         self.post_quant_proj = build_projection(config, config.vector_width, config.width)
         self.decoder = Decoder(config)
+        if config.has_text_tower:
+            self.text_encoder = TextTower(config)
+            self.fc_norm = nn.LayerNorm(config.width, eps=NORM_EPS)
+            self.projection = nn.Linear(config.width, config.embed_dim)
+            self.logit_scale = nn.Parameter(torch.tensor(INITIAL_LOGIT_SCALE))
         initialise(self)
 
     @property
@@ -78,19 +85,32 @@ class UniTok(nn.Module):
         """What the encoder computes in; the quantizer always computes in float32."""
         return self.decoder.last_weight.dtype
 
-    def forward(self, pixels_B3HW: Tensor, text_ids_BT: Tensor | None = None) -> UniTokOutput:
-        """Reconstruct with gradients through the quantizer; see `encode` and `decode` for use."""
+    def forward(
+        self, pixels_B3HW: Tensor, text_ids_BT: Tensor | None = None, *, with_entropy: bool = False
+    ) -> UniTokOutput:
+        """Reconstruct with gradients through the quantizer; see `encode` and `decode` for use.
+
+        Args:
+            text_ids_BT: captions of the pictures; with them the contrastive features are computed.
+            with_entropy: compute the entropy loss (costly with large codebooks).
+        """
         grid = self.grid_of(pixels_B3HW)
-        features_BNZ = self.features(pixels_B3HW)
-        quantized: Quantized = self.quantizer(features_BNZ)
+        quantized = self.quantizer(self.features(pixels_B3HW), with_entropy=with_entropy)
         hidden_BND = self._widen(quantized.vectors_BNZ)
+        contrastive = {}
+        if text_ids_BT is not None:
+            contrastive = {
+                "image_features": self._embed(hidden_BND, normalize=True),
+                "text_features": self.encode_text(text_ids_BT, normalize=True),
+                "logit_scale": self.logit_scale.exp(),
+            }
         return UniTokOutput(
             reconstruction_B3HW=self.decoder(hidden_BND.to(self.dtype), grid=grid),
             codes_BKN=quantized.codes_BKN,
             vq_loss=quantized.vq_loss,
             entropy_loss=quantized.entropy_loss,
             usage=quantized.usage,
-            features_BNZ=features_BNZ.detach(),
+            **contrastive,
         )
 
     def features(self, pixels_B3HW: Tensor) -> Tensor:
@@ -99,6 +119,26 @@ class UniTok(nn.Module):
         hidden_BND = self.encoder(pixels_B3HW.to(self.dtype))
         with torch.autocast(hidden_BND.device.type, enabled=False):
             return self.quant_proj(hidden_BND.to(projection_dtype(self.quant_proj))).float()
+
+    def encode_image(self, pixels_B3HW: Tensor, *, normalize: bool = False) -> Tensor:
+        """Joint embedding (B, embed_dim) of pictures, through their codes; no gradient reaches the encoder."""
+        hidden_BND = self._widen(self.quantizer.lookup(self.encode(pixels_B3HW)))
+        return self._embed(hidden_BND, normalize=normalize)
+
+    def encode_text(self, text_ids_BT: Tensor, *, normalize: bool = False) -> Tensor:
+        """Joint embedding (B, embed_dim) of captions."""
+        self._require_text_tower()
+        features_BD = self.text_encoder(text_ids_BT)
+        return F.normalize(features_BD, dim=-1) if normalize else features_BD
+
+    def _embed(self, hidden_BND: Tensor, *, normalize: bool) -> Tensor:
+        self._require_text_tower()
+        features_BD = self.projection(self.fc_norm(hidden_BND.mean(dim=1)))
+        return F.normalize(features_BD, dim=-1) if normalize else features_BD
+
+    def _require_text_tower(self) -> None:
+        if not self.config.has_text_tower:
+            raise ValueError("this tokenizer has no text tower; its embed_dim is 0; train one with embed_dim above 0")
 
     @torch.no_grad()
     def encode(self, pixels_B3HW: Tensor) -> Tensor:
@@ -115,6 +155,33 @@ class UniTok(nn.Module):
     def _widen(self, vectors_BNZ: Tensor) -> Tensor:
         with torch.autocast(vectors_BNZ.device.type, enabled=False):
             return self.post_quant_proj(vectors_BNZ.to(projection_dtype(self.post_quant_proj)))
+
+    def contrastive_parameters(self) -> list[nn.Parameter]:
+        """What only the contrastive loss trains; freeze these when training without captions."""
+        if not self.config.has_text_tower:
+            return []
+        parts = (self.text_encoder, self.fc_norm, self.projection)
+        return [self.logit_scale, *(parameter for part in parts for parameter in part.parameters())]
+
+    @torch.no_grad()
+    def clamp_logit_scale(self) -> None:
+        """Keep the contrastive temperature sane; call after each optimizer step."""
+        if self.config.has_text_tower:
+            self.logit_scale.clamp_(0.0, LARGEST_LOGIT_SCALE)
+
+    @torch.no_grad()
+    def initialise_codes(self, pixels_B3HW: Tensor, *, generator: torch.Generator | None = None) -> None:
+        """Place the codebooks on the features of these pictures; call once, before training."""
+        self.quantizer.initialise_from(self.features(pixels_B3HW), generator=generator)
+
+    @torch.no_grad()
+    def revive_codes(
+        self, pixels_B3HW: Tensor, *, threshold: float = 0.03, generator: torch.Generator | None = None
+    ) -> int:
+        """Put rarely used codebook entries onto features of these pictures; returns how many."""
+        if not self.quantizer.has_dead_entries(threshold=threshold):
+            return 0
+        return self.quantizer.revive(self.features(pixels_B3HW), threshold=threshold, generator=generator)
 
     def grid_of(self, pixels_B3HW: Tensor) -> tuple[int, int]:
         """Rows and columns of positions of these pixels."""

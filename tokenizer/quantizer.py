@@ -29,7 +29,7 @@ class Quantized(NamedTuple):
     vq_loss: Tensor
     """Commitment and codebook terms, averaged over the codebooks."""
     entropy_loss: Tensor
-    """Mean entropy of single positions minus entropy of the mean; unweighted; 0 when its weight is 0."""
+    """Mean entropy of single positions minus entropy of the mean; 0 unless asked for."""
     usage: Tensor
     """Share of the entries that are in use, 0 to 1, averaged over the codebooks."""
 
@@ -44,12 +44,10 @@ class MultiCodebookQuantizer(nn.Module):
         code_width: int,
         *,
         beta: float = 0.25,
-        entropy_weight: float = 0.0,
         entropy_temperature: float = 0.01,
     ) -> None:
         super().__init__()
         self.beta = beta
-        self.entropy_weight = entropy_weight
         self.entropy_temperature = entropy_temperature
         self.codebooks = nn.Parameter(torch.empty(num_codebooks, codebook_size, code_width))
         self.register_buffer("usage", torch.zeros(num_codebooks, codebook_size))
@@ -76,7 +74,7 @@ class MultiCodebookQuantizer(nn.Module):
         vectors_MZ = gather_entries(self.table_KCE(), codes_KM).transpose(0, 1).flatten(1)
         return vectors_MZ.unflatten(0, (codes_BKN.shape[0], -1))
 
-    def forward(self, features_BNZ: Tensor) -> Quantized:
+    def forward(self, features_BNZ: Tensor, *, with_entropy: bool = False) -> Quantized:
         """Quantize with gradients, losses and usage statistics (updated in training mode only)."""
         with torch.autocast(features_BNZ.device.type, enabled=False):
             features_KME = F.normalize(self.slices_KME(features_BNZ), dim=-1)
@@ -86,15 +84,15 @@ class MultiCodebookQuantizer(nn.Module):
             commitment = F.mse_loss(features_KME, entries_KME.detach())
             vq_loss = self.beta * commitment + F.mse_loss(entries_KME, features_KME.detach())
             through_KME = features_KME + (entries_KME - features_KME).detach()
-            entropy_loss = self._entropy_loss(features_KME, table_KCE)
+            entropy_loss = vq_loss.new_zeros(())
+            if with_entropy:
+                entropy_loss = self._entropy_loss(features_KME, table_KCE)
             usage = self._count(codes_KM)
         vectors_BNZ = through_KME.transpose(0, 1).reshape(features_BNZ.shape)
         codes_BKN = codes_KM.unflatten(1, features_BNZ.shape[:2]).transpose(0, 1)
         return Quantized(vectors_BNZ, codes_BKN, vq_loss, entropy_loss, usage)
 
     def _entropy_loss(self, features_KME: Tensor, table_KCE: Tensor) -> Tensor:
-        if self.entropy_weight == 0.0:
-            return features_KME.new_zeros(())
         distances_KMC = 2.0 - 2.0 * features_KME @ table_KCE.transpose(1, 2)
         log_p_KMC = F.log_softmax(-distances_KMC / self.entropy_temperature, dim=-1)
         p_KMC = log_p_KMC.exp()
@@ -135,21 +133,26 @@ class MultiCodebookQuantizer(nn.Module):
         self.usage.fill_(1.0 / self.codebooks.shape[1])
 
     @torch.no_grad()
-    def revive(
-        self, features_BNZ: Tensor, *, threshold: float = 0.03, generator: torch.Generator | None = None
-    ) -> int:
+    def revive(self, features_BNZ: Tensor, *, threshold: float = 0.03, generator: torch.Generator | None = None) -> int:
         """Put rarely used entries onto random features of this batch; returns how many.
 
         Args:
             threshold: an entry is dead when its running usage is below this share of the mean usage.
         """
         codebook_size = self.codebooks.shape[1]
-        is_dead_KC = self.usage < threshold / codebook_size
+        is_dead_KC = self._dead_entries_KC(threshold)
         features_KME = F.normalize(self.slices_KME(features_BNZ), dim=-1)
         fresh_KCE = pick_rows(features_KME, codebook_size, generator=generator) * self._mean_norm()
         self.codebooks.copy_(torch.where(is_dead_KC[..., None], fresh_KCE, self.codebooks))
         self.usage.masked_fill_(is_dead_KC, 1.0 / codebook_size)  # time to prove itself
         return int(is_dead_KC.sum())
+
+    def has_dead_entries(self, *, threshold: float) -> bool:
+        """Whether `revive` would have anything to do."""
+        return bool(self._dead_entries_KC(threshold).any())
+
+    def _dead_entries_KC(self, threshold: float) -> Tensor:
+        return self.usage < threshold / self.codebooks.shape[1]
 
     def _mean_norm(self) -> Tensor:
         """New entries get the length of the old ones, so that the optimizer turns them at the same pace."""

@@ -44,7 +44,7 @@ class TokenizerTrainer:
         config = UniTokConfig.from_dict({**getattr(UniTokConfig, recipe.preset)().to_dict(), **recipe.architecture})
         model = UniTok(config)
         if not recipe.loss.contrastive:
-            for parameter in [*model.text_encoder.parameters(), model.logit_scale]:
+            for parameter in model.contrastive_parameters():
                 parameter.requires_grad_(False)
         self.pictures = WorldPictures(
             image_size=config.image_size, seed=recipe.seed, text_tokenizer=recipe.text_tokenizer, config=config
@@ -125,7 +125,11 @@ class TokenizerTrainer:
         pixels_B3HW = pixels_B3HW.to(device).float().div(127.5).sub(1)
         self.model.train()
         with self.accelerator.autocast():
-            output = self.model(pixels_B3HW, None if text_ids_BT is None else text_ids_BT.to(device))
+            output = self.model(
+                pixels_B3HW,
+                None if text_ids_BT is None else text_ids_BT.to(device),
+                with_entropy=recipe.loss.entropy > 0,
+            )
         parts = {
             "reconstruction": reconstruction_loss(
                 output.reconstruction_B3HW, pixels_B3HW, l1_weight=recipe.loss.l1, l2_weight=recipe.loss.l2
