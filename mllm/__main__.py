@@ -102,7 +102,7 @@ def overview() -> str:
     verbs = "\n".join(f"  {name:<10}{verb.summary}" for name, verb in VERBS.items())
     return (
         "usage: mllm VERB ...\n\n"
-        "A unified model of text and images. Without --model, verbs use the small model that comes with the toolkit.\n\n"
+        "A unified model of text and images. Without --model, verbs use the small model of the toolkit.\n\n"
         f"verbs:\n{verbs}\n\n"
         "options:\n"
         "  --help     this text; after a verb, the verb's own\n"
