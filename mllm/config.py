@@ -1,0 +1,163 @@
+"""Every size, id and choice of the unified model: the transformers config that is saved with a checkpoint.
+
+In: keyword fields, or a config.json. Out: one validated object that the model, the sequence builder and the decoder read.
+It is proud not to know tensors, prompts or files.
+
+Letters: N image positions per image, K codebooks, C codes per codebook, D hidden width.
+"""
+
+from typing import Any, ClassVar, Literal
+
+from transformers import AutoConfig, LlamaConfig, PreTrainedConfig
+
+HEAD_TYPES = ("depth_transformer", "mlp")
+PROMPT_STYLES = ("native", "unitok")
+IMAGE_LAYOUTS = ("fixed", "grid")
+EMBEDDING_CONTEXTS = ("prefix", "isolated")
+
+
+class MLLMConfig(PreTrainedConfig):
+    """A decoder backbone, the embedding of image codes, and the head that predicts them.
+
+    The defaults are the released 7B model: Llama-2-7B, 8 codebooks of 4096, 16 x 16 positions.
+    """
+
+    model_type = "unified_mllm"
+    sub_configs: ClassVar[dict[str, Any]] = {"text_config": AutoConfig}
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values", "loss_parts"]
+
+    text_config: dict | PreTrainedConfig | None = None
+    """The decoder; any decoder config that transformers knows. None: Llama-2-7B."""
+    tie_word_embeddings: bool = False
+    """Follows text_config.tie_word_embeddings; set it there."""
+
+    num_codebooks: int = 8
+    """K: codes at one image position."""
+    codebook_size: int = 4096
+    """C: entries in each codebook."""
+    code_width: int = 8
+    """Dimensions of one codebook entry."""
+    image_size: int = 256
+    """Side of the default square image, in pixels."""
+    patch_size: int = 16
+    """Pixels along the side of one image position."""
+
+    embedder_width: int = 1024
+    """Width of the attention projection that embeds codes, before the projector to D."""
+    embedder_heads: int = 16
+    """Attention heads of that projection."""
+    embedding_context: Literal["prefix", "isolated"] = "prefix"
+    """What a code embedding may see: the codes of its image so far (as in training), or only its own position, which
+    is what the upstream scripts do when they decode. Isolated needs no cache and differs from training."""
+
+    head_type: Literal["depth_transformer", "mlp"] = "depth_transformer"
+    """How the K codes of a position are predicted: one after another, or all at once."""
+    head_layers: int = 3
+    """Layers of the depth transformer, or residual blocks of the mlp."""
+    head_num_heads: int | None = None
+    """Attention heads of a depth layer. None: as the backbone."""
+    head_intermediate_size: int | None = None
+    """Feed-forward width of a head layer. None: as the backbone."""
+    head_shared_output: bool = True
+    """Depth transformer: one output layer for all K codes (the released model), or one for each."""
+
+    begin_image_id: int = 3
+    end_image_id: int = 4
+    image_token_id: int = -200
+    """Stands at image positions in token ids. It is never embedded, so it may lie outside the vocabulary."""
+    new_line_id: int | None = None
+    """Ends a row of image positions (layout "grid")."""
+    first_row_size_id: int | None = None
+    """Token "1 row"; "n rows" is n - 1 ids later (layout "grid")."""
+    first_column_size_id: int | None = None
+    """Token "1 column" (layout "grid")."""
+    max_grid_side: int | None = None
+    """How many rows or columns have a size token (layout "grid")."""
+    pad_token_id: int = 0
+    bos_token_id: int = 1
+    eos_token_id: int = 2
+
+    prompt_style: Literal["native", "unitok"] = "native"
+    """Which strings frame a dialogue; see mllm/conversation.py."""
+    image_layout: Literal["fixed", "grid"] = "fixed"
+    """Which tokens frame an image; see mllm/layout.py."""
+
+    z_loss_weight: float = 5e-5
+    """Weight of the mean squared maximum of the code logits; 5e-5 is upstream's."""
+    text_loss_weight: float = 1.0
+    """What one text token counts in the loss, where one image code counts 1."""
+
+    tasks: list[str] | None = None
+    """Capabilities: what this checkpoint was trained to do. None: nothing is refused."""
+    sizes: list[list[int]] | None = None
+    """Capabilities: [width, height] in pixels that it draws. None: its default size only (fixed) or any grid."""
+
+    image_guidance: float = 5.0
+    """Default guidance scale when drawing; 1 turns guidance off."""
+    image_temperature: float = 1.0
+    image_top_k: int | None = None
+    image_top_p: float = 1.0
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if self.text_config is None:
+            self.text_config = LlamaConfig(rms_norm_eps=1e-5, max_position_embeddings=4096)
+        elif isinstance(self.text_config, dict):
+            fields = dict(self.text_config)
+            self.text_config = AutoConfig.for_model(fields.pop("model_type", "llama"), **fields)
+        self.tie_word_embeddings = bool(getattr(self.text_config, "tie_word_embeddings", False))
+        super().__post_init__(**kwargs)
+        self.check()
+
+    def check(self) -> None:
+        """Refuse a config that cannot be built, in one sentence."""
+        for name in ("num_codebooks", "codebook_size", "code_width", "embedder_width", "embedder_heads", "head_layers"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is too small: found {getattr(self, name)}; use 1 or more")
+        if self.image_size < self.patch_size or self.image_size % self.patch_size:
+            raise ValueError(
+                f"image_size is not a multiple of patch_size: found {self.image_size} and {self.patch_size}; "
+                "choose sides that divide"
+            )
+        if self.embedder_width % self.embedder_heads:
+            raise ValueError(
+                f"embedder_width is not a multiple of embedder_heads: found {self.embedder_width} and "
+                f"{self.embedder_heads}; choose heads that divide the width"
+            )
+        choices = {
+            "head_type": HEAD_TYPES,
+            "prompt_style": PROMPT_STYLES,
+            "image_layout": IMAGE_LAYOUTS,
+            "embedding_context": EMBEDDING_CONTEXTS,
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"unknown {name}: found {getattr(self, name)!r}; use one of {', '.join(allowed)}")
+
+    @property
+    def hidden_size(self) -> int:
+        """D, the width of the backbone and of the head."""
+        return self.text_config.hidden_size
+
+    @property
+    def vocab_size(self) -> int:
+        """V, the rows of the text embedding."""
+        return self.text_config.vocab_size
+
+    @vocab_size.setter
+    def vocab_size(self, num_tokens: int) -> None:
+        self.text_config.vocab_size = num_tokens
+
+    @property
+    def code_vector_width(self) -> int:
+        """Width of the K looked-up entries side by side."""
+        return self.num_codebooks * self.code_width
+
+    @property
+    def grid_side(self) -> int:
+        """Rows (and columns) of image positions of the default square image."""
+        return self.image_size // self.patch_size
+
+    @property
+    def positions_per_image(self) -> int:
+        """N of the default square image."""
+        return self.grid_side**2

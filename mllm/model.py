@@ -1,0 +1,224 @@
+"""The unified model: one decoder over a sequence of text tokens and image positions, with a head for each.
+
+In: token ids with placeholders at image positions, and the K codes of every image position in reading order. Out: text
+logits, code logits, and the loss when labels are given. It does not know strings, pictures or sampling.
+
+Alignment, once and for all: the hidden state at t predicts place t + 1, be it a text token (lm_head) or the K codes of
+an image position (code head). Labels and codes stand at their own place; the shift happens here.
+
+Letters: B batch, T sequence, D hidden width, V text vocabulary, P image positions in the batch, K codebooks, C codes,
+L labelled text tokens, M learned image positions.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModel, GenerationMixin, PreTrainedModel
+from transformers import initialization as init
+from transformers.cache_utils import Cache
+from transformers.utils import ModelOutput
+
+from mllm.code_embedding import CodeEmbedding
+from mllm.config import MLLMConfig
+from mllm.depth_transformer import DepthTransformerHead, PerCodebookLinear
+from mllm.heads import build_head
+from mllm.loss import IGNORED, LossParts, compute_loss
+from tokenizer.projection import ProjectionAttention
+
+
+@dataclass
+class MLLMOutput(ModelOutput):
+    """What `MLLMForConditionalGeneration` returns."""
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None  # (B, T, V); with labels (L, V), one row per labelled token
+    code_logits: Tensor | None = None  # (M, K, C), with labels only
+    hidden: Tensor | None = None  # (B, T, D), after the last norm
+    past_key_values: Cache | None = None
+    loss_parts: LossParts | None = None
+
+
+class MLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
+    """A decoder backbone, the embedding of image codes, and the codebook head."""
+
+    config_class = MLLMConfig
+    base_model_prefix = "backbone"
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False  # a plain Trainer counts text labels only; ours counts codes too and passes the sum
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _no_split_modules = ["LlamaDecoderLayer", "DepthLayer", "CodeEmbedding"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _tied_weights_keys = {"lm_head.weight": "backbone.embed_tokens.weight"}
+
+    def __init__(self, config: MLLMConfig) -> None:
+        super().__init__(config)
+        self.backbone = AutoModel.from_config(config.text_config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.code_embedding = CodeEmbedding(config)
+        self.code_head = build_head(config)
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Initialise what the backbone does not initialise itself.
+
+        | what                                   | values                                              |
+        |----------------------------------------|-----------------------------------------------------|
+        | linear layers, embeddings              | normal, std initializer_range of the backbone; bias 0 |
+        | linear layers of the code embedding    | normal, std 1 / sqrt(inputs): its inputs have norm sqrt(K) |
+        | norms                                  | weight 1, bias 0                                    |
+        | q_bias, v_bias, zero_k_bias            | 0                                                   |
+        | codebooks                              | normal (replaced by the image tokenizer's)          |
+        | rope tables                            | cos, sin                                            |
+        """
+        match module:
+            case CodeEmbedding():
+                init.normal_(module.codebooks)
+                init.zeros_(module.codebook_usage)
+                for linear in module.modules():
+                    if isinstance(linear, nn.Linear):
+                        init.normal_(linear.weight, std=linear.in_features**-0.5)
+            case ProjectionAttention():
+                init.zeros_(module.q_bias)
+                init.zeros_(module.v_bias)
+                init.zeros_(module.zero_k_bias)
+            case PerCodebookLinear():
+                init.normal_(module.weight, std=self.config.text_config.initializer_range)
+                init.zeros_(module.bias)
+            case DepthTransformerHead():
+                module.fill_rope_tables()
+            case _:
+                super()._init_weights(module)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.backbone.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.backbone.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        self.lm_head = new_embeddings
+
+    def embed(self, input_ids_BT: Tensor, codes_PK: Tensor | None, image_lengths_I: Tensor | None) -> Tensor:
+        """Embed text tokens and, at the placeholders, image positions in reading order; (B, T, D)."""
+        is_image_BT = input_ids_BT == self.config.image_token_id
+        hidden_BTD = self.get_input_embeddings()(input_ids_BT.masked_fill(is_image_BT, self.config.pad_token_id))
+        places_P = is_image_BT.flatten().nonzero()[:, 0]
+        num_codes = 0 if codes_PK is None else codes_PK.shape[0]
+        if places_P.shape[0] != num_codes:
+            raise ValueError(
+                f"image placeholders and codes do not match: found {places_P.shape[0]} placeholders and {num_codes} "
+                "code rows; pass the codes of every image position in the batch, in reading order"
+            )
+        if num_codes == 0:
+            return hidden_BTD + self._touch_code_embedding(input_ids_BT.device) if self.training else hidden_BTD
+        embedded_PD = self.code_embedding(codes_PK, image_lengths_I)
+        return hidden_BTD.flatten(0, 1).index_copy(0, places_P, embedded_PD.to(hidden_BTD.dtype)).view_as(hidden_BTD)
+
+    def _touch_code_embedding(self, device: torch.device) -> Tensor:
+        """Zero that depends on the code embedding, so that ranks without images take part in gradient exchange."""
+        codes_1K = torch.zeros(1, self.config.num_codebooks, dtype=torch.int64, device=device)
+        return self.code_embedding(codes_1K, torch.ones(1, dtype=torch.int64)).sum() * 0.0
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        *,
+        segment_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        codes: Tensor | None = None,
+        image_lengths: Tensor | None = None,
+        code_targets: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int = 0,
+        num_items_in_batch: Tensor | float | None = None,
+        **kwargs: object,
+    ) -> MLLMOutput:
+        """One pass. With labels: the loss (see mllm/loss.py); without: text logits.
+
+        Args:
+            attention_mask: (B, T) of real places, or (B, 1, T, S) boolean and used as given.
+            segment_ids: (B, T) packed samples 1, 2, ...; 0 is padding. No sample sees another.
+            codes: (P, K) of all image positions of the batch, in reading order.
+            code_targets: (P,) which of them are learned; default: none.
+            logits_to_keep: text logits of that many last places only; 0 means all.
+            num_items_in_batch: divisor of the loss, counted over accumulation steps and ranks.
+        """
+        if inputs_embeds is None:
+            inputs_embeds = self.embed(input_ids, codes, image_lengths)
+        if segment_ids is not None:
+            attention_mask = packed_mask(segment_ids)
+        outputs = self.backbone(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            use_cache=bool(use_cache) if labels is not None else use_cache,
+            **kwargs,
+        )
+        hidden_BTD, cache = outputs.last_hidden_state, outputs.past_key_values
+        if labels is None:
+            logits = self.lm_head(hidden_BTD[:, -logits_to_keep:])
+            return MLLMOutput(logits=logits, hidden=hidden_BTD, past_key_values=cache)
+        logits_LV, labels_L = self._text_predictions(hidden_BTD, labels)
+        logits_MKC, targets_MK = self._code_predictions(hidden_BTD, input_ids, codes, code_targets)
+        parts = compute_loss(
+            logits_LV,
+            labels_L,
+            logits_MKC,
+            targets_MK,
+            z_weight=self.config.z_loss_weight,
+            text_weight=self.config.text_loss_weight,
+            num_items=num_items_in_batch,
+        )
+        return MLLMOutput(
+            loss=parts.total,
+            logits=logits_LV,
+            code_logits=logits_MKC,
+            hidden=hidden_BTD,
+            past_key_values=cache,
+            loss_parts=parts,
+        )
+
+    def _text_predictions(self, hidden_BTD: Tensor, labels_BT: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (L, V) at the places before labelled tokens, and their labels."""
+        next_labels_BT = torch.nn.functional.pad(labels_BT[:, 1:], (0, 1), value=IGNORED).flatten()
+        places_L = (next_labels_BT != IGNORED).nonzero()[:, 0]
+        return self.lm_head(hidden_BTD.flatten(0, 1)[places_L]), next_labels_BT[places_L]
+
+    def _code_predictions(
+        self, hidden_BTD: Tensor, input_ids_BT: Tensor, codes_PK: Tensor | None, code_targets_P: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Logits (M, K, C) of the learned image positions, from the places before them, and their codes."""
+        if codes_PK is None or code_targets_P is None:
+            codes_PK = torch.zeros(0, self.config.num_codebooks, dtype=torch.int64, device=hidden_BTD.device)
+            places_M = codes_PK.new_zeros(0)
+        else:
+            places_P = (input_ids_BT == self.config.image_token_id).flatten().nonzero()[:, 0]
+            places_M, codes_PK = places_P[code_targets_P] - 1, codes_PK[code_targets_P]
+        hidden_MD = hidden_BTD.flatten(0, 1)[places_M]
+        if places_M.shape[0] == 0 and self.training:  # ranks without images take part in gradient exchange
+            dummy_1K = codes_PK.new_zeros(1, self.config.num_codebooks)
+            return self.code_head(hidden_BTD[0, :1], dummy_1K)[:0], codes_PK
+        return self.code_head(hidden_MD, codes_PK), codes_PK
+
+
+def packed_mask(segment_ids_BT: Tensor) -> Tensor:
+    """Boolean (B, 1, T, T), true where a place may look: earlier places of the same sample, and itself."""
+    num_places = segment_ids_BT.shape[1]
+    causal_TT = torch.ones(num_places, num_places, dtype=torch.bool, device=segment_ids_BT.device).tril()
+    return ((segment_ids_BT[:, :, None] == segment_ids_BT[:, None, :]) & causal_TT)[:, None]
+
+
+__all__: Sequence[str] = ("MLLMForConditionalGeneration", "MLLMOutput", "packed_mask")
