@@ -23,6 +23,8 @@ class TokenizerLossWeights:
 
 @dataclass(frozen=True, kw_only=True)
 class RevivalSchedule:
+    initialise_at: int = 20
+    """Step at which the codebooks are placed on the encoder's features (k-means)."""
     every: int = 10
     """Steps between two revivals of dead codebook entries."""
     threshold: float = 0.05

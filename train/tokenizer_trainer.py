@@ -21,10 +21,10 @@ from tqdm import tqdm
 from transformers import get_scheduler
 
 from tokenizer.config import UniTokConfig
-from tokenizer.metrics import codebook_entropy, codebook_usage, psnr
+from tokenizer.metrics import codebook_perplexity, codebook_usage, psnr
 from tokenizer.model import UniTok
 from train.checkpoints import checkpoints, step_of, write_checkpoint
-from train.data.world_pictures import WorldPictures
+from train.data.world_pictures import CaptionEncoder, WorldPictures
 from train.metrics_log import MetricsLog, as_words
 from train.picture_sheet import reconstruction_sheet
 from train.recipe import as_yaml
@@ -43,11 +43,11 @@ class TokenizerTrainer:
         self.accelerator = Accelerator(mixed_precision=recipe.precision)
         config = UniTokConfig.from_dict({**getattr(UniTokConfig, recipe.preset)().to_dict(), **recipe.architecture})
         model = UniTok(config)
-        if not recipe.loss.contrastive:
+        if config.has_text_tower and not recipe.loss.contrastive:
             for parameter in model.contrastive_parameters():
                 parameter.requires_grad_(False)
         self.pictures = WorldPictures(
-            image_size=config.image_size, seed=recipe.seed, text_tokenizer=recipe.text_tokenizer, config=config
+            image_size=config.image_size, seed=recipe.seed, captions=build_captions(recipe, config)
         )
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(
@@ -153,21 +153,27 @@ class TokenizerTrainer:
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), recipe.max_grad_norm)
         self.optimizer.step()
         self.scheduler.step()
-        self.unwrapped.clamp_logit_scale()
+        if recipe.loss.contrastive:
+            self.unwrapped.clamp_logit_scale()
         self.average.update_parameters(self.unwrapped)
-        revived = self._revive(pixels_B3HW)
+        revived = self._tend_codebooks(pixels_B3HW)
         if (self.step + 1) % recipe.log_every and self.step + 1 != recipe.steps:
             return {}
         values = {name: part.item() for name, part in parts.items()}
         values |= {"gradient_norm": norm.item(), "learning_rate": self.scheduler.get_last_lr()[0], "revived": revived}
         return values | self._measure(pixels_B3HW)
 
-    def _revive(self, pixels_B3HW: Tensor) -> int:
-        schedule = self.recipe.revival
-        if self.step % schedule.every or self.step > schedule.until * self.recipe.steps:
-            return 0
-        with torch.no_grad(), self.accelerator.autocast():
-            return self.unwrapped.revive_codes(pixels_B3HW, threshold=schedule.threshold)
+    @torch.no_grad()
+    def _tend_codebooks(self, pixels_B3HW: Tensor) -> int:
+        """Place the codebooks on the first features that mean something, later revive dead entries; how many."""
+        schedule, model = self.recipe.revival, self.unwrapped
+        with self.accelerator.autocast():
+            if self.step == schedule.initialise_at:
+                model.initialise_codes(pixels_B3HW)
+            is_time = self.step % schedule.every == 0 and self.step > schedule.initialise_at
+            if not is_time or self.step > schedule.until * self.recipe.steps:
+                return 0
+            return model.revive_codes(pixels_B3HW, threshold=schedule.threshold)
 
     @torch.no_grad()
     def _measure(self, pixels_B3HW: Tensor) -> dict[str, float | list[float]]:
@@ -179,7 +185,7 @@ class TokenizerTrainer:
         return {
             "psnr": psnr(decoded_B3HW, pixels_B3HW).mean().item(),
             "usage": codebook_usage(codes_BKN, size).tolist(),
-            "perplexity": codebook_entropy(codes_BKN, size).exp().tolist(),
+            "perplexity": codebook_perplexity(codes_BKN, size).tolist(),
         }
 
     @torch.no_grad()
@@ -203,3 +209,15 @@ class TokenizerTrainer:
             self.accelerator.load_state(str(found[-1]))
             self.step = step_of(found[-1])
             logger.info("resumed from %s", found[-1])
+
+
+def build_captions(recipe: TokenizerRecipe, config: UniTokConfig) -> CaptionEncoder | None:
+    """What turns captions into ids, where pictures are trained against captions."""
+    if not recipe.loss.contrastive:
+        return None
+    if recipe.text_tokenizer is None or not config.has_text_tower:
+        raise ValueError(
+            f"loss.contrastive is {recipe.loss.contrastive} but text_tokenizer or the text tower (architecture.embed_dim) "
+            "is missing; give both or set loss.contrastive to 0"
+        )
+    return CaptionEncoder(recipe.text_tokenizer, vocab_size=config.text_vocab_size, context=config.text_context)

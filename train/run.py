@@ -1,0 +1,38 @@
+"""`mllm train RECIPE.yaml [--key value ...]`: read the recipe, start the trainer that its kind names."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+
+from train.recipe import find_recipe, read_yaml, resolve
+
+USAGE = "usage: mllm train RECIPE.yaml [--key value ...]"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train what the recipe describes; returns the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0].startswith("-"):
+        raise ValueError(f"no recipe was given; {USAGE}")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    values = read_yaml(find_recipe(words[0]))
+    match values.get("kind"):
+        case "image_tokenizer":
+            from train.tokenizer_recipe import TokenizerRecipe
+            from train.tokenizer_trainer import TokenizerTrainer
+
+            TokenizerTrainer(resolve(TokenizerRecipe, values, words[1:])).train()
+        case "mllm":
+            from train.mllm_recipe import MLLMRecipe
+            from train.mllm_run import train_mllm
+
+            train_mllm(resolve(MLLMRecipe, values, words[1:]))
+        case kind:
+            raise ValueError(f"the recipe's kind is {kind!r}; it must be image_tokenizer or mllm")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
