@@ -1,0 +1,264 @@
+"""What is asked of one row of a decoding batch, what comes out, and the controller that decides its every next place.
+
+The controller forces what the image layout dictates: sizes, new lines and the end of an image are never sampled. It
+counts the budget, refuses what cannot be finished, and knows no logits, caches or neighbours.
+
+Letters: K codebooks, N positions of one image, T places of a sequence.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mllm.conversation import CodesPart
+from mllm.layout import Grid, ImageLayout
+from mllm.sampling import SamplingConfig
+from mllm.sequence import Sequence
+
+Mode = Literal["text", "image", "interleaved"]
+FinishReason = Literal["eos", "length", "image"]
+
+TEXT_BLOCK = 64
+"""Uniform numbers for text are drawn in blocks, so that they do not depend on the token budget."""
+TEXT_STREAM = 0x9E3779B9
+"""Sets the text's random numbers apart from the images' of the same seed (any constant would do)."""
+
+
+@dataclass(frozen=True, slots=True)
+class KnownCodes:
+    """Codes that are given and not drawn: a prefix, or everything outside a hole."""
+
+    codes_KN: np.ndarray  # read only where known
+    is_known_N: np.ndarray  # bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One request of a batch; its result depends on these fields alone."""
+
+    prompt: Sequence
+    mode: Mode
+    unconditional: Sequence | None = None
+    """The prompt to guide away from; needed where image guidance is above 1, unused otherwise."""
+    grid: Grid | None = None
+    """(rows, columns) of the images; None is the layout's default."""
+    seed: int = 0
+    max_new_tokens: int | None = None
+    """Places that may be added, those of images and their markers included; None is what the context leaves."""
+    text: SamplingConfig = field(default_factory=SamplingConfig)
+    image: SamplingConfig = field(default_factory=SamplingConfig)
+    known_codes: KnownCodes | None = None
+    """For mode "image"."""
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("text", "image", "interleaved"):
+            raise ValueError(f"unknown generation mode: found {self.mode!r}; use text, image or interleaved")
+        if self.text.guidance != 1:
+            raise ValueError(
+                f"text has no guidance: found {self.text.guidance}; set guidance in the image settings only"
+            )
+        if self.is_guided and self.unconditional is None:
+            raise ValueError(
+                f"guidance {self.image.guidance} needs an unconditional prompt: found none; give one or use guidance 1"
+            )
+        if self.known_codes is not None and self.mode != "image":
+            raise ValueError(f"known codes belong to one image: found mode {self.mode!r}; use mode 'image'")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed is out of range: found {self.seed}; use a whole number from 0 to 2^63 - 1")
+        if self.max_new_tokens is not None and self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens leaves no room: found {self.max_new_tokens}; use 1 or more")
+
+    @property
+    def is_guided(self) -> bool:
+        """Whether a second, unconditional row of the decoder is computed."""
+        return self.mode != "text" and self.image.guidance > 1
+
+    @property
+    def prompts(self) -> tuple[Sequence, ...]:
+        """The prompt, and the unconditional one if the row is guided."""
+        return (self.prompt, self.unconditional) if self.is_guided else (self.prompt,)
+
+
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """What one row became."""
+
+    token_ids: list[int]  # all that was added, markers and image positions included
+    parts: list[list[int] | CodesPart]  # runs of text ids and images, in order; no markers, no end-of-sequence
+    finish_reason: FinishReason  # end-of-sequence, budget used up, or the one image of mode "image" is complete
+    seed: int
+    image_refused: bool  # the model wanted to begin an image for which the budget had no room left
+
+    @property
+    def text_ids(self) -> list[int]:
+        """All text in one run."""
+        return [token_id for part in self.parts if isinstance(part, list) for token_id in part]
+
+    @property
+    def images(self) -> list[CodesPart]:
+        """The images, in order."""
+        return [part for part in self.parts if isinstance(part, CodesPart)]
+
+
+class Kind(Enum):
+    """What the next place of a row is."""
+
+    TEXT = "a text token, to be sampled"
+    TOKEN = "a token that the layout dictates"
+    CODES = "an image position, to be sampled"
+    KNOWN = "an image position whose codes are given"
+    DONE = "nothing: the row is finished"
+
+
+class RowState:
+    """One row while it is decoded. `kind` tells what comes next; `add_token` and `add_codes` put it there."""
+
+    def __init__(self, row: Row, *, layout: ImageLayout, context: int, eos_id: int, device: torch.device) -> None:
+        self.row, self.layout, self.eos_id, self.device = row, layout, eos_id, device
+        self.grid = layout.check(row.grid or layout.default_grid)
+        self.num_positions = self.grid[0] * self.grid[1]
+        self.image_tokens = layout.num_tokens(self.grid)
+        self.budget = self.count_budget(context)
+        self.token_ids: list[int] = []
+        self.parts: list[list[int] | CodesPart] = []
+        self.finish_reason: FinishReason | None = None
+        self.image_refused = False
+        self.plan: list[int] = []  # the tokens of the image being decoded
+        self.place = 0  # how far in the plan
+        self.codes: list[Tensor] = []  # codes (K,) of its positions so far; kept until the next image begins
+        self.uniforms_NK: Tensor | None = None  # its random numbers
+        self.text_generator = torch.Generator().manual_seed(row.seed ^ TEXT_STREAM)
+        self.image_generator = torch.Generator().manual_seed(row.seed)
+        self.text_uniforms: list[float] = []
+        self.known_NK, self.is_known = self.read_known_codes()
+        self.prefix: list[int] = self.begin_requested_image() if row.mode == "image" else []
+
+    def count_budget(self, context: int) -> int:
+        """Places this row may add; refuses a prompt or an image that does not fit."""
+        used = max(len(prompt.token_ids_T) for prompt in self.row.prompts)
+        if used >= context:
+            raise ValueError(
+                f"the prompt is too long: found {used} tokens, images included; the context of this model holds "
+                f"{context}, so use fewer than that"
+            )
+        budget = min(context - used, self.row.max_new_tokens or context)
+        if self.row.mode == "image" and budget < self.image_tokens:
+            raise ValueError(
+                f"no room for the image: it takes {self.image_tokens} tokens, found {budget} left (prompt {used}, "
+                f"context {context}, max_new_tokens {self.row.max_new_tokens}); shorten the prompt or raise the budget"
+            )
+        return budget
+
+    def read_known_codes(self) -> tuple[Tensor | None, list[bool]]:
+        """Given codes on the device, and at which positions they are given."""
+        known, num_positions = self.row.known_codes, self.num_positions
+        if known is None:
+            return None, [False] * num_positions
+        if known.codes_KN.shape[-1] != num_positions or known.is_known_N.shape != (num_positions,):
+            raise ValueError(
+                f"known codes do not fit the image: found {known.codes_KN.shape[-1]} codes and a mask of "
+                f"{known.is_known_N.shape}; use {num_positions} positions"
+            )
+        codes_NK = torch.from_numpy(known.codes_KN.astype(np.int64).T.copy()).to(self.device)
+        return codes_NK, known.is_known_N.astype(bool).tolist()
+
+    def begin_requested_image(self) -> list[int]:
+        """Start the image of mode "image"; returns the tokens before its first position, which join the prompt."""
+        self.plan = self.layout.token_ids(self.grid)
+        self.place = self.plan.index(self.layout.image_token_id)
+        self.token_ids = self.plan[: self.place]
+        return self.plan[: self.place]
+
+    @property
+    def kind(self) -> Kind:
+        """What the next place is."""
+        if self.finish_reason is not None:
+            return Kind.DONE
+        if self.place == len(self.plan):
+            return Kind.TEXT
+        if self.plan[self.place] != self.layout.image_token_id:
+            return Kind.TOKEN
+        return Kind.KNOWN if self.is_known[len(self.codes)] else Kind.CODES
+
+    @property
+    def max_steps(self) -> int:
+        """Places that may still be added."""
+        most = self.image_tokens if self.row.mode == "image" else self.budget
+        return most - len(self.token_ids)
+
+    @property
+    def positions_done(self) -> int:
+        """Positions so far of the image being decoded, or of the last one."""
+        return len(self.codes)
+
+    @property
+    def may_begin_image(self) -> bool:
+        """Whether the model may choose to draw now; otherwise begin-of-image is masked."""
+        return self.row.mode == "interleaved" and self.has_room_for_image
+
+    @property
+    def has_room_for_image(self) -> bool:
+        return self.budget - len(self.token_ids) >= self.image_tokens
+
+    def next_text_uniform(self) -> float:
+        """The random number of the next text token."""
+        if not self.text_uniforms:
+            self.text_uniforms = torch.rand(TEXT_BLOCK, generator=self.text_generator).tolist()[::-1]
+        return self.text_uniforms.pop()
+
+    def position_uniforms(self, num_codebooks: int) -> Tensor:
+        """The random numbers (K,) of the next image position; those of a whole image are drawn at once."""
+        if self.uniforms_NK is None:
+            uniforms_NK = torch.rand(self.num_positions, num_codebooks, generator=self.image_generator)
+            self.uniforms_NK = uniforms_NK.to(self.device)
+        return self.uniforms_NK[len(self.codes)]
+
+    def known_codes(self) -> Tensor:
+        """The given codes (K,) of the next image position."""
+        assert self.known_NK is not None, "this row has no known codes"
+        return self.known_NK[len(self.codes)]
+
+    def planned_token(self) -> int:
+        """The token that the layout dictates next."""
+        return self.plan[self.place]
+
+    def add_token(self, token_id: int) -> None:
+        """Put a token at the next place: the dictated one inside an image, a sampled one in text."""
+        self.token_ids.append(token_id)
+        if self.place < len(self.plan):
+            self.place += 1
+        elif token_id == self.eos_id:
+            self.finish_reason = "eos"
+        elif token_id == self.layout.begin_image_id:
+            self.plan, self.place, self.codes = self.layout.token_ids(self.grid), 1, []
+        else:
+            if not self.parts or isinstance(self.parts[-1], CodesPart):
+                self.parts.append([])
+            self.parts[-1].append(token_id)
+        if self.finish_reason is None and len(self.token_ids) >= self.budget:
+            self.finish_reason = "length"
+
+    def add_codes(self, codes_K: Tensor) -> None:
+        """Put the codes of one image position at the next place; the last ones complete the image."""
+        self.codes.append(codes_K)
+        self.token_ids.append(self.layout.image_token_id)
+        self.place += 1
+        if len(self.codes) < self.num_positions:
+            return
+        codes_KN = torch.stack(self.codes, dim=1).to("cpu", torch.int32).numpy().astype(np.uint16)
+        self.parts.append(CodesPart(codes_KN, self.grid))
+        self.uniforms_NK = None
+        if self.row.mode == "image":
+            self.token_ids += self.plan[self.place :]  # what frames the end needs no step of the model
+            self.finish_reason = "image"
+
+    def result(self) -> Generated:
+        """The finished row."""
+        assert self.finish_reason is not None, "the row is still being decoded"
+        return Generated(self.token_ids, self.parts, self.finish_reason, self.row.seed, self.image_refused)
