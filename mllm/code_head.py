@@ -3,7 +3,8 @@
 A head turns the hidden state of the position BEFORE an image position into logits over the K codes of that position.
 Knows nothing of sampling (the caller chooses each code), sequences or images.
 
-Letters: P image positions, R decoding rows, N guided pairs (N = R without guidance), D hidden width, K codebooks, C codes.
+Letters: P image positions, R decoding rows, N guided pairs (N = R without guidance), D hidden width, K codebooks,
+C codes per codebook.
 """
 
 from abc import ABC, abstractmethod
@@ -29,7 +30,7 @@ class Guidance:
     scale_N: Tensor  # float32
 
     def mix(self, hidden_RD: Tensor) -> Tensor:
-        """Guided hidden states, mixed in float32. Before a linear layer this equals mixing its logits, at half the rows."""
+        """Guided hidden states, mixed in float32. Before a linear layer this equals mixing logits, at half the rows."""
         conditional_ND = hidden_RD[self.conditional_N].float()
         unconditional_ND = hidden_RD[self.unconditional_N].float()
         mixed_ND = torch.lerp(unconditional_ND, conditional_ND, self.scale_N[:, None].float())

@@ -1,7 +1,6 @@
 """Every size, id and choice of the unified model: the transformers config that is saved with a checkpoint.
 
-In: keyword fields, or a config.json. Out: one validated object that the model, the sequence builder and the decoder read.
-It is proud not to know tensors, prompts or files.
+In: keyword fields, or a config.json. Out: one validated object that model, sequence builder and decoder read. It is proud not to know tensors, prompts or files.
 
 Letters: N image positions per image, K codebooks, C codes per codebook, D hidden width.
 """

@@ -40,7 +40,7 @@ class DepthTransformerHead(CodeHead):
         self.num_codebooks, self.num_codes = num_codebooks, num_codes
         self.head_width, self.rope_theta = head_width, rope_theta
         # one table: the entries of codebook k begin at row k * C; the last codebook is never an input
-        self.code_embedding = nn.Embedding(max(num_codebooks - 1, 1) * num_codes, width)
+        self.codebooks = nn.Embedding(max(num_codebooks - 1, 1) * num_codes, width)
         self.layers = nn.ModuleList(
             DepthLayer(width, intermediate_width, num_heads, num_kv_heads, head_width, norm_eps)
             for _ in range(num_layers)
@@ -65,7 +65,7 @@ class DepthTransformerHead(CodeHead):
     def forward(self, hidden_PD: Tensor, codes_PK: Tensor) -> Tensor:
         """Logits (P, K, C) with the true codes as inputs."""
         offsets_K = torch.arange(self.num_codebooks - 1, device=codes_PK.device) * self.num_codes
-        previous_PKD = self.code_embedding(codes_PK[:, :-1] + offsets_K)
+        previous_PKD = self.codebooks(codes_PK[:, :-1] + offsets_K)
         inputs_PKD = torch.cat((hidden_PD[:, None].to(previous_PKD.dtype), previous_PKD), dim=1)
         rope = self.rope_cos, self.rope_sin
         for layer in self.layers:
@@ -85,7 +85,7 @@ class DepthTransformerHead(CodeHead):
             codes.append(codes_N)
             if k < self.num_codebooks - 1:
                 codes_R = codes_N if guidance is None else guidance.spread(codes_N, hidden_RD.shape[0])
-                inputs_RD = self.code_embedding(codes_R + k * self.num_codes)
+                inputs_RD = self.codebooks(codes_R + k * self.num_codes)
         return torch.stack(codes, dim=1)
 
     def step(self, inputs_RD: Tensor, k: int, caches: DepthCache) -> Tensor:
@@ -163,7 +163,7 @@ class DepthAttention(nn.Module):
         return self.o_proj(self.attend(query, key, value).transpose(1, 2).flatten(2))
 
     def attend(self, query_PASd: Tensor, key_PGSd: Tensor, value_PGSd: Tensor) -> Tensor:
-        """Softmax attention (P, A, S, d); causal when there are as many queries as keys, else one query sees all keys."""
+        """Softmax attention (P, A, S, d): causal for a whole sequence, while a single query sees all keys."""
         groups = self.num_heads // self.num_kv_heads
         if groups > 1:
             key_PGSd, value_PGSd = (t.repeat_interleave(groups, dim=1) for t in (key_PGSd, value_PGSd))

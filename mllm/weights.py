@@ -27,7 +27,7 @@ STACKS = (
     # (upstream key with {} for the codebook, our key, join): "stack" adds an axis, "rows" puts tables below each other
     ("model.multi_embedder.quantizer.codebooks.{}.codebook.weight", "code_embedding.codebooks", "stack"),
     ("model.multi_embedder.quantizer.codebooks.{}.vocab_usage", "code_embedding.codebook_usage", "stack"),
-    ("ar_head.codebooks.{}.weight", "code_head.code_embedding.weight", "rows"),
+    ("ar_head.codebooks.{}.weight", "code_head.codebooks.weight", "rows"),
 )
 
 

@@ -1,0 +1,270 @@
+"""Messages, and every fixed string that frames them: the one home of the prompt.
+
+In: a dialogue as messages of parts (text, pictures, codes). Out: segments in order, each a text, an image or a marker,
+with a flag whether it is learned. Training and inference render with the same function, so they cannot disagree. Knows no
+tokenizer, no ids and no tensors.
+
+    native           <s>USER: text <image> ASSISTANT: text <image></s>USER: ...      any dialogue
+    unitok           one of the next three, by what is asked and answered
+    unitok_t2i       <s>text Generate an image based on this description.<image></s>
+    unitok_caption   <s><image>text</s>
+    vicuna_v1        <s>system USER: <image>\\ntext ASSISTANT: text</s>USER: ...     bare images
+
+What the assistant says is learned, up to and including </s>.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image
+
+UNCONDITIONAL = "<unconditional>"
+"""Stands for a dropped instruction, in training and as the other branch of guidance."""
+DRAW_SUFFIX = " Generate an image based on this description."
+VICUNA_SYSTEM = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions. "
+)
+USER, ASSISTANT = "USER:", "ASSISTANT:"
+
+Role = Literal["user", "assistant"]
+AnswerKind = Literal["text", "image"]
+
+
+@dataclass(frozen=True, slots=True)
+class TextPart:
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class UnconditionalPart:
+    """In place of a text that was dropped. Not a text, so that no user can type it."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImagePart:
+    image: Image.Image
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CodesPart:
+    codes_KN: np.ndarray  # uint16, N = grid positions row by row
+    grid: tuple[int, int]  # rows, columns
+
+    def __post_init__(self) -> None:
+        if self.codes_KN.ndim != 2 or self.codes_KN.shape[1] != self.grid[0] * self.grid[1]:
+            raise ValueError(
+                f"codes do not fill their grid: found {self.codes_KN.shape} for {self.grid[0]} rows x "
+                f"{self.grid[1]} columns; give (K, rows * columns)"
+            )
+
+
+Part = TextPart | UnconditionalPart | ImagePart | CodesPart
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    role: Role
+    parts: tuple[Part, ...]
+
+
+class Marker(Enum):
+    """Single tokens that frame a sequence."""
+
+    BOS = "begin of sequence"
+    EOS = "end of sequence"
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A run of the sequence that is encoded by itself."""
+
+    content: str | CodesPart | Marker
+    supervised: bool = False
+    bare: bool = False  # an image without its begin and end tokens
+
+
+def render(
+    messages: Sequence[Message], style: str, *, add_generation_prompt: bool = False, answer: AnswerKind | None = None
+) -> list[Segment]:
+    """Segments of a dialogue, in order.
+
+    Args:
+        add_generation_prompt: the assistant is to speak next; the last message must be the user's.
+        answer: what it is to say (style "unitok" has one prompt for each); default: an image if only text was given.
+    """
+    check_dialogue(messages, add_generation_prompt=add_generation_prompt)
+    if style == "unitok":
+        style = unitok_style(messages, answer if add_generation_prompt else None)
+    match style:
+        case "native":
+            segments = list(_render_native(messages, add_generation_prompt))
+        case "unitok_t2i":
+            segments = list(_render_unitok_t2i(messages))
+        case "unitok_caption":
+            segments = list(_render_unitok_caption(messages))
+        case "vicuna_v1":
+            segments = list(_render_vicuna(messages, add_generation_prompt))
+        case _:
+            raise ValueError(f"unknown prompt style: found {style!r}; use native or unitok")
+    return [Segment(Marker.BOS), *segments]
+
+
+def unitok_style(messages: Sequence[Message], answer: AnswerKind | None) -> str:
+    """Which of the released model's three prompts a dialogue needs."""
+    asked, spoken = messages[0], messages[-1]
+    if spoken.role == "assistant" and answer is None:
+        answer = "image" if has_image(spoken) else "text"
+    if answer is None:
+        answer = "text" if has_image(asked) else "image"
+    if answer == "image":
+        return "unitok_t2i"
+    has_text = any(not isinstance(part, CodesPart) for part in asked.parts)
+    return "vicuna_v1" if has_text else "unitok_caption"
+
+
+def check_dialogue(messages: Sequence[Message], *, add_generation_prompt: bool) -> None:
+    """Roles alternate from the user on; a single assistant message is a document without a question."""
+    roles = [message.role for message in messages]
+    alternating = [("user", "assistant")[turn % 2] for turn in range(len(roles))]
+    if not roles or (roles != alternating and roles != ["assistant"]):
+        raise ValueError(f"roles must alternate from 'user' on: found {roles}; merge or drop messages")
+    if add_generation_prompt and roles[-1] != "user":
+        raise ValueError("nothing to answer: found an assistant's message last; end with the user's message")
+    for message in messages:
+        if not message.parts:
+            raise ValueError(f"a message is empty: found no part in one of {message.role!r}; give text or an image")
+        if any(isinstance(part, ImagePart) for part in message.parts):
+            raise ValueError("a picture is not encoded yet: found an ImagePart; turn it into a CodesPart first")
+
+
+def has_image(message: Message) -> bool:
+    return any(isinstance(part, CodesPart) for part in message.parts)
+
+
+def _render_native(messages: Sequence[Message], add_generation_prompt: bool) -> Iterator[Segment]:
+    for message in messages:
+        is_assistant = message.role == "assistant"
+        if not is_assistant:
+            yield Segment(USER)
+        for part in message.parts:
+            if isinstance(part, CodesPart):
+                yield Segment(part, supervised=is_assistant)
+            elif text := text_of(part):
+                yield Segment(" " + text, supervised=is_assistant)
+        yield Segment(Marker.EOS, supervised=True) if is_assistant else Segment(" " + ASSISTANT)
+
+
+def _render_unitok_t2i(messages: Sequence[Message]) -> Iterator[Segment]:
+    description = " ".join(text_of(part) for part in messages[0].parts if not isinstance(part, CodesPart))
+    dropped = any(isinstance(part, UnconditionalPart) for part in messages[0].parts)
+    yield Segment(description if dropped else description + DRAW_SUFFIX)
+    if len(messages) > 1:
+        for part in messages[1].parts:
+            yield Segment(part if isinstance(part, CodesPart) else text_of(part), supervised=True)
+        yield Segment(Marker.EOS, supervised=True)
+
+
+def _render_unitok_caption(messages: Sequence[Message]) -> Iterator[Segment]:
+    for message in messages:
+        is_assistant = message.role == "assistant"
+        for part in message.parts:
+            yield Segment(part if isinstance(part, CodesPart) else text_of(part), supervised=is_assistant)
+        if is_assistant:
+            yield Segment(Marker.EOS, supervised=True)
+
+
+def _render_vicuna(messages: Sequence[Message], add_generation_prompt: bool) -> Iterator[Segment]:
+    pending = VICUNA_SYSTEM
+    for message in messages:
+        if message.role == "assistant":
+            yield Segment(" " + " ".join(text_of(part) for part in message.parts), supervised=True)
+            yield Segment(Marker.EOS, supervised=True)
+            continue
+        pending += USER + " "
+        for index, part in enumerate(message.parts):
+            if isinstance(part, CodesPart):
+                yield Segment(pending)
+                yield Segment(part, bare=True)
+                pending = "\n"
+            else:
+                pending += text_of(part) if index == 0 or pending == "\n" else " " + text_of(part)
+        yield Segment(pending + " " + ASSISTANT)
+        pending = ""
+
+
+def text_of(part: Part) -> str:
+    """The text as it enters the prompt."""
+    return UNCONDITIONAL if isinstance(part, UnconditionalPart) else neutralise(part.text).strip()
+
+
+def neutralise(text: str) -> str:
+    """Take out what is not text: control characters (U+0000 and U+0001 are image markers upstream) and our marker.
+
+    Names of special tokens need no care here: pieces are encoded as plain text (mllm/vocabulary.py).
+    """
+    text = "".join(char for char in text if char >= " " or char in "\n\t")
+    while UNCONDITIONAL in text:
+        text = text.replace(UNCONDITIONAL, "")
+    return text
+
+
+def unconditional(messages: Sequence[Message]) -> list[Message]:
+    """The same dialogue with the last instruction dropped; images stay. For guidance, and for dropout in training."""
+    last = max((i for i, message in enumerate(messages) if message.role == "user"), default=None)
+    if last is None:
+        raise ValueError("no instruction to drop: found no user message; give a dialogue")
+    kept = [part for part in messages[last].parts if not isinstance(part, TextPart | UnconditionalPart)]
+    # where the first text stood, so that images keep their side of it
+    before = next((i for i, part in enumerate(messages[last].parts) if isinstance(part, TextPart)), len(kept))
+    parts = (*kept[:before], UnconditionalPart(), *kept[before:])
+    return [replace(message, parts=parts) if i == last else message for i, message in enumerate(messages)]
+
+
+def from_chat(chat: Sequence[dict[str, Any]]) -> list[Message]:
+    """Messages from Hugging Face chat dicts: {"role", "content"}, content a string or a list of typed items."""
+    messages = []
+    for turn in chat:
+        content = turn["content"]
+        items = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        messages.append(Message(turn["role"], tuple(_part_from_item(item) for item in items)))
+    return messages
+
+
+def _part_from_item(item: dict[str, Any]) -> Part:
+    match item:
+        case {"type": "text", "text": str(text)}:
+            return TextPart(text)
+        case {"type": "image", "image": Image.Image() as image}:
+            return ImagePart(image)
+        case {"type": "image", "image": CodesPart() as codes}:
+            return codes
+        case _:
+            raise ValueError(
+                f"unknown item in a chat message: found {sorted(item)}; use {{'type': 'text', 'text': ...}} or "
+                "{'type': 'image', 'image': a PIL image}"
+            )
+
+
+def to_chat(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """Hugging Face chat dicts of messages; the inverse of `from_chat`."""
+    return [
+        {"role": message.role, "content": [_item_from_part(part) for part in message.parts]} for message in messages
+    ]
+
+
+def _item_from_part(part: Part) -> dict[str, Any]:
+    match part:
+        case TextPart(text):
+            return {"type": "text", "text": text}
+        case UnconditionalPart():
+            return {"type": "text", "text": UNCONDITIONAL}
+        case ImagePart(image):
+            return {"type": "image", "image": image}
+        case CodesPart():
+            return {"type": "image", "image": part}

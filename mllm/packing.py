@@ -1,0 +1,95 @@
+"""Sequences into rows of a fixed length: the batches that training and scoring feed to the model.
+
+No sample sees another (segment ids), positions restart at each, images are never cut. First fit: a sequence goes into
+the first row that has room. Knows no model.
+
+Letters: B rows, T places of a row, P image positions of the batch, I images, K codebooks.
+"""
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mllm.loss import IGNORED
+from mllm.sequence import Sequence
+
+PackedBatch = dict[str, Tensor]
+"""input_ids, labels, segment_ids (0 padding, 1.. samples), position_ids, all (B, T); codes (P, K), image_lengths (I,),
+code_targets (P,), in reading order. Keyword arguments of the model."""
+
+
+class Packer:
+    """Rows that are being filled. `add` until it refuses, then `batch`.
+
+    Args:
+        num_rows: rows of a batch; None opens a new row whenever one is needed, so `add` never refuses.
+    """
+
+    def __init__(self, *, length: int, pad_token_id: int, num_rows: int | None = None) -> None:
+        self.length, self.pad_token_id, self.num_rows = length, pad_token_id, num_rows
+        self.rows: list[list[Sequence]] = [[] for _ in range(num_rows or 0)]
+        self.room = [length] * (num_rows or 0)
+
+    def add(self, sequence: Sequence) -> bool:
+        """Put a sequence into the first row that has room; False if none has."""
+        if len(sequence) > self.length:
+            raise ValueError(
+                f"a sequence is longer than a row: found {len(sequence)} places, a row has {self.length}; "
+                "raise the length of rows or leave the sample out"
+            )
+        row = next((row for row, room in enumerate(self.room) if room >= len(sequence)), None)
+        if row is None and self.num_rows is not None:
+            return False
+        if row is None:
+            self.rows.append([])
+            self.room.append(self.length)
+            row = len(self.rows) - 1
+        self.rows[row].append(sequence)
+        self.room[row] -= len(sequence)
+        return True
+
+    def batch(self) -> PackedBatch:
+        """The rows as one batch."""
+        shape = (len(self.rows), self.length)
+        input_ids_BT = np.full(shape, self.pad_token_id, dtype=np.int64)
+        labels_BT = np.full(shape, IGNORED, dtype=np.int64)
+        segment_ids_BT, position_ids_BT = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
+        for row, sequences in enumerate(self.rows):
+            begin = 0
+            for number, sequence in enumerate(sequences, start=1):
+                place = slice(begin, begin + len(sequence))
+                input_ids_BT[row, place] = sequence.token_ids_T
+                labels_BT[row, place] = sequence.labels_T
+                labels_BT[row, begin] = IGNORED  # nothing comes before the first token of a sample
+                segment_ids_BT[row, place] = number
+                position_ids_BT[row, place] = np.arange(len(sequence))
+                begin += len(sequence)
+        arrays = {
+            "input_ids": input_ids_BT,
+            "labels": labels_BT,
+            "segment_ids": segment_ids_BT,
+            "position_ids": position_ids_BT,
+            **self._images(),
+        }
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+    def _images(self) -> dict[str, np.ndarray]:
+        """Codes of all rows in reading order."""
+        ordered = [sequence for sequences in self.rows for sequence in sequences]
+        if not ordered:
+            raise ValueError("nothing to pack: found no sequence; add one first")
+        return {
+            "codes": np.concatenate([sequence.codes_PK for sequence in ordered]),
+            "image_lengths": np.concatenate([sequence.image_lengths_I for sequence in ordered]),
+            "code_targets": np.concatenate([sequence.code_targets_P for sequence in ordered]),
+        }
+
+
+def pack(sequences: Iterable[Sequence], *, length: int, pad_token_id: int) -> PackedBatch:
+    """One batch of as many rows of `length` as the sequences need."""
+    packer = Packer(length=length, pad_token_id=pad_token_id)
+    for sequence in sequences:
+        packer.add(sequence)
+    return packer.batch()

@@ -1,0 +1,101 @@
+"""One dialogue to one sequence of ids, codes and labels, for training and inference alike.
+
+In: messages whose pictures are codes already. Out: a `Sequence` in numpy. Many of them are put into rows by
+mllm/packing.py. Labels stand at the place of their own token (-100: not learned); the model shifts them.
+
+Letters: T places, P image positions, I images, K codebooks.
+"""
+
+from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass, field
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from mllm.config import MLLMConfig
+from mllm.conversation import AnswerKind, CodesPart, Marker, Message, Segment, render
+from mllm.layout import ImageLayout
+from mllm.loss import IGNORED
+from mllm.vocabulary import encode_text
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Sequence:
+    """One encoded sample or prompt."""
+
+    token_ids_T: np.ndarray  # int64; image positions hold image_token_id
+    labels_T: np.ndarray  # int64; -100 where not learned, and at image positions
+    codes_PK: np.ndarray  # int64, reading order
+    image_lengths_I: np.ndarray  # int64, positions of each image
+    code_targets_P: np.ndarray  # bool, which image positions are learned
+
+    def __len__(self) -> int:
+        return len(self.token_ids_T)
+
+
+@dataclass(slots=True)
+class _Draft:
+    """A sequence while it is written."""
+
+    token_ids: list[int] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)
+    images: list[np.ndarray] = field(default_factory=list)
+    targets: list[np.ndarray] = field(default_factory=list)
+
+    def add_tokens(self, token_ids: SequenceOf[int], *, supervised: bool) -> None:
+        self.token_ids += token_ids
+        self.labels += token_ids if supervised else [IGNORED] * len(token_ids)
+
+
+def build_sequence(
+    messages: SequenceOf[Message],
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    config: MLLMConfig,
+    add_generation_prompt: bool = False,
+    answer: AnswerKind | None = None,
+) -> Sequence:
+    """Encode a dialogue in the config's prompt style and image layout (see mllm/conversation.py for the arguments)."""
+    layout = ImageLayout.from_config(config)
+    segments = render(messages, config.prompt_style, add_generation_prompt=add_generation_prompt, answer=answer)
+    draft = _Draft()
+    for segment in segments:
+        match segment.content:
+            case Marker.BOS:
+                draft.add_tokens([config.bos_token_id], supervised=False)
+            case Marker.EOS:
+                draft.add_tokens([config.eos_token_id], supervised=segment.supervised)
+            case str(text):
+                draft.add_tokens(encode_text(tokenizer, text), supervised=segment.supervised)
+            case CodesPart():
+                _add_image(draft, segment, layout=layout, config=config)
+    codes = draft.images or [np.zeros((0, config.num_codebooks))]
+    return Sequence(
+        token_ids_T=np.array(draft.token_ids, dtype=np.int64),
+        labels_T=np.array(draft.labels, dtype=np.int64),
+        codes_PK=np.concatenate(codes).astype(np.int64),
+        image_lengths_I=np.array([len(image) for image in draft.images], dtype=np.int64),
+        code_targets_P=np.concatenate([np.zeros(0, dtype=bool), *draft.targets]),
+    )
+
+
+def _add_image(draft: _Draft, segment: Segment, *, layout: ImageLayout, config: MLLMConfig) -> None:
+    """One image with what frames it. Of a learned image the begin token is learned; what follows by the layout is
+    forced when decoding, so it is not, except in upstream's style, which learns the end as well."""
+    part = segment.content
+    if part.codes_KN.shape[0] != config.num_codebooks:
+        raise ValueError(
+            f"an image has the wrong number of codebooks: found {part.codes_KN.shape[0]}, the model has "
+            f"{config.num_codebooks}; encode it with the model's own image tokenizer"
+        )
+    token_ids = layout.body_ids(part.grid) if segment.bare else layout.token_ids(part.grid)
+    labels = np.full(len(token_ids), IGNORED)
+    if segment.supervised:
+        labels[0] = token_ids[0]
+        if config.prompt_style == "unitok":
+            labels = np.array(token_ids)
+            labels[labels == layout.image_token_id] = IGNORED
+    draft.token_ids += token_ids
+    draft.labels += labels.tolist()
+    draft.images.append(part.codes_KN.T)
+    draft.targets.append(np.full(part.codes_KN.shape[1], segment.supervised))

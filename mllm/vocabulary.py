@@ -1,0 +1,125 @@
+"""The text tokenizer and the special tokens that images need: names, ids, loading, encoding, extending.
+
+A Llama-style SentencePiece tokenizer with byte fallback, so that no text is unencodable. Every piece of a dialogue is
+encoded on its own (`encode_text`), so its ids do not depend on where it stands; strings that look like special tokens are
+plain text there. Knows no prompts and no images.
+"""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import sentencepiece
+import torch
+from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+BEGIN_IMAGE, END_IMAGE, IMAGE = "<begin_image>", "<end_image>", "<image>"
+NEW_LINE, ROWS, COLUMNS = "<new_line>", "<rows_{}>", "<columns_{}>"
+MODEL_FILE = "tokenizer.model"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Vocabulary:
+    """Ids by name. `config_fields` puts them into an MLLMConfig."""
+
+    size: int
+    pad_token_id: int
+    bos_token_id: int
+    eos_token_id: int
+    begin_image_id: int
+    end_image_id: int
+    image_token_id: int
+    new_line_id: int | None = None
+    first_row_size_id: int | None = None
+    first_column_size_id: int | None = None
+    max_grid_side: int | None = None
+
+    def config_fields(self) -> dict[str, Any]:
+        """Keyword arguments for MLLMConfig; the size belongs into its text_config as `vocab_size`."""
+        return {name: getattr(self, name) for name in self.__slots__ if name != "size"}
+
+
+def extend_tokenizer(tokenizer: PreTrainedTokenizerBase, *, max_grid_side: int | None = None) -> Vocabulary:
+    """Add the image tokens to the tokenizer (changed in place; adding twice changes nothing).
+
+    Args:
+        max_grid_side: also add the tokens of the "grid" layout, with sizes 1 to this.
+    """
+    sides = range(1, (max_grid_side or 0) + 1)
+    names = [BEGIN_IMAGE, END_IMAGE, IMAGE]
+    if max_grid_side:
+        names += [NEW_LINE, *(ROWS.format(side) for side in sides), *(COLUMNS.format(side) for side in sides)]
+    known = tokenizer.get_vocab()
+    tokenizer.add_tokens([name for name in names if name not in known], special_tokens=True)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.unk_token
+    ids = tokenizer.get_vocab()
+    return Vocabulary(
+        size=len(tokenizer),
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        begin_image_id=ids[BEGIN_IMAGE],
+        end_image_id=ids[END_IMAGE],
+        image_token_id=ids[IMAGE],
+        new_line_id=ids[NEW_LINE] if max_grid_side else None,
+        first_row_size_id=ids[ROWS.format(1)] if max_grid_side else None,
+        first_column_size_id=ids[COLUMNS.format(1)] if max_grid_side else None,
+        max_grid_side=max_grid_side,
+    )
+
+
+@torch.no_grad()
+def extend_embeddings(model: PreTrainedModel, num_tokens: int) -> None:
+    """Grow the text embedding and the output layer to `num_tokens` rows; new rows are the mean of the old ones."""
+    num_old = model.get_input_embeddings().weight.shape[0]
+    model.resize_token_embeddings(num_tokens, mean_resizing=False)
+    for layer in {model.get_input_embeddings(), model.get_output_embeddings()}:
+        layer.weight[num_old:] = layer.weight[:num_old].mean(dim=0)
+
+
+def load_text_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model folder, or a new one from a SentencePiece model file (tokenizer.model). No network."""
+    path = Path(path)
+    model_file = path / MODEL_FILE if path.is_dir() else path
+    if path.is_dir() and (path / "tokenizer.json").is_file():
+        return AutoTokenizer.from_pretrained(path, local_files_only=True)
+    if not model_file.is_file():
+        raise FileNotFoundError(
+            f"no text tokenizer: found neither {MODEL_FILE} nor tokenizer.json at {path}; "
+            "name a SentencePiece model or a folder that holds one"
+        )
+    return LlamaTokenizer.from_pretrained(
+        model_file.parent,
+        vocab_file=str(model_file),
+        add_prefix_space=_adds_dummy_prefix(model_file),
+        legacy=False,
+        local_files_only=True,
+    )
+
+
+def _adds_dummy_prefix(model_file: Path) -> bool:
+    """Whether this SentencePiece model was trained with a space before every text."""
+    pieces = sentencepiece.SentencePieceProcessor(model_file=str(model_file)).encode("a", out_type=str)
+    return pieces[0].startswith("\u2581")
+
+
+def save_text_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> None:
+    """Write the tokenizer's files, and the SentencePiece model it came from, into a model folder."""
+    folder = Path(folder)
+    tokenizer.save_pretrained(folder)
+    named = tokenizer.init_kwargs.get("vocab_file")
+    source = Path(named) if named else Path(tokenizer.name_or_path) / MODEL_FILE
+    if source.is_file() and source.resolve() != (folder / MODEL_FILE).resolve():
+        shutil.copyfile(source, folder / MODEL_FILE)
+
+
+def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Ids of one piece of text: no bos or eos, and no special token even where the text spells one."""
+    return tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
+
+
+def decode_text(tokenizer: PreTrainedTokenizerBase, token_ids: list[int]) -> str:
+    """The text of sampled ids, without special tokens and outer spaces."""
+    return tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip()
