@@ -43,8 +43,6 @@ class MLLMRecipe:
     rows: int = 16
     """Packed rows of a batch on one process."""
     optimizer: OptimizerRecipe = field(default_factory=OptimizerRecipe)
-    text_loss_weight: float = 1.0
-    """Weight of a text token in the loss where an image code has 1."""
     ema_decay: float = 0.0
     """Of the average of the weights that is shipped; 0 ships the last weights."""
     trainer: dict[str, Any] = field(default_factory=dict)

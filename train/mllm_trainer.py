@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, SequentialSampler
 from transformers import Trainer, TrainingArguments
 
+from mllm.loss import count_items
 from mllm.model import MLLMForConditionalGeneration
 from train.metrics_log import MetricsLog
 from train.mllm_recipe import MLLMRecipe
@@ -62,10 +63,17 @@ class MLLMTrainer(Trainer):
         """Supervised text tokens (by their weight) plus supervised codes, over all ranks and accumulation steps."""
         if not batch_samples:
             return None
-        count = torch.zeros((), dtype=torch.float64)
-        for batch in batch_samples:
-            num_codes = batch["code_targets"].sum() * batch["codes"].shape[-1]
-            count += self.recipe.text_loss_weight * (batch["labels"][:, 1:] != -100).sum() + num_codes
+        config = self.accelerator.unwrap_model(self.model).config
+        counts = [
+            count_items(
+                batch["labels"],
+                batch["code_targets"],
+                num_codebooks=config.num_codebooks,
+                text_weight=config.text_loss_weight,
+            )
+            for batch in batch_samples
+        ]
+        count = torch.stack(counts).sum()
         count = count.to(device)
         return self.accelerator.gather(count).sum() if self.args.world_size > 1 else count
 

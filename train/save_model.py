@@ -1,0 +1,23 @@
+"""A model folder as `mllm.Pipeline` loads it: model, text tokenizer, image tokenizer, processor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from mllm.model import MLLMForConditionalGeneration
+from mllm.processor import MLLMProcessor
+from tokenizer.model import UniTok
+
+
+def save_model_folder(
+    folder: Path,
+    *,
+    model: MLLMForConditionalGeneration,
+    text_tokenizer: PreTrainedTokenizerBase,
+    image_tokenizer: UniTok,
+) -> None:
+    """Write everything that inference needs."""
+    model.save_pretrained(folder)
+    MLLMProcessor(tokenizer=text_tokenizer, image_tokenizer=image_tokenizer).save_pretrained(folder)
