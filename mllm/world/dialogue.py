@@ -1,0 +1,96 @@
+"""Dialogues of every job, the one source of training data and evaluation items.
+
+`make_dialogue(job, episode, rng)`: the episode gives the content and all pictures, `rng` the wording. Pictures are
+references; nothing is drawn here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from random import Random
+
+from mllm.world.describe_language import describe, say_describe_request
+from mllm.world.draw_language import make_draw_request
+from mllm.world.edit_language import edit_sentence
+from mllm.world.episode import Episode, Picture
+from mllm.world.story import ask, make_interleaved, make_multi_turn
+from mllm.world.talk_language import make_talk
+from mllm.world.templates import dense
+from mllm.world.turns import Check, Dialogue, assistant, user
+
+QUESTION_ROUND_WEIGHTS = (30, 25, 20, 15, 10)  # one to five questions on one picture
+SHORT_DESCRIPTION_SHARE = 0.25
+CANONICAL_DENSE_SHARE = 0.5
+
+
+def make_draw(episode: Episode, rng: Random) -> Dialogue:
+    request = make_draw_request(episode.scene, rng, allowed_pairs=episode.allowed_pairs)
+    turns = (user(request.text), assistant(Picture(episode.scene)))
+    return Dialogue("draw", turns, (Check("draw", spec=request.spec, scene=episode.scene),), request.skills)
+
+
+def make_describe(episode: Episode, rng: Random) -> Dialogue:
+    short = rng.random() < SHORT_DESCRIPTION_SHARE
+    words = describe(episode.scene, short=short)
+    turns = (user(Picture(episode.scene), say_describe_request(rng, short=short)), assistant(words))
+    check = Check("describe", scene=episode.scene, expected=words)
+    return Dialogue("describe", turns, (check,), ("short",) if short else ("full",))
+
+
+def make_ask(episode: Episode, rng: Random, *, num_questions: int | None = None) -> Dialogue:
+    """Several rounds of question and answer about one picture."""
+    if num_questions is None:
+        num_questions = rng.choices(range(1, len(QUESTION_ROUND_WEIGHTS) + 1), QUESTION_ROUND_WEIGHTS)[0]
+    rounds = dict(ask(episode, episode.scene, rng) for _ in range(num_questions))  # no question twice
+    turns = []
+    for index, (words, check) in enumerate(rounds.items()):
+        turns.append(user(words) if index else user(Picture(episode.scene), words))
+        turns.append(assistant(check.expected))
+    checks = tuple(rounds.values())
+    return Dialogue("ask", tuple(turns), checks, tuple(check.question.kind for check in checks))
+
+
+def make_edit(episode: Episode, rng: Random) -> Dialogue:
+    sentence = edit_sentence(episode.edit, episode.scene, rng)
+    turns = (user(Picture(episode.scene), sentence), assistant(Picture(episode.edited)))
+    return Dialogue("edit", turns, (Check("edit", scene=episode.scene, edit=episode.edit),), (episode.edit.kind,))
+
+
+def _make_dense(job: str, kind: str, requests: tuple[str, ...], episode: Episode, rng: Random) -> Dialogue:
+    request = dense.CANONICAL[kind] if rng.random() < CANONICAL_DENSE_SHARE else rng.choice(requests)
+    turns = (user(Picture(episode.scene), request), assistant(Picture(episode.scene, kind)))
+    return Dialogue(job, turns, (Check(kind, scene=episode.scene),))
+
+
+def make_depth(episode: Episode, rng: Random) -> Dialogue:
+    return _make_dense("depth", "depth", dense.DEPTH, episode, rng)
+
+
+def make_segment(episode: Episode, rng: Random) -> Dialogue:
+    return _make_dense("segment", "segmentation", dense.SEGMENTATION, episode, rng)
+
+
+def make_talk_dialogue(episode: Episode, rng: Random) -> Dialogue:
+    question, expected, kind = make_talk(rng)
+    return Dialogue("talk", (user(question), assistant(expected)), (Check("answer", expected=expected),), (kind,))
+
+
+MAKERS: dict[str, Callable[[Episode, Random], Dialogue]] = {
+    "draw": make_draw,
+    "describe": make_describe,
+    "ask": make_ask,
+    "edit": make_edit,
+    "depth": make_depth,
+    "segment": make_segment,
+    "interleaved": make_interleaved,
+    "multi_turn": make_multi_turn,
+    "talk": make_talk_dialogue,
+}
+JOBS = tuple(MAKERS)
+
+
+def make_dialogue(job: str, episode: Episode, rng: Random) -> Dialogue:
+    """One dialogue of a job about an episode; the same arguments give the same dialogue."""
+    if job not in MAKERS:
+        raise ValueError(f"job {job!r} is unknown; choose one of {', '.join(JOBS)}")
+    return MAKERS[job](episode, rng)

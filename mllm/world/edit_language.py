@@ -1,0 +1,106 @@
+"""Instructions for an edit in words, and whether a picture after an edit shows the change and nothing else."""
+
+from __future__ import annotations
+
+import math
+from random import Random
+
+from mllm.world.edits import Edit, apply_edit
+from mllm.world.phrases import capitalize, full_filter, noun_phrase, references, say, say_place, with_article
+from mllm.world.relations import holds, is_placed
+from mllm.world.scene import Scene, SceneObject
+from mllm.world.spec import Filter, Verdict
+from mllm.world.templates.edit import COMPARATIVES, EDITS, VERBS
+
+NUM_PLAIN = 5  # the first templates of each kind are imperatives
+POSITION_TOLERANCE = 0.06  # how far an untouched object may seem to have moved, as a share of the side
+
+
+def say_object(scene: Scene, index: int, rng: Random) -> str:
+    """A noun phrase that singles out an object, without its article; mostly the shortest one."""
+    item = scene.objects[index]
+    choices = references(scene, item, loose=True) or [full_filter(item)]
+    return noun_phrase(choices[0] if rng.random() < 0.6 else rng.choice(choices), rng)
+
+
+def edit_sentence(edit: Edit, scene: Scene, rng: Random, *, plain: bool = False, pronoun: bool = False) -> str:
+    """The instruction for an edit of this scene. A plain one is an imperative; a pronoun calls the only object "it"."""
+    slots = {"old": say(scene.background, rng)}
+    if edit.index is not None:
+        slots["bare"] = say_object(scene, edit.index, rng)
+        slots["object"] = "it" if pronoun else "the " + slots["bare"]
+        slots["Object"] = capitalize(slots["object"])
+    if edit.value is not None:
+        slots["value"] = say(edit.value, rng)
+        slots["a_value"] = with_article(slots["value"])
+    if edit.kind == "resize":
+        slots["comparative"] = rng.choice(COMPARATIVES[edit.value])
+        slots["verb"] = rng.choice(VERBS[edit.value])
+        slots["Verb"] = capitalize(slots["verb"])
+    if edit.kind == "add":
+        slots["added"] = with_article(noun_phrase(full_filter(edit.added), rng))
+        slots["where"] = say_where(edit, scene, rng)
+        slots["Where"] = capitalize(slots["where"])
+    templates = EDITS[edit.kind]
+    text = rng.choice(templates[:NUM_PLAIN] if plain else templates).format(**slots)
+    if plain:
+        return text
+    if text.endswith(".") and rng.random() < 0.15:
+        text = text[:-1]
+    return text.lower() if rng.random() < 0.1 else text
+
+
+def say_where(edit: Edit, scene: Scene, rng: Random) -> str:
+    if edit.place:
+        return say_place(edit.place, rng)
+    return f"{say(edit.relation, rng)} the {say_object(scene, edit.anchor, rng)}"
+
+
+def check_edit(before: Scene, edit: Edit, after: Scene) -> tuple[Verdict, ...]:
+    """The change was made and the rest is untouched. An added object may lie anywhere its words allow."""
+    expected = apply_edit(before, edit)
+    rest = [item for item in after.objects]
+    added: SceneObject | None = None
+    if edit.kind == "add":
+        added = next((item for item in rest if _is_the_added(before, edit, item, rest)), None)
+        rest = [item for item in rest if item is not added]
+    kept = before.objects if edit.kind == "add" else expected.objects
+    changed = None if edit.index is None or edit.kind == "remove" else _changed_object(before, edit)
+    made = {
+        "background": after.background == expected.background,
+        "add": added is not None,
+        "remove": len(rest) < len(before.objects),
+    }.get(edit.kind, changed is not None and any(_looks_like(changed, item) for item in rest))
+    return (
+        Verdict("the change was made", made),
+        Verdict("the other objects are untouched", _match_all(list(kept), rest, ignore=changed)),
+        Verdict("there is nothing else", len(after.objects) == len(expected.objects)),
+        Verdict("the background is right", after.background == expected.background),
+    )
+
+
+def _changed_object(before: Scene, edit: Edit) -> SceneObject:
+    alone = Scene(before.background, (before.objects[edit.index],))
+    return apply_edit(alone, Edit(edit.kind, 0, edit.value)).objects[0]
+
+
+def _looks_like(expected: SceneObject, found: SceneObject) -> bool:
+    same = full_filter(expected).matches(found)
+    return same and math.hypot(expected.x - found.x, expected.y - found.y) <= POSITION_TOLERANCE
+
+
+def _match_all(expected: list[SceneObject], found: list[SceneObject], *, ignore: SceneObject | None) -> bool:
+    """Whether every expected object, save the changed one, is found in its place."""
+    return all(item == ignore or any(_looks_like(item, other) for other in found) for item in expected)
+
+
+def _is_the_added(before: Scene, edit: Edit, item: SceneObject, objects: list[SceneObject]) -> bool:
+    """Whether an object is the new one: right attributes, where the words say, and none of the old objects."""
+    if not Filter(edit.added.shape, edit.added.color, edit.added.size).matches(item):
+        return False
+    if any(_looks_like(old, item) for old in before.objects):
+        return False
+    if edit.place:
+        return is_placed(edit.place, item)
+    anchor = next((other for other in objects if _looks_like(before.objects[edit.anchor], other)), None)
+    return anchor is not None and holds(edit.relation, item, anchor)

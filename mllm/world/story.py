@@ -1,0 +1,155 @@
+"""Dialogues with more than one step: a request answered with text and images in one turn, and whole conversations.
+
+All pictures are those of the episode; the words come from `rng`.
+"""
+
+from __future__ import annotations
+
+from random import Random
+
+from mllm.world.ask_language import propose_question, say_question
+from mllm.world.describe_language import describe, say_describe_request
+from mllm.world.draw_language import make_draw_request
+from mllm.world.edit_language import edit_sentence
+from mllm.world.episode import Episode, Picture
+from mllm.world.phrases import capitalize
+from mllm.world.questions import answer
+from mllm.world.scene import Scene
+from mllm.world.spec import Spec
+from mllm.world.templates import dense
+from mllm.world.templates import story as templates
+from mllm.world.turns import Check, Dialogue, Part, Turn, assistant, user
+
+INTERLEAVED_WEIGHTS = {
+    "draw then edit": 40,
+    "draw then describe": 15,
+    "draw then answer": 15,
+    "draw then depth": 8,
+    "draw then segmentation": 8,
+    "edit then describe": 14,
+}
+Exchange = tuple[list[Turn], list[Check], list[str]]
+
+
+def make_interleaved(episode: Episode, rng: Random) -> Dialogue:
+    """A request in several steps, answered in one turn with text and images."""
+    kind = rng.choices(tuple(INTERLEAVED_WEIGHTS), tuple(INTERLEAVED_WEIGHTS.values()))[0]
+    if kind == "edit then describe":
+        return edit_then_describe(episode, rng)
+    caption, spec = full_caption(episode, rng)
+    drawn = Check("draw", spec=spec, scene=episode.scene)
+    picture = Picture(episode.scene)
+    match kind:
+        case "draw then edit":
+            text = rng.choice(templates.DRAW_THEN_EDIT).format(caption=caption, **edit_slots(episode, rng))
+            parts: tuple[Part, ...] = (templates.HERE, picture, templates.CHANGED, Picture(episode.edited))
+            checks = (say(templates.HERE), drawn, say(templates.CHANGED), edit_check(episode))
+        case "draw then describe":
+            text = rng.choice(templates.DRAW_THEN_DESCRIBE).format(caption=caption)
+            words = describe(episode.scene)
+            parts, checks = (picture, words), (drawn, Check("describe", scene=episode.scene, expected=words))
+        case "draw then answer":
+            question, check = ask(episode, episode.scene, rng)
+            text = rng.choice(templates.DRAW_THEN_ANSWER).format(caption=caption, question=question)
+            parts, checks = (picture, check.expected), (drawn, check)
+        case _:
+            dense_kind = kind.removeprefix("draw then ")
+            text = rng.choice(templates.DRAW_THEN_DENSE[dense_kind]).format(caption=caption)
+            words = templates.DENSE_HERE[dense_kind]
+            parts = (templates.HERE, picture, words, Picture(episode.scene, dense_kind))
+            checks = (say(templates.HERE), drawn, say(words), Check(dense_kind, scene=episode.scene))
+    return Dialogue("interleaved", (user(text), assistant(*parts)), checks, (kind,))
+
+
+def edit_then_describe(episode: Episode, rng: Random) -> Dialogue:
+    text = rng.choice(templates.EDIT_THEN_DESCRIBE).format(**edit_slots(episode, rng))
+    words = describe(episode.edited)
+    turns = (user(Picture(episode.scene), text), assistant(Picture(episode.edited), words))
+    checks = (edit_check(episode), Check("describe", scene=episode.edited, expected=words))
+    return Dialogue("interleaved", turns, checks, ("edit then describe",))
+
+
+def full_caption(episode: Episode, rng: Random) -> tuple[str, Spec]:
+    """A noun phrase that describes the scene fully."""
+    request = make_draw_request(episode.scene, rng, kind="full", allowed_pairs=episode.allowed_pairs, statements=False)
+    return request.core, request.spec
+
+
+def edit_slots(episode: Episode, rng: Random) -> dict[str, str]:
+    sentence = edit_sentence(episode.edit, episode.scene, rng, plain=True)
+    return {"edit": sentence[:1].lower() + sentence[1:], "Edit": capitalize(sentence)}
+
+
+def say(text: str) -> Check:
+    return Check("say", expected=text)
+
+
+def edit_check(episode: Episode) -> Check:
+    return Check("edit", scene=episode.scene, edit=episode.edit)
+
+
+def ask(episode: Episode, scene: Scene, rng: Random, *, pronoun: bool = False) -> tuple[str, Check]:
+    """A question about a scene of the episode, and the check of its answer."""
+    question = propose_question(scene, rng, allowed_pairs=episode.allowed_pairs)
+    expected = answer(question, scene)
+    words = say_question(question, rng, pronoun=pronoun and len(scene.objects) == 1)
+    return words, Check("answer", scene=scene, question=question, expected=expected)
+
+
+def make_multi_turn(episode: Episode, rng: Random) -> Dialogue:
+    """Draw (or look at) a picture, talk about it, change it, talk about the result."""
+    if rng.random() < 0.6:
+        exchange = open_with_drawing(episode, rng)
+    else:
+        exchange = open_with_picture(episode, rng)
+    turns, checks, skills = exchange
+    if rng.random() < 0.7:
+        _extend(exchange, talk_about(episode, episode.scene, rng))
+    if rng.random() < 0.85:
+        pronoun = len(episode.scene.objects) == 1 and rng.random() < 0.6
+        sentence = edit_sentence(episode.edit, episode.scene, rng, pronoun=pronoun)
+        picture = Picture(episode.edited)
+        _extend(exchange, ([user(sentence), assistant(picture)], [edit_check(episode)], [episode.edit.kind]))
+        if rng.random() < 0.75:
+            _extend(exchange, talk_about(episode, episode.edited, rng))
+    elif rng.random() < 0.5:
+        _extend(exchange, talk_about(episode, episode.scene, rng))
+    return Dialogue("multi_turn", tuple(turns), tuple(checks), tuple(dict.fromkeys(skills)))
+
+
+def _extend(exchange: Exchange, more: Exchange) -> None:
+    for old, new in zip(exchange, more, strict=True):
+        old.extend(new)
+
+
+def open_with_drawing(episode: Episode, rng: Random) -> Exchange:
+    request = make_draw_request(episode.scene, rng, kind="full", allowed_pairs=episode.allowed_pairs)
+    turns = [user(request.text), assistant(Picture(episode.scene))]
+    return turns, [Check("draw", spec=request.spec, scene=episode.scene)], list(request.skills)
+
+
+def open_with_picture(episode: Episode, rng: Random) -> Exchange:
+    turns, checks, skills = talk_about(episode, episode.scene, rng)
+    turns[0] = user(Picture(episode.scene), *turns[0].parts)
+    return turns, checks, skills
+
+
+def talk_about(episode: Episode, scene: Scene, rng: Random) -> Exchange:
+    """One or two questions, a description, or (of the first scene) a depth or segmentation picture."""
+    choice = rng.random()
+    if choice < 0.2:
+        short = rng.random() < 0.3
+        words = describe(scene, short=short)
+        turns = [user(say_describe_request(rng, short=short)), assistant(words)]
+        return turns, [Check("describe", scene=scene, expected=words)], ["describe"]
+    if choice < 0.3 and scene == episode.scene:
+        kind = rng.choice(("depth", "segmentation"))
+        turns = [user(dense.CANONICAL[kind]), assistant(Picture(scene, kind))]
+        return turns, [Check(kind, scene=scene)], [kind]
+    turns, checks, skills = [], [], []
+    for _ in range(rng.choice((1, 1, 2))):
+        words, check = ask(episode, scene, rng, pronoun=rng.random() < 0.5)
+        turns += [user(words), assistant(check.expected)]
+        checks.append(check)
+        skills.append(check.question.kind)
+    return turns, checks, skills
