@@ -1,0 +1,106 @@
+"""One answer, growing: the pipeline's events in, the history to show out, again and again while the answer comes.
+
+Text is shown as it comes and a picture as the share of it that is done. An error becomes an entry of the history, in words.
+Knows neither gradio nor the model, only events.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from demo.history import Entry, answer_entry, error_entry, file_part, to_messages
+from mllm.pipeline import Done, ImageDone, ImageProgress, Pipeline, TextDelta
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settings:
+    """What stands in the fields under "Settings"."""
+
+    seed: str
+    """Digits, or nothing for a new one each time."""
+    guidance: float
+    temperature: float
+    top_k: str
+    """Digits, or nothing for all."""
+
+    def overrides(self) -> dict[str, Any]:
+        """As keyword arguments of the pipeline."""
+        return {
+            "seed": read_count(self.seed, name="Seed"),
+            "guidance": self.guidance,
+            "temperature": self.temperature,
+            "top_k": read_count(self.top_k, name="Top-k"),
+        }
+
+
+def read_count(text: str, *, name: str) -> int | None:
+    """The whole number in a field that may be left empty."""
+    if not text.strip():
+        return None
+    if not text.strip().isdecimal():
+        raise ValueError(f"{name} is not a whole number: found {text!r}; type digits, or leave it empty")
+    return int(text)
+
+
+def stream_answer(
+    pipeline: Pipeline, history: list[Entry], settings: Settings, *, folder: Path
+) -> Iterator[list[Entry]]:
+    """Answer the last request of `history`; pictures are written to `folder`."""
+    content: list[dict[str, Any]] = []
+    try:
+        for event in pipeline.chat(to_messages(history), **settings.overrides()):
+            match event:
+                case TextDelta(text=text):
+                    add_text(content, text)
+                case ImageProgress(done=done, total=total):
+                    show_progress(content, done / total)
+                case ImageDone(image=image):
+                    drop_progress(content)
+                    content.append(file_part(write_picture(image, folder)))
+                case Done():
+                    continue
+            yield [*history, answer_entry(list(content))]
+    except ValueError as error:
+        yield [*history, error_entry(sentence(error))]
+
+
+def add_text(content: list[dict[str, Any]], text: str) -> None:
+    """Lengthen the last text, or begin one after a picture."""
+    if content and content[-1].get("type") == "text":
+        content[-1] = {"type": "text", "text": content[-1]["text"] + text}
+    else:
+        content.append({"type": "text", "text": text})
+
+
+def show_progress(content: list[dict[str, Any]], share: float) -> None:
+    """A bar in place of the picture that is being drawn."""
+    drop_progress(content)
+    percent = round(100 * share)
+    bar = (
+        f'<div class="drawing"><progress value="{percent}" max="100"></progress><span>Drawing {percent} %</span></div>'
+    )
+    content.append({"type": "text", "text": bar, "is_progress": True})
+
+
+def drop_progress(content: list[dict[str, Any]]) -> None:
+    if content and content[-1].get("is_progress"):
+        content.pop()
+
+
+def write_picture(image: Image.Image, folder: Path) -> Path:
+    """A new file in `folder`."""
+    with tempfile.NamedTemporaryFile(dir=folder, prefix="picture-", suffix=".png", delete=False) as file:
+        image.save(file, format="PNG")
+    return Path(file.name)
+
+
+def sentence(error: ValueError) -> str:
+    """The error's message as a sentence."""
+    text = " ".join(str(error).split())
+    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")

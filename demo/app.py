@@ -1,0 +1,75 @@
+"""`mllm demo`: load a model, build the page, serve it."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from demo.answer import Settings, stream_answer
+from demo.history import Entry
+from demo.page import ASSETS, STYLE_SHEET, Defaults, Example, build_page, theme
+from mllm.commands.arguments import CommandParser, add_model_arguments
+from mllm.pipeline import Pipeline
+
+TITLE = "mllm"
+SUBTITLE = "One model that draws, answers and edits"
+
+CIRCLE_AND_SQUARE = str(ASSETS / "circle-and-square.png")
+STAR_HEART_TRIANGLE = str(ASSETS / "star-heart-triangle.png")
+EXAMPLES = [
+    Example(
+        label="A red circle left of a blue square",
+        text="a large red circle to the left of a small blue square on a white background",
+    ),
+    Example(label="Three yellow stars on black", text="three small yellow stars on a black background"),
+    Example(label="What color is the circle?", text="What color is the circle?", files=(CIRCLE_AND_SQUARE,)),
+    Example(label="Describe this picture", text="Describe the picture.", files=(STAR_HEART_TRIANGLE,)),
+    Example(label="Make the circle green", text="Make the circle green.", files=(CIRCLE_AND_SQUARE,)),
+    Example(label="Estimate its depth", text="Depth estimation.", files=(STAR_HEART_TRIANGLE,)),
+]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Serve until interrupted."""
+    parser = CommandParser("mllm demo", description=__doc__, example="mllm demo --port 7861")
+    add_model_arguments(parser)
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 is every one")
+    parser.add_argument("--port", type=int, help="port to listen on (default: the first free one from 7860)")
+    parser.add_argument("--share", action="store_true", help="also make a public link, through a server of Gradio")
+    arguments = parser.parse_args(argv)
+
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+    pipeline = Pipeline.load(arguments.model, device=arguments.device)
+    page = build_demo(pipeline)
+    page.launch(
+        server_name=arguments.host,
+        server_port=arguments.port,
+        share=arguments.share,
+        theme=theme(),
+        css_paths=STYLE_SHEET,
+        footer_links=[],
+        ssr_mode=False,
+    )
+    return 0
+
+
+def build_demo(pipeline: Pipeline) -> Any:
+    """The page of this pipeline, not yet served."""
+    folder = Path(tempfile.mkdtemp(prefix="mllm-demo-"))
+
+    def answer(
+        history: list[Entry], seed: str, guidance: float, temperature: float, top_k: str
+    ) -> Iterator[list[Entry]]:
+        settings = Settings(seed=seed, guidance=guidance, temperature=temperature, top_k=top_k)
+        yield from stream_answer(pipeline, history, settings, folder=folder)
+
+    return build_page(
+        answer,
+        title=TITLE,
+        subtitle=SUBTITLE,
+        examples=EXAMPLES,
+        defaults=Defaults(guidance=3, temperature=1, top_k=None),
+    )

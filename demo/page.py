@@ -1,0 +1,166 @@
+"""How the page looks and which event does what. Knows gradio and nothing of models.
+
+The page loads nothing from elsewhere: system fonts, no analytics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from demo.history import Entry, user_entry
+
+ASSETS = Path(__file__).parent / "assets"
+STYLE_SHEET = ASSETS / "style.css"
+FONTS = ["ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
+MONO_FONTS = ["ui-monospace", "SFMono-Regular", "Menlo", "monospace"]
+
+Answer = Callable[..., Iterator[list[Entry]]]
+"""answer(history, seed, guidance, temperature, top_k) yields the history with the answer growing. Seed and top-k are what
+was typed."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Example:
+    """A request to click."""
+
+    label: str
+    text: str
+    files: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Defaults:
+    """What the settings show at first."""
+
+    guidance: float
+    temperature: float
+    top_k: int | None
+
+
+def theme() -> gr.themes.Base:
+    """Quiet grays, one blue, fonts of the system."""
+    return gr.themes.Base(
+        primary_hue="indigo", neutral_hue="slate", radius_size="lg", font=FONTS, font_mono=MONO_FONTS
+    ).set(
+        body_background_fill="*neutral_50",
+        block_border_width="0px",
+        block_shadow="none",
+        block_background_fill="transparent",
+        block_label_background_fill="transparent",
+        input_background_fill="white",
+        border_color_primary="*neutral_200",
+    )
+
+
+def build_page(answer: Answer, *, title: str, subtitle: str, examples: list[Example], defaults: Defaults) -> gr.Blocks:
+    """The whole page."""
+    with gr.Blocks(analytics_enabled=False, title=title, fill_height=True) as page:
+        gr.HTML(f"<header><h1>{title}</h1><p>{subtitle}</p></header>", elem_id="masthead")
+        chatbot = gr.Chatbot(
+            elem_id="chat",
+            show_label=False,
+            scale=1,
+            height="auto",
+            layout="bubble",
+            buttons=[],
+            examples=[example_card(example) for example in examples],
+            placeholder="Try one of these, or write your own.",
+            group_consecutive_messages=False,
+            latex_delimiters=[],
+        )
+        box = gr.MultimodalTextbox(
+            elem_id="request",
+            show_label=False,
+            container=False,
+            placeholder="Describe a picture, or add one and ask about it",
+            file_types=["image"],
+            file_count="multiple",
+            autofocus=True,
+        )
+        settings = build_settings(defaults)
+        connect(answer, chatbot, box, settings)
+    return page
+
+
+def example_card(example: Example) -> dict[str, Any]:
+    icon = example.files[0] if example.files else str(ASSETS / "draw.svg")
+    return {"text": example.text, "display_text": example.label, "files": list(example.files), "icon": icon}
+
+
+def build_settings(defaults: Defaults) -> list[gr.components.Component]:
+    """Seed, guidance, temperature and top-k, folded away."""
+    with gr.Accordion("Settings", open=False, elem_id="settings"), gr.Row():
+        seed = gr.Textbox(label="Seed", placeholder="new each time", max_lines=1)
+        guidance = gr.Slider(1, 12, value=defaults.guidance, step=0.5, label="Guidance")
+        temperature = gr.Slider(0.1, 2, value=defaults.temperature, step=0.05, label="Temperature")
+        top_k = gr.Textbox(label="Top-k", value=show_count(defaults.top_k), placeholder="all", max_lines=1)
+    return [seed, guidance, temperature, top_k]
+
+
+def show_count(count: int | None) -> str:
+    return "" if count is None else str(count)
+
+
+def connect(
+    answer: Answer, chatbot: gr.Chatbot, box: gr.MultimodalTextbox, settings: list[gr.components.Component]
+) -> None:
+    """Sending, clicking an example, trying again, taking back and stopping."""
+    asked = [
+        box.submit(add_request, [box, chatbot], [box, chatbot], show_progress="hidden"),
+        chatbot.example_select(add_example, [chatbot], [box, chatbot], show_progress="hidden"),
+        chatbot.retry(back_to_request, [chatbot], [box, chatbot], show_progress="hidden"),
+    ]
+    answering = [
+        event.then(answer, [chatbot, *settings], chatbot, show_progress="hidden", concurrency_id="model")
+        for event in asked
+    ]
+    for event in answering:
+        event.then(ready, None, box, show_progress="hidden")
+    chatbot.undo(take_back, chatbot, [box, chatbot], show_progress="hidden")
+    box.stop(ready, None, box, cancels=answering, show_progress="hidden")
+
+
+def ready() -> gr.MultimodalTextbox:
+    """The box as it waits for a request."""
+    return gr.MultimodalTextbox(submit_btn=True, stop_btn=False)
+
+
+def busy() -> gr.MultimodalTextbox:
+    """The box, empty, while an answer comes."""
+    return gr.MultimodalTextbox(value=None, submit_btn=False, stop_btn=True)
+
+
+def add_request(value: dict[str, Any], history: list[Entry]) -> tuple[Any, list[Entry]]:
+    """Put what was typed and uploaded into the history."""
+    return busy(), [*history, user_entry(value["text"].strip(), value["files"])]
+
+
+def add_example(selected: gr.SelectData, history: list[Entry]) -> tuple[Any, list[Entry]]:
+    files = [file["path"] if isinstance(file, dict) else file for file in selected.value.get("files") or []]
+    return busy(), [*history, user_entry(selected.value["text"], files)]
+
+
+def back_to_request(clicked: gr.RetryData, history: list[Entry]) -> tuple[Any, list[Entry]]:
+    """The history up to the request whose answer is to be tried again."""
+    return busy(), history[: last_request(history, clicked.index) + 1]
+
+
+def take_back(clicked: gr.UndoData, history: list[Entry]) -> tuple[Any, list[Entry]]:
+    """Remove the last request and its answer, and put its words back into the box."""
+    index = last_request(history, clicked.index)
+    words = " ".join(part["text"] for part in history[index]["content"] if part["type"] == "text")
+    files = [part["file"]["path"] for part in history[index]["content"] if part["type"] == "file"]
+    return gr.MultimodalTextbox(value={"text": words, "files": files}), history[:index]
+
+
+def last_request(history: list[Entry], index: Any) -> int:
+    """Where the request at or before an entry is."""
+    at = index if isinstance(index, int) else index[0]
+    while at > 0 and history[at]["role"] != "user":
+        at -= 1
+    return at
