@@ -9,11 +9,13 @@ Letters: B batch, N positions, I input width, O output width, H heads, E head wi
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tokenizer import layers
 from tokenizer.layers import GeGLU
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -46,9 +48,8 @@ class ProjectionAttention(nn.Module):
         qkv = F.linear(hidden_BNI, self.qkv.weight, bias).unflatten(-1, (3, self.num_heads, -1))
         query, key, value = qkv.permute(2, 0, 3, 1, 4)
         if attend is None:
-            attended_BHNE = F.scaled_dot_product_attention(query, key, value, is_causal=self.causal)
-        else:
-            attended_BHNE = attend(query, key, value)
+            attend = partial(layers.attend, causal=self.causal)
+        attended_BHNE = attend(query, key, value)
         if not self.averages_heads:
             return self.proj(attended_BHNE.transpose(1, 2).flatten(2))
         mean_BNE = attended_BHNE.mean(dim=1)
