@@ -19,6 +19,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     values = read_yaml(find_recipe(words[0]))
     match values.get("kind"):
+        case "text_tokenizer":
+            from train.text_recipe import TextTokenizerRecipe
+            from train.text_tokenizer import train_world_tokenizer
+
+            train_world_tokenizer(resolve(TextTokenizerRecipe, values, words[1:]))
         case "image_tokenizer":
             from train.tokenizer_recipe import TokenizerRecipe
             from train.tokenizer_trainer import TokenizerTrainer
@@ -30,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             train_mllm(resolve(MLLMRecipe, values, words[1:]))
         case kind:
-            raise ValueError(f"the recipe's kind is {kind!r}; it must be image_tokenizer or mllm")
+            raise ValueError(f"the recipe's kind is {kind!r}; it must be text_tokenizer, image_tokenizer or mllm")
     return 0
 
 

@@ -5,8 +5,14 @@ from __future__ import annotations
 import io
 from collections.abc import Iterable
 from pathlib import Path
+from random import Random
 
 import sentencepiece
+
+from mllm.conversation import ASSISTANT, UNCONDITIONAL, USER
+from mllm.world.dialogue import JOBS, make_dialogue
+from mllm.world.episode import make_episode
+from train.text_recipe import TextTokenizerRecipe
 
 
 def train_text_tokenizer(sentences: Iterable[str], path: Path, *, vocab_size: int) -> None:
@@ -27,6 +33,7 @@ def train_text_tokenizer(sentences: Iterable[str], path: Path, *, vocab_size: in
             character_coverage=1.0,
             normalization_rule_name="identity",
             remove_extra_whitespaces=False,
+            add_dummy_prefix=False,  # a piece of a dialogue must not depend on where it stands
             unk_id=0,
             bos_id=1,
             eos_id=2,
@@ -38,3 +45,22 @@ def train_text_tokenizer(sentences: Iterable[str], path: Path, *, vocab_size: in
         raise ValueError(f"the text tokenizer cannot be trained with {vocab_size} pieces: {error}") from None
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(model.getvalue())
+
+
+def world_sentences(num_dialogues: int, *, seed: int) -> Iterable[str]:
+    """Every text of that many dialogues of the synthetic world, framed as it will be when it is encoded."""
+    rng = Random(f"sentences/{seed}")
+    for index in range(num_dialogues):
+        dialogue = make_dialogue(JOBS[index % len(JOBS)], make_episode(index, seed=seed), rng)
+        for turn in dialogue.turns:
+            for part in turn.parts:
+                if isinstance(part, str):
+                    yield " " + part
+            yield ASSISTANT if turn.role == "user" else USER
+
+
+def train_world_tokenizer(recipe: TextTokenizerRecipe) -> None:
+    """The text tokenizer of the bundled model."""
+    sentences = world_sentences(recipe.dialogues, seed=recipe.seed)
+    dropped = [f" {UNCONDITIONAL}"] * (recipe.dialogues // 10)  # about as often as training drops an instruction
+    train_text_tokenizer([*sentences, *dropped], recipe.output, vocab_size=recipe.vocab_size)

@@ -22,9 +22,9 @@ class TokenizerLossWeights:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RevivalSchedule:
-    initialise_at: int = 20
-    """Step at which the codebooks are placed on the encoder's features (k-means)."""
+class CodebookSchedule:
+    initialise_at: int = 300
+    """Steps without quantization; then the codebooks are placed on the encoder's features (k-means)."""
     every: int = 10
     """Steps between two revivals of dead codebook entries."""
     threshold: float = 0.05
@@ -56,7 +56,7 @@ class TokenizerRecipe:
     ema_decay: float = 0.998
     """Of the average of the weights that is shipped; 0 ships the last weights."""
     loss: TokenizerLossWeights = field(default_factory=TokenizerLossWeights)
-    revival: RevivalSchedule = field(default_factory=RevivalSchedule)
+    codebooks: CodebookSchedule = field(default_factory=CodebookSchedule)
     precision: Literal["no", "bf16", "fp16"] = "bf16"
     """Of the matrix products (autocast); the quantizer is always float32."""
     num_workers: int = 1

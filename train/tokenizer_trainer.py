@@ -124,6 +124,7 @@ class TokenizerTrainer:
         recipe, device = self.recipe, self.accelerator.device
         pixels_B3HW = pixels_B3HW.to(device).float().div(127.5).sub(1)
         self.model.train()
+        is_continuous = self.step < recipe.codebooks.initialise_at
         with self.accelerator.autocast():
             output = self.model(
                 pixels_B3HW,
@@ -134,7 +135,7 @@ class TokenizerTrainer:
             "reconstruction": reconstruction_loss(
                 output.reconstruction_B3HW, pixels_B3HW, l1_weight=recipe.loss.l1, l2_weight=recipe.loss.l2
             ),
-            "vq": recipe.loss.vq * output.vq_loss,
+            "vq": (0.0 if is_continuous else recipe.loss.vq) * output.vq_loss,
         }
         if recipe.loss.entropy:
             parts["entropy"] = recipe.loss.entropy * output.entropy_loss
@@ -166,9 +167,9 @@ class TokenizerTrainer:
     @torch.no_grad()
     def _tend_codebooks(self, pixels_B3HW: Tensor) -> int:
         """Place the codebooks on the first features that mean something, later revive dead entries; how many."""
-        schedule, model = self.recipe.revival, self.unwrapped
+        schedule, model = self.recipe.codebooks, self.unwrapped
         with self.accelerator.autocast():
-            if self.step == schedule.initialise_at:
+            if self.step + 1 == schedule.initialise_at:
                 model.initialise_codes(pixels_B3HW)
             is_time = self.step % schedule.every == 0 and self.step > schedule.initialise_at
             if not is_time or self.step > schedule.until * self.recipe.steps:

@@ -1,0 +1,95 @@
+"""Packed batches of the synthetic world: batch b is a pure function of b, so training can stop and go on anywhere.
+
+In: the codes of the episodes' pictures and a mixture of jobs. Out: one `PackedBatch` per index. Wordings are always new;
+pictures come from a fixed number of episodes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from random import Random
+
+import numpy as np
+from torch.utils.data import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from mllm.config import MLLMConfig
+from mllm.conversation import CodesPart, Message, TextPart, unconditional
+from mllm.packing import PackedBatch, Packer
+from mllm.sequence import Sequence, build_sequence
+from mllm.world.dialogue import JOBS, Dialogue, make_dialogue
+from mllm.world.episode import Episode, make_episode
+from train.data.world_codes import WorldCodes
+from train.mllm_recipe import WorldData
+
+ON_EITHER_SCENE = ("draw", "describe", "ask")
+"""Jobs that are as well about the edited scene as about the first one."""
+DENSE = ("depth", "segment")
+"""Jobs that need pictures which only some episodes have encoded."""
+DROPPABLE = ("draw", "edit", "depth", "segment")
+"""Jobs whose instruction may be dropped: a single turn that ends in a picture."""
+MAX_REFUSALS = 6
+"""Sequences that found no room before a batch is called full."""
+
+
+class WorldBatches(Dataset):
+    """`num_batches` packed batches of `rows` rows of `length` positions."""
+
+    def __init__(
+        self,
+        data: WorldData,
+        codes: WorldCodes,
+        *,
+        tokenizer: PreTrainedTokenizerBase,
+        config: MLLMConfig,
+        grid: tuple[int, int],
+        length: int,
+        rows: int,
+        num_batches: int,
+    ) -> None:
+        unknown = sorted(set(data.jobs) - set(JOBS))
+        if unknown or sum(data.jobs.values()) <= 0:
+            raise ValueError(f"data.jobs names {unknown or data.jobs}; give weights above 0 to some of {', '.join(JOBS)}")
+        self.data, self.codes, self.tokenizer, self.config = data, codes, tokenizer, config
+        self.grid, self.length, self.rows, self.num_batches = grid, length, rows, num_batches
+
+    def __len__(self) -> int:
+        return self.num_batches
+
+    def __getitem__(self, index: int) -> PackedBatch:
+        rng = Random(f"batch/{self.data.seed}/{index}")
+        packer = Packer(length=self.length, pad_token_id=self.config.pad_token_id, num_rows=self.rows)
+        refusals = 0
+        while refusals < MAX_REFUSALS:
+            refusals += not packer.add(self.draw_sequence(rng))
+        return packer.batch()
+
+    def draw_sequence(self, rng: Random) -> Sequence:
+        """One random sample of the mixture."""
+        job = rng.choices(list(self.data.jobs), list(self.data.jobs.values()))[0]
+        index = rng.randrange(len(self.codes))
+        if job in DENSE:
+            index -= index % self.codes.dense_every
+        episode = make_episode(index, seed=self.codes.seed)
+        about = replace(episode, scene=episode.edited) if job in ON_EITHER_SCENE and rng.random() < 0.5 else episode
+        messages = to_messages(make_dialogue(job, about, rng), episode, self.codes[index], self.grid)
+        if job in DROPPABLE and rng.random() < self.data.prompt_dropout:
+            messages = unconditional(messages)
+        return build_sequence(messages, tokenizer=self.tokenizer, config=self.config)
+
+
+def to_messages(
+    dialogue: Dialogue, episode: Episode, codes_SKN: np.ndarray, grid: tuple[int, int]
+) -> list[Message]:
+    """The dialogue with the codes of its episode's pictures in place of the references."""
+    slots = {picture: slot for slot, picture in enumerate(episode.pictures)}
+    return [
+        Message(
+            turn.role,
+            tuple(
+                TextPart(part) if isinstance(part, str) else CodesPart(codes_SKN[slots[part]], grid)
+                for part in turn.parts
+            ),
+        )
+        for turn in dialogue.turns
+    ]
