@@ -1,7 +1,7 @@
 """One answer, growing: the pipeline's events in, the history to show out, again and again while the answer comes.
 
-Text is shown as it comes and a picture as the share of it that is done. An error becomes an entry of the history, in words.
-Knows neither gradio nor the model, only events.
+Text is shown as it comes and a picture as the share of it that is done. An error becomes an entry of the history, in
+words. Knows neither gradio nor the model, only events.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from mllm.pipeline import Done, ImageDone, ImageProgress, Pipeline, TextDelta
 class Settings:
     """What stands in the fields under "Settings"."""
 
-    seed: str
+    seed: str | None
     """Digits, or nothing for a new one each time."""
     guidance: float
     temperature: float
-    top_k: str
+    top_k: str | None
     """Digits, or nothing for all."""
 
     def overrides(self) -> dict[str, Any]:
@@ -39,9 +39,9 @@ class Settings:
         }
 
 
-def read_count(text: str, *, name: str) -> int | None:
+def read_count(text: str | None, *, name: str) -> int | None:
     """The whole number in a field that may be left empty."""
-    if not text.strip():
+    if not text or not text.strip():
         return None
     if not text.strip().isdecimal():
         raise ValueError(f"{name} is not a whole number: found {text!r}; type digits, or leave it empty")

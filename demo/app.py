@@ -61,7 +61,7 @@ def build_demo(pipeline: Pipeline) -> Any:
     folder = Path(tempfile.mkdtemp(prefix="mllm-demo-"))
 
     def answer(
-        history: list[Entry], seed: str, guidance: float, temperature: float, top_k: str
+        history: list[Entry], seed: str | None, guidance: float, temperature: float, top_k: str | None
     ) -> Iterator[list[Entry]]:
         settings = Settings(seed=seed, guidance=guidance, temperature=temperature, top_k=top_k)
         yield from stream_answer(pipeline, history, settings, folder=folder)

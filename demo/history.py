@@ -1,7 +1,8 @@
 """Between the chat that the page shows and the messages that the pipeline reads.
 
-In: the page's history, a list of {role, content, metadata} dicts whose content is a list of texts and files. Out: messages;
-and the other way, entries to show. The history is the only state of a conversation. Knows neither gradio nor the model.
+In: the page's history, a list of {role, content, metadata} dicts whose content is a list of texts and files. Out:
+messages; and the other way, entries to show. The history is the only state of a conversation. Knows neither gradio nor
+the model.
 """
 
 from __future__ import annotations
