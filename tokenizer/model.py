@@ -86,16 +86,22 @@ class UniTok(nn.Module):
         return self.decoder.last_weight.dtype
 
     def forward(
-        self, pixels_B3HW: Tensor, text_ids_BT: Tensor | None = None, *, with_entropy: bool = False
+        self,
+        pixels_B3HW: Tensor,
+        text_ids_BT: Tensor | None = None,
+        *,
+        with_entropy: bool = False,
+        continuous: bool = False,
     ) -> UniTokOutput:
         """Reconstruct with gradients through the quantizer; see `encode` and `decode` for use.
 
         Args:
             text_ids_BT: captions of the pictures; with them the contrastive features are computed.
             with_entropy: compute the entropy loss (costly with large codebooks).
+            continuous: do not quantize; for the first steps of training.
         """
         grid = self.grid_of(pixels_B3HW)
-        quantized = self.quantizer(self.features(pixels_B3HW), with_entropy=with_entropy)
+        quantized = self.quantizer(self.features(pixels_B3HW), with_entropy=with_entropy, continuous=continuous)
         hidden_BND = self._widen(quantized.vectors_BNZ)
         contrastive = {}
         if text_ids_BT is not None:

@@ -74,8 +74,13 @@ class MultiCodebookQuantizer(nn.Module):
         vectors_MZ = gather_entries(self.table_KCE(), codes_KM).transpose(0, 1).flatten(1)
         return vectors_MZ.unflatten(0, (codes_BKN.shape[0], -1))
 
-    def forward(self, features_BNZ: Tensor, *, with_entropy: bool = False) -> Quantized:
-        """Quantize with gradients, losses and usage statistics (updated in training mode only)."""
+    def forward(self, features_BNZ: Tensor, *, with_entropy: bool = False, continuous: bool = False) -> Quantized:
+        """Quantize with gradients, losses and usage statistics (updated in training mode only).
+
+        Args:
+            continuous: let the normalised features through as they are; for the first steps of training, until the
+                encoder says something that is worth placing codebooks on.
+        """
         with torch.autocast(features_BNZ.device.type, enabled=False):
             features_KME = F.normalize(self.slices_KME(features_BNZ), dim=-1)
             table_KCE = self.table_KCE()
@@ -83,7 +88,7 @@ class MultiCodebookQuantizer(nn.Module):
             entries_KME = gather_entries(table_KCE, codes_KM)
             commitment = F.mse_loss(features_KME, entries_KME.detach())
             vq_loss = self.beta * commitment + F.mse_loss(entries_KME, features_KME.detach())
-            through_KME = features_KME + (entries_KME - features_KME).detach()
+            through_KME = features_KME if continuous else features_KME + (entries_KME - features_KME).detach()
             entropy_loss = vq_loss.new_zeros(())
             if with_entropy:
                 entropy_loss = self._entropy_loss(features_KME, table_KCE)
