@@ -20,8 +20,8 @@ FONTS = ["ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Roboto", "s
 MONO_FONTS = ["ui-monospace", "SFMono-Regular", "Menlo", "monospace"]
 
 Answer = Callable[..., Iterator[list[Entry]]]
-"""answer(history, seed, guidance, temperature, top_k) yields the history with the answer growing; seed and top-k are the
-texts that were typed."""
+"""answer(history, seed, guidance, temperature, top_k) yields the history with the answer growing; seed and top-k are
+texts, as typed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
