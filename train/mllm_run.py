@@ -14,6 +14,7 @@ from mllm.config import MLLMConfig
 from mllm.model import MLLMForConditionalGeneration
 from mllm.vocabulary import extend_tokenizer, load_text_tokenizer
 from tokenizer.model import UniTok
+from train.cpu_speed import speed_up
 from train.data.world_codes import WorldCodes
 from train.data.world_sequences import WorldBatches
 from train.mllm_recipe import MLLMRecipe
@@ -33,6 +34,8 @@ def train_mllm(recipe: MLLMRecipe) -> None:
     text_tokenizer = load_text_tokenizer(recipe.text_tokenizer)
     model = build_model(recipe, text_tokenizer, image_tokenizer)
     logger.info("the model has %.2f M parameters", sum(p.numel() for p in model.parameters()) / 1e6)
+    if arguments.use_cpu:
+        speed_up(model.backbone, compiles=recipe.compile_backbone)
     codes = encode_world(recipe, image_tokenizer, bf16=arguments.bf16)
     batches = WorldBatches(
         recipe.data,

@@ -7,7 +7,6 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from mllm.model import MLLMForConditionalGeneration
-from mllm.processor import MLLMProcessor
 from tokenizer.model import UniTok
 
 
@@ -19,5 +18,7 @@ def save_model_folder(
     image_tokenizer: UniTok,
 ) -> None:
     """Write everything that inference needs."""
+    from mllm.processor import MLLMProcessor
+
     model.save_pretrained(folder)
     MLLMProcessor(tokenizer=text_tokenizer, image_tokenizer=image_tokenizer).save_pretrained(folder)

@@ -24,8 +24,8 @@ from train.mllm_recipe import WorldData
 
 ON_EITHER_SCENE = ("draw", "describe", "ask")
 """Jobs that are as well about the edited scene as about the first one."""
-DENSE = ("depth", "segment")
-"""Jobs that need pictures which only some episodes have encoded."""
+DENSE = ("depth", "segment", "interleaved", "multi_turn")
+"""Jobs that may need the pictures which only some episodes have encoded."""
 DROPPABLE = ("draw", "edit", "depth", "segment")
 """Jobs whose instruction may be dropped: a single turn that ends in a picture."""
 MAX_REFUSALS = 6

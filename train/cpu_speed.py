@@ -1,0 +1,50 @@
+"""What makes training on a CPU faster without changing what is computed.
+
+PyTorch's fused attention kernel takes three times as long as plain matrix products to go forward and backward through
+short rows on a CPU (measured at 32 rows x 4 heads x 256 positions in bfloat16: 69 ms against 24 ms), so training spells
+attention out. The compiler fuses the elementwise rest of the backbone, whose shapes do not change from batch to batch.
+
+Letters: B batch, H heads, T queries, S keys, d head width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import repeat_kv
+from transformers.masking_utils import sdpa_mask
+
+SPELLED_OUT = "spelled_out"
+"""Name of the attention among those of transformers."""
+
+
+def spelled_out_attention(
+    module: nn.Module,
+    query_BHTd: Tensor,
+    key_BHSd: Tensor,
+    value_BHSd: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **kwargs: object,
+) -> tuple[Tensor, None]:
+    """Attention as transformers calls it; `attention_mask` is boolean, true where a place may look."""
+    key_BHSd = repeat_kv(key_BHSd, module.num_key_value_groups)
+    value_BHSd = repeat_kv(value_BHSd, module.num_key_value_groups)
+    scores_BHTS = (query_BHTd * (scaling or query_BHTd.shape[-1] ** -0.5)) @ key_BHSd.transpose(2, 3)
+    if attention_mask is None:
+        attention_mask = torch.ones(scores_BHTS.shape[-2:], dtype=torch.bool, device=scores_BHTS.device).tril()
+    bias_B1TS = torch.zeros(attention_mask.shape, dtype=scores_BHTS.dtype, device=scores_BHTS.device)
+    bias_B1TS = bias_B1TS.masked_fill(~attention_mask, torch.finfo(scores_BHTS.dtype).min)
+    weights_BHTS = nn.functional.dropout((scores_BHTS + bias_B1TS).softmax(dim=-1), dropout, module.training)
+    return (weights_BHTS @ value_BHSd).transpose(1, 2).contiguous(), None
+
+
+def speed_up(backbone: PreTrainedModel, *, compiles: bool) -> None:
+    """Prepare a backbone for training on a CPU (changed in place; what is saved stays the same)."""
+    AttentionInterface.register(SPELLED_OUT, spelled_out_attention)
+    AttentionMaskInterface.register(SPELLED_OUT, sdpa_mask)
+    backbone.set_attn_implementation(SPELLED_OUT)
+    if compiles:
+        backbone.compile(dynamic=False)
