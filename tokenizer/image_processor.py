@@ -1,0 +1,171 @@
+"""Pictures as people have them to the pixels the tokenizer wants, and back.
+
+Comes in: any PIL image. Goes out: float pixels (B, 3, H, W) in [-1, 1] of one exact size. Knows no model.
+UniTok resizes differently at every entry point; each way has a name in `PREPARATIONS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+Resampling = Image.Resampling
+CLIP_MEAN_COLOR = (122, 116, 104)
+DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preparation:
+    """How a picture gets to its size."""
+
+    resize: Literal["shorter", "direct", "none"]
+    """Scale the shorter side (then crop), stretch both sides, or leave the scale alone (then crop)."""
+    ratio: float = 1.0
+    """The shorter side becomes this many times the crop."""
+    resampling: Image.Resampling = Resampling.BILINEAR
+    pad_color: tuple[int, int, int] | None = None
+    """Pad to a square with this colour first."""
+
+
+PREPARATIONS = {
+    "reconstruction": Preparation(resize="shorter", ratio=1.125),  # inference.py: shorter side 288, crop 256
+    "zero_shot": Preparation(resize="shorter", resampling=Resampling.BICUBIC),  # CLIP validation
+    "visual": Preparation(resize="shorter", ratio=1.125, resampling=Resampling.LANCZOS),  # sheets while training
+    "crop": Preparation(resize="none"),  # rFID: the pictures already have about the right size
+    "understanding": Preparation(resize="direct", pad_color=CLIP_MEAN_COLOR),  # questions about pictures
+    "cover": Preparation(resize="shorter", resampling=Resampling.LANCZOS),  # fill the size, lose the borders
+    "stretch": Preparation(resize="direct", resampling=Resampling.LANCZOS),  # keep all, lose the proportions
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageProcessor:
+    """Prepares every picture for one size; equal pictures of that size pass unchanged in most preparations."""
+
+    height: int
+    width: int
+    preparation: str = "cover"
+    """A name in `PREPARATIONS`."""
+
+    def __post_init__(self) -> None:
+        if self.preparation not in PREPARATIONS:
+            raise ValueError(f"unknown preparation; got {self.preparation!r}; use one of {sorted(PREPARATIONS)}")
+        if self.height < 1 or self.width < 1:
+            raise ValueError(f"sizes must be positive; got {self.height} x {self.width}; give pixels")
+
+    def __call__(self, images: Image.Image | Sequence[Image.Image]) -> Tensor:
+        """Float32 pixels (B, 3, height, width) in [-1, 1]; one picture makes a batch of one."""
+        images = [images] if isinstance(images, Image.Image) else list(images)
+        if not images:
+            return torch.empty(0, 3, self.height, self.width)
+        pixels_BHW3 = np.stack([np.asarray(self.prepare(image)) for image in images])
+        return torch.from_numpy(pixels_BHW3).permute(0, 3, 1, 2).float().div(127.5).sub(1.0)
+
+    def prepare(self, image: Image.Image) -> Image.Image:
+        """The RGB picture that the tokenizer sees."""
+        how = PREPARATIONS[self.preparation]
+        image = to_rgb(image)
+        if how.pad_color is not None:
+            image = pad_to_square(image, how.pad_color)
+        match how.resize:
+            case "direct":
+                return image.resize((self.width, self.height), how.resampling)
+            case "shorter":
+                image = self._scale(image, how)
+            case "none":
+                pass
+            case _:
+                raise ValueError(f"unknown resize; got {how.resize!r}; use 'shorter', 'direct' or 'none'")
+        return crop_center(image, self.width, self.height)
+
+    def _scale(self, image: Image.Image, how: Preparation) -> Image.Image:
+        """Scale until the crop, `ratio` times enlarged, just fits; the longer side is truncated, as in torchvision."""
+        wide, high = int(self.width * how.ratio), int(self.height * how.ratio)
+        if wide * image.height >= high * image.width:
+            size = (wide, wide * image.height // image.width)
+        else:
+            size = (high * image.width // image.height, high)
+        return image if size == image.size else image.resize(size, how.resampling)
+
+
+def to_images(pixels_B3HW: Tensor, *, truncate: bool = False) -> list[Image.Image]:
+    """Pixels in [-1, 1] to RGB pictures; values outside are clamped and NaN becomes grey.
+
+    Args:
+        truncate: round down instead of to the nearest, as UniTok's text-to-image scripts do.
+    """
+    scaled = (pixels_B3HW.detach().float().cpu() + 1.0) * 127.5
+    scaled = scaled.nan_to_num(nan=128.0)
+    levels = (scaled.floor() if truncate else scaled.round()).clamp(0, 255).to(torch.uint8)
+    return [Image.fromarray(picture_HW3) for picture_HW3 in levels.permute(0, 2, 3, 1).contiguous().numpy()]
+
+
+def open_image(path: str | Path) -> Image.Image:
+    """Read a picture file completely, or say clearly why not."""
+    path = Path(path)
+    if not path.is_file():
+        found = "it is a folder" if path.is_dir() else "there is no such file"
+        raise FileNotFoundError(f"cannot open picture {path}; {found}; check the path")
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return ImageOps.exif_transpose(image)
+    except UnidentifiedImageError as error:
+        raise ValueError(f"cannot read picture {path}; it is in no known format; convert it to PNG or JPEG") from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(
+            f"cannot read picture {path}; {error}; the file is damaged or too large, save it anew"
+        ) from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any mode to RGB: upright (EXIF), transparency on white, 16 bit scaled to 8."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode in DEEP_MODES:
+        return Image.fromarray(to_8_bit(np.asarray(image))).convert("RGB")
+    if image.has_transparency_data:
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+    return image.convert("RGB")
+
+
+def to_8_bit(levels_HW: np.ndarray) -> np.ndarray:
+    """Grey levels of any depth to 8 bit: float pictures hold 0..1, integers 0..255 or 0..65535."""
+    if levels_HW.dtype.kind == "f":
+        top = 1.0 if levels_HW.max(initial=0.0) <= 1.0 else 255.0
+    else:
+        top = 65535.0 if levels_HW.dtype.itemsize == 2 or levels_HW.max(initial=0) > 255 else 255.0
+    levels_HW = np.nan_to_num(levels_HW.astype(np.float64))
+    return (levels_HW / top * 255.0).round().clip(0, 255).astype(np.uint8)
+
+
+def pad_to_square(image: Image.Image, color: tuple[int, int, int]) -> Image.Image:
+    """The picture in the middle of a square of its longer side."""
+    side = max(image.size)
+    if image.size == (side, side):
+        return image
+    square = Image.new("RGB", (side, side), color)
+    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    return square
+
+
+def crop_center(image: Image.Image, width: int, height: int) -> Image.Image:
+    """The middle of the picture; what lies outside of it is black (as torchvision's CenterCrop)."""
+    if image.size == (width, height):
+        return image
+    left, top = center_offset(image.width, width), center_offset(image.height, height)
+    return image.crop((left, top, left + width, top + height))
+
+
+def center_offset(size: int, crop: int) -> int:
+    """Where a centred crop starts; negative when it is larger than the picture."""
+    return round((size - crop) / 2) if size >= crop else -((crop - size) // 2)
