@@ -1,1 +1,1 @@
-"""Everything that learns: recipes, data, the trainers of the text tokenizer, the image tokenizer and the language model."""
+"""Everything that learns: recipes, data, the trainers of both tokenizers and of the unified model."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 class MetricsLog:
-    """Appends to `metrics.jsonl`; entries after the step that a run resumes from are dropped, so that none is doubled."""
+    """Appends to `metrics.jsonl`; entries after the step that a run resumes from are dropped: none is doubled."""
 
     def __init__(self, path: Path, *, resumed_step: int = 0) -> None:
         self.path = path

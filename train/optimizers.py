@@ -1,7 +1,7 @@
 """AdamW, and Muon with AdamW for what Muon does not cover, chosen by a recipe.
 
-Muon (Keller Jordan, 2024; `torch.optim.Muon`) orthogonalises the update of every hidden matrix; embeddings, output layers,
-norms and biases stay with AdamW.
+Muon (Keller Jordan, 2024; `torch.optim.Muon`) orthogonalises the update of every hidden matrix; embeddings, output
+layers, norms and biases stay with AdamW.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ class OptimizerRecipe:
     def __post_init__(self) -> None:
         if min(self.learning_rate, self.matrix_learning_rate) <= 0:
             raise ValueError(
-                f"learning rates must be above 0, found {self.learning_rate} and {self.matrix_learning_rate}; mend the recipe"
+                f"learning rates must be above 0, found {self.learning_rate} and {self.matrix_learning_rate}; "
+                "mend the recipe"
             )
 
 

@@ -1,8 +1,8 @@
 """A YAML recipe and command line overrides in, one frozen dataclass out.
 
 A recipe names its `kind`; the kind decides which dataclass the other keys must fit. Unknown keys and wrong types are
-errors that name the key. The resolved recipe can be written beside a checkpoint and fed back. This file knows nothing of
-training.
+errors that name the key. The resolved recipe can be written beside a checkpoint and fed back. This file knows nothing
+of training.
 """
 
 from __future__ import annotations

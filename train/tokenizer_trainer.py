@@ -1,8 +1,8 @@
 """Train the image tokenizer (UniTok): reconstruction, vector quantisation, and pictures against captions.
 
 In: a `TokenizerRecipe`. Out: a folder with checkpoints, `metrics.jsonl`, sheets of reconstructions and, at the end, the
-tokenizer in `final/`. The picture of every step is a function of the step, so a resumed run equals an uninterrupted one.
-Adversarial and perceptual losses are not here yet.
+tokenizer in `final/`. The picture of every step is a function of the step, so a resumed run equals an uninterrupted
+one. Adversarial and perceptual losses are not here yet.
 """
 
 from __future__ import annotations
@@ -218,7 +218,7 @@ def build_captions(recipe: TokenizerRecipe, config: UniTokConfig) -> CaptionEnco
         return None
     if recipe.text_tokenizer is None or not config.has_text_tower:
         raise ValueError(
-            f"loss.contrastive is {recipe.loss.contrastive} but text_tokenizer or the text tower (architecture.embed_dim) "
-            "is missing; give both or set loss.contrastive to 0"
+            f"loss.contrastive is {recipe.loss.contrastive} but text_tokenizer or the text tower "
+            "(architecture.embed_dim) is missing; give both or set loss.contrastive to 0"
         )
     return CaptionEncoder(recipe.text_tokenizer, vocab_size=config.text_vocab_size, context=config.text_context)

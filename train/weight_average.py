@@ -39,7 +39,9 @@ class WeightAverage(TrainerCallback):
         """Overwrite the parameters of `model` with the average, if any step was averaged."""
         if not self.average.n_averaged:
             return
-        for (_, target), (_, source) in zip(_Learning(model).named_tensors(), self.average.module.named_tensors(), strict=True):
+        for (_, target), (_, source) in zip(
+            _Learning(model).named_tensors(), self.average.module.named_tensors(), strict=True
+        ):
             target.copy_(source)
 
 

@@ -12,7 +12,12 @@ from train.cpu_speed import speed_up
 def test_spelled_out_attention_equals_the_fused_one() -> None:
     torch.manual_seed(0)
     config = LlamaConfig(
-        hidden_size=24, intermediate_size=20, num_hidden_layers=2, num_attention_heads=6, num_key_value_heads=3, vocab_size=11
+        hidden_size=24,
+        intermediate_size=20,
+        num_hidden_layers=2,
+        num_attention_heads=6,
+        num_key_value_heads=3,
+        vocab_size=11,
     )
     backbone = LlamaModel(config).eval()
     hidden_BTD = torch.randn(2, 7, 24)

@@ -22,7 +22,9 @@ class Toy:
 
 
 def test_overrides_win_over_the_file_and_keep_their_types() -> None:
-    toy = resolve(Toy, {"output": "out", "schedule": {"rate": "5e-5"}}, ["--steps", "7", "--schedule.betas", "[0.5, 0.6]"])
+    toy = resolve(
+        Toy, {"output": "out", "schedule": {"rate": "5e-5"}}, ["--steps", "7", "--schedule.betas", "[0.5, 0.6]"]
+    )
     assert toy == Toy(output=Path("out"), steps=7, schedule=Schedule(rate=5e-5, betas=(0.5, 0.6)))
 
 
@@ -43,7 +45,9 @@ def test_a_resolved_recipe_can_be_fed_back(tmp_path: Path) -> None:
         ({}, [], "output"),
     ],
 )
-def test_a_wrong_recipe_is_refused_in_one_sentence_that_names_the_key(values: dict, overrides: list, named: str) -> None:
+def test_a_wrong_recipe_is_refused_in_one_sentence_that_names_the_key(
+    values: dict, overrides: list, named: str
+) -> None:
     with pytest.raises(ValueError, match=named) as caught:
         resolve(Toy, values, overrides)
     assert "\n" not in str(caught.value)

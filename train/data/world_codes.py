@@ -88,11 +88,7 @@ class WorldCodes:
     def _encode(
         self, tokenizer: UniTok, indices: Sequence[int], *, precision: torch.dtype, num_workers: int
     ) -> NDArray[np.uint16]:
-        places = [
-            (index, slot)
-            for index in indices
-            for slot in range(NUM_PICTURES if self.is_dense(index) else 2)
-        ]
+        places = [(index, slot) for index in indices for slot in range(NUM_PICTURES if self.is_dense(index) else 2)]
         pictures = _Pictures(places, size=tokenizer.config.image_size, seed=self.seed)
         loader = DataLoader(pictures, batch_size=BATCH_SIZE, num_workers=num_workers)
         device = next(tokenizer.parameters()).device

@@ -49,14 +49,16 @@ class CaptionEncoder:
         import sentencepiece
 
         if not model_file.is_file():
-            raise FileNotFoundError(f"there is no SentencePiece model {model_file}; train it first or mend text_tokenizer")
+            raise FileNotFoundError(
+                f"there is no SentencePiece model {model_file}; train it first or mend text_tokenizer"
+            )
         self.pieces = sentencepiece.SentencePieceProcessor(model_file=str(model_file))
         self.context = context
         self.end_of_text = vocab_size - 1
         if self.pieces.vocab_size() > self.end_of_text:
             raise ValueError(
-                f"the text tower has {vocab_size} ids but {model_file} has {self.pieces.vocab_size()} pieces and one more "
-                "is needed for the end of text; raise text_vocab_size"
+                f"the text tower has {vocab_size} ids but {model_file} has {self.pieces.vocab_size()} pieces and one "
+                "more is needed for the end of text; raise text_vocab_size"
             )
 
     def encode(self, picture: Picture, rng: Random) -> Tensor:

@@ -1,7 +1,7 @@
 """Packed batches of the synthetic world: batch b is a pure function of b, so training can stop and go on anywhere.
 
-In: the codes of the episodes' pictures and a mixture of jobs. Out: one `PackedBatch` per index. Wordings are always new;
-pictures come from a fixed number of episodes.
+In: the codes of the episodes' pictures and a mixture of jobs. Out: one `PackedBatch` per index. Wordings are always
+new; pictures come from a fixed number of episodes.
 """
 
 from __future__ import annotations
@@ -49,7 +49,9 @@ class WorldBatches(Dataset):
     ) -> None:
         unknown = sorted(set(data.jobs) - set(JOBS))
         if unknown or sum(data.jobs.values()) <= 0:
-            raise ValueError(f"data.jobs names {unknown or data.jobs}; give weights above 0 to some of {', '.join(JOBS)}")
+            raise ValueError(
+                f"data.jobs names {unknown or data.jobs}; give weights above 0 to some of {', '.join(JOBS)}"
+            )
         self.data, self.codes, self.tokenizer, self.config = data, codes, tokenizer, config
         self.grid, self.length, self.rows, self.num_batches = grid, length, rows, num_batches
 
@@ -78,9 +80,7 @@ class WorldBatches(Dataset):
         return build_sequence(messages, tokenizer=self.tokenizer, config=self.config)
 
 
-def to_messages(
-    dialogue: Dialogue, episode: Episode, codes_SKN: np.ndarray, grid: tuple[int, int]
-) -> list[Message]:
+def to_messages(dialogue: Dialogue, episode: Episode, codes_SKN: np.ndarray, grid: tuple[int, int]) -> list[Message]:
     """The dialogue with the codes of its episode's pictures in place of the references."""
     slots = {picture: slot for slot, picture in enumerate(episode.pictures)}
     return [

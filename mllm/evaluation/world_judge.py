@@ -1,0 +1,134 @@
+"""Judge one part of an answer about the synthetic world, given what the picture on the table shows.
+
+In: a `Check` of a dialogue, the text or picture that a model gave, and the scene that is being talked about. That
+scene is the dialogue's own where the user gave the picture, and what the checker read from the model's own picture
+where the model drew it: then questions are answered anew for that picture, and edits mean the same object wherever it
+stands.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from PIL import Image
+
+from mllm.world.checker import check, parse
+from mllm.world.describe_language import check_description
+from mllm.world.edit_language import check_edit
+from mllm.world.edits import Edit
+from mllm.world.questions import answer, normalize_answer
+from mllm.world.render import DEPTH_GRAY, SEGMENTATION_RGB, render_depth, render_segmentation
+from mllm.world.scene import Scene
+from mllm.world.turns import Check
+
+DENSE_PASS = 0.9
+"""Mean IoU from which a depth or segmentation picture counts as right."""
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """The verdict on one part, and what is on the table afterwards."""
+
+    passed: bool
+    scene: Scene | None  # what the next parts are about; None when the picture could not be read
+    reasons: tuple[str, ...] = ()  # what did not hold
+    mean_iou: float | None = None  # dense pictures only
+    pixel_accuracy: float | None = None
+
+
+def judge(item: Check, given: str | Image.Image, scene: Scene | None) -> Judgement:
+    """Judge `given` as the part of an answer that `item` checks; `scene` is what is on the table."""
+    wants_picture = item.kind in ("draw", "edit", "depth", "segmentation")
+    if wants_picture != isinstance(given, Image.Image):
+        return Judgement(False, scene, (f"{'a picture' if wants_picture else 'words'} should be here",))
+    match item.kind:
+        case "draw":
+            parsed = parse(given)
+            return _from_verdicts(check(item.spec, parsed).verdicts, parsed.scene)
+        case "edit":
+            return judge_edit(item, given, scene)
+        case "depth" | "segmentation":
+            return judge_dense(item.kind, given, scene)
+        case "describe":
+            return _unreadable(scene) if scene is None else _from_verdicts(check_description(given, scene), scene)
+        case "answer":
+            return judge_answer(item, given, scene)
+        case "say":
+            return Judgement(bool(given.strip()), scene, () if given.strip() else ("nothing was said",))
+        case _:
+            raise ValueError(f"check kind {item.kind!r} is unknown; it cannot be judged")
+
+
+def _from_verdicts(verdicts: tuple, scene: Scene | None) -> Judgement:
+    failed = tuple(verdict.demand for verdict in verdicts if not verdict.holds)
+    return Judgement(not failed, scene, failed)
+
+
+def _unreadable(scene: Scene | None) -> Judgement:
+    return Judgement(False, scene, ("the picture it is about could not be read",))
+
+
+def judge_answer(item: Check, given: str, scene: Scene | None) -> Judgement:
+    """Exact match of the normalised answer, with the right answer for the scene on the table."""
+    expected = item.expected
+    if item.question is not None and scene != item.scene:
+        expected = answer(item.question, scene) if scene is not None else None
+    if expected is None:
+        return _unreadable(scene)
+    passed = normalize_answer(given) == normalize_answer(expected)
+    return Judgement(passed, scene, () if passed else (f"expected {expected!r}, got {given!r}",))
+
+
+def judge_edit(item: Check, given: Image.Image, scene: Scene | None) -> Judgement:
+    """The change was made to the picture on the table and the rest is untouched."""
+    after = parse(given)
+    edit = item.edit if scene == item.scene else _same_edit_elsewhere(item, scene)
+    if scene is None or edit is None:
+        return _unreadable(after.scene)
+    if after.scene is None:
+        return Judgement(False, None, (f"the picture is not readable ({after.reason})",))
+    return _from_verdicts(check_edit(scene, edit, after.scene), after.scene)
+
+
+def _same_edit_elsewhere(item: Check, scene: Scene | None) -> Edit | None:
+    """The edit with its objects found by size, color and shape in another scene; None where one is missing."""
+    if scene is None:
+        return None
+    found = {}
+    for name in ("index", "anchor"):
+        number = getattr(item.edit, name)
+        if number is None:
+            continue
+        wanted = item.scene.objects[number]
+        looks = [(other.shape, other.color, other.size) for other in scene.objects]
+        kind = (wanted.shape, wanted.color, wanted.size)
+        if looks.count(kind) != 1:
+            return None
+        found[name] = looks.index(kind)
+    return replace(item.edit, **found)
+
+
+def judge_dense(kind: str, given: Image.Image, scene: Scene | None) -> Judgement:
+    """Class of every pixel by its nearest color, against the picture that the scene should have."""
+    if scene is None:
+        return _unreadable(scene)
+    if kind == "depth":
+        palette, right = [(gray,) * 3 for gray in DEPTH_GRAY.values()], render_depth(scene, given.size)
+    else:
+        palette, right = list(SEGMENTATION_RGB.values()), render_segmentation(scene, given.size)
+    found_HW, expected_HW = nearest_class(given, palette), nearest_class(right, palette)
+    ious = [
+        float(((found_HW == label) & (expected_HW == label)).sum() / union)
+        for label in range(len(palette))
+        if (union := int(((found_HW == label) | (expected_HW == label)).sum()))
+    ]
+    mean_iou, accuracy = float(np.mean(ious)), float((found_HW == expected_HW).mean())
+    passed = mean_iou >= DENSE_PASS
+    return Judgement(passed, scene, () if passed else (f"mean IoU {mean_iou:.2f}",), mean_iou, accuracy)
+
+
+def nearest_class(image: Image.Image, palette: list[tuple[int, int, int]]) -> np.ndarray:
+    """Index of the nearest palette color, (H, W)."""
+    pixels_HW13 = np.asarray(image.convert("RGB"), dtype=np.int32)[:, :, None]
+    return ((pixels_HW13 - np.array(palette, dtype=np.int32)) ** 2).sum(axis=-1).argmin(axis=-1)
