@@ -1,0 +1,238 @@
+"""Read a picture back into a scene, or say that it is unreadable; never guess.
+
+Nearest palette color gives the background and a mask of objects; each connected component is one object. Its color is that
+of its core, away from the border; its soft mask (how far each pixel is from the background towards that color) is compared
+with rendered masks of every shape and size in its place, and the best one must fit well.
+
+Letters: H W pixels, P palette colors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from mllm.world.components import dilate, erode, label_components
+from mllm.world.render import SUBPIXELS, cached_coverage, compute_coverage
+from mllm.world.scene import BACKGROUNDS, COLORS, RADIUS, RGB, SHAPES, Scene, SceneObject
+from mllm.world.spec import Spec, Verdict, check_scene
+
+MIN_SIDE = 64
+MAX_PARSED_SIDE = 192  # larger pictures are shrunk to about half of this at most
+SPECK_SHARE = 0.0015  # components below this share of the (square) picture are ignored: 24 pixels at 128
+MAX_COLOR_DISTANCE = 62.0  # of a core or background from its palette color, in RGB units
+MIN_BACKGROUND_PURITY = 0.97
+MIN_CORE_PURITY = 0.75
+MIN_IOU = 0.74
+MIN_LEAD = 0.025  # of the best shape over the next one
+MAX_OBJECTS_READ = 8
+
+
+@dataclass(frozen=True, slots=True)
+class ParsedScene:
+    """What a picture shows. Exactly one of scene and reason is set."""
+
+    scene: Scene | None
+    reason: str | None = None  # why it is unreadable
+    fits: tuple[float, ...] = ()  # overlap of each object with its ideal mask, in the order found
+
+    @property
+    def is_readable(self) -> bool:
+        return self.scene is not None
+
+
+class UnreadableError(Exception):
+    """A picture or a part of it shows nothing of this world."""
+
+
+@lru_cache(maxsize=8)
+def nearest_table(names: tuple[str, ...]) -> NDArray[np.uint8]:
+    """Index of the nearest of the named colors for every color in steps of 8: shape (32, 32, 32)."""
+    levels = np.arange(32) * 8 + 4
+    colors = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1)
+    palette_P3 = np.array([RGB[name] for name in names])
+    return np.square(colors[..., None, :] - palette_P3).sum(-1).argmin(-1).astype(np.uint8)
+
+
+def nearest_color(pixels_HW3: NDArray[np.uint8], names: tuple[str, ...]) -> NDArray[np.uint8]:
+    """Index of the nearest of the named colors for every pixel."""
+    red, green, blue = (pixels_HW3[..., channel] >> 3 for channel in range(3))
+    return nearest_table(names)[red, green, blue]
+
+
+def parse(image: Image.Image) -> ParsedScene:
+    """The scene that a picture shows, or the reason why it is unreadable."""
+    try:
+        return parse_pixels(to_pixels(image))
+    except UnreadableError as error:
+        return ParsedScene(None, str(error))
+
+
+def to_pixels(image: Image.Image) -> NDArray[np.uint8]:
+    """RGB values at a size good for reading."""
+    if min(image.size) < MIN_SIDE:
+        width, height = image.size
+        raise ValueError(f"a picture of {width} x {height} pixels is too small to read; use at least {MIN_SIDE} a side")
+    image = image.convert("RGB")
+    if min(image.size) > MAX_PARSED_SIDE:
+        image = image.reduce(min(image.size) // (MAX_PARSED_SIDE // 2))
+    return np.asarray(image)
+
+
+def parse_pixels(pixels_HW3: NDArray[np.uint8]) -> ParsedScene:
+    background = find_background(pixels_HW3)
+    indices_HW = nearest_color(pixels_HW3, (background, *COLORS))
+    labels_HW, areas = label_components(indices_HW > 0)
+    side = min(labels_HW.shape)
+    large_enough = [label for label, area in enumerate(areas) if area >= SPECK_SHARE * side * side]
+    if not large_enough:
+        raise UnreadableError("there is no object")
+    if len(large_enough) > MAX_OBJECTS_READ:
+        raise UnreadableError(f"there are {len(large_enough)} separate things")
+    background_3 = check_background(pixels_HW3, indices_HW, labels_HW, large_enough, background)
+    found = [read_object(pixels_HW3, indices_HW, labels_HW == label, background_3) for label in large_enough]
+    return ParsedScene(Scene(background, tuple(item for item, _ in found)), fits=tuple(fit for _, fit in found))
+
+
+def find_background(pixels_HW3: NDArray[np.uint8]) -> str:
+    """The most frequent background color."""
+    names = (*BACKGROUNDS, *COLORS)
+    counts = np.bincount(nearest_color(pixels_HW3, names).ravel(), minlength=len(names))
+    return BACKGROUNDS[int(counts[: len(BACKGROUNDS)].argmax())]
+
+
+def check_background(
+    pixels_HW3: NDArray, indices_HW: NDArray, labels_HW: NDArray, objects: list[int], name: str
+) -> NDArray:
+    """The mean background color, once it is known to be even and near the palette's."""
+    near_objects_HW = np.isin(labels_HW, objects)
+    for _ in range(3):
+        near_objects_HW = dilate(near_objects_HW)
+    outside_HW = ~near_objects_HW
+    if outside_HW.mean() < 0.2:
+        raise UnreadableError("there is hardly any background")
+    if (indices_HW[outside_HW] == 0).mean() < MIN_BACKGROUND_PURITY:
+        raise UnreadableError("the background is uneven")
+    mean_3 = pixels_HW3[outside_HW].mean(0)
+    if np.linalg.norm(mean_3 - RGB[name]) > MAX_COLOR_DISTANCE:
+        raise UnreadableError("the background has no color of this world")
+    return mean_3
+
+
+def read_object(
+    pixels_HW3: NDArray, indices_HW: NDArray, mask_HW: NDArray[np.bool_], background_3: NDArray
+) -> tuple[SceneObject, float]:
+    """One component as an object, and how well it fits."""
+    height, width = mask_HW.shape
+    side = min(height, width)
+    rows, columns = np.flatnonzero(mask_HW.any(1)), np.flatnonzero(mask_HW.any(0))
+    pad = 3 + side // 64
+    top, bottom = max(0, rows[0] - pad), min(height, rows[-1] + 1 + pad)
+    left, right = max(0, columns[0] - pad), min(width, columns[-1] + 1 + pad)
+    if max(bottom - top, right - left) > side * 0.6:
+        raise UnreadableError("something is larger than any object")
+    box = (slice(top, bottom), slice(left, right))
+    core_HW = find_core(mask_HW[box])
+    color, mean_3 = read_color(pixels_HW3[box][core_HW], indices_HW[box][core_HW])
+    alpha_HW = soft_mask(pixels_HW3[box], background_3, mean_3)
+    near_HW = dilate(dilate(mask_HW[box]))
+    shape, size, (x, y), fit = match_shape(np.where(near_HW, alpha_HW, 0.0), side)
+    return SceneObject(shape, color, size, round((left + x) / width, 4), round((top + y) / height, 4)), fit
+
+
+def find_core(mask_HW: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The inside of a mask: two pixels from its border, or one, where that leaves anything."""
+    once_HW = erode(mask_HW)
+    twice_HW = erode(once_HW)
+    for core_HW in (twice_HW, once_HW):
+        if core_HW.sum() >= 8:
+            return core_HW
+    return mask_HW
+
+
+def read_color(core_N3: NDArray, indices_N: NDArray) -> tuple[str, NDArray]:
+    """The name and mean of the core's color."""
+    counts = np.bincount(indices_N, minlength=len(COLORS) + 1)[1:]
+    best = int(counts.argmax())
+    if counts[best] < MIN_CORE_PURITY * len(indices_N):
+        raise UnreadableError("an object has more than one color")
+    mean_3 = core_N3[indices_N == best + 1].mean(0)
+    if np.linalg.norm(mean_3 - RGB[COLORS[best]]) > MAX_COLOR_DISTANCE:
+        raise UnreadableError(f"an object has no color of this world; {COLORS[best]} is nearest")
+    return COLORS[best], mean_3
+
+
+def soft_mask(pixels_HW3: NDArray, background_3: NDArray, color_3: NDArray) -> NDArray:
+    """How far each pixel is on the way from the background (0) to the object's color (1)."""
+    way_3 = color_3 - background_3
+    return np.clip(((pixels_HW3 - background_3) @ way_3) / (way_3 @ way_3), 0.0, 1.0)
+
+
+@lru_cache(maxsize=64)
+def shape_moments(shape: str) -> tuple[float, float]:
+    """Area and vertical center of mass of a shape of radius 1 (the horizontal one is 0)."""
+    coverage_HW = compute_coverage(shape, 100.0, 0.0, 0.0)
+    reach = coverage_HW.shape[0] // 2
+    rows = np.arange(-reach, reach + 1) + 0.5
+    area = coverage_HW.sum()
+    return float(area / 100.0**2), float((coverage_HW.sum(1) * rows).sum() / area / 100.0)
+
+
+def match_shape(alpha_HW: NDArray, side: int) -> tuple[str, str, tuple[float, float], float]:
+    """The shape, size, center (pixels in the box) and overlap that explain a soft mask best."""
+    height, width = alpha_HW.shape
+    area = alpha_HW.sum()
+    mass_x = (alpha_HW.sum(0) * (np.arange(width) + 0.5)).sum() / area
+    mass_y = (alpha_HW.sum(1) * (np.arange(height) + 0.5)).sum() / area
+    results = []
+    for shape in SHAPES:
+        unit_area, unit_y = shape_moments(shape)
+        for size, radius in RADIUS.items():
+            pixels = radius * side
+            if 0.55 < area / (unit_area * pixels * pixels) < 1.8:
+                center = (mass_x, mass_y - unit_y * pixels)
+                results.append((overlap(alpha_HW, shape, pixels, center), shape, size, center))
+    results.sort(reverse=True)
+    if not results or results[0][0] < MIN_IOU:
+        raise UnreadableError("something looks like no shape of this world")
+    if len(results) > 1 and results[0][0] - results[1][0] < MIN_LEAD:
+        raise UnreadableError(f"an object could be a {results[0][1]} or a {results[1][1]}")
+    fit, shape, size, center = results[0]
+    return shape, size, center, float(fit)
+
+
+def overlap(alpha_HW: NDArray, shape: str, radius: float, center: tuple[float, float]) -> float:
+    """Soft intersection over union of a mask and a rendered shape."""
+    height, width = alpha_HW.shape
+    (column, step_x), (row, step_y) = (divmod(round(value * SUBPIXELS), SUBPIXELS) for value in center)
+    ideal_HW = cached_coverage(shape, radius, step_x, step_y)[..., 0]
+    reach = ideal_HW.shape[0] // 2
+    top, left = row - reach, column - reach
+    total = float(ideal_HW.sum()) / 255
+    cut_HW = ideal_HW[max(0, -top) : height - top, max(0, -left) : width - left] / 255
+    part_HW = alpha_HW[max(0, top) : top + ideal_HW.shape[0], max(0, left) : left + ideal_HW.shape[1]]
+    shared = float(np.minimum(cut_HW, part_HW).sum())
+    return shared / (total + float(alpha_HW.sum()) - shared)
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """The verdict on one picture or answer."""
+
+    verdicts: tuple[Verdict, ...]
+
+    @property
+    def passed(self) -> bool:
+        return all(verdict.holds for verdict in self.verdicts)
+
+
+def check(spec: Spec, parsed: ParsedScene) -> Result:
+    """A verdict for every constraint; an unreadable picture fulfils none."""
+    if parsed.scene is None:
+        readable = Verdict(f"the picture is readable ({parsed.reason})", False)
+        return Result((readable, *(Verdict(str(item), False) for item in spec.constraints)))
+    return Result((Verdict("the picture is readable", True), *check_scene(spec, parsed.scene)))
