@@ -1,9 +1,9 @@
 """Train the unified model: a thin subclass of `transformers.Trainer`.
 
 What is added to the library's trainer: the loss is weighted by tokens and codes over all ranks and accumulation
-steps, its parts are logged (image loss per codebook, positions per second, padding share), the optimizer comes from the
-recipe, and an average of the weights is kept. Batches come whole from the data set: item b of the data set is batch b, so
-skipping to a batch costs nothing and a resumed run sees exactly what an uninterrupted one sees.
+steps, its parts are logged (image loss per codebook, positions per second, padding share), the optimizer comes from
+the recipe, and an average of the weights is kept. Batches come whole from the data set: item b of the data set is
+batch b, so skipping to a batch costs nothing and a resumed run sees exactly what an uninterrupted one sees.
 """
 
 from __future__ import annotations

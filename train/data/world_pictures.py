@@ -9,10 +9,12 @@ from pathlib import Path
 from random import Random
 
 import numpy as np
+import sentencepiece
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from mllm.world.describe_language import describe
 from mllm.world.episode import PICTURE_KINDS, Picture
 from mllm.world.splits import random_scene_for
 
@@ -46,8 +48,6 @@ class CaptionEncoder:
     """
 
     def __init__(self, model_file: Path, *, vocab_size: int, context: int) -> None:
-        import sentencepiece
-
         if not model_file.is_file():
             raise FileNotFoundError(
                 f"there is no SentencePiece model {model_file}; train it first or mend text_tokenizer"
@@ -63,8 +63,6 @@ class CaptionEncoder:
 
     def encode(self, picture: Picture, rng: Random) -> Tensor:
         """Ids (context,) of a description of the picture."""
-        from mllm.world.describe import describe
-
-        caption = describe(picture.scene, rng) if picture.kind == "image" else picture.kind
+        caption = describe(picture.scene, short=rng.random() < 0.5) if picture.kind == "image" else picture.kind
         ids = self.pieces.encode(caption)[: self.context - 1] + [self.end_of_text]
         return torch.tensor(ids + [0] * (self.context - len(ids)))
