@@ -18,7 +18,7 @@ SAMPLING = ("guidance", "temperature", "top_k", "top_p", "seed")
 class CommandParser(argparse.ArgumentParser):
     """An argument parser that raises ValueError where the standard one prints the usage and exits."""
 
-    def __init__(self, prog: str, *, description: str, example: str) -> None:
+    def __init__(self, prog: str, *, description: str | None, example: str) -> None:
         super().__init__(
             prog=prog,
             description=description,
