@@ -1,0 +1,233 @@
+"""Between people and the model: chats with pictures to ids and codes, and what was generated back to text and pictures.
+
+Bundles the text tokenizer and the image tokenizer of one model folder. In: messages or Hugging Face chat dicts with PIL
+images. Out: sequences, or padded tensors named as the model's forward names them. Computes no logits.
+
+Letters: B batch, T places, P image positions of the batch in reading order, I images, K codebooks, N positions.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Sequence as SequenceOf
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
+
+from mllm.chat_template import chat_template as template_of
+from mllm.config import MLLMConfig
+from mllm.conversation import AnswerKind, CodesPart, ImagePart, Message, TextPart, from_chat
+from mllm.generation_rows import Generated
+from mllm.layout import Grid
+from mllm.model_folder import IMAGE_TOKENIZER, find_model_folder
+from mllm.sequence import Sequence, build_sequence
+from mllm.sizes import Size, best_size, grid_of
+from mllm.vocabulary import decode_text, load_text_tokenizer, save_text_tokenizer
+from tokenizer.image_processor import ImageProcessor, to_images
+from tokenizer.model import UniTok
+
+PROCESSOR_FILE = "processor_config.json"
+TEMPLATE_FILE = "chat_template.jinja"
+
+
+class MLLMProcessor(ProcessorMixin):
+    """Text tokenizer, image tokenizer and image preparation of one model."""
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        image_tokenizer: UniTok | None = None,
+        config: MLLMConfig | None = None,
+        *,
+        preparation: str = "cover",
+        chat_template: str | None = None,
+    ) -> None:
+        """
+        Args:
+            config: the model's; needed to encode, not to save (the model saves it).
+            preparation: how a picture gets to a size of the model; a name in tokenizer/image_processor.py.
+        """
+        style = "native" if config is None else config.prompt_style
+        super().__init__(tokenizer, chat_template=chat_template or template_of(style))
+        self.image_tokenizer, self.config, self.preparation = image_tokenizer, config, preparation
+
+    @classmethod
+    def get_attributes(cls) -> list[str]:
+        """What transformers saves and loads as parts of its own."""
+        return ["tokenizer"]
+
+    # ---- in ----
+
+    def __call__(
+        self,
+        images: Image.Image | SequenceOf[Image.Image] | None = None,
+        text: str | SequenceOf[str] | None = None,
+        *,
+        messages: SequenceOf[Any] | None = None,
+        answer: AnswerKind | None = None,
+        **kwargs: Any,
+    ) -> BatchFeature:
+        """Model inputs of one request: pictures, then a text; or of a whole chat (messages or Hugging Face dicts).
+
+        `kwargs` are transformers' padding and tensor options; inputs are always padded on the left, as torch tensors.
+        """
+        if messages is not None:
+            return self.collate([self.build(self.read_chat(messages), add_generation_prompt=True, answer=answer)])
+        pictures = [images] if isinstance(images, Image.Image) else list(images or [])
+        texts = [text] if isinstance(text, str) else list(text or [])
+        if len(texts) > 1 and pictures:
+            raise ValueError(f"pictures belong to one text: found {len(texts)} texts; pass messages, or one text")
+        parts = tuple(ImagePart(picture) for picture in pictures)
+        chats = [[Message("user", (*parts, TextPart(text)))] for text in texts] or [[Message("user", parts)]]
+        return self.collate([self.build(chat, add_generation_prompt=True, answer=answer) for chat in chats])
+
+    def apply_chat_template(self, conversation: Any, chat_template: str | None = None, **kwargs: Any) -> Any:
+        """The text form of a chat, or with `tokenize=True` model inputs, pictures included (`return_dict=True`)."""
+        if not kwargs.get("tokenize"):
+            return super().apply_chat_template(conversation, chat_template, **kwargs)
+        is_batch = bool(conversation) and not isinstance(conversation[0], dict | Message)
+        chats = [self.read_chat(chat) for chat in (conversation if is_batch else [conversation])]
+        is_prompt = kwargs.get("add_generation_prompt", False)
+        inputs = self.collate([self.build(chat, add_generation_prompt=is_prompt) for chat in chats])
+        return inputs if kwargs.get("return_dict") else inputs["input_ids"]
+
+    def read_chat(self, chat: SequenceOf[Any]) -> list[Message]:
+        """Messages of a chat in either form."""
+        return [turn if isinstance(turn, Message) else from_chat([turn])[0] for turn in chat]
+
+    def build(
+        self, messages: SequenceOf[Message], *, add_generation_prompt: bool = False, answer: AnswerKind | None = None
+    ) -> Sequence:
+        """The sequence of a dialogue; its pictures are turned into codes first."""
+        return build_sequence(
+            self.encode_pictures(messages),
+            tokenizer=self.tokenizer,
+            config=self.need_config(),
+            add_generation_prompt=add_generation_prompt,
+            answer=answer,
+        )
+
+    def encode_pictures(self, messages: SequenceOf[Message]) -> list[Message]:
+        """The same dialogue with codes in place of pictures."""
+        pictures = [part.image for message in messages for part in message.parts if isinstance(part, ImagePart)]
+        codes = iter(self.encode_images(pictures))
+        return [
+            replace(
+                message, parts=tuple(next(codes) if isinstance(part, ImagePart) else part for part in message.parts)
+            )
+            for message in messages
+        ]
+
+    @torch.inference_mode()
+    def encode_images(self, images: SequenceOf[Image.Image]) -> list[CodesPart]:
+        """Codes of pictures, each at the size of the model that fits it best."""
+        by_size: dict[Size, list[int]] = defaultdict(list)
+        for index, image in enumerate(images):
+            by_size[best_size(image.size, self.need_config())].append(index)
+        encoded: dict[int, CodesPart] = {}
+        for size, indices in by_size.items():
+            prepare = ImageProcessor(width=size[0], height=size[1], preparation=self.preparation)
+            pixels_B3HW = prepare([images[index] for index in indices]).to(self.need_image_tokenizer().device)
+            codes_BKN = self.need_image_tokenizer().encode(pixels_B3HW).to("cpu", torch.int32).numpy()
+            for index, codes_KN in zip(indices, codes_BKN, strict=True):
+                encoded[index] = CodesPart(codes_KN.astype(np.uint16), grid_of(size, self.need_config()))
+        return [encoded[index] for index in range(len(images))]
+
+    def collate(self, sequences: SequenceOf[Sequence]) -> BatchFeature:
+        """Tensors (B, T) of sequences, padded on the left, with the codes of all their images in reading order."""
+        longest, pad = max(len(sequence) for sequence in sequences), self.need_config().pad_token_id
+        rows = [np.pad(s.token_ids_T, (longest - len(s), 0), constant_values=pad) for s in sequences]
+        masks = [np.pad(np.ones(len(s), dtype=np.int64), (longest - len(s), 0)) for s in sequences]
+        inputs: dict[str, Tensor] = {
+            "input_ids": torch.from_numpy(np.stack(rows)),
+            "attention_mask": torch.from_numpy(np.stack(masks)),
+        }
+        if any(len(s.image_lengths_I) for s in sequences):
+            inputs["codes"] = torch.from_numpy(np.concatenate([s.codes_PK for s in sequences]))
+            inputs["image_lengths"] = torch.from_numpy(np.concatenate([s.image_lengths_I for s in sequences]))
+        return BatchFeature(inputs)
+
+    # ---- out ----
+
+    def to_parts(self, generated: Generated) -> list[str | Image.Image]:
+        """Text and pictures of a result, in order; no special tokens, no empty texts."""
+        pictures = iter(self.decode_images(generated.images))
+        parts = [next(pictures) if isinstance(part, CodesPart) else self.to_text(part) for part in generated.parts]
+        return [part for part in parts if part != ""]
+
+    def to_text(self, token_ids: list[int]) -> str:
+        """Text without special tokens and outer spaces."""
+        return decode_text(self.tokenizer, token_ids)
+
+    @torch.inference_mode()
+    def decode_images(self, images: SequenceOf[CodesPart]) -> list[Image.Image]:
+        """Pictures of codes."""
+        by_grid: dict[Grid, list[int]] = defaultdict(list)
+        for index, image in enumerate(images):
+            by_grid[image.grid].append(index)
+        decoded: dict[int, Image.Image] = {}
+        for grid, indices in by_grid.items():
+            codes_BKN = torch.from_numpy(np.stack([images[index].codes_KN for index in indices]).astype(np.int64))
+            tokenizer = self.need_image_tokenizer()
+            pictures = to_images(tokenizer.decode(codes_BKN.to(tokenizer.device), grid=grid))
+            decoded.update(zip(indices, pictures, strict=True))
+        return [decoded[index] for index in range(len(images))]
+
+    def decode(self, *args: Any, skip_special_tokens: bool = True, **kwargs: Any) -> str:
+        """Text of ids; special tokens only if asked for."""
+        return self.tokenizer.decode(*args, skip_special_tokens=skip_special_tokens, **kwargs)
+
+    def batch_decode(self, *args: Any, skip_special_tokens: bool = True, **kwargs: Any) -> list[str]:
+        """Texts of rows of ids; special tokens only if asked for."""
+        return self.tokenizer.batch_decode(*args, skip_special_tokens=skip_special_tokens, **kwargs)
+
+    # ---- files ----
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+        """Write the tokenizer's files, image_tokenizer/, processor_config.json and chat_template.jinja."""
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_text_tokenizer(self.tokenizer, folder)
+        if self.image_tokenizer is not None:
+            self.image_tokenizer.save_pretrained(folder / IMAGE_TOKENIZER)
+        fields = {"processor_class": type(self).__name__, "preparation": self.preparation}
+        (folder / PROCESSOR_FILE).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+        (folder / TEMPLATE_FILE).write_text(self.chat_template, encoding="utf-8")
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | Path, *, device: torch.device | str | None = None, **kwargs: Any
+    ) -> MLLMProcessor:
+        """Read a model folder; `kwargs` are transformers' options for the hub, which a folder does not need."""
+        folder = find_model_folder(pretrained_model_name_or_path)
+        fields = {}
+        if (folder / PROCESSOR_FILE).is_file():
+            fields = json.loads((folder / PROCESSOR_FILE).read_text(encoding="utf-8"))
+        template = folder / TEMPLATE_FILE
+        has_images = (folder / IMAGE_TOKENIZER).is_dir()
+        return cls(
+            load_text_tokenizer(folder),
+            UniTok.from_pretrained(folder / IMAGE_TOKENIZER, device=device) if has_images else None,
+            MLLMConfig.from_pretrained(folder, local_files_only=True),
+            preparation=fields.get("preparation", "cover"),
+            chat_template=template.read_text(encoding="utf-8") if template.is_file() else None,
+        )
+
+    def need_config(self) -> MLLMConfig:
+        """The config, without which nothing can be encoded."""
+        if self.config is None:
+            raise ValueError("this processor has no model config: found None; load it from a model folder, or pass one")
+        return self.config
+
+    def need_image_tokenizer(self) -> UniTok:
+        """The image tokenizer, without which there are no pictures."""
+        if self.image_tokenizer is None:
+            raise ValueError(f"this model folder has no image tokenizer: found no {IMAGE_TOKENIZER}/; add it")
+        return self.image_tokenizer

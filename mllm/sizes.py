@@ -1,0 +1,51 @@
+"""Which picture sizes a checkpoint reads and draws, and which of them suits a picture. Sizes are (width, height)."""
+
+from __future__ import annotations
+
+import math
+from itertools import product
+
+from mllm.config import MLLMConfig
+from mllm.layout import Grid
+
+Size = tuple[int, int]
+"""(width, height) in pixels; a grid is (rows, columns) of positions."""
+
+
+def default_size(config: MLLMConfig) -> Size:
+    """The size of a picture that nobody gave a size."""
+    return config.image_size, config.image_size
+
+
+def supported_sizes(config: MLLMConfig) -> list[Size]:
+    """All sizes of this checkpoint, the default first if it is one of them."""
+    if config.sizes is not None:
+        sizes = [(width, height) for width, height in config.sizes]
+    elif config.image_layout == "grid":
+        sides = range(1, config.max_grid_side + 1)
+        sizes = [(columns * config.patch_size, rows * config.patch_size) for rows, columns in product(sides, sides)]
+    else:
+        sizes = [default_size(config)]
+    return sorted(sizes, key=lambda size: size != default_size(config))
+
+
+def grid_of(size: Size, config: MLLMConfig) -> Grid:
+    """The grid of a size, if this checkpoint has it."""
+    sizes = supported_sizes(config)
+    if tuple(size) not in sizes:
+        raise ValueError(
+            f"this model has no pictures of {size[0]}x{size[1]}; use {' or '.join(f'{w}x{h}' for w, h in sizes)}"
+            if len(sizes) <= 12
+            else f"this model has no pictures of {size[0]}x{size[1]}; use multiples of {config.patch_size} up to "
+            f"{config.max_grid_side * config.patch_size}"
+        )
+    return size[1] // config.patch_size, size[0] // config.patch_size
+
+
+def best_size(picture_size: Size, config: MLLMConfig) -> Size:
+    """The supported size whose shape is nearest to a picture's, and of these the largest up to the default's area."""
+    wanted = math.log(picture_size[0] / picture_size[1])
+    default_area = default_size(config)[0] * default_size(config)[1]
+    sizes = supported_sizes(config)
+    sizes = [size for size in sizes if size[0] * size[1] <= default_area] or sizes
+    return min(sizes, key=lambda size: (round(abs(math.log(size[0] / size[1]) - wanted), 6), -size[0] * size[1]))

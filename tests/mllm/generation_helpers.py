@@ -1,0 +1,64 @@
+"""A random model of odd sizes and prompts for it, for the tests of generation."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from transformers import LlamaConfig
+
+from mllm.config import MLLMConfig
+from mllm.model import MLLMForConditionalGeneration
+from mllm.sequence import Sequence
+
+NUM_CODEBOOKS, CODEBOOK_SIZE, VOCABULARY = 3, 11, 61
+IDS = {"begin_image_id": 3, "end_image_id": 4, "image_token_id": 5}
+GRID_IDS = {"new_line_id": 6, "first_row_size_id": 40, "first_column_size_id": 46, "max_grid_side": 6}
+FIRST_TEXT_ID = 7
+
+
+def build_model(
+    *, layout: str = "fixed", head_type: str = "depth_transformer", **fields: object
+) -> MLLMForConditionalGeneration:
+    """Two layers, three codebooks, 3 x 3 positions; weights large enough that choices differ."""
+    text = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=24,
+        intermediate_size=40,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=96,
+        initializer_range=0.3,
+    )
+    config = MLLMConfig(
+        text_config=text,
+        num_codebooks=NUM_CODEBOOKS,
+        codebook_size=CODEBOOK_SIZE,
+        code_width=4,
+        image_size=48,
+        embedder_width=24,
+        embedder_heads=3,
+        head_layers=2,
+        head_type=head_type,
+        image_layout=layout,
+        **IDS,
+        **(GRID_IDS if layout == "grid" else {}),
+        **fields,
+    )
+    torch.manual_seed(5)
+    return MLLMForConditionalGeneration(config).eval()
+
+
+def build_prompt(num_tokens: int, *, seed: int, num_images: int = 0, positions: int = 9) -> Sequence:
+    """Random text, with whole images of the fixed layout in its middle."""
+    rng = np.random.default_rng(seed)
+    text = rng.integers(FIRST_TEXT_ID, 38, num_tokens).tolist()
+    image = [IDS["begin_image_id"], *[IDS["image_token_id"]] * positions, IDS["end_image_id"]]
+    ids = np.array([1, *text[: num_tokens // 2], *image * num_images, *text[num_tokens // 2 :]])
+    return Sequence(
+        token_ids_T=ids,
+        labels_T=np.full_like(ids, -100),
+        codes_PK=rng.integers(0, CODEBOOK_SIZE, (positions * num_images, NUM_CODEBOOKS)),
+        image_lengths_I=np.full(num_images, positions),
+        code_targets_P=np.zeros(positions * num_images, dtype=bool),
+    )
