@@ -1,0 +1,70 @@
+"""Make a finished model the bundled one: smaller weights, and where they came from.
+
+`python -m train.bundle FINISHED BUNDLED [--scores FILE]`: copies the folder, stores the language model in bfloat16 (the
+image tokenizer keeps float32, so that its codes stay the same) and writes `SOURCE.json` with recipe, commit and scores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from mllm.model import MLLMForConditionalGeneration
+from train.recipe import read_yaml
+
+SOURCE = "SOURCE.json"
+
+
+def bundle(finished: Path, bundled: Path) -> None:
+    """Copy a finished model folder to its place in the package, in bfloat16."""
+    if not (finished / "config.json").is_file():
+        raise FileNotFoundError(
+            f"there is no finished model in {finished}; train one first (scripts/build_tiny_model.sh)"
+        )
+    shutil.rmtree(bundled, ignore_errors=True)
+    shutil.copytree(finished, bundled)
+    MLLMForConditionalGeneration.from_pretrained(finished, dtype=torch.bfloat16).save_pretrained(bundled)
+
+
+def write_source(bundled: Path, *, run: Path, scores: Path | None) -> None:
+    """Where the bundled model comes from: the resolved recipes, the commit, how far it was trained, its scores."""
+    recipe = read_yaml(run / "recipe.yaml")
+    last = (run / "metrics.jsonl").read_text().splitlines()[-1]
+    source = {
+        "built_by": "scripts/build_tiny_model.sh",
+        "commit": current_commit(),
+        "steps": json.loads(last)["step"],
+        "recipe": recipe,
+        "image_tokenizer_recipe": read_yaml(Path(recipe["image_tokenizer"]).parent / "recipe.yaml"),
+        "scores": json.loads(scores.read_text()) if scores else None,
+    }
+    (bundled / SOURCE).write_text(json.dumps(source, indent=2) + "\n")
+
+
+def current_commit() -> str:
+    """The commit that the working tree is at."""
+    words = ["git", "rev-parse", "HEAD"]
+    return subprocess.run(words, cwd=Path(__file__).parent, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("finished", type=Path, help="the `final` folder of a training run")
+    parser.add_argument("bundled", type=Path, help="where to put it")
+    parser.add_argument("--scores", type=Path, help="JSON of `mllm evaluate world`; without it the model is copied")
+    words = parser.parse_args(argv)
+    if words.scores is None:
+        bundle(words.finished, words.bundled)
+    write_source(words.bundled, run=words.finished.parent, scores=words.scores)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
