@@ -13,6 +13,8 @@ class TokenizerLossWeights:
     """Mean absolute error of the reconstruction."""
     l2: float = 1.0
     """Mean squared error of the reconstruction."""
+    detail: float = 0.0
+    """How much more a pixel counts where the picture is busy (flat drawings profit, photographs need none)."""
     vq: float = 1.0
     """Commitment and codebook loss."""
     entropy: float = 0.0

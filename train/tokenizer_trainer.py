@@ -133,7 +133,11 @@ class TokenizerTrainer:
             )
         parts = {
             "reconstruction": reconstruction_loss(
-                output.reconstruction_B3HW, pixels_B3HW, l1_weight=recipe.loss.l1, l2_weight=recipe.loss.l2
+                output.reconstruction_B3HW,
+                pixels_B3HW,
+                l1_weight=recipe.loss.l1,
+                l2_weight=recipe.loss.l2,
+                detail_weight=recipe.loss.detail,
             ),
             "vq": (0.0 if is_continuous else recipe.loss.vq) * output.vq_loss,
         }

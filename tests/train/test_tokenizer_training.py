@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.train.conftest import SMALL
-from train.tokenizer_losses import contrastive_loss, reconstruction_loss
+from train.tokenizer_losses import contrastive_loss, detail_of, reconstruction_loss
 from train.tokenizer_recipe import CodebookSchedule, TokenizerLossWeights, TokenizerRecipe
 from train.tokenizer_trainer import TokenizerTrainer
 
@@ -105,6 +105,14 @@ def test_reconstruction_loss_equals_its_definition() -> None:
     differences = [(a - b).item() for a, b in zip(made.flatten(), real.flatten(), strict=True)]
     expected = sum(0.3 * abs(d) + 0.7 * d * d for d in differences) / len(differences)
     assert reconstruction_loss(made, real, l1_weight=0.3, l2_weight=0.7).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_detail_is_one_at_a_strong_border_and_zero_on_flat_ground() -> None:
+    pixels = torch.full((1, 3, 9, 20), -1.0)
+    pixels[:, 1, :, 10:] = 1.0
+    detail = detail_of(pixels)[0, 0]
+    assert detail[:, 8:12].eq(1).all()
+    assert detail[:, :8].eq(0).all() and detail[:, 12:].eq(0).all()
 
 
 def test_contrastive_loss_equals_its_definition() -> None:
