@@ -134,6 +134,16 @@ def as_values(rate: Rate) -> dict:
     return {"rate": share, "low": low, "high": high, "passed": rate.passed, "total": rate.total}
 
 
+def choose_groups(jobs: Sequence[str] | None) -> list[Group]:
+    """The groups of these jobs, or all."""
+    groups = [group for group in GROUPS if jobs is None or group.job in jobs]
+    unknown = set(jobs or ()) - {group.job for group in GROUPS}
+    if unknown or not groups:
+        known = ", ".join(dict.fromkeys(group.job for group in GROUPS))
+        raise ValueError(f"there is no job {', '.join(sorted(unknown))!r} to evaluate; choose among {known}")
+    return groups
+
+
 def evaluate_world(
     answer: Answer,
     *,
@@ -141,13 +151,9 @@ def evaluate_world(
     seed: int,
     batch_size: int = 32,
     image_size: int = 128,
-    jobs: Sequence[str] | None = None,
+    groups: Sequence[Group] = GROUPS,
 ) -> dict[str, dict]:
-    """Scores of every group by its name; `jobs` limits which."""
-    groups = [group for group in GROUPS if jobs is None or group.job in jobs]
-    if not groups:
-        known = ", ".join(dict.fromkeys(group.job for group in GROUPS))
-        raise ValueError(f"no job to evaluate: found {', '.join(jobs or ())!r}; choose among {known}")
+    """Scores of every group by its name."""
     if count < 1:
         raise ValueError(f"the count of items must be 1 or more, found {count}")
     scores = {}
