@@ -1,8 +1,8 @@
 """Read a picture back into a scene, or say that it is unreadable; never guess.
 
-Nearest palette color gives the background and a mask of objects; each connected component is one object. Its color is that
-of its core, away from the border; its soft mask (how far each pixel is from the background towards that color) is compared
-with rendered masks of every shape and size in its place, and the best one must fit well.
+Nearest palette color gives the background and a mask of objects; each connected component is one object. Its color is
+that of its core, away from the border; its soft mask (how far each pixel is from the background towards that color)
+is compared with rendered masks of every shape and size in its place, and the best one must fit well.
 
 Letters: H W pixels, P palette colors.
 """

@@ -1,7 +1,7 @@
 """Descriptions of a scene, and reading a description back into facts that can be checked against a scene.
 
-Descriptions go from left to right in fixed words. The reader accepts much more: any order, synonyms, relations inside or
-between sentences ("a large red circle to the left of a small blue square on a white background").
+Descriptions go from left to right in fixed words. The reader accepts much more: any order, synonyms, relations inside
+or between sentences ("a large red circle to the left of a small blue square on a white background").
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Requests to draw a scene, with the skills they need and the spec that a drawn picture must meet.
 
-Most requests describe the scene fully or nearly so; the others exercise one skill each (count, compare, tell apart, deny,
-say "every"). A skill that a scene offers no occasion for falls back to a full description.
+Most requests describe the scene fully or nearly so; the others exercise one skill each (count, compare, tell apart,
+deny, say "every"). A skill that a scene offers no occasion for falls back to a full description.
 """
 
 from __future__ import annotations

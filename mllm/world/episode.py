@@ -1,6 +1,7 @@
 """An episode: one scene, one change to it, and the scene after. All pictures a dialogue may use come from its episode.
 
-Content is made here, wording elsewhere with its own random numbers, so that a picture encoded once serves many sentences.
+Content is made here, wording elsewhere with its own random numbers, so that a picture encoded once serves many
+sentences.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Draw a scene as a picture, a depth picture or a segmentation picture, antialiased at any resolution.
 
-Every shape is a signed distance in units of its radius; coverage is the distance in pixels, clipped. Only the box around
-each object is touched, and its coverage is cached for positions on a grid of 1/8 pixel.
+Every shape is a signed distance in units of its radius; coverage is the distance in pixels, clipped. Only the box
+around each object is touched, and its coverage is cached for positions on a grid of 1/8 pixel.
 
 Letters: H W pixels of a box.
 """
@@ -101,7 +101,7 @@ def signed_distance(shape: str, x_HW: NDArray, y_HW: NDArray) -> NDArray:
 
 
 def compute_coverage(shape: str, radius: float, shift_x: float, shift_y: float) -> NDArray:
-    """Share (0..1) of each pixel in a box that the shape covers; its center is shifted from the middle pixel's corner."""
+    """Share (0..1) that the shape covers of each pixel in a box; its center lies off the middle pixel's corner."""
     reach = int(np.ceil(radius)) + 1
     pixels = np.arange(-reach, reach + 1) + 0.5
     x_HW, y_HW = (pixels[None, :] - shift_x) / radius, (pixels[:, None] - shift_y) / radius

@@ -1,7 +1,7 @@
 """What a sentence demands of a picture, as plain values, and whether a scene fulfils it.
 
-A spec is a list of constraints. Some name objects by number ("object 0 is a red circle", "object 0 is left of object 1");
-checking looks for the assignment of numbers to objects that fulfils the most. Knows neither words nor pixels.
+A spec is a list of constraints. Some name objects by number ("object 0 is a red circle", "object 0 is left of object
+1"); checking looks for the assignment of numbers to objects that fulfils the most. Knows neither words nor pixels.
 """
 
 from __future__ import annotations

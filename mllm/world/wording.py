@@ -1,8 +1,8 @@
 """Fill a template about a scene: each slot gives its words and the constraints that saying them implies.
 
-Slots: {a} {b} {c} {d} objects with their article, {the_a} a reference back, {ab} the relation of a to b, {at_a} the place of
-a, {on} the background phrase, {background} its color, {list} all objects, {number} how many; a capital first letter
-({The_a}) capitalizes. A job adds slots of its own.
+Slots: {a} {b} {c} {d} objects with their article, {the_a} a reference back, {ab} the relation of a to b, {at_a} the
+place of a, {on} the background phrase, {background} its color, {list} all objects, {number} how many; a capital first
+letter ({The_a}) capitalizes. A job adds slots of its own.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Templates of questions, by variant (questions.QUESTION_KINDS).
 
-Slots: {first} and {second} noun phrases without article, {firsts} and {seconds} their plurals, {relation} spoken, {value} a
-background.
+Slots: {first} and {second} noun phrases without article, {firsts} and {seconds} their plurals, {relation} spoken,
+{value} a background.
 """
 
 from __future__ import annotations

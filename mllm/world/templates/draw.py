@@ -1,8 +1,8 @@
 """Templates of requests to draw.
 
-Slots: {a} {b} {c} {d} objects with their article, {the_a} a reference back, {ab} the relation of a to b, {at_a} the place of
-a, {on} the background phrase, {background} its color, {list} all objects, {number} how many, {groups} all objects counted.
-A slot that is used becomes a constraint; what no slot says is left free.
+Slots: {a} {b} {c} {d} objects with their article, {the_a} a reference back, {ab} the relation of a to b, {at_a} the
+place of a, {on} the background phrase, {background} its color, {list} all objects, {number} how many, {groups} all
+objects counted. A slot that is used becomes a constraint; what no slot says is left free.
 """
 
 from __future__ import annotations

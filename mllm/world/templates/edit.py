@@ -1,7 +1,7 @@
 """Templates of instructions that change a picture, by kind of edit.
 
-Slots: {object} the changed object with its article, {value} the new value ({a_value} with an article, for shapes), {added} the
-new object with its article, {where} its place in words, {old} the old background.
+Slots: {object} the changed object with its article, {value} the new value ({a_value} with an article, for shapes),
+{added} the new object with its article, {where} its place in words, {old} the old background.
 """
 
 from __future__ import annotations

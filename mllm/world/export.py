@@ -1,0 +1,68 @@
+"""Write a part of the world as a folder in ordinary dataset formats: PNG pictures and JSON lines.
+
+    images/000000-image.png ...  every picture once
+    messages.jsonl               {"messages": [{"role", "content": [{"type": "text" | "image", ...}]}], "job", "skills"}
+    captions.jsonl               {"image": "images/000000-image.png", "caption": "...", "scene": {...}}
+
+Records are written one by one, so a folder may be larger than memory.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from random import Random
+
+from mllm.world.describe_language import describe
+from mllm.world.dialogue import JOBS, make_dialogue
+from mllm.world.episode import Episode, Picture, make_episode
+from mllm.world.render import Size
+from mllm.world.splits import PairGroup, Split
+from mllm.world.turns import Dialogue
+
+
+def export_world(
+    folder: Path,
+    count: int,
+    *,
+    split: Split = "train",
+    pairs: PairGroup = "seen",
+    jobs: Sequence[str] = JOBS,
+    seed: int = 0,
+    size: Size = 128,
+) -> None:
+    """Write `count` episodes with one dialogue of each job."""
+    if folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"{folder} is not empty; name a new folder, so that nothing is overwritten")
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    with (folder / "messages.jsonl").open("w") as messages, (folder / "captions.jsonl").open("w") as captions:
+        for index in range(count):
+            episode = make_episode(index, seed=seed, split=split, pairs=pairs)
+            names = _write_pictures(folder, index, episode, size)
+            for scene in (episode.scene, episode.edited):
+                caption = {"image": names[Picture(scene)], "caption": describe(scene), "scene": scene.to_dict()}
+                captions.write(json.dumps(caption) + "\n")
+            for job in jobs:
+                dialogue = make_dialogue(job, episode, Random(f"export/{seed}/{index}/{job}"))
+                messages.write(json.dumps(to_record(dialogue, names)) + "\n")
+
+
+def _write_pictures(folder: Path, index: int, episode: Episode, size: Size) -> dict[Picture, str]:
+    names = {}
+    for picture, name in zip(episode.pictures, ("image", "edited", "depth", "segmentation"), strict=True):
+        names[picture] = f"images/{index:06d}-{name}.png"
+        picture.render(size).save(folder / names[picture])
+    return names
+
+
+def to_record(dialogue: Dialogue, names: dict[Picture, str]) -> dict:
+    """A dialogue as Hugging Face chat messages; pictures by the names of their files."""
+    messages = []
+    for turn in dialogue.turns:
+        content = [
+            {"type": "text", "text": part} if isinstance(part, str) else {"type": "image", "path": names[part]}
+            for part in turn.parts
+        ]
+        messages.append({"role": turn.role, "content": content})
+    return {"messages": messages, "job": dialogue.job, "skills": list(dialogue.skills)}
