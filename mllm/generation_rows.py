@@ -106,6 +106,24 @@ class Generated:
         return [part for part in self.parts if isinstance(part, CodesPart)]
 
 
+def count_budget(row: Row, *, layout: ImageLayout, context: int) -> int:
+    """Places a row may add; refuses a prompt or an image that does not fit."""
+    used = max(len(prompt) for prompt in row.prompts)
+    if used >= context:
+        raise ValueError(
+            f"the prompt is too long: found {used} tokens, images included; the context of this model holds "
+            f"{context}, so use fewer than that"
+        )
+    budget = min(context - used, row.max_new_tokens or context)
+    needed = layout.num_tokens(row.grid or layout.default_grid)
+    if row.mode == "image" and budget < needed:
+        raise ValueError(
+            f"no room for the image: it takes {needed} tokens, found {budget} left (prompt {used}, context {context}, "
+            f"max_new_tokens {row.max_new_tokens}); shorten the prompt or raise the budget"
+        )
+    return budget
+
+
 class Kind(Enum):
     """What the next place of a row is."""
 
@@ -124,7 +142,7 @@ class RowState:
         self.grid = layout.check(row.grid or layout.default_grid)
         self.num_positions = self.grid[0] * self.grid[1]
         self.image_tokens = layout.num_tokens(self.grid)
-        self.budget = self.count_budget(context)
+        self.budget = count_budget(row, layout=layout, context=context)
         self.token_ids: list[int] = []
         self.parts: list[list[int] | CodesPart] = []
         self.finish_reason: FinishReason | None = None
@@ -138,22 +156,6 @@ class RowState:
         self.text_uniforms: list[float] = []
         self.known_NK, self.is_known = self.read_known_codes()
         self.prefix: list[int] = self.begin_requested_image() if row.mode == "image" else []
-
-    def count_budget(self, context: int) -> int:
-        """Places this row may add; refuses a prompt or an image that does not fit."""
-        used = max(len(prompt.token_ids_T) for prompt in self.row.prompts)
-        if used >= context:
-            raise ValueError(
-                f"the prompt is too long: found {used} tokens, images included; the context of this model holds "
-                f"{context}, so use fewer than that"
-            )
-        budget = min(context - used, self.row.max_new_tokens or context)
-        if self.row.mode == "image" and budget < self.image_tokens:
-            raise ValueError(
-                f"no room for the image: it takes {self.image_tokens} tokens, found {budget} left (prompt {used}, "
-                f"context {context}, max_new_tokens {self.row.max_new_tokens}); shorten the prompt or raise the budget"
-            )
-        return budget
 
     def read_known_codes(self) -> tuple[Tensor | None, list[bool]]:
         """Given codes on the device, and at which positions they are given."""

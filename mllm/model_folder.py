@@ -5,11 +5,14 @@ In: what a person typed after --model. Out: a folder that holds a model. Loads n
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 BUNDLED = Path(__file__).parent / "assets" / "tiny"
 CONFIG_FILE = "config.json"
+MODEL_TYPE = "unified_mllm"
+"""The kind of model that this toolkit runs; written out because the config class costs seconds to import."""
 IMAGE_TOKENIZER = "image_tokenizer"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 """owner/name; a path with one separator looks the same, so a folder is looked for first."""
@@ -26,7 +29,18 @@ def find_model_folder(name: str | Path | None) -> Path:
         raise FileNotFoundError(
             f"the folder {folder} holds no model: found no {CONFIG_FILE} in it; give a folder that holds a model"
         )
+    check_kind(folder / CONFIG_FILE)
     return folder
+
+
+def check_kind(path: Path) -> None:
+    """Refuse a config that cannot be read, or that of another kind of model."""
+    try:
+        kind = json.loads(path.read_text(encoding="utf-8")).get("model_type")
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{path} is no config: {error}; restore the file") from error
+    if kind != MODEL_TYPE:
+        raise ValueError(f"{path.parent} holds another kind of model: found {kind!r}; give a {MODEL_TYPE!r} model")
 
 
 def fetch_from_hub(name: str) -> Path:

@@ -1,0 +1,211 @@
+"""The toolkit in five calls: load a model, draw, ask, edit, chat. Pictures are PIL images, everything else is text.
+
+The command line, the demo and the evaluation talk to this facade only. It answers one request at a time (a lock), is
+deterministic for a given seed, and raises ValueError or FileNotFoundError with a sentence that a person understands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from threading import Lock
+from typing import Any, Unpack
+
+import torch
+from PIL import Image
+
+from mllm.answer_stream import AnswerStream, Done, Event, ImageDone, ImageProgress, TextDelta
+from mllm.config import MLLMConfig
+from mllm.conversation import ImagePart, Message, TextPart
+from mllm.generation import Event as RowLevelEvent
+from mllm.generation import generate, stream
+from mllm.generation_rows import Generated, Mode, Row
+from mllm.model import MLLMForConditionalGeneration
+from mllm.model_folder import find_model_folder
+from mllm.processor import MLLMProcessor
+from mllm.row_builder import Overrides, Picture, RowBuilder, check_task, check_words, read_pictures
+from mllm.sizes import Size, supported_sizes
+
+__all__ = ("Done", "Event", "ImageDone", "ImageProgress", "Pipeline", "TextDelta")
+
+MAX_ROWS = 32
+"""Rows decoded together; more are done in several batches."""
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+OnEvent = Callable[[Event], None]
+
+
+class Pipeline:
+    """A loaded model. Make one with `Pipeline.load`."""
+
+    def __init__(self, model: MLLMForConditionalGeneration, processor: MLLMProcessor) -> None:
+        self.model, self.processor = model.eval(), processor
+        self.rows = RowBuilder(processor, model.config, model.generation_config)
+        self._lock = Lock()
+
+    @classmethod
+    def load(
+        cls,
+        folder: str | Path | None = None,
+        *,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+    ) -> Pipeline:
+        """Load a model folder (or hub id); None is the bundled model.
+
+        Args:
+            device: default: a GPU if there is one.
+            dtype: of the language model; default: bfloat16 on a GPU, float32 on a CPU.
+        """
+        path = find_model_folder(folder)
+        device = choose_device(device)
+        processor = MLLMProcessor.from_pretrained(path, device=device)
+        if isinstance(dtype, str) and dtype not in DTYPES:
+            raise ValueError(f"unknown dtype: found {dtype!r}; use one of {', '.join(DTYPES)}")
+        chosen = DTYPES[dtype] if isinstance(dtype, str) else dtype
+        chosen = chosen or (torch.float32 if device.type == "cpu" else torch.bfloat16)
+        model = MLLMForConditionalGeneration.from_pretrained(path, dtype=chosen, local_files_only=True)
+        return cls(model.to(device), processor)
+
+    @property
+    def config(self) -> MLLMConfig:
+        return self.model.config
+
+    @property
+    def tasks(self) -> list[str] | None:
+        """What this model was trained to do; None: nobody said."""
+        return self.config.tasks
+
+    @property
+    def sizes(self) -> list[Size]:
+        """(width, height) of the pictures it draws, the default first."""
+        return supported_sizes(self.config)
+
+    # ---- one request ----
+
+    def draw(
+        self,
+        prompt: str,
+        *,
+        n: int = 1,
+        size: Size | None = None,
+        on_event: OnEvent | None = None,
+        **overrides: Unpack[Overrides],
+    ) -> list[Image.Image]:
+        """Pictures of what the prompt says; picture i has seed + i, kept in its `info`."""
+        task = check_task(self.tasks, "draw")
+        check_words(prompt, name="prompt", hint="say what to draw")
+        if not isinstance(n, int) or n < 1:
+            raise ValueError(f"n is no number of pictures: found {n!r}; use a whole number, 1 or more")
+        messages = [Message("user", (TextPart(prompt),))]
+        row = self.rows.build(messages, "image", task=task, size=size, overrides=overrides)
+        results = self.run([replace(row, seed=row.seed + index) for index in range(n)], on_event)
+        pictures = self.processor.decode_images([result.images[0] for result in results])
+        for picture, result in zip(pictures, results, strict=True):
+            picture.info["seed"] = result.seed
+        return pictures
+
+    def ask(
+        self,
+        images: Picture | Sequence[Picture],
+        question: str,
+        *,
+        on_event: OnEvent | None = None,
+        **overrides: Unpack[Overrides],
+    ) -> str:
+        """The answer to a question about one or more pictures, and nothing else."""
+        task = check_task(self.tasks, "ask", "describe")
+        check_words(question, name="question", hint="say what you want to know")
+        pictures = read_pictures(images)
+        if not pictures:
+            raise ValueError("no picture to look at: found none; give one or more")
+        messages = [Message("user", (*pictures, TextPart(question)))]
+        row = self.rows.build(messages, "text", task=task, overrides=overrides)
+        return self.processor.to_text(self.run([row], on_event)[0].text_ids)
+
+    def edit(
+        self,
+        image: Picture,
+        instruction: str,
+        *,
+        size: Size | None = None,
+        on_event: OnEvent | None = None,
+        **overrides: Unpack[Overrides],
+    ) -> Image.Image:
+        """The picture changed as told; also dense tasks, such as "Depth estimation."."""
+        task = check_task(self.tasks, "edit", "depth", "segment")
+        check_words(instruction, name="instruction", hint="say what to change")
+        messages = [Message("user", (*read_pictures(image), TextPart(instruction)))]
+        row = self.rows.build(messages, "image", task=task, size=size, overrides=overrides)
+        result = self.run([row], on_event)[0]
+        picture = self.processor.decode_images(result.images)[0]
+        picture.info["seed"] = result.seed
+        return picture
+
+    def chat(self, messages: Sequence[Any], **overrides: Unpack[Overrides]) -> Iterator[Event]:
+        """Answer a dialogue (messages or Hugging Face chat dicts) in text and pictures, as they come.
+
+        The whole history goes in, pictures included; `Done.message` is the answer to append to it. Temperature, top-k
+        and top-p are those of pictures. Wrong input is refused at once, not when the first event is asked for.
+        """
+        task = check_task(self.tasks, "chat")
+        row = self.rows.build(self.processor.read_chat(messages), "interleaved", task=task, overrides=overrides)
+        return self.events(row)
+
+    def answer(
+        self,
+        dialogues: Sequence[Sequence[Message]],
+        mode: Mode,
+        seeds: Sequence[int],
+        **overrides: Unpack[Overrides],
+    ) -> list[list[str | Image.Image]]:
+        """Answer many dialogues together, for evaluation: the texts and pictures of each answer, in order."""
+        task = {"text": "ask", "image": "draw", "interleaved": "chat"}[mode]
+        rows = []
+        for messages, seed in zip(dialogues, seeds, strict=True):
+            is_edit = mode == "image" and any(isinstance(part, ImagePart) for part in messages[-1].parts)
+            settings: Overrides = {**overrides, "seed": seed}
+            rows.append(self.rows.build(messages, mode, task="edit" if is_edit else task, overrides=settings))
+        return [self.processor.to_parts(result) for result in self.run(rows)]
+
+    # ---- decoding ----
+
+    def run(self, rows: list[Row], on_event: OnEvent | None = None) -> list[Generated]:
+        """Decode rows in batches; one request at a time."""
+        results: list[Generated] = []
+        with self._lock:
+            for start in range(0, len(rows), MAX_ROWS):
+                batch = rows[start : start + MAX_ROWS]
+                results += generate(self.model, batch, on_progress=self.listener(batch, on_event))
+        return results
+
+    def events(self, row: Row) -> Iterator[Event]:
+        """Decode one row, telling what happens; holds the lock until the end, or until the iterator is dropped."""
+        answer = AnswerStream(self.processor)
+        with self._lock:
+            for event in stream(self.model, [row]):
+                yield from answer.translate(event)
+
+    def listener(self, rows: list[Row], on_event: OnEvent | None) -> Callable[[RowLevelEvent], None] | None:
+        """Passes the events of all rows on, as a person sees them."""
+        if on_event is None:
+            return None
+        answers = [AnswerStream(self.processor) for _ in rows]
+
+        def listen(event: RowLevelEvent) -> None:
+            for translated in answers[event.row].translate(event):
+                on_event(translated)
+
+        return listen
+
+
+def choose_device(device: str | torch.device | None) -> torch.device:
+    """The device asked for, or the best there is."""
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"cannot compute on {device!s}: {str(error).splitlines()[0]}; use cpu") from error

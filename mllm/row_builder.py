@@ -1,0 +1,177 @@
+"""What a person asks for, checked and turned into a row for the decoding loop.
+
+In: a dialogue, a task, overrides of the sampling settings. Out: a `Row`, or a ValueError that a person understands.
+Settings come from the checkpoint (its config, then `task_settings` of its generation config), then from the overrides.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypedDict
+
+from PIL import Image
+from transformers import GenerationConfig
+
+from mllm.config import MLLMConfig
+from mllm.conversation import AnswerKind, CodesPart, ImagePart, Message, TextPart, has_image, unconditional
+from mllm.generation_rows import Mode, Row, count_budget
+from mllm.layout import ImageLayout
+from mllm.processor import MLLMProcessor
+from mllm.sampling import PerCodebook, SamplingConfig
+from mllm.sizes import Size, grid_of
+from tokenizer.image_processor import open_image
+
+Picture = Image.Image | str | Path
+"""A picture, or the file that holds one."""
+
+NUM_SEEDS = 2**31
+TEXT_BUDGET = 256
+"""New text tokens of an answer, unless the caller or the context says otherwise."""
+
+
+class Overrides(TypedDict, total=False):
+    """Settings that a call may change; None, or leaving one out, keeps the checkpoint's."""
+
+    seed: int | None
+    guidance: float | None
+    temperature: PerCodebook[float] | None
+    top_k: PerCodebook[int] | None
+    top_p: PerCodebook[float] | None
+    greedy: bool | None
+    max_new_tokens: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class RowBuilder:
+    """Builds rows for one model."""
+
+    processor: MLLMProcessor
+    config: MLLMConfig
+    generation_config: GenerationConfig
+
+    def build(
+        self,
+        messages: Sequence[Message],
+        mode: Mode,
+        *,
+        task: str,
+        size: Size | None = None,
+        overrides: Mapping[str, Any] | None = None,
+    ) -> Row:
+        """The row that answers a dialogue."""
+        given = check_overrides(overrides or {})
+        if mode == "text" and "guidance" in given:
+            raise ValueError(f"guidance is for pictures: found {given['guidance']} for a text; leave it out")
+        check_messages(messages)
+        messages = self.processor.encode_pictures(messages)
+        if mode == "interleaved" and self.config.prompt_style == "unitok":  # one prompt for each kind of answer
+            mode = "text" if has_image(messages[0]) else "image"
+        image = self.image_settings(task, given)
+        answer: AnswerKind | None = {"text": "text", "image": "image"}.get(mode)
+        is_guided = mode != "text" and image.guidance > 1
+        row = Row(
+            prompt=self.processor.build(messages, add_generation_prompt=True, answer=answer),
+            unconditional=(
+                self.processor.build(unconditional(messages), add_generation_prompt=True, answer=answer)
+                if is_guided
+                else None
+            ),
+            mode=mode,
+            grid=self.choose_grid(messages, size),
+            seed=given.get("seed", secrets.randbelow(NUM_SEEDS)),
+            max_new_tokens=given.get("max_new_tokens", self.budget(mode)),
+            text=self.text_settings(task, given if mode == "text" else {}),
+            image=image,
+        )
+        context = self.config.text_config.max_position_embeddings
+        count_budget(row, layout=ImageLayout.from_config(self.config), context=context)  # refuses what does not fit
+        return row
+
+    def choose_grid(self, messages: Sequence[Message], size: Size | None) -> tuple[int, int] | None:
+        """The size asked for, else that of the last picture of the dialogue, else the default."""
+        if size is not None:
+            return grid_of(size, self.config)
+        grids = [part.grid for message in messages for part in message.parts if isinstance(part, CodesPart)]
+        return grids[-1] if grids else None
+
+    def budget(self, mode: Mode) -> int | None:
+        """New tokens of an answer; an image takes what it takes."""
+        images = 2 * (self.config.positions_per_image + self.config.grid_side + 4)
+        return {"text": TEXT_BUDGET, "image": None, "interleaved": TEXT_BUDGET + images}[mode]
+
+    def image_settings(self, task: str, given: Mapping[str, Any]) -> SamplingConfig:
+        """How the codes of images are sampled."""
+        config = self.config
+        settings = {
+            "guidance": config.image_guidance,
+            "temperature": config.image_temperature,
+            "top_k": config.image_top_k,
+            "top_p": config.image_top_p,
+        }
+        return sampling_config({**settings, **self.task_settings(task), **given})
+
+    def text_settings(self, task: str, given: Mapping[str, Any]) -> SamplingConfig:
+        """How text is sampled: the most probable token, unless somebody asks for more variety."""
+        stored = self.generation_config
+        settings: dict[str, Any] = {"greedy": not stored.do_sample}
+        if stored.do_sample:
+            settings |= {"temperature": stored.temperature, "top_k": stored.top_k, "top_p": stored.top_p}
+        settings |= self.task_settings(f"{task}_text")
+        if given.keys() & {"temperature", "top_k", "top_p"}:
+            settings["greedy"] = False
+        settings = {name: value for name, value in {**settings, **given}.items() if value is not None}
+        return sampling_config({**settings, "guidance": 1.0, "top_k": settings.get("top_k") or None})
+
+    def task_settings(self, task: str) -> dict[str, Any]:
+        """What the checkpoint stores for this task alone; `ask_text` is the text of task `ask`."""
+        return dict((getattr(self.generation_config, "task_settings", None) or {}).get(task, {}))
+
+
+def sampling_config(settings: Mapping[str, Any]) -> SamplingConfig:
+    """The settings that concern sampling; lists (from JSON) are per codebook."""
+    names = ("guidance", "temperature", "top_k", "top_p", "greedy")
+    chosen = {name: settings[name] for name in names if name in settings}
+    return SamplingConfig(**{n: tuple(value) if isinstance(value, list) else value for n, value in chosen.items()})
+
+
+def check_overrides(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that are given; an unknown name is an error."""
+    if unknown := set(overrides) - set(Overrides.__annotations__):
+        raise ValueError(f"unknown setting {sorted(unknown)[0]!r}; use one of {', '.join(Overrides.__annotations__)}")
+    return {name: value for name, value in overrides.items() if value is not None}
+
+
+def check_messages(messages: Sequence[Message]) -> None:
+    """Refuse what says nothing: no message, or a last message without words and pictures."""
+    if not messages:
+        raise ValueError("the chat is empty: found no message; say something")
+    if messages[-1].role != "user":
+        raise ValueError("nothing to answer: found an assistant's message last; end with the user's message")
+    last = messages[-1].parts
+    if not any(not isinstance(part, TextPart) or part.text.strip() for part in last):
+        raise ValueError("the message is empty: found no words and no picture; say something")
+
+
+def check_words(text: str, *, name: str, hint: str) -> str:
+    """A text that says something."""
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError(f"the {name} is empty: found {text!r}; {hint}")
+    return text
+
+
+def read_pictures(pictures: Picture | Sequence[Picture]) -> list[ImagePart]:
+    """Parts of a message from pictures or their files."""
+    listed = [pictures] if isinstance(pictures, Image.Image | str | Path) else list(pictures)
+    return [ImagePart(p if isinstance(p, Image.Image) else open_image(p)) for p in listed]
+
+
+def check_task(tasks: Sequence[str] | None, *wanted: str) -> str:
+    """The first of the wanted tasks that this checkpoint was trained for (its capabilities; None: all)."""
+    for task in wanted:
+        if tasks is None or task in tasks:
+            return task
+    known = ", ".join(tasks or ()) or "nothing"
+    raise ValueError(f"this model cannot {wanted[0]}: it was trained to {known}; use a model that was trained for it")
