@@ -10,15 +10,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import numpy as np
 from PIL import Image
 
 from mllm.world.checker import check, parse
+from mllm.world.dense_check import score_dense
 from mllm.world.describe_language import check_description
 from mllm.world.edit_language import check_edit
 from mllm.world.edits import Edit
 from mllm.world.questions import answer, normalize_answer
-from mllm.world.render import DEPTH_GRAY, SEGMENTATION_RGB, render_depth, render_segmentation
 from mllm.world.scene import Scene
 from mllm.world.turns import Check
 
@@ -110,25 +109,10 @@ def _same_edit_elsewhere(item: Check, scene: Scene | None) -> Edit | None:
 
 
 def judge_dense(kind: str, given: Image.Image, scene: Scene | None) -> Judgement:
-    """Class of every pixel by its nearest color, against the picture that the scene should have."""
+    """Class of every pixel against the picture that the scene should have."""
     if scene is None:
         return _unreadable(scene)
-    if kind == "depth":
-        palette, right = [(gray,) * 3 for gray in DEPTH_GRAY.values()], render_depth(scene, given.size)
-    else:
-        palette, right = list(SEGMENTATION_RGB.values()), render_segmentation(scene, given.size)
-    found_HW, expected_HW = nearest_class(given, palette), nearest_class(right, palette)
-    ious = [
-        float(((found_HW == label) & (expected_HW == label)).sum() / union)
-        for label in range(len(palette))
-        if (union := int(((found_HW == label) | (expected_HW == label)).sum()))
-    ]
-    mean_iou, accuracy = float(np.mean(ious)), float((found_HW == expected_HW).mean())
-    passed = mean_iou >= DENSE_PASS
-    return Judgement(passed, scene, () if passed else (f"mean IoU {mean_iou:.2f}",), mean_iou, accuracy)
-
-
-def nearest_class(image: Image.Image, palette: list[tuple[int, int, int]]) -> np.ndarray:
-    """Index of the nearest palette color, (H, W)."""
-    pixels_HW13 = np.asarray(image.convert("RGB"), dtype=np.int32)[:, :, None]
-    return ((pixels_HW13 - np.array(palette, dtype=np.int32)) ** 2).sum(axis=-1).argmin(axis=-1)
+    score = score_dense(kind, given, scene)
+    passed = score.mean_iou >= DENSE_PASS
+    reasons = () if passed else (f"mean IoU {score.mean_iou:.2f}",)
+    return Judgement(passed, scene, reasons, score.mean_iou, score.pixel_accuracy)
