@@ -135,7 +135,7 @@ def translate(key: str, table: list[tuple[re.Pattern[str], str]]) -> str:
         if match:
             return target.format(**match.groupdict())
     raise ValueError(
-        f"no row of the name table fits a tensor of this checkpoint; got {key!r}; is it a UniTok tokenizer?"
+        f"a tensor of this checkpoint has no row in the name table; got {key!r}; is it a UniTok tokenizer?"
     )
 
 

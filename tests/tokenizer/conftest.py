@@ -1,0 +1,55 @@
+"""A tokenizer with small, odd and unequal sizes, so that swapped axes fail."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tokenizer.config import UniTokConfig
+from tokenizer.model import UniTok
+
+
+@pytest.fixture
+def small_config() -> UniTokConfig:
+    return UniTokConfig(
+        image_size=48,
+        stem_width=6,
+        stage_widths=(10, 14),
+        stage_depths=(1, 2),
+        conv_expansion=2,
+        width=24,
+        depth=2,
+        decoder_depth=1,
+        num_heads=3,
+        drop_path=0.0,
+        decoder_widths=(14, 6),
+        decoder_depths=(2, 1),
+        decoder_expansion=2,
+        num_codebooks=3,
+        codebook_size=11,
+        code_width=5,
+        projection_heads=4,
+        embed_dim=9,
+        text_vocab_size=31,
+        text_context=8,
+        text_width=12,
+        text_heads=2,
+        text_layers=2,
+    )
+
+
+@pytest.fixture
+def small_model(small_config: UniTokConfig) -> UniTok:
+    """Weights large enough that every part matters."""
+    torch.manual_seed(0)
+    model = UniTok(small_config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+@pytest.fixture
+def pixels_B3HW() -> torch.Tensor:
+    """Two pictures of 2 rows and 3 columns of positions."""
+    return torch.rand(2, 3, 32, 48, generator=torch.Generator().manual_seed(1)) * 2 - 1

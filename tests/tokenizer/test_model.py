@@ -1,0 +1,178 @@
+"""The whole tokenizer: pixels to codes and back, any shape of picture, saved and read again."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from tokenizer.config import UniTokConfig
+from tokenizer.model import UniTok
+
+
+def test_codes_run_row_by_row(small_model: UniTok, pixels_B3HW: Tensor) -> None:
+    codes_BKN = small_model.encode(pixels_B3HW)
+    assert codes_BKN.shape == (2, 3, 6) and codes_BKN.dtype == torch.int64
+    assert small_model.grid_of(pixels_B3HW) == (2, 3)
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(2, 3), (3, 2), (1, 4), (5, 1)])
+def test_every_grid_works_both_ways(small_model: UniTok, rows: int, columns: int) -> None:
+    pixels_B3HW = torch.rand(2, 3, 16 * rows, 16 * columns) * 2 - 1
+    codes_BKN = small_model.encode(pixels_B3HW)
+    decoded_B3HW = small_model.decode(codes_BKN, grid=(rows, columns))
+    assert decoded_B3HW.shape == pixels_B3HW.shape
+    assert decoded_B3HW.abs().max() <= 1.0
+    expected_B3HW = small_model(pixels_B3HW).reconstruction_B3HW.clamp(-1, 1)
+    torch.testing.assert_close(decoded_B3HW, expected_B3HW, atol=1e-4, rtol=1e-4)
+
+
+def test_a_square_grid_is_assumed(small_model: UniTok) -> None:
+    assert small_model.decode(torch.zeros(1, 3, 9, dtype=torch.int32)).shape == (1, 3, 48, 48)
+
+
+def test_pictures_do_not_influence_their_neighbours(small_model: UniTok, pixels_B3HW: Tensor) -> None:
+    alone = torch.cat([small_model.encode(pixels_B3HW[:1]), small_model.encode(pixels_B3HW[1:])])
+    assert torch.equal(small_model.encode(pixels_B3HW), alone)
+
+
+def test_every_parameter_learns(small_config: UniTokConfig, pixels_B3HW: Tensor) -> None:
+    torch.manual_seed(0)
+    model = UniTok(small_config)
+    output = model(pixels_B3HW, torch.tensor([[1, 2, 30, 0], [5, 30, 0, 0]]), with_entropy=True)
+    loss = output.reconstruction_B3HW.square().mean() + output.vq_loss + output.entropy_loss
+    logits_BB = output.logit_scale * output.image_features @ output.text_features.T
+    (loss + torch.nn.functional.cross_entropy(logits_BB, torch.arange(2))).backward()
+    assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
+
+
+def test_training_reduces_the_loss(small_config: UniTokConfig) -> None:
+    torch.manual_seed(0)
+    model = UniTok(small_config)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    pixels_B3HW = torch.rand(4, 3, 1, 1).expand(4, 3, 32, 32) * 2 - 1
+    losses = []
+    for _ in range(30):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            output = model(pixels_B3HW)
+        loss = (output.reconstruction_B3HW.float() - pixels_B3HW).square().mean() + output.vq_loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_contrastive_parts_are_separate(small_model: UniTok, pixels_B3HW: Tensor) -> None:
+    for parameter in small_model.contrastive_parameters():
+        parameter.requires_grad_(False)
+    small_model(pixels_B3HW).reconstruction_B3HW.sum().backward()
+    trained = {name for name, parameter in small_model.named_parameters() if parameter.requires_grad}
+    assert not any(name.startswith(("text_encoder", "fc_norm", "projection", "logit_scale")) for name in trained)
+    small_model.logit_scale.data.fill_(9.0)
+    small_model.clamp_logit_scale()
+    assert small_model.logit_scale.exp().item() == pytest.approx(100.0)
+
+
+def test_embeddings_have_length_one_on_request(small_model: UniTok, pixels_B3HW: Tensor) -> None:
+    text_ids_BT = torch.tensor([[1, 2, 30, 0, 0], [5, 6, 7, 8, 30]])
+    for encode, value in ((small_model.encode_image, pixels_B3HW), (small_model.encode_text, text_ids_BT)):
+        raw_BD = encode(value)
+        assert raw_BD.shape == (2, 9)
+        torch.testing.assert_close(encode(value, normalize=True), torch.nn.functional.normalize(raw_BD, dim=-1))
+    output = small_model(pixels_B3HW, text_ids_BT)
+    expected_BD = small_model.encode_image(pixels_B3HW, normalize=True)
+    torch.testing.assert_close(output.image_features, expected_BD, atol=1e-4, rtol=1e-4)
+
+
+def test_without_text_tower_captions_are_refused(small_config: UniTokConfig, pixels_B3HW: Tensor) -> None:
+    model = UniTok(replace(small_config, embed_dim=0))
+    assert model.contrastive_parameters() == []
+    model.clamp_logit_scale()
+    with pytest.raises(ValueError, match="no text tower"):
+        model.encode_text(torch.zeros(1, 4, dtype=torch.int64))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_codebooks": 1, "codebook_size": 70_000, "code_width": 2},
+        {"num_codebooks": 5, "code_width": 8},  # code vectors wider than the transformer
+        {"projection": "linear"},
+        {"depth": 0, "decoder_depth": 0},
+        {"stage_widths": (8,), "stage_depths": (1,), "decoder_widths": (8,), "decoder_depths": (1,)},
+    ],
+)
+def test_any_geometry_round_trips(small_config: UniTokConfig, changes: dict) -> None:
+    model = UniTok(replace(small_config, **changes)).eval()
+    patch = model.config.patch_size
+    codes_BKN = model.encode(torch.rand(2, 3, 2 * patch, 3 * patch))
+    assert codes_BKN.shape == (2, model.config.num_codebooks, 6)
+    assert model.decode(codes_BKN, grid=(2, 3)).shape == (2, 3, 2 * patch, 3 * patch)
+
+
+def test_saved_tokenizer_is_the_same(small_model: UniTok, pixels_B3HW: Tensor, tmp_path: Path) -> None:
+    small_model.quantizer.usage.fill_(0.5)
+    small_model.save_pretrained(tmp_path / "deep" / "folder")
+    loaded = UniTok.from_pretrained(tmp_path / "deep" / "folder")
+    assert loaded.config == small_model.config and not loaded.training
+    assert torch.equal(loaded.quantizer.usage, small_model.quantizer.usage)
+    assert loaded.fingerprint() == small_model.fingerprint()
+    assert torch.equal(loaded.encode(pixels_B3HW), small_model.encode(pixels_B3HW))
+    assert all(parameter.requires_grad for parameter in loaded.parameters())
+
+
+def test_bfloat16_keeps_the_quantizer_exact(small_model: UniTok, pixels_B3HW: Tensor, tmp_path: Path) -> None:
+    small_model.save_pretrained(tmp_path)
+    loaded = UniTok.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert loaded.dtype == torch.bfloat16 and loaded.quantizer.codebooks.dtype == torch.float32
+    codes_BKN = small_model.encode(pixels_B3HW)
+    assert (loaded.encode(pixels_B3HW) == codes_BKN).float().mean() > 0.7
+    decoded_B3HW = loaded.decode(codes_BKN, grid=(2, 3))
+    assert decoded_B3HW.dtype == torch.float32
+    torch.testing.assert_close(decoded_B3HW, small_model.decode(codes_BKN, grid=(2, 3)), atol=0.1, rtol=0.1)
+
+
+def test_fingerprint_sees_what_decides_codes(small_model: UniTok) -> None:
+    before = small_model.fingerprint()
+    small_model.decoder.last_weight.data += 1.0
+    small_model.quantizer.usage += 1.0
+    assert small_model.fingerprint() == before
+    small_model.quantizer.codebooks.data[1, 2, 3] += 1e-3
+    assert small_model.fingerprint() != before
+
+
+def test_codes_start_and_revive_on_pictures(small_config: UniTokConfig, pixels_B3HW: Tensor) -> None:
+    model = UniTok(small_config)
+    model.initialise_codes(pixels_B3HW)
+    assert model(pixels_B3HW).vq_loss < UniTok(small_config)(pixels_B3HW).vq_loss
+    model.quantizer.usage[1, :4] = 0.0
+    assert model.revive_codes(pixels_B3HW, threshold=0.01) == 4
+    assert model.revive_codes(pixels_B3HW, threshold=0.01) == 0
+
+
+def test_wrong_inputs_are_refused_in_words(small_model: UniTok, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="multiples of 16; got 40 x 32"):
+        small_model.encode(torch.zeros(1, 3, 40, 32))
+    with pytest.raises(ValueError, match=r"must be \(B, 3, H, W\)"):
+        small_model.encode(torch.zeros(3, 32, 32))
+    with pytest.raises(ValueError, match="codes must be"):
+        small_model.decode(torch.zeros(1, 4, 9, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"0\.\.10; got 0\.\.11"):
+        small_model.decode(torch.arange(12).reshape(1, 3, 4))
+    with pytest.raises(ValueError, match="do not fill a grid of 2 x 2"):
+        small_model.decode(torch.zeros(1, 3, 6, dtype=torch.int64))
+    with pytest.raises(FileNotFoundError, match=r"config.json does not exist"):
+        UniTok.from_pretrained(tmp_path)
+
+
+def test_incomplete_weights_are_refused(small_model: UniTok, tmp_path: Path) -> None:
+    small_model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "depth": 3}))
+    with pytest.raises(RuntimeError, match=r"encoder\.blocks\.2"):
+        UniTok.from_pretrained(tmp_path)

@@ -1,0 +1,180 @@
+"""The quantizer against plain loops; its gradients; its care for dead entries."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tokenizer import quantizer as quantizer_module
+from tokenizer.quantizer import MultiCodebookQuantizer, nearest_entries, pick_rows
+
+
+@pytest.fixture
+def quantizer() -> MultiCodebookQuantizer:
+    torch.manual_seed(0)
+    quantizer = MultiCodebookQuantizer(3, 11, 5)
+    torch.nn.init.normal_(quantizer.codebooks)
+    return quantizer
+
+
+@pytest.fixture
+def features_BNZ() -> Tensor:
+    return torch.randn(2, 7, 15, generator=torch.Generator().manual_seed(1))
+
+
+def codes_by_loop(quantizer: MultiCodebookQuantizer, features_BNZ: Tensor) -> Tensor:
+    codes_BKN = torch.empty(2, 3, 7, dtype=torch.int64)
+    for b in range(2):
+        for k in range(3):
+            for n in range(7):
+                feature_E = features_BNZ[b, n, 5 * k : 5 * k + 5]
+                codes_BKN[b, k, n] = F.cosine_similarity(feature_E[None], quantizer.codebooks[k]).argmax()
+    return codes_BKN
+
+
+def test_codes_are_the_nearest_entries_by_cosine(quantizer: MultiCodebookQuantizer, features_BNZ: Tensor) -> None:
+    assert torch.equal(quantizer.quantize(features_BNZ), codes_by_loop(quantizer, features_BNZ))
+
+
+def test_tiles_do_not_change_codes(
+    quantizer: MultiCodebookQuantizer, features_BNZ: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = quantizer.quantize(features_BNZ)
+    monkeypatch.setattr(quantizer_module, "CPU_TILE", 40)  # three rows at a time
+    assert torch.equal(quantizer.quantize(features_BNZ), whole)
+
+
+def test_first_of_equal_entries_wins() -> None:
+    table_KCE = torch.ones(1, 4, 2)
+    assert nearest_entries(torch.ones(1, 3, 2), table_KCE).tolist() == [[0, 0, 0]]
+
+
+def test_lookup_concatenates_unit_vectors(quantizer: MultiCodebookQuantizer, features_BNZ: Tensor) -> None:
+    codes_BKN = quantizer.quantize(features_BNZ)
+    vectors_BNZ = quantizer.lookup(codes_BKN.to(torch.int32))
+    for b, k, n in [(0, 0, 0), (1, 2, 6), (0, 1, 4)]:
+        expected_E = F.normalize(quantizer.codebooks[k, codes_BKN[b, k, n]], dim=0)
+        torch.testing.assert_close(vectors_BNZ[b, n, 5 * k : 5 * k + 5], expected_E)
+    assert torch.equal(quantizer.quantize(vectors_BNZ), codes_BKN)
+
+
+def test_training_forward_equals_codes_and_lookup(quantizer: MultiCodebookQuantizer, features_BNZ: Tensor) -> None:
+    quantized = quantizer(features_BNZ)
+    assert torch.equal(quantized.codes_BKN, quantizer.quantize(features_BNZ))
+    torch.testing.assert_close(quantized.vectors_BNZ, quantizer.lookup(quantized.codes_BKN))
+
+
+def test_loss_is_the_mean_over_codebooks(quantizer: MultiCodebookQuantizer, features_BNZ: Tensor) -> None:
+    quantized = quantizer(features_BNZ)
+    losses = []
+    for k in range(3):
+        feature = F.normalize(features_BNZ[..., 5 * k : 5 * k + 5], dim=-1)
+        entry = F.normalize(quantizer.codebooks[k], dim=-1)[quantized.codes_BKN[:, k]]
+        losses.append(1.25 * (feature - entry).square().mean())
+    torch.testing.assert_close(quantized.vq_loss, torch.stack(losses).mean())
+
+
+def test_gradient_passes_straight_through(quantizer: MultiCodebookQuantizer, features_BNZ: Tensor) -> None:
+    features_BNZ.requires_grad_()
+    weights_BNZ = torch.randn(2, 7, 15)
+    (quantizer(features_BNZ).vectors_BNZ * weights_BNZ).sum().backward()
+    through = features_BNZ.grad.clone()
+    features_BNZ.grad = None
+    slices = F.normalize(features_BNZ.unflatten(-1, (3, 5)), dim=-1).flatten(2)
+    (slices * weights_BNZ).sum().backward()
+    torch.testing.assert_close(through, features_BNZ.grad)
+    assert quantizer.codebooks.grad is None  # only the loss moves the codebooks
+
+
+def test_unused_entries_get_no_gradient(quantizer: MultiCodebookQuantizer, features_BNZ: Tensor) -> None:
+    quantized = quantizer(features_BNZ)
+    quantized.vq_loss.backward()
+    is_used_KC = torch.zeros(3, 11, dtype=torch.bool)
+    for k in range(3):
+        is_used_KC[k, quantized.codes_BKN[:, k].flatten()] = True
+    assert torch.equal(quantizer.codebooks.grad.abs().sum(-1) > 0, is_used_KC)
+
+
+def test_entropy_loss_equals_the_loop(quantizer: MultiCodebookQuantizer, features_BNZ: Tensor) -> None:
+    quantizer.entropy_temperature = 0.7
+    losses = []
+    for k in range(3):
+        feature = F.normalize(features_BNZ[..., 5 * k : 5 * k + 5], dim=-1).reshape(-1, 5)
+        entry = F.normalize(quantizer.codebooks[k], dim=-1)
+        p = (-torch.cdist(feature, entry).square() / 0.7).softmax(-1)
+        single = -(p * p.log()).sum(-1).mean()
+        overall = -(p.mean(0) * p.mean(0).log()).sum()
+        losses.append(single - overall)
+    entropy_loss = quantizer(features_BNZ, with_entropy=True).entropy_loss
+    torch.testing.assert_close(entropy_loss, torch.stack(losses).mean(), atol=1e-5, rtol=1e-4)
+    assert quantizer(features_BNZ).entropy_loss == 0
+
+
+def test_quantizer_is_float32_under_autocast(quantizer: MultiCodebookQuantizer, features_BNZ: Tensor) -> None:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = quantizer(features_BNZ)
+    outside = quantizer(features_BNZ)
+    assert inside.vectors_BNZ.dtype == torch.float32
+    assert torch.equal(inside.vectors_BNZ, outside.vectors_BNZ)
+
+
+def test_running_usage_copies_first_and_forgets_slowly_later(quantizer: MultiCodebookQuantizer) -> None:
+    first, second = torch.randn(1, 9, 15), torch.randn(1, 4, 15)
+    shares = []
+    for features_BNZ in (first, second):
+        codes_KM = quantizer.quantize(features_BNZ)[0]
+        shares.append(torch.stack([torch.bincount(codes_M, minlength=11) / codes_M.numel() for codes_M in codes_KM]))
+        quantizer(features_BNZ)
+    torch.testing.assert_close(quantizer.usage, 0.9 * shares[0] + 0.1 * shares[1])
+    quantizer.num_updates.fill_(quantizer_module.FAST_UPDATES)
+    before = quantizer.usage.clone()
+    quantizer(second)
+    torch.testing.assert_close(quantizer.usage, 0.99 * before + 0.01 * shares[1])
+
+
+def test_evaluation_leaves_the_statistics_alone(quantizer: MultiCodebookQuantizer, features_BNZ: Tensor) -> None:
+    quantizer.eval()(features_BNZ)
+    assert quantizer.num_updates == 0 and not quantizer.usage.any()
+
+
+def test_revival_moves_dead_entries_only(quantizer: MultiCodebookQuantizer, features_BNZ: Tensor) -> None:
+    quantizer.usage.fill_(1 / 11)
+    quantizer.usage[0, 3] = quantizer.usage[2, 10] = 0.0
+    before = quantizer.codebooks.detach().clone()
+    assert quantizer.revive(features_BNZ, threshold=0.1) == 2
+    moved_KC = (quantizer.codebooks != before).any(-1)
+    assert moved_KC.nonzero().tolist() == [[0, 3], [2, 10]]
+    rows = F.normalize(features_BNZ[..., :5].reshape(-1, 5), dim=-1)
+    assert (F.normalize(quantizer.codebooks[0, 3], dim=0) @ rows.T).max() > 1 - 1e-5
+    assert quantizer.codebooks[0, 3].norm().item() == pytest.approx(before.norm(dim=-1).mean().item(), rel=1e-4)
+    assert quantizer.revive(features_BNZ, threshold=0.1) == 0
+
+
+def test_codebooks_start_on_the_data() -> None:
+    torch.manual_seed(0)
+    centers_KCE = F.normalize(torch.randn(2, 4, 5), dim=-1)
+    picks_KM = torch.randint(0, 4, (2, 300))
+    slices = torch.stack([centers_KCE[k, picks_KM[k]] for k in range(2)], dim=1) + 0.01 * torch.randn(300, 2, 5)
+    features_BNZ = slices.flatten(1).unflatten(0, (3, 100))
+    quantizer = MultiCodebookQuantizer(2, 40, 5)
+    torch.nn.init.uniform_(quantizer.codebooks, -0.01, 0.01)
+    quantizer.initialise_from(features_BNZ)
+    assert quantizer.eval()(features_BNZ).vq_loss < 1e-3
+    assert quantizer.codebooks.norm(dim=-1).max() < 0.03  # the length of the first entries is kept
+
+
+def test_rows_are_picked_once_while_they_last() -> None:
+    rows_KME = torch.arange(6.0).reshape(1, 6, 1)
+    assert sorted(pick_rows(rows_KME, 6).flatten().tolist()) == [0, 1, 2, 3, 4, 5]
+    assert len(pick_rows(rows_KME, 14)[0].unique()) == 6
+
+
+def test_codes_of_any_width_fit() -> None:
+    quantizer = MultiCodebookQuantizer(1, 2, 3)
+    torch.nn.init.normal_(quantizer.codebooks)
+    assert quantizer.quantize(torch.randn(4, 1, 3)).shape == (4, 1, 1)
+    assert math.isfinite(quantizer(torch.zeros(1, 2, 3)).vq_loss.item())
