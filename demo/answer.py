@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,24 @@ from typing import Any
 from PIL import Image
 
 from demo.history import Entry, answer_entry, error_entry, file_part, to_messages
-from mllm.pipeline import Done, ImageDone, ImageProgress, Pipeline, TextDelta
+from mllm.pipeline import Done, Event, ImageDone, ImageProgress, Pipeline, TextDelta
+
+NO_ANSWER = "(The model answered nothing.)"
+NO_ROOM = "(There is no room left for another picture in this conversation. Begin a new one.)"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Defaults:
+    """What the settings show at first."""
+
+    guidance: float
+    temperature: float
+    top_k: int | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Settings:
-    """What stands in the fields under "Settings"."""
+    """What stands in the fields under "Settings", and what stood there at first."""
 
     seed: str | None
     """Digits, or nothing for a new one each time."""
@@ -28,15 +41,17 @@ class Settings:
     temperature: float
     top_k: str | None
     """Digits, or nothing for all."""
+    defaults: Defaults
 
     def overrides(self) -> dict[str, Any]:
-        """As keyword arguments of the pipeline."""
-        return {
-            "seed": read_count(self.seed, name="Seed"),
+        """As keyword arguments of the pipeline. What was left alone is left to the model."""
+        chosen = {
             "guidance": self.guidance,
             "temperature": self.temperature,
             "top_k": read_count(self.top_k, name="Top-k"),
         }
+        changed = {name: value for name, value in chosen.items() if value != getattr(self.defaults, name)}
+        return {"seed": read_count(self.seed, name="Seed"), **changed}
 
 
 def read_count(text: str | None, *, name: str) -> int | None:
@@ -54,20 +69,30 @@ def stream_answer(
     """Answer the last request of `history`; pictures are written to `folder`."""
     content: list[dict[str, Any]] = []
     try:
-        for event in pipeline.chat(to_messages(history), **settings.overrides()):
-            match event:
-                case TextDelta(text=text):
-                    add_text(content, text)
-                case ImageProgress(done=done, total=total):
-                    show_progress(content, done / total)
-                case ImageDone(image=image):
-                    drop_progress(content)
-                    content.append(file_part(write_picture(image, folder)))
-                case Done():
-                    continue
-            yield [*history, answer_entry(list(content))]
+        with closing(pipeline.chat(to_messages(history), **settings.overrides())) as events:
+            for event in events:
+                if show(event, content, folder):
+                    yield [*history, answer_entry(list(content))]
     except ValueError as error:
         yield [*history, error_entry(sentence(error))]
+
+
+def show(event: Event, content: list[dict[str, Any]], folder: Path) -> bool:
+    """Put an event into the content of the answer; whether there is something new to see."""
+    match event:
+        case TextDelta(text=text):
+            add_text(content, text)
+        case ImageProgress(done=done, total=total):
+            show_progress(content, done / total)
+        case ImageDone(image=image):
+            drop_progress(content)
+            content.append(file_part(write_picture(image, folder)))
+        case Done(image_refused=True):
+            add_text(content, NO_ROOM)
+        case Done():
+            if not content:
+                add_text(content, NO_ANSWER)
+    return bool(content)
 
 
 def add_text(content: list[dict[str, Any]], text: str) -> None:

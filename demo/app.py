@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from demo.answer import Settings, stream_answer
+from demo.answer import Defaults, Settings, stream_answer
 from demo.history import Entry
-from demo.page import ASSETS, STYLE_SHEET, Defaults, Example, build_page, theme
+from demo.page import ASSETS, STYLE_SHEET, Example, build_page, theme
 from mllm.commands.arguments import CommandParser, add_model_arguments
 from mllm.pipeline import Pipeline
+from mllm.sampling import SamplingConfig, pick
 
 TITLE = "mllm"
 SUBTITLE = "One model that draws, answers and edits"
@@ -34,7 +35,9 @@ EXAMPLES = [
 
 def main(argv: list[str] | None = None) -> int:
     """Serve until interrupted."""
-    parser = CommandParser("mllm demo", description=__doc__, example="mllm demo --port 7861")
+    parser = CommandParser(
+        "mllm demo", description="Chat with the model in the browser.", example="mllm demo --port 7861"
+    )
     add_model_arguments(parser)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 is every one")
     parser.add_argument("--port", type=int, help="port to listen on (default: the first free one from 7860)")
@@ -59,11 +62,12 @@ def main(argv: list[str] | None = None) -> int:
 def build_demo(pipeline: Pipeline) -> Any:
     """The page of this pipeline, not yet served."""
     folder = Path(tempfile.mkdtemp(prefix="mllm-demo-"))
+    defaults = defaults_of(pipeline.rows.image_settings("chat", {}))
 
     def answer(
         history: list[Entry], seed: str | None, guidance: float, temperature: float, top_k: str | None
     ) -> Iterator[list[Entry]]:
-        settings = Settings(seed=seed, guidance=guidance, temperature=temperature, top_k=top_k)
+        settings = Settings(seed=seed, guidance=guidance, temperature=temperature, top_k=top_k, defaults=defaults)
         yield from stream_answer(pipeline, history, settings, folder=folder)
 
     return build_page(
@@ -71,5 +75,11 @@ def build_demo(pipeline: Pipeline) -> Any:
         title=TITLE,
         subtitle=SUBTITLE,
         examples=EXAMPLES,
-        defaults=Defaults(guidance=3, temperature=1, top_k=None),
+        defaults=defaults,
     )
+
+
+def defaults_of(sampling: SamplingConfig) -> Defaults:
+    """What the settings show at first; a setting that differs by codebook is shown by its first value."""
+    top_k = None if sampling.top_k is None else pick(sampling.top_k, 0)
+    return Defaults(guidance=sampling.guidance, temperature=pick(sampling.temperature, 0), top_k=top_k)

@@ -11,9 +11,8 @@ import html
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from mllm.conversation import ImagePart, Message, TextPart
+from tokenizer.image_processor import open_image
 
 Entry = dict[str, Any]
 
@@ -71,16 +70,6 @@ def to_part(part: dict[str, Any]) -> TextPart | ImagePart:
         case "text":
             return TextPart(part["text"])
         case "file":
-            return ImagePart(open_upload(Path(part["file"]["path"])))
+            return ImagePart(open_image(part["file"]["path"]))
         case kind:
             raise ValueError(f"a message holds {kind!r}; send text and pictures only")
-
-
-def open_upload(path: Path) -> Image.Image:
-    """A picture that was uploaded."""
-    try:
-        with Image.open(path) as image:
-            image.load()
-            return image
-    except OSError:
-        raise ValueError(f"{path.name} is not a readable picture; upload a PNG, JPEG or WebP file") from None

@@ -12,6 +12,7 @@ from typing import Any
 
 import gradio as gr
 
+from demo.answer import Defaults
 from demo.history import Entry, user_entry
 
 ASSETS = Path(__file__).parent / "assets"
@@ -31,15 +32,6 @@ class Example:
     label: str
     text: str
     files: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Defaults:
-    """What the settings show at first."""
-
-    guidance: float
-    temperature: float
-    top_k: int | None
 
 
 def theme() -> gr.themes.Base:

@@ -15,7 +15,7 @@ MAY_IMPORT = {
     "tokenizer": {"tokenizer"},
     "mllm": {"mllm", "tokenizer"},
     "train": {"train", "mllm", "tokenizer"},
-    "demo": {"demo", "mllm"},
+    "demo": {"demo", "mllm", "tokenizer"},
 }
 ONLY_IN = {"gradio": {"demo"}, "deepspeed": {"train"}}
 NOT_WHEN_IMPORTED = {"deepspeed", "gradio", "datasets"}

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from PIL import Image
 
-SAMPLING = ("guidance", "temperature", "top_k", "top_p", "seed")
+SAMPLING = ("seed", "guidance", "temperature", "top_k", "top_p")
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -37,14 +37,17 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="where to compute, such as cpu or cuda (default: a GPU if there is one)")
 
 
+def add_seed_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--seed", type=int, help="the same seed gives the same result (default: a new one each time)")
+
+
 def add_sampling_arguments(parser: argparse.ArgumentParser, *, guidance: bool = True) -> None:
     """How to choose among what is probable; the defaults are the model's."""
-    parser.add_argument("--seed", type=int, help="the same seed gives the same result (default: a new one each time)")
     if guidance:
-        parser.add_argument("--guidance", type=float, help="how closely to follow the words; 1 is off")
+        parser.add_argument("--guidance", type=float, help="how closely pictures follow the words; 1 is off")
     parser.add_argument("--temperature", type=float, help="below 1 is safer, above 1 is bolder")
-    parser.add_argument("--top-k", type=int, help="choose among the K most probable only")
-    parser.add_argument("--top-p", type=float, help="choose among the most probable that add up to P")
+    parser.add_argument("--top-k", type=int, metavar="K", help="choose among the K most probable only")
+    parser.add_argument("--top-p", type=float, metavar="P", help="choose among the most probable that add up to P")
 
 
 def sampling_overrides(arguments: argparse.Namespace) -> dict[str, Any]:

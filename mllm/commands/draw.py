@@ -1,0 +1,50 @@
+"""`mllm draw`: a sentence to one or more picture files."""
+
+from __future__ import annotations
+
+from mllm.commands.arguments import (
+    CommandParser,
+    add_model_arguments,
+    add_sampling_arguments,
+    add_seed_argument,
+    numbered,
+    picture_path,
+    picture_size,
+    positive_count,
+    sampling_overrides,
+)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Draw, write the files and print their names and seeds."""
+    parser = CommandParser(
+        "mllm draw",
+        description="Draw pictures of what a sentence says.",
+        example='mllm draw "three small yellow stars on a black background" -o stars.png -n 4 --seed 1',
+    )
+    parser.add_argument("prompt", metavar="PROMPT", help="what to draw")
+    parser.add_argument("-o", "--output", type=picture_path, required=True, metavar="FILE", help="picture to write")
+    parser.add_argument(
+        "-n", type=positive_count, default=1, metavar="N", help="how many, as FILE-1, FILE-2 ... with following seeds"
+    )
+    parser.add_argument("--size", type=picture_size, metavar="WxH", help="in pixels (default: the model's)")
+    add_seed_argument(parser)
+    add_sampling_arguments(parser)
+    add_model_arguments(parser)
+    arguments = parser.parse_args(argv)
+
+    from mllm.commands.progress import Progress
+    from mllm.pipeline import Pipeline
+
+    pipeline = Pipeline.load(arguments.model, device=arguments.device)
+    pictures = pipeline.draw(
+        arguments.prompt,
+        n=arguments.n,
+        size=arguments.size,
+        on_event=Progress().show,
+        **sampling_overrides(arguments),
+    )
+    for path, picture in zip(numbered(arguments.output, count=len(pictures)), pictures, strict=True):
+        picture.save(path)
+        print(f"{path}  seed {picture.info['seed']}")
+    return 0

@@ -1,0 +1,47 @@
+"""`mllm edit`: a picture and an instruction to a picture file."""
+
+from __future__ import annotations
+
+from mllm.commands.arguments import (
+    CommandParser,
+    add_model_arguments,
+    add_sampling_arguments,
+    add_seed_argument,
+    picture_path,
+    picture_size,
+    sampling_overrides,
+)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Edit, write the file and print its name and seed."""
+    parser = CommandParser(
+        "mllm edit",
+        description='Change a picture as told, or turn it into another kind of picture ("Depth estimation.").',
+        example='mllm edit a.png "Make the circle green." -o b.png',
+    )
+    parser.add_argument("image", metavar="IMAGE", help="picture file to change")
+    parser.add_argument("instruction", metavar="INSTRUCTION", help="what to change")
+    parser.add_argument("-o", "--output", type=picture_path, required=True, metavar="FILE", help="picture to write")
+    parser.add_argument("--size", type=picture_size, metavar="WxH", help="in pixels (default: that of IMAGE)")
+    add_seed_argument(parser)
+    add_sampling_arguments(parser)
+    add_model_arguments(parser)
+    arguments = parser.parse_args(argv)
+
+    from mllm.commands.progress import Progress
+    from mllm.pipeline import Pipeline
+    from tokenizer.image_processor import open_image
+
+    image = open_image(arguments.image)
+    pipeline = Pipeline.load(arguments.model, device=arguments.device)
+    picture = pipeline.edit(
+        image,
+        arguments.instruction,
+        size=arguments.size,
+        on_event=Progress().show,
+        **sampling_overrides(arguments),
+    )
+    picture.save(arguments.output)
+    print(f"{arguments.output}  seed {picture.info['seed']}")
+    return 0
