@@ -18,8 +18,10 @@ from PIL import Image
 from demo.history import Entry, answer_entry, error_entry, file_part, to_messages
 from mllm.pipeline import Done, Event, ImageDone, ImageProgress, Pipeline, TextDelta
 
-NO_ANSWER = "(The model answered nothing.)"
-NO_ROOM = "(There is no room left for another picture in this conversation. Begin a new one.)"
+NO_ANSWER = "The model answered nothing; ask in other words."
+NO_ROOM = "There is no room left for another picture in this conversation; begin a new one."
+STOPPED = "Stopped."
+BAR = '<div class="drawing">'
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,28 +73,39 @@ def stream_answer(
     try:
         with closing(pipeline.chat(to_messages(history), **settings.overrides())) as events:
             for event in events:
-                if show(event, content, folder):
+                show(event, content, folder)
+                if content:
                     yield [*history, answer_entry(list(content))]
+        if not content:
+            yield [*history, error_entry(NO_ANSWER)]
+        elif event.image_refused:
+            yield [*history, answer_entry(content), error_entry(NO_ROOM)]
     except ValueError as error:
         yield [*history, error_entry(sentence(error))]
 
 
-def show(event: Event, content: list[dict[str, Any]], folder: Path) -> bool:
-    """Put an event into the content of the answer; whether there is something new to see."""
+def show(event: Event, content: list[dict[str, Any]], folder: Path) -> None:
+    """Put an event into the content of the answer."""
     match event:
         case TextDelta(text=text):
             add_text(content, text)
         case ImageProgress(done=done, total=total):
-            show_progress(content, done / total)
+            drop_progress(content)
+            content.append(progress_part(done / total))
         case ImageDone(image=image):
             drop_progress(content)
             content.append(file_part(write_picture(image, folder)))
-        case Done(image_refused=True):
-            add_text(content, NO_ROOM)
         case Done():
-            if not content:
-                add_text(content, NO_ANSWER)
-    return bool(content)
+            pass
+
+
+def stopped(history: list[Entry]) -> list[Entry]:
+    """The history after its last answer was cut off: without a picture that was being drawn."""
+    if not history or history[-1]["role"] == "user":
+        return [*history, error_entry(STOPPED)] if history else []
+    content = list(history[-1]["content"])
+    drop_progress(content)
+    return [*history[:-1], answer_entry(content) if content else error_entry(STOPPED)]
 
 
 def add_text(content: list[dict[str, Any]], text: str) -> None:
@@ -103,18 +116,16 @@ def add_text(content: list[dict[str, Any]], text: str) -> None:
         content.append({"type": "text", "text": text})
 
 
-def show_progress(content: list[dict[str, Any]], share: float) -> None:
+def progress_part(share: float) -> dict[str, Any]:
     """A bar in place of the picture that is being drawn."""
-    drop_progress(content)
     percent = round(100 * share)
-    bar = (
-        f'<div class="drawing"><progress value="{percent}" max="100"></progress><span>Drawing {percent} %</span></div>'
-    )
-    content.append({"type": "text", "text": bar, "is_progress": True})
+    bar = f'<progress value="{percent}" max="100"></progress><span>Drawing {percent} %</span>'
+    return {"type": "text", "text": f"{BAR}{bar}</div>"}
 
 
 def drop_progress(content: list[dict[str, Any]]) -> None:
-    if content and content[-1].get("is_progress"):
+    """Remove the bar, if one is last."""
+    if content and content[-1].get("text", "").startswith(BAR):
         content.pop()
 
 

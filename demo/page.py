@@ -12,7 +12,7 @@ from typing import Any
 
 import gradio as gr
 
-from demo.answer import Defaults
+from demo.answer import Defaults, stopped
 from demo.history import Entry, user_entry
 
 ASSETS = Path(__file__).parent / "assets"
@@ -114,7 +114,8 @@ def connect(
     for event in answering:
         event.then(ready, None, box, show_progress="hidden")
     chatbot.undo(take_back, chatbot, [box, chatbot], show_progress="hidden")
-    box.stop(ready, None, box, cancels=answering, show_progress="hidden")
+    stop = box.stop(None, None, None, cancels=answering)
+    stop.then(stop_answer, chatbot, [box, chatbot], show_progress="hidden")
 
 
 def ready() -> gr.MultimodalTextbox:
@@ -125,6 +126,11 @@ def ready() -> gr.MultimodalTextbox:
 def busy() -> gr.MultimodalTextbox:
     """The box, empty, while an answer comes."""
     return gr.MultimodalTextbox(value=None, submit_btn=False, stop_btn=True)
+
+
+def stop_answer(history: list[Entry]) -> tuple[Any, list[Entry]]:
+    """Ready again, less what was half done."""
+    return ready(), stopped(history)
 
 
 def add_request(value: dict[str, Any], history: list[Entry]) -> tuple[Any, list[Entry]]:

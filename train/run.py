@@ -6,7 +6,7 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from train.recipe import find_recipe, read_yaml, resolve
+from train.recipe import RECIPES, find_recipe, read_yaml, resolve
 
 USAGE = "usage: mllm train RECIPE.yaml [--key value ...]"
 
@@ -14,6 +14,9 @@ USAGE = "usage: mllm train RECIPE.yaml [--key value ...]"
 def main(argv: Sequence[str] | None = None) -> int:
     """Train what the recipe describes; returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] in (["-h"], ["--help"]):
+        print(explanation())
+        return 0
     if not words or words[0].startswith("-"):
         raise ValueError(f"no recipe was given; {USAGE}")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
@@ -37,6 +40,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         case kind:
             raise ValueError(f"the recipe's kind is {kind!r}; it must be text_tokenizer, image_tokenizer or mllm")
     return 0
+
+
+def explanation() -> str:
+    """What `mllm train --help` prints."""
+    shipped = ", ".join(sorted(path.stem for path in RECIPES.glob("*.yaml")))
+    return (
+        f"{USAGE}\n\n"
+        "Train what a recipe describes, or go on from the newest checkpoint in its output folder. RECIPE is a YAML file or\n"
+        f"the name of a recipe of the toolkit: {shipped}. Every key of it can be set by --key value.\n\n"
+        "example: mllm train tiny_tokenizer --output runs/tokenizer --steps 200"
+    )
 
 
 if __name__ == "__main__":
