@@ -47,8 +47,8 @@ def explanation() -> str:
     shipped = ", ".join(sorted(path.stem for path in RECIPES.glob("*.yaml")))
     return (
         f"{USAGE}\n\n"
-        "Train what a recipe describes, or go on from the newest checkpoint in its output folder. RECIPE is a YAML file or\n"
-        f"the name of a recipe of the toolkit: {shipped}. Every key of it can be set by --key value.\n\n"
+        "Train what a recipe describes, or go on from the newest checkpoint in its output folder. RECIPE is a YAML\n"
+        f"file or the name of a recipe of the toolkit: {shipped}. Every key can be set by --key value.\n\n"
         "example: mllm train tiny_tokenizer --output runs/tokenizer --steps 200"
     )
 
