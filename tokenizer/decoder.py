@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tokenizer.config import UniTokConfig
 from tokenizer.convolution import ChannelNorm, MBConv, Upsample, UpsamplingMBConv
-from tokenizer.layers import NORM_EPS, build_blocks
+from tokenizer.layers import NORM_EPS, build_stack
 
 
 class PixelHead(nn.Module):
@@ -31,7 +31,7 @@ class Decoder(nn.Module):
 
     def __init__(self, config: UniTokConfig) -> None:
         super().__init__()
-        self.blocks = build_blocks(
+        self.blocks = build_stack(
             config.decoder_depth, config.width, config.num_heads, mlp_ratio=config.mlp_ratio, drop_path=config.drop_path
         )
         self.norm = nn.LayerNorm(config.width, eps=NORM_EPS)
@@ -52,9 +52,7 @@ class Decoder(nn.Module):
         return self.head.conv2.weight
 
     def forward(self, hidden_BND: Tensor, *, grid: tuple[int, int]) -> Tensor:
-        for block in self.blocks:
-            hidden_BND = block(hidden_BND)
-        hidden_BND = self.norm(hidden_BND)
+        hidden_BND = self.norm(self.blocks(hidden_BND))
         # The view is already channels-last in memory, so the convolutions stay there.
         hidden_BCHW = self.entry(hidden_BND.unflatten(1, grid).permute(0, 3, 1, 2))
         for stage in self.stages:

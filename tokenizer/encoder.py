@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tokenizer.config import UniTokConfig
 from tokenizer.convolution import ChannelNorm, MBConv, channels_last
-from tokenizer.layers import NORM_EPS, build_blocks
+from tokenizer.layers import NORM_EPS, build_stack
 
 
 class Stem(nn.Module):
@@ -53,7 +53,7 @@ class Encoder(nn.Module):
             self.stages.append(nn.Sequential(first, *rest))
             in_width = width
         self.pool = Pool(in_width, config.width)
-        self.blocks = build_blocks(
+        self.blocks = build_stack(
             config.depth, config.width, config.num_heads, mlp_ratio=config.mlp_ratio, drop_path=config.drop_path
         )
         self.norm = nn.LayerNorm(config.width, eps=NORM_EPS)
@@ -63,6 +63,4 @@ class Encoder(nn.Module):
         for stage in self.stages:
             hidden_BCHW = stage(hidden_BCHW)
         hidden_BND = self.pool(hidden_BCHW).flatten(2).transpose(1, 2)
-        for block in self.blocks:
-            hidden_BND = block(hidden_BND)
-        return self.norm(hidden_BND)
+        return self.norm(self.blocks(hidden_BND))

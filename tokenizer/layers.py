@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 NORM_EPS = 1e-6  # UniTok's blocks; the projections' outer norms keep PyTorch's 1e-5
 LONGEST_PLAIN_ATTENTION = 256  # positions; above, the scores would take more memory than the fused kernel saves time
@@ -98,7 +99,21 @@ class TransformerBlock(nn.Module):
         return hidden_BND + self.drop_path(self.mlp(self.norm2(hidden_BND)))
 
 
-def build_blocks(depth: int, width: int, num_heads: int, *, mlp_ratio: float, drop_path: float) -> nn.ModuleList:
-    """A stack whose stochastic depth grows linearly from 0 to `drop_path`."""
+class TransformerStack(nn.ModuleList):
+    """Blocks one after the other; training can recompute their insides instead of keeping them."""
+
+    recompute = False
+
+    def forward(self, hidden_BND: Tensor) -> Tensor:
+        for block in self:
+            if self.recompute and self.training:
+                hidden_BND = checkpoint(block, hidden_BND, use_reentrant=False)
+            else:
+                hidden_BND = block(hidden_BND)
+        return hidden_BND
+
+
+def build_stack(depth: int, width: int, num_heads: int, *, mlp_ratio: float, drop_path: float) -> TransformerStack:
+    """Blocks whose stochastic depth grows linearly from 0 to `drop_path`."""
     rates = [drop_path * index / max(1, depth - 1) for index in range(depth)]
-    return nn.ModuleList(TransformerBlock(width, num_heads, mlp_ratio=mlp_ratio, drop_path=rate) for rate in rates)
+    return TransformerStack(TransformerBlock(width, num_heads, mlp_ratio=mlp_ratio, drop_path=rate) for rate in rates)

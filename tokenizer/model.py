@@ -162,6 +162,11 @@ class UniTok(nn.Module):
         with torch.autocast(vectors_BNZ.device.type, enabled=False):
             return self.post_quant_proj(vectors_BNZ.to(projection_dtype(self.post_quant_proj)))
 
+    def recompute_activations(self, enabled: bool = True) -> None:
+        """Trade time for memory in training: the transformers' activations are computed again going backward."""
+        self.encoder.blocks.recompute = enabled
+        self.decoder.blocks.recompute = enabled
+
     def contrastive_parameters(self) -> list[nn.Parameter]:
         """What only the contrastive loss trains; freeze these when training without captions."""
         if not self.config.has_text_tower:

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tokenizer.layers import DropPath, GeGLU, SelfAttention, attend, build_blocks
+from tokenizer.layers import DropPath, GeGLU, SelfAttention, attend, build_stack
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -50,5 +50,5 @@ def test_drop_path_drops_samples_in_training_only() -> None:
 
 
 def test_stochastic_depth_grows_linearly() -> None:
-    blocks = build_blocks(5, 6, 2, mlp_ratio=1.5, drop_path=0.2)
+    blocks = build_stack(5, 6, 2, mlp_ratio=1.5, drop_path=0.2)
     assert [block.drop_path.probability for block in blocks] == pytest.approx([0.0, 0.05, 0.1, 0.15, 0.2])

@@ -67,6 +67,16 @@ def test_training_reduces_the_loss(small_config: UniTokConfig) -> None:
     assert losses[-1] < 0.5 * losses[0]
 
 
+def test_recomputing_keeps_gradients(small_model: UniTok, pixels_B3HW: Tensor) -> None:
+    gradients = []
+    for enabled in (False, True):
+        small_model.train().recompute_activations(enabled)
+        small_model.zero_grad()
+        small_model(pixels_B3HW).reconstruction_B3HW.square().mean().backward()
+        gradients.append(small_model.encoder.blocks[0].attn.qkv.weight.grad.clone())
+    torch.testing.assert_close(*gradients)
+
+
 def test_contrastive_parts_are_separate(small_model: UniTok, pixels_B3HW: Tensor) -> None:
     for parameter in small_model.contrastive_parameters():
         parameter.requires_grad_(False)
