@@ -54,8 +54,8 @@ class CodeEmbedding(nn.Module):
         """Copy the image tokenizer's codebooks; they are not trained here."""
         if codebooks_KCE.shape != self.codebooks.shape:
             raise ValueError(
-                f"the image tokenizer has other codebooks than the model: found {tuple(codebooks_KCE.shape)}, the model "
-                f"has {tuple(self.codebooks.shape)}; use the tokenizer that the config describes"
+                f"the image tokenizer has other codebooks than the model: found {tuple(codebooks_KCE.shape)}, the "
+                f"model has {tuple(self.codebooks.shape)}; use the tokenizer that the config describes"
             )
         self.codebooks.copy_(codebooks_KCE)
 

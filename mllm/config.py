@@ -1,6 +1,7 @@
 """Every size, id and choice of the unified model: the transformers config that is saved with a checkpoint.
 
-In: keyword fields, or a config.json. Out: one validated object that model, sequence builder and decoder read. It is proud not to know tensors, prompts or files.
+In: keyword fields, or a config.json. Out: one validated object that model, sequence builder and decoder read.
+It is proud not to know tensors, prompts or files.
 
 Letters: N image positions per image, K codebooks, C codes per codebook, D hidden width.
 """
@@ -160,3 +161,6 @@ class MLLMConfig(PreTrainedConfig):
     def positions_per_image(self) -> int:
         """N of the default square image."""
         return self.grid_side**2
+
+
+AutoConfig.register(MLLMConfig.model_type, MLLMConfig, exist_ok=True)

@@ -1,8 +1,8 @@
 """Messages, and every fixed string that frames them: the one home of the prompt.
 
 In: a dialogue as messages of parts (text, pictures, codes). Out: segments in order, each a text, an image or a marker,
-with a flag whether it is learned. Training and inference render with the same function, so they cannot disagree. Knows no
-tokenizer, no ids and no tensors.
+with a flag whether it is learned. Training and inference render with the same function, so they cannot disagree.
+Knows no tokenizer, no ids and no tensors.
 
     native           <s>USER: text <image> ASSISTANT: text <image></s>USER: ...      any dialogue
     unitok           one of the next three, by what is asked and answered

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from mllm.code_head import ChooseCode, CodeHead, Guidance
+from mllm.rms_norm import RMSNorm
 
 DepthCache = list[tuple[Tensor, Tensor]]
 """For each layer its keys and values (R, G, K, d)."""
@@ -45,7 +46,7 @@ class DepthTransformerHead(CodeHead):
             DepthLayer(width, intermediate_width, num_heads, num_kv_heads, head_width, norm_eps)
             for _ in range(num_layers)
         )
-        self.norm = nn.RMSNorm(width, eps=norm_eps)
+        self.norm = RMSNorm(width, eps=norm_eps)
         self.linear_head = nn.Linear(width, num_codes) if shared_output else None
         self.linear_heads = None if shared_output else PerCodebookLinear(num_codebooks, width, num_codes)
         self.register_buffer("rope_cos", torch.empty(num_codebooks, head_width), persistent=False)
@@ -123,9 +124,9 @@ class DepthLayer(GradientCheckpointingLayer):
         self, width: int, intermediate_width: int, num_heads: int, num_kv_heads: int, head_width: int, norm_eps: float
     ) -> None:
         super().__init__()
-        self.input_layernorm = nn.RMSNorm(width, eps=norm_eps)
+        self.input_layernorm = RMSNorm(width, eps=norm_eps)
         self.self_attn = DepthAttention(width, num_heads, num_kv_heads, head_width)
-        self.post_attention_layernorm = nn.RMSNorm(width, eps=norm_eps)
+        self.post_attention_layernorm = RMSNorm(width, eps=norm_eps)
         self.mlp = GatedMLP(width, intermediate_width)
 
     def forward(
@@ -168,11 +169,11 @@ class DepthAttention(nn.Module):
         if groups > 1:
             key_PGSd, value_PGSd = (t.repeat_interleave(groups, dim=1) for t in (key_PGSd, value_PGSd))
         num_queries, num_keys = query_PASd.shape[2], key_PGSd.shape[2]
-        scores = torch.matmul(query_PASd * self.head_width**-0.5, key_PGSd.transpose(-1, -2))
+        scores = torch.matmul(query_PASd, key_PGSd.transpose(-1, -2)).float() * self.head_width**-0.5
         if num_queries > 1:
-            hidden_SS = torch.ones(num_queries, num_keys, dtype=torch.bool, device=scores.device).triu(1)
-            scores = scores.masked_fill(hidden_SS, float("-inf"))
-        return torch.matmul(scores.softmax(dim=-1, dtype=torch.float32).to(value_PGSd.dtype), value_PGSd)
+            is_later_SS = torch.ones(num_queries, num_keys, dtype=torch.bool, device=scores.device).triu(1)
+            scores = scores.masked_fill(is_later_SS, float("-inf"))
+        return torch.matmul(scores.softmax(dim=-1).to(value_PGSd.dtype), value_PGSd)
 
 
 class GatedMLP(nn.Module):
@@ -192,4 +193,4 @@ def rotate(heads_PASd: Tensor, cos_Sd: Tensor, sin_Sd: Tensor) -> Tensor:
     """Rotary position embedding in Llama's layout (first half with second half)."""
     first, second = heads_PASd.chunk(2, dim=-1)
     turned = torch.cat((-second, first), dim=-1)
-    return heads_PASd * cos_Sd.to(heads_PASd.dtype) + turned * sin_Sd.to(heads_PASd.dtype)
+    return torch.addcmul(heads_PASd * cos_Sd.to(heads_PASd.dtype), turned, sin_Sd.to(heads_PASd.dtype))

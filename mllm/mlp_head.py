@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mllm.code_head import ChooseCode, CodeHead, Guidance
 from mllm.depth_transformer import GatedMLP
+from mllm.rms_norm import RMSNorm
 
 
 class MLPHead(CodeHead):
@@ -28,7 +29,7 @@ class MLPHead(CodeHead):
         super().__init__()
         self.shape = (num_codebooks, num_codes)
         self.blocks = nn.ModuleList(ResidualBlock(width, intermediate_width, norm_eps) for _ in range(num_layers))
-        self.norm = nn.RMSNorm(width, eps=norm_eps)
+        self.norm = RMSNorm(width, eps=norm_eps)
         self.linear_head = nn.Linear(width, num_codebooks * num_codes)
 
     def transform(self, hidden_PD: Tensor) -> Tensor:
@@ -55,7 +56,7 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, width: int, intermediate_width: int, norm_eps: float) -> None:
         super().__init__()
-        self.norm = nn.RMSNorm(width, eps=norm_eps)
+        self.norm = RMSNorm(width, eps=norm_eps)
         self.mlp = GatedMLP(width, intermediate_width)
 
     def forward(self, hidden_PD: Tensor) -> Tensor:

@@ -10,12 +10,17 @@ Letters: B batch, T sequence, D hidden width, V text vocabulary, P image positio
 L labelled text tokens, M learned image positions.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, GenerationMixin, PreTrainedModel
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    GenerationMixin,
+    PreTrainedModel,
+)
 from transformers import initialization as init
 from transformers.cache_utils import Cache
 from transformers.utils import ModelOutput
@@ -195,7 +200,7 @@ class MLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """Logits (L, V) at the places before labelled tokens, and their labels."""
         next_labels_BT = torch.nn.functional.pad(labels_BT[:, 1:], (0, 1), value=IGNORED).flatten()
         places_L = (next_labels_BT != IGNORED).nonzero()[:, 0]
-        return self.lm_head(hidden_BTD.flatten(0, 1)[places_L]), next_labels_BT[places_L]
+        return self.lm_head(hidden_BTD.flatten(0, 1).index_select(0, places_L)), next_labels_BT[places_L]
 
     def _code_predictions(
         self, hidden_BTD: Tensor, input_ids_BT: Tensor, codes_PK: Tensor | None, code_targets_P: Tensor | None
@@ -207,7 +212,7 @@ class MLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         else:
             places_P = (input_ids_BT == self.config.image_token_id).flatten().nonzero()[:, 0]
             places_M, codes_PK = places_P[code_targets_P] - 1, codes_PK[code_targets_P]
-        hidden_MD = hidden_BTD.flatten(0, 1)[places_M]
+        hidden_MD = hidden_BTD.flatten(0, 1).index_select(0, places_M)
         if places_M.shape[0] == 0 and self.training:  # ranks without images take part in gradient exchange
             dummy_1K = codes_PK.new_zeros(1, self.config.num_codebooks)
             return self.code_head(hidden_BTD[0, :1], dummy_1K)[:0], codes_PK
@@ -221,4 +226,5 @@ def packed_mask(segment_ids_BT: Tensor) -> Tensor:
     return ((segment_ids_BT[:, :, None] == segment_ids_BT[:, None, :]) & causal_TT)[:, None]
 
 
-__all__: Sequence[str] = ("MLLMForConditionalGeneration", "MLLMOutput", "packed_mask")
+for auto_class in (AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText):
+    auto_class.register(MLLMConfig, MLLMForConditionalGeneration, exist_ok=True)

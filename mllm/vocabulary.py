@@ -1,8 +1,8 @@
 """The text tokenizer and the special tokens that images need: names, ids, loading, encoding, extending.
 
 A Llama-style SentencePiece tokenizer with byte fallback, so that no text is unencodable. Every piece of a dialogue is
-encoded on its own (`encode_text`), so its ids do not depend on where it stands; strings that look like special tokens are
-plain text there. Knows no prompts and no images.
+encoded on its own (`encode_text`), so its ids do not depend on where it stands; strings that look like special tokens
+are plain text there. Knows no prompts and no images.
 """
 
 import shutil
