@@ -27,12 +27,12 @@ TEXT_TOWER = {
 
 
 LONGER = {
-    "steps": 120,
+    "steps": 60,
     "batch_size": 8,
-    "learning_rate": 1e-2,
-    "codebooks": CodebookSchedule(initialise_at=60, every=5),
-    "save_every": 120,
-    "sheet_every": 120,
+    "learning_rate": 3e-3,
+    "codebooks": CodebookSchedule(initialise_at=30, every=5),
+    "save_every": 60,
+    "sheet_every": 60,
 }
 
 
@@ -76,7 +76,7 @@ def test_training_lowers_the_loss_and_leaves_a_sheet(tmp_path: Path) -> None:
     TokenizerTrainer(make_recipe(tmp_path, **LONGER)).train()
     values = [entry["reconstruction"] for entry in log(tmp_path)]
     assert sum(values[-10:]) < 0.7 * sum(values[:10])
-    assert (tmp_path / "sheet-120.png").is_file()
+    assert (tmp_path / "sheet-60.png").is_file()
 
 
 def test_pictures_train_against_captions(tmp_path: Path, text_tokenizer_file: Path) -> None:
