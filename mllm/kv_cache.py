@@ -91,7 +91,7 @@ class LeftPadding:
         return (torch.arange(start, end, device=self.begin_R.device) - self.begin_R[:, None]).clamp_min(0)
 
     def prefill_mask(self, length: int) -> Tensor | None:
-        """Additive causal mask (R, 1, T, T); padding attends to itself and the padding before, so no row is empty."""
+        """Additive causal mask (R, 1, T, T). Padding sees everything alike: finite, and nobody reads it."""
         if self.mask_RS is None:
             return None
         least = torch.finfo(self.mask_RS.dtype).min

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
+from transformers import AutoProcessor, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
 from mllm.chat_template import chat_template as template_of
 from mllm.config import MLLMConfig
@@ -231,3 +231,6 @@ class MLLMProcessor(ProcessorMixin):
         if self.image_tokenizer is None:
             raise ValueError(f"this model folder has no image tokenizer: found no {IMAGE_TOKENIZER}/; add it")
         return self.image_tokenizer
+
+
+AutoProcessor.register(MLLMConfig, MLLMProcessor, exist_ok=True)

@@ -1,0 +1,77 @@
+"""Greedy text-to-image decoding against the released system's own output (tests/golden)."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import mllm.generation_choice
+from mllm.generation import generate
+from mllm.generation_rows import Row
+from mllm.model import MLLMForConditionalGeneration
+from mllm.sampling import SamplingConfig
+from mllm.sequence import Sequence
+from mllm.weights import from_upstream
+from tests.mllm.golden_mllm import golden_config, golden_outputs, golden_weights
+
+NUM_POSITIONS = 10
+
+
+@pytest.fixture(scope="module")
+def expected() -> dict[str, torch.Tensor]:
+    return golden_outputs()
+
+
+@pytest.fixture(scope="module")
+def weights() -> dict[str, torch.Tensor]:
+    return from_upstream(golden_weights())
+
+
+def prompt_of(ids: list[int]) -> Sequence:
+    """A prompt of text ids; its last, begin-of-image, is placed by the decoding loop."""
+    assert ids[-1] == 3
+    return Sequence(
+        token_ids_T=np.array(ids[:-1]),
+        labels_T=np.full(len(ids) - 1, -100),
+        codes_PK=np.zeros((0, 8), dtype=np.int64),
+        image_lengths_I=np.zeros(0, dtype=np.int64),
+        code_targets_P=np.zeros(0, dtype=bool),
+    )
+
+
+@pytest.mark.parametrize(
+    ("case", "guidance", "context"), [("full1", 1.0, "prefix"), ("full4", 4.0, "prefix"), ("last", 5.0, "isolated")]
+)
+def test_greedy_drawing_equals_the_released_system(
+    monkeypatch: pytest.MonkeyPatch,
+    expected: dict[str, torch.Tensor],
+    weights: dict[str, torch.Tensor],
+    case: str,
+    guidance: float,
+    context: str,
+) -> None:
+    ids = expected[f"{case}.prompt_ids"]
+    mask = expected.get(f"{case}.attention_mask", torch.ones_like(ids)).bool()
+    prompts = [prompt_of(row[real].tolist()) for row, real in zip(ids, mask, strict=True)]
+    image = SamplingConfig(greedy=True, guidance=guidance)
+    rows = [
+        Row(prompt=prompts[n], unconditional=prompts[2 + n] if guidance > 1 else None, mode="image", image=image)
+        for n in range(2)
+    ]
+    seen: list[torch.Tensor] = []
+    choose = mllm.generation_choice.choose
+    monkeypatch.setattr(
+        mllm.generation_choice, "choose", lambda logits, *rest: seen.append(logits.clone()) or choose(logits, *rest)
+    )
+    model = MLLMForConditionalGeneration(golden_config(embedding_context=context))
+    model.load_state_dict(weights, strict=True)
+    results = generate(model.eval(), rows)
+
+    codes_2KN = np.stack([result.images[0].codes_KN[:, :NUM_POSITIONS] for result in results])
+    assert (codes_2KN == expected[f"{case}.codes"].numpy()).all()
+    logits_2NKC = torch.stack(seen[: NUM_POSITIONS * 8], dim=1).unflatten(1, (NUM_POSITIONS, 8))
+    torch.testing.assert_close(logits_2NKC[:, :2], expected[f"{case}.logits_first"], rtol=1e-4, atol=1e-4)
+    top_2NK8 = logits_2NKC.topk(8).values
+    torch.testing.assert_close(top_2NK8, expected[f"{case}.logits_top"], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(logits_2NKC.sum(-1), expected[f"{case}.logits_sum"], rtol=1e-4, atol=0.05)

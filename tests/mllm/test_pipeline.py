@@ -1,0 +1,259 @@
+"""The facade on a model of random weights: what comes out, what is refused, what is the same twice."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mllm.conversation import CodesPart, ImagePart, Message, TextPart
+from mllm.pipeline import Done, ImageDone, ImageProgress, Pipeline, TextDelta
+from mllm.text_stream import TextStream
+from mllm.vocabulary import decode_text
+from tests.mllm.tiny_folder import build_tiny_folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_tiny_folder(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def pipeline(folder: Path) -> Pipeline:
+    return Pipeline.load(folder, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def grid_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
+    folder = build_tiny_folder(tmp_path_factory.mktemp("grid"), layout="grid", tasks=["draw", "edit"])
+    return Pipeline.load(folder, device="cpu")
+
+
+@pytest.fixture
+def picture() -> Image.Image:
+    return Image.fromarray(np.random.default_rng(3).integers(0, 256, (32, 32, 3), dtype=np.uint8))
+
+
+def data(images: list[Image.Image]) -> list[bytes]:
+    return [image.tobytes() for image in images]
+
+
+def test_the_same_seed_draws_the_same_and_n_counts_seeds_up(pipeline: Pipeline) -> None:
+    four = pipeline.draw("a red circle", n=4, seed=7)
+    assert [image.size for image in four] == [(32, 32)] * 4
+    assert [image.info["seed"] for image in four] == [7, 8, 9, 10]
+    assert data(four) == [data(pipeline.draw("a red circle", seed=seed))[0] for seed in (7, 8, 9, 10)]
+    assert len(set(data(four))) == 4
+    assert data(pipeline.draw("a red circle", n=4, seed=7)) == data(four)
+
+
+def test_without_a_seed_every_call_has_its_own(pipeline: Pipeline) -> None:
+    assert len({pipeline.draw("a red circle")[0].info["seed"] for _ in range(3)}) == 3
+
+
+def test_settings_change_the_picture_and_defaults_are_the_checkpoint_s(pipeline: Pipeline) -> None:
+    default = data(pipeline.draw("a red circle", seed=1))
+    assert default == data(pipeline.draw("a red circle", seed=1, guidance=2.0, temperature=1.0, top_k=None))
+    assert default != data(pipeline.draw("a red circle", seed=1, guidance=6.0))
+    assert default != data(pipeline.draw("a blue square", seed=1))
+    greedy = data(pipeline.draw("a red circle", seed=1, greedy=True))
+    assert greedy == data(pipeline.draw("a red circle", seed=2, greedy=True)) != default
+    assert greedy == data(pipeline.draw("a red circle", seed=3, top_k=1))
+
+
+def test_settings_of_one_task_are_stored_with_the_checkpoint(
+    folder: Path, tmp_path: Path, picture: Image.Image
+) -> None:
+    pipeline = Pipeline.load(folder, device="cpu")
+    pipeline.model.generation_config.task_settings = {"edit": {"guidance": 4.0, "temperature": [0.5, 1.0, 2.0]}}
+    pipeline.model.save_pretrained(tmp_path)
+    pipeline.processor.save_pretrained(tmp_path)
+    again = Pipeline.load(tmp_path, device="cpu")
+    edited = again.edit(picture, "Make it green.", seed=1)
+    assert data([edited]) == data(
+        [Pipeline.load(folder).edit(picture, "Make it green.", seed=1, guidance=4.0, temperature=(0.5, 1.0, 2.0))]
+    )
+    assert data(again.draw("a", seed=1)) == data(Pipeline.load(folder).draw("a", seed=1))
+
+
+def test_a_question_gets_a_text(pipeline: Pipeline, picture: Image.Image, tmp_path: Path) -> None:
+    picture.save(tmp_path / "a.png")
+    answer = pipeline.ask(picture, "What color is it?")
+    assert answer == answer.strip()
+    assert not any(name in answer for name in pipeline.processor.tokenizer.all_special_tokens)
+    assert answer == pipeline.ask([tmp_path / "a.png"], "What color is it?"), "the most probable text has no seed"
+    assert isinstance(pipeline.ask([picture, picture], "Are they equal?", temperature=0.9, seed=1), str)
+
+
+def test_an_answer_streams_what_it_returns(pipeline: Pipeline, picture: Image.Image) -> None:
+    events: list = []
+    answer = pipeline.ask(picture, "What is it?", on_event=events.append, temperature=1.0, seed=4)
+    assert "".join(event.text for event in events if isinstance(event, TextDelta)) == answer
+    assert isinstance(events[-1], Done)
+
+
+def test_an_edit_has_the_size_of_the_picture(pipeline: Pipeline, grid_pipeline: Pipeline) -> None:
+    wide = Image.new("RGB", (96, 48), "red")
+    events: list = []
+    assert pipeline.edit(wide, "Make it green.", seed=1, on_event=events.append).size == (32, 32)
+    assert [event.done for event in events if isinstance(event, ImageProgress)] == [1, 2, 3, 4]
+    assert grid_pipeline.edit(wide, "Make it green.", seed=1).size == (32, 16)
+    assert grid_pipeline.edit(wide, "Make it green.", seed=1, size=(16, 48)).size == (16, 48)
+
+
+def test_sizes_of_the_grid_layout_are_drawn_as_asked(grid_pipeline: Pipeline) -> None:
+    assert grid_pipeline.sizes[0] == (32, 32)
+    assert len(grid_pipeline.sizes) == 9
+    for size in [(48, 16), (16, 32), (48, 48)]:
+        assert grid_pipeline.draw("a red circle", size=size, seed=1)[0].size == size
+
+
+def test_a_chat_answers_in_text_and_pictures(pipeline: Pipeline, picture: Image.Image) -> None:
+    begin = pipeline.config.begin_image_id
+    handle = pipeline.model.lm_head.register_forward_hook(lambda m, i, logits: push(logits, begin))
+    try:
+        history = [Message("user", (ImagePart(picture), TextPart("Draw it again.")))]
+        for _ in range(2):
+            events = list(pipeline.chat(history, seed=5, max_new_tokens=20))
+            done = events[-1]
+            pictures = [event.image for event in events if isinstance(event, ImageDone)]
+            codes = [part for part in done.message.parts if isinstance(part, CodesPart)]
+            assert data(pipeline.processor.decode_images(codes)) == data(pictures)
+            assert len(pictures) >= 1
+            texts = [part.text for part in done.message.parts if isinstance(part, TextPart)]
+            assert "".join(event.text for event in events if isinstance(event, TextDelta)) == "".join(texts)
+            assert data(pictures) == data(
+                [e.image for e in pipeline.chat(history, seed=5, max_new_tokens=20) if isinstance(e, ImageDone)]
+            )
+            history += [done.message, Message("user", (TextPart("And again."),))]
+    finally:
+        handle.remove()
+    chat = [{"role": "user", "content": "hello"}]
+    assert isinstance(list(pipeline.chat(chat, max_new_tokens=3))[-1], Done)
+
+
+def push(logits: object, index: int) -> object:
+    """The same logits, with one choice more probable."""
+    pushed = logits.clone()
+    pushed[..., index] += 4.0
+    return pushed
+
+
+def test_many_dialogues_are_answered_together_as_alone(pipeline: Pipeline, picture: Image.Image) -> None:
+    dialogues = [
+        [Message("user", (TextPart("a red circle"),))],
+        [Message("user", (ImagePart(picture), TextPart("Make it green.")))],
+    ]
+    together = pipeline.answer(dialogues, "image", [3, 4])
+    assert data([parts[0] for parts in together]) == data(
+        [pipeline.draw("a red circle", seed=3)[0], pipeline.edit(picture, "Make it green.", seed=4)]
+    )
+    questions = [[Message("user", (ImagePart(picture), TextPart(words)))] for words in ("What?", "How many stars?")]
+    assert ["".join(parts) for parts in pipeline.answer(questions, "text", [1, 2])] == [
+        pipeline.ask(picture, words) for words in ("What?", "How many stars?")
+    ]
+
+
+def test_two_threads_get_what_one_gets(pipeline: Pipeline) -> None:
+    expected = {seed: data(pipeline.draw("a red circle", seed=seed)) for seed in (1, 2)}
+    given: dict[int, list[bytes]] = {}
+    threads = [
+        threading.Thread(target=lambda s=seed: given.update({s: data(pipeline.draw("a red circle", seed=s))}))
+        for seed in (1, 2)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert given == expected
+
+
+def test_a_dropped_stream_frees_the_pipeline(pipeline: Pipeline) -> None:
+    events = pipeline.chat([{"role": "user", "content": "hello"}], seed=1)
+    next(events)
+    events.close()
+    assert pipeline.draw("a red circle", seed=1)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda p, image: p.draw("  \n"), "the prompt is empty"),
+        (lambda p, image: p.ask(image, ""), "the question is empty"),
+        (lambda p, image: p.ask([], "What?"), "no picture to look at"),
+        (lambda p, image: p.edit(image, " "), "the instruction is empty"),
+        (lambda p, image: p.chat([]), "the chat is empty"),
+        (lambda p, image: p.chat([{"role": "user", "content": " "}]), "the message is empty"),
+        (lambda p, image: p.chat([{"role": "assistant", "content": "hi"}]), "nothing to answer"),
+        (lambda p, image: p.draw("a", n=0), "n is no number of pictures: found 0"),
+        (lambda p, image: p.draw("a", size=(64, 32)), "no pictures of 64x32; use 32x32"),
+        (lambda p, image: p.draw("a", temperature=0), "temperature has no meaning: found 0"),
+        (lambda p, image: p.draw("a", top_k=0), "top_k has no meaning: found 0"),
+        (lambda p, image: p.draw("a", top_p=1.5), "top_p has no meaning"),
+        (lambda p, image: p.draw("a", guidance=0.5), "guidance has no meaning"),
+        (lambda p, image: p.draw("a", seed=-1), "seed is out of range"),
+        (lambda p, image: p.draw("a", tempreature=1.0), "unknown setting 'tempreature'"),
+        (lambda p, image: p.ask(image, "What?", guidance=2.0), "guidance is for pictures"),
+        (lambda p, image: p.draw("a red circle " * 60), r"the prompt is too long: found \d+ tokens.* holds 160"),
+        (lambda p, image: p.chat([{"role": "user", "content": "a red circle " * 60}]), "the prompt is too long"),
+        (lambda p, image: p.draw("a", max_new_tokens=3), "it takes 6 tokens, found 3 left"),
+    ],
+)
+def test_wrong_input_gets_one_clear_sentence(
+    pipeline: Pipeline, picture: Image.Image, call: object, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        call(pipeline, picture)
+
+
+def test_a_task_that_the_model_was_not_trained_for_is_refused(grid_pipeline: Pipeline, picture: Image.Image) -> None:
+    with pytest.raises(ValueError, match="this model cannot ask: it was trained to draw, edit"):
+        grid_pipeline.ask(picture, "What?")
+    with pytest.raises(ValueError, match="this model cannot chat"):
+        grid_pipeline.chat([{"role": "user", "content": "hello"}])
+
+
+def test_an_unknown_model_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(FileNotFoundError, match="there is no model folder .*nowhere"):
+        Pipeline.load(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match="found no config.json"):
+        Pipeline.load(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    with pytest.raises(ValueError, match="another kind of model: found 'llama'"):
+        Pipeline.load(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match="is no config"):
+        Pipeline.load(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(FileNotFoundError, match="there is no model 'nobody/nothing'"):
+        Pipeline.load("nobody/nothing")
+
+
+def test_an_unknown_device_or_dtype_is_refused(folder: Path) -> None:
+    with pytest.raises(ValueError, match="cannot compute on abacus"):
+        Pipeline.load(folder, device="abacus")
+    with pytest.raises(ValueError, match="unknown dtype: found 'float12'"):
+        Pipeline.load(folder, device="cpu", dtype="float12")
+
+
+def test_half_precision_draws_and_answers(folder: Path, picture: Image.Image) -> None:
+    pipeline = Pipeline.load(folder, device="cpu", dtype="bfloat16")
+    assert pipeline.draw("a red circle", n=2, seed=1)[1].size == (32, 32)
+    assert isinstance(pipeline.ask(picture, "What?"), str)
+
+
+def test_text_arrives_whole_characters_at_a_time(pipeline: Pipeline) -> None:
+    tokenizer = pipeline.processor.tokenizer
+    text = " a red \u2605 circle \u00e9 "
+    stream = TextStream(tokenizer)
+    deltas = [stream.add(token_id) for token_id in tokenizer(text, add_special_tokens=False).input_ids]
+    assert "".join(deltas) + stream.finish() == text.strip()
+    assert not any("\ufffd" in delta for delta in deltas)
+    assert stream.finish() == ""
+    for seed in range(20):  # any ids, broken characters included
+        ids = np.random.default_rng(seed).integers(3, len(tokenizer), 30).tolist()
+        assert "".join(stream.add(token_id) for token_id in ids) + stream.finish() == decode_text(tokenizer, ids)
