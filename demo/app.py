@@ -12,6 +12,7 @@ from demo.answer import Defaults, Settings, stream_answer
 from demo.history import Entry
 from demo.page import ASSETS, STYLE_SHEET, Example, build_page, theme
 from mllm.commands.arguments import CommandParser, add_model_arguments
+from mllm.commands.loading import load_pipeline
 from mllm.pipeline import Pipeline
 from mllm.sampling import SamplingConfig, pick
 
@@ -45,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
 
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
-    pipeline = Pipeline.load(arguments.model, device=arguments.device)
+    pipeline = load_pipeline(arguments)
     page = build_demo(pipeline)
     page.launch(
         server_name=arguments.host,

@@ -119,7 +119,7 @@ WRONG = [
     (["ask", "a.png", "What?", "--guidance", "2"], "unrecognized arguments"),
     (["edit", "none.png", "make it blue", "-o", "b.png"], "cannot open picture none.png"),
     (["edit", "a.png", "", "-o", "b.png"], "the instruction is empty"),
-    (["tokenize"], "arguments are required"),
+    (["tokenize"], "encode|decode|reconstruct"),
     (["tokenize", "encode", "a.png", "-o", "codes.txt"], "use .npz or .safetensors"),
     (["tokenize", "encode", "a.png", "-o", "codes.npz", "--size", "50x40"], "multiples of 16"),
     (["tokenize", "encode", "broken.png", "-o", "codes.npz"], "cannot read picture"),

@@ -35,11 +35,11 @@ def main(argv: list[str] | None = None) -> int:
     if Path(arguments.question).is_file():
         raise ValueError(f"the question is missing: found the file {arguments.question} in its place; ask in quotes")
 
-    from mllm.pipeline import Pipeline
+    from mllm.commands.loading import load_pipeline
     from tokenizer.image_processor import open_image
 
     images = [open_image(path) for path in arguments.images]
-    pipeline = Pipeline.load(arguments.model, device=arguments.device)
+    pipeline = load_pipeline(arguments)
     pipeline.ask(
         images,
         arguments.question,

@@ -43,9 +43,9 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     arguments.pictures.mkdir(parents=True, exist_ok=True)
 
-    from mllm.pipeline import Pipeline
+    from mllm.commands.loading import load_pipeline
 
-    chat = Chat(Pipeline.load(arguments.model, device=arguments.device), arguments)
+    chat = Chat(load_pipeline(arguments), arguments)
     is_terminal = sys.stdin.isatty()
     if is_terminal:
         print("Describe a picture, or add one with /image FILE and ask about it. /help tells more.")

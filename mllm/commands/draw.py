@@ -33,10 +33,10 @@ def main(argv: list[str] | None = None) -> int:
     add_model_arguments(parser)
     arguments = parser.parse_args(argv)
 
+    from mllm.commands.loading import load_pipeline
     from mllm.commands.progress import Progress
-    from mllm.pipeline import Pipeline
 
-    pipeline = Pipeline.load(arguments.model, device=arguments.device)
+    pipeline = load_pipeline(arguments)
     pictures = pipeline.draw(
         arguments.prompt,
         n=arguments.n,

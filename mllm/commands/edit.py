@@ -29,12 +29,12 @@ def main(argv: list[str] | None = None) -> int:
     add_model_arguments(parser)
     arguments = parser.parse_args(argv)
 
+    from mllm.commands.loading import load_pipeline
     from mllm.commands.progress import Progress
-    from mllm.pipeline import Pipeline
     from tokenizer.image_processor import open_image
 
     image = open_image(arguments.image)
-    pipeline = Pipeline.load(arguments.model, device=arguments.device)
+    pipeline = load_pipeline(arguments)
     picture = pipeline.edit(
         image,
         arguments.instruction,

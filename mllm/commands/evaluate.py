@@ -33,11 +33,11 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.json and not arguments.json.parent.is_dir():
         raise FileNotFoundError(f"the folder {arguments.json.parent} does not exist; make it before the scores are due")
 
+    from mllm.commands.loading import load_pipeline
     from mllm.evaluation.world_report import as_table, measure_world
-    from mllm.pipeline import Pipeline
 
     settings = {"count": arguments.count, "jobs": arguments.jobs, "batch_size": arguments.batch_size}
-    pipeline = Pipeline.load(arguments.model, device=arguments.device)
+    pipeline = load_pipeline(arguments)
     report = measure_world(pipeline, **settings, **sampling_overrides(arguments))
     print(as_table(report))
     if arguments.json:

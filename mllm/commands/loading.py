@@ -1,0 +1,18 @@
+"""Loads the model that a person named, quietly: what is printed belongs to the verb."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+
+from transformers.utils import logging
+
+from mllm.model_folder import find_model_folder
+from mllm.pipeline import Pipeline
+
+
+def load_pipeline(arguments: Namespace) -> Pipeline:
+    """The pipeline of --model and --device; only fetching a model shows a progress bar."""
+    folder = find_model_folder(arguments.model)
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    return Pipeline.load(folder, device=arguments.device)
