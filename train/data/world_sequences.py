@@ -63,7 +63,9 @@ class WorldBatches(Dataset):
         packer = Packer(length=self.length, pad_token_id=self.config.pad_token_id, num_rows=self.rows)
         refusals = 0
         while refusals < MAX_REFUSALS:
-            refusals += not packer.add(self.draw_sequence(rng))
+            sequence = self.draw_sequence(rng)
+            if len(sequence) <= self.length:  # the longest of the multi-turn dialogues (about one in 500) are left out
+                refusals += not packer.add(sequence)
         return packer.batch()
 
     def draw_sequence(self, rng: Random) -> Sequence:
