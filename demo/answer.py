@@ -71,15 +71,16 @@ def stream_answer(
     """Answer the last request of `history`; pictures are written to `folder`."""
     content: list[dict[str, Any]] = []
     try:
+        # closed even if the page stops listening: the pipeline answers nobody else until then
         with closing(pipeline.chat(to_messages(history), **settings.overrides())) as events:
             for event in events:
                 show(event, content, folder)
                 if content:
                     yield [*history, answer_entry(list(content))]
+                if isinstance(event, Done) and event.image_refused:
+                    yield [*history, answer_entry(content), error_entry(NO_ROOM)]
         if not content:
             yield [*history, error_entry(NO_ANSWER)]
-        elif event.image_refused:
-            yield [*history, answer_entry(content), error_entry(NO_ROOM)]
     except ValueError as error:
         yield [*history, error_entry(sentence(error))]
 

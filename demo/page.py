@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.components.chatbot import ExampleMessage
 
 from demo.answer import Defaults, stopped
 from demo.history import Entry, user_entry
@@ -79,7 +80,7 @@ def build_page(answer: Answer, *, title: str, subtitle: str, examples: list[Exam
     return page
 
 
-def example_card(example: Example) -> dict[str, Any]:
+def example_card(example: Example) -> ExampleMessage:
     icon = example.files[0] if example.files else str(ASSETS / "draw.svg")
     return {"text": example.text, "display_text": example.label, "files": list(example.files), "icon": icon}
 

@@ -80,7 +80,8 @@ def write_codes(path: Path, file: CodeFile) -> None:
     }
     arrays = {array_name(index): codes_KN for index, codes_KN in enumerate(file.codes)}
     if path.suffix == ".npz":
-        np.savez_compressed(path, **arrays, **{METADATA: np.array(json.dumps(metadata))})
+        arrays[METADATA] = np.array(json.dumps(metadata))
+        np.savez_compressed(path, allow_pickle=False, **arrays)  # type: ignore[arg-type]  # the names are never its own
     else:
         save_file(arrays, path, metadata={METADATA: json.dumps(metadata)})
 

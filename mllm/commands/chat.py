@@ -99,11 +99,11 @@ class Chat:
     def answer(self, text: str) -> None:
         """Send a message; the conversation grows only if an answer comes."""
         from mllm.commands.progress import Progress
-        from mllm.conversation import ImagePart, Message, TextPart
+        from mllm.conversation import ImagePart, Message, Part, TextPart
         from mllm.pipeline import Done, ImageDone, TextDelta
 
-        parts = (*(ImagePart(image) for image in self.images), TextPart(text))
-        asked = [*self.messages, Message("user", parts)]
+        parts: list[Part] = [*map(ImagePart, self.images), TextPart(text)]
+        asked = [*self.messages, Message("user", tuple(parts))]
         progress = Progress()
         for event in self.pipeline.chat(asked, **self.overrides):
             progress.show(event)
