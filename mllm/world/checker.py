@@ -27,8 +27,8 @@ SPECK_SHARE = 0.0015  # components below this share of the (square) picture are 
 MAX_COLOR_DISTANCE = 62.0  # of a core or background from its palette color, in RGB units
 MIN_BACKGROUND_PURITY = 0.97
 MIN_CORE_PURITY = 0.75
-MIN_IOU = 0.74
-MIN_LEAD = 0.025  # of the best shape over the next one
+MIN_IOU = {"small": 0.78, "large": 0.84}  # small ones lose more to blur
+MIN_LEAD = 0.05  # of the best shape over the next one
 MAX_OBJECTS_READ = 8
 
 
@@ -141,7 +141,7 @@ def read_object(
     alpha_HW = soft_mask(pixels_HW3[box], background_3, mean_3)
     near_HW = dilate(dilate(mask_HW[box]))
     shape, size, (x, y), fit = match_shape(np.where(near_HW, alpha_HW, 0.0), side)
-    return SceneObject(shape, color, size, round((left + x) / width, 4), round((top + y) / height, 4)), fit
+    return SceneObject(shape, color, size, round(float(left + x) / width, 4), round(float(top + y) / height, 4)), fit
 
 
 def find_core(mask_HW: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -186,6 +186,7 @@ def match_shape(alpha_HW: NDArray, side: int) -> tuple[str, str, tuple[float, fl
     """The shape, size, center (pixels in the box) and overlap that explain a soft mask best."""
     height, width = alpha_HW.shape
     area = alpha_HW.sum()
+    solid_HW = alpha_HW > 0.5
     mass_x = (alpha_HW.sum(0) * (np.arange(width) + 0.5)).sum() / area
     mass_y = (alpha_HW.sum(1) * (np.arange(height) + 0.5)).sum() / area
     results = []
@@ -195,9 +196,9 @@ def match_shape(alpha_HW: NDArray, side: int) -> tuple[str, str, tuple[float, fl
             pixels = radius * side
             if 0.55 < area / (unit_area * pixels * pixels) < 1.8:
                 center = (mass_x, mass_y - unit_y * pixels)
-                results.append((overlap(alpha_HW, shape, pixels, center), shape, size, center))
+                results.append((overlap(solid_HW, shape, pixels, center), shape, size, center))
     results.sort(reverse=True)
-    if not results or results[0][0] < MIN_IOU:
+    if not results or results[0][0] < MIN_IOU[results[0][2]]:
         raise UnreadableError("something looks like no shape of this world")
     if len(results) > 1 and results[0][0] - results[1][0] < MIN_LEAD:
         raise UnreadableError(f"an object could be a {results[0][1]} or a {results[1][1]}")
@@ -205,18 +206,17 @@ def match_shape(alpha_HW: NDArray, side: int) -> tuple[str, str, tuple[float, fl
     return shape, size, center, float(fit)
 
 
-def overlap(alpha_HW: NDArray, shape: str, radius: float, center: tuple[float, float]) -> float:
-    """Soft intersection over union of a mask and a rendered shape."""
-    height, width = alpha_HW.shape
+def overlap(solid_HW: NDArray[np.bool_], shape: str, radius: float, center: tuple[float, float]) -> float:
+    """Intersection over union of a mask and a rendered shape, both cut at half coverage: blur hardly matters."""
+    height, width = solid_HW.shape
     (column, step_x), (row, step_y) = (divmod(round(value * SUBPIXELS), SUBPIXELS) for value in center)
-    ideal_HW = cached_coverage(shape, radius, step_x, step_y)[..., 0]
+    ideal_HW = cached_coverage(shape, radius, step_x, step_y)[..., 0] >= 128
     reach = ideal_HW.shape[0] // 2
     top, left = row - reach, column - reach
-    total = float(ideal_HW.sum()) / 255
-    cut_HW = ideal_HW[max(0, -top) : height - top, max(0, -left) : width - left] / 255
-    part_HW = alpha_HW[max(0, top) : top + ideal_HW.shape[0], max(0, left) : left + ideal_HW.shape[1]]
-    shared = float(np.minimum(cut_HW, part_HW).sum())
-    return shared / (total + float(alpha_HW.sum()) - shared)
+    cut_HW = ideal_HW[max(0, -top) : height - top, max(0, -left) : width - left]
+    part_HW = solid_HW[max(0, top) : top + ideal_HW.shape[0], max(0, left) : left + ideal_HW.shape[1]]
+    shared = int(np.count_nonzero(cut_HW & part_HW))
+    return shared / (int(np.count_nonzero(ideal_HW)) + int(np.count_nonzero(solid_HW)) - shared)
 
 
 @dataclass(frozen=True, slots=True)

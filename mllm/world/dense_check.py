@@ -54,9 +54,12 @@ def found_classes(kind: str, image: Image.Image) -> NDArray[np.intp]:
     nearest_HW = distances_HWP.argmin(-1)
     present = [label for label in range(distances_HWP.shape[-1]) if (nearest_HW == label).any()]
     is_near_HWP = np.zeros(distances_HWP.shape, bool)
+    thin = max(1, min(image.size) // 64)
     for label in present:
-        near_HW = erode(nearest_HW == label)  # a border of blends is too thin to survive this
-        for _ in range(1 + REACH):
+        near_HW = nearest_HW == label
+        for _ in range(thin):  # a border of blends is too thin to survive this
+            near_HW = erode(near_HW)
+        for _ in range(thin + REACH):
             near_HW = dilate(near_HW)
         is_near_HWP[..., label] = near_HW
     distances_HWP[~is_near_HWP] = np.inf

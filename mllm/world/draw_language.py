@@ -23,10 +23,10 @@ KIND_WEIGHTS = {
     "full": 60,
     "brief": 8,
     "counting": 8,
-    "comparison": 7,  # from here on, many scenes give no occasion and are described fully
-    "differentiation": 7,
+    "comparison": 10,  # from here on, many scenes give no occasion and are described fully
+    "differentiation": 11,
     "negation": 5,
-    "universality": 7,
+    "universality": 9,
 }
 STATEMENT_SHARE = 0.22  # whole sentences rather than noun phrases
 CANONICAL_SHARE = (

@@ -12,7 +12,7 @@ from random import Random
 from mllm.world.scene import Scene, SceneObject
 from mllm.world.spec import Filter
 
-PLAIN_SHARE = 0.8  # how often a word is used as it is rather than replaced by a synonym
+PLAIN_SHARE = 0.88  # how often a word is used as it is rather than replaced by a synonym
 
 SYNONYMS: dict[str, tuple[str, ...]] = {
     "small": ("little", "tiny"),
