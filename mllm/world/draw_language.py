@@ -23,9 +23,9 @@ KIND_WEIGHTS = {
     "full": 60,
     "brief": 8,
     "counting": 8,
-    "comparison": 10,  # from here on, many scenes give no occasion and are described fully
+    "comparison": 9,  # from here on, many scenes give no occasion and are described fully
     "differentiation": 11,
-    "negation": 5,
+    "negation": 6,
     "universality": 9,
 }
 STATEMENT_SHARE = 0.22  # whole sentences rather than noun phrases

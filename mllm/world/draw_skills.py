@@ -6,12 +6,12 @@ Each function says something true of the scene with its skill, or returns None w
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 
 from mllm.world.phrases import NUMBER_WORDS, count_phrase, full_filter, join, noun_phrase, say, with_article
-from mllm.world.scene import COLORS, SHAPES, Pair, Scene
+from mllm.world.scene import COLORS, SHAPES, Pair, Scene, SceneObject
 from mllm.world.spec import ANY, Alike, Compared, Constraint, Count, Every, Exists, Filter, Spec, enumerate_objects
 from mllm.world.templates import draw as templates
 from mllm.world.wording import Said, UnsayableError, Wording
@@ -38,14 +38,16 @@ def _fill(
     *,
     always: tuple[Constraint, ...] = (),
     filters: list[Filter] | None = None,
+    objects: Sequence[SceneObject] | None = None,
 ) -> Core | None:
     """Fill a caption or statement template. Its constraints are those of its slots and those that `always` hold."""
+    objects = objects or scene.objects
     captions, statements = choices
     is_statement = bool(statements) and (not captions or rng.random() < STATEMENT_SHARE)
-    filters = filters or [Filter(item.shape, item.color) for item in scene.objects]
+    filters = filters or [Filter(item.shape, item.color) for item in objects]
     for _ in range(4):
         try:
-            said = Wording(scene, scene.objects, filters, rng, extra).fill(
+            said = Wording(scene, objects, filters, rng, extra).fill(
                 rng.choice(statements if is_statement else captions)
             )
         except UnsayableError:
@@ -83,7 +85,9 @@ def count(scene: Scene, rng: Random, allowed: frozenset[Pair]) -> Core | None:
 
 def compare(scene: Scene, rng: Random, allowed: frozenset[Pair]) -> Core | None:
     """Say which of two objects is larger."""
-    if len(scene.objects) != 2:
+    if len(scene.objects) > 2:
+        return _compare_among(scene, rng)
+    if len(scene.objects) < 2:
         return None
     large, small = sorted(scene.objects, key=lambda item: item.size)
     if large.size == small.size:
@@ -109,6 +113,16 @@ def compare(scene: Scene, rng: Random, allowed: frozenset[Pair]) -> Core | None:
         }
     choices = (templates.COMPARISON, templates.COMPARISON_STATEMENTS)
     return _fill(scene, rng, "comparison", choices, extra, always=(Compared(0, "larger", 1),), filters=kinds)
+
+
+def _compare_among(scene: Scene, rng: Random) -> Core | None:
+    """Name all objects without sizes and say which of two is larger."""
+    order = sorted(rng.sample(scene.objects, len(scene.objects)), key=lambda item: item.size)
+    objects = [order[0], order[-1], *order[1:-1]]
+    if objects[0].size == objects[1].size:
+        return None
+    choices = (templates.COMPARISON_AMONG, templates.COMPARISON_AMONG_STATEMENTS)
+    return _fill(scene, rng, "comparison", choices, {}, always=(Compared(0, "larger", 1),), objects=objects)
 
 
 def differentiate(scene: Scene, rng: Random, allowed: frozenset[Pair]) -> Core | None:

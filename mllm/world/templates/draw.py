@@ -180,6 +180,19 @@ COMPARISON_STATEMENTS = (
     "there are {larger} and {smaller} {on}. {The_larger} is larger than {the_smaller}.",
     "there are {larger} and {smaller}. {The_smaller} is the smaller one.",
 )
+# More than two objects, named without sizes; a is larger than b.
+COMPARISON_AMONG = (
+    "{list} {on}, {the_a} larger than {the_b}",
+    "{list} {on}, with {the_a} bigger than {the_b}",
+    "{list}, {the_b} smaller than {the_a}",
+    "{list}, of which {the_a} is larger than {the_b}, {on}",
+    "{list} {on}, {the_b} being smaller than {the_a}",
+)
+COMPARISON_AMONG_STATEMENTS = (
+    "there are {list} {on}. {The_a} is larger than {the_b}.",
+    "there are {list}. {The_b} is smaller than {the_a}.",
+    "the background is {background}. There are {list}, and {the_a} is bigger than {the_b}.",
+)
 SAME_SIZE = (
     "{a} and {b} of the same size {on}",
     "{a} and {b}, equally large, {on}",
