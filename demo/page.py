@@ -88,10 +88,12 @@ def example_card(example: Example) -> ExampleMessage:
 def build_settings(defaults: Defaults) -> list[gr.components.Component]:
     """Seed, guidance, temperature and top-k, folded away."""
     with gr.Accordion("Settings", open=False, elem_id="settings"), gr.Row():
-        seed = gr.Textbox(label="Seed", placeholder="new each time", max_lines=1)
+        seed = gr.Textbox(elem_id="seed", label="Seed", placeholder="new each time", max_lines=1)
         guidance = gr.Slider(1, 12, value=defaults.guidance, step=0.5, label="Guidance")
         temperature = gr.Slider(0.1, 2, value=defaults.temperature, step=0.05, label="Temperature")
-        top_k = gr.Textbox(label="Top-k", value=show_count(defaults.top_k), placeholder="all", max_lines=1)
+        top_k = gr.Textbox(
+            elem_id="top-k", label="Top-k", value=show_count(defaults.top_k), placeholder="all", max_lines=1
+        )
     return [seed, guidance, temperature, top_k]
 
 

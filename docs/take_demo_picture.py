@@ -21,7 +21,7 @@ def main() -> int:
         try:
             page.open(address)
             page.wait_for("#settings button").click()
-            page.wait_for("#settings input[type=text], #settings textarea").send_keys(SEED)
+            page.wait_for("#seed input, #seed textarea").send_keys(SEED)
             page.wait_for("#settings button").click()
             page.send("a large red circle to the left of a small blue square on a white background")
             page.wait_until_answered(1)

@@ -57,7 +57,7 @@ def test_an_example_is_clicked_and_the_conversation_goes_on(page: Page) -> None:
 
 def test_an_error_is_shown_in_the_chat_and_the_next_request_works(page: Page) -> None:
     page.wait_for("#settings button").click()
-    top_k = page.wait_for("#settings .block:last-child input, #settings .block:last-child textarea")
+    top_k = page.wait_for("#top-k input, #top-k textarea")
     top_k.send_keys("0")
     page.send("a red circle on a white background")
     assert "Top_k has no meaning" in page.wait_for("#chat .failure").text
