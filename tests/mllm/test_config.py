@@ -1,0 +1,36 @@
+"""The config: defaults are the released model, a wrong one is refused in one sentence."""
+
+import pytest
+
+from mllm.config import MLLMConfig
+
+
+def test_defaults_are_the_released_model() -> None:
+    config = MLLMConfig()
+    assert (config.hidden_size, config.vocab_size, config.text_config.num_hidden_layers) == (4096, 32000, 32)
+    assert (config.code_vector_width, config.positions_per_image, config.grid_side) == (64, 256, 16)
+    assert (config.begin_image_id, config.end_image_id, config.head_layers) == (3, 4, 3)
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"head_type": "rnn"}, "depth_transformer"),
+        ({"prompt_style": "latin"}, "native"),
+        ({"image_layout": "spiral"}, "grid"),
+        ({"embedding_context": "none"}, "isolated"),
+        ({"image_size": 100}, "100 and 16"),
+        ({"num_codebooks": 0}, "num_codebooks"),
+        ({"embedder_heads": 3}, "1024 and 3"),
+    ],
+)
+def test_a_config_that_cannot_be_built_is_refused_in_one_sentence(fields: dict, named: str) -> None:
+    with pytest.raises(ValueError, match=named) as caught:
+        MLLMConfig(**fields)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_vocabulary_size_is_that_of_the_text_config() -> None:
+    config = MLLMConfig(text_config={"vocab_size": 77, "hidden_size": 8, "num_attention_heads": 2})
+    config.vocab_size = 78
+    assert config.text_config.vocab_size == 78 and config.text_config.model_type == "llama"

@@ -1,0 +1,132 @@
+"""Prompts: the exact strings of every style, what is learned, what user text cannot do, round trips."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mllm.conversation import (
+    CodesPart,
+    ImagePart,
+    Marker,
+    Message,
+    Segment,
+    TextPart,
+    UnconditionalPart,
+    from_chat,
+    render,
+    to_chat,
+    unconditional,
+)
+
+IMAGE = CodesPart(np.zeros((3, 4), dtype=np.uint16), (2, 2))
+
+
+def user(*parts: object) -> Message:
+    return Message("user", tuple(TextPart(part) if isinstance(part, str) else part for part in parts))
+
+
+def assistant(*parts: object) -> Message:
+    return Message("assistant", user(*parts).parts)
+
+
+def show(segments: list[Segment]) -> str:
+    """One line: [learned] parts in brackets, images as #, bare ones as =."""
+    words = []
+    for segment in segments:
+        match segment.content:
+            case Marker.BOS:
+                word = "<s>"
+            case Marker.EOS:
+                word = "</s>"
+            case CodesPart():
+                word = "=" if segment.bare else "#"
+            case text:
+                word = text
+        words.append(f"[{word}]" if segment.supervised else word)
+    return "|".join(words)
+
+
+DRAW = [user("a cat"), assistant(IMAGE)]
+ASK = [user(IMAGE, "What is it?"), assistant("A cat.")]
+SYSTEM = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions. "
+)
+
+
+@pytest.mark.parametrize(
+    ("messages", "style", "shown"),
+    [
+        (DRAW, "native", "<s>|USER:| a cat| ASSISTANT:|[#]|[</s>]"),
+        (ASK, "native", "<s>|USER:|#| What is it?| ASSISTANT:|[ A cat.]|[</s>]"),
+        (
+            [*DRAW, user("now a dog"), assistant("Sure:", IMAGE, "there.")],
+            "native",
+            "<s>|USER:| a cat| ASSISTANT:|[#]|[</s>]|USER:| now a dog| ASSISTANT:|[ Sure:]|[#]|[ there.]|[</s>]",
+        ),
+        ([assistant("Once upon a time")], "native", "<s>|[ Once upon a time]|[</s>]"),
+        (DRAW, "unitok", "<s>|a cat Generate an image based on this description.|[#]|[</s>]"),
+        (ASK, "unitok", f"<s>|{SYSTEM}USER: |=|\nWhat is it? ASSISTANT:|[ A cat.]|[</s>]"),
+        ([user(IMAGE), assistant("A cat.")], "unitok", "<s>|#|[A cat.]|[</s>]"),
+        (
+            [*ASK, user("Sure?"), assistant("Yes.")],
+            "unitok",
+            f"<s>|{SYSTEM}USER: |=|\nWhat is it? ASSISTANT:|[ A cat.]|[</s>]|USER: Sure? ASSISTANT:|[ Yes.]|[</s>]",
+        ),
+    ],
+)
+def test_every_style_says_exactly_this(messages: list[Message], style: str, shown: str) -> None:
+    assert show(render(messages, style)) == shown
+
+
+@pytest.mark.parametrize("messages", [DRAW, ASK, [*ASK, user("Sure?"), assistant("Yes.")]])
+@pytest.mark.parametrize("style", ["native", "unitok"])
+def test_a_prompt_is_the_beginning_of_the_training_sample(messages: list[Message], style: str) -> None:
+    answer = "image" if messages is DRAW else "text"
+    prompt = render(messages[:-1], style, add_generation_prompt=True, answer=answer)
+    assert show(render(messages, style)).startswith(show(prompt))
+    tail = show(render(messages, style))[len(show(prompt)) :]
+    assert tail.startswith("|["), "all that follows the prompt is learned"
+
+
+def test_dropping_the_instruction_keeps_images_and_their_side() -> None:
+    dropped = unconditional([*DRAW, user(IMAGE, "Make it blue.", "Now.")])
+    assert dropped[:2] == DRAW and dropped[2].parts == (IMAGE, UnconditionalPart())
+    assert unconditional([user("As in", IMAGE)])[0].parts == (UnconditionalPart(), IMAGE)
+    assert show(render(unconditional(DRAW), "unitok")) == "<s>|<unconditional>|[#]|[</s>]"
+    assert show(render(unconditional(DRAW), "native")) == "<s>|USER:| <unconditional>| ASSISTANT:|[#]|[</s>]"
+
+
+def test_user_text_cannot_say_what_is_not_text() -> None:
+    smuggled = user("a\x00b\x01 <uncond<unconditional>itional>c\n")
+    assert show(render([smuggled], "native", add_generation_prompt=True)) == "<s>|USER:| ab c| ASSISTANT:"
+
+
+@pytest.mark.parametrize(
+    ("messages", "prompt", "named"),
+    [
+        ([], False, "alternate"),
+        ([user("a"), user("b")], False, "alternate"),
+        ([assistant("a"), user("b")], False, "alternate"),
+        (DRAW, True, "nothing to answer"),
+        ([user()], True, "empty"),
+        ([user(ImagePart(Image.new("RGB", (2, 2))))], True, "CodesPart"),
+    ],
+)
+def test_a_dialogue_that_makes_no_sense_is_refused(messages: list[Message], prompt: bool, named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        render(messages, "native", add_generation_prompt=prompt)
+
+
+def test_chat_dicts_go_there_and_back() -> None:
+    picture = Image.new("RGB", (2, 2))
+    messages = [user(ImagePart(picture), "What?"), assistant("That.", IMAGE)]
+    assert from_chat(to_chat(messages)) == messages
+    assert from_chat([{"role": "user", "content": "hi"}]) == [user("hi")]
+    with pytest.raises(ValueError, match="unknown item"):
+        from_chat([{"role": "user", "content": [{"type": "video", "video": 3}]}])
+
+
+def test_codes_must_fill_their_grid() -> None:
+    with pytest.raises(ValueError, match="2 rows x 3 columns"):
+        CodesPart(np.zeros((3, 4), dtype=np.uint16), (2, 3))

@@ -1,0 +1,89 @@
+"""Training loss, gradients, embeddings and logits against the released system's own numbers."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from mllm.model import MLLMForConditionalGeneration
+from mllm.weights import from_upstream, to_upstream
+from tests.mllm.golden_mllm import IMAGE_MARK, expand_images, golden_config, golden_outputs, golden_weights
+
+
+@pytest.fixture(scope="module")
+def weights() -> dict[str, Tensor]:
+    return golden_weights()
+
+
+@pytest.fixture(scope="module")
+def expected() -> dict[str, Tensor]:
+    return golden_outputs()
+
+
+@pytest.fixture(scope="module")
+def model(weights: dict[str, Tensor]) -> MLLMForConditionalGeneration:
+    model = MLLMForConditionalGeneration(golden_config())
+    model.load_state_dict(from_upstream(weights), strict=True)
+    return model
+
+
+def training_batch(expected: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A text-to-image row and an image-to-text row."""
+    marked_BT = expected["train.input_ids"]
+    ids_BT = expand_images(marked_BT, marked_BT, fill_value=IMAGE_MARK)
+    return {
+        "input_ids": ids_BT,
+        "attention_mask": ids_BT != 0,
+        "labels": expand_images(marked_BT, expected["train.labels"], fill_value=-100),
+        "codes": expected["train.codes"].transpose(1, 2).flatten(0, 1),
+        "image_lengths": torch.tensor([16, 16]),
+        "code_targets": torch.arange(32) < 16,
+    }
+
+
+def test_the_key_table_goes_there_and_back_bit_equal(weights: dict[str, Tensor], model: torch.nn.Module) -> None:
+    back = to_upstream(model.state_dict(), codebook_size=4096)
+    assert back.keys() == weights.keys()
+    assert all(torch.equal(back[name], weights[name]) for name in weights)
+
+
+def test_unknown_and_missing_keys_are_named(weights: dict[str, Tensor]) -> None:
+    with pytest.raises(ValueError, match="vision_tower.weight"):
+        from_upstream({"vision_tower.weight": torch.zeros(1)})
+    lacking = {name: value for name, value in weights.items() if name != "ar_head.codebooks.2.weight"}
+    with pytest.raises(ValueError, match=r"ar_head.codebooks.2.weight"):
+        from_upstream(lacking)
+
+
+def test_loss_and_gradients(model: MLLMForConditionalGeneration, expected: dict[str, Tensor]) -> None:
+    model.train()
+    output = model(**training_batch(expected))
+    torch.testing.assert_close(output.loss, expected["train.loss"], atol=1e-5, rtol=0)
+    model.zero_grad()
+    output.loss.backward()
+    named = {name: value.grad for name, value in model.named_parameters()}
+    gradients = to_upstream(named, codebook_size=4096)
+    cases = [name for name in expected if name.startswith("train.gradnorm.")]
+    assert len(cases) == 8
+    for case in cases:
+        norm = gradients[case.removeprefix("train.gradnorm.")].norm()
+        torch.testing.assert_close(norm, expected[case], rtol=1e-5, atol=1e-6)
+
+
+@torch.no_grad()
+def test_embeddings_and_text_logits(model: MLLMForConditionalGeneration, expected: dict[str, Tensor]) -> None:
+    batch = training_batch(expected)
+    embedded_PD = model.code_embedding(batch["codes"], batch["image_lengths"])
+    torch.testing.assert_close(embedded_PD.view(2, 16, 256), expected["train.embedded_images"], atol=1e-4, rtol=1e-4)
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "codes", "image_lengths")}
+    logits_BTV, is_real_BT = model(**inputs).logits, batch["attention_mask"]
+    torch.testing.assert_close(logits_BTV[is_real_BT], expected["train.text_logits"][is_real_BT], atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_understanding(model: MLLMForConditionalGeneration, expected: dict[str, Tensor]) -> None:
+    ids_BT = expand_images(expected["und.input_ids"], expected["und.input_ids"], fill_value=IMAGE_MARK)
+    codes_PK, lengths_I = expected["und.codes"][0].T, torch.tensor([16])
+    embedded_BTD = model.embed(ids_BT, codes_PK, lengths_I)
+    torch.testing.assert_close(embedded_BTD, expected["und.inputs_embeds"], atol=1e-4, rtol=1e-4)
+    logits_BTV = model(ids_BT, codes=codes_PK, image_lengths=lengths_I).logits
+    torch.testing.assert_close(logits_BTV, expected["und.logits"], atol=1e-4, rtol=1e-4)

@@ -1,0 +1,165 @@
+"""The model: packed = separate, labels and targets are aligned, what is not learned gets exactly zero gradient."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mllm.loss import IGNORED
+from mllm.model import MLLMForConditionalGeneration, packed_mask
+from mllm.packing import pack
+from mllm.sequence import Sequence
+from tests.mllm.generation_helpers import CODEBOOK_SIZE, FIRST_TEXT_ID, IDS, NUM_CODEBOOKS, build_model
+from tests.mllm.learned_samples import learned_sample
+
+HEADS = ("depth_transformer", "mlp")
+
+
+@pytest.fixture(scope="module", params=HEADS)
+def model(request: pytest.FixtureRequest) -> MLLMForConditionalGeneration:
+    return build_model(head_type=request.param, z_loss_weight=0.03, text_loss_weight=1.7)
+
+
+SAMPLES = [
+    learned_sample(seed=1, plan=["text", "image", "TEXT"]),
+    learned_sample(seed=2, plan=["text", "IMAGE"]),
+    learned_sample(seed=3, plan=["text", "image", "text", "TEXT", "IMAGE", "TEXT", "IMAGE"]),
+    learned_sample(seed=4, plan=["text", "TEXT"]),
+]
+"""Capitals are learned."""
+
+
+def loss_by_loops(model: MLLMForConditionalGeneration, samples: list[Sequence]) -> Tensor:
+    """Sample by sample, place by place: hidden t predicts place t + 1."""
+    total, items = torch.zeros(()), 0.0
+    config = model.config
+    for sample in samples:
+        ids, codes_PK = torch.from_numpy(sample.token_ids_T), torch.from_numpy(sample.codes_PK)
+        hidden_TD = model(ids[None], codes=codes_PK, image_lengths=torch.from_numpy(sample.image_lengths_I)).hidden[0]
+        position = 0
+        for t in range(len(ids)):
+            if ids[t] == IDS["image_token_id"]:
+                if sample.code_targets_P[position]:
+                    logits_KC = model.code_head(hidden_TD[t - 1 : t], codes_PK[position : position + 1])[0]
+                    total = total + F.cross_entropy(logits_KC, codes_PK[position], reduction="sum")
+                    total = total + config.z_loss_weight * logits_KC.amax(dim=-1).square().sum()
+                    items += NUM_CODEBOOKS
+                position += 1
+            elif sample.labels_T[t] != IGNORED:
+                logits_V = model.lm_head(hidden_TD[t - 1])
+                total = total + config.text_loss_weight * F.cross_entropy(logits_V, ids[t])
+                items += config.text_loss_weight
+    return total / items
+
+
+def test_packed_loss_equals_plain_loops_over_samples(model: MLLMForConditionalGeneration) -> None:
+    packed = model(**pack(SAMPLES, length=61, pad_token_id=0))
+    torch.testing.assert_close(packed.loss, loss_by_loops(model, SAMPLES), atol=1e-5, rtol=1e-5)
+
+
+def test_packed_gradients_equal_those_of_separate_samples(model: MLLMForConditionalGeneration) -> None:
+    """Each sample alone, divided by the items of all: the sum of the gradients is that of the packed batch."""
+    items = sum(model(**pack([s], length=len(s), pad_token_id=0)).loss_parts.num_text for s in SAMPLES) * 1.7
+    items += sum(s.code_targets_P.sum() for s in SAMPLES) * NUM_CODEBOOKS
+    model.zero_grad()
+    for sample in SAMPLES:
+        model(**pack([sample], length=len(sample), pad_token_id=0), num_items_in_batch=float(items)).loss.backward()
+    separate = {name: value.grad.clone() for name, value in model.named_parameters() if value.grad is not None}
+    model.zero_grad()
+    model(**pack(SAMPLES, length=83, pad_token_id=0)).loss.backward()
+    for name, value in model.named_parameters():
+        if value.grad is not None:
+            torch.testing.assert_close(value.grad, separate[name], atol=1e-5, rtol=1e-3, msg=name)
+
+
+def test_no_gradient_where_nothing_is_learned(model: MLLMForConditionalGeneration) -> None:
+    """Of a packed row only the places before learned ones get gradient at the output, and only their sample inside."""
+    samples = [SAMPLES[1], learned_sample(seed=5, plan=["text", "image", "text"])]
+    batch = pack(samples, length=70, pad_token_id=0)
+    embedded_BTD = model.embed(batch["input_ids"], batch["codes"], batch["image_lengths"]).detach().requires_grad_()
+    model(**batch, inputs_embeds=embedded_BTD).loss.backward()
+    has_gradient_T = embedded_BTD.grad[0].abs().sum(dim=-1) > 0
+    begin = len(samples[0])
+    last_before_learned = int(samples[0].labels_T.nonzero()[0].max()) - 1
+    assert has_gradient_T[: begin - 2].any()
+    assert not has_gradient_T[begin:].any(), "the sample without labels and the padding get exactly zero"
+    assert last_before_learned < begin
+
+
+def test_a_batch_without_images_or_labels_still_touches_all_trained_parameters(
+    model: MLLMForConditionalGeneration,
+) -> None:
+    """Ranks must agree on which gradients exist, whatever their batch holds."""
+    model.train()
+    for plan in (["text", "TEXT"], ["text"], ["text", "image", "text"]):
+        model.zero_grad()
+        loss = model(**pack([learned_sample(seed=6, plan=plan)], length=40, pad_token_id=0)).loss
+        loss.backward()
+        assert loss.isfinite()
+        assert not [name for name, value in model.named_parameters() if value.grad is None]
+    model.eval()
+
+
+def test_placeholders_and_codes_must_match(model: MLLMForConditionalGeneration) -> None:
+    batch = pack(SAMPLES[:1], length=40, pad_token_id=0)
+    with pytest.raises(ValueError, match="9 placeholders and 8 code rows"):
+        model(batch["input_ids"], codes=batch["codes"][:8], image_lengths=torch.tensor([8]))
+
+
+def test_the_mask_is_causal_within_samples() -> None:
+    segment_ids = torch.tensor([[1, 1, 2, 2, 2, 0], [1, 2, 2, 3, 0, 0]])
+    mask_B1TT = packed_mask(segment_ids)
+    for b, row in enumerate(segment_ids.tolist()):
+        for t, mine in enumerate(row):
+            assert mask_B1TT[b, 0, t].tolist() == [s <= t and other == mine for s, other in enumerate(row)]
+
+
+@torch.no_grad()
+def test_the_backbone_gets_our_mask_as_given(
+    model: MLLMForConditionalGeneration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No second mask is built: attention receives the very tensor."""
+    seen = []
+    attention = F.scaled_dot_product_attention
+
+    def spy(*args: Tensor, attn_mask: Tensor | None = None, **kwargs: object) -> Tensor:
+        seen.append(attn_mask)
+        return attention(*args, attn_mask=attn_mask, **kwargs)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", spy)
+    batch = pack(SAMPLES[3:], length=30, pad_token_id=0)
+    model(**batch)
+    masks = [mask for mask in seen if mask is not None and mask.shape[-1] == 30]
+    assert len(masks) == model.config.text_config.num_hidden_layers
+    assert all(torch.equal(mask, packed_mask(batch["segment_ids"]).expand_as(mask)) for mask in masks)
+    assert len({mask.data_ptr() for mask in masks}) == 1
+
+
+@torch.no_grad()
+def test_left_padding_and_a_cache_change_nothing(model: MLLMForConditionalGeneration) -> None:
+    ids_BT = torch.randint(FIRST_TEXT_ID, 38, (2, 9), generator=torch.Generator().manual_seed(0))
+    padded_BT = F.pad(ids_BT, (3, 0))
+    mask_BT = F.pad(torch.ones_like(ids_BT), (3, 0))
+    positions_BT = (mask_BT.cumsum(dim=1) - 1).clamp(min=0)
+    whole = model(ids_BT).logits
+    torch.testing.assert_close(model(padded_BT, mask_BT, positions_BT).logits[:, 3:], whole, atol=1e-5, rtol=1e-4)
+    prefill = model(ids_BT[:, :8], use_cache=True, logits_to_keep=1)
+    assert prefill.logits.shape[1] == 1
+    step = model(ids_BT[:, 8:], past_key_values=prefill.past_key_values, use_cache=True)
+    torch.testing.assert_close(step.logits[:, 0], whole[:, 8], atol=1e-5, rtol=1e-4)
+
+
+def test_twenty_steps_lower_the_loss(model: MLLMForConditionalGeneration) -> None:
+    torch.manual_seed(0)
+    trained = type(model)(model.config).train()
+    batch = pack(SAMPLES, length=83, pad_token_id=0)
+    optimizer = torch.optim.AdamW(trained.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(20):
+        loss = trained(**batch).loss
+        losses.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert losses[-1] < 0.7 * losses[0]
+    assert CODEBOOK_SIZE == trained.config.codebook_size

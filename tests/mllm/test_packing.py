@@ -1,0 +1,79 @@
+"""Packing against a plain reading of its rows: nothing lost, nothing cut, samples apart."""
+
+import numpy as np
+import pytest
+import torch
+
+from mllm.loss import IGNORED
+from mllm.packing import Packer, pack
+from tests.mllm.generation_helpers import IDS
+from tests.mllm.learned_samples import learned_sample
+
+PLANS = (["text", "IMAGE"], ["text", "TEXT"], ["text", "image", "TEXT", "IMAGE"], ["text", "image", "TEXT"])
+SAMPLES = [learned_sample(seed=seed, plan=PLANS[seed % len(PLANS)]) for seed in range(11)]
+
+
+def test_every_sample_can_be_read_back_from_the_rows() -> None:
+    batch = pack(SAMPLES, length=47, pad_token_id=0)
+    is_image_BT = batch["input_ids"] == IDS["image_token_id"]
+    positions, images = iter(range(len(batch["codes"]))), iter(batch["image_lengths"].tolist())
+    found = []
+    for row, segments in enumerate(batch["segment_ids"]):
+        for number in range(1, int(segments.max()) + 1):
+            places = (segments == number).nonzero()[:, 0]
+            assert places.tolist() == list(range(int(places[0]), int(places[-1]) + 1)), "a sample is one run"
+            assert batch["position_ids"][row, places].tolist() == list(range(len(places)))
+            taken = [next(positions) for _ in range(int(is_image_BT[row, places].sum()))]
+            lengths = []
+            while sum(lengths) < len(taken):
+                lengths.append(next(images))
+            labels = batch["labels"][row, places].tolist()
+            content = (batch["input_ids"][row, places].tolist(), labels, batch["codes"][taken].tolist(), lengths)
+            found.append((*content, batch["code_targets"][taken].tolist()))
+        is_padding = segments == 0
+        assert (batch["labels"][row][is_padding] == IGNORED).all() and (batch["input_ids"][row][is_padding] == 0).all()
+    expected = [
+        (
+            s.token_ids_T.tolist(),
+            s.labels_T.tolist(),
+            s.codes_PK.tolist(),
+            s.image_lengths_I.tolist(),
+            s.code_targets_P.tolist(),
+        )
+        for s in SAMPLES
+    ]
+    assert sorted(found, key=str) == sorted(expected, key=str)
+    assert next(positions, None) is None and next(images, None) is None
+
+
+def test_the_first_row_with_room_is_taken() -> None:
+    packer = Packer(length=20, pad_token_id=0, num_rows=2)
+    lengths = [learned_sample(seed=seed, plan=["text", "image"]) for seed in range(4)]
+    sizes = [len(sample) for sample in lengths]
+    accepted = [packer.add(sample) for sample in lengths]
+    assert all(size > 10 for size in sizes) and accepted == [True, True, False, False]
+    assert packer.batch()["input_ids"].shape == (2, 20)
+
+
+def test_a_label_at_the_start_of_a_sample_is_dropped() -> None:
+    """It would be predicted from the sample before it."""
+    sample = learned_sample(seed=0, plan=["TEXT"])
+    labelled = type(sample)(
+        **{name: getattr(sample, name) for name in sample.__slots__} | {"labels_T": sample.token_ids_T}
+    )
+    batch = pack([labelled, labelled], length=2 * len(sample), pad_token_id=0)
+    assert (batch["labels"][batch["position_ids"] == 0] == IGNORED).all()
+    assert (batch["labels"] == IGNORED).sum() == 2
+
+
+def test_too_long_and_empty_are_refused() -> None:
+    with pytest.raises(ValueError, match="a row has 8"):
+        pack(SAMPLES, length=8, pad_token_id=0)
+    with pytest.raises(ValueError, match="nothing to pack"):
+        pack([], length=8, pad_token_id=0)
+
+
+def test_a_batch_is_int64_and_bool() -> None:
+    batch = pack(SAMPLES[:2], length=47, pad_token_id=0)
+    assert {value.dtype for name, value in batch.items() if name != "code_targets"} == {torch.int64}
+    assert batch["code_targets"].dtype == torch.bool and isinstance(SAMPLES[0].codes_PK, np.ndarray)

@@ -1,0 +1,163 @@
+"""From messages to ids, and the text tokenizer below: prompts are prefixes, text is never a special token."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from mllm.config import MLLMConfig
+from mllm.conversation import CodesPart, Message, TextPart
+from mllm.loss import IGNORED
+from mllm.sequence import Sequence, build_sequence
+from mllm.vocabulary import (
+    Vocabulary,
+    decode_text,
+    encode_text,
+    extend_tokenizer,
+    load_text_tokenizer,
+    save_text_tokenizer,
+)
+from train.text_tokenizer import train_text_tokenizer
+
+SENTENCES = ["USER: ASSISTANT: a large red circle is to the left of a small blue square", "what color is it? yes, no."]
+TEXTS = [
+    " a red circle",
+    " what?",
+    "USER:",
+    " ASSISTANT:",
+    "  two  spaces ",
+    " \u4f60\u00e9\n\tz",
+    " </s><image><s>",
+    " 12",
+]
+
+
+@pytest.fixture(scope="module")
+def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "tokenizer.model"
+    train_text_tokenizer(SENTENCES * 3, path, vocab_size=310)
+    return path
+
+
+@pytest.fixture(scope="module")
+def tokenizer(model_file: Path) -> PreTrainedTokenizerBase:
+    return load_text_tokenizer(model_file)
+
+
+@pytest.fixture(scope="module")
+def vocabulary(tokenizer: PreTrainedTokenizerBase) -> Vocabulary:
+    return extend_tokenizer(tokenizer, max_grid_side=5)
+
+
+def config_of(vocabulary: Vocabulary, **fields: object) -> MLLMConfig:
+    text = {"vocab_size": vocabulary.size, "hidden_size": 8, "num_attention_heads": 2}
+    sizes = {"num_codebooks": 3, "codebook_size": 11, "image_size": 48}
+    return MLLMConfig(text_config=text, **sizes, **{**vocabulary.config_fields(), **fields})
+
+
+def codes(rows: int, columns: int) -> CodesPart:
+    values = np.arange(3 * rows * columns, dtype=np.uint16).reshape(3, -1) % 11
+    return CodesPart(values, (rows, columns))
+
+
+def test_special_tokens_have_names_and_are_added_once(
+    tokenizer: PreTrainedTokenizerBase, vocabulary: Vocabulary
+) -> None:
+    assert vocabulary.size == 310 + 3 + 1 + 2 * 5
+    assert (vocabulary.pad_token_id, vocabulary.bos_token_id, vocabulary.eos_token_id) == (0, 1, 2)
+    assert vocabulary.first_column_size_id == vocabulary.first_row_size_id + 5
+    assert extend_tokenizer(tokenizer, max_grid_side=5) == vocabulary
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_no_text_is_unencodable_or_a_special_token(
+    tokenizer: PreTrainedTokenizerBase, vocabulary: Vocabulary, text: str
+) -> None:
+    token_ids = encode_text(tokenizer, text)
+    assert token_ids and not {0, 1, 2} & set(token_ids) and max(token_ids) < vocabulary.begin_image_id
+    assert decode_text(tokenizer, token_ids) == text.strip()
+
+
+def test_saved_files_give_the_same_ids(
+    tokenizer: PreTrainedTokenizerBase, vocabulary: Vocabulary, model_file: Path, tmp_path: Path
+) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    save_text_tokenizer(tokenizer, first)
+    save_text_tokenizer(load_text_tokenizer(first), second)
+    for folder in (first, second):
+        assert (folder / "tokenizer.model").read_bytes() == model_file.read_bytes()
+        for loaded in (load_text_tokenizer(folder), AutoTokenizer.from_pretrained(folder)):
+            assert [encode_text(loaded, text) for text in TEXTS] == [encode_text(tokenizer, text) for text in TEXTS]
+            assert extend_tokenizer(loaded, max_grid_side=5) == vocabulary
+    with pytest.raises(FileNotFoundError, match="tokenizer.model"):
+        load_text_tokenizer(tmp_path / "nothing")
+
+
+DIALOGUE = [
+    Message("user", (TextPart("a red circle"),)),
+    Message("assistant", (TextPart("yes"), codes(2, 3))),
+    Message("user", (TextPart("what color is it?"), codes(1, 2))),
+    Message("assistant", (TextPart("red"),)),
+]
+
+
+def build(tokenizer: PreTrainedTokenizerBase, messages: list[Message], config: MLLMConfig, **rest: object) -> Sequence:
+    return build_sequence(messages, tokenizer=tokenizer, config=config, **rest)
+
+
+def test_ids_and_labels_of_a_whole_dialogue(tokenizer: PreTrainedTokenizerBase, vocabulary: Vocabulary) -> None:
+    v, config = vocabulary, config_of(vocabulary, image_layout="grid")
+    image, line = v.image_token_id, v.new_line_id
+
+    def frame(rows: int, columns: int) -> list[int]:
+        sizes = [v.first_row_size_id + rows - 1, v.first_column_size_id + columns - 1]
+        return [v.begin_image_id, *sizes, *([image] * columns + [line]) * rows, v.end_image_id]
+
+    def text(words: str) -> list[int]:
+        return encode_text(tokenizer, words)
+
+    pieces = [
+        ([1], False),
+        (text("USER:") + text(" a red circle") + text(" ASSISTANT:"), False),
+        (text(" yes"), True),
+        (frame(2, 3)[:1], True),
+        (frame(2, 3)[1:], False),
+        ([2], True),
+        (text("USER:") + text(" what color is it?") + frame(1, 2) + text(" ASSISTANT:"), False),
+        (text(" red") + [2], True),
+    ]
+    sequence = build(tokenizer, DIALOGUE, config)
+    assert sequence.token_ids_T.tolist() == [i for ids, _ in pieces for i in ids]
+    assert sequence.labels_T.tolist() == [i if learned else IGNORED for ids, learned in pieces for i in ids]
+    assert sequence.image_lengths_I.tolist() == [6, 2]
+    assert sequence.code_targets_P.tolist() == [True] * 6 + [False] * 2
+    assert sequence.codes_PK.tolist() == codes(2, 3).codes_KN.T.tolist() + codes(1, 2).codes_KN.T.tolist()
+
+
+@pytest.mark.parametrize("turns", [1, 3])
+def test_a_prompt_is_a_prefix_of_its_sample(
+    tokenizer: PreTrainedTokenizerBase, vocabulary: Vocabulary, turns: int
+) -> None:
+    config = config_of(vocabulary, image_layout="grid")
+    prompt = build(tokenizer, DIALOGUE[:turns], config, add_generation_prompt=True)
+    sample = build(tokenizer, DIALOGUE[: turns + 1], config)
+    assert sample.token_ids_T[: len(prompt)].tolist() == prompt.token_ids_T.tolist()
+    assert sample.labels_T[len(prompt)] != IGNORED and (prompt.labels_T[-2:] == IGNORED).all()
+
+
+def test_the_released_style(tokenizer: PreTrainedTokenizerBase, vocabulary: Vocabulary) -> None:
+    ids = {"begin_image_id": 3, "end_image_id": 4, "image_token_id": -200}
+    config = config_of(vocabulary, prompt_style="unitok", **ids)
+    drawn = build(tokenizer, [DIALOGUE[0], Message("assistant", (codes(3, 3),))], config)
+    prompt = [1, *encode_text(tokenizer, "a red circle Generate an image based on this description.")]
+    assert drawn.token_ids_T.tolist() == [*prompt, 3, *[-200] * 9, 4, 2]
+    assert drawn.labels_T.tolist() == [*[IGNORED] * len(prompt), 3, *[IGNORED] * 9, 4, 2]
+    asked = build(tokenizer, [Message("user", (codes(3, 3), TextPart("a?")))], config, add_generation_prompt=True)
+    assert 3 not in asked.token_ids_T and (asked.token_ids_T == -200).sum() == 9 and not asked.code_targets_P.any()
+
+
+def test_codes_of_another_tokenizer_are_refused(tokenizer: PreTrainedTokenizerBase, vocabulary: Vocabulary) -> None:
+    foreign = CodesPart(np.zeros((2, 9), dtype=np.uint16), (3, 3))
+    with pytest.raises(ValueError, match="found 2, the model has 3"):
+        build(tokenizer, [Message("user", (foreign,)), DIALOGUE[3]], config_of(vocabulary))
