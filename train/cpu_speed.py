@@ -30,8 +30,8 @@ def spelled_out_attention(
     **kwargs: object,
 ) -> tuple[Tensor, None]:
     """Attention as transformers calls it; `attention_mask` is boolean, true where a place may look."""
-    key_BHSd = repeat_kv(key_BHSd, module.num_key_value_groups)
-    value_BHSd = repeat_kv(value_BHSd, module.num_key_value_groups)
+    repeats = query_BHTd.shape[1] // key_BHSd.shape[1]
+    key_BHSd, value_BHSd = repeat_kv(key_BHSd, repeats), repeat_kv(value_BHSd, repeats)
     scores_BHTS = (query_BHTd * (scaling or query_BHTd.shape[-1] ** -0.5)) @ key_BHSd.transpose(2, 3)
     if attention_mask is None:
         attention_mask = torch.ones(scores_BHTS.shape[-2:], dtype=torch.bool, device=scores_BHTS.device).tril()

@@ -40,7 +40,7 @@ def train_mllm(recipe: MLLMRecipe) -> None:
         recipe.data,
         codes,
         tokenizer=text_tokenizer,
-        config=model.config,
+        config=config_of(model),
         grid=image_tokenizer.config.grid,
         length=recipe.length,
         rows=recipe.rows,
@@ -80,6 +80,12 @@ def build_model(
     model = MLLMForConditionalGeneration(config)
     model.code_embedding.set_codebooks(image_tokenizer.quantizer.codebooks.detach())
     return model
+
+
+def config_of(model: MLLMForConditionalGeneration) -> MLLMConfig:
+    """The model's config by its own type."""
+    assert isinstance(model.config, MLLMConfig), "the model's config_class is MLLMConfig"
+    return model.config
 
 
 def token_fields(vocab_size: int, text_tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:

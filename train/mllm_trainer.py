@@ -20,6 +20,7 @@ from transformers import Trainer, TrainingArguments
 
 from mllm.loss import count_items
 from mllm.model import MLLMForConditionalGeneration
+from train.data.world_sequences import WorldBatches
 from train.metrics_log import MetricsLog
 from train.mllm_recipe import MLLMRecipe
 from train.optimizers import build_optimizer
@@ -33,9 +34,14 @@ class MLLMTrainer(Trainer):
     """`transformers.Trainer` over packed batches."""
 
     def __init__(
-        self, model: MLLMForConditionalGeneration, *, recipe: MLLMRecipe, arguments: TrainingArguments, batches: Dataset
+        self,
+        model: MLLMForConditionalGeneration,
+        *,
+        recipe: MLLMRecipe,
+        arguments: TrainingArguments,
+        batches: WorldBatches,
     ) -> None:
-        self.recipe = recipe
+        self.recipe, self.batches = recipe, batches
         self.average = WeightAverage(model, decay=recipe.ema_decay) if recipe.ema_decay else None
         self.sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros(()))
         self.num_micro_steps = 0
@@ -51,12 +57,15 @@ class MLLMTrainer(Trainer):
         self.metrics_log: MetricsLog | None = None
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> SequentialSampler:
-        return SequentialSampler(self.train_dataset)
+        return SequentialSampler(range(len(self.batches)))
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
-            named = (model or self.model).named_parameters()
-            self.optimizer = build_optimizer(self.recipe.optimizer, named, outside_muon=OUTSIDE_MUON)
+            learner = model if model is not None else self.model
+            assert learner is not None, "a trainer has a model"
+            self.optimizer = build_optimizer(
+                self.recipe.optimizer, learner.named_parameters(), outside_muon=OUTSIDE_MUON
+            )
         return self.optimizer
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: torch.device) -> Tensor | None:
@@ -104,18 +113,19 @@ class MLLMTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if self.num_micro_steps:
             seconds = time.monotonic() - self.last_log
-            logs["positions_per_second"] = self.sums.pop("positions").item() / seconds
-            for name, total in self.sums.items():
-                logs[name] = (total / self.num_micro_steps).tolist()
+            values: dict[str, float | list[float]] = {**logs}
+            values["positions_per_second"] = self.sums.pop("positions").item() / seconds
+            values |= {name: (total / self.num_micro_steps).tolist() for name, total in self.sums.items()}
             self.sums.clear()
             self.num_micro_steps, self.last_log = 0, time.monotonic()
             if self.is_world_process_zero():
-                self._metrics_log().write(self.state.global_step, logs)
+                self._metrics_log().write(self.state.global_step, values)
+            logs |= {name: value for name, value in values.items() if isinstance(value, float)}
         super().log(logs, start_time)
 
     def _metrics_log(self) -> MetricsLog:
         if self.metrics_log is None:
-            path = Path(self.args.output_dir) / "metrics.jsonl"
+            path = self.recipe.output / "metrics.jsonl"
             self.metrics_log = MetricsLog(path, resumed_step=self.state.global_step - 1)
         return self.metrics_log
 

@@ -105,6 +105,7 @@ class TokenizerTrainer:
     def shipped_model(self) -> UniTok:
         """The average of the weights (or the last ones where no average is kept), in evaluation mode."""
         model = self.average.module if self.recipe.ema_decay else self.unwrapped
+        assert isinstance(model, UniTok), "AveragedModel copies what it was given"
         return model.eval()
 
     def _batches(self, first: int, last: int) -> DataLoader:

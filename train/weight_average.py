@@ -18,20 +18,26 @@ class WeightAverage(TrainerCallback):
     """Averages the weights that learn after every step; `copy_into` puts the average into a model."""
 
     def __init__(self, model: nn.Module, *, decay: float) -> None:
-        self.average = AveragedModel(_Learning(model), multi_avg_fn=get_ema_multi_avg_fn(decay))
         self.learning = _Learning(model)
+        self.average = AveragedModel(self.learning, multi_avg_fn=get_ema_multi_avg_fn(decay))
+
+    @property
+    def _averaged(self) -> _Learning:
+        module = self.average.module
+        assert isinstance(module, _Learning), "AveragedModel copies what it was given"
+        return module
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.average.update_parameters(self.learning)
 
     def save(self, folder: Path) -> None:
-        tensors = {name: tensor.contiguous() for name, tensor in self.average.module.named_tensors()}
+        tensors = {name: tensor.contiguous() for name, tensor in self._averaged.named_tensors()}
         save_file({**tensors, "num_averaged": self.average.n_averaged}, folder / FILE)
 
     def load(self, folder: Path) -> None:
         stored = load_file(folder / FILE)
         self.average.n_averaged.copy_(stored.pop("num_averaged"))
-        for name, tensor in self.average.module.named_tensors():
+        for name, tensor in self._averaged.named_tensors():
             tensor.data.copy_(stored[name])
 
     @torch.no_grad()
@@ -40,7 +46,7 @@ class WeightAverage(TrainerCallback):
         if not self.average.n_averaged:
             return
         for (_, target), (_, source) in zip(
-            _Learning(model).named_tensors(), self.average.module.named_tensors(), strict=True
+            _Learning(model).named_tensors(), self._averaged.named_tensors(), strict=True
         ):
             target.copy_(source)
 

@@ -36,9 +36,14 @@ def main(argv: list[str] | None = None) -> int:
     from mllm.commands.loading import load_pipeline
     from mllm.evaluation.world_report import as_table, measure_world
 
-    settings = {"count": arguments.count, "jobs": arguments.jobs, "batch_size": arguments.batch_size}
-    pipeline = load_pipeline(arguments)
-    report = measure_world(pipeline, **settings, **sampling_overrides(arguments))
+    report = measure_world(
+        load_pipeline(arguments),
+        count=arguments.count,
+        seed=arguments.seed,
+        jobs=arguments.jobs,
+        batch_size=arguments.batch_size,
+        sampling=sampling_overrides(arguments),
+    )
     print(as_table(report))
     if arguments.json:
         arguments.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")

@@ -20,11 +20,12 @@ from mllm.conversation import ImagePart, Message, TextPart
 from mllm.evaluation.statistics import Rate
 from mllm.evaluation.world_items import GROUPS, Group, make_items
 from mllm.evaluation.world_judge import Judgement, judge
+from mllm.generation_rows import Mode
 from mllm.world.episode import Picture
 from mllm.world.scene import Scene
 from mllm.world.turns import Check, Dialogue
 
-MODES = {
+MODES: dict[str, Mode] = {
     "draw": "image",
     "edit": "image",
     "depth": "image",
@@ -35,7 +36,7 @@ MODES = {
 }
 """How an answer to a job is decoded; other jobs let the model choose between text and images."""
 
-Answer = Callable[[Sequence[Sequence[Message]], str, Sequence[int]], list[list[str | Image.Image]]]
+Answer = Callable[[Sequence[Sequence[Message]], Mode, Sequence[int]], list[list[str | Image.Image]]]
 """(dialogues that end with the user, mode, seeds) -> the parts of each answer."""
 
 

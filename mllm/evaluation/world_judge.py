@@ -38,23 +38,25 @@ class Judgement:
 
 def judge(item: Check, given: str | Image.Image, scene: Scene | None) -> Judgement:
     """Judge `given` as the part of an answer that `item` checks; `scene` is what is on the table."""
-    wants_picture = item.kind in ("draw", "edit", "depth", "segmentation")
-    if wants_picture != isinstance(given, Image.Image):
-        return Judgement(False, scene, (f"{'a picture' if wants_picture else 'words'} should be here",))
-    match item.kind:
-        case "draw":
+    match item.kind, given:
+        case "draw", Image.Image():
+            assert item.spec is not None, "the check of a drawing says what was demanded"
             parsed = parse(given)
             return _from_verdicts(check(item.spec, parsed).verdicts, parsed.scene)
-        case "edit":
+        case "edit", Image.Image():
             return judge_edit(item, given, scene)
-        case "depth" | "segmentation":
-            return judge_dense(item.kind, given, scene)
-        case "describe":
+        case ("depth" | "segmentation") as kind, Image.Image():
+            return judge_dense(kind, given, scene)
+        case "describe", str():
             return _unreadable(scene) if scene is None else _from_verdicts(check_description(given, scene), scene)
-        case "answer":
+        case "answer", str():
             return judge_answer(item, given, scene)
-        case "say":
+        case "say", str():
             return Judgement(bool(given.strip()), scene, () if given.strip() else ("nothing was said",))
+        case (("draw" | "edit" | "depth" | "segmentation"), str()):
+            return Judgement(False, scene, ("a picture should be here",))
+        case (("describe" | "answer" | "say"), Image.Image()):
+            return Judgement(False, scene, ("words should be here",))
         case _:
             raise ValueError(f"check kind {item.kind!r} is unknown; it cannot be judged")
 
@@ -70,7 +72,7 @@ def _unreadable(scene: Scene | None) -> Judgement:
 
 def judge_answer(item: Check, given: str, scene: Scene | None) -> Judgement:
     """Exact match of the normalised answer, with the right answer for the scene on the table."""
-    expected = item.expected
+    expected: str | None = item.expected
     if item.question is not None and scene != item.scene:
         expected = answer(item.question, scene) if scene is not None else None
     if expected is None:
@@ -82,7 +84,7 @@ def judge_answer(item: Check, given: str, scene: Scene | None) -> Judgement:
 def judge_edit(item: Check, given: Image.Image, scene: Scene | None) -> Judgement:
     """The change was made to the picture on the table and the rest is untouched."""
     after = parse(given)
-    edit = item.edit if scene == item.scene else _same_edit_elsewhere(item, scene)
+    edit = item.edit if scene is None or scene == item.scene else _same_edit_elsewhere(item, scene)
     if scene is None or edit is None:
         return _unreadable(after.scene)
     if after.scene is None:
@@ -90,11 +92,10 @@ def judge_edit(item: Check, given: Image.Image, scene: Scene | None) -> Judgemen
     return _from_verdicts(check_edit(scene, edit, after.scene), after.scene)
 
 
-def _same_edit_elsewhere(item: Check, scene: Scene | None) -> Edit | None:
+def _same_edit_elsewhere(item: Check, scene: Scene) -> Edit | None:
     """The edit with its objects found by size, color and shape in another scene; None where one is missing."""
-    if scene is None:
-        return None
-    found = {}
+    assert item.edit is not None and item.scene is not None, "the check of an edit has the edit and the scene before"
+    found: dict[str, int] = {}
     for name in ("index", "anchor"):
         number = getattr(item.edit, name)
         if number is None:
@@ -105,7 +106,7 @@ def _same_edit_elsewhere(item: Check, scene: Scene | None) -> Edit | None:
         if looks.count(kind) != 1:
             return None
         found[name] = looks.index(kind)
-    return replace(item.edit, **found)
+    return replace(item.edit, index=found.get("index"), anchor=found.get("anchor"))
 
 
 def judge_dense(kind: str, given: Image.Image, scene: Scene | None) -> Judgement:

@@ -10,12 +10,16 @@ from collections.abc import Sequence
 
 import torch
 import transformers
+from PIL import Image
 
+from mllm.conversation import Message
 from mllm.evaluation.fingerprint import model_fingerprint
 from mllm.evaluation.statistics import Rate
 from mllm.evaluation.world import choose_groups, evaluate_world
 from mllm.evaluation.world_tokenizer import score_round_trip
+from mllm.generation_rows import Mode
 from mllm.pipeline import Pipeline
+from mllm.row_builder import Overrides
 from mllm.world.measure import measure_checker
 
 PROTOCOL = "world-1"
@@ -31,21 +35,23 @@ def measure_world(
     seed: int = 0,
     jobs: Sequence[str] | None = None,
     batch_size: int = 32,
-    **overrides: float | int | None,
+    sampling: Overrides | None = None,
 ) -> dict:
     """Every score of the world's specification, with the settings they were measured with.
 
     Args:
         count: items per group of the table.
-        overrides: sampling settings (guidance, temperature, top_k, top_p) that differ from the checkpoint's.
+        sampling: settings (guidance, temperature, top_k, top_p) of pictures that differ from the checkpoint's.
     """
     groups = choose_groups(jobs)
     config = pipeline.config
-    given = {name: value for name, value in overrides.items() if value is not None}
 
-    def answer(dialogues: Sequence, mode: str, seeds: Sequence[int]) -> list:
-        settings = {} if mode == "text" else given
-        return pipeline.answer(dialogues, mode, seeds, **settings)
+    def answer(
+        dialogues: Sequence[Sequence[Message]], mode: Mode, seeds: Sequence[int]
+    ) -> list[list[str | Image.Image]]:
+        if mode == "text" or sampling is None:
+            return pipeline.answer(dialogues, mode, seeds)
+        return pipeline.answer(dialogues, mode, seeds, **sampling)
 
     scores = evaluate_world(
         answer, count=count, seed=seed, batch_size=batch_size, image_size=config.image_size, groups=groups
@@ -63,7 +69,7 @@ def measure_world(
             "temperature": config.image_temperature,
             "top_k": config.image_top_k,
             "top_p": config.image_top_p,
-            **given,
+            **{name: value for name, value in (sampling or {}).items() if value is not None},
             "text": "greedy",
             "image_size": config.image_size,
         },

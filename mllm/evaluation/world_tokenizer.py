@@ -23,7 +23,8 @@ def score_round_trip(tokenizer: UniTok, *, count: int, seed: int, batch_size: in
     prepare = ImageProcessor(width=size, height=size)
     rng = Random(f"round trip/{seed}")
     scenes = [random_scene_for("test", rng) for _ in range(count)]
-    num_right, psnrs, ssims, counts_KC = 0, [], [], 0
+    num_right, psnrs, ssims = 0, [], []
+    counts_KC = torch.zeros(tokenizer.config.num_codebooks, tokenizer.config.codebook_size, dtype=torch.int64)
     for start in tqdm(range(0, count, batch_size), desc="image tokenizer", leave=False):
         batch = scenes[start : start + batch_size]
         pixels_B3HW = prepare([render(scene, size) for scene in batch]).to(tokenizer.device)
@@ -34,7 +35,7 @@ def score_round_trip(tokenizer: UniTok, *, count: int, seed: int, batch_size: in
             num_right += found is not None and same_scene(scene, found)
         psnrs.append(psnr(decoded_B3HW, pixels_B3HW))
         ssims.append(ssim(decoded_B3HW, pixels_B3HW))
-        counts_KC = counts_KC + code_counts(codes_BKN, tokenizer.config.codebook_size)
+        counts_KC += code_counts(codes_BKN, tokenizer.config.codebook_size).cpu()
     entropy_K = entropy_of(counts_KC)
     return {
         "count": count,

