@@ -1,7 +1,8 @@
 """The forward passes of a decoding batch: all prompts at once, then one place of every row at a time, with caches.
 
 In: row states, then what was chosen. Out: hidden states after the last place. A guided row brings a second,
-unconditional row of the decoder that follows the same tokens; unguided rows bring none. Chooses nothing.
+unconditional row of the decoder that follows the same tokens; unguided rows bring none. Chooses nothing. Masks are
+additive and 4-dimensional, which the `sdpa` and `eager` attention of transformers take (`flash_attention_2` does not).
 
 Letters: N rows asked for, R rows of the decoder (the N, then the unconditional ones), G rows with codes, T places,
 D hidden width, P image positions, K codebooks.

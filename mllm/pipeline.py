@@ -6,6 +6,7 @@ deterministic for a given seed, and raises ValueError or FileNotFoundError with 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any, Unpack
 
 import torch
 from PIL import Image
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from mllm.answer_stream import AnswerStream, Done, Event, ImageDone, ImageProgress, TextDelta
 from mllm.config import MLLMConfig
@@ -40,9 +42,14 @@ OnEvent = Callable[[Event], None]
 class Pipeline:
     """A loaded model. Make one with `Pipeline.load`."""
 
-    def __init__(self, model: MLLMForConditionalGeneration, processor: MLLMProcessor) -> None:
+    def __init__(
+        self,
+        model: MLLMForConditionalGeneration,
+        processor: MLLMProcessor,
+        task_settings: dict[str, dict[str, Any]] | None = None,
+    ) -> None:
         self.model, self.processor = model.eval(), processor
-        self.rows = RowBuilder(processor, model.config, model.generation_config)
+        self.rows = RowBuilder(processor, model.config, model.generation_config, task_settings or {})
         self._lock = Lock()
 
     @classmethod
@@ -67,7 +74,7 @@ class Pipeline:
         chosen = DTYPES[dtype] if isinstance(dtype, str) else dtype
         chosen = chosen or (torch.float32 if device.type == "cpu" else torch.bfloat16)
         model = MLLMForConditionalGeneration.from_pretrained(path, dtype=chosen, local_files_only=True)
-        return cls(model.to(device), processor)
+        return cls(model.to(device), processor, read_task_settings(path))
 
     @property
     def config(self) -> MLLMConfig:
@@ -199,6 +206,12 @@ class Pipeline:
                 on_event(translated)
 
         return listen
+
+
+def read_task_settings(folder: Path) -> dict[str, dict[str, Any]]:
+    """Sampling settings per task, `task_settings` in generation_config.json; transformers may drop unknown fields."""
+    path = folder / GENERATION_CONFIG_NAME
+    return json.loads(path.read_text(encoding="utf-8")).get("task_settings", {}) if path.is_file() else {}
 
 
 def choose_device(device: str | torch.device | None) -> torch.device:

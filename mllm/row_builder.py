@@ -1,7 +1,7 @@
 """What a person asks for, checked and turned into a row for the decoding loop.
 
 In: a dialogue, a task, overrides of the sampling settings. Out: a `Row`, or a ValueError that a person understands.
-Settings come from the checkpoint (its config, then `task_settings` of its generation config), then from the overrides.
+Settings come from the checkpoint (its config, then its settings per task), then from the overrides.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from tokenizer.image_processor import open_image
 Picture = Image.Image | str | Path
 """A picture, or the file that holds one."""
 
+SAMPLING_NAMES = ("guidance", "temperature", "top_k", "top_p", "greedy")
 NUM_SEEDS = 2**31
 TEXT_BUDGET = 256
 """New text tokens of an answer, unless the caller or the context says otherwise."""
@@ -51,6 +52,8 @@ class RowBuilder:
     processor: MLLMProcessor
     config: MLLMConfig
     generation_config: GenerationConfig
+    stored_settings: Mapping[str, Mapping[str, Any]]
+    """By task; `ask_text` is how the text of task `ask` is sampled."""
 
     def build(
         self,
@@ -67,8 +70,8 @@ class RowBuilder:
             raise ValueError(f"guidance is for pictures: found {given['guidance']} for a text; leave it out")
         check_messages(messages)
         messages = self.processor.encode_pictures(messages)
-        if mode == "interleaved" and self.config.prompt_style == "unitok":  # one prompt for each kind of answer
-            mode = "text" if has_image(messages[0]) else "image"
+        if self.config.prompt_style == "unitok":
+            mode = unitok_mode(messages, mode)
         image = self.image_settings(task, given)
         answer: AnswerKind | None = {"text": "text", "image": "image"}.get(mode)
         is_guided = mode != "text" and image.guidance > 1
@@ -111,30 +114,35 @@ class RowBuilder:
             "top_k": config.image_top_k,
             "top_p": config.image_top_p,
         }
-        return sampling_config({**settings, **self.task_settings(task), **given})
+        return sampling_config(settings, self.stored_settings.get(task, {}), given)
 
     def text_settings(self, task: str, given: Mapping[str, Any]) -> SamplingConfig:
         """How text is sampled: the most probable token, unless somebody asks for more variety."""
-        stored = self.generation_config
-        settings: dict[str, Any] = {"greedy": not stored.do_sample}
-        if stored.do_sample:
-            settings |= {"temperature": stored.temperature, "top_k": stored.top_k, "top_p": stored.top_p}
-        settings |= self.task_settings(f"{task}_text")
-        if given.keys() & {"temperature", "top_k", "top_p"}:
+        settings: dict[str, Any] = {"greedy": True}
+        if (stored := self.generation_config).do_sample:
+            chosen = {"temperature": stored.temperature, "top_k": stored.top_k or None, "top_p": stored.top_p}
+            settings = {name: value for name, value in chosen.items() if value is not None}
+        return sampling_config(settings, self.stored_settings.get(f"{task}_text", {}), given)
+
+
+def unitok_mode(messages: Sequence[Message], mode: Mode) -> Mode:
+    """Upstream's prompts are for one kind of answer each: a picture from words, or words about pictures."""
+    if mode == "interleaved":
+        return "text" if has_image(messages[0]) else "image"
+    if mode == "image" and any(has_image(message) for message in messages):
+        raise ValueError("this model draws from words alone: found a picture in the request; leave the picture out")
+    return mode
+
+
+def sampling_config(*layers: Mapping[str, Any]) -> SamplingConfig:
+    """Settings laid over each other, the last one on top; one that asks for variety ends the greed below it."""
+    settings: dict[str, Any] = {}
+    for layer in layers:
+        if layer.keys() & {"temperature", "top_k", "top_p"}:
             settings["greedy"] = False
-        settings = {name: value for name, value in {**settings, **given}.items() if value is not None}
-        return sampling_config({**settings, "guidance": 1.0, "top_k": settings.get("top_k") or None})
-
-    def task_settings(self, task: str) -> dict[str, Any]:
-        """What the checkpoint stores for this task alone; `ask_text` is the text of task `ask`."""
-        return dict((getattr(self.generation_config, "task_settings", None) or {}).get(task, {}))
-
-
-def sampling_config(settings: Mapping[str, Any]) -> SamplingConfig:
-    """The settings that concern sampling; lists (from JSON) are per codebook."""
-    names = ("guidance", "temperature", "top_k", "top_p", "greedy")
-    chosen = {name: settings[name] for name in names if name in settings}
-    return SamplingConfig(**{n: tuple(value) if isinstance(value, list) else value for n, value in chosen.items()})
+        settings |= {name: layer[name] for name in SAMPLING_NAMES if name in layer}
+    # JSON has lists for what is per codebook
+    return SamplingConfig(**{n: tuple(value) if isinstance(value, list) else value for n, value in settings.items()})
 
 
 def check_overrides(overrides: Mapping[str, Any]) -> dict[str, Any]:

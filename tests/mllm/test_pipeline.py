@@ -12,6 +12,8 @@ from PIL import Image
 
 from mllm.conversation import CodesPart, ImagePart, Message, TextPart
 from mllm.pipeline import Done, ImageDone, ImageProgress, Pipeline, TextDelta
+from mllm.row_builder import sampling_config
+from mllm.sampling import SamplingConfig
 from mllm.text_stream import TextStream
 from mllm.vocabulary import decode_text
 from tests.mllm.tiny_folder import build_tiny_folder
@@ -78,6 +80,14 @@ def test_settings_of_one_task_are_stored_with_the_checkpoint(
         [Pipeline.load(folder).edit(picture, "Make it green.", seed=1, guidance=4.0, temperature=(0.5, 1.0, 2.0))]
     )
     assert data(again.draw("a", seed=1)) == data(Pipeline.load(folder).draw("a", seed=1))
+
+
+def test_settings_lie_over_each_other_and_variety_ends_greed() -> None:
+    assert sampling_config({"greedy": True}) == SamplingConfig(greedy=True)
+    assert sampling_config({"greedy": True}, {"seed": 3}, {"temperature": 0.5}) == SamplingConfig(temperature=0.5)
+    assert sampling_config({"top_p": 0.9}, {"temperature": [0.5, 1.0], "greedy": True}) == SamplingConfig(
+        top_p=0.9, temperature=(0.5, 1.0), greedy=True
+    )
 
 
 def test_a_question_gets_a_text(pipeline: Pipeline, picture: Image.Image, tmp_path: Path) -> None:
@@ -194,6 +204,8 @@ def test_a_dropped_stream_frees_the_pipeline(pipeline: Pipeline) -> None:
         (lambda p, image: p.draw("a", temperature=0), "temperature has no meaning: found 0"),
         (lambda p, image: p.draw("a", top_k=0), "top_k has no meaning: found 0"),
         (lambda p, image: p.draw("a", top_p=1.5), "top_p has no meaning"),
+        (lambda p, image: p.ask(image, "What?", temperature=-1), "temperature has no meaning: found -1"),
+        (lambda p, image: p.ask(image, "What?", top_k=0), "top_k has no meaning: found 0"),
         (lambda p, image: p.draw("a", guidance=0.5), "guidance has no meaning"),
         (lambda p, image: p.draw("a", seed=-1), "seed is out of range"),
         (lambda p, image: p.draw("a", tempreature=1.0), "unknown setting 'tempreature'"),
@@ -215,6 +227,19 @@ def test_a_task_that_the_model_was_not_trained_for_is_refused(grid_pipeline: Pip
         grid_pipeline.ask(picture, "What?")
     with pytest.raises(ValueError, match="this model cannot chat"):
         grid_pipeline.chat([{"role": "user", "content": "hello"}])
+
+
+def test_upstream_s_prompts_are_for_one_kind_of_answer_each(tmp_path: Path, picture: Image.Image) -> None:
+    pipeline = Pipeline.load(build_tiny_folder(tmp_path, prompt_style="unitok"), device="cpu")
+    drawn = list(pipeline.chat([{"role": "user", "content": "a red circle"}], seed=1))
+    assert data([event.image for event in drawn if isinstance(event, ImageDone)]) == data(
+        pipeline.draw("a red circle", seed=1)
+    )
+    asked = [Message("user", (ImagePart(picture), TextPart("What?")))]
+    text = "".join(event.text for event in pipeline.chat(asked) if isinstance(event, TextDelta))
+    assert text == pipeline.ask(picture, "What?")
+    with pytest.raises(ValueError, match="draws from words alone"):
+        pipeline.edit(picture, "Make it green.")
 
 
 def test_an_unknown_model_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
