@@ -80,16 +80,16 @@ def _propose(scene: Scene, kind: str, variant: str, rng: Random) -> Question | N
             attribute, choices = rng.choice((("shape", SHAPES), ("color", COLORS), ("size", SIZES)))
             here = [getattr(item, attribute) for item in scene.objects]
             first, second = rng.choice(here), rng.choice((rng.choice(here), rng.choice(choices)))
-            order = rng.sample((first, second), 2)
-            return None if first == second else Question(kind, variant, *(Filter(**{attribute: it}) for it in order))
+            more, less = (Filter(**{attribute: value}) for value in rng.sample((first, second), 2))
+            return None if first == second else Question(kind, variant, more, less)
         case "color of" | "size of" if rng.random() < ABSENT_SHARE:
             return _propose_absent(scene, kind, variant, rng)
         case "color of" | "shape of" | "size of":
             first = _refer(scene, rng.choice(scene.objects), rng, without=kind)
-            return first and Question(kind, variant, first)
+            return Question(kind, variant, first) if first else None
         case "color of related" | "shape of related" | "which is related":
             second = _refer(scene, rng.choice(scene.objects), rng)
-            return second and Question(kind, variant, None, second, rng.choice(RELATIONS))
+            return Question(kind, variant, None, second, rng.choice(RELATIONS)) if second else None
         case _:
             return _propose_pair(scene, kind, variant, rng)
 
@@ -136,7 +136,9 @@ def say_question(question: Question, rng: Random, *, pronoun: bool = False) -> s
             slots[f"{name}s"] = noun_phrase(item, rng, plural=True)
             slots[f"a_{name}"] = with_article(slots[name])
     if question.variant == "shape of":
-        slots["attribute"] = " ".join(say(word, rng) for word in (question.first.size, question.first.color) if word)
+        slots["attribute"] = " ".join(
+            say(word, rng) for word in (question.subject.size, question.subject.color) if word
+        )
     if question.value is not None:
         slots["relation" if question.value in RELATIONS else "value"] = say(question.value, rng)
     template = rng.choice(QUESTIONS[question.variant])

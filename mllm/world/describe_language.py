@@ -35,11 +35,11 @@ def describe_relations(scene: Scene) -> list[str]:
     sentences = []
     for a, b in zip(scene.objects, scene.objects[1:], strict=False):
         relation = main_relation(a, b)
-        names = [short_reference(scene, item) for item in (a, b)]
-        if relation and all(names):
+        a_name, b_name = short_reference(scene, a), short_reference(scene, b)
+        if relation and a_name and b_name:
             words = SPOKEN.get(relation, relation)
-            a_text, b_text = map(plain_phrase, names)
-            sentences.append(templates.RELATION.format(a=a_text, b=b_text, relation=words))
+            names = {"a": plain_phrase(a_name), "b": plain_phrase(b_name)}
+            sentences.append(templates.RELATION.format(relation=words, **names))
     return sentences
 
 

@@ -16,7 +16,7 @@ from mllm.world.episode import Episode, Picture
 from mllm.world.story import ask, make_interleaved, make_multi_turn
 from mllm.world.talk_language import make_talk
 from mllm.world.templates import dense
-from mllm.world.turns import Check, Dialogue, assistant, user
+from mllm.world.turns import Check, DenseKind, Dialogue, assistant, user
 
 QUESTION_ROUND_WEIGHTS = (30, 25, 20, 15, 10)  # one to five questions on one picture
 SHORT_DESCRIPTION_SHARE = 0.25
@@ -41,13 +41,14 @@ def make_ask(episode: Episode, rng: Random, *, num_questions: int | None = None)
     """Several rounds of question and answer about one picture."""
     if num_questions is None:
         num_questions = rng.choices(range(1, len(QUESTION_ROUND_WEIGHTS) + 1), QUESTION_ROUND_WEIGHTS)[0]
-    rounds = dict(ask(episode, episode.scene, rng) for _ in range(num_questions))  # no question twice
+    asked = (ask(episode, episode.scene, rng) for _ in range(num_questions))
+    rounds = {words: (kind, check) for words, kind, check in asked}  # no question twice
     turns = []
-    for index, (words, check) in enumerate(rounds.items()):
+    for index, (words, (_, check)) in enumerate(rounds.items()):
         turns.append(user(words) if index else user(Picture(episode.scene), words))
         turns.append(assistant(check.expected))
-    checks = tuple(rounds.values())
-    return Dialogue("ask", tuple(turns), checks, tuple(check.question.kind for check in checks))
+    kinds, checks = zip(*rounds.values(), strict=True)
+    return Dialogue("ask", tuple(turns), checks, kinds)
 
 
 def make_edit(episode: Episode, rng: Random) -> Dialogue:
@@ -56,7 +57,7 @@ def make_edit(episode: Episode, rng: Random) -> Dialogue:
     return Dialogue("edit", turns, (Check("edit", scene=episode.scene, edit=episode.edit),), (episode.edit.kind,))
 
 
-def _make_dense(job: str, kind: str, requests: tuple[str, ...], episode: Episode, rng: Random) -> Dialogue:
+def _make_dense(job: str, kind: DenseKind, requests: tuple[str, ...], episode: Episode, rng: Random) -> Dialogue:
     request = dense.CANONICAL[kind] if rng.random() < CANONICAL_DENSE_SHARE else rng.choice(requests)
     turns = (user(Picture(episode.scene), request), assistant(Picture(episode.scene, kind)))
     return Dialogue(job, turns, (Check(kind, scene=episode.scene),))

@@ -13,7 +13,7 @@ from random import Random
 
 from mllm.world.draw_skills import SKILL_KINDS, Core
 from mllm.world.phrases import capitalize, full_filter
-from mllm.world.scene import ALL_PAIRS, Pair, Scene, SceneObject
+from mllm.world.scene import ALL_PAIRS, Pair, Scene, SceneObject, required
 from mllm.world.spec import ANY, Background, Count, Exists, Filter, Placed, Related, Spec
 from mllm.world.splits import HELD_OUT_PAIRS
 from mllm.world.templates.draw import BRIEF, CAPTIONS, REQUESTS, STATEMENT_REQUESTS, STATEMENTS
@@ -100,7 +100,7 @@ def describe_fully(scene: Scene, rng: Random, *, statements: bool = True) -> Cor
 
     core = compose(scene, rng, templates, thin)
     if core is None:
-        return compose(scene, rng, ("{list} {on}",), full_filter)
+        return required(compose(scene, rng, ("{list} {on}",), full_filter), "a list, which is always possible,")
     return replace(core, is_statement=is_statement)
 
 

@@ -96,14 +96,14 @@ def compare(scene: Scene, rng: Random, allowed: frozenset[Pair]) -> Core | None:
         names = rng.choice((("shape",), ("shape", "color"), ("shape", "color")))
         shared = {name: getattr(large, name) for name in names}
         sizes = (Filter(**shared, size="large"), Filter(**shared, size="small"))
-        noun = Said(noun_phrase(Filter(**shared), rng), enumerate_objects(sizes))
-        return _fill(scene, rng, "comparison", (templates.TWINS, ()), {"noun": noun})
+        said = Said(noun_phrase(Filter(**shared), rng), enumerate_objects(sizes))
+        return _fill(scene, rng, "comparison", (templates.TWINS, ()), {"noun": said})
     if large.shape == small.shape or rng.random() < 0.7:
         kinds = [Filter(large.shape, large.color), Filter(small.shape, small.color)]
     else:
         kinds = [Filter(large.shape), Filter(small.shape)]
     nouns = [noun_phrase(item, rng) for item in kinds]
-    extra = {}
+    extra: dict[str, Said] = {}
     for ref, (name, noun) in enumerate(zip(("larger", "smaller"), nouns, strict=True)):
         named = (Exists(ref, kinds[ref]),)
         extra |= {
@@ -138,7 +138,7 @@ def differentiate(scene: Scene, rng: Random, allowed: frozenset[Pair]) -> Core |
         return None
     shared, varied = rng.choice(options)
     base = {shared: values[shared].pop()}
-    always = (Count(Filter(**base), number), Count(ANY, number))
+    always: tuple[Constraint, ...] = (Count(Filter(**base), number), Count(ANY, number))
     kind = Said(count_phrase(Filter(**base), number, rng))
     if len(values[varied]) == number and rng.random() < 0.2:
         extra = {"kind": kind, "attribute": Said(varied)}
@@ -170,16 +170,16 @@ def deny(scene: Scene, rng: Random, allowed: frozenset[Pair]) -> Core | None:
             negated = Filter(color=first.color, not_shape=rng.choice(shapes))
         extra = {"negated": Said(with_article(noun_phrase(negated, rng)), (Exists(0, negated),))}
         return _fill(scene, rng, "negation", (templates.NEGATED_OBJECT, ()), extra)
-    colors = [Filter(color=name) for name in COLORS if all(item.color != name for item in scene.objects)]
-    shapes = [Filter(shape=name) for name in SHAPES if all(item.shape != name for item in scene.objects)]
-    none = rng.choice(shapes if rng.random() < 0.6 else colors)
-    no_color = rng.choice(colors)
+    no_colors = [name for name in COLORS if all(item.color != name for item in scene.objects)]
+    no_shapes = [name for name in SHAPES if all(item.shape != name for item in scene.objects)]
+    none = Filter(shape=rng.choice(no_shapes)) if rng.random() < 0.6 else Filter(color=rng.choice(no_colors))
+    no_color = rng.choice(no_colors)
     absent = (Count(none, 0),)
     extra = {
         "none": Said(noun_phrase(none, rng, plural=True), absent),
         "one": Said(noun_phrase(none, rng), absent),
         "groups": _groups(scene, ("color", "shape") if rng.random() < 0.6 else ("shape",), rng),
-        "not_attribute": Said(say(no_color.color, rng), (Count(no_color, 0),)),
+        "not_attribute": Said(say(no_color, rng), (Count(Filter(color=no_color), 0),)),
     }
     filters = [full_filter(item) if rng.random() < 0.6 else Filter(item.shape, item.color) for item in scene.objects]
     choices = (templates.NEGATION, templates.NEGATION_STATEMENTS)
@@ -204,7 +204,7 @@ def say_every(scene: Scene, rng: Random, allowed: frozenset[Pair]) -> Core | Non
     if name == "shape":
         captions = tuple(text for text in templates.UNIVERSALITY if "{plural}" in text)
         extra["every"] = Said(with_article(say(value, rng)), demand)
-        choices = (captions, templates.UNIVERSALITY_SHAPE_STATEMENTS)
+        choices: tuple[tuple[str, ...], tuple[str, ...]] = (captions, templates.UNIVERSALITY_SHAPE_STATEMENTS)
     else:
         extra["every"] = Said(say(value, rng), demand)
         choices = (templates.UNIVERSALITY, templates.UNIVERSALITY_STATEMENTS)

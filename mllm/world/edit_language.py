@@ -8,8 +8,8 @@ from random import Random
 from mllm.world.edits import Edit, apply_edit
 from mllm.world.phrases import capitalize, full_filter, noun_phrase, references, say, say_place, with_article
 from mllm.world.relations import holds, is_placed
-from mllm.world.scene import Scene, SceneObject
-from mllm.world.spec import Filter, Verdict
+from mllm.world.scene import Scene, SceneObject, required
+from mllm.world.spec import Verdict
 from mllm.world.templates.edit import COMPARATIVES, EDITS, VERBS
 
 NUM_PLAIN = 5  # the first templates of each kind are imperatives
@@ -34,11 +34,11 @@ def edit_sentence(edit: Edit, scene: Scene, rng: Random, *, plain: bool = False,
         slots["value"] = say(edit.value, rng)
         slots["a_value"] = with_article(slots["value"])
     if edit.kind == "resize":
-        slots["comparative"] = rng.choice(COMPARATIVES[edit.value])
-        slots["verb"] = rng.choice(VERBS[edit.value])
+        slots["comparative"] = rng.choice(COMPARATIVES[edit.new_value])
+        slots["verb"] = rng.choice(VERBS[edit.new_value])
         slots["Verb"] = capitalize(slots["verb"])
     if edit.kind == "add":
-        slots["added"] = with_article(noun_phrase(full_filter(edit.added), rng))
+        slots["added"] = with_article(noun_phrase(full_filter(edit.new_object), rng))
         slots["where"] = say_where(edit, scene, rng)
         slots["Where"] = capitalize(slots["where"])
     templates = EDITS[edit.kind]
@@ -53,7 +53,8 @@ def edit_sentence(edit: Edit, scene: Scene, rng: Random, *, plain: bool = False,
 def say_where(edit: Edit, scene: Scene, rng: Random) -> str:
     if edit.place:
         return say_place(edit.place, rng)
-    return f"{say(edit.relation, rng)} the {say_object(scene, edit.anchor, rng)}"
+    relation, anchor = required(edit.relation, "relation"), required(edit.anchor, "anchor")
+    return f"{say(relation, rng)} the {say_object(scene, anchor, rng)}"
 
 
 def check_edit(before: Scene, edit: Edit, after: Scene) -> tuple[Verdict, ...]:
@@ -80,7 +81,7 @@ def check_edit(before: Scene, edit: Edit, after: Scene) -> tuple[Verdict, ...]:
 
 
 def _changed_object(before: Scene, edit: Edit) -> SceneObject:
-    alone = Scene(before.background, (before.objects[edit.index],))
+    alone = Scene(before.background, (before.objects[edit.target],))
     return apply_edit(alone, Edit(edit.kind, 0, edit.value)).objects[0]
 
 
@@ -96,11 +97,12 @@ def _match_all(expected: list[SceneObject], found: list[SceneObject], *, ignore:
 
 def _is_the_added(before: Scene, edit: Edit, item: SceneObject, objects: list[SceneObject]) -> bool:
     """Whether an object is the new one: right attributes, where the words say, and none of the old objects."""
-    if not Filter(edit.added.shape, edit.added.color, edit.added.size).matches(item):
+    if not full_filter(edit.new_object).matches(item):
         return False
     if any(_looks_like(old, item) for old in before.objects):
         return False
     if edit.place:
         return is_placed(edit.place, item)
-    anchor = next((other for other in objects if _looks_like(before.objects[edit.anchor], other)), None)
-    return anchor is not None and holds(edit.relation, item, anchor)
+    expected = before.objects[required(edit.anchor, "anchor")]
+    anchor = next((other for other in objects if _looks_like(expected, other)), None)
+    return anchor is not None and holds(required(edit.relation, "relation"), item, anchor)

@@ -18,6 +18,7 @@ from mllm.world.scene import (
     SceneObject,
     free_position,
     is_valid,
+    required,
 )
 
 EDIT_KINDS = ("recolor", "remove", "add", "resize", "reshape", "background")
@@ -25,7 +26,9 @@ EDIT_KINDS = ("recolor", "remove", "add", "resize", "reshape", "background")
 
 @dataclass(frozen=True, slots=True)
 class Edit:
-    """One change. Indices count the objects of the scene before, from left to right."""
+    """One change. Indices count the objects of the scene before, from left to right. Which fields are set depends on
+    the kind; `target`, `new_value` and `new_object` are for the kinds that have them.
+    """
 
     kind: str
     index: int | None = None  # the object that changes (recolor, remove, resize, reshape)
@@ -34,6 +37,18 @@ class Edit:
     place: str | None = None  # where the new object goes, as said in words: a place ...
     relation: str | None = None  # ... or a relation to an anchor
     anchor: int | None = None
+
+    @property
+    def target(self) -> int:
+        return required(self.index, "index")
+
+    @property
+    def new_value(self) -> str:
+        return required(self.value, "value")
+
+    @property
+    def new_object(self) -> SceneObject:
+        return required(self.added, "added")
 
     def to_dict(self) -> dict:
         return asdict(self)
@@ -60,17 +75,17 @@ def apply_edit(scene: Scene, edit: Edit) -> Scene:
     """The scene after the change; everything else stays where it is."""
     match edit.kind:
         case "background":
-            return Scene(edit.value, scene.objects)
+            return Scene(edit.new_value, scene.objects)
         case "add":
-            return Scene(scene.background, (*scene.objects, edit.added))
+            return Scene(scene.background, (*scene.objects, edit.new_object))
         case "remove":
-            return replace_object(scene, edit.index)
+            return replace_object(scene, edit.target)
         case "recolor":
-            return replace_object(scene, edit.index, replace(scene.objects[edit.index], color=edit.value))
+            return replace_object(scene, edit.target, replace(scene.objects[edit.target], color=edit.new_value))
         case "resize":
-            return replace_object(scene, edit.index, replace(scene.objects[edit.index], size=edit.value))
+            return replace_object(scene, edit.target, replace(scene.objects[edit.target], size=edit.new_value))
         case "reshape":
-            return replace_object(scene, edit.index, replace(scene.objects[edit.index], shape=edit.value))
+            return replace_object(scene, edit.target, replace(scene.objects[edit.target], shape=edit.new_value))
         case _:
             raise ValueError(f"edit kind {edit.kind!r} is unknown; choose one of {', '.join(EDIT_KINDS)}")
 

@@ -56,7 +56,7 @@ def disturb(image: Image.Image, rng: np.random.Generator, *, noise: float, blur:
         image = image.filter(ImageFilter.GaussianBlur(blur))
     if not noise and not shift:
         return image
-    pixels_HW3 = np.asarray(image, np.float32)
+    pixels_HW3 = np.asarray(image, np.float64)
     pixels_HW3 = pixels_HW3 + rng.uniform(-shift, shift, 3) + rng.normal(0, noise, pixels_HW3.shape)
     return Image.fromarray(np.clip(np.rint(pixels_HW3), 0, 255).astype(np.uint8))
 

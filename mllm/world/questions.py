@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 
 from mllm.world.phrases import NUMBER_WORDS
 from mllm.world.relations import OPPOSITE, is_clear, main_relation, offset
-from mllm.world.scene import Scene, SceneObject
+from mllm.world.scene import Scene, SceneObject, required
 from mllm.world.spec import Filter, compare
 
 # kind -> variants
@@ -36,6 +36,14 @@ class Question:
     first: Filter | None = None  # what is asked about
     second: Filter | None = None  # what it is compared with or related to
     value: str | None = None  # a relation, a background
+
+    @property
+    def subject(self) -> Filter:
+        return required(self.first, "first")
+
+    @property
+    def relation(self) -> str:
+        return required(self.value, "value")
 
     def to_dict(self) -> dict:
         return asdict(self)
@@ -72,22 +80,23 @@ def answer(question: Question, scene: Scene) -> str | None:
     second = find_one(scene, question.second) if question.second else None
     match question.variant:
         case "count":
-            return str(sum(map(question.first.matches, scene.objects)))
+            return str(sum(map(question.subject.matches, scene.objects)))
         case "exists":
-            return say_yes(any(map(question.first.matches, scene.objects)))
+            return say_yes(any(map(question.subject.matches, scene.objects)))
         case "background":
             return scene.background
         case "is background":
             return say_yes(scene.background == question.value)
         case "more":
-            counts = [sum(map(item.matches, scene.objects)) for item in (question.first, question.second)]
+            than = required(question.second, "second")
+            counts = [sum(map(item.matches, scene.objects)) for item in (question.subject, than)]
             return say_yes(counts[0] > counts[1])
         case "color of" | "shape of" | "size of":
             if first is None:
-                return _deny(question.first) if not any(map(question.first.matches, scene.objects)) else None
+                return _deny(question.subject) if not any(map(question.subject.matches, scene.objects)) else None
             return getattr(first, question.kind)
         case "color of related" | "shape of related" | "which is related":
-            found = find_related(scene, question.value, second) if second else None
+            found = find_related(scene, question.relation, second) if second else None
             return None if found is None else getattr(found, "color" if question.kind == "color" else "shape")
         case _:
             return None if first is None or second is None or first is second else _answer_pair(question, first, second)
@@ -96,9 +105,9 @@ def answer(question: Question, scene: Scene) -> str | None:
 def _answer_pair(question: Question, first: SceneObject, second: SceneObject) -> str | None:
     match question.variant:
         case "is related":
-            if is_clear(question.value, first, second):
+            if is_clear(question.relation, first, second):
                 return "yes"
-            return "no" if is_clear(OPPOSITE[question.value], first, second) else None
+            return "no" if is_clear(OPPOSITE[question.relation], first, second) else None
         case "where is":
             relation = main_relation(first, second)
             return DIRECTIONS[relation] if relation else None

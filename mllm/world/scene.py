@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
+from typing import TypeVar
 
 BACKGROUNDS = ("white", "gray", "black", "cream")
 SHAPES = ("circle", "square", "triangle", "star", "cross", "heart")
@@ -33,6 +34,7 @@ RADIUS = {"small": 0.1, "large": 0.2}
 GAP = 0.035  # least distance between the circles of two objects: 4.5 pixels at 128
 INSET = 0.02  # least distance between an object's circle and the border
 
+T = TypeVar("T")
 Pair = tuple[str, str]  # (color, shape)
 ALL_PAIRS: frozenset[Pair] = frozenset((color, shape) for color in COLORS for shape in SHAPES)
 
@@ -91,6 +93,12 @@ class Scene:
     @classmethod
     def from_dict(cls, data: dict) -> Scene:
         return cls(data["background"], tuple(SceneObject(**item) for item in data["objects"]))
+
+
+def required(value: T | None, name: str) -> T:
+    """A value that may be None in general but not here."""
+    assert value is not None, f"{name} is missing"
+    return value
 
 
 def have_gap(x0: float, y0: float, size0: str, x1: float, y1: float, size1: str) -> bool:

@@ -174,13 +174,14 @@ def is_met(constraint: Constraint, scene: Scene, assigned: Sequence[SceneObject 
     """Whether one constraint holds when object numbers stand for the assigned objects (None: missing)."""
     match constraint:
         case Exists(ref, item):
-            return assigned[ref] is not None and item.matches(assigned[ref])
+            found = assigned[ref]
+            return found is not None and item.matches(found)
         case Placed(ref, place):
-            return assigned[ref] is not None and is_placed(place, assigned[ref])
-        case Related(a, relation, b):
-            return None not in (assigned[a], assigned[b]) and holds(relation, assigned[a], assigned[b])
-        case Compared(a, comparison, b):
-            return None not in (assigned[a], assigned[b]) and compare(assigned[a], assigned[b]) == comparison
+            found = assigned[ref]
+            return found is not None and is_placed(place, found)
+        case Related() | Compared():
+            a, b = assigned[constraint.a], assigned[constraint.b]
+            return a is not None and b is not None and _is_pair_met(constraint, a, b)
         case Count(item, number):
             return sum(map(item.matches, scene.objects)) == number
         case Every(item):
@@ -192,6 +193,12 @@ def is_met(constraint: Constraint, scene: Scene, assigned: Sequence[SceneObject 
             return scene.background == color
         case _:
             raise TypeError(f"{constraint!r} is no constraint; use one of {', '.join(_TYPES)}")
+
+
+def _is_pair_met(constraint: Related | Compared, a: SceneObject, b: SceneObject) -> bool:
+    if isinstance(constraint, Related):
+        return holds(constraint.relation, a, b)
+    return compare(a, b) == constraint.comparison
 
 
 def compare(a: SceneObject, b: SceneObject) -> str:

@@ -14,11 +14,11 @@ from mllm.world.edit_language import edit_sentence
 from mllm.world.episode import Episode, Picture
 from mllm.world.phrases import capitalize
 from mllm.world.questions import answer
-from mllm.world.scene import Scene
+from mllm.world.scene import Scene, required
 from mllm.world.spec import Spec
 from mllm.world.templates import dense
 from mllm.world.templates import story as templates
-from mllm.world.turns import Check, Dialogue, Part, Turn, assistant, user
+from mllm.world.turns import Check, DenseKind, Dialogue, Part, Turn, assistant, user
 
 INTERLEAVED_WEIGHTS = {
     "draw then edit": 40,
@@ -43,17 +43,17 @@ def make_interleaved(episode: Episode, rng: Random) -> Dialogue:
         case "draw then edit":
             text = rng.choice(templates.DRAW_THEN_EDIT).format(caption=caption, **edit_slots(episode, rng))
             parts: tuple[Part, ...] = (templates.HERE, picture, templates.CHANGED, Picture(episode.edited))
-            checks = (say(templates.HERE), drawn, say(templates.CHANGED), edit_check(episode))
+            checks: tuple[Check, ...] = (say(templates.HERE), drawn, say(templates.CHANGED), edit_check(episode))
         case "draw then describe":
             text = rng.choice(templates.DRAW_THEN_DESCRIBE).format(caption=caption)
             words = describe(episode.scene)
             parts, checks = (picture, words), (drawn, Check("describe", scene=episode.scene, expected=words))
         case "draw then answer":
-            question, check = ask(episode, episode.scene, rng)
+            question, _, check = ask(episode, episode.scene, rng)
             text = rng.choice(templates.DRAW_THEN_ANSWER).format(caption=caption, question=question)
             parts, checks = (picture, check.expected), (drawn, check)
         case _:
-            dense_kind = kind.removeprefix("draw then ")
+            dense_kind: DenseKind = "depth" if kind == "draw then depth" else "segmentation"
             text = rng.choice(templates.DRAW_THEN_DENSE[dense_kind]).format(caption=caption)
             words = templates.DENSE_HERE[dense_kind]
             parts = (templates.HERE, picture, words, Picture(episode.scene, dense_kind))
@@ -88,12 +88,12 @@ def edit_check(episode: Episode) -> Check:
     return Check("edit", scene=episode.scene, edit=episode.edit)
 
 
-def ask(episode: Episode, scene: Scene, rng: Random, *, pronoun: bool = False) -> tuple[str, Check]:
-    """A question about a scene of the episode, and the check of its answer."""
+def ask(episode: Episode, scene: Scene, rng: Random, *, pronoun: bool = False) -> tuple[str, str, Check]:
+    """A question about a scene of the episode in words, its kind, and the check of its answer."""
     question = propose_question(scene, rng, allowed_pairs=episode.allowed_pairs)
-    expected = answer(question, scene)
+    expected = required(answer(question, scene), "the answer of a proposed question")
     words = say_question(question, rng, pronoun=pronoun and len(scene.objects) == 1)
-    return words, Check("answer", scene=scene, question=question, expected=expected)
+    return words, question.kind, Check("answer", scene=scene, question=question, expected=expected)
 
 
 def make_multi_turn(episode: Episode, rng: Random) -> Dialogue:
@@ -118,8 +118,9 @@ def make_multi_turn(episode: Episode, rng: Random) -> Dialogue:
 
 
 def _extend(exchange: Exchange, more: Exchange) -> None:
-    for old, new in zip(exchange, more, strict=True):
-        old.extend(new)
+    exchange[0].extend(more[0])
+    exchange[1].extend(more[1])
+    exchange[2].extend(more[2])
 
 
 def open_with_drawing(episode: Episode, rng: Random) -> Exchange:
@@ -143,13 +144,13 @@ def talk_about(episode: Episode, scene: Scene, rng: Random) -> Exchange:
         turns = [user(say_describe_request(rng, short=short)), assistant(words)]
         return turns, [Check("describe", scene=scene, expected=words)], ["describe"]
     if choice < 0.3 and scene == episode.scene:
-        kind = rng.choice(("depth", "segmentation"))
+        kind: DenseKind = "depth" if rng.random() < 0.5 else "segmentation"
         turns = [user(dense.CANONICAL[kind]), assistant(Picture(scene, kind))]
         return turns, [Check(kind, scene=scene)], [kind]
     turns, checks, skills = [], [], []
     for _ in range(rng.choice((1, 1, 2))):
-        words, check = ask(episode, scene, rng, pronoun=rng.random() < 0.5)
+        words, question_kind, check = ask(episode, scene, rng, pronoun=rng.random() < 0.5)
         turns += [user(words), assistant(check.expected)]
         checks.append(check)
-        skills.append(check.question.kind)
+        skills.append(question_kind)
     return turns, checks, skills

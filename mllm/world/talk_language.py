@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from random import Random
 
-from mllm.world.phrases import NUMBER_WORDS, say, with_article
+from mllm.world.phrases import NUMBER_WORDS, capitalize, say, with_article
 from mllm.world.questions import DIRECTIONS
 from mllm.world.relations import OPPOSITE, RELATIONS
 from mllm.world.scene import SHAPES
@@ -35,7 +35,7 @@ def make_talk(rng: Random) -> tuple[str, str, str]:
             question = rng.choice(templates.REVERSED).format(a=a, b=b, relation=say(relation, rng))
             answer = DIRECTIONS[OPPOSITE[relation]]
         case _:
-            a, b = rng.choice([(a, b) for a in range(1, 4) for b in range(1, 4) if a + b <= 4])
-            question = rng.choice(templates.SUMS).format(a=NUMBER_WORDS[a], b=NUMBER_WORDS[b])
-            question, answer = question[:1].upper() + question[1:], str(a + b)
+            left, right = rng.choice([(left, right) for left in range(1, 4) for right in range(1, 5 - left)])
+            question = capitalize(rng.choice(templates.SUMS).format(a=NUMBER_WORDS[left], b=NUMBER_WORDS[right]))
+            answer = str(left + right)
     return (question.lower() if rng.random() < 0.1 else question), answer, kind

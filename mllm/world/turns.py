@@ -13,6 +13,7 @@ from mllm.world.spec import Spec
 
 Part = str | Picture
 Role = Literal["user", "assistant"]
+DenseKind = Literal["depth", "segmentation"]
 CheckKind = Literal["draw", "edit", "describe", "answer", "depth", "segmentation", "say"]
 
 
@@ -33,7 +34,7 @@ class Check:
     spec: Spec | None = None  # draw: what the sentence demands
     edit: Edit | None = None  # edit: the change to the scene
     question: Question | None = None  # answer: the question, so that it can be put to another scene
-    expected: str | None = None  # answer: the right words; say: the words used in training (any will do)
+    expected: str = ""  # answer, describe: the right words; say: the words used in training (any will do)
 
 
 @dataclass(frozen=True, slots=True)
