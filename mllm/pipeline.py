@@ -7,7 +7,7 @@ deterministic for a given seed, and raises ValueError or FileNotFoundError with 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from threading import Lock
@@ -151,7 +151,7 @@ class Pipeline:
         picture.info["seed"] = result.seed
         return picture
 
-    def chat(self, messages: Sequence[Any], **overrides: Unpack[Overrides]) -> Iterator[Event]:
+    def chat(self, messages: Sequence[Any], **overrides: Unpack[Overrides]) -> Generator[Event, None, None]:
         """Answer a dialogue (messages or Hugging Face chat dicts) in text and pictures, as they come.
 
         The whole history goes in, pictures included; `Done.message` is the answer to append to it. Temperature, top-k
@@ -188,7 +188,7 @@ class Pipeline:
                 results += generate(self.model, batch, on_progress=self.listener(batch, on_event))
         return results
 
-    def events(self, row: Row) -> Iterator[Event]:
+    def events(self, row: Row) -> Generator[Event, None, None]:
         """Decode one row, telling what happens; holds the lock until the end, or until the iterator is dropped."""
         answer = AnswerStream(self.processor)
         with self._lock:

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
 
 T = TypeVar("T", int, float)
-PerCodebook = T | tuple[T, ...]
+PerCodebook: TypeAlias = T | tuple[T, ...]
 """One value for all codebooks, or a tuple with one value per codebook."""
 
 NO_LIMIT = 2.0

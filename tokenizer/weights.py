@@ -190,7 +190,7 @@ def load_upstream(path: str | Path, *, projection_attention: Literal["full", "ca
     if not path.is_file():
         raise FileNotFoundError(f"no tokenizer checkpoint; {path} does not exist; give the downloaded .pth file")
     if path.suffix == ".safetensors":
-        args, state = {}, load_file(path)
+        args, state = dict[str, Any](), load_file(path)
     else:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         args, state = unpack(checkpoint, path)
