@@ -230,7 +230,7 @@ def test_a_task_that_the_model_was_not_trained_for_is_refused(grid_pipeline: Pip
 
 
 def test_upstream_s_prompts_are_for_one_kind_of_answer_each(tmp_path: Path, picture: Image.Image) -> None:
-    pipeline = Pipeline.load(build_tiny_folder(tmp_path, prompt_style="unitok"), device="cpu")
+    pipeline = Pipeline.load(build_tiny_folder(tmp_path, prompt_style="unitok", context=400), device="cpu")
     drawn = list(pipeline.chat([{"role": "user", "content": "a red circle"}], seed=1))
     assert data([event.image for event in drawn if isinstance(event, ImageDone)]) == data(
         pipeline.draw("a red circle", seed=1)

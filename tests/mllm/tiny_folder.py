@@ -42,7 +42,7 @@ def train_text_tokenizer(path: Path, *, vocab_size: int = 330) -> None:
     path.write_bytes(model.getvalue())
 
 
-def build_tiny_folder(folder: Path, *, layout: str = "fixed", **fields: object) -> Path:
+def build_tiny_folder(folder: Path, *, layout: str = "fixed", context: int = 160, **fields: object) -> Path:
     """Write a whole model folder: 32 x 32 pictures of 2 x 2 positions, three codebooks of 17 codes.
 
     Args:
@@ -79,7 +79,7 @@ def build_tiny_folder(folder: Path, *, layout: str = "fixed", **fields: object) 
         num_hidden_layers=2,
         num_attention_heads=3,
         num_key_value_heads=3,
-        max_position_embeddings=160,
+        max_position_embeddings=context,
         initializer_range=0.2,
     )
     config = MLLMConfig(
