@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -20,6 +21,7 @@ from mllm.model import MLLMForConditionalGeneration
 from train.recipe import read_yaml
 
 SOURCE = "SOURCE.json"
+PATHS = ("output", "image_tokenizer", "text_tokenizer", "start_from")
 
 
 def bundle(finished: Path, bundled: Path) -> None:
@@ -41,11 +43,16 @@ def write_source(bundled: Path, *, run: Path, scores: Path | None) -> None:
         "built_by": "scripts/build_tiny_model.sh",
         "commit": current_commit(),
         "steps": json.loads(last)["step"],
-        "recipe": recipe,
-        "image_tokenizer_recipe": read_yaml(Path(recipe["image_tokenizer"]).parent / "recipe.yaml"),
+        "recipe": without_paths(recipe),
+        "image_tokenizer_recipe": without_paths(read_yaml(Path(recipe["image_tokenizer"]).parent / "recipe.yaml")),
         "scores": json.loads(scores.read_text()) if scores else None,
     }
     (bundled / SOURCE).write_text(json.dumps(source, indent=2) + "\n")
+
+
+def without_paths(recipe: dict[str, Any]) -> dict[str, Any]:
+    """The recipe without the folders of the machine it ran on."""
+    return {name: value for name, value in recipe.items() if name not in PATHS}
 
 
 def current_commit() -> str:
