@@ -23,7 +23,7 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-PATIENCE = 240  # seconds; a loaded machine with two cores is slow
+PATIENCE = 900  # seconds; only a very loaded machine needs more than a few
 FLAGS = (
     "--headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --no-first-run --disable-quic --disable-sync "
     "--disable-background-networking --disable-component-update"
