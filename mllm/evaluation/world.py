@@ -17,7 +17,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from mllm.conversation import ImagePart, Message, TextPart
-from mllm.evaluation.statistics import Rate
+from mllm.evaluation.rate import Rate
 from mllm.evaluation.world_items import GROUPS, Group, make_items
 from mllm.evaluation.world_judge import Judgement, judge
 from mllm.generation_rows import Mode

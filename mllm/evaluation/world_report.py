@@ -14,7 +14,7 @@ from PIL import Image
 
 from mllm.conversation import Message
 from mllm.evaluation.fingerprint import model_fingerprint
-from mllm.evaluation.statistics import Rate
+from mllm.evaluation.rate import Rate
 from mllm.evaluation.world import choose_groups, evaluate_world
 from mllm.evaluation.world_tokenizer import score_round_trip
 from mllm.generation_rows import Mode

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from mllm.conversation import Message
-from mllm.evaluation.statistics import Rate
+from mllm.evaluation.rate import Rate
 from mllm.evaluation.world import choose_groups, evaluate_world
 from mllm.evaluation.world_items import GROUPS, make_items
 from mllm.world.episode import Picture
