@@ -18,6 +18,7 @@ from train.data.world_codes import WorldCodes
 from train.data.world_sequences import WorldBatches
 from train.mllm_recipe import MLLMRecipe
 from train.mllm_trainer import MLLMTrainer
+from train.precision import prefers_bfloat16
 from train.recipe import as_yaml
 from train.save_model import save_model_folder
 
@@ -125,6 +126,7 @@ def training_arguments(recipe: MLLMRecipe) -> TrainingArguments:
         "report_to": "none",
         "disable_tqdm": False,
         "use_cpu": not torch.cuda.is_available(),
+        "bf16": prefers_bfloat16(),
         "average_tokens_across_devices": False,  # our trainer counts over the ranks itself
     }
     try:

@@ -59,8 +59,8 @@ class TokenizerRecipe:
     """Of the average of the weights that is shipped; 0 ships the last weights."""
     loss: TokenizerLossWeights = field(default_factory=TokenizerLossWeights)
     codebooks: CodebookSchedule = field(default_factory=CodebookSchedule)
-    precision: Literal["no", "bf16", "fp16"] = "bf16"
-    """Of the matrix products (autocast); the quantizer is always float32."""
+    precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
+    """Of the matrix products (autocast); the quantizer is always float32. "auto": what is fastest on this machine."""
     num_workers: int = 1
     """Processes that render pictures."""
     seed: int = 0

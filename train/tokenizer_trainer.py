@@ -27,6 +27,7 @@ from train.checkpoints import checkpoints, step_of, write_checkpoint
 from train.data.world_pictures import CaptionEncoder, WorldPictures
 from train.metrics_log import MetricsLog, as_words
 from train.picture_sheet import reconstruction_sheet
+from train.precision import prefers_bfloat16
 from train.recipe import as_yaml
 from train.tokenizer_losses import contrastive_loss, reconstruction_loss
 from train.tokenizer_recipe import TokenizerRecipe
@@ -40,7 +41,8 @@ class TokenizerTrainer:
     def __init__(self, recipe: TokenizerRecipe) -> None:
         set_seed(recipe.seed)
         self.recipe = recipe
-        self.accelerator = Accelerator(mixed_precision=recipe.precision)
+        automatic = "bf16" if prefers_bfloat16() else "no"
+        self.accelerator = Accelerator(mixed_precision=automatic if recipe.precision == "auto" else recipe.precision)
         config = UniTokConfig.from_dict({**getattr(UniTokConfig, recipe.preset)().to_dict(), **recipe.architecture})
         model = UniTok(config)
         if config.has_text_tower and not recipe.loss.contrastive:
