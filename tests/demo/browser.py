@@ -23,7 +23,7 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-PATIENCE = 900  # seconds; only a very loaded machine needs more than a few
+PATIENCE = 180  # seconds; only a loaded machine needs more than a few
 FLAGS = (
     "--headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --no-first-run --disable-quic --disable-sync "
     "--disable-background-networking --disable-component-update"
