@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import cast
 
 from mllm.commands.arguments import (
     CommandParser,
@@ -35,14 +36,16 @@ def main(argv: list[str] | None = None) -> int:
 
     from mllm.commands.loading import load_pipeline
     from mllm.evaluation.world_report import as_table, measure_world
+    from mllm.row_builder import Overrides
 
+    sampling = cast(Overrides, sampling_overrides(arguments))
     report = measure_world(
         load_pipeline(arguments),
         count=arguments.count,
         seed=arguments.seed,
         jobs=arguments.jobs,
         batch_size=arguments.batch_size,
-        sampling=sampling_overrides(arguments),
+        sampling=sampling,
     )
     print(as_table(report))
     if arguments.json:
