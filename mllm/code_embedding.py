@@ -5,7 +5,8 @@ image and an MLP projector (UniTok, arXiv:2502.20321, section 3.3). `forward` em
 the newest position of each row and keeps that layer's keys and values, so that both agree exactly.
 
 With context "isolated" a position sees itself alone in `step`, as in the upstream scripts (which then differ from
-training); `forward` stays as trained unless `isolated=True` is passed.
+training); `forward` stays as trained unless `isolated=True` is passed. With `image_places` a learned vector of its row
+and column is added to every position.
 
 Letters: P image positions in the batch (reading order), I images, N positions of the longest image, K codebooks,
 C codes, E width of an entry, Z = K * E, D language model width, R decoding rows, H heads, d head width.
@@ -18,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mllm.config import MLLMConfig
+from mllm.place_embedding import PlaceEmbedding, indices_within
 from tokenizer.projection import AttentionProjection
 
 
@@ -25,9 +27,9 @@ from tokenizer.projection import AttentionProjection
 class EmbeddingCache:
     """Keys and values of the image that each row is drawing. Owned and written by `CodeEmbedding.step`."""
 
-    keys_RHNd: Tensor
-    values_RHNd: Tensor
-    num_seen_R: Tensor  # int64: positions already in the cache
+    keys_RHNd: Tensor | None  # None where each position is embedded alone
+    values_RHNd: Tensor | None
+    num_seen_R: Tensor  # int64: positions of the image so far
 
     def reset(self, rows: Tensor | None = None) -> None:
         """Begin a new image in these rows (default: all)."""
@@ -48,6 +50,7 @@ class CodeEmbedding(nn.Module):
             config.code_vector_width, config.embedder_width, config.embedder_heads, causal=True
         )
         self.projector = Projector(config.embedder_width, config.hidden_size)
+        self.places = PlaceEmbedding(config.grid_side, config.hidden_size) if config.image_places else None
 
     @torch.no_grad()
     def set_codebooks(self, codebooks_KCE: Tensor) -> None:
@@ -67,47 +70,62 @@ class CodeEmbedding(nn.Module):
 
     def forward(self, codes_PK: Tensor, image_lengths_I: Tensor, *, isolated: bool = False) -> Tensor:
         """Embed whole images, one after another in `codes_PK`; (P, D). No position sees another image."""
-        vectors_PZ = self.look_up(codes_PK)
-        if isolated:
-            return self.projector(self.projection(vectors_PZ[:, None])[:, 0])
-        lengths = image_lengths_I.tolist()
-        if sum(lengths) != codes_PK.shape[0]:
+        if int(image_lengths_I.sum()) != codes_PK.shape[0]:
             raise ValueError(
-                f"image lengths do not add up to the codes: found {sum(lengths)} and {codes_PK.shape[0]} positions; "
-                "pass one length per image"
+                f"image lengths do not add up to the codes: found {int(image_lengths_I.sum())} and "
+                f"{codes_PK.shape[0]} positions; pass one length per image"
             )
+        vectors_PZ = self.look_up(codes_PK)
+        projected_PZ = self._project_alone(vectors_PZ) if isolated else self._project(vectors_PZ, image_lengths_I)
+        embedded_PD = self.projector(projected_PZ)
+        if self.places is None:
+            return embedded_PD
+        return embedded_PD + self.places(indices_within(image_lengths_I.to(codes_PK.device)))
+
+    def _project_alone(self, vectors_PZ: Tensor) -> Tensor:
+        return self.projection(vectors_PZ[:, None])[:, 0]
+
+    def _project(self, vectors_PZ: Tensor, image_lengths_I: Tensor) -> Tensor:
+        """Each position with those before it in its image."""
+        lengths = image_lengths_I.tolist()
         if len(set(lengths)) == 1:
-            projected_INZ = self.projection(vectors_PZ.view(len(lengths), lengths[0], -1))
-            return self.projector(projected_INZ.flatten(0, 1))
+            return self.projection(vectors_PZ.view(len(lengths), lengths[0], -1)).flatten(0, 1)
         # unequal images: pad on the right, where a causal layer never looks
-        is_real_IN = torch.arange(max(lengths), device=codes_PK.device) < image_lengths_I.to(codes_PK.device)[:, None]
+        is_real_IN = torch.arange(max(lengths), device=vectors_PZ.device) < image_lengths_I.to(vectors_PZ.device)[:, None]
         padded_INZ = vectors_PZ.new_zeros(*is_real_IN.shape, vectors_PZ.shape[-1])
         padded_INZ[is_real_IN] = vectors_PZ
-        return self.projector(self.projection(padded_INZ)[is_real_IN])
+        return self.projection(padded_INZ)[is_real_IN]
 
-    def new_cache(self, num_rows: int, num_positions: int) -> EmbeddingCache | None:
-        """A static cache for images of up to `num_positions`; None where each position is embedded alone."""
-        if self.context == "isolated":
-            return None
+    def new_cache(self, num_rows: int, num_positions: int) -> EmbeddingCache:
+        """A static cache for images of up to `num_positions`."""
         weight = self.projection.attn.qkv.weight
+        num_seen_R = torch.zeros(num_rows, dtype=torch.int64, device=weight.device)
+        if self.context == "isolated":
+            return EmbeddingCache(keys_RHNd=None, values_RHNd=None, num_seen_R=num_seen_R)
         shape = (num_rows, self.num_heads, num_positions, weight.shape[0] // 3 // self.num_heads)
         return EmbeddingCache(
-            keys_RHNd=weight.new_zeros(shape),
-            values_RHNd=weight.new_zeros(shape),
-            num_seen_R=torch.zeros(num_rows, dtype=torch.int64, device=weight.device),
+            keys_RHNd=weight.new_zeros(shape), values_RHNd=weight.new_zeros(shape), num_seen_R=num_seen_R
         )
 
-    def step(self, codes_RK: Tensor, cache: EmbeddingCache | None, *, rows: Tensor | None = None) -> Tensor:
+    def step(self, codes_RK: Tensor, cache: EmbeddingCache, *, rows: Tensor | None = None) -> Tensor:
         """Embed the newest position of each row; (R, D). Advances the cache.
 
         Args:
             rows: which cache rows `codes_RK` belongs to (int64); default: all, in order.
         """
-        vectors_R1Z = self.look_up(codes_RK)[:, None]
-        if cache is None:
-            return self.projector(self.projection(vectors_R1Z)[:, 0])
         if rows is None:
             rows = torch.arange(codes_RK.shape[0], device=codes_RK.device)
+        vectors_RZ = self.look_up(codes_RK)
+        is_alone = cache.keys_RHNd is None
+        projected_RZ = self._project_alone(vectors_RZ) if is_alone else self._project_next(vectors_RZ, cache, rows)
+        embedded_RD = self.projector(projected_RZ)
+        if self.places is not None:
+            embedded_RD = embedded_RD + self.places(cache.num_seen_R[rows])
+        cache.num_seen_R[rows] += 1
+        return embedded_RD
+
+    def _project_next(self, vectors_RZ: Tensor, cache: EmbeddingCache, rows: Tensor) -> Tensor:
+        """The newest position with those of its image that the cache holds; its own keys and values are added."""
         position_R = cache.num_seen_R[rows]
 
         def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -117,9 +135,7 @@ class CodeEmbedding(nn.Module):
             keys, values = cache.keys_RHNd[rows].to(query.dtype), cache.values_RHNd[rows].to(query.dtype)
             return F.scaled_dot_product_attention(query, keys, values, attn_mask=is_seen_RN[:, None, None])
 
-        embedded_RD = self.projector(self.projection(vectors_R1Z, attend=attend)[:, 0])
-        cache.num_seen_R[rows] += 1
-        return embedded_RD
+        return self.projection(vectors_RZ[:, None], attend=attend)[:, 0]
 
 
 class Projector(nn.Module):

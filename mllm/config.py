@@ -50,6 +50,10 @@ class MLLMConfig(PreTrainedConfig):
     """What a code embedding may see: the codes of its image so far (as in training), or only its own position, which
     is what the upstream scripts do when they decode. Isolated needs no cache and differs from training."""
 
+    image_places: bool = False
+    """Whether every image position also has a learned vector of its row and column (mllm/place_embedding.py). The
+    released model has none; small models learn to copy from picture to picture many times sooner with it."""
+
     head_type: Literal["depth_transformer", "mlp"] = "depth_transformer"
     """How the K codes of a position are predicted: one after another, or all at once."""
     head_layers: int = 3
@@ -122,6 +126,10 @@ class MLLMConfig(PreTrainedConfig):
             raise ValueError(
                 f"embedder_width is not a multiple of embedder_heads: found {self.embedder_width} and "
                 f"{self.embedder_heads}; choose heads that divide the width"
+            )
+        if self.image_places and self.image_layout != "fixed":
+            raise ValueError(
+                f"image_places needs images of one size: found image_layout {self.image_layout!r}; use 'fixed'"
             )
         choices = {
             "head_type": HEAD_TYPES,

@@ -68,7 +68,7 @@ class CachedForward:
         if chosen.codes_GK is None:
             return self.embed_tokens(chosen.tokens)
         starting = [n for n in chosen.codes if self.states[n].positions_done == 1]
-        if starting and self.code_cache is not None:
+        if starting:
             self.code_cache.reset(torch.tensor(starting, device=self.device))
         if len(chosen.codes) == len(self.states):
             return self.model.code_embedding.step(chosen.codes_GK, self.code_cache)

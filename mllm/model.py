@@ -30,6 +30,7 @@ from mllm.config import MLLMConfig
 from mllm.depth_transformer import DepthTransformerHead, PerCodebookLinear
 from mllm.heads import build_head
 from mllm.loss import IGNORED, LossParts, compute_loss
+from mllm.place_embedding import PlaceEmbedding
 from tokenizer.projection import ProjectionAttention
 
 
@@ -75,6 +76,7 @@ class MLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         |----------------------------------------|-----------------------------------------------------|
         | linear layers, embeddings              | normal, std initializer_range of the backbone; bias 0 |
         | linear layers of the code embedding    | normal, std 1 / sqrt(inputs): its inputs have norm sqrt(K) |
+        | vectors of places                      | 0                                                   |
         | norms                                  | weight 1, bias 0                                    |
         | q_bias, v_bias, zero_k_bias            | 0                                                   |
         | codebooks                              | normal (replaced by the image tokenizer's)          |
@@ -87,6 +89,9 @@ class MLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 for linear in module.modules():
                     if isinstance(linear, nn.Linear):
                         init.normal_(linear.weight, std=linear.in_features**-0.5)
+            case PlaceEmbedding():
+                for table in (module.row, module.column, module.next_row, module.next_column):
+                    init.zeros_(table.weight)
             case ProjectionAttention():
                 init.zeros_(module.q_bias)
                 init.zeros_(module.v_bias)

@@ -26,7 +26,7 @@ from train.mllm_recipe import MLLMRecipe
 from train.optimizers import build_optimizer
 from train.weight_average import WeightAverage
 
-OUTSIDE_MUON = ("embed_tokens", "lm_head", "codebooks", "linear_head", "output")
+OUTSIDE_MUON = ("embed_tokens", "lm_head", "codebooks", "linear_head", "output", "places")
 """Embeddings and output layers, by parts of their names."""
 
 

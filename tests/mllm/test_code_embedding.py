@@ -13,6 +13,16 @@ def embedding() -> CodeEmbedding:
     return build_model().code_embedding
 
 
+def with_places(**fields: object) -> CodeEmbedding:
+    """As without, and with tables that are not zero."""
+    embedding = build_model(image_places=True, **fields).code_embedding
+    embedding.load_state_dict(build_model(**fields).code_embedding.state_dict(), strict=False)
+    assert embedding.places is not None
+    for table in embedding.places.parameters():
+        torch.nn.init.normal_(table)
+    return embedding
+
+
 def random_codes(num_positions: int, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(CODEBOOK_SIZE, (num_positions, NUM_CODEBOOKS), generator=generator)
@@ -46,8 +56,10 @@ def test_a_position_sees_its_past_only(embedding: CodeEmbedding) -> None:
     assert all((before[i] - after[i]).abs().max() > 1e-4 for i in range(4, 9))
 
 
+@pytest.mark.parametrize("places", [False, True])
 @torch.no_grad()
-def test_cached_steps_equal_the_full_forward_also_in_rows_at_different_places(embedding: CodeEmbedding) -> None:
+def test_cached_steps_equal_the_full_forward_also_in_rows_at_different_places(places: bool) -> None:
+    embedding = with_places() if places else build_model().code_embedding
     images = [random_codes(n, seed=n) for n in (7, 4, 6)]
     whole = [embedding(codes_NK, torch.tensor([len(codes_NK)])) for codes_NK in images]
     cache = embedding.new_cache(num_rows=3, num_positions=8)
@@ -77,13 +89,45 @@ def test_a_reset_row_begins_a_new_image(embedding: CodeEmbedding) -> None:
 def test_isolated_steps_embed_each_position_alone() -> None:
     embedding = build_model(embedding_context="isolated").code_embedding
     codes_PK = random_codes(6)
-    assert embedding.new_cache(num_rows=1, num_positions=6) is None
-    stepped = torch.cat([embedding.step(codes_K[None], None) for codes_K in codes_PK])
+    cache = embedding.new_cache(num_rows=1, num_positions=6)
+    assert cache.keys_RHNd is None
+    stepped = torch.cat([embedding.step(codes_K[None], cache) for codes_K in codes_PK])
     torch.testing.assert_close(stepped, embedding(codes_PK, torch.tensor([6]), isolated=True))
     torch.testing.assert_close(stepped, embedding(codes_PK, torch.ones(6, dtype=torch.int64)))
     trained = embedding(codes_PK, torch.tensor([6]))
     torch.testing.assert_close(stepped[0], trained[0])
     assert (stepped[5] - trained[5]).abs().max() > 1e-4
+
+
+@torch.no_grad()
+def test_isolated_positions_still_know_their_place() -> None:
+    embedding = with_places(embedding_context="isolated")
+    codes_PK = random_codes(6)
+    cache = embedding.new_cache(num_rows=1, num_positions=6)
+    stepped = torch.cat([embedding.step(codes_K[None], cache) for codes_K in codes_PK])
+    torch.testing.assert_close(stepped, embedding(codes_PK, torch.tensor([6]), isolated=True))
+
+
+@torch.no_grad()
+def test_places_add_the_vectors_of_row_and_column_and_of_those_that_come_next() -> None:
+    embedding, codes_PK = with_places(), random_codes(9)
+    tables, plain = embedding.places, build_model().code_embedding
+    added_PD = embedding(codes_PK, torch.tensor([9])) - plain(codes_PK, torch.tensor([9]))
+    for place, ((row, column), (next_row, next_column)) in {
+        0: ((0, 0), (0, 1)),
+        2: ((0, 2), (1, 0)),  # the last of its row
+        7: ((2, 1), (2, 2)),
+        8: ((2, 2), (3, 0)),  # the last of the image
+    }.items():
+        expected_D = tables.row.weight[row] + tables.column.weight[column]
+        expected_D = expected_D + tables.next_row.weight[next_row] + tables.next_column.weight[next_column]
+        torch.testing.assert_close(added_PD[place], expected_D)
+
+
+def test_places_start_at_zero_so_that_older_weights_go_on_where_they_were() -> None:
+    places = build_model(image_places=True).code_embedding.places
+    assert places is not None
+    assert not places(torch.arange(9)).any()
 
 
 def test_wrong_lengths_and_codebooks_are_refused(embedding: CodeEmbedding) -> None:

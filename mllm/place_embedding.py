@@ -1,0 +1,41 @@
+"""Where an image position lies in its image, as a vector that is added to its embedding.
+
+RoPE tells how many tokens lie between two places, which says nothing about two pictures whose distance varies with the
+words between them. A learned vector for the row and one for the column give every position the same key in every
+picture, so that "what is at this place of the first picture" can be looked up: edits and depth maps copy by it. A
+second pair of tables tells the row and column of the position that comes next, the one that is about to be predicted.
+
+Starts at zero: a model that goes on from weights without it begins where it was. Off for the released checkpoints.
+Letters: P image positions, D language model width.
+"""
+
+import torch
+from torch import Tensor, nn
+
+
+class PlaceEmbedding(nn.Module):
+    """Learned vectors of rows and columns, of a position itself and of its successor in reading order."""
+
+    def __init__(self, columns: int, width: int) -> None:
+        super().__init__()
+        self.columns = columns
+        self.row = nn.Embedding(columns, width)
+        self.column = nn.Embedding(columns, width)
+        self.next_row = nn.Embedding(columns + 1, width)  # the last position's successor would begin another row
+        self.next_column = nn.Embedding(columns, width)
+
+    def forward(self, index_P: Tensor) -> Tensor:
+        """(P, D) from indices in reading order within the image."""
+        next_P = index_P + 1
+        return (
+            self.row(index_P // self.columns)
+            + self.column(index_P % self.columns)
+            + self.next_row(next_P // self.columns)
+            + self.next_column(next_P % self.columns)
+        )
+
+
+def indices_within(lengths_I: Tensor) -> Tensor:
+    """0, 1, ... within each image, images one after another; (P,)."""
+    starts_I = lengths_I.cumsum(0) - lengths_I
+    return torch.arange(int(lengths_I.sum()), device=lengths_I.device) - starts_I.repeat_interleave(lengths_I)
