@@ -91,7 +91,9 @@ class CodeEmbedding(nn.Module):
         if len(set(lengths)) == 1:
             return self.projection(vectors_PZ.view(len(lengths), lengths[0], -1)).flatten(0, 1)
         # unequal images: pad on the right, where a causal layer never looks
-        is_real_IN = torch.arange(max(lengths), device=vectors_PZ.device) < image_lengths_I.to(vectors_PZ.device)[:, None]
+        is_real_IN = (
+            torch.arange(max(lengths), device=vectors_PZ.device) < image_lengths_I.to(vectors_PZ.device)[:, None]
+        )
         padded_INZ = vectors_PZ.new_zeros(*is_real_IN.shape, vectors_PZ.shape[-1])
         padded_INZ[is_real_IN] = vectors_PZ
         return self.projection(padded_INZ)[is_real_IN]

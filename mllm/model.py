@@ -90,8 +90,8 @@ class MLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
                     if isinstance(linear, nn.Linear):
                         init.normal_(linear.weight, std=linear.in_features**-0.5)
             case PlaceEmbedding():
-                for table in (module.row, module.column, module.next_row, module.next_column):
-                    init.zeros_(table.weight)
+                for table in module.parameters():
+                    init.zeros_(table)
             case ProjectionAttention():
                 init.zeros_(module.q_bias)
                 init.zeros_(module.v_bias)

@@ -10,6 +10,7 @@ Letters: P image positions, D language model width.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -19,19 +20,19 @@ class PlaceEmbedding(nn.Module):
     def __init__(self, columns: int, width: int) -> None:
         super().__init__()
         self.columns = columns
-        self.row = nn.Embedding(columns, width)
-        self.column = nn.Embedding(columns, width)
-        self.next_row = nn.Embedding(columns + 1, width)  # the last position's successor would begin another row
-        self.next_column = nn.Embedding(columns, width)
+        self.row = nn.Parameter(torch.zeros(columns, width))
+        self.column = nn.Parameter(torch.zeros(columns, width))
+        self.next_row = nn.Parameter(torch.zeros(columns + 1, width))  # the last position's successor begins a row more
+        self.next_column = nn.Parameter(torch.zeros(columns, width))
 
     def forward(self, index_P: Tensor) -> Tensor:
         """(P, D) from indices in reading order within the image."""
         next_P = index_P + 1
         return (
-            self.row(index_P // self.columns)
-            + self.column(index_P % self.columns)
-            + self.next_row(next_P // self.columns)
-            + self.next_column(next_P % self.columns)
+            F.embedding(index_P // self.columns, self.row)
+            + F.embedding(index_P % self.columns, self.column)
+            + F.embedding(next_P // self.columns, self.next_row)
+            + F.embedding(next_P % self.columns, self.next_column)
         )
 
 

@@ -119,8 +119,8 @@ def test_places_add_the_vectors_of_row_and_column_and_of_those_that_come_next() 
         7: ((2, 1), (2, 2)),
         8: ((2, 2), (3, 0)),  # the last of the image
     }.items():
-        expected_D = tables.row.weight[row] + tables.column.weight[column]
-        expected_D = expected_D + tables.next_row.weight[next_row] + tables.next_column.weight[next_column]
+        expected_D = tables.row[row] + tables.column[column]
+        expected_D = expected_D + tables.next_row[next_row] + tables.next_column[next_column]
         torch.testing.assert_close(added_PD[place], expected_D)
 
 
