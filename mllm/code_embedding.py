@@ -6,7 +6,7 @@ the newest position of each row and keeps that layer's keys and values, so that 
 
 With context "isolated" a position sees itself alone in `step`, as in the upstream scripts (which then differ from
 training); `forward` stays as trained unless `isolated=True` is passed. With `image_places` a learned vector of its row
-and column is added to every position.
+and column is added to every position (mllm/place_embedding.py).
 
 Letters: P image positions in the batch (reading order), I images, N positions of the longest image, K codebooks,
 C codes, E width of an entry, Z = K * E, D language model width, R decoding rows, H heads, d head width.
@@ -80,7 +80,7 @@ class CodeEmbedding(nn.Module):
         embedded_PD = self.projector(projected_PZ)
         if self.places is None:
             return embedded_PD
-        return embedded_PD + self.places(indices_within(image_lengths_I.to(codes_PK.device)))
+        return self.places(embedded_PD, indices_within(image_lengths_I.to(codes_PK.device)))
 
     def _project_alone(self, vectors_PZ: Tensor) -> Tensor:
         return self.projection(vectors_PZ[:, None])[:, 0]
@@ -122,7 +122,7 @@ class CodeEmbedding(nn.Module):
         projected_RZ = self._project_alone(vectors_RZ) if is_alone else self._project_next(vectors_RZ, cache, rows)
         embedded_RD = self.projector(projected_RZ)
         if self.places is not None:
-            embedded_RD = embedded_RD + self.places(cache.num_seen_R[rows])
+            embedded_RD = self.places(embedded_RD, cache.num_seen_R[rows])
         cache.num_seen_R[rows] += 1
         return embedded_RD
 

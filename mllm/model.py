@@ -90,7 +90,7 @@ class MLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
                     if isinstance(linear, nn.Linear):
                         init.normal_(linear.weight, std=linear.in_features**-0.5)
             case PlaceEmbedding():
-                for table in module.parameters():
+                for table in module.parameters(recurse=False):
                     init.zeros_(table)
             case ProjectionAttention():
                 init.zeros_(module.q_bias)

@@ -5,7 +5,10 @@ words between them. A learned vector for the row and one for the column give eve
 picture, so that "what is at this place of the first picture" can be looked up: edits and depth maps copy by it. A
 second pair of tables tells the row and column of the position that comes next, the one that is about to be predicted.
 
-Starts at zero: a model that goes on from weights without it begins where it was. Off for the released checkpoints.
+The content vector is normalised first: it comes out of an unbounded projector and grows in training (to two hundred
+times the size of a text token's in one run), where nothing that is added to it could be seen. Off for the released
+checkpoints.
+
 Letters: P image positions, D language model width.
 """
 
@@ -13,23 +16,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mllm.rms_norm import RMSNorm
+
 
 class PlaceEmbedding(nn.Module):
-    """Learned vectors of rows and columns, of a position itself and of its successor in reading order."""
+    """Normalised content, plus learned vectors of row and column, of the position itself and of its successor in
+    reading order. The vectors start at zero."""
 
     def __init__(self, columns: int, width: int) -> None:
         super().__init__()
         self.columns = columns
+        self.norm = RMSNorm(width, eps=1e-6)
         self.row = nn.Parameter(torch.zeros(columns, width))
         self.column = nn.Parameter(torch.zeros(columns, width))
         self.next_row = nn.Parameter(torch.zeros(columns + 1, width))  # the last position's successor begins a row more
         self.next_column = nn.Parameter(torch.zeros(columns, width))
 
-    def forward(self, index_P: Tensor) -> Tensor:
+    def forward(self, content_PD: Tensor, index_P: Tensor) -> Tensor:
         """(P, D) from indices in reading order within the image."""
         next_P = index_P + 1
         return (
-            F.embedding(index_P // self.columns, self.row)
+            self.norm(content_PD)
+            + F.embedding(index_P // self.columns, self.row)
             + F.embedding(index_P % self.columns, self.column)
             + F.embedding(next_P // self.columns, self.next_row)
             + F.embedding(next_P % self.columns, self.next_column)
