@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
 def build_demo(pipeline: Pipeline) -> Any:
     """The page of this pipeline, not yet served."""
     folder = Path(tempfile.mkdtemp(prefix="mllm-demo-"))
-    defaults = defaults_of(pipeline.rows.image_settings("chat", {}))
+    defaults = defaults_of(pipeline.image_settings("chat"))
 
     def answer(
         history: list[Entry], seed: str | None, guidance: float, temperature: float, top_k: str | None

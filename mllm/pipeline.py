@@ -6,7 +6,6 @@ deterministic for a given seed, and raises ValueError or FileNotFoundError with 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +14,6 @@ from typing import Any, Unpack
 
 import torch
 from PIL import Image
-from transformers.utils import GENERATION_CONFIG_NAME
 
 from mllm.answer_stream import AnswerStream, Done, Event, ImageDone, ImageProgress, TextDelta
 from mllm.config import MLLMConfig
@@ -27,6 +25,8 @@ from mllm.model import MLLMForConditionalGeneration
 from mllm.model_folder import find_model_folder
 from mllm.processor import MLLMProcessor
 from mllm.row_builder import Overrides, Picture, RowBuilder, check_task, check_words, read_pictures
+from mllm.sampling import SamplingConfig
+from mllm.settings import image_settings, read_task_settings
 from mllm.sizes import Size, supported_sizes
 
 __all__ = ("Done", "Event", "ImageDone", "ImageProgress", "Pipeline", "TextDelta")
@@ -89,6 +89,10 @@ class Pipeline:
     def sizes(self) -> list[Size]:
         """(width, height) of the pictures it draws, the default first."""
         return supported_sizes(self.config)
+
+    def image_settings(self, task: str) -> SamplingConfig:
+        """How the checkpoint samples the codes of images in a task."""
+        return image_settings(self.config, self.rows.stored_settings.get(task, {}), {})
 
     # ---- one request ----
 
@@ -206,12 +210,6 @@ class Pipeline:
                 on_event(translated)
 
         return listen
-
-
-def read_task_settings(folder: Path) -> dict[str, dict[str, Any]]:
-    """Sampling settings per task, `task_settings` in generation_config.json; transformers may drop unknown fields."""
-    path = folder / GENERATION_CONFIG_NAME
-    return json.loads(path.read_text(encoding="utf-8")).get("task_settings", {}) if path.is_file() else {}
 
 
 def choose_device(device: str | torch.device | None) -> torch.device:

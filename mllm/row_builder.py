@@ -20,17 +20,15 @@ from mllm.conversation import AnswerKind, CodesPart, ImagePart, Message, TextPar
 from mllm.generation_rows import Mode, Row, count_budget
 from mllm.layout import ImageLayout
 from mllm.processor import MLLMProcessor
-from mllm.sampling import PerCodebook, SamplingConfig
+from mllm.sampling import PerCodebook
+from mllm.settings import TaskSettings, image_settings, text_settings, token_budget
 from mllm.sizes import Size, grid_of
 from tokenizer.image_processor import open_image
 
 Picture = Image.Image | str | Path
 """A picture, or the file that holds one."""
 
-SAMPLING_NAMES = ("guidance", "temperature", "top_k", "top_p", "greedy")
 NUM_SEEDS = 2**31
-TEXT_BUDGET = 256
-"""New text tokens of an answer, unless the caller or the context says otherwise."""
 
 
 class Overrides(TypedDict, total=False):
@@ -52,8 +50,7 @@ class RowBuilder:
     processor: MLLMProcessor
     config: MLLMConfig
     generation_config: GenerationConfig
-    stored_settings: Mapping[str, Mapping[str, Any]]
-    """By task; `ask_text` is how the text of task `ask` is sampled."""
+    stored_settings: TaskSettings
 
     def build(
         self,
@@ -72,7 +69,7 @@ class RowBuilder:
         messages = self.processor.encode_pictures(messages)
         if self.config.prompt_style == "unitok":
             mode = unitok_mode(messages, mode)
-        image = self.image_settings(task, given)
+        image = image_settings(self.config, self.stored_settings.get(task, {}), given)
         answer: AnswerKind | None = {"text": "text", "image": "image"}.get(mode)
         is_guided = mode != "text" and image.guidance > 1
         row = Row(
@@ -85,8 +82,12 @@ class RowBuilder:
             mode=mode,
             grid=self.choose_grid(messages, size),
             seed=given.get("seed", secrets.randbelow(NUM_SEEDS)),
-            max_new_tokens=given.get("max_new_tokens", self.budget(mode)),
-            text=self.text_settings(task, given if mode == "text" else {}),
+            max_new_tokens=given.get("max_new_tokens", token_budget(self.config, mode)),
+            text=text_settings(
+                self.generation_config,
+                self.stored_settings.get(f"{task}_text", {}),
+                given if mode == "text" else {},
+            ),
             image=image,
         )
         context = self.config.text_config.max_position_embeddings
@@ -100,30 +101,6 @@ class RowBuilder:
         grids = [part.grid for message in messages for part in message.parts if isinstance(part, CodesPart)]
         return grids[-1] if grids else None
 
-    def budget(self, mode: Mode) -> int | None:
-        """New tokens of an answer; an image takes what it takes."""
-        images = 2 * (self.config.positions_per_image + self.config.grid_side + 4)
-        return {"text": TEXT_BUDGET, "image": None, "interleaved": TEXT_BUDGET + images}[mode]
-
-    def image_settings(self, task: str, given: Mapping[str, Any]) -> SamplingConfig:
-        """How the codes of images are sampled."""
-        config = self.config
-        settings = {
-            "guidance": config.image_guidance,
-            "temperature": config.image_temperature,
-            "top_k": config.image_top_k,
-            "top_p": config.image_top_p,
-        }
-        return sampling_config(settings, self.stored_settings.get(task, {}), given)
-
-    def text_settings(self, task: str, given: Mapping[str, Any]) -> SamplingConfig:
-        """How text is sampled: the most probable token, unless somebody asks for more variety."""
-        settings: dict[str, Any] = {"greedy": True}
-        if (stored := self.generation_config).do_sample:
-            chosen = {"temperature": stored.temperature, "top_k": stored.top_k or None, "top_p": stored.top_p}
-            settings = {name: value for name, value in chosen.items() if value is not None}
-        return sampling_config(settings, self.stored_settings.get(f"{task}_text", {}), given)
-
 
 def unitok_mode(messages: Sequence[Message], mode: Mode) -> Mode:
     """Upstream's prompts are for one kind of answer each: a picture from words, or words about pictures."""
@@ -132,17 +109,6 @@ def unitok_mode(messages: Sequence[Message], mode: Mode) -> Mode:
     if mode == "image" and any(has_image(message) for message in messages):
         raise ValueError("this model draws from words alone: found a picture in the request; leave the picture out")
     return mode
-
-
-def sampling_config(*layers: Mapping[str, Any]) -> SamplingConfig:
-    """Settings laid over each other, the last one on top; one that asks for variety ends the greed below it."""
-    settings: dict[str, Any] = {}
-    for layer in layers:
-        if layer.keys() & {"temperature", "top_k", "top_p"}:
-            settings["greedy"] = False
-        settings |= {name: layer[name] for name in SAMPLING_NAMES if name in layer}
-    # JSON has lists for what is per codebook
-    return SamplingConfig(**{n: tuple(value) if isinstance(value, list) else value for n, value in settings.items()})
 
 
 def check_overrides(overrides: Mapping[str, Any]) -> dict[str, Any]:
