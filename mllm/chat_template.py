@@ -40,9 +40,27 @@ EACH_PART
 {%- endfor -%}"""
 
 
+PLAIN = """
+{{- bos_token -}}
+{%- for message in messages -%}
+EACH_PART
+{%- if part['type'] == 'image' -%}{{ image }}
+{%- elif message['role'] == 'assistant' -%}{{ (part['text'] | trim) + '\\n' }}{%- endif -%}
+{%- endfor -%}
+{%- endfor -%}"""
+
+CLASS = """
+{%- for message in messages -%}
+EACH_PART
+{%- if part['type'] == 'image' -%}{{ image }}
+{%- elif part['type'] == 'class' -%}{{ '<class_' ~ part['class'] ~ '>' }}{%- endif -%}
+{%- endfor -%}
+{%- endfor -%}"""
+
+
 def chat_template(style: str) -> str:
     """The template of a prompt style; "unitok" is its question and answer form (vicuna_v1)."""
-    templates = {"native": NATIVE, "unitok": UNITOK}
+    templates = {"native": NATIVE, "unitok": UNITOK, "vicuna_v1": UNITOK, "plain": PLAIN, "class": CLASS}
     if style not in templates:
         raise ValueError(f"unknown prompt style: found {style!r}; use one of {', '.join(templates)}")
     words = "".join(f"{{%- set {name} = {json.dumps(value)} -%}}" for name, value in WORDS.items())

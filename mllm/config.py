@@ -10,10 +10,13 @@ from typing import Any, ClassVar, Literal
 
 from transformers import AutoConfig, LlamaConfig, PreTrainedConfig
 
-HEAD_TYPES = ("depth_transformer", "mlp")
-PROMPT_STYLES = ("native", "unitok")
-IMAGE_LAYOUTS = ("fixed", "grid")
-EMBEDDING_CONTEXTS = ("prefix", "isolated")
+HEAD_TYPES = ("depth_transformer", "mlp", "none")
+PROMPT_STYLES = ("native", "unitok", "plain", "vicuna_v1", "class")
+IMAGE_LAYOUTS = ("fixed", "grid", "bare")
+CODE_EMBEDDERS = ("projected", "summed")
+EMBEDDING_CONTEXTS = ("prefix", "isolated", "whole")
+DRAWING_TASKS = ("draw", "draw_class", "edit", "depth", "segment")
+"""Tasks whose answer is a picture."""
 
 
 class MLLMConfig(PreTrainedConfig):
@@ -42,20 +45,25 @@ class MLLMConfig(PreTrainedConfig):
     patch_size: int = 16
     """Pixels along the side of one image position."""
 
+    code_embedder: Literal["projected", "summed"] = "projected"
+    """How the K codes of a position become one vector: the image tokenizer's frozen codebooks through an attention
+    projection (mllm/projected_embedding.py), or the sum of K learned tables, as LlamaGen has it
+    (mllm/summed_embedding.py; the next three fields do not matter then)."""
     embedder_width: int = 1024
     """Width of the attention projection that embeds codes, before the projector to D."""
     embedder_heads: int = 16
     """Attention heads of that projection."""
-    embedding_context: Literal["prefix", "isolated"] = "prefix"
+    embedding_context: Literal["prefix", "isolated", "whole"] = "prefix"
     """What a code embedding may see: the codes of its image so far (as in training), or only its own position, which
-    is what the upstream scripts do when they decode. Isolated needs no cache and differs from training."""
+    is what the upstream scripts do when they decode. Isolated needs no cache and differs from training. "whole" is for
+    understanding only, as in LLaVA: the projection is the image tokenizer's own, frozen, and sees the whole image."""
 
     image_places: bool = False
     """Whether every image position also has a learned vector of its row and column (mllm/place_embedding.py). The
     released model has none; small models learn to copy from picture to picture many times sooner with it."""
 
-    head_type: Literal["depth_transformer", "mlp"] = "depth_transformer"
-    """How the K codes of a position are predicted: one after another, or all at once."""
+    head_type: Literal["depth_transformer", "mlp", "none"] = "depth_transformer"
+    """How the K codes of a position are predicted: one after another, all at once, or never (understanding only)."""
     head_layers: int = 3
     """Layers of the depth transformer, or residual blocks of the mlp."""
     head_num_heads: int | None = None
@@ -77,13 +85,17 @@ class MLLMConfig(PreTrainedConfig):
     """Token "1 column" (layout "grid")."""
     max_grid_side: int | None = None
     """How many rows or columns have a size token (layout "grid")."""
+    first_class_id: int | None = None
+    """Token of class 0; class n is n ids later, and "no class", for guidance, comes after the last one."""
+    num_classes: int = 0
+    """Classes of pictures that can be asked for by number; 0: none."""
     pad_token_id: int = 0
     bos_token_id: int = 1
     eos_token_id: int = 2
 
-    prompt_style: Literal["native", "unitok"] = "native"
+    prompt_style: Literal["native", "unitok", "plain", "vicuna_v1", "class"] = "native"
     """Which strings frame a dialogue; see mllm/conversation.py."""
-    image_layout: Literal["fixed", "grid"] = "fixed"
+    image_layout: Literal["fixed", "grid", "bare"] = "fixed"
     """Which tokens frame an image; see mllm/layout.py."""
 
     z_loss_weight: float = 5e-5
@@ -127,14 +139,30 @@ class MLLMConfig(PreTrainedConfig):
                 f"embedder_width is not a multiple of embedder_heads: found {self.embedder_width} and "
                 f"{self.embedder_heads}; choose heads that divide the width"
             )
-        if self.image_places and self.image_layout != "fixed":
+        if self.image_places and self.image_layout == "grid":
             raise ValueError(
                 f"image_places needs images of one size: found image_layout {self.image_layout!r}; use 'fixed'"
             )
+        if (self.num_classes > 0) != (self.first_class_id is not None):
+            raise ValueError(
+                f"classes need a number and a first token: found num_classes {self.num_classes} and first_class_id "
+                f"{self.first_class_id}; set both or neither"
+            )
+        self.check_choices()
+        drawing = [task for task in self.tasks or () if task in DRAWING_TASKS]
+        if drawing and not self.can_draw:
+            raise ValueError(
+                f"a model for understanding only cannot {drawing[0]}: found head_type {self.head_type!r} and "
+                f"embedding_context {self.embedding_context!r}; leave drawing out of tasks, or choose others"
+            )
+
+    def check_choices(self) -> None:
+        """Refuse a choice that is not offered."""
         choices = {
             "head_type": HEAD_TYPES,
             "prompt_style": PROMPT_STYLES,
             "image_layout": IMAGE_LAYOUTS,
+            "code_embedder": CODE_EMBEDDERS,
             "embedding_context": EMBEDDING_CONTEXTS,
         }
         for name, allowed in choices.items():
@@ -154,6 +182,21 @@ class MLLMConfig(PreTrainedConfig):
     @vocab_size.setter
     def vocab_size(self, num_tokens: int) -> None:
         self.text_config.vocab_size = num_tokens
+
+    @property
+    def can_draw(self) -> bool:
+        """Whether the model can produce image codes at all: it needs a head, and embeddings of unfinished images."""
+        return self.head_type != "none" and self.embedding_context != "whole"
+
+    def class_token_id(self, index: int | None) -> int:
+        """The token that asks for a class; None is "no class", the other branch of guidance."""
+        if self.first_class_id is None:
+            raise ValueError("this model knows no classes: found num_classes 0; use a class-conditional model")
+        if index is None:
+            return self.first_class_id + self.num_classes
+        if not 0 <= index < self.num_classes:
+            raise ValueError(f"there is no class {index}: use 0 to {self.num_classes - 1}")
+        return self.first_class_id + index
 
     @property
     def code_vector_width(self) -> int:

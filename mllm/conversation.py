@@ -9,6 +9,8 @@ Knows no tokenizer, no ids and no tensors.
     unitok_t2i       <s>text Generate an image based on this description.<image></s>
     unitok_caption   <s><image>text</s>
     vicuna_v1        <s>system USER: <image>\\ntext ASSISTANT: text</s>USER: ...     bare images
+    plain            <s><image>text\\n        LLaVA's first stage: bare images, the words of the user are left out
+    class            <class><image>           LlamaGen's: no text at all, not even <s> (see image layout "bare")
 
 What the assistant says is learned, up to and including </s>.
 """
@@ -18,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from PIL import Image
@@ -64,7 +66,14 @@ class CodesPart:
             )
 
 
-Part = TextPart | UnconditionalPart | ImagePart | CodesPart
+@dataclass(frozen=True, slots=True)
+class ClassPart:
+    """A class of pictures by number, in place of words."""
+
+    index: int | None  # None: no class
+
+
+Part = TextPart | UnconditionalPart | ImagePart | CodesPart | ClassPart
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +93,7 @@ class Marker(Enum):
 class Segment:
     """A run of the sequence that is encoded by itself."""
 
-    content: str | CodesPart | Marker
+    content: str | CodesPart | ClassPart | Marker
     supervised: bool = False
     bare: bool = False  # an image without its begin and end tokens
 
@@ -110,8 +119,12 @@ def render(
             segments = list(_render_unitok_caption(messages))
         case "vicuna_v1":
             segments = list(_render_vicuna(messages, add_generation_prompt))
+        case "plain":
+            segments = list(_render_plain(messages, add_generation_prompt))
+        case "class":
+            return list(_render_class(messages))
         case _:
-            raise ValueError(f"unknown prompt style: found {style!r}; use native or unitok")
+            raise ValueError(f"unknown prompt style: found {style!r}; use native, unitok, plain, vicuna_v1 or class")
     return [Segment(Marker.BOS), *segments]
 
 
@@ -153,7 +166,7 @@ def _render_native(messages: Sequence[Message], add_generation_prompt: bool) -> 
         if not is_assistant:
             yield Segment(USER)
         for part in message.parts:
-            if isinstance(part, CodesPart):
+            if isinstance(part, CodesPart | ClassPart):
                 yield Segment(part, supervised=is_assistant)
             elif text := text_of(part):
                 yield Segment(" " + text, supervised=is_assistant)
@@ -198,9 +211,40 @@ def _render_vicuna(messages: Sequence[Message], add_generation_prompt: bool) -> 
         pending = ""
 
 
+def _render_plain(messages: Sequence[Message], add_generation_prompt: bool) -> Iterator[Segment]:
+    if add_generation_prompt and any(not isinstance(part, CodesPart) for part in messages[-1].parts):
+        raise ValueError("this model only captions: found words in the request; give a picture alone, or train stage 2")
+    for message in messages:
+        for part in message.parts:
+            if isinstance(part, CodesPart):
+                yield Segment(part, bare=True)
+            elif message.role == "assistant":
+                yield Segment(text_of(part) + "\n", supervised=True)
+
+
+def _render_class(messages: Sequence[Message]) -> Iterator[Segment]:
+    for message in messages:
+        for part in message.parts:
+            match part:
+                case ClassPart():
+                    yield Segment(part)
+                case UnconditionalPart():
+                    yield Segment(ClassPart(None))
+                case CodesPart():
+                    yield Segment(part, supervised=message.role == "assistant")
+                case _:
+                    raise ValueError("this model draws classes by number: found words; give a class, no text")
+
+
 def text_of(part: Part) -> str:
     """The text as it enters the prompt."""
-    return UNCONDITIONAL if isinstance(part, UnconditionalPart) else neutralise(part.text).strip()
+    match part:
+        case UnconditionalPart():
+            return UNCONDITIONAL
+        case TextPart(text):
+            return neutralise(text).strip()
+        case _:
+            raise ValueError(f"no place for this in the prompt: found a {type(part).__name__}; use words there")
 
 
 def neutralise(text: str) -> str:
@@ -219,52 +263,8 @@ def unconditional(messages: Sequence[Message]) -> list[Message]:
     last = max((i for i, message in enumerate(messages) if message.role == "user"), default=None)
     if last is None:
         raise ValueError("no instruction to drop: found no user message; give a dialogue")
-    kept = [part for part in messages[last].parts if not isinstance(part, TextPart | UnconditionalPart)]
+    kept = [part for part in messages[last].parts if not isinstance(part, TextPart | UnconditionalPart | ClassPart)]
     # where the first text stood, so that images keep their side of it
     before = next((i for i, part in enumerate(messages[last].parts) if isinstance(part, TextPart)), len(kept))
     parts = (*kept[:before], UnconditionalPart(), *kept[before:])
     return [replace(message, parts=parts) if i == last else message for i, message in enumerate(messages)]
-
-
-def from_chat(chat: Sequence[dict[str, Any]]) -> list[Message]:
-    """Messages from Hugging Face chat dicts: {"role", "content"}, content a string or a list of typed items."""
-    messages = []
-    for turn in chat:
-        content = turn["content"]
-        items = [{"type": "text", "text": content}] if isinstance(content, str) else content
-        messages.append(Message(turn["role"], tuple(_part_from_item(item) for item in items)))
-    return messages
-
-
-def _part_from_item(item: dict[str, Any]) -> Part:
-    match item:
-        case {"type": "text", "text": str(text)}:
-            return TextPart(text)
-        case {"type": "image", "image": Image.Image() as image}:
-            return ImagePart(image)
-        case {"type": "image", "image": CodesPart() as codes}:
-            return codes
-        case _:
-            raise ValueError(
-                f"unknown item in a chat message: found {sorted(item)}; use {{'type': 'text', 'text': ...}} or "
-                "{'type': 'image', 'image': a PIL image}"
-            )
-
-
-def to_chat(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """Hugging Face chat dicts of messages; the inverse of `from_chat`."""
-    return [
-        {"role": message.role, "content": [_item_from_part(part) for part in message.parts]} for message in messages
-    ]
-
-
-def _item_from_part(part: Part) -> dict[str, Any]:
-    match part:
-        case TextPart(text):
-            return {"type": "text", "text": text}
-        case UnconditionalPart():
-            return {"type": "text", "text": UNCONDITIONAL}
-        case ImagePart(image):
-            return {"type": "image", "image": image}
-        case CodesPart():
-            return {"type": "image", "image": part}

@@ -147,4 +147,6 @@ def never_text_ids(layout: ImageLayout, config: MLLMConfig) -> list[int]:
         ids.add(layout.new_line_id)
         for first_id in (layout.first_row_size_id, layout.first_column_size_id):
             ids.update(range(first_id, first_id + layout.max_side))
+    if config.first_class_id is not None:
+        ids.update(range(config.first_class_id, config.class_token_id(None) + 1))
     return sorted(id_ for id_ in ids if 0 <= id_ < config.vocab_size and id_ != config.eos_token_id)

@@ -7,6 +7,7 @@ from mllm.code_head import CodeHead, Guidance
 from mllm.config import MLLMConfig
 from mllm.depth_transformer import DepthTransformerHead
 from mllm.mlp_head import MLPHead
+from mllm.no_head import NoHead
 
 __all__ = ["CodeHead", "Guidance", "build_head"]
 
@@ -16,6 +17,8 @@ def build_head(config: MLLMConfig) -> CodeHead:
     text = config.text_config
     intermediate_width = config.head_intermediate_size or text.intermediate_size
     match config.head_type:
+        case "none":
+            return NoHead(num_codes=config.codebook_size)
         case "mlp":
             return MLPHead(
                 width=text.hidden_size,
@@ -42,4 +45,4 @@ def build_head(config: MLLMConfig) -> CodeHead:
                 shared_output=config.head_shared_output,
             )
         case _:
-            raise ValueError(f"unknown head_type: found {config.head_type!r}; use depth_transformer or mlp")
+            raise ValueError(f"unknown head_type: found {config.head_type!r}; use depth_transformer, mlp or none")

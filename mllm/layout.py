@@ -5,6 +5,7 @@ end-of-image, with `image_token_id` where a position holds K codes. Training lay
 loop follows it token by token, so a size or a new line is never sampled. Knows nothing of codes, models or text.
 
     fixed   begin, image * N, end                           one grid for all images (the released model)
+    bare    image * N                                       one grid, and nothing around it (class-conditional models)
     grid    begin, rows-size, columns-size, (image * columns, new-line) * rows, end           any grid up to `max_side`
 """
 
@@ -23,7 +24,7 @@ Grid = tuple[int, int]
 class ImageLayout:
     """The ids that frame an image, and the rule by which they are put together."""
 
-    kind: Literal["fixed", "grid"]
+    kind: Literal["fixed", "grid", "bare"]
     begin_image_id: int
     end_image_id: int
     image_token_id: int
@@ -40,8 +41,8 @@ class ImageLayout:
     """How many rows or columns have a size token (grid layout)."""
 
     def __post_init__(self) -> None:
-        if self.kind not in ("fixed", "grid"):
-            raise ValueError(f"unknown image layout: found {self.kind!r}; use 'fixed' or 'grid'")
+        if self.kind not in ("fixed", "grid", "bare"):
+            raise ValueError(f"unknown image layout: found {self.kind!r}; use 'fixed', 'grid' or 'bare'")
         grid_ids = (self.new_line_id, self.first_row_size_id, self.first_column_size_id, self.max_side)
         if self.kind == "grid" and None in grid_ids:
             raise ValueError(
@@ -69,26 +70,29 @@ class ImageLayout:
     def body_ids(self, grid: Grid) -> list[int]:
         """Everything between begin-of-image and end-of-image."""
         rows, columns = self.check(grid)
-        if self.kind == "fixed":
+        if self.kind != "grid":
             return [self.image_token_id] * (rows * columns)
         row_ids = [self.image_token_id] * columns + [self.new_line_id]
         return [self.first_row_size_id + rows - 1, self.first_column_size_id + columns - 1] + row_ids * rows
 
     def token_ids(self, grid: Grid) -> list[int]:
-        """One whole image in reading order, from begin-of-image to end-of-image."""
+        """One whole image in reading order, with what frames it."""
+        if self.kind == "bare":
+            return self.body_ids(grid)
         return [self.begin_image_id, *self.body_ids(grid), self.end_image_id]
 
     def num_tokens(self, grid: Grid) -> int:
         """Places in the sequence that one whole image takes."""
         rows, columns = self.check(grid)
-        return 2 + rows * columns + (rows + 2 if self.kind == "grid" else 0)
+        num_framing = {"fixed": 2, "grid": rows + 4, "bare": 0}
+        return rows * columns + num_framing[self.kind]
 
     def check(self, grid: Grid) -> Grid:
         """The grid itself, if this layout can express it."""
         rows, columns = grid
-        if self.kind == "fixed" and (rows, columns) != tuple(self.default_grid):
+        if self.kind != "grid" and (rows, columns) != tuple(self.default_grid):
             raise ValueError(
-                f"the fixed layout has one grid: found {rows} x {columns} positions; "
+                f"the {self.kind} layout has one grid: found {rows} x {columns} positions; "
                 f"use {self.default_grid[0]} x {self.default_grid[1]}"
             )
         if self.kind == "grid" and not (1 <= rows <= self.max_side and 1 <= columns <= self.max_side):

@@ -25,12 +25,13 @@ from transformers import initialization as init
 from transformers.cache_utils import Cache
 from transformers.utils import ModelOutput
 
-from mllm.code_embedding import CodeEmbedding
 from mllm.config import MLLMConfig
 from mllm.depth_transformer import DepthTransformerHead, PerCodebookLinear
+from mllm.embedders import build_embedding
 from mllm.heads import build_head
 from mllm.loss import IGNORED, LossParts, compute_loss
 from mllm.place_embedding import PlaceEmbedding
+from mllm.projected_embedding import ProjectedEmbedding
 from tokenizer.projection import ProjectionAttention
 
 
@@ -56,7 +57,7 @@ class MLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
-    _no_split_modules = ["LlamaDecoderLayer", "DepthLayer", "CodeEmbedding"]
+    _no_split_modules = ["LlamaDecoderLayer", "DepthLayer", "ProjectedEmbedding", "SummedEmbedding"]
     _skip_keys_device_placement = ["past_key_values"]
     _tied_weights_keys = {"lm_head.weight": "backbone.embed_tokens.weight"}
 
@@ -64,7 +65,7 @@ class MLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.backbone = AutoModel.from_config(config.text_config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.code_embedding = CodeEmbedding(config)
+        self.code_embedding = build_embedding(config)
         self.code_head = build_head(config)
         self.post_init()
 
@@ -75,7 +76,7 @@ class MLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         | what                                   | values                                              |
         |----------------------------------------|-----------------------------------------------------|
         | linear layers, embeddings              | normal, std initializer_range of the backbone; bias 0 |
-        | linear layers of the code embedding    | normal, std 1 / sqrt(inputs): its inputs have norm sqrt(K) |
+        | linear layers of the projected embedding | normal, std 1 / sqrt(inputs): its inputs have norm sqrt(K) |
         | vectors of places                      | 0                                                   |
         | norms                                  | weight 1, bias 0                                    |
         | q_bias, v_bias, zero_k_bias            | 0                                                   |
@@ -83,7 +84,7 @@ class MLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         | rope tables                            | cos, sin                                            |
         """
         match module:
-            case CodeEmbedding():
+            case ProjectedEmbedding():
                 init.normal_(module.codebooks)
                 init.zeros_(module.codebook_usage)
                 for linear in module.modules():
@@ -217,6 +218,11 @@ class MLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         else:
             places_P = (input_ids_BT == self.config.image_token_id).flatten().nonzero()[:, 0]
             places_M, codes_PK = places_P[code_targets_P] - 1, codes_PK[code_targets_P]
+        if places_M.shape[0] and not self.config.can_draw:
+            raise ValueError(
+                f"a model for understanding only cannot learn to draw: found {places_M.shape[0]} learned image "
+                "positions; train it on answers in words, or choose another head_type and embedding_context"
+            )
         hidden_MD = hidden_BTD.flatten(0, 1).index_select(0, places_M)
         if places_M.shape[0] == 0 and self.training:  # ranks without images take part in gradient exchange
             dummy_1K = codes_PK.new_zeros(1, self.config.num_codebooks)

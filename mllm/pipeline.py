@@ -17,7 +17,7 @@ from PIL import Image
 
 from mllm.answer_stream import AnswerStream, Done, Event, ImageDone, ImageProgress, TextDelta
 from mllm.config import MLLMConfig
-from mllm.conversation import ImagePart, Message, TextPart
+from mllm.conversation import ClassPart, ImagePart, Message, TextPart
 from mllm.generation import Event as RowLevelEvent
 from mllm.generation import generate, stream
 from mllm.generation_rows import Generated, Mode, Row
@@ -108,10 +108,24 @@ class Pipeline:
         """Pictures of what the prompt says; picture i has seed + i, kept in its `info`."""
         task = check_task(self.tasks, "draw")
         check_words(prompt, name="prompt", hint="say what to draw")
+        row = self.rows.build(
+            [Message("user", (TextPart(prompt),))], "image", task=task, size=size, overrides=overrides
+        )
+        return self.draw_row(row, n, on_event)
+
+    def draw_class(
+        self, index: int, *, n: int = 1, on_event: OnEvent | None = None, **overrides: Unpack[Overrides]
+    ) -> list[Image.Image]:
+        """Pictures of a class by its number; picture i has seed + i, kept in its `info`."""
+        task = check_task(self.tasks, "draw_class")
+        self.config.class_token_id(index)  # refuses a number that the model does not have
+        row = self.rows.build([Message("user", (ClassPart(index),))], "image", task=task, overrides=overrides)
+        return self.draw_row(row, n, on_event)
+
+    def draw_row(self, row: Row, n: int, on_event: OnEvent | None) -> list[Image.Image]:
+        """`n` pictures of a row, with following seeds."""
         if not isinstance(n, int) or n < 1:
             raise ValueError(f"n is no number of pictures: found {n!r}; use a whole number, 1 or more")
-        messages = [Message("user", (TextPart(prompt),))]
-        row = self.rows.build(messages, "image", task=task, size=size, overrides=overrides)
         results = self.run([replace(row, seed=row.seed + index) for index in range(n)], on_event)
         pictures = self.processor.decode_images([result.images[0] for result in results])
         for picture, result in zip(pictures, results, strict=True):

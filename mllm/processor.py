@@ -21,9 +21,10 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoProcessor, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
+from mllm.chat_dicts import from_chat
 from mllm.chat_template import chat_template as template_of
 from mllm.config import MLLMConfig
-from mllm.conversation import AnswerKind, CodesPart, ImagePart, Message, TextPart, from_chat
+from mllm.conversation import AnswerKind, CodesPart, ImagePart, Message, TextPart
 from mllm.generation_rows import Generated
 from mllm.layout import Grid
 from mllm.model_folder import IMAGE_TOKENIZER, find_model_folder

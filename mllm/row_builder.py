@@ -67,8 +67,7 @@ class RowBuilder:
             raise ValueError(f"guidance is for pictures: found {given['guidance']} for a text; leave it out")
         check_messages(messages)
         messages = self.processor.encode_pictures(messages)
-        if self.config.prompt_style == "unitok":
-            mode = unitok_mode(messages, mode)
+        mode = possible_mode(messages, mode, self.config)
         image = image_settings(self.config, self.stored_settings.get(task, {}), given)
         answer: AnswerKind | None = {"text": "text", "image": "image"}.get(mode)
         is_guided = mode != "text" and image.guidance > 1
@@ -100,6 +99,17 @@ class RowBuilder:
             return grid_of(size, self.config)
         grids = [part.grid for message in messages for part in message.parts if isinstance(part, CodesPart)]
         return grids[-1] if grids else None
+
+
+def possible_mode(messages: Sequence[Message], mode: Mode, config: MLLMConfig) -> Mode:
+    """The mode asked for, as far as this checkpoint has it; a chat without pictures is one in words."""
+    if config.prompt_style == "unitok":
+        mode = unitok_mode(messages, mode)
+    if config.can_draw:
+        return mode
+    if mode == "image":
+        raise ValueError("this model cannot draw: it only looks at pictures and answers; use a model that draws")
+    return "text"
 
 
 def unitok_mode(messages: Sequence[Message], mode: Mode) -> Mode:

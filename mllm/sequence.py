@@ -13,7 +13,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from mllm.config import MLLMConfig
-from mllm.conversation import AnswerKind, CodesPart, Marker, Message, Segment, render
+from mllm.conversation import AnswerKind, ClassPart, CodesPart, Marker, Message, Segment, render
 from mllm.layout import ImageLayout
 from mllm.loss import IGNORED
 from mllm.vocabulary import encode_text
@@ -67,6 +67,8 @@ def build_sequence(
                 draft.add_tokens([config.eos_token_id], supervised=segment.supervised)
             case str(text):
                 draft.add_tokens(encode_text(tokenizer, text), supervised=segment.supervised)
+            case ClassPart(index):
+                draft.add_tokens([config.class_token_id(index)], supervised=False)
             case CodesPart():
                 _add_image(draft, segment, layout=layout, config=config)
     codes = draft.images or [np.zeros((0, config.num_codebooks))]
@@ -91,10 +93,9 @@ def _add_image(draft: _Draft, segment: Segment, *, layout: ImageLayout, config: 
     token_ids = layout.body_ids(part.grid) if segment.bare else layout.token_ids(part.grid)
     labels = np.full(len(token_ids), IGNORED)
     if segment.supervised:
-        labels[0] = token_ids[0]
-        if config.prompt_style == "unitok":
-            labels = np.array(token_ids)
-            labels[labels == layout.image_token_id] = IGNORED
+        is_learned = slice(None) if config.prompt_style == "unitok" else slice(1)
+        labels[is_learned] = token_ids[is_learned]
+        labels[labels == layout.image_token_id] = IGNORED
     draft.token_ids += token_ids
     draft.labels += labels.tolist()
     draft.images.append(part.codes_KN.T)

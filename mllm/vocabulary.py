@@ -16,6 +16,7 @@ from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedModel, PreTrai
 
 BEGIN_IMAGE, END_IMAGE, IMAGE = "<begin_image>", "<end_image>", "<image>"
 NEW_LINE, ROWS, COLUMNS = "<new_line>", "<rows_{}>", "<columns_{}>"
+CLASS, NO_CLASS = "<class_{}>", "<no_class>"
 MODEL_FILE = "tokenizer.model"
 
 
@@ -34,22 +35,29 @@ class Vocabulary:
     first_row_size_id: int | None = None
     first_column_size_id: int | None = None
     max_grid_side: int | None = None
+    first_class_id: int | None = None
+    num_classes: int = 0
 
     def config_fields(self) -> dict[str, Any]:
         """Keyword arguments for MLLMConfig; the size belongs into its text_config as `vocab_size`."""
         return {name: getattr(self, name) for name in self.__slots__ if name != "size"}
 
 
-def extend_tokenizer(tokenizer: PreTrainedTokenizerBase, *, max_grid_side: int | None = None) -> Vocabulary:
+def extend_tokenizer(
+    tokenizer: PreTrainedTokenizerBase, *, max_grid_side: int | None = None, num_classes: int = 0
+) -> Vocabulary:
     """Add the image tokens to the tokenizer (changed in place; adding twice changes nothing).
 
     Args:
         max_grid_side: also add the tokens of the "grid" layout, with sizes 1 to this.
+        num_classes: also add a token for each of so many classes, and one for "no class".
     """
     sides = range(1, (max_grid_side or 0) + 1)
     names = [BEGIN_IMAGE, END_IMAGE, IMAGE]
     if max_grid_side:
         names += [NEW_LINE, *(ROWS.format(side) for side in sides), *(COLUMNS.format(side) for side in sides)]
+    if num_classes:
+        names += [*(CLASS.format(index) for index in range(num_classes)), NO_CLASS]
     known = tokenizer.get_vocab()
     tokenizer.add_tokens([name for name in names if name not in known], special_tokens=True)
     if tokenizer.pad_token_id is None:
@@ -67,6 +75,8 @@ def extend_tokenizer(tokenizer: PreTrainedTokenizerBase, *, max_grid_side: int |
         first_row_size_id=ids[ROWS.format(1)] if max_grid_side else None,
         first_column_size_id=ids[COLUMNS.format(1)] if max_grid_side else None,
         max_grid_side=max_grid_side,
+        first_class_id=ids[CLASS.format(0)] if num_classes else None,
+        num_classes=num_classes,
     )
 
 

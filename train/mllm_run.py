@@ -61,7 +61,9 @@ def build_model(
 ) -> MLLMForConditionalGeneration:
     """A model that goes on from another, or a new one whose ids and codebooks are those of the tokenizers."""
     fields = dict(recipe.model)
-    vocabulary = extend_tokenizer(text_tokenizer, max_grid_side=fields.get("max_grid_side"))
+    vocabulary = extend_tokenizer(
+        text_tokenizer, max_grid_side=fields.get("max_grid_side"), num_classes=fields.get("num_classes", 0)
+    )
     if recipe.start_from is not None:
         return MLLMForConditionalGeneration.from_pretrained(recipe.start_from)
     sizes = image_tokenizer.config
@@ -79,7 +81,7 @@ def build_model(
     )
     torch.manual_seed(recipe.trainer.get("seed", 0))
     model = MLLMForConditionalGeneration(config)
-    model.code_embedding.set_codebooks(image_tokenizer.quantizer.codebooks.detach())
+    model.code_embedding.adopt(image_tokenizer)
     return model
 
 

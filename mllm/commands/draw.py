@@ -1,4 +1,4 @@
-"""`mllm draw`: a sentence to one or more picture files."""
+"""`mllm draw`: a sentence, or the number of a class, to one or more picture files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ def main(argv: list[str] | None = None) -> int:
         description="Draw pictures of what a sentence says.",
         example='mllm draw "three small yellow stars on a black background" -o stars.png -n 4 --seed 1',
     )
-    parser.add_argument("prompt", metavar="PROMPT", help="what to draw")
+    parser.add_argument("prompt", metavar="PROMPT", nargs="?", help="what to draw")
+    parser.add_argument(
+        "--class", dest="class_index", type=int, metavar="N", help="draw class N instead (class-conditional models)"
+    )
     parser.add_argument("-o", "--output", type=picture_path, required=True, metavar="FILE", help="picture to write")
     parser.add_argument(
         "-n", type=positive_count, default=1, metavar="N", help="how many, as FILE-1, FILE-2 ... with following seeds"
@@ -32,18 +35,20 @@ def main(argv: list[str] | None = None) -> int:
     add_sampling_arguments(parser)
     add_model_arguments(parser)
     arguments = parser.parse_args(argv)
+    if (arguments.prompt is None) == (arguments.class_index is None):
+        raise ValueError("draw what? give a PROMPT or --class N, one of them; see mllm draw --help")
+    if arguments.class_index is not None and arguments.size is not None:
+        raise ValueError("classes are drawn in one size: found --size; leave it out")
 
     from mllm.commands.loading import load_pipeline
     from mllm.commands.progress import Progress
 
     pipeline = load_pipeline(arguments)
-    pictures = pipeline.draw(
-        arguments.prompt,
-        n=arguments.n,
-        size=arguments.size,
-        on_event=Progress().show,
-        **sampling_overrides(arguments),
-    )
+    settings = {"n": arguments.n, "on_event": Progress().show, **sampling_overrides(arguments)}
+    if arguments.class_index is not None:
+        pictures = pipeline.draw_class(arguments.class_index, **settings)
+    else:
+        pictures = pipeline.draw(arguments.prompt, size=arguments.size, **settings)
     for path, picture in zip(numbered(arguments.output, count=len(pictures)), pictures, strict=True):
         picture.save(path)
         print(f"{path}  seed {picture.info['seed']}")

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mllm.chat_dicts import from_chat, to_chat
 from mllm.conversation import (
     CodesPart,
     ImagePart,
@@ -12,9 +13,7 @@ from mllm.conversation import (
     Segment,
     TextPart,
     UnconditionalPart,
-    from_chat,
     render,
-    to_chat,
     unconditional,
 )
 

@@ -9,8 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
+from mllm.chat_dicts import to_chat
 from mllm.chat_template import chat_template
-from mllm.conversation import CodesPart, ImagePart, Marker, Message, TextPart, render, to_chat
+from mllm.conversation import CodesPart, ImagePart, Marker, Message, TextPart, render
 from mllm.processor import MLLMProcessor
 from mllm.sequence import build_sequence
 from tests.mllm.tiny_folder import build_tiny_folder

@@ -51,7 +51,9 @@ def build_tiny_folder(folder: Path, *, layout: str = "fixed", context: int = 160
     folder.mkdir(parents=True, exist_ok=True)
     train_text_tokenizer(folder / "tokenizer.model")
     text_tokenizer = load_text_tokenizer(folder / "tokenizer.model")
-    vocabulary = extend_tokenizer(text_tokenizer, max_grid_side=3 if layout == "grid" else None)
+    vocabulary = extend_tokenizer(
+        text_tokenizer, max_grid_side=3 if layout == "grid" else None, num_classes=fields.get("num_classes", 0)
+    )
     torch.manual_seed(0)
     image_tokenizer = UniTok(
         UniTokConfig(
@@ -92,10 +94,10 @@ def build_tiny_folder(folder: Path, *, layout: str = "fixed", context: int = 160
         embedder_heads=3,
         head_layers=1,
         image_layout=layout,
-        **{"image_guidance": 2.0, **vocabulary.config_fields(), **fields},
+        **{"image_guidance": 2.0, **fields, **vocabulary.config_fields()},
     )
     model = MLLMForConditionalGeneration(config).eval()
-    model.code_embedding.set_codebooks(image_tokenizer.quantizer.codebooks)
+    model.code_embedding.adopt(image_tokenizer)
     model.save_pretrained(folder)
     MLLMProcessor(text_tokenizer, image_tokenizer, config).save_pretrained(folder)
     return folder
