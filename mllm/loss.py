@@ -57,12 +57,44 @@ def compute_loss(
     Args:
         num_items: what to divide by; None: the items of this batch.
     """
-    num_text, num_image = labels_L.numel(), codes_PK.numel()
-    text_sum = F.cross_entropy(text_logits_LV.float(), labels_L, reduction="sum")
-    code_logits_PKC = code_logits_PKC.float()
-    image_sum_K = F.cross_entropy(code_logits_PKC.flatten(0, 1), codes_PK.flatten(), reduction="none")
-    image_sum_K = image_sum_K.view(codes_PK.shape).sum(dim=0)
-    z_sum = code_logits_PKC.max(dim=-1).values.square().sum() * z_weight  # cheaper backward than amax: no ties
+    text_sum = sum_text_loss(text_logits_LV, labels_L)
+    image_sum_K, square_sum = sum_code_loss(code_logits_PKC, codes_PK)
+    return weigh(
+        text_sum,
+        image_sum_K,
+        square_sum * z_weight,
+        num_text=labels_L.numel(),
+        num_positions=codes_PK.shape[0],
+        text_weight=text_weight,
+        num_items=num_items,
+    )
+
+
+def sum_text_loss(logits_LV: Tensor, labels_L: Tensor) -> Tensor:
+    """Cross-entropy of all rows together, in float32."""
+    return F.cross_entropy(logits_LV.float(), labels_L, reduction="sum")
+
+
+def sum_code_loss(logits_PKC: Tensor, codes_PK: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross-entropy (K,) of all positions together, and the sum of the squared largest logits."""
+    logits_PKC = logits_PKC.float()
+    loss_PK = F.cross_entropy(logits_PKC.flatten(0, 1), codes_PK.flatten(), reduction="none").view(codes_PK.shape)
+    largest_PK = logits_PKC.max(dim=-1).values  # cheaper backward than amax: no ties
+    return loss_PK.sum(dim=0), largest_PK.square().sum()
+
+
+def weigh(
+    text_sum: Tensor,
+    image_sum_K: Tensor,
+    z_sum: Tensor,
+    *,
+    num_text: int,
+    num_positions: int,
+    text_weight: float = 1.0,
+    num_items: Tensor | float | None = None,
+) -> LossParts:
+    """The parts from their sums; `z_sum` comes weighted."""
+    num_image = num_positions * image_sum_K.shape[0]
     if num_items is None:
         num_items = max(text_weight * num_text + num_image, 1)
     total = (text_sum * text_weight + image_sum_K.sum() + z_sum) / num_items
@@ -72,7 +104,7 @@ def compute_loss(
             text=text_sum.detach() / max(num_text, 1),
             image=image_sum_K.detach().sum() / max(num_image, 1),
             z=z_sum.detach() / max(num_image, 1),
-            image_per_codebook_K=image_sum_K.detach() / max(codes_PK.shape[0], 1),
+            image_per_codebook_K=image_sum_K.detach() / max(num_positions, 1),
             num_text=num_text,
             num_image=num_image,
         )

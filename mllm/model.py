@@ -32,6 +32,7 @@ from mllm.heads import build_head
 from mllm.loss import IGNORED, LossParts, compute_loss
 from mllm.place_embedding import PlaceEmbedding
 from mllm.projected_embedding import ProjectedEmbedding
+from mllm.sliced_loss import SlicedHeads
 from tokenizer.projection import ProjectionAttention
 
 
@@ -129,7 +130,8 @@ class MLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 "code rows; pass the codes of every image position in the batch, in reading order"
             )
         if num_codes == 0:
-            return hidden_BTD + self._touch_code_embedding(input_ids_BT.device) if self.training else hidden_BTD
+            is_joint = self.training or codes_PK is not None  # a batch, of which others hold images
+            return hidden_BTD + self._touch_code_embedding(input_ids_BT.device) if is_joint else hidden_BTD
         embedded_PD = self.code_embedding(codes_PK, image_lengths_I)
         return hidden_BTD.flatten(0, 1).index_copy(0, places_P, embedded_PD.to(hidden_BTD.dtype)).view_as(hidden_BTD)
 
@@ -154,6 +156,7 @@ class MLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int = 0,
         num_items_in_batch: Tensor | float | None = None,
+        max_logits_bytes: int | None = None,
         **kwargs: object,
     ) -> MLLMOutput:
         """One pass. With labels: the loss (see mllm/loss.py); without: text logits.
@@ -165,6 +168,7 @@ class MLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             code_targets: (P,) which of them are learned; default: none.
             logits_to_keep: text logits of that many last places only; 0 means all.
             num_items_in_batch: divisor of the loss, counted over accumulation steps and ranks.
+            max_logits_bytes: compute the loss in slices whose logits take no more; no logits are returned then.
         """
         if inputs_embeds is None:
             inputs_embeds = self.embed(input_ids, codes, image_lengths)
@@ -182,8 +186,14 @@ class MLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if labels is None:
             logits = self.lm_head(hidden_BTD[:, -logits_to_keep:])
             return MLLMOutput(logits=logits, hidden=hidden_BTD, past_key_values=cache)
-        logits_LV, labels_L = self._text_predictions(hidden_BTD, labels)
-        logits_MKC, targets_MK = self._code_predictions(hidden_BTD, input_ids, codes, code_targets)
+        hidden_LD, labels_L = text_rows(hidden_BTD, labels)
+        hidden_MD, targets_MK = self._code_rows(hidden_BTD, input_ids, codes, code_targets)
+        if max_logits_bytes is not None:
+            heads = SlicedHeads(self.lm_head, self.code_head, labels.numel(), max_logits_bytes)
+            parts = heads.loss(hidden_LD, labels_L, hidden_MD, targets_MK, self.config, num_items_in_batch)
+            return MLLMOutput(loss=parts.total, hidden=hidden_BTD, past_key_values=cache, loss_parts=parts)
+        logits_LV = self.lm_head(hidden_LD)
+        logits_MKC = self._code_logits(hidden_MD, targets_MK, hidden_BTD)
         parts = compute_loss(
             logits_LV,
             labels_L,
@@ -202,32 +212,35 @@ class MLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             loss_parts=parts,
         )
 
-    def _text_predictions(self, hidden_BTD: Tensor, labels_BT: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (L, V) at the places before labelled tokens, and their labels."""
-        next_labels_BT = torch.nn.functional.pad(labels_BT[:, 1:], (0, 1), value=IGNORED).flatten()
-        places_L = (next_labels_BT != IGNORED).nonzero()[:, 0]
-        return self.lm_head(hidden_BTD.flatten(0, 1).index_select(0, places_L)), next_labels_BT[places_L]
-
-    def _code_predictions(
+    def _code_rows(
         self, hidden_BTD: Tensor, input_ids_BT: Tensor, codes_PK: Tensor | None, code_targets_P: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Logits (M, K, C) of the learned image positions, from the places before them, and their codes."""
+        """Hidden states (M, D) at the places before learned image positions, and their codes (M, K)."""
         if codes_PK is None or code_targets_P is None:
-            codes_PK = torch.zeros(0, self.config.num_codebooks, dtype=torch.int64, device=hidden_BTD.device)
-            places_M = codes_PK.new_zeros(0)
+            codes_MK = torch.zeros(0, self.config.num_codebooks, dtype=torch.int64, device=hidden_BTD.device)
+            places_M = codes_MK.new_zeros(0)
         else:
             places_P = (input_ids_BT == self.config.image_token_id).flatten().nonzero()[:, 0]
-            places_M, codes_PK = places_P[code_targets_P] - 1, codes_PK[code_targets_P]
+            places_M, codes_MK = places_P[code_targets_P] - 1, codes_PK[code_targets_P]
         if places_M.shape[0] and not self.config.can_draw:
             raise ValueError(
                 f"a model for understanding only cannot learn to draw: found {places_M.shape[0]} learned image "
                 "positions; train it on answers in words, or choose another head_type and embedding_context"
             )
-        hidden_MD = hidden_BTD.flatten(0, 1).index_select(0, places_M)
-        if places_M.shape[0] == 0 and self.training:  # ranks without images take part in gradient exchange
-            dummy_1K = codes_PK.new_zeros(1, self.config.num_codebooks)
-            return self.code_head(hidden_BTD[0, :1], dummy_1K)[:0], codes_PK
-        return self.code_head(hidden_MD, codes_PK), codes_PK
+        return hidden_BTD.flatten(0, 1).index_select(0, places_M), codes_MK
+
+    def _code_logits(self, hidden_MD: Tensor, codes_MK: Tensor, hidden_BTD: Tensor) -> Tensor:
+        """Logits (M, K, C) of learned image positions."""
+        if hidden_MD.shape[0] == 0 and self.training:  # ranks without images take part in gradient exchange
+            return self.code_head(hidden_BTD[0, :1], codes_MK.new_zeros(1, self.config.num_codebooks))[:0]
+        return self.code_head(hidden_MD, codes_MK)
+
+
+def text_rows(hidden_BTD: Tensor, labels_BT: Tensor) -> tuple[Tensor, Tensor]:
+    """Hidden states (L, D) at the places before labelled tokens, and their labels (L,)."""
+    next_labels_BT = torch.nn.functional.pad(labels_BT[:, 1:], (0, 1), value=IGNORED).flatten()
+    places_L = (next_labels_BT != IGNORED).nonzero()[:, 0]
+    return hidden_BTD.flatten(0, 1).index_select(0, places_L), next_labels_BT[places_L]
 
 
 def packed_mask(segment_ids_BT: Tensor) -> Tensor:

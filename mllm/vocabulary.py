@@ -6,12 +6,14 @@ are plain text there. Knows no prompts and no images.
 """
 
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import sentencepiece
 import torch
+from torch import nn
 from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 BEGIN_IMAGE, END_IMAGE, IMAGE = "<begin_image>", "<end_image>", "<image>"
@@ -85,8 +87,14 @@ def extend_embeddings(model: PreTrainedModel, num_tokens: int) -> None:
     """Grow the text embedding and the output layer to `num_tokens` rows; new rows are the mean of the old ones."""
     num_old = model.get_input_embeddings().weight.shape[0]
     model.resize_token_embeddings(num_tokens, mean_resizing=False)
-    for layer in {model.get_input_embeddings(), model.get_output_embeddings()}:
-        layer.weight[num_old:] = layer.weight[:num_old].mean(dim=0)
+    fill_new_rows((model.get_input_embeddings(), model.get_output_embeddings()), num_old)
+
+
+@torch.no_grad()
+def fill_new_rows(layers: Iterable[nn.Module], num_old: int) -> None:
+    """Rows from `num_old` on become the mean of those before (tied layers are filled once)."""
+    for weight in {id(layer.weight): layer.weight for layer in layers}.values():
+        weight[num_old:] = weight[:num_old].mean(dim=0)
 
 
 def load_text_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
