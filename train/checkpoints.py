@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 PREFIX = "checkpoint-"
+UNFINISHED = "unfinished"
+"""A file of this name in a checkpoint that many processes write: it does not count yet."""
 
 
 def step_of(folder: Path) -> int:
@@ -33,3 +35,27 @@ def write_checkpoint(output: Path, step: int, write: Callable[[Path], None], *, 
     for old in checkpoints(output)[:-keep]:
         shutil.rmtree(old)
     return final
+
+
+def mark_unfinished(folder: Path) -> None:
+    """Say that a checkpoint is being written, before anything of it is."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / UNFINISHED).touch()
+
+
+def finish(folder: Path) -> None:
+    """Say that a checkpoint is whole."""
+    (folder / UNFINISHED).unlink()
+
+
+def newest_checkpoint(output: Path) -> Path | None:
+    """The newest finished checkpoint, if there is one."""
+    finished = [path for path in checkpoints(output) if not (path / UNFINISHED).exists()]
+    return finished[-1] if finished else None
+
+
+def remove_unfinished(output: Path) -> None:
+    """Delete what a killed run left behind."""
+    for path in checkpoints(output):
+        if (path / UNFINISHED).exists():
+            shutil.rmtree(path)

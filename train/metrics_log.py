@@ -12,7 +12,7 @@ class MetricsLog:
     def __init__(self, path: Path, *, resumed_step: int = 0) -> None:
         self.path = path
         if path.is_file():
-            kept = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= resumed_step]
+            kept = [line for line in path.read_text().splitlines() if _step_of(line) <= resumed_step]
             path.write_text("".join(line + "\n" for line in kept))
 
     def write(self, step: int, values: dict[str, float | list[float]]) -> None:
@@ -20,6 +20,14 @@ class MetricsLog:
         rounded = {name: _rounded(value) for name, value in values.items()}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **rounded}) + "\n")
+
+
+def _step_of(line: str) -> float:
+    """The step of an entry; one that a killed run left half written is after all steps."""
+    try:
+        return json.loads(line)["step"]
+    except json.JSONDecodeError:
+        return float("inf")
 
 
 def _rounded(value: float | list[float]) -> float | list[float]:

@@ -6,7 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from train.adapter_recipe import AdapterRecipe
+from train.bad_steps import BadSteps
 from train.optimizers import OptimizerRecipe
+from train.parts import ALL, BESIDE_ADAPTERS, check_parts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +28,16 @@ class WorldData:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Validation:
+    """Held-out losses in the loop: of each task alone, on batches that training never sees."""
+
+    batches: int = 4
+    """Packed batches of each task."""
+    prompts: list[str] = field(default_factory=list)
+    """Sentences that are drawn with the weights of the moment, on one sheet `samples/step-N.png`."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class MLLMRecipe:
     output: Path
     """Folder for checkpoints, metrics and the finished model."""
@@ -37,15 +50,47 @@ class MLLMRecipe:
     """Fields of MLLMConfig, for a model that starts from nothing."""
     start_from: Path | None = None
     """Folder of a model to go on from, instead of `model`."""
+    backbone: Path | None = None
+    """Folder of a language model (Llama-2 in the Hugging Face layout) that a new model is built around. Its vocabulary
+    is extended; what it does not have (code embedding, code head) starts new, or from the image tokenizer."""
+    trains: list[str] = field(default_factory=lambda: [ALL])
+    """Parts that learn, by the names in train/parts.py; the others are frozen."""
+    adapter: AdapterRecipe | None = None
+    """Low-rank adapters on the backbone instead of its own weights (LoRA); `trains` then names what is trained whole
+    beside them."""
     data: WorldData = field(default_factory=WorldData)
     length: int = 512
     """Positions of a packed row."""
     rows: int = 16
     """Packed rows of a batch on one process."""
+    batches_per_step: int | None = None
+    """Batches of one optimizer step, over all processes and accumulation steps: set, the number of processes changes
+    nothing but time. None: as many as processes times `trainer.gradient_accumulation_steps`."""
     optimizer: OptimizerRecipe = field(default_factory=OptimizerRecipe)
     compile_backbone: bool = False
     """Compile the backbone (a minute at the start, a quarter faster afterwards on a CPU)."""
+    max_logits_mib: int | None = None
+    """Compute the loss in slices whose logits take no more MiB than this (float32), and again in the backward pass.
+    None: all logits of a batch at once."""
     ema_decay: float = 0.0
     """Of the average of the weights that is shipped; 0 ships the last weights."""
+    bad_steps: BadSteps = field(default_factory=BadSteps)
+    """What is done when the loss or the gradient goes wrong."""
+    validation: Validation | None = None
+    """What is measured every `trainer.eval_steps` steps; None measures nothing."""
     trainer: dict[str, Any] = field(default_factory=dict)
     """Fields of transformers.TrainingArguments: max_steps, lr_scheduler_type, save_steps, bf16, ..."""
+
+    def __post_init__(self) -> None:
+        check_parts(self.trains)
+        if self.start_from is not None and self.backbone is not None:
+            raise ValueError(
+                f"a model goes on from one place: found start_from {self.start_from} and backbone {self.backbone}; "
+                "give one of them"
+            )
+        if self.adapter is not None and (self.start_from is None or set(self.trains) - BESIDE_ADAPTERS):
+            raise ValueError(
+                "an adapter needs a model to go on from, and trains may then name "
+                f"{', '.join(sorted(BESIDE_ADAPTERS))} "
+                f"only: found start_from {self.start_from} and trains {self.trains}; mend the recipe"
+            )

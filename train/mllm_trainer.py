@@ -1,15 +1,15 @@
 """Train the unified model: a thin subclass of `transformers.Trainer`.
 
 What is added to the library's trainer: the loss is weighted by tokens and codes over all ranks and accumulation
-steps, its parts are logged (image loss per codebook, positions per second, padding share), the optimizer comes from
-the recipe, and an average of the weights is kept. Batches come whole from the data set: item b of the data set is
-batch b, so skipping to a batch costs nothing and a resumed run sees exactly what an uninterrupted one sees.
+steps, its parts are logged (image loss per codebook, positions per second, padding share), bad steps are skipped or end
+the run, checkpoints are whole or do not count, validation is by task, the optimizer comes from the recipe, and an
+average of the weights is kept. Batches come whole from the data set: item b of the data set is batch b, so skipping to
+a batch costs nothing and a resumed run sees exactly what an uninterrupted one sees.
 """
 
 from __future__ import annotations
 
-import time
-from collections import defaultdict
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,18 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, SequentialSampler
 from transformers import Trainer, TrainingArguments
+from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.trainer_utils import rotate_checkpoints
 
 from mllm.loss import count_items
-from mllm.model import MLLMForConditionalGeneration
-from train.data.world_sequences import WorldBatches
+from train.bad_steps import StepJudge
+from train.checkpoints import finish, mark_unfinished
 from train.metrics_log import MetricsLog
 from train.mllm_recipe import MLLMRecipe
 from train.optimizers import build_optimizer
+from train.step_metrics import StepMetrics, flattened
+from train.throughput import FlopCount
+from train.validation import validate
 from train.weight_average import WeightAverage
 
 OUTSIDE_MUON = ("embed_tokens", "lm_head", "codebooks", "linear_head", "output", "places")
@@ -31,30 +36,45 @@ OUTSIDE_MUON = ("embed_tokens", "lm_head", "codebooks", "linear_head", "output",
 
 
 class MLLMTrainer(Trainer):
-    """`transformers.Trainer` over packed batches."""
+    """`transformers.Trainer` over packed batches.
+
+    Args:
+        validation: packed batches by task, for `evaluate`.
+        on_evaluate: called with the step after every evaluation, on every process.
+    """
 
     def __init__(
         self,
-        model: MLLMForConditionalGeneration,
+        model: nn.Module,
         *,
         recipe: MLLMRecipe,
         arguments: TrainingArguments,
-        batches: WorldBatches,
+        batches: Dataset,
+        validation: Mapping[str, Dataset] | None = None,
+        on_evaluate: Callable[[int], None] | None = None,
     ) -> None:
-        self.recipe, self.batches = recipe, batches
+        self.recipe, self.batches, self.validation, self.on_evaluate = recipe, batches, validation or {}, on_evaluate
+        self.config = model.config
         self.average = WeightAverage(model, decay=recipe.ema_decay) if recipe.ema_decay else None
-        self.sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros(()))
-        self.num_micro_steps = 0
-        self.last_log = time.monotonic()
+        self.judge = StepJudge(recipe.bad_steps)
+        self.fault: str | None = None
+        self.step_loss: Tensor | float = 0.0
+        self.options = {"max_logits_bytes": recipe.max_logits_mib * 2**20} if recipe.max_logits_mib else {}
+        self.metrics = StepMetrics(
+            self.config.num_codebooks, flops=FlopCount(inner_model(model), self.config, length=recipe.length)
+        )
+        self.metrics_log: MetricsLog | None = None
         super().__init__(
             model,
             args=arguments,
             train_dataset=batches,
+            eval_dataset=batches if self.validation else None,  # only its presence is asked for: see `evaluate`
             data_collator=_only_item,
             callbacks=[self.average] if self.average else None,
         )
         self.model_accepts_loss_kwargs = True
-        self.metrics_log: MetricsLog | None = None
+
+    # ---- batches and optimizer ----
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> SequentialSampler:
         return SequentialSampler(range(len(self.batches)))
@@ -68,17 +88,18 @@ class MLLMTrainer(Trainer):
             )
         return self.optimizer
 
+    # ---- loss ----
+
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: torch.device) -> Tensor | None:
         """Supervised text tokens (by their weight) plus supervised codes, over all ranks and accumulation steps."""
         if not batch_samples:
             return None
-        config = self.accelerator.unwrap_model(self.model).config
         counts = [
             count_items(
                 batch["labels"],
                 batch["code_targets"],
-                num_codebooks=config.num_codebooks,
-                text_weight=config.text_loss_weight,
+                num_codebooks=self.config.num_codebooks,
+                text_weight=self.config.text_loss_weight,
             )
             for batch in batch_samples
         ]
@@ -93,41 +114,96 @@ class MLLMTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        output = model(**inputs, num_items_in_batch=num_items_in_batch)
-        parts = output.loss_parts
-        with torch.no_grad():
-            self._add("text_loss", parts.text)
-            self._add("image_loss", parts.image)
-            self._add("z_loss", parts.z)
-            self._add("image_loss_per_codebook", parts.image_per_codebook_K)
-            self._add("positions", (inputs["segment_ids"] > 0).sum())
-            self._add("padding_share", (inputs["segment_ids"] == 0).float().mean())
-        self.num_micro_steps += 1
+        output = model(**inputs, **self.options, num_items_in_batch=num_items_in_batch)
+        self.metrics.add(output.loss_parts, inputs)
         # Trainer averages gradients over ranks; the count above is already over all of them.
         loss = output.loss * (self.accelerator.num_processes if num_items_in_batch is not None else 1)
+        loss = self._judged(loss)
         return (loss, output) if return_outputs else loss
 
-    def _add(self, name: str, value: Tensor) -> None:
-        self.sums[name] = self.sums[name] + value.detach().float().cpu()
+    # ---- bad steps ----
+
+    def _judged(self, loss: Tensor) -> Tensor:
+        """The loss; that of a bad step becomes infinite, which makes its gradient no number on every process.
+
+        Why this way: DeepSpeed steps inside `backward`, and leaves a step out when its gradient is no number.
+        """
+        self.step_loss = self.step_loss + loss.detach()
+        if not self.accelerator.sync_gradients:
+            return loss
+        step_loss, self.step_loss = self.accelerator.reduce(self.step_loss, "mean").item(), 0.0
+        self.fault = self.judge.fault_of_loss(step_loss)
+        if self.fault is None:
+            return loss
+        self._count_fault()
+        return loss * float("inf")
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | float | None = None) -> float | None:
+        norm = super()._get_grad_norm(model, grad_norm)
+        is_new_fault = self.fault is None and norm is not None
+        if is_new_fault:
+            self.fault = self.judge.fault_of_gradient(float(norm))
+        if self.fault is not None:
+            if is_new_fault:
+                self._count_fault()
+            model.zero_grad()  # an optimizer leaves alone what has no gradient
+            self.fault = None
+        return norm
+
+    def _count_fault(self) -> None:
+        assert self.fault is not None, "a fault is counted where one was found"
+        self.judge.count(self.fault, step=self.state.global_step + 1)
+
+    # ---- log and validation ----
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if self.num_micro_steps:
-            seconds = time.monotonic() - self.last_log
-            values: dict[str, float | list[float]] = {**logs}
-            values["positions_per_second"] = self.sums.pop("positions").item() / seconds
-            values |= {name: (total / self.num_micro_steps).tolist() for name, total in self.sums.items()}
-            self.sums.clear()
-            self.num_micro_steps, self.last_log = 0, time.monotonic()
-            if self.is_world_process_zero():
-                self._metrics_log().write(self.state.global_step, values)
-            logs |= {name: value for name, value in values.items() if isinstance(value, float)}
-        super().log(logs, start_time)
+        values: dict[str, float | list[float]] = {**logs}
+        if self.metrics.num_batches and "loss" in logs:
+            values |= self.metrics.drain(self.accelerator)
+        if self.is_world_process_zero() and "train_runtime" not in logs:  # the summary is not a step's
+            self._metrics_log().write(self.state.global_step, values)
+        super().log(flattened(values), start_time)
 
     def _metrics_log(self) -> MetricsLog:
         if self.metrics_log is None:
             path = self.recipe.output / "metrics.jsonl"
             self.metrics_log = MetricsLog(path, resumed_step=self.state.global_step - 1)
         return self.metrics_log
+
+    def evaluate(self, *arguments: Any, **options: Any) -> dict[str, float]:
+        """Losses by task (train/validation.py), and what `on_evaluate` does."""
+        values = validate(
+            self.model_wrapped,
+            self.validation,
+            self.accelerator,
+            num_codebooks=self.config.num_codebooks,
+            text_weight=self.config.text_loss_weight,
+            options=self.options,
+        )
+        self.log(values)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, values)
+        if self.on_evaluate:
+            self.on_evaluate(self.state.global_step)
+        return values
+
+    # ---- checkpoints ----
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Write a checkpoint that counts only when every process is done; then drop old ones."""
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        if self.args.should_save:
+            mark_unfinished(folder)
+        limit, self.args.save_total_limit = self.args.save_total_limit, None  # nothing is dropped before the end
+        super()._save_checkpoint(model, trial)
+        self.args.save_total_limit = limit
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            finish(folder)
+            rotate_checkpoints(
+                output_dir=self.args.output_dir,
+                save_total_limit=limit,
+                best_model_checkpoint=self.state.best_model_checkpoint,
+            )
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         super()._save(output_dir, state_dict)
@@ -138,6 +214,17 @@ class MLLMTrainer(Trainer):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         if self.average:
             self.average.load(Path(resume_from_checkpoint))
+
+    def whole_weights(self) -> dict[str, Tensor] | None:
+        """All weights on the first process, gathered where they are sharded; every process must call it."""
+        if not is_deepspeed_zero3_enabled():
+            return None
+        return self.accelerator.get_state_dict(self.model_wrapped)
+
+
+def inner_model(model: nn.Module) -> nn.Module:
+    """The model below adapters."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def _only_item(items: list[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -1,6 +1,8 @@
-"""A sheet of pictures for the eye: each original above its reconstruction."""
+"""A sheet of pictures for the eye: each original above its reconstruction, or pictures in a row."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from PIL import Image
@@ -19,3 +21,14 @@ def reconstruction_sheet(originals_B3HW: Tensor, reconstructions_B3HW: Tensor, *
     rows = [torch.nn.functional.pad(row, (0, widest - row.shape[2]), value=1.0) for row in rows]
     sheet_HW3 = torch.cat(rows, dim=1).permute(1, 2, 0)
     return Image.fromarray(((sheet_HW3.clamp(-1, 1) + 1) * 127.5).round().byte().cpu().numpy())
+
+
+def side_by_side(pictures: Sequence[Image.Image]) -> Image.Image:
+    """Pictures of any size in one row."""
+    width = sum(picture.width + GAP for picture in pictures) - GAP
+    sheet = Image.new("RGB", (width, max(picture.height for picture in pictures)), "white")
+    left = 0
+    for picture in pictures:
+        sheet.paste(picture, (left, 0))
+        left += picture.width + GAP
+    return sheet

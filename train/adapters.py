@@ -1,0 +1,73 @@
+"""Low-rank adapters on the backbone, with the new vocabulary rows and named parts trained whole beside them.
+
+In: a model and the recipe's fields. Out: a `peft` model that any trainer takes and that saves what it trained only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
+from torch import nn
+
+from mllm.config import MLLMConfig
+from mllm.model import MLLMForConditionalGeneration
+from train.adapter_recipe import AdapterRecipe
+
+WHOLE = {
+    "projection": "code_embedding.projection",
+    "projector": "code_embedding.projector",
+    "places": "code_embedding.places",
+    "code_head": "code_head",
+}
+"""Parts that can be trained whole beside adapters, and their modules."""
+
+
+def add_adapters(
+    model: MLLMForConditionalGeneration, adapter: AdapterRecipe, *, trains: Sequence[str], base: Path
+) -> PeftModel:
+    """Freeze the model and put adapters into its backbone.
+
+    Args:
+        trains: parts that learn whole.
+        base: the folder that the model came from, written into the adapter's config.
+    """
+    present = {name for name, _ in model.named_modules()}
+    config = LoraConfig(
+        r=adapter.rank,
+        lora_alpha=adapter.alpha,
+        lora_dropout=adapter.dropout,
+        target_modules=rf"backbone\.layers\.\d+\..*\.({'|'.join(adapter.targets)})",
+        modules_to_save=[WHOLE[part] for part in trains if WHOLE[part] in present],
+        trainable_token_indices=token_rows(model.config) if adapter.new_tokens else None,
+    )
+    if adapter.bits:
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    adapted = get_peft_model(model, config)
+    adapted.peft_config["default"].base_model_name_or_path = str(base)
+    return adapted
+
+
+def token_rows(config: MLLMConfig) -> dict[str, list[int]]:
+    """Rows of the embedding and of the output layer that belong to the image tokens."""
+    ids = image_token_ids(config)
+    return {"embed_tokens": ids} if config.tie_word_embeddings else {"embed_tokens": ids, "lm_head": ids}
+
+
+def image_token_ids(config: MLLMConfig) -> list[int]:
+    """The ids that frame images, as far as they are in the vocabulary."""
+    ids = [config.begin_image_id, config.end_image_id, config.image_token_id]
+    if config.new_line_id is not None:
+        ids.append(config.new_line_id)
+    for first in (config.first_row_size_id, config.first_column_size_id):
+        if first is not None:
+            ids += range(first, first + (config.max_grid_side or 0))
+    return sorted({token_id for token_id in ids if 0 <= token_id < config.vocab_size})
+
+
+def merge(model: nn.Module, adapter: Path) -> MLLMForConditionalGeneration:
+    """The base model with an adapter's changes added to its weights."""
+    merged = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
+    assert isinstance(merged, MLLMForConditionalGeneration), f"merging gave a {type(merged).__name__}"
+    return merged

@@ -1,0 +1,85 @@
+"""Which packed batches a recipe trains on, and which it is measured on. Item b of a data set is batch b."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+from accelerate import PartialState
+from torch.utils.data import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from mllm.config import MLLMConfig
+from tokenizer.model import UniTok
+from train.data.world_codes import WorldCodes
+from train.data.world_sequences import WorldBatches
+from train.mllm_recipe import MLLMRecipe, WorldData
+
+HELD_OUT_EPISODES = 64
+HELD_OUT_SEED = 7_777_777
+"""Added to the seed of the data: other scenes, other wordings."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokenizers:
+    """What turns samples into sequences."""
+
+    text: PreTrainedTokenizerBase
+    image: UniTok
+    config: MLLMConfig
+    precision: torch.dtype  # in which pictures are encoded
+
+
+def training_batches(recipe: MLLMRecipe, tokenizers: Tokenizers, *, num_batches: int) -> Dataset:
+    """The batches of a whole run, over all processes and accumulation steps."""
+    codes = encode_world(recipe, recipe.data, tokenizers, folder="codes")
+    return world_batches(recipe, recipe.data, codes, tokenizers, num_batches=num_batches)
+
+
+def validation_batches(recipe: MLLMRecipe, tokenizers: Tokenizers) -> dict[str, Dataset]:
+    """Held-out batches by task; none where the recipe does not measure."""
+    if recipe.validation is None:
+        return {}
+    data = dataclasses.replace(
+        recipe.data,
+        episodes=HELD_OUT_EPISODES,
+        dense_every=1,
+        seed=recipe.data.seed + HELD_OUT_SEED,
+        prompt_dropout=0.0,
+    )
+    codes = encode_world(recipe, data, tokenizers, folder="codes-validation")
+    return {
+        job: world_batches(
+            recipe,
+            dataclasses.replace(data, jobs={job: 1.0}),
+            codes,
+            tokenizers,
+            num_batches=recipe.validation.batches,
+        )
+        for job in data.jobs
+    }
+
+
+def world_batches(
+    recipe: MLLMRecipe, data: WorldData, codes: WorldCodes, tokenizers: Tokenizers, *, num_batches: int
+) -> WorldBatches:
+    """Batches of the synthetic world."""
+    return WorldBatches(
+        data,
+        codes,
+        tokenizer=tokenizers.text,
+        config=tokenizers.config,
+        grid=tokenizers.image.config.grid,
+        length=recipe.length,
+        rows=recipe.rows,
+        num_batches=num_batches,
+    )
+
+
+def encode_world(recipe: MLLMRecipe, data: WorldData, tokenizers: Tokenizers, *, folder: str) -> WorldCodes:
+    """The codes of the world's pictures; the first process encodes what is missing, the others wait."""
+    codes = WorldCodes(recipe.output / folder, num_episodes=data.episodes, dense_every=data.dense_every, seed=data.seed)
+    with PartialState().main_process_first():
+        codes.encode_missing(tokenizers.image, precision=tokenizers.precision)
+    return codes

@@ -1,0 +1,141 @@
+"""The model that a recipe asks for: from nothing, from a model of ours, or around a language model such as Llama-2.
+
+Under DeepSpeed ZeRO-3 (see train/training_arguments.py) loading gives every process its part of each weight only; the
+first process reads the files, and what is changed afterwards is gathered one layer at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, PreTrainedTokenizerBase
+from transformers.integrations import is_deepspeed_zero3_enabled
+
+from mllm.config import MLLMConfig
+from mllm.model import MLLMForConditionalGeneration
+from mllm.projected_embedding import ProjectedEmbedding
+from mllm.vocabulary import Vocabulary, extend_tokenizer, fill_new_rows
+from tokenizer.model import UniTok
+from train.mllm_recipe import MLLMRecipe
+
+LLAMA_KEYS = {r"^model\.": "backbone."}
+"""Names in a causal language model of transformers, and here."""
+
+
+def build_model(
+    recipe: MLLMRecipe,
+    text_tokenizer: PreTrainedTokenizerBase,
+    image_tokenizer: UniTok,
+    *,
+    dtype: torch.dtype = torch.float32,
+) -> MLLMForConditionalGeneration:
+    """A model whose ids and codebooks are those of the tokenizers (the text tokenizer is extended in place)."""
+    vocabulary = extend_tokenizer(
+        text_tokenizer,
+        max_grid_side=recipe.model.get("max_grid_side"),
+        num_classes=recipe.model.get("num_classes", 0),
+    )
+    if recipe.start_from is not None:
+        options = quantized(recipe) if recipe.adapter and recipe.adapter.bits else {}
+        return MLLMForConditionalGeneration.from_pretrained(recipe.start_from, dtype=dtype, **options)
+    torch.manual_seed(recipe.trainer.get("seed", 0))
+    if recipe.backbone is not None:
+        return build_around(recipe, vocabulary, image_tokenizer, dtype=dtype)
+    text_config = {**recipe.model.get("text_config", {}), **token_fields(vocabulary.size, text_tokenizer)}
+    model = MLLMForConditionalGeneration(model_config(recipe, text_config, vocabulary, image_tokenizer))
+    model.code_embedding.adopt(image_tokenizer)
+    return model
+
+
+def build_around(
+    recipe: MLLMRecipe, vocabulary: Vocabulary, image_tokenizer: UniTok, *, dtype: torch.dtype
+) -> MLLMForConditionalGeneration:
+    """A model around a language model's weights.
+
+    New vocabulary rows are the mean of the old ones; codebooks and attention projection are the image tokenizer's (its
+    decoder side; UniTok trains it bidirectionally and continues it causally); projector and code head start new.
+    """
+    text_config = {**AutoConfig.from_pretrained(recipe.backbone).to_dict(), **recipe.model.get("text_config", {})}
+    num_old = text_config["vocab_size"]
+    config = model_config(recipe, text_config, vocabulary, image_tokenizer)
+    model = MLLMForConditionalGeneration.from_pretrained(
+        recipe.backbone, config=config, key_mapping=LLAMA_KEYS, dtype=dtype
+    )
+    if vocabulary.size > num_old:
+        model.resize_token_embeddings(vocabulary.size, mean_resizing=False)
+        layers = (model.get_input_embeddings(), model.get_output_embeddings())
+        with whole(parameter for layer in layers for parameter in layer.parameters()):
+            fill_new_rows(layers, num_old)
+    embedding = model.code_embedding
+    with whole(embedding.parameters()):
+        embedding.adopt(image_tokenizer)
+        if isinstance(embedding, ProjectedEmbedding):
+            embedding.set_projection(image_tokenizer.post_quant_proj)
+    return model
+
+
+def model_config(
+    recipe: MLLMRecipe, text_config: dict[str, Any], vocabulary: Vocabulary, image_tokenizer: UniTok
+) -> MLLMConfig:
+    """The recipe's fields, with the ids and sizes that the tokenizers fix."""
+    sizes = image_tokenizer.config
+    return MLLMConfig(
+        **{
+            **recipe.model,
+            "text_config": text_config,
+            **vocabulary.config_fields(),
+            "num_codebooks": sizes.num_codebooks,
+            "codebook_size": sizes.codebook_size,
+            "code_width": sizes.code_width,
+            "image_size": sizes.image_size,
+            "patch_size": sizes.patch_size,
+        }
+    )
+
+
+def token_fields(vocab_size: int, text_tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """What the backbone's config must know of the text tokenizer."""
+    return {
+        "vocab_size": vocab_size,
+        "bos_token_id": text_tokenizer.bos_token_id,
+        "eos_token_id": text_tokenizer.eos_token_id,
+        "pad_token_id": text_tokenizer.pad_token_id,
+    }
+
+
+def quantized(recipe: MLLMRecipe) -> dict[str, Any]:
+    """How the frozen backbone is loaded for QLoRA: 4-bit NormalFloat with double quantization, or 8 bits."""
+    from importlib.util import find_spec
+
+    from transformers import BitsAndBytesConfig
+
+    if not find_spec("bitsandbytes"):
+        raise ImportError(
+            f"adapter.bits is {recipe.adapter.bits} but bitsandbytes is not installed; pip install bitsandbytes, or "
+            "leave adapter.bits out"
+        )
+    config = BitsAndBytesConfig(
+        load_in_4bit=recipe.adapter.bits == 4,
+        load_in_8bit=recipe.adapter.bits == 8,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+        llm_int8_skip_modules=["lm_head", "code_embedding", "code_head"],
+    )
+    return {"quantization_config": config}
+
+
+@contextmanager
+def whole(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """The parameters in one piece while they are changed; what the first process writes counts."""
+    if not is_deepspeed_zero3_enabled():
+        yield
+        return
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters(list(parameters), modifier_rank=0):
+        yield

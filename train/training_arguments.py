@@ -1,0 +1,78 @@
+"""From a recipe to the library's training arguments: what the recipe says, and what packed batches need.
+
+Made before the model: under DeepSpeed ZeRO-3 they are what tells transformers to load every weight in parts.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+import torch
+from accelerate import PartialState
+from transformers import TrainingArguments
+
+from train.mllm_recipe import MLLMRecipe
+from train.precision import prefers_bfloat16
+
+TRACKERS = {"tensorboard": "tensorboard", "wandb": "wandb"}
+"""Name in transformers, and the module that must be installed."""
+
+
+def training_arguments(recipe: MLLMRecipe) -> TrainingArguments:
+    """The library's arguments.
+
+    Raises:
+        ValueError: a key of `trainer` that TrainingArguments does not know, or keys that contradict each other.
+    """
+    fixed = {
+        "output_dir": str(recipe.output),
+        "per_device_train_batch_size": 1,  # an item of the data set is a whole batch
+        "remove_unused_columns": False,
+        "learning_rate": recipe.optimizer.learning_rate,
+        "dataloader_num_workers": 1,
+        "report_to": [name for name, module in TRACKERS.items() if find_spec(module)],
+        "disable_tqdm": False,
+        "use_cpu": not torch.cuda.is_available(),
+        "bf16": prefers_bfloat16(),
+        "average_tokens_across_devices": False,  # our trainer counts over the ranks itself
+        "logging_nan_inf_filter": False,  # our trainer judges every step
+        "eval_strategy": "steps" if recipe.validation else "no",
+        "metric_for_best_model": "loss" if recipe.validation else None,
+    }
+    fields = {**fixed, **recipe.trainer}
+    if recipe.batches_per_step is not None:
+        fields["gradient_accumulation_steps"] = accumulation_steps(recipe, use_cpu=fields["use_cpu"])
+    try:
+        arguments = TrainingArguments(**fields)
+    except TypeError as error:
+        raise ValueError(f"trainer has a key that TrainingArguments does not know: {error}; mend the recipe") from None
+    check_sharding(recipe, arguments)
+    return arguments
+
+
+def accumulation_steps(recipe: MLLMRecipe, *, use_cpu: bool) -> int:
+    """Batches that one process adds up for a step, from the batches of all."""
+    world = PartialState(cpu=use_cpu).num_processes
+    if recipe.batches_per_step % world:
+        raise ValueError(
+            f"batches_per_step does not divide among the processes: found {recipe.batches_per_step} and {world}; "
+            "use a multiple of the processes"
+        )
+    return recipe.batches_per_step // world
+
+
+def check_sharding(recipe: MLLMRecipe, arguments: TrainingArguments) -> None:
+    """Refuse what a sharded optimizer or model cannot do."""
+    if not arguments.deepspeed:
+        return
+    if recipe.optimizer.name == "muon":
+        raise ValueError("optimizer.name is muon, which needs whole matrices; use adamw with DeepSpeed")
+    if not arguments.hf_deepspeed_config.is_zero3():
+        return
+    if recipe.ema_decay:
+        raise ValueError(f"ema_decay is {recipe.ema_decay}, which needs whole weights; use 0 with ZeRO-3, or ZeRO-2")
+    if recipe.validation and recipe.validation.prompts:
+        raise ValueError(
+            "validation.prompts draws pictures, which needs whole weights; leave it out with ZeRO-3 and draw from the "
+            "checkpoints, or use ZeRO-2"
+        )
