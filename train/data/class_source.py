@@ -1,0 +1,39 @@
+"""From the recipe's fields to codes by class: encode the world where no folder is named, and check what was found."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+
+from mllm.config import MLLMConfig
+from tokenizer.model import UniTok
+from train.class_recipe import ClassData
+from train.data.class_codes import ClassCodes
+from train.data.class_pictures import WorldClassPictures, encode_classes
+
+
+def open_class_codes(
+    data: ClassData, world_folder: Path, *, image_tokenizer: UniTok, config: MLLMConfig, precision: torch.dtype
+) -> list[ClassCodes]:
+    """The codes that the recipe names, or those of the world's classes; the first process encodes what is missing.
+
+    Args:
+        world_folder: where the world's codes are, or will be.
+    """
+    folders = list(data.folders)
+    if not folders:
+        pictures = WorldClassPictures(data.world_pictures, size=image_tokenizer.config.image_size, seed=data.seed)
+        with PartialState().main_process_first():
+            encode_classes(pictures, world_folder, image_tokenizer, precision=precision)
+        folders = [world_folder]
+    codes = [ClassCodes(folder) for folder in folders]
+    for part in codes:
+        part.check(
+            num_codebooks=config.num_codebooks,
+            num_positions=config.positions_per_image,
+            num_classes=config.num_classes,
+            fingerprint=image_tokenizer.fingerprint(),
+        )
+    return codes
