@@ -12,6 +12,9 @@ from transformers import PreTrainedTokenizerBase
 
 from mllm.config import MLLMConfig
 from tokenizer.model import UniTok
+from train.class_recipe import ClassData
+from train.data.class_batches import ClassBatches
+from train.data.class_source import open_class_codes
 from train.data.world_codes import WorldCodes
 from train.data.world_sequences import WorldBatches
 from train.mllm_recipe import MLLMRecipe, WorldData
@@ -33,6 +36,8 @@ class Tokenizers:
 
 def training_batches(recipe: MLLMRecipe, tokenizers: Tokenizers, *, num_batches: int) -> Dataset:
     """The batches of a whole run, over all processes and accumulation steps."""
+    if recipe.classes.is_given:
+        return class_batches(recipe, recipe.classes, tokenizers, folder="class_codes", num_batches=num_batches)
     codes = encode_world(recipe, recipe.data, tokenizers, folder="codes")
     return world_batches(recipe, recipe.data, codes, tokenizers, num_batches=num_batches)
 
@@ -41,6 +46,8 @@ def validation_batches(recipe: MLLMRecipe, tokenizers: Tokenizers) -> dict[str, 
     """Held-out batches by task; none where the recipe does not measure."""
     if recipe.validation is None:
         return {}
+    if recipe.classes.is_given:
+        return class_validation(recipe, tokenizers)
     data = dataclasses.replace(
         recipe.data,
         episodes=HELD_OUT_EPISODES,
@@ -75,6 +82,46 @@ def world_batches(
         rows=recipe.rows,
         num_batches=num_batches,
     )
+
+
+def class_batches(
+    recipe: MLLMRecipe, data: ClassData, tokenizers: Tokenizers, *, folder: str, num_batches: int
+) -> ClassBatches:
+    """Batches of pictures by class; the world's are encoded into `folder` of the run."""
+    codes = open_class_codes(
+        data,
+        recipe.output / folder,
+        image_tokenizer=tokenizers.image,
+        config=tokenizers.config,
+        precision=tokenizers.precision,
+    )
+    return ClassBatches(
+        codes,
+        data,
+        tokenizer=tokenizers.text,
+        config=tokenizers.config,
+        length=recipe.length,
+        rows=recipe.rows,
+        num_batches=num_batches,
+    )
+
+
+def class_validation(recipe: MLLMRecipe, tokenizers: Tokenizers) -> dict[str, Dataset]:
+    """Held-out pictures of the world's classes. Folders name no held-out pictures."""
+    assert recipe.validation is not None, "asked for by the recipe"
+    if recipe.classes.folders:
+        raise ValueError(
+            f"validation has no pictures of these classes: found classes.folders {recipe.classes.folders}; "
+            "leave validation out"
+        )
+    held_out = dataclasses.replace(
+        recipe.classes,
+        world_pictures=HELD_OUT_EPISODES,
+        class_dropout=0.0,
+        seed=recipe.classes.seed + HELD_OUT_SEED,
+    )
+    folder, num_batches = "class_codes-validation", recipe.validation.batches
+    return {"draw_class": class_batches(recipe, held_out, tokenizers, folder=folder, num_batches=num_batches)}
 
 
 def encode_world(recipe: MLLMRecipe, data: WorldData, tokenizers: Tokenizers, *, folder: str) -> WorldCodes:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +23,11 @@ from mllm.vocabulary import Vocabulary, extend_tokenizer, fill_new_rows
 from tokenizer.model import UniTok
 from train.mllm_recipe import MLLMRecipe
 
+SETTINGS = (
+    *("prompt_style", "tasks", "sizes", "text_loss_weight", "z_loss_weight"),
+    *("image_guidance", "image_temperature", "image_top_k", "image_top_p"),
+)
+"""Fields of MLLMConfig that shape no weights: the next stage of a training may have others."""
 LLAMA_KEYS = {r"^model\.": "backbone."}
 """Names in a causal language model of transformers, and here."""
 
@@ -41,7 +47,8 @@ def build_model(
     )
     if recipe.start_from is not None:
         options = quantized(recipe) if recipe.adapter and recipe.adapter.bits else {}
-        return MLLMForConditionalGeneration.from_pretrained(recipe.start_from, dtype=dtype, **options)
+        config = changed_config(recipe.start_from, recipe.model)
+        return MLLMForConditionalGeneration.from_pretrained(recipe.start_from, config=config, dtype=dtype, **options)
     torch.manual_seed(recipe.trainer.get("seed", 0))
     if recipe.backbone is not None:
         return build_around(recipe, vocabulary, image_tokenizer, dtype=dtype)
@@ -49,6 +56,23 @@ def build_model(
     model = MLLMForConditionalGeneration(model_config(recipe, text_config, vocabulary, image_tokenizer))
     model.code_embedding.adopt(image_tokenizer)
     return model
+
+
+def changed_config(folder: Path, changes: dict[str, Any]) -> MLLMConfig:
+    """The config of a model that goes on, with other settings; what shapes its weights stays.
+
+    Raises:
+        ValueError: a field that is no setting would change.
+    """
+    config = MLLMConfig.from_pretrained(folder, local_files_only=True)
+    fields = config.to_dict()
+    for name, value in changes.items():
+        if name not in SETTINGS and fields.get(name) != value:
+            raise ValueError(
+                f"model.{name} cannot change in a model that goes on: found {value!r}, {folder} has "
+                f"{fields.get(name)!r}; leave it out, or change only {', '.join(SETTINGS)}"
+            )
+    return MLLMConfig.from_dict({**fields, **changes})
 
 
 def build_around(

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from train.adapter_recipe import AdapterRecipe
 from train.bad_steps import BadSteps
+from train.class_recipe import ClassData
 from train.optimizers import OptimizerRecipe
 from train.parts import ALL, BESIDE_ADAPTERS, check_parts
 
@@ -49,7 +50,7 @@ class MLLMRecipe:
     model: dict[str, Any] = field(default_factory=dict)
     """Fields of MLLMConfig, for a model that starts from nothing."""
     start_from: Path | None = None
-    """Folder of a model to go on from, instead of `model`."""
+    """Folder of a model to go on from. `model` then holds what changes in its config; see train/build_model.py."""
     backbone: Path | None = None
     """Folder of a language model (Llama-2 in the Hugging Face layout) that a new model is built around. Its vocabulary
     is extended; what it does not have (code embedding, code head) starts new, or from the image tokenizer."""
@@ -59,6 +60,8 @@ class MLLMRecipe:
     """Low-rank adapters on the backbone instead of its own weights (LoRA); `trains` then names what is trained whole
     beside them."""
     data: WorldData = field(default_factory=WorldData)
+    classes: ClassData = field(default_factory=ClassData)
+    """Pictures by class as training data, instead of `data`, where it names any."""
     length: int = 512
     """Positions of a packed row."""
     rows: int = 16
