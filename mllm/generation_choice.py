@@ -117,6 +117,9 @@ class Chooser:
         """Draw one text token in each of these rows; begin-of-image only where an image is wanted and has room."""
         states = [self.states[n] for n in rows]
         logits_GV = self.model.lm_head(hidden_RD[torch.tensor(rows, device=self.device)]).float()
+        for g, state in enumerate(states):
+            if state.row.text_processors:
+                logits_GV[g] = self.process(logits_GV[g], state)
         logits_GV.index_fill_(1, self.never_text_ids, -torch.inf)
         if rows not in self.text_settings:
             configs = [state.row.text for state in states]
@@ -128,6 +131,15 @@ class Chooser:
         if closed := [g for g, state in enumerate(states) if not state.may_begin_image]:
             logits_GV[torch.tensor(closed, device=self.device), self.begin_image_id] = -torch.inf
         return choose(logits_GV, settings, uniforms_G).tolist()
+
+    def process(self, logits_V: Tensor, state: RowState) -> Tensor:
+        """The logits as the caller's processors leave them; at image positions they see padding."""
+        ids = [*state.row.prompt.token_ids_T.tolist(), *state.token_ids]
+        ids = [self.config.pad_token_id if id_ == self.config.image_token_id else id_ for id_ in ids]
+        ids_1T, logits_1V = torch.tensor([ids], device=self.device), logits_V[None]
+        for process in state.row.text_processors:
+            logits_1V = process(ids_1T, logits_1V)
+        return logits_1V[0]
 
     def refusals(
         self, states: list[RowState], logits_GV: Tensor, uniforms_G: Tensor, settings: RowSettings

@@ -8,6 +8,7 @@ Letters: K codebooks, N positions of one image, T places of a sequence.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Literal
@@ -18,10 +19,12 @@ from torch import Tensor
 
 from mllm.conversation import CodesPart
 from mllm.layout import Grid, ImageLayout
+from mllm.modes import Mode, check_mode
 from mllm.sampling import SamplingConfig
 from mllm.sequence import Sequence
 
-Mode = Literal["text", "image", "interleaved"]
+TextProcessor = Callable[[Tensor, Tensor], Tensor]
+"""A logits processor of transformers: ids (1, T) so far and text logits (1, V) to changed logits."""
 FinishReason = Literal["eos", "length", "image"]
 
 TEXT_BLOCK = 64
@@ -55,10 +58,11 @@ class Row:
     image: SamplingConfig = field(default_factory=SamplingConfig)
     known_codes: KnownCodes | None = None
     """For mode "image"."""
+    text_processors: tuple[TextProcessor, ...] = ()
+    """Change the logits of text tokens before they are sampled, in this order; they have no say inside an image."""
 
     def __post_init__(self) -> None:
-        if self.mode not in ("text", "image", "interleaved"):
-            raise ValueError(f"unknown generation mode: found {self.mode!r}; use text, image or interleaved")
+        check_mode(self.mode)
         if self.text.guidance != 1:
             raise ValueError(
                 f"text has no guidance: found {self.text.guidance}; set guidance in the image settings only"

@@ -100,3 +100,11 @@ class ImageLayout:
                 f"no size token for this grid: found {rows} x {columns} positions; use 1 to {self.max_side} a side"
             )
         return rows, columns
+
+    def last_grid(self, token_ids: list[int]) -> Grid | None:
+        """The grid of the last image among these ids; None: there is none, or images have no sizes (fixed layout)."""
+        starts = [place for place, token_id in enumerate(token_ids[:-2]) if token_id == self.begin_image_id]
+        if self.kind == "fixed" or not starts:
+            return None
+        rows_id, columns_id = token_ids[starts[-1] + 1 : starts[-1] + 3]
+        return rows_id - self.first_row_size_id + 1, columns_id - self.first_column_size_id + 1

@@ -11,6 +11,7 @@ L labelled text tokens, M learned image positions.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
     GenerationMixin,
     PreTrainedModel,
 )
@@ -55,6 +57,8 @@ class MLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
     base_model_prefix = "backbone"
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = False  # a plain Trainer counts text labels only; ours counts codes too and passes the sum
+    input_modalities = ("text", "image")
+    output_modalities = ("text", "image")
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -212,6 +216,16 @@ class MLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             loss_parts=parts,
         )
 
+    def generate(self, input_ids: Tensor | None = None, **options: Any) -> Any:
+        """Answer prompts in text, an image, or both (`generation_mode`); options in mllm/model_generate.py.
+
+        Takes what the processor returns. Returns ids (S, T) of prompts and answers, the codes (S, N * K) of images, or
+        with `return_dict_in_generate=True` and for mixed answers a `GenerateOutput`.
+        """
+        from mllm.model_generate import GenerateRequest, generate_from_inputs
+
+        return generate_from_inputs(self, GenerateRequest.read(input_ids=input_ids, **options))
+
     def _code_rows(
         self, hidden_BTD: Tensor, input_ids_BT: Tensor, codes_PK: Tensor | None, code_targets_P: Tensor | None
     ) -> tuple[Tensor, Tensor]:
@@ -250,5 +264,5 @@ def packed_mask(segment_ids_BT: Tensor) -> Tensor:
     return ((segment_ids_BT[:, :, None] == segment_ids_BT[:, None, :]) & causal_TT)[:, None]
 
 
-for auto_class in (AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText):
+for auto_class in (AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM):
     auto_class.register(MLLMConfig, MLLMForConditionalGeneration, exist_ok=True)

@@ -20,11 +20,13 @@ from mllm.config import MLLMConfig
 from mllm.conversation import ClassPart, ImagePart, Message, TextPart
 from mllm.generation import Event as RowLevelEvent
 from mllm.generation import generate, stream
-from mllm.generation_rows import Generated, Mode, Row
+from mllm.generation_rows import Generated, Row
 from mllm.model import MLLMForConditionalGeneration
 from mllm.model_folder import find_model_folder
+from mllm.modes import Mode
+from mllm.pictures import Picture
 from mllm.processor import MLLMProcessor
-from mllm.row_builder import Overrides, Picture, RowBuilder, check_task, check_words, read_pictures
+from mllm.row_builder import Overrides, RowBuilder, check_task, check_words, read_pictures
 from mllm.sampling import SamplingConfig
 from mllm.settings import image_settings, read_task_settings
 from mllm.sizes import Size, supported_sizes

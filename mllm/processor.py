@@ -9,7 +9,6 @@ Letters: B batch, T places, P image positions of the batch in reading order, I i
 from __future__ import annotations
 
 import json
-from collections import defaultdict
 from collections.abc import Sequence as SequenceOf
 from dataclasses import replace
 from pathlib import Path
@@ -24,14 +23,13 @@ from transformers import AutoProcessor, BatchFeature, PreTrainedTokenizerBase, P
 from mllm.chat_dicts import from_chat
 from mllm.chat_template import chat_template as template_of
 from mllm.config import MLLMConfig
-from mllm.conversation import AnswerKind, CodesPart, ImagePart, Message, TextPart
+from mllm.conversation import AnswerKind, CodesPart, ImagePart, Message, TextPart, unconditional
 from mllm.generation_rows import Generated
-from mllm.layout import Grid
 from mllm.model_folder import IMAGE_TOKENIZER, find_model_folder
+from mllm.modes import Mode, possible_mode
+from mllm.pictures import Picture, decode_images, encode_images, load_picture, with_pictures
 from mllm.sequence import Sequence, build_sequence
-from mllm.sizes import Size, best_size, grid_of
 from mllm.vocabulary import decode_text, load_text_tokenizer, save_text_tokenizer
-from tokenizer.image_processor import ImageProcessor, to_images
 from tokenizer.model import UniTok
 
 PROCESSOR_FILE = "processor_config.json"
@@ -64,6 +62,9 @@ class MLLMProcessor(ProcessorMixin):
         """What transformers saves and loads as parts of its own."""
         return ["tokenizer"]
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.tokenizer!r}, preparation={self.preparation!r})"
+
     # ---- in ----
 
     def __call__(
@@ -72,22 +73,44 @@ class MLLMProcessor(ProcessorMixin):
         text: str | SequenceOf[str] | None = None,
         *,
         messages: SequenceOf[Any] | None = None,
-        answer: AnswerKind | None = None,
+        generation_mode: Mode | None = None,
         **kwargs: Any,
     ) -> BatchFeature:
         """Model inputs of one request: pictures, then a text; or of a whole chat (messages or Hugging Face dicts).
 
         `kwargs` are transformers' padding and tensor options; inputs are always padded on the left, as torch tensors.
+
+        Args:
+            generation_mode: what `model.generate` is to answer; pictures then also need the prompts to guide away
+                from (`negative_prompt_ids`).
         """
+        for name in ("audio", "videos"):
+            if kwargs.get(name) is not None:
+                raise ValueError(f"this model reads text and pictures: found {name}; leave them out")
         if messages is not None:
-            return self.collate([self.build(self.read_chat(messages), add_generation_prompt=True, answer=answer)])
-        pictures = [images] if isinstance(images, Image.Image) else list(images or [])
+            return self.prompts([self.read_chat(messages)], generation_mode)
+        pictures = [load_picture(image) for image in ([images] if isinstance(images, Picture) else list(images or []))]
         texts = [text] if isinstance(text, str) else list(text or [])
         if len(texts) > 1 and pictures:
             raise ValueError(f"pictures belong to one text: found {len(texts)} texts; pass messages, or one text")
         parts = tuple(ImagePart(picture) for picture in pictures)
         chats = [[Message("user", (*parts, TextPart(text)))] for text in texts] or [[Message("user", parts)]]
-        return self.collate([self.build(chat, add_generation_prompt=True, answer=answer) for chat in chats])
+        return self.prompts(chats, generation_mode)
+
+    def prompts(self, chats: SequenceOf[SequenceOf[Message]], generation_mode: Mode | None) -> BatchFeature:
+        """Model inputs that ask for an answer to each chat."""
+        answer: AnswerKind | None = generation_mode if generation_mode in ("text", "image") else None
+        chats = [self.encode_pictures(chat) for chat in chats]
+        if generation_mode is not None:
+            for chat in chats:
+                possible_mode(chat, generation_mode, self.need_config())  # refuses what this checkpoint does not answer
+        inputs = self.collate([self.build(chat, add_generation_prompt=True, answer=answer) for chat in chats])
+        if generation_mode in ("image", "interleaved"):
+            dropped = [unconditional(chat) for chat in chats]
+            other = self.collate([self.build(chat, add_generation_prompt=True, answer=answer) for chat in dropped])
+            inputs["negative_prompt_ids"] = other["input_ids"]
+            inputs["negative_prompt_attention_mask"] = other["attention_mask"]
+        return inputs
 
     def apply_chat_template(self, conversation: Any, chat_template: str | None = None, **kwargs: Any) -> Any:
         """The text form of a chat, or with `tokenize=True` model inputs, pictures included (`return_dict=True`)."""
@@ -95,13 +118,16 @@ class MLLMProcessor(ProcessorMixin):
             return super().apply_chat_template(conversation, chat_template, **kwargs)
         is_batch = bool(conversation) and not isinstance(conversation[0], dict | Message)
         chats = [self.read_chat(chat) for chat in (conversation if is_batch else [conversation])]
+        if kwargs.get("continue_final_message"):
+            raise ValueError("an answer cannot be continued: found an assistant's message last; end with the user's")
+        mode = (kwargs.get("processor_kwargs") or {}).get("generation_mode", kwargs.get("generation_mode"))
         is_prompt = kwargs.get("add_generation_prompt", False)
-        inputs = self.collate([self.build(chat, add_generation_prompt=is_prompt) for chat in chats])
+        inputs = self.prompts(chats, mode) if is_prompt else self.collate([self.build(chat) for chat in chats])
         return inputs if kwargs.get("return_dict") else inputs["input_ids"]
 
     def read_chat(self, chat: SequenceOf[Any]) -> list[Message]:
         """Messages of a chat in either form."""
-        return [turn if isinstance(turn, Message) else from_chat([turn])[0] for turn in chat]
+        return [turn if isinstance(turn, Message) else from_chat([with_pictures(turn)])[0] for turn in chat]
 
     def build(
         self, messages: SequenceOf[Message], *, add_generation_prompt: bool = False, answer: AnswerKind | None = None
@@ -126,20 +152,13 @@ class MLLMProcessor(ProcessorMixin):
             for message in messages
         ]
 
-    @torch.inference_mode()
     def encode_images(self, images: SequenceOf[Image.Image]) -> list[CodesPart]:
         """Codes of pictures, each at the size of the model that fits it best."""
-        by_size: dict[Size, list[int]] = defaultdict(list)
-        for index, image in enumerate(images):
-            by_size[best_size(image.size, self.need_config())].append(index)
-        encoded: dict[int, CodesPart] = {}
-        for size, indices in by_size.items():
-            prepare = ImageProcessor(width=size[0], height=size[1], preparation=self.preparation)
-            pixels_B3HW = prepare([images[index] for index in indices]).to(self.need_image_tokenizer().device)
-            codes_BKN = self.need_image_tokenizer().encode(pixels_B3HW).to("cpu", torch.int32).numpy()
-            for index, codes_KN in zip(indices, codes_BKN, strict=True):
-                encoded[index] = CodesPart(codes_KN.astype(np.uint16), grid_of(size, self.need_config()))
-        return [encoded[index] for index in range(len(images))]
+        if not images:
+            return []
+        return encode_images(
+            images, self.need_image_tokenizer(), config=self.need_config(), preparation=self.preparation
+        )
 
     def collate(self, sequences: SequenceOf[Sequence]) -> BatchFeature:
         """Tensors (B, T) of sequences, padded on the left, with the codes of all their images in reading order."""
@@ -167,19 +186,48 @@ class MLLMProcessor(ProcessorMixin):
         """Text without special tokens and outer spaces."""
         return decode_text(self.tokenizer, token_ids)
 
-    @torch.inference_mode()
     def decode_images(self, images: SequenceOf[CodesPart]) -> list[Image.Image]:
         """Pictures of codes."""
-        by_grid: dict[Grid, list[int]] = defaultdict(list)
-        for index, image in enumerate(images):
-            by_grid[image.grid].append(index)
-        decoded: dict[int, Image.Image] = {}
-        for grid, indices in by_grid.items():
-            codes_BKN = torch.from_numpy(np.stack([images[index].codes_KN for index in indices]).astype(np.int64))
-            tokenizer = self.need_image_tokenizer()
-            pictures = to_images(tokenizer.decode(codes_BKN.to(tokenizer.device), grid=grid))
-            decoded.update(zip(indices, pictures, strict=True))
-        return [decoded[index] for index in range(len(images))]
+        return decode_images(images, self.need_image_tokenizer()) if images else []
+
+    def post_process_multimodal_output(
+        self,
+        generated_outputs: Any,
+        skip_special_tokens: bool = True,
+        generation_mode: Mode | None = None,
+        **kwargs: Any,
+    ) -> list[Any]:
+        """What `model.generate` returned as texts, as pictures, or (mode "interleaved") as a list of both per row."""
+        answers = getattr(generated_outputs, "answers", None)
+        match generation_mode:
+            case None | "text":
+                ids_ST = generated_outputs if answers is None else generated_outputs.sequences
+                config = self.need_config()
+                skipped = (config.image_token_id, config.pad_token_id)
+                rows = [[id_ for id_ in row if id_ not in skipped] for row in ids_ST.tolist()]
+                return [self.decode(row, skip_special_tokens=skip_special_tokens) for row in rows]
+            case "image" if answers is None:
+                return self.decode_images([self.as_codes(codes) for codes in generated_outputs.cpu()])
+            case "image":
+                return self.decode_images([image for answer in answers for image in answer.images])
+            case "interleaved" if answers is not None:
+                return [self.to_parts(answer) for answer in answers]
+            case _:
+                raise ValueError(
+                    f"nothing to show of mode {generation_mode!r}: found {type(generated_outputs).__name__}; use text, "
+                    "image, or interleaved with all that generate returned"
+                )
+
+    def as_codes(self, codes_X: Tensor) -> CodesPart:
+        """One image from its codes position by position, of the default size."""
+        side = self.need_config().grid_side
+        codes_NK = codes_X.reshape(-1, self.need_config().num_codebooks)
+        if len(codes_NK) != side * side:
+            raise ValueError(
+                f"codes without a size are of the default size: found {len(codes_NK)} positions, not {side} x {side}; "
+                "call generate with return_dict_in_generate=True and pass all that it returns"
+            )
+        return CodesPart(codes_NK.T.numpy().astype(np.uint16), (side, side))
 
     def decode(self, *args: Any, skip_special_tokens: bool = True, **kwargs: Any) -> str:
         """Text of ids; special tokens only if asked for."""

@@ -9,24 +9,20 @@ from __future__ import annotations
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypedDict
 
-from PIL import Image
 from transformers import GenerationConfig
 
 from mllm.config import MLLMConfig
-from mllm.conversation import AnswerKind, CodesPart, ImagePart, Message, TextPart, has_image, unconditional
-from mllm.generation_rows import Mode, Row, count_budget
+from mllm.conversation import AnswerKind, CodesPart, ImagePart, Message, TextPart, unconditional
+from mllm.generation_rows import Row, count_budget
 from mllm.layout import ImageLayout
+from mllm.modes import Mode, possible_mode
+from mllm.pictures import Picture, load_picture
 from mllm.processor import MLLMProcessor
 from mllm.sampling import PerCodebook
 from mllm.settings import TaskSettings, image_settings, text_settings, token_budget
 from mllm.sizes import Size, grid_of
-from tokenizer.image_processor import open_image
-
-Picture = Image.Image | str | Path
-"""A picture, or the file that holds one."""
 
 NUM_SEEDS = 2**31
 
@@ -101,26 +97,6 @@ class RowBuilder:
         return grids[-1] if grids else None
 
 
-def possible_mode(messages: Sequence[Message], mode: Mode, config: MLLMConfig) -> Mode:
-    """The mode asked for, as far as this checkpoint has it; a chat without pictures is one in words."""
-    if config.prompt_style == "unitok":
-        mode = unitok_mode(messages, mode)
-    if config.can_draw:
-        return mode
-    if mode == "image":
-        raise ValueError("this model cannot draw: it only looks at pictures and answers; use a model that draws")
-    return "text"
-
-
-def unitok_mode(messages: Sequence[Message], mode: Mode) -> Mode:
-    """Upstream's prompts are for one kind of answer each: a picture from words, or words about pictures."""
-    if mode == "interleaved":
-        return "text" if has_image(messages[0]) else "image"
-    if mode == "image" and any(has_image(message) for message in messages):
-        raise ValueError("this model draws from words alone: found a picture in the request; leave the picture out")
-    return mode
-
-
 def check_overrides(overrides: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that are given; an unknown name is an error."""
     if unknown := set(overrides) - set(Overrides.__annotations__):
@@ -148,8 +124,8 @@ def check_words(text: str, *, name: str, hint: str) -> str:
 
 def read_pictures(pictures: Picture | Sequence[Picture]) -> list[ImagePart]:
     """Parts of a message from pictures or their files."""
-    listed = [pictures] if isinstance(pictures, Image.Image | str | Path) else list(pictures)
-    return [ImagePart(p if isinstance(p, Image.Image) else open_image(p)) for p in listed]
+    listed = [pictures] if isinstance(pictures, Picture) else list(pictures)
+    return [ImagePart(load_picture(picture)) for picture in listed]
 
 
 def check_task(tasks: Sequence[str] | None, *wanted: str) -> str:

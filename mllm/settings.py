@@ -15,7 +15,7 @@ from transformers import GenerationConfig
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from mllm.config import MLLMConfig
-from mllm.generation_rows import Mode
+from mllm.modes import Mode
 from mllm.sampling import SamplingConfig
 
 TaskSettings = Mapping[str, Mapping[str, Any]]

@@ -17,7 +17,7 @@ from mllm.evaluation.fingerprint import model_fingerprint
 from mllm.evaluation.rate import Rate
 from mllm.evaluation.world import choose_groups, evaluate_world
 from mllm.evaluation.world_tokenizer import score_round_trip
-from mllm.generation_rows import Mode
+from mllm.modes import Mode
 from mllm.pipeline import Pipeline
 from mllm.row_builder import Overrides
 from mllm.world.measure import measure_checker

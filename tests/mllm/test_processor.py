@@ -148,3 +148,7 @@ def test_what_the_model_reads_is_an_input_of_its_forward(processor: MLLMProcesso
         other = model(**processor(messages=[Message("user", (ImagePart(picture(1)), TextPart("a")))])).logits
     assert logits.shape[-1] == model.config.vocab_size
     assert not torch.allclose(logits[:, -1], other[:, -1]), "the picture changes the answer"
+
+
+def test_a_processor_can_be_printed(processor: MLLMProcessor) -> None:
+    assert repr(processor).startswith("MLLMProcessor(")
