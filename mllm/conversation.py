@@ -11,8 +11,9 @@ Knows no tokenizer, no ids and no tensors.
     vicuna_v1        <s>system USER: <image>\\ntext ASSISTANT: text</s>USER: ...     bare images
     plain            <s><image>text\\n        LLaVA's first stage: bare images, the words of the user are left out
     class            <class><image>           LlamaGen's: no text at all, not even <s> (see image layout "bare")
+    any style        <s> text<image> text</s>        a document: one message of the assistant without a question
 
-What the assistant says is learned, up to and including </s>.
+What the assistant says is learned, up to and including </s>; of a document that is everything.
 """
 
 from __future__ import annotations
@@ -108,6 +109,8 @@ def render(
         answer: what it is to say (style "unitok" has one prompt for each); default: an image if only text was given.
     """
     check_dialogue(messages, add_generation_prompt=add_generation_prompt)
+    if messages[0].role == "assistant":
+        return [Segment(Marker.BOS), *_render_document(messages[0])]
     if style == "unitok":
         style = unitok_style(messages, answer if add_generation_prompt else None)
     match style:
@@ -158,6 +161,15 @@ def check_dialogue(messages: Sequence[Message], *, add_generation_prompt: bool) 
 
 def has_image(message: Message) -> bool:
     return any(isinstance(part, CodesPart) for part in message.parts)
+
+
+def _render_document(message: Message) -> Iterator[Segment]:
+    for part in message.parts:
+        if isinstance(part, CodesPart):
+            yield Segment(part, supervised=True)
+        elif text := text_of(part):
+            yield Segment(" " + text, supervised=True)
+    yield Segment(Marker.EOS, supervised=True)
 
 
 def _render_native(messages: Sequence[Message], add_generation_prompt: bool) -> Iterator[Segment]:

@@ -1,12 +1,13 @@
 """Sequences into rows of a fixed length: the batches that training and scoring feed to the model.
 
-No sample sees another (segment ids), positions restart at each, images are never cut. First fit: a sequence goes into
-the first row that has room. Knows no model.
+No sample sees another (segment ids), positions restart at each, images are never cut. Knows no model. Two ways to fill
+rows: first fit (`Packer.add`), for sequences that come one by one, and best fit (`take_row`), for a buffer of them.
 
 Letters: B rows, T places of a row, P image positions of the batch, I images, K codebooks.
 """
 
 from collections.abc import Iterable
+from collections.abc import Sequence as SequenceOf
 
 import numpy as np
 import torch
@@ -50,6 +51,12 @@ class Packer:
         self.room[row] -= len(sequence)
         return True
 
+    def add_row(self, sequences: list[Sequence]) -> None:
+        """Add a row that is filled already (`take_row`)."""
+        assert sum(map(len, sequences)) <= self.length, "take_row fills no row above its length"
+        self.rows.append(sequences)
+        self.room.append(self.length - sum(map(len, sequences)))
+
     def batch(self) -> PackedBatch:
         """The rows as one batch."""
         shape = (len(self.rows), self.length)
@@ -85,6 +92,21 @@ class Packer:
             "image_lengths": np.concatenate([sequence.image_lengths_I for sequence in ordered]),
             "code_targets": np.concatenate([sequence.code_targets_P for sequence in ordered]),
         }
+
+
+def take_row(lengths: SequenceOf[int], room: int) -> list[int]:
+    """Which of the waiting sequences fill a row best: the first of them, so that none waits forever, then always the
+    longest that still has room (of equal ones the first). Indices, in the order of the row."""
+    taken: list[int] = []
+    left = set(range(len(lengths)))
+    choice: int | None = 0 if lengths else None
+    while choice is not None:
+        taken.append(choice)
+        left.discard(choice)
+        room -= lengths[choice]
+        fitting = [index for index in left if lengths[index] <= room]
+        choice = max(fitting, key=lambda index: (lengths[index], -index), default=None)
+    return taken
 
 
 def pack(sequences: Iterable[Sequence], *, length: int, pad_token_id: int) -> PackedBatch:

@@ -81,6 +81,43 @@ def build_sequence(
     )
 
 
+def cut_sequence(sequence: Sequence, length: int, *, config: MLLMConfig) -> list[Sequence] | None:
+    """A long document in pieces of at most `length` places, cut between tokens but never inside an image.
+
+    None where an image alone is longer. Pieces after the first have no begin-of-sequence token.
+    """
+    token_ids_T = sequence.token_ids_T
+    # how many images have begun but not ended after each place: only between images it is 0
+    inside_T = np.cumsum(token_ids_T == config.begin_image_id) - np.cumsum(token_ids_T == config.end_image_id)
+    (positions_P,) = np.nonzero(token_ids_T == config.image_token_id)
+    last_I = np.cumsum(sequence.image_lengths_I) - 1
+    inside_T[np.delete(positions_P, last_I)] = 1  # also where nothing frames images (layout "bare")
+    may_cut_T = np.concatenate([[True], inside_T == 0])
+    pieces, begin = [], 0
+    while begin < len(sequence):
+        end = min(begin + length, len(sequence))
+        while not may_cut_T[end]:
+            end -= 1
+        if end == begin:
+            return None
+        pieces.append(_slice(sequence, begin, end, image_token_id=config.image_token_id))
+        begin = end
+    return pieces
+
+
+def _slice(sequence: Sequence, begin: int, end: int, *, image_token_id: int) -> Sequence:
+    """The places from `begin` to `end`, which cut no image."""
+    first, last = ((sequence.token_ids_T[:place] == image_token_id).sum() for place in (begin, end))
+    ends_I = np.cumsum(sequence.image_lengths_I)
+    return Sequence(
+        token_ids_T=sequence.token_ids_T[begin:end],
+        labels_T=sequence.labels_T[begin:end],
+        codes_PK=sequence.codes_PK[first:last],
+        image_lengths_I=sequence.image_lengths_I[(ends_I > first) & (ends_I <= last)],
+        code_targets_P=sequence.code_targets_P[first:last],
+    )
+
+
 def _add_image(draft: _Draft, segment: Segment, *, layout: ImageLayout, config: MLLMConfig) -> None:
     """One image with what frames it. Of a learned image the begin token is learned; what follows by the layout is
     forced when decoding, so it is not, except in upstream's style, which learns the end as well."""

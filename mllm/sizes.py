@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import product
 
 from mllm.config import MLLMConfig
@@ -44,8 +45,12 @@ def grid_of(size: Size, config: MLLMConfig) -> Grid:
 
 def best_size(picture_size: Size, config: MLLMConfig) -> Size:
     """The supported size whose shape is nearest to a picture's, and of these the largest up to the default's area."""
-    wanted = math.log(picture_size[0] / picture_size[1])
     default_area = default_size(config)[0] * default_size(config)[1]
     sizes = supported_sizes(config)
-    sizes = [size for size in sizes if size[0] * size[1] <= default_area] or sizes
+    return nearest_size(picture_size, [size for size in sizes if size[0] * size[1] <= default_area] or sizes)
+
+
+def nearest_size(picture_size: Size, sizes: Sequence[Size]) -> Size:
+    """The size whose shape is nearest to a picture's, and of these the largest."""
+    wanted = math.log(picture_size[0] / picture_size[1])
     return min(sizes, key=lambda size: (round(abs(math.log(size[0] / size[1]) - wanted), 6), -size[0] * size[1]))

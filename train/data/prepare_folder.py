@@ -1,0 +1,147 @@
+"""A whole preparation: plan, make the shards that are missing, and write the manifest when all are there.
+
+Any number of processes share the work (`torchrun`, `accelerate launch`), each makes every so many-th shard. Finished
+shards are never touched again, so a preparation that was interrupted goes on by running the same command.
+
+    DIR/prepare.json       what the folder was begun with; another tokenizer or shard size is refused
+    DIR/plan/*.json        which records go into which shard
+    DIR/shards/*.parquet
+    DIR/left_out.jsonl     broken records that were left out, with file, place and reason
+    DIR/manifest.json      written last; training reads nothing without it
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from tokenizer.model import UniTok
+from train.data.prepare_plan import Unit, find_files, plan_file, read_units, write_json
+from train.data.prepare_unit import UnitOptions, UnitPreparer
+from train.data.processes import Processes
+from train.data.shard_folder import MANIFEST, SHARDS
+from train.data.shard_format import UNFINISHED, VERSION, CodesOf, read_facts, write_shard
+
+SETTINGS = "prepare.json"
+LEFT_OUT = "left_out.jsonl"
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """What a finished folder holds."""
+
+    records: int
+    shards: int
+    left_out: int
+
+
+def prepare_folder(
+    sources: Sequence[Path],
+    folder: Path,
+    *,
+    tokenizer: UniTok,
+    options: UnitOptions,
+    shard_size: int,
+    format_name: str | None = None,
+    processes: Processes | None = None,
+) -> Totals:
+    """Prepare sources into a folder; running it again goes on, and sources may be added."""
+    processes = processes or Processes()
+    codes_of = codes_made_by(tokenizer)
+    files = find_files(sources, but_not_in=folder)
+    if processes.is_first:
+        (folder / SHARDS).mkdir(parents=True, exist_ok=True)
+        _check_settings(folder, codes_of, options, shard_size)
+    processes.wait()
+    for path in processes.share(files):
+        plan_file(path, folder, shard_size=shard_size, format_name=format_name)
+    processes.wait()
+    units = read_units(folder)
+    _make_missing(units, folder, UnitPreparer(tokenizer, options), codes_of, processes)
+    processes.wait()
+    totals = _finish(folder, units, codes_of) if processes.is_first else None
+    processes.wait()
+    return totals or _totals(json.loads((folder / MANIFEST).read_text(encoding="utf-8")))
+
+
+def _make_missing(
+    units: Sequence[Unit], folder: Path, preparer: UnitPreparer, codes_of: CodesOf, processes: Processes
+) -> None:
+    """The shards of this process that are not there yet."""
+    mine = processes.share(units)
+    missing = [unit for unit in mine if not (folder / SHARDS / unit.shard).is_file()]
+    num_records, num_left = (sum(unit.count for unit in some) for some in (mine, missing))
+    progress = tqdm(
+        total=num_records,
+        initial=num_records - num_left,
+        desc="prepare" if processes.count == 1 else f"prepare (1 of {processes.count} processes)",
+        unit=" records",
+        disable=not processes.is_first,
+    )
+    with progress:
+        for unit in missing:
+            rows, left_out = preparer.prepare(unit)
+            write_shard(folder / SHARDS / unit.shard, rows, codes_of=codes_of, left_out=left_out)
+            progress.update(unit.count)
+
+
+def codes_made_by(tokenizer: UniTok) -> CodesOf:
+    """What the codes of this tokenizer are."""
+    return CodesOf(tokenizer.fingerprint(), tokenizer.config.num_codebooks, tokenizer.config.codebook_size)
+
+
+def _check_settings(folder: Path, codes_of: CodesOf, options: UnitOptions, shard_size: int) -> None:
+    """Refuse to go on with a folder that was begun otherwise."""
+    wanted = {
+        "version": VERSION,
+        "tokenizer": asdict(codes_of),
+        "sizes": [list(size) for size in options.sizes],
+        "preparation": options.preparation,
+        "shard_size": shard_size,
+    }
+    path = folder / SETTINGS
+    if path.is_file():
+        begun: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        for name, value in wanted.items():
+            if begun.get(name) != value:
+                raise ValueError(
+                    f"{folder} was begun with another {name.replace('_', ' ')}: found {begun.get(name)}, now {value}; "
+                    "name another folder with --out"
+                )
+    write_json(path, wanted)
+
+
+def _finish(folder: Path, units: Sequence[Unit], codes_of: CodesOf) -> Totals:
+    """Write what was left out and the manifest, and take away what killed processes left behind."""
+    shards, left_out = [], []
+    for unit in units:
+        path = folder / SHARDS / unit.shard
+        file = pq.read_metadata(path)
+        left_out += read_facts(file.metadata, unit.shard)["left_out"]
+        shards.append({"name": unit.shard, "rows": file.num_rows, "bytes": path.stat().st_size})
+    for path in folder.rglob(f"{UNFINISHED}*"):
+        path.unlink()
+    lines = "".join(json.dumps(record) + "\n" for record in left_out)
+    (folder / LEFT_OUT).write_text(lines, encoding="utf-8")
+    manifest = {
+        "version": VERSION,
+        "tokenizer": asdict(codes_of),
+        "records": sum(shard["rows"] for shard in shards),
+        "left_out": len(left_out),
+        "shards": shards,
+    }
+    write_json(folder / MANIFEST, manifest)
+    return _totals(manifest)
+
+
+def _totals(manifest: dict[str, Any]) -> Totals:
+    return Totals(manifest["records"], len(manifest["shards"]), manifest["left_out"])

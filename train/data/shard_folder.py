@@ -1,0 +1,140 @@
+"""A prepared folder as training reads it: any row of any shard, after refusing what would train wrongly.
+
+    DIR/manifest.json            version, tokenizer, totals, and name, rows and bytes of each shard; written last
+    DIR/shards/*.parquet         see train/data/shard_format.py
+
+In: a folder, or the URL of one (`hf://datasets/NAME/PROJECT/FOLDER`, or what else fsspec opens). Out: rows. Open files
+and the row groups read last are kept, a fixed number of each; the list of shards is all that grows with the data.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import PurePosixPath
+from typing import Any, TypeVar
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from train.data.shard_format import VERSION, CodesOf, Row, read_facts, row_of
+
+MANIFEST = "manifest.json"
+SHARDS = "shards"
+OPEN_FILES = 24
+"""More than the shards that rows are drawn from at a time (train/data/mixture.py)."""
+ROW_GROUPS = 64
+
+T = TypeVar("T")
+
+
+class ShardFolder:
+    """Rows by shard and index."""
+
+    def __init__(self, path: str) -> None:
+        self.path = str(path)
+        self.files, self.root = fsspec.core.url_to_fs(self.path)
+        manifest = self._read_manifest()
+        self.codes_of = CodesOf(**manifest["tokenizer"])
+        self.names = [shard["name"] for shard in manifest["shards"]]
+        self.num_rows = np.array([shard["rows"] for shard in manifest["shards"]], dtype=np.int64)
+        self._check_sizes({shard["name"]: shard["bytes"] for shard in manifest["shards"]})
+        if not self.num_rows.sum():
+            raise ValueError(f"{self.path} holds no record: found {len(self.names)} empty shards; prepare some data")
+        self._forget_open_files()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name not in ("open_files", "row_groups")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._forget_open_files()
+
+    def _forget_open_files(self) -> None:
+        self.open_files: OrderedDict[int, pq.ParquetFile] = OrderedDict()
+        self.row_groups: OrderedDict[tuple[int, int], pa.Table] = OrderedDict()
+
+    def __len__(self) -> int:
+        return int(self.num_rows.sum())
+
+    def require_tokenizer(self, codes_of: CodesOf) -> None:
+        """Refuse codes that this image tokenizer did not make.
+
+        Raises:
+            ValueError: another fingerprint, or another number or size of codebooks.
+        """
+        if self.codes_of != codes_of:
+            raise ValueError(
+                f"{self.path} was prepared with another image tokenizer: found {describe(self.codes_of)}, "
+                f"the recipe's is {describe(codes_of)}; prepare the data again with the recipe's"
+            )
+
+    def row(self, shard: int, index: int) -> Row:
+        """One row."""
+        file = _cached(self.open_files, shard, OPEN_FILES, self._open)
+        group, inside = divmod(index, file.metadata.row_group(0).num_rows)  # all but the last are of one size
+        table = _cached(self.row_groups, (shard, group), ROW_GROUPS, lambda key: file.read_row_group(key[1]))
+        return row_of(table, inside, num_codebooks=self.codes_of.num_codebooks)
+
+    def _open(self, shard: int) -> pq.ParquetFile:
+        name = self.names[shard]
+        try:
+            file = pq.ParquetFile(self.files.open(self._place(SHARDS, name)))
+        except (pa.ArrowInvalid, OSError) as error:
+            raise ValueError(f"shard {name} of {self.path} is damaged: {error}; remove it and prepare again") from error
+        facts = read_facts(file.metadata.metadata, name)
+        made_by = CodesOf(*(facts[field] for field in CodesOf.__slots__))
+        if (facts["version"], made_by, file.metadata.num_rows) != (VERSION, self.codes_of, self.num_rows[shard]):
+            raise ValueError(
+                f"shard {name} of {self.path} is not the one of the manifest: found {file.metadata.num_rows} rows of "
+                f"{describe(made_by)}; remove it and prepare again"
+            )
+        return file
+
+    def _read_manifest(self) -> dict[str, Any]:
+        try:
+            with self.files.open(self._place(MANIFEST), "rb") as file:
+                manifest = json.loads(file.read())
+        except FileNotFoundError:
+            raise FileNotFoundError(
+                f"{self.path} is no finished folder of shards: found no {MANIFEST}; run `mllm prepare` to its end"
+            ) from None
+        if manifest.get("version") != VERSION:
+            raise ValueError(
+                f"{self.path} was prepared by another version: found {manifest.get('version')}, this toolkit reads "
+                f"{VERSION}; prepare the data again"
+            )
+        return manifest
+
+    def _check_sizes(self, expected: dict[str, int]) -> None:
+        """Shards that are missing or were cut short, found before training rather than in the middle of it."""
+        listed = self.files.ls(self._place(SHARDS), detail=True) if expected else []
+        found = {PurePosixPath(entry["name"]).name: entry["size"] for entry in listed}
+        for name, size in expected.items():
+            if found.get(name) != size:
+                state = f"{found[name]} bytes" if name in found else "no such file"
+                raise ValueError(
+                    f"shard {name} of {self.path} is not whole: found {state}, the manifest says {size} bytes; "
+                    "copy it again, or remove it and prepare again"
+                )
+
+    def _place(self, *names: str) -> str:
+        return "/".join([self.root.rstrip("/"), *names])
+
+
+def _cached(cache: OrderedDict[Any, T], key: Any, size: int, make: Callable[[Any], T]) -> T:
+    """The value of a key, made if it is not there; the one used longest ago makes room."""
+    if key not in cache:
+        cache[key] = make(key)
+        if len(cache) > size:
+            cache.popitem(last=False)
+    cache.move_to_end(key)
+    return cache[key]
+
+
+def describe(codes_of: CodesOf) -> str:
+    """A tokenizer in words."""
+    return f"{codes_of.fingerprint} ({codes_of.num_codebooks} codebooks of {codes_of.codebook_size})"
