@@ -37,6 +37,7 @@ VERBS = {
     "edit": Verb("mllm.commands.edit", "change a picture as told"),
     "chat": Verb("mllm.commands.chat", "chat with the model in the terminal"),
     "tokenize": Verb("mllm.commands.tokenize", "turn pictures into codes and back"),
+    "prepare": Verb("train.prepare", "turn raw data into shards for training"),
     "train": Verb("train.run", "train a model from a recipe"),
     "evaluate": Verb("mllm.commands.evaluate", "measure a model"),
 }

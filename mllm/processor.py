@@ -256,16 +256,13 @@ class MLLMProcessor(ProcessorMixin):
     ) -> MLLMProcessor:
         """Read a model folder; `kwargs` are transformers' options for the hub, which a folder does not need."""
         folder = find_model_folder(pretrained_model_name_or_path)
-        fields = {}
-        if (folder / PROCESSOR_FILE).is_file():
-            fields = json.loads((folder / PROCESSOR_FILE).read_text(encoding="utf-8"))
         template = folder / TEMPLATE_FILE
         has_images = (folder / IMAGE_TOKENIZER).is_dir()
         return cls(
             load_text_tokenizer(folder),
             UniTok.from_pretrained(folder / IMAGE_TOKENIZER, device=device) if has_images else None,
             MLLMConfig.from_pretrained(folder, local_files_only=True),
-            preparation=fields.get("preparation", "cover"),
+            preparation=read_preparation(folder / PROCESSOR_FILE),
             chat_template=template.read_text(encoding="utf-8") if template.is_file() else None,
         )
 
@@ -280,6 +277,12 @@ class MLLMProcessor(ProcessorMixin):
         if self.image_tokenizer is None:
             raise ValueError(f"this model folder has no image tokenizer: found no {IMAGE_TOKENIZER}/; add it")
         return self.image_tokenizer
+
+
+def read_preparation(path: Path) -> str:
+    """How a model's pictures get to their size, from its processor_config.json; without one, "cover"."""
+    fields = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return fields.get("preparation", "cover")
 
 
 AutoProcessor.register(MLLMConfig, MLLMProcessor, exist_ok=True)

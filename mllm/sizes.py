@@ -45,9 +45,14 @@ def grid_of(size: Size, config: MLLMConfig) -> Grid:
 
 def best_size(picture_size: Size, config: MLLMConfig) -> Size:
     """The supported size whose shape is nearest to a picture's, and of these the largest up to the default's area."""
+    return nearest_size(picture_size, best_sizes(config))
+
+
+def best_sizes(config: MLLMConfig) -> list[Size]:
+    """The supported sizes up to the default's area: those that pictures are encoded at."""
     default_area = default_size(config)[0] * default_size(config)[1]
     sizes = supported_sizes(config)
-    return nearest_size(picture_size, [size for size in sizes if size[0] * size[1] <= default_area] or sizes)
+    return [size for size in sizes if size[0] * size[1] <= default_area] or sizes
 
 
 def nearest_size(picture_size: Size, sizes: Sequence[Size]) -> Size:

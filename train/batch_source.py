@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from accelerate import PartialState
@@ -15,9 +17,11 @@ from tokenizer.model import UniTok
 from train.class_recipe import ClassData
 from train.data.class_batches import ClassBatches
 from train.data.class_source import open_class_codes
+from train.data.packed_batches import PackedBatches
+from train.data.shard_batches import shard_batches
 from train.data.world_codes import WorldCodes
 from train.data.world_sequences import WorldBatches
-from train.mllm_recipe import MLLMRecipe, WorldData
+from train.mllm_recipe import MLLMData, MLLMRecipe, ShardSource, WorldData
 
 HELD_OUT_EPISODES = 64
 HELD_OUT_SEED = 7_777_777
@@ -38,6 +42,8 @@ def training_batches(recipe: MLLMRecipe, tokenizers: Tokenizers, *, num_batches:
     """The batches of a whole run, over all processes and accumulation steps."""
     if recipe.classes.is_given:
         return class_batches(recipe, recipe.classes, tokenizers, folder="class_codes", num_batches=num_batches)
+    if recipe.data.shards:
+        return prepared_batches(recipe, recipe.data, recipe.data.shards, tokenizers, num_batches=num_batches)
     codes = encode_world(recipe, recipe.data, tokenizers, folder="codes")
     return world_batches(recipe, recipe.data, codes, tokenizers, num_batches=num_batches)
 
@@ -48,6 +54,8 @@ def validation_batches(recipe: MLLMRecipe, tokenizers: Tokenizers) -> dict[str, 
         return {}
     if recipe.classes.is_given:
         return class_validation(recipe, tokenizers)
+    if recipe.data.shards:
+        return prepared_validation(recipe, tokenizers)
     data = dataclasses.replace(
         recipe.data,
         episodes=HELD_OUT_EPISODES,
@@ -122,6 +130,42 @@ def class_validation(recipe: MLLMRecipe, tokenizers: Tokenizers) -> dict[str, Da
     )
     folder, num_batches = "class_codes-validation", recipe.validation.batches
     return {"draw_class": class_batches(recipe, held_out, tokenizers, folder=folder, num_batches=num_batches)}
+
+
+def prepared_batches(
+    recipe: MLLMRecipe,
+    data: MLLMData,
+    sources: Sequence[ShardSource],
+    tokenizers: Tokenizers,
+    *,
+    num_batches: int,
+    keeps_notes: bool = True,
+) -> PackedBatches:
+    """Batches of prepared folders."""
+    return shard_batches(
+        sources,
+        data,
+        image_tokenizer=tokenizers.image,
+        text_tokenizer=tokenizers.text,
+        config=tokenizers.config,
+        length=recipe.length,
+        rows=recipe.rows,
+        num_batches=num_batches,
+        notes=recipe.output / "packing" if keeps_notes else None,
+    )
+
+
+def prepared_validation(recipe: MLLMRecipe, tokenizers: Tokenizers) -> dict[str, Dataset]:
+    """Batches of the prepared folders that are held out, each by its name."""
+    assert recipe.validation is not None, "asked for by the recipe"
+    data = dataclasses.replace(recipe.data, prompt_dropout=0.0, lanes=1)
+    num_batches = recipe.validation.batches
+    return {
+        Path(source.path).name: prepared_batches(
+            recipe, data, [source], tokenizers, num_batches=num_batches, keeps_notes=False
+        )
+        for source in recipe.validation.shards
+    }
 
 
 def encode_world(recipe: MLLMRecipe, data: WorldData, tokenizers: Tokenizers, *, folder: str) -> WorldCodes:

@@ -29,13 +29,45 @@ class WorldData:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ShardSource:
+    """One folder that `mllm prepare` made."""
+
+    path: str
+    """The folder, or its URL (hf://datasets/NAME/PROJECT/FOLDER)."""
+    weight: float = 1.0
+    """How often its samples come, relative to the other folders'."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Validation:
     """Held-out losses in the loop: of each task alone, on batches that training never sees."""
 
     batches: int = 4
     """Packed batches of each task."""
+    shards: list[ShardSource] = field(default_factory=list)
+    """Prepared folders, each measured alone, where `data` names shards too; the world needs none."""
     prompts: list[str] = field(default_factory=list)
     """Sentences that are drawn with the weights of the moment, on one sheet `samples/step-N.png`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MLLMData(WorldData):
+    """What the model is trained on: prepared folders if `shards` names some, else the synthetic world."""
+
+    shards: list[ShardSource] = field(default_factory=list)
+    describe_share: float = 0.0
+    """Share of the captioned pictures that are learned the other way round: the caption from the picture."""
+    lookahead: int = 64
+    """Samples that wait, in each lane, for a row they fit into; more leave less padding."""
+    lanes: int = 32
+    """Independent streams that batches are packed from in turn. Processes times loader workers should divide it: then
+    no sample is read twice. Changing it changes the batches."""
+
+    def __post_init__(self) -> None:
+        world = WorldData()
+        of_world = [name for name in ("episodes", "dense_every", "jobs") if getattr(self, name) != getattr(world, name)]
+        if self.shards and of_world:
+            raise ValueError(f"data names shards and also the world's {', '.join(of_world)}; leave one of them out")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +91,7 @@ class MLLMRecipe:
     adapter: AdapterRecipe | None = None
     """Low-rank adapters on the backbone instead of its own weights (LoRA); `trains` then names what is trained whole
     beside them."""
-    data: WorldData = field(default_factory=WorldData)
+    data: MLLMData = field(default_factory=MLLMData)
     classes: ClassData = field(default_factory=ClassData)
     """Pictures by class as training data, instead of `data`, where it names any."""
     length: int = 512

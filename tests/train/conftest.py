@@ -10,7 +10,7 @@ import torch
 
 from tokenizer.config import UniTokConfig
 from tokenizer.model import UniTok
-from train.mllm_recipe import MLLMRecipe, WorldData
+from train.mllm_recipe import MLLMData, MLLMRecipe
 from train.optimizers import OptimizerRecipe
 from train.text_recipe import TextTokenizerRecipe
 from train.text_tokenizer import train_world_tokenizer
@@ -67,7 +67,7 @@ def mllm_recipe(tmp_path: Path, image_tokenizer_folder: Path, text_tokenizer_fil
             "embedder_heads": 2,
             "head_layers": 1,
         },
-        data=WorldData(episodes=40, jobs={"draw": 2.0, "ask": 1.0, "edit": 1.0, "depth": 0.5}),
+        data=MLLMData(episodes=40, jobs={"draw": 2.0, "ask": 1.0, "edit": 1.0, "depth": 0.5}),
         length=320,
         rows=2,
         optimizer=OptimizerRecipe(learning_rate=3e-3),

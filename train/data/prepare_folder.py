@@ -27,7 +27,7 @@ from train.data.prepare_plan import Unit, find_files, plan_file, read_units, wri
 from train.data.prepare_unit import UnitOptions, UnitPreparer
 from train.data.processes import Processes
 from train.data.shard_folder import MANIFEST, SHARDS
-from train.data.shard_format import UNFINISHED, VERSION, CodesOf, read_facts, write_shard
+from train.data.shard_format import UNFINISHED, VERSION, CodesOf, codes_made_by, read_facts, write_shard
 
 SETTINGS = "prepare.json"
 LEFT_OUT = "left_out.jsonl"
@@ -92,11 +92,6 @@ def _make_missing(
             rows, left_out = preparer.prepare(unit)
             write_shard(folder / SHARDS / unit.shard, rows, codes_of=codes_of, left_out=left_out)
             progress.update(unit.count)
-
-
-def codes_made_by(tokenizer: UniTok) -> CodesOf:
-    """What the codes of this tokenizer are."""
-    return CodesOf(tokenizer.fingerprint(), tokenizer.config.num_codebooks, tokenizer.config.codebook_size)
 
 
 def _check_settings(folder: Path, codes_of: CodesOf, options: UnitOptions, shard_size: int) -> None:

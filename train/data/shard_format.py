@@ -26,6 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mllm.conversation import CodesPart, Message, TextPart
+from tokenizer.model import UniTok
 from train.data.records import Kind
 
 VERSION = 1
@@ -56,6 +57,11 @@ class CodesOf:
     fingerprint: str
     num_codebooks: int
     codebook_size: int
+
+
+def codes_made_by(tokenizer: UniTok) -> CodesOf:
+    """What the codes of this tokenizer are."""
+    return CodesOf(tokenizer.fingerprint(), tokenizer.config.num_codebooks, tokenizer.config.codebook_size)
 
 
 @dataclass(frozen=True, slots=True)
