@@ -1,53 +1,50 @@
-"""`mllm evaluate BENCHMARK`: measure a model; a table on the screen, and everything as JSON in a file."""
+"""`mllm evaluate WORD ...`: finds what to measure or what to do with what was measured, and hands it the rest."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-from typing import cast
+import importlib
+from typing import NamedTuple
 
-from mllm.commands.arguments import (
-    CommandParser,
-    add_model_arguments,
-    add_sampling_arguments,
-    positive_count,
-    sampling_overrides,
-)
+from mllm.evaluation.registry import BENCHMARKS
+
+
+class Job(NamedTuple):
+    """A word after `mllm evaluate`."""
+
+    module: str
+    summary: str
+
+
+JOBS = {
+    "world": Job("mllm.commands.evaluate_world", "the synthetic world with its exact checker"),
+    "score": Job("mllm.commands.evaluate_score", "score the answers of a run; needs no model"),
+    "submit": Job("mllm.commands.evaluate_submit", "write the files that official tools and servers take"),
+    "report": Job("mllm.commands.evaluate_report", "tables of results beside published ones"),
+}
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a benchmark and print its scores."""
-    parser = CommandParser(
-        "mllm evaluate",
-        description="Measure a model. Benchmarks: world, the synthetic world with its exact checker.",
-        example="mllm evaluate world --count 500 --json scores.json",
-    )
-    parser.add_argument("benchmark", choices=["world"], metavar="BENCHMARK", help="world")
-    parser.add_argument("--count", type=positive_count, default=500, help="items of each kind (default: 500)")
-    parser.add_argument("--seed", type=int, default=0, help="of the items and of the sampling (default: 0)")
-    parser.add_argument("--jobs", nargs="+", metavar="JOB", help="such as draw ask edit (default: all)")
-    parser.add_argument("--batch-size", type=positive_count, default=32, help="items at once (default: 32)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the scores to a file")
-    add_sampling_arguments(parser)
-    add_model_arguments(parser)
-    arguments = parser.parse_args(argv)
-    if arguments.json and not arguments.json.parent.is_dir():
-        raise FileNotFoundError(f"the folder {arguments.json.parent} does not exist; make it before the scores are due")
+    """Run one job, or put the questions of one benchmark to a model."""
+    words = list(argv or [])
+    if not words or words[0] in ("-h", "--help"):
+        print(overview())
+        return 0
+    if words[0] in JOBS:
+        return importlib.import_module(JOBS[words[0]].module).main(words[1:])
+    if words[0] not in BENCHMARKS:
+        known = ", ".join([*JOBS, *BENCHMARKS])
+        raise ValueError(f"there is nothing to evaluate called {words[0]!r}; use one of {known}")
+    return importlib.import_module("mllm.commands.evaluate_benchmark").main(words)
 
-    from mllm.commands.loading import load_pipeline
-    from mllm.evaluation.world_report import as_table, measure_world
-    from mllm.row_builder import Overrides
 
-    sampling = cast(Overrides, sampling_overrides(arguments))
-    report = measure_world(
-        load_pipeline(arguments),
-        count=arguments.count,
-        seed=arguments.seed,
-        jobs=arguments.jobs,
-        batch_size=arguments.batch_size,
-        sampling=sampling,
+def overview() -> str:
+    """What `mllm evaluate --help` prints."""
+    jobs = "\n".join(f"  {name:<10}{job.summary}" for name, job in JOBS.items())
+    return (
+        "usage: mllm evaluate WORD ...\n\n"
+        "Measure a model: run a benchmark, score its answers, compare the results.\n\n"
+        f"jobs:\n{jobs}\n\n"
+        f"benchmarks (question file in, answers out): {', '.join(BENCHMARKS)}\n\n"
+        "Each word has its own --help.\n\n"
+        "example: mllm evaluate pope --questions llava_pope_test.jsonl --images val2014 --output runs/pope"
     )
-    print(as_table(report))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    return 0

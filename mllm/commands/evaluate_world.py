@@ -1,0 +1,52 @@
+"""`mllm evaluate world`: the synthetic world with its exact checker; a table on the screen, and all of it in a file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import cast
+
+from mllm.commands.arguments import (
+    CommandParser,
+    add_model_arguments,
+    add_sampling_arguments,
+    positive_count,
+    sampling_overrides,
+)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a benchmark and print its scores."""
+    parser = CommandParser(
+        "mllm evaluate world",
+        description="Measure a model on the synthetic world with its exact checker.",
+        example="mllm evaluate world --count 500 --json scores.json",
+    )
+    parser.add_argument("--count", type=positive_count, default=500, help="items of each kind (default: 500)")
+    parser.add_argument("--seed", type=int, default=0, help="of the items and of the sampling (default: 0)")
+    parser.add_argument("--jobs", nargs="+", metavar="JOB", help="such as draw ask edit (default: all)")
+    parser.add_argument("--batch-size", type=positive_count, default=32, help="items at once (default: 32)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the scores to a file")
+    add_sampling_arguments(parser)
+    add_model_arguments(parser)
+    arguments = parser.parse_args(argv)
+    if arguments.json and not arguments.json.parent.is_dir():
+        raise FileNotFoundError(f"the folder {arguments.json.parent} does not exist; make it before the scores are due")
+
+    from mllm.commands.loading import load_pipeline
+    from mllm.evaluation.world_report import as_table, measure_world
+    from mllm.row_builder import Overrides
+
+    sampling = cast(Overrides, sampling_overrides(arguments))
+    report = measure_world(
+        load_pipeline(arguments),
+        count=arguments.count,
+        seed=arguments.seed,
+        jobs=arguments.jobs,
+        batch_size=arguments.batch_size,
+        sampling=sampling,
+    )
+    print(as_table(report))
+    if arguments.json:
+        arguments.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    return 0

@@ -1,0 +1,69 @@
+"""What decides the answers of a run, in plain values: it goes into run.json and from there into every result.
+
+In: a pipeline, a benchmark, the settings. Out: a dictionary. Two runs with equal descriptions give equal answers.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import PIL
+import torch
+import transformers
+
+from mllm.evaluation.benchmark import Benchmark
+from mllm.evaluation.fingerprint import model_fingerprint
+from mllm.evaluation.json_files import fingerprint_of
+from mllm.pipeline import Pipeline
+
+
+def describe_run(
+    pipeline: Pipeline,
+    benchmark: Benchmark,
+    questions: Path,
+    *,
+    counts: tuple[int, int],
+    seed: int,
+    decoding: Mapping[str, Any],
+    prompts: str = "raw",
+) -> dict[str, Any]:
+    """The description of a run.
+
+    Args:
+        counts: items of this run, and items in the question file.
+        prompts: "raw", or "rewritten" where somebody changed the words of the benchmark.
+    """
+    config = pipeline.config
+    return {
+        "benchmark": benchmark.name,
+        "questions": {"file": questions.name, "fingerprint": fingerprint_of(questions)},
+        "items": counts[0],
+        "items_in_file": counts[1],
+        "seed": seed,
+        "model": {
+            "fingerprint": model_fingerprint(pipeline.model),
+            "image_tokenizer": pipeline.processor.need_image_tokenizer().fingerprint(),
+            "dtype": str(pipeline.model.dtype).removeprefix("torch."),
+        },
+        "prompts": prompts,
+        "prompt_style": config.prompt_style,
+        "decoding": dict(decoding),
+        "image_format": describe_images(pipeline, benchmark),
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "pillow": PIL.__version__,
+        },
+    }
+
+
+def describe_images(pipeline: Pipeline, benchmark: Benchmark) -> dict[str, Any]:
+    """How pictures get to the model, or which files it writes."""
+    size = pipeline.sizes[0]
+    if benchmark.mode == "text":
+        return {"size": list(size), "preparation": pipeline.processor.preparation}
+    return {"size": list(size), "file": "png"}

@@ -1,0 +1,104 @@
+"""Reading JSON and JSON lines so that every complaint names the file and the line.
+
+In: paths. Out: plain values. Knows no benchmark.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+
+class Line(NamedTuple):
+    """One record of a file of JSON lines."""
+
+    where: str  # "file, line 3", for messages
+    record: dict[str, Any]
+
+
+def read_json(path: Path) -> Any:
+    """The value of a JSON file."""
+    try:
+        return json.loads(need_file(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON: found {error}; give the file as it was published") from error
+
+
+def read_lines(path: Path) -> list[Line]:
+    """The records of a file of JSON lines, empty lines left out."""
+    lines = []
+    with need_file(path).open(encoding="utf-8") as file:
+        for number, text in enumerate(file, start=1):
+            if not text.strip():
+                continue
+            where = f"{path}, line {number}"
+            try:
+                record = json.loads(text)
+            except ValueError as error:
+                raise ValueError(f"{where} is no JSON: found {error}; mend the line or take it out") from error
+            if not isinstance(record, dict):
+                raise ValueError(f"{where} is no record: found {type(record).__name__}; write {{...}} on each line")
+            lines.append(Line(where, record))
+    return lines
+
+
+def need_file(path: Path) -> Path:
+    """The path of a file that exists."""
+    if not path.is_file():
+        kind = "a folder" if path.is_dir() else "nothing"
+        raise FileNotFoundError(f"there is no file {path}: found {kind} there; give the path of the file")
+    return path
+
+
+def need_field(line: Line, name: str) -> Any:
+    """A field that the record must have."""
+    if name not in line.record:
+        found = ", ".join(line.record) or "no field"
+        raise ValueError(f"{line.where} has no {name!r}: found {found}; give every record a {name!r}")
+    return line.record[name]
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a whole file or nothing: a reader, or a second writer of the same text, never sees half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
+    unfinished.write_text(text, encoding="utf-8")
+    os.replace(unfinished, path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file that people can read too."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def as_line(record: Any) -> str:
+    """One record as one line of a file of JSON lines."""
+    return json.dumps(record, ensure_ascii=False) + "\n"
+
+
+def write_lines(path: Path, records: Iterable[Any]) -> None:
+    """Write a file of JSON lines."""
+    write_text(path, "".join(as_line(record) for record in records))
+
+
+def drop_torn_line(path: Path) -> None:
+    """Take away the end of a line that a kill cut off, so that the next one begins on its own line."""
+    if path.is_file() and (data := path.read_bytes()) and not data.endswith(b"\n"):
+        os.truncate(path, data.rfind(b"\n") + 1)
+
+
+def fingerprint_of(path: Path) -> str:
+    """16 hex digits of the hash of a file; of a folder, of the names and contents of its files of text and JSON."""
+    digest = hashlib.sha256()
+    if path.is_dir():
+        for file in sorted(path.rglob("*")):
+            if file.suffix in (".txt", ".json", ".jsonl"):
+                digest.update(str(file.relative_to(path)).encode())
+                digest.update(file.read_bytes())
+    else:
+        digest.update(need_file(path).read_bytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,24 @@
+"""The benchmarks by their names on the command line. A module is imported when its benchmark is asked for."""
+
+from __future__ import annotations
+
+import importlib
+
+from mllm.evaluation.benchmark import Benchmark
+
+BENCHMARKS = {
+    "vqav2": "mllm.evaluation.understanding.vqav2",
+    "gqa": "mllm.evaluation.understanding.gqa",
+    "textvqa": "mllm.evaluation.understanding.textvqa",
+    "pope": "mllm.evaluation.understanding.pope",
+    "mme": "mllm.evaluation.understanding.mme",
+    "mmvet": "mllm.evaluation.understanding.mmvet",
+}
+"""Name -> module that defines `BENCHMARK`."""
+
+
+def find_benchmark(name: str) -> Benchmark:
+    """The benchmark of this name."""
+    if name not in BENCHMARKS:
+        raise ValueError(f"there is no benchmark {name!r}; choose among {', '.join(BENCHMARKS)}")
+    return importlib.import_module(BENCHMARKS[name]).BENCHMARK

@@ -1,0 +1,132 @@
+"""Tables that set our results beside published ones, in Markdown.
+
+In: results (mllm/evaluation/result.py). Out: text. Each model is one row; a number that is not over the official set,
+or not over all of it, carries a mark and a footnote that says so. A second result for the same cell is refused.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mllm.evaluation.published import SOURCE, TABLES, Column, Table
+from mllm.evaluation.result import completeness
+
+Result = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Ours:
+    """Results of one model by benchmark."""
+
+    name: str
+    results: Mapping[str, Result]
+
+
+def make_report(results: Sequence[tuple[str, Result]], *, names: Mapping[str, str] | None = None) -> str:
+    """The tables that have a result of ours, then how every number was measured.
+
+    Args:
+        results: (where it was read from, result).
+        names: what to call a model, by its fingerprint.
+    """
+    if not results:
+        raise ValueError("there is nothing to report: found no result; score a run first")
+    models = group_by_model(results, names or {})
+    notes: list[str] = []
+    blocks = ["# Evaluation", ""]
+    for table in TABLES:
+        if any(column.benchmark in model.results for model in models for column in table.columns):
+            blocks += [as_markdown(table, models, notes), ""]
+    if notes:
+        blocks += [*notes, ""]
+    return "\n".join([*blocks, *details(models)]).rstrip() + "\n"
+
+
+def group_by_model(results: Sequence[tuple[str, Result]], names: Mapping[str, str]) -> list[Ours]:
+    """One entry per model, in the order of appearance."""
+    groups: dict[str, dict[str, Result]] = defaultdict(dict)
+    origins: dict[tuple[str, str], str] = {}
+    for where, result in results:
+        model, benchmark = model_of(result), result["benchmark"]
+        if (model, benchmark) in origins:
+            raise ValueError(
+                f"two results for {benchmark} of model {model}: found {origins[model, benchmark]} and {where}; "
+                "name one of them"
+            )
+        origins[model, benchmark] = where
+        groups[model][benchmark] = result
+    return [Ours(names.get(model, f"ours, {model}"), found) for model, found in groups.items()]
+
+
+def model_of(result: Result) -> str:
+    """The fingerprint of the model, or that it is unknown."""
+    model = result["model"]
+    return model["fingerprint"] if isinstance(model, Mapping) else str(model)
+
+
+def as_markdown(table: Table, models: Sequence[Ours], notes: list[str]) -> str:
+    """One table; footnotes are added to `notes`."""
+    titles = ["Method", *table.words, *(column.title for column in table.columns)]
+    lines = [
+        f"## {table.title}",
+        "",
+        line_of(titles),
+        line_of(["---"] * (1 + len(table.words)) + ["--:"] * len(table.columns)),
+    ]
+    for row in table.rows:
+        numbers = [
+            "-" if number is None else f"{number:.{column.digits}f}"
+            for number, column in zip(row.numbers, table.columns, strict=True)
+        ]
+        lines.append(line_of([row.method, *(row.about.get(word, "") for word in table.words), *numbers]))
+    for model in models:
+        cells = [cell(model, column, notes) for column in table.columns]
+        if any(text != "-" for text in cells):
+            lines.append(line_of([f"**{model.name}**", *("" for _ in table.words), *cells]))
+    return "\n".join([*lines, "", f"Published rows: {SOURCE}. {table.note}".rstrip()])
+
+
+def line_of(cells: Sequence[str]) -> str:
+    """One line of a Markdown table."""
+    return "| " + " | ".join(cells) + " |"
+
+
+def cell(model: Ours, column: Column, notes: list[str]) -> str:
+    """Our number with its interval; marked where it is not comparable."""
+    result = model.results.get(column.benchmark)
+    score = result["scores"].get(column.score or result["headline"]) if result else None
+    if result is None or score is None:
+        return "-"
+    value, low, high = (column.scale * score[name] for name in ("value", "low", "high"))
+    text = f"{value:.{column.digits}f} ({low:.{column.digits}f} to {high:.{column.digits}f})"
+    if "-custom-" not in result["protocol"] and result["is_complete"]:
+        return text
+    note = f"Not the official set: {result['protocol']}, {completeness(result)}."
+    if not any(known.endswith(note) for known in notes):
+        notes.append(f"[{len(notes) + 1}] {note}")
+    number = 1 + next(index for index, known in enumerate(notes) if known.endswith(note))
+    return f"{text} [{number}]"
+
+
+def details(models: Sequence[Ours]) -> list[str]:
+    """How every number was measured."""
+    lines = ["## How it was measured", ""]
+    lines.append(line_of(["Model", "Protocol", "Items", "Prompts", "Decoding", "Images", "Judge", "Seed"]))
+    lines.append(line_of(["---"] * 8))
+    for model in models:
+        for result in model.results.values():
+            judge = "-" if result["judge"] is None else flat(result["judge"])
+            items = completeness(result)
+            settings = [str(result["prompts"]), flat(result["decoding"]), flat(result["image_format"])]
+            lines.append(line_of([model.name, result["protocol"], items, *settings, judge, str(result["seed"])]))
+    return lines
+
+
+def flat(value: Any) -> str:
+    """A small dictionary as words."""
+    if not isinstance(value, Mapping):
+        return str(value)
+    return ", ".join(f"{name} {item}" for name, item in value.items())
