@@ -31,26 +31,33 @@ class Guidance:
 
     def mix(self, hidden_RD: Tensor) -> Tensor:
         """Guided hidden states, mixed in float32. Before a linear layer this equals mixing logits, at half the rows."""
-        conditional_ND = hidden_RD[self.conditional_N].float()
-        unconditional_ND = hidden_RD[self.unconditional_N].float()
+        conditional_ND = hidden_RD.index_select(0, self.conditional_N).float()
+        unconditional_ND = hidden_RD.index_select(0, self.unconditional_N).float()
         mixed_ND = torch.lerp(unconditional_ND, conditional_ND, self.scale_N[:, None].float())
         return mixed_ND.to(hidden_RD.dtype)
 
-    def spread(self, codes_N: Tensor, num_rows: int) -> Tensor:
-        """Give the chosen code of each pair to both of its rows."""
-        codes_R = codes_N.new_zeros(num_rows)
-        codes_R[self.unconditional_N] = codes_N
-        codes_R[self.conditional_N] = codes_N
-        return codes_R
+    def pair_of_rows(self, num_rows: int) -> Tensor:
+        """Which pair each row belongs to (R,), so that both rows of a pair get the code that was chosen for it."""
+        pair_N = torch.arange(len(self.conditional_N), device=self.conditional_N.device)
+        pair_R = pair_N.new_zeros(num_rows)
+        return pair_R.index_copy(0, self.unconditional_N, pair_N).index_copy(0, self.conditional_N, pair_N)
+
+
+class CodeDecoder(ABC):
+    """A head made ready to decode a batch of images; it may keep copies and buffers for that time."""
+
+    @abstractmethod
+    def decode(self, hidden_RD: Tensor, *, choose: ChooseCode, guidance: Guidance | None = None) -> Tensor:
+        """Codes (N, K) of one position for every row, chosen codebook by codebook."""
 
 
 class CodeHead(nn.Module, ABC):
-    """Interface of the heads: `forward` for teacher forcing, `decode` for drawing. Both give the same logits."""
+    """Interface of the heads: `forward` for teacher forcing, `decoder` for drawing. Both give the same logits."""
 
     @abstractmethod
     def forward(self, hidden_PD: Tensor, codes_PK: Tensor) -> Tensor:
         """Logits (P, K, C) of the codes of each position, given the hidden state of the preceding position."""
 
     @abstractmethod
-    def decode(self, hidden_RD: Tensor, *, choose: ChooseCode, guidance: Guidance | None = None) -> Tensor:
-        """Codes (N, K) of one position for every row, chosen codebook by codebook."""
+    def decoder(self) -> CodeDecoder:
+        """This head, ready to decode with the weights it has now."""

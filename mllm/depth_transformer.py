@@ -1,7 +1,7 @@
 """The depth transformer: a small Llama over the K codes of one image position, the head of the released model.
 
 The sequence is [h, E_0(c_0), ..., E_{K-2}(c_{K-2})], where h is the hidden state of the preceding position; its place k
-gives the logits of code k. Teacher forcing runs all K places at once, decoding one at a time with a cache of K places.
+gives the logits of code k. Here all K places run at once, with the true codes; one at a time: mllm/depth_decoder.py.
 
 Letters: P image positions, R decoding rows, N guided pairs, D hidden width, K codebooks, C codes, A attention heads,
 G key/value heads, d head width, S places of the depth sequence so far.
@@ -12,11 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from mllm.code_head import ChooseCode, CodeHead, Guidance
+from mllm.code_head import CodeHead
+from mllm.depth_decoder import DepthDecoder
 from mllm.rms_norm import RMSNorm
-
-DepthCache = list[tuple[Tensor, Tensor]]
-"""For each layer its keys and values (R, G, K, d)."""
 
 
 class DepthTransformerHead(CodeHead):
@@ -74,28 +72,9 @@ class DepthTransformerHead(CodeHead):
         outputs_PKD = self.norm(inputs_PKD)
         return self.linear_head(outputs_PKD) if self.linear_heads is None else self.linear_heads(outputs_PKD)
 
-    def decode(self, hidden_RD: Tensor, *, choose: ChooseCode, guidance: Guidance | None = None) -> Tensor:
-        """Codes (N, K) of one position for every row; each place of the depth sequence is computed once."""
-        caches = [layer.self_attn.empty_cache(hidden_RD, self.num_codebooks) for layer in self.layers]
-        inputs_RD, codes = hidden_RD, []
-        for k in range(self.num_codebooks):
-            output_ND = self.step(inputs_RD, k, caches)
-            if guidance is not None:
-                output_ND = guidance.mix(output_ND)
-            codes_N = choose(k, self.place_logits(output_ND, k))
-            codes.append(codes_N)
-            if k < self.num_codebooks - 1:
-                codes_R = codes_N if guidance is None else guidance.spread(codes_N, hidden_RD.shape[0])
-                inputs_RD = self.codebooks(codes_R + k * self.num_codes)
-        return torch.stack(codes, dim=1)
-
-    def step(self, inputs_RD: Tensor, k: int, caches: DepthCache) -> Tensor:
-        """One place of the depth sequence, after the last norm; writes slot k of the caches."""
-        rope = self.rope_cos[k : k + 1], self.rope_sin[k : k + 1]
-        hidden_R1D = inputs_RD[:, None]
-        for layer, cache in zip(self.layers, caches, strict=True):
-            hidden_R1D = layer(hidden_R1D, rope, cache, k)
-        return self.norm(hidden_R1D[:, 0])
+    def decoder(self) -> DepthDecoder:
+        """Decodes with copies of the weights as they are now."""
+        return DepthDecoder(self)
 
     def place_logits(self, output_ND: Tensor, k: int) -> Tensor:
         """Logits (N, C) of code k."""
@@ -129,10 +108,8 @@ class DepthLayer(GradientCheckpointingLayer):
         self.post_attention_layernorm = RMSNorm(width, eps=norm_eps)
         self.mlp = GatedMLP(width, intermediate_width)
 
-    def forward(
-        self, hidden_PKD: Tensor, rope: tuple[Tensor, Tensor], cache: tuple[Tensor, Tensor] | None = None, k: int = 0
-    ) -> Tensor:
-        hidden_PKD = hidden_PKD + self.self_attn(self.input_layernorm(hidden_PKD), rope, cache, k)
+    def forward(self, hidden_PKD: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+        hidden_PKD = hidden_PKD + self.self_attn(self.input_layernorm(hidden_PKD), rope)
         return hidden_PKD + self.mlp(self.post_attention_layernorm(hidden_PKD))
 
 
@@ -147,32 +124,20 @@ class DepthAttention(nn.Module):
         self.v_proj = nn.Linear(width, num_kv_heads * head_width, bias=False)
         self.o_proj = nn.Linear(num_heads * head_width, width, bias=False)
 
-    def empty_cache(self, like: Tensor, num_places: int) -> tuple[Tensor, Tensor]:
-        """Keys and values (R, G, K, d) for one position; slots are written before they are read."""
-        shape = (like.shape[0], self.num_kv_heads, num_places, self.head_width)
-        return self.k_proj.weight.new_empty(shape), self.k_proj.weight.new_empty(shape)
-
-    def forward(
-        self, hidden_PKD: Tensor, rope: tuple[Tensor, Tensor], cache: tuple[Tensor, Tensor] | None, k: int
-    ) -> Tensor:
+    def forward(self, hidden_PKD: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
         query = rotate(self.q_proj(hidden_PKD).unflatten(-1, (-1, self.head_width)).transpose(1, 2), *rope)
         key = rotate(self.k_proj(hidden_PKD).unflatten(-1, (-1, self.head_width)).transpose(1, 2), *rope)
         value = self.v_proj(hidden_PKD).unflatten(-1, (-1, self.head_width)).transpose(1, 2)
-        if cache is not None:
-            cache[0][:, :, k : k + 1], cache[1][:, :, k : k + 1] = key, value
-            key, value = cache[0][:, :, : k + 1], cache[1][:, :, : k + 1]
         return self.o_proj(self.attend(query, key, value).transpose(1, 2).flatten(2))
 
     def attend(self, query_PASd: Tensor, key_PGSd: Tensor, value_PGSd: Tensor) -> Tensor:
-        """Softmax attention (P, A, S, d): causal for a whole sequence, while a single query sees all keys."""
+        """Causal softmax attention (P, A, S, d)."""
         groups = self.num_heads // self.num_kv_heads
         if groups > 1:
             key_PGSd, value_PGSd = (t.repeat_interleave(groups, dim=1) for t in (key_PGSd, value_PGSd))
-        num_queries, num_keys = query_PASd.shape[2], key_PGSd.shape[2]
         scores = torch.matmul(query_PASd, key_PGSd.transpose(-1, -2)).float() * self.head_width**-0.5
-        if num_queries > 1:
-            is_later_SS = torch.ones(num_queries, num_keys, dtype=torch.bool, device=scores.device).triu(1)
-            scores = scores.masked_fill(is_later_SS, float("-inf"))
+        is_later_SS = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
+        scores = scores.masked_fill(is_later_SS, float("-inf"))
         return torch.matmul(scores.softmax(dim=-1).to(value_PGSd.dtype), value_PGSd)
 
 

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from mllm.code_head import Guidance
+from mllm.code_head import CodeDecoder, Guidance
 from mllm.config import MLLMConfig
 from mllm.generation_rows import Kind, RowState
 from mllm.layout import ImageLayout
@@ -85,7 +86,12 @@ class Chooser:
             return choose(logits_GC, group.settings[k], None if uniforms_KG is None else uniforms_KG[k])
 
         hidden_GD = hidden_RD if group.decoder_rows is None else hidden_RD[group.decoder_rows]
-        return self.model.code_head.decode(hidden_GD, choose=choose_code, guidance=group.guidance)
+        return self.code_decoder.decode(hidden_GD, choose=choose_code, guidance=group.guidance)
+
+    @cached_property
+    def code_decoder(self) -> CodeDecoder:
+        """The code head, made ready when the first image position is drawn."""
+        return self.model.code_head.decoder()
 
     def build_code_group(self, rows: tuple[int, ...]) -> CodeGroup:
         """Gather what these rows need while they draw together."""

@@ -8,12 +8,12 @@ Letters: P image positions, R decoding rows, N guided pairs, D hidden width, K c
 import torch
 from torch import Tensor, nn
 
-from mllm.code_head import ChooseCode, CodeHead, Guidance
+from mllm.code_head import ChooseCode, CodeDecoder, CodeHead, Guidance
 from mllm.depth_transformer import GatedMLP
 from mllm.rms_norm import RMSNorm
 
 
-class MLPHead(CodeHead):
+class MLPHead(CodeHead, CodeDecoder):
     """Pre-norm gated MLP blocks, a norm, and one linear layer to K * C logits."""
 
     def __init__(
@@ -41,6 +41,10 @@ class MLPHead(CodeHead):
     def forward(self, hidden_PD: Tensor, codes_PK: Tensor) -> Tensor:
         """Logits (P, K, C); `codes_PK` is not looked at, since no code depends on another."""
         return self.linear_head(self.transform(hidden_PD)).unflatten(-1, self.shape)
+
+    def decoder(self) -> CodeDecoder:
+        """The head itself: there is nothing to prepare."""
+        return self
 
     def decode(self, hidden_RD: Tensor, *, choose: ChooseCode, guidance: Guidance | None = None) -> Tensor:
         """Codes (N, K) of one position for every row, guided before the linear layer."""

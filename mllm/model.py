@@ -62,7 +62,7 @@ class MLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
-    _no_split_modules = ["LlamaDecoderLayer", "DepthLayer", "ProjectedEmbedding", "SummedEmbedding"]
+    _no_split_modules = ["LlamaDecoderLayer", "DepthTransformerHead", "ProjectedEmbedding", "SummedEmbedding"]
     _skip_keys_device_placement = ["past_key_values"]
     _tied_weights_keys = {"lm_head.weight": "backbone.embed_tokens.weight"}
 

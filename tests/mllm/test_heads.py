@@ -37,7 +37,7 @@ def test_decoding_sees_the_logits_of_teacher_forcing(head: CodeHead) -> None:
         torch.testing.assert_close(logits_NC, expected_PKC[:, k])
         return codes_PK[:, k]
 
-    assert torch.equal(head.decode(hidden_PD, choose=choose), codes_PK)
+    assert torch.equal(head.decoder().decode(hidden_PD, choose=choose), codes_PK)
 
 
 @torch.no_grad()
@@ -60,7 +60,7 @@ def test_guidance_mixes_logits_and_shares_the_code(head: CodeHead) -> None:
         unconditional_N=torch.tensor([u for _, u in pairs]),
         scale_N=torch.tensor(scales),
     )
-    assert torch.equal(head.decode(hidden_RD, choose=choose, guidance=guidance), codes_NK)
+    assert torch.equal(head.decoder().decode(hidden_RD, choose=choose, guidance=guidance), codes_NK)
 
 
 @torch.no_grad()
