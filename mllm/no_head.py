@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from mllm.code_head import ChooseCode, CodeHead, Guidance
+from mllm.code_head import CodeDecoder, CodeHead
 
 
 class NoHead(CodeHead):
@@ -17,6 +17,6 @@ class NoHead(CodeHead):
         """Zeros (P, K, C); the model refuses to learn from them."""
         return torch.zeros(*codes_PK.shape, self.num_codes, dtype=hidden_PD.dtype, device=hidden_PD.device)
 
-    def decode(self, hidden_RD: Tensor, *, choose: ChooseCode, guidance: Guidance | None = None) -> Tensor:
+    def decoder(self) -> CodeDecoder:
         """Refused."""
         raise ValueError("this model has no head for image codes: found head_type 'none'; use a model that draws")
