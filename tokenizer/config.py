@@ -22,6 +22,10 @@ class UniTokConfig:
     """Channels of each convolution stage of the encoder; every stage halves the resolution."""
     stage_depths: tuple[int, ...] = (2, 4)
     """MBConv blocks in each encoder stage."""
+    encoder_scope: Literal["picture", "patch"] = "picture"
+    """What the codes of a position depend on: the whole picture (the released network), or the pixels of its own patch
+    alone. Then equal patches have equal codes, and a change in one place changes no code elsewhere: pictures of flat
+    shapes become much easier to predict and to edit for a small language model."""
     conv_expansion: int = 4
     """Inner width of an encoder MBConv block, as a multiple of its output width."""
     width: int = 1024
@@ -143,6 +147,8 @@ class UniTokConfig:
             raise ValueError(f"unknown projection; got {self.projection!r}; use 'attention' or 'linear'")
         if self.projection_attention not in ("full", "causal"):
             raise ValueError(f"unknown projection_attention; got {self.projection_attention!r}; use 'full' or 'causal'")
+        if self.encoder_scope not in ("picture", "patch"):
+            raise ValueError(f"unknown encoder_scope; got {self.encoder_scope!r}; use 'picture' or 'patch'")
         if self.projection == "attention" and max(self.width, self.vector_width) % self.projection_heads:
             raise ValueError(
                 f"projection_heads must divide the wider side of the projection; got {self.projection_heads} for "

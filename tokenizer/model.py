@@ -121,7 +121,13 @@ class UniTok(nn.Module):
 
     def features(self, pixels_B3HW: Tensor) -> Tensor:
         """What the quantizer sees, (B, N, Z), float32."""
-        self.grid_of(pixels_B3HW)
+        rows, columns = self.grid_of(pixels_B3HW)
+        if self.config.encoder_scope == "patch":
+            patches_M3HW = cut_into_patches(pixels_B3HW, self.config.patch_size)
+            return self._features(patches_M3HW).view(len(pixels_B3HW), rows * columns, -1)
+        return self._features(pixels_B3HW)
+
+    def _features(self, pixels_B3HW: Tensor) -> Tensor:
         hidden_BND = self.encoder(pixels_B3HW.to(self.dtype))
         with torch.autocast(hidden_BND.device.type, enabled=False):
             return self.quant_proj(hidden_BND.to(projection_dtype(self.quant_proj))).float()
@@ -256,13 +262,19 @@ class UniTok(nn.Module):
 
     def fingerprint(self) -> str:
         """16 hex digits that change exactly when codes could change: sizes and weights of the encoding half."""
-        digest = hashlib.sha256()
+        digest = hashlib.sha256(self.config.encoder_scope.encode())
         parts = {"encoder": self.encoder, "quant_proj": self.quant_proj, "quantizer": self.quantizer}
         for part_name, part in parts.items():
             for name, parameter in sorted(part.named_parameters()):
                 digest.update(f"{part_name}.{name} {tuple(parameter.shape)}".encode())
                 digest.update(parameter.detach().float().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]
+
+
+def cut_into_patches(pixels_B3HW: Tensor, size: int) -> Tensor:
+    """Every patch as a picture of its own, row by row: (B * N, 3, size, size)."""
+    rows_B3RsW = pixels_B3HW.unflatten(2, (-1, size)).unflatten(4, (-1, size))  # (B, 3, rows, size, columns, size)
+    return rows_B3RsW.permute(0, 2, 4, 1, 3, 5).flatten(0, 2)
 
 
 def build_empty(config: UniTokConfig) -> UniTok:

@@ -40,6 +40,25 @@ def test_pictures_do_not_influence_their_neighbours(small_model: UniTok, pixels_
     assert torch.equal(small_model.encode(pixels_B3HW), alone)
 
 
+def test_codes_of_a_patch_depend_on_that_patch_alone(small_config: UniTokConfig) -> None:
+    torch.manual_seed(0)
+    model = UniTok(replace(small_config, encoder_scope="patch")).eval()
+    pixels_B3HW = torch.rand(2, 3, 32, 48) * 2 - 1
+    changed_B3HW = pixels_B3HW.clone()
+    changed_B3HW[1, :, 16:, 16:32] = 0.5  # second row, second column: position 4
+    features_BNZ, changed_BNZ = model.features(pixels_B3HW), model.features(changed_B3HW)
+    is_changed_BN = (features_BNZ != changed_BNZ).any(dim=-1)
+    assert is_changed_BN.nonzero().tolist() == [[1, 4]]
+    alone_1NZ = model.features(pixels_B3HW[1:, :, 16:, 16:32])
+    torch.testing.assert_close(alone_1NZ[0, 0], features_BNZ[1, 4])
+
+
+def test_scope_of_the_encoder_is_part_of_the_fingerprint(small_model: UniTok, small_config: UniTokConfig) -> None:
+    other = UniTok(replace(small_config, encoder_scope="patch"))
+    other.load_state_dict(small_model.state_dict())
+    assert other.fingerprint() != small_model.fingerprint()
+
+
 def test_every_parameter_learns(small_config: UniTokConfig, pixels_B3HW: Tensor) -> None:
     torch.manual_seed(0)
     model = UniTok(small_config)
