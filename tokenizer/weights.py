@@ -1,22 +1,23 @@
-"""Read and write the released UniTok checkpoints: one table of names, both ways.
+"""Names, sizes and settings of the released UniTok checkpoints: one table, both ways.
 
-Comes in: a state dict (or a checkpoint file) with UniTok's names. Goes out: ours, and back. Nothing is dropped
-silently: a key that no row translates is an error, and a round trip returns every tensor.
+Comes in: a state dict with UniTok's names, or the `args` beside it. Goes out: ours, and back. Nothing is dropped
+silently: a key that no row translates is an error, and a round trip returns every tensor. Knows no files.
 """
 
 from __future__ import annotations
 
 import re
+from collections import OrderedDict
 from collections.abc import Mapping
-from pathlib import Path
+from dataclasses import fields
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from tokenizer.config import UniTokConfig
-from tokenizer.model import UniTok, build_empty
+from tokenizer.key_report import require_same_tensors
+from tokenizer.model import build_empty
 from tokenizer.quantizer import FAST_UPDATES
 
 Row = tuple[str, str]
@@ -57,7 +58,15 @@ STACKED: tuple[Row, ...] = (
 POSITION_EMBEDDING = "encoder.pos_embed"  # frozen zeros that upstream adds; ours has none
 
 UPSTREAM_MODELS: dict[str, dict[str, Any]] = {
-    "vitamin_large": {},
+    "vitamin_large": {
+        "stem_width": 160,
+        "stage_widths": (160, 320),
+        "width": 1024,
+        "depth": 31,
+        "decoder_depth": 31,
+        "num_heads": 16,
+        "decoder_widths": (320, 160),
+    },
     "vitamin_base": {
         "stem_width": 128,
         "stage_widths": (128, 256),
@@ -68,7 +77,24 @@ UPSTREAM_MODELS: dict[str, dict[str, Any]] = {
         "decoder_widths": (256, 128),
     },
 }
-"""Names of UniTok's networks, as differences from the defaults of `UniTokConfig`."""
+"""Sizes that the names of UniTok's networks stand for."""
+SAME_ARGS = (
+    # (name in `args`, name in our config) of what has the same meaning and default in both
+    ("img_size", "image_size"),
+    ("vq_beta", "vq_beta"),
+    ("e_temp", "entropy_temperature"),
+    ("drop_path", "drop_path"),
+    ("embed_dim", "embed_dim"),
+    ("text_vocab_size", "text_vocab_size"),
+    ("text_context_length", "text_context"),
+    ("text_width", "text_width"),
+    ("text_heads", "text_heads"),
+    ("text_layers", "text_layers"),
+)
+PROJECTION_KINDS: dict[str, Literal["attention", "linear"]] = {"attn": "attention", "linear": "linear"}
+OUR_CONFIG = "unitok_config"
+"""Where a file that we wrote keeps what UniTok's `args` have no name for."""
+ProjectionAttention = Literal["full", "causal"]
 
 
 def names(config: UniTokConfig) -> tuple[Row, ...]:
@@ -85,8 +111,14 @@ def names(config: UniTokConfig) -> tuple[Row, ...]:
     return ENCODER + PROJECTIONS + decoder + TEXT
 
 
-def from_upstream(state: Mapping[str, Tensor], config: UniTokConfig) -> dict[str, Tensor]:
-    """UniTok's names to ours."""
+def from_upstream(
+    state: Mapping[str, Tensor], config: UniTokConfig, *, num_updates: int = FAST_UPDATES
+) -> dict[str, Tensor]:
+    """UniTok's names to ours.
+
+    Args:
+        num_updates: of the usage statistics; upstream forgets it, but its average has settled.
+    """
     state = dict(state)
     ours: dict[str, Tensor] = {}
     zeros = state.pop(POSITION_EMBEDDING, None)
@@ -101,7 +133,7 @@ def from_upstream(state: Mapping[str, Tensor], config: UniTokConfig) -> dict[str
         if missing:
             raise ValueError(f"checkpoint lacks {missing}; it has {len(state)} other tensors; check num_codebooks")
         ours[our_name] = torch.stack([state.pop(key) for key in keys])
-    ours["quantizer.num_updates"] = torch.tensor(FAST_UPDATES)  # upstream forgets it; its average has settled
+    ours["quantizer.num_updates"] = torch.tensor(num_updates)
     table = [(pattern(theirs), mine) for theirs, mine in names(config)]
     ours.update((translate(key, table), tensor) for key, tensor in state.items())
     return ours
@@ -140,9 +172,20 @@ def translate(key: str, table: list[tuple[re.Pattern[str], str]]) -> str:
 
 
 def config_from_args(
-    args: Mapping[str, Any], *, projection_attention: Literal["full", "causal"] = "full"
+    args: Mapping[str, Any], *, projection_attention: ProjectionAttention | None = None
 ) -> UniTokConfig:
-    """Our config for the `args` of a UniTok checkpoint; missing ones take UniTok's defaults, others are ignored."""
+    """Our config for the `args` of a UniTok checkpoint; missing ones take UniTok's defaults, others are ignored.
+
+    Args:
+        projection_attention: None: what the file says, which only files that we wrote do, else "full".
+    """
+    values = args[OUR_CONFIG] if OUR_CONFIG in args else values_from_args(args)
+    chosen = {} if projection_attention is None else {"projection_attention": projection_attention}
+    return UniTokConfig.from_dict({**values, **chosen})
+
+
+def values_from_args(args: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of our config that UniTok's own `args` decide."""
     model = args.get("model", "vitamin_large")
     if model not in UPSTREAM_MODELS:
         raise ValueError(f"unknown UniTok network; got {model!r}; known are {sorted(UPSTREAM_MODELS)}")
@@ -153,56 +196,34 @@ def config_from_args(
     num_codebooks = args.get("num_codebooks", 8)
     vector_width = args.get("vocab_width", 64)
     sizes = UPSTREAM_MODELS[model]
-    return UniTokConfig(
+    return {
         **sizes,
-        image_size=args.get("img_size", 256),
-        num_codebooks=num_codebooks,
-        codebook_size=args.get("vocab_size", 32768) // num_codebooks,
-        code_width=vector_width // num_codebooks,
-        projection={"attn": "attention", "linear": "linear"}[args.get("quant_proj", "attn")],
-        projection_heads=sizes.get("width", 1024) // vector_width,
-        projection_attention=projection_attention,
-        vq_beta=args.get("vq_beta", 0.25),
-        drop_path=args.get("drop_path", 0.1),
-        embed_dim=args.get("embed_dim", 768),
-        text_vocab_size=args.get("text_vocab_size", 49408),
-        text_context=args.get("text_context_length", 77),
-        text_width=args.get("text_width", 768),
-        text_heads=args.get("text_heads", 12),
-        text_layers=args.get("text_layers", 12),
+        **{ours: args[theirs] for theirs, ours in SAME_ARGS if theirs in args},
+        "num_codebooks": num_codebooks,
+        "codebook_size": args.get("vocab_size", 32768) // num_codebooks,  # upstream counts all codebooks together
+        "code_width": vector_width // num_codebooks,
+        "projection": PROJECTION_KINDS[args.get("quant_proj", "attn")],
+        "projection_heads": sizes["width"] // vector_width,
+    }
+
+
+def args_from_config(config: UniTokConfig) -> OrderedDict[str, Any]:
+    """The `args` that UniTok's loader reads. What they cannot say is added under a name that it ignores."""
+    fits = (name for name, sizes in UPSTREAM_MODELS.items() if all(getattr(config, n) == s for n, s in sizes.items()))
+    args: OrderedDict[str, Any] = OrderedDict(
+        model=next(fits, "vitamin_large"),
+        num_codebooks=config.num_codebooks,
+        vocab_size=config.num_codebooks * config.codebook_size,
+        vocab_width=config.vector_width,
+        quant_proj={ours: theirs for theirs, ours in PROJECTION_KINDS.items()}[config.projection],
     )
+    args.update((theirs, getattr(config, ours)) for theirs, ours in SAME_ARGS)
+    said = values_from_args(args)
+    if any(getattr(config, field.name) != said.get(field.name, field.default) for field in fields(config)):
+        args[OUR_CONFIG] = config.to_dict()
+    return args
 
 
-def build_from_upstream(state: Mapping[str, Tensor], config: UniTokConfig) -> UniTok:
-    """A tokenizer in evaluation mode with these weights (shared, not copied); strict."""
-    model = build_empty(config)
-    model.load_state_dict(from_upstream(state, config), assign=True)
-    return model.eval()
-
-
-def load_upstream(path: str | Path, *, projection_attention: Literal["full", "causal"] = "full") -> UniTok:
-    """Read `unitok_tokenizer.pth`, or a .safetensors file with the same tensor names.
-
-    Args:
-        projection_attention: checkpoints before April 2025 need "causal"; the file itself does not say.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no tokenizer checkpoint; {path} does not exist; give the downloaded .pth file")
-    if path.suffix == ".safetensors":
-        args, state = dict[str, Any](), load_file(path)
-    else:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        args, state = unpack(checkpoint, path)
-    return build_from_upstream(state, config_from_args(args, projection_attention=projection_attention))
-
-
-def unpack(checkpoint: Any, path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The `args` and the network's state dict inside a training checkpoint."""
-    try:
-        return dict(checkpoint["args"]), checkpoint["trainer"]["unitok"]
-    except (KeyError, TypeError) as error:
-        found = sorted(checkpoint) if isinstance(checkpoint, Mapping) else type(checkpoint).__name__
-        raise ValueError(
-            f"{path} is not a UniTok checkpoint; got {found}; it needs 'args' and 'trainer' with 'unitok' inside"
-        ) from error
+def require_fit(state: Mapping[str, Tensor], config: UniTokConfig, *, source: Any) -> None:
+    """Refuse tensors with UniTok's names that are not exactly those of this network."""
+    require_same_tensors(state, to_upstream(build_empty(config).state_dict(), config), source=source)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from mllm.__main__ import main
 from tests.golden.deterministic_weights import FOLDER, fill, read_manifest
 from tokenizer.config import UniTokConfig
 from tokenizer.model import UniTok
-from tokenizer.weights import build_from_upstream
 
 pytestmark = pytest.mark.slow
 
@@ -21,9 +26,18 @@ def golden() -> dict[str, Tensor]:
 
 
 @pytest.fixture(scope="module")
-def model() -> UniTok:
+def model() -> Iterator[UniTok]:
+    """Through the file that a person downloads and the command that converts it."""
     shapes = read_manifest("tokenizer_large_manifest.json")
-    return build_from_upstream({name: fill(name, shape) for name, shape in shapes.items()}, UniTokConfig.large())
+    with TemporaryDirectory() as folder:  # 7 GB, so not left behind as pytest's own folders are
+        path, converted = Path(folder) / "unitok_tokenizer.pth", Path(folder) / "unitok"
+        args = OrderedDict(model="vitamin_large", num_codebooks=8, vocab_size=32768, dtype=torch.bfloat16, le=0.0)
+        state = {name: fill(name, shape) for name, shape in shapes.items()}
+        torch.save({"args": args, "epoch": 1, "iter": 0, "trainer": {"config": {}, "unitok": state}}, path)
+        assert main(["convert", "unitok", str(path), str(converted)]) == 0
+        model = UniTok.from_pretrained(converted)
+        assert model.config == UniTokConfig.large()
+        yield model
 
 
 def relative_error(value: Tensor, expected: Tensor) -> float:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from pathlib import Path
-
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from tests.golden.deterministic_weights import read_manifest
 from tokenizer.config import UniTokConfig
 from tokenizer.model import UniTok, build_empty
-from tokenizer.weights import build_from_upstream, config_from_args, from_upstream, load_upstream, to_upstream
+from tokenizer.weights import (
+    UPSTREAM_MODELS,
+    args_from_config,
+    config_from_args,
+    from_upstream,
+    require_fit,
+    to_upstream,
+)
 
 
 def test_every_released_tensor_has_its_place() -> None:
@@ -45,10 +48,18 @@ def test_foreign_missing_and_misshapen_tensors_are_refused(small_model: UniTok) 
         from_upstream({k: v for k, v in theirs.items() if k != "quantizer.codebooks.2.codebook.weight"}, config)
     with pytest.raises(ValueError, match="must be zero"):
         from_upstream({**theirs, "encoder.pos_embed": torch.ones(1, 1, 24)}, config)
-    with pytest.raises(RuntimeError, match=r"fc_norm\.weight"):
-        build_from_upstream({k: v for k, v in theirs.items() if k != "fc_norm.weight"}, config)
-    with pytest.raises(RuntimeError, match="size mismatch"):
-        build_from_upstream({**theirs, "fc_norm.weight": torch.zeros(25)}, config)
+
+
+def test_tensors_that_do_not_fit_the_network_are_named_in_one_sentence(small_model: UniTok) -> None:
+    theirs = to_upstream(small_model.state_dict(), small_model.config)
+    wrong = {name: value for name, value in theirs.items() if name != "fc_norm.weight"}
+    wrong |= {"disc.weight": torch.zeros(2), "fc_norm.bias": torch.zeros(25)}
+    with pytest.raises(ValueError, match="here does not fit the network") as caught:
+        require_fit(wrong, small_model.config, source="here")
+    assert "1 missing: fc_norm.weight; 1 unexpected: disc.weight;" in str(caught.value)
+    assert "1 of another shape: fc_norm.bias (found (25,), expected (24,))" in str(caught.value)
+    with pytest.raises(ValueError, match="of [0-9]+ tensors found [0-9]+ missing: .* and [0-9]+ more;"):
+        require_fit({"logit_scale": theirs["logit_scale"]}, small_model.config, source="here")
 
 
 def test_args_decide_the_sizes() -> None:
@@ -63,25 +74,26 @@ def test_args_decide_the_sizes() -> None:
         config_from_args({"num_query": 2})
 
 
-@pytest.mark.parametrize("ending", ["pth", "safetensors"])
-def test_checkpoint_files_are_read(
-    small_model: UniTok, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str
-) -> None:
-    state = to_upstream(small_model.state_dict(), small_model.config)
-    path = tmp_path / f"unitok_tokenizer.{ending}"
-    if ending == "pth":
-        args = OrderedDict(model="vitamin_large", dtype=torch.bfloat16)
-        torch.save({"args": args, "epoch": 0, "iter": 5, "trainer": {"config": {}, "unitok": state}}, path)
-    else:
-        save_file(state, path)
-    monkeypatch.setattr("tokenizer.weights.config_from_args", lambda args, projection_attention: small_model.config)
-    pixels_B3HW = torch.rand(1, 3, 32, 32)
-    assert torch.equal(load_upstream(path).encode(pixels_B3HW), small_model.encode(pixels_B3HW))
+@pytest.mark.parametrize(
+    "config",
+    [
+        UniTokConfig.large(),
+        UniTokConfig(image_size=512, num_codebooks=4, codebook_size=1024, code_width=16),
+        UniTokConfig(**UPSTREAM_MODELS["vitamin_base"], projection_heads=12, projection="linear", drop_path=0.0),
+        UniTokConfig(projection_attention="causal"),
+        UniTokConfig(projection_heads=8),
+        UniTokConfig.tiny(),
+    ],
+)
+def test_args_hold_the_whole_config(config: UniTokConfig) -> None:
+    args = args_from_config(config)
+    assert config_from_args(args) == config
+    is_upstreams = (
+        config.width in (768, 1024) and config.projection_attention == "full" and config.projection_heads != 8
+    )
+    assert ("unitok_config" not in args) == is_upstreams  # upstream's own names say it all
 
 
-def test_other_files_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="does not exist"):
-        load_upstream(tmp_path / "absent.pth")
-    torch.save({"state_dict": {}}, tmp_path / "other.pth")
-    with pytest.raises(ValueError, match=r"got \['state_dict'\]"):
-        load_upstream(tmp_path / "other.pth")
+def test_what_the_person_says_about_the_attention_counts_most() -> None:
+    args = args_from_config(UniTokConfig(projection_attention="causal"))
+    assert config_from_args(args, projection_attention="full") == UniTokConfig.large()

@@ -1,0 +1,61 @@
+"""The probe tells causal checkpoints from bidirectional ones by what they reconstruct."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from random import Random
+
+import pytest
+import torch
+from torch import Tensor
+
+from mllm.model_folder import BUNDLED, IMAGE_TOKENIZER
+from mllm.world.render import render
+from mllm.world.scene import random_scene
+from tokenizer.attention_probe import AttentionProbe, probe_attention, read_as
+from tokenizer.image_processor import ImageProcessor
+from tokenizer.metrics import psnr
+from tokenizer.model import UniTok
+from tokenizer.weights import ProjectionAttention
+
+
+@pytest.fixture(scope="module")
+def pixels_B3HW() -> Tensor:
+    return ImageProcessor(height=128, width=128)([render(random_scene(Random(seed)), 128) for seed in range(2)])
+
+
+def trained_with(kind: ProjectionAttention, pixels_B3HW: Tensor) -> UniTok:
+    """The bundled tokenizer, its way out of the codes learned anew with attention that matters, read this way."""
+    torch.manual_seed(0)
+    model = read_as(UniTok.from_pretrained(BUNDLED / IMAGE_TOKENIZER), kind)
+    projection = model.post_quant_proj
+    with torch.no_grad():
+        vectors_BNZ = model.quantizer.lookup(model.encode(pixels_B3HW))
+        wanted_BND = projection(vectors_BNZ)
+        projection.attn.qkv.weight.normal_(std=0.5)
+    learned = [value.requires_grad_() for name, value in projection.named_parameters() if "qkv" not in name]
+    optimizer = torch.optim.AdamW(learned, lr=5e-3)
+    for _ in range(100):
+        loss = (projection(vectors_BNZ) - wanted_BND).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return model
+
+
+@pytest.mark.parametrize(("kind", "other"), [("full", "causal"), ("causal", "full")])
+def test_the_reading_that_reconstructs_is_found(
+    kind: ProjectionAttention, other: ProjectionAttention, pixels_B3HW: Tensor
+) -> None:
+    model = trained_with(kind, pixels_B3HW)
+    for loaded_as in (model, read_as(model, other)):  # the answer does not depend on how it was loaded
+        probe = probe_attention(loaded_as, pixels_B3HW)
+        assert probe.answer == kind
+    expected = psnr(pixels_B3HW, model.decode(model.encode(pixels_B3HW))).mean().item()
+    assert getattr(probe, kind) == pytest.approx(expected, abs=1e-3)
+
+
+def test_where_both_readings_are_as_good_there_is_no_answer(pixels_B3HW: Tensor, tmp_path: Path) -> None:
+    assert probe_attention(UniTok.from_pretrained(BUNDLED / IMAGE_TOKENIZER), pixels_B3HW).answer is None
+    assert AttentionProbe(full=20.0, causal=20.4).answer is None
+    assert AttentionProbe(full=20.6, causal=20.0).answer == "full"
