@@ -40,6 +40,7 @@ VERBS = {
     "prepare": Verb("train.prepare", "turn raw data into shards for training"),
     "train": Verb("train.run", "train a model from a recipe"),
     "evaluate": Verb("mllm.commands.evaluate", "measure a model"),
+    "convert": Verb("mllm.commands.convert", "bring released checkpoints in, and write them back"),
 }
 
 

@@ -10,6 +10,8 @@ from typing import Any, ClassVar, Literal
 
 from transformers import AutoConfig, LlamaConfig, PreTrainedConfig
 
+from mllm.released_config import RELEASED_TYPE, from_released, is_released
+
 HEAD_TYPES = ("depth_transformer", "mlp", "none")
 PROMPT_STYLES = ("native", "unitok", "plain", "vicuna_v1", "class")
 IMAGE_LAYOUTS = ("fixed", "grid", "bare")
@@ -124,6 +126,12 @@ class MLLMConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         self.check()
 
+    @classmethod
+    def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Fields of a folder; those of the released model are translated."""
+        fields, rest = super().get_config_dict(*args, **kwargs)
+        return (from_released(fields) if is_released(fields) else fields), rest
+
     def check(self) -> None:
         """Refuse a config that cannot be built, in one sentence."""
         for name in ("num_codebooks", "codebook_size", "code_width", "embedder_width", "embedder_heads", "head_layers"):
@@ -214,4 +222,16 @@ class MLLMConfig(PreTrainedConfig):
         return self.grid_side**2
 
 
-AutoConfig.register(MLLMConfig.model_type, MLLMConfig, exist_ok=True)
+class ReleasedMLLMConfig(MLLMConfig):
+    """What the Auto classes find in a folder of the released model; what they get is an `MLLMConfig`."""
+
+    model_type = RELEASED_TYPE
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> MLLMConfig:
+        """Our config for the fields of a released one."""
+        return MLLMConfig.from_dict(from_released(config_dict) if is_released(config_dict) else config_dict, **kwargs)
+
+
+for config_class in (MLLMConfig, ReleasedMLLMConfig):
+    AutoConfig.register(config_class.model_type, config_class, exist_ok=True)

@@ -10,7 +10,9 @@ Letters: B batch, T sequence, D hidden width, V text vocabulary, P image positio
 L labelled text tokens, M learned image positions.
 """
 
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -35,6 +37,7 @@ from mllm.loss import IGNORED, LossParts, compute_loss
 from mllm.place_embedding import PlaceEmbedding
 from mllm.projected_embedding import ProjectedEmbedding
 from mllm.sliced_loss import SlicedHeads
+from mllm.released import is_released_folder, open_released, own_memory
 from tokenizer.projection import ProjectionAttention
 
 
@@ -109,6 +112,23 @@ class MLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 module.fill_rope_tables()
             case _:
                 super()._init_weights(module)
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike | None = None, *args: Any, **kwargs: Any
+    ) -> "MLLMForConditionalGeneration":
+        """As transformers has it; a folder in the released layout (`mini_gemini`) is read as it is, strictly."""
+        if not is_released_folder(pretrained_model_name_or_path):
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        folder = Path(pretrained_model_name_or_path)
+        config = kwargs.pop("config", None)
+        fields = {name: kwargs.pop(name) for name in list(kwargs) if name in MLLMConfig.__annotations__}
+        if not isinstance(config, MLLMConfig):
+            config = MLLMConfig.from_pretrained(folder, **fields)
+        tensors = dict(open_released(folder, cls, config))
+        loaded = super().from_pretrained(None, *args, config=config, state_dict=tensors, **kwargs)
+        own_memory(loaded[0] if isinstance(loaded, tuple) else loaded, tensors)
+        return loaded
 
     def get_input_embeddings(self) -> nn.Module:
         return self.backbone.get_input_embeddings()

@@ -11,8 +11,9 @@ from pathlib import Path
 
 BUNDLED = Path(__file__).parent / "assets" / "tiny"
 CONFIG_FILE = "config.json"
-MODEL_TYPE = "unified_mllm"
-"""The kind of model that this toolkit runs; written out because the config class costs seconds to import."""
+MODEL_TYPES = ("unified_mllm", "mini_gemini")
+"""The kinds of folder that this toolkit runs, its own and the released one; written out because the config class costs
+seconds to import."""
 IMAGE_TOKENIZER = "image_tokenizer"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 """owner/name; a path with one separator looks the same, so a folder is looked for first."""
@@ -39,8 +40,9 @@ def check_kind(path: Path) -> None:
         kind = json.loads(path.read_text(encoding="utf-8")).get("model_type")
     except (ValueError, AttributeError) as error:
         raise ValueError(f"{path} is no config: {error}; restore the file") from error
-    if kind != MODEL_TYPE:
-        raise ValueError(f"{path.parent} holds another kind of model: found {kind!r}; give a {MODEL_TYPE!r} model")
+    if kind not in MODEL_TYPES:
+        known = " or ".join(map(repr, MODEL_TYPES))
+        raise ValueError(f"{path.parent} holds another kind of model: found {kind!r}; give a model of type {known}")
 
 
 def fetch_from_hub(name: str) -> Path:

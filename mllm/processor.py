@@ -28,9 +28,11 @@ from mllm.generation_rows import Generated
 from mllm.model_folder import IMAGE_TOKENIZER, find_model_folder
 from mllm.modes import Mode, possible_mode
 from mllm.pictures import Picture, decode_images, encode_images, load_picture, with_pictures
+from mllm.released import IMAGE_TOKENIZER_FILES, is_released_folder, released_image_tokenizer
 from mllm.sequence import Sequence, build_sequence
 from mllm.vocabulary import decode_text, load_text_tokenizer, save_text_tokenizer
 from tokenizer.model import UniTok
+from tokenizer.upstream_file import load_upstream
 
 PROCESSOR_FILE = "processor_config.json"
 TEMPLATE_FILE = "chat_template.jinja"
@@ -257,10 +259,9 @@ class MLLMProcessor(ProcessorMixin):
         """Read a model folder; `kwargs` are transformers' options for the hub, which a folder does not need."""
         folder = find_model_folder(pretrained_model_name_or_path)
         template = folder / TEMPLATE_FILE
-        has_images = (folder / IMAGE_TOKENIZER).is_dir()
         return cls(
             load_text_tokenizer(folder),
-            UniTok.from_pretrained(folder / IMAGE_TOKENIZER, device=device) if has_images else None,
+            load_image_tokenizer(folder, device=device),
             MLLMConfig.from_pretrained(folder, local_files_only=True),
             preparation=read_preparation(folder / PROCESSOR_FILE),
             chat_template=template.read_text(encoding="utf-8") if template.is_file() else None,
@@ -275,14 +276,25 @@ class MLLMProcessor(ProcessorMixin):
     def need_image_tokenizer(self) -> UniTok:
         """The image tokenizer, without which there are no pictures."""
         if self.image_tokenizer is None:
-            raise ValueError(f"this model folder has no image tokenizer: found no {IMAGE_TOKENIZER}/; add it")
+            raise ValueError(
+                f"this model folder has no image tokenizer: found no {IMAGE_TOKENIZER}/ and no "
+                f"{IMAGE_TOKENIZER_FILES[0]}; add one of them"
+            )
         return self.image_tokenizer
 
 
 def read_preparation(path: Path) -> str:
-    """How a model's pictures get to their size, from its processor_config.json; without one, "cover"."""
+    """How a model's pictures get to their size, from its processor_config.json; a released model has none."""
     fields = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return fields.get("preparation", "cover")
+    return fields.get("preparation", "understanding" if is_released_folder(path.parent) else "cover")
+
+
+def load_image_tokenizer(folder: Path, *, device: torch.device | str | None = None) -> UniTok | None:
+    """The image tokenizer of a model folder: ours, or the released file where somebody put it there; else None."""
+    if (folder / IMAGE_TOKENIZER).is_dir():
+        return UniTok.from_pretrained(folder / IMAGE_TOKENIZER, device=device)
+    released = released_image_tokenizer(folder)
+    return None if released is None else load_upstream(released).to(device or "cpu")
 
 
 AutoProcessor.register(MLLMConfig, MLLMProcessor, exist_ok=True)

@@ -7,12 +7,22 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import LlamaConfig
 
-from mllm.config import MLLMConfig
 from tests.golden.deterministic_weights import fill
 
 GOLDEN = Path(__file__).parent.parent / "golden"
+GOLDEN_FIELDS = {
+    "vocab_size": 512,
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 1024,
+    "torch_dtype": "float32",
+    "unified_mllm": {"image_size": 64},
+}
+"""Where its config.json differs from that of the 7B model; images have 4 x 4 positions."""
 IMAGE_MARK = -200
 """An image of 16 positions in the ids of the golden cases."""
 
@@ -29,20 +39,6 @@ def golden_weights() -> dict[str, Tensor]:
         values = fill(name, tuple(shape))
         state[name] = torch.zeros(shape) if values is None else torch.as_tensor(np.asarray(values))
     return state
-
-
-def golden_config(**fields: object) -> MLLMConfig:
-    """The shapes of the golden weights, with images of 4 x 4 positions."""
-    text_config = LlamaConfig(
-        vocab_size=512,
-        hidden_size=256,
-        intermediate_size=512,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=1024,
-        rms_norm_eps=1e-5,
-    )
-    return MLLMConfig(text_config=text_config, image_size=64, prompt_style="unitok", **fields)
 
 
 def expand_images(ids_BT: Tensor, values_BT: Tensor, *, fill_value: int) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -12,8 +14,7 @@ from mllm.generation_rows import Row
 from mllm.model import MLLMForConditionalGeneration
 from mllm.sampling import SamplingConfig
 from mllm.sequence import Sequence
-from mllm.weights import from_upstream
-from tests.mllm.golden_mllm import golden_config, golden_outputs, golden_weights
+from tests.mllm.golden_mllm import golden_outputs
 
 NUM_POSITIONS = 10
 
@@ -21,11 +22,6 @@ NUM_POSITIONS = 10
 @pytest.fixture(scope="module")
 def expected() -> dict[str, torch.Tensor]:
     return golden_outputs()
-
-
-@pytest.fixture(scope="module")
-def weights() -> dict[str, torch.Tensor]:
-    return from_upstream(golden_weights())
 
 
 def prompt_of(ids: list[int]) -> Sequence:
@@ -46,7 +42,7 @@ def prompt_of(ids: list[int]) -> Sequence:
 def test_greedy_drawing_equals_the_released_system(
     monkeypatch: pytest.MonkeyPatch,
     expected: dict[str, torch.Tensor],
-    weights: dict[str, torch.Tensor],
+    golden_folders: dict[str, Path],
     case: str,
     guidance: float,
     context: str,
@@ -64,9 +60,8 @@ def test_greedy_drawing_equals_the_released_system(
     monkeypatch.setattr(
         mllm.generation_choice, "choose", lambda logits, *rest: seen.append(logits.clone()) or choose(logits, *rest)
     )
-    model = MLLMForConditionalGeneration(golden_config(embedding_context=context))
-    model.load_state_dict(weights, strict=True)
-    results = generate(model.eval(), rows)
+    model = MLLMForConditionalGeneration.from_pretrained(golden_folders["converted"], embedding_context=context)
+    results = generate(model, rows)
 
     codes_2KN = np.stack([result.images[0].codes_KN[:, :NUM_POSITIONS] for result in results])
     assert (codes_2KN == expected[f"{case}.codes"].numpy()).all()

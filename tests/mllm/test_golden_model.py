@@ -1,12 +1,14 @@
 """Training loss, gradients, embeddings and logits against the released system's own numbers."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
 
 from mllm.model import MLLMForConditionalGeneration
 from mllm.weights import from_upstream, to_upstream
-from tests.mllm.golden_mllm import IMAGE_MARK, expand_images, golden_config, golden_outputs, golden_weights
+from tests.mllm.golden_mllm import IMAGE_MARK, expand_images, golden_outputs, golden_weights
 
 
 @pytest.fixture(scope="module")
@@ -20,10 +22,8 @@ def expected() -> dict[str, Tensor]:
 
 
 @pytest.fixture(scope="module")
-def model(weights: dict[str, Tensor]) -> MLLMForConditionalGeneration:
-    model = MLLMForConditionalGeneration(golden_config())
-    model.load_state_dict(from_upstream(weights), strict=True)
-    return model
+def model(golden_folder: Path) -> MLLMForConditionalGeneration:
+    return MLLMForConditionalGeneration.from_pretrained(golden_folder)
 
 
 def training_batch(expected: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,0 +1,29 @@
+"""The released MLLM in small with its golden weights, as a person has it: the released folder, and what `mllm convert`
+makes of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mllm.__main__ import main
+from tests.mllm.golden_mllm import GOLDEN_FIELDS, golden_weights
+from tests.mllm.released_folder import write_released
+from tests.mllm.tiny_folder import train_text_tokenizer
+
+
+@pytest.fixture(scope="session")
+def golden_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """By the way that the weights came: "released", or "converted" with the command."""
+    folder = tmp_path_factory.mktemp("golden_mllm")
+    released = write_released(folder / "released", golden_weights(), GOLDEN_FIELDS, ending="bin", num_shards=3)
+    train_text_tokenizer(released / "tokenizer.model")
+    words = ["convert", "unitok-mllm", str(released), str(folder / "converted"), "--shard-size", "0.03"]
+    assert main(words) == 0
+    return {"released": released, "converted": folder / "converted"}
+
+
+@pytest.fixture(scope="session", params=["released", "converted"])
+def golden_folder(golden_folders: dict[str, Path], request: pytest.FixtureRequest) -> Path:
+    return golden_folders[request.param]

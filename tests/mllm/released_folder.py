@@ -1,0 +1,67 @@
+"""Folders in the released layout, written the way that the released programs write them."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+LLAMA_2_7B = {
+    "architectures": ["MiniGeminiLlamaForCausalLM"],
+    "model_type": "mini_gemini",
+    "vocab_size": 32000,
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+    "hidden_act": "silu",
+    "max_position_embeddings": 4096,
+    "initializer_range": 0.02,
+    "rms_norm_eps": 1e-05,
+    "rope_theta": 10000.0,
+    "rope_scaling": None,
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "pretraining_tp": 1,
+    "tie_word_embeddings": False,
+    "use_cache": True,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "torch_dtype": "bfloat16",
+    "transformers_version": "4.39.2",
+    "tokenizer_padding_side": "right",
+    "tokenizer_model_max_length": 2048,
+    "mm_use_im_start_end": False,
+    "mm_use_im_patch_token": False,
+    "mm_projector_lr": None,
+}
+"""config.json of the released 7B model."""
+
+
+def write_released(
+    folder: Path, state: dict[str, Tensor], fields: dict[str, Any], *, ending: str = "safetensors", num_shards: int = 1
+) -> Path:
+    """config.json and the weights, in shards that cut through what is stacked in our layout."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps({**LLAMA_2_7B, **fields}))
+    stem = {"safetensors": "model", "bin": "pytorch_model"}[ending]
+    save = save_file if ending == "safetensors" else torch.save
+    if num_shards == 1:
+        save(dict(state), folder / f"{stem}.{ending}")
+        return folder
+    names, size = list(state), math.ceil(len(state) / num_shards)
+    weight_map: dict[str, str] = {}
+    for number in range(num_shards):
+        part = names[number * size : (number + 1) * size]
+        file = f"{stem}-{number + 1:05}-of-{num_shards:05}.{ending}"
+        save({name: state[name] for name in part}, folder / file)
+        weight_map.update(dict.fromkeys(part, file))
+    index = {"metadata": {"total_size": 0}, "weight_map": weight_map}
+    (folder / f"{stem}.{ending}.index.json").write_text(json.dumps(index))
+    return folder
