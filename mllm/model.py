@@ -36,8 +36,8 @@ from mllm.heads import build_head
 from mllm.loss import IGNORED, LossParts, compute_loss
 from mllm.place_embedding import PlaceEmbedding
 from mllm.projected_embedding import ProjectedEmbedding
-from mllm.sliced_loss import SlicedHeads
 from mllm.released import is_released_folder, open_released, own_memory
+from mllm.sliced_loss import SlicedHeads
 from tokenizer.projection import ProjectionAttention
 
 
