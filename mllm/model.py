@@ -34,7 +34,7 @@ from mllm.depth_transformer import DepthTransformerHead, PerCodebookLinear
 from mllm.embedders import build_embedding
 from mllm.heads import build_head
 from mllm.loss import IGNORED, LossParts, compute_loss
-from mllm.place_embedding import PlaceEmbedding
+from mllm.place_embedding import PLACE_STD, PlaceEmbedding
 from mllm.projected_embedding import ProjectedEmbedding
 from mllm.released import is_released_folder, open_released, own_memory
 from mllm.sliced_loss import SlicedHeads
@@ -85,7 +85,7 @@ class MLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         |----------------------------------------|-----------------------------------------------------|
         | linear layers, embeddings              | normal, std initializer_range of the backbone; bias 0 |
         | linear layers of the projected embedding | normal, std 1 / sqrt(inputs): its inputs have norm sqrt(K) |
-        | vectors of places                      | 0                                                   |
+        | vectors of places                      | normal, std PLACE_STD: beside content of size 1     |
         | norms                                  | weight 1, bias 0                                    |
         | q_bias, v_bias, zero_k_bias            | 0                                                   |
         | codebooks                              | normal (replaced by the image tokenizer's)          |
@@ -100,7 +100,7 @@ class MLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
                         init.normal_(linear.weight, std=linear.in_features**-0.5)
             case PlaceEmbedding():
                 for table in module.parameters(recurse=False):
-                    init.zeros_(table)
+                    init.normal_(table, std=PLACE_STD)
             case ProjectionAttention():
                 init.zeros_(module.q_bias)
                 init.zeros_(module.v_bias)
