@@ -199,13 +199,19 @@ class Pipeline:
 
     # ---- decoding ----
 
-    def run(self, rows: list[Row], on_event: OnEvent | None = None) -> list[Generated]:
-        """Decode rows in batches; one request at a time."""
+    def run(
+        self,
+        rows: list[Row],
+        on_event: OnEvent | None = None,
+        *,
+        on_progress: Callable[[RowLevelEvent], None] | None = None,
+    ) -> list[Generated]:
+        """Decode rows in batches; one request at a time. `on_progress` gets the events of the decoding loop itself."""
         results: list[Generated] = []
         with self._lock:
             for start in range(0, len(rows), MAX_ROWS):
                 batch = rows[start : start + MAX_ROWS]
-                results += generate(self.model, batch, on_progress=self.listener(batch, on_event))
+                results += generate(self.model, batch, on_progress=on_progress or self.listener(batch, on_event))
         return results
 
     def events(self, row: Row) -> Generator[Event, None, None]:
