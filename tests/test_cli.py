@@ -127,15 +127,9 @@ WRONG = [
     (["tokenize", "reconstruct", "a.png", "a.png", "-o", "x.png"], "name a folder"),
     (["evaluate", "mmlu"], "there is nothing to evaluate called 'mmlu'"),
     (["evaluate", "pope"], "arguments are required"),
-    (
-        ["evaluate", "pope", "--questions", "none.jsonl", "--images", ".", "--output", "x"],
-        "there is no file none.jsonl",
-    ),
-    (
-        ["evaluate", "pope", "--questions", "notes.txt", "--images", ".", "--output", "x"],
-        "notes.txt, line 1 is no JSON",
-    ),
-    (["evaluate", "pope", "--questions", "notes.txt", "--images", "none", "--output", "x"], "no folder of pictures"),
+    (["evaluate", "gqa", "--questions", "none.jsonl", "--images", ".", "--output", "x"], "there is no file none.jsonl"),
+    (["evaluate", "gqa", "--questions", "notes.txt", "--images", ".", "--output", "x"], "notes.txt, line 1 is no JSON"),
+    (["evaluate", "gqa", "--questions", "notes.txt", "--images", "none", "--output", "x"], "no folder of pictures"),
     (["evaluate", "world", "--count", "none"], "not a count"),
     (["evaluate", "world", "--jobs", "dance"], "dance"),
     (["evaluate", "world", "--json", "none/x.json"], "does not exist"),

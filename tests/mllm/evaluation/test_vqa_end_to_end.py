@@ -103,7 +103,7 @@ def start(launcher: list[str], words: list[str]) -> subprocess.Popen[bytes]:
     "launcher",
     [
         ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"],
-        ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"],
+        ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"],
     ],
     ids=["torchrun", "accelerate launch"],
 )
