@@ -68,9 +68,12 @@ def prepare_folder(
     units = read_units(folder)
     _make_missing(units, folder, UnitPreparer(tokenizer, options), codes_of, processes)
     processes.wait()
-    totals = _finish(folder, units, codes_of) if processes.is_first else None
+    if processes.is_first:
+        for path in folder.rglob(f"{UNFINISHED}*"):
+            path.unlink()  # of processes that were killed
+        write_manifest(folder, [unit.shard for unit in units], codes_of)
     processes.wait()
-    return totals or _totals(json.loads((folder / MANIFEST).read_text(encoding="utf-8")))
+    return _totals(json.loads((folder / MANIFEST).read_text(encoding="utf-8")))
 
 
 def _make_missing(
@@ -115,16 +118,14 @@ def _check_settings(folder: Path, codes_of: CodesOf, options: UnitOptions, shard
     write_json(path, wanted)
 
 
-def _finish(folder: Path, units: Sequence[Unit], codes_of: CodesOf) -> Totals:
-    """Write what was left out and the manifest, and take away what killed processes left behind."""
+def write_manifest(folder: Path, names: Sequence[str], codes_of: CodesOf) -> dict[str, Any]:
+    """Write what was left out, and then the manifest, which makes the folder a finished one."""
     shards, left_out = [], []
-    for unit in units:
-        path = folder / SHARDS / unit.shard
+    for name in names:
+        path = folder / SHARDS / name
         file = pq.read_metadata(path)
-        left_out += read_facts(file.metadata, unit.shard)["left_out"]
-        shards.append({"name": unit.shard, "rows": file.num_rows, "bytes": path.stat().st_size})
-    for path in folder.rglob(f"{UNFINISHED}*"):
-        path.unlink()
+        left_out += read_facts(file.metadata, name)["left_out"]
+        shards.append({"name": name, "rows": file.num_rows, "bytes": path.stat().st_size})
     lines = "".join(json.dumps(record) + "\n" for record in left_out)
     (folder / LEFT_OUT).write_text(lines, encoding="utf-8")
     manifest = {
@@ -135,7 +136,7 @@ def _finish(folder: Path, units: Sequence[Unit], codes_of: CodesOf) -> Totals:
         "shards": shards,
     }
     write_json(folder / MANIFEST, manifest)
-    return _totals(manifest)
+    return manifest
 
 
 def _totals(manifest: dict[str, Any]) -> Totals:

@@ -1,0 +1,97 @@
+"""Small raw data of several formats for the tests of preparation, and prepared folders made by hand."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from mllm.conversation import CodesPart, Message, TextPart
+from tokenizer.model import UniTok
+from train.data.prepare_folder import write_manifest
+from train.data.prepare_unit import UnitOptions
+from train.data.shard_folder import SHARDS, ShardFolder
+from train.data.shard_format import CodesOf, Row, write_shard
+
+OPTIONS = UnitOptions(sizes=((32, 32),), batch_size=5, num_workers=2)
+
+
+def load(folder: Path) -> UniTok:
+    return UniTok.from_pretrained(folder)
+
+
+def picture(number: int) -> bytes:
+    """A PNG that no other number has; of different sizes."""
+    rng = np.random.default_rng(number)
+    stream = io.BytesIO()
+    Image.fromarray(rng.integers(0, 256, (20 + number % 9, 30, 3), dtype=np.uint8)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def write_raw(folder: Path, count: int = 11) -> list[Path]:
+    """Captioned pictures in a tar, dialogues, documents with pictures, and texts."""
+    folder.mkdir(parents=True)
+    with tarfile.open(folder / "captions.tar", "w") as tar:
+        for number in range(count):
+            for ending, content in (("png", picture(number)), ("txt", f"caption {number}".encode())):
+                info = tarfile.TarInfo(f"{number:03d}.{ending}")
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+    dialogues, documents = [], []
+    for number in range(count):
+        (folder / f"{number}.png").write_bytes(picture(100 + number))
+        turns = [{"from": "human", "value": f"<image> question {number}"}, {"from": "gpt", "value": f"answer {number}"}]
+        dialogues.append({"image": f"{number}.png", "conversations": turns})
+        documents.append({"texts": [f"before {number}", None, "after"], "images": [None, f"{number}.png", None]})
+    (folder / "llava.json").write_text(json.dumps(dialogues))
+    (folder / "documents.jsonl").write_text("".join(json.dumps(document) + "\n" for document in documents))
+    (folder / "text.jsonl").write_text("".join(json.dumps({"text": f"text {i}"}) + "\n" for i in range(count)))
+    return [folder]
+
+
+def rows_of(path: Path) -> list[tuple]:
+    """All records of a prepared folder, comparable."""
+    folder = ShardFolder(str(path))
+    return [content(folder.row(shard, row)) for shard, rows in enumerate(folder.num_rows) for row in range(rows)]
+
+
+def content(row: Row) -> tuple:
+    messages = [
+        (
+            message.role,
+            [
+                part.text if isinstance(part, TextPart) else (part.codes_KN.tolist(), part.grid)
+                for part in message.parts
+            ],
+        )
+        for message in row.messages
+    ]
+    return row.kind, str(messages), row.source, row.place
+
+
+def prepared(path: Path, shards: Sequence[Sequence[Row]], codes_of: CodesOf) -> Path:
+    """A finished folder of these rows."""
+    (path / SHARDS).mkdir(parents=True)
+    names = [f"{number:05d}.parquet" for number in range(len(shards))]
+    for name, rows in zip(names, shards, strict=True):
+        write_shard(path / SHARDS / name, rows, codes_of=codes_of)
+    write_manifest(path, names, codes_of)
+    return path
+
+
+def document(text: str, place: str = "line 1") -> Row:
+    return Row("document", (Message("assistant", (TextPart(text),)),), "made.jsonl", place)
+
+
+def pair(captions: Sequence[str], codes_of: CodesOf, seed: int) -> Row:
+    """A captioned picture of 2 x 2 positions."""
+    rng = np.random.default_rng(seed)
+    codes = rng.integers(0, codes_of.codebook_size, (codes_of.num_codebooks, 4)).astype(np.uint16)
+    texts = tuple(TextPart(caption) for caption in captions)
+    answer = Message("assistant", (CodesPart(codes, (2, 2)),))
+    return Row("pair", (Message("user", texts), answer), "made.tar", f"{seed}")

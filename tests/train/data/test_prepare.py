@@ -1,0 +1,262 @@
+"""Preparing data: what comes out, that nothing is done twice, and that killing it at any moment changes nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mllm.conversation import CodesPart, TextPart
+from tests.train.data.raw_data import OPTIONS, load, picture, rows_of, write_raw
+from tokenizer.image_processor import ImageProcessor, open_image
+from train.data.prepare_folder import Totals, prepare_folder
+from train.data.prepare_plan import read_units
+from train.data.prepare_unit import UnitOptions
+from train.data.shard_folder import MANIFEST, SHARDS, ShardFolder
+from train.data.shard_format import UNFINISHED, write_shard
+
+ROOT = Path(__file__).resolve().parents[3]
+COUNT = 11
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("raw") / "data"
+    write_raw(folder, COUNT)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(raw: Path, image_tokenizer_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Everything, prepared without an interruption."""
+    out = tmp_path_factory.mktemp("whole") / "out"
+    prepare([raw], out, image_tokenizer_folder)
+    return out
+
+
+def prepare(
+    sources: list[Path], out: Path, tokenizer: Path, options: UnitOptions = OPTIONS, *, shard_size: int = 4
+) -> Totals:
+    return prepare_folder(sources, out, tokenizer=load(tokenizer), options=options, shard_size=shard_size)
+
+
+def state(folder: Path) -> dict[str, tuple[int, bytes]]:
+    """Time of change and content of each file."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
+
+
+def test_every_record_comes_out_with_the_codes_of_its_pictures(
+    whole: Path, raw: Path, image_tokenizer_folder: Path
+) -> None:
+    tokenizer, process = load(image_tokenizer_folder), ImageProcessor(height=32, width=32)
+    folder = ShardFolder(str(whole))
+    rows = [folder.row(shard, row) for shard, count in enumerate(folder.num_rows) for row in range(count)]
+    assert len(rows) == 4 * COUNT and len(folder.names) == 4 * 3
+    for row in rows:
+        number = int(row.place) if row.source.endswith("tar") else int(row.place.split()[1]) - 1
+        parts = [part for message in row.messages for part in message.parts]
+        name = Path(row.source).name
+        expected = {
+            "captions.tar": ("pair", [f"caption {number}"]),
+            "llava.json": ("chat", [f"question {number}", f"answer {number}"]),
+            "documents.jsonl": ("document", [f"before {number}", "after"]),
+            "text.jsonl": ("document", [f"text {number}"]),
+        }[name]
+        assert (row.kind, [part.text for part in parts if isinstance(part, TextPart)]) == expected
+        codes = [part for part in parts if isinstance(part, CodesPart)]
+        assert len(codes) == (name != "text.jsonl")
+        if codes:
+            (raw.parent / "one.png").write_bytes(picture(number if name == "captions.tar" else 100 + number))
+            reference_1KN = tokenizer.encode(process(open_image(raw.parent / "one.png")))
+            assert codes[0].grid == (2, 2) and torch.from_numpy(codes[0].codes_KN.astype(int)).equal(reference_1KN[0])
+
+
+def test_running_it_again_does_nothing(whole: Path, raw: Path, image_tokenizer_folder: Path) -> None:
+    before = state(whole / SHARDS)
+    totals = prepare([raw], whole, image_tokenizer_folder)
+    assert totals == Totals(records=4 * COUNT, shards=12, left_out=0)
+    assert state(whole / SHARDS) == before
+
+
+def test_sources_can_be_added(whole: Path, raw: Path, image_tokenizer_folder: Path, tmp_path: Path) -> None:
+    names = ["text.jsonl", "captions.tar", "llava.json", "documents.jsonl"]
+    for name in names:
+        prepare([raw / name], tmp_path / "out", image_tokenizer_folder)
+    assert rows_of(tmp_path / "out") == rows_of(whole)
+
+
+def test_a_lost_shard_is_made_again_as_it_was(
+    whole: Path, raw: Path, image_tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    prepare([raw], tmp_path / "out", image_tokenizer_folder)
+    name = read_units(tmp_path / "out")[4].shard
+    (tmp_path / "out" / SHARDS / name).unlink()
+    prepare([raw], tmp_path / "out", image_tokenizer_folder)
+    assert rows_of(tmp_path / "out") == rows_of(whole)
+    assert (tmp_path / "out" / SHARDS / name).read_bytes() == (whole / SHARDS / name).read_bytes()
+
+
+def prepare_slowly(raw: Path, out: Path, tokenizer: Path) -> None:
+    """What the killed process does: one record a shard, and every file system call takes its time."""
+    torch.set_num_threads(1)
+    replace = os.replace
+
+    def slow_replace(source: str, target: str) -> None:
+        time.sleep(random.random() * 0.02)
+        replace(source, target)
+        time.sleep(random.random() * 0.02)
+
+    os.replace = slow_replace
+    prepare([raw], out, tokenizer, shard_size=1)
+
+
+def test_killed_ten_times_it_ends_as_if_it_had_not(raw: Path, image_tokenizer_folder: Path, tmp_path: Path) -> None:
+    """Killed without warning after a random number of shards and a random time more."""
+    out, rng = tmp_path / "out", random.Random(3)
+    context = multiprocessing.get_context("forkserver")  # children start from imported modules, so quickly
+    context.set_forkserver_preload(["tests.train.data.test_prepare"])
+    seen = set()
+    for kill in range(10):
+        child = context.Process(target=prepare_slowly, args=(raw, out, image_tokenizer_folder))
+        child.start()
+        wanted = kill * 3 + rng.randrange(3)
+        while child.is_alive() and len(list((out / SHARDS).glob("*.parquet"))) < wanted:
+            time.sleep(0.002)
+        time.sleep(rng.random() * 0.05)
+        assert child.is_alive() and child.pid is not None, "it finished before it was killed"
+        os.kill(child.pid, signal.SIGKILL)
+        child.join()
+        seen.add(len(list((out / SHARDS).glob("*.parquet"))))
+    assert len(seen) > 5 and not (out / MANIFEST).exists()
+    finished = state(out / SHARDS)
+    totals = prepare([raw], out, image_tokenizer_folder, shard_size=1)
+    assert totals.records == 4 * COUNT
+    after = state(out / SHARDS)
+    assert all(after[name] == kept for name, kept in finished.items() if not name.startswith(UNFINISHED))
+    assert not list(out.rglob(f"{UNFINISHED}*"))
+    prepare([raw], tmp_path / "straight", image_tokenizer_folder, shard_size=1)
+    assert rows_of(out) == rows_of(tmp_path / "straight")
+    assert {name: kept[1] for name, kept in after.items()} == {
+        name: kept[1] for name, kept in state(tmp_path / "straight" / SHARDS).items()
+    }
+
+
+@pytest.mark.parametrize("launcher", ["torch.distributed.run", "accelerate.commands.launch"])
+@pytest.mark.slow
+def test_several_processes_make_the_same_shards(
+    launcher: str, whole: Path, raw: Path, image_tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    processes = ["--nproc_per_node=3"] if "torch" in launcher else ["--cpu", "--num_processes=3", "--num_machines=1"]
+    words = ["-m", launcher, *processes, "-m", "train.prepare", str(raw), "--out", str(tmp_path / "out")]
+    words += ["--image-tokenizer", str(image_tokenizer_folder), "--shard-size", "4", "--batch-size", "5"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run([sys.executable, *words], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert f"{4 * COUNT} records in 12 shards" in done.stdout
+    assert rows_of(tmp_path / "out") == rows_of(whole)
+
+
+def broken_raw(folder: Path) -> Path:
+    folder.mkdir()
+    (folder / "good.png").write_bytes(picture(1))
+    (folder / "bad.png").write_bytes(picture(1)[:30])
+    records = [{"image": f"{name}.png", "caption": name} for name in ("good", "bad", "none", "good")]
+    lines = [json.dumps(record) for record in records]
+    (folder / "pairs.jsonl").write_text("\n".join([*lines, "", '{"image": ', lines[0]]) + "\n")
+    return folder
+
+
+def test_a_broken_record_ends_it_with_file_and_place(image_tokenizer_folder: Path, tmp_path: Path) -> None:
+    raw = broken_raw(tmp_path / "raw")
+    with pytest.raises(ValueError, match=r"pairs.jsonl, line 2: cannot read picture .*bad.png.*--skip-broken"):
+        prepare([raw], tmp_path / "out", image_tokenizer_folder)
+    assert not (tmp_path / "out" / MANIFEST).exists()
+    lines = (raw / "pairs.jsonl").read_text().splitlines()
+    (raw / "pairs.jsonl").write_text("\n".join(["", *lines[4:]]))
+    with pytest.raises(ValueError, match=r"pairs.jsonl, line 3: this is no JSON"):
+        prepare([raw], tmp_path / "another", image_tokenizer_folder)
+
+
+def test_broken_records_are_left_out_and_listed_if_allowed(image_tokenizer_folder: Path, tmp_path: Path) -> None:
+    raw = broken_raw(tmp_path / "raw")
+    options = dataclasses.replace(OPTIONS, skip_broken=True)
+    totals = prepare([raw], tmp_path / "out", image_tokenizer_folder, options)
+    assert totals == Totals(records=3, shards=2, left_out=3)
+    lines = (tmp_path / "out" / "left_out.jsonl").read_text().splitlines()
+    listed = {record["place"]: record["reason"] for record in map(json.loads, lines)}
+    assert sorted(listed) == ["line 2", "line 3", "line 6"]
+    assert "cannot read" in listed["line 2"] and "no such file" in listed["line 3"] and "no JSON" in listed["line 6"]
+    assert prepare([raw], tmp_path / "out", image_tokenizer_folder, options) == totals
+    assert [place for *_, place in rows_of(tmp_path / "out")] == ["line 1", "line 4", "line 7"]
+
+
+def test_codes_of_another_tokenizer_are_broken_records(image_tokenizer_folder: Path, tmp_path: Path) -> None:
+    for codes, found in (([[1] * 4] * 3, "found 3 codebooks"), ([[1] * 4, [16] * 4], "codes up to 16")):
+        record = {"data_type": "T2I", "text": "x", "vqcode_256": json.dumps(codes)}
+        (tmp_path / "codes.jsonl").write_text(json.dumps(record))
+        with pytest.raises(ValueError, match=f"codes.jsonl, line 1: .*{found}.*it has 2 of 16"):
+            prepare([tmp_path / "codes.jsonl"], tmp_path / f"out{found[-1]}", image_tokenizer_folder)
+
+
+def test_pictures_take_the_size_that_fits_their_shape(image_tokenizer_folder: Path, tmp_path: Path) -> None:
+    from PIL import Image
+
+    (tmp_path / "raw").mkdir()
+    for name, size in (("wide", (60, 20)), ("high", (20, 60)), ("square", (30, 31))):
+        Image.new("RGB", size, "red").save(tmp_path / "raw" / f"{name}.png")
+        (tmp_path / "raw" / f"{name}.txt").write_text(name)
+    options = dataclasses.replace(OPTIONS, sizes=((32, 32), (48, 16), (16, 48)))
+    prepare([tmp_path / "raw"], tmp_path / "out", image_tokenizer_folder, options)
+    folder = ShardFolder(str(tmp_path / "out"))
+    grids = [folder.row(0, row).messages[1].parts[0].grid for row in range(3)]
+    assert grids == [(3, 1), (2, 2), (1, 3)]  # high, square, wide
+
+
+def test_what_does_not_fit_the_folder_is_refused(
+    whole: Path, raw: Path, image_tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match="begun with another shard size: found 4, now 5; name another folder"):
+        prepare([raw], whole, image_tokenizer_folder, shard_size=5)
+    other = load(image_tokenizer_folder)
+    with torch.no_grad():
+        other.quantizer.codebooks.add_(0.1)
+    with pytest.raises(ValueError, match="begun with another tokenizer"):
+        prepare_folder([raw], whole, tokenizer=other, options=OPTIONS, shard_size=4)
+    source = tmp_path / "text.jsonl"
+    source.write_text('{"text": "a"}\n')
+    prepare([source], tmp_path / "out", image_tokenizer_folder)
+    source.write_text('{"text": "b"}\n')
+    with pytest.raises(ValueError, match=r"text.jsonl has changed since"):
+        prepare([source], tmp_path / "out", image_tokenizer_folder)
+
+
+def test_sources_that_are_not_there_are_named(image_tokenizer_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="there is no file .*none"):
+        prepare([tmp_path / "none"], tmp_path / "out", image_tokenizer_folder)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="nothing to prepare in .*empty"):
+        prepare([tmp_path / "empty"], tmp_path / "out", image_tokenizer_folder)
+
+
+def test_a_shard_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from train.data.shard_format import CodesOf
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr("train.data.shard_format.pq.write_table", fail)
+    with pytest.raises(OSError, match="full"):
+        write_shard(tmp_path / "a.parquet", [], codes_of=CodesOf("x", 2, 16))
+    assert not (tmp_path / "a.parquet").exists() and np.all([UNFINISHED in path.name for path in tmp_path.iterdir()])

@@ -1,0 +1,119 @@
+"""Reading prepared folders, and refusing those that would train wrongly."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.train.data.raw_data import content, document, pair, prepared
+from train.data.shard_folder import MANIFEST, SHARDS, ShardFolder
+from train.data.shard_format import ROWS_PER_GROUP, VERSION, CodesOf
+
+CODES_OF = CodesOf("0123", 3, 16)
+SIZES = (ROWS_PER_GROUP * 2 + 5, 0, 3)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    shards = [[pair([f"caption {i}"], CODES_OF, 100 * number + i) for i in range(n)] for number, n in enumerate(SIZES)]
+    return prepared(tmp_path / "out", shards, CODES_OF)
+
+
+def change_manifest(folder: Path, **changes: object) -> None:
+    path = folder / MANIFEST
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_rows_come_back_as_they_were_written(folder: Path) -> None:
+    read = ShardFolder(str(folder))
+    assert len(read) == sum(SIZES) and read.codes_of == CODES_OF
+    for shard, size in enumerate(SIZES):
+        for row in range(size):
+            assert content(read.row(shard, row)) == content(pair([f"caption {row}"], CODES_OF, 100 * shard + row))
+
+
+def test_codes_are_stored_as_16_bit_with_everything_said(folder: Path) -> None:
+    file = pq.ParquetFile(folder / SHARDS / "00000.parquet")
+    assert file.schema_arrow.field("images").type.value_type.field("codes").type == pa.list_(pa.uint16())
+    facts = json.loads(file.metadata.metadata[b"mllm_shard"])
+    assert facts == {
+        "version": VERSION,
+        "fingerprint": "0123",
+        "num_codebooks": 3,
+        "codebook_size": 16,
+        "left_out": [],
+    }
+    from datasets import load_dataset  # any reader of Parquet reads them
+
+    rows = load_dataset("parquet", data_files=str(folder / SHARDS / "00000.parquet"), split="train", streaming=True)
+    assert next(iter(rows))["messages"][0]["parts"][0]["text"] == "caption 0"
+
+
+def test_a_folder_may_be_on_another_file_system(folder: Path) -> None:
+    files = fsspec.filesystem("memory")
+    files.put(str(folder), "/data/out", recursive=True)
+    here, there = ShardFolder(str(folder)), ShardFolder("memory://data/out")
+    assert [content(there.row(0, row)) for row in (0, 40, 68)] == [content(here.row(0, row)) for row in (0, 40, 68)]
+
+
+def test_another_tokenizer_is_refused(folder: Path) -> None:
+    for other in (CodesOf("4567", 3, 16), CodesOf("0123", 2, 16), CodesOf("0123", 3, 17)):
+        with pytest.raises(ValueError, match=r"another image tokenizer: found 0123 \(3 codebooks of 16\)"):
+            ShardFolder(str(folder)).require_tokenizer(other)
+    ShardFolder(str(folder)).require_tokenizer(CODES_OF)
+
+
+def test_another_version_is_refused(folder: Path) -> None:
+    change_manifest(folder, version=VERSION + 1)
+    with pytest.raises(ValueError, match=f"found {VERSION + 1}, this toolkit reads {VERSION}"):
+        ShardFolder(str(folder))
+
+
+def test_a_preparation_that_is_not_finished_is_refused(folder: Path) -> None:
+    (folder / MANIFEST).unlink()
+    with pytest.raises(FileNotFoundError, match="no finished folder of shards.*run `mllm prepare` to its end"):
+        ShardFolder(str(folder))
+
+
+def test_a_shard_that_was_cut_short_or_is_missing_is_refused(folder: Path) -> None:
+    path = folder / SHARDS / "00000.parquet"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-7])
+    with pytest.raises(ValueError, match=rf"00000.parquet.* is not whole: found {len(whole) - 7} bytes"):
+        ShardFolder(str(folder))
+    path.unlink()
+    with pytest.raises(ValueError, match=r"00000.parquet.* is not whole: found no such file"):
+        ShardFolder(str(folder))
+
+
+def test_a_shard_that_is_damaged_or_exchanged_is_refused(folder: Path, tmp_path: Path) -> None:
+    path = folder / SHARDS / "00000.parquet"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-20] + bytes(20))
+    with pytest.raises(ValueError, match=r"00000.parquet.* is damaged"):
+        ShardFolder(str(folder)).row(0, 0)
+    other = prepared(tmp_path / "other", [[document("x")]], CodesOf("4567", 3, 16)) / SHARDS / "00000.parquet"
+    path.write_bytes(other.read_bytes())
+    shards = json.loads((folder / MANIFEST).read_text())["shards"]
+    change_manifest(folder, shards=[{**shards[0], "bytes": path.stat().st_size}, *shards[1:]])
+    with pytest.raises(ValueError, match=r"not the one of the manifest: found 1 rows of 4567"):
+        ShardFolder(str(folder)).row(0, 0)
+
+
+def test_a_parquet_file_of_others_is_no_shard(folder: Path) -> None:
+    path = folder / SHARDS / "00000.parquet"
+    pq.write_table(pa.table({"text": ["a"]}), path)
+    shards = json.loads((folder / MANIFEST).read_text())["shards"]
+    change_manifest(folder, shards=[{**shards[0], "bytes": path.stat().st_size}, *shards[1:]])
+    with pytest.raises(ValueError, match="found no metadata of `mllm prepare`"):
+        ShardFolder(str(folder)).row(0, 0)
+
+
+def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="holds no record"):
+        ShardFolder(str(prepared(tmp_path / "none", [[]], CODES_OF)))
