@@ -1,11 +1,13 @@
 """Packing against a plain reading of its rows: nothing lost, nothing cut, samples apart."""
 
+from itertools import combinations
+
 import numpy as np
 import pytest
 import torch
 
 from mllm.loss import IGNORED
-from mllm.packing import Packer, pack
+from mllm.packing import Packer, pack, take_row
 from tests.mllm.generation_helpers import IDS
 from tests.mllm.learned_samples import learned_sample
 
@@ -77,3 +79,29 @@ def test_a_batch_is_int64_and_bool() -> None:
     batch = pack(SAMPLES[:2], length=47, pad_token_id=0)
     assert {value.dtype for name, value in batch.items() if name != "code_targets"} == {torch.int64}
     assert batch["code_targets"].dtype == torch.bool and isinstance(SAMPLES[0].codes_PK, np.ndarray)
+
+
+@pytest.mark.parametrize("seed", range(9))
+def test_a_row_is_filled_as_well_as_possible(seed: int) -> None:
+    """Against trying every choice that holds the first sequence."""
+    rng = np.random.default_rng(seed)
+    lengths, room = rng.integers(1, 40, 9).tolist(), 71
+    choices = [(0, *some) for count in range(9) for some in combinations(range(1, 9), count)]
+    sums = [sum(lengths[index] for index in choice) for choice in choices]
+    taken = take_row(lengths, room)
+    assert tuple(taken) in choices
+    assert sum(lengths[index] for index in taken) == max(total for total in sums if total <= room)
+
+
+def test_of_equal_fillings_the_earlier_sequences_are_taken() -> None:
+    assert take_row([5, 3, 9, 4, 3, 1, 4], 13) == [0, 1, 3, 5]  # not 0, 3, 6
+    assert take_row([13, 1], 13) == [0] and take_row([2], 13) == [0] and take_row([], 13) == []
+
+
+def test_rows_that_are_filled_already_become_a_batch() -> None:
+    packer = Packer(length=60, pad_token_id=0)
+    for rows in (SAMPLES[:2], SAMPLES[2:3]):
+        packer.add_row(list(rows))
+    batch, reference = packer.batch(), pack(SAMPLES[:3], length=60, pad_token_id=0)
+    assert batch["segment_ids"].max(dim=1).values.tolist() == [2, 1]
+    assert batch["codes"].equal(reference["codes"])

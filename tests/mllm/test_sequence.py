@@ -9,7 +9,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from mllm.config import MLLMConfig
 from mllm.conversation import CodesPart, Message, TextPart
 from mllm.loss import IGNORED
-from mllm.sequence import Sequence, build_sequence
+from mllm.sequence import Sequence, build_sequence, cut_sequence
 from mllm.vocabulary import (
     Vocabulary,
     decode_text,
@@ -161,3 +161,37 @@ def test_codes_of_another_tokenizer_are_refused(tokenizer: PreTrainedTokenizerBa
     foreign = CodesPart(np.zeros((2, 9), dtype=np.uint16), (3, 3))
     with pytest.raises(ValueError, match="found 2, the model has 3"):
         build(tokenizer, [Message("user", (foreign,)), DIALOGUE[3]], config_of(vocabulary))
+
+
+def test_everything_of_a_document_is_learned_in_every_style(
+    tokenizer: PreTrainedTokenizerBase, vocabulary: Vocabulary
+) -> None:
+    document = [Message("assistant", (TextPart("once"), codes(3, 3), TextPart("and again"), codes(3, 3)))]
+    for style in ("native", "unitok"):
+        config = config_of(vocabulary, prompt_style=style)
+        sequence = build(tokenizer, document, config)
+        image = [vocabulary.begin_image_id, *[vocabulary.image_token_id] * 9, vocabulary.end_image_id]
+        texts = [encode_text(tokenizer, " once"), encode_text(tokenizer, " and again")]
+        assert sequence.token_ids_T.tolist() == [1, *texts[0], *image, *texts[1], *image, 2]
+        assert sequence.code_targets_P.all() and len(sequence.code_targets_P) == 18
+        learned = {*texts[0], *texts[1], vocabulary.begin_image_id, 2}
+        assert learned <= set(sequence.labels_T.tolist())
+
+
+@pytest.mark.parametrize("layout", ["fixed", "grid", "bare"])
+@pytest.mark.parametrize("length", [14, 17, 31])
+def test_a_long_document_is_cut_between_images(
+    tokenizer: PreTrainedTokenizerBase, vocabulary: Vocabulary, layout: str, length: int
+) -> None:
+    config = config_of(vocabulary, image_layout=layout)
+    side = 2 if layout == "grid" else 3
+    parts = (TextPart("what color is it?"), codes(side, side), codes(side, side), TextPart("a red circle, no."))
+    sequence = build(tokenizer, [Message("assistant", parts * 3)], config)
+    pieces = cut_sequence(sequence, length, config=config)
+    for name in sequence.__slots__:
+        assert np.concatenate([getattr(piece, name) for piece in pieces]).tolist() == getattr(sequence, name).tolist()
+    assert len(pieces) > 3 and max(map(len, pieces)) <= length
+    assert all(piece.image_lengths_I.sum() == len(piece.codes_PK) == len(piece.code_targets_P) for piece in pieces)
+    assert all((piece.token_ids_T == config.image_token_id).sum() == piece.image_lengths_I.sum() for piece in pieces)
+    assert cut_sequence(sequence, 4, config=config) is None, "an image alone is longer"
+    assert len(cut_sequence(sequence, len(sequence), config=config)) == 1
