@@ -37,7 +37,9 @@ class ProjectedEmbedding(CodeEmbedding):
         self.register_buffer("codebook_usage", torch.zeros(shape))  # carried for conversion, not used
         self.projection = AttentionProjection(
             config.code_vector_width, config.embedder_width, config.embedder_heads, causal=self.context != "whole"
-        ).requires_grad_(self.context != "whole")
+        )
+        if self.context == "whole":
+            keep_as_buffers(self.projection)
         self.projector = Projector(config.embedder_width, config.hidden_size)
 
     def adopt(self, image_tokenizer: UniTok) -> None:
@@ -137,6 +139,14 @@ class ProjectedEmbedding(CodeEmbedding):
             return F.scaled_dot_product_attention(query, keys, values, attn_mask=is_seen_RN[:, None, None])
 
         return self.projection(vectors_RZ[:, None], attend=attend)[:, 0]
+
+
+def keep_as_buffers(module: nn.Module) -> None:
+    """Make a module's parameters buffers, as the codebooks are: saved under the same names, and never learned."""
+    for part in module.modules():
+        for name, parameter in list(part.named_parameters(recurse=False)):
+            delattr(part, name)
+            part.register_buffer(name, parameter.detach())
 
 
 class Projector(nn.Module):

@@ -90,11 +90,15 @@ def build_tiny_folder(folder: Path, *, layout: str = "fixed", context: int = 160
         codebook_size=17,
         code_width=4,
         image_size=32,
-        embedder_width=24,
-        embedder_heads=3,
         head_layers=1,
-        image_layout=layout,
-        **{"image_guidance": 2.0, **fields, **vocabulary.config_fields()},
+        **{
+            "embedder_width": 24,
+            "embedder_heads": 3,
+            "image_layout": layout,
+            "image_guidance": 2.0,
+            **fields,
+            **vocabulary.config_fields(),
+        },
     )
     model = MLLMForConditionalGeneration(config).eval()
     model.code_embedding.adopt(image_tokenizer)

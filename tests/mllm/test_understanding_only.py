@@ -1,0 +1,152 @@
+"""Understanding in the LLaVA manner: the tokenizer's quantised features, frozen; words out, never pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mllm.__main__ import main
+from mllm.config import MLLMConfig
+from mllm.conversation import CodesPart, ImagePart, Message, TextPart, render
+from mllm.model import MLLMForConditionalGeneration
+from mllm.packing import pack
+from mllm.pipeline import Done, Pipeline
+from mllm.projected_embedding import ProjectedEmbedding
+from tests.mllm.generation_helpers import build_model
+from tests.mllm.learned_samples import learned_sample
+from tests.mllm.test_code_embedding import random_codes
+from tests.mllm.tiny_folder import build_tiny_folder
+from tokenizer.model import UniTok
+
+FIELDS = {
+    "embedding_context": "whole",
+    "embedder_width": 12,
+    "embedder_heads": 2,
+    "head_type": "none",
+    "prompt_style": "vicuna_v1",
+    "tasks": ["ask", "chat"],
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_tiny_folder(tmp_path_factory.mktemp("understanding"), context=400, **FIELDS)
+
+
+@pytest.fixture
+def picture() -> Image.Image:
+    return Image.fromarray(np.random.default_rng(3).integers(0, 256, (32, 32, 3), dtype=np.uint8))
+
+
+@torch.no_grad()
+def test_the_projector_sees_the_tokenizer_s_quantised_features(folder: Path) -> None:
+    """What LLaVA with UniTok reads: encoder, quantizer, codebook entries, the projection behind them."""
+    model = MLLMForConditionalGeneration.from_pretrained(folder)
+    tokenizer = UniTok.from_pretrained(folder / "image_tokenizer")
+    pixels = torch.rand(2, 3, 32, 32) * 2 - 1
+    codes_BKN = tokenizer.encode(pixels)
+    features_BND = tokenizer.post_quant_proj(tokenizer.quantizer.lookup(codes_BKN))
+    expected = model.code_embedding.projector(features_BND).flatten(0, 1)
+    codes_PK = codes_BKN.transpose(1, 2).flatten(0, 1)
+    torch.testing.assert_close(model.code_embedding(codes_PK, torch.tensor([4, 4])), expected)
+
+
+@torch.no_grad()
+def test_every_position_sees_its_whole_image_and_no_other() -> None:
+    embedding = build_model(embedding_context="whole", head_type="none").code_embedding
+    codes_PK = random_codes(11)
+    alone = [embedding(codes, torch.tensor([len(codes)])) for codes in codes_PK.split([4, 7])]
+    torch.testing.assert_close(embedding(codes_PK, torch.tensor([4, 7])), torch.cat(alone))
+    changed_PK = codes_PK.clone()
+    changed_PK[3] = (changed_PK[3] + 1) % 11
+    difference = (embedding(changed_PK, torch.tensor([4, 7])) - embedding(codes_PK, torch.tensor([4, 7]))).abs()
+    assert (difference[:4].amax(dim=1) > 1e-5).all() and not difference[4:].any()
+
+
+def test_nothing_but_the_projector_of_the_embedding_learns_also_after_loading(folder: Path) -> None:
+    for model in (
+        MLLMForConditionalGeneration.from_pretrained(folder),
+        MLLMForConditionalGeneration(MLLMConfig.from_pretrained(folder)),
+    ):
+        assert {name.split(".")[0] for name, _ in model.code_embedding.named_parameters()} == {"projector"}
+        assert not list(model.code_head.parameters())
+
+
+def test_the_loss_is_that_of_the_words_alone() -> None:
+    model = build_model(embedding_context="whole", head_type="none").train()
+    samples = [learned_sample(seed=1, plan=["image", "TEXT"]), learned_sample(seed=2, plan=["text", "TEXT"])]
+    output = model(**pack(samples, length=40, pad_token_id=0))
+    assert output.loss_parts.num_image == 0 and output.loss.item() == pytest.approx(output.loss_parts.text.item())
+    output.loss.backward()
+    assert all(value.grad is not None for value in model.parameters() if value.requires_grad)
+
+
+@pytest.mark.parametrize("fields", [{"embedding_context": "whole"}, {"head_type": "none"}])
+def test_it_refuses_to_learn_or_to_embed_unfinished_images(fields: dict) -> None:
+    model = build_model(**fields)
+    with pytest.raises(ValueError, match="cannot learn to draw"):
+        model(**pack([learned_sample(seed=1, plan=["text", "IMAGE"])], length=40, pad_token_id=0))
+    embedding = model.code_embedding
+    assert isinstance(embedding, ProjectedEmbedding)
+    if "embedding_context" in fields:
+        with pytest.raises(ValueError, match="unfinished image"):
+            embedding.step(random_codes(1), embedding.new_cache(1, 4))
+    else:
+        with pytest.raises(ValueError, match="no head for image codes"):
+            model.code_head.decode(torch.zeros(1, 24), choose=lambda k, logits: logits.argmax(-1))
+
+
+def test_tasks_that_need_drawing_do_not_fit_the_config() -> None:
+    with pytest.raises(ValueError, match="understanding only cannot draw"):
+        build_model(head_type="none", tasks=["ask", "draw"])
+
+
+def test_it_answers_and_chats_in_words(folder: Path, picture: Image.Image) -> None:
+    pipeline = Pipeline.load(folder, device="cpu")
+    asked = [Message("user", (ImagePart(picture), TextPart("What?")))]
+    done = [event for event in pipeline.chat(asked, max_new_tokens=5) if isinstance(event, Done)]
+    assert all(isinstance(part, TextPart) for part in done[0].message.parts)
+    assert pipeline.ask(picture, "What?", max_new_tokens=5) == "".join(part.text for part in done[0].message.parts)
+
+
+def test_drawing_is_refused(folder: Path, picture: Image.Image, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    pipeline = Pipeline.load(folder, device="cpu")
+    with pytest.raises(ValueError, match="this model cannot draw: it was trained to ask, chat"):
+        pipeline.draw("a cat")
+    assert main(["draw", "a cat", "--model", str(folder), "-o", str(tmp_path / "a.png")]) == 2
+    assert "this model cannot draw" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="only looks at pictures"):  # asked below the capabilities
+        pipeline.answer([[Message("user", (TextPart("a cat"),))]], "image", [0])
+
+
+def test_the_command_asks(folder: Path, picture: Image.Image, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    picture.save(tmp_path / "a.png")
+    assert main(["ask", str(tmp_path / "a.png"), "What?", "--max-new-tokens", "3", "--model", str(folder)]) == 0
+    assert capsys.readouterr().out.endswith("\n")
+
+
+def test_the_plain_style_pairs_pictures_with_captions() -> None:
+    image = CodesPart(np.zeros((3, 9), dtype=np.uint16), (3, 3))
+    told = [Message("user", (TextPart("Describe."), image)), Message("assistant", (TextPart("a cat"),))]
+    shown = [(segment.content, segment.supervised, segment.bare) for segment in render(told, "plain")[1:]]
+    assert shown == [(image, False, True), ("a cat\n", True, False)]
+    prompt = render([Message("user", (image,))], "plain", add_generation_prompt=True)
+    assert [segment.content for segment in prompt[1:]] == [image]
+    with pytest.raises(ValueError, match="only captions"):
+        render(told[:1], "plain", add_generation_prompt=True)
+
+
+def test_a_tokenizer_of_other_sizes_is_refused(folder: Path) -> None:
+    tokenizer = UniTok.from_pretrained(folder / "image_tokenizer")
+    fields = {"embedding_context": "whole", "head_type": "none"}
+    for sizes in ({"embedder_width": 24, "embedder_heads": 3}, {"embedder_width": 12, "embedder_heads": 3}):
+        config = MLLMConfig(**{**MLLMConfig.from_pretrained(folder).to_dict(), **fields, **sizes})
+        with pytest.raises(ValueError, match="another projection than the model: found 2 heads"):
+            MLLMForConditionalGeneration(config).code_embedding.adopt(tokenizer)
+    tokenizer.post_quant_proj.attn.causal = True
+    with pytest.raises(ValueError, match="looks back only"):
+        MLLMForConditionalGeneration.from_pretrained(folder).code_embedding.adopt(tokenizer)

@@ -1,0 +1,159 @@
+"""Class-conditional drawing and understanding only, trained: the loss falls, and only what should move moves."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from mllm.conversation import CodesPart
+from mllm.pipeline import Pipeline
+from mllm.vocabulary import load_text_tokenizer
+from mllm.world.classes import CLASSES
+from tokenizer.model import UniTok
+from train.build_model import build_model
+from train.class_recipe import ClassData
+from train.data.class_codes import claim, write_part
+from train.mllm_recipe import MLLMRecipe, WorldData
+from train.mllm_run import train_mllm
+
+CLASS_FIELDS = {"prompt_style": "class", "image_layout": "bare", "num_classes": len(CLASSES), "tasks": ["draw_class"]}
+UNDERSTANDING = {"embedding_context": "whole", "embedder_width": 24, "head_type": "none", "tasks": ["ask", "describe"]}
+
+
+def losses(folder: Path) -> dict[int, float]:
+    entries = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return {entry["step"]: entry["loss"] for entry in entries if "loss" in entry}
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "final" / "model.safetensors")
+
+
+def moved_parts(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> set[str]:
+    """Beginnings of the names of all tensors that are not exactly as they were."""
+    assert before.keys() == after.keys()
+    return {".".join(name.split(".")[:2]) for name in before if not torch.equal(before[name], after[name])}
+
+
+def with_steps(recipe: MLLMRecipe, steps: int, **changes: object) -> MLLMRecipe:
+    trainer = {**recipe.trainer, "max_steps": steps, "save_steps": steps}
+    return dataclasses.replace(recipe, trainer=trainer, ema_decay=0.0, **changes)
+
+
+@pytest.fixture
+def class_recipe(mllm_recipe: MLLMRecipe) -> Callable[..., MLLMRecipe]:
+    def make(steps: int, *, class_dropout: float = 0.1, **fields: object) -> MLLMRecipe:
+        return with_steps(
+            mllm_recipe,
+            steps,
+            model={**mllm_recipe.model, **CLASS_FIELDS, **fields},
+            classes=ClassData(world_pictures=90, class_dropout=class_dropout),
+            length=22,  # four samples of a class and four positions, and two places of padding
+        )
+
+    return make
+
+
+@pytest.mark.parametrize("code_embedder", ["summed", "projected"])
+def test_a_class_conditional_model_learns_and_draws(
+    class_recipe: Callable[..., MLLMRecipe], code_embedder: str
+) -> None:
+    recipe = class_recipe(20, code_embedder=code_embedder)
+    train_mllm(recipe)
+    values = losses(recipe.output)
+    assert values[20] < 0.8 * values[1]
+    pipeline = Pipeline.load(recipe.output / "final", device="cpu")
+    assert pipeline.draw_class(7, seed=1, guidance=2.0)[0].size == (32, 32)
+    with pytest.raises(ValueError, match="trained to draw_class"):
+        pipeline.draw("a red circle")
+
+
+def test_a_class_learns_its_own_codes(class_recipe: Callable[..., MLLMRecipe], tmp_path: Path) -> None:
+    """Two classes with one picture each: after a few steps each is drawn by its number."""
+    recipe = class_recipe(80, num_classes=2, code_embedder="summed")
+    fingerprint = UniTok.from_pretrained(recipe.image_tokenizer).fingerprint()
+    codes_ESKN = np.random.default_rng(0).integers(0, 16, (2, 1, 2, 4)).astype(np.uint16)
+    claim(tmp_path / "codes", {"tokenizer": fingerprint})
+    write_part(tmp_path / "codes", 0, codes_ESKN, np.array([0, 1]))
+    recipe = dataclasses.replace(recipe, classes=ClassData(folders=[tmp_path / "codes"]))
+    train_mllm(recipe)
+    pipeline = Pipeline.load(recipe.output / "final", device="cpu")
+    for label in (0, 1):
+        wanted = pipeline.processor.decode_images([CodesPart(codes_ESKN[label, 0], (2, 2))])[0]
+        drawn = pipeline.draw_class(label, guidance=1.0, greedy=True)[0]  # "no class" was never trained here
+        assert drawn.tobytes() == wanted.tobytes()
+
+
+def test_class_training_goes_on_exactly(class_recipe: Callable[..., MLLMRecipe]) -> None:
+    recipe = class_recipe(4)
+    recipe = dataclasses.replace(recipe, trainer={**recipe.trainer, "save_steps": 2})
+    train_mllm(recipe)
+    whole, final = losses(recipe.output), weights(recipe.output)
+    shutil.rmtree(recipe.output / "checkpoint-4")
+    train_mllm(recipe)
+    assert losses(recipe.output) == whole
+    assert not moved_parts(final, weights(recipe.output))
+
+
+def test_the_stages_of_understanding_move_what_they_should(mllm_recipe: MLLMRecipe, tmp_path: Path) -> None:
+    first = with_steps(
+        mllm_recipe,
+        20,
+        output=tmp_path / "stage1",
+        model={**mllm_recipe.model, **UNDERSTANDING, "prompt_style": "plain"},
+        trains=["projector"],
+        data=WorldData(episodes=40, jobs={"describe": 1.0}),
+    )
+    tokenizer = UniTok.from_pretrained(mllm_recipe.image_tokenizer)
+    start = build_model(first, load_text_tokenizer(first.text_tokenizer), tokenizer).state_dict()
+    train_mllm(first)
+    values = losses(first.output)
+    assert values[20] < values[1]
+    assert moved_parts(start, weights(first.output)) == {"code_embedding.projector"}
+
+    second = with_steps(
+        first,
+        20,
+        output=tmp_path / "stage2",
+        start_from=first.output / "final",
+        model={"prompt_style": "native"},
+        trains=["projector", "backbone", "text_embedding", "lm_head"],
+        data=WorldData(episodes=40, jobs={"ask": 1.0, "describe": 1.0}),
+    )
+    train_mllm(second)
+    assert losses(second.output)[20] < losses(second.output)[1]
+    after = weights(second.output)
+    moved = moved_parts(weights(first.output), after)
+    assert moved == {
+        "code_embedding.projector",
+        "backbone.layers",
+        "backbone.norm",
+        "backbone.embed_tokens",
+        "lm_head.weight",
+    }
+    for name, value in tokenizer.post_quant_proj.state_dict().items():
+        assert torch.equal(after[f"code_embedding.projection.{name}"], value), "the image tokenizer's own, still"
+
+    pipeline = Pipeline.load(second.output / "final", device="cpu")
+    assert isinstance(pipeline.ask(Image.new("RGB", (32, 32)), "What color is it?", max_new_tokens=3), str)
+    with pytest.raises(ValueError, match="this model cannot draw: it was trained to ask, describe"):
+        pipeline.draw("a red circle")
+
+
+def test_what_shapes_weights_cannot_change_when_going_on(mllm_recipe: MLLMRecipe, tmp_path: Path) -> None:
+    train_mllm(with_steps(mllm_recipe, 1))
+    folder = mllm_recipe.output / "final"
+    again = with_steps(mllm_recipe, 1, output=tmp_path / "again", start_from=folder, model={"head_layers": 3})
+    with pytest.raises(ValueError, match="model.head_layers cannot change .* found 3"):
+        train_mllm(again)
+    with pytest.raises(ValueError, match="unknown prompt_style"):
+        train_mllm(dataclasses.replace(again, model={"prompt_style": "latin"}))
