@@ -97,7 +97,7 @@ def test_it_refuses_to_learn_or_to_embed_unfinished_images(fields: dict) -> None
             embedding.step(random_codes(1), embedding.new_cache(1, 4))
     else:
         with pytest.raises(ValueError, match="no head for image codes"):
-            model.code_head.decode(torch.zeros(1, 24), choose=lambda k, logits: logits.argmax(-1))
+            model.code_head.decoder()
 
 
 def test_tasks_that_need_drawing_do_not_fit_the_config() -> None:
