@@ -22,7 +22,7 @@ from tokenizer.model import UniTok
 from train.build_model import build_model
 from train.class_recipe import ClassData
 from train.data.class_codes import claim, write_part
-from train.mllm_recipe import MLLMRecipe, WorldData
+from train.mllm_recipe import MLLMData, MLLMRecipe
 from train.mllm_run import train_mllm
 
 CLASS_FIELDS = {"prompt_style": "class", "image_layout": "bare", "num_classes": len(CLASSES), "tasks": ["draw_class"]}
@@ -111,7 +111,7 @@ def test_the_stages_of_understanding_move_what_they_should(mllm_recipe: MLLMReci
         output=tmp_path / "stage1",
         model={**mllm_recipe.model, **UNDERSTANDING, "prompt_style": "plain"},
         trains=["projector"],
-        data=WorldData(episodes=40, jobs={"describe": 1.0}),
+        data=MLLMData(episodes=40, jobs={"describe": 1.0}),
     )
     tokenizer = UniTok.from_pretrained(mllm_recipe.image_tokenizer)
     start = build_model(first, load_text_tokenizer(first.text_tokenizer), tokenizer).state_dict()
@@ -127,7 +127,7 @@ def test_the_stages_of_understanding_move_what_they_should(mllm_recipe: MLLMReci
         start_from=first.output / "final",
         model={"prompt_style": "native"},
         trains=["projector", "backbone", "text_embedding", "lm_head"],
-        data=WorldData(episodes=40, jobs={"ask": 1.0, "describe": 1.0}),
+        data=MLLMData(episodes=40, jobs={"ask": 1.0, "describe": 1.0}),
     )
     train_mllm(second)
     assert losses(second.output)[20] < losses(second.output)[1]
