@@ -31,18 +31,21 @@ def read_json(path: Path) -> Any:
 def read_lines(path: Path) -> list[Line]:
     """The records of a file of JSON lines, empty lines left out."""
     lines = []
-    with need_file(path).open(encoding="utf-8") as file:
-        for number, text in enumerate(file, start=1):
-            if not text.strip():
-                continue
-            where = f"{path}, line {number}"
-            try:
-                record = json.loads(text)
-            except ValueError as error:
-                raise ValueError(f"{where} is no JSON: found {error}; mend the line or take it out") from error
-            if not isinstance(record, dict):
-                raise ValueError(f"{where} is no record: found {type(record).__name__}; write {{...}} on each line")
-            lines.append(Line(where, record))
+    try:
+        texts = need_file(path).read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text: found {error}; give a file of JSON lines in UTF-8") from error
+    for number, text in enumerate(texts, start=1):
+        if not text.strip():
+            continue
+        where = f"{path}, line {number}"
+        try:
+            record = json.loads(text)
+        except ValueError as error:
+            raise ValueError(f"{where} is no JSON: found {error}; mend the line or take it out") from error
+        if not isinstance(record, dict):
+            raise ValueError(f"{where} is no record: found {type(record).__name__}; write {{...}} on each line")
+        lines.append(Line(where, record))
     return lines
 
 

@@ -85,8 +85,17 @@ def as_markdown(table: Table, models: Sequence[Ours], notes: list[str]) -> str:
     for model in models:
         cells = [cell(model, column, notes) for column in table.columns]
         if any(text != "-" for text in cells):
-            lines.append(line_of([f"**{model.name}**", *("" for _ in table.words), *cells]))
+            lines.append(line_of([f"**{model.name}**", *(words_of(model, word) for word in table.words), *cells]))
     return "\n".join([*lines, "", f"Published rows: {SOURCE}. {table.note}".rstrip()])
+
+
+def words_of(model: Ours, title: str) -> str:
+    """A column of words: what a result says under `columns` in its extras, and the size of pictures."""
+    for result in model.results.values():
+        if title in (columns := result["extra"].get("columns", {})):
+            return str(columns[title])
+    images = next((r["image_format"] for r in model.results.values() if isinstance(r["image_format"], Mapping)), {})
+    return str(images["size"][0]) if title == "Res." and "size" in images else ""
 
 
 def line_of(cells: Sequence[str]) -> str:

@@ -6,10 +6,13 @@ than the whole question file says so wherever it is shown.
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from mllm.evaluation.benchmark import Scores
 from mllm.evaluation.json_files import read_json
@@ -49,6 +52,7 @@ def make_result(
         "interval": "95 % bootstrap over items",
         **{name: (run or {}).get(name, UNKNOWN) for name in OF_THE_RUN},
         "files": dict(files),
+        "scored_with": {"python": platform.python_version(), "numpy": np.__version__},
         "judge": None if scores.judge is None else dict(scores.judge),
         "extra": dict(scores.extra),
     }

@@ -59,8 +59,11 @@ class RunFolder:
         """Write what is run, or check that it is what the folder was made for."""
         wanted = json.loads(json.dumps({"format": FORMAT, **description}))
         path = self.folder / RUN_FILE
+        has_answers = any(
+            self.folder.glob(f"{PARTS}/*.jsonl")
+        )  # looked for first: another process may be beginning too
         if not path.is_file():
-            if self.folder.is_dir() and any(self.folder.glob(f"{PARTS}/*.jsonl")):
+            if has_answers:
                 raise ValueError(f"{self.folder} holds answers but no {RUN_FILE}: whose are they? Name a new folder")
             write_json(path, wanted)
         found = read_json(path)

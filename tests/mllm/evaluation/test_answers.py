@@ -115,6 +115,12 @@ def test_a_question_whose_picture_is_missing_is_named(folder: Path) -> None:
     assert len(read_questions(folder / "q.jsonl", None)) == 5  # scoring needs no pictures
 
 
+def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b"\x89PNG\r\n\xff")
+    with pytest.raises(ValueError, match="a.jsonl is no text"):
+        read_lines(tmp_path / "a.jsonl")
+
+
 def test_empty_files_are_refused(folder: Path) -> None:
     (folder / "q.jsonl").write_text("\n")
     with pytest.raises(ValueError, match="holds no question"):

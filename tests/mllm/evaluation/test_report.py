@@ -57,6 +57,7 @@ def test_our_row_stands_below_the_published_ones() -> None:
     )
     assert row_of(report, "UniTok") == ["UniTok", "Llama-2-7B", "256", "76.8", "61.1", "51.6", "83.2", "1448", "33.9"]
     ours = row_of(report, "**our model**")
+    assert ours[:3] == ["**our model**", "", "256"]
     assert ours[3:] == ["-", "-", "-", "83.2 (82.2 to 84.2)", "1448 (1447 to 1449)", "-"]
     assert "Generation" not in report and "Tokenizers" not in report  # tables without a result of ours
     assert "our model | pope@llava-3000 | all 9 items | raw | greedy True" in report

@@ -113,7 +113,7 @@ def make_gqa(folder: Path, rng: Random) -> Data:
     questions, gold = [], {}
     for n in range(7):
         image_id, question_id = f"n{n}", f"2010{n}"
-        words, right = ask_about(draw_scene(folder / "images" / f"{image_id}.jpg", rng), rng)
+        words, right = ask_about(draw_scene(folder / "data" / "images" / f"{image_id}.jpg", rng), rng)
         questions.append(
             {"question_id": question_id, "image": f"{image_id}.jpg", "text": f"{words}\n{SHORT}", "category": "default"}
         )
@@ -128,8 +128,8 @@ def make_gqa(folder: Path, rng: Random) -> Data:
         }
     return Data(
         write_jsonl(folder / "llava_gqa_testdev_balanced.jsonl", questions),
-        folder / "images",
-        write_json(folder / "testdev_balanced_questions.json", gold),
+        folder / "data" / "images",
+        write_json(folder / "data" / "testdev_balanced_questions.json", gold),
         len(questions),
     )
 
