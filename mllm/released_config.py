@@ -53,7 +53,7 @@ def from_released(fields: dict[str, Any]) -> dict[str, Any]:
     dtype = fields.get("dtype") or fields.get("torch_dtype")
     return {
         "model_type": "unified_mllm",
-        "text_config": {"model_type": "llama", **text_config, **special_ids},
+        "text_config": {"model_type": "llama", **text_config},
         **special_ids,
         **RELEASED_FIELDS,
         **({"dtype": dtype} if dtype else {}),

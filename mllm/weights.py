@@ -104,4 +104,7 @@ def upstream_pieces(key: str, tensor: Tensor, *, codebook_size: int) -> dict[str
     for upstream, ours in RENAMES:
         if key.startswith(ours):
             return {upstream + key.removeprefix(ours): tensor}
-    raise ValueError(f"the released layout has no place for {key!r}; only the depth_transformer head is there")
+    raise ValueError(
+        f"the released layout has no place for {key!r}; it holds a projected code embedding without places and a "
+        "depth_transformer head with one output layer"
+    )

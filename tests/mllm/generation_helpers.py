@@ -62,3 +62,14 @@ def build_prompt(num_tokens: int, *, seed: int, num_images: int = 0, positions: 
         image_lengths_I=np.full(num_images, positions),
         code_targets_P=np.zeros(positions * num_images, dtype=bool),
     )
+
+
+def text_prompt(ids: list[int], *, num_codebooks: int) -> Sequence:
+    """A prompt of text ids alone."""
+    return Sequence(
+        token_ids_T=np.array(ids),
+        labels_T=np.full(len(ids), -100),
+        codes_PK=np.zeros((0, num_codebooks), dtype=np.int64),
+        image_lengths_I=np.zeros(0, dtype=np.int64),
+        code_targets_P=np.zeros(0, dtype=bool),
+    )

@@ -14,6 +14,7 @@ from mllm.generation_rows import Row
 from mllm.model import MLLMForConditionalGeneration
 from mllm.sampling import SamplingConfig
 from mllm.sequence import Sequence
+from tests.mllm.generation_helpers import text_prompt
 from tests.mllm.golden_mllm import golden_outputs
 
 NUM_POSITIONS = 10
@@ -27,13 +28,7 @@ def expected() -> dict[str, torch.Tensor]:
 def prompt_of(ids: list[int]) -> Sequence:
     """A prompt of text ids; its last, begin-of-image, is placed by the decoding loop."""
     assert ids[-1] == 3
-    return Sequence(
-        token_ids_T=np.array(ids[:-1]),
-        labels_T=np.full(len(ids) - 1, -100),
-        codes_PK=np.zeros((0, 8), dtype=np.int64),
-        image_lengths_I=np.zeros(0, dtype=np.int64),
-        code_targets_P=np.zeros(0, dtype=bool),
-    )
+    return text_prompt(ids[:-1], num_codebooks=8)
 
 
 @pytest.mark.parametrize(
