@@ -16,7 +16,7 @@ from mllm.config import MLLMConfig
 from tokenizer.model import UniTok
 from train.class_recipe import ClassData
 from train.data.class_batches import ClassBatches
-from train.data.class_source import open_class_codes
+from train.data.class_source import check_guidance, open_class_codes
 from train.data.packed_batches import PackedBatches
 from train.data.shard_batches import shard_batches
 from train.data.world_codes import WorldCodes
@@ -41,6 +41,7 @@ class Tokenizers:
 def training_batches(recipe: MLLMRecipe, tokenizers: Tokenizers, *, num_batches: int) -> Dataset:
     """The batches of a whole run, over all processes and accumulation steps."""
     if recipe.classes.is_given:
+        check_guidance(recipe.classes, tokenizers.config)
         return class_batches(recipe, recipe.classes, tokenizers, folder="class_codes", num_batches=num_batches)
     if recipe.data.shards:
         return prepared_batches(recipe, recipe.data, recipe.data.shards, tokenizers, num_batches=num_batches)

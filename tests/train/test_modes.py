@@ -79,7 +79,7 @@ def test_a_class_conditional_model_learns_and_draws(
 
 def test_a_class_learns_its_own_codes(class_recipe: Callable[..., MLLMRecipe], tmp_path: Path) -> None:
     """Two classes with one picture each: after a few steps each is drawn by its number."""
-    recipe = class_recipe(80, num_classes=2, code_embedder="summed")
+    recipe = class_recipe(80, num_classes=2, code_embedder="summed", image_guidance=1.0)
     fingerprint = UniTok.from_pretrained(recipe.image_tokenizer).fingerprint()
     codes_ESKN = np.random.default_rng(0).integers(0, 16, (2, 1, 2, 4)).astype(np.uint16)
     claim(tmp_path / "codes", {"tokenizer": fingerprint})
@@ -89,8 +89,13 @@ def test_a_class_learns_its_own_codes(class_recipe: Callable[..., MLLMRecipe], t
     pipeline = Pipeline.load(recipe.output / "final", device="cpu")
     for label in (0, 1):
         wanted = pipeline.processor.decode_images([CodesPart(codes_ESKN[label, 0], (2, 2))])[0]
-        drawn = pipeline.draw_class(label, guidance=1.0, greedy=True)[0]  # "no class" was never trained here
+        drawn = pipeline.draw_class(label, greedy=True)[0]
         assert drawn.tobytes() == wanted.tobytes()
+
+
+def test_guidance_by_default_needs_dropped_classes(class_recipe: Callable[..., MLLMRecipe]) -> None:
+    with pytest.raises(ValueError, match="found model.image_guidance 2.5 and classes.class_dropout 0"):
+        train_mllm(class_recipe(1, class_dropout=0.0, image_guidance=2.5))
 
 
 def test_class_training_goes_on_exactly(class_recipe: Callable[..., MLLMRecipe]) -> None:

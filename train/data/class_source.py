@@ -14,6 +14,15 @@ from train.data.class_codes import ClassCodes
 from train.data.class_pictures import WorldClassPictures, encode_classes
 
 
+def check_guidance(data: ClassData, config: MLLMConfig) -> None:
+    """Refuse a model that would be guided away from a "no class" that it never learns."""
+    if config.image_guidance > 1 and not data.class_dropout:
+        raise ValueError(
+            f"guidance needs samples without a class: found model.image_guidance {config.image_guidance} and "
+            "classes.class_dropout 0; set the first to 1 or the second to 0.1"
+        )
+
+
 def open_class_codes(
     data: ClassData, world_folder: Path, *, image_tokenizer: UniTok, config: MLLMConfig, precision: torch.dtype
 ) -> list[ClassCodes]:
