@@ -1,0 +1,161 @@
+"""Text to image codes: ours beside upstream's algorithm and beside the floor, on models with random weights.
+
+In: sizes and batches. Out: a case for each. Before anything is timed, the codes of both are shown to be equal in
+float32, greedy and with the same random numbers, for both ways of embedding new positions.
+
+Letters: N images, P image positions, K codebooks, C codes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mllm.benchmark.machine import measure_roofline
+from mllm.benchmark.random_models import (
+    BEGIN_IMAGE_ID,
+    SIZES,
+    Size,
+    build_random_model,
+    num_parameters,
+    position_cost,
+    random_prompt,
+)
+from mllm.benchmark.timing import Case, time_interleaved
+from mllm.benchmark.upstream_reference import UpstreamDrawing
+from mllm.generation import generate
+from mllm.generation_rows import Row
+from mllm.model import MLLMForConditionalGeneration
+from mllm.sampling import SamplingConfig
+
+GATE = "upstream"
+UNCONDITIONAL_SEED = 10**6
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """The same pictures for both: rows for our decoding, ids and random numbers for upstream's."""
+
+    rows: list[Row]
+    prompts: list[list[int]]
+    unconditional: list[list[int]]
+    uniforms_NPK: Tensor
+    num_positions: int
+
+    @classmethod
+    def build(cls, size: Size, batch: int, settings: SamplingConfig, *, device: torch.device) -> Work:
+        unconditional = random_prompt(size.prompt, seed=UNCONDITIONAL_SEED)
+        rows = [
+            Row(
+                prompt=random_prompt(size.prompt, seed=n),
+                unconditional=unconditional,
+                mode="image",
+                image=settings,
+                seed=n,
+            )
+            for n in range(batch)
+        ]
+        shape = (size.side**2, size.codebooks)
+        uniforms = [torch.rand(shape, generator=torch.Generator().manual_seed(row.seed)) for row in rows]
+        return cls(
+            rows=rows,
+            prompts=[[*row.prompt.token_ids_T.tolist(), BEGIN_IMAGE_ID] for row in rows],
+            unconditional=[[*unconditional.token_ids_T.tolist(), BEGIN_IMAGE_ID] for _ in rows],
+            uniforms_NPK=torch.stack(uniforms).to(device),
+            num_positions=size.side**2,
+        )
+
+    def upstream(self, drawing: UpstreamDrawing, settings: SamplingConfig, *, sees_prefix: bool = False) -> np.ndarray:
+        """Codes (N, K, P) by upstream's algorithm."""
+        return (
+            drawing.draw(
+                self.prompts,
+                self.unconditional,
+                num_positions=self.num_positions,
+                settings=settings,
+                uniforms_NPK=self.uniforms_NPK,
+                sees_prefix=sees_prefix,
+            )
+            .cpu()
+            .numpy()
+        )
+
+    def ours(
+        self, model: MLLMForConditionalGeneration, settings: SamplingConfig, *, sees_prefix: bool = False
+    ) -> np.ndarray:
+        """Codes (N, K, P) by our decoding."""
+        model.code_embedding.context = "prefix" if sees_prefix else "isolated"
+        results = generate(model, [replace(row, image=settings) for row in self.rows])
+        return np.stack([result.images[0].codes_KN for result in results]).astype(np.int64)
+
+
+def benchmark_drawing(
+    name: str,
+    batch: int,
+    *,
+    settings: SamplingConfig,
+    rounds: int,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+) -> Case:
+    """One size and batch: shown equal, then timed."""
+    size = SIZES[name]
+    model = build_random_model(size, device=device)
+    work = Work.build(size, batch, settings, device=device)
+    checks = compare_codes(model, work, settings)
+    model = model.to(dtype)
+    upstream, with_cache = UpstreamDrawing(model), UpstreamDrawing(model, cached_head=True)
+    timings = time_interleaved(
+        {
+            "upstream": lambda: work.upstream(upstream, settings),
+            "upstream with a head cache": lambda: work.upstream(with_cache, settings),
+            "ours": lambda: work.ours(model, settings),
+            "ours, embedding the prefix": lambda: work.ours(model, settings, sees_prefix=True),
+        },
+        rounds=rounds,
+        device=device,
+    )
+    num_rows = batch * (2 if settings.guidance > 1 else 1)
+    cost = position_cost(model, rows=num_rows, context=size.prompt + work.num_positions / 2)
+    weight_bytes = num_parameters(model) * model.lm_head.weight.element_size()
+    roofline = measure_roofline(device, dtype, num_bytes=weight_bytes)
+    return Case(
+        name=f"draw {name}, batch {batch}",
+        facts={
+            "size": name,
+            "batch": batch,
+            "rows": num_rows,
+            "positions": work.num_positions,
+            "prompt": size.prompt,
+            "guidance": settings.guidance,
+            "dtype": str(dtype).removeprefix("torch."),
+            "weight_bytes": weight_bytes,
+            "copied_bytes_per_second": roofline.copied_bytes_per_second,
+            "flops_per_second": roofline.flops_per_second,
+        },
+        checks=checks,
+        timings=timings,
+        gate=GATE,
+        floor=cost.floor(roofline) * work.num_positions,
+    )
+
+
+def compare_codes(model: MLLMForConditionalGeneration, work: Work, settings: SamplingConfig) -> dict[str, bool]:
+    """Whether our codes equal upstream's, for the ways of choosing and of embedding."""
+    reference = UpstreamDrawing(model)
+    greedy = replace(settings, greedy=True)
+    cases = {
+        "greedy codes equal": (greedy, False),
+        "sampled codes equal": (settings, False),
+        "greedy codes equal, embedding the prefix": (greedy, True),
+    }
+    return {
+        name: np.array_equal(
+            work.ours(model, chosen, sees_prefix=sees_prefix),
+            work.upstream(reference, chosen, sees_prefix=sees_prefix),
+        )
+        for name, (chosen, sees_prefix) in cases.items()
+    }

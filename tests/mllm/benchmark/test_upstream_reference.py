@@ -1,0 +1,192 @@
+"""The reference is upstream's algorithm (the released system's own output says so), and our decoding equals it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from transformers import LlamaConfig
+
+from mllm.benchmark.upstream_reference import UpstreamDrawing, UpstreamTokenizer, choose_code, filter_logits
+from mllm.config import MLLMConfig
+from mllm.generation import generate
+from mllm.generation_rows import Row
+from mllm.model import MLLMForConditionalGeneration
+from mllm.sampling import SamplingConfig, choose, stack_settings
+from mllm.weights import from_upstream
+from tests.conftest import small_tokenizer_config
+from tests.mllm.generation_helpers import IDS, build_model, build_prompt
+from tests.mllm.golden_mllm import golden_config, golden_outputs, golden_weights
+from tokenizer.model import UniTok
+
+NUM_POSITIONS = 9
+
+
+@pytest.fixture(scope="module")
+def golden_model() -> MLLMForConditionalGeneration:
+    model = MLLMForConditionalGeneration(golden_config())
+    model.load_state_dict(from_upstream(golden_weights()), strict=True)
+    return model.eval()
+
+
+@pytest.mark.parametrize(
+    ("case", "guidance", "sees_prefix"), [("full1", 1, True), ("full4", 4, True), ("last", 5, False)]
+)
+@pytest.mark.parametrize("cached_head", [False, True])
+def test_the_reference_gives_the_codes_of_the_released_system(
+    golden_model: MLLMForConditionalGeneration, case: str, guidance: float, sees_prefix: bool, cached_head: bool
+) -> None:
+    expected = golden_outputs()
+    ids = expected[f"{case}.prompt_ids"]
+    mask = expected.get(f"{case}.attention_mask", torch.ones_like(ids)).bool()
+    prompts = [row[real].tolist() for row, real in zip(ids, mask, strict=True)]
+    codes = UpstreamDrawing(golden_model, cached_head=cached_head).draw(
+        prompts[:2],
+        prompts[2:],
+        num_positions=10,
+        settings=SamplingConfig(greedy=True, guidance=guidance),
+        sees_prefix=sees_prefix,
+    )
+    assert torch.equal(codes, expected[f"{case}.codes"].long())
+
+
+def random_model(seed: int, context: str) -> MLLMForConditionalGeneration:
+    """Sizes of its own for every seed; key/value heads shared, the head's sizes its own or the backbone's."""
+    rng = np.random.default_rng(seed)
+    heads, codebooks = int(rng.choice([2, 4])), int(rng.integers(1, 5))
+    width = heads * int(rng.choice([6, 10]))
+    text_config = LlamaConfig(
+        vocab_size=61,
+        hidden_size=width,
+        intermediate_size=int(rng.integers(20, 50)),
+        num_hidden_layers=int(rng.integers(1, 4)),
+        num_attention_heads=heads,
+        num_key_value_heads=heads // int(rng.choice([1, 2])),
+        max_position_embeddings=96,
+        initializer_range=0.3,
+    )
+    config = MLLMConfig(
+        text_config=text_config,
+        num_codebooks=codebooks,
+        codebook_size=int(rng.integers(5, 40)),
+        code_width=int(rng.integers(2, 6)),
+        image_size=48,
+        embedder_width=24,
+        embedder_heads=3,
+        embedding_context=context,
+        head_layers=int(rng.integers(1, 4)),
+        head_num_heads=heads if rng.random() < 0.5 else None,
+        head_intermediate_size=31 if rng.random() < 0.5 else None,
+        **IDS,
+    )
+    torch.manual_seed(seed)
+    return MLLMForConditionalGeneration(config).eval()
+
+
+SETTINGS = {
+    "greedy": SamplingConfig(greedy=True, guidance=3.0),
+    "sampled": SamplingConfig(guidance=2.5),
+    "unguided": SamplingConfig(temperature=1.3),
+    "filtered": SamplingConfig(temperature=0.9, top_k=4, top_p=0.8, guidance=1.5),
+}
+
+
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS.keys())
+@pytest.mark.parametrize("context", ["isolated", "prefix"])
+@pytest.mark.parametrize("seed", range(4))
+def test_our_codes_equal_the_reference(seed: int, context: str, settings: SamplingConfig) -> None:
+    model = random_model(seed, context)
+    conditional = [build_prompt(length, seed=length) for length in (9, 4, 6)]
+    unconditional = [build_prompt(2, seed=0)] * 3
+    rows = [
+        Row(prompt=prompt, unconditional=unconditional[0], mode="image", image=settings, seed=n)
+        for n, prompt in enumerate(conditional)
+    ]
+    ours_NKP = np.stack([result.images[0].codes_KN for result in generate(model, rows)])
+
+    def ids_of(prompts: list) -> list[list[int]]:
+        return [[*prompt.token_ids_T.tolist(), IDS["begin_image_id"]] for prompt in prompts]
+
+    shape = (NUM_POSITIONS, model.config.num_codebooks)
+    uniforms = [torch.rand(shape, generator=torch.Generator().manual_seed(row.seed)) for row in rows]
+    reference_NKP = UpstreamDrawing(model).draw(
+        ids_of(conditional),
+        ids_of(unconditional),
+        num_positions=NUM_POSITIONS,
+        settings=settings,
+        uniforms_NPK=torch.stack(uniforms),
+        sees_prefix=context == "prefix",
+    )
+    assert np.array_equal(ours_NKP, reference_NKP.numpy())
+
+
+def test_contexts_differ_in_what_they_draw() -> None:
+    """Otherwise the equalities above would say nothing about the context."""
+    model = random_model(0, "prefix")
+    drawing = UpstreamDrawing(model)
+
+    def codes(sees_prefix: bool) -> Tensor:
+        return drawing.draw(
+            [[7, 8, 3]],
+            [],
+            num_positions=NUM_POSITIONS,
+            settings=SamplingConfig(greedy=True),
+            sees_prefix=sees_prefix,
+        )
+
+    assert not torch.equal(codes(True), codes(False))
+
+
+@pytest.mark.parametrize("top_k", [None, 1, 7, 30])
+@pytest.mark.parametrize("top_p", [1.0, 0.9, 0.3])
+def test_filters_choose_as_ours_do(top_k: int | None, top_p: float) -> None:
+    settings = SamplingConfig(temperature=0.7, top_k=top_k, top_p=top_p)
+    generator = torch.Generator().manual_seed(4)
+    logits_NC, uniforms_N = torch.randn(40, 23, generator=generator), torch.rand(40, generator=generator)
+    ours_N = choose(logits_NC, stack_settings([settings] * 40, num_choices=23), uniforms_N)
+    assert torch.equal(choose_code(logits_NC, settings, uniforms_N), ours_N)
+
+
+def test_without_given_numbers_it_draws_from_what_the_filters_keep() -> None:
+    torch.manual_seed(0)
+    settings = SamplingConfig(top_k=3, top_p=0.9)
+    logits_NC = torch.tensor([[0.0, 2.0, 1.9, 1.8, -3.0]]).expand(600, -1)
+    kept_C = filter_logits(logits_NC[:1], settings)[0].isfinite()
+    counts_C = choose_code(logits_NC, settings, None).bincount(minlength=5)
+    assert torch.equal(counts_C > 0, kept_C) and counts_C.max() < 300
+
+
+@pytest.mark.parametrize(
+    ("fields", "name"),
+    [
+        ({"head_type": "mlp"}, "head_type"),
+        ({"head_shared_output": False}, "head_shared_output"),
+        ({"layout": "grid"}, "image_layout"),
+        ({"image_places": True}, "image_places"),
+        ({"code_embedder": "summed"}, "code_embedder"),
+    ],
+)
+def test_what_upstream_does_not_have_is_refused(fields: dict, name: str) -> None:
+    with pytest.raises(ValueError, match=f"upstream has no model with this {name}: found .*; compare a model with"):
+        UpstreamDrawing(build_model(**fields))
+
+
+def test_an_embedding_that_narrows_is_refused() -> None:
+    model = build_model()
+    model.config.code_width = 40
+    with pytest.raises(ValueError, match="upstream's code embedding widens: found 120 to 24"):
+        UpstreamDrawing(model)
+
+
+def test_our_tokenizer_equals_the_reference_and_keeps_its_own_modules() -> None:
+    torch.manual_seed(0)
+    ours = UniTok(small_tokenizer_config()).eval()
+    reference = UpstreamTokenizer(ours)
+    pixels_B3HW = torch.rand(3, 3, 48, 32) * 2 - 1
+    codes_BKN = ours.encode(pixels_B3HW)
+    assert torch.equal(reference.encode(pixels_B3HW), codes_BKN)
+    pixels = ours.decode(codes_BKN, grid=(3, 2))
+    torch.testing.assert_close(reference.decode(codes_BKN, grid=(3, 2)), pixels, atol=1e-5, rtol=1e-5)
+    assert reference.network.decoder.last_weight is ours.decoder.last_weight
+    assert type(ours.decoder.entry) is not type(reference.network.decoder.entry)
