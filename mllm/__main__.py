@@ -41,6 +41,7 @@ VERBS = {
     "train": Verb("train.run", "train a model from a recipe"),
     "evaluate": Verb("mllm.commands.evaluate", "measure a model"),
     "convert": Verb("mllm.commands.convert", "bring released checkpoints in, and write them back"),
+    "benchmark": Verb("mllm.commands.benchmark", "measure speed and memory"),
 }
 
 
