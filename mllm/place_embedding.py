@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from mllm.rms_norm import RMSNorm
 
-
 PLACE_STD = 0.3
 """Of the vectors at the start; the content they are added to has root mean square 1."""
 

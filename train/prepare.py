@@ -42,7 +42,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("sources", nargs="*", type=Path, metavar="SRC", help="a file of records, or a folder of them")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the shards")
     parser.add_argument("--image-tokenizer", type=Path, metavar="T", help="folder of an image tokenizer, or of a model")
-    parser.add_argument("--model", metavar="FOLDER", help="a model: its image tokenizer, picture sizes and prompts")
+    parser.add_argument(
+        "--model", metavar="FOLDER", help="a model: its image tokenizer and sizes (default: the toolkit's)"
+    )
     parser.add_argument("--format", choices=FORMATS, metavar="NAME", help=f"of all sources: {', '.join(FORMATS)}")
     parser.add_argument("--pictures", type=Path, metavar="DIR", help="folder of the pictures that records name")
     parser.add_argument("--size", type=picture_size, metavar="WxH", help="size of all pictures (default: the model's)")

@@ -17,7 +17,8 @@ from tokenizer.model import UniTok
 from train.data.prepare_folder import LEFT_OUT, prepare_folder
 from train.data.prepare_unit import UnitOptions
 from train.data.processes import Processes
-from train.data.shard_folder import ShardFolder
+from train.data.shard_folder import ShardFolder, describe
+from train.data.shard_format import codes_made_by
 from train.data.show_samples import show_samples
 
 
@@ -36,7 +37,8 @@ def prepare(arguments: argparse.Namespace) -> None:
         processes=processes,
     )
     if processes.is_first:
-        print(f"{arguments.out}: {totals.records} records in {totals.shards} shards")
+        made_by = describe(codes_made_by(tokenizer))
+        print(f"{arguments.out}: {totals.records} records in {totals.shards} shards, codes of {made_by}")
         if totals.left_out:
             print(f"{totals.left_out} broken records were left out; see {arguments.out / LEFT_OUT}")
 
@@ -48,7 +50,8 @@ def show(arguments: argparse.Namespace) -> None:
         return
     folder = ShardFolder(str(arguments.out))
     tokenizer = load_image_tokenizer(arguments, processes)
-    style = MLLMConfig.from_pretrained(find_model_folder(arguments.model)).prompt_style if arguments.model else "native"
+    model = model_folder(arguments)
+    style = MLLMConfig.from_pretrained(model).prompt_style if model else "native"
     show_samples(
         folder,
         arguments.show,
@@ -61,13 +64,17 @@ def show(arguments: argparse.Namespace) -> None:
 
 
 def load_image_tokenizer(arguments: argparse.Namespace, processes: Processes) -> UniTok:
-    """The image tokenizer of --image-tokenizer, or of --model."""
-    if arguments.image_tokenizer is None and arguments.model is None:
-        raise ValueError("no image tokenizer was named: found neither --image-tokenizer nor --model; give one of them")
-    folder = arguments.image_tokenizer or find_model_folder(arguments.model)
+    """The image tokenizer of --image-tokenizer, or of --model, or of the toolkit's model."""
+    folder = arguments.image_tokenizer or model_folder(arguments)
+    assert folder is not None, "without an image tokenizer there is a model"
     inside = folder / IMAGE_TOKENIZER
     tokenizer = UniTok.from_pretrained(inside if (inside / CONFIG_FILE).is_file() else folder)
     return tokenizer.to(torch.device(arguments.device) if arguments.device else processes.device)
+
+
+def model_folder(arguments: argparse.Namespace) -> Path | None:
+    """The model that was named; the toolkit's, where no image tokenizer was named either."""
+    return find_model_folder(arguments.model) if arguments.model or not arguments.image_tokenizer else None
 
 
 def unit_options(arguments: argparse.Namespace, tokenizer: UniTok) -> UnitOptions:
@@ -75,8 +82,7 @@ def unit_options(arguments: argparse.Namespace, tokenizer: UniTok) -> UnitOption
     side = tokenizer.config.image_size
     sizes: tuple[Size, ...] = ((side, side),)
     preparation = "cover"
-    if arguments.model:
-        folder = Path(find_model_folder(arguments.model))
+    if folder := model_folder(arguments):
         sizes = tuple(best_sizes(MLLMConfig.from_pretrained(folder)))
         preparation = read_preparation(folder / PROCESSOR_FILE)
     if arguments.size:
