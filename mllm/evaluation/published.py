@@ -22,6 +22,7 @@ class Column:
     score: str | None = None  # name of the score; None: the headline
     digits: int = 1
     scale: float = 1.0  # of our number, to the unit of the published ones
+    protocol: str = ""  # how the protocol of a comparable result begins
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +55,10 @@ UNDERSTANDING = Table(
     (
         Column("VQAv2", "vqav2"),
         Column("GQA", "gqa"),
-        Column("TextVQA", "textvqa"),
+        Column("TextVQA", "textvqa", protocol="textvqa@m4c-ocr-prompt"),
         Column("POPE", "pope"),
         Column("MME", "mme", "perception", digits=0),
-        Column("MM-Vet", "mmvet"),
+        Column("MM-Vet", "mmvet", protocol="mmvet@judge-gpt-4-0613"),
     ),
     (
         _understanding("Show-o", "Phi-1.5-1.3B", 256, 59.3, 48.7, None, 73.8, 948, None),

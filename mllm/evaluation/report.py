@@ -6,6 +6,7 @@ or not over all of it, carries a mark and a footnote that says so. A second resu
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from mllm.evaluation.published import SOURCE, TABLES, Column, Table
 from mllm.evaluation.result import completeness
 
 Result = Mapping[str, Any]
+CUSTOM = re.compile(r"-custom-\d+$")
+"""How the protocol of a set of unofficial size ends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,13 +114,21 @@ def cell(model: Ours, column: Column, notes: list[str]) -> str:
         return "-"
     value, low, high = (column.scale * score[name] for name in ("value", "low", "high"))
     text = f"{value:.{column.digits}f} ({low:.{column.digits}f} to {high:.{column.digits}f})"
-    if "-custom-" not in result["protocol"] and result["is_complete"]:
-        return text
-    note = f"Not the official set: {result['protocol']}, {completeness(result)}."
-    if not any(known.endswith(note) for known in notes):
-        notes.append(f"[{len(notes) + 1}] {note}")
-    number = 1 + next(index for index, known in enumerate(notes) if known.endswith(note))
-    return f"{text} [{number}]"
+    for note in remarks(result, column):
+        if not any(known.endswith(note) for known in notes):
+            notes.append(f"[{len(notes) + 1}] {note}")
+        text += f" [{1 + next(index for index, known in enumerate(notes) if known.endswith(note))}]"
+    return text
+
+
+def remarks(result: Result, column: Column) -> list[str]:
+    """What keeps a number from being compared with the published ones."""
+    found = []
+    if CUSTOM.search(result["protocol"]) or not result["is_complete"]:
+        found.append(f"Not the official set: {result['protocol']}, {completeness(result)}.")
+    if not result["protocol"].startswith(column.protocol):
+        found.append(f"Another protocol than the published rows: {result['protocol']}, not {column.protocol}.")
+    return found
 
 
 def details(models: Sequence[Ours]) -> list[str]:

@@ -11,6 +11,7 @@ import json
 import os
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -48,6 +49,12 @@ class Judge:
             raise ValueError(f"the judge's address is no URL: found {self.url!r}; write http://host:port/v1")
         if self.runs < 1:
             raise ValueError(f"the judge must judge at least once: found {self.runs} runs; use 1 or more")
+
+    @property
+    def address(self) -> str:
+        """Host and port, without anything secret that a URL may hold."""
+        parts = urllib.parse.urlsplit(self.url)
+        return f"{parts.hostname}:{parts.port}" if parts.port else str(parts.hostname)
 
     def ask(self, question: str, *, temperature: float, max_tokens: int) -> Reply:
         """The judge's answer to one message."""

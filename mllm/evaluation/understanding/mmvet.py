@@ -86,11 +86,12 @@ def collect_grades(
 ) -> dict[tuple[str, int], dict[str, Any]]:
     """Grades by (name, run); those in the file for the same answers and the same judge are not asked for again."""
     drop_torn_line(path)
+    asked = {"asked_model": judge.model, "asked_at": judge.address}
     texts = {name_of(one.item): one.text for one in answered}
     grades = {
         (record["name"], record["run"]): record
         for record in (line.record for line in (read_lines(path) if path.is_file() else []))
-        if texts.get(record["name"]) == record["prediction"] and record["asked_model"] == judge.model
+        if texts.get(record["name"]) == record["prediction"] and asked.items() <= record.items()
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     wanted = [(name, run) for run in range(judge.runs) for name in texts if (name, run) not in grades]
@@ -98,7 +99,7 @@ def collect_grades(
         for name, run in tqdm(wanted, desc="grades", unit="answer"):
             entry = truth[name]
             grade = grade_answer(judge, entry["question"], entry["answer"], texts[name])
-            record = {"name": name, "run": run, "asked_model": judge.model, "prediction": texts[name], **grade}
+            record = {"name": name, "run": run, **asked, "prediction": texts[name], **grade}
             file.write(as_line(record))
             file.flush()
             grades[name, run] = record
@@ -121,6 +122,7 @@ def score_grades(
     mine = [grades[name, run] for name in names for run in runs]
     judged_by = {
         "asked": judge.model,
+        "at": judge.address,
         "answered": sorted({record["model"] for record in mine}),
         "runs": judge.runs,
         "prompt": "mm-vet few-shot",

@@ -77,6 +77,20 @@ def test_what_is_not_comparable_is_marked() -> None:
     assert "[2] Not the official set: pope@llava-3000-custom-9, all 9 items." in report
 
 
+def test_another_protocol_than_the_published_one_is_marked() -> None:
+    report = make_report(
+        [
+            ("a", result("textvqa", "textvqa@m4c-no-ocr", accuracy=40.0)),
+            ("b", result("mmvet", "mmvet@judge-gpt-9", total=40.0)),
+        ]
+    )
+    ours = row_of(report, "**ours, m1**")
+    assert ours[5].endswith("[1]") and ours[8].endswith("[2]")
+    assert "[1] Another protocol than the published rows: textvqa@m4c-no-ocr, not textvqa@m4c-ocr-prompt." in report
+    comparable = make_report([("a", result("textvqa", "textvqa@m4c-ocr-prompt", accuracy=40.0))])
+    assert "[1]" not in comparable
+
+
 def test_each_model_has_its_row_and_each_result_its_place() -> None:
     one, two = (
         result("gqa", "gqa@exact-match", accuracy=1.0),

@@ -149,7 +149,7 @@ def test_the_script_runs_scores_and_reports_what_is_there(random_model_folder: P
     vqa.questions.with_name("llava_vqav2_mscoco_test-dev2015.jsonl").write_text("".join(lines[:4]), encoding="utf-8")
     output = tmp_path / "output"
     words = [str(tmp_path / "data"), str(output), "--model", str(random_model_folder), "--max-new-tokens", "5"]
-    environment = {**os.environ, "PYTHON": sys.executable, "PROCESSES": "2", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         ["bash", "scripts/eval_vqa.sh", *words], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
     )

@@ -105,6 +105,7 @@ def test_scores_by_capability_and_names_the_judge(annotations: Path, judge: Fake
     }
     assert scores.judge == {
         "asked": "judge-7",
+        "at": judge.url.removeprefix("http://").removesuffix("/v1"),
         "answered": ["fake-judge-2026-11-01"],
         "runs": 1,
         "prompt": "mm-vet few-shot",
@@ -123,6 +124,15 @@ def test_the_judge_is_asked_as_the_evaluator_asks(
     assert request["messages"] == [{"role": "user", "content": judge_question("What color?", "red", "red")}]
     assert headers["Authorization"] == "Bearer secret-7"
     assert "secret-7" not in (annotations.parent / GRADES_FILE).read_text()
+
+
+def test_another_judge_grades_anew(annotations: Path, judge: FakeJudge) -> None:
+    score(answered("red"), options(annotations, judge))
+    with serve(lambda request: (200, "0.2")) as other:
+        assert score(answered("red"), options(annotations, other)).scores["total"].value == pytest.approx(20.0)
+    assert score(answered("red"), options(annotations, judge)).scores["total"].value == 100.0
+    assert len(judge.requests) == 1  # its grade was kept
+    assert Judge(url="https://key@host.org/v1").address == "host.org"
 
 
 def test_runs_are_averaged_and_their_spread_is_told(annotations: Path) -> None:
