@@ -16,6 +16,8 @@ from mllm.evaluation.published import SOURCE, TABLES, Column, Table
 from mllm.evaluation.result import completeness
 
 Result = Mapping[str, Any]
+Notes = dict[str, int]
+"""Footnotes and their numbers."""
 CUSTOM = re.compile(r"-custom-\d+$")
 """How the protocol of a set of unofficial size ends."""
 
@@ -38,13 +40,13 @@ def make_report(results: Sequence[tuple[str, Result]], *, names: Mapping[str, st
     if not results:
         raise ValueError("there is nothing to report: found no result; score a run first")
     models = group_by_model(results, names or {})
-    notes: list[str] = []
+    notes: Notes = {}
     blocks = ["# Evaluation", ""]
     for table in TABLES:
         if any(column.benchmark in model.results for model in models for column in table.columns):
             blocks += [as_markdown(table, models, notes), ""]
     if notes:
-        blocks += [*notes, ""]
+        blocks += [*(f"- [{number}] {note}" for note, number in notes.items()), ""]
     return "\n".join([*blocks, *details(models)]).rstrip() + "\n"
 
 
@@ -70,7 +72,7 @@ def model_of(result: Result) -> str:
     return model["fingerprint"] if isinstance(model, Mapping) else str(model)
 
 
-def as_markdown(table: Table, models: Sequence[Ours], notes: list[str]) -> str:
+def as_markdown(table: Table, models: Sequence[Ours], notes: Notes) -> str:
     """One table; footnotes are added to `notes`."""
     titles = ["Method", *table.words, *(column.title for column in table.columns)]
     lines = [
@@ -106,7 +108,7 @@ def line_of(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def cell(model: Ours, column: Column, notes: list[str]) -> str:
+def cell(model: Ours, column: Column, notes: Notes) -> str:
     """Our number with its interval; marked where it is not comparable."""
     result = model.results.get(column.benchmark)
     score = result["scores"].get(column.score or result["headline"]) if result else None
@@ -114,11 +116,7 @@ def cell(model: Ours, column: Column, notes: list[str]) -> str:
         return "-"
     value, low, high = (column.scale * score[name] for name in ("value", "low", "high"))
     text = f"{value:.{column.digits}f} ({low:.{column.digits}f} to {high:.{column.digits}f})"
-    for note in remarks(result, column):
-        if not any(known.endswith(note) for known in notes):
-            notes.append(f"[{len(notes) + 1}] {note}")
-        text += f" [{1 + next(index for index, known in enumerate(notes) if known.endswith(note))}]"
-    return text
+    return text + "".join(f" [{notes.setdefault(note, len(notes) + 1)}]" for note in remarks(result, column))
 
 
 def remarks(result: Result, column: Column) -> list[str]:
