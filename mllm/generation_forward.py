@@ -4,8 +4,8 @@ In: row states, then what was chosen. Out: hidden states after the last place. A
 unconditional row of the decoder that follows the same tokens; unguided rows bring none. Chooses nothing. Masks are
 additive and 4-dimensional, which the `sdpa` and `eager` attention of transformers take (`flash_attention_2` does not).
 
-Letters: N rows asked for, R rows of the decoder (the N, then the unconditional ones), G rows with codes, T places,
-D hidden width, P image positions, K codebooks.
+Letters: N rows asked for, R rows of the decoder (the N, then the unconditional ones), U different prompts among them,
+G rows with codes, T places, D hidden width, P image positions, K codebooks.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from mllm.generation_choice import Chosen
 from mllm.generation_rows import RowState
 from mllm.kv_cache import LeftPadding, build_cache
 from mllm.model import MLLMForConditionalGeneration
+from mllm.sequence import Sequence
 
 
 class CachedForward:
@@ -33,27 +34,41 @@ class CachedForward:
         self.code_cache = model.code_embedding.new_cache(len(states), most_positions)
 
     def prefill(self) -> Tensor:
-        """Run all prompts at once; hidden states (R, D) after their last tokens."""
-        states = self.states
-        prompts = [state.row.prompt for state in states]
-        prompts += [states[n].row.prompts[1] for n in self.unconditional_rows]
-        ids = [
-            [*prompt.token_ids_T.tolist(), *states[n].prefix] for prompt, n in zip(prompts, self.owners, strict=True)
+        """Run all prompts at once, equal ones only once; hidden states (R, D) after their last tokens."""
+        prompts = [state.row.prompt for state in self.states]
+        prompts += [self.states[n].row.prompts[1] for n in self.unconditional_rows]
+        texts = [
+            (*prompt.token_ids_T.tolist(), *self.states[n].prefix)
+            for prompt, n in zip(prompts, self.owners, strict=True)
         ]
-        lengths = [len(row_ids) for row_ids in ids]
+        lengths = [len(text) for text in texts]
         self.length = max(lengths)
-        capacity = self.length + max(state.max_steps for state in states)
-        padded = [[self.config.pad_token_id] * (self.length - len(row_ids)) + row_ids for row_ids in ids]
+        capacity = self.length + max(state.max_steps for state in self.states)
+        self.cache = build_cache(self.config.text_config.num_hidden_layers, capacity)
+        first_rows, sources = first_of_equals(texts, prompts)
+        embeddings_UTD = self.embed_prompts([texts[row] for row in first_rows], [prompts[row] for row in first_rows])
+
+        def pad(row_lengths: list[int]) -> LeftPadding:
+            return LeftPadding.of(row_lengths, capacity=capacity, dtype=embeddings_UTD.dtype, device=self.device)
+
+        self.padding = pad([lengths[row] for row in first_rows])
+        hidden_UD = self.forward(embeddings_UTD, start=0, mask=self.padding.prefill_mask(self.length))
+        if len(first_rows) == len(texts):
+            return hidden_UD
+        self.padding, index_R = pad(lengths), torch.tensor(sources, device=self.device)
+        self.cache.batch_select_indices(index_R)
+        return hidden_UD.index_select(0, index_R)
+
+    def embed_prompts(self, texts: list[tuple[int, ...]], prompts: list[Sequence]) -> Tensor:
+        """Embeddings (U, T, D) of prompts, padded on the left."""
+        padded = [[self.config.pad_token_id] * (self.length - len(text)) + list(text) for text in texts]
         codes = np.concatenate([prompt.codes_PK for prompt in prompts]).astype(np.int64)
         image_lengths = np.concatenate([prompt.image_lengths_I for prompt in prompts]).astype(np.int64)
-        embeddings_RTD = self.model.embed(
+        return self.model.embed(
             torch.tensor(padded, device=self.device),
             torch.from_numpy(codes).to(self.device) if len(codes) else None,
             torch.from_numpy(image_lengths).to(self.device) if len(codes) else None,
         )
-        self.padding = LeftPadding.of(lengths, capacity=capacity, dtype=embeddings_RTD.dtype, device=self.device)
-        self.cache = build_cache(self.config.text_config.num_hidden_layers, capacity)
-        return self.forward(embeddings_RTD, start=0, mask=self.padding.prefill_mask(self.length))
 
     def step(self, chosen: Chosen) -> Tensor:
         """Run the places that were chosen; hidden states (R, D) after them."""
@@ -91,3 +106,17 @@ class CachedForward:
             use_cache=True,
         )
         return outputs.last_hidden_state[:, -1]
+
+
+def first_of_equals(texts: list[tuple[int, ...]], prompts: list[Sequence]) -> tuple[list[int], list[int]]:
+    """The first row of each different prompt, and for every row which of these is its own: several pictures of one
+    sentence, and all unconditional rows, share their prompt."""
+    places: dict[tuple[object, ...], int] = {}
+    first_rows, sources = [], []
+    for row, (text, prompt) in enumerate(zip(texts, prompts, strict=True)):
+        key = (text, prompt.codes_PK.tobytes(), prompt.image_lengths_I.tobytes())
+        if key not in places:
+            places[key] = len(first_rows)
+            first_rows.append(row)
+        sources.append(places[key])
+    return first_rows, sources

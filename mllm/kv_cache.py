@@ -48,6 +48,10 @@ class PreallocatedLayer(CacheLayerMixin):
         self.length = end
         return self.keys[:, :, :end], self.values[:, :, :end]
 
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Make these rows the cache's rows; one may come several times."""
+        self.keys, self.values = self.keys.index_select(0, indices), self.values.index_select(0, indices)
+
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.length + query_length, 0
 

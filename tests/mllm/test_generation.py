@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -318,3 +320,23 @@ def test_settings_and_codes_of_another_model_are_refused(model: MLLMForCondition
     with pytest.raises(ValueError, match="known codes do not fit"):
         known = KnownCodes(np.zeros((3, 8), dtype=int), np.ones(8, dtype=bool))
         generate(model, [Row(prompt=prompt, mode="image", known_codes=known)])
+
+
+def test_equal_prompts_are_run_once_and_draw_as_they_do_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures of one sentence share its prompt, guided rows the unconditional one; images inside a prompt count."""
+    model = build_model()
+    looked_at, sentence = build_prompt(5, seed=0, num_images=1), build_prompt(8, seed=1)
+    others = replace(looked_at, codes_PK=(looked_at.codes_PK + 1) % CODEBOOK_SIZE)
+    image = SamplingConfig(guidance=2.0)
+    rows = [
+        Row(prompt=prompt, unconditional=build_prompt(3, seed=2), mode="image", seed=n, image=image)
+        for n, prompt in enumerate([looked_at, sentence, looked_at, others, sentence])
+    ]
+    alone = [
+        generate(model, [row])[0].token_ids + generate(model, [row])[0].images[0].codes_KN.tolist() for row in rows
+    ]
+    num_run: list[int] = []
+    embed = model.embed
+    monkeypatch.setattr(model, "embed", lambda ids_BT, *rest: num_run.append(len(ids_BT)) or embed(ids_BT, *rest))
+    together = [result.token_ids + result.images[0].codes_KN.tolist() for result in generate(model, rows)]
+    assert num_run == [4] and together == alone
