@@ -92,9 +92,10 @@ def _make_missing(
     )
     with progress:
         for unit in missing:
-            rows, left_out = preparer.prepare(unit)
+            done = progress.n
+            rows, left_out = preparer.prepare(unit, advance=progress.update)
             write_shard(folder / SHARDS / unit.shard, rows, codes_of=codes_of, left_out=left_out)
-            progress.update(unit.count)
+            progress.update(done + unit.count - progress.n)
 
 
 def _check_settings(folder: Path, codes_of: CodesOf, options: UnitOptions, shard_size: int) -> None:

@@ -9,7 +9,7 @@ Letters: B pictures, H W pixels, K codebooks, N positions.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -60,8 +60,13 @@ class UnitPreparer:
     def __init__(self, tokenizer: UniTok, options: UnitOptions) -> None:
         self.tokenizer, self.options = tokenizer, options
 
-    def prepare(self, unit: Unit) -> tuple[list[Row], list[LeftOut]]:
+    def prepare(
+        self, unit: Unit, *, advance: Callable[[int], object] = lambda count: None
+    ) -> tuple[list[Row], list[LeftOut]]:
         """The rows of a unit, in order, and what was left out.
+
+        Args:
+            advance: is told how many more records are done.
 
         Raises:
             ValueError: a broken record, with its file and place, unless `skip_broken`.
@@ -72,6 +77,7 @@ class UnitPreparer:
             waiting: list[Draft] = []
             for drafts in self._drafts(unit, pool, left_out):  # while these are opened, those before are encoded
                 rows += self._finish(waiting, unit, left_out)
+                advance(len(waiting))
                 waiting = drafts
             rows += self._finish(waiting, unit, left_out)
         return rows, left_out

@@ -10,6 +10,7 @@ and the row groups read last are kept, a fixed number of each; the list of shard
 from __future__ import annotations
 
 import json
+import os
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import PurePosixPath
@@ -54,6 +55,7 @@ class ShardFolder:
         self._forget_open_files()
 
     def _forget_open_files(self) -> None:
+        self.process = os.getpid()
         self.open_files: OrderedDict[int, pq.ParquetFile] = OrderedDict()
         self.row_groups: OrderedDict[tuple[int, int], pa.Table] = OrderedDict()
 
@@ -74,6 +76,8 @@ class ShardFolder:
 
     def row(self, shard: int, index: int) -> Row:
         """One row."""
+        if self.process != os.getpid():  # a forked worker shares the place in an open file with its parent
+            self._forget_open_files()
         file = _cached(self.open_files, shard, OPEN_FILES, self._open)
         group, inside = divmod(index, file.metadata.row_group(0).num_rows)  # all but the last are of one size
         table = _cached(self.row_groups, (shard, group), ROW_GROUPS, lambda key: file.read_row_group(key[1]))

@@ -22,7 +22,7 @@ from tests.train.data.raw_data import OPTIONS, load, picture, rows_of, write_raw
 from tokenizer.image_processor import ImageProcessor, open_image
 from train.data.prepare_folder import Totals, prepare_folder
 from train.data.prepare_plan import read_units
-from train.data.prepare_unit import UnitOptions
+from train.data.prepare_unit import UnitOptions, UnitPreparer
 from train.data.shard_folder import MANIFEST, SHARDS, ShardFolder
 from train.data.shard_format import UNFINISHED, write_shard
 
@@ -260,3 +260,11 @@ def test_a_shard_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(OSError, match="full"):
         write_shard(tmp_path / "a.parquet", [], codes_of=CodesOf("x", 2, 16))
     assert not (tmp_path / "a.parquet").exists() and np.all([UNFINISHED in path.name for path in tmp_path.iterdir()])
+
+
+def test_progress_is_told_as_records_are_done(raw: Path, image_tokenizer_folder: Path, tmp_path: Path) -> None:
+    prepare([raw / "llava.json"], tmp_path / "out", image_tokenizer_folder, shard_size=100)
+    (unit,) = read_units(tmp_path / "out")
+    told: list[int] = []
+    rows, _ = UnitPreparer(load(image_tokenizer_folder), OPTIONS).prepare(unit, advance=told.append)
+    assert [count for count in told if count] == [5, 5] and len(rows) == COUNT  # the last one comes with the shard

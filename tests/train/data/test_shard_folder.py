@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 from pathlib import Path
 
 import fsspec
@@ -117,3 +118,22 @@ def test_a_parquet_file_of_others_is_no_shard(folder: Path) -> None:
 def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds no record"):
         ShardFolder(str(prepared(tmp_path / "none", [[]], CODES_OF)))
+
+
+def test_a_forked_worker_opens_files_of_its_own(folder: Path) -> None:
+    """Parent and child share the place in a file that was open before the fork."""
+    read = ShardFolder(str(folder))
+    read.row(0, 0)
+    parents = read.open_files[0]
+    context = multiprocessing.get_context("fork")
+    queue = context.SimpleQueue()
+
+    def look() -> None:
+        row = read.row(0, 1)
+        queue.put((read.open_files[0] is parents, content(row)))
+
+    child = context.Process(target=look)
+    child.start()
+    child.join()
+    assert queue.get() == (False, content(pair(["caption 1"], CODES_OF, 1)))
+    assert read.open_files[0] is parents
