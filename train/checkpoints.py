@@ -7,6 +7,8 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from accelerate import PartialState
+
 PREFIX = "checkpoint-"
 UNFINISHED = "unfinished"
 """A file of this name in a checkpoint that many processes write: it does not count yet."""
@@ -23,17 +25,27 @@ def checkpoints(output: Path) -> list[Path]:
     return sorted(found, key=step_of)
 
 
-def write_checkpoint(output: Path, step: int, write: Callable[[Path], None], *, keep: int) -> Path:
-    """Let `write` fill a new folder, give it its name when it is complete, drop all but the newest `keep`."""
+def write_checkpoint(output: Path, step: int, write: Callable[[Path], None], *, keep: int, state: PartialState) -> Path:
+    """Let `write` fill a new folder, give it its name when it is complete, drop all but the newest `keep`.
+
+    Args:
+        state: of the processes that train together; all of them call this, all of them write into the folder, and
+            the first one makes it, names it and tidies up.
+    """
     final = output / f"{PREFIX}{step}"
     unfinished = output / f".unfinished-{step}"
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
+    if state.is_main_process:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+    state.wait_for_everyone()
     write(unfinished)
-    shutil.rmtree(final, ignore_errors=True)
-    os.replace(unfinished, final)
-    for old in checkpoints(output)[:-keep]:
-        shutil.rmtree(old)
+    state.wait_for_everyone()
+    if state.is_main_process:
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(unfinished, final)
+        for old in checkpoints(output)[:-keep]:
+            shutil.rmtree(old)
+    state.wait_for_everyone()
     return final
 
 

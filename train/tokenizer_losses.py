@@ -1,6 +1,7 @@
 """What the image tokenizer is trained on: pure functions of pixels and features.
 
-Letters: B batch, H W pixels, D feature width. Weights and their values: UniTok's training code (trainer.py).
+Letters: B batch, G batches of all processes, H W pixels, D feature width. Weights and their
+values: UniTok's training code (trainer.py).
 """
 
 from __future__ import annotations
@@ -8,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from tokenizer.across_ranks import gather_rows, rank
 
 DETAIL_WINDOW = 5
 """Side of the window, in pixels, in which `detail_of` looks for contrast."""
@@ -43,6 +46,9 @@ def detail_of(pixels_B3HW: Tensor) -> Tensor:
 def contrastive_loss(image_BD: Tensor, text_BD: Tensor, scale: Tensor) -> Tensor:
     """Symmetric InfoNCE (CLIP, arXiv 2103.00020, figure 3): row b of the pictures belongs to row b of the texts.
 
+    Each process scores its own rows against those of all processes; the mean over the processes is the loss, and
+    through `DistributedDataParallel` the gradient, of one process with the whole batch.
+
     Args:
         image_BD: features of the pictures, any length.
         text_BD: features of their captions, any length.
@@ -50,6 +56,8 @@ def contrastive_loss(image_BD: Tensor, text_BD: Tensor, scale: Tensor) -> Tensor
     """
     image_BD = functional.normalize(image_BD.float(), dim=-1)
     text_BD = functional.normalize(text_BD.float(), dim=-1)
-    logits_BB = scale * image_BD @ text_BD.T
-    targets_B = torch.arange(len(logits_BB), device=logits_BB.device)
-    return (functional.cross_entropy(logits_BB, targets_B) + functional.cross_entropy(logits_BB.T, targets_B)) / 2
+    targets_B = rank() * len(image_BD) + torch.arange(len(image_BD), device=image_BD.device)
+    from_images_BG = scale * image_BD @ gather_rows(text_BD).T
+    from_texts_BG = scale * text_BD @ gather_rows(image_BD).T
+    both = (functional.cross_entropy(logits_BG, targets_B) for logits_BG in (from_images_BG, from_texts_BG))
+    return sum(both, scale.new_zeros(())) / 2

@@ -1,12 +1,13 @@
-"""Train the image tokenizer (UniTok): reconstruction, vector quantisation, and pictures against captions.
+"""Train the image tokenizer (UniTok): reconstruct, look alike, fool a discriminator, quantise, match captions.
 
 In: a `TokenizerRecipe`. Out: a folder with checkpoints, `metrics.jsonl`, sheets of reconstructions and, at the end, the
-tokenizer in `final/`. The picture of every step is a function of the step, so a resumed run equals an uninterrupted
-one. Adversarial and perceptual losses are not here yet.
+tokenizer in `final/`. Every step is a function of the checkpoint before it, so a resumed run equals an uninterrupted
+one. What is trained on and what is paid for are `train/data/picture_source.py` and `train/tokenizer_objective.py`.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from pathlib import Path
@@ -16,23 +17,28 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import get_scheduler
 
+from tokenizer.across_ranks import gather_rows, mean_over_ranks
+from tokenizer.captions import EncodeCaptions, load_captions
 from tokenizer.config import UniTokConfig
 from tokenizer.metrics import codebook_perplexity, codebook_usage, psnr
-from tokenizer.model import UniTok
+from tokenizer.model import CONFIG_FILE, UniTok
+from train.adversarial import Adversary
 from train.checkpoints import checkpoints, step_of, write_checkpoint
-from train.data.world_pictures import CaptionEncoder, WorldPictures
+from train.data.picture_source import build_source
 from train.metrics_log import MetricsLog, as_words
-from train.picture_sheet import reconstruction_sheet
 from train.precision import prefers_bfloat16
 from train.recipe import as_yaml
-from train.tokenizer_losses import contrastive_loss, reconstruction_loss
+from train.tokenizer_codebooks import tend_codebooks
+from train.tokenizer_evaluation import ON_A_SHEET, TokenizerEvaluation
+from train.tokenizer_objective import TokenizerObjective
 from train.tokenizer_recipe import TokenizerRecipe
 
 logger = logging.getLogger(__name__)
+
+Values = dict[str, float | list[float]]
 
 
 class TokenizerTrainer:
@@ -43,25 +49,16 @@ class TokenizerTrainer:
         self.recipe = recipe
         automatic = "bf16" if prefers_bfloat16() else "no"
         self.accelerator = Accelerator(mixed_precision=automatic if recipe.precision == "auto" else recipe.precision)
-        config = UniTokConfig.from_dict({**getattr(UniTokConfig, recipe.preset)().to_dict(), **recipe.architecture})
-        model = UniTok(config)
-        if config.has_text_tower and not recipe.loss.contrastive:
-            for parameter in model.contrastive_parameters():
-                parameter.requires_grad_(False)
-        self.pictures = WorldPictures(
-            image_size=config.image_size, seed=recipe.seed, captions=build_captions(recipe, config)
+        model = build_model(recipe)
+        self.config = model.config
+        captions = build_captions(recipe, model.config)
+        size = model.config.image_size
+        self.evaluation = TokenizerEvaluation(
+            recipe.evaluation, image_size=size, batch_size=recipe.batch_size, captions=captions
         )
-        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(
-            [
-                {"params": [p for p in trained if p.ndim >= 2], "weight_decay": recipe.weight_decay},
-                {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-            ],
-            lr=recipe.learning_rate,
-            betas=recipe.betas,
-            fused=True,
-        )
-        scheduler = get_scheduler(
+        self.pictures = build_source(recipe, image_size=size, captions=captions, state=self.accelerator.state)
+        optimizer = build_tokenizer_optimizer(recipe, model)
+        self.scheduler = get_scheduler(
             "cosine_with_min_lr",
             optimizer,
             num_warmup_steps=recipe.warmup_steps,
@@ -69,10 +66,23 @@ class TokenizerTrainer:
             scheduler_specific_kwargs={"min_lr_rate": recipe.final_learning_rate},
         )
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
-        self.scheduler = scheduler
         self.average = AveragedModel(self.unwrapped, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema_decay))
+        self.adversary = self._build_adversary()
+        self.objective = TokenizerObjective(recipe, adversary=self.adversary, device=self.accelerator.device)
         self.accelerator.register_for_checkpointing(self.average, self.scheduler)
+        set_seed(recipe.seed, device_specific=True)  # stochastic depth differs between processes
         self.step = 0
+
+    def _build_adversary(self) -> Adversary | None:
+        if not self.recipe.adversarial.weight:
+            return None
+        return Adversary(
+            self.recipe.adversarial,
+            accelerator=self.accelerator,
+            image_size=self.config.image_size,
+            steps=self.recipe.steps,
+            seed=self.recipe.seed,
+        )
 
     @property
     def unwrapped(self) -> UniTok:
@@ -82,27 +92,27 @@ class TokenizerTrainer:
         """Go on from the newest checkpoint up to the last step, or up to `stop_at`."""
         recipe = self.recipe
         recipe.output.mkdir(parents=True, exist_ok=True)
-        (recipe.output / "recipe.yaml").write_text(as_yaml(recipe))
+        if recipe.left_out:
+            logger.info("trained without these losses, whose weight is 0: %s", ", ".join(recipe.left_out))
         self._resume()
         last = min(recipe.steps, stop_at or recipe.steps)
-        log = MetricsLog(recipe.output / "metrics.jsonl", resumed_step=self.step)
+        self.log = self._open_log()
         started, first = time.monotonic(), self.step
-        progress = tqdm(total=recipe.steps, initial=self.step, desc="image tokenizer", mininterval=5)
-        for batch in self._batches(self.step, last):
+        is_quiet = not self.accelerator.is_main_process
+        progress = tqdm(total=recipe.steps, initial=self.step, desc="image tokenizer", mininterval=5, disable=is_quiet)
+        for batch in self.pictures.batches(self.step, last):
             values = self._training_step(batch["pixels"], batch.get("text_ids"))
             self.step += 1
             progress.update()
             if self.step % recipe.log_every == 0 or self.step == last:
-                values["pictures_per_second"] = (self.step - first) * recipe.batch_size / (time.monotonic() - started)
-                log.write(self.step, values)
-                logger.info("step %d | %s", self.step, as_words(values))
-            if self.step % recipe.sheet_every == 0 or self.step == last:
-                self._write_sheet()
+                pictures = (self.step - first) * recipe.batch_size * self.accelerator.num_processes
+                self._write({**values, "pictures_per_second": pictures / (time.monotonic() - started)})
+            self._look(is_last=self.step == last)
             if self.step % recipe.save_every == 0 or self.step == last:
                 self._save()
         progress.close()
         if self.step == recipe.steps:
-            self.shipped_model().save_pretrained(recipe.output / "final")
+            self._finish()
 
     def shipped_model(self) -> UniTok:
         """The average of the weights (or the last ones where no average is kept), in evaluation mode."""
@@ -110,47 +120,34 @@ class TokenizerTrainer:
         assert isinstance(model, UniTok), "AveragedModel copies what it was given"
         return model.eval()
 
-    def _batches(self, first: int, last: int) -> DataLoader:
-        size, recipe = self.recipe.batch_size, self.recipe
-        world, rank = self.accelerator.num_processes, self.accelerator.process_index
-        share = range(first * size * world, last * size * world)
-        indices = [index for index in share if index // size % world == rank]
-        return DataLoader(
-            self.pictures,
-            batch_size=size,
-            sampler=indices,
-            num_workers=recipe.num_workers,
-            prefetch_factor=4 if recipe.num_workers else None,
-        )
-
-    def _training_step(self, pixels_B3HW: Tensor, text_ids_BT: Tensor | None) -> dict[str, float | list[float]]:
+    def _training_step(self, pixels_B3HW: Tensor, text_ids_BT: Tensor | None) -> Values:
         recipe, device = self.recipe, self.accelerator.device
         pixels_B3HW = pixels_B3HW.to(device).float().div(127.5).sub(1)
         self.model.train()
-        is_continuous = self.step < recipe.codebooks.initialise_at
         with self.accelerator.autocast():
             output = self.model(
                 pixels_B3HW,
                 None if text_ids_BT is None else text_ids_BT.to(device),
                 with_entropy=recipe.loss.entropy > 0,
             )
-        parts = {
-            "reconstruction": reconstruction_loss(
-                output.reconstruction_B3HW,
-                pixels_B3HW,
-                l1_weight=recipe.loss.l1,
-                l2_weight=recipe.loss.l2,
-                detail_weight=recipe.loss.detail,
-            ),
-            "vq": (0.0 if is_continuous else recipe.loss.vq) * output.vq_loss,
-        }
-        if recipe.loss.entropy:
-            parts["entropy"] = recipe.loss.entropy * output.entropy_loss
-        if recipe.loss.contrastive:
-            parts["contrastive"] = recipe.loss.contrastive * contrastive_loss(
-                output.image_features, output.text_features, output.logit_scale
+            last_weight = self.unwrapped.decoder.last_weight
+            parts = self.objective(output, pixels_B3HW, step=self.step, last_weight=last_weight)
+        norm = self._descend(torch.stack(list(parts.values())).sum())
+        if self.adversary is not None and self.adversary.schedule.weight(self.step):
+            parts |= self.adversary.learn(pixels_B3HW, output.reconstruction_B3HW, self.step)
+        with self.accelerator.autocast():
+            revived = tend_codebooks(
+                self.unwrapped, pixels_B3HW, recipe.codebooks, step=self.step, steps=recipe.steps, seed=recipe.seed
             )
-        loss = torch.stack(list(parts.values())).sum()
+        if (self.step + 1) % recipe.log_every and self.step + 1 != recipe.steps:
+            return {}
+        with torch.no_grad():
+            values: Values = {name: mean_over_ranks(part.detach().float()).item() for name, part in parts.items()}
+        values |= {"gradient_norm": norm.item(), "learning_rate": self.scheduler.get_last_lr()[0], "revived": revived}
+        return values | self._measure(pixels_B3HW)
+
+    def _descend(self, loss: Tensor) -> Tensor:
+        """One step of the tokenizer's optimizer; returns the length of the gradient before it is clipped."""
         if not torch.isfinite(loss):
             raise ValueError(
                 f"the loss became {loss.item()} at step {self.step}; the last good checkpoint is kept: "
@@ -158,74 +155,124 @@ class TokenizerTrainer:
             )
         self.optimizer.zero_grad()
         self.accelerator.backward(loss)
-        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), recipe.max_grad_norm)
+        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.recipe.max_grad_norm)
         self.optimizer.step()
         self.scheduler.step()
-        if recipe.loss.contrastive:
+        if self.recipe.loss.contrastive:
             self.unwrapped.clamp_logit_scale()
         self.average.update_parameters(self.unwrapped)
-        revived = self._tend_codebooks(pixels_B3HW)
-        if (self.step + 1) % recipe.log_every and self.step + 1 != recipe.steps:
-            return {}
-        values = {name: part.item() for name, part in parts.items()}
-        values |= {"gradient_norm": norm.item(), "learning_rate": self.scheduler.get_last_lr()[0], "revived": revived}
-        return values | self._measure(pixels_B3HW)
+        return norm
 
     @torch.no_grad()
-    def _tend_codebooks(self, pixels_B3HW: Tensor) -> int:
-        """Place the codebooks on the first features that mean something, later revive dead entries; how many."""
-        schedule, model = self.recipe.codebooks, self.unwrapped
-        with self.accelerator.autocast():
-            if self.step + 1 == schedule.initialise_at:
-                model.initialise_codes(pixels_B3HW)
-            is_time = self.step % schedule.every == 0 and self.step > schedule.initialise_at
-            if not is_time or self.step > schedule.until * self.recipe.steps:
-                return 0
-            return model.revive_codes(pixels_B3HW, threshold=schedule.threshold)
-
-    @torch.no_grad()
-    def _measure(self, pixels_B3HW: Tensor) -> dict[str, float | list[float]]:
+    def _measure(self, pixels_B3HW: Tensor) -> Values:
         model = self.shipped_model()
         with self.accelerator.autocast():
             codes_BKN = model.encode(pixels_B3HW)
             decoded_B3HW = model.decode(codes_BKN).float()
-        size = model.config.codebook_size
+        size, codes_BKN = model.config.codebook_size, gather_rows(codes_BKN)
         return {
-            "psnr": psnr(decoded_B3HW, pixels_B3HW).mean().item(),
+            "psnr": mean_over_ranks(psnr(decoded_B3HW, pixels_B3HW).mean()).item(),
             "usage": codebook_usage(codes_BKN, size).tolist(),
             "perplexity": codebook_perplexity(codes_BKN, size).tolist(),
         }
 
-    @torch.no_grad()
-    def _write_sheet(self) -> None:
-        pixels_B3HW = torch.stack([self.pictures[-1 - index]["pixels"] for index in range(12)])
-        pixels_B3HW = pixels_B3HW.to(self.accelerator.device).float().div(127.5).sub(1)
-        model = self.shipped_model()
+    def _look(self, *, is_last: bool) -> None:
+        """A sheet for the eye and the accuracy, when they are due."""
+        recipe, model = self.recipe, self.shipped_model()
         with self.accelerator.autocast():
-            decoded_B3HW = model.decode(model.encode(pixels_B3HW)).float()
-        reconstruction_sheet(pixels_B3HW, decoded_B3HW).save(self.recipe.output / f"sheet-{self.step}.png")
+            if (self.step % recipe.sheet_every == 0 or is_last) and self.accelerator.is_main_process:
+                path = recipe.output / f"sheet-{self.step}.png"
+                self.evaluation.write_sheet(model, self.pictures.samples(ON_A_SHEET), path)
+            every = recipe.evaluation.every
+            if is_last or (every and self.step % every == 0):
+                self._write(self.evaluation.zero_shot(model))
+
+    def _finish(self) -> None:
+        """The tokenizer in its folder, and what is measured once."""
+        model = self.shipped_model()
+        if self.accelerator.is_main_process:
+            model.save_pretrained(self.recipe.output / "final")
+        self._write(self.evaluation.reconstruct_for_fid(model))
+        self.accelerator.wait_for_everyone()
+
+    def _open_log(self) -> MetricsLog | None:
+        if not self.accelerator.is_main_process:
+            return None
+        (self.recipe.output / "recipe.yaml").write_text(as_yaml(self.recipe))
+        return MetricsLog(self.recipe.output / "metrics.jsonl", resumed_step=self.step)
+
+    def _write(self, values: Values | dict[str, float]) -> None:
+        if self.log is not None and values:
+            self.log.write(self.step, dict(values))
+            logger.info("step %d | %s", self.step, as_words(dict(values)))
 
     def _save(self) -> None:
         def write(folder: Path) -> None:
             self.accelerator.save_state(str(folder))
+            self.pictures.save(folder)
+            if self.accelerator.is_main_process:
+                (folder / CONFIG_FILE).write_text(json.dumps(self.config.to_dict(), indent=2) + "\n")
 
-        write_checkpoint(self.recipe.output, self.step, write, keep=self.recipe.keep_checkpoints)
+        state = self.accelerator.state
+        write_checkpoint(self.recipe.output, self.step, write, keep=self.recipe.keep_checkpoints, state=state)
 
     def _resume(self) -> None:
         found = checkpoints(self.recipe.output)
-        if found:
-            self.accelerator.load_state(str(found[-1]))
-            self.step = step_of(found[-1])
-            logger.info("resumed from %s", found[-1])
+        if not found:
+            return
+        newest = found[-1]
+        require_same_sizes(newest / CONFIG_FILE, self.config)
+        self.accelerator.load_state(str(newest))
+        self.pictures.load(newest)
+        self.step = step_of(newest)
+        logger.info("resumed from %s", newest)
 
 
-def build_captions(recipe: TokenizerRecipe, config: UniTokConfig) -> CaptionEncoder | None:
+def build_model(recipe: TokenizerRecipe) -> UniTok:
+    """A new tokenizer, or the one to go on from; what no loss of the recipe reaches does not learn."""
+    if recipe.start_from is not None:
+        model = UniTok.from_pretrained(recipe.start_from)
+    else:
+        preset = getattr(UniTokConfig, recipe.preset)().to_dict()
+        model = UniTok(UniTokConfig.from_dict({**preset, **recipe.architecture}))
+    model.recompute_activations(recipe.recompute_activations)
+    if not recipe.loss.contrastive:
+        for parameter in model.contrastive_parameters():
+            parameter.requires_grad_(False)
+    return model
+
+
+def build_tokenizer_optimizer(recipe: TokenizerRecipe, model: UniTok) -> torch.optim.Optimizer:
+    """AdamW; vectors and scalars (norms, biases, the logit scale) are not decayed."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": recipe.weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=recipe.betas, eps=recipe.epsilon, fused=True)
+
+
+def build_captions(recipe: TokenizerRecipe, config: UniTokConfig) -> EncodeCaptions | None:
     """What turns captions into ids, where pictures are trained against captions."""
     if not recipe.loss.contrastive:
         return None
-    if recipe.text_tokenizer is None or not config.has_text_tower:
+    assert recipe.text_tokenizer is not None, "TokenizerRecipe refuses captions without a vocabulary"
+    if not config.has_text_tower:
         raise ValueError(
-            f"loss.contrastive is {recipe.loss.contrastive} but text_tokenizer or the text tower "
-            "(architecture.embed_dim) is missing; give both or set loss.contrastive to 0"
+            f"loss.contrastive is {recipe.loss.contrastive} but the network has no text tower; set "
+            "architecture.embed_dim above 0 or loss.contrastive to 0"
         )
-    return CaptionEncoder(recipe.text_tokenizer, vocab_size=config.text_vocab_size, context=config.text_context)
+    return load_captions(recipe.text_tokenizer, vocab_size=config.text_vocab_size, context=config.text_context)
+
+
+def require_same_sizes(file: Path, config: UniTokConfig) -> None:
+    """Refuse a checkpoint of another network; some differences (projection_attention) do not show in the weights."""
+    if not file.is_file():
+        return  # written before checkpoints said what they are of
+    stored = UniTokConfig.from_dict(json.loads(file.read_text(encoding="utf-8"))).to_dict()
+    differing = {name: (stored[name], value) for name, value in config.to_dict().items() if stored[name] != value}
+    if differing:
+        raise ValueError(
+            f"{file.parent} was trained with other sizes (stored, asked for): {differing}; "
+            "give the recipe it was trained with, or another output to begin anew"
+        )
