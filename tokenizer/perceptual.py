@@ -53,7 +53,7 @@ class LPIPS(nn.Module):
         """Distance of each pair, (B,)."""
         if min(first_B3HW.shape[-2:]) < SMALLEST_SIDE:
             raise ValueError(
-                f"LPIPS needs sides of {SMALLEST_SIDE} pixels or more; got {tuple(first_B3HW.shape)}; use larger pictures"
+                f"LPIPS needs sides of {SMALLEST_SIDE} or more; got {tuple(first_B3HW.shape)}; use larger pictures"
             )
         distance_B = first_B3HW.new_zeros(len(first_B3HW), dtype=torch.float32)
         levels = zip(self.features(first_B3HW), self.features(second_B3HW), strict=True)

@@ -47,8 +47,9 @@ class TokenizerTrainer:
     def __init__(self, recipe: TokenizerRecipe) -> None:
         set_seed(recipe.seed)
         self.recipe = recipe
-        automatic = "bf16" if prefers_bfloat16() else "no"
-        self.accelerator = Accelerator(mixed_precision=automatic if recipe.precision == "auto" else recipe.precision)
+        precision = recipe.precision if recipe.precision != "auto" else "bf16" if prefers_bfloat16() else "no"
+        # Said aloud, because several processes without an accelerator find each other only then.
+        self.accelerator = Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision=precision)
         model = build_model(recipe)
         self.config = model.config
         captions = build_captions(recipe, model.config)

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.train.conftest import SMALL
+from tokenizer.captions import load_captions
 from train.tokenizer_losses import contrastive_loss, detail_of, reconstruction_loss
 from train.tokenizer_recipe import CodebookSchedule, TokenizerLossWeights, TokenizerRecipe
 from train.tokenizer_trainer import TokenizerTrainer
@@ -124,3 +125,11 @@ def test_contrastive_loss_equals_its_definition() -> None:
             logits = [4.0 * torch.cosine_similarity(first[row], other, dim=0).item() for other in second]
             total -= logits[row] - math.log(sum(math.exp(value) for value in logits))
     assert contrastive_loss(images, texts, torch.tensor(4.0)).item() == pytest.approx(total / 6, rel=1e-5)
+
+
+def test_the_end_is_the_largest_id_of_a_sentencepiece_vocabulary(text_tokenizer_file: Path) -> None:
+    captions = load_captions(text_tokenizer_file, vocab_size=450, context=30)
+    ids = captions(["a red circle"])
+    assert ids.shape == (1, 30) and ids.max().item() == 449
+    with pytest.raises(ValueError, match="raise text_vocab_size"):
+        load_captions(text_tokenizer_file, vocab_size=300, context=30)

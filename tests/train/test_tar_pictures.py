@@ -1,0 +1,195 @@
+"""WebDataset tars: nothing twice, nothing lost, one order for all, and reading goes on where training stopped."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections import Counter
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+import torch
+from accelerate import PartialState
+from torch.utils.data import DataLoader
+
+from tests.train.published_weights import add, picture, write_tar
+from train.data.picture_source import TarSource, first_unfinished
+from train.data.random_crop import RandomCrop
+from train.data.tar_pictures import Place, Readers, TarPictures, find_shards, shard_index, shard_order
+from train.tokenizer_recipe import ShardsRecipe, TokenizerRecipe
+
+SIZES = (3, 5, 2, 7, 4, 6, 1, 8)
+TOTAL = sum(SIZES)
+
+
+def numbers_of(captions: Sequence[str]) -> torch.Tensor:
+    """Stands for a text vocabulary: the number that the picture's caption ends in."""
+    return torch.tensor([[int(caption.split()[-1])] for caption in captions])
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> list[Path]:
+    made, first = [], 0
+    for index, size in enumerate(SIZES):
+        made.append(write_tar(tmp_path / f"{index:02d}.tar", range(first, first + size)))
+        first += size
+    return made
+
+
+def reading(shards: list[Path], *, rank: int = 0, ranks: int = 1, workers: int = 1, **options: Any) -> TarPictures:
+    settings: dict[str, Any] = {"crop": RandomCrop(size=16), "captions": numbers_of, "shuffle_shards": 2, **options}
+    return TarPictures(shards, readers=Readers(rank, ranks, workers), **settings)
+
+
+@pytest.mark.parametrize(("ranks", "workers"), [(1, 1), (1, 3), (2, 2), (4, 2), (3, 1)])
+def test_an_epoch_holds_every_sample_once_for_any_number_of_readers(
+    shards: list[Path], ranks: int, workers: int
+) -> None:
+    """The shards of one epoch, over all readers, are each read by exactly one of them."""
+    found: Counter[tuple[int, str]] = Counter()
+    for rank in range(ranks):
+        stream = reading(shards, rank=rank, ranks=ranks, workers=workers)
+        for worker in range(workers):
+            for window in range(8):
+                records = stream.window(rank * workers + worker, window)
+                found.update((record.epoch, record.key) for record in records)
+    for epoch in (0, 1):
+        assert [found[epoch, f"{number:06d}"] for number in range(TOTAL)] == [1] * TOTAL
+
+
+def test_the_order_of_shards_does_not_depend_on_the_readers(shards: list[Path]) -> None:
+    line = [shards[index] for epoch in range(3) for index in shard_order(0, epoch, len(shards))]
+    for ranks in (1, 2, 4):
+        for rank in range(ranks):
+            stream = reading(shards, rank=rank, ranks=ranks, shuffle_shards=1)
+            seen = [stream.window(rank, window)[0].shard for window in range(24 // ranks)]
+            assert seen == line[rank::ranks]
+    assert shard_order(0, 0, 8) != shard_order(0, 1, 8) != shard_order(1, 1, 8)
+
+
+def test_workers_of_a_loader_share_one_epoch_out(shards: list[Path]) -> None:
+    """Through real worker processes: after an epoch of samples no number has come more than twice."""
+    loader = DataLoader(reading(shards, workers=2), batch_size=3, num_workers=2)
+    batches = list(islice(loader, 12))
+    readers = [set(batch["place"][:, 0].tolist()) for batch in batches]
+    assert readers == [{0}, {1}] * 6
+    counted = Counter(torch.cat([batch["text_ids"] for batch in batches]).flatten().tolist())
+    assert sum(counted.values()) == TOTAL and max(counted.values()) <= 2
+    assert all(batch["pixels"].shape == (3, 3, 16, 16) for batch in batches)
+
+
+def test_samples_are_mixed_within_a_window_and_cropped_by_epoch(shards: list[Path]) -> None:
+    stream = reading(shards)
+    keys = [record.key for record in stream.window(0, 0)]
+    assert keys != sorted(keys)
+    assert keys == [record.key for record in reading(shards).window(0, 0)]
+    assert keys != [record.key for record in reading(shards, seed=1).window(0, 0)]
+    items = list(islice(stream, 2 * TOTAL))
+    number = items[0]["text_ids"].item()
+    twice = [item["pixels"] for item in items if item["text_ids"].item() == number]
+    assert len(twice) == 2 and not torch.equal(*twice)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_reading_goes_on_exactly_where_training_stopped(shards: list[Path], tmp_path: Path, workers: int) -> None:
+    def source() -> TarSource:
+        urls = str(tmp_path / "{00..07}.tar")
+        recipe = TokenizerRecipe(output=tmp_path, batch_size=3, num_workers=workers)
+        state = PartialState(cpu=True)
+        return TarSource(recipe, ShardsRecipe(urls=urls), image_size=16, captions=numbers_of, state=state)
+
+    whole = list(source().batches(0, 9))
+    folder = tmp_path / "checkpoint-5"
+    folder.mkdir()
+    first = source()
+    before = list(first.batches(0, 5))
+    first.save(folder)
+    second = source()
+    second.load(folder)
+    after = list(second.batches(5, 9))
+    for one, other in zip([*before, *after], whole, strict=True):
+        assert one.keys() == other.keys() == {"pixels", "text_ids"}
+        assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_other_readers_go_on_before_the_first_unfinished_shard(shards: list[Path], tmp_path: Path) -> None:
+    def source(workers: int, urls: str = "{00..07}.tar") -> TarSource:
+        recipe = TokenizerRecipe(output=tmp_path, batch_size=3, num_workers=workers)
+        shards_recipe = ShardsRecipe(urls=f"{tmp_path}/{urls}", shuffle_shards=1)
+        state = PartialState(cpu=True)
+        return TarSource(recipe, shards_recipe, image_size=16, captions=numbers_of, state=state)
+
+    folder = tmp_path / "checkpoint-6"
+    folder.mkdir()
+    first = source(2)
+    seen = torch.cat([batch["text_ids"] for batch in first.batches(0, 6)]).flatten().tolist()
+    first.save(folder)
+    second = source(0)
+    second.load(folder)
+    assert 0 < second.pictures.start < len(shards)
+    rest = [record.key for window in range(8 - second.pictures.start) for record in second.pictures.window(0, window)]
+    assert {*seen, *map(int, rest)} == set(range(TOTAL))  # nothing of the epoch is lost
+    stored = json.loads((folder / "reading.json").read_text())
+    places = {int(reader): Place(*place) for reader, place in stored["places"].items()}
+    assert first_unfinished(stored, places) == second.pictures.start
+    with pytest.raises(ValueError, match="8 shards but shards.urls names 4"):
+        source(0, "{00..03}.tar").load(folder)
+
+
+def test_bad_records_stop_training_or_are_counted(tmp_path: Path) -> None:
+    good = write_tar(tmp_path / "good.tar", range(2))
+    with tarfile.open(tmp_path / "bad.tar", "w") as tar:
+        add(tar, "a.txt", b"no picture 7")
+        add(tar, "b.jpg", b"no JPEG")
+        add(tar, "b.txt", b"damaged 8")
+        encoded = io.BytesIO()
+        picture(3).save(encoded, "png")
+        add(tar, "c.png", encoded.getvalue())
+    for key, sentence in (("a", "has no picture"), ("b", "has a damaged picture"), ("c", "has no caption")):
+        record = next(record for record in reading([tmp_path / "bad.tar"]).window(0, 0) if record.key == key)
+        with pytest.raises(ValueError, match=f"sample {key} of .*bad.tar {sentence}"):
+            reading([tmp_path / "bad.tar"])._read(record)
+    stream = reading([good, tmp_path / "bad.tar"], skip_bad_records=True)
+    assert sorted(item["text_ids"].item() for item in islice(stream, 4)) == [0, 0, 1, 1]
+    assert stream.num_skipped >= 3
+    with pytest.raises(ValueError, match="not one of 6 samples could be used"):
+        next(iter(reading([tmp_path / "bad.tar"], skip_bad_records=True)))
+
+
+def test_wrong_shards_are_refused(shards: list[Path], tmp_path: Path) -> None:
+    assert find_shards(f"{tmp_path}/{{00..02}}.tar::{tmp_path}/05.tar") == [*shards[:3], shards[5]]
+    with pytest.raises(FileNotFoundError, match="2 of 10 shards"):
+        find_shards(f"{tmp_path}/{{00..09}}.tar")
+    with pytest.raises(ValueError, match="8 shards for 9 readers"):
+        reading(shards, ranks=3, workers=3)
+    (tmp_path / "torn.tar").write_bytes(shards[0].read_bytes()[100:])
+    with pytest.raises(ValueError, match="cannot read shard .*torn.tar"):
+        shard_index(tmp_path / "torn.tar")
+
+
+def test_a_key_that_comes_twice_begins_a_new_sample(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "twice.tar", "w") as tar:
+        for name in ("a.txt", "a.png", "a.png", "a.txt", "b.WEBP"):
+            add(tar, name, b"x")
+    found = [
+        (key, caption is not None, image is not None) for key, image, caption in shard_index(tmp_path / "twice.tar")
+    ]
+    assert found == [("a", True, True), ("a", True, True), ("b", False, True)]
+
+
+def test_crops_lie_inside_and_keep_to_their_bounds() -> None:
+    crop = RandomCrop(size=8, area=(0.5, 0.8))
+    for seed in range(200):
+        left, top, right, bottom = crop.box(61, 47, Random(seed))
+        assert 0 <= left < right <= 61 and 0 <= top < bottom <= 47
+        wide, high = right - left, bottom - top
+        assert 0.46 <= wide * high / (61 * 47) <= 0.84 and 0.7 <= wide / high <= 1.4
+    assert RandomCrop(size=8, area=(1.0, 1.0)).box(300, 10, Random(0)) == (143, 0, 156, 10)  # the widest in the middle
+    assert crop(picture(0), Random(0)).size == (8, 8)
+    with pytest.raises(ValueError, match="shards.crop_area"):
+        RandomCrop(size=8, area=(0.0, 1.0))
