@@ -78,8 +78,9 @@ class AdversarialRecipe:
 class ShardsRecipe:
     """Pictures and captions in WebDataset tars."""
 
-    urls: str
-    """Brace pattern of files on disk, such as data/{00000..00099}.tar; several patterns are separated by `::`."""
+    urls: str | None = None
+    """Brace pattern of files on disk, such as data/{00000..00099}.tar; several patterns are separated by `::`.
+    Without it the training pictures are those of the synthetic world."""
     crop_area: tuple[float, float] = (0.9, 1.0)
     """Share of the picture's area that the random crop keeps."""
     crop_ratio: tuple[float, float] = (0.75, 4 / 3)
@@ -123,8 +124,7 @@ class TokenizerRecipe:
     """Fields of UniTokConfig that differ from the preset."""
     start_from: Path | None = None
     """Folder of a tokenizer to go on from, sizes included; `preset` and `architecture` are not used then."""
-    shards: ShardsRecipe | None = None
-    """WebDataset tars to train on; without them the synthetic world."""
+    shards: ShardsRecipe = field(default_factory=ShardsRecipe)
     text_tokenizer: Path | None = None
     """What turns captions into ids for the text tower: a SentencePiece model, OpenAI's list of merges
     (bpe_simple_vocab_16e6.txt.gz), or a folder of a CLIP tokenizer."""
@@ -189,6 +189,17 @@ class TokenizerRecipe:
                 "rFID needs a folder to read and one to write; found "
                 f"{evaluation.fid_reference} and {evaluation.fid_output}; give both or neither"
             )
+
+    @property
+    def files(self) -> dict[str, Path]:
+        """What this recipe reads before it begins, by the name of the field."""
+        named = {
+            "start_from": self.start_from,
+            "lpips": self.lpips if self.loss.perceptual else None,
+            "adversarial.dino": self.adversarial.dino if self.adversarial.weight else None,
+            "text_tokenizer": self.text_tokenizer if self.loss.contrastive else None,
+        }
+        return {name: file for name, file in named.items() if file is not None}
 
     @property
     def left_out(self) -> list[str]:

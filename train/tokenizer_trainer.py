@@ -45,6 +45,7 @@ class TokenizerTrainer:
     """Owns the model, its optimizer and the place in the schedule."""
 
     def __init__(self, recipe: TokenizerRecipe) -> None:
+        require_files(recipe)
         set_seed(recipe.seed)
         self.recipe = recipe
         precision = recipe.precision if recipe.precision != "auto" else "bf16" if prefers_bfloat16() else "no"
@@ -227,6 +228,16 @@ class TokenizerTrainer:
         self.pictures.load(newest)
         self.step = step_of(newest)
         logger.info("resumed from %s", newest)
+
+
+def require_files(recipe: TokenizerRecipe) -> None:
+    """Name the first file that is not there, before anything large is built."""
+    for name, file in recipe.files.items():
+        if not file.exists():
+            raise FileNotFoundError(
+                f"{name} is not there; the recipe names {file}; download it, mend the path, or set the weight of what "
+                "needs it to 0"
+            )
 
 
 def build_model(recipe: TokenizerRecipe) -> UniTok:

@@ -99,9 +99,8 @@ def test_samples_are_mixed_within_a_window_and_cropped_by_epoch(shards: list[Pat
 def test_reading_goes_on_exactly_where_training_stopped(shards: list[Path], tmp_path: Path, workers: int) -> None:
     def source() -> TarSource:
         urls = str(tmp_path / "{00..07}.tar")
-        recipe = TokenizerRecipe(output=tmp_path, batch_size=3, num_workers=workers)
-        state = PartialState(cpu=True)
-        return TarSource(recipe, ShardsRecipe(urls=urls), image_size=16, captions=numbers_of, state=state)
+        recipe = TokenizerRecipe(output=tmp_path, batch_size=3, num_workers=workers, shards=ShardsRecipe(urls=urls))
+        return TarSource(recipe, image_size=16, captions=numbers_of, state=PartialState(cpu=True))
 
     whole = list(source().batches(0, 9))
     folder = tmp_path / "checkpoint-5"
@@ -119,10 +118,9 @@ def test_reading_goes_on_exactly_where_training_stopped(shards: list[Path], tmp_
 
 def test_other_readers_go_on_before_the_first_unfinished_shard(shards: list[Path], tmp_path: Path) -> None:
     def source(workers: int, urls: str = "{00..07}.tar") -> TarSource:
-        recipe = TokenizerRecipe(output=tmp_path, batch_size=3, num_workers=workers)
-        shards_recipe = ShardsRecipe(urls=f"{tmp_path}/{urls}", shuffle_shards=1)
-        state = PartialState(cpu=True)
-        return TarSource(recipe, shards_recipe, image_size=16, captions=numbers_of, state=state)
+        read = ShardsRecipe(urls=f"{tmp_path}/{urls}", shuffle_shards=1)
+        recipe = TokenizerRecipe(output=tmp_path, batch_size=3, num_workers=workers, shards=read)
+        return TarSource(recipe, image_size=16, captions=numbers_of, state=PartialState(cpu=True))
 
     folder = tmp_path / "checkpoint-6"
     folder.mkdir()

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.train.tokenizer_recipes import everything, write_recipe
-from train.tokenizer_recipe import CodebookSchedule, TokenizerRecipe
+from train.tokenizer_recipe import CodebookSchedule, ShardsRecipe, TokenizerRecipe
 from train.tokenizer_trainer import TokenizerTrainer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -75,8 +75,8 @@ def test_two_processes_train_like_one_with_the_same_pictures(tmp_path: Path) -> 
     # Entries of the codebooks begin apart and are revived once, before the last step: equal ones would be told apart by
     # rounding alone, and the length of the gradient depends on which of two equal entries is taken.
     codebooks = CodebookSchedule(initialise_at=0, every=6, threshold=0.95, until=1.0)
-    alone = everything(tmp_path, tmp_path / "one", shards=None, batch_size=8, codebooks=codebooks)
-    shared = everything(tmp_path, tmp_path / "two", shards=None, batch_size=4, codebooks=codebooks)
+    alone = everything(tmp_path, tmp_path / "one", shards=ShardsRecipe(), batch_size=8, codebooks=codebooks)
+    shared = everything(tmp_path, tmp_path / "two", shards=ShardsRecipe(), batch_size=4, codebooks=codebooks)
     TokenizerTrainer(alone).train()
     run(shared, tmp_path / "two.yaml", processes=2)
     entries = list(zip(log(alone.output), log(shared.output), strict=True))

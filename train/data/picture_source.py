@@ -22,7 +22,7 @@ from tokenizer.captions import EncodeCaptions
 from train.data.random_crop import RandomCrop
 from train.data.tar_pictures import Place, Readers, TarPictures, find_shards
 from train.data.world_pictures import WorldPictures
-from train.tokenizer_recipe import ShardsRecipe, TokenizerRecipe
+from train.tokenizer_recipe import TokenizerRecipe
 
 logger = logging.getLogger(__name__)
 
@@ -80,13 +80,14 @@ class TarSource:
     def __init__(
         self,
         recipe: TokenizerRecipe,
-        shards: ShardsRecipe,
         *,
         image_size: int,
         captions: EncodeCaptions | None,
         state: PartialState,
     ) -> None:
         self.recipe, self.state = recipe, state
+        shards = recipe.shards
+        assert shards.urls is not None, "build_source takes the world where no shards are given"
         self.pictures = TarPictures(
             find_shards(shards.urls),
             readers=Readers(state.process_index, state.num_processes, max(1, recipe.num_workers)),
@@ -177,6 +178,6 @@ def build_source(
     recipe: TokenizerRecipe, *, image_size: int, captions: EncodeCaptions | None, state: PartialState
 ) -> PictureSource:
     """The source that the recipe names."""
-    if recipe.shards is None:
+    if recipe.shards.urls is None:
         return WorldSource(recipe, image_size=image_size, captions=captions, state=state)
-    return TarSource(recipe, recipe.shards, image_size=image_size, captions=captions, state=state)
+    return TarSource(recipe, image_size=image_size, captions=captions, state=state)
