@@ -12,7 +12,6 @@ from pathlib import Path
 from threading import Lock
 from typing import Any, Unpack
 
-import torch
 from PIL import Image
 
 from mllm.answer_stream import AnswerStream, Done, Event, ImageDone, ImageProgress, TextDelta
@@ -23,6 +22,7 @@ from mllm.generation import generate, stream
 from mllm.generation_rows import Generated, Row
 from mllm.model import MLLMForConditionalGeneration
 from mllm.model_folder import find_model_folder
+from mllm.model_loading import LoadOptions, load_model
 from mllm.modes import Mode
 from mllm.pictures import Picture
 from mllm.processor import MLLMProcessor
@@ -35,7 +35,6 @@ __all__ = ("Done", "Event", "ImageDone", "ImageProgress", "Pipeline", "TextDelta
 
 MAX_ROWS = 32
 """Rows decoded together; more are done in several batches."""
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 OnEvent = Callable[[Event], None]
@@ -58,25 +57,17 @@ class Pipeline:
     def load(
         cls,
         folder: str | Path | None = None,
-        *,
-        device: str | torch.device | None = None,
-        dtype: str | torch.dtype | None = None,
+        **options: Any,
     ) -> Pipeline:
         """Load a model folder (or hub id); None is the bundled model.
 
-        Args:
-            device: default: a GPU if there is one.
-            dtype: of the language model; default: bfloat16 on a GPU, float32 on a CPU.
+        `options` are those of `LoadOptions` (mllm/model_loading.py): device, dtype, quantization, device_map,
+        embedding_context.
         """
+        load = LoadOptions(**options)
         path = find_model_folder(folder)
-        device = choose_device(device)
-        processor = MLLMProcessor.from_pretrained(path, device=device)
-        if isinstance(dtype, str) and dtype not in DTYPES:
-            raise ValueError(f"unknown dtype: found {dtype!r}; use one of {', '.join(DTYPES)}")
-        chosen = DTYPES[dtype] if isinstance(dtype, str) else dtype
-        chosen = chosen or (torch.float32 if device.type == "cpu" else torch.bfloat16)
-        model = MLLMForConditionalGeneration.from_pretrained(path, dtype=chosen, local_files_only=True)
-        return cls(model.to(device), processor, read_task_settings(path))
+        processor = MLLMProcessor.from_pretrained(path, device=load.place)
+        return cls(load_model(path, load), processor, read_task_settings(path))
 
     @property
     def config(self) -> MLLMConfig:
@@ -232,13 +223,3 @@ class Pipeline:
                 on_event(translated)
 
         return listen
-
-
-def choose_device(device: str | torch.device | None) -> torch.device:
-    """The device asked for, or the best there is."""
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"cannot compute on {device!s}: {str(error).splitlines()[0]}; use cpu") from error

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from PIL import Image
 
+LOADING = ("device", "dtype", "quantization", "device_map", "embedding_context")
 SAMPLING = ("seed", "guidance", "temperature", "top_k", "top_p")
 
 
@@ -31,10 +32,30 @@ class CommandParser(argparse.ArgumentParser):
         raise ValueError(f"{message}; see {self.prog} --help")
 
 
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """Which model, and where it computes."""
+def add_model_arguments(parser: argparse.ArgumentParser, *, language_model: bool = True) -> None:
+    """Which model, and where and how it computes.
+
+    Args:
+        language_model: the verb uses it, and not the image tokenizer alone.
+    """
     parser.add_argument("--model", metavar="FOLDER", help="folder of a model (default: the model of the toolkit)")
     parser.add_argument("--device", help="where to compute, such as cpu or cuda (default: a GPU if there is one)")
+    if not language_model:
+        return
+    parser.add_argument("--dtype", metavar="NAME", help="float32, bfloat16 or float16 (default: by the device)")
+    parser.add_argument("--quantization", metavar="NAME", help="fewer bits for the weights: int8, int4, nf4 or bnb8")
+    parser.add_argument("--device-map", metavar="auto", help="auto spreads the layers over all GPUs, then the CPU")
+    parser.add_argument(
+        "--embedding-context",
+        metavar="NAME",
+        help="prefix: as trained; isolated: as upstream's scripts draw (default: the model's)",
+    )
+
+
+def load_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """How to load the model, as far as it was typed."""
+    typed = vars(arguments)
+    return {name: typed[name] for name in LOADING if typed.get(name) is not None}
 
 
 def add_seed_argument(parser: argparse.ArgumentParser) -> None:

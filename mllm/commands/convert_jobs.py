@@ -14,7 +14,7 @@ from transformers.utils import logging
 
 from mllm.convert_released import convert_released, export_released
 from mllm.model_folder import IMAGE_TOKENIZER
-from mllm.pipeline import DTYPES
+from mllm.model_loading import DTYPES
 from mllm.released import released_image_tokenizer
 from mllm.world.render import render
 from mllm.world.scene import random_scene

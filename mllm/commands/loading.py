@@ -6,13 +6,14 @@ from argparse import Namespace
 
 from transformers.utils import logging
 
+from mllm.commands.arguments import load_options
 from mllm.model_folder import find_model_folder
 from mllm.pipeline import Pipeline
 
 
 def load_pipeline(arguments: Namespace) -> Pipeline:
-    """The pipeline of --model and --device; only fetching a model shows a progress bar."""
+    """The pipeline of --model and the options beside it; only fetching a model shows a progress bar."""
     folder = find_model_folder(arguments.model)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    return Pipeline.load(folder, device=arguments.device)
+    return Pipeline.load(folder, **load_options(arguments))

@@ -33,7 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
     def add_job(name: str, summary: str, example: str) -> argparse.ArgumentParser:
         command = jobs.add_parser(name, description=summary, example=f"mllm tokenize {name} {example}")
         command.set_defaults(job=name)
-        add_model_arguments(command)
+        add_model_arguments(command, language_model=False)
         return command
 
     encode = add_job("encode", "Turn pictures into codes.", "a.png b.png -o codes.npz")

@@ -42,10 +42,13 @@ def train_text_tokenizer(path: Path, *, vocab_size: int = 330) -> None:
     path.write_bytes(model.getvalue())
 
 
-def build_tiny_folder(folder: Path, *, layout: str = "fixed", context: int = 160, **fields: object) -> Path:
+def build_tiny_folder(
+    folder: Path, *, layout: str = "fixed", context: int = 160, width: int = 24, **fields: object
+) -> Path:
     """Write a whole model folder: 32 x 32 pictures of 2 x 2 positions, three codebooks of 17 codes.
 
     Args:
+        width: of the backbone.
         fields: more fields of the MLLMConfig.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -76,8 +79,8 @@ def build_tiny_folder(folder: Path, *, layout: str = "fixed", context: int = 160
     ).eval()
     text_config = LlamaConfig(
         vocab_size=vocabulary.size,
-        hidden_size=24,
-        intermediate_size=40,
+        hidden_size=width,
+        intermediate_size=40 if width == 24 else 2 * width,
         num_hidden_layers=2,
         num_attention_heads=3,
         num_key_value_heads=3,
