@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,8 @@ from mllm.evaluation.json_files import fingerprint_of, read_json, read_lines
 from mllm.evaluation.question_file import read_questions
 from mllm.evaluation.understanding.gqa import BENCHMARK
 from tests.mllm.evaluation.understanding.scoring import write_json, write_jsonl
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture
@@ -36,6 +40,15 @@ def write_answers(folder: Path, *numbers: int) -> Path:
 def score(folder: Path, *more: str) -> int:
     files = ["--questions", str(folder / "q.jsonl"), "--annotations", str(folder / "gold.json")]
     return main(["evaluate", "score", str(folder / "a.jsonl"), "--benchmark", "gqa", *files, *more])
+
+
+def test_scoring_needs_no_torch(folder: Path) -> None:
+    words = ["evaluate", "score", str(folder / "a.jsonl"), "--benchmark", "gqa"]
+    words += ["--questions", str(folder / "q.jsonl"), "--annotations", str(folder / "gold.json")]
+    script = f"import sys; from mllm.__main__ import main; assert main({words!r}) == 0\n"
+    script += "assert not {'torch', 'transformers'} & set(sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_an_answers_file_from_elsewhere_is_scored_and_says_so(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

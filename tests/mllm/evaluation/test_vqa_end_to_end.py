@@ -41,8 +41,8 @@ def score(data: Data, run: Path, *more: str) -> dict:
     return json.loads((run / "result.json").read_text(encoding="utf-8"))
 
 
-def check_end_to_end(name: str, data: Data, run: Path, *model: str) -> None:
-    """Run, score, and score again by the plain scorer."""
+def check_end_to_end(name: str, data: Data, run: Path, *model: str) -> dict:
+    """Run, score, and score again by the plain scorer; gives the result."""
     assert main(words_of(name, data, run, *model)) == 0
     answers = naive_vqa.read_jsonl(run / "answers.jsonl")
     questions = naive_vqa.read_jsonl(data.questions)
@@ -60,6 +60,7 @@ def check_end_to_end(name: str, data: Data, run: Path, *model: str) -> None:
     assert set(result["versions"]) == {"python", "torch", "transformers", "pillow"}
     assert len(result["model"]["fingerprint"]) == 16 and result["image_format"]["preparation"]
     assert (result["judge"] is not None) == (name == "mmvet")
+    return result
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -71,8 +72,12 @@ def test_a_random_model_is_scored_as_by_a_plain_scorer(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_the_bundled_model_is_scored_as_by_a_plain_scorer(name: str, data: dict[str, Data], tmp_path: Path) -> None:
-    check_end_to_end(name, data[name], tmp_path / "run")
+def test_the_bundled_model_is_scored_as_by_a_plain_scorer(name: str, tmp_path: Path) -> None:
+    """Asked in the words it knows, except where the format of the prompt has a part in the protocol (TextVQA)."""
+    data = make_data(name, tmp_path / "data", is_instructed=name == "textvqa")
+    result = check_end_to_end(name, data, tmp_path / "run")
+    if name in ("vqav2", "gqa", "mme"):
+        assert result["scores"][result["headline"]]["value"] > 0  # it has learned to answer
 
 
 @pytest.mark.slow

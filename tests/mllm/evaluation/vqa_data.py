@@ -32,9 +32,14 @@ class Data:
     count: int
 
 
-def make_data(name: str, folder: Path, *, seed: int = 0) -> Data:
-    """The data set of one benchmark."""
-    makers: dict[str, Callable[[Path, Random], Data]] = {
+def make_data(name: str, folder: Path, *, seed: int = 0, is_instructed: bool = True) -> Data:
+    """The data set of one benchmark.
+
+    Args:
+        is_instructed: prompts end with LLaVA's instruction; the bundled model does not know its words.
+    """
+    suffix = f"\n{SHORT}" if is_instructed else ""
+    makers: dict[str, Callable[[Path, Random, str], Data]] = {
         "vqav2": make_vqav2,
         "gqa": make_gqa,
         "textvqa": make_textvqa,
@@ -42,7 +47,7 @@ def make_data(name: str, folder: Path, *, seed: int = 0) -> Data:
         "mme": make_mme,
         "mmvet": make_mmvet,
     }
-    return makers[name](folder, Random(f"{name}/{seed}"))
+    return makers[name](folder, Random(f"{name}/{seed}"), suffix)
 
 
 def write_jsonl(path: Path, records: list[dict]) -> Path:
@@ -78,15 +83,13 @@ def ten_people(right: str, rng: Random) -> list[str]:
     return [right if rng.random() < 0.7 else rng.choice(others) for _ in range(PEOPLE)]
 
 
-def make_vqav2(folder: Path, rng: Random) -> Data:
+def make_vqav2(folder: Path, rng: Random, suffix: str) -> Data:
     questions, annotations = [], []
     for n in range(7):
         name = f"COCO_val2014_{n:012d}.jpg"
         words, right = ask_about(draw_scene(folder / "val2014" / name, rng), rng)
         question_id = 1000 * n + 2
-        questions.append(
-            {"question_id": question_id, "image": name, "text": f"{words}\n{SHORT}", "category": "default"}
-        )
+        questions.append({"question_id": question_id, "image": name, "text": f"{words}{suffix}", "category": "default"})
         people = ten_people(right, rng) if n % 3 else [right] * PEOPLE
         annotations.append(
             {
@@ -109,13 +112,13 @@ def make_vqav2(folder: Path, rng: Random) -> Data:
     )
 
 
-def make_gqa(folder: Path, rng: Random) -> Data:
+def make_gqa(folder: Path, rng: Random, suffix: str) -> Data:
     questions, gold = [], {}
     for n in range(7):
         image_id, question_id = f"n{n}", f"2010{n}"
         words, right = ask_about(draw_scene(folder / "data" / "images" / f"{image_id}.jpg", rng), rng)
         questions.append(
-            {"question_id": question_id, "image": f"{image_id}.jpg", "text": f"{words}\n{SHORT}", "category": "default"}
+            {"question_id": question_id, "image": f"{image_id}.jpg", "text": f"{words}{suffix}", "category": "default"}
         )
         structure = rng.choice(["verify", "logical"]) if right in ("yes", "no") else "query"
         gold[question_id] = {
@@ -134,7 +137,7 @@ def make_gqa(folder: Path, rng: Random) -> Data:
     )
 
 
-def make_textvqa(folder: Path, rng: Random) -> Data:
+def make_textvqa(folder: Path, rng: Random, suffix: str) -> Data:
     questions, annotations = [], []
     for n in range(4):
         image_id = f"{n:04x}ab"
@@ -160,7 +163,7 @@ def make_textvqa(folder: Path, rng: Random) -> Data:
     )
 
 
-def make_pope(folder: Path, rng: Random) -> Data:
+def make_pope(folder: Path, rng: Random, suffix: str) -> Data:
     questions: list[dict] = []
     for category, count in (("adversarial", 4), ("popular", 3), ("random", 5)):
         labels = []
@@ -169,7 +172,7 @@ def make_pope(folder: Path, rng: Random) -> Data:
             words, right = "", ""
             while right not in ("yes", "no"):
                 words, right = ask_about(draw_scene(folder / "val2014" / name, rng), rng, "existence")
-            text = f"{words}\n{SHORT}"
+            text = f"{words}{suffix}"
             questions.append({"question_id": len(questions), "image": name, "text": text, "category": category})
             labels.append({"question_id": n + 1, "image": name, "text": words, "label": right})
         write_jsonl(folder / "coco" / f"coco_pope_{category}.json", labels)
@@ -181,7 +184,7 @@ def make_pope(folder: Path, rng: Random) -> Data:
     )
 
 
-def make_mme(folder: Path, rng: Random) -> Data:
+def make_mme(folder: Path, rng: Random, suffix: str) -> Data:
     questions, release = [], folder / "MME_Benchmark_release_version"
     for number, subtask in enumerate(SUBTASKS):
         place = release / subtask
@@ -198,12 +201,12 @@ def make_mme(folder: Path, rng: Random) -> Data:
         name = f"{subtask}/0001.png"
         image = str((pictures / "0001.png").relative_to(release))
         questions += [
-            {"question_id": name, "image": image, "text": f"{words}\n{SHORT}", "category": subtask} for words, _ in rows
+            {"question_id": name, "image": image, "text": f"{words}{suffix}", "category": subtask} for words, _ in rows
         ]
     return Data(write_jsonl(folder / "llava_mme.jsonl", questions), release, release, len(questions))
 
 
-def make_mmvet(folder: Path, rng: Random) -> Data:
+def make_mmvet(folder: Path, rng: Random, suffix: str) -> Data:
     questions, truth = [], {}
     for n in range(5):
         words, right = ask_about(draw_scene(folder / "images" / f"v1_{n}.png", rng), rng)
