@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     import torch
 
     from mllm.benchmark.report import as_table, complaints, run_benchmark
-    from mllm.pipeline import DTYPES, choose_device
+    from mllm.model_loading import DTYPES, choose_device
 
     device, dtype = choose_device(arguments.device), DTYPES[arguments.dtype]
     num_threads = torch.get_num_threads()
