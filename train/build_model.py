@@ -53,8 +53,11 @@ def build_model(
     if recipe.backbone is not None:
         return build_around(recipe, vocabulary, image_tokenizer, dtype=dtype)
     text_config = {**recipe.model.get("text_config", {}), **token_fields(vocabulary.size, text_tokenizer)}
-    model = MLLMForConditionalGeneration(model_config(recipe, text_config, vocabulary, image_tokenizer))
-    model.code_embedding.adopt(image_tokenizer)
+    config = model_config(recipe, text_config, vocabulary, image_tokenizer)
+    is_sharded = is_deepspeed_zero3_enabled()
+    model = MLLMForConditionalGeneration._from_config(config) if is_sharded else MLLMForConditionalGeneration(config)
+    with whole(model.code_embedding.parameters()):
+        model.code_embedding.adopt(image_tokenizer)
     return model
 
 

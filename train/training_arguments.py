@@ -5,10 +5,10 @@ Made before the model: under DeepSpeed ZeRO-3 they are what tells transformers t
 
 from __future__ import annotations
 
+import os
 from importlib.util import find_spec
 
 import torch
-from accelerate import PartialState
 from transformers import TrainingArguments
 
 from train.mllm_recipe import MLLMRecipe
@@ -41,24 +41,47 @@ def training_arguments(recipe: MLLMRecipe) -> TrainingArguments:
     }
     fields = {**fixed, **recipe.trainer}
     if recipe.batches_per_step is not None:
-        fields["gradient_accumulation_steps"] = accumulation_steps(recipe, use_cpu=fields["use_cpu"])
+        fields["gradient_accumulation_steps"] = accumulation_steps(recipe.batches_per_step)
     try:
         arguments = TrainingArguments(**fields)
     except TypeError as error:
         raise ValueError(f"trainer has a key that TrainingArguments does not know: {error}; mend the recipe") from None
     check_sharding(recipe, arguments)
+    if arguments.deepspeed:
+        join_deepspeed(use_cpu=arguments.use_cpu)
     return arguments
 
 
-def accumulation_steps(recipe: MLLMRecipe, *, use_cpu: bool) -> int:
-    """Batches that one process adds up for a step, from the batches of all."""
-    world = PartialState(cpu=use_cpu).num_processes
-    if recipe.batches_per_step % world:
+def join_deepspeed(*, use_cpu: bool) -> None:
+    """Tell DeepSpeed of the other processes before the model is built; on a CPU accelerate leaves that out.
+
+    Raises:
+        ValueError: no launcher started this process.
+    """
+    from deepspeed import comm
+
+    if "WORLD_SIZE" not in os.environ:
         raise ValueError(
-            f"batches_per_step does not divide among the processes: found {recipe.batches_per_step} and {world}; "
+            "trainer.deepspeed needs processes that know of each other, and no launcher was found; start with "
+            "torchrun, accelerate launch or deepspeed, also for a single process"
+        )
+    if not comm.is_initialized():
+        comm.init_distributed(dist_backend="gloo" if use_cpu else None, auto_mpi_discovery=False)
+
+
+def accumulation_steps(batches_per_step: int) -> int:
+    """Batches that one process adds up for a step, from the batches of all.
+
+    The number of processes is read where every launcher writes it: asking accelerate would already set up the exchange
+    between processes, before DeepSpeed can.
+    """
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if batches_per_step % world:
+        raise ValueError(
+            f"batches_per_step does not divide among the processes: found {batches_per_step} and {world}; "
             "use a multiple of the processes"
         )
-    return recipe.batches_per_step // world
+    return batches_per_step // world
 
 
 def check_sharding(recipe: MLLMRecipe, arguments: TrainingArguments) -> None:
