@@ -39,6 +39,7 @@ VERBS = {
     "tokenize": Verb("mllm.commands.tokenize", "turn pictures into codes and back"),
     "prepare": Verb("train.prepare", "turn raw data into shards for training"),
     "train": Verb("train.run", "train a model from a recipe"),
+    "merge": Verb("train.merge", "add a trained adapter to its model"),
     "evaluate": Verb("mllm.commands.evaluate", "measure a model"),
     "convert": Verb("mllm.commands.convert", "bring released checkpoints in, and write them back"),
     "benchmark": Verb("mllm.commands.benchmark", "measure speed and memory"),

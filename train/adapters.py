@@ -5,15 +5,18 @@ In: a model and the recipe's fields. Out: a `peft` model that any trainer takes 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
+from peft.tuners.trainable_tokens.layer import TrainableTokensLayer
 from torch import nn
 
 from mllm.config import MLLMConfig
 from mllm.model import MLLMForConditionalGeneration
 from train.adapter_recipe import AdapterRecipe
+from train.sharded_weights import whole
 
 WHOLE = {
     "projection": "code_embedding.projection",
@@ -44,9 +47,23 @@ def add_adapters(
     )
     if adapter.bits:
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
-    adapted = get_peft_model(model, config)
+    with rows_within_reach(model):
+        adapted = get_peft_model(model, config)
     adapted.peft_config["default"].base_model_name_or_path = str(base)
     return adapted
+
+
+@contextmanager
+def rows_within_reach(model: MLLMForConditionalGeneration) -> Iterator[None]:
+    """While peft copies vocabulary rows, both layers are whole; left alone it collects sharded rows on CUDA only."""
+    collect = TrainableTokensLayer._collect_token_weights
+    layers = (model.get_input_embeddings(), model.get_output_embeddings())
+    with whole(parameter for layer in layers for parameter in layer.parameters()):
+        TrainableTokensLayer._collect_token_weights = lambda self, weight, rows, width: weight[rows].clone()
+        try:
+            yield
+        finally:
+            TrainableTokensLayer._collect_token_weights = collect
 
 
 def token_rows(config: MLLMConfig) -> dict[str, list[int]]:

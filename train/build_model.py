@@ -6,13 +6,10 @@ first process reads the files, and what is changed afterwards is gathered one la
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import AutoConfig, PreTrainedTokenizerBase
 from transformers.integrations import is_deepspeed_zero3_enabled
 
@@ -22,6 +19,7 @@ from mllm.projected_embedding import ProjectedEmbedding
 from mllm.vocabulary import Vocabulary, extend_tokenizer, fill_new_rows
 from tokenizer.model import UniTok
 from train.mllm_recipe import MLLMRecipe
+from train.sharded_weights import whole
 
 SETTINGS = (
     *("prompt_style", "tasks", "sizes", "text_loss_weight", "z_loss_weight"),
@@ -154,15 +152,3 @@ def quantized(recipe: MLLMRecipe) -> dict[str, Any]:
         llm_int8_skip_modules=["lm_head", "code_embedding", "code_head"],
     )
     return {"quantization_config": config}
-
-
-@contextmanager
-def whole(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
-    """The parameters in one piece while they are changed; what the first process writes counts."""
-    if not is_deepspeed_zero3_enabled():
-        yield
-        return
-    import deepspeed
-
-    with deepspeed.zero.GatheredParameters(list(parameters), modifier_rank=0):
-        yield

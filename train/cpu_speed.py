@@ -29,14 +29,16 @@ def spelled_out_attention(
     dropout: float = 0.0,
     **kwargs: object,
 ) -> tuple[Tensor, None]:
-    """Attention as transformers calls it; `attention_mask` is boolean, true where a place may look."""
+    """Attention as transformers calls it; `attention_mask` is boolean, true where a place may look, or a bias."""
     repeats = query_BHTd.shape[1] // key_BHSd.shape[1]
     key_BHSd, value_BHSd = repeat_kv(key_BHSd, repeats), repeat_kv(value_BHSd, repeats)
     scores_BHTS = (query_BHTd * (scaling or query_BHTd.shape[-1] ** -0.5)) @ key_BHSd.transpose(2, 3)
     if attention_mask is None:
         attention_mask = torch.ones(scores_BHTS.shape[-2:], dtype=torch.bool, device=scores_BHTS.device).tril()
-    bias_B1TS = torch.zeros(attention_mask.shape, dtype=scores_BHTS.dtype, device=scores_BHTS.device)
-    bias_B1TS = bias_B1TS.masked_fill(~attention_mask, torch.finfo(scores_BHTS.dtype).min)
+    bias_B1TS = attention_mask
+    if attention_mask.dtype == torch.bool:
+        bias_B1TS = torch.zeros(attention_mask.shape, dtype=scores_BHTS.dtype, device=scores_BHTS.device)
+        bias_B1TS = bias_B1TS.masked_fill(~attention_mask, torch.finfo(scores_BHTS.dtype).min)
     weights_BHTS = nn.functional.dropout((scores_BHTS + bias_B1TS).softmax(dim=-1), dropout, module.training)
     return (weights_BHTS @ value_BHSd).transpose(1, 2).contiguous(), None
 

@@ -82,6 +82,7 @@ def learner(recipe: MLLMRecipe, base: MLLMForConditionalGeneration) -> torch.nn.
     from train.adapters import add_adapters
 
     assert recipe.start_from is not None, "a recipe with an adapter starts from a model"
+    torch.manual_seed(recipe.trainer.get("seed", 0))  # adapters start random, alike on every process
     return add_adapters(base, recipe.adapter, trains=recipe.trains, base=recipe.start_from)
 
 

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerRecipe:
-    name: Literal["adamw", "muon"] = "adamw"
+    name: Literal["adamw", "adamw8bit", "muon"] = "adamw"
+    """adamw8bit keeps its two averages in 8 bits (needs bitsandbytes)."""
     learning_rate: float = 5e-5
     """Of AdamW."""
     matrix_learning_rate: float = 2e-2
@@ -78,15 +79,13 @@ def build_optimizer(
         else:
             others.append(parameter)
     adamw_matrices = others if recipe.name == "muon" else matrices + others
-    adamw = torch.optim.AdamW(
-        [
-            {"params": adamw_matrices, "weight_decay": recipe.weight_decay},
-            {"params": flat, "weight_decay": 0.0},
-        ],
-        lr=recipe.learning_rate,
-        betas=recipe.betas,
-        fused=True,
-    )
+    groups = [
+        {"params": adamw_matrices, "weight_decay": recipe.weight_decay},
+        {"params": flat, "weight_decay": 0.0},
+    ]
+    if recipe.name == "adamw8bit":
+        return adamw_8bit(groups, recipe)
+    adamw = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=recipe.betas, fused=True)
     match recipe.name:
         case "adamw":
             return adamw
@@ -94,4 +93,15 @@ def build_optimizer(
             muon = torch.optim.Muon(matrices, lr=recipe.matrix_learning_rate, weight_decay=recipe.weight_decay)
             return OptimizerPair(muon, adamw)
         case _:
-            raise ValueError(f"unknown optimizer {recipe.name!r}; use adamw or muon")
+            raise ValueError(f"unknown optimizer {recipe.name!r}; use adamw, adamw8bit or muon")
+
+
+def adamw_8bit(groups: list[dict[str, Any]], recipe: OptimizerRecipe) -> torch.optim.Optimizer:
+    """AdamW whose averages take a quarter of the memory (Dettmers et al., arXiv:2110.02861)."""
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ModuleNotFoundError:
+        raise ImportError(
+            "optimizer.name is adamw8bit but bitsandbytes is not installed; pip install bitsandbytes, or use adamw"
+        ) from None
+    return AdamW8bit(groups, lr=recipe.learning_rate, betas=recipe.betas)

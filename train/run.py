@@ -14,6 +14,7 @@ USAGE = "usage: mllm train RECIPE.yaml [--key value ...]"
 def main(argv: Sequence[str] | None = None) -> int:
     """Train what the recipe describes; returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
+    words = [word for word in words if not word.startswith("--local_rank=")]  # deepspeed's launcher puts it first
     if words[:1] in (["-h"], ["--help"]):
         print(explanation())
         return 0

@@ -1,0 +1,92 @@
+"""Two processes are one that is faster: DDP, ZeRO-2 and ZeRO-3, whole models and adapters, by every launcher."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mllm.vocabulary import load_text_tokenizer
+from tests.train.launching import LAUNCHERS, ROOT, launch, losses, write_recipe
+from tokenizer.model import UniTok
+from train.adapter_recipe import AdapterRecipe
+from train.build_model import build_model
+from train.mllm_recipe import MLLMRecipe
+from train.mllm_run import train_mllm
+from train.save_model import save_model_folder
+
+pytestmark = pytest.mark.slow
+
+STRATEGIES = ("ddp", "zero2", "zero3")
+KINDS = ("whole", "lora")
+CASES = [
+    *((strategy, launcher, "whole") for strategy in STRATEGIES for launcher in LAUNCHERS),
+    *((strategy, launcher, "lora") for strategy, launcher in zip(STRATEGIES, LAUNCHERS, strict=True)),
+]
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("distributed")
+
+
+@pytest.fixture
+def recipe(mllm_recipe: MLLMRecipe, run_folder: Path) -> MLLMRecipe:
+    """Three steps of two batches, from one model that all runs share."""
+    start = run_folder / "start"
+    if not start.is_dir():
+        image_tokenizer = UniTok.from_pretrained(mllm_recipe.image_tokenizer)
+        text_tokenizer = load_text_tokenizer(mllm_recipe.text_tokenizer)
+        model = build_model(mllm_recipe, text_tokenizer, image_tokenizer)
+        save_model_folder(start, model=model, text_tokenizer=text_tokenizer, image_tokenizer=image_tokenizer)
+    trainer = {**mllm_recipe.trainer, "max_steps": 3, "save_steps": 100, "report_to": []}
+    return dataclasses.replace(
+        mllm_recipe, model={}, start_from=start, batches_per_step=2, ema_decay=0.0, trainer=trainer
+    )
+
+
+def of_kind(recipe: MLLMRecipe, kind: str) -> MLLMRecipe:
+    if kind == "whole":
+        return recipe
+    adapter = AdapterRecipe(rank=4, alpha=8.0, dropout=0.0)
+    return dataclasses.replace(recipe, adapter=adapter, trains=["projector", "code_head"])
+
+
+def sharded(recipe: MLLMRecipe, strategy: str) -> MLLMRecipe:
+    if strategy == "ddp":
+        return recipe
+    return dataclasses.replace(
+        recipe, trainer={**recipe.trainer, "deepspeed": str(ROOT / "scripts" / f"{strategy}.json")}
+    )
+
+
+def alone(recipe: MLLMRecipe, kind: str, run_folder: Path) -> Path:
+    """The run of one process that the others are compared to."""
+    output = run_folder / f"alone-{kind}"
+    if not output.is_dir():
+        train_mllm(dataclasses.replace(of_kind(recipe, kind), output=output))
+    return output
+
+
+@pytest.mark.parametrize(("strategy", "launcher", "kind"), CASES)
+def test_two_processes_give_the_losses_of_one(
+    recipe: MLLMRecipe, run_folder: Path, strategy: str, launcher: str, kind: str
+) -> None:
+    expected = alone(recipe, kind, run_folder)
+    output = run_folder / f"{strategy}-{launcher}-{kind}"
+    two = dataclasses.replace(sharded(of_kind(recipe, kind), strategy), output=output)
+    launch(launcher, write_recipe(two, run_folder / f"{output.name}.yaml"))
+    for name in ("loss", "text_loss", "image_loss", "grad_norm"):
+        one, both = losses(expected, name), losses(output, name)
+        assert both.keys() == one.keys() == {1, 2, 3}
+        torch.testing.assert_close(list(both.values()), list(one.values()), rtol=1e-4, atol=1e-5)
+    weights = "model.safetensors" if kind == "whole" else "adapter_model.safetensors"
+    one, both = load_file(expected / "final" / weights), load_file(output / "final" / weights)
+    assert one.keys() == both.keys()
+    for key in one:
+        torch.testing.assert_close(
+            both[key], one[key], rtol=1e-3, atol=1e-4, msg=lambda text, key=key: f"{key}: {text}"
+        )

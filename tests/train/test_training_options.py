@@ -1,0 +1,173 @@
+"""What a recipe can ask for beside a plain run: frozen parts, bad steps, validation, slices, whole checkpoints."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from importlib.util import find_spec
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from mllm.model import MLLMForConditionalGeneration
+from tests.train.launching import losses
+from train.bad_steps import BadSteps, BadStepsError
+from train.mllm_recipe import MLLMRecipe, Validation
+from train.mllm_run import train_mllm
+from train.optimizers import OptimizerRecipe
+from train.parts import part_of
+from train.throughput import PEAK_FLOPS, FlopCount
+from train.training_arguments import join_deepspeed
+
+
+def changed(recipe: MLLMRecipe, trainer: dict[str, object] | None = None, **changes: object) -> MLLMRecipe:
+    return dataclasses.replace(recipe, trainer={**recipe.trainer, **(trainer or {})}, **changes)
+
+
+@pytest.fixture
+def short(mllm_recipe: MLLMRecipe) -> MLLMRecipe:
+    """Three steps, no average, no checkpoint."""
+    return changed(mllm_recipe, {"max_steps": 3, "save_steps": 100, "report_to": []}, ema_decay=0.0)
+
+
+@pytest.fixture
+def break_loss(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Loss of these calls of the model (1, 2, ...) is no number; the list may be changed by the test."""
+    broken: list[int] = []
+    calls = 0
+    forward = MLLMForConditionalGeneration.forward
+
+    def counted(self: MLLMForConditionalGeneration, *args: object, **kwargs: object) -> object:
+        nonlocal calls
+        output = forward(self, *args, **kwargs)
+        calls += 1
+        if calls in broken:
+            output.loss = output.loss * float("nan")
+        return output
+
+    monkeypatch.setattr(MLLMForConditionalGeneration, "forward", counted)
+    return broken
+
+
+def test_only_the_named_parts_learn(short: MLLMRecipe) -> None:
+    train_mllm(short)
+    start = short.output / "final"
+    recipe = changed(short, start_from=start, model={}, trains=["projector", "lm_head"], output=short.output / "next")
+    train_mllm(recipe)
+    before, after = load_file(start / "model.safetensors"), load_file(recipe.output / "final" / "model.safetensors")
+    moved = {part_of(name) for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {"projector", "lm_head"}
+
+
+def test_an_unknown_part_is_refused(short: MLLMRecipe) -> None:
+    with pytest.raises(ValueError, match=r"unknown parts: found projektor; use all or backbone"):
+        changed(short, trains=["projektor"])
+
+
+def test_a_loss_that_is_no_number_ends_the_run_and_nothing_of_it_is_saved(
+    short: MLLMRecipe, break_loss: list[int]
+) -> None:
+    break_loss.append(2)
+    with pytest.raises(BadStepsError, match=r"wrong at step 2: the loss is nan.*lower the learning rate"):
+        train_mllm(changed(short, {"save_steps": 1}))
+    assert [path.name for path in short.output.glob("checkpoint-*")] == ["checkpoint-1"]
+    assert all(
+        tensor.isfinite().all() for tensor in load_file(short.output / "checkpoint-1/model.safetensors").values()
+    )
+
+
+def test_an_allowed_bad_step_leaves_the_weights_alone(short: MLLMRecipe, break_loss: list[int]) -> None:
+    break_loss.append(2)
+    train_mllm(changed(short, {"save_steps": 1}, bad_steps=BadSteps(allowed=1)))
+    first, second, third = (load_file(short.output / f"checkpoint-{step}/model.safetensors") for step in (1, 2, 3))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert any(not torch.equal(second[name], third[name]) for name in second)
+    with pytest.raises(ValueError, match="use 0 or more"):
+        BadSteps(allowed=-1)
+
+
+def test_validation_is_by_task_and_keeps_the_best_checkpoint(short: MLLMRecipe) -> None:
+    trainer = {"max_steps": 4, "save_steps": 1, "eval_steps": 1, "save_total_limit": 1}
+    prompts = ["a red circle"]
+    recipe = changed(short, trainer, validation=Validation(batches=2, prompts=prompts))
+    recipe = dataclasses.replace(recipe, optimizer=OptimizerRecipe(learning_rate=0.2))  # so large that it gets worse
+    train_mllm(recipe)
+    overall = losses(recipe.output, "eval_loss")
+    for task in recipe.data.jobs:
+        assert losses(recipe.output, f"eval_{task}_loss").keys() == overall.keys() == {1, 2, 3, 4}
+    assert set(losses(recipe.output, "eval_ask_image_loss").values()) == {0.0}
+    best = min(overall, key=lambda step: overall[step])
+    kept = {int(path.name.split("-")[1]) for path in recipe.output.glob("checkpoint-*")}
+    assert kept == {best, 4}
+    assert Image.open(recipe.output / "samples" / "step-4.png").size == (32, 32)
+
+
+def test_gradient_checkpointing_and_slices_change_no_loss(short: MLLMRecipe) -> None:
+    train_mllm(short)
+    other = changed(short, {"gradient_checkpointing": True}, max_logits_mib=1, output=short.output.parent / "other")
+    train_mllm(other)
+    for name in ("loss", "text_loss", "image_loss", "z_loss", "grad_norm"):
+        one, two = losses(short.output, name), losses(other.output, name)
+        torch.testing.assert_close(list(two.values()), list(one.values()), rtol=1e-4, atol=1e-6)
+
+
+def test_more_accumulation_is_the_same_step(short: MLLMRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`batches_per_step` fixes the batches of a step; what a process does not add up, the others do."""
+    train_mllm(changed(short, batches_per_step=2))
+    assert losses(short.output).keys() == {1, 2, 3}
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(ValueError, match="found 6 and 4; use a multiple"):
+        train_mllm(changed(short, batches_per_step=6))
+
+
+def test_a_tracker_gets_every_codebook(short: MLLMRecipe) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train_mllm(changed(short, {"report_to": ["tensorboard"]}))
+    (file,) = short.output.rglob("events.out.tfevents.*")
+    events = EventAccumulator(str(file.parent)).Reload()
+    logged = [entry.value for entry in events.Scalars("train/image_loss_per_codebook/1")]
+    entries = [json.loads(line) for line in (short.output / "metrics.jsonl").read_text().splitlines()]
+    assert logged == pytest.approx([entry["image_loss_per_codebook"][1] for entry in entries], rel=1e-4)
+    assert all(entry["memory_gib"] > 0 and 0 <= entry["padding_share"] < 1 for entry in entries)
+
+
+def test_8_bit_adamw_says_what_to_install(short: MLLMRecipe) -> None:
+    if find_spec("bitsandbytes"):
+        pytest.skip("bitsandbytes is installed")
+    with pytest.raises(ImportError, match="pip install bitsandbytes"):
+        train_mllm(changed(short, optimizer=OptimizerRecipe(name="adamw8bit")))
+
+
+def test_deepspeed_without_a_launcher_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with pytest.raises(ValueError, match="no launcher was found; start with torchrun"):
+        join_deepspeed(use_cpu=True)
+
+
+def test_flops_are_counted_by_hand(short: MLLMRecipe) -> None:
+    train_mllm(short)
+    model = MLLMForConditionalGeneration.from_pretrained(short.output / "final")
+    count = FlopCount(model, model.config, length=10)
+    layers = sum(p.numel() for p in model.backbone.layers.parameters()) + 32  # and the last norm
+    per_position = 6 * layers + 6 * 2 * 32 * 10
+    head = sum(p.numel() for p in model.code_head.parameters())
+    expected = 5 * per_position + 2 * 6 * 32 * model.config.vocab_size + 3 * 6 * head
+    assert count.of(positions=5, text_targets=2, code_targets=3) == pytest.approx(expected)
+    assert all(peak > 1e13 for peak in PEAK_FLOPS.values())
+
+
+def test_a_killed_writer_leaves_no_checkpoint_that_counts(short: MLLMRecipe) -> None:
+    recipe = changed(short, {"save_steps": 1})
+    train_mllm(recipe)
+    whole = losses(recipe.output)
+    newest = recipe.output / "checkpoint-3"
+    (newest / "unfinished").touch()  # as if it had been killed while this one was written
+    (newest / "model.safetensors").write_bytes(b"half")
+    with (recipe.output / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 3, "lo')
+    train_mllm(recipe)
+    assert losses(recipe.output) == whole
+    assert not list(recipe.output.rglob("unfinished"))

@@ -1,0 +1,21 @@
+"""Weights of which every process holds a part (DeepSpeed ZeRO-3), in one piece for as long as they are changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+from torch import nn
+from transformers.integrations import is_deepspeed_zero3_enabled
+
+
+@contextmanager
+def whole(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """The parameters in one piece while they are changed; what the first process writes counts."""
+    if not is_deepspeed_zero3_enabled():
+        yield
+        return
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters(list(parameters), modifier_rank=0):
+        yield
