@@ -40,6 +40,8 @@ def training_arguments(recipe: MLLMRecipe) -> TrainingArguments:
         "metric_for_best_model": "loss" if recipe.validation else None,
     }
     fields = {**fixed, **recipe.trainer}
+    if recipe.validation and fields.get("save_total_limit") == 1:
+        fields["save_total_limit"] = 2  # the best and the last; with 1 the library drops the last at the end
     if recipe.batches_per_step is not None:
         fields["gradient_accumulation_steps"] = accumulation_steps(recipe.batches_per_step)
     try:

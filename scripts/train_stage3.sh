@@ -1,0 +1,4 @@
+#!/usr/bin/env bash
+# Stage 3: instruction tuning of the whole model, sharded by ZeRO-3.
+# usage: scripts/train_stage3.sh [--key value ...]   (variables: see scripts/train_stage.sh)
+ZERO=${ZERO-3} exec "$(dirname "$0")/train_stage.sh" "${RECIPE:-stage3_sft}" "$@"

@@ -1,0 +1,134 @@
+"""Low-rank adapters: what they train, that they are saved alone, and that merging keeps what they do."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mllm.model import MLLMForConditionalGeneration
+from mllm.model_folder import find_model_folder
+from tests.train.launching import losses
+from train.adapter_recipe import AdapterRecipe
+from train.adapters import image_token_ids
+from train.merge import main as merge_command
+from train.merge import merge_folder
+from train.mllm_recipe import MLLMData, MLLMRecipe
+from train.mllm_run import train_mllm
+
+ADAPTER = AdapterRecipe(rank=3, alpha=6.0, dropout=0.0)
+
+
+@pytest.fixture(params=[False, True], ids=["untied", "tied"])
+def recipe(mllm_recipe: MLLMRecipe, request: pytest.FixtureRequest) -> MLLMRecipe:
+    """An adapter on a model that never saw an image token."""
+    text_config = {**mllm_recipe.model["text_config"], "tie_word_embeddings": request.param}
+    trainer = {**mllm_recipe.trainer, "max_steps": 2, "save_steps": 100, "report_to": []}
+    words_only = dataclasses.replace(
+        mllm_recipe,
+        model={**mllm_recipe.model, "text_config": text_config},
+        data=MLLMData(episodes=40, jobs={"talk": 1.0}),
+        output=mllm_recipe.output / "base",
+        ema_decay=0.0,
+        trainer=trainer,
+    )
+    train_mllm(words_only)
+    return dataclasses.replace(
+        words_only,
+        model={},
+        start_from=words_only.output / "final",
+        adapter=ADAPTER,
+        trains=["projector", "code_head"],
+        data=mllm_recipe.data,
+        output=mllm_recipe.output / "lora",
+    )
+
+
+def loss_of(model: MLLMForConditionalGeneration) -> torch.Tensor:
+    codes_PK = torch.tensor([[1, 2], [3, 4], [5, 6], [7, 8]])
+    begin, end, image = model.config.begin_image_id, model.config.end_image_id, model.config.image_token_id
+    ids_BT = torch.tensor([[1, 40, begin, image, image, image, image, end, 2]])
+    with torch.no_grad():
+        return model.eval()(
+            ids_BT,
+            labels=ids_BT.masked_fill(ids_BT == image, -100),
+            codes=codes_PK,
+            image_lengths=torch.tensor([4]),
+            code_targets=torch.ones(4, dtype=torch.bool),
+        ).loss
+
+
+def test_an_unseen_tokens_embedding_moves_and_the_rest_of_the_table_does_not(recipe: MLLMRecipe) -> None:
+    train_mllm(recipe)
+    merge_folder(recipe.output / "final", recipe.output / "merged")
+    before = MLLMForConditionalGeneration.from_pretrained(recipe.start_from)
+    after = MLLMForConditionalGeneration.from_pretrained(recipe.output / "merged")
+    for layer in ("get_input_embeddings", "get_output_embeddings"):
+        has_moved_V = (getattr(before, layer)().weight != getattr(after, layer)().weight).any(dim=1)
+        moved = set(has_moved_V.nonzero()[:, 0].tolist())
+        assert before.config.begin_image_id in moved, layer
+        assert moved <= set(image_token_ids(before.config)), layer
+    changed = {name for name, old in before.state_dict().items() if not torch.equal(old, after.state_dict()[name])}
+    assert any("q_proj" in name for name in changed) and any("code_head" in name for name in changed)
+    assert any("projector" in name for name in changed)
+    assert not any("norm" in name and "backbone" in name for name in changed)
+
+
+def test_what_is_saved_is_small_and_the_merged_model_computes_the_same(
+    recipe: MLLMRecipe, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from peft import PeftModel
+
+    train_mllm(recipe)
+    final, merged = recipe.output / "final", recipe.output / "merged"
+    saved = load_file(final / "adapter_model.safetensors")
+    assert not any("backbone.layers" in name and name.endswith("q_proj.weight") for name in saved)
+    assert max(tensor.shape[0] for name, tensor in saved.items() if "embed_tokens" in name) <= 3
+    base = MLLMForConditionalGeneration.from_pretrained(recipe.start_from)
+    adapted = PeftModel.from_pretrained(base, str(final))
+    expected = loss_of(adapted)
+    assert merge_command([str(final), "-o", str(merged)]) == 0
+    assert str(merged) in capsys.readouterr().out
+    torch.testing.assert_close(loss_of(MLLMForConditionalGeneration.from_pretrained(merged)), expected)
+    assert find_model_folder(merged) == merged
+
+
+def test_a_resumed_adapter_equals_an_uninterrupted_one(recipe: MLLMRecipe) -> None:
+    import shutil
+
+    whole = dataclasses.replace(recipe, trainer={**recipe.trainer, "max_steps": 4, "save_steps": 2}, ema_decay=0.5)
+    train_mllm(whole)
+    expected, weights = losses(whole.output), load_file(whole.output / "final" / "adapter_model.safetensors")
+    shutil.rmtree(whole.output / "checkpoint-4")
+    train_mllm(whole)
+    assert losses(whole.output) == expected
+    resumed = load_file(whole.output / "final" / "adapter_model.safetensors")
+    assert all(torch.equal(resumed[name], weights[name]) for name in weights)
+
+
+def test_an_adapter_of_nothing_is_refused(mllm_recipe: MLLMRecipe, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="an adapter needs a model to go on from"):
+        dataclasses.replace(mllm_recipe, adapter=ADAPTER, trains=["projector"])
+    with pytest.raises(ValueError, match=r"trains may then name code_head, places.*found start_from"):
+        dataclasses.replace(mllm_recipe, adapter=ADAPTER, start_from=tmp_path)
+    with pytest.raises(FileNotFoundError, match="there is no adapter in"):
+        merge_folder(tmp_path, tmp_path / "out")
+    with pytest.raises(ValueError, match="adapter.bits is 3; use 4 or 8"):
+        AdapterRecipe(bits=3)
+    with pytest.raises(ValueError, match="adapter.rank is 0"):
+        AdapterRecipe(rank=0)
+
+
+@pytest.mark.skipif(find_spec("bitsandbytes") is not None, reason="bitsandbytes is installed")
+def test_a_quantized_backbone_says_what_to_install(mllm_recipe: MLLMRecipe, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "unified_mllm"}))
+    recipe = dataclasses.replace(
+        mllm_recipe, model={}, adapter=AdapterRecipe(bits=4), trains=["projector"], start_from=tmp_path
+    )
+    with pytest.raises(ImportError, match="pip install bitsandbytes"):
+        train_mllm(recipe)

@@ -1,0 +1,59 @@
+"""The way from raw files to a picture and an answer, by the script that a person runs; and the stages' launchers."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from mllm.config import MLLMConfig
+from tests.train.launching import ROOT, environment, losses
+from train.mllm_recipe import MLLMRecipe
+from train.recipe import RECIPES, read_yaml, resolve
+
+STAGES = ("stage1_projector", "stage2_pretrain", "stage3_sft", "lora", "qlora")
+
+
+@pytest.mark.slow
+def test_raw_files_become_a_model_that_draws_and_answers(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    words = ["bash", "scripts/end_to_end_tiny.sh", str(out)]
+    done = subprocess.run(words, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=1500)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
+    for stage in ("stage1", "stage2", "stage3", "lora"):
+        assert losses(out / stage).keys() == {1, 2, 3}
+    assert Image.open(out / "drawn.png").size == (128, 128)
+    config = MLLMConfig.from_pretrained(out / "model")
+    assert config.vocab_size == 768 + 3 and config.embedder_width == 192
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_the_stages_recipes_are_sound_and_explained(name: str) -> None:
+    path = RECIPES / f"{name}.yaml"
+    recipe = resolve(MLLMRecipe, read_yaml(path))
+    assert recipe.batches_per_step and recipe.max_logits_mib and recipe.trainer["gradient_checkpointing"]
+    assert (recipe.adapter is not None) == (name in ("lora", "qlora"))
+    assert path.read_text().startswith("#") and path.read_text().count("#") >= 4
+
+
+def test_published_learning_rates_are_kept() -> None:
+    rates = {name: resolve(MLLMRecipe, read_yaml(RECIPES / f"{name}.yaml")).optimizer.learning_rate for name in STAGES}
+    assert rates["stage2_pretrain"] == 5e-5 and rates["stage3_sft"] == 2e-5
+
+
+@pytest.mark.parametrize("name", ["zero2", "zero3", "zero3_offload"])
+def test_deepspeed_files_leave_to_the_recipe_what_it_says(name: str) -> None:
+    config = json.loads((ROOT / "scripts" / f"{name}.json").read_text())
+    assert config["zero_optimization"]["stage"] == int(name[4])
+    for key in ("train_batch_size", "gradient_accumulation_steps", "gradient_clipping"):
+        assert config[key] == "auto"
+    assert config["bf16"]["enabled"] == "auto" and "optimizer" not in config
+
+
+def test_an_unknown_launcher_is_refused() -> None:
+    words = ["bash", "scripts/train_stage1.sh"]
+    done = subprocess.run(words, cwd=ROOT, env={**environment(), "LAUNCHER": "mpi"}, capture_output=True, text=True)
+    assert done.returncode == 2 and "use torchrun, deepspeed or accelerate" in done.stderr

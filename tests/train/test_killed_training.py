@@ -1,0 +1,87 @@
+"""A run that is killed at any moment goes on and ends as if nothing had happened: same losses, same weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.train.launching import ROOT, command, environment, launch, losses, write_recipe
+from train.data.make_samples import main as make_samples
+from train.mllm_recipe import MLLMData, MLLMRecipe, ShardSource
+from train.prepare import main as prepare
+
+pytestmark = pytest.mark.slow
+
+STEPS = 24
+PATIENCE = 300
+
+
+@pytest.fixture
+def recipe(mllm_recipe: MLLMRecipe, tmp_path: Path) -> MLLMRecipe:
+    """Two prepared folders, mixed and packed; more steps than either has rows, so one goes round."""
+    assert make_samples([str(tmp_path / "raw"), "--count", "14", "--size", "32"]) == 0
+    for name, source in (("captions", "captions"), ("dialogues", "chat")):
+        words = [str(tmp_path / "raw" / source), "--out", str(tmp_path / name)]
+        assert prepare([*words, "--image-tokenizer", str(mllm_recipe.image_tokenizer), "--shard-size", "5"]) == 0
+    shards = [ShardSource(path=str(tmp_path / "captions"), weight=2.0), ShardSource(path=str(tmp_path / "dialogues"))]
+    trainer = {**mllm_recipe.trainer, "max_steps": STEPS, "save_steps": 3, "save_total_limit": 2, "report_to": []}
+    return dataclasses.replace(
+        mllm_recipe, data=MLLMData(shards=shards, lanes=4, lookahead=8), batches_per_step=2, trainer=trainer
+    )
+
+
+def kill(process: subprocess.Popen[bytes]) -> None:
+    """SIGKILL a launcher and everything it started, workers first: they would outlive it."""
+    family = psutil.Process(process.pid).children(recursive=True)
+    for member in [*family, process]:
+        member.kill()
+    process.wait()
+    psutil.wait_procs(family)
+
+
+def wait_for_step(folder: Path, step: int, process: subprocess.Popen[bytes]) -> None:
+    log, end = folder / "metrics.jsonl", time.monotonic() + PATIENCE
+    while not (log.is_file() and len(log.read_text().splitlines()) >= step):
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < end, f"step {step} was not reached in {PATIENCE} seconds"
+        time.sleep(0.002)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_killed_run_ends_like_an_uninterrupted_one(recipe: MLLMRecipe, tmp_path: Path, processes: int) -> None:
+    launcher = None if processes == 1 else "torchrun"
+    calm = write_recipe(dataclasses.replace(recipe, output=tmp_path / "calm"), tmp_path / "calm.yaml")
+    launch(launcher, calm)
+    killed = dataclasses.replace(recipe, output=tmp_path / "killed")
+    path = write_recipe(killed, tmp_path / "killed.yaml")
+    step = random.SystemRandom().randrange(2, STEPS - 2)
+    process = subprocess.Popen(
+        command(launcher, path), cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    wait_for_step(killed.output, step, process)
+    kill(process)
+    launch(launcher, path)
+    expected = losses(tmp_path / "calm")
+    assert list(expected) == list(range(1, STEPS + 1))
+    assert losses(killed.output) == expected, f"killed at step {step}"
+    one, two = (load_file(tmp_path / name / "final" / "model.safetensors") for name in ("calm", "killed"))
+    assert all(torch.equal(one[name], two[name]) for name in one), f"killed at step {step}"
+
+
+def test_a_run_goes_on_with_another_number_of_processes(recipe: MLLMRecipe, tmp_path: Path) -> None:
+    """One process, then two for the rest: the losses of one."""
+    alone = dataclasses.replace(recipe, trainer={**recipe.trainer, "max_steps": 6})
+    launch(None, write_recipe(alone, tmp_path / "alone.yaml"))
+    expected = losses(alone.output)
+    shutil.rmtree(alone.output / "checkpoint-6")
+    launch("torchrun", tmp_path / "alone.yaml")
+    assert losses(alone.output) == pytest.approx(expected, rel=1e-4)

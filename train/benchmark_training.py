@@ -1,0 +1,171 @@
+"""`mllm benchmark training`: the same samples trained in packed rows, and one to a row padded to the longest.
+
+Upstream's collator pads; ours packs (mllm/packing.py). Both ways go forward and backward through the same model on the
+same samples of the synthetic world; the ratio of the times is what packing gains on this machine.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from random import Random
+
+import torch
+
+from mllm.commands.arguments import CommandParser, positive_count
+from mllm.model import MLLMForConditionalGeneration
+from mllm.model_folder import find_model_folder
+from mllm.packing import PackedBatch, pack
+from mllm.pipeline import choose_device
+from mllm.processor import MLLMProcessor
+from mllm.sequence import Sequence as Sample
+from train.cpu_speed import speed_up
+from train.data.world_codes import WorldCodes
+from train.data.world_sequences import WorldBatches
+from train.mllm_recipe import WorldData
+
+JOBS = {"draw": 3.0, "edit": 1.0, "ask": 3.0, "describe": 2.0, "multi_turn": 1.0, "talk": 2.0}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Way:
+    """What one way of making batches costs."""
+
+    rows: int
+    places: int
+    padding_share: float
+    seconds: float  # median of the rounds
+    positions_per_second: float  # real ones
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Measure both ways and print the ratio."""
+    parser = CommandParser(
+        "mllm benchmark training",
+        description="Time training on packed rows beside padded ones, on the same samples.",
+        example="mllm benchmark training --samples 24 --length 640",
+    )
+    parser.add_argument("--model", help="folder of the model (default: the bundled one)")
+    parser.add_argument("--samples", type=positive_count, default=48, metavar="N", help="how many (default: 48)")
+    parser.add_argument("--length", type=positive_count, default=320, help="places of a packed row (default: 320)")
+    parser.add_argument("--rows", type=positive_count, default=4, help="rows of a batch (default: 4)")
+    parser.add_argument("--rounds", type=positive_count, default=3, help="timed rounds of each way (default: 3)")
+    parser.add_argument("--threads", type=positive_count, default=1, help="of the processor (default: 1)")
+    parser.add_argument("--device", help="where to compute (default: a GPU if there is one)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to a file")
+    words = parser.parse_args(argv)
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(words.threads)
+    try:
+        model, samples = load(words.model, words.samples, words.length, choose_device(words.device))
+        ways = {
+            "padded": measure(model, padded(samples, rows=words.rows), rounds=words.rounds),
+            "packed": measure(model, packed(samples, rows=words.rows, length=words.length), rounds=words.rounds),
+        }
+    finally:
+        torch.set_num_threads(num_threads)
+    ratio = ways["packed"].positions_per_second / ways["padded"].positions_per_second
+    print(f"{'':8}{'rows':>6}{'places':>8}{'padding':>9}{'seconds':>9}{'positions/s':>13}")
+    for name, way in ways.items():
+        numbers = f"{way.rows:6}{way.places:8}{way.padding_share:9.1%}{way.seconds:9.2f}"
+        print(f"{name:8}{numbers}{way.positions_per_second:13.0f}")
+    print(f"packed is {ratio:.2f} times as fast as padded")
+    if words.json:
+        figures = {"ratio": ratio, **{name: asdict(way) for name, way in ways.items()}}
+        words.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    return 0
+
+
+def load(
+    name: str | None, num_samples: int, length: int, device: torch.device
+) -> tuple[MLLMForConditionalGeneration, list[Sample]]:
+    """The model in training mode, and samples of a mixture of jobs that fit a row."""
+    folder = find_model_folder(name)
+    model = MLLMForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).to(device).train()
+    if device.type == "cpu":
+        speed_up(model.backbone, compiles=False)
+    processor = MLLMProcessor.from_pretrained(folder, device=device)
+    data = WorldData(episodes=8, dense_every=1, jobs=JOBS)
+    with tempfile.TemporaryDirectory() as scratch:
+        codes = WorldCodes(Path(scratch), num_episodes=data.episodes, dense_every=1, seed=data.seed)
+        codes.encode_missing(processor.image_tokenizer, precision=torch.float32, num_workers=0)
+        source = WorldBatches(
+            data,
+            codes,
+            tokenizer=processor.tokenizer,
+            config=model.config,
+            grid=processor.image_tokenizer.config.grid,
+            length=length,
+            rows=1,
+            num_batches=0,
+        )
+        rng, samples = Random(0), []
+        while len(samples) < num_samples:
+            sample = source.draw_sequence(rng)
+            if len(sample) <= length:
+                samples.append(sample)
+    return model, samples
+
+
+def padded(samples: Sequence[Sample], *, rows: int) -> list[PackedBatch]:
+    """One sample to a row, as long as the longest of its batch."""
+    groups = [samples[first : first + rows] for first in range(0, len(samples), rows)]
+    return [stack([[sample] for sample in group], length=max(map(len, group))) for group in groups]
+
+
+def packed(samples: Sequence[Sample], *, rows: int, length: int) -> list[PackedBatch]:
+    """Samples in as few rows as first fit finds, longest first."""
+    lanes: list[list[Sample]] = []
+    for sample in sorted(samples, key=len, reverse=True):
+        lane = next((lane for lane in lanes if sum(map(len, lane)) + len(sample) <= length), None)
+        if lane is None:
+            lanes.append(lane := [])
+        lane.append(sample)
+    return [stack(lanes[first : first + rows], length=length) for first in range(0, len(lanes), rows)]
+
+
+def stack(rows: Sequence[Sequence[Sample]], *, length: int) -> PackedBatch:
+    """A batch of rows that are filled already."""
+    batches = [pack(row, length=length, pad_token_id=0) for row in rows]
+    return {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
+
+
+def measure(model: MLLMForConditionalGeneration, batches: Sequence[PackedBatch], *, rounds: int) -> Way:
+    """Forward and backward through all batches; one round warms up."""
+    device = next(model.parameters()).device
+    on_device = [{name: tensor.to(device) for name, tensor in batch.items()} for batch in batches]
+
+    def once() -> None:
+        for batch in on_device:
+            model.zero_grad(set_to_none=True)
+            model(**batch).loss.backward()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    once()
+    seconds = statistics.median(timed(once) for _ in range(rounds))
+    is_real = [batch["segment_ids"] > 0 for batch in batches]
+    real, places = sum(int(mask.sum()) for mask in is_real), sum(mask.numel() for mask in is_real)
+    return Way(
+        rows=sum(len(mask) for mask in is_real),
+        places=places,
+        padding_share=1 - real / places,
+        seconds=seconds,
+        positions_per_second=real / seconds,
+    )
+
+
+def timed(work: Callable[[], None]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    sys.exit(main())
