@@ -16,16 +16,15 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from mllm.config import MLLMConfig
+from mllm.image_tokenizer import RELEASED_FILES, released_image_tokenizer
 from mllm.model import MLLMForConditionalGeneration
 from mllm.model_folder import CONFIG_FILE, IMAGE_TOKENIZER, check_kind
 from mllm.processor import MLLMProcessor
 from mllm.released import (
-    IMAGE_TOKENIZER_FILES,
     ReleasedTensors,
     is_released_folder,
     open_released,
     our_shapes,
-    released_image_tokenizer,
 )
 from mllm.released_config import RELEASED_TYPE, from_released, to_released
 from mllm.sharding import write_shards
@@ -35,7 +34,7 @@ from tokenizer.key_report import require_same_tensors
 from tokenizer.tensor_files import TensorFiles, weight_files
 from tokenizer.upstream_file import UpstreamCheckpoint, export_upstream, save_converted
 
-MAX_SHARD_BYTES = 2 * 10**9
+MAX_SHARD_BYTES = 10**9
 SAME_ENTRY = 0.999
 """Cosine from which two codebook entries are the same one stored in different types."""
 
@@ -136,6 +135,6 @@ def export_released(folder: Path, out: Path, *, max_shard_bytes: int = MAX_SHARD
 def export_image_tokenizer(folder: Path, out: Path) -> None:
     """Put the image tokenizer beside the model, in its own released form."""
     if (folder / IMAGE_TOKENIZER).is_dir():
-        export_upstream(folder / IMAGE_TOKENIZER, out / IMAGE_TOKENIZER_FILES[0])
+        export_upstream(folder / IMAGE_TOKENIZER, out / RELEASED_FILES[0])
     elif released := released_image_tokenizer(folder):
         shutil.copyfile(released, out / released.name)

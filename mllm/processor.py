@@ -25,14 +25,14 @@ from mllm.chat_template import chat_template as template_of
 from mllm.config import MLLMConfig
 from mllm.conversation import AnswerKind, CodesPart, ImagePart, Message, TextPart, unconditional
 from mllm.generation_rows import Generated
+from mllm.image_tokenizer import RELEASED_FILES, load_image_tokenizer
 from mllm.model_folder import IMAGE_TOKENIZER, find_model_folder
 from mllm.modes import Mode, possible_mode
 from mllm.pictures import Picture, decode_images, encode_images, load_picture, with_pictures
-from mllm.released import IMAGE_TOKENIZER_FILES, is_released_folder, released_image_tokenizer
+from mllm.released import is_released_folder
 from mllm.sequence import Sequence, build_sequence
 from mllm.vocabulary import decode_text, load_text_tokenizer, save_text_tokenizer
 from tokenizer.model import UniTok
-from tokenizer.upstream_file import load_upstream
 
 PROCESSOR_FILE = "processor_config.json"
 TEMPLATE_FILE = "chat_template.jinja"
@@ -278,7 +278,7 @@ class MLLMProcessor(ProcessorMixin):
         if self.image_tokenizer is None:
             raise ValueError(
                 f"this model folder has no image tokenizer: found no {IMAGE_TOKENIZER}/ and no "
-                f"{IMAGE_TOKENIZER_FILES[0]}; add one of them"
+                f"{RELEASED_FILES[0]}; add one of them"
             )
         return self.image_tokenizer
 
@@ -287,14 +287,6 @@ def read_preparation(path: Path) -> str:
     """How a model's pictures get to their size, from its processor_config.json; a released model has none."""
     fields = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     return fields.get("preparation", "understanding" if is_released_folder(path.parent) else "cover")
-
-
-def load_image_tokenizer(folder: Path, *, device: torch.device | str | None = None) -> UniTok | None:
-    """The image tokenizer of a model folder: ours, or the released file where somebody put it there; else None."""
-    if (folder / IMAGE_TOKENIZER).is_dir():
-        return UniTok.from_pretrained(folder / IMAGE_TOKENIZER, device=device)
-    released = released_image_tokenizer(folder)
-    return None if released is None else load_upstream(released).to(device or "cpu")
 
 
 AutoProcessor.register(MLLMConfig, MLLMProcessor, exist_ok=True)

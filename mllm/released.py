@@ -24,8 +24,6 @@ from tokenizer.tensor_files import TensorFiles, weight_files
 
 RECOMPUTED = re.compile(r".*\.rotary_emb\.inv_freq")
 """Tables that old versions of transformers saved although they follow from the config."""
-IMAGE_TOKENIZER_FILES = ("unitok_tokenizer.pth", "unitok_tokenizer.safetensors")
-"""The image tokenizer's file, where somebody put it beside the model."""
 
 
 class ReleasedTensors(Mapping[str, Tensor]):
@@ -92,8 +90,3 @@ def own_memory(model: nn.Module, read: Mapping[str, Tensor]) -> None:
             is_plain = type(tensor) in (Tensor, nn.Parameter) and tensor.device.type == "cpu"
             if is_plain and tensor.data_ptr() in mapped:
                 tensor.data = tensor.data.clone()
-
-
-def released_image_tokenizer(folder: Path) -> Path | None:
-    """The image tokenizer's released file in this folder, if it is there."""
-    return next((folder / name for name in IMAGE_TOKENIZER_FILES if (folder / name).is_file()), None)

@@ -87,7 +87,7 @@ def add_pictures_argument(parser: argparse.ArgumentParser) -> None:
 
 def add_shard_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--shard-size", type=size_in_gb, default=2.0, metavar="GB", help="largest file of weights (default: 2)"
+        "--shard-size", type=size_in_gb, default=1.0, metavar="GB", help="largest file of weights (default: 1)"
     )
 
 
@@ -98,5 +98,5 @@ def size_in_gb(word: str) -> float:
     except ValueError:
         size = 0.0
     if not 0 < size < float("inf"):
-        raise argparse.ArgumentTypeError(f"{word!r} is no size in GB; use a number above 0, such as 2")
+        raise argparse.ArgumentTypeError(f"{word!r} is no size in GB; use a number above 0, such as 1")
     return size

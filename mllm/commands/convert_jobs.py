@@ -13,14 +13,13 @@ from torch import Tensor
 from transformers.utils import logging
 
 from mllm.convert_released import convert_released, export_released
+from mllm.image_tokenizer import find_image_tokenizer, released_image_tokenizer
 from mllm.model_folder import IMAGE_TOKENIZER
 from mllm.model_loading import DTYPES
-from mllm.released import released_image_tokenizer
 from mllm.world.render import render
 from mllm.world.scene import random_scene
 from tokenizer.attention_probe import CLEAR_MARGIN, AttentionProbe, probe_attention
 from tokenizer.image_processor import ImageProcessor, open_image
-from tokenizer.model import UniTok
 from tokenizer.upstream_file import UpstreamCheckpoint, export_upstream, load_upstream, read_upstream, save_converted
 
 NUM_GENERATED = 4
@@ -74,8 +73,7 @@ def export_unitok_mllm(arguments: argparse.Namespace) -> None:
 
 def probe(arguments: argparse.Namespace) -> None:
     """Print how well the pictures come back under both readings, and which one to use."""
-    is_folder = arguments.source.is_dir()
-    model = UniTok.from_pretrained(arguments.source) if is_folder else load_upstream(arguments.source)
+    model = find_image_tokenizer(str(arguments.source))
     result = probe_attention(model, read_pictures(arguments.pictures, model.config.image_size))
     print_probe(result)
     if result.answer is None:

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from mllm.commands.arguments import picture_path, writable_endings
-from mllm.model_folder import CONFIG_FILE, IMAGE_TOKENIZER, find_model_folder
+from mllm.image_tokenizer import find_image_tokenizer
 from tokenizer.code_file import CodeFile, check_ending, read_codes, write_codes
 from tokenizer.image_processor import ImageProcessor, open_image, to_images
 from tokenizer.metrics import code_counts, entropy_of, psnr, ssim, usage_of
@@ -28,7 +28,7 @@ BATCH_SIZE = 16
 
 def encode(arguments: argparse.Namespace) -> None:
     check_ending(arguments.output)
-    tokenizer = load(arguments)
+    tokenizer = find_image_tokenizer(arguments.model, device=arguments.device)
     pixels_B3HW = read_pixels(arguments, tokenizer)
     codes_BKN = encode_pixels(tokenizer, pixels_B3HW)
     num_images, grid = len(codes_BKN), tokenizer.grid_of(pixels_B3HW)
@@ -47,7 +47,7 @@ def encode(arguments: argparse.Namespace) -> None:
 def decode(arguments: argparse.Namespace) -> None:
     file = read_codes(arguments.codes)
     outputs = output_paths(arguments.output, [Path(name).stem for name in file.names])
-    tokenizer = load(arguments)
+    tokenizer = find_image_tokenizer(arguments.model, device=arguments.device)
     file.require_fingerprint(tokenizer.fingerprint())
     for path, codes_KN, grid in zip(outputs, file.codes, file.grids, strict=True):
         codes_1KN = torch.from_numpy(codes_KN.astype(np.int64))[None].to(tokenizer.device)
@@ -56,7 +56,7 @@ def decode(arguments: argparse.Namespace) -> None:
 
 def reconstruct(arguments: argparse.Namespace) -> None:
     outputs = output_paths(arguments.output, [path.stem for path in arguments.pictures])
-    tokenizer = load(arguments)
+    tokenizer = find_image_tokenizer(arguments.model, device=arguments.device)
     pixels_B3HW = read_pixels(arguments, tokenizer)
     codes_BKN = encode_pixels(tokenizer, pixels_B3HW)
     grid = tokenizer.grid_of(pixels_B3HW)
@@ -68,14 +68,6 @@ def reconstruct(arguments: argparse.Namespace) -> None:
     print_measures(measures)
     if arguments.json:
         arguments.json.write_text(json.dumps(measures, indent=2) + "\n", encoding="utf-8")
-
-
-def load(arguments: argparse.Namespace) -> UniTok:
-    """The image tokenizer of a model folder, or of a folder that is one itself."""
-    folder = find_model_folder(arguments.model)
-    inside = folder / IMAGE_TOKENIZER
-    tokenizer = UniTok.from_pretrained(inside if (inside / CONFIG_FILE).is_file() else folder)
-    return tokenizer.to(arguments.device) if arguments.device else tokenizer
 
 
 def read_pixels(arguments: argparse.Namespace, tokenizer: UniTok) -> torch.Tensor:

@@ -94,6 +94,17 @@ def test_image_tokenizer_goes_in_and_out_by_command(ours: Path, released: Path, 
     assert (half.dtype, half.config.projection_attention) == (torch.bfloat16, "causal")
 
 
+def test_tokenize_takes_a_converted_folder_a_released_model_and_the_released_file(
+    released: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Image.effect_mandelbrot((32, 32), (-2, -1, 1, 1), 20).convert("RGB").save("a.png")
+    assert run("unitok", released / "unitok_tokenizer.pth", "unitok")[0] == 0
+    for number, model in enumerate(("unitok", released, released / "unitok_tokenizer.pth")):
+        assert main(["tokenize", "reconstruct", "a.png", "-o", f"{number}.png", "--model", str(model)]) == 0
+    assert len({Path(f"{number}.png").read_bytes() for number in range(3)}) == 1
+
+
 def test_types_and_a_separate_image_tokenizer(released: Path, copy: Path, tmp_path: Path, run: Run) -> None:
     (copy / "unitok_tokenizer.pth").unlink()
     code, out, _ = run("unitok-mllm", copy, tmp_path / "bare", "--dtype", "bfloat16")
@@ -226,7 +237,7 @@ def test_wrong_words_are_refused(ours: Path, released: Path, tmp_path: Path, run
         (["export-unitok-mllm", released, tmp_path / "out"], "already has the released layout"),
         (["export-unitok", tmp_path, tmp_path / "out.pth"], "no image tokenizer in this folder"),
         (["export-unitok", ours / "image_tokenizer", ours / "config.json"], "is already there"),
-        (["probe", tmp_path / "absent.pth"], "there is no checkpoint file"),
+        (["probe", tmp_path / "absent.pth"], "there is no model folder"),
         (["sideways"], "invalid choice"),
     ]
     for words, fragment in wrong:

@@ -1,0 +1,106 @@
+"""Peak memory and time of `mllm convert unitok-mllm` on a synthetic released checkpoint of some size.
+
+usage: python scripts/measure_conversion.py [--gigabytes 2] [--shards 3] [--dtype float32] [--folder FOLDER]
+
+Writes random weights in the released layout (as wide as the released model, with fewer layers), converts them in a
+process of its own, and prints what that process needed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mllm.config import MLLMConfig
+from mllm.model import MLLMForConditionalGeneration
+from mllm.released import our_shapes, upstream_shapes
+from mllm.released_config import RELEASED_TYPE, from_released
+from mllm.sharding import INDEX_FILE
+
+ROOT = Path(__file__).resolve().parent.parent
+WIDTHS = {"hidden_size": 2048, "intermediate_size": 5504, "num_attention_heads": 16, "num_key_value_heads": 16}
+BYTES = 2  # bfloat16, as the released model
+
+
+def shapes_of(fields: dict) -> dict[str, Tensor]:
+    """Every tensor of the released layout, on the meta device."""
+    config = MLLMConfig.from_dict(from_released(fields))
+    return upstream_shapes(our_shapes(MLLMForConditionalGeneration, config), config)
+
+
+def fields_of_size(num_bytes: int) -> dict:
+    """The smallest released config whose weights take at least that many bytes."""
+    layers = 0
+    while True:
+        layers += 1
+        fields = {"model_type": RELEASED_TYPE, "torch_dtype": "bfloat16", "num_hidden_layers": layers, **WIDTHS}
+        if sum(BYTES * shape.numel() for shape in shapes_of(fields).values()) >= num_bytes:
+            return fields
+
+
+def write_checkpoint(folder: Path, num_bytes: int, num_shards: int) -> None:
+    """Random weights in that many shards, with their index and config."""
+    fields = fields_of_size(num_bytes)
+    shapes = shapes_of(fields)
+    total = sum(shape.numel() for shape in shapes.values())
+    shards: list[dict[str, Tensor]] = [{} for _ in range(num_shards)]
+    done = 0
+    for name, shape in shapes.items():
+        shards[min(done * num_shards // total, num_shards - 1)][name] = shape
+        done += shape.numel()
+    weight_map = {}
+    for number, part in enumerate(shards, start=1):
+        file = f"model-{number:05}-of-{num_shards:05}.safetensors"
+        save_file({name: torch.randn(shape.shape, dtype=torch.bfloat16) for name, shape in part.items()}, folder / file)
+        weight_map.update(dict.fromkeys(part, file))
+    (folder / INDEX_FILE).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    (folder / "config.json").write_text(json.dumps(fields))
+
+
+def convert(source: Path, folder: Path, *, dtype: str | None) -> tuple[float, float]:
+    """Seconds and peak resident gigabytes of the command."""
+    words = [sys.executable, "-m", "mllm", "convert", "unitok-mllm", str(source), str(folder)]
+    start = time.monotonic()
+    process = subprocess.Popen(words + (["--dtype", dtype] if dtype else []), cwd=ROOT)
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit("the conversion failed")
+    return time.monotonic() - start, usage.ru_maxrss * 1024 / 1e9
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--gigabytes", type=float, default=2.0)
+    parser.add_argument("--shards", type=int, default=3)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"))
+    parser.add_argument("--folder", type=Path, help="where to work (default: a temporary folder)")
+    words = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=words.folder) as folder:
+        source = Path(folder) / "source"
+        source.mkdir()
+        tokenizer = ROOT / "mllm" / "assets" / "tiny" / "tokenizer.model"  # any; its pieces do not matter here
+        (source / "tokenizer.model").write_bytes(tokenizer.read_bytes())
+        # in another process: the system counts what a process had when it started a command to that command's peak
+        size = int(words.gigabytes * 1e9)
+        writer = get_context("spawn").Process(target=write_checkpoint, args=(source, size, words.shards))
+        writer.start()
+        writer.join()
+        sizes = [path.stat().st_size for path in source.glob("*.safetensors")]
+        seconds, peak = convert(source, Path(folder) / "converted", dtype=words.dtype)
+    print(f"checkpoint {sum(sizes) / 1e9:.2f} GB in {len(sizes)} shards, largest {max(sizes) / 1e9:.2f} GB")
+    print(f"converted to {words.dtype or 'the same type'} in {seconds:.1f} s, peak memory {peak:.2f} GB")
+
+
+if __name__ == "__main__":
+    main()
