@@ -23,7 +23,7 @@ from mllm.conversation import CodesPart, Message
 from mllm.sizes import Size, nearest_size
 from tokenizer.image_processor import ImageProcessor
 from tokenizer.model import UniTok
-from train.data.importers.containers import Item, read_items
+from train.data.importers.containers import Item, is_entered_anywhere, read_items
 from train.data.importers.formats import IMPORTERS
 from train.data.prepare_plan import Unit
 from train.data.records import BadRecord, Picture, Record
@@ -59,6 +59,7 @@ class UnitPreparer:
 
     def __init__(self, tokenizer: UniTok, options: UnitOptions) -> None:
         self.tokenizer, self.options = tokenizer, options
+        self.reading: tuple[str, int, Iterator[Item]] | None = None  # file, number of its next item, items
 
     def prepare(
         self, unit: Unit, *, advance: Callable[[int], object] = lambda count: None
@@ -88,7 +89,7 @@ class UnitPreparer:
         folder = self.options.pictures or (path if path.is_dir() else path.parent)
         drafts: list[Draft] = []
         num_pictures = 0
-        for item in islice(read_items(path, offset=unit.offset, number=unit.number), unit.count):
+        for item in self._items(unit):
             if isinstance(item.value, bytes) and not item.value.strip():
                 continue
             try:
@@ -103,6 +104,18 @@ class UnitPreparer:
                 yield drafts
                 drafts, num_pictures = [], 0
         yield drafts
+
+    def _items(self, unit: Unit) -> Iterator[Item]:
+        """The unit's items. What is compressed has one entry, so it is read on from the unit before."""
+        path = Path(unit.path)
+        if is_entered_anywhere(path):
+            yield from islice(read_items(path, offset=unit.offset, number=unit.number), unit.count)
+            return
+        before, self.reading = self.reading, None  # none while items are on their way, or if one of them is broken
+        if before is None or before[0] != unit.path or before[1] > unit.number:
+            before = (unit.path, 0, read_items(path))
+        yield from islice(before[2], unit.number - before[1], unit.number - before[1] + unit.count)
+        self.reading = (unit.path, unit.number + unit.count, before[2])
 
     def _finish(self, drafts: list[Draft], unit: Unit, left_out: list[LeftOut]) -> list[Row]:
         sound = []

@@ -79,6 +79,25 @@ def test_items_come_in_order_from_any_item_on(name: str, tmp_path: Path) -> None
     assert [item.place for item in read_items(path, contents=False)] == [item.place for item in items]
 
 
+def test_records_of_an_array_may_lie_across_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "a.json")
+    for size in (1, 2, 3, 17):
+        monkeypatch.setattr("train.data.importers.containers.CHUNK", size)
+        items = list(read_items(path))
+        assert [item.value for item in items] == RECORDS
+        for number, item in enumerate(items):
+            assert [one.value for one in read_items(path, offset=item.offset, number=number)] == RECORDS[number:]
+
+
+def test_an_array_may_be_empty_and_lacks_no_bracket(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(" [ ] ")
+    assert list(read_items(path)) == []
+    path.write_text('[{"text": "x"}')
+    with pytest.raises(ValueError, match=r"no JSON array: .*\(record 2\)"):
+        list(read_items(path))
+
+
 def test_places_are_those_that_people_count(tmp_path: Path) -> None:
     places = {name: [item.place for item in read_items(write(tmp_path / name))] for name in NAMES}
     assert places["a.jsonl"][2] == "line 3" and places["a.json"][2] == "record 3" and places["a.parquet"][2] == "row 3"

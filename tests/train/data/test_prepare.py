@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import json
 import multiprocessing
 import os
@@ -18,7 +19,7 @@ import pytest
 import torch
 
 from mllm.conversation import CodesPart, TextPart
-from tests.train.data.raw_data import OPTIONS, load, picture, rows_of, write_raw
+from tests.train.data.raw_data import OPTIONS, content, load, picture, rows_of, write_raw
 from tokenizer.image_processor import ImageProcessor, open_image
 from train.data.prepare_folder import Totals, prepare_folder
 from train.data.prepare_plan import read_units
@@ -260,6 +261,31 @@ def test_a_shard_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(OSError, match="full"):
         write_shard(tmp_path / "a.parquet", [], codes_of=CodesOf("x", 2, 16))
     assert not (tmp_path / "a.parquet").exists() and np.all([UNFINISHED in path.name for path in tmp_path.iterdir()])
+
+
+@pytest.mark.parametrize("name", ["text.jsonl.gz", "folder", "llava.json"])
+def test_units_come_out_the_same_in_any_order(
+    name: str, raw: Path, image_tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    """Compressed files and folders are read on from one unit to a later one, and anew for an earlier one."""
+    source = tmp_path / name
+    match name:
+        case "text.jsonl.gz":
+            source.write_bytes(gzip.compress((raw / "text.jsonl").read_bytes()))
+        case "folder":
+            source.mkdir()
+            for number in range(9):
+                (source / f"{number}.png").write_bytes(picture(number))
+                (source / f"{number}.txt").write_text(f"caption {number}")
+        case _:
+            source = raw / name
+    prepare([source], tmp_path / "out", image_tokenizer_folder, shard_size=2)
+    units = read_units(tmp_path / "out")
+    expected = rows_of(tmp_path / "out")
+    preparer = UnitPreparer(load(image_tokenizer_folder), OPTIONS)
+    for number in (0, 1, 3, 2, 2, 4):
+        rows, _ = preparer.prepare(units[number])
+        assert [content(row) for row in rows] == expected[2 * number : 2 * number + 2]
 
 
 def test_progress_is_told_as_records_are_done(raw: Path, image_tokenizer_folder: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ In: a path and where to start. Out: `Item`s. Nothing is held that grows with the
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import io
 import json
@@ -28,6 +29,7 @@ from train.data.records import BadRecord
 PICTURE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
 LINE_ENDINGS = (".jsonl", ".json", ".gz", ".zst")
 CHUNK = 1 << 20
+BETWEEN_RECORDS = " \t\r\n,"
 PARQUET_ROWS = 64
 """Rows that are in memory at once."""
 
@@ -37,7 +39,7 @@ class Item:
     """One raw sample."""
 
     place: str  # where it stands in the file, for people
-    offset: int  # where reading can begin again: bytes for lines and tars, else how many items come before
+    offset: int  # where reading can begin again: a byte of the file, or how many items come before
     value: bytes | dict[str, Any]  # JSON text, or fields
 
     def fields(self) -> dict[str, Any]:
@@ -69,9 +71,16 @@ def read_items(path: Path, *, offset: int = 0, number: int = 0, contents: bool =
         case ".gz" | ".zst":
             return islice(_lines(_open_compressed(path), number=0, offset=0, counts_bytes=False), offset, None)
         case ".jsonl" | ".json":
-            return islice(_array_items(path), offset, None) if _is_array(path) else _plain_lines(path, offset, number)
+            if _is_array(path):
+                return _array_items(path, offset or _array_begin(path), number)
+            return _plain_lines(path, offset, number)
         case ending:
             raise ValueError(f"no importer reads {path}: found the ending {ending!r}; give {', '.join(known())} files")
+
+
+def is_entered_anywhere(path: Path) -> bool:
+    """Whether reading can begin at an item without reading those before it."""
+    return not path.is_dir() and path.suffix.lower() not in (".gz", ".zst")
 
 
 def known() -> tuple[str, ...]:
@@ -99,6 +108,14 @@ def _open_compressed(path: Path) -> Any:
     return io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd"), CHUNK)
 
 
+def _array_begin(path: Path) -> int:
+    with path.open("rb") as stream:
+        begin = 0
+        while (head := stream.read(CHUNK)) and b"[" not in head:
+            begin += len(head)
+        return begin + head.index(b"[") + 1
+
+
 def _is_array(path: Path) -> bool:
     with path.open("rb") as stream:
         while head := stream.read(CHUNK):
@@ -107,28 +124,31 @@ def _is_array(path: Path) -> bool:
     return False
 
 
-def _array_items(path: Path) -> Iterator[Item]:
-    """Objects of one JSON array, parsed one by one."""
-    decoder, buffer, number = json.JSONDecoder(), "", 0
-    with path.open(encoding="utf-8") as stream:
-        buffer = stream.read(CHUNK).lstrip()[1:]
+def _array_items(path: Path, offset: int, number: int) -> Iterator[Item]:
+    """Objects of one JSON array, parsed one by one; offsets are bytes."""
+    parser, decoder = json.JSONDecoder(), codecs.getincrementaldecoder("utf-8")()
+    buffer, place, is_over = "", 0, False
+    with path.open("rb") as stream:
+        stream.seek(offset)
         while True:
-            buffer = buffer.lstrip(" \t\r\n,")
-            if buffer.startswith("]"):
-                return
+            begin = place
+            while place < len(buffer) and buffer[place] in BETWEEN_RECORDS:
+                place += 1
+            offset += place - begin  # what lies between records is one byte a character
             try:
-                value, end = decoder.raw_decode(buffer)
+                if buffer.startswith("]", place):
+                    return
+                value, end = parser.raw_decode(buffer, place)
             except ValueError as error:
-                more = stream.read(CHUNK)
-                if not more:
-                    raise ValueError(
-                        f"{path} is no JSON array: {error} after {number} records; mend the file"
-                    ) from error
-                buffer += more
+                if is_over:
+                    raise ValueError(f"{path} is no JSON array: {error} (record {number + 1}); mend it") from error
+                chunk = stream.read(CHUNK)
+                is_over = not chunk
+                buffer, place = buffer[place:] + decoder.decode(chunk, final=is_over), 0
                 continue
-            buffer = buffer[end:]
-            yield Item(f"record {number + 1}", number, value if isinstance(value, dict) else json.dumps(value).encode())
-            number += 1
+            yield Item(f"record {number + 1}", offset, value if isinstance(value, dict) else json.dumps(value).encode())
+            offset += len(buffer[place:end].encode())
+            number, place = number + 1, end
 
 
 def _parquet_items(path: Path, first: int) -> Iterator[Item]:
