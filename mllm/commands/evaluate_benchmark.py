@@ -42,17 +42,17 @@ def main(argv: list[str] | None = None) -> int:
     place_on_device(arguments)
     pipeline = load_pipeline(arguments)
     check_task(pipeline.tasks, *(("ask", "describe") if benchmark.mode == "text" else ("draw",)))
-    decoding = decoding_of(benchmark, arguments)
+    sampling = sampling_of(benchmark, arguments)
     description = describe_run(
         pipeline,
         benchmark,
         arguments.questions,
         counts=(len(chosen), len(items)),
         seed=arguments.seed,
-        decoding=decoding,
+        sampling=sampling,
         prompts="rewritten" if arguments.rewritten else "raw",
     )
-    answer = PipelineAnswerer(pipeline, benchmark.mode, cast(Overrides, decoding))
+    answer = PipelineAnswerer(pipeline, benchmark.mode, cast(Overrides, sampling))
     is_finished = run_items(
         chosen, answer, folder, description=description, batch_size=arguments.batch_size, share=share
     )
@@ -87,7 +87,7 @@ def parse(benchmark: Benchmark, words: list[str]) -> argparse.Namespace:
     return parser.parse_args(words)
 
 
-def decoding_of(benchmark: Benchmark, arguments: argparse.Namespace) -> dict[str, Any]:
+def sampling_of(benchmark: Benchmark, arguments: argparse.Namespace) -> dict[str, Any]:
     """How answers are chosen: texts greedily unless something else was typed, pictures as the checkpoint says."""
     typed = {name: value for name, value in sampling_overrides(arguments).items() if name != "seed"}
     if benchmark.mode == "image":

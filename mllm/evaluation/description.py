@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from mllm.evaluation.benchmark import Benchmark
 from mllm.evaluation.fingerprint import model_fingerprint
 from mllm.evaluation.json_files import fingerprint_of
 from mllm.pipeline import Pipeline
+from mllm.settings import image_settings, text_settings
 
 
 def describe_run(
@@ -27,13 +29,14 @@ def describe_run(
     *,
     counts: tuple[int, int],
     seed: int,
-    decoding: Mapping[str, Any],
+    sampling: Mapping[str, Any],
     prompts: str = "raw",
 ) -> dict[str, Any]:
     """The description of a run.
 
     Args:
         counts: items of this run, and items in the question file.
+        sampling: settings that were asked for; those of the checkpoint hold for the rest.
         prompts: "raw", or "rewritten" where somebody changed the words of the benchmark.
     """
     config = pipeline.config
@@ -50,7 +53,7 @@ def describe_run(
         },
         "prompts": prompts,
         "prompt_style": config.prompt_style,
-        "decoding": dict(decoding),
+        "decoding": describe_decoding(pipeline, benchmark, sampling),
         "image_format": describe_images(pipeline, benchmark),
         "versions": {
             "python": platform.python_version(),
@@ -59,6 +62,17 @@ def describe_run(
             "pillow": PIL.__version__,
         },
     }
+
+
+def describe_decoding(pipeline: Pipeline, benchmark: Benchmark, sampling: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that hold in the end; of greedy texts only that they are."""
+    chosen = {name: value for name, value in sampling.items() if name != "max_new_tokens"}
+    stored = pipeline.rows.stored_settings
+    if benchmark.mode == "image":
+        return asdict(image_settings(pipeline.config, stored.get("draw", {}), chosen))
+    settings = text_settings(pipeline.model.generation_config, stored.get("ask_text", {}), chosen)
+    named = {"greedy": True} if settings.greedy else asdict(settings)
+    return {**named, "max_new_tokens": sampling.get("max_new_tokens")}
 
 
 def describe_images(pipeline: Pipeline, benchmark: Benchmark) -> dict[str, Any]:
