@@ -21,8 +21,8 @@ import torch
 from mllm.commands.arguments import CommandParser, positive_count
 from mllm.model import MLLMForConditionalGeneration
 from mllm.model_folder import find_model_folder
+from mllm.model_loading import choose_device
 from mllm.packing import PackedBatch, pack
-from mllm.pipeline import choose_device
 from mllm.processor import MLLMProcessor
 from mllm.sequence import Sequence as Sample
 from train.cpu_speed import speed_up

@@ -1,4 +1,4 @@
-"""`mllm benchmark draw|head|tokenizer`: how fast this machine is, ours beside upstream's algorithm and the floor.
+"""`mllm benchmark draw|head|tokenizer|training`: how fast this machine is, beside upstream's algorithm and the floor.
 
 Only the words and the choice of cases are here; the measuring is in mllm/benchmark/.
 """
@@ -6,6 +6,7 @@ Only the words and the choice of cases are here; the measuring is in mllm/benchm
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -24,11 +25,16 @@ TOKENIZER_SIZES = ("tiny", "large")
 CHOICE_ROWS = 8
 UPSAMPLED = {"tiny": (64, 32), "large": (640, 64)}  # channels and side of the widest upsampling of each network
 NOT_AS_ASKED = 1
+TRAINING = "train.benchmark_training"
+"""Where `mllm benchmark training` is. A name, not an import: `train` stands above `mllm`, which may not import it."""
 
 
 def main(argv: list[str] | None = None) -> int:
     """Measure, print a table, write the file; 1 where codes differ or the speed asked for is not reached."""
-    arguments = build_parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    if words[:1] == ["training"]:
+        return importlib.import_module(TRAINING).main(words[1:])
+    arguments = build_parser().parse_args(words)
     if arguments.json and not arguments.json.parent.is_dir():
         raise FileNotFoundError(
             f"the folder {arguments.json.parent} does not exist; make it before the figures are due"
@@ -61,7 +67,7 @@ def build_parser() -> argparse.ArgumentParser:
         description="Time our code beside upstream's algorithm, on models with random weights.",
         example="mllm benchmark draw --sizes XS S --json figures.json",
     )
-    subjects = parser.add_subparsers(required=True, metavar="draw|head|tokenizer")
+    subjects = parser.add_subparsers(required=True, metavar="draw|head|tokenizer|training")
 
     def add(name: str, summary: str, example: str, sizes: tuple[str, ...], default: list[str]) -> None:
         command = subjects.add_parser(name, description=summary, example=f"mllm benchmark {name} {example}")
