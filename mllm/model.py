@@ -34,6 +34,7 @@ from mllm.depth_transformer import DepthTransformerHead, PerCodebookLinear
 from mllm.embedders import build_embedding
 from mllm.heads import build_head
 from mllm.loss import IGNORED, LossParts, compute_loss
+from mllm.model_card import ModelWithCard
 from mllm.place_embedding import PLACE_STD, PlaceEmbedding
 from mllm.projected_embedding import ProjectedEmbedding
 from mllm.released import is_released_folder, open_released, own_memory
@@ -53,7 +54,7 @@ class MLLMOutput(ModelOutput):
     loss_parts: LossParts | None = None
 
 
-class MLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
+class MLLMForConditionalGeneration(ModelWithCard, PreTrainedModel, GenerationMixin):
     """A decoder backbone, the embedding of image codes, and the codebook head."""
 
     config_class = MLLMConfig

@@ -17,7 +17,9 @@ from typing import Any
 
 import torch
 
+from mllm.config import MLLMConfig
 from mllm.model import MLLMForConditionalGeneration
+from mllm.model_card import save_model_card
 from train.recipe import read_yaml
 
 SOURCE = "SOURCE.json"
@@ -48,6 +50,7 @@ def write_source(bundled: Path, *, run: Path, scores: Path | None) -> None:
         "scores": json.loads(scores.read_text()) if scores else None,
     }
     (bundled / SOURCE).write_text(json.dumps(source, indent=2) + "\n")
+    save_model_card(bundled, MLLMConfig.from_pretrained(bundled))
 
 
 def without_paths(recipe: dict[str, Any]) -> dict[str, Any]:

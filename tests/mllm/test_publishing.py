@@ -1,0 +1,95 @@
+"""A saved folder is ready to publish: its card, `push_to_hub`, and transformers' any-to-any pipeline."""
+
+from __future__ import annotations
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from PIL import Image
+from transformers import pipeline as transformers_pipeline
+
+from mllm.model import MLLMForConditionalGeneration
+from mllm.model_card import save_model_card
+from mllm.pipeline import Pipeline
+from tests.mllm.tiny_folder import build_tiny_folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_tiny_folder(tmp_path_factory.mktemp("tiny"), tasks=["draw", "ask"], image_guidance=2.5)
+
+
+def test_a_saved_model_has_a_card_that_says_what_its_config_says(folder: Path, tmp_path: Path) -> None:
+    card = ModelCard.load(folder / "README.md")
+    assert (card.data.library_name, card.data.pipeline_tag) == ("transformers", "any-to-any")
+    for fact in ("draw, ask", "32x32", "3 codes of 17 choices", "image_guidance | 2.5", "image_top_k | off"):
+        assert fact in card.text
+    assert "## Scores" not in card.text
+    config = MLLMForConditionalGeneration.from_pretrained(folder).config
+    (tmp_path / "SOURCE.json").write_text(json.dumps({"scores": {"draw": {"pass": 0.61237, "note": "x"}, "count": 5}}))
+    save_model_card(tmp_path, config)
+    text = ModelCard.load(tmp_path / "README.md").text
+    assert "| draw / pass | 0.6124 |" in text and "| count | 5 |" in text and "note" not in text
+
+
+def test_a_model_is_pushed_with_its_card(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[dict[str, bytes]] = []
+
+    class Answer:
+        """What the hub answers."""
+
+        repo_id = "someone/tiny"
+        commit_url = "https://huggingface.co/someone/tiny/commit/1"
+
+    class Hub:
+        """The client of the hub: nothing leaves this machine."""
+
+        def create_repo(self, repo_id: str, **kwargs: Any) -> Answer:
+            return Answer()
+
+        def create_commit(self, *, operations: list[Any], **kwargs: Any) -> Answer:
+            sent.append({o.path_in_repo: Path(o.path_or_fileobj).read_bytes() for o in operations})
+            return Answer()
+
+        def upload_file(self, *, path_or_fileobj: bytes, path_in_repo: str, repo_id: str, **kwargs: Any) -> None:
+            assert repo_id == "someone/tiny"
+            sent.append({path_in_repo: path_or_fileobj})
+
+    for module in ("transformers.utils.hub", "mllm.model_card"):
+        monkeypatch.setattr(f"{module}.hf_api", Hub)
+    model = MLLMForConditionalGeneration.from_pretrained(folder)
+    assert model.push_to_hub("someone/tiny").commit_url == Answer.commit_url
+    assert {"config.json", "generation_config.json", "model.safetensors"} <= set(sent[0])
+    assert sent[1]["README.md"] == (folder / "README.md").read_bytes()
+
+
+@pytest.fixture
+def any_to_any(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The pipeline; its wish for torchvision, which nothing here needs, is left out where it is not installed."""
+    if find_spec("torchvision") is None:
+        with pytest.raises(ImportError, match="Torchvision"):
+            transformers_pipeline("any-to-any", model=str(folder), device="cpu")
+        monkeypatch.setattr("transformers.pipelines.any_to_any.requires_backends", lambda *args: None)
+    return transformers_pipeline("any-to-any", model=str(folder), device="cpu")
+
+
+def test_transformers_any_to_any_pipeline_draws_and_answers(any_to_any: Any, folder: Path) -> None:
+    chat = [{"role": "user", "content": [{"type": "text", "text": "a red circle"}]}]
+    torch.manual_seed(3)
+    drawn = any_to_any(chat, generation_mode="image", processor_kwargs={"generation_mode": "image"})
+    assert [record["generated_image"].size for record in drawn] == [(32, 32)]
+    picture = Image.new("RGB", (32, 32), "red")
+    question = {"type": "text", "text": "What color is it?"}
+    chat = [{"role": "user", "content": [{"type": "image", "image": picture}, question]}]
+    answer = any_to_any(chat, max_new_tokens=12, return_full_text=False)[0]["generated_text"]
+    expected = Pipeline.load(folder, device="cpu").ask(picture, "What color is it?", max_new_tokens=12)
+    assert answer.strip() == expected
+    with pytest.raises(ValueError, match="generation_mode` can be only one of"):
+        any_to_any(chat, generation_mode="interleaved")
+    with pytest.raises(ValueError, match="an answer cannot be continued"):
+        any_to_any([*chat, {"role": "assistant", "content": [{"type": "text", "text": "It is"}]}])
