@@ -112,7 +112,8 @@ def first_of_equals(texts: list[tuple[int, ...]], prompts: list[Sequence]) -> tu
     """The first row of each different prompt, and for every row which of these is its own: several pictures of one
     sentence, and all unconditional rows, share their prompt."""
     places: dict[tuple[object, ...], int] = {}
-    first_rows, sources = [], []
+    first_rows: list[int] = []
+    sources: list[int] = []
     for row, (text, prompt) in enumerate(zip(texts, prompts, strict=True)):
         key = (text, prompt.codes_PK.tobytes(), prompt.image_lengths_I.tobytes())
         if key not in places:

@@ -5,7 +5,7 @@ language model and the depth head are transformers' own Llama; the rest is writt
 a dynamic cache for the backbone, both prompts of a guided picture in one left-padded batch, a head that runs over its
 growing prefix and computes the logits of all of it, guidance on logits, sorting for top-p, codebooks normalised at
 every call, pictures decoded one by one with a doubled picture in front of each upsampling convolution.
-Nothing here is fast on purpose or slow on purpose, and nothing of the toolkit's own decoding is used.
+Nothing here is fast or slow on purpose, and nothing of the toolkit's own decoding is used.
 
 Letters: N images, R rows (N, then N unconditional ones if guided), T prompt places, P image positions, K codebooks,
 C codes, E width of an entry, Z = K * E, D width of the language model, S places of the depth sequence so far.
@@ -14,6 +14,7 @@ C codes, E width of an entry, Z = K * E, D width of the language model, S places
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -31,13 +32,15 @@ from tokenizer.quantizer import MultiCodebookQuantizer
 
 LEAST_TEMPERATURE = 1e-5  # upstream divides by at least this
 
+Choose = Callable[[Tensor, SamplingConfig, Tensor | None], Tensor]
+"""(logits_NC, settings, uniforms_N) to codes_N."""
+
 
 class UpstreamDrawing:
     """Text to image codes as the upstream scripts do it.
 
     Args:
-        cached_head: keep keys and values of the depth head in transformers' DynamicCache. Upstream does not; this is
-            the usual next step, and what our own head is compared with besides.
+        cached_head: keep keys and values of the depth head in transformers' DynamicCache; upstream does not.
     """
 
     def __init__(self, model: MLLMForConditionalGeneration, *, cached_head: bool = False) -> None:
@@ -61,6 +64,7 @@ class UpstreamDrawing:
         settings: SamplingConfig,
         uniforms_NPK: Tensor | None = None,
         sees_prefix: bool = False,
+        choose: Choose | None = None,
     ) -> Tensor:
         """Codes (N, K, P) of one image for every prompt. Prompts end with begin-of-image.
 
@@ -69,6 +73,7 @@ class UpstreamDrawing:
             uniforms_NPK: the random numbers of every choice, in place of upstream's `torch.multinomial`.
             sees_prefix: embed each new position with those before it, as in training; the upstream scripts embed it
                 alone.
+            choose: picks each code in place of `choose_code`; asked position by position, codebook by codebook.
         """
         num_images = len(prompts)
         rows = [*prompts, *unconditional] if settings.guidance > 1 else prompts
@@ -86,7 +91,7 @@ class UpstreamDrawing:
                 use_cache=True,
             ).last_hidden_state
             uniforms_NK = None if uniforms_NPK is None else uniforms_NPK[:, p]
-            codes.append(self.choose_codes(hidden_RTD[:, -1:], num_images, settings, uniforms_NK))
+            codes.append(self.choose_codes(hidden_RTD[:, -1:], num_images, settings, uniforms_NK, choose))
             codes_NPK = torch.stack(codes if sees_prefix else codes[-1:], dim=1)
             codes_RPK = torch.cat([codes_NPK] * (len(rows) // num_images))
             embeddings_RTD = self.embed_codes(codes_RPK)[:, -1:]
@@ -95,7 +100,12 @@ class UpstreamDrawing:
         return torch.stack(codes, dim=2)
 
     def choose_codes(
-        self, hidden_R1D: Tensor, num_images: int, settings: SamplingConfig, uniforms_NK: Tensor | None
+        self,
+        hidden_R1D: Tensor,
+        num_images: int,
+        settings: SamplingConfig,
+        uniforms_NK: Tensor | None,
+        choose: Choose | None = None,
     ) -> Tensor:
         """The codes (N, K) of one image position, one after another."""
         inputs_RSD, codes, cache = hidden_R1D, [], DynamicCache()
@@ -110,7 +120,8 @@ class UpstreamDrawing:
             if settings.guidance > 1:
                 conditional_NC, unconditional_NC = logits_RC[:num_images], logits_RC[num_images:]
                 logits_RC = unconditional_NC + (conditional_NC - unconditional_NC) * settings.guidance
-            codes.append(choose_code(logits_RC, settings, None if uniforms_NK is None else uniforms_NK[:, k]))
+            uniforms_N = None if uniforms_NK is None else uniforms_NK[:, k]
+            codes.append((choose or choose_code)(logits_RC, settings, uniforms_N))
             if k < self.config.num_codebooks - 1:
                 codes_R = torch.cat([codes[-1]] * (len(inputs_RSD) // num_images))
                 embedded_R1D = F.embedding(codes_R, self.head_codebooks[k])[:, None]
@@ -123,8 +134,7 @@ class UpstreamDrawing:
         for k in range(self.config.num_codebooks):
             codebook_CE = F.normalize(self.embedder[f"quantizer.codebooks.{k}.codebook.weight"], dim=-1)
             entries.append(F.embedding(codes_RPK[..., k], codebook_CE))
-        hidden = self.project(torch.cat(entries, dim=-1))
-        hidden = self.norm("mm_projector.0", hidden, eps=1e-6)
+        hidden = self.norm("mm_projector.0", self.project(torch.cat(entries, dim=-1)), eps=1e-6)
         return self.linear("mm_projector.3", F.gelu(self.linear("mm_projector.1", hidden)))
 
     def project(self, vectors_RPZ: Tensor) -> Tensor:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from mllm.benchmark.draw_benchmark import Follower
 from mllm.benchmark.machine import Roofline, busy_seconds, describe_machine, measure_roofline, own_seconds, peak_memory
 from mllm.benchmark.random_models import SIZES, build_random_model, head_cost, num_parameters, position_cost
 from mllm.benchmark.report import as_table, complaints, describe_case
 from mllm.benchmark.timing import WARM_UPS, Case, Timing, time_interleaved
+from mllm.sampling import SamplingConfig
 
 CPU = torch.device("cpu")
 
@@ -60,6 +62,15 @@ def test_the_table_holds_every_variant_and_check() -> None:
         ["floor", "of", "this", "machine", "500.00", "0.250"],
         ["equal:", "NO"],
     ]
+
+
+def test_a_follower_tells_how_far_a_random_number_is_from_its_code() -> None:
+    """Probabilities 0.25, 0.25, 0.5: 0.3 chooses 1; it is 0.2 too small for 2, and 0.05 too large for 0."""
+    logits_NC = torch.tensor([[0.25, 0.25, 0.5]]).log().expand(3, -1)
+    for codes, distance in (([1, 1, 1], 0.0), ([1, 2, 1], 0.2), ([1, 1, 0], 0.05)):
+        follower = Follower(torch.tensor(codes)[:, None, None])
+        chosen_N = follower.choose(logits_NC, SamplingConfig(), torch.full((3,), 0.3))
+        assert chosen_N.tolist() == codes and follower.largest_distance == pytest.approx(distance, abs=1e-6)
 
 
 def test_the_floor_is_the_slower_of_memory_and_arithmetic() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -14,20 +16,17 @@ from mllm.generation import generate
 from mllm.generation_rows import Row
 from mllm.model import MLLMForConditionalGeneration
 from mllm.sampling import SamplingConfig, choose, stack_settings
-from mllm.weights import from_upstream
 from tests.conftest import small_tokenizer_config
 from tests.mllm.generation_helpers import IDS, build_model, build_prompt
-from tests.mllm.golden_mllm import golden_config, golden_outputs, golden_weights
+from tests.mllm.golden_mllm import golden_outputs
 from tokenizer.model import UniTok
 
 NUM_POSITIONS = 9
 
 
 @pytest.fixture(scope="module")
-def golden_model() -> MLLMForConditionalGeneration:
-    model = MLLMForConditionalGeneration(golden_config())
-    model.load_state_dict(from_upstream(golden_weights()), strict=True)
-    return model.eval()
+def golden_model(golden_folders: dict[str, Path]) -> MLLMForConditionalGeneration:
+    return MLLMForConditionalGeneration.from_pretrained(golden_folders["converted"]).eval()
 
 
 @pytest.mark.parametrize(
