@@ -13,13 +13,14 @@ from torch import Tensor, nn
 
 from mllm.config import MLLMConfig
 from mllm.model import MLLMForConditionalGeneration
+from mllm.quantization import KEPT
 from tokenizer.config import UniTokConfig
 from tokenizer.model import build_empty
 from tokenizer.upstream_file import CAST_PARTS
 
 PROMPT_TOKENS = 64
 """Of a typical prompt, for the size of the caches."""
-BYTES = {"float32": 4, "bfloat16": 2}
+BYTES: dict[str, float] = {"float32": 4, "bfloat16": 2, "8 bits": 1, "4 bits": 0.5}
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,13 +29,16 @@ class Part:
 
     name: str
     num_values: int
-    num_linear: int
-    """Those of them in linear layers inside, which quantised loading makes smaller."""
+    num_quantised: int
+    """Those of them that quantised loading makes smaller."""
     num_kept: int = 0
     """Those of them that stay in float32 whatever type is asked for."""
 
     def gigabytes(self, type_name: str) -> float:
-        return ((self.num_values - self.num_kept) * BYTES[type_name] + self.num_kept * BYTES["float32"]) / 1e9
+        """In one type; in fewer bits without their scales (a few percent), the rest in bfloat16."""
+        rest = self.num_values - self.num_kept - self.num_quantised
+        size = BYTES[type_name] * self.num_quantised + max(BYTES[type_name], 2) * rest
+        return (size + BYTES["float32"] * self.num_kept) / 1e9
 
 
 def released_parts() -> list[Part]:
@@ -44,17 +48,22 @@ def released_parts() -> list[Part]:
     tokenizer = build_empty(UniTokConfig.large())
     kept = [tensor for name, tensor in tokenizer.state_dict().items() if not name.startswith(CAST_PARTS)]
     return [
-        part_of("language model (Llama-2-7B)", model.backbone, model.lm_head),
-        part_of("code embedding", model.code_embedding),
-        part_of("head of the codes (depth transformer)", model.code_head),
+        part_of("language model (Llama-2-7B)", model, ("backbone", "lm_head")),
+        part_of("code embedding", model, ("code_embedding",)),
+        part_of("head of the codes (depth transformer)", model, ("code_head",)),
         Part("image tokenizer", count(tokenizer.state_dict().values()), 0, count(kept)),
     ]
 
 
-def part_of(name: str, *modules: nn.Module) -> Part:
-    """A part that is made of some modules; the output layer of the text is left as it is when quantised."""
-    inside = [layer.weight for layer in modules[0].modules() if isinstance(layer, nn.Linear)]
-    return Part(name, sum(count(module.state_dict().values()) for module in modules), count(inside))
+def part_of(name: str, model: nn.Module, children: tuple[str, ...]) -> Part:
+    """A part that is made of some children of the model."""
+    quantised = [
+        layer.weight
+        for path, layer in model.named_modules()
+        if isinstance(layer, nn.Linear) and path.startswith(children) and not path.startswith(tuple(KEPT))
+    ]
+    tensors = [tensor for path, tensor in model.state_dict().items() if path.startswith(children)]
+    return Part(name, count(tensors), count(quantised))
 
 
 def count(tensors: Iterable[Tensor]) -> int:
@@ -68,7 +77,7 @@ def cache_bytes(config: MLLMConfig, *, num_rows: int, num_tokens: int, type_name
     embedder = 0
     if config.embedding_context == "prefix":
         embedder = config.embedder_width * config.positions_per_image
-    return 2 * num_rows * (per_token * num_tokens + embedder) * BYTES[type_name]
+    return 2 * num_rows * (per_token * num_tokens + embedder) * int(BYTES[type_name])
 
 
 def joined_bytes(type_name: str) -> int:
@@ -84,24 +93,22 @@ def joined_bytes(type_name: str) -> int:
             layer.mlp.up_proj,
         )
     )
-    return count(joined) * BYTES[type_name]
+    return count(joined) * int(BYTES[type_name])
 
 
 def weights_table() -> str:
     """Memory of the weights, as a table in Markdown."""
     parts = released_parts()
-    lines = ["| part | numbers | in linear layers | float32 | bfloat16 |", "|---|---:|---:|---:|---:|"]
+    lines = [f"| part | numbers | {' | '.join(BYTES)} |", "|---|---:" + "|---:" * len(BYTES) + "|"]
     total = Part(
         "all together",
         sum(part.num_values for part in parts),
-        sum(part.num_linear for part in parts),
+        sum(part.num_quantised for part in parts),
         sum(part.num_kept for part in parts),
     )
-    lines += [
-        f"| {part.name} | {part.num_values:,} | {part.num_linear:,} | {part.gigabytes('float32'):.2f} GB | "
-        f"{part.gigabytes('bfloat16'):.2f} GB |"
-        for part in (*parts, total)
-    ]
+    for part in (*parts, total):
+        sizes = " | ".join(f"{part.gigabytes(type_name):.2f} GB" for type_name in BYTES)
+        lines.append(f"| {part.name} | {part.num_values:,} | {sizes} |")
     return "\n".join(lines)
 
 

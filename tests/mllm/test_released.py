@@ -224,6 +224,8 @@ def test_auto_classes_read_the_released_folder(tmp_path: Path, auto_class: type,
         path.write_bytes(b"")
     loaded.save_pretrained(tmp_path / "saved")
     assert same(MLLMForConditionalGeneration.from_pretrained(tmp_path / "saved").state_dict(), model.state_dict())
+    placed = auto_class.from_pretrained(exported, device_map={"": "cpu"}, dtype=torch.bfloat16)
+    assert placed.dtype == torch.bfloat16
     changed = auto_class.from_pretrained(exported, embedding_context="isolated", image_guidance=2.0)
     assert (changed.config.embedding_context, changed.config.image_guidance) == ("isolated", 2.0)
 

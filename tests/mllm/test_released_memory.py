@@ -27,6 +27,9 @@ def test_parts_have_the_numbers_of_the_released_models() -> None:
     assert parts["image tokenizer"].num_values == 820_298_692 + 34_816 - 1024 + 1
     assert round(parts["image tokenizer"].gigabytes("float32"), 2) == 3.28  # as large as the published file
     assert round(sum(part.gigabytes("bfloat16") for part in released_parts()[:3]), 1) == 15.0
+    # a quantised head keeps its last layer and its embeddings of codes
+    assert parts["head of the codes"].num_quantised == 3 * (4 * 4096**2 + 3 * 4096 * 11008)
+    assert parts["code embedding"].num_quantised == parts["image tokenizer"].num_quantised == 0
 
 
 @torch.no_grad()
