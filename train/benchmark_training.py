@@ -105,7 +105,8 @@ def load(
             rows=1,
             num_batches=0,
         )
-        rng, samples = Random(0), []
+        rng = Random(0)
+        samples: list[Sample] = []
         while len(samples) < num_samples:
             sample = source.draw_sequence(rng)
             if len(sample) <= length:

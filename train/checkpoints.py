@@ -66,6 +66,20 @@ def newest_checkpoint(output: Path) -> Path | None:
     return finished[-1] if finished else None
 
 
+def check_processes(checkpoint: Path, processes: int) -> None:
+    """Refuse to go on from optimizer states that DeepSpeed cut for another number of processes.
+
+    Raises:
+        ValueError: the numbers differ.
+    """
+    parts = len(list(checkpoint.glob("global_step*/*_optim_states.pt")))
+    if parts and parts != processes:
+        raise ValueError(
+            f"{checkpoint} was written by {parts} processes under DeepSpeed, found {processes} now; start as many, or "
+            "name another output and go on from the weights alone (start_from)"
+        )
+
+
 def remove_unfinished(output: Path) -> None:
     """Delete what a killed run left behind."""
     for path in checkpoints(output):

@@ -13,7 +13,7 @@ from mllm.vocabulary import load_text_tokenizer
 from tokenizer.model import UniTok
 from train.batch_source import Tokenizers, training_batches, validation_batches
 from train.build_model import build_model
-from train.checkpoints import newest_checkpoint, remove_unfinished
+from train.checkpoints import check_processes, newest_checkpoint, remove_unfinished
 from train.cpu_speed import speed_up
 from train.mllm_recipe import MLLMRecipe
 from train.mllm_trainer import MLLMTrainer
@@ -60,6 +60,8 @@ def train_mllm(recipe: MLLMRecipe) -> None:
         on_evaluate=SampleSheet(base, tokenizers, prompts, folder=recipe.output / "samples") if prompts else None,
     )
     newest = newest_checkpoint(recipe.output)
+    if newest:
+        check_processes(newest, arguments.world_size)
     trainer.train(resume_from_checkpoint=str(newest) if newest else None)
     finish(trainer, tokenizers)
 

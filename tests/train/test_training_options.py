@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 from mllm.model import MLLMForConditionalGeneration
 from tests.train.launching import losses
 from train.bad_steps import BadSteps, BadStepsError
+from train.checkpoints import check_processes
 from train.mllm_recipe import MLLMRecipe, Validation
 from train.mllm_run import train_mllm
 from train.optimizers import OptimizerRecipe
@@ -157,6 +159,16 @@ def test_flops_are_counted_by_hand(short: MLLMRecipe) -> None:
     expected = 5 * per_position + 2 * 6 * 32 * model.config.vocab_size + 3 * 6 * head
     assert count.of(positions=5, text_targets=2, code_targets=3) == pytest.approx(expected)
     assert all(peak > 1e13 for peak in PEAK_FLOPS.values())
+
+
+def test_sharded_checkpoints_are_for_as_many_processes(tmp_path: Path) -> None:
+    shards = tmp_path / "checkpoint-3" / "global_step3"
+    shards.mkdir(parents=True)
+    for rank in range(3):
+        (shards / f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt").touch()
+    check_processes(shards.parent, 3)
+    with pytest.raises(ValueError, match="written by 3 processes under DeepSpeed, found 2 now; start as many"):
+        check_processes(shards.parent, 2)
 
 
 def test_a_killed_writer_leaves_no_checkpoint_that_counts(short: MLLMRecipe) -> None:

@@ -1,0 +1,89 @@
+"""A new model around a language model: whose weights are whose, alone and under ZeRO-3."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from mllm.model import MLLMForConditionalGeneration
+from mllm.vocabulary import load_text_tokenizer
+from tests.train.launching import ROOT, command, environment, write_recipe
+from tokenizer.model import UniTok
+from train.build_model import build_model
+from train.mllm_recipe import MLLMRecipe
+
+NUM_TOKENS = 400
+
+
+@pytest.fixture
+def llama(tmp_path: Path) -> Path:
+    torch.manual_seed(3)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    LlamaForCausalLM(LlamaConfig(vocab_size=NUM_TOKENS, **sizes)).save_pretrained(tmp_path / "llama")
+    return tmp_path / "llama"
+
+
+@pytest.fixture
+def recipe(mllm_recipe: MLLMRecipe, llama: Path) -> MLLMRecipe:
+    fields = {"embedder_width": 24, "embedder_heads": 2, "head_layers": 1}  # the image tokenizer's projection
+    return dataclasses.replace(mllm_recipe, model=fields, backbone=llama, ema_decay=0.0)
+
+
+def check_weights(weights: dict[str, torch.Tensor], recipe: MLLMRecipe) -> None:
+    """Everything comes from where it should."""
+    theirs = LlamaForCausalLM.from_pretrained(recipe.backbone).state_dict()
+    for name, value in theirs.items():
+        ours = weights[name.replace("model.", "backbone.")]
+        if name in ("model.embed_tokens.weight", "lm_head.weight"):
+            assert ours.shape[0] == NUM_TOKENS + 3
+            torch.testing.assert_close(ours[NUM_TOKENS:], value.mean(dim=0).expand(3, -1))
+            ours = ours[:NUM_TOKENS]
+        assert torch.equal(ours, value), name
+    image_tokenizer = UniTok.from_pretrained(recipe.image_tokenizer)
+    assert torch.equal(weights["code_embedding.codebooks"], image_tokenizer.quantizer.codebooks)
+    for name, value in image_tokenizer.post_quant_proj.named_parameters():
+        assert torch.equal(weights[f"code_embedding.projection.{name}"], value), name
+    head = weights["code_head.layers.0.mlp.up_proj.weight"]
+    assert 0.01 < head.std() < 0.04 and weights["code_head.norm.weight"].eq(1).all()
+
+
+def build(recipe: MLLMRecipe) -> MLLMForConditionalGeneration:
+    image_tokenizer = UniTok.from_pretrained(recipe.image_tokenizer)
+    return build_model(recipe, load_text_tokenizer(recipe.text_tokenizer), image_tokenizer)
+
+
+def test_a_language_model_gets_eyes_and_hands(recipe: MLLMRecipe) -> None:
+    model = build(recipe)
+    check_weights(model.state_dict(), recipe)
+    assert model.config.vocab_size == NUM_TOKENS + 3
+    assert {model.config.begin_image_id, model.config.end_image_id, model.config.image_token_id} == {400, 401, 402}
+
+
+def test_another_width_than_the_image_tokenizers_is_refused(recipe: MLLMRecipe) -> None:
+    with pytest.raises(ValueError, match="set embedder_width and embedder_heads as the tokenizer has them"):
+        build(dataclasses.replace(recipe, model={**recipe.model, "embedder_width": 16}))
+    with pytest.raises(ValueError, match="a model goes on from one place"):
+        dataclasses.replace(recipe, start_from=recipe.backbone)
+
+
+@pytest.mark.slow
+def test_under_zero3_each_process_holds_its_half_and_the_weights_are_the_same(
+    recipe: MLLMRecipe, tmp_path: Path
+) -> None:
+    config = str(ROOT / "scripts" / "zero3.json")
+    sharded = dataclasses.replace(recipe, trainer={**recipe.trainer, "deepspeed": config})
+    path = write_recipe(sharded, tmp_path / "recipe.yaml")
+    words = command("torchrun", path)
+    words = [*words[: words.index("train.run")], "tests.train.zero3_worker", str(path), str(tmp_path)]
+    done = subprocess.run(words, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+    for rank in range(2):
+        counts = json.loads((tmp_path / f"held-{rank}.json").read_text())
+        assert counts["held"] < 0.52 * counts["total"]  # its half, and padding to even parts
+        check_weights(torch.load(tmp_path / f"weights-{rank}.pt"), recipe)
