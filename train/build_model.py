@@ -65,15 +65,21 @@ def changed_config(folder: Path, changes: dict[str, Any]) -> MLLMConfig:
     Raises:
         ValueError: a field that is no setting would change.
     """
-    config = MLLMConfig.from_pretrained(folder, local_files_only=True)
-    fields = config.to_dict()
+    fields = MLLMConfig.from_pretrained(folder, local_files_only=True).to_dict()
     for name, value in changes.items():
-        if name not in SETTINGS and fields.get(name) != value:
+        if name not in SETTINGS and not agrees(fields.get(name), value):
             raise ValueError(
                 f"model.{name} cannot change in a model that goes on: found {value!r}, {folder} has "
                 f"{fields.get(name)!r}; leave it out, or change only {', '.join(SETTINGS)}"
             )
-    return MLLMConfig.from_dict({**fields, **changes})
+    return MLLMConfig.from_dict({**fields, **{name: changes[name] for name in SETTINGS if name in changes}})
+
+
+def agrees(found: Any, wanted: Any) -> bool:
+    """Whether a value is as wanted; a mapping, where it is asked for some of its keys, in these."""
+    if isinstance(wanted, dict) and isinstance(found, dict):
+        return all(agrees(found.get(name), value) for name, value in wanted.items())
+    return found == wanted
 
 
 def build_around(

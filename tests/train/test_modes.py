@@ -19,7 +19,7 @@ from mllm.pipeline import Pipeline
 from mllm.vocabulary import load_text_tokenizer
 from mllm.world.classes import CLASSES
 from tokenizer.model import UniTok
-from train.build_model import build_model
+from train.build_model import build_model, changed_config
 from train.class_recipe import ClassData
 from train.data.class_codes import claim, write_part
 from train.mllm_recipe import MLLMData, MLLMRecipe
@@ -160,5 +160,8 @@ def test_what_shapes_weights_cannot_change_when_going_on(mllm_recipe: MLLMRecipe
     again = with_steps(mllm_recipe, 1, output=tmp_path / "again", start_from=folder, model={"head_layers": 3})
     with pytest.raises(ValueError, match="model.head_layers cannot change .* found 3"):
         train_mllm(again)
+    assert changed_config(folder, {**mllm_recipe.model, "image_guidance": 3.5}).image_guidance == 3.5
+    with pytest.raises(ValueError, match="model.text_config cannot change"):
+        changed_config(folder, {"text_config": {"hidden_size": 33}})
     with pytest.raises(ValueError, match="unknown prompt_style"):
         train_mllm(dataclasses.replace(again, model={"prompt_style": "latin"}))
