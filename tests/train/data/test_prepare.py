@@ -160,7 +160,7 @@ def test_several_processes_make_the_same_shards(
     launcher: str, whole: Path, raw: Path, image_tokenizer_folder: Path, tmp_path: Path
 ) -> None:
     processes = ["--nproc_per_node=3"] if "torch" in launcher else ["--cpu", "--num_processes=3", "--num_machines=1"]
-    words = ["-m", launcher, *processes, "-m", "train.prepare", str(raw), "--out", str(tmp_path / "out")]
+    words = ["-m", launcher, *processes, "-m", "mllm", "prepare", str(raw), "--out", str(tmp_path / "out")]
     words += ["--image-tokenizer", str(image_tokenizer_folder), "--shard-size", "4", "--batch-size", "5"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run([sys.executable, *words], cwd=ROOT, env=environment, capture_output=True, text=True)
@@ -209,6 +209,18 @@ def test_codes_of_another_tokenizer_are_broken_records(image_tokenizer_folder: P
         (tmp_path / "codes.jsonl").write_text(json.dumps(record))
         with pytest.raises(ValueError, match=f"codes.jsonl, line 1: .*{found}.*it has 2 of 16"):
             prepare([tmp_path / "codes.jsonl"], tmp_path / f"out{found[-1]}", image_tokenizer_folder)
+
+
+def test_codes_in_records_are_kept(image_tokenizer_folder: Path, tmp_path: Path) -> None:
+    codes = [[1, 2, 3, 4], [15, 6, 7, 0]]
+    lines = [{"data_type": kind, "text": "a circle", "vqcode_256": json.dumps(codes)} for kind in ("T2I", "I2T")]
+    (tmp_path / "codes.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    prepare([tmp_path / "codes.jsonl"], tmp_path / "out", image_tokenizer_folder)
+    folder = ShardFolder(str(tmp_path / "out"))
+    rows = [folder.row(0, 0), folder.row(0, 1)]
+    assert [row.kind for row in rows] == ["draw", "chat"]
+    for part in (rows[0].messages[1].parts[0], rows[1].messages[0].parts[0]):
+        assert part.codes_KN.tolist() == codes and part.grid == (2, 2)
 
 
 def test_pictures_take_the_size_that_fits_their_shape(image_tokenizer_folder: Path, tmp_path: Path) -> None:
