@@ -119,7 +119,8 @@ class Adversary:
     def unconvincingness(self, reconstruction_B3HW: Tensor, step: int) -> Tensor:
         """What the tokenizer pays for pictures that look made; the discriminator does not learn from it."""
         generator = self.generator_for(step, "tokenizer")
-        pictures = self.light(reconstruction_B3HW.float(), generator, blur=self.schedule.blur(step))
+        with torch.autocast(reconstruction_B3HW.device.type, enabled=False):  # the blur wants float32
+            pictures = self.light(reconstruction_B3HW.float(), generator, blur=self.schedule.blur(step))
         heads: Any = self.accelerator.unwrap_model(self.heads)
         heads.requires_grad_(False)
         with self.accelerator.autocast():

@@ -8,12 +8,14 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from tests.train.tokenizer_recipes import everything, write_recipe
@@ -103,6 +105,30 @@ def test_a_killed_run_on_two_processes_ends_as_if_it_had_not_been(tmp_path: Path
     run(killed, tmp_path / "killed.yaml", processes=2)
     assert log(killed.output) == log(whole.output)
     require_equal_weights(killed.output / "final", whole.output / "final")
+
+
+def test_recomputing_activations_changes_nothing(tmp_path: Path) -> None:
+    runs = [everything(tmp_path, tmp_path / f"{how}", steps=5, recompute_activations=how) for how in (False, True)]
+    for recipe in runs:
+        TokenizerTrainer(recipe).train()
+    assert log(runs[0].output) == log(runs[1].output)
+
+
+@pytest.fixture
+def another_precision() -> Iterator[None]:
+    """Accelerate keeps one precision per process; this lets a test choose its own and gives the others theirs back."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_every_loss_trains_in_bfloat16(tmp_path: Path, another_precision: None) -> None:
+    full, half = (everything(tmp_path, tmp_path / kind, steps=4, precision=kind) for kind in ("no", "bf16"))
+    TokenizerTrainer(full).train()
+    AcceleratorState._reset_state(reset_partial_state=True)
+    TokenizerTrainer(half).train()
+    for name in PARTS[:2] + JUDGED:
+        assert log(half.output)[-1][name] == pytest.approx(log(full.output)[-1][name], rel=0.1), name
 
 
 def test_a_checkpoint_of_the_other_projection_is_refused(tmp_path: Path) -> None:

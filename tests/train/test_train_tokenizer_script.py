@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +26,12 @@ def launch(words: list[str], **environment: str) -> subprocess.CompletedProcess[
     return subprocess.run([SCRIPT, *words], cwd=ROOT, env=surroundings, capture_output=True, text=True)
 
 
+def free_port() -> int:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        return int(listening.getsockname()[1])
+
+
 @pytest.mark.slow
 def test_the_launcher_trains_on_two_processes_and_evaluates(tmp_path: Path) -> None:
     for name, count in (("n01", 2), ("n02", 3)):
@@ -33,7 +41,7 @@ def test_the_launcher_trains_on_two_processes_and_evaluates(tmp_path: Path) -> N
     (tmp_path / "classes.json").write_text(json.dumps({"n01": "cat", "n02": "dog"}))
     recipe = write_recipe(everything(tmp_path, tmp_path / "unused", steps=4), tmp_path / "recipe.yaml")
     words = ["--nnodes", "1", "--nproc_per_node", "2", "--node_rank", "0"]
-    words += ["--master_addr", "127.0.0.1", "--master_port", "29533"]
+    words += ["--master_addr", "127.0.0.1", "--master_port", str(free_port())]
     words += ["--output_dir", str(tmp_path / "run"), "--train_data", f"{tmp_path}/{{02..03}}.tar"]
     words += ["--imagenet_val", str(tmp_path / "val"), "--imagenet_classes", str(tmp_path / "classes.json")]
     words += ["--fid_eval_src", str(tmp_path / "val" / "n02"), "--fid_eval_dst", str(tmp_path / "made")]
@@ -48,6 +56,21 @@ def test_the_launcher_trains_on_two_processes_and_evaluates(tmp_path: Path) -> N
     last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
     assert last["step"] == 4 and last["zero_shot_top5"] == 1.0
     assert last["zero_shot_top1"] in [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
+
+
+@pytest.mark.slow
+def test_the_documented_commands_run(tmp_path: Path) -> None:
+    """Those of "Try it", as they are written but for the folder they write to."""
+    page = (ROOT / "docs" / "tokenizer_training.md").read_text(encoding="utf-8")
+    section = page.split("## Try it")[1].split("## ")[0]
+    commands = "".join(re.findall(r"```sh\n(.*?)```", section, flags=re.DOTALL)).replace("runs/", f"{tmp_path}/")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHON": sys.executable}
+    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
+    done = subprocess.run(["bash", "-e", "-c", commands], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    steps = [json.loads(line)["step"] for line in (tmp_path / "try" / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3, 4]
+    assert "contrastive" in json.loads((tmp_path / "try_captions" / "metrics.jsonl").read_text().splitlines()[0])
 
 
 def test_the_launcher_explains_itself_and_refuses_half_an_option() -> None:
