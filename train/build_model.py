@@ -19,7 +19,7 @@ from mllm.projected_embedding import ProjectedEmbedding
 from mllm.vocabulary import Vocabulary, extend_tokenizer, fill_new_rows
 from tokenizer.model import UniTok
 from train.mllm_recipe import MLLMRecipe
-from train.sharded_weights import whole
+from train.sharded_weights import cut, whole
 
 SETTINGS = (
     *("prompt_style", "tasks", "sizes", "text_loss_weight", "z_loss_weight"),
@@ -101,6 +101,7 @@ def build_around(
         layers = (model.get_input_embeddings(), model.get_output_embeddings())
         with whole(parameter for layer in layers for parameter in layer.parameters()):
             fill_new_rows(layers, num_old)
+        cut(layers)
     embedding = model.code_embedding
     with whole(embedding.parameters()):
         embedding.adopt(image_tokenizer)

@@ -19,3 +19,14 @@ def whole(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
 
     with deepspeed.zero.GatheredParameters(list(parameters), modifier_rank=0):
         yield
+
+
+def cut(modules: Iterable[nn.Module]) -> None:
+    """Leave to every process its part of weights that were made whole (resized layers are)."""
+    if not is_deepspeed_zero3_enabled():
+        return
+    import deepspeed
+    from transformers.integrations.deepspeed import deepspeed_config
+
+    for module in modules:
+        deepspeed.zero.Init(module=module, config_dict_or_path=deepspeed_config())
