@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +17,7 @@ from mllm.conversation import CodesPart
 from mllm.pipeline import Pipeline
 from mllm.vocabulary import load_text_tokenizer
 from mllm.world.classes import CLASSES
+from tests.train.launching import launch, losses, write_recipe
 from tokenizer.model import UniTok
 from train.build_model import build_model, changed_config
 from train.class_recipe import ClassData
@@ -27,11 +27,6 @@ from train.mllm_run import train_mllm
 
 CLASS_FIELDS = {"prompt_style": "class", "image_layout": "bare", "num_classes": len(CLASSES), "tasks": ["draw_class"]}
 UNDERSTANDING = {"embedding_context": "whole", "embedder_width": 24, "head_type": "none", "tasks": ["ask", "describe"]}
-
-
-def losses(folder: Path) -> dict[int, float]:
-    entries = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return {entry["step"]: entry["loss"] for entry in entries if "loss" in entry}
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -165,3 +160,23 @@ def test_what_shapes_weights_cannot_change_when_going_on(mllm_recipe: MLLMRecipe
         changed_config(folder, {"text_config": {"hidden_size": 33}})
     with pytest.raises(ValueError, match="unknown prompt_style"):
         train_mllm(dataclasses.replace(again, model={"prompt_style": "latin"}))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["class", "understanding"])
+def test_two_processes_give_the_losses_of_one(
+    class_recipe: Callable[..., MLLMRecipe], mllm_recipe: MLLMRecipe, tmp_path: Path, mode: str
+) -> None:
+    recipe = class_recipe(3, code_embedder="summed")
+    if mode == "understanding":
+        fields = {**mllm_recipe.model, **UNDERSTANDING, "prompt_style": "plain"}
+        data = MLLMData(episodes=20, jobs={"describe": 1.0})
+        recipe = with_steps(mllm_recipe, 3, model=fields, data=data)
+    recipe = dataclasses.replace(recipe, batches_per_step=2, trainer={**recipe.trainer, "report_to": []})
+    train_mllm(recipe)
+    two = dataclasses.replace(recipe, output=tmp_path / "two")
+    launch("torchrun", write_recipe(two, tmp_path / "two.yaml"))
+    one, both = losses(recipe.output), losses(two.output)
+    assert both.keys() == one.keys() == {1, 2, 3}
+    torch.testing.assert_close(list(both.values()), list(one.values()), rtol=1e-4, atol=1e-5)
+    assert weights(two.output).keys() == weights(recipe.output).keys()
