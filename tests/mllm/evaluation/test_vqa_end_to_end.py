@@ -119,7 +119,7 @@ def test_two_processes_give_the_answers_of_one(
     assert main(words_of("pope", data["pope"], tmp_path / "one", *model)) == 0
     words = words_of("pope", data["pope"], tmp_path / "two", *model)
     process = start(launcher, words)
-    _, errors = process.communicate(timeout=240)
+    _, errors = process.communicate(timeout=500)
     assert process.returncode == 0, errors.decode()[-2000:]
     assert contents(tmp_path / "two") == contents(tmp_path / "one")
     assert len(list((tmp_path / "two" / "parts").iterdir())) == 2
@@ -141,6 +141,8 @@ def test_a_killed_run_goes_on_and_ends_as_an_uninterrupted_one(data: dict[str, D
     assert not (tmp_path / "run" / "answers.jsonl").exists()
     assert main(words) == 0
     assert contents(tmp_path / "run") == contents(tmp_path / "whole")
+    assert score(data["mme"], tmp_path / "run") == score(data["mme"], tmp_path / "whole")
+    assert contents(tmp_path / "run") == contents(tmp_path / "whole")  # the result files too
 
 
 @pytest.mark.slow
