@@ -33,11 +33,13 @@ processor.post_process_multimodal_output(codes, generation_mode="image")[0].save
 ```"""
 
 
-def model_card(config: MLLMConfig, *, scores: dict[str, Any] | None = None) -> ModelCard:
-    """The card of a checkpoint."""
+def model_card(config: MLLMConfig, *, scores: dict[str, Any] | None = None, note: str | None = None) -> ModelCard:
+    """The card of a checkpoint; the note tells how it was made."""
     data = ModelCardData(library_name="transformers", pipeline_tag="any-to-any", tags=list(TAGS))
     sections = [f"---\n{data.to_yaml()}\n---", "# A unified model of text and images", describe(config), "## Use", USE]
     sections += ["## Settings", settings_table(config)]
+    if note:
+        sections += ["## How it was made", note]
     if scores:
         sections += ["## Scores", "| score | value |\n|---|---|\n" + "\n".join(score_rows(scores))]
     return ModelCard("\n\n".join(sections) + "\n")
@@ -76,10 +78,11 @@ def score_rows(scores: dict[str, Any], prefix: str = "") -> list[str]:
 
 
 def save_model_card(folder: str | os.PathLike, config: MLLMConfig) -> None:
-    """Write the card of a model folder, with the scores of its SOURCE.json if it has one."""
-    source = Path(folder) / SOURCE_FILE
-    scores = json.loads(source.read_text(encoding="utf-8")).get("scores") if source.is_file() else None
-    (Path(folder) / CARD_FILE).write_text(str(model_card(config, scores=scores)), encoding="utf-8")
+    """Write the card of a model folder, with the scores and the note of its SOURCE.json if it has one."""
+    path = Path(folder) / SOURCE_FILE
+    source = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    card = model_card(config, scores=source.get("scores"), note=source.get("note"))
+    (Path(folder) / CARD_FILE).write_text(str(card), encoding="utf-8")
 
 
 class ModelWithCard:

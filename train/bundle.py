@@ -1,7 +1,8 @@
 """Make a finished model the bundled one: smaller weights, and where they came from.
 
-`python -m train.bundle FINISHED BUNDLED [--scores FILE]`: copies the folder, stores the language model in bfloat16 (the
-image tokenizer keeps float32, so that its codes stay the same) and writes `SOURCE.json` with recipe, commit and scores.
+`python -m train.bundle FINISHED BUNDLED [--scores FILE] [--note TEXT]`: copies the folder, stores the language model in
+bfloat16 (the image tokenizer keeps float32, so that its codes stay the same) and writes `SOURCE.json` with recipe,
+commit and scores. The note says what the recipe does not, such as several runs one after another.
 """
 
 from __future__ import annotations
@@ -37,12 +38,12 @@ def bundle(finished: Path, bundled: Path) -> None:
     MLLMForConditionalGeneration.from_pretrained(finished, dtype=torch.bfloat16).save_pretrained(bundled)
 
 
-def write_source(bundled: Path, *, run: Path, scores: Path | None) -> None:
+def write_source(bundled: Path, *, run: Path, scores: Path | None, note: str | None = None) -> None:
     """Where the bundled model comes from: the resolved recipes, the commit, how far it was trained, its scores."""
     recipe = read_yaml(run / "recipe.yaml")
     last = (run / "metrics.jsonl").read_text().splitlines()[-1]
     source = {
-        "built_by": "scripts/build_tiny_model.sh",
+        "note": note,
         "commit": current_commit(),
         "steps": json.loads(last)["step"],
         "recipe": without_paths(recipe),
@@ -69,10 +70,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("finished", type=Path, help="the `final` folder of a training run")
     parser.add_argument("bundled", type=Path, help="where to put it")
     parser.add_argument("--scores", type=Path, help="JSON of `mllm evaluate world`; without it the model is copied")
+    parser.add_argument("--note", help="what else there is to know about how it was made")
     words = parser.parse_args(argv)
     if words.scores is None:
         bundle(words.finished, words.bundled)
-    write_source(words.bundled, run=words.finished.parent, scores=words.scores)
+    write_source(words.bundled, run=words.finished.parent, scores=words.scores, note=words.note)
     return 0
 
 
