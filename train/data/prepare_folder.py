@@ -22,8 +22,9 @@ from typing import Any
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
+from mllm.evaluation.json_files import write_json, write_lines
 from tokenizer.model import UniTok
-from train.data.prepare_plan import Unit, find_files, plan_file, read_units, write_json
+from train.data.prepare_plan import Unit, find_files, plan_file, read_units
 from train.data.prepare_unit import UnitOptions, UnitPreparer
 from train.data.processes import Processes
 from train.data.shard_folder import MANIFEST, SHARDS
@@ -69,7 +70,7 @@ def prepare_folder(
     _make_missing(units, folder, UnitPreparer(tokenizer, options), codes_of, processes)
     processes.wait()
     if processes.is_first:
-        for path in folder.rglob(f"{UNFINISHED}*"):
+        for path in folder.rglob(f"*{UNFINISHED}"):
             path.unlink()  # of processes that were killed
         write_manifest(folder, [unit.shard for unit in units], codes_of)
     processes.wait()
@@ -127,8 +128,7 @@ def write_manifest(folder: Path, names: Sequence[str], codes_of: CodesOf) -> dic
         file = pq.read_metadata(path)
         left_out += read_facts(file.metadata, name)["left_out"]
         shards.append({"name": name, "rows": file.num_rows, "bytes": path.stat().st_size})
-    lines = "".join(json.dumps(record) + "\n" for record in left_out)
-    (folder / LEFT_OUT).write_text(lines, encoding="utf-8")
+    write_lines(folder / LEFT_OUT, left_out)
     manifest = {
         "version": VERSION,
         "tokenizer": asdict(codes_of),

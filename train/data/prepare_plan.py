@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
+from mllm.evaluation.json_files import write_json
 from train.data.importers.containers import PICTURE_ENDINGS, known, read_items
 from train.data.importers.formats import IMPORTERS, find_format
-from train.data.shard_format import UNFINISHED
 
 PLAN = "plan"
 HEAD = 1 << 16
@@ -113,11 +111,3 @@ def fingerprint(path: Path) -> str:
         file.seek(max(0, size - HEAD))
         digest.update(file.read(HEAD))
     return digest.hexdigest()[:16]
-
-
-def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{UNFINISHED}{os.getpid()}-{path.name}")
-    unfinished.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
-    os.replace(unfinished, path)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -147,7 +147,11 @@ class UnitPreparer:
         image: Image.Image = picture.open()
         width, height = nearest_size(image.size, self.options.sizes)
         processor = ImageProcessor(width=width, height=height, preparation=self.options.preparation)
-        return np.asarray(processor.prepare(image)), (width, height)
+        try:
+            return np.asarray(processor.prepare(image)), (width, height)
+        except (ValueError, OSError) as error:  # such as a shape that is nothing but a line
+            size = f"{image.width} x {image.height}"
+            raise BadRecord(f"a picture of {size} pixels cannot be resized: {error}; crop it") from error
 
     @torch.inference_mode()
     def _encode(self, loaded: Sequence[Loaded]) -> list[CodesPart]:
@@ -174,5 +178,5 @@ def _messages(record: Record, codes: Iterator[CodesPart]) -> tuple[Message, ...]
     turns = []
     for turn in record.turns:
         parts = (next(codes) if isinstance(part, Picture) else part for part in turn.parts)
-        turns.append(replace(Message(turn.role, ()), parts=tuple(parts)))
+        turns.append(Message(turn.role, tuple(parts)))
     return tuple(turns)

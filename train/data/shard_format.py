@@ -32,7 +32,8 @@ from train.data.records import Kind
 VERSION = 1
 """Of the schema; goes up when a reader of the old one would misread the new one."""
 METADATA = b"mllm_shard"
-UNFINISHED = ".unfinished-"
+UNFINISHED = ".unfinished"
+"""Ending of a file while it is written."""
 ROWS_PER_GROUP = 32
 """Small, because rows are read one at a time and in any order."""
 
@@ -88,7 +89,7 @@ def write_shard(path: Path, rows: Sequence[Row], *, codes_of: CodesOf, left_out:
     facts = {"version": VERSION, **asdict(codes_of), "left_out": [asdict(record) for record in left_out]}
     schema = SCHEMA.with_metadata({METADATA: json.dumps(facts).encode()})
     table = pa.Table.from_pylist([_to_columns(row) for row in rows], schema=schema)
-    unfinished = path.with_name(f"{UNFINISHED}{os.getpid()}-{path.name}")
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}{UNFINISHED}")
     with unfinished.open("wb") as file:
         pq.write_table(table, file, compression="zstd", row_group_size=ROWS_PER_GROUP)
         file.flush()

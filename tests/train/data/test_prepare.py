@@ -109,6 +109,18 @@ def test_a_lost_shard_is_made_again_as_it_was(
     assert (tmp_path / "out" / SHARDS / name).read_bytes() == (whole / SHARDS / name).read_bytes()
 
 
+def test_what_a_killed_process_left_half_written_is_not_read(
+    raw: Path, whole: Path, image_tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    """Such as a plan, and a shard."""
+    out = tmp_path / "out"
+    for place in ("plan/text-0.json", "shards/text-0.parquet", "prepare.json"):
+        (out / place).parent.mkdir(parents=True, exist_ok=True)
+        (out / f"{place}.123{UNFINISHED}").write_text('{"units": [')
+    prepare([raw], out, image_tokenizer_folder)
+    assert rows_of(out) == rows_of(whole) and not list(out.rglob(f"*{UNFINISHED}"))
+
+
 def prepare_slowly(raw: Path, out: Path, tokenizer: Path) -> None:
     """What the killed process does: one record a shard, and every file system call takes its time."""
     torch.set_num_threads(1)
@@ -145,8 +157,8 @@ def test_killed_ten_times_it_ends_as_if_it_had_not(raw: Path, image_tokenizer_fo
     totals = prepare([raw], out, image_tokenizer_folder, shard_size=1)
     assert totals.records == 4 * COUNT
     after = state(out / SHARDS)
-    assert all(after[name] == kept for name, kept in finished.items() if not name.startswith(UNFINISHED))
-    assert not list(out.rglob(f"{UNFINISHED}*"))
+    assert all(after[name] == kept for name, kept in finished.items() if not name.endswith(UNFINISHED))
+    assert not list(out.rglob(f"*{UNFINISHED}"))
     prepare([raw], tmp_path / "straight", image_tokenizer_folder, shard_size=1)
     assert rows_of(out) == rows_of(tmp_path / "straight")
     assert {name: kept[1] for name, kept in after.items()} == {
