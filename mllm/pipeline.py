@@ -15,19 +15,21 @@ from typing import Any, Unpack
 from PIL import Image
 
 from mllm.answer_stream import AnswerStream, Done, Event, ImageDone, ImageProgress, TextDelta
+from mllm.best_of import candidate_seeds, check_best_of, keep_best
 from mllm.config import MLLMConfig
 from mllm.conversation import ClassPart, ImagePart, Message, TextPart
 from mllm.generation import Event as RowLevelEvent
 from mllm.generation import generate, stream
 from mllm.generation_rows import Generated, Row
 from mllm.model import MLLMForConditionalGeneration
-from mllm.model_folder import find_model_folder
+from mllm.model_folder import BUNDLED, find_model_folder
 from mllm.model_loading import LoadOptions, load_model
 from mllm.modes import Mode
 from mllm.pictures import Picture
 from mllm.processor import MLLMProcessor
 from mllm.row_builder import Overrides, RowBuilder, check_task, check_words, read_pictures
 from mllm.sampling import SamplingConfig
+from mllm.self_judge import QuestionForm, judge_pictures
 from mllm.settings import image_settings, read_task_settings
 from mllm.sizes import Size, supported_sizes
 
@@ -67,7 +69,10 @@ class Pipeline:
         load = LoadOptions(**options)
         path = find_model_folder(folder)
         processor = MLLMProcessor.from_pretrained(path, device=load.place)
-        return cls(load_model(path, load), processor, read_task_settings(path))
+        settings = read_task_settings(path)
+        if path == BUNDLED:
+            settings.setdefault("judge", {"form": "world"})
+        return cls(load_model(path, load), processor, settings)
 
     @property
     def config(self) -> MLLMConfig:
@@ -94,17 +99,30 @@ class Pipeline:
         prompt: str,
         *,
         n: int = 1,
+        best_of: int = 1,
         size: Size | None = None,
         on_event: OnEvent | None = None,
         **overrides: Unpack[Overrides],
     ) -> list[Image.Image]:
-        """Pictures of what the prompt says; picture i has seed + i, kept in its `info`."""
+        """Pictures of what the prompt says; picture i has seed + i, kept in its `info`.
+
+        Args:
+            best_of: draw each picture that many times and keep the one that the model itself finds right most probably
+                (mllm/best_of.py says with which seeds).
+        """
         task = check_task(self.tasks, "draw")
         check_words(prompt, name="prompt", hint="say what to draw")
         row = self.rows.build(
             [Message("user", (TextPart(prompt),))], "image", task=task, size=size, overrides=overrides
         )
-        return self.draw_row(row, n, on_event)
+        check_best_of(best_of)
+        if best_of == 1:
+            return self.draw_row(row, n, on_event)
+        check_task(self.tasks, "ask")
+        check_count(n)
+        seeds = [seed for index in range(n) for seed in candidate_seeds(row.seed + index, best_of)]
+        candidates = self.draw_seeds(row, seeds, on_event)
+        return keep_best(candidates, self.judge(candidates, [prompt] * len(candidates)), best_of=best_of)
 
     def draw_class(
         self, index: int, *, n: int = 1, on_event: OnEvent | None = None, **overrides: Unpack[Overrides]
@@ -117,13 +135,33 @@ class Pipeline:
 
     def draw_row(self, row: Row, n: int, on_event: OnEvent | None) -> list[Image.Image]:
         """`n` pictures of a row, with following seeds."""
-        if not isinstance(n, int) or n < 1:
-            raise ValueError(f"n is no number of pictures: found {n!r}; use a whole number, 1 or more")
-        results = self.run([replace(row, seed=row.seed + index) for index in range(n)], on_event)
+        check_count(n)
+        return self.draw_seeds(row, [row.seed + index for index in range(n)], on_event)
+
+    def draw_seeds(self, row: Row, seeds: Sequence[int], on_event: OnEvent | None) -> list[Image.Image]:
+        """A picture of a row for each seed."""
+        results = self.run([replace(row, seed=seed) for seed in seeds], on_event)
         pictures = self.processor.decode_images([result.images[0] for result in results])
         for picture, result in zip(pictures, results, strict=True):
             picture.info["seed"] = result.seed
         return pictures
+
+    def judge(
+        self, pictures: Sequence[Image.Image], texts: Sequence[str], *, form: QuestionForm | None = None
+    ) -> list[float]:
+        """How probable the model finds it, 0 to 1, that each picture shows its text (mllm/self_judge.py).
+
+        Args:
+            form: of the question; default: the checkpoint's (`judge` in its task settings), else "genai".
+        """
+        check_task(self.tasks, "ask")
+        with self._lock:
+            return judge_pictures(self.model, self.processor, pictures, texts, form=form or self.question_form)
+
+    @property
+    def question_form(self) -> QuestionForm:
+        """How this checkpoint is asked whether a picture is right."""
+        return self.rows.stored_settings.get("judge", {}).get("form", "genai")
 
     def ask(
         self,
@@ -223,3 +261,9 @@ class Pipeline:
                 on_event(translated)
 
         return listen
+
+
+def check_count(n: int) -> None:
+    """Refuse what is no number of pictures."""
+    if not isinstance(n, int) or n < 1:
+        raise ValueError(f"n is no number of pictures: found {n!r}; use a whole number, 1 or more")

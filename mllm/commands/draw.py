@@ -30,6 +30,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "-n", type=positive_count, default=1, metavar="N", help="how many, as FILE-1, FILE-2 ... with following seeds"
     )
+    parser.add_argument(
+        "--best-of",
+        type=positive_count,
+        default=1,
+        metavar="N",
+        help="draw each picture N times and keep the one that the model itself finds right most probably",
+    )
     parser.add_argument("--size", type=picture_size, metavar="WxH", help="in pixels (default: the model's)")
     add_seed_argument(parser)
     add_sampling_arguments(parser)
@@ -39,6 +46,8 @@ def main(argv: list[str] | None = None) -> int:
         raise ValueError("draw what? give a PROMPT or --class N, one of them; see mllm draw --help")
     if arguments.class_index is not None and arguments.size is not None:
         raise ValueError("classes are drawn in one size: found --size; leave it out")
+    if arguments.class_index is not None and arguments.best_of > 1:
+        raise ValueError("a class has no words to judge a picture by: found --best-of; leave it out")
 
     from mllm.commands.loading import load_pipeline
     from mllm.commands.progress import Progress
@@ -48,8 +57,9 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.class_index is not None:
         pictures = pipeline.draw_class(arguments.class_index, **settings)
     else:
-        pictures = pipeline.draw(arguments.prompt, size=arguments.size, **settings)
+        pictures = pipeline.draw(arguments.prompt, size=arguments.size, best_of=arguments.best_of, **settings)
     for path, picture in zip(numbered(arguments.output, count=len(pictures)), pictures, strict=True):
         picture.save(path)
-        print(f"{path}  seed {picture.info['seed']}")
+        score = f"  score {picture.info['score']:.3f}" if "score" in picture.info else ""
+        print(f"{path}  seed {picture.info['seed']}{score}")
     return 0
