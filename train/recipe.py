@@ -11,7 +11,8 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from types import NoneType
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
@@ -51,6 +52,7 @@ def resolve(recipe_type: type[R], values: dict[str, Any], overrides: Sequence[st
     Raises:
         ValueError: an unknown key, a missing key or a value of the wrong type, named in the message.
     """
+    values, overrides = override_sections(recipe_type, values, overrides)
     parser = ArgumentParser(exit_on_error=False, default_env=False)
     parser.add_argument(f"--{ROOT}", type=recipe_type)
     try:
@@ -60,6 +62,32 @@ def resolve(recipe_type: type[R], values: dict[str, Any], overrides: Sequence[st
     except (ArgumentError, TypeError, ValueError, KeyError) as error:
         sentence = " ".join(str(error).split()).replace(f"{ROOT}.", "")
         raise ValueError(f"the recipe does not fit {recipe_type.__name__}: {sentence}") from None
+
+
+def override_sections(
+    recipe_type: type, values: dict[str, Any], overrides: Sequence[str]
+) -> tuple[dict[str, Any], list[str]]:
+    """Put overrides of sections that a recipe may have or not (`adapter`, `validation`) into its values.
+
+    The parser takes them for such a section only while it is absent. Returns the values and the other words.
+    """
+    hints = get_type_hints(recipe_type)
+    values, others, words = dict(values), [], list(overrides)
+    while words:
+        word = words.pop(0)
+        name, equals, value = word.removeprefix("--").partition("=")
+        section, _, key = name.partition(".")
+        if not word.startswith("--") or not _is_optional_section(hints.get(section)) or not (equals or words):
+            others.append(word)
+            continue
+        read = yaml.safe_load(value if equals else words.pop(0))
+        values[section] = {**(values.get(section) or {}), key: read} if key else read
+    return values, others
+
+
+def _is_optional_section(hint: Any) -> bool:
+    choices = get_args(hint)
+    return NoneType in choices and any(dataclasses.is_dataclass(choice) for choice in choices)
 
 
 def _under_root(word: str) -> str:

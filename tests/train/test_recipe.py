@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from train.mllm_recipe import MLLMRecipe
 from train.recipe import as_yaml, find_recipe, read_yaml, resolve
 
 
@@ -56,3 +57,13 @@ def test_a_wrong_recipe_is_refused_in_one_sentence_that_names_the_key(
 def test_an_unknown_recipe_name_lists_what_is_shipped() -> None:
     with pytest.raises(FileNotFoundError, match="tiny"):
         find_recipe("no_such_recipe")
+
+
+def test_sections_that_a_recipe_may_leave_out_can_be_changed_and_dropped() -> None:
+    values = read_yaml(find_recipe("lora"))
+    changed = resolve(MLLMRecipe, values, ["--adapter.rank", "4", "--adapter.alpha=2", "--validation.batches", "3"])
+    assert (changed.adapter.rank, changed.adapter.alpha, changed.adapter.dropout) == (4, 2.0, 0.05)
+    assert changed.validation.batches == 3
+    assert resolve(MLLMRecipe, read_yaml(find_recipe("stage2_pretrain")), ["--validation", "null"]).validation is None
+    with pytest.raises(ValueError, match="rang"):
+        resolve(MLLMRecipe, values, ["--adapter.rang", "4"])
