@@ -26,6 +26,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the items and of the sampling (default: 0)")
     parser.add_argument("--jobs", nargs="+", metavar="JOB", help="such as draw ask edit (default: all)")
     parser.add_argument("--batch-size", type=positive_count, default=32, help="items at once (default: 32)")
+    parser.add_argument(
+        "--best-of",
+        type=positive_count,
+        nargs="+",
+        default=[],
+        metavar="N",
+        help="also let the model choose among N of its pictures, such as 1 4 16, and measure its judgement",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the scores to a file")
     add_sampling_arguments(parser)
     add_model_arguments(parser)
@@ -45,6 +53,7 @@ def main(argv: list[str] | None = None) -> int:
         jobs=arguments.jobs,
         batch_size=arguments.batch_size,
         sampling=sampling,
+        best_of=arguments.best_of,
     )
     print(as_table(report))
     if arguments.json:

@@ -12,10 +12,12 @@ import torch
 import transformers
 from PIL import Image
 
-from mllm.conversation import Message
+from mllm.conversation import Message, TextPart
 from mllm.evaluation.fingerprint import model_fingerprint
 from mllm.evaluation.rate import Rate
-from mllm.evaluation.world import choose_groups, evaluate_world
+from mllm.evaluation.world import Answer, choose_groups, evaluate_world
+from mllm.evaluation.world_best_of import as_lines, measure_best_of
+from mllm.evaluation.world_items import Group
 from mllm.evaluation.world_tokenizer import score_round_trip
 from mllm.modes import Mode
 from mllm.pipeline import Pipeline
@@ -36,12 +38,14 @@ def measure_world(
     jobs: Sequence[str] | None = None,
     batch_size: int = 32,
     sampling: Overrides | None = None,
+    best_of: Sequence[int] = (),
 ) -> dict:
     """Every score of the world's specification, with the settings they were measured with.
 
     Args:
         count: items per group of the table.
         sampling: settings (guidance, temperature, top_k, top_p) of pictures that differ from the checkpoint's.
+        best_of: numbers of candidates among which the model chooses itself, measured in addition.
     """
     groups = choose_groups(jobs)
     config = pipeline.config
@@ -56,6 +60,7 @@ def measure_world(
     scores = evaluate_world(
         answer, count=count, seed=seed, batch_size=batch_size, image_size=config.image_size, groups=groups
     )
+    chosen = measure_choices(answer, pipeline, groups, best_of=best_of, count=count, seed=seed, batch_size=batch_size)
     checker = measure_checker(CHECKER_COUNT, seed=seed, size=config.image_size)
     tokenizer = pipeline.processor.need_image_tokenizer()
     return {
@@ -81,6 +86,36 @@ def measure_world(
         "checker_error": {"rate": checker.rate, "count": checker.count},
         "tokenizer": score_round_trip(tokenizer, count=count, seed=seed),
         "scores": scores,
+        **({"self_judged": chosen} if best_of else {}),
+    }
+
+
+def measure_choices(
+    answer: Answer,
+    pipeline: Pipeline,
+    groups: Sequence[Group],
+    *,
+    best_of: Sequence[int],
+    count: int,
+    seed: int,
+    batch_size: int,
+) -> dict[str, dict]:
+    """Best of N on the groups that draw, asked in the words of the world."""
+    drawing = [group for group in groups if group.job == "draw"]
+    if best_of and not drawing:
+        raise ValueError("best of N is for drawing: found no job 'draw' among those asked for; add it to --jobs")
+
+    def draw(requests: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
+        parts = answer([[Message("user", (TextPart(request),))] for request in requests], "image", seeds)
+        return [picture for (picture,) in parts if isinstance(picture, Image.Image)]
+
+    def score(pictures: Sequence[Image.Image], requests: Sequence[str]) -> list[float]:
+        return pipeline.judge(pictures, requests, form="world")
+
+    return {
+        group.name: measure_best_of(draw, score, group, best_of=best_of, count=count, seed=seed, batch_size=batch_size)
+        for group in drawing
+        if best_of
     }
 
 
@@ -95,6 +130,7 @@ def as_table(report: dict) -> str:
             lines.append(f"{'  mean IoU, pixel accuracy':<28} {scores['mean_iou']:.3f}, {scores['pixel_accuracy']:.3f}")
         for skill, values in scores["skills"].items():
             lines.append(f"  {skill:<26} {Rate(values['passed'], values['total'])}")
+    lines += as_lines(report.get("self_judged", {}))
     tokenizer, checker = report["tokenizer"], report["checker_error"]
     lines += [
         "",
