@@ -52,7 +52,11 @@ def main(argv: list[str] | None = None) -> int:
         sampling=sampling,
         prompts="rewritten" if arguments.rewritten else "raw",
     )
-    answer = PipelineAnswerer(pipeline, benchmark.mode, cast(Overrides, sampling))
+    best_of = getattr(arguments, "best_of", 1)
+    if best_of > 1:
+        check_task(pipeline.tasks, "ask")
+        description["decoding"] |= {"best_of": best_of, "chosen_by": f"self, {pipeline.question_form} question"}
+    answer = PipelineAnswerer(pipeline, benchmark.mode, cast(Overrides, sampling), best_of)
     is_finished = run_items(
         chosen, answer, folder, description=description, batch_size=arguments.batch_size, share=share
     )
@@ -81,6 +85,14 @@ def parse(benchmark: Benchmark, words: list[str]) -> argparse.Namespace:
         budget = benchmark.max_new_tokens
         parser.add_argument(
             "--max-new-tokens", type=positive_count, default=budget, metavar="N", help=f"default: {budget}"
+        )
+    else:
+        parser.add_argument(
+            "--best-of",
+            type=positive_count,
+            default=1,
+            metavar="N",
+            help="draw each N times, keep the one that the model itself finds right most probably",
         )
     add_sampling_arguments(parser, guidance=benchmark.mode == "image")
     add_model_arguments(parser)

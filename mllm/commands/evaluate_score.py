@@ -25,6 +25,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--judge-model", metavar="NAME", help="model that grades open answers")
     parser.add_argument("--judge-url", metavar="URL", help="OpenAI-compatible server (default: OpenAI's)")
     parser.add_argument("--judge-runs", type=positive_count, default=1, metavar="N", help="how often it grades each")
+    parser.add_argument("--scorer", metavar="NAME", help="of pictures: self, hf:MODEL or clip-flant5-xxl")
+    parser.add_argument("--scorer-model", metavar="FOLDER", help="model for --scorer self (default: the toolkit's)")
+    parser.add_argument("--scorer-device", metavar="DEVICE", help="where the scorer computes")
+    parser.add_argument("--scorer-python", type=Path, metavar="FILE", help="python of the scorer's environment")
     arguments = parser.parse_args(argv)
     if arguments.annotations is not None and not arguments.annotations.exists():
         raise FileNotFoundError(f"there is no {arguments.annotations}: found nothing there; give the published files")
@@ -55,6 +59,15 @@ def score_inputs(inputs: Inputs, arguments: argparse.Namespace) -> dict:
 
 def judge_of(arguments: argparse.Namespace) -> object:
     """The judge that was named, if one was."""
+    if arguments.scorer is not None:
+        from mllm.evaluation.generation.image_text_scorer import find_scorer
+
+        return find_scorer(
+            arguments.scorer,
+            model=arguments.scorer_model,
+            device=arguments.scorer_device,
+            python=arguments.scorer_python,
+        )
     if arguments.judge_model is None and arguments.judge_url is None:
         return None
     from mllm.evaluation.understanding.judge import DEFAULT_MODEL, DEFAULT_URL, Judge

@@ -47,6 +47,7 @@ class Score:
     low: float  # 95 % bootstrap interval
     high: float
     count: int  # items it is about
+    std: float | None = None  # unbiased, of single items, where the benchmark reports it
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,12 +13,15 @@ BENCHMARKS = {
     "pope": "mllm.evaluation.understanding.pope",
     "mme": "mllm.evaluation.understanding.mme",
     "mmvet": "mllm.evaluation.understanding.mmvet",
+    "genai-bench-527": "mllm.evaluation.generation.genai_bench:BENCHMARK_527",
+    "genai-bench-1600": "mllm.evaluation.generation.genai_bench:BENCHMARK_1600",
 }
-"""Name -> module that defines `BENCHMARK`."""
+"""Name -> module that defines `BENCHMARK`, or module:NAME of it."""
 
 
 def find_benchmark(name: str) -> Benchmark:
     """The benchmark of this name."""
     if name not in BENCHMARKS:
         raise ValueError(f"there is no benchmark {name!r}; choose among {', '.join(BENCHMARKS)}")
-    return importlib.import_module(BENCHMARKS[name]).BENCHMARK
+    module, _, attribute = BENCHMARKS[name].partition(":")
+    return getattr(importlib.import_module(module), attribute or "BENCHMARK")

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from mllm.evaluation.benchmark import Scores
+from mllm.evaluation.benchmark import Score, Scores
 from mllm.evaluation.json_files import read_json
 
 FORMAT = "mllm-result-1"
@@ -48,7 +48,7 @@ def make_result(
         "items_expected": expected,
         "items_scored": scored,
         "is_complete": scored == expected,
-        "scores": {name: asdict(score) for name, score in scores.scores.items()},
+        "scores": {name: as_values(score) for name, score in scores.scores.items()},
         "interval": "95 % bootstrap over items",
         **{name: (run or {}).get(name, UNKNOWN) for name in OF_THE_RUN},
         "files": dict(files),
@@ -56,6 +56,11 @@ def make_result(
         "judge": None if scores.judge is None else dict(scores.judge),
         "extra": dict(scores.extra),
     }
+
+
+def as_values(score: Score) -> dict[str, Any]:
+    """A score for JSON; a deviation only where there is one."""
+    return {name: value for name, value in asdict(score).items() if (name, value) != ("std", None)}
 
 
 def read_result(path: Path) -> dict[str, Any]:
@@ -86,5 +91,6 @@ def as_table(result: Mapping[str, Any]) -> str:
     mark = "" if result["is_complete"] else "  PARTIAL"
     for name, score in result["scores"].items():
         numbers = f"{score['value']:8.2f}  ({score['low']:.2f} to {score['high']:.2f}, n = {score['count']})"
-        lines.append(f"{name:<36} {numbers}{mark}")
+        deviation = f"  std {score['std']:.2f}" if "std" in score else ""
+        lines.append(f"{name:<36} {numbers}{deviation}{mark}")
     return "\n".join(lines)

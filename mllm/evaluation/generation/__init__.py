@@ -1,0 +1,1 @@
+"""Benchmarks of drawing, and what scores pictures."""
