@@ -1,7 +1,7 @@
 """The released MLLM to a folder of ours, and back, tensor by tensor.
 
-In: a folder in one layout. Out: a complete folder in the other: weights, config, text tokenizer, image tokenizer. The
-config is written last, so that an interrupted conversion does not look like a model.
+In: a folder in one layout. Out: a complete folder in the other: weights, config, text tokenizer, image tokenizer,
+model card. The config is written last, so that an interrupted conversion does not look like a model.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from transformers import GenerationConfig
 from mllm.config import MLLMConfig
 from mllm.image_tokenizer import RELEASED_FILES, released_image_tokenizer
 from mllm.model import MLLMForConditionalGeneration
+from mllm.model_card import save_model_card
 from mllm.model_folder import CONFIG_FILE, IMAGE_TOKENIZER, check_kind
 from mllm.processor import MLLMProcessor
 from mllm.released import (
@@ -73,6 +74,7 @@ def convert_released(
     config.dtype = dtype or tensors.dtype
     config.architectures = [MLLMForConditionalGeneration.__name__]
     GenerationConfig.from_model_config(config).save_pretrained(folder)
+    save_model_card(folder, config)
     config.save_pretrained(folder)
     return config
 

@@ -74,6 +74,7 @@ def test_released_folder_and_its_conversion_draw_and_answer_as_the_model_they_co
     assert (code, err) == (0, "")
     assert "3 codebooks of 17, pictures of 32 pixels, full attention" in out
     assert len(list((tmp_path / "model").glob("model-*.safetensors"))) > 1
+    assert "trained for: draw, ask, describe, chat" in (tmp_path / "model" / "README.md").read_text()
     converted = pictures_and_answers(tmp_path / "model")
     assert pictures_and_answers(released) == converted
     assert pictures_and_answers(ours) == converted
