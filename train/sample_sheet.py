@@ -14,8 +14,8 @@ from PIL import Image
 from mllm.model import MLLMForConditionalGeneration
 from mllm.pipeline import Pipeline
 from mllm.processor import MLLMProcessor
+from tokenizer.picture_sheet import side_by_side
 from train.batch_source import Tokenizers
-from train.picture_sheet import side_by_side
 
 
 class SampleSheet:

@@ -6,7 +6,6 @@ of a folder are shared out over the processes; files of others are never deleted
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
@@ -20,17 +19,18 @@ from torch import Tensor
 
 from tokenizer.across_ranks import num_ranks
 from tokenizer.captions import EncodeCaptions
+from tokenizer.fidelity import fidelity
 from tokenizer.image_processor import ImageProcessor, open_image, to_images
 from tokenizer.model import UniTok
+from tokenizer.picture_folders import pictures_in, png_files, read_classes
+from tokenizer.picture_sheet import reconstruction_sheet
 from tokenizer.zero_shot import TEMPLATES, class_vectors, read_templates, right_answers
-from train.picture_sheet import reconstruction_sheet
 from train.tokenizer_recipe import EvaluationRecipe
 
 logger = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
 ON_A_SHEET = 12
 
 
@@ -115,54 +115,3 @@ class TokenizerEvaluation:
 def reconstruct(model: UniTok, pixels_B3HW: Tensor) -> Tensor:
     """Through the codes and back, in [-1, 1]."""
     return model.decode(model.encode(pixels_B3HW)).float()
-
-
-def fidelity(made: Path, real: Path | None, *, batch_size: int) -> dict[str, float]:
-    """rFID and IS of a folder of pictures against another, as UniTok reports them (Inception of 2015, seed 0)."""
-    import torch_fidelity
-
-    found = torch_fidelity.calculate_metrics(
-        input1=str(made),
-        input2=str(real),
-        cuda=torch.cuda.is_available(),
-        batch_size=batch_size,
-        isc=True,
-        fid=True,
-        rng_seed=0,
-        verbose=False,
-    )
-    return {"rfid": found["frechet_inception_distance"], "inception_score": found["inception_score_mean"]}
-
-
-def pictures_in(folder: Path) -> list[Path]:
-    """The picture files of a folder by name."""
-    found = sorted(file for file in folder.glob("*") if file.suffix.lower() in SUFFIXES)
-    if not found:
-        what = "it holds no picture" if folder.is_dir() else "there is no such folder"
-        raise FileNotFoundError(f"cannot evaluate on {folder}; {what}; mend the path in evaluation")
-    return found
-
-
-def png_files(folder: Path) -> list[Path]:
-    """The reference pictures; PNG, because a lossy copy would change the score."""
-    lossy = [file.name for file in pictures_in(folder) if file.suffix.lower() != ".png"]
-    if lossy:
-        raise ValueError(f"rFID compares PNG pictures; {folder} has {lossy[0]}; convert {len(lossy)} files to PNG")
-    return pictures_in(folder)
-
-
-def read_classes(folder: Path, file: Path | None) -> dict[str, str]:
-    """Folder of each class to its name, checked against the folders that are there."""
-    assert file is not None, "TokenizerRecipe refuses zero-shot without class names"
-    if not file.is_file():
-        raise FileNotFoundError(f"there are no class names at {file}; give a JSON file of folder to name")
-    classes = json.loads(file.read_text(encoding="utf-8"))
-    if not isinstance(classes, dict) or not all(isinstance(name, str) for name in classes.values()):
-        raise ValueError(f"{file} must map folders of classes to names; found {type(classes).__name__}; mend it")
-    there = {path.name for path in folder.glob("*") if path.is_dir()}
-    if there != classes.keys():
-        differing = sorted(there ^ classes.keys())
-        raise ValueError(
-            f"{folder} and {file} must have the same classes; {len(differing)} differ, such as {differing[0]}; mend one"
-        )
-    return classes

@@ -17,6 +17,7 @@ class Job(NamedTuple):
 
 JOBS = {
     "world": Job("mllm.commands.evaluate_world", "the synthetic world with its exact checker"),
+    "tokenizer": Job("mllm.commands.evaluate_tokenizer", "an image tokenizer: reconstruction, codes, classes"),
     "score": Job("mllm.commands.evaluate_score", "score the answers of a run; needs no model"),
     "submit": Job("mllm.commands.evaluate_submit", "write the files that official tools and servers take"),
     "report": Job("mllm.commands.evaluate_report", "tables of results beside published ones"),

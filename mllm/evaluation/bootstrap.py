@@ -56,3 +56,11 @@ def mean_with_interval(values: Sequence[float], *, scale: float = 100.0) -> Scor
 def mean_of(counts: Mapping[float, int]) -> float:
     """The mean of values that occur this often."""
     return sum(value * count for value, count in counts.items()) / sum(counts.values())
+
+
+def mean_of_many(values: Sequence[float]) -> Score:
+    """The mean of continuous values with its interval; quick where hardly two are equal."""
+    found, generator = np.asarray(values, dtype=np.float64), np.random.default_rng(SEED)
+    means = [found[generator.integers(0, len(found), len(found))].mean() for _ in range(RESAMPLES)]
+    low, high = np.quantile(means, [0.025, 0.975]).tolist()
+    return Score(value=float(found.mean()), low=low, high=high, count=len(found))
