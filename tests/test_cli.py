@@ -133,6 +133,7 @@ WRONG = [
     (["evaluate", "world", "--count", "none"], "not a count"),
     (["evaluate", "world", "--jobs", "dance"], "dance"),
     (["evaluate", "world", "--json", "none/x.json"], "does not exist"),
+    (["tokenize", "reconstruct", "a.png", "-o", "x.png", "--json", "none/x.json"], "does not exist"),
     (["prepare"], "arguments are required"),
     (["prepare", "--out", "x"], "nothing to prepare"),
     (["prepare", "none.jsonl", "--out", "x"], "there is no file none.jsonl"),

@@ -6,7 +6,6 @@ same samples of the synthetic world; the ratio of the times is what packing gain
 
 from __future__ import annotations
 
-import json
 import statistics
 import sys
 import tempfile
@@ -18,7 +17,8 @@ from random import Random
 
 import torch
 
-from mllm.commands.arguments import CommandParser, positive_count
+from mllm.commands.arguments import CommandParser, add_json_argument, positive_count
+from mllm.evaluation.json_files import write_json
 from mllm.model import MLLMForConditionalGeneration
 from mllm.model_folder import find_model_folder
 from mllm.model_loading import choose_device
@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--rounds", type=positive_count, default=3, help="timed rounds of each way (default: 3)")
     parser.add_argument("--threads", type=positive_count, default=1, help="of the processor (default: 1)")
     parser.add_argument("--device", help="where to compute (default: a GPU if there is one)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to a file")
+    add_json_argument(parser, what="figures")
     words = parser.parse_args(argv)
     num_threads = torch.get_num_threads()
     torch.set_num_threads(words.threads)
@@ -78,7 +78,7 @@ def main(argv: list[str] | None = None) -> int:
     print(f"packed is {ratio:.2f} times as fast as padded")
     if words.json:
         figures = {"ratio": ratio, **{name: asdict(way) for name, way in ways.items()}}
-        words.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+        write_json(words.json, figures)
     return 0
 
 

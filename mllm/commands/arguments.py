@@ -82,6 +82,17 @@ def picture_path(word: str) -> Path:
     path = Path(word)
     if path.suffix.lower() not in writable_endings():
         raise argparse.ArgumentTypeError(f"{word!r} does not end like a picture file; use .png, .jpg or .webp")
+    return in_existing_folder(path)
+
+
+def add_json_argument(parser: argparse.ArgumentParser, *, what: str) -> None:
+    """Where results also go as a file; a folder that is not there is noticed before the work and not after it."""
+    parser.add_argument("--json", type=in_existing_folder, metavar="FILE", help=f"also write the {what} to a file")
+
+
+def in_existing_folder(word: str | Path) -> Path:
+    """A file to write, in a folder that is there."""
+    path = Path(word)
     if not path.parent.is_dir():
         raise argparse.ArgumentTypeError(f"the folder {str(path.parent)!r} does not exist; make it first")
     return path

@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mllm.commands.arguments import CommandParser, positive_count
+from mllm.commands.arguments import CommandParser, add_json_argument, positive_count
 
 if TYPE_CHECKING:
     import torch
@@ -35,14 +33,11 @@ def main(argv: list[str] | None = None) -> int:
     if words[:1] == ["training"]:
         return importlib.import_module(TRAINING).main(words[1:])
     arguments = build_parser().parse_args(words)
-    if arguments.json and not arguments.json.parent.is_dir():
-        raise FileNotFoundError(
-            f"the folder {arguments.json.parent} does not exist; make it before the figures are due"
-        )
 
     import torch
 
     from mllm.benchmark.report import as_table, complaints, run_benchmark
+    from mllm.evaluation.json_files import write_json
     from mllm.model_loading import DTYPES, choose_device
 
     device, dtype = choose_device(arguments.device), DTYPES[arguments.dtype]
@@ -54,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
         torch.set_num_threads(num_threads)
     print(as_table(report))
     if arguments.json:
-        arguments.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        write_json(arguments.json, report)
     problems = complaints(report, least_speed_up=arguments.require)
     for problem in problems:
         print(f"mllm benchmark: {problem}", file=sys.stderr)
@@ -80,7 +75,7 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_argument("--rounds", type=positive_count, default=3, help="timed rounds of each (default: 3)")
         command.add_argument("--threads", type=positive_count, default=1, help="of the processor (default: 1)")
         command.add_argument("--device", help="where to compute (default: a GPU if there is one)")
-        command.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to a file")
+        add_json_argument(command, what="figures")
         command.set_defaults(dtype="float32", require=None)
         if name == "tokenizer":
             return

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import cast
 
 from mllm.commands.arguments import (
     CommandParser,
+    add_json_argument,
     add_model_arguments,
     add_sampling_arguments,
     positive_count,
@@ -34,14 +33,13 @@ def main(argv: list[str] | None = None) -> int:
         metavar="N",
         help="also let the model choose among N of its pictures, such as 1 4 16, and measure its judgement",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the scores to a file")
+    add_json_argument(parser, what="scores")
     add_sampling_arguments(parser)
     add_model_arguments(parser)
     arguments = parser.parse_args(argv)
-    if arguments.json and not arguments.json.parent.is_dir():
-        raise FileNotFoundError(f"the folder {arguments.json.parent} does not exist; make it before the scores are due")
 
     from mllm.commands.loading import load_pipeline
+    from mllm.evaluation.json_files import write_json
     from mllm.evaluation.world_report import as_table, measure_world
     from mllm.row_builder import Overrides
 
@@ -57,5 +55,5 @@ def main(argv: list[str] | None = None) -> int:
     )
     print(as_table(report))
     if arguments.json:
-        arguments.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        write_json(arguments.json, report)
     return 0

@@ -9,7 +9,7 @@ import argparse
 import importlib
 from pathlib import Path
 
-from mllm.commands.arguments import CommandParser, add_model_arguments, picture_size
+from mllm.commands.arguments import CommandParser, add_json_argument, add_model_arguments, picture_size
 
 JOBS = "mllm.commands.tokenize_jobs"
 """Imported after the words are understood: it needs torch, and --help does not."""
@@ -47,7 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
     reconstruct = add_job("reconstruct", "Turn pictures into codes and back.", "a.png -o again.png")
     add_picture_arguments(reconstruct)
     add_output_argument(reconstruct)
-    reconstruct.add_argument("--json", type=Path, metavar="FILE", help="also write the measures to a file")
+    add_json_argument(reconstruct, what="measures")
     return parser
 
 

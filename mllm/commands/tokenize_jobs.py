@@ -8,7 +8,6 @@ Letters: B pictures, H W pixels, K codebooks, N positions, C entries per codeboo
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import torch
 from PIL import Image
 
 from mllm.commands.arguments import picture_path, writable_endings
+from mllm.evaluation.json_files import write_json
 from mllm.image_tokenizer import find_image_tokenizer
 from tokenizer.code_file import CodeFile, check_ending, read_codes, write_codes
 from tokenizer.image_processor import ImageProcessor, open_image, to_images
@@ -67,7 +67,7 @@ def reconstruct(arguments: argparse.Namespace) -> None:
     measures = measure(arguments.pictures, pixels_B3HW, again_B3HW, codes_BKN, tokenizer.config.codebook_size)
     print_measures(measures)
     if arguments.json:
-        arguments.json.write_text(json.dumps(measures, indent=2) + "\n", encoding="utf-8")
+        write_json(arguments.json, measures)
 
 
 def read_pixels(arguments: argparse.Namespace, tokenizer: UniTok) -> torch.Tensor:

@@ -64,7 +64,7 @@ def test_a_speed_that_is_not_reached_is_an_exit_code(capsys: pytest.CaptureFixtu
         (["draw", "--batch", "0"], "'0' is not a count; use a whole number, 1 or more"),
         (["tokenizer", "--sizes", "S"], "invalid choice: 'S'"),
         (["sing"], "invalid choice: 'sing'"),
-        (["draw", "--json", "nowhere/figures.json"], "the folder nowhere does not exist; make it before"),
+        (["draw", "--json", "nowhere/figures.json"], "the folder 'nowhere' does not exist; make it first"),
         (["draw", "--sizes", "XXS", "--guidance", "0.5"], "guidance has no meaning: found 0.5"),
         (["head", "--device", "no-such-device"], "cannot compute on no-such-device"),
     ],
