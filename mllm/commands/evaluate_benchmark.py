@@ -41,7 +41,8 @@ def main(argv: list[str] | None = None) -> int:
     share, folder = Share.from_environment(), RunFolder(arguments.output)
     place_on_device(arguments)
     pipeline = load_pipeline(arguments)
-    check_task(pipeline.tasks, *(("ask", "describe") if benchmark.mode == "text" else ("draw",)))
+    needed = ("ask", "describe") if benchmark.mode == "text" else (benchmark.task or "draw",)
+    check_task(pipeline.tasks, *needed)
     sampling = sampling_of(benchmark, arguments)
     description = describe_run(
         pipeline,

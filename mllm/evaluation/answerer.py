@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from PIL import Image
 
 from mllm.best_of import candidate_seeds, keep_best
-from mllm.conversation import ImagePart, Message, TextPart
+from mllm.conversation import ClassPart, ImagePart, Message, TextPart
 from mllm.evaluation.benchmark import Item, Mode
 from mllm.pipeline import Pipeline
 from mllm.row_builder import Overrides
@@ -43,6 +43,8 @@ class PipelineAnswerer:
 
 
 def as_message(item: Item) -> Message:
-    """What the user says: the pictures, then the words."""
+    """What the user says: the pictures, then the words; or the number of a class."""
+    if "class" in item.fields:
+        return Message("user", (ClassPart(item.fields["class"]),))
     pictures = [ImagePart(open_image(path)) for path in item.images]
     return Message("user", (*pictures, TextPart(item.prompt)))

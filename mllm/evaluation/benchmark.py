@@ -92,6 +92,8 @@ class Benchmark:
     keyed_by_prompt: bool = False
     """The question id alone is not unique: the prompt is part of the key."""
     needs_annotations: bool = True
+    task: str | None = None
+    """What the model must have been trained for; None: to answer, or to draw, by the mode."""
 
     def key_of(self, question_id: int | str, prompt: str) -> str:
         """What makes an item unique."""

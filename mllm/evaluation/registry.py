@@ -15,6 +15,11 @@ BENCHMARKS = {
     "mmvet": "mllm.evaluation.understanding.mmvet",
     "genai-bench-527": "mllm.evaluation.generation.genai_bench:BENCHMARK_527",
     "genai-bench-1600": "mllm.evaluation.generation.genai_bench:BENCHMARK_1600",
+    "geneval": "mllm.evaluation.generation.geneval",
+    "dpg-bench": "mllm.evaluation.generation.dpg_bench",
+    "t2i-compbench": "mllm.evaluation.generation.compbench",
+    "mjhq-30k": "mllm.evaluation.generation.mjhq",
+    "class-samples": "mllm.evaluation.generation.class_samples",
 }
 """Name -> module that defines `BENCHMARK`, or module:NAME of it."""
 
