@@ -10,6 +10,7 @@ passes through them. torchao and bitsandbytes are optional and imported only her
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.util import find_spec
 
 import torch
@@ -23,8 +24,13 @@ INT4_GROUP = 128
 """Weights that share a scale; what Lumina-mGPT 2.0 uses."""
 
 
-def quantization_config(name: str, *, dtype: torch.dtype) -> QuantizationConfigMixin:
-    """The config of a kind of quantisation."""
+def quantization_config(name: str, *, dtype: torch.dtype, kept: Sequence[str] = tuple(KEPT)) -> QuantizationConfigMixin:
+    """The config of a kind of quantisation.
+
+    Args:
+        dtype: to compute in.
+        kept: modules that are not quantised.
+    """
     if name not in PACKAGES:
         raise ValueError(f"unknown quantization: found {name!r}; use one of {', '.join(PACKAGES)}")
     if find_spec(PACKAGES[name]) is None:
@@ -34,24 +40,24 @@ def quantization_config(name: str, *, dtype: torch.dtype) -> QuantizationConfigM
         )
     match name:
         case "int8" | "int4":
-            return torchao_config(name)
+            return torchao_config(name, kept)
         case "bnb8":
-            return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=KEPT)
+            return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=list(kept))
         case _:
             return BitsAndBytesConfig(
                 load_in_4bit=True,
                 bnb_4bit_quant_type="nf4",
                 bnb_4bit_use_double_quant=True,
                 bnb_4bit_compute_dtype=dtype,
-                llm_int8_skip_modules=KEPT,
+                llm_int8_skip_modules=list(kept),
             )
 
 
-def torchao_config(name: str) -> TorchAoConfig:
+def torchao_config(name: str, kept: Sequence[str]) -> TorchAoConfig:
     """Weights in fewer bits, products in the dtype of the model."""
     from torchao.quantization import Int4WeightOnlyConfig, Int8WeightOnlyConfig
 
     if name == "int4" and not torch.cuda.is_available():
         raise ValueError("quantization 'int4' computes on a GPU only: found none; use nf4 or int8")
     kind = Int8WeightOnlyConfig() if name == "int8" else Int4WeightOnlyConfig(group_size=INT4_GROUP)
-    return TorchAoConfig(kind, modules_to_not_convert=KEPT)
+    return TorchAoConfig(kind, modules_to_not_convert=list(kept))

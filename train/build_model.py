@@ -16,6 +16,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from mllm.config import MLLMConfig
 from mllm.model import MLLMForConditionalGeneration
 from mllm.projected_embedding import ProjectedEmbedding
+from mllm.quantization import quantization_config
 from mllm.vocabulary import Vocabulary, extend_tokenizer, fill_new_rows
 from tokenizer.model import UniTok
 from train.mllm_recipe import MLLMRecipe
@@ -140,22 +141,7 @@ def token_fields(vocab_size: int, text_tokenizer: PreTrainedTokenizerBase) -> di
 
 
 def quantized(recipe: MLLMRecipe) -> dict[str, Any]:
-    """How the frozen backbone is loaded for QLoRA: 4-bit NormalFloat with double quantization, or 8 bits."""
-    from importlib.util import find_spec
-
-    from transformers import BitsAndBytesConfig
-
-    if not find_spec("bitsandbytes"):
-        raise ImportError(
-            f"adapter.bits is {recipe.adapter.bits} but bitsandbytes is not installed; pip install bitsandbytes, or "
-            "leave adapter.bits out"
-        )
-    config = BitsAndBytesConfig(
-        load_in_4bit=recipe.adapter.bits == 4,
-        load_in_8bit=recipe.adapter.bits == 8,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16,
-        llm_int8_skip_modules=["lm_head", "code_embedding", "code_head"],
-    )
-    return {"quantization_config": config}
+    """How the frozen backbone is loaded for QLoRA; the head is trained, so it keeps its precision."""
+    name = {4: "nf4", 8: "bnb8"}[recipe.adapter.bits]
+    kept = ("lm_head", "code_embedding", "code_head")
+    return {"quantization_config": quantization_config(name, dtype=torch.bfloat16, kept=kept)}

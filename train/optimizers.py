@@ -102,6 +102,7 @@ def adamw_8bit(groups: list[dict[str, Any]], recipe: OptimizerRecipe) -> torch.o
         from bitsandbytes.optim import AdamW8bit
     except ModuleNotFoundError:
         raise ImportError(
-            "optimizer.name is adamw8bit but bitsandbytes is not installed; pip install bitsandbytes, or use adamw"
+            "optimizer.name is adamw8bit but bitsandbytes is not installed; install it with: pip install "
+            "'mllm-toolkit[quantization]', or use adamw"
         ) from None
     return AdamW8bit(groups, lr=recipe.learning_rate, betas=recipe.betas)

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from mllm.commands.arguments import CommandParser, add_model_arguments, load_options
+from mllm.convert_released import export_released
 from mllm.mlp_head import MLPHead
 from mllm.model import MLLMForConditionalGeneration
 from mllm.model_loading import ROOM, LoadOptions, load_model, spread
@@ -50,6 +51,18 @@ def test_backbone_and_head_are_quantised_and_still_draw_and_answer(folder: Path,
     error = float((ours - theirs).norm() / theirs.norm())
     assert error < {"int8": 0.05, "bnb8": 0.1, "nf4": 0.4}[name]
     assert error > 0, "the weights did lose something"
+
+
+def test_a_released_folder_is_quantised_as_it_is(tmp_path: Path) -> None:
+    pytest.importorskip("torchao")
+    ours = build_tiny_folder(tmp_path / "ours", width=192, prompt_style="unitok")
+    export_released(ours, tmp_path / "released")
+    models = [Pipeline.load(tmp_path / name, device="cpu", quantization="int8").model for name in ("released", "ours")]
+    assert all(is_quantized(linear) for linear in linears(models[0], "backbone."))
+    ids = torch.tensor([[1, 300, 301, 302, 303]])
+    with torch.inference_mode():
+        released, converted = (model(ids).logits for model in models)
+    assert torch.equal(released, converted)
 
 
 def test_four_bits_of_torchao_need_a_gpu() -> None:

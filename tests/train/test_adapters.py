@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -124,11 +123,13 @@ def test_an_adapter_of_nothing_is_refused(mllm_recipe: MLLMRecipe, tmp_path: Pat
         AdapterRecipe(rank=0)
 
 
-@pytest.mark.skipif(find_spec("bitsandbytes") is not None, reason="bitsandbytes is installed")
-def test_a_quantized_backbone_says_what_to_install(mllm_recipe: MLLMRecipe, tmp_path: Path) -> None:
+def test_a_quantized_backbone_says_what_to_install(
+    mllm_recipe: MLLMRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mllm.quantization.find_spec", lambda name: None)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "unified_mllm"}))
     recipe = dataclasses.replace(
         mllm_recipe, model={}, adapter=AdapterRecipe(bits=4), trains=["projector"], start_from=tmp_path
     )
-    with pytest.raises(ImportError, match="pip install bitsandbytes"):
+    with pytest.raises(ImportError, match=r"'nf4' needs bitsandbytes.*pip install 'mllm-toolkit\[quantization\]'"):
         train_mllm(recipe)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from importlib.util import find_spec
+import sys
 from pathlib import Path
 
 import pytest
@@ -136,10 +136,10 @@ def test_a_tracker_gets_every_codebook(short: MLLMRecipe) -> None:
     assert all(entry["memory_gib"] > 0 and 0 <= entry["padding_share"] < 1 for entry in entries)
 
 
-def test_8_bit_adamw_says_what_to_install(short: MLLMRecipe) -> None:
-    if find_spec("bitsandbytes"):
-        pytest.skip("bitsandbytes is installed")
-    with pytest.raises(ImportError, match="pip install bitsandbytes"):
+def test_8_bit_adamw_says_what_to_install(short: MLLMRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
+    with pytest.raises(ImportError, match=r"pip install 'mllm-toolkit\[quantization\]'"):
         train_mllm(changed(short, optimizer=OptimizerRecipe(name="adamw8bit")))
 
 
