@@ -1,0 +1,168 @@
+"""The plug-ins against the interfaces of their harnesses as recorded here; the tests do not install the harnesses.
+
+lmms-eval: `lmms` with `task_dict`, `ModelManifest(model_id, simple_class_path, chat_class_path, aliases)`, requests
+whose `args` end in (doc_to_messages, gen_kwargs, doc_id, task, split). VLMEvalKit: `BaseModel`, `supported_VLM`,
+messages of {"type", "value"}.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+import tomllib
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from mllm.conversation import ImagePart, TextPart
+from mllm.evaluation.harness.harness_answers import read_messages, read_settings, until
+from mllm.evaluation.harness.lmms_manifest import manifest
+from mllm.evaluation.harness.vlmeval_shim import model_class, register
+from mllm.pipeline import Pipeline
+from tests.mllm.tiny_folder import build_tiny_folder
+
+ROOT = Path(__file__).resolve().parents[4]
+
+
+class RecordedLmms(ABC):
+    """The abstract methods of lmms_eval.api.model.lmms."""
+
+    is_simple = True
+
+    def __init__(self) -> None:
+        self.task_dict: dict[str, Any] = {}
+
+    @abstractmethod
+    def loglikelihood(self, requests: list) -> list: ...
+
+    @abstractmethod
+    def generate_until(self, requests: list) -> list[str]: ...
+
+    @abstractmethod
+    def generate_until_multi_round(self, requests: list) -> list[str]: ...
+
+
+@dataclass(frozen=True)
+class RecordedManifest:
+    model_id: str
+    simple_class_path: str | None = None
+    chat_class_path: str | None = None
+    aliases: tuple[str, ...] = ()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_tiny_folder(tmp_path_factory.mktemp("tiny"))
+
+
+def install(monkeypatch: pytest.MonkeyPatch, name: str, **members: Any) -> ModuleType:
+    module = ModuleType(name)
+    module.__dict__.update(members)
+    monkeypatch.setitem(sys.modules, name, module)
+    return module
+
+
+@pytest.fixture
+def lmms_class(monkeypatch: pytest.MonkeyPatch) -> type:
+    """Our class, found as lmms-eval finds it: entry point, manifest, class path."""
+    for name in ("lmms_eval", "lmms_eval.api", "lmms_eval.models"):
+        install(monkeypatch, name)
+    install(monkeypatch, "lmms_eval.api.model", lmms=RecordedLmms)
+    install(monkeypatch, "lmms_eval.models.registry_v2", ModelManifest=RecordedManifest)
+    entries = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]["lmms_eval.models"]
+    module, _, name = entries["mllm_toolkit"].partition(":")
+    found = getattr(importlib.import_module(module), name)()
+    assert found.model_id == "mllm_toolkit"
+    module, _, name = found.chat_class_path.rpartition(".")
+    monkeypatch.delitem(sys.modules, module, raising=False)
+    kind = getattr(importlib.import_module(module), name)
+    assert issubclass(kind, RecordedLmms) and kind.is_simple is False
+    return kind
+
+
+def request_for(doc_id: int, *, context: tuple = (), **settings: Any) -> SimpleNamespace:
+    return SimpleNamespace(args=(*context, doc_to_messages, settings, doc_id, "task", "test"))
+
+
+def doc_to_messages(doc: dict[str, Any]) -> list[dict[str, Any]]:
+    picture = [{"type": "image", "url": doc["image"]}] if "image" in doc else []
+    return [{"role": "user", "content": [*picture, {"type": "text", "text": doc["question"]}]}]
+
+
+def docs() -> dict:
+    return {"task": {"test": [{"image": Image.new("RGB", (40, 32), "red"), "question": "What color is it?"}]}}
+
+
+def test_lmms_eval_gets_the_answers_of_the_pipeline(lmms_class: type, folder: Path) -> None:
+    model = lmms_class(pretrained=str(folder), device="cpu", batch_size="1")
+    model.task_dict = docs()
+    requests = [request_for(0, max_new_tokens=6), request_for(0, context=("old",), max_new_tokens=6, temperature=0)]
+    doc = docs()["task"]["test"][0]
+    expected = Pipeline.load(folder, device="cpu").ask(doc["image"], doc["question"], greedy=True, max_new_tokens=6)
+    assert model.generate_until(requests) == [expected.strip()] * 2
+    for method in (model.loglikelihood, model.generate_until_multi_round):
+        with pytest.raises(NotImplementedError, match="generate_until"):
+            method([])
+    with pytest.raises(ValueError, match="unknown model_args: found color"):
+        lmms_class(pretrained=str(folder), color="red")
+
+
+def test_lmms_eval_gets_pictures_as_files(lmms_class: type, folder: Path, tmp_path: Path) -> None:
+    model = lmms_class(pretrained=str(folder), device="cpu", mode="image", output=str(tmp_path / "made"), seed=4)
+    model.task_dict = {"task": {"test": [{"question": "a red circle"}]}}
+    found = json.loads(model.generate_until([request_for(0, max_new_tokens=6, temperature=0)])[0])
+    picture = Pipeline.load(folder, device="cpu").draw("a red circle", seed=4)[0]
+    assert found["text"] == "" and Image.open(found["images"][0]).tobytes() == picture.tobytes()
+
+
+def test_vlmevalkit_finds_a_registered_model(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class RecordedBase:
+        def __init__(self) -> None:
+            self.dump_image_func = None
+
+    vlmeval = install(monkeypatch, "vlmeval")
+    vlmeval.vlm, vlmeval.config = install(monkeypatch, "vlmeval.vlm"), install(monkeypatch, "vlmeval.config")
+    vlmeval.config.supported_VLM = {}
+    install(monkeypatch, "vlmeval.vlm.base", BaseModel=RecordedBase)
+    model_class.cache_clear()
+    register("ours", str(folder), device="cpu", max_new_tokens=5)
+    model = vlmeval.config.supported_VLM["ours"]()
+    assert isinstance(model, RecordedBase) and vlmeval.vlm.MLLMToolkit is type(model)
+    picture = tmp_path / "a.png"
+    Image.new("RGB", (32, 32), "blue").save(picture)
+    message = [{"type": "image", "value": str(picture)}, {"type": "text", "value": "What is it?"}]
+    expected = Pipeline.load(folder, device="cpu").ask(picture, "What is it?", greedy=True, max_new_tokens=5)
+    assert model.generate_inner(message, dataset="MMBench") == expected
+    with pytest.raises(ValueError, match="found 'video'"):
+        model.generate_inner([{"type": "video", "value": "a.mp4"}])
+    model_class.cache_clear()
+
+
+def test_chats_and_settings_are_read() -> None:
+    chat = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": [{"type": "image", "image": Image.new("RGB", (2, 2))}]},
+        {"role": "assistant", "content": "yes"},
+    ]
+    messages = read_messages(chat)
+    assert [message.role for message in messages] == ["user", "assistant"]
+    assert messages[0].parts[0] == TextPart("Be brief.") and isinstance(messages[0].parts[1], ImagePart)
+    assert read_settings({"temperature": 0, "max_new_tokens": 9}, "text") == {"greedy": True, "max_new_tokens": 9}
+    assert read_settings({"temperature": 0.5, "do_sample": True, "num_beams": 1}, "text") == {"temperature": 0.5}
+    assert read_settings({"temperature": 0.5}, "image") == {}
+    assert until("yes\n\nno", ["\n\n"]) == "yes" and until("yes ", None) == "yes"
+
+
+def test_without_their_harness_the_plugins_say_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "lmms_eval", None)
+    monkeypatch.setitem(sys.modules, "vlmeval", None)
+    with pytest.raises(ImportError, match="pip install 'mllm-toolkit\\[eval-harness\\]'"):
+        manifest()
+    with pytest.raises(ImportError, match="git clone https://github.com/open-compass/VLMEvalKit"):
+        register("ours")
