@@ -41,7 +41,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("sources", nargs="*", type=Path, metavar="SRC", help="a file of records, or a folder of them")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the shards")
-    parser.add_argument("--image-tokenizer", type=Path, metavar="T", help="folder of an image tokenizer, or of a model")
+    parser.add_argument(
+        "--image-tokenizer",
+        type=Path,
+        metavar="T",
+        help="folder of an image tokenizer or of a model, or the released file",
+    )
     parser.add_argument(
         "--model", metavar="FOLDER", help="a model: its image tokenizer and sizes (default: the toolkit's)"
     )

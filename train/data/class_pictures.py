@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
+from mllm.model_loading import choose_device
 from mllm.world.classes import CLASSES, class_scene
 from mllm.world.render import render
 from tokenizer.image_processor import open_image
@@ -163,8 +164,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--image-tokenizer", type=Path, required=True, help="folder of the image tokenizer")
     parser.add_argument("--workers", type=int, default=4, help="processes that read pictures")
     words = parser.parse_args(argv)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    tokenizer = UniTok.from_pretrained(words.image_tokenizer, device=device)
+    tokenizer = UniTok.from_pretrained(words.image_tokenizer, device=choose_device(None))
     pictures = FolderClassPictures(words.pictures, size=tokenizer.config.image_size)
     encode_classes(pictures, words.out, tokenizer, num_workers=words.workers)
     print(f"{len(pictures)} pictures of {len(pictures.classes)} classes in {words.out}")

@@ -26,6 +26,7 @@ from typing import Any
 import pyarrow as pa
 
 from mllm.commands.arguments import CommandParser, positive_count
+from mllm.evaluation.json_files import write_lines
 from mllm.world.describe_language import describe
 from mllm.world.dialogue import make_dialogue
 from mllm.world.episode import Episode, Picture, make_episode
@@ -172,10 +173,6 @@ def encoded(picture: Picture, size: int) -> bytes:
     stream = io.BytesIO()
     picture.render(size).save(stream, "JPEG", quality=95)
     return stream.getvalue()
-
-
-def write_lines(path: Path, records: list[dict[str, Any]]) -> None:
-    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
 
 
 if __name__ == "__main__":

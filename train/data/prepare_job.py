@@ -6,10 +6,10 @@ import argparse
 import sys
 from pathlib import Path
 
-import torch
-
 from mllm.config import MLLMConfig
-from mllm.model_folder import CONFIG_FILE, IMAGE_TOKENIZER, find_model_folder
+from mllm.image_tokenizer import find_image_tokenizer
+from mllm.model_folder import find_model_folder
+from mllm.model_loading import choose_device
 from mllm.processor import PROCESSOR_FILE, read_preparation
 from mllm.sizes import Size, best_sizes
 from tokenizer.image_processor import PREPARATIONS
@@ -65,11 +65,9 @@ def show(arguments: argparse.Namespace) -> None:
 
 def load_image_tokenizer(arguments: argparse.Namespace, processes: Processes) -> UniTok:
     """The image tokenizer of --image-tokenizer, or of --model, or of the toolkit's model."""
-    folder = arguments.image_tokenizer or model_folder(arguments)
-    assert folder is not None, "without an image tokenizer there is a model"
-    inside = folder / IMAGE_TOKENIZER
-    tokenizer = UniTok.from_pretrained(inside if (inside / CONFIG_FILE).is_file() else folder)
-    return tokenizer.to(torch.device(arguments.device) if arguments.device else processes.device)
+    named = arguments.image_tokenizer or arguments.model
+    device = choose_device(arguments.device) if arguments.device else processes.device
+    return find_image_tokenizer(str(named) if named else None, device=device)
 
 
 def model_folder(arguments: argparse.Namespace) -> Path | None:

@@ -12,6 +12,8 @@ from typing import TypeVar
 
 import torch
 
+from mllm.model_loading import choose_device
+
 T = TypeVar("T")
 
 LONGEST_WAIT = timedelta(days=7)
@@ -38,7 +40,7 @@ class Processes:
         """Where this process computes."""
         if self.state is not None:
             return self.state.device
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return choose_device(None)
 
     def share(self, items: Sequence[T]) -> Sequence[T]:
         """What of a list is this process's."""

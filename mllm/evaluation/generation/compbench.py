@@ -25,7 +25,7 @@ def read_items(questions: Path, images: Path | None) -> list[Item]:
     """Ten items for each prompt."""
     lines = need_file(questions).read_text(encoding="utf-8").splitlines()
     prompts = [(number, text.strip()) for number, text in enumerate(lines, start=1) if text.strip()]
-    items = []
+    items: list[Item] = []
     for number, prompt in prompts:
         if "/" in prompt:
             raise ValueError(f"{questions}, line {number} cannot name a file: found '/' in {prompt!r}; take it out")

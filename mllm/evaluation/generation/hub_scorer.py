@@ -16,6 +16,7 @@ import transformers
 from torch import nn
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from mllm.model_loading import choose_device
 from mllm.self_judge import GENAI_QUESTION
 from tokenizer.image_processor import open_image, to_rgb
 
@@ -34,6 +35,7 @@ class HubScorer:
     @classmethod
     def load(cls, name: str, *, device: str | None) -> HubScorer:
         """A model from a folder or the hub."""
+        place = choose_device(device)
         try:
             processor = AutoProcessor.from_pretrained(name)
             model = AutoModelForImageTextToText.from_pretrained(name, dtype="auto")
@@ -42,7 +44,6 @@ class HubScorer:
                 f"{name} is no image-text model that transformers can load: found {type(error).__name__}; give a "
                 "folder or a hub id of one, as hf:NAME"
             ) from error
-        place = device or ("cuda" if torch.cuda.is_available() else "cpu")
         return cls(name, model.eval().to(place), processor)
 
     @property
