@@ -39,6 +39,24 @@ class ShardSource:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BenchmarkInLoop:
+    """A benchmark of `mllm evaluate` that is run whenever the model is validated."""
+
+    name: str
+    """Such as pope; benchmarks of words, which need no judge."""
+    questions: Path
+    """Its question file."""
+    annotations: Path
+    """What it is scored with."""
+    images: Path
+    """Folder of its pictures."""
+    limit: int | None = None
+    """Only the first items; the result then says PARTIAL."""
+    batch_size: int = 16
+    """Items at once."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Validation:
     """Held-out losses in the loop: of each task alone, on batches that training never sees."""
 
@@ -48,6 +66,8 @@ class Validation:
     """Prepared folders, each measured alone, where `data` names shards too; the world needs none."""
     prompts: list[str] = field(default_factory=list)
     """Sentences that are drawn with the weights of the moment, on one sheet `samples/step-N.png`."""
+    benchmarks: list[BenchmarkInLoop] = field(default_factory=list)
+    """Answered and scored with the weights of the moment, in `benchmarks/step-N/`."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 import torch
 from accelerate import PartialState
@@ -50,20 +51,39 @@ def train_mllm(recipe: MLLMRecipe) -> None:
         precision=torch.bfloat16 if arguments.bf16 else torch.float32,
     )
     steps = arguments.max_steps * arguments.gradient_accumulation_steps * arguments.world_size
-    prompts = recipe.validation.prompts if recipe.validation else []
     trainer = MLLMTrainer(
         model,
         recipe=recipe,
         arguments=arguments,
         batches=training_batches(recipe, tokenizers, num_batches=steps),
         validation=validation_batches(recipe, tokenizers),
-        on_evaluate=SampleSheet(base, tokenizers, prompts, folder=recipe.output / "samples") if prompts else None,
+        on_evaluate=observers(recipe, base, tokenizers),
     )
     newest = newest_checkpoint(recipe.output)
     if newest:
         check_processes(newest, arguments.world_size)
     trainer.train(resume_from_checkpoint=str(newest) if newest else None)
     finish(trainer, tokenizers)
+
+
+def observers(
+    recipe: MLLMRecipe, model: MLLMForConditionalGeneration, tokenizers: Tokenizers
+) -> Callable[[int], None] | None:
+    """What looks at the model whenever it is validated: sheets of samples, benchmarks."""
+    found: list[Callable[[int], None]] = []
+    if recipe.validation and recipe.validation.prompts:
+        found.append(SampleSheet(model, tokenizers, recipe.validation.prompts, folder=recipe.output / "samples"))
+    if recipe.validation and recipe.validation.benchmarks:
+        from train.benchmarks_in_loop import BenchmarksInLoop
+
+        folder = recipe.output / "benchmarks"
+        found.append(BenchmarksInLoop(model, tokenizers, recipe.validation.benchmarks, folder=folder))
+
+    def observe(step: int) -> None:
+        for observer in found:
+            observer(step)
+
+    return observe if found else None
 
 
 def prepare_output(recipe: MLLMRecipe) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from PIL import Image
 
@@ -56,10 +56,10 @@ def read_settings(given: Mapping[str, Any], mode: Mode) -> Overrides:
     samples = given.get("do_sample", settings.get("temperature", 0) > 0)
     if mode == "text" and (not samples or settings.get("temperature") == 0):
         kept = {name: value for name, value in settings.items() if name == "max_new_tokens"}
-        return Overrides(greedy=True, **kept)
+        return cast(Overrides, {"greedy": True, **kept})
     if mode != "text":
         return Overrides()  # a harness's settings are for words; pictures are sampled as the checkpoint says
-    return Overrides(**settings)
+    return cast(Overrides, settings)
 
 
 def answer_chats(

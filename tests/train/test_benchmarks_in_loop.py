@@ -1,0 +1,52 @@
+"""A benchmark in the training loop: answers and results of every validation, by the runner of `mllm evaluate`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from pathlib import Path
+
+import pytest
+
+from tests.mllm.evaluation.vqa_data import make_data
+from train.mllm_recipe import BenchmarkInLoop, MLLMRecipe, Validation
+from train.mllm_run import train_mllm
+
+
+def with_benchmark(recipe: MLLMRecipe, wanted: BenchmarkInLoop) -> MLLMRecipe:
+    trainer = {**recipe.trainer, "max_steps": 2, "eval_steps": 1, "eval_strategy": "steps", "save_steps": 2}
+    validation = Validation(batches=1, benchmarks=[wanted])
+    return dataclasses.replace(recipe, trainer=trainer, validation=validation, ema_decay=0.0)
+
+
+def test_every_validation_answers_and_scores_the_benchmark(
+    mllm_recipe: MLLMRecipe, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = make_data("gqa", tmp_path / "gqa")
+    wanted = BenchmarkInLoop(
+        name="gqa", questions=data.questions, annotations=data.annotations, images=data.images, limit=3, batch_size=2
+    )
+    recipe = with_benchmark(mllm_recipe, wanted)
+    with caplog.at_level(logging.INFO):
+        train_mllm(recipe)
+    folder = recipe.output / "benchmarks"
+    assert {path.name for path in folder.iterdir()} == {"step-1", "step-2"}
+    fingerprints = set()
+    for step in (1, 2):
+        result = json.loads((folder / f"step-{step}" / "gqa" / "result.json").read_text())
+        assert result["items_scored"] == 3 and not result["is_complete"]
+        fingerprints.add(result["model"]["fingerprint"])
+        assert f"step {step}, {result['protocol']}: accuracy" in caplog.text
+    assert len(fingerprints) == 2  # the weights of the moment
+    run = json.loads((folder / "step-2" / "gqa" / "run.json").read_text())
+    assert run["items"] == 3 and run["decoding"]["greedy"]
+    assert len((folder / "step-2" / "gqa" / "answers.jsonl").read_text().splitlines()) == 3
+
+
+def test_a_wrong_path_is_refused_before_training(mllm_recipe: MLLMRecipe, tmp_path: Path) -> None:
+    missing = tmp_path / "none.jsonl"
+    wanted = BenchmarkInLoop(name="gqa", questions=missing, annotations=missing, images=tmp_path)
+    with pytest.raises(FileNotFoundError, match="there is no file"):
+        train_mllm(with_benchmark(mllm_recipe, wanted))
+    assert not (mllm_recipe.output / "final").exists()

@@ -1,0 +1,81 @@
+"""Benchmarks in the middle of training, through the same runner and scorers as `mllm evaluate`.
+
+In: the model as it is now, and which benchmarks. Out: `benchmarks/step-N/NAME/` with run.json, answers.jsonl and
+result.json for each, and their headlines in the log. The first process answers and the others wait.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from accelerate import PartialState
+
+from mllm.evaluation.answerer import PipelineAnswerer
+from mllm.evaluation.answers import match_answers
+from mllm.evaluation.benchmark import ScoreOptions
+from mllm.evaluation.description import describe_run
+from mllm.evaluation.json_files import read_lines, write_json
+from mllm.evaluation.registry import find_benchmark
+from mllm.evaluation.result import RESULT_FILE, make_result
+from mllm.evaluation.run_folder import RunFolder
+from mllm.evaluation.runner import run_items
+from mllm.model import MLLMForConditionalGeneration
+from mllm.pipeline import Pipeline
+from mllm.processor import MLLMProcessor
+from mllm.row_builder import Overrides
+from train.batch_source import Tokenizers
+from train.mllm_recipe import BenchmarkInLoop
+
+logger = logging.getLogger(__name__)
+
+
+class BenchmarksInLoop:
+    """Called with a step, on every process."""
+
+    def __init__(
+        self,
+        model: MLLMForConditionalGeneration,
+        tokenizers: Tokenizers,
+        benchmarks: Sequence[BenchmarkInLoop],
+        *,
+        folder: Path,
+    ) -> None:
+        self.model, self.tokenizers, self.benchmarks, self.folder = model, tokenizers, benchmarks, folder
+        for wanted in benchmarks:  # a wrong path is said now, not after hours
+            find_benchmark(wanted.name).read_items(wanted.questions, wanted.images)
+
+    def __call__(self, step: int) -> None:
+        state = PartialState()
+        if state.is_main_process:
+            was_training = self.model.training
+            processor = MLLMProcessor(self.tokenizers.text, self.tokenizers.image, self.model.config)
+            pipeline = Pipeline(self.model, processor)
+            for wanted in self.benchmarks:
+                result = run_and_score(pipeline, wanted, folder=self.folder / f"step-{step}" / wanted.name)
+                headline = result["scores"][result["headline"]]["value"]
+                logger.info("step %d, %s: %s %.2f", step, result["protocol"], result["headline"], headline)
+            self.model.train(was_training)
+        state.wait_for_everyone()
+
+
+def run_and_score(pipeline: Pipeline, wanted: BenchmarkInLoop, *, folder: Path) -> dict[str, Any]:
+    """Answer the first items of a benchmark, score them, write the result."""
+    benchmark = find_benchmark(wanted.name)
+    items = benchmark.read_items(wanted.questions, wanted.images)
+    chosen = items[: wanted.limit]
+    sampling: dict[str, Any] = {}
+    if benchmark.mode == "text":
+        sampling = {"greedy": True, "max_new_tokens": benchmark.max_new_tokens}
+    counts = (len(chosen), len(items))
+    description = describe_run(pipeline, benchmark, wanted.questions, counts=counts, seed=0, sampling=sampling)
+    answerer = PipelineAnswerer(pipeline, benchmark.mode, cast(Overrides, sampling))
+    run = RunFolder(folder)
+    run_items(chosen, answerer, run, description=description, batch_size=wanted.batch_size)
+    answered = match_answers(benchmark, chosen, read_lines(run.answers_file), answers=folder)
+    scores = benchmark.score(answered, ScoreOptions(annotations=wanted.annotations, folder=folder))
+    result = make_result(wanted.name, scores, run=description, expected=len(items), scored=len(answered), files={})
+    write_json(folder / RESULT_FILE, result)
+    return result
