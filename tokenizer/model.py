@@ -254,7 +254,10 @@ class UniTok(nn.Module):
                 )
         config = UniTokConfig.from_dict(json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8")))
         model = build_empty(config)
-        model.load_state_dict(load_file(folder / WEIGHTS_FILE, device=str(device or "cpu")), assign=True)
+        place = torch.device(device or "cpu")
+        # safetensors knows no "cpu:0", which a launcher gives to its first process
+        name = "cpu" if place.type == "cpu" else str(place)
+        model.load_state_dict(load_file(folder / WEIGHTS_FILE, device=name), assign=True)
         if dtype is not None:
             model.encoder.to(dtype)
             model.decoder.to(dtype)

@@ -155,6 +155,13 @@ def test_saved_tokenizer_is_the_same(small_model: UniTok, pixels_B3HW: Tensor, t
     assert all(parameter.requires_grad for parameter in loaded.parameters())
 
 
+def test_a_processor_may_bear_a_number(small_model: UniTok, pixels_B3HW: Tensor, tmp_path: Path) -> None:
+    """`torchrun` on a CPU gives cpu:0."""
+    small_model.save_pretrained(tmp_path)
+    loaded = UniTok.from_pretrained(tmp_path, device="cpu:0")
+    assert torch.equal(loaded.encode(pixels_B3HW), small_model.encode(pixels_B3HW))
+
+
 def test_bfloat16_keeps_the_quantizer_exact(small_model: UniTok, pixels_B3HW: Tensor, tmp_path: Path) -> None:
     small_model.save_pretrained(tmp_path)
     loaded = UniTok.from_pretrained(tmp_path, dtype=torch.bfloat16)
