@@ -64,3 +64,9 @@ class Encoder(nn.Module):
             hidden_BCHW = stage(hidden_BCHW)
         hidden_BND = self.pool(hidden_BCHW).flatten(2).transpose(1, 2)
         return self.norm(self.blocks(hidden_BND))
+
+
+def cut_into_patches(pixels_B3HW: Tensor, size: int) -> Tensor:
+    """Every patch as a picture of its own, row by row: (B * N, 3, size, size)."""
+    rows_B3RsW = pixels_B3HW.unflatten(2, (-1, size)).unflatten(4, (-1, size))  # (B, 3, rows, size, columns, size)
+    return rows_B3RsW.permute(0, 2, 4, 1, 3, 5).flatten(0, 2)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from tokenizer.config import UniTokConfig
 from tokenizer.decoder import Decoder
-from tokenizer.encoder import Encoder
+from tokenizer.encoder import Encoder, cut_into_patches
 from tokenizer.initialization import initialise
 from tokenizer.layers import NORM_EPS
 from tokenizer.projection import AttentionProjection
@@ -272,12 +272,6 @@ class UniTok(nn.Module):
                 digest.update(f"{part_name}.{name} {tuple(parameter.shape)}".encode())
                 digest.update(parameter.detach().float().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]
-
-
-def cut_into_patches(pixels_B3HW: Tensor, size: int) -> Tensor:
-    """Every patch as a picture of its own, row by row: (B * N, 3, size, size)."""
-    rows_B3RsW = pixels_B3HW.unflatten(2, (-1, size)).unflatten(4, (-1, size))  # (B, 3, rows, size, columns, size)
-    return rows_B3RsW.permute(0, 2, 4, 1, 3, 5).flatten(0, 2)
 
 
 def build_empty(config: UniTokConfig) -> UniTok:
