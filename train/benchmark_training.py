@@ -18,7 +18,7 @@ from random import Random
 import torch
 
 from mllm.commands.arguments import CommandParser, add_json_argument, positive_count
-from mllm.evaluation.json_files import write_json
+from mllm.json_files import write_json
 from mllm.model import MLLMForConditionalGeneration
 from mllm.model_folder import find_model_folder
 from mllm.model_loading import choose_device

@@ -17,11 +17,11 @@ from mllm.evaluation.answerer import PipelineAnswerer
 from mllm.evaluation.answers import match_answers
 from mllm.evaluation.benchmark import ScoreOptions
 from mllm.evaluation.description import describe_run
-from mllm.evaluation.json_files import read_lines, write_json
 from mllm.evaluation.registry import find_benchmark
 from mllm.evaluation.result import RESULT_FILE, make_result
 from mllm.evaluation.run_folder import RunFolder
 from mllm.evaluation.runner import run_items
+from mllm.json_files import read_lines, write_json
 from mllm.model import MLLMForConditionalGeneration
 from mllm.pipeline import Pipeline
 from mllm.processor import MLLMProcessor

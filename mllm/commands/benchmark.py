@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     import torch
 
     from mllm.benchmark.report import as_table, complaints, run_benchmark
-    from mllm.evaluation.json_files import write_json
+    from mllm.json_files import write_json
     from mllm.model_loading import DTYPES, choose_device
 
     device, dtype = choose_device(arguments.device), DTYPES[arguments.dtype]

@@ -8,8 +8,8 @@ from pathlib import Path
 from mllm.commands.arguments import CommandParser, positive_count
 from mllm.commands.evaluate_inputs import Inputs, add_input_arguments, read_inputs
 from mllm.evaluation.benchmark import ScoreOptions
-from mllm.evaluation.json_files import fingerprint_of, write_json
 from mllm.evaluation.result import RESULT_FILE, as_table, make_result
+from mllm.json_files import fingerprint_of, write_json
 
 
 def main(argv: list[str] | None = None) -> int:

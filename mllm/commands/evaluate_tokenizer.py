@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 
 from mllm.commands.arguments import CommandParser, add_model_arguments, positive_count
-from mllm.evaluation.json_files import write_json
 from mllm.evaluation.result import RESULT_FILE, as_table
+from mllm.json_files import write_json
 
 CROPS = ("zero_shot", "reconstruction", "crop", "visual", "cover", "stretch")
 

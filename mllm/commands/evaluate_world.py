@@ -39,8 +39,8 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
 
     from mllm.commands.loading import load_pipeline
-    from mllm.evaluation.json_files import write_json
     from mllm.evaluation.world_report import as_table, measure_world
+    from mllm.json_files import write_json
     from mllm.row_builder import Overrides
 
     sampling = cast(Overrides, sampling_overrides(arguments))

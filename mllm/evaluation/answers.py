@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mllm.evaluation.benchmark import Answered, Benchmark, Item
-from mllm.evaluation.json_files import Line, need_field
+from mllm.json_files import Line, need_field
 
 
 def match_answers(

@@ -17,7 +17,7 @@ import transformers
 
 from mllm.evaluation.benchmark import Benchmark
 from mllm.evaluation.fingerprint import model_fingerprint
-from mllm.evaluation.json_files import fingerprint_of
+from mllm.json_files import fingerprint_of
 from mllm.pipeline import Pipeline
 from mllm.settings import image_settings, text_settings
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mllm.evaluation.benchmark import Item
-from mllm.evaluation.json_files import Line, need_field, read_lines
+from mllm.json_files import Line, need_field, read_lines
 
 
 def read_questions(

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from mllm.evaluation.benchmark import Score, Scores
-from mllm.evaluation.json_files import read_json
+from mllm.json_files import read_json
 
 FORMAT = "mllm-result-1"
 RESULT_FILE = "result.json"

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from mllm.evaluation.benchmark import Item
-from mllm.evaluation.json_files import as_line, read_json, write_json, write_lines
+from mllm.json_files import as_line, read_json, write_json, write_lines
 
 RUN_FILE, ANSWERS_FILE, PARTS = "run.json", "answers.jsonl", "parts"
 FORMAT = "mllm-run-1"

@@ -15,8 +15,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from mllm.evaluation.benchmark import Item
-from mllm.evaluation.json_files import drop_torn_line
 from mllm.evaluation.run_folder import RunFolder, Share
+from mllm.json_files import drop_torn_line
 
 Answer = Callable[[Sequence[Item], Sequence[int]], list[str | Image.Image]]
 """(items, their seeds) -> a text or a picture for each."""

@@ -12,12 +12,14 @@ Letters: E pictures of a file, S views, K codebooks, N positions.
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from mllm.json_files import write_json
+from mllm.whole_file import whole_file
 
 CODES, LABELS, META = "codes", "labels", "meta.json"
 
@@ -90,15 +92,14 @@ def claim(folder: Path, meta: dict[str, Any]) -> None:
         )
     for name in (CODES, LABELS):
         (folder / name).mkdir(parents=True, exist_ok=True)
-    (folder / META).write_text(json.dumps(meta), encoding="utf-8")
+    write_json(folder / META, meta)
 
 
 def write_part(folder: Path, number: int, codes_ESKN: NDArray[np.uint16], labels_E: NDArray[np.int64]) -> None:
     """Write one file of codes and its classes, each whole or not at all; the codes come last and make it count."""
     for name, array in ((LABELS, labels_E), (CODES, codes_ESKN)):
-        unfinished = folder / name / ".unfinished.npy"
-        np.save(unfinished, array)
-        os.replace(unfinished, folder / name / part_name(number))
+        with whole_file(folder / name / part_name(number)) as unfinished, unfinished.open("wb") as file:
+            np.save(file, array)
 
 
 def part_name(number: int) -> str:

@@ -26,7 +26,7 @@ from typing import Any
 import pyarrow as pa
 
 from mllm.commands.arguments import CommandParser, positive_count
-from mllm.evaluation.json_files import write_lines
+from mllm.json_files import write_lines
 from mllm.world.describe_language import describe
 from mllm.world.dialogue import make_dialogue
 from mllm.world.episode import Episode, Picture, make_episode

@@ -22,13 +22,14 @@ from typing import Any
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from mllm.evaluation.json_files import write_json, write_lines
+from mllm.json_files import write_json, write_lines
+from mllm.whole_file import UNFINISHED
 from tokenizer.model import UniTok
 from train.data.prepare_plan import Unit, find_files, plan_file, read_units
 from train.data.prepare_unit import UnitOptions, UnitPreparer
 from train.data.processes import Processes
 from train.data.shard_folder import MANIFEST, SHARDS
-from train.data.shard_format import UNFINISHED, VERSION, CodesOf, codes_made_by, read_facts, write_shard
+from train.data.shard_format import VERSION, CodesOf, codes_made_by, read_facts, write_shard
 
 SETTINGS = "prepare.json"
 LEFT_OUT = "left_out.jsonl"

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from mllm.evaluation.json_files import write_json
+from mllm.json_files import write_json
 from train.data.importers.containers import PICTURE_ENDINGS, known, read_items
 from train.data.importers.formats import IMPORTERS, find_format
 

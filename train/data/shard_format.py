@@ -15,7 +15,6 @@ Letters: K codebooks, N positions of an image.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,14 +25,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mllm.conversation import CodesPart, Message, TextPart
+from mllm.whole_file import whole_file
 from tokenizer.model import UniTok
 from train.data.records import Kind
 
 VERSION = 1
 """Of the schema; goes up when a reader of the old one would misread the new one."""
 METADATA = b"mllm_shard"
-UNFINISHED = ".unfinished"
-"""Ending of a file while it is written."""
+"""Key of a shard's facts in the metadata of its schema."""
 ROWS_PER_GROUP = 32
 """Small, because rows are read one at a time and in any order."""
 
@@ -89,12 +88,8 @@ def write_shard(path: Path, rows: Sequence[Row], *, codes_of: CodesOf, left_out:
     facts = {"version": VERSION, **asdict(codes_of), "left_out": [asdict(record) for record in left_out]}
     schema = SCHEMA.with_metadata({METADATA: json.dumps(facts).encode()})
     table = pa.Table.from_pylist([_to_columns(row) for row in rows], schema=schema)
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}{UNFINISHED}")
-    with unfinished.open("wb") as file:
-        pq.write_table(table, file, compression="zstd", row_group_size=ROWS_PER_GROUP)
-        file.flush()
-        os.fsync(file.fileno())  # or a power cut could leave the name without the content
-    os.replace(unfinished, path)
+    with whole_file(path) as unfinished:
+        pq.write_table(table, unfinished, compression="zstd", row_group_size=ROWS_PER_GROUP)
 
 
 def _to_columns(row: Row) -> dict[str, Any]:

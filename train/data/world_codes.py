@@ -9,7 +9,6 @@ Letters: E episodes of a file, S pictures of an episode, K codebooks, N position
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,6 +19,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from mllm.json_files import write_json
+from mllm.whole_file import whole_file
 from mllm.world.episode import PICTURE_KINDS, make_episode
 from tokenizer.model import UniTok
 
@@ -77,13 +78,12 @@ class WorldCodes:
     def _check_meta(self, tokenizer: UniTok) -> None:
         meta = {"tokenizer": tokenizer.fingerprint(), "seed": self.seed, "dense_every": self.dense_every}
         path = self.folder / META
-        self.folder.mkdir(parents=True, exist_ok=True)
         if path.is_file() and json.loads(path.read_text()) != meta:
             raise ValueError(
                 f"the codes in {self.folder} were made with {json.loads(path.read_text())}, but {meta} is wanted; "
                 "remove the folder or name another output"
             )
-        path.write_text(json.dumps(meta))
+        write_json(path, meta)
 
     def _encode(
         self, tokenizer: UniTok, indices: Sequence[int], *, precision: torch.dtype, num_workers: int
@@ -103,9 +103,8 @@ class WorldCodes:
         return codes_ESKN
 
     def _write(self, number: int, codes_ESKN: NDArray[np.uint16]) -> None:
-        unfinished = self.folder / ".unfinished.npy"
-        np.save(unfinished, codes_ESKN)
-        os.replace(unfinished, self._file(number))
+        with whole_file(self._file(number)) as unfinished, unfinished.open("wb") as file:
+            np.save(file, codes_ESKN)
 
 
 class _Pictures(Dataset):

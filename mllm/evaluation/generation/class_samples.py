@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from mllm.evaluation.benchmark import Answered, Benchmark, Item, ScoreOptions
-from mllm.evaluation.json_files import need_file
+from mllm.json_files import need_file
 
 TOOL = (
     "write samples with `mllm evaluate submit`, then `git clone https://github.com/openai/guided-diffusion && pip "

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from mllm.evaluation.benchmark import Answered, Benchmark, Item, ScoreOptions, Scores
 from mllm.evaluation.bootstrap import mean_of_many
-from mllm.evaluation.json_files import need_file, read_json
+from mllm.json_files import need_file, read_json
 
 SAMPLES = 10
 TOOL = (

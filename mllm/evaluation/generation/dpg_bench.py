@@ -16,7 +16,7 @@ from pathlib import Path
 from PIL import Image
 
 from mllm.evaluation.benchmark import Answered, Benchmark, Item, Score, ScoreOptions, Scores
-from mllm.evaluation.json_files import need_file
+from mllm.json_files import need_file
 
 SAMPLES, PER_SIDE = 4, 2
 SCORE_LINE = re.compile(r"DPG-Bench score\D*([0-9]+(?:\.[0-9]+)?)", re.IGNORECASE)

@@ -18,7 +18,7 @@ import numpy as np
 from mllm.evaluation.benchmark import Answered, Benchmark, Item, Score, ScoreOptions, Scores
 from mllm.evaluation.bootstrap import mean_with_interval
 from mllm.evaluation.generation.scored_pictures import score_pictures
-from mllm.evaluation.json_files import need_file, read_json
+from mllm.json_files import need_file, read_json
 
 GROUPS = {
     "basic": ("attribute", "scene", "spatial relation", "action relation", "part relation", "basic"),

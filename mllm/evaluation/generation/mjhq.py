@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mllm.evaluation.benchmark import Answered, Benchmark, Item, Score, ScoreOptions, Scores
-from mllm.evaluation.json_files import read_json
+from mllm.json_files import read_json
 from tokenizer.picture_folders import SUFFIXES
 
 ComputeFid = Callable[[str, str], float]

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from mllm.evaluation.benchmark import Answered
 from mllm.evaluation.generation.image_text_scorer import ImageTextScorer
-from mllm.evaluation.json_files import as_line, drop_torn_line, read_lines
+from mllm.json_files import as_line, drop_torn_line, read_lines
 
 
 def score_pictures(answered: Sequence[Answered], scorer: ImageTextScorer, folder: Path | None) -> list[float]:

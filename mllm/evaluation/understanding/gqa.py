@@ -12,8 +12,8 @@ from pathlib import Path
 
 from mllm.evaluation.benchmark import Answered, Benchmark, ScoreOptions, Scores
 from mllm.evaluation.bootstrap import mean_with_interval
-from mllm.evaluation.json_files import read_json, write_json
 from mllm.evaluation.question_file import read_questions
+from mllm.json_files import read_json, write_json
 
 
 def prediction_of(text: str) -> str:

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from mllm.evaluation.benchmark import Answered, Benchmark, Item, Score, ScoreOptions, Scores
 from mllm.evaluation.bootstrap import score_with_interval
-from mllm.evaluation.json_files import write_text
 from mllm.evaluation.question_file import read_questions
+from mllm.json_files import write_text
 
 PERCEPTION = ("existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR")
 COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")

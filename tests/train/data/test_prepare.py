@@ -19,13 +19,14 @@ import pytest
 import torch
 
 from mllm.conversation import CodesPart, TextPart
+from mllm.whole_file import UNFINISHED
 from tests.train.data.raw_data import OPTIONS, content, load, picture, rows_of, write_raw
 from tokenizer.image_processor import ImageProcessor, open_image
 from train.data.prepare_folder import Totals, prepare_folder
 from train.data.prepare_plan import read_units
 from train.data.prepare_unit import UnitOptions, UnitPreparer
 from train.data.shard_folder import MANIFEST, SHARDS, ShardFolder
-from train.data.shard_format import UNFINISHED, write_shard
+from train.data.shard_format import write_shard
 
 ROOT = Path(__file__).resolve().parents[3]
 COUNT = 11

@@ -22,9 +22,9 @@ from mllm.evaluation.generation.hub_scorer import HubScorer
 from mllm.evaluation.generation.image_text_scorer import find_scorer
 from mllm.evaluation.generation.self_scorer import SelfScorer
 from mllm.evaluation.generation.t2v_scorer import T2VScorer
-from mllm.evaluation.json_files import read_lines
 from mllm.evaluation.run_folder import RunFolder
 from mllm.evaluation.runner import run_items
+from mllm.json_files import read_lines
 from mllm.pipeline import Pipeline
 from mllm.self_judge import GENAI_QUESTION
 from tests.mllm.evaluation.generation.genai_data import write_genai_bench

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mllm.evaluation.answers import match_answers
 from mllm.evaluation.benchmark import Answered, Benchmark, Item, ScoreOptions, Scores
-from mllm.evaluation.json_files import read_lines
+from mllm.json_files import read_lines
 
 
 def as_item(question_id: int | str = 0, prompt: str = "what?", **fields: object) -> Item:

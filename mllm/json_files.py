@@ -1,6 +1,6 @@
-"""Reading JSON and JSON lines so that every complaint names the file and the line.
+"""Reading and writing JSON and JSON lines so that every complaint names the file and the line.
 
-In: paths. Out: plain values. Knows no benchmark.
+In: paths. Out: plain values.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from mllm.whole_file import whole_file
 
 
 class Line(NamedTuple):
@@ -66,11 +68,9 @@ def need_field(line: Line, name: str) -> Any:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a whole file or nothing: a reader, or a second writer of the same text, never sees half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, path)
+    """Write a whole file of text, or nothing."""
+    with whole_file(path) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -1,0 +1,50 @@
+"""Files are written whole or not at all, also when two processes write the same one."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+from pathlib import Path
+
+import pytest
+
+from mllm.json_files import write_json
+from mllm.whole_file import whole_file
+
+
+def test_a_file_appears_whole_at_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "folder" / "file"
+    with whole_file(path) as unfinished:
+        unfinished.write_text("half")
+        assert not path.exists()
+    assert path.read_text() == "half"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_an_error_leaves_the_older_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+    with pytest.raises(RuntimeError, match="midway"), whole_file(path) as unfinished:
+        unfinished.write_text("ne")
+        raise RuntimeError("midway")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_reader_never_meets_half_a_file_while_another_process_rewrites_it(tmp_path: Path) -> None:
+    """What two ranks of a training run do with the description of a folder of codes."""
+    path, value = tmp_path / "meta.json", {"tokenizer": "0" * 50_000}
+    write_json(path, value)
+    writer = multiprocessing.get_context("fork").Process(target=_rewrite, args=(path, value))
+    writer.start()
+    try:
+        while writer.is_alive():
+            assert json.loads(path.read_text(encoding="utf-8")) == value
+    finally:
+        writer.join()
+    assert writer.exitcode == 0
+
+
+def _rewrite(path: Path, value: object) -> None:
+    for _ in range(100):
+        write_json(path, value)
