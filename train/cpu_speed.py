@@ -34,7 +34,8 @@ def spelled_out_attention(
     key_BHSd, value_BHSd = repeat_kv(key_BHSd, repeats), repeat_kv(value_BHSd, repeats)
     scores_BHTS = (query_BHTd * (scaling or query_BHTd.shape[-1] ** -0.5)) @ key_BHSd.transpose(2, 3)
     if attention_mask is None:
-        attention_mask = torch.ones(scores_BHTS.shape[-2:], dtype=torch.bool, device=scores_BHTS.device).tril()
+        past = scores_BHTS.shape[-1] - scores_BHTS.shape[-2]  # a place sees what a cache holds, too
+        attention_mask = torch.ones(scores_BHTS.shape[-2:], dtype=torch.bool, device=scores_BHTS.device).tril(past)
     bias_B1TS = attention_mask
     if attention_mask.dtype == torch.bool:
         bias_B1TS = torch.zeros(attention_mask.shape, dtype=scores_BHTS.dtype, device=scores_BHTS.device)

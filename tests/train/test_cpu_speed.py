@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import torch
-from transformers import LlamaConfig, LlamaModel
+from transformers import DynamicCache, LlamaConfig, LlamaModel
 
 from mllm.model import packed_mask
 from train.cpu_speed import speed_up
 
 
-def test_spelled_out_attention_equals_the_fused_one() -> None:
+def small_backbone() -> LlamaModel:
     torch.manual_seed(0)
     config = LlamaConfig(
         hidden_size=24,
@@ -19,7 +19,11 @@ def test_spelled_out_attention_equals_the_fused_one() -> None:
         num_key_value_heads=3,
         vocab_size=11,
     )
-    backbone = LlamaModel(config).eval()
+    return LlamaModel(config).eval()
+
+
+def test_spelled_out_attention_equals_the_fused_one() -> None:
+    backbone = small_backbone()
     hidden_BTD = torch.randn(2, 7, 24)
     segments_BT = torch.tensor([[1, 1, 1, 2, 2, 2, 2], [1, 1, 2, 2, 3, 0, 0]])
     expected = backbone(inputs_embeds=hidden_BTD, attention_mask=packed_mask(segments_BT)).last_hidden_state
@@ -28,3 +32,14 @@ def test_spelled_out_attention_equals_the_fused_one() -> None:
     actual = backbone(inputs_embeds=hidden_BTD, attention_mask=packed_mask(segments_BT)).last_hidden_state
     torch.testing.assert_close(actual, expected)
     torch.testing.assert_close(backbone(inputs_embeds=hidden_BTD).last_hidden_state, expected_causal)
+
+
+def test_a_cached_step_of_spelled_out_attention_sees_all_that_came_before() -> None:
+    backbone = small_backbone()
+    hidden_BTD = torch.randn(1, 7, 24)
+    expected_BTD = backbone(inputs_embeds=hidden_BTD).last_hidden_state
+    speed_up(backbone, compiles=False)
+    cache = DynamicCache(config=backbone.config)
+    steps = [hidden_BTD[:, :4], *hidden_BTD[:, 4:].split(1, dim=1)]
+    found = [backbone(inputs_embeds=step, past_key_values=cache).last_hidden_state for step in steps]
+    torch.testing.assert_close(torch.cat(found, dim=1), expected_BTD)
