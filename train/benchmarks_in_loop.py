@@ -1,7 +1,8 @@
 """Benchmarks in the middle of training, through the same runner and scorers as `mllm evaluate`.
 
-In: the model as it is now, and which benchmarks. Out: `benchmarks/step-N/NAME/` with run.json, answers.jsonl and
-result.json for each, and their headlines in the log. The first process answers and the others wait.
+In: the model as it would be saved now (train/as_saved.py), and which benchmarks. Out: `benchmarks/step-N/NAME/` with
+run.json, answers.jsonl and result.json for each, and their headlines in the log. The score is that of `mllm evaluate`
+on the saved model in the same number format, which run.json names. The first process answers and the others wait.
 """
 
 from __future__ import annotations

@@ -65,9 +65,9 @@ class Validation:
     shards: list[ShardSource] = field(default_factory=list)
     """Prepared folders, each measured alone, where `data` names shards too; the world needs none."""
     prompts: list[str] = field(default_factory=list)
-    """Sentences that are drawn with the weights of the moment, on one sheet `samples/step-N.png`."""
+    """Sentences that are drawn by the model that would be saved now, on one sheet `samples/step-N.png`."""
     benchmarks: list[BenchmarkInLoop] = field(default_factory=list)
-    """Answered and scored with the weights of the moment, in `benchmarks/step-N/`."""
+    """Answered and scored by the model that would be saved now, in `benchmarks/step-N/`."""
 
 
 @dataclass(frozen=True, kw_only=True)

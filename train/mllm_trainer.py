@@ -21,6 +21,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_utils import rotate_checkpoints
 
 from mllm.loss import count_items
+from train.as_saved import as_saved
 from train.bad_steps import StepJudge
 from train.checkpoints import finish, mark_unfinished
 from train.metrics_log import MetricsLog
@@ -40,7 +41,8 @@ class MLLMTrainer(Trainer):
 
     Args:
         validation: packed batches by task, for `evaluate`.
-        on_evaluate: called with the step after every evaluation, on every process.
+        on_evaluate: called with the step after every evaluation, on every process; the model is then what would be
+            saved.
     """
 
     def __init__(
@@ -171,7 +173,7 @@ class MLLMTrainer(Trainer):
         return self.metrics_log
 
     def evaluate(self, *arguments: Any, **options: Any) -> dict[str, float]:
-        """Losses by task (train/validation.py), and what `on_evaluate` does."""
+        """Losses by task of the weights that learn (train/validation.py), and what `on_evaluate` does."""
         values = validate(
             self.model_wrapped,
             self.validation,
@@ -183,7 +185,8 @@ class MLLMTrainer(Trainer):
         self.log(values)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, values)
         if self.on_evaluate:
-            self.on_evaluate(self.state.global_step)
+            with as_saved(self.model, inner_model(self.model).backbone, self.average):
+                self.on_evaluate(self.state.global_step)
         return values
 
     # ---- checkpoints ----

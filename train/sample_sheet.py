@@ -1,6 +1,7 @@
 """Pictures that a model draws in the middle of its training, on one sheet: quality for the eye.
 
-In: the model as it is now and sentences. Out: `step-N.png`. The same seeds every time, so that sheets can be compared.
+In: the model as it would be saved now (train/as_saved.py) and sentences. Out: `step-N.png`. The same seeds every time,
+so that sheets can be compared.
 """
 
 from __future__ import annotations

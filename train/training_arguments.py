@@ -101,3 +101,8 @@ def check_sharding(recipe: MLLMRecipe, arguments: TrainingArguments) -> None:
             "validation.prompts draws pictures, which needs whole weights; leave it out with ZeRO-3 and draw from the "
             "checkpoints, or use ZeRO-2"
         )
+    if recipe.validation and recipe.validation.benchmarks:
+        raise ValueError(
+            "validation.benchmarks answers questions, which needs whole weights; leave it out with ZeRO-3 and evaluate "
+            "the checkpoints, or use ZeRO-2"
+        )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ FILE = "average.safetensors"
 
 
 class WeightAverage(TrainerCallback):
-    """Averages the weights that learn after every step; `copy_into` puts the average into a model."""
+    """Averages the weights that learn after every step; `copy_into` and `lent_to` put the average into a model."""
 
     def __init__(self, model: nn.Module, *, decay: float) -> None:
         self.learning = _Learning(model)
@@ -49,6 +51,19 @@ class WeightAverage(TrainerCallback):
             _Learning(model).named_tensors(), self._averaged.named_tensors(), strict=True
         ):
             target.copy_(source)
+
+    @contextmanager
+    def lent_to(self, model: nn.Module) -> Iterator[None]:
+        """Within, `model` has the average for its parameters; afterwards its own again (kept in the CPU's memory)."""
+        targets = [tensor for _, tensor in _Learning(model).named_tensors()]
+        own = [tensor.detach().to("cpu", copy=True) for tensor in targets]
+        self.copy_into(model)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for target, kept in zip(targets, own, strict=True):
+                    target.copy_(kept)
 
 
 class _Learning(nn.Module):

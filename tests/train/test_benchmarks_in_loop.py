@@ -9,15 +9,16 @@ from pathlib import Path
 
 import pytest
 
+from mllm.__main__ import main
 from tests.mllm.evaluation.vqa_data import make_data
 from train.mllm_recipe import BenchmarkInLoop, MLLMRecipe, Validation
 from train.mllm_run import train_mllm
 
 
-def with_benchmark(recipe: MLLMRecipe, wanted: BenchmarkInLoop) -> MLLMRecipe:
+def with_benchmark(recipe: MLLMRecipe, wanted: BenchmarkInLoop, *, ema_decay: float = 0.0) -> MLLMRecipe:
     trainer = {**recipe.trainer, "max_steps": 2, "eval_steps": 1, "eval_strategy": "steps", "save_steps": 2}
     validation = Validation(batches=1, benchmarks=[wanted])
-    return dataclasses.replace(recipe, trainer=trainer, validation=validation, ema_decay=0.0)
+    return dataclasses.replace(recipe, trainer=trainer, validation=validation, ema_decay=ema_decay)
 
 
 def test_every_validation_answers_and_scores_the_benchmark(
@@ -42,6 +43,28 @@ def test_every_validation_answers_and_scores_the_benchmark(
     run = json.loads((folder / "step-2" / "gqa" / "run.json").read_text())
     assert run["items"] == 3 and run["decoding"]["greedy"]
     assert len((folder / "step-2" / "gqa" / "answers.jsonl").read_text().splitlines()) == 3
+
+
+@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
+def test_the_last_validation_scores_the_model_that_is_saved(
+    ema_decay: float, mllm_recipe: MLLMRecipe, tmp_path: Path
+) -> None:
+    data = make_data("gqa", tmp_path / "gqa")
+    wanted = BenchmarkInLoop(
+        name="gqa", questions=data.questions, annotations=data.annotations, images=data.images, batch_size=3
+    )
+    recipe = with_benchmark(mllm_recipe, wanted, ema_decay=ema_decay)
+    train_mllm(recipe)
+    files = ["--questions", str(data.questions), "--images", str(data.images)]
+    model = ["--model", str(recipe.output / "final"), "--device", "cpu", "--batch-size", "3"]
+    assert main(["evaluate", "gqa", *files, "--output", str(tmp_path / "again"), *model]) == 0
+    score = ["--questions", str(data.questions), "--annotations", str(data.annotations)]
+    assert main(["evaluate", "score", str(tmp_path / "again"), *score]) == 0
+    of_loop = recipe.output / "benchmarks" / "step-2" / "gqa"
+    for name in ("run.json", "answers.jsonl"):
+        assert (of_loop / name).read_text() == (tmp_path / "again" / name).read_text()
+    in_loop, again = (json.loads((folder / "result.json").read_text()) for folder in (of_loop, tmp_path / "again"))
+    assert in_loop["scores"] == again["scores"] and in_loop["model"] == again["model"]
 
 
 def test_a_wrong_path_is_refused_before_training(mllm_recipe: MLLMRecipe, tmp_path: Path) -> None:

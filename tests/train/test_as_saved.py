@@ -1,0 +1,75 @@
+"""The model as it will be saved: within the context the average, a loaded model's attention, nothing compiled."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaModel
+
+from train.as_saved import as_saved
+from train.cpu_speed import SPELLED_OUT, speed_up
+from train.mllm_recipe import BenchmarkInLoop, MLLMRecipe, Validation
+from train.training_arguments import check_sharding
+from train.weight_average import WeightAverage
+
+CONFIG = LlamaConfig(
+    hidden_size=8, intermediate_size=6, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2, vocab_size=5
+)
+
+
+def weights_of(model: torch.nn.Module) -> list[torch.Tensor]:
+    return [tensor.clone() for tensor in model.state_dict().values()]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_average_is_lent_and_the_own_weights_come_back(fails: bool) -> None:
+    backbone = LlamaModel(CONFIG)
+    speed_up(backbone, compiles=True)
+    compiled = backbone._compiled_call_impl
+    average = WeightAverage(backbone, decay=0.5)
+    first = weights_of(backbone)
+    average.average.update_parameters(average.learning)
+    with torch.no_grad():
+        for parameter in backbone.parameters():
+            parameter.add_(2.0)
+    average.average.update_parameters(average.learning)
+    own = weights_of(backbone)
+    try:
+        with as_saved(backbone, backbone, average):
+            assert backbone.config._attn_implementation == "sdpa" and backbone._compiled_call_impl is None
+            torch.testing.assert_close(weights_of(backbone), [tensor + 1.0 for tensor in first])
+            if fails:
+                raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        assert fails
+    assert all(map(torch.equal, weights_of(backbone), own))
+    assert backbone.config._attn_implementation == SPELLED_OUT
+    assert compiled is not None and backbone._compiled_call_impl is compiled
+
+
+def test_without_an_average_the_weights_are_the_models_own() -> None:
+    backbone = LlamaModel(CONFIG)
+    own = weights_of(backbone)
+    with as_saved(backbone, backbone, None):
+        assert all(map(torch.equal, weights_of(backbone), own))
+
+
+@pytest.mark.parametrize("name", ["prompts", "benchmarks"])
+def test_sharded_weights_are_refused_where_the_whole_model_must_answer(name: str, mllm_recipe: MLLMRecipe) -> None:
+    nowhere = Path("none")
+    benchmark = BenchmarkInLoop(name="gqa", questions=nowhere, annotations=nowhere, images=nowhere)
+    wanted = {"prompts": ["a red circle"], "benchmarks": [benchmark]}[name]
+    recipe = dataclasses.replace(mllm_recipe, ema_decay=0.0, validation=Validation(**{name: wanted}))
+    for is_zero3 in (False, True):
+        arguments = SimpleNamespace(
+            deepspeed="zero.json", hf_deepspeed_config=SimpleNamespace(is_zero3=lambda is_zero3=is_zero3: is_zero3)
+        )
+        if is_zero3:
+            with pytest.raises(ValueError, match=f"validation.{name} .* which needs whole weights"):
+                check_sharding(recipe, arguments)
+        else:
+            check_sharding(recipe, arguments)
