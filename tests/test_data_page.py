@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from mllm.__main__ import main
+from tests.pages import blocks_of, lay_out, run_block
+from tests.train.launching import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```(\w+)\n(.*?)```", PAGE, flags=re.DOTALL)
-RECORDS = [(kind, line) for kind, block in BLOCKS if kind not in ("sh", "yaml") for line in block.splitlines()]
+BLOCKS = blocks_of("data.md")
+RECORDS = [
+    (block.language, line)
+    for block in BLOCKS
+    if not block.is_shell and block.language != "yaml"
+    for line in block.text.splitlines()
+]
 
 
 @pytest.mark.parametrize(("kind", "line"), RECORDS)
@@ -48,26 +50,15 @@ def test_keys_of_the_table_are_those_of_recipes() -> None:
 
 
 @pytest.mark.slow
-def test_commands_run_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commands_run_as_written(tmp_path: Path) -> None:
     """In an empty folder, with the toolkit's own model."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    (tmp_path / "mllm").symlink_to(ROOT / "mllm")  # the recipe names the bundled model by its path in the project
-    (recipe,) = (block for kind, block in BLOCKS if kind == "yaml")
+    (recipe,) = (block.text for block in BLOCKS if block.language == "yaml")
     (tmp_path / "mixed.yaml").write_text(recipe)
-    lines = [line for kind, block in BLOCKS if kind == "sh" for line in block.splitlines()]
-    assert len(lines) == 7
-    for line in lines:
-        words = shlex.split(line)
-        match words[0]:
-            case "mllm":
-                assert main(words[1:]) == 0, line
-            case "python":
-                subprocess.run([sys.executable, *words[1:]], check=True)
-            case "torchrun":
-                subprocess.run([sys.executable, "-m", "torch.distributed.run", *words[1:]], check=True)
-            case _:
-                raise AssertionError(f"the page shows a command of an unknown kind: {line}")
+    surroundings = lay_out(tmp_path)
+    for block in BLOCKS:
+        if block.is_shell:
+            assert block.runs
+            run_block(block, tmp_path, surroundings)
     assert json.loads((tmp_path / "runs/data/shared/manifest.json").read_text())["records"] == 10
     assert list((tmp_path / "runs/data/dialogues/samples").glob("*.png"))
     entries = [json.loads(line) for line in (tmp_path / "runs/mixed/metrics.jsonl").read_text().splitlines()]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import socket
 import subprocess
 import sys
@@ -56,21 +55,6 @@ def test_the_launcher_trains_on_two_processes_and_evaluates(tmp_path: Path) -> N
     last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
     assert last["step"] == 4 and last["zero_shot_top5"] == 1.0
     assert last["zero_shot_top1"] in [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
-
-
-@pytest.mark.slow
-def test_the_documented_commands_run(tmp_path: Path) -> None:
-    """Those of "Try it", as they are written but for the folder they write to."""
-    page = (ROOT / "docs" / "tokenizer_training.md").read_text(encoding="utf-8")
-    section = page.split("## Try it")[1].split("## ")[0]
-    commands = "".join(re.findall(r"```sh\n(.*?)```", section, flags=re.DOTALL)).replace("runs/", f"{tmp_path}/")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHON": sys.executable}
-    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
-    done = subprocess.run(["bash", "-e", "-c", commands], cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    steps = [json.loads(line)["step"] for line in (tmp_path / "try" / "metrics.jsonl").read_text().splitlines()]
-    assert steps == [1, 2, 3, 4]
-    assert "contrastive" in json.loads((tmp_path / "try_captions" / "metrics.jsonl").read_text().splitlines()[0])
 
 
 def test_the_launcher_explains_itself_and_refuses_half_an_option() -> None:
