@@ -56,8 +56,19 @@ def wait_for_step(folder: Path, step: int, process: subprocess.Popen[bytes]) -> 
         time.sleep(0.002)
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_a_killed_run_ends_like_an_uninterrupted_one(recipe: MLLMRecipe, tmp_path: Path, processes: int) -> None:
+def sharded(recipe: MLLMRecipe, zero: str | None) -> MLLMRecipe:
+    """Trained by DeepSpeed, which keeps no average of the weights."""
+    if zero is None:
+        return recipe
+    trainer = {**recipe.trainer, "deepspeed": str(ROOT / "scripts" / f"{zero}.json")}
+    return dataclasses.replace(recipe, trainer=trainer, ema_decay=0.0)
+
+
+@pytest.mark.parametrize(("processes", "zero"), [(1, None), (2, None), (2, "zero2"), (2, "zero3")])
+def test_a_killed_run_ends_like_an_uninterrupted_one(
+    recipe: MLLMRecipe, tmp_path: Path, processes: int, zero: str | None
+) -> None:
+    recipe = sharded(recipe, zero)
     launcher = None if processes == 1 else "torchrun"
     calm = write_recipe(dataclasses.replace(recipe, output=tmp_path / "calm"), tmp_path / "calm.yaml")
     launch(launcher, calm)
