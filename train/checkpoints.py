@@ -12,6 +12,8 @@ from accelerate import PartialState
 PREFIX = "checkpoint-"
 UNFINISHED = "unfinished"
 """A file of this name in a checkpoint that many processes write: it does not count yet."""
+UNFINISHED_PREFIX = ".unfinished-"
+"""Beginning of the name of a folder that does not count."""
 
 
 def step_of(folder: Path) -> int:
@@ -33,7 +35,7 @@ def write_checkpoint(output: Path, step: int, write: Callable[[Path], None], *, 
             the first one makes it, names it and tidies up.
     """
     final = output / f"{PREFIX}{step}"
-    unfinished = output / f".unfinished-{step}"
+    unfinished = unfinished_folder(output, step)
     if state.is_main_process:
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
@@ -66,22 +68,15 @@ def newest_checkpoint(output: Path) -> Path | None:
     return finished[-1] if finished else None
 
 
-def check_processes(checkpoint: Path, processes: int) -> None:
-    """Refuse to go on from optimizer states that DeepSpeed cut for another number of processes.
-
-    Raises:
-        ValueError: the numbers differ.
-    """
-    parts = len(list(checkpoint.glob("global_step*/*_optim_states.pt")))
-    if parts and parts != processes:
-        raise ValueError(
-            f"{checkpoint} was written by {parts} processes under DeepSpeed, found {processes} now; start as many, or "
-            "name another output and go on from the weights alone (start_from)"
-        )
-
-
 def remove_unfinished(output: Path) -> None:
-    """Delete what a killed run left behind."""
+    """Delete what a killed run left behind. Renamed first, so that a half-deleted one never counts either."""
     for path in checkpoints(output):
         if (path / UNFINISHED).exists():
-            shutil.rmtree(path)
+            os.replace(path, unfinished_folder(output, step_of(path)))
+    for path in output.glob(f"{UNFINISHED_PREFIX}*"):
+        shutil.rmtree(path)
+
+
+def unfinished_folder(output: Path, step: int) -> Path:
+    """Where a checkpoint lies that does not count."""
+    return output / f"{UNFINISHED_PREFIX}{step}"

@@ -14,16 +14,17 @@ from mllm.vocabulary import load_text_tokenizer
 from tokenizer.model import UniTok
 from train.batch_source import Tokenizers, training_batches, validation_batches
 from train.build_model import build_model
-from train.checkpoints import check_processes, newest_checkpoint, remove_unfinished
+from train.checkpoints import newest_checkpoint, remove_unfinished
 from train.cpu_speed import speed_up
 from train.mllm_recipe import MLLMRecipe
 from train.mllm_trainer import MLLMTrainer
 from train.parts import choose_parts
 from train.recipe import as_yaml
+from train.resharding import check_sharding_is, join_parts, needs_joining
 from train.sample_sheet import SampleSheet
 from train.save_model import save_model_folder
 from train.throughput import size_of
-from train.training_arguments import training_arguments
+from train.training_arguments import sharding_of_run, training_arguments
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +35,7 @@ FINAL = "final"
 def train_mllm(recipe: MLLMRecipe) -> None:
     """Train, going on from the newest checkpoint in the output folder, and write the finished model to `final/`."""
     arguments = training_arguments(recipe)
-    prepare_output(recipe)
+    prepare_output(recipe, arguments)
     image_tokenizer = UniTok.from_pretrained(recipe.image_tokenizer)
     text_tokenizer = load_text_tokenizer(recipe.text_tokenizer)
     base = build_model(recipe, text_tokenizer, image_tokenizer, dtype=load_dtype(recipe, arguments))
@@ -60,8 +61,6 @@ def train_mllm(recipe: MLLMRecipe) -> None:
         on_evaluate=observers(recipe, base, tokenizers),
     )
     newest = newest_checkpoint(recipe.output)
-    if newest:
-        check_processes(newest, arguments.world_size)
     trainer.train(resume_from_checkpoint=str(newest) if newest else None)
     finish(trainer, tokenizers)
 
@@ -86,13 +85,18 @@ def observers(
     return observe if found else None
 
 
-def prepare_output(recipe: MLLMRecipe) -> None:
-    """The output folder with the resolved recipe, made by the first process."""
+def prepare_output(recipe: MLLMRecipe, arguments: TrainingArguments) -> None:
+    """The output folder with the resolved recipe, and a checkpoint that can be read; made by the first process."""
     state = PartialState()
+    newest = newest_checkpoint(recipe.output)
+    if newest is not None:
+        check_sharding_is(sharding_of_run(arguments), newest)
     if state.is_main_process:
         recipe.output.mkdir(parents=True, exist_ok=True)
         (recipe.output / "recipe.yaml").write_text(as_yaml(recipe))
         remove_unfinished(recipe.output)
+        if newest is not None and needs_joining(newest, arguments.world_size):
+            join_parts(newest)
     state.wait_for_everyone()
 
 

@@ -40,7 +40,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             train_mllm(resolve(MLLMRecipe, values, words[1:]))
         case kind:
             raise ValueError(f"the recipe's kind is {kind!r}; it must be text_tokenizer, image_tokenizer or mllm")
+    leave_other_processes()
     return 0
+
+
+def leave_other_processes() -> None:
+    """End the exchange with the other processes: one that ends while it still waits for them may be aborted."""
+    from torch import distributed
+
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def explanation() -> str:

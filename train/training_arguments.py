@@ -11,8 +11,10 @@ from importlib.util import find_spec
 import torch
 from transformers import TrainingArguments
 
+from train.checkpoints import newest_checkpoint
 from train.mllm_recipe import MLLMRecipe
 from train.precision import prefers_bfloat16
+from train.resharding import PLAIN, ZERO_2, ZERO_3, needs_joining, reads_joined
 
 TRACKERS = {"tensorboard": "tensorboard", "wandb": "wandb"}
 """Name in transformers, and the module that must be installed."""
@@ -44,6 +46,8 @@ def training_arguments(recipe: MLLMRecipe) -> TrainingArguments:
         fields["save_total_limit"] = 2  # the best and the last; with 1 the library drops the last at the end
     if recipe.batches_per_step is not None:
         fields["gradient_accumulation_steps"] = accumulation_steps(recipe.batches_per_step)
+    if fields.get("deepspeed") and needs_joining(newest_checkpoint(recipe.output), num_processes()):
+        fields["deepspeed"] = reads_joined(fields["deepspeed"])
     try:
         arguments = TrainingArguments(**fields)
     except TypeError as error:
@@ -72,18 +76,29 @@ def join_deepspeed(*, use_cpu: bool) -> None:
 
 
 def accumulation_steps(batches_per_step: int) -> int:
-    """Batches that one process adds up for a step, from the batches of all.
-
-    The number of processes is read where every launcher writes it: asking accelerate would already set up the exchange
-    between processes, before DeepSpeed can.
-    """
-    world = int(os.environ.get("WORLD_SIZE", "1"))
+    """Batches that one process adds up for a step, from the batches of all."""
+    world = num_processes()
     if batches_per_step % world:
         raise ValueError(
             f"batches_per_step does not divide among the processes: found {batches_per_step} and {world}; "
             "use a multiple of the processes"
         )
     return batches_per_step // world
+
+
+def num_processes() -> int:
+    """How many train together, as every launcher writes it into the environment.
+
+    Asking accelerate would already set up the exchange between processes, before DeepSpeed can.
+    """
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def sharding_of_run(arguments: TrainingArguments) -> str:
+    """What checkpoints of a run are written under."""
+    if not arguments.deepspeed:
+        return PLAIN
+    return ZERO_3 if arguments.hf_deepspeed_config.is_zero3() else ZERO_2
 
 
 def check_sharding(recipe: MLLMRecipe, arguments: TrainingArguments) -> None:

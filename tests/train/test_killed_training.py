@@ -88,11 +88,19 @@ def test_a_killed_run_ends_like_an_uninterrupted_one(
     assert all(torch.equal(one[name], two[name]) for name in one), f"killed at step {step}"
 
 
-def test_a_run_goes_on_with_another_number_of_processes(recipe: MLLMRecipe, tmp_path: Path) -> None:
-    """One process, then two for the rest: the losses of one."""
-    alone = dataclasses.replace(recipe, trainer={**recipe.trainer, "max_steps": 6})
-    launch(None, write_recipe(alone, tmp_path / "alone.yaml"))
-    expected = losses(alone.output)
-    shutil.rmtree(alone.output / "checkpoint-6")
-    launch("torchrun", tmp_path / "alone.yaml")
-    assert losses(alone.output) == pytest.approx(expected, rel=1e-4)
+@pytest.mark.parametrize(("zero", "before", "after"), [(None, 1, 2), ("zero2", 2, 1), ("zero3", 2, 1), ("zero3", 1, 2)])
+def test_a_run_goes_on_with_another_number_of_processes(
+    recipe: MLLMRecipe, tmp_path: Path, zero: str | None, before: int, after: int
+) -> None:
+    """The losses and weights of the run that kept its number."""
+    recipe = sharded(dataclasses.replace(recipe, trainer={**recipe.trainer, "max_steps": 6}), zero)
+    path = write_recipe(recipe, tmp_path / "recipe.yaml")
+    launch("torchrun", path, processes=before)
+    expected, weights = losses(recipe.output), load_file(recipe.output / "final" / "model.safetensors")
+    for name in ("checkpoint-6", "final"):
+        shutil.rmtree(recipe.output / name)
+    launch("torchrun", path, processes=after)
+    assert losses(recipe.output) == pytest.approx(expected, rel=1e-4)
+    again = load_file(recipe.output / "final" / "model.safetensors")
+    for name in weights:
+        torch.testing.assert_close(again[name], weights[name], rtol=1e-3, atol=1e-4)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -15,11 +16,11 @@ from safetensors.torch import load_file
 from mllm.model import MLLMForConditionalGeneration
 from tests.train.launching import losses
 from train.bad_steps import BadSteps, BadStepsError
-from train.checkpoints import check_processes
 from train.mllm_recipe import MLLMRecipe, Validation
 from train.mllm_run import train_mllm
 from train.optimizers import OptimizerRecipe
 from train.parts import part_of
+from train.resharding import ZERO_3, needs_joining, reads_joined, sharding_of
 from train.throughput import PEAK_FLOPS, FlopCount
 from train.training_arguments import join_deepspeed
 
@@ -161,14 +162,24 @@ def test_flops_are_counted_by_hand(short: MLLMRecipe) -> None:
     assert all(peak > 1e13 for peak in PEAK_FLOPS.values())
 
 
-def test_sharded_checkpoints_are_for_as_many_processes(tmp_path: Path) -> None:
-    shards = tmp_path / "checkpoint-3" / "global_step3"
-    shards.mkdir(parents=True)
+def test_a_checkpoint_of_another_sharding_is_refused(short: MLLMRecipe) -> None:
+    train_mllm(changed(short, {"save_steps": 2}))
+    shutil.rmtree(short.output / "final")
+    (parts := short.output / "checkpoint-3" / "global_step3").mkdir()
     for rank in range(3):
-        (shards / f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt").touch()
-    check_processes(shards.parent, 3)
-    with pytest.raises(ValueError, match="written by 3 processes under DeepSpeed, found 2 now; start as many"):
-        check_processes(shards.parent, 2)
+        (parts / f"bf16_zero_pp_rank_{rank}_mp_rank_00_optim_states.pt").touch()
+    with pytest.raises(ValueError, match="written under ZeRO-2, and the recipe now asks for plain data parallel; set"):
+        train_mllm(short)
+    (parts / "zero_pp_rank_0_mp_rank_00_model_states.pt").touch()
+    assert sharding_of(parts.parent) == ZERO_3
+    assert needs_joining(parts.parent, 2) and not needs_joining(parts.parent, 3) and not needs_joining(None, 2)
+
+
+def test_a_joined_checkpoint_is_asked_for_beside_what_the_file_says(tmp_path: Path) -> None:
+    config = {"zero_optimization": {"stage": 2}, "checkpoint": {"parallel_write": {"pipeline_stage": True}}}
+    (tmp_path / "zero.json").write_text(json.dumps(config))
+    joined = reads_joined(str(tmp_path / "zero.json"))
+    assert joined == reads_joined(config) and joined["checkpoint"] == {**config["checkpoint"], "load_universal": True}
 
 
 def test_a_killed_writer_leaves_no_checkpoint_that_counts(short: MLLMRecipe) -> None:
