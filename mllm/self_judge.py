@@ -3,7 +3,8 @@
 In: pictures and texts. Out: a number from 0 to 1 for each pair; no second model is needed. Two forms of the question:
 
     genai   VQAScore's (Lin et al. 2024): Does this figure show "..."? Please answer yes or no.
-    world   the short questions of the synthetic world, one for each demand; the product of their answers' probabilities
+    world   the short questions of the synthetic world, one for each demand ("Is there a star?" yes, "How many hearts
+            are there?" 2; mllm/world/demands.py); the product of the probabilities of the right answers
 
 The probability of an answer is that of its words, all choices of the vocabulary included, without the end mark.
 

@@ -1,82 +1,148 @@
-"""The yes/no questions that a request to draw raises, in the world's own form: what a model that was taught in this
-world can be asked about a picture of it.
+"""The questions that a request to draw raises, in the world's own words: what a model that was taught in this world can
+be asked about a picture of it.
 
-In: the words of a request. Out: questions with the answer that a right picture gets. Reads noun phrases, denials, the
-background and relations between neighbouring phrases; what it cannot read (comparisons, "every") it does not ask. Words
-without any such phrase become one question with all of them. Knows no model and no pixels.
+In: a spec, or the words of a request (read by request_reader.py). Out: questions with the answer that a right picture
+gets: yes or no, and the number where it is about how many. Asked are objects, counts, denials, relations, comparisons,
+"every" and the background. The world has no question for a place ("in the corner"), nor for "of different colors" or
+"of different shapes" beyond what is said of single objects. Words without anything of all this become one question
+with all of them. Knows no model and no pixels.
 """
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from random import Random
+from typing import NamedTuple, TypeVar
 
-from mllm.world.phrases import normalize_words, with_article
-from mllm.world.relations import RELATIONS
-from mllm.world.scene import BACKGROUNDS, COLORS, SHAPES, SIZES
+from mllm.world.ask_language import say_question
+from mllm.world.questions import Question
+from mllm.world.request_reader import read_request
+from mllm.world.scene import COLORS, SHAPES, SIZES
+from mllm.world.spec import ANY, Alike, Background, Compared, Constraint, Count, Every, Exists, Filter, Related, Spec
+from mllm.world.wording import could_mean
 
-NOUNS = (*SHAPES, "shape")
-DENIALS = ("no", "without")
-BACKGROUND_NOUNS = ("background", "canvas")
-FILLERS = frozenset({"to", "the", "a", "an", "is", "are", "on", "lies", "side", "of"})
+T = TypeVar("T")
+VALUES = {"shape": SHAPES, "color": COLORS, "size": SIZES}
 
 
 class Demand(NamedTuple):
     """A question about the picture, and the answer that the request wants."""
 
     question: str
-    expected: Literal["yes", "no"]
+    expected: str
 
 
-class Phrase(NamedTuple):
-    """A noun phrase among the words."""
+class Wanted(NamedTuple):
+    """The same before it is put into words."""
 
-    text: str
-    start: int
-    end: int  # behind its last word
-    is_denied: bool
+    question: Question
+    expected: str
 
 
 def demands_of(request: str) -> list[Demand]:
     """What to ask about a picture of this request, without repetition."""
-    words = normalize_words(request)
-    phrases = find_phrases(words)
-    found = [Demand(f"Is there {with_article(p.text)}?", "no" if p.is_denied else "yes") for p in phrases]
-    found += [Demand(f"Is the background {color}?", "yes") for color in find_backgrounds(words)]
-    for first, second in zip(phrases, phrases[1:], strict=False):
-        relation = relation_between(words[first.end : second.start])
-        if relation and first.text != second.text and not (first.is_denied or second.is_denied):
-            found.append(Demand(f"Is the {first.text} {relation} the {second.text}?", "yes"))
-    return list(dict.fromkeys(found)) or [Demand(f"Does the picture show {request.strip().rstrip('.!?')}?", "yes")]
+    found = say_demands(read_request(request))
+    return found or [Demand(f"Does the picture show {request.strip().rstrip('.!?')}?", "yes")]
 
 
-def find_phrases(words: list[str]) -> list[Phrase]:
-    """Runs of size, color and noun; a bare "shape" says nothing and is left out."""
-    phrases = []
-    for end, word in enumerate(words, start=1):
-        if word not in NOUNS:
-            continue
-        start = end - 1
-        while start > 0 and words[start - 1] in (*SIZES, *COLORS):
-            start -= 1
-        if word != "shape" or start < end - 1:
-            is_denied = start > 0 and words[start - 1] in DENIALS
-            phrases.append(Phrase(" ".join(words[start:end]), start, end, is_denied))
-    return phrases
+def say_demands(spec: Spec) -> list[Demand]:
+    """What to ask about a picture of this spec, in the first and plainest words of the world."""
+    return [Demand(say_question(question, _Plain()), expected) for question, expected in demands_of_spec(spec)]
 
 
-def find_backgrounds(words: list[str]) -> list[str]:
-    """Colors of the background that are named."""
-    return [
-        color
-        for color, noun in zip(words, words[1:], strict=False)
-        if color in BACKGROUNDS and noun in BACKGROUND_NOUNS
-    ]
+class _Plain(Random):
+    """Chooses the first of everything and no synonym."""
+
+    def random(self) -> float:
+        return 0.5
+
+    def choice(self, seq: Sequence[T]) -> T:  # type: ignore[override]
+        return seq[0]
 
 
-def relation_between(words: list[str]) -> str | None:
-    """The relation that these words say, if they say nothing else."""
-    for relation in RELATIONS:
-        inner = relation.split()[0]
-        if inner in words and all(word == inner or word in FILLERS for word in words):
-            return {"left of": "to the left of", "right of": "to the right of"}.get(relation, relation)
-    return None
+def demands_of_spec(spec: Spec) -> list[Wanted]:
+    """What a right picture answers, as values, without repetition."""
+    found = [wanted for constraint in spec.constraints for wanted in _ask(constraint, spec)]
+    return list(dict.fromkeys([*found, *_count_alike(spec)]))
+
+
+def _ask(constraint: Constraint, spec: Spec) -> Iterator[Wanted]:
+    match constraint:
+        case Exists(_, item):
+            yield from _exists(_without_denial(item), "yes")
+            if _total(spec) == 1:  # then the object that is denied can be no other one
+                yield from _deny(item)
+        case Count(item, number) if not (item.not_color or item.not_shape):
+            if number == 0 or (
+                number == 1 and item != ANY
+            ):  # one: the number of all objects says that there is no second
+                yield from _exists(item, "yes" if number else "no")
+            else:
+                yield Wanted(Question("count", "count", item), str(number))
+        case Every(item):
+            yield from _ask_every(item, _total(spec))
+        case Alike("size", True):
+            yield from (wanted for size in SIZES for wanted in _exists(Filter(size=size), "yes"))
+        case Related(a, relation, b):
+            yield from _pair("is related", spec, a, b, relation)
+        case Compared(a, "same size", b):
+            yield from _pair("same size", spec, a, b)
+        case Compared(a, comparison, b):
+            yield from _pair("is larger", spec, *((a, b) if comparison == "larger" else (b, a)))
+        case Background(color):
+            yield Wanted(Question("background", "is background", value=color), "yes")
+
+
+def _exists(item: Filter, expected: str) -> Iterator[Wanted]:
+    if item != ANY:
+        yield Wanted(Question("existence", "exists", item), expected)
+
+
+def _without_denial(item: Filter) -> Filter:
+    return Filter(item.shape, item.color, item.size)
+
+
+def _deny(item: Filter) -> Iterator[Wanted]:
+    """A picture with nothing but "a circle that is not red" has no red circle."""
+    if item.not_color:
+        yield from _exists(Filter(item.shape, item.not_color, item.size), "no")
+    if item.not_shape:
+        yield from _exists(Filter(item.not_shape, item.color, item.size), "no")
+
+
+def _ask_every(item: Filter, total: int | None) -> Iterator[Wanted]:
+    """As many as there are objects; or, where that is open, none that is otherwise."""
+    if total is not None:
+        yield Wanted(Question("count", "count", item), str(total))
+        return
+    yield from _exists(item, "yes")
+    for name, values in VALUES.items():
+        wanted = getattr(item, name)
+        for value in values if wanted else ():
+            if value != wanted:
+                yield from _exists(Filter(**{name: value}), "no")
+
+
+def _pair(variant: str, spec: Spec, a: int, b: int, value: str | None = None) -> Iterator[Wanted]:
+    """A question about two objects, where their descriptions leave no doubt which ones are meant."""
+    described = {item.ref: item.filter for item in spec.constraints if isinstance(item, Exists)}
+    for ref in (a, b):
+        if ref not in described or sum(could_mean(described[ref], other) for other in described.values()) > 1:
+            return
+    kind = "relation" if variant == "is related" else "comparison"
+    yield Wanted(Question(kind, variant, _without_denial(described[a]), _without_denial(described[b]), value), "yes")
+
+
+def _count_alike(spec: Spec) -> Iterator[Wanted]:
+    """Objects that are described in the same words, where all objects are described, are counted."""
+    described = Counter(item.filter for item in spec.constraints if isinstance(item, Exists))
+    if _total(spec) == described.total():
+        for item, number in described.items():
+            if number > 1 and sum(could_mean(item, other) for other in described) == 1:
+                yield Wanted(Question("count", "count", item), str(number))
+
+
+def _total(spec: Spec) -> int | None:
+    """How many objects there are in all, where the spec says it."""
+    return next((item.number for item in spec.constraints if isinstance(item, Count) and item.filter == ANY), None)

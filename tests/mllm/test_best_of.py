@@ -15,7 +15,7 @@ from mllm.best_of import STRIDE, candidate_seeds, index_of_best, keep_best
 from mllm.conversation import ImagePart, Message, TextPart
 from mllm.pipeline import Pipeline
 from mllm.self_judge import judge_pictures, questions_about
-from mllm.world.demands import Demand, demands_of
+from mllm.world.demands import Demand
 from tests.mllm.tiny_folder import build_tiny_folder
 
 
@@ -86,38 +86,6 @@ def plain_probability(pipeline: Pipeline, picture: Image.Image, demand: Demand) 
             ).logits[0, -1]
         probability *= logits.softmax(dim=-1)[whole.token_ids_T[length]].item()
     return probability
-
-
-@pytest.mark.parametrize(
-    ("request_", "demands"),
-    [
-        (
-            "Draw a large red circle to the left of a tiny blue square on a white background.",
-            [
-                ("Is there a large red circle?", "yes"),
-                ("Is there a small blue square?", "yes"),
-                ("Is the background white?", "yes"),
-                ("Is the large red circle to the left of the small blue square?", "yes"),
-            ],
-        ),
-        (
-            "two orange discs and no hearts",
-            [("Is there an orange circle?", "yes"), ("Is there a heart?", "no")],
-        ),
-        (
-            "The star is above the cross",
-            [
-                ("Is there a star?", "yes"),
-                ("Is there a cross?", "yes"),
-                ("Is the star above the cross?", "yes"),
-            ],
-        ),
-        ("Three shapes", [("Does the picture show Three shapes?", "yes")]),
-        ("a photo of a dog.", [("Does the picture show a photo of a dog?", "yes")]),
-    ],
-)
-def test_requests_become_questions_of_the_world(request_: str, demands: list[tuple[str, str]]) -> None:
-    assert demands_of(request_) == demands
 
 
 def test_only_the_bundled_model_is_asked_in_the_words_of_the_world(pipeline: Pipeline) -> None:
