@@ -143,25 +143,3 @@ def test_a_killed_run_goes_on_and_ends_as_an_uninterrupted_one(data: dict[str, D
     assert contents(tmp_path / "run") == contents(tmp_path / "whole")
     assert score(data["mme"], tmp_path / "run") == score(data["mme"], tmp_path / "whole")
     assert contents(tmp_path / "run") == contents(tmp_path / "whole")  # the result files too
-
-
-@pytest.mark.slow
-def test_the_script_runs_scores_and_reports_what_is_there(random_model_folder: Path, tmp_path: Path) -> None:
-    """With data laid out as LLaVA's; benchmarks without files are left out."""
-    make_data("gqa", tmp_path / "data" / "gqa")
-    vqa = make_data("vqav2", tmp_path / "data" / "vqav2")
-    vqa.images.rename(vqa.images.with_name("test2015"))
-    lines = vqa.questions.read_text(encoding="utf-8").splitlines(keepends=True)
-    vqa.questions.with_name("llava_vqav2_mscoco_test2015.jsonl").write_text("".join(lines), encoding="utf-8")
-    vqa.questions.with_name("llava_vqav2_mscoco_test-dev2015.jsonl").write_text("".join(lines[:4]), encoding="utf-8")
-    output = tmp_path / "output"
-    words = [str(tmp_path / "data"), str(output), "--model", str(random_model_folder), "--max-new-tokens", "5"]
-    environment = {**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        ["bash", "scripts/eval_vqa.sh", *words], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    submission = json.loads((output / "vqav2" / "vqav2_submission.json").read_text())
-    assert len(submission) == 7 and [answer["answer"] for answer in submission[4:]] == ["", "", ""]
-    assert {path.name for path in output.iterdir()} == {"vqav2", "gqa", "report.md"}
-    assert "gqa@exact-match-custom-7" in (output / "report.md").read_text()
