@@ -263,11 +263,15 @@ class UniTok(nn.Module):
             model.decoder.to(dtype)
         return model.eval()
 
+    @property
+    def encoding_half(self) -> dict[str, nn.Module]:
+        """The parts that codes depend on, by name; the rest turns codes into pixels."""
+        return {"encoder": self.encoder, "quant_proj": self.quant_proj, "quantizer": self.quantizer}
+
     def fingerprint(self) -> str:
         """16 hex digits that change exactly when codes could change: sizes and weights of the encoding half."""
         digest = hashlib.sha256(self.config.encoder_scope.encode())
-        parts = {"encoder": self.encoder, "quant_proj": self.quant_proj, "quantizer": self.quantizer}
-        for part_name, part in parts.items():
+        for part_name, part in self.encoding_half.items():
             for name, parameter in sorted(part.named_parameters()):
                 digest.update(f"{part_name}.{name} {tuple(parameter.shape)}".encode())
                 digest.update(parameter.detach().float().cpu().contiguous().numpy().tobytes())

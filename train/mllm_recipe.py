@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from mllm.world.scene import MAX_OBJECTS
 from train.adapter_recipe import AdapterRecipe
 from train.bad_steps import BadSteps
 from train.class_recipe import ClassData
@@ -25,7 +26,14 @@ class WorldData:
     """Weight of each job in the mixture."""
     prompt_dropout: float = 0.1
     """Share of the drawing and editing samples whose instruction is dropped, so that guidance has its other branch."""
+    max_objects: int = MAX_OBJECTS
+    """Episodes whose scenes have more objects are passed over. A first stage of one object, then two, learns to draw
+    what the words say many times sooner than the whole world at once."""
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.max_objects <= MAX_OBJECTS:
+            raise ValueError(f"data.max_objects is {self.max_objects}; scenes have 1 to {MAX_OBJECTS} objects")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,8 +92,10 @@ class MLLMData(WorldData):
     no sample is read twice. Changing it changes the batches."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         world = WorldData()
-        of_world = [name for name in ("episodes", "dense_every", "jobs") if getattr(self, name) != getattr(world, name)]
+        names = ("episodes", "dense_every", "jobs", "max_objects")
+        of_world = [name for name in names if getattr(self, name) != getattr(world, name)]
         if self.shards and of_world:
             raise ValueError(f"data names shards and also the world's {', '.join(of_world)}; leave one of them out")
 

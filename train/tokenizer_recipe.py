@@ -124,6 +124,9 @@ class TokenizerRecipe:
     """Fields of UniTokConfig that differ from the preset."""
     start_from: Path | None = None
     """Folder of a tokenizer to go on from, sizes included; `preset` and `architecture` are not used then."""
+    trains: Literal["all", "decoder"] = "all"
+    """"decoder" leaves everything that codes are made with as it is, so that a language model trained on these codes
+    goes on drawing with a better decoder. Needs `start_from`."""
     shards: ShardsRecipe = field(default_factory=ShardsRecipe)
     text_tokenizer: Path | None = None
     """What turns captions into ids for the text tower: a SentencePiece model, OpenAI's list of merges
@@ -174,6 +177,12 @@ class TokenizerRecipe:
             raise ValueError(
                 f"start_from brings the sizes of {self.start_from} but architecture sets {sorted(self.architecture)}; "
                 "leave one of them out"
+            )
+        if self.trains == "decoder" and (self.start_from is None or self.loss.contrastive):
+            raise ValueError(
+                "training the decoder alone needs codes that are there and no captions; found start_from "
+                f"{self.start_from} and loss.contrastive {self.loss.contrastive}; name a tokenizer in start_from and "
+                "set loss.contrastive to 0"
             )
         self._check_evaluation(self.evaluation)
 

@@ -137,10 +137,12 @@ class TokenizerTrainer:
         norm = self._descend(torch.stack(list(parts.values())).sum())
         if self.adversary is not None and self.adversary.schedule.weight(self.step):
             parts |= self.adversary.learn(pixels_B3HW, output.reconstruction_B3HW, self.step)
-        with self.accelerator.autocast():
-            revived = tend_codebooks(
-                self.unwrapped, pixels_B3HW, recipe.codebooks, step=self.step, steps=recipe.steps, seed=recipe.seed
-            )
+        revived = 0
+        if recipe.trains == "all":
+            with self.accelerator.autocast():
+                revived = tend_codebooks(
+                    self.unwrapped, pixels_B3HW, recipe.codebooks, step=self.step, steps=recipe.steps, seed=recipe.seed
+                )
         if (self.step + 1) % recipe.log_every and self.step + 1 != recipe.steps:
             return {}
         with torch.no_grad():
@@ -251,6 +253,9 @@ def build_model(recipe: TokenizerRecipe) -> UniTok:
     if not recipe.loss.contrastive:
         for parameter in model.contrastive_parameters():
             parameter.requires_grad_(False)
+    if recipe.trains == "decoder":
+        for part in model.encoding_half.values():
+            part.requires_grad_(False)
     return model
 
 

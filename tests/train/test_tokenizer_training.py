@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from tests.train.conftest import SMALL
 from tokenizer.captions import load_captions
+from tokenizer.model import UniTok
 from train.tokenizer_losses import contrastive_loss, detail_of, reconstruction_loss
 from train.tokenizer_recipe import CodebookSchedule, TokenizerLossWeights, TokenizerRecipe
 from train.tokenizer_trainer import TokenizerTrainer
@@ -93,6 +94,29 @@ def test_pictures_train_against_captions(tmp_path: Path, text_tokenizer_file: Pa
     values = [entry["contrastive"] for entry in entries]
     assert sum(values[-10:]) < 0.8 * sum(values[:10])
     assert all(math.isfinite(entry["entropy"]) for entry in entries)
+
+
+def test_the_decoder_learns_alone_on_codes_that_stay_what_they_are(tmp_path: Path) -> None:
+    TokenizerTrainer(make_recipe(tmp_path / "whole")).train()
+    before = UniTok.from_pretrained(tmp_path / "whole" / "final")
+    always = CodebookSchedule(initialise_at=1, every=1, threshold=10.0)  # would move every entry
+    recipe = make_recipe(
+        tmp_path / "run", architecture={}, start_from=tmp_path / "whole" / "final", trains="decoder", codebooks=always
+    )
+    TokenizerTrainer(recipe).train()
+    after = UniTok.from_pretrained(tmp_path / "run" / "final")
+    assert after.fingerprint() == before.fingerprint()
+    moved = {
+        name.split(".")[0]
+        for (name, old), new in zip(before.named_parameters(), after.parameters(), strict=True)
+        if not torch.equal(old, new)
+    }
+    assert moved == {"post_quant_proj", "decoder"}
+
+
+def test_a_decoder_without_codes_to_learn_on_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="name a tokenizer in start_from"):
+        make_recipe(tmp_path, trains="decoder")
 
 
 def test_contrastive_training_without_a_text_tokenizer_is_refused(tmp_path: Path) -> None:

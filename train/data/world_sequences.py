@@ -30,6 +30,8 @@ DROPPABLE = ("draw", "edit", "depth", "segment")
 """Jobs whose instruction may be dropped: a single turn that ends in a picture."""
 MAX_REFUSALS = 6
 """Sequences that found no room before a batch is called full."""
+MAX_TRIES = 1000
+"""Episodes looked at for one of few objects."""
 
 
 class WorldBatches(Dataset):
@@ -71,15 +73,26 @@ class WorldBatches(Dataset):
     def draw_sequence(self, rng: Random) -> Sequence:
         """One random sample of the mixture."""
         job = rng.choices(list(self.data.jobs), list(self.data.jobs.values()))[0]
-        index = rng.randrange(len(self.codes))
-        if job in DENSE:
-            index -= index % self.codes.dense_every
-        episode = make_episode(index, seed=self.codes.seed)
+        index, episode = self.draw_episode(rng, is_dense=job in DENSE)
         about = replace(episode, scene=episode.edited) if job in ON_EITHER_SCENE and rng.random() < 0.5 else episode
         messages = to_messages(make_dialogue(job, about, rng), episode, self.codes[index], self.grid)
         if job in DROPPABLE and rng.random() < self.data.prompt_dropout:
             messages = unconditional(messages)
         return build_sequence(messages, tokenizer=self.tokenizer, config=self.config)
+
+    def draw_episode(self, rng: Random, *, is_dense: bool) -> tuple[int, Episode]:
+        """A random episode with as many objects as the recipe allows, and its number."""
+        for _ in range(MAX_TRIES):
+            index = rng.randrange(len(self.codes))
+            if is_dense:
+                index -= index % self.codes.dense_every
+            episode = make_episode(index, seed=self.codes.seed)
+            if len(episode.scene.objects) <= self.data.max_objects:
+                return index, episode
+        raise ValueError(
+            f"found no scene of at most {self.data.max_objects} objects among {len(self.codes)} episodes in "
+            f"{MAX_TRIES} tries; raise data.episodes or data.max_objects"
+        )
 
 
 def to_messages(dialogue: Dialogue, episode: Episode, codes_SKN: np.ndarray, grid: tuple[int, int]) -> list[Message]:
