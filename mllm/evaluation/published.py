@@ -11,6 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 SOURCE = "README of UniTok (arXiv 2502.20321)"
+FLANT5 = "genai-bench-527@vqascore-clip-flant5-xxl"
+IMAGENET = 50_000
+"""Pictures of its validation set."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +26,7 @@ class Column:
     digits: int = 1
     scale: float = 1.0  # of our number, to the unit of the published ones
     protocol: str = ""  # how the protocol of a comparable result begins
+    items: int | None = None  # of a comparable score
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,12 +77,12 @@ GENERATION = Table(
     "Generation, GenAI-Bench (527 prompts, advanced)",
     ("Type",),
     (
-        Column("Count", "genai-bench-527", "counting", digits=2),
-        Column("Differ", "genai-bench-527", "differentiation", digits=2),
-        Column("Compare", "genai-bench-527", "comparison", digits=2),
-        Column("Negate", "genai-bench-527", "negation", digits=2),
-        Column("Universal", "genai-bench-527", "universal", digits=2),
-        Column("Overall", "genai-bench-527", "advanced", digits=2),
+        Column("Count", "genai-bench-527", "counting", digits=2, protocol=FLANT5),
+        Column("Differ", "genai-bench-527", "differentiation", digits=2, protocol=FLANT5),
+        Column("Compare", "genai-bench-527", "comparison", digits=2, protocol=FLANT5),
+        Column("Negate", "genai-bench-527", "negation", digits=2, protocol=FLANT5),
+        Column("Universal", "genai-bench-527", "universal", digits=2, protocol=FLANT5),
+        Column("Overall", "genai-bench-527", "advanced", digits=2, protocol=FLANT5),
     ),
     (
         Row("Show-o", {"Type": "discrete diffusion"}, (0.70, 0.62, 0.71, 0.51, 0.65, 0.60)),
@@ -86,7 +90,7 @@ GENERATION = Table(
         Row("Liquid", {"Type": "autoregressive"}, (0.76, 0.73, 0.74, 0.46, 0.74, 0.65)),
         Row("UniTok", {"Type": "autoregressive"}, (0.76, 0.79, 0.74, 0.46, 0.73, 0.67)),
     ),
-    note="Published rows were scored by CLIP-FlanT5-XXL; another scorer gives other numbers.",
+    note="Published rows were scored by CLIP-FlanT5-XXL.",
 )
 
 
@@ -98,8 +102,8 @@ TOKENIZERS = Table(
     "Tokenizers, ImageNet 256 x 256",
     ("Kind", "Tokens"),
     (
-        Column("rFID", "tokenizer", "rFID", digits=2),
-        Column("Accuracy", "tokenizer", "zero-shot top-1"),
+        Column("rFID", "tokenizer", "rFID", digits=2, items=IMAGENET),
+        Column("Accuracy", "tokenizer", "zero-shot top-1", items=IMAGENET),
     ),
     (
         _tokenizer("VQ-GAN", "VQVAE", 256, 4.98, None),

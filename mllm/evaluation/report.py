@@ -116,16 +116,18 @@ def cell(model: Ours, column: Column, notes: Notes) -> str:
         return "-"
     value, low, high = (column.scale * score[name] for name in ("value", "low", "high"))
     text = f"{value:.{column.digits}f} ({low:.{column.digits}f} to {high:.{column.digits}f})"
-    return text + "".join(f" [{notes.setdefault(note, len(notes) + 1)}]" for note in remarks(result, column))
+    return text + "".join(f" [{notes.setdefault(note, len(notes) + 1)}]" for note in remarks(result, score, column))
 
 
-def remarks(result: Result, column: Column) -> list[str]:
+def remarks(result: Result, score: Mapping[str, Any], column: Column) -> list[str]:
     """What keeps a number from being compared with the published ones."""
     found = []
     if CUSTOM.search(result["protocol"]) or not result["is_complete"]:
         found.append(f"Not the official set: {result['protocol']}, {completeness(result)}.")
     if not result["protocol"].startswith(column.protocol):
         found.append(f"Another protocol than the published rows: {result['protocol']}, not {column.protocol}.")
+    if column.items not in (None, score["count"]):
+        found.append(f"Another set of pictures than the published rows: {score['count']}, not {column.items}.")
     return found
 
 

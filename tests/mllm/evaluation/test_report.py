@@ -87,8 +87,20 @@ def test_another_protocol_than_the_published_one_is_marked() -> None:
     ours = row_of(report, "**ours, m1**")
     assert ours[5].endswith("[1]") and ours[8].endswith("[2]")
     assert "[1] Another protocol than the published rows: textvqa@m4c-no-ocr, not textvqa@m4c-ocr-prompt." in report
+    judged = make_report([("a", result("genai-bench-527", "genai-bench-527@vqascore-self", advanced=0.6))])
+    assert (
+        row_of(judged, "**ours, m1**")[-1].endswith("[1]") and "not genai-bench-527@vqascore-clip-flant5-xxl" in judged
+    )
     comparable = make_report([("a", result("textvqa", "textvqa@m4c-ocr-prompt", accuracy=40.0))])
     assert "[1]" not in comparable
+
+
+def test_a_tokenizer_measured_on_other_pictures_than_imagenet_is_marked() -> None:
+    for number in (9, 50_000):
+        measured = {**result("tokenizer", "tokenizer@zero_shot-256", scored=number, rFID=0.5), "is_complete": True}
+        report = make_report([("a", measured)])
+        assert row_of(report, "**ours, m1**")[3].endswith("[1]") == (number == 9)
+        assert ("Another set of pictures than the published rows: 9, not 50000." in report) == (number == 9)
 
 
 def test_each_model_has_its_row_and_each_result_its_place() -> None:
