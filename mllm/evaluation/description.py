@@ -55,12 +55,17 @@ def describe_run(
         "prompt_style": config.prompt_style,
         "decoding": describe_decoding(pipeline, benchmark, sampling),
         "image_format": describe_images(pipeline, benchmark),
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "pillow": PIL.__version__,
-        },
+        "versions": tool_versions(),
+    }
+
+
+def tool_versions() -> dict[str, str]:
+    """What computes here."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "pillow": PIL.__version__,
     }
 
 

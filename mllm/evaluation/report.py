@@ -43,7 +43,7 @@ def make_report(results: Sequence[tuple[str, Result]], *, names: Mapping[str, st
     notes: Notes = {}
     blocks = ["# Evaluation", ""]
     for table in TABLES:
-        if any(column.benchmark in model.results for model in models for column in table.columns):
+        if any(score_of(model, column) for model in models for column in table.columns):
             blocks += [as_markdown(table, models, notes), ""]
     if notes:
         blocks += [*(f"- [{number}] {note}" for note, number in notes.items()), ""]
@@ -110,13 +110,19 @@ def line_of(cells: Sequence[str]) -> str:
 
 def cell(model: Ours, column: Column, notes: Notes) -> str:
     """Our number with its interval; marked where it is not comparable."""
-    result = model.results.get(column.benchmark)
-    score = result["scores"].get(column.score or result["headline"]) if result else None
-    if result is None or score is None:
+    score = score_of(model, column)
+    if score is None:
         return "-"
+    result = model.results[column.benchmark]
     value, low, high = (column.scale * score[name] for name in ("value", "low", "high"))
     text = f"{value:.{column.digits}f} ({low:.{column.digits}f} to {high:.{column.digits}f})"
     return text + "".join(f" [{notes.setdefault(note, len(notes) + 1)}]" for note in remarks(result, score, column))
+
+
+def score_of(model: Ours, column: Column) -> Mapping[str, Any] | None:
+    """Our score for a column, if there is one."""
+    result = model.results.get(column.benchmark)
+    return result["scores"].get(column.score or result["headline"]) if result else None
 
 
 def remarks(result: Result, score: Mapping[str, Any], column: Column) -> list[str]:
@@ -138,15 +144,18 @@ def details(models: Sequence[Ours]) -> list[str]:
     lines.append(line_of(["---"] * 8))
     for model in models:
         for result in model.results.values():
-            judge = "-" if result["judge"] is None else flat(result["judge"])
             items = completeness(result)
-            settings = [str(result["prompts"]), flat(result["decoding"]), flat(result["image_format"])]
-            lines.append(line_of([model.name, result["protocol"], items, *settings, judge, str(result["seed"])]))
+            settings = [flat(result[name]) for name in ("prompts", "decoding", "image_format")]
+            lines.append(
+                line_of([model.name, result["protocol"], items, *settings, flat(result["judge"]), flat(result["seed"])])
+            )
     return lines
 
 
 def flat(value: Any) -> str:
-    """A small dictionary as words."""
+    """A small dictionary as words; a dash for what there is not."""
+    if value is None:
+        return "-"
     if not isinstance(value, Mapping):
         return str(value)
     return ", ".join(f"{name} {item}" for name, item in value.items())

@@ -11,6 +11,7 @@ from typing import Any
 
 from mllm.evaluation.benchmark import Score, Scores
 from mllm.evaluation.bootstrap import mean_of_many
+from mllm.evaluation.description import tool_versions
 from mllm.evaluation.laboratory.classes import class_names, labelled_pictures, probe_verdicts, zero_shot_places
 from mllm.evaluation.laboratory.measured import MeasuredTokenizer, MeasuredUniTok, find_measured
 from mllm.evaluation.laboratory.pictures import count_pictures, read_pictures
@@ -56,11 +57,25 @@ def measure_tokenizer(arguments: Namespace) -> dict[str, Any]:
     return make_result(
         "tokenizer",
         Scores(f"tokenizer@{arguments.crop}-{side}", "PSNR", scores, extra={**codes, **columns}),
-        run={"model": {"fingerprint": tokenizer.name}, "image_format": {"crop": describe_crop(prepare), "file": "png"}},
+        run=describe_measurement(tokenizer, arguments, prepare),
         expected=expected,
         scored=number,
         files={"images": str(arguments.images)},
     )
+
+
+def describe_measurement(tokenizer: MeasuredTokenizer, arguments: Namespace, prepare: ImageProcessor) -> dict[str, Any]:
+    """What decides the numbers; nothing is prompted, sampled or random but the sentences of zero-shot."""
+    sentences = None
+    if arguments.text_vocabulary is not None:
+        sentences = f"sentences of {arguments.templates.name}" if arguments.templates else "CLIP's 80 sentences"
+    return {
+        "model": {"fingerprint": tokenizer.name},
+        "prompts": sentences,
+        "image_format": {"crop": describe_crop(prepare), "file": "png"},
+        "versions": tool_versions(),
+        **dict.fromkeys(("prompt_style", "decoding", "seed", "questions")),
+    }
 
 
 def measure_classes(tokenizer: MeasuredTokenizer, arguments: Namespace, prepare: ImageProcessor) -> dict[str, Score]:

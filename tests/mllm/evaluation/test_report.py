@@ -103,6 +103,13 @@ def test_a_tokenizer_measured_on_other_pictures_than_imagenet_is_marked() -> Non
         assert ("Another set of pictures than the published rows: 9, not 50000." in report) == (number == 9)
 
 
+def test_a_table_without_a_number_of_ours_is_left_out() -> None:
+    measured = {**result("tokenizer", "tokenizer@zero_shot-256", PSNR=30.0), "decoding": None, "seed": None}
+    report = make_report([("a", measured)])
+    assert "## Tokenizers" not in report
+    assert "| ours, m1 | tokenizer@zero_shot-256 | all 9 items | raw | - | size [256, 256] | - | - |" in report
+
+
 def test_each_model_has_its_row_and_each_result_its_place() -> None:
     one, two = (
         result("gqa", "gqa@exact-match", accuracy=1.0),

@@ -1,4 +1,4 @@
-"""The plug-ins against the interfaces of their harnesses as recorded here; the tests do not install the harnesses.
+"""The plug-ins against the interfaces of their harnesses as recorded here (installed: test_installed_lmms_eval.py).
 
 lmms-eval: `lmms` with `task_dict`, `ModelManifest(model_id, simple_class_path, chat_class_path, aliases)`, requests
 whose `args` end in (doc_to_messages, gen_kwargs, doc_id, task, split). VLMEvalKit: `BaseModel`, `supported_VLM`,
