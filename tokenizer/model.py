@@ -154,8 +154,13 @@ class UniTok(nn.Module):
 
     @torch.no_grad()
     def encode(self, pixels_B3HW: Tensor) -> Tensor:
-        """Pixels in [-1, 1] to int64 codes (B, K, N), positions row by row."""
-        return self.quantizer.quantize(self.features(pixels_B3HW))
+        """Pixels in [-1, 1] to int64 codes (B, K, N), positions row by row.
+
+        Never in autocast's lower precision: bfloat16 changes a quarter of the bundled tokenizer's codes, and a language
+        model must be asked about the same codes that it was trained on.
+        """
+        with torch.autocast(pixels_B3HW.device.type, enabled=False):
+            return self.quantizer.quantize(self.features(pixels_B3HW))
 
     @torch.no_grad()
     def decode(self, codes_BKN: Tensor, *, grid: tuple[int, int] | None = None) -> Tensor:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from accelerate import PartialState
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
@@ -35,7 +34,6 @@ class Tokenizers:
     text: PreTrainedTokenizerBase
     image: UniTok
     config: MLLMConfig
-    precision: torch.dtype  # in which pictures are encoded
 
 
 def training_batches(recipe: MLLMRecipe, tokenizers: Tokenizers, *, num_batches: int) -> Dataset:
@@ -102,7 +100,6 @@ def class_batches(
         recipe.output / folder,
         image_tokenizer=tokenizers.image,
         config=tokenizers.config,
-        precision=tokenizers.precision,
     )
     return ClassBatches(
         codes,
@@ -173,5 +170,5 @@ def encode_world(recipe: MLLMRecipe, data: WorldData, tokenizers: Tokenizers, *,
     """The codes of the world's pictures; the first process encodes what is missing, the others wait."""
     codes = WorldCodes(recipe.output / folder, num_episodes=data.episodes, dense_every=data.dense_every, seed=data.seed)
     with PartialState().main_process_first():
-        codes.encode_missing(tokenizers.image, precision=tokenizers.precision)
+        codes.encode_missing(tokenizers.image)
     return codes

@@ -94,7 +94,7 @@ def load(
     data = WorldData(episodes=8, dense_every=1, jobs=JOBS)
     with tempfile.TemporaryDirectory() as scratch:
         codes = WorldCodes(Path(scratch), num_episodes=data.episodes, dense_every=1, seed=data.seed)
-        codes.encode_missing(processor.image_tokenizer, precision=torch.float32, num_workers=0)
+        codes.encode_missing(processor.image_tokenizer, num_workers=0)
         source = WorldBatches(
             data,
             codes,

@@ -49,7 +49,6 @@ def train_mllm(recipe: MLLMRecipe) -> None:
         text=text_tokenizer,
         image=image_tokenizer,
         config=base.config,
-        precision=torch.bfloat16 if arguments.bf16 else torch.float32,
     )
     steps = arguments.max_steps * arguments.gradient_accumulation_steps * arguments.world_size
     trainer = MLLMTrainer(

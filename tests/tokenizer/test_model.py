@@ -53,6 +53,14 @@ def test_codes_of_a_patch_depend_on_that_patch_alone(small_config: UniTokConfig)
     torch.testing.assert_close(alone_1NZ[0, 0], features_BNZ[1, 4])
 
 
+def test_autocast_around_it_changes_no_code(small_model: UniTok, pixels_B3HW: Tensor) -> None:
+    codes_BKN = small_model.encode(pixels_B3HW)
+    with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
+        rounded_BKN = small_model.quantizer.quantize(small_model.features(pixels_B3HW))
+        assert torch.equal(small_model.encode(pixels_B3HW), codes_BKN)
+    assert not torch.equal(rounded_BKN, codes_BKN)  # else this test could not fail
+
+
 def test_scope_of_the_encoder_is_part_of_the_fingerprint(small_model: UniTok, small_config: UniTokConfig) -> None:
     other = UniTok(replace(small_config, encoder_scope="patch"))
     other.load_state_dict(small_model.state_dict())

@@ -123,7 +123,6 @@ def encode_classes(
     folder: Path,
     tokenizer: UniTok,
     *,
-    precision: torch.dtype = torch.float32,
     num_workers: int = 0,
 ) -> None:
     """Write the codes that are not there yet.
@@ -139,21 +138,19 @@ def encode_classes(
         part = Subset(pictures, range(first, min(first + PICTURES_PER_FILE, len(pictures))))
         codes, labels = [], []
         for views_BS3HW, labels_B in DataLoader(part, batch_size=16, num_workers=num_workers):
-            codes_BKN = encode_views(views_BS3HW.flatten(0, 1), tokenizer, precision=precision)
+            codes_BKN = encode_views(views_BS3HW.flatten(0, 1), tokenizer)
             codes.append(codes_BKN.unflatten(0, views_BS3HW.shape[:2]).numpy().astype(np.uint16))
             labels.append(labels_B.numpy())
         write_part(folder, number, np.concatenate(codes), np.concatenate(labels))
 
 
 @torch.inference_mode()
-def encode_views(pixels_B3HW: Tensor, tokenizer: UniTok, *, precision: torch.dtype) -> Tensor:
+def encode_views(pixels_B3HW: Tensor, tokenizer: UniTok) -> Tensor:
     """Codes (B, K, N) of uint8 pixels."""
-    device = tokenizer.device
-    with torch.autocast(device.type, precision, enabled=precision != torch.float32):
-        parts = [
-            tokenizer.encode(part.to(device).float().div(127.5).sub(1)).to("cpu", torch.int32)
-            for part in pixels_B3HW.split(VIEWS_PER_BATCH)
-        ]
+    parts = [
+        tokenizer.encode(part.to(tokenizer.device).float().div(127.5).sub(1)).to("cpu", torch.int32)
+        for part in pixels_B3HW.split(VIEWS_PER_BATCH)
+    ]
     return torch.cat(parts)
 
 

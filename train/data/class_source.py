@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from accelerate import PartialState
 
 from mllm.config import MLLMConfig
@@ -24,7 +23,7 @@ def check_guidance(data: ClassData, config: MLLMConfig) -> None:
 
 
 def open_class_codes(
-    data: ClassData, world_folder: Path, *, image_tokenizer: UniTok, config: MLLMConfig, precision: torch.dtype
+    data: ClassData, world_folder: Path, *, image_tokenizer: UniTok, config: MLLMConfig
 ) -> list[ClassCodes]:
     """The codes that the recipe names, or those of the world's classes; the first process encodes what is missing.
 
@@ -35,7 +34,7 @@ def open_class_codes(
     if not folders:
         pictures = WorldClassPictures(data.world_pictures, size=image_tokenizer.config.image_size, seed=data.seed)
         with PartialState().main_process_first():
-            encode_classes(pictures, world_folder, image_tokenizer, precision=precision)
+            encode_classes(pictures, world_folder, image_tokenizer)
         folders = [world_folder]
     codes = [ClassCodes(folder) for folder in folders]
     for part in codes:

@@ -62,7 +62,7 @@ class WorldCodes:
     def _file(self, number: int) -> Path:
         return self.folder / f"codes-{number:05d}.npy"
 
-    def encode_missing(self, tokenizer: UniTok, *, precision: torch.dtype, num_workers: int = 1) -> None:
+    def encode_missing(self, tokenizer: UniTok, *, num_workers: int = 1) -> None:
         """Encode what is not there yet.
 
         Raises:
@@ -73,7 +73,7 @@ class WorldCodes:
         for number in tqdm(missing, desc="encode the world", disable=not missing):
             first = number * EPISODES_PER_FILE
             indices = range(first, min(first + EPISODES_PER_FILE, self.num_episodes))
-            self._write(number, self._encode(tokenizer, indices, precision=precision, num_workers=num_workers))
+            self._write(number, self._encode(tokenizer, indices, num_workers=num_workers))
 
     def _check_meta(self, tokenizer: UniTok) -> None:
         meta = {"tokenizer": tokenizer.fingerprint(), "seed": self.seed, "dense_every": self.dense_every}
@@ -85,15 +85,13 @@ class WorldCodes:
             )
         write_json(path, meta)
 
-    def _encode(
-        self, tokenizer: UniTok, indices: Sequence[int], *, precision: torch.dtype, num_workers: int
-    ) -> NDArray[np.uint16]:
+    def _encode(self, tokenizer: UniTok, indices: Sequence[int], *, num_workers: int) -> NDArray[np.uint16]:
         places = [(index, slot) for index in indices for slot in range(NUM_PICTURES if self.is_dense(index) else 2)]
         pictures = _Pictures(places, size=tokenizer.config.image_size, seed=self.seed)
         loader = DataLoader(pictures, batch_size=BATCH_SIZE, num_workers=num_workers)
         device = next(tokenizer.parameters()).device
         encoded = []
-        with torch.inference_mode(), torch.autocast(device.type, precision, enabled=precision != torch.float32):
+        with torch.inference_mode():
             for pixels_B3HW in loader:
                 encoded.append(tokenizer.encode(pixels_B3HW.to(device).float().div(127.5).sub(1)).cpu())
         codes_BKN = torch.cat(encoded).numpy().astype(np.uint16)
