@@ -63,7 +63,7 @@ def need_field(line: Line, name: str) -> Any:
     """A field that the record must have."""
     if name not in line.record:
         found = ", ".join(line.record) or "no field"
-        raise ValueError(f"{line.where} has no {name!r}: found {found}; give every record a {name!r}")
+        raise ValueError(f"{line.where} has no {name!r}: found {found}; give every record one")
     return line.record[name]
 
 

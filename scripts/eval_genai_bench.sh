@@ -7,8 +7,11 @@ data=$1 output=$2
 shift 2
 python=${PYTHON:-python} scorer=${SCORER:-clip-flant5-xxl}
 model=()
-for ((i = 1; i < $#; i++)); do
-    [ "${!i}" != --model ] || { next=$((i + 1)) && model=(--scorer-model "${!next}"); }
+before=
+for word in "$@"; do # the model that draws is also the one that scores, where SCORER=self
+    [ "$before" != --model ] || model=(--scorer-model "$word")
+    [ "${word#--model=}" = "$word" ] || model=(--scorer-model "${word#--model=}")
+    before=$word
 done
 "$python" -m torch.distributed.run --standalone --nproc-per-node "${PROCESSES:-1}" -m mllm evaluate \
     "genai-bench-${SET:-527}" --questions "$data/prompts.txt" --output "$output" "$@"

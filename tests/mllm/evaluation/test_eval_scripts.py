@@ -112,3 +112,15 @@ def kill_in_the_middle(words: list[str], part: Path, *, count: int) -> None:
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert 0 < part.read_bytes().count(b"\n") < count, "the run was killed too late to show anything"
+
+
+@pytest.mark.parametrize("is_one_word", [False, True])
+def test_the_model_that_draws_is_the_one_that_scores(
+    is_one_word: bool, random_model_folder: Path, tmp_path: Path
+) -> None:
+    write_genai_bench(tmp_path / "data")
+    model = [f"--model={random_model_folder}"] if is_one_word else ["--model", str(random_model_folder)]
+    words = (tmp_path / "data", tmp_path / "run", "--limit", "1", "--device", "cpu", *model)
+    run_script("eval_genai_bench.sh", *words, SCORER="self")
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["model"]["fingerprint"] in json.dumps(result["judge"])
