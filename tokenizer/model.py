@@ -23,7 +23,7 @@ from tokenizer.decoder import Decoder
 from tokenizer.encoder import Encoder, cut_into_patches
 from tokenizer.initialization import initialise
 from tokenizer.layers import NORM_EPS
-from tokenizer.projection import AttentionProjection
+from tokenizer.projection import build_projection, projection_dtype
 from tokenizer.quantizer import MultiCodebookQuantizer
 from tokenizer.text_tower import TextTower
 
@@ -287,19 +287,3 @@ def build_empty(config: UniTokConfig) -> UniTok:
     """A tokenizer without storage, to be filled by `load_state_dict(..., assign=True)`."""
     with torch.device("meta"):
         return UniTok(config)
-
-
-def build_projection(config: UniTokConfig, in_width: int, out_width: int) -> nn.Module:
-    """The configured way between hidden states and code vectors."""
-    match config.projection:
-        case "attention":
-            causal = config.projection_attention == "causal"
-            return AttentionProjection(in_width, out_width, config.projection_heads, causal=causal)
-        case "linear":
-            return nn.Linear(in_width, out_width)
-        case _:
-            raise ValueError(f"unknown projection; got {config.projection!r}; use 'attention' or 'linear'")
-
-
-def projection_dtype(projection: nn.Module) -> torch.dtype:
-    return next(projection.parameters()).dtype

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokenizer import layers
+from tokenizer.config import UniTokConfig
 from tokenizer.layers import GeGLU
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -74,3 +75,20 @@ class AttentionProjection(nn.Module):
         """`attend` replaces the attention of the whole sequence, so that a caller can keep keys and values."""
         hidden_BNO = self.proj(self.norm3(hidden_BNI)) + self.attn(self.norm1(hidden_BNI), attend=attend)
         return hidden_BNO + self.mlp(self.norm2(hidden_BNO))
+
+
+def build_projection(config: UniTokConfig, in_width: int, out_width: int) -> nn.Module:
+    """The configured way between hidden states and code vectors."""
+    match config.projection:
+        case "attention":
+            causal = config.projection_attention == "causal"
+            return AttentionProjection(in_width, out_width, config.projection_heads, causal=causal)
+        case "linear":
+            return nn.Linear(in_width, out_width)
+        case _:
+            raise ValueError(f"unknown projection; got {config.projection!r}; use 'attention' or 'linear'")
+
+
+def projection_dtype(projection: nn.Module) -> torch.dtype:
+    """What a projection computes in."""
+    return next(projection.parameters()).dtype
