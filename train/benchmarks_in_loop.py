@@ -12,8 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from accelerate import PartialState
-
 from mllm.evaluation.answerer import PipelineAnswerer
 from mllm.evaluation.answers import match_answers
 from mllm.evaluation.benchmark import ScoreOptions
@@ -23,43 +21,29 @@ from mllm.evaluation.result import RESULT_FILE, make_result
 from mllm.evaluation.run_folder import RunFolder
 from mllm.evaluation.runner import run_items
 from mllm.json_files import read_lines, write_json
-from mllm.model import MLLMForConditionalGeneration
 from mllm.pipeline import Pipeline
-from mllm.processor import MLLMProcessor
 from mllm.row_builder import Overrides
-from train.batch_source import Tokenizers
 from train.mllm_recipe import BenchmarkInLoop
 
 logger = logging.getLogger(__name__)
 
 
 class BenchmarksInLoop:
-    """Called with a step, on every process."""
+    """Called with a pipeline on the first process."""
 
-    def __init__(
-        self,
-        model: MLLMForConditionalGeneration,
-        tokenizers: Tokenizers,
-        benchmarks: Sequence[BenchmarkInLoop],
-        *,
-        folder: Path,
-    ) -> None:
-        self.model, self.tokenizers, self.benchmarks, self.folder = model, tokenizers, benchmarks, folder
+    def __init__(self, benchmarks: Sequence[BenchmarkInLoop], *, folder: Path) -> None:
+        self.benchmarks, self.folder = benchmarks, folder
+        self.names = [wanted.name for wanted in benchmarks]
         for wanted in benchmarks:  # a wrong path is said now, not after hours
             find_benchmark(wanted.name).read_items(wanted.questions, wanted.images)
 
-    def __call__(self, step: int) -> None:
-        state = PartialState()
-        if state.is_main_process:
-            was_training = self.model.training
-            processor = MLLMProcessor(self.tokenizers.text, self.tokenizers.image, self.model.config)
-            pipeline = Pipeline(self.model, processor)
-            for wanted in self.benchmarks:
-                result = run_and_score(pipeline, wanted, folder=self.folder / f"step-{step}" / wanted.name)
-                headline = result["scores"][result["headline"]]["value"]
-                logger.info("step %d, %s: %s %.2f", step, result["protocol"], result["headline"], headline)
-            self.model.train(was_training)
-        state.wait_for_everyone()
+    def __call__(self, pipeline: Pipeline, step: int) -> dict[str, float]:
+        headlines = {}
+        for wanted in self.benchmarks:
+            result = run_and_score(pipeline, wanted, folder=self.folder / f"step-{step}" / wanted.name)
+            headlines[wanted.name] = result["scores"][result["headline"]]["value"]
+            logger.info("step %d, %s: %s %.2f", step, result["protocol"], result["headline"], headlines[wanted.name])
+        return headlines
 
 
 def run_and_score(pipeline: Pipeline, wanted: BenchmarkInLoop, *, folder: Path) -> dict[str, Any]:

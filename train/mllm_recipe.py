@@ -65,6 +65,25 @@ class BenchmarkInLoop:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WorldInLoop:
+    """The synthetic world's scores, by its exact checker, whenever the model is validated."""
+
+    count: int = 20
+    """Items of each job; `mllm evaluate world` takes 500."""
+    jobs: list[str] = field(default_factory=lambda: ["draw", "ask"])
+    """Such as draw, ask, describe, edit."""
+    batch_size: int = 32
+    """Items at once."""
+
+    def __post_init__(self) -> None:
+        if min(self.count, self.batch_size) < 1:
+            raise ValueError(
+                f"validation.world needs items: found count {self.count} and batch_size {self.batch_size}; "
+                "use 1 or more"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Validation:
     """Held-out losses in the loop: of each task alone, on batches that training never sees."""
 
@@ -76,6 +95,8 @@ class Validation:
     """Sentences that are drawn by the model that would be saved now, on one sheet `samples/step-N.png`."""
     benchmarks: list[BenchmarkInLoop] = field(default_factory=list)
     """Answered and scored by the model that would be saved now, in `benchmarks/step-N/`."""
+    world: WorldInLoop | None = None
+    """Pass rates on a few items of the synthetic world, in the log."""
 
 
 @dataclass(frozen=True, kw_only=True)

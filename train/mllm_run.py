@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 
 import torch
 from accelerate import PartialState
@@ -18,6 +17,7 @@ from train.checkpoints import newest_checkpoint, remove_unfinished
 from train.cpu_speed import speed_up
 from train.mllm_recipe import MLLMRecipe
 from train.mllm_trainer import MLLMTrainer
+from train.observers import Observer, Observers
 from train.parts import choose_parts
 from train.recipe import as_yaml
 from train.resharding import check_sharding_is, join_parts, needs_joining
@@ -25,6 +25,7 @@ from train.sample_sheet import SampleSheet
 from train.save_model import save_model_folder
 from train.throughput import size_of
 from train.training_arguments import sharding_of_run, training_arguments
+from train.validation import check_best_metric
 
 logger = logging.getLogger(__name__)
 
@@ -51,37 +52,35 @@ def train_mllm(recipe: MLLMRecipe) -> None:
         config=base.config,
     )
     steps = arguments.max_steps * arguments.gradient_accumulation_steps * arguments.world_size
+    watching, validation = observers(recipe, base, tokenizers), validation_batches(recipe, tokenizers)
+    check_best_metric(arguments.metric_for_best_model, validation, others=watching.names)
     trainer = MLLMTrainer(
         model,
         recipe=recipe,
         arguments=arguments,
         batches=training_batches(recipe, tokenizers, num_batches=steps),
-        validation=validation_batches(recipe, tokenizers),
-        on_evaluate=observers(recipe, base, tokenizers),
+        validation=validation,
+        observers=watching,
     )
     newest = newest_checkpoint(recipe.output)
     trainer.train(resume_from_checkpoint=str(newest) if newest else None)
     finish(trainer, tokenizers)
 
 
-def observers(
-    recipe: MLLMRecipe, model: MLLMForConditionalGeneration, tokenizers: Tokenizers
-) -> Callable[[int], None] | None:
-    """What looks at the model whenever it is validated: sheets of samples, benchmarks."""
-    found: list[Callable[[int], None]] = []
+def observers(recipe: MLLMRecipe, model: MLLMForConditionalGeneration, tokenizers: Tokenizers) -> Observers:
+    """Those that the recipe asks for."""
+    found: list[Observer] = []
     if recipe.validation and recipe.validation.prompts:
-        found.append(SampleSheet(model, tokenizers, recipe.validation.prompts, folder=recipe.output / "samples"))
+        found.append(SampleSheet(recipe.validation.prompts, folder=recipe.output / "samples"))
     if recipe.validation and recipe.validation.benchmarks:
         from train.benchmarks_in_loop import BenchmarksInLoop
 
-        folder = recipe.output / "benchmarks"
-        found.append(BenchmarksInLoop(model, tokenizers, recipe.validation.benchmarks, folder=folder))
+        found.append(BenchmarksInLoop(recipe.validation.benchmarks, folder=recipe.output / "benchmarks"))
+    if recipe.validation and recipe.validation.world:
+        from train.world_in_loop import WorldScores
 
-    def observe(step: int) -> None:
-        for observer in found:
-            observer(step)
-
-    return observe if found else None
+        found.append(WorldScores(recipe.validation.world, image_size=tokenizers.config.image_size))
+    return Observers(model, tokenizers, found)
 
 
 def prepare_output(recipe: MLLMRecipe, arguments: TrainingArguments) -> None:

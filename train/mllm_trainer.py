@@ -9,7 +9,7 @@ a batch costs nothing and a resumed run sees exactly what an uninterrupted one s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,11 @@ from train.bad_steps import StepJudge
 from train.checkpoints import finish, mark_unfinished
 from train.metrics_log import MetricsLog
 from train.mllm_recipe import MLLMRecipe
+from train.observers import Observers
 from train.optimizers import build_optimizer
 from train.step_metrics import StepMetrics, flattened
 from train.throughput import FlopCount
-from train.validation import validate
+from train.validation import PREFIX, validate
 from train.weight_average import WeightAverage
 
 OUTSIDE_MUON = ("embed_tokens", "lm_head", "codebooks", "linear_head", "output", "places")
@@ -41,8 +42,7 @@ class MLLMTrainer(Trainer):
 
     Args:
         validation: packed batches by task, for `evaluate`.
-        on_evaluate: called with the step after every evaluation, on every process; the model is then what would be
-            saved.
+        observers: called with the step in every evaluation, on every process; the model is then what would be saved.
     """
 
     def __init__(
@@ -53,9 +53,9 @@ class MLLMTrainer(Trainer):
         arguments: TrainingArguments,
         batches: Dataset,
         validation: Mapping[str, Dataset] | None = None,
-        on_evaluate: Callable[[int], None] | None = None,
+        observers: Observers,
     ) -> None:
-        self.recipe, self.batches, self.validation, self.on_evaluate = recipe, batches, validation or {}, on_evaluate
+        self.recipe, self.batches, self.validation, self.observers = recipe, batches, validation or {}, observers
         self.config = model.config
         self.average = WeightAverage(model, decay=recipe.ema_decay) if recipe.ema_decay else None
         self.judge = StepJudge(recipe.bad_steps)
@@ -173,7 +173,7 @@ class MLLMTrainer(Trainer):
         return self.metrics_log
 
     def evaluate(self, *arguments: Any, **options: Any) -> dict[str, float]:
-        """Losses by task of the weights that learn (train/validation.py), and what `on_evaluate` does."""
+        """Losses by task of the weights that learn (train/validation.py), and what the observers find."""
         values = validate(
             self.model_wrapped,
             self.validation,
@@ -182,12 +182,19 @@ class MLLMTrainer(Trainer):
             text_weight=self.config.text_loss_weight,
             options=self.options,
         )
+        if self.observers:
+            with as_saved(self.model, inner_model(self.model).backbone, self.average):
+                found = self.observers(self.state.global_step)
+            values |= {f"{PREFIX}{name}": value for name, value in found.items()}
         self.log(values)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, values)
-        if self.on_evaluate:
-            with as_saved(self.model, inner_model(self.model).backbone, self.average):
-                self.on_evaluate(self.state.global_step)
         return values
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """Whether this is the best so far, which then is saved, also between two `save_steps`."""
+        is_best = super()._determine_best_metric(metrics, trial)
+        self.control.should_save |= is_best
+        return is_best
 
     # ---- checkpoints ----
 

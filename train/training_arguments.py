@@ -19,6 +19,9 @@ from train.resharding import PLAIN, ZERO_2, ZERO_3, needs_joining, reads_joined
 TRACKERS = {"tensorboard": "tensorboard", "wandb": "wandb"}
 """Name in transformers, and the module that must be installed."""
 
+WITH_WHOLE_WEIGHTS = {"prompts": "draws pictures", "benchmarks": "answers questions", "world": "draws and answers"}
+"""Fields of `validation` that look at the model as it would be saved."""
+
 
 def training_arguments(recipe: MLLMRecipe) -> TrainingArguments:
     """The library's arguments.
@@ -111,13 +114,9 @@ def check_sharding(recipe: MLLMRecipe, arguments: TrainingArguments) -> None:
         return
     if recipe.ema_decay:
         raise ValueError(f"ema_decay is {recipe.ema_decay}, which needs whole weights; use 0 with ZeRO-3, or ZeRO-2")
-    if recipe.validation and recipe.validation.prompts:
-        raise ValueError(
-            "validation.prompts draws pictures, which needs whole weights; leave it out with ZeRO-3 and draw from the "
-            "checkpoints, or use ZeRO-2"
-        )
-    if recipe.validation and recipe.validation.benchmarks:
-        raise ValueError(
-            "validation.benchmarks answers questions, which needs whole weights; leave it out with ZeRO-3 and evaluate "
-            "the checkpoints, or use ZeRO-2"
-        )
+    for name, work in WITH_WHOLE_WEIGHTS.items():
+        if recipe.validation and getattr(recipe.validation, name):
+            raise ValueError(
+                f"validation.{name} {work}, which needs whole weights; leave it out with ZeRO-3 and look at the "
+                "checkpoints, or use ZeRO-2"
+            )

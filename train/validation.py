@@ -6,7 +6,7 @@ forward equally often, because a sharded model (ZeRO-3) gathers its weights toge
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
 from typing import Any
 
@@ -60,6 +60,23 @@ def validate(
     values[f"{PREFIX}loss"] = numerator / max(denominator, 1)
     model.train(was_training)
     return values
+
+
+def check_best_metric(name: str | None, tasks: Iterable[str], *, others: Iterable[str]) -> None:
+    """Refuse to choose the best checkpoint by a number that is not measured, before hours of training.
+
+    Args:
+        others: names of what is measured beside the losses.
+    """
+    if name is None:
+        return
+    losses = [f"{task}_{part}loss" for task in tasks for part in ("", "text_", "image_")]
+    known = ["loss", *losses, *others]
+    if name.removeprefix(PREFIX) not in known:
+        raise ValueError(
+            f"the best checkpoint is to be chosen by a number that is not measured: found "
+            f"trainer.metric_for_best_model {name!r}; name one of {', '.join(known)}"
+        )
 
 
 def nothing_of(parts: LossParts) -> LossParts:

@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaModel
 
 from train.as_saved import as_saved
 from train.cpu_speed import SPELLED_OUT, speed_up
-from train.mllm_recipe import BenchmarkInLoop, MLLMRecipe, Validation
+from train.mllm_recipe import BenchmarkInLoop, MLLMRecipe, Validation, WorldInLoop
 from train.training_arguments import check_sharding
 from train.weight_average import WeightAverage
 
@@ -58,11 +58,11 @@ def test_without_an_average_the_weights_are_the_models_own() -> None:
         assert all(map(torch.equal, weights_of(backbone), own))
 
 
-@pytest.mark.parametrize("name", ["prompts", "benchmarks"])
+@pytest.mark.parametrize("name", ["prompts", "benchmarks", "world"])
 def test_sharded_weights_are_refused_where_the_whole_model_must_answer(name: str, mllm_recipe: MLLMRecipe) -> None:
     nowhere = Path("none")
     benchmark = BenchmarkInLoop(name="gqa", questions=nowhere, annotations=nowhere, images=nowhere)
-    wanted = {"prompts": ["a red circle"], "benchmarks": [benchmark]}[name]
+    wanted = {"prompts": ["a red circle"], "benchmarks": [benchmark], "world": WorldInLoop()}[name]
     recipe = dataclasses.replace(mllm_recipe, ema_decay=0.0, validation=Validation(**{name: wanted}))
     for is_zero3 in (False, True):
         arguments = SimpleNamespace(
