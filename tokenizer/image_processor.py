@@ -95,6 +95,11 @@ class ImageProcessor:
         return image if size == image.size else image.resize(size, how.resampling)
 
 
+def to_bytes(image: Image.Image) -> Tensor:
+    """An RGB picture as uint8 pixels (3, H, W), in memory of their own."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
 def to_images(pixels_B3HW: Tensor, *, truncate: bool = False) -> list[Image.Image]:
     """Pixels in [-1, 1] to RGB pictures; values outside are clamped and NaN becomes grey.
 

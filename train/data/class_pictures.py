@@ -27,7 +27,7 @@ from tqdm import tqdm
 from mllm.model_loading import choose_device
 from mllm.world.classes import CLASSES, class_scene
 from mllm.world.render import render
-from tokenizer.image_processor import open_image
+from tokenizer.image_processor import open_image, to_bytes
 from tokenizer.model import UniTok
 from train.data.class_codes import claim, has_part, write_part
 
@@ -63,7 +63,7 @@ class WorldClassPictures(ClassPictures):
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         label = index % len(CLASSES)
         scene = class_scene(label, Random(f"classes/{self.seed}/{index}"))
-        return to_tensor(render(scene, self.size))[None], label
+        return to_bytes(render(scene, self.size))[None], label
 
     def description(self) -> dict[str, Any]:
         return {"world_classes": len(CLASSES), "pictures": self.count, "seed": self.seed}
@@ -92,7 +92,7 @@ class FolderClassPictures(ClassPictures):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         path, label = self.files[index]
-        return torch.stack([to_tensor(view) for view in ten_views(open_image(path), self.size)]), label
+        return torch.stack([to_bytes(view) for view in ten_views(open_image(path), self.size)]), label
 
     def description(self) -> dict[str, Any]:
         return {"classes": len(self.classes), "pictures": len(self.files), "views": "ten"}
@@ -111,11 +111,6 @@ def ten_views(image: Image.Image, size: int) -> list[Image.Image]:
     corners = [(0, 0), (free, 0), (0, free), (free, free), (free // 2, free // 2)]
     views = [resized.crop((left + x, top + y, left + x + size, top + y + size)) for x, y in corners]
     return views + [view.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for view in views]
-
-
-def to_tensor(image: Image.Image) -> Tensor:
-    """(3, H, W) uint8."""
-    return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)
 
 
 def encode_classes(

@@ -21,7 +21,6 @@ from functools import lru_cache
 from pathlib import Path
 from random import Random
 
-import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
@@ -30,7 +29,7 @@ from webdataset.shardlists import expand_urls
 from webdataset.tariterators import base_plus_ext
 
 from tokenizer.captions import EncodeCaptions
-from tokenizer.image_processor import to_rgb
+from tokenizer.image_processor import to_bytes, to_rgb
 from train.data.random_crop import RandomCrop
 
 logger = logging.getLogger(__name__)
@@ -163,7 +162,7 @@ class TarPictures(IterableDataset):
         except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise ValueError(f"{name} has a damaged picture; {error}; {advice}") from None
         image = self.crop(image, Random(f"crop/{self.seed}/{record.epoch}/{record.shard.name}/{record.key}"))
-        item = {"pixels": torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)}
+        item = {"pixels": to_bytes(image)}
         if self.captions is not None:
             if record.caption is None:
                 raise ValueError(f"{name} has no caption; found no {CAPTION_SUFFIX} member; {advice}")

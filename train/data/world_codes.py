@@ -22,6 +22,7 @@ from tqdm import tqdm
 from mllm.json_files import write_json
 from mllm.whole_file import whole_file
 from mllm.world.episode import PICTURE_KINDS, make_episode
+from tokenizer.image_processor import to_bytes
 from tokenizer.model import UniTok
 
 EPISODES_PER_FILE = 1024
@@ -117,4 +118,4 @@ class _Pictures(Dataset):
     def __getitem__(self, index: int) -> Tensor:
         episode, slot = self.places[index]
         picture = make_episode(episode, seed=self.seed).pictures[slot]
-        return torch.from_numpy(np.asarray(picture.render(self.size)).copy()).permute(2, 0, 1)
+        return to_bytes(picture.render(self.size))

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from random import Random
 
-import numpy as np
-import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -16,6 +14,7 @@ from mllm.world.describe_language import describe
 from mllm.world.episode import PICTURE_KINDS, Picture
 from mllm.world.splits import random_scene_for
 from tokenizer.captions import EncodeCaptions
+from tokenizer.image_processor import to_bytes
 
 KIND_WEIGHTS = (86, 6, 8)
 """Of images, depth pictures and segmentation pictures; the latter two are simpler."""
@@ -33,8 +32,7 @@ class WorldPictures(Dataset):
         rng = Random(f"pictures/{self.seed}/{index}")
         scene = random_scene_for("train", rng)
         picture = Picture(scene, rng.choices(PICTURE_KINDS, KIND_WEIGHTS)[0])
-        pixels_HW3 = np.asarray(picture.render(self.image_size))
-        item = {"pixels": torch.from_numpy(pixels_HW3.copy()).permute(2, 0, 1)}
+        item = {"pixels": to_bytes(picture.render(self.image_size))}
         if self.captions:
             item["text_ids"] = self.captions([caption_of(picture, rng)])[0]
         return item
