@@ -1,28 +1,30 @@
 """`mllm benchmark training`: the same samples trained in packed rows, and one to a row padded to the longest.
 
 Upstream's collator pads; ours packs (mllm/packing.py). Both ways go forward and backward through the same model on the
-same samples of the synthetic world; the ratio of the times is what packing gains on this machine.
+same samples of the synthetic world, in turn, so that a busy machine slows both; the ratio of the times is what packing
+gains. Counted are positions that hold something, and targets that are learned: both ways have as many.
 """
 
 from __future__ import annotations
 
-import statistics
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from random import Random
 
 import torch
 
+from mllm.benchmark.timing import time_interleaved
 from mllm.commands.arguments import CommandParser, add_json_argument, positive_count
 from mllm.json_files import write_json
+from mllm.loss import count_items
 from mllm.model import MLLMForConditionalGeneration
 from mllm.model_folder import find_model_folder
 from mllm.model_loading import choose_device
-from mllm.packing import PackedBatch, pack
+from mllm.packing import PackedBatch, pack, take_row
 from mllm.processor import MLLMProcessor
 from mllm.sequence import Sequence as Sample
 from train.cpu_speed import speed_up
@@ -40,8 +42,9 @@ class Way:
     rows: int
     places: int
     padding_share: float
-    seconds: float  # median of the rounds
+    seconds: float  # median of the rounds; on a CPU, the process's own
     positions_per_second: float  # real ones
+    targets_per_second: float  # text tokens and codes that are learned
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -64,17 +67,18 @@ def main(argv: list[str] | None = None) -> int:
     torch.set_num_threads(words.threads)
     try:
         model, samples = load(words.model, words.samples, words.length, choose_device(words.device))
-        ways = {
-            "padded": measure(model, padded(samples, rows=words.rows), rounds=words.rounds),
-            "packed": measure(model, packed(samples, rows=words.rows, length=words.length), rounds=words.rounds),
+        batches = {
+            "padded": padded(samples, rows=words.rows),
+            "packed": packed(samples, rows=words.rows, length=words.length),
         }
+        ways = measure(model, batches, rounds=words.rounds)
     finally:
         torch.set_num_threads(num_threads)
     ratio = ways["packed"].positions_per_second / ways["padded"].positions_per_second
-    print(f"{'':8}{'rows':>6}{'places':>8}{'padding':>9}{'seconds':>9}{'positions/s':>13}")
+    print(f"{'':8}{'rows':>6}{'places':>8}{'padding':>9}{'seconds':>9}{'positions/s':>13}{'targets/s':>11}")
     for name, way in ways.items():
         numbers = f"{way.rows:6}{way.places:8}{way.padding_share:9.1%}{way.seconds:9.2f}"
-        print(f"{name:8}{numbers}{way.positions_per_second:13.0f}")
+        print(f"{name:8}{numbers}{way.positions_per_second:13.0f}{way.targets_per_second:11.0f}")
     print(f"packed is {ratio:.2f} times as fast as padded")
     if words.json:
         figures = {"ratio": ratio, **{name: asdict(way) for name, way in ways.items()}}
@@ -121,14 +125,13 @@ def padded(samples: Sequence[Sample], *, rows: int) -> list[PackedBatch]:
 
 
 def packed(samples: Sequence[Sample], *, rows: int, length: int) -> list[PackedBatch]:
-    """Samples in as few rows as first fit finds, longest first."""
-    lanes: list[list[Sample]] = []
-    for sample in sorted(samples, key=len, reverse=True):
-        lane = next((lane for lane in lanes if sum(map(len, lane)) + len(sample) <= length), None)
-        if lane is None:
-            lanes.append(lane := [])
-        lane.append(sample)
-    return [stack(lanes[first : first + rows], length=length) for first in range(0, len(lanes), rows)]
+    """Rows as training fills them (mllm/packing.py), from all samples at once."""
+    waiting, filled = list(samples), []
+    while waiting:
+        taken = take_row([len(sample) for sample in waiting], length)
+        filled.append([waiting[index] for index in taken])
+        waiting = [sample for index, sample in enumerate(waiting) if index not in taken]
+    return [stack(filled[first : first + rows], length=length) for first in range(0, len(filled), rows)]
 
 
 def stack(rows: Sequence[Sequence[Sample]], *, length: int) -> PackedBatch:
@@ -137,35 +140,39 @@ def stack(rows: Sequence[Sequence[Sample]], *, length: int) -> PackedBatch:
     return {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
 
 
-def measure(model: MLLMForConditionalGeneration, batches: Sequence[PackedBatch], *, rounds: int) -> Way:
-    """Forward and backward through all batches; one round warms up."""
+def measure(
+    model: MLLMForConditionalGeneration, ways: Mapping[str, Sequence[PackedBatch]], *, rounds: int
+) -> dict[str, Way]:
+    """Forward and backward through all batches of each way, in turn."""
     device = next(model.parameters()).device
-    on_device = [{name: tensor.to(device) for name, tensor in batch.items()} for batch in batches]
 
-    def once() -> None:
-        for batch in on_device:
+    def once(batches: Sequence[PackedBatch]) -> None:
+        for batch in batches:
             model.zero_grad(set_to_none=True)
-            model(**batch).loss.backward()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
+            model(**{name: tensor.to(device) for name, tensor in batch.items()}).loss.backward()
 
-    once()
-    seconds = statistics.median(timed(once) for _ in range(rounds))
+    works = {name: partial(once, batches) for name, batches in ways.items()}
+    timings = time_interleaved(works, rounds=rounds, device=device)
+    num_codebooks = model.config.num_codebooks
+    return {name: way_of(batches, timings[name].median, num_codebooks) for name, batches in ways.items()}
+
+
+def way_of(batches: Sequence[PackedBatch], seconds: float, num_codebooks: int) -> Way:
+    """The counts of a way's batches, and how fast they were."""
     is_real = [batch["segment_ids"] > 0 for batch in batches]
     real, places = sum(int(mask.sum()) for mask in is_real), sum(mask.numel() for mask in is_real)
+    targets = sum(
+        int(count_items(batch["labels"], batch["code_targets"], num_codebooks=num_codebooks, text_weight=1.0))
+        for batch in batches
+    )
     return Way(
         rows=sum(len(mask) for mask in is_real),
         places=places,
         padding_share=1 - real / places,
         seconds=seconds,
         positions_per_second=real / seconds,
+        targets_per_second=targets / seconds,
     )
-
-
-def timed(work: Callable[[], None]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
 
 
 if __name__ == "__main__":

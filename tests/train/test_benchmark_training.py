@@ -45,6 +45,8 @@ def test_the_command_prints_and_writes_the_ratio(
     assert f"packed is {figures['ratio']:.2f} times as fast as padded" in capsys.readouterr().out
     speeds = [figures[way]["positions_per_second"] for way in ("packed", "padded")]
     assert figures["ratio"] == pytest.approx(speeds[0] / speeds[1])
+    targets = [figures[way]["targets_per_second"] * figures[way]["seconds"] for way in ("packed", "padded")]
+    assert targets[0] == pytest.approx(targets[1]) and targets[0] > 5
     _, samples = load(str(random_model_folder), 5, 160, torch.device("cpu"))
     for way in ("packed", "padded"):
         real = figures[way]["places"] * (1 - figures[way]["padding_share"])
