@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,15 @@ FILE = "average.safetensors"
 
 
 class WeightAverage(TrainerCallback):
-    """Averages the weights that learn after every step; `copy_into` and `lent_to` put the average into a model."""
+    """Averages the weights that learn after every step; `copy_into` and `lent_to` put the average into a model.
+
+    The average is float32 also of bfloat16 weights (DeepSpeed's): there a step of 1 - decay would be rounded away.
+    """
 
     def __init__(self, model: nn.Module, *, decay: float) -> None:
         self.learning = _Learning(model)
         self.average = AveragedModel(self.learning, multi_avg_fn=get_ema_multi_avg_fn(decay))
+        self.average.module.float()
 
     @property
     def _averaged(self) -> _Learning:
@@ -30,7 +35,12 @@ class WeightAverage(TrainerCallback):
         return module
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self.average.update_parameters(self.learning)
+        self.update()
+
+    def update(self) -> None:
+        """Take in the weights as they are now."""
+        is_float32 = all(tensor.dtype == torch.float32 for tensor in self.learning.tensors)
+        self.average.update_parameters(self.learning if is_float32 else deepcopy(self.learning).float())
 
     def save(self, folder: Path) -> None:
         tensors = {name: tensor.contiguous() for name, tensor in self._averaged.named_tensors()}

@@ -32,11 +32,11 @@ def test_the_average_is_lent_and_the_own_weights_come_back(fails: bool) -> None:
     compiled = backbone._compiled_call_impl
     average = WeightAverage(backbone, decay=0.5)
     first = weights_of(backbone)
-    average.average.update_parameters(average.learning)
+    average.update()
     with torch.no_grad():
         for parameter in backbone.parameters():
             parameter.add_(2.0)
-    average.average.update_parameters(average.learning)
+    average.update()
     own = weights_of(backbone)
     try:
         with as_saved(backbone, backbone, average):
