@@ -6,11 +6,13 @@ steps than allowed end the run with one sentence, before anything of the bad ste
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import statistics
 from collections import deque
 from dataclasses import dataclass
+from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
@@ -18,6 +20,8 @@ WINDOW = 50
 """Recent losses that a spike is judged against."""
 MIN_SEEN = 10
 """Losses before a spike can be judged."""
+FILE = "bad_steps.json"
+"""In a checkpoint: what was seen so far."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +41,7 @@ class BadStepsError(ValueError):
 
 
 class StepJudge:
-    """Counts the bad steps of a run."""
+    """Counts the bad steps of a run, over all its stops: `save` and `load` carry the count and the recent losses."""
 
     def __init__(self, rule: BadSteps) -> None:
         self.rule = rule
@@ -73,3 +77,13 @@ class StepJudge:
                 "from the newest checkpoint (bad_steps.allowed skips a few such steps)"
             )
         logger.warning("step %d is skipped (%d of %d): %s", step, self.num_bad, self.rule.allowed, fault)
+
+    def save(self, folder: Path) -> None:
+        """Write what was seen so far into a checkpoint."""
+        (folder / FILE).write_text(json.dumps({"num_bad": self.num_bad, "recent": list(self.recent)}) + "\n")
+
+    def load(self, folder: Path) -> None:
+        """Go on from a checkpoint; older ones hold nothing of this."""
+        if (folder / FILE).is_file():
+            seen = json.loads((folder / FILE).read_text())
+            self.num_bad, self.recent = seen["num_bad"], deque(seen["recent"], maxlen=WINDOW)

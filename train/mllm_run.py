@@ -62,8 +62,7 @@ def train_mllm(recipe: MLLMRecipe) -> None:
         validation=validation,
         observers=watching,
     )
-    newest = newest_checkpoint(recipe.output)
-    trainer.train(resume_from_checkpoint=str(newest) if newest else None)
+    trainer.go_on_from(newest_checkpoint(recipe.output))
     finish(trainer, tokenizers)
 
 

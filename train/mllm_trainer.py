@@ -107,7 +107,8 @@ class MLLMTrainer(Trainer):
         ]
         count = torch.stack(counts).sum()
         count = count.to(device)
-        return self.accelerator.gather(count).sum() if self.args.world_size > 1 else count
+        total = self.accelerator.gather(count).sum() if self.args.world_size > 1 else count
+        return total.clamp(min=1)  # where nothing is learned, the loss is 0 and no 0 / 0
 
     def compute_loss(
         self,
@@ -203,11 +204,13 @@ class MLLMTrainer(Trainer):
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         if self.args.should_save:
             mark_unfinished(folder)
+        self.accelerator.wait_for_everyone()  # else another process could write first, and be killed
         limit, self.args.save_total_limit = self.args.save_total_limit, None  # nothing is dropped before the end
         super()._save_checkpoint(model, trial)
         self.args.save_total_limit = limit
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
+            self.judge.save(folder)
             finish(folder)
             rotate_checkpoints(
                 output_dir=self.args.output_dir,
@@ -220,10 +223,13 @@ class MLLMTrainer(Trainer):
         if self.average and output_dir:
             self.average.save(Path(output_dir))
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        if self.average:
-            self.average.load(Path(resume_from_checkpoint))
+    def go_on_from(self, checkpoint: Path | None) -> None:
+        """Train on from a checkpoint, or from the start."""
+        if checkpoint is not None:
+            self.judge.load(checkpoint)
+            if self.average:  # here, because the library loads nothing itself where DeepSpeed does
+                self.average.load(checkpoint)
+        self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
     def whole_weights(self) -> dict[str, Tensor] | None:
         """All weights on the first process, gathered where they are sharded; every process must call it."""

@@ -51,6 +51,27 @@ def test_the_average_is_lent_and_the_own_weights_come_back(fails: bool) -> None:
     assert compiled is not None and backbone._compiled_call_impl is compiled
 
 
+def test_small_steps_of_bfloat16_weights_are_averaged(tmp_path: Path) -> None:
+    """In bfloat16 an average of decay 0.999 would never leave the first weights."""
+    model = torch.nn.Linear(3, 2).to(torch.bfloat16)
+    average = WeightAverage(model, decay=0.999)
+    with torch.no_grad():
+        model.weight.fill_(1.0)
+        average.update()
+        model.weight.fill_(1.5)
+    for _ in range(100):
+        average.update()
+    again = WeightAverage(model, decay=0.999)
+    average.save(tmp_path)
+    again.load(tmp_path)
+    expected = torch.full((2, 3), 1.5 - 0.5 * 0.999**100)
+    for kept in (average, again):
+        torch.testing.assert_close(kept.average.module.tensors[0].data, expected)
+        with kept.lent_to(model):
+            assert model.weight.dtype == torch.bfloat16 and torch.equal(model.weight, expected.to(torch.bfloat16))
+        assert (model.weight == 1.5).all()
+
+
 def test_without_an_average_the_weights_are_the_models_own() -> None:
     backbone = LlamaModel(CONFIG)
     own = weights_of(backbone)

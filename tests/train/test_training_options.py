@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from mllm.model import MLLMForConditionalGeneration
 from tests.train.launching import losses
-from train.bad_steps import BadSteps, BadStepsError
+from train.bad_steps import BadSteps, BadStepsError, StepJudge
 from train.mllm_recipe import MLLMRecipe, Validation
 from train.mllm_run import train_mllm
 from train.optimizers import OptimizerRecipe
@@ -89,6 +89,41 @@ def test_an_allowed_bad_step_leaves_the_weights_alone(short: MLLMRecipe, break_l
     assert any(not torch.equal(second[name], third[name]) for name in second)
     with pytest.raises(ValueError, match="use 0 or more"):
         BadSteps(allowed=-1)
+
+
+def test_skipped_steps_are_counted_over_a_stop(short: MLLMRecipe, break_loss: list[int]) -> None:
+    break_loss += [2, 4]  # the third step is the fourth call: the run is stopped before it ends
+    recipe = changed(short, {"save_steps": 1}, bad_steps=BadSteps(allowed=1))
+    train_mllm(recipe)
+    shutil.rmtree(recipe.output / "checkpoint-3")
+    with pytest.raises(BadStepsError, match=r"wrong at step 3: the loss is nan, after 1 skipped steps"):
+        train_mllm(recipe)
+
+
+def test_a_spike_is_judged_against_what_was_seen_before_a_stop(tmp_path: Path) -> None:
+    before = StepJudge(BadSteps(spike=3.0))
+    for step in range(60):
+        assert before.fault_of_loss(1.0 + step / 7) is None
+    before.save(tmp_path)
+    after = StepJudge(BadSteps(spike=3.0))
+    assert after.fault_of_loss(40.0) is None  # nothing to compare it with
+    after.load(tmp_path)
+    assert after.recent == before.recent and after.recent.maxlen == before.recent.maxlen
+    assert after.fault_of_loss(40.0) == before.fault_of_loss(40.0) is not None
+
+
+def test_a_batch_of_which_nothing_is_learned_has_loss_zero(short: MLLMRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    forward = MLLMForConditionalGeneration.forward
+
+    def unlabelled(self: MLLMForConditionalGeneration, **inputs: torch.Tensor) -> object:
+        inputs["labels"] = inputs["labels"].fill_(-100)
+        inputs["code_targets"] = torch.zeros_like(inputs["code_targets"])
+        return forward(self, **inputs)
+
+    monkeypatch.setattr(MLLMForConditionalGeneration, "forward", unlabelled)
+    monkeypatch.setattr("train.mllm_trainer.count_items", lambda *_, **__: torch.tensor(0.0))
+    train_mllm(changed(short, {"max_steps": 1}))
+    assert losses(short.output) == {1: 0.0}
 
 
 def test_validation_is_by_task_and_keeps_the_best_checkpoint(short: MLLMRecipe) -> None:
