@@ -50,7 +50,19 @@ def add_adapters(
     with rows_within_reach(model):
         adapted = get_peft_model(model, config)
     adapted.peft_config["default"].base_model_name_or_path = str(base)
+    learn_in_float32(adapted)
     return adapted
+
+
+def learn_in_float32(model: nn.Module) -> None:
+    """Hold what learns in float32 though the frozen rest is bfloat16, in which small steps are rounded away.
+
+    peft does so for its low-rank matrices, not for parts that are trained whole. DeepSpeed has float32 weights of its
+    own; those that ZeRO-3 cut are left as they are.
+    """
+    for parameter in model.parameters():
+        if parameter.requires_grad and not hasattr(parameter, "ds_id"):
+            parameter.data = parameter.data.float()
 
 
 @contextmanager

@@ -112,7 +112,8 @@ def learner(recipe: MLLMRecipe, base: MLLMForConditionalGeneration) -> torch.nn.
 def load_dtype(recipe: MLLMRecipe, arguments: TrainingArguments) -> torch.dtype:
     """In which precision weights are loaded: bfloat16 where another copy or nothing of them is trained.
 
-    DeepSpeed keeps its own float32 weights, and below adapters the weights are frozen; else training needs float32.
+    DeepSpeed keeps its own float32 weights, and below adapters the weights are frozen (what learns beside them is made
+    float32 there); else training needs float32.
     """
     has_float32_elsewhere = bool(arguments.deepspeed) or recipe.adapter is not None
     return torch.bfloat16 if arguments.bf16 and has_float32_elsewhere else torch.float32

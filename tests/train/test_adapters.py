@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,11 +14,12 @@ from safetensors.torch import load_file
 from mllm.model import MLLMForConditionalGeneration
 from mllm.model_folder import find_model_folder
 from tests.train.launching import losses
+from train import mllm_run
 from train.adapter_recipe import AdapterRecipe
 from train.adapters import image_token_ids
 from train.merge import main as merge_command
 from train.merge import merge_folder
-from train.mllm_recipe import MLLMData, MLLMRecipe
+from train.mllm_recipe import MLLMData, MLLMRecipe, Validation
 from train.mllm_run import train_mllm
 
 ADAPTER = AdapterRecipe(rank=3, alpha=6.0, dropout=0.0)
@@ -95,6 +97,27 @@ def test_what_is_saved_is_small_and_the_merged_model_computes_the_same(
     assert str(merged) in capsys.readouterr().out
     torch.testing.assert_close(loss_of(MLLMForConditionalGeneration.from_pretrained(merged)), expected)
     assert find_model_folder(merged) == merged
+
+
+def test_what_learns_beside_bfloat16_weights_is_float32_and_the_model_still_draws(recipe: MLLMRecipe) -> None:
+    trainer = {**recipe.trainer, "bf16": True, "max_steps": 1, "eval_steps": 1}
+    small = dataclasses.replace(recipe, trainer=trainer, validation=Validation(batches=1, prompts=["a red circle"]))
+    learned = {}
+    add = mllm_run.learner
+
+    def remembered(*arguments: Any) -> torch.nn.Module:
+        model = add(*arguments)
+        learned.update({name: value.dtype for name, value in model.named_parameters() if value.requires_grad})
+        assert {value.dtype for value in model.parameters() if not value.requires_grad} == {torch.bfloat16}
+        return model
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mllm_run, "learner", remembered)
+        train_mllm(small)
+    assert set(learned.values()) == {torch.float32} and any("code_head" in name for name in learned)
+    assert (small.output / "samples" / "step-1.png").is_file()
+    saved = load_file(small.output / "final" / "adapter_model.safetensors")
+    assert {tensor.dtype for name, tensor in saved.items() if "code_head" in name} == {torch.float32}
 
 
 def test_a_resumed_adapter_equals_an_uninterrupted_one(recipe: MLLMRecipe) -> None:
