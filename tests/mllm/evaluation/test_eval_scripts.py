@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,9 +26,9 @@ FOLDERS = {"gqa": "gqa", "textvqa": "textvqa", "pope": "pope", "mme": "MME", "mm
 pytestmark = pytest.mark.slow
 
 
-def run_script(name: str, *words: str | Path, **environment: str) -> str:
-    """What a script printed."""
-    done = subprocess.run(
+def start_script(name: str, *words: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A script that has ended, well or not."""
+    return subprocess.run(
         ["bash", f"scripts/{name}", *map(str, words)],
         cwd=ROOT,
         env=ENVIRONMENT | environment,
@@ -35,6 +36,11 @@ def run_script(name: str, *words: str | Path, **environment: str) -> str:
         text=True,
         check=False,
     )
+
+
+def run_script(name: str, *words: str | Path, **environment: str) -> str:
+    """What a script printed that went well."""
+    done = start_script(name, *words, **environment)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
@@ -74,6 +80,21 @@ def test_benchmarks_without_files_are_left_out(random_model_folder: Path, tmp_pa
     words = ("--model", random_model_folder, "--device", "cpu", "--max-new-tokens", "5")
     run_script("eval_vqa.sh", tmp_path / "data", tmp_path / "output", *words)
     assert {path.name for path in (tmp_path / "output").iterdir()} == {"gqa", "report.md"}
+
+
+def test_a_run_that_fails_ends_the_script_with_its_message(random_model_folder: Path, tmp_path: Path) -> None:
+    """It is not taken for a benchmark without files: a report over the rest would look whole."""
+    gqa = make_data("gqa", tmp_path / "data" / "gqa")
+    shutil.rmtree(gqa.images)
+    make_data("pope", tmp_path / "data" / "pope")
+    done = start_script("eval_vqa.sh", tmp_path / "data", tmp_path / "output", "--model", random_model_folder)
+    assert done.returncode != 0 and "there is no folder of pictures" in done.stderr
+    assert not (tmp_path / "output").exists()
+
+
+def test_a_folder_without_any_question_file_is_refused(tmp_path: Path) -> None:
+    done = start_script("eval_vqa.sh", tmp_path, tmp_path / "output")
+    assert done.returncode == 2 and f"nothing to evaluate in {tmp_path}" in done.stderr
 
 
 def test_genai_bench_ends_alike_killed_on_two_processes_and_in_other_batches(tmp_path: Path) -> None:
