@@ -70,11 +70,14 @@ def submit(answered: Sequence[Answered], options: ScoreOptions) -> list[Path]:
     """The file for EvalAI: a list of {"question_id", "answer"} over the whole split."""
     assert options.folder is not None, "a submission needs a folder"
     given = {one.item.question_id: normalise(one.text) for one in answered}
-    ids = list(given)
+    ids = dict.fromkeys(given)
     if options.split is not None:
-        ids = [need_field(line, "question_id") for line in read_lines(options.split)]
-        if unknown := [id_ for id_ in given if id_ not in set(ids)]:
-            raise ValueError(f"{options.split} lacks question {unknown[0]!r}, which was answered; give the whole split")
+        ids = dict.fromkeys(need_field(line, "question_id") for line in read_lines(options.split))
+        if unknown := [id_ for id_ in given if id_ not in ids]:
+            raise ValueError(
+                f"{options.split} is not the whole split: found no question {unknown[0]!r}, which was answered; give "
+                "the file of all test questions"
+            )
     path = options.folder / "vqav2_submission.json"
     write_json(path, [{"question_id": id_, "answer": given.get(id_, "")} for id_ in ids])
     return [path]
