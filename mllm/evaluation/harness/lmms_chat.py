@@ -6,14 +6,25 @@ MM-Vet and MMMU; docs/evaluation.md says how.
 
 from __future__ import annotations
 
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from lmms_eval.api.model import lmms
 
 from mllm.evaluation.harness.harness_answers import answer_chats, read_messages, read_settings, until
+from mllm.evaluation.laboratory.pictures import in_batches
 from mllm.modes import Mode, check_mode
 from mllm.pipeline import Pipeline
+
+ARGUMENTS = slice(-5, None)
+"""Of a request: doc_to_messages, settings, number of the document, task, split; older versions put a context before."""
+
+
+def task_of(request: Any) -> tuple[str, str, str]:
+    """Task, split and settings of a request."""
+    _, settings, _, task, split = request.args[ARGUMENTS]
+    return task, split, repr(settings)
 
 
 class MLLMToolkit(lmms):
@@ -40,18 +51,26 @@ class MLLMToolkit(lmms):
         self.mode, self.folder, self.seed, self.batch_size = mode, Path(output), int(seed), int(batch_size)
 
     def generate_until(self, requests: list[Any]) -> list[str]:
-        """One answer per request; request i has seed + i, so a picture does not depend on its batch."""
-        answers = []
-        for number, request in enumerate(requests):
-            # older versions put the context in front
-            doc_to_messages, given, doc_id, task, split = request.args[-5:]
-            chat = read_messages(doc_to_messages(self.task_dict[task][split][doc_id]))
-            settings = read_settings(given, self.mode)
-            found = answer_chats(
-                self.pipeline, [chat], mode=self.mode, settings=settings, seeds=[self.seed + number], folder=self.folder
-            )[0]
-            answers.append(until(found, given.get("until")) if self.mode == "text" else found)
+        """One answer per request, in batches within a task; document i has seed + i, so no answer depends on others."""
+        answers: list[str] = []
+        for (task, split, _), group in groupby(requests, key=task_of):
+            for batch in in_batches(group, self.batch_size):
+                answers += self.answer_batch(batch, task=task, split=split)
         return answers
+
+    def answer_batch(self, requests: list[Any], *, task: str, split: str) -> list[str]:
+        """Answers to requests of one task, which share their settings; pictures go to a folder of the task."""
+        calls = [request.args[ARGUMENTS] for request in requests]
+        given = calls[0][1]
+        found = answer_chats(
+            self.pipeline,
+            [read_messages(to_messages(self.task_dict[task][split][doc_id])) for to_messages, _, doc_id, *_ in calls],
+            mode=self.mode,
+            settings=read_settings(given, self.mode),
+            seeds=[self.seed + doc_id for _, _, doc_id, *_ in calls],
+            folder=self.folder / task / split,
+        )
+        return [until(text, given.get("until")) for text in found] if self.mode == "text" else found
 
     def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
         raise NotImplementedError("this model answers in words: use tasks of output_type generate_until")

@@ -86,8 +86,8 @@ def lmms_class(monkeypatch: pytest.MonkeyPatch) -> type:
     return kind
 
 
-def request_for(doc_id: int, *, context: tuple = (), **settings: Any) -> SimpleNamespace:
-    return SimpleNamespace(args=(*context, doc_to_messages, settings, doc_id, "task", "test"))
+def request_for(doc_id: int, *, context: tuple = (), task: str = "task", **settings: Any) -> SimpleNamespace:
+    return SimpleNamespace(args=(*context, doc_to_messages, settings, doc_id, task, "test"))
 
 
 def doc_to_messages(doc: dict[str, Any]) -> list[dict[str, Any]]:
@@ -119,6 +119,28 @@ def test_lmms_eval_gets_pictures_as_files(lmms_class: type, folder: Path, tmp_pa
     found = json.loads(model.generate_until([request_for(0, max_new_tokens=6, temperature=0)])[0])
     picture = Pipeline.load(folder, device="cpu").draw("a red circle", seed=4)[0]
     assert found["text"] == "" and Image.open(found["images"][0]).tobytes() == picture.tobytes()
+
+
+def test_no_picture_depends_on_its_batch_or_takes_the_place_of_another(
+    lmms_class: type, folder: Path, tmp_path: Path
+) -> None:
+    """Five documents of two tasks, in other batches and in another order."""
+    words = ("a red circle", "a blue star", "two hearts")
+    tasks = {
+        "first": {"test": [{"question": text} for text in words]},
+        "second": {"test": [{"question": "a star"}] * 2},
+    }
+    requests = [request_for(n, task=task) for task, splits in tasks.items() for n in range(len(splits["test"]))]
+    made = []
+    for batch_size, order in ((1, [0, 1, 2, 3, 4]), (2, [4, 3, 2, 1, 0])):
+        options = {"batch_size": batch_size, "mode": "image", "output": str(tmp_path / str(batch_size))}
+        model = lmms_class(pretrained=str(folder), device="cpu", **options)
+        model.task_dict = tasks
+        answers = dict(zip(order, model.generate_until([requests[n] for n in order]), strict=True))
+        names = [json.loads(answers[n])["images"][0] for n in range(5)]
+        assert len(set(names)) == 5
+        made.append([Image.open(name).tobytes() for name in names])
+    assert made[0] == made[1]
 
 
 def test_vlmevalkit_finds_a_registered_model(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
