@@ -10,9 +10,10 @@ import importlib
 import os
 import sys
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
+
+from mllm.versions import TOOLKIT, version_of
 
 WRONG_INPUT = 2
 INTERRUPTED = 130
@@ -55,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
         print(overview())
         return 0
     if words[0] == "--version":
-        print(f"mllm {toolkit_version()}")
+        print(f"mllm {version_of(TOOLKIT)}")
         return 0
     try:
         return run(words[0], words[1:])
@@ -114,14 +115,6 @@ def overview() -> str:
         "  --debug    with a verb: show the full traceback of an error\n\n"
         'example: mllm draw "a red circle on a white background" -o circle.png'
     )
-
-
-def toolkit_version() -> str:
-    """The installed version; a source tree that is not installed has none."""
-    try:
-        return version("mllm-toolkit")
-    except PackageNotFoundError:
-        return "(not installed)"
 
 
 if __name__ == "__main__":

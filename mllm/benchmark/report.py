@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from mllm.__main__ import toolkit_version
 from mllm.benchmark.machine import busy_seconds, describe_machine, measure_roofline, own_seconds, peak_memory
 from mllm.benchmark.timing import Case
+from mllm.versions import TOOLKIT, version_of
 
 OURS = "ours"
 
@@ -25,7 +25,7 @@ def run_benchmark(cases: Callable[[], Iterator[Case]], *, device: torch.device, 
     found = [describe_case(case) for case in cases()]
     foreign = max(0.0, busy_seconds() - busy - (own_seconds() - own))
     return {
-        "version": toolkit_version(),
+        "version": version_of(TOOLKIT),
         "machine": describe_machine(device),
         "copied_bytes_per_second": roofline.copied_bytes_per_second,
         "flops_per_second": roofline.flops_per_second,

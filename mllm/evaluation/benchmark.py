@@ -59,6 +59,7 @@ class Scores:
     scores: Mapping[str, Score]  # by name, in the order to print
     extra: Mapping[str, Any] = field(default_factory=dict)  # counts and remarks that are no scores
     judge: Mapping[str, Any] | None = None  # the model that judged, where one did
+    tools: tuple[str, ...] = ()  # packages of others that computed a score; their versions go into the result
 
 
 @dataclass(frozen=True, slots=True)

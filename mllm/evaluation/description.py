@@ -5,21 +5,17 @@ In: a pipeline, a benchmark, the settings. Out: a dictionary. Two runs with equa
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-
-import PIL
-import torch
-import transformers
 
 from mllm.evaluation.benchmark import Benchmark
 from mllm.evaluation.fingerprint import model_fingerprint
 from mllm.json_files import fingerprint_of
 from mllm.pipeline import Pipeline
 from mllm.settings import image_settings, text_settings
+from mllm.versions import tool_versions
 
 
 def describe_run(
@@ -56,16 +52,6 @@ def describe_run(
         "decoding": describe_decoding(pipeline, benchmark, sampling),
         "image_format": describe_images(pipeline, benchmark),
         "versions": tool_versions(),
-    }
-
-
-def tool_versions() -> dict[str, str]:
-    """What computes here."""
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "pillow": PIL.__version__,
     }
 
 

@@ -6,16 +6,14 @@ than the whole question file says so wherever it is shown.
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from mllm.evaluation.benchmark import Score, Scores
 from mllm.json_files import read_json
+from mllm.versions import tool_versions
 
 FORMAT = "mllm-result-1"
 RESULT_FILE = "result.json"
@@ -52,7 +50,7 @@ def make_result(
         "interval": "95 % bootstrap over items",
         **{name: (run or {}).get(name, UNKNOWN) for name in OF_THE_RUN},
         "files": dict(files),
-        "scored_with": {"python": platform.python_version(), "numpy": np.__version__},
+        "scored_with": tool_versions(*scores.tools),
         "judge": None if scores.judge is None else dict(scores.judge),
         "extra": dict(scores.extra),
     }

@@ -5,11 +5,8 @@ In: a pipeline, how many items, a seed. Out: one dictionary for JSON, and its ta
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Sequence
 
-import torch
-import transformers
 from PIL import Image
 
 from mllm.conversation import Message, TextPart
@@ -22,6 +19,7 @@ from mllm.evaluation.world_tokenizer import score_round_trip
 from mllm.modes import Mode
 from mllm.pipeline import Pipeline
 from mllm.row_builder import Overrides
+from mllm.versions import tool_versions
 from mllm.world.measure import measure_checker
 
 PROTOCOL = "world-1"
@@ -78,11 +76,7 @@ def measure_world(
             "text": "greedy",
             "image_size": config.image_size,
         },
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        },
+        "versions": tool_versions(),
         "checker_error": {"rate": checker.rate, "count": checker.count},
         "tokenizer": score_round_trip(tokenizer, count=count, seed=seed),
         "scores": scores,

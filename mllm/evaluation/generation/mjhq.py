@@ -52,7 +52,7 @@ def score(answered: Sequence[Answered], options: ScoreOptions) -> Scores:
         scores[f"FID {name}"] = without_interval(compute(str(options.annotations / name), str(made / name)), count)
     variant = f"clean-fid-png-against-{'-'.join(ending.lstrip('.') for ending in endings)}"
     extra = {"interval": "none: FID is a number of a whole set"}
-    return Scores(BENCHMARK.protocol(variant, count=len(answered)), "FID", scores, extra=extra)
+    return Scores(BENCHMARK.protocol(variant, count=len(answered)), "FID", scores, extra=extra, tools=("clean-fid",))
 
 
 def without_interval(value: float, count: int) -> Score:

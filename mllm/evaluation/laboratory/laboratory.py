@@ -7,16 +7,24 @@ not comparable, and references are cropped exactly as what is reconstructed.
 from __future__ import annotations
 
 from argparse import Namespace
+from pathlib import Path
 from typing import Any
 
 from mllm.evaluation.benchmark import Score, Scores
 from mllm.evaluation.bootstrap import mean_of_many
-from mllm.evaluation.description import tool_versions
-from mllm.evaluation.laboratory.classes import class_names, labelled_pictures, probe_verdicts, zero_shot_places
+from mllm.evaluation.laboratory.classes import (
+    IMAGENET_NAMES,
+    class_names,
+    labelled_pictures,
+    probe_verdicts,
+    zero_shot_places,
+)
 from mllm.evaluation.laboratory.measured import MeasuredTokenizer, MeasuredUniTok, find_measured
 from mllm.evaluation.laboratory.pictures import count_pictures, read_pictures
 from mllm.evaluation.laboratory.reconstruction import RECONSTRUCTION, REFERENCE, measure_reconstruction
 from mllm.evaluation.result import make_result
+from mllm.json_files import fingerprint_of
+from mllm.versions import tool_versions
 from tokenizer.captions import load_captions
 from tokenizer.fidelity import fidelity, need_fidelity
 from tokenizer.image_processor import PREPARATIONS, ImageProcessor
@@ -45,22 +53,21 @@ def measure_tokenizer(arguments: Namespace) -> dict[str, Any]:
         keeps_files=arguments.fid,
     )
     number = min(expected, arguments.limit or expected)
-    if arguments.fid:
-        made, real = arguments.output / RECONSTRUCTION, arguments.output / REFERENCE
-        found = fidelity(made, real, batch_size=arguments.batch_size)
-        scores |= {
-            "rFID": without_interval(found["rfid"], number),
-            "IS": without_interval(found["inception_score"], number),
-        }
-    scores |= measure_classes(tokenizer, arguments, prepare)
+    scores |= measure_fidelity(arguments, number) | measure_classes(tokenizer, arguments, prepare)
     columns = {"columns": {"Tokens": str(codes["tokens"])}, "crop": describe_crop(prepare), "tokenizer": tokenizer.name}
     return make_result(
         "tokenizer",
-        Scores(f"tokenizer@{arguments.crop}-{side}", "PSNR", scores, extra={**codes, **columns}),
+        Scores(
+            f"tokenizer@{arguments.crop}-{side}",
+            "PSNR",
+            scores,
+            extra={**codes, **columns},
+            tools=tools_of(arguments),
+        ),
         run=describe_measurement(tokenizer, arguments, prepare),
         expected=expected,
         scored=number,
-        files={"images": str(arguments.images)},
+        files=describe_files(arguments),
     )
 
 
@@ -76,6 +83,29 @@ def describe_measurement(tokenizer: MeasuredTokenizer, arguments: Namespace, pre
         "versions": tool_versions(),
         **dict.fromkeys(("prompt_style", "decoding", "seed", "questions")),
     }
+
+
+def tools_of(arguments: Namespace) -> tuple[str, ...]:
+    """Packages of others that have a part in the scores."""
+    used = {"torch-fidelity": arguments.fid, "open-clip-torch": arguments.classes == IMAGENET_NAMES}
+    return tuple(name for name, is_used in used.items() if is_used)
+
+
+def describe_files(arguments: Namespace) -> dict[str, str]:
+    """The pictures by their path, which are too many to read again, and the files that decide a score by their hash."""
+    given = {name: getattr(arguments, name) for name in ("lpips", "templates", "text_vocabulary")}
+    hashes = {name: fingerprint_of(Path(file)) for name, file in given.items() if file is not None}
+    return {"images": str(arguments.images)} | hashes
+
+
+def measure_fidelity(arguments: Namespace, number: int) -> dict[str, Score]:
+    """rFID and IS of the pictures that were written, where they were asked for."""
+    if not arguments.fid:
+        return {}
+    made, real = arguments.output / RECONSTRUCTION, arguments.output / REFERENCE
+    found = fidelity(made, real, batch_size=arguments.batch_size)
+    names = {"rFID": "rfid", "IS": "inception_score"}
+    return {title: without_interval(found[name], number) for title, name in names.items()}
 
 
 def measure_classes(tokenizer: MeasuredTokenizer, arguments: Namespace, prepare: ImageProcessor) -> dict[str, Score]:

@@ -57,7 +57,7 @@ def check_end_to_end(name: str, data: Data, run: Path, *model: str) -> dict:
     assert (result["items_expected"], result["items_scored"], result["is_complete"]) == (data.count, data.count, True)
     assert result["protocol"].startswith(f"{name}@") and result["protocol"].endswith(f"-custom-{data.count}")
     assert result["decoding"] == {"greedy": True, "max_new_tokens": 12} and result["prompts"] == "raw"
-    assert set(result["versions"]) == {"python", "torch", "transformers", "pillow"}
+    assert {"python", "mllm-toolkit", "torch", "transformers", "pillow"} <= set(result["versions"])
     assert len(result["model"]["fingerprint"]) == 16 and result["image_format"]["preparation"]
     assert (result["judge"] is not None) == (name == "mmvet")
     return result

@@ -137,6 +137,7 @@ def test_mjhq(
         "FID animals": (2.0, 1),
         "FID food": (3.0, 2),
     }
+    assert "clean-fid" in result["scored_with"]
     assert result["protocol"] == "mjhq-30k@clean-fid-png-against-jpg-custom-3"
 
 

@@ -93,7 +93,7 @@ def test_zero_shot_accuracy_is_that_of_a_plain_loop(
     )
     sentences = ["a {}.", "the {} of the cat."] if own_templates else list(TEMPLATES)
     assert result["prompts"] == ("sentences of templates.txt" if own_templates else "CLIP's 80 sentences")
-    assert set(result["versions"]) == {"python", "torch", "transformers", "pillow"} and result["decoding"] is None
+    assert {"python", "mllm-toolkit", "torch", "pillow"} <= set(result["versions"]) and result["decoding"] is None
     captions = load_captions(merges, vocab_size=517, context=12)
     prepare = ImageProcessor(height=32, width=32, preparation="zero_shot")
     towers = []
