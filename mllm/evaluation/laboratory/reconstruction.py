@@ -60,6 +60,8 @@ def measure_reconstruction(
         keeps_files: write references and reconstructions.
     """
     tally, number = Tally(), 0
+    for folder in (output / REFERENCE, output / RECONSTRUCTION) if keeps_files else ():
+        remove_pictures(folder)
     for batch in tqdm(in_batches(pictures, batch_size), desc="reconstructions", unit="batch"):
         pixels_B3HW = prepare([named.image for named in batch])
         codes_BKN = tokenizer.encode(pixels_B3HW)
@@ -81,6 +83,12 @@ def measure_reconstruction(
     originals, reconstructions = (torch.cat(part)[:ON_THE_SHEET] for part in zip(*tally.shown, strict=True))
     reconstruction_sheet(originals, reconstructions).save(output / SHEET)
     return {name: mean_of_many(values) for name, values in tally.values.items()}, describe_codes(tally)
+
+
+def remove_pictures(folder: Path) -> None:
+    """Take away what `write_pictures` left there before: FID is over a whole folder, whoever wrote it."""
+    for path in folder.glob("[0-9]" * 6 + ".png"):
+        path.unlink()
 
 
 def write_pictures(folder: Path, pixels_B3HW: Tensor, first: int) -> None:

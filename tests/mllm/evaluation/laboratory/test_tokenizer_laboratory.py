@@ -6,6 +6,7 @@ import json
 import sys
 import tarfile
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -171,6 +172,27 @@ def test_what_is_missing_is_named(
     with pytest.raises(ValueError, match="broken.tar, a.png does not open"):
         list(read_pictures(archive))
     assert isinstance(find_measured(str(model), None, device="cpu").model, UniTok)
+
+
+def test_fid_is_over_the_pictures_of_this_measurement_alone(
+    model: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second measurement of fewer pictures in the same folder leaves none of the first; FID itself is a stand-in."""
+    library = ModuleType("torch_fidelity")
+    seen: list[tuple[int, int]] = []
+
+    def calculate_metrics(*, input1: str, input2: str, **_: object) -> dict[str, float]:
+        seen.append((len(list(Path(input1).iterdir())), len(list(Path(input2).iterdir()))))
+        return {"frechet_inception_distance": 1.5, "inception_score_mean": 2.5}
+
+    library.__dict__["calculate_metrics"] = calculate_metrics
+    monkeypatch.setitem(sys.modules, "torch_fidelity", library)
+    words = ["--model", str(model), "--images", str(pictures), "--fid"]
+    measure(tmp_path, *words)
+    result = measure(tmp_path, *words, "--limit", "4")
+    assert seen == [(NUM_PICTURES, NUM_PICTURES), (4, 4)]
+    assert (result["scores"]["rFID"]["value"], result["scores"]["IS"]["value"]) == (1.5, 2.5)
+    assert result["scores"]["rFID"]["count"] == 4 and "torch-fidelity" in result["scored_with"]
 
 
 def test_fid_without_its_library_is_refused_before_anything_is_computed(
