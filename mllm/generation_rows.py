@@ -110,18 +110,26 @@ class Generated:
         return [part for part in self.parts if isinstance(part, CodesPart)]
 
 
+class NoRoomError(ValueError):
+    """A prompt, or the image that is asked for, does not fit into the context."""
+
+
 def count_budget(row: Row, *, layout: ImageLayout, context: int) -> int:
-    """Places a row may add; refuses a prompt or an image that does not fit."""
+    """Places a row may add.
+
+    Raises:
+        NoRoomError: a prompt or an image does not fit.
+    """
     used = max(len(prompt) for prompt in row.prompts)
     if used >= context:
-        raise ValueError(
+        raise NoRoomError(
             f"the prompt is too long: found {used} tokens, images included; the context of this model holds "
             f"{context}, so use fewer than that"
         )
     budget = min(context - used, row.max_new_tokens or context)
     needed = layout.num_tokens(row.grid or layout.default_grid)
     if row.mode == "image" and budget < needed:
-        raise ValueError(
+        raise NoRoomError(
             f"no room for the image: it takes {needed} tokens, found {budget} left (prompt {used}, context {context}, "
             f"max_new_tokens {row.max_new_tokens}); shorten the prompt or raise the budget"
         )

@@ -20,6 +20,7 @@ from mllm.conversation import ImagePart, Message, TextPart
 from mllm.evaluation.rate import Rate
 from mllm.evaluation.world_items import GROUPS, Group, make_items
 from mllm.evaluation.world_judge import Judgement, judge
+from mllm.generation_rows import NoRoomError
 from mllm.modes import Mode
 from mllm.world.episode import Picture
 from mllm.world.scene import Scene
@@ -64,12 +65,25 @@ def run_group(answer: Answer, group: Group, *, count: int, seed: int, batch_size
             active = [course for course in batch if turn < len(course.dialogue.turns)]
             for course in active:
                 listen(course, turn, image_size=image_size)
-            given = answer(
-                [course.messages for course in active], MODES.get(group.job, "interleaved"), [c.seed for c in active]
-            )
+            dialogues, mode = [course.messages for course in active], MODES.get(group.job, "interleaved")
+            given = answer_what_fits(answer, dialogues, mode, [course.seed for course in active])
             for course, parts in zip(active, given, strict=True):
                 hear(course, turn, parts)
     return courses
+
+
+def answer_what_fits(
+    answer: Answer, dialogues: Sequence[Sequence[Message]], mode: Mode, seeds: Sequence[int]
+) -> list[list[str | Image.Image]]:
+    """Answers; nothing to a dialogue that a rambling model has let outgrow its context."""
+    try:
+        return answer(dialogues, mode, seeds)
+    except NoRoomError:
+        if len(dialogues) == 1:
+            return [[]]
+    half = len(dialogues) // 2
+    first = answer_what_fits(answer, dialogues[:half], mode, seeds[:half])
+    return first + answer_what_fits(answer, dialogues[half:], mode, seeds[half:])
 
 
 def listen(course: Course, turn: int, *, image_size: int) -> None:

@@ -11,6 +11,7 @@ from mllm.conversation import Message
 from mllm.evaluation.rate import Rate
 from mllm.evaluation.world import choose_groups, evaluate_world
 from mllm.evaluation.world_items import GROUPS, make_items
+from mllm.generation_rows import NoRoomError
 from mllm.world.episode import Picture
 
 SEED = 7
@@ -67,6 +68,22 @@ def test_an_answer_that_ends_early_or_says_too_much_fails() -> None:
             groups=[group],
         )
         assert scores[group.name]["rate"] == 0.0
+
+
+def test_a_dialogue_that_outgrows_the_context_fails_and_the_others_are_answered() -> None:
+    group = next(group for group in GROUPS if group.job == "multi_turn")
+    oracle = Oracle(group.job, group.pairs)
+    lost = {SEED, SEED + 3, SEED + 4}
+
+    def answer(
+        dialogues: Sequence[Sequence[Message]], mode: str, seeds: Sequence[int]
+    ) -> list[list[str | Image.Image]]:
+        if any(seed in lost and len(messages) > 1 for messages, seed in zip(dialogues, seeds, strict=True)):
+            raise NoRoomError("the prompt is too long")
+        return oracle(dialogues, mode, seeds)
+
+    scores = evaluate_world(answer, count=COUNT, seed=SEED, batch_size=5, groups=[group])[group.name]
+    assert (scores["passed"], scores["total"]) == (COUNT - len(lost), COUNT)
 
 
 def test_dense_pictures_report_their_overlap() -> None:
