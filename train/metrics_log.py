@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from mllm.whole_file import whole_file
+
 
 class MetricsLog:
     """Appends to `metrics.jsonl`; entries after the step that a run resumes from are dropped: none is doubled."""
@@ -13,7 +15,8 @@ class MetricsLog:
         self.path = path
         if path.is_file():
             kept = [line for line in path.read_text().splitlines() if _step_of(line) <= resumed_step]
-            path.write_text("".join(line + "\n" for line in kept))
+            with whole_file(path) as unfinished:
+                unfinished.write_text("".join(line + "\n" for line in kept))
 
     def write(self, step: int, values: dict[str, float | list[float]]) -> None:
         """Add one entry."""
@@ -26,7 +29,7 @@ def _step_of(line: str) -> float:
     """The step of an entry; one that a killed run left half written is after all steps."""
     try:
         return json.loads(line)["step"]
-    except json.JSONDecodeError:
+    except (json.JSONDecodeError, KeyError, TypeError):  # "7" and "{}" are JSON, too
         return float("inf")
 
 

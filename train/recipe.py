@@ -72,17 +72,28 @@ def override_sections(
     The parser takes them for such a section only while it is absent. Returns the values and the other words.
     """
     hints = get_type_hints(recipe_type)
-    values, others, words = dict(values), [], list(overrides)
+    others, words = [], list(overrides)
     while words:
         word = words.pop(0)
         name, equals, value = word.removeprefix("--").partition("=")
-        section, _, key = name.partition(".")
+        section = name.partition(".")[0]
         if not word.startswith("--") or not _is_optional_section(hints.get(section)) or not (equals or words):
             others.append(word)
             continue
-        read = yaml.safe_load(value if equals else words.pop(0))
-        values[section] = {**(values.get(section) or {}), key: read} if key else read
+        text = value if equals else words.pop(0)
+        try:
+            read = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise ValueError(f"--{name} is not valid YAML: found {text!r}; mend the value") from None
+        values = _with(values, name.split("."), read)
     return values, others
+
+
+def _with(values: dict[str, Any], keys: Sequence[str], value: Any) -> dict[str, Any]:
+    """A copy with one value set, below as many keys as there are."""
+    first, *below = keys
+    inside = values.get(first)
+    return {**values, first: _with(inside if isinstance(inside, dict) else {}, below, value) if below else value}
 
 
 def _is_optional_section(hint: Any) -> bool:

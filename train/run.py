@@ -64,4 +64,6 @@ def explanation() -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from mllm.__main__ import main as toolkit  # says what is wrong in one sentence, as `mllm train` does
+
+    sys.exit(toolkit(["train", *sys.argv[1:]]))

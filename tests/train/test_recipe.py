@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from train.mllm_recipe import MLLMRecipe
+from train.mllm_recipe import MLLMRecipe, WorldInLoop
 from train.recipe import as_yaml, find_recipe, read_yaml, resolve
 
 
@@ -64,6 +64,10 @@ def test_sections_that_a_recipe_may_leave_out_can_be_changed_and_dropped() -> No
     changed = resolve(MLLMRecipe, values, ["--adapter.rank", "4", "--adapter.alpha=2", "--validation.batches", "3"])
     assert (changed.adapter.rank, changed.adapter.alpha, changed.adapter.dropout) == (4, 2.0, 0.05)
     assert changed.validation.batches == 3
+    world = ["--validation.world.count", "5", "--validation.world.jobs=[draw]"]
+    assert resolve(MLLMRecipe, values, world).validation.world == WorldInLoop(count=5, jobs=["draw"])
+    with pytest.raises(ValueError, match=r"--validation is not valid YAML: found '\{batches: '; mend the value"):
+        resolve(MLLMRecipe, values, ["--validation", "{batches: "])
     assert resolve(MLLMRecipe, read_yaml(find_recipe("stage2_pretrain")), ["--validation", "null"]).validation is None
     with pytest.raises(ValueError, match="rang"):
         resolve(MLLMRecipe, values, ["--adapter.rang", "4"])
