@@ -153,9 +153,24 @@ class Adversary:
             group["lr"] = self.recipe.learning_rate * self.schedule.learning_rate(step)
         self.optimizer.zero_grad()
         self.accelerator.backward(torch.stack(list(parts.values())).sum())
-        self.accelerator.clip_grad_norm_(self.heads.parameters(), self.recipe.max_grad_norm)
+        norm = self.accelerator.clip_grad_norm_(self.heads.parameters(), self.recipe.max_grad_norm)
+        if self.accelerator.scaler is None:  # float16's scaler leaves such a step out by itself
+            require_finite("discriminator's gradient norm", norm, step=step)
         self.optimizer.step()
         return {name: part.detach() for name, part in parts.items()}
+
+
+def require_finite(name: str, value: Tensor, *, step: int) -> None:
+    """End a training that went wrong before anything of it is saved.
+
+    Raises:
+        ValueError: the value is no number, or none that weights can be moved by.
+    """
+    if not torch.isfinite(value):
+        raise ValueError(
+            f"the {name} became {value.item()} at step {step}; the last good checkpoint is kept: "
+            "lower the learning rate and start again from it"
+        )
 
 
 def balance(plain: Tensor, adversarial: Tensor, last_weight: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import InitProcessGroupKwargs, set_seed
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
@@ -25,9 +25,10 @@ from tokenizer.captions import EncodeCaptions, load_captions
 from tokenizer.config import UniTokConfig
 from tokenizer.metrics import codebook_perplexity, codebook_usage, psnr
 from tokenizer.model import CONFIG_FILE, UniTok
-from train.adversarial import Adversary
+from train.adversarial import Adversary, require_finite
 from train.checkpoints import checkpoints, step_of, write_checkpoint
 from train.data.picture_source import build_source
+from train.data.processes import LONGEST_WAIT
 from train.metrics_log import MetricsLog, as_words
 from train.precision import prefers_bfloat16
 from train.recipe import as_yaml
@@ -50,7 +51,11 @@ class TokenizerTrainer:
         self.recipe = recipe
         precision = recipe.precision if recipe.precision != "auto" else "bf16" if prefers_bfloat16() else "no"
         # Said aloud, because several processes without an accelerator find each other only then.
-        self.accelerator = Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision=precision)
+        self.accelerator = Accelerator(
+            cpu=not torch.accelerator.is_available(),
+            mixed_precision=precision,
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=LONGEST_WAIT)],  # while the first one computes rFID
+        )
         model = build_model(recipe)
         self.config = model.config
         captions = build_captions(recipe, model.config)
@@ -152,14 +157,12 @@ class TokenizerTrainer:
 
     def _descend(self, loss: Tensor) -> Tensor:
         """One step of the tokenizer's optimizer; returns the length of the gradient before it is clipped."""
-        if not torch.isfinite(loss):
-            raise ValueError(
-                f"the loss became {loss.item()} at step {self.step}; the last good checkpoint is kept: "
-                "lower the learning rate and start again from it"
-            )
+        require_finite("loss", loss, step=self.step)
         self.optimizer.zero_grad()
         self.accelerator.backward(loss)
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.recipe.max_grad_norm)
+        if self.accelerator.scaler is None:  # float16's scaler leaves such a step out by itself
+            require_finite("gradient norm", norm, step=self.step)
         self.optimizer.step()
         self.scheduler.step()
         if self.recipe.loss.contrastive:

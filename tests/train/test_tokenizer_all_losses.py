@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -70,6 +71,17 @@ def test_every_loss_trains_and_a_resumed_run_equals_an_uninterrupted_one(tmp_pat
     TokenizerTrainer(recipe).train()
     assert log(recipe.output) == whole
     require_equal_weights(recipe.output / "final", tmp_path / "kept")
+
+
+def test_a_discriminator_that_goes_wrong_ends_the_run_before_it_is_saved(tmp_path: Path) -> None:
+    recipe = everything(tmp_path, tmp_path / "run", save_every=1)
+    TokenizerTrainer(recipe).train(stop_at=3)
+    trainer = TokenizerTrainer(recipe)
+    assert trainer.adversary is not None
+    next(trainer.adversary.heads.parameters()).register_hook(lambda gradient: gradient * math.inf)
+    with pytest.raises(ValueError, match=r"discriminator's gradient norm became (inf|nan) at step 3"):
+        trainer.train()
+    assert not (recipe.output / "checkpoint-4").exists()
 
 
 @pytest.mark.slow

@@ -74,6 +74,17 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
     assert all(torch.equal(resumed[name], final[name]) for name in final)
 
 
+def test_a_gradient_that_is_no_number_ends_the_run_before_it_is_saved(tmp_path: Path) -> None:
+    recipe = make_recipe(tmp_path, save_every=1)
+    TokenizerTrainer(recipe).train(stop_at=2)
+    trainer = TokenizerTrainer(recipe)
+    trainer.unwrapped.decoder.last_weight.register_hook(lambda gradient: gradient * math.nan)
+    with pytest.raises(ValueError, match=r"the gradient norm became nan at step 2; the last good checkpoint is kept"):
+        trainer.train()
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-1", "checkpoint-2"]
+    assert not (tmp_path / "final").exists()
+
+
 def test_training_lowers_the_loss_and_leaves_a_sheet(tmp_path: Path) -> None:
     TokenizerTrainer(make_recipe(tmp_path, **LONGER)).train()
     values = [entry["reconstruction"] for entry in log(tmp_path)]
