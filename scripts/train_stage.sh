@@ -26,7 +26,7 @@ case ${LAUNCHER:-torchrun} in
   accelerate)
     several=()
     [ $((nnodes * nproc)) -eq 1 ] || several=(--multi_gpu)
-    exec accelerate launch "${several[@]}" --num_processes $((nnodes * nproc)) --num_machines "$nnodes" \
+    exec accelerate launch ${several[@]+"${several[@]}"} --num_processes $((nnodes * nproc)) --num_machines "$nnodes" \
       --machine_rank "$rank" --main_process_ip "$address" --main_process_port "$port" \
       --mixed_precision no --dynamo_backend no -m train.run "${words[@]}" ;;
   *) echo "LAUNCHER is ${LAUNCHER}; use torchrun, deepspeed or accelerate" >&2; exit 2 ;;
