@@ -9,6 +9,7 @@ a batch costs nothing and a resumed run sees exactly what an uninterrupted one s
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -175,6 +176,7 @@ class MLLMTrainer(Trainer):
 
     def evaluate(self, *arguments: Any, **options: Any) -> dict[str, float]:
         """Losses by task of the weights that learn (train/validation.py), and what the observers find."""
+        began = time.monotonic()
         values = validate(
             self.model_wrapped,
             self.validation,
@@ -189,6 +191,7 @@ class MLLMTrainer(Trainer):
             values |= {f"{PREFIX}{name}": value for name, value in found.items()}
         self.log(values)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, values)
+        self.metrics.last += time.monotonic() - began  # no training time: positions per second leave it out
         return values
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:

@@ -17,7 +17,7 @@ from mllm.model_loading import choose_device
 T = TypeVar("T")
 
 LONGEST_WAIT = timedelta(days=7)
-"""Processes wait for the slowest at the end of a long preparation."""
+"""Processes wait for the slowest at the end of a long preparation, and for the first while it measures alone."""
 
 
 class Processes:
