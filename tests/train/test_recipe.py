@@ -1,10 +1,13 @@
 """Recipes: strict keys, typed overrides, round trip."""
 
+import subprocess
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
+from tests.train.launching import ROOT
 from train.mllm_recipe import MLLMRecipe, WorldInLoop
 from train.recipe import as_yaml, find_recipe, read_yaml, resolve
 
@@ -57,6 +60,14 @@ def test_a_wrong_recipe_is_refused_in_one_sentence_that_names_the_key(
 def test_an_unknown_recipe_name_lists_what_is_shipped() -> None:
     with pytest.raises(FileNotFoundError, match="tiny"):
         find_recipe("no_such_recipe")
+
+
+def test_what_the_launchers_start_says_what_is_wrong_without_a_traceback(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "train.run", "--local_rank=0", "tiny", "--lenght", "3"]  # as deepspeed starts it
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    (said,) = [line for line in done.stderr.splitlines() if line.startswith("mllm: ")]
+    assert "lenght" in said
 
 
 def test_sections_that_a_recipe_may_leave_out_can_be_changed_and_dropped() -> None:
