@@ -6,20 +6,27 @@
 
 A line that a kill cut off is dropped and its item done again. A folder that belongs to another run is refused.
 Processes need not talk to each other: each writes its own part; who finishes last finds everything there and merges it.
+A part is locked while it is written, so a run that is started twice (or whose workers outlived a killed launcher) does
+not answer twice; the system takes the lock away with the process.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
+import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mllm.evaluation.benchmark import Item
 from mllm.json_files import as_line, read_json, write_json, write_lines
+
+logger = logging.getLogger(__name__)
 
 RUN_FILE, ANSWERS_FILE, PARTS = "run.json", "answers.jsonl", "parts"
 FORMAT = "mllm-run-1"
@@ -59,9 +66,7 @@ class RunFolder:
         """Write what is run, or check that it is what the folder was made for."""
         wanted = json.loads(json.dumps({"format": FORMAT, **description}))
         path = self.folder / RUN_FILE
-        has_answers = any(
-            self.folder.glob(f"{PARTS}/*.jsonl")
-        )  # looked for first: another process may be beginning too
+        has_answers = any(self.folder.glob(f"{PARTS}/*.jsonl"))  # before run.json: another process may be beginning too
         if not path.is_file():
             if has_answers:
                 raise ValueError(f"{self.folder} holds answers but no {RUN_FILE}: whose are they? Name a new folder")
@@ -95,6 +100,23 @@ class RunFolder:
                 if done.setdefault(index, record) != record:
                     raise ValueError(f"{path} answers item {index} differently from another part; remove one of them")
         return done
+
+    @contextmanager
+    def hold_part(self, rank: int) -> Iterator[None]:
+        """Be the only process that writes this part."""
+        path = self.part_file(rank)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise ValueError(
+                    f"{path} belongs to a run that is going on: found it locked by another process; wait for that run, "
+                    "or end it first"
+                ) from error
+            except OSError as error:  # a file system without locks
+                logger.warning("%s cannot be locked (%s); start this run only once at a time", path, error)
+            yield
 
     def append(self, rank: int, records: Sequence[Mapping[str, Any]]) -> None:
         """Add answers of one process; they are on the disk when this returns."""

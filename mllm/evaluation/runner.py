@@ -38,7 +38,16 @@ def run_items(
     """
     share = share or Share()
     folder.open(description)
-    drop_torn_line(folder.part_file(share.rank))
+    with folder.hold_part(share.rank):
+        drop_torn_line(folder.part_file(share.rank))
+        answer_open_items(items, answer, folder, seed=description["seed"], batch_size=batch_size, share=share)
+    return folder.merge(items, model_id=description["model"]["fingerprint"])
+
+
+def answer_open_items(
+    items: Sequence[Item], answer: Answer, folder: RunFolder, *, seed: int, batch_size: int, share: Share
+) -> None:
+    """Answer, batch by batch, what this process has left to do; item i has seed + i."""
     done = folder.read_parts()
     mine = share.indices(len(items))
     open_ = [index for index in mine if index not in done]
@@ -47,15 +56,14 @@ def run_items(
     ) as progress:
         for start in range(0, len(open_), batch_size):
             batch = open_[start : start + batch_size]
-            seeds = [description["seed"] + index for index in batch]
+            seeds = [seed + index for index in batch]
             answers = answer_batch([items[index] for index in batch], seeds, answer)
             records = [
-                {"index": index, **store(items[index], given, seed=seed, folder=folder.folder)}
-                for index, seed, given in zip(batch, seeds, answers, strict=True)
+                {"index": index, **store(items[index], given, seed=item_seed, folder=folder.folder)}
+                for index, item_seed, given in zip(batch, seeds, answers, strict=True)
             ]
             folder.append(share.rank, records)
             progress.update(len(batch))
-    return folder.merge(items, model_id=description["model"]["fingerprint"])
 
 
 def answer_batch(items: Sequence[Item], seeds: Sequence[int], answer: Answer) -> list[str | Image.Image]:

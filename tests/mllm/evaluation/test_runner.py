@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -130,6 +132,24 @@ def test_a_damaged_part_is_named_with_its_line(tmp_path: Path) -> None:
     part.write_bytes(part.read_bytes().replace(b'{"index": 3', b'{"ind ex: 3'))
     with pytest.raises(ValueError, match=r"00000.jsonl, line 4 is no JSON"):
         run(tmp_path, Answerer())
+
+
+def test_a_run_that_is_going_on_is_not_started_a_second_time(tmp_path: Path, whole: dict[str, bytes]) -> None:
+    """Another process holds the part; when it is killed, the system gives the part free."""
+    folder = RunFolder(tmp_path / "run")
+    folder.open(DESCRIPTION)
+    folder.append(0, [])
+    code = "import fcntl, sys; fcntl.flock(open(sys.argv[1], 'a'), fcntl.LOCK_EX); print('held', flush=True); input()"
+    command = [sys.executable, "-c", code, str(folder.part_file(0))]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None and other.stdout.readline() == b"held\n"
+        refused = Answerer()
+        with pytest.raises(ValueError, match="belongs to a run that is going on"):
+            run(tmp_path / "run", refused)
+        assert refused.asked == []
+        other.kill()
+    assert run(tmp_path / "run", Answerer())
+    assert contents(tmp_path / "run") == whole
 
 
 def test_two_answers_to_one_item_are_refused_unless_they_agree(tmp_path: Path) -> None:
