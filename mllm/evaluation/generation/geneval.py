@@ -7,6 +7,7 @@ tool detects in its own environment, and its results file is what is scored here
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from mllm.json_files import need_field, read_lines, write_text
 
 TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 SAMPLES = 4
+METADATA_FILE = "metadata.jsonl"
 TOOL = (
     "`git clone https://github.com/djghosh13/geneval && python geneval/evaluation/evaluate_images.py RUN --outfile "
     "results.jsonl --model-path DETECTOR` in its own environment, then give --annotations results.jsonl"
@@ -42,16 +44,10 @@ def read_items(questions: Path, images: Path | None) -> list[Item]:
 def submit(answered: Sequence[Answered], options: ScoreOptions) -> list[Path]:
     """The metadata file of every prompt's folder, as the official tool reads it."""
     assert options.folder is not None, "a submission needs a folder"
-    written: dict[Path, None] = {}
-    source: dict[Path, list[str]] = {}
-    for item in (one.item for one in answered):
-        file, _, number = item.where.rpartition(", line ")
-        lines = source.setdefault(Path(file), Path(file).read_text(encoding="utf-8").split("\n"))
-        path = options.folder / str(item.output).split("/")[0] / "metadata.jsonl"
-        if path not in written:
-            write_text(path, lines[int(number) - 1].strip())
-            written[path] = None
-    return list(written)
+    records = {options.folder / str(one.item.output).split("/")[0]: one.item.fields for one in answered}
+    for folder, record in records.items():
+        write_text(folder / METADATA_FILE, json.dumps(dict(record)))
+    return [folder / METADATA_FILE for folder in records]
 
 
 def score(answered: Sequence[Answered], options: ScoreOptions) -> Scores:
