@@ -48,9 +48,9 @@ def score_with_interval(
     return Score(value=value, low=low, high=high, count=sum(len(stratum) for stratum in strata))
 
 
-def mean_with_interval(values: Sequence[float], *, scale: float = 100.0) -> Score:
+def mean_with_interval(values: Sequence[float]) -> Score:
     """The mean of one number per item, as a percentage."""
-    return score_with_interval([values], lambda counts: scale * mean_of(counts[0]))
+    return score_with_interval([values], lambda counts: 100 * mean_of(counts[0]))
 
 
 def mean_of(counts: Mapping[float, int]) -> float:
@@ -64,3 +64,8 @@ def mean_of_many(values: Sequence[float]) -> Score:
     means = [found[generator.integers(0, len(found), len(found))].mean() for _ in range(RESAMPLES)]
     low, high = np.quantile(means, [0.025, 0.975]).tolist()
     return Score(value=float(found.mean()), low=low, high=high, count=len(found))
+
+
+def without_interval(value: float, count: int) -> Score:
+    """A number of a whole set, such as FID, which resampled items would bias, or one that another tool gives alone."""
+    return Score(value=float(value), low=float(value), high=float(value), count=count)

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from mllm.evaluation.benchmark import Answered, Benchmark, Item, Score, ScoreOptions, Scores
+from mllm.evaluation.benchmark import Answered, Benchmark, Item, ScoreOptions, Scores
+from mllm.evaluation.bootstrap import without_interval
 from mllm.json_files import need_file
 
 SAMPLES, PER_SIDE = 4, 2
@@ -82,7 +83,7 @@ def score(answered: Sequence[Answered], options: ScoreOptions) -> Scores:
     value, prompts = float(found[-1]), len({one.item.fields["prompt_id"] for one in answered})
     extra = {"grids": prompts, "interval": "none: the official script gives one number"}
     protocol = BENCHMARK.protocol("official-mplug", count=len(answered))
-    return Scores(protocol, "overall", {"overall": Score(value, value, value, prompts)}, extra=extra)
+    return Scores(protocol, "overall", {"overall": without_interval(value, prompts)}, extra=extra)
 
 
 BENCHMARK = Benchmark(

@@ -9,6 +9,7 @@ of the advanced prompts, the column "Overall" of published tables.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from mllm.evaluation.benchmark import Answered, Benchmark, Item, Score, ScoreOptions, Scores
-from mllm.evaluation.bootstrap import mean_with_interval
+from mllm.evaluation.bootstrap import mean_of_many
 from mllm.evaluation.generation.scored_pictures import score_pictures
 from mllm.json_files import need_file, read_json
 
@@ -86,9 +87,7 @@ def score_skills(by_number: Mapping[int, float], skills: Mapping[str, Sequence[i
 
 def mean_with_deviation(values: Sequence[float]) -> Score:
     """0 to 1; the deviation is the unbiased one, of single prompts, and there is none of one prompt."""
-    mean = mean_with_interval(values, scale=1.0)
-    std = float(np.std(values, ddof=1)) if len(values) > 1 else None
-    return Score(mean.value, mean.low, mean.high, mean.count, std=std)
+    return replace(mean_of_many(values), std=float(np.std(values, ddof=1)) if len(values) > 1 else None)
 
 
 def first_number(benchmark: Benchmark, skills: Path, total: int) -> int:

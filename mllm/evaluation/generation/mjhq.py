@@ -2,7 +2,8 @@
 
 Question file: `meta_data.json`, name -> category and prompt. Pictures are written as images/<category>/<name>.png.
 `--annotations` is the folder of reference pictures, one folder per category. FID is clean-fid's in its default mode
-(`clean`); the format of files matters to it, so the protocol names ours and that of the references.
+(`clean`); format and size of the files matter to it, so the protocol names them: UniTok compared JPEG files with
+references of 256 pixels, Liquid PNG files with the original ones.
 """
 
 from __future__ import annotations
@@ -10,7 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from mllm.evaluation.benchmark import Answered, Benchmark, Item, Score, ScoreOptions, Scores
+from PIL import Image
+
+from mllm.evaluation.benchmark import Answered, Benchmark, Item, ScoreOptions, Scores
+from mllm.evaluation.bootstrap import without_interval
 from mllm.json_files import read_json
 from tokenizer.picture_folders import SUFFIXES
 
@@ -38,26 +42,40 @@ def score(answered: Sequence[Answered], options: ScoreOptions) -> Scores:
         raise ValueError("MJHQ-30K compares with pictures: found no folder of them; give it as --annotations")
     compute = need_clean_fid()
     categories = sorted({one.item.fields["category"] for one in answered})
-    endings = sorted({path.suffix for path in options.annotations.rglob("*") if path.suffix.lower() in SUFFIXES})
-    missing = [name for name in categories if not (options.annotations / name).is_dir()]
-    if missing or not endings:
+    if missing := [name for name in categories if not (options.annotations / name).is_dir()]:
         raise FileNotFoundError(
-            f"{options.annotations} has no references of {(missing or categories)[0]!r}: found no folder with pictures "
-            "of that name; give the folder that holds one folder per category"
+            f"{options.annotations} has no references of {missing[0]!r}: found no folder of that name; give the folder "
+            "that holds one folder per category"
         )
+    references = describe_references(options.annotations)
     made = options.folder / "images"
     scores = {"FID": without_interval(compute(str(options.annotations), str(made)), len(answered))}
     for name in categories:
         count = sum(one.item.fields["category"] == name for one in answered)
         scores[f"FID {name}"] = without_interval(compute(str(options.annotations / name), str(made / name)), count)
-    variant = f"clean-fid-png-against-{'-'.join(ending.lstrip('.') for ending in endings)}"
+    protocol = BENCHMARK.protocol(f"clean-fid-png-against-{references}", count=len(answered))
     extra = {"interval": "none: FID is a number of a whole set"}
-    return Scores(BENCHMARK.protocol(variant, count=len(answered)), "FID", scores, extra=extra, tools=("clean-fid",))
+    return Scores(protocol, "FID", scores, extra=extra, tools=("clean-fid",))
 
 
-def without_interval(value: float, count: int) -> Score:
-    """A number of a whole set."""
-    return Score(float(value), float(value), float(value), count)
+def describe_references(folder: Path) -> str:
+    """Format and size of the reference pictures, such as jpg-256x256: published numbers differ in both."""
+    files = [path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES]
+    if not files:
+        raise FileNotFoundError(f"{folder} holds no reference pictures: found no picture file; give their folder")
+    formats = sorted({path.suffix.lower().lstrip(".") for path in files})
+    sizes = {picture_size(path) for path in files}
+    width, height = sizes.pop()
+    return f"{'-'.join(formats)}-{'mixed-sizes' if sizes else f'{width}x{height}'}"
+
+
+def picture_size(path: Path) -> tuple[int, int]:
+    """Width and height, from the head of the file."""
+    try:
+        with Image.open(path) as picture:
+            return picture.size
+    except (OSError, SyntaxError) as error:
+        raise ValueError(f"{path} does not open: found {type(error).__name__}; get the reference anew") from error
 
 
 def need_clean_fid() -> ComputeFid:

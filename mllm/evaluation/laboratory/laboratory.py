@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mllm.evaluation.benchmark import Score, Scores
-from mllm.evaluation.bootstrap import mean_of_many
+from mllm.evaluation.bootstrap import mean_of_many, without_interval
 from mllm.evaluation.laboratory.classes import (
     IMAGENET_NAMES,
     class_names,
@@ -140,11 +140,6 @@ def measure_classes(tokenizer: MeasuredTokenizer, arguments: Namespace, prepare:
         )
         scores["linear probe top-1"] = mean_of_many([100.0 * right for right in verdicts])
     return scores
-
-
-def without_interval(value: float, count: int) -> Score:
-    """A number of a whole set; resampling pictures would bias it."""
-    return Score(value, value, value, count)
 
 
 def describe_crop(prepare: ImageProcessor) -> str:

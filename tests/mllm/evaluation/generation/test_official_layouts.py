@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -12,6 +13,7 @@ import pytest
 from PIL import Image
 
 from mllm.__main__ import main
+from mllm.evaluation.generation.mjhq import describe_references
 from tests.mllm.tiny_folder import build_tiny_folder
 
 
@@ -127,7 +129,7 @@ def test_mjhq(
     module.compute_fid = compute_fid
     monkeypatch.setitem(sys.modules, "cleanfid", package)
     monkeypatch.setitem(sys.modules, "cleanfid.fid", module)
-    assert "has no references of 'animals'" in refusal(questions, output, capsys, "--annotations", str(real))
+    assert "holds no reference pictures" in refusal(questions, output, capsys, "--annotations", str(real))
     Image.new("RGB", (4, 4)).save(real / "food" / "b2.jpg")
     result = score(questions, output, "--annotations", str(real))
     pairs = [(real, output / "images")] + [(real / c, output / "images" / c) for c in ("animals", "food")]
@@ -138,7 +140,13 @@ def test_mjhq(
         "FID food": (3.0, 2),
     }
     assert "clean-fid" in result["scored_with"]
-    assert result["protocol"] == "mjhq-30k@clean-fid-png-against-jpg-custom-3"
+    Image.new("RGB", (5, 4)).save(real / "animals" / "a1.png")
+    assert describe_references(real) == "jpg-png-mixed-sizes"
+    (real / "animals" / "a1.png").write_bytes(b"no picture")
+    assert "a1.png does not open" in refusal(questions, output, capsys, "--annotations", str(real))
+    shutil.rmtree(real / "animals")
+    assert "has no references of 'animals'" in refusal(questions, output, capsys, "--annotations", str(real))
+    assert result["protocol"] == "mjhq-30k@clean-fid-png-against-jpg-4x4-custom-3"
 
 
 def test_class_samples_for_the_evaluator_of_adm(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
