@@ -14,6 +14,17 @@ from mllm.evaluation.run_folder import RunFolder, Share
 from mllm.evaluation.runner import run_items
 from tests.mllm.evaluation.runs import DESCRIPTION, Answerer, contents, make_items, run
 
+ROOT = Path(__file__).resolve().parents[3]
+HOLDER = """
+import sys
+from pathlib import Path
+from mllm.evaluation.run_folder import RunFolder
+
+with RunFolder(Path(sys.argv[1])).hold_part(0):
+    print("held", flush=True)
+    input()
+"""
+
 
 @pytest.fixture
 def whole(tmp_path: Path) -> dict[str, bytes]:
@@ -138,10 +149,8 @@ def test_a_run_that_is_going_on_is_not_started_a_second_time(tmp_path: Path, who
     """Another process holds the part; when it is killed, the system gives the part free."""
     folder = RunFolder(tmp_path / "run")
     folder.open(DESCRIPTION)
-    folder.append(0, [])
-    code = "import fcntl, sys; fcntl.flock(open(sys.argv[1], 'a'), fcntl.LOCK_EX); print('held', flush=True); input()"
-    command = [sys.executable, "-c", code, str(folder.part_file(0))]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+    command = [sys.executable, "-c", HOLDER, str(folder.folder)]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout is not None and other.stdout.readline() == b"held\n"
         refused = Answerer()
         with pytest.raises(ValueError, match="belongs to a run that is going on"):
