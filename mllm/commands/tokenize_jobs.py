@@ -18,6 +18,7 @@ from PIL import Image
 from mllm.commands.arguments import picture_path, writable_endings
 from mllm.image_tokenizer import find_image_tokenizer
 from mllm.json_files import write_json
+from mllm.model_loading import choose_device
 from tokenizer.code_file import CodeFile, check_ending, read_codes, write_codes
 from tokenizer.image_processor import ImageProcessor, open_image, to_images
 from tokenizer.metrics import code_counts, entropy_of, psnr, ssim, usage_of
@@ -28,7 +29,7 @@ BATCH_SIZE = 16
 
 def encode(arguments: argparse.Namespace) -> None:
     check_ending(arguments.output)
-    tokenizer = find_image_tokenizer(arguments.model, device=arguments.device)
+    tokenizer = find_image_tokenizer(arguments.model, device=choose_device(arguments.device))
     pixels_B3HW = read_pixels(arguments, tokenizer)
     codes_BKN = encode_pixels(tokenizer, pixels_B3HW)
     num_images, grid = len(codes_BKN), tokenizer.grid_of(pixels_B3HW)
@@ -47,7 +48,7 @@ def encode(arguments: argparse.Namespace) -> None:
 def decode(arguments: argparse.Namespace) -> None:
     file = read_codes(arguments.codes)
     outputs = output_paths(arguments.output, [Path(name).stem for name in file.names])
-    tokenizer = find_image_tokenizer(arguments.model, device=arguments.device)
+    tokenizer = find_image_tokenizer(arguments.model, device=choose_device(arguments.device))
     file.require_fingerprint(tokenizer.fingerprint())
     for path, codes_KN, grid in zip(outputs, file.codes, file.grids, strict=True):
         codes_1KN = torch.from_numpy(codes_KN.astype(np.int64))[None].to(tokenizer.device)
@@ -56,7 +57,7 @@ def decode(arguments: argparse.Namespace) -> None:
 
 def reconstruct(arguments: argparse.Namespace) -> None:
     outputs = output_paths(arguments.output, [path.stem for path in arguments.pictures])
-    tokenizer = find_image_tokenizer(arguments.model, device=arguments.device)
+    tokenizer = find_image_tokenizer(arguments.model, device=choose_device(arguments.device))
     pixels_B3HW = read_pixels(arguments, tokenizer)
     codes_BKN = encode_pixels(tokenizer, pixels_B3HW)
     grid = tokenizer.grid_of(pixels_B3HW)

@@ -24,6 +24,7 @@ from mllm.evaluation.laboratory.pictures import count_pictures, read_pictures
 from mllm.evaluation.laboratory.reconstruction import RECONSTRUCTION, REFERENCE, measure_reconstruction
 from mllm.evaluation.result import make_result
 from mllm.json_files import fingerprint_of
+from mllm.model_loading import choose_device
 from mllm.versions import tool_versions
 from tokenizer.captions import load_captions
 from tokenizer.fidelity import fidelity, need_fidelity
@@ -38,9 +39,9 @@ def measure_tokenizer(arguments: Namespace) -> dict[str, Any]:
     """Everything that was asked for; what is missing is said before anything is computed."""
     if arguments.fid:
         need_fidelity()
-    expected = count_pictures(arguments.images)
-    lpips = None if arguments.lpips is None else LPIPS.from_file(arguments.lpips)
-    tokenizer = find_measured(arguments.model, arguments.codec, device=arguments.device)
+    expected, device = count_pictures(arguments.images), choose_device(arguments.device)
+    lpips = None if arguments.lpips is None else LPIPS.from_file(arguments.lpips).to(device)
+    tokenizer = find_measured(arguments.model, arguments.codec, device=device)
     side = tokenizer.image_size
     prepare = ImageProcessor(height=side, width=side, preparation=arguments.crop)
     scores, codes = measure_reconstruction(

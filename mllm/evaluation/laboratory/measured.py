@@ -70,7 +70,7 @@ class MeasuredUniTok:
         return self.model.quantizer.lookup(codes_BKN).mean(dim=1).float().cpu()
 
 
-def find_measured(model: str | None, codec: str | None, *, device: str | None) -> MeasuredTokenizer:
+def find_measured(model: str | None, codec: str | None, *, device: torch.device | str) -> MeasuredTokenizer:
     """The tokenizer that a person named."""
     if codec is None:
         return MeasuredUniTok(find_image_tokenizer(model, device=device).eval())

@@ -56,7 +56,7 @@ def measure_reconstruction(
     """Scores, and what is no score.
 
     Args:
-        lpips: a distance of two batches in [-1, 1].
+        lpips: a distance of two batches in [-1, 1], on its own device.
         keeps_files: write references and reconstructions.
     """
     tally, number = Tally(), 0
@@ -69,7 +69,8 @@ def measure_reconstruction(
         tally.add("PSNR", psnr(again_B3HW, pixels_B3HW))
         tally.add("SSIM", ssim(again_B3HW, pixels_B3HW))
         if lpips is not None:
-            tally.add("LPIPS", lpips(again_B3HW, pixels_B3HW))
+            place = next(lpips.buffers()).device
+            tally.add("LPIPS", lpips(again_B3HW.to(place), pixels_B3HW.to(place)))
         counts_KC = code_counts(codes_BKN, tokenizer.codebook_size)
         tally.counts_KC = counts_KC if tally.counts_KC is None else tally.counts_KC + counts_KC
         tally.positions = codes_BKN.shape[2]
