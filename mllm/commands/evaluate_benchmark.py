@@ -105,6 +105,8 @@ def sampling_of(benchmark: Benchmark, arguments: argparse.Namespace) -> dict[str
     typed = {name: value for name, value in sampling_overrides(arguments).items() if name != "seed"}
     if benchmark.mode == "image":
         return typed
+    if typed.get("temperature") == 0:  # as LLaVA's scripts say that nothing is left to chance
+        typed = {}
     return {"greedy": not typed, "max_new_tokens": arguments.max_new_tokens, **typed}
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from mllm.commands.evaluate_benchmark import parse, sampling_of
 from mllm.evaluation.benchmark import Benchmark
 from mllm.evaluation.description import describe_decoding, describe_run
 from mllm.evaluation.understanding.gqa import BENCHMARK
@@ -24,6 +25,20 @@ def pipeline(random_model_folder: Path) -> Pipeline:
 def test_greedy_texts_say_no_more_than_that(pipeline: Pipeline) -> None:
     asked = {"greedy": True, "max_new_tokens": 9}
     assert describe_decoding(pipeline, BENCHMARK, asked) == asked
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], {"greedy": True, "max_new_tokens": 128}),
+        (["--temperature", "0", "--max-new-tokens", "5"], {"greedy": True, "max_new_tokens": 5}),  # LLaVA's words
+        (["--temperature", "0.2"], {"greedy": False, "max_new_tokens": 128, "temperature": 0.2}),
+        (["--top-p", "0.9"], {"greedy": False, "max_new_tokens": 128, "top_p": 0.9}),
+    ],
+)
+def test_texts_are_greedy_unless_variety_is_asked_for(words: list[str], expected: dict) -> None:
+    files = ["--questions", "q.jsonl", "--images", "images", "--output", "run"]
+    assert sampling_of(BENCHMARK, parse(BENCHMARK, [*files, *words])) == expected
 
 
 def test_sampled_texts_name_every_setting(pipeline: Pipeline) -> None:
