@@ -14,6 +14,7 @@ from accelerate import init_empty_weights
 from accelerate.utils import get_max_memory
 
 from mllm.config import MLLMConfig
+from mllm.device import choose_device
 from mllm.model import MLLMForConditionalGeneration
 from mllm.quantization import quantization_config
 
@@ -104,13 +105,3 @@ def spread(
         places[f"backbone.layers.{number}"] = with_room[0]
         free[with_room[0]] -= each
     return places
-
-
-def choose_device(device: str | torch.device | None) -> torch.device:
-    """The device asked for, or the best there is."""
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"cannot compute on {device!s}: {str(error).splitlines()[0]}; use cpu") from error
