@@ -33,7 +33,7 @@ with open({calls!r}, "a") as file:
 SLURM = {
     "scontrol": "echo node1; echo node2",
     "srun": 'exec "$@"',
-    "sbatch": "SLURM_JOB_NODELIST='node[1-2]' SLURM_NNODES=2 SLURM_NODEID=1 exec bash \"$1\"",
+    "sbatch": "SLURM_JOB_NODELIST='node[1-2]' SLURM_NNODES=2 SLURM_NODEID=1 exec bash \"$@\"",
 }
 """What Slurm does with a job on the second of two nodes, as far as a script sees it."""
 

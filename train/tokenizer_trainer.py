@@ -28,7 +28,7 @@ from tokenizer.model import CONFIG_FILE, UniTok
 from train.adversarial import Adversary, require_finite
 from train.checkpoints import checkpoints, step_of, write_checkpoint
 from train.data.picture_source import build_source
-from train.data.processes import LONGEST_WAIT
+from train.data.processes import WAIT_IN_TRAINING
 from train.metrics_log import MetricsLog, as_words
 from train.precision import prefers_bfloat16
 from train.recipe import as_yaml
@@ -54,7 +54,7 @@ class TokenizerTrainer:
         self.accelerator = Accelerator(
             cpu=not torch.accelerator.is_available(),
             mixed_precision=precision,
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=LONGEST_WAIT)],  # while the first one computes rFID
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=WAIT_IN_TRAINING)],  # while the first one computes rFID
         )
         model = build_model(recipe)
         self.config = model.config

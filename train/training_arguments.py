@@ -13,7 +13,7 @@ from accelerate import PartialState
 from transformers import TrainingArguments
 
 from train.checkpoints import newest_checkpoint
-from train.data.processes import LONGEST_WAIT
+from train.data.processes import WAIT_IN_TRAINING
 from train.mllm_recipe import MLLMRecipe
 from train.precision import prefers_bfloat16
 from train.resharding import PLAIN, ZERO_2, ZERO_3, needs_joining, reads_joined
@@ -43,7 +43,7 @@ def training_arguments(recipe: MLLMRecipe) -> TrainingArguments:
         "bf16": prefers_bfloat16(),
         "average_tokens_across_devices": False,  # our trainer counts over the ranks itself
         "logging_nan_inf_filter": False,  # our trainer judges every step
-        "ddp_timeout": int(LONGEST_WAIT.total_seconds()),  # while the first process encodes, draws or answers
+        "ddp_timeout": int(WAIT_IN_TRAINING.total_seconds()),  # while the first process encodes, draws or answers
         "eval_strategy": "steps" if recipe.validation else "no",
         "metric_for_best_model": "loss" if recipe.validation else None,
     }
@@ -55,7 +55,7 @@ def training_arguments(recipe: MLLMRecipe) -> TrainingArguments:
     if fields.get("deepspeed") and needs_joining(newest_checkpoint(recipe.output), num_processes()):
         fields["deepspeed"] = reads_joined(fields["deepspeed"])
     if fields["use_cpu"] and not fields.get("deepspeed") and num_processes() > 1:
-        PartialState(cpu=True, timeout=LONGEST_WAIT)  # on a CPU the library does not pass `ddp_timeout` on
+        PartialState(cpu=True, timeout=WAIT_IN_TRAINING)  # on a CPU the library does not pass `ddp_timeout` on
     try:
         arguments = TrainingArguments(**fields)
     except TypeError as error:
@@ -81,7 +81,7 @@ def join_deepspeed(*, use_cpu: bool) -> None:
         )
     if not comm.is_initialized():
         backend = "gloo" if use_cpu else None
-        comm.init_distributed(dist_backend=backend, auto_mpi_discovery=False, timeout=LONGEST_WAIT)
+        comm.init_distributed(dist_backend=backend, auto_mpi_discovery=False, timeout=WAIT_IN_TRAINING)
 
 
 def accumulation_steps(batches_per_step: int) -> int:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from mllm.model import MLLMForConditionalGeneration
 from tests.train.launching import losses
 from train.bad_steps import BadSteps, BadStepsError, StepJudge
-from train.data.processes import LONGEST_WAIT
+from train.data.processes import WAIT_IN_TRAINING
 from train.mllm_recipe import MLLMRecipe, Validation
 from train.mllm_run import train_mllm
 from train.optimizers import OptimizerRecipe
@@ -189,7 +189,7 @@ def test_deepspeed_without_a_launcher_is_refused(monkeypatch: pytest.MonkeyPatch
 
 def test_processes_wait_for_the_first_as_long_as_it_takes(short: MLLMRecipe) -> None:
     """It encodes the world, draws and answers while the others wait; the library's limit is half an hour."""
-    assert training_arguments(short).ddp_timeout_delta == LONGEST_WAIT > timedelta(days=1)
+    assert training_arguments(short).ddp_timeout_delta == WAIT_IN_TRAINING > timedelta(hours=1)
     assert training_arguments(changed(short, {"ddp_timeout": 60})).ddp_timeout == 60
 
 

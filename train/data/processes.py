@@ -17,7 +17,9 @@ from mllm.device import choose_device
 T = TypeVar("T")
 
 LONGEST_WAIT = timedelta(days=7)
-"""Processes wait for the slowest at the end of a long preparation, and for the first while it measures alone."""
+"""Processes wait for the slowest at the end of a long preparation."""
+WAIT_IN_TRAINING = timedelta(hours=6)
+"""Long enough for the first process to encode, draw, answer or compute rFID alone; one that hangs is noticed then."""
 
 
 class Processes:

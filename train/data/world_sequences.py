@@ -31,7 +31,7 @@ DROPPABLE = ("draw", "edit", "depth", "segment")
 MAX_REFUSALS = 6
 """Sequences that found no room before a batch is called full."""
 MAX_TRIES = 1000
-"""Episodes looked at for one of few objects."""
+"""Episodes looked at for one of few objects, and samples for one that fits a row."""
 
 
 class WorldBatches(Dataset):
@@ -63,11 +63,17 @@ class WorldBatches(Dataset):
     def __getitem__(self, index: int) -> PackedBatch:
         rng = Random(f"batch/{self.data.seed}/{index}")
         packer = Packer(length=self.length, pad_token_id=self.config.pad_token_id, num_rows=self.rows)
-        refusals = 0
+        refusals = too_long = 0
         while refusals < MAX_REFUSALS:
             sequence = self.draw_sequence(rng)
             if len(sequence) <= self.length:  # the longest of the multi-turn dialogues (about one in 500) are left out
                 refusals += not packer.add(sequence)
+                too_long = 0
+            elif (too_long := too_long + 1) == MAX_TRIES:
+                raise ValueError(
+                    f"no sample fits: found {MAX_TRIES} one after another that are longer than a row of {self.length} "
+                    f"positions, the last of {len(sequence)}; raise length in the recipe"
+                )
         return packer.batch()
 
     def draw_sequence(self, rng: Random) -> Sequence:

@@ -66,6 +66,13 @@ def test_no_scene_that_small_is_said(tmp_path: Path, text_tokenizer_file: Path) 
         data.draw_episode(Random(0), is_dense=False)
 
 
+def test_a_row_that_no_sample_fits_into_is_said(codes: WorldCodes, text_tokenizer_file: Path) -> None:
+    data = batches(codes, text_tokenizer_file)
+    data.length = 5
+    with pytest.raises(ValueError, match="found 1000 one after another that are longer than a row of 5 positions"):
+        data[0]
+
+
 @pytest.mark.parametrize("max_objects", [0, 5])
 def test_a_number_of_objects_that_no_scene_has_is_refused(max_objects: int) -> None:
     with pytest.raises(ValueError, match=f"max_objects is {max_objects}; scenes have 1 to 4"):
