@@ -26,6 +26,8 @@ from tokenizer.image_processor import open_image
 
 Kind = Literal["chat", "document", "pair", "draw"]
 KINDS: tuple[str, ...] = get_args(Kind)
+LONGEST_PATH = 240
+"""Letters of a path that are shown; a picture's bytes may stand in its place."""
 
 
 class BadRecord(ValueError):
@@ -41,8 +43,10 @@ class PictureFile:
     def open(self) -> Image.Image:
         try:
             return open_image(self.path)
-        except (ValueError, FileNotFoundError) as error:
-            raise BadRecord(str(error)) from error
+        except (ValueError, OSError) as error:
+            path, reason = str(self.path), getattr(error, "strerror", None)  # such as: name too long, not allowed
+            sentence = f"cannot open picture {path}; {reason}; give the path of a file" if reason else str(error)
+            raise BadRecord(sentence.replace(path, shortened(path))) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +114,10 @@ def pair_record(captions: Sequence[str], picture: RecordPart, *, kind: Kind = "p
     if not texts:
         raise BadRecord(f"a picture has no caption: found {list(captions)}; write one or leave the picture out")
     return Record(kind, (Turn("user", texts), Turn("assistant", (picture,))))
+
+
+def shortened(path: str) -> str:
+    return path if len(path) <= LONGEST_PATH else path[:LONGEST_PATH] + "..."
 
 
 def has_content(parts: Sequence[RecordPart]) -> bool:

@@ -130,7 +130,7 @@ def test_broken_lines_are_no_reason_to_stop_reading(tmp_path: Path) -> None:
     assert third.fields() == {"text": "x"}
 
 
-@pytest.mark.parametrize("name", ["a.json", "a.parquet", "a.tar"])
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl.gz", "a.jsonl.zst", "a.parquet", "a.tar"])
 @pytest.mark.parametrize("share", [0.5, 0.9])
 def test_a_file_that_was_cut_short_is_named(name: str, share: float, tmp_path: Path) -> None:
     path = write(tmp_path / name)

@@ -263,9 +263,17 @@ def test_a_url_does_not_lead_out_of_the_folder(tmp_path: Path) -> None:
 
 def test_a_picture_that_cannot_be_read_is_a_broken_record(tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_bytes(png()[:20])
-    for value, sentence in (("none.png", "no such file"), ("broken.png", "cannot read"), (b"nonsense", "cannot read")):
-        with pytest.raises(BadRecord, match=sentence):
+    for value, sentence in (
+        ("none.png", "no such file"),
+        ("broken.png", "cannot read"),
+        (b"nonsense", "cannot read"),
+        ("~nobody-of-this-name/a.png", "no such file"),
+        ("iVBORw0KGgo" * 500, "File name too long; give the path|no such file"),  # the bytes themselves, as text
+        ("https://a.org/" + "d" * 5000, "not on disk"),
+    ):
+        with pytest.raises(BadRecord, match=sentence) as caught:
             read({"image": value, "caption": "x"}, tmp_path).pictures[0].open()
+        assert len(str(caught.value)) < 400 or "://" in str(value)
 
 
 def test_codes_keep_their_order() -> None:

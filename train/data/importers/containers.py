@@ -15,6 +15,7 @@ import gzip
 import io
 import json
 import tarfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -69,7 +70,7 @@ def read_items(path: Path, *, offset: int = 0, number: int = 0, contents: bool =
         case ".tar":
             return _tar_items(path, offset, contents=contents)
         case ".gz" | ".zst":
-            return islice(_lines(_open_compressed(path), number=0, offset=0, counts_bytes=False), offset, None)
+            return islice(_compressed_lines(path), offset, None)
         case ".jsonl" | ".json":
             if _is_array(path):
                 return _array_items(path, offset or _array_begin(path), number)
@@ -100,6 +101,13 @@ def _lines(stream: Any, *, number: int, offset: int, counts_bytes: bool) -> Iter
             yield Item(f"line {number + 1}", offset, line)
             number += 1
             offset += len(line) if counts_bytes else 1
+
+
+def _compressed_lines(path: Path) -> Iterator[Item]:
+    try:
+        yield from _lines(_open_compressed(path), number=0, offset=0, counts_bytes=False)
+    except (EOFError, OSError, zlib.error) as error:
+        raise ValueError(f"{path} is no whole compressed file: {error}; fetch or write it anew") from error
 
 
 def _open_compressed(path: Path) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -30,7 +31,7 @@ def find_picture(value: Any, folder: Path) -> Picture:
         case str() if "://" in value:
             return _from_url(value, folder)
         case str() if value:
-            return PictureFile(folder / Path(value).expanduser())
+            return PictureFile(folder / _expanded(Path(value)))
         case {"bytes": bytes(data), **rest}:
             return PictureBytes(data, str(rest.get("path") or "in the record"))
         case {"bytes": str(text)}:
@@ -40,6 +41,14 @@ def find_picture(value: Any, folder: Path) -> Picture:
                 if value.get(key):
                     return find_picture(value[key], folder)
     raise BadRecord(f"a picture has no file: found {_short(value)}; give a path, bytes, or a URL that is on disk")
+
+
+def _expanded(path: Path) -> Path:
+    """With the home folder for ~; a ~ that begins no user's name is part of a name."""
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        return path
 
 
 def _from_data_url(value: str) -> PictureBytes:
@@ -63,8 +72,9 @@ def _from_url(url: str, folder: Path) -> PictureFile:
         return PictureFile(Path(path))
     inside = folder / parts.netloc / path.lstrip("/")
     for candidate in (inside, folder / Path(path).name):
-        if folder.resolve() in candidate.resolve().parents and candidate.is_file():
-            return PictureFile(candidate)
+        with suppress(OSError):  # such as a name that is too long for a file
+            if folder.resolve() in candidate.resolve().parents and candidate.is_file():
+                return PictureFile(candidate)
     raise BadRecord(f"a URL is not on disk: found {url}, but no {inside}; download it first, nothing is fetched here")
 
 
