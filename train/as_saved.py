@@ -37,8 +37,8 @@ def as_saved(model: nn.Module, backbone: PreTrainedModel, average: WeightAverage
 def in_one_precision(model: nn.Module) -> Iterator[None]:
     """Within, what learns beside frozen weights (with adapters: float32 beside bfloat16) has their precision."""
     parameters = [parameter for parameter in model.parameters() if parameter.is_floating_point()]
-    frozen = next((parameter.dtype for parameter in parameters if not parameter.requires_grad), None)
-    own = {parameter: parameter.data for parameter in parameters if parameter.dtype != (frozen or parameter.dtype)}
+    frozen = next((parameter.dtype for parameter in parameters if not parameter.requires_grad), parameters[0].dtype)
+    own = {parameter: parameter.data for parameter in parameters if parameter.dtype != frozen}
     try:
         for parameter in own:
             parameter.data = parameter.data.to(frozen)
