@@ -146,7 +146,8 @@ def keep_as_buffers(module: nn.Module) -> None:
     for part in module.modules():
         for name, parameter in list(part.named_parameters(recurse=False)):
             delattr(part, name)
-            part.register_buffer(name, parameter.detach())
+            shape = getattr(parameter, "ds_shape", None)  # cut by ZeRO-3 already: values are adopted or loaded later
+            part.register_buffer(name, parameter.detach() if shape is None else parameter.new_zeros(shape))
 
 
 class Projector(nn.Module):

@@ -17,7 +17,7 @@ from mllm.conversation import CodesPart
 from mllm.pipeline import Pipeline
 from mllm.vocabulary import load_text_tokenizer
 from mllm.world.classes import CLASSES
-from tests.train.launching import launch, losses, write_recipe
+from tests.train.launching import ROOT, launch, losses, write_recipe
 from tokenizer.model import UniTok
 from train.build_model import build_model, changed_config
 from train.class_recipe import ClassData
@@ -163,9 +163,10 @@ def test_what_shapes_weights_cannot_change_when_going_on(mllm_recipe: MLLMRecipe
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("sharding", [None, "zero3"])
 @pytest.mark.parametrize("mode", ["class", "understanding"])
 def test_two_processes_give_the_losses_of_one(
-    class_recipe: Callable[..., MLLMRecipe], mllm_recipe: MLLMRecipe, tmp_path: Path, mode: str
+    class_recipe: Callable[..., MLLMRecipe], mllm_recipe: MLLMRecipe, tmp_path: Path, mode: str, sharding: str | None
 ) -> None:
     recipe = class_recipe(3, code_embedder="summed")
     if mode == "understanding":
@@ -173,8 +174,12 @@ def test_two_processes_give_the_losses_of_one(
         data = MLLMData(episodes=20, jobs={"describe": 1.0})
         recipe = with_steps(mllm_recipe, 3, model=fields, data=data)
     recipe = dataclasses.replace(recipe, batches_per_step=2, trainer={**recipe.trainer, "report_to": []})
+    start = with_steps(recipe, 1, output=tmp_path / "start")  # ZeRO-3 draws other first weights
+    train_mllm(start)
+    recipe = dataclasses.replace(recipe, start_from=start.output / "final")
     train_mllm(recipe)
-    two = dataclasses.replace(recipe, output=tmp_path / "two")
+    deepspeed = {"deepspeed": str(ROOT / "scripts" / f"{sharding}.json")} if sharding else {}
+    two = dataclasses.replace(recipe, output=tmp_path / "two", trainer={**recipe.trainer, **deepspeed})
     launch("torchrun", write_recipe(two, tmp_path / "two.yaml"))
     one, both = losses(recipe.output), losses(two.output)
     assert both.keys() == one.keys() == {1, 2, 3}

@@ -19,6 +19,7 @@ from train.build_model import build_model
 from train.mllm_recipe import MLLMRecipe
 
 NUM_TOKENS = 400
+UNDERSTANDING = {"embedding_context": "whole", "head_type": "none", "tasks": ["ask", "describe"]}
 
 
 @pytest.fixture
@@ -49,6 +50,9 @@ def check_weights(weights: dict[str, torch.Tensor], recipe: MLLMRecipe) -> None:
     assert torch.equal(weights["code_embedding.codebooks"], image_tokenizer.quantizer.codebooks)
     for name, value in image_tokenizer.post_quant_proj.named_parameters():
         assert torch.equal(weights[f"code_embedding.projection.{name}"], value), name
+    if recipe.model.get("head_type") == "none":
+        assert not any(name.startswith("code_head.") for name in weights)
+        return
     head = weights["code_head.layers.0.mlp.up_proj.weight"]
     assert 0.01 < head.std() < 0.04 and weights["code_head.norm.weight"].eq(1).all()
 
@@ -73,9 +77,11 @@ def test_another_width_than_the_image_tokenizers_is_refused(recipe: MLLMRecipe) 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("fields", [{}, UNDERSTANDING], ids=["draws", "understands"])
 def test_under_zero3_each_process_holds_its_half_and_the_weights_are_the_same(
-    recipe: MLLMRecipe, tmp_path: Path
+    recipe: MLLMRecipe, tmp_path: Path, fields: dict[str, object]
 ) -> None:
+    recipe = dataclasses.replace(recipe, model={**recipe.model, **fields})
     config = str(ROOT / "scripts" / "zero3.json")
     sharded = dataclasses.replace(recipe, trainer={**recipe.trainer, "deepspeed": config})
     path = write_recipe(sharded, tmp_path / "recipe.yaml")

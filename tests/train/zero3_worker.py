@@ -31,7 +31,7 @@ def main() -> None:
     for name, parameter in model.named_parameters():
         with whole([parameter]):
             values[name] = parameter.detach().clone()
-    values |= {name: buffer.clone() for name, buffer in model.named_buffers() if "codebooks" in name}
+    values |= {name: buffer.clone() for name, buffer in model.named_buffers() if "code_embedding" in name}
     report = Path(sys.argv[2])
     torch.save(values, report / f"weights-{arguments.process_index}.pt")
     (report / f"held-{arguments.process_index}.json").write_text(json.dumps({"held": held, "total": total}))
