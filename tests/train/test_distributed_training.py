@@ -25,6 +25,7 @@ KINDS = ("whole", "lora")
 CASES = [
     *((strategy, launcher, "whole") for strategy in STRATEGIES for launcher in LAUNCHERS),
     *((strategy, launcher, "lora") for strategy, launcher in zip(STRATEGIES, LAUNCHERS, strict=True)),
+    ("zero3_offload", "torchrun", "whole"),
 ]
 
 
