@@ -12,7 +12,7 @@ from mllm.sliced_loss import FLOAT32, SlicedHeads
 
 D, V, K, C = 6, 11, 3, 5
 NUM_PLACES = 29
-TEXT_CONFIG = {"model_type": "llama", "hidden_size": D, "vocab_size": V, "num_hidden_layers": 1}
+TEXT_CONFIG = {"model_type": "llama", "hidden_size": D, "vocab_size": V, "num_attention_heads": 2}
 
 
 class Head(nn.Module):

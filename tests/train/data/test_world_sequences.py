@@ -67,7 +67,7 @@ def test_no_scene_that_small_is_said(tmp_path: Path, text_tokenizer_file: Path) 
 
 
 def test_a_row_that_no_sample_fits_into_is_said(codes: WorldCodes, text_tokenizer_file: Path) -> None:
-    data = batches(codes, text_tokenizer_file)
+    data = batches(codes, text_tokenizer_file, jobs={"talk": 1.0})
     data.length = 5
     with pytest.raises(ValueError, match="found 1000 one after another that are longer than a row of 5 positions"):
         data[0]
