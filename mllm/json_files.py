@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 
 from mllm.whole_file import whole_file
 
+TEXT_ENDINGS = (".txt", ".json", ".jsonl")
+
 
 class Line(NamedTuple):
     """One record of a file of JSON lines."""
@@ -95,13 +97,17 @@ def drop_torn_line(path: Path) -> None:
 
 
 def fingerprint_of(path: Path) -> str:
-    """16 hex digits of the hash of a file; of a folder, of the names and contents of its files of text and JSON."""
+    """16 hex digits of the hash of a file, or of a folder: of the names and contents of its files of text and JSON.
+
+    A folder without any of these, such as one of pictures, is known by the names and sizes of its files.
+    """
     digest = hashlib.sha256()
-    if path.is_dir():
-        for file in sorted(path.rglob("*")):
-            if file.suffix in (".txt", ".json", ".jsonl"):
-                digest.update(str(file.relative_to(path)).encode())
-                digest.update(file.read_bytes())
-    else:
+    if not path.is_dir():
         digest.update(need_file(path).read_bytes())
+        return digest.hexdigest()[:16]
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    texts = [file for file in files if file.suffix in TEXT_ENDINGS]
+    for file in texts or files:
+        digest.update(str(file.relative_to(path)).encode())
+        digest.update(file.read_bytes() if texts else str(file.stat().st_size).encode())
     return digest.hexdigest()[:16]

@@ -225,6 +225,14 @@ def test_submit_names_what_it_wrote(
     assert capsys.readouterr().out == "gqa_predictions.json  PARTIAL: 2 of 5\n"
 
 
+def test_the_fingerprint_of_a_folder_of_pictures_follows_their_names_and_sizes(tmp_path: Path) -> None:
+    found = []
+    for name, content in (("1.png", b"a"), ("1.png", b"ab"), ("2.png", b"a"), ("3.png", b"ab")):
+        (tmp_path / name).write_bytes(content)
+        found.append(fingerprint_of(tmp_path))
+    assert len(set(found)) == 4
+
+
 def test_the_fingerprint_of_a_folder_follows_its_texts(tmp_path: Path) -> None:
     write_json(tmp_path / "a" / "x.json", [1])
     before = fingerprint_of(tmp_path)
