@@ -64,7 +64,7 @@ class RunFolder:
 
     def open(self, description: Mapping[str, Any]) -> None:
         """Write what is run, or check that it is what the folder was made for."""
-        wanted = json.loads(json.dumps({"format": FORMAT, **description}))
+        wanted = as_stored(description)
         path = self.folder / RUN_FILE
         has_answers = any(self.folder.glob(f"{PARTS}/*.jsonl"))  # before run.json: another process may be beginning too
         if not path.is_file():
@@ -72,12 +72,16 @@ class RunFolder:
                 raise ValueError(f"{self.folder} holds answers but no {RUN_FILE}: whose are they? Name a new folder")
             write_json(path, wanted)
         found = read_json(path)
-        for name in [*wanted, *found]:
-            if found.get(name) != wanted.get(name):
-                raise ValueError(
-                    f"{self.folder} belongs to another run: found {name} {json.dumps(found.get(name))} there, "
-                    f"{json.dumps(wanted.get(name))} here; name a new folder, or repeat the settings of the old one"
-                )
+        if name := first_difference(found, wanted):
+            raise ValueError(
+                f"{self.folder} belongs to another run: found {name} {json.dumps(found.get(name))} there, "
+                f"{json.dumps(wanted.get(name))} here; name a new folder, or repeat the settings of the old one"
+            )
+
+    def is_of_another(self, description: Mapping[str, Any]) -> bool:
+        """Whether something else was run here."""
+        path = self.folder / RUN_FILE
+        return path.is_file() and first_difference(read_json(path), as_stored(description)) is not None
 
     def describe(self) -> dict[str, Any]:
         """What was run here."""
@@ -137,6 +141,16 @@ class RunFolder:
             (as_answer(item, done[index], model_id=model_id) for index, item in enumerate(items)),
         )
         return True
+
+
+def as_stored(description: Mapping[str, Any]) -> dict[str, Any]:
+    """A description as run.json gives it back."""
+    return json.loads(json.dumps({"format": FORMAT, **description}))
+
+
+def first_difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str | None:
+    """The first setting in which two descriptions differ."""
+    return next((name for name in [*wanted, *found] if found.get(name) != wanted.get(name)), None)
 
 
 def read_part(path: Path) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from mllm.__main__ import main
+from mllm.evaluation.run_folder import RunFolder
 from tests.mllm.evaluation.vqa_data import make_data
 from train.mllm_recipe import BenchmarkInLoop, MLLMRecipe, Validation
 from train.mllm_run import train_mllm
@@ -38,7 +39,8 @@ def test_every_validation_answers_and_scores_the_benchmark(
         result = json.loads((folder / f"step-{step}" / "gqa" / "result.json").read_text())
         assert result["items_scored"] == 3 and not result["is_complete"]
         fingerprints.add(result["model"]["fingerprint"])
-        assert f"step {step}, {result['protocol']}: accuracy" in caplog.text
+        assert f"step {step}, {result['protocol']}, PARTIAL: 3 of {data.count} items: accuracy" in caplog.text
+        assert set(result["files"]) == {"annotations", "questions"}
     assert len(fingerprints) == 2  # the weights of the moment
     run = json.loads((folder / "step-2" / "gqa" / "run.json").read_text())
     assert run["items"] == 3 and run["decoding"]["greedy"]
@@ -65,6 +67,37 @@ def test_the_last_validation_scores_the_model_that_is_saved(
         assert (of_loop / name).read_text() == (tmp_path / "again" / name).read_text()
     in_loop, again = (json.loads((folder / "result.json").read_text()) for folder in (of_loop, tmp_path / "again"))
     assert in_loop["scores"] == again["scores"] and in_loop["model"] == again["model"]
+
+
+def test_a_step_that_is_trained_again_is_answered_again(
+    mllm_recipe: MLLMRecipe, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """On a GPU a resumed training does not come to the last bit to where it was; its old answers must not stop it."""
+    data = make_data("gqa", tmp_path / "gqa")
+    wanted = BenchmarkInLoop(name="gqa", questions=data.questions, annotations=data.annotations, images=data.images)
+    recipe = with_benchmark(mllm_recipe, wanted)
+    old = RunFolder(recipe.output / "benchmarks" / "step-2" / "gqa")
+    old.open({"model": {"fingerprint": "of other weights"}})
+    old.append(0, [{"index": 0, "text": "an answer of other weights"}])
+    train_mllm(recipe)
+    assert "answers of an earlier course" in caplog.text
+    result = json.loads((old.folder / "result.json").read_text())
+    assert result["model"]["fingerprint"] != "of other weights" and result["is_complete"]
+    assert "an answer of other weights" not in (old.folder / "answers.jsonl").read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "limit", "message"),
+    [("mmvet", None, "graded by a judge: found none"), ("mme", 3, "even --limit"), ("geneval", None, "which draws")],
+)
+def test_what_cannot_be_scored_is_refused_before_training(
+    name: str, limit: int | None, message: str, mllm_recipe: MLLMRecipe, tmp_path: Path
+) -> None:
+    data = make_data("mme" if name == "geneval" else name, tmp_path / name)
+    files = {"questions": data.questions, "annotations": data.annotations, "images": data.images}
+    with pytest.raises(ValueError, match=message):
+        train_mllm(with_benchmark(mllm_recipe, BenchmarkInLoop(name=name, limit=limit, **files)))
+    assert not (mllm_recipe.output / "final").exists()
 
 
 def test_a_wrong_path_is_refused_before_training(mllm_recipe: MLLMRecipe, tmp_path: Path) -> None:
