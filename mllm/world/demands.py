@@ -74,9 +74,7 @@ def _ask(constraint: Constraint, spec: Spec) -> Iterator[Wanted]:
             if _total(spec) == 1:  # then the object that is denied can be no other one
                 yield from _deny(item)
         case Count(item, number) if not (item.not_color or item.not_shape):
-            if number == 0 or (
-                number == 1 and item != ANY
-            ):  # one: the number of all objects says that there is no second
+            if number == 0 or (number == 1 and item != ANY):  # one: how many there are in all leaves no second
                 yield from _exists(item, "yes" if number else "no")
             else:
                 yield Wanted(Question("count", "count", item), str(number))
@@ -92,6 +90,8 @@ def _ask(constraint: Constraint, spec: Spec) -> Iterator[Wanted]:
             yield from _pair("is larger", spec, *((a, b) if comparison == "larger" else (b, a)))
         case Background(color):
             yield Wanted(Question("background", "is background", value=color), "yes")
+        case _:
+            pass  # places, and differences that no question is about
 
 
 def _exists(item: Filter, expected: str) -> Iterator[Wanted]:

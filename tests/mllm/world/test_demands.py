@@ -10,7 +10,7 @@ from mllm.world.demands import demands_of, demands_of_spec, say_demands
 from mllm.world.draw_language import KIND_WEIGHTS, make_draw_request
 from mllm.world.questions import answer
 from mllm.world.request_reader import read_request
-from mllm.world.scene import Scene
+from mllm.world.scene import COLORS, SHAPES, SIZES, Scene
 from mllm.world.spec import Alike, Count, Every, Exists, Filter, Placed, Related, Spec, check_scene
 from mllm.world.splits import random_scene_for
 
@@ -126,6 +126,17 @@ def test_twins_are_counted_only_where_all_objects_are_described() -> None:
 def test_objects_that_could_be_mistaken_are_not_related() -> None:
     spec = Spec((Exists(0, Filter("circle")), Exists(1, Filter("circle", "red")), Related(0, "above", 1)))
     assert not any("above" in demand.question for demand in say_demands(spec))
+
+
+def test_any_words_raise_some_question() -> None:
+    """Words of the world in any order, as people type: read as far as they go, never refused."""
+    rng = Random(5)
+    others = (
+        "a the two five no any all every of them is are that not than and with above left it one first larger , dog"
+    )
+    words = [*SHAPES, *COLORS, *SIZES, "stars", "shape", "background", "different", *others.split()]
+    for _ in range(2000):
+        assert demands_of(" ".join(rng.choices(words, k=rng.randint(1, 12))))
 
 
 def test_nothing_known_is_an_empty_spec() -> None:
