@@ -51,6 +51,7 @@ class HubScorer:
         return {
             "name": f"hf:{self.name}",
             "transformers": transformers.__version__,
+            "dtype": str(next(self.model.parameters()).dtype).removeprefix("torch."),
             "question": GENAI_QUESTION,
             "answer": ANSWER,
         }

@@ -29,6 +29,7 @@ class SelfScorer:
         return {
             "name": "self",
             "fingerprint": model_fingerprint(self.pipeline.model),
+            "dtype": str(self.pipeline.model.dtype).removeprefix("torch."),
             "question": self.pipeline.question_form,
         }
 

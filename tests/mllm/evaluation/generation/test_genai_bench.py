@@ -136,7 +136,8 @@ def test_the_command_draws_resumes_and_scores_with_the_model_itself(
     printed = capsys.readouterr().out
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert "PARTIAL: 3 of 527 items" in printed and not result["is_complete"]
-    assert result["judge"]["name"] == "self" and result["decoding"]["best_of"] == 2
+    assert (result["judge"]["name"], result["judge"]["dtype"]) == ("self", "float32")
+    assert result["decoding"]["best_of"] == 2
     assert result["image_format"]["file"] == "png" and result["prompts"] == "raw"
     scorer = SelfScorer.load(str(folder), device="cpu")
     texts = prompts.read_text().splitlines()[:3]
@@ -152,7 +153,7 @@ def test_a_model_of_transformers_scores_by_its_first_word(folder: Path, tmp_path
     logits = scorer.model(**inputs).logits[0, -1].float()
     yes = scorer.processor.tokenizer.encode("Yes", add_special_tokens=False)[0]
     assert scorer([picture], ["a circle"]) == [pytest.approx(logits.softmax(-1)[yes].item(), rel=1e-3)]
-    assert scorer.description["name"] == f"hf:{folder}"
+    assert scorer.description["name"] == f"hf:{folder}" and scorer.description["dtype"] == "float32"
 
 
 def test_clip_flant5_runs_in_a_process_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
