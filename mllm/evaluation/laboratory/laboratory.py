@@ -44,6 +44,7 @@ def measure_tokenizer(arguments: Namespace) -> dict[str, Any]:
     tokenizer = find_measured(arguments.model, arguments.codec, device=device)
     side = tokenizer.image_size
     prepare = ImageProcessor(height=side, width=side, preparation=arguments.crop)
+    of_classes = measure_classes(tokenizer, arguments, prepare)  # first: here more can be missing
     scores, codes = measure_reconstruction(
         tokenizer,
         read_pictures(arguments.images, limit=arguments.limit),
@@ -54,7 +55,7 @@ def measure_tokenizer(arguments: Namespace) -> dict[str, Any]:
         keeps_files=arguments.fid,
     )
     number = min(expected, arguments.limit or expected)
-    scores |= measure_fidelity(arguments, number) | measure_classes(tokenizer, arguments, prepare)
+    scores |= measure_fidelity(arguments, number) | of_classes
     columns = {"columns": {"Tokens": str(codes["tokens"])}, "crop": describe_crop(prepare), "tokenizer": tokenizer.name}
     return make_result(
         "tokenizer",

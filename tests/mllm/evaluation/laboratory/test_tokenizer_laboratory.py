@@ -164,6 +164,7 @@ def test_what_is_missing_is_named(
     ):
         assert main([*words, *more]) == 2
         assert message in capsys.readouterr().err
+        assert not (tmp_path / "sheet.png").exists()  # said before the work
     archive, broken = tmp_path / "broken.tar", tmp_path / "a.png"
     broken.write_bytes(b"no picture")
     with tarfile.open(archive, "w") as file:
