@@ -1,8 +1,8 @@
 """Make a finished model the bundled one: smaller weights, and where they came from.
 
 `python -m train.bundle FINISHED BUNDLED [--scores FILE] [--note TEXT]`: copies the folder, stores the language model in
-bfloat16 (the image tokenizer keeps float32, so that its codes stay the same) and writes `SOURCE.json` with recipe,
-commit and scores. The note says what the recipe does not, such as several runs one after another.
+bfloat16 (the image tokenizer keeps float32, so that its codes stay the same) and writes `SOURCE.json` with the recipes
+of all stages, commit and scores. The note says what the recipes do not.
 """
 
 from __future__ import annotations
@@ -40,18 +40,25 @@ def bundle(finished: Path, bundled: Path) -> None:
 
 def write_source(bundled: Path, *, run: Path, scores: Path | None, note: str | None = None) -> None:
     """Where the bundled model comes from: the resolved recipes, the commit, how far it was trained, its scores."""
-    recipe = read_yaml(run / "recipe.yaml")
-    last = (run / "metrics.jsonl").read_text().splitlines()[-1]
+    image_tokenizer = Path(read_yaml(run / "recipe.yaml")["image_tokenizer"])
     source = {
         "note": note,
         "commit": current_commit(),
-        "steps": json.loads(last)["step"],
-        "recipe": without_paths(recipe),
-        "image_tokenizer_recipe": without_paths(read_yaml(Path(recipe["image_tokenizer"]).parent / "recipe.yaml")),
+        "stages": stages(run),
+        "image_tokenizer_stages": stages(image_tokenizer.parent),
         "scores": json.loads(scores.read_text()) if scores else None,
     }
     (bundled / SOURCE).write_text(json.dumps(source, indent=2) + "\n")
     save_model_card(bundled, MLLMConfig.from_pretrained(bundled))
+
+
+def stages(run: Path) -> list[dict[str, Any]]:
+    """The resolved recipes of a run and of those that it went on from, the first one first, with the steps done."""
+    recipe = read_yaml(run / "recipe.yaml")
+    start = recipe.get("start_from")
+    before = stages(Path(start).parent) if start and (Path(start).parent / "recipe.yaml").is_file() else []
+    last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    return [*before, {"steps_done": last["step"], **without_paths(recipe)}]
 
 
 def without_paths(recipe: dict[str, Any]) -> dict[str, Any]:

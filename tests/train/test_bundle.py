@@ -15,14 +15,20 @@ from train.bundle import main
 
 @pytest.fixture
 def run(random_model_folder: Path, tmp_path: Path) -> Path:
-    """The folder of a run, with what bundling reads of it."""
-    folder, tokenizer = tmp_path / "run", tmp_path / "tokenizer"
+    """The folder of a run that went on from another one, with what bundling reads of them."""
+    folder, before, tokenizer = (tmp_path / name for name in ("run", "before", "tokenizer"))
     shutil.copytree(random_model_folder, folder / "final")
-    tokenizer.mkdir()
-    (tokenizer / "recipe.yaml").write_text("kind: image_tokenizer\nsteps: 7\noutput: somewhere\n")
-    (folder / "recipe.yaml").write_text(f"kind: mllm\nlength: 64\nimage_tokenizer: {tokenizer / 'final'}\n")
-    (folder / "metrics.jsonl").write_text('{"step": 10}\n{"step": 23}\n')
+    start = f"image_tokenizer: {tokenizer}/final\nstart_from: "
+    write_run(tokenizer, "kind: image_tokenizer\nsteps: 7\noutput: somewhere\n", steps=7)
+    write_run(before, f"kind: mllm\nlength: 32\n{start}{tmp_path}/downloaded\n", steps=5)
+    write_run(folder, f"kind: mllm\nlength: 64\n{start}{before}/final\n", steps=23)
     return folder
+
+
+def write_run(folder: Path, recipe: str, *, steps: int) -> None:
+    folder.mkdir(exist_ok=True)
+    (folder / "recipe.yaml").write_text(recipe)
+    (folder / "metrics.jsonl").write_text(f'{{"step": 1}}\n{{"step": {steps}}}\n')
 
 
 def test_bundle_halves_the_language_model_and_tells_its_source(run: Path, tmp_path: Path) -> None:
@@ -37,9 +43,12 @@ def test_bundle_halves_the_language_model_and_tells_its_source(run: Path, tmp_pa
     tokenizers = [(folder / "image_tokenizer/model.safetensors").read_bytes() for folder in (run / "final", bundled)]
     assert tokenizers[0] == tokenizers[1]
     source = json.loads((bundled / "SOURCE.json").read_text())
-    assert source["steps"] == 23 and source["scores"] == {"ask": {"rate": 0.625}} and source["note"] == "Two runs."
-    assert source["recipe"] == {"kind": "mllm", "length": 64}
-    assert source["image_tokenizer_recipe"] == {"kind": "image_tokenizer", "steps": 7}
+    assert source["scores"] == {"ask": {"rate": 0.625}} and source["note"] == "Two runs."
+    assert source["stages"] == [
+        {"steps_done": 5, "kind": "mllm", "length": 32},
+        {"steps_done": 23, "kind": "mllm", "length": 64},
+    ]
+    assert source["image_tokenizer_stages"] == [{"steps_done": 7, "kind": "image_tokenizer", "steps": 7}]
     card = (bundled / "README.md").read_text()
     assert "Two runs." in card and "| ask / rate | 0.625 |" in card
 

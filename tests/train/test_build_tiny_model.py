@@ -1,0 +1,66 @@
+"""The script that rebuilds the bundled model from nothing runs to its end, and goes on where it stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mllm.pipeline import Pipeline
+from tests.train.launching import ROOT, environment
+
+SMALLER = {
+    "train tiny_text": "--vocab_size 400 --dialogues 400",
+    "train tiny_tokenizer": "--steps 6 --batch_size 4 --num_workers 0 --codebooks.initialise_at 2",
+    "train tiny_decoder": "--steps 4 --batch_size 4 --num_workers 0",
+    "train tiny": "--trainer.max_steps 3 --data.episodes 40 --rows 2 --compile_backbone false",
+    "evaluate world": "--count 2",
+}
+"""What is added to each command, by its first two words, so that minutes become seconds."""
+
+
+@pytest.fixture
+def path_with_small_mllm(tmp_path: Path) -> str:
+    """A PATH whose `mllm` is the real one with less to do; every command is noted."""
+    lines = [f'"{words}") more="{more}" ;;' for words, more in SMALLER.items()]
+    script = tmp_path / "bin" / "mllm"
+    script.parent.mkdir()
+    script.write_text(
+        "\n".join(
+            [
+                "#!/usr/bin/env bash",
+                f'echo "$@" >> {tmp_path}/commands',
+                'case "$1 $2" in',
+                *lines,
+                "esac",
+                f'exec {sys.executable} -m mllm "$@" $more',
+            ]
+        )
+    )
+    script.chmod(script.stat().st_mode | stat.S_IEXEC)
+    return os.pathsep.join([str(script.parent), environment()["PATH"]])
+
+
+@pytest.mark.slow
+def test_the_bundled_model_is_rebuilt_from_nothing(tmp_path: Path, path_with_small_mllm: str) -> None:
+    runs, model = tmp_path / "runs", tmp_path / "model"
+    words = ["bash", str(ROOT / "scripts/build_tiny_model.sh"), str(runs), str(model)]
+    settings = {**environment(), "PATH": path_with_small_mllm}
+    for _ in range(2):  # the second time, every stage finds itself finished
+        done = subprocess.run(words, env=settings, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    source = json.loads((model / "SOURCE.json").read_text())
+    assert [stage["data"]["max_objects"] for stage in source["stages"]] == [1, 2, 4]
+    assert [stage["trains"] for stage in source["image_tokenizer_stages"]] == ["all", "decoder"]
+    assert source["scores"]["count"] == 2
+    codes = [(runs / name / "codes" / "codes-00000.npy").read_bytes() for name in ("tiny_one", "tiny_two", "tiny")]
+    assert codes[0] == codes[1] == codes[2]
+    pipeline = Pipeline.load(model)
+    assert pipeline.draw("a red circle", seed=1)[0].size == (128, 128)
+    commands = (tmp_path / "commands").read_text().splitlines()
+    assert sum(line.startswith("train tiny ") for line in commands) == 6
