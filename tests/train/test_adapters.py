@@ -156,3 +156,18 @@ def test_a_quantized_backbone_says_what_to_install(
     )
     with pytest.raises(ImportError, match=r"'nf4' needs bitsandbytes.*pip install 'mllm-toolkit\[quantization\]'"):
         train_mllm(recipe)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_adapters_learn_on_a_quantized_backbone(recipe: MLLMRecipe, bits: int) -> None:
+    """QLoRA: the frozen weights are few bits, what is saved is the adapter alone, and it lowers the loss."""
+    pytest.importorskip("bitsandbytes", reason="quantized backbones need bitsandbytes, an optional extra")
+    steps = {**recipe.trainer, "max_steps": 12, "logging_steps": 1}
+    recipe = dataclasses.replace(recipe, adapter=dataclasses.replace(ADAPTER, bits=bits), trainer=steps)
+    train_mllm(recipe)
+    found = losses(recipe.output)
+    assert found[12] < found[1]
+    merge_folder(recipe.output / "final", recipe.output / "merged")
+    before = MLLMForConditionalGeneration.from_pretrained(recipe.start_from)
+    after = MLLMForConditionalGeneration.from_pretrained(recipe.output / "merged")
+    assert loss_of(after) < loss_of(before)
