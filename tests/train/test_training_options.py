@@ -237,3 +237,15 @@ def test_a_killed_writer_leaves_no_checkpoint_that_counts(short: MLLMRecipe) -> 
     train_mllm(recipe)
     assert losses(recipe.output) == whole
     assert not list(recipe.output.rglob("unfinished"))
+
+
+def test_averages_in_eight_bits_train_like_whole_ones(short: MLLMRecipe) -> None:
+    pytest.importorskip("bitsandbytes", reason="AdamW in 8 bits needs bitsandbytes, an optional extra")
+    curves = {}
+    for name in ("adamw", "adamw8bit"):
+        recipe = changed(short, optimizer=OptimizerRecipe(name=name, learning_rate=1e-3), output=short.output / name)
+        train_mllm(recipe)
+        curves[name] = losses(recipe.output)
+    assert curves["adamw8bit"].keys() == curves["adamw"].keys()
+    assert curves["adamw8bit"] == pytest.approx(curves["adamw"], rel=0.02)
+    assert curves["adamw8bit"] != curves["adamw"]
