@@ -39,7 +39,7 @@ def bundle(finished: Path, bundled: Path) -> None:
 
 
 def write_source(bundled: Path, *, run: Path, scores: Path | None, note: str | None = None) -> None:
-    """Where the bundled model comes from: the resolved recipes, the commit, how far it was trained, its scores."""
+    """Where the bundled model comes from: the resolved recipes, the commit, its scores."""
     image_tokenizer = Path(read_yaml(run / "recipe.yaml")["image_tokenizer"])
     source = {
         "note": note,
@@ -53,12 +53,11 @@ def write_source(bundled: Path, *, run: Path, scores: Path | None, note: str | N
 
 
 def stages(run: Path) -> list[dict[str, Any]]:
-    """The resolved recipes of a run and of those that it went on from, the first one first, with the steps done."""
+    """The resolved recipes of a run and of those that it went on from, the first one first."""
     recipe = read_yaml(run / "recipe.yaml")
     start = recipe.get("start_from")
     before = stages(Path(start).parent) if start and (Path(start).parent / "recipe.yaml").is_file() else []
-    last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
-    return [*before, {"steps_done": last["step"], **without_paths(recipe)}]
+    return [*before, without_paths(recipe)]
 
 
 def without_paths(recipe: dict[str, Any]) -> dict[str, Any]:

@@ -18,8 +18,7 @@ SMALLER = {
     "train tiny_text": "--vocab_size 400 --dialogues 400",
     "train tiny_tokenizer": "--steps 6 --batch_size 4 --num_workers 0 --codebooks.initialise_at 2",
     "train tiny_decoder": "--steps 4 --batch_size 4 --num_workers 0",
-    "train tiny": "--trainer.max_steps 3 --trainer.logging_steps 1 --data.episodes 40 --rows 2"
-    " --compile_backbone false",
+    "train tiny": "--trainer.max_steps 3 --data.episodes 40 --rows 2 --compile_backbone false",
     "evaluate world": "--count 2",
 }
 """What is added to each command, by its first two words, so that minutes become seconds."""

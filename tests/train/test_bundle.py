@@ -19,16 +19,15 @@ def run(random_model_folder: Path, tmp_path: Path) -> Path:
     folder, before, tokenizer = (tmp_path / name for name in ("run", "before", "tokenizer"))
     shutil.copytree(random_model_folder, folder / "final")
     start = f"image_tokenizer: {tokenizer}/final\nstart_from: "
-    write_run(tokenizer, "kind: image_tokenizer\nsteps: 7\noutput: somewhere\n", steps=7)
-    write_run(before, f"kind: mllm\nlength: 32\n{start}{tmp_path}/downloaded\n", steps=5)
-    write_run(folder, f"kind: mllm\nlength: 64\n{start}{before}/final\n", steps=23)
+    write_recipe(tokenizer, "kind: image_tokenizer\nsteps: 7\noutput: somewhere\n")
+    write_recipe(before, f"kind: mllm\nlength: 32\n{start}{tmp_path}/downloaded\n")
+    write_recipe(folder, f"kind: mllm\nlength: 64\n{start}{before}/final\n")
     return folder
 
 
-def write_run(folder: Path, recipe: str, *, steps: int) -> None:
+def write_recipe(folder: Path, recipe: str) -> None:
     folder.mkdir(exist_ok=True)
     (folder / "recipe.yaml").write_text(recipe)
-    (folder / "metrics.jsonl").write_text(f'{{"step": 1}}\n{{"step": {steps}}}\n')
 
 
 def test_bundle_halves_the_language_model_and_tells_its_source(run: Path, tmp_path: Path) -> None:
@@ -44,11 +43,8 @@ def test_bundle_halves_the_language_model_and_tells_its_source(run: Path, tmp_pa
     assert tokenizers[0] == tokenizers[1]
     source = json.loads((bundled / "SOURCE.json").read_text())
     assert source["scores"] == {"ask": {"rate": 0.625}} and source["note"] == "Two runs."
-    assert source["stages"] == [
-        {"steps_done": 5, "kind": "mllm", "length": 32},
-        {"steps_done": 23, "kind": "mllm", "length": 64},
-    ]
-    assert source["image_tokenizer_stages"] == [{"steps_done": 7, "kind": "image_tokenizer", "steps": 7}]
+    assert source["stages"] == [{"kind": "mllm", "length": 32}, {"kind": "mllm", "length": 64}]
+    assert source["image_tokenizer_stages"] == [{"kind": "image_tokenizer", "steps": 7}]
     card = (bundled / "README.md").read_text()
     assert "Two runs." in card and "| ask / rate | 0.625 |" in card
 
