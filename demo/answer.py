@@ -16,6 +16,7 @@ from typing import Any
 from PIL import Image
 
 from demo.history import Entry, answer_entry, error_entry, file_part, to_messages
+from mllm.pictures import save_picture
 from mllm.pipeline import Done, Event, ImageDone, ImageProgress, Pipeline, TextDelta
 
 NO_ANSWER = "The model answered nothing; ask in other words."
@@ -133,7 +134,7 @@ def drop_progress(content: list[dict[str, Any]]) -> None:
 def write_picture(image: Image.Image, folder: Path) -> Path:
     """A new file in `folder`."""
     with tempfile.NamedTemporaryFile(dir=folder, prefix="picture-", suffix=".png", delete=False) as file:
-        image.save(file, format="PNG")
+        save_picture(image, file.name)
     return Path(file.name)
 
 

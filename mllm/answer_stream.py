@@ -66,11 +66,11 @@ class AnswerStream:
             case TextEvent(token_id=token_id):
                 if delta := self.text.add(token_id):
                     yield TextDelta(delta)
-            case ImageEvent(done=done, total=total, image=codes):
+            case ImageEvent(done=done, total=total, image=codes, outline=outline):
                 yield from self.finish_text()
                 yield ImageProgress(done, total)
                 if codes is not None:
-                    yield ImageDone(self.processor.decode_images([codes])[0])
+                    yield ImageDone(self.processor.decode_images([self.processor.with_outline(codes, outline)])[0])
             case RowEvent(generated=generated):
                 yield from self.finish_text()
                 message = answer_message(generated, self.processor)
@@ -84,5 +84,8 @@ class AnswerStream:
 
 def answer_message(generated: Generated, processor: MLLMProcessor) -> Message:
     """A result as the assistant's message."""
-    parts = [part if isinstance(part, CodesPart) else TextPart(processor.to_text(part)) for part in generated.parts]
+    images = iter(processor.images_of(generated))
+    parts = [
+        next(images) if isinstance(part, CodesPart) else TextPart(processor.to_text(part)) for part in generated.parts
+    ]
     return Message("assistant", tuple(parts) or (TextPart(""),))

@@ -91,6 +91,8 @@ class MLLMConfig(PreTrainedConfig):
     """Token of class 0; class n is n ids later, and "no class", for guidance, comes after the last one."""
     num_classes: int = 0
     """Classes of pictures that can be asked for by number; 0: none."""
+    begin_outline_id: int | None = None
+    """Begins the outline that the model writes before it draws (mllm/conversation.py); None: it draws at once."""
     pad_token_id: int = 0
     bos_token_id: int = 1
     eos_token_id: int = 2
@@ -155,6 +157,11 @@ class MLLMConfig(PreTrainedConfig):
             raise ValueError(
                 f"classes need a number and a first token: found num_classes {self.num_classes} and first_class_id "
                 f"{self.first_class_id}; set both or neither"
+            )
+        if self.begin_outline_id is not None and self.prompt_style != "native":
+            raise ValueError(
+                f"outlines have a place in the native prompt only: found prompt_style {self.prompt_style!r} and "
+                f"begin_outline_id {self.begin_outline_id}; use 'native', or no outlines"
             )
         self.check_choices()
         drawing = [task for task in self.tasks or () if task in DRAWING_TASKS]

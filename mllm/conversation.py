@@ -14,6 +14,10 @@ Knows no tokenizer, no ids and no tensors.
     any style        <s> text<image> text</s>        a document: one message of the assistant without a question
 
 What the assistant says is learned, up to and including </s>; of a document that is everything.
+
+In the native style a picture of the assistant may begin with an outline: words that say what will be where, between a
+marker and the picture. Words are easy to get right, and they leave the codes little to decide: a chain of thought for
+drawing, as in GoT (arXiv:2503.10639). It belongs to the picture, not to the text, and nobody reads it but the model.
 """
 
 from __future__ import annotations
@@ -58,6 +62,7 @@ class ImagePart:
 class CodesPart:
     codes_KN: np.ndarray  # uint16, N = grid positions row by row
     grid: tuple[int, int]  # rows, columns
+    outline: str | None = None  # what the assistant wrote before it drew this
 
     def __post_init__(self) -> None:
         if self.codes_KN.ndim != 2 or self.codes_KN.shape[1] != self.grid[0] * self.grid[1]:
@@ -88,6 +93,7 @@ class Marker(Enum):
 
     BOS = "begin of sequence"
     EOS = "end of sequence"
+    OUTLINE = "begin of outline"
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +184,9 @@ def _render_native(messages: Sequence[Message], add_generation_prompt: bool) -> 
         if not is_assistant:
             yield Segment(USER)
         for part in message.parts:
+            if is_assistant and isinstance(part, CodesPart) and part.outline is not None:
+                yield Segment(Marker.OUTLINE, supervised=True)
+                yield Segment(" " + part.outline, supervised=True)
             if isinstance(part, CodesPart | ClassPart):
                 yield Segment(part, supervised=is_assistant)
             elif text := text_of(part):
@@ -271,7 +280,10 @@ def neutralise(text: str) -> str:
 
 
 def unconditional(messages: Sequence[Message]) -> list[Message]:
-    """The same dialogue with the last instruction dropped; images stay. For guidance, and for dropout in training."""
+    """The same dialogue with the last instruction dropped; images stay. For guidance, and for dropout in training.
+
+    The outlines of what follows are dropped too: they say what the instruction said.
+    """
     last = max((i for i, message in enumerate(messages) if message.role == "user"), default=None)
     if last is None:
         raise ValueError("no instruction to drop: found no user message; give a dialogue")
@@ -279,4 +291,11 @@ def unconditional(messages: Sequence[Message]) -> list[Message]:
     # where the first text stood, so that images keep their side of it
     before = next((i for i, part in enumerate(messages[last].parts) if isinstance(part, TextPart)), len(kept))
     parts = (*kept[:before], UnconditionalPart(), *kept[before:])
-    return [replace(message, parts=parts) if i == last else message for i, message in enumerate(messages)]
+    answers = [without_outlines(message) for message in messages[last + 1 :]]
+    return [*messages[:last], replace(messages[last], parts=parts), *answers]
+
+
+def without_outlines(message: Message) -> Message:
+    """The same message; its pictures begin at once."""
+    parts = (replace(part, outline=None) if isinstance(part, CodesPart) else part for part in message.parts)
+    return replace(message, parts=tuple(parts))

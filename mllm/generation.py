@@ -39,6 +39,7 @@ class ImageEvent:
     done: int  # positions so far
     total: int  # positions of the image
     image: CodesPart | None  # the finished image
+    outline: list[int]  # the words written before it
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,11 +95,11 @@ def advance(states: list[RowState], chosen: Chosen) -> Iterator[Event]:
         if n in chosen.codes:
             state.add_codes(chosen.codes[n])
             image = state.parts[-1] if state.positions_done == state.num_positions else None
-            yield ImageEvent(n, state.positions_done, state.num_positions, image)
+            yield ImageEvent(n, state.positions_done, state.num_positions, image, state.outlines[-1])
         elif n in chosen.tokens:
-            is_text = state.kind is Kind.TEXT
+            is_text = state.kind is Kind.TEXT and not state.is_in_outline
             state.add_token(chosen.tokens[n])
-            if is_text and chosen.tokens[n] not in (state.eos_id, state.layout.begin_image_id):
+            if is_text and chosen.tokens[n] not in state.layout.opening_ids | {state.eos_id}:
                 yield TextEvent(n, chosen.tokens[n])
         else:
             continue

@@ -51,10 +51,11 @@ class Chooser:
         self.model, self.config, self.device = model, model.config, model.device
         self.states, self.unconditional_rows = states, unconditional_rows
         layout = states[0].layout
-        self.begin_image_id = layout.begin_image_id
+        self.begin_image_id, self.begin_outline_id = layout.begin_image_id, layout.begin_outline_id
+        self.opening_ids = layout.opening_ids
         self.never_text_ids = torch.tensor(never_text_ids(layout, self.config), device=self.device)
         self.code_groups: dict[tuple[int, ...], CodeGroup] = {}
-        self.text_settings: dict[tuple[int, ...], RowSettings] = {}
+        self.text_settings: dict[tuple[tuple[int, bool], ...], RowSettings] = {}
 
     def choose_next(self, hidden_RD: Tensor) -> Chosen:
         """Choose what stands at the next place of every row: sampled, given, or dictated by the layout."""
@@ -120,23 +121,32 @@ class Chooser:
         )
 
     def sample_text(self, hidden_RD: Tensor, rows: tuple[int, ...]) -> list[int]:
-        """Draw one text token in each of these rows; begin-of-image only where an image is wanted and has room."""
+        """Draw one text token in each of these rows; begin-of-image only where an image is wanted and has room, which
+        is also the only end of an outline."""
         states = [self.states[n] for n in rows]
         logits_GV = self.model.lm_head(hidden_RD[torch.tensor(rows, device=self.device)]).float()
         for g, state in enumerate(states):
             if state.row.text_processors:
                 logits_GV[g] = self.process(logits_GV[g], state)
         logits_GV.index_fill_(1, self.never_text_ids, -torch.inf)
-        if rows not in self.text_settings:
-            configs = [state.row.text for state in states]
-            self.text_settings[rows] = stack_settings(configs, num_choices=logits_GV.shape[-1], device=self.device)
-        settings = self.text_settings[rows]
+        key = tuple((n, state.is_in_outline) for n, state in zip(rows, states, strict=True))
+        if key not in self.text_settings:
+            configs = [state.text_sampling for state in states]
+            self.text_settings[key] = stack_settings(configs, num_choices=logits_GV.shape[-1], device=self.device)
+        settings = self.text_settings[key]
         uniforms_G = torch.tensor([state.next_text_uniform() for state in states], device=self.device)
         for state, is_refused in zip(states, self.refusals(states, logits_GV, uniforms_G, settings), strict=True):
             state.image_refused |= is_refused
-        if closed := [g for g, state in enumerate(states) if not state.may_begin_image]:
-            logits_GV[torch.tensor(closed, device=self.device), self.begin_image_id] = -torch.inf
+        self.forbid(logits_GV, self.begin_image_id, [not state.may_begin_image for state in states])
+        if self.begin_outline_id is not None:
+            self.forbid(logits_GV, self.begin_outline_id, [not state.may_begin_outline for state in states])
+            self.forbid(logits_GV, self.config.eos_token_id, [state.is_in_outline for state in states])
         return choose(logits_GV, settings, uniforms_G).tolist()
+
+    def forbid(self, logits_GV: Tensor, token_id: int, is_forbidden_G: list[bool]) -> None:
+        """Leave a token out where it is forbidden."""
+        if forbidden := [g for g, is_forbidden in enumerate(is_forbidden_G) if is_forbidden]:
+            logits_GV[torch.tensor(forbidden, device=self.device), token_id] = -torch.inf
 
     def process(self, logits_V: Tensor, state: RowState) -> Tensor:
         """The logits as the caller's processors leave them; at image positions they see padding."""
@@ -154,8 +164,8 @@ class Chooser:
         lacks_room = [state.row.mode == "interleaved" and not state.has_room_for_image for state in states]
         if not any(lacks_room):
             return lacks_room
-        wanted = (choose(logits_GV, settings, uniforms_G) == self.begin_image_id).tolist()
-        return [lacks and wants for lacks, wants in zip(lacks_room, wanted, strict=True)]
+        wanted = choose(logits_GV, settings, uniforms_G).tolist()
+        return [lacks and wants in self.opening_ids for lacks, wants in zip(lacks_room, wanted, strict=True)]
 
 
 def never_text_ids(layout: ImageLayout, config: MLLMConfig) -> list[int]:

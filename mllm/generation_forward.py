@@ -1,8 +1,9 @@
 """The forward passes of a decoding batch: all prompts at once, then one place of every row at a time, with caches.
 
 In: row states, then what was chosen. Out: hidden states after the last place. A guided row brings a second,
-unconditional row of the decoder that follows the same tokens; unguided rows bring none. Chooses nothing. Masks are
-additive and 4-dimensional, which the `sdpa` and `eager` attention of transformers take (`flash_attention_2` does not).
+unconditional row of the decoder that follows the same tokens except those of outlines; unguided rows bring none.
+Chooses nothing. Masks are additive and 4-dimensional, which the `sdpa` and `eager` attention of transformers take
+(`flash_attention_2` does not).
 
 Letters: N rows asked for, R rows of the decoder (the N, then the unconditional ones), U different prompts among them,
 G rows with codes, T places, D hidden width, P image positions, K codebooks.
@@ -37,10 +38,9 @@ class CachedForward:
         """Run all prompts at once, equal ones only once; hidden states (R, D) after their last tokens."""
         prompts = [state.row.prompt for state in self.states]
         prompts += [self.states[n].row.prompts[1] for n in self.unconditional_rows]
-        texts = [
-            (*prompt.token_ids_T.tolist(), *self.states[n].prefix)
-            for prompt, n in zip(prompts, self.owners, strict=True)
-        ]
+        prefixes = [state.prefix for state in self.states]
+        prefixes += [self.states[n].unconditional_prefix for n in self.unconditional_rows]
+        texts = [(*prompt.token_ids_T.tolist(), *prefix) for prompt, prefix in zip(prompts, prefixes, strict=True)]
         lengths = [len(text) for text in texts]
         self.length = max(lengths)
         capacity = self.length + max(state.max_steps for state in self.states)
@@ -49,7 +49,13 @@ class CachedForward:
         embeddings_UTD = self.embed_prompts([texts[row] for row in first_rows], [prompts[row] for row in first_rows])
 
         def pad(row_lengths: list[int]) -> LeftPadding:
-            return LeftPadding.of(row_lengths, capacity=capacity, dtype=embeddings_UTD.dtype, device=self.device)
+            return LeftPadding.of(
+                row_lengths,
+                capacity=capacity,
+                dtype=embeddings_UTD.dtype,
+                device=self.device,
+                may_skip=bool(self.unconditional_rows) and self.config.begin_outline_id is not None,
+            )
 
         self.padding = pad([lengths[row] for row in first_rows])
         hidden_UD = self.forward(embeddings_UTD, start=0, mask=self.padding.prefill_mask(self.length))
@@ -76,6 +82,8 @@ class CachedForward:
         if self.unconditional_rows:
             embeddings_RD = embeddings_RD[self.owner_R]
         start, self.length = self.length, self.length + 1
+        if skipping := [row for n, row in self.unconditional_rows.items() if self.states[n].is_in_outline]:
+            self.padding.skip(skipping, start)
         return self.forward(embeddings_RD[:, None], start=start, mask=self.padding.step_mask(self.length))
 
     def embed(self, chosen: Chosen) -> Tensor:

@@ -29,6 +29,8 @@ FinishReason = Literal["eos", "length", "image"]
 
 TEXT_BLOCK = 64
 """Uniform numbers for text are drawn in blocks, so that they do not depend on the token budget."""
+OUTLINE_BUDGET = 64
+"""Tokens of an outline at most; then the image begins."""
 TEXT_STREAM = 0x9E3779B9
 """Sets the text's random numbers apart from the images' of the same seed (any constant would do)."""
 
@@ -56,6 +58,8 @@ class Row:
     """Places that may be added, those of images and their markers included; None is what the context leaves."""
     text: SamplingConfig = field(default_factory=SamplingConfig)
     image: SamplingConfig = field(default_factory=SamplingConfig)
+    outline: SamplingConfig = field(default_factory=SamplingConfig)
+    """Of the words before an image, where the model writes any."""
     known_codes: KnownCodes | None = None
     """For mode "image"."""
     text_processors: tuple[TextProcessor, ...] = ()
@@ -98,6 +102,7 @@ class Generated:
     finish_reason: FinishReason  # end-of-sequence, budget used up, or the one image of mode "image" is complete
     seed: int
     image_refused: bool  # the model wanted to begin an image for which the budget had no room left
+    outlines: list[list[int]]  # what was written before each image; empty where nothing was
 
     @property
     def text_ids(self) -> list[int]:
@@ -127,13 +132,19 @@ def count_budget(row: Row, *, layout: ImageLayout, context: int) -> int:
             f"{context}, so use fewer than that"
         )
     budget = min(context - used, row.max_new_tokens or context)
-    needed = layout.num_tokens(row.grid or layout.default_grid)
+    needed = layout.num_tokens(row.grid or layout.default_grid) + len(outline_marker(row, layout))
     if row.mode == "image" and budget < needed:
         raise NoRoomError(
             f"no room for the image: it takes {needed} tokens, found {budget} left (prompt {used}, context {context}, "
             f"max_new_tokens {row.max_new_tokens}); shorten the prompt or raise the budget"
         )
     return budget
+
+
+def outline_marker(row: Row, layout: ImageLayout) -> list[int]:
+    """What begins the image that mode "image" asks for, if it begins with an outline. Given codes leave none to say."""
+    has_outline = row.mode == "image" and layout.begin_outline_id is not None and row.known_codes is None
+    return [layout.begin_outline_id] if has_outline else []
 
 
 class Kind(Enum):
@@ -162,12 +173,15 @@ class RowState:
         self.plan: list[int] = []  # the tokens of the image being decoded
         self.place = 0  # how far in the plan
         self.codes: list[Tensor] = []  # codes (K,) of its positions so far; kept until the next image begins
+        self.outline: list[int] | None = None  # the words before the next image, while they are written
+        self.outlines: list[list[int]] = []  # those of the images so far
         self.uniforms_NK: Tensor | None = None  # its random numbers
         self.text_generator = torch.Generator().manual_seed(row.seed ^ TEXT_STREAM)
         self.image_generator = torch.Generator().manual_seed(row.seed)
         self.text_uniforms: list[float] = []
         self.known_NK, self.is_known = self.read_known_codes()
         self.prefix: list[int] = self.begin_requested_image() if row.mode == "image" else []
+        self.unconditional_prefix = [] if self.is_in_outline else self.prefix
 
     def read_known_codes(self) -> tuple[Tensor | None, list[bool]]:
         """Given codes on the device, and at which positions they are given."""
@@ -183,11 +197,33 @@ class RowState:
         return codes_NK, known.is_known_N.astype(bool).tolist()
 
     def begin_requested_image(self) -> list[int]:
-        """Start the image of mode "image"; returns the tokens before its first position, which join the prompt."""
+        """Start the image of mode "image"; returns the tokens before its first position, which join the prompt; of an
+        image with an outline, the token before that."""
+        if marker := outline_marker(self.row, self.layout):
+            self.token_ids, self.outline = marker, []
+            return marker
+        self.outlines.append([])
         self.plan = self.layout.token_ids(self.grid)
         self.place = self.plan.index(self.layout.image_token_id)
         self.token_ids = self.plan[: self.place]
         return self.plan[: self.place]
+
+    @property
+    def is_in_outline(self) -> bool:
+        """Whether the words before an image are being written. The unconditional row does not see them."""
+        return self.outline is not None
+
+    @property
+    def must_begin_image(self) -> bool:
+        """Whether an outline is as long as it may be."""
+        if self.outline is None:
+            return False
+        return len(self.outline) >= OUTLINE_BUDGET or self.budget - len(self.token_ids) <= self.image_tokens
+
+    @property
+    def text_sampling(self) -> SamplingConfig:
+        """How the next text token is sampled."""
+        return self.row.outline if self.is_in_outline else self.row.text
 
     @property
     def kind(self) -> Kind:
@@ -195,7 +231,7 @@ class RowState:
         if self.finish_reason is not None:
             return Kind.DONE
         if self.place == len(self.plan):
-            return Kind.TEXT
+            return Kind.TOKEN if self.must_begin_image else Kind.TEXT
         if self.plan[self.place] != self.layout.image_token_id:
             return Kind.TOKEN
         return Kind.KNOWN if self.is_known[len(self.codes)] else Kind.CODES
@@ -203,8 +239,10 @@ class RowState:
     @property
     def max_steps(self) -> int:
         """Places that may still be added."""
-        most = self.image_tokens if self.row.mode == "image" else self.budget
-        return most - len(self.token_ids)
+        if self.row.mode != "image":
+            return self.budget - len(self.token_ids)
+        outline = OUTLINE_BUDGET + 1 if self.is_in_outline else 0
+        return min(self.image_tokens + outline, self.budget) - len(self.token_ids)
 
     @property
     def positions_done(self) -> int:
@@ -214,11 +252,17 @@ class RowState:
     @property
     def may_begin_image(self) -> bool:
         """Whether the model may choose to draw now; otherwise begin-of-image is masked."""
-        return self.row.mode == "interleaved" and self.has_room_for_image
+        return self.is_in_outline or (self.row.mode == "interleaved" and self.has_room_for_image)
+
+    @property
+    def may_begin_outline(self) -> bool:
+        """Whether the model may choose to outline an image now."""
+        return self.row.mode == "interleaved" and not self.is_in_outline and self.has_room_for_image
 
     @property
     def has_room_for_image(self) -> bool:
-        return self.budget - len(self.token_ids) >= self.image_tokens
+        outline = 0 if self.layout.begin_outline_id is None else 1
+        return self.budget - len(self.token_ids) >= self.image_tokens + outline
 
     def next_text_uniform(self) -> float:
         """The random number of the next text token."""
@@ -240,7 +284,7 @@ class RowState:
 
     def planned_token(self) -> int:
         """The token that the layout dictates next."""
-        return self.plan[self.place]
+        return self.plan[self.place] if self.place < len(self.plan) else self.layout.begin_image_id
 
     def add_token(self, token_id: int) -> None:
         """Put a token at the next place: the dictated one inside an image, a sampled one in text."""
@@ -251,6 +295,12 @@ class RowState:
             self.finish_reason = "eos"
         elif token_id == self.layout.begin_image_id:
             self.plan, self.place, self.codes = self.layout.token_ids(self.grid), 1, []
+            self.outlines.append(self.outline or [])
+            self.outline = None
+        elif token_id == self.layout.begin_outline_id:
+            self.outline = []
+        elif self.outline is not None:
+            self.outline.append(token_id)
         else:
             if not self.parts or isinstance(self.parts[-1], CodesPart):
                 self.parts.append([])
@@ -275,4 +325,6 @@ class RowState:
     def result(self) -> Generated:
         """The finished row."""
         assert self.finish_reason is not None, "the row is still being decoded"
-        return Generated(self.token_ids, self.parts, self.finish_reason, self.row.seed, self.image_refused)
+        return Generated(
+            self.token_ids, self.parts, self.finish_reason, self.row.seed, self.image_refused, self.outlines
+        )

@@ -72,26 +72,42 @@ def build_cache(num_layers: int, capacity: int) -> Cache:
 
 @dataclass(frozen=True, slots=True)
 class LeftPadding:
-    """Position ids and masks of rows that end at the same place but begin at different ones."""
+    """Position ids and masks of rows that end at the same place but begin at different ones, or skip places."""
 
-    begin_R: Tensor  # the first real position of each row
+    begin_R: Tensor  # how many places of each row are not real, up to the newest
     mask_RS: (
         Tensor | None
     )  # added to attention scores: 0 at real positions, the least number at padding; None: no padding
 
     @classmethod
-    def of(cls, lengths: list[int], *, capacity: int, dtype: torch.dtype, device: torch.device) -> LeftPadding:
+    def of(
+        cls,
+        lengths: list[int],
+        *,
+        capacity: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        may_skip: bool = False,
+    ) -> LeftPadding:
         """Padding of prompts of these lengths, for a cache of this capacity."""
         longest = max(lengths)
         begin_R = torch.tensor([longest - length for length in lengths], device=device)
-        if min(lengths) == longest:
+        if min(lengths) == longest and not may_skip:
             return cls(begin_R, None)
         is_padding_RS = torch.arange(capacity, device=device) < begin_R[:, None]
         mask_RS = torch.zeros(len(lengths), capacity, dtype=dtype, device=device)
         return cls(begin_R, mask_RS.masked_fill_(is_padding_RS, torch.finfo(dtype).min))
 
+    def skip(self, rows: list[int], place: int) -> None:
+        """These rows have nothing at the newest place: nobody will see it, and their count goes on as if it were not
+        there."""
+        assert self.mask_RS is not None, "made without `may_skip`"
+        rows_G = torch.tensor(rows, device=self.begin_R.device)
+        self.begin_R[rows_G] += 1
+        self.mask_RS[rows_G, place] = torch.finfo(self.mask_RS.dtype).min
+
     def position_ids(self, start: int, end: int) -> Tensor:
-        """Position ids (R, T) of the places from start to end: each row counts from its own first real position."""
+        """Position ids (R, T) of the places from start to end: each row counts its own real places."""
         return (torch.arange(start, end, device=self.begin_R.device) - self.begin_R[:, None]).clamp_min(0)
 
     def prefill_mask(self, length: int) -> Tensor | None:

@@ -39,6 +39,8 @@ class ImageLayout:
     """Id of "one column"; "n columns" is n - 1 ids later (grid layout)."""
     max_side: int | None = None
     """How many rows or columns have a size token (grid layout)."""
+    begin_outline_id: int | None = None
+    """Begins the words that stand before an image and belong to it; None: there are none."""
 
     def __post_init__(self) -> None:
         if self.kind not in ("fixed", "grid", "bare"):
@@ -65,7 +67,13 @@ class ImageLayout:
             first_row_size_id=config.first_row_size_id if is_grid else None,
             first_column_size_id=config.first_column_size_id if is_grid else None,
             max_side=config.max_grid_side if is_grid else None,
+            begin_outline_id=config.begin_outline_id,
         )
+
+    @property
+    def opening_ids(self) -> set[int]:
+        """What an image can begin with."""
+        return {id_ for id_ in (self.begin_image_id, self.begin_outline_id) if id_ is not None}
 
     def body_ids(self, grid: Grid) -> list[int]:
         """Everything between begin-of-image and end-of-image."""

@@ -30,7 +30,7 @@ from mllm.loss import IGNORED
 from mllm.model import MLLMForConditionalGeneration
 from mllm.modes import Mode, check_mode, check_mode_of
 from mllm.sequence import Sequence
-from mllm.settings import image_settings, read_task_settings, text_settings, token_budget
+from mllm.settings import image_settings, outline_settings, read_task_settings, text_settings, token_budget
 from mllm.sizes import Size, grid_of
 
 TOLERATED = frozenset({"pad_token_id", "bos_token_id", "eos_token_id", "use_cache"})
@@ -183,6 +183,7 @@ def build_rows(model: MLLMForConditionalGeneration, request: GenerateRequest) ->
                 max_new_tokens=token_budget(config, mode) if mode == "image" else budget(request, config),
                 text=text,
                 image=image,
+                outline=outline_settings(stored.get("outline", {}), given if mode != "text" else {}),
                 text_processors=tuple(request.logits_processor or ()),
             )
             rows.append(row)

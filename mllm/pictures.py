@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from transformers.image_utils import load_image
 
 from mllm.config import MLLMConfig
@@ -23,6 +24,8 @@ from tokenizer.image_processor import ImageProcessor, open_image, to_images
 from tokenizer.model import UniTok
 
 Picture = Image.Image | str | Path
+OUTLINE = "outline"
+"""Key of a drawn picture's `info`, and of its PNG file: what the model wrote before it drew (mllm/conversation.py)."""
 """A picture, or where it is: a file or an address."""
 
 
@@ -45,6 +48,15 @@ def with_pictures(turn: dict[str, Any]) -> dict[str, Any]:
     return turn if isinstance(content, str) else {**turn, "content": [load(item) for item in content]}
 
 
+def save_picture(picture: Image.Image, path: str | Path) -> None:
+    """Write a picture; a PNG keeps the outline, so that a chat can go on from the file."""
+    outline, options = picture.info.get(OUTLINE), {}
+    if outline is not None and Path(path).suffix.lower() == ".png":
+        options["pnginfo"] = PngInfo()
+        options["pnginfo"].add_text(OUTLINE, outline)
+    picture.save(path, **options)
+
+
 @torch.inference_mode()
 def encode_images(
     images: Sequence[Image.Image], image_tokenizer: UniTok, *, config: MLLMConfig, preparation: str
@@ -65,7 +77,7 @@ def encode_images(
 
 @torch.inference_mode()
 def decode_images(images: Sequence[CodesPart], image_tokenizer: UniTok) -> list[Image.Image]:
-    """Pictures of codes."""
+    """Pictures of codes; the outline of a drawn one is kept in its `info`."""
     by_grid: dict[Grid, list[int]] = defaultdict(list)
     for index, image in enumerate(images):
         by_grid[image.grid].append(index)
@@ -74,4 +86,7 @@ def decode_images(images: Sequence[CodesPart], image_tokenizer: UniTok) -> list[
         codes_BKN = torch.from_numpy(np.stack([images[index].codes_KN for index in indices]).astype(np.int64))
         pictures = to_images(image_tokenizer.decode(codes_BKN.to(image_tokenizer.device), grid=grid))
         decoded.update(zip(indices, pictures, strict=True))
+    for index, image in enumerate(images):
+        if image.outline is not None:
+            decoded[index].info[OUTLINE] = image.outline
     return [decoded[index] for index in range(len(images))]

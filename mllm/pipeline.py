@@ -141,7 +141,7 @@ class Pipeline:
     def draw_seeds(self, row: Row, seeds: Sequence[int], on_event: OnEvent | None) -> list[Image.Image]:
         """A picture of a row for each seed."""
         results = self.run([replace(row, seed=seed) for seed in seeds], on_event)
-        pictures = self.processor.decode_images([result.images[0] for result in results])
+        pictures = self.processor.decode_images([self.processor.images_of(result)[0] for result in results])
         for picture, result in zip(pictures, results, strict=True):
             picture.info["seed"] = result.seed
         return pictures
@@ -195,10 +195,7 @@ class Pipeline:
         check_words(instruction, name="instruction", hint="say what to change")
         messages = [Message("user", (*read_pictures(image), TextPart(instruction)))]
         row = self.rows.build(messages, "image", task=task, size=size, overrides=overrides)
-        result = self.run([row], on_event)[0]
-        picture = self.processor.decode_images(result.images)[0]
-        picture.info["seed"] = result.seed
-        return picture
+        return self.processor.pictures_of(self.run([row], on_event)[0])[0]
 
     def chat(self, messages: Sequence[Any], **overrides: Unpack[Overrides]) -> Generator[Event, None, None]:
         """Answer a dialogue (messages or Hugging Face chat dicts) in text and pictures, as they come.

@@ -28,7 +28,7 @@ from mllm.generation_rows import Generated
 from mllm.image_tokenizer import RELEASED_FILES, load_image_tokenizer
 from mllm.model_folder import IMAGE_TOKENIZER, find_model_folder
 from mllm.modes import Mode, possible_mode
-from mllm.pictures import Picture, decode_images, encode_images, load_picture, with_pictures
+from mllm.pictures import OUTLINE, Picture, decode_images, encode_images, load_picture, with_pictures
 from mllm.released import is_released_folder
 from mllm.sequence import Sequence, build_sequence
 from mllm.vocabulary import decode_text, load_text_tokenizer, save_text_tokenizer
@@ -155,12 +155,14 @@ class MLLMProcessor(ProcessorMixin):
         ]
 
     def encode_images(self, images: SequenceOf[Image.Image]) -> list[CodesPart]:
-        """Codes of pictures, each at the size of the model that fits it best."""
+        """Codes of pictures, each at the size of the model that fits it best; one that was drawn keeps its outline."""
         if not images:
             return []
-        return encode_images(
-            images, self.need_image_tokenizer(), config=self.need_config(), preparation=self.preparation
-        )
+        config = self.need_config()
+        encoded = encode_images(images, self.need_image_tokenizer(), config=config, preparation=self.preparation)
+        if config.begin_outline_id is None:
+            return encoded
+        return [replace(codes, outline=image.info.get(OUTLINE)) for codes, image in zip(encoded, images, strict=True)]
 
     def collate(self, sequences: SequenceOf[Sequence]) -> BatchFeature:
         """Tensors (B, T) of sequences, padded on the left, with the codes of all their images in reading order."""
@@ -180,9 +182,24 @@ class MLLMProcessor(ProcessorMixin):
 
     def to_parts(self, generated: Generated) -> list[str | Image.Image]:
         """Text and pictures of a result, in order; no special tokens, no empty texts."""
-        pictures = iter(self.decode_images(generated.images))
+        pictures = iter(self.pictures_of(generated))
         parts = [next(pictures) if isinstance(part, CodesPart) else self.to_text(part) for part in generated.parts]
         return [part for part in parts if part != ""]
+
+    def images_of(self, generated: Generated) -> list[CodesPart]:
+        """The images of a result, each with the outline that was written before it, if one was."""
+        return [self.with_outline(*pair) for pair in zip(generated.images, generated.outlines, strict=True)]
+
+    def with_outline(self, image: CodesPart, token_ids: list[int]) -> CodesPart:
+        """An image with its outline; no tokens: it has none."""
+        return replace(image, outline=self.to_text(token_ids) or None)
+
+    def pictures_of(self, generated: Generated) -> list[Image.Image]:
+        """The pictures of a result, with seed and outline in their `info`."""
+        pictures = self.decode_images(self.images_of(generated))
+        for picture in pictures:
+            picture.info["seed"] = generated.seed
+        return pictures
 
     def to_text(self, token_ids: list[int]) -> str:
         """Text without special tokens and outer spaces."""

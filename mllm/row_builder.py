@@ -21,7 +21,7 @@ from mllm.modes import Mode, possible_mode
 from mllm.pictures import Picture, load_picture
 from mllm.processor import MLLMProcessor
 from mllm.sampling import PerCodebook
-from mllm.settings import TaskSettings, image_settings, text_settings, token_budget
+from mllm.settings import TaskSettings, image_settings, outline_settings, text_settings, token_budget
 from mllm.sizes import Size, grid_of
 
 NUM_SEEDS = 2**31
@@ -84,6 +84,7 @@ class RowBuilder:
                 given if mode == "text" else {},
             ),
             image=image,
+            outline=outline_settings(self.stored_settings.get("outline", {}), given),
         )
         context = self.config.text_config.max_position_embeddings
         count_budget(row, layout=ImageLayout.from_config(self.config), context=context)  # refuses what does not fit

@@ -52,6 +52,12 @@ def text_settings(
     return sampling_config(settings, stored, given)
 
 
+def outline_settings(stored: Mapping[str, Any], given: Mapping[str, Any]) -> SamplingConfig:
+    """How the words before an image are sampled: freely, so that every seed has its own arrangement, or greedily with
+    the image."""
+    return sampling_config({"top_p": 0.9}, stored, {name: given[name] for name in ("greedy",) if name in given})
+
+
 def sampling_config(*layers: Mapping[str, Any]) -> SamplingConfig:
     """Settings laid over each other, the last one on top; one that asks for variety ends the greed below it."""
     settings: dict[str, Any] = {}

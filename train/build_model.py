@@ -17,7 +17,7 @@ from mllm.config import MLLMConfig
 from mllm.model import MLLMForConditionalGeneration
 from mllm.projected_embedding import ProjectedEmbedding
 from mllm.quantization import quantization_config
-from mllm.vocabulary import Vocabulary, extend_tokenizer, fill_new_rows
+from mllm.vocabulary import Vocabulary, extend_embeddings, extend_tokenizer, fill_new_rows
 from tokenizer.model import UniTok
 from train.mllm_recipe import MLLMRecipe
 from train.sharded_weights import cut, whole
@@ -39,15 +39,20 @@ def build_model(
     dtype: torch.dtype = torch.float32,
 ) -> MLLMForConditionalGeneration:
     """A model whose ids and codebooks are those of the tokenizers (the text tokenizer is extended in place)."""
+    start = MLLMConfig.from_pretrained(recipe.start_from, local_files_only=True) if recipe.start_from else None
     vocabulary = extend_tokenizer(
         text_tokenizer,
         max_grid_side=recipe.model.get("max_grid_side"),
         num_classes=recipe.model.get("num_classes", 0),
+        outlines=recipe.data.outlines or (start is not None and start.begin_outline_id is not None),
     )
-    if recipe.start_from is not None:
+    if start is not None:
         options = quantized(recipe) if recipe.adapter and recipe.adapter.bits else {}
-        config = changed_config(recipe.start_from, recipe.model)
-        return MLLMForConditionalGeneration.from_pretrained(recipe.start_from, config=config, dtype=dtype, **options)
+        config = changed_config(start, recipe.model, start_from=recipe.start_from)
+        model = MLLMForConditionalGeneration.from_pretrained(recipe.start_from, config=config, dtype=dtype, **options)
+        if vocabulary.begin_outline_id is not None and config.begin_outline_id is None:
+            learn_outlines(model, vocabulary)
+        return model
     torch.manual_seed(recipe.trainer.get("seed", 0))
     if recipe.backbone is not None:
         return build_around(recipe, vocabulary, image_tokenizer, dtype=dtype)
@@ -60,17 +65,28 @@ def build_model(
     return model
 
 
-def changed_config(folder: Path, changes: dict[str, Any]) -> MLLMConfig:
+def learn_outlines(model: MLLMForConditionalGeneration, vocabulary: Vocabulary) -> None:
+    """Give a model that goes on the token that begins outlines."""
+    if is_deepspeed_zero3_enabled():
+        raise ValueError(
+            "data.outlines is new to this model, and ZeRO-3 has cut its embeddings already; make the first steps "
+            "without ZeRO-3, or leave outlines out"
+        )
+    extend_embeddings(model, vocabulary.size)
+    model.config.begin_outline_id = vocabulary.begin_outline_id
+
+
+def changed_config(start: MLLMConfig, changes: dict[str, Any], *, start_from: Path) -> MLLMConfig:
     """The config of a model that goes on, with other settings; what shapes its weights stays.
 
     Raises:
         ValueError: a field that is no setting would change.
     """
-    fields = MLLMConfig.from_pretrained(folder, local_files_only=True).to_dict()
+    fields = start.to_dict()
     for name, value in changes.items():
         if name not in SETTINGS and not agrees(fields.get(name), value):
             raise ValueError(
-                f"model.{name} cannot change in a model that goes on: found {value!r}, {folder} has "
+                f"model.{name} cannot change in a model that goes on: found {value!r}, {start_from} has "
                 f"{fields.get(name)!r}; leave it out, or change only {', '.join(SETTINGS)}"
             )
     return MLLMConfig.from_dict({**fields, **{name: changes[name] for name in SETTINGS if name in changes}})

@@ -26,14 +26,20 @@ class WorldData:
     """Weight of each job in the mixture."""
     prompt_dropout: float = 0.1
     """Share of the drawing and editing samples whose instruction is dropped, so that guidance has its other branch."""
+    outlines: bool = False
+    """Whether scenes are drawn after an outline of them (mllm/world/outline.py)."""
+    min_objects: int = 1
     max_objects: int = MAX_OBJECTS
-    """Episodes whose scenes have more objects are passed over. A first stage of one object, then two, learns to draw
-    what the words say many times sooner than the whole world at once."""
+    """Episodes whose scenes have fewer or more objects are passed over. A first stage of one object, then two, learns
+    to draw what the words say many times sooner than the whole world at once."""
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 1 <= self.max_objects <= MAX_OBJECTS:
-            raise ValueError(f"data.max_objects is {self.max_objects}; scenes have 1 to {MAX_OBJECTS} objects")
+        if not 1 <= self.min_objects <= self.max_objects <= MAX_OBJECTS:
+            raise ValueError(
+                f"data.min_objects is {self.min_objects} and data.max_objects {self.max_objects}; scenes have 1 to "
+                f"{MAX_OBJECTS} objects"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +121,7 @@ class MLLMData(WorldData):
     def __post_init__(self) -> None:
         super().__post_init__()
         world = WorldData()
-        names = ("episodes", "dense_every", "jobs", "max_objects")
+        names = ("episodes", "dense_every", "jobs", "outlines", "min_objects", "max_objects")
         of_world = [name for name in names if getattr(self, name) != getattr(world, name)]
         if self.shards and of_world:
             raise ValueError(f"data names shards and also the world's {', '.join(of_world)}; leave one of them out")

@@ -100,6 +100,7 @@ class Chat:
         """Send a message; the conversation grows only if an answer comes."""
         from mllm.commands.progress import Progress
         from mllm.conversation import ImagePart, Message, Part, TextPart
+        from mllm.pictures import save_picture
         from mllm.pipeline import Done, ImageDone, TextDelta
 
         parts: list[Part] = [*map(ImagePart, self.images), TextPart(text)]
@@ -112,7 +113,7 @@ class Chat:
                     print(delta, end="", flush=True)
                 case ImageDone(image=image):
                     path = free_path(self.folder)
-                    image.save(path)
+                    save_picture(image, path)
                     print(path)
                 case Done(message=message):
                     print()

@@ -51,6 +51,7 @@ def main(argv: list[str] | None = None) -> int:
 
     from mllm.commands.loading import load_pipeline
     from mllm.commands.progress import Progress
+    from mllm.pictures import save_picture
 
     pipeline = load_pipeline(arguments)
     settings = {"n": arguments.n, "on_event": Progress().show, **sampling_overrides(arguments)}
@@ -59,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
     else:
         pictures = pipeline.draw(arguments.prompt, size=arguments.size, best_of=arguments.best_of, **settings)
     for path, picture in zip(numbered(arguments.output, count=len(pictures)), pictures, strict=True):
-        picture.save(path)
+        save_picture(picture, path)
         score = f"  score {picture.info['score']:.3f}" if "score" in picture.info else ""
         print(f"{path}  seed {picture.info['seed']}{score}")
     return 0

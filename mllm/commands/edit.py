@@ -31,6 +31,7 @@ def main(argv: list[str] | None = None) -> int:
 
     from mllm.commands.loading import load_pipeline
     from mllm.commands.progress import Progress
+    from mllm.pictures import save_picture
     from tokenizer.image_processor import open_image
 
     image = open_image(arguments.image)
@@ -42,6 +43,6 @@ def main(argv: list[str] | None = None) -> int:
         on_event=Progress().show,
         **sampling_overrides(arguments),
     )
-    picture.save(arguments.output)
+    save_picture(picture, arguments.output)
     print(f"{arguments.output}  seed {picture.info['seed']}")
     return 0

@@ -37,6 +37,8 @@ def show(segments: list[Segment]) -> str:
                 word = "<s>"
             case Marker.EOS:
                 word = "</s>"
+            case Marker.OUTLINE:
+                word = "<outline>"
             case CodesPart():
                 word = "=" if segment.bare else "#"
             case text:
@@ -46,6 +48,7 @@ def show(segments: list[Segment]) -> str:
 
 
 DRAW = [user("a cat"), assistant(IMAGE)]
+OUTLINED = CodesPart(IMAGE.codes_KN, (2, 2), "a red cat 35")
 ASK = [user(IMAGE, "What is it?"), assistant("A cat.")]
 SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
@@ -57,6 +60,21 @@ SYSTEM = (
     ("messages", "style", "shown"),
     [
         (DRAW, "native", "<s>|USER:| a cat| ASSISTANT:|[#]|[</s>]"),
+        (
+            [user("a cat"), assistant(OUTLINED)],
+            "native",
+            "<s>|USER:| a cat| ASSISTANT:|[<outline>]|[ a red cat 35]|[#]|[</s>]",
+        ),
+        (
+            [user(OUTLINED, "a cat"), assistant("Here.", OUTLINED)],
+            "native",
+            "<s>|USER:|#| a cat| ASSISTANT:|[ Here.]|[<outline>]|[ a red cat 35]|[#]|[</s>]",
+        ),
+        (
+            unconditional([user("a cat"), assistant(OUTLINED)]),
+            "native",
+            "<s>|USER:| <unconditional>| ASSISTANT:|[#]|[</s>]",
+        ),
         (ASK, "native", "<s>|USER:|#| What is it?| ASSISTANT:|[ A cat.]|[</s>]"),
         (
             [*DRAW, user("now a dog"), assistant("Sure:", IMAGE, "there.")],

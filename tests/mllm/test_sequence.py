@@ -1,5 +1,6 @@
 """From messages to ids, and the text tokenizer below: prompts are prefixes, text is never a special token."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +69,25 @@ def test_special_tokens_have_names_and_are_added_once(
     assert (vocabulary.pad_token_id, vocabulary.bos_token_id, vocabulary.eos_token_id) == (0, 1, 2)
     assert vocabulary.first_column_size_id == vocabulary.first_row_size_id + 5
     assert extend_tokenizer(tokenizer, max_grid_side=5) == vocabulary
+
+
+def test_an_outline_is_learned_with_its_marker(model_file: Path) -> None:
+    tokenizer = load_text_tokenizer(model_file)
+    vocabulary = extend_tokenizer(tokenizer, max_grid_side=5, outlines=True)
+    assert vocabulary.begin_outline_id == vocabulary.size - 1
+    config = config_of(vocabulary)
+    messages = [
+        Message("user", (TextPart("a red circle"),)),
+        Message("assistant", (replace(codes(3, 3), outline="red circle 12"),)),
+    ]
+    sequence = build_sequence(messages, tokenizer=tokenizer, config=config)
+    words = [vocabulary.begin_outline_id, *encode_text(tokenizer, " red circle 12"), vocabulary.begin_image_id]
+    start = sequence.token_ids_T.tolist().index(vocabulary.begin_outline_id)
+    assert sequence.token_ids_T[start : start + len(words)].tolist() == words
+    assert sequence.labels_T[start : start + len(words)].tolist() == words
+    plain = config_of(vocabulary, begin_outline_id=None)
+    with pytest.raises(ValueError, match="this model writes no outlines: found one before a picture"):
+        build_sequence(messages, tokenizer=tokenizer, config=plain)
 
 
 @pytest.mark.parametrize("text", TEXTS)

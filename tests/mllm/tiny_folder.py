@@ -43,19 +43,29 @@ def train_text_tokenizer(path: Path, *, vocab_size: int = 330) -> None:
 
 
 def build_tiny_folder(
-    folder: Path, *, layout: str = "fixed", context: int = 160, width: int = 24, **fields: object
+    folder: Path,
+    *,
+    layout: str = "fixed",
+    context: int = 160,
+    width: int = 24,
+    outlines: bool = False,
+    **fields: object,
 ) -> Path:
     """Write a whole model folder: 32 x 32 pictures of 2 x 2 positions, three codebooks of 17 codes.
 
     Args:
         width: of the backbone.
+        outlines: whether it writes outlines before it draws.
         fields: more fields of the MLLMConfig.
     """
     folder.mkdir(parents=True, exist_ok=True)
     train_text_tokenizer(folder / "tokenizer.model")
     text_tokenizer = load_text_tokenizer(folder / "tokenizer.model")
     vocabulary = extend_tokenizer(
-        text_tokenizer, max_grid_side=3 if layout == "grid" else None, num_classes=fields.get("num_classes", 0)
+        text_tokenizer,
+        max_grid_side=3 if layout == "grid" else None,
+        num_classes=fields.get("num_classes", 0),
+        outlines=outlines,
     )
     torch.manual_seed(0)
     image_tokenizer = UniTok(

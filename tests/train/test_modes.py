@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from mllm.config import MLLMConfig
 from mllm.conversation import CodesPart
 from mllm.pipeline import Pipeline
 from mllm.vocabulary import load_text_tokenizer
@@ -155,9 +156,14 @@ def test_what_shapes_weights_cannot_change_when_going_on(mllm_recipe: MLLMRecipe
     again = with_steps(mllm_recipe, 1, output=tmp_path / "again", start_from=folder, model={"head_layers": 3})
     with pytest.raises(ValueError, match="model.head_layers cannot change .* found 3"):
         train_mllm(again)
-    assert changed_config(folder, {**mllm_recipe.model, "image_guidance": 3.5}).image_guidance == 3.5
+    assert (
+        changed_config(
+            MLLMConfig.from_pretrained(folder), {**mllm_recipe.model, "image_guidance": 3.5}, start_from=folder
+        ).image_guidance
+        == 3.5
+    )
     with pytest.raises(ValueError, match="model.text_config cannot change"):
-        changed_config(folder, {"text_config": {"hidden_size": 33}})
+        changed_config(MLLMConfig.from_pretrained(folder), {"text_config": {"hidden_size": 33}}, start_from=folder)
     with pytest.raises(ValueError, match="unknown prompt_style"):
         train_mllm(dataclasses.replace(again, model={"prompt_style": "latin"}))
 

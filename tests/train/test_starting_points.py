@@ -93,3 +93,22 @@ def test_under_zero3_each_process_holds_its_half_and_the_weights_are_the_same(
         counts = json.loads((tmp_path / f"held-{rank}.json").read_text())
         assert counts["held"] < 0.52 * counts["total"]  # its half, and padding to even parts
         check_weights(torch.load(tmp_path / f"weights-{rank}.pt"), recipe)
+
+
+def test_a_model_that_goes_on_can_begin_to_write_outlines(mllm_recipe: MLLMRecipe, tmp_path: Path) -> None:
+    before = build(mllm_recipe)
+    before.save_pretrained(tmp_path / "before")
+    outlined = dataclasses.replace(mllm_recipe.data, outlines=True)
+    after = build(dataclasses.replace(mllm_recipe, start_from=tmp_path / "before", model={}, data=outlined))
+    assert after.config.begin_outline_id == before.config.vocab_size == after.config.vocab_size - 1
+    old, new = before.state_dict(), after.state_dict()
+    for name, value in old.items():
+        assert (
+            torch.equal(new[name][: len(value)] if name in ("lm_head.weight",) else new[name], value) or "embed" in name
+        )
+    rows = new["backbone.embed_tokens.weight"]
+    assert torch.equal(rows[:-1], old["backbone.embed_tokens.weight"])
+    torch.testing.assert_close(rows[-1], rows[:-1].mean(dim=0))
+    after.save_pretrained(tmp_path / "after")
+    again = build(dataclasses.replace(mllm_recipe, start_from=tmp_path / "after", model={}))
+    assert again.config.begin_outline_id == after.config.begin_outline_id

@@ -18,7 +18,9 @@ from mllm.conversation import CodesPart, Message, TextPart, unconditional
 from mllm.packing import PackedBatch, Packer
 from mllm.sequence import Sequence, build_sequence
 from mllm.world.dialogue import JOBS, Dialogue, make_dialogue
-from mllm.world.episode import Episode, make_episode
+from mllm.world.episode import Episode, Picture, make_episode
+from mllm.world.outline import outline_of
+from mllm.world.turns import Role
 from train.data.world_codes import WorldCodes
 from train.mllm_recipe import WorldData
 
@@ -81,7 +83,8 @@ class WorldBatches(Dataset):
         job = rng.choices(list(self.data.jobs), list(self.data.jobs.values()))[0]
         index, episode = self.draw_episode(rng, is_dense=job in DENSE)
         about = replace(episode, scene=episode.edited) if job in ON_EITHER_SCENE and rng.random() < 0.5 else episode
-        messages = to_messages(make_dialogue(job, about, rng), episode, self.codes[index], self.grid)
+        dialogue = make_dialogue(job, about, rng)
+        messages = to_messages(dialogue, episode, self.codes[index], self.grid, outlines=self.data.outlines)
         if job in DROPPABLE and rng.random() < self.data.prompt_dropout:
             messages = unconditional(messages)
         return build_sequence(messages, tokenizer=self.tokenizer, config=self.config)
@@ -93,24 +96,32 @@ class WorldBatches(Dataset):
             if is_dense:
                 index -= index % self.codes.dense_every
             episode = make_episode(index, seed=self.codes.seed)
-            if len(episode.scene.objects) <= self.data.max_objects:
+            if self.data.min_objects <= len(episode.scene.objects) <= self.data.max_objects:
                 return index, episode
         raise ValueError(
-            f"found no scene of at most {self.data.max_objects} objects among {len(self.codes)} episodes in "
-            f"{MAX_TRIES} tries; raise data.episodes or data.max_objects"
+            f"found no scene of {self.data.min_objects} to {self.data.max_objects} objects among {len(self.codes)} "
+            f"episodes in {MAX_TRIES} tries; raise data.episodes or data.max_objects"
         )
 
 
-def to_messages(dialogue: Dialogue, episode: Episode, codes_SKN: np.ndarray, grid: tuple[int, int]) -> list[Message]:
-    """The dialogue with the codes of its episode's pictures in place of the references."""
+def to_messages(
+    dialogue: Dialogue, episode: Episode, codes_SKN: np.ndarray, grid: tuple[int, int], *, outlines: bool = False
+) -> list[Message]:
+    """The dialogue with the codes of its episode's pictures in place of the references.
+
+    Args:
+        outlines: whether the assistant's pictures of scenes begin with an outline.
+    """
     slots = {picture: slot for slot, picture in enumerate(episode.pictures)}
+
+    def codes_of(picture: Picture, role: Role) -> CodesPart:
+        has_outline = outlines and role == "assistant" and picture.kind == "image"
+        return CodesPart(codes_SKN[slots[picture]], grid, outline_of(picture.scene) if has_outline else None)
+
     return [
         Message(
             turn.role,
-            tuple(
-                TextPart(part) if isinstance(part, str) else CodesPart(codes_SKN[slots[part]], grid)
-                for part in turn.parts
-            ),
+            tuple(TextPart(part) if isinstance(part, str) else codes_of(part, turn.role) for part in turn.parts),
         )
         for turn in dialogue.turns
     ]

@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 
 from mllm.config import MLLMConfig
-from mllm.vocabulary import load_text_tokenizer
-from mllm.world.episode import make_episode
+from mllm.conversation import CodesPart
+from mllm.vocabulary import extend_tokenizer, load_text_tokenizer
+from mllm.world.dialogue import JOBS, make_dialogue
+from mllm.world.episode import Picture, make_episode
+from mllm.world.outline import outline_of
 from train.data.world_codes import NUM_PICTURES, WorldCodes
-from train.data.world_sequences import WorldBatches
+from train.data.world_sequences import WorldBatches, to_messages
 from train.mllm_recipe import WorldData
 
 EPISODES = 60
@@ -40,14 +43,14 @@ def batches(codes: WorldCodes, text_tokenizer_file: Path, **data: object) -> Wor
     )
 
 
-@pytest.mark.parametrize("max_objects", [1, 2])
+@pytest.mark.parametrize(("low", "high"), [(1, 1), (1, 2), (2, 2), (2, 3)])
 @pytest.mark.parametrize("is_dense", [False, True])
-def test_a_first_stage_sees_scenes_of_few_objects_only(
-    codes: WorldCodes, text_tokenizer_file: Path, max_objects: int, is_dense: bool
+def test_a_stage_sees_scenes_of_the_recipes_size_only(
+    codes: WorldCodes, text_tokenizer_file: Path, low: int, high: int, is_dense: bool
 ) -> None:
-    data = batches(codes, text_tokenizer_file, max_objects=max_objects)
+    data = batches(codes, text_tokenizer_file, min_objects=low, max_objects=high)
     found = [data.draw_episode(Random(n), is_dense=is_dense) for n in range(50)]
-    assert {len(episode.scene.objects) for _, episode in found} == set(range(1, max_objects + 1))
+    assert {len(episode.scene.objects) for _, episode in found} == set(range(low, high + 1))
     assert all(episode == make_episode(index) for index, episode in found)
     if is_dense:
         assert all(index % 4 == 0 for index, _ in found)
@@ -62,7 +65,7 @@ def test_without_a_limit_scenes_of_every_size_are_seen(codes: WorldCodes, text_t
 def test_no_scene_that_small_is_said(tmp_path: Path, text_tokenizer_file: Path) -> None:
     assert len(make_episode(0, seed=1).scene.objects) == 2
     data = batches(WorldCodes(tmp_path, num_episodes=1, dense_every=4, seed=1), text_tokenizer_file, max_objects=1)
-    with pytest.raises(ValueError, match="of at most 1 objects among 1 episodes"):
+    with pytest.raises(ValueError, match="of 1 to 1 objects among 1 episodes"):
         data.draw_episode(Random(0), is_dense=False)
 
 
@@ -73,7 +76,39 @@ def test_a_row_that_no_sample_fits_into_is_said(codes: WorldCodes, text_tokenize
         data[0]
 
 
-@pytest.mark.parametrize("max_objects", [0, 5])
-def test_a_number_of_objects_that_no_scene_has_is_refused(max_objects: int) -> None:
-    with pytest.raises(ValueError, match=f"max_objects is {max_objects}; scenes have 1 to 4"):
-        WorldData(max_objects=max_objects)
+@pytest.mark.parametrize(("low", "high"), [(1, 0), (1, 5), (0, 2), (3, 2)])
+def test_numbers_of_objects_that_no_scene_has_are_refused(low: int, high: int) -> None:
+    with pytest.raises(ValueError, match=f"min_objects is {low} and data.max_objects {high}; scenes have 1 to 4"):
+        WorldData(min_objects=low, max_objects=high)
+
+
+def test_outlines_stand_before_the_assistants_pictures_of_scenes(codes: WorldCodes, text_tokenizer_file: Path) -> None:
+    episode = make_episode(4)
+    for job in JOBS:
+        dialogue = make_dialogue(job, episode, Random(1))
+        messages = to_messages(dialogue, episode, codes[4], (2, 2), outlines=True)
+        for turn, message in zip(dialogue.turns, messages, strict=True):
+            for part, encoded in zip(turn.parts, message.parts, strict=True):
+                if isinstance(part, Picture):
+                    is_drawn_scene = turn.role == "assistant" and part.kind == "image"
+                    assert encoded.outline == (outline_of(part.scene) if is_drawn_scene else None)
+        assert all(
+            part.outline is None
+            for m in to_messages(dialogue, episode, codes[4], (2, 2))
+            for part in m.parts
+            if isinstance(part, CodesPart)
+        )
+
+
+def test_a_dropped_instruction_takes_the_outline_with_it(codes: WorldCodes, text_tokenizer_file: Path) -> None:
+    tokenizer = load_text_tokenizer(text_tokenizer_file)
+    vocabulary = extend_tokenizer(tokenizer, outlines=True)
+    sizes = {"num_codebooks": 2, "image_size": 32}
+    data = batches(codes, text_tokenizer_file, outlines=True, prompt_dropout=0.5)
+    data.tokenizer, data.config = tokenizer, MLLMConfig(**sizes, **vocabulary.config_fields())
+    marker, has_words, has_outline = vocabulary.begin_outline_id, [], []
+    for n in range(40):
+        ids = data.draw_sequence(Random(n)).token_ids_T.tolist()
+        has_outline.append(marker in ids)
+        has_words.append("<unconditional>" not in tokenizer.decode(ids).replace(" ", ""))
+    assert has_words == has_outline and 5 < sum(has_words) < 35
