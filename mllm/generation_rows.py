@@ -143,8 +143,8 @@ def count_budget(row: Row, *, layout: ImageLayout, context: int) -> int:
 
 def outline_marker(row: Row, layout: ImageLayout) -> list[int]:
     """What begins the image that mode "image" asks for, if it begins with an outline. Given codes leave none to say."""
-    has_outline = row.mode == "image" and layout.begin_outline_id is not None and row.known_codes is None
-    return [layout.begin_outline_id] if has_outline else []
+    marker = layout.begin_outline_id
+    return [marker] if row.mode == "image" and marker is not None and row.known_codes is None else []
 
 
 class Kind(Enum):

@@ -65,9 +65,9 @@ def build_sequence(
                 draft.add_tokens([config.bos_token_id], supervised=False)
             case Marker.EOS:
                 draft.add_tokens([config.eos_token_id], supervised=segment.supervised)
-            case Marker.OUTLINE if config.begin_outline_id is None:
-                raise ValueError("this model writes no outlines: found one before a picture; leave it out")
             case Marker.OUTLINE:
+                if config.begin_outline_id is None:
+                    raise ValueError("this model writes no outlines: found one before a picture; leave it out")
                 draft.add_tokens([config.begin_outline_id], supervised=segment.supervised)
             case str(text):
                 draft.add_tokens(encode_text(tokenizer, text), supervised=segment.supervised)
