@@ -60,6 +60,8 @@ class Row:
     image: SamplingConfig = field(default_factory=SamplingConfig)
     outline: SamplingConfig = field(default_factory=SamplingConfig)
     """Of the words before an image, where the model writes any."""
+    given_outline: tuple[int, ...] | None = None
+    """For mode "image": these words, in place of the model's own."""
     known_codes: KnownCodes | None = None
     """For mode "image"."""
     text_processors: tuple[TextProcessor, ...] = ()
@@ -77,6 +79,12 @@ class Row:
             )
         if self.known_codes is not None and self.mode != "image":
             raise ValueError(f"known codes belong to one image: found mode {self.mode!r}; use mode 'image'")
+        if self.given_outline is not None and self.mode != "image":
+            raise ValueError(f"an outline belongs to one image: found mode {self.mode!r}; use mode 'image'")
+        if len(self.given_outline or ()) > OUTLINE_BUDGET:
+            raise ValueError(
+                f"the outline is too long: found {len(self.given_outline or ())} tokens; use {OUTLINE_BUDGET} or fewer"
+            )
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed is out of range: found {self.seed}; use a whole number from 0 to 2^63 - 1")
         if self.max_new_tokens is not None and self.max_new_tokens < 1:
@@ -132,7 +140,7 @@ def count_budget(row: Row, *, layout: ImageLayout, context: int) -> int:
             f"{context}, so use fewer than that"
         )
     budget = min(context - used, row.max_new_tokens or context)
-    needed = layout.num_tokens(row.grid or layout.default_grid) + len(outline_marker(row, layout))
+    needed = layout.num_tokens(row.grid or layout.default_grid) + len(outline_opening(row, layout))
     if row.mode == "image" and budget < needed:
         raise NoRoomError(
             f"no room for the image: it takes {needed} tokens, found {budget} left (prompt {used}, context {context}, "
@@ -141,9 +149,14 @@ def count_budget(row: Row, *, layout: ImageLayout, context: int) -> int:
     return budget
 
 
-def outline_marker(row: Row, layout: ImageLayout) -> list[int]:
-    """What begins the image that mode "image" asks for, if it begins with an outline. Given codes leave none to say."""
+def outline_opening(row: Row, layout: ImageLayout) -> list[int]:
+    """How the outline of the image that mode "image" asks for begins: its marker and what is given of it. None is
+    written where codes are given."""
     marker = layout.begin_outline_id
+    if row.given_outline is not None:
+        if marker is None:
+            raise ValueError("this model knows no outlines: found one for its picture; leave it out")
+        return [marker, *row.given_outline]
     return [marker] if row.mode == "image" and marker is not None and row.known_codes is None else []
 
 
@@ -181,7 +194,7 @@ class RowState:
         self.text_uniforms: list[float] = []
         self.known_NK, self.is_known = self.read_known_codes()
         self.prefix: list[int] = self.begin_requested_image() if row.mode == "image" else []
-        self.unconditional_prefix = [] if self.is_in_outline else self.prefix
+        self.unconditional_prefix = self.plan[: self.place]
 
     def read_known_codes(self) -> tuple[Tensor | None, list[bool]]:
         """Given codes on the device, and at which positions they are given."""
@@ -197,16 +210,16 @@ class RowState:
         return codes_NK, known.is_known_N.astype(bool).tolist()
 
     def begin_requested_image(self) -> list[int]:
-        """Start the image of mode "image"; returns the tokens before its first position, which join the prompt; of an
-        image with an outline, the token before that."""
-        if marker := outline_marker(self.row, self.layout):
-            self.token_ids, self.outline = marker, []
-            return marker
-        self.outlines.append([])
-        self.plan = self.layout.token_ids(self.grid)
-        self.place = self.plan.index(self.layout.image_token_id)
-        self.token_ids = self.plan[: self.place]
-        return self.plan[: self.place]
+        """Start the image of mode "image"; returns the tokens before what is sampled first, which join the prompt."""
+        opening, given = outline_opening(self.row, self.layout), self.row.given_outline
+        if opening and given is None:
+            self.outline = []
+        else:
+            self.outlines.append(list(given or ()))
+            self.plan = self.layout.token_ids(self.grid)
+            self.place = self.plan.index(self.layout.image_token_id)
+        self.token_ids = [*opening, *self.plan[: self.place]]
+        return list(self.token_ids)
 
     @property
     def is_in_outline(self) -> bool:
@@ -241,7 +254,7 @@ class RowState:
         """Places that may still be added."""
         if self.row.mode != "image":
             return self.budget - len(self.token_ids)
-        outline = OUTLINE_BUDGET + 1 if self.is_in_outline else 0
+        outline = 0 if self.layout.begin_outline_id is None else 1 + OUTLINE_BUDGET
         return min(self.image_tokens + outline, self.budget) - len(self.token_ids)
 
     @property

@@ -101,19 +101,21 @@ class Pipeline:
         n: int = 1,
         best_of: int = 1,
         size: Size | None = None,
+        outline: str | None = None,
         on_event: OnEvent | None = None,
         **overrides: Unpack[Overrides],
     ) -> list[Image.Image]:
         """Pictures of what the prompt says; picture i has seed + i, kept in its `info`.
 
         Args:
+            outline: what is where, in place of the model's own (docs/outlines.md).
             best_of: draw each picture that many times and keep the one that the model itself finds right most probably
                 (mllm/best_of.py says with which seeds).
         """
         task = check_task(self.tasks, "draw")
         check_words(prompt, name="prompt", hint="say what to draw")
         row = self.rows.build(
-            [Message("user", (TextPart(prompt),))], "image", task=task, size=size, overrides=overrides
+            [Message("user", (TextPart(prompt),))], "image", task=task, size=size, outline=outline, overrides=overrides
         )
         check_best_of(best_of)
         if best_of == 1:
@@ -187,6 +189,7 @@ class Pipeline:
         instruction: str,
         *,
         size: Size | None = None,
+        outline: str | None = None,
         on_event: OnEvent | None = None,
         **overrides: Unpack[Overrides],
     ) -> Image.Image:
@@ -194,7 +197,7 @@ class Pipeline:
         task = check_task(self.tasks, "edit", "depth", "segment")
         check_words(instruction, name="instruction", hint="say what to change")
         messages = [Message("user", (*read_pictures(image), TextPart(instruction)))]
-        row = self.rows.build(messages, "image", task=task, size=size, overrides=overrides)
+        row = self.rows.build(messages, "image", task=task, size=size, outline=outline, overrides=overrides)
         return self.processor.pictures_of(self.run([row], on_event)[0])[0]
 
     def chat(self, messages: Sequence[Any], **overrides: Unpack[Overrides]) -> Generator[Event, None, None]:

@@ -23,7 +23,7 @@ from transformers import AutoProcessor, BatchFeature, PreTrainedTokenizerBase, P
 from mllm.chat_dicts import from_chat
 from mllm.chat_template import chat_template as template_of
 from mllm.config import MLLMConfig
-from mllm.conversation import AnswerKind, CodesPart, ImagePart, Message, TextPart, unconditional
+from mllm.conversation import AnswerKind, CodesPart, ImagePart, Message, TextPart, neutralise, unconditional
 from mllm.generation_rows import Generated
 from mllm.image_tokenizer import RELEASED_FILES, load_image_tokenizer
 from mllm.model_folder import IMAGE_TOKENIZER, find_model_folder
@@ -31,7 +31,7 @@ from mllm.modes import Mode, possible_mode
 from mllm.pictures import OUTLINE, Picture, decode_images, encode_images, load_picture, with_pictures
 from mllm.released import is_released_folder
 from mllm.sequence import Sequence, build_sequence
-from mllm.vocabulary import decode_text, load_text_tokenizer, save_text_tokenizer
+from mllm.vocabulary import decode_text, encode_text, load_text_tokenizer, save_text_tokenizer
 from tokenizer.model import UniTok
 
 PROCESSOR_FILE = "processor_config.json"
@@ -163,6 +163,12 @@ class MLLMProcessor(ProcessorMixin):
         if config.begin_outline_id is None:
             return encoded
         return [replace(codes, outline=image.info.get(OUTLINE)) for codes, image in zip(encoded, images, strict=True)]
+
+    def encode_outline(self, outline: str) -> tuple[int, ...]:
+        """The tokens of an outline as the assistant would write it."""
+        if not outline.strip():
+            raise ValueError("the outline is empty: found no words; say what is where, or leave it out")
+        return tuple(encode_text(self.tokenizer, " " + neutralise(outline).strip()))
 
     def collate(self, sequences: SequenceOf[Sequence]) -> BatchFeature:
         """Tensors (B, T) of sequences, padded on the left, with the codes of all their images in reading order."""

@@ -55,6 +55,7 @@ class RowBuilder:
         *,
         task: str,
         size: Size | None = None,
+        outline: str | None = None,
         overrides: Mapping[str, Any] | None = None,
     ) -> Row:
         """The row that answers a dialogue."""
@@ -85,6 +86,7 @@ class RowBuilder:
             ),
             image=image,
             outline=outline_settings(self.stored_settings.get("outline", {}), given),
+            given_outline=None if outline is None else self.processor.encode_outline(outline),
         )
         context = self.config.text_config.max_position_embeddings
         count_budget(row, layout=ImageLayout.from_config(self.config), context=context)  # refuses what does not fit

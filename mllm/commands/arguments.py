@@ -58,6 +58,15 @@ def load_options(arguments: argparse.Namespace) -> dict[str, Any]:
     return {name: typed[name] for name in LOADING if typed.get(name) is not None}
 
 
+def add_outline_argument(parser: argparse.ArgumentParser) -> None:
+    """What will be where, for models that write that down before they draw."""
+    parser.add_argument(
+        "--outline",
+        metavar="TEXT",
+        help='what is where, in place of the model\'s own words, such as "white, large red circle 35" (docs/outlines.md)',
+    )
+
+
 def add_seed_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, help="the same seed gives the same result (default: a new one each time)")
 

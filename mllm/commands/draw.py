@@ -5,6 +5,7 @@ from __future__ import annotations
 from mllm.commands.arguments import (
     CommandParser,
     add_model_arguments,
+    add_outline_argument,
     add_sampling_arguments,
     add_seed_argument,
     numbered,
@@ -38,6 +39,7 @@ def main(argv: list[str] | None = None) -> int:
         help="draw each picture N times and keep the one that the model itself finds right most probably",
     )
     parser.add_argument("--size", type=picture_size, metavar="WxH", help="in pixels (default: the model's)")
+    add_outline_argument(parser)
     add_seed_argument(parser)
     add_sampling_arguments(parser)
     add_model_arguments(parser)
@@ -46,6 +48,8 @@ def main(argv: list[str] | None = None) -> int:
         raise ValueError("draw what? give a PROMPT or --class N, one of them; see mllm draw --help")
     if arguments.class_index is not None and arguments.size is not None:
         raise ValueError("classes are drawn in one size: found --size; leave it out")
+    if arguments.class_index is not None and arguments.outline is not None:
+        raise ValueError("a class needs no words: found --outline; leave it out")
     if arguments.class_index is not None and arguments.best_of > 1:
         raise ValueError("a class has no words to judge a picture by: found --best-of; leave it out")
 
@@ -58,7 +62,9 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.class_index is not None:
         pictures = pipeline.draw_class(arguments.class_index, **settings)
     else:
-        pictures = pipeline.draw(arguments.prompt, size=arguments.size, best_of=arguments.best_of, **settings)
+        pictures = pipeline.draw(
+            arguments.prompt, size=arguments.size, outline=arguments.outline, best_of=arguments.best_of, **settings
+        )
     for path, picture in zip(numbered(arguments.output, count=len(pictures)), pictures, strict=True):
         save_picture(picture, path)
         score = f"  score {picture.info['score']:.3f}" if "score" in picture.info else ""

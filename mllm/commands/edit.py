@@ -5,6 +5,7 @@ from __future__ import annotations
 from mllm.commands.arguments import (
     CommandParser,
     add_model_arguments,
+    add_outline_argument,
     add_sampling_arguments,
     add_seed_argument,
     picture_path,
@@ -24,6 +25,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("instruction", metavar="INSTRUCTION", help="what to change")
     parser.add_argument("-o", "--output", type=picture_path, required=True, metavar="FILE", help="picture to write")
     parser.add_argument("--size", type=picture_size, metavar="WxH", help="in pixels (default: that of IMAGE)")
+    add_outline_argument(parser)
     add_seed_argument(parser)
     add_sampling_arguments(parser)
     add_model_arguments(parser)
@@ -40,6 +42,7 @@ def main(argv: list[str] | None = None) -> int:
         image,
         arguments.instruction,
         size=arguments.size,
+        outline=arguments.outline,
         on_event=Progress().show,
         **sampling_overrides(arguments),
     )

@@ -132,3 +132,22 @@ def test_an_outline_has_settings_of_its_own(model: MLLMForConditionalGeneration)
     assert len({tuple(result.outlines[0]) for result in generate(model, greedy)}) == 1
     free = [replace(drawing(0), seed=seed, text=SamplingConfig(greedy=True)) for seed in range(4)]
     assert len({tuple(result.outlines[0]) for result in generate(model, free)}) == 4
+
+
+def test_a_given_outline_is_drawn_as_if_the_model_had_written_it(model: MLLMForConditionalGeneration) -> None:
+    for guidance in (1.0, 2.5):
+        row = drawing(3, guidance=guidance)
+        own = generate(model, [row])[0]
+        given = generate(model, [replace(row, given_outline=tuple(own.outlines[0]))])[0]
+        assert given.token_ids == own.token_ids and given.outlines == own.outlines
+        assert (given.images[0].codes_KN == own.images[0].codes_KN).all()
+
+
+def test_an_outline_that_cannot_be_taken_is_refused(model: MLLMForConditionalGeneration) -> None:
+    row = drawing(1)
+    with pytest.raises(ValueError, match="this model knows no outlines: found one for its picture"):
+        generate(build_model(), [replace(row, given_outline=(7, 8))])
+    with pytest.raises(ValueError, match="the outline is too long: found 65 tokens; use 64 or fewer"):
+        replace(row, given_outline=(7,) * 65)
+    with pytest.raises(ValueError, match="an outline belongs to one image"):
+        replace(row, mode="text", given_outline=(7,))

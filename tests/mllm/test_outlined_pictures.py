@@ -102,3 +102,11 @@ def test_generate_in_the_manner_of_transformers_draws_the_same(pipeline: Pipelin
 def test_outlines_need_the_native_prompt(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="outlines have a place in the native prompt only"):
         build_tiny_folder(tmp_path, outlines=True, prompt_style="unitok")
+
+
+def test_a_person_may_write_the_outline(pipeline: Pipeline, drawn: Image.Image) -> None:
+    told = pipeline.draw("a red circle", seed=3, outline=" red  a ")[0]
+    assert told.info[OUTLINE] == "red  a" and told.tobytes() != drawn.tobytes()
+    assert pipeline.edit(drawn, "Make it green.", outline="a", seed=1).info[OUTLINE] == "a"
+    with pytest.raises(ValueError, match="the outline is empty"):
+        pipeline.draw("a red circle", outline=" ")
