@@ -13,7 +13,7 @@ from PIL import Image
 from mllm.conversation import CodesPart, Message, TextPart
 from mllm.generation import Event as RowLevelEvent
 from mllm.generation import ImageEvent, RowEvent, TextEvent
-from mllm.generation_rows import FinishReason, Generated
+from mllm.generation_request import FinishReason, Generated
 from mllm.processor import MLLMProcessor
 from mllm.text_stream import TextStream
 

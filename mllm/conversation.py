@@ -15,9 +15,9 @@ Knows no tokenizer, no ids and no tensors.
 
 What the assistant says is learned, up to and including </s>; of a document that is everything.
 
-In the native style a picture of the assistant may begin with an outline: words that say what will be where, between a
-marker and the picture. Words are easy to get right, and they leave the codes little to decide: a chain of thought for
-drawing, as in GoT (arXiv:2503.10639). It belongs to the picture, not to the text, and nobody reads it but the model.
+In the native style a picture may have an outline, words that say what is where: before a picture of the assistant what
+will be drawn, after one of the user, between two markers, what is seen. The model writes both for itself, a chain of
+thought for drawing and looking, as in GoT (arXiv:2503.10639).
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class ImagePart:
 class CodesPart:
     codes_KN: np.ndarray  # uint16, N = grid positions row by row
     grid: tuple[int, int]  # rows, columns
-    outline: str | None = None  # what the assistant wrote before it drew this
+    outline: str | None = None  # what the model wrote before it drew this, or when it looked at it
 
     def __post_init__(self) -> None:
         if self.codes_KN.ndim != 2 or self.codes_KN.shape[1] != self.grid[0] * self.grid[1]:
@@ -93,7 +93,7 @@ class Marker(Enum):
 
     BOS = "begin of sequence"
     EOS = "end of sequence"
-    OUTLINE = "begin of outline"
+    OUTLINE = "begin of outline, and end of that of a picture that is looked at"
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,11 +184,16 @@ def _render_native(messages: Sequence[Message], add_generation_prompt: bool) -> 
         if not is_assistant:
             yield Segment(USER)
         for part in message.parts:
-            if is_assistant and isinstance(part, CodesPart) and part.outline is not None:
+            outline = part.outline if isinstance(part, CodesPart) else None
+            if is_assistant and outline is not None:
                 yield Segment(Marker.OUTLINE, supervised=True)
-                yield Segment(" " + part.outline, supervised=True)
+                yield Segment(" " + outline, supervised=True)
             if isinstance(part, CodesPart | ClassPart):
                 yield Segment(part, supervised=is_assistant)
+                if not is_assistant and outline is not None:
+                    yield Segment(Marker.OUTLINE)  # always there: nothing to learn
+                    yield Segment(" " + outline, supervised=True)
+                    yield Segment(Marker.OUTLINE, supervised=True)
             elif text := text_of(part):
                 yield Segment(" " + text, supervised=is_assistant)
         yield Segment(Marker.EOS, supervised=True) if is_assistant else Segment(" " + ASSISTANT)
@@ -280,10 +285,7 @@ def neutralise(text: str) -> str:
 
 
 def unconditional(messages: Sequence[Message]) -> list[Message]:
-    """The same dialogue with the last instruction dropped; images stay. For guidance, and for dropout in training.
-
-    The outlines of what follows are dropped too: they say what the instruction said.
-    """
+    """The same dialogue without its last instruction and the outlines that repeat it: for guidance, and for dropout."""
     last = max((i for i, message in enumerate(messages) if message.role == "user"), default=None)
     if last is None:
         raise ValueError("no instruction to drop: found no user message; give a dialogue")
@@ -291,11 +293,8 @@ def unconditional(messages: Sequence[Message]) -> list[Message]:
     # where the first text stood, so that images keep their side of it
     before = next((i for i, part in enumerate(messages[last].parts) if isinstance(part, TextPart)), len(kept))
     parts = (*kept[:before], UnconditionalPart(), *kept[before:])
-    answers = [without_outlines(message) for message in messages[last + 1 :]]
-    return [*messages[:last], replace(messages[last], parts=parts), *answers]
+    return [*messages[:last], replace(messages[last], parts=parts), *map(without_outlines, messages[last + 1 :])]
 
 
-def without_outlines(message: Message) -> Message:
-    """The same message; its pictures begin at once."""
-    parts = (replace(part, outline=None) if isinstance(part, CodesPart) else part for part in message.parts)
-    return replace(message, parts=tuple(parts))
+def without_outlines(turn: Message) -> Message:
+    return replace(turn, parts=tuple(replace(p, outline=None) if isinstance(p, CodesPart) else p for p in turn.parts))

@@ -18,7 +18,8 @@ import torch
 from mllm.conversation import CodesPart
 from mllm.generation_choice import Chooser, Chosen
 from mllm.generation_forward import CachedForward
-from mllm.generation_rows import Generated, Kind, Row, RowState
+from mllm.generation_request import Generated, Row
+from mllm.generation_rows import Kind, RowState
 from mllm.layout import ImageLayout
 from mllm.model import MLLMForConditionalGeneration
 

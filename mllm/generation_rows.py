@@ -1,163 +1,28 @@
-"""What is asked of one row of a decoding batch, what comes out, and the controller that decides its every next place.
+"""The controller of one row of a decoding batch: decides what its every next place is.
 
-The controller forces what the image layout dictates: sizes, new lines and the end of an image are never sampled. It
-counts the budget, refuses what cannot be finished, and knows no logits, caches or neighbours.
+It forces what the image layout dictates: sizes, new lines and the end of an image are never sampled. It counts the
+budget, refuses what cannot be finished, and knows no logits, caches or neighbours.
 
-Letters: K codebooks, N positions of one image, T places of a sequence.
+Letters: K codebooks, N positions of one image.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from enum import Enum
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from mllm.conversation import CodesPart
-from mllm.layout import Grid, ImageLayout
-from mllm.modes import Mode, check_mode
+from mllm.generation_request import OUTLINE_BUDGET, FinishReason, Generated, Row, count_budget, outline_opening
+from mllm.layout import ImageLayout
 from mllm.sampling import SamplingConfig
-from mllm.sequence import Sequence
-
-TextProcessor = Callable[[Tensor, Tensor], Tensor]
-"""A logits processor of transformers: ids (1, T) so far and text logits (1, V) to changed logits."""
-FinishReason = Literal["eos", "length", "image"]
 
 TEXT_BLOCK = 64
 """Uniform numbers for text are drawn in blocks, so that they do not depend on the token budget."""
-OUTLINE_BUDGET = 64
-"""Tokens of an outline at most; then the image begins."""
 TEXT_STREAM = 0x9E3779B9
 """Sets the text's random numbers apart from the images' of the same seed (any constant would do)."""
-
-
-@dataclass(frozen=True, slots=True)
-class KnownCodes:
-    """Codes that are given and not drawn: a prefix, or everything outside a hole."""
-
-    codes_KN: np.ndarray  # read only where known
-    is_known_N: np.ndarray  # bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """One request of a batch; its result depends on these fields alone."""
-
-    prompt: Sequence
-    mode: Mode
-    unconditional: Sequence | None = None
-    """The prompt to guide away from; needed where image guidance is above 1, unused otherwise."""
-    grid: Grid | None = None
-    """(rows, columns) of the images; None is the layout's default."""
-    seed: int = 0
-    max_new_tokens: int | None = None
-    """Places that may be added, those of images and their markers included; None is what the context leaves."""
-    text: SamplingConfig = field(default_factory=SamplingConfig)
-    image: SamplingConfig = field(default_factory=SamplingConfig)
-    outline: SamplingConfig = field(default_factory=SamplingConfig)
-    """Of the words before an image, where the model writes any."""
-    given_outline: tuple[int, ...] | None = None
-    """For mode "image": these words, in place of the model's own."""
-    known_codes: KnownCodes | None = None
-    """For mode "image"."""
-    text_processors: tuple[TextProcessor, ...] = ()
-    """Change the logits of text tokens before they are sampled, in this order; they have no say inside an image."""
-
-    def __post_init__(self) -> None:
-        check_mode(self.mode)
-        if self.text.guidance != 1:
-            raise ValueError(
-                f"text has no guidance: found {self.text.guidance}; set guidance in the image settings only"
-            )
-        if self.is_guided and self.unconditional is None:
-            raise ValueError(
-                f"guidance {self.image.guidance} needs an unconditional prompt: found none; give one or use guidance 1"
-            )
-        if self.known_codes is not None and self.mode != "image":
-            raise ValueError(f"known codes belong to one image: found mode {self.mode!r}; use mode 'image'")
-        if self.given_outline is not None and self.mode != "image":
-            raise ValueError(f"an outline belongs to one image: found mode {self.mode!r}; use mode 'image'")
-        if len(self.given_outline or ()) > OUTLINE_BUDGET:
-            raise ValueError(
-                f"the outline is too long: found {len(self.given_outline or ())} tokens; use {OUTLINE_BUDGET} or fewer"
-            )
-        if not 0 <= self.seed < 2**63:
-            raise ValueError(f"seed is out of range: found {self.seed}; use a whole number from 0 to 2^63 - 1")
-        if self.max_new_tokens is not None and self.max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens leaves no room: found {self.max_new_tokens}; use 1 or more")
-
-    @property
-    def is_guided(self) -> bool:
-        """Whether a second, unconditional row of the decoder is computed."""
-        return self.mode != "text" and self.image.guidance > 1
-
-    @property
-    def prompts(self) -> tuple[Sequence, ...]:
-        """The prompt, and the unconditional one if the row is guided."""
-        return (self.prompt, self.unconditional) if self.is_guided else (self.prompt,)
-
-
-@dataclass(frozen=True, slots=True)
-class Generated:
-    """What one row became."""
-
-    token_ids: list[int]  # all that was added, markers and image positions included
-    parts: list[list[int] | CodesPart]  # runs of text ids and images, in order; no markers, no end-of-sequence
-    finish_reason: FinishReason  # end-of-sequence, budget used up, or the one image of mode "image" is complete
-    seed: int
-    image_refused: bool  # the model wanted to begin an image for which the budget had no room left
-    outlines: list[list[int]]  # what was written before each image; empty where nothing was
-
-    @property
-    def text_ids(self) -> list[int]:
-        """All text in one run."""
-        return [token_id for part in self.parts if isinstance(part, list) for token_id in part]
-
-    @property
-    def images(self) -> list[CodesPart]:
-        """The images, in order."""
-        return [part for part in self.parts if isinstance(part, CodesPart)]
-
-
-class NoRoomError(ValueError):
-    """A prompt, or the image that is asked for, does not fit into the context."""
-
-
-def count_budget(row: Row, *, layout: ImageLayout, context: int) -> int:
-    """Places a row may add.
-
-    Raises:
-        NoRoomError: a prompt or an image does not fit.
-    """
-    used = max(len(prompt) for prompt in row.prompts)
-    if used >= context:
-        raise NoRoomError(
-            f"the prompt is too long: found {used} tokens, images included; the context of this model holds "
-            f"{context}, so use fewer than that"
-        )
-    budget = min(context - used, row.max_new_tokens or context)
-    needed = layout.num_tokens(row.grid or layout.default_grid) + len(outline_opening(row, layout))
-    if row.mode == "image" and budget < needed:
-        raise NoRoomError(
-            f"no room for the image: it takes {needed} tokens, found {budget} left (prompt {used}, context {context}, "
-            f"max_new_tokens {row.max_new_tokens}); shorten the prompt or raise the budget"
-        )
-    return budget
-
-
-def outline_opening(row: Row, layout: ImageLayout) -> list[int]:
-    """How the outline of the image that mode "image" asks for begins: its marker and what is given of it. None is
-    written where codes are given."""
-    marker = layout.begin_outline_id
-    if row.given_outline is not None:
-        if marker is None:
-            raise ValueError("this model knows no outlines: found one for its picture; leave it out")
-        return [marker, *row.given_outline]
-    return [marker] if row.mode == "image" and marker is not None and row.known_codes is None else []
 
 
 class Kind(Enum):
@@ -269,7 +134,9 @@ class RowState:
 
     @property
     def may_begin_outline(self) -> bool:
-        """Whether the model may choose to outline an image now."""
+        """Whether the model may choose to outline an image now, or to end the outline of one that it looks at."""
+        if self.row.end_id == self.layout.begin_outline_id:
+            return True
         return self.row.mode == "interleaved" and not self.is_in_outline and self.has_room_for_image
 
     @property
@@ -304,7 +171,7 @@ class RowState:
         self.token_ids.append(token_id)
         if self.place < len(self.plan):
             self.place += 1
-        elif token_id == self.eos_id:
+        elif token_id in (self.eos_id, self.row.end_id):
             self.finish_reason = "eos"
         elif token_id == self.layout.begin_image_id:
             self.plan, self.place, self.codes = self.layout.token_ids(self.grid), 1, []

@@ -20,7 +20,7 @@ from transformers.generation.streamers import TextStreamer
 
 from mllm.conversation import CodesPart
 from mllm.generation import Event, ImageEvent, TextEvent
-from mllm.generation_rows import FinishReason, Generated, Row
+from mllm.generation_request import FinishReason, Generated, Row
 from mllm.modes import Mode
 from mllm.pipeline import Pipeline
 from mllm.sampling_plan import SamplingPlan
@@ -156,9 +156,7 @@ class FlexARInferenceSolver:
 
     def answer(self, generated: Generated, *, seconds: float) -> SolverAnswer:
         """What a person sees of a result."""
-        pictures = self.pipeline.processor.decode_images(generated.images)
-        for picture in pictures:
-            picture.info["seed"] = generated.seed
+        pictures = self.pipeline.processor.pictures_of(generated)
         pieces = [
             PLACEHOLDER
             if isinstance(part, CodesPart)

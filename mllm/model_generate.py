@@ -24,7 +24,7 @@ from transformers.utils import ModelOutput
 from mllm.config import MLLMConfig
 from mllm.conversation import CodesPart
 from mllm.generation import TextEvent, generate
-from mllm.generation_rows import Generated, Row, TextProcessor
+from mllm.generation_request import Generated, Row, TextProcessor
 from mllm.layout import ImageLayout
 from mllm.loss import IGNORED
 from mllm.model import MLLMForConditionalGeneration

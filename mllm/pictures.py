@@ -6,7 +6,8 @@ In: PIL images, files or addresses. Out: codes with their grid. Knows no dialogu
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from PIL.PngImagePlugin import PngInfo
 from transformers.image_utils import load_image
 
 from mllm.config import MLLMConfig
-from mllm.conversation import CodesPart
+from mllm.conversation import CodesPart, ImagePart, Message, Part, Role
 from mllm.layout import Grid
 from mllm.sizes import Size, best_size, grid_of
 from tokenizer.image_processor import ImageProcessor, open_image, to_images
@@ -73,6 +74,25 @@ def encode_images(
         for index, codes_KN in zip(indices, codes_BKN, strict=True):
             encoded[index] = CodesPart(codes_KN.astype(np.uint16), grid_of(size, config))
     return [encoded[index] for index in range(len(images))]
+
+
+def encode_dialogue(
+    messages: Sequence[Message], encode: Callable[[Sequence[Image.Image]], Sequence[CodesPart]], *, outlines: bool
+) -> list[Message]:
+    """A dialogue with codes in place of pictures.
+
+    Args:
+        outlines: keep those of the pictures that the assistant drew; one of the user is to be looked at anew.
+    """
+    pictures = [part.image for message in messages for part in message.parts if isinstance(part, ImagePart)]
+    codes = iter(encode(pictures))
+
+    def encoded(part: Part, role: Role) -> Part:
+        if not isinstance(part, ImagePart):
+            return part
+        return replace(next(codes), outline=part.image.info.get(OUTLINE) if outlines and role == "assistant" else None)
+
+    return [replace(turn, parts=tuple(encoded(part, turn.role) for part in turn.parts)) for turn in messages]
 
 
 @torch.inference_mode()

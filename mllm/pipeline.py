@@ -17,10 +17,11 @@ from PIL import Image
 from mllm.answer_stream import AnswerStream, Done, Event, ImageDone, ImageProgress, TextDelta
 from mllm.best_of import candidate_seeds, check_best_of, keep_best
 from mllm.config import MLLMConfig
-from mllm.conversation import ClassPart, ImagePart, Message, TextPart
+from mllm.conversation import ClassPart, Message, TextPart, has_image
 from mllm.generation import Event as RowLevelEvent
 from mllm.generation import generate, stream
-from mllm.generation_rows import Generated, Row
+from mllm.generation_request import Generated, Row
+from mllm.looking import look
 from mllm.model import MLLMForConditionalGeneration
 from mllm.model_folder import BUNDLED, find_model_folder
 from mllm.model_loading import LoadOptions, load_model
@@ -114,9 +115,8 @@ class Pipeline:
         """
         task = check_task(self.tasks, "draw")
         check_words(prompt, name="prompt", hint="say what to draw")
-        row = self.rows.build(
-            [Message("user", (TextPart(prompt),))], "image", task=task, size=size, outline=outline, overrides=overrides
-        )
+        messages = [Message("user", (TextPart(prompt),))]
+        row = self.rows.build(messages, "image", task=task, size=size, outline=outline, overrides=overrides)
         check_best_of(best_of)
         if best_of == 1:
             return self.draw_row(row, n, on_event)
@@ -180,7 +180,7 @@ class Pipeline:
         if not pictures:
             raise ValueError("no picture to look at: found none; give one or more")
         messages = [Message("user", (*pictures, TextPart(question)))]
-        row = self.rows.build(messages, "text", task=task, overrides=overrides)
+        row = self.build_row(messages, "text", task=task, overrides=overrides)
         return self.processor.to_text(self.run([row], on_event)[0].text_ids)
 
     def edit(
@@ -197,7 +197,7 @@ class Pipeline:
         task = check_task(self.tasks, "edit", "depth", "segment")
         check_words(instruction, name="instruction", hint="say what to change")
         messages = [Message("user", (*read_pictures(image), TextPart(instruction)))]
-        row = self.rows.build(messages, "image", task=task, size=size, outline=outline, overrides=overrides)
+        row = self.build_row(messages, "image", task=task, size=size, outline=outline, overrides=overrides)
         return self.processor.pictures_of(self.run([row], on_event)[0])[0]
 
     def chat(self, messages: Sequence[Any], **overrides: Unpack[Overrides]) -> Generator[Event, None, None]:
@@ -207,7 +207,7 @@ class Pipeline:
         and top-p are those of pictures. Wrong input is refused at once, not when the first event is asked for.
         """
         task = check_task(self.tasks, "chat")
-        row = self.rows.build(self.processor.read_chat(messages), "interleaved", task=task, overrides=overrides)
+        row = self.build_row(self.processor.read_chat(messages), "interleaved", task=task, overrides=overrides)
         return self.events(row)
 
     def answer(
@@ -220,13 +220,18 @@ class Pipeline:
         """Answer many dialogues together, for evaluation: the texts and pictures of each answer, in order."""
         task = {"text": "ask", "image": "draw", "interleaved": "chat"}[mode]
         rows = []
-        for messages, seed in zip(dialogues, seeds, strict=True):
-            is_edit = mode == "image" and any(isinstance(part, ImagePart) for part in messages[-1].parts)
+        for messages, seed in zip(look(dialogues, self.processor, self.run), seeds, strict=True):
+            is_edit = mode == "image" and has_image(messages[-1])
             settings: Overrides = {**overrides, "seed": seed}
             rows.append(self.rows.build(messages, mode, task="edit" if is_edit else task, overrides=settings))
         return [self.processor.to_parts(result) for result in self.run(rows)]
 
     # ---- decoding ----
+
+    def build_row(self, messages: Sequence[Message], mode: Mode, **options: Any) -> Row:
+        """The row that answers a dialogue (`RowBuilder.build`), its pictures looked at first."""
+        (looked,) = look([messages], self.processor, self.run)
+        return self.rows.build(looked, mode, **options)
 
     def run(
         self,

@@ -23,15 +23,15 @@ from transformers import AutoProcessor, BatchFeature, PreTrainedTokenizerBase, P
 from mllm.chat_dicts import from_chat
 from mllm.chat_template import chat_template as template_of
 from mllm.config import MLLMConfig
-from mllm.conversation import AnswerKind, CodesPart, ImagePart, Message, TextPart, neutralise, unconditional
-from mllm.generation_rows import Generated
+from mllm.conversation import AnswerKind, CodesPart, ImagePart, Message, TextPart, unconditional
+from mllm.generation_request import Generated
 from mllm.image_tokenizer import RELEASED_FILES, load_image_tokenizer
 from mllm.model_folder import IMAGE_TOKENIZER, find_model_folder
 from mllm.modes import Mode, possible_mode
-from mllm.pictures import OUTLINE, Picture, decode_images, encode_images, load_picture, with_pictures
+from mllm.pictures import Picture, decode_images, encode_dialogue, encode_images, load_picture, with_pictures
 from mllm.released import is_released_folder
 from mllm.sequence import Sequence, build_sequence
-from mllm.vocabulary import decode_text, encode_text, load_text_tokenizer, save_text_tokenizer
+from mllm.vocabulary import decode_text, load_text_tokenizer, save_text_tokenizer
 from tokenizer.model import UniTok
 
 PROCESSOR_FILE = "processor_config.json"
@@ -145,30 +145,15 @@ class MLLMProcessor(ProcessorMixin):
 
     def encode_pictures(self, messages: SequenceOf[Message]) -> list[Message]:
         """The same dialogue with codes in place of pictures."""
-        pictures = [part.image for message in messages for part in message.parts if isinstance(part, ImagePart)]
-        codes = iter(self.encode_images(pictures))
-        return [
-            replace(
-                message, parts=tuple(next(codes) if isinstance(part, ImagePart) else part for part in message.parts)
-            )
-            for message in messages
-        ]
+        outlines = self.config is not None and self.config.begin_outline_id is not None
+        return encode_dialogue(messages, self.encode_images, outlines=outlines)
 
     def encode_images(self, images: SequenceOf[Image.Image]) -> list[CodesPart]:
-        """Codes of pictures, each at the size of the model that fits it best; one that was drawn keeps its outline."""
+        """Codes of pictures, each at the size of the model that fits it best."""
         if not images:
             return []
-        config = self.need_config()
-        encoded = encode_images(images, self.need_image_tokenizer(), config=config, preparation=self.preparation)
-        if config.begin_outline_id is None:
-            return encoded
-        return [replace(codes, outline=image.info.get(OUTLINE)) for codes, image in zip(encoded, images, strict=True)]
-
-    def encode_outline(self, outline: str) -> tuple[int, ...]:
-        """The tokens of an outline as the assistant would write it."""
-        if not outline.strip():
-            raise ValueError("the outline is empty: found no words; say what is where, or leave it out")
-        return tuple(encode_text(self.tokenizer, " " + neutralise(outline).strip()))
+        tokenizer, config = self.need_image_tokenizer(), self.need_config()
+        return encode_images(images, tokenizer, config=config, preparation=self.preparation)
 
     def collate(self, sequences: SequenceOf[Sequence]) -> BatchFeature:
         """Tensors (B, T) of sequences, padded on the left, with the codes of all their images in reading order."""
@@ -194,7 +179,7 @@ class MLLMProcessor(ProcessorMixin):
 
     def images_of(self, generated: Generated) -> list[CodesPart]:
         """The images of a result, each with the outline that was written before it, if one was."""
-        return [self.with_outline(*pair) for pair in zip(generated.images, generated.outlines, strict=True)]
+        return list(map(self.with_outline, generated.images, generated.outlines))
 
     def with_outline(self, image: CodesPart, token_ids: list[int]) -> CodesPart:
         """An image with its outline; no tokens: it has none."""

@@ -14,8 +14,8 @@ from typing import Any, TypedDict
 from transformers import GenerationConfig
 
 from mllm.config import MLLMConfig
-from mllm.conversation import AnswerKind, CodesPart, ImagePart, Message, TextPart, unconditional
-from mllm.generation_rows import Row, count_budget
+from mllm.conversation import AnswerKind, CodesPart, ImagePart, Message, TextPart, neutralise, unconditional
+from mllm.generation_request import Row, count_budget
 from mllm.layout import ImageLayout
 from mllm.modes import Mode, possible_mode
 from mllm.pictures import Picture, load_picture
@@ -23,6 +23,7 @@ from mllm.processor import MLLMProcessor
 from mllm.sampling import PerCodebook
 from mllm.settings import TaskSettings, image_settings, outline_settings, text_settings, token_budget
 from mllm.sizes import Size, grid_of
+from mllm.vocabulary import encode_text
 
 NUM_SEEDS = 2**31
 
@@ -86,7 +87,7 @@ class RowBuilder:
             ),
             image=image,
             outline=outline_settings(self.stored_settings.get("outline", {}), given),
-            given_outline=None if outline is None else self.processor.encode_outline(outline),
+            given_outline=None if outline is None else encode_outline(outline, self.processor),
         )
         context = self.config.text_config.max_position_embeddings
         count_budget(row, layout=ImageLayout.from_config(self.config), context=context)  # refuses what does not fit
@@ -98,6 +99,12 @@ class RowBuilder:
             return grid_of(size, self.config)
         grids = [part.grid for message in messages for part in message.parts if isinstance(part, CodesPart)]
         return grids[-1] if grids else None
+
+
+def encode_outline(outline: str, processor: MLLMProcessor) -> tuple[int, ...]:
+    """The tokens of an outline as the assistant would write it."""
+    words = neutralise(check_words(outline, name="outline", hint="say what is where, or leave it out"))
+    return tuple(encode_text(processor.tokenizer, " " + words.strip()))
 
 
 def check_overrides(overrides: Mapping[str, Any]) -> dict[str, Any]:

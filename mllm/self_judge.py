@@ -15,12 +15,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Literal, get_args
 
 import torch
 from PIL import Image
 
 from mllm.conversation import ImagePart, Message, TextPart
+from mllm.generation import generate
+from mllm.looking import look
 from mllm.loss import IGNORED
 from mllm.model import MLLMForConditionalGeneration
 from mllm.processor import MLLMProcessor
@@ -53,8 +56,11 @@ def judge_pictures(
 ) -> list[float]:
     """How probable the model finds it that each picture shows its text."""
     asked = [(n, demand) for n, text in enumerate(texts) for demand in questions_about(text, form)]
-    seen = [ImagePart(picture) for picture in pictures]
-    parts = [processor.encode_pictures([Message("user", (picture,))])[0].parts for picture in seen]
+    shown = [[Message("user", (ImagePart(picture),))] for picture in pictures]
+    parts = []
+    for start in range(0, len(shown), batch_size):
+        looked = look(shown[start : start + batch_size], processor, partial(generate, model))
+        parts += [dialogue[0].parts for dialogue in looked]
     dialogues = [
         [Message("user", (*parts[n], TextPart(demand.question))), Message("assistant", (TextPart(demand.expected),))]
         for n, demand in asked

@@ -56,9 +56,15 @@ def build_sequence(
     answer: AnswerKind | None = None,
 ) -> Sequence:
     """Encode a dialogue in the config's prompt style and image layout (see mllm/conversation.py for the arguments)."""
-    layout = ImageLayout.from_config(config)
     segments = render(messages, config.prompt_style, add_generation_prompt=add_generation_prompt, answer=answer)
-    draft = _Draft()
+    return encode_segments(segments, tokenizer=tokenizer, config=config)
+
+
+def encode_segments(
+    segments: SequenceOf[Segment], *, tokenizer: PreTrainedTokenizerBase, config: MLLMConfig
+) -> Sequence:
+    """The ids, labels and codes of segments."""
+    layout, draft = ImageLayout.from_config(config), _Draft()
     for segment in segments:
         match segment.content:
             case Marker.BOS:
@@ -67,7 +73,7 @@ def build_sequence(
                 draft.add_tokens([config.eos_token_id], supervised=segment.supervised)
             case Marker.OUTLINE:
                 if config.begin_outline_id is None:
-                    raise ValueError("this model writes no outlines: found one before a picture; leave it out")
+                    raise ValueError("this model writes no outlines: found one beside a picture; leave it out")
                 draft.add_tokens([config.begin_outline_id], supervised=segment.supervised)
             case str(text):
                 draft.add_tokens(encode_text(tokenizer, text), supervised=segment.supervised)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from mllm.conversation import AnswerKind, Message, UnconditionalPart
-from mllm.generation_rows import Row, TextProcessor
+from mllm.generation_request import Row, TextProcessor
 from mllm.modes import check_mode
 from mllm.pipeline import Pipeline
 from mllm.row_builder import NUM_SEEDS, Overrides, check_task
@@ -95,7 +95,7 @@ def build_row(pipeline: Pipeline, request: SolverRequest) -> Row:
         overrides["max_new_tokens"] = request.max_gen_len
     if plans and question.mode != "text":
         overrides["guidance"] = float(plans[-1].cfg)
-    row = pipeline.rows.build(messages, question.mode, task=task, size=question.size, overrides=overrides)
+    row = pipeline.build_row(messages, question.mode, task=task, size=question.size, overrides=overrides)
     row = sample_as_planned(row, plans[-1] if plans else None, temperature=request.temperature, task=task, of=pipeline)
     if plans and plans[-1].uncond == "all" and row.is_guided:
         row = replace(row, unconditional=nothing_but_the_answer(row, pipeline))

@@ -27,7 +27,8 @@ class WorldData:
     prompt_dropout: float = 0.1
     """Share of the drawing and editing samples whose instruction is dropped, so that guidance has its other branch."""
     outlines: bool = False
-    """Whether scenes are drawn after an outline of them (mllm/world/outline.py)."""
+    """Whether scenes are drawn after an outline of them, and outlined where they are looked at
+    (mllm/world/outline.py)."""
     min_objects: int = 1
     max_objects: int = MAX_OBJECTS
     """Episodes whose scenes have fewer or more objects are passed over. A first stage of one object, then two, learns

@@ -63,7 +63,7 @@ def add_outline_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--outline",
         metavar="TEXT",
-        help='what is where, in place of the model\'s own words, such as "white, large red circle 35" (docs/outlines.md)',
+        help='what is where, in place of the model\'s own words, such as "white, large red circle 35"',
     )
 
 

@@ -16,7 +16,7 @@ from mllm.config import MLLMConfig
 from mllm.conversation import ClassPart, CodesPart, Message, TextPart, render, unconditional
 from mllm.generation import generate
 from mllm.generation_choice import never_text_ids
-from mllm.generation_rows import Row
+from mllm.generation_request import Row
 from mllm.layout import ImageLayout
 from mllm.loss import IGNORED
 from mllm.model import MLLMForConditionalGeneration

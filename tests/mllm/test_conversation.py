@@ -68,7 +68,8 @@ SYSTEM = (
         (
             [user(OUTLINED, "a cat"), assistant("Here.", OUTLINED)],
             "native",
-            "<s>|USER:|#| a cat| ASSISTANT:|[ Here.]|[<outline>]|[ a red cat 35]|[#]|[</s>]",
+            "<s>|USER:|#|<outline>|[ a red cat 35]|[<outline>]| a cat| ASSISTANT:"
+            "|[ Here.]|[<outline>]|[ a red cat 35]|[#]|[</s>]",
         ),
         (
             unconditional([user("a cat"), assistant(OUTLINED)]),

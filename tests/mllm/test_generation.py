@@ -11,7 +11,7 @@ import torch
 import mllm.generation_choice
 from mllm.generation import ImageEvent, RowEvent, TextEvent, generate, stream
 from mllm.generation_forward import CachedForward
-from mllm.generation_rows import Generated, KnownCodes, Row
+from mllm.generation_request import Generated, KnownCodes, Row
 from mllm.layout import ImageLayout
 from mllm.model import MLLMForConditionalGeneration
 from mllm.sampling import SamplingConfig

@@ -10,7 +10,7 @@ import torch
 
 import mllm.generation_choice
 from mllm.generation import generate
-from mllm.generation_rows import Row
+from mllm.generation_request import Row
 from mllm.model import MLLMForConditionalGeneration
 from mllm.sampling import SamplingConfig
 from mllm.sequence import Sequence

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mllm.generation import ImageEvent, TextEvent, generate, stream
-from mllm.generation_rows import OUTLINE_BUDGET, Generated, KnownCodes, Row
+from mllm.generation_request import OUTLINE_BUDGET, Generated, KnownCodes, Row
 from mllm.model import MLLMForConditionalGeneration
 from mllm.sampling import SamplingConfig
 from mllm.sequence import Sequence

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,15 +11,18 @@ from PIL import Image
 
 from demo.answer import show
 from mllm.conversation import CodesPart, ImagePart, Message, TextPart
+from mllm.generation_request import OUTLINE_BUDGET, Row
+from mllm.looking import look, look_prompt
 from mllm.pictures import OUTLINE, save_picture
 from mllm.pipeline import Done, ImageDone, Pipeline, TextDelta
+from mllm.sampling import SamplingConfig
 from tests.mllm.tiny_folder import build_tiny_folder
 from tokenizer.image_processor import open_image
 
 
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
-    folder = build_tiny_folder(tmp_path_factory.mktemp("outlined"), outlines=True, context=300)
+    folder = build_tiny_folder(tmp_path_factory.mktemp("outlined"), outlines=True, context=800)
     return Pipeline.load(folder, device="cpu")
 
 
@@ -70,22 +74,57 @@ def test_a_chat_shows_no_outline_and_remembers_it(pipeline: Pipeline, tmp_path: 
     for event in events:
         show(event, content, tmp_path)
     files = [part["path"] for part in content if "path" in part]
-    looked_at = pipeline.processor.encode_images([open_image(file) for file in files])
-    assert [part.outline for part in looked_at] == [part.outline for part in drawn]
+    again = [Message("assistant", (ImagePart(open_image(file)),)) for file in files]
+    remembered = [pipeline.processor.encode_pictures([message])[0].parts[0] for message in again]
+    assert [part.outline for part in remembered] == [part.outline for part in drawn]
 
 
-def test_only_the_assistants_pictures_are_outlined_in_the_prompt(pipeline: Pipeline, drawn: Image.Image) -> None:
+def test_a_picture_that_is_shown_is_looked_at_and_one_that_was_drawn_is_not(
+    pipeline: Pipeline, drawn: Image.Image
+) -> None:
     marker = pipeline.config.begin_outline_id
     answered = [Message("user", (TextPart("draw"),)), Message("assistant", (ImagePart(drawn),))]
-    asked = Message("user", (ImagePart(drawn), TextPart("What is it?")))
-    for messages, times in (([asked], 0), ([*answered, asked], 1)):
-        sequence = pipeline.processor.build(messages, add_generation_prompt=True)
-        assert sequence.token_ids_T.tolist().count(marker) == times
+    asked = Message("user", (ImagePart(drawn), TextPart("What is it?"), ImagePart(drawn.rotate(90))))
+    (alone, after) = look([[asked], [*answered, asked]], pipeline.processor, pipeline.run)
+    assert after[1].parts[0].outline == drawn.info[OUTLINE]
+    for message in (alone[0], after[2]):
+        seen = [part.outline for part in message.parts if isinstance(part, CodesPart)]
+        assert len(seen) == 2 and drawn.info[OUTLINE] not in seen, "what was meant is not what is seen"
+    assert look([[asked]], pipeline.processor, pipeline.run)[0][0].parts[0].outline == alone[0].parts[0].outline
+    again = look([alone], pipeline.processor, lambda rows: pytest.fail("looked at already"))
+    assert again[0][0].parts[0] is alone[0].parts[0]
+    row = pipeline.build_row([*answered, asked], "text", task="ask")
+    assert row.prompt.token_ids_T.tolist().count(marker) == 1 + 2 + 2
+
+
+def test_an_answer_rests_on_what_is_seen(pipeline: Pipeline, drawn: Image.Image) -> None:
+    """Asking equals writing the outline by hand, then answering."""
+    message = Message("user", (ImagePart(drawn), TextPart("What is it?")))
+    (codes, words) = pipeline.processor.encode_pictures([message])[0].parts
+    prompt = look_prompt([Message("user", (codes,))], pipeline.processor)
+    row = Row(
+        prompt=prompt,
+        mode="text",
+        end_id=pipeline.config.begin_outline_id,
+        max_new_tokens=OUTLINE_BUDGET,
+        text=SamplingConfig(greedy=True),
+    )
+    seen = pipeline.processor.to_text(pipeline.run([row])[0].text_ids)
+    told = pipeline.rows.build(
+        [Message("user", (replace(codes, outline=seen), words))], "text", task="ask", overrides={"max_new_tokens": 20}
+    )
+    expected = pipeline.processor.to_text(pipeline.run([told])[0].text_ids)
+    assert pipeline.ask(drawn, "What is it?", max_new_tokens=20) == expected
+    assert prompt.token_ids_T.tolist() == told.prompt.token_ids_T[: len(prompt)].tolist()
+    (answer,) = pipeline.answer([[message]], "text", [0], max_new_tokens=20)
+    assert answer == [expected]
 
 
 def test_a_model_without_outlines_forgets_those_of_others(drawn: Image.Image, tmp_path: Path) -> None:
     plain = Pipeline.load(build_tiny_folder(tmp_path / "plain"), device="cpu")
-    assert plain.processor.encode_images([drawn])[0].outline is None
+    message = Message("assistant", (ImagePart(drawn),))
+    assert plain.processor.encode_pictures([message])[0].parts[0].outline is None
+    assert look([[Message("user", message.parts)]], plain.processor, plain.run)[0][0].parts[0].outline is None
     assert OUTLINE not in plain.draw("a red circle", seed=1)[0].info
 
 

@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, LlamaConfi
 from mllm.config import MLLMConfig
 from mllm.convert_released import convert_released, export_released
 from mllm.generation import generate
-from mllm.generation_rows import Row
+from mllm.generation_request import Row
 from mllm.model import MLLMForConditionalGeneration
 from mllm.processor import MLLMProcessor
 from mllm.released import our_shapes, upstream_shapes

@@ -86,7 +86,7 @@ def test_an_outline_is_learned_with_its_marker(model_file: Path) -> None:
     assert sequence.token_ids_T[start : start + len(words)].tolist() == words
     assert sequence.labels_T[start : start + len(words)].tolist() == words
     plain = config_of(vocabulary, begin_outline_id=None)
-    with pytest.raises(ValueError, match="this model writes no outlines: found one before a picture"):
+    with pytest.raises(ValueError, match="this model writes no outlines: found one beside a picture"):
         build_sequence(messages, tokenizer=tokenizer, config=plain)
 
 

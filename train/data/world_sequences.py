@@ -20,7 +20,6 @@ from mllm.sequence import Sequence, build_sequence
 from mllm.world.dialogue import JOBS, Dialogue, make_dialogue
 from mllm.world.episode import Episode, Picture, make_episode
 from mllm.world.outline import outline_of
-from mllm.world.turns import Role
 from train.data.world_codes import WorldCodes
 from train.mllm_recipe import WorldData
 
@@ -110,18 +109,18 @@ def to_messages(
     """The dialogue with the codes of its episode's pictures in place of the references.
 
     Args:
-        outlines: whether the assistant's pictures of scenes begin with an outline.
+        outlines: whether pictures of scenes have outlines.
     """
     slots = {picture: slot for slot, picture in enumerate(episode.pictures)}
 
-    def codes_of(picture: Picture, role: Role) -> CodesPart:
-        has_outline = outlines and role == "assistant" and picture.kind == "image"
+    def codes_of(picture: Picture) -> CodesPart:
+        has_outline = picture.kind == "image" and outlines
         return CodesPart(codes_SKN[slots[picture]], grid, outline_of(picture.scene) if has_outline else None)
 
     return [
         Message(
             turn.role,
-            tuple(TextPart(part) if isinstance(part, str) else codes_of(part, turn.role) for part in turn.parts),
+            tuple(TextPart(part) if isinstance(part, str) else codes_of(part) for part in turn.parts),
         )
         for turn in dialogue.turns
     ]

@@ -13,7 +13,7 @@ from transformers import LlamaConfig
 from mllm.benchmark.upstream_reference import UpstreamDrawing, UpstreamTokenizer, choose_code, filter_logits
 from mllm.config import MLLMConfig
 from mllm.generation import generate
-from mllm.generation_rows import Row
+from mllm.generation_request import Row
 from mllm.model import MLLMForConditionalGeneration
 from mllm.sampling import SamplingConfig, choose, stack_settings
 from tests.conftest import small_tokenizer_config

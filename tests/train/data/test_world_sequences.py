@@ -82,7 +82,7 @@ def test_numbers_of_objects_that_no_scene_has_are_refused(low: int, high: int) -
         WorldData(min_objects=low, max_objects=high)
 
 
-def test_outlines_stand_before_the_assistants_pictures_of_scenes(codes: WorldCodes, text_tokenizer_file: Path) -> None:
+def test_pictures_of_scenes_have_outlines(codes: WorldCodes, text_tokenizer_file: Path) -> None:
     episode = make_episode(4)
     for job in JOBS:
         dialogue = make_dialogue(job, episode, Random(1))
@@ -90,8 +90,7 @@ def test_outlines_stand_before_the_assistants_pictures_of_scenes(codes: WorldCod
         for turn, message in zip(dialogue.turns, messages, strict=True):
             for part, encoded in zip(turn.parts, message.parts, strict=True):
                 if isinstance(part, Picture):
-                    is_drawn_scene = turn.role == "assistant" and part.kind == "image"
-                    assert encoded.outline == (outline_of(part.scene) if is_drawn_scene else None)
+                    assert encoded.outline == (outline_of(part.scene) if part.kind == "image" else None)
         assert all(
             part.outline is None
             for m in to_messages(dialogue, episode, codes[4], (2, 2))
