@@ -19,6 +19,7 @@ from mllm.evaluation.world_tokenizer import score_round_trip
 from mllm.modes import Mode
 from mllm.pipeline import Pipeline
 from mllm.row_builder import Overrides
+from mllm.settings import outline_settings
 from mllm.versions import tool_versions
 from mllm.world.measure import measure_checker
 
@@ -74,6 +75,7 @@ def measure_world(
             "top_p": config.image_top_p,
             **{name: value for name, value in (sampling or {}).items() if value is not None},
             "text": "greedy",
+            **({} if config.begin_outline_id is None else {"outline": describe_outlines(pipeline, sampling)}),
             "image_size": config.image_size,
         },
         "versions": tool_versions(),
@@ -82,6 +84,12 @@ def measure_world(
         "scores": scores,
         **({"self_judged": chosen} if best_of else {}),
     }
+
+
+def describe_outlines(pipeline: Pipeline, sampling: Overrides | None) -> str:
+    """How the words before a picture are sampled."""
+    chosen = outline_settings(pipeline.rows.stored_settings.get("outline", {}), sampling or {})
+    return "greedy" if chosen.greedy else f"temperature {chosen.temperature} top_p {chosen.top_p}"
 
 
 def measure_choices(

@@ -11,6 +11,7 @@ from PIL import Image
 
 from demo.answer import show
 from mllm.conversation import CodesPart, ImagePart, Message, TextPart
+from mllm.evaluation.world_report import describe_outlines
 from mllm.generation_request import OUTLINE_BUDGET, Row
 from mllm.looking import look, look_prompt
 from mllm.pictures import OUTLINE, save_picture
@@ -149,3 +150,9 @@ def test_a_person_may_write_the_outline(pipeline: Pipeline, drawn: Image.Image) 
     assert pipeline.edit(drawn, "Make it green.", outline="a", seed=1).info[OUTLINE] == "a"
     with pytest.raises(ValueError, match="the outline is empty"):
         pipeline.draw("a red circle", outline=" ")
+
+
+def test_scores_say_how_outlines_were_sampled(pipeline: Pipeline) -> None:
+    assert describe_outlines(pipeline, None) == "temperature 1.0 top_p 0.9"
+    assert describe_outlines(pipeline, {"temperature": 0.5}) == "temperature 1.0 top_p 0.9", "that is the picture's"
+    assert describe_outlines(pipeline, {"greedy": True}) == "greedy"
