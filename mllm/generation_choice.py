@@ -129,7 +129,7 @@ class Chooser:
             if state.row.text_processors:
                 logits_GV[g] = self.process(logits_GV[g], state)
         logits_GV.index_fill_(1, self.never_text_ids, -torch.inf)
-        key = tuple((n, state.is_in_outline) for n, state in zip(rows, states, strict=True))
+        key = tuple((n, state.text_sampling is state.row.outline) for n, state in zip(rows, states, strict=True))
         if key not in self.text_settings:
             configs = [state.text_sampling for state in states]
             self.text_settings[key] = stack_settings(configs, num_choices=logits_GV.shape[-1], device=self.device)
@@ -141,12 +141,21 @@ class Chooser:
         if self.begin_outline_id is not None:
             self.forbid(logits_GV, self.begin_outline_id, [not state.may_begin_outline for state in states])
             self.forbid(logits_GV, self.config.eos_token_id, [state.is_in_outline for state in states])
+            self.allow_only(logits_GV, sorted(self.opening_ids), [state.must_open for state in states])
         return choose(logits_GV, settings, uniforms_G).tolist()
 
     def forbid(self, logits_GV: Tensor, token_id: int, is_forbidden_G: list[bool]) -> None:
         """Leave a token out where it is forbidden."""
         if forbidden := [g for g, is_forbidden in enumerate(is_forbidden_G) if is_forbidden]:
             logits_GV[torch.tensor(forbidden, device=self.device), token_id] = -torch.inf
+
+    def allow_only(self, logits_GV: Tensor, token_ids: list[int], is_limited_G: list[bool]) -> None:
+        """Leave out all but these tokens where nothing else may come."""
+        if limited := [g for g, is_limited in enumerate(is_limited_G) if is_limited]:
+            rows_L1 = torch.tensor(limited, device=self.device)[:, None]
+            kept = logits_GV[rows_L1, token_ids]
+            logits_GV[rows_L1[:, 0]] = -torch.inf
+            logits_GV[rows_L1, token_ids] = kept
 
     def process(self, logits_V: Tensor, state: RowState) -> Tensor:
         """The logits as the caller's processors leave them; at image positions they see padding."""

@@ -135,7 +135,8 @@ def count_budget(row: Row, *, layout: ImageLayout, context: int) -> int:
             f"{context}, so use fewer than that"
         )
     budget = min(context - used, row.max_new_tokens or context)
-    needed = layout.num_tokens(row.grid or layout.default_grid) + len(outline_opening(row, layout))
+    needed = layout.num_tokens(row.grid or layout.default_grid) + len(given_opening(row, layout))
+    needed += may_outline(row, layout)  # its marker
     if row.mode == "image" and budget < needed:
         raise NoRoomError(
             f"no room for the image: it takes {needed} tokens, found {budget} left (prompt {used}, context {context}, "
@@ -144,12 +145,16 @@ def count_budget(row: Row, *, layout: ImageLayout, context: int) -> int:
     return budget
 
 
-def outline_opening(row: Row, layout: ImageLayout) -> list[int]:
-    """How the outline of the image that mode "image" asks for begins: its marker and what is given of it. None is
-    written where codes are given."""
-    marker = layout.begin_outline_id
-    if row.given_outline is not None:
-        if marker is None:
-            raise ValueError("this model knows no outlines: found one for its picture; leave it out")
-        return [marker, *row.given_outline]
-    return [marker] if row.mode == "image" and marker is not None and row.known_codes is None else []
+def may_outline(row: Row, layout: ImageLayout) -> bool:
+    """Whether the model chooses if an image that is asked for begins with an outline. Some kinds have none."""
+    is_free = row.known_codes is None and row.given_outline is None
+    return row.mode == "image" and layout.begin_outline_id is not None and is_free
+
+
+def given_opening(row: Row, layout: ImageLayout) -> list[int]:
+    """The given outline of an image with its marker."""
+    if row.given_outline is None:
+        return []
+    if layout.begin_outline_id is None:
+        raise ValueError("this model knows no outlines: found one for its picture; leave it out")
+    return [layout.begin_outline_id, *row.given_outline]

@@ -15,7 +15,15 @@ import torch
 from torch import Tensor
 
 from mllm.conversation import CodesPart
-from mllm.generation_request import OUTLINE_BUDGET, FinishReason, Generated, Row, count_budget, outline_opening
+from mllm.generation_request import (
+    OUTLINE_BUDGET,
+    FinishReason,
+    Generated,
+    Row,
+    count_budget,
+    given_opening,
+    may_outline,
+)
 from mllm.layout import ImageLayout
 from mllm.sampling import SamplingConfig
 
@@ -76,15 +84,18 @@ class RowState:
 
     def begin_requested_image(self) -> list[int]:
         """Start the image of mode "image"; returns the tokens before what is sampled first, which join the prompt."""
-        opening, given = outline_opening(self.row, self.layout), self.row.given_outline
-        if opening and given is None:
-            self.outline = []
-        else:
-            self.outlines.append(list(given or ()))
-            self.plan = self.layout.token_ids(self.grid)
-            self.place = self.plan.index(self.layout.image_token_id)
-        self.token_ids = [*opening, *self.plan[: self.place]]
+        if may_outline(self.row, self.layout):
+            return []
+        self.outlines.append(list(self.row.given_outline or ()))
+        self.plan = self.layout.token_ids(self.grid)
+        self.place = self.plan.index(self.layout.image_token_id)
+        self.token_ids = [*given_opening(self.row, self.layout), *self.plan[: self.place]]
         return list(self.token_ids)
+
+    @property
+    def must_open(self) -> bool:
+        """Whether the next token is one that an image can begin with, and no other."""
+        return self.row.mode == "image" and not self.token_ids
 
     @property
     def is_in_outline(self) -> bool:
@@ -101,7 +112,7 @@ class RowState:
     @property
     def text_sampling(self) -> SamplingConfig:
         """How the next text token is sampled."""
-        return self.row.outline if self.is_in_outline else self.row.text
+        return self.row.outline if self.is_in_outline or self.must_open else self.row.text
 
     @property
     def kind(self) -> Kind:
@@ -130,14 +141,16 @@ class RowState:
     @property
     def may_begin_image(self) -> bool:
         """Whether the model may choose to draw now; otherwise begin-of-image is masked."""
-        return self.is_in_outline or (self.row.mode == "interleaved" and self.has_room_for_image)
+        is_mixed = self.row.mode == "interleaved"
+        return self.is_in_outline or self.must_open or (is_mixed and self.has_room_for_image)
 
     @property
     def may_begin_outline(self) -> bool:
         """Whether the model may choose to outline an image now, or to end the outline of one that it looks at."""
         if self.row.end_id == self.layout.begin_outline_id:
             return True
-        return self.row.mode == "interleaved" and not self.is_in_outline and self.has_room_for_image
+        is_mixed = self.row.mode == "interleaved"
+        return self.must_open or (is_mixed and not self.is_in_outline and self.has_room_for_image)
 
     @property
     def has_room_for_image(self) -> bool:

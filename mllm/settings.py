@@ -55,7 +55,7 @@ def text_settings(
 def outline_settings(stored: Mapping[str, Any], given: Mapping[str, Any]) -> SamplingConfig:
     """How the words before an image are sampled: freely, so that every seed has its own arrangement, or greedily with
     the image."""
-    return sampling_config({"top_p": 0.9}, stored, {name: given[name] for name in ("greedy",) if name in given})
+    return sampling_config({"top_p": 0.5}, stored, {name: given[name] for name in ("greedy",) if name in given})
 
 
 def sampling_config(*layers: Mapping[str, Any]) -> SamplingConfig:

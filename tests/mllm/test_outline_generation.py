@@ -21,7 +21,14 @@ NONE_KNOWN = KnownCodes(np.zeros((NUM_CODEBOOKS, 9), dtype=int), np.zeros(9, dty
 
 @pytest.fixture(scope="module")
 def model() -> MLLMForConditionalGeneration:
-    return build_model(begin_outline_id=OUTLINE_ID)
+    return outlining(build_model(begin_outline_id=OUTLINE_ID))
+
+
+def outlining(model: MLLMForConditionalGeneration) -> MLLMForConditionalGeneration:
+    """The model, eager to begin its pictures with an outline."""
+    eager_V = 30.0 * (torch.arange(model.config.vocab_size) == OUTLINE_ID)
+    model.lm_head.register_forward_hook(lambda module, inputs, logits: logits + eager_V)
+    return model
 
 
 def drawing(seed: int, *, guidance: float = 1.0, length: int = 7) -> Row:
@@ -98,10 +105,20 @@ def liking(model: MLLMForConditionalGeneration, biases: dict[int, float], row: R
 
 @pytest.mark.parametrize(("budget", "length"), [(None, OUTLINE_BUDGET), (1 + 11 + 5, 5), (1 + 11, 0)])
 def test_a_model_that_never_begins_the_image_is_made_to(budget: int | None, length: int) -> None:
-    model = build_model(begin_outline_id=OUTLINE_ID)
+    model = outlining(build_model(begin_outline_id=OUTLINE_ID))
     row = Row(prompt=build_prompt(7, seed=0), mode="image", max_new_tokens=budget)
     result = liking(model, {IDS["begin_image_id"]: -60.0}, row)
     assert len(result.outlines[0]) == length and len(result.images) == 1
+
+
+def test_a_picture_may_begin_without_an_outline(model: MLLMForConditionalGeneration) -> None:
+    """A depth map has none: the model chooses, and nothing but an outline or the image can come."""
+    for guidance in (1.0, 2.5):
+        row = drawing(1, guidance=guidance)
+        result = liking(model, {OUTLINE_ID: -90.0}, row)
+        assert result.outlines == [[]] and result.token_ids[0] == IDS["begin_image_id"]
+        told = generate(model, [replace(row, known_codes=NONE_KNOWN)])[0]
+        assert (told.images[0].codes_KN == result.images[0].codes_KN).all()
 
 
 def test_no_room_for_the_marker_is_refused(model: MLLMForConditionalGeneration) -> None:
@@ -110,7 +127,7 @@ def test_no_room_for_the_marker_is_refused(model: MLLMForConditionalGeneration) 
 
 
 def test_mixed_answers_outline_their_images(model: MLLMForConditionalGeneration) -> None:
-    biases, found = {OUTLINE_ID: 5.0, IDS["begin_image_id"]: 2.0}, []
+    biases, found = {OUTLINE_ID: -25.0, IDS["begin_image_id"]: 2.0}, []
     for seed in range(6):
         row = Row(prompt=build_prompt(4, seed=seed), mode="interleaved", seed=seed, max_new_tokens=60)
         result = liking(model, biases, row)

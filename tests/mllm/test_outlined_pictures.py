@@ -24,7 +24,10 @@ from tokenizer.image_processor import open_image
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
     folder = build_tiny_folder(tmp_path_factory.mktemp("outlined"), outlines=True, context=800)
-    return Pipeline.load(folder, device="cpu")
+    pipeline = Pipeline.load(folder, device="cpu")
+    likes_to_outline = 5.0 * (torch.arange(pipeline.config.vocab_size) == pipeline.config.begin_outline_id)
+    pipeline.model.lm_head.register_forward_hook(lambda module, inputs, logits: logits + likes_to_outline)
+    return pipeline
 
 
 @pytest.fixture(scope="module")
@@ -153,6 +156,6 @@ def test_a_person_may_write_the_outline(pipeline: Pipeline, drawn: Image.Image) 
 
 
 def test_scores_say_how_outlines_were_sampled(pipeline: Pipeline) -> None:
-    assert describe_outlines(pipeline, None) == "temperature 1.0 top_p 0.9"
-    assert describe_outlines(pipeline, {"temperature": 0.5}) == "temperature 1.0 top_p 0.9", "that is the picture's"
+    assert describe_outlines(pipeline, None) == "temperature 1.0 top_p 0.5"
+    assert describe_outlines(pipeline, {"temperature": 0.5}) == "temperature 1.0 top_p 0.5", "that is the picture's"
     assert describe_outlines(pipeline, {"greedy": True}) == "greedy"
