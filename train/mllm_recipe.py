@@ -29,6 +29,9 @@ class WorldData:
     outlines: bool = False
     """Whether scenes are drawn after an outline of them, and outlined where they are looked at
     (mllm/world/outline.py)."""
+    questions: int | None = None
+    """Questions that the job "ask" puts about one picture; None for one to five, as in tests. Answers are short: only
+    many of them make a picture worth its positions."""
     min_objects: int = 1
     max_objects: int = MAX_OBJECTS
     """Episodes whose scenes have fewer or more objects are passed over. A first stage of one object, then two, learns
@@ -41,6 +44,8 @@ class WorldData:
                 f"data.min_objects is {self.min_objects} and data.max_objects {self.max_objects}; scenes have 1 to "
                 f"{MAX_OBJECTS} objects"
             )
+        if self.questions is not None and self.questions < 1:
+            raise ValueError(f"data.questions is {self.questions}; give 1 or more")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ from mllm.config import MLLMConfig
 from mllm.conversation import CodesPart, Message, TextPart, unconditional
 from mllm.packing import PackedBatch, Packer
 from mllm.sequence import Sequence, build_sequence
-from mllm.world.dialogue import JOBS, Dialogue, make_dialogue
+from mllm.world.dialogue import JOBS, Dialogue, make_ask, make_dialogue
 from mllm.world.episode import Episode, Picture, make_episode
 from mllm.world.outline import outline_of
 from train.data.world_codes import WorldCodes
@@ -82,7 +82,10 @@ class WorldBatches(Dataset):
         job = rng.choices(list(self.data.jobs), list(self.data.jobs.values()))[0]
         index, episode = self.draw_episode(rng, is_dense=job in DENSE)
         about = replace(episode, scene=episode.edited) if job in ON_EITHER_SCENE and rng.random() < 0.5 else episode
-        dialogue = make_dialogue(job, about, rng)
+        if job == "ask":
+            dialogue = make_ask(about, rng, num_questions=self.data.questions)
+        else:
+            dialogue = make_dialogue(job, about, rng)
         messages = to_messages(dialogue, episode, self.codes[index], self.grid, outlines=self.data.outlines)
         if job in DROPPABLE and rng.random() < self.data.prompt_dropout:
             messages = unconditional(messages)

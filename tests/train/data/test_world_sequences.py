@@ -82,6 +82,17 @@ def test_numbers_of_objects_that_no_scene_has_are_refused(low: int, high: int) -
         WorldData(min_objects=low, max_objects=high)
 
 
+def test_as_many_questions_are_asked_as_the_recipe_says(codes: WorldCodes, text_tokenizer_file: Path) -> None:
+    def longest(**data: object) -> int:
+        asked = batches(codes, text_tokenizer_file, jobs={"ask": 1.0}, **data)
+        asked.config = MLLMConfig(num_codebooks=2, image_size=32)
+        return max(len(asked.draw_sequence(Random(n))) for n in range(10))
+
+    assert longest(questions=1) < longest() < longest(questions=12)
+    with pytest.raises(ValueError, match="questions is 0; give 1 or more"):
+        WorldData(questions=0)
+
+
 def test_pictures_of_scenes_have_outlines(codes: WorldCodes, text_tokenizer_file: Path) -> None:
     episode = make_episode(4)
     for job in JOBS:
