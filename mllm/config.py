@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 
 from transformers import AutoConfig, LlamaConfig, PreTrainedConfig
 
-from mllm.released_config import RELEASED_TYPE, from_released, is_released
+from mllm.released.config import RELEASED_TYPE, from_released, is_released
 
 HEAD_TYPES = ("depth_transformer", "mlp", "none")
 PROMPT_STYLES = ("native", "unitok", "plain", "vicuna_v1", "class")
@@ -49,8 +49,8 @@ class MLLMConfig(PreTrainedConfig):
 
     code_embedder: Literal["projected", "summed"] = "projected"
     """How the K codes of a position become one vector: the image tokenizer's frozen codebooks through an attention
-    projection (mllm/projected_embedding.py), or the sum of K learned tables, as LlamaGen has it
-    (mllm/summed_embedding.py; the next three fields do not matter then)."""
+    projection (mllm/embedding/projected.py), or the sum of K learned tables, as LlamaGen has it
+    (mllm/embedding/summed.py; the next three fields do not matter then)."""
     embedder_width: int = 1024
     """Width of the attention projection that embeds codes, before the projector to D."""
     embedder_heads: int = 16
@@ -61,7 +61,7 @@ class MLLMConfig(PreTrainedConfig):
     understanding only, as in LLaVA: the projection is the image tokenizer's own, frozen, and sees the whole image."""
 
     image_places: bool = False
-    """Whether every image position also has a learned vector of its row and column (mllm/place_embedding.py). The
+    """Whether every image position also has a learned vector of its row and column (mllm/embedding/places.py). The
     released model has none; small models learn to copy from picture to picture many times sooner with it."""
 
     head_type: Literal["depth_transformer", "mlp", "none"] = "depth_transformer"

@@ -19,15 +19,15 @@ from PIL import Image
 from transformers.generation.streamers import TextStreamer
 
 from mllm.conversation import CodesPart
-from mllm.generation import Event, ImageEvent, TextEvent
-from mllm.generation_request import FinishReason, Generated, Row
+from mllm.generation.loop import Event, ImageEvent, TextEvent
+from mllm.generation.request import FinishReason, Generated, Row
+from mllm.generation.sampling_plan import SamplingPlan
 from mllm.modes import Mode
 from mllm.pipeline import Pipeline
-from mllm.sampling_plan import SamplingPlan
 from mllm.sizes import Size, supported_sizes
-from mllm.solver_messages import SolverImage, Turns
-from mllm.solver_rows import LogitsProcessors, SolverRequest, build_row
-from mllm.solver_tasks import ESCAPED, PLACEHOLDER
+from mllm.solver.messages import SolverImage, Turns
+from mllm.solver.rows import LogitsProcessors, SolverRequest, build_row
+from mllm.solver.tasks import ESCAPED, PLACEHOLDER
 
 PRECISIONS = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
@@ -91,7 +91,7 @@ class FlexARInferenceSolver:
     ) -> SamplingPlan:
         """How to sample: guidance, and how many choices of an image code and of a text token; 0 is all of them.
 
-        `options` are `image_top_p`, `image_temperature` and `uncond` of mllm/sampling_plan.py.
+        `options` are `image_top_p`, `image_temperature` and `uncond` of mllm/generation/sampling_plan.py.
         """
         return SamplingPlan(cfg=cfg, image_top_k=image_top_k, text_top_k=text_top_k, **options)
 

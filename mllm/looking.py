@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from mllm.conversation import CodesPart, Marker, Message, Segment, render
-from mllm.generation_request import OUTLINE_BUDGET, Generated, Row
+from mllm.generation.request import OUTLINE_BUDGET, Generated, Row
 from mllm.processor import MLLMProcessor
 from mllm.sampling import SamplingConfig
 from mllm.sequence import Sequence as Prompt

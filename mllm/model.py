@@ -30,14 +30,14 @@ from transformers.cache_utils import Cache
 from transformers.utils import ModelOutput
 
 from mllm.config import MLLMConfig
-from mllm.depth_transformer import DepthTransformerHead, PerCodebookLinear
-from mllm.embedders import build_embedding
-from mllm.heads import build_head
+from mllm.embedding.builder import build_embedding
+from mllm.embedding.places import PLACE_STD, PlaceEmbedding
+from mllm.embedding.projected import ProjectedEmbedding
+from mllm.heads.builder import build_head
+from mllm.heads.depth_transformer import DepthTransformerHead, PerCodebookLinear
 from mllm.loss import IGNORED, LossParts, compute_loss
 from mllm.model_card import ModelWithCard
-from mllm.place_embedding import PLACE_STD, PlaceEmbedding
-from mllm.projected_embedding import ProjectedEmbedding
-from mllm.released import is_released_folder, open_released, own_memory
+from mllm.released.folder import is_released_folder, open_released, own_memory
 from mllm.sliced_loss import SlicedHeads
 from tokenizer.projection import ProjectionAttention
 

@@ -14,24 +14,24 @@ from typing import Any, Unpack
 
 from PIL import Image
 
-from mllm.answer_stream import AnswerStream, Done, Event, ImageDone, ImageProgress, TextDelta
 from mllm.best_of import candidate_seeds, check_best_of, keep_best
 from mllm.config import MLLMConfig
 from mllm.conversation import ClassPart, Message, TextPart, has_image
-from mllm.generation import Event as RowLevelEvent
-from mllm.generation import generate, stream
-from mllm.generation_request import Generated, Row
+from mllm.generation.answer_stream import AnswerStream, Done, Event, ImageDone, ImageProgress, TextDelta
+from mllm.generation.loop import Event as RowLevelEvent
+from mllm.generation.loop import generate, stream
+from mllm.generation.request import Generated, Row
+from mllm.generation.row_builder import Overrides, RowBuilder, check_task, check_words, read_pictures
+from mllm.generation.settings import image_settings, read_task_settings
+from mllm.loading.model_folder import BUNDLED, find_model_folder
+from mllm.loading.model_loading import LoadOptions, load_model
 from mllm.looking import look
 from mllm.model import MLLMForConditionalGeneration
-from mllm.model_folder import BUNDLED, find_model_folder
-from mllm.model_loading import LoadOptions, load_model
 from mllm.modes import Mode
 from mllm.pictures import Picture
 from mllm.processor import MLLMProcessor
-from mllm.row_builder import Overrides, RowBuilder, check_task, check_words, read_pictures
 from mllm.sampling import SamplingConfig
 from mllm.self_judge import QuestionForm, judge_pictures
-from mllm.settings import image_settings, read_task_settings
 from mllm.sizes import Size, supported_sizes
 
 __all__ = ("Done", "Event", "ImageDone", "ImageProgress", "Pipeline", "TextDelta")
@@ -64,7 +64,7 @@ class Pipeline:
     ) -> Pipeline:
         """Load a model folder (or hub id); None is the bundled model.
 
-        `options` are those of `LoadOptions` (mllm/model_loading.py): device, dtype, quantization, device_map,
+        `options` are those of `LoadOptions` (mllm/loading/model_loading.py): device, dtype, quantization, device_map,
         embedding_context.
         """
         load = LoadOptions(**options)

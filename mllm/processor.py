@@ -24,12 +24,12 @@ from mllm.chat_dicts import from_chat
 from mllm.chat_template import chat_template as template_of
 from mllm.config import MLLMConfig
 from mllm.conversation import AnswerKind, CodesPart, ImagePart, Message, TextPart, unconditional
-from mllm.generation_request import Generated
-from mllm.image_tokenizer import RELEASED_FILES, load_image_tokenizer
-from mllm.model_folder import IMAGE_TOKENIZER, find_model_folder
+from mllm.generation.request import Generated
+from mllm.loading.image_tokenizer import RELEASED_FILES, load_image_tokenizer
+from mllm.loading.model_folder import IMAGE_TOKENIZER, find_model_folder
 from mllm.modes import Mode, possible_mode
 from mllm.pictures import Picture, decode_images, encode_dialogue, encode_images, load_picture, with_pictures
-from mllm.released import is_released_folder
+from mllm.released.folder import is_released_folder
 from mllm.sequence import Sequence, build_sequence
 from mllm.vocabulary import decode_text, load_text_tokenizer, save_text_tokenizer
 from tokenizer.model import UniTok

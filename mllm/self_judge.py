@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 
 from mllm.conversation import ImagePart, Message, TextPart
-from mllm.generation import generate
+from mllm.generation.loop import generate
 from mllm.looking import look
 from mllm.loss import IGNORED
 from mllm.model import MLLMForConditionalGeneration

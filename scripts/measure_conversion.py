@@ -24,9 +24,9 @@ from torch import Tensor
 
 from mllm.config import MLLMConfig
 from mllm.model import MLLMForConditionalGeneration
-from mllm.released import our_shapes, upstream_shapes
-from mllm.released_config import RELEASED_TYPE, from_released
-from mllm.sharding import INDEX_FILE
+from mllm.released.config import RELEASED_TYPE, from_released
+from mllm.released.folder import our_shapes, upstream_shapes
+from mllm.released.sharding import INDEX_FILE
 
 ROOT = Path(__file__).resolve().parent.parent
 WIDTHS = {"hidden_size": 2048, "intermediate_size": 5504, "num_attention_heads": 16, "num_key_value_heads": 16}

@@ -56,7 +56,7 @@ def test_options_of_the_other_commands_exist(words: list[str], capsys: pytest.Ca
 
 
 def test_python_of_the_readme_runs(random_model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mllm import model_folder
+    from mllm.loading import model_folder
 
     monkeypatch.setattr(model_folder, "BUNDLED", random_model_folder)
     for kind, block in BLOCKS:

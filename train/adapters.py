@@ -16,7 +16,7 @@ from torch import nn
 from mllm.config import MLLMConfig
 from mllm.model import MLLMForConditionalGeneration
 from train.adapter_recipe import AdapterRecipe
-from train.sharded_weights import whole
+from train.checkpoint.sharded_weights import whole
 
 WHOLE = {
     "projection": "code_embedding.projection",

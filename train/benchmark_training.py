@@ -19,11 +19,11 @@ import torch
 
 from mllm.benchmark.timing import time_interleaved
 from mllm.commands.arguments import CommandParser, add_json_argument, positive_count
-from mllm.device import choose_device
 from mllm.json_files import write_json
+from mllm.loading.device import choose_device
+from mllm.loading.model_folder import find_model_folder
 from mllm.loss import count_items
 from mllm.model import MLLMForConditionalGeneration
-from mllm.model_folder import find_model_folder
 from mllm.packing import PackedBatch, pack, take_row
 from mllm.processor import MLLMProcessor
 from mllm.sequence import Sequence as Sample

@@ -14,13 +14,13 @@ from transformers import AutoConfig, PreTrainedTokenizerBase
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from mllm.config import MLLMConfig
+from mllm.embedding.projected import ProjectedEmbedding
+from mllm.loading.quantization import quantization_config
 from mllm.model import MLLMForConditionalGeneration
-from mllm.projected_embedding import ProjectedEmbedding
-from mllm.quantization import quantization_config
 from mllm.vocabulary import Vocabulary, extend_embeddings, extend_tokenizer, fill_new_rows
 from tokenizer.model import UniTok
+from train.checkpoint.sharded_weights import cut, whole
 from train.mllm_recipe import MLLMRecipe
-from train.sharded_weights import cut, whole
 
 SETTINGS = (
     *("prompt_style", "tasks", "sizes", "text_loss_weight", "z_loss_weight"),

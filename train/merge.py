@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
+from mllm.loading.model_folder import find_model_folder
 from mllm.model import MLLMForConditionalGeneration
-from mllm.model_folder import find_model_folder
 from mllm.processor import MLLMProcessor
 
 ADAPTER_CONFIG = "adapter_config.json"

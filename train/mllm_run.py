@@ -13,19 +13,19 @@ from mllm.vocabulary import load_text_tokenizer
 from tokenizer.model import UniTok
 from train.batch_source import Tokenizers, training_batches, validation_batches
 from train.build_model import build_model
-from train.checkpoints import newest_checkpoint, remove_unfinished
+from train.checkpoint.checkpoints import newest_checkpoint, remove_unfinished
+from train.checkpoint.resharding import check_sharding_is, join_parts, needs_joining
+from train.checkpoint.save_model import save_model_folder
 from train.cpu_speed import speed_up
 from train.mllm_recipe import MLLMRecipe
 from train.mllm_trainer import MLLMTrainer
-from train.observers import Observer, Observers
+from train.observing.observers import Observer, Observers
+from train.observing.sample_sheet import SampleSheet
+from train.observing.throughput import size_of
+from train.observing.validation import check_best_metric
 from train.parts import choose_parts
 from train.recipe import as_yaml
-from train.resharding import check_sharding_is, join_parts, needs_joining
-from train.sample_sheet import SampleSheet
-from train.save_model import save_model_folder
-from train.throughput import size_of
 from train.training_arguments import sharding_of_run, training_arguments
-from train.validation import check_best_metric
 
 logger = logging.getLogger(__name__)
 
@@ -72,11 +72,11 @@ def observers(recipe: MLLMRecipe, model: MLLMForConditionalGeneration, tokenizer
     if recipe.validation and recipe.validation.prompts:
         found.append(SampleSheet(recipe.validation.prompts, folder=recipe.output / "samples"))
     if recipe.validation and recipe.validation.benchmarks:
-        from train.benchmarks_in_loop import BenchmarksInLoop
+        from train.observing.benchmarks_in_loop import BenchmarksInLoop
 
         found.append(BenchmarksInLoop(recipe.validation.benchmarks, folder=recipe.output / "benchmarks"))
     if recipe.validation and recipe.validation.world:
-        from train.world_in_loop import WorldScores
+        from train.observing.world_in_loop import WorldScores
 
         found.append(WorldScores(recipe.validation.world, image_size=tokenizers.config.image_size))
     return Observers(model, tokenizers, found)

@@ -22,17 +22,17 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_utils import rotate_checkpoints
 
 from mllm.loss import count_items
-from train.as_saved import as_saved
 from train.bad_steps import StepJudge
-from train.checkpoints import finish, mark_unfinished
-from train.metrics_log import MetricsLog
+from train.checkpoint.as_saved import as_saved
+from train.checkpoint.checkpoints import finish, mark_unfinished
+from train.checkpoint.weight_average import WeightAverage
 from train.mllm_recipe import MLLMRecipe
-from train.observers import Observers
+from train.observing.metrics_log import MetricsLog
+from train.observing.observers import Observers
+from train.observing.step_metrics import StepMetrics, flattened
+from train.observing.throughput import FlopCount
+from train.observing.validation import PREFIX, validate
 from train.optimizers import build_optimizer
-from train.step_metrics import StepMetrics, flattened
-from train.throughput import FlopCount
-from train.validation import PREFIX, validate
-from train.weight_average import WeightAverage
 
 OUTSIDE_MUON = ("embed_tokens", "lm_head", "codebooks", "linear_head", "output", "places")
 """Embeddings and output layers, by parts of their names."""
@@ -175,7 +175,7 @@ class MLLMTrainer(Trainer):
         return self.metrics_log
 
     def evaluate(self, *arguments: Any, **options: Any) -> dict[str, float]:
-        """Losses by task of the weights that learn (train/validation.py), and what the observers find."""
+        """Losses by task of the weights that learn (train/observing/validation.py), and what the observers find."""
         began = time.monotonic()
         values = validate(
             self.model_wrapped,

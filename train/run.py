@@ -29,8 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             train_world_tokenizer(resolve(TextTokenizerRecipe, values, words[1:]))
         case "image_tokenizer":
-            from train.tokenizer_recipe import TokenizerRecipe
-            from train.tokenizer_trainer import TokenizerTrainer
+            from train.image_tokenizer.recipe import TokenizerRecipe
+            from train.image_tokenizer.trainer import TokenizerTrainer
 
             TokenizerTrainer(resolve(TokenizerRecipe, values, words[1:])).train()
         case "mllm":

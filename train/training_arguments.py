@@ -12,11 +12,11 @@ import torch
 from accelerate import PartialState
 from transformers import TrainingArguments
 
-from train.checkpoints import newest_checkpoint
+from train.checkpoint.checkpoints import newest_checkpoint
+from train.checkpoint.resharding import PLAIN, ZERO_2, ZERO_3, needs_joining, reads_joined
 from train.data.processes import WAIT_IN_TRAINING
 from train.mllm_recipe import MLLMRecipe
 from train.precision import prefers_bfloat16
-from train.resharding import PLAIN, ZERO_2, ZERO_3, needs_joining, reads_joined
 
 TRACKERS = {"tensorboard": "tensorboard", "wandb": "wandb"}
 """Name in transformers, and the module that must be installed."""

@@ -24,8 +24,8 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from mllm.config import MLLMConfig
 from mllm.model import MLLMForConditionalGeneration
+from mllm.released.weights import to_upstream
 from mllm.sampling import SamplingConfig
-from mllm.weights import to_upstream
 from tokenizer.convolution import Upsample
 from tokenizer.model import UniTok
 from tokenizer.quantizer import MultiCodebookQuantizer

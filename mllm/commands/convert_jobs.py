@@ -12,10 +12,10 @@ from random import Random
 from torch import Tensor
 from transformers.utils import logging
 
-from mllm.convert_released import convert_released, export_released
-from mllm.image_tokenizer import find_image_tokenizer, released_image_tokenizer
-from mllm.model_folder import IMAGE_TOKENIZER
-from mllm.model_loading import DTYPES
+from mllm.loading.image_tokenizer import find_image_tokenizer, released_image_tokenizer
+from mllm.loading.model_folder import IMAGE_TOKENIZER
+from mllm.loading.model_loading import DTYPES
+from mllm.released.convert import convert_released, export_released
 from mllm.world.render import render
 from mllm.world.scene import random_scene
 from tokenizer.attention_probe import CLEAR_MARGIN, AttentionProbe, probe_attention

@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
     from mllm.evaluation.description import describe_run
     from mllm.evaluation.run_folder import RunFolder, Share
     from mllm.evaluation.runner import run_items
-    from mllm.row_builder import Overrides, check_task
+    from mllm.generation.row_builder import Overrides, check_task
 
     share, folder = Share.from_environment(), RunFolder(arguments.output)
     place_on_device(arguments)

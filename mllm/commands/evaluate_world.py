@@ -40,8 +40,8 @@ def main(argv: list[str] | None = None) -> int:
 
     from mllm.commands.loading import load_pipeline
     from mllm.evaluation.world_report import as_table, measure_world
+    from mllm.generation.row_builder import Overrides
     from mllm.json_files import write_json
-    from mllm.row_builder import Overrides
 
     sampling = cast(Overrides, sampling_overrides(arguments))
     report = measure_world(

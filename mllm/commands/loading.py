@@ -7,7 +7,7 @@ from argparse import Namespace
 from transformers.utils import logging
 
 from mllm.commands.arguments import load_options
-from mllm.model_folder import find_model_folder
+from mllm.loading.model_folder import find_model_folder
 from mllm.pipeline import Pipeline
 
 

@@ -16,9 +16,9 @@ import torch
 from PIL import Image
 
 from mllm.commands.arguments import picture_path, writable_endings
-from mllm.device import choose_device
-from mllm.image_tokenizer import find_image_tokenizer
 from mllm.json_files import write_json
+from mllm.loading.device import choose_device
+from mllm.loading.image_tokenizer import find_image_tokenizer
 from tokenizer.code_file import CodeFile, check_ending, read_codes, write_codes
 from tokenizer.image_processor import ImageProcessor, open_image, to_images
 from tokenizer.metrics import code_counts, entropy_of, psnr, ssim, usage_of

@@ -10,8 +10,8 @@ from PIL import Image
 from mllm.best_of import candidate_seeds, keep_best
 from mllm.conversation import ClassPart, ImagePart, Message, TextPart
 from mllm.evaluation.benchmark import Item, Mode
+from mllm.generation.row_builder import Overrides
 from mllm.pipeline import Pipeline
-from mllm.row_builder import Overrides
 from tokenizer.image_processor import open_image
 
 

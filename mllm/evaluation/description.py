@@ -12,9 +12,9 @@ from typing import Any
 
 from mllm.evaluation.benchmark import Benchmark
 from mllm.evaluation.fingerprint import model_fingerprint
+from mllm.generation.settings import image_settings, text_settings
 from mllm.json_files import fingerprint_of
 from mllm.pipeline import Pipeline
-from mllm.settings import image_settings, text_settings
 from mllm.versions import tool_versions
 
 

@@ -20,7 +20,7 @@ from mllm.conversation import ImagePart, Message, TextPart
 from mllm.evaluation.rate import Rate
 from mllm.evaluation.world_items import GROUPS, Group, make_items
 from mllm.evaluation.world_judge import Judgement, judge
-from mllm.generation_request import NoRoomError
+from mllm.generation.request import NoRoomError
 from mllm.modes import Mode
 from mllm.world.episode import Picture
 from mllm.world.scene import Scene

@@ -16,10 +16,10 @@ from mllm.evaluation.world import Answer, choose_groups, evaluate_world
 from mllm.evaluation.world_best_of import as_lines, measure_best_of
 from mllm.evaluation.world_items import Group
 from mllm.evaluation.world_tokenizer import score_round_trip
+from mllm.generation.row_builder import Overrides
+from mllm.generation.settings import outline_settings
 from mllm.modes import Mode
 from mllm.pipeline import Pipeline
-from mllm.row_builder import Overrides
-from mllm.settings import outline_settings
 from mllm.versions import tool_versions
 from mllm.world.measure import measure_checker
 

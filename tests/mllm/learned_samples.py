@@ -4,7 +4,7 @@ import numpy as np
 
 from mllm.loss import IGNORED
 from mllm.sequence import Sequence
-from tests.mllm.generation_helpers import CODEBOOK_SIZE, FIRST_TEXT_ID, IDS, NUM_CODEBOOKS
+from tests.mllm.generation.generation_helpers import CODEBOOK_SIZE, FIRST_TEXT_ID, IDS, NUM_CODEBOOKS
 
 
 def learned_sample(*, seed: int, plan: list[str], positions: int = 9) -> Sequence:

@@ -14,17 +14,17 @@ from mllm.chat_dicts import from_chat, to_chat
 from mllm.chat_template import chat_template
 from mllm.config import MLLMConfig
 from mllm.conversation import ClassPart, CodesPart, Message, TextPart, render, unconditional
-from mllm.generation import generate
-from mllm.generation_choice import never_text_ids
-from mllm.generation_request import Row
+from mllm.generation.choice import never_text_ids
+from mllm.generation.loop import generate
+from mllm.generation.request import Row
 from mllm.layout import ImageLayout
 from mllm.loss import IGNORED
 from mllm.model import MLLMForConditionalGeneration
 from mllm.pipeline import Pipeline
 from mllm.sampling import SamplingConfig
 from mllm.sequence import Sequence, build_sequence
-from tests.mllm.generation_helpers import CODEBOOK_SIZE, NUM_CODEBOOKS, build_model
-from tests.mllm.test_generation import record_logits, uncached_code_logits
+from tests.mllm.generation.generation_helpers import CODEBOOK_SIZE, NUM_CODEBOOKS, build_model
+from tests.mllm.generation.test_generation import record_logits, uncached_code_logits
 from tests.mllm.tiny_folder import build_tiny_folder
 
 CLASS_FIELDS = {"prompt_style": "class", "image_layout": "bare", "tasks": ["draw_class"]}

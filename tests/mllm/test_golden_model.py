@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mllm.model import MLLMForConditionalGeneration
-from mllm.weights import from_upstream, to_upstream
+from mllm.released.weights import from_upstream, to_upstream
 from tests.mllm.golden_mllm import IMAGE_MARK, expand_images, golden_outputs, golden_weights
 
 

@@ -9,7 +9,7 @@ from mllm.loss import IGNORED
 from mllm.model import MLLMForConditionalGeneration, packed_mask
 from mllm.packing import pack
 from mllm.sequence import Sequence
-from tests.mllm.generation_helpers import CODEBOOK_SIZE, FIRST_TEXT_ID, IDS, NUM_CODEBOOKS, build_model
+from tests.mllm.generation.generation_helpers import CODEBOOK_SIZE, FIRST_TEXT_ID, IDS, NUM_CODEBOOKS, build_model
 from tests.mllm.learned_samples import learned_sample
 
 HEADS = ("depth_transformer", "mlp")

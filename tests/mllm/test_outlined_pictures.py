@@ -12,7 +12,7 @@ from PIL import Image
 from demo.answer import show
 from mllm.conversation import CodesPart, ImagePart, Message, TextPart
 from mllm.evaluation.world_report import describe_outlines
-from mllm.generation_request import OUTLINE_BUDGET, Row
+from mllm.generation.request import OUTLINE_BUDGET, Row
 from mllm.looking import look, look_prompt
 from mllm.pictures import OUTLINE, save_picture
 from mllm.pipeline import Done, ImageDone, Pipeline, TextDelta

@@ -8,7 +8,7 @@ import torch
 
 from mllm.loss import IGNORED
 from mllm.packing import Packer, pack, take_row
-from tests.mllm.generation_helpers import IDS
+from tests.mllm.generation.generation_helpers import IDS
 from tests.mllm.learned_samples import learned_sample
 
 PLANS = (["text", "IMAGE"], ["text", "TEXT"], ["text", "image", "TEXT", "IMAGE"], ["text", "image", "TEXT"])

@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 
 from mllm.conversation import CodesPart, ImagePart, Message, TextPart
+from mllm.generation.settings import sampling_config
+from mllm.generation.text_stream import TextStream
 from mllm.pipeline import Done, ImageDone, ImageProgress, Pipeline, TextDelta
 from mllm.sampling import SamplingConfig
-from mllm.settings import sampling_config
-from mllm.text_stream import TextStream
 from mllm.vocabulary import decode_text
 from tests.mllm.tiny_folder import build_tiny_folder
 

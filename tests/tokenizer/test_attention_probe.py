@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mllm.model_folder import BUNDLED, IMAGE_TOKENIZER
+from mllm.loading.model_folder import BUNDLED, IMAGE_TOKENIZER
 from mllm.world.render import render
 from mllm.world.scene import random_scene
 from tokenizer.attention_probe import AttentionProbe, probe_attention, read_as

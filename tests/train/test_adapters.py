@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from mllm.loading.model_folder import find_model_folder
 from mllm.model import MLLMForConditionalGeneration
-from mllm.model_folder import find_model_folder
 from tests.train.launching import losses
 from train import mllm_run
 from train.adapter_recipe import AdapterRecipe
@@ -149,7 +149,7 @@ def test_an_adapter_of_nothing_is_refused(mllm_recipe: MLLMRecipe, tmp_path: Pat
 def test_a_quantized_backbone_says_what_to_install(
     mllm_recipe: MLLMRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mllm.quantization.find_spec", lambda name: None)
+    monkeypatch.setattr("mllm.loading.quantization.find_spec", lambda name: None)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "unified_mllm"}))
     recipe = dataclasses.replace(
         mllm_recipe, model={}, adapter=AdapterRecipe(bits=4), trains=["projector"], start_from=tmp_path

@@ -14,9 +14,9 @@ from tests.train.launching import LAUNCHERS, ROOT, launch, losses, write_recipe
 from tokenizer.model import UniTok
 from train.adapter_recipe import AdapterRecipe
 from train.build_model import build_model
+from train.checkpoint.save_model import save_model_folder
 from train.mllm_recipe import MLLMRecipe
 from train.mllm_run import train_mllm
-from train.save_model import save_model_folder
 
 pytestmark = pytest.mark.slow
 

@@ -17,13 +17,13 @@ from safetensors.torch import load_file
 from mllm.model import MLLMForConditionalGeneration
 from tests.train.launching import losses
 from train.bad_steps import BadSteps, BadStepsError, StepJudge
+from train.checkpoint.resharding import ZERO_3, needs_joining, reads_joined, sharding_of
 from train.data.processes import WAIT_IN_TRAINING
 from train.mllm_recipe import MLLMRecipe, Validation
 from train.mllm_run import train_mllm
+from train.observing.throughput import PEAK_FLOPS, FlopCount
 from train.optimizers import OptimizerRecipe
 from train.parts import part_of
-from train.resharding import ZERO_3, needs_joining, reads_joined, sharding_of
-from train.throughput import PEAK_FLOPS, FlopCount
 from train.training_arguments import join_deepspeed, training_arguments
 
 

@@ -14,9 +14,9 @@ import torch
 from mllm.vocabulary import load_text_tokenizer
 from tokenizer.model import UniTok
 from train.build_model import build_model
+from train.checkpoint.sharded_weights import whole
 from train.mllm_recipe import MLLMRecipe
 from train.recipe import read_yaml, resolve
-from train.sharded_weights import whole
 from train.training_arguments import training_arguments
 
 

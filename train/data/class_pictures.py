@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
-from mllm.device import choose_device
+from mllm.loading.device import choose_device
 from mllm.world.classes import CLASSES, class_scene
 from mllm.world.render import render
 from tokenizer.image_processor import open_image, to_bytes

@@ -22,7 +22,7 @@ from tokenizer.captions import EncodeCaptions
 from train.data.random_crop import RandomCrop
 from train.data.tar_pictures import Place, Readers, TarPictures, find_shards
 from train.data.world_pictures import WorldPictures
-from train.tokenizer_recipe import TokenizerRecipe
+from train.image_tokenizer.recipe import TokenizerRecipe
 
 logger = logging.getLogger(__name__)
 

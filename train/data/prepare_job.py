@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 from mllm.config import MLLMConfig
-from mllm.device import choose_device
-from mllm.image_tokenizer import find_image_tokenizer
-from mllm.model_folder import find_model_folder
+from mllm.loading.device import choose_device
+from mllm.loading.image_tokenizer import find_image_tokenizer
+from mllm.loading.model_folder import find_model_folder
 from mllm.processor import PROCESSOR_FILE, read_preparation
 from mllm.sizes import Size, best_sizes
 from tokenizer.image_processor import PREPARATIONS

@@ -16,7 +16,7 @@ import transformers
 from torch import nn
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from mllm.device import choose_device
+from mllm.loading.device import choose_device
 from mllm.self_judge import GENAI_QUESTION
 from tokenizer.image_processor import open_image, to_rgb
 

@@ -14,10 +14,10 @@ from typing import Any, cast
 from PIL import Image
 
 from mllm.conversation import ImagePart, Message, TextPart
+from mllm.generation.row_builder import Overrides
 from mllm.modes import Mode
 from mllm.pictures import load_picture
 from mllm.pipeline import Pipeline
-from mllm.row_builder import Overrides
 
 SETTINGS = {"temperature": "temperature", "top_p": "top_p", "top_k": "top_k", "max_new_tokens": "max_new_tokens"}
 

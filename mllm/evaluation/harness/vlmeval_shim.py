@@ -13,8 +13,8 @@ from typing import Any
 
 from mllm.conversation import Message
 from mllm.evaluation.harness.harness_answers import answer_chats, read_item
+from mllm.generation.row_builder import Overrides
 from mllm.pipeline import Pipeline
-from mllm.row_builder import Overrides
 
 MAX_NEW_TOKENS = 512
 

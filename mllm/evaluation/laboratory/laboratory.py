@@ -10,7 +10,6 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from mllm.device import choose_device
 from mllm.evaluation.benchmark import Score, Scores
 from mllm.evaluation.bootstrap import mean_of_many, without_interval
 from mllm.evaluation.laboratory.classes import (
@@ -25,6 +24,7 @@ from mllm.evaluation.laboratory.pictures import count_pictures, read_pictures
 from mllm.evaluation.laboratory.reconstruction import RECONSTRUCTION, REFERENCE, measure_reconstruction
 from mllm.evaluation.result import make_result
 from mllm.json_files import fingerprint_of
+from mllm.loading.device import choose_device
 from mllm.versions import tool_versions
 from tokenizer.captions import load_captions
 from tokenizer.fidelity import fidelity, need_fidelity

@@ -15,7 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from mllm.image_tokenizer import find_image_tokenizer
+from mllm.loading.image_tokenizer import find_image_tokenizer
 from tokenizer.model import UniTok
 
 

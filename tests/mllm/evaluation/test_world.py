@@ -11,7 +11,7 @@ from mllm.conversation import Message
 from mllm.evaluation.rate import Rate
 from mllm.evaluation.world import choose_groups, evaluate_world
 from mllm.evaluation.world_items import GROUPS, make_items
-from mllm.generation_request import NoRoomError
+from mllm.generation.request import NoRoomError
 from mllm.world.episode import Picture
 
 SEED = 7

@@ -18,7 +18,7 @@ from mllm.__main__ import main
 from mllm.evaluation.laboratory.classes import class_names, fit_probe
 from mllm.evaluation.laboratory.measured import find_measured
 from mllm.evaluation.laboratory.pictures import count_pictures, read_pictures
-from mllm.image_tokenizer import find_image_tokenizer
+from mllm.loading.image_tokenizer import find_image_tokenizer
 from tests.mllm.tiny_folder import build_tiny_folder
 from tokenizer.image_processor import ImageProcessor
 from tokenizer.model import UniTok

@@ -1,0 +1,1 @@
+"""Image codes to vectors of the backbone."""

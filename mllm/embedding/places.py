@@ -1,0 +1,51 @@
+"""Where an image position lies in its image, as a vector that is added to its embedding.
+
+RoPE tells how many tokens lie between two places, which says nothing about two pictures whose distance varies with the
+words between them. A learned vector for the row and one for the column give every position the same key in every
+picture, so that "what is at this place of the first picture" can be looked up: edits and depth maps copy by it. What
+is looked up belongs to the position that comes next; its column follows from this one's, its row only together with
+the column, so it has a table of its own.
+
+The content vector is normalised first: it comes out of an unbounded projector and grows in training (to two hundred
+times the size of a text token's in one run), where nothing that is added to it could be seen. Off for the released
+checkpoints.
+
+Letters: P image positions, D language model width.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mllm.heads.rms_norm import RMSNorm
+
+PLACE_STD = 0.3
+"""Of the vectors at the start; the content they are added to has root mean square 1."""
+
+
+class PlaceEmbedding(nn.Module):
+    """Normalised content plus learned vectors of row, column, and the row of the next position in reading order."""
+
+    def __init__(self, columns: int, width: int) -> None:
+        super().__init__()
+        self.columns = columns
+        self.norm = RMSNorm(width, eps=1e-6)
+        self.row = nn.Parameter(torch.empty(columns, width))
+        self.column = nn.Parameter(torch.empty(columns, width))
+        self.next_row = nn.Parameter(torch.empty(columns + 1, width))  # the last position's successor begins a row more
+
+    def forward(self, content_PD: Tensor, index_P: Tensor) -> Tensor:
+        """(P, D) from indices in reading order within the image."""
+        row_P, column_P = index_P // self.columns, index_P % self.columns
+        return (
+            self.norm(content_PD)
+            + F.embedding(row_P, self.row)
+            + F.embedding(column_P, self.column)
+            + F.embedding((index_P + 1) // self.columns, self.next_row)
+        )
+
+
+def indices_within(lengths_I: Tensor) -> Tensor:
+    """0, 1, ... within each image, images one after another; (P,)."""
+    starts_I = lengths_I.cumsum(0) - lengths_I
+    return torch.arange(int(lengths_I.sum()), device=lengths_I.device) - starts_I.repeat_interleave(lengths_I)

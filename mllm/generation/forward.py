@@ -1,0 +1,131 @@
+"""The forward passes of a decoding batch: all prompts at once, then one place of every row at a time, with caches.
+
+In: row states, then what was chosen. Out: hidden states after the last place. A guided row brings a second,
+unconditional row of the decoder that follows the same tokens except those of outlines; unguided rows bring none.
+Chooses nothing. Masks are additive and 4-dimensional, which the `sdpa` and `eager` attention of transformers take
+(`flash_attention_2` does not).
+
+Letters: N rows asked for, R rows of the decoder (the N, then the unconditional ones), U different prompts among them,
+G rows with codes, T places, D hidden width, P image positions, K codebooks.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mllm.generation.choice import Chosen
+from mllm.generation.kv_cache import LeftPadding, build_cache
+from mllm.generation.rows import RowState
+from mllm.model import MLLMForConditionalGeneration
+from mllm.sequence import Sequence
+
+
+class CachedForward:
+    """The model with the caches of one batch."""
+
+    def __init__(self, model: MLLMForConditionalGeneration, states: list[RowState]) -> None:
+        self.model, self.config, self.device, self.states = model, model.config, model.device, states
+        guided = [n for n, state in enumerate(states) if state.row.is_guided]
+        self.unconditional_rows = {n: len(states) + i for i, n in enumerate(guided)}
+        self.owners = [*range(len(states)), *guided]
+        self.owner_R = torch.tensor(self.owners, device=self.device)
+        most_positions = max(state.num_positions for state in states)
+        self.code_cache = model.code_embedding.new_cache(len(states), most_positions)
+
+    def prefill(self) -> Tensor:
+        """Run all prompts at once, equal ones only once; hidden states (R, D) after their last tokens."""
+        prompts = [state.row.prompt for state in self.states]
+        prompts += [self.states[n].row.prompts[1] for n in self.unconditional_rows]
+        prefixes = [state.prefix for state in self.states]
+        prefixes += [self.states[n].unconditional_prefix for n in self.unconditional_rows]
+        texts = [(*prompt.token_ids_T.tolist(), *prefix) for prompt, prefix in zip(prompts, prefixes, strict=True)]
+        lengths = [len(text) for text in texts]
+        self.length = max(lengths)
+        capacity = self.length + max(state.max_steps for state in self.states)
+        self.cache = build_cache(self.config.text_config.num_hidden_layers, capacity)
+        first_rows, sources = first_of_equals(texts, prompts)
+        embeddings_UTD = self.embed_prompts([texts[row] for row in first_rows], [prompts[row] for row in first_rows])
+
+        def pad(row_lengths: list[int]) -> LeftPadding:
+            return LeftPadding.of(
+                row_lengths,
+                capacity=capacity,
+                dtype=embeddings_UTD.dtype,
+                device=self.device,
+                may_skip=bool(self.unconditional_rows) and self.config.begin_outline_id is not None,
+            )
+
+        self.padding = pad([lengths[row] for row in first_rows])
+        hidden_UD = self.forward(embeddings_UTD, start=0, mask=self.padding.prefill_mask(self.length))
+        if len(first_rows) == len(texts):
+            return hidden_UD
+        self.padding, index_R = pad(lengths), torch.tensor(sources, device=self.device)
+        self.cache.batch_select_indices(index_R)
+        return hidden_UD.index_select(0, index_R)
+
+    def embed_prompts(self, texts: list[tuple[int, ...]], prompts: list[Sequence]) -> Tensor:
+        """Embeddings (U, T, D) of prompts, padded on the left."""
+        padded = [[self.config.pad_token_id] * (self.length - len(text)) + list(text) for text in texts]
+        codes = np.concatenate([prompt.codes_PK for prompt in prompts]).astype(np.int64)
+        image_lengths = np.concatenate([prompt.image_lengths_I for prompt in prompts]).astype(np.int64)
+        return self.model.embed(
+            torch.tensor(padded, device=self.device),
+            torch.from_numpy(codes).to(self.device) if len(codes) else None,
+            torch.from_numpy(image_lengths).to(self.device) if len(codes) else None,
+        )
+
+    def step(self, chosen: Chosen) -> Tensor:
+        """Run the places that were chosen; hidden states (R, D) after them."""
+        embeddings_RD = self.embed(chosen)
+        if self.unconditional_rows:
+            embeddings_RD = embeddings_RD[self.owner_R]
+        start, self.length = self.length, self.length + 1
+        if skipping := [row for n, row in self.unconditional_rows.items() if self.states[n].is_in_outline]:
+            self.padding.skip(skipping, start)
+        return self.forward(embeddings_RD[:, None], start=start, mask=self.padding.step_mask(self.length))
+
+    def embed(self, chosen: Chosen) -> Tensor:
+        """Embeddings (N, D) of the chosen tokens and codes; a guided pair shares its row."""
+        if chosen.codes_GK is None:
+            return self.embed_tokens(chosen.tokens)
+        starting = [n for n in chosen.codes if self.states[n].positions_done == 1]
+        if starting:
+            self.code_cache.reset(torch.tensor(starting, device=self.device))
+        if len(chosen.codes) == len(self.states):
+            return self.model.code_embedding.step(chosen.codes_GK, self.code_cache)
+        rows_G = torch.tensor(list(chosen.codes), device=self.device)
+        embeddings_GD = self.model.code_embedding.step(chosen.codes_GK, self.code_cache, rows=rows_G)
+        return self.embed_tokens(chosen.tokens).index_copy(0, rows_G, embeddings_GD)
+
+    def embed_tokens(self, tokens: dict[int, int]) -> Tensor:
+        """Embeddings (N, D) of tokens; rows without one get padding, which nobody reads."""
+        ids = [tokens.get(n, self.config.pad_token_id) for n in range(len(self.states))]
+        return self.model.get_input_embeddings()(torch.tensor(ids, device=self.device))
+
+    def forward(self, embeddings_RTD: Tensor, *, start: int, mask: Tensor | None) -> Tensor:
+        """The backbone over new places; hidden states (R, D) of the last one."""
+        outputs = self.model.backbone(
+            inputs_embeds=embeddings_RTD,
+            attention_mask=mask,
+            position_ids=self.padding.position_ids(start, start + embeddings_RTD.shape[1]),
+            past_key_values=self.cache,
+            use_cache=True,
+        )
+        return outputs.last_hidden_state[:, -1]
+
+
+def first_of_equals(texts: list[tuple[int, ...]], prompts: list[Sequence]) -> tuple[list[int], list[int]]:
+    """The first row of each different prompt, and for every row which of these is its own: several pictures of one
+    sentence, and all unconditional rows, share their prompt."""
+    places: dict[tuple[object, ...], int] = {}
+    first_rows: list[int] = []
+    sources: list[int] = []
+    for row, (text, prompt) in enumerate(zip(texts, prompts, strict=True)):
+        key = (text, prompt.codes_PK.tobytes(), prompt.image_lengths_I.tobytes())
+        if key not in places:
+            places[key] = len(first_rows)
+            first_rows.append(row)
+        sources.append(places[key])
+    return first_rows, sources

@@ -1,0 +1,1 @@
+"""Hidden states of the backbone to the codes of an image position."""

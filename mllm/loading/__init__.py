@@ -1,0 +1,1 @@
+"""Where models are, and how they come onto a device."""

@@ -1,0 +1,1 @@
+"""The published checkpoints: their layout, keys and memory, to ours and back."""

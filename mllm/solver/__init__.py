@@ -1,0 +1,1 @@
+"""The parts of the inference solver: its tasks, its messages, its rows."""

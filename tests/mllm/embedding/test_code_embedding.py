@@ -1,0 +1,132 @@
+"""Code embedding: step by step = whole images, images do not see each other, no position sees a later one."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from mllm.embedding.code_embedding import CodeEmbedding
+from tests.mllm.generation.generation_helpers import CODEBOOK_SIZE, NUM_CODEBOOKS, build_model
+
+
+@pytest.fixture(scope="module")
+def embedding() -> CodeEmbedding:
+    return build_model().code_embedding
+
+
+def with_places(**fields: object) -> CodeEmbedding:
+    """As without, and with tables that are not zero."""
+    embedding = build_model(image_places=True, **fields).code_embedding
+    embedding.load_state_dict(build_model(**fields).code_embedding.state_dict(), strict=False)
+    assert embedding.places is not None
+    for table in embedding.places.parameters(recurse=False):
+        torch.nn.init.normal_(table)
+    return embedding
+
+
+def random_codes(num_positions: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(CODEBOOK_SIZE, (num_positions, NUM_CODEBOOKS), generator=generator)
+
+
+@torch.no_grad()
+def test_looked_up_entries_are_the_normalised_rows(embedding: CodeEmbedding) -> None:
+    codes_PK = random_codes(5)
+    rows = []
+    for codes_K in codes_PK.tolist():
+        entries = [embedding.codebooks[k, code] for k, code in enumerate(codes_K)]
+        rows.append(torch.cat([entry / entry.norm() for entry in entries]))
+    torch.testing.assert_close(embedding.look_up(codes_PK), torch.stack(rows))
+
+
+@pytest.mark.parametrize("lengths", [[7], [4, 4, 4], [5, 1, 8]])
+@torch.no_grad()
+def test_images_together_equal_each_alone(embedding: CodeEmbedding, lengths: list[int]) -> None:
+    codes_PK = random_codes(sum(lengths))
+    alone = [embedding(codes, torch.tensor([len(codes)])) for codes in codes_PK.split(lengths)]
+    torch.testing.assert_close(embedding(codes_PK, torch.tensor(lengths)), torch.cat(alone))
+
+
+@torch.no_grad()
+def test_a_position_sees_its_past_only(embedding: CodeEmbedding) -> None:
+    codes_PK = random_codes(9)
+    changed_PK = codes_PK.clone()
+    changed_PK[4] = (changed_PK[4] + 1) % CODEBOOK_SIZE
+    before, after = (embedding(codes, torch.tensor([9])) for codes in (codes_PK, changed_PK))
+    torch.testing.assert_close(before[:4], after[:4], rtol=0, atol=0)
+    assert all((before[i] - after[i]).abs().max() > 1e-4 for i in range(4, 9))
+
+
+@pytest.mark.parametrize("places", [False, True])
+@torch.no_grad()
+def test_cached_steps_equal_the_full_forward_also_in_rows_at_different_places(places: bool) -> None:
+    embedding = with_places() if places else build_model().code_embedding
+    images = [random_codes(n, seed=n) for n in (7, 4, 6)]
+    whole = [embedding(codes_NK, torch.tensor([len(codes_NK)])) for codes_NK in images]
+    cache = embedding.new_cache(num_rows=3, num_positions=8)
+    place = [0, 0, 0]
+    for rows in ([0, 1, 2], [0], [2, 0], [1, 2], [0, 1, 2], [0], [2], [0, 1], [2], [0]):
+        codes_RK = torch.stack([images[row][place[row]] for row in rows])
+        stepped_RD = embedding.step(codes_RK, cache, rows=torch.tensor(rows))
+        for row, embedded_D in zip(rows, stepped_RD, strict=True):
+            torch.testing.assert_close(embedded_D, whole[row][place[row]])
+            place[row] += 1
+    assert place == cache.num_seen_R.tolist() == [7, 4, 6]
+
+
+@torch.no_grad()
+def test_a_reset_row_begins_a_new_image(embedding: CodeEmbedding) -> None:
+    cache = embedding.new_cache(num_rows=2, num_positions=5)
+    for _ in range(3):
+        embedding.step(random_codes(2, seed=9), cache)
+    cache.reset(torch.tensor([1]))
+    codes_PK = random_codes(4)
+    stepped = [embedding.step(codes_K[None], cache, rows=torch.tensor([1]))[0] for codes_K in codes_PK]
+    torch.testing.assert_close(torch.stack(stepped), embedding(codes_PK, torch.tensor([4])))
+    assert cache.num_seen_R.tolist() == [3, 4]
+
+
+@torch.no_grad()
+def test_isolated_steps_embed_each_position_alone() -> None:
+    embedding = build_model(embedding_context="isolated").code_embedding
+    codes_PK = random_codes(6)
+    cache = embedding.new_cache(num_rows=1, num_positions=6)
+    assert cache.keys_RHNd is None
+    stepped = torch.cat([embedding.step(codes_K[None], cache) for codes_K in codes_PK])
+    torch.testing.assert_close(stepped, embedding(codes_PK, torch.tensor([6]), isolated=True))
+    torch.testing.assert_close(stepped, embedding(codes_PK, torch.ones(6, dtype=torch.int64)))
+    trained = embedding(codes_PK, torch.tensor([6]))
+    torch.testing.assert_close(stepped[0], trained[0])
+    assert (stepped[5] - trained[5]).abs().max() > 1e-4
+
+
+@torch.no_grad()
+def test_isolated_positions_still_know_their_place() -> None:
+    embedding = with_places(embedding_context="isolated")
+    codes_PK = random_codes(6)
+    cache = embedding.new_cache(num_rows=1, num_positions=6)
+    stepped = torch.cat([embedding.step(codes_K[None], cache) for codes_K in codes_PK])
+    torch.testing.assert_close(stepped, embedding(codes_PK, torch.tensor([6]), isolated=True))
+
+
+@torch.no_grad()
+def test_places_add_the_vectors_of_row_and_column_and_of_the_row_that_comes_next() -> None:
+    embedding, codes_PK = with_places(), random_codes(9)
+    tables, plain = embedding.places, build_model().code_embedding
+    content_PD = plain(codes_PK, torch.tensor([9]))
+    unit_PD = content_PD / content_PD.square().mean(-1, keepdim=True).sqrt()
+    added_PD = embedding(codes_PK, torch.tensor([9])) - unit_PD
+    for place, (row, column, next_row) in {
+        0: (0, 0, 0),
+        2: (0, 2, 1),  # the last of its row
+        7: (2, 1, 2),
+        8: (2, 2, 3),  # the last of the image
+    }.items():
+        expected_D = tables.row[row] + tables.column[column] + tables.next_row[next_row]
+        torch.testing.assert_close(added_PD[place], expected_D, rtol=1e-4, atol=1e-4)
+
+
+def test_wrong_lengths_and_codebooks_are_refused(embedding: CodeEmbedding) -> None:
+    with pytest.raises(ValueError, match="6 and 5 positions"):
+        embedding(random_codes(5), torch.tensor([2, 4]))
+    with pytest.raises(ValueError, match="codebooks"):
+        embedding.set_codebooks(torch.zeros(2, 3, 4))

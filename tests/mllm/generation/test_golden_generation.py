@@ -1,0 +1,67 @@
+"""Greedy text-to-image decoding against the released system's own output (tests/golden)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import mllm.generation.choice
+from mllm.generation.loop import generate
+from mllm.generation.request import Row
+from mllm.model import MLLMForConditionalGeneration
+from mllm.sampling import SamplingConfig
+from mllm.sequence import Sequence
+from tests.mllm.generation.generation_helpers import text_prompt
+from tests.mllm.golden_mllm import golden_outputs
+
+NUM_POSITIONS = 10
+
+
+@pytest.fixture(scope="module")
+def expected() -> dict[str, torch.Tensor]:
+    return golden_outputs()
+
+
+def prompt_of(ids: list[int]) -> Sequence:
+    """A prompt of text ids; its last, begin-of-image, is placed by the decoding loop."""
+    assert ids[-1] == 3
+    return text_prompt(ids[:-1], num_codebooks=8)
+
+
+@pytest.mark.parametrize(
+    ("case", "guidance", "context"), [("full1", 1.0, "prefix"), ("full4", 4.0, "prefix"), ("last", 5.0, "isolated")]
+)
+def test_greedy_drawing_equals_the_released_system(
+    monkeypatch: pytest.MonkeyPatch,
+    expected: dict[str, torch.Tensor],
+    golden_folders: dict[str, Path],
+    case: str,
+    guidance: float,
+    context: str,
+) -> None:
+    ids = expected[f"{case}.prompt_ids"]
+    mask = expected.get(f"{case}.attention_mask", torch.ones_like(ids)).bool()
+    prompts = [prompt_of(row[real].tolist()) for row, real in zip(ids, mask, strict=True)]
+    image = SamplingConfig(greedy=True, guidance=guidance)
+    rows = [
+        Row(prompt=prompts[n], unconditional=prompts[2 + n] if guidance > 1 else None, mode="image", image=image)
+        for n in range(2)
+    ]
+    seen: list[torch.Tensor] = []
+    choose = mllm.generation.choice.choose
+    monkeypatch.setattr(
+        mllm.generation.choice, "choose", lambda logits, *rest: seen.append(logits.clone()) or choose(logits, *rest)
+    )
+    model = MLLMForConditionalGeneration.from_pretrained(golden_folders["converted"], embedding_context=context)
+    results = generate(model, rows)
+
+    codes_2KN = np.stack([result.images[0].codes_KN[:, :NUM_POSITIONS] for result in results])
+    assert (codes_2KN == expected[f"{case}.codes"].numpy()).all()
+    logits_2NKC = torch.stack(seen[: NUM_POSITIONS * 8], dim=1).unflatten(1, (NUM_POSITIONS, 8))
+    torch.testing.assert_close(logits_2NKC[:, :2], expected[f"{case}.logits_first"], rtol=1e-4, atol=1e-4)
+    top_2NK8 = logits_2NKC.topk(8).values
+    torch.testing.assert_close(top_2NK8, expected[f"{case}.logits_top"], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(logits_2NKC.sum(-1), expected[f"{case}.logits_sum"], rtol=1e-4, atol=0.05)

@@ -1,0 +1,94 @@
+"""Codebook heads: decoding = teacher forcing, Llama's own layer as reference, guidance, causality over the codes."""
+
+import pytest
+import torch
+from torch import Tensor
+from transformers.models.llama.modeling_llama import LlamaModel
+
+from mllm.heads.code_head import CodeHead, Guidance
+from tests.mllm.generation.generation_helpers import CODEBOOK_SIZE, NUM_CODEBOOKS, build_model
+
+HEADS = {
+    "depth": {"head_type": "depth_transformer"},
+    "depth, own outputs": {"head_type": "depth_transformer", "head_shared_output": False},
+    "depth, own sizes": {"head_type": "depth_transformer", "head_num_heads": 3, "head_intermediate_size": 31},
+    "mlp": {"head_type": "mlp"},
+}
+
+
+@pytest.fixture(params=HEADS.values(), ids=HEADS.keys())
+def head(request: pytest.FixtureRequest) -> CodeHead:
+    return build_model(**request.param).code_head
+
+
+def random_inputs(num_rows: int, width: int = 24) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    hidden_PD = torch.randn(num_rows, width, generator=generator)
+    return hidden_PD, torch.randint(CODEBOOK_SIZE, (num_rows, NUM_CODEBOOKS), generator=generator)
+
+
+@torch.no_grad()
+def test_decoding_sees_the_logits_of_teacher_forcing(head: CodeHead) -> None:
+    hidden_PD, codes_PK = random_inputs(5)
+    expected_PKC = head(hidden_PD, codes_PK)
+    assert expected_PKC.shape == (5, NUM_CODEBOOKS, CODEBOOK_SIZE)
+
+    def choose(k: int, logits_NC: Tensor) -> Tensor:
+        torch.testing.assert_close(logits_NC, expected_PKC[:, k])
+        return codes_PK[:, k]
+
+    assert torch.equal(head.decoder().decode(hidden_PD, choose=choose), codes_PK)
+
+
+@torch.no_grad()
+def test_guidance_mixes_logits_and_shares_the_code(head: CodeHead) -> None:
+    """Rows 0 and 3 guide with 4 and 1 as their other branch; row 2 is alone. Reference: mixed logits, row by row."""
+    hidden_RD, codes_NK = random_inputs(5)[0], random_inputs(3)[1]
+    pairs, scales = [(0, 4), (2, 2), (3, 1)], [2.5, 7.0, 1.0]
+    codes_RK = torch.zeros(5, NUM_CODEBOOKS, dtype=torch.int64)
+    for (conditional, unconditional), codes_K in zip(pairs, codes_NK, strict=True):
+        codes_RK[conditional] = codes_RK[unconditional] = codes_K
+    logits_RKC = head(hidden_RD, codes_RK)
+    mixed = [logits_RKC[u] + s * (logits_RKC[c] - logits_RKC[u]) for (c, u), s in zip(pairs, scales, strict=True)]
+
+    def choose(k: int, logits_NC: Tensor) -> Tensor:
+        torch.testing.assert_close(logits_NC, torch.stack(mixed)[:, k], atol=2e-4, rtol=1e-4)
+        return codes_NK[:, k]
+
+    guidance = Guidance(
+        conditional_N=torch.tensor([c for c, _ in pairs]),
+        unconditional_N=torch.tensor([u for _, u in pairs]),
+        scale_N=torch.tensor(scales),
+    )
+    assert torch.equal(head.decoder().decode(hidden_RD, choose=choose, guidance=guidance), codes_NK)
+
+
+@torch.no_grad()
+def test_a_code_depends_on_the_codes_before_it_and_on_no_other() -> None:
+    head = build_model().code_head
+    hidden_PD, codes_PK = random_inputs(4)
+    changed_PK = codes_PK.clone()
+    changed_PK[2, 1] = (changed_PK[2, 1] + 1) % CODEBOOK_SIZE
+    differs_PK = (head(hidden_PD, codes_PK) != head(hidden_PD, changed_PK)).any(dim=-1)
+    assert differs_PK.nonzero().tolist() == [[2, 2]]
+
+
+@torch.no_grad()
+def test_the_depth_transformer_is_a_llama() -> None:
+    """The same weights in transformers' own Llama, over the sequence [hidden, code 0, code 1]."""
+    model = build_model()
+    head, hidden_PD, codes_PK = model.code_head, *random_inputs(5)
+    llama = LlamaModel(model.config.text_config).eval()
+    ours = {name: value for name, value in head.state_dict().items() if name.startswith(("layers.", "norm."))}
+    missing = llama.load_state_dict(ours, strict=False)
+    assert missing.missing_keys == ["embed_tokens.weight"] and not missing.unexpected_keys
+    embedded = [head.codebooks.weight[k * CODEBOOK_SIZE + codes_PK[:, k]] for k in range(NUM_CODEBOOKS - 1)]
+    outputs_PKD = llama(inputs_embeds=torch.stack([hidden_PD, *embedded], dim=1)).last_hidden_state
+    torch.testing.assert_close(head(hidden_PD, codes_PK), head.linear_head(outputs_PKD), atol=2e-5, rtol=1e-4)
+
+
+def test_gradient_reaches_every_parameter_of_every_head(head: CodeHead) -> None:
+    hidden_PD, codes_PK = random_inputs(7)
+    head.zero_grad()
+    head(hidden_PD, codes_PK).square().sum().backward()
+    assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in head.parameters())

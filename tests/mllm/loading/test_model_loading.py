@@ -1,0 +1,150 @@
+"""Loading: fewer bits, several devices, number formats, and what a code embedding may see."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from mllm.commands.arguments import CommandParser, add_model_arguments, load_options
+from mllm.heads.mlp_head import MLPHead
+from mllm.loading.model_loading import ROOM, LoadOptions, load_model, spread
+from mllm.loading.quantization import KEPT, PACKAGES, quantization_config
+from mllm.model import MLLMForConditionalGeneration
+from mllm.pipeline import Pipeline
+from mllm.released.convert import export_released
+from tests.mllm.tiny_folder import build_tiny_folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    # 64 divides every width, as the kernels of few bits want it
+    return build_tiny_folder(tmp_path_factory.mktemp("tiny"), width=192)
+
+
+def linears(model: nn.Module, prefix: str) -> list[nn.Module]:
+    return [m for name, m in model.named_modules() if name.startswith(prefix) and hasattr(m, "in_features")]
+
+
+def is_quantized(linear: nn.Module) -> bool:
+    return linear.weight.dtype in (torch.int8, torch.uint8) or type(linear.weight) not in (nn.Parameter, torch.Tensor)
+
+
+@pytest.mark.parametrize("name", ["int8", "bnb8", "nf4"])
+def test_backbone_and_head_are_quantised_and_still_draw_and_answer(folder: Path, name: str) -> None:
+    pytest.importorskip(PACKAGES[name])
+    plain = Pipeline.load(folder, device="cpu")
+    pipeline = Pipeline.load(folder, device="cpu", quantization=name)
+    model = pipeline.model
+    assert all(is_quantized(linear) for linear in linears(model, "backbone.") + linears(model, "code_head.layers."))
+    for kept in KEPT:
+        assert not any(is_quantized(linear) for linear in linears(model, kept))
+    pictures = pipeline.draw("a red circle", n=2, seed=1)
+    assert [image.size for image in pictures] == [(32, 32)] * 2
+    assert isinstance(pipeline.ask(pictures[0], "What color is it?", max_new_tokens=5), str)
+    ids = torch.tensor([[1, 300, 301, 302, 303]])
+    with torch.inference_mode():
+        ours, theirs = model(ids).logits.float(), plain.model(ids).logits.float()
+    error = float((ours - theirs).norm() / theirs.norm())
+    assert error < {"int8": 0.05, "bnb8": 0.1, "nf4": 0.4}[name]
+    assert error > 0, "the weights did lose something"
+
+
+def test_a_released_folder_is_quantised_as_it_is(tmp_path: Path) -> None:
+    pytest.importorskip("torchao")
+    ours = build_tiny_folder(tmp_path / "ours", width=192, prompt_style="unitok")
+    export_released(ours, tmp_path / "released")
+    models = [Pipeline.load(tmp_path / name, device="cpu", quantization="int8").model for name in ("released", "ours")]
+    assert all(is_quantized(linear) for linear in linears(models[0], "backbone."))
+    ids = torch.tensor([[1, 300, 301, 302, 303]])
+    with torch.inference_mode():
+        released, converted = (model(ids).logits for model in models)
+    assert torch.equal(released, converted)
+
+
+def test_four_bits_of_torchao_need_a_gpu() -> None:
+    pytest.importorskip("torchao")
+    if torch.cuda.is_available():
+        assert quantization_config("int4", dtype=torch.bfloat16).modules_to_not_convert == KEPT
+    else:
+        with pytest.raises(ValueError, match="'int4' computes on a GPU only: found none; use nf4 or int8"):
+            quantization_config("int4", dtype=torch.bfloat16)
+
+
+def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    monkeypatch.setattr("mllm.loading.quantization.find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"'nf4' needs bitsandbytes.*pip install 'mllm-toolkit\[quantization\]'"):
+        Pipeline.load(folder, device="cpu", quantization="nf4")
+    with pytest.raises(ValueError, match="unknown quantization: found 'int3'; use one of int8, int4, nf4, bnb8"):
+        Pipeline.load(folder, device="cpu", quantization="int3")
+
+
+def test_auto_spreads_the_layers_and_keeps_the_rest_together(folder: Path) -> None:
+    config = MLLMForConditionalGeneration.from_pretrained(folder).config
+    assert spread(config, dtype=torch.float32, first=torch.device("cpu")) == {"": torch.device("cpu")}
+    with torch.device("meta"):
+        model = MLLMForConditionalGeneration(config)
+    layer = sum(p.numel() for p in model.backbone.layers[0].parameters()) * 4
+    around = (model.num_parameters() - 2 * layer // 4) * 4
+    first = torch.device("cuda", 0)
+    memory = {0: (around + layer) / ROOM + 1, 1: 10 * layer, "cpu": 10 * layer}
+    places = spread(config, dtype=torch.float32, first=first, max_memory=memory)
+    assert {name: place for name, place in places.items() if place != 0} == {"backbone.layers.1": 1}
+    assert {name.removeprefix("backbone.").split(".")[0] for name in places} >= {"embed_tokens", "norm", "code_head"}
+    del memory[1]
+    assert spread(config, dtype=torch.float32, first=first, max_memory=memory)["backbone.layers.1"] == "cpu"
+    half = spread(config, dtype=torch.bfloat16, first=first, max_memory=memory)
+    assert set(half.values()) == {0}, "half the bytes fit on one device"
+    del memory["cpu"]
+    with pytest.raises(ValueError, match="the model does not fit: found room for 1 of 2 layers"):
+        spread(config, dtype=torch.float32, first=first, max_memory=memory)
+
+
+HERE = ("backbone.embed_tokens", "backbone.norm", "backbone.rotary_emb", "lm_head", "code_embedding", "code_head")
+ON_DISK = dict.fromkeys((*HERE, "backbone.layers.0"), "cpu") | {"backbone.layers.1": "disk"}
+
+
+@pytest.mark.parametrize("places", ["auto", ON_DISK])
+def test_a_model_in_several_places_draws_the_same(folder: Path, tmp_path: Path, places: Any) -> None:
+    plain, pipeline = Pipeline.load(folder, device="cpu"), Pipeline.load(folder, device="cpu", device_map=places)
+    if places != "auto":
+        assert pipeline.model.backbone.layers[1].mlp.up_proj.weight.device.type == "meta", "it is on the disk"
+    ours, theirs = (p.draw("a red circle", n=2, seed=3)[1].tobytes() for p in (pipeline, plain))
+    assert ours == theirs
+    with pytest.raises(ValueError, match="unknown device map: found 'balanced'"):
+        LoadOptions(device_map="balanced")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_number_formats_load_and_draw(folder: Path, dtype: str) -> None:
+    pipeline = Pipeline.load(folder, device="cpu", dtype=dtype)
+    assert pipeline.model.dtype == getattr(torch, dtype)
+    assert pipeline.draw("a red circle", seed=1)[0].size == (32, 32)
+
+
+def test_what_a_code_embedding_sees_is_chosen_when_loading(folder: Path) -> None:
+    contexts = {name: Pipeline.load(folder, device="cpu", embedding_context=name) for name in ("prefix", "isolated")}
+    default = Pipeline.load(folder, device="cpu")
+    assert default.config.embedding_context == "prefix"
+    drawn = {name: pipeline.draw("a red circle", seed=1)[0].tobytes() for name, pipeline in contexts.items()}
+    assert drawn["prefix"] == default.draw("a red circle", seed=1)[0].tobytes() != drawn["isolated"]
+    caches = {name: p.model.code_embedding.new_cache(2, 4) for name, p in contexts.items()}
+    assert caches["prefix"].keys_RHNd.shape[:3] == (2, 3, 4) and caches["isolated"].keys_RHNd is None
+    with pytest.raises(ValueError, match="unknown embedding_context: found 'wide'; use one of prefix, isolated"):
+        Pipeline.load(folder, device="cpu", embedding_context="wide")
+
+
+def test_options_of_a_command_are_those_of_loading(folder: Path) -> None:
+    parser = CommandParser("test", description=None, example="test")
+    add_model_arguments(parser)
+    words = "--device cpu --dtype bfloat16 --quantization nf4 --device-map auto --embedding-context isolated"
+    options = LoadOptions(**load_options(parser.parse_args(words.split())))
+    assert options == LoadOptions(
+        device="cpu", dtype="bfloat16", quantization="nf4", device_map="auto", embedding_context="isolated"
+    )
+    assert load_options(parser.parse_args([])) == {}
+    model = load_model(folder, LoadOptions(device="cpu", embedding_context="isolated"))
+    assert model.config.embedding_context == "isolated" and not isinstance(model.code_head, MLPHead)

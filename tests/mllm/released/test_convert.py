@@ -1,0 +1,252 @@
+"""`mllm convert` as a person types it: what it writes works, and a wrong source is named in one sentence."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from mllm.__main__ import main
+from mllm.pipeline import Pipeline
+from mllm.released.sharding import require_room
+from tests.mllm.tiny_folder import build_tiny_folder
+from tokenizer.model import UniTok
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(capfd: pytest.CaptureFixture[str]) -> Run:
+    def run(*words: str | Path) -> tuple[int, str, str]:
+        capfd.readouterr()
+        code = main(["convert", *map(str, words)])
+        printed = capfd.readouterr()
+        return code, printed.out, printed.err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def ours(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder with the released prompts and preparation of pictures."""
+    folder = tmp_path_factory.mktemp("ours")
+    fields = {"prompt_style": "unitok", "tasks": ["draw", "ask", "describe", "chat"]}
+    build_tiny_folder(folder, context=400, **fields)
+    (folder / "processor_config.json").write_text(json.dumps({"preparation": "understanding"}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def released(ours: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same in the released layout, the image tokenizer's file beside the model."""
+    folder = tmp_path_factory.mktemp("released") / "folder"
+    assert main(["convert", "export-unitok-mllm", str(ours), str(folder), "--shard-size", "0.00002"]) == 0
+    assert (folder / "unitok_tokenizer.pth").is_file()
+    assert (folder / "tokenizer.model").is_file() and not (folder / "image_tokenizer").exists()
+    return folder
+
+
+@pytest.fixture
+def copy(released: Path, tmp_path: Path) -> Path:
+    """A copy to damage."""
+    return Path(shutil.copytree(released, tmp_path / "copy"))
+
+
+def pictures_and_answers(folder: Path) -> list[Any]:
+    pipeline = Pipeline.load(folder, device="cpu")
+    pictures = pipeline.draw("a red circle", n=2, seed=3)
+    looked_at = Image.fromarray(np.arange(40 * 50 * 3, dtype=np.uint8).reshape(40, 50, 3))
+    return [*(np.asarray(picture).tolist() for picture in pictures), pipeline.ask(looked_at, "What is it?", seed=1)]
+
+
+def test_released_folder_and_its_conversion_draw_and_answer_as_the_model_they_come_from(
+    ours: Path, released: Path, tmp_path: Path, run: Run
+) -> None:
+    code, out, err = run("unitok-mllm", released, tmp_path / "model", "--shard-size", "0.00003")
+    assert (code, err) == (0, "")
+    assert "3 codebooks of 17, pictures of 32 pixels, full attention" in out
+    assert len(list((tmp_path / "model").glob("model-*.safetensors"))) > 1
+    assert "trained for: draw, ask, describe, chat" in (tmp_path / "model" / "README.md").read_text()
+    converted = pictures_and_answers(tmp_path / "model")
+    assert pictures_and_answers(released) == converted
+    assert pictures_and_answers(ours) == converted
+
+
+def test_image_tokenizer_goes_in_and_out_by_command(ours: Path, released: Path, tmp_path: Path, run: Run) -> None:
+    code, out, _ = run("unitok", released / "unitok_tokenizer.pth", tmp_path / "unitok")
+    assert code == 0
+    assert out == f"{tmp_path}/unitok: 3 codebooks of 17, pictures of 32 pixels, full attention\n"
+    mine = load_file(ours / "image_tokenizer" / "model.safetensors")
+    theirs = load_file(tmp_path / "unitok" / "model.safetensors")
+    assert mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
+    assert run("export-unitok", tmp_path / "unitok", tmp_path / "back.pth")[0] == 0
+    assert (
+        run("unitok", tmp_path / "back.pth", tmp_path / "half", "--dtype", "bfloat16", "--attention", "causal")[0] == 0
+    )
+    half = UniTok.from_pretrained(tmp_path / "half")
+    assert (half.dtype, half.config.projection_attention) == (torch.bfloat16, "causal")
+
+
+def test_tokenize_takes_a_converted_folder_a_released_model_and_the_released_file(
+    released: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Image.effect_mandelbrot((32, 32), (-2, -1, 1, 1), 20).convert("RGB").save("a.png")
+    assert run("unitok", released / "unitok_tokenizer.pth", "unitok")[0] == 0
+    for number, model in enumerate(("unitok", released, released / "unitok_tokenizer.pth")):
+        assert main(["tokenize", "reconstruct", "a.png", "-o", f"{number}.png", "--model", str(model)]) == 0
+    assert len({Path(f"{number}.png").read_bytes() for number in range(3)}) == 1
+
+
+def test_types_and_a_separate_image_tokenizer(released: Path, copy: Path, tmp_path: Path, run: Run) -> None:
+    (copy / "unitok_tokenizer.pth").unlink()
+    code, out, _ = run("unitok-mllm", copy, tmp_path / "bare", "--dtype", "bfloat16")
+    assert code == 0 and "no image tokenizer: without one" in out
+    assert {tensor.dtype for tensor in load_file(tmp_path / "bare" / "model.safetensors").values()} == {torch.bfloat16}
+    assert json.loads((tmp_path / "bare" / "config.json").read_text())["dtype"] == "bfloat16"
+    words = ("unitok-mllm", copy, tmp_path / "full", "--image-tokenizer", released / "unitok_tokenizer.pth")
+    assert run(*words)[0] == 0
+    assert (tmp_path / "full" / "image_tokenizer" / "model.safetensors").is_file()
+
+
+def test_probe_prints_both_readings_and_decides_nothing_for_random_weights(
+    released: Path, tmp_path: Path, run: Run
+) -> None:
+    Image.new("RGB", (40, 40), "red").save(tmp_path / "red.png")
+    code, out, _ = run("probe", released / "unitok_tokenizer.pth", "--pictures", tmp_path / "red.png")
+    lines = out.splitlines()
+    assert code == 0
+    assert lines[0] == "attention  PSNR dB" and lines[1].startswith("full") and lines[2].startswith("causal")
+    assert lines[3].startswith("the pictures do not decide")
+    words = ("unitok", released / "unitok_tokenizer.pth", tmp_path / "out", "--attention", "probe")
+    code, _, err = run(*words)
+    assert code == 2 and "say --attention full or causal" in err
+    assert not (tmp_path / "out").exists()
+
+
+def change_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
+    """Change the tensors of the folder's last shard."""
+    path = sorted(folder.glob("model-*.safetensors"))[-1]
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path)
+
+
+def drop_one(tensors: dict[str, torch.Tensor]) -> None:
+    del tensors[sorted(tensors)[0]]
+
+
+def add_one(tensors: dict[str, torch.Tensor]) -> None:
+    tensors["model.vision_tower.weight"] = torch.zeros(2)
+
+
+def misshape_one(tensors: dict[str, torch.Tensor]) -> None:
+    name = sorted(tensors)[0]
+    tensors[name] = torch.zeros(2, 7)
+
+
+@pytest.mark.parametrize(
+    ("change", "fragment"),
+    [
+        (drop_one, "tensors found 1 missing: "),
+        (add_one, "tensors found 1 unexpected: model.vision_tower.weight"),
+        (misshape_one, "(found (2, 7), expected ("),
+    ],
+)
+def test_tensors_that_do_not_fit_are_named_before_anything_is_written(
+    change: Callable[[dict[str, torch.Tensor]], None], fragment: str, copy: Path, tmp_path: Path, run: Run
+) -> None:
+    change_weights(copy, change)
+    code, _, err = run("unitok-mllm", copy, tmp_path / "out")
+    assert code == 2 and err.startswith("mllm: ") and len(err.splitlines()) == 1
+    assert fragment in err and "does not fit the network" in err
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(ValueError, match="does not fit the network"):
+        Pipeline.load(copy)
+
+
+def truncate(folder: Path) -> None:
+    path = sorted(folder.glob("model-*.safetensors"))[0]
+    path.write_bytes(path.read_bytes()[:-9])
+
+
+def set_config(**fields: Any) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        path = folder / "config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+
+    return change
+
+
+def swap_codebooks(folder: Path) -> None:
+    """Another image tokenizer of the same sizes."""
+    path = folder / "unitok_tokenizer.pth"
+    checkpoint = torch.load(path, weights_only=True)
+    state = checkpoint["trainer"]["unitok"]
+    state["quantizer.codebooks.0.codebook.weight"] = -state["quantizer.codebooks.0.codebook.weight"]
+    torch.save(checkpoint, path)
+
+
+def write_text(name: str, text: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).write_text(text) and None
+
+
+@pytest.mark.parametrize(
+    ("damage", "fragment"),
+    [
+        (lambda folder: sorted(folder.glob("model-*.safetensors"))[1].unlink(), "shards are missing in"),
+        (truncate, "is damaged or no checkpoint"),
+        (lambda folder: (folder / "model.safetensors.index.json").unlink(), "holds no weights: found none of"),
+        (lambda folder: (folder / "config.json").unlink(), "found no config.json; give the downloaded folder"),
+        (write_text("config.json", "{"), "is no config"),
+        (set_config(model_type="llava"), "holds another kind of model: found 'llava'"),
+        (set_config(model_type="unified_mllm"), "is no released model"),
+        (set_config(hidden_size=48), "of another shape"),
+        (lambda folder: [path.unlink() for path in folder.glob("tokenizer*")], "no text tokenizer: found neither"),
+        (swap_codebooks, "found 17 of 51 codebook entries that differ"),
+        (write_text("unitok_tokenizer.pth", "a page that says: log in first"), "is damaged or no checkpoint"),
+    ],
+)
+def test_damaged_folders_are_refused_in_one_sentence(
+    damage: Callable[[Path], object], fragment: str, copy: Path, tmp_path: Path, run: Run
+) -> None:
+    damage(copy)
+    code, out, err = run("unitok-mllm", copy, tmp_path / "out")
+    assert code == 2 and out == ""
+    assert err.startswith("mllm: ") and len(err.splitlines()) == 1, err
+    assert fragment in err
+    assert not (tmp_path / "out" / "config.json").exists()
+
+
+def test_wrong_words_are_refused(ours: Path, released: Path, tmp_path: Path, run: Run) -> None:
+    wrong: list[tuple[list[str | Path], str]] = [
+        (["unitok"], "arguments are required"),
+        (["unitok", tmp_path / "absent.pth", tmp_path / "out"], "there is no checkpoint file"),
+        (["unitok", released / "config.json", tmp_path / "out"], "is damaged or no checkpoint"),
+        (["unitok-mllm", tmp_path / "absent", tmp_path / "out"], "found no config.json"),
+        (["unitok-mllm", released, ours], "is already there"),
+        (["unitok-mllm", released, tmp_path / "out", "--shard-size", "none"], "'none' is no size in GB"),
+        (["unitok-mllm", released, tmp_path / "out", "--dtype", "int8"], "invalid choice"),
+        (["export-unitok-mllm", released, tmp_path / "out"], "already has the released layout"),
+        (["export-unitok", tmp_path, tmp_path / "out.pth"], "no image tokenizer in this folder"),
+        (["export-unitok", ours / "image_tokenizer", ours / "config.json"], "is already there"),
+        (["probe", tmp_path / "absent.pth"], "there is no model folder"),
+        (["sideways"], "invalid choice"),
+    ]
+    for words, fragment in wrong:
+        code, _, err = run(*words)
+        assert code == 2 and len(err.splitlines()) == 1 and fragment in err, (words, err)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_full_disk_is_noticed_before_the_first_byte(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"is too full: found .* GB free, 1000000000\.0 GB are needed"):
+        require_room(tmp_path, 10**18)

@@ -1,0 +1,257 @@
+"""The released layout of a model: every tensor of the 7B model has its place, and any model goes out and back."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, LlamaConfig
+
+from mllm.config import MLLMConfig
+from mllm.generation.loop import generate
+from mllm.generation.request import Row
+from mllm.model import MLLMForConditionalGeneration
+from mllm.processor import MLLMProcessor
+from mllm.released.config import from_released
+from mllm.released.convert import convert_released, export_released
+from mllm.released.folder import our_shapes, upstream_shapes
+from mllm.sampling import SamplingConfig
+from mllm.vocabulary import load_text_tokenizer
+from tests.mllm.generation.generation_helpers import text_prompt
+from tests.mllm.released.released_folder import LLAMA_2_7B, write_released
+from tests.mllm.tiny_folder import build_tiny_folder, train_text_tokenizer
+
+LLAMA_LAYER = {
+    **{f"self_attn.{name}_proj.weight": (4096, 4096) for name in "qkvo"},
+    **{f"mlp.{name}_proj.weight": (11008, 4096) for name in ("gate", "up")},
+    "mlp.down_proj.weight": (4096, 11008),
+    "input_layernorm.weight": (4096,),
+    "post_attention_layernorm.weight": (4096,),
+}
+EMBEDDER = {
+    **{f"quantizer.codebooks.{k}.vocab_usage": (4096,) for k in range(8)},
+    **{f"quantizer.codebooks.{k}.codebook.weight": (4096, 8) for k in range(8)},
+    **{f"attn_projection.{norm}.{part}": (64,) for norm in ("norm1", "norm3") for part in ("weight", "bias")},
+    **{f"attn_projection.norm2.{part}": (1024,) for part in ("weight", "bias")},
+    **{f"attn_projection.attn.{name}": (1024,) for name in ("q_bias", "v_bias", "zero_k_bias")},
+    "attn_projection.attn.qkv.weight": (3072, 64),
+    "attn_projection.attn.proj.weight": (1024, 1024),
+    "attn_projection.attn.proj.bias": (1024,),
+    "attn_projection.proj.weight": (1024, 64),
+    "attn_projection.proj.bias": (1024,),
+    **{f"attn_projection.mlp.norm.{part}": (1024,) for part in ("weight", "bias")},
+    **{f"attn_projection.mlp.{name}.weight": (2048, 1024) for name in ("w0", "w1")},
+    **{f"attn_projection.mlp.{name}.bias": (2048,) for name in ("w0", "w1")},
+    "attn_projection.mlp.w2.weight": (1024, 2048),
+    "attn_projection.mlp.w2.bias": (1024,),
+    **{f"mm_projector.0.{part}": (1024,) for part in ("weight", "bias")},
+    "mm_projector.1.weight": (4096, 1024),
+    "mm_projector.1.bias": (4096,),
+    "mm_projector.3.weight": (4096, 4096),
+    "mm_projector.3.bias": (4096,),
+}
+RELEASED_7B = {
+    "model.embed_tokens.weight": (32000, 4096),
+    "lm_head.weight": (32000, 4096),
+    "model.norm.weight": (4096,),
+    **{f"model.layers.{i}.{name}": shape for i in range(32) for name, shape in LLAMA_LAYER.items()},
+    **{f"model.multi_embedder.{name}": shape for name, shape in EMBEDDER.items()},
+    **{f"ar_head.layers.{i}.{name}": shape for i in range(3) for name, shape in LLAMA_LAYER.items()},
+    "ar_head.norm.weight": (4096,),
+    **{f"ar_head.codebooks.{k}.weight": (4096, 4096) for k in range(7)},
+    "ar_head.linear_head.weight": (4096, 4096),
+    "ar_head.linear_head.bias": (4096,),
+}
+"""Every tensor of the released model."""
+BUFFERS = ("zero_k_bias", "vocab_usage")
+
+
+def test_the_7b_model_has_exactly_the_released_tensors() -> None:
+    config = MLLMConfig.from_dict(from_released(LLAMA_2_7B))
+    ours = our_shapes(MLLMForConditionalGeneration, config)
+    assert all(tensor.is_meta for tensor in ours.values())
+    theirs = {name: tuple(tensor.shape) for name, tensor in upstream_shapes(ours, config).items()}
+    assert theirs == RELEASED_7B
+    assert len(theirs) == 372
+    with torch.device("meta"):
+        model = MLLMForConditionalGeneration(config)
+    frozen = model.code_embedding.codebooks  # a buffer of ours, counted as a parameter upstream
+    assert sum(value.numel() for value in model.parameters()) + frozen.numel() == 7_508_651_264
+    buffers = [np.prod(shape) for name, shape in RELEASED_7B.items() if name.endswith(BUFFERS)]
+    assert sum(buffers) == 33_792
+
+
+def random_fields(seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Fields of the text config and of the model's, odd and unequal, with every choice that the layout can hold."""
+    rng = Random(seed)
+    heads, head_width = rng.choice((2, 4)), rng.choice((4, 6))
+    text = {
+        "vocab_size": rng.randint(350, 370),
+        "hidden_size": heads * head_width,
+        "intermediate_size": rng.randint(17, 41),
+        "num_hidden_layers": rng.randint(1, 3),
+        "num_attention_heads": heads,
+        "num_key_value_heads": rng.choice((1, 2)),
+        "max_position_embeddings": rng.randint(60, 90),
+        "rms_norm_eps": rng.choice((1e-5, 1e-6)),
+        "tie_word_embeddings": rng.random() < 0.3,
+        "initializer_range": 0.3,
+        "rope_parameters": {"rope_type": "default", "rope_theta": rng.choice((10000.0, 500.0))},
+    }
+    layout = rng.choice(("fixed", "grid"))
+    grid = {"new_line_id": 6, "first_row_size_id": 330, "first_column_size_id": 340, "max_grid_side": 4}
+    embedder_heads = rng.choice((1, 2, 3))
+    model = {
+        "num_codebooks": rng.randint(1, 5),
+        "codebook_size": rng.randint(5, 23),
+        "code_width": rng.randint(2, 5),
+        "image_size": 16 * rng.randint(1, 3),
+        "embedder_width": embedder_heads * rng.randint(4, 9),
+        "embedder_heads": embedder_heads,
+        "embedding_context": rng.choice(("prefix", "isolated")),
+        "head_layers": rng.randint(1, 3),
+        "head_num_heads": rng.choice((None, 2)),
+        "head_intermediate_size": rng.choice((None, 19)),
+        "image_layout": layout,
+        "prompt_style": rng.choice(("native", "unitok")),
+        "image_token_id": rng.choice((-200, 5)),
+        "image_guidance": rng.choice((1.0, 5.0)),
+        "image_top_k": rng.choice((None, 3)),
+        **(grid if layout == "grid" else {}),
+    }
+    return text, model
+
+
+def build_random(seed: int) -> MLLMForConditionalGeneration:
+    text, fields = random_fields(seed)
+    torch.manual_seed(seed)
+    model = MLLMForConditionalGeneration(MLLMConfig(text_config=LlamaConfig(**text), **fields)).eval()
+    with torch.no_grad():
+        for value in (*model.parameters(), model.code_embedding.codebook_usage):
+            value.add_(torch.rand_like(value) * 0.1)
+    return model
+
+
+def greedy_codes(model: MLLMForConditionalGeneration) -> np.ndarray:
+    """Codes of a picture drawn from a few tokens, guided."""
+    prompt = partial(text_prompt, num_codebooks=model.config.num_codebooks)
+    image = SamplingConfig(greedy=True, guidance=3.0)
+    row = Row(prompt=prompt([1, 20, 31, 12]), unconditional=prompt([1, 9]), mode="image", image=image)
+    return generate(model, [row])[0].images[0].codes_KN
+
+
+def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    return first.keys() == second.keys() and all(
+        torch.equal(value, second[name]) and value.dtype == second[name].dtype for name, value in first.items()
+    )
+
+
+def fields_of(config: MLLMConfig) -> dict[str, Any]:
+    """What a config says, without where it came from."""
+    fields = json.loads(config.to_json_string(use_diff=False))
+    for part in (fields, fields["text_config"]):
+        for name in ("architectures", "_name_or_path", "transformers_version", "dtype", "torch_dtype"):
+            part.pop(name, None)
+    return fields
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_any_model_goes_out_and_back_bit_equal_and_draws_the_same(seed: int, tmp_path: Path) -> None:
+    model = build_random(seed)
+    dtype = (torch.float32, torch.bfloat16)[seed % 2]
+    model.to(dtype).save_pretrained(tmp_path / "ours")
+    train_text_tokenizer(tmp_path / "ours" / "tokenizer.model")
+    export_released(tmp_path / "ours", tmp_path / "theirs", max_shard_bytes=5000)
+    assert len(list((tmp_path / "theirs").glob("model-*.safetensors"))) > 1
+    convert_released(tmp_path / "theirs", tmp_path / "again", max_shard_bytes=7000)
+    codes_KN = greedy_codes(MLLMForConditionalGeneration.from_pretrained(tmp_path / "ours", dtype=dtype))
+    for folder in ("theirs", "again"):
+        loaded = MLLMForConditionalGeneration.from_pretrained(tmp_path / folder, dtype=dtype)
+        assert type(loaded.config) is MLLMConfig
+        assert same(loaded.state_dict(), model.state_dict())
+        assert fields_of(loaded.config) == fields_of(model.config)
+        assert (greedy_codes(loaded) == codes_KN).all()
+    convert_released(tmp_path / "theirs", tmp_path / "single", dtype=torch.float16)
+    single = MLLMForConditionalGeneration.from_pretrained(tmp_path / "single", dtype="auto")
+    assert single.dtype == torch.float16
+    assert [path.name for path in (tmp_path / "single").glob("*.safetensors")] == ["model.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "fragment"),
+    [
+        ({"head_type": "mlp"}, "code_head"),
+        ({"head_shared_output": False}, "code_head.linear_heads"),
+        ({"image_places": True}, "code_embedding.places"),
+        ({"code_embedder": "summed"}, "code_embedding"),
+    ],
+)
+def test_what_the_released_layout_cannot_hold_is_not_exported(
+    fields: dict[str, Any], fragment: str, tmp_path: Path
+) -> None:
+    folder = build_tiny_folder(tmp_path / "ours", **fields)
+    with pytest.raises(ValueError, match=rf"the released layout has no place for '{fragment}"):
+        export_released(folder, tmp_path / "theirs")
+    assert not (tmp_path / "theirs").exists()
+
+
+@pytest.mark.parametrize("auto_class", [AutoModel, AutoModelForCausalLM])
+@pytest.mark.parametrize(("ending", "num_shards"), [("safetensors", 1), ("bin", 1), ("safetensors", 4)])
+def test_auto_classes_read_the_released_folder(tmp_path: Path, auto_class: type, ending: str, num_shards: int) -> None:
+    model = build_random(3)
+    exported = export_tiny(model, tmp_path)
+    state = dict(MLLMForConditionalGeneration.from_pretrained(exported).state_dict())
+    theirs = upstream_shapes(state, model.config)
+    if model.config.tie_word_embeddings:
+        del theirs["lm_head.weight"]
+    inv_freq = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(2)}  # as old programs saved it
+    tensors = {name: tensor.contiguous() for name, tensor in {**theirs, **inv_freq}.items()}
+    fields = json.loads((exported / "config.json").read_text())
+    folder = write_released(tmp_path / "folder", tensors, fields, ending=ending, num_shards=num_shards)
+    loaded = auto_class.from_pretrained(folder)
+    assert type(loaded) is MLLMForConditionalGeneration
+    assert type(AutoConfig.from_pretrained(folder)) is MLLMConfig
+    assert same(loaded.state_dict(), model.state_dict())
+    # nothing hangs on the files any more, and what is saved has our own layout
+    for path in folder.glob("*model*"):
+        path.write_bytes(b"")
+    loaded.save_pretrained(tmp_path / "saved")
+    assert same(MLLMForConditionalGeneration.from_pretrained(tmp_path / "saved").state_dict(), model.state_dict())
+    placed = auto_class.from_pretrained(exported, device_map={"": "cpu"}, dtype=torch.bfloat16)
+    assert placed.dtype == torch.bfloat16
+    changed = auto_class.from_pretrained(exported, embedding_context="isolated", image_guidance=2.0)
+    assert (changed.config.embedding_context, changed.config.image_guidance) == ("isolated", 2.0)
+
+
+def export_tiny(model: MLLMForConditionalGeneration, folder: Path) -> Path:
+    model.save_pretrained(folder / "ours")
+    train_text_tokenizer(folder / "ours" / "tokenizer.model")
+    export_released(folder / "ours", folder / "exported")
+    return folder / "exported"
+
+
+def test_the_released_config_is_read_with_its_prompts_and_settings() -> None:
+    config = MLLMConfig.from_dict(from_released(LLAMA_2_7B))
+    assert (config.prompt_style, config.begin_image_id, config.end_image_id) == ("unitok", 3, 4)
+    assert (config.num_codebooks, config.codebook_size, config.positions_per_image) == (8, 4096, 256)
+    assert (config.image_guidance, config.image_temperature) == (5.0, 0.9)
+    assert (config.image_top_k, config.image_top_p) == (2048, 0.96)
+    assert config.text_config.rope_parameters == {"rope_type": "default", "rope_theta": 10000.0}
+    assert (config.bos_token_id, config.eos_token_id, config.pad_token_id) == (1, 2, 0)
+    assert config.tasks == ["draw", "ask", "describe", "chat"]
+
+
+def test_a_processor_of_the_released_folder_prepares_pictures_as_upstream_does(tmp_path: Path) -> None:
+    exported = export_tiny(build_random(4), tmp_path)
+    processor = MLLMProcessor.from_pretrained(exported)
+    assert processor.preparation == "understanding"
+    assert processor.tokenizer.get_vocab() == load_text_tokenizer(exported).get_vocab()
+    with pytest.raises(ValueError, match=r"found no image_tokenizer/ and no unitok_tokenizer\.pth"):
+        processor.need_image_tokenizer()

@@ -1,0 +1,152 @@
+"""What is measured while the tokenizer trains, against plain loops, and every wrong folder by name."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.train.conftest import SMALL
+from tests.train.image_tokenizer.tokenizer_recipes import TEXT_TOWER, everything
+from tests.train.published_weights import picture, write_merges
+from tokenizer.captions import load_captions
+from tokenizer.config import UniTokConfig
+from tokenizer.image_processor import ImageProcessor, open_image, to_images
+from tokenizer.model import UniTok
+from tokenizer.zero_shot import TEMPLATES, class_vectors, read_templates, right_answers
+from train.image_tokenizer.evaluation import TokenizerEvaluation, reconstruct
+from train.image_tokenizer.recipe import EvaluationRecipe, TokenizerRecipe
+
+NAMES = {"n01": "cat", "n02": "the dog", "n03": "house"}
+
+
+@pytest.fixture
+def model() -> UniTok:
+    torch.manual_seed(3)
+    made = UniTok(dataclasses.replace(UniTokConfig.tiny(), **SMALL, **TEXT_TOWER)).eval()
+    torch.nn.init.normal_(made.quantizer.codebooks)
+    for parameter in made.text_encoder.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return made
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Three classes with 3, 2 and 4 pictures, their names, and 5 references for rFID."""
+    for label, (name, count) in enumerate(zip(NAMES, (3, 2, 4), strict=True)):
+        (tmp_path / "val" / name).mkdir(parents=True)
+        for number in range(count):
+            picture(10 * label + number).save(tmp_path / "val" / name / f"{number}.png")
+    (tmp_path / "classes.json").write_text(json.dumps(NAMES))
+    (tmp_path / "real").mkdir()
+    for number in range(5):
+        picture(number, size=(32, 32)).save(tmp_path / "real" / f"{number}.png")
+    return tmp_path
+
+
+def evaluation(folder: Path, **fields: Path | bool) -> TokenizerEvaluation:
+    captions = load_captions(write_merges(folder / "merges.txt.gz"), vocab_size=517, context=12)
+    return TokenizerEvaluation(EvaluationRecipe(**fields), image_size=32, batch_size=2, captions=captions)
+
+
+def test_zero_shot_accuracy_equals_a_loop_over_pictures(folder: Path, model: UniTok) -> None:
+    templates = ("a {}.", "the {} here.", "the {} there.")
+    (folder / "templates.txt").write_text("\n".join(templates))
+    files = {"imagenet_val": folder / "val", "classes": folder / "classes.json", "templates": folder / "templates.txt"}
+    measured = evaluation(folder, **files)
+    captions = measured.captions
+    assert captions is not None
+    vectors = []
+    for name in NAMES.values():
+        rows = [model.encode_text(captions([template.replace("{}", name)]))[0] for template in templates]
+        mean = torch.stack([row / row.norm() for row in rows]).mean(0)
+        vectors.append(mean / mean.norm())
+    right, total = 0, 0
+    prepare = ImageProcessor(height=32, width=32, preparation="zero_shot")
+    for label, name in enumerate(NAMES):
+        for file in sorted((folder / "val" / name).iterdir()):
+            feature = model.encode_image(prepare(open_image(file)))[0]
+            scores = [torch.cosine_similarity(feature, vector, dim=0).item() for vector in vectors]
+            right, total = right + (scores.index(max(scores)) == label), total + 1
+    assert measured.zero_shot(model) == {"zero_shot_top1": pytest.approx(right / total), "zero_shot_top5": 1.0}
+    made = class_vectors(model, captions, list(NAMES.values()), templates)
+    torch.testing.assert_close(made, torch.stack(vectors), rtol=1e-4, atol=1e-5)
+
+
+def test_the_five_best_count_for_top_5(model: UniTok) -> None:
+    pixels = torch.rand(6, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    classes = torch.randn(9, 8, generator=torch.Generator().manual_seed(1))
+    scores = model.encode_image(pixels) @ classes.T
+    labels = torch.tensor([3, 1, 4, 1, 5, 8])
+    ranks = [
+        sorted(row.tolist(), reverse=True).index(row[label].item()) for row, label in zip(scores, labels, strict=True)
+    ]
+    expected = [sum(rank < best for rank in ranks) for best in (1, 2, 5)]
+    assert right_answers(model, pixels, labels, classes, ranks=(1, 2, 5)).tolist() == expected
+
+
+def test_there_are_80_templates_and_a_file_can_replace_them(tmp_path: Path) -> None:
+    assert len(set(TEMPLATES)) == 80 and all(template.count("{}") == 1 for template in TEMPLATES)
+    (tmp_path / "own.txt").write_text("one {}.\n\ntwo {}\n")
+    assert read_templates(tmp_path / "own.txt") == ("one {}.", "two {}")
+    (tmp_path / "own.txt").write_text("no place\n")
+    with pytest.raises(ValueError, match="a template holds {} once"):
+        read_templates(tmp_path / "own.txt")
+
+
+def test_references_are_reconstructed_under_their_names_and_nothing_is_deleted(folder: Path, model: UniTok) -> None:
+    made = folder / "made"
+    made.mkdir()
+    (made / "of_someone_else.txt").write_text("stays")
+    measured = evaluation(folder, fid_reference=folder / "real", fid_output=made, fid_score=False)
+    assert measured.reconstruct_for_fid(model) == {}
+    assert {file.name for file in made.iterdir()} == {"of_someone_else.txt", *(f"{number}.png" for number in range(5))}
+    pixels = ImageProcessor(height=32, width=32, preparation="crop")(open_image(folder / "real" / "3.png"))
+    expected = np.asarray(to_images(reconstruct(model, pixels))[0])
+    assert np.array_equal(np.asarray(Image.open(made / "3.png")), expected)
+
+
+@pytest.mark.skipif(find_spec("torch_fidelity") is not None, reason="torch-fidelity is installed here")
+def test_a_missing_fid_tool_is_named_before_training(folder: Path) -> None:
+    with pytest.raises(ValueError, match="pip install torch-fidelity"):
+        evaluation(folder, fid_reference=folder / "real", fid_output=folder / "made")
+
+
+def test_the_sheet_shows_the_given_pictures(folder: Path, model: UniTok) -> None:
+    measured = evaluation(folder, pictures=folder / "real")
+    measured.write_sheet(model, torch.zeros(1, 3, 32, 32, dtype=torch.uint8), folder / "sheet.png")
+    assert Image.open(folder / "sheet.png").size == (5 * 40, 2 * 32 + 8)
+    evaluation(folder).write_sheet(model, torch.zeros(1, 3, 32, 32, dtype=torch.uint8), folder / "sheet.png")
+    assert Image.open(folder / "sheet.png").size == (40, 72)
+
+
+def test_wrong_folders_are_refused_before_training(folder: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="there is no such folder"):
+        evaluation(folder, pictures=folder / "absent")
+    (folder / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="it holds no picture"):
+        evaluation(folder, fid_reference=folder / "empty", fid_output=folder / "made", fid_score=False)
+    picture(9).save(folder / "real" / "lossy.jpg")
+    with pytest.raises(ValueError, match="lossy.jpg; convert 1 files to PNG"):
+        evaluation(folder, fid_reference=folder / "real", fid_output=folder / "made", fid_score=False)
+    with pytest.raises(FileNotFoundError, match="no class names"):
+        evaluation(folder, imagenet_val=folder / "val", classes=folder / "absent.json")
+    (folder / "classes.json").write_text(json.dumps({**NAMES, "n04": "tree"}))
+    with pytest.raises(ValueError, match="1 differ, such as n04"):
+        evaluation(folder, imagenet_val=folder / "val", classes=folder / "classes.json")
+    (folder / "classes.json").write_text("[]")
+    with pytest.raises(ValueError, match="found list"):
+        evaluation(folder, imagenet_val=folder / "val", classes=folder / "classes.json")
+
+
+def test_recipes_that_cannot_be_measured_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="zero-shot accuracy on .* needs class names"):
+        everything(tmp_path, tmp_path / "run", evaluation=EvaluationRecipe(imagenet_val=tmp_path))
+    with pytest.raises(ValueError, match="give both or neither"):
+        TokenizerRecipe(output=tmp_path, evaluation=EvaluationRecipe(fid_reference=tmp_path))

@@ -1,0 +1,170 @@
+"""Training the image tokenizer: it learns, every loss term is the one it says, and it goes on where it stopped."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.train.conftest import SMALL
+from tokenizer.captions import load_captions
+from tokenizer.model import UniTok
+from train.image_tokenizer.losses import contrastive_loss, detail_of, reconstruction_loss
+from train.image_tokenizer.recipe import CodebookSchedule, TokenizerLossWeights, TokenizerRecipe
+from train.image_tokenizer.trainer import TokenizerTrainer
+
+TEXT_TOWER = {
+    "embed_dim": 8,
+    "text_vocab_size": 401,
+    "text_context": 24,
+    "text_width": 16,
+    "text_heads": 2,
+    "text_layers": 1,
+}
+
+
+LONGER = {
+    "steps": 60,
+    "batch_size": 8,
+    "learning_rate": 3e-3,
+    "codebooks": CodebookSchedule(initialise_at=30, every=5),
+    "save_every": 60,
+    "sheet_every": 60,
+}
+
+
+def make_recipe(output: Path, **changes: object) -> TokenizerRecipe:
+    settings = {
+        "architecture": SMALL,
+        "steps": 6,
+        "batch_size": 4,
+        "learning_rate": 3e-3,
+        "warmup_steps": 1,
+        "codebooks": CodebookSchedule(initialise_at=2, every=2),
+        "precision": "no",
+        "num_workers": 0,
+        "log_every": 1,
+        "save_every": 2,
+        "sheet_every": 6,
+    }
+    return TokenizerRecipe(output=output, **{**settings, **changes})
+
+
+def log(folder: Path) -> list[dict]:
+    entries = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in entry.items() if name != "pictures_per_second"} for entry in entries]
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
+    recipe = make_recipe(tmp_path)
+    TokenizerTrainer(recipe).train()
+    whole, final = log(tmp_path), load_file(tmp_path / "final" / "model.safetensors")
+    for path in tmp_path.glob("checkpoint-*"):
+        if path.name != "checkpoint-4":
+            shutil.rmtree(path)
+    shutil.rmtree(tmp_path / "final")
+    TokenizerTrainer(recipe).train()
+    assert log(tmp_path) == whole
+    resumed = load_file(tmp_path / "final" / "model.safetensors")
+    assert all(torch.equal(resumed[name], final[name]) for name in final)
+
+
+def test_a_gradient_that_is_no_number_ends_the_run_before_it_is_saved(tmp_path: Path) -> None:
+    recipe = make_recipe(tmp_path, save_every=1)
+    TokenizerTrainer(recipe).train(stop_at=2)
+    trainer = TokenizerTrainer(recipe)
+    trainer.unwrapped.decoder.last_weight.register_hook(lambda gradient: gradient * math.nan)
+    with pytest.raises(ValueError, match=r"the gradient norm became nan at step 2; the last good checkpoint is kept"):
+        trainer.train()
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-1", "checkpoint-2"]
+    assert not (tmp_path / "final").exists()
+
+
+def test_training_lowers_the_loss_and_leaves_a_sheet(tmp_path: Path) -> None:
+    TokenizerTrainer(make_recipe(tmp_path, **LONGER)).train()
+    values = [entry["reconstruction"] for entry in log(tmp_path)]
+    assert sum(values[-10:]) < 0.7 * sum(values[:10])
+    assert (tmp_path / "sheet-60.png").is_file()
+
+
+def test_pictures_train_against_captions(tmp_path: Path, text_tokenizer_file: Path) -> None:
+    recipe = make_recipe(
+        tmp_path,
+        architecture={**SMALL, **TEXT_TOWER},
+        loss=TokenizerLossWeights(contrastive=1.0, entropy=0.1),
+        text_tokenizer=text_tokenizer_file,
+        **LONGER,
+    )
+    TokenizerTrainer(recipe).train()
+    entries = log(tmp_path)
+    values = [entry["contrastive"] for entry in entries]
+    assert sum(values[-10:]) < 0.8 * sum(values[:10])
+    assert all(math.isfinite(entry["entropy"]) for entry in entries)
+
+
+def test_the_decoder_learns_alone_on_codes_that_stay_what_they_are(tmp_path: Path) -> None:
+    TokenizerTrainer(make_recipe(tmp_path / "whole")).train()
+    before = UniTok.from_pretrained(tmp_path / "whole" / "final")
+    always = CodebookSchedule(initialise_at=1, every=1, threshold=10.0)  # would move every entry
+    recipe = make_recipe(
+        tmp_path / "run", architecture={}, start_from=tmp_path / "whole" / "final", trains="decoder", codebooks=always
+    )
+    TokenizerTrainer(recipe).train()
+    after = UniTok.from_pretrained(tmp_path / "run" / "final")
+    assert after.fingerprint() == before.fingerprint()
+    moved = {
+        name.split(".")[0]
+        for (name, old), new in zip(before.named_parameters(), after.parameters(), strict=True)
+        if not torch.equal(old, new)
+    }
+    assert moved == {"post_quant_proj", "decoder"}
+
+
+def test_a_decoder_without_codes_to_learn_on_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="name a tokenizer in start_from"):
+        make_recipe(tmp_path, trains="decoder")
+
+
+def test_contrastive_training_without_a_text_tokenizer_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="text_tokenizer"):
+        TokenizerTrainer(make_recipe(tmp_path, loss=TokenizerLossWeights(contrastive=1.0)))
+
+
+def test_reconstruction_loss_equals_its_definition() -> None:
+    generator = torch.Generator().manual_seed(0)
+    made, real = torch.randn(2, 3, 5, 7, generator=generator), torch.randn(2, 3, 5, 7, generator=generator)
+    differences = [(a - b).item() for a, b in zip(made.flatten(), real.flatten(), strict=True)]
+    expected = sum(0.3 * abs(d) + 0.7 * d * d for d in differences) / len(differences)
+    assert reconstruction_loss(made, real, l1_weight=0.3, l2_weight=0.7).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_detail_is_one_at_a_strong_border_and_zero_on_flat_ground() -> None:
+    pixels = torch.full((1, 3, 9, 20), -1.0)
+    pixels[:, 1, :, 10:] = 1.0
+    detail = detail_of(pixels)[0, 0]
+    assert detail[:, 8:12].eq(1).all()
+    assert detail[:, :8].eq(0).all() and detail[:, 12:].eq(0).all()
+
+
+def test_contrastive_loss_equals_its_definition() -> None:
+    generator = torch.Generator().manual_seed(1)
+    images, texts = torch.randn(3, 5, generator=generator), torch.randn(3, 5, generator=generator)
+    total = 0.0
+    for row in range(3):
+        for first, second in ((images, texts), (texts, images)):
+            logits = [4.0 * torch.cosine_similarity(first[row], other, dim=0).item() for other in second]
+            total -= logits[row] - math.log(sum(math.exp(value) for value in logits))
+    assert contrastive_loss(images, texts, torch.tensor(4.0)).item() == pytest.approx(total / 6, rel=1e-5)
+
+
+def test_the_end_is_the_largest_id_of_a_sentencepiece_vocabulary(text_tokenizer_file: Path) -> None:
+    captions = load_captions(text_tokenizer_file, vocab_size=450, context=30)
+    ids = captions(["a red circle"])
+    assert ids.shape == (1, 30) and ids.max().item() == 449
+    with pytest.raises(ValueError, match="raise text_vocab_size"):
+        load_captions(text_tokenizer_file, vocab_size=300, context=30)

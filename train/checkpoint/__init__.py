@@ -1,0 +1,1 @@
+"""Checkpoints: written, gathered, resharded, averaged."""
