@@ -29,7 +29,7 @@ DENSE = ("depth", "segment", "interleaved", "multi_turn")
 """Jobs that may need the pictures which only some episodes have encoded."""
 DROPPABLE = ("draw", "edit", "depth", "segment")
 """Jobs whose instruction may be dropped: a single turn that ends in a picture."""
-MAX_REFUSALS = 6
+MAX_REFUSALS = 24
 """Sequences that found no room before a batch is called full."""
 MAX_TRIES = 1000
 """Episodes looked at for one of few objects, and samples for one that fits a row."""
