@@ -117,6 +117,8 @@ class MLLMConfig(PreTrainedConfig):
     image_temperature: float = 1.0
     image_top_k: int | None = None
     image_top_p: float = 1.0
+    image_redraws: int = 0
+    """How often a picture that does not show what its outline says is drawn again (mllm/redrawing.py)."""
 
     def __post_init__(self, **kwargs: Any) -> None:
         if self.text_config is None:

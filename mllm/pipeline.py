@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import Any, Unpack
@@ -30,6 +31,7 @@ from mllm.model import MLLMForConditionalGeneration
 from mllm.modes import Mode
 from mllm.pictures import Picture
 from mllm.processor import MLLMProcessor
+from mllm.redrawing import redraw, stream_redrawn
 from mllm.sampling import SamplingConfig
 from mllm.self_judge import QuestionForm, judge_pictures
 from mllm.sizes import Size, supported_sizes
@@ -245,14 +247,21 @@ class Pipeline:
         with self._lock:
             for start in range(0, len(rows), MAX_ROWS):
                 batch = rows[start : start + MAX_ROWS]
-                results += generate(self.model, batch, on_progress=on_progress or self.listener(batch, on_event))
+                first = generate(self.model, batch, on_progress=on_progress or self.listener(batch, on_event))
+                results += redraw(batch, first, processor=self.processor, run=self.decode)
         return results
+
+    def decode(self, rows: list[Row]) -> list[Generated]:
+        """Decode rows to their end, unheard; the caller holds the lock."""
+        return generate(self.model, rows)
 
     def events(self, row: Row) -> Generator[Event, None, None]:
         """Decode one row, telling what happens; holds the lock until the end, or until the iterator is dropped."""
         answer = AnswerStream(self.processor)
         with self._lock:
-            for event in stream(self.model, [row]):
+            for event in stream_redrawn(
+                row, processor=self.processor, run=self.decode, stream=partial(stream, self.model)
+            ):
                 yield from answer.translate(event)
 
     def listener(self, rows: list[Row], on_event: OnEvent | None) -> Callable[[RowLevelEvent], None] | None:

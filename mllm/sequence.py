@@ -91,6 +91,18 @@ def encode_segments(
     )
 
 
+def extend_sequence(sequence: Sequence, token_ids: SequenceOf[int], images: SequenceOf[CodesPart]) -> Sequence:
+    """A prompt with the beginning of its answer: tokens, image positions included, and the images at them."""
+    added = [image.codes_KN.T.astype(np.int64) for image in images]
+    return Sequence(
+        token_ids_T=np.append(sequence.token_ids_T, np.array(token_ids, dtype=np.int64)),
+        labels_T=np.append(sequence.labels_T, np.full(len(token_ids), IGNORED)),
+        codes_PK=np.concatenate([sequence.codes_PK, *added]),
+        image_lengths_I=np.append(sequence.image_lengths_I, np.array([len(codes) for codes in added], dtype=np.int64)),
+        code_targets_P=np.append(sequence.code_targets_P, np.zeros(sum(map(len, added)), dtype=bool)),
+    )
+
+
 def cut_sequence(sequence: Sequence, length: int, *, config: MLLMConfig) -> list[Sequence] | None:
     """A long document in pieces of at most `length` places, cut between tokens but never inside an image.
 

@@ -24,7 +24,7 @@ from train.mllm_recipe import MLLMRecipe
 
 SETTINGS = (
     *("prompt_style", "tasks", "sizes", "text_loss_weight", "z_loss_weight"),
-    *("image_guidance", "image_temperature", "image_top_k", "image_top_p"),
+    *("image_guidance", "image_temperature", "image_top_k", "image_top_p", "image_redraws"),
 )
 """Fields of MLLMConfig that shape no weights: the next stage of a training may have others."""
 LLAMA_KEYS = {r"^model\.": "backbone."}

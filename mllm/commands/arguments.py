@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from PIL import Image
 
 LOADING = ("device", "dtype", "quantization", "device_map", "embedding_context")
-SAMPLING = ("seed", "guidance", "temperature", "top_k", "top_p")
+SAMPLING = ("seed", "guidance", "temperature", "top_k", "top_p", "redraws")
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -75,6 +75,12 @@ def add_sampling_arguments(parser: argparse.ArgumentParser, *, guidance: bool = 
     """How to choose among what is probable; the defaults are the model's."""
     if guidance:
         parser.add_argument("--guidance", type=float, help="how closely pictures follow the words; 1 is off")
+        parser.add_argument(
+            "--redraws",
+            type=int,
+            metavar="N",
+            help="how often to draw a picture again at most that does not show what its outline says",
+        )
     parser.add_argument("--temperature", type=float, help="below 1 is safer, above 1 is bolder")
     parser.add_argument("--top-k", type=int, metavar="K", help="choose among the K most probable only")
     parser.add_argument("--top-p", type=float, metavar="P", help="choose among the most probable that add up to P")

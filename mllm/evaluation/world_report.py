@@ -43,7 +43,7 @@ def measure_world(
 
     Args:
         count: items per group of the table.
-        sampling: settings (guidance, temperature, top_k, top_p) of pictures that differ from the checkpoint's.
+        sampling: settings (guidance, temperature, top_k, top_p, redraws) of pictures that differ from the checkpoint's.
         best_of: numbers of candidates among which the model chooses itself, measured in addition.
     """
     groups = choose_groups(jobs)
@@ -73,6 +73,7 @@ def measure_world(
             "temperature": config.image_temperature,
             "top_k": config.image_top_k,
             "top_p": config.image_top_p,
+            **({} if config.begin_outline_id is None else {"redraws": config.image_redraws}),
             **{name: value for name, value in (sampling or {}).items() if value is not None},
             "text": "greedy",
             **({} if config.begin_outline_id is None else {"outline": describe_outlines(pipeline, sampling)}),

@@ -57,6 +57,8 @@ class Row:
     """For mode "text": another token than end-of-sequence that ends it."""
     given_outline: tuple[int, ...] | None = None
     """For mode "image": these words, in place of the model's own."""
+    redraws: int = 0
+    """How often a picture is drawn again at most when it does not show what its outline says (mllm/redrawing.py)."""
     known_codes: KnownCodes | None = None
     """For mode "image"."""
     text_processors: tuple[TextProcessor, ...] = ()
@@ -82,6 +84,8 @@ class Row:
             )
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed is out of range: found {self.seed}; use a whole number from 0 to 2^63 - 1")
+        if isinstance(self.redraws, bool) or not isinstance(self.redraws, int) or self.redraws < 0:
+            raise ValueError(f"redraws is no number of tries: found {self.redraws!r}; use a whole number, 0 or more")
         if self.max_new_tokens is not None and self.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens leaves no room: found {self.max_new_tokens}; use 1 or more")
 
@@ -116,6 +120,14 @@ class Generated:
     def images(self) -> list[CodesPart]:
         """The images, in order."""
         return [part for part in self.parts if isinstance(part, CodesPart)]
+
+
+def add_text(parts: list[list[int] | CodesPart], token_id: int) -> None:
+    """Put a token at the end of an answer: to its last run of text, or into a new one after an image."""
+    if parts and isinstance(parts[-1], list):
+        parts[-1].append(token_id)
+    else:
+        parts.append([token_id])
 
 
 class NoRoomError(ValueError):

@@ -38,6 +38,7 @@ class Overrides(TypedDict, total=False):
     top_p: PerCodebook[float] | None
     greedy: bool | None
     max_new_tokens: int | None
+    redraws: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,11 +88,17 @@ class RowBuilder:
             ),
             image=image,
             outline=outline_settings(self.stored_settings.get("outline", {}), given),
+            redraws=0 if image.greedy else self.choose_redraws(task, given),
             given_outline=None if outline is None else encode_outline(outline, self.processor),
         )
         context = self.config.text_config.max_position_embeddings
         count_budget(row, layout=ImageLayout.from_config(self.config), context=context)  # refuses what does not fit
         return row
+
+    def choose_redraws(self, task: str, given: Mapping[str, Any]) -> int:
+        """How often a picture may be drawn again: the caller's number, else the task's, else the checkpoint's."""
+        stored = self.stored_settings.get(task, {})
+        return given.get("redraws", stored.get("redraws", self.config.image_redraws))
 
     def choose_grid(self, messages: Sequence[Message], size: Size | None) -> tuple[int, int] | None:
         """The size asked for, else that of the last picture of the dialogue, else the default."""

@@ -20,6 +20,7 @@ from mllm.generation.request import (
     FinishReason,
     Generated,
     Row,
+    add_text,
     count_budget,
     given_opening,
     may_outline,
@@ -195,9 +196,7 @@ class RowState:
         elif self.outline is not None:
             self.outline.append(token_id)
         else:
-            if not self.parts or isinstance(self.parts[-1], CodesPart):
-                self.parts.append([])
-            self.parts[-1].append(token_id)
+            add_text(self.parts, token_id)
         if self.finish_reason is None and len(self.token_ids) >= self.budget:
             self.finish_reason = "length"
 

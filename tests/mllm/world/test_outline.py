@@ -3,7 +3,7 @@
 import pytest
 
 from mllm.world.episode import make_episode
-from mllm.world.outline import BOARD, outline_of
+from mllm.world.outline import BOARD, are_alike, outline_of
 from mllm.world.scene import Scene, SceneObject
 
 
@@ -25,3 +25,35 @@ def test_an_outline_can_be_read_back(index: int) -> None:
     assert read == {(o.size, o.color, o.shape, f"{int(o.y * BOARD)}{int(o.x * BOARD)}") for o in scene.objects}
     squares = [words[-2:] for words in named]
     assert squares == sorted(squares)
+
+
+SAID = "white, large red circle 35, small blue square 62"
+
+
+@pytest.mark.parametrize(
+    ("seen", "is_alike"),
+    [
+        (SAID, True),
+        ("white, small blue square 51, large red circle 44", True),  # in any order, one square away
+        ("white, large red circle 35, small blue square 42", False),  # two squares away
+        ("black, large red circle 35, small blue square 62", False),
+        ("white, large red heart 35, small blue square 62", False),
+        ("white, large red circle 35", False),
+        (SAID + ", small blue square 62", False),
+        ("white, large red circle 35, small blue square", False),  # no outline
+        ("", False),
+        (None, False),
+    ],
+)
+def test_what_is_seen_is_compared_thing_by_thing(seen: str | None, is_alike: bool) -> None:
+    assert are_alike(SAID, seen) is is_alike
+
+
+def test_two_equal_things_must_both_be_there() -> None:
+    assert not are_alike(
+        "white, large red circle 35, large red circle 36", "white, large red circle 35, large red circle 62"
+    )
+
+
+def test_free_words_are_not_compared() -> None:
+    assert are_alike("something red", None) and are_alike("red, a circle", SAID)
