@@ -1,0 +1,87 @@
+"""Plot what a choice is worth, from reports of `mllm evaluate world --json`.
+
+In: docs/ablations/CHOICE-VALUE.json, one report for each value (scripts/measure_ablations.sh writes them). Out:
+docs/ablations/CHOICE.png with a line, or bars where the values are no numbers, for every group of the table.
+
+example: python -m docs.plot_ablations
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from mllm.json_files import read_json
+
+FOLDER = Path(__file__).parent / "ablations"
+LABELS = {
+    "guidance": "guidance scale",
+    "redraws": "pictures that are unlike their outline are drawn again at most ... times",
+    "steps": "steps of the last stage of training",
+    "context": "embedding context while decoding",
+    "head": "head",
+    "codebooks": "codebooks",
+}
+
+
+def main() -> None:
+    """Plot every choice that has reports."""
+    for choice, reports in read_reports(FOLDER).items():
+        plot(choice, reports, FOLDER / f"{choice}.png")
+
+
+def read_reports(folder: Path) -> dict[str, dict[str, dict]]:
+    """Scores by choice and value, values in order."""
+    found: dict[str, dict[str, dict]] = defaultdict(dict)
+    for path in folder.glob("*-*.json"):
+        choice, _, value = path.stem.partition("-")
+        found[choice][value] = read_json(path)["scores"]
+    return {choice: dict(sorted(found[choice].items(), key=order_of)) for choice in sorted(found)}
+
+
+def order_of(item: tuple[str, Any]) -> tuple[float, str]:
+    """Numbers by size, then words."""
+    value = as_number(item[0])
+    return (float("inf") if value is None else value), item[0]
+
+
+def as_number(value: str) -> float | None:
+    try:
+        return float(value)
+    except ValueError:
+        return None
+
+
+def plot(choice: str, reports: dict[str, dict], path: Path) -> None:
+    """Pass rates with their 95 % intervals over the values of a choice."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    values = list(reports)
+    numbers = [as_number(value) for value in values]
+    are_numbers = None not in numbers
+    figure, axes = pyplot.subplots(figsize=(6.4, 3.8), layout="constrained")
+    groups = [group for group in reports[values[0]] if all(group in scores for scores in reports.values())]
+    for n, group in enumerate(groups):
+        scores = [reports[value][group] for value in values]
+        rates = [100 * score["rate"] for score in scores]
+        errors = [[100 * abs(score["rate"] - score[end]) for score in scores] for end in ("low", "high")]
+        shift = (n - (len(groups) - 1) / 2) * 0.8 / len(groups)
+        if are_numbers:
+            axes.errorbar(numbers, rates, yerr=errors, marker="o", capsize=3, label=group)
+        else:
+            places = [index + shift for index in range(len(values))]
+            axes.bar(places, rates, 0.8 / len(groups), yerr=errors, capsize=3, label=group)
+    axes.set_xticks(numbers if are_numbers else range(len(values)), values)
+    axes.set(xlabel=LABELS.get(choice, choice), ylabel="pass rate, %", ylim=(0, 100))
+    axes.grid(axis="y", alpha=0.3)
+    axes.legend(frameon=False, fontsize=8, ncols=2)
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)
+
+
+if __name__ == "__main__":
+    main()
