@@ -151,10 +151,6 @@ class MLLMConfig(PreTrainedConfig):
                 f"embedder_width is not a multiple of embedder_heads: found {self.embedder_width} and "
                 f"{self.embedder_heads}; choose heads that divide the width"
             )
-        if self.image_places and self.image_layout == "grid":
-            raise ValueError(
-                f"image_places needs images of one size: found image_layout {self.image_layout!r}; use 'fixed'"
-            )
         if (self.num_classes > 0) != (self.first_class_id is not None):
             raise ValueError(
                 f"classes need a number and a first token: found num_classes {self.num_classes} and first_class_id "

@@ -157,8 +157,17 @@ class MLLMForConditionalGeneration(ModelWithCard, PreTrainedModel, GenerationMix
         if num_codes == 0:
             is_joint = self.training or codes_PK is not None  # a batch, of which others hold images
             return hidden_BTD + self._touch_code_embedding(input_ids_BT.device) if is_joint else hidden_BTD
-        embedded_PD = self.code_embedding(codes_PK, image_lengths_I)
+        columns_I = None
+        if self.config.image_places and self.config.image_layout == "grid":
+            columns_I = self._read_columns(input_ids_BT, places_P, image_lengths_I)
+        embedded_PD = self.code_embedding(codes_PK, image_lengths_I, columns_I=columns_I)
         return hidden_BTD.flatten(0, 1).index_copy(0, places_P, embedded_PD.to(hidden_BTD.dtype)).view_as(hidden_BTD)
+
+    def _read_columns(self, input_ids_BT: Tensor, places_P: Tensor, image_lengths_I: Tensor) -> Tensor:
+        """Columns (I,) of images of the grid layout, from the size token before their first positions."""
+        lengths_I = image_lengths_I.to(places_P.device)
+        first_I = places_P[lengths_I.cumsum(0) - lengths_I]
+        return input_ids_BT.flatten()[first_I - 1] - self.config.first_column_size_id + 1
 
     def _touch_code_embedding(self, device: torch.device) -> Tensor:
         """Zero that depends on the code embedding, so that ranks without images take part in gradient exchange."""

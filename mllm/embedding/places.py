@@ -26,22 +26,21 @@ PLACE_STD = 0.3
 class PlaceEmbedding(nn.Module):
     """Normalised content plus learned vectors of row, column, and the row of the next position in reading order."""
 
-    def __init__(self, columns: int, width: int) -> None:
+    def __init__(self, side: int, width: int) -> None:
+        """For images of up to `side` rows and columns."""
         super().__init__()
-        self.columns = columns
         self.norm = RMSNorm(width, eps=1e-6)
-        self.row = nn.Parameter(torch.empty(columns, width))
-        self.column = nn.Parameter(torch.empty(columns, width))
-        self.next_row = nn.Parameter(torch.empty(columns + 1, width))  # the last position's successor begins a row more
+        self.row = nn.Parameter(torch.empty(side, width))
+        self.column = nn.Parameter(torch.empty(side, width))
+        self.next_row = nn.Parameter(torch.empty(side + 1, width))  # the last position's successor begins a row more
 
-    def forward(self, content_PD: Tensor, index_P: Tensor) -> Tensor:
-        """(P, D) from indices in reading order within the image."""
-        row_P, column_P = index_P // self.columns, index_P % self.columns
+    def forward(self, content_PD: Tensor, index_P: Tensor, columns_P: Tensor) -> Tensor:
+        """(P, D) from indices in reading order within the image, and how many columns that has."""
         return (
             self.norm(content_PD)
-            + F.embedding(row_P, self.row)
-            + F.embedding(column_P, self.column)
-            + F.embedding((index_P + 1) // self.columns, self.next_row)
+            + F.embedding(index_P // columns_P, self.row)
+            + F.embedding(index_P % columns_P, self.column)
+            + F.embedding((index_P + 1) // columns_P, self.next_row)
         )
 
 

@@ -15,6 +15,8 @@ C codes, E width of an entry, Z = K * E, D language model width, R decoding rows
 
 from __future__ import annotations
 
+from collections.abc import Sequence as SequenceOf
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -106,8 +108,8 @@ class ProjectedEmbedding(CodeEmbedding):
         padded_INZ[is_real_IN] = vectors_PZ
         return self.projection(padded_INZ)[is_real_IN]
 
-    def new_cache(self, num_rows: int, num_positions: int) -> EmbeddingCache:
-        cache = super().new_cache(num_rows, num_positions)
+    def new_cache(self, num_rows: int, num_positions: int, *, columns: SequenceOf[int] | None = None) -> EmbeddingCache:
+        cache = super().new_cache(num_rows, num_positions, columns=columns)
         if self.context == "prefix":
             weight = self.projection.attn.qkv.weight
             shape = (num_rows, self.num_heads, num_positions, weight.shape[0] // 3 // self.num_heads)

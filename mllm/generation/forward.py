@@ -32,7 +32,8 @@ class CachedForward:
         self.owners = [*range(len(states)), *guided]
         self.owner_R = torch.tensor(self.owners, device=self.device)
         most_positions = max(state.num_positions for state in states)
-        self.code_cache = model.code_embedding.new_cache(len(states), most_positions)
+        columns = [state.grid[1] for state in states]
+        self.code_cache = model.code_embedding.new_cache(len(states), most_positions, columns=columns)
 
     def prefill(self) -> Tensor:
         """Run all prompts at once, equal ones only once; hidden states (R, D) after their last tokens."""

@@ -21,7 +21,6 @@ def test_defaults_are_the_released_model() -> None:
         ({"embedding_context": "none"}, "isolated"),
         ({"image_size": 100}, "100 and 16"),
         ({"num_codebooks": 0}, "num_codebooks"),
-        ({"image_places": True, "image_layout": "grid"}, "images of one size"),
         ({"embedder_heads": 3}, "1024 and 3"),
     ],
 )

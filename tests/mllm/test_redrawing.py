@@ -36,7 +36,10 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
 
 def rows_of(pipeline: Pipeline, mode: str, count: int, *, redraws: int, guidance: float = 1.0) -> list[Row]:
     build = partial(pipeline.rows.build, mode=mode, task="chat")
-    rows = [build(pipeline.processor.read_chat(chat(n)), overrides={"guidance": guidance, "max_new_tokens": 90}) for n in range(count)]
+    rows = [
+        build(pipeline.processor.read_chat(chat(n)), overrides={"guidance": guidance, "max_new_tokens": 90})
+        for n in range(count)
+    ]
     return [replace(row, seed=n, redraws=redraws, text=SamplingConfig(temperature=1.2)) for n, row in enumerate(rows)]
 
 

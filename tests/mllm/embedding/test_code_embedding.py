@@ -130,3 +130,26 @@ def test_wrong_lengths_and_codebooks_are_refused(embedding: CodeEmbedding) -> No
         embedding(random_codes(5), torch.tensor([2, 4]))
     with pytest.raises(ValueError, match="codebooks"):
         embedding.set_codebooks(torch.zeros(2, 3, 4))
+
+
+@torch.no_grad()
+def test_rows_and_columns_are_those_of_each_image() -> None:
+    """Beside a loop over rows and columns, whole and step by step, for images of different shapes."""
+    embedding = with_places(layout="grid")
+    shapes = [(2, 5), (3, 3), (5, 1)]
+    images = [random_codes(rows * columns, seed=columns) for rows, columns in shapes]
+    lengths_I = torch.tensor([len(codes_NK) for codes_NK in images])
+    columns = [columns for _, columns in shapes]
+    codes_PK = torch.cat(images)
+    found_PD = embedding(codes_PK, lengths_I, columns_I=torch.tensor(columns))
+
+    places = embedding.places
+    content_PD = places.norm(embedding.embed_images(codes_PK, lengths_I, isolated=False))
+    where = [(r, c, r + (c == columns - 1)) for rows, columns in shapes for r in range(rows) for c in range(columns)]
+    added = [places.row[r] + places.column[c] + places.next_row[after] for r, c, after in where]
+    torch.testing.assert_close(found_PD, content_PD + torch.stack(added))
+
+    cache = embedding.new_cache(num_rows=3, num_positions=10, columns=columns)
+    for row, expected_ND in enumerate(found_PD.split(lengths_I.tolist())):
+        stepped = [embedding.step(codes_K[None], cache, rows=torch.tensor([row]))[0] for codes_K in images[row]]
+        torch.testing.assert_close(torch.stack(stepped), expected_ND)

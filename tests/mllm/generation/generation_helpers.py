@@ -49,11 +49,17 @@ def build_model(
     return MLLMForConditionalGeneration(config).eval()
 
 
-def build_prompt(num_tokens: int, *, seed: int, num_images: int = 0, positions: int = 9) -> Sequence:
-    """Random text, with whole images of the fixed layout in its middle."""
+def build_prompt(
+    num_tokens: int, *, seed: int, num_images: int = 0, positions: int = 9, layout: str = "fixed"
+) -> Sequence:
+    """Random text, with whole images in its middle; those of the grid layout have three columns."""
     rng = np.random.default_rng(seed)
     text = rng.integers(FIRST_TEXT_ID, 38, num_tokens).tolist()
-    image = [IDS["begin_image_id"], *[IDS["image_token_id"]] * positions, IDS["end_image_id"]]
+    body = [IDS["image_token_id"]] * positions
+    if layout == "grid":
+        sizes = (GRID_IDS["first_row_size_id"] + positions // 3 - 1, GRID_IDS["first_column_size_id"] + 2)
+        body = [*sizes, *([IDS["image_token_id"]] * 3 + [GRID_IDS["new_line_id"]]) * (positions // 3)]
+    image = [IDS["begin_image_id"], *body, IDS["end_image_id"]]
     ids = np.array([1, *text[: num_tokens // 2], *image * num_images, *text[num_tokens // 2 :]])
     return Sequence(
         token_ids_T=ids,

@@ -59,11 +59,11 @@ def uncached_code_logits(model: MLLMForConditionalGeneration, row: Row, codes_NK
 def test_cached_code_logits_equal_the_full_forward(
     monkeypatch: pytest.MonkeyPatch, head_type: str, layout: str, grid: tuple[int, int], guidance: float
 ) -> None:
-    model = build_model(layout=layout, head_type=head_type, image_places=layout == "fixed")
+    model = build_model(layout=layout, head_type=head_type, image_places=True)
     for table in model.code_embedding.places.parameters(recurse=False) if model.code_embedding.places else ():
         torch.nn.init.normal_(table)
     row = Row(
-        prompt=build_prompt(7, seed=0, num_images=1),
+        prompt=build_prompt(7, seed=0, num_images=1, layout=layout),
         unconditional=build_prompt(3, seed=1),
         mode="image",
         grid=grid,
