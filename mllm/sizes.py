@@ -43,6 +43,11 @@ def grid_of(size: Size, config: MLLMConfig) -> Grid:
     return size[1] // config.patch_size, size[0] // config.patch_size
 
 
+def trained_grids(config: MLLMConfig) -> list[Grid]:
+    """The grids of the sizes that the config names, else that of the default size."""
+    return [grid_of(size, config) for size in (supported_sizes(config) if config.sizes else [default_size(config)])]
+
+
 def best_size(picture_size: Size, config: MLLMConfig) -> Size:
     """The supported size whose shape is nearest to a picture's, and of these the largest up to the default's area."""
     return nearest_size(picture_size, best_sizes(config))

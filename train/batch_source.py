@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from mllm.config import MLLMConfig
+from mllm.sizes import trained_grids
 from tokenizer.model import UniTok
 from train.class_recipe import ClassData
 from train.data.class_batches import ClassBatches
@@ -84,7 +85,6 @@ def world_batches(
         codes,
         tokenizer=tokenizers.text,
         config=tokenizers.config,
-        grid=tokenizers.image.config.grid,
         length=recipe.length,
         rows=recipe.rows,
         num_batches=num_batches,
@@ -168,7 +168,13 @@ def prepared_validation(recipe: MLLMRecipe, tokenizers: Tokenizers) -> dict[str,
 
 def encode_world(recipe: MLLMRecipe, data: WorldData, tokenizers: Tokenizers, *, folder: str) -> WorldCodes:
     """The codes of the world's pictures; the first process encodes what is missing, the others wait."""
-    codes = WorldCodes(recipe.output / folder, num_episodes=data.episodes, dense_every=data.dense_every, seed=data.seed)
+    codes = WorldCodes(
+        recipe.output / folder,
+        num_episodes=data.episodes,
+        dense_every=data.dense_every,
+        seed=data.seed,
+        grids=trained_grids(tokenizers.config),
+    )
     with PartialState().main_process_first():
         codes.encode_missing(tokenizers.image)
     return codes

@@ -27,6 +27,7 @@ from mllm.model import MLLMForConditionalGeneration
 from mllm.packing import PackedBatch, pack, take_row
 from mllm.processor import MLLMProcessor
 from mllm.sequence import Sequence as Sample
+from mllm.sizes import trained_grids
 from train.cpu_speed import speed_up
 from train.data.world_codes import WorldCodes
 from train.data.world_sequences import WorldBatches
@@ -97,14 +98,15 @@ def load(
     processor = MLLMProcessor.from_pretrained(folder, device=device)
     data = WorldData(episodes=8, dense_every=1, jobs=JOBS)
     with tempfile.TemporaryDirectory() as scratch:
-        codes = WorldCodes(Path(scratch), num_episodes=data.episodes, dense_every=1, seed=data.seed)
+        codes = WorldCodes(
+            Path(scratch), num_episodes=data.episodes, dense_every=1, seed=data.seed, grids=trained_grids(model.config)
+        )
         codes.encode_missing(processor.image_tokenizer, num_workers=0)
         source = WorldBatches(
             data,
             codes,
             tokenizer=processor.tokenizer,
             config=model.config,
-            grid=processor.image_tokenizer.config.grid,
             length=length,
             rows=1,
             num_batches=0,

@@ -127,7 +127,7 @@ class MLLMData(WorldData):
     def __post_init__(self) -> None:
         super().__post_init__()
         world = WorldData()
-        names = ("episodes", "dense_every", "jobs", "outlines", "min_objects", "max_objects")
+        names = ("episodes", "dense_every", "jobs", "outlines", "questions", "min_objects", "max_objects")
         of_world = [name for name in names if getattr(self, name) != getattr(world, name)]
         if self.shards and of_world:
             raise ValueError(f"data names shards and also the world's {', '.join(of_world)}; leave one of them out")

@@ -9,7 +9,7 @@ Letters: E episodes of a file, S pictures of an episode, K codebooks, N position
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from mllm.json_files import write_json
+from mllm.layout import Grid
 from mllm.whole_file import whole_file
 from mllm.world.episode import PICTURE_KINDS, make_episode
 from tokenizer.image_processor import to_bytes
@@ -34,9 +35,11 @@ META = "meta.json"
 class WorldCodes:
     """Codes of the pictures of episode i: `codes[i]` is (S, K, N); pictures that were not encoded are left out."""
 
-    def __init__(self, folder: Path, *, num_episodes: int, dense_every: int, seed: int) -> None:
+    def __init__(self, folder: Path, *, num_episodes: int, dense_every: int, seed: int, grids: Sequence[Grid]) -> None:
+        """Codes in a folder, made or not; episodes take turns with the grids, (rows, columns) of positions."""
         self.folder = folder
         self.num_episodes, self.dense_every, self.seed = num_episodes, dense_every, seed
+        self.grids = list(grids)
         self.files: list[NDArray[np.uint16]] = []
 
     def __len__(self) -> int:
@@ -47,7 +50,8 @@ class WorldCodes:
             paths = [self._file(number) for number in range(self.num_files)]
             self.files = [np.load(path, mmap_mode="r") for path in paths]
         codes_SKN = self.files[index // EPISODES_PER_FILE][index % EPISODES_PER_FILE]
-        return codes_SKN if self.is_dense(index) else codes_SKN[:2]
+        rows, columns = self.grid_of(index)
+        return codes_SKN[: None if self.is_dense(index) else 2, :, : rows * columns]
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "files": []}
@@ -59,6 +63,10 @@ class WorldCodes:
     def is_dense(self, index: int) -> bool:
         """Whether the depth and segmentation pictures of an episode are encoded too."""
         return index % self.dense_every == 0
+
+    def grid_of(self, index: int) -> Grid:
+        """(rows, columns) of the pictures of an episode."""
+        return self.grids[index // self.dense_every % len(self.grids)]  # so that dense ones take turns as well
 
     def _file(self, number: int) -> Path:
         return self.folder / f"codes-{number:05d}.npy"
@@ -78,6 +86,8 @@ class WorldCodes:
 
     def _check_meta(self, tokenizer: UniTok) -> None:
         meta = {"tokenizer": tokenizer.fingerprint(), "seed": self.seed, "dense_every": self.dense_every}
+        if self.grids != [tokenizer.config.grid]:
+            meta["grids"] = [list(grid) for grid in self.grids]
         path = self.folder / META
         if path.is_file() and json.loads(path.read_text()) != meta:
             raise ValueError(
@@ -87,19 +97,32 @@ class WorldCodes:
         write_json(path, meta)
 
     def _encode(self, tokenizer: UniTok, indices: Sequence[int], *, num_workers: int) -> NDArray[np.uint16]:
-        places = [(index, slot) for index in indices for slot in range(NUM_PICTURES if self.is_dense(index) else 2)]
-        pictures = _Pictures(places, size=tokenizer.config.image_size, seed=self.seed)
-        loader = DataLoader(pictures, batch_size=BATCH_SIZE, num_workers=num_workers)
-        device = next(tokenizer.parameters()).device
-        encoded = []
-        with torch.inference_mode():
-            for pixels_B3HW in loader:
-                encoded.append(tokenizer.encode(pixels_B3HW.to(device).float().div(127.5).sub(1)).cpu())
-        codes_BKN = torch.cat(encoded).numpy().astype(np.uint16)
-        codes_ESKN = np.zeros((len(indices), NUM_PICTURES, *codes_BKN.shape[1:]), np.uint16)
-        for (index, slot), codes_KN in zip(places, codes_BKN, strict=True):
-            codes_ESKN[index - indices[0], slot] = codes_KN
+        num_positions = max(rows * columns for rows, columns in self.grids)
+        shape = (len(indices), NUM_PICTURES, tokenizer.config.num_codebooks, num_positions)
+        codes_ESKN = np.zeros(shape, np.uint16)
+        for grid in dict.fromkeys(self.grids):
+            places = [
+                (index, slot)
+                for index in indices
+                for slot in range(NUM_PICTURES if self.is_dense(index) else 2)
+                if self.grid_of(index) == grid
+            ]
+            for (index, slot), codes_KN in zip(
+                places, self._encode_places(tokenizer, places, grid, num_workers), strict=True
+            ):
+                codes_ESKN[index - indices[0], slot, :, : codes_KN.shape[-1]] = codes_KN
         return codes_ESKN
+
+    def _encode_places(
+        self, tokenizer: UniTok, places: Sequence[tuple[int, int]], grid: Grid, num_workers: int
+    ) -> Iterator[NDArray]:
+        """Codes (K, N) of pictures of one size."""
+        rows, columns = grid
+        patch, device = tokenizer.config.patch_size, next(tokenizer.parameters()).device
+        pictures = _Pictures(places, size=(columns * patch, rows * patch), seed=self.seed)
+        with torch.inference_mode():
+            for pixels_B3HW in DataLoader(pictures, batch_size=BATCH_SIZE, num_workers=num_workers):
+                yield from tokenizer.encode(pixels_B3HW.to(device).float().div(127.5).sub(1)).cpu().numpy()
 
     def _write(self, number: int, codes_ESKN: NDArray[np.uint16]) -> None:
         with whole_file(self._file(number)) as unfinished, unfinished.open("wb") as file:
@@ -109,7 +132,7 @@ class WorldCodes:
 class _Pictures(Dataset):
     """Pixels of (episode, picture) places, rendered in the loader's processes."""
 
-    def __init__(self, places: Sequence[tuple[int, int]], *, size: int, seed: int) -> None:
+    def __init__(self, places: Sequence[tuple[int, int]], *, size: tuple[int, int], seed: int) -> None:
         self.places, self.size, self.seed = places, size, seed
 
     def __len__(self) -> int:

@@ -45,7 +45,6 @@ class WorldBatches(Dataset):
         *,
         tokenizer: PreTrainedTokenizerBase,
         config: MLLMConfig,
-        grid: tuple[int, int],
         length: int,
         rows: int,
         num_batches: int,
@@ -56,7 +55,7 @@ class WorldBatches(Dataset):
                 f"data.jobs names {unknown or data.jobs}; give weights above 0 to some of {', '.join(JOBS)}"
             )
         self.data, self.codes, self.tokenizer, self.config = data, codes, tokenizer, config
-        self.grid, self.length, self.rows, self.num_batches = grid, length, rows, num_batches
+        self.length, self.rows, self.num_batches = length, rows, num_batches
 
     def __len__(self) -> int:
         return self.num_batches
@@ -86,7 +85,9 @@ class WorldBatches(Dataset):
             dialogue = make_ask(about, rng, num_questions=self.data.questions)
         else:
             dialogue = make_dialogue(job, about, rng)
-        messages = to_messages(dialogue, episode, self.codes[index], self.grid, outlines=self.data.outlines)
+        messages = to_messages(
+            dialogue, episode, self.codes[index], self.codes.grid_of(index), outlines=self.data.outlines
+        )
         if job in DROPPABLE and rng.random() < self.data.prompt_dropout:
             messages = unconditional(messages)
         return build_sequence(messages, tokenizer=self.tokenizer, config=self.config)

@@ -24,7 +24,7 @@ EPISODES = 60
 @pytest.fixture
 def codes(tmp_path: Path) -> WorldCodes:
     """Codes that say which episode and picture they are of."""
-    found = WorldCodes(tmp_path, num_episodes=EPISODES, dense_every=4, seed=0)
+    found = WorldCodes(tmp_path, num_episodes=EPISODES, dense_every=4, seed=0, grids=[(2, 2)])
     numbers_ES = np.arange(EPISODES * NUM_PICTURES, dtype=np.uint16).reshape(EPISODES, NUM_PICTURES, 1, 1)
     np.save(tmp_path / "codes-00000.npy", np.broadcast_to(numbers_ES, (EPISODES, NUM_PICTURES, 2, 4)))
     return found
@@ -36,7 +36,6 @@ def batches(codes: WorldCodes, text_tokenizer_file: Path, **data: object) -> Wor
         codes,
         tokenizer=load_text_tokenizer(text_tokenizer_file),
         config=MLLMConfig(),
-        grid=(2, 2),
         length=320,
         rows=2,
         num_batches=3,
@@ -64,7 +63,9 @@ def test_without_a_limit_scenes_of_every_size_are_seen(codes: WorldCodes, text_t
 
 def test_no_scene_that_small_is_said(tmp_path: Path, text_tokenizer_file: Path) -> None:
     assert len(make_episode(0, seed=1).scene.objects) == 2
-    data = batches(WorldCodes(tmp_path, num_episodes=1, dense_every=4, seed=1), text_tokenizer_file, max_objects=1)
+    data = batches(
+        WorldCodes(tmp_path, num_episodes=1, dense_every=4, seed=1, grids=[(2, 2)]), text_tokenizer_file, max_objects=1
+    )
     with pytest.raises(ValueError, match="of 1 to 1 objects among 1 episodes"):
         data.draw_episode(Random(0), is_dense=False)
 

@@ -1,0 +1,76 @@
+"""Codes of the world's pictures: of every size the model has, in turns, the same as encoding them by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import pytest
+import torch
+
+from mllm.config import MLLMConfig
+from mllm.sizes import trained_grids
+from mllm.vocabulary import extend_tokenizer, load_text_tokenizer
+from mllm.world.episode import make_episode
+from tests.mllm.tiny_folder import build_tiny_folder
+from tokenizer.image_processor import to_bytes
+from tokenizer.model import UniTok
+from train.data.world_codes import WorldCodes
+from train.data.world_sequences import WorldBatches
+from train.mllm_recipe import WorldData
+
+GRIDS = [(2, 2), (1, 2), (2, 1)]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> UniTok:
+    return UniTok.from_pretrained(build_tiny_folder(tmp_path_factory.mktemp("model")) / "image_tokenizer")
+
+
+def test_episodes_take_turns_with_the_sizes(tokenizer: UniTok, tmp_path: Path) -> None:
+    patch = tokenizer.config.patch_size
+    codes = WorldCodes(tmp_path, num_episodes=8, dense_every=2, seed=0, grids=GRIDS)
+    codes.encode_missing(tokenizer, num_workers=0)
+    assert {codes.grid_of(index) for index in range(8)} == set(GRIDS)
+    assert {codes.grid_of(index) for index in range(0, 8, 2)} == set(GRIDS)
+    for index in range(8):
+        rows, columns = codes.grid_of(index)
+        pictures = make_episode(index).pictures[: 4 if index % 2 == 0 else 2]
+        pixels = [to_bytes(picture.render((columns * patch, rows * patch))) for picture in pictures]
+        expected = tokenizer.encode(torch.stack(pixels).float().div(127.5).sub(1)).numpy()
+        assert np.array_equal(codes[index], expected)
+    with pytest.raises(ValueError, match="were made with .*grids"):
+        WorldCodes(tmp_path, num_episodes=8, dense_every=2, seed=0, grids=[(2, 2)]).encode_missing(tokenizer)
+
+
+def test_sequences_are_of_the_size_of_their_episode(
+    tokenizer: UniTok, tmp_path: Path, text_tokenizer_file: Path
+) -> None:
+    codes = WorldCodes(tmp_path, num_episodes=8, dense_every=2, seed=0, grids=GRIDS)
+    codes.encode_missing(tokenizer, num_workers=0)
+    text = load_text_tokenizer(text_tokenizer_file)
+    vocabulary = extend_tokenizer(text, max_grid_side=2)
+    sizes = tokenizer.config
+    patch = sizes.patch_size
+    config = MLLMConfig(
+        image_layout="grid",
+        image_size=sizes.image_size,
+        patch_size=patch,
+        num_codebooks=sizes.num_codebooks,
+        sizes=[[columns * patch, rows * patch] for rows, columns in GRIDS],
+        **vocabulary.config_fields(),
+    )
+    assert trained_grids(config) == GRIDS
+    data = WorldData(episodes=8, dense_every=2, jobs={"draw": 1.0, "edit": 1.0})
+    batches = WorldBatches(data, codes, tokenizer=text, config=config, length=400, rows=2, num_batches=1)
+    found = set()
+    for n in range(30):
+        sequence = batches.draw_sequence(Random(n))
+        ids = sequence.token_ids_T.tolist()
+        first = ids.index(config.begin_image_id)
+        rows = ids[first + 1] - config.first_row_size_id + 1
+        columns = ids[first + 2] - config.first_column_size_id + 1
+        assert set(sequence.image_lengths_I.tolist()) == {rows * columns}
+        found.add((rows, columns))
+    assert found == set(GRIDS)
