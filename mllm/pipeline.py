@@ -217,15 +217,24 @@ class Pipeline:
         dialogues: Sequence[Sequence[Message]],
         mode: Mode,
         seeds: Sequence[int],
+        *,
+        size: Size | None = None,
         **overrides: Unpack[Overrides],
     ) -> list[list[str | Image.Image]]:
-        """Answer many dialogues together, for evaluation: the texts and pictures of each answer, in order."""
+        """Answer many dialogues together, for evaluation: the texts and pictures of each answer, in order.
+
+        Args:
+            size: of the pictures drawn where no picture was shown or drawn before; those that follow have its size.
+        """
         task = {"text": "ask", "image": "draw", "interleaved": "chat"}[mode]
         rows = []
         for messages, seed in zip(look(dialogues, self.processor, self.run), seeds, strict=True):
             is_edit = mode == "image" and has_image(messages[-1])
             settings: Overrides = {**overrides, "seed": seed}
-            rows.append(self.rows.build(messages, mode, task="edit" if is_edit else task, overrides=settings))
+            first_size = None if any(map(has_image, messages)) else size
+            rows.append(
+                self.rows.build(messages, mode, task="edit" if is_edit else task, size=first_size, overrides=settings)
+            )
         return [self.processor.to_parts(result) for result in self.run(rows)]
 
     # ---- decoding ----

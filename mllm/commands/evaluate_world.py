@@ -9,6 +9,7 @@ from mllm.commands.arguments import (
     add_json_argument,
     add_model_arguments,
     add_sampling_arguments,
+    picture_size,
     positive_count,
     sampling_overrides,
 )
@@ -33,6 +34,7 @@ def main(argv: list[str] | None = None) -> int:
         metavar="N",
         help="also let the model choose among N of its pictures, such as 1 4 16, and measure its judgement",
     )
+    parser.add_argument("--size", type=picture_size, metavar="WxH", help="of the pictures (default: the model's)")
     add_json_argument(parser, what="scores")
     add_sampling_arguments(parser)
     add_model_arguments(parser)
@@ -51,6 +53,7 @@ def main(argv: list[str] | None = None) -> int:
         jobs=arguments.jobs,
         batch_size=arguments.batch_size,
         sampling=sampling,
+        size=arguments.size,
         best_of=arguments.best_of,
     )
     print(as_table(report))

@@ -23,6 +23,7 @@ from mllm.evaluation.world_judge import Judgement, judge
 from mllm.generation.request import NoRoomError
 from mllm.modes import Mode
 from mllm.world.episode import Picture
+from mllm.world.render import Size
 from mllm.world.scene import Scene
 from mllm.world.turns import Check, Dialogue
 
@@ -56,7 +57,7 @@ class Course:
         return len(self.judgements) == len(self.dialogue.checks) and all(item.passed for item in self.judgements)
 
 
-def run_group(answer: Answer, group: Group, *, count: int, seed: int, batch_size: int, image_size: int) -> list[Course]:
+def run_group(answer: Answer, group: Group, *, count: int, seed: int, batch_size: int, size: Size) -> list[Course]:
     """Hold every dialogue of a group, batch by batch, turn by turn."""
     courses = [Course(item, seed=seed + index) for index, item in enumerate(make_items(group, count, seed=seed))]
     for start in tqdm(range(0, count, batch_size), desc=group.name, leave=False):
@@ -64,7 +65,7 @@ def run_group(answer: Answer, group: Group, *, count: int, seed: int, batch_size
         for turn in range(0, max(len(course.dialogue.turns) for course in batch), 2):
             active = [course for course in batch if turn < len(course.dialogue.turns)]
             for course in active:
-                listen(course, turn, image_size=image_size)
+                listen(course, turn, size=size)
             dialogues, mode = [course.messages for course in active], MODES.get(group.job, "interleaved")
             given = answer_what_fits(answer, dialogues, mode, [course.seed for course in active])
             for course, parts in zip(active, given, strict=True):
@@ -86,13 +87,13 @@ def answer_what_fits(
     return first + answer_what_fits(answer, dialogues[half:], mode, seeds[half:])
 
 
-def listen(course: Course, turn: int, *, image_size: int) -> None:
+def listen(course: Course, turn: int, *, size: Size) -> None:
     """Add what the user says; a picture of the user is on the table from then on."""
     parts: list[TextPart | ImagePart] = []
     for part in course.dialogue.turns[turn].parts:
         if isinstance(part, Picture):
             course.scene = part.scene
-            parts.append(ImagePart(part.render(image_size)))
+            parts.append(ImagePart(part.render(size)))
         else:
             parts.append(TextPart(part))
     course.messages.append(Message("user", tuple(parts)))
@@ -165,7 +166,7 @@ def evaluate_world(
     count: int,
     seed: int,
     batch_size: int = 32,
-    image_size: int = 128,
+    size: Size = 128,
     groups: Sequence[Group] = GROUPS,
 ) -> dict[str, dict]:
     """Scores of every group by its name."""
@@ -173,6 +174,6 @@ def evaluate_world(
         raise ValueError(f"the count of items must be 1 or more, found {count}")
     scores = {}
     for group in groups:
-        courses = run_group(answer, group, count=count, seed=seed, batch_size=batch_size, image_size=image_size)
+        courses = run_group(answer, group, count=count, seed=seed, batch_size=batch_size, size=size)
         scores[group.name] = score_group(group, courses)
     return scores

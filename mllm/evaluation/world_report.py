@@ -20,6 +20,7 @@ from mllm.generation.row_builder import Overrides
 from mllm.generation.settings import outline_settings
 from mllm.modes import Mode
 from mllm.pipeline import Pipeline
+from mllm.sizes import Size, default_size, grid_of
 from mllm.versions import tool_versions
 from mllm.world.measure import measure_checker
 
@@ -37,6 +38,7 @@ def measure_world(
     jobs: Sequence[str] | None = None,
     batch_size: int = 32,
     sampling: Overrides | None = None,
+    size: Size | None = None,
     best_of: Sequence[int] = (),
 ) -> dict:
     """Every score of the world's specification, with the settings they were measured with.
@@ -44,23 +46,23 @@ def measure_world(
     Args:
         count: items per group of the table.
         sampling: settings (guidance, temperature, top_k, top_p, redraws) of pictures that differ from the checkpoint's.
+        size: (width, height) of the pictures that are shown and drawn; default: the checkpoint's default size.
         best_of: numbers of candidates among which the model chooses itself, measured in addition.
     """
     groups = choose_groups(jobs)
     config = pipeline.config
+    size = size or default_size(config)
+    grid_of(size, config)  # refuses a size that the model does not have
 
     def answer(
         dialogues: Sequence[Sequence[Message]], mode: Mode, seeds: Sequence[int]
     ) -> list[list[str | Image.Image]]:
-        if mode == "text" or sampling is None:
-            return pipeline.answer(dialogues, mode, seeds)
-        return pipeline.answer(dialogues, mode, seeds, **sampling)
+        chosen: Overrides = {} if mode == "text" or sampling is None else sampling
+        return pipeline.answer(dialogues, mode, seeds, size=size, **chosen)
 
-    scores = evaluate_world(
-        answer, count=count, seed=seed, batch_size=batch_size, image_size=config.image_size, groups=groups
-    )
+    scores = evaluate_world(answer, count=count, seed=seed, batch_size=batch_size, size=size, groups=groups)
     chosen = measure_choices(answer, pipeline, groups, best_of=best_of, count=count, seed=seed, batch_size=batch_size)
-    checker = measure_checker(CHECKER_COUNT, seed=seed, size=config.image_size)
+    checker = measure_checker(CHECKER_COUNT, seed=seed, size=size)
     tokenizer = pipeline.processor.need_image_tokenizer()
     return {
         "protocol": PROTOCOL,
@@ -77,11 +79,11 @@ def measure_world(
             **{name: value for name, value in (sampling or {}).items() if value is not None},
             "text": "greedy",
             **({} if config.begin_outline_id is None else {"outline": describe_outlines(pipeline, sampling)}),
-            "image_size": config.image_size,
+            "image_size": size[0] if size[0] == size[1] else list(size),
         },
         "versions": tool_versions(),
         "checker_error": {"rate": checker.rate, "count": checker.count},
-        "tokenizer": score_round_trip(tokenizer, count=count, seed=seed),
+        "tokenizer": score_round_trip(tokenizer, count=count, seed=seed, size=size),
         "scores": scores,
         **({"self_judged": chosen} if best_of else {}),
     }

@@ -115,6 +115,13 @@ def test_an_edit_has_the_size_of_the_picture(pipeline: Pipeline, grid_pipeline: 
     assert grid_pipeline.edit(wide, "Make it green.", seed=1, size=(16, 48)).size == (16, 48)
 
 
+def test_many_are_answered_in_one_size_and_edits_in_that_of_their_picture(grid_pipeline: Pipeline) -> None:
+    drawing = [Message("user", (TextPart("a red circle"),))]
+    editing = [Message("user", (ImagePart(Image.new("RGB", (96, 48))), TextPart("Make it green.")))]
+    answers = grid_pipeline.answer([drawing, editing], "image", [1, 2], size=(16, 48))
+    assert [picture.size for (picture,) in answers] == [(16, 48), (32, 16)]
+
+
 def test_sizes_of_the_grid_layout_are_drawn_as_asked(grid_pipeline: Pipeline) -> None:
     assert grid_pipeline.sizes[0] == (32, 32)
     assert len(grid_pipeline.sizes) == 9

@@ -52,7 +52,7 @@ class WorldScores:
             count=self.wanted.count,
             seed=0,
             batch_size=self.wanted.batch_size,
-            image_size=pipeline.config.image_size,
+            size=pipeline.config.image_size,
             groups=self.groups,
         )
         rates = {name_of(group): scores[group.name]["rate"] for group in self.groups}

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 import pytest
 from PIL import Image
 
-from mllm.conversation import Message
+from mllm.conversation import ImagePart, Message
 from mllm.evaluation.rate import Rate
 from mllm.evaluation.world import choose_groups, evaluate_world
-from mllm.evaluation.world_items import GROUPS, make_items
+from mllm.evaluation.world_items import GROUPS, Group, make_items
 from mllm.generation.request import NoRoomError
 from mllm.world.episode import Picture
+from mllm.world.render import Size
 
 SEED = 7
 COUNT = 12
@@ -21,10 +22,10 @@ COUNT = 12
 class Oracle:
     """Knows the right answers. Spoils each of them when told so."""
 
-    def __init__(self, job: str, pairs: str, *, spoil: bool = False) -> None:
+    def __init__(self, job: str, pairs: str, *, spoil: bool = False, size: Size = 128) -> None:
         group = next(group for group in GROUPS if (group.job, group.pairs) == (job, pairs))
         self.items = make_items(group, COUNT, seed=SEED)
-        self.spoil = spoil
+        self.spoil, self.size = spoil, size
 
     def __call__(
         self, dialogues: Sequence[Sequence[Message]], mode: str, seeds: Sequence[int]
@@ -39,7 +40,7 @@ class Oracle:
     def say(self, part: str | Picture) -> str | Image.Image:
         if isinstance(part, str):
             return "nonsense" if self.spoil else part
-        picture = part.render(128)
+        picture = part.render(self.size)
         return picture.transpose(Image.Transpose.ROTATE_180).convert("L").convert("RGB") if self.spoil else picture
 
 
@@ -91,6 +92,20 @@ def test_dense_pictures_report_their_overlap() -> None:
     scores = evaluate_world(Oracle(group.job, group.pairs), count=COUNT, seed=SEED, groups=[group])[group.name]
     assert scores["mean_iou"] > 0.99  # blends at borders cost a little
     assert scores["pixel_accuracy"] > 0.99
+
+
+@pytest.mark.parametrize("group", GROUPS, ids=lambda group: group.name)
+def test_right_answers_pass_in_any_size(group: Group) -> None:
+    shown = set()
+    size = (128, 96)
+    oracle = Oracle(group.job, group.pairs, size=size)
+
+    def answer(dialogues: Sequence[Sequence[Message]], mode: str, seeds: Sequence[int]) -> list:
+        shown.update(p.image.size for d in dialogues for m in d for p in m.parts if isinstance(p, ImagePart))
+        return oracle(dialogues, mode, seeds)
+
+    assert evaluate_world(answer, count=COUNT, seed=SEED, size=size, groups=[group])[group.name]["rate"] == 1.0
+    assert shown <= {size}
 
 
 def test_the_interval_is_wilsons() -> None:
