@@ -151,6 +151,11 @@ class MLLMConfig(PreTrainedConfig):
                 f"embedder_width is not a multiple of embedder_heads: found {self.embedder_width} and "
                 f"{self.embedder_heads}; choose heads that divide the width"
             )
+        if self.image_layout == "grid" and self.image_places and not self.max_grid_side:
+            raise ValueError(
+                "image_places needs to know how many rows and columns there may be: found image_layout 'grid' without "
+                "max_grid_side; set it"
+            )
         if (self.num_classes > 0) != (self.first_class_id is not None):
             raise ValueError(
                 f"classes need a number and a first token: found num_classes {self.num_classes} and first_class_id "

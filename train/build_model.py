@@ -27,6 +27,8 @@ SETTINGS = (
     *("image_guidance", "image_temperature", "image_top_k", "image_top_p", "image_redraws"),
 )
 """Fields of MLLMConfig that shape no weights: the next stage of a training may have others."""
+GROWING = ("image_layout", "max_grid_side")
+"""Fields that may change once, from one size of picture to many: they only add tokens."""
 LLAMA_KEYS = {r"^model\.": "backbone."}
 """Names in a causal language model of transformers, and here."""
 
@@ -42,16 +44,16 @@ def build_model(
     start = MLLMConfig.from_pretrained(recipe.start_from, local_files_only=True) if recipe.start_from else None
     vocabulary = extend_tokenizer(
         text_tokenizer,
-        max_grid_side=recipe.model.get("max_grid_side"),
-        num_classes=recipe.model.get("num_classes", 0),
+        max_grid_side=recipe.model.get("max_grid_side", start and start.max_grid_side),
+        num_classes=recipe.model.get("num_classes", start.num_classes if start is not None else 0),
         outlines=recipe.data.outlines or (start is not None and start.begin_outline_id is not None),
     )
     if start is not None:
         options = quantized(recipe) if recipe.adapter and recipe.adapter.bits else {}
         config = changed_config(start, recipe.model, start_from=recipe.start_from)
+        check_same_ids(start, vocabulary, start_from=recipe.start_from)
         model = MLLMForConditionalGeneration.from_pretrained(recipe.start_from, config=config, dtype=dtype, **options)
-        if vocabulary.begin_outline_id is not None and config.begin_outline_id is None:
-            learn_outlines(model, vocabulary)
+        learn_tokens(model, vocabulary)
         return model
     torch.manual_seed(recipe.trainer.get("seed", 0))
     if recipe.backbone is not None:
@@ -65,15 +67,32 @@ def build_model(
     return model
 
 
-def learn_outlines(model: MLLMForConditionalGeneration, vocabulary: Vocabulary) -> None:
-    """Give a model that goes on the token that begins outlines."""
+def check_same_ids(start: MLLMConfig, vocabulary: Vocabulary, *, start_from: Path) -> None:
+    """Refuse a text tokenizer that numbers the optional tokens in another way than a model that goes on."""
+    for name in ("new_line_id", "first_row_size_id", "first_column_size_id", "first_class_id", "begin_outline_id"):
+        found, expected = getattr(vocabulary, name), getattr(start, name)
+        if None not in (found, expected) and found != expected:
+            raise ValueError(
+                f"the text tokenizer does not fit a model that goes on: found {name} {found}, {start_from} has "
+                f"{expected}; name that folder as text_tokenizer"
+            )
+
+
+def learn_tokens(model: MLLMForConditionalGeneration, vocabulary: Vocabulary) -> None:
+    """Give a model that goes on the tokens it does not have yet: for outlines, or for pictures of many sizes."""
+    fields = vocabulary.config_fields().items()
+    new = {name: value for name, value in fields if value is not None and getattr(model.config, name) is None}
+    if not new:
+        return
     if is_deepspeed_zero3_enabled():
         raise ValueError(
-            "data.outlines is new to this model, and ZeRO-3 has cut its embeddings already; make the first steps "
-            "without ZeRO-3, or leave outlines out"
+            f"{', '.join(new)}: found tokens that are new to this model, and ZeRO-3 has cut its embeddings already; "
+            "make the first steps without ZeRO-3, or leave them out"
         )
-    extend_embeddings(model, vocabulary.size)
-    model.config.begin_outline_id = vocabulary.begin_outline_id
+    if vocabulary.size > model.config.vocab_size:
+        extend_embeddings(model, vocabulary.size)
+    for name, value in new.items():
+        setattr(model.config, name, value)
 
 
 def changed_config(start: MLLMConfig, changes: dict[str, Any], *, start_from: Path) -> MLLMConfig:
@@ -82,14 +101,19 @@ def changed_config(start: MLLMConfig, changes: dict[str, Any], *, start_from: Pa
     Raises:
         ValueError: a field that is no setting would change.
     """
-    fields = start.to_dict()
+    fields, free = start.to_dict(), SETTINGS + (GROWING if start.image_layout == "fixed" else ())
     for name, value in changes.items():
-        if name not in SETTINGS and not agrees(fields.get(name), value):
+        if name not in free and not agrees(fields.get(name), value):
             raise ValueError(
                 f"model.{name} cannot change in a model that goes on: found {value!r}, {start_from} has "
-                f"{fields.get(name)!r}; leave it out, or change only {', '.join(SETTINGS)}"
+                f"{fields.get(name)!r}; leave it out, or change only {', '.join(free)}"
             )
-    return MLLMConfig.from_dict({**fields, **{name: changes[name] for name in SETTINGS if name in changes}})
+    if start.image_places and changes.get("max_grid_side", start.grid_side) != start.grid_side:
+        raise ValueError(
+            f"model.max_grid_side cannot be {changes['max_grid_side']} in a model that goes on: it has learned places "
+            f"of {start.grid_side} rows and columns; use that"
+        )
+    return MLLMConfig.from_dict({**fields, **{name: changes[name] for name in free if name in changes}})
 
 
 def agrees(found: Any, wanted: Any) -> bool:

@@ -21,6 +21,7 @@ def test_defaults_are_the_released_model() -> None:
         ({"embedding_context": "none"}, "isolated"),
         ({"image_size": 100}, "100 and 16"),
         ({"num_codebooks": 0}, "num_codebooks"),
+        ({"image_places": True, "image_layout": "grid"}, "without max_grid_side"),
         ({"embedder_heads": 3}, "1024 and 3"),
     ],
 )

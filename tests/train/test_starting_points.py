@@ -11,8 +11,9 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from mllm.layout import ImageLayout
 from mllm.model import MLLMForConditionalGeneration
-from mllm.vocabulary import load_text_tokenizer
+from mllm.vocabulary import load_text_tokenizer, save_text_tokenizer
 from tests.train.launching import ROOT, command, environment, write_recipe
 from tokenizer.model import UniTok
 from train.build_model import build_model
@@ -112,3 +113,29 @@ def test_a_model_that_goes_on_can_begin_to_write_outlines(mllm_recipe: MLLMRecip
     after.save_pretrained(tmp_path / "after")
     again = build(dataclasses.replace(mllm_recipe, start_from=tmp_path / "after", model={}))
     assert again.config.begin_outline_id == after.config.begin_outline_id
+
+
+def test_a_model_of_one_size_can_go_on_with_many(mllm_recipe: MLLMRecipe, tmp_path: Path) -> None:
+    outlined = dataclasses.replace(mllm_recipe.data, outlines=True)
+    first = dataclasses.replace(mllm_recipe, data=outlined, model={**mllm_recipe.model, "image_places": True})
+    text_tokenizer = load_text_tokenizer(first.text_tokenizer)
+    before = build_model(first, text_tokenizer, UniTok.from_pretrained(first.image_tokenizer))
+    before.save_pretrained(tmp_path / "before")
+    save_text_tokenizer(text_tokenizer, tmp_path / "before")
+    side = before.config.grid_side
+    many = {"image_layout": "grid", "max_grid_side": side, "sizes": [[32, 32], [16, 32]]}
+    grown = dataclasses.replace(first, start_from=tmp_path / "before", model=many)
+    with pytest.raises(ValueError, match="name that folder as text_tokenizer"):
+        build(grown)  # there the new tokens would come before that of outlines
+    after = build(dataclasses.replace(grown, text_tokenizer=tmp_path / "before"))
+    assert after.config.begin_outline_id == before.config.begin_outline_id
+    assert after.config.new_line_id == before.config.vocab_size
+    assert after.config.vocab_size == before.config.vocab_size + 1 + 2 * side
+    assert ImageLayout.from_config(after.config).check((side - 1, side)) == (side - 1, side)
+    old, new = before.state_dict(), after.state_dict()
+    assert all(torch.equal(new[name][: len(value)], value) for name, value in old.items())
+    with pytest.raises(ValueError, match=f"max_grid_side cannot be {side + 1} .* {side} rows"):
+        build(dataclasses.replace(grown, model={**many, "max_grid_side": side + 1}))
+    after.save_pretrained(tmp_path / "after")
+    with pytest.raises(ValueError, match="model.image_layout cannot change"):
+        build(dataclasses.replace(grown, start_from=tmp_path / "after", model={"image_layout": "fixed"}))
