@@ -1,5 +1,5 @@
-"""The released MLLM in small with its golden weights, as a person has it: the released folder, and what `mllm convert`
-makes of it."""
+"""Model folders that many tests share: one of random weights, and the released MLLM in small with its golden weights,
+as a person has it: the released folder, and what `mllm convert` makes of it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,13 @@ import pytest
 from mllm.__main__ import main
 from tests.mllm.golden_mllm import GOLDEN_FIELDS, golden_weights
 from tests.mllm.released.released_folder import write_released
-from tests.mllm.tiny_folder import train_text_tokenizer
+from tests.mllm.tiny_folder import build_tiny_folder, train_text_tokenizer
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder of random weights; nothing may be written into it."""
+    return build_tiny_folder(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="session")

@@ -20,11 +20,6 @@ from tests.mllm.tiny_folder import build_tiny_folder
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_tiny_folder(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture(scope="module")
 def pipeline(folder: Path) -> Pipeline:
     return Pipeline.load(folder, device="cpu")
 

@@ -14,12 +14,6 @@ from mllm.chat_template import chat_template
 from mllm.conversation import CodesPart, ImagePart, Marker, Message, TextPart, render
 from mllm.processor import MLLMProcessor
 from mllm.sequence import build_sequence
-from tests.mllm.tiny_folder import build_tiny_folder
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_tiny_folder(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,6 @@ from mllm.json_files import read_lines
 from mllm.pipeline import Pipeline
 from mllm.self_judge import GENAI_QUESTION
 from tests.mllm.evaluation.generation.genai_data import write_genai_bench
-from tests.mllm.tiny_folder import build_tiny_folder
 
 DESCRIPTION = {"benchmark": "genai-bench-527", "items": 527, "seed": 3, "model": {"fingerprint": "abc"}}
 
@@ -53,11 +52,6 @@ class BrightnessScorer:
 def paint(items: Sequence[Item], seeds: Sequence[int]) -> list[str | Image.Image]:
     """A small picture whose color is the item's own."""
     return [Image.new("RGB", (2, 3), ((37 * seed) % 256, seed % 251, 0)) for seed in seeds]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_tiny_folder(tmp_path_factory.mktemp("tiny"), context=400)
 
 
 @pytest.fixture(scope="module")

@@ -17,11 +17,6 @@ from mllm.evaluation.generation.mjhq import describe_references
 from tests.mllm.tiny_folder import build_tiny_folder
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_tiny_folder(tmp_path_factory.mktemp("tiny"), context=400)
-
-
 def draw(folder: Path, benchmark: str, questions: Path, output: Path) -> set[str]:
     """Run a benchmark; the pictures it wrote."""
     words = ["--questions", str(questions), "--output", str(output), "--model", str(folder), "--device", "cpu"]

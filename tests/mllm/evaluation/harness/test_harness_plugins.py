@@ -25,7 +25,6 @@ from mllm.evaluation.harness.harness_answers import read_messages, read_settings
 from mllm.evaluation.harness.lmms_manifest import manifest
 from mllm.evaluation.harness.vlmeval_shim import model_class, register
 from mllm.pipeline import Pipeline
-from tests.mllm.tiny_folder import build_tiny_folder
 
 ROOT = Path(__file__).resolve().parents[4]
 
@@ -54,11 +53,6 @@ class RecordedManifest:
     simple_class_path: str | None = None
     chat_class_path: str | None = None
     aliases: tuple[str, ...] = ()
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_tiny_folder(tmp_path_factory.mktemp("tiny"))
 
 
 def install(monkeypatch: pytest.MonkeyPatch, name: str, **members: Any) -> ModuleType:
