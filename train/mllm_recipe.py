@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from mllm.world.outline import BOARDS
 from mllm.world.scene import MAX_OBJECTS
 from train.adapter_recipe import AdapterRecipe
 from train.bad_steps import BadSteps
@@ -29,6 +30,8 @@ class WorldData:
     outlines: bool = False
     """Whether scenes are drawn after an outline of them, and outlined where they are looked at
     (mllm/world/outline.py)."""
+    outline_digits: int = 1
+    """Digits of a row or a column in an outline: 1 for a board of 8 x 8 squares, 2 for one of 100 x 100."""
     questions: int | None = None
     """Questions that the job "ask" puts about one picture; None for one to five, as in tests. Answers are short: only
     many of them make a picture worth its positions."""
@@ -44,6 +47,8 @@ class WorldData:
                 f"data.min_objects is {self.min_objects} and data.max_objects {self.max_objects}; scenes have 1 to "
                 f"{MAX_OBJECTS} objects"
             )
+        if self.outline_digits not in BOARDS:
+            raise ValueError(f"data.outline_digits is {self.outline_digits}; give {' or '.join(map(str, BOARDS))}")
         if self.questions is not None and self.questions < 1:
             raise ValueError(f"data.questions is {self.questions}; give 1 or more")
 
@@ -127,7 +132,16 @@ class MLLMData(WorldData):
     def __post_init__(self) -> None:
         super().__post_init__()
         world = WorldData()
-        names = ("episodes", "dense_every", "jobs", "outlines", "questions", "min_objects", "max_objects")
+        names = (
+            "episodes",
+            "dense_every",
+            "jobs",
+            "outlines",
+            "outline_digits",
+            "questions",
+            "min_objects",
+            "max_objects",
+        )
         of_world = [name for name in names if getattr(self, name) != getattr(world, name)]
         if self.shards and of_world:
             raise ValueError(f"data names shards and also the world's {', '.join(of_world)}; leave one of them out")

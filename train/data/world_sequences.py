@@ -85,9 +85,9 @@ class WorldBatches(Dataset):
             dialogue = make_ask(about, rng, num_questions=self.data.questions)
         else:
             dialogue = make_dialogue(job, about, rng)
-        messages = to_messages(
-            dialogue, episode, self.codes[index], self.codes.grid_of(index), outlines=self.data.outlines
-        )
+        digits = self.data.outline_digits if self.data.outlines else None
+        grid = self.codes.grid_of(index)
+        messages = to_messages(dialogue, episode, self.codes[index], grid, outline_digits=digits)
         if job in DROPPABLE and rng.random() < self.data.prompt_dropout:
             messages = unconditional(messages)
         return build_sequence(messages, tokenizer=self.tokenizer, config=self.config)
@@ -108,18 +108,25 @@ class WorldBatches(Dataset):
 
 
 def to_messages(
-    dialogue: Dialogue, episode: Episode, codes_SKN: np.ndarray, grid: tuple[int, int], *, outlines: bool = False
+    dialogue: Dialogue,
+    episode: Episode,
+    codes_SKN: np.ndarray,
+    grid: tuple[int, int],
+    *,
+    outline_digits: int | None = None,
 ) -> list[Message]:
     """The dialogue with the codes of its episode's pictures in place of the references.
 
     Args:
-        outlines: whether pictures of scenes have outlines.
+        outline_digits: of rows and columns in the outlines of scenes; None: they have none.
     """
     slots = {picture: slot for slot, picture in enumerate(episode.pictures)}
 
     def codes_of(picture: Picture) -> CodesPart:
-        has_outline = picture.kind == "image" and outlines
-        return CodesPart(codes_SKN[slots[picture]], grid, outline_of(picture.scene) if has_outline else None)
+        outline = None
+        if picture.kind == "image" and outline_digits is not None:
+            outline = outline_of(picture.scene, digits=outline_digits)
+        return CodesPart(codes_SKN[slots[picture]], grid, outline)
 
     return [
         Message(

@@ -3,7 +3,7 @@
 import pytest
 
 from mllm.world.episode import make_episode
-from mllm.world.outline import BOARD, are_alike, outline_of
+from mllm.world.outline import BOARDS, are_alike, outline_of, read_outline
 from mllm.world.scene import Scene, SceneObject
 
 
@@ -16,15 +16,24 @@ def test_an_outline_says_everything_in_reading_order() -> None:
     assert outline_of(Scene("white", objects)) == "white, small red star 31, large red circle 35, small blue square 62"
 
 
+def test_finer_places_have_two_digits() -> None:
+    objects = (
+        SceneObject("circle", "red", "large", x=0.7, y=0.43),
+        SceneObject("star", "red", "small", x=0.2, y=0.05),
+    )
+    assert outline_of(Scene("white", objects), digits=2) == "white, small red star 0520, large red circle 4370"
+
+
+@pytest.mark.parametrize("digits", BOARDS)
 @pytest.mark.parametrize("index", range(30))
-def test_an_outline_can_be_read_back(index: int) -> None:
+def test_an_outline_can_be_read_back(index: int, digits: int) -> None:
     scene = make_episode(index).scene
-    background, *named = outline_of(scene).split(", ")
-    assert background == scene.background
-    read = {(*words.rsplit(" ", 1)[0].split(" "), words[-2:]) for words in named}
-    assert read == {(o.size, o.color, o.shape, f"{int(o.y * BOARD)}{int(o.x * BOARD)}") for o in scene.objects}
-    squares = [words[-2:] for words in named]
-    assert squares == sorted(squares)
+    background, things = read_outline(outline_of(scene, digits=digits))
+    assert background == scene.background and len(things) == len(scene.objects)
+    assert [(thing.y, thing.x) for thing in things] == sorted((thing.y, thing.x) for thing in things)
+    for item in scene.objects:
+        same = [thing for thing in things if thing.words == f"{item.size} {item.color} {item.shape}"]
+        assert min(max(abs(thing.y - item.y), abs(thing.x - item.x)) for thing in same) <= 0.5 / BOARDS[digits] + 1e-9
 
 
 SAID = "white, large red circle 35, small blue square 62"
@@ -41,6 +50,9 @@ SAID = "white, large red circle 35, small blue square 62"
         ("white, large red circle 35", False),
         (SAID + ", small blue square 62", False),
         ("white, large red circle 35, small blue square", False),  # no outline
+        ("white, large red circle 35, small blue square 92", False),  # off the board
+        ("white, large red circle 4369, small blue square 8031", True),  # finer
+        ("white, large red circle 4369, small blue square 5031", False),
         ("", False),
         (None, False),
     ],

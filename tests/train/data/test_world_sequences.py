@@ -98,7 +98,7 @@ def test_pictures_of_scenes_have_outlines(codes: WorldCodes, text_tokenizer_file
     episode = make_episode(4)
     for job in JOBS:
         dialogue = make_dialogue(job, episode, Random(1))
-        messages = to_messages(dialogue, episode, codes[4], (2, 2), outlines=True)
+        messages = to_messages(dialogue, episode, codes[4], (2, 2), outline_digits=1)
         for turn, message in zip(dialogue.turns, messages, strict=True):
             for part, encoded in zip(turn.parts, message.parts, strict=True):
                 if isinstance(part, Picture):
