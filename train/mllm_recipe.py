@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -132,16 +132,7 @@ class MLLMData(WorldData):
     def __post_init__(self) -> None:
         super().__post_init__()
         world = WorldData()
-        names = (
-            "episodes",
-            "dense_every",
-            "jobs",
-            "outlines",
-            "outline_digits",
-            "questions",
-            "min_objects",
-            "max_objects",
-        )
+        names = [item.name for item in fields(WorldData) if item.name not in ("prompt_dropout", "seed")]
         of_world = [name for name in names if getattr(self, name) != getattr(world, name)]
         if self.shards and of_world:
             raise ValueError(f"data names shards and also the world's {', '.join(of_world)}; leave one of them out")
