@@ -19,7 +19,7 @@ from train.data.class_batches import ClassBatches
 from train.data.class_source import check_guidance, open_class_codes
 from train.data.packed_batches import PackedBatches
 from train.data.shard_batches import shard_batches
-from train.data.world_codes import WorldCodes
+from train.data.world_codes import EpisodeSet, WorldCodes
 from train.data.world_sequences import WorldBatches
 from train.mllm_recipe import MLLMData, MLLMRecipe, ShardSource, WorldData
 
@@ -168,13 +168,14 @@ def prepared_validation(recipe: MLLMRecipe, tokenizers: Tokenizers) -> dict[str,
 
 def encode_world(recipe: MLLMRecipe, data: WorldData, tokenizers: Tokenizers, *, folder: str) -> WorldCodes:
     """The codes of the world's pictures; the first process encodes what is missing, the others wait."""
-    codes = WorldCodes(
-        recipe.output / folder,
+    episodes = EpisodeSet(
         num_episodes=data.episodes,
         dense_every=data.dense_every,
         seed=data.seed,
         grids=trained_grids(tokenizers.config),
+        centred_digits=data.outline_digits if data.centred else None,
     )
+    codes = WorldCodes(recipe.output / folder, episodes)
     with PartialState().main_process_first():
         codes.encode_missing(tokenizers.image)
     return codes

@@ -29,7 +29,7 @@ from mllm.processor import MLLMProcessor
 from mllm.sequence import Sequence as Sample
 from mllm.sizes import trained_grids
 from train.cpu_speed import speed_up
-from train.data.world_codes import WorldCodes
+from train.data.world_codes import EpisodeSet, WorldCodes
 from train.data.world_sequences import WorldBatches
 from train.mllm_recipe import WorldData
 
@@ -98,9 +98,10 @@ def load(
     processor = MLLMProcessor.from_pretrained(folder, device=device)
     data = WorldData(episodes=8, dense_every=1, jobs=JOBS)
     with tempfile.TemporaryDirectory() as scratch:
-        codes = WorldCodes(
-            Path(scratch), num_episodes=data.episodes, dense_every=1, seed=data.seed, grids=trained_grids(model.config)
+        episodes = EpisodeSet(
+            num_episodes=data.episodes, dense_every=1, seed=data.seed, grids=trained_grids(model.config)
         )
+        codes = WorldCodes(Path(scratch), episodes)
         codes.encode_missing(processor.image_tokenizer, num_workers=0)
         source = WorldBatches(
             data,

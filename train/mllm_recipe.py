@@ -31,7 +31,10 @@ class WorldData:
     """Whether scenes are drawn after an outline of them, and outlined where they are looked at
     (mllm/world/outline.py)."""
     outline_digits: int = 1
-    """Digits of a row or a column in an outline: 1 for a board of 8 x 8 squares, 2 for one of 100 x 100."""
+    """Digits of a row or a column in an outline: 1 for a board of 8 x 8 squares, 2 for one of 64 x 64."""
+    centred: bool = False
+    """Whether every other episode has its objects in the middle of their squares; drawings from words are of those. One
+    outline then means one picture, and little is left to chance when codes are drawn."""
     questions: int | None = None
     """Questions that the job "ask" puts about one picture; None for one to five, as in tests. Answers are short: only
     many of them make a picture worth its positions."""
@@ -49,6 +52,8 @@ class WorldData:
             )
         if self.outline_digits not in BOARDS:
             raise ValueError(f"data.outline_digits is {self.outline_digits}; give {' or '.join(map(str, BOARDS))}")
+        if self.centred and not self.outlines:
+            raise ValueError("data.centred puts objects where outlines say, and data.outlines is false; set it to true")
         if self.questions is not None and self.questions < 1:
             raise ValueError(f"data.questions is {self.questions}; give 1 or more")
 

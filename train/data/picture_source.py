@@ -56,7 +56,9 @@ class WorldSource:
         self, recipe: TokenizerRecipe, *, image_size: int, captions: EncodeCaptions | None, state: PartialState
     ) -> None:
         self.recipe, self.state = recipe, state
-        self.pictures = WorldPictures(image_size=image_size, seed=recipe.seed, captions=captions)
+        self.pictures = WorldPictures(
+            image_size=image_size, seed=recipe.seed, captions=captions, crop=recipe.world_crop
+        )
 
     def batches(self, first: int, last: int) -> Iterator[dict[str, Tensor]]:
         size, world, rank = self.recipe.batch_size, self.state.num_processes, self.state.process_index

@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 
 from mllm.world.describe_language import describe
 from mllm.world.episode import PICTURE_KINDS, Picture
+from mllm.world.scene import SceneObject
 from mllm.world.splits import random_scene_for
 from tokenizer.captions import EncodeCaptions
 from tokenizer.image_processor import to_bytes
@@ -23,8 +24,14 @@ KIND_WEIGHTS = (86, 6, 8)
 class WorldPictures(Dataset):
     """An endless set: every integer names a picture of the training split; negative ones are for looking at."""
 
-    def __init__(self, *, image_size: int, seed: int, captions: EncodeCaptions | None = None) -> None:
+    def __init__(
+        self, *, image_size: int, seed: int, captions: EncodeCaptions | None = None, crop: int | None = None
+    ) -> None:
+        """Args:
+        crop: side in pixels of a window that shows a part of an object; None shows whole pictures.
+        """
         self.image_size = image_size
+        self.crop = crop
         self.seed = seed
         self.captions = captions
 
@@ -32,7 +39,10 @@ class WorldPictures(Dataset):
         rng = Random(f"pictures/{self.seed}/{index}")
         scene = random_scene_for("train", rng)
         picture = Picture(scene, rng.choices(PICTURE_KINDS, KIND_WEIGHTS)[0])
-        item = {"pixels": to_bytes(picture.render(self.image_size))}
+        image = picture.render(self.image_size)
+        if self.crop is not None:
+            image = image.crop(window_on(rng.choice(scene.objects), self.crop, self.image_size, rng))
+        item = {"pixels": to_bytes(image)}
         if self.captions:
             item["text_ids"] = self.captions([caption_of(picture, rng)])[0]
         return item
@@ -41,3 +51,11 @@ class WorldPictures(Dataset):
 def caption_of(picture: Picture, rng: Random) -> str:
     """What the picture shows, in short or at length; of depth and segmentation pictures, their kind."""
     return describe(picture.scene, short=rng.random() < 0.5) if picture.kind == "image" else picture.kind
+
+
+def window_on(item: SceneObject, side: int, image_size: int, rng: Random) -> tuple[int, int, int, int]:
+    """A random window (left, top, right, bottom) within the picture that holds the middle of an object."""
+    left, top = (
+        min(max(round(middle * image_size - rng.uniform(0, side)), 0), image_size - side) for middle in (item.x, item.y)
+    )
+    return left, top, left + side, top + side

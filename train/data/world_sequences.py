@@ -18,7 +18,7 @@ from mllm.conversation import CodesPart, Message, TextPart, unconditional
 from mllm.packing import PackedBatch, Packer
 from mllm.sequence import Sequence, build_sequence
 from mllm.world.dialogue import JOBS, Dialogue, make_ask, make_dialogue
-from mllm.world.episode import Episode, Picture, make_episode
+from mllm.world.episode import Episode, Picture
 from mllm.world.outline import outline_of
 from train.data.world_codes import WorldCodes
 from train.mllm_recipe import WorldData
@@ -27,6 +27,8 @@ ON_EITHER_SCENE = ("draw", "describe", "ask")
 """Jobs that are as well about the edited scene as about the first one."""
 DENSE = ("depth", "segment", "interleaved", "multi_turn")
 """Jobs that may need the pictures which only some episodes have encoded."""
+DRAWN = ("draw", "interleaved", "multi_turn")
+"""Jobs whose pictures are drawn from words: where some episodes are centred, from what their outlines say exactly."""
 DROPPABLE = ("draw", "edit", "depth", "segment")
 """Jobs whose instruction may be dropped: a single turn that ends in a picture."""
 MAX_REFUSALS = 24
@@ -79,26 +81,29 @@ class WorldBatches(Dataset):
     def draw_sequence(self, rng: Random) -> Sequence:
         """One random sample of the mixture."""
         job = rng.choices(list(self.data.jobs), list(self.data.jobs.values()))[0]
-        index, episode = self.draw_episode(rng, is_dense=job in DENSE)
+        index, episode = self.draw_episode(rng, is_dense=job in DENSE, is_drawn=job in DRAWN)
         about = replace(episode, scene=episode.edited) if job in ON_EITHER_SCENE and rng.random() < 0.5 else episode
         if job == "ask":
             dialogue = make_ask(about, rng, num_questions=self.data.questions)
         else:
             dialogue = make_dialogue(job, about, rng)
         digits = self.data.outline_digits if self.data.outlines else None
-        grid = self.codes.grid_of(index)
+        grid = self.codes.episodes.grid_of(index)
         messages = to_messages(dialogue, episode, self.codes[index], grid, outline_digits=digits)
         if job in DROPPABLE and rng.random() < self.data.prompt_dropout:
             messages = unconditional(messages)
         return build_sequence(messages, tokenizer=self.tokenizer, config=self.config)
 
-    def draw_episode(self, rng: Random, *, is_dense: bool) -> tuple[int, Episode]:
+    def draw_episode(self, rng: Random, *, is_dense: bool, is_drawn: bool) -> tuple[int, Episode]:
         """A random episode with as many objects as the recipe allows, and its number."""
+        episodes = self.codes.episodes
         for _ in range(MAX_TRIES):
             index = rng.randrange(len(self.codes))
             if is_dense:
-                index -= index % self.codes.dense_every
-            episode = make_episode(index, seed=self.codes.seed)
+                index -= index % episodes.dense_every
+            if is_drawn and episodes.centred_digits is not None and not episodes.is_centred(index):
+                continue
+            episode = episodes[index]
             if self.data.min_objects <= len(episode.scene.objects) <= self.data.max_objects:
                 return index, episode
         raise ValueError(

@@ -3,7 +3,7 @@
 import pytest
 
 from mllm.world.episode import make_episode
-from mllm.world.outline import BOARDS, are_alike, outline_of, read_outline
+from mllm.world.outline import BOARDS, are_alike, centre, outline_of, read_outline
 from mllm.world.scene import Scene, SceneObject
 
 
@@ -21,7 +21,8 @@ def test_finer_places_have_two_digits() -> None:
         SceneObject("circle", "red", "large", x=0.7, y=0.43),
         SceneObject("star", "red", "small", x=0.2, y=0.05),
     )
-    assert outline_of(Scene("white", objects), digits=2) == "white, small red star 0520, large red circle 4370"
+    # 0.43 of 64 squares is number 27, in octal 33; 0.7 is 44, in octal 54
+    assert outline_of(Scene("white", objects), digits=2) == "white, small red star 0134, large red circle 3534"
 
 
 @pytest.mark.parametrize("digits", BOARDS)
@@ -30,10 +31,21 @@ def test_an_outline_can_be_read_back(index: int, digits: int) -> None:
     scene = make_episode(index).scene
     background, things = read_outline(outline_of(scene, digits=digits))
     assert background == scene.background and len(things) == len(scene.objects)
-    assert [(thing.y, thing.x) for thing in things] == sorted((thing.y, thing.x) for thing in things)
+    squares = [(int(thing.y * 8), int(thing.x * 8)) for thing in things]
+    assert squares == sorted(squares)
     for item in scene.objects:
         same = [thing for thing in things if thing.words == f"{item.size} {item.color} {item.shape}"]
         assert min(max(abs(thing.y - item.y), abs(thing.x - item.x)) for thing in same) <= 0.5 / BOARDS[digits] + 1e-9
+
+
+@pytest.mark.parametrize("digits", BOARDS)
+@pytest.mark.parametrize("index", range(30))
+def test_an_outline_says_exactly_where_a_centred_object_is(index: int, digits: int) -> None:
+    scene = make_episode(index).scene
+    centred = Scene(scene.background, tuple(centre(item, digits) for item in scene.objects))
+    assert outline_of(centred, digits=digits) == outline_of(scene, digits=digits)
+    _, things = read_outline(outline_of(centred, digits=digits))
+    assert {(thing.y, thing.x) for thing in things} == {(item.y, item.x) for item in centred.objects}
 
 
 SAID = "white, large red circle 35, small blue square 62"
@@ -51,8 +63,8 @@ SAID = "white, large red circle 35, small blue square 62"
         (SAID + ", small blue square 62", False),
         ("white, large red circle 35, small blue square", False),  # no outline
         ("white, large red circle 35, small blue square 92", False),  # off the board
-        ("white, large red circle 4369, small blue square 8031", True),  # finer
-        ("white, large red circle 4369, small blue square 5031", False),
+        ("white, large red circle 3535, small blue square 6250", True),  # finer
+        ("white, large red circle 3535, small blue square 4250", False),
         ("", False),
         (None, False),
     ],

@@ -12,11 +12,16 @@ import torch
 from mllm.config import MLLMConfig
 from mllm.sizes import trained_grids
 from mllm.vocabulary import extend_tokenizer, load_text_tokenizer
+from mllm.world.edits import apply_edit
 from mllm.world.episode import make_episode
+from mllm.world.outline import centre, outline_of
+from mllm.world.splits import split_of
 from tests.mllm.tiny_folder import build_tiny_folder
+from tokenizer.config import UniTokConfig
 from tokenizer.image_processor import to_bytes
 from tokenizer.model import UniTok
-from train.data.world_codes import WorldCodes
+from train.data.centred_episode import centre_episode
+from train.data.world_codes import EpisodeSet, WorldCodes, encode_bytes
 from train.data.world_sequences import WorldBatches
 from train.mllm_recipe import WorldData
 
@@ -30,24 +35,26 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> UniTok:
 
 def test_episodes_take_turns_with_the_sizes(tokenizer: UniTok, tmp_path: Path) -> None:
     patch = tokenizer.config.patch_size
-    codes = WorldCodes(tmp_path, num_episodes=8, dense_every=2, seed=0, grids=GRIDS)
+    codes = WorldCodes(tmp_path, EpisodeSet(num_episodes=8, dense_every=2, seed=0, grids=GRIDS))
     codes.encode_missing(tokenizer, num_workers=0)
-    assert {codes.grid_of(index) for index in range(8)} == set(GRIDS)
-    assert {codes.grid_of(index) for index in range(0, 8, 2)} == set(GRIDS)
+    assert {codes.episodes.grid_of(index) for index in range(8)} == set(GRIDS)
+    assert {codes.episodes.grid_of(index) for index in range(0, 8, 2)} == set(GRIDS)
     for index in range(8):
-        rows, columns = codes.grid_of(index)
+        rows, columns = codes.episodes.grid_of(index)
         pictures = make_episode(index).pictures[: 4 if index % 2 == 0 else 2]
         pixels = [to_bytes(picture.render((columns * patch, rows * patch))) for picture in pictures]
         expected = tokenizer.encode(torch.stack(pixels).float().div(127.5).sub(1)).numpy()
         assert np.array_equal(codes[index], expected)
     with pytest.raises(ValueError, match="were made with .*grids"):
-        WorldCodes(tmp_path, num_episodes=8, dense_every=2, seed=0, grids=[(2, 2)]).encode_missing(tokenizer)
+        WorldCodes(tmp_path, EpisodeSet(num_episodes=8, dense_every=2, seed=0, grids=[(2, 2)])).encode_missing(
+            tokenizer
+        )
 
 
 def test_sequences_are_of_the_size_of_their_episode(
     tokenizer: UniTok, tmp_path: Path, text_tokenizer_file: Path
 ) -> None:
-    codes = WorldCodes(tmp_path, num_episodes=8, dense_every=2, seed=0, grids=GRIDS)
+    codes = WorldCodes(tmp_path, EpisodeSet(num_episodes=8, dense_every=2, seed=0, grids=GRIDS))
     codes.encode_missing(tokenizer, num_workers=0)
     text = load_text_tokenizer(text_tokenizer_file)
     vocabulary = extend_tokenizer(text, max_grid_side=2)
@@ -74,3 +81,35 @@ def test_sequences_are_of_the_size_of_their_episode(
         assert set(sequence.image_lengths_I.tolist()) == {rows * columns}
         found.add((rows, columns))
     assert found == set(GRIDS)
+
+
+def test_equal_patches_are_encoded_once_and_alike() -> None:
+    torch.manual_seed(0)
+    tokenizer = UniTok(
+        UniTokConfig.from_dict({**UniTokConfig.tiny().to_dict(), "depth": 0, "encoder_scope": "patch"})
+    ).eval()
+    pixels_B3HW = torch.stack([to_bytes(make_episode(index).pictures[0].render(128)) for index in range(3)])
+    expected = tokenizer.encode(pixels_B3HW.float().div(127.5).sub(1)).numpy()
+    assert np.array_equal(encode_bytes(tokenizer, pixels_B3HW), expected)
+
+
+def test_every_other_episode_is_centred_dense_ones_and_every_size_too() -> None:
+    episodes = EpisodeSet(num_episodes=48, dense_every=3, seed=0, grids=GRIDS, centred_digits=2)
+    found = {(episodes.grid_of(n), episodes.is_dense(n), episodes.is_centred(n)) for n in range(48)}
+    assert found == {(grid, is_dense, is_centred) for grid in GRIDS for is_dense in (0, 1) for is_centred in (0, 1)}
+    plain = EpisodeSet(num_episodes=48, dense_every=3, seed=0, grids=GRIDS)
+    assert not any(plain.is_centred(n) for n in range(48))
+    for n in range(48):
+        if not episodes.is_centred(n):
+            assert episodes[n] == make_episode(n) == plain[n]
+
+
+@pytest.mark.parametrize("index", range(40))
+def test_a_centred_episode_is_the_same_episode_moved_by_a_hair(index: int) -> None:
+    before = make_episode(index)
+    after = centre_episode(before, digits=2)
+    assert split_of(after.scene) == split_of(after.edited) == "train"
+    for old, new in ((before.scene, after.scene), (before.edited, after.edited)):
+        assert outline_of(new, digits=2) == outline_of(old, digits=2)
+        assert all(item == centre(item, 2) for item in new.objects)
+    assert apply_edit(after.scene, after.edit) == after.edited

@@ -14,7 +14,7 @@ from mllm.vocabulary import extend_tokenizer, load_text_tokenizer
 from mllm.world.dialogue import JOBS, make_dialogue
 from mllm.world.episode import Picture, make_episode
 from mllm.world.outline import outline_of
-from train.data.world_codes import NUM_PICTURES, WorldCodes
+from train.data.world_codes import NUM_PICTURES, EpisodeSet, WorldCodes
 from train.data.world_sequences import WorldBatches, to_messages
 from train.mllm_recipe import WorldData
 
@@ -24,7 +24,7 @@ EPISODES = 60
 @pytest.fixture
 def codes(tmp_path: Path) -> WorldCodes:
     """Codes that say which episode and picture they are of."""
-    found = WorldCodes(tmp_path, num_episodes=EPISODES, dense_every=4, seed=0, grids=[(2, 2)])
+    found = WorldCodes(tmp_path, EpisodeSet(num_episodes=EPISODES, dense_every=4, seed=0, grids=[(2, 2)]))
     numbers_ES = np.arange(EPISODES * NUM_PICTURES, dtype=np.uint16).reshape(EPISODES, NUM_PICTURES, 1, 1)
     np.save(tmp_path / "codes-00000.npy", np.broadcast_to(numbers_ES, (EPISODES, NUM_PICTURES, 2, 4)))
     return found
@@ -48,7 +48,7 @@ def test_a_stage_sees_scenes_of_the_recipes_size_only(
     codes: WorldCodes, text_tokenizer_file: Path, low: int, high: int, is_dense: bool
 ) -> None:
     data = batches(codes, text_tokenizer_file, min_objects=low, max_objects=high)
-    found = [data.draw_episode(Random(n), is_dense=is_dense) for n in range(50)]
+    found = [data.draw_episode(Random(n), is_dense=is_dense, is_drawn=False) for n in range(50)]
     assert {len(episode.scene.objects) for _, episode in found} == set(range(low, high + 1))
     assert all(episode == make_episode(index) for index, episode in found)
     if is_dense:
@@ -57,17 +57,27 @@ def test_a_stage_sees_scenes_of_the_recipes_size_only(
 
 def test_without_a_limit_scenes_of_every_size_are_seen(codes: WorldCodes, text_tokenizer_file: Path) -> None:
     data = batches(codes, text_tokenizer_file)
-    found = [data.draw_episode(Random(n), is_dense=False)[1] for n in range(80)]
+    found = [data.draw_episode(Random(n), is_dense=False, is_drawn=False)[1] for n in range(80)]
     assert {len(episode.scene.objects) for episode in found} == {1, 2, 3, 4}
+
+
+def test_drawings_from_words_are_centred_where_some_episodes_are(tmp_path: Path, text_tokenizer_file: Path) -> None:
+    episodes = EpisodeSet(num_episodes=16, dense_every=4, seed=0, grids=[(2, 2)], centred_digits=2)
+    data = batches(WorldCodes(tmp_path, episodes), text_tokenizer_file)
+    for is_drawn, expected in ((True, {True}), (False, {True, False})):
+        found = [data.draw_episode(Random(n), is_dense=n % 2 == 0, is_drawn=is_drawn)[0] for n in range(40)]
+        assert {episodes.is_centred(index) for index in found} == expected
 
 
 def test_no_scene_that_small_is_said(tmp_path: Path, text_tokenizer_file: Path) -> None:
     assert len(make_episode(0, seed=1).scene.objects) == 2
     data = batches(
-        WorldCodes(tmp_path, num_episodes=1, dense_every=4, seed=1, grids=[(2, 2)]), text_tokenizer_file, max_objects=1
+        WorldCodes(tmp_path, EpisodeSet(num_episodes=1, dense_every=4, seed=1, grids=[(2, 2)])),
+        text_tokenizer_file,
+        max_objects=1,
     )
     with pytest.raises(ValueError, match="of 1 to 1 objects among 1 episodes"):
-        data.draw_episode(Random(0), is_dense=False)
+        data.draw_episode(Random(0), is_dense=False, is_drawn=False)
 
 
 def test_a_row_that_no_sample_fits_into_is_said(codes: WorldCodes, text_tokenizer_file: Path) -> None:
