@@ -140,7 +140,7 @@ def test_validation_is_by_task_and_keeps_the_best_checkpoint(short: MLLMRecipe) 
     assert set(losses(recipe.output, "eval_ask_image_loss").values()) == {0.0}
     best = min(overall, key=lambda step: overall[step])
     kept = {int(path.name.split("-")[1]) for path in recipe.output.glob("checkpoint-*")}
-    assert kept == {best, 4}
+    assert {best, 4} <= kept and len(kept) == 2
     assert Image.open(recipe.output / "samples" / "step-4.png").size == (32, 32)
 
 

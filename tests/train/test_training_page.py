@@ -11,10 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from PIL import Image
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from mllm.__main__ import main
+from mllm.config import MLLMConfig
+from mllm.sizes import trained_grids
 from mllm.vocabulary import load_text_tokenizer
 from tests.pages import Block, blocks_of, check_unrun_block, lay_out, run_block
 from tests.train.launching import free_port, losses
@@ -59,7 +62,7 @@ def test_commands_run_as_written(tmp_path: Path, image_tokenizer_folder: Path, t
     (tmp_path / "raw").mkdir()
     for name, sample in RAW.items():
         (tmp_path / "raw" / name).symlink_to(tmp_path / "samples" / sample)
-    for block in BLOCKS:
+    for block in filter(lambda block: block.is_shell, BLOCKS):
         if not block.runs:
             check_unrun_block(block, tmp_path)
         elif block.text.startswith("mllm demo"):
@@ -114,4 +117,12 @@ def shows_page(port: int) -> bool:
 
 def test_only_what_lacks_machines_is_not_run() -> None:
     assert [block.text.splitlines()[0].split()[-1] for block in BLOCKS if not block.runs] == ["scripts/train_stage2.sh"]
-    assert all(block.is_shell for block in BLOCKS)
+    assert {block.language for block in BLOCKS if not block.is_shell} == {"yaml"}
+
+
+def test_fields_of_the_model_are_those_of_the_config() -> None:
+    (text,) = (block.text for block in BLOCKS if block.language == "yaml")
+    fields = yaml.safe_load(text)["model"]
+    vocabulary = {"new_line_id": 10, "first_row_size_id": 11, "first_column_size_id": 19}
+    config = MLLMConfig(image_size=128, patch_size=16, **fields, **vocabulary)
+    assert trained_grids(config) == [(8, 8), (8, 6), (6, 8)]
