@@ -7,6 +7,7 @@ references; nothing is drawn here.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from random import Random
 
 from mllm.world.describe_language import describe, say_describe_request
@@ -16,7 +17,8 @@ from mllm.world.episode import Episode, Picture
 from mllm.world.story import ask, make_interleaved, make_multi_turn
 from mllm.world.talk_language import make_talk
 from mllm.world.templates import dense
-from mllm.world.turns import Check, DenseKind, Dialogue, assistant, user
+from mllm.world.turns import Check, DenseKind, Dialogue, Turn, assistant, user
+from mllm.world.typos import SHARE, mistype
 
 QUESTION_ROUND_WEIGHTS = (30, 25, 20, 15, 10)  # one to five questions on one picture
 SHORT_DESCRIPTION_SHARE = 0.25
@@ -94,4 +96,14 @@ def make_dialogue(job: str, episode: Episode, rng: Random) -> Dialogue:
     """One dialogue of a job about an episode; the same arguments give the same dialogue."""
     if job not in MAKERS:
         raise ValueError(f"job {job!r} is unknown; choose one of {', '.join(JOBS)}")
-    return MAKERS[job](episode, rng)
+    dialogue = MAKERS[job](episode, rng)
+    return replace(dialogue, turns=tuple(with_typos(turn, rng) for turn in dialogue.turns))
+
+
+def with_typos(turn: Turn, rng: Random) -> Turn:
+    """The turn as a person types it; what the assistant says has no typos."""
+    if turn.role == "assistant":
+        return turn
+    slips = (isinstance(part, str) and rng.random() < SHARE for part in turn.parts)
+    parts = (mistype(str(part), rng) if is_slip else part for part, is_slip in zip(turn.parts, slips, strict=True))
+    return replace(turn, parts=tuple(parts))

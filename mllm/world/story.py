@@ -5,6 +5,7 @@ All pictures are those of the episode; the words come from `rng`.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from random import Random
 
 from mllm.world.ask_language import propose_question, say_question
@@ -12,8 +13,8 @@ from mllm.world.describe_language import describe, say_describe_request
 from mllm.world.draw_language import make_draw_request
 from mllm.world.edit_language import edit_sentence
 from mllm.world.episode import Episode, Picture
-from mllm.world.phrases import capitalize
-from mllm.world.questions import answer
+from mllm.world.phrases import capitalize, references
+from mllm.world.questions import Question, answer
 from mllm.world.scene import Scene, required
 from mllm.world.spec import Spec
 from mllm.world.templates import dense
@@ -153,4 +154,25 @@ def talk_about(episode: Episode, scene: Scene, rng: Random) -> Exchange:
         turns += [user(words), assistant(check.expected)]
         checks.append(check)
         skills.append(question_kind)
+    about_other = ask_about_other(required(checks[-1].question, "question"), scene, rng)
+    if about_other is not None:
+        words, check = about_other
+        turns += [user(words), assistant(check.expected)]
+        checks.append(check)
+        skills.append("the other one")
     return turns, checks, skills
+
+
+def ask_about_other(before: Question, scene: Scene, rng: Random) -> tuple[str, Check] | None:
+    """The same question about the other one of two objects, which only the question before tells."""
+    if before.variant not in ("color of", "size of", "shape of") or len(scene.objects) != 2:
+        return None
+    others = [item for item in scene.objects if not before.subject.matches(item)]
+    if len(others) != 1:
+        return None
+    choices = references(scene, others[0], without=before.kind, loose=before.kind == "shape")
+    if not choices:
+        return None
+    question = replace(before, first=choices[0])
+    expected = required(answer(question, scene), "the answer of a question about one object")
+    return rng.choice(templates.THE_OTHER_ONE), Check("answer", scene=scene, question=question, expected=expected)

@@ -19,6 +19,8 @@ from tokenizer.image_processor import to_bytes
 
 KIND_WEIGHTS = (86, 6, 8)
 """Of images, depth pictures and segmentation pictures; the latter two are simpler."""
+SMALL_WEIGHT = 3
+"""How much more often a window shows a small object than a large one: its details are the hardest to keep."""
 
 
 class WorldPictures(Dataset):
@@ -41,11 +43,13 @@ class WorldPictures(Dataset):
         picture = Picture(scene, rng.choices(PICTURE_KINDS, KIND_WEIGHTS)[0])
         image = picture.render(self.image_size)
         if self.crop is not None:
-            image = image.crop(window_on(rng.choice(scene.objects), self.crop, self.image_size, rng))
-        item = {"pixels": to_bytes(image)}
+            weights = [SMALL_WEIGHT if item.size == "small" else 1 for item in scene.objects]
+            (item,) = rng.choices(scene.objects, weights)
+            image = image.crop(window_on(item, self.crop, self.image_size, rng))
+        sample = {"pixels": to_bytes(image)}
         if self.captions:
-            item["text_ids"] = self.captions([caption_of(picture, rng)])[0]
-        return item
+            sample["text_ids"] = self.captions([caption_of(picture, rng)])[0]
+        return sample
 
 
 def caption_of(picture: Picture, rng: Random) -> str:

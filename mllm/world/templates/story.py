@@ -33,6 +33,9 @@ DRAW_THEN_DESCRIBE = (
     "Give me {caption} with a description.",
     "I want a picture of {caption} and a description of it.",
     "Illustrate and describe {caption}.",
+    "Can you draw {caption} and tell me what it shows?",
+    "Could you paint {caption}, then describe it?",
+    "Sketch {caption}, then put it into words.",
 )
 DRAW_THEN_ANSWER = (
     "Draw {caption}. {question}",
@@ -43,6 +46,8 @@ DRAW_THEN_ANSWER = (
     "Make a picture of {caption} and answer my question: {question}",
     "Paint {caption}. In your picture: {question}",
     "I want a picture of {caption}. And: {question}",
+    "Sketch {caption}. {question}",
+    "Could you draw {caption}? And tell me: {question}",
 )
 DRAW_THEN_DENSE = {
     "depth": (
@@ -72,6 +77,18 @@ EDIT_THEN_DESCRIBE = (
     "First {edit} Then describe the picture.",
     "Please {edit} Then say what is in it.",
     "{Edit} Show me the picture and describe it.",
+    "{Edit} Then tell me what you see.",
+    "{Edit} How does the picture look now?",
+    "Could you {edit} After that, describe it.",
+)
+
+THE_OTHER_ONE = (
+    "And the other one?",
+    "What about the other one?",
+    "And what about the other shape?",
+    "And the second one?",
+    "How about the other one?",
+    "the other one?",
 )
 
 # The words between pictures; they do not vary, so that only the request decides the answer.
