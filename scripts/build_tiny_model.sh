@@ -25,11 +25,10 @@ stage() {
     mllm train tiny --output "$runs/$name" --image_tokenizer "$images" --text_tokenizer "$text" \
         ${before:+--start_from "$runs/$before/final"} "$@"
 }
-# One object, then two, then the whole world: what words look like is learned where little else is to be learned.
-steady='{num_decay_steps: 1}'  # the learning rate stays until the last stage
-stage tiny_one "" --data.max_objects 1 --data.jobs '{draw: 1}' --trainer.max_steps 3000 \
-    --trainer.lr_scheduler_kwargs "$steady"
-stage tiny_two tiny_one --data.max_objects 2 --trainer.max_steps 3000 --trainer.lr_scheduler_kwargs "$steady"
+# Two objects at most, then the whole world: what words look like is learned where little else is to be learned.
+stage tiny_two "" --data.max_objects 2 --data.questions 4 \
+    --data.jobs '{draw: 6, edit: 3, ask: 1.5, describe: 2, depth: 0.4, segment: 0.8}' \
+    --trainer.max_steps 6000 --trainer.lr_scheduler_kwargs '{num_decay_steps: 1, decay_type: linear}'
 stage tiny tiny_two
 
 python -m train.bundle "$runs/tiny/final" "$bundled"

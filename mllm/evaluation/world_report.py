@@ -24,7 +24,7 @@ from mllm.sizes import Size, default_size, grid_of
 from mllm.versions import tool_versions
 from mllm.world.measure import measure_checker
 
-PROTOCOL = "world-1"
+PROTOCOL = "world-2"
 """Name of the protocol; it changes when numbers are no longer comparable."""
 CHECKER_COUNT = 2000
 """Rendered scenes on which the checker's own error is measured each time."""

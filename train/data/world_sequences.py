@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from mllm.config import MLLMConfig
 from mllm.conversation import CodesPart, Message, TextPart, unconditional
-from mllm.packing import PackedBatch, Packer
+from mllm.packing import PackedBatch, Packer, take_row
 from mllm.sequence import Sequence, build_sequence
 from mllm.world.dialogue import JOBS, Dialogue, make_ask, make_dialogue
 from mllm.world.episode import Episode, Picture
@@ -31,8 +31,8 @@ DRAWN = ("draw", "interleaved", "multi_turn")
 """Jobs whose pictures are drawn from words: where some episodes are centred, from what their outlines say exactly."""
 DROPPABLE = ("draw", "edit", "depth", "segment")
 """Jobs whose instruction may be dropped: a single turn that ends in a picture."""
-MAX_REFUSALS = 24
-"""Sequences that found no room before a batch is called full."""
+SPARE = 1.2
+"""Positions that wait for a place in a batch, as a multiple of those it has; what finds none is forgotten."""
 MAX_TRIES = 1000
 """Episodes looked at for one of few objects, and samples for one that fits a row."""
 
@@ -64,19 +64,30 @@ class WorldBatches(Dataset):
 
     def __getitem__(self, index: int) -> PackedBatch:
         rng = Random(f"batch/{self.data.seed}/{index}")
-        packer = Packer(length=self.length, pad_token_id=self.config.pad_token_id, num_rows=self.rows)
-        refusals = too_long = 0
-        while refusals < MAX_REFUSALS:
+        waiting = self.draw_sequences(rng, num_positions=int(SPARE * self.rows * self.length))
+        packer = Packer(length=self.length, pad_token_id=self.config.pad_token_id, num_rows=0)
+        for _ in range(self.rows):
+            taken = set(take_row([len(sequence) for sequence in waiting], self.length))
+            packer.add_row([sequence for n, sequence in enumerate(waiting) if n in taken])
+            waiting = [sequence for n, sequence in enumerate(waiting) if n not in taken]
+        return packer.batch()
+
+    def draw_sequences(self, rng: Random, *, num_positions: int) -> list[Sequence]:
+        """Random samples that fit a row, with at least so many positions together."""
+        drawn: list[Sequence] = []
+        too_long = 0
+        while num_positions > 0:
             sequence = self.draw_sequence(rng)
             if len(sequence) <= self.length:  # the longest of the multi-turn dialogues (about one in 500) are left out
-                refusals += not packer.add(sequence)
+                drawn.append(sequence)
+                num_positions -= len(sequence)
                 too_long = 0
             elif (too_long := too_long + 1) == MAX_TRIES:
                 raise ValueError(
                     f"no sample fits: found {MAX_TRIES} one after another that are longer than a row of {self.length} "
                     f"positions, the last of {len(sequence)}; raise length in the recipe"
                 )
-        return packer.batch()
+        return drawn
 
     def draw_sequence(self, rng: Random) -> Sequence:
         """One random sample of the mixture."""

@@ -93,6 +93,11 @@ def test_numbers_of_objects_that_no_scene_has_are_refused(low: int, high: int) -
         WorldData(min_objects=low, max_objects=high)
 
 
+def test_centred_episodes_need_outlines() -> None:
+    with pytest.raises(ValueError, match="data.outlines is false; set it to true"):
+        WorldData(centred=True)
+
+
 def test_as_many_questions_are_asked_as_the_recipe_says(codes: WorldCodes, text_tokenizer_file: Path) -> None:
     def longest(**data: object) -> int:
         asked = batches(codes, text_tokenizer_file, jobs={"ask": 1.0}, **data)
