@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from mllm.world.outline import BOARDS
+from mllm.world.outline import LEVELS
 from mllm.world.scene import MAX_OBJECTS
 from train.adapter_recipe import AdapterRecipe
 from train.bad_steps import BadSteps
@@ -31,7 +31,8 @@ class WorldData:
     """Whether scenes are drawn after an outline of them, and outlined where they are looked at
     (mllm/world/outline.py)."""
     outline_digits: int = 1
-    """Digits of a row or a column in an outline: 1 for a board of 8 x 8 squares, 2 for one of 64 x 64."""
+    """Digits of a row or a column in an outline: 1 for squares of an eighth of the shorter side, 2 for eighths of
+    these."""
     centred: bool = False
     """Whether every other episode has its objects in the middle of their squares; drawings from words are of those. One
     outline then means one picture, and little is left to chance when codes are drawn."""
@@ -50,8 +51,8 @@ class WorldData:
                 f"data.min_objects is {self.min_objects} and data.max_objects {self.max_objects}; scenes have 1 to "
                 f"{MAX_OBJECTS} objects"
             )
-        if self.outline_digits not in BOARDS:
-            raise ValueError(f"data.outline_digits is {self.outline_digits}; give {' or '.join(map(str, BOARDS))}")
+        if self.outline_digits not in LEVELS:
+            raise ValueError(f"data.outline_digits is {self.outline_digits}; give {' or '.join(map(str, LEVELS))}")
         if self.centred and not self.outlines:
             raise ValueError("data.centred puts objects where outlines say, and data.outlines is false; set it to true")
         if self.questions is not None and self.questions < 1:

@@ -1,45 +1,73 @@
 """The outline of a scene: its background and objects as the few words that a model writes before it draws.
 
 "white, large red circle 35, small blue square 62": for every object its size, color and shape, then row and column of
-the square in which its middle lies, on a board of 8 x 8 squares counted from 0 at the top left; in reading order, as
-they will be drawn. With two digits each ("large red circle 3526") every square is a board again: 35 is the square, 26
-the square within it, an eighth of a position of the bundled model.
+the square in which its middle lies, counted from 0 at the top left; in reading order, as they will be drawn. A square
+is an eighth of the picture's shorter side, as sizes of objects are shares of it. With two digits each ("large red
+circle 3526") every square is a board of 8 x 8 again: 35 is the square, 26 the smaller one within it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from fractions import Fraction
 
+from mllm.layout import Grid
 from mllm.world.scene import Scene, SceneObject
 
 BASE = 8
-"""Squares along each side of a board."""
-DIGITS = "01234567"
-BOARDS = {1: BASE, 2: BASE * BASE}
-"""Squares along each side of the picture, whatever its size, by the digits that a row or column is written with."""
-NEAR = 1 / 8
-"""How far apart, as a share of the side, one thing may be said and seen."""
+"""Squares along the shorter side, and along a side of a square."""
+LEVELS = {1: 1, 2: BASE}
+"""Parts of a square's side that are told apart, by the digits that a row or column is written with."""
+DIGITS = "0123456789abcdef"
+"""Of rows and columns: enough for a side twice as long as the other."""
+SQUARE: Grid = (1, 1)
+NEAR = 1.0
+"""Squares between where one thing may be said and seen."""
 
 
-def outline_of(scene: Scene, *, digits: int = 1) -> str:
-    """The outline of a scene."""
-    ordered = sorted(scene.objects, key=lambda item: (place_of(item, digits), item.shape, item.color, item.size))
-    objects = (f"{item.size} {item.color} {item.shape} {place_of(item, digits)}" for item in ordered)
-    return ", ".join((scene.background, *objects))
+def outline_of(scene: Scene, *, digits: int = 1, grid: Grid = SQUARE) -> str:
+    """The outline of a scene.
+
+    Args:
+        grid: (rows, columns) of the picture in any unit; only their ratio counts.
+    """
+    ordered = sorted(
+        (place_of(item, digits=digits, grid=grid), item.shape, item.color, item.size) for item in scene.objects
+    )
+    return ", ".join((scene.background, *(f"{size} {color} {shape} {place}" for place, shape, color, size in ordered)))
 
 
-def place_of(item: SceneObject, digits: int) -> str:
+def place_of(item: SceneObject, *, digits: int, grid: Grid = SQUARE) -> str:
     """Row and column of the square that the middle of an object lies in, then of the square within it."""
-    board = BOARDS[digits]
-    row, column = int(item.y * board), int(item.x * board)
-    levels = [BASE**level for level in reversed(range(digits))]
-    return "".join(f"{row // level % BASE}{column // level % BASE}" for level in levels)
+    row, column = fine_square(item, digits=digits, grid=grid)
+    parts = LEVELS[digits]
+    squares = row // parts, column // parts
+    if max(squares) >= len(DIGITS):
+        raise ValueError(
+            f"outlines cannot name places in a picture of {grid[0]} rows x {grid[1]} columns; its longer side may be "
+            "twice as long as the other at most"
+        )
+    within = (row % parts, column % parts) if digits > 1 else ()
+    return "".join(DIGITS[number] for number in (*squares, *within))
 
 
-def centre(item: SceneObject, digits: int) -> SceneObject:
-    """The same object in the middle of its square, so that an outline says exactly where it is."""
-    board = BOARDS[digits]
-    return replace(item, x=(int(item.x * board) + 0.5) / board, y=(int(item.y * board) + 0.5) / board)
+def centre(item: SceneObject, *, digits: int, grid: Grid = SQUARE) -> SceneObject:
+    """The same object in the middle of its smallest square, so that an outline says exactly where it is."""
+    row, column = fine_square(item, digits=digits, grid=grid)
+    rows, columns = num_fine_squares(digits, grid)
+    return replace(item, x=float((column + Fraction(1, 2)) / columns), y=float((row + Fraction(1, 2)) / rows))
+
+
+def fine_square(item: SceneObject, *, digits: int, grid: Grid) -> tuple[int, int]:
+    """(row, column) of the smallest square that outlines of so many digits can name."""
+    rows, columns = num_fine_squares(digits, grid)
+    return int(item.y * rows), int(item.x * columns)
+
+
+def num_fine_squares(digits: int, grid: Grid) -> tuple[Fraction, Fraction]:
+    """How many of these squares lie along the height and the width of a picture."""
+    along_shorter = BASE * LEVELS[digits]
+    return Fraction(along_shorter * grid[0], min(grid)), Fraction(along_shorter * grid[1], min(grid))
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +75,8 @@ class Thing:
     """One object of an outline."""
 
     words: str  # size, color and shape
-    y: float  # of the middle of its square, 0 at the top, 1 at the bottom
-    x: float
+    y: float  # of the middle of its smallest square, in squares from the top
+    x: float  # ... and from the left
 
     def is_near(self, other: Thing) -> bool:
         return max(abs(self.y - other.y), abs(self.x - other.x)) <= NEAR + 1e-6
@@ -66,10 +94,14 @@ def read_thing(item: str) -> Thing | None:
     """What one item says, None where it is no object with a place on a board."""
     words, _, place = item.rpartition(" ")
     digits = len(place) // 2
-    if not words or len(place) % 2 or digits not in BOARDS or not set(place) <= set(DIGITS):
+    if not words or len(place) % 2 or digits not in LEVELS or not set(place) <= set(DIGITS):
         return None
-    row, column = int(place[::2], BASE), int(place[1::2], BASE)
-    return Thing(words, (row + 0.5) / BOARDS[digits], (column + 0.5) / BOARDS[digits])
+    row, column, *within = (DIGITS.index(digit) for digit in place)
+    if not within:
+        return Thing(words, row + 0.5, column + 0.5)
+    if max(within) >= BASE:
+        return None
+    return Thing(words, row + (within[0] + 0.5) / BASE, column + (within[1] + 0.5) / BASE)
 
 
 def are_alike(said: str, seen: str | None) -> bool:

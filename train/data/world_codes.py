@@ -50,7 +50,7 @@ class EpisodeSet:
         if not self.is_centred(index):
             return episode
         assert self.centred_digits is not None, "is_centred says so"
-        return centre_episode(episode, digits=self.centred_digits)
+        return centre_episode(episode, digits=self.centred_digits, grid=self.grid_of(index))
 
     def is_dense(self, index: int) -> bool:
         """Whether the depth and segmentation pictures of an episode are encoded too."""

@@ -141,7 +141,7 @@ def to_messages(
     def codes_of(picture: Picture) -> CodesPart:
         outline = None
         if picture.kind == "image" and outline_digits is not None:
-            outline = outline_of(picture.scene, digits=outline_digits)
+            outline = outline_of(picture.scene, digits=outline_digits, grid=grid)
         return CodesPart(codes_SKN[slots[picture]], grid, outline)
 
     return [

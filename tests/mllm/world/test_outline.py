@@ -2,8 +2,9 @@
 
 import pytest
 
+from mllm.layout import Grid
 from mllm.world.episode import make_episode
-from mllm.world.outline import BOARDS, are_alike, centre, outline_of, read_outline
+from mllm.world.outline import LEVELS, SQUARE, are_alike, centre, outline_of, read_outline
 from mllm.world.scene import Scene, SceneObject
 
 
@@ -25,27 +26,44 @@ def test_finer_places_have_two_digits() -> None:
     assert outline_of(Scene("white", objects), digits=2) == "white, small red star 0134, large red circle 3534"
 
 
-@pytest.mark.parametrize("digits", BOARDS)
-@pytest.mark.parametrize("index", range(30))
-def test_an_outline_can_be_read_back(index: int, digits: int) -> None:
+def test_squares_are_as_large_in_pictures_that_are_no_squares() -> None:
+    objects = (SceneObject("circle", "red", "large", x=0.95, y=0.5),)
+    assert outline_of(Scene("white", objects), grid=(8, 10)) == "white, large red circle 49"
+    assert outline_of(Scene("white", objects), digits=2, grid=(8, 10)) == "white, large red circle 4904"
+    assert outline_of(Scene("white", objects), grid=(6, 9)) == "white, large red circle 4b"
+    assert outline_of(Scene("white", objects), grid=(128, 160)) == "white, large red circle 49"
+    with pytest.raises(ValueError, match="places in a picture of 8 rows x 17 columns"):
+        outline_of(Scene("white", objects), grid=(8, 17))
+
+
+@pytest.mark.parametrize("grid", [SQUARE, (8, 10), (10, 8), (6, 8)])
+@pytest.mark.parametrize("digits", LEVELS)
+@pytest.mark.parametrize("index", range(20))
+def test_an_outline_can_be_read_back(index: int, digits: int, grid: Grid) -> None:
     scene = make_episode(index).scene
-    background, things = read_outline(outline_of(scene, digits=digits))
+    background, things = read_outline(outline_of(scene, digits=digits, grid=grid))
     assert background == scene.background and len(things) == len(scene.objects)
-    squares = [(int(thing.y * 8), int(thing.x * 8)) for thing in things]
+    squares = [(int(thing.y), int(thing.x)) for thing in things]
     assert squares == sorted(squares)
+    rows, columns = (8 * side / min(grid) for side in grid)
     for item in scene.objects:
         same = [thing for thing in things if thing.words == f"{item.size} {item.color} {item.shape}"]
-        assert min(max(abs(thing.y - item.y), abs(thing.x - item.x)) for thing in same) <= 0.5 / BOARDS[digits] + 1e-9
+        distance = min(max(abs(thing.y - item.y * rows), abs(thing.x - item.x * columns)) for thing in same)
+        assert distance <= 0.5 / LEVELS[digits] + 1e-9
 
 
-@pytest.mark.parametrize("digits", BOARDS)
-@pytest.mark.parametrize("index", range(30))
-def test_an_outline_says_exactly_where_a_centred_object_is(index: int, digits: int) -> None:
+@pytest.mark.parametrize("grid", [SQUARE, (8, 10), (6, 8)])
+@pytest.mark.parametrize("digits", LEVELS)
+@pytest.mark.parametrize("index", range(20))
+def test_an_outline_says_exactly_where_a_centred_object_is(index: int, digits: int, grid: Grid) -> None:
     scene = make_episode(index).scene
-    centred = Scene(scene.background, tuple(centre(item, digits) for item in scene.objects))
-    assert outline_of(centred, digits=digits) == outline_of(scene, digits=digits)
-    _, things = read_outline(outline_of(centred, digits=digits))
-    assert {(thing.y, thing.x) for thing in things} == {(item.y, item.x) for item in centred.objects}
+    centred = Scene(scene.background, tuple(centre(item, digits=digits, grid=grid) for item in scene.objects))
+    assert outline_of(centred, digits=digits, grid=grid) == outline_of(scene, digits=digits, grid=grid)
+    _, things = read_outline(outline_of(centred, digits=digits, grid=grid))
+    rows, columns = (8 * side / min(grid) for side in grid)
+    said = sorted((thing.y, thing.x) for thing in things)
+    there = sorted((item.y * rows, item.x * columns) for item in centred.objects)
+    assert said == [pytest.approx(place) for place in there]
 
 
 SAID = "white, large red circle 35, small blue square 62"
@@ -62,7 +80,8 @@ SAID = "white, large red circle 35, small blue square 62"
         ("white, large red circle 35", False),
         (SAID + ", small blue square 62", False),
         ("white, large red circle 35, small blue square", False),  # no outline
-        ("white, large red circle 35, small blue square 92", False),  # off the board
+        ("white, large red circle 35, small blue square 6g", False),  # no square
+        ("white, large red circle 3595, small blue square 6250", False),  # no square within a square
         ("white, large red circle 3535, small blue square 6250", True),  # finer
         ("white, large red circle 3535, small blue square 4250", False),
         ("", False),

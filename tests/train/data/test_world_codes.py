@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from mllm.config import MLLMConfig
+from mllm.layout import Grid
 from mllm.sizes import trained_grids
 from mllm.vocabulary import extend_tokenizer, load_text_tokenizer
 from mllm.world.edits import apply_edit
@@ -104,12 +105,19 @@ def test_every_other_episode_is_centred_dense_ones_and_every_size_too() -> None:
             assert episodes[n] == make_episode(n) == plain[n]
 
 
-@pytest.mark.parametrize("index", range(40))
-def test_a_centred_episode_is_the_same_episode_moved_by_a_hair(index: int) -> None:
+@pytest.mark.parametrize("grid", [(8, 8), (8, 10), (6, 8)])
+@pytest.mark.parametrize("index", range(30))
+def test_a_centred_episode_is_the_same_episode_moved_by_a_hair(index: int, grid: Grid) -> None:
     before = make_episode(index)
-    after = centre_episode(before, digits=2)
+    after = centre_episode(before, digits=2, grid=grid)
     assert split_of(after.scene) == split_of(after.edited) == "train"
+    assert after != before or grid == (6, 8)  # there, squares do not lie within the cells that decide the split
     for old, new in ((before.scene, after.scene), (before.edited, after.edited)):
-        assert outline_of(new, digits=2) == outline_of(old, digits=2)
-        assert all(item == centre(item, 2) for item in new.objects)
+        assert outline_of(new, digits=2, grid=grid) == outline_of(old, digits=2, grid=grid)
+        if after != before:
+            assert all(
+                (item.x, item.y) == pytest.approx((middle.x, middle.y))
+                for item in new.objects
+                for middle in [centre(item, digits=2, grid=grid)]
+            )
     assert apply_edit(after.scene, after.edit) == after.edited
