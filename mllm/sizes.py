@@ -49,14 +49,16 @@ def trained_grids(config: MLLMConfig) -> list[Grid]:
 
 
 def best_size(picture_size: Size, config: MLLMConfig) -> Size:
-    """The supported size whose shape is nearest to a picture's, and of these the largest up to the default's area."""
+    """The size among `best_sizes` whose shape is nearest to a picture's, and of these the largest."""
     return nearest_size(picture_size, best_sizes(config))
 
 
 def best_sizes(config: MLLMConfig) -> list[Size]:
-    """The supported sizes up to the default's area: those that pictures are encoded at."""
-    default_area = default_size(config)[0] * default_size(config)[1]
+    """Those that pictures are encoded at: the sizes that the config names, else those up to the default's area."""
     sizes = supported_sizes(config)
+    if config.sizes is not None:
+        return sizes
+    default_area = default_size(config)[0] * default_size(config)[1]
     return [size for size in sizes if size[0] * size[1] <= default_area] or sizes
 
 

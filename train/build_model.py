@@ -54,6 +54,7 @@ def build_model(
         check_same_ids(start, vocabulary, start_from=recipe.start_from)
         model = MLLMForConditionalGeneration.from_pretrained(recipe.start_from, config=config, dtype=dtype, **options)
         learn_tokens(model, vocabulary)
+        learn_places(model, vocabulary)
         return model
     torch.manual_seed(recipe.trainer.get("seed", 0))
     if recipe.backbone is not None:
@@ -95,6 +96,20 @@ def learn_tokens(model: MLLMForConditionalGeneration, vocabulary: Vocabulary) ->
         setattr(model.config, name, value)
 
 
+def learn_places(model: MLLMForConditionalGeneration, vocabulary: Vocabulary) -> None:
+    """Give a model that goes on with larger pictures the rows and columns that it does not know yet."""
+    side, places = vocabulary.max_grid_side, model.code_embedding.places
+    if side is None or places is None or len(places.row) >= side:
+        return
+    if is_deepspeed_zero3_enabled():
+        raise ValueError(
+            f"max_grid_side {side} gives this model new rows and columns, and ZeRO-3 has cut those it has already; "
+            "make the first steps without ZeRO-3, or leave it as it is"
+        )
+    places.extend(side)
+    model.config.max_grid_side = side
+
+
 def changed_config(start: MLLMConfig, changes: dict[str, Any], *, start_from: Path) -> MLLMConfig:
     """The config of a model that goes on, with other settings; what shapes its weights stays.
 
@@ -108,12 +123,15 @@ def changed_config(start: MLLMConfig, changes: dict[str, Any], *, start_from: Pa
                 f"model.{name} cannot change in a model that goes on: found {value!r}, {start_from} has "
                 f"{fields.get(name)!r}; leave it out, or change only {', '.join(free)}"
             )
-    if start.image_places and changes.get("max_grid_side", start.grid_side) != start.grid_side:
-        raise ValueError(
-            f"model.max_grid_side cannot be {changes['max_grid_side']} in a model that goes on: it has learned places "
-            f"of {start.grid_side} rows and columns; use that"
-        )
-    return MLLMConfig.from_dict({**fields, **{name: changes[name] for name in free if name in changes}})
+    changed = {name: changes[name] for name in free if name in changes}
+    if start.image_places and "max_grid_side" in changed:
+        if changed["max_grid_side"] < start.grid_side:
+            raise ValueError(
+                f"model.max_grid_side cannot be {changed['max_grid_side']} in a model that goes on: it has learned "
+                f"places of {start.grid_side} rows and columns; use that or more"
+            )
+        changed["max_grid_side"] = start.grid_side  # what its weights have; see learn_places
+    return MLLMConfig.from_dict({**fields, **changed})
 
 
 def agrees(found: Any, wanted: Any) -> bool:

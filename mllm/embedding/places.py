@@ -34,6 +34,14 @@ class PlaceEmbedding(nn.Module):
         self.column = nn.Parameter(torch.empty(side, width))
         self.next_row = nn.Parameter(torch.empty(side + 1, width))  # the last position's successor begins a row more
 
+    @torch.no_grad()
+    def extend(self, side: int) -> None:
+        """Make room for images of up to `side` rows and columns; new ones begin as the last one known."""
+        for name, num_rows in (("row", side), ("column", side), ("next_row", side + 1)):
+            table = getattr(self, name)
+            new = table[-1:].expand(num_rows - len(table), -1)
+            setattr(self, name, nn.Parameter(torch.cat([table, new]), requires_grad=table.requires_grad))
+
     def forward(self, content_PD: Tensor, index_P: Tensor, columns_P: Tensor) -> Tensor:
         """(P, D) from indices in reading order within the image, and how many columns that has."""
         return (
