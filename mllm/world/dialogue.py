@@ -92,11 +92,15 @@ MAKERS: dict[str, Callable[[Episode, Random], Dialogue]] = {
 JOBS = tuple(MAKERS)
 
 
-def make_dialogue(job: str, episode: Episode, rng: Random) -> Dialogue:
-    """One dialogue of a job about an episode; the same arguments give the same dialogue."""
+def make_dialogue(job: str, episode: Episode, rng: Random, *, num_questions: int | None = None) -> Dialogue:
+    """One dialogue of a job about an episode; the same arguments give the same dialogue.
+
+    Args:
+        num_questions: of the job "ask"; default: one to five.
+    """
     if job not in MAKERS:
         raise ValueError(f"job {job!r} is unknown; choose one of {', '.join(JOBS)}")
-    dialogue = MAKERS[job](episode, rng)
+    dialogue = make_ask(episode, rng, num_questions=num_questions) if job == "ask" else MAKERS[job](episode, rng)
     return replace(dialogue, turns=tuple(with_typos(turn, rng) for turn in dialogue.turns))
 
 

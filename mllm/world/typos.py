@@ -19,13 +19,16 @@ WORDS = re.compile(rf"[A-Za-z]{{{SHORTEST},}}")
 def mistype(text: str, rng: Random) -> str:
     """One longer word with two letters exchanged, one doubled or one left out; its first letter stays.
 
-    Number words are left alone: "three" is one slip away from "there".
+    Number words are left alone and never made: "three" is one slip away from "there".
     """
     words = [found for found in WORDS.finditer(text) if found[0].lower() not in NUMBER_WORDS]
     if not words:
         return text
     found = rng.choice(words)
-    return text[: found.start()] + slip(found[0], rng) + text[found.end() :]
+    slipped = found[0]
+    while slipped == found[0] or slipped.lower() in NUMBER_WORDS:
+        slipped = slip(found[0], rng)
+    return text[: found.start()] + slipped + text[found.end() :]
 
 
 def slip(word: str, rng: Random) -> str:

@@ -32,6 +32,8 @@ class WorldPictures(Dataset):
         """Args:
         crop: side in pixels of a window that shows a part of an object; None shows whole pictures.
         """
+        if crop is not None and not 0 < crop <= image_size:
+            raise ValueError(f"world_crop is {crop}, but pictures have {image_size} pixels a side; use less, or none")
         self.image_size = image_size
         self.crop = crop
         self.seed = seed

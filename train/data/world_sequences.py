@@ -17,7 +17,7 @@ from mllm.config import MLLMConfig
 from mllm.conversation import CodesPart, Message, TextPart, unconditional
 from mllm.packing import PackedBatch, Packer, take_row
 from mllm.sequence import Sequence, build_sequence
-from mllm.world.dialogue import JOBS, Dialogue, make_ask, make_dialogue
+from mllm.world.dialogue import JOBS, Dialogue, make_dialogue
 from mllm.world.episode import Episode, Picture
 from mllm.world.outline import outline_of
 from train.data.world_codes import WorldCodes
@@ -94,10 +94,7 @@ class WorldBatches(Dataset):
         job = rng.choices(list(self.data.jobs), list(self.data.jobs.values()))[0]
         index, episode = self.draw_episode(rng, is_dense=job in DENSE, is_drawn=job in DRAWN)
         about = replace(episode, scene=episode.edited) if job in ON_EITHER_SCENE and rng.random() < 0.5 else episode
-        if job == "ask":
-            dialogue = make_ask(about, rng, num_questions=self.data.questions)
-        else:
-            dialogue = make_dialogue(job, about, rng)
+        dialogue = make_dialogue(job, about, rng, num_questions=self.data.questions)
         digits = self.data.outline_digits if self.data.outlines else None
         grid = self.codes.episodes.grid_of(index)
         messages = to_messages(dialogue, episode, self.codes[index], grid, outline_digits=digits)

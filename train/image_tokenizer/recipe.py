@@ -129,8 +129,9 @@ class TokenizerRecipe:
     goes on drawing with a better decoder. Needs `start_from`."""
     shards: ShardsRecipe = field(default_factory=ShardsRecipe)
     world_crop: int | None = None
-    """Side of the windows on objects that are shown instead of the synthetic world's whole pictures, in pixels. Most of
-    a picture is flat background: a window of half its side teaches as much about objects at a quarter of the cost."""
+    """Side of the windows on objects that are shown instead of the synthetic world's whole pictures, in pixels; None
+    shows whole ones. Most of a picture is flat background: a window of half its side teaches as much about objects at a
+    quarter of the cost. Pictures from shards are cropped by `shards.crop_area` instead."""
     text_tokenizer: Path | None = None
     """What turns captions into ids for the text tower: a SentencePiece model, OpenAI's list of merges
     (bpe_simple_vocab_16e6.txt.gz), or a folder of a CLIP tokenizer."""

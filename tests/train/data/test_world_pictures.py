@@ -29,3 +29,9 @@ def test_a_window_lies_in_the_picture_and_holds_the_middle_of_the_object(x: floa
 def test_windows_show_more_than_flat_background() -> None:
     pictures = WorldPictures(image_size=128, seed=0, crop=64)
     assert all(pictures[n]["pixels"].flatten(1).float().std(1).max() > 0 for n in range(40))
+
+
+@pytest.mark.parametrize("crop", [0, 129])
+def test_windows_larger_than_the_picture_are_refused(crop: int) -> None:
+    with pytest.raises(ValueError, match=f"world_crop is {crop}, but pictures have 128 pixels"):
+        WorldPictures(image_size=128, seed=0, crop=crop)

@@ -93,6 +93,17 @@ def test_numbers_of_objects_that_no_scene_has_are_refused(low: int, high: int) -
         WorldData(min_objects=low, max_objects=high)
 
 
+def test_questions_have_slips_too(
+    codes: WorldCodes, text_tokenizer_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = batches(codes, text_tokenizer_file, jobs={"ask": 1.0}, questions=4)
+    asked.config = MLLMConfig(num_codebooks=2, image_size=32)
+    before = [asked.draw_sequence(Random(n)).token_ids_T.tolist() for n in range(5)]
+    monkeypatch.setattr("mllm.world.dialogue.SHARE", 1.0)
+    after = [asked.draw_sequence(Random(n)).token_ids_T.tolist() for n in range(5)]
+    assert all(one != two for one, two in zip(before, after, strict=True))
+
+
 def test_centred_episodes_need_outlines() -> None:
     with pytest.raises(ValueError, match="data.outlines is false; set it to true"):
         WorldData(centred=True)
