@@ -31,6 +31,20 @@ def main() -> None:
         plot(choice, reports, FOLDER / f"{choice}.png")
 
 
+def load_pyplot() -> Any:
+    """The plotting library, drawing to files."""
+    try:
+        import matplotlib
+    except ModuleNotFoundError:
+        raise SystemExit(
+            "plots need matplotlib, which is not installed; install it with: pip install 'mllm-toolkit[plots]'"
+        ) from None
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
 def read_reports(folder: Path) -> dict[str, dict[str, dict]]:
     """Scores by choice and value, values in order."""
     found: dict[str, dict[str, dict]] = defaultdict(dict)
@@ -55,11 +69,7 @@ def as_number(value: str) -> float | None:
 
 def plot(choice: str, reports: dict[str, dict], path: Path) -> None:
     """Pass rates with their 95 % intervals over the values of a choice."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+    pyplot = load_pyplot()
     values = list(reports)
     numbers = [as_number(value) for value in values]
     are_numbers = None not in numbers

@@ -167,12 +167,30 @@ class MLLMConfig(PreTrainedConfig):
                 f"begin_outline_id {self.begin_outline_id}; use 'native', or no outlines"
             )
         self.check_choices()
+        self.check_sizes()
         drawing = [task for task in self.tasks or () if task in DRAWING_TASKS]
         if drawing and not self.can_draw:
             raise ValueError(
                 f"a model for understanding only cannot {drawing[0]}: found head_type {self.head_type!r} and "
                 f"embedding_context {self.embedding_context!r}; leave drawing out of tasks, or choose others"
             )
+
+    def check_sizes(self) -> None:
+        """Refuse a picture size that the layout cannot express."""
+        longest = self.max_grid_side if self.image_layout == "grid" else None
+        for size in self.sizes or ():
+            is_whole = len(size) == 2 and all(side > 0 and side % self.patch_size == 0 for side in size)
+            if not is_whole or (longest is not None and max(size) > longest * self.patch_size):
+                limit = f" and at most {longest * self.patch_size}" if longest is not None else ""
+                raise ValueError(
+                    f"sizes has one that cannot be: found {list(size)}; give [width, height], both multiples of "
+                    f"{self.patch_size}{limit}"
+                )
+            if self.image_layout != "grid" and list(size) != [self.image_size, self.image_size]:
+                raise ValueError(
+                    f"the {self.image_layout} layout has one size: found {list(size)} in sizes and image_size "
+                    f"{self.image_size}; use image_layout 'grid', or leave it out"
+                )
 
     def check_choices(self) -> None:
         """Refuse a choice that is not offered."""

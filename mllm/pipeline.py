@@ -32,6 +32,7 @@ from mllm.modes import Mode
 from mllm.pictures import Picture
 from mllm.processor import MLLMProcessor
 from mllm.redrawing import redraw, stream_redrawn
+from mllm.rehearsal import Rehearsal
 from mllm.sampling import SamplingConfig
 from mllm.self_judge import QuestionForm, judge_pictures
 from mllm.sizes import Size, supported_sizes
@@ -251,13 +252,18 @@ class Pipeline:
         *,
         on_progress: Callable[[RowLevelEvent], None] | None = None,
     ) -> list[Generated]:
-        """Decode rows in batches; one request at a time. `on_progress` gets the events of the decoding loop itself."""
+        """Decode rows in batches; one request at a time. `on_progress` gets events as of the decoding loop."""
         results: list[Generated] = []
         with self._lock:
             for start in range(0, len(rows), MAX_ROWS):
                 batch = rows[start : start + MAX_ROWS]
-                first = generate(self.model, batch, on_progress=on_progress or self.listener(batch, on_event))
-                results += redraw(batch, first, processor=self.processor, run=self.decode)
+                tell = on_progress or self.listener(batch, on_event)
+                rehearsal = tell and Rehearsal(batch, tell)
+                first = generate(self.model, batch, on_progress=rehearsal and rehearsal.hear)
+                settled = redraw(batch, first, processor=self.processor, run=self.decode)
+                if rehearsal is not None:
+                    rehearsal.settle(settled)
+                results += settled
         return results
 
     def decode(self, rows: list[Row]) -> list[Generated]:

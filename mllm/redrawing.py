@@ -13,12 +13,12 @@ from itertools import islice
 
 from mllm.conversation import CodesPart, ImagePart, Message
 from mllm.generation.loop import Event, ImageEvent, RowEvent, TextEvent
-from mllm.generation.request import Generated, Row, add_text
+from mllm.generation.request import NUM_SEEDS, Generated, Row, add_text
 from mllm.layout import ImageLayout
 from mllm.looking import look
 from mllm.processor import MLLMProcessor
 from mllm.sequence import extend_sequence
-from mllm.world.outline import are_alike
+from mllm.world.outline import are_alike, read_outline
 
 STRIDE = 100_000_007
 """Between the seeds of tries; prime, and far from that of best-of (mllm/best_of.py), so that no two meet."""
@@ -85,7 +85,7 @@ class Draft:
             prompt=extend_sequence(self.row.prompt, token_ids, images),
             unconditional=unconditional and extend_sequence(unconditional, unguided_ids, images),
             max_new_tokens=budget and budget - len(token_ids),
-            seed=self.row.seed + self.redrawn * STRIDE,
+            seed=(self.row.seed + self.redrawn * STRIDE) % NUM_SEEDS,
         )
 
     def whole(self, layout: ImageLayout) -> Generated:
@@ -144,12 +144,17 @@ def empty_result() -> Generated:
 
 
 def are_as_outlined(pictures: Sequence[tuple[CodesPart, list[int]]], processor: MLLMProcessor, run: Run) -> list[bool]:
-    """Whether each picture, looked at, shows what its outline says. One without an outline says nothing wrong."""
+    """Whether each picture, looked at, shows what its outline says. One without an outline, or with free words of a
+    person that cannot be compared, says nothing wrong.
+    """
     images = [processor.with_outline(image, outline) for image, outline in pictures]
-    said = [image.outline for image in images]
-    drawn = processor.decode_images([image for image in images if image.outline is not None])
+    are_comparable = [image.outline is not None and read_outline(image.outline) is not None for image in images]
+    drawn = processor.decode_images([image for image, is_one in zip(images, are_comparable, strict=True) if is_one])
     looked = iter(look([[Message("user", (ImagePart(picture),))] for picture in drawn], processor, run))
-    return [outline is None or are_alike(outline, next(looked)[0].parts[0].outline) for outline in said]
+    return [
+        not is_one or are_alike(image.outline, next(looked)[0].parts[0].outline)
+        for image, is_one in zip(images, are_comparable, strict=True)
+    ]
 
 
 def answer_ids(parts: Sequence[list[int] | CodesPart], outlines: Sequence[list[int]], layout: ImageLayout) -> list[int]:

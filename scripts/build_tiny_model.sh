@@ -14,22 +14,25 @@ images="$runs/tiny_decoder/final"
 mllm train tiny_tokenizer --output "$runs/tiny_tokenizer"
 mllm train tiny_decoder --output "$runs/tiny_decoder" --start_from "$runs/tiny_tokenizer/final"
 
-# stage NAME BEFORE [KEY VALUE]...: go on from the stage before, on the same pictures.
+# stage NAME BEFORE [KEY VALUE]...: go on from the stage before.
 stage() {
     local name=$1 before=$2
     shift 2
-    if [ -n "$before" ] && [ ! -d "$runs/$name" ]; then
-        mkdir -p "$runs/$name"
-        cp -r "$runs/$before/codes" "$runs/$name/codes"
-    fi
     mllm train tiny --output "$runs/$name" --image_tokenizer "$images" --text_tokenizer "$text" \
         ${before:+--start_from "$runs/$before/final"} "$@"
 }
-# Two objects at most, then the whole world: what words look like is learned where little else is to be learned.
-stage tiny_two "" --data.max_objects 2 --data.questions 4 \
-    --data.jobs '{draw: 6, edit: 3, ask: 1.5, describe: 2, depth: 0.4, segment: 0.8}' \
-    --trainer.max_steps 6000 --trainer.lr_scheduler_kwargs '{num_decay_steps: 1, decay_type: linear}'
-stage tiny tiny_two
+# Squares first, of two objects at most, then of all: what words look like is learned where little else is to be learned.
+squares=(--model.image_layout fixed --model.max_grid_side null --model.sizes null
+    --trainer.lr_scheduler_kwargs '{num_decay_steps: 1, decay_type: linear}') # the learning rate falls in the last stage
+stage tiny_two "" "${squares[@]}" --data.max_objects 2 --data.questions 4 \
+    --data.jobs '{draw: 6, edit: 3, ask: 1.5, describe: 2, depth: 0.4, segment: 0.8}' --trainer.max_steps 6000
+if [ ! -d "$runs/tiny_four" ]; then # on the same pictures
+    mkdir -p "$runs/tiny_four"
+    cp -r "$runs/tiny_two/codes" "$runs/tiny_four/codes"
+fi
+stage tiny_four tiny_two "${squares[@]}" --trainer.max_steps 3000
+# Then every size. The tokens of sizes come after those that the model has, so it brings its own tokenizer.
+text="$runs/tiny_four/final" stage tiny tiny_four
 
 python -m train.bundle "$runs/tiny/final" "$bundled"
 mllm evaluate world --model "$bundled" --count 500 --seed 0 --json "$runs/tiny/scores.json"

@@ -6,6 +6,7 @@ cd "$(dirname "$0")/.."
 count=${1:-200}
 PYTHON=${PYTHON:-python}
 mkdir -p docs/ablations
+"$PYTHON" -c 'from docs.plot_ablations import load_pyplot; load_pyplot()' # before twenty minutes of measuring
 
 measure() { # NAME OPTIONS...
     "$PYTHON" -m mllm evaluate world --count "$count" --seed 0 --json "docs/ablations/$1.json" "${@:2}"

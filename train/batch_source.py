@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from mllm.config import MLLMConfig
 from mllm.sizes import trained_grids
+from mllm.world.outline import check_grid
 from tokenizer.model import UniTok
 from train.class_recipe import ClassData
 from train.data.class_batches import ClassBatches
@@ -168,11 +169,14 @@ def prepared_validation(recipe: MLLMRecipe, tokenizers: Tokenizers) -> dict[str,
 
 def encode_world(recipe: MLLMRecipe, data: WorldData, tokenizers: Tokenizers, *, folder: str) -> WorldCodes:
     """The codes of the world's pictures; the first process encodes what is missing, the others wait."""
+    grids = trained_grids(tokenizers.config)
+    for grid in grids if data.outlines else ():
+        check_grid(grid)
     episodes = EpisodeSet(
         num_episodes=data.episodes,
         dense_every=data.dense_every,
         seed=data.seed,
-        grids=trained_grids(tokenizers.config),
+        grids=grids,
         centred_digits=data.outline_digits if data.centred else None,
     )
     codes = WorldCodes(recipe.output / folder, episodes)

@@ -44,7 +44,7 @@ def build_model(
     start = MLLMConfig.from_pretrained(recipe.start_from, local_files_only=True) if recipe.start_from else None
     vocabulary = extend_tokenizer(
         text_tokenizer,
-        max_grid_side=recipe.model.get("max_grid_side", start and start.max_grid_side),
+        max_grid_side=recipe.model.get("max_grid_side", start.max_grid_side if start is not None else None),
         num_classes=recipe.model.get("num_classes", start.num_classes if start is not None else 0),
         outlines=recipe.data.outlines or (start is not None and start.begin_outline_id is not None),
     )
@@ -52,9 +52,10 @@ def build_model(
         options = quantized(recipe) if recipe.adapter and recipe.adapter.bits else {}
         config = changed_config(start, recipe.model, start_from=recipe.start_from)
         check_same_ids(start, vocabulary, start_from=recipe.start_from)
-        model = MLLMForConditionalGeneration.from_pretrained(recipe.start_from, config=config, dtype=dtype, **options)
+        stored = config_of_weights(config, start)
+        model = MLLMForConditionalGeneration.from_pretrained(recipe.start_from, config=stored, dtype=dtype, **options)
         learn_tokens(model, vocabulary)
-        learn_places(model, vocabulary)
+        learn_places(model, config)
         return model
     torch.manual_seed(recipe.trainer.get("seed", 0))
     if recipe.backbone is not None:
@@ -96,18 +97,24 @@ def learn_tokens(model: MLLMForConditionalGeneration, vocabulary: Vocabulary) ->
         setattr(model.config, name, value)
 
 
-def learn_places(model: MLLMForConditionalGeneration, vocabulary: Vocabulary) -> None:
+def config_of_weights(config: MLLMConfig, start: MLLMConfig) -> MLLMConfig:
+    """The config of a model that goes on, with no more rows and columns than its weights have."""
+    if not start.image_places or (config.max_grid_side or 0) <= start.grid_side:
+        return config
+    return MLLMConfig.from_dict({**config.to_dict(), "max_grid_side": start.grid_side, "sizes": None})
+
+
+def learn_places(model: MLLMForConditionalGeneration, config: MLLMConfig) -> None:
     """Give a model that goes on with larger pictures the rows and columns that it does not know yet."""
-    side, places = vocabulary.max_grid_side, model.code_embedding.places
-    if side is None or places is None or len(places.row) >= side:
+    if model.config.max_grid_side == config.max_grid_side:
         return
     if is_deepspeed_zero3_enabled():
         raise ValueError(
-            f"max_grid_side {side} gives this model new rows and columns, and ZeRO-3 has cut those it has already; "
-            "make the first steps without ZeRO-3, or leave it as it is"
+            f"max_grid_side {config.max_grid_side} gives this model new rows and columns, and ZeRO-3 has cut those it "
+            "has already; make the first steps without ZeRO-3, or leave it as it is"
         )
-    places.extend(side)
-    model.config.max_grid_side = side
+    model.code_embedding.places.extend(config.max_grid_side)
+    model.config.max_grid_side, model.config.sizes = config.max_grid_side, config.sizes
 
 
 def changed_config(start: MLLMConfig, changes: dict[str, Any], *, start_from: Path) -> MLLMConfig:
@@ -124,13 +131,18 @@ def changed_config(start: MLLMConfig, changes: dict[str, Any], *, start_from: Pa
                 f"{fields.get(name)!r}; leave it out, or change only {', '.join(free)}"
             )
     changed = {name: changes[name] for name in free if name in changes}
-    if start.image_places and "max_grid_side" in changed:
-        if changed["max_grid_side"] < start.grid_side:
-            raise ValueError(
-                f"model.max_grid_side cannot be {changed['max_grid_side']} in a model that goes on: it has learned "
-                f"places of {start.grid_side} rows and columns; use that or more"
-            )
-        changed["max_grid_side"] = start.grid_side  # what its weights have; see learn_places
+    is_grid = changed.get("image_layout", start.image_layout) == "grid"
+    side = changed.get("max_grid_side")
+    if is_grid != (changed.get("max_grid_side", start.max_grid_side) is not None):
+        raise ValueError(
+            f"image_layout 'grid' and max_grid_side belong together: found max_grid_side {side} and image_layout "
+            f"{changed.get('image_layout', start.image_layout)!r}; give both, or neither"
+        )
+    if side is not None and side < start.grid_side:
+        raise ValueError(
+            f"model.max_grid_side cannot be {side} in a model that goes on: it knows {start.grid_side} rows and "
+            "columns; use that or more"
+        )
     return MLLMConfig.from_dict({**fields, **changed})
 
 

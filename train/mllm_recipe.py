@@ -53,8 +53,16 @@ class WorldData:
             )
         if self.outline_digits not in LEVELS:
             raise ValueError(f"data.outline_digits is {self.outline_digits}; give {' or '.join(map(str, LEVELS))}")
-        if self.centred and not self.outlines:
-            raise ValueError("data.centred puts objects where outlines say, and data.outlines is false; set it to true")
+        if not self.outlines and (self.centred or self.outline_digits != WorldData.outline_digits):
+            raise ValueError(
+                f"data.outlines is false, but data.centred is {self.centred} and data.outline_digits "
+                f"{self.outline_digits}; set it to true, or leave them out"
+            )
+        if self.centred and self.outline_digits < 2:
+            raise ValueError(
+                "data.centred moves objects to where outlines say, which with data.outline_digits 1 is up to half a "
+                "position away, over each other and out of the picture; give 2"
+            )
         if self.questions is not None and self.questions < 1:
             raise ValueError(f"data.questions is {self.questions}; give 1 or more")
 

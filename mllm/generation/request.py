@@ -28,6 +28,10 @@ OUTLINE_BUDGET = 64
 """Tokens of an outline at most; then the image begins."""
 
 
+NUM_SEEDS = 2**63
+"""Seeds are 0 to one less."""
+
+
 @dataclass(frozen=True, slots=True)
 class KnownCodes:
     """Codes that are given and not drawn: a prefix, or everything outside a hole."""
@@ -82,7 +86,7 @@ class Row:
             raise ValueError(
                 f"the outline is too long: found {len(self.given_outline or ())} tokens; use {OUTLINE_BUDGET} or fewer"
             )
-        if not 0 <= self.seed < 2**63:
+        if not 0 <= self.seed < NUM_SEEDS:
             raise ValueError(f"seed is out of range: found {self.seed}; use a whole number from 0 to 2^63 - 1")
         if isinstance(self.redraws, bool) or not isinstance(self.redraws, int) or self.redraws < 0:
             raise ValueError(f"redraws is no number of tries: found {self.redraws!r}; use a whole number, 0 or more")

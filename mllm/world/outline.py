@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from mllm.layout import Grid
-from mllm.world.scene import Scene, SceneObject
+from mllm.world.scene import BACKGROUNDS, COLORS, SHAPES, SIZES, Scene, SceneObject
 
 BASE = 8
 """Squares along the shorter side, and along a side of a square."""
@@ -20,6 +20,8 @@ LEVELS = {1: 1, 2: BASE}
 """Parts of a square's side that are told apart, by the digits that a row or column is written with."""
 DIGITS = "0123456789abcdef"
 """Of rows and columns: enough for a side twice as long as the other."""
+THINGS = {f"{size} {color} {shape}" for size in SIZES for color in COLORS for shape in SHAPES}
+"""How an outline calls an object."""
 SQUARE: Grid = (1, 1)
 NEAR = 1.0
 """Squares between where one thing may be said and seen."""
@@ -39,16 +41,20 @@ def outline_of(scene: Scene, *, digits: int = 1, grid: Grid = SQUARE) -> str:
 
 def place_of(item: SceneObject, *, digits: int, grid: Grid = SQUARE) -> str:
     """Row and column of the square that the middle of an object lies in, then of the square within it."""
+    check_grid(grid)
     row, column = fine_square(item, digits=digits, grid=grid)
     parts = LEVELS[digits]
-    squares = row // parts, column // parts
-    if max(squares) >= len(DIGITS):
+    within = (row % parts, column % parts) if digits > 1 else ()
+    return "".join(DIGITS[number] for number in (row // parts, column // parts, *within))
+
+
+def check_grid(grid: Grid) -> None:
+    """Refuse a picture in which outlines cannot name every place."""
+    if BASE * max(grid) > len(DIGITS) * min(grid):
         raise ValueError(
             f"outlines cannot name places in a picture of {grid[0]} rows x {grid[1]} columns; its longer side may be "
             "twice as long as the other at most"
         )
-    within = (row % parts, column % parts) if digits > 1 else ()
-    return "".join(DIGITS[number] for number in (*squares, *within))
 
 
 def centre(item: SceneObject, *, digits: int, grid: Grid = SQUARE) -> SceneObject:
@@ -83,18 +89,18 @@ class Thing:
 
 
 def read_outline(text: str) -> tuple[str, list[Thing]] | None:
-    """The background and the things of an outline, None where a text is no outline."""
+    """The background and the things of an outline, None where a text is no outline in the words of `outline_of`."""
     background, *items = text.split(", ")
     things = [read_thing(item) for item in items]
     found = [thing for thing in things if thing is not None]
-    return (background, found) if found and len(found) == len(things) else None
+    return (background, found) if background in BACKGROUNDS and found and len(found) == len(things) else None
 
 
 def read_thing(item: str) -> Thing | None:
     """What one item says, None where it is no object with a place on a board."""
     words, _, place = item.rpartition(" ")
     digits = len(place) // 2
-    if not words or len(place) % 2 or digits not in LEVELS or not set(place) <= set(DIGITS):
+    if words not in THINGS or len(place) % 2 or digits not in LEVELS or not set(place) <= set(DIGITS):
         return None
     row, column, *within = (DIGITS.index(digit) for digit in place)
     if not within:

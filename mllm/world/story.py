@@ -137,7 +137,9 @@ def open_with_picture(episode: Episode, rng: Random) -> Exchange:
 
 
 def talk_about(episode: Episode, scene: Scene, rng: Random) -> Exchange:
-    """One or two questions, a description, or (of the first scene) a depth or segmentation picture."""
+    """One or two questions, of two objects also about the other one, a description, or (of the first scene) a depth or
+    segmentation picture.
+    """
     choice = rng.random()
     if choice < 0.2:
         short = rng.random() < 0.3

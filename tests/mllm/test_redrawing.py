@@ -140,6 +140,28 @@ def test_together_alone_and_streamed_the_answers_are_equal(
             assert words == expected.text_ids
 
 
+def test_a_listener_hears_what_stands(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    judge_by(monkeypatch, lambda codes_KN: int(codes_KN.sum()) % 3 == 0)
+    rows = rows_of(pipeline, "interleaved", 3, redraws=2) + rows_of(pipeline, "interleaved", 1, redraws=0)
+    heard: list[list] = [[] for _ in rows]
+    results = pipeline.run(rows, on_progress=lambda event: heard[event.row].append(event))
+    assert [outcome(result) for result in results] == [outcome(result) for result in again(pipeline, rows)]
+    assert any(outcome(a) != outcome(b) for a, b in zip(results, generate(pipeline.model, rows), strict=True))
+    for events, result in zip(heard, results, strict=True):
+        *_, last = events
+        assert isinstance(last, RowEvent) and outcome(last.generated) == outcome(result)
+        told = [event.image for event in events if isinstance(event, ImageEvent) and event.image is not None]
+        assert [image.codes_KN.tolist() for image in told] == [image.codes_KN.tolist() for image in result.images]
+        assert sum(isinstance(event, ImageEvent) and event.image is None for event in events) > 3  # progress
+        if not result.image_refused:
+            assert [event.token_id for event in events if isinstance(event, TextEvent)] == result.text_ids
+
+
+def test_the_largest_seed_can_be_drawn_again(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    judge_by(monkeypatch, lambda codes_KN: False)
+    assert pipeline.draw("a red circle", seed=2**63 - 1, redraws=1)[0].info["seed"] == 2**63 - 1
+
+
 def test_a_picture_that_is_unlike_its_outline_is_drawn_again(pipeline: Pipeline) -> None:
     """By real looking: a model without training sees no red circle."""
     outline = "white, large red circle 35"

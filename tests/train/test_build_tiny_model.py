@@ -55,12 +55,12 @@ def test_the_bundled_model_is_rebuilt_from_nothing(tmp_path: Path, path_with_sma
         done = subprocess.run(words, env=settings, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     source = json.loads((model / "SOURCE.json").read_text())
-    assert [stage["data"]["max_objects"] for stage in source["stages"]] == [2, 4]
+    assert [stage["data"]["max_objects"] for stage in source["stages"]] == [2, 4, 4]
     assert [stage["trains"] for stage in source["image_tokenizer_stages"]] == ["all", "decoder"]
     assert source["scores"]["count"] == 2
-    codes = [(runs / name / "codes" / "codes-00000.npy").read_bytes() for name in ("tiny_two", "tiny")]
+    codes = [(runs / name / "codes" / "codes-00000.npy").read_bytes() for name in ("tiny_two", "tiny_four")]
     assert codes[0] == codes[1]
     pipeline = Pipeline.load(model)
     assert pipeline.draw("a red circle", seed=1)[0].size == (128, 128)
     commands = (tmp_path / "commands").read_text().splitlines()
-    assert sum(line.startswith("train tiny ") for line in commands) == 4
+    assert sum(line.startswith("train tiny ") for line in commands) == 6

@@ -134,6 +134,9 @@ def test_a_model_of_one_size_can_go_on_with_many(mllm_recipe: MLLMRecipe, tmp_pa
     assert ImageLayout.from_config(after.config).check((side - 1, side)) == (side - 1, side)
     old, new = before.state_dict(), after.state_dict()
     assert all(torch.equal(new[name][: len(value)], value) for name, value in old.items())
+    for half in ({"max_grid_side": side}, {"image_layout": "grid"}):
+        with pytest.raises(ValueError, match="'grid' and max_grid_side belong together"):
+            build(dataclasses.replace(grown, text_tokenizer=tmp_path / "before", model=half))
     with pytest.raises(ValueError, match=f"max_grid_side cannot be {side - 1} .* {side} rows"):
         build(dataclasses.replace(grown, model={**many, "max_grid_side": side - 1}))
     larger = {**many, "max_grid_side": side + 2, "sizes": [[32, 32], [64, 32]]}
@@ -143,6 +146,7 @@ def test_a_model_of_one_size_can_go_on_with_many(mllm_recipe: MLLMRecipe, tmp_pa
     )
     rows, known = wide.code_embedding.places.row, before.code_embedding.places.row
     assert torch.equal(rows, torch.cat([known, known[-1:], known[-1:]]))
+    assert wide.config.sizes == larger["sizes"]
     wide.save_pretrained(tmp_path / "wide")
     again = MLLMForConditionalGeneration.from_pretrained(tmp_path / "wide")
     assert torch.equal(again.code_embedding.places.next_row, wide.code_embedding.places.next_row)

@@ -19,8 +19,9 @@ from mllm.world.splits import split_of
 def centre_episode(episode: Episode, *, digits: int, grid: Grid = SQUARE) -> Episode:
     """The episode with its objects, and those of its edit, in the middle of the squares of outlines of so many digits.
 
-    Objects move by half a square at most. In pictures that are no squares this can bring a scene into another split
-    (mllm/world/splits.py); such an episode stays as it is.
+    Objects move by half a square at most: by half an eighth of a position with two digits, so that their gap shrinks
+    and stays. In pictures that are no squares this can bring a scene into another split (mllm/world/splits.py); such an
+    episode stays as it is.
     """
     moved = [centre(item, digits=digits, grid=grid) for item in episode.scene.objects]
     scene, edit = Scene(episode.scene.background, tuple(moved)), episode.edit

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -57,7 +56,7 @@ class EpisodeSet:
         return index % self.dense_every == 0
 
     def is_centred(self, index: int) -> bool:
-        """Whether the objects of an episode lie exactly where its outlines say."""
+        """Whether the objects of an episode lie exactly where its outlines say, if it can be had (centre_episode)."""
         return self.centred_digits is not None and self._turn(index) // len(self.grids) % 2 == 1
 
     def grid_of(self, index: int) -> Grid:
@@ -140,9 +139,8 @@ class WorldCodes:
                 for slot in range(self._num_pictures(index))
                 if self.episodes.grid_of(index) == grid
             ]
-            for (index, slot), codes_KN in zip(
-                places, self._encode_places(tokenizer, places, grid, num_workers), strict=True
-            ):
+            encoded = self._encode_places(tokenizer, places, grid, num_workers)
+            for (index, slot), codes_KN in zip(places, encoded, strict=True):
                 codes_ESKN[index - indices[0], slot, :, : codes_KN.shape[-1]] = codes_KN
         return codes_ESKN
 
@@ -153,9 +151,8 @@ class WorldCodes:
         rows, columns = grid
         patch = tokenizer.config.patch_size
         pictures = _Pictures(places, self.episodes, size=(columns * patch, rows * patch))
-        with torch.inference_mode():
-            for pixels_B3HW in DataLoader(pictures, batch_size=BATCH_SIZE, num_workers=num_workers):
-                yield from encode_bytes(tokenizer, pixels_B3HW)
+        for bytes_B3HW in DataLoader(pictures, batch_size=BATCH_SIZE, num_workers=num_workers):
+            yield from encode_bytes(tokenizer, bytes_B3HW)
 
     def _write(self, number: int, codes_ESKN: NDArray[np.uint16]) -> None:
         with whole_file(self._file(number)) as unfinished, unfinished.open("wb") as file:

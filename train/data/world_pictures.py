@@ -29,9 +29,7 @@ class WorldPictures(Dataset):
     def __init__(
         self, *, image_size: int, seed: int, captions: EncodeCaptions | None = None, crop: int | None = None
     ) -> None:
-        """Args:
-        crop: side in pixels of a window that shows a part of an object; None shows whole pictures.
-        """
+        """Whole pictures, or windows of `crop` pixels a side, each on an object."""
         if crop is not None and not 0 < crop <= image_size:
             raise ValueError(f"world_crop is {crop}, but pictures have {image_size} pixels a side; use less, or none")
         self.image_size = image_size

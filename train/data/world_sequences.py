@@ -56,6 +56,11 @@ class WorldBatches(Dataset):
             raise ValueError(
                 f"data.jobs names {unknown or data.jobs}; give weights above 0 to some of {', '.join(JOBS)}"
             )
+        if data.centred and not any(map(codes.episodes.is_centred, range(len(codes)))):
+            raise ValueError(
+                f"none of {len(codes)} episodes is centred; raise data.episodes above data.dense_every "
+                f"({data.dense_every}) times the number of sizes ({len(codes.episodes.grids)})"
+            )
         self.data, self.codes, self.tokenizer, self.config = data, codes, tokenizer, config
         self.length, self.rows, self.num_batches = length, rows, num_batches
 

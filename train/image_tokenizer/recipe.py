@@ -177,6 +177,11 @@ class TokenizerRecipe:
         for name, weight, file_name, file in needs:
             if weight and file is None:
                 raise ValueError(f"{name} is {weight} but {file_name} is not given; give the file or set {name} to 0")
+        if self.world_crop is not None and self.loss.contrastive and self.shards.urls is None:
+            raise ValueError(
+                f"world_crop {self.world_crop} shows a part of a scene and captions describe all of it; leave it "
+                "out, or set loss.contrastive to 0"
+            )
         if self.start_from is not None and self.architecture:
             raise ValueError(
                 f"start_from brings the sizes of {self.start_from} but architecture sets {sorted(self.architecture)}; "

@@ -99,4 +99,5 @@ def test_two_equal_things_must_both_be_there() -> None:
 
 
 def test_free_words_are_not_compared() -> None:
-    assert are_alike("something red", None) and are_alike("red, a circle", SAID)
+    for words in ("something red", "red, a circle", "White, large red circle 35", "white, a big red circle 35"):
+        assert are_alike(words, None) and are_alike(words, SAID)

@@ -105,8 +105,17 @@ def test_questions_have_slips_too(
 
 
 def test_centred_episodes_need_outlines() -> None:
-    with pytest.raises(ValueError, match="data.outlines is false; set it to true"):
-        WorldData(centred=True)
+    for fields in ({"centred": True, "outline_digits": 2}, {"outline_digits": 2}):
+        with pytest.raises(ValueError, match="data.outlines is false, .*; set it to true"):
+            WorldData(**fields)
+    with pytest.raises(ValueError, match="data.outline_digits 1 is up to half a position away"):
+        WorldData(outlines=True, centred=True)
+
+
+def test_where_no_episode_is_centred_it_is_said(tmp_path: Path, text_tokenizer_file: Path) -> None:
+    few = WorldCodes(tmp_path, EpisodeSet(num_episodes=4, dense_every=4, seed=0, grids=[(2, 2)], centred_digits=2))
+    with pytest.raises(ValueError, match="none of 4 episodes is centred; raise data.episodes above"):
+        batches(few, text_tokenizer_file, outlines=True, outline_digits=2, centred=True)
 
 
 def test_as_many_questions_are_asked_as_the_recipe_says(codes: WorldCodes, text_tokenizer_file: Path) -> None:
