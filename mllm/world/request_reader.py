@@ -16,6 +16,7 @@ from mllm.world.relations import RELATIONS
 from mllm.world.request_words import LARGER, NUMBERS, SMALLER, Phrase, attributes_of, find_phrases, merge
 from mllm.world.scene import BACKGROUNDS, COLORS, SIZES
 from mllm.world.spec import ANY, Alike, Background, Compared, Constraint, Count, Every, Exists, Filter, Related, Spec
+from mllm.world.typos import undo_slips
 from mllm.world.wording import could_mean
 
 BACKGROUND_NOUNS = ("background", "canvas")
@@ -40,7 +41,7 @@ class Predicate:
 
 def read_request(request: str) -> Spec:
     """What was understood; no constraints where nothing was."""
-    words = normalize_words(request)
+    words = normalize_words(undo_slips(request))
     predicates = list(find_predicates(words))
     phrases = [
         phrase

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from functools import cache
 from random import Random
 
-from mllm.world.phrases import NUMBER_WORDS
+from mllm.world.phrases import CANONICAL, NUMBER_WORDS, SYNONYMS, pluralize
+from mllm.world.scene import BACKGROUNDS, COLORS, SHAPES, SIZES
 
 SHARE = 0.06
 """Of the requests that have one."""
@@ -13,6 +16,8 @@ SHORTEST = 5
 """Letters of a word that is mistyped; of a shorter one too little is left."""
 SHORTEST_CUT = 6
 """Letters of a word that may lose one."""
+OTHERS = ("background", "larger", "bigger", "smaller", "every", "without", "right", "different")
+"""Words beside attributes that change what is asked for."""
 WORDS = re.compile(rf"[A-Za-z]{{{SHORTEST},}}")
 
 
@@ -32,11 +37,37 @@ def mistype(text: str, rng: Random) -> str:
 
 
 def slip(word: str, rng: Random) -> str:
+    """One of the word's slips, the word itself where two equal letters change places."""
     place = rng.randrange(1, len(word) - 1)
-    match rng.choice(("exchange", "double", "leave out") if len(word) >= SHORTEST_CUT else ("exchange", "double")):
-        case "exchange":
-            return word[:place] + word[place + 1] + word[place] + word[place + 2 :]
-        case "double":
-            return word[:place] + word[place] + word[place:]
-        case _:
-            return word[:place] + word[place + 1 :]
+    return rng.choice(list(slips_at(word, place)))
+
+
+def slips_at(word: str, place: int) -> Iterator[str]:
+    """Exchange the letter there with the next, double it, leave it out."""
+    yield word[:place] + word[place + 1] + word[place] + word[place + 2 :]
+    yield word[:place] + word[place] + word[place:]
+    if len(word) >= SHORTEST_CUT:
+        yield word[:place] + word[place + 1 :]
+
+
+def undo_slips(text: str) -> str:
+    """The text with slips in words that say what is in a picture put right; what else there is stays."""
+    return WORDS.sub(lambda found: known_slips().get(found[0].lower(), found[0]), text)
+
+
+@cache
+def known_slips() -> dict[str, str]:
+    """Every slip of these words that is no other word, with the word that was meant."""
+    nouns = ("shape", *SHAPES, *(word for word in CANONICAL if CANONICAL[word] in ("shape", *SHAPES)))
+    words = {*nouns, *map(pluralize, nouns), *COLORS, *BACKGROUNDS, *SIZES, *SYNONYMS, *CANONICAL, *OTHERS}
+    meant: dict[str, set[str]] = {}
+    for word in words:
+        if word.isalpha() and len(word) >= SHORTEST:
+            for place in range(1, len(word) - 1):
+                for slipped in slips_at(word, place):
+                    meant.setdefault(slipped, set()).add(word)
+    return {
+        slipped: next(iter(sources))
+        for slipped, sources in meant.items()
+        if len(sources) == 1 and slipped not in words and slipped not in NUMBER_WORDS
+    }

@@ -10,12 +10,13 @@ import pytest
 from mllm.world.dialogue import make_dialogue, with_typos
 from mllm.world.episode import make_episode
 from mllm.world.questions import Question, answer
+from mllm.world.request_reader import read_request
 from mllm.world.scene import Scene, SceneObject
 from mllm.world.spec import Filter
 from mllm.world.story import ask_about_other
 from mllm.world.templates import ask, dense, describe, draw, edit, story, talk
 from mllm.world.turns import assistant, user
-from mllm.world.typos import mistype
+from mllm.world.typos import mistype, undo_slips
 
 LEAST = 60
 
@@ -66,6 +67,18 @@ def test_a_slip_changes_one_longer_word_and_keeps_its_first_letter(seed: int) ->
 def test_a_slip_makes_no_number() -> None:
     assert not any("three" in mistype("Are there stars", Random(seed)) for seed in range(200))
     assert all(mistype("small", Random(seed)) != "small" for seed in range(50))
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_a_request_with_a_slip_is_read_like_one_without(seed: int) -> None:
+    text = "a large yellow triangle above two orange circles on a cream background"
+    assert undo_slips(mistype(text, Random(seed))) == text
+    assert read_request(mistype(text, Random(seed))) == read_request(text)
+
+
+def test_words_without_a_slip_stay() -> None:
+    text = "Where there are three stars, while others star in a white circus"
+    assert undo_slips(text) == text
 
 
 def test_short_words_have_no_slips() -> None:
