@@ -1,34 +1,35 @@
 """Plot what a choice is worth, from reports of `mllm evaluate world --json`.
 
-In: docs/ablations/CHOICE-VALUE.json, one report for each value (scripts/measure_ablations.sh writes them). Out:
-docs/ablations/CHOICE.png with a line, or bars where the values are no numbers, for every group of the table.
+In: a folder with CHOICE-VALUE.json, one report for each value (scripts/measure_ablations.sh and
+scripts/train_ablations.sh write them). Out: CHOICE.png beside them with a line, or bars where the values are no
+numbers, for every group of the table.
 
-example: python -m docs.plot_ablations
+example: python -m docs.plot_ablations docs/ablations
 """
 
 from __future__ import annotations
 
+import sys
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 from mllm.json_files import read_json
 
-FOLDER = Path(__file__).parent / "ablations"
 LABELS = {
     "guidance": "guidance scale",
     "redraws": "pictures that are unlike their outline are drawn again at most ... times",
-    "steps": "steps of the last stage of training",
+    "steps": "steps of training",
     "context": "embedding context while decoding",
-    "head": "head",
+    "head": "code head",
     "codebooks": "codebooks",
 }
 
 
-def main() -> None:
+def main(folder: Path) -> None:
     """Plot every choice that has reports."""
-    for choice, reports in read_reports(FOLDER).items():
-        plot(choice, reports, FOLDER / f"{choice}.png")
+    for choice, reports in read_reports(folder).items():
+        plot(choice, reports, folder / f"{choice}.png")
 
 
 def load_pyplot() -> Any:
@@ -94,4 +95,4 @@ def plot(choice: str, reports: dict[str, dict], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(Path(sys.argv[1]))

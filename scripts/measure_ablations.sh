@@ -21,4 +21,4 @@ done
 for context in prefix isolated; do
     measure "context-$context" --jobs draw edit --embedding-context "$context" --redraws 0
 done
-"$PYTHON" -m docs.plot_ablations
+"$PYTHON" -m docs.plot_ablations docs/ablations

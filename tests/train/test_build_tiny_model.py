@@ -1,4 +1,4 @@
-"""The script that rebuilds the bundled model from nothing runs to its end, and goes on where it stopped."""
+"""The scripts that rebuild the bundled model from nothing, and train what it is compared with, run to their end."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SMALLER = {
     "train tiny_tokenizer": "--steps 6 --batch_size 4 --num_workers 0 --codebooks.initialise_at 2",
     "train tiny_decoder": "--steps 4 --batch_size 4 --num_workers 0",
     "train tiny": "--trainer.max_steps 3 --data.episodes 40 --rows 2 --compile_backbone false",
-    "evaluate world": "--count 2",
+    "evaluate world": "--count 2 --batch-size 4",
 }
 """What is added to each command, by its first two words, so that minutes become seconds."""
 
@@ -64,3 +64,17 @@ def test_the_bundled_model_is_rebuilt_from_nothing(tmp_path: Path, path_with_sma
     assert pipeline.draw("a red circle", seed=1)[0].size == (128, 128)
     commands = (tmp_path / "commands").read_text().splitlines()
     assert sum(line.startswith("train tiny ") for line in commands) == 6
+
+
+@pytest.mark.slow
+def test_choices_are_trained_measured_and_plotted(tmp_path: Path, path_with_small_mllm: str) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed (extra: plots)")
+    reports = tmp_path / "reports"
+    words = ["bash", str(ROOT / "scripts/train_ablations.sh"), str(tmp_path / "runs"), "2"]
+    settings = {**environment(), "PATH": path_with_small_mllm, "REPORTS": str(reports), "PYTHON": sys.executable}
+    done = subprocess.run(words, env=settings, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    assert {path.name for path in reports.glob("*.png")} == {"codebooks.png", "head.png", "steps.png"}
+    for codebooks in (2, 4, 8):
+        config = json.loads((tmp_path / "runs" / f"codebooks-{codebooks}" / "final" / "config.json").read_text())
+        assert (config["num_codebooks"], config["image_layout"], config["head_type"]) == (codebooks, "fixed", "mlp")
