@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mllm.heads.rms_norm import RMSNorm
+from mllm.rms_norm import RMSNorm
 
 PLACE_STD = 0.3
 """Of the vectors at the start; the content they are added to has root mean square 1."""

@@ -15,7 +15,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from mllm.heads.code_head import CodeHead
 from mllm.heads.depth_decoder import DepthDecoder
-from mllm.heads.rms_norm import RMSNorm
+from mllm.rms_norm import RMSNorm
 
 
 class DepthTransformerHead(CodeHead):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mllm.heads.code_head import ChooseCode, CodeDecoder, CodeHead, Guidance
 from mllm.heads.depth_transformer import GatedMLP
-from mllm.heads.rms_norm import RMSNorm
+from mllm.rms_norm import RMSNorm
 
 
 class MLPHead(CodeHead, CodeDecoder):
