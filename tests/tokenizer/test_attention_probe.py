@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mllm.loading.model_folder import BUNDLED, IMAGE_TOKENIZER
 from mllm.world.render import render
 from mllm.world.scene import random_scene
 from tokenizer.attention_probe import AttentionProbe, probe_attention, read_as
+from tokenizer.encoder import cut_into_patches
 from tokenizer.image_processor import ImageProcessor
 from tokenizer.metrics import psnr
 from tokenizer.model import UniTok
@@ -25,22 +27,31 @@ def pixels_B3HW() -> Tensor:
 
 
 def trained_with(kind: ProjectionAttention, pixels_B3HW: Tensor) -> UniTok:
-    """The bundled tokenizer, its way out of the codes learned anew with attention that matters, read this way."""
+    """The bundled tokenizer with attention in its projections, which matters on the way out of the codes."""
     torch.manual_seed(0)
-    model = read_as(UniTok.from_pretrained(BUNDLED / IMAGE_TOKENIZER), kind)
-    projection = model.post_quant_proj
+    bundled = UniTok.from_pretrained(BUNDLED / IMAGE_TOKENIZER)
+    model = UniTok(replace(bundled.config, projection="attention", projection_attention=kind)).eval()
+    for name in ("encoder", "quantizer", "decoder"):
+        getattr(model, name).load_state_dict(getattr(bundled, name).state_dict())
     with torch.no_grad():
-        vectors_BNZ = model.quantizer.lookup(model.encode(pixels_B3HW))
-        wanted_BND = projection(vectors_BNZ)
-        projection.attn.qkv.weight.normal_(std=0.5)
-    learned = [value.requires_grad_() for name, value in projection.named_parameters() if "qkv" not in name]
+        hidden_M1D = model.encoder(cut_into_patches(pixels_B3HW, model.config.patch_size))
+        vectors_BNZ = model.quantizer.lookup(bundled.encode(pixels_B3HW))
+        model.post_quant_proj.attn.qkv.weight.normal_(std=0.5)
+    imitate(model.quant_proj, bundled.quant_proj, hidden_M1D)
+    imitate(model.post_quant_proj, bundled.post_quant_proj, vectors_BNZ)
+    return model
+
+
+def imitate(projection: nn.Module, example: nn.Module, inputs: Tensor) -> None:
+    """Teach a projection what another one makes of these inputs; its attention keeps looking where it looks."""
+    wanted = example(inputs).detach()
+    learned = [value for name, value in projection.named_parameters() if "qkv" not in name]
     optimizer = torch.optim.AdamW(learned, lr=5e-3)
-    for _ in range(100):
-        loss = (projection(vectors_BNZ) - wanted_BND).square().mean()
+    for _ in range(150):
+        loss = (projection(inputs) - wanted).square().mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    return model
 
 
 @pytest.mark.parametrize(("kind", "other"), [("full", "causal"), ("causal", "full")])
