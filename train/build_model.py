@@ -99,7 +99,8 @@ def learn_tokens(model: MLLMForConditionalGeneration, vocabulary: Vocabulary) ->
 
 def config_of_weights(config: MLLMConfig, start: MLLMConfig) -> MLLMConfig:
     """The config of a model that goes on, with no more rows and columns than its weights have."""
-    if not start.image_places or (config.max_grid_side or 0) <= start.grid_side:
+    may_grow = start.image_places and start.image_layout == "fixed"
+    if not may_grow or (config.max_grid_side or 0) <= start.grid_side:
         return config
     return MLLMConfig.from_dict({**config.to_dict(), "max_grid_side": start.grid_side, "sizes": None})
 
@@ -159,7 +160,7 @@ def build_around(
     """A model around a language model's weights.
 
     New vocabulary rows are the mean of the old ones; codebooks and attention projection are the image tokenizer's (its
-    decoder side; UniTok trains it bidirectionally and continues it causally); projector and code head start new.
+    decoder side; UniTok trains it bidirectionally and continues it causally; a linear one is left); projector and code head start new.
     """
     text_config = {**AutoConfig.from_pretrained(recipe.backbone).to_dict(), **recipe.model.get("text_config", {})}
     num_old = text_config["vocab_size"]
@@ -176,7 +177,8 @@ def build_around(
     embedding = model.code_embedding
     with whole(embedding.parameters()):
         embedding.adopt(image_tokenizer)
-        if isinstance(embedding, ProjectedEmbedding):
+        has_attention = image_tokenizer.config.projection == "attention"  # a linear one has nothing to take over
+        if isinstance(embedding, ProjectedEmbedding) and (has_attention or config.embedding_context == "whole"):
             embedding.set_projection(image_tokenizer.post_quant_proj)
     return model
 

@@ -150,6 +150,10 @@ def test_a_model_of_one_size_can_go_on_with_many(mllm_recipe: MLLMRecipe, tmp_pa
     wide.save_pretrained(tmp_path / "wide")
     again = MLLMForConditionalGeneration.from_pretrained(tmp_path / "wide")
     assert torch.equal(again.code_embedding.places.next_row, wide.code_embedding.places.next_row)
+    goes_on = build(
+        dataclasses.replace(grown, start_from=tmp_path / "wide", text_tokenizer=tmp_path / "before", model={})
+    )
+    assert torch.equal(goes_on.code_embedding.places.row, rows) and goes_on.config.sizes == larger["sizes"]
     after.save_pretrained(tmp_path / "after")
     with pytest.raises(ValueError, match="model.image_layout cannot change"):
         build(dataclasses.replace(grown, start_from=tmp_path / "after", model={"image_layout": "fixed"}))
