@@ -160,7 +160,8 @@ def build_around(
     """A model around a language model's weights.
 
     New vocabulary rows are the mean of the old ones; codebooks and attention projection are the image tokenizer's (its
-    decoder side; UniTok trains it bidirectionally and continues it causally; a linear one is left); projector and code head start new.
+    decoder side; UniTok trains it bidirectionally and continues it causally; a linear one is left); projector and code
+    head start new.
     """
     text_config = {**AutoConfig.from_pretrained(recipe.backbone).to_dict(), **recipe.model.get("text_config", {})}
     num_old = text_config["vocab_size"]
