@@ -1,6 +1,6 @@
 """AdamW, and Muon with AdamW for what Muon does not cover, chosen by a recipe.
 
-Muon (Keller Jordan, 2024; `torch.optim.Muon`) orthogonalises the update of every hidden matrix; embeddings, output
+Muon (Keller Jordan, 2024; train/muon.py) orthogonalises the update of every hidden matrix; embeddings, output
 layers, norms and biases stay with AdamW.
 """
 
@@ -12,6 +12,8 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+
+from train.muon import BatchedMuon
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +92,7 @@ def build_optimizer(
         case "adamw":
             return adamw
         case "muon":
-            muon = torch.optim.Muon(matrices, lr=recipe.matrix_learning_rate, weight_decay=recipe.weight_decay)
+            muon = BatchedMuon(matrices, lr=recipe.matrix_learning_rate, weight_decay=recipe.weight_decay)
             return OptimizerPair(muon, adamw)
         case _:
             raise ValueError(f"unknown optimizer {recipe.name!r}; use adamw, adamw8bit or muon")
