@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from mllm.world.ask_language import KIND_WEIGHTS
 from mllm.world.outline import LEVELS
 from mllm.world.scene import MAX_OBJECTS
 from train.adapter_recipe import AdapterRecipe
@@ -39,6 +40,9 @@ class WorldData:
     questions: int | None = None
     """Questions that the job "ask" puts about one picture; None for one to five, as in tests. Answers are short: only
     many of them make a picture worth its positions."""
+    question_weights: dict[str, float] = field(default_factory=lambda: {**KIND_WEIGHTS})
+    """How often the job "ask" asks what, by kinds of mllm/world/questions.py. The default is how often tests ask; a model
+    may need more of what it finds hard."""
     min_objects: int = 1
     max_objects: int = MAX_OBJECTS
     """Episodes whose scenes have fewer or more objects are passed over. A first stage of one object, then two, learns
@@ -62,6 +66,12 @@ class WorldData:
             raise ValueError(
                 "data.centred moves objects to where outlines say, which with data.outline_digits 1 is up to half a "
                 "position away, over each other and out of the picture; give 2"
+            )
+        unknown = sorted(set(self.question_weights) - set(KIND_WEIGHTS))
+        if unknown or not self.question_weights or min(self.question_weights.values()) <= 0:
+            raise ValueError(
+                f"data.question_weights names {unknown or self.question_weights}; give weights above 0 to some of "
+                f"{', '.join(KIND_WEIGHTS)}"
             )
         if self.questions is not None and self.questions < 1:
             raise ValueError(f"data.questions is {self.questions}; give 1 or more")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from random import Random
 
 from mllm.world.phrases import noun_phrase, references, say, with_article
@@ -31,11 +32,20 @@ PAIR_VARIANTS = frozenset(QUESTION_KINDS["relation"] + QUESTION_KINDS["compariso
 
 
 def propose_question(
-    scene: Scene, rng: Random, *, kind: str | None = None, allowed_pairs: frozenset[Pair] = ALL_PAIRS
+    scene: Scene,
+    rng: Random,
+    *,
+    kind: str | None = None,
+    kind_weights: Mapping[str, float] = KIND_WEIGHTS,
+    allowed_pairs: frozenset[Pair] = ALL_PAIRS,
 ) -> Question:
-    """A question with one clear answer. Yes and no come equally often where the scene permits both."""
+    """A question with one clear answer. Yes and no come equally often where the scene permits both.
+
+    Args:
+        kind: of the question, where the scene has one; default: chosen at random by `kind_weights`.
+    """
     for _ in range(TRIES):
-        chosen = kind or rng.choices(tuple(KIND_WEIGHTS), tuple(KIND_WEIGHTS.values()))[0]
+        chosen = kind or rng.choices(tuple(kind_weights), tuple(kind_weights.values()))[0]
         variant = rng.choice(QUESTION_KINDS[chosen])
         if variant in PAIR_VARIANTS and len(scene.objects) < 2:
             continue

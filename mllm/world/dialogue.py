@@ -6,10 +6,11 @@ references; nothing is drawn here.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from random import Random
 
+from mllm.world.ask_language import KIND_WEIGHTS
 from mllm.world.describe_language import describe, say_describe_request
 from mllm.world.draw_language import make_draw_request
 from mllm.world.edit_language import edit_sentence
@@ -39,11 +40,17 @@ def make_describe(episode: Episode, rng: Random) -> Dialogue:
     return Dialogue("describe", turns, (check,), ("short",) if short else ("full",))
 
 
-def make_ask(episode: Episode, rng: Random, *, num_questions: int | None = None) -> Dialogue:
+def make_ask(
+    episode: Episode,
+    rng: Random,
+    *,
+    num_questions: int | None = None,
+    question_weights: Mapping[str, float] = KIND_WEIGHTS,
+) -> Dialogue:
     """Several rounds of question and answer about one picture."""
     if num_questions is None:
         num_questions = rng.choices(range(1, len(QUESTION_ROUND_WEIGHTS) + 1), QUESTION_ROUND_WEIGHTS)[0]
-    asked = (ask(episode, episode.scene, rng) for _ in range(num_questions))
+    asked = (ask(episode, episode.scene, rng, kind_weights=question_weights) for _ in range(num_questions))
     rounds = {words: (kind, check) for words, kind, check in asked}  # no question twice
     turns = []
     for index, (words, (_, check)) in enumerate(rounds.items()):
@@ -92,15 +99,26 @@ MAKERS: dict[str, Callable[[Episode, Random], Dialogue]] = {
 JOBS = tuple(MAKERS)
 
 
-def make_dialogue(job: str, episode: Episode, rng: Random, *, num_questions: int | None = None) -> Dialogue:
+def make_dialogue(
+    job: str,
+    episode: Episode,
+    rng: Random,
+    *,
+    num_questions: int | None = None,
+    question_weights: Mapping[str, float] = KIND_WEIGHTS,
+) -> Dialogue:
     """One dialogue of a job about an episode; the same arguments give the same dialogue.
 
     Args:
         num_questions: of the job "ask"; default: one to five.
+        question_weights: how often it asks what, by the kinds of QUESTION_KINDS.
     """
     if job not in MAKERS:
         raise ValueError(f"job {job!r} is unknown; choose one of {', '.join(JOBS)}")
-    dialogue = make_ask(episode, rng, num_questions=num_questions) if job == "ask" else MAKERS[job](episode, rng)
+    if job == "ask":
+        dialogue = make_ask(episode, rng, num_questions=num_questions, question_weights=question_weights)
+    else:
+        dialogue = MAKERS[job](episode, rng)
     return replace(dialogue, turns=tuple(with_typos(turn, rng) for turn in dialogue.turns))
 
 

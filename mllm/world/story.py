@@ -5,10 +5,11 @@ All pictures are those of the episode; the words come from `rng`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from random import Random
 
-from mllm.world.ask_language import propose_question, say_question
+from mllm.world.ask_language import KIND_WEIGHTS, propose_question, say_question
 from mllm.world.describe_language import describe, say_describe_request
 from mllm.world.draw_language import make_draw_request
 from mllm.world.edit_language import edit_sentence
@@ -89,9 +90,16 @@ def edit_check(episode: Episode) -> Check:
     return Check("edit", scene=episode.scene, edit=episode.edit)
 
 
-def ask(episode: Episode, scene: Scene, rng: Random, *, pronoun: bool = False) -> tuple[str, str, Check]:
+def ask(
+    episode: Episode,
+    scene: Scene,
+    rng: Random,
+    *,
+    pronoun: bool = False,
+    kind_weights: Mapping[str, float] = KIND_WEIGHTS,
+) -> tuple[str, str, Check]:
     """A question about a scene of the episode in words, its kind, and the check of its answer."""
-    question = propose_question(scene, rng, allowed_pairs=episode.allowed_pairs)
+    question = propose_question(scene, rng, kind_weights=kind_weights, allowed_pairs=episode.allowed_pairs)
     expected = required(answer(question, scene), "the answer of a proposed question")
     words = say_question(question, rng, pronoun=pronoun and len(scene.objects) == 1)
     return words, question.kind, Check("answer", scene=scene, question=question, expected=expected)

@@ -99,7 +99,9 @@ class WorldBatches(Dataset):
         job = rng.choices(list(self.data.jobs), list(self.data.jobs.values()))[0]
         index, episode = self.draw_episode(rng, is_dense=job in DENSE, is_drawn=job in DRAWN)
         about = replace(episode, scene=episode.edited) if job in ON_EITHER_SCENE and rng.random() < 0.5 else episode
-        dialogue = make_dialogue(job, about, rng, num_questions=self.data.questions)
+        dialogue = make_dialogue(
+            job, about, rng, num_questions=self.data.questions, question_weights=self.data.question_weights
+        )
         digits = self.data.outline_digits if self.data.outlines else None
         grid = self.codes.episodes.grid_of(index)
         messages = to_messages(dialogue, episode, self.codes[index], grid, outline_digits=digits)

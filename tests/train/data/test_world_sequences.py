@@ -158,3 +158,23 @@ def test_a_dropped_instruction_takes_the_outline_with_it(codes: WorldCodes, text
         has_outline.append(marker in ids)
         has_words.append("<unconditional>" not in tokenizer.decode(ids).replace(" ", ""))
     assert has_words == has_outline and 5 < sum(has_words) < 35
+
+
+def test_what_is_asked_follows_the_recipes_weights(codes: WorldCodes, text_tokenizer_file: Path) -> None:
+    def answers(kind: str) -> str:
+        """What is learned of ten dialogues; of these pictures, which have no outlines, answers alone."""
+        asked = batches(codes, text_tokenizer_file, jobs={"ask": 1.0}, question_weights={kind: 1.0})
+        asked.config = MLLMConfig(num_codebooks=2, image_size=32)
+        labels = [asked.draw_sequence(Random(n)).labels_T for n in range(10)]
+        return asked.tokenizer.decode(np.concatenate(labels)[np.concatenate(labels) >= 0], skip_special_tokens=True)
+
+    assert set(answers("count")) <= set("01234 ")
+    assert not set(answers("background")) & set("01234")
+
+
+@pytest.mark.parametrize("weights", [{"counts": 1.0}, {"count": 0.0}, {}])
+def test_weights_of_questions_that_do_not_exist_are_refused(weights: dict[str, float]) -> None:
+    with pytest.raises(
+        ValueError, match="data.question_weights names .*; give weights above 0 to some of count, color"
+    ):
+        WorldData(question_weights=weights)
