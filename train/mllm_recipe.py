@@ -41,8 +41,8 @@ class WorldData:
     """Questions that the job "ask" puts about one picture; None for one to five, as in tests. Answers are short: only
     many of them make a picture worth its positions."""
     question_weights: dict[str, float] = field(default_factory=lambda: {**KIND_WEIGHTS})
-    """How often the job "ask" asks what, by kinds of mllm/world/questions.py. The default is how often tests ask; a model
-    may need more of what it finds hard."""
+    """How often the job "ask" asks what, by kinds of mllm/world/questions.py. The default is how often tests ask; a
+    model may need more of what it finds hard."""
     min_objects: int = 1
     max_objects: int = MAX_OBJECTS
     """Episodes whose scenes have fewer or more objects are passed over. A first stage of one object, then two, learns
