@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import AutoConfig, PreTrainedTokenizerBase
 from transformers.integrations import is_deepspeed_zero3_enabled
 
@@ -161,13 +162,17 @@ def build_around(
 
     New vocabulary rows are the mean of the old ones; codebooks and attention projection are the image tokenizer's (its
     decoder side; UniTok trains it bidirectionally and continues it causally; a linear one is left); projector and code
-    head start new.
+    head start new. So do they where the language model is that of a model of ours, whose words are kept: it may then
+    have another image tokenizer, or another head.
     """
-    text_config = {**AutoConfig.from_pretrained(recipe.backbone).to_dict(), **recipe.model.get("text_config", {})}
+    stored = AutoConfig.from_pretrained(recipe.backbone)
+    is_ours = isinstance(stored, MLLMConfig)
+    text_config = {**(stored.text_config if is_ours else stored).to_dict(), **recipe.model.get("text_config", {})}
     num_old = text_config["vocab_size"]
     config = model_config(recipe, text_config, vocabulary, image_tokenizer)
+    weights: dict[str, Any] = {"state_dict": words_of(recipe.backbone)} if is_ours else {"key_mapping": LLAMA_KEYS}
     model = MLLMForConditionalGeneration.from_pretrained(
-        recipe.backbone, config=config, key_mapping=LLAMA_KEYS, dtype=dtype
+        None if is_ours else recipe.backbone, config=config, dtype=dtype, **weights
     )
     if vocabulary.size > num_old:
         model.resize_token_embeddings(vocabulary.size, mean_resizing=False)
@@ -182,6 +187,12 @@ def build_around(
         if isinstance(embedding, ProjectedEmbedding) and (has_attention or config.embedding_context == "whole"):
             embedding.set_projection(image_tokenizer.post_quant_proj)
     return model
+
+
+def words_of(folder: Path) -> dict[str, Tensor]:
+    """The weights of a model of ours that belong to its language model."""
+    model = MLLMForConditionalGeneration.from_pretrained(folder, dtype="auto")
+    return {name: weight for name, weight in model.state_dict().items() if name.startswith(("backbone.", "lm_head."))}
 
 
 def model_config(

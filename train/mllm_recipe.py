@@ -177,7 +177,8 @@ class MLLMRecipe:
     """Folder of a model to go on from. `model` then holds what changes in its config; see train/build_model.py."""
     backbone: Path | None = None
     """Folder of a language model (Llama-2 in the Hugging Face layout) that a new model is built around. Its vocabulary
-    is extended; what it does not have (code embedding, code head) starts new, or from the image tokenizer."""
+    is extended; what it does not have (code embedding, code head) starts new, or from the image tokenizer. Also one of
+    our own models, of which only the language model is taken, for another image tokenizer or another head."""
     trains: list[str] = field(default_factory=lambda: [ALL])
     """Parts that learn, by the names in train/parts.py; the others are frozen."""
     adapter: AdapterRecipe | None = None

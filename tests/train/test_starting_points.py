@@ -70,6 +70,26 @@ def test_a_language_model_gets_eyes_and_hands(recipe: MLLMRecipe) -> None:
     assert {model.config.begin_image_id, model.config.end_image_id, model.config.image_token_id} == {400, 401, 402}
 
 
+def test_a_model_of_ours_lends_its_words_to_other_codes(mllm_recipe: MLLMRecipe, tmp_path: Path) -> None:
+    """Its image parts are left behind, also where they would fit."""
+    image_tokenizer = UniTok.from_pretrained(mllm_recipe.image_tokenizer)
+    before = build_model(mllm_recipe, load_text_tokenizer(mllm_recipe.text_tokenizer), image_tokenizer)
+    before.save_pretrained(tmp_path / "before")
+    for head_type in ("depth_transformer", "mlp"):
+        recipe = dataclasses.replace(
+            mllm_recipe,
+            model={"embedder_width": 24, "embedder_heads": 2, "head_type": head_type, "head_layers": 1},
+            backbone=tmp_path / "before",
+            trainer={**mllm_recipe.trainer, "seed": 1},
+        )
+        after = build_model(recipe, load_text_tokenizer(mllm_recipe.text_tokenizer), image_tokenizer)
+        ours, theirs = after.state_dict(), before.state_dict()
+        words = [name for name in theirs if name.startswith(("backbone.", "lm_head."))]
+        assert words and all(torch.equal(ours[name], theirs[name]) for name in words)
+        head = [name for name in theirs if "code_head" in name and theirs[name].ndim > 1 and name in ours]
+        assert head and not any(torch.equal(ours[name], theirs[name]) for name in head)
+
+
 def test_another_width_than_the_image_tokenizers_is_refused(recipe: MLLMRecipe) -> None:
     with pytest.raises(ValueError, match="set embedder_width and embedder_heads as the tokenizer has them"):
         build(dataclasses.replace(recipe, model={**recipe.model, "embedder_width": 16}))
