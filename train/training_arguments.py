@@ -48,6 +48,9 @@ def training_arguments(recipe: MLLMRecipe) -> TrainingArguments:
         "metric_for_best_model": "loss" if recipe.validation else None,
     }
     fields = {**fixed, **recipe.trainer}
+    for name in fields:
+        if name.endswith("_strategy") and fields[name] is False:
+            fields[name] = "no"  # as YAML reads the word
     if recipe.validation and fields.get("save_total_limit") == 1:
         fields["save_total_limit"] = 2  # the best and the last; with 1 the library drops the last at the end
     if recipe.batches_per_step is not None:

@@ -24,6 +24,7 @@ from train.mllm_run import train_mllm
 from train.observing.throughput import PEAK_FLOPS, FlopCount
 from train.optimizers import OptimizerRecipe
 from train.parts import part_of
+from train.recipe import as_yaml, read_yaml, resolve
 from train.training_arguments import join_deepspeed, training_arguments
 
 
@@ -249,3 +250,10 @@ def test_averages_in_eight_bits_train_like_whole_ones(short: MLLMRecipe) -> None
     assert curves["adamw8bit"].keys() == curves["adamw"].keys()
     assert curves["adamw8bit"] == pytest.approx(curves["adamw"], rel=0.02)
     assert curves["adamw8bit"] != curves["adamw"]
+
+
+@pytest.mark.parametrize("word", ["no", '"no"'])
+def test_no_is_a_strategy(mllm_recipe: MLLMRecipe, tmp_path: Path, word: str) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(as_yaml(mllm_recipe).replace("\ntrainer:", f"\ntrainer:\n  save_strategy: {word}"))
+    assert training_arguments(resolve(MLLMRecipe, read_yaml(path))).save_strategy == "no"
