@@ -1,35 +1,35 @@
 #!/usr/bin/env bash
-# What the head, the number of codebooks and the length of training are worth: equal short trainings of the bundled
-# model's recipe on squares, measured on the synthetic world and plotted (docs/ablations.md). Goes on where it stopped.
+# What the head, the number of codebooks and the length of training are worth: equal short trainings around the words of
+# the bundled model, with new image tokenizers, code embeddings and heads, measured on the synthetic world and plotted
+# (docs/ablations.md). Goes on where it stopped.
 # usage: scripts/train_ablations.sh [RUNS_FOLDER [COUNT]]   COUNT items of each kind, 200 if none is given
 set -euo pipefail
 cd "$(dirname "$0")/.."
 runs=${1:-runs/ablations}
 count=${2:-200}
 reports=${REPORTS:-docs/ablations}
+words=${WORDS:-mllm/assets/tiny}
 PYTHON=${PYTHON:-python}
-text=mllm/assets/tiny/tokenizer.model
 mkdir -p "$reports"
-"$PYTHON" -c 'from docs.plot_ablations import load_pyplot; load_pyplot()' # before hours of training
+"$PYTHON" -c 'from docs.plot_ablations import load_pyplot; load_pyplot()' # before an hour of training
 
 # train NAME TOKENIZER STEPS [KEY VALUE]...: a whole training, its learning rate falling over its second half.
 train() {
-    mllm train tiny --output "$runs/$1" --image_tokenizer "$2" --text_tokenizer "$text" --trainer.max_steps "$3" \
-        --trainer.lr_scheduler_kwargs "{num_decay_steps: $(($3 / 2)), decay_type: linear}" \
-        --model.image_layout fixed --model.max_grid_side null --model.sizes null "${@:4}"
-    mllm evaluate world --model "$runs/$1/final" --count "$count" --jobs draw ask edit --redraws 0 \
-        --json "$reports/$1.json"
+    mllm train tiny --output "$runs/$1" --image_tokenizer "$2" --text_tokenizer "$words" --backbone "$words" \
+        --trainer.max_steps "$3" --trainer.lr_scheduler_kwargs "{num_decay_steps: $(($3 / 2)), decay_type: linear}" \
+        --ema_decay 0.98 --model.sizes '[[128, 128]]' --data.episodes 8192 --data.jobs '{draw: 1}' "${@:4}"
+    mllm evaluate world --model "$runs/$1/final" --count "$count" --jobs draw --redraws 0 --json "$reports/$1.json"
 }
 
 for codebooks in 2 4 8; do
-    mllm train tiny_tokenizer --output "$runs/tokenizer-$codebooks" --architecture.num_codebooks "$codebooks" --steps 4000
-    train "codebooks-$codebooks" "$runs/tokenizer-$codebooks/final" 2000
+    mllm train tiny_tokenizer --output "$runs/tokenizer-$codebooks" --architecture.num_codebooks "$codebooks" --steps 2000
+    train "codebooks-$codebooks" "$runs/tokenizer-$codebooks/final" 300
 done
-train head-depth_transformer "$runs/tokenizer-8/final" 2000 --model.head_type depth_transformer
-for steps in 500 1000 4000; do
+train head-depth_transformer "$runs/tokenizer-8/final" 300 --model.head_type depth_transformer
+for steps in 75 150; do
     train "steps-$steps" "$runs/tokenizer-8/final" "$steps"
 done
-for same in head-mlp steps-2000; do # as codebooks-8 was trained
+for same in head-mlp steps-300; do # as codebooks-8 was trained
     cp "$reports/codebooks-8.json" "$reports/$same.json"
 done
 "$PYTHON" -m docs.plot_ablations "$reports"

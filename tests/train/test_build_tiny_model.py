@@ -77,4 +77,4 @@ def test_choices_are_trained_measured_and_plotted(tmp_path: Path, path_with_smal
     assert {path.name for path in reports.glob("*.png")} == {"codebooks.png", "head.png", "steps.png"}
     for codebooks in (2, 4, 8):
         config = json.loads((tmp_path / "runs" / f"codebooks-{codebooks}" / "final" / "config.json").read_text())
-        assert (config["num_codebooks"], config["image_layout"], config["head_type"]) == (codebooks, "fixed", "mlp")
+        assert (config["num_codebooks"], config["image_layout"], config["head_type"]) == (codebooks, "grid", "mlp")
