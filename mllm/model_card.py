@@ -20,6 +20,10 @@ from mllm.sizes import supported_sizes
 CARD_FILE, SOURCE_FILE = "README.md", "SOURCE.json"
 TAGS = ["text-to-image", "image-to-text", "image-to-image", "unitok"]
 MAX_SIZES = 12
+RATE_FIELDS = {"rate", "low", "high", "passed", "total"}
+"""Of a rate among the scores."""
+NAMELESS = ("scores", "skills")
+"""Levels of the scores that a reader need not see."""
 
 USE = """```python
 import mllm.model, mllm.processor  # make the classes known to transformers
@@ -39,9 +43,9 @@ def model_card(config: MLLMConfig, *, scores: dict[str, Any] | None = None, note
     sections = [f"---\n{data.to_yaml()}\n---", "# A unified model of text and images", describe(config), "## Use", USE]
     sections += ["## Settings", settings_table(config)]
     if note:
-        sections += ["## How it was made", note]
+        sections += ["## About this model", note]
     if scores:
-        sections += ["## Scores", "| score | value |\n|---|---|\n" + "\n".join(score_rows(scores))]
+        sections += ["## Scores", *score_tables(scores)]
     return ModelCard("\n\n".join(sections) + "\n")
 
 
@@ -67,15 +71,32 @@ def settings_table(config: MLLMConfig) -> str:
     return "| setting | value |\n|---|---|\n" + "\n".join(rows)
 
 
-def score_rows(scores: dict[str, Any], prefix: str = "") -> list[str]:
-    """Every number of a nested result on a line of its own."""
-    rows = []
+def score_tables(scores: dict[str, Any]) -> list[str]:
+    """A nested result as a table of rates with their intervals, and one of all other numbers."""
+    rates, numbers = score_rows(scores)
+    tables = []
+    if rates:
+        tables.append("| measured | right | 95 % interval | items |\n|---|---:|---:|---:|\n" + "\n".join(rates))
+    if numbers:
+        tables.append("| number | value |\n|---|---:|\n" + "\n".join(numbers))
+    return tables
+
+
+def score_rows(scores: dict[str, Any], prefix: str = "") -> tuple[list[str], list[str]]:
+    """A row for every rate, and one for every number that is no part of a rate."""
+    rates, numbers = [], []
+    is_rate = scores.keys() >= RATE_FIELDS
+    if is_rate and scores["rate"] is not None:
+        rate, low, high = (f"{100 * scores[name]:.1f}" for name in ("rate", "low", "high"))
+        rates.append(f"| {prefix} | {rate} % | {low} to {high} | {scores['total']} |")
     for name, value in scores.items():
+        inner = name if not prefix else prefix if name in NAMELESS else f"{prefix}: {name}"
         if isinstance(value, dict):
-            rows += score_rows(value, f"{prefix}{name} / ")
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            rows.append(f"| {prefix}{name} | {round(value, 4)} |")
-    return rows
+            below = score_rows(value, "" if name in NAMELESS and not prefix else inner)
+            rates, numbers = rates + below[0], numbers + below[1]
+        elif isinstance(value, int | float) and not isinstance(value, bool) and not (is_rate and name in RATE_FIELDS):
+            numbers.append(f"| {inner} | {round(value, 4)} |")
+    return rates, numbers
 
 
 def save_model_card(folder: str | os.PathLike, config: MLLMConfig) -> None:

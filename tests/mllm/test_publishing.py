@@ -31,10 +31,23 @@ def test_a_saved_model_has_a_card_that_says_what_its_config_says(folder: Path, t
         assert fact in card.text
     assert "## Scores" not in card.text
     config = MLLMForConditionalGeneration.from_pretrained(folder).config
-    (tmp_path / "SOURCE.json").write_text(json.dumps({"scores": {"draw": {"pass": 0.61237, "note": "x"}, "count": 5}}))
+    rate = {"rate": 0.61237, "low": 0.5, "high": 0.7, "passed": 61, "total": 100}
+    counting = {**rate, "rate": None, "low": None, "high": None, "total": 0}
+    draw = {**rate, "mean_iou": 0.93, "skills": {"attribute": {**rate, "rate": 0.4}, "counting": counting}}
+    scores = {"scores": {"draw, seen pairs": draw}, "count": 5, "model": "ab12", "tokenizer": {"psnr": 33.12345}}
+    (tmp_path / "SOURCE.json").write_text(json.dumps({"scores": scores, "note": "It cannot fly."}))
     save_model_card(tmp_path, config)
     text = ModelCard.load(tmp_path / "README.md").text
-    assert "| draw / pass | 0.6124 |" in text and "| count | 5 |" in text and "note" not in text
+    for row in (
+        "| draw, seen pairs | 61.2 % | 50.0 to 70.0 | 100 |",
+        "| draw, seen pairs: attribute | 40.0 % | 50.0 to 70.0 | 100 |",
+        "| draw, seen pairs: mean_iou | 0.93 |",
+        "| count | 5 |",
+        "| tokenizer: psnr | 33.1234 |",
+        "It cannot fly.",
+    ):
+        assert row in text
+    assert "ab12" not in text and "counting" not in text
 
 
 def test_a_model_is_pushed_with_its_card(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
