@@ -16,8 +16,8 @@ Knows no tokenizer, no ids and no tensors.
 What the assistant says is learned, up to and including </s>; of a document that is everything.
 
 In the native style a picture may have an outline, words that say what is where: before a picture of the assistant what
-will be drawn, after one of the user, between two markers, what is seen. The model writes both for itself, a chain of
-thought for drawing and looking, as in GoT (arXiv:2503.10639).
+will be drawn (after the size of the picture, where sizes differ), after one of the user, between two markers, what is
+seen. The model writes both for itself, a chain of thought for drawing and looking, as in GoT (arXiv:2503.10639).
 """
 
 from __future__ import annotations
@@ -97,10 +97,17 @@ class Marker(Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class PictureSize:
+    """The size of the next picture, told before its outline; takes no tokens where all pictures have one size."""
+
+    grid: tuple[int, int]  # rows, columns
+
+
+@dataclass(frozen=True, slots=True)
 class Segment:
     """A run of the sequence that is encoded by itself."""
 
-    content: str | CodesPart | ClassPart | Marker
+    content: str | CodesPart | PictureSize | ClassPart | Marker
     supervised: bool = False
     bare: bool = False  # an image without its begin and end tokens
 
@@ -187,6 +194,7 @@ def _render_native(messages: Sequence[Message], add_generation_prompt: bool) -> 
             outline = part.outline if isinstance(part, CodesPart) else None
             if is_assistant and outline is not None:
                 yield Segment(Marker.OUTLINE, supervised=True)
+                yield Segment(PictureSize(part.grid))  # what can be where depends on it; dictated, so nothing to learn
                 yield Segment(" " + outline, supervised=True)
             if isinstance(part, CodesPart | ClassPart):
                 yield Segment(part, supervised=is_assistant)

@@ -40,7 +40,7 @@ class ImageLayout:
     max_side: int | None = None
     """How many rows or columns have a size token (grid layout)."""
     begin_outline_id: int | None = None
-    """Begins the words that stand before an image and belong to it; None: there are none."""
+    """Begins what stands before an image and belongs to it: its size, where sizes differ, and words. None: nothing."""
 
     def __post_init__(self) -> None:
         if self.kind not in ("fixed", "grid", "bare"):
@@ -81,7 +81,19 @@ class ImageLayout:
         if self.kind != "grid":
             return [self.image_token_id] * (rows * columns)
         row_ids = [self.image_token_id] * columns + [self.new_line_id]
-        return [self.first_row_size_id + rows - 1, self.first_column_size_id + columns - 1] + row_ids * rows
+        return self.size_ids(grid) + row_ids * rows
+
+    def size_ids(self, grid: Grid) -> list[int]:
+        """The tokens that say how large an image is; none in layouts of one grid."""
+        rows, columns = self.check(grid)
+        if self.kind != "grid":
+            return []
+        return [self.first_row_size_id + rows - 1, self.first_column_size_id + columns - 1]
+
+    def outline_opening(self, grid: Grid) -> list[int]:
+        """What stands before the words of an image's outline: the marker and, where sizes differ, the size, as what can
+        be where depends on it. Empty where there are no outlines."""
+        return [] if self.begin_outline_id is None else [self.begin_outline_id, *self.size_ids(grid)]
 
     def token_ids(self, grid: Grid) -> list[int]:
         """One whole image in reading order, with what frames it."""

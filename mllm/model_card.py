@@ -84,18 +84,19 @@ def score_tables(scores: dict[str, Any]) -> list[str]:
 
 def score_rows(scores: dict[str, Any], prefix: str = "") -> tuple[list[str], list[str]]:
     """A row for every rate, and one for every number that is no part of a rate."""
-    rates, numbers = [], []
+    rates: list[str] = []
+    numbers: list[str] = []
     is_rate = scores.keys() >= RATE_FIELDS
     if is_rate and scores["rate"] is not None:
         rate, low, high = (f"{100 * scores[name]:.1f}" for name in ("rate", "low", "high"))
         rates.append(f"| {prefix} | {rate} % | {low} to {high} | {scores['total']} |")
     for name, value in scores.items():
-        inner = name if not prefix else prefix if name in NAMELESS else f"{prefix}: {name}"
+        path = ": ".join(part for part in (prefix, name if name not in NAMELESS else "") if part)
         if isinstance(value, dict):
-            below = score_rows(value, "" if name in NAMELESS and not prefix else inner)
+            below = score_rows(value, path)
             rates, numbers = rates + below[0], numbers + below[1]
         elif isinstance(value, int | float) and not isinstance(value, bool) and not (is_rate and name in RATE_FIELDS):
-            numbers.append(f"| {inner} | {round(value, 4)} |")
+            numbers.append(f"| {path} | {round(value, 4)} |")
     return rates, numbers
 
 

@@ -165,7 +165,7 @@ def answer_ids(parts: Sequence[list[int] | CodesPart], outlines: Sequence[list[i
         if isinstance(part, list):
             ids += part
             continue
-        if (outline := next(written)) and layout.begin_outline_id is not None:
-            ids += [layout.begin_outline_id, *outline]
+        if outline := next(written):
+            ids += [*layout.outline_opening(part.grid), *outline]
         ids += layout.token_ids(part.grid)
     return ids

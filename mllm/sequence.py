@@ -13,7 +13,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from mllm.config import MLLMConfig
-from mllm.conversation import AnswerKind, ClassPart, CodesPart, Marker, Message, Segment, render
+from mllm.conversation import AnswerKind, ClassPart, CodesPart, Marker, Message, PictureSize, Segment, render
 from mllm.layout import ImageLayout
 from mllm.loss import IGNORED
 from mllm.vocabulary import encode_text
@@ -79,6 +79,8 @@ def encode_segments(
                 draft.add_tokens(encode_text(tokenizer, text), supervised=segment.supervised)
             case ClassPart(index):
                 draft.add_tokens([config.class_token_id(index)], supervised=False)
+            case PictureSize(grid):
+                draft.add_tokens(layout.size_ids(grid), supervised=False)
             case CodesPart():
                 _add_image(draft, segment, layout=layout, config=config)
     codes = draft.images or [np.zeros((0, config.num_codebooks))]

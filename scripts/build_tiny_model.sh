@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
 # Rebuild the bundled model from nothing: text tokenizer, image tokenizer, language model, scores.
 # Every step goes on from its newest checkpoint, so the script can be stopped and started again.
-# usage: scripts/build_tiny_model.sh [RUNS_FOLDER [MODEL_FOLDER]]
+# usage: scripts/build_tiny_model.sh [RUNS_FOLDER [MODEL_FOLDER [--KEY VALUE]...]]
+# Keys are for all stages of the language model; on a GPU: --rows 64 --trainer.dataloader_num_workers 14
 set -euo pipefail
 cd "$(dirname "$0")/.."
 runs=${1:-runs}
 bundled=${2:-mllm/assets/tiny}
+everywhere=("${@:3}")
 text="$runs/tiny_text/tokenizer.model"
 images="$runs/tiny_decoder/final"
 
@@ -19,7 +21,7 @@ stage() {
     local name=$1 before=$2
     shift 2
     mllm train tiny --output "$runs/$name" --image_tokenizer "$images" --text_tokenizer "$text" \
-        ${before:+--start_from "$runs/$before/final"} "$@"
+        ${before:+--start_from "$runs/$before/final"} "$@" ${everywhere[@]+"${everywhere[@]}"}
 }
 # Squares first, of two objects at most, then of all: what words look like is learned where little else is to be learned.
 squares=(--model.image_layout fixed --model.max_grid_side null --model.sizes null

@@ -2,7 +2,8 @@
 # What the head, the number of codebooks and the length of training are worth: equal short trainings around the words of
 # the bundled model, with new image tokenizers, code embeddings and heads, measured on the synthetic world and plotted
 # (docs/ablations.md). Goes on where it stopped.
-# usage: scripts/train_ablations.sh [RUNS_FOLDER [COUNT]]   COUNT items of each kind, 200 if none is given
+# usage: scripts/train_ablations.sh [RUNS_FOLDER [COUNT]]   COUNT items of each kind, 200 if none is given;
+# REPORTS=FOLDER puts the plots elsewhere, WORDS=MODEL_FOLDER takes the words of another model
 set -euo pipefail
 cd "$(dirname "$0")/.."
 runs=${1:-runs/ablations}
@@ -17,7 +18,7 @@ mkdir -p "$reports"
 train() {
     mllm train tiny --output "$runs/$1" --image_tokenizer "$2" --text_tokenizer "$words" --backbone "$words" \
         --trainer.max_steps "$3" --trainer.lr_scheduler_kwargs "{num_decay_steps: $(($3 / 2)), decay_type: linear}" \
-        --ema_decay 0.98 --model.sizes '[[128, 128]]' --data.episodes 8192 --data.jobs '{draw: 1}' "${@:4}"
+        --trainer.warmup_steps "$(($3 / 10))" --ema_decay 0.98 --model.sizes '[[128, 128]]' --data.episodes 8192 --data.jobs '{draw: 1}' "${@:4}"
     mllm evaluate world --model "$runs/$1/final" --count "$count" --jobs draw --redraws 0 --json "$reports/$1.json"
 }
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedTokenizerBase
 from transformers.integrations import is_deepspeed_zero3_enabled
@@ -71,13 +72,13 @@ def build_model(
 
 
 def check_same_ids(start: MLLMConfig, vocabulary: Vocabulary, *, start_from: Path) -> None:
-    """Refuse a text tokenizer that numbers the optional tokens in another way than a model that goes on."""
-    for name in ("new_line_id", "first_row_size_id", "first_column_size_id", "first_class_id", "begin_outline_id"):
-        found, expected = getattr(vocabulary, name), getattr(start, name)
+    """Refuse a text tokenizer that numbers tokens in another way than the model whose words are kept."""
+    for name, found in vocabulary.config_fields().items():
+        expected = getattr(start, name)
         if None not in (found, expected) and found != expected:
             raise ValueError(
-                f"the text tokenizer does not fit a model that goes on: found {name} {found}, {start_from} has "
-                f"{expected}; name that folder as text_tokenizer"
+                f"the text tokenizer does not fit the model whose words are kept: found {name} {found}, {start_from} "
+                f"has {expected}; name that folder as text_tokenizer"
             )
 
 
@@ -167,6 +168,8 @@ def build_around(
     """
     stored = AutoConfig.from_pretrained(recipe.backbone)
     is_ours = isinstance(stored, MLLMConfig)
+    if is_ours:
+        check_same_ids(stored, vocabulary, start_from=recipe.backbone)
     text_config = {**(stored.text_config if is_ours else stored).to_dict(), **recipe.model.get("text_config", {})}
     num_old = text_config["vocab_size"]
     config = model_config(recipe, text_config, vocabulary, image_tokenizer)
@@ -191,8 +194,12 @@ def build_around(
 
 def words_of(folder: Path) -> dict[str, Tensor]:
     """The weights of a model of ours that belong to its language model."""
-    model = MLLMForConditionalGeneration.from_pretrained(folder, dtype="auto")
-    return {name: weight for name, weight in model.state_dict().items() if name.startswith(("backbone.", "lm_head."))}
+    words: dict[str, Tensor] = {}
+    for path in sorted(Path(folder).glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            names = [name for name in file.keys() if name.startswith(("backbone.", "lm_head."))]  # noqa: SIM118
+            words |= {name: file.get_tensor(name) for name in names}
+    return words
 
 
 def model_config(

@@ -41,8 +41,8 @@ class WorldData:
     """Questions that the job "ask" puts about one picture; None for one to five, as in tests. Answers are short: only
     many of them make a picture worth its positions."""
     question_weights: dict[str, float] = field(default_factory=lambda: {**KIND_WEIGHTS})
-    """How often the job "ask" asks what, by kinds of mllm/world/questions.py. The default is how often tests ask; a
-    model may need more of what it finds hard."""
+    """How often the job "ask" asks what, by the kinds of mllm/world/questions.py. The default is how often tests ask; a
+    model may need more of what it finds hard. Where a scene has none of the kinds, its background is asked for."""
     min_objects: int = 1
     max_objects: int = MAX_OBJECTS
     """Episodes whose scenes have fewer or more objects are passed over. A first stage of one object, then two, learns
@@ -67,12 +67,10 @@ class WorldData:
                 "data.centred moves objects to where outlines say, which with data.outline_digits 1 is up to half a "
                 "position away, over each other and out of the picture; give 2"
             )
-        unknown = sorted(set(self.question_weights) - set(KIND_WEIGHTS))
-        if unknown or not self.question_weights or min(self.question_weights.values()) <= 0:
-            raise ValueError(
-                f"data.question_weights names {unknown or self.question_weights}; give weights above 0 to some of "
-                f"{', '.join(KIND_WEIGHTS)}"
-            )
+        if unknown := sorted(set(self.question_weights) - set(KIND_WEIGHTS)):
+            raise ValueError(f"data.question_weights names {unknown}; the kinds are {', '.join(KIND_WEIGHTS)}")
+        if not self.question_weights or min(self.question_weights.values()) <= 0:
+            raise ValueError(f"data.question_weights is {self.question_weights}; give weights above 0, one at least")
         if self.questions is not None and self.questions < 1:
             raise ValueError(f"data.questions is {self.questions}; give 1 or more")
 

@@ -1,5 +1,5 @@
-"""Muon that orthogonalises all matrices of one shape together: the same steps as `torch.optim.Muon`, in a few large
-matrix products instead of some thousand small ones.
+"""Muon that orthogonalises matrices of one shape together: the same steps as `torch.optim.Muon`, in a few large matrix
+products instead of some thousand small ones.
 
 Letters: G matrices of one shape, M N their rows and columns.
 """
@@ -8,25 +8,26 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+MAX_TOGETHER = 2**26
+"""Numbers that are worked on at once: in bfloat16 and float32 together a third of a GiB. Larger matrices fill a device
+one by one."""
+
 
 class BatchedMuon(torch.optim.Muon):
-    """`torch.optim.Muon` (its state and arguments) with the learning rate adjusted in the original way."""
+    """`torch.optim.Muon`, its state and its arguments, with learning rates adjusted in the original way."""
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> None:  # type: ignore[override]
         assert closure is None, "a closure would be evaluated here alone, not by the optimizer beside this one"
         for group in self.param_groups:
-            alike: dict[torch.Size, list[nn.Parameter]] = defaultdict(list)
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    alike[parameter.shape].append(parameter)
-            for parameters in alike.values():
+            assert group["adjust_lr_fn"] in (None, "original"), "other adjustments are not built"
+            for parameters in groups_of_one_kind(group["params"]):
                 self._step_together(parameters, group)
 
     def _step_together(self, parameters: list[nn.Parameter], group: dict[str, Any]) -> None:
@@ -48,6 +49,18 @@ class BatchedMuon(torch.optim.Muon):
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
         return state["momentum_buffer"]
+
+
+def groups_of_one_kind(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
+    """Those with a gradient by shape, type and device, not too many in a group."""
+    alike: dict[tuple[Any, ...], list[nn.Parameter]] = defaultdict(list)
+    for parameter in parameters:
+        if parameter.grad is not None:
+            alike[parameter.shape, parameter.dtype, parameter.device].append(parameter)
+    for group in alike.values():
+        size = max(1, MAX_TOGETHER // group[0].numel())
+        for start in range(0, len(group), size):
+            yield group[start : start + size]
 
 
 def orthogonalize(matrices_GMN: Tensor, coefficients: Sequence[float], *, steps: int, eps: float) -> Tensor:

@@ -47,10 +47,10 @@ def training_arguments(recipe: MLLMRecipe) -> TrainingArguments:
         "eval_strategy": "steps" if recipe.validation else "no",
         "metric_for_best_model": "loss" if recipe.validation else None,
     }
-    fields = {**fixed, **recipe.trainer}
-    for name in fields:
-        if name.endswith("_strategy") and fields[name] is False:
-            fields[name] = "no"  # as YAML reads the word
+    fields = {
+        name: "no" if name.endswith("_strategy") and value is False else value  # YAML reads the word as false
+        for name, value in {**fixed, **recipe.trainer}.items()
+    }
     if recipe.validation and fields.get("save_total_limit") == 1:
         fields["save_total_limit"] = 2  # the best and the last; with 1 the library drops the last at the end
     if recipe.batches_per_step is not None:

@@ -151,8 +151,9 @@ def count_budget(row: Row, *, layout: ImageLayout, context: int) -> int:
             f"{context}, so use fewer than that"
         )
     budget = min(context - used, row.max_new_tokens or context)
-    needed = layout.num_tokens(row.grid or layout.default_grid) + len(given_opening(row, layout))
-    needed += may_outline(row, layout)  # its marker
+    grid = row.grid or layout.default_grid
+    needed = layout.num_tokens(grid) + len(given_opening(row, layout))
+    needed += len(layout.outline_opening(grid)) if may_outline(row, layout) else 0
     if row.mode == "image" and budget < needed:
         raise NoRoomError(
             f"no room for the image: it takes {needed} tokens, found {budget} left (prompt {used}, context {context}, "
@@ -168,9 +169,9 @@ def may_outline(row: Row, layout: ImageLayout) -> bool:
 
 
 def given_opening(row: Row, layout: ImageLayout) -> list[int]:
-    """The given outline of an image with its marker."""
+    """The given outline of an image with what begins it."""
     if row.given_outline is None:
         return []
     if layout.begin_outline_id is None:
         raise ValueError("this model knows no outlines: found one for its picture; leave it out")
-    return [layout.begin_outline_id, *row.given_outline]
+    return [*layout.outline_opening(row.grid or layout.default_grid), *row.given_outline]

@@ -52,12 +52,13 @@ class RowState:
         self.grid = layout.check(row.grid or layout.default_grid)
         self.num_positions = self.grid[0] * self.grid[1]
         self.image_tokens = layout.num_tokens(self.grid)
+        self.outline_opening = layout.outline_opening(self.grid)
         self.budget = count_budget(row, layout=layout, context=context)
         self.token_ids: list[int] = []
         self.parts: list[list[int] | CodesPart] = []
         self.finish_reason: FinishReason | None = None
         self.image_refused = False
-        self.plan: list[int] = []  # the tokens of the image being decoded
+        self.plan: list[int] = []  # the tokens of the image being decoded, or those that every outline begins with
         self.place = 0  # how far in the plan
         self.codes: list[Tensor] = []  # codes (K,) of its positions so far; kept until the next image begins
         self.outline: list[int] | None = None  # the words before the next image, while they are written
@@ -131,7 +132,7 @@ class RowState:
         """Places that may still be added."""
         if self.row.mode != "image":
             return self.budget - len(self.token_ids)
-        outline = 0 if self.layout.begin_outline_id is None else 1 + OUTLINE_BUDGET
+        outline = len(self.outline_opening) + OUTLINE_BUDGET if self.outline_opening else 0
         return min(self.image_tokens + outline, self.budget) - len(self.token_ids)
 
     @property
@@ -141,9 +142,10 @@ class RowState:
 
     @property
     def may_begin_image(self) -> bool:
-        """Whether the model may choose to draw now; otherwise begin-of-image is masked."""
-        is_mixed = self.row.mode == "interleaved"
-        return self.is_in_outline or self.must_open or (is_mixed and self.has_room_for_image)
+        """Whether the model may choose to draw now; otherwise begin-of-image is masked. An outline has words."""
+        if self.outline is not None:
+            return len(self.outline) > 0
+        return self.must_open or (self.row.mode == "interleaved" and self.has_room_for_image)
 
     @property
     def may_begin_outline(self) -> bool:
@@ -151,12 +153,17 @@ class RowState:
         if self.row.end_id == self.layout.begin_outline_id:
             return True
         is_mixed = self.row.mode == "interleaved"
-        return self.must_open or (is_mixed and not self.is_in_outline and self.has_room_for_image)
+        return self.must_open or (is_mixed and not self.is_in_outline and self.has_room_for_outline)
 
     @property
     def has_room_for_image(self) -> bool:
-        outline = 0 if self.layout.begin_outline_id is None else 1
-        return self.budget - len(self.token_ids) >= self.image_tokens + outline
+        """Whether an image fits that has no outline."""
+        return self.budget - len(self.token_ids) >= self.image_tokens
+
+    @property
+    def has_room_for_outline(self) -> bool:
+        """Whether an image fits with what begins its outline and a word of it."""
+        return self.budget - len(self.token_ids) > self.image_tokens + len(self.outline_opening)
 
     def next_text_uniform(self) -> float:
         """The random number of the next text token."""
@@ -193,6 +200,7 @@ class RowState:
             self.outline = None
         elif token_id == self.layout.begin_outline_id:
             self.outline = []
+            self.plan, self.place = self.outline_opening, 1
         elif self.outline is not None:
             self.outline.append(token_id)
         else:

@@ -10,6 +10,7 @@ from mllm.conversation import (
     ImagePart,
     Marker,
     Message,
+    PictureSize,
     Segment,
     TextPart,
     UnconditionalPart,
@@ -39,6 +40,8 @@ def show(segments: list[Segment]) -> str:
                 word = "</s>"
             case Marker.OUTLINE:
                 word = "<outline>"
+            case PictureSize((rows, columns)):
+                word = f"{rows}x{columns}"
             case CodesPart():
                 word = "=" if segment.bare else "#"
             case text:
@@ -63,13 +66,13 @@ SYSTEM = (
         (
             [user("a cat"), assistant(OUTLINED)],
             "native",
-            "<s>|USER:| a cat| ASSISTANT:|[<outline>]|[ a red cat 35]|[#]|[</s>]",
+            "<s>|USER:| a cat| ASSISTANT:|[<outline>]|2x2|[ a red cat 35]|[#]|[</s>]",
         ),
         (
             [user(OUTLINED, "a cat"), assistant("Here.", OUTLINED)],
             "native",
             "<s>|USER:|#|<outline>|[ a red cat 35]|[<outline>]| a cat| ASSISTANT:"
-            "|[ Here.]|[<outline>]|[ a red cat 35]|[#]|[</s>]",
+            "|[ Here.]|[<outline>]|2x2|[ a red cat 35]|[#]|[</s>]",
         ),
         (
             unconditional([user("a cat"), assistant(OUTLINED)]),

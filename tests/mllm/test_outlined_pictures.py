@@ -21,9 +21,10 @@ from tests.mllm.tiny_folder import build_tiny_folder
 from tokenizer.image_processor import open_image
 
 
-@pytest.fixture(scope="module")
-def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
-    folder = build_tiny_folder(tmp_path_factory.mktemp("outlined"), outlines=True, context=800)
+@pytest.fixture(scope="module", params=["fixed", "grid"])
+def pipeline(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
+    folder = tmp_path_factory.mktemp("outlined")
+    build_tiny_folder(folder, layout=request.param, outlines=True, context=800)
     pipeline = Pipeline.load(folder, device="cpu")
     likes_to_outline = 5.0 * (torch.arange(pipeline.config.vocab_size) == pipeline.config.begin_outline_id)
     pipeline.model.lm_head.register_forward_hook(lambda module, inputs, logits: logits + likes_to_outline)

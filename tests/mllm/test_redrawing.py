@@ -23,10 +23,11 @@ from tests.mllm.tiny_folder import build_tiny_folder
 Verdicts = list[bool]
 
 
-@pytest.fixture(scope="module")
-def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
-    """A model without training that likes to outline and to draw."""
-    pipeline = Pipeline.load(build_tiny_folder(tmp_path_factory.mktemp("redrawn"), outlines=True, context=800))
+@pytest.fixture(scope="module", params=["fixed", "grid"])
+def pipeline(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
+    """A model without training that likes to outline and to draw; in the grid layout outlines begin with a size."""
+    folder = tmp_path_factory.mktemp("redrawn")
+    pipeline = Pipeline.load(build_tiny_folder(folder, layout=request.param, outlines=True, context=800))
     likes_V = torch.zeros(pipeline.config.vocab_size)
     likes_V[pipeline.config.begin_outline_id] = 8.0
     likes_V[pipeline.config.begin_image_id] = 5.0

@@ -81,13 +81,33 @@ def test_an_outline_is_learned_with_its_marker(model_file: Path) -> None:
         Message("assistant", (replace(codes(3, 3), outline="red circle 12"),)),
     ]
     sequence = build_sequence(messages, tokenizer=tokenizer, config=config)
-    words = [vocabulary.begin_outline_id, *encode_text(tokenizer, " red circle 12"), vocabulary.begin_image_id]
+    words = [*encode_text(tokenizer, " red circle 12"), vocabulary.begin_image_id]
     start = sequence.token_ids_T.tolist().index(vocabulary.begin_outline_id)
-    assert sequence.token_ids_T[start : start + len(words)].tolist() == words
-    assert sequence.labels_T[start : start + len(words)].tolist() == words
+    place = slice(start, start + 1 + len(words))
+    assert sequence.token_ids_T[place].tolist() == [vocabulary.begin_outline_id, *words]
+    assert sequence.labels_T[place].tolist() == [vocabulary.begin_outline_id, *words]
     plain = config_of(vocabulary, begin_outline_id=None)
     with pytest.raises(ValueError, match="this model writes no outlines: found one beside a picture"):
         build_sequence(messages, tokenizer=tokenizer, config=plain)
+
+
+def test_an_outline_begins_with_the_size_of_its_image_where_sizes_differ(model_file: Path) -> None:
+    """What can be where depends on it; it is dictated when decoding, so it is not learned."""
+    tokenizer = load_text_tokenizer(model_file)
+    vocabulary = extend_tokenizer(tokenizer, max_grid_side=5, outlines=True)
+    config = config_of(vocabulary, image_layout="grid", max_grid_side=5)
+    messages = [
+        Message("user", (replace(codes(3, 3), outline="seen"), TextPart("a red circle"))),
+        Message("assistant", (replace(codes(2, 4), outline="red circle 12"),)),
+    ]
+    sequence = build_sequence(messages, tokenizer=tokenizer, config=config)
+    sizes = [vocabulary.first_row_size_id + 1, vocabulary.first_column_size_id + 3]
+    words = encode_text(tokenizer, " red circle 12")
+    ids = sequence.token_ids_T.tolist()
+    seen, seen_end, start = (place for place, id_ in enumerate(ids) if id_ == vocabulary.begin_outline_id)
+    assert ids[seen + 1 : seen_end] == encode_text(tokenizer, " seen")  # after an image, whose size was said
+    assert ids[start + 1 :][: 2 + len(words)] == [*sizes, *words]
+    assert sequence.labels_T[start + 1 :][: 2 + len(words)].tolist() == [IGNORED, IGNORED, *words]
 
 
 @pytest.mark.parametrize("text", TEXTS)

@@ -13,7 +13,7 @@ from mllm.generation.request import OUTLINE_BUDGET, Generated, KnownCodes, Row
 from mllm.model import MLLMForConditionalGeneration
 from mllm.sampling import SamplingConfig
 from mllm.sequence import Sequence
-from tests.mllm.generation.generation_helpers import IDS, NUM_CODEBOOKS, build_model, build_prompt
+from tests.mllm.generation.generation_helpers import GRID_IDS, IDS, NUM_CODEBOOKS, build_model, build_prompt
 
 OUTLINE_ID = 6
 NONE_KNOWN = KnownCodes(np.zeros((NUM_CODEBOOKS, 9), dtype=int), np.zeros(9, dtype=bool))
@@ -26,7 +26,7 @@ def model() -> MLLMForConditionalGeneration:
 
 def outlining(model: MLLMForConditionalGeneration) -> MLLMForConditionalGeneration:
     """The model, eager to begin its pictures with an outline."""
-    eager_V = 30.0 * (torch.arange(model.config.vocab_size) == OUTLINE_ID)
+    eager_V = 30.0 * (torch.arange(model.config.vocab_size) == model.config.begin_outline_id)
     model.lm_head.register_forward_hook(lambda module, inputs, logits: logits + eager_V)
     return model
 
@@ -76,6 +76,29 @@ def test_rows_with_outlines_of_different_lengths_decode_together(model: MLLMForC
     together = [outcome(result) for result in generate(model, rows)]
     assert together == [outcome(generate(model, [row])[0]) for row in rows]
     assert len({len(outlines[0]) for _, _, outlines in together[:6]}) > 2
+
+
+@pytest.mark.parametrize("grid", [(2, 3), (3, 2)])
+@pytest.mark.parametrize("guidance", [1.0, 2.5])
+def test_where_sizes_differ_an_outline_begins_with_that_of_its_image(grid: tuple[int, int], guidance: float) -> None:
+    model = outlining(build_model(layout="grid", begin_outline_id=39))
+    sizes = [GRID_IDS["first_row_size_id"] + grid[0] - 1, GRID_IDS["first_column_size_id"] + grid[1] - 1]
+    for seed in range(3):
+        row = replace(drawing(2 * seed, guidance=guidance), grid=grid)
+        result = generate(model, [row])[0]
+        outline = [39, *sizes, *result.outlines[0]]
+        assert result.token_ids[: len(outline) + 1] == [*outline, IDS["begin_image_id"]]
+        assert not set(sizes) & set(result.outlines[0])
+        none_known = KnownCodes(np.zeros((NUM_CODEBOOKS, 6), dtype=int), np.zeros(6, dtype=bool))
+        told = generate(model, [replace(row, prompt=lengthened(row.prompt, outline), known_codes=none_known)])[0]
+        given = generate(model, [replace(row, given_outline=tuple(result.outlines[0]))])[0]
+        for again in (told, given):
+            assert (again.images[0].codes_KN == result.images[0].codes_KN).all()
+        assert given.token_ids == result.token_ids
+    needed = 1 + 2 + 6 + grid[0] + 4
+    with pytest.raises(ValueError, match=f"it takes {needed} tokens, found {needed - 1} left"):
+        generate(model, [replace(row, max_new_tokens=needed - 1)])
+    assert generate(model, [replace(row, max_new_tokens=needed)])[0].outlines == [[]]
 
 
 def test_an_outline_ends_with_the_image_and_is_no_text(model: MLLMForConditionalGeneration) -> None:
@@ -137,6 +160,46 @@ def test_mixed_answers_outline_their_images(model: MLLMForConditionalGeneration)
         written = sum(map(len, result.outlines)) + len(result.text_ids) + 11 * len(result.images)
         assert result.token_ids.count(OUTLINE_ID) + written + (result.finish_reason == "eos") == len(result.token_ids)
     assert any(found)
+
+
+def test_mixed_answers_outline_images_of_many_sizes() -> None:
+    """Sizes are no text and no words of an outline, budgets hold, and company changes nothing."""
+    model = outlining(build_model(layout="grid", begin_outline_id=39))
+    bias_V = torch.zeros(model.config.vocab_size)
+    bias_V[[39, IDS["begin_image_id"]]] = torch.tensor([-24.0, 3.0])
+    model.lm_head.register_forward_hook(lambda module, inputs, logits: logits + bias_V)
+    rows = [
+        replace(drawing(seed, guidance=1.0 + seed % 2), mode="interleaved", grid=(2 + seed % 2, 3), max_new_tokens=45)
+        for seed in range(0, 16, 2)
+    ]
+    together, found = generate(model, rows), 0
+    for row, result in zip(rows, together, strict=True):
+        assert generate(model, [row])[0].token_ids == result.token_ids and len(result.token_ids) <= 45
+        sizes = [GRID_IDS["first_row_size_id"] + row.grid[0] - 1, GRID_IDS["first_column_size_id"] + 2]
+        images = 4 + row.grid[0] + 3 * row.grid[0]
+        begun = [place for place, token_id in enumerate(result.token_ids) if token_id == 39]
+        assert all(result.token_ids[place + 1 : place + 3] == sizes for place in begun)
+        written = sum(map(len, result.outlines)) + len(result.text_ids) + images * len(result.images)
+        assert 3 * len(begun) + written + (result.finish_reason == "eos") == len(result.token_ids)
+        assert not set(sizes) & {*result.text_ids, *(token_id for words in result.outlines for token_id in words)}
+        found += len(begun)
+    assert found > 4
+
+
+@pytest.mark.parametrize(
+    ("spare", "has_outline", "is_refused"), [(-1, False, True), (3, False, False), (4, True, False)]
+)
+def test_a_mixed_answer_begins_what_has_room(spare: int, has_outline: bool, is_refused: bool) -> None:
+    """A picture without an outline needs less than one with."""
+    model = build_model(layout="grid", begin_outline_id=39)
+    bias_V = torch.zeros(model.config.vocab_size)
+    bias_V[[39, IDS["begin_image_id"]]] = torch.tensor([90.0, 60.0])
+    model.lm_head.register_forward_hook(lambda module, inputs, logits: logits + bias_V)
+    image = 4 + 2 + 2 * 3
+    row = replace(drawing(0), mode="interleaved", grid=(2, 3), max_new_tokens=image + spare)
+    result = generate(model, [row])[0]
+    assert (bool(result.images), 39 in result.token_ids) == (has_image, has_outline)
+    assert has_image or result.image_refused
 
 
 def test_words_alone_never_begin_an_outline(model: MLLMForConditionalGeneration) -> None:

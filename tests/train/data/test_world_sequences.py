@@ -11,6 +11,7 @@ import pytest
 from mllm.config import MLLMConfig
 from mllm.conversation import CodesPart
 from mllm.vocabulary import extend_tokenizer, load_text_tokenizer
+from mllm.world.ask_language import propose_question
 from mllm.world.dialogue import JOBS, make_dialogue
 from mllm.world.episode import Picture, make_episode
 from mllm.world.outline import outline_of
@@ -172,9 +173,26 @@ def test_what_is_asked_follows_the_recipes_weights(codes: WorldCodes, text_token
     assert not set(answers("background")) & set("01234")
 
 
-@pytest.mark.parametrize("weights", [{"counts": 1.0}, {"count": 0.0}, {}])
-def test_weights_of_questions_that_do_not_exist_are_refused(weights: dict[str, float]) -> None:
-    with pytest.raises(
-        ValueError, match="data.question_weights names .*; give weights above 0 to some of count, color"
-    ):
+@pytest.mark.parametrize(
+    ("weights", "sentence"),
+    [
+        ({"counts": 1.0}, r"data.question_weights names \['counts'\]; the kinds are count, color"),
+        ({"count": 0.0}, r"data.question_weights is {'count': 0.0}; give weights above 0"),
+        ({}, r"data.question_weights is {}; give weights above 0"),
+    ],
+)
+def test_weights_of_questions_that_do_not_exist_are_refused(weights: dict[str, float], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
         WorldData(question_weights=weights)
+
+
+def test_where_no_kind_of_question_fits_the_background_is_asked_for() -> None:
+    scene = make_episode(0, num_objects=1).scene
+    assert {propose_question(scene, Random(n), kind_weights={"relation": 1.0}).kind for n in range(9)} == {"background"}
+
+
+def test_kinds_of_questions_come_as_often_as_they_weigh() -> None:
+    scene = make_episode(0, num_objects=2).scene
+    weights = {"count": 3.0, "color": 1.0}
+    kinds = [propose_question(scene, Random(n), kind_weights=weights).kind for n in range(400)]
+    assert set(kinds) == {"count", "color"} and 0.68 < kinds.count("count") / 400 < 0.82
