@@ -186,10 +186,8 @@ def test_mixed_answers_outline_images_of_many_sizes() -> None:
     assert found > 4
 
 
-@pytest.mark.parametrize(
-    ("spare", "has_outline", "is_refused"), [(-1, False, True), (3, False, False), (4, True, False)]
-)
-def test_a_mixed_answer_begins_what_has_room(spare: int, has_outline: bool, is_refused: bool) -> None:
+@pytest.mark.parametrize(("spare", "has_image", "has_outline"), [(-1, False, False), (3, True, False), (4, True, True)])
+def test_a_mixed_answer_begins_what_has_room(spare: int, has_image: bool, has_outline: bool) -> None:
     """A picture without an outline needs less than one with."""
     model = build_model(layout="grid", begin_outline_id=39)
     bias_V = torch.zeros(model.config.vocab_size)
