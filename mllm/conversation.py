@@ -30,6 +30,8 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
+from mllm.layout import PictureSize
+
 UNCONDITIONAL = "<unconditional>"
 """Stands for a dropped instruction, in training and as the other branch of guidance."""
 DRAW_SUFFIX = " Generate an image based on this description."
@@ -94,13 +96,6 @@ class Marker(Enum):
     BOS = "begin of sequence"
     EOS = "end of sequence"
     OUTLINE = "begin of outline, and end of that of a picture that is looked at"
-
-
-@dataclass(frozen=True, slots=True)
-class PictureSize:
-    """The size of the next picture, told before its outline; takes no tokens where all pictures have one size."""
-
-    grid: tuple[int, int]  # rows, columns
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,16 +187,13 @@ def _render_native(messages: Sequence[Message], add_generation_prompt: bool) -> 
             yield Segment(USER)
         for part in message.parts:
             outline = part.outline if isinstance(part, CodesPart) else None
+            marker, words = Segment(Marker.OUTLINE, supervised=True), Segment(f" {outline}", supervised=True)
             if is_assistant and outline is not None:
-                yield Segment(Marker.OUTLINE, supervised=True)
-                yield Segment(PictureSize(part.grid))  # what can be where depends on it; dictated, so nothing to learn
-                yield Segment(" " + outline, supervised=True)
+                yield from (marker, Segment(PictureSize(part.grid)), words)
             if isinstance(part, CodesPart | ClassPart):
                 yield Segment(part, supervised=is_assistant)
                 if not is_assistant and outline is not None:
-                    yield Segment(Marker.OUTLINE)  # always there: nothing to learn
-                    yield Segment(" " + outline, supervised=True)
-                    yield Segment(Marker.OUTLINE, supervised=True)
+                    yield from (Segment(Marker.OUTLINE), words, marker)  # the first is always there: nothing to learn
             elif text := text_of(part):
                 yield Segment(" " + text, supervised=is_assistant)
         yield Segment(Marker.EOS, supervised=True) if is_assistant else Segment(" " + ASSISTANT)

@@ -13,8 +13,8 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from mllm.config import MLLMConfig
-from mllm.conversation import AnswerKind, ClassPart, CodesPart, Marker, Message, PictureSize, Segment, render
-from mllm.layout import ImageLayout
+from mllm.conversation import AnswerKind, ClassPart, CodesPart, Marker, Message, Segment, render
+from mllm.layout import ImageLayout, PictureSize
 from mllm.loss import IGNORED
 from mllm.vocabulary import encode_text
 

@@ -46,7 +46,7 @@ def test_bundle_halves_the_language_model_and_tells_its_source(run: Path, tmp_pa
     assert source["stages"] == [{"kind": "mllm", "length": 32}, {"kind": "mllm", "length": 64}]
     assert source["image_tokenizer_stages"] == [{"kind": "image_tokenizer", "steps": 7}]
     card = (bundled / "README.md").read_text()
-    assert "Two runs." in card and "| ask / rate | 0.625 |" in card
+    assert "Two runs." in card and "| ask: rate | 0.625 |" in card
 
 
 def test_an_unfinished_run_is_named(tmp_path: Path) -> None:
