@@ -24,13 +24,13 @@ train() {
 
 for codebooks in 2 4 8; do
     mllm train tiny_tokenizer --output "$runs/tokenizer-$codebooks" --architecture.num_codebooks "$codebooks" --steps 2000
-    train "codebooks-$codebooks" "$runs/tokenizer-$codebooks/final" 300
+    train "codebooks-$codebooks" "$runs/tokenizer-$codebooks/final" 200
 done
-train head-depth_transformer "$runs/tokenizer-8/final" 300 --model.head_type depth_transformer
-for steps in 75 150; do
+train head-depth_transformer "$runs/tokenizer-8/final" 200 --model.head_type depth_transformer
+for steps in 50 100; do
     train "steps-$steps" "$runs/tokenizer-8/final" "$steps"
 done
-for same in head-mlp steps-300; do # as codebooks-8 was trained
+for same in head-mlp steps-200; do # as codebooks-8 was trained
     cp "$reports/codebooks-8.json" "$reports/$same.json"
 done
 "$PYTHON" -m docs.plot_ablations "$reports"
