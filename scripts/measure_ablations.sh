@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What the choices of the bundled model are worth, measured on the synthetic world and plotted (docs/ablations.md).
-# usage: scripts/measure_ablations.sh [COUNT]   items of each kind, 200 if none is given; 200 take about 20 minutes on 2 cores
+# usage: scripts/measure_ablations.sh [COUNT]   items of each kind, 200 if none is given
 set -euo pipefail
 cd "$(dirname "$0")/.."
 count=${1:-200}
