@@ -12,10 +12,10 @@ measure() { # NAME OPTIONS...
     "$PYTHON" -m mllm evaluate world --count "$count" --seed 0 --json "docs/ablations/$1.json" "${@:2}"
 }
 
-for guidance in 1 1.5 2 3 4; do
+for guidance in 1 2 4; do
     measure "guidance-$guidance" --jobs draw edit --guidance "$guidance" --redraws 0
 done
-for redraws in 0 1 2 3; do
+for redraws in 0 1 3; do
     measure "redraws-$redraws" --jobs draw edit interleaved --redraws "$redraws"
 done
 for context in prefix isolated; do
