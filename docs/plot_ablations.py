@@ -89,7 +89,7 @@ def plot(choice: str, reports: dict[str, dict], path: Path) -> None:
     axes.set_xticks(numbers if are_numbers else range(len(values)), values)
     axes.set(xlabel=LABELS.get(choice, choice), ylabel="pass rate, %", ylim=(0, 100))
     axes.grid(axis="y", alpha=0.3)
-    axes.legend(frameon=False, fontsize=8, ncols=2)
+    figure.legend(loc="outside upper center", frameon=False, fontsize=8, ncols=4)
     figure.savefig(path, dpi=130)
     pyplot.close(figure)
 
