@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 MAX_TOGETHER = 2**26
-"""Numbers that are worked on at once: in bfloat16 and float32 together a third of a GiB. Larger matrices fill a device
-one by one."""
+"""Numbers that are worked on at once: their copies in float32 and bfloat16 take about a GiB. Larger matrices fill a
+device one by one."""
 
 
 class BatchedMuon(torch.optim.Muon):

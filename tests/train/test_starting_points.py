@@ -90,6 +90,18 @@ def test_a_model_of_ours_lends_its_words_to_other_codes(mllm_recipe: MLLMRecipe,
         assert head and not any(torch.equal(ours[name], theirs[name]) for name in head)
 
 
+def test_words_with_other_numbers_are_refused(mllm_recipe: MLLMRecipe, tmp_path: Path) -> None:
+    """A bare tokenizer gives sizes the numbers that the model's outlines have."""
+    image_tokenizer = UniTok.from_pretrained(mllm_recipe.image_tokenizer)
+    outlined = dataclasses.replace(mllm_recipe, data=dataclasses.replace(mllm_recipe.data, outlines=True))
+    text_tokenizer = load_text_tokenizer(mllm_recipe.text_tokenizer)
+    build_model(outlined, text_tokenizer, image_tokenizer).save_pretrained(tmp_path / "before")
+    grid = {"embedder_width": 24, "embedder_heads": 2, "image_layout": "grid", "max_grid_side": 3}
+    recipe = dataclasses.replace(outlined, model=grid, backbone=tmp_path / "before")
+    with pytest.raises(ValueError, match="whose words are kept: found begin_outline_id .*name that folder as text_tok"):
+        build_model(recipe, load_text_tokenizer(mllm_recipe.text_tokenizer), image_tokenizer)
+
+
 def test_another_width_than_the_image_tokenizers_is_refused(recipe: MLLMRecipe) -> None:
     with pytest.raises(ValueError, match="set embedder_width and embedder_heads as the tokenizer has them"):
         build(dataclasses.replace(recipe, model={**recipe.model, "embedder_width": 16}))
