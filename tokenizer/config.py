@@ -26,6 +26,9 @@ class UniTokConfig:
     """What the codes of a position depend on: the whole picture (the released network), or the pixels of its own patch
     alone. Then equal patches have equal codes, and a change in one place changes no code elsewhere: pictures of flat
     shapes become much easier to predict and to edit for a small language model."""
+    shrink: int = 1
+    """Side of the squares of pixels that are averaged before the encoder, a power of two; the decoder has a stage more
+    for every doubling. Flat drawings can be shown larger than what their codes are made from."""
     conv_expansion: int = 4
     """Inner width of an encoder MBConv block, as a multiple of its output width."""
     width: int = 1024
@@ -121,14 +124,14 @@ class UniTokConfig:
                 raise ValueError(f"{field.name} must be positive; got {value}; give a size of at least 1")
             if field.type == "tuple[int, ...]" and (not value or min(value) < 1):
                 raise ValueError(f"{field.name} needs one positive size per stage; got {value}; give at least one")
-        stages = {
-            len(self.stage_widths), len(self.stage_depths), len(self.decoder_widths), len(self.decoder_depths),
-        }  # fmt: skip
-        if len(stages) > 1:
+        if self.shrink & (self.shrink - 1):
+            raise ValueError(f"shrink must be a power of two; got {self.shrink}; use for example 2")
+        more = self.shrink.bit_length() - 1
+        encoder, decoder = (self.stage_widths, self.stage_depths), (self.decoder_widths, self.decoder_depths)
+        if len({*map(len, encoder), *(len(sizes) - more for sizes in decoder)}) > 1:
             raise ValueError(
-                "encoder and decoder need the same number of stages; got "
-                f"{self.stage_widths}, {self.stage_depths}, {self.decoder_widths}, {self.decoder_depths}; "
-                "give all four the same length"
+                f"encoder and decoder need the same number of stages{f', the decoder {more} more' if more else ''}; "
+                f"got {encoder} and {decoder} with shrink {self.shrink}; mend their lengths"
             )
         if self.image_size % self.patch_size:
             raise ValueError(
@@ -165,7 +168,7 @@ class UniTokConfig:
     @property
     def patch_size(self) -> int:
         """Pixels along one side of an image position: stem, every stage and the pool halve once each."""
-        return 2 ** (2 + len(self.stage_widths))
+        return self.shrink * 2 ** (2 + len(self.stage_widths))
 
     @property
     def grid(self) -> tuple[int, int]:

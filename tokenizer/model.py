@@ -128,7 +128,8 @@ class UniTok(nn.Module):
         return self._features(pixels_B3HW)
 
     def _features(self, pixels_B3HW: Tensor) -> Tensor:
-        hidden_BND = self.encoder(pixels_B3HW.to(self.dtype))
+        shrunk_B3HW = F.avg_pool2d(pixels_B3HW, self.config.shrink) if self.config.shrink > 1 else pixels_B3HW
+        hidden_BND = self.encoder(shrunk_B3HW.to(self.dtype))
         with torch.autocast(hidden_BND.device.type, enabled=False):
             return self.quant_proj(hidden_BND.to(projection_dtype(self.quant_proj))).float()
 
@@ -275,7 +276,8 @@ class UniTok(nn.Module):
 
     def fingerprint(self) -> str:
         """16 hex digits that change exactly when codes could change: sizes and weights of the encoding half."""
-        digest = hashlib.sha256(self.config.encoder_scope.encode())
+        shrunk = f" {self.config.shrink}" if self.config.shrink > 1 else ""
+        digest = hashlib.sha256(f"{self.config.encoder_scope}{shrunk}".encode())
         for part_name, part in self.encoding_half.items():
             for name, parameter in sorted(part.named_parameters()):
                 digest.update(f"{part_name}.{name} {tuple(parameter.shape)}".encode())

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mllm.world.ask_language import KIND_WEIGHTS
+from mllm.world.draw_language import DRAWING_WEIGHTS
 from mllm.world.outline import LEVELS
 from mllm.world.scene import MAX_OBJECTS
 from train.adapter_recipe import AdapterRecipe
@@ -43,6 +44,9 @@ class WorldData:
     question_weights: dict[str, float] = field(default_factory=lambda: {**KIND_WEIGHTS})
     """How often the job "ask" asks what, by the kinds of mllm/world/questions.py. The default is how often tests ask; a
     model may need more of what it finds hard. Where a scene has none of the kinds, its background is asked for."""
+    drawing_weights: dict[str, float] = field(default_factory=lambda: {**DRAWING_WEIGHTS})
+    """How often the job "draw" describes a scene in which way, by the kinds of mllm/world/draw_language.py. The default
+    is as in tests. A scene that gives no occasion for a kind is described fully."""
     min_objects: int = 1
     max_objects: int = MAX_OBJECTS
     """Episodes whose scenes have fewer or more objects are passed over. A first stage of one object, then two, learns
@@ -67,12 +71,17 @@ class WorldData:
                 "data.centred moves objects to where outlines say, which with data.outline_digits 1 is up to half a "
                 "position away, over each other and out of the picture; give 2"
             )
-        if unknown := sorted(set(self.question_weights) - set(KIND_WEIGHTS)):
-            raise ValueError(f"data.question_weights names {unknown}; the kinds are {', '.join(KIND_WEIGHTS)}")
-        if not self.question_weights or min(self.question_weights.values()) <= 0:
-            raise ValueError(f"data.question_weights is {self.question_weights}; give weights above 0, one at least")
+        _check_weights("question_weights", self.question_weights, KIND_WEIGHTS)
+        _check_weights("drawing_weights", self.drawing_weights, DRAWING_WEIGHTS)
         if self.questions is not None and self.questions < 1:
             raise ValueError(f"data.questions is {self.questions}; give 1 or more")
+
+
+def _check_weights(name: str, weights: dict[str, float], known: dict[str, int]) -> None:
+    if unknown := sorted(set(weights) - set(known)):
+        raise ValueError(f"data.{name} names {unknown}; the kinds are {', '.join(known)}")
+    if not weights or min(weights.values()) <= 0:
+        raise ValueError(f"data.{name} is {weights}; give weights above 0, one at least")
 
 
 @dataclass(frozen=True, kw_only=True)

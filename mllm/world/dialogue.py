@@ -12,7 +12,7 @@ from random import Random
 
 from mllm.world.ask_language import KIND_WEIGHTS
 from mllm.world.describe_language import describe, say_describe_request
-from mllm.world.draw_language import make_draw_request
+from mllm.world.draw_language import DRAWING_WEIGHTS, make_draw_request
 from mllm.world.edit_language import edit_sentence
 from mllm.world.episode import Episode, Picture
 from mllm.world.story import ask, make_interleaved, make_multi_turn
@@ -26,8 +26,8 @@ SHORT_DESCRIPTION_SHARE = 0.25
 CANONICAL_DENSE_SHARE = 0.5
 
 
-def make_draw(episode: Episode, rng: Random) -> Dialogue:
-    request = make_draw_request(episode.scene, rng, allowed_pairs=episode.allowed_pairs)
+def make_draw(episode: Episode, rng: Random, *, drawing_weights: Mapping[str, float] = DRAWING_WEIGHTS) -> Dialogue:
+    request = make_draw_request(episode.scene, rng, kind_weights=drawing_weights, allowed_pairs=episode.allowed_pairs)
     turns = (user(request.text), assistant(Picture(episode.scene)))
     return Dialogue("draw", turns, (Check("draw", spec=request.spec, scene=episode.scene),), request.skills)
 
@@ -106,19 +106,24 @@ def make_dialogue(
     *,
     num_questions: int | None = None,
     question_weights: Mapping[str, float] = KIND_WEIGHTS,
+    drawing_weights: Mapping[str, float] = DRAWING_WEIGHTS,
 ) -> Dialogue:
     """One dialogue of a job about an episode; the same arguments give the same dialogue.
 
     Args:
         num_questions: of the job "ask"; default: one to five.
         question_weights: how often it asks what, by the kinds of QUESTION_KINDS.
+        drawing_weights: how often the job "draw" describes a scene in which way.
     """
     if job not in MAKERS:
         raise ValueError(f"job {job!r} is unknown; choose one of {', '.join(JOBS)}")
-    if job == "ask":
-        dialogue = make_ask(episode, rng, num_questions=num_questions, question_weights=question_weights)
-    else:
-        dialogue = MAKERS[job](episode, rng)
+    match job:
+        case "ask":
+            dialogue = make_ask(episode, rng, num_questions=num_questions, question_weights=question_weights)
+        case "draw":
+            dialogue = make_draw(episode, rng, drawing_weights=drawing_weights)
+        case _:
+            dialogue = MAKERS[job](episode, rng)
     return replace(dialogue, turns=tuple(with_typos(turn, rng) for turn in dialogue.turns))
 
 

@@ -7,7 +7,7 @@ deny, say "every"). A skill that a scene offers no occasion for falls back to a 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 
@@ -19,7 +19,7 @@ from mllm.world.splits import HELD_OUT_PAIRS
 from mllm.world.templates.draw import BRIEF, CAPTIONS, REQUESTS, STATEMENT_REQUESTS, STATEMENTS
 from mllm.world.wording import UnsayableError, Wording
 
-KIND_WEIGHTS = {
+DRAWING_WEIGHTS = {
     "full": 60,
     "brief": 8,
     "counting": 8,
@@ -53,6 +53,7 @@ def make_draw_request(
     rng: Random,
     *,
     kind: str | None = None,
+    kind_weights: Mapping[str, float] = DRAWING_WEIGHTS,
     allowed_pairs: frozenset[Pair] = ALL_PAIRS,
     statements: bool = True,
 ) -> DrawRequest:
@@ -61,7 +62,7 @@ def make_draw_request(
     Without `statements`, a full description is always a noun phrase, fit for "Draw ...".
     """
     if kind is None:
-        kind = rng.choices(tuple(KIND_WEIGHTS), tuple(KIND_WEIGHTS.values()))[0]
+        kind = rng.choices(tuple(kind_weights), tuple(kind_weights.values()))[0]
     if not scene.pairs.isdisjoint(HELD_OUT_PAIRS):
         kind = "full"
     core = None

@@ -32,6 +32,8 @@ def test_tiny_fits_its_budget() -> None:
         ({"image_size": 40}, "multiple of the patch size"),
         ({"codebook_size": 0}, "codebook_size must be positive"),
         ({"stage_depths": (1, 2, 3)}, "same number of stages"),
+        ({"shrink": 2}, "the decoder 1 more; got .* with shrink 2"),
+        ({"shrink": 3}, "shrink must be a power of two; got 3"),
         ({"stage_depths": (0, 2)}, "one positive size per stage"),
         ({"num_heads": 5}, "width must be divisible"),
         ({"projection_heads": 7}, "projection_heads must divide"),

@@ -53,6 +53,22 @@ def test_codes_of_a_patch_depend_on_that_patch_alone(small_config: UniTokConfig)
     torch.testing.assert_close(alone_1NZ[0, 0], features_BNZ[1, 4])
 
 
+def test_shrinking_means_codes_of_the_averaged_picture_at_twice_the_size(
+    small_model: UniTok, small_config: UniTokConfig
+) -> None:
+    larger = UniTok(
+        replace(small_config, shrink=2, image_size=96, decoder_widths=(14, 6, 4), decoder_depths=(2, 1, 1))
+    ).eval()
+    for name, part in small_model.encoding_half.items():
+        larger.encoding_half[name].load_state_dict(part.state_dict())
+    pixels_B3HW = torch.rand(2, 3, 64, 96) * 2 - 1
+    codes_BKN = larger.encode(pixels_B3HW)
+    assert larger.grid_of(pixels_B3HW) == (2, 3)
+    assert torch.equal(codes_BKN, small_model.encode(torch.nn.functional.avg_pool2d(pixels_B3HW, 2)))
+    assert larger.decode(codes_BKN, grid=(2, 3)).shape == pixels_B3HW.shape
+    assert larger.fingerprint() != small_model.fingerprint()
+
+
 def test_autocast_around_it_changes_no_code(small_model: UniTok, pixels_B3HW: Tensor) -> None:
     codes_BKN = small_model.encode(pixels_B3HW)
     with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():

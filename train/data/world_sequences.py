@@ -100,7 +100,12 @@ class WorldBatches(Dataset):
         index, episode = self.draw_episode(rng, is_dense=job in DENSE, is_drawn=job in DRAWN)
         about = replace(episode, scene=episode.edited) if job in ON_EITHER_SCENE and rng.random() < 0.5 else episode
         dialogue = make_dialogue(
-            job, about, rng, num_questions=self.data.questions, question_weights=self.data.question_weights
+            job,
+            about,
+            rng,
+            num_questions=self.data.questions,
+            question_weights=self.data.question_weights,
+            drawing_weights=self.data.drawing_weights,
         )
         digits = self.data.outline_digits if self.data.outlines else None
         grid = self.codes.episodes.grid_of(index)

@@ -7,7 +7,7 @@ from random import Random
 import pytest
 
 from mllm.world.demands import demands_of, demands_of_spec, say_demands
-from mllm.world.draw_language import KIND_WEIGHTS, make_draw_request
+from mllm.world.draw_language import DRAWING_WEIGHTS, make_draw_request
 from mllm.world.questions import answer
 from mllm.world.request_reader import read_request
 from mllm.world.scene import COLORS, SHAPES, SIZES, Scene
@@ -23,7 +23,7 @@ def is_satisfied(spec: Spec, scene: Scene) -> bool:
     return all(given in (None, expected) for given, expected in answers)
 
 
-@pytest.mark.parametrize("kind", KIND_WEIGHTS)
+@pytest.mark.parametrize("kind", DRAWING_WEIGHTS)
 def test_words_raise_the_questions_of_the_spec_they_were_made_from(kind: str) -> None:
     rng = Random(f"words/{kind}")
     for _ in range(250):
@@ -31,7 +31,7 @@ def test_words_raise_the_questions_of_the_spec_they_were_made_from(kind: str) ->
         assert set(demands_of(request.text)) == set(say_demands(request.spec)), request.text
 
 
-@pytest.mark.parametrize("kind", KIND_WEIGHTS)
+@pytest.mark.parametrize("kind", DRAWING_WEIGHTS)
 def test_a_right_picture_satisfies_all_and_a_wrong_one_not(kind: str) -> None:
     rng = Random(f"right/{kind}")
     num_wrong = 0

@@ -8,7 +8,7 @@ from random import Random
 
 import pytest
 
-from mllm.world.draw_language import KIND_WEIGHTS, make_draw_request
+from mllm.world.draw_language import DRAWING_WEIGHTS, make_draw_request
 from mllm.world.episode import make_episode
 from mllm.world.scene import COLORS, Scene, SceneObject, random_scene
 from mllm.world.spec import SKILLS, Background, Count, Exists, Filter, Related, Spec, check_scene, enumerate_objects
@@ -19,7 +19,7 @@ def fulfils(spec: Spec, scene: Scene) -> bool:
     return all(verdict.holds for verdict in check_scene(spec, scene))
 
 
-@pytest.mark.parametrize("kind", KIND_WEIGHTS)
+@pytest.mark.parametrize("kind", DRAWING_WEIGHTS)
 def test_requests_hold_on_their_own_scene(kind: str) -> None:
     for seed in range(400):
         scene = random_scene(Random(seed))

@@ -186,6 +186,20 @@ def test_weights_of_questions_that_do_not_exist_are_refused(weights: dict[str, f
         WorldData(question_weights=weights)
 
 
+def test_how_scenes_are_described_follows_the_recipes_weights(codes: WorldCodes, text_tokenizer_file: Path) -> None:
+    def words(weights: dict[str, float]) -> str:
+        described = batches(codes, text_tokenizer_file, jobs={"draw": 1.0}, drawing_weights=weights)
+        described.config = MLLMConfig(num_codebooks=2, image_size=32)
+        ids = [described.draw_sequence(Random(n)).token_ids_T for n in range(40)]
+        return described.tokenizer.decode([i for i in np.concatenate(ids) if i >= 0], skip_special_tokens=True)
+
+    sizes = ("larger", "bigger", "smaller", "than")
+    compared, plain = words({"comparison": 1.0}), words({"full": 1.0})
+    assert sum(map(compared.count, sizes)) >= 5 + sum(map(plain.count, sizes))
+    with pytest.raises(ValueError, match=r"data.drawing_weights names \['compare'\]; the kinds are full, brief"):
+        WorldData(drawing_weights={"compare": 1.0})
+
+
 def test_where_no_kind_of_question_fits_the_background_is_asked_for() -> None:
     scene = make_episode(0, num_objects=1).scene
     assert {propose_question(scene, Random(n), kind_weights={"relation": 1.0}).kind for n in range(9)} == {"background"}
