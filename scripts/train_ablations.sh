@@ -18,7 +18,9 @@ mkdir -p "$reports"
 train() {
     mllm train tiny --output "$runs/$1" --image_tokenizer "$2" --text_tokenizer "$words" --backbone "$words" \
         --trainer.max_steps "$3" --trainer.lr_scheduler_kwargs "{num_decay_steps: $(($3 / 2)), decay_type: linear}" \
-        --trainer.warmup_steps "$(($3 / 10))" --ema_decay 0.98 --model.sizes '[[128, 128]]' --data.episodes 8192 --data.jobs '{draw: 1}' "${@:4}"
+        --trainer.warmup_steps "$(($3 / 10))" --ema_decay 0.98 --model.sizes '[[128, 128]]' --rows 11 --batches_per_step 1 \
+        --optimizer.learning_rate 2e-3 --optimizer.matrix_learning_rate 1e-2 \
+        --data.episodes 8192 --data.jobs '{draw: 1}' "${@:4}"
     mllm evaluate world --model "$runs/$1/final" --count "$count" --jobs draw --redraws 0 --json "$reports/$1.json"
 }
 

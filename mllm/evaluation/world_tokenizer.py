@@ -1,16 +1,27 @@
-"""What the image tokenizer keeps of the world: pictures to codes and back, then the checker reads them."""
+"""What the image tokenizer keeps of the world: pictures to codes and back, then the checker reads them.
+
+Most patches of a drawing are plain background of a few colors. Where codes depend on their patch alone, each such color
+is one entry of a codebook, however large that is, which bounds its perplexity over whole pictures. So it is told over
+the other patches too, those with a border of something.
+
+Letters: B batch, H W pixels, M patches, K codebooks, C entries, N positions.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from random import Random
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from mllm.world.checker import parse
 from mllm.world.measure import same_scene
 from mllm.world.render import Size, picture_size, render
 from mllm.world.splits import random_scene_for
+from tokenizer.encoder import cut_into_patches
 from tokenizer.image_processor import ImageProcessor, to_images
 from tokenizer.metrics import code_counts, entropy_of, psnr, ssim, usage_of
 from tokenizer.model import UniTok
@@ -20,7 +31,10 @@ from tokenizer.model import UniTok
 def score_round_trip(
     tokenizer: UniTok, *, count: int, seed: int, size: Size | None = None, batch_size: int = 64
 ) -> dict:
-    """PSNR, SSIM, share of test scenes still read right, and usage and entropy (nats) of each codebook.
+    """PSNR, SSIM, share of test scenes still read right, and of each codebook usage, entropy (nats) and perplexity.
+
+    `perplexity_of_borders` is over patches of more than one color; `highest_perplexity` is what a codebook of this size
+    could have at most over all patches, if each plain patch had the code of its color.
 
     Args:
         size: (width, height) of the pictures; default: the tokenizer's.
@@ -30,7 +44,9 @@ def score_round_trip(
     rng = Random(f"round trip/{seed}")
     scenes = [random_scene_for("test", rng) for _ in range(count)]
     num_right, psnrs, ssims = 0, [], []
-    counts_KC = torch.zeros(tokenizer.config.num_codebooks, tokenizer.config.codebook_size, dtype=torch.int64)
+    size_of_codebook = tokenizer.config.codebook_size
+    counts_KC = torch.zeros(tokenizer.config.num_codebooks, size_of_codebook, dtype=torch.int64)
+    border_counts_KC, plain = torch.zeros_like(counts_KC), Counter[tuple[float, ...]]()
     for start in tqdm(range(0, count, batch_size), desc="image tokenizer", leave=False):
         batch = scenes[start : start + batch_size]
         pixels_B3HW = prepare([render(scene, (width, height)) for scene in batch]).to(tokenizer.device)
@@ -41,7 +57,11 @@ def score_round_trip(
             num_right += found is not None and same_scene(scene, found)
         psnrs.append(psnr(decoded_B3HW, pixels_B3HW))
         ssims.append(ssim(decoded_B3HW, pixels_B3HW))
-        counts_KC += code_counts(codes_BKN, tokenizer.config.codebook_size).cpu()
+        counts_KC += code_counts(codes_BKN, size_of_codebook).cpu()
+        is_plain_M, color_M3 = plain_patches(pixels_B3HW, tokenizer.config.patch_size)
+        codes_MK = codes_BKN.transpose(1, 2).flatten(0, 1)
+        border_counts_KC += code_counts(codes_MK[~is_plain_M].T[None], size_of_codebook).cpu()
+        plain.update(map(tuple, color_M3[is_plain_M].tolist()))
     entropy_K = entropy_of(counts_KC)
     return {
         "count": count,
@@ -51,4 +71,23 @@ def score_round_trip(
         "usage": usage_of(counts_KC).tolist(),
         "entropy": entropy_K.tolist(),
         "perplexity": entropy_K.exp().tolist(),
+        "perplexity_of_borders": entropy_of(border_counts_KC).exp().tolist(),
+        "highest_perplexity": highest_perplexity([*plain.values()], int(counts_KC[0].sum()), size_of_codebook),
     }
+
+
+def plain_patches(pixels_B3HW: Tensor, patch_size: int) -> tuple[Tensor, Tensor]:
+    """Which patches have one color only, (M,), and the first color of each, (M, 3); in the order of their codes."""
+    patches_M3P = cut_into_patches(pixels_B3HW, patch_size).flatten(2)
+    return (patches_M3P == patches_M3P[:, :, :1]).all(dim=2).all(dim=1), patches_M3P[:, :, 0]
+
+
+def highest_perplexity(fixed: Sequence[int], total: int, num_entries: int) -> float:
+    """No codebook can have a larger perplexity over `total` codes of which groups, as large as `fixed` says, share an
+    entry each: the other codes at best fill up the rarest entries to one level."""
+    if len(fixed) > num_entries:
+        return float(num_entries)
+    rising = torch.tensor(sorted([*fixed, *[0] * (num_entries - len(fixed))]), dtype=torch.float64)
+    numbers = torch.arange(1, num_entries + 1)
+    levels = (total - sum(fixed) + rising.cumsum(0)) / numbers  # if the n rarest are filled up
+    return float(entropy_of(torch.maximum(rising, levels.min())[None])[0].exp())

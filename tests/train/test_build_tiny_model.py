@@ -18,7 +18,7 @@ SMALLER = {
     "train tiny_text": "--vocab_size 400 --dialogues 400",
     "train tiny_tokenizer": "--steps 6 --batch_size 4 --num_workers 0 --codebooks.initialise_at 2",
     "train tiny_decoder": "--steps 4 --batch_size 4 --num_workers 0",
-    "train tiny": "--trainer.max_steps 3 --data.episodes 40 --rows 2 --compile_backbone false",
+    "train tiny": "--trainer.max_steps 3 --data.episodes 40 --rows 2 --batches_per_step 1 --compile_backbone false",
     "evaluate world": "--count 2 --batch-size 4",
 }
 """What is added to each command, by its first two words, so that minutes become seconds."""
@@ -55,15 +55,15 @@ def test_the_bundled_model_is_rebuilt_from_nothing(tmp_path: Path, path_with_sma
         done = subprocess.run(words, env=settings, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     source = json.loads((model / "SOURCE.json").read_text())
-    assert [stage["data"]["max_objects"] for stage in source["stages"]] == [2, 4, 4]
+    assert [stage["optimizer"]["matrix_learning_rate"] for stage in source["stages"]] == [0.02, 0.008]
     assert [stage["trains"] for stage in source["image_tokenizer_stages"]] == ["all", "decoder"]
     assert source["scores"]["count"] == 2
-    codes = [(runs / name / "codes" / "codes-00000.npy").read_bytes() for name in ("tiny_two", "tiny_four")]
+    codes = [(runs / name / "codes" / "codes-00000.npy").read_bytes() for name in ("tiny_first", "tiny")]
     assert codes[0] == codes[1]
     pipeline = Pipeline.load(model)
-    assert pipeline.draw("a red circle", seed=1)[0].size == (128, 128)
+    assert pipeline.draw("a red circle", seed=1)[0].size == (256, 256)
     commands = (tmp_path / "commands").read_text().splitlines()
-    assert sum(line.startswith("train tiny ") for line in commands) == 6
+    assert sum(line.startswith("train tiny ") for line in commands) == 4
 
 
 @pytest.mark.slow

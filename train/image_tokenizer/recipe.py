@@ -6,6 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+DECODER_FIELDS = frozenset(
+    {"decoder_depth", "decoder_depths", "decoder_expansion", "decoder_widths", "image_size", "shrink"}
+)
+"""Sizes that change no code; pictures are shrunk to what the encoder knows."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerLossWeights:
@@ -123,10 +128,12 @@ class TokenizerRecipe:
     architecture: dict[str, Any] = field(default_factory=dict)
     """Fields of UniTokConfig that differ from the preset."""
     start_from: Path | None = None
-    """Folder of a tokenizer to go on from, sizes included; `preset` and `architecture` are not used then."""
+    """Folder of a tokenizer to go on from, sizes included; `preset` is not used then, and `architecture` only for a
+    decoder of other sizes."""
     trains: Literal["all", "decoder"] = "all"
     """"decoder" leaves everything that codes are made with as it is, so that a language model trained on these codes
-    goes on drawing with a better decoder. Needs `start_from`."""
+    goes on drawing with a better decoder, or with a larger one: with `shrink` in `architecture`, the same codes are
+    made of pictures at half the size and drawn at the full one. Needs `start_from`."""
     shards: ShardsRecipe = field(default_factory=ShardsRecipe)
     world_crop: int | None = None
     """Side of the windows on objects that are shown instead of the synthetic world's whole pictures, in pixels; None
@@ -182,10 +189,11 @@ class TokenizerRecipe:
                 f"world_crop {self.world_crop} shows a part of a scene and captions describe all of it; leave it "
                 "out, or set loss.contrastive to 0"
             )
-        if self.start_from is not None and self.architecture:
+        fixed = sorted(set(self.architecture) - (DECODER_FIELDS if self.trains == "decoder" else set()))
+        if self.start_from is not None and fixed:
             raise ValueError(
-                f"start_from brings the sizes of {self.start_from} but architecture sets {sorted(self.architecture)}; "
-                "leave one of them out"
+                f"start_from brings the sizes of {self.start_from} but architecture sets {fixed}; leave one of them "
+                f"out (with trains: decoder, {', '.join(sorted(DECODER_FIELDS))} may change)"
             )
         if self.trains == "decoder" and (self.start_from is None or self.loss.contrastive):
             raise ValueError(

@@ -22,7 +22,6 @@ from tqdm import tqdm
 from transformers import get_scheduler
 
 from tokenizer.across_ranks import gather_rows, mean_over_ranks
-from tokenizer.captions import EncodeCaptions, load_captions
 from tokenizer.config import UniTokConfig
 from tokenizer.metrics import codebook_perplexity, codebook_usage, psnr
 from tokenizer.model import CONFIG_FILE, UniTok
@@ -30,6 +29,7 @@ from train.checkpoint.checkpoints import checkpoints, step_of, write_checkpoint
 from train.data.picture_source import build_source
 from train.data.processes import WAIT_IN_TRAINING
 from train.image_tokenizer.adversarial import Adversary, require_finite
+from train.image_tokenizer.builders import build_captions, build_model, build_tokenizer_optimizer
 from train.image_tokenizer.codebooks import tend_codebooks
 from train.image_tokenizer.evaluation import ON_A_SHEET, TokenizerEvaluation
 from train.image_tokenizer.objective import TokenizerObjective
@@ -244,46 +244,6 @@ def require_files(recipe: TokenizerRecipe) -> None:
                 f"{name} is not there; the recipe names {file}; download it, mend the path, or set the weight of what "
                 "needs it to 0"
             )
-
-
-def build_model(recipe: TokenizerRecipe) -> UniTok:
-    """A new tokenizer, or the one to go on from; what no loss of the recipe reaches does not learn."""
-    if recipe.start_from is not None:
-        model = UniTok.from_pretrained(recipe.start_from)
-    else:
-        preset = getattr(UniTokConfig, recipe.preset)().to_dict()
-        model = UniTok(UniTokConfig.from_dict({**preset, **recipe.architecture}))
-    model.recompute_activations(recipe.recompute_activations)
-    if not recipe.loss.contrastive:
-        for parameter in model.contrastive_parameters():
-            parameter.requires_grad_(False)
-    if recipe.trains == "decoder":
-        for part in model.encoding_half.values():
-            part.requires_grad_(False)
-    return model
-
-
-def build_tokenizer_optimizer(recipe: TokenizerRecipe, model: UniTok) -> torch.optim.Optimizer:
-    """AdamW; vectors and scalars (norms, biases, the logit scale) are not decayed."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": recipe.weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=recipe.betas, eps=recipe.epsilon, fused=True)
-
-
-def build_captions(recipe: TokenizerRecipe, config: UniTokConfig) -> EncodeCaptions | None:
-    """What turns captions into ids, where pictures are trained against captions."""
-    if not recipe.loss.contrastive:
-        return None
-    assert recipe.text_tokenizer is not None, "TokenizerRecipe refuses captions without a vocabulary"
-    if not config.has_text_tower:
-        raise ValueError(
-            f"loss.contrastive is {recipe.loss.contrastive} but the network has no text tower; set "
-            "architecture.embed_dim above 0 or loss.contrastive to 0"
-        )
-    return load_captions(recipe.text_tokenizer, vocab_size=config.text_vocab_size, context=config.text_context)
 
 
 def require_same_sizes(file: Path, config: UniTokConfig) -> None:

@@ -125,6 +125,25 @@ def test_the_decoder_learns_alone_on_codes_that_stay_what_they_are(tmp_path: Pat
     assert moved == {"post_quant_proj", "decoder"}
 
 
+def test_a_larger_decoder_draws_the_same_codes_at_twice_the_size(tmp_path: Path) -> None:
+    TokenizerTrainer(make_recipe(tmp_path / "half")).train()
+    half = UniTok.from_pretrained(tmp_path / "half" / "final")
+    larger = {"shrink": 2, "image_size": 64, "decoder_widths": [12, 8, 8], "decoder_depths": [1, 1, 1]}
+    recipe = make_recipe(
+        tmp_path / "whole", architecture=larger, start_from=tmp_path / "half" / "final", trains="decoder", **LONGER
+    )
+    TokenizerTrainer(recipe).train()
+    whole = UniTok.from_pretrained(tmp_path / "whole" / "final")
+    pixels_B3HW = torch.rand(2, 3, 64, 64) * 2 - 1
+    codes_BKN = half.encode(torch.nn.functional.avg_pool2d(pixels_B3HW, 2))
+    assert torch.equal(whole.encode(pixels_B3HW), codes_BKN)
+    assert whole.decode(codes_BKN).shape == pixels_B3HW.shape
+    losses = [entry["reconstruction"] for entry in log(tmp_path / "whole")]
+    assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
+    with pytest.raises(ValueError, match=r"architecture sets \['codebook_size'\]; leave one of them out \(with"):
+        make_recipe(tmp_path, architecture={"codebook_size": 8}, start_from=tmp_path, trains="decoder")
+
+
 def test_a_decoder_without_codes_to_learn_on_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="name a tokenizer in start_from"):
         make_recipe(tmp_path, trains="decoder")

@@ -1,0 +1,47 @@
+"""What the round trip of the world's pictures says about codebooks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from mllm.evaluation.world_tokenizer import highest_perplexity, plain_patches, score_round_trip
+from tokenizer.metrics import entropy_of
+from tokenizer.model import UniTok
+
+
+def test_patches_of_one_color_are_plain() -> None:
+    pixels_B3HW = torch.zeros(1, 3, 4, 6)
+    pixels_B3HW[0, 1, :2, 2:4] = 0.5  # the second patch of the first row is plain as well
+    pixels_B3HW[0, 2, 3, 5] = -1.0
+    is_plain_M, color_M3 = plain_patches(pixels_B3HW, 2)
+    assert is_plain_M.tolist() == [True, True, True, True, True, False]
+    assert color_M3[1].tolist() == [0.0, 0.5, 0.0] and color_M3[0].tolist() == [0.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("fixed", "total", "num_entries", "counts"),
+    [
+        ([], 12, 3, [4, 4, 4]),
+        ([9], 12, 4, [9, 1, 1, 1]),
+        ([9, 1], 14, 4, [9, 5 / 3, 5 / 3, 5 / 3]),
+        ([9, 4], 14, 4, [9, 4, 0.5, 0.5]),
+        ([1, 1, 1], 3, 3, [1, 1, 1]),
+    ],
+)
+def test_the_highest_perplexity_fills_up_the_rarest_entries(
+    fixed: list[int], total: int, num_entries: int, counts: list[float]
+) -> None:
+    expected = float(entropy_of(torch.tensor([counts]))[0].exp())
+    assert highest_perplexity(fixed, total, num_entries) == pytest.approx(expected, rel=1e-5)
+    assert highest_perplexity([1, 1, 1], 3, 2) == 2.0  # more colors than entries: no bound but the size
+
+
+def test_the_bundled_codebooks_are_used_evenly_where_there_is_something_to_see() -> None:
+    folder = Path(__file__).parents[3] / "mllm/assets/tiny/image_tokenizer"
+    result = score_round_trip(UniTok.from_pretrained(folder), count=40, seed=0)
+    assert result["scenes_read_right"] > 0.9 and result["psnr"] > 32
+    assert max(result["perplexity"]) <= result["highest_perplexity"] < 32
+    assert min(result["perplexity_of_borders"]) > 32 > max(result["perplexity"])
