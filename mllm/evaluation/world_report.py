@@ -141,7 +141,7 @@ def as_table(report: dict) -> str:
         "",
         f"Image tokenizer: {100 * tokenizer['scenes_read_right']:.1f} % of scenes read right after a round trip, "
         f"PSNR {tokenizer['psnr']:.1f} dB, SSIM {tokenizer['ssim']:.3f},",
-        f"  perplexity per codebook {rounded(tokenizer['perplexity'])} (at most {tokenizer['highest_perplexity']:.0f}),",
+        f"  perplexities {rounded(tokenizer['perplexity'])} (at most {tokenizer['highest_perplexity']:.0f}),",
         f"  of patches with a border {rounded(tokenizer['perplexity_of_borders'])}",
         f"Checker's own error: {100 * checker['rate']:.2f} % of {checker['count']} rendered scenes",
     ]
