@@ -83,6 +83,8 @@ def encode_segments(
                 draft.add_tokens(layout.size_ids(grid), supervised=False)
             case CodesPart():
                 _add_image(draft, segment, layout=layout, config=config)
+            case _:
+                raise TypeError(f"a segment must be text, a marker, a class, a size or codes; got {segment.content!r}")
     codes = draft.images or [np.zeros((0, config.num_codebooks))]
     return Sequence(
         token_ids_T=np.array(draft.token_ids, dtype=np.int64),

@@ -39,7 +39,7 @@ def page(address: str) -> Iterator[Page]:
 def test_a_sentence_is_typed_and_a_picture_appears(page: Page) -> None:
     page.send("a large red circle to the left of a small blue square on a white background")
     picture = page.wait_for("#chat .bot.message img")
-    assert page.wait(lambda: picture.get_property("naturalWidth")) == 128
+    assert page.wait(lambda: picture.get_property("naturalWidth")) == 256
     page.wait_until_answered(1)
 
 

@@ -35,7 +35,7 @@ def picture(seed: int = 3, side: int = 32) -> Image.Image:
 
 @pytest.fixture(scope="module")
 def bundled() -> FlexARInferenceSolver:
-    return FlexARInferenceSolver(None, "fp32", 128, device="cpu")
+    return FlexARInferenceSolver(None, "fp32", 256, device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -54,12 +54,12 @@ def solver(folder: Path) -> FlexARInferenceSolver:
 
 def test_the_bundled_model_draws(bundled: FlexARInferenceSolver) -> None:
     qas = [
-        ["Generate an image of 128x128 according to the following prompt:\na red circle on a white background", None]
+        ["Generate an image of 256x256 according to the following prompt:\na red circle on a white background", None]
     ]
     plan = bundled.create_logits_processor(cfg=4.0, image_top_k=2000)
     answer = bundled.generate(images=[], qas=qas, max_gen_len=8192, temperature=1.0, logits_processor=plan, seed=1)
     text, images = answer
-    assert text == "<|image|>" and [image.size for image in images] == [(128, 128)]
+    assert text == "<|image|>" and [image.size for image in images] == [(256, 256)]
     assert isinstance(answer, tuple) and len(answer) == 2
     assert answer.finish_reason == "image" and not answer.truncated and answer.seed == 1
     drawn = bundled.pipeline.draw(
@@ -70,14 +70,14 @@ def test_the_bundled_model_draws(bundled: FlexARInferenceSolver) -> None:
 
 def test_the_bundled_model_describes(bundled: FlexARInferenceSolver) -> None:
     plan = bundled.create_logits_processor(cfg=4.0, image_top_k=2000)
-    text, images = bundled.generate([picture(side=128)], [[DESCRIBE, None]], 64, 1.0, plan)
+    text, images = bundled.generate([picture(side=256)], [[DESCRIBE, None]], 64, 1.0, plan)
     assert isinstance(text, str) and "<|image|>" not in text and images == []
 
 
 def test_the_bundled_model_estimates_depth(bundled: FlexARInferenceSolver) -> None:
     plan = bundled.create_logits_processor(cfg=1.0, image_top_k=200)
-    calls = [bundled.generate([picture(side=128)], [[DEPTH, None]], 8192, 1.0, plan, seed=4) for _ in range(2)]
-    assert [image.size for image in calls[0].images] == [(128, 128)] and calls[0].text == "<|image|>"
+    calls = [bundled.generate([picture(side=256)], [[DEPTH, None]], 8192, 1.0, plan, seed=4) for _ in range(2)]
+    assert [image.size for image in calls[0].images] == [(256, 256)] and calls[0].text == "<|image|>"
     assert calls[0].images[0].tobytes() == calls[1].images[0].tobytes()
 
 

@@ -26,7 +26,7 @@ def test_raw_files_become_a_model_that_draws_and_answers(tmp_path: Path) -> None
     assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
     for stage in ("stage1", "stage2", "stage3", "lora"):
         assert losses(out / stage).keys() == {1, 2, 3}
-    assert Image.open(out / "drawn.png").size == (128, 128)
+    assert Image.open(out / "drawn.png").size == (256, 256)
     config = MLLMConfig.from_pretrained(out / "model")
     assert config.vocab_size == len(load_text_tokenizer(out / "model")) >= 768 + 3
     assert config.embedder_width == 192
