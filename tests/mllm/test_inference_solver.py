@@ -84,7 +84,7 @@ def test_the_bundled_model_estimates_depth(bundled: FlexARInferenceSolver) -> No
 @pytest.mark.parametrize("size", ["768x768", "128x64", "512x512"])
 def test_another_size_is_refused_not_changed(bundled: FlexARInferenceSolver, size: str) -> None:
     words = f"Generate an image of {size} according to the following prompt:\na red circle"
-    with pytest.raises(ValueError, match=f"no pictures of {size}; use 128x128"):
+    with pytest.raises(ValueError, match=f"no pictures of {size}; use 256x256"):
         bundled.generate([], [[words, None]], 8192, 1.0)
 
 

@@ -42,6 +42,6 @@ def test_the_highest_perplexity_fills_up_the_rarest_entries(
 def test_the_bundled_codebooks_are_used_evenly_where_there_is_something_to_see() -> None:
     folder = Path(__file__).parents[3] / "mllm/assets/tiny/image_tokenizer"
     result = score_round_trip(UniTok.from_pretrained(folder), count=40, seed=0)
-    assert result["scenes_read_right"] > 0.9 and result["psnr"] > 32
+    assert result["scenes_read_right"] > 0.9 and result["psnr"] > 30
     assert max(result["perplexity"]) <= result["highest_perplexity"] < 32
     assert min(result["perplexity_of_borders"]) > 32 > max(result["perplexity"])
