@@ -97,6 +97,8 @@ def score_rows(scores: dict[str, Any], prefix: str = "") -> tuple[list[str], lis
             rates, numbers = rates + below[0], numbers + below[1]
         elif isinstance(value, int | float) and not isinstance(value, bool) and not (is_rate and name in RATE_FIELDS):
             numbers.append(f"| {path} | {round(value, 4)} |")
+        elif isinstance(value, list) and value and all(isinstance(item, int | float) for item in value):
+            numbers.append(f"| {path} | {', '.join(f'{item:.4g}' for item in value)} |")
     return rates, numbers
 
 

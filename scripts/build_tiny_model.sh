@@ -23,11 +23,12 @@ stage() {
         ${everywhere[@]+"${everywhere[@]}"}
 }
 stage tiny_first
-if [ ! -d "$runs/tiny" ]; then # on the same pictures
+if [ ! -d "$runs/tiny/codes" ]; then # on the same pictures
     mkdir -p "$runs/tiny"
-    cp -r "$runs/tiny_first/codes" "$runs/tiny/codes"
+    cp -r "$runs/tiny_first/codes/." "$runs/tiny/codes.part"
+    mv "$runs/tiny/codes.part" "$runs/tiny/codes"
 fi
-stage tiny --start_from "$runs/tiny_first/final" --trainer.max_steps 2300 --trainer.warmup_steps 50 --trainer.seed 1 \
+stage tiny --data.mixture_seed 1 --start_from "$runs/tiny_first/final" --trainer.max_steps 2300 --trainer.warmup_steps 50 --trainer.seed 1 \
     --trainer.lr_scheduler_kwargs '{num_decay_steps: 2070, decay_type: linear}' \
     --optimizer.learning_rate 1.5e-3 --optimizer.matrix_learning_rate 8e-3
 

@@ -89,7 +89,8 @@ class UniTokConfig:
 
     @classmethod
     def tiny(cls) -> UniTokConfig:
-        """The bundled network: 128 px, 4 x 256 codes at 8 x 8 positions, small enough to train on two CPU cores."""
+        """A network small enough to train on two CPU cores: 128 px, 4 x 256 codes at 8 x 8 positions. Recipes of the
+        bundled one begin with it."""
         return cls(
             image_size=128,
             stem_width=16,
@@ -167,7 +168,7 @@ class UniTokConfig:
 
     @property
     def patch_size(self) -> int:
-        """Pixels along one side of an image position: stem, every stage and the pool halve once each."""
+        """Pixels along one side of an image position: stem, every stage and the pool halve what `shrink` leaves."""
         return self.shrink * 2 ** (2 + len(self.stage_widths))
 
     @property

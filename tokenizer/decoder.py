@@ -1,4 +1,4 @@
-"""Hidden states to pixels: a transformer, then convolutions that grow 16 times. Mirror of `encoder.py`.
+"""Hidden states to pixels: a transformer, then convolutions that grow by the patch size. Mirror of `encoder.py`.
 
 Letters: B batch, N positions (row-major), D hidden width, C channels, H W pixels.
 """

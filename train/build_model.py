@@ -54,6 +54,7 @@ def build_model(
         options = quantized(recipe) if recipe.adapter and recipe.adapter.bits else {}
         config = changed_config(start, recipe.model, start_from=recipe.start_from)
         check_same_ids(start, vocabulary, start_from=recipe.start_from)
+        check_same_pictures(start, image_tokenizer, start_from=recipe.start_from)
         stored = config_of_weights(config, start)
         model = MLLMForConditionalGeneration.from_pretrained(recipe.start_from, config=stored, dtype=dtype, **options)
         learn_tokens(model, vocabulary)
@@ -69,6 +70,16 @@ def build_model(
     with whole(model.code_embedding.parameters()):
         model.code_embedding.adopt(image_tokenizer)
     return model
+
+
+def check_same_pictures(start: MLLMConfig, image_tokenizer: UniTok, *, start_from: Path) -> None:
+    """Refuse an image tokenizer whose codes or pictures have other sizes than the model that goes on."""
+    for name, found in picture_fields(image_tokenizer).items():
+        if name != "image_size" and found != getattr(start, name):
+            raise ValueError(
+                f"the image tokenizer does not fit the model that goes on: found {name} {found}, {start_from} has "
+                f"{getattr(start, name)}; name the tokenizer that the model was trained with"
+            )
 
 
 def check_same_ids(start: MLLMConfig, vocabulary: Vocabulary, *, start_from: Path) -> None:
@@ -206,19 +217,20 @@ def model_config(
     recipe: MLLMRecipe, text_config: dict[str, Any], vocabulary: Vocabulary, image_tokenizer: UniTok
 ) -> MLLMConfig:
     """The recipe's fields, with the ids and sizes that the tokenizers fix."""
-    sizes = image_tokenizer.config
     return MLLMConfig(
         **{
             **recipe.model,
             "text_config": text_config,
             **vocabulary.config_fields(),
-            "num_codebooks": sizes.num_codebooks,
-            "codebook_size": sizes.codebook_size,
-            "code_width": sizes.code_width,
-            "image_size": sizes.image_size,
-            "patch_size": sizes.patch_size,
+            **picture_fields(image_tokenizer),
         }
     )
+
+
+def picture_fields(image_tokenizer: UniTok) -> dict[str, int]:
+    """What a config says of pictures and codes, as the image tokenizer has it."""
+    names = ("num_codebooks", "codebook_size", "code_width", "image_size", "patch_size")
+    return {name: getattr(image_tokenizer.config, name) for name in names}
 
 
 def token_fields(vocab_size: int, text_tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:

@@ -45,6 +45,7 @@ def write_source(bundled: Path, *, run: Path, scores: Path | None, note: str | N
         "note": note,
         "commit": current_commit(),
         "stages": stages(run),
+        "image_tokenizer": json.loads((bundled / "image_tokenizer" / "config.json").read_text()),
         "image_tokenizer_stages": stages(image_tokenizer.parent),
         "scores": json.loads(scores.read_text()) if scores else None,
     }

@@ -47,6 +47,9 @@ class WorldData:
     drawing_weights: dict[str, float] = field(default_factory=lambda: {**DRAWING_WEIGHTS})
     """How often the job "draw" describes a scene in which way, by the kinds of mllm/world/draw_language.py. The default
     is as in tests. A scene that gives no occasion for a kind is described fully."""
+    mixture_seed: int = 0
+    """Of which jobs and wordings come when; `seed` also names the episodes. A stage that goes on with the codes of the
+    one before it needs another one, or it begins with the same batches."""
     min_objects: int = 1
     max_objects: int = MAX_OBJECTS
     """Episodes whose scenes have fewer or more objects are passed over. A first stage of one object, then two, learns

@@ -123,7 +123,7 @@ def picture_size(word: str) -> tuple[int, int]:
     """`192x128` as (width, height)."""
     width, cross, height = word.lower().partition("x")
     if not (cross and width.isdecimal() and height.isdecimal()):
-        raise argparse.ArgumentTypeError(f"{word!r} is not a size; write width x height, such as 128x128")
+        raise argparse.ArgumentTypeError(f"{word!r} is not a size; write width x height, such as 256x256")
     return int(width), int(height)
 
 

@@ -137,16 +137,19 @@ def as_table(report: dict) -> str:
             lines.append(f"  {skill:<26} {Rate(values['passed'], values['total'])}")
     lines += as_lines(report.get("self_judged", {}))
     tokenizer, checker = report["tokenizer"], report["checker_error"]
+    highest = tokenizer["highest_perplexity"]
+    limit = "" if highest is None else f" (of {highest:.0f} that are possible)"
     lines += [
         "",
         f"Image tokenizer: {100 * tokenizer['scenes_read_right']:.1f} % of scenes read right after a round trip, "
         f"PSNR {tokenizer['psnr']:.1f} dB, SSIM {tokenizer['ssim']:.3f},",
-        f"  perplexities {rounded(tokenizer['perplexity'])} (at most {tokenizer['highest_perplexity']:.0f}),",
-        f"  of patches with a border {rounded(tokenizer['perplexity_of_borders'])}",
+        f"  perplexity per codebook {rounded(tokenizer['perplexity'])}{limit},",
+        f"  over patches with a border alone {rounded(tokenizer['perplexity_of_borders'])}",
         f"Checker's own error: {100 * checker['rate']:.2f} % of {checker['count']} rendered scenes",
     ]
     return "\n".join(lines)
 
 
 def rounded(values: list[float]) -> str:
+    """Whole numbers side by side."""
     return " ".join(f"{value:.0f}" for value in values)

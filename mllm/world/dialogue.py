@@ -117,7 +117,7 @@ def make_dialogue(
     """
     if job not in MAKERS:
         raise ValueError(f"job {job!r} is unknown; choose one of {', '.join(JOBS)}")
-    match job:
+    match job:  # two of the makers can be told more
         case "ask":
             dialogue = make_ask(episode, rng, num_questions=num_questions, question_weights=question_weights)
         case "draw":

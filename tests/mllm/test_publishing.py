@@ -35,6 +35,7 @@ def test_a_saved_model_has_a_card_that_says_what_its_config_says(folder: Path, t
     counting = {**rate, "rate": None, "low": None, "high": None, "total": 0}
     draw = {**rate, "mean_iou": 0.93, "skills": {"attribute": {**rate, "rate": 0.4}, "counting": counting}}
     scores = {"scores": {"draw, seen pairs": draw}, "count": 5, "model": "ab12", "tokenizer": {"psnr": 33.12345}}
+    scores["tokenizer"]["perplexity"] = [57.491, 3]
     (tmp_path / "SOURCE.json").write_text(json.dumps({"scores": scores, "note": "It cannot fly."}))
     save_model_card(tmp_path, config)
     text = ModelCard.load(tmp_path / "README.md").text
@@ -44,6 +45,7 @@ def test_a_saved_model_has_a_card_that_says_what_its_config_says(folder: Path, t
         "| draw, seen pairs: mean_iou | 0.93 |",
         "| count | 5 |",
         "| tokenizer: psnr | 33.1234 |",
+        "| tokenizer: perplexity | 57.49, 3 |",
         "It cannot fly.",
     ):
         assert row in text

@@ -8,9 +8,9 @@ import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from mllm.config import MLLMConfig
-from mllm.conversation import CodesPart, Message, TextPart
+from mllm.conversation import CodesPart, Message, Segment, TextPart
 from mllm.loss import IGNORED
-from mllm.sequence import Sequence, build_sequence, cut_sequence
+from mllm.sequence import Sequence, build_sequence, cut_sequence, encode_segments
 from mllm.vocabulary import (
     Vocabulary,
     decode_text,
@@ -89,6 +89,11 @@ def test_an_outline_is_learned_with_its_marker(model_file: Path) -> None:
     plain = config_of(vocabulary, begin_outline_id=None)
     with pytest.raises(ValueError, match="this model writes no outlines: found one beside a picture"):
         build_sequence(messages, tokenizer=tokenizer, config=plain)
+
+
+def test_what_is_no_part_of_a_dialogue_is_refused(tokenizer: PreTrainedTokenizerBase, vocabulary: Vocabulary) -> None:
+    with pytest.raises(TypeError, match="a segment must be text, a marker, a class, a size or codes; got 3"):
+        encode_segments([Segment(3)], tokenizer=tokenizer, config=config_of(vocabulary))
 
 
 def test_an_outline_begins_with_the_size_of_its_image_where_sizes_differ(model_file: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -53,12 +54,14 @@ def test_codes_of_a_patch_depend_on_that_patch_alone(small_config: UniTokConfig)
     torch.testing.assert_close(alone_1NZ[0, 0], features_BNZ[1, 4])
 
 
+@pytest.mark.parametrize("scope", ["picture", "patch"])
 def test_shrinking_means_codes_of_the_averaged_picture_at_twice_the_size(
-    small_model: UniTok, small_config: UniTokConfig
+    small_config: UniTokConfig, scope: Literal["picture", "patch"]
 ) -> None:
-    larger = UniTok(
-        replace(small_config, shrink=2, image_size=96, decoder_widths=(14, 6, 4), decoder_depths=(2, 1, 1))
-    ).eval()
+    torch.manual_seed(0)
+    small_model = UniTok(replace(small_config, encoder_scope=scope)).eval()
+    sizes = {"shrink": 2, "image_size": 96, "decoder_widths": (14, 6, 4), "decoder_depths": (2, 1, 1)}
+    larger = UniTok(replace(small_model.config, **sizes)).eval()
     for name, part in small_model.encoding_half.items():
         larger.encoding_half[name].load_state_dict(part.state_dict())
     pixels_B3HW = torch.rand(2, 3, 64, 96) * 2 - 1

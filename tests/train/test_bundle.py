@@ -44,6 +44,7 @@ def test_bundle_halves_the_language_model_and_tells_its_source(run: Path, tmp_pa
     source = json.loads((bundled / "SOURCE.json").read_text())
     assert source["scores"] == {"ask": {"rate": 0.625}} and source["note"] == "Two runs."
     assert source["stages"] == [{"kind": "mllm", "length": 32}, {"kind": "mllm", "length": 64}]
+    assert source["image_tokenizer"] == json.loads((bundled / "image_tokenizer/config.json").read_text())
     assert source["image_tokenizer_stages"] == [{"kind": "image_tokenizer", "steps": 7}]
     card = (bundled / "README.md").read_text()
     assert "Two runs." in card and "| ask: rate | 0.625 |" in card

@@ -7,9 +7,18 @@ from pathlib import Path
 
 import pytest
 
+from mllm.config import MLLMConfig
+from mllm.vocabulary import extend_tokenizer, load_text_tokenizer
 from tests.train.launching import ROOT
+from tokenizer.config import UniTokConfig
+from tokenizer.model import UniTok
+from train.build_model import model_config
+from train.image_tokenizer.builders import with_another_decoder
+from train.image_tokenizer.recipe import TokenizerRecipe
 from train.mllm_recipe import MLLMRecipe, WorldInLoop
-from train.recipe import as_yaml, find_recipe, read_yaml, resolve
+from train.recipe import RECIPES, as_yaml, find_recipe, read_yaml, resolve
+
+BUNDLED = ROOT / "mllm/assets/tiny"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +64,25 @@ def test_a_wrong_recipe_is_refused_in_one_sentence_that_names_the_key(
     with pytest.raises(ValueError, match=named) as caught:
         resolve(Toy, values, overrides)
     assert "\n" not in str(caught.value)
+
+
+def test_the_bundled_models_recipes_fit_together() -> None:
+    first, second = (
+        resolve(TokenizerRecipe, read_yaml(RECIPES / f"{name}.yaml")) for name in ("tiny_tokenizer", "tiny_decoder")
+    )
+    third = resolve(MLLMRecipe, read_yaml(RECIPES / "tiny.yaml"))
+    assert second.start_from == first.output / "final" and third.image_tokenizer == second.output / "final"
+    codes = UniTok(UniTokConfig.from_dict({**UniTokConfig.tiny().to_dict(), **first.architecture}))
+    image_tokenizer = with_another_decoder(codes, second.architecture)
+    bundled = MLLMConfig.from_pretrained(BUNDLED)
+    assert image_tokenizer.config == UniTok.from_pretrained(BUNDLED / "image_tokenizer").config
+    vocabulary = extend_tokenizer(
+        load_text_tokenizer(BUNDLED), max_grid_side=third.model["max_grid_side"], outlines=True
+    )
+    text_config = {**third.model["text_config"], "vocab_size": vocabulary.size}
+    config = model_config(third, text_config, vocabulary, image_tokenizer)
+    for name in (*third.model.keys() - {"text_config"}, "patch_size", "image_size", "begin_outline_id", "new_line_id"):
+        assert getattr(config, name) == getattr(bundled, name), name
 
 
 def test_an_unknown_recipe_name_lists_what_is_shipped() -> None:

@@ -102,6 +102,21 @@ def test_words_with_other_numbers_are_refused(mllm_recipe: MLLMRecipe, tmp_path:
         build_model(recipe, load_text_tokenizer(mllm_recipe.text_tokenizer), image_tokenizer)
 
 
+def test_codes_of_other_pictures_are_refused(mllm_recipe: MLLMRecipe, tmp_path: Path) -> None:
+    """As when a decoder of twice the size is trained: the codes look alike and the patches are larger."""
+    image_tokenizer = UniTok.from_pretrained(mllm_recipe.image_tokenizer)
+    text_tokenizer = load_text_tokenizer(mllm_recipe.text_tokenizer)
+    build_model(mllm_recipe, text_tokenizer, image_tokenizer).save_pretrained(tmp_path / "before")
+    recipe = dataclasses.replace(mllm_recipe, model={}, start_from=tmp_path / "before")
+    build_model(recipe, text_tokenizer, image_tokenizer)
+    sizes = {"shrink": 2, "image_size": 64, "decoder_widths": (12, 8, 8), "decoder_depths": (1, 1, 1)}
+    larger = UniTok(dataclasses.replace(image_tokenizer.config, **sizes))
+    with pytest.raises(
+        ValueError, match="does not fit the model that goes on: found patch_size 32, .* has 16; name the"
+    ):
+        build_model(recipe, text_tokenizer, larger)
+
+
 def test_another_width_than_the_image_tokenizers_is_refused(recipe: MLLMRecipe) -> None:
     with pytest.raises(ValueError, match="set embedder_width and embedder_heads as the tokenizer has them"):
         build(dataclasses.replace(recipe, model={**recipe.model, "embedder_width": 16}))

@@ -68,7 +68,8 @@ class WorldBatches(Dataset):
         return self.num_batches
 
     def __getitem__(self, index: int) -> PackedBatch:
-        rng = Random(f"batch/{self.data.seed}/{index}")
+        mixture = f"/{self.data.mixture_seed}" if self.data.mixture_seed else ""
+        rng = Random(f"batch/{self.data.seed}{mixture}/{index}")
         waiting = self.draw_sequences(rng, num_positions=int(SPARE * self.rows * self.length))
         packer = Packer(length=self.length, pad_token_id=self.config.pad_token_id, num_rows=0)
         for _ in range(self.rows):

@@ -33,7 +33,14 @@ def with_another_decoder(model: UniTok, fields: dict[str, Any]) -> UniTok:
     """The same codes and a decoder of other sizes, which takes over the weights that fit; without fields, the same."""
     if not fields:
         return model
-    changed = UniTok(UniTokConfig.from_dict({**model.config.to_dict(), **fields}))
+    old = model.config
+    changed = UniTok(UniTokConfig.from_dict({**old.to_dict(), **fields}))
+    encoded, known = changed.config.image_size / changed.config.shrink, old.image_size / old.shrink
+    if changed.config.shrink != old.shrink and encoded != known:
+        raise ValueError(
+            f"the encoder knows pictures of {known:g} pixels: found {encoded:g} with image_size "
+            f"{changed.config.image_size} and shrink {changed.config.shrink}; change both by the same factor"
+        )
     weights, fitting = changed.state_dict(), model.state_dict()
     weights |= {
         name: value for name, value in fitting.items() if name in weights and weights[name].shape == value.shape

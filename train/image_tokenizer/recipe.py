@@ -9,7 +9,7 @@ from typing import Any, Literal
 DECODER_FIELDS = frozenset(
     {"decoder_depth", "decoder_depths", "decoder_expansion", "decoder_widths", "image_size", "shrink"}
 )
-"""Sizes that change no code; pictures are shrunk to what the encoder knows."""
+"""Sizes that change no weight of the encoder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,8 +132,8 @@ class TokenizerRecipe:
     decoder of other sizes."""
     trains: Literal["all", "decoder"] = "all"
     """"decoder" leaves everything that codes are made with as it is, so that a language model trained on these codes
-    goes on drawing with a better decoder, or with a larger one: with `shrink` in `architecture`, the same codes are
-    made of pictures at half the size and drawn at the full one. Needs `start_from`."""
+    goes on drawing with a better decoder. With `shrink` in `architecture` the same codes are made of pictures at half
+    the size and drawn at the full one. Needs `start_from`."""
     shards: ShardsRecipe = field(default_factory=ShardsRecipe)
     world_crop: int | None = None
     """Side of the windows on objects that are shown instead of the synthetic world's whole pictures, in pixels; None

@@ -84,11 +84,11 @@ def test_sequences_are_of_the_size_of_their_episode(
     assert found == set(GRIDS)
 
 
-def test_equal_patches_are_encoded_once_and_alike() -> None:
+@pytest.mark.parametrize("larger", [{}, {"shrink": 2, "decoder_widths": (64, 32, 8), "decoder_depths": (2, 1, 1)}])
+def test_equal_patches_are_encoded_once_and_alike(larger: dict) -> None:
     torch.manual_seed(0)
-    tokenizer = UniTok(
-        UniTokConfig.from_dict({**UniTokConfig.tiny().to_dict(), "depth": 0, "encoder_scope": "patch"})
-    ).eval()
+    local = {"depth": 0, "encoder_scope": "patch", **larger}
+    tokenizer = UniTok(UniTokConfig.from_dict({**UniTokConfig.tiny().to_dict(), **local})).eval()
     pixels_B3HW = torch.stack([to_bytes(make_episode(index).pictures[0].render(128)) for index in range(3)])
     expected = tokenizer.encode(pixels_B3HW.float().div(127.5).sub(1)).numpy()
     assert np.array_equal(encode_bytes(tokenizer, pixels_B3HW), expected)

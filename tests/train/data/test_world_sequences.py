@@ -186,6 +186,16 @@ def test_weights_of_questions_that_do_not_exist_are_refused(weights: dict[str, f
         WorldData(question_weights=weights)
 
 
+def test_another_mixture_has_other_sequences_of_the_same_pictures(codes: WorldCodes, text_tokenizer_file: Path) -> None:
+    def first_batch(seed: int) -> np.ndarray:
+        data = batches(codes, text_tokenizer_file, jobs={"describe": 1.0}, mixture_seed=seed)
+        data.config = MLLMConfig(num_codebooks=2, image_size=32)
+        return data[0]["input_ids"].numpy()
+
+    assert np.array_equal(first_batch(1), first_batch(1))
+    assert not np.array_equal(first_batch(0), first_batch(1))
+
+
 def test_how_scenes_are_described_follows_the_recipes_weights(codes: WorldCodes, text_tokenizer_file: Path) -> None:
     def words(weights: dict[str, float]) -> str:
         described = batches(codes, text_tokenizer_file, jobs={"draw": 1.0}, drawing_weights=weights)

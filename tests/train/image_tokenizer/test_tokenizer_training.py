@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from tests.train.conftest import SMALL
 from tokenizer.captions import load_captions
 from tokenizer.model import UniTok
+from train.image_tokenizer.builders import with_another_decoder
 from train.image_tokenizer.losses import contrastive_loss, detail_of, reconstruction_loss
 from train.image_tokenizer.recipe import CodebookSchedule, TokenizerLossWeights, TokenizerRecipe
 from train.image_tokenizer.trainer import TokenizerTrainer
@@ -142,6 +143,18 @@ def test_a_larger_decoder_draws_the_same_codes_at_twice_the_size(tmp_path: Path)
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
     with pytest.raises(ValueError, match=r"architecture sets \['codebook_size'\]; leave one of them out \(with"):
         make_recipe(tmp_path, architecture={"codebook_size": 8}, start_from=tmp_path, trains="decoder")
+
+
+def test_a_decoder_of_other_sizes_takes_over_what_fits(image_tokenizer_folder: Path) -> None:
+    model = UniTok.from_pretrained(image_tokenizer_folder)
+    assert with_another_decoder(model, {}) is model
+    changed = with_another_decoder(model, {"decoder_widths": [12, 6]})
+    old, new = model.state_dict(), changed.state_dict()
+    fitting = {name for name in old.keys() & new.keys() if old[name].shape == new[name].shape}
+    assert all(torch.equal(old[name], new[name]) for name in fitting)
+    assert any("decoder.stages.0" in name for name in fitting) and old.keys() - fitting
+    with pytest.raises(ValueError, match="knows pictures of 32 pixels: found 16 with image_size 32 and shrink 2"):
+        with_another_decoder(model, {"shrink": 2, "decoder_widths": [12, 8, 8], "decoder_depths": [1, 1, 1]})
 
 
 def test_a_decoder_without_codes_to_learn_on_is_refused(tmp_path: Path) -> None:
