@@ -17,7 +17,7 @@ SEED = "1"
 def main() -> int:
     """Draw, ask and edit, then take the picture."""
     with serve_demo() as address:
-        page = Page(width=1000, height=1180)
+        page = Page(width=1000, height=1480)
         try:
             page.open(address)
             page.wait_for("#settings button").click()
