@@ -124,5 +124,5 @@ def test_fields_of_the_model_are_those_of_the_config() -> None:
     (text,) = (block.text for block in BLOCKS if block.language == "yaml")
     fields = yaml.safe_load(text)["model"]
     vocabulary = {"new_line_id": 10, "first_row_size_id": 11, "first_column_size_id": 21}
-    config = MLLMConfig(image_size=128, patch_size=16, **fields, **vocabulary)
+    config = MLLMConfig(image_size=256, patch_size=32, **fields, **vocabulary)
     assert trained_grids(config) == [(8, 8), (8, 10), (10, 8)]
