@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from mllm.world.ask_language import KIND_WEIGHTS
+from mllm.world.ask_language import QUESTION_WEIGHTS
 from mllm.world.draw_language import DRAWING_WEIGHTS
 from mllm.world.outline import LEVELS
 from mllm.world.scene import MAX_OBJECTS
@@ -41,7 +41,7 @@ class WorldData:
     questions: int | None = None
     """Questions that the job "ask" puts about one picture; None for one to five, as in tests. Answers are short: only
     many of them make a picture worth its positions."""
-    question_weights: dict[str, float] = field(default_factory=lambda: {**KIND_WEIGHTS})
+    question_weights: dict[str, float] = field(default_factory=lambda: {**QUESTION_WEIGHTS})
     """How often the job "ask" asks what, by the kinds of mllm/world/questions.py. The default is how often tests ask; a
     model may need more of what it finds hard. Where a scene has none of the kinds, its background is asked for."""
     drawing_weights: dict[str, float] = field(default_factory=lambda: {**DRAWING_WEIGHTS})
@@ -74,7 +74,7 @@ class WorldData:
                 "data.centred moves objects to where outlines say, which with data.outline_digits 1 is up to half a "
                 "position away, over each other and out of the picture; give 2"
             )
-        _check_weights("question_weights", self.question_weights, KIND_WEIGHTS)
+        _check_weights("question_weights", self.question_weights, QUESTION_WEIGHTS)
         _check_weights("drawing_weights", self.drawing_weights, DRAWING_WEIGHTS)
         if self.questions is not None and self.questions < 1:
             raise ValueError(f"data.questions is {self.questions}; give 1 or more")

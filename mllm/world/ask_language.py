@@ -12,7 +12,7 @@ from mllm.world.scene import ALL_PAIRS, BACKGROUNDS, COLORS, SHAPES, SIZES, Pair
 from mllm.world.spec import ANY, Filter
 from mllm.world.templates.ask import QUESTIONS
 
-KIND_WEIGHTS = {
+QUESTION_WEIGHTS = {
     "count": 16,
     "color": 16,
     "shape": 14,
@@ -36,7 +36,7 @@ def propose_question(
     rng: Random,
     *,
     kind: str | None = None,
-    kind_weights: Mapping[str, float] = KIND_WEIGHTS,
+    kind_weights: Mapping[str, float] = QUESTION_WEIGHTS,
     allowed_pairs: frozenset[Pair] = ALL_PAIRS,
 ) -> Question:
     """A question with one clear answer. Yes and no come equally often where the scene permits both.

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from random import Random
 
-from mllm.world.ask_language import KIND_WEIGHTS
+from mllm.world.ask_language import QUESTION_WEIGHTS
 from mllm.world.describe_language import describe, say_describe_request
 from mllm.world.draw_language import DRAWING_WEIGHTS, make_draw_request
 from mllm.world.edit_language import edit_sentence
@@ -45,7 +45,7 @@ def make_ask(
     rng: Random,
     *,
     num_questions: int | None = None,
-    question_weights: Mapping[str, float] = KIND_WEIGHTS,
+    question_weights: Mapping[str, float] = QUESTION_WEIGHTS,
 ) -> Dialogue:
     """Several rounds of question and answer about one picture."""
     if num_questions is None:
@@ -105,7 +105,7 @@ def make_dialogue(
     rng: Random,
     *,
     num_questions: int | None = None,
-    question_weights: Mapping[str, float] = KIND_WEIGHTS,
+    question_weights: Mapping[str, float] = QUESTION_WEIGHTS,
     drawing_weights: Mapping[str, float] = DRAWING_WEIGHTS,
 ) -> Dialogue:
     """One dialogue of a job about an episode; the same arguments give the same dialogue.

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from random import Random
 
-from mllm.world.ask_language import KIND_WEIGHTS, propose_question, say_question
+from mllm.world.ask_language import QUESTION_WEIGHTS, propose_question, say_question
 from mllm.world.describe_language import describe, say_describe_request
 from mllm.world.draw_language import make_draw_request
 from mllm.world.edit_language import edit_sentence
@@ -96,7 +96,7 @@ def ask(
     rng: Random,
     *,
     pronoun: bool = False,
-    kind_weights: Mapping[str, float] = KIND_WEIGHTS,
+    kind_weights: Mapping[str, float] = QUESTION_WEIGHTS,
 ) -> tuple[str, str, Check]:
     """A question about a scene of the episode in words, its kind, and the check of its answer."""
     question = propose_question(scene, rng, kind_weights=kind_weights, allowed_pairs=episode.allowed_pairs)

@@ -7,7 +7,7 @@ from random import Random
 
 import pytest
 
-from mllm.world.ask_language import KIND_WEIGHTS, propose_question, say_question
+from mllm.world.ask_language import QUESTION_WEIGHTS, propose_question, say_question
 from mllm.world.episode import make_episode
 from mllm.world.questions import QUESTION_KINDS, Question, answer, normalize_answer
 from mllm.world.scene import Scene, SceneObject
@@ -71,7 +71,7 @@ def test_every_variant_has_words_and_answers_are_short() -> None:
         assert "{" not in say_question(question, Random(index))
 
 
-@pytest.mark.parametrize("kind", KIND_WEIGHTS)
+@pytest.mark.parametrize("kind", QUESTION_WEIGHTS)
 def test_yes_and_no_are_balanced(kind: str) -> None:
     counts = Counter()
     for index in range(250):
