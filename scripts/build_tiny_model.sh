@@ -28,7 +28,8 @@ if [ ! -d "$runs/tiny/codes" ]; then # on the same pictures
     cp -r "$runs/tiny_first/codes/." "$runs/tiny/codes.part"
     mv "$runs/tiny/codes.part" "$runs/tiny/codes"
 fi
-stage tiny --data.mixture_seed 1 --start_from "$runs/tiny_first/final" --trainer.max_steps 2300 --trainer.warmup_steps 50 --trainer.seed 1 \
+stage tiny --start_from "$runs/tiny_first/final" --data.mixture_seed 1 --trainer.seed 1 \
+    --trainer.max_steps 2300 --trainer.warmup_steps 50 \
     --trainer.lr_scheduler_kwargs '{num_decay_steps: 2070, decay_type: linear}' \
     --optimizer.learning_rate 1.5e-3 --optimizer.matrix_learning_rate 8e-3
 
