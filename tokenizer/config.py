@@ -49,6 +49,9 @@ class UniTokConfig:
     """MBConv blocks in each decoder stage."""
     decoder_expansion: int = 4
     """Inner width of a decoder MBConv block; its full 3x3 convolution dominates the decoder's cost."""
+    decoder_padding: Literal["zeros", "replicate"] = "zeros"
+    """What the last convolution sees around the picture: nothing, as in the released network, or the border again. With
+    nothing, a small decoder draws a gray frame, one pixel wide, on light backgrounds."""
 
     num_codebooks: int = 8
     """K: codes per image position."""
@@ -158,6 +161,8 @@ class UniTokConfig:
                 f"projection_heads must divide the wider side of the projection; got {self.projection_heads} for "
                 f"{max(self.width, self.vector_width)}; change projection_heads"
             )
+        if self.decoder_padding not in ("zeros", "replicate"):
+            raise ValueError(f"unknown decoder_padding; got {self.decoder_padding!r}; use 'zeros' or 'replicate'")
         if not 0.0 <= self.drop_path < 1.0:
             raise ValueError(f"drop_path is a probability below 1; got {self.drop_path}; use for example 0.1")
         if self.vq_beta < 0 or self.entropy_temperature <= 0:

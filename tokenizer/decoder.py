@@ -16,11 +16,11 @@ from tokenizer.layers import NORM_EPS, build_stack
 class PixelHead(nn.Module):
     """The last doubling and the colours."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, *, padding: str) -> None:
         super().__init__()
         self.conv1 = Upsample(width, width)
         self.norm1 = ChannelNorm(width)
-        self.conv2 = nn.Conv2d(width, 3, 3, padding=1)
+        self.conv2 = nn.Conv2d(width, 3, 3, padding=1, padding_mode=padding)
 
     def forward(self, hidden_BCHW: Tensor) -> Tensor:
         return self.conv2(F.gelu(self.norm1(self.conv1(hidden_BCHW))))
@@ -44,7 +44,7 @@ class Decoder(nn.Module):
             rest = (MBConv(width, width, inner_width) for _ in range(depth - 1))
             self.stages.append(nn.Sequential(first, *rest))
             in_width = width
-        self.head = PixelHead(in_width)
+        self.head = PixelHead(in_width, padding=config.decoder_padding)
 
     @property
     def last_weight(self) -> nn.Parameter:

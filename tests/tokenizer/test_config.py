@@ -40,6 +40,7 @@ def test_tiny_fits_its_budget() -> None:
         ({"projection": "conv"}, "unknown projection"),
         ({"projection_attention": "half"}, "unknown projection_attention"),
         ({"drop_path": 1.0}, "drop_path"),
+        ({"decoder_padding": "mirror"}, "unknown decoder_padding; got 'mirror'"),
         ({"entropy_temperature": 0.0}, "entropy_temperature"),
         ({"colour": 3}, "unknown fields"),
     ],

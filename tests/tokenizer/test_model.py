@@ -72,6 +72,22 @@ def test_shrinking_means_codes_of_the_averaged_picture_at_twice_the_size(
     assert larger.fingerprint() != small_model.fingerprint()
 
 
+def test_padding_with_the_border_changes_no_pixel_inside(small_model: UniTok, pixels_B3HW: Tensor) -> None:
+    other = UniTok(replace(small_model.config, decoder_padding="replicate")).eval()
+    other.load_state_dict(small_model.state_dict())
+    codes_BKN = small_model.encode(pixels_B3HW)
+    assert other.fingerprint() == small_model.fingerprint() and torch.equal(other.encode(pixels_B3HW), codes_BKN)
+    ours, theirs = (model.decode(codes_BKN, grid=(2, 3)) for model in (other, small_model))
+    torch.testing.assert_close(ours[:, :, 1:-1, 1:-1], theirs[:, :, 1:-1, 1:-1])
+    assert (ours - theirs).abs().max() > 0.01
+
+
+def test_a_flat_picture_has_no_frame_in_the_bundled_tokenizer() -> None:
+    model = UniTok.from_pretrained(Path(__file__).parents[2] / "mllm/assets/tiny/image_tokenizer")
+    white_B3HW = torch.ones(1, 3, 256, 256)
+    assert (model.decode(model.encode(white_B3HW)) - white_B3HW).abs().max() < 0.1
+
+
 def test_autocast_around_it_changes_no_code(small_model: UniTok, pixels_B3HW: Tensor) -> None:
     codes_BKN = small_model.encode(pixels_B3HW)
     with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():

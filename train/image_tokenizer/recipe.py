@@ -7,7 +7,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 DECODER_FIELDS = frozenset(
-    {"decoder_depth", "decoder_depths", "decoder_expansion", "decoder_widths", "image_size", "shrink"}
+    {
+        "decoder_depth",
+        "decoder_depths",
+        "decoder_expansion",
+        "decoder_padding",
+        "decoder_widths",
+        "image_size",
+        "shrink",
+    }
 )
 """Sizes that change no weight of the encoder."""
 
