@@ -135,7 +135,7 @@ class UniTokConfig:
         if len({*map(len, encoder), *(len(sizes) - more for sizes in decoder)}) > 1:
             raise ValueError(
                 f"encoder and decoder need the same number of stages{f', the decoder {more} more' if more else ''}; "
-                f"got {encoder} and {decoder} with shrink {self.shrink}; mend their lengths"
+                f"got {encoder} and {decoder} with shrink {self.shrink}; give as many depths as widths on each side"
             )
         if self.image_size % self.patch_size:
             raise ValueError(
