@@ -3,7 +3,7 @@
 In: something that answers dialogues in batches, how many items, a seed. Out: pass rates per job, pair group and skill
 with 95 % intervals, and everything that is needed to read them: settings, seed, model fingerprint, the checker's own
 error. An item passes when every part of every answer is right; `ask` items are dialogues whose questions count one by
-one.
+one. How many of the passed had parts that the model's own picture left open (see world_judge) is said too.
 """
 
 from __future__ import annotations
@@ -135,6 +135,9 @@ def score_group(group: Group, courses: Sequence[Course]) -> dict:
             for skill in course.dialogue.skills:
                 by_skill[skill].append(course.passed)
     scores = as_values(Rate(sum(passed), len(passed)))
+    left_open = [course for course in courses if course.passed and any(part.left_open for part in course.judgements)]
+    if left_open:
+        scores["left_open"] = len(left_open)
     scores["skills"] = {skill: as_values(Rate(sum(items), len(items))) for skill, items in sorted(by_skill.items())}
     for name in ("mean_iou", "pixel_accuracy"):
         values = [getattr(j, name) for course in courses for j in course.judgements if getattr(j, name) is not None]

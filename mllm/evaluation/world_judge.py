@@ -2,8 +2,9 @@
 
 In: a `Check` of a dialogue, the text or picture that a model gave, and the scene that is being talked about. That
 scene is the dialogue's own where the user gave the picture, and what the checker read from the model's own picture
-where the model drew it: then questions are answered anew for that picture, and edits mean the same object wherever it
-stands.
+where the model drew it: then questions are answered anew for that picture, and an edit means the object that its words
+name there. A drawing may be right and still give the next words no single meaning ("Where is the heart?", of two): no
+answer to these is wrong, so they are left open.
 """
 
 from __future__ import annotations
@@ -29,11 +30,12 @@ DENSE_PASS = 0.9
 class Judgement:
     """The verdict on one part, and what is on the table afterwards."""
 
-    passed: bool
+    passed: bool  # nothing is wrong
     scene: Scene | None  # what the next parts are about; None when the picture could not be read
     reasons: tuple[str, ...] = ()  # what did not hold
     mean_iou: float | None = None  # dense pictures only
     pixel_accuracy: float | None = None
+    left_open: bool = False  # the picture that the model drew gives the words no single meaning
 
 
 def judge(item: Check, given: str | Image.Image, scene: Scene | None) -> Judgement:
@@ -74,9 +76,11 @@ def judge_answer(item: Check, given: str, scene: Scene | None) -> Judgement:
     """Exact match of the normalised answer, with the right answer for the scene on the table."""
     expected: str | None = item.expected
     if item.question is not None and scene != item.scene:
-        expected = answer(item.question, scene) if scene is not None else None
+        if scene is None:
+            return _unreadable(scene)
+        expected = answer(item.question, scene)
     if expected is None:
-        return _unreadable(scene)
+        return Judgement(True, scene, left_open=True)
     passed = normalize_answer(given) == normalize_answer(expected)
     return Judgement(passed, scene, () if passed else (f"expected {expected!r}, got {given!r}",))
 
@@ -84,29 +88,25 @@ def judge_answer(item: Check, given: str, scene: Scene | None) -> Judgement:
 def judge_edit(item: Check, given: Image.Image, scene: Scene | None) -> Judgement:
     """The change was made to the picture on the table and the rest is untouched."""
     after = parse(given)
-    edit = item.edit if scene is None or scene == item.scene else _same_edit_elsewhere(item, scene)
-    if scene is None or edit is None:
+    if scene is None:
         return _unreadable(after.scene)
     if after.scene is None:
         return Judgement(False, None, (f"the picture is not readable ({after.reason})",))
+    edit = item.edit if scene == item.scene else _same_edit_elsewhere(item, scene)
+    if edit is None:
+        return Judgement(True, after.scene, left_open=True)
     return _from_verdicts(check_edit(scene, edit, after.scene), after.scene)
 
 
 def _same_edit_elsewhere(item: Check, scene: Scene) -> Edit | None:
-    """The edit with its objects found by size, color and shape in another scene; None where one is missing."""
-    assert item.edit is not None and item.scene is not None, "the check of an edit has the edit and the scene before"
-    found: dict[str, int] = {}
-    for name in ("index", "anchor"):
-        number = getattr(item.edit, name)
-        if number is None:
-            continue
-        wanted = item.scene.objects[number]
-        looks = [(other.shape, other.color, other.size) for other in scene.objects]
-        kind = (wanted.shape, wanted.color, wanted.size)
-        if looks.count(kind) != 1:
-            return None
-        found[name] = looks.index(kind)
-    return replace(item.edit, index=found.get("index"), anchor=found.get("anchor"))
+    """The edit of the object that its words name in another scene; None where they name none or several."""
+    assert item.edit is not None, "the check of an edit has the edit"
+    if item.named is None:
+        return item.edit
+    found = [number for number, other in enumerate(scene.objects) if item.named.matches(other)]
+    if len(found) != 1:
+        return None
+    return replace(item.edit, **{"anchor" if item.edit.kind == "add" else "index": found[0]})
 
 
 def judge_dense(kind: str, given: Image.Image, scene: Scene | None) -> Judgement:

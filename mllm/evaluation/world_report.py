@@ -24,7 +24,7 @@ from mllm.sizes import Size, default_size, grid_of
 from mllm.versions import tool_versions
 from mllm.world.measure import measure_checker
 
-PROTOCOL = "world-2"
+PROTOCOL = "world-3"
 """Name of the protocol; it changes when numbers are no longer comparable."""
 CHECKER_COUNT = 2000
 """Rendered scenes on which the checker's own error is measured each time."""
@@ -131,6 +131,8 @@ def as_table(report: dict) -> str:
     lines += [f"Settings: {settings}", "", f"{'job':<28} pass rate (95 % interval, items)"]
     for name, scores in report["scores"].items():
         lines.append(f"{name:<28} {Rate(scores['passed'], scores['total'])}")
+        if "left_open" in scores:
+            lines.append(f"{'  of these partly left open':<28} {scores['left_open']}")
         if "mean_iou" in scores:
             lines.append(f"{'  mean IoU, pixel accuracy':<28} {scores['mean_iou']:.3f}, {scores['pixel_accuracy']:.3f}")
         for skill, values in scores["skills"].items():

@@ -15,7 +15,7 @@ from mllm.world.describe_language import describe, say_describe_request
 from mllm.world.draw_language import DRAWING_WEIGHTS, make_draw_request
 from mllm.world.edit_language import edit_sentence
 from mllm.world.episode import Episode, Picture
-from mllm.world.story import ask, make_interleaved, make_multi_turn
+from mllm.world.story import ask, edit_check, make_interleaved, make_multi_turn
 from mllm.world.talk_language import make_talk
 from mllm.world.templates import dense
 from mllm.world.turns import Check, DenseKind, Dialogue, Turn, assistant, user
@@ -61,9 +61,9 @@ def make_ask(
 
 
 def make_edit(episode: Episode, rng: Random) -> Dialogue:
-    sentence = edit_sentence(episode.edit, episode.scene, rng)
+    sentence, named = edit_sentence(episode.edit, episode.scene, rng)
     turns = (user(Picture(episode.scene), sentence), assistant(Picture(episode.edited)))
-    return Dialogue("edit", turns, (Check("edit", scene=episode.scene, edit=episode.edit),), (episode.edit.kind,))
+    return Dialogue("edit", turns, (edit_check(episode, named),), (episode.edit.kind,))
 
 
 def _make_dense(job: str, kind: DenseKind, requests: tuple[str, ...], episode: Episode, rng: Random) -> Dialogue:

@@ -4,30 +4,41 @@ from __future__ import annotations
 
 import math
 from random import Random
+from typing import NamedTuple
 
 from mllm.world.edits import Edit, apply_edit
 from mllm.world.phrases import capitalize, full_filter, noun_phrase, references, say, say_place, with_article
 from mllm.world.relations import holds, is_placed
 from mllm.world.scene import Scene, SceneObject, required
-from mllm.world.spec import Verdict
+from mllm.world.spec import ANY, Filter, Verdict
 from mllm.world.templates.edit import COMPARATIVES, EDITS, VERBS
 
 NUM_PLAIN = 5  # the first templates of each kind are imperatives
 POSITION_TOLERANCE = 0.06  # how far an untouched object may seem to have moved, as a share of the side
 
 
-def say_object(scene: Scene, index: int, rng: Random) -> str:
-    """A noun phrase that singles out an object, without its article; mostly the shortest one."""
+class Instruction(NamedTuple):
+    """An edit in words, and how they name the object of the scene that they speak of; None where they name none."""
+
+    text: str
+    named: Filter | None
+
+
+def choose_reference(scene: Scene, index: int, rng: Random) -> Filter:
+    """Attributes that single out an object; mostly the fewest."""
     item = scene.objects[index]
     choices = references(scene, item, loose=True) or [full_filter(item)]
-    return noun_phrase(choices[0] if rng.random() < 0.6 else rng.choice(choices), rng)
+    return choices[0] if rng.random() < 0.6 else rng.choice(choices)
 
 
-def edit_sentence(edit: Edit, scene: Scene, rng: Random, *, plain: bool = False, pronoun: bool = False) -> str:
+def edit_sentence(edit: Edit, scene: Scene, rng: Random, *, plain: bool = False, pronoun: bool = False) -> Instruction:
     """The instruction for an edit of this scene. A plain one is an imperative; a pronoun calls the only object "it"."""
     slots = {"old": say(scene.background, rng)}
+    named: Filter | None = None
     if edit.index is not None:
-        slots["bare"] = say_object(scene, edit.index, rng)
+        reference = choose_reference(scene, edit.index, rng)
+        named = ANY if pronoun else reference
+        slots["bare"] = noun_phrase(reference, rng)
         slots["object"] = "it" if pronoun else "the " + slots["bare"]
         slots["Object"] = capitalize(slots["object"])
     if edit.value is not None:
@@ -39,22 +50,23 @@ def edit_sentence(edit: Edit, scene: Scene, rng: Random, *, plain: bool = False,
         slots["Verb"] = capitalize(slots["verb"])
     if edit.kind == "add":
         slots["added"] = with_article(noun_phrase(full_filter(edit.new_object), rng))
-        slots["where"] = say_where(edit, scene, rng)
+        slots["where"], named = say_where(edit, scene, rng)
         slots["Where"] = capitalize(slots["where"])
     templates = EDITS[edit.kind]
     text = rng.choice(templates[:NUM_PLAIN] if plain else templates).format(**slots)
-    if plain:
-        return text
-    if text.endswith(".") and rng.random() < 0.15:
-        text = text[:-1]
-    return text.lower() if rng.random() < 0.1 else text
+    if not plain:
+        text = text[:-1] if text.endswith(".") and rng.random() < 0.15 else text
+        text = text.lower() if rng.random() < 0.1 else text
+    return Instruction(text, named)
 
 
-def say_where(edit: Edit, scene: Scene, rng: Random) -> str:
+def say_where(edit: Edit, scene: Scene, rng: Random) -> tuple[str, Filter | None]:
+    """Where the new object goes, and how the object is named that it goes next to."""
     if edit.place:
-        return say_place(edit.place, rng)
-    relation, anchor = required(edit.relation, "relation"), required(edit.anchor, "anchor")
-    return f"{say(relation, rng)} the {say_object(scene, anchor, rng)}"
+        return say_place(edit.place, rng), None
+    relation = say(required(edit.relation, "relation"), rng)
+    named = choose_reference(scene, required(edit.anchor, "anchor"), rng)
+    return f"{relation} the {noun_phrase(named, rng)}", named
 
 
 def check_edit(before: Scene, edit: Edit, after: Scene) -> tuple[Verdict, ...]:

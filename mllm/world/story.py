@@ -17,7 +17,7 @@ from mllm.world.episode import Episode, Picture
 from mllm.world.phrases import capitalize, references
 from mllm.world.questions import Question, answer
 from mllm.world.scene import Scene, required
-from mllm.world.spec import Spec
+from mllm.world.spec import Filter, Spec
 from mllm.world.templates import dense
 from mllm.world.templates import story as templates
 from mllm.world.turns import Check, DenseKind, Dialogue, Part, Turn, assistant, user
@@ -43,9 +43,11 @@ def make_interleaved(episode: Episode, rng: Random) -> Dialogue:
     picture = Picture(episode.scene)
     match kind:
         case "draw then edit":
-            text = rng.choice(templates.DRAW_THEN_EDIT).format(caption=caption, **edit_slots(episode, rng))
+            template = rng.choice(templates.DRAW_THEN_EDIT)
+            slots, named = edit_slots(episode, rng)
+            text = template.format(caption=caption, **slots)
             parts: tuple[Part, ...] = (templates.HERE, picture, templates.CHANGED, Picture(episode.edited))
-            checks: tuple[Check, ...] = (say(templates.HERE), drawn, say(templates.CHANGED), edit_check(episode))
+            checks: tuple[Check, ...] = (say(templates.HERE), drawn, say(templates.CHANGED), edit_check(episode, named))
         case "draw then describe":
             text = rng.choice(templates.DRAW_THEN_DESCRIBE).format(caption=caption)
             words = describe(episode.scene)
@@ -64,10 +66,11 @@ def make_interleaved(episode: Episode, rng: Random) -> Dialogue:
 
 
 def edit_then_describe(episode: Episode, rng: Random) -> Dialogue:
-    text = rng.choice(templates.EDIT_THEN_DESCRIBE).format(**edit_slots(episode, rng))
+    template = rng.choice(templates.EDIT_THEN_DESCRIBE)
+    slots, named = edit_slots(episode, rng)
     words = describe(episode.edited)
-    turns = (user(Picture(episode.scene), text), assistant(Picture(episode.edited), words))
-    checks = (edit_check(episode), Check("describe", scene=episode.edited, expected=words))
+    turns = (user(Picture(episode.scene), template.format(**slots)), assistant(Picture(episode.edited), words))
+    checks = (edit_check(episode, named), Check("describe", scene=episode.edited, expected=words))
     return Dialogue("interleaved", turns, checks, ("edit then describe",))
 
 
@@ -77,17 +80,18 @@ def full_caption(episode: Episode, rng: Random) -> tuple[str, Spec]:
     return request.core, request.spec
 
 
-def edit_slots(episode: Episode, rng: Random) -> dict[str, str]:
-    sentence = edit_sentence(episode.edit, episode.scene, rng, plain=True)
-    return {"edit": sentence[:1].lower() + sentence[1:], "Edit": capitalize(sentence)}
+def edit_slots(episode: Episode, rng: Random) -> tuple[dict[str, str], Filter | None]:
+    """The edit's words within and at the beginning of a sentence, and how they name the object."""
+    sentence, named = edit_sentence(episode.edit, episode.scene, rng, plain=True)
+    return {"edit": sentence[:1].lower() + sentence[1:], "Edit": capitalize(sentence)}, named
 
 
 def say(text: str) -> Check:
     return Check("say", expected=text)
 
 
-def edit_check(episode: Episode) -> Check:
-    return Check("edit", scene=episode.scene, edit=episode.edit)
+def edit_check(episode: Episode, named: Filter | None) -> Check:
+    return Check("edit", scene=episode.scene, edit=episode.edit, named=named)
 
 
 def ask(
@@ -116,9 +120,9 @@ def make_multi_turn(episode: Episode, rng: Random) -> Dialogue:
         _extend(exchange, talk_about(episode, episode.scene, rng))
     if rng.random() < 0.85:
         pronoun = len(episode.scene.objects) == 1 and rng.random() < 0.6
-        sentence = edit_sentence(episode.edit, episode.scene, rng, pronoun=pronoun)
+        sentence, named = edit_sentence(episode.edit, episode.scene, rng, pronoun=pronoun)
         picture = Picture(episode.edited)
-        _extend(exchange, ([user(sentence), assistant(picture)], [edit_check(episode)], [episode.edit.kind]))
+        _extend(exchange, ([user(sentence), assistant(picture)], [edit_check(episode, named)], [episode.edit.kind]))
         if rng.random() < 0.75:
             _extend(exchange, talk_about(episode, episode.edited, rng))
     elif rng.random() < 0.5:

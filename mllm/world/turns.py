@@ -9,7 +9,7 @@ from mllm.world.edits import Edit
 from mllm.world.episode import Picture
 from mllm.world.questions import Question
 from mllm.world.scene import Scene
-from mllm.world.spec import Spec
+from mllm.world.spec import Filter, Spec
 
 Part = str | Picture
 Role = Literal["user", "assistant"]
@@ -33,6 +33,7 @@ class Check:
     scene: Scene | None = None  # the scene the part is about: before the edit, described, asked about, to be segmented
     spec: Spec | None = None  # draw: what the sentence demands
     edit: Edit | None = None  # edit: the change to the scene
+    named: Filter | None = None  # edit: how the words name the object they speak of, to find it in another scene
     question: Question | None = None  # answer: the question, so that it can be put to another scene
     expected: str = ""  # answer, describe: the right words; say: the words used in training (any will do)
 

@@ -91,13 +91,13 @@ def test_adding_a_twin_needs_a_second_one() -> None:
 
 
 def test_sentences_refer_without_ambiguity() -> None:
-    words = {edit_sentence(Edit("recolor", 0, "green"), BEFORE, Random(seed)) for seed in range(200)}
+    words = {edit_sentence(Edit("recolor", 0, "green"), BEFORE, Random(seed)).text for seed in range(200)}
     assert "Make the circle green." in words
     twins = Scene("white", (BEFORE.objects[0], replace(BEFORE.objects[0], x=0.8, size="small")))
     for seed in range(100):
-        sentence = edit_sentence(Edit("remove", 1), twins, Random(seed)).lower()
+        sentence = edit_sentence(Edit("remove", 1), twins, Random(seed)).text.lower()
         assert any(word in sentence for word in ("small", "little", "tiny")), sentence
     one = Scene("white", BEFORE.objects[:1])
     assert "Make it green." in {
-        edit_sentence(Edit("recolor", 0, "green"), one, Random(seed), pronoun=True) for seed in range(100)
+        edit_sentence(Edit("recolor", 0, "green"), one, Random(seed), pronoun=True).text for seed in range(100)
     }
