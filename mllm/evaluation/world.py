@@ -3,7 +3,7 @@
 In: something that answers dialogues in batches, how many items, a seed. Out: pass rates per job, pair group and skill
 with 95 % intervals, and everything that is needed to read them: settings, seed, model fingerprint, the checker's own
 error. An item passes when every part of every answer is right; `ask` items are dialogues whose questions count one by
-one. How many of the passed had parts that the model's own picture left open (see world_judge) is said too.
+one. How many of the passed had parts that the model's own picture left open is said too.
 """
 
 from __future__ import annotations
@@ -55,6 +55,11 @@ class Course:
     @property
     def passed(self) -> bool:
         return len(self.judgements) == len(self.dialogue.checks) and all(item.passed for item in self.judgements)
+
+    @property
+    def is_partly_open(self) -> bool:
+        """Whether the model's own picture left something open (see world_judge)."""
+        return any(item.left_open for item in self.judgements)
 
 
 def run_group(answer: Answer, group: Group, *, count: int, seed: int, batch_size: int, size: Size) -> list[Course]:
@@ -135,9 +140,8 @@ def score_group(group: Group, courses: Sequence[Course]) -> dict:
             for skill in course.dialogue.skills:
                 by_skill[skill].append(course.passed)
     scores = as_values(Rate(sum(passed), len(passed)))
-    left_open = [course for course in courses if course.passed and any(part.left_open for part in course.judgements)]
-    if left_open:
-        scores["left_open"] = len(left_open)
+    if group.job not in MODES:  # more is said after a drawing
+        scores["left_open"] = sum(course.passed and course.is_partly_open for course in courses)
     scores["skills"] = {skill: as_values(Rate(sum(items), len(items))) for skill, items in sorted(by_skill.items())}
     for name in ("mean_iou", "pixel_accuracy"):
         values = [getattr(j, name) for course in courses for j in course.judgements if getattr(j, name) is not None]

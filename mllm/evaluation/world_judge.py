@@ -3,8 +3,8 @@
 In: a `Check` of a dialogue, the text or picture that a model gave, and the scene that is being talked about. That
 scene is the dialogue's own where the user gave the picture, and what the checker read from the model's own picture
 where the model drew it: then questions are answered anew for that picture, and an edit means the object that its words
-name there. A drawing may be right and still give the next words no single meaning ("Where is the heart?", of two): no
-answer to these is wrong, so they are left open.
+name there. A drawing may be right and still give the next words more than one meaning: "the large one", of two small or
+of two large. Such a step is left open: whatever the words may mean there is right.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from mllm.world.checker import check, parse
 from mllm.world.dense_check import score_dense
 from mllm.world.describe_language import check_description
 from mllm.world.edit_language import check_edit
-from mllm.world.edits import Edit
-from mllm.world.questions import answer, normalize_answer
+from mllm.world.edits import Edit, apply_edit
+from mllm.world.questions import Question, answer, normalize_answer, possible_answers
 from mllm.world.scene import Scene
+from mllm.world.spec import ANY, Filter
 from mllm.world.turns import Check
 
 DENSE_PASS = 0.9
@@ -35,7 +36,7 @@ class Judgement:
     reasons: tuple[str, ...] = ()  # what did not hold
     mean_iou: float | None = None  # dense pictures only
     pixel_accuracy: float | None = None
-    left_open: bool = False  # the picture that the model drew gives the words no single meaning
+    left_open: bool = False  # the picture that the model drew gives the words more than one meaning
 
 
 def judge(item: Check, given: str | Image.Image, scene: Scene | None) -> Judgement:
@@ -73,40 +74,51 @@ def _unreadable(scene: Scene | None) -> Judgement:
 
 
 def judge_answer(item: Check, given: str, scene: Scene | None) -> Judgement:
-    """Exact match of the normalised answer, with the right answer for the scene on the table."""
-    expected: str | None = item.expected
+    """Exact match of the normalised answer, with the right answers for the scene on the table."""
+    right, left_open = frozenset((item.expected,)), False
     if item.question is not None and scene != item.scene:
         if scene is None:
             return _unreadable(scene)
-        expected = answer(item.question, scene)
-    if expected is None:
-        return Judgement(True, scene, left_open=True)
-    passed = normalize_answer(given) == normalize_answer(expected)
-    return Judgement(passed, scene, () if passed else (f"expected {expected!r}, got {given!r}",))
+        right, left_open = _answers_elsewhere(item, item.question, scene)
+    passed = normalize_answer(given) in map(normalize_answer, right)
+    reasons = () if passed else (f"expected {' or '.join(sorted(right))!r}, got {given!r}",)
+    return Judgement(passed, scene, reasons, left_open=left_open)
+
+
+def _answers_elsewhere(item: Check, question: Question, scene: Scene) -> tuple[frozenset[str], bool]:
+    """The right answers in another scene, and whether it leaves open which of them."""
+    if item.apart_from is not None:
+        others = tuple(other for other in scene.objects if not item.apart_from.matches(other))
+        question, scene = replace(question, first=ANY), Scene(scene.background, others or scene.objects)
+    expected = answer(question, scene)
+    return (possible_answers(question, scene), True) if expected is None else (frozenset((expected,)), False)
 
 
 def judge_edit(item: Check, given: Image.Image, scene: Scene | None) -> Judgement:
     """The change was made to the picture on the table and the rest is untouched."""
+    assert item.edit is not None, "the check of an edit has the edit"
     after = parse(given)
     if scene is None:
         return _unreadable(after.scene)
     if after.scene is None:
         return Judgement(False, None, (f"the picture is not readable ({after.reason})",))
-    edit = item.edit if scene == item.scene else _same_edit_elsewhere(item, scene)
-    if edit is None:
-        return Judgement(True, after.scene, left_open=True)
-    return _from_verdicts(check_edit(scene, edit, after.scene), after.scene)
+    edits = [item.edit] if scene == item.scene else _edits_elsewhere(item.edit, item.reference, scene)
+    verdicts = [check_edit(scene, edit, after.scene) for edit in edits]
+    best = max(verdicts, key=lambda each: sum(verdict.holds for verdict in each))
+    return replace(_from_verdicts(best, after.scene), left_open=len(edits) > 1)
 
 
-def _same_edit_elsewhere(item: Check, scene: Scene) -> Edit | None:
-    """The edit of the object that its words name in another scene; None where they name none or several."""
-    assert item.edit is not None, "the check of an edit has the edit"
-    if item.named is None:
-        return item.edit
-    found = [number for number, other in enumerate(scene.objects) if item.named.matches(other)]
-    if len(found) != 1:
-        return None
-    return replace(item.edit, **{"anchor" if item.edit.kind == "add" else "index": found[0]})
+def _edits_elsewhere(edit: Edit, reference: Filter | None, scene: Scene) -> list[Edit]:
+    """What the words of an edit may mean in another scene: each object that they name, or any if they name none."""
+    if edit.index is None and edit.anchor is None:
+        return [edit]
+    assert reference is not None, "an edit of one object says how it names it"
+    named = [number for number, other in enumerate(scene.objects) if reference.matches(other)]
+    numbers = named or range(len(scene.objects))
+    if edit.kind == "add":
+        return [replace(edit, anchor=number) for number in numbers]
+    edits = [replace(edit, index=number) for number in numbers]
+    return [each for each in edits if apply_edit(scene, each) != scene] or edits
 
 
 def judge_dense(kind: str, given: Image.Image, scene: Scene | None) -> Judgement:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from random import Random
 
@@ -156,3 +157,8 @@ def say_question(question: Question, rng: Random, *, pronoun: bool = False) -> s
         template = template.replace("The {first}", "It").replace("the {first}", "it")
     text = template.format(**slots)
     return text.lower() if rng.random() < 0.1 else text
+
+
+def says_it(words: str) -> bool:
+    """Whether a question with a pronoun calls its object "it"; some templates have no place for one."""
+    return "it" in re.findall("[a-z]+", words.lower())

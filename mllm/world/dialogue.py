@@ -61,9 +61,9 @@ def make_ask(
 
 
 def make_edit(episode: Episode, rng: Random) -> Dialogue:
-    sentence, named = edit_sentence(episode.edit, episode.scene, rng)
+    sentence, reference = edit_sentence(episode.edit, episode.scene, rng)
     turns = (user(Picture(episode.scene), sentence), assistant(Picture(episode.edited)))
-    return Dialogue("edit", turns, (edit_check(episode, named),), (episode.edit.kind,))
+    return Dialogue("edit", turns, (edit_check(episode, reference),), (episode.edit.kind,))
 
 
 def _make_dense(job: str, kind: DenseKind, requests: tuple[str, ...], episode: Episode, rng: Random) -> Dialogue:

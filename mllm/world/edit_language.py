@@ -18,10 +18,10 @@ POSITION_TOLERANCE = 0.06  # how far an untouched object may seem to have moved,
 
 
 class Instruction(NamedTuple):
-    """An edit in words, and how they name the object of the scene that they speak of; None where they name none."""
+    """An edit in words, and how these name the object that they speak of; None where they name none."""
 
     text: str
-    named: Filter | None
+    reference: Filter | None
 
 
 def choose_reference(scene: Scene, index: int, rng: Random) -> Filter:
@@ -34,10 +34,9 @@ def choose_reference(scene: Scene, index: int, rng: Random) -> Filter:
 def edit_sentence(edit: Edit, scene: Scene, rng: Random, *, plain: bool = False, pronoun: bool = False) -> Instruction:
     """The instruction for an edit of this scene. A plain one is an imperative; a pronoun calls the only object "it"."""
     slots = {"old": say(scene.background, rng)}
-    named: Filter | None = None
+    reference: Filter | None = None
     if edit.index is not None:
         reference = choose_reference(scene, edit.index, rng)
-        named = ANY if pronoun else reference
         slots["bare"] = noun_phrase(reference, rng)
         slots["object"] = "it" if pronoun else "the " + slots["bare"]
         slots["Object"] = capitalize(slots["object"])
@@ -50,14 +49,16 @@ def edit_sentence(edit: Edit, scene: Scene, rng: Random, *, plain: bool = False,
         slots["Verb"] = capitalize(slots["verb"])
     if edit.kind == "add":
         slots["added"] = with_article(noun_phrase(full_filter(edit.new_object), rng))
-        slots["where"], named = say_where(edit, scene, rng)
+        slots["where"], reference = say_where(edit, scene, rng)
         slots["Where"] = capitalize(slots["where"])
     templates = EDITS[edit.kind]
-    text = rng.choice(templates[:NUM_PLAIN] if plain else templates).format(**slots)
+    template = rng.choice(templates[:NUM_PLAIN] if plain else templates)
+    text = template.format(**slots)
     if not plain:
         text = text[:-1] if text.endswith(".") and rng.random() < 0.15 else text
         text = text.lower() if rng.random() < 0.1 else text
-    return Instruction(text, named)
+    says_it = pronoun and edit.index is not None and "{bare}" not in template
+    return Instruction(text, ANY if says_it else reference)
 
 
 def say_where(edit: Edit, scene: Scene, rng: Random) -> tuple[str, Filter | None]:
@@ -65,8 +66,8 @@ def say_where(edit: Edit, scene: Scene, rng: Random) -> tuple[str, Filter | None
     if edit.place:
         return say_place(edit.place, rng), None
     relation = say(required(edit.relation, "relation"), rng)
-    named = choose_reference(scene, required(edit.anchor, "anchor"), rng)
-    return f"{relation} the {noun_phrase(named, rng)}", named
+    reference = choose_reference(scene, required(edit.anchor, "anchor"), rng)
+    return f"{relation} the {noun_phrase(reference, rng)}", reference
 
 
 def check_edit(before: Scene, edit: Edit, after: Scene) -> tuple[Verdict, ...]:

@@ -124,6 +124,21 @@ def _answer_pair(question: Question, first: SceneObject, second: SceneObject) ->
             raise ValueError(f"question variant {question.variant!r} is unknown; see QUESTION_KINDS")
 
 
+def possible_answers(question: Question, scene: Scene) -> frozenset[str]:
+    """What may be said where the scene leaves the answer open: words that would answer such a question about it."""
+    match question.variant:
+        case "where is":
+            return frozenset(DIRECTIONS.values())
+        case "color of" | "shape of" | "size of":
+            meant = [item for item in scene.objects if question.subject.matches(item)]
+            return frozenset(getattr(item, question.kind) for item in meant)
+        case "color of related" | "shape of related" | "which is related" | "which is larger":
+            attribute = "color" if question.kind == "color" else "shape"
+            return frozenset(getattr(item, attribute) for item in scene.objects)
+        case _:
+            return frozenset(("yes", "no"))
+
+
 def _deny(item: Filter) -> str:
     words = " ".join(word for word in (item.size, item.color, item.shape or "shape") if word)
     return f"there is no {words}"

@@ -9,15 +9,15 @@ from collections.abc import Mapping
 from dataclasses import replace
 from random import Random
 
-from mllm.world.ask_language import QUESTION_WEIGHTS, propose_question, say_question
+from mllm.world.ask_language import QUESTION_WEIGHTS, propose_question, say_question, says_it
 from mllm.world.describe_language import describe, say_describe_request
 from mllm.world.draw_language import make_draw_request
 from mllm.world.edit_language import edit_sentence
 from mllm.world.episode import Episode, Picture
-from mllm.world.phrases import capitalize, references
+from mllm.world.phrases import capitalize, is_unique, references
 from mllm.world.questions import Question, answer
 from mllm.world.scene import Scene, required
-from mllm.world.spec import Filter, Spec
+from mllm.world.spec import ANY, Count, Filter, Spec
 from mllm.world.templates import dense
 from mllm.world.templates import story as templates
 from mllm.world.turns import Check, DenseKind, Dialogue, Part, Turn, assistant, user
@@ -44,10 +44,17 @@ def make_interleaved(episode: Episode, rng: Random) -> Dialogue:
     match kind:
         case "draw then edit":
             template = rng.choice(templates.DRAW_THEN_EDIT)
-            slots, named = edit_slots(episode, rng)
+            slots, reference = edit_slots(episode, rng)
             text = template.format(caption=caption, **slots)
             parts: tuple[Part, ...] = (templates.HERE, picture, templates.CHANGED, Picture(episode.edited))
-            checks: tuple[Check, ...] = (say(templates.HERE), drawn, say(templates.CHANGED), edit_check(episode, named))
+            if reference:  # what is changed is named in the same request
+                drawn = replace(drawn, spec=Spec((*spec.constraints, Count(reference, 1))))
+            checks: tuple[Check, ...] = (
+                say(templates.HERE),
+                drawn,
+                say(templates.CHANGED),
+                edit_check(episode, reference),
+            )
         case "draw then describe":
             text = rng.choice(templates.DRAW_THEN_DESCRIBE).format(caption=caption)
             words = describe(episode.scene)
@@ -67,10 +74,10 @@ def make_interleaved(episode: Episode, rng: Random) -> Dialogue:
 
 def edit_then_describe(episode: Episode, rng: Random) -> Dialogue:
     template = rng.choice(templates.EDIT_THEN_DESCRIBE)
-    slots, named = edit_slots(episode, rng)
+    slots, reference = edit_slots(episode, rng)
     words = describe(episode.edited)
     turns = (user(Picture(episode.scene), template.format(**slots)), assistant(Picture(episode.edited), words))
-    checks = (edit_check(episode, named), Check("describe", scene=episode.edited, expected=words))
+    checks = (edit_check(episode, reference), Check("describe", scene=episode.edited, expected=words))
     return Dialogue("interleaved", turns, checks, ("edit then describe",))
 
 
@@ -82,16 +89,16 @@ def full_caption(episode: Episode, rng: Random) -> tuple[str, Spec]:
 
 def edit_slots(episode: Episode, rng: Random) -> tuple[dict[str, str], Filter | None]:
     """The edit's words within and at the beginning of a sentence, and how they name the object."""
-    sentence, named = edit_sentence(episode.edit, episode.scene, rng, plain=True)
-    return {"edit": sentence[:1].lower() + sentence[1:], "Edit": capitalize(sentence)}, named
+    sentence, reference = edit_sentence(episode.edit, episode.scene, rng, plain=True)
+    return {"edit": sentence[:1].lower() + sentence[1:], "Edit": capitalize(sentence)}, reference
 
 
 def say(text: str) -> Check:
     return Check("say", expected=text)
 
 
-def edit_check(episode: Episode, named: Filter | None) -> Check:
-    return Check("edit", scene=episode.scene, edit=episode.edit, named=named)
+def edit_check(episode: Episode, reference: Filter | None) -> Check:
+    return Check("edit", scene=episode.scene, edit=episode.edit, reference=reference)
 
 
 def ask(
@@ -105,7 +112,10 @@ def ask(
     """A question about a scene of the episode in words, its kind, and the check of its answer."""
     question = propose_question(scene, rng, kind_weights=kind_weights, allowed_pairs=episode.allowed_pairs)
     expected = required(answer(question, scene), "the answer of a proposed question")
-    words = say_question(question, rng, pronoun=pronoun and len(scene.objects) == 1)
+    pronoun = pronoun and len(scene.objects) == 1 and question.first is not None and is_unique(question.first, scene)
+    words = say_question(question, rng, pronoun=pronoun)
+    if pronoun and says_it(words):
+        question = replace(question, first=ANY)
     return words, question.kind, Check("answer", scene=scene, question=question, expected=expected)
 
 
@@ -120,9 +130,9 @@ def make_multi_turn(episode: Episode, rng: Random) -> Dialogue:
         _extend(exchange, talk_about(episode, episode.scene, rng))
     if rng.random() < 0.85:
         pronoun = len(episode.scene.objects) == 1 and rng.random() < 0.6
-        sentence, named = edit_sentence(episode.edit, episode.scene, rng, pronoun=pronoun)
+        sentence, reference = edit_sentence(episode.edit, episode.scene, rng, pronoun=pronoun)
         picture = Picture(episode.edited)
-        _extend(exchange, ([user(sentence), assistant(picture)], [edit_check(episode, named)], [episode.edit.kind]))
+        _extend(exchange, ([user(sentence), assistant(picture)], [edit_check(episode, reference)], [episode.edit.kind]))
         if rng.random() < 0.75:
             _extend(exchange, talk_about(episode, episode.edited, rng))
     elif rng.random() < 0.5:
@@ -189,4 +199,5 @@ def ask_about_other(before: Question, scene: Scene, rng: Random) -> tuple[str, C
         return None
     question = replace(before, first=choices[0])
     expected = required(answer(question, scene), "the answer of a question about one object")
-    return rng.choice(templates.THE_OTHER_ONE), Check("answer", scene=scene, question=question, expected=expected)
+    check = Check("answer", scene=scene, question=question, apart_from=before.subject, expected=expected)
+    return rng.choice(templates.THE_OTHER_ONE), check

@@ -33,8 +33,9 @@ class Check:
     scene: Scene | None = None  # the scene the part is about: before the edit, described, asked about, to be segmented
     spec: Spec | None = None  # draw: what the sentence demands
     edit: Edit | None = None  # edit: the change to the scene
-    named: Filter | None = None  # edit: how the words name the object they speak of, to find it in another scene
+    reference: Filter | None = None  # edit: how its words name the object they speak of, to find it in another scene
     question: Question | None = None  # answer: the question, so that it can be put to another scene
+    apart_from: Filter | None = None  # answer: asked about "the other one", the object that this does not match
     expected: str = ""  # answer, describe: the right words; say: the words used in training (any will do)
 
 

@@ -1,110 +1,211 @@
-"""What is said after a model's own drawing is judged for that drawing: as its words mean there, or not at all."""
+"""What is said after a model's own drawing is judged by what its words may mean in that drawing."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from random import Random
 
 import pytest
 from PIL import Image
 
-from mllm.evaluation.world import Course, score_group
-from mllm.evaluation.world_items import Group
+from mllm.conversation import Message
+from mllm.evaluation.world import Course, run_group, score_group
+from mllm.evaluation.world_items import GROUPS, Group, make_items
 from mllm.evaluation.world_judge import judge
+from mllm.world.ask_language import says_it
 from mllm.world.edit_language import edit_sentence
 from mllm.world.edits import Edit, apply_edit
+from mllm.world.episode import Picture
 from mllm.world.questions import Question
 from mllm.world.render import render
 from mllm.world.scene import Scene, SceneObject
-from mllm.world.spec import ANY, Filter
+from mllm.world.spec import ANY, Filter, check_scene
+from mllm.world.story import ask_about_other
 from mllm.world.turns import Check, Dialogue
 
 HEART = Filter(shape="heart")
+STAR = SceneObject("star", "blue", "small", 0.2, 0.7)
 WANTED = Scene(
     "white", (SceneObject("heart", "red", "large", 0.3, 0.3), SceneObject("star", "blue", "small", 0.7, 0.7))
 )
-DRAWN = Scene(
-    "white", (SceneObject("star", "blue", "small", 0.2, 0.7), SceneObject("heart", "green", "small", 0.7, 0.3))
-)
+DRAWN = Scene("white", (STAR, SceneObject("heart", "green", "small", 0.7, 0.3)))
 TWO_HEARTS = Scene("white", (*DRAWN.objects, SceneObject("heart", "red", "large", 0.6, 0.75)))
-ADDED = SceneObject("cross", "purple", "small", 0.1, 0.1)
+RECOLOR = Edit("recolor", 0, "yellow")
 
 
-def edit_check(edit: Edit, named: Filter | None) -> Check:
-    return Check("edit", scene=WANTED, edit=edit, named=named)
+def edit_check(edit: Edit, reference: Filter | None) -> Check:
+    return Check("edit", scene=WANTED, edit=edit, reference=reference)
 
 
-@pytest.mark.parametrize("named", [HEART, Filter(shape="heart", color="green"), Filter(color="green")])
-def test_an_edit_means_what_its_words_name_in_the_models_picture(named: Filter) -> None:
-    check = edit_check(Edit("recolor", 0, "yellow"), named)
-    right = apply_edit(DRAWN, Edit("recolor", 1, "yellow"))
-    wrong = apply_edit(DRAWN, Edit("recolor", 0, "yellow"))
+def ask(variant: str, first: Filter | None, second: Filter | None = None, value: str | None = None) -> Check:
+    kind = variant.split()[0] if variant.endswith(" of") else "relation"
+    return Check("answer", scene=WANTED, question=Question(kind, variant, first, second, value), expected="red")
+
+
+@pytest.mark.parametrize("reference", [HEART, Filter(shape="heart", color="green"), Filter(color="green")])
+def test_an_edit_means_what_its_words_name_in_the_models_picture(reference: Filter) -> None:
+    check = edit_check(RECOLOR, reference)
+    right = apply_edit(DRAWN, replace(RECOLOR, index=1))
     assert judge(check, render(right), DRAWN).passed
-    for picture in (wrong, DRAWN):
-        judgement = judge(check, render(picture), DRAWN)
+    for wrong in (apply_edit(DRAWN, RECOLOR), DRAWN):
+        judgement = judge(check, render(wrong), DRAWN)
         assert not judgement.passed and not judgement.left_open
 
 
 def test_it_is_the_only_object() -> None:
     alone = Scene("white", DRAWN.objects[1:])
-    check = edit_check(Edit("resize", 0, "large"), ANY)
-    assert judge(check, render(apply_edit(alone, Edit("resize", 0, "large"))), alone).passed
-    assert not judge(check, render(alone), alone).passed
+    edit = Edit("resize", 0, "large")
+    assert judge(edit_check(edit, ANY), render(apply_edit(alone, edit)), alone).passed
+    assert not judge(edit_check(edit, ANY), render(alone), alone).passed
 
 
 def test_what_is_added_lies_next_to_the_object_that_the_words_name() -> None:
-    added = SceneObject("cross", "purple", "small", 0.7, 0.75)
-    check = edit_check(Edit("add", added=added, relation="below", anchor=0), HEART)
-    assert judge(check, render(Scene("white", (*DRAWN.objects, added))), DRAWN).passed
-    above = replace(added, x=0.3, y=0.1)
-    assert not judge(check, render(Scene("white", (*DRAWN.objects, above))), DRAWN).passed
-
-
-def test_an_edit_that_names_no_object_is_the_same_everywhere() -> None:
-    check = edit_check(Edit("background", value="gray"), None)
-    assert judge(check, render(Scene("gray", DRAWN.objects)), DRAWN).passed
-    assert not judge(check, render(DRAWN), DRAWN).passed
-
-
-def test_words_with_several_meanings_are_left_open() -> None:
-    edit = edit_check(Edit("recolor", 0, "yellow"), HEART)
-    question = Check("answer", scene=WANTED, question=Question("color", "color of", HEART), expected="red")
-    judgements = [judge(edit, render(TWO_HEARTS), TWO_HEARTS), judge(question, "red", TWO_HEARTS)]
-    for judgement in judgements:
-        assert judgement.passed and judgement.left_open and judgement.scene is not None
-    answered = judge(question, "green", DRAWN)
-    assert answered.passed and not answered.left_open
-    assert not judge(question, "red", DRAWN).passed
-
-
-def test_pictures_that_cannot_be_read_are_never_left_open() -> None:
-    empty = Image.new("RGB", (128, 128), "white")
-    edit = edit_check(Edit("recolor", 0, "yellow"), HEART)
-    question = Check("answer", scene=WANTED, question=Question("color", "color of", HEART), expected="red")
-    assert not judge(edit, empty, TWO_HEARTS).passed
-    assert not judge(edit, render(DRAWN), None).passed
-    assert not judge(question, "red", None).passed
-
-
-def test_scores_say_how_many_were_left_open() -> None:
-    question = Check("answer", scene=WANTED, question=Question("color", "color of", HEART), expected="red")
-    courses = []
-    for scene, words in ((WANTED, "red"), (WANTED, "blue"), (TWO_HEARTS, "red")):
-        course = Course(Dialogue("multi_turn", (), (question,)), seed=0)
-        course.judgements.append(judge(question, words, scene))
-        courses.append(course)
-    scores = score_group(Group("multi_turn", "seen"), courses)
-    assert (scores["passed"], scores["total"], scores["left_open"]) == (2, 3, 1)
-    assert "left_open" not in score_group(Group("multi_turn", "seen"), courses[:2])
+    added = SceneObject("cross", "purple", "small", 0.5, 0.5)
+    check = edit_check(Edit("add", added=added, relation="left of", anchor=0), HEART)
+    assert judge(check, render(Scene("white", (*DRAWN.objects, added))), DRAWN).passed, "left of the heart alone"
+    aside = replace(added, x=0.9, y=0.7)
+    assert not judge(check, render(Scene("white", (*DRAWN.objects, aside))), DRAWN).passed
+    star = edit_check(Edit("add", added=added, relation="left of", anchor=0), Filter(shape="star"))
+    assert not judge(star, render(Scene("white", (*DRAWN.objects, added))), DRAWN).passed, "right of the star"
 
 
 @pytest.mark.parametrize(
     "edit",
-    [Edit("remove", 1), Edit("reshape", 0, "circle"), Edit("add", added=ADDED, relation="above", anchor=1)],
+    [
+        Edit("background", value="gray"),
+        Edit("add", added=SceneObject("cross", "purple", "small", 0.85, 0.85), place="bottom right"),
+    ],
 )
+def test_an_edit_that_names_no_object_is_the_same_everywhere(edit: Edit) -> None:
+    assert judge(edit_check(edit, None), render(apply_edit(DRAWN, edit)), DRAWN).passed
+    assert not judge(edit_check(edit, None), render(DRAWN), DRAWN).passed
+
+
+def test_words_that_may_mean_several_objects_may_mean_each_of_them_and_nothing_else() -> None:
+    for reference, meant in ((HEART, (1, 2)), (Filter(size="large", color="blue"), (0, 1, 2))):
+        check = edit_check(RECOLOR, reference)
+        for index in range(3):
+            judgement = judge(check, render(apply_edit(TWO_HEARTS, replace(RECOLOR, index=index))), TWO_HEARTS)
+            assert judgement.left_open
+            assert judgement.passed == (index in meant), (reference, index)
+        others = Scene("black", (SceneObject("cross", "blue", "large", 0.5, 0.5),))
+        for picture in (TWO_HEARTS, others):
+            assert not judge(check, render(picture), TWO_HEARTS).passed, "nothing changed, or everything"
+
+
+@pytest.mark.parametrize(
+    ("check", "right", "wrong"),
+    [
+        (ask("color of", HEART), ("red", "Green"), ("blue", "banana", "", "yes")),
+        (ask("where is", HEART, Filter(shape="star")), ("above", "right"), ("green", "")),
+        (ask("is related", HEART, Filter(shape="star"), "above"), ("yes", "no"), ("heart", "")),
+        (ask("which is related", None, HEART, "above"), ("star", "heart"), ("circle", "green")),
+    ],
+)
+def test_answers_to_open_questions_are_still_answers(check: Check, right: Sequence[str], wrong: Sequence[str]) -> None:
+    for words in (*right, *wrong):
+        judgement = judge(check, words, TWO_HEARTS)
+        assert judgement.left_open and judgement.passed == (words in right), words
+
+
+def test_questions_with_one_answer_are_not_open() -> None:
+    judgement = judge(ask("color of", HEART), "green", DRAWN)
+    assert judgement.passed and not judgement.left_open
+    assert not judge(ask("color of", HEART), "red", DRAWN).passed
+
+
+def test_the_other_one_is_the_one_not_asked_about_whatever_it_looks_like() -> None:
+    before = Question("color", "color of", Filter(shape="star"))
+    words_and_check = ask_about_other(before, WANTED, Random(0))
+    assert words_and_check is not None
+    check = replace(words_and_check[1], question=Question("color", "color of", Filter(shape="heart", size="large")))
+    assert judge(check, "green", DRAWN).passed, "the small heart is the other one all the same"
+    assert not judge(check, "there is no large heart", DRAWN).passed
+
+
+def test_it_is_never_said_of_something_absent() -> None:
+    group = next(group for group in GROUPS if group.job == "multi_turn")
+    asked = [item for dialogue in make_items(group, 600, seed=0) for item in dialogue.checks if item.question]
+    called_it = [item for item in asked if item.question.first == ANY and item.question.variant != "count"]
+    assert len(called_it) > 5
+    assert not any(item.expected.startswith("there is no") for item in called_it)
+
+
+def test_pictures_that_cannot_be_read_are_never_right() -> None:
+    empty = Image.new("RGB", (128, 128), "white")
+    assert not judge(edit_check(RECOLOR, HEART), empty, TWO_HEARTS).passed
+    assert not judge(edit_check(RECOLOR, HEART), render(DRAWN), None).passed
+    assert not judge(ask("color of", HEART), "red", None).passed
+
+
+def test_scores_say_how_many_were_left_open() -> None:
+    courses = []
+    for scene, words in ((WANTED, "red"), (WANTED, "blue"), (TWO_HEARTS, "red"), (TWO_HEARTS, "blue")):
+        course = Course(Dialogue("multi_turn", (), (ask("color of", HEART),)), seed=0)
+        course.judgements.append(judge(course.dialogue.checks[0], words, scene))
+        courses.append(course)
+    scores = score_group(Group("multi_turn", "seen"), courses)
+    assert (scores["passed"], scores["total"], scores["left_open"]) == (2, 4, 1)
+
+
+@pytest.mark.parametrize("edit", [Edit("remove", 1), Edit("reshape", 0, "circle"), Edit("resize", 0, "small")])
 def test_instructions_say_how_they_name_the_object(edit: Edit) -> None:
-    spoken = WANTED.objects[edit.index if edit.anchor is None else edit.anchor]
-    for seed in range(60):
-        text, named = edit_sentence(edit, WANTED, Random(seed))
-        assert named is not None and [item for item in WANTED.objects if named.matches(item)] == [spoken], text
-    assert edit_sentence(Edit("background", value="gray"), WANTED, Random(0)).named is None
+    alone = Scene("white", WANTED.objects[:1])
+    for seed in range(80):
+        text, reference = edit_sentence(edit, WANTED, Random(seed))
+        assert reference is not None
+        assert [item for item in WANTED.objects if reference.matches(item)] == [WANTED.objects[edit.target]], text
+        if edit.kind == "resize":
+            text, reference = edit_sentence(edit, alone, Random(seed), pronoun=True)
+            assert (reference == ANY) == says_it(text), text
+    assert edit_sentence(Edit("background", value="gray"), WANTED, Random(0)).reference is None
+
+
+class Mirror:
+    """Draws what is asked for in mirror writing where the sentence allows it, and goes on from there as it is right."""
+
+    def __init__(self, items: Sequence[Dialogue]) -> None:
+        self.items, self.num_mirrored = items, 0
+        self.is_mirrored: dict[int, bool] = {}
+
+    def __call__(
+        self, dialogues: Sequence[Sequence[Message]], mode: str, seeds: Sequence[int]
+    ) -> list[list[str | Image.Image]]:
+        return [self.answer(len(messages), seed) for messages, seed in zip(dialogues, seeds, strict=True)]
+
+    def answer(self, turn: int, seed: int) -> list[str | Image.Image]:
+        dialogue = self.items[seed]
+        if turn == 1:
+            first = dialogue.checks[0]
+            drawn = first.kind == "draw" and first.spec is not None and first.scene is not None
+            allowed = drawn and all(verdict.holds for verdict in check_scene(first.spec, mirror(first.scene)))
+            self.is_mirrored[seed] = allowed
+            self.num_mirrored += allowed
+        parts = dialogue.turns[turn].parts
+        return [self.render(part, seed) if isinstance(part, Picture) else str(part) for part in parts]
+
+    def render(self, picture: Picture, seed: int) -> Image.Image:
+        return (
+            replace(picture, scene=mirror(picture.scene)).render(128) if self.is_mirrored[seed] else picture.render(128)
+        )
+
+
+def mirror(scene: Scene) -> Scene:
+    """Top and bottom exchanged: another order of the objects, other answers about what is above."""
+    return Scene(scene.background, tuple(replace(item, y=1 - item.y, x=1 - item.x) for item in scene.objects))
+
+
+def test_edits_of_another_layout_are_judged_there() -> None:
+    group = next(group for group in GROUPS if group.job == "multi_turn")
+    items = make_items(group, 60, seed=0)
+    mirrored = Mirror(items)
+    courses = run_group(mirrored, group, count=60, seed=0, batch_size=60, size=128)
+    edited = [
+        judgement
+        for course in courses
+        if mirrored.is_mirrored[course.seed]
+        for item, judgement in zip(course.dialogue.checks, course.judgements, strict=True)
+        if item.kind == "edit" and item.edit is not None and item.edit.kind != "add"
+    ]
+    assert len(edited) >= 5 and all(judgement.passed for judgement in edited)
