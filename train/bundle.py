@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from mllm.config import MLLMConfig
+from mllm.evaluation.fingerprint import model_fingerprint
 from mllm.model import MLLMForConditionalGeneration
 from mllm.model_card import save_model_card
 from train.recipe import read_yaml
@@ -36,6 +37,17 @@ def bundle(finished: Path, bundled: Path) -> None:
     shutil.rmtree(bundled, ignore_errors=True)
     shutil.copytree(finished, bundled)
     MLLMForConditionalGeneration.from_pretrained(finished, dtype=torch.bfloat16).save_pretrained(bundled)
+
+
+def check_scores(scores: Path, bundled: Path) -> None:
+    """Refuse scores of other weights than those that are bundled."""
+    measured = json.loads(scores.read_text())["model"]
+    here = model_fingerprint(MLLMForConditionalGeneration.from_pretrained(bundled))
+    if measured != here:
+        raise ValueError(
+            f"the scores in {scores} are of model {measured}, but {bundled} holds model {here}; "
+            "bundle the model without --scores first, then measure that folder"
+        )
 
 
 def write_source(bundled: Path, *, run: Path, scores: Path | None, note: str | None = None) -> None:
@@ -81,6 +93,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = parser.parse_args(argv)
     if words.scores is None:
         bundle(words.finished, words.bundled)
+    else:
+        check_scores(words.scores, words.bundled)
     write_source(words.bundled, run=words.finished.parent, scores=words.scores, note=words.note)
     return 0
 

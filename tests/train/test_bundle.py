@@ -10,6 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from mllm.evaluation.fingerprint import model_fingerprint
+from mllm.model import MLLMForConditionalGeneration
 from train.bundle import main
 
 
@@ -32,9 +34,10 @@ def write_recipe(folder: Path, recipe: str) -> None:
 
 def test_bundle_halves_the_language_model_and_tells_its_source(run: Path, tmp_path: Path) -> None:
     scores = tmp_path / "scores.json"
-    scores.write_text(json.dumps({"ask": {"rate": 0.625}}))
     bundled = tmp_path / "bundled"
     assert main([str(run / "final"), str(bundled)]) == 0
+    measured = {"model": fingerprint(bundled), "ask": {"rate": 0.625}}
+    scores.write_text(json.dumps(measured))
     assert main([str(run / "final"), str(bundled), "--scores", str(scores), "--note", "Two runs."]) == 0
     old, new = (load_file(folder / "model.safetensors") for folder in (run / "final", bundled))
     assert {tensor.dtype for tensor in new.values()} == {torch.bfloat16}
@@ -42,12 +45,26 @@ def test_bundle_halves_the_language_model_and_tells_its_source(run: Path, tmp_pa
     tokenizers = [(folder / "image_tokenizer/model.safetensors").read_bytes() for folder in (run / "final", bundled)]
     assert tokenizers[0] == tokenizers[1]
     source = json.loads((bundled / "SOURCE.json").read_text())
-    assert source["scores"] == {"ask": {"rate": 0.625}} and source["note"] == "Two runs."
+    assert source["scores"] == measured and source["note"] == "Two runs."
     assert source["stages"] == [{"kind": "mllm", "length": 32}, {"kind": "mllm", "length": 64}]
     assert source["image_tokenizer"] == json.loads((bundled / "image_tokenizer/config.json").read_text())
     assert source["image_tokenizer_stages"] == [{"kind": "image_tokenizer", "steps": 7}]
     card = (bundled / "README.md").read_text()
     assert "Two runs." in card and "| ask: rate | 0.625 |" in card
+
+
+def fingerprint(folder: Path) -> str:
+    return model_fingerprint(MLLMForConditionalGeneration.from_pretrained(folder))
+
+
+def test_scores_of_another_model_are_refused(run: Path, tmp_path: Path) -> None:
+    bundled, scores = tmp_path / "bundled", tmp_path / "scores.json"
+    main([str(run / "final"), str(bundled)])
+    source = (bundled / "SOURCE.json").read_bytes()
+    scores.write_text(json.dumps({"model": "0123456789abcdef"}))
+    with pytest.raises(ValueError, match=f"of model 0123456789abcdef, but .* holds model {fingerprint(bundled)}"):
+        main([str(run / "final"), str(bundled), "--scores", str(scores)])
+    assert (bundled / "SOURCE.json").read_bytes() == source
 
 
 def test_an_unfinished_run_is_named(tmp_path: Path) -> None:
