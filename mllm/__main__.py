@@ -7,6 +7,7 @@ only when it is asked for, so `mllm --help` answers at once.
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import sys
 from dataclasses import dataclass
@@ -20,6 +21,9 @@ INTERRUPTED = 130
 
 PACKAGES = ("mllm", "tokenizer", "train", "demo")
 """Our top-level packages. The names are common words, so another package or a file nearby may hide one."""
+
+CHATTY = ("torchao", "torch.utils._pytree")
+"""Loggers of libraries that warn at every start of what no user can change (kernels for other machines)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +83,8 @@ def run(name: str, argv: list[str]) -> int:
     if name not in VERBS:
         raise ValueError(f"there is no verb {name!r}; use one of: {', '.join(VERBS)}")
     refuse_shadowed_packages()
+    for library in CHATTY:
+        logging.getLogger(library).setLevel(logging.ERROR)
     return importlib.import_module(VERBS[name].module).main(argv)
 
 

@@ -189,6 +189,12 @@ def test_help_needs_no_heavy_package() -> None:
     assert all(f"\n  {verb} " in done.stdout for verb in VERBS)
 
 
+def test_a_command_that_goes_well_says_nothing_else(random_model_folder: Path, tmp_path: Path) -> None:
+    words = ["draw", "a red circle", "-o", str(tmp_path / "a.png"), "--model", str(random_model_folder), "--seed", "3"]
+    done = subprocess.run([sys.executable, "-m", "mllm", *words], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == (f"{tmp_path / 'a.png'}  seed 3\n", "")
+
+
 @pytest.mark.parametrize("package", [name for name in PACKAGES if name != "mllm"])
 def test_a_package_that_hides_ours_is_named(package: str, tmp_path: Path) -> None:
     (tmp_path / f"{package}.py").write_text("")
