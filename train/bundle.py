@@ -2,7 +2,7 @@
 
 `python -m train.bundle FINISHED BUNDLED [--scores FILE] [--note TEXT]`: copies the folder, stores the language model in
 bfloat16 (the image tokenizer keeps float32, so that its codes stay the same) and writes `SOURCE.json` with the recipes
-of all stages, commit and scores. The note says what the recipes do not.
+of the image tokenizer's and the language model's stages, commit and scores. The note says what the recipes do not.
 """
 
 from __future__ import annotations
