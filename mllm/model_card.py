@@ -15,6 +15,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from transformers.utils.hub import hf_api
 
 from mllm.config import MLLMConfig
+from mllm.evaluation.rate import percent
 from mllm.sizes import supported_sizes
 
 CARD_FILE, SOURCE_FILE = "README.md", "SOURCE.json"
@@ -88,8 +89,8 @@ def score_rows(scores: dict[str, Any], prefix: str = "") -> tuple[list[str], lis
     numbers: list[str] = []
     is_rate = scores.keys() >= RATE_FIELDS
     if is_rate and scores["rate"] is not None:
-        rate, low, high = (f"{100 * scores[name]:.1f}" for name in ("rate", "low", "high"))
-        rates.append(f"| {prefix} | {rate} % | {low} to {high} | {scores['total']} |")
+        low, high = (f"{100 * scores[name]:.1f}" for name in ("low", "high"))
+        rates.append(f"| {prefix} | {percent(scores['rate'])} % | {low} to {high} | {scores['total']} |")
     for name, value in scores.items():
         path = ": ".join(part for part in (prefix, name if name not in NAMELESS else "") if part)
         if isinstance(value, dict):

@@ -4,6 +4,7 @@
 # usage: scripts/build_tiny_model.sh [RUNS_FOLDER [MODEL_FOLDER [--KEY VALUE]...]]
 # Keys are for both stages of the language model; on a GPU:
 # --rows 128 --batches_per_step 1 --trainer.dataloader_num_workers 12
+# The words of the model card are about the model that is shipped; for yours, add --note TEXT to train.bundle.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 runs=${1:-runs}

@@ -2,7 +2,8 @@
 
 `python -m train.bundle FINISHED BUNDLED [--scores FILE] [--note TEXT]`: copies the folder, stores the language model in
 bfloat16 (the image tokenizer keeps float32, so that its codes stay the same) and writes `SOURCE.json` with the recipes
-of the image tokenizer's and the language model's stages, commit and scores. The note says what the recipes do not.
+of the image tokenizer's and the language model's stages, commit and scores. The note says what the recipes do not; where
+scores come without one, the note of the bundled model stays.
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ import torch
 
 from mllm.config import MLLMConfig
 from mllm.evaluation.fingerprint import model_fingerprint
+from mllm.json_files import read_json
 from mllm.model import MLLMForConditionalGeneration
 from mllm.model_card import save_model_card
+from tokenizer.model import UniTok
 from train.recipe import read_yaml
 
 SOURCE = "SOURCE.json"
@@ -41,25 +44,31 @@ def bundle(finished: Path, bundled: Path) -> None:
 
 def check_scores(scores: Path, bundled: Path) -> None:
     """Refuse scores of other weights than those that are bundled."""
-    measured = json.loads(scores.read_text())["model"]
-    here = model_fingerprint(MLLMForConditionalGeneration.from_pretrained(bundled))
-    if measured != here:
-        raise ValueError(
-            f"the scores in {scores} are of model {measured}, but {bundled} holds model {here}; "
-            "bundle the model without --scores first, then measure that folder"
-        )
+    measured = read_json(scores)
+    here = {
+        "model": model_fingerprint(MLLMForConditionalGeneration.from_pretrained(bundled)),
+        "image_tokenizer": UniTok.from_pretrained(bundled / "image_tokenizer").fingerprint(),
+    }
+    for part, fingerprint in here.items():
+        if measured.get(part) != fingerprint:
+            raise ValueError(
+                f"the scores in {scores} are of {part} {measured.get(part)}, but {bundled} holds {fingerprint}; "
+                "bundle the model without --scores first, then measure that folder with `mllm evaluate world --json`"
+            )
 
 
 def write_source(bundled: Path, *, run: Path, scores: Path | None, note: str | None = None) -> None:
     """Where the bundled model comes from: the resolved recipes, the commit, its scores."""
     image_tokenizer = Path(read_yaml(run / "recipe.yaml")["image_tokenizer"])
+    if note is None and scores is not None:  # the model is still the one that its note was written for
+        note = read_json(bundled / SOURCE)["note"]
     source = {
         "note": note,
         "commit": current_commit(),
         "stages": stages(run),
         "image_tokenizer": json.loads((bundled / "image_tokenizer" / "config.json").read_text()),
         "image_tokenizer_stages": stages(image_tokenizer.parent),
-        "scores": json.loads(scores.read_text()) if scores else None,
+        "scores": read_json(scores) if scores else None,
     }
     (bundled / SOURCE).write_text(json.dumps(source, indent=2) + "\n")
     save_model_card(bundled, MLLMConfig.from_pretrained(bundled))

@@ -8,6 +8,14 @@ from dataclasses import dataclass
 Z_95 = 1.959964  # two-sided 95 % point of the normal distribution
 
 
+def percent(share: float) -> str:
+    """A share of 0 to 1 in percent, with one digit, or as many as it takes not to call 1,999 of 2,000 all of them."""
+    digits = 1
+    while share < 1 and round(100 * share, digits) == 100:
+        digits += 1
+    return f"{100 * share:.{digits}f}"
+
+
 @dataclass(frozen=True, slots=True)
 class Rate:
     """How many of a number of items passed."""
@@ -34,4 +42,4 @@ class Rate:
         if not self.total:
             return "no items"
         low, high = self.interval
-        return f"{100 * self.share:5.1f} %  ({100 * low:.1f} to {100 * high:.1f}, n = {self.total})"
+        return f"{percent(self.share):>5} %  ({100 * low:.1f} to {100 * high:.1f}, n = {self.total})"

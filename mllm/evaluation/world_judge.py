@@ -19,7 +19,7 @@ from mllm.world.describe_language import check_description
 from mllm.world.edit_language import check_edit
 from mllm.world.edits import Edit, apply_edit
 from mllm.world.questions import Question, answer, normalize_answer, possible_answers
-from mllm.world.scene import Scene
+from mllm.world.scene import Scene, SceneObject
 from mllm.world.spec import ANY, Filter
 from mllm.world.turns import Check
 
@@ -102,23 +102,37 @@ def judge_edit(item: Check, given: Image.Image, scene: Scene | None) -> Judgemen
         return _unreadable(after.scene)
     if after.scene is None:
         return Judgement(False, None, (f"the picture is not readable ({after.reason})",))
-    edits = [item.edit] if scene == item.scene else _edits_elsewhere(item.edit, item.reference, scene)
+    edits, left_open = ([item.edit], False) if scene == item.scene else _edits_elsewhere(item, item.edit, scene)
     verdicts = [check_edit(scene, edit, after.scene) for edit in edits]
     best = max(verdicts, key=lambda each: sum(verdict.holds for verdict in each))
-    return replace(_from_verdicts(best, after.scene), left_open=len(edits) > 1)
+    return replace(_from_verdicts(best, after.scene), left_open=left_open)
 
 
-def _edits_elsewhere(edit: Edit, reference: Filter | None, scene: Scene) -> list[Edit]:
-    """What the words of an edit may mean in another scene: each object that they name, or any if they name none."""
+def _edits_elsewhere(item: Check, edit: Edit, scene: Scene) -> tuple[list[Edit], bool]:
+    """What the words of an edit may mean in another scene, and whether that is anything but one object that they name.
+
+    They may mean each object that they name, save one that already is as they want it where another is not. If they
+    name none, they may mean those that are most like it.
+    """
     if edit.index is None and edit.anchor is None:
-        return [edit]
-    assert reference is not None, "an edit of one object says how it names it"
-    named = [number for number, other in enumerate(scene.objects) if reference.matches(other)]
-    numbers = named or range(len(scene.objects))
-    if edit.kind == "add":
-        return [replace(edit, anchor=number) for number in numbers]
-    edits = [replace(edit, index=number) for number in numbers]
-    return [each for each in edits if apply_edit(scene, each) != scene] or edits
+        return [edit], False
+    assert item.reference is not None, "an edit of one object says how it names it"
+    named = [number for number, other in enumerate(scene.objects) if item.reference.matches(other)]
+    name = "anchor" if edit.kind == "add" else "index"
+    edits = [replace(edit, **{name: number}) for number in named or _most_alike(item.reference, scene)]
+    if len(named) > 1:
+        edits = [each for each in edits if apply_edit(scene, each) != scene] or edits
+    return edits, len(named) != 1
+
+
+def _most_alike(reference: Filter, scene: Scene) -> list[int]:
+    """The objects that share most with what the words name; the shape counts more than color and size together."""
+
+    def likeness(other: SceneObject) -> tuple[bool, int]:
+        return other.shape == reference.shape, (other.color == reference.color) + (other.size == reference.size)
+
+    highest = max(map(likeness, scene.objects))
+    return [number for number, other in enumerate(scene.objects) if likeness(other) == highest]
 
 
 def judge_dense(kind: str, given: Image.Image, scene: Scene | None) -> Judgement:

@@ -125,16 +125,20 @@ def _answer_pair(question: Question, first: SceneObject, second: SceneObject) ->
 
 
 def possible_answers(question: Question, scene: Scene) -> frozenset[str]:
-    """What may be said where the scene leaves the answer open: words that would answer such a question about it."""
+    """What may be said where the scene leaves the answer open: what such a question could be answered with in it."""
     match question.variant:
         case "where is":
             return frozenset(DIRECTIONS.values())
         case "color of" | "shape of" | "size of":
             meant = [item for item in scene.objects if question.subject.matches(item)]
             return frozenset(getattr(item, question.kind) for item in meant)
-        case "color of related" | "shape of related" | "which is related" | "which is larger":
+        case "color of related" | "shape of related" | "which is related":
             attribute = "color" if question.kind == "color" else "shape"
-            return frozenset(getattr(item, attribute) for item in scene.objects)
+            anchor = find_one(scene, required(question.second, "second"))
+            return frozenset(getattr(item, attribute) for item in scene.objects if item is not anchor)
+        case "which is larger":
+            compared = (question.subject, required(question.second, "second"))
+            return frozenset(item.shape for item in scene.objects if any(each.matches(item) for each in compared))
         case _:
             return frozenset(("yes", "no"))
 

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from mllm.evaluation.fingerprint import model_fingerprint
 from mllm.model import MLLMForConditionalGeneration
+from tokenizer.model import UniTok
 from train.bundle import main
 
 
@@ -35,10 +36,10 @@ def write_recipe(folder: Path, recipe: str) -> None:
 def test_bundle_halves_the_language_model_and_tells_its_source(run: Path, tmp_path: Path) -> None:
     scores = tmp_path / "scores.json"
     bundled = tmp_path / "bundled"
-    assert main([str(run / "final"), str(bundled)]) == 0
-    measured = {"model": fingerprint(bundled), "ask": {"rate": 0.625}}
+    assert main([str(run / "final"), str(bundled), "--note", "Two runs."]) == 0
+    measured = {**fingerprints(bundled), "ask": {"rate": 0.625}}
     scores.write_text(json.dumps(measured))
-    assert main([str(run / "final"), str(bundled), "--scores", str(scores), "--note", "Two runs."]) == 0
+    assert main([str(run / "final"), str(bundled), "--scores", str(scores)]) == 0
     old, new = (load_file(folder / "model.safetensors") for folder in (run / "final", bundled))
     assert {tensor.dtype for tensor in new.values()} == {torch.bfloat16}
     assert all(torch.equal(new[name], tensor.to(torch.bfloat16)) for name, tensor in old.items())
@@ -53,17 +54,24 @@ def test_bundle_halves_the_language_model_and_tells_its_source(run: Path, tmp_pa
     assert "Two runs." in card and "| ask: rate | 0.625 |" in card
 
 
-def fingerprint(folder: Path) -> str:
-    return model_fingerprint(MLLMForConditionalGeneration.from_pretrained(folder))
+def fingerprints(folder: Path) -> dict[str, str]:
+    return {
+        "model": model_fingerprint(MLLMForConditionalGeneration.from_pretrained(folder)),
+        "image_tokenizer": UniTok.from_pretrained(folder / "image_tokenizer").fingerprint(),
+    }
 
 
-def test_scores_of_another_model_are_refused(run: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("part", ["model", "image_tokenizer"])
+def test_scores_of_another_model_are_refused(part: str, run: Path, tmp_path: Path) -> None:
     bundled, scores = tmp_path / "bundled", tmp_path / "scores.json"
     main([str(run / "final"), str(bundled)])
     source = (bundled / "SOURCE.json").read_bytes()
-    scores.write_text(json.dumps({"model": "0123456789abcdef"}))
-    with pytest.raises(ValueError, match=f"of model 0123456789abcdef, but .* holds model {fingerprint(bundled)}"):
-        main([str(run / "final"), str(bundled), "--scores", str(scores)])
+    here = fingerprints(bundled)
+    for measured in ({**here, part: "0123456789abcdef"}, {name: here[name] for name in here if name != part}):
+        scores.write_text(json.dumps(measured))
+        found = measured.get(part)
+        with pytest.raises(ValueError, match=f"of {part} {found}, but .* holds {here[part]}; bundle"):
+            main([str(run / "final"), str(bundled), "--scores", str(scores)])
     assert (bundled / "SOURCE.json").read_bytes() == source
 
 

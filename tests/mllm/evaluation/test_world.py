@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from mllm.conversation import ImagePart, Message
-from mllm.evaluation.rate import Rate
+from mllm.evaluation.rate import Rate, percent
 from mllm.evaluation.world import choose_groups, evaluate_world
 from mllm.evaluation.world_items import GROUPS, Group, make_items
 from mllm.generation.request import NoRoomError
@@ -113,6 +113,12 @@ def test_the_interval_is_wilsons() -> None:
     assert (low, high) == (pytest.approx(0.4901625, abs=1e-6), pytest.approx(0.9433178, abs=1e-6))
     assert Rate(0, 5).interval[0] == 0.0 and Rate(5, 5).interval[1] == 1.0
     assert str(Rate(0, 0)) == "no items"
+
+
+def test_one_failure_is_never_rounded_away() -> None:
+    assert str(Rate(1999, 2000)).startswith("99.95 %")
+    assert [percent(share) for share in (1.0, 0.99999, 0.9994, 0.5, 0.0)] == ["100.0", "99.999", "99.9", "50.0", "0.0"]
+    assert str(Rate(7, 7)).startswith("100.0 %") and str(Rate(1, 2)).startswith(" 50.0 %")
 
 
 def test_unknown_jobs_and_counts_are_refused() -> None:

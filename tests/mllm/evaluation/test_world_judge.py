@@ -83,7 +83,8 @@ def test_an_edit_that_names_no_object_is_the_same_everywhere(edit: Edit) -> None
 
 
 def test_words_that_may_mean_several_objects_may_mean_each_of_them_and_nothing_else() -> None:
-    for reference, meant in ((HEART, (1, 2)), (Filter(size="large", color="blue"), (0, 1, 2))):
+    alike = Filter(shape="heart", color="orange", size="small")
+    for reference, meant in ((HEART, (1, 2)), (alike, (2,)), (Filter(size="large", color="blue"), (0, 1))):
         check = edit_check(RECOLOR, reference)
         for index in range(3):
             judgement = judge(check, render(apply_edit(TWO_HEARTS, replace(RECOLOR, index=index))), TWO_HEARTS)
@@ -94,6 +95,28 @@ def test_words_that_may_mean_several_objects_may_mean_each_of_them_and_nothing_e
             assert not judge(check, render(picture), TWO_HEARTS).passed, "nothing changed, or everything"
 
 
+def test_what_the_words_name_by_another_size_is_still_meant() -> None:
+    drawn = Scene(
+        "white", (SceneObject("star", "blue", "large", 0.3, 0.3), SceneObject("circle", "red", "small", 0.7, 0.7))
+    )
+    small_star = Filter(shape="star", size="small")
+    larger = edit_check(Edit("resize", 0, "large"), small_star)
+    assert judge(larger, render(drawn), drawn).passed, "it is large already"
+    assert not judge(larger, render(apply_edit(drawn, Edit("resize", 1, "large"))), drawn).passed, "a circle is no star"
+    gone = edit_check(Edit("remove", 0), small_star)
+    for index, is_right in ((0, True), (1, False)):
+        judgement = judge(gone, render(apply_edit(drawn, Edit("remove", index))), drawn)
+        assert judgement.left_open and judgement.passed == is_right
+
+
+def test_one_that_already_is_as_wanted_is_not_meant_where_another_is_not() -> None:
+    one_yellow = apply_edit(TWO_HEARTS, replace(RECOLOR, index=1))
+    check = edit_check(RECOLOR, HEART)
+    assert not judge(check, render(one_yellow), one_yellow).passed
+    both = judge(check, render(apply_edit(one_yellow, replace(RECOLOR, index=2))), one_yellow)
+    assert both.passed and both.left_open
+
+
 @pytest.mark.parametrize(
     ("check", "right", "wrong"),
     [
@@ -101,6 +124,8 @@ def test_words_that_may_mean_several_objects_may_mean_each_of_them_and_nothing_e
         (ask("where is", HEART, Filter(shape="star")), ("above", "right"), ("green", "")),
         (ask("is related", HEART, Filter(shape="star"), "above"), ("yes", "no"), ("heart", "")),
         (ask("which is related", None, HEART, "above"), ("star", "heart"), ("circle", "green")),
+        (ask("which is related", None, Filter(shape="star"), "below"), ("heart",), ("star", "circle")),
+        (ask("which is larger", HEART, Filter(shape="heart", size="large")), ("heart",), ("star", "circle")),
     ],
 )
 def test_answers_to_open_questions_are_still_answers(check: Check, right: Sequence[str], wrong: Sequence[str]) -> None:
@@ -162,12 +187,12 @@ def test_instructions_say_how_they_name_the_object(edit: Edit) -> None:
     assert edit_sentence(Edit("background", value="gray"), WANTED, Random(0)).reference is None
 
 
-class Mirror:
-    """Draws what is asked for in mirror writing where the sentence allows it, and goes on from there as it is right."""
+class Turned:
+    """Draws what is asked for turned by half where the sentence allows it, and goes on from there as it is right."""
 
     def __init__(self, items: Sequence[Dialogue]) -> None:
-        self.items, self.num_mirrored = items, 0
-        self.is_mirrored: dict[int, bool] = {}
+        self.items, self.num_turned = items, 0
+        self.is_turned: dict[int, bool] = {}
 
     def __call__(
         self, dialogues: Sequence[Sequence[Message]], mode: str, seeds: Sequence[int]
@@ -179,32 +204,34 @@ class Mirror:
         if turn == 1:
             first = dialogue.checks[0]
             drawn = first.kind == "draw" and first.spec is not None and first.scene is not None
-            allowed = drawn and all(verdict.holds for verdict in check_scene(first.spec, mirror(first.scene)))
-            self.is_mirrored[seed] = allowed
-            self.num_mirrored += allowed
+            allowed = drawn and all(verdict.holds for verdict in check_scene(first.spec, turn_by_half(first.scene)))
+            self.is_turned[seed] = allowed
+            self.num_turned += allowed
         parts = dialogue.turns[turn].parts
         return [self.render(part, seed) if isinstance(part, Picture) else str(part) for part in parts]
 
     def render(self, picture: Picture, seed: int) -> Image.Image:
         return (
-            replace(picture, scene=mirror(picture.scene)).render(128) if self.is_mirrored[seed] else picture.render(128)
+            replace(picture, scene=turn_by_half(picture.scene)).render(128)
+            if self.is_turned[seed]
+            else picture.render(128)
         )
 
 
-def mirror(scene: Scene) -> Scene:
-    """Top and bottom exchanged: another order of the objects, other answers about what is above."""
+def turn_by_half(scene: Scene) -> Scene:
+    """Turned by half: another order of the objects, other answers about what is where."""
     return Scene(scene.background, tuple(replace(item, y=1 - item.y, x=1 - item.x) for item in scene.objects))
 
 
 def test_edits_of_another_layout_are_judged_there() -> None:
     group = next(group for group in GROUPS if group.job == "multi_turn")
     items = make_items(group, 60, seed=0)
-    mirrored = Mirror(items)
-    courses = run_group(mirrored, group, count=60, seed=0, batch_size=60, size=128)
+    turned = Turned(items)
+    courses = run_group(turned, group, count=60, seed=0, batch_size=60, size=128)
     edited = [
         judgement
         for course in courses
-        if mirrored.is_mirrored[course.seed]
+        if turned.is_turned[course.seed]
         for item, judgement in zip(course.dialogue.checks, course.judgements, strict=True)
         if item.kind == "edit" and item.edit is not None and item.edit.kind != "add"
     ]
