@@ -30,7 +30,6 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from mllm.layout import PictureSize
 
 UNCONDITIONAL = "<unconditional>"
 """Stands for a dropped instruction, in training and as the other branch of guidance."""
@@ -72,6 +71,13 @@ class CodesPart:
                 f"codes do not fill their grid: found {self.codes_KN.shape} for {self.grid[0]} rows x "
                 f"{self.grid[1]} columns; give (K, rows * columns)"
             )
+
+
+@dataclass(frozen=True, slots=True)
+class PictureSize:
+    """The size of the next picture, told before its outline; takes no tokens where all pictures have one size."""
+
+    grid: tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,13 +20,6 @@ if TYPE_CHECKING:
 Grid = tuple[int, int]
 
 
-@dataclass(frozen=True, slots=True)
-class PictureSize:
-    """The size of the next picture, told before its outline; takes no tokens where all pictures have one size."""
-
-    grid: Grid
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageLayout:
     """The ids that frame an image, and the rule by which they are put together."""

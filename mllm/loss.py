@@ -19,9 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-IGNORED = -100
-"""Label of a token that is not learned."""
-
+from mllm.sequence import IGNORED
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LossParts:

@@ -27,10 +27,10 @@ from mllm.generation.loop import TextEvent, generate
 from mllm.generation.request import Generated, Row, TextProcessor
 from mllm.generation.settings import image_settings, outline_settings, read_task_settings, text_settings, token_budget
 from mllm.layout import ImageLayout
-from mllm.loss import IGNORED
+from mllm.sequence import IGNORED
 from mllm.model import MLLMForConditionalGeneration
 from mllm.modes import Mode, check_mode, check_mode_of
-from mllm.sequence import Sequence
+from mllm.sequence import TokenSequence
 from mllm.sizes import Size, grid_of
 
 TOLERATED = frozenset({"pad_token_id", "bos_token_id", "eos_token_id", "use_cache"})
@@ -156,7 +156,7 @@ def build_rows(model: MLLMForConditionalGeneration, request: GenerateRequest) ->
     if mode == "text" and "guidance" in given:
         raise ValueError(f"guidance is for pictures: found {given['guidance']} for a text; leave it out")
     prompts = list(read_prompts(request.input_ids, request.attention_mask, request, config))
-    negatives: list[Sequence] | list[None] = [None] * len(prompts)
+    negatives: list[TokenSequence] | list[None] = [None] * len(prompts)
     if request.negative_prompt_ids is not None:
         mask = request.negative_prompt_attention_mask
         negatives = list(read_prompts(request.negative_prompt_ids, mask, request, config))
@@ -198,7 +198,7 @@ def budget(request: GenerateRequest, config: MLLMConfig) -> int | None:
 
 def read_prompts(
     ids_BT: Tensor, mask_BT: Tensor | None, request: GenerateRequest, config: MLLMConfig
-) -> Iterator[Sequence]:
+) -> Iterator[TokenSequence]:
     """The prompts of padded rows, each with its own images."""
     codes = np.zeros((0, config.num_codebooks)) if request.codes is None else request.codes.cpu().numpy()
     lengths = np.zeros(0) if request.image_lengths is None else request.image_lengths.cpu().numpy()
@@ -214,7 +214,7 @@ def read_prompts(
         ids = ids_T[mask_T.bool()].numpy().astype(np.int64)
         end = start + int((ids == config.image_token_id).sum())
         last = int(np.searchsorted(ends_I, end, side="right"))
-        yield Sequence(
+        yield TokenSequence(
             token_ids_T=ids,
             labels_T=np.full_like(ids, IGNORED),
             codes_PK=codes[start:end].astype(np.int64),
@@ -224,7 +224,7 @@ def read_prompts(
         start, first = end, last
 
 
-def choose_grid(prompt: Sequence, size: Size | None, config: MLLMConfig) -> tuple[int, int] | None:
+def choose_grid(prompt: TokenSequence, size: Size | None, config: MLLMConfig) -> tuple[int, int] | None:
     """The size asked for, else that of the last image of the prompt, else the default."""
     if size is not None:
         return grid_of(size, config)

@@ -7,14 +7,14 @@ Letters: B rows, T places of a row, P image positions of the batch, I images, K 
 """
 
 from collections.abc import Iterable
-from collections.abc import Sequence as SequenceOf
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mllm.loss import IGNORED
-from mllm.sequence import Sequence
+from mllm.sequence import IGNORED
+from mllm.sequence import TokenSequence
 
 PackedBatch = dict[str, Tensor]
 """input_ids, labels, segment_ids (0 padding, 1.. samples), position_ids, all (B, T); codes (P, K), image_lengths (I,),
@@ -30,10 +30,10 @@ class Packer:
 
     def __init__(self, *, length: int, pad_token_id: int, num_rows: int | None = None) -> None:
         self.length, self.pad_token_id, self.num_rows = length, pad_token_id, num_rows
-        self.rows: list[list[Sequence]] = [[] for _ in range(num_rows or 0)]
+        self.rows: list[list[TokenSequence]] = [[] for _ in range(num_rows or 0)]
         self.room = [length] * (num_rows or 0)
 
-    def add(self, sequence: Sequence) -> bool:
+    def add(self, sequence: TokenSequence) -> bool:
         """Put a sequence into the first row that has room; False if none has."""
         if len(sequence) > self.length:
             raise ValueError(
@@ -51,7 +51,7 @@ class Packer:
         self.room[row] -= len(sequence)
         return True
 
-    def add_row(self, sequences: list[Sequence]) -> None:
+    def add_row(self, sequences: list[TokenSequence]) -> None:
         """Add a row that is filled already (`take_row`)."""
         assert sum(map(len, sequences)) <= self.length, "take_row fills no row above its length"
         self.rows.append(sequences)
@@ -94,7 +94,7 @@ class Packer:
         }
 
 
-def take_row(lengths: SequenceOf[int], room: int) -> list[int]:
+def take_row(lengths: Sequence[int], room: int) -> list[int]:
     """Which of the waiting sequences fill a row best: the first of them, so that none waits forever, and those of the
     others that leave the least room. Indices in order; of equal fillings the one of earlier sequences.
 
@@ -116,7 +116,7 @@ def take_row(lengths: SequenceOf[int], room: int) -> list[int]:
     return [0, *reversed(taken)]
 
 
-def pack(sequences: Iterable[Sequence], *, length: int, pad_token_id: int) -> PackedBatch:
+def pack(sequences: Iterable[TokenSequence], *, length: int, pad_token_id: int) -> PackedBatch:
     """One batch of as many rows of `length` as the sequences need."""
     packer = Packer(length=length, pad_token_id=pad_token_id)
     for sequence in sequences:

@@ -9,7 +9,7 @@ Letters: B batch, T places, P image positions of the batch in reading order, I i
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence as SequenceOf
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from mllm.loading.model_folder import IMAGE_TOKENIZER, find_model_folder
 from mllm.modes import Mode, possible_mode
 from mllm.pictures import Picture, decode_images, encode_dialogue, encode_images, load_picture, with_pictures
 from mllm.released.folder import is_released_folder
-from mllm.sequence import Sequence, build_sequence
+from mllm.sequence import TokenSequence, build_sequence
 from mllm.vocabulary import decode_text, load_text_tokenizer, save_text_tokenizer
 from tokenizer.model import UniTok
 
@@ -71,10 +71,10 @@ class MLLMProcessor(ProcessorMixin):
 
     def __call__(
         self,
-        images: Image.Image | SequenceOf[Image.Image] | None = None,
-        text: str | SequenceOf[str] | None = None,
+        images: Image.Image | Sequence[Image.Image] | None = None,
+        text: str | Sequence[str] | None = None,
         *,
-        messages: SequenceOf[Any] | None = None,
+        messages: Sequence[Any] | None = None,
         generation_mode: Mode | None = None,
         **kwargs: Any,
     ) -> BatchFeature:
@@ -99,7 +99,7 @@ class MLLMProcessor(ProcessorMixin):
         chats = [[Message("user", (*parts, TextPart(text)))] for text in texts] or [[Message("user", parts)]]
         return self.prompts(chats, generation_mode)
 
-    def prompts(self, chats: SequenceOf[SequenceOf[Message]], generation_mode: Mode | None) -> BatchFeature:
+    def prompts(self, chats: Sequence[Sequence[Message]], generation_mode: Mode | None) -> BatchFeature:
         """Model inputs that ask for an answer to each chat."""
         answer: AnswerKind | None = generation_mode if generation_mode in ("text", "image") else None
         chats = [self.encode_pictures(chat) for chat in chats]
@@ -127,13 +127,13 @@ class MLLMProcessor(ProcessorMixin):
         inputs = self.prompts(chats, mode) if is_prompt else self.collate([self.build(chat) for chat in chats])
         return inputs if kwargs.get("return_dict") else inputs["input_ids"]
 
-    def read_chat(self, chat: SequenceOf[Any]) -> list[Message]:
+    def read_chat(self, chat: Sequence[Any]) -> list[Message]:
         """Messages of a chat in either form."""
         return [turn if isinstance(turn, Message) else from_chat([with_pictures(turn)])[0] for turn in chat]
 
     def build(
-        self, messages: SequenceOf[Message], *, add_generation_prompt: bool = False, answer: AnswerKind | None = None
-    ) -> Sequence:
+        self, messages: Sequence[Message], *, add_generation_prompt: bool = False, answer: AnswerKind | None = None
+    ) -> TokenSequence:
         """The sequence of a dialogue; its pictures are turned into codes first."""
         return build_sequence(
             self.encode_pictures(messages),
@@ -143,19 +143,19 @@ class MLLMProcessor(ProcessorMixin):
             answer=answer,
         )
 
-    def encode_pictures(self, messages: SequenceOf[Message]) -> list[Message]:
+    def encode_pictures(self, messages: Sequence[Message]) -> list[Message]:
         """The same dialogue with codes in place of pictures."""
         outlines = self.config is not None and self.config.begin_outline_id is not None
         return encode_dialogue(messages, self.encode_images, outlines=outlines)
 
-    def encode_images(self, images: SequenceOf[Image.Image]) -> list[CodesPart]:
+    def encode_images(self, images: Sequence[Image.Image]) -> list[CodesPart]:
         """Codes of pictures, each at the size of the model that fits it best."""
         if not images:
             return []
         tokenizer, config = self.need_image_tokenizer(), self.need_config()
         return encode_images(images, tokenizer, config=config, preparation=self.preparation)
 
-    def collate(self, sequences: SequenceOf[Sequence]) -> BatchFeature:
+    def collate(self, sequences: Sequence[TokenSequence]) -> BatchFeature:
         """Tensors (B, T) of sequences, padded on the left, with the codes of all their images in reading order."""
         longest, pad = max(len(sequence) for sequence in sequences), self.need_config().pad_token_id
         rows = [np.pad(s.token_ids_T, (longest - len(s), 0), constant_values=pad) for s in sequences]
@@ -196,7 +196,7 @@ class MLLMProcessor(ProcessorMixin):
         """Text without special tokens and outer spaces."""
         return decode_text(self.tokenizer, token_ids)
 
-    def decode_images(self, images: SequenceOf[CodesPart]) -> list[Image.Image]:
+    def decode_images(self, images: Sequence[CodesPart]) -> list[Image.Image]:
         """Pictures of codes."""
         return decode_images(images, self.need_image_tokenizer()) if images else []
 

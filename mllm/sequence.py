@@ -6,21 +6,24 @@ mllm/packing.py. Labels stand at the place of their own token (-100: not learned
 Letters: T places, P image positions, I images, K codebooks.
 """
 
-from collections.abc import Sequence as SequenceOf
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from mllm.config import MLLMConfig
-from mllm.conversation import AnswerKind, ClassPart, CodesPart, Marker, Message, Segment, render
-from mllm.layout import ImageLayout, PictureSize
-from mllm.loss import IGNORED
+from mllm.conversation import AnswerKind, ClassPart, CodesPart, Marker, Message, PictureSize, Segment, render
+from mllm.layout import ImageLayout
 from mllm.vocabulary import encode_text
 
 
+IGNORED = -100
+"""Label of a token that is not learned."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Sequence:
+class TokenSequence:
     """One encoded sample or prompt."""
 
     token_ids_T: np.ndarray  # int64; image positions hold image_token_id
@@ -42,27 +45,27 @@ class _Draft:
     images: list[np.ndarray] = field(default_factory=list)
     targets: list[np.ndarray] = field(default_factory=list)
 
-    def add_tokens(self, token_ids: SequenceOf[int], *, supervised: bool) -> None:
+    def add_tokens(self, token_ids: Sequence[int], *, supervised: bool) -> None:
         self.token_ids += token_ids
         self.labels += token_ids if supervised else [IGNORED] * len(token_ids)
 
 
 def build_sequence(
-    messages: SequenceOf[Message],
+    messages: Sequence[Message],
     *,
     tokenizer: PreTrainedTokenizerBase,
     config: MLLMConfig,
     add_generation_prompt: bool = False,
     answer: AnswerKind | None = None,
-) -> Sequence:
+) -> TokenSequence:
     """Encode a dialogue in the config's prompt style and image layout (see mllm/conversation.py for the arguments)."""
     segments = render(messages, config.prompt_style, add_generation_prompt=add_generation_prompt, answer=answer)
     return encode_segments(segments, tokenizer=tokenizer, config=config)
 
 
 def encode_segments(
-    segments: SequenceOf[Segment], *, tokenizer: PreTrainedTokenizerBase, config: MLLMConfig
-) -> Sequence:
+    segments: Sequence[Segment], *, tokenizer: PreTrainedTokenizerBase, config: MLLMConfig
+) -> TokenSequence:
     """The ids, labels and codes of segments."""
     layout, draft = ImageLayout.from_config(config), _Draft()
     for segment in segments:
@@ -86,7 +89,7 @@ def encode_segments(
             case _:
                 raise TypeError(f"a segment must be text, a marker, a class, a size or codes; got {segment.content!r}")
     codes = draft.images or [np.zeros((0, config.num_codebooks))]
-    return Sequence(
+    return TokenSequence(
         token_ids_T=np.array(draft.token_ids, dtype=np.int64),
         labels_T=np.array(draft.labels, dtype=np.int64),
         codes_PK=np.concatenate(codes).astype(np.int64),
@@ -95,10 +98,10 @@ def encode_segments(
     )
 
 
-def extend_sequence(sequence: Sequence, token_ids: SequenceOf[int], images: SequenceOf[CodesPart]) -> Sequence:
+def extend_sequence(sequence: TokenSequence, token_ids: Sequence[int], images: Sequence[CodesPart]) -> TokenSequence:
     """A prompt with the beginning of its answer: tokens, image positions included, and the images at them."""
     added = [image.codes_KN.T.astype(np.int64) for image in images]
-    return Sequence(
+    return TokenSequence(
         token_ids_T=np.append(sequence.token_ids_T, np.array(token_ids, dtype=np.int64)),
         labels_T=np.append(sequence.labels_T, np.full(len(token_ids), IGNORED)),
         codes_PK=np.concatenate([sequence.codes_PK, *added]),
@@ -107,7 +110,7 @@ def extend_sequence(sequence: Sequence, token_ids: SequenceOf[int], images: Sequ
     )
 
 
-def cut_sequence(sequence: Sequence, length: int, *, config: MLLMConfig) -> list[Sequence] | None:
+def cut_sequence(sequence: TokenSequence, length: int, *, config: MLLMConfig) -> list[TokenSequence] | None:
     """A long document in pieces of at most `length` places, cut between tokens but never inside an image.
 
     None where an image alone is longer. Pieces after the first have no begin-of-sequence token.
@@ -131,11 +134,11 @@ def cut_sequence(sequence: Sequence, length: int, *, config: MLLMConfig) -> list
     return pieces
 
 
-def _slice(sequence: Sequence, begin: int, end: int, *, image_token_id: int) -> Sequence:
+def _slice(sequence: TokenSequence, begin: int, end: int, *, image_token_id: int) -> TokenSequence:
     """The places from `begin` to `end`, which cut no image."""
     first, last = ((sequence.token_ids_T[:place] == image_token_id).sum() for place in (begin, end))
     ends_I = np.cumsum(sequence.image_lengths_I)
-    return Sequence(
+    return TokenSequence(
         token_ids_T=sequence.token_ids_T[begin:end],
         labels_T=sequence.labels_T[begin:end],
         codes_PK=sequence.codes_PK[first:last],

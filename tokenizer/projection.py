@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokenizer import layers
+
 from tokenizer.config import UniTokConfig
-from tokenizer.layers import GeGLU
+from tokenizer.layers import GeGLU, attend
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(query, key, value), each (B, H, N, E), to the attended values of the same shape."""
@@ -49,7 +49,7 @@ class ProjectionAttention(nn.Module):
         qkv = F.linear(hidden_BNI, self.qkv.weight, bias).unflatten(-1, (3, self.num_heads, -1))
         query, key, value = qkv.permute(2, 0, 3, 1, 4)
         if attend is None:
-            attend = partial(layers.attend, causal=self.causal)
+            attend = partial(attend, causal=self.causal)
         attended_BHNE = attend(query, key, value)
         if not self.averages_heads:
             return self.proj(attended_BHNE.transpose(1, 2).flatten(2))

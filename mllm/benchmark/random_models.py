@@ -16,7 +16,7 @@ from transformers import LlamaConfig
 from mllm.benchmark.machine import Roofline
 from mllm.config import MLLMConfig
 from mllm.model import MLLMForConditionalGeneration
-from mllm.sequence import Sequence
+from mllm.sequence import TokenSequence
 
 BEGIN_IMAGE_ID = 3  # the released model's
 VOCABULARY = 1000  # no text is decoded here
@@ -101,10 +101,10 @@ def build_random_model(
     return model.eval().requires_grad_(False).to(dtype)
 
 
-def random_prompt(num_tokens: int, *, seed: int) -> Sequence:
+def random_prompt(num_tokens: int, *, seed: int) -> TokenSequence:
     """Text without meaning."""
     ids = np.random.default_rng(seed).integers(FIRST_TEXT_ID, VOCABULARY, num_tokens)
-    return Sequence(
+    return TokenSequence(
         token_ids_T=ids,
         labels_T=np.full_like(ids, -100),
         codes_PK=np.zeros((0, 1), dtype=np.int64),

@@ -13,7 +13,7 @@ D language model width, R decoding rows, H heads, d head width.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence as SequenceOf
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -86,7 +86,7 @@ class CodeEmbedding(nn.Module, ABC):
             columns_I = torch.full_like(lengths_I, self.default_columns)
         return self.places(embedded_PD, indices_within(lengths_I), columns_I.repeat_interleave(lengths_I))
 
-    def new_cache(self, num_rows: int, num_positions: int, *, columns: SequenceOf[int] | None = None) -> EmbeddingCache:
+    def new_cache(self, num_rows: int, num_positions: int, *, columns: Sequence[int] | None = None) -> EmbeddingCache:
         """A static cache for images of up to `num_positions`; here one that only counts.
 
         Args:

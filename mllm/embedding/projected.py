@@ -15,7 +15,7 @@ C codes, E width of an entry, Z = K * E, D language model width, R decoding rows
 
 from __future__ import annotations
 
-from collections.abc import Sequence as SequenceOf
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -108,7 +108,7 @@ class ProjectedEmbedding(CodeEmbedding):
         padded_INZ[is_real_IN] = vectors_PZ
         return self.projection(padded_INZ)[is_real_IN]
 
-    def new_cache(self, num_rows: int, num_positions: int, *, columns: SequenceOf[int] | None = None) -> EmbeddingCache:
+    def new_cache(self, num_rows: int, num_positions: int, *, columns: Sequence[int] | None = None) -> EmbeddingCache:
         cache = super().new_cache(num_rows, num_positions, columns=columns)
         if self.context == "prefix":
             weight = self.projection.attn.qkv.weight

@@ -19,7 +19,7 @@ from mllm.generation.choice import Chosen
 from mllm.generation.kv_cache import LeftPadding, build_cache
 from mllm.generation.rows import RowState
 from mllm.model import MLLMForConditionalGeneration
-from mllm.sequence import Sequence
+from mllm.sequence import TokenSequence
 
 
 class CachedForward:
@@ -66,7 +66,7 @@ class CachedForward:
         self.cache.batch_select_indices(index_R)
         return hidden_UD.index_select(0, index_R)
 
-    def embed_prompts(self, texts: list[tuple[int, ...]], prompts: list[Sequence]) -> Tensor:
+    def embed_prompts(self, texts: list[tuple[int, ...]], prompts: list[TokenSequence]) -> Tensor:
         """Embeddings (U, T, D) of prompts, padded on the left."""
         padded = [[self.config.pad_token_id] * (self.length - len(text)) + list(text) for text in texts]
         codes = np.concatenate([prompt.codes_PK for prompt in prompts]).astype(np.int64)
@@ -117,7 +117,7 @@ class CachedForward:
         return outputs.last_hidden_state[:, -1]
 
 
-def first_of_equals(texts: list[tuple[int, ...]], prompts: list[Sequence]) -> tuple[list[int], list[int]]:
+def first_of_equals(texts: list[tuple[int, ...]], prompts: list[TokenSequence]) -> tuple[list[int], list[int]]:
     """The first row of each different prompt, and for every row which of these is its own: several pictures of one
     sentence, and all unconditional rows, share their prompt."""
     places: dict[tuple[object, ...], int] = {}

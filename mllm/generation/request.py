@@ -18,7 +18,7 @@ from mllm.conversation import CodesPart
 from mllm.layout import Grid, ImageLayout
 from mllm.modes import Mode, check_mode
 from mllm.sampling import SamplingConfig
-from mllm.sequence import Sequence
+from mllm.sequence import TokenSequence
 
 TextProcessor = Callable[[Tensor, Tensor], Tensor]
 """A logits processor of transformers: ids (1, T) so far and text logits (1, V) to changed logits."""
@@ -44,9 +44,9 @@ class KnownCodes:
 class Row:
     """One request of a batch; its result depends on these fields alone."""
 
-    prompt: Sequence
+    prompt: TokenSequence
     mode: Mode
-    unconditional: Sequence | None = None
+    unconditional: TokenSequence | None = None
     """The prompt to guide away from; needed where image guidance is above 1, unused otherwise."""
     grid: Grid | None = None
     """(rows, columns) of the images; None is the layout's default."""
@@ -99,7 +99,7 @@ class Row:
         return self.mode != "text" and self.image.guidance > 1
 
     @property
-    def prompts(self) -> tuple[Sequence, ...]:
+    def prompts(self) -> tuple[TokenSequence, ...]:
         """The prompt, and the unconditional one if the row is guided."""
         return (self.prompt, self.unconditional) if self.is_guided else (self.prompt,)
 

@@ -8,7 +8,7 @@ mllm/generation/sampling_plan.py.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import TokenSequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,12 +21,12 @@ from mllm.generation.sampling_plan import SamplingPlan
 from mllm.generation.settings import text_settings
 from mllm.modes import check_mode
 from mllm.pipeline import Pipeline
-from mllm.sequence import Sequence as EncodedPrompt
+from mllm.sequence import TokenSequence as EncodedPrompt
 from mllm.sizes import Size
 from mllm.solver.messages import SolverImage, Turns, build_messages, check_turns
 from mllm.solver.tasks import Question, understand
 
-LogitsProcessors = SamplingPlan | TextProcessor | Sequence[SamplingPlan | TextProcessor]
+LogitsProcessors = SamplingPlan | TextProcessor | TokenSequence[SamplingPlan | TextProcessor]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,7 +63,7 @@ class SolverRequest:
     def processors(self) -> list[SamplingPlan | TextProcessor]:
         """Plans and text processors, however they were passed."""
         given = self.logits_processor
-        listed = [] if given is None else list(given) if isinstance(given, Sequence) else [given]
+        listed = [] if given is None else list(given) if isinstance(given, TokenSequence) else [given]
         for item in listed:
             if not callable(item) and not isinstance(item, SamplingPlan):
                 raise ValueError(

@@ -13,7 +13,7 @@ from mllm.world.phrases import NUMBER_WORDS, SPOKEN, full_filter, join, normaliz
 from mllm.world.relations import main_relation
 from mllm.world.scene import BACKGROUNDS, COLORS, SHAPES, SIZES, Scene, SceneObject
 from mllm.world.spec import ANY, Background, Constraint, Count, Exists, Filter, Related, Spec, Verdict, check_scene
-from mllm.world.templates import describe as templates
+from mllm.world.templates import describe as describe_templates
 
 
 def plain_phrase(item: Filter) -> str:
@@ -39,24 +39,24 @@ def describe_relations(scene: Scene) -> list[str]:
         if relation and a_name and b_name:
             words = SPOKEN.get(relation, relation)
             names = {"a": plain_phrase(a_name), "b": plain_phrase(b_name)}
-            sentences.append(templates.RELATION.format(relation=words, **names))
+            sentences.append(describe_templates.RELATION.format(relation=words, **names))
     return sentences
 
 
 def describe(scene: Scene, *, short: bool = False) -> str:
     """The description of a scene; a short one leaves out the relations."""
     listed = list_objects(scene.objects)
-    on = templates.BACKGROUND.format(background=scene.background)
+    on = describe_templates.BACKGROUND.format(background=scene.background)
     if short:
-        return templates.SHORT.format(List=listed[0].upper() + listed[1:], on=on)
+        return describe_templates.SHORT.format(List=listed[0].upper() + listed[1:], on=on)
     if len(scene.objects) == 1:
-        return templates.ONE.format(list=listed, on=on)
+        return describe_templates.ONE.format(list=listed, on=on)
     number = NUMBER_WORDS[len(scene.objects)]
-    return " ".join([templates.MANY.format(number=number, on=on, list=listed), *describe_relations(scene)])
+    return " ".join([describe_templates.MANY.format(number=number, on=on, list=listed), *describe_relations(scene)])
 
 
 def say_describe_request(rng: Random, *, short: bool) -> str:
-    return rng.choice(templates.SHORT_REQUESTS if short else templates.REQUESTS)
+    return rng.choice(describe_templates.SHORT_REQUESTS if short else describe_templates.REQUESTS)
 
 
 @dataclass(frozen=True, slots=True)

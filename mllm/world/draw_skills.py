@@ -13,7 +13,7 @@ from random import Random
 from mllm.world.phrases import NUMBER_WORDS, count_phrase, full_filter, join, noun_phrase, say, with_article
 from mllm.world.scene import COLORS, SHAPES, Pair, Scene, SceneObject
 from mllm.world.spec import ANY, Alike, Compared, Constraint, Count, Every, Exists, Filter, Spec, enumerate_objects
-from mllm.world.templates import draw as templates
+from mllm.world.templates import draw as draw_templates
 from mllm.world.wording import Said, UnsayableError, Wording
 
 STATEMENT_SHARE = 0.3
@@ -80,7 +80,7 @@ def count(scene: Scene, rng: Random, allowed: frozenset[Pair]) -> Core | None:
         return None
     level = rng.choice([names for names in fitting if names] * 4 + [names for names in fitting if not names])
     extra = {"groups": _groups(scene, level, rng)}
-    return _fill(scene, rng, "counting", (templates.COUNTING, templates.COUNTING_STATEMENTS), extra)
+    return _fill(scene, rng, "counting", (draw_templates.COUNTING, draw_templates.COUNTING_STATEMENTS), extra)
 
 
 def compare(scene: Scene, rng: Random, allowed: frozenset[Pair]) -> Core | None:
@@ -91,13 +91,13 @@ def compare(scene: Scene, rng: Random, allowed: frozenset[Pair]) -> Core | None:
         return None
     large, small = sorted(scene.objects, key=lambda item: item.size)
     if large.size == small.size:
-        return _fill(scene, rng, "comparison", (templates.SAME_SIZE, ()), {}, always=(Compared(0, "same size", 1),))
+        return _fill(scene, rng, "comparison", (draw_templates.SAME_SIZE, ()), {}, always=(Compared(0, "same size", 1),))
     if large.pair == small.pair:
         names = rng.choice((("shape",), ("shape", "color"), ("shape", "color")))
         shared = {name: getattr(large, name) for name in names}
         sizes = (Filter(**shared, size="large"), Filter(**shared, size="small"))
         said = Said(noun_phrase(Filter(**shared), rng), enumerate_objects(sizes))
-        return _fill(scene, rng, "comparison", (templates.TWINS, ()), {"noun": said})
+        return _fill(scene, rng, "comparison", (draw_templates.TWINS, ()), {"noun": said})
     if large.shape == small.shape or rng.random() < 0.7:
         kinds = [Filter(large.shape, large.color), Filter(small.shape, small.color)]
     else:
@@ -111,7 +111,7 @@ def compare(scene: Scene, rng: Random, allowed: frozenset[Pair]) -> Core | None:
             f"the_{name}": Said("the " + noun),
             f"{name}_noun": Said(noun, named),
         }
-    choices = (templates.COMPARISON, templates.COMPARISON_STATEMENTS)
+    choices = (draw_templates.COMPARISON, draw_templates.COMPARISON_STATEMENTS)
     return _fill(scene, rng, "comparison", choices, extra, always=(Compared(0, "larger", 1),), filters=kinds)
 
 
@@ -121,7 +121,7 @@ def _compare_among(scene: Scene, rng: Random) -> Core | None:
     objects = [order[0], order[-1], *order[1:-1]]
     if objects[0].size == objects[1].size:
         return None
-    choices = (templates.COMPARISON_AMONG, templates.COMPARISON_AMONG_STATEMENTS)
+    choices = (draw_templates.COMPARISON_AMONG, draw_templates.COMPARISON_AMONG_STATEMENTS)
     return _fill(scene, rng, "comparison", choices, {}, always=(Compared(0, "larger", 1),), objects=objects)
 
 
@@ -143,13 +143,13 @@ def differentiate(scene: Scene, rng: Random, allowed: frozenset[Pair]) -> Core |
     if len(values[varied]) == number and rng.random() < 0.2:
         extra = {"kind": kind, "attribute": Said(varied)}
         always += (Alike(varied, distinct=True),)
-        return _fill(scene, rng, "differentiation", (templates.DIFFERENT, ()), extra, always=always)
+        return _fill(scene, rng, "differentiation", (draw_templates.DIFFERENT, ()), extra, always=always)
     counts = Counter(getattr(item, varied) for item in scene.objects)
     order = rng.sample(sorted(counts), len(counts))
     ones = join([_one_of(counts[value], value, varied, rng) for value in order])
     constraints = tuple(Count(Filter(**base, **{varied: value}), counts[value]) for value in order)
     extra = {"kind": kind, "ones": Said(ones, constraints)}
-    return _fill(scene, rng, "differentiation", (templates.DIFFERENTIATION, ()), extra, always=always)
+    return _fill(scene, rng, "differentiation", (draw_templates.DIFFERENTIATION, ()), extra, always=always)
 
 
 def _one_of(number: int, value: str, attribute: str, rng: Random) -> str:
@@ -169,7 +169,7 @@ def deny(scene: Scene, rng: Random, allowed: frozenset[Pair]) -> Core | None:
             shapes = [name for name in SHAPES if name != first.shape and (first.color, name) in allowed]
             negated = Filter(color=first.color, not_shape=rng.choice(shapes))
         extra = {"negated": Said(with_article(noun_phrase(negated, rng)), (Exists(0, negated),))}
-        return _fill(scene, rng, "negation", (templates.NEGATED_OBJECT, ()), extra)
+        return _fill(scene, rng, "negation", (draw_templates.NEGATED_OBJECT, ()), extra)
     no_colors = [name for name in COLORS if all(item.color != name for item in scene.objects)]
     no_shapes = [name for name in SHAPES if all(item.shape != name for item in scene.objects)]
     none = Filter(shape=rng.choice(no_shapes)) if rng.random() < 0.6 else Filter(color=rng.choice(no_colors))
@@ -182,7 +182,7 @@ def deny(scene: Scene, rng: Random, allowed: frozenset[Pair]) -> Core | None:
         "not_attribute": Said(say(no_color, rng), (Count(Filter(color=no_color), 0),)),
     }
     filters = [full_filter(item) if rng.random() < 0.6 else Filter(item.shape, item.color) for item in scene.objects]
-    choices = (templates.NEGATION, templates.NEGATION_STATEMENTS)
+    choices = (draw_templates.NEGATION, draw_templates.NEGATION_STATEMENTS)
     return _fill(scene, rng, "negation", choices, extra, filters=filters)
 
 
@@ -202,12 +202,12 @@ def say_every(scene: Scene, rng: Random, allowed: frozenset[Pair]) -> Core | Non
     demand = (Every(every),)
     extra = {"plural": Said(noun_phrase(every, rng, plural=True), demand)}
     if name == "shape":
-        captions = tuple(text for text in templates.UNIVERSALITY if "{plural}" in text)
+        captions = tuple(text for text in draw_templates.UNIVERSALITY if "{plural}" in text)
         extra["every"] = Said(with_article(say(value, rng)), demand)
-        choices: tuple[tuple[str, ...], tuple[str, ...]] = (captions, templates.UNIVERSALITY_SHAPE_STATEMENTS)
+        choices: tuple[tuple[str, ...], tuple[str, ...]] = (captions, draw_templates.UNIVERSALITY_SHAPE_STATEMENTS)
     else:
         extra["every"] = Said(say(value, rng), demand)
-        choices = (templates.UNIVERSALITY, templates.UNIVERSALITY_STATEMENTS)
+        choices = (draw_templates.UNIVERSALITY, draw_templates.UNIVERSALITY_STATEMENTS)
     return _fill(scene, rng, "universality", choices, extra)
 
 

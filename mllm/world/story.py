@@ -19,7 +19,7 @@ from mllm.world.questions import Question, answer
 from mllm.world.scene import Scene, required
 from mllm.world.spec import ANY, Count, Filter, Spec
 from mllm.world.templates import dense
-from mllm.world.templates import story as templates
+from mllm.world.templates import story as story_templates
 from mllm.world.turns import Check, DenseKind, Dialogue, Part, Turn, assistant, user
 
 INTERLEAVED_WEIGHTS = {
@@ -43,37 +43,37 @@ def make_interleaved(episode: Episode, rng: Random) -> Dialogue:
     picture = Picture(episode.scene)
     match kind:
         case "draw then edit":
-            template = rng.choice(templates.DRAW_THEN_EDIT)
+            template = rng.choice(story_templates.DRAW_THEN_EDIT)
             slots, reference = edit_slots(episode, rng)
             text = template.format(caption=caption, **slots)
-            parts: tuple[Part, ...] = (templates.HERE, picture, templates.CHANGED, Picture(episode.edited))
+            parts: tuple[Part, ...] = (story_templates.HERE, picture, story_templates.CHANGED, Picture(episode.edited))
             if reference:  # what is changed is named in the same request
                 drawn = replace(drawn, spec=Spec((*spec.constraints, Count(reference, 1))))
             checks: tuple[Check, ...] = (
-                say(templates.HERE),
+                say(story_templates.HERE),
                 drawn,
-                say(templates.CHANGED),
+                say(story_templates.CHANGED),
                 edit_check(episode, reference),
             )
         case "draw then describe":
-            text = rng.choice(templates.DRAW_THEN_DESCRIBE).format(caption=caption)
+            text = rng.choice(story_templates.DRAW_THEN_DESCRIBE).format(caption=caption)
             words = describe(episode.scene)
             parts, checks = (picture, words), (drawn, Check("describe", scene=episode.scene, expected=words))
         case "draw then answer":
             question, _, check = ask(episode, episode.scene, rng)
-            text = rng.choice(templates.DRAW_THEN_ANSWER).format(caption=caption, question=question)
+            text = rng.choice(story_templates.DRAW_THEN_ANSWER).format(caption=caption, question=question)
             parts, checks = (picture, check.expected), (drawn, check)
         case _:
             dense_kind: DenseKind = "depth" if kind == "draw then depth" else "segmentation"
-            text = rng.choice(templates.DRAW_THEN_DENSE[dense_kind]).format(caption=caption)
-            words = templates.DENSE_HERE[dense_kind]
-            parts = (templates.HERE, picture, words, Picture(episode.scene, dense_kind))
-            checks = (say(templates.HERE), drawn, say(words), Check(dense_kind, scene=episode.scene))
+            text = rng.choice(story_templates.DRAW_THEN_DENSE[dense_kind]).format(caption=caption)
+            words = story_templates.DENSE_HERE[dense_kind]
+            parts = (story_templates.HERE, picture, words, Picture(episode.scene, dense_kind))
+            checks = (say(story_templates.HERE), drawn, say(words), Check(dense_kind, scene=episode.scene))
     return Dialogue("interleaved", (user(text), assistant(*parts)), checks, (kind,))
 
 
 def edit_then_describe(episode: Episode, rng: Random) -> Dialogue:
-    template = rng.choice(templates.EDIT_THEN_DESCRIBE)
+    template = rng.choice(story_templates.EDIT_THEN_DESCRIBE)
     slots, reference = edit_slots(episode, rng)
     words = describe(episode.edited)
     turns = (user(Picture(episode.scene), template.format(**slots)), assistant(Picture(episode.edited), words))
@@ -200,4 +200,4 @@ def ask_about_other(before: Question, scene: Scene, rng: Random) -> tuple[str, C
     question = replace(before, first=choices[0])
     expected = required(answer(question, scene), "the answer of a question about one object")
     check = Check("answer", scene=scene, question=question, apart_from=before.subject, expected=expected)
-    return rng.choice(templates.THE_OTHER_ONE), check
+    return rng.choice(story_templates.THE_OTHER_ONE), check

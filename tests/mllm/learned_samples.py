@@ -2,12 +2,12 @@
 
 import numpy as np
 
-from mllm.loss import IGNORED
-from mllm.sequence import Sequence
+from mllm.sequence import IGNORED
+from mllm.sequence import TokenSequence
 from tests.mllm.generation.generation_helpers import CODEBOOK_SIZE, FIRST_TEXT_ID, IDS, NUM_CODEBOOKS
 
 
-def learned_sample(*, seed: int, plan: list[str], positions: int = 9) -> Sequence:
+def learned_sample(*, seed: int, plan: list[str], positions: int = 9) -> TokenSequence:
     """Parts in the order of `plan`: "text" or "image", in capitals where learned."""
     rng = np.random.default_rng(seed)
     ids, labels, targets = [1], [IGNORED], []
@@ -21,7 +21,7 @@ def learned_sample(*, seed: int, plan: list[str], positions: int = 9) -> Sequenc
             labels += [part[0] if is_learned else IGNORED, *[IGNORED] * (positions + 1)]
             targets += [is_learned] * positions
         ids += part
-    return Sequence(
+    return TokenSequence(
         token_ids_T=np.array(ids),
         labels_T=np.array(labels),
         codes_PK=rng.integers(0, CODEBOOK_SIZE, (len(targets), NUM_CODEBOOKS)),

@@ -18,11 +18,11 @@ from mllm.generation.choice import never_text_ids
 from mllm.generation.loop import generate
 from mllm.generation.request import Row
 from mllm.layout import ImageLayout
-from mllm.loss import IGNORED
+from mllm.sequence import IGNORED
 from mllm.model import MLLMForConditionalGeneration
 from mllm.pipeline import Pipeline
 from mllm.sampling import SamplingConfig
-from mllm.sequence import Sequence, build_sequence
+from mllm.sequence import TokenSequence, build_sequence
 from tests.mllm.generation.generation_helpers import CODEBOOK_SIZE, NUM_CODEBOOKS, build_model
 from tests.mllm.generation.test_generation import record_logits, uncached_code_logits
 from tests.mllm.tiny_folder import build_tiny_folder
@@ -43,7 +43,7 @@ def image(seed: int = 0) -> CodesPart:
     return CodesPart(codes_KN, (3, 3))
 
 
-def build(messages: list[Message], config: MLLMConfig, *, is_prompt: bool = False) -> Sequence:
+def build(messages: list[Message], config: MLLMConfig, *, is_prompt: bool = False) -> TokenSequence:
     """No text, so no tokenizer."""
     return build_sequence(messages, tokenizer=None, config=config, add_generation_prompt=is_prompt)
 

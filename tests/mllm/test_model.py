@@ -5,10 +5,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mllm.loss import IGNORED
+from mllm.sequence import IGNORED
 from mllm.model import MLLMForConditionalGeneration, packed_mask
 from mllm.packing import pack
-from mllm.sequence import Sequence
+from mllm.sequence import TokenSequence
 from tests.mllm.generation.generation_helpers import CODEBOOK_SIZE, FIRST_TEXT_ID, IDS, NUM_CODEBOOKS, build_model
 from tests.mllm.learned_samples import learned_sample
 
@@ -29,7 +29,7 @@ SAMPLES = [
 """Capitals are learned."""
 
 
-def loss_by_loops(model: MLLMForConditionalGeneration, samples: list[Sequence]) -> Tensor:
+def loss_by_loops(model: MLLMForConditionalGeneration, samples: list[TokenSequence]) -> Tensor:
     """Sample by sample, place by place: hidden t predicts place t + 1."""
     total, items = torch.zeros(()), 0.0
     config = model.config

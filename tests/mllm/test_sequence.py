@@ -9,8 +9,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from mllm.config import MLLMConfig
 from mllm.conversation import CodesPart, Message, Segment, TextPart
-from mllm.loss import IGNORED
-from mllm.sequence import Sequence, build_sequence, cut_sequence, encode_segments
+from mllm.sequence import IGNORED
+from mllm.sequence import TokenSequence, build_sequence, cut_sequence, encode_segments
 from mllm.vocabulary import (
     Vocabulary,
     decode_text,
@@ -147,7 +147,7 @@ DIALOGUE = [
 ]
 
 
-def build(tokenizer: PreTrainedTokenizerBase, messages: list[Message], config: MLLMConfig, **rest: object) -> Sequence:
+def build(tokenizer: PreTrainedTokenizerBase, messages: list[Message], config: MLLMConfig, **rest: object) -> TokenSequence:
     return build_sequence(messages, tokenizer=tokenizer, config=config, **rest)
 
 

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from mllm.commands.benchmark import main
-from mllm.sequence import Sequence
+from mllm.sequence import TokenSequence
 from train.benchmark_training import load, packed, padded
 
 
-def sample(length: int) -> Sequence:
-    return Sequence(
+def sample(length: int) -> TokenSequence:
+    return TokenSequence(
         token_ids_T=np.full(length, length),
         labels_T=np.full(length, length),
         codes_PK=np.zeros((0, 3), dtype=np.int64),

@@ -5,7 +5,7 @@ In: codes by class. Out: one `PackedBatch` per index. Every epoch goes through a
 
 from __future__ import annotations
 
-from collections.abc import Sequence as SequenceOf
+from collections.abc import Sequence
 from functools import lru_cache
 from random import Random
 
@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from mllm.config import MLLMConfig
 from mllm.conversation import ClassPart, CodesPart, Message
 from mllm.packing import PackedBatch, Packer
-from mllm.sequence import Sequence, build_sequence
+from mllm.sequence import TokenSequence, build_sequence
 from train.class_recipe import ClassData
 from train.data.class_codes import ClassCodes
 
@@ -31,7 +31,7 @@ class ClassBatches(Dataset):
 
     def __init__(
         self,
-        codes: SequenceOf[ClassCodes],
+        codes: Sequence[ClassCodes],
         data: ClassData,
         *,
         tokenizer: PreTrainedTokenizerBase,
@@ -63,7 +63,7 @@ class ClassBatches(Dataset):
             packer.add(self.sequence(int(order(len(self.codes[0]), self.seed, epoch)[place]), rng))
         return packer.batch()
 
-    def sequence(self, picture: int, rng: Random) -> Sequence:
+    def sequence(self, picture: int, rng: Random) -> TokenSequence:
         """A class and a picture of it, in one of its views."""
         codes_SKN, label = rng.choice(self.codes)[picture]
         codes_KN = codes_SKN[rng.randrange(len(codes_SKN))]

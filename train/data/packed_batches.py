@@ -23,7 +23,7 @@ from pathlib import Path
 from torch.utils.data import Dataset
 
 from mllm.packing import PackedBatch, Packer, take_row
-from mllm.sequence import Sequence
+from mllm.sequence import TokenSequence
 from train.data.shard_sequences import ShardSequences
 
 ANCHOR_EVERY = 16
@@ -38,7 +38,7 @@ class Lane:
 
     batch: int = 0  # of this lane, the next to be made
     sample: int = 0  # of this lane, the next to be read
-    waiting: list[tuple[int, int, Sequence]] = field(default_factory=list)  # sample of the lane, piece, its sequence
+    waiting: list[tuple[int, int, TokenSequence]] = field(default_factory=list)  # sample of the lane, piece, its sequence
 
 
 class PackedBatches(Dataset):
@@ -100,7 +100,7 @@ class PackedBatches(Dataset):
             self.lanes[number] = lane
         return lane
 
-    def _next_rows(self, number: int, lane: Lane) -> list[list[Sequence]]:
+    def _next_rows(self, number: int, lane: Lane) -> list[list[TokenSequence]]:
         """The rows of the lane's next batch."""
         rows = []
         for _ in range(self.rows):
@@ -127,7 +127,7 @@ class PackedBatches(Dataset):
                     f"{self.sequences.length} positions; raise length in the recipe"
                 )
 
-    def _sequences_of(self, number: int, sample: int) -> list[Sequence]:
+    def _sequences_of(self, number: int, sample: int) -> list[TokenSequence]:
         return self.sequences[sample * self.num_lanes + number]
 
 

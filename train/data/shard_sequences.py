@@ -12,7 +12,7 @@ from random import Random
 from transformers import PreTrainedTokenizerBase
 
 from mllm.config import MLLMConfig
-from mllm.sequence import Sequence, build_sequence, cut_sequence
+from mllm.sequence import TokenSequence, build_sequence, cut_sequence
 from train.data.mixture import Mixture
 from train.data.row_samples import SampleOptions, sample_of
 from train.data.shard_format import Row
@@ -39,7 +39,7 @@ class ShardSequences:
         self.tokenizer, self.config, self.length = tokenizer, config, length
         self.num_left_out = 0
 
-    def __getitem__(self, index: int) -> list[Sequence]:
+    def __getitem__(self, index: int) -> list[TokenSequence]:
         row = self.mixture[index]
         rng = Random(f"sample/{self.mixture.seed}/{index}")
         try:

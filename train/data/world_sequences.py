@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from mllm.config import MLLMConfig
 from mllm.conversation import CodesPart, Message, TextPart, unconditional
 from mllm.packing import PackedBatch, Packer, take_row
-from mllm.sequence import Sequence, build_sequence
+from mllm.sequence import TokenSequence, build_sequence
 from mllm.world.dialogue import JOBS, Dialogue, make_dialogue
 from mllm.world.episode import Episode, Picture
 from mllm.world.outline import outline_of
@@ -78,9 +78,9 @@ class WorldBatches(Dataset):
             waiting = [sequence for n, sequence in enumerate(waiting) if n not in taken]
         return packer.batch()
 
-    def draw_sequences(self, rng: Random, *, num_positions: int) -> list[Sequence]:
+    def draw_sequences(self, rng: Random, *, num_positions: int) -> list[TokenSequence]:
         """Random samples that fit a row, with at least so many positions together."""
-        drawn: list[Sequence] = []
+        drawn: list[TokenSequence] = []
         too_long = 0
         while num_positions > 0:
             sequence = self.draw_sequence(rng)
@@ -95,7 +95,7 @@ class WorldBatches(Dataset):
                 )
         return drawn
 
-    def draw_sequence(self, rng: Random) -> Sequence:
+    def draw_sequence(self, rng: Random) -> TokenSequence:
         """One random sample of the mixture."""
         job = rng.choices(list(self.data.jobs), list(self.data.jobs.values()))[0]
         index, episode = self.draw_episode(rng, is_dense=job in DENSE, is_drawn=job in DRAWN)

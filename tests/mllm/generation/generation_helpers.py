@@ -8,7 +8,7 @@ from transformers import LlamaConfig
 
 from mllm.config import MLLMConfig
 from mllm.model import MLLMForConditionalGeneration
-from mllm.sequence import Sequence
+from mllm.sequence import TokenSequence
 
 NUM_CODEBOOKS, CODEBOOK_SIZE, VOCABULARY = 3, 11, 61
 IDS = {"begin_image_id": 3, "end_image_id": 4, "image_token_id": 5}
@@ -51,7 +51,7 @@ def build_model(
 
 def build_prompt(
     num_tokens: int, *, seed: int, num_images: int = 0, positions: int = 9, layout: str = "fixed"
-) -> Sequence:
+) -> TokenSequence:
     """Random text, with whole images in its middle; those of the grid layout have three columns."""
     rng = np.random.default_rng(seed)
     text = rng.integers(FIRST_TEXT_ID, 38, num_tokens).tolist()
@@ -61,7 +61,7 @@ def build_prompt(
         body = [*sizes, *([IDS["image_token_id"]] * 3 + [GRID_IDS["new_line_id"]]) * (positions // 3)]
     image = [IDS["begin_image_id"], *body, IDS["end_image_id"]]
     ids = np.array([1, *text[: num_tokens // 2], *image * num_images, *text[num_tokens // 2 :]])
-    return Sequence(
+    return TokenSequence(
         token_ids_T=ids,
         labels_T=np.full_like(ids, -100),
         codes_PK=rng.integers(0, CODEBOOK_SIZE, (positions * num_images, NUM_CODEBOOKS)),
@@ -70,9 +70,9 @@ def build_prompt(
     )
 
 
-def text_prompt(ids: list[int], *, num_codebooks: int) -> Sequence:
+def text_prompt(ids: list[int], *, num_codebooks: int) -> TokenSequence:
     """A prompt of text ids alone."""
-    return Sequence(
+    return TokenSequence(
         token_ids_T=np.array(ids),
         labels_T=np.full(len(ids), -100),
         codes_PK=np.zeros((0, num_codebooks), dtype=np.int64),

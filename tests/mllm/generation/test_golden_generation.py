@@ -13,7 +13,7 @@ from mllm.generation.loop import generate
 from mllm.generation.request import Row
 from mllm.model import MLLMForConditionalGeneration
 from mllm.sampling import SamplingConfig
-from mllm.sequence import Sequence
+from mllm.sequence import TokenSequence
 from tests.mllm.generation.generation_helpers import text_prompt
 from tests.mllm.golden_mllm import golden_outputs
 
@@ -25,7 +25,7 @@ def expected() -> dict[str, torch.Tensor]:
     return golden_outputs()
 
 
-def prompt_of(ids: list[int]) -> Sequence:
+def prompt_of(ids: list[int]) -> TokenSequence:
     """A prompt of text ids; its last, begin-of-image, is placed by the decoding loop."""
     assert ids[-1] == 3
     return text_prompt(ids[:-1], num_codebooks=8)

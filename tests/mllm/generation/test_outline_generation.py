@@ -12,7 +12,7 @@ from mllm.generation.loop import ImageEvent, TextEvent, generate, stream
 from mllm.generation.request import OUTLINE_BUDGET, Generated, KnownCodes, Row
 from mllm.model import MLLMForConditionalGeneration
 from mllm.sampling import SamplingConfig
-from mllm.sequence import Sequence
+from mllm.sequence import TokenSequence
 from tests.mllm.generation.generation_helpers import GRID_IDS, IDS, NUM_CODEBOOKS, build_model, build_prompt
 
 OUTLINE_ID = 6
@@ -42,7 +42,7 @@ def drawing(seed: int, *, guidance: float = 1.0, length: int = 7) -> Row:
     )
 
 
-def lengthened(prompt: Sequence, token_ids: list[int]) -> Sequence:
+def lengthened(prompt: TokenSequence, token_ids: list[int]) -> TokenSequence:
     ids = np.array([*prompt.token_ids_T, *token_ids])
     return replace(prompt, token_ids_T=ids, labels_T=np.full_like(ids, -100))
 
