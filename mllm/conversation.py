@@ -30,7 +30,6 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-
 UNCONDITIONAL = "<unconditional>"
 """Stands for a dropped instruction, in training and as the other branch of guidance."""
 DRAW_SUFFIX = " Generate an image based on this description."

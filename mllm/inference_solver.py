@@ -19,7 +19,7 @@ from PIL import Image
 from transformers.generation.streamers import TextStreamer
 
 from mllm.conversation import CodesPart
-from mllm.generation.loop import Event, ImageEvent, TextEvent
+from mllm.generation.loop import DecodingEvent, ImageEvent, TextEvent
 from mllm.generation.request import FinishReason, Generated, Row
 from mllm.generation.sampling_plan import SamplingPlan
 from mllm.modes import Mode
@@ -182,7 +182,7 @@ class FlexARInferenceSolver:
         return grid
 
 
-def show(event: Event, streamer: Any) -> None:
+def show(event: DecodingEvent, streamer: Any) -> None:
     """Hand a text token or the progress of an image to a streamer."""
     match event:
         case TextEvent(token_id=token_id):

@@ -7,22 +7,21 @@ on the same words. A model without outlines looks at nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, TokenSequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from mllm.conversation import CodesPart, Marker, Message, Segment, render
 from mllm.generation.request import OUTLINE_BUDGET, Generated, Row
 from mllm.processor import MLLMProcessor
 from mllm.sampling import SamplingConfig
-from mllm.sequence import TokenSequence as Prompt
-from mllm.sequence import encode_segments
+from mllm.sequence import TokenSequence, encode_segments
 
 Place = tuple[int, int]
 """Number of a message, number of a part."""
 
 
 def look(
-    dialogues: TokenSequence[TokenSequence[Message]], processor: MLLMProcessor, run: Callable[[list[Row]], list[Generated]]
+    dialogues: Sequence[Sequence[Message]], processor: MLLMProcessor, run: Callable[[list[Row]], list[Generated]]
 ) -> list[list[Message]]:
     """Outline the pictures that were not looked at yet, in order, all dialogues together."""
     looked = [processor.encode_pictures(dialogue) for dialogue in dialogues]
@@ -46,7 +45,7 @@ def look(
     return looked
 
 
-def look_prompt(dialogue: TokenSequence[Message], processor: MLLMProcessor) -> Prompt:
+def look_prompt(dialogue: Sequence[Message], processor: MLLMProcessor) -> TokenSequence:
     """The prompt for the outline of the picture with which a dialogue ends: all up to it, and the marker."""
     config = processor.need_config()
     segments = render(dialogue, config.prompt_style)
@@ -55,7 +54,7 @@ def look_prompt(dialogue: TokenSequence[Message], processor: MLLMProcessor) -> P
     return encode_segments(asked, tokenizer=processor.tokenizer, config=config)
 
 
-def first_unseen(dialogue: TokenSequence[Message]) -> Place | None:
+def first_unseen(dialogue: Sequence[Message]) -> Place | None:
     """Where the first picture of the user without an outline stands."""
     for m, message in enumerate(dialogue):
         for p, part in enumerate(message.parts if message.role == "user" else ()):
@@ -64,13 +63,13 @@ def first_unseen(dialogue: TokenSequence[Message]) -> Place | None:
     return None
 
 
-def up_to(dialogue: TokenSequence[Message], place: Place) -> list[Message]:
+def up_to(dialogue: Sequence[Message], place: Place) -> list[Message]:
     """The dialogue as far as the picture at this place."""
     m, p = place
     return [*dialogue[:m], replace(dialogue[m], parts=dialogue[m].parts[: p + 1])]
 
 
-def outlined(dialogue: TokenSequence[Message], place: Place, outline: str) -> list[Message]:
+def outlined(dialogue: Sequence[Message], place: Place, outline: str) -> list[Message]:
     """The dialogue with an outline for the picture at this place."""
     m, p = place
     parts = list(dialogue[m].parts)

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from mllm.sequence import IGNORED
 
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LossParts:
     """The loss and what it is made of. All but `total` are for the log: detached, means over this batch alone."""

@@ -35,10 +35,10 @@ from mllm.embedding.places import PLACE_STD, PlaceEmbedding
 from mllm.embedding.projected import ProjectedEmbedding
 from mllm.heads.builder import build_head
 from mllm.heads.depth_transformer import DepthTransformerHead, PerCodebookLinear
-from mllm.sequence import IGNORED
 from mllm.loss import LossParts, compute_loss
 from mllm.model_card import ModelWithCard
 from mllm.released.folder import is_released_folder, open_released, own_memory
+from mllm.sequence import IGNORED
 from mllm.sliced_loss import SlicedHeads
 from tokenizer.projection import ProjectionAttention
 

@@ -27,10 +27,9 @@ from mllm.generation.loop import TextEvent, generate
 from mllm.generation.request import Generated, Row, TextProcessor
 from mllm.generation.settings import image_settings, outline_settings, read_task_settings, text_settings, token_budget
 from mllm.layout import ImageLayout
-from mllm.sequence import IGNORED
 from mllm.model import MLLMForConditionalGeneration
 from mllm.modes import Mode, check_mode, check_mode_of
-from mllm.sequence import TokenSequence
+from mllm.sequence import IGNORED, TokenSequence
 from mllm.sizes import Size, grid_of
 
 TOLERATED = frozenset({"pad_token_id", "bos_token_id", "eos_token_id", "use_cache"})

@@ -6,15 +6,13 @@ rows: first fit (`Packer.add`), for sequences that come one by one, and best fit
 Letters: B rows, T places of a row, P image positions of the batch, I images, K codebooks.
 """
 
-from collections.abc import Iterable
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mllm.sequence import IGNORED
-from mllm.sequence import TokenSequence
+from mllm.sequence import IGNORED, TokenSequence
 
 PackedBatch = dict[str, Tensor]
 """input_ids, labels, segment_ids (0 padding, 1.. samples), position_ids, all (B, T); codes (P, K), image_lengths (I,),

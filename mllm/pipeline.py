@@ -19,8 +19,7 @@ from mllm.best_of import candidate_seeds, check_best_of, keep_best
 from mllm.config import MLLMConfig
 from mllm.conversation import ClassPart, Message, TextPart, has_image
 from mllm.generation.answer_stream import AnswerStream, Done, Event, ImageDone, ImageProgress, TextDelta
-from mllm.generation.loop import Event as RowLevelEvent
-from mllm.generation.loop import generate, stream
+from mllm.generation.loop import DecodingEvent, generate, stream
 from mllm.generation.request import Generated, Row
 from mllm.generation.row_builder import Overrides, RowBuilder, check_task, check_words, read_pictures
 from mllm.generation.settings import image_settings, read_task_settings
@@ -250,7 +249,7 @@ class Pipeline:
         rows: list[Row],
         on_event: OnEvent | None = None,
         *,
-        on_progress: Callable[[RowLevelEvent], None] | None = None,
+        on_progress: Callable[[DecodingEvent], None] | None = None,
     ) -> list[Generated]:
         """Decode rows in batches; one request at a time. `on_progress` gets events as of the decoding loop."""
         results: list[Generated] = []
@@ -279,13 +278,13 @@ class Pipeline:
             ):
                 yield from answer.translate(event)
 
-    def listener(self, rows: list[Row], on_event: OnEvent | None) -> Callable[[RowLevelEvent], None] | None:
+    def listener(self, rows: list[Row], on_event: OnEvent | None) -> Callable[[DecodingEvent], None] | None:
         """Passes the events of all rows on, as a person sees them."""
         if on_event is None:
             return None
         answers = [AnswerStream(self.processor) for _ in rows]
 
-        def listen(event: RowLevelEvent) -> None:
+        def listen(event: DecodingEvent) -> None:
             for translated in answers[event.row].translate(event):
                 on_event(translated)
 

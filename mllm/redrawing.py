@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 
 from mllm.conversation import CodesPart, ImagePart, Message
-from mllm.generation.loop import Event, ImageEvent, RowEvent, TextEvent
+from mllm.generation.loop import DecodingEvent, ImageEvent, RowEvent, TextEvent
 from mllm.generation.request import NUM_SEEDS, Generated, Row, add_text
 from mllm.layout import ImageLayout
 from mllm.looking import look
@@ -113,8 +113,8 @@ def redraw(rows: Sequence[Row], results: Sequence[Generated], *, processor: MLLM
 
 
 def stream_redrawn(
-    row: Row, *, processor: MLLMProcessor, run: Run, stream: Callable[[list[Row]], Iterator[Event]]
-) -> Iterator[Event]:
+    row: Row, *, processor: MLLMProcessor, run: Run, stream: Callable[[list[Row]], Iterator[DecodingEvent]]
+) -> Iterator[DecodingEvent]:
     """The events of one row, with the answer of `redraw`. Of a picture that is drawn again only progress is told."""
     layout = ImageLayout.from_config(processor.need_config())
     draft = Draft(row, empty_result())

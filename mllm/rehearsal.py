@@ -10,18 +10,18 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from mllm.conversation import CodesPart
-from mllm.generation.loop import Event, ImageEvent, RowEvent, TextEvent
+from mllm.generation.loop import DecodingEvent, ImageEvent, RowEvent, TextEvent
 from mllm.generation.request import Generated, Row
 
 
 class Rehearsal:
     """Stands between a decoding loop and who listens to it."""
 
-    def __init__(self, rows: Sequence[Row], tell: Callable[[Event], None]) -> None:
+    def __init__(self, rows: Sequence[Row], tell: Callable[[DecodingEvent], None]) -> None:
         self.rows, self.tell = rows, tell
         self.has_drawn = [False] * len(rows)
 
-    def hear(self, event: Event) -> None:
+    def hear(self, event: DecodingEvent) -> None:
         """An event of a first try."""
         if not self.rows[event.row].redraws:
             self.tell(event)
@@ -42,7 +42,7 @@ class Rehearsal:
                 for event in self._rest(number, result):
                     self.tell(event)
 
-    def _rest(self, number: int, result: Generated) -> Iterator[Event]:
+    def _rest(self, number: int, result: Generated) -> Iterator[DecodingEvent]:
         outlines, has_drawn = iter(result.outlines), False
         for part in result.parts:
             if isinstance(part, CodesPart):

@@ -24,9 +24,9 @@ from PIL import Image
 from mllm.conversation import ImagePart, Message, TextPart
 from mllm.generation.loop import generate
 from mllm.looking import look
-from mllm.sequence import IGNORED
 from mllm.model import MLLMForConditionalGeneration
 from mllm.processor import MLLMProcessor
+from mllm.sequence import IGNORED
 from mllm.world.demands import Demand, demands_of
 
 QuestionForm = Literal["genai", "world"]

@@ -17,7 +17,6 @@ from mllm.conversation import AnswerKind, ClassPart, CodesPart, Marker, Message,
 from mllm.layout import ImageLayout
 from mllm.vocabulary import encode_text
 
-
 IGNORED = -100
 """Label of a token that is not learned."""
 

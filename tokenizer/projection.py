@@ -15,9 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
 from tokenizer.config import UniTokConfig
-from tokenizer.layers import GeGLU, attend
+from tokenizer.layers import GeGLU
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(query, key, value), each (B, H, N, E), to the attended values of the same shape."""

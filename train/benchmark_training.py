@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Mapping, TokenSequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,7 @@ from mllm.loss import count_items
 from mllm.model import MLLMForConditionalGeneration
 from mllm.packing import PackedBatch, pack, take_row
 from mllm.processor import MLLMProcessor
-from mllm.sequence import TokenSequence as Sample
+from mllm.sequence import TokenSequence
 from mllm.sizes import trained_grids
 from train.cpu_speed import speed_up
 from train.data.world_codes import EpisodeSet, WorldCodes
@@ -89,7 +89,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def load(
     name: str | None, num_samples: int, length: int, device: torch.device
-) -> tuple[MLLMForConditionalGeneration, list[Sample]]:
+) -> tuple[MLLMForConditionalGeneration, list[TokenSequence]]:
     """The model in training mode, and samples of a mixture of jobs that fit a row."""
     folder = find_model_folder(name)
     model = MLLMForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).to(device).train()
@@ -113,7 +113,7 @@ def load(
             num_batches=0,
         )
         rng = Random(0)
-        samples: list[Sample] = []
+        samples: list[TokenSequence] = []
         while len(samples) < num_samples:
             sample = source.draw_sequence(rng)
             if len(sample) <= length:
@@ -121,13 +121,13 @@ def load(
     return model, samples
 
 
-def padded(samples: TokenSequence[Sample], *, rows: int) -> list[PackedBatch]:
+def padded(samples: Sequence[TokenSequence], *, rows: int) -> list[PackedBatch]:
     """One sample to a row, as long as the longest of its batch."""
     groups = [samples[first : first + rows] for first in range(0, len(samples), rows)]
     return [stack([[sample] for sample in group], length=max(map(len, group))) for group in groups]
 
 
-def packed(samples: TokenSequence[Sample], *, rows: int, length: int) -> list[PackedBatch]:
+def packed(samples: Sequence[TokenSequence], *, rows: int, length: int) -> list[PackedBatch]:
     """Rows as training fills them (mllm/packing.py), from all samples at once."""
     waiting, filled = list(samples), []
     while waiting:
@@ -137,19 +137,19 @@ def packed(samples: TokenSequence[Sample], *, rows: int, length: int) -> list[Pa
     return [stack(filled[first : first + rows], length=length) for first in range(0, len(filled), rows)]
 
 
-def stack(rows: TokenSequence[TokenSequence[Sample]], *, length: int) -> PackedBatch:
+def stack(rows: Sequence[Sequence[TokenSequence]], *, length: int) -> PackedBatch:
     """A batch of rows that are filled already."""
     batches = [pack(row, length=length, pad_token_id=0) for row in rows]
     return {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
 
 
 def measure(
-    model: MLLMForConditionalGeneration, ways: Mapping[str, TokenSequence[PackedBatch]], *, rounds: int
+    model: MLLMForConditionalGeneration, ways: Mapping[str, Sequence[PackedBatch]], *, rounds: int
 ) -> dict[str, Way]:
     """Forward and backward through all batches of each way, in turn."""
     device = next(model.parameters()).device
 
-    def once(batches: TokenSequence[PackedBatch]) -> None:
+    def once(batches: Sequence[PackedBatch]) -> None:
         for batch in batches:
             model.zero_grad(set_to_none=True)
             model(**{name: tensor.to(device) for name, tensor in batch.items()}).loss.backward()
@@ -160,7 +160,7 @@ def measure(
     return {name: way_of(batches, timings[name].median, num_codebooks) for name, batches in ways.items()}
 
 
-def way_of(batches: TokenSequence[PackedBatch], seconds: float, num_codebooks: int) -> Way:
+def way_of(batches: Sequence[PackedBatch], seconds: float, num_codebooks: int) -> Way:
     """The counts of a way's batches, and how fast they were."""
     is_real = [batch["segment_ids"] > 0 for batch in batches]
     real, places = sum(int(mask.sum()) for mask in is_real), sum(mask.numel() for mask in is_real)

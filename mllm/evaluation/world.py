@@ -23,7 +23,7 @@ from mllm.evaluation.world_judge import Judgement, judge
 from mllm.generation.request import NoRoomError
 from mllm.modes import Mode
 from mllm.world.episode import Picture
-from mllm.world.render import Size
+from mllm.world.render import RenderSize
 from mllm.world.scene import Scene
 from mllm.world.turns import Check, Dialogue
 
@@ -62,7 +62,7 @@ class Course:
         return any(item.left_open for item in self.judgements)
 
 
-def run_group(answer: Answer, group: Group, *, count: int, seed: int, batch_size: int, size: Size) -> list[Course]:
+def run_group(answer: Answer, group: Group, *, count: int, seed: int, batch_size: int, size: RenderSize) -> list[Course]:
     """Hold every dialogue of a group, batch by batch, turn by turn."""
     courses = [Course(item, seed=seed + index) for index, item in enumerate(make_items(group, count, seed=seed))]
     for start in tqdm(range(0, count, batch_size), desc=group.name, leave=False):
@@ -92,7 +92,7 @@ def answer_what_fits(
     return first + answer_what_fits(answer, dialogues[half:], mode, seeds[half:])
 
 
-def listen(course: Course, turn: int, *, size: Size) -> None:
+def listen(course: Course, turn: int, *, size: RenderSize) -> None:
     """Add what the user says; a picture of the user is on the table from then on."""
     parts: list[TextPart | ImagePart] = []
     for part in course.dialogue.turns[turn].parts:
@@ -173,7 +173,7 @@ def evaluate_world(
     count: int,
     seed: int,
     batch_size: int = 32,
-    size: Size = 128,
+    size: RenderSize = 128,
     groups: Sequence[Group] = GROUPS,
 ) -> dict[str, dict]:
     """Scores of every group by its name."""

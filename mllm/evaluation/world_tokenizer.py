@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from mllm.world.checker import parse
 from mllm.world.measure import same_scene
-from mllm.world.render import Size, picture_size, render
+from mllm.world.render import RenderSize, picture_size, render
 from mllm.world.splits import random_scene_for
 from tokenizer.config import UniTokConfig
 from tokenizer.encoder import cut_into_patches
@@ -30,7 +30,7 @@ from tokenizer.model import UniTok
 
 @torch.inference_mode()
 def score_round_trip(
-    tokenizer: UniTok, *, count: int, seed: int, size: Size | None = None, batch_size: int = 64
+    tokenizer: UniTok, *, count: int, seed: int, size: RenderSize | None = None, batch_size: int = 64
 ) -> dict:
     """PSNR, SSIM, share of test scenes still read right, and of each codebook usage, entropy (nats) and perplexity.
 

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from PIL import Image
 
 from mllm.conversation import CodesPart, Message, TextPart
-from mllm.generation.loop import Event as RowLevelEvent
-from mllm.generation.loop import ImageEvent, RowEvent, TextEvent
+from mllm.generation.loop import DecodingEvent, ImageEvent, RowEvent, TextEvent
 from mllm.generation.request import FinishReason, Generated
 from mllm.generation.text_stream import TextStream
 from mllm.processor import MLLMProcessor
@@ -60,7 +59,7 @@ class AnswerStream:
         self.processor = processor
         self.text = TextStream(processor.tokenizer)
 
-    def translate(self, event: RowLevelEvent) -> Iterator[Event]:
+    def translate(self, event: DecodingEvent) -> Iterator[Event]:
         """What a person sees of an event of the decoding loop; sometimes nothing."""
         match event:
             case TextEvent(token_id=token_id):

@@ -51,11 +51,11 @@ class RowEvent:
     generated: Generated
 
 
-Event = TextEvent | ImageEvent | RowEvent
+DecodingEvent = TextEvent | ImageEvent | RowEvent
 
 
 def generate(
-    model: MLLMForConditionalGeneration, rows: list[Row], *, on_progress: Callable[[Event], None] | None = None
+    model: MLLMForConditionalGeneration, rows: list[Row], *, on_progress: Callable[[DecodingEvent], None] | None = None
 ) -> list[Generated]:
     """Decode all rows to their end, in the order given."""
     results: dict[int, Generated] = {}
@@ -68,7 +68,7 @@ def generate(
 
 
 @torch.inference_mode()
-def stream(model: MLLMForConditionalGeneration, rows: list[Row]) -> Iterator[Event]:
+def stream(model: MLLMForConditionalGeneration, rows: list[Row]) -> Iterator[DecodingEvent]:
     """Decode all rows, telling what happens as it happens."""
     if not rows:
         return
@@ -90,7 +90,7 @@ def stream(model: MLLMForConditionalGeneration, rows: list[Row]) -> Iterator[Eve
         hidden_RD = forward.step(chosen)
 
 
-def advance(states: list[RowState], chosen: Chosen) -> Iterator[Event]:
+def advance(states: list[RowState], chosen: Chosen) -> Iterator[DecodingEvent]:
     """Tell the controllers what was chosen, and the caller what that means."""
     for n, state in enumerate(states):
         if n in chosen.codes:

@@ -8,7 +8,7 @@ mllm/generation/sampling_plan.py.
 from __future__ import annotations
 
 import math
-from collections.abc import TokenSequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,12 +21,12 @@ from mllm.generation.sampling_plan import SamplingPlan
 from mllm.generation.settings import text_settings
 from mllm.modes import check_mode
 from mllm.pipeline import Pipeline
-from mllm.sequence import TokenSequence as EncodedPrompt
+from mllm.sequence import TokenSequence
 from mllm.sizes import Size
 from mllm.solver.messages import SolverImage, Turns, build_messages, check_turns
 from mllm.solver.tasks import Question, understand
 
-LogitsProcessors = SamplingPlan | TextProcessor | TokenSequence[SamplingPlan | TextProcessor]
+LogitsProcessors = SamplingPlan | TextProcessor | Sequence[SamplingPlan | TextProcessor]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,7 +63,7 @@ class SolverRequest:
     def processors(self) -> list[SamplingPlan | TextProcessor]:
         """Plans and text processors, however they were passed."""
         given = self.logits_processor
-        listed = [] if given is None else list(given) if isinstance(given, TokenSequence) else [given]
+        listed = [] if given is None else list(given) if isinstance(given, Sequence) else [given]
         for item in listed:
             if not callable(item) and not isinstance(item, SamplingPlan):
                 raise ValueError(
@@ -115,7 +115,7 @@ def sample_as_planned(row: Row, plan: SamplingPlan | None, *, temperature: float
     return replace(row, image=replace(row.image, temperature=temperature, greedy=False), text=text)
 
 
-def nothing_but_the_answer(row: Row, pipeline: Pipeline) -> EncodedPrompt:
+def nothing_but_the_answer(row: Row, pipeline: Pipeline) -> TokenSequence:
     """The prompt of guidance without the dialogue: no history, no input image, no words."""
     answer: AnswerKind | None = "image" if row.mode == "image" else None
     nothing = [Message("user", (UnconditionalPart(),))]

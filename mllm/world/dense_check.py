@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mllm.world.components import dilate, erode
-from mllm.world.render import DEPTH_GRAY, SEGMENTATION_RGB, Size, render_array
+from mllm.world.render import DEPTH_GRAY, SEGMENTATION_RGB, RenderSize, render_array
 from mllm.world.scene import Scene
 
 CLASS_COLORS: dict[str, tuple[tuple[int, ...], ...]] = {
@@ -35,7 +35,7 @@ class DenseScore:
     iou: dict[str, float]  # of each of these classes
 
 
-def expected_classes(kind: str, scene: Scene, size: Size) -> NDArray[np.intp]:
+def expected_classes(kind: str, scene: Scene, size: RenderSize) -> NDArray[np.intp]:
     """Class of every pixel by the scene alone: that of the shape which covers at least half of it."""
     names = CLASS_NAMES[kind]
     attribute = "size" if kind == "depth" else "shape"

@@ -12,7 +12,7 @@ from random import Random
 from PIL import Image
 
 from mllm.world.edits import Edit, apply_edit, propose_edit
-from mllm.world.render import Size, render, render_depth, render_segmentation
+from mllm.world.render import RenderSize, render, render_depth, render_segmentation
 from mllm.world.scene import Pair, Scene
 from mllm.world.splits import PairGroup, Split, allowed_pairs, random_scene_for, split_of
 
@@ -27,7 +27,7 @@ class Picture:
     scene: Scene
     kind: str = "image"
 
-    def render(self, size: Size = 128) -> Image.Image:
+    def render(self, size: RenderSize = 128) -> Image.Image:
         match self.kind:
             case "image":
                 return render(self.scene, size)

@@ -17,7 +17,7 @@ from random import Random
 from mllm.world.describe_language import describe
 from mllm.world.dialogue import JOBS, make_dialogue
 from mllm.world.episode import Episode, Picture, make_episode
-from mllm.world.render import Size
+from mllm.world.render import RenderSize
 from mllm.world.splits import PairGroup, Split
 from mllm.world.turns import Dialogue
 
@@ -30,7 +30,7 @@ def export_world(
     pairs: PairGroup = "seen",
     jobs: Sequence[str] = JOBS,
     seed: int = 0,
-    size: Size = 128,
+    size: RenderSize = 128,
 ) -> None:
     """Write `count` episodes with one dialogue of each job."""
     if folder.exists() and any(folder.iterdir()):
@@ -48,7 +48,7 @@ def export_world(
                 messages.write(json.dumps(to_record(dialogue, names)) + "\n")
 
 
-def _write_pictures(folder: Path, index: int, episode: Episode, size: Size) -> dict[Picture, str]:
+def _write_pictures(folder: Path, index: int, episode: Episode, size: RenderSize) -> dict[Picture, str]:
     names = {}
     for picture, name in zip(episode.pictures, ("image", "edited", "depth", "segmentation"), strict=True):
         names[picture] = f"images/{index:06d}-{name}.png"

@@ -12,7 +12,7 @@ from PIL import Image, ImageFilter
 
 from mllm.world.checker import ParsedScene, parse
 from mllm.world.phrases import full_filter
-from mllm.world.render import Size, render
+from mllm.world.render import RenderSize, render
 from mllm.world.scene import Scene, random_scene
 
 POSITION_TOLERANCE = 0.03
@@ -62,7 +62,7 @@ def disturb(image: Image.Image, rng: np.random.Generator, *, noise: float, blur:
 
 
 def measure_checker(
-    count: int, *, seed: int = 0, noise: float = 0.0, blur: float = 0.0, shift: float = 0.0, size: Size = 128
+    count: int, *, seed: int = 0, noise: float = 0.0, blur: float = 0.0, shift: float = 0.0, size: RenderSize = 128
 ) -> CheckerError:
     """Parse this many rendered scenes and count those not read right."""
     scenes, disturbance = Random(seed), np.random.default_rng(seed)

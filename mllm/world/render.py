@@ -34,7 +34,7 @@ SEGMENTATION_RGB = {
     "heart": (255, 255, 255),
 }
 
-Size = int | tuple[int, int]
+RenderSize = int | tuple[int, int]
 
 
 def _star_points() -> list[tuple[float, float]]:
@@ -116,7 +116,7 @@ def cached_coverage(shape: str, radius: float, step_x: int, step_y: int) -> NDAr
     return np.rint(coverage_HW * 255).astype(np.int32)[..., None]
 
 
-def picture_size(size: Size) -> tuple[int, int]:
+def picture_size(size: RenderSize) -> tuple[int, int]:
     """Width and height of a picture given as one side or as (width, height)."""
     width, height = (size, size) if isinstance(size, int) else size
     if min(width, height) < 16:
@@ -141,7 +141,7 @@ def paint(canvas_HW3: NDArray, shape: str, center: tuple[float, float], radius: 
     box_HW3[...] = (box_HW3 * (255 - alpha_HW1) + np.array(color, np.int32) * alpha_HW1 + 127) // 255
 
 
-def render_array(scene: Scene, size: Size, colors: Sequence[tuple[int, ...]], background: tuple[int, ...]) -> NDArray:
+def render_array(scene: Scene, size: RenderSize, colors: Sequence[tuple[int, ...]], background: tuple[int, ...]) -> NDArray:
     """Paint all objects, each in its given color; positions stretch with the picture, shapes stay undistorted."""
     width, height = picture_size(size)
     canvas_HW3 = np.empty((height, width, len(background)), np.uint8)
@@ -151,20 +151,20 @@ def render_array(scene: Scene, size: Size, colors: Sequence[tuple[int, ...]], ba
     return canvas_HW3
 
 
-def render(scene: Scene, size: Size = 128) -> Image.Image:
+def render(scene: Scene, size: RenderSize = 128) -> Image.Image:
     """The picture of a scene, RGB."""
     return Image.fromarray(
         render_array(scene, size, [RGB[item.color] for item in scene.objects], RGB[scene.background])
     )
 
 
-def render_depth(scene: Scene, size: Size = 128) -> Image.Image:
+def render_depth(scene: Scene, size: RenderSize = 128) -> Image.Image:
     """The depth picture of a scene: gray as RGB, near is bright."""
     grays = [(DEPTH_GRAY[item.size],) * 3 for item in scene.objects]
     return Image.fromarray(render_array(scene, size, grays, (DEPTH_GRAY["background"],) * 3))
 
 
-def render_segmentation(scene: Scene, size: Size = 128) -> Image.Image:
+def render_segmentation(scene: Scene, size: RenderSize = 128) -> Image.Image:
     """The segmentation picture of a scene: one fixed color per shape class."""
     colors = [SEGMENTATION_RGB[item.shape] for item in scene.objects]
     return Image.fromarray(render_array(scene, size, colors, SEGMENTATION_RGB["background"]))

@@ -2,8 +2,7 @@
 
 import numpy as np
 
-from mllm.sequence import IGNORED
-from mllm.sequence import TokenSequence
+from mllm.sequence import IGNORED, TokenSequence
 from tests.mllm.generation.generation_helpers import CODEBOOK_SIZE, FIRST_TEXT_ID, IDS, NUM_CODEBOOKS
 
 

@@ -18,11 +18,10 @@ from mllm.generation.choice import never_text_ids
 from mllm.generation.loop import generate
 from mllm.generation.request import Row
 from mllm.layout import ImageLayout
-from mllm.sequence import IGNORED
 from mllm.model import MLLMForConditionalGeneration
 from mllm.pipeline import Pipeline
 from mllm.sampling import SamplingConfig
-from mllm.sequence import TokenSequence, build_sequence
+from mllm.sequence import IGNORED, TokenSequence, build_sequence
 from tests.mllm.generation.generation_helpers import CODEBOOK_SIZE, NUM_CODEBOOKS, build_model
 from tests.mllm.generation.test_generation import record_logits, uncached_code_logits
 from tests.mllm.tiny_folder import build_tiny_folder

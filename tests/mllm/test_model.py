@@ -5,10 +5,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mllm.sequence import IGNORED
 from mllm.model import MLLMForConditionalGeneration, packed_mask
 from mllm.packing import pack
-from mllm.sequence import TokenSequence
+from mllm.sequence import IGNORED, TokenSequence
 from tests.mllm.generation.generation_helpers import CODEBOOK_SIZE, FIRST_TEXT_ID, IDS, NUM_CODEBOOKS, build_model
 from tests.mllm.learned_samples import learned_sample
 

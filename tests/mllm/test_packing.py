@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from mllm.sequence import IGNORED
 from mllm.packing import Packer, pack, take_row
+from mllm.sequence import IGNORED
 from tests.mllm.generation.generation_helpers import IDS
 from tests.mllm.learned_samples import learned_sample
 

@@ -9,8 +9,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from mllm.config import MLLMConfig
 from mllm.conversation import CodesPart, Message, Segment, TextPart
-from mllm.sequence import IGNORED
-from mllm.sequence import TokenSequence, build_sequence, cut_sequence, encode_segments
+from mllm.sequence import IGNORED, TokenSequence, build_sequence, cut_sequence, encode_segments
 from mllm.vocabulary import (
     Vocabulary,
     decode_text,

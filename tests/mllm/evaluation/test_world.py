@@ -13,7 +13,7 @@ from mllm.evaluation.world import choose_groups, evaluate_world
 from mllm.evaluation.world_items import GROUPS, Group, make_items
 from mllm.generation.request import NoRoomError
 from mllm.world.episode import Picture
-from mllm.world.render import Size
+from mllm.world.render import RenderSize
 
 SEED = 7
 COUNT = 12
@@ -22,7 +22,7 @@ COUNT = 12
 class Oracle:
     """Knows the right answers. Spoils each of them when told so."""
 
-    def __init__(self, job: str, pairs: str, *, spoil: bool = False, size: Size = 128) -> None:
+    def __init__(self, job: str, pairs: str, *, spoil: bool = False, size: RenderSize = 128) -> None:
         group = next(group for group in GROUPS if (group.job, group.pairs) == (job, pairs))
         self.items = make_items(group, COUNT, seed=SEED)
         self.spoil, self.size = spoil, size

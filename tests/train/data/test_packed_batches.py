@@ -15,8 +15,8 @@ from transformers import PreTrainedTokenizerBase
 
 from mllm.config import MLLMConfig
 from mllm.conversation import Message, TextPart
-from mllm.sequence import IGNORED
 from mllm.packing import PackedBatch
+from mllm.sequence import IGNORED
 from mllm.vocabulary import extend_tokenizer, load_text_tokenizer
 from tests.train.data.raw_data import document, pair, prepared
 from train.data.mixture import Mixture
