@@ -16,8 +16,8 @@ from typing import Any
 from PIL import Image
 
 from demo.history import Entry, answer_entry, error_entry, file_part, to_messages
-from mllm.pictures import save_picture
 from mllm.pipeline import Done, Event, ImageDone, ImageProgress, Pipeline, TextDelta
+from mllm.processor import save_picture
 
 NO_ANSWER = "The model answered nothing; ask in other words."
 NO_ROOM = "There is no room left for another picture in this conversation; begin a new one."

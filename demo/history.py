@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mllm.conversation import ImagePart, Message, TextPart
-from tokenizer.image_processor import open_image
+from tokenizer.images import open_image
 
 Entry = dict[str, Any]
 

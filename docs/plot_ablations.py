@@ -14,7 +14,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from mllm.json_files import read_json
+from mllm.files import read_json
 
 LABELS = {
     "guidance": "guidance scale",

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from mllm.versions import TOOLKIT, version_of
+from mllm.files import TOOLKIT, version_of
 
 WRONG_INPUT = 2
 INTERRUPTED = 130
@@ -42,9 +42,9 @@ VERBS = {
     "edit": Verb("mllm.commands.edit", "change a picture as told"),
     "chat": Verb("mllm.commands.chat", "chat with the model in the terminal"),
     "tokenize": Verb("mllm.commands.tokenize", "turn pictures into codes and back"),
-    "prepare": Verb("train.prepare", "turn raw data into shards for training"),
+    "prepare": Verb("train.data.prepare", "turn raw data into shards for training"),
     "train": Verb("train.run", "train a model from a recipe"),
-    "merge": Verb("train.merge", "add a trained adapter to its model"),
+    "merge": Verb("train.lora", "add a trained adapter to its model"),
     "evaluate": Verb("mllm.commands.evaluate", "measure a model"),
     "convert": Verb("mllm.commands.convert", "bring released checkpoints in, and write them back"),
     "benchmark": Verb("mllm.commands.benchmark", "measure speed and memory"),

@@ -8,8 +8,8 @@ Knows no tokenizer, no ids and no tensors.
     unitok           one of the next three, by what is asked and answered
     unitok_t2i       <s>text Generate an image based on this description.<image></s>
     unitok_caption   <s><image>text</s>
-    vicuna_v1        <s>system USER: <image>\\ntext ASSISTANT: text</s>USER: ...     bare images
-    plain            <s><image>text\\n        LLaVA's first stage: bare images, the words of the user are left out
+    vicuna_v1        <s>system USER: <image>\ntext ASSISTANT: text</s>USER: ...     bare images
+    plain            <s><image>text\n        LLaVA's first stage: bare images, the words of the user are left out
     class            <class><image>           LlamaGen's: no text at all, not even <s> (see image layout "bare")
     any style        <s> text<image> text</s>        a document: one message of the assistant without a question
 
@@ -22,13 +22,17 @@ seen. The model writes both for itself, a chain of thought for drawing and looki
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from PIL import Image
+
+from mllm.config import MLLMConfig
+from mllm.vocabulary import IMAGE
 
 UNCONDITIONAL = "<unconditional>"
 """Stands for a dropped instruction, in training and as the other branch of guidance."""
@@ -303,3 +307,160 @@ def unconditional(messages: Sequence[Message]) -> list[Message]:
 
 def without_outlines(turn: Message) -> Message:
     return replace(turn, parts=tuple(replace(p, outline=None) if isinstance(p, CodesPart) else p for p in turn.parts))
+
+
+# Hugging Face chat dicts to messages and back: {"role", "content"}, content a string or a list of typed items.
+#
+# An item is {"type": "text", "text": "..."}, {"type": "image", "image": a PIL image or codes} or
+# {"type": "class", "class": 3}.
+
+
+def from_chat(chat: Sequence[dict[str, Any]]) -> list[Message]:
+    """Messages from Hugging Face chat dicts: {"role", "content"}, content a string or a list of typed items."""
+    messages = []
+    for turn in chat:
+        content = turn["content"]
+        items = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        messages.append(Message(turn["role"], tuple(_part_from_item(item) for item in items)))
+    return messages
+
+
+def _part_from_item(item: dict[str, Any]) -> Part:
+    match item:
+        case {"type": "text", "text": str(text)}:
+            return TextPart(text)
+        case {"type": "image", "image": Image.Image() as image}:
+            return ImagePart(image)
+        case {"type": "image", "image": CodesPart() as codes}:
+            return codes
+        case {"type": "class", "class": int(index)}:
+            return ClassPart(index)
+        case _:
+            raise ValueError(
+                f"unknown item in a chat message: found {sorted(item)}; use {{'type': 'text', 'text': ...}} or "
+                "{'type': 'image', 'image': a PIL image}"
+            )
+
+
+def to_chat(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """Hugging Face chat dicts of messages; the inverse of `from_chat`."""
+    return [
+        {"role": message.role, "content": [_item_from_part(part) for part in message.parts]} for message in messages
+    ]
+
+
+def _item_from_part(part: Part) -> dict[str, Any]:
+    match part:
+        case TextPart(text):
+            return {"type": "text", "text": text}
+        case UnconditionalPart():
+            return {"type": "text", "text": UNCONDITIONAL}
+        case ImagePart(image):
+            return {"type": "image", "image": image}
+        case CodesPart():
+            return {"type": "image", "image": part}
+        case ClassPart(index):
+            return {"type": "class", "class": index}
+
+
+# The dialogue frames of mllm/conversation.py as Jinja, for tools that render chats with a tokenizer's template.
+#
+# The text form only: `<image>` stands for a whole image. What the model is trained on and asked with is built by
+# mllm/sequence.py; a test holds the two together.
+
+
+WORDS = {"user": USER, "assistant": ASSISTANT, "system": VICUNA_SYSTEM, "image": IMAGE}
+
+EACH_PART = """
+{%- set content = message['content'] -%}
+{%- if content is string -%}{%- set content = [{'type': 'text', 'text': content}] -%}{%- endif -%}
+{%- for part in content -%}"""
+
+NATIVE = """
+{{- bos_token -}}
+{%- for message in messages -%}
+{%- if message['role'] == 'user' -%}{{ user }}{%- endif -%}
+EACH_PART
+{%- if part['type'] == 'image' -%}{{ image }}{%- else -%}{{ ' ' + (part['text'] | trim) }}{%- endif -%}
+{%- endfor -%}
+{{- ' ' + assistant if message['role'] == 'user' else eos_token -}}
+{%- endfor -%}"""
+
+UNITOK = """
+{{- bos_token + system -}}
+{%- for message in messages -%}
+{{- user + ' ' if message['role'] == 'user' else ' ' -}}
+EACH_PART
+{%- if part['type'] == 'image' -%}{{ image + '\\n' }}
+{%- else -%}{{ ('' if loop.first or loop.previtem['type'] == 'image' else ' ') + (part['text'] | trim) }}{%- endif -%}
+{%- endfor -%}
+{{- ' ' + assistant if message['role'] == 'user' else eos_token -}}
+{%- endfor -%}"""
+
+
+PLAIN = """
+{{- bos_token -}}
+{%- for message in messages -%}
+EACH_PART
+{%- if part['type'] == 'image' -%}{{ image }}
+{%- elif message['role'] == 'assistant' -%}{{ (part['text'] | trim) + '\\n' }}{%- endif -%}
+{%- endfor -%}
+{%- endfor -%}"""
+
+CLASS = """
+{%- for message in messages -%}
+EACH_PART
+{%- if part['type'] == 'image' -%}{{ image }}
+{%- elif part['type'] == 'class' -%}{{ '<class_' ~ part['class'] ~ '>' }}{%- endif -%}
+{%- endfor -%}
+{%- endfor -%}"""
+
+
+def chat_template(style: str) -> str:
+    """The template of a prompt style; "unitok" is its question and answer form (vicuna_v1)."""
+    templates = {"native": NATIVE, "unitok": UNITOK, "vicuna_v1": UNITOK, "plain": PLAIN, "class": CLASS}
+    if style not in templates:
+        raise ValueError(f"unknown prompt style: found {style!r}; use one of {', '.join(templates)}")
+    words = "".join(f"{{%- set {name} = {json.dumps(value)} -%}}" for name, value in WORDS.items())
+    return words + templates[style].replace("EACH_PART", EACH_PART)
+
+
+# What kind of answer is asked for: words, one image, or both as the model likes; and which a checkpoint gives.
+#
+# In: a mode, a dialogue with encoded pictures, a config. Out: the mode to decode in, or a ValueError. Knows no ids.
+
+
+Mode = Literal["text", "image", "interleaved"]
+
+
+def check_mode(mode: str) -> None:
+    """Refuse what is no generation mode."""
+    if mode not in get_args(Mode):
+        raise ValueError(f"unknown generation mode: found {mode!r}; use {', '.join(get_args(Mode))}")
+
+
+def check_mode_of(config: MLLMConfig, mode: Mode) -> None:
+    """Refuse a mode that this checkpoint does not have."""
+    if mode == "image" and not config.can_draw:
+        raise ValueError("this model cannot draw: it only looks at pictures and answers; use a model that draws")
+    if mode == "interleaved" and (config.prompt_style == "unitok" or not config.can_draw):
+        raise ValueError("this model answers in one kind: found mode 'interleaved'; use 'text' or 'image'")
+
+
+def possible_mode(messages: Sequence[Message], mode: Mode, config: MLLMConfig) -> Mode:
+    """The mode asked for, as far as this checkpoint has it; a chat without pictures is one in words."""
+    if config.prompt_style == "unitok":
+        mode = unitok_mode(messages, mode)
+    if mode == "interleaved" and not config.can_draw:
+        return "text"
+    check_mode_of(config, mode)
+    return mode
+
+
+def unitok_mode(messages: Sequence[Message], mode: Mode) -> Mode:
+    """Upstream's prompts are for one kind of answer each: a picture from words, or words about pictures."""
+    if mode == "interleaved":
+        return "text" if has_image(messages[0]) else "image"
+    if mode == "image" and any(has_image(message) for message in messages):
+        raise ValueError("this model draws from words alone: found a picture in the request; leave the picture out")
+    return mode

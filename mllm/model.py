@@ -10,13 +10,18 @@ Letters: B batch, T sequence, D hidden width, V text vocabulary, P image positio
 L labelled text tokens, M learned image positions.
 """
 
+from __future__ import annotations
+
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -29,18 +34,189 @@ from transformers import initialization as init
 from transformers.cache_utils import Cache
 from transformers.utils import ModelOutput
 
+from mllm.checkpoint import ModelWithCard, is_released_folder, open_released, own_memory
 from mllm.config import MLLMConfig
-from mllm.embedding.builder import build_embedding
-from mllm.embedding.places import PLACE_STD, PlaceEmbedding
-from mllm.embedding.projected import ProjectedEmbedding
-from mllm.heads.builder import build_head
-from mllm.heads.depth_transformer import DepthTransformerHead, PerCodebookLinear
-from mllm.loss import LossParts, compute_loss
-from mllm.model_card import ModelWithCard
-from mllm.released.folder import is_released_folder, open_released, own_memory
+from mllm.embedding import PLACE_STD, PlaceEmbedding, ProjectedEmbedding, build_embedding
+from mllm.heads import DepthTransformerHead, PerCodebookLinear, build_head
 from mllm.sequence import IGNORED
-from mllm.sliced_loss import SlicedHeads
-from tokenizer.projection import ProjectionAttention
+from tokenizer.layers import ProjectionAttention
+
+# The training loss, from logits and targets alone: text cross-entropy, code cross-entropy per codebook, z-loss.
+#
+# With w the weight of a text token, z the weight of the z-loss, L labelled text tokens and P learned image positions:
+#
+#     total = ( w * sum of text CE + sum of code CE + z * sum of (max logit)^2 ) / ( w * L + P * K )
+#
+# that is, every text token and every code counts alike (for w = 1), as upstream does within a batch. To count alike
+# over
+# accumulation steps and ranks, divide by the number of items of ALL of them: `num_items` = sum of `count_items` of
+# every
+# micro-batch on every rank. Frameworks average gradients over ranks, so the trainer multiplies the loss by the world
+# size
+# (transformers does so when `average_tokens_across_devices` is set) and sums over accumulation steps undivided.
+# Upstream's z-term is the square of the largest logit, not of the logsumexp.
+#
+# Letters: L labelled text tokens, P learned image positions, V text vocabulary, K codebooks, C codes per codebook.
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LossParts:
+    """The loss and what it is made of. All but `total` are for the log: detached, means over this batch alone."""
+
+    total: Tensor  # what is differentiated
+    text: Tensor  # cross-entropy per labelled text token; 0 without any
+    image: Tensor  # cross-entropy per code; 0 without any
+    z: Tensor  # weighted z-term per code
+    image_per_codebook_K: Tensor
+    num_text: int  # L
+    num_image: int  # P * K
+
+
+def count_items(labels_BT: Tensor, code_targets_P: Tensor, *, num_codebooks: int, text_weight: float = 1.0) -> Tensor:
+    """What a batch weighs in the loss (float, 0-d): the divisor of `total`. Labels at t = 0 predict nothing."""
+    num_text = (labels_BT[:, 1:] != IGNORED).sum()
+    return num_text * text_weight + code_targets_P.sum() * num_codebooks
+
+
+def compute_loss(
+    text_logits_LV: Tensor,
+    labels_L: Tensor,
+    code_logits_PKC: Tensor,
+    codes_PK: Tensor,
+    *,
+    z_weight: float,
+    text_weight: float = 1.0,
+    num_items: Tensor | float | None = None,
+) -> LossParts:
+    """All parts from rows that are already aligned: logits row i predicts target row i. L or P may be 0.
+
+    Args:
+        num_items: what to divide by; None: the items of this batch.
+    """
+    text_sum = sum_text_loss(text_logits_LV, labels_L)
+    image_sum_K, square_sum = sum_code_loss(code_logits_PKC, codes_PK)
+    return weigh(
+        text_sum,
+        image_sum_K,
+        square_sum * z_weight,
+        num_text=labels_L.numel(),
+        num_positions=codes_PK.shape[0],
+        text_weight=text_weight,
+        num_items=num_items,
+    )
+
+
+def sum_text_loss(logits_LV: Tensor, labels_L: Tensor) -> Tensor:
+    """Cross-entropy of all rows together, in float32."""
+    return F.cross_entropy(logits_LV.float(), labels_L, reduction="sum")
+
+
+def sum_code_loss(logits_PKC: Tensor, codes_PK: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross-entropy (K,) of all positions together, and the sum of the squared largest logits."""
+    logits_PKC = logits_PKC.float()
+    loss_PK = F.cross_entropy(logits_PKC.flatten(0, 1), codes_PK.flatten(), reduction="none").view(codes_PK.shape)
+    largest_PK = logits_PKC.max(dim=-1).values  # cheaper backward than amax: no ties
+    return loss_PK.sum(dim=0), largest_PK.square().sum()
+
+
+def weigh(
+    text_sum: Tensor,
+    image_sum_K: Tensor,
+    z_sum: Tensor,
+    *,
+    num_text: int,
+    num_positions: int,
+    text_weight: float = 1.0,
+    num_items: Tensor | float | None = None,
+) -> LossParts:
+    """The parts from their sums; `z_sum` comes weighted."""
+    num_image = num_positions * image_sum_K.shape[0]
+    if num_items is None:
+        num_items = max(text_weight * num_text + num_image, 1)
+    total = (text_sum * text_weight + image_sum_K.sum() + z_sum) / num_items
+    with torch.no_grad():
+        return LossParts(
+            total=total,
+            text=text_sum.detach() / max(num_text, 1),
+            image=image_sum_K.detach().sum() / max(num_image, 1),
+            z=z_sum.detach() / max(num_image, 1),
+            image_per_codebook_K=image_sum_K.detach() / max(num_positions, 1),
+            num_text=num_text,
+            num_image=num_image,
+        )
+
+
+# The training loss without ever holding the logits of all places.
+#
+# Rows are cut into slices; the backward pass computes each slice once more (gradient checkpointing), head and all. The
+# number of slices depends on the shape of the batch alone, not on how many of its places are learned: every process
+# calls
+# a head equally often, as sharded weights (ZeRO-3) require. Slices may be empty. Knows no backbone.
+#
+# Letters: L labelled text tokens, M learned image positions, R rows, D hidden width, K codebooks.
+
+
+FLOAT32 = 4
+"""Bytes of a logit in the loss."""
+
+
+@dataclass(frozen=True, slots=True)
+class SlicedHeads:
+    """Both heads of a model over slices of rows."""
+
+    lm_head: nn.Module
+    code_head: nn.Module
+    num_places: int
+    """Of the batch: as many rows as there could be."""
+    max_bytes: int
+    """What the logits of a slice may take."""
+
+    def loss(
+        self,
+        hidden_LD: Tensor,
+        labels_L: Tensor,
+        hidden_MD: Tensor,
+        codes_MK: Tensor,
+        config: MLLMConfig,
+        num_items: Tensor | float | None,
+    ) -> LossParts:
+        """The same parts as from all logits at once."""
+        (text_sum,) = self.add_up(
+            lambda hidden_RD, labels_R: (sum_text_loss(self.lm_head(hidden_RD), labels_R),),
+            hidden_LD,
+            labels_L,
+            logits_per_row=config.vocab_size,
+        )
+        image_sum_K, square_sum = self.add_up(
+            lambda hidden_RD, codes_RK: sum_code_loss(self.code_head(hidden_RD, codes_RK), codes_RK),
+            hidden_MD,
+            codes_MK,
+            logits_per_row=config.num_codebooks * config.codebook_size,
+        )
+        return weigh(
+            text_sum,
+            image_sum_K,
+            square_sum * config.z_loss_weight,
+            num_text=labels_L.numel(),
+            num_positions=codes_MK.shape[0],
+            text_weight=config.text_loss_weight,
+            num_items=num_items,
+        )
+
+    def add_up(
+        self,
+        sums_of: Callable[[Tensor, Tensor], tuple[Tensor, ...]],
+        hidden_RD: Tensor,
+        targets_R: Tensor,
+        *,
+        logits_per_row: int,
+    ) -> list[Tensor]:
+        """`sums_of(hidden, targets)` of all rows, added up slice by slice."""
+        rows = max(self.max_bytes // (FLOAT32 * logits_per_row), 1)
+        slices = -(-self.num_places // rows)
+        parts = zip(hidden_RD.tensor_split(slices), targets_R.tensor_split(slices), strict=True)
+        sums = [checkpoint(sums_of, hidden, targets, use_reentrant=False) for hidden, targets in parts]
+        return [torch.stack(values).sum(dim=0) for values in zip(*sums, strict=True)]
 
 
 @dataclass
@@ -118,7 +294,7 @@ class MLLMForConditionalGeneration(ModelWithCard, PreTrainedModel, GenerationMix
     @classmethod
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | os.PathLike | None = None, *args: Any, **kwargs: Any
-    ) -> "MLLMForConditionalGeneration":
+    ) -> MLLMForConditionalGeneration:
         """As transformers has it; a folder in the released layout (`mini_gemini`) is read as it is, strictly."""
         if not is_released_folder(pretrained_model_name_or_path):
             return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
@@ -194,7 +370,7 @@ class MLLMForConditionalGeneration(ModelWithCard, PreTrainedModel, GenerationMix
         max_logits_bytes: int | None = None,
         **kwargs: object,
     ) -> MLLMOutput:
-        """One pass. With labels: the loss (see mllm/loss.py); without: text logits.
+        """One pass. With labels: the loss (see mllm/model.py); without: text logits.
 
         Args:
             attention_mask: (B, T) of real places, or (B, 1, T, S) boolean and used as given.
@@ -248,12 +424,12 @@ class MLLMForConditionalGeneration(ModelWithCard, PreTrainedModel, GenerationMix
         )
 
     def generate(self, input_ids: Tensor | None = None, **options: Any) -> Any:
-        """Answer prompts in text, an image, or both (`generation_mode`); options in mllm/model_generate.py.
+        """Answer prompts in text, an image, or both (`generation_mode`); options in mllm/generate.py.
 
         Takes what the processor returns. Returns ids (S, T) of prompts and answers, the codes (S, N * K) of images, or
         with `return_dict_in_generate=True` and for mixed answers a `GenerateOutput`.
         """
-        from mllm.model_generate import GenerateRequest, generate_from_inputs
+        from mllm.generate import GenerateRequest, generate_from_inputs
 
         return generate_from_inputs(self, GenerateRequest.read(input_ids=input_ids, **options))
 

@@ -6,35 +6,448 @@ deterministic for a given seed, and raises ValueError or FileNotFoundError with 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
-from dataclasses import replace
+import math
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from threading import Lock
-from typing import Any, Unpack
+from typing import Any, Literal, Unpack, get_args
 
+import torch
 from PIL import Image
 
-from mllm.best_of import candidate_seeds, check_best_of, keep_best
+from mllm.checkpoint import BUNDLED, LoadOptions, find_model_folder, load_model
 from mllm.config import MLLMConfig
-from mllm.conversation import ClassPart, Message, TextPart, has_image
-from mllm.generation.answer_stream import AnswerStream, Done, Event, ImageDone, ImageProgress, TextDelta
-from mllm.generation.loop import DecodingEvent, generate, stream
-from mllm.generation.request import Generated, Row
-from mllm.generation.row_builder import Overrides, RowBuilder, check_task, check_words, read_pictures
-from mllm.generation.settings import image_settings, read_task_settings
-from mllm.loading.model_folder import BUNDLED, find_model_folder
-from mllm.loading.model_loading import LoadOptions, load_model
-from mllm.looking import look
+from mllm.conversation import (
+    ClassPart,
+    CodesPart,
+    ImagePart,
+    Marker,
+    Message,
+    Mode,
+    Segment,
+    TextPart,
+    has_image,
+    render,
+)
+from mllm.engine.loop import (
+    AnswerStream,
+    DecodingEvent,
+    Done,
+    Event,
+    ImageDone,
+    ImageEvent,
+    ImageProgress,
+    RowEvent,
+    TextDelta,
+    TextEvent,
+    generate,
+    stream,
+)
+from mllm.engine.request import NUM_SEEDS, OUTLINE_BUDGET, Generated, Row, add_text, image_settings, read_task_settings
 from mllm.model import MLLMForConditionalGeneration
-from mllm.modes import Mode
-from mllm.pictures import Picture
-from mllm.processor import MLLMProcessor
-from mllm.redrawing import redraw, stream_redrawn
-from mllm.rehearsal import Rehearsal
+from mllm.processor import MLLMProcessor, Overrides, Picture, RowBuilder, check_task, check_words, read_pictures
 from mllm.sampling import SamplingConfig
-from mllm.self_judge import QuestionForm, judge_pictures
-from mllm.sizes import Size, supported_sizes
+from mllm.sequence import IGNORED, ImageLayout, Size, TokenSequence, encode_segments, extend_sequence, supported_sizes
+from mllm.world.outline import are_alike, read_outline
+from mllm.world.reader import Demand, demands_of
+
+# Looking: before a model with outlines answers, it writes what it sees in every picture that the user shows.
+#
+# In: dialogues, and what decodes rows. Out: the same dialogues, their pictures encoded and the user's outlined. What is
+# seen depends on the picture and on what was said before it, never on the question, so every answer about a picture
+# rests
+# on the same words. A model without outlines looks at nothing.
+
+
+Place = tuple[int, int]
+"""Number of a message, number of a part."""
+
+
+def look(
+    dialogues: Sequence[Sequence[Message]], processor: MLLMProcessor, run: Callable[[list[Row]], list[Generated]]
+) -> list[list[Message]]:
+    """Outline the pictures that were not looked at yet, in order, all dialogues together."""
+    looked = [processor.encode_pictures(dialogue) for dialogue in dialogues]
+    marker = processor.need_config().begin_outline_id
+    while marker is not None:
+        waiting = [(n, place) for n, dialogue in enumerate(looked) if (place := first_unseen(dialogue)) is not None]
+        if not waiting:
+            break
+        rows = [
+            Row(
+                prompt=look_prompt(up_to(looked[n], place), processor),
+                mode="text",
+                end_id=marker,
+                max_new_tokens=OUTLINE_BUDGET,
+                text=SamplingConfig(greedy=True),
+            )
+            for n, place in waiting
+        ]
+        for (n, place), result in zip(waiting, run(rows), strict=True):
+            looked[n] = outlined(looked[n], place, processor.to_text(result.text_ids))
+    return looked
+
+
+def look_prompt(dialogue: Sequence[Message], processor: MLLMProcessor) -> TokenSequence:
+    """The prompt for the outline of the picture with which a dialogue ends: all up to it, and the marker."""
+    config = processor.need_config()
+    segments = render(dialogue, config.prompt_style)
+    last = max(n for n, segment in enumerate(segments) if isinstance(segment.content, CodesPart))
+    asked = [*segments[: last + 1], Segment(Marker.OUTLINE)]
+    return encode_segments(asked, tokenizer=processor.tokenizer, config=config)
+
+
+def first_unseen(dialogue: Sequence[Message]) -> Place | None:
+    """Where the first picture of the user without an outline stands."""
+    for m, message in enumerate(dialogue):
+        for p, part in enumerate(message.parts if message.role == "user" else ()):
+            if isinstance(part, CodesPart) and part.outline is None:
+                return m, p
+    return None
+
+
+def up_to(dialogue: Sequence[Message], place: Place) -> list[Message]:
+    """The dialogue as far as the picture at this place."""
+    m, p = place
+    return [*dialogue[:m], replace(dialogue[m], parts=dialogue[m].parts[: p + 1])]
+
+
+def outlined(dialogue: Sequence[Message], place: Place, outline: str) -> list[Message]:
+    """The dialogue with an outline for the picture at this place."""
+    m, p = place
+    parts = list(dialogue[m].parts)
+    parts[p] = replace(parts[p], outline=outline)
+    return [replace(message, parts=tuple(parts)) if n == m else message for n, message in enumerate(dialogue)]
+
+
+# Drawing again: a picture that does not show what its own outline says is drawn anew, with other random numbers.
+#
+# In: rows and what became of them. Out: the same, each picture looked at (mllm/pipeline.py) and compared with the
+# outline
+# it was drawn from. Where the two differ, what came before the picture stays and the rest of the answer is written
+# again,
+# `Row.redraws` times for each picture at most; then it stands as it is. A result still depends on its row alone.
+
+
+REDRAW_STRIDE = 100_000_007
+"""Between the seeds of tries; prime, and far from that of best-of (mllm/pipeline.py), so that no two meet."""
+
+Run = Callable[[list[Row]], list[Generated]]
+
+
+@dataclass(slots=True)
+class Draft:
+    """An answer whose pictures are being judged, in order."""
+
+    row: Row
+    result: Generated
+    """What the last try became, without what stood when it began."""
+    begun: list[list[int] | CodesPart] = field(default_factory=list)
+    """What stood when the last try began."""
+    begun_outlines: list[list[int]] = field(default_factory=list)
+    accepted: int = 0
+    """Pictures that stand."""
+    tries: int = 0
+    """Of the picture after them, beyond the first."""
+    redrawn: int = 0
+    """Tries of all pictures."""
+
+    @property
+    def parts(self) -> list[list[int] | CodesPart]:
+        """Text and pictures of the whole answer."""
+        first = self.result.parts[:1]
+        if self.begun and first and isinstance(self.begun[-1], list) and isinstance(first[0], list):
+            return [*self.begun[:-1], [*self.begun[-1], *first[0]], *self.result.parts[1:]]
+        return [*self.begun, *self.result.parts]
+
+    @property
+    def outlines(self) -> list[list[int]]:
+        """The outlines of its pictures."""
+        return [*self.begun_outlines, *self.result.outlines]
+
+    @property
+    def unjudged(self) -> list[tuple[CodesPart, list[int]]]:
+        """Pictures and outlines that were not looked at yet; none where nothing is drawn again."""
+        pictures = [part for part in self.parts if isinstance(part, CodesPart)]
+        return list(zip(pictures, self.outlines, strict=True))[self.accepted :] if self.row.redraws else []
+
+    def must_draw_again(self, verdicts: Iterable[bool]) -> bool:
+        """Accept pictures up to the first one that must be drawn again; whether there is one."""
+        for is_right in verdicts:
+            if not is_right and self.tries < self.row.redraws:
+                self.tries, self.redrawn = self.tries + 1, self.redrawn + 1
+                return True
+            self.accepted, self.tries = self.accepted + 1, 0
+        return False
+
+    def next_row(self, layout: ImageLayout) -> Row:
+        """The row of the next try: it goes on after what stands."""
+        parts, outlines = self.parts, self.outlines
+        pictures = [place for place, part in enumerate(parts) if isinstance(part, CodesPart)]
+        self.begun, self.begun_outlines = parts[: pictures[self.accepted]], outlines[: self.accepted]
+        images = [part for part in self.begun if isinstance(part, CodesPart)]
+        token_ids = answer_ids(self.begun, self.begun_outlines, layout)
+        unguided_ids = answer_ids(self.begun, [[]] * len(images), layout)
+        budget, unconditional = self.row.max_new_tokens, self.row.unconditional
+        return replace(
+            self.row,
+            prompt=extend_sequence(self.row.prompt, token_ids, images),
+            unconditional=unconditional and extend_sequence(unconditional, unguided_ids, images),
+            max_new_tokens=budget and budget - len(token_ids),
+            seed=(self.row.seed + self.redrawn * REDRAW_STRIDE) % NUM_SEEDS,
+        )
+
+    def whole(self, layout: ImageLayout) -> Generated:
+        """The answer, as if it had been written in one go."""
+        token_ids = answer_ids(self.begun, self.begun_outlines, layout)
+        return replace(
+            self.result,
+            token_ids=[*token_ids, *self.result.token_ids],
+            parts=self.parts,
+            outlines=self.outlines,
+            seed=self.row.seed,
+        )
+
+
+def redraw(rows: Sequence[Row], results: Sequence[Generated], *, processor: MLLMProcessor, run: Run) -> list[Generated]:
+    """Draw again what is unlike its outline, all rows together."""
+    layout = ImageLayout.from_config(processor.need_config())
+    drafts = [Draft(row, result) for row, result in zip(rows, results, strict=True)]
+    while waiting := [draft for draft in drafts if draft.unjudged]:
+        verdicts = iter(are_as_outlined([pair for draft in waiting for pair in draft.unjudged], processor, run))
+        wrong = [draft for draft in waiting if draft.must_draw_again(list(islice(verdicts, len(draft.unjudged))))]
+        for draft, result in zip(wrong, run([draft.next_row(layout) for draft in wrong]), strict=True):
+            draft.result = result
+    return [draft.whole(layout) for draft in drafts]
+
+
+def stream_redrawn(
+    row: Row, *, processor: MLLMProcessor, run: Run, stream: Callable[[list[Row]], Iterator[DecodingEvent]]
+) -> Iterator[DecodingEvent]:
+    """The events of one row, with the answer of `redraw`. Of a picture that is drawn again only progress is told."""
+    layout = ImageLayout.from_config(processor.need_config())
+    draft = Draft(row, empty_result())
+    next_row: Row | None = row
+    while next_row is not None:
+        events, next_row = stream([next_row]), None
+        for event in events:
+            match event:
+                case TextEvent(token_id=token_id):
+                    add_text(draft.result.parts, token_id)
+                case ImageEvent(image=CodesPart() as image, outline=outline):
+                    draft.result.parts.append(image)
+                    draft.result.outlines.append(outline)
+                    if draft.must_draw_again(are_as_outlined(draft.unjudged, processor, run)):
+                        next_row = draft.next_row(layout)
+                        draft.result = empty_result()
+                        break
+                case RowEvent(generated=generated):
+                    draft.result = generated
+                    event = replace(event, generated=draft.whole(layout))
+            yield event
+
+
+def empty_result() -> Generated:
+    """A row before its first token."""
+    return Generated(token_ids=[], parts=[], finish_reason="eos", seed=0, image_refused=False, outlines=[])
+
+
+def are_as_outlined(pictures: Sequence[tuple[CodesPart, list[int]]], processor: MLLMProcessor, run: Run) -> list[bool]:
+    """Whether each picture, looked at, shows what its outline says. One without an outline, or with free words of a
+    person that cannot be compared, says nothing wrong.
+    """
+    images = [processor.with_outline(image, outline) for image, outline in pictures]
+    are_comparable = [image.outline is not None and read_outline(image.outline) is not None for image in images]
+    drawn = processor.decode_images([image for image, is_one in zip(images, are_comparable, strict=True) if is_one])
+    looked = iter(look([[Message("user", (ImagePart(picture),))] for picture in drawn], processor, run))
+    return [
+        not is_one or are_alike(image.outline, next(looked)[0].parts[0].outline)
+        for image, is_one in zip(images, are_comparable, strict=True)
+    ]
+
+
+def answer_ids(parts: Sequence[list[int] | CodesPart], outlines: Sequence[list[int]], layout: ImageLayout) -> list[int]:
+    """The tokens of an answer, those of its pictures and their outlines included."""
+    ids: list[int] = []
+    written = iter(outlines)
+    for part in parts:
+        if isinstance(part, list):
+            ids += part
+            continue
+        if outline := next(written):
+            ids += [*layout.outline_opening(part.grid), *outline]
+        ids += layout.token_ids(part.grid)
+    return ids
+
+
+# What a listener hears of answers whose pictures may be drawn again: only what stands in the end.
+#
+# In: the events of first tries, then the settled answers. Out: text up to the first picture and the progress of drawing
+# as they come; pictures, what follows them and the end once nothing changes any more.
+
+
+class Rehearsal:
+    """Stands between a decoding loop and who listens to it."""
+
+    def __init__(self, rows: Sequence[Row], tell: Callable[[DecodingEvent], None]) -> None:
+        self.rows, self.tell = rows, tell
+        self.has_drawn = [False] * len(rows)
+
+    def hear(self, event: DecodingEvent) -> None:
+        """An event of a first try."""
+        if not self.rows[event.row].redraws:
+            self.tell(event)
+            return
+        match event:
+            case ImageEvent() if not self.has_drawn[event.row]:
+                self.has_drawn[event.row] = event.image is not None
+                self.tell(replace(event, image=None))
+            case TextEvent() if not self.has_drawn[event.row]:
+                self.tell(event)
+            case _:
+                pass
+
+    def settle(self, results: Sequence[Generated]) -> None:
+        """Tell the rest of the answers that were held back."""
+        for number, (row, result) in enumerate(zip(self.rows, results, strict=True)):
+            if row.redraws:
+                for event in self._rest(number, result):
+                    self.tell(event)
+
+    def _rest(self, number: int, result: Generated) -> Iterator[DecodingEvent]:
+        outlines, has_drawn = iter(result.outlines), False
+        for part in result.parts:
+            if isinstance(part, CodesPart):
+                total = part.codes_KN.shape[1]
+                yield ImageEvent(number, total, total, part, next(outlines))
+                has_drawn = True
+            elif has_drawn:
+                yield from (TextEvent(number, token_id) for token_id in part)
+        yield RowEvent(number, result)
+
+
+# Best of N: draw every picture several times and keep the one with the highest score. Knows no model.
+#
+# Candidate j of a picture with seed s has seed s + j * STRIDE. So candidate 0 is the picture without best-of, the
+# candidates for a smaller N are the first of those for a larger N, and neighbouring seeds share none.
+
+
+STRIDE = 1_000_003
+"""Larger than the pictures of any benchmark, and prime, so that seeds stay apart where 32 bits of them count."""
+
+Score = Callable[[Sequence[Image.Image]], list[float]]
+
+
+def check_best_of(best_of: int) -> None:
+    """Refuse what is no number of candidates."""
+    if not isinstance(best_of, int) or best_of < 1:
+        raise ValueError(f"best_of is no number of candidates: found {best_of!r}; use a whole number, 1 or more")
+
+
+def candidate_seeds(seed: int, best_of: int) -> list[int]:
+    """The seeds of the candidates for one picture."""
+    return [seed + index * STRIDE for index in range(best_of)]
+
+
+def index_of_best(scores: Sequence[float]) -> int:
+    """Where the highest score is; of equal ones the first."""
+    return max(range(len(scores)), key=scores.__getitem__)
+
+
+def keep_best(candidates: Sequence[Image.Image], scores: Sequence[float], *, best_of: int) -> list[Image.Image]:
+    """One picture of every `best_of` candidates; its `info` holds its score and how many it was chosen from."""
+    kept = []
+    for start in range(0, len(candidates), best_of):
+        index = start + index_of_best(scores[start : start + best_of])
+        picture = candidates[index]
+        picture.info.update(score=scores[index], best_of=best_of)
+        kept.append(picture)
+    return kept
+
+
+# The model's own opinion whether a picture shows what a text says: its probability of "yes".
+#
+# In: pictures and texts. Out: a number from 0 to 1 for each pair; no second model is needed. Two forms of the question:
+#
+#     genai   VQAScore's (Lin et al. 2024): Does this figure show "..."? Please answer yes or no.
+#     world   the short questions of the synthetic world, one for each demand ("Is there a star?" yes, "How many hearts
+#             are there?" 2; mllm/world/reader.py); the product of the probabilities of the right answers
+#
+# The probability of an answer is that of its words, all choices of the vocabulary included, without the end mark.
+#
+# Letters: B dialogues, T places, V text vocabulary.
+
+
+QuestionForm = Literal["genai", "world"]
+GENAI_QUESTION = 'Does this figure show "{text}"? Please answer yes or no.'
+BATCH_SIZE = 32
+
+
+def questions_about(text: str, form: QuestionForm) -> list[Demand]:
+    """What to ask about a picture that should show this text."""
+    match form:
+        case "genai":
+            return [Demand(GENAI_QUESTION.format(text=text), "yes")]
+        case "world":
+            return demands_of(text)
+        case _:
+            raise ValueError(f"unknown form of question: found {form!r}; use {' or '.join(get_args(QuestionForm))}")
+
+
+def judge_pictures(
+    model: MLLMForConditionalGeneration,
+    processor: MLLMProcessor,
+    pictures: Sequence[Image.Image],
+    texts: Sequence[str],
+    *,
+    form: QuestionForm,
+    batch_size: int = BATCH_SIZE,
+) -> list[float]:
+    """How probable the model finds it that each picture shows its text."""
+    asked = [(n, demand) for n, text in enumerate(texts) for demand in questions_about(text, form)]
+    shown = [[Message("user", (ImagePart(picture),))] for picture in pictures]
+    parts = []
+    for start in range(0, len(shown), batch_size):
+        looked = look(shown[start : start + batch_size], processor, partial(generate, model))
+        parts += [dialogue[0].parts for dialogue in looked]
+    dialogues = [
+        [Message("user", (*parts[n], TextPart(demand.question))), Message("assistant", (TextPart(demand.expected),))]
+        for n, demand in asked
+    ]
+    totals = [0.0] * len(texts)
+    for start in range(0, len(dialogues), batch_size):
+        found = answer_log_probabilities(model, processor, dialogues[start : start + batch_size])
+        for (n, _), log_probability in zip(asked[start : start + batch_size], found, strict=True):
+            totals[n] += log_probability
+    return [math.exp(total) for total in totals]
+
+
+@torch.inference_mode()
+def answer_log_probabilities(
+    model: MLLMForConditionalGeneration, processor: MLLMProcessor, dialogues: Sequence[Sequence[Message]]
+) -> list[float]:
+    """The log probability of the last answer of each dialogue, its end mark left out."""
+    sequences = [processor.build(messages) for messages in dialogues]
+    inputs = processor.collate(sequences).to(model.device)
+    mask_BT = inputs["attention_mask"]
+    places_BT = (mask_BT.cumsum(dim=1) - 1).clamp(min=0)
+    logits_BTV = model(**inputs, position_ids=places_BT).logits
+    longest = mask_BT.shape[1]
+    totals = []
+    for logits_TV, sequence in zip(logits_BTV, sequences, strict=True):
+        labels = sequence.labels_T
+        spoken = [t for t in range(len(labels)) if labels[t] not in (IGNORED, model.config.eos_token_id)]
+        if not spoken:
+            raise ValueError("an answer has no words: found none to weigh; this prompt style does not answer in words")
+        offset = longest - len(sequence)
+        log_probabilities_SV = logits_TV[[offset + t - 1 for t in spoken]].float().log_softmax(dim=-1)
+        words_S = torch.tensor([int(labels[t]) for t in spoken], device=log_probabilities_SV.device)
+        totals.append(log_probabilities_SV.gather(1, words_S[:, None]).sum().item())
+    return totals
+
 
 __all__ = ("Done", "Event", "ImageDone", "ImageProgress", "Pipeline", "TextDelta")
 
@@ -66,7 +479,7 @@ class Pipeline:
     ) -> Pipeline:
         """Load a model folder (or hub id); None is the bundled model.
 
-        `options` are those of `LoadOptions` (mllm/loading/model_loading.py): device, dtype, quantization, device_map,
+        `options` are those of `LoadOptions` (mllm/checkpoint.py): device, dtype, quantization, device_map,
         embedding_context.
         """
         load = LoadOptions(**options)
@@ -113,7 +526,7 @@ class Pipeline:
         Args:
             outline: what is where, in place of the model's own (docs/outlines.md).
             best_of: draw each picture that many times and keep the one that the model itself finds right most probably
-                (mllm/best_of.py says with which seeds).
+                (mllm/pipeline.py says with which seeds).
         """
         task = check_task(self.tasks, "draw")
         check_words(prompt, name="prompt", hint="say what to draw")
@@ -153,7 +566,7 @@ class Pipeline:
     def judge(
         self, pictures: Sequence[Image.Image], texts: Sequence[str], *, form: QuestionForm | None = None
     ) -> list[float]:
-        """How probable the model finds it, 0 to 1, that each picture shows its text (mllm/self_judge.py).
+        """How probable the model finds it, 0 to 1, that each picture shows its text (mllm/pipeline.py).
 
         Args:
             form: of the question; default: the checkpoint's (`judge` in its task settings), else "genai".

@@ -9,30 +9,146 @@ Letters: B batch, T places, P image positions of the batch in reading order, I i
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import replace
+import secrets
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
-from transformers import AutoProcessor, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
+from transformers import AutoProcessor, BatchFeature, GenerationConfig, PreTrainedTokenizerBase, ProcessorMixin
+from transformers.image_utils import load_image
 
-from mllm.chat_dicts import from_chat
-from mllm.chat_template import chat_template as template_of
+from mllm.checkpoint import IMAGE_TOKENIZER, RELEASED_FILES, find_model_folder, is_released_folder, load_image_tokenizer
 from mllm.config import MLLMConfig
-from mllm.conversation import AnswerKind, CodesPart, ImagePart, Message, TextPart, unconditional
-from mllm.generation.request import Generated
-from mllm.loading.image_tokenizer import RELEASED_FILES, load_image_tokenizer
-from mllm.loading.model_folder import IMAGE_TOKENIZER, find_model_folder
-from mllm.modes import Mode, possible_mode
-from mllm.pictures import Picture, decode_images, encode_dialogue, encode_images, load_picture, with_pictures
-from mllm.released.folder import is_released_folder
-from mllm.sequence import TokenSequence, build_sequence
-from mllm.vocabulary import decode_text, load_text_tokenizer, save_text_tokenizer
-from tokenizer.model import UniTok
+from mllm.conversation import (
+    AnswerKind,
+    CodesPart,
+    ImagePart,
+    Message,
+    Mode,
+    Part,
+    Role,
+    TextPart,
+    from_chat,
+    neutralise,
+    possible_mode,
+    unconditional,
+)
+from mllm.conversation import chat_template as template_of
+from mllm.engine.request import (
+    Generated,
+    Row,
+    TaskSettings,
+    count_budget,
+    image_settings,
+    outline_settings,
+    text_settings,
+    token_budget,
+)
+from mllm.sampling import PerCodebook
+from mllm.sequence import Grid, ImageLayout, Size, TokenSequence, best_size, build_sequence, grid_of
+from mllm.vocabulary import decode_text, encode_text, load_text_tokenizer, save_text_tokenizer
+from tokenizer.images import ImageProcessor, open_image, to_images
+from tokenizer.unitok import UniTok
+
+# Pictures from where they are to the codes of a model's image tokenizer, and back.
+#
+# In: PIL images, files or addresses. Out: codes with their grid. Knows no dialogue and no language model.
+
+
+Picture = Image.Image | str | Path
+OUTLINE = "outline"
+"""Key of a drawn picture's `info`, and of its PNG file: what the model wrote before it drew (mllm/conversation.py)."""
+"""A picture, or where it is: a file or an address."""
+
+
+def load_picture(picture: Picture) -> Image.Image:
+    """The picture itself."""
+    if isinstance(picture, Image.Image):
+        return picture
+    is_file = not str(picture).startswith(("http://", "https://", "data:"))
+    return open_image(picture) if is_file else load_image(picture)
+
+
+def with_pictures(turn: dict[str, Any]) -> dict[str, Any]:
+    """A chat message whose image items hold pictures, where they named files or addresses."""
+
+    def load(item: Any) -> Any:
+        named = [item[key] for key in ("image", "path", "url") if key in item] if item.get("type") == "image" else []
+        return {"type": "image", "image": load_picture(named[0])} if named and isinstance(named[0], Picture) else item
+
+    content = turn["content"]
+    return turn if isinstance(content, str) else {**turn, "content": [load(item) for item in content]}
+
+
+def save_picture(picture: Image.Image, path: str | Path) -> None:
+    """Write a picture; a PNG keeps the outline, so that a chat can go on from the file."""
+    outline, options = picture.info.get(OUTLINE), {}
+    if outline is not None and Path(path).suffix.lower() == ".png":
+        options["pnginfo"] = PngInfo()
+        options["pnginfo"].add_text(OUTLINE, outline)
+    picture.save(path, **options)
+
+
+@torch.inference_mode()
+def encode_images(
+    images: Sequence[Image.Image], image_tokenizer: UniTok, *, config: MLLMConfig, preparation: str
+) -> list[CodesPart]:
+    """Codes of pictures, each at the size of the model that fits it best."""
+    by_size: dict[Size, list[int]] = defaultdict(list)
+    for index, image in enumerate(images):
+        by_size[best_size(image.size, config)].append(index)
+    encoded: dict[int, CodesPart] = {}
+    for size, indices in by_size.items():
+        prepare = ImageProcessor(width=size[0], height=size[1], preparation=preparation)
+        pixels_B3HW = prepare([images[index] for index in indices]).to(image_tokenizer.device)
+        codes_BKN = image_tokenizer.encode(pixels_B3HW).to("cpu", torch.int32).numpy()
+        for index, codes_KN in zip(indices, codes_BKN, strict=True):
+            encoded[index] = CodesPart(codes_KN.astype(np.uint16), grid_of(size, config))
+    return [encoded[index] for index in range(len(images))]
+
+
+def encode_dialogue(
+    messages: Sequence[Message], encode: Callable[[Sequence[Image.Image]], Sequence[CodesPart]], *, outlines: bool
+) -> list[Message]:
+    """A dialogue with codes in place of pictures.
+
+    Args:
+        outlines: keep those of the pictures that the assistant drew; one of the user is to be looked at anew.
+    """
+    pictures = [part.image for message in messages for part in message.parts if isinstance(part, ImagePart)]
+    codes = iter(encode(pictures))
+
+    def encoded(part: Part, role: Role) -> Part:
+        if not isinstance(part, ImagePart):
+            return part
+        return replace(next(codes), outline=part.image.info.get(OUTLINE) if outlines and role == "assistant" else None)
+
+    return [replace(turn, parts=tuple(encoded(part, turn.role) for part in turn.parts)) for turn in messages]
+
+
+@torch.inference_mode()
+def decode_images(images: Sequence[CodesPart], image_tokenizer: UniTok) -> list[Image.Image]:
+    """Pictures of codes; the outline of a drawn one is kept in its `info`."""
+    by_grid: dict[Grid, list[int]] = defaultdict(list)
+    for index, image in enumerate(images):
+        by_grid[image.grid].append(index)
+    decoded: dict[int, Image.Image] = {}
+    for grid, indices in by_grid.items():
+        codes_BKN = torch.from_numpy(np.stack([images[index].codes_KN for index in indices]).astype(np.int64))
+        pictures = to_images(image_tokenizer.decode(codes_BKN.to(image_tokenizer.device), grid=grid))
+        decoded.update(zip(indices, pictures, strict=True))
+    for index, image in enumerate(images):
+        if image.outline is not None:
+            decoded[index].info[OUTLINE] = image.outline
+    return [decoded[index] for index in range(len(images))]
+
 
 PROCESSOR_FILE = "processor_config.json"
 TEMPLATE_FILE = "chat_template.jinja"
@@ -53,7 +169,7 @@ class MLLMProcessor(ProcessorMixin):
         """
         Args:
             config: the model's; needed to encode, not to save (the model saves it).
-            preparation: how a picture gets to a size of the model; a name in tokenizer/image_processor.py.
+            preparation: how a picture gets to a size of the model; a name in tokenizer/images.py.
         """
         style = "native" if config is None else config.prompt_style
         super().__init__(tokenizer, chat_template=chat_template or template_of(style))
@@ -298,3 +414,138 @@ def read_preparation(path: Path) -> str:
 
 
 AutoProcessor.register(MLLMConfig, MLLMProcessor, exist_ok=True)
+
+
+# What a person asks for, checked and turned into a row for the decoding loop.
+#
+# In: a dialogue, a task, overrides of the sampling settings. Out: a `Row`, or a ValueError that a person understands.
+# Settings come from the checkpoint (its config, then its settings per task), then from the overrides.
+
+
+NUM_SEEDS = 2**31
+
+
+class Overrides(TypedDict, total=False):
+    """Settings that a call may change; None, or leaving one out, keeps the checkpoint's."""
+
+    seed: int | None
+    guidance: float | None
+    temperature: PerCodebook[float] | None
+    top_k: PerCodebook[int] | None
+    top_p: PerCodebook[float] | None
+    greedy: bool | None
+    max_new_tokens: int | None
+    redraws: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class RowBuilder:
+    """Builds rows for one model."""
+
+    processor: MLLMProcessor
+    config: MLLMConfig
+    generation_config: GenerationConfig
+    stored_settings: TaskSettings
+
+    def build(
+        self,
+        messages: Sequence[Message],
+        mode: Mode,
+        *,
+        task: str,
+        size: Size | None = None,
+        outline: str | None = None,
+        overrides: Mapping[str, Any] | None = None,
+    ) -> Row:
+        """The row that answers a dialogue."""
+        given = check_overrides(overrides or {})
+        if mode == "text" and "guidance" in given:
+            raise ValueError(f"guidance is for pictures: found {given['guidance']} for a text; leave it out")
+        check_messages(messages)
+        messages = self.processor.encode_pictures(messages)
+        mode = possible_mode(messages, mode, self.config)
+        image = image_settings(self.config, self.stored_settings.get(task, {}), given)
+        answer: AnswerKind | None = {"text": "text", "image": "image"}.get(mode)
+        is_guided = mode != "text" and image.guidance > 1
+        row = Row(
+            prompt=self.processor.build(messages, add_generation_prompt=True, answer=answer),
+            unconditional=(
+                self.processor.build(unconditional(messages), add_generation_prompt=True, answer=answer)
+                if is_guided
+                else None
+            ),
+            mode=mode,
+            grid=self.choose_grid(messages, size),
+            seed=given.get("seed", secrets.randbelow(NUM_SEEDS)),
+            max_new_tokens=given.get("max_new_tokens", token_budget(self.config, mode)),
+            text=text_settings(
+                self.generation_config,
+                self.stored_settings.get(f"{task}_text", {}),
+                given if mode == "text" else {},
+            ),
+            image=image,
+            outline=outline_settings(self.stored_settings.get("outline", {}), given),
+            redraws=0 if image.greedy else self.choose_redraws(task, given),
+            given_outline=None if outline is None else encode_outline(outline, self.processor),
+        )
+        context = self.config.text_config.max_position_embeddings
+        count_budget(row, layout=ImageLayout.from_config(self.config), context=context)  # refuses what does not fit
+        return row
+
+    def choose_redraws(self, task: str, given: Mapping[str, Any]) -> int:
+        """How often a picture may be drawn again: the caller's number, else the task's, else the checkpoint's."""
+        stored = self.stored_settings.get(task, {})
+        return given.get("redraws", stored.get("redraws", self.config.image_redraws))
+
+    def choose_grid(self, messages: Sequence[Message], size: Size | None) -> tuple[int, int] | None:
+        """The size asked for, else that of the last picture of the dialogue, else the default."""
+        if size is not None:
+            return grid_of(size, self.config)
+        grids = [part.grid for message in messages for part in message.parts if isinstance(part, CodesPart)]
+        return grids[-1] if grids else None
+
+
+def encode_outline(outline: str, processor: MLLMProcessor) -> tuple[int, ...]:
+    """The tokens of an outline as the assistant would write it."""
+    words = neutralise(check_words(outline, name="outline", hint="say what is where, or leave it out"))
+    return tuple(encode_text(processor.tokenizer, " " + words.strip()))
+
+
+def check_overrides(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that are given; an unknown name is an error."""
+    if unknown := set(overrides) - set(Overrides.__annotations__):
+        raise ValueError(f"unknown setting {sorted(unknown)[0]!r}; use one of {', '.join(Overrides.__annotations__)}")
+    return {name: value for name, value in overrides.items() if value is not None}
+
+
+def check_messages(messages: Sequence[Message]) -> None:
+    """Refuse what says nothing: no message, or a last message without words and pictures."""
+    if not messages:
+        raise ValueError("the chat is empty: found no message; say something")
+    if messages[-1].role != "user":
+        raise ValueError("nothing to answer: found an assistant's message last; end with the user's message")
+    last = messages[-1].parts
+    if not any(not isinstance(part, TextPart) or part.text.strip() for part in last):
+        raise ValueError("the message is empty: found no words and no picture; say something")
+
+
+def check_words(text: str, *, name: str, hint: str) -> str:
+    """A text that says something."""
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError(f"the {name} is empty: found {text!r}; {hint}")
+    return text
+
+
+def read_pictures(pictures: Picture | Sequence[Picture]) -> list[ImagePart]:
+    """Parts of a message from pictures or their files."""
+    listed = [pictures] if isinstance(pictures, Picture) else list(pictures)
+    return [ImagePart(load_picture(picture)) for picture in listed]
+
+
+def check_task(tasks: Sequence[str] | None, *wanted: str) -> str:
+    """The first of the wanted tasks that this checkpoint was trained for (its capabilities; None: all)."""
+    for task in wanted:
+        if tasks is None or task in tasks:
+            return task
+    known = ", ".join(tasks or ()) or "nothing"
+    raise ValueError(f"this model cannot {wanted[0]}: it was trained to {known}; use a model that was trained for it")

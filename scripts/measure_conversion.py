@@ -22,11 +22,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mllm.config import MLLMConfig
+from mllm.checkpoint import INDEX_FILE, our_shapes, upstream_shapes
+from mllm.config import RELEASED_TYPE, MLLMConfig, from_released
 from mllm.model import MLLMForConditionalGeneration
-from mllm.released.config import RELEASED_TYPE, from_released
-from mllm.released.folder import our_shapes, upstream_shapes
-from mllm.released.sharding import INDEX_FILE
 
 ROOT = Path(__file__).resolve().parent.parent
 WIDTHS = {"hidden_size": 2048, "intermediate_size": 5504, "num_attention_heads": 16, "num_key_value_heads": 16}

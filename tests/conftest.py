@@ -30,8 +30,8 @@ def random_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     from mllm.model import MLLMForConditionalGeneration
     from mllm.vocabulary import extend_tokenizer, load_text_tokenizer
-    from tokenizer.model import UniTok
-    from train.checkpoint.save_model import save_model_folder
+    from tokenizer.unitok import UniTok
+    from train.checkpoints import save_model_folder
     from train.text_tokenizer import train_text_tokenizer
 
     folder = tmp_path_factory.mktemp("random_model")

@@ -18,9 +18,7 @@ from typing import Any
 import yaml
 
 from tests.train.launching import ROOT, environment
-from train.image_tokenizer.recipe import TokenizerRecipe
-from train.mllm_recipe import MLLMRecipe
-from train.recipe import find_recipe, read_yaml, resolve
+from train.recipe import MLLMRecipe, TokenizerRecipe, find_recipe, read_yaml, resolve
 
 NOT_RUN = "Not run by the tests"
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", flags=re.DOTALL | re.MULTILINE)

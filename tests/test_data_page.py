@@ -23,7 +23,7 @@ RECORDS = [
 
 @pytest.mark.parametrize(("kind", "line"), RECORDS)
 def test_example_records_are_of_the_format_they_show(kind: str, line: str) -> None:
-    from train.data.importers.formats import IMPORTERS, format_of
+    from train.data.importers import IMPORTERS, format_of
 
     fields = json.loads(line)
     assert format_of(fields) == kind
@@ -31,8 +31,8 @@ def test_example_records_are_of_the_format_they_show(kind: str, line: str) -> No
 
 
 def test_every_format_is_on_the_page() -> None:
-    from train.data.importers.formats import IMPORTERS
-    from train.prepare import FORMATS
+    from train.data.importers import IMPORTERS
+    from train.data.prepare import FORMATS
 
     assert tuple(IMPORTERS) == FORMATS
     assert all(f"**{name}**" in PAGE for name in IMPORTERS)
@@ -40,7 +40,7 @@ def test_every_format_is_on_the_page() -> None:
 
 
 def test_keys_of_the_table_are_those_of_recipes() -> None:
-    from train.mllm_recipe import MLLMData
+    from train.recipe import MLLMData
 
     table = PAGE[PAGE.index("| key of `data`") :]
     rows = re.findall(r"^\| `(\w+)` \| ([\d.]*) ?\|", table, flags=re.MULTILINE)

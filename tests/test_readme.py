@@ -56,9 +56,9 @@ def test_options_of_the_other_commands_exist(words: list[str], capsys: pytest.Ca
 
 
 def test_python_of_the_readme_runs(random_model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mllm.loading import model_folder
+    from mllm import checkpoint
 
-    monkeypatch.setattr(model_folder, "BUNDLED", random_model_folder)
+    monkeypatch.setattr(checkpoint, "BUNDLED", random_model_folder)
     for kind, block in BLOCKS:
         if kind == "python":
             exec(compile(block, "README.md", "exec"), {})

@@ -1,6 +1,6 @@
 """`mllm benchmark training`: the same samples trained in packed rows, and one to a row padded to the longest.
 
-Upstream's collator pads; ours packs (mllm/packing.py). Both ways go forward and backward through the same model on the
+Upstream's collator pads; ours packs (mllm/sequence.py). Both ways go forward and backward through the same model on the
 same samples of the synthetic world, in turn, so that a busy machine slows both; the ratio of the times is what packing
 gains. Counted are positions that hold something, and targets that are learned: both ways have as many.
 """
@@ -18,20 +18,15 @@ from random import Random
 import torch
 
 from mllm.benchmark.timing import time_interleaved
+from mllm.checkpoint import choose_device, find_model_folder
 from mllm.commands.arguments import CommandParser, add_json_argument, positive_count
-from mllm.json_files import write_json
-from mllm.loading.device import choose_device
-from mllm.loading.model_folder import find_model_folder
-from mllm.loss import count_items
-from mllm.model import MLLMForConditionalGeneration
-from mllm.packing import PackedBatch, pack, take_row
+from mllm.files import write_json
+from mllm.model import MLLMForConditionalGeneration, count_items
 from mllm.processor import MLLMProcessor
-from mllm.sequence import TokenSequence
-from mllm.sizes import trained_grids
-from train.cpu_speed import speed_up
-from train.data.world_codes import EpisodeSet, WorldCodes
-from train.data.world_sequences import WorldBatches
-from train.mllm_recipe import WorldData
+from mllm.sequence import PackedBatch, TokenSequence, pack, take_row, trained_grids
+from train.data.world import EpisodeSet, WorldBatches, WorldCodes
+from train.optimizers import speed_up
+from train.recipe import WorldData
 
 JOBS = {"draw": 3.0, "edit": 1.0, "ask": 3.0, "describe": 2.0, "multi_turn": 1.0, "talk": 2.0}
 
@@ -128,7 +123,7 @@ def padded(samples: Sequence[TokenSequence], *, rows: int) -> list[PackedBatch]:
 
 
 def packed(samples: Sequence[TokenSequence], *, rows: int, length: int) -> list[PackedBatch]:
-    """Rows as training fills them (mllm/packing.py), from all samples at once."""
+    """Rows as training fills them (mllm/sequence.py), from all samples at once."""
     waiting, filled = list(samples), []
     while waiting:
         taken = take_row([len(sample) for sample in waiting], length)

@@ -1,6 +1,6 @@
 """The model that a recipe asks for: from nothing, from a model of ours, or around a language model such as Llama-2.
 
-Under DeepSpeed ZeRO-3 (see train/training_arguments.py) loading gives every process its part of each weight only; the
+Under DeepSpeed ZeRO-3 (see train/trainer.py) loading gives every process its part of each weight only; the
 first process reads the files, and what is changed afterwards is gathered one layer at a time.
 """
 
@@ -15,14 +15,14 @@ from torch import Tensor
 from transformers import AutoConfig, PreTrainedTokenizerBase
 from transformers.integrations import is_deepspeed_zero3_enabled
 
+from mllm.checkpoint import quantization_config
 from mllm.config import MLLMConfig
-from mllm.embedding.projected import ProjectedEmbedding
-from mllm.loading.quantization import quantization_config
+from mllm.embedding import ProjectedEmbedding
 from mllm.model import MLLMForConditionalGeneration
 from mllm.vocabulary import Vocabulary, extend_embeddings, extend_tokenizer, fill_new_rows
-from tokenizer.model import UniTok
-from train.checkpoint.sharded_weights import cut, whole
-from train.mllm_recipe import MLLMRecipe
+from tokenizer.unitok import UniTok
+from train.checkpoints import cut, whole
+from train.recipe import MLLMRecipe
 
 SETTINGS = (
     *("prompt_style", "tasks", "sizes", "text_loss_weight", "z_loss_weight"),

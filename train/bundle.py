@@ -2,8 +2,8 @@
 
 `python -m train.bundle FINISHED BUNDLED [--scores FILE] [--note TEXT]`: copies the folder, stores the language model in
 bfloat16 (the image tokenizer keeps float32, so that its codes stay the same) and writes `SOURCE.json` with the recipes
-of the image tokenizer's and the language model's stages, commit and scores. The note says what the recipes do not; where
-scores come without one, the note of the bundled model stays.
+of the image tokenizer's and the language model's stages, commit and scores. The note says what the recipes do not;
+where scores come without one, the note of the bundled model stays.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from typing import Any
 
 import torch
 
+from mllm.checkpoint import save_model_card
 from mllm.config import MLLMConfig
-from mllm.evaluation.fingerprint import model_fingerprint
-from mllm.json_files import read_json
+from mllm.evaluation.protocol import model_fingerprint
+from mllm.files import read_json
 from mllm.model import MLLMForConditionalGeneration
-from mllm.model_card import save_model_card
-from tokenizer.model import UniTok
+from tokenizer.unitok import UniTok
 from train.recipe import read_yaml
 
 SOURCE = "SOURCE.json"

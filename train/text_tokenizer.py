@@ -10,9 +10,8 @@ from random import Random
 import sentencepiece
 
 from mllm.conversation import ASSISTANT, UNCONDITIONAL, USER
-from mllm.world.dialogue import JOBS, make_dialogue
-from mllm.world.episode import make_episode
-from train.text_recipe import TextTokenizerRecipe
+from mllm.world.dialogue import JOBS, make_dialogue, make_episode
+from train.recipe import TextTokenizerRecipe
 
 
 def train_text_tokenizer(sentences: Iterable[str], path: Path, *, vocab_size: int) -> None:

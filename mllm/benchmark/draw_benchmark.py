@@ -28,8 +28,8 @@ from mllm.benchmark.random_models import (
 )
 from mllm.benchmark.timing import Case, time_interleaved
 from mllm.benchmark.upstream_reference import Choose, UpstreamDrawing, filter_logits
-from mllm.generation.loop import generate
-from mllm.generation.request import Row
+from mllm.engine.loop import generate
+from mllm.engine.request import Row
 from mllm.model import MLLMForConditionalGeneration
 from mllm.sampling import SamplingConfig
 

@@ -18,7 +18,7 @@ from mllm.benchmark.machine import measure_roofline
 from mllm.benchmark.random_models import SIZES, build_random_model, head_cost, num_parameters
 from mllm.benchmark.timing import Case, time_interleaved
 from mllm.benchmark.upstream_reference import UpstreamDrawing, choose_code
-from mllm.heads.code_head import Guidance
+from mllm.heads import Guidance
 from mllm.model import MLLMForConditionalGeneration
 from mllm.sampling import SamplingConfig, choose, stack_settings
 

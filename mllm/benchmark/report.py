@@ -13,7 +13,7 @@ import torch
 
 from mllm.benchmark.machine import busy_seconds, describe_machine, measure_roofline, own_seconds, peak_memory
 from mllm.benchmark.timing import Case
-from mllm.versions import TOOLKIT, version_of
+from mllm.files import TOOLKIT, version_of
 
 OURS = "ours"
 

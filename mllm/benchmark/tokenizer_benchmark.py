@@ -11,9 +11,9 @@ import torch
 from mllm.benchmark.timing import Case, time_interleaved
 from mllm.benchmark.upstream_reference import NearestUpsample, UpstreamTokenizer, upstream_nearest
 from tokenizer.config import UniTokConfig
-from tokenizer.convolution import Upsample, channels_last
-from tokenizer.model import UniTok
+from tokenizer.layers import Upsample, channels_last
 from tokenizer.quantizer import MultiCodebookQuantizer
+from tokenizer.unitok import UniTok
 
 SIZES = {"tiny": UniTokConfig.tiny, "large": UniTokConfig.large}
 LEAST_EQUAL_CODES = 0.995  # near-ties may flip

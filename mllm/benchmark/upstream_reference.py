@@ -22,13 +22,13 @@ from torch import Tensor, nn
 from transformers import DynamicCache, LlamaConfig, LlamaModel
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
+from mllm.checkpoint import to_upstream
 from mllm.config import MLLMConfig
 from mllm.model import MLLMForConditionalGeneration
-from mllm.released.weights import to_upstream
 from mllm.sampling import SamplingConfig
-from tokenizer.convolution import Upsample
-from tokenizer.model import UniTok
+from tokenizer.layers import Upsample
 from tokenizer.quantizer import MultiCodebookQuantizer
+from tokenizer.unitok import UniTok
 
 LEAST_TEMPERATURE = 1e-5  # upstream divides by at least this
 

@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
         raise ValueError(f"the question is missing: found the file {arguments.question} in its place; ask in quotes")
 
     from mllm.commands.loading import load_pipeline
-    from tokenizer.image_processor import open_image
+    from tokenizer.images import open_image
 
     images = [open_image(path) for path in arguments.images]
     pipeline = load_pipeline(arguments)

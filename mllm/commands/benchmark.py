@@ -37,9 +37,8 @@ def main(argv: list[str] | None = None) -> int:
     import torch
 
     from mllm.benchmark.report import as_table, complaints, run_benchmark
-    from mllm.json_files import write_json
-    from mllm.loading.device import choose_device
-    from mllm.loading.model_loading import DTYPES
+    from mllm.checkpoint import DTYPES, choose_device
+    from mllm.files import write_json
 
     device, dtype = choose_device(arguments.device), DTYPES[arguments.dtype]
     num_threads = torch.get_num_threads()

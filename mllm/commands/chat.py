@@ -79,7 +79,7 @@ class Chat:
 
     def hear(self, line: str) -> None:
         """Obey a command, or answer a message."""
-        from tokenizer.image_processor import open_image
+        from tokenizer.images import open_image
 
         command, _, rest = line.partition(" ")
         match command:
@@ -100,8 +100,8 @@ class Chat:
         """Send a message; the conversation grows only if an answer comes."""
         from mllm.commands.progress import Progress
         from mllm.conversation import ImagePart, Message, Part, TextPart
-        from mllm.pictures import save_picture
         from mllm.pipeline import Done, ImageDone, TextDelta
+        from mllm.processor import save_picture
 
         parts: list[Part] = [*map(ImagePart, self.images), TextPart(text)]
         asked = [*self.messages, Message("user", tuple(parts))]

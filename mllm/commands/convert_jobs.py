@@ -12,15 +12,27 @@ from random import Random
 from torch import Tensor
 from transformers.utils import logging
 
-from mllm.loading.image_tokenizer import find_image_tokenizer, released_image_tokenizer
-from mllm.loading.model_folder import IMAGE_TOKENIZER
-from mllm.loading.model_loading import DTYPES
-from mllm.released.convert import convert_released, export_released
+from mllm.checkpoint import (
+    DTYPES,
+    IMAGE_TOKENIZER,
+    convert_released,
+    export_released,
+    find_image_tokenizer,
+    released_image_tokenizer,
+)
 from mllm.world.render import render
 from mllm.world.scene import random_scene
-from tokenizer.attention_probe import CLEAR_MARGIN, AttentionProbe, probe_attention
-from tokenizer.image_processor import ImageProcessor, open_image
-from tokenizer.upstream_file import UpstreamCheckpoint, export_upstream, load_upstream, read_upstream, save_converted
+from tokenizer.checkpoint import (
+    CLEAR_MARGIN,
+    AttentionProbe,
+    UpstreamCheckpoint,
+    export_upstream,
+    load_upstream,
+    probe_attention,
+    read_upstream,
+    save_converted,
+)
+from tokenizer.images import ImageProcessor, open_image
 
 NUM_GENERATED = 4
 GB = 10**9

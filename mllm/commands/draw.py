@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
 
     from mllm.commands.loading import load_pipeline
     from mllm.commands.progress import Progress
-    from mllm.pictures import save_picture
+    from mllm.processor import save_picture
 
     pipeline = load_pipeline(arguments)
     settings = {"n": arguments.n, "on_event": Progress().show, **sampling_overrides(arguments)}

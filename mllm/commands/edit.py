@@ -33,8 +33,8 @@ def main(argv: list[str] | None = None) -> int:
 
     from mllm.commands.loading import load_pipeline
     from mllm.commands.progress import Progress
-    from mllm.pictures import save_picture
-    from tokenizer.image_processor import open_image
+    from mllm.processor import save_picture
+    from tokenizer.images import open_image
 
     image = open_image(arguments.image)
     pipeline = load_pipeline(arguments)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import NamedTuple
 
-from mllm.evaluation.registry import BENCHMARKS
+from mllm.evaluation.protocol import BENCHMARKS
 
 
 class Job(NamedTuple):

@@ -18,8 +18,7 @@ from mllm.commands.arguments import (
     positive_count,
     sampling_overrides,
 )
-from mllm.evaluation.benchmark import Benchmark
-from mllm.evaluation.registry import find_benchmark
+from mllm.evaluation.protocol import Benchmark, find_benchmark
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -32,11 +31,8 @@ def main(argv: list[str] | None = None) -> int:
     chosen = items[: arguments.limit]
 
     from mllm.commands.loading import load_pipeline
-    from mllm.evaluation.answerer import PipelineAnswerer
-    from mllm.evaluation.description import describe_run
-    from mllm.evaluation.run_folder import RunFolder, Share
-    from mllm.evaluation.runner import run_items
-    from mllm.generation.row_builder import Overrides, check_task
+    from mllm.evaluation.run import PipelineAnswerer, RunFolder, Share, describe_run, run_items
+    from mllm.processor import Overrides, check_task
 
     share, folder = Share.from_environment(), RunFolder(arguments.output)
     place_on_device(arguments)

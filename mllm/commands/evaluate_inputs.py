@@ -8,11 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from mllm.commands.arguments import CommandParser
-from mllm.evaluation.answers import match_answers
-from mllm.evaluation.benchmark import Answered, Benchmark, Item
-from mllm.evaluation.registry import BENCHMARKS, find_benchmark
-from mllm.evaluation.run_folder import ANSWERS_FILE, RunFolder, as_answer
-from mllm.json_files import Line, fingerprint_of, read_lines
+from mllm.evaluation.protocol import BENCHMARKS, Answered, Benchmark, Item, find_benchmark, match_answers
+from mllm.evaluation.run import ANSWERS_FILE, RunFolder, as_answer
+from mllm.files import Line, fingerprint_of, read_lines
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,9 +19,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--name", help="what to call our model (default: its fingerprint)")
     arguments = parser.parse_args(argv)
 
+    from mllm.evaluation.protocol import read_result
     from mllm.evaluation.report import make_report, model_of
-    from mllm.evaluation.result import read_result
-    from mllm.json_files import write_text
+    from mllm.files import write_text
 
     results = [(str(path), read_result(path)) for path in arguments.results]
     models = {model_of(result) for _, result in results}

@@ -7,9 +7,8 @@ from pathlib import Path
 
 from mllm.commands.arguments import CommandParser, positive_count
 from mllm.commands.evaluate_inputs import Inputs, add_input_arguments, read_inputs
-from mllm.evaluation.benchmark import ScoreOptions
-from mllm.evaluation.result import RESULT_FILE, as_table, make_result
-from mllm.json_files import fingerprint_of, write_json
+from mllm.evaluation.protocol import RESULT_FILE, ScoreOptions, as_table, make_result
+from mllm.files import fingerprint_of, write_json
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -60,7 +59,7 @@ def score_inputs(inputs: Inputs, arguments: argparse.Namespace) -> dict:
 def judge_of(arguments: argparse.Namespace) -> object:
     """The judge that was named, if one was."""
     if arguments.scorer is not None:
-        from mllm.evaluation.generation.image_text_scorer import find_scorer
+        from mllm.evaluation.scorers import find_scorer
 
         return find_scorer(
             arguments.scorer,

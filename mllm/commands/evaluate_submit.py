@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mllm.commands.arguments import CommandParser
 from mllm.commands.evaluate_inputs import add_input_arguments, read_inputs
-from mllm.evaluation.benchmark import ScoreOptions
+from mllm.evaluation.protocol import ScoreOptions
 
 
 def main(argv: list[str] | None = None) -> int:

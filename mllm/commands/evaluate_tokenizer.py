@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 
 from mllm.commands.arguments import CommandParser, add_model_arguments, positive_count
-from mllm.evaluation.result import RESULT_FILE, as_table
-from mllm.json_files import write_json
+from mllm.evaluation.protocol import RESULT_FILE, as_table
+from mllm.files import write_json
 
 CROPS = ("zero_shot", "reconstruction", "crop", "visual", "cover", "stretch")
 
@@ -16,7 +16,7 @@ def main(argv: list[str] | None = None) -> int:
     """Measure what was asked for."""
     arguments = parse(argv)
 
-    from mllm.evaluation.laboratory.laboratory import measure_tokenizer
+    from mllm.evaluation.tokenizer import measure_tokenizer
 
     result = measure_tokenizer(arguments)
     write_json(arguments.output / RESULT_FILE, result)

@@ -41,9 +41,9 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
 
     from mllm.commands.loading import load_pipeline
-    from mllm.evaluation.world_report import as_table, measure_world
-    from mllm.generation.row_builder import Overrides
-    from mllm.json_files import write_json
+    from mllm.evaluation.world import as_table, measure_world
+    from mllm.files import write_json
+    from mllm.processor import Overrides
 
     sampling = cast(Overrides, sampling_overrides(arguments))
     report = measure_world(

@@ -6,8 +6,8 @@ from argparse import Namespace
 
 from transformers.utils import logging
 
+from mllm.checkpoint import find_model_folder
 from mllm.commands.arguments import load_options
-from mllm.loading.model_folder import find_model_folder
 from mllm.pipeline import Pipeline
 
 

@@ -15,14 +15,13 @@ import numpy as np
 import torch
 from PIL import Image
 
+from mllm.checkpoint import choose_device, find_image_tokenizer
 from mllm.commands.arguments import picture_path, writable_endings
-from mllm.json_files import write_json
-from mllm.loading.device import choose_device
-from mllm.loading.image_tokenizer import find_image_tokenizer
-from tokenizer.code_file import CodeFile, check_ending, read_codes, write_codes
-from tokenizer.image_processor import ImageProcessor, open_image, to_images
+from mllm.files import write_json
+from tokenizer.codes import CodeFile, check_ending, read_codes, write_codes
+from tokenizer.images import ImageProcessor, open_image, to_images
 from tokenizer.metrics import code_counts, entropy_of, psnr, ssim, usage_of
-from tokenizer.model import UniTok
+from tokenizer.unitok import UniTok
 
 BATCH_SIZE = 16
 

@@ -11,21 +11,214 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from random import Random
+from typing import NamedTuple
 
 from PIL import Image
 from tqdm import tqdm
 
-from mllm.conversation import ImagePart, Message, TextPart
-from mllm.evaluation.rate import Rate
-from mllm.evaluation.world_items import GROUPS, Group, make_items
-from mllm.evaluation.world_judge import Judgement, judge
-from mllm.generation.request import NoRoomError
-from mllm.modes import Mode
-from mllm.world.episode import Picture
+from mllm.conversation import ImagePart, Message, Mode, TextPart
+from mllm.engine.request import NoRoomError, outline_settings
+from mllm.evaluation.protocol import model_fingerprint
+from mllm.evaluation.intervals import Rate, auroc, auroc_interval
+from mllm.evaluation.tokenizer import score_round_trip
+from mllm.files import tool_versions
+from mllm.pipeline import Pipeline, candidate_seeds, check_best_of, index_of_best
+from mllm.processor import Overrides
+from mllm.sequence import Size, default_size, grid_of
+from mllm.world.checker import check, measure_checker, parse, score_dense
+from mllm.world.dialogue import Check, Dialogue, Picture, make_dialogue, make_episode
+from mllm.world.language import (
+    Edit,
+    Question,
+    answer,
+    apply_edit,
+    check_description,
+    check_edit,
+    normalize_answer,
+    possible_answers,
+)
 from mllm.world.render import RenderSize
-from mllm.world.scene import Scene
-from mllm.world.turns import Check, Dialogue
+from mllm.world.scene import PairGroup, Scene, SceneObject, Split
+from mllm.world.spec import ANY, Filter
+
+# The items of the world's evaluation: test scenes that no training has seen, one dialogue each.
+#
+# In: counts and a seed. Out: dialogues grouped by job and pair group. Knows no model.
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Items that share one row of the table."""
+
+    job: str
+    pairs: PairGroup
+
+    @property
+    def name(self) -> str:
+        return (
+            f"{self.job}, {'held-out' if self.pairs == 'held_out' else 'seen'} pairs"
+            if self.job == "draw"
+            else self.job
+        )
+
+
+GROUPS = (
+    Group("draw", "seen"),
+    Group("draw", "held_out"),
+    Group("ask", "seen"),
+    Group("describe", "seen"),
+    Group("edit", "seen"),
+    Group("depth", "seen"),
+    Group("segment", "seen"),
+    Group("interleaved", "seen"),
+    Group("multi_turn", "seen"),
+    Group("talk", "seen"),
+)
+
+
+def make_items(group: Group, count: int, *, seed: int, split: Split = "test") -> list[Dialogue]:
+    """`count` dialogues; the same arguments give the same ones."""
+    items = []
+    for index in range(count):
+        episode = make_episode(index, seed=seed, split=split, pairs=group.pairs)
+        items.append(make_dialogue(group.job, episode, Random(f"items/{seed}/{group.job}/{group.pairs}/{index}")))
+    return items
+
+
+# Judge one part of an answer about the synthetic world, given what the picture on the table shows.
+#
+# In: a `Check` of a dialogue, the text or picture that a model gave, and the scene that is being talked about. That
+# scene is the dialogue's own where the user gave the picture, and what the checker read from the model's own picture
+# where the model drew it: then questions are answered anew for that picture, and an edit means the object that its
+# words
+# name there. A drawing may be right and still give the next words more than one meaning: "the large one", of two small
+# or
+# of two large. Such a step is left open: whatever the words may mean there is right.
+
+
+DENSE_PASS = 0.9
+"""Mean IoU from which a depth or segmentation picture counts as right."""
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """The verdict on one part, and what is on the table afterwards."""
+
+    passed: bool  # nothing is wrong
+    scene: Scene | None  # what the next parts are about; None when the picture could not be read
+    reasons: tuple[str, ...] = ()  # what did not hold
+    mean_iou: float | None = None  # dense pictures only
+    pixel_accuracy: float | None = None
+    left_open: bool = False  # the picture that the model drew gives the words more than one meaning
+
+
+def judge(item: Check, given: str | Image.Image, scene: Scene | None) -> Judgement:
+    """Judge `given` as the part of an answer that `item` checks; `scene` is what is on the table."""
+    match item.kind, given:
+        case "draw", Image.Image():
+            assert item.spec is not None, "the check of a drawing says what was demanded"
+            parsed = parse(given)
+            return _from_verdicts(check(item.spec, parsed).verdicts, parsed.scene)
+        case "edit", Image.Image():
+            return judge_edit(item, given, scene)
+        case ("depth" | "segmentation") as kind, Image.Image():
+            return judge_dense(kind, given, scene)
+        case "describe", str():
+            return _unreadable(scene) if scene is None else _from_verdicts(check_description(given, scene), scene)
+        case "answer", str():
+            return judge_answer(item, given, scene)
+        case "say", str():
+            return Judgement(bool(given.strip()), scene, () if given.strip() else ("nothing was said",))
+        case (("draw" | "edit" | "depth" | "segmentation"), str()):
+            return Judgement(False, scene, ("a picture should be here",))
+        case (("describe" | "answer" | "say"), Image.Image()):
+            return Judgement(False, scene, ("words should be here",))
+        case _:
+            raise ValueError(f"check kind {item.kind!r} is unknown; it cannot be judged")
+
+
+def _from_verdicts(verdicts: tuple, scene: Scene | None) -> Judgement:
+    failed = tuple(verdict.demand for verdict in verdicts if not verdict.holds)
+    return Judgement(not failed, scene, failed)
+
+
+def _unreadable(scene: Scene | None) -> Judgement:
+    return Judgement(False, scene, ("the picture it is about could not be read",))
+
+
+def judge_answer(item: Check, given: str, scene: Scene | None) -> Judgement:
+    """Exact match of the normalised answer, with the right answers for the scene on the table."""
+    right, left_open = frozenset((item.expected,)), False
+    if item.question is not None and scene != item.scene:
+        if scene is None:
+            return _unreadable(scene)
+        right, left_open = _answers_elsewhere(item, item.question, scene)
+    passed = normalize_answer(given) in map(normalize_answer, right)
+    reasons = () if passed else (f"expected {' or '.join(sorted(right))!r}, got {given!r}",)
+    return Judgement(passed, scene, reasons, left_open=left_open)
+
+
+def _answers_elsewhere(item: Check, question: Question, scene: Scene) -> tuple[frozenset[str], bool]:
+    """The right answers in another scene, and whether it leaves open which of them."""
+    if item.apart_from is not None:
+        others = tuple(other for other in scene.objects if not item.apart_from.matches(other))
+        question, scene = replace(question, first=ANY), Scene(scene.background, others or scene.objects)
+    expected = answer(question, scene)
+    return (possible_answers(question, scene), True) if expected is None else (frozenset((expected,)), False)
+
+
+def judge_edit(item: Check, given: Image.Image, scene: Scene | None) -> Judgement:
+    """The change was made to the picture on the table and the rest is untouched."""
+    assert item.edit is not None, "the check of an edit has the edit"
+    after = parse(given)
+    if scene is None:
+        return _unreadable(after.scene)
+    if after.scene is None:
+        return Judgement(False, None, (f"the picture is not readable ({after.reason})",))
+    edits, left_open = ([item.edit], False) if scene == item.scene else _edits_elsewhere(item, item.edit, scene)
+    verdicts = [check_edit(scene, edit, after.scene) for edit in edits]
+    best = max(verdicts, key=lambda each: sum(verdict.holds for verdict in each))
+    return replace(_from_verdicts(best, after.scene), left_open=left_open)
+
+
+def _edits_elsewhere(item: Check, edit: Edit, scene: Scene) -> tuple[list[Edit], bool]:
+    """What the words of an edit may mean in another scene, and whether that is anything but one object that they name.
+
+    They may mean each object that they name, save one that already is as they want it where another is not. If they
+    name none, they may mean those that are most like it.
+    """
+    if edit.index is None and edit.anchor is None:
+        return [edit], False
+    assert item.reference is not None, "an edit of one object says how it names it"
+    named = [number for number, other in enumerate(scene.objects) if item.reference.matches(other)]
+    name = "anchor" if edit.kind == "add" else "index"
+    edits = [replace(edit, **{name: number}) for number in named or _most_alike(item.reference, scene)]
+    if len(named) > 1:
+        edits = [each for each in edits if apply_edit(scene, each) != scene] or edits
+    return edits, len(named) != 1
+
+
+def _most_alike(reference: Filter, scene: Scene) -> list[int]:
+    """The objects that share most with what the words name; the shape counts more than color and size together."""
+
+    def likeness(other: SceneObject) -> tuple[bool, int]:
+        return other.shape == reference.shape, (other.color == reference.color) + (other.size == reference.size)
+
+    highest = max(map(likeness, scene.objects))
+    return [number for number, other in enumerate(scene.objects) if likeness(other) == highest]
+
+
+def judge_dense(kind: str, given: Image.Image, scene: Scene | None) -> Judgement:
+    """Class of every pixel against the picture that the scene should have."""
+    if scene is None:
+        return _unreadable(scene)
+    score = score_dense(kind, given, scene)
+    passed = score.mean_iou >= DENSE_PASS
+    reasons = () if passed else (f"mean IoU {score.mean_iou:.2f}",)
+    return Judgement(passed, scene, reasons, score.mean_iou, score.pixel_accuracy)
+
 
 MODES: dict[str, Mode] = {
     "draw": "image",
@@ -62,7 +255,9 @@ class Course:
         return any(item.left_open for item in self.judgements)
 
 
-def run_group(answer: Answer, group: Group, *, count: int, seed: int, batch_size: int, size: RenderSize) -> list[Course]:
+def run_group(
+    answer: Answer, group: Group, *, count: int, seed: int, batch_size: int, size: RenderSize
+) -> list[Course]:
     """Hold every dialogue of a group, batch by batch, turn by turn."""
     courses = [Course(item, seed=seed + index) for index, item in enumerate(make_items(group, count, seed=seed))]
     for start in tqdm(range(0, count, batch_size), desc=group.name, leave=False):
@@ -184,3 +379,237 @@ def evaluate_world(
         courses = run_group(answer, group, count=count, seed=seed, batch_size=batch_size, size=size)
         scores[group.name] = score_group(group, courses)
     return scores
+
+
+# What a model's own judgement is worth on the synthetic world: pass rates of best of N, and the area under the ROC
+# curve of its score against the exact checker.
+#
+# In: something that draws, something that scores, how many items. Out: plain values. All candidates are drawn and
+# scored
+# once; a smaller N looks at the first of them (mllm/pipeline.py), so the rates differ by the choice alone.
+
+
+Draw = Callable[[Sequence[str], Sequence[int]], list[Image.Image]]
+"""(requests, seeds) -> pictures."""
+ScorePictures = Callable[[Sequence[Image.Image], Sequence[str]], list[float]]
+"""(pictures, requests) -> how right the model finds them."""
+
+
+class Candidates(NamedTuple):
+    """The pictures of one request, judged twice."""
+
+    scores: list[float]  # by the model
+    is_right: list[bool]  # by the checker
+
+
+def measure_best_of(
+    draw: Draw,
+    score: ScorePictures,
+    group: Group,
+    *,
+    best_of: Sequence[int],
+    count: int,
+    seed: int,
+    batch_size: int = 32,
+) -> dict:
+    """Pass rates for every N, what a perfect judge would reach, and the AUROC of the score over all candidates."""
+    for number in best_of:
+        check_best_of(number)
+    items = draw_candidates(draw, score, group, num=max(best_of), count=count, seed=seed, batch_size=batch_size)
+    flat_scores = [value for item in items for value in item.scores]
+    flat_right = [value for item in items for value in item.is_right]
+    interval = auroc_interval(items)
+    return {
+        "best_of": {str(number): as_values(pass_rate(items, number)) for number in sorted(set(best_of))},
+        "any_right": {
+            str(number): as_values(Rate(sum(any(item.is_right[:number]) for item in items), len(items)))
+            for number in sorted(set(best_of))
+        },
+        "auroc": auroc(flat_scores, flat_right),
+        "auroc_low": None if interval is None else interval[0],
+        "auroc_high": None if interval is None else interval[1],
+        "candidates": len(flat_scores),
+    }
+
+
+def pass_rate(items: Sequence[Candidates], number: int) -> Rate:
+    """How many requests are fulfilled when the best-scored of the first N candidates is kept."""
+    return Rate(sum(item.is_right[index_of_best(item.scores[:number])] for item in items), len(items))
+
+
+def draw_candidates(
+    draw: Draw, score: ScorePictures, group: Group, *, num: int, count: int, seed: int, batch_size: int
+) -> list[Candidates]:
+    """Draw, score and check all candidates of a group of drawing items."""
+    dialogues = make_items(group, count, seed=seed)
+    requests = [str(dialogue.turns[0].parts[0]) for dialogue in dialogues]
+    jobs = [(n, s) for n in range(count) for s in candidate_seeds(seed + n, num)]
+    items = [Candidates([], []) for _ in dialogues]
+    for start in tqdm(range(0, len(jobs), batch_size), desc=f"best of {num}, {group.name}", leave=False):
+        batch = jobs[start : start + batch_size]
+        words = [requests[n] for n, _ in batch]
+        pictures = draw(words, [s for _, s in batch])
+        for (n, _), picture, value in zip(batch, pictures, score(pictures, words), strict=True):
+            items[n].scores.append(value)
+            items[n].is_right.append(judge(dialogues[n].checks[0], picture, None).passed)
+    return items
+
+
+def as_lines(measured: dict[str, dict]) -> list[str]:
+    """The measurements of some groups for the eye."""
+    lines = []
+    for name, values in measured.items():
+        lines.append(f"{name}, chosen by the model itself")
+        for number, rate in values["best_of"].items():
+            any_right = values["any_right"][number]
+            shown = Rate(rate["passed"], rate["total"])
+            perfect = Rate(any_right["passed"], any_right["total"]).share
+            lines.append(f"  {'best of ' + number:<26} {shown}; a perfect judge {100 * perfect:.1f} %")
+        lines.append(f"  {'AUROC of its score':<26} {describe_auroc(values)}")
+    return lines
+
+
+def describe_auroc(values: dict) -> str:
+    """The area with its interval, or why there is none."""
+    if values["auroc"] is None:
+        return "undefined: the candidates are all right or all wrong"
+    low, high = values["auroc_low"], values["auroc_high"]
+    return f"{values['auroc']:.3f} ({low:.3f} to {high:.3f}, n = {values['candidates']})"
+
+
+# The whole measurement of a model on the synthetic world: scores, what they were made with, and a table to read.
+#
+# In: a pipeline, how many items, a seed. Out: one dictionary for JSON, and its table.
+
+
+PROTOCOL = "world-3"
+"""Name of the protocol; it changes when numbers are no longer comparable."""
+CHECKER_COUNT = 2000
+"""Rendered scenes on which the checker's own error is measured each time."""
+
+
+def measure_world(
+    pipeline: Pipeline,
+    *,
+    count: int,
+    seed: int = 0,
+    jobs: Sequence[str] | None = None,
+    batch_size: int = 32,
+    sampling: Overrides | None = None,
+    size: Size | None = None,
+    best_of: Sequence[int] = (),
+) -> dict:
+    """Every score of the world's specification, with the settings they were measured with.
+
+    Args:
+        count: items per group of the table.
+        sampling: settings (guidance, temperature, top_k, top_p, redraws) of pictures that differ from the checkpoint's.
+        size: (width, height) of the pictures that are shown and drawn; default: the checkpoint's default size.
+        best_of: numbers of candidates among which the model chooses itself, measured in addition.
+    """
+    groups = choose_groups(jobs)
+    config = pipeline.config
+    size = size or default_size(config)
+    grid_of(size, config)  # refuses a size that the model does not have
+
+    def answer(
+        dialogues: Sequence[Sequence[Message]], mode: Mode, seeds: Sequence[int]
+    ) -> list[list[str | Image.Image]]:
+        chosen: Overrides = {} if mode == "text" or sampling is None else sampling
+        return pipeline.answer(dialogues, mode, seeds, size=size, **chosen)
+
+    scores = evaluate_world(answer, count=count, seed=seed, batch_size=batch_size, size=size, groups=groups)
+    chosen = measure_choices(answer, pipeline, groups, best_of=best_of, count=count, seed=seed, batch_size=batch_size)
+    checker = measure_checker(CHECKER_COUNT, seed=seed, size=size)
+    tokenizer = pipeline.processor.need_image_tokenizer()
+    return {
+        "protocol": PROTOCOL,
+        "model": model_fingerprint(pipeline.model),
+        "image_tokenizer": tokenizer.fingerprint(),
+        "seed": seed,
+        "count": count,
+        "settings": {
+            "guidance": config.image_guidance,
+            "temperature": config.image_temperature,
+            "top_k": config.image_top_k,
+            "top_p": config.image_top_p,
+            **({} if config.begin_outline_id is None else {"redraws": config.image_redraws}),
+            **{name: value for name, value in (sampling or {}).items() if value is not None},
+            "text": "greedy",
+            **({} if config.begin_outline_id is None else {"outline": describe_outlines(pipeline, sampling)}),
+            "image_size": size[0] if size[0] == size[1] else list(size),
+        },
+        "versions": tool_versions(),
+        "checker_error": {"rate": checker.rate, "count": checker.count},
+        "tokenizer": score_round_trip(tokenizer, count=count, seed=seed, size=size),
+        "scores": scores,
+        **({"self_judged": chosen} if best_of else {}),
+    }
+
+
+def describe_outlines(pipeline: Pipeline, sampling: Overrides | None) -> str:
+    """How the words before a picture are sampled."""
+    chosen = outline_settings(pipeline.rows.stored_settings.get("outline", {}), sampling or {})
+    return "greedy" if chosen.greedy else f"temperature {chosen.temperature} top_p {chosen.top_p}"
+
+
+def measure_choices(
+    answer: Answer,
+    pipeline: Pipeline,
+    groups: Sequence[Group],
+    *,
+    best_of: Sequence[int],
+    count: int,
+    seed: int,
+    batch_size: int,
+) -> dict[str, dict]:
+    """Best of N on the groups that draw, asked in the words of the world."""
+    drawing = [group for group in groups if group.job == "draw"]
+    if best_of and not drawing:
+        raise ValueError("best of N is for drawing: found no job 'draw' among those asked for; add it to --jobs")
+
+    def draw(requests: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
+        parts = answer([[Message("user", (TextPart(request),))] for request in requests], "image", seeds)
+        return [picture for (picture,) in parts if isinstance(picture, Image.Image)]
+
+    def score(pictures: Sequence[Image.Image], requests: Sequence[str]) -> list[float]:
+        return pipeline.judge(pictures, requests, form="world")
+
+    return {
+        group.name: measure_best_of(draw, score, group, best_of=best_of, count=count, seed=seed, batch_size=batch_size)
+        for group in drawing
+        if best_of
+    }
+
+
+def as_table(report: dict) -> str:
+    """The report for the eye."""
+    lines = [f"Synthetic world, protocol {report['protocol']}, seed {report['seed']}, model {report['model']}"]
+    settings = ", ".join(f"{name} {value}" for name, value in report["settings"].items() if value is not None)
+    lines += [f"Settings: {settings}", "", f"{'job':<28} pass rate (95 % interval, items)"]
+    for name, scores in report["scores"].items():
+        lines.append(f"{name:<28} {Rate(scores['passed'], scores['total'])}")
+        if "left_open" in scores:
+            lines.append(f"{'  of these partly left open':<28} {scores['left_open']}")
+        if "mean_iou" in scores:
+            lines.append(f"{'  mean IoU, pixel accuracy':<28} {scores['mean_iou']:.3f}, {scores['pixel_accuracy']:.3f}")
+        for skill, values in scores["skills"].items():
+            lines.append(f"  {skill:<26} {Rate(values['passed'], values['total'])}")
+    lines += as_lines(report.get("self_judged", {}))
+    tokenizer, checker = report["tokenizer"], report["checker_error"]
+    highest = tokenizer["highest_perplexity"]
+    limit = "" if highest is None else f" (of {highest:.0f} that are possible)"
+    lines += [
+        "",
+        f"Image tokenizer: {100 * tokenizer['scenes_read_right']:.1f} % of scenes read right after a round trip, "
+        f"PSNR {tokenizer['psnr']:.1f} dB, SSIM {tokenizer['ssim']:.3f},",
+        f"  perplexity per codebook {rounded(tokenizer['perplexity'])}{limit},",
+        f"  over patches with a border alone {rounded(tokenizer['perplexity_of_borders'])}",
+        f"Checker's own error: {100 * checker['rate']:.2f} % of {checker['count']} rendered scenes",
+    ]
+    return "\n".join(lines)
+
+
+def rounded(values: list[float]) -> str:
+    """Whole numbers side by side."""
+    return " ".join(f"{value:.0f}" for value in values)

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from mllm.checkpoint import KEPT
 from mllm.config import MLLMConfig
-from mllm.loading.quantization import KEPT
 from mllm.model import MLLMForConditionalGeneration
+from tokenizer.checkpoint import CAST_PARTS
 from tokenizer.config import UniTokConfig
-from tokenizer.model import build_empty
-from tokenizer.upstream_file import CAST_PARTS
+from tokenizer.unitok import build_empty
 
 PROMPT_TOKENS = 64
 """Of a typical prompt, for the size of the caches."""
@@ -81,7 +81,7 @@ def cache_bytes(config: MLLMConfig, *, num_rows: int, num_tokens: int, type_name
 
 
 def joined_bytes(type_name: str) -> int:
-    """Matrices of the head that drawing copies side by side, for as long as it draws (mllm/heads/depth_decoder.py)."""
+    """Matrices of the head that drawing copies side by side, for as long as it draws (mllm/heads.py)."""
     with torch.device("meta"):
         layers = MLLMForConditionalGeneration(MLLMConfig()).code_head.layers
     joined = (

@@ -9,17 +9,92 @@ Letters: H W pixels, P palette colors.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections import Counter
+from dataclasses import dataclass, field
 from functools import lru_cache
+from random import Random
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageFilter
 
-from mllm.world.components import dilate, erode, label_components
-from mllm.world.render import SUBPIXELS, cached_coverage, compute_coverage
-from mllm.world.scene import BACKGROUNDS, COLORS, RADIUS, RGB, SHAPES, Scene, SceneObject
+from mllm.world.language import full_filter
+from mllm.world.render import (
+    DEPTH_GRAY,
+    SEGMENTATION_RGB,
+    SUBPIXELS,
+    RenderSize,
+    cached_coverage,
+    compute_coverage,
+    render,
+    render_array,
+)
+from mllm.world.scene import BACKGROUNDS, COLORS, RADIUS, RGB, SHAPES, Scene, SceneObject, random_scene
 from mllm.world.spec import Spec, Verdict, check_scene
+
+# Connected components of a mask, in numpy: runs of pixels in each row, joined with those they touch in the row above.
+#
+# Letters: H W pixels, R runs.
+
+
+def find_runs(mask_HW: NDArray[np.bool_]) -> tuple[NDArray, NDArray, NDArray]:
+    """Row, first column and column after the last of every run of true pixels, in reading order."""
+    height, width = mask_HW.shape
+    padded = np.zeros((height, width + 2), np.int8)
+    padded[:, 1:-1] = mask_HW
+    steps = np.diff(padded, axis=1)
+    rows_R, starts_R = np.nonzero(steps == 1)
+    _, ends_R = np.nonzero(steps == -1)
+    return rows_R, starts_R, ends_R
+
+
+def label_components(mask_HW: NDArray[np.bool_]) -> tuple[NDArray[np.int32], list[int]]:
+    """Labels 1, 2, ... of the components of touching pixels (by edge, not by corner), and the area of each label.
+
+    Label 0 and area 0 stand for the pixels outside the mask.
+    """
+    rows_R, starts_R, ends_R = (values.tolist() for values in find_runs(mask_HW))
+    parents = list(range(len(rows_R)))
+
+    def find(run: int) -> int:
+        while parents[run] != run:
+            parents[run] = parents[parents[run]]
+            run = parents[run]
+        return run
+
+    above = 0  # first run that may still touch: runs come in reading order, so this only moves on
+    for run, row in enumerate(rows_R):
+        while rows_R[above] < row - 1 or (rows_R[above] == row - 1 and ends_R[above] <= starts_R[run]):
+            above += 1
+        other = above
+        while other < run and rows_R[other] == row - 1 and starts_R[other] < ends_R[run]:
+            parents[find(run)] = find(other)
+            other += 1
+    numbers: dict[int, int] = {}
+    areas = [0]
+    labels_HW = np.zeros(mask_HW.shape, np.int32)
+    for run, (row, start, end) in enumerate(zip(rows_R, starts_R, ends_R, strict=True)):
+        root = find(run)
+        label = numbers.setdefault(root, len(numbers) + 1)
+        if label == len(areas):
+            areas.append(0)
+        areas[label] += end - start
+        labels_HW[row, start:end] = label
+    return labels_HW, areas
+
+
+def erode(mask_HW: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Pixels whose four neighbors are in the mask too; outside the picture counts as inside."""
+    padded = np.pad(mask_HW, 1, mode="edge")
+    return mask_HW & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+
+
+def dilate(mask_HW: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The mask and the four neighbors of each of its pixels."""
+    padded = np.pad(mask_HW, 1)
+    return mask_HW | padded[:-2, 1:-1] | padded[2:, 1:-1] | padded[1:-1, :-2] | padded[1:-1, 2:]
+
 
 MIN_SIDE = 64
 MAX_PARSED_SIDE = 192  # larger pictures are shrunk to about half of this at most
@@ -236,3 +311,137 @@ def check(spec: Spec, parsed: ParsedScene) -> Result:
         readable = Verdict(f"the picture is readable ({parsed.reason})", False)
         return Result((readable, *(Verdict(str(item), False) for item in spec.constraints)))
     return Result((Verdict("the picture is readable", True), *check_scene(spec, parsed.scene)))
+
+
+# Score a depth or segmentation picture against the scene it should show: pixel accuracy and mean IoU over classes.
+#
+# A blend of two classes at a border can be the color of a third. So a class counts only where it is more than a thin
+# line, and a few pixels around; every pixel takes the nearest color among the classes that count there.
+#
+# Letters: H W pixels, P classes.
+
+
+CLASS_COLORS: dict[str, tuple[tuple[int, ...], ...]] = {
+    "depth": tuple((gray,) * 3 for gray in DEPTH_GRAY.values()),
+    "segmentation": tuple(SEGMENTATION_RGB.values()),
+}
+CLASS_NAMES: dict[str, tuple[str, ...]] = {"depth": tuple(DEPTH_GRAY), "segmentation": tuple(SEGMENTATION_RGB)}
+REACH = 3  # pixels around the solid part of a class in which it counts
+
+
+@dataclass(frozen=True, slots=True)
+class DenseScore:
+    """How well a dense picture fits its scene."""
+
+    pixel_accuracy: float
+    mean_iou: float  # over the classes that the scene or the picture has
+    iou: dict[str, float]  # of each of these classes
+
+
+def expected_classes(kind: str, scene: Scene, size: RenderSize) -> NDArray[np.intp]:
+    """Class of every pixel by the scene alone: that of the shape which covers at least half of it."""
+    names = CLASS_NAMES[kind]
+    attribute = "size" if kind == "depth" else "shape"
+    coverage_HW = np.zeros(render_array(scene, size, [(0,)] * len(scene.objects), (0,)).shape[:2], np.intp)
+    for item in scene.objects:
+        alone = Scene(scene.background, (item,))
+        covered_HW = render_array(alone, size, [(255,)], (0,))[..., 0] >= 128
+        coverage_HW[covered_HW] = names.index(getattr(item, attribute))
+    return coverage_HW
+
+
+def found_classes(kind: str, image: Image.Image) -> NDArray[np.intp]:
+    """Class of every pixel of a picture."""
+    pixels_HW13 = np.asarray(image.convert("RGB"), np.float32)[:, :, None]
+    distances_HWP = np.square(pixels_HW13 - np.array(CLASS_COLORS[kind], np.float32)).sum(-1)
+    nearest_HW = distances_HWP.argmin(-1)
+    present = [label for label in range(distances_HWP.shape[-1]) if (nearest_HW == label).any()]
+    is_near_HWP = np.zeros(distances_HWP.shape, bool)
+    thin = max(1, min(image.size) // 64)
+    for label in present:
+        near_HW = nearest_HW == label
+        for _ in range(thin):  # a border of blends is too thin to survive this
+            near_HW = erode(near_HW)
+        for _ in range(thin + REACH):
+            near_HW = dilate(near_HW)
+        is_near_HWP[..., label] = near_HW
+    distances_HWP[~is_near_HWP] = np.inf
+    return np.where(is_near_HWP.any(-1), distances_HWP.argmin(-1), nearest_HW)
+
+
+def score_dense(kind: str, image: Image.Image, scene: Scene) -> DenseScore:
+    """Score a picture of kind "depth" or "segmentation"."""
+    if kind not in CLASS_COLORS:
+        raise ValueError(f"dense kind {kind!r} is unknown; choose depth or segmentation")
+    expected_HW, found_HW = expected_classes(kind, scene, image.size), found_classes(kind, image)
+    iou = {}
+    for label, name in enumerate(CLASS_NAMES[kind]):
+        expected, found = expected_HW == label, found_HW == label
+        if union := int((expected | found).sum()):
+            iou[name] = float((expected & found).sum() / union)
+    return DenseScore(float((expected_HW == found_HW).mean()), float(np.mean(list(iou.values()))), iou)
+
+
+# How often the checker itself errs: freshly rendered scenes, with and without blur, noise and color shifts.
+
+
+POSITION_TOLERANCE = 0.03
+
+
+@dataclass(frozen=True, slots=True)
+class CheckerError:
+    """Outcome of a measurement."""
+
+    count: int
+    wrong: int  # read as another scene
+    unreadable: int
+    reasons: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def rate(self) -> float:
+        """Share of pictures not read right."""
+        return (self.wrong + self.unreadable) / self.count
+
+
+def same_scene(expected: Scene, found: Scene, *, tolerance: float = POSITION_TOLERANCE) -> bool:
+    """Whether two scenes have the same background and the same objects in the same places."""
+    if expected.background != found.background or len(expected.objects) != len(found.objects):
+        return False
+    rest = list(found.objects)
+    for item in expected.objects:
+        near = [
+            other
+            for other in rest
+            if full_filter(item).matches(other) and math.hypot(item.x - other.x, item.y - other.y) <= tolerance
+        ]
+        if not near:
+            return False
+        rest.remove(near[0])
+    return True
+
+
+def disturb(image: Image.Image, rng: np.random.Generator, *, noise: float, blur: float, shift: float) -> Image.Image:
+    """Blur (radius in pixels), shift every channel of the picture (+- shift) and add noise (standard deviation)."""
+    if blur:
+        image = image.filter(ImageFilter.GaussianBlur(blur))
+    if not noise and not shift:
+        return image
+    pixels_HW3 = np.asarray(image, np.float64)
+    pixels_HW3 = pixels_HW3 + rng.uniform(-shift, shift, 3) + rng.normal(0, noise, pixels_HW3.shape)
+    return Image.fromarray(np.clip(np.rint(pixels_HW3), 0, 255).astype(np.uint8))
+
+
+def measure_checker(
+    count: int, *, seed: int = 0, noise: float = 0.0, blur: float = 0.0, shift: float = 0.0, size: RenderSize = 128
+) -> CheckerError:
+    """Parse this many rendered scenes and count those not read right."""
+    scenes, disturbance = Random(seed), np.random.default_rng(seed)
+    wrong, reasons = 0, Counter[str]()
+    for _ in range(count):
+        scene = random_scene(scenes)
+        parsed: ParsedScene = parse(disturb(render(scene, size), disturbance, noise=noise, blur=blur, shift=shift))
+        if parsed.scene is None:
+            reasons[parsed.reason or ""] += 1
+        else:
+            wrong += not same_scene(scene, parsed.scene)
+    return CheckerError(count, wrong, sum(reasons.values()), dict(reasons))

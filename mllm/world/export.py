@@ -14,12 +14,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 
-from mllm.world.describe_language import describe
-from mllm.world.dialogue import JOBS, make_dialogue
-from mllm.world.episode import Episode, Picture, make_episode
+from mllm.world.dialogue import JOBS, Dialogue, Episode, Picture, make_dialogue, make_episode
+from mllm.world.language import describe
 from mllm.world.render import RenderSize
-from mllm.world.splits import PairGroup, Split
-from mllm.world.turns import Dialogue
+from mllm.world.scene import PairGroup, Split
 
 
 def export_world(

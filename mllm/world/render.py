@@ -141,7 +141,9 @@ def paint(canvas_HW3: NDArray, shape: str, center: tuple[float, float], radius: 
     box_HW3[...] = (box_HW3 * (255 - alpha_HW1) + np.array(color, np.int32) * alpha_HW1 + 127) // 255
 
 
-def render_array(scene: Scene, size: RenderSize, colors: Sequence[tuple[int, ...]], background: tuple[int, ...]) -> NDArray:
+def render_array(
+    scene: Scene, size: RenderSize, colors: Sequence[tuple[int, ...]], background: tuple[int, ...]
+) -> NDArray:
     """Paint all objects, each in its given color; positions stretch with the picture, shapes stay undistorted."""
     width, height = picture_size(size)
     canvas_HW3 = np.empty((height, width, len(background)), np.uint8)

@@ -6,11 +6,12 @@ Knows nothing of pixels or words. Positions and radii are in units of the pictur
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 BACKGROUNDS = ("white", "gray", "black", "cream")
 SHAPES = ("circle", "square", "triangle", "star", "cross", "heart")
@@ -202,3 +203,197 @@ def random_scene(rng: Random, *, num_objects: int | None = None, allowed_pairs: 
         sizes[:2] = rng.sample(SIZES, 2)
     kinds = [(shape, color, size) for (color, shape), size in zip(pairs, sizes, strict=True)]
     return Scene(rng.choice(BACKGROUNDS), place(kinds, rng))
+
+
+# Where objects lie: relative to each other (left of, right of, above, below) and in the picture (top left, center).
+#
+# Two strictnesses. A sentence is *stated* only where the margin is clear to any eye; it *holds* in a drawn picture
+# with a
+# smaller margin. What lies between is never said of a scene and never decides a question.
+
+
+RELATIONS = ("left of", "right of", "above", "below")
+OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+CLEAR_MARGIN = 0.15
+HOLDS_MARGIN = 0.04
+
+# Column and row of each place; None leaves that direction free.
+PLACES: dict[str, tuple[str | None, str | None]] = {
+    "top left": ("left", "top"),
+    "top right": ("right", "top"),
+    "bottom left": ("left", "bottom"),
+    "bottom right": ("right", "bottom"),
+    "center": ("middle", "middle"),
+    "left": ("left", None),
+    "right": ("right", None),
+    "top": (None, "top"),
+    "bottom": (None, "bottom"),
+}
+# Bounds of a third in which a place is stated, and in which it still holds.
+STATED_BOUNDS = {
+    "left": (0.0, 0.36),
+    "top": (0.0, 0.36),
+    "middle": (0.42, 0.58),
+    "right": (0.64, 1.0),
+    "bottom": (0.64, 1.0),
+}
+HOLDS_BOUNDS = {
+    "left": (0.0, 0.45),
+    "top": (0.0, 0.45),
+    "middle": (0.35, 0.65),
+    "right": (0.55, 1.0),
+    "bottom": (0.55, 1.0),
+}
+
+
+def offset(relation: str, a: SceneObject, b: SceneObject) -> float:
+    """How far a lies from b in the direction of the relation."""
+    match relation:
+        case "left of":
+            return b.x - a.x
+        case "right of":
+            return a.x - b.x
+        case "above":
+            return b.y - a.y
+        case "below":
+            return a.y - b.y
+        case _:
+            raise ValueError(f"relation {relation!r} is unknown; choose one of {', '.join(RELATIONS)}")
+
+
+def holds(relation: str, a: SceneObject, b: SceneObject) -> bool:
+    """Whether a drawn picture satisfies the relation."""
+    return offset(relation, a, b) >= HOLDS_MARGIN
+
+
+def is_clear(relation: str, a: SceneObject, b: SceneObject) -> bool:
+    """Whether anyone would agree that the relation holds: a clear margin, and not mostly in the other direction."""
+    across = a.y - b.y if relation in ("left of", "right of") else a.x - b.x
+    return offset(relation, a, b) >= max(CLEAR_MARGIN, 0.5 * abs(across))
+
+
+def main_relation(a: SceneObject, b: SceneObject) -> str | None:
+    """The relation one would name first, along the longer direction; None when no margin is clear."""
+    if abs(a.x - b.x) >= abs(a.y - b.y):
+        relation = "left of" if a.x < b.x else "right of"
+    else:
+        relation = "above" if a.y < b.y else "below"
+    return relation if is_clear(relation, a, b) else None
+
+
+def _is_in(place: str, item: SceneObject, bounds: dict[str, tuple[float, float]]) -> bool:
+    column, row = PLACES[place]
+    for band, value in ((column, item.x), (row, item.y)):
+        if band is not None and not bounds[band][0] <= value <= bounds[band][1]:
+            return False
+    return True
+
+
+def is_placed(place: str, item: SceneObject) -> bool:
+    """Whether a drawn object lies in the place."""
+    return _is_in(place, item, HOLDS_BOUNDS)
+
+
+def stated_places(item: SceneObject) -> tuple[str, ...]:
+    """Every place in which anyone would say the object lies, the most exact first."""
+    return tuple(place for place in PLACES if _is_in(place, item, STATED_BOUNDS))
+
+
+# Which scenes are for training, validation and test, and which color-shape pairs training never sees.
+#
+# The split of a scene is a hash of its content with positions rounded to a coarse grid, so that no test scene is a
+# training scene moved by a hair.
+
+
+Split = Literal["train", "validation", "test"]
+PairGroup = Literal["seen", "held_out"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+
+# Every color and every shape is held out exactly once.
+HELD_OUT_PAIRS: frozenset[Pair] = frozenset(
+    {
+        ("purple", "circle"),
+        ("yellow", "square"),
+        ("blue", "triangle"),
+        ("orange", "star"),
+        ("red", "cross"),
+        ("green", "heart"),
+    }
+)
+SEEN_PAIRS: frozenset[Pair] = ALL_PAIRS - HELD_OUT_PAIRS
+POSITION_STEPS = 16
+SHARES = {"validation": 0.1, "test": 0.1}  # the rest is for training
+
+
+def content_key(scene: Scene) -> str:
+    """A text that is equal for scenes that look alike: positions are rounded to a coarse grid."""
+    parts = [
+        f"{item.shape},{item.color},{item.size},{int(item.x * POSITION_STEPS)},{int(item.y * POSITION_STEPS)}"
+        for item in scene.objects
+    ]
+    return ";".join([scene.background, *sorted(parts)])
+
+
+def split_of(scene: Scene) -> Split:
+    """The one split a scene belongs to."""
+    digest = hashlib.blake2b(content_key(scene).encode(), digest_size=8).digest()
+    share = int.from_bytes(digest, "big") / 2**64
+    if share < SHARES["validation"]:
+        return "validation"
+    return "test" if share < SHARES["validation"] + SHARES["test"] else "train"
+
+
+def allowed_pairs(pairs: PairGroup) -> frozenset[Pair]:
+    """The pairs that pictures and sentences of a group may contain."""
+    if pairs not in ("seen", "held_out"):
+        raise ValueError(f"pair group {pairs!r} is unknown; choose seen or held_out")
+    return SEEN_PAIRS if pairs == "seen" else ALL_PAIRS
+
+
+def belongs(scene: Scene, split: Split, pairs: PairGroup) -> bool:
+    """Whether a scene may be used in a split and pair group."""
+    is_held_out = not scene.pairs.isdisjoint(HELD_OUT_PAIRS)
+    return is_held_out == (pairs == "held_out") and split_of(scene) == split
+
+
+def check_group(split: Split, pairs: PairGroup) -> None:
+    """Refuse what would leak held-out pairs into training."""
+    if split not in SPLITS:
+        raise ValueError(f"split {split!r} is unknown; choose one of {', '.join(SPLITS)}")
+    allowed_pairs(pairs)
+    if split == "train" and pairs == "held_out":
+        raise ValueError("held-out pairs were asked for in training; use the validation or test split for them")
+
+
+def random_scene_for(split: Split, rng: Random, *, pairs: PairGroup = "seen", num_objects: int | None = None) -> Scene:
+    """A random scene of a split. Held-out scenes have at least one held-out pair."""
+    check_group(split, pairs)
+    allowed = allowed_pairs(pairs)
+    while True:
+        scene = random_scene(rng, num_objects=num_objects, allowed_pairs=allowed)
+        if belongs(scene, split, pairs):
+            return scene
+
+
+# The world's classes for class-conditional drawing: one object of one color and shape, anything else free.
+#
+# In: a class number. Out: its color and shape, or a random scene of it. Pairs that training never sees are no classes.
+
+
+CLASSES: tuple[Pair, ...] = tuple(
+    (color, shape) for color in COLORS for shape in SHAPES if (color, shape) in SEEN_PAIRS
+)
+"""(color, shape) of class 0, 1, ..."""
+
+
+def class_scene(index: int, rng: Random, *, split: Split = "train") -> Scene:
+    """A random scene of a class: its object somewhere, large or small, on any background."""
+    while True:
+        scene = random_scene(rng, num_objects=1, allowed_pairs=frozenset({CLASSES[index]}))
+        if split_of(scene) == split:
+            return scene
+
+
+def is_of_class(scene: Scene | None, index: int) -> bool:
+    """Whether a scene that was read from a picture is of a class."""
+    return scene is not None and [item.pair for item in scene.objects] == [CLASSES[index]]

@@ -10,8 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from itertools import permutations
 
-from mllm.world.relations import holds, is_placed
-from mllm.world.scene import MAX_OBJECTS, Pair, Scene, SceneObject
+from mllm.world.scene import MAX_OBJECTS, Pair, Scene, SceneObject, holds, is_placed
 
 SKILLS = (
     "attribute",

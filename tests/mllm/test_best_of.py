@@ -11,11 +11,9 @@ import torch
 from PIL import Image
 
 from mllm.__main__ import main
-from mllm.best_of import STRIDE, candidate_seeds, index_of_best, keep_best
 from mllm.conversation import ImagePart, Message, TextPart
-from mllm.pipeline import Pipeline
-from mllm.self_judge import judge_pictures, questions_about
-from mllm.world.demands import Demand
+from mllm.pipeline import STRIDE, Pipeline, candidate_seeds, index_of_best, judge_pictures, keep_best, questions_about
+from mllm.world.reader import Demand
 from tests.mllm.tiny_folder import build_tiny_folder
 
 

@@ -10,18 +10,25 @@ import torch
 from PIL import Image
 
 from mllm.__main__ import main
-from mllm.chat_dicts import from_chat, to_chat
-from mllm.chat_template import chat_template
 from mllm.config import MLLMConfig
-from mllm.conversation import ClassPart, CodesPart, Message, TextPart, render, unconditional
-from mllm.generation.choice import never_text_ids
-from mllm.generation.loop import generate
-from mllm.generation.request import Row
-from mllm.layout import ImageLayout
+from mllm.conversation import (
+    ClassPart,
+    CodesPart,
+    Message,
+    TextPart,
+    chat_template,
+    from_chat,
+    render,
+    to_chat,
+    unconditional,
+)
+from mllm.engine.loop import generate
+from mllm.engine.request import Row
+from mllm.engine.state import never_text_ids
 from mllm.model import MLLMForConditionalGeneration
 from mllm.pipeline import Pipeline
 from mllm.sampling import SamplingConfig
-from mllm.sequence import IGNORED, TokenSequence, build_sequence
+from mllm.sequence import IGNORED, ImageLayout, TokenSequence, build_sequence
 from tests.mllm.generation.generation_helpers import CODEBOOK_SIZE, NUM_CODEBOOKS, build_model
 from tests.mllm.generation.test_generation import record_logits, uncached_code_logits
 from tests.mllm.tiny_folder import build_tiny_folder

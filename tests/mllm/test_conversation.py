@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mllm.chat_dicts import from_chat, to_chat
 from mllm.conversation import (
     CodesPart,
     ImagePart,
@@ -14,7 +13,9 @@ from mllm.conversation import (
     Segment,
     TextPart,
     UnconditionalPart,
+    from_chat,
     render,
+    to_chat,
     unconditional,
 )
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from mllm.checkpoint import from_upstream, to_upstream
 from mllm.model import MLLMForConditionalGeneration
-from mllm.released.weights import from_upstream, to_upstream
 from tests.mllm.golden_mllm import IMAGE_MARK, expand_images, golden_outputs, golden_weights
 
 

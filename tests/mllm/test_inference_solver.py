@@ -17,11 +17,15 @@ import torch
 from PIL import Image
 
 from mllm.conversation import CodesPart, ImagePart, Message, TextPart, UnconditionalPart
-from mllm.generation.sampling_plan import SamplingPlan
-from mllm.inference_solver import FlexARInferenceSolver, SolverAnswer
-from mllm.solver.messages import build_messages
-from mllm.solver.rows import SolverRequest, build_row
-from mllm.solver.tasks import understand
+from mllm.inference_solver import (
+    FlexARInferenceSolver,
+    SamplingPlan,
+    SolverAnswer,
+    SolverRequest,
+    build_messages,
+    build_row,
+    understand,
+)
 from tests.mllm.tiny_folder import build_tiny_folder
 
 DRAW = "Generate an image of 32x32 according to the following prompt:\na red circle on a white background"

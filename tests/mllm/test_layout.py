@@ -2,7 +2,7 @@
 
 import pytest
 
-from mllm.layout import ImageLayout
+from mllm.sequence import ImageLayout
 
 IDS = {"begin_image_id": 3, "end_image_id": 4, "image_token_id": 9, "default_grid": (4, 4)}
 GRID_IDS = {"new_line_id": 5, "first_row_size_id": 20, "first_column_size_id": 30, "max_side": 7}

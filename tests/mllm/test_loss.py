@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from mllm.loss import compute_loss, count_items
+from mllm.model import compute_loss, count_items
 
 NUM_CODEBOOKS, NUM_CODES, VOCABULARY = 3, 5, 7
 

@@ -6,8 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mllm.model import MLLMForConditionalGeneration, packed_mask
-from mllm.packing import pack
-from mllm.sequence import IGNORED, TokenSequence
+from mllm.sequence import IGNORED, TokenSequence, pack
 from tests.mllm.generation.generation_helpers import CODEBOOK_SIZE, FIRST_TEXT_ID, IDS, NUM_CODEBOOKS, build_model
 from tests.mllm.learned_samples import learned_sample
 

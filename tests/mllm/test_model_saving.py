@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from mllm.config import MLLMConfig
 from mllm.model import MLLMForConditionalGeneration
-from mllm.packing import pack
+from mllm.sequence import pack
 from mllm.vocabulary import extend_embeddings
 from tests.mllm.generation.generation_helpers import build_model
 from tests.mllm.learned_samples import learned_sample

@@ -11,14 +11,13 @@ from PIL import Image
 
 from demo.answer import show
 from mllm.conversation import CodesPart, ImagePart, Message, TextPart
-from mllm.evaluation.world_report import describe_outlines
-from mllm.generation.request import OUTLINE_BUDGET, Row
-from mllm.looking import look, look_prompt
-from mllm.pictures import OUTLINE, save_picture
-from mllm.pipeline import Done, ImageDone, Pipeline, TextDelta
+from mllm.engine.request import OUTLINE_BUDGET, Row
+from mllm.evaluation.world import describe_outlines
+from mllm.pipeline import Done, ImageDone, Pipeline, TextDelta, look, look_prompt
+from mllm.processor import OUTLINE, save_picture
 from mllm.sampling import SamplingConfig
 from tests.mllm.tiny_folder import build_tiny_folder
-from tokenizer.image_processor import open_image
+from tokenizer.images import open_image
 
 
 @pytest.fixture(scope="module", params=["fixed", "grid"])

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from mllm.packing import Packer, pack, take_row
-from mllm.sequence import IGNORED
+from mllm.sequence import IGNORED, Packer, pack, take_row
 from tests.mllm.generation.generation_helpers import IDS
 from tests.mllm.learned_samples import learned_sample
 

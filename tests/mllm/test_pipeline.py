@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from mllm.conversation import CodesPart, ImagePart, Message, TextPart
-from mllm.generation.settings import sampling_config
-from mllm.generation.text_stream import TextStream
+from mllm.engine.loop import TextStream
+from mllm.engine.request import sampling_config
 from mllm.pipeline import Done, ImageDone, ImageProgress, Pipeline, TextDelta
 from mllm.sampling import SamplingConfig
 from mllm.vocabulary import decode_text

@@ -9,9 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mllm.chat_dicts import to_chat
-from mllm.chat_template import chat_template
-from mllm.conversation import CodesPart, ImagePart, Marker, Message, TextPart, render
+from mllm.conversation import CodesPart, ImagePart, Marker, Message, TextPart, chat_template, render, to_chat
 from mllm.processor import MLLMProcessor
 from mllm.sequence import build_sequence
 

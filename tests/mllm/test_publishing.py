@@ -13,8 +13,8 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from transformers import pipeline as transformers_pipeline
 
+from mllm.checkpoint import save_model_card
 from mllm.model import MLLMForConditionalGeneration
-from mllm.model_card import save_model_card
 from mllm.pipeline import Pipeline
 from tests.mllm.tiny_folder import build_tiny_folder
 
@@ -75,7 +75,7 @@ def test_a_model_is_pushed_with_its_card(folder: Path, monkeypatch: pytest.Monke
             assert repo_id == "someone/tiny"
             sent.append({path_in_repo: path_or_fileobj})
 
-    for module in ("transformers.utils.hub", "mllm.model_card"):
+    for module in ("transformers.utils.hub", "mllm.checkpoint"):
         monkeypatch.setattr(f"{module}.hf_api", Hub)
     model = MLLMForConditionalGeneration.from_pretrained(folder)
     assert model.push_to_hub("someone/tiny").commit_url == Answer.commit_url

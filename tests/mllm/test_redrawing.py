@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from mllm import redrawing
+from mllm import pipeline as redrawing
 from mllm.conversation import CodesPart
-from mllm.generation.loop import ImageEvent, RowEvent, TextEvent, generate, stream
-from mllm.generation.request import Generated, Row
-from mllm.pipeline import Pipeline
-from mllm.redrawing import STRIDE, answer_ids, redraw, stream_redrawn
+from mllm.engine.loop import ImageEvent, RowEvent, TextEvent, generate, stream
+from mllm.engine.request import Generated, Row
+from mllm.pipeline import REDRAW_STRIDE as STRIDE
+from mllm.pipeline import Pipeline, answer_ids, redraw, stream_redrawn
 from mllm.sampling import SamplingConfig
 from mllm.sequence import extend_sequence
 from tests.mllm.tiny_folder import build_tiny_folder

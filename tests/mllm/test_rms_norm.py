@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from mllm.rms_norm import RMSNorm, _TrainedRMSNorm
+from mllm.heads import RMSNorm, _TrainedRMSNorm
 
 
 def test_values_and_gradients_equal_those_of_torch() -> None:

@@ -146,7 +146,9 @@ DIALOGUE = [
 ]
 
 
-def build(tokenizer: PreTrainedTokenizerBase, messages: list[Message], config: MLLMConfig, **rest: object) -> TokenSequence:
+def build(
+    tokenizer: PreTrainedTokenizerBase, messages: list[Message], config: MLLMConfig, **rest: object
+) -> TokenSequence:
     return build_sequence(messages, tokenizer=tokenizer, config=config, **rest)
 
 

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from mllm.config import MLLMConfig
-from mllm.loss import LossParts, compute_loss
-from mllm.sliced_loss import FLOAT32, SlicedHeads
+from mllm.model import FLOAT32, LossParts, SlicedHeads, compute_loss
 
 D, V, K, C = 6, 11, 3, 5
 NUM_PLACES = 29

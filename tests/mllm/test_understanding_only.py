@@ -12,15 +12,15 @@ from PIL import Image
 from mllm.__main__ import main
 from mllm.config import MLLMConfig
 from mllm.conversation import CodesPart, ImagePart, Message, TextPart, render
-from mllm.embedding.projected import ProjectedEmbedding
+from mllm.embedding import ProjectedEmbedding
 from mllm.model import MLLMForConditionalGeneration
-from mllm.packing import pack
 from mllm.pipeline import Done, Pipeline
+from mllm.sequence import pack
 from tests.mllm.embedding.test_code_embedding import random_codes
 from tests.mllm.generation.generation_helpers import build_model
 from tests.mllm.learned_samples import learned_sample
 from tests.mllm.tiny_folder import build_tiny_folder
-from tokenizer.model import UniTok
+from tokenizer.unitok import UniTok
 
 FIELDS = {
     "embedding_context": "whole",

@@ -9,7 +9,7 @@ import PIL
 import torch
 import transformers
 
-from mllm.versions import tool_versions, version_of
+from mllm.files import tool_versions, version_of
 
 
 def test_versions_are_those_that_the_packages_say_themselves() -> None:

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mllm.json_files import write_json
-from mllm.whole_file import whole_file
+from mllm.files import whole_file, write_json
 
 
 def test_a_file_appears_whole_at_the_end(tmp_path: Path) -> None:

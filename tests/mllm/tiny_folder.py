@@ -14,7 +14,7 @@ from mllm.model import MLLMForConditionalGeneration
 from mllm.processor import MLLMProcessor
 from mllm.vocabulary import extend_tokenizer, load_text_tokenizer
 from tokenizer.config import UniTokConfig
-from tokenizer.model import UniTok
+from tokenizer.unitok import UniTok
 
 SENTENCES = (
     "USER: a red circle on a white background ASSISTANT: a blue square left of a green star",

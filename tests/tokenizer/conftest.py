@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tokenizer.config import UniTokConfig
-from tokenizer.model import UniTok
+from tokenizer.unitok import UniTok
 
 
 @pytest.fixture

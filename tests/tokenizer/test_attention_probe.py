@@ -10,15 +10,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mllm.loading.model_folder import BUNDLED, IMAGE_TOKENIZER
+from mllm.checkpoint import BUNDLED, IMAGE_TOKENIZER
 from mllm.world.render import render
 from mllm.world.scene import random_scene
-from tokenizer.attention_probe import AttentionProbe, probe_attention, read_as
-from tokenizer.encoder import cut_into_patches
-from tokenizer.image_processor import ImageProcessor
+from tokenizer.checkpoint import AttentionProbe, ProjectionAttention, probe_attention, read_as
+from tokenizer.images import ImageProcessor
 from tokenizer.metrics import psnr
-from tokenizer.model import UniTok
-from tokenizer.weights import ProjectionAttention
+from tokenizer.network import cut_into_patches
+from tokenizer.unitok import UniTok
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.train.published_weights import write_merges
-from tokenizer.captions import load_captions, pad
+from tokenizer.text_tower import load_captions, pad
 
 BEGIN, END = 515, 516  # after 256 letters, 256 letters that end a word, and three merges
 

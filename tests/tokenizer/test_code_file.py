@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tokenizer.code_file import CodeFile, read_codes, write_codes
+from tokenizer.codes import CodeFile, read_codes, write_codes
 
 
 def make_code_file() -> CodeFile:

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from tokenizer.config import UniTokConfig
-from tokenizer.model import UniTok, build_empty
+from tokenizer.unitok import UniTok, build_empty
 
 
 def test_config_survives_json(small_config: UniTokConfig) -> None:

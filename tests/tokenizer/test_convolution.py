@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tokenizer.convolution import ChannelNorm, MBConv, Upsample, channels_last
+from tokenizer.layers import ChannelNorm, MBConv, Upsample, channels_last
 
 
 def test_upsampling_equals_repetition_then_convolution_with_all_gradients() -> None:

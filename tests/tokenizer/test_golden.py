@@ -15,7 +15,7 @@ from torch import Tensor
 from mllm.__main__ import main
 from tests.golden.deterministic_weights import FOLDER, fill, read_manifest
 from tokenizer.config import UniTokConfig
-from tokenizer.model import UniTok
+from tokenizer.unitok import UniTok
 
 pytestmark = pytest.mark.slow
 

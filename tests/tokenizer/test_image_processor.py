@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tokenizer.image_processor import PREPARATIONS, ImageProcessor, open_image, to_images, to_rgb
+from tokenizer.images import PREPARATIONS, ImageProcessor, open_image, to_images, to_rgb
 
 
 def noise(width: int, height: int) -> Image.Image:

@@ -6,15 +6,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tokenizer.layers import DropPath, GeGLU, SelfAttention, attend, build_stack
+from tokenizer.layers import DropPath, GeGLU, SelfAttention, build_stack, scaled_attention
 
 
 @pytest.mark.parametrize("causal", [False, True])
 def test_plain_attention_equals_fused_attention(causal: bool) -> None:
     query, key, value = torch.randn(3, 2, 3, 7, 4)
     with torch.no_grad():
-        fused = attend(query, key, value, causal=causal)
-    plain = attend(query.requires_grad_(), key, value, causal=causal)
+        fused = scaled_attention(query, key, value, causal=causal)
+    plain = scaled_attention(query.requires_grad_(), key, value, causal=causal)
     torch.testing.assert_close(plain, fused)
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tokenizer.config import UniTokConfig
-from tokenizer.model import UniTok
+from tokenizer.unitok import UniTok
 
 
 def test_codes_run_row_by_row(small_model: UniTok, pixels_B3HW: Tensor) -> None:

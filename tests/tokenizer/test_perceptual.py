@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from tests.train.published_weights import VGG, lpips_weights
-from tokenizer.perceptual import LPIPS
-from tokenizer.weight_file import read_tensors
+from tokenizer.checkpoint import read_tensors
+from tokenizer.metrics import LPIPS
 
 CUTS = (4, 9, 16, 23, 30)
 """Where torchvision's list of VGG16's 31 layers is cut to get at the five activations."""

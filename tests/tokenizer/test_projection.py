@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tokenizer.projection import AttentionProjection
+from tokenizer.layers import AttentionProjection
 
 
 def reference(module: AttentionProjection, hidden_BNI: torch.Tensor, *, causal: bool) -> torch.Tensor:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tokenizer.tensor_files import TensorFiles, weight_files
+from tokenizer.checkpoint import TensorFiles, weight_files
 
 TENSORS = {
     "a": torch.arange(6.0).view(2, 3),

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from tokenizer.config import UniTokConfig
-from tokenizer.model import UniTok
 from tokenizer.text_tower import TextTower
+from tokenizer.unitok import UniTok
 
 
 def test_what_follows_the_end_does_not_matter(small_model: UniTok) -> None:

@@ -13,10 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from tokenizer.checkpoint import export_upstream, load_upstream, read_upstream, save_converted, to_upstream
 from tokenizer.config import UniTokConfig
-from tokenizer.model import UniTok
-from tokenizer.upstream_file import export_upstream, load_upstream, read_upstream, save_converted
-from tokenizer.weights import to_upstream
+from tokenizer.unitok import UniTok
 
 
 def random_config(seed: int) -> UniTokConfig:

@@ -6,9 +6,7 @@ import pytest
 import torch
 
 from tests.golden.deterministic_weights import read_manifest
-from tokenizer.config import UniTokConfig
-from tokenizer.model import UniTok, build_empty
-from tokenizer.weights import (
+from tokenizer.checkpoint import (
     UPSTREAM_MODELS,
     args_from_config,
     config_from_args,
@@ -16,6 +14,8 @@ from tokenizer.weights import (
     require_fit,
     to_upstream,
 )
+from tokenizer.config import UniTokConfig
+from tokenizer.unitok import UniTok, build_empty
 
 
 def test_every_released_tensor_has_its_place() -> None:

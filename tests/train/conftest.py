@@ -9,10 +9,9 @@ import pytest
 import torch
 
 from tokenizer.config import UniTokConfig
-from tokenizer.model import UniTok
-from train.mllm_recipe import MLLMData, MLLMRecipe
+from tokenizer.unitok import UniTok
 from train.optimizers import OptimizerRecipe
-from train.text_recipe import TextTokenizerRecipe
+from train.recipe import MLLMData, MLLMRecipe, TextTokenizerRecipe
 from train.text_tokenizer import train_world_tokenizer
 
 SMALL = {

@@ -9,8 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from train.mllm_recipe import MLLMRecipe
-from train.recipe import as_yaml
+from train.recipe import MLLMRecipe, as_yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCHERS = ("torchrun", "deepspeed", "accelerate")

@@ -11,16 +11,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mllm.loading.model_folder import find_model_folder
+from mllm.checkpoint import find_model_folder
 from mllm.model import MLLMForConditionalGeneration
 from tests.train.launching import losses
-from train import mllm_run
-from train.adapter_recipe import AdapterRecipe
-from train.adapters import image_token_ids
-from train.merge import main as merge_command
-from train.merge import merge_folder
-from train.mllm_recipe import MLLMData, MLLMRecipe, Validation
-from train.mllm_run import train_mllm
+from train import run
+from train.lora import image_token_ids, merge_folder
+from train.lora import main as merge_command
+from train.recipe import AdapterRecipe, MLLMData, MLLMRecipe, Validation
+from train.run import train_mllm
 
 ADAPTER = AdapterRecipe(rank=3, alpha=6.0, dropout=0.0)
 
@@ -103,7 +101,7 @@ def test_what_learns_beside_bfloat16_weights_is_float32_and_the_model_still_draw
     trainer = {**recipe.trainer, "bf16": True, "max_steps": 1, "eval_steps": 1}
     small = dataclasses.replace(recipe, trainer=trainer, validation=Validation(batches=1, prompts=["a red circle"]))
     learned = {}
-    add = mllm_run.learner
+    add = run.learner
 
     def remembered(*arguments: Any) -> torch.nn.Module:
         model = add(*arguments)
@@ -112,7 +110,7 @@ def test_what_learns_beside_bfloat16_weights_is_float32_and_the_model_still_draw
         return model
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mllm_run, "learner", remembered)
+        patch.setattr(run, "learner", remembered)
         train_mllm(small)
     assert set(learned.values()) == {torch.float32} and any("code_head" in name for name in learned)
     assert (small.output / "samples" / "step-1.png").is_file()
@@ -149,7 +147,7 @@ def test_an_adapter_of_nothing_is_refused(mllm_recipe: MLLMRecipe, tmp_path: Pat
 def test_a_quantized_backbone_says_what_to_install(
     mllm_recipe: MLLMRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mllm.loading.quantization.find_spec", lambda name: None)
+    monkeypatch.setattr("mllm.checkpoint.find_spec", lambda name: None)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "unified_mllm"}))
     recipe = dataclasses.replace(
         mllm_recipe, model={}, adapter=AdapterRecipe(bits=4), trains=["projector"], start_from=tmp_path

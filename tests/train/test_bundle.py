@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mllm.evaluation.fingerprint import model_fingerprint
+from mllm.evaluation.protocol import model_fingerprint
 from mllm.model import MLLMForConditionalGeneration
-from tokenizer.model import UniTok
+from tokenizer.unitok import UniTok
 from train.bundle import main
 
 

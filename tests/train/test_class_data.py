@@ -12,14 +12,21 @@ from PIL import Image
 
 from mllm.config import MLLMConfig
 from mllm.world.checker import parse
-from mllm.world.classes import CLASSES, class_scene, is_of_class
 from mllm.world.render import render
-from mllm.world.splits import HELD_OUT_PAIRS
-from tokenizer.model import UniTok
-from train.class_recipe import ClassData
-from train.data.class_batches import ClassBatches
-from train.data.class_codes import ClassCodes, claim, write_part
-from train.data.class_pictures import FolderClassPictures, WorldClassPictures, encode_classes, main, ten_views
+from mllm.world.scene import CLASSES, HELD_OUT_PAIRS, class_scene, is_of_class
+from tokenizer.unitok import UniTok
+from train.data.classes import (
+    ClassBatches,
+    ClassCodes,
+    FolderClassPictures,
+    WorldClassPictures,
+    claim,
+    encode_classes,
+    main,
+    ten_views,
+    write_part,
+)
+from train.recipe import ClassData
 
 
 def test_the_world_s_classes_are_what_the_checker_reads() -> None:

@@ -6,7 +6,7 @@ import torch
 from transformers import DynamicCache, LlamaConfig, LlamaModel
 
 from mllm.model import packed_mask
-from train.cpu_speed import speed_up
+from train.optimizers import speed_up
 
 
 def small_backbone() -> LlamaModel:

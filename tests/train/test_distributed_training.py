@@ -11,12 +11,11 @@ from safetensors.torch import load_file
 
 from mllm.vocabulary import load_text_tokenizer
 from tests.train.launching import LAUNCHERS, ROOT, launch, losses, write_recipe
-from tokenizer.model import UniTok
-from train.adapter_recipe import AdapterRecipe
+from tokenizer.unitok import UniTok
 from train.build_model import build_model
-from train.checkpoint.save_model import save_model_folder
-from train.mllm_recipe import MLLMRecipe
-from train.mllm_run import train_mllm
+from train.checkpoints import save_model_folder
+from train.recipe import AdapterRecipe, MLLMRecipe
+from train.run import train_mllm
 
 pytestmark = pytest.mark.slow
 

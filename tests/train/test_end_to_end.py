@@ -12,8 +12,7 @@ from PIL import Image
 from mllm.config import MLLMConfig
 from mllm.vocabulary import load_text_tokenizer
 from tests.train.launching import ROOT, environment, losses
-from train.mllm_recipe import MLLMRecipe
-from train.recipe import RECIPES, read_yaml, resolve
+from train.recipe import RECIPES, MLLMRecipe, read_yaml, resolve
 
 STAGES = ("stage1_projector", "stage2_pretrain", "stage3_sft", "lora", "qlora")
 

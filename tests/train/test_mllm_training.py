@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from train.mllm_recipe import MLLMRecipe
-from train.mllm_run import train_mllm
 from train.optimizers import OptimizerRecipe
+from train.recipe import MLLMRecipe
+from train.run import train_mllm
 
 
 def losses(folder: Path) -> dict[int, float]:

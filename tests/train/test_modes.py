@@ -17,14 +17,13 @@ from mllm.config import MLLMConfig
 from mllm.conversation import CodesPart
 from mllm.pipeline import Pipeline
 from mllm.vocabulary import load_text_tokenizer
-from mllm.world.classes import CLASSES
+from mllm.world.scene import CLASSES
 from tests.train.launching import ROOT, launch, losses, write_recipe
-from tokenizer.model import UniTok
+from tokenizer.unitok import UniTok
 from train.build_model import build_model, changed_config
-from train.class_recipe import ClassData
-from train.data.class_codes import claim, write_part
-from train.mllm_recipe import MLLMData, MLLMRecipe
-from train.mllm_run import train_mllm
+from train.data.classes import claim, write_part
+from train.recipe import ClassData, MLLMData, MLLMRecipe
+from train.run import train_mllm
 
 CLASS_FIELDS = {"prompt_style": "class", "image_layout": "bare", "num_classes": len(CLASSES), "tasks": ["draw_class"]}
 UNDERSTANDING = {"embedding_context": "whole", "embedder_width": 24, "head_type": "none", "tasks": ["ask", "describe"]}

@@ -11,12 +11,10 @@ from mllm.config import MLLMConfig
 from mllm.vocabulary import extend_tokenizer, load_text_tokenizer
 from tests.train.launching import ROOT
 from tokenizer.config import UniTokConfig
-from tokenizer.model import UniTok
+from tokenizer.unitok import UniTok
 from train.build_model import model_config
-from train.image_tokenizer.builders import with_another_decoder
-from train.image_tokenizer.recipe import TokenizerRecipe
-from train.mllm_recipe import MLLMRecipe, WorldInLoop
-from train.recipe import RECIPES, as_yaml, find_recipe, read_yaml, resolve
+from train.recipe import RECIPES, MLLMRecipe, TokenizerRecipe, WorldInLoop, as_yaml, find_recipe, read_yaml, resolve
+from train.tokenizer_trainer import with_another_decoder
 
 BUNDLED = ROOT / "mllm/assets/tiny"
 

@@ -11,13 +11,13 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from mllm.layout import ImageLayout
 from mllm.model import MLLMForConditionalGeneration
+from mllm.sequence import ImageLayout
 from mllm.vocabulary import load_text_tokenizer, save_text_tokenizer
 from tests.train.launching import ROOT, command, environment, write_recipe
-from tokenizer.model import UniTok
+from tokenizer.unitok import UniTok
 from train.build_model import build_model
-from train.mllm_recipe import MLLMRecipe
+from train.recipe import MLLMRecipe
 
 NUM_TOKENS = 400
 UNDERSTANDING = {"embedding_context": "whole", "head_type": "none", "tasks": ["ask", "describe"]}

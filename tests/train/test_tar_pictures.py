@@ -18,10 +18,18 @@ from accelerate import PartialState
 from torch.utils.data import DataLoader
 
 from tests.train.published_weights import add, picture, write_tar
-from train.data.picture_source import TarSource, first_unfinished
-from train.data.random_crop import RandomCrop
-from train.data.tar_pictures import Place, Readers, TarPictures, find_shards, shard_index, shard_order
-from train.image_tokenizer.recipe import ShardsRecipe, TokenizerRecipe
+from train.data.images import (
+    Place,
+    RandomCrop,
+    Readers,
+    TarPictures,
+    TarSource,
+    find_shards,
+    first_unfinished,
+    shard_index,
+    shard_order,
+)
+from train.recipe import ShardsRecipe, TokenizerRecipe
 
 SIZES = (3, 5, 2, 7, 4, 6, 1, 8)
 TOTAL = sum(SIZES)

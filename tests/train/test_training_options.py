@@ -16,16 +16,23 @@ from safetensors.torch import load_file
 
 from mllm.model import MLLMForConditionalGeneration
 from tests.train.launching import losses
-from train.bad_steps import BadSteps, BadStepsError, StepJudge
-from train.checkpoint.resharding import ZERO_3, needs_joining, reads_joined, sharding_of
+from train.checkpoints import ZERO_3, needs_joining, reads_joined, sharding_of
 from train.data.processes import WAIT_IN_TRAINING
-from train.mllm_recipe import MLLMRecipe, Validation
-from train.mllm_run import train_mllm
-from train.observing.throughput import PEAK_FLOPS, FlopCount
+from train.metrics import PEAK_FLOPS, FlopCount
 from train.optimizers import OptimizerRecipe
-from train.parts import part_of
-from train.recipe import as_yaml, read_yaml, resolve
-from train.training_arguments import join_deepspeed, training_arguments
+from train.recipe import (
+    BadSteps,
+    BadStepsError,
+    MLLMRecipe,
+    StepJudge,
+    Validation,
+    as_yaml,
+    part_of,
+    read_yaml,
+    resolve,
+)
+from train.run import train_mllm
+from train.trainer import join_deepspeed, training_arguments
 
 
 def changed(recipe: MLLMRecipe, trainer: dict[str, object] | None = None, **changes: object) -> MLLMRecipe:
@@ -124,7 +131,7 @@ def test_a_batch_of_which_nothing_is_learned_has_loss_zero(short: MLLMRecipe, mo
         return forward(self, **inputs)
 
     monkeypatch.setattr(MLLMForConditionalGeneration, "forward", unlabelled)
-    monkeypatch.setattr("train.mllm_trainer.count_items", lambda *_, **__: torch.tensor(0.0))
+    monkeypatch.setattr("train.trainer.count_items", lambda *_, **__: torch.tensor(0.0))
     train_mllm(changed(short, {"max_steps": 1}))
     assert losses(short.output) == {1: 0.0}
 

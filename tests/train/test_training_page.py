@@ -17,7 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from mllm.__main__ import main
 from mllm.config import MLLMConfig
-from mllm.sizes import trained_grids
+from mllm.sequence import trained_grids
 from mllm.vocabulary import load_text_tokenizer
 from tests.pages import Block, blocks_of, check_unrun_block, lay_out, run_block
 from tests.train.launching import free_port, losses

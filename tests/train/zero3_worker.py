@@ -12,12 +12,11 @@ from pathlib import Path
 import torch
 
 from mllm.vocabulary import load_text_tokenizer
-from tokenizer.model import UniTok
+from tokenizer.unitok import UniTok
 from train.build_model import build_model
-from train.checkpoint.sharded_weights import whole
-from train.mllm_recipe import MLLMRecipe
-from train.recipe import read_yaml, resolve
-from train.training_arguments import training_arguments
+from train.checkpoints import whole
+from train.recipe import MLLMRecipe, read_yaml, resolve
+from train.trainer import training_arguments
 
 
 def main() -> None:

@@ -26,12 +26,10 @@ from typing import Any
 import pyarrow as pa
 
 from mllm.commands.arguments import CommandParser, positive_count
-from mllm.json_files import write_lines
-from mllm.world.describe_language import describe
-from mllm.world.dialogue import make_dialogue
-from mllm.world.episode import Episode, Picture, make_episode
+from mllm.files import write_lines
+from mllm.world.dialogue import Dialogue, Episode, Picture, make_dialogue, make_episode
 from mllm.world.export import export_world
-from mllm.world.turns import Dialogue
+from mllm.world.language import describe
 
 NUM_TARS = 2
 

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import torch
 
-from mllm.loading.device import choose_device
+from mllm.checkpoint import choose_device
 
 T = TypeVar("T")
 

@@ -14,8 +14,8 @@ from typing import NoReturn
 import numpy as np
 from PIL import Image
 
-from mllm.evaluation.benchmark import Answered, Benchmark, Item, ScoreOptions
-from mllm.json_files import need_file
+from mllm.evaluation.protocol import Answered, Benchmark, Item, ScoreOptions
+from mllm.files import need_file
 
 TOOL = (
     "write samples with `mllm evaluate submit`, then `git clone https://github.com/openai/guided-diffusion && pip "

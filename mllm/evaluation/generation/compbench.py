@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from mllm.evaluation.benchmark import Answered, Benchmark, Item, ScoreOptions, Scores
-from mllm.evaluation.bootstrap import mean_of_many
-from mllm.json_files import need_file, read_json
+from mllm.evaluation.protocol import Answered, Benchmark, Item, ScoreOptions, Scores
+from mllm.evaluation.intervals import mean_of_many
+from mllm.files import need_file, read_json
 
 SAMPLES = 10
 TOOL = (

@@ -15,9 +15,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from mllm.evaluation.benchmark import Answered, Benchmark, Item, ScoreOptions, Scores
-from mllm.evaluation.bootstrap import without_interval
-from mllm.json_files import need_file
+from mllm.evaluation.protocol import Answered, Benchmark, Item, ScoreOptions, Scores
+from mllm.evaluation.intervals import without_interval
+from mllm.files import need_file
 
 SAMPLES, PER_SIDE = 4, 2
 SCORE_LINE = re.compile(r"DPG-Bench score\D*([0-9]+(?:\.[0-9]+)?)", re.IGNORECASE)

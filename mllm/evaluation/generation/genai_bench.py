@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from mllm.evaluation.benchmark import Answered, Benchmark, Item, Score, ScoreOptions, Scores
-from mllm.evaluation.bootstrap import mean_of_many
-from mllm.evaluation.generation.scored_pictures import score_pictures
-from mllm.json_files import need_file, read_json
+from mllm.evaluation.protocol import Answered, Benchmark, Item, Score, ScoreOptions, Scores
+from mllm.evaluation.scorers import score_pictures
+from mllm.evaluation.intervals import mean_of_many
+from mllm.files import need_file, read_json
 
 GROUPS = {
     "basic": ("attribute", "scene", "spatial relation", "action relation", "part relation", "basic"),

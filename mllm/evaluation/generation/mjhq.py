@@ -13,10 +13,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from mllm.evaluation.benchmark import Answered, Benchmark, Item, ScoreOptions, Scores
-from mllm.evaluation.bootstrap import without_interval
-from mllm.json_files import read_json
-from tokenizer.picture_folders import SUFFIXES
+from mllm.evaluation.protocol import Answered, Benchmark, Item, ScoreOptions, Scores
+from mllm.evaluation.intervals import without_interval
+from mllm.files import read_json
+from tokenizer.images import SUFFIXES
 
 ComputeFid = Callable[[str, str], float]
 

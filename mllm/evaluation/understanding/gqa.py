@@ -10,10 +10,9 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from mllm.evaluation.benchmark import Answered, Benchmark, ScoreOptions, Scores
-from mllm.evaluation.bootstrap import mean_with_interval
-from mllm.evaluation.question_file import read_questions
-from mllm.json_files import read_json, write_json
+from mllm.evaluation.protocol import Answered, Benchmark, ScoreOptions, Scores, read_questions
+from mllm.evaluation.intervals import mean_with_interval
+from mllm.files import read_json, write_json
 
 
 def prediction_of(text: str) -> str:

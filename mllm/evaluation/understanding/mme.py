@@ -11,10 +11,9 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from mllm.evaluation.benchmark import Answered, Benchmark, Item, Score, ScoreOptions, Scores
-from mllm.evaluation.bootstrap import score_with_interval
-from mllm.evaluation.question_file import read_questions
-from mllm.json_files import write_text
+from mllm.evaluation.protocol import Answered, Benchmark, Item, Score, ScoreOptions, Scores, read_questions
+from mllm.evaluation.intervals import score_with_interval
+from mllm.files import write_text
 
 PERCEPTION = ("existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR")
 COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")

@@ -16,12 +16,11 @@ from typing import Any
 
 from tqdm import tqdm
 
-from mllm.evaluation.benchmark import Answered, Benchmark, Item, Score, ScoreOptions, Scores
-from mllm.evaluation.bootstrap import mean_with_interval
-from mllm.evaluation.question_file import read_questions
+from mllm.evaluation.protocol import Answered, Benchmark, Item, Score, ScoreOptions, Scores, read_questions
+from mllm.evaluation.intervals import mean_with_interval
 from mllm.evaluation.understanding.judge import Judge
 from mllm.evaluation.understanding.judge_prompt import judge_question, read_grade
-from mllm.json_files import as_line, drop_torn_line, read_json, read_lines, write_json
+from mllm.files import as_line, drop_torn_line, read_json, read_lines, write_json
 
 GRADE_TOKENS = 3
 MAX_TRIES = 5  # the evaluator asks a sixth time but does not read that answer

@@ -13,10 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from mllm.evaluation.benchmark import Answered, Benchmark, Item, Score, ScoreOptions, Scores
-from mllm.evaluation.bootstrap import score_with_interval
-from mllm.evaluation.question_file import read_questions
-from mllm.json_files import Line, need_field, read_lines
+from mllm.evaluation.protocol import Answered, Benchmark, Item, Score, ScoreOptions, Scores, read_questions
+from mllm.evaluation.intervals import score_with_interval
+from mllm.files import Line, need_field, read_lines
 
 CATEGORIES = ("adversarial", "popular", "random")
 NO_WORDS = frozenset({"No", "not", "no"})

@@ -11,12 +11,11 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from mllm.evaluation.benchmark import Answered, Benchmark, Item, ScoreOptions, Scores
-from mllm.evaluation.bootstrap import mean_with_interval
-from mllm.evaluation.question_file import read_questions
+from mllm.evaluation.protocol import Answered, Benchmark, Item, ScoreOptions, Scores, read_questions
+from mllm.evaluation.intervals import mean_with_interval
 from mllm.evaluation.understanding.answer_text import normalise
 from mllm.evaluation.understanding.soft_accuracy import check_people, soft_accuracy
-from mllm.json_files import read_json
+from mllm.files import read_json
 
 OCR_LINE = "Reference OCR token:"
 OCR_FIRST = "OCR tokens: "

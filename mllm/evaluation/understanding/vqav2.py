@@ -11,12 +11,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from mllm.evaluation.benchmark import Answered, Benchmark, Score, ScoreOptions, Scores
-from mllm.evaluation.bootstrap import mean_with_interval
-from mllm.evaluation.question_file import read_questions
+from mllm.evaluation.protocol import Answered, Benchmark, Score, ScoreOptions, Scores, read_questions
+from mllm.evaluation.intervals import mean_with_interval
 from mllm.evaluation.understanding.answer_text import normalise, tidy
 from mllm.evaluation.understanding.soft_accuracy import check_people, soft_accuracy
-from mllm.json_files import need_field, read_json, read_lines, write_json
+from mllm.files import need_field, read_json, read_lines, write_json
 
 TYPES = ("yes/no", "number", "other")
 

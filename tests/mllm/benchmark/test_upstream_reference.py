@@ -12,14 +12,14 @@ from transformers import LlamaConfig
 
 from mllm.benchmark.upstream_reference import UpstreamDrawing, UpstreamTokenizer, choose_code, filter_logits
 from mllm.config import MLLMConfig
-from mllm.generation.loop import generate
-from mllm.generation.request import Row
+from mllm.engine.loop import generate
+from mllm.engine.request import Row
 from mllm.model import MLLMForConditionalGeneration
 from mllm.sampling import SamplingConfig, choose, stack_settings
 from tests.conftest import small_tokenizer_config
 from tests.mllm.generation.generation_helpers import IDS, build_model, build_prompt
 from tests.mllm.golden_mllm import golden_outputs
-from tokenizer.model import UniTok
+from tokenizer.unitok import UniTok
 
 NUM_POSITIONS = 9
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mllm.embedding.code_embedding import CodeEmbedding
+from mllm.embedding import CodeEmbedding
 from tests.mllm.generation.generation_helpers import CODEBOOK_SIZE, NUM_CODEBOOKS, build_model
 
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from mllm.embedding.summed import SummedEmbedding
+from mllm.embedding import SummedEmbedding
 from tests.mllm.generation.generation_helpers import CODEBOOK_SIZE, NUM_CODEBOOKS, build_model
 
 

@@ -7,9 +7,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from mllm.evaluation.benchmark import Item
-from mllm.evaluation.run_folder import RunFolder, Share
-from mllm.evaluation.runner import run_items
+from mllm.evaluation.protocol import Item
+from mllm.evaluation.run import RunFolder, Share, run_items
 
 DESCRIPTION = {"benchmark": "gqa", "items": 23, "seed": 5, "model": {"fingerprint": "abc"}}
 

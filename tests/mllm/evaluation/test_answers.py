@@ -10,10 +10,9 @@ from pathlib import Path
 import pytest
 
 from mllm.__main__ import main
-from mllm.evaluation.answers import match_answers
-from mllm.evaluation.question_file import read_questions
+from mllm.evaluation.protocol import match_answers, read_questions
 from mllm.evaluation.understanding.gqa import BENCHMARK
-from mllm.json_files import fingerprint_of, read_json, read_lines
+from mllm.files import fingerprint_of, read_json, read_lines
 from tests.mllm.evaluation.understanding.scoring import write_json, write_jsonl
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -11,12 +11,11 @@ import pytest
 from PIL import Image
 
 from mllm.__main__ import main
-from mllm.best_of import STRIDE
-from mllm.evaluation import world_report
-from mllm.evaluation.auroc import auroc, auroc_interval
-from mllm.evaluation.world_best_of import Candidates, as_lines, measure_best_of, pass_rate
-from mllm.evaluation.world_items import GROUPS, make_items
-from mllm.world.episode import Picture
+from mllm.evaluation import world as world_report
+from mllm.evaluation.intervals import auroc, auroc_interval
+from mllm.evaluation.world import GROUPS, Candidates, as_lines, make_items, measure_best_of, pass_rate
+from mllm.pipeline import STRIDE
+from mllm.world.dialogue import Picture
 
 GROUP, COUNT, SEED = GROUPS[0], 9, 4
 

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from mllm.evaluation.bootstrap import mean_of, mean_with_interval, score_with_interval
+from mllm.evaluation.intervals import mean_of, mean_with_interval, score_with_interval
 
 
 def test_equals_resampling_items_one_by_one() -> None:

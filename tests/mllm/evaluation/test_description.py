@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from mllm.commands.evaluate_benchmark import parse, sampling_of
-from mllm.evaluation.benchmark import Benchmark
-from mllm.evaluation.description import describe_decoding, describe_run
+from mllm.evaluation.protocol import Benchmark
+from mllm.evaluation.run import describe_decoding, describe_run
 from mllm.evaluation.understanding.gqa import BENCHMARK
 from mllm.pipeline import Pipeline
 

@@ -8,11 +8,9 @@ from typing import Any
 import pytest
 
 from mllm.__main__ import main
-from mllm.evaluation.benchmark import Score, Scores
-from mllm.evaluation.published import GENERATION, TABLES, TOKENIZERS, UNDERSTANDING
-from mllm.evaluation.report import make_report
-from mllm.evaluation.result import make_result
-from mllm.json_files import write_json
+from mllm.evaluation.protocol import Score, Scores, make_result
+from mllm.evaluation.report import GENERATION, TABLES, TOKENIZERS, UNDERSTANDING, make_report
+from mllm.files import write_json
 
 
 def result(benchmark: str, protocol: str, *, model: str = "m1", scored: int = 9, **values: float) -> dict[str, Any]:

@@ -9,16 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from mllm.evaluation.benchmark import Item
-from mllm.evaluation.run_folder import RunFolder, Share
-from mllm.evaluation.runner import run_items
+from mllm.evaluation.protocol import Item
+from mllm.evaluation.run import RunFolder, Share, run_items
 from tests.mllm.evaluation.runs import DESCRIPTION, Answerer, contents, make_items, run
 
 ROOT = Path(__file__).resolve().parents[3]
 HOLDER = """
 import sys
 from pathlib import Path
-from mllm.evaluation.run_folder import RunFolder
+from mllm.evaluation.run import RunFolder
 
 with RunFolder(Path(sys.argv[1])).hold_part(0):
     print("held", flush=True)

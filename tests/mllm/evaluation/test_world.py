@@ -8,11 +8,10 @@ import pytest
 from PIL import Image
 
 from mllm.conversation import ImagePart, Message
-from mllm.evaluation.rate import Rate, percent
-from mllm.evaluation.world import choose_groups, evaluate_world
-from mllm.evaluation.world_items import GROUPS, Group, make_items
-from mllm.generation.request import NoRoomError
-from mllm.world.episode import Picture
+from mllm.engine.request import NoRoomError
+from mllm.evaluation.intervals import Rate, percent
+from mllm.evaluation.world import GROUPS, Group, choose_groups, evaluate_world, make_items
+from mllm.world.dialogue import Picture
 from mllm.world.render import RenderSize
 
 SEED = 7

@@ -10,19 +10,12 @@ import pytest
 from PIL import Image
 
 from mllm.conversation import Message
-from mllm.evaluation.world import Course, run_group, score_group
-from mllm.evaluation.world_items import GROUPS, Group, make_items
-from mllm.evaluation.world_judge import judge
-from mllm.world.ask_language import says_it
-from mllm.world.edit_language import edit_sentence
-from mllm.world.edits import Edit, apply_edit
-from mllm.world.episode import Picture
-from mllm.world.questions import Question
+from mllm.evaluation.world import GROUPS, Course, Group, judge, make_items, run_group, score_group
+from mllm.world.dialogue import Check, Dialogue, Picture, ask_about_other
+from mllm.world.language import Edit, Question, apply_edit, edit_sentence, says_it
 from mllm.world.render import render
 from mllm.world.scene import Scene, SceneObject
 from mllm.world.spec import ANY, Filter, check_scene
-from mllm.world.story import ask_about_other
-from mllm.world.turns import Check, Dialogue
 
 HEART = Filter(shape="heart")
 STAR = SceneObject("star", "blue", "small", 0.2, 0.7)

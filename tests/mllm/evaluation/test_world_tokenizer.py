@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from mllm.evaluation.world_tokenizer import highest_perplexity, plain_patches, score_round_trip
+from mllm.evaluation.tokenizer import highest_perplexity, plain_patches, score_round_trip
 from tokenizer.metrics import entropy_of
-from tokenizer.model import UniTok
+from tokenizer.unitok import UniTok
 
 
 def test_patches_of_one_color_are_plain() -> None:

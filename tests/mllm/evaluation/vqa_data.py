@@ -12,11 +12,9 @@ from pathlib import Path
 from random import Random
 
 from mllm.evaluation.understanding.mme import SUBTASKS
-from mllm.world.ask_language import propose_question, say_question
-from mllm.world.questions import answer
+from mllm.world.language import answer, propose_question, say_question
 from mllm.world.render import render
-from mllm.world.scene import Scene
-from mllm.world.splits import random_scene_for
+from mllm.world.scene import Scene, random_scene_for
 
 SHORT = "Answer the question using a single word or phrase."
 PEOPLE = 10

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-import mllm.generation.choice
-from mllm.generation.forward import CachedForward
-from mllm.generation.loop import ImageEvent, RowEvent, TextEvent, generate, stream
-from mllm.generation.request import Generated, KnownCodes, Row
-from mllm.layout import ImageLayout
+import mllm.engine.state
+from mllm.engine.forward import CachedForward
+from mllm.engine.loop import ImageEvent, RowEvent, TextEvent, generate, stream
+from mllm.engine.request import Generated, KnownCodes, Row
 from mllm.model import MLLMForConditionalGeneration
 from mllm.sampling import SamplingConfig
+from mllm.sequence import ImageLayout
 from tests.mllm.generation.generation_helpers import CODEBOOK_SIZE, IDS, NUM_CODEBOOKS, build_model, build_prompt
 
 GREEDY = SamplingConfig(greedy=True)
@@ -28,9 +28,9 @@ def model() -> MLLMForConditionalGeneration:
 def record_logits(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
     """Every logits that a choice is made from, in order."""
     seen: list[torch.Tensor] = []
-    choose = mllm.generation.choice.choose
+    choose = mllm.engine.state.choose
     monkeypatch.setattr(
-        mllm.generation.choice, "choose", lambda logits, *rest: seen.append(logits.clone()) or choose(logits, *rest)
+        mllm.engine.state, "choose", lambda logits, *rest: seen.append(logits.clone()) or choose(logits, *rest)
     )
     return seen
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-import mllm.generation.choice
-from mllm.generation.loop import generate
-from mllm.generation.request import Row
+import mllm.engine.state
+from mllm.engine.loop import generate
+from mllm.engine.request import Row
 from mllm.model import MLLMForConditionalGeneration
 from mllm.sampling import SamplingConfig
 from mllm.sequence import TokenSequence
@@ -51,9 +51,9 @@ def test_greedy_drawing_equals_the_released_system(
         for n in range(2)
     ]
     seen: list[torch.Tensor] = []
-    choose = mllm.generation.choice.choose
+    choose = mllm.engine.state.choose
     monkeypatch.setattr(
-        mllm.generation.choice, "choose", lambda logits, *rest: seen.append(logits.clone()) or choose(logits, *rest)
+        mllm.engine.state, "choose", lambda logits, *rest: seen.append(logits.clone()) or choose(logits, *rest)
     )
     model = MLLMForConditionalGeneration.from_pretrained(golden_folders["converted"], embedding_context=context)
     results = generate(model, rows)

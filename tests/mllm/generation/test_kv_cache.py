@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mllm.generation.kv_cache import LeftPadding, PreallocatedLayer
+from mllm.engine.forward import LeftPadding, PreallocatedLayer
 
 
 def test_a_layer_returns_all_that_was_written_and_copies_nothing() -> None:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from mllm.generation.loop import ImageEvent, TextEvent, generate, stream
-from mllm.generation.request import OUTLINE_BUDGET, Generated, KnownCodes, Row
+from mllm.engine.loop import ImageEvent, TextEvent, generate, stream
+from mllm.engine.request import OUTLINE_BUDGET, Generated, KnownCodes, Row
 from mllm.model import MLLMForConditionalGeneration
 from mllm.sampling import SamplingConfig
 from mllm.sequence import TokenSequence

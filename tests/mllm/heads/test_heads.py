@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from transformers.models.llama.modeling_llama import LlamaModel
 
-from mllm.heads.code_head import CodeHead, Guidance
+from mllm.heads import CodeHead, Guidance
 from tests.mllm.generation.generation_helpers import CODEBOOK_SIZE, NUM_CODEBOOKS, build_model
 
 HEADS = {

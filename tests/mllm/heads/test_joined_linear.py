@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mllm.heads.joined_linear import is_plain, join
+from mllm.heads import is_plain, join
 
 
 class DoubledLinear(nn.Linear):

@@ -9,13 +9,11 @@ import pytest
 import torch
 from torch import nn
 
+from mllm.checkpoint import KEPT, PACKAGES, ROOM, LoadOptions, export_released, load_model, quantization_config, spread
 from mllm.commands.arguments import CommandParser, add_model_arguments, load_options
-from mllm.heads.mlp_head import MLPHead
-from mllm.loading.model_loading import ROOM, LoadOptions, load_model, spread
-from mllm.loading.quantization import KEPT, PACKAGES, quantization_config
+from mllm.heads import MLPHead
 from mllm.model import MLLMForConditionalGeneration
 from mllm.pipeline import Pipeline
-from mllm.released.convert import export_released
 from tests.mllm.tiny_folder import build_tiny_folder
 
 
@@ -75,7 +73,7 @@ def test_four_bits_of_torchao_need_a_gpu() -> None:
 
 
 def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    monkeypatch.setattr("mllm.loading.quantization.find_spec", lambda name: None)
+    monkeypatch.setattr("mllm.checkpoint.find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"'nf4' needs bitsandbytes.*pip install 'mllm-toolkit\[quantization\]'"):
         Pipeline.load(folder, device="cpu", quantization="nf4")
     with pytest.raises(ValueError, match="unknown quantization: found 'int3'; use one of int8, int4, nf4, bnb8"):

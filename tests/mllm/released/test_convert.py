@@ -15,10 +15,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from mllm.__main__ import main
+from mllm.checkpoint import require_room
 from mllm.pipeline import Pipeline
-from mllm.released.sharding import require_room
 from tests.mllm.tiny_folder import build_tiny_folder
-from tokenizer.model import UniTok
+from tokenizer.unitok import UniTok
 
 Run = Callable[..., tuple[int, str, str]]
 

@@ -14,14 +14,12 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, LlamaConfig
 
-from mllm.config import MLLMConfig
-from mllm.generation.loop import generate
-from mllm.generation.request import Row
+from mllm.checkpoint import convert_released, export_released, our_shapes, upstream_shapes
+from mllm.config import MLLMConfig, from_released
+from mllm.engine.loop import generate
+from mllm.engine.request import Row
 from mllm.model import MLLMForConditionalGeneration
 from mllm.processor import MLLMProcessor
-from mllm.released.config import from_released
-from mllm.released.convert import convert_released, export_released
-from mllm.released.folder import our_shapes, upstream_shapes
 from mllm.sampling import SamplingConfig
 from mllm.vocabulary import load_text_tokenizer
 from tests.mllm.generation.generation_helpers import text_prompt

@@ -9,10 +9,17 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from mllm.world.checker import check, parse
-from mllm.world.components import dilate, erode, label_components
-from mllm.world.dense_check import score_dense
-from mllm.world.measure import disturb, measure_checker, same_scene
+from mllm.world.checker import (
+    check,
+    dilate,
+    disturb,
+    erode,
+    label_components,
+    measure_checker,
+    parse,
+    same_scene,
+    score_dense,
+)
 from mllm.world.render import paint, render, render_depth, render_segmentation
 from mllm.world.scene import BACKGROUNDS, COLORS, RADIUS, RGB, SHAPES, SIZES, Scene, SceneObject, random_scene
 from mllm.world.spec import Background, Filter, Related, Spec, enumerate_objects

@@ -6,13 +6,10 @@ from random import Random
 
 import pytest
 
-from mllm.world.demands import demands_of, demands_of_spec, say_demands
-from mllm.world.draw_language import DRAWING_WEIGHTS, make_draw_request
-from mllm.world.questions import answer
-from mllm.world.request_reader import read_request
-from mllm.world.scene import COLORS, SHAPES, SIZES, Scene
+from mllm.world.language import DRAWING_WEIGHTS, answer, make_draw_request
+from mllm.world.reader import demands_of, demands_of_spec, read_request, say_demands
+from mllm.world.scene import COLORS, SHAPES, SIZES, Scene, random_scene_for
 from mllm.world.spec import Alike, Count, Every, Exists, Filter, Placed, Related, Spec, check_scene
-from mllm.world.splits import random_scene_for
 
 NOT_ASKED = (Placed, Alike, Related)  # relations only where nobody doubts which objects are meant
 

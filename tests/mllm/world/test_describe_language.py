@@ -7,8 +7,7 @@ from random import Random
 
 import pytest
 
-from mllm.world.describe_language import check_description, describe, parse_description
-from mllm.world.draw_language import make_draw_request
+from mllm.world.language import check_description, describe, make_draw_request, parse_description
 from mllm.world.scene import Scene, SceneObject, random_scene
 from mllm.world.spec import Filter, check_scene
 

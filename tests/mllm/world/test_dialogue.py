@@ -9,13 +9,10 @@ from random import Random
 
 import pytest
 
-from mllm.world.dialogue import JOBS, make_ask, make_dialogue
-from mllm.world.episode import Picture, make_episode
+from mllm.world.dialogue import JOBS, Dialogue, Picture, make_ask, make_dialogue, make_episode
 from mllm.world.export import export_world
-from mllm.world.phrases import normalize_words
-from mllm.world.scene import COLORS, SHAPES
-from mllm.world.splits import HELD_OUT_PAIRS
-from mllm.world.turns import Dialogue
+from mllm.world.language import normalize_words
+from mllm.world.scene import COLORS, HELD_OUT_PAIRS, SHAPES
 
 
 def words_of(dialogue: Dialogue) -> list[str]:

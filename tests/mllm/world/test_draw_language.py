@@ -8,11 +8,10 @@ from random import Random
 
 import pytest
 
-from mllm.world.draw_language import DRAWING_WEIGHTS, make_draw_request
-from mllm.world.episode import make_episode
-from mllm.world.scene import COLORS, Scene, SceneObject, random_scene
+from mllm.world.dialogue import make_episode
+from mllm.world.language import DRAWING_WEIGHTS, make_draw_request
+from mllm.world.scene import COLORS, HELD_OUT_PAIRS, Scene, SceneObject, random_scene, random_scene_for
 from mllm.world.spec import SKILLS, Background, Count, Exists, Filter, Related, Spec, check_scene, enumerate_objects
-from mllm.world.splits import HELD_OUT_PAIRS, random_scene_for
 
 
 def fulfils(spec: Spec, scene: Scene) -> bool:

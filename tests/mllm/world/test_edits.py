@@ -9,9 +9,8 @@ from random import Random
 import pytest
 
 from mllm.world.checker import parse
-from mllm.world.edit_language import check_edit, edit_sentence
-from mllm.world.edits import EDIT_KINDS, Edit, apply_edit
-from mllm.world.episode import make_episode
+from mllm.world.dialogue import make_episode
+from mllm.world.language import EDIT_KINDS, Edit, apply_edit, check_edit, edit_sentence
 from mllm.world.render import render
 from mllm.world.scene import Scene, SceneObject
 

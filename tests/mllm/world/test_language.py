@@ -7,16 +7,21 @@ from typing import Any
 
 import pytest
 
-from mllm.world.dialogue import make_dialogue, with_typos
-from mllm.world.episode import make_episode
-from mllm.world.questions import Question, answer
-from mllm.world.request_reader import read_request
+from mllm.world.dialogue import (
+    ask_about_other,
+    assistant,
+    make_dialogue,
+    make_episode,
+    mistype,
+    undo_slips,
+    user,
+    with_typos,
+)
+from mllm.world.language import Question, answer
+from mllm.world.reader import read_request
 from mllm.world.scene import Scene, SceneObject
 from mllm.world.spec import Filter
-from mllm.world.story import ask_about_other
 from mllm.world.templates import ask, dense, describe, draw, edit, story, talk
-from mllm.world.turns import assistant, user
-from mllm.world.typos import mistype, undo_slips
 
 LEAST = 60
 

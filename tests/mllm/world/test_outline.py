@@ -2,8 +2,8 @@
 
 import pytest
 
-from mllm.layout import Grid
-from mllm.world.episode import make_episode
+from mllm.sequence import Grid
+from mllm.world.dialogue import make_episode
 from mllm.world.outline import LEVELS, SQUARE, are_alike, centre, outline_of, read_outline
 from mllm.world.scene import Scene, SceneObject
 

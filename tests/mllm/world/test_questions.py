@@ -7,9 +7,16 @@ from random import Random
 
 import pytest
 
-from mllm.world.ask_language import QUESTION_WEIGHTS, propose_question, say_question
-from mllm.world.episode import make_episode
-from mllm.world.questions import QUESTION_KINDS, Question, answer, normalize_answer
+from mllm.world.dialogue import make_episode
+from mllm.world.language import (
+    QUESTION_KINDS,
+    QUESTION_WEIGHTS,
+    Question,
+    answer,
+    normalize_answer,
+    propose_question,
+    say_question,
+)
 from mllm.world.scene import Scene, SceneObject
 from mllm.world.spec import ANY, Filter
 from mllm.world.templates.ask import QUESTIONS

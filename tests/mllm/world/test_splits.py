@@ -8,9 +8,18 @@ from random import Random
 
 import pytest
 
-from mllm.world.episode import make_episode
-from mllm.world.scene import COLORS, SHAPES, Scene, random_scene
-from mllm.world.splits import HELD_OUT_PAIRS, SEEN_PAIRS, SPLITS, random_scene_for, split_of
+from mllm.world.dialogue import make_episode
+from mllm.world.scene import (
+    COLORS,
+    HELD_OUT_PAIRS,
+    SEEN_PAIRS,
+    SHAPES,
+    SPLITS,
+    Scene,
+    random_scene,
+    random_scene_for,
+    split_of,
+)
 
 
 def test_every_color_and_shape_is_held_out_once() -> None:

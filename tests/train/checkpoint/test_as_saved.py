@@ -10,11 +10,10 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaModel
 
-from train.checkpoint.as_saved import as_saved
-from train.checkpoint.weight_average import WeightAverage
-from train.cpu_speed import SPELLED_OUT, speed_up
-from train.mllm_recipe import BenchmarkInLoop, MLLMRecipe, Validation, WorldInLoop
-from train.training_arguments import check_sharding
+from train.checkpoints import WeightAverage, as_saved
+from train.optimizers import SPELLED_OUT, speed_up
+from train.recipe import BenchmarkInLoop, MLLMRecipe, Validation, WorldInLoop
+from train.trainer import check_sharding
 
 CONFIG = LlamaConfig(
     hidden_size=8, intermediate_size=6, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2, vocab_size=5

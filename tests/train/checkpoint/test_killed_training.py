@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 
 from tests.train.launching import ROOT, command, environment, launch, losses, write_recipe
 from train.data.make_samples import main as make_samples
-from train.mllm_recipe import MLLMData, MLLMRecipe, ShardSource
-from train.prepare import main as prepare
+from train.data.prepare import main as prepare
+from train.recipe import MLLMData, MLLMRecipe, ShardSource
 
 pytestmark = pytest.mark.slow
 

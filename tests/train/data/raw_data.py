@@ -12,11 +12,9 @@ import numpy as np
 from PIL import Image
 
 from mllm.conversation import CodesPart, Message, TextPart
-from tokenizer.model import UniTok
-from train.data.prepare_folder import write_manifest
-from train.data.prepare_unit import UnitOptions
-from train.data.shard_folder import SHARDS, ShardFolder
-from train.data.shard_format import CodesOf, Row, write_shard
+from tokenizer.unitok import UniTok
+from train.data.prepare import UnitOptions, write_manifest
+from train.data.shards import SHARDS, CodesOf, Row, ShardFolder, write_shard
 
 OPTIONS = UnitOptions(sizes=((32, 32),), batch_size=5, num_workers=2)
 

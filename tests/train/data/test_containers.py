@@ -13,9 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from train.data.importers.containers import Item, read_items
-from train.data.importers.formats import find_format
-from train.data.records import BadRecord
+from train.data.importers import find_format
+from train.data.records import BadRecord, Item, read_items
 
 RECORDS = [{"text": f"text {number} " + "\u4f60" * number} for number in range(7)]
 
@@ -82,7 +81,7 @@ def test_items_come_in_order_from_any_item_on(name: str, tmp_path: Path) -> None
 def test_records_of_an_array_may_lie_across_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / "a.json")
     for size in (1, 2, 3, 17):
-        monkeypatch.setattr("train.data.importers.containers.CHUNK", size)
+        monkeypatch.setattr("train.data.records.CHUNK", size)
         items = list(read_items(path))
         assert [item.value for item in items] == RECORDS
         for number, item in enumerate(items):

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from mllm.conversation import CodesPart, TextPart
-from train.data.importers.formats import IMPORTERS, format_of
+from train.data.importers import IMPORTERS, format_of
 from train.data.records import BadRecord, PictureBytes, PictureFile, Record
 
 CODES = [[1, 2, 3, 4], [5, 6, 7, 8]]

@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 
 from tests.train.data.raw_data import content, document, prepared
-from train.data.mixture import BLOCK, SHARDS_AT_ONCE, Mixture, ShardOrder, block_quota
-from train.data.shard_folder import OPEN_FILES, ROW_GROUPS, ShardFolder
-from train.data.shard_format import CodesOf
+from train.data.packing import BLOCK, SHARDS_AT_ONCE, Mixture, ShardOrder, block_quota
+from train.data.shards import OPEN_FILES, ROW_GROUPS, CodesOf, ShardFolder
 
 CODES_OF = CodesOf("tokenizer", 2, 16)
 

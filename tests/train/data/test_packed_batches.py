@@ -15,16 +15,11 @@ from transformers import PreTrainedTokenizerBase
 
 from mllm.config import MLLMConfig
 from mllm.conversation import Message, TextPart
-from mllm.packing import PackedBatch
-from mllm.sequence import IGNORED
+from mllm.sequence import IGNORED, PackedBatch
 from mllm.vocabulary import extend_tokenizer, load_text_tokenizer
 from tests.train.data.raw_data import document, pair, prepared
-from train.data.mixture import Mixture
-from train.data.packed_batches import ANCHOR_EVERY, Anchor, Anchors, PackedBatches
-from train.data.row_samples import SampleOptions
-from train.data.shard_folder import ShardFolder
-from train.data.shard_format import CodesOf, Row
-from train.data.shard_sequences import ShardSequences
+from train.data.packing import ANCHOR_EVERY, Anchor, Anchors, Mixture, PackedBatches, SampleOptions, ShardSequences
+from train.data.shards import CodesOf, Row, ShardFolder
 
 CODES_OF = CodesOf("0123", 2, 16)
 LENGTH = 61

@@ -19,14 +19,11 @@ import pytest
 import torch
 
 from mllm.conversation import CodesPart, TextPart
-from mllm.whole_file import UNFINISHED
+from mllm.files import UNFINISHED
 from tests.train.data.raw_data import OPTIONS, content, load, picture, rows_of, write_raw
-from tokenizer.image_processor import ImageProcessor, open_image
-from train.data.prepare_folder import Totals, prepare_folder
-from train.data.prepare_plan import read_units
-from train.data.prepare_unit import UnitOptions, UnitPreparer
-from train.data.shard_folder import MANIFEST, SHARDS, ShardFolder
-from train.data.shard_format import write_shard
+from tokenizer.images import ImageProcessor, open_image
+from train.data.prepare import Totals, UnitOptions, UnitPreparer, prepare_folder, read_units
+from train.data.shards import MANIFEST, SHARDS, ShardFolder, write_shard
 
 ROOT = Path(__file__).resolve().parents[3]
 COUNT = 11
@@ -277,12 +274,12 @@ def test_sources_that_are_not_there_are_named(image_tokenizer_folder: Path, tmp_
 
 
 def test_a_shard_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from train.data.shard_format import CodesOf
+    from train.data.shards import CodesOf
 
     def fail(*_: object, **__: object) -> None:
         raise OSError("the disk is full")
 
-    monkeypatch.setattr("train.data.shard_format.pq.write_table", fail)
+    monkeypatch.setattr("train.data.shards.pq.write_table", fail)
     with pytest.raises(OSError, match="full"):
         write_shard(tmp_path / "a.parquet", [], codes_of=CodesOf("x", 2, 16))
     assert not (tmp_path / "a.parquet").exists() and np.all([UNFINISHED in path.name for path in tmp_path.iterdir()])

@@ -12,8 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.train.data.raw_data import content, document, pair, prepared
-from train.data.shard_folder import MANIFEST, SHARDS, ShardFolder
-from train.data.shard_format import ROWS_PER_GROUP, VERSION, CodesOf
+from train.data.shards import MANIFEST, ROWS_PER_GROUP, SHARDS, VERSION, CodesOf, ShardFolder
 
 CODES_OF = CodesOf("0123", 3, 16)
 SIZES = (ROWS_PER_GROUP * 2 + 5, 0, 3)

@@ -11,11 +11,10 @@ from PIL import Image
 
 from mllm.conversation import Marker, Segment, render
 from tests.train.data.raw_data import document, load, pair, prepared
-from tokenizer.image_processor import to_images
-from train.data.row_samples import SampleOptions, sample_of
-from train.data.shard_format import codes_made_by
-from train.data.show_samples import GREEN, PLAIN, as_text
-from train.prepare import main
+from tokenizer.images import to_images
+from train.data.packing import SampleOptions, sample_of
+from train.data.prepare import GREEN, PLAIN, as_text, main
+from train.data.shards import codes_made_by
 
 
 def test_learned_parts_are_marked() -> None:

@@ -12,11 +12,10 @@ import torch
 from safetensors.torch import load_file
 
 from tests.train.data.raw_data import OPTIONS, load, write_raw
-from train.data.prepare_folder import prepare_folder
-from train.data.shard_folder import MANIFEST, SHARDS
-from train.mllm_recipe import MLLMData, MLLMRecipe, ShardSource, Validation
-from train.mllm_run import train_mllm
-from train.recipe import as_yaml, resolve
+from train.data.prepare import prepare_folder
+from train.data.shards import MANIFEST, SHARDS
+from train.recipe import MLLMData, MLLMRecipe, ShardSource, Validation, as_yaml, resolve
+from train.run import train_mllm
 
 
 @pytest.fixture(scope="module")

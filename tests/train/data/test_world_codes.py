@@ -10,21 +10,18 @@ import pytest
 import torch
 
 from mllm.config import MLLMConfig
-from mllm.layout import Grid
-from mllm.sizes import trained_grids
+from mllm.sequence import Grid, trained_grids
 from mllm.vocabulary import extend_tokenizer, load_text_tokenizer
-from mllm.world.edits import apply_edit
-from mllm.world.episode import make_episode
+from mllm.world.dialogue import make_episode
+from mllm.world.language import apply_edit
 from mllm.world.outline import centre, outline_of
-from mllm.world.splits import split_of
+from mllm.world.scene import split_of
 from tests.mllm.tiny_folder import build_tiny_folder
 from tokenizer.config import UniTokConfig
-from tokenizer.image_processor import to_bytes
-from tokenizer.model import UniTok
-from train.data.centred_episode import centre_episode
-from train.data.world_codes import EpisodeSet, WorldCodes, encode_bytes
-from train.data.world_sequences import WorldBatches
-from train.mllm_recipe import WorldData
+from tokenizer.images import to_bytes
+from tokenizer.unitok import UniTok
+from train.data.world import EpisodeSet, WorldBatches, WorldCodes, centre_episode, encode_bytes
+from train.recipe import WorldData
 
 GRIDS = [(2, 2), (1, 2), (2, 1)]
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mllm.world.scene import SceneObject
-from train.data.world_pictures import WorldPictures, window_on
+from train.data.world import WorldPictures, window_on
 
 
 def test_a_picture_is_always_the_same() -> None:

@@ -11,13 +11,11 @@ import pytest
 from mllm.config import MLLMConfig
 from mllm.conversation import CodesPart
 from mllm.vocabulary import extend_tokenizer, load_text_tokenizer
-from mllm.world.ask_language import propose_question
-from mllm.world.dialogue import JOBS, make_dialogue
-from mllm.world.episode import Picture, make_episode
+from mllm.world.dialogue import JOBS, Picture, make_dialogue, make_episode
+from mllm.world.language import propose_question
 from mllm.world.outline import outline_of
-from train.data.world_codes import NUM_PICTURES, EpisodeSet, WorldCodes
-from train.data.world_sequences import WorldBatches, to_messages
-from train.mllm_recipe import WorldData
+from train.data.world import NUM_PICTURES, EpisodeSet, WorldBatches, WorldCodes, to_messages
+from train.recipe import WorldData
 
 EPISODES = 60
 

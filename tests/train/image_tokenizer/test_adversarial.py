@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from train.image_tokenizer.adversarial import UNREALNESS, AdversarialSchedule, balance, discriminator_loss
+from train.discriminators import UNREALNESS, AdversarialSchedule, balance, discriminator_loss
 
 SCHEDULE = AdversarialSchedule(start=375.0, warmup=30.0, fade=60.0, steps=1000, final_learning_rate=0.1)
 """UniTok's shares of a training of 1000 steps."""

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from train.image_tokenizer.diff_augment import DiffAugment, blurred, cut_out, moved, recoloured
+from train.tokenizer_losses import DiffAugment, blurred, cut_out, moved, recoloured
 
 
 def pictures(batch: int = 2, height: int = 16, width: int = 24) -> torch.Tensor:
@@ -91,8 +91,8 @@ def test_gradients_pass_through() -> None:
 def test_two_processes_draw_what_one_would(monkeypatch: pytest.MonkeyPatch) -> None:
     before = pictures(4)
     whole = DiffAugment()(before, torch.Generator().manual_seed(7), blur=0.2)
-    monkeypatch.setattr("train.image_tokenizer.diff_augment.num_ranks", lambda: 2)
+    monkeypatch.setattr("train.tokenizer_losses.num_ranks", lambda: 2)
     for number in range(2):
-        monkeypatch.setattr("train.image_tokenizer.diff_augment.rank", lambda number=number: number)
+        monkeypatch.setattr("train.tokenizer_losses.rank", lambda number=number: number)
         part = DiffAugment()(before[2 * number :][:2], torch.Generator().manual_seed(7), blur=0.2)
         torch.testing.assert_close(part, whole[2 * number :][:2])

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.train.published_weights import dino_weights
-from train.image_tokenizer.dino_features import DinoFeatures, resampled_positions
+from train.discriminators import DinoFeatures, resampled_positions
 
 BLOCKS = (0, 2)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from train.image_tokenizer.discriminator import Discriminator
+from train.discriminators import Discriminator
 
 
 def test_sizes_are_those_of_unitok() -> None:

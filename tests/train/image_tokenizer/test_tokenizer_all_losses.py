@@ -20,8 +20,8 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from tests.train.image_tokenizer.tokenizer_recipes import everything, write_recipe
-from train.image_tokenizer.recipe import CodebookSchedule, ShardsRecipe, TokenizerRecipe
-from train.image_tokenizer.trainer import TokenizerTrainer
+from train.recipe import CodebookSchedule, ShardsRecipe, TokenizerRecipe
+from train.tokenizer_trainer import TokenizerTrainer
 
 ROOT = Path(__file__).resolve().parents[3]
 PARTS = ("reconstruction", "perceptual", "vq", "entropy", "contrastive", "adversarial")

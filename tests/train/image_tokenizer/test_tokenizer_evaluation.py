@@ -15,13 +15,13 @@ from PIL import Image
 from tests.train.conftest import SMALL
 from tests.train.image_tokenizer.tokenizer_recipes import TEXT_TOWER, everything
 from tests.train.published_weights import picture, write_merges
-from tokenizer.captions import load_captions
 from tokenizer.config import UniTokConfig
-from tokenizer.image_processor import ImageProcessor, open_image, to_images
-from tokenizer.model import UniTok
-from tokenizer.zero_shot import TEMPLATES, class_vectors, read_templates, right_answers
-from train.image_tokenizer.evaluation import TokenizerEvaluation, reconstruct
-from train.image_tokenizer.recipe import EvaluationRecipe, TokenizerRecipe
+from tokenizer.images import ImageProcessor, open_image, to_images
+from tokenizer.metrics import TEMPLATES, class_vectors, read_templates, right_answers
+from tokenizer.text_tower import load_captions
+from tokenizer.unitok import UniTok
+from train.recipe import EvaluationRecipe, TokenizerRecipe
+from train.tokenizer_trainer import TokenizerEvaluation, reconstruct
 
 NAMES = {"n01": "cat", "n02": "the dog", "n03": "house"}
 

@@ -12,12 +12,11 @@ import torch
 from safetensors.torch import load_file
 
 from tests.train.conftest import SMALL
-from tokenizer.captions import load_captions
-from tokenizer.model import UniTok
-from train.image_tokenizer.builders import with_another_decoder
-from train.image_tokenizer.losses import contrastive_loss, detail_of, reconstruction_loss
-from train.image_tokenizer.recipe import CodebookSchedule, TokenizerLossWeights, TokenizerRecipe
-from train.image_tokenizer.trainer import TokenizerTrainer
+from tokenizer.text_tower import load_captions
+from tokenizer.unitok import UniTok
+from train.recipe import CodebookSchedule, TokenizerLossWeights, TokenizerRecipe
+from train.tokenizer_losses import contrastive_loss, detail_of, reconstruction_loss
+from train.tokenizer_trainer import TokenizerTrainer, with_another_decoder
 
 TEXT_TOWER = {
     "embed_dim": 8,

@@ -13,8 +13,7 @@ import pytest
 
 from tests.train.image_tokenizer.tokenizer_recipes import everything, write_recipe
 from tests.train.published_weights import picture
-from train.image_tokenizer.recipe import TokenizerRecipe
-from train.recipe import find_recipe, read_yaml, resolve
+from train.recipe import TokenizerRecipe, find_recipe, read_yaml, resolve
 
 ROOT = Path(__file__).resolve().parents[3]
 SCRIPT = ROOT / "scripts" / "train_tokenizer.sh"

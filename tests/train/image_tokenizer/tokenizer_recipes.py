@@ -9,14 +9,14 @@ import torch
 
 from tests.train.conftest import SMALL
 from tests.train.published_weights import dino_weights, lpips_weights, write_merges, write_tar
-from train.image_tokenizer.recipe import (
+from train.recipe import (
     AdversarialRecipe,
     CodebookSchedule,
     ShardsRecipe,
     TokenizerLossWeights,
     TokenizerRecipe,
+    as_yaml,
 )
-from train.recipe import as_yaml
 
 TEXT_TOWER = {
     "embed_dim": 8,

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from mllm.__main__ import main
-from mllm.evaluation.run_folder import RunFolder
+from mllm.evaluation.run import RunFolder
 from tests.mllm.evaluation.vqa_data import make_data
-from train.mllm_recipe import BenchmarkInLoop, MLLMRecipe, Validation
-from train.mllm_run import train_mllm
+from train.recipe import BenchmarkInLoop, MLLMRecipe, Validation
+from train.run import train_mllm
 
 
 def with_benchmark(recipe: MLLMRecipe, wanted: BenchmarkInLoop, *, ema_decay: float = 0.0) -> MLLMRecipe:

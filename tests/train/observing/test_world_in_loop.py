@@ -10,8 +10,8 @@ import pytest
 
 from mllm.__main__ import main
 from tests.train.launching import ROOT, launch, losses, write_recipe
-from train.mllm_recipe import MLLMData, MLLMRecipe, Validation, WorldInLoop
-from train.mllm_run import train_mllm
+from train.recipe import MLLMData, MLLMRecipe, Validation, WorldInLoop
+from train.run import train_mllm
 
 JOBS = ["draw", "ask"]
 
@@ -51,7 +51,7 @@ def test_the_last_scores_are_those_of_the_model_that_is_saved(
 def test_the_best_by_a_named_number_is_saved_and_kept(mllm_recipe: MLLMRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also between two `save_steps`, and while later ones are dropped."""
     rates = iter((0.1, 0.7, 0.3, 0.5, 0.7, 0.2))
-    monkeypatch.setattr("train.observing.world_in_loop.WorldScores.__call__", lambda *_: {"world": next(rates)})
+    monkeypatch.setattr("train.callbacks.WorldScores.__call__", lambda *_: {"world": next(rates)})
     recipe = with_world(mllm_recipe, max_steps=6, save_steps=3, save_total_limit=2, metric_for_best_model="world")
     train_mllm(recipe)
     assert {path.name for path in recipe.output.glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-6"}

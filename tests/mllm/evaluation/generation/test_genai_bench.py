@@ -14,19 +14,12 @@ import pytest
 from PIL import Image
 
 from mllm.__main__ import main
-from mllm.best_of import STRIDE
-from mllm.evaluation.answers import match_answers
-from mllm.evaluation.benchmark import Answered, Item, ScoreOptions
 from mllm.evaluation.generation.genai_bench import BENCHMARK_527, BENCHMARK_1600
-from mllm.evaluation.generation.hub_scorer import HubScorer
-from mllm.evaluation.generation.image_text_scorer import find_scorer
-from mllm.evaluation.generation.self_scorer import SelfScorer
-from mllm.evaluation.generation.t2v_scorer import T2VScorer
-from mllm.evaluation.run_folder import RunFolder
-from mllm.evaluation.runner import run_items
-from mllm.json_files import read_lines
-from mllm.pipeline import Pipeline
-from mllm.self_judge import GENAI_QUESTION
+from mllm.evaluation.protocol import Answered, Item, ScoreOptions, match_answers
+from mllm.evaluation.run import RunFolder, run_items
+from mllm.evaluation.scorers import HubScorer, SelfScorer, T2VScorer, find_scorer
+from mllm.files import read_lines
+from mllm.pipeline import GENAI_QUESTION, STRIDE, Pipeline
 from tests.mllm.evaluation.generation.genai_data import write_genai_bench
 
 DESCRIPTION = {"benchmark": "genai-bench-527", "items": 527, "seed": 3, "model": {"fingerprint": "abc"}}

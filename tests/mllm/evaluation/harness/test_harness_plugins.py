@@ -21,9 +21,7 @@ import pytest
 from PIL import Image
 
 from mllm.conversation import ImagePart, TextPart
-from mllm.evaluation.harness.harness_answers import read_messages, read_settings, until
-from mllm.evaluation.harness.lmms_manifest import manifest
-from mllm.evaluation.harness.vlmeval_shim import model_class, register
+from mllm.evaluation.harness import manifest, model_class, read_messages, read_settings, register, until
 from mllm.pipeline import Pipeline
 
 ROOT = Path(__file__).resolve().parents[4]

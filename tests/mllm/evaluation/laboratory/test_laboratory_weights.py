@@ -15,12 +15,11 @@ from PIL import Image
 
 from mllm.__main__ import main
 from tests.train.published_weights import lpips_weights, picture, write_merges
-from tokenizer.captions import load_captions
 from tokenizer.config import UniTokConfig
-from tokenizer.image_processor import ImageProcessor
-from tokenizer.model import UniTok
-from tokenizer.perceptual import LPIPS
-from tokenizer.zero_shot import TEMPLATES
+from tokenizer.images import ImageProcessor
+from tokenizer.metrics import LPIPS, TEMPLATES
+from tokenizer.text_tower import load_captions
+from tokenizer.unitok import UniTok
 
 NAMES = ("acorn", "big_cat", "cup", "drum", "elk", "fork", "goat")
 

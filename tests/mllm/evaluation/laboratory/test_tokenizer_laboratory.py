@@ -15,13 +15,11 @@ from PIL import Image
 from torch import Tensor
 
 from mllm.__main__ import main
-from mllm.evaluation.laboratory.classes import class_names, fit_probe
-from mllm.evaluation.laboratory.measured import find_measured
-from mllm.evaluation.laboratory.pictures import count_pictures, read_pictures
-from mllm.loading.image_tokenizer import find_image_tokenizer
+from mllm.checkpoint import find_image_tokenizer
+from mllm.evaluation.tokenizer import class_names, count_pictures, find_measured, fit_probe, read_pictures
 from tests.mllm.tiny_folder import build_tiny_folder
-from tokenizer.image_processor import ImageProcessor
-from tokenizer.model import UniTok
+from tokenizer.images import ImageProcessor
+from tokenizer.unitok import UniTok
 
 NUM_PICTURES = 7
 

@@ -6,9 +6,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from mllm.evaluation.answers import match_answers
-from mllm.evaluation.benchmark import Answered, Benchmark, Item, ScoreOptions, Scores
-from mllm.json_files import read_lines
+from mllm.evaluation.protocol import Answered, Benchmark, Item, ScoreOptions, Scores, match_answers
+from mllm.files import read_lines
 
 
 def as_item(question_id: int | str = 0, prompt: str = "what?", **fields: object) -> Item:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mllm.evaluation.benchmark import ScoreOptions
+from mllm.evaluation.protocol import ScoreOptions
 from mllm.evaluation.understanding.gqa import BENCHMARK, is_right, prediction_of, score, submit
 from tests.mllm.evaluation.understanding.scoring import answered, write_json
 

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mllm.evaluation.answers import match_answers
-from mllm.evaluation.benchmark import ScoreOptions, Scores
+from mllm.evaluation.protocol import ScoreOptions, Scores, match_answers
 from mllm.evaluation.understanding.mme import (
     BENCHMARK,
     COGNITION,
@@ -21,7 +20,7 @@ from mllm.evaluation.understanding.mme import (
     submit,
     verdict_of,
 )
-from mllm.json_files import read_lines
+from mllm.files import read_lines
 from tests.mllm.evaluation.understanding.scoring import score_files, write_jsonl
 
 # (what the model says, how the official tool reads it)

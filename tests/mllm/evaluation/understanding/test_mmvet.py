@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from mllm.evaluation.benchmark import ScoreOptions
+from mllm.evaluation.protocol import ScoreOptions
 from mllm.evaluation.understanding.judge import Judge
 from mllm.evaluation.understanding.judge_prompt import ASK_AGAIN, FEW_SHOT, judge_question, read_grade
 from mllm.evaluation.understanding.mmvet import BENCHMARK, GRADES_FILE, name_of, score, submit

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mllm.evaluation.benchmark import Answered, ScoreOptions, Scores
+from mllm.evaluation.protocol import Answered, ScoreOptions, Scores
 from mllm.evaluation.understanding.pope import (
     BENCHMARK,
     CATEGORIES,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mllm.evaluation.benchmark import Answered, ScoreOptions
+from mllm.evaluation.protocol import Answered, ScoreOptions
 from mllm.evaluation.understanding.textvqa import (
     BENCHMARK,
     has_ocr,

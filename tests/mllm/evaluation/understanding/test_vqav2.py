@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mllm.evaluation.benchmark import ScoreOptions
+from mllm.evaluation.protocol import ScoreOptions
 from mllm.evaluation.understanding.answer_text import normalise
 from mllm.evaluation.understanding.soft_accuracy import soft_accuracy
 from mllm.evaluation.understanding.vqav2 import BENCHMARK, score, score_answer, submit

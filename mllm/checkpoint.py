@@ -1,0 +1,788 @@
+"""Where to compute. In: what a person asked for. Out: a device that exists."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from accelerate import init_empty_weights
+from accelerate.utils import get_max_memory
+from huggingface_hub import ModelCard, ModelCardData, split_state_dict_into_shards_factory
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import BitsAndBytesConfig, GenerationConfig, TorchAoConfig
+from transformers.utils.hub import hf_api
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from mllm.config import RELEASED_TYPE, MLLMConfig, from_released, is_released, to_released
+from mllm.evaluation.intervals import percent
+from mllm.sequence import supported_sizes
+from mllm.vocabulary import load_text_tokenizer, save_text_tokenizer
+from tokenizer.checkpoint import (
+    TensorFiles,
+    UpstreamCheckpoint,
+    export_upstream,
+    load_upstream,
+    require_same_tensors,
+    save_converted,
+    weight_files,
+)
+from tokenizer.unitok import WEIGHTS_FILE, UniTok
+
+if TYPE_CHECKING:
+    from mllm.model import MLLMForConditionalGeneration
+
+
+def choose_device(device: str | torch.device | None) -> torch.device:
+    """The device asked for, or the best there is."""
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"cannot compute on {device!s}: {str(error).splitlines()[0]}; use cpu") from error
+
+
+# Where a model is: the bundled one, a folder, or a folder fetched from the Hugging Face hub.
+#
+# In: what a person typed after --model. Out: a folder that holds a model. Loads nothing.
+
+
+BUNDLED = Path(__file__).resolve().parent / "assets" / "tiny"
+CONFIG_FILE = "config.json"
+MODEL_TYPES = ("unified_mllm", "mini_gemini")
+"""The kinds of folder that this toolkit runs, its own and the released one; written out because the config class costs
+seconds to import."""
+IMAGE_TOKENIZER = "image_tokenizer"
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+"""owner/name; a path with one separator looks the same, so a folder is looked for first."""
+
+
+def find_model_folder(name: str | Path | None) -> Path:
+    """The folder of a model; None is the bundled one."""
+    folder = BUNDLED if name is None else Path(name).expanduser()
+    if not folder.exists() and HUB_ID.fullmatch(str(name)):
+        folder = fetch_from_hub(str(name))
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no model folder {folder}; give a folder that holds a model")
+    if not (folder / CONFIG_FILE).is_file():
+        raise FileNotFoundError(
+            f"the folder {folder} holds no model: found no {CONFIG_FILE} in it; give a folder that holds a model"
+        )
+    check_kind(folder / CONFIG_FILE)
+    return folder
+
+
+def check_kind(path: Path) -> None:
+    """Refuse a config that cannot be read, or that of another kind of model."""
+    try:
+        kind = json.loads(path.read_text(encoding="utf-8")).get("model_type")
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{path} is no config: {error}; restore the file") from error
+    if kind not in MODEL_TYPES:
+        known = " or ".join(map(repr, MODEL_TYPES))
+        raise ValueError(f"{path.parent} holds another kind of model: found {kind!r}; give a model of type {known}")
+
+
+def fetch_from_hub(name: str) -> Path:
+    """A local copy of a model on the hub."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    try:
+        return Path(snapshot_download(name))
+    except (LocalEntryNotFoundError, HfHubHTTPError, OfflineModeIsEnabled, ConnectionError) as error:
+        raise FileNotFoundError(
+            f"there is no model {name!r}: found no such folder, and the hub cannot be asked or does not have it "
+            f"({type(error).__name__}); give a folder, or go online"
+        ) from error
+
+
+# Where an image tokenizer is: in a model folder, in a folder of its own, or in the released file.
+#
+# In: what a person named, or a model folder. Out: a loaded `UniTok`. Knows no language model.
+
+
+RELEASED_FILES = ("unitok_tokenizer.pth", "unitok_tokenizer.safetensors")
+"""The released file, where somebody put it into a model folder."""
+
+
+def released_image_tokenizer(folder: Path) -> Path | None:
+    """The released file in this model folder, if it is there."""
+    return next((folder / name for name in RELEASED_FILES if (folder / name).is_file()), None)
+
+
+def load_image_tokenizer(folder: Path, *, device: torch.device | str | None = None) -> UniTok | None:
+    """The image tokenizer of a model folder: ours, or the released file; None where there is neither."""
+    if (folder / IMAGE_TOKENIZER).is_dir():
+        return UniTok.from_pretrained(folder / IMAGE_TOKENIZER, device=device)
+    released = released_image_tokenizer(folder)
+    return None if released is None else load_upstream(released).to(device or "cpu")
+
+
+def find_image_tokenizer(name: str | None, *, device: torch.device | str | None = None) -> UniTok:
+    """The image tokenizer that a person named: by a model, a folder that is one itself, or the released file."""
+    path = Path(name or "").expanduser()
+    if name is not None and path.is_file():
+        return load_upstream(path).to(device or "cpu")
+    if name is not None and is_image_tokenizer(path):
+        return UniTok.from_pretrained(path, device=device)
+    folder = find_model_folder(name)
+    tokenizer = load_image_tokenizer(folder, device=device)
+    if tokenizer is None:
+        raise FileNotFoundError(
+            f"{folder} has no image tokenizer: found no {IMAGE_TOKENIZER}/ and no {RELEASED_FILES[0]}; add one of them"
+        )
+    return tokenizer
+
+
+def is_image_tokenizer(folder: Path) -> bool:
+    """Whether this folder is an image tokenizer's: its config names no type, as those of models do."""
+    config = folder / CONFIG_FILE
+    if not config.is_file() or not (folder / WEIGHTS_FILE).is_file():
+        return False
+    try:
+        return "model_type" not in json.loads(config.read_text(encoding="utf-8"))
+    except (ValueError, TypeError):
+        return False
+
+
+# Fewer bits for the weights of the backbone and the head, through transformers' own quantisation configs.
+#
+# In: a name and the dtype to compute in. Out: a config for `from_pretrained`. The embedding of image codes and the two
+# last layers keep their precision: together they are a few percent of the weights, and everything that is seen or said
+# passes through them. torchao and bitsandbytes are optional and imported only here.
+#
+#     int8   torchao, weights of 8 bits        nf4    bitsandbytes, weights of 4 bits (normal floats, double
+# quantisation)
+#     int4   torchao, weights of 4 bits, GPU   bnb8   bitsandbytes, LLM.int8(): products in 8 bits, outliers in 16
+
+
+PACKAGES = {"int8": "torchao", "int4": "torchao", "nf4": "bitsandbytes", "bnb8": "bitsandbytes"}
+KEPT = ["code_embedding", "lm_head", "code_head.linear_head"]
+"""Modules that are not quantised. The embedding's projection is computed from its weights directly."""
+INT4_GROUP = 128
+"""Weights that share a scale; what Lumina-mGPT 2.0 uses."""
+
+
+def quantization_config(name: str, *, dtype: torch.dtype, kept: Sequence[str] = tuple(KEPT)) -> QuantizationConfigMixin:
+    """The config of a kind of quantisation.
+
+    Args:
+        dtype: to compute in.
+        kept: modules that are not quantised.
+    """
+    if name not in PACKAGES:
+        raise ValueError(f"unknown quantization: found {name!r}; use one of {', '.join(PACKAGES)}")
+    if find_spec(PACKAGES[name]) is None:
+        raise ImportError(
+            f"quantization {name!r} needs {PACKAGES[name]}, which is not installed; "
+            "install it with: pip install 'mllm-toolkit[quantization]'"
+        )
+    match name:
+        case "int8" | "int4":
+            return torchao_config(name, kept)
+        case "bnb8":
+            return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=list(kept))
+        case _:
+            return BitsAndBytesConfig(
+                load_in_4bit=True,
+                bnb_4bit_quant_type="nf4",
+                bnb_4bit_use_double_quant=True,
+                bnb_4bit_compute_dtype=dtype,
+                llm_int8_skip_modules=list(kept),
+            )
+
+
+def torchao_config(name: str, kept: Sequence[str]) -> TorchAoConfig:
+    """Weights in fewer bits, products in the dtype of the model."""
+    from torchao.quantization import Int4WeightOnlyConfig, Int8WeightOnlyConfig
+
+    if name == "int4" and not torch.cuda.is_available():
+        raise ValueError("quantization 'int4' computes on a GPU only: found none; use nf4 or int8")
+    kind = Int8WeightOnlyConfig() if name == "int8" else Int4WeightOnlyConfig(group_size=INT4_GROUP)
+    return TorchAoConfig(kind, modules_to_not_convert=list(kept))
+
+
+# A language model from its folder to where and how it computes: device, number format, fewer bits, several devices.
+#
+# In: a folder and `LoadOptions`. Out: a model ready to decode. Knows no processor and no prompts.
+
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+ROOM = 0.85
+"""Share of the free memory that weights may take; the rest is for caches."""
+Place = int | str | torch.device
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoadOptions:
+    """How to load; None means: what suits the machine and the checkpoint."""
+
+    device: str | torch.device | None = None
+    """Where to compute; default: a GPU if there is one."""
+    dtype: str | torch.dtype | None = None
+    """Number format of the language model; default: bfloat16 on a GPU, float32 on a CPU."""
+    quantization: str | None = None
+    """A name in mllm/checkpoint.py; default: none."""
+    device_map: Literal["auto"] | dict[str, Any] | None = None
+    """"auto": the layers of the backbone over all GPUs, then the CPU; or a place for every module."""
+    embedding_context: str | None = None
+    """What a code embedding may see while an image is drawn (see MLLMConfig); default: the checkpoint's."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.dtype, str) and self.dtype not in DTYPES:
+            raise ValueError(f"unknown dtype: found {self.dtype!r}; use one of {', '.join(DTYPES)}")
+        if isinstance(self.device_map, str) and self.device_map != "auto":
+            raise ValueError(f"unknown device map: found {self.device_map!r}; use 'auto', or a place per module")
+
+    @property
+    def place(self) -> torch.device:
+        """The device that embeds, chooses and decodes pictures."""
+        return choose_device(self.device)
+
+    @property
+    def number_format(self) -> torch.dtype:
+        """The dtype of the language model."""
+        if self.dtype is not None:
+            return DTYPES[self.dtype] if isinstance(self.dtype, str) else self.dtype
+        return torch.float32 if self.place.type == "cpu" else torch.bfloat16
+
+
+def load_model(folder: Path, options: LoadOptions) -> MLLMForConditionalGeneration:
+    """The language model of a folder."""
+    from mllm.model import MLLMForConditionalGeneration
+
+    dtype, config = options.number_format, MLLMConfig.from_pretrained(folder, local_files_only=True)
+    if options.embedding_context is not None:
+        config.embedding_context = options.embedding_context
+        config.check()
+    arguments: dict[str, Any] = {"config": config, "dtype": dtype, "local_files_only": True}
+    if options.quantization is not None:
+        arguments["quantization_config"] = quantization_config(options.quantization, dtype=dtype)
+        arguments["device_map"] = {"": options.place}  # weights are quantised where they will stay
+    if options.device_map == "auto":
+        arguments["device_map"] = spread(config, dtype=dtype, first=options.place)
+    elif options.device_map is not None:
+        arguments["device_map"] = options.device_map
+    model = MLLMForConditionalGeneration.from_pretrained(folder, **arguments)
+    return model if "device_map" in arguments else model.to(options.place)
+
+
+def spread(
+    config: MLLMConfig, *, dtype: torch.dtype, first: torch.device, max_memory: dict[Any, Any] | None = None
+) -> dict[str, Place]:
+    """The layers of the backbone over the devices there are; all else, which decoding calls directly, on the first.
+
+    Args:
+        max_memory: bytes of each device, as accelerate names them; default: what is free.
+    """
+    from mllm.model import MLLMForConditionalGeneration
+
+    if first.type == "cpu":
+        return {"": first}
+    with init_empty_weights():
+        model = MLLMForConditionalGeneration(config)
+    main, layers = first.index or 0, list(model.backbone.layers)
+    free = {place: int(ROOM * room) for place, room in (get_max_memory() if max_memory is None else max_memory).items()}
+    in_layers = sum(parameter.numel() for layer in layers for parameter in layer.parameters())
+    around, each = ((model.num_parameters() - in_layers) * dtype.itemsize, in_layers * dtype.itemsize // len(layers))
+    children = [*(f"backbone.{name}" for name, _ in model.backbone.named_children()), *dict(model.named_children())]
+    places: dict[str, Place] = {name: main for name in children if name not in ("backbone", "backbone.layers")}
+    free[main] = free.get(main, 0) - around
+    for number in range(len(layers)):
+        with_room = [place for place in (main, *free) if free[place] >= each]
+        if free[main] < 0 or not with_room:
+            raise ValueError(
+                f"the model does not fit: found room for {number} of {len(layers)} layers of {each} bytes beside "
+                f"{around} bytes of other weights; use quantization, a smaller dtype, or more devices"
+            )
+        places[f"backbone.layers.{number}"] = with_room[0]
+        free[with_room[0]] -= each
+    return places
+
+
+# Upstream checkpoint keys and ours: one explicit table, read in both directions.
+#
+# In: a state dict of the released `mini_gemini` model. Out: ours, or the reverse. Renames, and stacks what upstream
+# keeps
+# in one tensor per codebook. Knows no files; a mapping that reads from files does as well as a dict.
+#
+# Letters: K codebooks, C codes, E width of an entry, D hidden width.
+
+
+RENAMES = (
+    # (upstream prefix, our prefix); the first that fits wins
+    ("model.multi_embedder.attn_projection.", "code_embedding.projection."),
+    ("model.multi_embedder.mm_projector.0.", "code_embedding.projector.norm."),
+    ("model.multi_embedder.mm_projector.1.", "code_embedding.projector.linear1."),
+    ("model.multi_embedder.mm_projector.3.", "code_embedding.projector.linear2."),
+    ("ar_head.layers.", "code_head.layers."),
+    ("ar_head.norm.", "code_head.norm."),
+    ("ar_head.linear_head.", "code_head.linear_head."),
+    ("model.", "backbone."),
+    ("lm_head.", "lm_head."),
+)
+STACKS = (
+    # (upstream key with {} for the codebook, our key, join): "stack" adds an axis, "rows" puts tables below each other
+    ("model.multi_embedder.quantizer.codebooks.{}.codebook.weight", "code_embedding.codebooks", "stack"),
+    ("model.multi_embedder.quantizer.codebooks.{}.vocab_usage", "code_embedding.codebook_usage", "stack"),
+    ("ar_head.codebooks.{}.weight", "code_head.codebooks.weight", "rows"),
+)
+
+
+class Recipe(NamedTuple):
+    """How a tensor of ours is made."""
+
+    sources: list[str]  # upstream keys, in order
+    join: str  # "stack", "rows", or "same" for a tensor that only gets a new name
+
+    def make(self, state: Mapping[str, Tensor]) -> Tensor:
+        parts = [state[key] for key in self.sources]
+        match self.join:
+            case "same":
+                return parts[0]
+            case "stack":
+                return torch.stack(parts)
+            case "rows":
+                return torch.cat(parts)
+            case _:
+                raise ValueError(f"unknown join {self.join!r}; use same, stack or rows")
+
+
+def plan(keys: Iterable[str]) -> dict[str, Recipe]:
+    """Our keys, and what each is made of; every upstream key is used, and an unknown one is an error."""
+    recipes: dict[str, Recipe] = {}
+    parts: dict[int, dict[int, str]] = {}
+    for key in keys:
+        for number, (pattern, _, _) in enumerate(STACKS):
+            if found := re.fullmatch(re.escape(pattern).replace(r"\{\}", r"(\d+)"), key):
+                parts.setdefault(number, {})[int(found[1])] = key
+                break
+        else:
+            recipes[rename(key)] = Recipe([key], "same")
+    for number, names in parts.items():
+        pattern, key, join = STACKS[number]
+        missing = set(range(len(names))) - set(names)
+        if missing:
+            raise ValueError(f"checkpoint lacks {pattern.format(min(missing))}: found {len(names)} others of its kind")
+        recipes[key] = Recipe([names[k] for k in range(len(names))], join)
+    return recipes
+
+
+def from_upstream(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Our state dict; every upstream key is used, and an unknown one is an error."""
+    return {key: recipe.make(state) for key, recipe in plan(state).items()}
+
+
+def rename(key: str) -> str:
+    """Our name of an upstream key."""
+    for theirs, ours in RENAMES:
+        if key.startswith(theirs):
+            return ours + key.removeprefix(theirs)
+    raise ValueError(f"unknown key in the checkpoint: found {key!r}; is this a released UniTok MLLM?")
+
+
+def to_upstream(state: Mapping[str, Tensor], *, codebook_size: int) -> dict[str, Tensor]:
+    """The released layout of our state dict; the inverse of `from_upstream`. Pieces are views, not copies."""
+    theirs: dict[str, Tensor] = {}
+    for key in state:
+        theirs.update(upstream_pieces(key, state[key], codebook_size=codebook_size))
+    return theirs
+
+
+def upstream_pieces(key: str, tensor: Tensor, *, codebook_size: int) -> dict[str, Tensor]:
+    """What one tensor of ours becomes."""
+    for pattern, ours, join in STACKS:
+        if key == ours:
+            pieces = tensor.unbind(0) if join == "stack" else tensor.split(codebook_size)
+            return {pattern.format(k): piece for k, piece in enumerate(pieces)}
+    for upstream, ours in RENAMES:
+        if key.startswith(ours):
+            return {upstream + key.removeprefix(ours): tensor}
+    raise ValueError(
+        f"the released layout has no place for {key!r}; it holds a projected code embedding without places and a "
+        "depth_transformer head with one output layer"
+    )
+
+
+# A folder in the released layout (`mini_gemini`): found, opened, and checked tensor by tensor against our model.
+#
+# In: a folder. Out: its tensors under our names, read from the files one at a time. The model class is a parameter, so
+# that the model itself can be loaded through here.
+
+
+RECOMPUTED = re.compile(r".*\.rotary_emb\.inv_freq")
+"""Tables that old versions of transformers saved although they follow from the config."""
+
+
+class ReleasedTensors(Mapping[str, Tensor]):
+    """The tensors of a released model under our names; what is stacked here is put together when asked for."""
+
+    def __init__(self, files: TensorFiles, keys: list[str]) -> None:
+        self.files, self.recipes = files, plan(keys)
+
+    def __getitem__(self, key: str) -> Tensor:
+        return self.recipes[key].make(self.files)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.recipes)
+
+    def __len__(self) -> int:
+        return len(self.recipes)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the text embedding, and so of the model."""
+        return self.files.shapes["model.embed_tokens.weight"].dtype
+
+
+def is_released_folder(name: Any) -> bool:
+    """Whether this is a folder with a model in the released layout."""
+    path = Path(name) / CONFIG_FILE if isinstance(name, str | Path) else None
+    if path is None or not path.is_file():
+        return False
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return False
+    return isinstance(fields, dict) and is_released(fields)
+
+
+def open_released(folder: Path, model_class: type[nn.Module], config: MLLMConfig) -> ReleasedTensors:
+    """The tensors of the folder; refuses it unless they are exactly those of a model of this config."""
+    files = TensorFiles(weight_files(folder))
+    keys = [key for key in files if not RECOMPUTED.fullmatch(key)]
+    expected = upstream_shapes(our_shapes(model_class, config), config)
+    require_same_tensors({key: files.shapes[key] for key in keys}, expected, source=folder)
+    return ReleasedTensors(files, keys)
+
+
+def our_shapes(model_class: type[nn.Module], config: MLLMConfig) -> dict[str, Tensor]:
+    """Every tensor of a model that is stored, on the meta device."""
+    with torch.device("meta"):
+        state = model_class(config).state_dict()
+    if config.tie_word_embeddings:
+        del state["lm_head.weight"]
+    return state
+
+
+def upstream_shapes(ours: Mapping[str, Tensor], config: MLLMConfig) -> dict[str, Tensor]:
+    """The same tensors in the released layout."""
+    return to_upstream(ours, codebook_size=config.codebook_size)
+
+
+def own_memory(model: nn.Module, read: Mapping[str, Tensor]) -> None:
+    """Copy the weights that still lie in mapped files, so that the files may be changed or removed."""
+    mapped = {tensor.data_ptr() for tensor in read.values()}
+    with torch.no_grad():
+        for tensor in (*model.parameters(), *model.buffers()):
+            is_plain = type(tensor) in (Tensor, nn.Parameter) and tensor.device.type == "cpu"
+            if is_plain and tensor.data_ptr() in mapped:
+                tensor.data = tensor.data.clone()
+
+
+# Write weights to a folder shard by shard, so that no more than one shard is in memory.
+#
+# In: shapes of all tensors, and a function that reads one. Out: model.safetensors, or shards and their index as
+# transformers names them.
+
+
+FILE_PATTERN = "model{suffix}.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+
+
+def write_shards(
+    shapes: Mapping[str, Tensor],
+    read: Callable[[str], Tensor],
+    folder: Path,
+    *,
+    max_bytes: int,
+    dtype: torch.dtype | None = None,
+    after_shard: Callable[[], None] = lambda: None,
+) -> None:
+    """Write every tensor of `shapes` (meta device) into `folder`.
+
+    Args:
+        max_bytes: of one shard; a larger tensor is a shard by itself.
+        dtype: of the floating-point tensors; None: as they are.
+        after_shard: called when the tensors of a shard are no longer needed.
+    """
+    planned = {name: torch.empty_like(shape, dtype=stored_type(shape, dtype)) for name, shape in shapes.items()}
+    plan = split_state_dict_into_shards_factory(
+        planned, get_storage_size=lambda tensor: tensor.nbytes, filename_pattern=FILE_PATTERN, max_shard_size=max_bytes
+    )
+    require_room(folder, sum(tensor.nbytes for tensor in planned.values()))
+    for file, names in plan.filename_to_tensors.items():
+        tensors = {name: read(name).to(planned[name].dtype).contiguous() for name in names}
+        save_file(tensors, folder / file, {"format": "pt"})
+        del tensors
+        after_shard()
+    if plan.is_sharded:
+        index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
+        (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def stored_type(tensor: Tensor, dtype: torch.dtype | None) -> torch.dtype:
+    """The type asked for, for numbers that have a point."""
+    return dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+
+
+def require_room(folder: Path, num_bytes: int) -> None:
+    """Refuse to begin what the disk cannot hold."""
+    free = shutil.disk_usage(folder).free
+    if free < num_bytes:
+        raise ValueError(
+            f"the disk of {folder} is too full: found {free / 1e9:.1f} GB free, {num_bytes / 1e9:.1f} GB are needed; "
+            "free some, or choose a folder on another disk"
+        )
+
+
+# The page of a published model: what it can do, how to call it, its settings, and its scores where they are known.
+#
+# In: a config, and a folder that may hold `SOURCE.json` with scores. Out: README.md with the metadata that the Hugging
+# Face hub reads. Every number comes from the checkpoint; nothing is claimed that its config does not say.
+
+
+CARD_FILE, SOURCE_FILE = "README.md", "SOURCE.json"
+TAGS = ["text-to-image", "image-to-text", "image-to-image", "unitok"]
+MAX_SIZES = 12
+RATE_FIELDS = {"rate", "low", "high", "passed", "total"}
+"""Of a rate among the scores."""
+NAMELESS = ("scores", "skills")
+"""Levels of the scores that a reader need not see."""
+
+USE = """```python
+import mllm.model, mllm.processor  # make the classes known to transformers
+from transformers import AutoModelForMultimodalLM, AutoProcessor
+
+model = AutoModelForMultimodalLM.from_pretrained(FOLDER)
+processor = AutoProcessor.from_pretrained(FOLDER)
+inputs = processor(text="a red circle", generation_mode="image", return_tensors="pt").to(model.device)
+codes = model.generate(**inputs, generation_mode="image", seed=1)
+processor.post_process_multimodal_output(codes, generation_mode="image")[0].save("circle.png")
+```"""
+
+
+def model_card(config: MLLMConfig, *, scores: dict[str, Any] | None = None, note: str | None = None) -> ModelCard:
+    """The card of a checkpoint; the note tells how it was made."""
+    data = ModelCardData(library_name="transformers", pipeline_tag="any-to-any", tags=list(TAGS))
+    sections = [f"---\n{data.to_yaml()}\n---", "# A unified model of text and images", describe(config), "## Use", USE]
+    sections += ["## Settings", settings_table(config)]
+    if note:
+        sections += ["## About this model", note]
+    if scores:
+        sections += ["## Scores", *score_tables(scores)]
+    return ModelCard("\n\n".join(sections) + "\n")
+
+
+def describe(config: MLLMConfig) -> str:
+    """What it is and what it can do, in sentences."""
+    sizes = [f"{width}x{height}" for width, height in supported_sizes(config)]
+    shown = ", ".join(sizes[:MAX_SIZES]) + (" and more" if len(sizes) > MAX_SIZES else "")
+    tasks = "not stated" if config.tasks is None else ", ".join(config.tasks)
+    return (
+        "One decoder reads and writes text tokens and image positions; an image position holds "
+        f"{config.num_codebooks} codes of {config.codebook_size} choices each.\n\n"
+        f"- Tasks it was trained for: {tasks}\n- Picture sizes in pixels: {shown}\n"
+        f"- Context: {config.text_config.max_position_embeddings} tokens; an image of the default size takes "
+        f"{config.positions_per_image} positions"
+    )
+
+
+def settings_table(config: MLLMConfig) -> str:
+    """The sampling settings that hold unless a call says otherwise."""
+    images = (f"image_{name}" for name in ("guidance", "temperature", "top_k", "top_p", "redraws"))
+    names = (*images, "embedding_context", "prompt_style")
+    rows = [f"| {name} | {'off' if getattr(config, name) is None else getattr(config, name)} |" for name in names]
+    return "| setting | value |\n|---|---|\n" + "\n".join(rows)
+
+
+def score_tables(scores: dict[str, Any]) -> list[str]:
+    """A nested result as a table of rates with their intervals, and one of all other numbers."""
+    rates, numbers = score_rows(scores)
+    tables = []
+    if rates:
+        tables.append("| measured | right | 95 % interval | items |\n|---|---:|---:|---:|\n" + "\n".join(rates))
+    if numbers:
+        tables.append("| number | value |\n|---|---:|\n" + "\n".join(numbers))
+    return tables
+
+
+def score_rows(scores: dict[str, Any], prefix: str = "") -> tuple[list[str], list[str]]:
+    """A row for every rate, and one for every number that is no part of a rate."""
+    rates: list[str] = []
+    numbers: list[str] = []
+    is_rate = scores.keys() >= RATE_FIELDS
+    if is_rate and scores["rate"] is not None:
+        low, high = (f"{100 * scores[name]:.1f}" for name in ("low", "high"))
+        rates.append(f"| {prefix} | {percent(scores['rate'])} % | {low} to {high} | {scores['total']} |")
+    for name, value in scores.items():
+        path = ": ".join(part for part in (prefix, name if name not in NAMELESS else "") if part)
+        if isinstance(value, dict):
+            below = score_rows(value, path)
+            rates, numbers = rates + below[0], numbers + below[1]
+        elif isinstance(value, int | float) and not isinstance(value, bool) and not (is_rate and name in RATE_FIELDS):
+            numbers.append(f"| {path} | {round(value, 4)} |")
+        elif isinstance(value, list) and value and all(isinstance(item, int | float) for item in value):
+            numbers.append(f"| {path} | {', '.join(f'{item:.4g}' for item in value)} |")
+    return rates, numbers
+
+
+def save_model_card(folder: str | os.PathLike, config: MLLMConfig) -> None:
+    """Write the card of a model folder, with the scores and the note of its SOURCE.json if it has one."""
+    path = Path(folder) / SOURCE_FILE
+    source = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    card = model_card(config, scores=source.get("scores"), note=source.get("note"))
+    (Path(folder) / CARD_FILE).write_text(str(card), encoding="utf-8")
+
+
+class ModelWithCard:
+    """Makes a model of transformers save and publish its card; stands before `PreTrainedModel` among the bases."""
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
+        """As transformers has it, with a card; what it does not know of the generation config survives loading."""
+        self.generation_config._from_model_config = False  # type: ignore[attr-defined]
+        super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
+        if kwargs.get("is_main_process", True):
+            save_model_card(save_directory, self.config)  # type: ignore[attr-defined]
+
+    def push_to_hub(self, repo_id: str, *, create_pr: bool = False, **kwargs: Any) -> Any:
+        """As transformers has it, which puts a card of its own into a new repository; ours then follows."""
+        url = super().push_to_hub(repo_id, create_pr=create_pr, **kwargs)  # type: ignore[misc]
+        if not create_pr:
+            hf_api().upload_file(
+                path_or_fileobj=str(model_card(self.config)).encode(),  # type: ignore[attr-defined]
+                path_in_repo=CARD_FILE,
+                repo_id=repo_id,
+                revision=kwargs.get("revision"),
+                token=kwargs.get("token"),
+            )
+        return url
+
+
+# The released MLLM to a folder of ours, and back, tensor by tensor.
+#
+# In: a folder in one layout. Out: a complete folder in the other: weights, config, text tokenizer, image tokenizer,
+# model card. The config is written last, so that an interrupted conversion does not look like a model.
+
+
+MAX_SHARD_BYTES = 10**9
+SAME_ENTRY = 0.999
+"""Cosine from which two codebook entries are the same one stored in different types."""
+
+
+def convert_released(
+    source: Path,
+    folder: Path,
+    *,
+    image_tokenizer: UpstreamCheckpoint | None = None,
+    dtype: torch.dtype | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> MLLMConfig:
+    """Write a released model as a folder of ours; strict.
+
+    Args:
+        image_tokenizer: goes into the folder too; it must have the codebooks that the model was trained with.
+        dtype: of the language model; None: as it is stored.
+    """
+    from mllm.model import MLLMForConditionalGeneration
+    from mllm.processor import MLLMProcessor
+
+    require_released(source)
+    config = MLLMConfig.from_pretrained(source, local_files_only=True)
+    tensors = open_released(source, MLLMForConditionalGeneration, config)
+    text_tokenizer = load_text_tokenizer(source)
+    if image_tokenizer is not None:
+        require_same_codebooks(tensors, config, image_tokenizer)
+    folder.mkdir(parents=True, exist_ok=True)
+    shapes = our_shapes(MLLMForConditionalGeneration, config)
+    stored = {
+        key: shape.to(tensors.files.shapes[tensors.recipes[key].sources[0]].dtype) for key, shape in shapes.items()
+    }
+    write_shards(
+        stored, tensors.__getitem__, folder, max_bytes=max_shard_bytes, dtype=dtype, after_shard=tensors.files.close
+    )
+    MLLMProcessor(text_tokenizer, None, config, preparation="understanding").save_pretrained(folder)
+    if image_tokenizer is not None:
+        save_converted(image_tokenizer, folder / IMAGE_TOKENIZER)
+    config.dtype = dtype or tensors.dtype
+    config.architectures = [MLLMForConditionalGeneration.__name__]
+    GenerationConfig.from_model_config(config).save_pretrained(folder)
+    save_model_card(folder, config)
+    config.save_pretrained(folder)
+    return config
+
+
+def require_released(source: Path) -> None:
+    """Refuse a folder that is not there or holds another kind of model."""
+    if not (source / CONFIG_FILE).is_file():
+        raise FileNotFoundError(f"there is no model in {source}: found no {CONFIG_FILE}; give the downloaded folder")
+    check_kind(source / CONFIG_FILE)
+    if not is_released_folder(source):
+        raise ValueError(f"{source} is no released model: its type is not {RELEASED_TYPE!r}; it needs no conversion")
+
+
+def require_same_codebooks(tensors: ReleasedTensors, config: MLLMConfig, image_tokenizer: UpstreamCheckpoint) -> None:
+    """Refuse an image tokenizer whose codes mean something else to this model."""
+    theirs, geometry = image_tokenizer.our_state()["quantizer.codebooks"], image_tokenizer.config
+    ours: Tensor = tensors["code_embedding.codebooks"]
+    if theirs.shape != ours.shape or geometry.patch_size != config.patch_size:
+        raise ValueError(
+            f"the image tokenizer does not fit the model: found codebooks {tuple(theirs.shape)} and patches of "
+            f"{geometry.patch_size}, the model has {tuple(ours.shape)} and {config.patch_size}; give the one it was "
+            "trained with"
+        )
+    cosine_KC = F.cosine_similarity(theirs.float(), ours.float(), dim=-1)
+    if num_other := int((cosine_KC < SAME_ENTRY).sum()):
+        raise ValueError(
+            f"the image tokenizer is not the one that the model was trained with: found {num_other} of "
+            f"{cosine_KC.numel()} codebook entries that differ; give the right one"
+        )
+
+
+def export_released(folder: Path, out: Path, *, max_shard_bytes: int = MAX_SHARD_BYTES) -> None:
+    """Write a folder of ours in the released layout, for programs that read that; bit-equal weights."""
+    from mllm.model import MLLMForConditionalGeneration
+
+    if is_released_folder(folder):
+        raise ValueError(f"{folder} already has the released layout; give a folder of this toolkit")
+    config = MLLMConfig.from_pretrained(folder, local_files_only=True)
+    released = MLLMConfig.from_dict(from_released({"model_type": RELEASED_TYPE}))
+    fields = to_released(config.to_dict(), released.to_dict())
+    files = TensorFiles(weight_files(folder))
+    shapes = our_shapes(MLLMForConditionalGeneration, config)
+    require_same_tensors(files.shapes, shapes, source=folder)
+    source_of = {
+        theirs: (ours, piece)
+        for ours in shapes
+        for theirs, piece in upstream_pieces(ours, files.shapes[ours], codebook_size=config.codebook_size).items()
+    }
+
+    def read(key: str) -> Tensor:
+        ours, _ = source_of[key]
+        return upstream_pieces(ours, files[ours], codebook_size=config.codebook_size)[key]
+
+    out.mkdir(parents=True, exist_ok=True)
+    pieces = {key: piece for key, (_, piece) in source_of.items()}
+    write_shards(pieces, read, out, max_bytes=max_shard_bytes, after_shard=files.close)
+    save_text_tokenizer(load_text_tokenizer(folder), out)
+    export_image_tokenizer(folder, out)
+    (out / CONFIG_FILE).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+
+
+def export_image_tokenizer(folder: Path, out: Path) -> None:
+    """Put the image tokenizer beside the model, in its own released form."""
+    if (folder / IMAGE_TOKENIZER).is_dir():
+        export_upstream(folder / IMAGE_TOKENIZER, out / RELEASED_FILES[0])
+    elif released := released_image_tokenizer(folder):
+        shutil.copyfile(released, out / released.name)

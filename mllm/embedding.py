@@ -1,0 +1,375 @@
+"""What every embedding of image codes does: the seam between the model, the decoding loop and how codes become vectors.
+
+Codes of image positions in, vectors of the language model's width out. `forward` embeds whole images at once; `step`
+embeds the newest position of each row, so that both agree exactly. With `image_places` a learned vector of its row and
+column is added to every position, however it is embedded (mllm/embedding.py). The embeddings are in
+mllm/embedding.py and mllm/embedding.py; mllm/embedding.py builds the one that a config asks
+for.
+
+Letters: P image positions in the batch (reading order), I images, N positions of the longest image, K codebooks,
+D language model width, R decoding rows, H heads, d head width.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mllm.config import MLLMConfig
+from mllm.heads import RMSNorm
+from tokenizer.layers import AttentionProjection
+from tokenizer.unitok import UniTok
+
+# Where an image position lies in its image, as a vector that is added to its embedding.
+#
+# RoPE tells how many tokens lie between two places, which says nothing about two pictures whose distance varies with
+# the
+# words between them. A learned vector for the row and one for the column give every position the same key in every
+# picture, so that "what is at this place of the first picture" can be looked up: edits and depth maps copy by it. What
+# is looked up belongs to the position that comes next; its column follows from this one's, its row only together with
+# the column, so it has a table of its own.
+#
+# The content vector is normalised first: it comes out of an unbounded projector and grows in training (to two hundred
+# times the size of a text token's in one run), where nothing that is added to it could be seen. Off for the released
+# checkpoints.
+#
+# Letters: P image positions, D language model width.
+
+
+PLACE_STD = 0.3
+"""Of the vectors at the start; the content they are added to has root mean square 1."""
+
+
+class PlaceEmbedding(nn.Module):
+    """Normalised content plus learned vectors of row, column, and the row of the next position in reading order."""
+
+    def __init__(self, side: int, width: int) -> None:
+        """For images of up to `side` rows and columns."""
+        super().__init__()
+        self.norm = RMSNorm(width, eps=1e-6)
+        self.row = nn.Parameter(torch.empty(side, width))
+        self.column = nn.Parameter(torch.empty(side, width))
+        self.next_row = nn.Parameter(torch.empty(side + 1, width))  # the last position's successor begins a row more
+
+    @torch.no_grad()
+    def extend(self, side: int) -> None:
+        """Make room for images of up to `side` rows and columns; new ones begin as the last one known."""
+        for name, num_rows in (("row", side), ("column", side), ("next_row", side + 1)):
+            table = getattr(self, name)
+            new = table[-1:].expand(num_rows - len(table), -1)
+            setattr(self, name, nn.Parameter(torch.cat([table, new]), requires_grad=table.requires_grad))
+
+    def forward(self, content_PD: Tensor, index_P: Tensor, columns_P: Tensor) -> Tensor:
+        """(P, D) from indices in reading order within the image, and how many columns that has."""
+        return (
+            self.norm(content_PD)
+            + F.embedding(index_P // columns_P, self.row)
+            + F.embedding(index_P % columns_P, self.column)
+            + F.embedding((index_P + 1) // columns_P, self.next_row)
+        )
+
+
+def indices_within(lengths_I: Tensor) -> Tensor:
+    """0, 1, ... within each image, images one after another; (P,)."""
+    starts_I = lengths_I.cumsum(0) - lengths_I
+    return torch.arange(int(lengths_I.sum()), device=lengths_I.device) - starts_I.repeat_interleave(lengths_I)
+
+
+@dataclass(kw_only=True, slots=True)
+class EmbeddingCache:
+    """What is kept of the image that each row is drawing. Owned and written by `CodeEmbedding.step`."""
+
+    keys_RHNd: Tensor | None  # None where each position is embedded alone
+    values_RHNd: Tensor | None
+    num_seen_R: Tensor  # int64: positions of the image so far
+    columns_R: Tensor  # int64: of the images that the row draws
+
+    def reset(self, rows: Tensor | None = None) -> None:
+        """Begin a new image in these rows (default: all)."""
+        self.num_seen_R[slice(None) if rows is None else rows] = 0
+
+
+class CodeEmbedding(nn.Module, ABC):
+    """The input side of image positions."""
+
+    def __init__(self, config: MLLMConfig) -> None:
+        super().__init__()
+        self.default_columns = config.grid_side
+        side = config.max_grid_side if config.image_layout == "grid" else config.grid_side
+        self.places = PlaceEmbedding(side, config.hidden_size) if config.image_places else None
+
+    @abstractmethod
+    def embed_images(self, codes_PK: Tensor, image_lengths_I: Tensor, *, isolated: bool) -> Tensor:
+        """Whole images, (P, D), without their places; no position sees another image."""
+
+    @abstractmethod
+    def embed_next(self, codes_RK: Tensor, cache: EmbeddingCache, rows: Tensor) -> Tensor:
+        """The newest position of these rows, (R, D), without its place."""
+
+    @abstractmethod
+    def adopt(self, image_tokenizer: UniTok) -> None:
+        """Copy what is the image tokenizer's and not learned here."""
+
+    def forward(
+        self,
+        codes_PK: Tensor,
+        image_lengths_I: Tensor,
+        *,
+        columns_I: Tensor | None = None,
+        isolated: bool = False,
+    ) -> Tensor:
+        """Embed whole images, one after another in `codes_PK`; (P, D).
+
+        Args:
+            columns_I: columns of each image; default: all have those of the default size.
+            isolated: let every position see itself alone.
+        """
+        if int(image_lengths_I.sum()) != codes_PK.shape[0]:
+            raise ValueError(
+                f"image lengths do not add up to the codes: found {int(image_lengths_I.sum())} and "
+                f"{codes_PK.shape[0]} positions; pass one length per image"
+            )
+        embedded_PD = self.embed_images(codes_PK, image_lengths_I, isolated=isolated)
+        if self.places is None:
+            return embedded_PD
+        lengths_I = image_lengths_I.to(codes_PK.device)
+        if columns_I is None:
+            columns_I = torch.full_like(lengths_I, self.default_columns)
+        return self.places(embedded_PD, indices_within(lengths_I), columns_I.repeat_interleave(lengths_I))
+
+    def new_cache(self, num_rows: int, num_positions: int, *, columns: Sequence[int] | None = None) -> EmbeddingCache:
+        """A static cache for images of up to `num_positions`; here one that only counts.
+
+        Args:
+            columns: of the images of each row; default: all have those of the default size.
+        """
+        device = next(self.parameters()).device
+        return EmbeddingCache(
+            keys_RHNd=None,
+            values_RHNd=None,
+            num_seen_R=torch.zeros(num_rows, dtype=torch.int64, device=device),
+            columns_R=torch.tensor(columns or [self.default_columns] * num_rows, device=device),
+        )
+
+    def step(self, codes_RK: Tensor, cache: EmbeddingCache, *, rows: Tensor | None = None) -> Tensor:
+        """Embed the newest position of each row; (R, D). Advances the cache.
+
+        Args:
+            rows: which cache rows `codes_RK` belongs to (int64); default: all, in order.
+        """
+        if rows is None:
+            rows = torch.arange(codes_RK.shape[0], device=codes_RK.device)
+        embedded_RD = self.embed_next(codes_RK, cache, rows)
+        if self.places is not None:
+            embedded_RD = self.places(embedded_RD, cache.num_seen_R[rows], cache.columns_R[rows])
+        cache.num_seen_R[rows] += 1
+        return embedded_RD
+
+
+# The embedding of codes through the image tokenizer's codebooks.
+#
+# Frozen codebook entries, l2-normalised and put side by side, pass through an attention projection within each image
+# and
+# an MLP projector (UniTok, arXiv:2502.20321, section 3.3). `config.embedding_context` says what a position sees:
+#
+#     prefix     its image so far; `step` keeps that layer's keys and values, so that it equals `forward` exactly
+#     isolated   itself alone in `step`, as in the upstream scripts (which then differ from training); `forward` stays
+# as
+#                trained unless `isolated=True` is passed
+#     whole      its whole image, through the image tokenizer's own frozen projection: quantised features, as LLaVA with
+#                UniTok has them; only the projector is learned, and nothing can be drawn
+#
+# Letters: P image positions in the batch (reading order), I images, N positions of one image, K codebooks,
+# C codes, E width of an entry, Z = K * E, D language model width, R decoding rows, H heads, d head width.
+
+
+class ProjectedEmbedding(CodeEmbedding):
+    """Frozen codebooks, attention projection, projector."""
+
+    def __init__(self, config: MLLMConfig) -> None:
+        super().__init__(config)
+        self.context = config.embedding_context
+        self.num_heads = config.embedder_heads
+        shape = (config.num_codebooks, config.codebook_size)
+        self.register_buffer("codebooks", torch.zeros(*shape, config.code_width))  # as the image tokenizer has them
+        self.register_buffer("codebook_usage", torch.zeros(shape))  # carried for conversion, not used
+        self.projection = AttentionProjection(
+            config.code_vector_width, config.embedder_width, config.embedder_heads, causal=self.context != "whole"
+        )
+        if self.context == "whole":
+            keep_as_buffers(self.projection)
+        self.projector = Projector(config.embedder_width, config.hidden_size)
+
+    def adopt(self, image_tokenizer: UniTok) -> None:
+        """Copy the codebooks, and where the whole image is seen, the projection behind them."""
+        self.set_codebooks(image_tokenizer.quantizer.codebooks)
+        if self.context == "whole":
+            self.set_projection(image_tokenizer.post_quant_proj)
+
+    @torch.no_grad()
+    def set_codebooks(self, codebooks_KCE: Tensor) -> None:
+        """Copy the image tokenizer's codebooks; they are not trained here."""
+        if codebooks_KCE.shape != self.codebooks.shape:
+            raise ValueError(
+                f"the image tokenizer has other codebooks than the model: found {tuple(codebooks_KCE.shape)}, the "
+                f"model has {tuple(self.codebooks.shape)}; use the tokenizer that the config describes"
+            )
+        self.codebooks.copy_(codebooks_KCE)
+
+    @torch.no_grad()
+    def set_projection(self, projection: nn.Module) -> None:
+        """Copy the projection that the image tokenizer has behind its codebooks."""
+        theirs, ours = projection.state_dict(), self.projection.state_dict()
+        found = {name: tuple(value.shape) for name, value in theirs.items()}
+        heads = getattr(getattr(projection, "attn", None), "num_heads", None)
+        if found != {name: tuple(value.shape) for name, value in ours.items()} or heads != self.num_heads:
+            raise ValueError(
+                f"the image tokenizer has another projection than the model: found {heads} heads and "
+                f"{len(found)} weights, the model has {self.num_heads} heads and a width of "
+                f"{self.projection.proj.out_features}; set embedder_width and embedder_heads as the tokenizer has them"
+            )
+        if self.context == "whole" and projection.attn.causal:
+            raise ValueError(
+                "the image tokenizer's projection looks back only: found projection_attention 'causal'; "
+                "use a tokenizer whose projection sees the whole image, or another embedding_context"
+            )
+        self.projection.load_state_dict(theirs)
+
+    def look_up(self, codes_PK: Tensor) -> Tensor:
+        """Entries (P, Z), each of unit length."""
+        offsets_K = torch.arange(self.codebooks.shape[0], device=codes_PK.device) * self.codebooks.shape[1]
+        entries_PKE = F.embedding(codes_PK + offsets_K, self.codebooks.flatten(0, 1))
+        return F.normalize(entries_PKE, dim=-1).flatten(1)
+
+    def embed_images(self, codes_PK: Tensor, image_lengths_I: Tensor, *, isolated: bool) -> Tensor:
+        vectors_PZ = self.look_up(codes_PK)
+        projected_PZ = self._project_alone(vectors_PZ) if isolated else self._project(vectors_PZ, image_lengths_I)
+        return self.projector(projected_PZ)
+
+    def _project_alone(self, vectors_PZ: Tensor) -> Tensor:
+        return self.projection(vectors_PZ[:, None])[:, 0]
+
+    def _project(self, vectors_PZ: Tensor, image_lengths_I: Tensor) -> Tensor:
+        """Each position with what it may see of its image."""
+        lengths = image_lengths_I.tolist()
+        if len(set(lengths)) == 1:
+            return self.projection(vectors_PZ.view(len(lengths), lengths[0], -1)).flatten(0, 1)
+        if self.context == "whole":  # padding would be seen
+            return torch.cat([self.projection(vectors_NZ[None])[0] for vectors_NZ in vectors_PZ.split(lengths)])
+        # unequal images: pad on the right, where a causal layer never looks
+        is_real_IN = (
+            torch.arange(max(lengths), device=vectors_PZ.device) < image_lengths_I.to(vectors_PZ.device)[:, None]
+        )
+        padded_INZ = vectors_PZ.new_zeros(*is_real_IN.shape, vectors_PZ.shape[-1])
+        padded_INZ[is_real_IN] = vectors_PZ
+        return self.projection(padded_INZ)[is_real_IN]
+
+    def new_cache(self, num_rows: int, num_positions: int, *, columns: Sequence[int] | None = None) -> EmbeddingCache:
+        cache = super().new_cache(num_rows, num_positions, columns=columns)
+        if self.context == "prefix":
+            weight = self.projection.attn.qkv.weight
+            shape = (num_rows, self.num_heads, num_positions, weight.shape[0] // 3 // self.num_heads)
+            cache.keys_RHNd, cache.values_RHNd = weight.new_zeros(shape), weight.new_zeros(shape)
+        return cache
+
+    def embed_next(self, codes_RK: Tensor, cache: EmbeddingCache, rows: Tensor) -> Tensor:
+        vectors_RZ = self.look_up(codes_RK)
+        match self.context:
+            case "prefix":
+                return self.projector(self._project_next(vectors_RZ, cache, rows))
+            case "isolated":
+                return self.projector(self._project_alone(vectors_RZ))
+            case _:
+                raise ValueError(
+                    f"an unfinished image cannot be embedded: found embedding_context {self.context!r}; "
+                    "give whole images, or use a model that draws"
+                )
+
+    def _project_next(self, vectors_RZ: Tensor, cache: EmbeddingCache, rows: Tensor) -> Tensor:
+        """The newest position with those of its image that the cache holds; its own keys and values are added."""
+        position_R = cache.num_seen_R[rows]
+
+        def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            cache.keys_RHNd[rows, :, position_R] = key[:, :, 0].to(cache.keys_RHNd.dtype)
+            cache.values_RHNd[rows, :, position_R] = value[:, :, 0].to(cache.values_RHNd.dtype)
+            is_seen_RN = torch.arange(cache.keys_RHNd.shape[2], device=rows.device) <= position_R[:, None]
+            keys, values = cache.keys_RHNd[rows].to(query.dtype), cache.values_RHNd[rows].to(query.dtype)
+            return F.scaled_dot_product_attention(query, keys, values, attn_mask=is_seen_RN[:, None, None])
+
+        return self.projection(vectors_RZ[:, None], attend=attend)[:, 0]
+
+
+def keep_as_buffers(module: nn.Module) -> None:
+    """Make a module's parameters buffers, as the codebooks are: saved under the same names, and never learned."""
+    for part in module.modules():
+        for name, parameter in list(part.named_parameters(recurse=False)):
+            delattr(part, name)
+            shape = getattr(parameter, "ds_shape", None)  # cut by ZeRO-3 already: values are adopted or loaded later
+            part.register_buffer(name, parameter.detach() if shape is None else parameter.new_zeros(shape))
+
+
+class Projector(nn.Module):
+    """LayerNorm, linear, GELU, linear."""
+
+    def __init__(self, in_width: int, out_width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(in_width, eps=1e-6)
+        self.linear1 = nn.Linear(in_width, out_width)
+        self.linear2 = nn.Linear(out_width, out_width)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.linear2(F.gelu(self.linear1(self.norm(hidden))))
+
+
+# The embedding of a position as the sum of one learned vector for each of its K codes.
+#
+# The input side of class-conditional models in the LlamaGen manner (UniTok, arXiv:2502.20321, section 4.2). Positions
+# do
+# not see each other here, so decoding needs no cache and equals the full forward by construction.
+#
+# Letters: P image positions, R decoding rows, I images, K codebooks, C codes per codebook, D language model width.
+
+
+class SummedEmbedding(CodeEmbedding):
+    """K learned tables of C vectors; the tables lie below each other in one."""
+
+    def __init__(self, config: MLLMConfig) -> None:
+        super().__init__(config)
+        self.shape = (config.num_codebooks, config.codebook_size)
+        self.codebooks = nn.Embedding(config.num_codebooks * config.codebook_size, config.hidden_size)
+
+    def embed_images(self, codes_PK: Tensor, image_lengths_I: Tensor, *, isolated: bool) -> Tensor:
+        return self.sum_vectors(codes_PK)
+
+    def embed_next(self, codes_RK: Tensor, cache: EmbeddingCache, rows: Tensor) -> Tensor:
+        return self.sum_vectors(codes_RK)
+
+    def sum_vectors(self, codes_PK: Tensor) -> Tensor:
+        """(P, D)."""
+        num_codebooks, num_codes = self.shape
+        offsets_K = torch.arange(num_codebooks, device=codes_PK.device) * num_codes
+        return self.codebooks(codes_PK + offsets_K).sum(dim=1)
+
+    def adopt(self, image_tokenizer: UniTok) -> None:
+        """Nothing: all vectors are learned here."""
+
+
+# Builds the embedding of image codes that a config asks for; the one place that knows all of them.
+#
+# The interface is in mllm/embedding.py.
+
+
+def build_embedding(config: MLLMConfig) -> CodeEmbedding:
+    """The embedding of `config.code_embedder`."""
+    match config.code_embedder:
+        case "projected":
+            return ProjectedEmbedding(config)
+        case "summed":
+            return SummedEmbedding(config)
+        case _:
+            raise ValueError(f"unknown code_embedder: found {config.code_embedder!r}; use projected or summed")

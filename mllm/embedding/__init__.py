@@ -1,1 +1,0 @@
-"""Image codes to vectors of the backbone."""

@@ -1,0 +1,26 @@
+"""Runs in the environment of t2v-metrics, not in ours: requests as JSON lines come in, lists of scores go out.
+
+`python t2v_worker.py MODEL`; a request is {"images": [files], "texts": [texts]}, pairs in order. Imports nothing of
+this toolkit. Whatever the tool prints goes to the error output, so that the answers stay readable.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+
+
+def main() -> None:
+    answers, sys.stdout = sys.stdout, sys.stderr
+    import t2v_metrics
+
+    score = t2v_metrics.VQAScore(model=sys.argv[1])
+    for line in sys.stdin:
+        request = json.loads(line)
+        pairs = [{"images": [i], "texts": [t]} for i, t in zip(request["images"], request["texts"])]  # noqa: B905
+        scores = score.batch_forward(dataset=pairs, batch_size=len(pairs))
+        print(json.dumps([float(value) for value in scores.flatten()]), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()

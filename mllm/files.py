@@ -1,0 +1,164 @@
+"""Reading and writing JSON and JSON lines so that every complaint names the file and the line.
+
+In: paths. Out: plain values.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import secrets
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+# Writing a file whole or not at all: readers, a second writer and a crash never see half of it.
+
+
+UNFINISHED = ".unfinished"
+"""Ending of a file's name while it is written."""
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Gives the path to write to, in the same folder; at the end of the block the file gets its own name.
+
+    Its content has reached the disk by then, so that a power cut cannot leave the name without it. After an error, an
+    older file of that name is what it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f"{path.name}.{secrets.token_hex(4)}{UNFINISHED}")
+    try:
+        yield unfinished
+        with unfinished.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+TEXT_ENDINGS = (".txt", ".json", ".jsonl")
+
+
+class Line(NamedTuple):
+    """One record of a file of JSON lines."""
+
+    where: str  # "file, line 3", for messages
+    record: dict[str, Any]
+
+
+def read_json(path: Path) -> Any:
+    """The value of a JSON file."""
+    try:
+        return json.loads(need_file(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON: found {error}; give the file as it was published") from error
+
+
+def read_lines(path: Path) -> list[Line]:
+    """The records of a file of JSON lines, empty lines left out."""
+    lines = []
+    try:
+        texts = need_file(path).read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text: found {error}; give a file of JSON lines in UTF-8") from error
+    for number, text in enumerate(texts, start=1):
+        if not text.strip():
+            continue
+        where = f"{path}, line {number}"
+        try:
+            record = json.loads(text)
+        except ValueError as error:
+            raise ValueError(f"{where} is no JSON: found {error}; mend the line or take it out") from error
+        if not isinstance(record, dict):
+            raise ValueError(f"{where} is no record: found {type(record).__name__}; write {{...}} on each line")
+        lines.append(Line(where, record))
+    return lines
+
+
+def need_file(path: Path) -> Path:
+    """The path of a file that exists."""
+    if not path.is_file():
+        kind = "a folder" if path.is_dir() else "nothing"
+        raise FileNotFoundError(f"there is no file {path}: found {kind} there; give the path of the file")
+    return path
+
+
+def need_field(line: Line, name: str) -> Any:
+    """A field that the record must have."""
+    if name not in line.record:
+        found = ", ".join(line.record) or "no field"
+        raise ValueError(f"{line.where} has no {name!r}: found {found}; give every record one")
+    return line.record[name]
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a whole file of text, or nothing."""
+    with whole_file(path) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file that people can read too."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def as_line(record: Any) -> str:
+    """One record as one line of a file of JSON lines."""
+    return json.dumps(record, ensure_ascii=False) + "\n"
+
+
+def write_lines(path: Path, records: Iterable[Any]) -> None:
+    """Write a file of JSON lines."""
+    write_text(path, "".join(as_line(record) for record in records))
+
+
+def drop_torn_line(path: Path) -> None:
+    """Take away the end of a line that a kill cut off, so that the next one begins on its own line."""
+    if path.is_file() and (data := path.read_bytes()) and not data.endswith(b"\n"):
+        os.truncate(path, data.rfind(b"\n") + 1)
+
+
+def fingerprint_of(path: Path) -> str:
+    """16 hex digits of the hash of a file, or of a folder: of the names and contents of its files of text and JSON.
+
+    A folder without any of these, such as one of pictures, is known by the names and sizes of its files.
+    """
+    digest = hashlib.sha256()
+    if not path.is_dir():
+        digest.update(need_file(path).read_bytes())
+        return digest.hexdigest()[:16]
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    texts = [file for file in files if file.suffix in TEXT_ENDINGS]
+    for file in texts or files:
+        digest.update(str(file.relative_to(path)).encode())
+        digest.update(file.read_bytes() if texts else str(file.stat().st_size).encode())
+    return digest.hexdigest()[:16]
+
+
+# Which versions of which tools computed something.
+#
+# In: names of packages. Out: their versions, read without importing them.
+
+
+TOOLKIT = "mllm-toolkit"
+PACKAGES = (TOOLKIT, "torch", "transformers", "pillow", "numpy")
+"""What every number depends on."""
+ABSENT = "(not installed)"
+
+
+def version_of(package: str) -> str:
+    """The installed version; a source tree that is not installed has none."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ABSENT
+
+
+def tool_versions(*more: str) -> dict[str, str]:
+    """Python and the packages, by name, and further ones that had a part in it."""
+    return {"python": platform.python_version(), **{package: version_of(package) for package in (*PACKAGES, *more)}}

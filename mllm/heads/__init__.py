@@ -1,1 +1,0 @@
-"""Hidden states of the backbone to the codes of an image position."""

@@ -1,1 +1,0 @@
-"""Where models are, and how they come onto a device."""

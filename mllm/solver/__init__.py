@@ -1,1 +1,0 @@
-"""The parts of the inference solver: its tasks, its messages, its rows."""

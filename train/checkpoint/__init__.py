@@ -1,1 +1,0 @@
-"""Checkpoints: written, gathered, resharded, averaged."""

@@ -1,1 +1,0 @@
-"""One file for every layout that people's data come in; each turns a raw item into a record."""

@@ -1,1 +1,0 @@
-"""Training the image tokenizer: its objective, the discriminator, codebooks and scores."""

@@ -1,0 +1,152 @@
+"""Low-rank adapters on the backbone, with the new vocabulary rows and named parts trained whole beside them.
+
+In: a model and the recipe's fields. Out: a `peft` model that any trainer takes and that saves what it trained only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
+from peft.tuners.trainable_tokens.layer import TrainableTokensLayer
+from torch import nn
+
+from mllm.checkpoint import find_model_folder
+from mllm.config import MLLMConfig
+from mllm.model import MLLMForConditionalGeneration
+from mllm.processor import MLLMProcessor
+from train.checkpoints import whole
+from train.recipe import AdapterRecipe
+
+WHOLE = {
+    "projection": "code_embedding.projection",
+    "projector": "code_embedding.projector",
+    "places": "code_embedding.places",
+    "code_head": "code_head",
+}
+"""Parts that can be trained whole beside adapters, and their modules."""
+
+
+def add_adapters(
+    model: MLLMForConditionalGeneration, adapter: AdapterRecipe, *, trains: Sequence[str], base: Path
+) -> PeftModel:
+    """Freeze the model and put adapters into its backbone.
+
+    Args:
+        trains: parts that learn whole.
+        base: the folder that the model came from, written into the adapter's config.
+    """
+    present = {name for name, _ in model.named_modules()}
+    config = LoraConfig(
+        r=adapter.rank,
+        lora_alpha=adapter.alpha,
+        lora_dropout=adapter.dropout,
+        target_modules=rf"backbone\.layers\.\d+\..*\.({'|'.join(adapter.targets)})",
+        modules_to_save=[WHOLE[part] for part in trains if WHOLE[part] in present],
+        trainable_token_indices=token_rows(model.config) if adapter.new_tokens else None,
+    )
+    if adapter.bits:
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    with rows_within_reach(model):
+        adapted = get_peft_model(model, config)
+    adapted.peft_config["default"].base_model_name_or_path = str(base)
+    learn_in_float32(adapted)
+    return adapted
+
+
+def learn_in_float32(model: nn.Module) -> None:
+    """Hold what learns in float32 though the frozen rest is bfloat16, in which small steps are rounded away.
+
+    peft does so for its low-rank matrices, not for parts that are trained whole. DeepSpeed has float32 weights of its
+    own; those that ZeRO-3 cut are left as they are.
+    """
+    for parameter in model.parameters():
+        if parameter.requires_grad and not hasattr(parameter, "ds_id"):
+            parameter.data = parameter.data.float()
+
+
+@contextmanager
+def rows_within_reach(model: MLLMForConditionalGeneration) -> Iterator[None]:
+    """While peft copies vocabulary rows, both layers are whole; left alone it collects sharded rows on CUDA only."""
+    collect = TrainableTokensLayer._collect_token_weights
+    layers = (model.get_input_embeddings(), model.get_output_embeddings())
+    with whole(parameter for layer in layers for parameter in layer.parameters()):
+        TrainableTokensLayer._collect_token_weights = lambda self, weight, rows, width: weight[rows].clone()
+        try:
+            yield
+        finally:
+            TrainableTokensLayer._collect_token_weights = collect
+
+
+def token_rows(config: MLLMConfig) -> dict[str, list[int]]:
+    """Rows of the embedding and of the output layer that belong to the image tokens."""
+    ids = image_token_ids(config)
+    return {"embed_tokens": ids} if config.tie_word_embeddings else {"embed_tokens": ids, "lm_head": ids}
+
+
+def image_token_ids(config: MLLMConfig) -> list[int]:
+    """The ids that frame images and outlines, as far as they are in the vocabulary."""
+    ids = [config.begin_image_id, config.end_image_id, config.image_token_id]
+    ids += [token_id for token_id in (config.new_line_id, config.begin_outline_id) if token_id is not None]
+    for first in (config.first_row_size_id, config.first_column_size_id):
+        if first is not None:
+            ids += range(first, first + (config.max_grid_side or 0))
+    return sorted({token_id for token_id in ids if 0 <= token_id < config.vocab_size})
+
+
+def merge(model: nn.Module, adapter: Path) -> MLLMForConditionalGeneration:
+    """The base model with an adapter's changes added to its weights."""
+    merged = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
+    assert isinstance(merged, MLLMForConditionalGeneration), f"merging gave a {type(merged).__name__}"
+    return merged
+
+
+# `mllm merge ADAPTER -o OUT`: a trained adapter and the model it was trained on become one model folder.
+
+
+ADAPTER_CONFIG = "adapter_config.json"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="mllm merge",
+        description="Add a trained adapter to the model it was trained on; the result is a model like any other.",
+        epilog="example: mllm merge runs/lora/final -o runs/lora/model",
+    )
+    parser.add_argument("adapter", type=Path, help="the folder `final` (or a checkpoint) of a run with an adapter")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="where to write the model folder")
+    parser.add_argument("--base", help="the model under the adapter; default: the one that its config names")
+    words = parser.parse_args(argv)
+    merge_folder(words.adapter, words.output, base=words.base)
+    print(f"the merged model is in {words.output}")
+    return 0
+
+
+def merge_folder(adapter: Path, output: Path, *, base: str | Path | None = None) -> None:
+    """Write the merged model, with the base's tokenizers, to `output`.
+
+    Raises:
+        FileNotFoundError: the folder holds no adapter, or its base is gone.
+    """
+    pass  # MERGED
+
+    folder = find_model_folder(base or base_of(adapter))
+    model = MLLMForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    merge(model, adapter).save_pretrained(output)
+    MLLMProcessor.from_pretrained(folder).save_pretrained(output)
+
+
+def base_of(adapter: Path) -> str:
+    """The model that an adapter was trained on."""
+    path = adapter / ADAPTER_CONFIG
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"there is no adapter in {adapter}: found no {ADAPTER_CONFIG}; give the "
+            "folder that a run with an adapter wrote"
+        )
+    return json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"]

@@ -1,1 +1,0 @@
-"""What is measured while a model trains."""
