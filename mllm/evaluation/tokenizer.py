@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from mllm.checkpoint import choose_device, find_image_tokenizer
-from mllm.evaluation.protocol import Score, Scores, make_result
 from mllm.evaluation.intervals import mean_of_many, without_interval
+from mllm.evaluation.protocol import Score, Scores, make_result
 from mllm.files import fingerprint_of, tool_versions
 from mllm.world.checker import parse, same_scene
 from mllm.world.render import RenderSize, picture_size, render

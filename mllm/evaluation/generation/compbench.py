@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from mllm.evaluation.protocol import Answered, Benchmark, Item, ScoreOptions, Scores
 from mllm.evaluation.intervals import mean_of_many
+from mllm.evaluation.protocol import Answered, Benchmark, Item, ScoreOptions, Scores
 from mllm.files import need_file, read_json
 
 SAMPLES = 10

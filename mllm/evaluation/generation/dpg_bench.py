@@ -15,8 +15,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from mllm.evaluation.protocol import Answered, Benchmark, Item, ScoreOptions, Scores
 from mllm.evaluation.intervals import without_interval
+from mllm.evaluation.protocol import Answered, Benchmark, Item, ScoreOptions, Scores
 from mllm.files import need_file
 
 SAMPLES, PER_SIDE = 4, 2

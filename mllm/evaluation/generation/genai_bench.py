@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from mllm.evaluation.intervals import mean_of_many
 from mllm.evaluation.protocol import Answered, Benchmark, Item, Score, ScoreOptions, Scores
 from mllm.evaluation.scorers import score_pictures
-from mllm.evaluation.intervals import mean_of_many
 from mllm.files import need_file, read_json
 
 GROUPS = {

@@ -12,8 +12,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from mllm.evaluation.protocol import Answered, Benchmark, Item, Score, ScoreOptions, Scores
 from mllm.evaluation.intervals import mean_of, mean_with_interval, score_with_interval
+from mllm.evaluation.protocol import Answered, Benchmark, Item, Score, ScoreOptions, Scores
 from mllm.files import need_field, read_lines, write_text
 
 TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from mllm.evaluation.protocol import Answered, Benchmark, Item, ScoreOptions, Scores
 from mllm.evaluation.intervals import without_interval
+from mllm.evaluation.protocol import Answered, Benchmark, Item, ScoreOptions, Scores
 from mllm.files import read_json
 from tokenizer.images import SUFFIXES
 

@@ -10,8 +10,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from mllm.evaluation.protocol import Answered, Benchmark, ScoreOptions, Scores, read_questions
 from mllm.evaluation.intervals import mean_with_interval
+from mllm.evaluation.protocol import Answered, Benchmark, ScoreOptions, Scores, read_questions
 from mllm.files import read_json, write_json
 
 

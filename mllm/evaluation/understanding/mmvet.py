@@ -16,8 +16,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from mllm.evaluation.protocol import Answered, Benchmark, Item, Score, ScoreOptions, Scores, read_questions
 from mllm.evaluation.intervals import mean_with_interval
+from mllm.evaluation.protocol import Answered, Benchmark, Item, Score, ScoreOptions, Scores, read_questions
 from mllm.evaluation.understanding.judge import Judge
 from mllm.evaluation.understanding.judge_prompt import judge_question, read_grade
 from mllm.files import as_line, drop_torn_line, read_json, read_lines, write_json

@@ -13,8 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from mllm.evaluation.protocol import Answered, Benchmark, Item, Score, ScoreOptions, Scores, read_questions
 from mllm.evaluation.intervals import score_with_interval
+from mllm.evaluation.protocol import Answered, Benchmark, Item, Score, ScoreOptions, Scores, read_questions
 from mllm.files import Line, need_field, read_lines
 
 CATEGORIES = ("adversarial", "popular", "random")

@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from mllm.evaluation.protocol import Answered, Benchmark, Score, ScoreOptions, Scores, read_questions
 from mllm.evaluation.intervals import mean_with_interval
+from mllm.evaluation.protocol import Answered, Benchmark, Score, ScoreOptions, Scores, read_questions
 from mllm.evaluation.understanding.answer_text import normalise, tidy
 from mllm.evaluation.understanding.soft_accuracy import check_people, soft_accuracy
 from mllm.files import need_field, read_json, read_lines, write_json
