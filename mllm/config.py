@@ -8,6 +8,7 @@ Letters: N image positions per image, K codebooks, C codes per codebook, D hidde
 
 from __future__ import annotations
 
+import re
 from typing import Any, ClassVar, Literal
 
 from transformers import AutoConfig, LlamaConfig, PreTrainedConfig
@@ -106,6 +107,7 @@ PROMPT_STYLES = ("native", "unitok", "plain", "vicuna_v1", "class")
 IMAGE_LAYOUTS = ("fixed", "grid", "bare")
 CODE_EMBEDDERS = ("projected", "summed")
 EMBEDDING_CONTEXTS = ("prefix", "isolated", "whole")
+PLANNER_NAME = re.compile(r"mllm(\.[A-Za-z_]\w*)+")
 DRAWING_TASKS = ("draw", "draw_class", "edit", "depth", "segment")
 """Tasks whose answer is a picture."""
 
@@ -209,6 +211,10 @@ class MLLMConfig(PreTrainedConfig):
     image_redraws: int = 0
     """How often a picture that does not show what its outline says is drawn again (mllm/pipeline.py)."""
 
+    planner: str | None = None
+    """Dotted name, inside the package mllm, of the class that checks images against their plans, such as
+    "mllm.world.plan.ScenePlanner". None: nothing is checked."""
+
     def __post_init__(self, **kwargs: Any) -> None:
         if self.text_config is None:
             self.text_config = LlamaConfig(rms_norm_eps=1e-5, max_position_embeddings=4096)
@@ -254,6 +260,11 @@ class MLLMConfig(PreTrainedConfig):
             raise ValueError(
                 f"outlines have a place in the native prompt only: found prompt_style {self.prompt_style!r} and "
                 f"begin_outline_id {self.begin_outline_id}; use 'native', or no outlines"
+            )
+        if self.planner is not None and not PLANNER_NAME.fullmatch(self.planner):
+            raise ValueError(
+                f"planner must be the dotted name of a class inside mllm, got {self.planner!r}; "
+                "write one such as 'mllm.world.plan.ScenePlanner'"
             )
         self.check_choices()
         self.check_sizes()
