@@ -1,0 +1,237 @@
+"""What the npm packages hold: pictures as SVG in several styles, and people's names for them.
+
+In: a folder of package files (`npm pack` fetches what is missing). Out: `Emoji` with label, keywords and group, and
+`Cell`s, each a picture of an emoji in a style with its split. Renders nothing and writes no records.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import tarfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from scripts.emoji.splits import Split, slug_of, split_of, thing_of
+
+TEXTS_PACKAGE = "emojibase-data@17.0.0"
+KEYWORDS_PACKAGE = "cldr-annotations-full@48.2.0"
+TONES = ("light", "medium-light", "medium", "medium-dark", "dark")
+"""Skin tones in emojibase's order, whose numbers begin with 1."""
+GENDERS = {0: "woman", 1: "man"}
+COMPONENTS = "component"
+"""The group of skin tones and hair styles, which are no pictures of their own."""
+VARIATION_SELECTOR = "\ufe0f"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Style:
+    """One vendor's way of drawing."""
+
+    name: str
+    """As people ask for it: "an octopus, flat style"."""
+    package: str
+    characters: str
+    """The package whose chars.json maps code points to picture names; Microsoft's sets share their names."""
+    title: str
+    author: str
+    license: str
+    url: str
+
+
+STYLES = {
+    style.name: style
+    for style in (
+        Style(
+            name="noto",
+            package="@iconify-json/noto@1.2.9",
+            characters="@iconify-json/noto@1.2.9",
+            title="Noto Emoji",
+            author="Google Inc",
+            license="Apache-2.0",
+            url="https://github.com/googlefonts/noto-emoji",
+        ),
+        Style(
+            name="twemoji",
+            package="@iconify-json/twemoji@1.2.5",
+            characters="@iconify-json/twemoji@1.2.5",
+            title="Twemoji",
+            author="Twitter, Inc and other contributors",
+            license="CC-BY-4.0",
+            url="https://github.com/jdecked/twemoji",
+        ),
+        Style(
+            name="flat",
+            package="@iconify-json/fluent-emoji-flat@1.2.6",
+            characters="@iconify-json/fluent-emoji-flat@1.2.6",
+            title="Fluent Emoji Flat",
+            author="Microsoft Corporation",
+            license="MIT",
+            url="https://github.com/microsoft/fluentui-emoji",
+        ),
+        Style(
+            name="gradient",
+            package="@iconify-json/fluent-emoji@1.2.7",
+            characters="@iconify-json/fluent-emoji-flat@1.2.6",
+            title="Fluent Emoji",
+            author="Microsoft Corporation",
+            license="MIT",
+            url="https://github.com/microsoft/fluentui-emoji",
+        ),
+    )
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Emoji:
+    """Something that has a name."""
+
+    label: str
+    """Without skin tone."""
+    tone: str | None
+    gender: str | None
+    group: str
+    subgroup: str
+    keywords: tuple[str, ...]
+    """Of emojibase and CLDR, without the label."""
+
+    @property
+    def thing(self) -> str:
+        return thing_of(self.label)
+
+    @property
+    def slug(self) -> str:
+        """Also the name of its picture files."""
+        return slug_of(self.label) + (f"-{self.tone}-skin-tone" if self.tone else "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """A picture: an emoji in a style."""
+
+    emoji: Emoji
+    style: str
+    split: Split
+    svg: str
+
+    @property
+    def path(self) -> str:
+        """Below the folder of pictures."""
+        return f"{self.style}/{self.emoji.slug}.png"
+
+
+class Packages:
+    """Files of npm packages, fetched when they are first needed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def read(self, package: str, member: str) -> Any:
+        """A JSON file of a package."""
+        path = self._fetch(package)
+        try:
+            with tarfile.open(path) as tar:
+                file = tar.extractfile(f"package/{member}")
+                assert file is not None, f"{member} of {package} is a folder"
+                return json.load(file)
+        except (tarfile.TarError, EOFError, OSError, KeyError, json.JSONDecodeError) as error:
+            raise ValueError(
+                f"{path} must hold package/{member} as JSON, got {error}; delete the file to download it again"
+            ) from None
+
+    def _fetch(self, package: str) -> Path:
+        name, _, version = package.rpartition("@")
+        path = self.folder / f"{name.removeprefix('@').replace('/', '-')}-{version}.tgz"
+        if not path.is_file():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            try:
+                subprocess.run(["npm", "pack", "--silent", package], cwd=self.folder, check=True, capture_output=True)
+            except (OSError, subprocess.CalledProcessError) as error:
+                path.unlink(missing_ok=True)
+                raise ValueError(
+                    f"{package} must be in {self.folder} or the npm registry must be reachable, got {error}; "
+                    f"install npm, or put {path.name} there"
+                ) from None
+        return path
+
+
+def plain_code_points(hexcode: str) -> str:
+    """Code points without the variation selector, which packages write or leave out."""
+    return "-".join(part for part in hexcode.upper().split("-") if part != "FE0F")
+
+
+def read_emoji(packages: Packages) -> dict[str, Emoji]:
+    """Everything with a label, by its code points; skin tones of one person only, no letters and no components."""
+    groups = packages.read(TEXTS_PACKAGE, "meta/groups.json")
+    annotations = packages.read(KEYWORDS_PACKAGE, "annotations/en/annotations.json")["annotations"]["annotations"]
+    found = {}
+    for entry in packages.read(TEXTS_PACKAGE, "en/data.json"):
+        if "group" not in entry or groups["groups"][str(entry["group"])] == COMPONENTS:
+            continue
+        label = entry["label"]
+        annotated = annotations.get(entry["emoji"].replace(VARIATION_SELECTOR, ""), {})
+        keywords = {*entry.get("tags", ()), *annotated.get("default", ()), *annotated.get("tts", ())} - {label}
+        for picture in (entry, *entry.get("skins", ())):
+            tone = picture.get("tone")
+            if isinstance(tone, list):  # two people with a tone each
+                continue
+            found[plain_code_points(picture["hexcode"])] = Emoji(
+                label=label,
+                tone=TONES[tone - 1] if tone else None,
+                gender=GENDERS.get(entry.get("gender", -1)),
+                group=groups["groups"][str(entry["group"])],
+                subgroup=groups["subgroups"][str(entry["subgroup"])],
+                keywords=tuple(sorted(keywords)),
+            )
+    require_one_each([emoji.slug for emoji in found.values()])
+    return found
+
+
+def read_cells(packages: Packages, styles: list[str]) -> list[Cell]:
+    """All pictures of these styles, by style and in emojibase's order. Of pictures that a vendor drew for several
+    names only the first is taken: otherwise one that is held out could be trained on under another name."""
+    emoji = read_emoji(packages)
+    pictures = {style: read_pictures(packages, STYLES[style], emoji) for style in styles}
+    of_label: dict[str, list[str]] = {}
+    for style, found in pictures.items():
+        for code_points in found:
+            of_label.setdefault(emoji[code_points].label, []).append(style)
+    return [
+        Cell(
+            emoji=emoji[code_points],
+            style=style,
+            split=split_of(
+                emoji[code_points].label, style, emoji[code_points].tone, styles=of_label[emoji[code_points].label]
+            ),
+            svg=svg,
+        )
+        for style, found in pictures.items()
+        for code_points, svg in found.items()
+    ]
+
+
+def read_pictures(packages: Packages, style: Style, emoji: dict[str, Emoji]) -> dict[str, str]:
+    """SVG by code points, in the order of `emoji`, no two alike."""
+    characters = packages.read(style.characters, "chars.json")
+    names = {plain_code_points(code_points): name for code_points, name in characters.items()}
+    icons = packages.read(style.package, "icons.json")
+    found, seen = {}, set()
+    for code_points in emoji:
+        icon = icons["icons"].get(names.get(code_points))
+        if icon is None or icon["body"] in seen:
+            continue
+        seen.add(icon["body"])
+        width, height = (icon.get(side, icons.get(side, 16)) for side in ("width", "height"))  # 16: iconify's default
+        found[code_points] = (
+            f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+            f'width="1024" height="1024" viewBox="0 0 {width} {height}">{icon["body"]}</svg>'
+        )
+    return found
+
+
+def require_one_each(slugs: list[str]) -> None:
+    """Pictures are files: two emoji must not share a name."""
+    twice = sorted({slug for slug in slugs if slugs.count(slug) > 1})
+    if twice:
+        raise ValueError(f"labels must differ in letters and digits, got {twice[:3]} twice; extend SYMBOLS")
