@@ -23,6 +23,8 @@ GENDERS = {0: "woman", 1: "man"}
 COMPONENTS = "component"
 """The group of skin tones and hair styles, which are no pictures of their own."""
 VARIATION_SELECTOR = "\ufe0f"
+PLAIN_QUOTES = str.maketrans({"\u2019": "'", "\u201c": '"', "\u201d": '"'})
+"""Labels have typographic quotes; people type plain ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +107,16 @@ class Emoji:
         """Also the name of its picture files."""
         return slug_of(self.label) + (f"-{self.tone}-skin-tone" if self.tone else "")
 
+    @property
+    def plain_name(self) -> str:
+        """The label as one would say it."""
+        return self.label.replace("flag: ", "flag of ").replace("keycap: ", "keycap ")
+
+    @property
+    def name(self) -> str:
+        """With the skin tone."""
+        return self.plain_name + (f" with {self.tone} skin tone" if self.tone else "")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
@@ -169,9 +181,10 @@ def read_emoji(packages: Packages) -> dict[str, Emoji]:
     for entry in packages.read(TEXTS_PACKAGE, "en/data.json"):
         if "group" not in entry or groups["groups"][str(entry["group"])] == COMPONENTS:
             continue
-        label = entry["label"]
+        label = entry["label"].translate(PLAIN_QUOTES)
         annotated = annotations.get(entry["emoji"].replace(VARIATION_SELECTOR, ""), {})
-        keywords = {*entry.get("tags", ()), *annotated.get("default", ()), *annotated.get("tts", ())} - {label}
+        keywords = {*entry.get("tags", ()), *annotated.get("default", ()), *annotated.get("tts", ())}
+        keywords = {keyword.translate(PLAIN_QUOTES) for keyword in keywords} - {label}
         for picture in (entry, *entry.get("skins", ())):
             tone = picture.get("tone")
             if isinstance(tone, list):  # two people with a tone each
@@ -186,6 +199,21 @@ def read_emoji(packages: Packages) -> dict[str, Emoji]:
             )
     require_one_each([emoji.slug for emoji in found.values()])
     return found
+
+
+def read_symbol_names(packages: Packages) -> list[str]:
+    """Names of characters that are no emoji ("logical and"): things that no style has a picture of."""
+    annotations = packages.read(KEYWORDS_PACKAGE, "annotations/en/annotations.json")["annotations"]["annotations"]
+    labelled = {
+        plain_code_points(picture["hexcode"])
+        for entry in packages.read(TEXTS_PACKAGE, "en/data.json")
+        for picture in (entry, *entry.get("skins", ()))
+    }
+    return [
+        annotated["tts"][0].translate(PLAIN_QUOTES)
+        for symbol, annotated in annotations.items()
+        if "tts" in annotated and plain_code_points("-".join(f"{ord(part):04X}" for part in symbol)) not in labelled
+    ]
 
 
 def read_cells(packages: Packages, styles: list[str]) -> list[Cell]:
@@ -223,11 +251,16 @@ def read_pictures(packages: Packages, style: Style, emoji: dict[str, Emoji]) -> 
             continue
         seen.add(icon["body"])
         width, height = (icon.get(side, icons.get(side, 16)) for side in ("width", "height"))  # 16: iconify's default
-        found[code_points] = (
-            f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
-            f'width="1024" height="1024" viewBox="0 0 {width} {height}">{icon["body"]}</svg>'
-        )
+        found[code_points] = square_svg(icon["body"], width, height)
     return found
+
+
+def square_svg(body: str, width: float, height: float) -> str:
+    """A picture in the middle of a square."""
+    return (
+        '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+        f'width="1024" height="1024" viewBox="0 0 {width} {height}">{body}</svg>'
+    )
 
 
 def require_one_each(slugs: list[str]) -> None:

@@ -1,0 +1,354 @@
+"""Emoji as chat messages: every job of the model, from the pictures that may be trained on.
+
+In: cells with their splits. Out: records by job, for `mllm prepare`. Only the split "train" is shown, drawn and named;
+things of the split "unknown" are asked for and shown so that the answer is "I don't know". Nothing else is mentioned.
+Every record is a function of its cell and the seed. Renders nothing and reads no files.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from itertools import combinations
+from random import Random
+
+from scripts.emoji.sources import TONES, Cell, Emoji
+from scripts.emoji.splits import PAIRS_AND_FAMILIES
+
+Item = str | Cell
+"""Of a message: a text or a picture."""
+Turn = tuple[list[Item], list[Item]]
+"""A question and its answer."""
+
+DRAWINGS_PER_CELL = 4
+DIALOGUES_PER_CELL = 2
+QUESTIONS_PER_DIALOGUE = 4
+KEYWORD_COMBINATIONS = 40
+"""Combinations of keywords that are tried for one that names a single emoji."""
+
+DRAW = ("Draw {}.", "{}", "Please draw {}.", "Can you draw {}?", "Show me {}.", "I would like {}.", "A picture of {}.")
+IN_STYLE = ("{}, {} style", "{} in {} style", "{}, {}", "{} in the {} style")
+KEYWORDS = ("something with {}", "{}", "an emoji for {}", "something about {}")
+NAME = ("What is this?", "What do you see?", "What does the picture show?", "Name this.", "What is it called?")
+WHICH_STYLE = ("Which style is this?", "In which style is it drawn?", "What style is it?")
+WHICH_GROUP = ("Which group does it belong to?", "What kind of thing is it?", "Which category is this?")
+BOTH = ("What is this, and in which style?", "Name the thing and the style.")
+IS_IT = ("Is this {}?", "Is it {}?", "Does the picture show {}?")
+IS_STYLE = ("Is this {} style?", "Is it drawn in {} style?")
+ODD = ("Which one is the odd one out?", "One of these does not belong to the others. Which one?")
+PLACES = ("first", "second", "third", "fourth")
+RESTYLE = (
+    "Draw it in {} style.",
+    "In {} style, please.",
+    "The same in {} style.",
+    "Now {} style.",
+    "Make it {} style.",
+)
+TONE = ("Make the skin {}.", "With {} skin tone.", "Change the skin tone to {}.", "{} skin, please.")
+NO_TONE = ("Make the skin yellow.", "Without a skin tone.", "Back to the yellow skin.")
+GENDER = ("Make it a {}.", "A {} instead.", "Now as a {}.", "The same, but a {}.")
+HELLO = (
+    ("Hello!", "Hello! What should I draw?"),
+    ("Hi", "Hi! Ask me to draw something."),
+    ("Good morning!", "Good morning!"),
+)
+THANKS = (("Thank you!", "You are welcome."), ("Thanks", "My pleasure."), ("Great!", "I am glad that you like it."))
+BYE = (("Goodbye!", "Goodbye!"), ("See you", "See you!"))
+ABOUT = (
+    ("What can you do?", "I draw emoji in several styles ({styles}), and I say what a picture shows."),
+    ("What can you draw?", "Emoji: faces, people, animals, food, places, things, symbols and flags."),
+    ("Which styles do you know?", "I know {styles}."),
+    ("Who are you?", "I am a small model that draws and names emoji."),
+    ("Who drew what you learned from?", "The authors of Noto Emoji, Twemoji and Fluent Emoji."),
+)
+CANNOT_DRAW = ("I don't know how to draw {}.", "I don't know {}.", "I have not learned to draw {}.")
+CANNOT_NAME = ("I don't know what this is. It belongs to {}.", "I don't know its name. It is one of {}.")
+NOT_EMOJI = (
+    "lawn mower", "Eiffel Tower", "vacuum cleaner", "dishwasher", "refrigerator", "washing machine", "stapler",
+    "hammock", "trampoline", "submarine", "hovercraft", "zeppelin", "crane truck", "platypus", "narwhal", "axolotl",
+    "armadillo", "walrus", "ostrich", "pelican", "toucan", "meerkat", "lemur", "anteater", "starfish", "seahorse",
+    "jellybean", "rhubarb", "asparagus", "artichoke", "cauliflower", "zucchini", "raspberry", "fig", "pomegranate",
+    "papaya", "lasagna", "goulash", "risotto", "paella", "apple strudel", "toaster", "blender", "coffee grinder",
+    "corkscrew", "colander", "whisk", "rolling pin", "ironing board", "clothes peg", "wardrobe", "bookshelf",
+    "armchair", "chandelier", "doormat", "staircase", "chimney", "fireplace", "attic", "basement", "greenhouse",
+    "windmill", "waterwheel", "canal lock", "viaduct", "quarry", "oil rig", "power plant", "wind turbine",
+    "glacier", "geyser", "sand dune", "coral atoll", "waterfall", "swamp", "canyon", "moss", "fern", "dandelion",
+    "thistle", "orchid", "poppy", "oak leaf", "pine cone", "bonsai", "oboe", "bassoon", "tuba", "harpsichord",
+    "bagpipes", "metronome", "theorem", "democracy", "silence", "gravity", "yesterday", "entropy", "philosophy",
+    "inflation", "irony", "protractor", "slide rule", "typewriter", "gramophone", "periscope", "barometer",
+    "sextant", "sundial", "anvil", "lathe", "pliers", "chisel", "spirit level", "wheelbarrow", "pitchfork",
+    "scarecrow", "weathervane", "sleigh", "rickshaw", "gondola", "unicycle", "hang glider", "pole vault",
+    "curling broom", "chess queen", "domino", "crossword puzzle", "jigsaw", "marble run", "rocking horse",
+    "doll's house", "kaleidoscope", "paper plane", "origami crane", "snow globe", "wedding cake", "birthday card",
+    "diary", "passport", "parking ticket", "invoice", "tax return", "library card",
+)  # fmt: skip
+"""Things that no style has a picture of."""
+
+
+def make_records(cells: list[Cell], *, symbol_names: list[str], seed: int = 0) -> dict[str, Iterator[dict]]:
+    """The records of every job.
+
+    Args:
+        symbol_names: of characters that are no emoji; asked for to be refused, as NOT_EMOJI.
+    """
+    writer = RecordWriter(cells, seed=seed)
+    makers: dict[str, Callable[[], Iterator[list[Turn]]]] = {
+        "draw": writer.drawings,
+        "name": writer.questions,
+        "odd_one_out": writer.odd_ones,
+        "restyle": writer.restylings,
+        "tone": writer.tones,
+        "gender": writer.genders,
+        "talk": writer.talks,
+        "unknown": lambda: writer.unknowns([name for name in (*symbol_names, *NOT_EMOJI) if not writer.knows(name)]),
+    }
+    return {job: map(as_record, make()) for job, make in makers.items()}
+
+
+def as_record(turns: list[Turn]) -> dict:
+    """Chat messages; pictures by their paths below the folder of pictures."""
+
+    def content(items: list[Item]) -> list[dict]:
+        return [
+            {"type": "text", "text": item} if isinstance(item, str) else {"type": "image", "path": item.path}
+            for item in items
+        ]
+
+    return {
+        "messages": [
+            {"role": role, "content": content(items)}
+            for turn in turns
+            for role, items in zip(("user", "assistant"), turn, strict=True)
+        ]
+    }
+
+
+def with_article(name: str) -> str:
+    """ "a red apple", "the flag of Chad", "clapping hands"."""
+    if name.startswith(("flag of", "Statue of")):
+        return f"the {name}"
+    head = name.split(" with ")[0]
+    if (head.endswith("s") and not head.endswith(("ss", "us"))) or head[0].isdigit() or head.startswith("keycap"):
+        return name
+    return f"{'an' if name[0].lower() in 'aeio' else 'a'} {name}"
+
+
+def group_name(emoji: Emoji) -> str:
+    """ "food and drink"."""
+    return emoji.group.replace("-", " and ")
+
+
+class RecordWriter:
+    """Makes dialogues about the cells that are trained on; a generator for every job and cell."""
+
+    def __init__(self, cells: list[Cell], *, seed: int) -> None:
+        self.seed = seed
+        self.training = [cell for cell in cells if cell.split == "train"]
+        self.unknown = [cell for cell in cells if cell.split == "unknown"]
+        self.styles = list(dict.fromkeys(cell.style for cell in cells))
+        self.of_picture = {(cell.emoji.slug, cell.style): cell for cell in self.training}
+        self.of_label: dict[tuple[str, str], list[Cell]] = defaultdict(list)
+        self.of_thing: dict[tuple[str, str, str | None, bool], list[Cell]] = defaultdict(list)
+        self.of_group: dict[tuple[str, str], list[Cell]] = defaultdict(list)
+        self.in_subgroup: dict[str, list[str]] = defaultdict(list)
+        for cell in self.training:
+            emoji = cell.emoji
+            self.of_label[emoji.label, cell.style].append(cell)
+            if not emoji.label.startswith(PAIRS_AND_FAMILIES):
+                self.of_thing[emoji.thing, cell.style, emoji.tone, faces_right(emoji)].append(cell)
+            if emoji.tone is None:
+                self.of_group[emoji.group, cell.style].append(cell)
+                self.in_subgroup[emoji.subgroup].append(emoji.plain_name)
+        self.names = sorted({name for names in self.in_subgroup.values() for name in names})
+        # all labels, so that keywords name one emoji even beside those that are held out
+        self.labels_of_keyword: dict[str, set[str]] = defaultdict(set)
+        for cell in cells:
+            for keyword in cell.emoji.keywords:
+                self.labels_of_keyword[keyword].add(cell.emoji.label)
+
+    def knows(self, name: str) -> bool:
+        """Whether an emoji, held out or not, is called so or has this keyword."""
+        return name in self.names or name in self.labels_of_keyword
+
+    def rng(self, job: str, cell: Cell) -> Random:
+        return Random(f"{job}/{self.seed}/{cell.path}")
+
+    def drawings(self) -> Iterator[list[Turn]]:
+        """A picture of what is asked for."""
+        for cell in self.training:
+            rng = self.rng("draw", cell)
+            for number in range(DRAWINGS_PER_CELL):
+                yield [self._drawing(cell, rng, by_keywords=number == DRAWINGS_PER_CELL - 1)]
+
+    def _drawing(self, cell: Cell, rng: Random, *, by_keywords: bool = False) -> Turn:
+        keywords = self._naming_keywords(cell.emoji, rng) if by_keywords else None
+        if keywords:
+            what = rng.choice(KEYWORDS).format(" and ".join(keywords) if rng.random() < 0.5 else ", ".join(keywords))
+        else:
+            what = with_article(cell.emoji.name) if rng.random() < 0.6 else cell.emoji.name
+        if cell.style != self.styles[0] or rng.random() < 0.7:  # without a word about it, the first style is meant
+            what = rng.choice(IN_STYLE).format(what, cell.style)
+        return [rng.choice(DRAW).format(what)], [cell]
+
+    def _naming_keywords(self, emoji: Emoji, rng: Random) -> list[str] | None:
+        """A few keywords that no other label has all of."""
+        if emoji.tone:  # keywords do not say the skin tone
+            return None
+        found = [pair for size in (1, 2, 3) for pair in combinations(emoji.keywords, size)]
+        for keywords in rng.sample(found, min(len(found), KEYWORD_COMBINATIONS)):
+            if set.intersection(*(self.labels_of_keyword[keyword] for keyword in keywords)) == {emoji.label}:
+                return list(keywords)
+        return None
+
+    def questions(self) -> Iterator[list[Turn]]:
+        """A picture and several questions about it."""
+        kinds = [self._name, self._style, self._group, self._both, self._is_it, self._is_it, self._is_style]
+        for cell in self.training:
+            rng = self.rng("name", cell)
+            for _ in range(DIALOGUES_PER_CELL):
+                others = rng.sample(kinds[1:], QUESTIONS_PER_DIALOGUE - 1)
+                turns = [ask(cell, rng) for ask in rng.sample([self._name, *others], QUESTIONS_PER_DIALOGUE)]
+                turns[0][0].insert(0, cell)
+                yield turns
+
+    def _name(self, cell: Cell, rng: Random) -> Turn:
+        return [rng.choice(NAME)], [cell.emoji.name]
+
+    def _style(self, cell: Cell, rng: Random) -> Turn:
+        return [rng.choice(WHICH_STYLE)], [cell.style]
+
+    def _group(self, cell: Cell, rng: Random) -> Turn:
+        return [rng.choice(WHICH_GROUP)], [group_name(cell.emoji)]
+
+    def _both(self, cell: Cell, rng: Random) -> Turn:
+        return [rng.choice(BOTH)], [f"{cell.emoji.name}, {cell.style} style"]
+
+    def _is_it(self, cell: Cell, rng: Random) -> Turn:
+        near = self.in_subgroup[cell.emoji.subgroup] if rng.random() < 0.5 else self.names
+        asked = rng.choice(near) if rng.random() < 0.5 and near else cell.emoji.plain_name
+        return [rng.choice(IS_IT).format(with_article(asked))], ["yes" if asked == cell.emoji.plain_name else "no"]
+
+    def _is_style(self, cell: Cell, rng: Random) -> Turn:
+        asked = cell.style if rng.random() < 0.5 else rng.choice(self.styles)
+        return [rng.choice(IS_STYLE).format(asked)], ["yes" if asked == cell.style else "no"]
+
+    def odd_ones(self) -> Iterator[list[Turn]]:
+        """Three pictures of one group and one of another."""
+        for cell in self.training:
+            rng = self.rng("odd", cell)
+            mates = [
+                mate for mate in self.of_group[cell.emoji.group, cell.style] if mate.emoji.label != cell.emoji.label
+            ]
+            others = [group for group, style in self.of_group if style == cell.style and group != cell.emoji.group]
+            if cell.emoji.tone or len(mates) < 2 or not others or rng.random() < 0.5:
+                continue
+            odd = rng.choice(self.of_group[rng.choice(sorted(others)), cell.style])
+            shown = rng.sample([cell, *rng.sample(mates, 2), odd], 4)
+            yield [([*shown, rng.choice(ODD)], [f"the {PLACES[shown.index(odd)]} one, {odd.emoji.name}"])]
+
+    def restylings(self) -> Iterator[list[Turn]]:
+        """The same emoji in another style."""
+        for cell in self.training:
+            rng = self.rng("restyle", cell)
+            if (turn := self._restyling(cell, rng)) is not None:
+                yield [shown(cell, turn)]
+
+    def _restyling(self, cell: Cell, rng: Random) -> Turn | None:
+        targets = [self.of_picture.get((cell.emoji.slug, style)) for style in self.styles if style != cell.style]
+        return choose(targets, lambda target: rng.choice(RESTYLE).format(target.style), rng)
+
+    def tones(self) -> Iterator[list[Turn]]:
+        """The same emoji with another skin tone."""
+        for cell in self.training:
+            rng = self.rng("tone", cell)
+            if (turn := self._tone(cell, rng)) is not None:
+                yield [shown(cell, turn)]
+
+    def _tone(self, cell: Cell, rng: Random) -> Turn | None:
+        def words(target: Cell) -> str:
+            tone = target.emoji.tone
+            return capitalised(rng.choice(TONE).format(tone)) if tone in TONES else rng.choice(NO_TONE)
+
+        targets = [
+            other for other in self.of_label[cell.emoji.label, cell.style] if other.emoji.tone != cell.emoji.tone
+        ]
+        return choose(targets, words, rng)
+
+    def genders(self) -> Iterator[list[Turn]]:
+        """The same thing done by a man, a woman or a person."""
+        for cell in self.training:
+            rng = self.rng("gender", cell)
+            if (turn := self._gender(cell, rng)) is not None:
+                yield [shown(cell, turn)]
+
+    def _gender(self, cell: Cell, rng: Random) -> Turn | None:
+        emoji = cell.emoji
+        mates = self.of_thing[emoji.thing, cell.style, emoji.tone, faces_right(emoji)]
+        targets = [mate for mate in mates if mate.emoji.gender != emoji.gender]
+        return choose(targets, lambda target: rng.choice(GENDER).format(target.emoji.gender or "person"), rng)
+
+    def talks(self) -> Iterator[list[Turn]]:
+        """Short conversations: drawing, changing, asking, and what people say besides."""
+        styles = ", ".join(self.styles)
+        for cell in self.training:
+            rng = self.rng("talk", cell)
+            if rng.random() < 0.5:
+                continue
+            turns = [said(*rng.choice(HELLO))] if rng.random() < 0.3 else []
+            if rng.random() < 0.1:
+                turns.append(said(*(text.format(styles=styles) for text in rng.choice(ABOUT))))
+            turns.append(self._drawing(cell, rng))
+            for change in rng.sample([self._restyling, self._tone, self._gender], 3)[: rng.randint(1, 2)]:
+                if (turn := change(cell, rng)) is not None:
+                    turns.append(turn)
+                    cell = next(item for item in turn[1] if isinstance(item, Cell))
+            if rng.random() < 0.5:
+                turns.append(rng.choice([self._name, self._style, self._group, self._both])(cell, rng))
+            if rng.random() < 0.4:
+                turns.append(said(*rng.choice(THANKS)))
+            if rng.random() < 0.1:
+                turns.append(said(*rng.choice(BYE)))
+            yield turns
+
+    def unknowns(self, names: list[str]) -> Iterator[list[Turn]]:
+        """What the model does not know, asked for and shown."""
+        for cell in self.unknown:
+            rng = self.rng("unknown", cell)
+            yield [self._refusal(cell.emoji.name, rng)]
+            answer = rng.choice(CANNOT_NAME).format(group_name(cell.emoji))
+            yield [([cell, rng.choice(NAME)], [answer]), self._group(cell, rng), self._style(cell, rng)]
+        for number, name in enumerate(names):
+            yield [self._refusal(name, Random(f"unknown/{self.seed}/{number}"))]
+
+    def _refusal(self, name: str, rng: Random) -> Turn:
+        what = with_article(name)
+        asked = rng.choice(IN_STYLE).format(what, rng.choice(self.styles)) if rng.random() < 0.7 else what
+        return [rng.choice(DRAW).format(asked)], [rng.choice(CANNOT_DRAW).format(what)]
+
+
+def choose(targets: list[Cell | None] | list[Cell], words: Callable[[Cell], str], rng: Random) -> Turn | None:
+    """A change that leads to one of these pictures, if there is one."""
+    possible = [target for target in targets if target is not None]
+    if not possible:
+        return None
+    target = rng.choice(possible)
+    return [words(target)], [target]
+
+
+def shown(cell: Cell, turn: Turn) -> Turn:
+    """The same question with a picture before it."""
+    return [cell, *turn[0]], turn[1]
+
+
+def said(question: str, answer: str) -> Turn:
+    """A turn of words alone."""
+    return [question], [answer]
+
+
+def faces_right(emoji: Emoji) -> bool:
+    return emoji.label.endswith("facing right")
+
+
+def capitalised(text: str) -> str:
+    """With a capital letter at the beginning, the rest as it is."""
+    return text[:1].upper() + text[1:]

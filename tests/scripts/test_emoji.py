@@ -1,0 +1,291 @@
+"""Emoji data: what is held out stays out of tars and records, and every record says what is so."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import tarfile
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from scripts.emoji.build import build, main, render
+from scripts.emoji.records import make_records, with_article
+from scripts.emoji.sources import KEYWORDS_PACKAGE, STYLES, TEXTS_PACKAGE, TONES, Cell, Packages, read_cells, square_svg
+from scripts.emoji.splits import slug_of, split_of, thing_of
+
+NUM_OBJECTS, NUM_JOBS = 240, 40
+ALL_STYLES = list(STYLES)
+JOBS = ("draw", "name", "odd_one_out", "restyle", "tone", "gender", "talk", "unknown")
+
+
+def write_package(folder: Path, package: str, files: dict[str, object]) -> None:
+    """A file as `npm pack` writes it."""
+    name, _, version = package.rpartition("@")
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name.removeprefix('@').replace('/', '-')}-{version}.tgz"
+    with tarfile.open(path, "w:gz") as tar:
+        for member, content in files.items():
+            encoded = json.dumps(content).encode()
+            info = tarfile.TarInfo(f"package/{member}")
+            info.size = len(encoded)
+            tar.addfile(info, io.BytesIO(encoded))
+
+
+def made_up_entries() -> list[dict]:
+    """Objects with keywords, and workers of three genders with all skin tones, in the layout of emojibase."""
+    entries = []
+    for number in range(NUM_OBJECTS):
+        tags = [f"color{number % 7}", f"shape{number % 11}", f"size{number % 13}"]
+        entries.append({"label": f"object{number:03}", "tags": tags, "group": 7, "subgroup": number % 4})
+    for number in range(NUM_JOBS):
+        for words, gender in (("", None), ("man ", 1), ("woman ", 0)):
+            label = f"{words}worker{number:03}"
+            entry = {"label": label, "tags": [label], "group": 1, "subgroup": 5}
+            entry |= {} if gender is None else {"gender": gender}
+            skins = [{"label": f"{label}: {name} skin tone", "tone": tone} for tone, name in enumerate(TONES, start=1)]
+            entries.append({**entry, "skins": [*skins, {"label": f"{label}: two", "tone": [1, 5]}]})
+    entries.append({"label": "bald", "group": 2, "subgroup": 6})
+    entries.append({"label": "regional indicator A"})
+    code_point = 0x1F000
+    for entry in entries:
+        for picture in (entry, *entry.get("skins", ())):
+            picture |= {"hexcode": f"{code_point:X}-FE0F", "emoji": chr(code_point)}
+            code_point += 1
+    return entries
+
+
+@pytest.fixture(scope="module")
+def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("packages")
+    entries = made_up_entries()
+    groups = {"1": "people-body", "2": "component", "7": "objects"}
+    texts = {"groups": groups, "subgroups": {str(number): f"kind{number}" for number in range(7)}}
+    write_package(folder, TEXTS_PACKAGE, {"en/data.json": entries, "meta/groups.json": texts})
+    annotations = {
+        "\u2227": {"tts": ["logical and"]},
+        entries[0]["emoji"]: {"default": ["oldest"], "tts": ["object000"]},
+    }
+    annotations = {"annotations": {"annotations": annotations}}
+    write_package(folder, KEYWORDS_PACKAGE, {"annotations/en/annotations.json": annotations})
+    for style in STYLES.values():
+        pictures = [picture for entry in entries for picture in (entry, *entry.get("skins", ()))]
+        characters = {picture["hexcode"]: f"icon-{number}" for number, picture in enumerate(pictures)}
+        icons = {name: {"body": f'<path id="{code}"/>'} for code, name in characters.items()}
+        icons["icon-1"] = icons["icon-0"]  # drawn once for two names
+        icons = {"icons": icons, "width": 36, "height": 36}
+        write_package(folder, style.package, {"chars.json": characters, "icons.json": icons})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cells(packages: Path) -> list[Cell]:
+    return read_cells(Packages(packages), ALL_STYLES)
+
+
+@pytest.fixture(scope="module")
+def records(cells: list[Cell]) -> dict[str, list[dict]]:
+    return {job: list(made) for job, made in make_records(cells, symbol_names=["logical and"]).items()}
+
+
+def items_of(record: dict, kind: str, role: str | None = None) -> list[str]:
+    """Texts or paths of pictures of a record."""
+    messages = [message for message in record["messages"] if role in (None, message["role"])]
+    key = "path" if kind == "image" else "text"
+    return [item[key] for message in messages for item in message["content"] if item["type"] == kind]
+
+
+def words_of(text: str) -> set[str]:
+    return set(re.findall(r"[\w-]+", text))
+
+
+def test_a_split_is_a_function_of_the_names() -> None:
+    names = ["banana", "basketball", "octopus", "man firefighter"]
+    found = [split_of(label, "noto", None, styles=ALL_STYLES) for label in names]
+    assert found == ["held_out_thing", "unknown", "train", "held_out_cell"], "shipped weights rely on these splits"
+    many = [f"thing {number}" for number in range(3000)]
+    counts = Counter(split_of(label, style, None, styles=ALL_STYLES) for label in many for style in ALL_STYLES)
+    shares = {split: count / counts.total() for split, count in counts.items()}
+    assert shares["held_out_thing"] == pytest.approx(0.05, abs=0.01)
+    assert shares["unknown"] == pytest.approx(0.03, abs=0.01)
+    assert shares["held_out_cell"] == pytest.approx(0.092, abs=0.01), "10 % of what is known"
+    tones = Counter(split_of(label, "noto", tone, styles=["noto"]) for label in many for tone in TONES)
+    assert tones["held_out_variant"] / tones.total() == pytest.approx(0.092, abs=0.01)
+
+
+def test_genders_and_directions_are_one_thing() -> None:
+    assert thing_of("man running: facing right") == thing_of("woman running") == thing_of("person running")
+    assert thing_of("kiss: woman, man") == thing_of("kiss") == "kiss"
+    assert thing_of("mermaid") == thing_of("merman")
+    assert thing_of("man") == thing_of("woman") == thing_of("person") == "person"
+    assert thing_of("woman's boot") == "womans-boot", "not a gender of a boot"
+    assert slug_of("keycap: #") != slug_of("keycap: *")
+
+
+def test_what_is_held_out_holds_for_all_that_goes_with_it(cells: list[Cell]) -> None:
+    splits_of_thing, splits_of_cell, splits_of_variant = {}, {}, {}
+    for cell in cells:
+        emoji = cell.emoji
+        splits_of_thing.setdefault(emoji.thing, set()).add(cell.split)
+        splits_of_cell.setdefault((emoji.label, cell.style), set()).add(cell.split)
+        if cell.split in ("train", "held_out_variant"):
+            splits_of_variant.setdefault((emoji.label, emoji.tone), set()).add(cell.split)
+    for whole in ("held_out_thing", "unknown"):
+        assert all(splits == {whole} for splits in splits_of_thing.values() if whole in splits)
+    assert all(splits == {"held_out_cell"} for splits in splits_of_cell.values() if "held_out_cell" in splits)
+    assert all(len(splits) == 1 for splits in splits_of_variant.values()), "in every style alike"
+    assert {split for splits in splits_of_thing.values() for split in splits} == {
+        "train",
+        "unknown",
+        "held_out_thing",
+        "held_out_cell",
+        "held_out_variant",
+    }
+
+
+def test_a_held_out_cell_is_known_in_another_style(cells: list[Cell]) -> None:
+    known = {cell.emoji.label for cell in cells if cell.split == "train"}
+    assert all(cell.emoji.label in known for cell in cells if cell.split == "held_out_cell")
+    alone = [split_of(f"thing {number}", "noto", None, styles=["noto"]) for number in range(300)]
+    assert "held_out_cell" not in alone
+
+
+def test_only_pictures_of_one_emoji_are_read(cells: list[Cell]) -> None:
+    labels = {cell.emoji.label for cell in cells}
+    assert "bald" not in labels and "regional indicator A" not in labels
+    assert "object000" in labels and "object001" not in labels, "the picture of both has the first name"
+    assert len(cells) == len(ALL_STYLES) * (NUM_OBJECTS - 1 + NUM_JOBS * 3 * 6)
+
+
+def test_records_show_and_name_nothing_that_is_held_out(cells: list[Cell], records: dict[str, list[dict]]) -> None:
+    assert set(records) == set(JOBS) and all(records.values())
+    split = {cell.path: cell.split for cell in cells}
+    held_out = {cell.emoji.plain_name for cell in cells if cell.split == "held_out_thing"}
+    unknown = {cell.emoji.plain_name for cell in cells if cell.split == "unknown"}
+    assert held_out and unknown
+    for job, made in records.items():
+        for record in made:
+            allowed = {"unknown"} if job == "unknown" else {"train"}
+            assert {split[path] for path in items_of(record, "image")} <= allowed
+            words = set(
+                " ".join(items_of(record, "text")).replace(",", " ").replace(".", " ").replace("?", " ").split()
+            )
+            assert not words & held_out
+            assert job == "unknown" or not words & unknown
+
+
+def test_every_picture_of_the_training_split_is_drawn_and_named(
+    cells: list[Cell], records: dict[str, list[dict]]
+) -> None:
+    training = {cell.path for cell in cells if cell.split == "train"}
+    assert {path for record in records["draw"] for path in items_of(record, "image", "assistant")} == training
+    assert {path for record in records["name"] for path in items_of(record, "image", "user")} == training
+
+
+def test_unknown_things_are_refused_in_words(records: dict[str, list[dict]]) -> None:
+    for record in records["unknown"]:
+        assert not items_of(record, "image", "assistant")
+        assert "I " in items_of(record, "text", "assistant")[0]
+    assert any("logical and" in text for record in records["unknown"] for text in items_of(record, "text"))
+
+
+def test_a_drawing_is_of_what_is_asked_for(cells: list[Cell], records: dict[str, list[dict]]) -> None:
+    by_path = {cell.path: cell for cell in cells}
+    all_keywords = {keyword for cell in cells for keyword in cell.emoji.keywords}
+    by_keywords = 0
+    for record in records["draw"]:
+        (asked,), (path,) = items_of(record, "text"), items_of(record, "image")
+        emoji = by_path[path].emoji
+        assert by_path[path].style in asked or by_path[path].style == ALL_STYLES[0]
+        if emoji.plain_name in asked.replace("A man", "a man"):
+            assert emoji.tone is None or f"{emoji.tone} skin tone" in asked
+            continue
+        keywords = words_of(asked) & all_keywords
+        matching = {cell.emoji.label for cell in cells if keywords <= set(cell.emoji.keywords)}
+        assert matching == {emoji.label}, f"{asked!r} asks for one of {matching}"
+        by_keywords += 1
+    assert by_keywords
+
+
+def test_a_change_changes_one_thing(cells: list[Cell], records: dict[str, list[dict]]) -> None:
+    by_path = {cell.path: cell for cell in cells}
+
+    def sides(record: dict) -> tuple[Cell, Cell, str]:
+        before, after = items_of(record, "image")
+        return by_path[before], by_path[after], items_of(record, "text")[0]
+
+    for before, after, asked in map(sides, records["restyle"]):
+        assert before.emoji == after.emoji and before.style != after.style and after.style in asked
+    for before, after, asked in map(sides, records["tone"]):
+        assert (before.emoji.label, before.style) == (after.emoji.label, after.style)
+        assert before.emoji.tone != after.emoji.tone
+        assert (
+            after.emoji.tone.casefold() in asked.casefold() if after.emoji.tone else "ellow" in asked or "out" in asked
+        )
+    for before, after, asked in map(sides, records["gender"]):
+        assert (before.emoji.thing, before.emoji.tone, before.style) == (
+            after.emoji.thing,
+            after.emoji.tone,
+            after.style,
+        )
+        assert before.emoji.gender != after.emoji.gender and (after.emoji.gender or "person") in asked
+
+
+def test_articles_are_those_of_english() -> None:
+    names = ("red apple", "octopus", "clapping hands", "flag of Chad", "glass of milk", "OK button")
+    assert [with_article(name) for name in names] == [
+        "a red apple",
+        "an octopus",
+        "clapping hands",
+        "the flag of Chad",
+        "a glass of milk",
+        "an OK button",
+    ]
+
+
+def make_pictures(cells: list[Cell], folder: Path) -> None:
+    for cell in cells:
+        path = folder / cell.path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (2, 2)).save(path)
+
+
+def test_tars_hold_the_training_split_and_building_again_changes_nothing(
+    cells: list[Cell], packages: Path, tmp_path: Path
+) -> None:
+    make_pictures(cells, tmp_path / "pictures")  # what is there is not drawn again, so nothing else is needed
+    options = {"styles": ALL_STYLES, "size": 2, "packages": packages, "num_processes": 1}
+    build(tmp_path, **options)
+    written = {path: path.read_bytes() for path in sorted(tmp_path.rglob("*")) if path.is_file()}
+    names = []
+    for path in sorted((tmp_path / "tokenizer").glob("*.tar")):
+        with tarfile.open(path) as tar:
+            names += tar.getnames()
+    training = [cell.path.removesuffix(".png").replace("/", "-") for cell in cells if cell.split == "train"]
+    assert sorted(names) == sorted(f"{key}.{suffix}" for key in training for suffix in ("png", "txt"))
+    lines = [json.loads(line) for line in (tmp_path / "cells.jsonl").read_text().splitlines()]
+    assert [line["split"] for line in lines] == [cell.split for cell in cells]
+    attribution = (tmp_path / "ATTRIBUTION.md").read_text()
+    assert all(style.license in attribution and style.author in attribution for style in STYLES.values())
+    build(tmp_path, **options)
+    assert written == {path: path.read_bytes() for path in sorted(tmp_path.rglob("*")) if path.is_file()}
+
+
+def test_pictures_are_square_and_on_white(tmp_path: Path) -> None:
+    pytest.importorskip("resvg_py")
+    render(square_svg('<path fill="red" d="M0 0h4v2H0z"/>', 4, 2), tmp_path / "wide.png", 8)
+    with Image.open(tmp_path / "wide.png") as opened:
+        picture = opened.convert("RGB")
+    assert picture.size == (8, 8)
+    assert picture.getpixel((4, 0)) == (255, 255, 255) and picture.getpixel((4, 4)) == (255, 0, 0)
+
+
+def test_a_broken_package_is_one_sentence(packages: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for path in packages.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes()[: 400 if path.name.startswith("emojibase") else None])
+    assert main([str(tmp_path / "out"), "--packages", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "emojibase-data-17.0.0.tgz must hold" in said and "delete the file" in said
