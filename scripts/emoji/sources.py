@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import subprocess
 import tarfile
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -265,6 +266,6 @@ def square_svg(body: str, width: float, height: float) -> str:
 
 def require_one_each(slugs: list[str]) -> None:
     """Pictures are files: two emoji must not share a name."""
-    twice = sorted({slug for slug in slugs if slugs.count(slug) > 1})
+    twice = sorted(slug for slug, count in Counter(slugs).items() if count > 1)
     if twice:
         raise ValueError(f"labels must differ in letters and digits, got {twice[:3]} twice; extend SYMBOLS")
