@@ -25,7 +25,7 @@ from mllm.model import MLLMForConditionalGeneration, count_items
 from mllm.processor import MLLMProcessor
 from mllm.sequence import PackedBatch, TokenSequence, pack, take_row, trained_grids
 from train.data.world import EpisodeSet, WorldBatches, WorldCodes
-from train.optimizers import speed_up
+from train.hardware import speed_up
 from train.recipe import WorldData
 
 JOBS = {"draw": 3.0, "edit": 1.0, "ask": 3.0, "describe": 2.0, "multi_turn": 1.0, "talk": 2.0}

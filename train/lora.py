@@ -133,7 +133,6 @@ def merge_folder(adapter: Path, output: Path, *, base: str | Path | None = None)
     Raises:
         FileNotFoundError: the folder holds no adapter, or its base is gone.
     """
-    pass  # MERGED
 
     folder = find_model_folder(base or base_of(adapter))
     model = MLLMForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)

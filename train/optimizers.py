@@ -14,9 +14,8 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-from transformers.integrations.sdpa_attention import repeat_kv
-from transformers.masking_utils import sdpa_mask
+
+from train.hardware import fast_dtype
 
 # Muon that orthogonalises matrices of one shape together: the same steps as `torch.optim.Muon`, in a few large matrix
 # products instead of some thousand small ones.
@@ -74,14 +73,15 @@ def groups_of_one_kind(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.P
 
 
 def orthogonalize(matrices_GMN: Tensor, coefficients: Sequence[float], *, steps: int, eps: float) -> Tensor:
-    """Matrices with the same singular vectors and singular values near 1, in bfloat16.
+    """Matrices with the same singular vectors and singular values near 1.
 
-    The quintic Newton-Schulz iteration of Keller Jordan (https://kellerjordan.github.io/posts/muon/, 2024).
+    The quintic Newton-Schulz iteration of Keller Jordan (https://kellerjordan.github.io/posts/muon/, 2024), in bfloat16
+    where the device has it: the iteration tolerates it. Elsewhere bfloat16 is emulated, 10 times slower than float32.
     """
     if matrices_GMN.shape[1] > matrices_GMN.shape[2]:
         return orthogonalize(matrices_GMN.transpose(1, 2), coefficients, steps=steps, eps=eps).transpose(1, 2)
     a, b, c = coefficients
-    x_GMN = matrices_GMN.bfloat16()
+    x_GMN = matrices_GMN.to(fast_dtype(matrices_GMN.device))
     x_GMN = x_GMN / x_GMN.norm(dim=(1, 2), keepdim=True).clamp(min=eps)
     for _ in range(steps):
         gram_GMM = x_GMN @ x_GMN.transpose(1, 2)
@@ -182,66 +182,3 @@ def adamw_8bit(groups: list[dict[str, Any]], recipe: OptimizerRecipe) -> torch.o
             "'mllm-toolkit[quantization]', or use adamw"
         ) from None
     return AdamW8bit(groups, lr=recipe.learning_rate, betas=recipe.betas)
-
-
-# In which number format this machine multiplies matrices fastest without losing the training.
-
-
-def prefers_bfloat16() -> bool:
-    """Whether bfloat16 is the faster choice here.
-
-    A GPU that has it, or a CPU with instructions of its own (AMX or AVX512-BF16: measured 4 to 7 times faster than
-    float32); on other CPUs it is emulated and slower.
-    """
-    if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported()
-    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-
-
-# What makes training on a CPU faster without changing what is computed.
-#
-# PyTorch's fused attention kernel takes three times as long as plain matrix products to go forward and backward through
-# short rows on a CPU (measured at 32 rows x 4 heads x 256 positions in bfloat16: 69 ms against 24 ms), so training
-# spells
-# attention out. The compiler fuses the elementwise rest of the backbone, whose shapes do not change from batch to
-# batch.
-#
-# Letters: B batch, H heads, T queries, S keys, d head width.
-
-
-SPELLED_OUT = "spelled_out"
-"""Name of the attention among those of transformers."""
-
-
-def spelled_out_attention(
-    module: nn.Module,
-    query_BHTd: Tensor,
-    key_BHSd: Tensor,
-    value_BHSd: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    **kwargs: object,
-) -> tuple[Tensor, None]:
-    """Attention as transformers calls it; `attention_mask` is boolean, true where a place may look, or a bias."""
-    repeats = query_BHTd.shape[1] // key_BHSd.shape[1]
-    key_BHSd, value_BHSd = repeat_kv(key_BHSd, repeats), repeat_kv(value_BHSd, repeats)
-    scores_BHTS = (query_BHTd * (scaling or query_BHTd.shape[-1] ** -0.5)) @ key_BHSd.transpose(2, 3)
-    if attention_mask is None:
-        past = scores_BHTS.shape[-1] - scores_BHTS.shape[-2]  # a place sees what a cache holds, too
-        attention_mask = torch.ones(scores_BHTS.shape[-2:], dtype=torch.bool, device=scores_BHTS.device).tril(past)
-    bias_B1TS = attention_mask
-    if attention_mask.dtype == torch.bool:
-        bias_B1TS = torch.zeros(attention_mask.shape, dtype=scores_BHTS.dtype, device=scores_BHTS.device)
-        bias_B1TS = bias_B1TS.masked_fill(~attention_mask, torch.finfo(scores_BHTS.dtype).min)
-    weights_BHTS = nn.functional.dropout((scores_BHTS + bias_B1TS).softmax(dim=-1), dropout, module.training)
-    return (weights_BHTS @ value_BHSd).transpose(1, 2).contiguous(), None
-
-
-def speed_up(backbone: PreTrainedModel, *, compiles: bool) -> None:
-    """Prepare a backbone for training on a CPU (changed in place; what is saved stays the same)."""
-    AttentionInterface.register(SPELLED_OUT, spelled_out_attention)
-    AttentionMaskInterface.register(SPELLED_OUT, sdpa_mask)
-    backbone.set_attn_implementation(SPELLED_OUT)
-    if compiles:
-        backbone.compile(dynamic=False)

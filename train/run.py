@@ -24,8 +24,8 @@ from train.checkpoints import (
     save_model_folder,
 )
 from train.data.packing import Tokenizers, training_batches, validation_batches
+from train.hardware import speed_up
 from train.metrics import size_of
-from train.optimizers import speed_up
 from train.recipe import RECIPES, MLLMRecipe, as_yaml, choose_parts, find_recipe, read_yaml, resolve
 from train.trainer import MLLMTrainer, sharding_of_run, training_arguments
 

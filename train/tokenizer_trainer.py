@@ -54,8 +54,8 @@ from train.checkpoints import checkpoints, step_of, write_checkpoint
 from train.data.images import build_source
 from train.data.processes import WAIT_IN_TRAINING
 from train.discriminators import Adversary, require_finite
+from train.hardware import fast_dtype, training_device
 from train.metrics import MetricsLog, as_words
-from train.optimizers import prefers_bfloat16
 from train.recipe import CodebookSchedule, EvaluationRecipe, TokenizerRecipe, as_yaml
 from train.tokenizer_losses import contrastive_loss, reconstruction_loss
 
@@ -303,7 +303,9 @@ class TokenizerTrainer:
         require_files(recipe)
         set_seed(recipe.seed)
         self.recipe = recipe
-        precision = recipe.precision if recipe.precision != "auto" else "bf16" if prefers_bfloat16() else "no"
+        precision: str = recipe.precision
+        if precision == "auto":
+            precision = "bf16" if fast_dtype(training_device()) == torch.bfloat16 else "no"
         # Said aloud, because several processes without an accelerator find each other only then.
         self.accelerator = Accelerator(
             cpu=not torch.accelerator.is_available(),

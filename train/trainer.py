@@ -39,8 +39,9 @@ from train.checkpoints import (
     reads_joined,
 )
 from train.data.processes import WAIT_IN_TRAINING
+from train.hardware import fast_dtype, training_device
 from train.metrics import FlopCount, MetricsLog, StepMetrics, flattened
-from train.optimizers import build_optimizer, prefers_bfloat16
+from train.optimizers import build_optimizer
 from train.recipe import MLLMRecipe, StepJudge
 
 OUTSIDE_MUON = ("embed_tokens", "lm_head", "codebooks", "linear_head", "output", "places")
@@ -288,7 +289,7 @@ def training_arguments(recipe: MLLMRecipe) -> TrainingArguments:
         "report_to": [name for name, module in TRACKERS.items() if find_spec(module)],
         "disable_tqdm": False,
         "use_cpu": not torch.cuda.is_available(),
-        "bf16": prefers_bfloat16(),
+        "bf16": fast_dtype(training_device()) == torch.bfloat16,
         "average_tokens_across_devices": False,  # our trainer counts over the ranks itself
         "logging_nan_inf_filter": False,  # our trainer judges every step
         "ddp_timeout": int(WAIT_IN_TRAINING.total_seconds()),  # while the first process encodes, draws or answers

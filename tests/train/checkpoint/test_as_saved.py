@@ -11,7 +11,7 @@ import torch
 from transformers import LlamaConfig, LlamaModel
 
 from train.checkpoints import WeightAverage, as_saved
-from train.optimizers import SPELLED_OUT, speed_up
+from train.hardware import SPELLED_OUT, speed_up
 from train.recipe import BenchmarkInLoop, MLLMRecipe, Validation, WorldInLoop
 from train.trainer import check_sharding
 
