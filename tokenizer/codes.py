@@ -8,8 +8,10 @@ Letters: K codebooks, N positions of one image (row-major).
 
 from __future__ import annotations
 
+import hashlib
 import json
 import zipfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
+from torch import Tensor
 
 FORMAT_VERSION = 1
 METADATA = "metadata"
@@ -59,6 +62,19 @@ class CodeFile:
                 f"these codes were made by another image tokenizer: fingerprint {self.fingerprint}, the model has "
                 f"{fingerprint}; use the model that made them or encode the pictures again"
             )
+
+
+def fingerprint(contents: Iterable[str | bytes | Tensor]) -> str:
+    """16 hex digits that change when any of the contents does: names, bytes of files, weights.
+
+    Tensors count as float32, so that a lossless change of dtype keeps the fingerprint.
+    """
+    digest = hashlib.sha256()
+    for content in contents:
+        if isinstance(content, Tensor):
+            content = content.detach().float().cpu().contiguous().numpy().tobytes()
+        digest.update(content.encode() if isinstance(content, str) else content)
+    return digest.hexdigest()[:16]
 
 
 def check_ending(path: Path) -> None:

@@ -67,7 +67,7 @@ class ImageProcessor:
         if not images:
             return torch.empty(0, 3, self.height, self.width)
         pixels_BHW3 = np.stack([np.asarray(self.prepare(image)) for image in images])
-        return torch.from_numpy(pixels_BHW3).permute(0, 3, 1, 2).float().div(127.5).sub(1.0)
+        return to_pixels(torch.from_numpy(pixels_BHW3).permute(0, 3, 1, 2))
 
     def prepare(self, image: Image.Image) -> Image.Image:
         """The RGB picture that the tokenizer sees."""
@@ -94,6 +94,11 @@ class ImageProcessor:
         else:
             size = (high * image.width // image.height, high)
         return image if size == image.size else image.resize(size, how.resampling)
+
+
+def to_pixels(bytes_B3HW: Tensor) -> Tensor:
+    """Levels 0 to 255 to float32 pixels in [-1, 1]."""
+    return bytes_B3HW.float().div(127.5).sub(1.0)
 
 
 def to_bytes(image: Image.Image) -> Tensor:
@@ -182,12 +187,13 @@ def center_offset(size: int, crop: int) -> int:
 # In: paths. Out: paths and names, or an error that says which file is wrong. Opens no picture.
 
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
+IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+"""Endings of image files, in lower case; where files differ by their ending alone, the first one counts."""
 
 
 def pictures_in(folder: Path) -> list[Path]:
     """The picture files of a folder by name."""
-    found = sorted(file for file in folder.glob("*") if file.suffix.lower() in SUFFIXES)
+    found = sorted(file for file in folder.glob("*") if file.suffix.lower() in IMAGE_ENDINGS)
     if not found:
         what = "it holds no picture" if folder.is_dir() else "there is no such folder"
         raise FileNotFoundError(f"cannot evaluate on {folder}; {what}; mend the path in evaluation")

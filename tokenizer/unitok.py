@@ -7,18 +7,22 @@ Letters: B batch, H W pixels, N positions (row-major), K codebooks, D hidden wid
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from tokenizer.codes import fingerprint
 from tokenizer.config import UniTokConfig
+from tokenizer.images import to_pixels
 from tokenizer.layers import NORM_EPS, build_projection, initialise, projection_dtype
 from tokenizer.network import Decoder, Encoder, cut_into_patches
 from tokenizer.quantizer import MultiCodebookQuantizer
@@ -274,12 +278,95 @@ class UniTok(nn.Module):
     def fingerprint(self) -> str:
         """16 hex digits that change exactly when codes could change: sizes and weights of the encoding half."""
         shrunk = f" {self.config.shrink}" if self.config.shrink > 1 else ""
-        digest = hashlib.sha256(f"{self.config.encoder_scope}{shrunk}".encode())
+        contents: list[str | Tensor] = [f"{self.config.encoder_scope}{shrunk}"]
         for part_name, part in self.encoding_half.items():
             for name, parameter in sorted(part.named_parameters()):
-                digest.update(f"{part_name}.{name} {tuple(parameter.shape)}".encode())
-                digest.update(parameter.detach().float().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()[:16]
+                contents += [f"{part_name}.{name} {tuple(parameter.shape)}", parameter]
+        return fingerprint(contents)
+
+
+class EncodedImage(NamedTuple):
+    """The codes of one image."""
+
+    codes_KN: np.ndarray
+    """uint16, positions row by row."""
+    grid: tuple[int, int]
+    """Rows and columns of positions."""
+
+
+def encode_images(images: Iterable[Tensor], tokenizer: UniTok, *, batch_size: int) -> Iterator[EncodedImage]:
+    """Encode images of any sizes in batches of one size; the results come in the order of the images.
+
+    Args:
+        images: (3, H, W) each, uint8 or float in [-1, 1]. At most `batch_size` of each size are held at a time.
+    """
+
+    def encode(batch: list[Tensor]) -> list[EncodedImage]:
+        images_B3HW = torch.stack(batch)
+        codes_BKN = _codes_of(images_B3HW, tokenizer).cpu().numpy().astype(np.uint16)
+        return [EncodedImage(codes_KN, tokenizer.grid_of(images_B3HW)) for codes_KN in codes_BKN]
+
+    return _in_batches(images, encode, key=lambda image_3HW: image_3HW.shape, batch_size=batch_size)
+
+
+def decode_images(images: Iterable[EncodedImage], tokenizer: UniTok, *, batch_size: int) -> Iterator[Tensor]:
+    """Decode images of any sizes in batches of one size: pixels (3, H, W) in [-1, 1], in the order of the images."""
+
+    def decode(batch: list[EncodedImage]) -> list[Tensor]:
+        codes_BKN = torch.from_numpy(np.stack([image.codes_KN for image in batch]).astype(np.int64))
+        return list(tokenizer.decode(codes_BKN.to(tokenizer.device), grid=batch[0].grid))
+
+    return _in_batches(images, decode, key=lambda image: image.grid, batch_size=batch_size)
+
+
+def _codes_of(images_B3HW: Tensor, tokenizer: UniTok) -> Tensor:
+    """Codes of uint8 or float images. Where codes depend on single patches, equal patches are encoded once: most of a
+    drawing is flat background.
+    """
+    if images_B3HW.dtype != torch.uint8:
+        return tokenizer.encode(images_B3HW.to(tokenizer.device))
+    if tokenizer.config.encoder_scope != "patch":
+        return tokenizer.encode(to_pixels(images_B3HW.to(tokenizer.device)))
+    patches_M3HW = cut_into_patches(images_B3HW, tokenizer.config.patch_size).contiguous().cpu()
+    rows_MP = patches_M3HW.flatten(1).numpy()
+    as_scalars_M = rows_MP.view(np.dtype((np.void, rows_MP.shape[1])))[:, 0]  # np.unique sorts scalars much faster
+    _, first_U, which_M = np.unique(as_scalars_M, return_index=True, return_inverse=True)
+    codes_UK = tokenizer.encode(to_pixels(patches_M3HW[first_U].to(tokenizer.device)))[:, :, 0]
+    codes_MK = codes_UK[torch.from_numpy(which_M)]
+    return codes_MK.view(len(images_B3HW), -1, codes_UK.shape[1]).transpose(1, 2)
+
+
+Item, Result = TypeVar("Item"), TypeVar("Result")
+
+
+def _in_batches(
+    items: Iterable[Item],
+    compute: Callable[[list[Item]], list[Result]],
+    *,
+    key: Callable[[Item], Hashable],
+    batch_size: int,
+) -> Iterator[Result]:
+    """Compute on batches of items with equal keys; yield the results in the order of the items."""
+    waiting: dict[Hashable, list[tuple[int, Item]]] = defaultdict(list)
+    done: dict[int, Result] = {}
+    next_index = 0
+
+    def finish(group: list[tuple[int, Item]]) -> None:
+        indices, batch = zip(*group, strict=True)
+        done.update(zip(indices, compute(list(batch)), strict=True))
+        group.clear()
+
+    for index, item in enumerate(items):
+        group = waiting[key(item)]
+        group.append((index, item))
+        if len(group) == batch_size:
+            finish(group)
+        while next_index in done:
+            yield done.pop(next_index)
+            next_index += 1
+    for group in filter(None, waiting.values()):
+        finish(group)
+    yield from (done[index] for index in sorted(done))
 
 
 def build_empty(config: UniTokConfig) -> UniTok:

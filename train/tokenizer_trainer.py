@@ -35,6 +35,7 @@ from tokenizer.images import (
     read_classes,
     reconstruction_sheet,
     to_images,
+    to_pixels,
 )
 from tokenizer.metrics import (
     LPIPS,
@@ -180,7 +181,7 @@ class TokenizerEvaluation:
         if self.sheet_files:
             pixels_B3HW = self._read(self.sheet_files, "visual")
         else:
-            pixels_B3HW = samples_B3HW.float().div(127.5).sub(1)
+            pixels_B3HW = to_pixels(samples_B3HW)
         pixels_B3HW = pixels_B3HW.to(model.device)
         reconstruction_sheet(pixels_B3HW, reconstruct(model, pixels_B3HW)).save(path)
 
@@ -385,7 +386,7 @@ class TokenizerTrainer:
 
     def _training_step(self, pixels_B3HW: Tensor, text_ids_BT: Tensor | None) -> Values:
         recipe, device = self.recipe, self.accelerator.device
-        pixels_B3HW = pixels_B3HW.to(device).float().div(127.5).sub(1)
+        pixels_B3HW = to_pixels(pixels_B3HW.to(device))
         self.model.train()
         with self.accelerator.autocast():
             output = self.model(

@@ -33,8 +33,8 @@ from mllm.world.render import RenderSize, picture_size, render
 from mllm.world.scene import random_scene_for
 from tokenizer.config import UniTokConfig
 from tokenizer.images import (
+    IMAGE_ENDINGS,
     PREPARATIONS,
-    SUFFIXES,
     ImageProcessor,
     open_image,
     pictures_in,
@@ -157,7 +157,7 @@ def count_pictures(source: Path) -> int:
     else:
         raise FileNotFoundError(f"there are no pictures at {source}: found no folder and no tar archive; give one")
     if not number:
-        raise ValueError(f"{source} holds no picture: found none of {', '.join(sorted(SUFFIXES))}; give another one")
+        raise ValueError(f"{source} holds no picture: found none of {', '.join(IMAGE_ENDINGS)}; give another one")
     return number
 
 
@@ -192,7 +192,7 @@ def files_below(folder: Path) -> list[Path]:
 
 def is_picture(name: str) -> bool:
     """By the ending."""
-    return Path(name).suffix.lower() in SUFFIXES
+    return Path(name).suffix.lower() in IMAGE_ENDINGS
 
 
 def in_batches(items: Iterable[T], size: int) -> Iterator[list[T]]:

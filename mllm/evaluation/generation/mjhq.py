@@ -16,7 +16,7 @@ from PIL import Image
 from mllm.evaluation.intervals import without_interval
 from mllm.evaluation.protocol import Answered, Benchmark, Item, ScoreOptions, Scores
 from mllm.files import read_json
-from tokenizer.images import SUFFIXES
+from tokenizer.images import IMAGE_ENDINGS
 
 ComputeFid = Callable[[str, str], float]
 
@@ -60,7 +60,7 @@ def score(answered: Sequence[Answered], options: ScoreOptions) -> Scores:
 
 def describe_references(folder: Path) -> str:
     """Format and size of the reference pictures, such as jpg-256x256: published numbers differ in both."""
-    files = [path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES]
+    files = [path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_ENDINGS]
     if not files:
         raise FileNotFoundError(f"{folder} holds no reference pictures: found no picture file; give their folder")
     formats = sorted({path.suffix.lower().lstrip(".") for path in files})
