@@ -29,7 +29,7 @@ from mllm.evaluation.intervals import mean_of_many, without_interval
 from mllm.evaluation.protocol import Score, Scores, make_result
 from mllm.files import fingerprint_of, tool_versions
 from mllm.world.checker import parse, same_scene
-from mllm.world.render import RenderSize, picture_size, render
+from mllm.world.render import RenderSize, image_size, render
 from mllm.world.scene import random_scene_for
 from tokenizer.config import UniTokConfig
 from tokenizer.images import (
@@ -555,7 +555,7 @@ def score_round_trip(
     Args:
         size: (width, height) of the pictures; default: the tokenizer's.
     """
-    width, height = picture_size(size or tokenizer.config.image_size)
+    width, height = image_size(size or tokenizer.config.image_size)
     prepare = ImageProcessor(width=width, height=height)
     rng = Random(f"round trip/{seed}")
     scenes = [random_scene_for("test", rng) for _ in range(count)]

@@ -28,7 +28,7 @@ from mllm.pipeline import Pipeline, candidate_seeds, check_best_of, index_of_bes
 from mllm.processor import Overrides
 from mllm.sequence import Size, default_size, grid_of
 from mllm.world.checker import check, measure_checker, parse, score_dense
-from mllm.world.dialogue import Check, Dialogue, Picture, make_dialogue, make_episode
+from mllm.world.dialogue import Check, Dialogue, ImageRef, make_dialogue, make_episode
 from mllm.world.language import (
     Edit,
     Question,
@@ -236,7 +236,7 @@ Answer = Callable[[Sequence[Sequence[Message]], Mode, Sequence[int]], list[list[
 
 
 @dataclass(slots=True)
-class Course:
+class RunningDialogue:
     """One dialogue while it is held: what was said so far and how it went."""
 
     dialogue: Dialogue
@@ -257,9 +257,11 @@ class Course:
 
 def run_group(
     answer: Answer, group: Group, *, count: int, seed: int, batch_size: int, size: RenderSize
-) -> list[Course]:
+) -> list[RunningDialogue]:
     """Hold every dialogue of a group, batch by batch, turn by turn."""
-    courses = [Course(item, seed=seed + index) for index, item in enumerate(make_items(group, count, seed=seed))]
+    courses = [
+        RunningDialogue(item, seed=seed + index) for index, item in enumerate(make_items(group, count, seed=seed))
+    ]
     for start in tqdm(range(0, count, batch_size), desc=group.name, leave=False):
         batch = courses[start : start + batch_size]
         for turn in range(0, max(len(course.dialogue.turns) for course in batch), 2):
@@ -287,11 +289,11 @@ def answer_what_fits(
     return first + answer_what_fits(answer, dialogues[half:], mode, seeds[half:])
 
 
-def listen(course: Course, turn: int, *, size: RenderSize) -> None:
+def listen(course: RunningDialogue, turn: int, *, size: RenderSize) -> None:
     """Add what the user says; a picture of the user is on the table from then on."""
     parts: list[TextPart | ImagePart] = []
     for part in course.dialogue.turns[turn].parts:
-        if isinstance(part, Picture):
+        if isinstance(part, ImageRef):
             course.scene = part.scene
             parts.append(ImagePart(part.render(size)))
         else:
@@ -299,7 +301,7 @@ def listen(course: Course, turn: int, *, size: RenderSize) -> None:
     course.messages.append(Message("user", tuple(parts)))
 
 
-def hear(course: Course, turn: int, given: Sequence[str | Image.Image]) -> None:
+def hear(course: RunningDialogue, turn: int, given: Sequence[str | Image.Image]) -> None:
     """Judge what the model answered and add it to the dialogue."""
     checks = checks_of(course.dialogue, turn)
     for index, item in enumerate(checks):
@@ -321,7 +323,7 @@ def checks_of(dialogue: Dialogue, turn: int) -> tuple[Check, ...]:
     return dialogue.checks[before : before + len(dialogue.turns[turn + 1].parts)]
 
 
-def score_group(group: Group, courses: Sequence[Course]) -> dict:
+def score_group(group: Group, courses: Sequence[RunningDialogue]) -> dict:
     """The rates of a group as plain values."""
     by_skill: dict[str, list[bool]] = defaultdict(list)
     if group.job == "ask":  # every question is an item

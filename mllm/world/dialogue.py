@@ -70,11 +70,11 @@ from mllm.world.templates import talk as talk_templates
 
 
 EDIT_TRIES = 40
-PICTURE_KINDS = ("image", "depth", "segmentation")
+IMAGE_KINDS = ("image", "depth", "segmentation")
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
+class ImageRef:
     """A picture by reference: drawn only when someone asks for it."""
 
     scene: Scene
@@ -89,7 +89,7 @@ class Picture:
             case "segmentation":
                 return render_segmentation(self.scene, size)
             case _:
-                raise ValueError(f"picture kind {self.kind!r} is unknown; choose one of {', '.join(PICTURE_KINDS)}")
+                raise ValueError(f"picture kind {self.kind!r} is unknown; choose one of {', '.join(IMAGE_KINDS)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,13 +102,13 @@ class Episode:
     pairs: PairGroup = "seen"  # which color-shape pairs its sentences may name
 
     @property
-    def pictures(self) -> tuple[Picture, Picture, Picture, Picture]:
+    def images(self) -> tuple[ImageRef, ImageRef, ImageRef, ImageRef]:
         """Every picture that a dialogue about this episode can use, in a fixed order."""
         return (
-            Picture(self.scene),
-            Picture(self.edited),
-            Picture(self.scene, "depth"),
-            Picture(self.scene, "segmentation"),
+            ImageRef(self.scene),
+            ImageRef(self.edited),
+            ImageRef(self.scene, "depth"),
+            ImageRef(self.scene, "segmentation"),
         )
 
     @property
@@ -134,7 +134,7 @@ def make_episode(
 # What a dialogue is: turns of text and pictures by reference, and one check for every part of every answer.
 
 
-Part = str | Picture
+Part = str | ImageRef
 Role = Literal["user", "assistant"]
 DenseKind = Literal["depth", "segmentation"]
 CheckKind = Literal["draw", "edit", "describe", "answer", "depth", "segmentation", "say"]
@@ -172,9 +172,9 @@ class Dialogue:
     skills: tuple[str, ...] = ()  # what it exercises: skills of a drawing, kinds of questions, kind of edit
 
     @property
-    def pictures(self) -> tuple[Picture, ...]:
+    def images(self) -> tuple[ImageRef, ...]:
         """All pictures in order of appearance, repetitions included."""
-        return tuple(part for turn in self.turns for part in turn.parts if isinstance(part, Picture))
+        return tuple(part for turn in self.turns for part in turn.parts if isinstance(part, ImageRef))
 
 
 def user(*parts: Part) -> Turn:
@@ -208,13 +208,13 @@ def make_interleaved(episode: Episode, rng: Random) -> Dialogue:
         return edit_then_describe(episode, rng)
     caption, spec = full_caption(episode, rng)
     drawn = Check("draw", spec=spec, scene=episode.scene)
-    picture = Picture(episode.scene)
+    picture = ImageRef(episode.scene)
     match kind:
         case "draw then edit":
             template = rng.choice(story_templates.DRAW_THEN_EDIT)
             slots, reference = edit_slots(episode, rng)
             text = template.format(caption=caption, **slots)
-            parts: tuple[Part, ...] = (story_templates.HERE, picture, story_templates.CHANGED, Picture(episode.edited))
+            parts: tuple[Part, ...] = (story_templates.HERE, picture, story_templates.CHANGED, ImageRef(episode.edited))
             if reference:  # what is changed is named in the same request
                 drawn = replace(drawn, spec=Spec((*spec.constraints, Count(reference, 1))))
             checks: tuple[Check, ...] = (
@@ -235,7 +235,7 @@ def make_interleaved(episode: Episode, rng: Random) -> Dialogue:
             dense_kind: DenseKind = "depth" if kind == "draw then depth" else "segmentation"
             text = rng.choice(story_templates.DRAW_THEN_DENSE[dense_kind]).format(caption=caption)
             words = story_templates.DENSE_HERE[dense_kind]
-            parts = (story_templates.HERE, picture, words, Picture(episode.scene, dense_kind))
+            parts = (story_templates.HERE, picture, words, ImageRef(episode.scene, dense_kind))
             checks = (say_text(story_templates.HERE), drawn, say_text(words), Check(dense_kind, scene=episode.scene))
     return Dialogue("interleaved", (user(text), assistant(*parts)), checks, (kind,))
 
@@ -244,7 +244,7 @@ def edit_then_describe(episode: Episode, rng: Random) -> Dialogue:
     template = rng.choice(story_templates.EDIT_THEN_DESCRIBE)
     slots, reference = edit_slots(episode, rng)
     words = describe(episode.edited)
-    turns = (user(Picture(episode.scene), template.format(**slots)), assistant(Picture(episode.edited), words))
+    turns = (user(ImageRef(episode.scene), template.format(**slots)), assistant(ImageRef(episode.edited), words))
     checks = (edit_check(episode, reference), Check("describe", scene=episode.edited, expected=words))
     return Dialogue("interleaved", turns, checks, ("edit then describe",))
 
@@ -299,7 +299,7 @@ def make_multi_turn(episode: Episode, rng: Random) -> Dialogue:
     if rng.random() < 0.85:
         pronoun = len(episode.scene.objects) == 1 and rng.random() < 0.6
         sentence, reference = edit_sentence(episode.edit, episode.scene, rng, pronoun=pronoun)
-        picture = Picture(episode.edited)
+        picture = ImageRef(episode.edited)
         _extend(exchange, ([user(sentence), assistant(picture)], [edit_check(episode, reference)], [episode.edit.kind]))
         if rng.random() < 0.75:
             _extend(exchange, talk_about(episode, episode.edited, rng))
@@ -316,13 +316,13 @@ def _extend(exchange: Exchange, more: Exchange) -> None:
 
 def open_with_drawing(episode: Episode, rng: Random) -> Exchange:
     request = make_draw_request(episode.scene, rng, kind="full", allowed_pairs=episode.allowed_pairs)
-    turns = [user(request.text), assistant(Picture(episode.scene))]
+    turns = [user(request.text), assistant(ImageRef(episode.scene))]
     return turns, [Check("draw", spec=request.spec, scene=episode.scene)], list(request.skills)
 
 
 def open_with_picture(episode: Episode, rng: Random) -> Exchange:
     turns, checks, skills = talk_about(episode, episode.scene, rng)
-    turns[0] = user(Picture(episode.scene), *turns[0].parts)
+    turns[0] = user(ImageRef(episode.scene), *turns[0].parts)
     return turns, checks, skills
 
 
@@ -338,7 +338,7 @@ def talk_about(episode: Episode, scene: Scene, rng: Random) -> Exchange:
         return turns, [Check("describe", scene=scene, expected=words)], ["describe"]
     if choice < 0.3 and scene == episode.scene:
         kind: DenseKind = "depth" if rng.random() < 0.5 else "segmentation"
-        turns = [user(dense.CANONICAL[kind]), assistant(Picture(scene, kind))]
+        turns = [user(dense.CANONICAL[kind]), assistant(ImageRef(scene, kind))]
         return turns, [Check(kind, scene=scene)], [kind]
     turns, checks, skills = [], [], []
     for _ in range(rng.choice((1, 1, 2))):
@@ -478,14 +478,14 @@ CANONICAL_DENSE_SHARE = 0.5
 
 def make_draw(episode: Episode, rng: Random, *, drawing_weights: Mapping[str, float] = DRAWING_WEIGHTS) -> Dialogue:
     request = make_draw_request(episode.scene, rng, kind_weights=drawing_weights, allowed_pairs=episode.allowed_pairs)
-    turns = (user(request.text), assistant(Picture(episode.scene)))
+    turns = (user(request.text), assistant(ImageRef(episode.scene)))
     return Dialogue("draw", turns, (Check("draw", spec=request.spec, scene=episode.scene),), request.skills)
 
 
 def make_describe(episode: Episode, rng: Random) -> Dialogue:
     short = rng.random() < SHORT_DESCRIPTION_SHARE
     words = describe(episode.scene, short=short)
-    turns = (user(Picture(episode.scene), say_describe_request(rng, short=short)), assistant(words))
+    turns = (user(ImageRef(episode.scene), say_describe_request(rng, short=short)), assistant(words))
     check = Check("describe", scene=episode.scene, expected=words)
     return Dialogue("describe", turns, (check,), ("short",) if short else ("full",))
 
@@ -504,7 +504,7 @@ def make_ask(
     rounds = {words: (kind, check) for words, kind, check in asked}  # no question twice
     turns = []
     for index, (words, (_, check)) in enumerate(rounds.items()):
-        turns.append(user(words) if index else user(Picture(episode.scene), words))
+        turns.append(user(words) if index else user(ImageRef(episode.scene), words))
         turns.append(assistant(check.expected))
     kinds, checks = zip(*rounds.values(), strict=True)
     return Dialogue("ask", tuple(turns), checks, kinds)
@@ -512,13 +512,13 @@ def make_ask(
 
 def make_edit(episode: Episode, rng: Random) -> Dialogue:
     sentence, reference = edit_sentence(episode.edit, episode.scene, rng)
-    turns = (user(Picture(episode.scene), sentence), assistant(Picture(episode.edited)))
+    turns = (user(ImageRef(episode.scene), sentence), assistant(ImageRef(episode.edited)))
     return Dialogue("edit", turns, (edit_check(episode, reference),), (episode.edit.kind,))
 
 
 def _make_dense(job: str, kind: DenseKind, requests: tuple[str, ...], episode: Episode, rng: Random) -> Dialogue:
     request = dense.CANONICAL[kind] if rng.random() < CANONICAL_DENSE_SHARE else rng.choice(requests)
-    turns = (user(Picture(episode.scene), request), assistant(Picture(episode.scene, kind)))
+    turns = (user(ImageRef(episode.scene), request), assistant(ImageRef(episode.scene, kind)))
     return Dialogue(job, turns, (Check(kind, scene=episode.scene),))
 
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 
-from mllm.world.dialogue import JOBS, Dialogue, Episode, Picture, make_dialogue, make_episode
+from mllm.world.dialogue import JOBS, Dialogue, Episode, ImageRef, make_dialogue, make_episode
 from mllm.world.language import describe
 from mllm.world.render import RenderSize
 from mllm.world.scene import PairGroup, Split
@@ -39,22 +39,22 @@ def export_world(
             episode = make_episode(index, seed=seed, split=split, pairs=pairs)
             names = _write_pictures(folder, index, episode, size)
             for scene in (episode.scene, episode.edited):
-                caption = {"image": names[Picture(scene)], "caption": describe(scene), "scene": scene.to_dict()}
+                caption = {"image": names[ImageRef(scene)], "caption": describe(scene), "scene": scene.to_dict()}
                 captions.write(json.dumps(caption) + "\n")
             for job in jobs:
                 dialogue = make_dialogue(job, episode, Random(f"export/{seed}/{index}/{job}"))
                 messages.write(json.dumps(to_record(dialogue, names)) + "\n")
 
 
-def _write_pictures(folder: Path, index: int, episode: Episode, size: RenderSize) -> dict[Picture, str]:
+def _write_pictures(folder: Path, index: int, episode: Episode, size: RenderSize) -> dict[ImageRef, str]:
     names = {}
-    for picture, name in zip(episode.pictures, ("image", "edited", "depth", "segmentation"), strict=True):
+    for picture, name in zip(episode.images, ("image", "edited", "depth", "segmentation"), strict=True):
         names[picture] = f"images/{index:06d}-{name}.png"
         picture.render(size).save(folder / names[picture])
     return names
 
 
-def to_record(dialogue: Dialogue, names: dict[Picture, str]) -> dict:
+def to_record(dialogue: Dialogue, names: dict[ImageRef, str]) -> dict:
     """A dialogue as Hugging Face chat messages; pictures by the names of their files."""
     messages = []
     for turn in dialogue.turns:

@@ -116,7 +116,7 @@ def cached_coverage(shape: str, radius: float, step_x: int, step_y: int) -> NDAr
     return np.rint(coverage_HW * 255).astype(np.int32)[..., None]
 
 
-def picture_size(size: RenderSize) -> tuple[int, int]:
+def image_size(size: RenderSize) -> tuple[int, int]:
     """Width and height of a picture given as one side or as (width, height)."""
     width, height = (size, size) if isinstance(size, int) else size
     if min(width, height) < 16:
@@ -145,7 +145,7 @@ def render_array(
     scene: Scene, size: RenderSize, colors: Sequence[tuple[int, ...]], background: tuple[int, ...]
 ) -> NDArray:
     """Paint all objects, each in its given color; positions stretch with the picture, shapes stay undistorted."""
-    width, height = picture_size(size)
+    width, height = image_size(size)
     canvas_HW3 = np.empty((height, width, len(background)), np.uint8)
     canvas_HW3[:] = background
     for item, color in zip(scene.objects, colors, strict=True):

@@ -27,7 +27,7 @@ import pyarrow as pa
 
 from mllm.commands.arguments import CommandParser, positive_count
 from mllm.files import write_lines
-from mllm.world.dialogue import Dialogue, Episode, Picture, make_dialogue, make_episode
+from mllm.world.dialogue import Dialogue, Episode, ImageRef, make_dialogue, make_episode
 from mllm.world.export import export_world
 from mllm.world.language import describe
 
@@ -74,7 +74,7 @@ def write_tars(folder: Path, episodes: list[Episode], size: int) -> None:
         with tarfile.open(folder / f"{number:05d}.tar", "w") as tar:
             for index in range(number, len(episodes), NUM_TARS):
                 caption = describe(episodes[index].scene)
-                members = {"jpg": encoded(Picture(episodes[index].scene), size), "txt": caption.encode()}
+                members = {"jpg": encoded(ImageRef(episodes[index].scene), size), "txt": caption.encode()}
                 if number == 0:
                     members["json"] = json.dumps({"caption": caption, "width": size, "height": size}).encode()
                 for ending, content in members.items():
@@ -87,7 +87,7 @@ def write_folder(folder: Path, episodes: list[Episode], size: int) -> None:
     """Pictures with captions beside them."""
     folder.mkdir(parents=True)
     for index, episode in enumerate(episodes):
-        (folder / f"{index:06d}.jpg").write_bytes(encoded(Picture(episode.edited), size))
+        (folder / f"{index:06d}.jpg").write_bytes(encoded(ImageRef(episode.edited), size))
         (folder / f"{index:06d}.txt").write_text(describe(episode.edited), encoding="utf-8")
 
 
@@ -151,7 +151,7 @@ def stories(episodes: Iterable[Episode], seed: int) -> Iterator[Dialogue]:
         yield make_dialogue("interleaved", episode, Random(f"story/{seed}/{index}"))
 
 
-def parts_of(dialogue: Dialogue) -> list[str | Picture]:
+def parts_of(dialogue: Dialogue) -> list[str | ImageRef]:
     """What is said and shown, in order, whoever says it."""
     return [part for turn in dialogue.turns for part in turn.parts]
 
@@ -160,13 +160,13 @@ def save_pictures(folder: Path, index: int, dialogue: Dialogue, size: int) -> li
     """Save a dialogue's pictures; their names in order."""
     folder.mkdir(parents=True, exist_ok=True)
     names = []
-    for number, picture in enumerate(dialogue.pictures):
+    for number, picture in enumerate(dialogue.images):
         names.append(f"{index:06d}-{number}.jpg")
         (folder / names[-1]).write_bytes(encoded(picture, size))
     return names
 
 
-def encoded(picture: Picture, size: int) -> bytes:
+def encoded(picture: ImageRef, size: int) -> bytes:
     """A picture as a JPEG file."""
     stream = io.BytesIO()
     picture.render(size).save(stream, "JPEG", quality=95)

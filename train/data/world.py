@@ -23,7 +23,7 @@ from mllm.config import MLLMConfig
 from mllm.conversation import CodesPart, Message, TextPart, unconditional
 from mllm.files import whole_file, write_json
 from mllm.sequence import Grid, PackedBatch, Packer, TokenSequence, build_sequence, take_row
-from mllm.world.dialogue import JOBS, PICTURE_KINDS, Dialogue, Episode, Picture, make_dialogue, make_episode
+from mllm.world.dialogue import IMAGE_KINDS, JOBS, Dialogue, Episode, ImageRef, make_dialogue, make_episode
 from mllm.world.language import apply_edit, describe
 from mllm.world.outline import SQUARE, centre, outline_of
 from mllm.world.scene import Scene, SceneObject, random_scene_for, split_of
@@ -73,7 +73,7 @@ def centre_episode(episode: Episode, *, digits: int, grid: Grid = SQUARE) -> Epi
 
 
 EPISODES_PER_FILE = 1024
-NUM_PICTURES = 1 + len(PICTURE_KINDS)  # the scene, the edited scene, and the scene's depth and segmentation
+NUM_PICTURES = 1 + len(IMAGE_KINDS)  # the scene, the edited scene, and the scene's depth and segmentation
 BATCH_SIZE = 128
 META = "meta.json"
 
@@ -232,7 +232,7 @@ class _Pictures(Dataset):
 
     def __getitem__(self, index: int) -> Tensor:
         episode, slot = self.places[index]
-        return to_bytes(self.episodes[episode].pictures[slot].render(self.size))
+        return to_bytes(self.episodes[episode].images[slot].render(self.size))
 
 
 ON_EITHER_SCENE = ("draw", "describe", "ask")
@@ -358,9 +358,9 @@ def to_messages(
     Args:
         outline_digits: of rows and columns in the outlines of scenes; None: they have none.
     """
-    slots = {picture: slot for slot, picture in enumerate(episode.pictures)}
+    slots = {picture: slot for slot, picture in enumerate(episode.images)}
 
-    def codes_of(picture: Picture) -> CodesPart:
+    def codes_of(picture: ImageRef) -> CodesPart:
         outline = None
         if picture.kind == "image" and outline_digits is not None:
             outline = outline_of(picture.scene, digits=outline_digits, grid=grid)
@@ -403,7 +403,7 @@ class WorldPictures(Dataset):
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         rng = Random(f"pictures/{self.seed}/{index}")
         scene = random_scene_for("train", rng)
-        picture = Picture(scene, rng.choices(PICTURE_KINDS, KIND_WEIGHTS)[0])
+        picture = ImageRef(scene, rng.choices(IMAGE_KINDS, KIND_WEIGHTS)[0])
         image = picture.render(self.image_size)
         if self.crop is not None:
             weights = [SMALL_WEIGHT if item.size == "small" else 1 for item in scene.objects]
@@ -415,7 +415,7 @@ class WorldPictures(Dataset):
         return sample
 
 
-def caption_of(picture: Picture, rng: Random) -> str:
+def caption_of(picture: ImageRef, rng: Random) -> str:
     """What the picture shows, in short or at length; of depth and segmentation pictures, their kind."""
     return describe(picture.scene, short=rng.random() < 0.5) if picture.kind == "image" else picture.kind
 

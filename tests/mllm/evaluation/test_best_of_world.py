@@ -15,7 +15,7 @@ from mllm.evaluation import world as world_report
 from mllm.evaluation.intervals import auroc, auroc_interval
 from mllm.evaluation.world import GROUPS, Candidates, as_lines, make_items, measure_best_of, pass_rate
 from mllm.pipeline import STRIDE
-from mllm.world.dialogue import Picture
+from mllm.world.dialogue import ImageRef
 
 GROUP, COUNT, SEED = GROUPS[0], 9, 4
 
@@ -69,7 +69,7 @@ class Painter:
 
     def picture(self, request: str, seed: int) -> Image.Image:
         found = self.pictures[request]
-        assert isinstance(found, Picture)
+        assert isinstance(found, ImageRef)
         right = found.render(128)
         return right if ((seed - SEED) // STRIDE) % 3 == 2 else Image.new("RGB", right.size, "white")
 

@@ -11,7 +11,7 @@ from mllm.conversation import ImagePart, Message
 from mllm.engine.request import NoRoomError
 from mllm.evaluation.intervals import Rate, percent
 from mllm.evaluation.world import GROUPS, Group, choose_groups, evaluate_world, make_items
-from mllm.world.dialogue import Picture
+from mllm.world.dialogue import ImageRef
 from mllm.world.render import RenderSize
 
 SEED = 7
@@ -36,7 +36,7 @@ class Oracle:
             answers.append([self.say(part) for part in parts])
         return answers
 
-    def say(self, part: str | Picture) -> str | Image.Image:
+    def say(self, part: str | ImageRef) -> str | Image.Image:
         if isinstance(part, str):
             return "nonsense" if self.spoil else part
         picture = part.render(self.size)

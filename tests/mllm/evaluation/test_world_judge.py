@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from mllm.conversation import Message
-from mllm.evaluation.world import GROUPS, Course, Group, judge, make_items, run_group, score_group
-from mllm.world.dialogue import Check, Dialogue, Picture, ask_about_other
+from mllm.evaluation.world import GROUPS, Group, RunningDialogue, judge, make_items, run_group, score_group
+from mllm.world.dialogue import Check, Dialogue, ImageRef, ask_about_other
 from mllm.world.language import Edit, Question, apply_edit, edit_sentence, says_it
 from mllm.world.render import render
 from mllm.world.scene import Scene, SceneObject
@@ -158,12 +158,12 @@ def test_pictures_that_cannot_be_read_are_never_right() -> None:
 
 
 def test_scores_say_how_many_were_left_open() -> None:
-    courses = []
+    dialogues = []
     for scene, words in ((WANTED, "red"), (WANTED, "blue"), (TWO_HEARTS, "red"), (TWO_HEARTS, "blue")):
-        course = Course(Dialogue("multi_turn", (), (ask("color of", HEART),)), seed=0)
-        course.judgements.append(judge(course.dialogue.checks[0], words, scene))
-        courses.append(course)
-    scores = score_group(Group("multi_turn", "seen"), courses)
+        dialogue = RunningDialogue(Dialogue("multi_turn", (), (ask("color of", HEART),)), seed=0)
+        dialogue.judgements.append(judge(dialogue.dialogue.checks[0], words, scene))
+        dialogues.append(dialogue)
+    scores = score_group(Group("multi_turn", "seen"), dialogues)
     assert (scores["passed"], scores["total"], scores["left_open"]) == (2, 4, 1)
 
 
@@ -201,9 +201,9 @@ class Turned:
             self.is_turned[seed] = allowed
             self.num_turned += allowed
         parts = dialogue.turns[turn].parts
-        return [self.render(part, seed) if isinstance(part, Picture) else str(part) for part in parts]
+        return [self.render(part, seed) if isinstance(part, ImageRef) else str(part) for part in parts]
 
-    def render(self, picture: Picture, seed: int) -> Image.Image:
+    def render(self, picture: ImageRef, seed: int) -> Image.Image:
         return (
             replace(picture, scene=turn_by_half(picture.scene)).render(128)
             if self.is_turned[seed]
@@ -220,12 +220,12 @@ def test_edits_of_another_layout_are_judged_there() -> None:
     group = next(group for group in GROUPS if group.job == "multi_turn")
     items = make_items(group, 60, seed=0)
     turned = Turned(items)
-    courses = run_group(turned, group, count=60, seed=0, batch_size=60, size=128)
+    dialogues = run_group(turned, group, count=60, seed=0, batch_size=60, size=128)
     edited = [
         judgement
-        for course in courses
-        if turned.is_turned[course.seed]
-        for item, judgement in zip(course.dialogue.checks, course.judgements, strict=True)
+        for dialogue in dialogues
+        if turned.is_turned[dialogue.seed]
+        for item, judgement in zip(dialogue.dialogue.checks, dialogue.judgements, strict=True)
         if item.kind == "edit" and item.edit is not None and item.edit.kind != "add"
     ]
     assert len(edited) >= 5 and all(judgement.passed for judgement in edited)

@@ -9,7 +9,7 @@ from random import Random
 
 import pytest
 
-from mllm.world.dialogue import JOBS, Dialogue, Picture, make_ask, make_dialogue, make_episode
+from mllm.world.dialogue import JOBS, Dialogue, ImageRef, make_ask, make_dialogue, make_episode
 from mllm.world.export import export_world
 from mllm.world.language import normalize_words
 from mllm.world.scene import COLORS, HELD_OUT_PAIRS, SHAPES
@@ -30,9 +30,9 @@ def test_dialogues_are_well_formed(job: str) -> None:
         assert roles == ["user", "assistant"] * (len(roles) // 2) and roles
         answers = [part for turn in dialogue.turns if turn.role == "assistant" for part in turn.parts]
         assert len(answers) == len(dialogue.checks)
-        assert set(dialogue.pictures) <= set(episode.pictures)
+        assert set(dialogue.images) <= set(episode.images)
         for part, check in zip(answers, dialogue.checks, strict=True):
-            assert isinstance(part, Picture) == (check.kind in ("draw", "edit", "depth", "segmentation"))
+            assert isinstance(part, ImageRef) == (check.kind in ("draw", "edit", "depth", "segmentation"))
             if isinstance(part, str):
                 assert part == check.expected
         assert all(text and "{" not in text and text.isascii() and "None" not in text for text in words_of(dialogue))
@@ -46,7 +46,7 @@ def test_no_training_sentence_names_a_held_out_pair(job: str) -> None:
             for first, second in pairwise(normalize_words(text)):
                 if first in COLORS and second in SHAPES:
                     assert (first, second) not in HELD_OUT_PAIRS, text
-        for picture in dialogue.pictures:
+        for picture in dialogue.images:
             assert not picture.scene.pairs & HELD_OUT_PAIRS
 
 
@@ -60,7 +60,7 @@ def test_the_same_content_has_many_wordings() -> None:
 def test_ask_has_one_to_five_rounds_on_one_picture() -> None:
     rounds = [make_dialogue("ask", make_episode(index), Random(index)) for index in range(100)]
     assert {len(dialogue.checks) for dialogue in rounds} == {1, 2, 3, 4, 5}
-    assert all(len(dialogue.pictures) == 1 for dialogue in rounds)
+    assert all(len(dialogue.images) == 1 for dialogue in rounds)
     assert len(make_ask(make_episode(0), Random(0), num_questions=1).checks) == 1
 
 

@@ -39,7 +39,7 @@ def test_episodes_take_turns_with_the_sizes(tokenizer: UniTok, tmp_path: Path) -
     assert {codes.episodes.grid_of(index) for index in range(0, 8, 2)} == set(GRIDS)
     for index in range(8):
         rows, columns = codes.episodes.grid_of(index)
-        pictures = make_episode(index).pictures[: 4 if index % 2 == 0 else 2]
+        pictures = make_episode(index).images[: 4 if index % 2 == 0 else 2]
         pixels = [to_bytes(picture.render((columns * patch, rows * patch))) for picture in pictures]
         expected = tokenizer.encode(torch.stack(pixels).float().div(127.5).sub(1)).numpy()
         assert np.array_equal(codes[index], expected)
@@ -86,7 +86,7 @@ def test_equal_patches_are_encoded_once_and_alike(larger: dict) -> None:
     torch.manual_seed(0)
     local = {"depth": 0, "encoder_scope": "patch", **larger}
     tokenizer = UniTok(UniTokConfig.from_dict({**UniTokConfig.tiny().to_dict(), **local})).eval()
-    pixels_B3HW = torch.stack([to_bytes(make_episode(index).pictures[0].render(128)) for index in range(3)])
+    pixels_B3HW = torch.stack([to_bytes(make_episode(index).images[0].render(128)) for index in range(3)])
     expected = tokenizer.encode(pixels_B3HW.float().div(127.5).sub(1)).numpy()
     assert np.array_equal(encode_bytes(tokenizer, pixels_B3HW), expected)
 

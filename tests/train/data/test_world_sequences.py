@@ -11,7 +11,7 @@ import pytest
 from mllm.config import MLLMConfig
 from mllm.conversation import CodesPart
 from mllm.vocabulary import extend_tokenizer, load_text_tokenizer
-from mllm.world.dialogue import JOBS, Picture, make_dialogue, make_episode
+from mllm.world.dialogue import JOBS, ImageRef, make_dialogue, make_episode
 from mllm.world.language import propose_question
 from mllm.world.outline import outline_of
 from train.data.world import NUM_PICTURES, EpisodeSet, WorldBatches, WorldCodes, to_messages
@@ -135,7 +135,7 @@ def test_pictures_of_scenes_have_outlines(codes: WorldCodes, text_tokenizer_file
         messages = to_messages(dialogue, episode, codes[4], (2, 2), outline_digits=1)
         for turn, message in zip(dialogue.turns, messages, strict=True):
             for part, encoded in zip(turn.parts, message.parts, strict=True):
-                if isinstance(part, Picture):
+                if isinstance(part, ImageRef):
                     assert encoded.outline == (outline_of(part.scene) if part.kind == "image" else None)
         assert all(
             part.outline is None
