@@ -11,8 +11,7 @@ from typing import Any
 from demo.answer import Defaults, Settings, stream_answer
 from demo.history import Entry
 from demo.page import ASSETS, STYLE_SHEET, Example, build_page, theme
-from mllm.commands.arguments import CommandParser, add_model_arguments
-from mllm.commands.loading import load_pipeline
+from mllm.cli.main import MODEL, CommandParser, load_pipeline
 from mllm.pipeline import Pipeline
 from mllm.sampling import SamplingConfig, pick
 
@@ -37,9 +36,11 @@ EXAMPLES = [
 def main(argv: list[str] | None = None) -> int:
     """Serve until interrupted."""
     parser = CommandParser(
-        "mllm demo", description="Chat with the model in the browser.", example="mllm demo --port 7861"
+        "mllm demo",
+        description="Chat with the model in the browser.",
+        example="mllm demo --port 7861",
+        options=MODEL,
     )
-    add_model_arguments(parser)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 is every one")
     parser.add_argument("--port", type=int, help="port to listen on (default: the first free one from 7860)")
     parser.add_argument("--share", action="store_true", help="also make a public link, through a server of Gradio")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from mllm.__main__ import PACKAGES, VERBS, main
+from mllm.cli.main import PACKAGES, VERBS, main
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -181,7 +181,7 @@ def test_every_verb_explains_itself_with_an_example(verb: str, capsys: pytest.Ca
 
 def test_help_needs_no_heavy_package() -> None:
     script = (
-        "import sys; from mllm.__main__ import main; main(['--help'])\n"
+        "import sys; from mllm.cli.main import main; main(['--help'])\n"
         "heavy = {'torch', 'transformers', 'gradio', 'numpy', 'PIL'} & set(sys.modules); assert not heavy, heavy"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
@@ -198,7 +198,7 @@ def test_a_command_that_goes_well_says_nothing_else(random_model_folder: Path, t
 @pytest.mark.parametrize("package", [name for name in PACKAGES if name != "mllm"])
 def test_a_package_that_hides_ours_is_named(package: str, tmp_path: Path) -> None:
     (tmp_path / f"{package}.py").write_text("")
-    script = f"import sys; sys.path[:0] = [{str(tmp_path)!r}, {str(ROOT)!r}]; from mllm.__main__ import main\n"
+    script = f"import sys; sys.path[:0] = [{str(tmp_path)!r}, {str(ROOT)!r}]; from mllm.cli.main import main\n"
     script += "sys.exit(main(['draw', '--help']))"
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 2

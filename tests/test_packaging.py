@@ -47,9 +47,9 @@ def test_the_tested_versions_lie_in_the_ranges() -> None:
 
 
 def test_the_console_command_leads_to_main() -> None:
-    from mllm.__main__ import main
+    from mllm.cli.main import main
 
-    assert PROJECT["project"]["scripts"] == {"mllm": "mllm.__main__:main"}
+    assert PROJECT["project"]["scripts"] == {"mllm": "mllm.cli.main:main"}
     assert callable(main)
 
 

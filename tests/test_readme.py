@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mllm.__main__ import VERBS, main
+from mllm.cli.main import VERBS, main
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -17,9 +17,9 @@ from random import Random
 
 import torch
 
-from mllm.benchmark.timing import time_interleaved
+from mllm.benchmark.measure import time_interleaved
 from mllm.checkpoint import choose_device, find_model_folder
-from mllm.commands.arguments import CommandParser, add_json_argument, positive_count
+from mllm.cli.main import CommandParser, json_option, positive_count
 from mllm.files import write_json
 from mllm.model import MLLMForConditionalGeneration, count_items
 from mllm.processor import MLLMProcessor
@@ -49,6 +49,7 @@ def main(argv: list[str] | None = None) -> int:
         "mllm benchmark training",
         description="Time training on packed rows beside padded ones, on the same samples.",
         example="mllm benchmark training --samples 24 --length 640",
+        options=[json_option("figures")],
     )
     parser.add_argument("--model", help="folder of the model (default: the bundled one)")
     parser.add_argument("--samples", type=positive_count, default=48, metavar="N", help="how many (default: 48)")
@@ -57,7 +58,6 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--rounds", type=positive_count, default=3, help="timed rounds of each way (default: 3)")
     parser.add_argument("--threads", type=positive_count, default=1, help="of the processor (default: 1)")
     parser.add_argument("--device", help="where to compute (default: a GPU if there is one)")
-    add_json_argument(parser, what="figures")
     words = parser.parse_args(argv)
     num_threads = torch.get_num_threads()
     torch.set_num_threads(words.threads)

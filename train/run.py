@@ -86,7 +86,7 @@ def explanation() -> str:
 
 
 if __name__ == "__main__":
-    from mllm.__main__ import main as toolkit  # says what is wrong in one sentence, as `mllm train` does
+    from mllm.cli.main import main as toolkit  # says what is wrong in one sentence, as `mllm train` does
 
     sys.exit(toolkit(["train", *sys.argv[1:]]))
 

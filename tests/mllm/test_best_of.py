@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mllm.__main__ import main
+from mllm.cli.main import main
 from mllm.conversation import ImagePart, Message, TextPart
 from mllm.pipeline import STRIDE, Pipeline, candidate_seeds, index_of_best, judge_pictures, keep_best, questions_about
 from mllm.world.reader import Demand

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mllm.__main__ import main
+from mllm.cli.main import main
 from mllm.config import MLLMConfig
 from mllm.conversation import (
     ClassPart,

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mllm.__main__ import main
+from mllm.cli.main import main
 from tests.golden.deterministic_weights import FOLDER, fill, read_manifest
 from tokenizer.config import UniTokConfig
 from tokenizer.unitok import UniTok

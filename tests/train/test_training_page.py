@@ -15,7 +15,7 @@ import yaml
 from PIL import Image
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from mllm.__main__ import main
+from mllm.cli.main import main
 from mllm.config import MLLMConfig
 from mllm.sequence import trained_grids
 from mllm.vocabulary import load_text_tokenizer

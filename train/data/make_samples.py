@@ -25,7 +25,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from mllm.commands.arguments import CommandParser, positive_count
+from mllm.cli.main import CommandParser, positive_count
 from mllm.files import write_lines
 from mllm.world.dialogue import Dialogue, Episode, ImageRef, make_dialogue, make_episode
 from mllm.world.export import export_world

@@ -23,7 +23,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from mllm.checkpoint import choose_device, find_image_tokenizer, find_model_folder
-from mllm.commands.arguments import CommandParser, picture_size, positive_count
+from mllm.cli.main import CommandParser, image_size, positive_count
 from mllm.config import MLLMConfig
 from mllm.conversation import ClassPart, CodesPart, Marker, Message, Segment, render
 from mllm.files import UNFINISHED, write_json, write_lines
@@ -637,7 +637,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--format", choices=FORMATS, metavar="NAME", help=f"of all sources: {', '.join(FORMATS)}")
     parser.add_argument("--pictures", type=Path, metavar="DIR", help="folder of the pictures that records name")
-    parser.add_argument("--size", type=picture_size, metavar="WxH", help="size of all pictures (default: the model's)")
+    parser.add_argument("--size", type=image_size, metavar="WxH", help="size of all pictures (default: the model's)")
     parser.add_argument("--preparation", help="how a picture gets to its size: cover (default), stretch, crop ...")
     parser.add_argument(
         "--shard-size", type=positive_count, default=2048, metavar="N", help="records of a shard (2048)"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mllm.__main__ import main
+from mllm.cli.main import main
 
 RUNS = {
     "draw": (["--sizes", "XXS", "--batch", "1", "2"], ["draw XXS, batch 1", "draw XXS, batch 2"]),

@@ -5,11 +5,22 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mllm.benchmark.draw_benchmark import Follower
-from mllm.benchmark.machine import Roofline, busy_seconds, describe_machine, measure_roofline, own_seconds, peak_memory
-from mllm.benchmark.random_models import SIZES, build_random_model, head_cost, num_parameters, position_cost
-from mllm.benchmark.report import as_table, complaints, describe_case
-from mllm.benchmark.timing import WARM_UPS, Case, Timing, time_interleaved
+from mllm.benchmark.cases import SIZES, Follower, build_random_model, head_cost, num_parameters, position_cost
+from mllm.benchmark.measure import (
+    WARM_UPS,
+    Case,
+    Roofline,
+    Timing,
+    as_table,
+    busy_seconds,
+    complaints,
+    describe_case,
+    describe_machine,
+    measure_roofline,
+    own_seconds,
+    peak_memory,
+    time_interleaved,
+)
 from mllm.sampling import SamplingConfig
 
 CPU = torch.device("cpu")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mllm.__main__ import main
+from mllm.cli.main import main
 from mllm.evaluation.protocol import match_answers, read_questions
 from mllm.evaluation.understanding.gqa import BENCHMARK
 from mllm.files import fingerprint_of, read_json, read_lines
@@ -44,7 +44,7 @@ def score(folder: Path, *more: str) -> int:
 def test_scoring_needs_no_torch(folder: Path) -> None:
     words = ["evaluate", "score", str(folder / "a.jsonl"), "--benchmark", "gqa"]
     words += ["--questions", str(folder / "q.jsonl"), "--annotations", str(folder / "gold.json")]
-    script = f"import sys; from mllm.__main__ import main; assert main({words!r}) == 0\n"
+    script = f"import sys; from mllm.cli.main import main; assert main({words!r}) == 0\n"
     script += "assert not {'torch', 'transformers'} & set(sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

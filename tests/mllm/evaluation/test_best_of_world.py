@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mllm.__main__ import main
+from mllm.cli.main import main
 from mllm.evaluation import world as world_report
 from mllm.evaluation.intervals import auroc, auroc_interval
 from mllm.evaluation.world import GROUPS, Candidates, as_lines, make_items, measure_best_of, pass_rate

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mllm.commands.evaluate_benchmark import parse, sampling_of
+from mllm.cli.evaluation import benchmark_sampling
 from mllm.evaluation.protocol import Benchmark
 from mllm.evaluation.run import describe_decoding, describe_run
 from mllm.evaluation.understanding.gqa import BENCHMARK
@@ -27,18 +27,16 @@ def test_greedy_texts_say_no_more_than_that(pipeline: Pipeline) -> None:
     assert describe_decoding(pipeline, BENCHMARK, asked) == asked
 
 
-@pytest.mark.parametrize(
-    ("words", "expected"),
-    [
-        ([], {"greedy": True, "max_new_tokens": 128}),
-        (["--temperature", "0", "--max-new-tokens", "5"], {"greedy": True, "max_new_tokens": 5}),  # LLaVA's words
-        (["--temperature", "0.2"], {"greedy": False, "max_new_tokens": 128, "temperature": 0.2}),
-        (["--top-p", "0.9"], {"greedy": False, "max_new_tokens": 128, "top_p": 0.9}),
-    ],
-)
-def test_texts_are_greedy_unless_variety_is_asked_for(words: list[str], expected: dict) -> None:
-    files = ["--questions", "q.jsonl", "--images", "images", "--output", "run"]
-    assert sampling_of(BENCHMARK, parse(BENCHMARK, [*files, *words])) == expected
+def test_texts_are_greedy_unless_sampling_is_asked_for() -> None:
+    cases = [
+        ({}, {"greedy": True, "max_new_tokens": 128}),
+        ({"temperature": 0.0, "seed": 1}, {"greedy": True, "max_new_tokens": 128}),  # how LLaVA's scripts say greedy
+        ({"temperature": 0.2}, {"greedy": False, "max_new_tokens": 128, "temperature": 0.2}),
+        ({"top_p": 0.9}, {"greedy": False, "max_new_tokens": 128, "top_p": 0.9}),
+    ]
+    for typed, expected in cases:
+        assert benchmark_sampling(False, typed, 128) == expected
+    assert benchmark_sampling(True, {"top_p": 0.9, "seed": 1}, None) == {"top_p": 0.9}
 
 
 def test_sampled_texts_name_every_setting(pipeline: Pipeline) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mllm.__main__ import main
+from mllm.cli.main import main
 from mllm.evaluation.protocol import Score, Scores, make_result
 from mllm.evaluation.report import GENERATION, TABLES, TOKENIZERS, UNDERSTANDING, make_report
 from mllm.files import write_json

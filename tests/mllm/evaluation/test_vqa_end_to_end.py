@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from mllm.__main__ import main
+from mllm.cli.main import main
 from tests.mllm.evaluation import naive_vqa
 from tests.mllm.evaluation.fake_judge import exact_grade, serve
 from tests.mllm.evaluation.runs import contents

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from mllm.checkpoint import KEPT, PACKAGES, ROOM, LoadOptions, export_released, load_model, quantization_config, spread
-from mllm.commands.arguments import CommandParser, add_model_arguments, load_options
+from mllm.cli.main import LOAD_OPTIONS, MODEL, CommandParser, given
 from mllm.heads import MLPHead
 from mllm.model import MLLMForConditionalGeneration
 from mllm.pipeline import Pipeline
@@ -136,13 +136,12 @@ def test_what_a_code_embedding_sees_is_chosen_when_loading(folder: Path) -> None
 
 
 def test_options_of_a_command_are_those_of_loading(folder: Path) -> None:
-    parser = CommandParser("test", description=None, example="test")
-    add_model_arguments(parser)
+    parser = CommandParser("test", description="", example="test", options=MODEL)
     words = "--device cpu --dtype bfloat16 --quantization nf4 --device-map auto --embedding-context isolated"
-    options = LoadOptions(**load_options(parser.parse_args(words.split())))
+    options = LoadOptions(**given(parser.parse_args(words.split()), LOAD_OPTIONS))
     assert options == LoadOptions(
         device="cpu", dtype="bfloat16", quantization="nf4", device_map="auto", embedding_context="isolated"
     )
-    assert load_options(parser.parse_args([])) == {}
+    assert given(parser.parse_args([]), LOAD_OPTIONS) == {}
     model = load_model(folder, LoadOptions(device="cpu", embedding_context="isolated"))
     assert model.config.embedding_context == "isolated" and not isinstance(model.code_head, MLPHead)

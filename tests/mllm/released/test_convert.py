@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from mllm.__main__ import main
 from mllm.checkpoint import require_room
+from mllm.cli.main import main
 from mllm.pipeline import Pipeline
 from tests.mllm.tiny_folder import build_tiny_folder
 from tokenizer.unitok import UniTok

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mllm.__main__ import main
+from mllm.cli.main import main
 from mllm.evaluation.run import RunFolder
 from tests.mllm.evaluation.vqa_data import make_data
 from train.recipe import BenchmarkInLoop, MLLMRecipe, Validation

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mllm.__main__ import main
+from mllm.cli.main import main
 from tests.train.launching import ROOT, launch, losses, write_recipe
 from train.recipe import MLLMData, MLLMRecipe, Validation, WorldInLoop
 from train.run import train_mllm

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mllm.__main__ import main
+from mllm.cli.main import main
 from mllm.evaluation.generation.genai_bench import BENCHMARK_527, BENCHMARK_1600
 from mllm.evaluation.protocol import Answered, Item, ScoreOptions, match_answers
 from mllm.evaluation.run import RunFolder, run_items

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mllm.__main__ import main
+from mllm.cli.main import main
 from mllm.evaluation.generation.mjhq import describe_references
 from tests.mllm.tiny_folder import build_tiny_folder
 

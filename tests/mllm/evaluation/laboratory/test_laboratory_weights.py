@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mllm.__main__ import main
+from mllm.cli.main import main
 from tests.train.published_weights import lpips_weights, picture, write_merges
 from tokenizer.config import UniTokConfig
 from tokenizer.images import ImageProcessor

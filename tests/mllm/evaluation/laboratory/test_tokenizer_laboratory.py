@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mllm.__main__ import main
 from mllm.checkpoint import find_image_tokenizer
+from mllm.cli.main import main
 from mllm.evaluation.tokenizer import class_names, count_pictures, find_measured, fit_probe, read_pictures
 from tests.mllm.tiny_folder import build_tiny_folder
 from tokenizer.images import ImageProcessor

@@ -1,0 +1,1 @@
+"""The console command `mllm`: its verbs and their options."""

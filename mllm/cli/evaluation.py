@@ -1,0 +1,368 @@
+"""`mllm evaluate`: run a benchmark, score its answers, compare results; the world and the image tokenizer."""
+
+from __future__ import annotations
+
+import os
+from argparse import Namespace
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+from mllm.cli.main import (
+    BEST_OF,
+    IMAGE_SAMPLING,
+    MODEL,
+    MODEL_FOLDER,
+    SAMPLING_OPTIONS,
+    SIZE,
+    command,
+    given,
+    json_option,
+    load_pipeline,
+    option,
+    positive_count,
+)
+from mllm.evaluation.protocol import BENCHMARKS
+
+ANNOTATIONS = option("--annotations", type=Path, metavar="PATH", help="the published annotations")
+BATCH_SIZE = option("--batch-size", type=positive_count, default=16, help="items at once (default: 16)")
+ANSWERS = [
+    option("answers", type=Path, metavar="RUN", help="run folder, or an answers file"),
+    option("--questions", type=Path, required=True, metavar="FILE", help="question file of the run"),
+    option("--benchmark", metavar="NAME", help="which benchmark it is, for an answers file"),
+    option("--partial", action="store_true", help="score the answers there are, and mark the result as partial"),
+]
+
+
+@command(
+    "evaluate world",
+    "Evaluate a model on the synthetic world with its exact checker.",
+    "--count 500 --json scores.json",
+    option("--count", type=positive_count, default=500, help="items of each kind (default: 500)"),
+    option("--seed", type=int, default=0, help="of the items and of sampling (default: 0)"),
+    option("--jobs", nargs="+", metavar="JOB", help="such as draw ask edit (default: all)"),
+    option("--batch-size", type=positive_count, default=32, help="items at once (default: 32)"),
+    option(
+        "--best-of",
+        type=positive_count,
+        nargs="+",
+        default=[],
+        metavar="N",
+        help="also let the model choose among N of its images, such as 1 4 16, and measure its judgement",
+    ),
+    SIZE,
+    json_option("scores"),
+    *IMAGE_SAMPLING,
+    *MODEL,
+)
+def evaluate_world(options: Namespace) -> None:
+    from mllm.evaluation.world import as_table, measure_world
+    from mllm.files import write_json
+    from mllm.processor import Overrides
+
+    report = measure_world(
+        load_pipeline(options),
+        count=options.count,
+        seed=options.seed,
+        jobs=options.jobs,
+        batch_size=options.batch_size,
+        sampling=cast(Overrides, {n: v for n, v in given(options, SAMPLING_OPTIONS).items() if n != "seed"}),
+        size=options.size,
+        best_of=options.best_of,
+    )
+    print(as_table(report))
+    if options.json:
+        write_json(options.json, report)
+
+
+@command(
+    "evaluate tokenizer",
+    "Evaluate an image tokenizer: reconstruction, codes, and what the codes say about classes.",
+    "--model runs/unitok --images imagenet/val --output runs/tokenizer --fid",
+    option("--codec", metavar="MODULE:FUNCTION", help="a different tokenizer, instead of --model"),
+    option("--images", type=Path, required=True, metavar="DIR|TAR", help="images to reconstruct"),
+    option("--output", type=Path, required=True, metavar="FOLDER", help="where results go"),
+    option(
+        "--crop",
+        choices=("zero_shot", "reconstruction", "crop", "visual", "cover", "stretch"),
+        default="zero_shot",
+        help="preparation of the images (default: CLIP's)",
+    ),
+    option("--limit", type=positive_count, metavar="N", help="only the first N images"),
+    BATCH_SIZE,
+    option("--lpips", type=Path, metavar="FILE", help="weights of LPIPS (lpips_with_vgg.pth)"),
+    option("--fid", action="store_true", help="rFID and Inception Score, by torch-fidelity"),
+    option("--class-images", type=Path, metavar="DIR", help="one folder per class: zero-shot, test set of the probe"),
+    option("--classes", metavar="FILE", help="names: JSON of folder to name, or imagenet (open_clip's)"),
+    option("--templates", type=Path, metavar="FILE", help="sentences with {} (default: CLIP's 80)"),
+    option("--text-vocabulary", type=Path, metavar="FILE", help="of the text tower; asks for zero-shot accuracy"),
+    option("--probe-images", type=Path, metavar="DIR", help="one folder per class: training set of a linear probe"),
+    *MODEL_FOLDER,
+)
+def evaluate_tokenizer(options: Namespace) -> None:
+    wants_classes = options.text_vocabulary is not None or options.probe_images is not None
+    if wants_classes and options.class_images is None:
+        raise ValueError("--class-images must name a folder of class folders to test on, got none")
+    if options.class_images is not None and not wants_classes:
+        raise ValueError("--class-images must come with --text-vocabulary, --probe-images, or both")
+
+    from mllm.evaluation.protocol import RESULT_FILE, as_table
+    from mllm.evaluation.tokenizer import measure_tokenizer
+    from mllm.files import write_json
+
+    result = measure_tokenizer(options)
+    write_json(options.output / RESULT_FILE, result)
+    print(as_table(result))
+    codes = result["extra"]
+    print(f"\ncodes: {codes['tokens']} tokens x {codes['codebooks']} codebooks, {codes['bits_per_picture']:.0f} bits")
+    print("codebook  in use %  entropy nats  perplexity")
+    rows = zip(codes["usage"], codes["entropy"], codes["perplexity"], strict=True)
+    for index, (usage, entropy, perplexity) in enumerate(rows):
+        print(f"{index:<8}  {100 * usage:8.1f}  {entropy:12.2f}  {perplexity:10.1f}")
+    print(f"\n{options.output / 'sheet.png'}: originals above their reconstructions")
+
+
+@command(
+    "evaluate score",
+    "Score the answers of a run, or an answers file of LLaVA's runner; needs no model.",
+    "runs/pope --questions llava_pope_test.jsonl --annotations pope/coco",
+    *ANSWERS,
+    ANNOTATIONS,
+    option("--json", type=Path, metavar="FILE", help="the result (default: result.json in the run)"),
+    option("--judge-model", metavar="NAME", help="language model that grades open answers"),
+    option("--judge-url", metavar="URL", help="OpenAI-compatible server (default: OpenAI's)"),
+    option("--judge-runs", type=positive_count, default=1, metavar="N", help="how often each answer is graded"),
+    option("--scorer", metavar="NAME", help="of images: self, hf:MODEL or clip-flant5-xxl"),
+    option("--scorer-model", metavar="FOLDER", help="model for --scorer self (default: the bundled model)"),
+    option("--scorer-device", metavar="DEVICE", help="where the scorer computes"),
+    option("--scorer-python", type=Path, metavar="FILE", help="Python of the scorer's environment"),
+)
+def evaluate_score(options: Namespace) -> None:
+    from mllm.evaluation.protocol import RESULT_FILE, ScoreOptions, as_table, make_result
+    from mllm.files import fingerprint_of, write_json
+
+    annotations: Path | None = options.annotations
+    if annotations is not None and not annotations.exists():
+        raise FileNotFoundError(f"--annotations must name the published files, got {annotations}, which does not exist")
+    inputs = read_answers(options)
+    if annotations is None and inputs.benchmark.needs_annotations:
+        raise ValueError(f"{inputs.benchmark.name} must have --annotations: {inputs.benchmark.summary}")
+    files = {} if annotations is None else {"annotations": fingerprint_of(annotations)}
+    score_options = ScoreOptions(annotations=annotations, folder=inputs.folder, judge=find_judge(options))
+    result = make_result(
+        inputs.benchmark.name,
+        inputs.benchmark.score(inputs.answered, score_options),
+        run=inputs.run,
+        expected=inputs.num_items,
+        scored=len(inputs.answered),
+        files={**files, "questions": fingerprint_of(options.questions)},
+    )
+    write_json(options.json or inputs.folder / RESULT_FILE, result)
+    print(as_table(result))
+
+
+def find_judge(options: Namespace) -> object:
+    """The language model that grades, or the scorer of images, if one was named."""
+    if options.scorer is not None:
+        from mllm.evaluation.scorers import find_scorer
+
+        return find_scorer(
+            options.scorer,
+            model=options.scorer_model,
+            device=options.scorer_device,
+            python=options.scorer_python,
+        )
+    if options.judge_model is None and options.judge_url is None:
+        return None
+    from mllm.evaluation.understanding.judge import DEFAULT_MODEL, DEFAULT_URL, Judge
+
+    return Judge(
+        model=options.judge_model or DEFAULT_MODEL, url=options.judge_url or DEFAULT_URL, runs=options.judge_runs
+    )
+
+
+@command(
+    "evaluate submit",
+    "Write the files that official tools and servers take: EvalAI (VQAv2), GQA, MME, MM-Vet.",
+    "runs/vqav2 --questions test-dev.jsonl --split llava_vqav2_mscoco_test2015.jsonl",
+    *ANSWERS,
+    ANNOTATIONS,
+    option("--split", type=Path, metavar="FILE", help="question file of the whole split (VQAv2)"),
+)
+def evaluate_submit(options: Namespace) -> None:
+    from mllm.evaluation.protocol import ScoreOptions
+
+    inputs = read_answers(options)
+    if inputs.benchmark.submit is None:
+        raise ValueError(f"{inputs.benchmark.name} has no submission: it is scored here; use mllm evaluate score")
+    score_options = ScoreOptions(annotations=options.annotations, split=options.split, folder=inputs.folder)
+    num_answered = len(inputs.answered)
+    part = "" if num_answered == inputs.num_items else f"  PARTIAL: {num_answered} of {inputs.num_items}"
+    for path in inputs.benchmark.submit(inputs.answered, score_options):
+        print(f"{path}{part}")
+
+
+@command(
+    "evaluate report",
+    "Compare results with published ones, as Markdown.",
+    "runs/pope runs/gqa -o report.md",
+    option("results", type=Path, nargs="+", metavar="DIR", help="folders of scored runs, or result files"),
+    option("-o", "--output", type=Path, metavar="FILE", help="where to write it (default: stdout)"),
+    option("--name", help="what to call our model (default: its fingerprint)"),
+)
+def evaluate_report(options: Namespace) -> None:
+    from mllm.evaluation.protocol import read_result
+    from mllm.evaluation.report import make_report, model_of
+    from mllm.files import write_text
+
+    results = [(str(path), read_result(path)) for path in options.results]
+    models = {model_of(result) for _, result in results}
+    if options.name and len(models) > 1:
+        raise ValueError(f"--name must be left out for several models, got {', '.join(sorted(models))}")
+    text = make_report(results, names={model: options.name for model in models} if options.name else {})
+    if options.output is None:
+        print(text, end="")
+    else:
+        write_text(options.output, text)
+
+
+def register_benchmarks() -> None:
+    """Add `mllm evaluate NAME` for every benchmark: put its questions to a model, write the answers to a folder."""
+    for name in BENCHMARKS:
+        command(
+            f"evaluate {name}",
+            f"Run {name}: question file in, answers out.",
+            "--questions questions.jsonl --images images --output runs/x",
+            option("--questions", type=Path, required=True, metavar="FILE", help="question file, as published"),
+            option("--images", type=Path, metavar="FOLDER", help="folder of the images (benchmarks of understanding)"),
+            option("--output", type=Path, required=True, metavar="FOLDER", help="where answers go; resumes there"),
+            option("--limit", type=positive_count, metavar="N", help="only the first N items"),
+            BATCH_SIZE,
+            option("--seed", type=int, default=0, help="item i has seed + i (default: 0)"),
+            option("--rewritten", action="store_true", help="mark the result: the prompts were rewritten"),
+            option("--max-new-tokens", type=positive_count, metavar="N", help="longest answer (default: benchmark's)"),
+            BEST_OF,
+            *IMAGE_SAMPLING,
+            *MODEL,
+        )(lambda options, name=name: run_benchmark(name, options))
+
+
+def run_benchmark(name: str, options: Namespace) -> None:
+    """Answer all questions, or those that are left; torchrun and accelerate launch share them among processes."""
+    from mllm.evaluation.protocol import find_benchmark
+
+    benchmark = find_benchmark(name)
+    draws = benchmark.mode == "image"
+    unfit = ("max_new_tokens",) if draws else ("guidance", "redraws")
+    if wrong := [*given(options, unfit), *(["best_of"] if options.best_of > 1 and not draws else [])]:
+        kind = "images" if draws else "texts"
+        raise ValueError(f"{name} must be run without --{wrong[0].replace('_', '-')}: its answers are {kind}")
+    if not draws and options.images is None:
+        raise ValueError(f"--images must name the folder of the images of {name}, got none")
+    items = benchmark.read_items(options.questions, options.images)
+    chosen = items[: options.limit]
+
+    from mllm.evaluation.run import PipelineAnswerer, RunFolder, Share, describe_run, run_items
+    from mllm.processor import Overrides, check_task
+
+    share, folder = Share.from_environment(), RunFolder(options.output)
+    place_on_device(options)
+    pipeline = load_pipeline(options)
+    check_task(pipeline.tasks, *((benchmark.task or "draw",) if draws else ("ask", "describe")))
+    sampling = benchmark_sampling(
+        draws, given(options, SAMPLING_OPTIONS), options.max_new_tokens or benchmark.max_new_tokens
+    )
+    description = describe_run(
+        pipeline,
+        benchmark,
+        options.questions,
+        counts=(len(chosen), len(items)),
+        seed=options.seed,
+        sampling=sampling,
+        prompts="rewritten" if options.rewritten else "raw",
+    )
+    if options.best_of > 1:
+        check_task(pipeline.tasks, "ask")
+        description["decoding"] |= {"best_of": options.best_of, "chosen_by": f"self, {pipeline.question_form} question"}
+    answer = PipelineAnswerer(pipeline, benchmark.mode, cast(Overrides, sampling), options.best_of)
+    is_finished = run_items(chosen, answer, folder, description=description, batch_size=options.batch_size, share=share)
+    if is_finished:
+        score = f"mllm evaluate score {folder.folder} --questions {options.questions}"
+        print(f"{folder.answers_file}: {len(chosen)} of {len(items)} items; next: {score} --annotations ...")
+
+
+def benchmark_sampling(draws: bool, sampling: dict[str, Any], max_new_tokens: int | None) -> dict[str, Any]:
+    """Texts are generated greedily unless something else was typed, images as the checkpoint says."""
+    typed = {name: value for name, value in sampling.items() if name != "seed"}
+    if draws:
+        return typed
+    if typed.get("temperature") == 0:  # how LLaVA's scripts ask for greedy decoding
+        typed = {}
+    return {"greedy": not typed, "max_new_tokens": max_new_tokens, **typed}
+
+
+def place_on_device(options: Namespace) -> None:
+    """With several processes each takes its own GPU, if there are any."""
+    import torch
+
+    local_rank = os.environ.get("LOCAL_RANK")
+    if options.device is None and local_rank is not None and torch.cuda.is_available():
+        options.device = f"cuda:{int(local_rank) % torch.cuda.device_count()}"
+
+
+class Answers(NamedTuple):
+    """Answers matched with their questions."""
+
+    benchmark: Any
+    answered: list[Any]
+    num_items: int  # in the question file
+    run: dict[str, Any] | None  # run.json; None for an answers file from elsewhere
+    folder: Path  # where files go
+
+
+def read_answers(options: Namespace) -> Answers:
+    """Find the answers of a run or of a file and match them with their questions."""
+    from mllm.evaluation.protocol import find_benchmark, match_answers
+    from mllm.evaluation.run import RunFolder
+    from mllm.files import fingerprint_of, read_lines
+
+    path: Path = options.answers
+    if not path.exists():
+        raise FileNotFoundError(f"RUN must be the --output of mllm evaluate, got {path}, which does not exist")
+    run = RunFolder(path).describe() if path.is_dir() else None
+    if run is None and options.benchmark is None:
+        raise ValueError(f"--benchmark must say what {path} answers, got none")
+    if run is not None and options.benchmark not in (None, run["benchmark"]):
+        raise ValueError(f"--benchmark must be {run['benchmark']} for this run, got {options.benchmark}; leave it out")
+    benchmark = find_benchmark(run["benchmark"] if run is not None else options.benchmark)
+    items = benchmark.read_items(options.questions, None)
+    if run is not None and (found := fingerprint_of(options.questions)) != run["questions"]["fingerprint"]:
+        raise ValueError(
+            f"--questions must be the file of the run ({run['questions']['file']}, fingerprint "
+            f"{run['questions']['fingerprint']}), got {options.questions} with fingerprint {found}"
+        )
+    asked = items[: run["items"]] if run else items
+    lines = read_lines(path) if run is None else lines_of_run(RunFolder(path), asked, partial=options.partial)
+    answered = match_answers(benchmark, asked, lines, answers=path, partial=options.partial)
+    return Answers(benchmark, answered, len(items), run, path if path.is_dir() else path.parent)
+
+
+def lines_of_run(folder: Any, items: list[Any], *, partial: bool) -> list[Any]:
+    """The answers of a run; of an unfinished one only with --partial."""
+    from mllm.evaluation.run import ANSWERS_FILE, as_answer
+    from mllm.files import Line, read_lines
+
+    if folder.answers_file.is_file():
+        return read_lines(folder.answers_file)
+    done = folder.read_parts()
+    if not partial:
+        raise ValueError(
+            f"{folder.folder} must be finished, got {len(done)} of {len(items)} answers and no {ANSWERS_FILE}; start "
+            "the run again to resume it, or score what is there with --partial"
+        )
+    return [
+        Line(f"{folder.folder}, item {index}", as_answer(items[index], done[index], model_id=""))
+        for index in sorted(done)
+    ]
+
+
+register_benchmarks()

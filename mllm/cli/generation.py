@@ -1,0 +1,248 @@
+"""`mllm draw`, `ask`, `edit` and `chat`.
+
+Each parses nothing itself: options in, files and printed lines out; the work is `mllm.pipeline.Pipeline`'s.
+"""
+
+from __future__ import annotations
+
+import sys
+from argparse import Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mllm.cli.main import (
+    BEST_OF,
+    FILTERS,
+    IMAGE_OUTPUT,
+    IMAGE_SAMPLING,
+    MODEL,
+    OUTLINE,
+    SAMPLING_OPTIONS,
+    SEED,
+    SIZE,
+    command,
+    given,
+    image_size,
+    load_pipeline,
+    option,
+    positive_count,
+)
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from mllm.conversation import Message
+    from mllm.pipeline import Event, Pipeline
+
+
+class Progress:
+    """Shows how much of an image is done, on one line of a terminal that is cleared at the end."""
+
+    CLEAR = "\r\033[K"
+
+    def show(self, event: Event) -> None:
+        from mllm.pipeline import ImageDone, ImageProgress
+
+        if not sys.stderr.isatty():
+            return
+        match event:
+            case ImageProgress(done=done, total=total):
+                print(f"{self.CLEAR}drawing {100 * done // total} %", end="", file=sys.stderr, flush=True)
+            case ImageDone():
+                print(self.CLEAR, end="", file=sys.stderr, flush=True)
+
+
+def print_text(event: Event) -> None:
+    """Print what is new of an answer."""
+    from mllm.pipeline import TextDelta
+
+    if isinstance(event, TextDelta):
+        print(event.text, end="", flush=True)
+
+
+@command(
+    "draw",
+    "Draw images of what a sentence describes.",
+    '"three small yellow stars on a black background" -o stars.png -n 4 --seed 1',
+    option("prompt", metavar="PROMPT", nargs="?", help="what to draw"),
+    option("--class", dest="class_index", type=int, metavar="N", help="draw class N (class-conditional models)"),
+    IMAGE_OUTPUT,
+    option("-n", type=positive_count, default=1, metavar="N", help="how many, as FILE-1, FILE-2 ... with seeds SEED.."),
+    BEST_OF,
+    SIZE,
+    OUTLINE,
+    SEED,
+    *IMAGE_SAMPLING,
+    *MODEL,
+)
+def draw(options: Namespace) -> None:
+    """Draw, write the files and print their names and seeds."""
+    if (options.prompt is None) == (options.class_index is None):
+        raise ValueError("exactly one of PROMPT and --class N must be given; see mllm draw --help")
+    if options.class_index is not None:
+        for name, is_given in (
+            ("--size", options.size is not None),
+            ("--outline", options.outline is not None),
+            ("--best-of", options.best_of > 1),
+        ):
+            if is_given:
+                raise ValueError(f"--class must be given without {name}; leave {name} out")
+
+    from mllm.processor import save_picture
+
+    pipeline = load_pipeline(options)
+    settings = {"n": options.n, "on_event": Progress().show, **given(options, SAMPLING_OPTIONS)}
+    if options.class_index is not None:
+        images = pipeline.draw_class(options.class_index, **settings)
+    else:
+        images = pipeline.draw(
+            options.prompt, size=options.size, outline=options.outline, best_of=options.best_of, **settings
+        )
+    path: Path = options.output
+    numbered = [path.with_stem(f"{path.stem}-{number}") for number in range(1, len(images) + 1)]
+    for file, image in zip([path] if len(images) == 1 else numbered, images, strict=True):
+        save_picture(image, file)
+        score = f"  score {image.info['score']:.3f}" if "score" in image.info else ""
+        print(f"{file}  seed {image.info['seed']}{score}")
+
+
+@command(
+    "ask",
+    "Ask a question about one or more images; the answer goes to stdout as it is generated.",
+    'a.png "What color is the circle?"',
+    option("images", nargs="+", metavar="IMAGE", help="image file"),
+    option("question", metavar="QUESTION", help="what to ask, in quotes"),
+    option("--max-new-tokens", type=positive_count, metavar="N", help="longest answer, in tokens"),
+    SEED,
+    *FILTERS,
+    *MODEL,
+)
+def ask(options: Namespace) -> None:
+    """Ask and print the answer."""
+    if Path(options.question).is_file():
+        raise ValueError(f"the last argument must be a question, got the file {options.question}; put it in quotes")
+
+    from tokenizer.images import open_image
+
+    images = [open_image(path) for path in options.images]
+    sampling = given(options, SAMPLING_OPTIONS)
+    load_pipeline(options).ask(
+        images, options.question, on_event=print_text, max_new_tokens=options.max_new_tokens, **sampling
+    )
+    print()
+
+
+@command(
+    "edit",
+    'Change an image following an instruction, or turn it into another kind of image ("Depth estimation.").',
+    'a.png "Make the circle green." -o b.png',
+    option("image", metavar="IMAGE", help="image file to change"),
+    option("instruction", metavar="INSTRUCTION", help="what to change"),
+    IMAGE_OUTPUT,
+    option("--size", type=image_size, metavar="WxH", help="in pixels (default: that of IMAGE)"),
+    OUTLINE,
+    SEED,
+    *IMAGE_SAMPLING,
+    *MODEL,
+)
+def edit(options: Namespace) -> None:
+    """Edit, write the file and print its name and seed."""
+    from mllm.processor import save_picture
+    from tokenizer.images import open_image
+
+    source = open_image(options.image)
+    image = load_pipeline(options).edit(
+        source,
+        options.instruction,
+        size=options.size,
+        outline=options.outline,
+        on_event=Progress().show,
+        **given(options, SAMPLING_OPTIONS),
+    )
+    save_picture(image, options.output)
+    print(f"{options.output}  seed {image.info['seed']}")
+
+
+CHAT_HELP = """/image FILE  attach an image to your next message
+/new         start a new conversation
+/help        show this text
+/quit        leave (or Ctrl-D)"""
+
+
+@command(
+    "chat",
+    "Chat in the terminal. Commands while chatting:\n\n" + CHAT_HELP,
+    "--images drawings/",
+    option("--images", type=Path, default=Path(), metavar="FOLDER", help="where to write images (default: here)"),
+    SEED,
+    *IMAGE_SAMPLING,
+    *MODEL,
+)
+def chat(options: Namespace) -> None:
+    """Chat until the input ends."""
+    options.images.mkdir(parents=True, exist_ok=True)
+    conversation = Chat(load_pipeline(options), options.images, given(options, SAMPLING_OPTIONS))
+    is_terminal = sys.stdin.isatty()
+    if is_terminal:
+        print("Describe an image, or attach one with /image FILE and ask about it. /help shows more.")
+    while True:
+        try:
+            line = input("> " if is_terminal else "").strip()
+        except EOFError:
+            return
+        if line == "/quit":
+            return
+        try:
+            conversation.hear(line)
+        except (ValueError, FileNotFoundError) as error:
+            print(f"mllm chat: {error}", file=sys.stderr)
+
+
+class Chat:
+    """One conversation in the terminal: text is printed as it is generated, images are written to files."""
+
+    def __init__(self, pipeline: Pipeline, folder: Path, overrides: dict[str, Any]) -> None:
+        self.pipeline, self.folder, self.overrides = pipeline, folder, overrides
+        self.messages: list[Message] = []
+        self.images: list[Image.Image] = []  # attached to the message that is being written
+
+    def hear(self, line: str) -> None:
+        """Obey a command, or answer a message."""
+        from tokenizer.images import open_image
+
+        name, _, rest = line.partition(" ")
+        match name:
+            case "":
+                pass
+            case "/help":
+                print(CHAT_HELP)
+            case "/new":
+                self.messages, self.images = [], []
+            case "/image":
+                self.images.append(open_image(rest.strip().strip("'\"")))
+            case _ if name.startswith("/"):
+                raise ValueError(f"the command must be one of /image, /new, /help, /quit, got {name!r}")
+            case _:
+                self.answer(line)
+
+    def answer(self, text: str) -> None:
+        """Send a message; the conversation grows only if it is answered."""
+        from mllm.conversation import ImagePart, Message, TextPart
+        from mllm.pipeline import Done, ImageDone
+        from mllm.processor import save_picture
+
+        asked = [*self.messages, Message("user", (*map(ImagePart, self.images), TextPart(text)))]
+        progress = Progress()
+        for event in self.pipeline.chat(asked, **self.overrides):
+            progress.show(event)
+            print_text(event)
+            match event:
+                case ImageDone(image=image):
+                    number = 1
+                    while (path := self.folder / f"image-{number}.png").exists():
+                        number += 1
+                    save_picture(image, path)
+                    print(path)
+                case Done(message=message):
+                    print()
+                    self.messages, self.images = [*asked, message], []

@@ -1,0 +1,340 @@
+"""The console command `mllm`: one table of verbs, their options, and what each of them calls.
+
+A verb is a function of parsed options, registered by `command` with its help and options. Errors of any verb become one
+line on stderr and exit status 2. Importing this module imports neither torch nor transformers nor Pillow, so that help
+is immediate; every verb imports what it needs after its options have been understood.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import os
+import sys
+from argparse import ArgumentTypeError, Namespace
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+
+from mllm.files import TOOLKIT, version_of
+
+if TYPE_CHECKING:
+    from mllm.pipeline import Pipeline
+
+INVALID_INPUT = 2
+INTERRUPTED = 130
+
+PACKAGES = ("mllm", "tokenizer", "train", "demo")
+"""Our top-level packages. The names are common words, so another package or a file nearby may hide one."""
+
+CHATTY_LOGGERS = ("torchao", "torch.utils._pytree")
+"""Libraries that warn at every start about what no user can change (kernels for other machines)."""
+
+
+# Options
+
+
+class Option(NamedTuple):
+    """One option: the arguments of `argparse.ArgumentParser.add_argument`."""
+
+    flags: tuple[str, ...]
+    settings: dict[str, Any]
+
+
+def option(*flags: str, **settings: Any) -> Option:
+    return Option(flags, settings)
+
+
+def positive_count(text: str) -> int:
+    """An integer >= 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise ArgumentTypeError(f"must be an integer >= 1, got {text!r}")
+    return int(text)
+
+
+def image_size(text: str) -> tuple[int, int]:
+    """`192x128` as (width, height)."""
+    width, cross, height = text.lower().partition("x")
+    if not (cross and width.isdecimal() and height.isdecimal()):
+        raise ArgumentTypeError(f"must be WIDTHxHEIGHT, such as 256x256, got {text!r}")
+    return int(width), int(height)
+
+
+def gigabytes(text: str) -> float:
+    """A positive number of gigabytes."""
+    try:
+        size = float(text)
+    except ValueError:
+        size = 0.0
+    if not 0 < size < float("inf"):
+        raise ArgumentTypeError(f"must be a size in GB above 0, got {text!r}")
+    return size
+
+
+def file_in_existing_folder(text: str | Path) -> Path:
+    """A file to write; a missing folder is noticed before the work, not after it."""
+    path = Path(text)
+    if not path.parent.is_dir():
+        raise ArgumentTypeError(f"folder {str(path.parent)!r} does not exist; create it first")
+    return path
+
+
+def image_file(text: str) -> Path:
+    """An image file to write: its ending names a format, and its folder exists."""
+    path = Path(text)
+    if path.suffix.lower() not in writable_endings():
+        raise ArgumentTypeError(f"must end like an image file (.png, .jpg, .webp ...), got {text!r}")
+    return file_in_existing_folder(path)
+
+
+def writable_endings() -> set[str]:
+    """File name endings of the formats that Pillow writes."""
+    from PIL import Image
+
+    Image.init()
+    return {ending for ending, name in Image.registered_extensions().items() if name in Image.SAVE}
+
+
+MODEL_FOLDER = [
+    option("--model", metavar="FOLDER", help="model folder, hub id or bundled model (default: the bundled model)"),
+    option("--device", help="where to compute, such as cpu or cuda (default: a GPU if there is one)"),
+]
+MODEL = [
+    *MODEL_FOLDER,
+    option("--dtype", metavar="NAME", help="float32, bfloat16 or float16 (default: depends on the device)"),
+    option("--quantization", metavar="NAME", help="weights in fewer bits: int8, int4, nf4 or bnb8"),
+    option("--device-map", metavar="auto", help="auto spreads the layers over all GPUs, then the CPU"),
+    option(
+        "--embedding-context",
+        metavar="NAME",
+        help="prefix: as trained; isolated: as the upstream scripts draw (default: the model's)",
+    ),
+]
+SEED = option("--seed", type=int, help="the same seed gives the same result (default: a new one each time)")
+FILTERS = [
+    option("--temperature", type=float, help="below 1 is safer, above 1 more varied"),
+    option("--top-k", type=int, metavar="K", help="sample from the K most probable choices only"),
+    option("--top-p", type=float, metavar="P", help="sample from the most probable choices that add up to P"),
+]
+IMAGE_SAMPLING = [
+    option("--guidance", type=float, help="strength of classifier-free guidance; 1 turns it off"),
+    option(
+        "--redraws",
+        type=int,
+        metavar="N",
+        help="draw an image that contradicts its own plan again, at most N times",
+    ),
+    *FILTERS,
+]
+OUTLINE = option(
+    "--outline",
+    metavar="TEXT",
+    help='plan of the scene to follow instead of the model\'s own, such as "white, large red circle 35"',
+)
+BEST_OF = option(
+    "--best-of",
+    type=positive_count,
+    default=1,
+    metavar="N",
+    help="draw each image N times and keep the one that the model itself rates highest",
+)
+SIZE = option("--size", type=image_size, metavar="WxH", help="in pixels (default: the model's)")
+IMAGE_OUTPUT = option("-o", "--output", type=image_file, required=True, metavar="FILE", help="image file to write")
+IMAGES_OUTPUT = option(
+    "-o", "--output", required=True, metavar="PATH", help="an image file for one image, a folder for several"
+)
+
+
+def json_option(what: str) -> Option:
+    return option("--json", type=file_in_existing_folder, metavar="FILE", help=f"also write the {what} to a file")
+
+
+DTYPE_NAMES = ("float32", "bfloat16", "float16")
+LOAD_OPTIONS = ("device", "dtype", "quantization", "device_map", "embedding_context")
+SAMPLING_OPTIONS = ("seed", "guidance", "temperature", "top_k", "top_p", "redraws")
+
+
+def given(options: Namespace, names: Sequence[str]) -> dict[str, Any]:
+    """Those options that were typed; what was not typed keeps the model's own default."""
+    return {name: value for name in names if (value := getattr(options, name, None)) is not None}
+
+
+def load_pipeline(options: Namespace) -> Pipeline:
+    """The pipeline of --model and the options beside it, loaded quietly; only a download shows progress."""
+    from transformers.utils import logging as transformers_logging
+
+    from mllm.checkpoint import find_model_folder
+    from mllm.pipeline import Pipeline
+
+    folder = find_model_folder(options.model)
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    return Pipeline.load(folder, **given(options, LOAD_OPTIONS))
+
+
+# Verbs
+
+
+class CommandParser(argparse.ArgumentParser):
+    """An argument parser that raises ValueError where the standard one prints the usage and exits."""
+
+    def __init__(self, prog: str, *, description: str, example: str, options: Sequence[Option] = ()) -> None:
+        super().__init__(
+            prog=prog,
+            description=description,
+            epilog=f"example: {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        for flags, settings in options:
+            self.add_argument(*flags, **settings)
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message}; see {self.prog} --help")
+
+
+class Command(NamedTuple):
+    """A verb, or one of its sub-commands such as `tokenize encode`."""
+
+    run: Callable[[Namespace], int | None]
+    summary: str
+    example: str
+    options: tuple[Option, ...]
+
+
+COMMANDS: dict[str, Command] = {}
+
+
+def command(name: str, summary: str, example: str, *options: Option) -> Callable[[Callable[[Namespace], Any]], Any]:
+    """Register a function of parsed options as `mllm NAME`; it returns an exit status, None for 0."""
+
+    def register(run: Callable[[Namespace], Any]) -> Callable[[Namespace], Any]:
+        COMMANDS[name] = Command(run, summary, f"mllm {name} {example}", options)
+        return run
+
+    return register
+
+
+class Verb(NamedTuple):
+    summary: str
+    module: str
+    """Registers the verb with `command`, or has a `main(argv)`. A name, because `demo` and `train` are above `mllm`."""
+
+
+VERBS = {
+    "demo": Verb("chat with the model in the browser", "demo.app"),
+    "draw": Verb("draw images from a sentence", "mllm.cli.generation"),
+    "ask": Verb("ask a question about one or more images", "mllm.cli.generation"),
+    "edit": Verb("change an image following an instruction", "mllm.cli.generation"),
+    "chat": Verb("chat with the model in the terminal", "mllm.cli.generation"),
+    "tokenize": Verb("turn images into codes and back", "mllm.cli.tokenizer"),
+    "prepare": Verb("turn raw data into training shards", "train.data.prepare"),
+    "train": Verb("train a model from a recipe", "train.run"),
+    "merge": Verb("merge a trained adapter into its model", "train.lora"),
+    "evaluate": Verb("evaluate a model", "mllm.cli.evaluation"),
+    "convert": Verb("convert released checkpoints, and back", "mllm.cli.tokenizer"),
+    "benchmark": Verb("measure speed and memory", "mllm.cli.benchmark"),
+}
+TRAINING_BENCHMARK = "train.benchmark_training"
+"""`mllm benchmark training`."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one verb and return its exit status: 0 success, 2 invalid input, 130 interrupted."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(overview())
+        return 0
+    if words[0] == "--version":
+        print(f"mllm {version_of(TOOLKIT)}")
+        return 0
+    try:
+        return run(words)
+    except BrokenPipeError:
+        # The reader of our output left (`mllm ... | head`); Python would complain once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (ValueError, OSError, ImportError) as error:
+        if debug:
+            raise
+        print(f"mllm: {one_line(error)}", file=sys.stderr)
+        return INVALID_INPUT
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return INTERRUPTED
+
+
+def run(words: list[str]) -> int:
+    """Find the command that the words name and call it with the rest."""
+    verb = words[0]
+    if verb not in VERBS:
+        raise ValueError(f"the verb must be one of {', '.join(VERBS)}, got {verb!r}")
+    refuse_shadowed_packages()
+    for library in CHATTY_LOGGERS:
+        logging.getLogger(library).setLevel(logging.ERROR)
+    if words[:2] == ["benchmark", "training"]:
+        return importlib.import_module(TRAINING_BENCHMARK).main(words[2:])
+    module = importlib.import_module(VERBS[verb].module)
+    if hasattr(module, "main"):
+        return module.main(words[1:])
+    name, rest = (verb, words[1:]) if verb in COMMANDS else (" ".join(words[:2]), words[2:])
+    if name not in COMMANDS:
+        if words[1:2] in (["-h"], ["--help"]):
+            print(subcommand_overview(verb))
+            return 0
+        known = ", ".join(known.split()[1] for known in COMMANDS if known.startswith(f"{verb} "))
+        raise ValueError(f"the word after {verb} must be one of {known}, got {words[1] if words[1:] else 'none'!r}")
+    found = COMMANDS[name]
+    parser = CommandParser(f"mllm {name}", description=found.summary, example=found.example, options=found.options)
+    return found.run(parser.parse_args(rest)) or 0
+
+
+def refuse_shadowed_packages() -> None:
+    """Two packages mixed into one program would fail far from the cause, so say it here."""
+    root = Path(__file__).resolve().parents[2]
+    for package in PACKAGES:
+        spec = find_spec(package)
+        found = Path(spec.origin).resolve() if spec and spec.origin else None
+        if found != root / package / "__init__.py":
+            raise ImportError(
+                f"the package {package!r} must be the one in {root}, got {found or 'none'}; uninstall or rename the "
+                "other one, or run from a different folder"
+            )
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an error on one line; its class name if it has no message."""
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.strerror.lower()}: {error.filename}"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def overview() -> str:
+    """What `mllm --help` prints."""
+    verbs = "\n".join(f"  {name:<10}{verb.summary}" for name, verb in VERBS.items())
+    return (
+        "usage: mllm VERB ...\n\n"
+        "A unified model of text and images. Without --model, verbs use the bundled model.\n\n"
+        f"verbs:\n{verbs}\n\n"
+        "options:\n"
+        "  --help     this text; after a verb, the verb's own help\n"
+        "  --version  print the version\n"
+        "  --debug    with a verb: show the full traceback of an error\n\n"
+        'example: mllm draw "a red circle on a white background" -o circle.png'
+    )
+
+
+def subcommand_overview(verb: str) -> str:
+    """What `mllm tokenize --help` and its kind print."""
+    found = {name.split()[1]: entry for name, entry in COMMANDS.items() if name.startswith(f"{verb} ")}
+    width = max(map(len, found)) + 2
+    lines = "\n".join(f"  {name:<{width}}{entry.summary}" for name, entry in found.items())
+    example = next(iter(found.values())).example
+    return (
+        f"usage: mllm {verb} {{{','.join(found)}}} ...\n\n{VERBS[verb].summary}\n\n{lines}\n\n"
+        f"Each has its own --help.\n\nexample: {example}"
+    )

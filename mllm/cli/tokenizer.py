@@ -1,0 +1,367 @@
+"""`mllm tokenize` and `mllm convert`: images to codes and back, released checkpoints in and out."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mllm.cli.main import (
+    DTYPE_NAMES,
+    IMAGES_OUTPUT,
+    MODEL_FOLDER,
+    command,
+    gigabytes,
+    image_file,
+    image_size,
+    json_option,
+    option,
+    writable_endings,
+)
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+TOKENIZE_BATCH = 16
+TOKENIZE_IMAGES = [
+    option("images", nargs="+", type=Path, metavar="IMAGE"),
+    option("--size", type=image_size, metavar="WxH", help="size to encode at (default: the model's)"),
+    option("--preparation", default="cover", help="how an image gets to that size: cover (default), stretch, crop ..."),
+]
+
+
+@command(
+    "tokenize encode",
+    "Turn images into codes.",
+    "a.png b.png -o codes.npz",
+    *TOKENIZE_IMAGES,
+    option("-o", "--output", type=Path, required=True, metavar="FILE", help=".npz or .safetensors"),
+    *MODEL_FOLDER,
+)
+def tokenize_encode(options: Namespace) -> None:
+    import numpy as np
+
+    from tokenizer.codes import CodeFile, check_ending, write_codes
+
+    check_ending(options.output)
+    tokenizer = load_image_tokenizer(options)
+    pixels_B3HW = read_pixels(options, tokenizer)
+    codes_BKN = encode_pixels(tokenizer, pixels_B3HW)
+    num_images, grid = len(codes_BKN), tokenizer.grid_of(pixels_B3HW)
+    file = CodeFile(
+        names=tuple(path.name for path in options.images),
+        grids=(grid,) * num_images,
+        codes=tuple(codes_BKN.numpy().astype(np.uint16)),
+        num_codebooks=tokenizer.config.num_codebooks,
+        codebook_size=tokenizer.config.codebook_size,
+        fingerprint=tokenizer.fingerprint(),
+    )
+    write_codes(options.output, file)
+    print(f"{options.output}: {num_images} x {codes_BKN.shape[1]} codebooks x {grid[0]} x {grid[1]} positions")
+
+
+@command(
+    "tokenize decode",
+    "Turn codes into images.",
+    "codes.npz -o images/",
+    option("codes", type=Path, metavar="CODES", help="a file written by mllm tokenize encode"),
+    IMAGES_OUTPUT,
+    *MODEL_FOLDER,
+)
+def tokenize_decode(options: Namespace) -> None:
+    import numpy as np
+    import torch
+
+    from tokenizer.codes import read_codes
+    from tokenizer.images import to_images
+
+    file = read_codes(options.codes)
+    outputs = output_paths(options.output, [Path(name).stem for name in file.names])
+    tokenizer = load_image_tokenizer(options)
+    file.require_fingerprint(tokenizer.fingerprint())
+    for path, codes_KN, grid in zip(outputs, file.codes, file.grids, strict=True):
+        codes_1KN = torch.from_numpy(codes_KN.astype(np.int64))[None].to(tokenizer.device)
+        write_image(to_images(tokenizer.decode(codes_1KN, grid=grid))[0], path)
+
+
+@command(
+    "tokenize reconstruct",
+    "Turn images into codes and back, and measure what was lost.",
+    "a.png -o again.png",
+    *TOKENIZE_IMAGES,
+    IMAGES_OUTPUT,
+    json_option("scores"),
+    *MODEL_FOLDER,
+)
+def tokenize_reconstruct(options: Namespace) -> None:
+    import torch
+
+    from mllm.files import write_json
+    from tokenizer.images import to_images
+
+    outputs = output_paths(options.output, [path.stem for path in options.images])
+    tokenizer = load_image_tokenizer(options)
+    pixels_B3HW = read_pixels(options, tokenizer)
+    codes_BKN = encode_pixels(tokenizer, pixels_B3HW)
+    grid = tokenizer.grid_of(pixels_B3HW)
+    parts = [tokenizer.decode(part.to(tokenizer.device), grid=grid).cpu() for part in codes_BKN.split(TOKENIZE_BATCH)]
+    for path, image in zip(outputs, to_images(again_B3HW := torch.cat(parts)), strict=True):
+        write_image(image, path)
+    scores = reconstruction_scores(options.images, pixels_B3HW, again_B3HW, codes_BKN, tokenizer.config.codebook_size)
+    print_reconstruction(scores)
+    if options.json:
+        write_json(options.json, scores)
+
+
+def load_image_tokenizer(options: Namespace) -> Any:
+    from mllm.checkpoint import choose_device, find_image_tokenizer
+
+    return find_image_tokenizer(options.model, device=choose_device(options.device))
+
+
+def read_pixels(options: Namespace, tokenizer: Any) -> Any:
+    """All images as one batch of pixels (B, 3, H, W)."""
+    from tokenizer.images import ImageProcessor, open_image
+
+    side = tokenizer.config.image_size
+    width, height = options.size or (side, side)
+    processor = ImageProcessor(height=height, width=width, preparation=options.preparation)
+    return processor([open_image(path) for path in options.images])
+
+
+def encode_pixels(tokenizer: Any, pixels_B3HW: Any) -> Any:
+    """Codes (B, K, N) on the CPU, a few images at a time."""
+    import torch
+
+    parts = [tokenizer.encode(part.to(tokenizer.device)).cpu() for part in pixels_B3HW.split(TOKENIZE_BATCH)]
+    return torch.cat(parts)
+
+
+def output_paths(output: str, stems: list[str]) -> list[Path]:
+    """One file per image: the one named, or a file with the image's name in the folder named."""
+    if Path(output).suffix.lower() in writable_endings():
+        if len(stems) != 1:
+            raise ValueError(f"-o must be a folder for {len(stems)} images, got the file {output}")
+        return [image_file(output)]
+    names: list[str] = []
+    for stem in stems:  # a name that occurred before gets a number
+        name, number = stem, 1
+        while name in names:
+            number += 1
+            name = f"{stem}-{number}"
+        names.append(name)
+    return [Path(output) / f"{name}.png" for name in names]
+
+
+def write_image(image: Image.Image, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path)
+    print(path)
+
+
+def reconstruction_scores(
+    paths: list[Path], pixels_B3HW: Any, again_B3HW: Any, codes_BKN: Any, codebook_size: int
+) -> dict[str, Any]:
+    """How close the reconstructions are, and how well the codebooks are used."""
+    from tokenizer.metrics import code_counts, entropy_of, psnr, ssim, usage_of
+
+    counts_KC = code_counts(codes_BKN, codebook_size)
+    psnr_B, ssim_B = psnr(pixels_B3HW, again_B3HW), ssim(pixels_B3HW, again_B3HW)
+    rows = zip(paths, psnr_B.tolist(), ssim_B.tolist(), strict=True)
+    return {
+        "images": [{"name": path.name, "psnr": first, "ssim": second} for path, first, second in rows],
+        "psnr": psnr_B.mean().item(),
+        "ssim": ssim_B.mean().item(),
+        "usage": usage_of(counts_KC).tolist(),
+        "entropy": entropy_of(counts_KC).tolist(),
+    }
+
+
+def print_reconstruction(scores: dict[str, Any]) -> None:
+    rows = scores["images"]
+    if len(rows) > 1:
+        rows = [*rows, {"name": "mean", "psnr": scores["psnr"], "ssim": scores["ssim"]}]
+    width = max(len(row["name"]) for row in rows)
+    print(f"\n{'image':<{width}}  PSNR dB    SSIM")
+    for row in rows:
+        print(f"{row['name']:<{width}}  {row['psnr']:7.2f}  {row['ssim']:6.4f}")
+    print("\ncodebook  in use %  entropy nats")
+    for index, (usage, entropy) in enumerate(zip(scores["usage"], scores["entropy"], strict=True)):
+        print(f"{index:<8}  {100 * usage:8.1f}  {entropy:12.2f}")
+
+
+# Released checkpoints
+
+
+GB = 10**9
+SHARD_SIZE = option(
+    "--shard-size", type=gigabytes, default=1.0, metavar="GB", help="largest file of weights (default: 1)"
+)
+PROBE_IMAGES = option("--images", nargs="+", type=Path, metavar="IMAGE", help="to try it on (default: generated ones)")
+ATTENTION = [
+    option(
+        "--attention",
+        choices=("full", "causal", "probe"),
+        help="attention of the tokenizer's projections: full (default, checkpoints since April 2025), causal (before), "
+        "probe (try both)",
+    ),
+    PROBE_IMAGES,
+]
+
+
+@command(
+    "convert unitok-mllm",
+    "Convert the released MLLM to a model folder.",
+    "unitok_mllm/ model/ --image-tokenizer unitok_tokenizer.pth",
+    option("source", type=Path, metavar="SRC_DIR", help="the released folder, with its tokenizer.model"),
+    option("output", type=Path, metavar="OUT", help="a new folder"),
+    option("--image-tokenizer", type=Path, metavar="FILE", help="the released file (default: the one in SRC_DIR)"),
+    option("--dtype", choices=DTYPE_NAMES, help="of the language model (default: unchanged)"),
+    SHARD_SIZE,
+    *ATTENTION,
+)
+def convert_unitok_mllm(options: Namespace) -> None:
+    from transformers.utils import logging as transformers_logging
+
+    from mllm.checkpoint import DTYPES, IMAGE_TOKENIZER, convert_released, released_image_tokenizer
+
+    transformers_logging.set_verbosity_error()
+    require_new(options.output)
+    path = options.image_tokenizer or released_image_tokenizer(options.source)
+    checkpoint = None if path is None else read_released_tokenizer(path, options)
+    config = convert_released(
+        options.source,
+        options.output,
+        image_tokenizer=checkpoint,
+        dtype=DTYPES.get(options.dtype),
+        max_shard_bytes=int(options.shard_size * GB),
+    )
+    print(f"{options.output}: a model of width {config.hidden_size} in {config.dtype}".replace("torch.", ""))
+    if checkpoint is None:
+        print("no image tokenizer: the model can neither draw nor see images; convert again with --image-tokenizer")
+    else:
+        describe_image_tokenizer(options.output / IMAGE_TOKENIZER, checkpoint)
+
+
+@command(
+    "convert unitok",
+    "Convert the released image tokenizer to a folder.",
+    "unitok_tokenizer.pth unitok/",
+    option("source", type=Path, metavar="SRC", help="the released file, .pth or .safetensors"),
+    option("output", type=Path, metavar="OUT", help="a new folder"),
+    option("--dtype", choices=DTYPE_NAMES, help="of encoder and decoder (default: unchanged)"),
+    *ATTENTION,
+)
+def convert_unitok(options: Namespace) -> None:
+    from mllm.checkpoint import DTYPES
+    from tokenizer.checkpoint import save_converted
+
+    require_new(options.output)
+    checkpoint = read_released_tokenizer(options.source, options)
+    save_converted(checkpoint, options.output, dtype=DTYPES.get(options.dtype))
+    describe_image_tokenizer(options.output, checkpoint)
+
+
+@command(
+    "convert export-unitok",
+    "Export an image tokenizer to the file that UniTok's programs read.",
+    "unitok/ back.pth",
+    option("source", type=Path, metavar="FOLDER", help="folder of an image tokenizer"),
+    option("output", type=Path, metavar="OUT", help="a new file that ends in .pth"),
+)
+def convert_export_unitok(options: Namespace) -> None:
+    from tokenizer.checkpoint import export_upstream
+
+    require_new(options.output)
+    export_upstream(options.source, options.output)
+    print(options.output)
+
+
+@command(
+    "convert export-unitok-mllm",
+    "Export a model to the released layout.",
+    "model/ back/",
+    option("source", type=Path, metavar="FOLDER", help="folder of a model of this toolkit"),
+    option("output", type=Path, metavar="OUT", help="a new folder"),
+    SHARD_SIZE,
+)
+def convert_export_unitok_mllm(options: Namespace) -> None:
+    from transformers.utils import logging as transformers_logging
+
+    from mllm.checkpoint import export_released
+
+    transformers_logging.set_verbosity_error()
+    require_new(options.output)
+    export_released(options.source, options.output, max_shard_bytes=int(options.shard_size * GB))
+    print(options.output)
+
+
+@command(
+    "convert probe",
+    "Find out whether an image tokenizer's projections are causal or bidirectional.",
+    "unitok_tokenizer.pth",
+    option("source", type=Path, metavar="SRC", help="the released file, or a converted folder"),
+    PROBE_IMAGES,
+)
+def convert_probe(options: Namespace) -> None:
+    from mllm.checkpoint import find_image_tokenizer
+    from tokenizer.checkpoint import CLEAR_MARGIN
+
+    answer = probe(find_image_tokenizer(str(options.source)), options.images)
+    if answer is None:
+        print(f"undecided: both readings are within {CLEAR_MARGIN} dB; give different images")
+    else:
+        print(f"use --attention {answer}")
+
+
+def probe(model: Any, paths: list[Path] | None) -> str | None:
+    """Reconstruct images with both kinds of attention and print the PSNR of each; None if they hardly differ."""
+    from tokenizer.checkpoint import probe_attention
+    from tokenizer.images import ImageProcessor, open_image
+
+    side = model.config.image_size
+    images = [open_image(path) for path in paths or ()] or probe_patterns(side)
+    result = probe_attention(model, ImageProcessor(height=side, width=side)(images))
+    print(f"attention  PSNR dB\nfull       {result.full:7.2f}\ncausal     {result.causal:7.2f}")
+    return result.answer
+
+
+def probe_patterns(side: int) -> list[Image.Image]:
+    """Four images with shapes and gradients, for a probe without images of one's own."""
+    from PIL import Image, ImageDraw
+
+    images = []
+    for index in range(4):
+        image = Image.merge("RGB", [Image.linear_gradient("L").rotate(90 * (index + c)) for c in range(3)])
+        image = image.resize((side, side))
+        box = [side * (index + 1) // 8, side // 4, side * (index + 4) // 8, side * 3 // 4]
+        paint = ImageDraw.Draw(image)
+        (paint.ellipse if index % 2 else paint.rectangle)(box, fill=(220, 60, 40 * index))
+        images.append(image)
+    return images
+
+
+def read_released_tokenizer(path: Path, options: Namespace) -> Any:
+    """The checkpoint with the attention that was asked for or found by the probe."""
+    from tokenizer.checkpoint import CLEAR_MARGIN, load_upstream, read_upstream
+
+    attention = options.attention
+    if attention == "probe" and (attention := probe(load_upstream(path), options.images)) is None:
+        raise ValueError(
+            f"--attention must be full or causal for {path}: the probe found less than {CLEAR_MARGIN} dB of "
+            "difference; say which, or give different --images"
+        )
+    return read_upstream(path, projection_attention=attention)
+
+
+def describe_image_tokenizer(folder: Path, checkpoint: Any) -> None:
+    config = checkpoint.config
+    codebooks = f"{config.num_codebooks} codebooks of {config.codebook_size}"
+    print(f"{folder}: {codebooks}, images of {config.image_size} pixels, {config.projection_attention} attention")
+
+
+def require_new(path: Path) -> None:
+    """Never overwrite: a memory-mapped source would be destroyed while it is read."""
+    if any(path.iterdir()) if path.is_dir() else path.exists():
+        raise ValueError(f"{path} must not exist; remove it first, or choose a different output")
