@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from demo.answer import Defaults, Settings, stream_answer
 from demo.history import Entry
 from demo.page import ASSETS, STYLE_SHEET, Example, build_page, theme
-from mllm.cli.main import MODEL, CommandParser, load_pipeline
+from mllm.cli.main import load_pipeline
 from mllm.pipeline import Pipeline
 from mllm.sampling import SamplingConfig, pick
 
@@ -33,19 +34,8 @@ EXAMPLES = [
 ]
 
 
-def main(argv: list[str] | None = None) -> int:
+def serve(arguments: Namespace) -> None:
     """Serve until interrupted."""
-    parser = CommandParser(
-        "mllm demo",
-        description="Chat with the model in the browser.",
-        example="mllm demo --port 7861",
-        options=MODEL,
-    )
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 is every one")
-    parser.add_argument("--port", type=int, help="port to listen on (default: the first free one from 7860)")
-    parser.add_argument("--share", action="store_true", help="also make a public link, through a server of Gradio")
-    arguments = parser.parse_args(argv)
-
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     pipeline = load_pipeline(arguments)
     page = build_demo(pipeline)
@@ -58,7 +48,6 @@ def main(argv: list[str] | None = None) -> int:
         footer_links=[],
         ssr_mode=False,
     )
-    return 0
 
 
 def build_demo(pipeline: Pipeline) -> Any:

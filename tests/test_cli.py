@@ -81,7 +81,7 @@ def test_chat_answers_in_turn_and_survives_wrong_input(
 ) -> None:
     lines = iter(["/image none.png", "/image a.png", "what is it?", "", "/nonsense", "/new", "draw it", "/quit", "no"])
     monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
-    code, _, err = run("chat", "--seed", "1", "--pictures", "drawings")
+    code, _, err = run("chat", "--seed", "1", "--images", "drawings")
     assert code == 0 and next(lines) == "no"
     assert "cannot open picture none.png" in err and "there is no command '/nonsense'" in err
     assert len(err.strip().splitlines()) == 2

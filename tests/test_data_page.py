@@ -32,7 +32,7 @@ def test_example_records_are_of_the_format_they_show(kind: str, line: str) -> No
 
 def test_every_format_is_on_the_page() -> None:
     from train.data.importers import IMPORTERS
-    from train.data.prepare import FORMATS
+    from mllm.cli.training import FORMATS
 
     assert tuple(IMPORTERS) == FORMATS
     assert all(f"**{name}**" in PAGE for name in IMPORTERS)

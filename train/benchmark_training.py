@@ -7,8 +7,8 @@ gains. Counted are positions that hold something, and targets that are learned: 
 
 from __future__ import annotations
 
-import sys
 import tempfile
+from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -19,7 +19,6 @@ import torch
 
 from mllm.benchmark.measure import time_interleaved
 from mllm.checkpoint import choose_device, find_model_folder
-from mllm.cli.main import CommandParser, json_option, positive_count
 from mllm.files import write_json
 from mllm.model import MLLMForConditionalGeneration, count_items
 from mllm.processor import MLLMProcessor
@@ -43,22 +42,8 @@ class Way:
     targets_per_second: float  # text tokens and codes that are learned
 
 
-def main(argv: list[str] | None = None) -> int:
+def benchmark_training(words: Namespace) -> None:
     """Measure both ways and print the ratio."""
-    parser = CommandParser(
-        "mllm benchmark training",
-        description="Time training on packed rows beside padded ones, on the same samples.",
-        example="mllm benchmark training --samples 24 --length 640",
-        options=[json_option("figures")],
-    )
-    parser.add_argument("--model", help="folder of the model (default: the bundled one)")
-    parser.add_argument("--samples", type=positive_count, default=48, metavar="N", help="how many (default: 48)")
-    parser.add_argument("--length", type=positive_count, default=320, help="places of a packed row (default: 320)")
-    parser.add_argument("--rows", type=positive_count, default=4, help="rows of a batch (default: 4)")
-    parser.add_argument("--rounds", type=positive_count, default=3, help="timed rounds of each way (default: 3)")
-    parser.add_argument("--threads", type=positive_count, default=1, help="of the processor (default: 1)")
-    parser.add_argument("--device", help="where to compute (default: a GPU if there is one)")
-    words = parser.parse_args(argv)
     num_threads = torch.get_num_threads()
     torch.set_num_threads(words.threads)
     try:
@@ -79,7 +64,6 @@ def main(argv: list[str] | None = None) -> int:
     if words.json:
         figures = {"ratio": ratio, **{name: asdict(way) for name, way in ways.items()}}
         write_json(words.json, figures)
-    return 0
 
 
 def load(
@@ -171,7 +155,3 @@ def way_of(batches: Sequence[PackedBatch], seconds: float, num_codebooks: int) -
         positions_per_second=real / seconds,
         targets_per_second=targets / seconds,
     )
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -5,7 +5,6 @@ In: a model and the recipe's fields. Out: a `peft` model that any trainer takes 
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -110,21 +109,6 @@ def merge(model: nn.Module, adapter: Path) -> MLLMForConditionalGeneration:
 
 
 ADAPTER_CONFIG = "adapter_config.json"
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="mllm merge",
-        description="Add a trained adapter to the model it was trained on; the result is a model like any other.",
-        epilog="example: mllm merge runs/lora/final -o runs/lora/model",
-    )
-    parser.add_argument("adapter", type=Path, help="the folder `final` (or a checkpoint) of a run with an adapter")
-    parser.add_argument("-o", "--output", type=Path, required=True, help="where to write the model folder")
-    parser.add_argument("--base", help="the model under the adapter; default: the one that its config names")
-    words = parser.parse_args(argv)
-    merge_folder(words.adapter, words.output, base=words.base)
-    print(f"the merged model is in {words.output}")
-    return 0
 
 
 def merge_folder(adapter: Path, output: Path, *, base: str | Path | None = None) -> None:

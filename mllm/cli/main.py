@@ -220,25 +220,23 @@ def command(name: str, summary: str, example: str, *options: Option) -> Callable
 class Verb(NamedTuple):
     summary: str
     module: str
-    """Registers the verb with `command`, or has a `main(argv)`. A name, because `demo` and `train` are above `mllm`."""
+    """Registers the verb with `command`; `train.run`, which `mllm` must not import, has a `main` of words."""
 
 
 VERBS = {
-    "demo": Verb("chat with the model in the browser", "demo.app"),
+    "demo": Verb("chat with the model in the browser", "mllm.cli.training"),
     "draw": Verb("draw images from a sentence", "mllm.cli.generation"),
     "ask": Verb("ask a question about one or more images", "mllm.cli.generation"),
     "edit": Verb("change an image following an instruction", "mllm.cli.generation"),
     "chat": Verb("chat with the model in the terminal", "mllm.cli.generation"),
     "tokenize": Verb("turn images into codes and back", "mllm.cli.tokenizer"),
-    "prepare": Verb("turn raw data into training shards", "train.data.prepare"),
+    "prepare": Verb("turn raw data into training shards", "mllm.cli.training"),
     "train": Verb("train a model from a recipe", "train.run"),
-    "merge": Verb("merge a trained adapter into its model", "train.lora"),
+    "merge": Verb("merge a trained adapter into its model", "mllm.cli.training"),
     "evaluate": Verb("evaluate a model", "mllm.cli.evaluation"),
     "convert": Verb("convert released checkpoints, and back", "mllm.cli.tokenizer"),
     "benchmark": Verb("measure speed and memory", "mllm.cli.benchmark"),
 }
-TRAINING_BENCHMARK = "train.benchmark_training"
-"""`mllm benchmark training`."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -276,10 +274,8 @@ def run(words: list[str]) -> int:
     refuse_shadowed_packages()
     for library in CHATTY_LOGGERS:
         logging.getLogger(library).setLevel(logging.ERROR)
-    if words[:2] == ["benchmark", "training"]:
-        return importlib.import_module(TRAINING_BENCHMARK).main(words[2:])
     module = importlib.import_module(VERBS[verb].module)
-    if hasattr(module, "main"):
+    if verb == "train":  # its options are the recipe's keys
         return module.main(words[1:])
     name, rest = (verb, words[1:]) if verb in COMMANDS else (" ".join(words[:2]), words[2:])
     if name not in COMMANDS:

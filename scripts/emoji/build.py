@@ -7,7 +7,7 @@ Needs `pip install -r scripts/emoji/requirements.txt`, and npm unless the packag
     OUT/pictures/STYLE/NAME.png  every picture, on white
     OUT/cells.jsonl              every picture's path, style, label, keywords, group, skin tone, gender, thing and split
     OUT/tokenizer/00000.tar ...  pictures and captions that the image tokenizer is trained on
-    OUT/records/JOB/JOB.jsonl    chat messages for `mllm prepare OUT/records/JOB --pictures OUT/pictures`
+    OUT/records/JOB/JOB.jsonl    chat messages for `mllm prepare OUT/records/JOB --images OUT/pictures`
     OUT/ATTRIBUTION.md           authors and licences; goes wherever the pictures or weights go
 
 What is held out (scripts/emoji/splits.py) is in pictures/ and cells.jsonl alone. An interrupted run resumes: existing

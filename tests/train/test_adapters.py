@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import load_file
 
 from mllm.checkpoint import find_model_folder
+from mllm.cli.main import main as toolkit
 from mllm.model import MLLMForConditionalGeneration
 from tests.train.launching import losses
 from train import run
 from train.lora import image_token_ids, merge_folder
-from train.lora import main as merge_command
 from train.recipe import AdapterRecipe, MLLMData, MLLMRecipe, Validation
 from train.run import train_mllm
 
@@ -91,7 +91,7 @@ def test_what_is_saved_is_small_and_the_merged_model_computes_the_same(
     base = MLLMForConditionalGeneration.from_pretrained(recipe.start_from)
     adapted = PeftModel.from_pretrained(base, str(final))
     expected = loss_of(adapted)
-    assert merge_command([str(final), "-o", str(merged)]) == 0
+    assert toolkit(["merge", str(final), "-o", str(merged)]) == 0
     assert str(merged) in capsys.readouterr().out
     torch.testing.assert_close(loss_of(MLLMForConditionalGeneration.from_pretrained(merged)), expected)
     assert find_model_folder(merged) == merged

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from mllm.sequence import TokenSequence
-from train.benchmark_training import load, main, packed, padded
+from mllm.cli.main import main
+from train.benchmark_training import load, packed, padded
 
 
 def sample(length: int) -> TokenSequence:
@@ -39,7 +40,7 @@ def test_the_command_prints_and_writes_the_ratio(
 ) -> None:
     file = tmp_path / "figures.json"
     words = ["--model", str(random_model_folder), "--samples", "5", "--length", "160", "--rows", "2", "--rounds", "1"]
-    assert main([*words, "--device", "cpu", "--json", str(file)]) == 0
+    assert main(["benchmark", "training", *words, "--device", "cpu", "--json", str(file)]) == 0
     figures = json.loads(file.read_text())
     assert f"packed is {figures['ratio']:.2f} times as fast as padded" in capsys.readouterr().out
     speeds = [figures[way]["positions_per_second"] for way in ("packed", "padded")]

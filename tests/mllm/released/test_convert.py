@@ -121,7 +121,7 @@ def test_probe_prints_both_readings_and_decides_nothing_for_random_weights(
     released: Path, tmp_path: Path, run: Run
 ) -> None:
     Image.new("RGB", (40, 40), "red").save(tmp_path / "red.png")
-    code, out, _ = run("probe", released / "unitok_tokenizer.pth", "--pictures", tmp_path / "red.png")
+    code, out, _ = run("probe", released / "unitok_tokenizer.pth", "--images", tmp_path / "red.png")
     lines = out.splitlines()
     assert code == 0
     assert lines[0] == "attention  PSNR dB" and lines[1].startswith("full") and lines[2].startswith("causal")

@@ -14,9 +14,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from mllm.cli.main import main as toolkit
 from tests.train.launching import ROOT, command, environment, launch, losses, write_recipe
 from train.data.make_samples import main as make_samples
-from train.data.prepare import main as prepare
 from train.recipe import MLLMData, MLLMRecipe, ShardSource
 
 pytestmark = pytest.mark.slow
@@ -30,8 +30,11 @@ def recipe(mllm_recipe: MLLMRecipe, tmp_path: Path) -> MLLMRecipe:
     """Two prepared folders, mixed and packed; more steps than either has rows, so one goes round."""
     assert make_samples([str(tmp_path / "raw"), "--count", "14", "--size", "32"]) == 0
     for name, source in (("captions", "captions"), ("dialogues", "chat")):
-        words = [str(tmp_path / "raw" / source), "--out", str(tmp_path / name)]
-        assert prepare([*words, "--image-tokenizer", str(mllm_recipe.image_tokenizer), "--shard-size", "5"]) == 0
+        words = ["prepare", str(tmp_path / "raw" / source), "--out", str(tmp_path / name)]
+        assert (
+            toolkit([*words, "--image-tokenizer", str(mllm_recipe.image_tokenizer), "--shard-size", "5"])
+            == 0
+        )
     shards = [ShardSource(path=str(tmp_path / "captions"), weight=2.0), ShardSource(path=str(tmp_path / "dialogues"))]
     trainer = {**mllm_recipe.trainer, "max_steps": STEPS, "save_steps": 3, "save_total_limit": 2, "report_to": []}
     return dataclasses.replace(

@@ -13,7 +13,8 @@ from mllm.conversation import Marker, Segment, render
 from tests.train.data.raw_data import document, load, pair, prepared
 from tokenizer.images import to_images
 from train.data.packing import SampleOptions, sample_of
-from train.data.prepare import GREEN, PLAIN, as_text, main
+from mllm.cli.main import main
+from train.data.prepare import GREEN, PLAIN, as_text
 from train.data.shards import codes_made_by
 
 
@@ -33,7 +34,7 @@ def test_samples_are_printed_with_their_pictures(
     rows = [pair(["a circle"], codes_of, seed=4)]
     out = prepared(tmp_path / "out", [[], rows], codes_of)
     words = ["--out", str(out), "--image-tokenizer", str(image_tokenizer_folder), "--show", "2", "--seed", "1"]
-    assert main(words) == 0
+    assert main(["prepare", *words]) == 0
     printed = capsys.readouterr().out
     assert printed.count("from made.tar, 4") == 2 and "ASSISTANT:[[<picture 1: 2 x 2></s>]]" in printed
     codes_1KN = torch.from_numpy(rows[0].messages[1].parts[0].codes_KN.astype(np.int64))[None]
@@ -41,7 +42,7 @@ def test_samples_are_printed_with_their_pictures(
     for number in (1, 2):
         shown = Image.open(out / "samples" / f"sample-{number}-1.png")
         assert np.array_equal(np.asarray(shown), np.asarray(expected))
-    assert main(words) == 0
+    assert main(["prepare", *words]) == 0
     assert capsys.readouterr().out == printed, "the same seed shows the same samples"
 
 

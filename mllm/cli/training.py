@@ -1,0 +1,96 @@
+"""`mllm demo`, `prepare`, `train`, `merge` and `benchmark training`: verbs whose work is above `mllm`.
+
+`demo` and `train` import `mllm`, never the reverse, so their functions are found by name when a verb runs.
+"""
+
+from __future__ import annotations
+
+import importlib
+from argparse import Namespace
+from pathlib import Path
+
+from mllm.cli.main import MODEL, command, image_size, json_option, option, positive_count
+
+FORMATS = ("chat", "llava", "webdataset", "captions", "codes", "mmc4", "obelics", "text")
+"""The names in train/data/importers.py; written out, so that help imports nothing of `train`."""
+
+
+def call(function: str, options: Namespace) -> None:
+    """Call `module:function` with parsed options."""
+    module, _, name = function.partition(":")
+    getattr(importlib.import_module(module), name)(options)
+
+
+@command(
+    "demo",
+    "Chat with the model in the browser.",
+    "--port 7861",
+    *MODEL,
+    option("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for every address"),
+    option("--port", type=int, help="port to listen on (default: the first free one from 7860)"),
+    option("--share", action="store_true", help="also create a public link, through a server of Gradio"),
+)
+def demo(options: Namespace) -> None:
+    call("demo.app:serve", options)
+
+
+@command(
+    "prepare",
+    "Turn records of text and images into training shards. Formats are detected: chat messages, LLaVA, captioned\n"
+    "images (tars, lines, folders), UniTok's codes, MMC4, OBELICS and plain text. Run it again to resume after an\n"
+    "interruption; torchrun or accelerate launch share the work.",
+    "captions.tar chats.jsonl --out data/mixed --image-tokenizer runs/tokenizer/final",
+    option("sources", nargs="*", type=Path, metavar="SRC", help="a file of records, or a folder of them"),
+    option("--out", type=Path, required=True, metavar="DIR", help="folder of the shards"),
+    option("--image-tokenizer", type=Path, metavar="T", help="folder of an image tokenizer or model, or released file"),
+    option("--model", metavar="FOLDER", help="a model: its image tokenizer and sizes (default: the bundled model)"),
+    option("--format", choices=FORMATS, metavar="NAME", help=f"of all sources: {', '.join(FORMATS)}"),
+    option("--images", type=Path, metavar="DIR", help="folder of the images that records name"),
+    option("--size", type=image_size, metavar="WxH", help="size of all images (default: the model's)"),
+    option("--preparation", help="how an image gets to its size: cover (default), stretch, crop ..."),
+    option("--shard-size", type=positive_count, default=2048, metavar="N", help="records per shard (default: 2048)"),
+    option("--batch-size", type=positive_count, default=64, metavar="N", help="images encoded at once (default: 64)"),
+    option("--num-workers", type=positive_count, default=4, metavar="N", help="threads that open images (default: 4)"),
+    option("--skip-broken", action="store_true", help="leave broken records out, list and count them"),
+    option("--device", help="where to compute, such as cpu or cuda (default: a GPU if there is one)"),
+    option("--show", type=positive_count, metavar="N", help="print N samples and save their images"),
+    option("--seed", type=int, default=0, help="which samples are shown"),
+)
+def prepare(options: Namespace) -> None:
+    if not options.sources and options.show is None:
+        raise ValueError("SRC or --show must be given, got neither; name files of records or folders")
+    if options.sources:
+        call("train.data.prepare:prepare", options)
+    if options.show is not None:
+        call("train.data.prepare:show", options)
+
+
+@command(
+    "merge",
+    "Merge a trained adapter into the model it was trained on; the result is a model like any other.",
+    "runs/lora/final -o runs/lora/model",
+    option("adapter", type=Path, metavar="ADAPTER", help="folder `final` (or a checkpoint) of a run with an adapter"),
+    option("-o", "--output", type=Path, required=True, metavar="FOLDER", help="where to write the model folder"),
+    option("--base", metavar="FOLDER", help="the model under the adapter (default: the one its config names)"),
+)
+def merge(options: Namespace) -> None:
+    module = importlib.import_module("train.lora")
+    module.merge_folder(options.adapter, options.output, base=options.base)
+    print(f"the merged model is in {options.output}")
+
+
+@command(
+    "benchmark training",
+    "Time training on packed rows next to padded ones, on the same samples.",
+    "--samples 24 --length 640",
+    option("--model", metavar="FOLDER", help="model folder (default: the bundled model)"),
+    option("--samples", type=positive_count, default=48, metavar="N", help="how many (default: 48)"),
+    option("--length", type=positive_count, default=320, help="positions of a packed row (default: 320)"),
+    option("--rows", type=positive_count, default=4, help="rows of a batch (default: 4)"),
+    option("--rounds", type=positive_count, default=3, help="timed rounds of each way (default: 3)"),
+    option("--threads", type=positive_count, default=1, help="CPU threads (default: 1)"),
+    option("--device", help="where to compute (default: a GPU if there is one)"),
+    json_option("figures"),
+)
+def benchmark_training(options: Namespace) -> None:
+    call("train.benchmark_training:benchmark_training", options)
