@@ -31,8 +31,8 @@ def test_example_records_are_of_the_format_they_show(kind: str, line: str) -> No
 
 
 def test_every_format_is_on_the_page() -> None:
-    from train.data.importers import IMPORTERS
     from mllm.cli.training import FORMATS
+    from train.data.importers import IMPORTERS
 
     assert tuple(IMPORTERS) == FORMATS
     assert all(f"**{name}**" in PAGE for name in IMPORTERS)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from mllm.sequence import TokenSequence
 from mllm.cli.main import main
+from mllm.sequence import TokenSequence
 from train.benchmark_training import load, packed, padded
 
 

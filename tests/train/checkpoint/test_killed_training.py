@@ -31,10 +31,7 @@ def recipe(mllm_recipe: MLLMRecipe, tmp_path: Path) -> MLLMRecipe:
     assert make_samples([str(tmp_path / "raw"), "--count", "14", "--size", "32"]) == 0
     for name, source in (("captions", "captions"), ("dialogues", "chat")):
         words = ["prepare", str(tmp_path / "raw" / source), "--out", str(tmp_path / name)]
-        assert (
-            toolkit([*words, "--image-tokenizer", str(mllm_recipe.image_tokenizer), "--shard-size", "5"])
-            == 0
-        )
+        assert toolkit([*words, "--image-tokenizer", str(mllm_recipe.image_tokenizer), "--shard-size", "5"]) == 0
     shards = [ShardSource(path=str(tmp_path / "captions"), weight=2.0), ShardSource(path=str(tmp_path / "dialogues"))]
     trainer = {**mllm_recipe.trainer, "max_steps": STEPS, "save_steps": 3, "save_total_limit": 2, "report_to": []}
     return dataclasses.replace(

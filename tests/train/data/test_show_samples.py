@@ -9,11 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
+from mllm.cli.main import main
 from mllm.conversation import Marker, Segment, render
 from tests.train.data.raw_data import document, load, pair, prepared
 from tokenizer.images import to_images
 from train.data.packing import SampleOptions, sample_of
-from mllm.cli.main import main
 from train.data.prepare import GREEN, PLAIN, as_text
 from train.data.shards import codes_made_by
 
@@ -49,8 +49,9 @@ def test_samples_are_printed_with_their_pictures(
 def test_codes_of_another_tokenizer_are_not_shown(image_tokenizer_folder: Path, tmp_path: Path) -> None:
     codes_of = codes_made_by(load(image_tokenizer_folder))
     other = prepared(tmp_path / "other", [[document("x")]], type(codes_of)("another", 2, 16))
+    words = ["prepare", "--debug", "--out", str(other), "--image-tokenizer", str(image_tokenizer_folder), "--show", "1"]
     with pytest.raises(ValueError, match="prepared with another image tokenizer"):
-        main(["--out", str(other), "--image-tokenizer", str(image_tokenizer_folder), "--show", "1"])
+        main(words)
 
 
 def test_each_kind_is_learned_in_its_way(image_tokenizer_folder: Path, tmp_path: Path) -> None:
