@@ -26,7 +26,7 @@ from train.checkpoints import (
 from train.data.packing import Tokenizers, training_batches, validation_batches
 from train.hardware import speed_up
 from train.metrics import size_of
-from train.recipe import RECIPES, MLLMRecipe, as_yaml, choose_parts, find_recipe, read_yaml, resolve
+from train.recipe import MLLMRecipe, as_yaml, choose_parts, find_recipe, read_yaml, resolve
 from train.trainer import MLLMTrainer, sharding_of_run, training_arguments
 
 USAGE = "usage: mllm train RECIPE.yaml [--key value ...]"
@@ -36,9 +36,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Train what the recipe describes; returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     words = [word for word in words if not word.startswith("--local_rank=")]  # deepspeed's launcher puts it first
-    if words[:1] in (["-h"], ["--help"]):
-        print(explanation())
-        return 0
     if not words or words[0].startswith("-"):
         raise ValueError(f"no recipe was given; {USAGE}")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
@@ -72,17 +69,6 @@ def leave_other_processes() -> None:
 
     if distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()
-
-
-def explanation() -> str:
-    """What `mllm train --help` prints."""
-    shipped = ", ".join(sorted(path.stem for path in RECIPES.glob("*.yaml")))
-    return (
-        f"{USAGE}\n\n"
-        "Train what a recipe describes, or go on from the newest checkpoint in its output folder. RECIPE is a YAML\n"
-        f"file or the name of a recipe of the toolkit: {shipped}. Every key can be set by --key value.\n\n"
-        "example: mllm train tiny_tokenizer --output runs/tokenizer --steps 200"
-    )
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from argparse import Namespace
 from collections.abc import Callable
@@ -96,6 +97,23 @@ def benchmark_tokenizer(options: Namespace) -> int:
             yield benchmark_lookup(batch, rounds=options.rounds, device=device)
 
     return measure(options, cases)
+
+
+@command(
+    "benchmark training",
+    "Time training on packed rows next to padded ones, on the same samples.",
+    "--samples 24 --length 640",
+    option("--model", metavar="FOLDER", help="model folder (default: the bundled model)"),
+    option("--samples", type=positive_count, default=48, metavar="N", help="how many (default: 48)"),
+    option("--length", type=positive_count, default=320, help="positions of a packed row (default: 320)"),
+    option("--rows", type=positive_count, default=4, help="rows of a batch (default: 4)"),
+    option("--rounds", type=positive_count, default=3, help="timed rounds of each way (default: 3)"),
+    option("--threads", type=positive_count, default=1, help="CPU threads (default: 1)"),
+    option("--device", help="where to compute (default: a GPU if there is one)"),
+    json_option("figures"),
+)
+def benchmark_training(options: Namespace) -> None:
+    importlib.import_module("train.benchmark_training").benchmark_training(options)  # `train` is above `mllm`
 
 
 def measure(options: Namespace, cases: Callable[..., Any]) -> int:

@@ -220,7 +220,7 @@ def command(name: str, summary: str, example: str, *options: Option) -> Callable
 class Verb(NamedTuple):
     summary: str
     module: str
-    """Registers the verb with `command`; `train.run`, which `mllm` must not import, has a `main` of words."""
+    """Registers the verb with `command`."""
 
 
 VERBS = {
@@ -231,7 +231,7 @@ VERBS = {
     "chat": Verb("chat with the model in the terminal", "mllm.cli.generation"),
     "tokenize": Verb("turn images into codes and back", "mllm.cli.tokenizer"),
     "prepare": Verb("turn raw data into training shards", "mllm.cli.training"),
-    "train": Verb("train a model from a recipe", "train.run"),
+    "train": Verb("train a model from a recipe", "mllm.cli.training"),
     "merge": Verb("merge a trained adapter into its model", "mllm.cli.training"),
     "evaluate": Verb("evaluate a model", "mllm.cli.evaluation"),
     "convert": Verb("convert released checkpoints, and back", "mllm.cli.tokenizer"),
@@ -276,7 +276,7 @@ def run(words: list[str]) -> int:
         logging.getLogger(library).setLevel(logging.ERROR)
     module = importlib.import_module(VERBS[verb].module)
     if verb == "train":  # its options are the recipe's keys
-        return module.main(words[1:])
+        return module.train(words[1:])
     name, rest = (verb, words[1:]) if verb in COMMANDS else (" ".join(words[:2]), words[2:])
     if name not in COMMANDS:
         if words[1:2] in (["-h"], ["--help"]):

@@ -1,4 +1,4 @@
-"""`mllm demo`, `prepare`, `train`, `merge` and `benchmark training`: verbs whose work is above `mllm`.
+"""`mllm demo`, `prepare`, `train` and `merge`: verbs whose work is above `mllm`.
 
 `demo` and `train` import `mllm`, never the reverse, so their functions are found by name when a verb runs.
 """
@@ -9,7 +9,7 @@ import importlib
 from argparse import Namespace
 from pathlib import Path
 
-from mllm.cli.main import MODEL, command, image_size, json_option, option, positive_count
+from mllm.cli.main import MODEL, command, image_size, option, positive_count
 
 FORMATS = ("chat", "llava", "webdataset", "captions", "codes", "mmc4", "obelics", "text")
 """The names in train/data/importers.py; written out, so that help imports nothing of `train`."""
@@ -79,18 +79,18 @@ def merge(options: Namespace) -> None:
     print(f"the merged model is in {options.output}")
 
 
-@command(
-    "benchmark training",
-    "Time training on packed rows next to padded ones, on the same samples.",
-    "--samples 24 --length 640",
-    option("--model", metavar="FOLDER", help="model folder (default: the bundled model)"),
-    option("--samples", type=positive_count, default=48, metavar="N", help="how many (default: 48)"),
-    option("--length", type=positive_count, default=320, help="positions of a packed row (default: 320)"),
-    option("--rows", type=positive_count, default=4, help="rows of a batch (default: 4)"),
-    option("--rounds", type=positive_count, default=3, help="timed rounds of each way (default: 3)"),
-    option("--threads", type=positive_count, default=1, help="CPU threads (default: 1)"),
-    option("--device", help="where to compute (default: a GPU if there is one)"),
-    json_option("figures"),
-)
-def benchmark_training(options: Namespace) -> None:
-    call("train.benchmark_training:benchmark_training", options)
+TRAIN_HELP = """usage: mllm train RECIPE [--key value ...]
+
+Train what a recipe describes, or resume from the latest checkpoint in its output folder. RECIPE is a YAML file or the
+name of a recipe of the toolkit: {recipes}. Every key can be set by --key value.
+
+example: mllm train tiny_tokenizer --output runs/tokenizer --steps 200"""
+
+
+def train(words: list[str]) -> int:
+    """`mllm train`: its options are the keys of the recipe, so the words go on unparsed."""
+    if words[:1] in (["-h"], ["--help"]):
+        recipes = (Path(__file__).parents[2] / "train" / "recipes").glob("*.yaml")
+        print(TRAIN_HELP.format(recipes=", ".join(sorted(path.stem for path in recipes))))
+        return 0
+    return importlib.import_module("train.run").main(words)
