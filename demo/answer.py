@@ -17,7 +17,7 @@ from PIL import Image
 
 from demo.history import Entry, answer_entry, error_entry, file_part, to_messages
 from mllm.pipeline import Done, Event, ImageDone, ImageProgress, Pipeline, TextDelta
-from mllm.processor import save_picture
+from mllm.processor import save_image
 
 NO_ANSWER = "The model answered nothing; ask in other words."
 NO_ROOM = "There is no room left for another picture in this conversation; begin a new one."
@@ -134,7 +134,7 @@ def drop_progress(content: list[dict[str, Any]]) -> None:
 def write_picture(image: Image.Image, folder: Path) -> Path:
     """A new file in `folder`."""
     with tempfile.NamedTemporaryFile(dir=folder, prefix="picture-", suffix=".png", delete=False) as file:
-        save_picture(image, file.name)
+        save_image(image, file.name)
     return Path(file.name)
 
 

@@ -106,7 +106,10 @@ HEAD_TYPES = ("depth_transformer", "mlp", "none")
 PROMPT_STYLES = ("native", "unitok", "plain", "vicuna_v1", "class")
 IMAGE_LAYOUTS = ("fixed", "grid", "bare")
 CODE_EMBEDDERS = ("projected", "summed")
-EMBEDDING_CONTEXTS = ("prefix", "isolated", "whole")
+EMBEDDING_CONTEXTS = ("current", "prefix", "bidirectional")
+OLD_NAMES = {"begin_plan_id": "begin_plan_id", "image_position_embedding": "image_position_embedding"}
+"""Fields of configs of earlier versions, which are read and written under their present name."""
+OLD_CONTEXTS = {"current": "current", "bidirectional": "bidirectional"}
 PLANNER_NAME = re.compile(r"mllm(\.[A-Za-z_]\w*)+")
 DRAWING_TASKS = ("draw", "draw_class", "edit", "depth", "segment")
 """Tasks whose answer is a picture."""
@@ -146,12 +149,13 @@ class MLLMConfig(PreTrainedConfig):
     """Width of the attention projection that embeds codes, before the projector to D."""
     embedder_heads: int = 16
     """Attention heads of that projection."""
-    embedding_context: Literal["prefix", "isolated", "whole"] = "prefix"
-    """What a code embedding may see: the codes of its image so far (as in training), or only its own position, which
-    is what the upstream scripts do when they decode. Isolated needs no cache and differs from training. "whole" is for
-    understanding only, as in LLaVA: the projection is the image tokenizer's own, frozen, and sees the whole image."""
+    embedding_context: Literal["prefix", "current", "bidirectional"] = "prefix"
+    """What the embedding of a position sees while an image is drawn: the codes of its image so far ("prefix", as in
+    training), or its own alone ("current", as the upstream scripts decode; needs no cache and differs from training).
+    "bidirectional" is for understanding only, as in LLaVA: the image tokenizer's own frozen projection, over the whole
+    image."""
 
-    image_places: bool = False
+    image_position_embedding: bool = False
     """Whether every image position also has a learned vector of its row and column (mllm/embedding.py). The
     released model has none; small models learn to copy from picture to picture many times sooner with it."""
 
@@ -182,8 +186,8 @@ class MLLMConfig(PreTrainedConfig):
     """Token of class 0; class n is n ids later, and "no class", for guidance, comes after the last one."""
     num_classes: int = 0
     """Classes of pictures that can be asked for by number; 0: none."""
-    begin_outline_id: int | None = None
-    """Begins the outline that the model writes before it draws (mllm/conversation.py); None: it draws at once."""
+    begin_plan_id: int | None = None
+    """Begins the plan that the model writes before it draws (mllm/conversation.py); None: it draws at once."""
     pad_token_id: int = 0
     bos_token_id: int = 1
     eos_token_id: int = 2
@@ -209,7 +213,7 @@ class MLLMConfig(PreTrainedConfig):
     image_top_k: int | None = None
     image_top_p: float = 1.0
     image_redraws: int = 0
-    """How often a picture that does not show what its outline says is drawn again (mllm/pipeline.py)."""
+    """How often a picture that does not show what its plan says is drawn again (mllm/pipeline.py)."""
 
     planner: str | None = None
     """Dotted name, inside the package mllm, of the class that checks images against their plans, such as
@@ -222,6 +226,9 @@ class MLLMConfig(PreTrainedConfig):
             fields = dict(self.text_config)
             self.text_config = AutoConfig.for_model(fields.pop("model_type", "llama"), **fields)
         self.tie_word_embeddings = bool(getattr(self.text_config, "tie_word_embeddings", False))
+        for old, new in OLD_NAMES.items():
+            if old in kwargs:
+                setattr(self, new, kwargs.pop(old))
         super().__post_init__(**kwargs)
         self.check()
 
@@ -233,6 +240,7 @@ class MLLMConfig(PreTrainedConfig):
 
     def check(self) -> None:
         """Refuse a config that cannot be built, in one sentence."""
+        self.embedding_context = OLD_CONTEXTS.get(self.embedding_context, self.embedding_context)
         for name in ("num_codebooks", "codebook_size", "code_width", "embedder_width", "embedder_heads", "head_layers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is too small: found {getattr(self, name)}; use 1 or more")
@@ -246,20 +254,20 @@ class MLLMConfig(PreTrainedConfig):
                 f"embedder_width is not a multiple of embedder_heads: found {self.embedder_width} and "
                 f"{self.embedder_heads}; choose heads that divide the width"
             )
-        if self.image_layout == "grid" and self.image_places and not self.max_grid_side:
+        if self.image_layout == "grid" and self.image_position_embedding and not self.max_grid_side:
             raise ValueError(
-                "image_places needs to know how many rows and columns there may be: found image_layout 'grid' without "
-                "max_grid_side; set it"
+                "max_grid_side must be set for image_position_embedding with image_layout 'grid', got None; "
+                "set it to the largest number of rows or columns"
             )
         if (self.num_classes > 0) != (self.first_class_id is not None):
             raise ValueError(
                 f"classes need a number and a first token: found num_classes {self.num_classes} and first_class_id "
                 f"{self.first_class_id}; set both or neither"
             )
-        if self.begin_outline_id is not None and self.prompt_style != "native":
+        if self.begin_plan_id is not None and self.prompt_style != "native":
             raise ValueError(
-                f"outlines have a place in the native prompt only: found prompt_style {self.prompt_style!r} and "
-                f"begin_outline_id {self.begin_outline_id}; use 'native', or no outlines"
+                f"plans have a place in the native prompt only: found prompt_style {self.prompt_style!r} and "
+                f"begin_plan_id {self.begin_plan_id}; use 'native', or no plans"
             )
         if self.planner is not None and not PLANNER_NAME.fullmatch(self.planner):
             raise ValueError(
@@ -322,7 +330,7 @@ class MLLMConfig(PreTrainedConfig):
     @property
     def can_draw(self) -> bool:
         """Whether the model can produce image codes at all: it needs a head, and embeddings of unfinished images."""
-        return self.head_type != "none" and self.embedding_context != "whole"
+        return self.head_type != "none" and self.embedding_context != "bidirectional"
 
     def class_token_id(self, index: int | None) -> int:
         """The token that asks for a class; None is "no class", the other branch of guidance."""

@@ -15,7 +15,7 @@ Knows no tokenizer, no ids and no tensors.
 
 What the assistant says is learned, up to and including </s>; of a document that is everything.
 
-In the native style a picture may have an outline, words that say what is where: before a picture of the assistant what
+In the native style a picture may have an plan, words that say what is where: before a picture of the assistant what
 will be drawn (after the size of the picture, where sizes differ), after one of the user, between two markers, what is
 seen. The model writes both for itself, a chain of thought for drawing and looking, as in GoT (arXiv:2503.10639).
 """
@@ -66,7 +66,7 @@ class ImagePart:
 class CodesPart:
     codes_KN: np.ndarray  # uint16, N = grid positions row by row
     grid: tuple[int, int]  # rows, columns
-    outline: str | None = None  # what the model wrote before it drew this, or when it looked at it
+    plan: str | None = None  # what the model wrote before it drew this, or when it looked at it
 
     def __post_init__(self) -> None:
         if self.codes_KN.ndim != 2 or self.codes_KN.shape[1] != self.grid[0] * self.grid[1]:
@@ -77,8 +77,8 @@ class CodesPart:
 
 
 @dataclass(frozen=True, slots=True)
-class PictureSize:
-    """The size of the next picture, told before its outline; takes no tokens where all pictures have one size."""
+class ImageSize:
+    """The size of the next picture, told before its plan; takes no tokens where all pictures have one size."""
 
     grid: tuple[int, int]
 
@@ -104,14 +104,14 @@ class Marker(Enum):
 
     BOS = "begin of sequence"
     EOS = "end of sequence"
-    OUTLINE = "begin of outline, and end of that of a picture that is looked at"
+    PLAN = "begin of plan, and end of that of a picture that is looked at"
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
     """A run of the sequence that is encoded by itself."""
 
-    content: str | CodesPart | PictureSize | ClassPart | Marker
+    content: str | CodesPart | ImageSize | ClassPart | Marker
     supervised: bool = False
     bare: bool = False  # an image without its begin and end tokens
 
@@ -195,14 +195,14 @@ def _render_native(messages: Sequence[Message], add_generation_prompt: bool) -> 
         if not is_assistant:
             yield Segment(USER)
         for part in message.parts:
-            outline = part.outline if isinstance(part, CodesPart) else None
-            marker, words = Segment(Marker.OUTLINE, supervised=True), Segment(f" {outline}", supervised=True)
-            if is_assistant and outline is not None:
-                yield from (marker, Segment(PictureSize(part.grid)), words)
+            plan = part.plan if isinstance(part, CodesPart) else None
+            marker, words = Segment(Marker.PLAN, supervised=True), Segment(f" {plan}", supervised=True)
+            if is_assistant and plan is not None:
+                yield from (marker, Segment(ImageSize(part.grid)), words)
             if isinstance(part, CodesPart | ClassPart):
                 yield Segment(part, supervised=is_assistant)
-                if not is_assistant and outline is not None:
-                    yield from (Segment(Marker.OUTLINE), words, marker)  # the first is always there: nothing to learn
+                if not is_assistant and plan is not None:
+                    yield from (Segment(Marker.PLAN), words, marker)  # the first is always there: nothing to learn
             elif text := text_of(part):
                 yield Segment(" " + text, supervised=is_assistant)
         yield Segment(Marker.EOS, supervised=True) if is_assistant else Segment(" " + ASSISTANT)
@@ -294,7 +294,7 @@ def neutralise(text: str) -> str:
 
 
 def unconditional(messages: Sequence[Message]) -> list[Message]:
-    """The same dialogue without its last instruction and the outlines that repeat it: for guidance, and for dropout."""
+    """The same dialogue without its last instruction and the plans that repeat it: for guidance, and for dropout."""
     last = max((i for i, message in enumerate(messages) if message.role == "user"), default=None)
     if last is None:
         raise ValueError("no instruction to drop: found no user message; give a dialogue")
@@ -302,11 +302,11 @@ def unconditional(messages: Sequence[Message]) -> list[Message]:
     # where the first text stood, so that images keep their side of it
     before = next((i for i, part in enumerate(messages[last].parts) if isinstance(part, TextPart)), len(kept))
     parts = (*kept[:before], UnconditionalPart(), *kept[before:])
-    return [*messages[:last], replace(messages[last], parts=parts), *map(without_outlines, messages[last + 1 :])]
+    return [*messages[:last], replace(messages[last], parts=parts), *map(without_plans, messages[last + 1 :])]
 
 
-def without_outlines(turn: Message) -> Message:
-    return replace(turn, parts=tuple(replace(p, outline=None) if isinstance(p, CodesPart) else p for p in turn.parts))
+def without_plans(turn: Message) -> Message:
+    return replace(turn, parts=tuple(replace(p, plan=None) if isinstance(p, CodesPart) else p for p in turn.parts))
 
 
 # Hugging Face chat dicts to messages and back: {"role", "content"}, content a string or a list of typed items.

@@ -1,7 +1,8 @@
 """What every embedding of image codes does: the seam between the model, the decoding loop and how codes become vectors.
 
 Codes of image positions in, vectors of the language model's width out. `forward` embeds whole images at once; `step`
-embeds the newest position of each row, so that both agree exactly. With `image_places` a learned vector of its row and
+embeds the newest position of each row, so that both agree exactly. With
+`image_position_embedding` a learned vector of its row and
 column is added to every position, however it is embedded (mllm/embedding.py). The embeddings are in
 mllm/embedding.py and mllm/embedding.py; mllm/embedding.py builds the one that a config asks
 for.
@@ -41,11 +42,11 @@ from tokenizer.unitok import UniTok
 # Letters: P image positions, D language model width.
 
 
-PLACE_STD = 0.3
+POSITION_STD = 0.3
 """Of the vectors at the start; the content they are added to has root mean square 1."""
 
 
-class PlaceEmbedding(nn.Module):
+class PositionEmbedding(nn.Module):
     """Normalised content plus learned vectors of row, column, and the row of the next position in reading order."""
 
     def __init__(self, side: int, width: int) -> None:
@@ -101,7 +102,7 @@ class CodeEmbedding(nn.Module, ABC):
         super().__init__()
         self.default_columns = config.grid_side
         side = config.max_grid_side if config.image_layout == "grid" else config.grid_side
-        self.places = PlaceEmbedding(side, config.hidden_size) if config.image_places else None
+        self.places = PositionEmbedding(side, config.hidden_size) if config.image_position_embedding else None
 
     @abstractmethod
     def embed_images(self, codes_PK: Tensor, image_lengths_I: Tensor, *, isolated: bool) -> Tensor:
@@ -199,16 +200,19 @@ class ProjectedEmbedding(CodeEmbedding):
         self.register_buffer("codebooks", torch.zeros(*shape, config.code_width))  # as the image tokenizer has them
         self.register_buffer("codebook_usage", torch.zeros(shape))  # carried for conversion, not used
         self.projection = AttentionProjection(
-            config.code_vector_width, config.embedder_width, config.embedder_heads, causal=self.context != "whole"
+            config.code_vector_width,
+            config.embedder_width,
+            config.embedder_heads,
+            causal=self.context != "bidirectional",
         )
-        if self.context == "whole":
+        if self.context == "bidirectional":
             keep_as_buffers(self.projection)
         self.projector = Projector(config.embedder_width, config.hidden_size)
 
     def adopt(self, image_tokenizer: UniTok) -> None:
         """Copy the codebooks, and where the whole image is seen, the projection behind them."""
         self.set_codebooks(image_tokenizer.quantizer.codebooks)
-        if self.context == "whole":
+        if self.context == "bidirectional":
             self.set_projection(image_tokenizer.post_quant_proj)
 
     @torch.no_grad()
@@ -233,7 +237,7 @@ class ProjectedEmbedding(CodeEmbedding):
                 f"{len(found)} weights, the model has {self.num_heads} heads and a width of "
                 f"{self.projection.proj.out_features}; set embedder_width and embedder_heads as the tokenizer has them"
             )
-        if self.context == "whole" and projection.attn.causal:
+        if self.context == "bidirectional" and projection.attn.causal:
             raise ValueError(
                 "the image tokenizer's projection looks back only: found projection_attention 'causal'; "
                 "use a tokenizer whose projection sees the whole image, or another embedding_context"
@@ -259,7 +263,7 @@ class ProjectedEmbedding(CodeEmbedding):
         lengths = image_lengths_I.tolist()
         if len(set(lengths)) == 1:
             return self.projection(vectors_PZ.view(len(lengths), lengths[0], -1)).flatten(0, 1)
-        if self.context == "whole":  # padding would be seen
+        if self.context == "bidirectional":  # padding would be seen
             return torch.cat([self.projection(vectors_NZ[None])[0] for vectors_NZ in vectors_PZ.split(lengths)])
         # unequal images: pad on the right, where a causal layer never looks
         is_real_IN = (
@@ -282,7 +286,7 @@ class ProjectedEmbedding(CodeEmbedding):
         match self.context:
             case "prefix":
                 return self.projector(self._project_next(vectors_RZ, cache, rows))
-            case "isolated":
+            case "current":
                 return self.projector(self._project_alone(vectors_RZ))
             case _:
                 raise ValueError(

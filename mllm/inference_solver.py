@@ -37,7 +37,7 @@ from mllm.conversation import (
 from mllm.engine.loop import DecodingEvent, ImageEvent, TextEvent
 from mllm.engine.request import FinishReason, Generated, Row, TextProcessor, text_settings
 from mllm.pipeline import Pipeline
-from mllm.processor import NUM_SEEDS, Overrides, Picture, check_task, load_picture
+from mllm.processor import NUM_SEEDS, ImageSource, Overrides, check_task, load_image
 from mllm.sampling import SamplingConfig
 from mllm.sequence import Size, TokenSequence, supported_sizes
 
@@ -188,7 +188,7 @@ def split_placeholders(text: str) -> tuple[list[str], int]:
 # the first question; only the last answer is open. Knows no model.
 
 
-SolverImage: TypeAlias = Picture | bytes | Tensor | CodesPart
+SolverImage: TypeAlias = ImageSource | bytes | Tensor | CodesPart
 """A picture, its file, the bytes of the file, pixels (3, H, W) as uint8 or in [0, 1], or codes of an earlier answer."""
 Turns: TypeAlias = Sequence[Sequence[Any]]
 """[[question, answer], ...]; the last answer is None."""
@@ -265,7 +265,7 @@ def read_image(image: Any) -> Part:
         case Tensor():
             return ImagePart(from_pixels(image))
         case Image.Image() | str() | Path():
-            return ImagePart(load_picture(image))
+            return ImagePart(load_image(image))
         case _:
             raise ValueError(
                 f"an image is in no known form: found {type(image).__name__}; pass a PIL image, a path, bytes, "
@@ -352,7 +352,7 @@ def build_row(pipeline: Pipeline, request: SolverRequest) -> Row:
     question = request.understand()
     task = check_task(pipeline.tasks, *question.capabilities)
     messages = build_messages(request.listed_images, request.qas, last_words=question.words)
-    messages = pipeline.processor.encode_pictures(messages)
+    messages = pipeline.processor.encode_chat(messages)
     plans = [item for item in request.processors if isinstance(item, SamplingPlan)]
     overrides: Overrides = {"seed": int(torch.randint(NUM_SEEDS, ())) if request.seed is None else request.seed}
     if request.max_gen_len is not None:
@@ -512,7 +512,7 @@ class FlexARInferenceSolver:
 
     def answer(self, generated: Generated, *, seconds: float) -> SolverAnswer:
         """What a person sees of a result."""
-        pictures = self.pipeline.processor.pictures_of(generated)
+        pictures = self.pipeline.processor.codes_of(generated)
         pieces = [
             PLACEHOLDER
             if isinstance(part, CodesPart)

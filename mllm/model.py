@@ -36,7 +36,7 @@ from transformers.utils import ModelOutput
 
 from mllm.checkpoint import ModelWithCard, is_released_folder, open_released, own_memory
 from mllm.config import MLLMConfig
-from mllm.embedding import PLACE_STD, PlaceEmbedding, ProjectedEmbedding, build_embedding
+from mllm.embedding import POSITION_STD, PositionEmbedding, ProjectedEmbedding, build_embedding
 from mllm.heads import DepthTransformerHead, PerCodebookLinear, build_head
 from mllm.sequence import IGNORED
 from tokenizer.layers import ProjectionAttention
@@ -263,7 +263,7 @@ class MLLMForConditionalGeneration(ModelWithCard, PreTrainedModel, GenerationMix
         |----------------------------------------|-----------------------------------------------------|
         | linear layers, embeddings              | normal, std initializer_range of the backbone; bias 0 |
         | linear layers of the projected embedding | normal, std 1 / sqrt(inputs): its inputs have norm sqrt(K) |
-        | vectors of places                      | normal, std PLACE_STD: beside content of size 1     |
+        | vectors of places                      | normal, std POSITION_STD: beside content of size 1     |
         | norms                                  | weight 1, bias 0                                    |
         | q_bias, v_bias, zero_k_bias            | 0                                                   |
         | codebooks                              | normal (replaced by the image tokenizer's)          |
@@ -276,9 +276,9 @@ class MLLMForConditionalGeneration(ModelWithCard, PreTrainedModel, GenerationMix
                 for linear in module.modules():
                     if isinstance(linear, nn.Linear):
                         init.normal_(linear.weight, std=linear.in_features**-0.5)
-            case PlaceEmbedding():
+            case PositionEmbedding():
                 for table in module.parameters(recurse=False):
-                    init.normal_(table, std=PLACE_STD)
+                    init.normal_(table, std=POSITION_STD)
             case ProjectionAttention():
                 init.zeros_(module.q_bias)
                 init.zeros_(module.v_bias)
@@ -335,7 +335,7 @@ class MLLMForConditionalGeneration(ModelWithCard, PreTrainedModel, GenerationMix
             is_joint = self.training or codes_PK is not None  # a batch, of which others hold images
             return hidden_BTD + self._touch_code_embedding(input_ids_BT.device) if is_joint else hidden_BTD
         columns_I = None
-        if self.config.image_places and self.config.image_layout == "grid":
+        if self.config.image_position_embedding and self.config.image_layout == "grid":
             columns_I = self._read_columns(input_ids_BT, places_P, image_lengths_I)
         embedded_PD = self.code_embedding(codes_PK, image_lengths_I, columns_I=columns_I)
         return hidden_BTD.flatten(0, 1).index_copy(0, places_P, embedded_PD.to(hidden_BTD.dtype)).view_as(hidden_BTD)

@@ -48,7 +48,7 @@ from mllm.engine.loop import (
 )
 from mllm.engine.request import NUM_SEEDS, OUTLINE_BUDGET, Generated, Row, add_text, image_settings, read_task_settings
 from mllm.model import MLLMForConditionalGeneration
-from mllm.processor import MLLMProcessor, Overrides, Picture, RowBuilder, check_task, check_words, read_pictures
+from mllm.processor import ImageSource, MLLMProcessor, Overrides, RowBuilder, check_task, check_words, image_parts
 from mllm.sampling import SamplingConfig
 from mllm.sequence import IGNORED, ImageLayout, Size, TokenSequence, encode_segments, extend_sequence, supported_sizes
 from mllm.world.outline import are_alike, read_outline
@@ -70,8 +70,8 @@ def look(
     dialogues: Sequence[Sequence[Message]], processor: MLLMProcessor, run: Callable[[list[Row]], list[Generated]]
 ) -> list[list[Message]]:
     """Outline the pictures that were not looked at yet, in order, all dialogues together."""
-    looked = [processor.encode_pictures(dialogue) for dialogue in dialogues]
-    marker = processor.need_config().begin_outline_id
+    looked = [processor.encode_chat(dialogue) for dialogue in dialogues]
+    marker = processor.need_config().begin_plan_id
     while marker is not None:
         waiting = [(n, place) for n, dialogue in enumerate(looked) if (place := first_unseen(dialogue)) is not None]
         if not waiting:
@@ -96,7 +96,7 @@ def look_prompt(dialogue: Sequence[Message], processor: MLLMProcessor) -> TokenS
     config = processor.need_config()
     segments = render(dialogue, config.prompt_style)
     last = max(n for n, segment in enumerate(segments) if isinstance(segment.content, CodesPart))
-    asked = [*segments[: last + 1], Segment(Marker.OUTLINE)]
+    asked = [*segments[: last + 1], Segment(Marker.PLAN)]
     return encode_segments(asked, tokenizer=processor.tokenizer, config=config)
 
 
@@ -104,7 +104,7 @@ def first_unseen(dialogue: Sequence[Message]) -> Place | None:
     """Where the first picture of the user without an outline stands."""
     for m, message in enumerate(dialogue):
         for p, part in enumerate(message.parts if message.role == "user" else ()):
-            if isinstance(part, CodesPart) and part.outline is None:
+            if isinstance(part, CodesPart) and part.plan is None:
                 return m, p
     return None
 
@@ -119,7 +119,7 @@ def outlined(dialogue: Sequence[Message], place: Place, outline: str) -> list[Me
     """The dialogue with an outline for the picture at this place."""
     m, p = place
     parts = list(dialogue[m].parts)
-    parts[p] = replace(parts[p], outline=outline)
+    parts[p] = replace(parts[p], plan=outline)
     return [replace(message, parts=tuple(parts)) if n == m else message for n, message in enumerate(dialogue)]
 
 
@@ -259,12 +259,12 @@ def are_as_outlined(pictures: Sequence[tuple[CodesPart, list[int]]], processor: 
     """Whether each picture, looked at, shows what its outline says. One without an outline, or with free words of a
     person that cannot be compared, says nothing wrong.
     """
-    images = [processor.with_outline(image, outline) for image, outline in pictures]
-    are_comparable = [image.outline is not None and read_outline(image.outline) is not None for image in images]
+    images = [processor.with_plan(image, outline) for image, outline in pictures]
+    are_comparable = [image.plan is not None and read_outline(image.plan) is not None for image in images]
     drawn = processor.decode_images([image for image, is_one in zip(images, are_comparable, strict=True) if is_one])
     looked = iter(look([[Message("user", (ImagePart(picture),))] for picture in drawn], processor, run))
     return [
-        not is_one or are_alike(image.outline, next(looked)[0].parts[0].outline)
+        not is_one or are_alike(image.plan, next(looked)[0].parts[0].plan)
         for image, is_one in zip(images, are_comparable, strict=True)
     ]
 
@@ -278,7 +278,7 @@ def answer_ids(parts: Sequence[list[int] | CodesPart], outlines: Sequence[list[i
             ids += part
             continue
         if outline := next(written):
-            ids += [*layout.outline_opening(part.grid), *outline]
+            ids += [*layout.plan_opening(part.grid), *outline]
         ids += layout.token_ids(part.grid)
     return ids
 
@@ -558,7 +558,7 @@ class Pipeline:
     def draw_seeds(self, row: Row, seeds: Sequence[int], on_event: OnEvent | None) -> list[Image.Image]:
         """A picture of a row for each seed."""
         results = self.run([replace(row, seed=seed) for seed in seeds], on_event)
-        pictures = self.processor.decode_images([self.processor.images_of(result)[0] for result in results])
+        pictures = self.processor.decode_images([self.processor.codes_of(result)[0] for result in results])
         for picture, result in zip(pictures, results, strict=True):
             picture.info["seed"] = result.seed
         return pictures
@@ -582,7 +582,7 @@ class Pipeline:
 
     def ask(
         self,
-        images: Picture | Sequence[Picture],
+        images: ImageSource | Sequence[ImageSource],
         question: str,
         *,
         on_event: OnEvent | None = None,
@@ -591,7 +591,7 @@ class Pipeline:
         """The answer to a question about one or more pictures, and nothing else."""
         task = check_task(self.tasks, "ask", "describe")
         check_words(question, name="question", hint="say what you want to know")
-        pictures = read_pictures(images)
+        pictures = image_parts(images)
         if not pictures:
             raise ValueError("no picture to look at: found none; give one or more")
         messages = [Message("user", (*pictures, TextPart(question)))]
@@ -600,7 +600,7 @@ class Pipeline:
 
     def edit(
         self,
-        image: Picture,
+        image: ImageSource,
         instruction: str,
         *,
         size: Size | None = None,
@@ -611,9 +611,9 @@ class Pipeline:
         """The picture changed as told; also dense tasks, such as "Depth estimation."."""
         task = check_task(self.tasks, "edit", "depth", "segment")
         check_words(instruction, name="instruction", hint="say what to change")
-        messages = [Message("user", (*read_pictures(image), TextPart(instruction)))]
+        messages = [Message("user", (*image_parts(image), TextPart(instruction)))]
         row = self.build_row(messages, "image", task=task, size=size, outline=outline, overrides=overrides)
-        return self.processor.pictures_of(self.run([row], on_event)[0])[0]
+        return self.processor.codes_of(self.run([row], on_event)[0])[0]
 
     def chat(self, messages: Sequence[Any], **overrides: Unpack[Overrides]) -> Generator[Event, None, None]:
         """Answer a dialogue (messages or Hugging Face chat dicts) in text and pictures, as they come.

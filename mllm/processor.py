@@ -21,8 +21,14 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
-from transformers import AutoProcessor, BatchFeature, GenerationConfig, PreTrainedTokenizerBase, ProcessorMixin
-from transformers.image_utils import load_image
+from transformers import (
+    AutoProcessor,
+    BatchFeature,
+    GenerationConfig,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+    image_utils,
+)
 
 from mllm.checkpoint import IMAGE_TOKENIZER, RELEASED_FILES, find_model_folder, is_released_folder, load_image_tokenizer
 from mllm.config import MLLMConfig
@@ -62,18 +68,18 @@ from tokenizer.unitok import UniTok
 # In: PIL images, files or addresses. Out: codes with their grid. Knows no dialogue and no language model.
 
 
-Picture = Image.Image | str | Path
-OUTLINE = "outline"
+ImageSource = Image.Image | str | Path
+PLAN, OLD_PLAN = "plan", "plan"
 """Key of a drawn picture's `info`, and of its PNG file: what the model wrote before it drew (mllm/conversation.py)."""
 """A picture, or where it is: a file or an address."""
 
 
-def load_picture(picture: Picture) -> Image.Image:
+def load_image(picture: ImageSource) -> Image.Image:
     """The picture itself."""
     if isinstance(picture, Image.Image):
         return picture
     is_file = not str(picture).startswith(("http://", "https://", "data:"))
-    return open_image(picture) if is_file else load_image(picture)
+    return open_image(picture) if is_file else image_utils.load_image(picture)
 
 
 def with_pictures(turn: dict[str, Any]) -> dict[str, Any]:
@@ -81,18 +87,23 @@ def with_pictures(turn: dict[str, Any]) -> dict[str, Any]:
 
     def load(item: Any) -> Any:
         named = [item[key] for key in ("image", "path", "url") if key in item] if item.get("type") == "image" else []
-        return {"type": "image", "image": load_picture(named[0])} if named and isinstance(named[0], Picture) else item
+        return {"type": "image", "image": load_image(named[0])} if named and isinstance(named[0], ImageSource) else item
 
     content = turn["content"]
     return turn if isinstance(content, str) else {**turn, "content": [load(item) for item in content]}
 
 
-def save_picture(picture: Image.Image, path: str | Path) -> None:
+def plan_of(image: Image.Image) -> str | None:
+    """The plan that a drawn image keeps; files of earlier versions call it an outline."""
+    return image.info.get(PLAN, image.info.get(OLD_PLAN))
+
+
+def save_image(picture: Image.Image, path: str | Path) -> None:
     """Write a picture; a PNG keeps the outline, so that a chat can go on from the file."""
-    outline, options = picture.info.get(OUTLINE), {}
+    outline, options = picture.info.get(PLAN), {}
     if outline is not None and Path(path).suffix.lower() == ".png":
         options["pnginfo"] = PngInfo()
-        options["pnginfo"].add_text(OUTLINE, outline)
+        options["pnginfo"].add_text(PLAN, outline)
     picture.save(path, **options)
 
 
@@ -114,13 +125,13 @@ def encode_images(
     return [encoded[index] for index in range(len(images))]
 
 
-def encode_dialogue(
-    messages: Sequence[Message], encode: Callable[[Sequence[Image.Image]], Sequence[CodesPart]], *, outlines: bool
+def encode_chat(
+    messages: Sequence[Message], encode: Callable[[Sequence[Image.Image]], Sequence[CodesPart]], *, plans: bool
 ) -> list[Message]:
     """A dialogue with codes in place of pictures.
 
     Args:
-        outlines: keep those of the pictures that the assistant drew; one of the user is to be looked at anew.
+        plans: keep those of the pictures that the assistant drew; one of the user is to be looked at anew.
     """
     pictures = [part.image for message in messages for part in message.parts if isinstance(part, ImagePart)]
     codes = iter(encode(pictures))
@@ -128,7 +139,7 @@ def encode_dialogue(
     def encoded(part: Part, role: Role) -> Part:
         if not isinstance(part, ImagePart):
             return part
-        return replace(next(codes), outline=part.image.info.get(OUTLINE) if outlines and role == "assistant" else None)
+        return replace(next(codes), plan=plan_of(part.image) if plans and role == "assistant" else None)
 
     return [replace(turn, parts=tuple(encoded(part, turn.role) for part in turn.parts)) for turn in messages]
 
@@ -145,8 +156,8 @@ def decode_images(images: Sequence[CodesPart], image_tokenizer: UniTok) -> list[
         pictures = to_images(image_tokenizer.decode(codes_BKN.to(image_tokenizer.device), grid=grid))
         decoded.update(zip(indices, pictures, strict=True))
     for index, image in enumerate(images):
-        if image.outline is not None:
-            decoded[index].info[OUTLINE] = image.outline
+        if image.plan is not None:
+            decoded[index].info[PLAN] = image.plan
     return [decoded[index] for index in range(len(images))]
 
 
@@ -207,7 +218,9 @@ class MLLMProcessor(ProcessorMixin):
                 raise ValueError(f"this model reads text and pictures: found {name}; leave them out")
         if messages is not None:
             return self.prompts([self.read_chat(messages)], generation_mode)
-        pictures = [load_picture(image) for image in ([images] if isinstance(images, Picture) else list(images or []))]
+        pictures = [
+            load_image(image) for image in ([images] if isinstance(images, ImageSource) else list(images or []))
+        ]
         texts = [text] if isinstance(text, str) else list(text or [])
         if len(texts) > 1 and pictures:
             raise ValueError(f"pictures belong to one text: found {len(texts)} texts; pass messages, or one text")
@@ -218,7 +231,7 @@ class MLLMProcessor(ProcessorMixin):
     def prompts(self, chats: Sequence[Sequence[Message]], generation_mode: Mode | None) -> BatchFeature:
         """Model inputs that ask for an answer to each chat."""
         answer: AnswerKind | None = generation_mode if generation_mode in ("text", "image") else None
-        chats = [self.encode_pictures(chat) for chat in chats]
+        chats = [self.encode_chat(chat) for chat in chats]
         if generation_mode is not None:
             for chat in chats:
                 possible_mode(chat, generation_mode, self.need_config())  # refuses what this checkpoint does not answer
@@ -252,17 +265,17 @@ class MLLMProcessor(ProcessorMixin):
     ) -> TokenSequence:
         """The sequence of a dialogue; its pictures are turned into codes first."""
         return build_sequence(
-            self.encode_pictures(messages),
+            self.encode_chat(messages),
             tokenizer=self.tokenizer,
             config=self.need_config(),
             add_generation_prompt=add_generation_prompt,
             answer=answer,
         )
 
-    def encode_pictures(self, messages: Sequence[Message]) -> list[Message]:
+    def encode_chat(self, messages: Sequence[Message]) -> list[Message]:
         """The same dialogue with codes in place of pictures."""
-        outlines = self.config is not None and self.config.begin_outline_id is not None
-        return encode_dialogue(messages, self.encode_images, outlines=outlines)
+        plans = self.config is not None and self.config.begin_plan_id is not None
+        return encode_chat(messages, self.encode_images, plans=plans)
 
     def encode_images(self, images: Sequence[Image.Image]) -> list[CodesPart]:
         """Codes of pictures, each at the size of the model that fits it best."""
@@ -289,21 +302,21 @@ class MLLMProcessor(ProcessorMixin):
 
     def to_parts(self, generated: Generated) -> list[str | Image.Image]:
         """Text and pictures of a result, in order; no special tokens, no empty texts."""
-        pictures = iter(self.pictures_of(generated))
+        pictures = iter(self.codes_of(generated))
         parts = [next(pictures) if isinstance(part, CodesPart) else self.to_text(part) for part in generated.parts]
         return [part for part in parts if part != ""]
 
-    def images_of(self, generated: Generated) -> list[CodesPart]:
+    def codes_of(self, generated: Generated) -> list[CodesPart]:
         """The images of a result, each with the outline that was written before it, if one was."""
-        return list(map(self.with_outline, generated.images, generated.outlines))
+        return list(map(self.with_plan, generated.images, generated.outlines))
 
-    def with_outline(self, image: CodesPart, token_ids: list[int]) -> CodesPart:
+    def with_plan(self, image: CodesPart, token_ids: list[int]) -> CodesPart:
         """An image with its outline; no tokens: it has none."""
-        return replace(image, outline=self.to_text(token_ids) or None)
+        return replace(image, plan=self.to_text(token_ids) or None)
 
-    def pictures_of(self, generated: Generated) -> list[Image.Image]:
+    def codes_of(self, generated: Generated) -> list[Image.Image]:
         """The pictures of a result, with seed and outline in their `info`."""
-        pictures = self.decode_images(self.images_of(generated))
+        pictures = self.decode_images(self.codes_of(generated))
         for picture in pictures:
             picture.info["seed"] = generated.seed
         return pictures
@@ -462,7 +475,7 @@ class RowBuilder:
         if mode == "text" and "guidance" in given:
             raise ValueError(f"guidance is for pictures: found {given['guidance']} for a text; leave it out")
         check_messages(messages)
-        messages = self.processor.encode_pictures(messages)
+        messages = self.processor.encode_chat(messages)
         mode = possible_mode(messages, mode, self.config)
         image = image_settings(self.config, self.stored_settings.get(task, {}), given)
         answer: AnswerKind | None = {"text": "text", "image": "image"}.get(mode)
@@ -486,7 +499,7 @@ class RowBuilder:
             image=image,
             outline=outline_settings(self.stored_settings.get("outline", {}), given),
             redraws=0 if image.greedy else self.choose_redraws(task, given),
-            given_outline=None if outline is None else encode_outline(outline, self.processor),
+            given_outline=None if outline is None else encode_plan(outline, self.processor),
         )
         context = self.config.text_config.max_position_embeddings
         count_budget(row, layout=ImageLayout.from_config(self.config), context=context)  # refuses what does not fit
@@ -505,7 +518,7 @@ class RowBuilder:
         return grids[-1] if grids else None
 
 
-def encode_outline(outline: str, processor: MLLMProcessor) -> tuple[int, ...]:
+def encode_plan(outline: str, processor: MLLMProcessor) -> tuple[int, ...]:
     """The tokens of an outline as the assistant would write it."""
     words = neutralise(check_words(outline, name="outline", hint="say what is where, or leave it out"))
     return tuple(encode_text(processor.tokenizer, " " + words.strip()))
@@ -536,10 +549,10 @@ def check_words(text: str, *, name: str, hint: str) -> str:
     return text
 
 
-def read_pictures(pictures: Picture | Sequence[Picture]) -> list[ImagePart]:
+def image_parts(pictures: ImageSource | Sequence[ImageSource]) -> list[ImagePart]:
     """Parts of a message from pictures or their files."""
-    listed = [pictures] if isinstance(pictures, Picture) else list(pictures)
-    return [ImagePart(load_picture(picture)) for picture in listed]
+    listed = [pictures] if isinstance(pictures, ImageSource) else list(pictures)
+    return [ImagePart(load_image(picture)) for picture in listed]
 
 
 def check_task(tasks: Sequence[str] | None, *wanted: str) -> str:

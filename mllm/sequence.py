@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from mllm.config import MLLMConfig
-from mllm.conversation import AnswerKind, ClassPart, CodesPart, Marker, Message, PictureSize, Segment, render
+from mllm.conversation import AnswerKind, ClassPart, CodesPart, ImageSize, Marker, Message, Segment, render
 from mllm.vocabulary import encode_text
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class ImageLayout:
     """Id of "one column"; "n columns" is n - 1 ids later (grid layout)."""
     max_side: int | None = None
     """How many rows or columns have a size token (grid layout)."""
-    begin_outline_id: int | None = None
+    begin_plan_id: int | None = None
     """Begins what stands before an image and belongs to it: its size, where sizes differ, and words. None: nothing."""
 
     def __post_init__(self) -> None:
@@ -89,13 +89,13 @@ class ImageLayout:
             first_row_size_id=config.first_row_size_id if is_grid else None,
             first_column_size_id=config.first_column_size_id if is_grid else None,
             max_side=config.max_grid_side if is_grid else None,
-            begin_outline_id=config.begin_outline_id,
+            begin_plan_id=config.begin_plan_id,
         )
 
     @property
     def opening_ids(self) -> set[int]:
         """What an image can begin with."""
-        return {id_ for id_ in (self.begin_image_id, self.begin_outline_id) if id_ is not None}
+        return {id_ for id_ in (self.begin_image_id, self.begin_plan_id) if id_ is not None}
 
     def body_ids(self, grid: Grid) -> list[int]:
         """Everything between begin-of-image and end-of-image."""
@@ -112,10 +112,10 @@ class ImageLayout:
             return []
         return [self.first_row_size_id + rows - 1, self.first_column_size_id + columns - 1]
 
-    def outline_opening(self, grid: Grid) -> list[int]:
-        """What stands before the words of an image's outline: the marker and, where sizes differ, the size, as what can
-        be where depends on it. Empty where there are no outlines."""
-        return [] if self.begin_outline_id is None else [self.begin_outline_id, *self.size_ids(grid)]
+    def plan_opening(self, grid: Grid) -> list[int]:
+        """What stands before the words of an image's plan: the marker and, where sizes differ, the size, as what can
+        be where depends on it. Empty where there are no plans."""
+        return [] if self.begin_plan_id is None else [self.begin_plan_id, *self.size_ids(grid)]
 
     def token_ids(self, grid: Grid) -> list[int]:
         """One whole image in reading order, with what frames it."""
@@ -208,15 +208,15 @@ def encode_segments(
                 draft.add_tokens([config.bos_token_id], supervised=False)
             case Marker.EOS:
                 draft.add_tokens([config.eos_token_id], supervised=segment.supervised)
-            case Marker.OUTLINE:
-                if config.begin_outline_id is None:
-                    raise ValueError("this model writes no outlines: found one beside a picture; leave it out")
-                draft.add_tokens([config.begin_outline_id], supervised=segment.supervised)
+            case Marker.PLAN:
+                if config.begin_plan_id is None:
+                    raise ValueError("this model writes no plans: found one beside a picture; leave it out")
+                draft.add_tokens([config.begin_plan_id], supervised=segment.supervised)
             case str(text):
                 draft.add_tokens(encode_text(tokenizer, text), supervised=segment.supervised)
             case ClassPart(index):
                 draft.add_tokens([config.class_token_id(index)], supervised=False)
-            case PictureSize(grid):
+            case ImageSize(grid):
                 draft.add_tokens(layout.size_ids(grid), supervised=False)
             case CodesPart():
                 _add_image(draft, segment, layout=layout, config=config)

@@ -19,7 +19,8 @@ from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedModel, PreTrai
 BEGIN_IMAGE, END_IMAGE, IMAGE = "<begin_image>", "<end_image>", "<image>"
 NEW_LINE, ROWS, COLUMNS = "<new_line>", "<rows_{}>", "<columns_{}>"
 CLASS, NO_CLASS = "<class_{}>", "<no_class>"
-OUTLINE = "<outline>"
+PLAN, OLD_PLAN = "<plan>", "<plan>"
+"""The second is what tokenizers of earlier versions call it."""
 MODEL_FILE = "tokenizer.model"
 
 
@@ -40,7 +41,7 @@ class Vocabulary:
     max_grid_side: int | None = None
     first_class_id: int | None = None
     num_classes: int = 0
-    begin_outline_id: int | None = None
+    begin_plan_id: int | None = None
 
     def config_fields(self) -> dict[str, Any]:
         """Keyword arguments for MLLMConfig; the size belongs into its text_config as `vocab_size`."""
@@ -52,24 +53,25 @@ def extend_tokenizer(
     *,
     max_grid_side: int | None = None,
     num_classes: int = 0,
-    outlines: bool = False,
+    plans: bool = False,
 ) -> Vocabulary:
     """Add the image tokens to the tokenizer (changed in place; adding twice changes nothing).
 
     Args:
         max_grid_side: also add the tokens of the "grid" layout, with sizes 1 to this.
         num_classes: also add a token for each of so many classes, and one for "no class".
-        outlines: also add the token that begins the outline of a picture (mllm/conversation.py).
+        plans: also add the token that begins the plan of a picture (mllm/conversation.py).
     """
+    known = tokenizer.get_vocab()
+    plan = OLD_PLAN if OLD_PLAN in known else PLAN
     sides = range(1, (max_grid_side or 0) + 1)
     names = [BEGIN_IMAGE, END_IMAGE, IMAGE]
     if max_grid_side:
         names += [NEW_LINE, *(ROWS.format(side) for side in sides), *(COLUMNS.format(side) for side in sides)]
     if num_classes:
         names += [*(CLASS.format(index) for index in range(num_classes)), NO_CLASS]
-    if outlines:
-        names.append(OUTLINE)
-    known = tokenizer.get_vocab()
+    if plans:
+        names.append(plan)
     tokenizer.add_tokens([name for name in names if name not in known], special_tokens=True)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.unk_token
@@ -88,7 +90,7 @@ def extend_tokenizer(
         max_grid_side=max_grid_side,
         first_class_id=ids[CLASS.format(0)] if num_classes else None,
         num_classes=num_classes,
-        begin_outline_id=ids[OUTLINE] if outlines else None,
+        begin_plan_id=ids[plan] if plans else None,
     )
 
 

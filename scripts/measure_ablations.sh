@@ -18,7 +18,7 @@ done
 for redraws in 0 1 3; do
     measure "redraws-$redraws" --jobs draw edit interleaved --redraws "$redraws"
 done
-for context in prefix isolated; do
+for context in prefix current; do
     measure "context-$context" --jobs draw edit --embedding-context "$context" --redraws 0
 done
 "$PYTHON" -m docs.plot_ablations docs/ablations

@@ -17,11 +17,11 @@ def write(folder: Path, name: str, rate: float) -> None:
 
 
 def test_values_are_in_order_numbers_first(tmp_path: Path) -> None:
-    for name in ("guidance-10", "guidance-1.5", "guidance-2", "context-prefix", "context-isolated"):
+    for name in ("guidance-10", "guidance-1.5", "guidance-2", "context-prefix", "context-current"):
         write(tmp_path, name, 0.5)
     found = read_reports(tmp_path)
     assert list(found) == ["context", "guidance"]
-    assert list(found["guidance"]) == ["1.5", "2", "10"] and list(found["context"]) == ["isolated", "prefix"]
+    assert list(found["guidance"]) == ["1.5", "2", "10"] and list(found["context"]) == ["current", "prefix"]
 
 
 @pytest.mark.parametrize("values", [("1", "2"), ("mlp", "depth_transformer")])

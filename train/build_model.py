@@ -48,7 +48,7 @@ def build_model(
         text_tokenizer,
         max_grid_side=recipe.model.get("max_grid_side", start.max_grid_side if start is not None else None),
         num_classes=recipe.model.get("num_classes", start.num_classes if start is not None else 0),
-        outlines=recipe.data.outlines or (start is not None and start.begin_outline_id is not None),
+        plans=recipe.data.outlines or (start is not None and start.begin_plan_id is not None),
     )
     if start is not None:
         options = quantized(recipe) if recipe.adapter and recipe.adapter.bits else {}
@@ -112,7 +112,7 @@ def learn_tokens(model: MLLMForConditionalGeneration, vocabulary: Vocabulary) ->
 
 def config_of_weights(config: MLLMConfig, start: MLLMConfig) -> MLLMConfig:
     """The config of a model that goes on, with no more rows and columns than its weights have."""
-    may_grow = start.image_places and start.image_layout == "fixed"
+    may_grow = start.image_position_embedding and start.image_layout == "fixed"
     if not may_grow or (config.max_grid_side or 0) <= start.grid_side:
         return config
     return MLLMConfig.from_dict({**config.to_dict(), "max_grid_side": start.grid_side, "sizes": None})
@@ -198,7 +198,7 @@ def build_around(
     with whole(embedding.parameters()):
         embedding.adopt(image_tokenizer)
         has_attention = image_tokenizer.config.projection == "attention"  # a linear one has nothing to take over
-        if isinstance(embedding, ProjectedEmbedding) and (has_attention or config.embedding_context == "whole"):
+        if isinstance(embedding, ProjectedEmbedding) and (has_attention or config.embedding_context == "bidirectional"):
             embedding.set_projection(image_tokenizer.post_quant_proj)
     return model
 

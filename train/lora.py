@@ -91,7 +91,7 @@ def token_rows(config: MLLMConfig) -> dict[str, list[int]]:
 def image_token_ids(config: MLLMConfig) -> list[int]:
     """The ids that frame images and outlines, as far as they are in the vocabulary."""
     ids = [config.begin_image_id, config.end_image_id, config.image_token_id]
-    ids += [token_id for token_id in (config.new_line_id, config.begin_outline_id) if token_id is not None]
+    ids += [token_id for token_id in (config.new_line_id, config.begin_plan_id) if token_id is not None]
     for first in (config.first_row_size_id, config.first_column_size_id):
         if first is not None:
             ids += range(first, first + (config.max_grid_side or 0))

@@ -247,7 +247,7 @@ class Work:
         self, model: MLLMForConditionalGeneration, settings: SamplingConfig, *, sees_prefix: bool = False
     ) -> np.ndarray:
         """Codes (N, K, P) by our decoding."""
-        model.code_embedding.context = "prefix" if sees_prefix else "isolated"
+        model.code_embedding.context = "prefix" if sees_prefix else "current"
         results = generate(model, [replace(row, image=settings) for row in self.rows])
         return np.stack([result.images[0].codes_KN for result in results]).astype(np.int64)
 

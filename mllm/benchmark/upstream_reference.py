@@ -169,7 +169,7 @@ def check_is_upstream(config: MLLMConfig) -> None:
         "head_type": (config.head_type, "depth_transformer"),
         "head_shared_output": (config.head_shared_output, True),
         "image_layout": (config.image_layout, "fixed"),
-        "image_places": (config.image_places, False),
+        "image_position_embedding": (config.image_position_embedding, False),
     }
     for name, (value, expected) in found.items():
         if value != expected:

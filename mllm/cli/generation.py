@@ -88,7 +88,7 @@ def draw(options: Namespace) -> None:
             if is_given:
                 raise ValueError(f"--class must be given without {name}; leave {name} out")
 
-    from mllm.processor import save_picture
+    from mllm.processor import save_image
 
     pipeline = load_pipeline(options)
     settings = {"n": options.n, "on_event": Progress().show, **given(options, SAMPLING_OPTIONS)}
@@ -101,7 +101,7 @@ def draw(options: Namespace) -> None:
     path: Path = options.output
     numbered = [path.with_stem(f"{path.stem}-{number}") for number in range(1, len(images) + 1)]
     for file, image in zip([path] if len(images) == 1 else numbered, images, strict=True):
-        save_picture(image, file)
+        save_image(image, file)
         score = f"  score {image.info['score']:.3f}" if "score" in image.info else ""
         print(f"{file}  seed {image.info['seed']}{score}")
 
@@ -147,7 +147,7 @@ def ask(options: Namespace) -> None:
 )
 def edit(options: Namespace) -> None:
     """Edit, write the file and print its name and seed."""
-    from mllm.processor import save_picture
+    from mllm.processor import save_image
     from tokenizer.images import open_image
 
     source = open_image(options.image)
@@ -159,7 +159,7 @@ def edit(options: Namespace) -> None:
         on_event=Progress().show,
         **given(options, SAMPLING_OPTIONS),
     )
-    save_picture(image, options.output)
+    save_image(image, options.output)
     print(f"{options.output}  seed {image.info['seed']}")
 
 
@@ -229,7 +229,7 @@ class Chat:
         """Send a message; the conversation grows only if it is answered."""
         from mllm.conversation import ImagePart, Message, TextPart
         from mllm.pipeline import Done, ImageDone
-        from mllm.processor import save_picture
+        from mllm.processor import save_image
 
         asked = [*self.messages, Message("user", (*map(ImagePart, self.images), TextPart(text)))]
         progress = Progress()
@@ -241,7 +241,7 @@ class Chat:
                     number = 1
                     while (path := self.folder / f"image-{number}.png").exists():
                         number += 1
-                    save_picture(image, path)
+                    save_image(image, path)
                     print(path)
                 case Done(message=message):
                     print()

@@ -171,7 +171,7 @@ class CachedForward:
                 capacity=capacity,
                 dtype=embeddings_UTD.dtype,
                 device=self.device,
-                may_skip=bool(self.unconditional_rows) and self.config.begin_outline_id is not None,
+                may_skip=bool(self.unconditional_rows) and self.config.begin_plan_id is not None,
             )
 
         self.padding = pad([lengths[row] for row in first_rows])

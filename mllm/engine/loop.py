@@ -208,7 +208,7 @@ class AnswerStream:
                 yield from self.finish_text()
                 yield ImageProgress(done, total)
                 if codes is not None:
-                    yield ImageDone(self.processor.decode_images([self.processor.with_outline(codes, outline)])[0])
+                    yield ImageDone(self.processor.decode_images([self.processor.with_plan(codes, outline)])[0])
             case RowEvent(generated=generated):
                 yield from self.finish_text()
                 message = answer_message(generated, self.processor)
@@ -222,7 +222,7 @@ class AnswerStream:
 
 def answer_message(generated: Generated, processor: MLLMProcessor) -> Message:
     """A result as the assistant's message."""
-    images = iter(processor.images_of(generated))
+    images = iter(processor.codes_of(generated))
     parts = [
         next(images) if isinstance(part, CodesPart) else TextPart(processor.to_text(part)) for part in generated.parts
     ]

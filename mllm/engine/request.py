@@ -156,7 +156,7 @@ def count_budget(row: Row, *, layout: ImageLayout, context: int) -> int:
     budget = min(context - used, row.max_new_tokens or context)
     grid = row.grid or layout.default_grid
     needed = layout.num_tokens(grid) + len(given_opening(row, layout))
-    needed += len(layout.outline_opening(grid)) if may_outline(row, layout) else 0
+    needed += len(layout.plan_opening(grid)) if may_outline(row, layout) else 0
     if row.mode == "image" and budget < needed:
         raise NoRoomError(
             f"no room for the image: it takes {needed} tokens, found {budget} left (prompt {used}, context {context}, "
@@ -168,16 +168,16 @@ def count_budget(row: Row, *, layout: ImageLayout, context: int) -> int:
 def may_outline(row: Row, layout: ImageLayout) -> bool:
     """Whether the model chooses if an image that is asked for begins with an outline. Some kinds have none."""
     is_free = row.known_codes is None and row.given_outline is None
-    return row.mode == "image" and layout.begin_outline_id is not None and is_free
+    return row.mode == "image" and layout.begin_plan_id is not None and is_free
 
 
 def given_opening(row: Row, layout: ImageLayout) -> list[int]:
     """The given outline of an image with what begins it."""
     if row.given_outline is None:
         return []
-    if layout.begin_outline_id is None:
+    if layout.begin_plan_id is None:
         raise ValueError("this model knows no outlines: found one for its picture; leave it out")
-    return [*layout.outline_opening(row.grid or layout.default_grid), *row.given_outline]
+    return [*layout.plan_opening(row.grid or layout.default_grid), *row.given_outline]
 
 
 # How a checkpoint samples: its config, then its settings per task, then what the caller asks for.

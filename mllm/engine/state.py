@@ -58,7 +58,7 @@ class RowState:
         self.grid = layout.check(row.grid or layout.default_grid)
         self.num_positions = self.grid[0] * self.grid[1]
         self.image_tokens = layout.num_tokens(self.grid)
-        self.outline_opening = layout.outline_opening(self.grid)
+        self.plan_opening = layout.plan_opening(self.grid)
         self.budget = count_budget(row, layout=layout, context=context)
         self.token_ids: list[int] = []
         self.parts: list[list[int] | CodesPart] = []
@@ -138,7 +138,7 @@ class RowState:
         """Places that may still be added."""
         if self.row.mode != "image":
             return self.budget - len(self.token_ids)
-        outline = len(self.outline_opening) + OUTLINE_BUDGET if self.outline_opening else 0
+        outline = len(self.plan_opening) + OUTLINE_BUDGET if self.plan_opening else 0
         return min(self.image_tokens + outline, self.budget) - len(self.token_ids)
 
     @property
@@ -156,7 +156,7 @@ class RowState:
     @property
     def may_begin_outline(self) -> bool:
         """Whether the model may choose to outline an image now, or to end the outline of one that it looks at."""
-        if self.row.end_id == self.layout.begin_outline_id:
+        if self.row.end_id == self.layout.begin_plan_id:
             return True
         is_mixed = self.row.mode == "interleaved"
         return self.must_open or (is_mixed and not self.is_in_outline and self.has_room_for_outline)
@@ -169,7 +169,7 @@ class RowState:
     @property
     def has_room_for_outline(self) -> bool:
         """Whether an image fits with what begins its outline and a word of it."""
-        return self.budget - len(self.token_ids) > self.image_tokens + len(self.outline_opening)
+        return self.budget - len(self.token_ids) > self.image_tokens + len(self.plan_opening)
 
     def next_text_uniform(self) -> float:
         """The random number of the next text token."""
@@ -204,9 +204,9 @@ class RowState:
             self.plan, self.place, self.codes = self.layout.token_ids(self.grid), 1, []
             self.outlines.append(self.outline or [])
             self.outline = None
-        elif token_id == self.layout.begin_outline_id:
+        elif token_id == self.layout.begin_plan_id:
             self.outline = []
-            self.plan, self.place = self.outline_opening, 1
+            self.plan, self.place = self.plan_opening, 1
         elif self.outline is not None:
             self.outline.append(token_id)
         else:
@@ -272,7 +272,7 @@ class Chooser:
         self.model, self.config, self.device = model, model.config, model.device
         self.states, self.unconditional_rows = states, unconditional_rows
         layout = states[0].layout
-        self.begin_image_id, self.begin_outline_id = layout.begin_image_id, layout.begin_outline_id
+        self.begin_image_id, self.begin_plan_id = layout.begin_image_id, layout.begin_plan_id
         self.opening_ids = layout.opening_ids
         self.never_text_ids = torch.tensor(never_text_ids(layout, self.config), device=self.device)
         self.code_groups: dict[tuple[int, ...], CodeGroup] = {}
@@ -359,8 +359,8 @@ class Chooser:
         for state, is_refused in zip(states, self.refusals(states, logits_GV, uniforms_G, settings), strict=True):
             state.image_refused |= is_refused
         self.forbid(logits_GV, self.begin_image_id, [not state.may_begin_image for state in states])
-        if self.begin_outline_id is not None:
-            self.forbid(logits_GV, self.begin_outline_id, [not state.may_begin_outline for state in states])
+        if self.begin_plan_id is not None:
+            self.forbid(logits_GV, self.begin_plan_id, [not state.may_begin_outline for state in states])
             self.forbid(logits_GV, self.config.eos_token_id, [state.is_in_outline for state in states])
             self.allow_only(logits_GV, sorted(self.opening_ids), [state.must_open for state in states])
         return choose(logits_GV, settings, uniforms_G).tolist()

@@ -16,7 +16,7 @@ from PIL import Image
 
 from mllm.conversation import ImagePart, Message, Mode, TextPart
 from mllm.pipeline import Pipeline
-from mllm.processor import Overrides, load_picture
+from mllm.processor import Overrides, load_image
 
 SETTINGS = {"temperature": "temperature", "top_p": "top_p", "top_k": "top_k", "max_new_tokens": "max_new_tokens"}
 
@@ -44,7 +44,7 @@ def read_item(item: Mapping[str, Any]) -> TextPart | ImagePart:
             return TextPart(item["text"])
         case "image":
             source = next(item[name] for name in ("url", "image", "value") if name in item)
-            return ImagePart(load_picture(source))
+            return ImagePart(load_image(source))
         case kind:
             raise ValueError(f"this model reads text and pictures: found {kind!r}; choose another task")
 

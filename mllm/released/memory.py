@@ -114,7 +114,7 @@ def weights_table() -> str:
 
 def caches_table() -> str:
     """Memory of what is kept while generating, in bfloat16, as a table in Markdown."""
-    prefix, isolated = MLLMConfig(), MLLMConfig(embedding_context="isolated")
+    prefix, isolated = MLLMConfig(), MLLMConfig(embedding_context="current")
     num_positions = prefix.positions_per_image
     drawing = PROMPT_TOKENS + num_positions + 2  # the image with its begin and end
     cases = [

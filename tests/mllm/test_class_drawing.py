@@ -111,7 +111,7 @@ def test_class_tokens_are_never_sampled_as_text() -> None:
 def test_cached_code_logits_equal_the_full_forward(
     monkeypatch: pytest.MonkeyPatch, code_embedder: str, guidance: float, layout: str
 ) -> None:
-    model = class_model(code_embedder=code_embedder, image_places=True, image_layout=layout)
+    model = class_model(code_embedder=code_embedder, image_position_embedding=True, image_layout=layout)
     for table in model.code_embedding.places.parameters(recurse=False):
         torch.nn.init.normal_(table)
     row = Row(

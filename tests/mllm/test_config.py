@@ -18,10 +18,10 @@ def test_defaults_are_the_released_model() -> None:
         ({"head_type": "rnn"}, "depth_transformer"),
         ({"prompt_style": "latin"}, "native"),
         ({"image_layout": "spiral"}, "grid"),
-        ({"embedding_context": "none"}, "isolated"),
+        ({"embedding_context": "none"}, "current"),
         ({"image_size": 100}, "100 and 16"),
         ({"num_codebooks": 0}, "num_codebooks"),
-        ({"image_places": True, "image_layout": "grid"}, "without max_grid_side"),
+        ({"image_position_embedding": True, "image_layout": "grid"}, "max_grid_side"),
         ({"embedder_heads": 3}, "1024 and 3"),
     ],
 )
@@ -35,3 +35,12 @@ def test_the_vocabulary_size_is_that_of_the_text_config() -> None:
     config = MLLMConfig(text_config={"vocab_size": 77, "hidden_size": 8, "num_attention_heads": 2})
     config.vocab_size = 78
     assert config.text_config.vocab_size == 78 and config.text_config.model_type == "llama"
+
+
+def test_configs_of_earlier_versions_are_read_and_written_under_present_names() -> None:
+    old = {"begin_plan_id": 7, "image_position_embedding": True, "embedding_context": "current"}
+    for config in (MLLMConfig(**old), MLLMConfig.from_dict(old)):
+        fields = config.to_dict()
+        assert (config.begin_plan_id, config.image_position_embedding, config.embedding_context) == (7, True, "current")
+        assert fields["begin_plan_id"] == 7 and fields["image_position_embedding"] is True
+        assert not old.keys() & fields.keys() - {"embedding_context"} and fields["embedding_context"] == "current"

@@ -7,9 +7,9 @@ from PIL import Image
 from mllm.conversation import (
     CodesPart,
     ImagePart,
+    ImageSize,
     Marker,
     Message,
-    PictureSize,
     Segment,
     TextPart,
     UnconditionalPart,
@@ -39,9 +39,9 @@ def show(segments: list[Segment]) -> str:
                 word = "<s>"
             case Marker.EOS:
                 word = "</s>"
-            case Marker.OUTLINE:
-                word = "<outline>"
-            case PictureSize((rows, columns)):
+            case Marker.PLAN:
+                word = "<plan>"
+            case ImageSize((rows, columns)):
                 word = f"{rows}x{columns}"
             case CodesPart():
                 word = "=" if segment.bare else "#"
@@ -67,13 +67,13 @@ SYSTEM = (
         (
             [user("a cat"), assistant(OUTLINED)],
             "native",
-            "<s>|USER:| a cat| ASSISTANT:|[<outline>]|2x2|[ a red cat 35]|[#]|[</s>]",
+            "<s>|USER:| a cat| ASSISTANT:|[<plan>]|2x2|[ a red cat 35]|[#]|[</s>]",
         ),
         (
             [user(OUTLINED, "a cat"), assistant("Here.", OUTLINED)],
             "native",
-            "<s>|USER:|#|<outline>|[ a red cat 35]|[<outline>]| a cat| ASSISTANT:"
-            "|[ Here.]|[<outline>]|2x2|[ a red cat 35]|[#]|[</s>]",
+            "<s>|USER:|#|<plan>|[ a red cat 35]|[<plan>]| a cat| ASSISTANT:"
+            "|[ Here.]|[<plan>]|2x2|[ a red cat 35]|[#]|[</s>]",
         ),
         (
             unconditional([user("a cat"), assistant(OUTLINED)]),

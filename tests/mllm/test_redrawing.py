@@ -29,7 +29,7 @@ def pipeline(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     folder = tmp_path_factory.mktemp("redrawn")
     pipeline = Pipeline.load(build_tiny_folder(folder, layout=request.param, outlines=True, context=800))
     likes_V = torch.zeros(pipeline.config.vocab_size)
-    likes_V[pipeline.config.begin_outline_id] = 8.0
+    likes_V[pipeline.config.begin_plan_id] = 8.0
     likes_V[pipeline.config.begin_image_id] = 5.0
     pipeline.model.lm_head.register_forward_hook(lambda module, inputs, logits: logits + likes_V)
     return pipeline

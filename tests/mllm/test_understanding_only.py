@@ -23,7 +23,7 @@ from tests.mllm.tiny_folder import build_tiny_folder
 from tokenizer.unitok import UniTok
 
 FIELDS = {
-    "embedding_context": "whole",
+    "embedding_context": "bidirectional",
     "embedder_width": 12,
     "embedder_heads": 2,
     "head_type": "none",
@@ -57,7 +57,7 @@ def test_the_projector_sees_the_tokenizer_s_quantised_features(folder: Path) -> 
 
 @torch.no_grad()
 def test_every_position_sees_its_whole_image_and_no_other() -> None:
-    embedding = build_model(embedding_context="whole", head_type="none").code_embedding
+    embedding = build_model(embedding_context="bidirectional", head_type="none").code_embedding
     codes_PK = random_codes(11)
     alone = [embedding(codes, torch.tensor([len(codes)])) for codes in codes_PK.split([4, 7])]
     torch.testing.assert_close(embedding(codes_PK, torch.tensor([4, 7])), torch.cat(alone))
@@ -77,7 +77,7 @@ def test_nothing_but_the_projector_of_the_embedding_learns_also_after_loading(fo
 
 
 def test_the_loss_is_that_of_the_words_alone() -> None:
-    model = build_model(embedding_context="whole", head_type="none").train()
+    model = build_model(embedding_context="bidirectional", head_type="none").train()
     samples = [learned_sample(seed=1, plan=["image", "TEXT"]), learned_sample(seed=2, plan=["text", "TEXT"])]
     output = model(**pack(samples, length=40, pad_token_id=0))
     assert output.loss_parts.num_image == 0 and output.loss.item() == pytest.approx(output.loss_parts.text.item())
@@ -85,7 +85,7 @@ def test_the_loss_is_that_of_the_words_alone() -> None:
     assert all(value.grad is not None for value in model.parameters() if value.requires_grad)
 
 
-@pytest.mark.parametrize("fields", [{"embedding_context": "whole"}, {"head_type": "none"}])
+@pytest.mark.parametrize("fields", [{"embedding_context": "bidirectional"}, {"head_type": "none"}])
 def test_it_refuses_to_learn_or_to_embed_unfinished_images(fields: dict) -> None:
     model = build_model(**fields)
     with pytest.raises(ValueError, match="cannot learn to draw"):
@@ -142,7 +142,7 @@ def test_the_plain_style_pairs_pictures_with_captions() -> None:
 
 def test_a_tokenizer_of_other_sizes_is_refused(folder: Path) -> None:
     tokenizer = UniTok.from_pretrained(folder / "image_tokenizer")
-    fields = {"embedding_context": "whole", "head_type": "none"}
+    fields = {"embedding_context": "bidirectional", "head_type": "none"}
     for sizes in ({"embedder_width": 24, "embedder_heads": 3}, {"embedder_width": 12, "embedder_heads": 3}):
         config = MLLMConfig(**{**MLLMConfig.from_pretrained(folder).to_dict(), **fields, **sizes})
         with pytest.raises(ValueError, match="another projection than the model: found 2 heads"):

@@ -65,7 +65,7 @@ def build_tiny_folder(
         text_tokenizer,
         max_grid_side=3 if layout == "grid" else None,
         num_classes=fields.get("num_classes", 0),
-        outlines=outlines,
+        plans=outlines,
     )
     torch.manual_seed(0)
     image_tokenizer = UniTok(

@@ -79,7 +79,7 @@ def test_the_bundled_models_recipes_fit_together() -> None:
     )
     text_config = {**third.model["text_config"], "vocab_size": vocabulary.size}
     config = model_config(third, text_config, vocabulary, image_tokenizer)
-    for name in (*third.model.keys() - {"text_config"}, "patch_size", "image_size", "begin_outline_id", "new_line_id"):
+    for name in (*third.model.keys() - {"text_config"}, "patch_size", "image_size", "begin_plan_id", "new_line_id"):
         assert getattr(config, name) == getattr(bundled, name), name
 
 

@@ -98,7 +98,7 @@ def test_words_with_other_numbers_are_refused(mllm_recipe: MLLMRecipe, tmp_path:
     build_model(outlined, text_tokenizer, image_tokenizer).save_pretrained(tmp_path / "before")
     grid = {"embedder_width": 24, "embedder_heads": 2, "image_layout": "grid", "max_grid_side": 3}
     recipe = dataclasses.replace(outlined, model=grid, backbone=tmp_path / "before")
-    with pytest.raises(ValueError, match="whose words are kept: found begin_outline_id .*name that folder as text_tok"):
+    with pytest.raises(ValueError, match="whose words are kept: found begin_plan_id .*name that folder as text_tok"):
         build_model(recipe, load_text_tokenizer(mllm_recipe.text_tokenizer), image_tokenizer)
 
 
@@ -148,7 +148,7 @@ def test_a_model_that_goes_on_can_begin_to_write_outlines(mllm_recipe: MLLMRecip
     before.save_pretrained(tmp_path / "before")
     outlined = dataclasses.replace(mllm_recipe.data, outlines=True)
     after = build(dataclasses.replace(mllm_recipe, start_from=tmp_path / "before", model={}, data=outlined))
-    assert after.config.begin_outline_id == before.config.vocab_size == after.config.vocab_size - 1
+    assert after.config.begin_plan_id == before.config.vocab_size == after.config.vocab_size - 1
     old, new = before.state_dict(), after.state_dict()
     for name, value in old.items():
         assert (
@@ -159,12 +159,14 @@ def test_a_model_that_goes_on_can_begin_to_write_outlines(mllm_recipe: MLLMRecip
     torch.testing.assert_close(rows[-1], rows[:-1].mean(dim=0))
     after.save_pretrained(tmp_path / "after")
     again = build(dataclasses.replace(mllm_recipe, start_from=tmp_path / "after", model={}))
-    assert again.config.begin_outline_id == after.config.begin_outline_id
+    assert again.config.begin_plan_id == after.config.begin_plan_id
 
 
 def test_a_model_of_one_size_can_go_on_with_many(mllm_recipe: MLLMRecipe, tmp_path: Path) -> None:
     outlined = dataclasses.replace(mllm_recipe.data, outlines=True)
-    first = dataclasses.replace(mllm_recipe, data=outlined, model={**mllm_recipe.model, "image_places": True})
+    first = dataclasses.replace(
+        mllm_recipe, data=outlined, model={**mllm_recipe.model, "image_position_embedding": True}
+    )
     text_tokenizer = load_text_tokenizer(first.text_tokenizer)
     before = build_model(first, text_tokenizer, UniTok.from_pretrained(first.image_tokenizer))
     before.save_pretrained(tmp_path / "before")
@@ -175,7 +177,7 @@ def test_a_model_of_one_size_can_go_on_with_many(mllm_recipe: MLLMRecipe, tmp_pa
     with pytest.raises(ValueError, match="name that folder as text_tokenizer"):
         build(grown)  # there the new tokens would come before that of outlines
     after = build(dataclasses.replace(grown, text_tokenizer=tmp_path / "before"))
-    assert after.config.begin_outline_id == before.config.begin_outline_id
+    assert after.config.begin_plan_id == before.config.begin_plan_id
     assert after.config.new_line_id == before.config.vocab_size
     assert after.config.vocab_size == before.config.vocab_size + 1 + 2 * side
     assert ImageLayout.from_config(after.config).check((side - 1, side)) == (side - 1, side)

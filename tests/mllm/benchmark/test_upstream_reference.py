@@ -92,7 +92,7 @@ SETTINGS = {
 
 
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS.keys())
-@pytest.mark.parametrize("context", ["isolated", "prefix"])
+@pytest.mark.parametrize("context", ["current", "prefix"])
 @pytest.mark.parametrize("seed", range(4))
 def test_our_codes_equal_the_reference(seed: int, context: str, settings: SamplingConfig) -> None:
     model = random_model(seed, context)
@@ -162,7 +162,7 @@ def test_without_given_numbers_it_draws_from_what_the_filters_keep() -> None:
         ({"head_type": "mlp"}, "head_type"),
         ({"head_shared_output": False}, "head_shared_output"),
         ({"layout": "grid"}, "image_layout"),
-        ({"image_places": True}, "image_places"),
+        ({"image_position_embedding": True}, "image_position_embedding"),
         ({"code_embedder": "summed"}, "code_embedder"),
     ],
 )

@@ -15,7 +15,7 @@ def embedding() -> CodeEmbedding:
 
 def with_places(**fields: object) -> CodeEmbedding:
     """As without, and with tables that are not zero."""
-    embedding = build_model(image_places=True, **fields).code_embedding
+    embedding = build_model(image_position_embedding=True, **fields).code_embedding
     embedding.load_state_dict(build_model(**fields).code_embedding.state_dict(), strict=False)
     assert embedding.places is not None
     for table in embedding.places.parameters(recurse=False):
@@ -87,7 +87,7 @@ def test_a_reset_row_begins_a_new_image(embedding: CodeEmbedding) -> None:
 
 @torch.no_grad()
 def test_isolated_steps_embed_each_position_alone() -> None:
-    embedding = build_model(embedding_context="isolated").code_embedding
+    embedding = build_model(embedding_context="current").code_embedding
     codes_PK = random_codes(6)
     cache = embedding.new_cache(num_rows=1, num_positions=6)
     assert cache.keys_RHNd is None
@@ -101,7 +101,7 @@ def test_isolated_steps_embed_each_position_alone() -> None:
 
 @torch.no_grad()
 def test_isolated_positions_still_know_their_place() -> None:
-    embedding = with_places(embedding_context="isolated")
+    embedding = with_places(embedding_context="current")
     codes_PK = random_codes(6)
     cache = embedding.new_cache(num_rows=1, num_positions=6)
     stepped = torch.cat([embedding.step(codes_K[None], cache) for codes_K in codes_PK])

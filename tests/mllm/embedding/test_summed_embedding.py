@@ -22,7 +22,7 @@ def test_a_position_is_the_sum_of_its_codes_vectors() -> None:
 
 @torch.no_grad()
 def test_steps_equal_whole_images_also_in_rows_at_different_places() -> None:
-    embedding = build_model(code_embedder="summed", image_places=True).code_embedding
+    embedding = build_model(code_embedder="summed", image_position_embedding=True).code_embedding
     for table in embedding.places.parameters(recurse=False):
         torch.nn.init.normal_(table)
     images = [random_codes(n, seed=n) for n in (5, 3)]

@@ -59,7 +59,7 @@ def uncached_code_logits(model: MLLMForConditionalGeneration, row: Row, codes_NK
 def test_cached_code_logits_equal_the_full_forward(
     monkeypatch: pytest.MonkeyPatch, head_type: str, layout: str, grid: tuple[int, int], guidance: float
 ) -> None:
-    model = build_model(layout=layout, head_type=head_type, image_places=True)
+    model = build_model(layout=layout, head_type=head_type, image_position_embedding=True)
     for table in model.code_embedding.places.parameters(recurse=False) if model.code_embedding.places else ():
         torch.nn.init.normal_(table)
     row = Row(
@@ -149,7 +149,7 @@ def test_rows_of_different_grids_decode_together() -> None:
 
 
 def test_the_isolated_context_differs_and_needs_no_cache(model: MLLMForConditionalGeneration) -> None:
-    isolated = build_model(embedding_context="isolated")
+    isolated = build_model(embedding_context="current")
     row = Row(prompt=build_prompt(7, seed=0), mode="image", seed=1, image=GREEDY)
     with_prefix, alone = (generate(m, [row])[0].images[0].codes_KN for m in (model, isolated))
     assert (with_prefix[:, :2] == alone[:, :2]).all(), "the second position follows from the first code either way"

@@ -32,7 +32,7 @@ def prompt_of(ids: list[int]) -> TokenSequence:
 
 
 @pytest.mark.parametrize(
-    ("case", "guidance", "context"), [("full1", 1.0, "prefix"), ("full4", 4.0, "prefix"), ("last", 5.0, "isolated")]
+    ("case", "guidance", "context"), [("full1", 1.0, "prefix"), ("full4", 4.0, "prefix"), ("last", 5.0, "current")]
 )
 def test_greedy_drawing_equals_the_released_system(
     monkeypatch: pytest.MonkeyPatch,

@@ -21,12 +21,12 @@ NONE_KNOWN = KnownCodes(np.zeros((NUM_CODEBOOKS, 9), dtype=int), np.zeros(9, dty
 
 @pytest.fixture(scope="module")
 def model() -> MLLMForConditionalGeneration:
-    return outlining(build_model(begin_outline_id=OUTLINE_ID))
+    return outlining(build_model(begin_plan_id=OUTLINE_ID))
 
 
 def outlining(model: MLLMForConditionalGeneration) -> MLLMForConditionalGeneration:
     """The model, eager to begin its pictures with an outline."""
-    eager_V = 30.0 * (torch.arange(model.config.vocab_size) == model.config.begin_outline_id)
+    eager_V = 30.0 * (torch.arange(model.config.vocab_size) == model.config.begin_plan_id)
     model.lm_head.register_forward_hook(lambda module, inputs, logits: logits + eager_V)
     return model
 
@@ -81,7 +81,7 @@ def test_rows_with_outlines_of_different_lengths_decode_together(model: MLLMForC
 @pytest.mark.parametrize("grid", [(2, 3), (3, 2)])
 @pytest.mark.parametrize("guidance", [1.0, 2.5])
 def test_where_sizes_differ_an_outline_begins_with_that_of_its_image(grid: tuple[int, int], guidance: float) -> None:
-    model = outlining(build_model(layout="grid", begin_outline_id=39))
+    model = outlining(build_model(layout="grid", begin_plan_id=39))
     sizes = [GRID_IDS["first_row_size_id"] + grid[0] - 1, GRID_IDS["first_column_size_id"] + grid[1] - 1]
     for seed in range(3):
         row = replace(drawing(2 * seed, guidance=guidance), grid=grid)
@@ -128,7 +128,7 @@ def liking(model: MLLMForConditionalGeneration, biases: dict[int, float], row: R
 
 @pytest.mark.parametrize(("budget", "length"), [(None, OUTLINE_BUDGET), (1 + 11 + 5, 5), (1 + 11, 0)])
 def test_a_model_that_never_begins_the_image_is_made_to(budget: int | None, length: int) -> None:
-    model = outlining(build_model(begin_outline_id=OUTLINE_ID))
+    model = outlining(build_model(begin_plan_id=OUTLINE_ID))
     row = Row(prompt=build_prompt(7, seed=0), mode="image", max_new_tokens=budget)
     result = liking(model, {IDS["begin_image_id"]: -60.0}, row)
     assert len(result.outlines[0]) == length and len(result.images) == 1
@@ -164,7 +164,7 @@ def test_mixed_answers_outline_their_images(model: MLLMForConditionalGeneration)
 
 def test_mixed_answers_outline_images_of_many_sizes() -> None:
     """Sizes are no text and no words of an outline, budgets hold, and company changes nothing."""
-    model = outlining(build_model(layout="grid", begin_outline_id=39))
+    model = outlining(build_model(layout="grid", begin_plan_id=39))
     bias_V = torch.zeros(model.config.vocab_size)
     bias_V[[39, IDS["begin_image_id"]]] = torch.tensor([-24.0, 3.0])
     model.lm_head.register_forward_hook(lambda module, inputs, logits: logits + bias_V)
@@ -189,7 +189,7 @@ def test_mixed_answers_outline_images_of_many_sizes() -> None:
 @pytest.mark.parametrize(("spare", "has_image", "has_outline"), [(-1, False, False), (3, True, False), (4, True, True)])
 def test_a_mixed_answer_begins_what_has_room(spare: int, has_image: bool, has_outline: bool) -> None:
     """A picture without an outline needs less than one with."""
-    model = build_model(layout="grid", begin_outline_id=39)
+    model = build_model(layout="grid", begin_plan_id=39)
     bias_V = torch.zeros(model.config.vocab_size)
     bias_V[[39, IDS["begin_image_id"]]] = torch.tensor([90.0, 60.0])
     model.lm_head.register_forward_hook(lambda module, inputs, logits: logits + bias_V)

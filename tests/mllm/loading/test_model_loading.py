@@ -124,24 +124,24 @@ def test_number_formats_load_and_draw(folder: Path, dtype: str) -> None:
 
 
 def test_what_a_code_embedding_sees_is_chosen_when_loading(folder: Path) -> None:
-    contexts = {name: Pipeline.load(folder, device="cpu", embedding_context=name) for name in ("prefix", "isolated")}
+    contexts = {name: Pipeline.load(folder, device="cpu", embedding_context=name) for name in ("prefix", "current")}
     default = Pipeline.load(folder, device="cpu")
     assert default.config.embedding_context == "prefix"
     drawn = {name: pipeline.draw("a red circle", seed=1)[0].tobytes() for name, pipeline in contexts.items()}
-    assert drawn["prefix"] == default.draw("a red circle", seed=1)[0].tobytes() != drawn["isolated"]
+    assert drawn["prefix"] == default.draw("a red circle", seed=1)[0].tobytes() != drawn["current"]
     caches = {name: p.model.code_embedding.new_cache(2, 4) for name, p in contexts.items()}
-    assert caches["prefix"].keys_RHNd.shape[:3] == (2, 3, 4) and caches["isolated"].keys_RHNd is None
+    assert caches["prefix"].keys_RHNd.shape[:3] == (2, 3, 4) and caches["current"].keys_RHNd is None
     with pytest.raises(ValueError, match="unknown embedding_context: found 'wide'; use one of prefix, isolated"):
         Pipeline.load(folder, device="cpu", embedding_context="wide")
 
 
 def test_options_of_a_command_are_those_of_loading(folder: Path) -> None:
     parser = CommandParser("test", description="", example="test", options=MODEL)
-    words = "--device cpu --dtype bfloat16 --quantization nf4 --device-map auto --embedding-context isolated"
+    words = "--device cpu --dtype bfloat16 --quantization nf4 --device-map auto --embedding-context current"
     options = LoadOptions(**given(parser.parse_args(words.split()), LOAD_OPTIONS))
     assert options == LoadOptions(
-        device="cpu", dtype="bfloat16", quantization="nf4", device_map="auto", embedding_context="isolated"
+        device="cpu", dtype="bfloat16", quantization="nf4", device_map="auto", embedding_context="current"
     )
     assert given(parser.parse_args([]), LOAD_OPTIONS) == {}
-    model = load_model(folder, LoadOptions(device="cpu", embedding_context="isolated"))
-    assert model.config.embedding_context == "isolated" and not isinstance(model.code_head, MLPHead)
+    model = load_model(folder, LoadOptions(device="cpu", embedding_context="current"))
+    assert model.config.embedding_context == "current" and not isinstance(model.code_head, MLPHead)

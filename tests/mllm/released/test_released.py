@@ -113,7 +113,7 @@ def random_fields(seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
         "image_size": 16 * rng.randint(1, 3),
         "embedder_width": embedder_heads * rng.randint(4, 9),
         "embedder_heads": embedder_heads,
-        "embedding_context": rng.choice(("prefix", "isolated")),
+        "embedding_context": rng.choice(("prefix", "current")),
         "head_layers": rng.randint(1, 3),
         "head_num_heads": rng.choice((None, 2)),
         "head_intermediate_size": rng.choice((None, 19)),
@@ -187,7 +187,7 @@ def test_any_model_goes_out_and_back_bit_equal_and_draws_the_same(seed: int, tmp
     [
         ({"head_type": "mlp"}, "code_head"),
         ({"head_shared_output": False}, "code_head.linear_heads"),
-        ({"image_places": True}, "code_embedding.places"),
+        ({"image_position_embedding": True}, "code_embedding.places"),
         ({"code_embedder": "summed"}, "code_embedding"),
     ],
 )
@@ -224,8 +224,8 @@ def test_auto_classes_read_the_released_folder(tmp_path: Path, auto_class: type,
     assert same(MLLMForConditionalGeneration.from_pretrained(tmp_path / "saved").state_dict(), model.state_dict())
     placed = auto_class.from_pretrained(exported, device_map={"": "cpu"}, dtype=torch.bfloat16)
     assert placed.dtype == torch.bfloat16
-    changed = auto_class.from_pretrained(exported, embedding_context="isolated", image_guidance=2.0)
-    assert (changed.config.embedding_context, changed.config.image_guidance) == ("isolated", 2.0)
+    changed = auto_class.from_pretrained(exported, embedding_context="current", image_guidance=2.0)
+    assert (changed.config.embedding_context, changed.config.image_guidance) == ("current", 2.0)
 
 
 def export_tiny(model: MLLMForConditionalGeneration, folder: Path) -> Path:

@@ -34,7 +34,7 @@ def test_parts_have_the_numbers_of_the_released_models() -> None:
 
 @torch.no_grad()
 def test_caches_are_counted_as_they_are_allocated() -> None:
-    for context in ("prefix", "isolated"):
+    for context in ("prefix", "current"):
         model = build_model(embedding_context=context)
         cache = model(torch.full((2, 7), 8), use_cache=True).past_key_values
         embedder = model.code_embedding.new_cache(2, model.config.positions_per_image)

@@ -136,9 +136,9 @@ def test_pictures_of_scenes_have_outlines(codes: WorldCodes, text_tokenizer_file
         for turn, message in zip(dialogue.turns, messages, strict=True):
             for part, encoded in zip(turn.parts, message.parts, strict=True):
                 if isinstance(part, ImageRef):
-                    assert encoded.outline == (outline_of(part.scene) if part.kind == "image" else None)
+                    assert encoded.plan == (outline_of(part.scene) if part.kind == "image" else None)
         assert all(
-            part.outline is None
+            part.plan is None
             for m in to_messages(dialogue, episode, codes[4], (2, 2))
             for part in m.parts
             if isinstance(part, CodesPart)
@@ -147,11 +147,11 @@ def test_pictures_of_scenes_have_outlines(codes: WorldCodes, text_tokenizer_file
 
 def test_a_dropped_instruction_takes_the_outline_with_it(codes: WorldCodes, text_tokenizer_file: Path) -> None:
     tokenizer = load_text_tokenizer(text_tokenizer_file)
-    vocabulary = extend_tokenizer(tokenizer, outlines=True)
+    vocabulary = extend_tokenizer(tokenizer, plans=True)
     sizes = {"num_codebooks": 2, "image_size": 32}
     data = batches(codes, text_tokenizer_file, outlines=True, prompt_dropout=0.5)
     data.tokenizer, data.config = tokenizer, MLLMConfig(**sizes, **vocabulary.config_fields())
-    marker, has_words, has_outline = vocabulary.begin_outline_id, [], []
+    marker, has_words, has_outline = vocabulary.begin_plan_id, [], []
     for n in range(40):
         ids = data.draw_sequence(Random(n)).token_ids_T.tolist()
         has_outline.append(marker in ids)
