@@ -107,9 +107,9 @@ PROMPT_STYLES = ("native", "unitok", "plain", "vicuna_v1", "class")
 IMAGE_LAYOUTS = ("fixed", "grid", "bare")
 CODE_EMBEDDERS = ("projected", "summed")
 EMBEDDING_CONTEXTS = ("current", "prefix", "bidirectional")
-OLD_NAMES = {"begin_plan_id": "begin_plan_id", "image_position_embedding": "image_position_embedding"}
+OLD_NAMES = {"begin_outline_id": "begin_plan_id", "image_places": "image_position_embedding"}
 """Fields of configs of earlier versions, which are read and written under their present name."""
-OLD_CONTEXTS = {"current": "current", "bidirectional": "bidirectional"}
+OLD_CONTEXTS = {"isolated": "current", "whole": "bidirectional"}
 PLANNER_NAME = re.compile(r"mllm(\.[A-Za-z_]\w*)+")
 DRAWING_TASKS = ("draw", "draw_class", "edit", "depth", "segment")
 """Tasks whose answer is a picture."""

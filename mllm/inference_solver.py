@@ -512,7 +512,7 @@ class FlexARInferenceSolver:
 
     def answer(self, generated: Generated, *, seconds: float) -> SolverAnswer:
         """What a person sees of a result."""
-        pictures = self.pipeline.processor.codes_of(generated)
+        pictures = self.pipeline.processor.images_of(generated)
         pieces = [
             PLACEHOLDER
             if isinstance(part, CodesPart)

@@ -613,7 +613,7 @@ class Pipeline:
         check_words(instruction, name="instruction", hint="say what to change")
         messages = [Message("user", (*image_parts(image), TextPart(instruction)))]
         row = self.build_row(messages, "image", task=task, size=size, outline=outline, overrides=overrides)
-        return self.processor.codes_of(self.run([row], on_event)[0])[0]
+        return self.processor.images_of(self.run([row], on_event)[0])[0]
 
     def chat(self, messages: Sequence[Any], **overrides: Unpack[Overrides]) -> Generator[Event, None, None]:
         """Answer a dialogue (messages or Hugging Face chat dicts) in text and pictures, as they come.

@@ -69,7 +69,7 @@ from tokenizer.unitok import UniTok
 
 
 ImageSource = Image.Image | str | Path
-PLAN, OLD_PLAN = "plan", "plan"
+PLAN, OLD_PLAN = "plan", "outline"
 """Key of a drawn picture's `info`, and of its PNG file: what the model wrote before it drew (mllm/conversation.py)."""
 """A picture, or where it is: a file or an address."""
 
@@ -302,7 +302,7 @@ class MLLMProcessor(ProcessorMixin):
 
     def to_parts(self, generated: Generated) -> list[str | Image.Image]:
         """Text and pictures of a result, in order; no special tokens, no empty texts."""
-        pictures = iter(self.codes_of(generated))
+        pictures = iter(self.images_of(generated))
         parts = [next(pictures) if isinstance(part, CodesPart) else self.to_text(part) for part in generated.parts]
         return [part for part in parts if part != ""]
 
@@ -314,7 +314,7 @@ class MLLMProcessor(ProcessorMixin):
         """An image with its outline; no tokens: it has none."""
         return replace(image, plan=self.to_text(token_ids) or None)
 
-    def codes_of(self, generated: Generated) -> list[Image.Image]:
+    def images_of(self, generated: Generated) -> list[Image.Image]:
         """The pictures of a result, with seed and outline in their `info`."""
         pictures = self.decode_images(self.codes_of(generated))
         for picture in pictures:

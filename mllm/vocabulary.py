@@ -19,7 +19,7 @@ from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedModel, PreTrai
 BEGIN_IMAGE, END_IMAGE, IMAGE = "<begin_image>", "<end_image>", "<image>"
 NEW_LINE, ROWS, COLUMNS = "<new_line>", "<rows_{}>", "<columns_{}>"
 CLASS, NO_CLASS = "<class_{}>", "<no_class>"
-PLAN, OLD_PLAN = "<plan>", "<plan>"
+PLAN, OLD_PLAN = "<plan>", "<outline>"
 """The second is what tokenizers of earlier versions call it."""
 MODEL_FILE = "tokenizer.model"
 

@@ -38,7 +38,7 @@ def test_the_vocabulary_size_is_that_of_the_text_config() -> None:
 
 
 def test_configs_of_earlier_versions_are_read_and_written_under_present_names() -> None:
-    old = {"begin_plan_id": 7, "image_position_embedding": True, "embedding_context": "current"}
+    old = {"begin_outline_id": 7, "image_places": True, "embedding_context": "isolated"}
     for config in (MLLMConfig(**old), MLLMConfig.from_dict(old)):
         fields = config.to_dict()
         assert (config.begin_plan_id, config.image_position_embedding, config.embedding_context) == (7, True, "current")
