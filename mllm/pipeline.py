@@ -524,7 +524,7 @@ class Pipeline:
         """Pictures of what the prompt says; picture i has seed + i, kept in its `info`.
 
         Args:
-            outline: what is where, in place of the model's own (docs/outlines.md).
+            outline: what is where, in place of the model's own (docs/plans.md).
             best_of: draw each picture that many times and keep the one that the model itself finds right most probably
                 (mllm/pipeline.py says with which seeds).
         """
