@@ -23,16 +23,17 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from mllm.conversation import Message, Mode
+from mllm.evaluation.answerer import PipelineAnswerer, describe_run
 from mllm.evaluation.protocol import (
     RESULT_FILE,
-    Answered,
+    AnsweredItem,
     ScoreOptions,
     completeness,
     find_benchmark,
     make_result,
     match_answers,
 )
-from mllm.evaluation.run import PipelineAnswerer, RunFolder, describe_run, run_items
+from mllm.evaluation.run import RunFolder, run_items
 from mllm.evaluation.world import Group, choose_groups, evaluate_world
 from mllm.files import fingerprint_of, read_lines, write_json
 from mllm.model import LossParts, MLLMForConditionalGeneration
@@ -74,8 +75,8 @@ def check_benchmark(wanted: BenchmarkInLoop) -> None:
             f"validation.benchmarks takes questions: found {wanted.name}, which draws; name it to mllm evaluate"
         )
     items = benchmark.read_items(wanted.questions, wanted.images)[: wanted.limit]
-    options = ScoreOptions(annotations=wanted.annotations, folder=wanted.questions.parent)
-    benchmark.score([Answered(item, text="") for item in items], options)
+    options = ScoreOptions(folder=wanted.questions.parent)
+    benchmark.score([AnsweredItem(item) for item in items], wanted.annotations, options)
 
 
 def run_and_score(pipeline: Pipeline, wanted: BenchmarkInLoop, *, folder: Path) -> dict[str, Any]:
@@ -93,7 +94,7 @@ def run_and_score(pipeline: Pipeline, wanted: BenchmarkInLoop, *, folder: Path) 
         shutil.rmtree(folder)
     run_items(chosen, answerer, run, description=description, batch_size=wanted.batch_size)
     answered = match_answers(benchmark, chosen, read_lines(run.answers_file), answers=folder)
-    scores = benchmark.score(answered, ScoreOptions(annotations=wanted.annotations, folder=folder))
+    scores = benchmark.score(answered, wanted.annotations, ScoreOptions(folder=folder))
     files = {name: fingerprint_of(getattr(wanted, name)) for name in ("annotations", "questions")}
     result = make_result(wanted.name, scores, run=description, expected=len(items), scored=len(answered), files=files)
     write_json(folder / RESULT_FILE, result)

@@ -144,17 +144,16 @@ def evaluate_score(options: Namespace) -> None:
     if annotations is not None and not annotations.exists():
         raise FileNotFoundError(f"--annotations must name the published files, got {annotations}, which does not exist")
     inputs = read_answers(options)
-    if annotations is None and inputs.benchmark.needs_annotations:
-        raise ValueError(f"{inputs.benchmark.name} must have --annotations: {inputs.benchmark.summary}")
-    files = {} if annotations is None else {"annotations": fingerprint_of(annotations)}
-    score_options = ScoreOptions(annotations=annotations, folder=inputs.folder, judge=find_judge(options))
+    if annotations is None:
+        raise ValueError(f"--annotations must be given for {inputs.benchmark.name}: {inputs.benchmark.annotations}")
+    score_options = ScoreOptions(folder=inputs.folder, judge=find_judge(options))
     result = make_result(
         inputs.benchmark.name,
-        inputs.benchmark.score(inputs.answered, score_options),
+        inputs.benchmark.score(inputs.answered, annotations, score_options),
         run=inputs.run,
         expected=inputs.num_items,
         scored=len(inputs.answered),
-        files={**files, "questions": fingerprint_of(options.questions)},
+        files={"annotations": fingerprint_of(annotations), "questions": fingerprint_of(options.questions)},
     )
     write_json(options.json or inputs.folder / RESULT_FILE, result)
     print(as_table(result))
@@ -173,7 +172,7 @@ def find_judge(options: Namespace) -> object:
         )
     if options.judge_model is None and options.judge_url is None:
         return None
-    from mllm.evaluation.understanding.judge import DEFAULT_MODEL, DEFAULT_URL, Judge
+    from mllm.evaluation.judged import DEFAULT_MODEL, DEFAULT_URL, Judge
 
     return Judge(
         model=options.judge_model or DEFAULT_MODEL, url=options.judge_url or DEFAULT_URL, runs=options.judge_runs
@@ -189,15 +188,13 @@ def find_judge(options: Namespace) -> object:
     option("--split", type=Path, metavar="FILE", help="question file of the whole split (VQAv2)"),
 )
 def evaluate_submit(options: Namespace) -> None:
-    from mllm.evaluation.protocol import ScoreOptions
-
     inputs = read_answers(options)
-    if inputs.benchmark.submit is None:
-        raise ValueError(f"{inputs.benchmark.name} has no submission: it is scored here; use mllm evaluate score")
-    score_options = ScoreOptions(annotations=options.annotations, split=options.split, folder=inputs.folder)
     num_answered = len(inputs.answered)
     part = "" if num_answered == inputs.num_items else f"  PARTIAL: {num_answered} of {inputs.num_items}"
-    for path in inputs.benchmark.submit(inputs.answered, score_options):
+    paths = inputs.benchmark.submit(
+        inputs.answered, inputs.folder, annotations=options.annotations, split=options.split
+    )
+    for path in paths:
         print(f"{path}{part}")
 
 
@@ -261,10 +258,11 @@ def run_benchmark(name: str, options: Namespace) -> None:
     items = benchmark.read_items(options.questions, options.images)
     chosen = items[: options.limit]
 
-    from mllm.evaluation.run import PipelineAnswerer, RunFolder, Share, describe_run, run_items
+    from mllm.evaluation.answerer import PipelineAnswerer, describe_run
+    from mllm.evaluation.run import ItemShard, RunFolder, run_items
     from mllm.processor import Overrides, check_task
 
-    share, folder = Share.from_environment(), RunFolder(options.output)
+    shard, folder = ItemShard.from_environment(), RunFolder(options.output)
     place_on_device(options)
     pipeline = load_pipeline(options)
     check_task(pipeline.tasks, *((benchmark.task or "draw",) if draws else ("ask", "describe")))
@@ -284,7 +282,7 @@ def run_benchmark(name: str, options: Namespace) -> None:
         check_task(pipeline.tasks, "ask")
         description["decoding"] |= {"best_of": options.best_of, "chosen_by": f"self, {pipeline.question_form} question"}
     answer = PipelineAnswerer(pipeline, benchmark.mode, cast(Overrides, sampling), options.best_of)
-    is_finished = run_items(chosen, answer, folder, description=description, batch_size=options.batch_size, share=share)
+    is_finished = run_items(chosen, answer, folder, description=description, batch_size=options.batch_size, shard=shard)
     if is_finished:
         score = f"mllm evaluate score {folder.folder} --questions {options.questions}"
         print(f"{folder.answers_file}: {len(chosen)} of {len(items)} items; next: {score} --annotations ...")
@@ -341,28 +339,9 @@ def read_answers(options: Namespace) -> Answers:
             f"{run['questions']['fingerprint']}), got {options.questions} with fingerprint {found}"
         )
     asked = items[: run["items"]] if run else items
-    lines = read_lines(path) if run is None else lines_of_run(RunFolder(path), asked, partial=options.partial)
+    lines = read_lines(path) if run is None else RunFolder(path).read_answers(asked, partial=options.partial)
     answered = match_answers(benchmark, asked, lines, answers=path, partial=options.partial)
     return Answers(benchmark, answered, len(items), run, path if path.is_dir() else path.parent)
-
-
-def lines_of_run(folder: Any, items: list[Any], *, partial: bool) -> list[Any]:
-    """The answers of a run; of an unfinished one only with --partial."""
-    from mllm.evaluation.run import ANSWERS_FILE, as_answer
-    from mllm.files import Line, read_lines
-
-    if folder.answers_file.is_file():
-        return read_lines(folder.answers_file)
-    done = folder.read_parts()
-    if not partial:
-        raise ValueError(
-            f"{folder.folder} must be finished, got {len(done)} of {len(items)} answers and no {ANSWERS_FILE}; start "
-            "the run again to resume it, or score what is there with --partial"
-        )
-    return [
-        Line(f"{folder.folder}, item {index}", as_answer(items[index], done[index], model_id=""))
-        for index in sorted(done)
-    ]
 
 
 register_benchmarks()

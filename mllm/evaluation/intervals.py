@@ -1,26 +1,64 @@
-"""Rates with their uncertainty. Pure functions of counts."""
+"""Scores and rates with their 95 % intervals: bootstrap (Efron 1979), Wilson (1927), area under the ROC curve.
+
+scipy does the work and is imported where it is used, because the core imports `percent` from here.
+"""
 
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TypeVar
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mllm.evaluation.protocol import Score
 
-Z_95 = 1.959964  # two-sided 95 % point of the normal distribution
+RESAMPLES = 1000
+SEED = 0  # fixed, so that the same answers always give the same interval
+BATCH_VALUES = 5_000_000
+"""Values that are resampled at once; bounds the memory."""
+
+Statistic = Callable[..., NDArray[np.float64]]
+"""(one array per stratum, axis=) -> the score along that axis."""
 
 
-def percent(share: float) -> str:
-    """A share of 0 to 1 in percent, with one digit, or as many as it takes not to call 1,999 of 2,000 all of them."""
-    digits = 1
-    while share < 1 and round(100 * share, digits) == 100:
-        digits += 1
-    return f"{100 * share:.{digits}f}"
+def score_with_interval(strata: Sequence[Sequence[float]], statistic: Statistic) -> Score:
+    """A score and its bootstrap interval; items are resampled within their stratum.
+
+    Args:
+        strata: one number per item, one sequence per group whose size is fixed by the benchmark.
+    """
+    from scipy.stats import bootstrap
+
+    # scipy refuses a sample of one item; two copies of it resample to the same thing
+    samples = [np.asarray(values if len(values) > 1 else [*values] * 2, dtype=np.float64) for values in strata]
+    interval = bootstrap(
+        samples,
+        statistic,
+        n_resamples=RESAMPLES,
+        batch=max(1, BATCH_VALUES // max(map(len, samples))),
+        vectorized=True,
+        method="percentile",
+        rng=np.random.default_rng(SEED),
+    ).confidence_interval
+    value = float(statistic(*samples, axis=-1))
+    return Score(value, float(interval.low), float(interval.high), count=sum(map(len, strata)))
+
+
+def mean_with_interval(values: Sequence[float], *, scale: float = 1.0) -> Score:
+    """The mean of one number per item; scale 100 makes it a percentage."""
+    return score_with_interval([values], lambda sample, axis: scale * sample.mean(axis=axis))
+
+
+def mean_with_deviation(values: Sequence[float]) -> Score:
+    """The mean, and the unbiased standard deviation of single items if there are two."""
+    return replace(mean_with_interval(values), std=float(np.std(values, ddof=1)) if len(values) > 1 else None)
+
+
+def without_interval(value: float, count: int) -> Score:
+    """A number of a complete set, such as FID, which resampling would bias, or one that another tool reports alone."""
+    return Score(value=float(value), low=float(value), high=float(value), count=count)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,13 +75,13 @@ class Rate:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Wilson's 95 % score interval (Wilson 1927), which stays sensible near 0 and 1."""
+        """Wilson's score interval, which stays sensible near 0 and 1."""
         if not self.total:
             return math.nan, math.nan
-        n, p = self.total, self.share
-        middle = (p + Z_95**2 / (2 * n)) / (1 + Z_95**2 / n)
-        half = Z_95 * math.sqrt(p * (1 - p) / n + Z_95**2 / (4 * n * n)) / (1 + Z_95**2 / n)
-        return max(0.0, middle - half), min(1.0, middle + half)
+        from scipy.stats import binomtest
+
+        interval = binomtest(self.passed, self.total).proportion_ci(method="wilson")
+        return float(interval.low), float(interval.high)
 
     def __str__(self) -> str:
         if not self.total:
@@ -52,89 +90,31 @@ class Rate:
         return f"{percent(self.share):>5} %  ({100 * low:.1f} to {100 * high:.1f}, n = {self.total})"
 
 
-# 95 % bootstrap intervals of any score that is a function of how often each outcome occurs (Efron 1979).
-#
-# In: the outcomes of items, by stratum, and the score as a function of their counts. Out: an interval. Items are drawn
-# anew within their stratum; because only counts matter, that is one multinomial draw per stratum and resample, exact
-# and
-# quick for hundreds of thousands of items.
-
-
-T = TypeVar("T", bound=Hashable)
-
-RESAMPLES = 1000
-SEED = 0  # fixed, so that the same answers always give the same interval
-
-
-def score_with_interval(
-    strata: Sequence[Sequence[T]], statistic: Callable[[Sequence[Mapping[T, int]]], float]
-) -> Score:
-    """The score and the 2.5 % and 97.5 % quantiles of it over resampled items.
-
-    Args:
-        strata: outcomes of the items, one sequence per group whose size is fixed by the benchmark.
-        statistic: counts of outcomes by stratum -> score; must take counts of zero.
-    """
-    counts = [Counter(stratum) for stratum in strata]
-    value = statistic(counts)
-    generator = np.random.default_rng(SEED)
-    outcomes = [list(counter) for counter in counts]
-    drawn = [
-        generator.multinomial(total := sum(counter.values()), [counter[o] / total for o in kinds], size=RESAMPLES)
-        for counter, kinds in zip(counts, outcomes, strict=True)
-    ]
-    resampled = [
-        statistic(
-            [dict(zip(kinds, draws[n].tolist(), strict=True)) for kinds, draws in zip(outcomes, drawn, strict=True)]
-        )
-        for n in range(RESAMPLES)
-    ]
-    low, high = np.quantile(resampled, [0.025, 0.975]).tolist()
-    return Score(value=value, low=low, high=high, count=sum(len(stratum) for stratum in strata))
-
-
-def mean_with_interval(values: Sequence[float]) -> Score:
-    """The mean of one number per item, as a percentage."""
-    return score_with_interval([values], lambda counts: 100 * mean_of(counts[0]))
-
-
-def mean_of(counts: Mapping[float, int]) -> float:
-    """The mean of values that occur this often."""
-    return sum(value * count for value, count in counts.items()) / sum(counts.values())
-
-
-def mean_of_many(values: Sequence[float]) -> Score:
-    """The mean of continuous values with its interval; quick where hardly two are equal."""
-    found, generator = np.asarray(values, dtype=np.float64), np.random.default_rng(SEED)
-    means = [found[generator.integers(0, len(found), len(found))].mean() for _ in range(RESAMPLES)]
-    low, high = np.quantile(means, [0.025, 0.975]).tolist()
-    return Score(value=float(found.mean()), low=low, high=high, count=len(found))
-
-
-def without_interval(value: float, count: int) -> Score:
-    """A number of a whole set, such as FID, which resampled items would bias, or one that another tool gives alone."""
-    return Score(value=float(value), low=float(value), high=float(value), count=count)
-
-
-# How well a score tells right from wrong: the area under the ROC curve (Mann-Whitney), with its interval.
-#
-# In: scores and verdicts. Out: the probability that a right one scores higher than a wrong one, ties counted half.
+def percent(share: float) -> str:
+    """A share of 0 to 1 in percent, with enough digits that 1,999 of 2,000 do not read as 100."""
+    digits = 1
+    while share < 1 and round(100 * share, digits) == 100:
+        digits += 1
+    return f"{100 * share:.{digits}f}"
 
 
 def auroc(scores: Sequence[float], is_right: Sequence[bool]) -> float | None:
-    """0.5 is chance, 1 perfect; None where all are right or all are wrong."""
-    values, right = np.asarray(scores, dtype=np.float64), np.asarray(is_right, dtype=bool)
+    """The probability that a right item scores higher than a wrong one, ties counted half (Mann-Whitney).
+
+    0.5 is chance, 1 is perfect; None if all items are right or all are wrong.
+    """
+    from scipy.stats import rankdata
+
+    right = np.asarray(is_right, dtype=bool)
     num_right, num_wrong = int(right.sum()), int((~right).sum())
     if not num_right or not num_wrong:
         return None
-    _, group, counts = np.unique(values, return_inverse=True, return_counts=True)
-    mean_ranks = np.cumsum(counts) - (counts - 1) / 2  # 1-based; equal values share the mean of their ranks
-    rank_sum = mean_ranks[group][right].sum()
+    rank_sum = rankdata(scores)[right].sum()
     return float((rank_sum - num_right * (num_right + 1) / 2) / (num_right * num_wrong))
 
 
 def auroc_interval(groups: Sequence[tuple[Sequence[float], Sequence[bool]]]) -> tuple[float, float] | None:
-    """2.5 % and 97.5 % quantiles over resampled groups (the candidates of one item stay together)."""
+    """Bootstrap interval of the AUROC over groups: the candidates of one item stay together."""
     generator = np.random.default_rng(SEED)
     found = []
     for _ in range(RESAMPLES):

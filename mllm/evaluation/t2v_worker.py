@@ -1,7 +1,7 @@
-"""Runs in the environment of t2v-metrics, not in ours: requests as JSON lines come in, lists of scores go out.
+"""Worker of the scorer CLIP-FlanT5; runs in the environment of t2v-metrics and imports nothing of this toolkit.
 
-`python t2v_worker.py MODEL`; a request is {"images": [files], "texts": [texts]}, pairs in order. Imports nothing of
-this toolkit. Whatever the tool prints goes to the error output, so that the answers stay readable.
+`python t2v_worker.py MODEL`; a request is a JSON line {"images": [files], "texts": [texts]}, pairs in order, and the
+reply a line with the list of scores. What the tool prints goes to the error output, so that replies stay readable.
 """
 
 from __future__ import annotations

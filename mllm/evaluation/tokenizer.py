@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from mllm.checkpoint import choose_device, find_image_tokenizer
-from mllm.evaluation.intervals import mean_of_many, without_interval
+from mllm.evaluation.intervals import mean_with_interval, without_interval
 from mllm.evaluation.protocol import Score, Scores, make_result
 from mllm.files import fingerprint_of, tool_versions
 from mllm.world.checker import parse, same_scene
@@ -377,7 +377,7 @@ def measure_reconstruction(
     output.mkdir(parents=True, exist_ok=True)
     originals, reconstructions = (torch.cat(part)[:ON_THE_SHEET] for part in zip(*tally.shown, strict=True))
     reconstruction_sheet(originals, reconstructions).save(output / SHEET)
-    return {name: mean_of_many(values) for name, values in tally.values.items()}, describe_codes(tally)
+    return {name: mean_with_interval(values) for name, values in tally.values.items()}, describe_codes(tally)
 
 
 def remove_pictures(folder: Path) -> None:
@@ -509,13 +509,13 @@ def measure_classes(tokenizer: MeasuredTokenizer, arguments: Namespace, prepare:
             prepare=prepare,
             batch_size=arguments.batch_size,
         )
-        scores |= {f"zero-shot top-{best}": mean_of_many([100.0 * (p < best) for p in places]) for best in RANKS}
+        scores |= {f"zero-shot top-{best}": mean_with_interval([100.0 * (p < best) for p in places]) for best in RANKS}
     if arguments.probe_images is not None:
         train = labelled_pictures(arguments.probe_images, classes)
         verdicts = probe_verdicts(
             tokenizer, train, test, num_classes=len(classes), prepare=prepare, batch_size=arguments.batch_size
         )
-        scores["linear probe top-1"] = mean_of_many([100.0 * right for right in verdicts])
+        scores["linear probe top-1"] = mean_with_interval([100.0 * right for right in verdicts])
     return scores
 
 

@@ -31,13 +31,15 @@ def serve(reply: Callable[[dict[str, Any]], tuple[int, Any]]) -> Iterator[FakeJu
             assert self.path == "/v1/chat/completions"
             request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             judge.requests.append(request)
-            judge.headers.append(dict(self.headers))
+            judge.headers.append({name.lower(): value for name, value in self.headers.items()})
             status, content = judge.reply(request)
             if isinstance(content, str):
                 message = {"role": "assistant", "content": content}
-                content = {"model": "fake-judge-2026-11-01", "choices": [{"message": message}]}
+                choice = {"index": 0, "finish_reason": "stop", "message": message}
+                content = {"object": "chat.completion", "model": "fake-judge-2026-11-01", "choices": [choice]}
             body = content if isinstance(content, bytes) else json.dumps(content).encode()
             self.send_response(status)
+            self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from tests.mllm.evaluation import naive_vqa
+from tests.mllm.evaluation.builders import contents
 from tests.mllm.evaluation.fake_judge import exact_grade, serve
-from tests.mllm.evaluation.generation.genai_data import write_genai_bench
-from tests.mllm.evaluation.runs import contents
+from tests.mllm.evaluation.genai_data import write_genai_bench
 from tests.mllm.evaluation.vqa_data import Data, make_data, write_jsonl
 
 ROOT = Path(__file__).resolve().parents[3]

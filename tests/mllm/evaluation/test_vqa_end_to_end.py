@@ -14,8 +14,8 @@ import pytest
 
 from mllm.cli.main import main
 from tests.mllm.evaluation import naive_vqa
+from tests.mllm.evaluation.builders import contents
 from tests.mllm.evaluation.fake_judge import exact_grade, serve
-from tests.mllm.evaluation.runs import contents
 from tests.mllm.evaluation.vqa_data import Data, make_data
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
-from mllm.evaluation.understanding.mme import SUBTASKS
+from mllm.evaluation.vqa import MME
 from mllm.world.language import answer, propose_question, say_question
 from mllm.world.render import render
 from mllm.world.scene import Scene, random_scene_for
@@ -184,7 +184,7 @@ def make_pope(folder: Path, rng: Random, suffix: str) -> Data:
 
 def make_mme(folder: Path, rng: Random, suffix: str) -> Data:
     questions, release = [], folder / "MME_Benchmark_release_version"
-    for number, subtask in enumerate(SUBTASKS):
+    for number, subtask in enumerate(MME.subtasks):
         place = release / subtask
         texts = place / "questions_answers_YN" if number % 2 else place  # both layouts occur in the release
         pictures = place / "images" if number % 2 else place

@@ -88,7 +88,7 @@ def test_a_step_that_is_trained_again_is_answered_again(
 
 @pytest.mark.parametrize(
     ("name", "limit", "message"),
-    [("mmvet", None, "graded by a judge: found none"), ("mme", 3, "even --limit"), ("geneval", None, "which draws")],
+    [("mmvet", None, "--judge-url"), ("mme", 3, "even --limit"), ("geneval", None, "which draws")],
 )
 def test_what_cannot_be_scored_is_refused_before_training(
     name: str, limit: int | None, message: str, mllm_recipe: MLLMRecipe, tmp_path: Path

@@ -1,0 +1,113 @@
+"""Answer the items of a benchmark with a pipeline, and describe what decides the answers.
+
+In: a pipeline, items and seeds. Out: one text or one image per item (an `AnswerItems` of mllm/evaluation/run.py), and
+the plain values that go into run.json and from there into every result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from mllm.conversation import ClassPart, ImagePart, Message, TextPart
+from mllm.engine.request import image_settings, text_settings
+from mllm.evaluation.protocol import Benchmark, BenchmarkItem, Mode, model_fingerprint
+from mllm.evaluation.run import Answer
+from mllm.files import fingerprint_of, tool_versions
+from mllm.pipeline import Pipeline, candidate_seeds, keep_best
+from mllm.processor import Overrides
+from tokenizer.images import open_image
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineAnswerer:
+    """Answers items with a pipeline: one text or one image for each."""
+
+    pipeline: Pipeline
+    mode: Mode
+    sampling: Overrides
+    best_of: int = 1  # candidates for each image, from which the model chooses the best by its own score
+
+    def __call__(self, items: Sequence[BenchmarkItem], seeds: Sequence[int]) -> list[Answer]:
+        if self.best_of > 1 and self.mode == "image":
+            return list(self.draw_best(items, seeds))
+        dialogues = [[as_message(item)] for item in items]
+        answers = self.pipeline.answer(dialogues, self.mode, seeds, **self.sampling)
+        return [" ".join(map(str, parts)) if self.mode == "text" else parts[0] for parts in answers]
+
+    def draw_best(self, items: Sequence[BenchmarkItem], seeds: Sequence[int]) -> list[Image.Image]:
+        """The best of several images for each item."""
+        jobs = [(item, s) for item, seed in zip(items, seeds, strict=True) for s in candidate_seeds(seed, self.best_of)]
+        dialogues = [[as_message(item)] for item, _ in jobs]
+        answers = self.pipeline.answer(dialogues, "image", [seed for _, seed in jobs], **self.sampling)
+        images = [part for parts in answers for part in parts if isinstance(part, Image.Image)]
+        scores = self.pipeline.judge(images, [item.prompt for item, _ in jobs])
+        return keep_best(images, scores, best_of=self.best_of)
+
+
+def as_message(item: BenchmarkItem) -> Message:
+    """The user's message: images, then the prompt; or the number of a class."""
+    if "class" in item.fields:
+        return Message("user", (ClassPart(item.fields["class"]),))
+    images = [ImagePart(open_image(path)) for path in item.images]
+    return Message("user", (*images, TextPart(item.prompt)))
+
+
+def describe_run(
+    pipeline: Pipeline,
+    benchmark: Benchmark,
+    questions: Path,
+    *,
+    counts: tuple[int, int],
+    seed: int,
+    sampling: Mapping[str, Any],
+    prompts: str = "raw",
+) -> dict[str, Any]:
+    """What decides the answers, in plain values: two runs with equal descriptions give equal answers.
+
+    Args:
+        counts: items of this run, and items in the question file.
+        sampling: settings that were given; the checkpoint decides the rest.
+        prompts: "raw", or "rewritten" if the prompts of the benchmark were changed.
+    """
+    config = pipeline.config
+    return {
+        "benchmark": benchmark.name,
+        "questions": {"file": questions.name, "fingerprint": fingerprint_of(questions)},
+        "items": counts[0],
+        "items_in_file": counts[1],
+        "seed": seed,
+        "model": {
+            "fingerprint": model_fingerprint(pipeline.model),
+            "image_tokenizer": pipeline.processor.need_image_tokenizer().fingerprint(),
+            "dtype": str(pipeline.model.dtype).removeprefix("torch."),
+        },
+        "prompts": prompts,
+        "prompt_style": config.prompt_style,
+        "decoding": describe_decoding(pipeline, benchmark, sampling),
+        "image_format": describe_images(pipeline, benchmark),
+        "versions": tool_versions(),
+    }
+
+
+def describe_decoding(pipeline: Pipeline, benchmark: Benchmark, sampling: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings in effect; of greedy decoding only that it is."""
+    chosen = {name: value for name, value in sampling.items() if name != "max_new_tokens"}
+    stored = pipeline.rows.stored_settings
+    if benchmark.mode == "image":
+        return asdict(image_settings(pipeline.config, stored.get("draw", {}), chosen))
+    settings = text_settings(pipeline.model.generation_config, stored.get("ask_text", {}), chosen)
+    named = {"greedy": True} if settings.greedy else asdict(settings)
+    return {**named, "max_new_tokens": sampling.get("max_new_tokens")}
+
+
+def describe_images(pipeline: Pipeline, benchmark: Benchmark) -> dict[str, Any]:
+    """How images reach the model, or which files it writes."""
+    size = pipeline.sizes[0]
+    if benchmark.mode == "text":
+        return {"size": list(size), "preparation": pipeline.processor.preparation}
+    return {"size": list(size), "file": "png"}

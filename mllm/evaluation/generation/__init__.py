@@ -1,1 +1,0 @@
-"""Benchmarks of drawing, and what scores pictures."""

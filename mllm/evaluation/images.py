@@ -1,0 +1,481 @@
+"""Benchmarks of image generation: GenAI-Bench, GenEval, DPG-Bench, T2I-CompBench, MJHQ-30K, class samples.
+
+They are one mechanism: a list of prompts, each drawn several times into the file layout of the official tool. Only
+GenAI-Bench (by an image-text scorer) and MJHQ-30K (by clean-fid) are scored here; the official tools of the others need
+environments of their own, and what they report is read here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from mllm.evaluation.intervals import (
+    mean_with_deviation,
+    mean_with_interval,
+    score_with_interval,
+    without_interval,
+)
+from mllm.evaluation.protocol import AnsweredItem, Benchmark, BenchmarkItem, Score, ScoreOptions, Scores
+from mllm.files import as_line, drop_torn_line, need_field, need_file, read_json, read_lines, write_text
+from tokenizer.images import IMAGE_ENDINGS
+
+if TYPE_CHECKING:
+    from mllm.evaluation.scorers import ImageTextScorer
+
+
+class Prompt(NamedTuple):
+    """One prompt of a benchmark."""
+
+    where: str  # file and line, for error messages
+    text: str
+    fields: Mapping[str, Any] = {}
+
+
+class ImageBenchmark(Benchmark):
+    """A list of prompts, each drawn `samples` times.
+
+    `id_format` and `output_format` are templates over the fields of a prompt, its `text`, its `index` (from 0) and
+    `number` (from 1), the `sample` of the prompt and the `count` of items before.
+    """
+
+    mode = "image"
+    samples: int = 1
+    id_format: ClassVar[str]
+    id_type: ClassVar[type] = str
+    output_format: ClassVar[str]
+    """File of the image within the run folder."""
+
+    def read_prompts(self, questions: Path) -> list[Prompt]:
+        """The prompts of the official file; by default one per line."""
+        return read_prompt_lines(questions)
+
+    def read_items(self, questions: Path, images: Path | None) -> list[BenchmarkItem]:
+        """`samples` items for each prompt."""
+        items: list[BenchmarkItem] = []
+        prompts = self.read_prompts(questions)
+        for index, prompt in enumerate(prompts):
+            for sample in range(self.samples):
+                names = {**prompt.fields, "text": prompt.text, "index": index, "number": index + 1, "sample": sample}
+                names["count"] = len(items)
+                id_, output = (template.format_map(names) for template in (self.id_format, self.output_format))
+                fields = {**prompt.fields, "num_prompts": len(prompts)}
+                items.append(
+                    BenchmarkItem(id_, prompt.where, self.id_type(id_), prompt.text, output=output, fields=fields)
+                )
+        if not items:
+            raise ValueError(f"{questions} must contain at least one prompt, got none")
+        return items
+
+
+def read_prompt_lines(path: Path) -> list[Prompt]:
+    """One prompt per line; empty lines are left out."""
+    lines = need_file(path).read_text(encoding="utf-8").splitlines()
+    return [Prompt(f"{path}, line {n}", text.strip()) for n, text in enumerate(lines, start=1) if text.strip()]
+
+
+def image_of(answered: AnsweredItem) -> Path:
+    """The file of the image."""
+    assert answered.image is not None, f"{answered.where} has no image, but its benchmark draws"
+    return answered.image
+
+
+# ---- GenAI-Bench ----
+
+
+class GenAIBench(ImageBenchmark):
+    """Does an image show what its prompt says, by VQAScore (Lin et al. 2024, Li et al. 2024).
+
+    Two sets that must not be mixed: 527 prompts (the VQAScore paper, Liquid, UniTok) and 1600 (the GenAI-Bench paper).
+    genai_skills.json lists the prompts of every skill by number: from 1 in the file of 527, from 0 in that of 1600. The
+    headline is the mean of the advanced prompts, the column "Overall" of published tables.
+    """
+
+    size: ClassVar[int]
+    annotations = "genai_skills.json, together with a --scorer"
+    id_format, id_type, output_format = "{number}", int, "images/{number:05d}.png"
+    first_numbers: ClassVar[Mapping[int, int]] = {527: 1, 1600: 0}
+    """Size of an official set -> the number of its first prompt in the skills file."""
+    skills = (
+        *("attribute", "scene", "spatial relation", "action relation", "part relation", "basic"),
+        *("counting", "comparison", "differentiation", "negation", "universal", "advanced"),
+    )
+    """In the order of the tables; "basic" and "advanced" contain the skills before them."""
+
+    def read_prompts(self, questions: Path) -> list[Prompt]:
+        """One prompt per line; the other official set is refused, so that the name stays true."""
+        prompts, num_lines = read_prompt_lines(questions), len(questions.read_text(encoding="utf-8").splitlines())
+        if num_lines in self.first_numbers and num_lines != self.size:
+            raise ValueError(
+                f"{questions} must contain {self.size} prompts, got {num_lines}; use genai-bench-{num_lines}"
+            )
+        if len(prompts) < num_lines:
+            raise ValueError(
+                f"{questions} must have a prompt on every line, got {num_lines - len(prompts)} empty lines"
+            )
+        return prompts
+
+    def score(self, answered: Sequence[AnsweredItem], annotations: Path, options: ScoreOptions) -> Scores:
+        """Mean, deviation and interval of every skill, as far as its prompts were scored, then of all prompts."""
+        if options.judge is None:
+            raise ValueError("GenAI-Bench must be scored by an image-text model, got none; give --scorer, such as self")
+        total = answered[0].item.fields["num_prompts"]
+        skills = self.read_skills(annotations, total=total)
+        values = score_images(answered, options.judge, options.folder)
+        by_number = {int(one.item.question_id): value for one, value in zip(answered, values, strict=True)}
+        numbers = {name: skills[name] for name in [*self.skills, *skills] if name in skills}
+        numbers["all"] = sorted({number for group in skills.values() for number in group})
+        chosen = {name: [by_number[n] for n in group if n in by_number] for name, group in numbers.items()}
+        judge = dict(options.judge.description)
+        return Scores(
+            self.protocol(f"vqascore-{judge['name']}", count=total),
+            "advanced",
+            {name: mean_with_deviation(group) for name, group in chosen.items() if group},
+            judge=judge,
+        )
+
+    def read_skills(self, path: Path, *, total: int) -> dict[str, list[int]]:
+        """Prompt numbers, counted from 1, by skill."""
+        given = read_json(path)
+        if not isinstance(given, dict) or not all(isinstance(values, list) for values in given.values()):
+            raise ValueError(f"{path} must map skills to lists of prompt numbers; give genai_skills.json as published")
+        as_found = {name: [as_number(value, path) for value in values] for name, values in given.items()}
+        everything = {number for values in as_found.values() for number in values}
+        first = 0 if 0 in everything else 1 if total in everything else self.first_numbers[self.size]
+        skills = {name: [number - first + 1 for number in values] for name, values in as_found.items()}
+        for name, numbers in skills.items():
+            if len(set(numbers)) != len(numbers) or not set(numbers) <= set(range(1, total + 1)):
+                raise ValueError(
+                    f"{path}: numbers of {name!r} must be distinct prompts of {total} counted from {first}; give the "
+                    "skills file of this set"
+                )
+        if missing := {"basic", "advanced"} - skills.keys():
+            raise ValueError(f"{path} must contain {' and '.join(sorted(missing))}; give genai_skills.json")
+        return skills
+
+
+class GenAIBench527(GenAIBench):
+    name, size, official_counts = "genai-bench-527", 527, (527,)
+    summary = "GenAI-Bench with 527 prompts: prompts.txt; scored with genai_skills.json and a --scorer"
+
+
+class GenAIBench1600(GenAIBench):
+    name, size, official_counts = "genai-bench-1600", 1600, (1600,)
+    summary = "GenAI-Bench with 1600 prompts: prompts.txt; scored with genai_skills.json and a --scorer"
+
+
+def as_number(value: object, path: Path) -> int:
+    """A prompt's number, which may be written as a string of digits."""
+    if isinstance(value, int) or (isinstance(value, str) and value.isdecimal()):
+        return int(value)
+    raise ValueError(f"{path} must list prompts by number, got {value!r}; give genai_skills.json as published")
+
+
+def score_images(answered: Sequence[AnsweredItem], scorer: ImageTextScorer, folder: Path | None) -> list[float]:
+    """How well each image shows its prompt.
+
+    Scores are appended batch by batch to a file of the scorer in the folder, each with the hash of its image and
+    prompt: an interrupted scoring resumes, and an image that was drawn again is scored again.
+    """
+    about = json.dumps(dict(scorer.description), sort_keys=True)
+    file = None if folder is None else folder / f"scores-{hashlib.sha256(about.encode()).hexdigest()[:12]}.jsonl"
+    names = [hashlib.sha256(image_of(one).read_bytes() + one.item.prompt.encode()).hexdigest()[:16] for one in answered]
+    known: dict[str, float] = {}
+    if file is not None and file.is_file():
+        drop_torn_line(file)
+        records = [line.record for line in read_lines(file)]
+        known = {record.get("image", record.get("picture")): record["score"] for record in records}
+    missing = [n for n, name in enumerate(names) if name not in known]
+    for start in tqdm(range(0, len(missing), scorer.batch_size), desc="scores", disable=not missing):
+        batch = missing[start : start + scorer.batch_size]
+        scores = scorer([image_of(answered[n]) for n in batch], [answered[n].item.prompt for n in batch])
+        known |= {names[n]: score for n, score in zip(batch, scores, strict=True)}
+        if file is not None:
+            with file.open("a", encoding="utf-8") as lines:
+                lines.writelines(as_line({"image": names[n], "score": known[names[n]]}) for n in batch)
+    return [known[name] for name in names]
+
+
+# ---- scored by an official tool in an environment of its own ----
+
+
+class GenEval(ImageBenchmark):
+    """Are the objects, counts, colors and positions of a prompt in the image (Ghosh et al. 2023).
+
+    The overall score is the mean over the six tasks.
+    """
+
+    name = "geneval"
+    summary = "GenEval: evaluation_metadata.jsonl; scored from the results of its official tool"
+    annotations = (
+        "results.jsonl of the official tool: `git clone https://github.com/djghosh13/geneval && python "
+        "geneval/evaluation/evaluate_images.py RUN --outfile results.jsonl --model-path DETECTOR` in an environment "
+        "of its own"
+    )
+    samples = 4
+    official_counts = (553 * samples,)
+    id_format, output_format = "{index:05d}/{sample:04d}", "{index:05d}/samples/{sample:04d}.png"
+    tasks = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
+
+    def read_prompts(self, questions: Path) -> list[Prompt]:
+        return [
+            Prompt(line.where, need_field(line, "prompt"), {"record": line.record}) for line in read_lines(questions)
+        ]
+
+    def score(self, answered: Sequence[AnsweredItem], annotations: Path, options: ScoreOptions) -> Scores:
+        """Accuracy of each task in percent, and their mean, from the official verdicts."""
+        verdicts: dict[str, list[float]] = defaultdict(list)
+        unscored = {str(one.item.output) for one in answered}
+        for line in read_lines(annotations):
+            name = "/".join(Path(need_field(line, "filename")).parts[-3:])
+            if name not in unscored:
+                raise ValueError(f"{line.where} must be about an image of this run that is not scored yet, got {name}")
+            unscored.remove(name)
+            verdicts[need_field(line, "tag")].append(float(bool(need_field(line, "correct"))))
+        if unscored:
+            raise ValueError(
+                f"{annotations} must have verdicts on all {len(answered)} images, got {len(answered) - len(unscored)}; "
+                f"the first one missing is {min(unscored)}; let the official tool finish"
+            )
+        groups = {task: verdicts[task] for task in self.tasks if verdicts[task]}
+        overall = score_with_interval(
+            list(groups.values()), lambda *tasks, axis: 100 * np.mean([task.mean(axis=axis) for task in tasks], axis=0)
+        )
+        scores = {"overall": overall} | {task: mean_with_interval(v, scale=100) for task, v in groups.items()}
+        return Scores(self.protocol("official-detector", count=len(answered)), "overall", scores)
+
+    def submit(
+        self, answered: Sequence[AnsweredItem], folder: Path, *, annotations: Path | None, split: Path | None
+    ) -> list[Path]:
+        """metadata.jsonl in the folder of every prompt, as the official tool reads it."""
+        records = {folder / str(one.item.output).split("/")[0]: one.item.fields["record"] for one in answered}
+        for place, record in records.items():
+            write_text(place / "metadata.jsonl", json.dumps(record))
+        return [place / "metadata.jsonl" for place in records]
+
+
+class DPGBench(ImageBenchmark):
+    """Dense prompts, judged by questions (Hu et al. 2024): 2 x 2 grids of four images, scored by the official script.
+
+    That script skips the first row of its table and passes over files that fail, so its number may be about fewer
+    prompts; the result says how many grids there were.
+    """
+
+    name = "dpg-bench"
+    summary = "DPG-Bench: the folder of prompts; scored from the results of its official script"
+    annotations = (
+        "the results file of the official script: `git clone https://github.com/TencentQQGYLab/ELLA && pip install -r "
+        "ELLA/requirements-for-dpg_bench.txt` in its own environment, then its dpg_bench/compute_dpg_bench.py on the "
+        "folder grids/ of `mllm evaluate submit`"
+    )
+    samples = 4
+    official_counts = (1065 * samples,)
+    id_format, output_format = "{prompt_id}/{sample}", "samples/{prompt_id}/{sample}.png"
+    score_line = re.compile(r"DPG-Bench score\D*([0-9]+(?:\.[0-9]+)?)", re.IGNORECASE)
+
+    def read_prompts(self, questions: Path) -> list[Prompt]:
+        """One prompt per file <id>.txt of the folder."""
+        files = sorted(questions.glob("*.txt")) if questions.is_dir() else []
+        if not files:
+            raise FileNotFoundError(f"{questions} must be the folder of prompts <id>.txt, got none there")
+        return [Prompt(str(file), file.read_text(encoding="utf-8").strip(), {"prompt_id": file.stem}) for file in files]
+
+    def score(self, answered: Sequence[AnsweredItem], annotations: Path, options: ScoreOptions) -> Scores:
+        """The official script's number."""
+        found = self.score_line.findall(need_file(annotations).read_text(encoding="utf-8"))
+        if not found:
+            raise ValueError(f"{annotations} must contain a line 'DPG-Bench score'; give the script's results file")
+        grids = len({one.item.fields["prompt_id"] for one in answered})
+        extra = {"grids": grids, "interval": "none: the official script gives one number"}
+        scores = {"overall": without_interval(float(found[-1]), grids)}
+        return Scores(self.protocol("official-mplug", count=len(answered)), "overall", scores, extra=extra)
+
+    def submit(
+        self, answered: Sequence[AnsweredItem], folder: Path, *, annotations: Path | None, split: Path | None
+    ) -> list[Path]:
+        """grids/<id>.png for each prompt that has all four images."""
+        files: dict[str, list[Path]] = defaultdict(list)
+        for one in answered:
+            files[one.item.fields["prompt_id"]].append(image_of(one))
+        (folder / "grids").mkdir(parents=True, exist_ok=True)
+        paths = {folder / "grids" / f"{name}.png": four for name, four in files.items() if len(four) == self.samples}
+        for path, four in paths.items():
+            as_grid([Image.open(file) for file in four]).save(path)
+        return list(paths)
+
+
+def as_grid(images: Sequence[Image.Image]) -> Image.Image:
+    """Four images row by row."""
+    width, height = images[0].size
+    grid = Image.new("RGB", (2 * width, 2 * height))
+    for index, image in enumerate(images):
+        grid.paste(image, (index % 2 * width, index // 2 * height))
+    return grid
+
+
+class T2ICompBench(ImageBenchmark):
+    """Attributes, relations and compositions (Huang et al. 2023), one run per category, such as color_val.txt.
+
+    The official evaluators (BLIP-VQA, UniDet, CLIPScore, 3-in-1) write vqa_result.json, which is averaged here.
+    """
+
+    name = "t2i-compbench"
+    summary = "T2I-CompBench: a prompt list such as color_val.txt; scored from an official evaluator's vqa_result.json"
+    annotations = (
+        "vqa_result.json of the official evaluator of this category, run on the run folder: `git clone "
+        "https://github.com/Karine-Huang/T2I-CompBench && pip install -r T2I-CompBench/requirements.txt` in its own "
+        "environment"
+    )
+    samples = 10
+    official_counts = (300 * samples,)
+    id_format, id_type, output_format = "{count}", int, "samples/{text}_{count:06d}.png"
+
+    def read_prompts(self, questions: Path) -> list[Prompt]:
+        prompts = read_prompt_lines(questions)
+        for prompt in prompts:
+            if "/" in prompt.text:
+                raise ValueError(f"{prompt.where} must be usable as a file name, got '/' in {prompt.text!r}; remove it")
+        return prompts
+
+    def score(self, answered: Sequence[AnsweredItem], annotations: Path, options: ScoreOptions) -> Scores:
+        """The mean of the official evaluator's answers, 0 to 1."""
+        records = read_json(annotations)
+        if not isinstance(records, list) or len(records) != len(answered):
+            found = len(records) if isinstance(records, list) else type(records).__name__
+            raise ValueError(f"{annotations} must have one answer for each of {len(answered)} images, got {found}")
+        overall = mean_with_interval([float(record["answer"]) for record in records])
+        return Scores(self.protocol("official", count=len(answered)), "overall", {"overall": overall})
+
+
+class ClassSamples(ImageBenchmark):
+    """Class-conditional samples for ADM's evaluator (Dhariwal and Nichol 2021): gFID, sFID, IS, precision, recall.
+
+    Published numbers are over 50,000 random classes. The evaluator is TensorFlow and has its own environment.
+    """
+
+    name = "class-samples"
+    summary = "Class-conditional samples: one class number a line; written for ADM's evaluator as .npz"
+    annotations = (
+        "nothing: ADM's evaluator scores these samples. Write them with `mllm evaluate submit`, then `git clone "
+        "https://github.com/openai/guided-diffusion && pip install -r guided-diffusion/evaluations/requirements.txt` "
+        "in its own environment and `python guided-diffusion/evaluations/evaluator.py VIRTUAL_imagenet256_labeled.npz "
+        "SAMPLES.npz`"
+    )
+    task = "draw_class"
+    id_format, id_type, output_format = "{number}", int, "images/{number:06d}.png"
+
+    def read_prompts(self, questions: Path) -> list[Prompt]:
+        lines = need_file(questions).read_text(encoding="utf-8").splitlines()
+        for number, text in enumerate(lines, start=1):
+            if not text.strip().isdecimal():
+                raise ValueError(f"{questions}, line {number} must be a class number, got {text!r}")
+        return [
+            Prompt(f"{questions}, line {number}", f"class {int(text)}", {"class": int(text)})
+            for number, text in enumerate(lines, start=1)
+        ]
+
+    def score(self, answered: Sequence[AnsweredItem], annotations: Path, options: ScoreOptions) -> Scores:
+        raise ValueError(f"--annotations must be {self.annotations}")
+
+    def submit(
+        self, answered: Sequence[AnsweredItem], folder: Path, *, annotations: Path | None, split: Path | None
+    ) -> list[Path]:
+        """samples_<M>x<H>x<W>x3.npz with `arr_0` (uint8 images) and `arr_1` (classes)."""
+        files = [image_of(one) for one in answered]
+        width, height = Image.open(files[0]).size
+        images_MHW3 = np.empty((len(files), height, width, 3), dtype=np.uint8)
+        for image_HW3, file in zip(images_MHW3, files, strict=True):
+            image_HW3[:] = np.asarray(Image.open(file).convert("RGB"))
+        path = folder / f"samples_{len(files)}x{height}x{width}x3.npz"
+        labels_M = np.array([one.item.fields["class"] for one in answered], dtype=np.int64)
+        np.savez(path, arr_0=images_MHW3, arr_1=labels_M)
+        return [path]
+
+
+# ---- MJHQ-30K ----
+
+
+class MJHQ30K(ImageBenchmark):
+    """FID against 30,000 images of a high aesthetic standard, over all and per category (Li et al. 2024).
+
+    FID is clean-fid's in its default mode. Format and size of the files matter to it, so the protocol names them:
+    UniTok compared JPEG files with references of 256 pixels, Liquid PNG files with the original ones.
+    """
+
+    name = "mjhq-30k"
+    summary = "MJHQ-30K: meta_data.json; scored by clean-fid against the folder of reference images"
+    annotations = "the folder of reference images, one folder per category"
+    official_counts = (30000,)
+    id_format, output_format = "{name}", "images/{category}/{name}.png"
+
+    def read_prompts(self, questions: Path) -> list[Prompt]:
+        records = read_json(questions)
+        if not isinstance(records, dict):
+            raise ValueError(f"{questions} must map names to category and prompt; give meta_data.json")
+        prompts = []
+        for name, record in records.items():
+            where = f"{questions}, record {name}"
+            if not isinstance(record, dict) or not record.get("prompt") or not record.get("category"):
+                raise ValueError(f"{where} must have a prompt and a category, got {record!r}; give meta_data.json")
+            prompts.append(Prompt(where, record["prompt"], {"name": name, "category": record["category"]}))
+        return prompts
+
+    def score(self, answered: Sequence[AnsweredItem], annotations: Path, options: ScoreOptions) -> Scores:
+        """FID over all images, then of each category alone."""
+        assert options.folder is not None, "FID is over the images of a run folder"
+        compute = need_clean_fid()
+        counts: dict[str, int] = defaultdict(int)
+        for one in answered:
+            counts[one.item.fields["category"]] += 1
+        for name in counts:
+            if not (annotations / name).is_dir():
+                raise FileNotFoundError(f"{annotations} must contain one folder per category, got no {name!r}")
+        references, made = describe_references(annotations), options.folder / "images"
+        scores: dict[str, Score] = {"FID": without_interval(compute(str(annotations), str(made)), len(answered))}
+        for name in sorted(counts):
+            fid = compute(str(annotations / name), str(made / name))
+            scores[f"FID {name}"] = without_interval(fid, counts[name])
+        return Scores(
+            self.protocol(f"clean-fid-png-against-{references}", count=len(answered)),
+            "FID",
+            scores,
+            extra={"interval": "none: FID is a number of a complete set"},
+            tools=("clean-fid",),
+        )
+
+
+def describe_references(folder: Path) -> str:
+    """Format and size of the reference images, such as jpg-256x256: published numbers differ in both."""
+    files = [path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_ENDINGS]
+    if not files:
+        raise FileNotFoundError(f"{folder} must contain reference images, got none; give their folder")
+    sizes = set()
+    for path in files:
+        try:
+            with Image.open(path) as image:
+                sizes.add(image.size)
+        except (OSError, SyntaxError) as error:
+            raise ValueError(f"cannot open reference {path} ({type(error).__name__}); download it again") from error
+    formats = "-".join(sorted({path.suffix.lower().lstrip(".") for path in files}))
+    return f"{formats}-{'{}x{}'.format(*sizes.pop()) if len(sizes) == 1 else 'mixed-sizes'}"
+
+
+def need_clean_fid() -> Callable[[str, str], float]:
+    """clean-fid's function."""
+    try:
+        from cleanfid.fid import compute_fid
+    except ImportError as error:
+        raise ImportError(
+            f"clean-fid must be installed for MJHQ-30K ({error}); `pip install 'mllm-toolkit[eval-images]'` in an "
+            "environment whose torchvision fits its torch"
+        ) from error
+    return compute_fid

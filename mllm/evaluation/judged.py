@@ -1,0 +1,278 @@
+"""MM-Vet: open answers graded from 0 to 1 by an LLM judge (Yu et al. 2023), by capability.
+
+The judge is any OpenAI-compatible server; the key comes from the environment (OPENAI_API_KEY) and is never written
+anywhere. Every answer is graded as by the official evaluator: its few-shot prompt, three tokens, temperature 0, up to
+four more attempts at rising temperature if the reply is not a number, and 0 after that. Grades are appended to a file
+as they come, so that an interrupted scoring resumes. Every result names the judge, because scores of different judges
+are not comparable; without one, only the submission file {"v1_0": answer, ...} can be written.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import urlsplit
+
+from tqdm import tqdm
+
+from mllm.evaluation.intervals import mean_with_interval
+from mllm.evaluation.protocol import (
+    AnsweredItem,
+    Benchmark,
+    BenchmarkItem,
+    ScoreOptions,
+    Scores,
+    find_annotation,
+)
+from mllm.files import as_line, drop_torn_line, read_json, read_lines, write_json
+
+if TYPE_CHECKING:
+    from openai import OpenAI
+
+DEFAULT_URL = "https://api.openai.com/v1"
+DEFAULT_MODEL = "gpt-4-0613"
+"""MM-Vet's judge, retired since; the result records which model replied."""
+KEY = "OPENAI_API_KEY"
+GRADE_TOKENS = 3
+MAX_TRIES = 5  # the official evaluator asks a sixth time but does not read that reply
+GRADES_FILE = "mmvet_grades.jsonl"
+
+_MEME = "Can you explain this meme?"
+_MEME_TRUTH = (
+    "This meme is poking fun at the fact that the names of the countries Iceland and Greenland are misleading. Despite "
+    "its name, Iceland is known for its beautiful green landscapes, while Greenland is mostly covered in ice and snow. "
+    "The meme is saying that the person has trust issues because the names of these countries do not accurately "
+    "represent their landscapes."
+)
+_SHORT_ANSWER = (
+    "The meme talks about Iceland and Greenland. It's pointing out that despite their names, Iceland is not very icy "
+    "and Greenland isn't very green."
+)
+_LONG_ANSWER = (
+    "The meme is using humor to point out the misleading nature of Iceland's and Greenland's names. Iceland, despite "
+    "its name, has lush green landscapes while Greenland is mostly covered in ice and snow. The text 'This is why I "
+    "have trust issues' is a playful way to suggest that these contradictions can lead to distrust or confusion. The "
+    "humor in this meme is derived from the unexpected contrast between the names of the countries and their actual "
+    "physical characteristics."
+)
+_EQUATION = "What is x in the equation?"
+_EXAMPLES = (
+    (_EQUATION, "-1 <AND> -5", "x = 3", "0.0"),
+    (_EQUATION, "-1 <AND> -5", "x = -1", "0.5"),
+    (_EQUATION, "-1 <AND> -5", "x = -5", "0.5"),
+    (_EQUATION, "-1 <AND> -5", "x = -5 or 5", "0.5"),
+    (_EQUATION, "-1 <AND> -5", "x = -1 or x = -5", "1.0"),
+    (_MEME, _MEME_TRUTH, _SHORT_ANSWER, "0.4"),
+    (_MEME, _MEME_TRUTH, _LONG_ANSWER, "1.0"),
+)
+_TASK = (
+    "Compare the ground truth and prediction from AI models, to give a correctness score for the prediction. <AND> in "
+    "the ground truth means it is totally right only when all elements in the ground truth are present in the "
+    "prediction, and <OR> means it is totally right when any one element in the ground truth is present in the "
+    "prediction. The correctness score is 0.0 (totally wrong), 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, or 1.0 "
+    "(totally right). Just complete the last space of the correctness score."
+)
+FEW_SHOT = "\n".join(
+    (
+        _TASK,
+        "",
+        "Question | Ground truth | Prediction | Correctness",
+        "--- | --- | --- | ---",
+        *(" | ".join(example) for example in _EXAMPLES),
+        "",
+    )
+)
+ASK_AGAIN = "\nPredict the correctness of the answer (digit): "
+"""Appended after a reply that was not a number."""
+
+
+class Reply(NamedTuple):
+    """What a judge replied."""
+
+    content: str
+    model: str  # as the server names it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judge:
+    """Where the judge is and which model it is."""
+
+    model: str = DEFAULT_MODEL
+    url: str = DEFAULT_URL
+    runs: int = 1
+    """How often every answer is graded; MM-Vet's paper has 5."""
+    timeout: float = 60.0
+    """Seconds to wait for one reply."""
+    max_retries: int = 5
+    """Further attempts when the server is busy or unreachable, with growing pauses."""
+
+    def __post_init__(self) -> None:
+        if not self.url.startswith(("http://", "https://")):
+            raise ValueError(f"judge URL must be http://host:port/v1, got {self.url!r}")
+        if self.runs < 1:
+            raise ValueError(f"judge runs must be >= 1, got {self.runs}")
+
+    @property
+    def address(self) -> str:
+        """Host and port, without any secret that a URL may hold."""
+        parts = urlsplit(self.url)
+        return f"{parts.hostname}:{parts.port}" if parts.port else str(parts.hostname)
+
+    @cached_property
+    def client(self) -> OpenAI:
+        try:
+            from openai import OpenAI
+        except ImportError as error:
+            raise ImportError(
+                f"openai must be installed for a judge ({error}); pip install 'mllm-toolkit[eval]'"
+            ) from error
+        key = os.environ.get(KEY, "none")
+        return OpenAI(base_url=self.url, api_key=key, timeout=self.timeout, max_retries=self.max_retries)
+
+    def ask(self, question: str, *, temperature: float) -> Reply:
+        """The judge's reply to one message."""
+        from openai import OpenAIError
+
+        try:
+            completion = self.client.chat.completions.create(
+                model=self.model,
+                messages=[{"role": "user", "content": question}],
+                temperature=temperature,
+                max_tokens=GRADE_TOKENS,
+            )
+            return Reply(completion.choices[0].message.content or "", completion.model or self.model)
+        except OpenAIError as error:
+            raise ValueError(
+                f"judge at {self.url} must answer, got {error}; check the address, the model's name and {KEY}, then "
+                "score again (grades so far are kept)"
+            ) from error
+        except (AttributeError, IndexError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"judge at {self.url} must be an OpenAI-compatible server, got a reply without choices ({error})"
+            ) from error
+
+
+def judge_question(question: str, truth: str, prediction: str, *, again: bool = False) -> str:
+    """What the judge is asked about one prediction."""
+    spaced = truth.replace("<AND>", " <AND> ").replace("<OR>", " <OR> ")
+    return FEW_SHOT + "\n" + " | ".join((question, spaced, prediction, "")) + (ASK_AGAIN if again else "")
+
+
+def read_grade(content: str) -> float | None:
+    """The first word as a grade from 0 to 1; None if it is not one."""
+    try:
+        grade = float(content.split(" ")[0].strip())
+    except ValueError:
+        return None
+    return grade if 0.0 <= grade <= 1.0 else None
+
+
+def grade_answer(judge: Judge, question: str, truth: str, prediction: str) -> dict[str, Any]:
+    """One grade, with the judge's reply and its own name."""
+    reply = judge.ask(judge_question(question, truth, prediction), temperature=0.0)
+    grade, tries = read_grade(reply.content), 1
+    while grade is None and tries < MAX_TRIES:
+        reply = judge.ask(judge_question(question, truth, prediction, again=True), temperature=0.5 * (tries - 1))
+        grade, tries = read_grade(reply.content), tries + 1
+    return {"grade": grade or 0.0, "is_number": grade is not None, "content": reply.content, "model": reply.model}
+
+
+Grades = dict[tuple[str, int], dict[str, Any]]
+"""Records by (name of the question, run of the judge)."""
+
+
+class MMVet(Benchmark):
+    """218 open questions that need several capabilities at once."""
+
+    name = "mmvet"
+    summary = "MM-Vet: llava-mm-vet.jsonl; graded by a judge with mm-vet.json"
+    annotations = "mm-vet.json"
+    official_counts = (218,)
+    max_new_tokens = 1024
+
+    def score(self, answered: Sequence[AnsweredItem], annotations: Path, options: ScoreOptions) -> Scores:
+        """Mean grade in total and by capability, in percent; several runs of the judge are averaged per answer."""
+        judge = options.judge
+        if not isinstance(judge, Judge):
+            raise ValueError(
+                "MM-Vet must be graded by a judge, got none; give --judge-url and --judge-model, or write the file for "
+                "the official evaluator with mllm evaluate submit"
+            )
+        assert options.folder is not None, "grades need a folder"
+        truth = read_truth(annotations)
+        for one in answered:
+            find_annotation(truth, name_of(one.item), one.item, annotations)
+        grades = collect_grades(answered, truth, judge, options.folder / GRADES_FILE)
+        names, runs = [name_of(one.item) for one in answered], range(judge.runs)
+        by_group: dict[str, list[float]] = defaultdict(list)
+        for name in names:
+            mean = statistics.fmean(grades[name, run]["grade"] for run in runs)
+            for group in dict.fromkeys(["total", *truth[name]["capability"]]):
+                by_group[group].append(mean)
+        totals = [100 * statistics.fmean(grades[name, run]["grade"] for name in names) for run in runs]
+        used = [grades[name, run] for name in names for run in runs]
+        return Scores(
+            self.protocol(f"judge-{judge.model}", count=len(answered)),
+            "total",
+            {group: mean_with_interval(values, scale=100) for group, values in by_group.items()},
+            extra={"totals of runs": totals, "standard deviation of runs": statistics.pstdev(totals)},
+            judge={
+                "asked": judge.model,
+                "at": judge.address,
+                "answered": sorted({record["model"] for record in used}),
+                "runs": judge.runs,
+                "prompt": "mm-vet few-shot",
+                "not_a_number": sum(not record["is_number"] for record in used),
+            },
+        )
+
+    def submit(
+        self, answered: Sequence[AnsweredItem], folder: Path, *, annotations: Path | None, split: Path | None
+    ) -> list[Path]:
+        """The file that the official evaluators take."""
+        path = folder / "mmvet_submission.json"
+        write_json(path, {name_of(one.item): one.text for one in answered})
+        return [path]
+
+
+def name_of(item: BenchmarkItem) -> str:
+    """The question as mm-vet.json names it: v1_0, v1_1, ..."""
+    name = str(item.question_id)
+    return name if name.startswith("v1_") else f"v1_{name}"
+
+
+def read_truth(path: Path) -> dict[str, dict]:
+    """mm-vet.json: name -> {"question", "answer", "capability", ...}."""
+    data = read_json(path)
+    needed = {"question", "answer", "capability"}
+    if not isinstance(data, dict) or not all(isinstance(v, dict) and needed <= set(v) for v in data.values()):
+        raise ValueError(f"{path} must map names to question, answer and capability; give mm-vet.json")
+    return data
+
+
+def collect_grades(answered: Sequence[AnsweredItem], truth: Mapping[str, dict], judge: Judge, path: Path) -> Grades:
+    """All grades; those in the file for the same answer and the same judge are not asked for again."""
+    drop_torn_line(path)
+    asked = {"asked_model": judge.model, "asked_at": judge.address}
+    texts = {name_of(one.item): one.text for one in answered}
+    grades = {
+        (record["name"], record["run"]): record
+        for record in (line.record for line in (read_lines(path) if path.is_file() else []))
+        if texts.get(record["name"]) == record["prediction"] and asked.items() <= record.items()
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    missing = [(name, run) for run in range(judge.runs) for name in texts if (name, run) not in grades]
+    with path.open("a", encoding="utf-8") as file:
+        for name, run in tqdm(missing, desc="grades", unit="answer"):
+            grade = grade_answer(judge, truth[name]["question"], truth[name]["answer"], texts[name])
+            record = {"name": name, "run": run, **asked, "prediction": texts[name], **grade}
+            file.write(as_line(record))
+            file.flush()
+            grades[name, run] = record
+    return grades

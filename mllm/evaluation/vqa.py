@@ -1,0 +1,520 @@
+"""Visual question answering, as the UniTok and LLaVA papers report it: VQAv2, GQA, TextVQA, POPE, MME.
+
+In: answers and the published annotations. Out: scores, and the files that official servers and tools take. The rules
+and quirks are those of the reference scorers, to the letter, because published numbers depend on them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mllm.evaluation.intervals import mean_with_interval, score_with_interval
+from mllm.evaluation.protocol import (
+    AnsweredItem,
+    Benchmark,
+    BenchmarkItem,
+    Score,
+    ScoreOptions,
+    Scores,
+    find_annotation,
+)
+from mllm.files import Line, need_field, read_json, read_lines, write_json, write_text
+
+Values = NDArray[np.float64]
+
+# ---- the answer normaliser of EvalAI and of the VQA server ("M4C" in Pythia) ----
+
+PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
+ARTICLES = frozenset({"a", "an", "the"})
+NUMBERS = {"none": "0"} | {
+    word: str(number) for number, word in enumerate("zero one two three four five six seven eight nine ten".split())
+}
+PERIOD = re.compile(r"\.(?!\d)")  # the reference means "nor after a digit" too, but its pattern does not say so
+MAX_PERIODS = 32  # the reference passes the flag re.UNICODE (32) where the number of replacements goes
+DIGIT_COMMA_DIGIT = re.compile(r"\d,\d")
+
+CONTRACTIONS = dict(
+    pair.split("=")
+    for pair in """
+aint=ain't arent=aren't cant=can't couldve=could've couldnt=couldn't couldn'tve=couldn't've couldnt've=couldn't've
+didnt=didn't doesnt=doesn't dont=don't hadnt=hadn't hadnt've=hadn't've hadn'tve=hadn't've hasnt=hasn't havent=haven't
+hed=he'd hed've=he'd've he'dve=he'd've hes=he's howd=how'd howll=how'll hows=how's isnt=isn't itd=it'd itd've=it'd've
+it'dve=it'd've itll=it'll let's=let's maam=ma'am mightnt=mightn't mightnt've=mightn't've mightn'tve=mightn't've
+mightve=might've mustnt=mustn't mustve=must've neednt=needn't notve=not've oclock=o'clock oughtnt=oughtn't
+ow's'at='ow's'at 'ows'at='ow's'at 'ow'sat='ow's'at shant=shan't shed've=she'd've she'dve=she'd've she's=she's
+shouldve=should've shouldnt=shouldn't shouldnt've=shouldn't've shouldn'tve=shouldn't've somebody'd=somebodyd
+somebodyd've=somebody'd've somebody'dve=somebody'd've somebodyll=somebody'll somebodys=somebody's someoned=someone'd
+someoned've=someone'd've someone'dve=someone'd've someonell=someone'll someones=someone's somethingd=something'd
+somethingd've=something'd've something'dve=something'd've somethingll=something'll thats=that's thered=there'd
+thered've=there'd've there'dve=there'd've therere=there're theres=there's theyd=they'd theyd've=they'd've
+they'dve=they'd've theyll=they'll theyre=they're theyve=they've twas='twas wasnt=wasn't wed've=we'd've we'dve=we'd've
+weve=we've werent=weren't whatll=what'll whatre=what're whats=what's whatve=what've whens=when's whered=where'd
+wheres=where's whereve=where've whod=who'd whod've=who'd've who'dve=who'd've wholl=who'll whos=who's whove=who've
+whyll=why'll whyre=why're whys=why's wont=won't wouldve=would've wouldnt=wouldn't wouldnt've=wouldn't've
+wouldn'tve=wouldn't've yall=y'all yall'll=y'all'll y'allll=y'all'll yall'd've=y'all'd've y'alld've=y'all'd've
+y'all'dve=y'all'd've youd=you'd youd've=you'd've you'dve=you'd've youll=you'll youre=you're youve=you've
+""".split()
+)
+"""As the reference has them, the odd ones (somebody'd) included. Its capitalised ones never match and are left out."""
+
+
+def normalise(answer: str) -> str:
+    """The answer as EvalAI's processor leaves it."""
+    text = answer.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
+    return tidy(flatten(text))
+
+
+def tidy(text: str) -> str:
+    """What the VQA server does to an answer: punctuation, then numbers, articles and contractions."""
+    words = [NUMBERS.get(word, word) for word in remove_punctuation(text).lower().split()]
+    return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
+
+
+def remove_punctuation(text: str) -> str:
+    """Drop a mark that touches a space anywhere, replace it by a space otherwise; drop periods not before a digit.
+
+    One comma between digits anywhere ("1,000-2,000") makes every mark be dropped without a space.
+    """
+    has_long_number = DIGIT_COMMA_DIGIT.search(text) is not None
+    result = text
+    for mark in PUNCTUATION:
+        touches_space = f"{mark} " in text or f" {mark}" in text
+        result = result.replace(mark, "" if touches_space or has_long_number else " ")
+    return PERIOD.sub("", result, count=MAX_PERIODS)
+
+
+def flatten(text: str) -> str:
+    """One line, no outer spaces."""
+    return text.replace("\n", " ").replace("\t", " ").strip()
+
+
+# ---- accuracy against ten people's answers (Antol et al. 2015) ----
+
+NUM_PEOPLE = 10
+
+
+def soft_accuracy(answer: str, people: Sequence[str]) -> float:
+    """0 to 1: the mean over the people of min(1, how many of the others gave the answer / 3)."""
+    same = [said == answer for said in people]
+    return sum(min(1.0, (sum(same) - is_same) / 3) for is_same in same) / len(same)
+
+
+def read_people(record: Mapping, where: str) -> list[str]:
+    """The ten human answers of an annotation; the score is not defined for another number."""
+    said = [answer.get("answer") if isinstance(answer, dict) else answer for answer in record.get("answers", ())]
+    texts = [answer for answer in said if isinstance(answer, str)]
+    if len(texts) != NUM_PEOPLE or len(said) != NUM_PEOPLE:
+        raise ValueError(f"{where} must have {NUM_PEOPLE} human answers, got {len(texts)}; give the published file")
+    return texts
+
+
+def read_records(path: Path, field: str, *, name: str) -> list[dict]:
+    """The list in this field of an annotation file."""
+    data = read_json(path)
+    listed = data.get(field) if isinstance(data, dict) else None
+    if not isinstance(listed, list):
+        raise ValueError(f"{path} must contain a list {field!r}; give {name}")
+    return listed
+
+
+class VQAv2(Benchmark):
+    """Open questions about COCO images (Goyal et al. 2017).
+
+    The server cleans up the ten human answers and ours only if the ten disagree; ours went through EvalAI's normaliser
+    before, as in a submission.
+    """
+
+    name = "vqav2"
+    summary = "VQA v2: llava_vqav2_mscoco_*.jsonl; scored with v2_mscoco_val2014_annotations.json"
+    annotations = "v2_mscoco_val2014_annotations.json (those of test-dev are not public: use mllm evaluate submit)"
+    official_counts = (107394, 214354)  # test-dev, val
+    answer_types = ("yes/no", "number", "other")
+
+    def score(self, answered: Sequence[AnsweredItem], annotations: Path, options: ScoreOptions) -> Scores:
+        """Overall accuracy and that of each answer type, in percent."""
+        records = read_records(annotations, "annotations", name="v2_mscoco_val2014_annotations.json")
+        by_id = {record["question_id"]: record for record in records}
+        values: dict[str, list[float]] = {"overall": []} | {name: [] for name in self.answer_types}
+        for one in answered:
+            record = find_annotation(by_id, one.item.question_id, one.item, annotations)
+            people = read_people(record, f"{annotations}, question {one.item.question_id}")
+            value = self.score_answer(normalise(one.text), people)
+            values["overall"].append(value)
+            values.setdefault(record.get("answer_type", "other"), []).append(value)
+        scores = {name: mean_with_interval(group, scale=100) for name, group in values.items() if group}
+        return Scores(self.protocol("evalai-normalised", count=len(answered)), "overall", scores)
+
+    @staticmethod
+    def score_answer(answer: str, people: Sequence[str]) -> float:
+        """Official accuracy, 0 to 1, of one answer of a submission."""
+        said, answer = [flatten(text) for text in people], flatten(answer)
+        if len(set(said)) > 1:
+            said, answer = [tidy(text) for text in said], tidy(answer)
+        return soft_accuracy(answer, said)
+
+    def submit(
+        self, answered: Sequence[AnsweredItem], folder: Path, *, annotations: Path | None, split: Path | None
+    ) -> list[Path]:
+        """EvalAI's file: a list of {"question_id", "answer"} over the complete split, "" where nothing was asked."""
+        given = {one.item.question_id: normalise(one.text) for one in answered}
+        ids = dict.fromkeys(given)
+        if split is not None:
+            ids = dict.fromkeys(need_field(line, "question_id") for line in read_lines(split))
+            if unknown := [id_ for id_ in given if id_ not in ids]:
+                raise ValueError(
+                    f"{split} must contain every answered question, got no {unknown[0]!r}; give the file of all test "
+                    "questions"
+                )
+        path = folder / "vqav2_submission.json"
+        write_json(path, [{"question_id": id_, "answer": given.get(id_, "")} for id_ in ids])
+        return [path]
+
+
+class GQA(Benchmark):
+    """Compositional questions (Hudson and Manning 2019): exact match after lower-casing and dropping final periods."""
+
+    name = "gqa"
+    summary = "GQA: llava_gqa_testdev_balanced.jsonl; scored with testdev_balanced_questions.json"
+    annotations = "testdev_balanced_questions.json"
+    official_counts = (12578,)
+
+    def score(self, answered: Sequence[AnsweredItem], annotations: Path, options: ScoreOptions) -> Scores:
+        """Accuracy, that of binary and of open questions, and of each structural type, in percent."""
+        gold = read_json(annotations)
+        if not isinstance(gold, dict) or not all(isinstance(v, dict) and "answer" in v for v in gold.values()):
+            raise ValueError(f"{annotations} must map question ids to answers; give {self.annotations}")
+        rights: dict[str, list[float]] = {"accuracy": [], "binary": [], "open": []}
+        types: dict[str, list[float]] = defaultdict(list)
+        for one in answered:
+            question = find_annotation(gold, str(one.item.question_id), one.item, annotations)
+            if not question.get("isBalanced", True):
+                continue  # as in the official script
+            right = float(self.prediction_of(one.text) == question["answer"])
+            rights["accuracy"].append(right)
+            if structure := question.get("types", {}).get("structural"):
+                rights["open" if structure == "query" else "binary"].append(right)
+                types[f"type: {structure}"].append(right)
+        if not rights["accuracy"]:
+            raise ValueError(f"{annotations} must mark the answered questions as balanced; give {self.annotations}")
+        groups = rights | dict(sorted(types.items()))
+        scores = {name: mean_with_interval(group, scale=100) for name, group in groups.items() if group}
+        return Scores(self.protocol("exact-match", count=len(answered)), "accuracy", scores)
+
+    @staticmethod
+    def prediction_of(text: str) -> str:
+        """The answer as the official script gets it."""
+        return text.rstrip(".").lower()
+
+    def submit(
+        self, answered: Sequence[AnsweredItem], folder: Path, *, annotations: Path | None, split: Path | None
+    ) -> list[Path]:
+        """The official script's file: a list of {"questionId", "prediction"}."""
+        path = folder / "gqa_predictions.json"
+        records = [{"questionId": str(a.item.question_id), "prediction": self.prediction_of(a.text)} for a in answered]
+        write_json(path, records)
+        return [path]
+
+
+class TextVQA(Benchmark):
+    """Questions about text in the image (Singh et al. 2019), scored as M4C does.
+
+    The question file of the LLaVA line gives OCR tokens in the prompt; the protocol says whether it did, because the
+    score differs by more than ten points. An annotation is found by its image and the question inside the prompt.
+    """
+
+    name = "textvqa"
+    summary = "TextVQA: llava_textvqa_val_v051_ocr.jsonl; scored with TextVQA_0.5.1_val.json"
+    annotations = "TextVQA_0.5.1_val.json"
+    official_counts = (5000,)
+    keyed_by_prompt = True  # ids are those of images
+    ocr_line, ocr_first = "Reference OCR token:", "OCR tokens: "
+    question_in_prompt = re.compile(r"Question: (.*?) Short answer:", re.DOTALL)
+
+    def score(self, answered: Sequence[AnsweredItem], annotations: Path, options: ScoreOptions) -> Scores:
+        """Mean soft accuracy in percent; all answers are normalised."""
+        people = {
+            (str(record["image_id"]), record["question"].lower()): read_people(
+                record, f"{annotations}, question {record.get('question_id', record['question'])!r}"
+            )
+            for record in read_records(annotations, "data", name=self.annotations)
+        }
+        values, has_ocr = [], set()
+        for one in answered:
+            key = (str(one.item.question_id), self.question_of(one.item.prompt, one.item.where))
+            said = find_annotation(people, key, one.item, annotations)
+            values.append(soft_accuracy(normalise(one.text), [normalise(text) for text in said]))
+            has_ocr.add(f"{self.ocr_line} " in one.item.prompt or one.item.prompt.startswith(self.ocr_first))
+        variant = "m4c-mixed-prompts" if len(has_ocr) > 1 else "m4c-ocr-prompt" if has_ocr == {True} else "m4c-no-ocr"
+        scores = {"accuracy": mean_with_interval(values, scale=100)}
+        return Scores(self.protocol(variant, count=len(answered)), "accuracy", scores)
+
+    def question_of(self, prompt: str, where: str = "prompt") -> str:
+        """The question inside a prompt, in lower case."""
+        lines = prompt.split("\n")
+        if prompt.startswith(self.ocr_first) and (match := self.question_in_prompt.search(prompt)):
+            question = match[1]
+        elif f"{self.ocr_line} " in prompt and len(lines) == 3:
+            question = lines[1] if prompt.startswith(self.ocr_line) else lines[0]
+        elif len(lines) == 2:
+            question = lines[0]
+        else:
+            raise ValueError(
+                f"{where} must have the question, the OCR tokens and the instruction on one line each, got "
+                f"{len(lines)} lines: {prompt[:60]!r}"
+            )
+        return question.lower()
+
+
+class POPE(Benchmark):
+    """Is an object in the image, yes or no (Li et al. 2023); three ways to choose the absent ones.
+
+    Labels are matched by their order within the category, so the counts must agree, and where the label file names
+    images these must agree too. The headline is the mean F1 of the three categories.
+    """
+
+    name = "pope"
+    summary = "POPE: llava_pope_test.jsonl; scored with the folder of coco_pope_{adversarial,popular,random}.json"
+    annotations = "the folder of coco_pope_{adversarial,popular,random}.json"
+    old_random = 2910
+    """Rows of the category random in the files that LLaVA used; the newer file has 3000."""
+    official_counts = (9000, 6000 + old_random)
+    categories = ("adversarial", "popular", "random")
+    metrics = ("f1", "accuracy", "precision", "recall", "yes_ratio")
+
+    def read_items(self, questions: Path, images: Path | None) -> list[BenchmarkItem]:
+        """Questions with their number within their category."""
+        items = super().read_items(questions, images)
+        for item in items:
+            if need_field(Line(item.where, dict(item.fields)), "category") not in self.categories:
+                raise ValueError(
+                    f"{item.where}: category must be one of {', '.join(self.categories)}, got "
+                    f"{item.fields['category']!r}"
+                )
+        totals, seen, numbered = Counter(item.fields["category"] for item in items), Counter[str](), []
+        for item in items:
+            category = item.fields["category"]
+            place = {"number": seen[category], "of": totals[category]}
+            numbered.append(replace(item, fields={**item.fields, **place}))
+            seen[category] += 1
+        return numbered
+
+    def score(self, answered: Sequence[AnsweredItem], annotations: Path, options: ScoreOptions) -> Scores:
+        """Mean F1 of the categories, and every metric of each, in percent."""
+        groups: dict[str, list[float]] = {}
+        is_old = False
+        for name in self.categories:
+            if group := [one for one in answered if one.item.fields["category"] == name]:
+                labels = self.read_labels(annotations / f"coco_pope_{name}.json")
+                is_old = is_old or (name == "random" and len(labels) == self.old_random)
+                groups[name] = [2.0 * self.says_yes(one.text) + self.label_of(one.item, labels) for one in group]
+        scores = {"mean f1": score_with_interval(list(groups.values()), confusion_metric("f1"))}
+        for name, outcomes in groups.items():
+            for metric in self.metrics:
+                scores[f"{name} {metric}"] = score_with_interval([outcomes], confusion_metric(metric))
+        names = ("true_positive", "false_positive", "true_negative", "false_negative")
+        counts = {
+            name: dict(zip(names, (outcomes.count(code) for code in (3, 2, 0, 1)), strict=True))
+            for name, outcomes in groups.items()
+        }
+        protocol = self.protocol(f"llava-{self.old_random if is_old else 3000}", count=len(answered))
+        return Scores(protocol, "mean f1", scores, extra={"counts": counts})
+
+    @staticmethod
+    def says_yes(text: str) -> bool:
+        """LLaVA's parsing: only the first sentence counts, and without one of three words everything is a yes."""
+        return not {"No", "not", "no"} & set(text.split(".")[0].replace(",", "").split(" "))
+
+    @staticmethod
+    def read_labels(path: Path) -> list[Line]:
+        """One record per question, in order; only `label` is needed."""
+        lines = read_lines(path)
+        for line in lines:
+            if need_field(line, "label") not in ("yes", "no"):
+                raise ValueError(f"{line.where}: label must be yes or no, got {line.record['label']!r}")
+        return lines
+
+    @staticmethod
+    def label_of(item: BenchmarkItem, labels: Sequence[Line]) -> bool:
+        """Whether yes is right."""
+        if item.fields["of"] != len(labels):
+            raise ValueError(
+                f"labels of category {item.fields['category']!r} must be as many as its questions ({item.where}), got "
+                f"{len(labels)} labels for {item.fields['of']} questions; give the label file of these questions"
+            )
+        label = labels[item.fields["number"]]
+        if (image := label.record.get("image", item.fields["image"])) != item.fields["image"]:
+            raise ValueError(
+                f"{label.where} must be about {item.fields['image']} ({item.where}), got {image}; give the labels in "
+                "the order of the questions"
+            )
+        return label.record["label"] == "yes"
+
+
+def confusion_metric(name: str):
+    """A metric, in percent, of outcomes coded 2 * says_yes + is_yes; the mean of several strata."""
+
+    def of_one(outcomes: Values, axis: int) -> Values:
+        negative_right, negative_wrong, positive_wrong, positive_right = (
+            (outcomes == code).sum(axis=axis) for code in range(4)
+        )
+        said, true, total = positive_right + positive_wrong, positive_right + negative_wrong, outcomes.shape[axis]
+        match name:  # 0 where nothing is positive; the reference divides by zero there
+            case "f1":
+                return 2 * positive_right / np.maximum(said + true, 1)
+            case "accuracy":
+                return (positive_right + negative_right) / total
+            case "precision":
+                return positive_right / np.maximum(said, 1)
+            case "recall":
+                return positive_right / np.maximum(true, 1)
+            case "yes_ratio":
+                return said / total
+        raise AssertionError(f"no metric {name}")
+
+    return lambda *strata, axis: 100 * sum(of_one(outcomes, axis) for outcomes in strata) / len(strata)
+
+
+MMEGold = dict[tuple[str, str, str], str]
+"""(subtask, name of the image's text file, question) -> Yes or No."""
+
+
+class MME(Benchmark):
+    """Two yes/no questions about each image, in 14 subtasks (Fu et al. 2023).
+
+    A subtask scores its accuracy plus its accuracy+ (both questions of an image right), each times 100; ten subtasks
+    add up to perception (most papers quote it alone), four to cognition.
+    """
+
+    name = "mme"
+    summary = "MME: llava_mme.jsonl; scored with the folder MME_Benchmark_release_version"
+    annotations = "the folder MME_Benchmark_release_version"
+    official_counts = (2374,)
+    keyed_by_prompt = True  # both questions about an image have its id
+    perception = tuple("existence count position color posters celebrity scene landmark artwork OCR".split())
+    cognition = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
+    subtasks = (*perception, *cognition)
+    instruction = "Answer the question using a single word or phrase."
+    yes_no = "Please answer yes or no."
+
+    def read_items(self, questions: Path, images: Path | None) -> list[BenchmarkItem]:
+        items = super().read_items(questions, images)
+        for item in items:
+            self.place_of(item)
+        return items
+
+    def score(self, answered: Sequence[AnsweredItem], annotations: Path, options: ScoreOptions) -> Scores:
+        """Perception, cognition, and every subtask; a total is reported only if all its subtasks are there."""
+        rights = self.count_rights(answered, self.read_gold(annotations))
+        scores: dict[str, Score] = {}
+        for name, subtasks in (("perception", self.perception), ("cognition", self.cognition)):
+            if all(subtask in rights for subtask in subtasks):
+                scores[name] = score_with_interval([rights[subtask] for subtask in subtasks], mme_score)
+        for subtask in sorted(rights, key=self.subtasks.index):
+            for title, statistic in (("", mme_score), (" accuracy", accuracy), (" accuracy+", accuracy_plus)):
+                scores[subtask + title] = score_with_interval([rights[subtask]], statistic)
+        headline = "perception" if "perception" in scores else next(iter(scores))
+        return Scores(self.protocol("official", count=len(answered)), headline, scores)
+
+    def count_rights(self, answered: Sequence[AnsweredItem], gold: MMEGold) -> dict[str, list[float]]:
+        """How many of the two answers about each image are right, by subtask."""
+        images: dict[tuple[str, str], list[bool]] = defaultdict(list)
+        for one in answered:
+            subtask, file = self.place_of(one.item)
+            expected = gold[subtask, file, self.question_of(one.item, gold)].lower()
+            images[subtask, file].append(self.verdict_of(one.text) == expected)
+        rights: dict[str, list[float]] = defaultdict(list)
+        for (subtask, file), answers in images.items():
+            if len(answers) != 2:
+                where = next(one.item.where for one in answered if self.place_of(one.item) == (subtask, file))
+                raise ValueError(
+                    f"each image must have 2 answers for accuracy+, got {len(answers)} for {subtask}/{file} ({where}); "
+                    "use an even --limit"
+                )
+            rights[subtask].append(float(sum(answers)))
+        return rights
+
+    @staticmethod
+    def verdict_of(text: str) -> str:
+        """How the official tool reads an answer: yes or no within the first four characters, spaces included."""
+        prefix = text.lower()[:4]
+        return "yes" if "yes" in prefix else "no" if "no" in prefix else "other"
+
+    def read_gold(self, folder: Path) -> MMEGold:
+        """A folder per subtask, a text file per image, two lines of question, tab, answer."""
+        gold: MMEGold = {}
+        for subtask in self.subtasks:
+            texts = folder / subtask / "questions_answers_YN"  # some subtasks of the release have this folder
+            for path in sorted((texts if texts.is_dir() else folder / subtask).glob("*.txt")):
+                for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+                    question, tab, answer = line.strip().partition("\t")
+                    if not tab or answer.lower() not in ("yes", "no"):
+                        raise ValueError(
+                            f"{path}, line {number} must be a question, a tab, and Yes or No, got {line!r}"
+                        )
+                    gold[subtask, path.name, question] = answer
+        if not gold:
+            raise ValueError(f"{folder} must contain <subtask>/*.txt, got none; give MME_Benchmark_release_version")
+        return gold
+
+    def place_of(self, item: BenchmarkItem) -> tuple[str, str]:
+        """(subtask, name of the image's text file) of a question id such as code_reasoning/0020.png."""
+        subtask, slash, name = str(item.question_id).partition("/")
+        if not slash or subtask not in self.subtasks:
+            raise ValueError(
+                f"{item.where}: question_id must be <subtask>/<image> with one of {', '.join(self.subtasks)}, got "
+                f"{item.question_id!r}"
+            )
+        return subtask, name.split("/")[-1].split(".")[0] + ".txt"
+
+    def question_of(self, item: BenchmarkItem, gold: MMEGold) -> str:
+        """The question as published: LLaVA replaced its last sentence by its own instruction."""
+        subtask, file = self.place_of(item)
+        bare = item.prompt.replace(self.instruction, "").strip()
+        candidates = [bare] if self.yes_no in bare else [f"{bare} {self.yes_no}", f"{bare}  {self.yes_no}"]
+        for candidate in candidates:
+            if (subtask, file, candidate) in gold:
+                return candidate
+        raise ValueError(
+            f"{item.where} must ask a published question about {subtask}/{file}, got {candidates[0]!r}; give the "
+            "files of the same release"
+        )
+
+    def submit(
+        self, answered: Sequence[AnsweredItem], folder: Path, *, annotations: Path | None, split: Path | None
+    ) -> list[Path]:
+        """The official tool's files: <subtask>.txt, lines of image, question, answer, prediction."""
+        if annotations is None:
+            raise ValueError(f"--annotations must be given for the files of MME; give {self.annotations}")
+        gold = self.read_gold(annotations)
+        lines: dict[str, list[str]] = defaultdict(list)
+        for one in answered:
+            subtask, file = self.place_of(one.item)
+            question = self.question_of(one.item, gold)
+            said = one.text.replace("\t", " ").replace("\n", " ")  # the tool would take these for columns and rows
+            lines[subtask].append("\t".join((file, question, gold[subtask, file, question], said)) + "\n")
+        paths = [folder / "mme" / f"{subtask}.txt" for subtask in lines]
+        for path, rows in zip(paths, lines.values(), strict=True):
+            write_text(path, "".join(rows))
+        return paths
+
+
+def accuracy(rights: Values, axis: int) -> Values:
+    """Share of right answers in percent, from the number (0, 1, 2) of right answers about each image."""
+    return 100 * rights.mean(axis=axis) / 2
+
+
+def accuracy_plus(rights: Values, axis: int) -> Values:
+    """Share of images with both answers right, in percent."""
+    return 100 * (rights == 2).mean(axis=axis)
+
+
+def mme_score(*subtasks: Values, axis: int) -> Values:
+    """Accuracy plus accuracy+, 0 to 200 for each subtask."""
+    return sum((accuracy(rights, axis) + accuracy_plus(rights, axis) for rights in subtasks), np.float64(0))

@@ -1,0 +1,95 @@
+"""Items, answers and runs for the tests of evaluation."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from mllm.evaluation.protocol import AnsweredItem, Benchmark, BenchmarkItem, ScoreOptions, Scores, match_answers
+from mllm.evaluation.run import ItemShard, RunFolder, run_items
+from mllm.files import read_lines
+
+DESCRIPTION = {"benchmark": "gqa", "items": 23, "seed": 5, "model": {"fingerprint": "abc"}}
+
+
+def write_json(path: Path, value: object) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value), encoding="utf-8")
+    return path
+
+
+def write_jsonl(path: Path, records: Sequence[dict]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    return path
+
+
+def make_item(question_id: int | str = 0, prompt: str = "what?") -> BenchmarkItem:
+    return BenchmarkItem(str(question_id), where="questions, line 1", question_id=question_id, prompt=prompt)
+
+
+def answered(*texts: str, first_id: int = 0) -> list[AnsweredItem]:
+    """Answers to questions 0, 1, ..."""
+    return [AnsweredItem(make_item(first_id + n), text) for n, text in enumerate(texts)]
+
+
+def score_files(benchmark: Benchmark, questions: Path, answers: Path, annotations: Path) -> Scores:
+    """From files to scores, as the command does it."""
+    items = benchmark.read_items(questions, None)
+    matched = match_answers(benchmark, items, read_lines(answers), answers=answers)
+    return benchmark.score(matched, annotations, ScoreOptions())
+
+
+def make_items(count: int, *, draws: bool = False) -> list[BenchmarkItem]:
+    """Questions, or requests for images."""
+    return [
+        BenchmarkItem(
+            key=str(n),
+            where=f"questions.jsonl, line {n + 1}",
+            question_id=n,
+            prompt=f"question {n}",
+            output=f"images/{n + 1:05d}.png" if draws else None,
+        )
+        for n in range(count)
+    ]
+
+
+class Answerer:
+    """Answers with the item's words and seed; stops like a killed process after some batches."""
+
+    def __init__(self, *, stop_after: int | None = None, draws: bool = False) -> None:
+        self.stop_after, self.draws = stop_after, draws
+        self.asked: list[int | str] = []
+
+    def __call__(self, items: Sequence[BenchmarkItem], seeds: Sequence[int]) -> list[str | Image.Image]:
+        if self.stop_after is not None:
+            if self.stop_after == 0:
+                raise KeyboardInterrupt
+            self.stop_after -= 1
+        self.asked += [item.question_id for item in items]
+        if self.draws:
+            return [Image.new("RGB", (4, 4), (seed, 0, 0)) for seed in seeds]
+        return [f"{item.prompt} seed {seed}" for item, seed in zip(items, seeds, strict=True)]
+
+
+def run(
+    folder: Path, answerer: Answerer, *, count: int = 23, batch_size: int = 4, rank: int = 0, size: int = 1
+) -> bool:
+    """One process of a run."""
+    return run_items(
+        make_items(count, draws=answerer.draws),
+        answerer,
+        RunFolder(folder),
+        description=DESCRIPTION,
+        batch_size=batch_size,
+        shard=ItemShard(rank, size),
+    )
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """The files that a run leaves for others, by name; its parts are internal."""
+    paths = [path for path in folder.rglob("*") if path.is_file() and path.parent.name != "parts"]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}

@@ -1,0 +1,356 @@
+"""Benchmarks of image generation: prompts in, official layouts out, scores against plain references, wrong input."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mllm.cli.main import main
+from mllm.evaluation.images import GenAIBench527, GenAIBench1600, describe_references
+from mllm.evaluation.protocol import AnsweredItem, BenchmarkItem, ScoreOptions, match_answers
+from mllm.evaluation.run import RunFolder, run_items
+from mllm.evaluation.scorers import HubScorer, SelfScorer, T2VScorer, find_scorer
+from mllm.files import read_lines
+from mllm.pipeline import GENAI_QUESTION, STRIDE, Pipeline
+from tests.mllm.evaluation.genai_data import write_genai_bench
+from tests.mllm.tiny_folder import build_tiny_folder
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of random weights, with room for the longest prompts."""
+    return build_tiny_folder(tmp_path_factory.mktemp("tiny"), context=400)
+
+
+# ---- GenAI-Bench ----
+
+
+DESCRIPTION = {"benchmark": "genai-bench-527", "items": 527, "seed": 3, "model": {"fingerprint": "abc"}}
+
+
+class BrightnessScorer:
+    """Scores an image by its red channel, and counts how many it was given."""
+
+    batch_size = 50
+
+    def __init__(self) -> None:
+        self.num_scored = 0
+
+    @property
+    def description(self) -> Mapping[str, Any]:
+        return {"name": "brightness"}
+
+    def __call__(self, images: Sequence[Path], texts: Sequence[str]) -> list[float]:
+        self.num_scored += len(images)
+        return [np.asarray(Image.open(path))[0, 0, :2].dot([256, 1]).item() / 65535 for path in images]
+
+
+def paint(items: Sequence[BenchmarkItem], seeds: Sequence[int]) -> list[str | Image.Image]:
+    """A small image whose color is the item's own."""
+    return [Image.new("RGB", (2, 3), ((37 * seed) % 256, seed % 251, 0)) for seed in seeds]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path, list[AnsweredItem]]:
+    """All 527 images of the official layout, as the runner leaves them."""
+    data = tmp_path_factory.mktemp("genai")
+    prompts, skills = write_genai_bench(data)
+    items = GenAIBench527().read_items(prompts, None)
+    output = RunFolder(data / "run")
+    assert run_items(items, paint, output, description=DESCRIPTION, batch_size=32)
+    answered = match_answers(GenAIBench527(), items, read_lines(output.answers_file), answers=output.folder)
+    return prompts, skills, output.folder, answered
+
+
+def test_images_are_png_files_numbered_from_one(run: tuple[Path, Path, Path, list[AnsweredItem]]) -> None:
+    names = sorted(path.name for path in (run[2] / "images").iterdir())
+    assert names == [f"{number:05d}.png" for number in range(1, 528)]
+    assert [item.image.name for item in run[3] if item.image] == names
+
+
+def test_skills_have_the_mean_deviation_and_interval_of_their_prompts(
+    run: tuple[Path, Path, Path, list[AnsweredItem]],
+) -> None:
+    _, skills, folder, answered = run
+    scorer = BrightnessScorer()
+    scores = GenAIBench527().score(answered, skills, ScoreOptions(folder=folder, judge=scorer))
+    values = [(37 * (3 + n) % 256 * 256 + (3 + n) % 251) / 65535 for n in range(527)]
+    named = json.loads(skills.read_text()) | {"all": list(range(1, 528))}
+    assert scores.headline == "advanced" and scores.protocol == "genai-bench-527@vqascore-brightness"
+    assert list(scores.scores) == [
+        *("attribute", "scene", "spatial relation", "action relation", "part relation", "basic"),
+        *("counting", "comparison", "differentiation", "negation", "universal", "advanced", "all"),
+    ]
+    for name, score in scores.scores.items():
+        mine = [values[number - 1] for number in named[name]]
+        assert score.count == len(mine)
+        assert score.value == pytest.approx(statistics.mean(mine))
+        assert score.std == pytest.approx(statistics.stdev(mine))
+        half = 1.96 * statistics.stdev(mine) / len(mine) ** 0.5
+        assert (score.low, score.high) == (
+            pytest.approx(score.value - half, abs=0.15 * half),
+            pytest.approx(score.value + half, abs=0.15 * half),
+        )
+    GenAIBench527().score(answered, skills, ScoreOptions(folder=folder, judge=scorer))
+    assert scorer.num_scored == 527  # the second time nothing is left to score
+
+
+def test_the_set_of_1600_counts_from_zero_and_from_one_where_the_file_does(tmp_path: Path) -> None:
+    for first in (0, 1):
+        prompts, skills = write_genai_bench(tmp_path / str(first), size=1600, first=first)
+        items = GenAIBench1600().read_items(prompts, None)[:200]
+        image = tmp_path / "a.png"
+        Image.new("RGB", (2, 2)).save(image)
+        answered = [AnsweredItem(item, image=image) for item in items]
+        scores = GenAIBench1600().score(answered, skills, ScoreOptions(judge=BrightnessScorer()))
+        assert scores.scores["basic"].count == 200 and "advanced" not in scores.scores
+        assert scores.protocol == "genai-bench-1600@vqascore-brightness"
+
+
+def test_the_command_draws_resumes_and_scores_with_the_model_itself(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompts, skills = write_genai_bench(tmp_path)
+    output = str(tmp_path / "run")
+    model = ["--model", str(folder), "--device", "cpu"]
+    words = ["evaluate", "genai-bench-527", "--questions", str(prompts), "--output", output, "--limit", "3"]
+    assert main([*words, *model, "--best-of", "2", "--seed", "9"]) == 0
+    assert sorted(path.name for path in (tmp_path / "run" / "images").iterdir()) == [f"0000{n}.png" for n in (1, 2, 3)]
+    best = Pipeline.load(folder, device="cpu").draw("a red circle number 1", best_of=2, seed=10)[0]
+    assert best.info["seed"] in (10, 10 + STRIDE)
+    assert Image.open(tmp_path / "run/images/00002.png").tobytes() == best.tobytes()
+    score = ["evaluate", "score", output, "--questions", str(prompts), "--annotations", str(skills)]
+    assert main(score) == 2
+    assert "give --scorer" in capsys.readouterr().err
+    assert main([*score, "--scorer", "self", "--scorer-model", str(folder), "--scorer-device", "cpu"]) == 0
+    printed = capsys.readouterr().out
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert "PARTIAL: 3 of 527 items" in printed and not result["is_complete"]
+    assert (result["judge"]["name"], result["judge"]["dtype"]) == ("self", "float32")
+    assert result["decoding"]["best_of"] == 2
+    assert result["image_format"]["file"] == "png" and result["prompts"] == "raw"
+    scorer = SelfScorer.load(str(folder), device="cpu")
+    texts = prompts.read_text().splitlines()[:3]
+    expected = scorer([tmp_path / "run" / "images" / f"0000{n}.png" for n in (1, 2, 3)], texts)
+    assert result["scores"]["all"]["value"] == pytest.approx(statistics.mean(expected), rel=1e-5)
+
+
+def test_a_model_of_transformers_scores_by_its_first_word(folder: Path, tmp_path: Path) -> None:
+    scorer = HubScorer.load(str(folder), device="cpu")
+    image = tmp_path / "a.png"
+    Image.new("RGB", (32, 32), "red").save(image)
+    inputs = scorer.processor(Image.open(image), GENAI_QUESTION.format(text="a circle"))
+    logits = scorer.model(**inputs).logits[0, -1].float()
+    yes = scorer.processor.tokenizer.encode("Yes", add_special_tokens=False)[0]
+    assert scorer([image], ["a circle"]) == [pytest.approx(logits.softmax(-1)[yes].item(), rel=1e-3)]
+    assert scorer.description["name"] == f"hf:{folder}" and scorer.description["dtype"] == "float32"
+
+
+def test_clip_flant5_runs_in_a_process_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a small module of the tool's interface in the place of the tool, which does not install beside ours."""
+    (tmp_path / "t2v_metrics.py").write_text(
+        "import torch\n"
+        "class VQAScore:\n"
+        "    def __init__(self, model):\n"
+        "        print('loading', model)\n"
+        "    def batch_forward(self, dataset, batch_size):\n"
+        "        assert batch_size == len(dataset)\n"
+        "        return torch.tensor([[[len(pair['texts'][0]) / 10]] for pair in dataset])\n"
+    )
+    (tmp_path / "t2v_metrics-3.0.dist-info").mkdir()
+    (tmp_path / "t2v_metrics-3.0.dist-info" / "METADATA").write_text("Name: t2v-metrics\nVersion: 3.0\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    scorer = T2VScorer("clip-flant5-xxl", python=Path(sys.executable))
+    assert scorer.description == {"name": "clip-flant5-xxl", "t2v-metrics": "3.0"}
+    try:
+        assert scorer([tmp_path / "a.png", tmp_path / "b.png"], ["abc", "abcde"]) == pytest.approx([0.3, 0.5])
+        assert scorer([tmp_path / "c.png"], ["a"]) == pytest.approx([0.1])
+    finally:
+        scorer.close()
+
+
+def test_what_is_missing_or_wrong_is_named(tmp_path: Path, run: tuple[Path, Path, Path, list[AnsweredItem]]) -> None:
+    prompts, skills, _, answered = run
+    with pytest.raises(ValueError, match="genai-bench-527"):
+        GenAIBench1600().read_items(prompts, None)
+    with pytest.raises(FileNotFoundError, match="pip install -r scripts/requirements-t2v.txt"):
+        _ = T2VScorer("clip-flant5-xxl", python=tmp_path / "none").description
+    with pytest.raises(ValueError, match="eyes"):
+        find_scorer("eyes", model=None, device=None, python=None)
+    with pytest.raises(ValueError, match=str(tmp_path)):
+        find_scorer(f"hf:{tmp_path}", model=None, device="cpu", python=None)
+    empty = tmp_path / "prompts.txt"
+    empty.write_text("a\n\nb")
+    with pytest.raises(ValueError, match="1 empty"):
+        GenAIBench527().read_items(empty, None)
+    for change, message in (
+        ({"negation": [528]}, "negation"),
+        ({"scene": [3, 3]}, "scene"),
+        ({"scene": [1.5]}, "1.5"),
+        ({"scene": 4}, "skills.json"),
+    ):
+        wrong = tmp_path / "skills.json"
+        wrong.write_text(json.dumps(json.loads(skills.read_text()) | change))
+        with pytest.raises(ValueError, match=message):
+            GenAIBench527().score(answered, wrong, ScoreOptions(judge=BrightnessScorer()))
+    wrong.write_text(json.dumps({"basic": [1]}))
+    with pytest.raises(ValueError, match="advanced"):
+        GenAIBench527().score(answered, wrong, ScoreOptions(judge=BrightnessScorer()))
+
+
+# ---- official layouts ----
+
+
+def draw(folder: Path, benchmark: str, questions: Path, output: Path) -> set[str]:
+    """Run a benchmark; the images it wrote."""
+    words = ["--questions", str(questions), "--output", str(output), "--model", str(folder), "--device", "cpu"]
+    assert main(["evaluate", benchmark, *words]) == 0
+    return {str(path.relative_to(output)) for path in output.rglob("*.png")}
+
+
+def score(questions: Path, output: Path, *more: str) -> dict:
+    assert main(["evaluate", "score", str(output), "--questions", str(questions), *more]) == 0
+    return json.loads((output / "result.json").read_text())
+
+
+def refusal(questions: Path, output: Path, capsys: pytest.CaptureFixture[str], *more: str) -> str:
+    capsys.readouterr()
+    assert main(["evaluate", "score", str(output), "--questions", str(questions), *more]) == 2
+    return capsys.readouterr().err
+
+
+def submit(questions: Path, output: Path) -> None:
+    assert main(["evaluate", "submit", str(output), "--questions", str(questions)]) == 0
+
+
+def test_geneval(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    questions, output = tmp_path / "evaluation_metadata.jsonl", tmp_path / "run"
+    tags = ("single_object", "counting")
+    lines = [json.dumps({"tag": tag, "include": [], "prompt": f"a photo of {tag}"}) for tag in tags]
+    questions.write_text("\n".join(lines))
+    names = draw(folder, "geneval", questions, output)
+    assert names == {f"0000{index}/samples/000{sample}.png" for index in range(2) for sample in range(4)}
+    submit(questions, output)
+    assert (output / "00001" / "metadata.jsonl").read_text() == lines[1]
+    assert "git clone https://github.com/djghosh13/geneval" in refusal(questions, output, capsys)
+    results = tmp_path / "results.jsonl"
+    records = [
+        {"filename": str(output / name), "tag": tags[int(name[4])], "correct": name[4] == "0" or name[-5] == "3"}
+        for name in sorted(names)
+    ]
+    results.write_text("\n".join(map(json.dumps, records)))
+    result = score(questions, output, "--annotations", str(results))
+    values = {name: value["value"] for name, value in result["scores"].items()}
+    assert values == {"overall": 62.5, "single_object": 100.0, "counting": 25.0}
+    assert result["protocol"] == "geneval@official-detector-custom-8"
+    results.write_text("\n".join(map(json.dumps, records[1:])))
+    assert "got 7" in refusal(questions, output, capsys, "--annotations", str(results))
+    results.write_text("\n".join(map(json.dumps, [records[0], *records])))
+    assert "results.jsonl, line 2" in refusal(questions, output, capsys, "--annotations", str(results))
+
+
+def test_dpg_bench(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    questions, output = tmp_path / "prompts", tmp_path / "run"
+    questions.mkdir()
+    (questions / "partiprompts7.txt").write_text("a long prompt\n")
+    assert draw(folder, "dpg-bench", questions, output) == {f"samples/partiprompts7/{n}.png" for n in range(4)}
+    submit(questions, output)
+    grid = np.asarray(Image.open(output / "grids" / "partiprompts7.png"))
+    assert grid.shape == (64, 64, 3)
+    for n in range(4):
+        quarter = grid[n // 2 * 32 :, n % 2 * 32 :][:32, :32]
+        assert (quarter == np.asarray(Image.open(output / f"samples/partiprompts7/{n}.png"))).all()
+    assert "ELLA" in refusal(questions, output, capsys)
+    results = tmp_path / "results.txt"
+    results.write_text("nothing")
+    assert "results.txt" in refusal(questions, output, capsys, "--annotations", str(results))
+    results.write_text("L1: 5\nDPG-Bench score: 81.25\n")
+    assert score(questions, output, "--annotations", str(results))["scores"]["overall"]["value"] == 81.25
+
+
+def test_t2i_compbench(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    questions, output = tmp_path / "color_val.txt", tmp_path / "run"
+    questions.write_text("a red bench\na blue bowl\n")
+    names = draw(folder, "t2i-compbench", questions, output)
+    assert {"samples/a red bench_000009.png", "samples/a blue bowl_000010.png"} < names and len(names) == 20
+    assert "T2I-CompBench" in refusal(questions, output, capsys)
+    results = tmp_path / "vqa_result.json"
+    results.write_text(json.dumps([{"question_id": n, "answer": str(n / 20)} for n in range(20)]))
+    found = score(questions, output, "--annotations", str(results))["scores"]["overall"]["value"]
+    assert found == pytest.approx(0.475)
+    results.write_text("[]")
+    assert "got 0" in refusal(questions, output, capsys, "--annotations", str(results))
+    questions.write_text("either/or")
+    assert main(["evaluate", "t2i-compbench", "--questions", str(questions), "--output", str(output)]) == 2
+    assert "line 1" in capsys.readouterr().err
+
+
+def test_mjhq(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FID itself is clean-fid's; here a function in its place says which folders it was given."""
+    questions, output, real = tmp_path / "meta_data.json", tmp_path / "run", tmp_path / "real"
+    records = {"a1": "animals", "b2": "food", "c3": "food"}
+    questions.write_text(json.dumps({name: {"category": c, "prompt": f"a {c}"} for name, c in records.items()}))
+    assert draw(folder, "mjhq-30k", questions, output) == {f"images/{c}/{name}.png" for name, c in records.items()}
+    monkeypatch.setitem(sys.modules, "cleanfid", None)
+    assert "--annotations" in refusal(questions, output, capsys)
+    for category in records.values():
+        (real / category).mkdir(parents=True, exist_ok=True)
+    assert "pip install 'mllm-toolkit[eval-images]'" in refusal(questions, output, capsys, "--annotations", str(real))
+    package, module = ModuleType("cleanfid"), ModuleType("cleanfid.fid")
+    asked: list[tuple[str, str]] = []
+
+    def compute_fid(first: str, second: str) -> float:
+        asked.append((first, second))
+        return float(len(asked))
+
+    module.compute_fid = compute_fid
+    monkeypatch.setitem(sys.modules, "cleanfid", package)
+    monkeypatch.setitem(sys.modules, "cleanfid.fid", module)
+    assert "got none" in refusal(questions, output, capsys, "--annotations", str(real))
+    Image.new("RGB", (4, 4)).save(real / "food" / "b2.jpg")
+    result = score(questions, output, "--annotations", str(real))
+    pairs = [(real, output / "images")] + [(real / c, output / "images" / c) for c in ("animals", "food")]
+    assert asked == [(str(a), str(b)) for a, b in pairs]
+    assert {name: (s["value"], s["count"]) for name, s in result["scores"].items()} == {
+        "FID": (1.0, 3),
+        "FID animals": (2.0, 1),
+        "FID food": (3.0, 2),
+    }
+    assert "clean-fid" in result["scored_with"]
+    Image.new("RGB", (5, 4)).save(real / "animals" / "a1.png")
+    assert describe_references(real) == "jpg-png-mixed-sizes"
+    (real / "animals" / "a1.png").write_bytes(b"no image")
+    assert "a1.png" in refusal(questions, output, capsys, "--annotations", str(real))
+    shutil.rmtree(real / "animals")
+    assert "animals" in refusal(questions, output, capsys, "--annotations", str(real))
+    assert result["protocol"] == "mjhq-30k@clean-fid-png-against-jpg-4x4-custom-3"
+
+
+def test_class_samples_for_the_evaluator_of_adm(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = build_tiny_folder(
+        tmp_path / "model", layout="bare", prompt_style="class", num_classes=4, tasks=["draw_class"], image_guidance=1.0
+    )
+    questions, output = tmp_path / "classes.txt", tmp_path / "run"
+    questions.write_text("3\n0\n3\n")
+    names = sorted(draw(folder, "class-samples", questions, output))
+    assert names == [f"images/00000{n}.png" for n in (1, 2, 3)]
+    submit(questions, output)
+    archive = np.load(output / "samples_3x32x32x3.npz")
+    assert archive["arr_0"].dtype == np.uint8 and archive["arr_1"].tolist() == [3, 0, 3]
+    assert all((archive["arr_0"][n] == np.asarray(Image.open(output / names[n]))).all() for n in range(3))
+    assert "guided-diffusion" in refusal(questions, output, capsys)
+    questions.write_text("3\ncat\n")
+    assert main(["evaluate", "class-samples", "--questions", str(questions), "--output", str(output)]) == 2
+    assert "line 2" in capsys.readouterr().err

@@ -1,0 +1,195 @@
+"""Questions and answers that do not fit are named with file and line; a part is never taken for the whole."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from mllm.cli.main import main
+from mllm.evaluation.protocol import match_answers, read_questions
+from mllm.evaluation.vqa import GQA
+from mllm.files import fingerprint_of, read_json, read_lines
+from tests.mllm.evaluation.builders import write_json, write_jsonl
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Five questions with images, answers and gold, in the working directory."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "images").mkdir()
+    write_jsonl(
+        tmp_path / "q.jsonl",
+        [{"question_id": str(n), "image": f"{n}.png", "text": f"question {n}"} for n in range(5)],
+    )
+    for n in range(5):
+        Image.new("RGB", (20, 30), "red").save(tmp_path / "images" / f"{n}.png")
+    write_answers(tmp_path, *range(5))
+    write_json(tmp_path / "gold.json", {str(n): {"answer": "yes"} for n in range(5)})
+    return tmp_path
+
+
+def write_answers(folder: Path, *numbers: int) -> Path:
+    records = [{"question_id": str(n), "prompt": f"question {n}", "text": "Yes." if n % 2 else "no"} for n in numbers]
+    return write_jsonl(folder / "a.jsonl", records)
+
+
+SCORE = ["evaluate", "score", "a.jsonl", "--benchmark", "gqa", "--questions", "q.jsonl", "--annotations", "gold.json"]
+RUN = ["evaluate", "gqa", "--questions", "q.jsonl", "--images", "images", "--output", "run", "--max-new-tokens", "3"]
+SCORE_RUN = ["evaluate", "score", "run", "--questions", "q.jsonl", "--annotations", "gold.json"]
+
+
+def test_scoring_needs_no_torch(folder: Path) -> None:
+    script = f"import os, sys; sys.path.insert(0, {str(ROOT)!r}); from mllm.cli.main import main\n"
+    script += f"assert main({SCORE!r}) == 0\nassert not {{'torch', 'transformers'}} & set(sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_an_answers_file_from_elsewhere_is_scored_and_says_so(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(SCORE) == 0
+    result = read_json(folder / "result.json")
+    assert result["scores"]["accuracy"]["value"] == pytest.approx(40.0)
+    assert result["model"] == result["decoding"] == "unknown: the answers were made elsewhere"
+    assert "gqa@exact-match-custom-5, all 5 items" in capsys.readouterr().out
+
+
+def test_a_part_is_refused_unless_asked_for_and_then_called_one(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_answers(folder, 0, 1, 3)
+    assert main(SCORE) == 2
+    printed = capsys.readouterr()
+    assert printed.out == "" and "got 3 answers" in printed.err and "'2' (q.jsonl, line 3)" in printed.err
+    assert not (folder / "result.json").exists()
+    assert main([*SCORE, "--partial"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "PARTIAL: 3 of 5 items" in lines[0] and all(line.endswith("PARTIAL") for line in lines[3:])
+    result = read_json(folder / "result.json")
+    assert (result["items_expected"], result["items_scored"], result["is_complete"]) == (5, 3, False)
+    (folder / "a.jsonl").write_text("")
+    assert main([*SCORE, "--partial"]) == 2
+
+
+def test_an_answer_that_does_not_fit_is_named(folder: Path) -> None:
+    path = folder / "a.jsonl"
+    text, items = path.read_text(), read_questions(folder / "q.jsonl", None)
+    for line in (
+        {"question_id": "1", "text": "no"},  # the second answer to one question
+        {"question_id": "9", "text": "no"},
+        {"question_id": 1, "text": None},
+        {"text": "no"},
+        {"question_id": "1"},
+    ):
+        path.write_text(text + json.dumps(line) + "\n")
+        with pytest.raises(ValueError, match=r"a.jsonl, line 6"):
+            match_answers(GQA(), items, read_lines(path), answers=path)
+    for line in ('{"question_id": ', "[1, 2]", '"yes"'):
+        path.write_text(text + "\n" + line + "\n")  # the empty line is nothing, but counts
+        with pytest.raises(ValueError, match=r"a.jsonl, line 7"):
+            read_lines(path)
+    path.write_bytes(b"\x89PNG\r\n\xff")
+    with pytest.raises(ValueError, match="a.jsonl"):
+        read_lines(path)
+
+
+def test_a_question_that_does_not_fit_is_named(folder: Path) -> None:
+    path = folder / "q.jsonl"
+    text = path.read_text()
+    (folder / "images" / "3.png").unlink()
+    with pytest.raises(FileNotFoundError, match=r"q.jsonl, line 4.*3.png"):
+        read_questions(path, folder / "images")
+    assert len(read_questions(path, None)) == 5  # scoring needs no images
+    for line in (
+        {"question_id": "2", "image": "2.png", "text": "x"},  # asked before
+        {"question_id": "7", "text": "x"},
+        {"question_id": "7", "image": "", "text": "x"},
+        {"question_id": "7", "image": "7.png", "text": " "},
+        {"question_id": "7", "image": "7.png"},
+        {"image": "7.png", "text": "x"},
+        {"question_id": None, "image": "7.png", "text": "x"},
+    ):
+        path.write_text(text + json.dumps(line) + "\n")
+        with pytest.raises(ValueError, match="q.jsonl, line 6"):
+            read_questions(path, None)
+    path.write_text("\n")
+    with pytest.raises(ValueError, match="q.jsonl"):
+        read_questions(path, None)
+
+
+def test_an_image_that_does_not_open_is_named_with_its_question(
+    folder: Path, random_model_folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    image = folder / "images" / "3.png"
+    content = image.read_bytes()
+    image.write_bytes(b"")
+    run = [*RUN, "--model", str(random_model_folder), "--batch-size", "2"]
+    assert main(run) == 2
+    error = capfd.readouterr().err.splitlines()[-1]
+    assert "q.jsonl, line 4" in error and "3.png" in error
+    assert main(SCORE_RUN) == 2
+    assert "2 of 5 answers" in capfd.readouterr().err
+    assert main([*SCORE_RUN, "--partial"]) == 0
+    assert "PARTIAL: 2 of 5 items" in capfd.readouterr().out
+    image.write_bytes(content)
+    assert main(run) == 0 and main(SCORE_RUN) == 0
+    assert "all 5 items" in capfd.readouterr().out
+
+
+def test_a_limited_run_is_a_part(folder: Path, random_model_folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main([*RUN, "--limit", "3", "--model", str(random_model_folder)]) == 0
+    assert "3 of 5 items" in capfd.readouterr().out
+    assert main(SCORE_RUN) == 0
+    assert "PARTIAL: 3 of 5 items" in capfd.readouterr().out
+    (folder / "q.jsonl").write_text((folder / "q.jsonl").read_text().replace("question 4", "question four"))
+    assert main(SCORE_RUN) == 2
+    assert "q.jsonl" in capfd.readouterr().err
+
+
+def test_wrong_arguments_give_one_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    questions, gold, gqa = ["--questions", "q.jsonl"], ["--annotations", "gold.json"], ["--benchmark", "gqa"]
+    for words, fragment in (
+        (["score", "none", *questions, *gold], "none"),
+        (["score", "images", *questions, *gold], "images"),
+        (["score", "a.jsonl", *questions, *gold], "--benchmark"),
+        (["score", "a.jsonl", *questions, *gqa], "--annotations"),
+        (["score", "a.jsonl", *questions, "--benchmark", "mmlu", *gold], "mmlu"),
+        (["score", "a.jsonl", "--questions", "none.jsonl", *gqa, *gold], "none.jsonl"),
+        (["score", "a.jsonl", *questions, *gqa, "--annotations", "none"], "none"),
+        (["score", "a.jsonl", *questions, *gqa, "--annotations", "q.jsonl"], "q.jsonl"),
+        (["submit", "a.jsonl", *questions, "--benchmark", "pope"], "category"),
+        (["report", "none"], "none"),
+        (["report", "gold.json"], "gold.json"),
+    ):
+        assert main(["evaluate", *words]) == 2
+        printed = capsys.readouterr()
+        assert printed.out == "" and fragment in printed.err and len(printed.err.splitlines()) == 1
+
+
+def test_submit_names_what_it_wrote(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["evaluate", "submit", "a.jsonl", "--questions", "q.jsonl", "--benchmark", "gqa"]
+    assert main(words) == 0
+    assert capsys.readouterr().out == "gqa_predictions.json\n"
+    write_answers(folder, 0, 1)
+    assert main([*words, "--partial"]) == 0
+    assert capsys.readouterr().out == "gqa_predictions.json  PARTIAL: 2 of 5\n"
+
+
+def test_the_fingerprint_of_a_folder_follows_its_texts_or_names_and_sizes_of_images(tmp_path: Path) -> None:
+    found = []
+    for name, content in (("1.png", b"a"), ("1.png", b"ab"), ("2.png", b"a"), ("3.png", b"ab")):
+        (tmp_path / name).write_bytes(content)
+        found.append(fingerprint_of(tmp_path))
+    assert len(set(found)) == 4
+    write_json(tmp_path / "a" / "x.json", [1])
+    before = fingerprint_of(tmp_path)
+    (tmp_path / "a" / "x.png").write_bytes(b"")
+    assert fingerprint_of(tmp_path) == before != fingerprint_of(tmp_path / "a")
+    write_json(tmp_path / "a" / "x.json", [2])
+    assert fingerprint_of(tmp_path) != before

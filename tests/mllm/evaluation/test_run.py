@@ -1,0 +1,222 @@
+"""The runner: interrupted and resumed = uninterrupted, several processes = one, any batch size = the same answers."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mllm.cli.evaluation import benchmark_sampling
+from mllm.evaluation.answerer import describe_decoding, describe_run
+from mllm.evaluation.images import GenEval
+from mllm.evaluation.protocol import BenchmarkItem
+from mllm.evaluation.run import ItemShard, RunFolder, run_items
+from mllm.evaluation.vqa import GQA
+from mllm.pipeline import Pipeline
+from tests.mllm.evaluation.builders import DESCRIPTION, Answerer, contents, make_items, run
+
+ROOT = Path(__file__).resolve().parents[3]
+HOLDER = """
+import sys
+from pathlib import Path
+from mllm.evaluation.run import RunFolder
+
+with RunFolder(Path(sys.argv[1])).lock_part(0):
+    print("held", flush=True)
+    input()
+"""
+
+
+@pytest.fixture
+def complete(tmp_path: Path) -> dict[str, bytes]:
+    """What an uninterrupted run of one process leaves."""
+    assert run(tmp_path / "complete", Answerer())
+    return contents(tmp_path / "complete")
+
+
+def test_answers_are_in_the_order_of_the_questions(complete: dict[str, bytes]) -> None:
+    answers = [json.loads(line) for line in complete["answers.jsonl"].splitlines()]
+    assert [answer["question_id"] for answer in answers] == list(range(23))
+    assert answers[7]["text"] == "question 7 seed 12"  # the run's seed plus its number
+    assert set(answers[7]) == {"question_id", "prompt", "text", "answer_id", "model_id", "metadata"}
+    assert len({answer["answer_id"] for answer in answers}) == 23
+
+
+def test_an_interrupted_run_resumes_and_ends_as_an_uninterrupted_one(
+    tmp_path: Path, complete: dict[str, bytes]
+) -> None:
+    for batches in (0, 1, 3, 5):
+        folder, first, second = tmp_path / str(batches), Answerer(stop_after=batches), Answerer()
+        with pytest.raises(KeyboardInterrupt):
+            run(folder, first)
+        assert not (folder / "answers.jsonl").exists()
+        assert run(folder, second)
+        assert contents(folder) == complete
+        assert sorted(first.asked + second.asked) == list(range(23))  # nothing twice, nothing left out
+        third = Answerer()
+        assert run(folder, third)
+        assert third.asked == [] and contents(folder) == complete
+
+
+def test_a_line_cut_off_by_a_kill_is_answered_again(tmp_path: Path, complete: dict[str, bytes]) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "run", Answerer(stop_after=3))
+    part = RunFolder(tmp_path / "run").part_file(0)
+    part.write_bytes(part.read_bytes()[:-9])
+    again = Answerer()
+    assert run(tmp_path / "run", again)
+    assert again.asked == list(range(11, 23))
+    assert contents(tmp_path / "run") == complete
+
+
+def test_several_processes_leave_what_one_leaves(tmp_path: Path, complete: dict[str, bytes]) -> None:
+    for size in (2, 3, 30):
+        folder = tmp_path / str(size)
+        finished = [run(folder, Answerer(), rank=rank, size=size) for rank in reversed(range(size))]
+        assert finished == [False] * (size - 1) + [True]  # the last one merges
+        assert contents(folder) == complete
+
+
+def test_a_run_may_resume_with_another_number_of_processes(tmp_path: Path, complete: dict[str, bytes]) -> None:
+    for rank in range(3):
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "run", Answerer(stop_after=1), batch_size=2, rank=rank, size=3)
+    answerers = [Answerer(), Answerer()]
+    for rank, answerer in enumerate(answerers):
+        run(tmp_path / "run", answerer, rank=rank, size=2)
+    assert sorted(answerers[0].asked + answerers[1].asked) == list(range(6, 23))
+    assert contents(tmp_path / "run") == complete
+
+
+def test_the_batch_size_changes_nothing(tmp_path: Path, complete: dict[str, bytes]) -> None:
+    for batch_size in (1, 5, 100):
+        assert run(tmp_path / str(batch_size), Answerer(), batch_size=batch_size)
+        assert contents(tmp_path / str(batch_size)) == complete
+
+
+def test_images_are_written_as_png_and_survive_an_interruption(tmp_path: Path) -> None:
+    assert run(tmp_path / "complete", Answerer(draws=True))
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "run", Answerer(draws=True, stop_after=2))
+    assert run(tmp_path / "run", Answerer(draws=True))
+    files = contents(tmp_path / "run")
+    assert files == contents(tmp_path / "complete")
+    assert sum(data.startswith(b"\x89PNG") for data in files.values()) == 23
+    assert json.loads(files["answers.jsonl"].splitlines()[3])["image"] == "images/00004.png"
+
+
+def test_processes_are_counted_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert ItemShard.from_environment() == ItemShard(0, 1)
+    monkeypatch.setenv("RANK", "2")
+    monkeypatch.setenv("WORLD_SIZE", "5")
+    assert list(ItemShard.from_environment().indices(13)) == [2, 7, 12]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="torchrun"):
+        ItemShard.from_environment()
+
+
+def test_a_folder_that_is_not_of_this_run_is_refused(tmp_path: Path) -> None:
+    run(tmp_path, Answerer())
+    for change, parts in (
+        ({"model": {"fingerprint": "xyz"}}, r'model.*"abc".*"xyz"'),
+        ({"limit": 5}, "limit.*null.*5"),
+    ):
+        with pytest.raises(ValueError, match=parts):
+            RunFolder(tmp_path).open({**DESCRIPTION, **change})
+    part = RunFolder(tmp_path).part_file(0)
+    content = part.read_bytes()
+    part.write_bytes(content.replace(b'{"index": 3', b'{"ind ex: 3'))
+    with pytest.raises(ValueError, match=r"00000.jsonl, line 4"):
+        run(tmp_path, Answerer())
+    part.write_bytes(content)
+    (tmp_path / "run.json").unlink()
+    with pytest.raises(ValueError, match="no run.json"):
+        run(tmp_path, Answerer())
+
+
+def test_a_run_in_progress_is_not_started_a_second_time(tmp_path: Path, complete: dict[str, bytes]) -> None:
+    """Another process holds the part; when it is killed, the system releases the lock."""
+    folder = RunFolder(tmp_path / "run")
+    folder.open(DESCRIPTION)
+    command = [sys.executable, "-c", HOLDER, str(folder.folder)]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None and other.stdout.readline() == b"held\n"
+        refused = Answerer()
+        with pytest.raises(ValueError, match="another process"):
+            run(tmp_path / "run", refused)
+        assert refused.asked == []
+        other.kill()
+    assert run(tmp_path / "run", Answerer())
+    assert contents(tmp_path / "run") == complete
+
+
+def test_two_answers_to_one_item_are_refused_unless_they_agree(tmp_path: Path) -> None:
+    run(tmp_path, Answerer())
+    folder = RunFolder(tmp_path)
+    folder.append(7, [{"index": 3, "text": "question 3 seed 8"}])
+    assert run(tmp_path, Answerer())
+    folder.append(7, [{"index": 4, "text": "something else"}])
+    with pytest.raises(ValueError, match="item 4"):
+        run(tmp_path, Answerer())
+
+
+def test_an_error_names_the_item_that_caused_it(tmp_path: Path) -> None:
+    def answer(items: list[BenchmarkItem], seeds: list[int]) -> list[str]:
+        if any(item.question_id == 6 for item in items):
+            raise ValueError("cannot read image x.png")
+        return ["yes" for _ in items]
+
+    with pytest.raises(ValueError, match=r"questions.jsonl, line 7: cannot read image x.png"):
+        run_items(make_items(9), answer, RunFolder(tmp_path), description=DESCRIPTION, batch_size=4)
+    assert sorted(RunFolder(tmp_path).read_parts()) == [0, 1, 2, 3]  # what was done before is kept
+
+
+# ---- what a run says about its decoding is what is in effect, not only what was given ----
+
+
+@pytest.fixture(scope="module")
+def pipeline(random_model_folder: Path) -> Pipeline:
+    return Pipeline.load(random_model_folder, device="cpu")
+
+
+def test_texts_are_greedy_unless_sampling_is_asked_for() -> None:
+    for typed, expected in [
+        ({}, {"greedy": True, "max_new_tokens": 128}),
+        ({"temperature": 0.0, "seed": 1}, {"greedy": True, "max_new_tokens": 128}),  # how LLaVA's scripts say greedy
+        ({"temperature": 0.2}, {"greedy": False, "max_new_tokens": 128, "temperature": 0.2}),
+        ({"top_p": 0.9}, {"greedy": False, "max_new_tokens": 128, "top_p": 0.9}),
+    ]:
+        assert benchmark_sampling(False, typed, 128) == expected
+    assert benchmark_sampling(True, {"top_p": 0.9, "seed": 1}, None) == {"top_p": 0.9}
+
+
+def test_decoding_is_described_completely(pipeline: Pipeline) -> None:
+    asked = {"greedy": True, "max_new_tokens": 9}
+    assert describe_decoding(pipeline, GQA(), asked) == asked
+    found = describe_decoding(pipeline, GQA(), {"greedy": False, "max_new_tokens": 9, "temperature": 0.7})
+    sampled = {"temperature": 0.7, "top_k": None, "top_p": 1.0, "guidance": 1.0}
+    assert found == {**sampled, "greedy": False, "max_new_tokens": 9}
+    config, drawn = pipeline.config, describe_decoding(pipeline, GenEval(), {"top_k": 5})
+    assert drawn["top_k"] == 5 and drawn["guidance"] == config.image_guidance
+    assert (drawn["temperature"], drawn["top_p"]) == (config.image_temperature, config.image_top_p)
+
+
+def test_models_and_question_files_are_told_apart(pipeline: Pipeline, tmp_path: Path) -> None:
+    def describe(text: str) -> dict:
+        (tmp_path / "q.jsonl").write_text(text)
+        return describe_run(pipeline, GQA(), tmp_path / "q.jsonl", counts=(2, 3), seed=7, sampling={"greedy": True})
+
+    one, again, other = describe("{}"), describe("{}"), describe("{ }")
+    assert one == again and one["questions"] != other["questions"]
+    assert (one["items"], one["items_in_file"], one["seed"]) == (2, 3, 7)
+    parameter = next(pipeline.model.parameters())
+    kept = parameter.data.clone()
+    parameter.data[0] += 1
+    assert describe("{}")["model"]["fingerprint"] != one["model"]["fingerprint"]
+    parameter.data.copy_(kept)
+    assert describe("{}") == one
