@@ -132,4 +132,4 @@ def test_the_command_reads_folders_and_files(tmp_path: Path, capsys: pytest.Capt
     assert (tmp_path / "out" / "report.md").read_text() == printed
     write_json(tmp_path / "y.json", result("gqa", "gqa@exact-match", model="m2", accuracy=61.0))
     assert main(["evaluate", "report", *files, str(tmp_path / "y.json"), "--name", "mine"]) == 2
-    assert "one name for 2 models: found m1, m2" in capsys.readouterr().err
+    assert "m1, m2" in capsys.readouterr().err
