@@ -160,7 +160,8 @@ class RecordWriter:
                 self.of_group[emoji.group, cell.style].append(cell)
                 self.in_subgroup[emoji.subgroup].append(emoji.plain_name)
         self.names = sorted({name for names in self.in_subgroup.values() for name in names})
-        # all labels, so that keywords name one emoji even beside those that are held out
+        # of all cells, so that keywords name one emoji even beside those that are held out
+        self.labels = {cell.emoji.label for cell in cells}
         self.labels_of_keyword: dict[str, set[str]] = defaultdict(set)
         for cell in cells:
             for keyword in cell.emoji.keywords:
@@ -168,7 +169,7 @@ class RecordWriter:
 
     def knows(self, name: str) -> bool:
         """Whether an emoji, held out or not, is called so or has this keyword."""
-        return name in self.names or name in self.labels_of_keyword
+        return name in self.labels or name in self.labels_of_keyword
 
     def rng(self, job: str, cell: Cell) -> Random:
         return Random(f"{job}/{self.seed}/{cell.path}")
@@ -191,10 +192,11 @@ class RecordWriter:
         return [rng.choice(DRAW).format(what)], [cell]
 
     def _naming_keywords(self, emoji: Emoji, rng: Random) -> list[str] | None:
-        """A few keywords that no other label has all of."""
+        """A few keywords that no other label has all of; the label of something else is none, it asks for that."""
         if emoji.tone:  # keywords do not say the skin tone
             return None
-        found = [pair for size in (1, 2, 3) for pair in combinations(emoji.keywords, size)]
+        known = [keyword for keyword in emoji.keywords if keyword not in self.labels]
+        found = [some for size in (1, 2, 3) for some in combinations(known, size)]
         for keywords in rng.sample(found, min(len(found), KEYWORD_COMBINATIONS)):
             if set.intersection(*(self.labels_of_keyword[keyword] for keyword in keywords)) == {emoji.label}:
                 return list(keywords)

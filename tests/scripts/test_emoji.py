@@ -39,7 +39,7 @@ def made_up_entries() -> list[dict]:
     """Objects with keywords, and workers of three genders with all skin tones, in the layout of emojibase."""
     entries = []
     for number in range(NUM_OBJECTS):
-        tags = [f"color{number % 7}", f"shape{number % 11}", f"size{number % 13}"]
+        tags = [f"color{number % 7}", f"shape{number % 11}", f"size{number % 13}", f"object{number + 1:03}"]
         entries.append({"label": f"object{number:03}", "tags": tags, "group": 7, "subgroup": number % 4})
     for number in range(NUM_WORKERS):
         for words, gender in (("", None), ("man ", 1), ("woman ", 0)):
@@ -203,6 +203,7 @@ def test_a_drawing_is_of_what_is_asked_for(cells: list[Cell], records: dict[str,
         if emoji.plain_name in asked.replace("A man", "a man"):
             assert emoji.tone is None or f"{emoji.tone} skin tone" in asked
             continue
+        assert not words_of(asked) & {cell.emoji.label for cell in cells}, "keywords that are names ask for others"
         keywords = words_of(asked) & all_keywords
         matching = {cell.emoji.label for cell in cells if keywords <= set(cell.emoji.keywords)}
         assert matching == {emoji.label}, f"{asked!r} asks for one of {matching}"
