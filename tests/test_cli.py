@@ -83,10 +83,37 @@ def test_chat_answers_in_turn_and_survives_wrong_input(run: Run, monkeypatch: py
     assert "none.png" in err and "got '/nonsense'" in err and len(err.strip().splitlines()) == 2
 
 
+def test_interrupting_an_answer_keeps_the_conversation(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mllm.pipeline import Pipeline
+
+    answer, answered = Pipeline.chat, []
+
+    def chat(pipeline: Pipeline, messages: list, **overrides: object) -> object:
+        answered.append(len(messages))
+        if len(answered) == 2:
+            raise KeyboardInterrupt
+        return answer(pipeline, messages, **overrides)
+
+    monkeypatch.setattr(Pipeline, "chat", chat)
+    undecodable = UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte")
+    lines = iter(["hello", "again", undecodable, "and now", EOFError()])
+
+    def read(prompt: str) -> str:
+        line = next(lines)
+        if isinstance(line, BaseException):
+            raise line
+        return line
+
+    monkeypatch.setattr("builtins.input", read)
+    code, _, err = run("chat", "--seed", "1", "--images", "drawings")
+    assert code == 0 and answered == [1, 3, 3] and "interrupted" in err and "UTF-8" in err
+
+
 DRAW = ["draw", "red", "-o", "x.png"]
 GQA = ["evaluate", "gqa", "--output", "x"]
 WRONG: list[tuple[list[str], str]] = [  # words, and what the one line must name
     (["no-such-verb"], "no-such-verb"),
+    (["draw", "a \udcff circle", "-o", "x.png"], "UTF-8"),
     (["draw"], "arguments are required"),
     (["draw", "", "-o", "x.png"], "prompt"),
     (["draw", "   ", "-o", "x.png"], "prompt"),
@@ -154,6 +181,8 @@ WRONG: list[tuple[list[str], str]] = [  # words, and what the one line must name
     (["train", "tiny_tokenizer", "--stepz", "3"], "stepz"),
     (["train", "notes.txt"], "mapping"),
     (["demo", "--port", "many"], "--port"),
+    (["demo", "--port", "-1"], "--port"),
+    (["demo", "--port", "99999999"], "65535"),
     (["demo", "--model", "no/such/folder"], "no/such/folder"),
 ]
 

@@ -5,8 +5,10 @@ Each parses nothing itself: options in, files and printed lines out; the work is
 
 from __future__ import annotations
 
+import importlib
 import sys
 from argparse import Namespace
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -185,15 +187,20 @@ def chat(options: Namespace) -> None:
     is_terminal = sys.stdin.isatty()
     if is_terminal:
         print("Describe an image, or attach one with /image FILE and ask about it. /help shows more.")
+        with suppress(ImportError):  # line editing and history; not on Windows
+            importlib.import_module("readline")
     while True:
         try:
             line = input("> " if is_terminal else "").strip()
+            if line == "/quit":
+                return
+            conversation.hear(line)
         except EOFError:
             return
-        if line == "/quit":
-            return
-        try:
-            conversation.hear(line)
+        except KeyboardInterrupt:  # stops an answer, or discards the line; the conversation stays as it was
+            print("\ninterrupted; /quit or Ctrl-D leaves", file=sys.stderr)
+        except UnicodeDecodeError as error:
+            print(f"mllm chat: input must be valid UTF-8, got {error.object!r}; type it again", file=sys.stderr)
         except (ValueError, FileNotFoundError) as error:
             print(f"mllm chat: {error}", file=sys.stderr)
 

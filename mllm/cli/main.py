@@ -62,6 +62,13 @@ def image_size(text: str) -> tuple[int, int]:
     return int(width), int(height)
 
 
+def port_number(text: str) -> int:
+    """A port to listen on."""
+    if not text.isdecimal() or not 0 < int(text) < 2**16:
+        raise ArgumentTypeError(f"must be an integer from 1 to 65535, got {text!r}")
+    return int(text)
+
+
 def gigabytes(text: str) -> float:
     """A positive number of gigabytes."""
     try:
@@ -268,6 +275,9 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(words: list[str]) -> int:
     """Find the command that the words name and call it with the rest."""
+    for word in words:
+        if not word.isprintable() and any("\ud800" <= character <= "\udfff" for character in word):
+            raise ValueError(f"arguments must be valid UTF-8, got {os.fsencode(word)!r}; retype the argument")
     verb = words[0]
     if verb not in VERBS:
         raise ValueError(f"the verb must be one of {', '.join(VERBS)}, got {verb!r}")

@@ -9,7 +9,7 @@ import importlib
 from argparse import Namespace
 from pathlib import Path
 
-from mllm.cli.main import MODEL, command, image_size, option, positive_count
+from mllm.cli.main import MODEL, command, image_size, option, port_number, positive_count
 
 FORMATS = ("chat", "llava", "webdataset", "captions", "codes", "mmc4", "obelics", "text")
 """The names in train/data/importers.py; written out, so that help imports nothing of `train`."""
@@ -27,7 +27,7 @@ def call(function: str, options: Namespace) -> None:
     "--port 7861",
     *MODEL,
     option("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for every address"),
-    option("--port", type=int, help="port to listen on (default: the first free one from 7860)"),
+    option("--port", type=port_number, help="port to listen on (default: the first free one from 7860)"),
     option("--share", action="store_true", help="also create a public link, through a server of Gradio"),
 )
 def demo(options: Namespace) -> None:
