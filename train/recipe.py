@@ -23,8 +23,9 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 from torch import nn
 
-from mllm.world.language import DRAWING_WEIGHTS, QUESTION_WEIGHTS
+from mllm.world.language import DRAWING_WEIGHTS
 from mllm.world.outline import LEVELS
+from mllm.world.questions import QUESTION_WEIGHTS
 from mllm.world.scene import MAX_OBJECTS
 from train.optimizers import OptimizerRecipe
 

@@ -29,16 +29,9 @@ from mllm.processor import Overrides
 from mllm.sequence import Size, default_size, grid_of
 from mllm.world.checker import check, measure_checker, parse, score_dense
 from mllm.world.dialogue import Check, Dialogue, ImageRef, make_dialogue, make_episode
-from mllm.world.language import (
-    Edit,
-    Question,
-    answer,
-    apply_edit,
-    check_description,
-    check_edit,
-    normalize_answer,
-    possible_answers,
-)
+from mllm.world.edits import Edit, apply_edit, check_edit
+from mllm.world.questions import Question, answer, normalize_answer, possible_answers
+from mllm.world.reader import check_description
 from mllm.world.render import RenderSize
 from mllm.world.scene import PairGroup, Scene, SceneObject, Split
 from mllm.world.spec import ANY, Filter
@@ -120,7 +113,7 @@ def judge(item: Check, given: str | Image.Image, scene: Scene | None) -> Judgeme
         case "draw", Image.Image():
             assert item.spec is not None, "the check of a drawing says what was demanded"
             parsed = parse(given)
-            return _from_verdicts(check(item.spec, parsed).verdicts, parsed.scene)
+            return _from_verdicts(check(item.spec, parsed), parsed.scene)
         case "edit", Image.Image():
             return judge_edit(item, given, scene)
         case ("depth" | "segmentation") as kind, Image.Image():
@@ -140,7 +133,7 @@ def judge(item: Check, given: str | Image.Image, scene: Scene | None) -> Judgeme
 
 
 def _from_verdicts(verdicts: tuple, scene: Scene | None) -> Judgement:
-    failed = tuple(verdict.demand for verdict in verdicts if not verdict.holds)
+    failed = tuple(verdict.constraint for verdict in verdicts if not verdict.holds)
     return Judgement(not failed, scene, failed)
 
 

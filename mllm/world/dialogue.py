@@ -1,95 +1,79 @@
 """Dialogues of every job, the one source of training data and evaluation items.
 
-`make_dialogue(job, episode, rng)`: the episode gives the content and all pictures, `rng` the wording. Pictures are
-references; nothing is drawn here.
+An episode is one scene, one change to it, and the scene after: `make_episode(index)` makes the content and all images,
+`make_dialogue(job, episode, rng)` the wording with its own random numbers, so that an image encoded once serves many
+sentences. Images are references; nothing is rendered here.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cache
 from random import Random
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 from PIL import Image
 
+from mllm.world.edits import Edit, apply_edit, edit_sentence, propose_edit
 from mllm.world.language import (
-    CANONICAL,
-    DIRECTIONS,
     DRAWING_WEIGHTS,
     NUMBER_WORDS,
-    QUESTION_WEIGHTS,
-    SYNONYMS,
-    Edit,
-    Question,
-    answer,
-    apply_edit,
+    add_typo,
     capitalize,
     describe,
-    edit_sentence,
-    is_unique,
     make_draw_request,
-    pluralize,
-    propose_edit,
-    propose_question,
+    phrases,
     references,
     say,
     say_describe_request,
-    say_question,
-    says_it,
     with_article,
 )
-from mllm.world.render import RenderSize, render, render_depth, render_segmentation
+from mllm.world.questions import DIRECTIONS, QUESTION_WEIGHTS, Question, answer, propose_question, say_question, says_it
+from mllm.world.render import RenderSize, render
 from mllm.world.scene import (
-    BACKGROUNDS,
-    COLORS,
     OPPOSITE,
     RELATIONS,
     SHAPES,
-    SIZES,
     Pair,
     PairGroup,
     Scene,
     Split,
     allowed_pairs,
     random_scene_for,
-    required,
     split_of,
 )
-from mllm.world.spec import ANY, Count, Filter, Spec
-from mllm.world.templates import dense
-from mllm.world.templates import story as story_templates
-from mllm.world.templates import talk as talk_templates
+from mllm.world.spec import ANY, Count, Filter, Spec, find_one
 
-# An episode: one scene, one change to it, and the scene after. All pictures a dialogue may use come from its episode.
-#
-# Content is made here, wording elsewhere with its own random numbers, so that a picture encoded once serves many
-# sentences.
-
-
+JOBS = ("draw", "describe", "ask", "edit", "depth", "segment", "interleaved", "multi_turn", "talk")
+QUESTION_ROUND_WEIGHTS = (30, 25, 20, 15, 10)  # one to five questions about one image
+INTERLEAVED_WEIGHTS = {
+    "draw then edit": 40,
+    "draw then describe": 15,
+    "draw then answer": 15,
+    "draw then depth": 8,
+    "draw then segmentation": 8,
+    "edit then describe": 14,
+}
+TALK_WEIGHTS = {"fact": 60, "outside": 16, "sizes": 8, "reversed": 8, "sum": 8}
+SHORT_DESCRIPTION_SHARE = 0.25
+CANONICAL_DENSE_SHARE = 0.5
+TYPO_SHARE = 0.06  # of the texts of users
 EDIT_TRIES = 40
-IMAGE_KINDS = ("image", "depth", "segmentation")
+
+Role = Literal["user", "assistant"]
+DenseKind = Literal["depth", "segmentation"]
+CheckKind = Literal["draw", "edit", "describe", "answer", "depth", "segmentation", "say"]
 
 
 @dataclass(frozen=True, slots=True)
 class ImageRef:
-    """A picture by reference: drawn only when someone asks for it."""
+    """An image by reference: rendered only when someone asks for it."""
 
     scene: Scene
-    kind: str = "image"
+    kind: str = "image"  # of render.IMAGE_KINDS
 
     def render(self, size: RenderSize = 128) -> Image.Image:
-        match self.kind:
-            case "image":
-                return render(self.scene, size)
-            case "depth":
-                return render_depth(self.scene, size)
-            case "segmentation":
-                return render_segmentation(self.scene, size)
-            case _:
-                raise ValueError(f"picture kind {self.kind!r} is unknown; choose one of {', '.join(IMAGE_KINDS)}")
+        return render(self.scene, size, self.kind)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,13 +87,9 @@ class Episode:
 
     @property
     def images(self) -> tuple[ImageRef, ImageRef, ImageRef, ImageRef]:
-        """Every picture that a dialogue about this episode can use, in a fixed order."""
-        return (
-            ImageRef(self.scene),
-            ImageRef(self.edited),
-            ImageRef(self.scene, "depth"),
-            ImageRef(self.scene, "segmentation"),
-        )
+        """Every image that a dialogue about this episode can use, in a fixed order."""
+        dense = ImageRef(self.scene, "depth"), ImageRef(self.scene, "segmentation")
+        return (ImageRef(self.scene), ImageRef(self.edited), *dense)
 
     @property
     def allowed_pairs(self) -> frozenset[Pair]:
@@ -119,30 +99,23 @@ class Episode:
 def make_episode(
     index: int, *, seed: int = 0, split: Split = "train", pairs: PairGroup = "seen", num_objects: int | None = None
 ) -> Episode:
-    """The episode with this number: always the same for the same arguments. Both scenes belong to the split."""
+    """The episode with this index: always the same for the same arguments. Both scenes belong to the split."""
     rng = Random(f"{seed}/{split}/{pairs}/{num_objects}/{index}")  # a string seeds the same on every machine
-    allowed = allowed_pairs(pairs)
     while True:
         scene = random_scene_for(split, rng, pairs=pairs, num_objects=num_objects)
         for _ in range(EDIT_TRIES):
-            edit = propose_edit(scene, rng, allowed_pairs=allowed)
+            edit = propose_edit(scene, rng, allowed_pairs=allowed_pairs(pairs))
             edited = apply_edit(scene, edit)
             if split_of(edited) == split:
                 return Episode(scene, edit, edited, pairs)
 
 
-# What a dialogue is: turns of text and pictures by reference, and one check for every part of every answer.
-
-
 Part = str | ImageRef
-Role = Literal["user", "assistant"]
-DenseKind = Literal["depth", "segmentation"]
-CheckKind = Literal["draw", "edit", "describe", "answer", "depth", "segmentation", "say"]
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What one side says: text and pictures in order."""
+    """What one side says: text and images in order."""
 
     role: Role
     parts: tuple[Part, ...]
@@ -154,7 +127,7 @@ class Check:
 
     kind: CheckKind
     scene: Scene | None = None  # the scene the part is about: before the edit, described, asked about, to be segmented
-    spec: Spec | None = None  # draw: what the sentence demands
+    spec: Spec | None = None  # draw: what the sentence says
     edit: Edit | None = None  # edit: the change to the scene
     reference: Filter | None = None  # edit: how its words name the object they speak of, to find it in another scene
     question: Question | None = None  # answer: the question, so that it can be put to another scene
@@ -164,389 +137,17 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Dialogue:
-    """A whole dialogue of one job, with the right answers."""
+    """A complete dialogue of one job, with the right answers."""
 
     job: str
-    turns: tuple[Turn, ...]
+    turns: tuple[Turn, ...]  # user and assistant alternate
     checks: tuple[Check, ...]  # one for each part of the assistant's turns, in order
-    skills: tuple[str, ...] = ()  # what it exercises: skills of a drawing, kinds of questions, kind of edit
+    skills: tuple[str, ...] = ()  # skills of a drawing, kind of an edit; of the job "ask" the kind of each question
 
     @property
     def images(self) -> tuple[ImageRef, ...]:
-        """All pictures in order of appearance, repetitions included."""
+        """All images in order of appearance, repetitions included."""
         return tuple(part for turn in self.turns for part in turn.parts if isinstance(part, ImageRef))
-
-
-def user(*parts: Part) -> Turn:
-    return Turn("user", parts)
-
-
-def assistant(*parts: Part) -> Turn:
-    return Turn("assistant", parts)
-
-
-# Dialogues with more than one step: a request answered with text and images in one turn, and whole conversations.
-#
-# All pictures are those of the episode; the words come from `rng`.
-
-
-INTERLEAVED_WEIGHTS = {
-    "draw then edit": 40,
-    "draw then describe": 15,
-    "draw then answer": 15,
-    "draw then depth": 8,
-    "draw then segmentation": 8,
-    "edit then describe": 14,
-}
-Exchange = tuple[list[Turn], list[Check], list[str]]
-
-
-def make_interleaved(episode: Episode, rng: Random) -> Dialogue:
-    """A request in several steps, answered in one turn with text and images."""
-    kind = rng.choices(tuple(INTERLEAVED_WEIGHTS), tuple(INTERLEAVED_WEIGHTS.values()))[0]
-    if kind == "edit then describe":
-        return edit_then_describe(episode, rng)
-    caption, spec = full_caption(episode, rng)
-    drawn = Check("draw", spec=spec, scene=episode.scene)
-    picture = ImageRef(episode.scene)
-    match kind:
-        case "draw then edit":
-            template = rng.choice(story_templates.DRAW_THEN_EDIT)
-            slots, reference = edit_slots(episode, rng)
-            text = template.format(caption=caption, **slots)
-            parts: tuple[Part, ...] = (story_templates.HERE, picture, story_templates.CHANGED, ImageRef(episode.edited))
-            if reference:  # what is changed is named in the same request
-                drawn = replace(drawn, spec=Spec((*spec.constraints, Count(reference, 1))))
-            checks: tuple[Check, ...] = (
-                say_text(story_templates.HERE),
-                drawn,
-                say_text(story_templates.CHANGED),
-                edit_check(episode, reference),
-            )
-        case "draw then describe":
-            text = rng.choice(story_templates.DRAW_THEN_DESCRIBE).format(caption=caption)
-            words = describe(episode.scene)
-            parts, checks = (picture, words), (drawn, Check("describe", scene=episode.scene, expected=words))
-        case "draw then answer":
-            question, _, check = ask(episode, episode.scene, rng)
-            text = rng.choice(story_templates.DRAW_THEN_ANSWER).format(caption=caption, question=question)
-            parts, checks = (picture, check.expected), (drawn, check)
-        case _:
-            dense_kind: DenseKind = "depth" if kind == "draw then depth" else "segmentation"
-            text = rng.choice(story_templates.DRAW_THEN_DENSE[dense_kind]).format(caption=caption)
-            words = story_templates.DENSE_HERE[dense_kind]
-            parts = (story_templates.HERE, picture, words, ImageRef(episode.scene, dense_kind))
-            checks = (say_text(story_templates.HERE), drawn, say_text(words), Check(dense_kind, scene=episode.scene))
-    return Dialogue("interleaved", (user(text), assistant(*parts)), checks, (kind,))
-
-
-def edit_then_describe(episode: Episode, rng: Random) -> Dialogue:
-    template = rng.choice(story_templates.EDIT_THEN_DESCRIBE)
-    slots, reference = edit_slots(episode, rng)
-    words = describe(episode.edited)
-    turns = (user(ImageRef(episode.scene), template.format(**slots)), assistant(ImageRef(episode.edited), words))
-    checks = (edit_check(episode, reference), Check("describe", scene=episode.edited, expected=words))
-    return Dialogue("interleaved", turns, checks, ("edit then describe",))
-
-
-def full_caption(episode: Episode, rng: Random) -> tuple[str, Spec]:
-    """A noun phrase that describes the scene fully."""
-    request = make_draw_request(episode.scene, rng, kind="full", allowed_pairs=episode.allowed_pairs, statements=False)
-    return request.core, request.spec
-
-
-def edit_slots(episode: Episode, rng: Random) -> tuple[dict[str, str], Filter | None]:
-    """The edit's words within and at the beginning of a sentence, and how they name the object."""
-    sentence, reference = edit_sentence(episode.edit, episode.scene, rng, plain=True)
-    return {"edit": sentence[:1].lower() + sentence[1:], "Edit": capitalize(sentence)}, reference
-
-
-def say_text(text: str) -> Check:
-    return Check("say", expected=text)
-
-
-def edit_check(episode: Episode, reference: Filter | None) -> Check:
-    return Check("edit", scene=episode.scene, edit=episode.edit, reference=reference)
-
-
-def ask(
-    episode: Episode,
-    scene: Scene,
-    rng: Random,
-    *,
-    pronoun: bool = False,
-    kind_weights: Mapping[str, float] = QUESTION_WEIGHTS,
-) -> tuple[str, str, Check]:
-    """A question about a scene of the episode in words, its kind, and the check of its answer."""
-    question = propose_question(scene, rng, kind_weights=kind_weights, allowed_pairs=episode.allowed_pairs)
-    expected = required(answer(question, scene), "the answer of a proposed question")
-    pronoun = pronoun and len(scene.objects) == 1 and question.first is not None and is_unique(question.first, scene)
-    words = say_question(question, rng, pronoun=pronoun)
-    if pronoun and says_it(words):
-        question = replace(question, first=ANY)
-    return words, question.kind, Check("answer", scene=scene, question=question, expected=expected)
-
-
-def make_multi_turn(episode: Episode, rng: Random) -> Dialogue:
-    """Draw (or look at) a picture, talk about it, change it, talk about the result."""
-    if rng.random() < 0.6:
-        exchange = open_with_drawing(episode, rng)
-    else:
-        exchange = open_with_picture(episode, rng)
-    turns, checks, skills = exchange
-    if rng.random() < 0.7:
-        _extend(exchange, talk_about(episode, episode.scene, rng))
-    if rng.random() < 0.85:
-        pronoun = len(episode.scene.objects) == 1 and rng.random() < 0.6
-        sentence, reference = edit_sentence(episode.edit, episode.scene, rng, pronoun=pronoun)
-        picture = ImageRef(episode.edited)
-        _extend(exchange, ([user(sentence), assistant(picture)], [edit_check(episode, reference)], [episode.edit.kind]))
-        if rng.random() < 0.75:
-            _extend(exchange, talk_about(episode, episode.edited, rng))
-    elif rng.random() < 0.5:
-        _extend(exchange, talk_about(episode, episode.scene, rng))
-    return Dialogue("multi_turn", tuple(turns), tuple(checks), tuple(dict.fromkeys(skills)))
-
-
-def _extend(exchange: Exchange, more: Exchange) -> None:
-    exchange[0].extend(more[0])
-    exchange[1].extend(more[1])
-    exchange[2].extend(more[2])
-
-
-def open_with_drawing(episode: Episode, rng: Random) -> Exchange:
-    request = make_draw_request(episode.scene, rng, kind="full", allowed_pairs=episode.allowed_pairs)
-    turns = [user(request.text), assistant(ImageRef(episode.scene))]
-    return turns, [Check("draw", spec=request.spec, scene=episode.scene)], list(request.skills)
-
-
-def open_with_picture(episode: Episode, rng: Random) -> Exchange:
-    turns, checks, skills = talk_about(episode, episode.scene, rng)
-    turns[0] = user(ImageRef(episode.scene), *turns[0].parts)
-    return turns, checks, skills
-
-
-def talk_about(episode: Episode, scene: Scene, rng: Random) -> Exchange:
-    """One or two questions, of two objects also about the other one, a description, or (of the first scene) a depth or
-    segmentation picture.
-    """
-    choice = rng.random()
-    if choice < 0.2:
-        short = rng.random() < 0.3
-        words = describe(scene, short=short)
-        turns = [user(say_describe_request(rng, short=short)), assistant(words)]
-        return turns, [Check("describe", scene=scene, expected=words)], ["describe"]
-    if choice < 0.3 and scene == episode.scene:
-        kind: DenseKind = "depth" if rng.random() < 0.5 else "segmentation"
-        turns = [user(dense.CANONICAL[kind]), assistant(ImageRef(scene, kind))]
-        return turns, [Check(kind, scene=scene)], [kind]
-    turns, checks, skills = [], [], []
-    for _ in range(rng.choice((1, 1, 2))):
-        words, question_kind, check = ask(episode, scene, rng, pronoun=rng.random() < 0.5)
-        turns += [user(words), assistant(check.expected)]
-        checks.append(check)
-        skills.append(question_kind)
-    about_other = ask_about_other(required(checks[-1].question, "question"), scene, rng)
-    if about_other is not None:
-        words, check = about_other
-        turns += [user(words), assistant(check.expected)]
-        checks.append(check)
-        skills.append("the other one")
-    return turns, checks, skills
-
-
-def ask_about_other(before: Question, scene: Scene, rng: Random) -> tuple[str, Check] | None:
-    """The same question about the other one of two objects, which only the question before tells."""
-    if before.variant not in ("color of", "size of", "shape of") or len(scene.objects) != 2:
-        return None
-    others = [item for item in scene.objects if not before.subject.matches(item)]
-    if len(others) != 1:
-        return None
-    choices = references(scene, others[0], without=before.kind, loose=before.kind == "shape")
-    if not choices:
-        return None
-    question = replace(before, first=choices[0])
-    expected = required(answer(question, scene), "the answer of a question about one object")
-    check = Check("answer", scene=scene, question=question, apart_from=before.subject, expected=expected)
-    return rng.choice(story_templates.THE_OTHER_ONE), check
-
-
-# Questions without a picture and their one right answer: facts of the world, little sums, what lies outside.
-
-
-KIND_WEIGHTS = {"fact": 60, "outside": 16, "sizes": 8, "reversed": 8, "sum": 8}
-
-
-def make_talk(rng: Random) -> tuple[str, str, str]:
-    """A question, its answer and its kind."""
-    kind = rng.choices(tuple(KIND_WEIGHTS), tuple(KIND_WEIGHTS.values()))[0]
-    match kind:
-        case "fact":
-            questions, answer = rng.choice(talk_templates.FACTS)
-            question = rng.choice(questions)
-        case "outside":
-            question = rng.choice(talk_templates.OUTSIDE_REQUESTS).format(thing=rng.choice(talk_templates.OUTSIDE))
-            answer = talk_templates.REFUSAL
-        case "sizes":
-            small, large = rng.sample(SHAPES, 2)
-            phrases = [with_article(f"{say('small', rng)} {small}"), with_article(f"{say('large', rng)} {large}")]
-            rng.shuffle(phrases)
-            question = rng.choice(talk_templates.COMPARED_SIZES).format(a=phrases[0], b=phrases[1])
-            answer = large
-        case "reversed":
-            a, b = rng.sample(SHAPES, 2)
-            relation = rng.choice(RELATIONS)
-            question = rng.choice(talk_templates.REVERSED).format(a=a, b=b, relation=say(relation, rng))
-            answer = DIRECTIONS[OPPOSITE[relation]]
-        case _:
-            left, right = rng.choice([(left, right) for left in range(1, 4) for right in range(1, 5 - left)])
-            question = capitalize(rng.choice(talk_templates.SUMS).format(a=NUMBER_WORDS[left], b=NUMBER_WORDS[right]))
-            answer = str(left + right)
-    return (question.lower() if rng.random() < 0.1 else question), answer, kind
-
-
-# Slips of the keyboard: what people type is not what they meant to type, and is understood all the same.
-
-
-SHARE = 0.06
-"""Of the requests that have one."""
-SHORTEST = 5
-"""Letters of a word that is mistyped; of a shorter one too little is left."""
-SHORTEST_CUT = 6
-"""Letters of a word that may lose one."""
-OTHERS = ("background", "larger", "bigger", "smaller", "every", "without", "right", "different")
-"""Words beside attributes that change what is asked for."""
-WORDS = re.compile(rf"[A-Za-z]{{{SHORTEST},}}")
-
-
-def mistype(text: str, rng: Random) -> str:
-    """One longer word with two letters exchanged, one doubled or one left out; its first letter stays.
-
-    Number words are left alone and never made: "three" is one slip away from "there".
-    """
-    words = [found for found in WORDS.finditer(text) if found[0].lower() not in NUMBER_WORDS]
-    if not words:
-        return text
-    found = rng.choice(words)
-    slipped = found[0]
-    while slipped == found[0] or slipped.lower() in NUMBER_WORDS:
-        slipped = slip(found[0], rng)
-    return text[: found.start()] + slipped + text[found.end() :]
-
-
-def slip(word: str, rng: Random) -> str:
-    """One of the word's slips, the word itself where two equal letters change places."""
-    place = rng.randrange(1, len(word) - 1)
-    return rng.choice(list(slips_at(word, place)))
-
-
-def slips_at(word: str, place: int) -> Iterator[str]:
-    """Exchange the letter there with the next, double it, leave it out."""
-    yield word[:place] + word[place + 1] + word[place] + word[place + 2 :]
-    yield word[:place] + word[place] + word[place:]
-    if len(word) >= SHORTEST_CUT:
-        yield word[:place] + word[place + 1 :]
-
-
-def undo_slips(text: str) -> str:
-    """The text with slips in words that say what is in a picture put right; what else there is stays."""
-    return WORDS.sub(lambda found: known_slips().get(found[0].lower(), found[0]), text)
-
-
-@cache
-def known_slips() -> dict[str, str]:
-    """Every slip of these words that is no other word, with the word that was meant."""
-    nouns = ("shape", *SHAPES, *(word for word in CANONICAL if CANONICAL[word] in ("shape", *SHAPES)))
-    words = {*nouns, *map(pluralize, nouns), *COLORS, *BACKGROUNDS, *SIZES, *SYNONYMS, *CANONICAL, *OTHERS}
-    meant: dict[str, set[str]] = {}
-    for word in words:
-        if word.isalpha() and len(word) >= SHORTEST:
-            for place in range(1, len(word) - 1):
-                for slipped in slips_at(word, place):
-                    meant.setdefault(slipped, set()).add(word)
-    return {
-        slipped: next(iter(sources))
-        for slipped, sources in meant.items()
-        if len(sources) == 1 and slipped not in words and slipped not in NUMBER_WORDS
-    }
-
-
-QUESTION_ROUND_WEIGHTS = (30, 25, 20, 15, 10)  # one to five questions on one picture
-SHORT_DESCRIPTION_SHARE = 0.25
-CANONICAL_DENSE_SHARE = 0.5
-
-
-def make_draw(episode: Episode, rng: Random, *, drawing_weights: Mapping[str, float] = DRAWING_WEIGHTS) -> Dialogue:
-    request = make_draw_request(episode.scene, rng, kind_weights=drawing_weights, allowed_pairs=episode.allowed_pairs)
-    turns = (user(request.text), assistant(ImageRef(episode.scene)))
-    return Dialogue("draw", turns, (Check("draw", spec=request.spec, scene=episode.scene),), request.skills)
-
-
-def make_describe(episode: Episode, rng: Random) -> Dialogue:
-    short = rng.random() < SHORT_DESCRIPTION_SHARE
-    words = describe(episode.scene, short=short)
-    turns = (user(ImageRef(episode.scene), say_describe_request(rng, short=short)), assistant(words))
-    check = Check("describe", scene=episode.scene, expected=words)
-    return Dialogue("describe", turns, (check,), ("short",) if short else ("full",))
-
-
-def make_ask(
-    episode: Episode,
-    rng: Random,
-    *,
-    num_questions: int | None = None,
-    question_weights: Mapping[str, float] = QUESTION_WEIGHTS,
-) -> Dialogue:
-    """Several rounds of question and answer about one picture."""
-    if num_questions is None:
-        num_questions = rng.choices(range(1, len(QUESTION_ROUND_WEIGHTS) + 1), QUESTION_ROUND_WEIGHTS)[0]
-    asked = (ask(episode, episode.scene, rng, kind_weights=question_weights) for _ in range(num_questions))
-    rounds = {words: (kind, check) for words, kind, check in asked}  # no question twice
-    turns = []
-    for index, (words, (_, check)) in enumerate(rounds.items()):
-        turns.append(user(words) if index else user(ImageRef(episode.scene), words))
-        turns.append(assistant(check.expected))
-    kinds, checks = zip(*rounds.values(), strict=True)
-    return Dialogue("ask", tuple(turns), checks, kinds)
-
-
-def make_edit(episode: Episode, rng: Random) -> Dialogue:
-    sentence, reference = edit_sentence(episode.edit, episode.scene, rng)
-    turns = (user(ImageRef(episode.scene), sentence), assistant(ImageRef(episode.edited)))
-    return Dialogue("edit", turns, (edit_check(episode, reference),), (episode.edit.kind,))
-
-
-def _make_dense(job: str, kind: DenseKind, requests: tuple[str, ...], episode: Episode, rng: Random) -> Dialogue:
-    request = dense.CANONICAL[kind] if rng.random() < CANONICAL_DENSE_SHARE else rng.choice(requests)
-    turns = (user(ImageRef(episode.scene), request), assistant(ImageRef(episode.scene, kind)))
-    return Dialogue(job, turns, (Check(kind, scene=episode.scene),))
-
-
-def make_depth(episode: Episode, rng: Random) -> Dialogue:
-    return _make_dense("depth", "depth", dense.DEPTH, episode, rng)
-
-
-def make_segment(episode: Episode, rng: Random) -> Dialogue:
-    return _make_dense("segment", "segmentation", dense.SEGMENTATION, episode, rng)
-
-
-def make_talk_dialogue(episode: Episode, rng: Random) -> Dialogue:
-    question, expected, kind = make_talk(rng)
-    return Dialogue("talk", (user(question), assistant(expected)), (Check("answer", expected=expected),), (kind,))
-
-
-MAKERS: dict[str, Callable[[Episode, Random], Dialogue]] = {
-    "draw": make_draw,
-    "describe": make_describe,
-    "ask": make_ask,
-    "edit": make_edit,
-    "depth": make_depth,
-    "segment": make_segment,
-    "interleaved": make_interleaved,
-    "multi_turn": make_multi_turn,
-    "talk": make_talk_dialogue,
-}
-JOBS = tuple(MAKERS)
 
 
 def make_dialogue(
@@ -565,22 +166,231 @@ def make_dialogue(
         question_weights: how often it asks what, by the kinds of QUESTION_KINDS.
         drawing_weights: how often the job "draw" describes a scene in which way.
     """
-    if job not in MAKERS:
-        raise ValueError(f"job {job!r} is unknown; choose one of {', '.join(JOBS)}")
-    match job:  # two of the makers can be told more
-        case "ask":
-            dialogue = make_ask(episode, rng, num_questions=num_questions, question_weights=question_weights)
+    match job:
         case "draw":
-            dialogue = make_draw(episode, rng, drawing_weights=drawing_weights)
+            rounds = [draw_round(episode, rng, kind_weights=drawing_weights)]
+        case "describe":
+            rounds = show(episode, [describe_round(episode.scene, rng, short_share=SHORT_DESCRIPTION_SHARE)])
+        case "ask":
+            if num_questions is None:
+                choices = range(1, len(QUESTION_ROUND_WEIGHTS) + 1)
+                num_questions = rng.choices(choices, QUESTION_ROUND_WEIGHTS)[0]
+            asked = [ask(episode, episode.scene, rng, kind_weights=question_weights) for _ in range(num_questions)]
+            rounds = show(episode, list({each.request: each for each in asked}.values()))  # no question twice
+        case "edit":
+            rounds = show(episode, [edit_round(episode, rng)])
+        case "depth":
+            rounds = show(episode, [dense_round(episode, "depth", rng)])
+        case "segment":
+            rounds = show(episode, [dense_round(episode, "segmentation", rng)])
+        case "interleaved":
+            rounds = [interleaved_round(episode, rng)]
+        case "multi_turn":
+            rounds = multi_turn_rounds(episode, rng)
+        case "talk":
+            rounds = [talk_round(rng)]
         case _:
-            dialogue = MAKERS[job](episode, rng)
-    return replace(dialogue, turns=tuple(with_typos(turn, rng) for turn in dialogue.turns))
+            raise ValueError(f"job must be one of {', '.join(JOBS)}, got {job!r}")
+    skills = [skill for each in rounds for skill in each.skills]
+    turns = []
+    for each in rounds:
+        parts = tuple(add_typo(p, rng) if isinstance(p, str) and rng.random() < TYPO_SHARE else p for p in each.request)
+        turns += [Turn("user", parts), Turn("assistant", each.answer)]
+    checks = tuple(check for each in rounds for check in each.checks)
+    return Dialogue(job, tuple(turns), checks, tuple(skills if job == "ask" else dict.fromkeys(skills)))
 
 
-def with_typos(turn: Turn, rng: Random) -> Turn:
-    """The turn as a person types it; what the assistant says has no typos."""
-    if turn.role == "assistant":
-        return turn
-    slips = (isinstance(part, str) and rng.random() < SHARE for part in turn.parts)
-    parts = (mistype(str(part), rng) if is_slip else part for part, is_slip in zip(turn.parts, slips, strict=True))
-    return replace(turn, parts=tuple(parts))
+# ---- rounds: a request, its right answer, a check for each part of the answer ----
+
+
+class Round(NamedTuple):
+    """A turn of the user, the answer, and what is checked of it."""
+
+    request: tuple[Part, ...]
+    answer: tuple[Part, ...]
+    checks: tuple[Check, ...]
+    skills: tuple[str, ...] = ()
+
+
+def show(episode: Episode, rounds: list[Round]) -> list[Round]:
+    """The user shows the scene before the first request."""
+    first = rounds[0]
+    return [first._replace(request=(ImageRef(episode.scene), *first.request)), *rounds[1:]]
+
+
+def draw_round(episode: Episode, rng: Random, **options: Any) -> Round:
+    request = make_draw_request(episode.scene, rng, allowed_pairs=episode.allowed_pairs, **options)
+    check = Check("draw", spec=request.spec, scene=episode.scene)
+    return Round((request.text,), (ImageRef(episode.scene),), (check,), request.skills)
+
+
+def describe_round(scene: Scene, rng: Random, *, short_share: float) -> Round:
+    short = rng.random() < short_share
+    words = describe(scene, short=short)
+    check = Check("describe", scene=scene, expected=words)
+    return Round((say_describe_request(rng, short=short),), (words,), (check,), ("short" if short else "full",))
+
+
+def edit_round(episode: Episode, rng: Random, *, pronoun: bool = False) -> Round:
+    sentence, reference = edit_sentence(episode.edit, episode.scene, rng, pronoun=pronoun)
+    return Round((sentence,), (ImageRef(episode.edited),), (edit_check(episode, reference),), (episode.edit.kind,))
+
+
+def edit_check(episode: Episode, reference: Filter | None) -> Check:
+    return Check("edit", scene=episode.scene, edit=episode.edit, reference=reference)
+
+
+def dense_round(episode: Episode, kind: DenseKind, rng: Random) -> Round:
+    table = phrases("dialogue")
+    request = table["canonical"][kind] if rng.random() < CANONICAL_DENSE_SHARE else rng.choice(table[kind])
+    return Round((request,), (ImageRef(episode.scene, kind),), (Check(kind, scene=episode.scene),))
+
+
+def ask(
+    episode: Episode,
+    scene: Scene,
+    rng: Random,
+    *,
+    pronoun: bool = False,
+    kind_weights: Mapping[str, float] = QUESTION_WEIGHTS,
+) -> Round:
+    """A question about a scene of the episode."""
+    question = propose_question(scene, rng, kind_weights=kind_weights, allowed_pairs=episode.allowed_pairs)
+    expected = answer(question, scene)
+    pronoun = (
+        pronoun and len(scene.objects) == 1 and question.first is not None and bool(find_one(scene, question.first))
+    )
+    words = say_question(question, rng, pronoun=pronoun)
+    if pronoun and says_it(words):
+        question = replace(question, first=ANY)
+    check = Check("answer", scene=scene, question=question, expected=expected)
+    return Round((words,), (expected,), (check,), (question.kind,))
+
+
+def ask_about_other(before: Question, scene: Scene, rng: Random) -> Round | None:
+    """The same question about the other one of two objects, which only the question before tells."""
+    if before.variant not in ("color of", "size of", "shape of") or len(scene.objects) != 2:
+        return None
+    others = [item for item in scene.objects if not before.first.matches(item)]
+    if len(others) != 1:
+        return None
+    choices = references(scene, others[0], without=before.kind, loose=before.kind == "shape")
+    if not choices:
+        return None
+    question = replace(before, first=choices[0])
+    expected = answer(question, scene)
+    check = Check("answer", scene=scene, question=question, apart_from=before.first, expected=expected)
+    return Round((rng.choice(phrases("dialogue")["the other one"]),), (expected,), (check,), ("the other one",))
+
+
+def multi_turn_rounds(episode: Episode, rng: Random) -> list[Round]:
+    """Draw (or look at) an image, talk about it, change it, talk about the result."""
+    if rng.random() < 0.6:
+        rounds = [draw_round(episode, rng, kind="full")]
+    else:
+        rounds = show(episode, talk_about(episode, episode.scene, rng))
+    if rng.random() < 0.7:
+        rounds += talk_about(episode, episode.scene, rng)
+    if rng.random() < 0.85:
+        pronoun = len(episode.scene.objects) == 1 and rng.random() < 0.6
+        rounds.append(edit_round(episode, rng, pronoun=pronoun))
+        if rng.random() < 0.75:
+            rounds += talk_about(episode, episode.edited, rng)
+    elif rng.random() < 0.5:
+        rounds += talk_about(episode, episode.scene, rng)
+    return rounds
+
+
+def talk_about(episode: Episode, scene: Scene, rng: Random) -> list[Round]:
+    """One or two questions, of two objects also about the other one, a description, or (of the first scene) a depth or
+    segmentation image.
+    """
+    choice = rng.random()
+    if choice < 0.2:
+        return [describe_round(scene, rng, short_share=0.3)._replace(skills=("describe",))]
+    if choice < 0.3 and scene == episode.scene:
+        kind: DenseKind = "depth" if rng.random() < 0.5 else "segmentation"
+        request = phrases("dialogue")["canonical"][kind]
+        return [Round((request,), (ImageRef(scene, kind),), (Check(kind, scene=scene),), (kind,))]
+    rounds = []
+    for _ in range(rng.choice((1, 1, 2))):
+        rounds.append(ask(episode, scene, rng, pronoun=rng.random() < 0.5))
+    other = ask_about_other(rounds[-1].checks[0].question, scene, rng)
+    return rounds if other is None else [*rounds, other]
+
+
+def interleaved_round(episode: Episode, rng: Random) -> Round:
+    """A request in several steps, answered in one turn with text and images."""
+    kind = rng.choices(tuple(INTERLEAVED_WEIGHTS), tuple(INTERLEAVED_WEIGHTS.values()))[0]
+    table = phrases("dialogue")
+    here = table["here"]  # the words between images
+    if kind == "edit then describe":
+        template = rng.choice(table[kind])
+        slots, reference = edit_slots(episode, rng)
+        words = describe(episode.edited)
+        checks = (edit_check(episode, reference), Check("describe", scene=episode.edited, expected=words))
+        request = (ImageRef(episode.scene), template.format(**slots))
+        return Round(request, (ImageRef(episode.edited), words), checks, (kind,))
+    drawing = make_draw_request(episode.scene, rng, kind="full", allowed_pairs=episode.allowed_pairs, statements=False)
+    drawn, image = Check("draw", spec=drawing.spec, scene=episode.scene), ImageRef(episode.scene)
+    slots = {}
+    match kind:
+        case "draw then edit":
+            template = rng.choice(table[kind])
+            slots, reference = edit_slots(episode, rng)
+            if reference:  # what is changed is named in the same request
+                drawn = replace(drawn, spec=Spec((*drawing.spec.constraints, Count(reference, 1))))
+            steps = [(here["image"], None), (image, drawn), (here["edited"], None)]
+            steps.append((ImageRef(episode.edited), edit_check(episode, reference)))
+        case "draw then describe":
+            template = rng.choice(table[kind])
+            words = describe(episode.scene)
+            steps = [(image, drawn), (words, Check("describe", scene=episode.scene, expected=words))]
+        case "draw then answer":
+            asked = ask(episode, episode.scene, rng)
+            template = rng.choice(table[kind])
+            slots = {"question": asked.request[0]}
+            steps = [(image, drawn), (asked.answer[0], asked.checks[0])]
+        case _:
+            template = rng.choice(table[kind])
+            dense: DenseKind = "depth" if kind == "draw then depth" else "segmentation"
+            steps = [(here["image"], None), (image, drawn), (here[dense], None)]
+            steps.append((ImageRef(episode.scene, dense), Check(dense, scene=episode.scene)))
+    parts = tuple(part for part, _ in steps)
+    checks = tuple(check or Check("say", expected=part) for part, check in steps)
+    return Round((template.format(caption=drawing.core, **slots),), parts, checks, (kind,))
+
+
+def edit_slots(episode: Episode, rng: Random) -> tuple[dict[str, str], Filter | None]:
+    """The edit's words within and at the beginning of a sentence, and how they name the object."""
+    sentence, reference = edit_sentence(episode.edit, episode.scene, rng, plain=True)
+    return {"edit": sentence[:1].lower() + sentence[1:], "Edit": capitalize(sentence)}, reference
+
+
+def talk_round(rng: Random) -> Round:
+    """A question without an image and its one right answer: a fact, a little sum, or what lies outside the world."""
+    kind = rng.choices(tuple(TALK_WEIGHTS), tuple(TALK_WEIGHTS.values()))[0]
+    table = phrases("talk")
+    match kind:
+        case "fact":
+            fact = rng.choice(table["facts"])
+            question, expected = rng.choice(fact["questions"]), fact["answer"]
+        case "outside":
+            question = rng.choice(table["outside_requests"]).format(thing=rng.choice(table["outside"]))
+            expected = table["refusal"]
+        case "sizes":
+            small, large = rng.sample(SHAPES, 2)
+            named = [with_article(f"{say('small', rng)} {small}"), with_article(f"{say('large', rng)} {large}")]
+            rng.shuffle(named)
+            question, expected = rng.choice(table["compared_sizes"]).format(a=named[0], b=named[1]), large
+        case "reversed":
+            a, b = rng.sample(SHAPES, 2)
+            relation = rng.choice(RELATIONS)
+            question = rng.choice(table["reversed"]).format(a=a, b=b, relation=say(relation, rng))
+            expected = DIRECTIONS[OPPOSITE[relation]]
+        case _:
+            left, right = rng.choice([(left, right) for left in range(1, 4) for right in range(1, 5 - left)])
+            question = capitalize(rng.choice(table["sums"]).format(a=NUMBER_WORDS[left], b=NUMBER_WORDS[right]))
+            expected = str(left + right)
+    question = question.lower() if rng.random() < 0.1 else question
+    return Round((question,), (expected,), (Check("answer", expected=expected),), (kind,))

@@ -1,6 +1,6 @@
-"""Write a part of the world as a folder in ordinary dataset formats: PNG pictures and JSON lines.
+"""Export a part of the world as a folder in ordinary dataset formats: PNG images and JSON lines.
 
-    images/000000-image.png ...  every picture once
+    images/000000-image.png ...  every image once
     messages.jsonl               {"messages": [{"role", "content": [{"type": "text" | "image", ...}]}], "job", "skills"}
     captions.jsonl               {"image": "images/000000-image.png", "caption": "...", "scene": {...}}
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from random import Random
 
@@ -32,30 +33,30 @@ def export_world(
 ) -> None:
     """Write `count` episodes with one dialogue of each job."""
     if folder.exists() and any(folder.iterdir()):
-        raise ValueError(f"{folder} is not empty; name a new folder, so that nothing is overwritten")
+        raise ValueError(f"export folder must be new or empty, got {folder}; choose another one")
     (folder / "images").mkdir(parents=True, exist_ok=True)
     with (folder / "messages.jsonl").open("w") as messages, (folder / "captions.jsonl").open("w") as captions:
         for index in range(count):
             episode = make_episode(index, seed=seed, split=split, pairs=pairs)
-            names = _write_pictures(folder, index, episode, size)
+            names = _write_images(folder, index, episode, size)
             for scene in (episode.scene, episode.edited):
-                caption = {"image": names[ImageRef(scene)], "caption": describe(scene), "scene": scene.to_dict()}
+                caption = {"image": names[ImageRef(scene)], "caption": describe(scene), "scene": asdict(scene)}
                 captions.write(json.dumps(caption) + "\n")
             for job in jobs:
                 dialogue = make_dialogue(job, episode, Random(f"export/{seed}/{index}/{job}"))
                 messages.write(json.dumps(to_record(dialogue, names)) + "\n")
 
 
-def _write_pictures(folder: Path, index: int, episode: Episode, size: RenderSize) -> dict[ImageRef, str]:
+def _write_images(folder: Path, index: int, episode: Episode, size: RenderSize) -> dict[ImageRef, str]:
     names = {}
-    for picture, name in zip(episode.images, ("image", "edited", "depth", "segmentation"), strict=True):
-        names[picture] = f"images/{index:06d}-{name}.png"
-        picture.render(size).save(folder / names[picture])
+    for image, name in zip(episode.images, ("image", "edited", "depth", "segmentation"), strict=True):
+        names[image] = f"images/{index:06d}-{name}.png"
+        image.render(size).save(folder / names[image])
     return names
 
 
 def to_record(dialogue: Dialogue, names: dict[ImageRef, str]) -> dict:
-    """A dialogue as Hugging Face chat messages; pictures by the names of their files."""
+    """A dialogue as Hugging Face chat messages; images by the names of their files."""
     messages = []
     for turn in dialogue.turns:
         content = [

@@ -1,36 +1,57 @@
-"""Read what a request to draw demands, as far as the language of the world goes.
+"""Read sentences: what a request to draw asks for, and what a description claims.
 
-In: the words of a request, typed by anyone. Out: a `Spec` with what was understood: objects and how many there are,
-what must not be there, relations, comparisons, "every", "different", the background. Words it does not know say
-nothing. As in the whole world, nothing but the named objects is wanted, so how many there are in all is part of the
-spec where the words leave no doubt. Places ("in the corner") are not read.
+In: words, typed by anyone or written by a model. Out: a `Spec` with what was understood. As everywhere in this world,
+nothing but the named objects may be there, so how many there are in all is part of the spec where the words leave no
+doubt. Unknown words say nothing. Requests: objects and how many, what must not be there, relations, comparisons,
+"every", "different" and the background are read, places ("in the corner") are not. Descriptions: any order, synonyms,
+relations within or between sentences.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from random import Random
 from typing import NamedTuple, TypeVar
 
-from mllm.world.dialogue import undo_slips
-from mllm.world.language import NUMBER_WORDS, Question, could_mean, normalize_words, say_question
-from mllm.world.scene import BACKGROUNDS, COLORS, RELATIONS, SHAPES, SIZES
-from mllm.world.spec import ANY, Alike, Background, Compared, Constraint, Count, Every, Exists, Filter, Related, Spec
-
-# Find what names objects in the words of a request: "two small red circles", "no star", "the other one".
-#
-# In: words as phrases.normalize_words leaves them. Out: phrases in their order, each with the attributes it names.
-# Knows
-# no demands: what the phrases together ask for is read in request_reader.py.
-
+from mllm.world.language import NUMBER_WORDS, correct_typos, normalize_words
+from mllm.world.questions import Question, say_question
+from mllm.world.scene import BACKGROUNDS, COLORS, RELATIONS, SHAPES, SIZES, Scene
+from mllm.world.spec import (
+    ANY,
+    Alike,
+    Background,
+    Compared,
+    Constraint,
+    Count,
+    Every,
+    Exists,
+    Filter,
+    Related,
+    Spec,
+    Verdict,
+    check_scene,
+    could_mean,
+    plain_phrase,
+)
 
 NOUNS = (*SHAPES, "shape")
 ARTICLES = ("a", "an", "another", "single")
 NUMBERS = {word: number for number, word in enumerate(NUMBER_WORDS)} | {str(n): n for n in range(len(NUMBER_WORDS))}
 DENIALS = ("no", "without", "any")
 LARGER, SMALLER = ("larger", "bigger"), ("smaller",)
+BACKGROUND_NOUNS = ("background", "canvas")
+RELATION_WORDS = {relation.split()[0]: relation for relation in RELATIONS}
+LINKS = frozenset("to the a an another is are on lies side of that which placed being than".split())
+"""Words that may stand between two objects next to the one that relates them."""
+SUBJECTS = frozenset({"of", "them", "one", "is", "are", "the", "a", "an", "shape", *NUMBERS})
+"""Words that may stand between "every" and what is true of every object."""
+DIFFERING = {"color": "color", "colors": "color", "shape": "shape", "size": "size", "sizes": "size"}
+EQUAL_SIZES = ("of the same size", "of equal size", "equally large")
+
+
+# ---- requests to draw ----
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +66,38 @@ class Phrase:
     comparison: str | None = None  # "larger" in "a larger circle"
 
 
+@dataclass(frozen=True, slots=True)
+class Predicate:
+    """What is said of every object, or of none."""
+
+    filter: Filter
+    start: int
+    end: int
+    is_denied: bool
+
+
+def read_request(request: str) -> Spec:
+    """What a request to draw asks for; no constraints where nothing was understood."""
+    words = normalize_words(correct_typos(request))
+    predicates = list(find_predicates(words))
+    phrases = [
+        phrase
+        for phrase in find_phrases(words)
+        if not any(phrase.start < said.end and said.start < phrase.end for said in predicates)
+    ]
+    total, new = count_objects(words, phrases)
+    single = [phrase for phrase in new if phrase.number == 1 and phrase.filter != ANY]
+    found: list[Constraint] = [Exists(ref, phrase.filter) for ref, phrase in enumerate(single)]
+    found += [Count(phrase.filter, phrase.number) for phrase in new if phrase.number and phrase.number > 1]
+    found += [Count(phrase.filter, 0) for phrase in phrases if phrase.is_denied]
+    found += [Count(said.filter, 0) if said.is_denied else Every(said.filter) for said in predicates]
+    found += [] if total is None else [Count(ANY, total)]
+    found += [*find_relations(words, phrases, single), *find_comparisons(words, phrases, single)]
+    found += [Alike(attribute, distinct=True) for attribute in find_differences(words)]
+    found += [Background(color) for color in find_backgrounds(words)]
+    return Spec(tuple(dict.fromkeys(found)))
+
+
 def find_phrases(words: list[str]) -> list[Phrase]:
     """All noun phrases; bare "shapes" without a number say nothing and are left out."""
     phrases: list[Phrase] = []
@@ -57,7 +110,7 @@ def find_phrases(words: list[str]) -> list[Phrase]:
 
 
 def read_phrase(words: list[str], noun: int) -> Phrase:
-    """The phrase whose noun stands there: what comes before it, and "that is not red" behind it."""
+    """The phrase around a noun: what comes before it, and "that is not red" behind it."""
     named = attributes_of(words[noun])
     comparison, start = None, noun
     while start and words[start - 1] in (*SIZES, *COLORS, *LARGER, *SMALLER):
@@ -66,29 +119,26 @@ def read_phrase(words: list[str], noun: int) -> Phrase:
             comparison = "larger" if words[start] in LARGER else "smaller"
         else:
             named = merge(named, attributes_of(words[start]))
-    end = noun + 1
-    denied, denied_end = read_denied_attribute(words, end)
-    if denied is not None:
-        named, end = merge(named, denied), denied_end
+    denied, end = read_denied_attribute(words, noun + 1)
+    named = merge(named, denied)
     before = words[start - 1] if start else ""
     is_denied = before in DENIALS or words[max(start - 2, 0) : start] in (["without", "a"], ["without", "an"])
-    is_denied = is_denied or words[max(start - 3, 0) : start] == ["not", "a", "single"]
-    if is_denied:
+    if is_denied or words[max(start - 3, 0) : start] == ["not", "a", "single"]:
         return Phrase(named, start, end, is_denied=True)
     number = 1 if before in ARTICLES else NUMBERS.get(before)
     return Phrase(named, start, end, number, comparison=comparison)
 
 
-def read_denied_attribute(words: list[str], start: int) -> tuple[Filter | None, int]:
-    """ "that is not red", "that are not a circle", and where it ends; None where nothing of the kind stands there."""
+def read_denied_attribute(words: list[str], start: int) -> tuple[Filter, int]:
+    """ "that is not red", "that are not a circle", and where it ends."""
     if words[start : start + 1] != ["that"] or words[start + 2 : start + 3] != ["not"]:
-        return None, start
+        return ANY, start
     at = start + 3
     at += words[at : at + 1] in (["a"], ["an"])
     word = words[at] if at < len(words) else ""
     if word in COLORS:
         return Filter(not_color=word), at + 1
-    return (Filter(not_shape=word), at + 1) if word in SHAPES else (None, start)
+    return (Filter(not_shape=word), at + 1) if word in SHAPES else (ANY, start)
 
 
 def attributes_of(word: str) -> Filter:
@@ -106,51 +156,6 @@ def merge(first: Filter, second: Filter) -> Filter:
     return replace(first, **{name: getattr(first, name) or getattr(second, name) for name in names})
 
 
-BACKGROUND_NOUNS = ("background", "canvas")
-INNER_WORDS = {relation.split()[0]: relation for relation in RELATIONS} | {"higher": "above"}
-LINKS = frozenset("to the a an another is are on lies side of that which placed being than".split())
-"""Words that may stand between two objects beside the one that relates them."""
-SUBJECTS = frozenset({"of", "them", "one", "is", "are", "the", "a", "an", "shape", *NUMBERS})
-"""Words that may stand between "every" and what is true of every object."""
-ATTRIBUTES = {"color": "color", "colors": "color", "shape": "shape", "size": "size", "sizes": "size"}
-EQUAL_SIZES = ("of the same size", "of equal size", "equally large")
-
-
-@dataclass(frozen=True, slots=True)
-class Predicate:
-    """What is said of every object, or of none."""
-
-    filter: Filter
-    start: int
-    end: int
-    is_denied: bool
-
-
-def read_request(request: str) -> Spec:
-    """What was understood; no constraints where nothing was."""
-    words = normalize_words(undo_slips(request))
-    predicates = list(find_predicates(words))
-    phrases = [
-        phrase
-        for phrase in find_phrases(words)
-        if not any(phrase.start < said.end and said.start < phrase.end for said in predicates)
-    ]
-    total, new = count_objects(words, phrases)
-    single = [phrase for phrase in new if phrase.number == 1 and phrase.filter != ANY]
-    found: list[Constraint] = [Exists(ref, phrase.filter) for ref, phrase in enumerate(single)]
-    found += [Count(phrase.filter, phrase.number) for phrase in new if phrase.number and phrase.number > 1]
-    found += [Count(phrase.filter, 0) for phrase in phrases if phrase.is_denied]
-    found += [Count(said.filter, 0) if said.is_denied else Every(said.filter) for said in predicates]
-    found += [] if total is None else [Count(ANY, total)]
-    found += [*relate(words, phrases, single), *compare(words, phrases, single)]
-    found += [Alike(attribute, distinct=True) for attribute in find_differences(words)]
-    found += [Background(color) for color in find_backgrounds(words)]
-    return Spec(tuple(dict.fromkeys(found)))
-
-
-# ---- how many ----
-
-
 def count_objects(words: list[str], phrases: Sequence[Phrase]) -> tuple[int | None, list[Phrase]]:
     """How many objects there are in all, None where that is open; and the phrases that name new ones."""
     new = [phrase for phrase in phrases if phrase.number is not None]
@@ -160,10 +165,9 @@ def count_objects(words: list[str], phrases: Sequence[Phrase]) -> tuple[int | No
         if is_head(head, parts, short):
             return head.number, [head, *(replace(p, filter=merge(p.filter, head.filter)) for p in parts)]
     for phrase in short:  # "one large and one small heart"
-        whole = next((p for p in new if p.start > phrase.start), None)
-        if whole is not None:
-            new.append(replace(phrase, filter=merge(phrase.filter, whole.filter)))
-    counts = [phrase.number or 0 for phrase in new if phrase.filter == ANY]
+        complete = next((p for p in new if p.start > phrase.start), None)
+        if complete is not None:
+            new.append(replace(phrase, filter=merge(phrase.filter, complete.filter)))
     vague = [phrase for phrase in phrases if is_vague(words, phrase, new)]
     of_them = [
         NUMBERS[words[at - 1]]
@@ -172,6 +176,7 @@ def count_objects(words: list[str], phrases: Sequence[Phrase]) -> tuple[int | No
     ]
     if vague and of_them and not new:  # "only stars, three of them"
         return of_them[0], [replace(phrase, number=of_them[0]) for phrase in vague]
+    counts = [phrase.number or 0 for phrase in new if phrase.filter == ANY]
     total = None if vague or not new else sum(phrase.number or 0 for phrase in new)
     new = sorted([*new, *(replace(phrase, number=1) for phrase in vague)], key=lambda phrase: phrase.start)
     return (counts[0] if len(counts) == 1 else total), new
@@ -192,8 +197,7 @@ def find_short_forms(words: list[str]) -> list[Phrase]:
         for at, word in enumerate(words[:-1])
         if word in NUMBERS
         and words[at + 1] in (*COLORS, *SIZES)
-        and words[at + 2 : at + 3] != ["shape"]
-        and not any(attributes_of(next_) != ANY for next_ in words[at + 2 : at + 3])
+        and not any(after == "shape" or attributes_of(after) != ANY for after in words[at + 2 : at + 3])
     ]
 
 
@@ -206,9 +210,6 @@ def is_head(head: Phrase, parts: Sequence[Phrase], short: Sequence[Phrase]) -> b
     return all(part in short or (head.filter.shape is None and part.filter.shape is not None) for part in parts)
 
 
-# ---- two objects ----
-
-
 def find_ref(words: list[str], phrase: Phrase, single: Sequence[Phrase]) -> int | None:
     """The number of the object that a phrase names, new or again."""
     again = [ref for ref, other in enumerate(single) if other.start == phrase.start]
@@ -218,17 +219,16 @@ def find_ref(words: list[str], phrase: Phrase, single: Sequence[Phrase]) -> int 
     return meant[0] if len(meant) == 1 and words[phrase.start - 1 : phrase.start] == ["the"] else None
 
 
-def relate(words: list[str], phrases: Sequence[Phrase], single: Sequence[Phrase]) -> Iterator[Related]:
+def find_relations(words: list[str], phrases: Sequence[Phrase], single: Sequence[Phrase]) -> Iterator[Related]:
     """What is left of what, ..."""
-    for place, phrase in enumerate(phrases):
-        ref = find_ref(words, phrase, single)
-        before = find_ref(words, phrases[place - 1], single) if place else None
+    for earlier, phrase in zip(phrases, phrases[1:], strict=False):
+        before, ref = find_ref(words, earlier, single), find_ref(words, phrase, single)
         if ref is None or before is None or ref == before:
             continue
-        between = words[phrases[place - 1].end : phrase.start]
+        between = words[earlier.end : phrase.start]
         if relation := relation_in(between):
             yield Related(before, relation, ref)
-        elif between[-3:-1] == ["there", "is"] and (relation := relation_in(links_before(words, phrases[place - 1]))):
+        elif between[-3:-1] == ["there", "is"] and (relation := relation_in(links_before(words, earlier))):
             yield Related(ref, relation, before)  # "above a star there is a circle"
         behind = words[phrase.end : phrase.end + 7]
         if "it" in behind and (relation := relation_in(behind[: behind.index("it")])):
@@ -238,28 +238,29 @@ def relate(words: list[str], phrases: Sequence[Phrase], single: Sequence[Phrase]
 def relation_in(words: Sequence[str]) -> str | None:
     """The relation that these words say, if they say nothing else."""
     words = words[1:] if words[:2] in ([",", "which"], [",", "and"]) else words
-    inner = [word for word in words if word in INNER_WORDS]
-    return INNER_WORDS[inner[0]] if len(inner) == 1 and LINKS.issuperset(set(words) - set(inner)) else None
+    words = ["above" if word == "higher" else word for word in words]
+    inner = [word for word in words if word in RELATION_WORDS]
+    return RELATION_WORDS[inner[0]] if len(inner) == 1 and LINKS.issuperset(set(words) - set(inner)) else None
 
 
 def links_before(words: list[str], phrase: Phrase) -> list[str]:
     """The words of a relation that stand before a phrase."""
     start = phrase.start
-    while start and (words[start - 1] in LINKS or words[start - 1] in INNER_WORDS):
+    while start and (words[start - 1] in LINKS or words[start - 1] in (*RELATION_WORDS, "higher")):
         start -= 1
     return words[start : phrase.start]
 
 
-def compare(words: list[str], phrases: Sequence[Phrase], single: Sequence[Phrase]) -> Iterator[Compared]:
+def find_comparisons(words: list[str], phrases: Sequence[Phrase], single: Sequence[Phrase]) -> Iterator[Compared]:
     """What is larger than what, or as large."""
-    for place, phrase in enumerate(phrases):
+    for index, phrase in enumerate(phrases):
         ref = find_ref(words, phrase, single)
         if len(single) == 2 and ref is not None and words[phrase.end : phrase.end + 2] == ["is", "the"]:
             yield from compare_by(words[phrase.end + 2 : phrase.end + 3], ref, 1 - ref)
-        before = find_ref(words, phrases[place - 1], single) if place else None
+        before = find_ref(words, phrases[index - 1], single) if index else None
         if ref is None or before is None or ref == before:
             continue
-        between = words[phrases[place - 1].end : phrase.start]
+        between = words[phrases[index - 1].end : phrase.start]
         if "than" in between:
             yield from compare_by([word for word in between if word not in LINKS], before, ref)
         elif between[:3] == ["as", "large", "as"]:
@@ -279,9 +280,6 @@ def compare_by(words: Sequence[str], a: int, b: int) -> Iterator[Compared]:
     """One word that compares a with b; others say nothing."""
     if len(words) == 1 and words[0] in (*LARGER, *SMALLER):
         yield Compared(a, "larger", b) if words[0] in LARGER else Compared(b, "larger", a)
-
-
-# ---- all objects ----
 
 
 def find_predicates(words: list[str]) -> Iterator[Predicate]:
@@ -305,29 +303,116 @@ def find_differences(words: list[str]) -> Iterator[str]:
     """Attributes in which no two objects agree."""
     for at, word in enumerate(words):
         if word in ("different", "differ") or words[at : at + 2] == ["no", "two"]:
-            yield from [ATTRIBUTES[near] for near in words[at + 1 : at + 6] if near in ATTRIBUTES][:1]
+            yield from [DIFFERING[near] for near in words[at + 1 : at + 6] if near in DIFFERING][:1]
 
 
-def find_backgrounds(words: list[str]) -> list[str]:
+def find_backgrounds(words: list[str]) -> Iterator[str]:
     """Colors of the background that are named: "a white background", "the background is white"."""
-    found = []
     for at, color in enumerate(words):
-        is_before = words[at + 1 : at + 2] and words[at + 1] in BACKGROUND_NOUNS
-        is_behind = words[max(at - 2, 0) : at] == ["background", "is"]
-        if color in BACKGROUNDS and (is_before or is_behind):
-            found.append(color)
-    return found
+        is_before = any(word in BACKGROUND_NOUNS for word in words[at + 1 : at + 2])
+        if color in BACKGROUNDS and (is_before or words[max(at - 2, 0) : at] == ["background", "is"]):
+            yield color
 
 
-# The questions that a request to draw raises, in the world's own words: what a model that was taught in this world can
-# be asked about a picture of it.
-#
-# In: a spec, or the words of a request (read by request_reader.py). Out: questions with the answer that a right picture
-# gets: yes or no, and the number where it is about how many. Asked are objects, counts, denials, relations,
-# comparisons,
-# "every" and the background. The world has no question for a place ("in the corner"), nor for "of different colors" or
-# "of different shapes" beyond what is said of single objects. Words without anything of all this become one question
-# with all of them. Knows no model and no pixels.
+# ---- descriptions ----
+
+
+def check_description(text: str, scene: Scene) -> tuple[Verdict, ...]:
+    """Every object named in full, nothing invented, every stated relation true, the background right."""
+    claims = read_description(text)
+    is_complete = bool(claims.objects) and all(item.shape and item.color and item.size for item in claims.objects)
+    return (
+        Verdict("every object is named with size, color and shape", is_complete),
+        Verdict("the background is named", claims.background is not None),
+        Verdict("every reference and relation is clear", not claims.problems),
+        *check_scene(claims.to_spec(), scene),
+    )
+
+
+def read_description(text: str) -> Claims:
+    """What a description claims. Never fails: what cannot be understood is among the problems."""
+    claims = Claims()
+    words = normalize_words(text)
+    opener, attributes = "", {}  # "a", "two" or "the", and the attributes behind it
+    for index, word in enumerate(words):
+        if word == "background":
+            near = [*words[max(0, index - 2) : index], *words[index + 1 : index + 3]]
+            claims.background = next((word for word in near if word in BACKGROUNDS), claims.background)
+            opener, attributes = "", {}
+        elif word in NUMBERS or word in ("a", "an", "another", "the"):
+            opener, attributes = word, {}
+        elif word in SIZES:
+            attributes["size"] = word
+        elif word in COLORS:
+            attributes["color"] = word
+        elif word in NOUNS:
+            item = Filter(None if word == "shape" else word, attributes.get("color"), attributes.get("size"))
+            claims.read_noun(opener, item, is_bare=word == "shape" and not attributes)
+            opener, attributes = "", {}
+        elif word in RELATION_WORDS and claims.last is not None:
+            # left and right relate only with an "of": "in the top left corner" does not
+            if word not in ("left", "right") or "of" in words[index + 1 : index + 3]:
+                claims.pending = RELATION_WORDS[word]
+        elif word in ".;!?":
+            claims.end_sentence()
+    claims.end_sentence()
+    return claims
+
+
+@dataclass(slots=True)
+class Claims:
+    """What a description claims, read noun phrase by noun phrase."""
+
+    objects: list[Filter] = field(default_factory=list)  # each object once, in the order of mention
+    relations: list[Related] = field(default_factory=list)
+    background: str | None = None
+    number: int | None = None  # "there are three shapes"
+    problems: list[str] = field(default_factory=list)  # references to nothing, relations without objects
+    last: int | None = None  # the object mentioned last
+    pending: str | None = None  # a relation that waits for its second object
+
+    def to_spec(self) -> Spec:
+        """The same claims as a spec: these objects and no others."""
+        constraints: list[Constraint] = [Exists(ref, item) for ref, item in enumerate(self.objects)]
+        constraints.append(Count(ANY, len(self.objects)))
+        if self.number is not None and self.number != len(self.objects):
+            constraints.append(Count(ANY, self.number))
+        constraints += self.relations
+        if self.background:
+            constraints.append(Background(self.background))
+        return Spec(tuple(constraints))
+
+    def read_noun(self, opener: str, item: Filter, *, is_bare: bool) -> None:
+        """A noun phrase: a number of objects in all, a reference back, or new objects."""
+        if is_bare:
+            self.number = NUMBERS.get(opener, self.number)
+            return
+        known = [index for index, known in enumerate(self.objects) if _includes(known, item)]
+        if opener == "the" and known:
+            if len(known) == 1:
+                self.relate_to(known[0])
+            else:
+                self.problems.append(f"ambiguous: the {plain_phrase(item)}")
+            return
+        count = NUMBERS.get(opener, 1)  # "the circle" that was not introduced is a mention after all
+        self.objects += [item] * count
+        if count == 1:
+            self.relate_to(len(self.objects) - 1)
+
+    def relate_to(self, index: int) -> None:
+        if self.pending and self.last is not None and self.last != index:
+            self.relations.append(Related(self.last, self.pending, index))
+        self.pending, self.last = None, index
+
+    def end_sentence(self) -> None:
+        if self.pending:
+            self.problems.append(f"{self.pending} nothing")
+        self.pending = self.last = None
+
+
+def _includes(known: Filter, item: Filter) -> bool:
+    pairs = ((item.shape, known.shape), (item.color, known.color), (item.size, known.size))
+    return all(wanted in (None, given) for wanted, given in pairs)
 
 
 T = TypeVar("T")

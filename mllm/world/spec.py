@@ -1,13 +1,14 @@
-"""What a sentence demands of a picture, as plain values, and whether a scene fulfils it.
+"""What a sentence says about an image, as constraints, and whether a scene satisfies them.
 
-A spec is a list of constraints. Some name objects by number ("object 0 is a red circle", "object 0 is left of object
-1"); checking looks for the assignment of numbers to objects that fulfils the most. Knows neither words nor pixels.
+Some constraints name objects by number ("object 0 is a red circle", "object 0 is left of object 1"); checking looks for
+the assignment of numbers to objects that satisfies the most. Knows neither words nor pixels.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from itertools import permutations
 
 from mllm.world.scene import MAX_OBJECTS, Pair, Scene, SceneObject, holds, is_placed
@@ -22,7 +23,7 @@ SKILLS = (
     "negation",
     "universality",
 )
-MAX_ASSIGNED = 2 * MAX_OBJECTS  # a picture with more objects than this fails whatever the assignment
+MAX_ASSIGNED = 2 * MAX_OBJECTS  # an image with more objects than this fails whatever the assignment
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,7 @@ class Exists:
 
 @dataclass(frozen=True, slots=True)
 class Related:
-    """Object `a` stands in a relation of relations.RELATIONS to object `b`."""
+    """Object `a` stands in a relation (scene.RELATIONS) to object `b`."""
 
     a: int
     relation: str
@@ -72,7 +73,7 @@ class Related:
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """Object `ref` lies in a place of relations.PLACES."""
+    """Object `ref` lies in a place (scene.PLACES)."""
 
     ref: int
     place: str
@@ -118,12 +119,11 @@ class Background:
 
 
 Constraint = Exists | Related | Placed | Compared | Count | Every | Alike | Background
-_TYPES = {kind.__name__: kind for kind in (Exists, Related, Placed, Compared, Count, Every, Alike, Background)}
 
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """Everything a sentence says about a picture."""
+    """Everything a sentence says about an image."""
 
     constraints: tuple[Constraint, ...]
 
@@ -133,35 +133,41 @@ class Spec:
         filters = [item.filter for item in self.constraints if isinstance(item, Exists | Count | Every)]
         return frozenset(item.pair for item in filters if item.pair)
 
-    def to_dict(self) -> list[dict]:
-        return [{"type": type(item).__name__, **_plain(item)} for item in self.constraints]
-
-    @classmethod
-    def from_dict(cls, data: list[dict]) -> Spec:
-        constraints = []
-        for item in data:
-            values = {name: value for name, value in item.items() if name != "type"}
-            if "filter" in values:
-                values["filter"] = Filter(**values["filter"])
-            constraints.append(_TYPES[item["type"]](**values))
-        return cls(tuple(constraints))
-
-
-def _plain(constraint: Constraint) -> dict:
-    values = {field.name: getattr(constraint, field.name) for field in fields(constraint)}
-    if "filter" in values:
-        item = values["filter"]
-        named = {field.name: getattr(item, field.name) for field in fields(item)}
-        values["filter"] = {name: value for name, value in named.items() if value is not None}
-    return values
-
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Whether one demand was met."""
+    """Whether one constraint was met."""
 
-    demand: str
+    constraint: str
     holds: bool
+
+
+def full_filter(item: SceneObject) -> Filter:
+    """All attributes of an object."""
+    return Filter(item.shape, item.color, item.size)
+
+
+def plain_phrase(item: Filter) -> str:
+    """Attributes in their usual order, without synonyms: "small red circle"."""
+    return " ".join(word for word in (item.size, item.color, item.shape or "shape") if word)
+
+
+def find_one(scene: Scene, item: Filter) -> SceneObject | None:
+    """The only object that matches; None if there is none or more than one."""
+    found = [candidate for candidate in scene.objects if item.matches(candidate)]
+    return found[0] if len(found) == 1 else None
+
+
+def could_mean(reference: Filter, described: Filter) -> bool:
+    """Whether a reference could be taken for an object described so; what was not said could be anything."""
+    pairs = ((reference.shape, described.shape), (reference.color, described.color), (reference.size, described.size))
+    return all(wanted is None or given is None or wanted == given for wanted, given in pairs)
+
+
+def looks_like(expected: SceneObject, found: SceneObject, *, tolerance: float) -> bool:
+    """Whether two objects have the same attributes and nearly the same position."""
+    is_same = full_filter(expected).matches(found)
+    return is_same and math.hypot(expected.x - found.x, expected.y - found.y) <= tolerance
 
 
 def enumerate_objects(filters: Sequence[Filter]) -> tuple[Constraint, ...]:
@@ -169,46 +175,8 @@ def enumerate_objects(filters: Sequence[Filter]) -> tuple[Constraint, ...]:
     return (*(Exists(ref, item) for ref, item in enumerate(filters)), Count(ANY, len(filters)))
 
 
-def is_met(constraint: Constraint, scene: Scene, assigned: Sequence[SceneObject | None]) -> bool:
-    """Whether one constraint holds when object numbers stand for the assigned objects (None: missing)."""
-    match constraint:
-        case Exists(ref, item):
-            found = assigned[ref]
-            return found is not None and item.matches(found)
-        case Placed(ref, place):
-            found = assigned[ref]
-            return found is not None and is_placed(place, found)
-        case Related() | Compared():
-            a, b = assigned[constraint.a], assigned[constraint.b]
-            return a is not None and b is not None and _is_pair_met(constraint, a, b)
-        case Count(item, number):
-            return sum(map(item.matches, scene.objects)) == number
-        case Every(item):
-            return bool(scene.objects) and all(map(item.matches, scene.objects))
-        case Alike(attribute, distinct):
-            values = [getattr(item, attribute) for item in scene.objects]
-            return len(set(values)) == (len(values) if distinct else 1)
-        case Background(color):
-            return scene.background == color
-        case _:
-            raise TypeError(f"{constraint!r} is no constraint; use one of {', '.join(_TYPES)}")
-
-
-def _is_pair_met(constraint: Related | Compared, a: SceneObject, b: SceneObject) -> bool:
-    if isinstance(constraint, Related):
-        return holds(constraint.relation, a, b)
-    return compare(a, b) == constraint.comparison
-
-
-def compare(a: SceneObject, b: SceneObject) -> str:
-    """How the size of a relates to that of b."""
-    if a.size == b.size:
-        return "same size"
-    return "larger" if a.size == "large" else "smaller"
-
-
 def check_scene(spec: Spec, scene: Scene) -> tuple[Verdict, ...]:
-    """A verdict for each constraint, under the assignment of numbers to objects that fulfils the most of them."""
+    """A verdict for each constraint, under the assignment of numbers to objects that satisfies the most of them."""
     num_refs = 1 + max((item.ref for item in spec.constraints if isinstance(item, Exists)), default=-1)
     objects: list[SceneObject | None] = list(scene.objects[:MAX_ASSIGNED])
     objects += [None] * (num_refs - len(objects))
@@ -220,3 +188,38 @@ def check_scene(spec: Spec, scene: Scene) -> tuple[Verdict, ...]:
         if all(met):
             break
     return tuple(Verdict(str(item), value) for item, value in zip(spec.constraints, best, strict=True))
+
+
+def is_met(constraint: Constraint, scene: Scene, assigned: Sequence[SceneObject | None]) -> bool:
+    """Whether one constraint holds when object numbers stand for the assigned objects (None: missing)."""
+    match constraint:
+        case Exists(ref, item):
+            found = assigned[ref]
+            return found is not None and item.matches(found)
+        case Placed(ref, place):
+            found = assigned[ref]
+            return found is not None and is_placed(place, found)
+        case Related(first, relation, second):
+            a, b = assigned[first], assigned[second]
+            return a is not None and b is not None and holds(relation, a, b)
+        case Compared(first, comparison, second):
+            a, b = assigned[first], assigned[second]
+            return a is not None and b is not None and compare(a, b) == comparison
+        case Count(item, number):
+            return sum(map(item.matches, scene.objects)) == number
+        case Every(item):
+            return bool(scene.objects) and all(map(item.matches, scene.objects))
+        case Alike(attribute, distinct):
+            values = [getattr(item, attribute) for item in scene.objects]
+            return len(set(values)) == (len(values) if distinct else 1)
+        case Background(color):
+            return scene.background == color
+        case _:
+            raise TypeError(f"constraint must be one of {Constraint}, got {constraint!r}")
+
+
+def compare(a: SceneObject, b: SceneObject) -> str:
+    """How the size of a relates to that of b."""
+    if a.size == b.size:
+        return "same size"
+    return "larger" if a.size == "large" else "smaller"

@@ -23,9 +23,11 @@ from mllm.config import MLLMConfig
 from mllm.conversation import CodesPart, Message, TextPart, unconditional
 from mllm.files import whole_file, write_json
 from mllm.sequence import Grid, PackedBatch, Packer, TokenSequence, build_sequence, take_row
-from mllm.world.dialogue import IMAGE_KINDS, JOBS, Dialogue, Episode, ImageRef, make_dialogue, make_episode
-from mllm.world.language import apply_edit, describe
+from mllm.world.dialogue import JOBS, Dialogue, Episode, ImageRef, make_dialogue, make_episode
+from mllm.world.edits import apply_edit
+from mllm.world.language import describe
 from mllm.world.outline import SQUARE, centre, outline_of
+from mllm.world.render import IMAGE_KINDS
 from mllm.world.scene import Scene, SceneObject, random_scene_for, split_of
 from tokenizer.images import to_bytes
 from tokenizer.network import cut_into_patches

@@ -12,7 +12,8 @@ from PIL import Image
 from mllm.conversation import Message
 from mllm.evaluation.world import GROUPS, Group, RunningDialogue, judge, make_items, run_group, score_group
 from mllm.world.dialogue import Check, Dialogue, ImageRef, ask_about_other
-from mllm.world.language import Edit, Question, apply_edit, edit_sentence, says_it
+from mllm.world.edits import Edit, apply_edit, edit_sentence
+from mllm.world.questions import Question, says_it
 from mllm.world.render import render
 from mllm.world.scene import Scene, SceneObject
 from mllm.world.spec import ANY, Filter, check_scene
@@ -135,9 +136,8 @@ def test_questions_with_one_answer_are_not_open() -> None:
 
 def test_the_other_one_is_the_one_not_asked_about_whatever_it_looks_like() -> None:
     before = Question("color", "color of", Filter(shape="star"))
-    words_and_check = ask_about_other(before, WANTED, Random(0))
-    assert words_and_check is not None
-    check = replace(words_and_check[1], question=Question("color", "color of", Filter(shape="heart", size="large")))
+    (check,) = ask_about_other(before, WANTED, Random(0)).checks
+    check = replace(check, question=Question("color", "color of", Filter(shape="heart", size="large")))
     assert judge(check, "green", DRAWN).passed, "the small heart is the other one all the same"
     assert not judge(check, "there is no large heart", DRAWN).passed
 
@@ -173,7 +173,7 @@ def test_instructions_say_how_they_name_the_object(edit: Edit) -> None:
     for seed in range(80):
         text, reference = edit_sentence(edit, WANTED, Random(seed))
         assert reference is not None
-        assert [item for item in WANTED.objects if reference.matches(item)] == [WANTED.objects[edit.target]], text
+        assert [item for item in WANTED.objects if reference.matches(item)] == [WANTED.objects[edit.index]], text
         if edit.kind == "resize":
             text, reference = edit_sentence(edit, alone, Random(seed), pronoun=True)
             assert (reference == ANY) == says_it(text), text

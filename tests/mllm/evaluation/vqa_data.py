@@ -12,7 +12,7 @@ from pathlib import Path
 from random import Random
 
 from mllm.evaluation.vqa import MME
-from mllm.world.language import answer, propose_question, say_question
+from mllm.world.questions import answer, propose_question, say_question
 from mllm.world.render import render
 from mllm.world.scene import Scene, random_scene_for
 

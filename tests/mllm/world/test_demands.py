@@ -6,7 +6,8 @@ from random import Random
 
 import pytest
 
-from mllm.world.language import DRAWING_WEIGHTS, answer, make_draw_request
+from mllm.world.language import DRAWING_WEIGHTS, make_draw_request
+from mllm.world.questions import answer
 from mllm.world.reader import demands_of, demands_of_spec, read_request, say_demands
 from mllm.world.scene import COLORS, SHAPES, SIZES, Scene, random_scene_for
 from mllm.world.spec import Alike, Count, Every, Exists, Filter, Placed, Related, Spec, check_scene

@@ -1,119 +1,139 @@
-"""How many ways there are to say a thing, and that slips of the keyboard leave it readable."""
+"""Requests to draw are true of their own scene and false of a changed one; there are many ways to say a thing."""
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import replace
 from random import Random
 from typing import Any
 
-import pytest
-
-from mllm.world.dialogue import (
-    ask_about_other,
-    assistant,
-    make_dialogue,
-    make_episode,
-    mistype,
-    undo_slips,
-    user,
-    with_typos,
-)
-from mllm.world.language import Question, answer
+from mllm.world.dialogue import make_episode
+from mllm.world.language import DRAWING_WEIGHTS, add_typo, correct_typos, describe, make_draw_request, phrases
 from mllm.world.reader import read_request
-from mllm.world.scene import Scene, SceneObject
-from mllm.world.spec import Filter
-from mllm.world.templates import ask, dense, describe, draw, edit, story, talk
+from mllm.world.scene import COLORS, HELD_OUT_PAIRS, Scene, SceneObject, random_scene, random_scene_for
+from mllm.world.spec import SKILLS, Background, Filter, Related, Spec, check_scene, enumerate_objects
 
-LEAST = 60
+CIRCLE, SQUARE = SceneObject("circle", "red", "large", 0.25, 0.5), SceneObject("square", "blue", "small", 0.6, 0.5)
+STAR = SceneObject("star", "green", "small", 0.65, 0.85)
+
+
+def satisfies(spec: Spec, scene: Scene) -> bool:
+    return all(verdict.holds for verdict in check_scene(spec, scene))
 
 
 def texts_of(value: Any) -> set[str]:
     """All strings in nested tables."""
     if isinstance(value, str):
         return {value}
-    items = value.values() if isinstance(value, dict) else value
-    return {text for item in items for text in texts_of(item)}
+    return {text for item in (value.values() if isinstance(value, dict) else value) for text in texts_of(item)}
 
 
-def constants(module: Any) -> set[str]:
-    return texts_of([value for name, value in vars(module).items() if name.isupper() and isinstance(value, tuple)])
+def test_every_job_can_be_asked_for_in_many_ways() -> None:
+    describe_requests, dialogue = phrases("describe"), phrases("dialogue")
+    tables = {
+        "draw": phrases("draw"),
+        "ask": phrases("ask"),
+        "describe": [describe_requests["requests"], describe_requests["short_requests"]],
+        "edit": phrases("edit"),
+        "depth": dialogue["depth"],
+        "segment": dialogue["segmentation"],
+        "interleaved": [table for name, table in dialogue.items() if " then " in name],
+        "talk": [fact["questions"] for fact in phrases("talk")["facts"]],
+    }
+    for job, table in tables.items():
+        assert len(texts_of(table)) >= 58, job
+    assert not texts_of(tables["depth"]) & texts_of(tables["segment"])
 
 
-TEMPLATES = {
-    "draw": constants(draw),
-    "ask": texts_of(ask.QUESTIONS),
-    "describe": texts_of([describe.REQUESTS, describe.SHORT_REQUESTS]),
-    "edit": texts_of(edit.EDITS),
-    "depth": texts_of(dense.DEPTH),
-    "segment": texts_of(dense.SEGMENTATION),
-    "interleaved": constants(story) - set(story.THE_OTHER_ONE) | texts_of(story.DRAW_THEN_DENSE),
-    "talk": {text for texts, _ in talk.FACTS for text in texts},
-}
-
-
-@pytest.mark.parametrize("job", TEMPLATES)
-def test_every_job_can_be_asked_for_in_many_ways(job: str) -> None:
-    assert len(TEMPLATES[job]) >= LEAST
-
-
-def test_no_request_for_one_picture_is_also_one_for_the_other() -> None:
-    assert not TEMPLATES["depth"] & TEMPLATES["segment"]
-
-
-@pytest.mark.parametrize("seed", range(40))
-def test_a_slip_changes_one_longer_word_and_keeps_its_first_letter(seed: int) -> None:
+def test_a_typo_changes_one_longer_word_and_keeps_its_first_letter() -> None:
     text = "Draw three orange circles to the left of a square."
-    before, after = text.split(), mistype(text, Random(seed)).split()
-    changed = [(old, new) for old, new in zip(before, after, strict=True) if old != new]
-    assert len(changed) == 1
-    for old, new in changed:
+    for seed in range(40):
+        changed = [(a, b) for a, b in zip(text.split(), add_typo(text, Random(seed)).split(), strict=True) if a != b]
+        ((old, new),) = changed
         assert old in ("orange", "circles", "square.") and old[0] == new[0] and abs(len(old) - len(new)) <= 1
+    assert not any("three" in add_typo("Are there stars", Random(seed)) for seed in range(200))
+    assert all(add_typo("small", Random(seed)) != "small" for seed in range(50))
+    assert add_typo("a red star on it", Random(0)) == "a red star on it"
 
 
-def test_a_slip_makes_no_number() -> None:
-    assert not any("three" in mistype("Are there stars", Random(seed)) for seed in range(200))
-    assert all(mistype("small", Random(seed)) != "small" for seed in range(50))
-
-
-@pytest.mark.parametrize("seed", range(60))
-def test_a_request_with_a_slip_is_read_like_one_without(seed: int) -> None:
+def test_a_request_with_a_typo_is_read_like_one_without() -> None:
     text = "a large yellow triangle above two orange circles on a cream background"
-    assert undo_slips(mistype(text, Random(seed))) == text
-    assert read_request(mistype(text, Random(seed))) == read_request(text)
-
-
-def test_words_without_a_slip_stay() -> None:
+    for seed in range(60):
+        assert correct_typos(add_typo(text, Random(seed))) == text
+        assert read_request(add_typo(text, Random(seed))) == read_request(text)
     text = "Where there are three stars, while others star in a white circus"
-    assert undo_slips(text) == text
+    assert correct_typos(text) == text
 
 
-def test_short_words_have_no_slips() -> None:
-    assert mistype("a red star on it", Random(0)) == "a red star on it"
+def test_requests_hold_on_their_own_scene() -> None:
+    for kind in DRAWING_WEIGHTS:
+        for seed in range(300):
+            scene = random_scene(Random(seed))
+            request = make_draw_request(scene, Random(seed + 1), kind=kind)
+            assert satisfies(request.spec, scene), (request.text, scene)
+            assert set(request.skills) <= set(SKILLS)
+            assert "{" not in request.text and request.text.isascii()
 
 
-def test_some_requests_have_slips_and_no_answer_has() -> None:
-    asked = user("Draw a purple circle.")
-    found = {with_typos(asked, Random(seed)) for seed in range(300)}
-    assert asked in found and len(found) > 5
-    said = assistant("There is a purple circle on a white background.")
-    assert {with_typos(said, Random(seed)) for seed in range(50)} == {said}
-    for index in range(100):
-        dialogue = make_dialogue("describe", make_episode(index), Random(index))
-        assert dialogue.turns[-1].parts == (dialogue.checks[-1].expected,)
+def test_full_requests_fail_on_a_changed_scene() -> None:
+    noticed = Counter()
+    for seed in range(300):
+        scene = random_scene(Random(seed))
+        request = make_draw_request(scene, Random(seed), kind="full")
+        first, *rest = scene.objects
+        other = next(color for color in COLORS if all(item.color != color for item in scene.objects))
+        changed = {
+            "color": (replace(first, color=other), *rest),
+            "missing": tuple(rest),
+            "extra": (*scene.objects, SceneObject("circle", other, "small", 0.5, 0.5)),
+        }
+        noticed.update(
+            n for n, objects in changed.items() if not satisfies(request.spec, replace(scene, objects=objects))
+        )
+    assert noticed["missing"] == noticed["extra"] == 300
+    assert noticed["color"] > 270  # a few requests leave a color open
 
 
-TWO = Scene("white", (SceneObject("star", "red", "small", 0.2, 0.3), SceneObject("heart", "blue", "large", 0.7, 0.6)))
+def test_every_skill_occurs_and_most_requests_describe_the_scene_fully() -> None:
+    requests = [make_draw_request(make_episode(index).scene, Random(index)) for index in range(1500)]
+    skills = Counter(skill for request in requests for skill in request.skills)
+    assert set(skills) == set(SKILLS) and min(skills.values()) >= 30, skills
+    assert 0.6 < sum(request.kind == "full" for request in requests) / 1500 < 0.85
 
 
-def test_the_other_one_is_the_one_that_was_not_asked_about() -> None:
-    before = Question("color", "color of", Filter("star"))
-    words, check = ask_about_other(before, TWO, Random(0))
-    assert words in story.THE_OTHER_ONE and check.expected == "blue" == answer(check.question, TWO)
-    shape = Question("shape", "shape of", Filter(size="large"))
-    assert ask_about_other(shape, TWO, Random(0))[1].expected == "star"
+def test_held_out_requests_name_a_held_out_pair() -> None:
+    for seed in range(60):
+        scene = random_scene_for("test", Random(seed), pairs="held_out")
+        assert make_draw_request(scene, Random(seed)).spec.pairs & HELD_OUT_PAIRS
 
 
-def test_where_there_is_no_other_one_nothing_is_asked() -> None:
-    one = Scene("white", TWO.objects[:1])
-    assert ask_about_other(Question("color", "color of", Filter("star")), one, Random(0)) is None
-    assert ask_about_other(Question("count", "count", Filter("star")), TWO, Random(0)) is None
-    assert ask_about_other(Question("color", "color of", Filter("cross")), TWO, Random(0)) is None  # absent
+def test_the_sentence_of_the_documentation_is_said() -> None:
+    scene = Scene("white", (CIRCLE, SQUARE))
+    said = {make_draw_request(scene, Random(seed), kind="full").text for seed in range(3000)}
+    assert "a large red circle to the left of a small blue square on a white background" in said
+
+
+def test_the_words_of_a_description() -> None:
+    assert describe(Scene("white", (CIRCLE, SQUARE, STAR))) == (
+        "There are three shapes on a white background: a large red circle, a small blue square and a small green star. "
+        "The circle is to the left of the square. The square is above the star."
+    )
+    assert describe(Scene("black", (CIRCLE,))) == "There is a large red circle on a black background."
+
+
+def test_relations_are_checked_under_the_best_assignment() -> None:
+    """Two red circles, one of them left of a star: whichever circle it is."""
+    circle = Filter("circle", "red")
+    spec = Spec((*enumerate_objects([circle, circle, Filter("star")]), Related(1, "left of", 2), Background("white")))
+    items = [SceneObject("circle", "red", "small", x, 0.5) for x in (0.2, 0.8)]
+    star = SceneObject("star", "blue", "small", 0.5, 0.5)
+    assert satisfies(spec, Scene("white", (*items, star)))
+    assert not satisfies(spec, Scene("white", (*items, replace(star, x=0.12))))
+    verdicts = check_scene(spec, Scene("gray", (*items, star)))
+    assert [verdict.constraint for verdict in verdicts if not verdict.holds] == [str(Background("white"))]
+
+
+def test_missing_objects_fail_every_constraint_about_them() -> None:
+    spec = Spec((*enumerate_objects([Filter("circle"), Filter("star")]), Related(0, "above", 1)))
+    verdicts = check_scene(spec, Scene("white", (SceneObject("circle", "red", "small", 0.5, 0.5),)))
+    assert [verdict.holds for verdict in verdicts] == [True, False, False, False]

@@ -1,4 +1,4 @@
-"""Pictures are exact: right sizes, right areas, the same at every resolution, fast enough."""
+"""Images are exact: right sizes, right areas, the same at every resolution, fast enough."""
 
 from __future__ import annotations
 
@@ -8,31 +8,34 @@ from random import Random
 import numpy as np
 import pytest
 
-from mllm.world.render import DEPTH_GRAY, SEGMENTATION_RGB, compute_coverage, render, render_depth, render_segmentation
-from mllm.world.scene import RGB, SHAPES, Scene, SceneObject, random_scene
+from mllm.world.render import DEPTH_RGB, RGB, SEGMENTATION_RGB, compute_coverage, render
+from mllm.world.scene import SHAPES, Scene, SceneObject, random_scene
 
 ONE = Scene("cream", (SceneObject("heart", "purple", "large", 0.4, 0.6),))
 
 
-@pytest.mark.parametrize("size", [64, 128, 250, (192, 128), (96, 160)])
-def test_size_and_colors(size: int | tuple[int, int]) -> None:
-    picture = render(ONE, size)
-    width, height = (size, size) if isinstance(size, int) else size
-    assert picture.size == (width, height) and picture.mode == "RGB"
-    assert picture.getpixel((1, 1)) == RGB["cream"]
-    assert picture.getpixel((int(0.4 * width), int(0.6 * height))) == RGB["purple"]
+def test_size_and_colors() -> None:
+    for size in (64, 128, 250, (192, 128), (96, 160)):
+        image = render(ONE, size)
+        width, height = (size, size) if isinstance(size, int) else size
+        assert image.size == (width, height) and image.mode == "RGB"
+        assert image.getpixel((1, 1)) == RGB["cream"]
+        assert image.getpixel((int(0.4 * width), int(0.6 * height))) == RGB["purple"]
+    for kind, palette, name in (("depth", DEPTH_RGB, "large"), ("segmentation", SEGMENTATION_RGB, "heart")):
+        image = render(ONE, kind=kind)
+        assert image.getpixel((51, 77)) == palette[name] and image.getpixel((1, 1)) == palette["background"]
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_shapes_fit_their_circle_and_scale_with_it(shape: str) -> None:
-    small, large = (compute_coverage(shape, radius, 0.0, 0.0).sum() / radius**2 for radius in (20.0, 160.0))
-    assert small == pytest.approx(large, rel=0.01)
-    coverage_HW = compute_coverage(shape, 80.0, 0.0, 0.0)
-    reach = coverage_HW.shape[0] // 2
-    offsets = np.arange(-reach, reach + 1) + 0.5
-    distance_HW = np.hypot(offsets[None], offsets[:, None])
-    assert coverage_HW[distance_HW > 81.5].max() == 0.0
-    assert distance_HW[coverage_HW > 0.5].max() > 0.85 * 80
+def test_shapes_fit_their_circle_and_scale_with_it() -> None:
+    for shape in SHAPES:
+        small, large = (compute_coverage(shape, radius, 0.0, 0.0).sum() / radius**2 for radius in (20.0, 160.0))
+        assert small == pytest.approx(large, rel=0.01)
+        coverage_HW = compute_coverage(shape, 80.0, 0.0, 0.0)
+        reach = coverage_HW.shape[0] // 2
+        offsets = np.arange(-reach, reach + 1) + 0.5
+        distance_HW = np.hypot(offsets[None], offsets[:, None])
+        assert coverage_HW[distance_HW > 81.5].max() == 0.0
+        assert distance_HW[coverage_HW > 0.5].max() > 0.85 * 80
 
 
 def test_coverage_agrees_with_many_samples_per_pixel() -> None:
@@ -40,8 +43,7 @@ def test_coverage_agrees_with_many_samples_per_pixel() -> None:
     for shape in SHAPES:
         fast_HW = compute_coverage(shape, 11.0, 0.25, -0.375)
         samples_HW = compute_coverage(shape, 11.0 * 16, 0.25 * 16, -0.375 * 16) > 0.5
-        rows = fast_HW.shape[0]
-        reach, fine_reach = rows // 2, samples_HW.shape[0] // 2
+        reach, fine_reach = fast_HW.shape[0] // 2, samples_HW.shape[0] // 2
         slow_HW = np.zeros_like(fast_HW)
         # fine pixel i of the middle pixel's corner at fine_reach belongs to coarse pixel reach + i // 16
         for y, x in zip(*np.nonzero(samples_HW), strict=True):
@@ -50,24 +52,17 @@ def test_coverage_agrees_with_many_samples_per_pixel() -> None:
         assert fast_HW.sum() == pytest.approx(slow_HW.sum(), rel=0.01)
 
 
-def test_resolutions_show_the_same_picture() -> None:
+def test_resolutions_show_the_same_image() -> None:
     scene = random_scene(Random(3), num_objects=4)
     fine = np.asarray(render(scene, 512).reduce(4), float)
     assert np.abs(fine - np.asarray(render(scene, 128), float)).mean() < 1.0
 
 
-def test_depth_and_segmentation_use_their_fixed_values() -> None:
-    center = (51, 77)
-    assert render_depth(ONE).getpixel(center) == (DEPTH_GRAY["large"],) * 3
-    assert render_depth(ONE).getpixel((1, 1)) == (DEPTH_GRAY["background"],) * 3
-    assert render_segmentation(ONE).getpixel(center) == SEGMENTATION_RGB["heart"]
-    assert render_segmentation(ONE).getpixel((1, 1)) == SEGMENTATION_RGB["background"]
-
-
-def test_objects_at_the_border_are_cut_and_tiny_pictures_are_refused() -> None:
+def test_objects_at_the_border_are_cut_and_tiny_images_are_refused() -> None:
     render(Scene("white", (SceneObject("square", "red", "large", 0.0, 1.0),)), (64, 80))
-    with pytest.raises(ValueError, match="too small"):
-        render(ONE, 8)
+    for options in ({"size": 8}, {"kind": "normals"}):
+        with pytest.raises(ValueError):
+            render(ONE, **options)
 
 
 def test_rendering_is_fast_and_deterministic() -> None:

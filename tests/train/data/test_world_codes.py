@@ -13,7 +13,7 @@ from mllm.config import MLLMConfig
 from mllm.sequence import Grid, trained_grids
 from mllm.vocabulary import extend_tokenizer, load_text_tokenizer
 from mllm.world.dialogue import make_episode
-from mllm.world.language import apply_edit
+from mllm.world.edits import apply_edit
 from mllm.world.outline import centre, outline_of
 from mllm.world.scene import split_of
 from tests.mllm.tiny_folder import build_tiny_folder

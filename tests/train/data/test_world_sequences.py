@@ -12,8 +12,8 @@ from mllm.config import MLLMConfig
 from mllm.conversation import CodesPart
 from mllm.vocabulary import extend_tokenizer, load_text_tokenizer
 from mllm.world.dialogue import JOBS, ImageRef, make_dialogue, make_episode
-from mllm.world.language import propose_question
 from mllm.world.outline import outline_of
+from mllm.world.questions import propose_question
 from train.data.world import NUM_PICTURES, EpisodeSet, WorldBatches, WorldCodes, to_messages
 from train.recipe import WorldData
 
@@ -98,7 +98,7 @@ def test_questions_have_slips_too(
     asked = batches(codes, text_tokenizer_file, jobs={"ask": 1.0}, questions=4)
     asked.config = MLLMConfig(num_codebooks=2, image_size=32)
     before = [asked.draw_sequence(Random(n)).token_ids_T.tolist() for n in range(5)]
-    monkeypatch.setattr("mllm.world.dialogue.SHARE", 1.0)
+    monkeypatch.setattr("mllm.world.dialogue.TYPO_SHARE", 1.0)
     after = [asked.draw_sequence(Random(n)).token_ids_T.tolist() for n in range(5)]
     assert all(one != two for one, two in zip(before, after, strict=True))
 
