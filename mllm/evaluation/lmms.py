@@ -61,14 +61,12 @@ class MLLMToolkit(lmms):
         """Answers to requests of one task, which share their settings; images go to a folder of the task."""
         calls = [request.args[ARGUMENTS] for request in requests]
         given, seeds = calls[0][1], [self.seed + doc_id for _, _, doc_id, *_ in calls]
-        chats = [
-            read_messages(to_messages(self.task_dict[task][split][doc_id])) for to_messages, _, doc_id, *_ in calls
-        ]
+        docs = self.task_dict[task][split]
+        chats = [read_messages(to_messages(docs[doc_id])) for to_messages, _, doc_id, *_ in calls]
+        answers = self.pipeline.answer(chats, self.mode, seeds, **read_settings(given, self.mode))
         found = [
             as_answer(parts, mode=self.mode, stem=f"{seed:08d}", folder=self.folder / task / split)
-            for parts, seed in zip(
-                self.pipeline.answer(chats, self.mode, seeds, **read_settings(given, self.mode)), seeds, strict=True
-            )
+            for parts, seed in zip(answers, seeds, strict=True)
         ]
         return [cut_at(text, given.get("until")) for text in found] if self.mode == "text" else found
 
