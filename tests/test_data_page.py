@@ -45,7 +45,8 @@ def test_keys_of_the_table_are_those_of_recipes() -> None:
     table = PAGE[PAGE.index("| key of `data`") :]
     rows = re.findall(r"^\| `(\w+)` \| ([\d.]*) ?\|", table, flags=re.MULTILINE)
     defaults = MLLMData()
-    assert [name for name, _ in rows] == ["shards", "prompt_dropout", "describe_share", "lookahead", "lanes", "seed"]
+    names = ["shards", "prompt_dropout", "describe_share", "buffer_size", "packing_buffers", "seed"]
+    assert [name for name, _ in rows] == names
     assert all(getattr(defaults, name) == float(value) for name, value in rows if value)
 
 

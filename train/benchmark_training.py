@@ -22,8 +22,10 @@ from mllm.checkpoint import choose_device, find_model_folder
 from mllm.files import write_json
 from mllm.model import MLLMForConditionalGeneration, count_items
 from mllm.processor import MLLMProcessor
-from mllm.sequence import PackedBatch, TokenSequence, pack, take_row, trained_grids
-from train.data.world import EpisodeSet, WorldBatches, WorldCodes
+from mllm.sequence import PackedBatch, TokenSequence, pack, take_row
+from train.data.batches import encode_world
+from train.data.packing import BatchShape, Tokenizers
+from train.data.world import WorldSequences
 from train.hardware import speed_up
 from train.recipe import WorldData
 
@@ -75,26 +77,15 @@ def load(
     if device.type == "cpu":
         speed_up(model.backbone, compiles=False)
     processor = MLLMProcessor.from_pretrained(folder, device=device)
+    tokenizers = Tokenizers(text=processor.tokenizer, image=processor.image_tokenizer, config=model.config)
     data = WorldData(episodes=8, dense_every=1, jobs=JOBS)
     with tempfile.TemporaryDirectory() as scratch:
-        episodes = EpisodeSet(
-            num_episodes=data.episodes, dense_every=1, seed=data.seed, grids=trained_grids(model.config)
-        )
-        codes = WorldCodes(Path(scratch), episodes)
-        codes.encode_missing(processor.image_tokenizer, num_workers=0)
-        source = WorldBatches(
-            data,
-            codes,
-            tokenizer=processor.tokenizer,
-            config=model.config,
-            length=length,
-            rows=1,
-            num_batches=0,
-        )
+        episodes, codes = encode_world(data, Path(scratch), tokenizers, num_workers=0)
+        source = WorldSequences(data, episodes, codes, tokenizers, BatchShape(rows=1, length=length))
         rng = Random(0)
         samples: list[TokenSequence] = []
         while len(samples) < num_samples:
-            sample = source.draw_sequence(rng)
+            sample = source.draw(rng)
             if len(sample) <= length:
                 samples.append(sample)
     return model, samples

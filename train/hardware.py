@@ -10,6 +10,7 @@ Letters: B batch, H heads, T queries, S keys, d head width.
 from __future__ import annotations
 
 import logging
+from datetime import timedelta
 from functools import lru_cache
 
 import torch
@@ -20,6 +21,8 @@ from transformers.masking_utils import sdpa_mask
 
 logger = logging.getLogger(__name__)
 
+WAIT_IN_TRAINING = timedelta(hours=6)
+"""Time for the first process to encode, draw, answer or compute rFID alone; a process that hangs is noticed then."""
 SPELLED_OUT = "spelled_out"
 """Name of the attention among those of transformers."""
 

@@ -31,6 +31,8 @@ from train.optimizers import OptimizerRecipe
 
 R = TypeVar("R")
 
+RENAMED = {"lanes": "packing_buffers", "lookahead": "buffer_size"}
+"""Keys of older recipes, which are still read."""
 ROOT = "recipe"
 """The one argument that the parser knows; `--key` of a user is `--recipe.key` to it."""
 
@@ -64,7 +66,7 @@ def resolve(recipe_type: type[R], values: dict[str, Any], overrides: Sequence[st
     Raises:
         ValueError: an unknown key, a missing key or a value of the wrong type, named in the message.
     """
-    values, overrides = override_sections(recipe_type, values, overrides)
+    values, overrides = override_sections(recipe_type, _with_new_names(values), overrides)
     parser = ArgumentParser(exit_on_error=False, default_env=False)
     parser.add_argument(f"--{ROOT}", type=recipe_type)
     try:
@@ -106,6 +108,12 @@ def _with(values: dict[str, Any], keys: Sequence[str], value: Any) -> dict[str, 
     first, *below = keys
     inside = values.get(first)
     return {**values, first: _with(inside if isinstance(inside, dict) else {}, below, value) if below else value}
+
+
+def _with_new_names(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    return {RENAMED.get(key, key): _with_new_names(inside) for key, inside in value.items()}
 
 
 def _is_optional_section(hint: Any) -> bool:
@@ -157,8 +165,8 @@ class ClassData:
     """Pictures by class as training data (train/data/classes.py)."""
 
     folders: list[Path] = field(default_factory=list)
-    """Codes of the same pictures (see train/data/classes.py), for example at two enlargements; each time one folder
-    and one view is picked. Empty: the synthetic world's classes, encoded into the output folder."""
+    """Folders that `mllm prepare --format classes` made of the same images, for example at two enlargements; each time
+    one folder and one view is picked. Empty: the synthetic world's classes, encoded into the output folder."""
     world_pictures: int = 0
     """How many pictures of the world's classes, where `folders` is empty."""
     class_dropout: float = 0.0
@@ -447,10 +455,10 @@ class MLLMData(WorldData):
     shards: list[ShardSource] = field(default_factory=list)
     describe_share: float = 0.0
     """Share of the captioned pictures that are learned the other way round: the caption from the picture."""
-    lookahead: int = 64
-    """Samples that wait, in each lane, for a row they fit into; more leave less padding."""
-    lanes: int = 32
-    """Independent streams that batches are packed from in turn. Processes times loader workers should divide it: then
+    buffer_size: int = 64
+    """Sequences that wait, in each packing buffer, for a row they fit into; more leave less padding."""
+    packing_buffers: int = 32
+    """Independent buffers that batches are packed from in turn. Processes times loader workers should divide it: then
     no sample is read twice. Changing it changes the batches."""
 
     def __post_init__(self) -> None:

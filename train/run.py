@@ -23,7 +23,8 @@ from train.checkpoints import (
     remove_unfinished,
     save_model_folder,
 )
-from train.data.packing import Tokenizers, training_batches, validation_batches
+from train.data.batches import training_batches, validation_batches
+from train.data.packing import Tokenizers
 from train.hardware import speed_up
 from train.metrics import size_of
 from train.recipe import MLLMRecipe, as_yaml, choose_parts, find_recipe, read_yaml, resolve

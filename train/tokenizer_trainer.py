@@ -53,9 +53,8 @@ from tokenizer.text_tower import EncodeCaptions, load_captions
 from tokenizer.unitok import CONFIG_FILE, UniTok, UniTokOutput
 from train.checkpoints import checkpoints, step_of, write_checkpoint
 from train.data.images import build_source
-from train.data.processes import WAIT_IN_TRAINING
 from train.discriminators import Adversary, require_finite
-from train.hardware import fast_dtype, training_device
+from train.hardware import WAIT_IN_TRAINING, fast_dtype, training_device
 from train.metrics import MetricsLog, as_words
 from train.recipe import CodebookSchedule, EvaluationRecipe, TokenizerRecipe, as_yaml
 from train.tokenizer_losses import contrastive_loss, reconstruction_loss

@@ -38,8 +38,7 @@ from train.checkpoints import (
     newest_checkpoint,
     reads_joined,
 )
-from train.data.processes import WAIT_IN_TRAINING
-from train.hardware import fast_dtype, training_device
+from train.hardware import WAIT_IN_TRAINING, fast_dtype, training_device
 from train.metrics import FlopCount, MetricsLog, StepMetrics, flattened
 from train.optimizers import build_optimizer
 from train.recipe import MLLMRecipe, StepJudge

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from mllm.cli.main import MODEL, command, image_size, option, port_number, positive_count
 
-FORMATS = ("chat", "llava", "webdataset", "captions", "codes", "mmc4", "obelics", "text")
+FORMATS = ("chat", "llava", "webdataset", "captions", "classes", "codes", "mmc4", "obelics", "text")
 """The names in train/data/importers.py; written out, so that help imports nothing of `train`."""
 
 

@@ -59,6 +59,6 @@ def test_an_unknown_trainer_key_is_refused(mllm_recipe: MLLMRecipe) -> None:
 def test_codes_of_another_tokenizer_are_refused(mllm_recipe: MLLMRecipe) -> None:
     codes = mllm_recipe.output / "codes"
     codes.mkdir(parents=True)
-    (codes / "meta.json").write_text(json.dumps({"tokenizer": "another", "seed": 0, "dense_every": 4}))
+    (codes / "prepare.json").write_text(json.dumps({"tokenizer": "another"}))
     with pytest.raises(ValueError, match="another"):
         train_mllm(mllm_recipe)

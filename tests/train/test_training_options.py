@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from mllm.model import MLLMForConditionalGeneration
 from tests.train.launching import losses
 from train.checkpoints import ZERO_3, needs_joining, reads_joined, sharding_of
-from train.data.processes import WAIT_IN_TRAINING
+from train.hardware import WAIT_IN_TRAINING
 from train.metrics import PEAK_FLOPS, FlopCount
 from train.optimizers import OptimizerRecipe
 from train.recipe import (

@@ -1,7 +1,14 @@
-"""Where the tokenizer's training pictures come from, step by step: the synthetic world, or tars on disk.
+"""Training images of the image tokenizer, step by step: of the synthetic world, or from WebDataset tars on disk.
 
-Comes in: a recipe and who reads. Goes out: batches of uint8 pixels (and ids of captions), and what a checkpoint must
-remember of the reading.
+In: a recipe and who reads. Out: batches of uint8 pixels (and ids of captions), and what a checkpoint must remember.
+
+The world's images are a function of their number, so there is nothing to remember. Tars hold members `KEY.jpg` and
+`KEY.txt` side by side. Their shards are shuffled in every epoch with a seed that knows neither rank nor worker, and the
+epochs follow each other in one endless line. Reader r of R (every worker of every process is one) takes the shards at
+r, r + R, ... of that line: all shards are read once per epoch, by whatever number of readers. Each reader mixes the
+samples of `shuffle_shards` shards in a row (a window); it holds their index in memory, not their images. How far a
+reader has come is (window, samples taken from it), which is all that a checkpoint needs; torchdata's StatefulDataLoader
+would save the same, but cannot resume with another number of readers.
 """
 
 from __future__ import annotations
@@ -10,50 +17,156 @@ import io
 import json
 import logging
 import math
-import tarfile
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from random import Random
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 from webdataset.shardlists import expand_urls
-from webdataset.tariterators import base_plus_ext
 
-from tokenizer.images import to_bytes, to_rgb
+from mllm.world.dialogue import ImageRef
+from mllm.world.language import describe
+from mllm.world.render import IMAGE_KINDS
+from mllm.world.scene import SceneObject, random_scene_for
+from tokenizer.images import IMAGE_ENDINGS, to_bytes, to_rgb
 from tokenizer.text_tower import EncodeCaptions
-from train.data.world import WorldPictures
+from train.data.records import TarMember, TarSample, read_member, read_tar
 from train.recipe import TokenizerRecipe
 
-# A random part of a picture at a random proportion, scaled to a square: what torchvision calls RandomResizedCrop.
+logger = logging.getLogger(__name__)
 
-
+KIND_WEIGHTS = (86, 6, 8)
+"""Of images, depth images and segmentation images of the world; the latter two are simpler."""
+SMALL_WEIGHT = 3
+"""How much more often a window shows a small object than a large one: its details are the hardest to keep."""
 NUM_TRIES = 10  # torchvision's; afterwards the largest crop in the middle
+READING_FILE = "reading.json"
+
+
+class ImageSource(ABC):
+    """What the trainer asks of its data."""
+
+    @abstractmethod
+    def batches(self, first: int, last: int) -> Iterator[dict[str, Tensor]]:
+        """This process's batches of the steps from `first` up to, not including, `last`."""
+
+    @abstractmethod
+    def samples(self, count: int) -> Tensor:
+        """A few images to look at, uint8 (B, 3, H, W), always the same."""
+
+    def save(self, folder: Path) -> None:  # noqa: B027
+        """Write what resuming needs; called by all processes at once."""
+
+    def load(self, folder: Path) -> None:  # noqa: B027
+        """Resume from what `save` wrote."""
+
+
+def build_source(
+    recipe: TokenizerRecipe, *, image_size: int, captions: EncodeCaptions | None, state: PartialState
+) -> ImageSource:
+    """The source that the recipe names."""
+    kind = WorldSource if recipe.shards.urls is None else TarSource
+    return kind(recipe, image_size=image_size, captions=captions, state=state)
+
+
+def _loader(images: Any, recipe: TokenizerRecipe, **options: Any) -> DataLoader:
+    """Batches, read ahead by the recipe's workers."""
+    prefetch = 4 if recipe.num_workers else None
+    return DataLoader(
+        images, batch_size=recipe.batch_size, num_workers=recipe.num_workers, prefetch_factor=prefetch, **options
+    )
+
+
+# The synthetic world
+
+
+class WorldSource(ImageSource):
+    """Images by number: the batch of a step is a function of the step."""
+
+    def __init__(
+        self, recipe: TokenizerRecipe, *, image_size: int, captions: EncodeCaptions | None, state: PartialState
+    ) -> None:
+        self.recipe, self.state = recipe, state
+        self.images = WorldImages(image_size=image_size, seed=recipe.seed, captions=captions, crop=recipe.world_crop)
+
+    def batches(self, first: int, last: int) -> Iterator[dict[str, Tensor]]:
+        size, world, rank = self.recipe.batch_size, self.state.num_processes, self.state.process_index
+        indices = [i for i in range(first * size * world, last * size * world) if i // size % world == rank]
+        yield from _loader(self.images, self.recipe, sampler=indices)
+
+    def samples(self, count: int) -> Tensor:
+        return torch.stack([self.images[-1 - index]["pixels"] for index in range(count)])
+
+
+class WorldImages(Dataset):
+    """An endless set: every integer names an image of the training split; negative ones are for looking at.
+
+    Args:
+        crop: pixels a side of windows, each on an object; None gives whole images.
+    """
+
+    def __init__(
+        self, *, image_size: int, seed: int, captions: EncodeCaptions | None = None, crop: int | None = None
+    ) -> None:
+        if crop is not None and not 0 < crop <= image_size:
+            raise ValueError(f"world_crop must be from 1 to {image_size}, as images have, got {crop}; change it")
+        self.image_size, self.crop, self.seed, self.captions = image_size, crop, seed, captions
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        rng = Random(f"pictures/{self.seed}/{index}")
+        scene = random_scene_for("train", rng)
+        image = ImageRef(scene, rng.choices(IMAGE_KINDS, KIND_WEIGHTS)[0])
+        rendered = image.render(self.image_size)
+        if self.crop is not None:
+            weights = [SMALL_WEIGHT if item.size == "small" else 1 for item in scene.objects]
+            (item,) = rng.choices(scene.objects, weights)
+            rendered = rendered.crop(window_on(item, self.crop, self.image_size, rng))
+        sample = {"pixels": to_bytes(rendered)}
+        if self.captions:
+            caption = describe(scene, short=rng.random() < 0.5) if image.kind == "image" else image.kind
+            sample["text_ids"] = self.captions([caption])[0]
+        return sample
+
+
+def window_on(item: SceneObject, side: int, image_size: int, rng: Random) -> tuple[int, int, int, int]:
+    """A random window (left, top, right, bottom) within the image that holds the middle of an object."""
+    left, top = (
+        min(max(round(middle * image_size - rng.uniform(0, side)), 0), image_size - side) for middle in (item.x, item.y)
+    )
+    return left, top, left + side, top + side
+
+
+# Tars
 
 
 @dataclass(frozen=True, kw_only=True)
 class RandomCrop:
-    """Its choices come from the generator that each call is given."""
+    """A random part of an image at a random proportion, scaled to a square: what torchvision calls RandomResizedCrop.
+
+    Its choices come from the generator that each call is given.
+    """
 
     size: int
     """Side of the result in pixels."""
     area: tuple[float, float] = (0.9, 1.0)
-    """Share of the picture's area."""
+    """Share of the image's area."""
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     """Width over height."""
 
     def __post_init__(self) -> None:
         if not 0 < self.area[0] <= self.area[1] <= 1 or not 0 < self.ratio[0] <= self.ratio[1]:
             raise ValueError(
-                f"a crop needs area bounds within 0 and 1 and rising proportions; got {self.area} and {self.ratio}; "
-                "correct shards.crop_area or shards.crop_ratio"
+                f"shards.crop_area must rise within 0 and 1 and shards.crop_ratio rise above 0, got {self.area} and "
+                f"{self.ratio}; change them"
             )
 
     def __call__(self, image: Image.Image, rng: Random) -> Image.Image:
@@ -75,55 +188,22 @@ class RandomCrop:
         return left, top, left + wide, top + high
 
 
-# Pictures and captions from WebDataset tars, split over processes and workers, in an order that can be resumed.
-#
-# Comes in: tar files on disk whose members `KEY.jpg` and `KEY.txt` lie side by side. Goes out: an endless stream of
-# samples with the place each came from.
-#
-# The order. The shards of every epoch are shuffled with a seed that knows neither rank nor worker, and the epochs
-# follow
-# each other in one endless line. Reader r of R (every worker of every process is one) takes the shards at r, r + R, ...
-# of that line: all shards are read once per epoch, by whatever number of readers. Each reader mixes the samples of
-# `shuffle_shards` shards in a row (a window); it holds their index in memory, not their pictures. A place in the stream
-# is (window, number within it), which is all that a checkpoint needs.
-
-
-logger = logging.getLogger(__name__)
-
-PICTURE_SUFFIXES = ("png", "jpg", "jpeg", "webp")
-CAPTION_SUFFIX = "txt"
-
-
-@dataclass(frozen=True, slots=True)
-class Member:
-    """A file inside a tar."""
-
-    offset: int
-    size: int
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
+class TarRecord(NamedTuple):
     """One sample of a shard, not read yet."""
 
     shard: Path
     epoch: int
-    key: str
-    picture: Member | None
-    caption: Member | None
+    sample: TarSample
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Progress(NamedTuple):
     """How far a reader has come."""
 
     window: int = 0
-    taken: int = 0
-    """Samples taken from this window."""
+    taken: int = 0  # samples taken from this window
 
 
-@dataclass(frozen=True)
-class Readers:
+class Readers(NamedTuple):
     """Who reads: `num_ranks` processes with `per_rank` workers each."""
 
     rank: int
@@ -135,7 +215,7 @@ class Readers:
         return self.num_ranks * self.per_rank
 
 
-class TarPictures(IterableDataset):
+class TarImages(IterableDataset):
     """The stream of one reader; a `DataLoader` makes one of each worker."""
 
     def __init__(
@@ -151,55 +231,53 @@ class TarPictures(IterableDataset):
     ) -> None:
         if len(shards) < readers.total:
             raise ValueError(
-                f"every reader needs a shard of its own; found {len(shards)} shards for {readers.total} readers "
-                f"({readers.num_ranks} processes with {readers.per_rank} workers); use fewer workers or more shards"
+                f"shards.urls must name a shard per reader ({readers.num_ranks} processes with {readers.per_rank} "
+                f"workers), got {len(shards)}; use fewer workers or more shards"
             )
         self.shards, self.readers, self.crop, self.captions = shards, readers, crop, captions
         self.seed, self.shuffle_shards, self.skip_bad_records = seed, shuffle_shards, skip_bad_records
         self.start = 0
-        """Place in the endless line of shards at which reading begins."""
+        """Index in the endless line of shards at which reading begins."""
         self.first_worker = 0
-        """Which of this process's readers worker 0 is, so that a resumed run goes on with the right one."""
-        self.places: dict[int, Place] = {}
-        """Where each reader goes on; the beginning where none is given."""
+        """Which of this process's readers worker 0 is, so that a resumed run continues with the right one."""
+        self.progress: dict[int, Progress] = {}
+        """Where each reader continues; the beginning where none is given."""
         self.num_skipped = 0
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         info = get_worker_info()
         worker = (self.first_worker + (info.id if info else 0)) % self.readers.per_rank
         reader = self.readers.rank * self.readers.per_rank + worker
-        place = self.places.get(reader, Place())
-        window, first = place.window, place.taken
+        window, first = self.progress.get(reader, Progress())
         while True:
             records, num_good = self.window(reader, window), 0
             for taken, record in enumerate(records[first:], start=first + 1):
                 item = self._read(record)
                 if item is not None:
                     num_good += 1
-                    yield {**item, "place": torch.tensor([reader, window, taken])}
+                    yield {**item, "progress": torch.tensor([reader, window, taken])}
             if records and not num_good and not first:
                 raise ValueError(
-                    f"not one of {len(records)} samples could be used, the first in {records[0].shard}; "
-                    "are the pictures and captions named KEY.jpg and KEY.txt?"
+                    f"a window must hold samples KEY.jpg with KEY.txt, got none among {len(records)}, the first in "
+                    f"{records[0].shard}; check the names"
                 )
             window, first = window + 1, 0
 
-    def window(self, reader: int, window: int) -> list[Record]:
+    def window(self, reader: int, window: int) -> list[TarRecord]:
         """The samples of a reader's window in the order in which they are taken."""
         per_step = self.readers.total
         line = [self.start + reader + (window * self.shuffle_shards + i) * per_step for i in range(self.shuffle_shards)]
-        records = [record for number in line for record in self._records(number)]
+        records = []
+        for number in line:
+            epoch, index = divmod(number, len(self.shards))
+            shard = self.shards[shard_order(self.seed, epoch, len(self.shards))[index]]
+            records += [TarRecord(shard, epoch, sample) for sample in read_tar(shard)]
         Random(f"samples/{self.seed}/{line[0]}").shuffle(records)
         return records
 
-    def _records(self, number: int) -> list[Record]:
-        epoch, index = divmod(number, len(self.shards))
-        shard = self.shards[shard_order(self.seed, epoch, len(self.shards))[index]]
-        return [Record(shard, epoch, *found) for found in shard_index(shard)]
-
-    def _read(self, record: Record) -> dict[str, Tensor] | None:
+    def _read(self, record: TarRecord) -> dict[str, Tensor] | None:
         try:
-            return self._load(record)
+            return self.load(record)
         except ValueError as error:
             if not self.skip_bad_records:
                 raise
@@ -207,36 +285,32 @@ class TarPictures(IterableDataset):
             logger.warning("skipped %d: %s", self.num_skipped, error)
             return None
 
-    def _load(self, record: Record) -> dict[str, Tensor]:
-        name = f"sample {record.key} of {record.shard}"
-        advice = "mend the shard or set shards.skip_bad_records"
-        if record.picture is None:
-            raise ValueError(f"{name} has no picture; found none of {', '.join(PICTURE_SUFFIXES)}; {advice}")
+    def load(self, record: TarRecord) -> dict[str, Tensor]:
+        """Pixels, and ids of the caption where captions are wanted.
+
+        Raises:
+            ValueError: the sample lacks something, or its image is damaged.
+        """
+        shard, epoch, (_, key, members) = record
+        name, advice = f"sample {key} of {shard}", "fix the shard or set shards.skip_bad_records"
+
+        def content(*endings: str) -> bytes:
+            member: TarMember | None = next((members[ending] for ending in endings if ending in members), None)
+            if member is None:
+                raise ValueError(f"{name} must have a member {' or '.join(endings)}, got none; {advice}")
+            return read_member(shard, member)
+
+        data = content(*(ending[1:] for ending in IMAGE_ENDINGS))
         try:
-            with Image.open(io.BytesIO(read_member(record.shard, record.picture))) as opened:
+            with Image.open(io.BytesIO(data)) as opened:
                 image = to_rgb(opened)
         except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise ValueError(f"{name} has a damaged picture; {error}; {advice}") from None
-        image = self.crop(image, Random(f"crop/{self.seed}/{record.epoch}/{record.shard.name}/{record.key}"))
+            raise ValueError(f"{name} has a damaged image: {error}; {advice}") from None
+        image = self.crop(image, Random(f"crop/{self.seed}/{epoch}/{shard.name}/{key}"))
         item = {"pixels": to_bytes(image)}
         if self.captions is not None:
-            if record.caption is None:
-                raise ValueError(f"{name} has no caption; found no {CAPTION_SUFFIX} member; {advice}")
-            caption = read_member(record.shard, record.caption).decode("utf-8", errors="replace")
-            item["text_ids"] = self.captions([caption])[0]
+            item["text_ids"] = self.captions([content("txt").decode("utf-8", errors="replace")])[0]
         return item
-
-
-def find_shards(urls: str) -> list[Path]:
-    """The files that brace patterns name, all of which must be there."""
-    shards = [Path(url) for url in expand_urls(urls)]
-    missing = [shard for shard in shards if not shard.is_file()]
-    if missing or not shards:
-        raise FileNotFoundError(
-            f"{len(missing)} of {len(shards)} shards of {urls} are not there: {[str(shard) for shard in missing[:2]]}; "
-            "training reads files on disk: copy or mount them, or mend shards.urls"
-        )
-    return shards
 
 
 @lru_cache(maxsize=2)
@@ -247,102 +321,28 @@ def shard_order(seed: int, epoch: int, count: int) -> list[int]:
     return order
 
 
-def shard_index(shard: Path) -> list[tuple[str, Member | None, Member | None]]:
-    """Key, picture and caption of the samples in a tar; a member that a sample already has begins a new one."""
-    found: list[tuple[str, dict[str, Member]]] = []
-    try:
-        with tarfile.open(shard, "r:") as tar:
-            for info in tar:
-                key, suffix = base_plus_ext(info.name)
-                if not info.isreg() or key is None:
-                    continue
-                if not found or found[-1][0] != key or suffix.lower() in found[-1][1]:
-                    found.append((key, {}))
-                found[-1][1][suffix.lower()] = Member(info.offset_data, info.size)
-    except tarfile.TarError as error:
-        raise ValueError(f"cannot read shard {shard}; {error}; it must be a whole, uncompressed tar") from None
-    return [(key, first_of(PICTURE_SUFFIXES, files), files.get(CAPTION_SUFFIX)) for key, files in found]
+def find_shards(urls: str) -> list[Path]:
+    """The files that brace patterns name, all of which must be there."""
+    shards = [Path(url) for url in expand_urls(urls)]
+    missing = [shard for shard in shards if not shard.is_file()]
+    if missing or not shards:
+        raise FileNotFoundError(
+            f"{len(missing)} of {len(shards)} shards of {urls} not found: {[str(shard) for shard in missing[:2]]}; "
+            "training reads files on disk: copy or mount them, or change shards.urls"
+        )
+    return shards
 
 
-def first_of(suffixes: tuple[str, ...], files: dict[str, Member]) -> Member | None:
-    """The member with the first of these suffixes that is there."""
-    return next((files[suffix] for suffix in suffixes if suffix in files), None)
-
-
-def read_member(shard: Path, member: Member) -> bytes:
-    """The bytes of a file inside a tar."""
-    with shard.open("rb") as file:
-        file.seek(member.offset)
-        return file.read(member.size)
-
-
-logger = logging.getLogger(__name__)
-
-READING_FILE = "reading.json"
-
-
-class PictureSource(Protocol):
-    """What the trainer asks of its data."""
-
-    def batches(self, first: int, last: int) -> Iterator[dict[str, Tensor]]:
-        """This process's batches of the steps from `first` up to, not including, `last`."""
-        ...
-
-    def samples(self, count: int) -> Tensor:
-        """A few pictures to look at, uint8 (B, 3, H, W), always the same."""
-        ...
-
-    def save(self, folder: Path) -> None:
-        """Write what resuming needs; called by all processes at once."""
-        ...
-
-    def load(self, folder: Path) -> None:
-        """Go on from what `save` wrote."""
-        ...
-
-
-class WorldSource:
-    """Pictures by number: the batch of a step is a function of the step, so there is nothing to remember."""
+class TarSource(ImageSource):
+    """Images from shards; remembers how far each reader is, by what was trained on, not by what was read ahead."""
 
     def __init__(
         self, recipe: TokenizerRecipe, *, image_size: int, captions: EncodeCaptions | None, state: PartialState
     ) -> None:
         self.recipe, self.state = recipe, state
-        self.pictures = WorldPictures(
-            image_size=image_size, seed=recipe.seed, captions=captions, crop=recipe.world_crop
-        )
-
-    def batches(self, first: int, last: int) -> Iterator[dict[str, Tensor]]:
-        size, world, rank = self.recipe.batch_size, self.state.num_processes, self.state.process_index
-        share = range(first * size * world, last * size * world)
-        indices = [index for index in share if index // size % world == rank]
-        yield from loader(self.pictures, self.recipe, sampler=indices)
-
-    def samples(self, count: int) -> Tensor:
-        return torch.stack([self.pictures[-1 - index]["pixels"] for index in range(count)])
-
-    def save(self, folder: Path) -> None:
-        """Nothing to write."""
-
-    def load(self, folder: Path) -> None:
-        """Nothing to read."""
-
-
-class TarSource:
-    """Pictures from shards; remembers how far each reader is, of what was trained on, not of what was read ahead."""
-
-    def __init__(
-        self,
-        recipe: TokenizerRecipe,
-        *,
-        image_size: int,
-        captions: EncodeCaptions | None,
-        state: PartialState,
-    ) -> None:
-        self.recipe, self.state = recipe, state
         shards = recipe.shards
         assert shards.urls is not None, "build_source takes the world where no shards are given"
-        self.pictures = TarPictures(
+        self.images = TarImages(
             find_shards(shards.urls),
             readers=Readers(state.process_index, state.num_processes, max(1, recipe.num_workers)),
             crop=RandomCrop(size=image_size, area=shards.crop_area, ratio=shards.crop_ratio),
@@ -355,83 +355,64 @@ class TarSource:
         """Step at which worker 0 began; workers take turns from there."""
 
     def batches(self, first: int, last: int) -> Iterator[dict[str, Tensor]]:
-        self.pictures.first_worker = (first - self.first_step) % self.pictures.readers.per_rank
-        stream = iter(loader(self.pictures, self.recipe))
+        self.images.first_worker = (first - self.first_step) % self.images.readers.per_rank
+        stream = iter(_loader(self.images, self.recipe))
         for _ in range(first, last):
             batch = next(stream)
-            reader, window, taken = batch.pop("place")[-1].tolist()
-            self.pictures.places[reader] = Place(window, taken)
+            reader, window, taken = batch.pop("progress")[-1].tolist()
+            self.images.progress[reader] = Progress(window, taken)
             yield batch
 
     def samples(self, count: int) -> Tensor:
-        stream = iter(
-            TarPictures(
-                self.pictures.shards,
-                readers=Readers(0, 1, 1),
-                crop=self.pictures.crop,
-                seed=self.pictures.seed,
-                shuffle_shards=1,
-                skip_bad_records=self.pictures.skip_bad_records,
-            )
+        images = TarImages(
+            self.images.shards,
+            readers=Readers(0, 1, 1),
+            crop=self.images.crop,
+            seed=self.images.seed,
+            shuffle_shards=1,
+            skip_bad_records=self.images.skip_bad_records,
         )
+        stream = iter(images)
         return torch.stack([next(stream)["pixels"] for _ in range(count)])
 
     def save(self, folder: Path) -> None:
-        mine = {reader: (place.window, place.taken) for reader, place in self.pictures.places.items()}
-        places = {reader: place for part in gather_object([mine]) for reader, place in part.items()}
+        progress = {reader: place for part in gather_object([self.images.progress]) for reader, place in part.items()}
         reading = {
-            "shards": len(self.pictures.shards),
-            "readers": self.pictures.readers.total,
-            "shuffle_shards": self.pictures.shuffle_shards,
-            "start": self.pictures.start,
+            "shards": len(self.images.shards),
+            "readers": self.images.readers.total,
+            "shuffle_shards": self.images.shuffle_shards,
+            "start": self.images.start,
             "first_step": self.first_step,
-            "places": places,
+            "places": progress,
         }
         if self.state.is_main_process:
             (folder / READING_FILE).write_text(json.dumps(reading) + "\n")
 
     def load(self, folder: Path) -> None:
         reading = json.loads((folder / READING_FILE).read_text())
-        pictures = self.pictures
-        if reading["shards"] != len(pictures.shards):
+        images = self.images
+        if reading["shards"] != len(images.shards):
             raise ValueError(
-                f"{folder} was trained on {reading['shards']} shards but shards.urls names {len(pictures.shards)}; "
-                "give the same shards, or another output to begin anew"
+                f"shards.urls must name {reading['shards']} shards, as {folder} was trained on, got "
+                f"{len(images.shards)}; give the same shards, or another output to start again"
             )
-        places = {int(reader): Place(*place) for reader, place in reading["places"].items()}
-        now = {"readers": pictures.readers.total, "shuffle_shards": pictures.shuffle_shards}
+        progress = {int(reader): Progress(*place) for reader, place in reading["places"].items()}
+        now = {"readers": images.readers.total, "shuffle_shards": images.shuffle_shards}
         if all(reading[name] == value for name, value in now.items()):
-            pictures.start, pictures.places, self.first_step = reading["start"], places, reading["first_step"]
+            images.start, images.progress, self.first_step = reading["start"], progress, reading["first_step"]
             return
-        pictures.start = first_unfinished(reading, places)
+        images.start = first_unfinished(reading, progress)
         self.first_step = int(folder.name.rpartition("-")[2])
         logger.warning(
-            "the checkpoint has %d readers, now there are %d: reading goes on at the first shard that was not "
+            "the checkpoint has %d readers, now there are %d: reading continues at the first shard that was not "
             "finished, so samples of the last windows can come twice",
             reading["readers"],
-            pictures.readers.total,
+            images.readers.total,
         )
 
 
-def first_unfinished(reading: dict[str, Any], places: dict[int, Place]) -> int:
-    """The first shard in the endless line that not every reader had left behind."""
+def first_unfinished(reading: dict[str, Any], progress: dict[int, Progress]) -> int:
+    """The first shard in the endless line that not every reader had finished."""
     total, per_window = reading["readers"], reading["shuffle_shards"]
-    begun = [reader + places.get(reader, Place()).window * per_window * total for reader in range(total)]
+    begun = [reader + progress.get(reader, Progress()).window * per_window * total for reader in range(total)]
     return int(reading["start"]) + min(begun)
-
-
-def loader(pictures: Any, recipe: TokenizerRecipe, **options: Any) -> DataLoader:
-    """Batches, read ahead by the recipe's workers."""
-    prefetch = 4 if recipe.num_workers else None
-    return DataLoader(
-        pictures, batch_size=recipe.batch_size, num_workers=recipe.num_workers, prefetch_factor=prefetch, **options
-    )
-
-
-def build_source(
-    recipe: TokenizerRecipe, *, image_size: int, captions: EncodeCaptions | None, state: PartialState
-) -> PictureSource:
-    """The source that the recipe names."""
-    if recipe.shards.urls is None:
-        return WorldSource(recipe, image_size=image_size, captions=captions, state=state)
-    return TarSource(recipe, image_size=image_size, captions=captions, state=state)

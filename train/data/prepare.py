@@ -1,143 +1,195 @@
-"""The two jobs of `mllm prepare`: parsed words in; shards, pictures and a few printed lines out."""
+"""`mllm prepare`: raw records in, a folder of shards with a code for every image out; and samples of such a folder.
+
+Each input file is cut into shard tasks of a fixed number of records, and each task makes one shard
+(train/data/shards.py). The tasks of a file are found once and kept in DIR/tasks/, so the cut depends neither on the
+number of processes nor on interruptions. A file that has changed since is refused: its shards would no longer fit
+together. Any number of processes share the work (`torchrun`, `accelerate launch`); finished shards are never touched
+again, so running the same command resumes, and sources may be added.
+
+Images are opened and resized by threads while the image tokenizer encodes those before them. Which images share a batch
+depends on the task alone, so a shard that is made again comes out the same.
+
+Letters: H W pixels, K codebooks, N positions.
+"""
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
-import logging
 import sys
-from collections import defaultdict
+from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from itertools import islice
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
-import pyarrow.parquet as pq
 import torch
-from PIL import Image
-from tqdm import tqdm
+from accelerate import PartialState
+from torch import Tensor
 
 from mllm.checkpoint import choose_device, find_image_tokenizer, find_model_folder
 from mllm.config import MLLMConfig
-from mllm.conversation import ClassPart, CodesPart, Marker, Message, Segment, render
-from mllm.files import UNFINISHED, write_json, write_lines
+from mllm.conversation import ClassPart, CodesPart, ImageSize, Marker, Message, Segment, render
+from mllm.files import write_json
 from mllm.processor import PROCESSOR_FILE, read_preparation
 from mllm.sequence import Size, best_sizes, nearest_size
-from tokenizer.images import PREPARATIONS, ImageProcessor, to_images
-from tokenizer.unitok import UniTok
+from tokenizer.images import IMAGE_ENDINGS, PREPARATIONS, ImageProcessor, to_bytes, to_images
+from tokenizer.unitok import EncodedImage, UniTok, decode_images, encode_images
 from train.data.importers import IMPORTERS, find_format
-from train.data.packing import SampleOptions, sample_of
-from train.data.processes import Processes
-from train.data.records import PICTURE_ENDINGS, BadRecord, Item, Picture, Record, is_entered_anywhere, known, read_items
+from train.data.mixture import choose_sample
+from train.data.records import (
+    RECORD_ENDINGS,
+    BadRecord,
+    Item,
+    RawImage,
+    Record,
+    TenViews,
+    holds_codes,
+    is_seekable,
+    read_items,
+    ten_views,
+)
 from train.data.shards import (
-    MANIFEST,
-    SHARDS,
+    LEFT_OUT,
     VERSION,
-    CodesOf,
+    CodeSource,
     LeftOut,
-    Row,
+    PreparedRecord,
     ShardFolder,
-    codes_made_by,
-    describe,
-    read_facts,
-    write_shard,
+    ShardTask,
+    check_settings,
+    make_shards,
 )
 
-# Which shards a preparation makes: each input file is cut into units of a fixed number of records, one shard each.
-#
-# The plan of a file is made once and kept (DIR/plan/), so the cut never depends on how many processes work or how often
-# they are interrupted. A file that has changed since is refused: its shards would no longer fit together.
-
-
-PLAN = "plan"
+TASKS = "tasks"
 HEAD = 1 << 16
 """Bytes at both ends of a file by which a change is noticed, with its size."""
+RECORDS_AT_ONCE = 256
+"""Records without images that are read before the next are begun."""
+MAX_WAIT = timedelta(days=7)
+"""Processes wait for the slowest at the end of a long preparation."""
+GREEN, PLAIN = "\033[32m", "\033[0m"
 
 
-@dataclass(frozen=True, slots=True)
-class Unit:
-    """The records of one shard."""
+# The job: which shards there are
 
-    path: str
-    format: str
-    number: int  # items of the file that come before
-    offset: int  # where reading begins (train/data/records.py)
-    count: int
-    shard: str  # the name of its file
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PrepareOptions:
+    """How records are read and images are encoded."""
+
+    sizes: tuple[Size, ...]
+    """(width, height) that images may be encoded at; each takes the one nearest to its shape."""
+    preparation: str = "cover"
+    """How an image gets to its size; a name in tokenizer/images.py."""
+    image_folder: Path | None = None
+    """Folder of relative image paths. None: the folder of the record file."""
+    skip_broken: bool = False
+    """Leave invalid records out and count them; otherwise the first one ends the preparation."""
+    batch_size: int = 64
+    num_workers: int = 4
+    """Threads that open images."""
+
+
+class Totals(NamedTuple):
+    """What a finished folder holds."""
+
+    records: int
+    shards: int
+    left_out: int
+
+
+def prepare_folder(
+    sources: Sequence[Path],
+    folder: Path,
+    *,
+    tokenizer: UniTok,
+    options: PrepareOptions,
+    shard_size: int,
+    format_name: str | None = None,
+) -> Totals:
+    """Prepare sources into a folder; running it again resumes."""
+    state, code_source = process_state(), CodeSource.of(tokenizer)
+    if format_name is not None and format_name not in IMPORTERS:
+        raise ValueError(f"--format must be one of {', '.join(IMPORTERS)}, got {format_name!r}")
+    files = find_files(sources, but_not_in=folder)
+    if state.is_main_process:
+        settings = {
+            "version": VERSION,
+            "tokenizer": asdict(code_source),
+            "sizes": [list(size) for size in options.sizes],
+            "preparation": options.preparation,
+            "shard_size": shard_size,
+        }
+        check_settings(folder, settings)
+    state.wait_for_everyone()
+    for path in files[state.process_index :: state.num_processes]:
+        _find_tasks(path, folder, shard_size=shard_size, format_name=format_name)
+    state.wait_for_everyone()
+    manifest = make_shards(folder, read_tasks(folder), ShardMaker(tokenizer, options).make, code_source, state=state)
+    return Totals(manifest["records"], len(manifest["shards"]), manifest["left_out"])
+
+
+def process_state() -> PartialState:
+    """This process among those that share the work; alone without a launcher."""
+    return PartialState(cpu=not torch.accelerator.is_available(), timeout=MAX_WAIT)
 
 
 def find_files(sources: Sequence[Path], *, but_not_in: Path) -> list[Path]:
-    """The files of records that sources name; a folder stands for all in it, or is a folder of pictures itself."""
+    """The files of records that sources name; a folder stands for all in it, or is a folder of images or codes."""
     files: list[Path] = []
     for source in sources:
         if source.is_dir():
-            inside = (path for path in source.rglob("*") if path.is_file() and path.name.endswith(known()))
+            inside = (path for path in source.rglob("*") if path.is_file() and path.name.endswith(RECORD_ENDINGS))
             records = sorted(path for path in inside if but_not_in.resolve() not in path.resolve().parents)
-            if not records and not any(path.suffix.lower() in PICTURE_ENDINGS for path in source.rglob("*")):
-                raise ValueError(f"nothing to prepare in {source}: found neither {', '.join(known())} nor pictures")
+            has_images = not records and any(path.suffix.lower() in IMAGE_ENDINGS for path in source.rglob("*"))
+            if not (records or has_images or holds_codes(source)):
+                raise ValueError(f"{source} must hold images or files of {', '.join(RECORD_ENDINGS)}, got neither")
             files += records or [source]
         elif source.is_file():
             files.append(source)
         else:
-            raise FileNotFoundError(f"there is no file {source}; give files of records or folders of them")
+            raise FileNotFoundError(f"source {source} not found; give files of records or folders of them")
     return list(dict.fromkeys(path.resolve() for path in files))
 
 
-def plan_file(path: Path, folder: Path, *, shard_size: int, format_name: str | None) -> None:
-    """Write the plan of a file, if it is not there yet.
-
-    Raises:
-        ValueError: the file is not the one that was planned.
-    """
-    if format_name is not None and format_name not in IMPORTERS:
-        raise ValueError(f"unknown format: found {format_name!r}; use one of {', '.join(IMPORTERS)}")
-    target = folder / PLAN / f"{key_of(path)}.json"
-    state = fingerprint(path)
+def _find_tasks(path: Path, folder: Path, *, shard_size: int, format_name: str | None) -> None:
+    """Write the tasks of a file, if they are not there yet, or check that the file is still the same."""
+    target = folder / TASKS / f"{_key_of(path)}.json"
+    state = _fingerprint(path)
     if target.is_file():
         if json.loads(target.read_text(encoding="utf-8"))["fingerprint"] != state:
-            raise ValueError(f"{path} has changed since {folder} was begun; prepare it into another folder")
+            raise ValueError(f"{path} must stay as it was when {folder} was started; prepare it into another folder")
         return
-    found = format_name or find_format(path)
-    units = [asdict(unit) for unit in _cut(path, found, shard_size)]
-    write_json(target, {"path": str(path), "fingerprint": state, "units": units})
+    tasks = [asdict(task) for task in _cut(path, format_name or find_format(path), shard_size)]
+    write_json(target, {"path": str(path), "fingerprint": state, "tasks": tasks})
 
 
-def read_units(folder: Path) -> list[Unit]:
-    """All units of a folder, in one order for all processes."""
-    plans = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((folder / PLAN).glob("*.json"))]
-    return [Unit(**unit) for plan in plans for unit in plan["units"]]
+def read_tasks(folder: Path) -> list[ShardTask]:
+    """All tasks of a folder, in one order for all processes."""
+    files = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((folder / TASKS).glob("*.json"))]
+    return [ShardTask(**task) for file in files for task in file["tasks"]]
 
 
-def _cut(path: Path, format_name: str, size: int) -> Iterator[Unit]:
-    number, begin, count, made = 0, 0, 0, 0
-
-    def unit() -> Unit:
-        return Unit(str(path), format_name, number - count, begin, count, f"{key_of(path)}-{made:05d}.parquet")
-
-    for item in read_items(path, contents=False):
-        if count == size:
-            yield unit()
-            made, count = made + 1, 0
-        if count == 0:
-            begin = item.offset
-        number, count = number + 1, count + 1
-    if count:
-        yield unit()
+def _cut(path: Path, format_name: str, size: int) -> Iterator[ShardTask]:
+    items = enumerate(read_items(path, contents=False))
+    for index, (number, first) in enumerate(items):
+        count = 1 + sum(1 for _ in islice(items, size - 1))
+        yield ShardTask(f"{_key_of(path)}-{index:05d}.parquet", str(path), format_name, number, first.offset, count)
 
 
-def key_of(path: Path) -> str:
+def _key_of(path: Path) -> str:
     """A readable name that no other file has."""
     stem = "".join(char if char.isalnum() else "_" for char in path.name.split(".")[0])[:40]
     return f"{stem}-{hashlib.sha256(str(path).encode()).hexdigest()[:10]}"
 
 
-def fingerprint(path: Path) -> str:
-    """Changes when the file does: size, beginning and end; of a folder, its names."""
+def _fingerprint(path: Path) -> str:
+    """Changes when the file does: of its size, beginning and end; of a folder, of its names."""
     digest = hashlib.sha256()
     if path.is_dir():
         digest.update("\n".join(sorted(str(file.relative_to(path)) for file in path.rglob("*"))).encode())
@@ -151,334 +203,162 @@ def fingerprint(path: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-# The work of a preparation: the records of one unit to the rows of one shard.
-#
-# Pictures are opened and resized by threads while the image tokenizer encodes those before them. Which pictures share a
-# batch depends on the unit alone, so a unit that is made again comes out the same.
-#
-# Letters: B pictures, H W pixels, K codebooks, N positions.
+# The work: the records of one task
 
 
-RECORDS_AT_ONCE = 256
-"""Records without pictures that are read before the next are begun."""
+class Pending(NamedTuple):
+    """A record whose images are being opened."""
+
+    item: Item
+    record: Record
+    images: list[Future[list[Tensor]]]  # of each image, itself or its views: uint8 (3, H, W)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class UnitOptions:
-    """How records are read and pictures are encoded."""
+class ShardMaker:
+    """Makes the rows of tasks with one image tokenizer."""
 
-    sizes: tuple[Size, ...]
-    """(width, height) that pictures may be encoded at; each takes the one nearest to its shape."""
-    preparation: str = "cover"
-    """How a picture gets to its size; a name in tokenizer/images.py."""
-    pictures: Path | None = None
-    """Folder of relative picture paths. None: the folder of the record file."""
-    skip_broken: bool = False
-    """Leave broken records out and count them; otherwise the first one ends the preparation."""
-    batch_size: int = 64
-    num_workers: int = 4
-    """Threads that open pictures."""
-
-
-Loaded = tuple[np.ndarray, Size]
-Draft = tuple[Item, Record, list[Future[Loaded]]]
-
-
-class UnitPreparer:
-    """Makes rows of units with one image tokenizer."""
-
-    def __init__(self, tokenizer: UniTok, options: UnitOptions) -> None:
+    def __init__(self, tokenizer: UniTok, options: PrepareOptions) -> None:
         self.tokenizer, self.options = tokenizer, options
         self.reading: tuple[str, int, Iterator[Item]] | None = None  # file, number of its next item, items
 
-    def prepare(
-        self, unit: Unit, *, advance: Callable[[int], object] = lambda count: None
-    ) -> tuple[list[Row], list[LeftOut]]:
-        """The rows of a unit, in order, and what was left out.
+    def make(self, task: ShardTask, advance: Callable[[int], object]) -> tuple[list[PreparedRecord], list[LeftOut]]:
+        """The records of a task, in order, and what was left out.
 
         Args:
             advance: is told how many more records are done.
 
         Raises:
-            ValueError: a broken record, with its file and place, unless `skip_broken`.
+            ValueError: an invalid record, with its file and place, unless `skip_broken`.
         """
-        rows: list[Row] = []
+        made: list[PreparedRecord] = []
         left_out: list[LeftOut] = []
         with ThreadPoolExecutor(self.options.num_workers) as pool:
-            waiting: list[Draft] = []
-            for drafts in self._drafts(unit, pool, left_out):  # while these are opened, those before are encoded
-                rows += self._finish(waiting, unit, left_out)
-                advance(len(waiting))
-                waiting = drafts
-            rows += self._finish(waiting, unit, left_out)
-        return rows, left_out
+            before: list[Pending] = []
+            for group in self._groups(task, pool, left_out):  # while these are opened, those before are encoded
+                made += self._finish(before, task, left_out)
+                advance(len(before))
+                before = group
+            made += self._finish(before, task, left_out)
+        return made, left_out
 
-    def _drafts(self, unit: Unit, pool: ThreadPoolExecutor, left_out: list[LeftOut]) -> Iterator[list[Draft]]:
-        """Records with their pictures on the way, as many as fill a batch."""
-        path = Path(unit.path)
-        folder = self.options.pictures or (path if path.is_dir() else path.parent)
-        drafts: list[Draft] = []
-        num_pictures = 0
-        for item in self._items(unit):
+    def _groups(self, task: ShardTask, pool: ThreadPoolExecutor, left_out: list[LeftOut]) -> Iterator[list[Pending]]:
+        """Records whose images are being opened, as many as fill a batch."""
+        path = Path(task.path)
+        folder = self.options.image_folder or (path if path.is_dir() else path.parent)
+        group: list[Pending] = []
+        num_images = 0
+        for item in self._items(task):
             if isinstance(item.value, bytes) and not item.value.strip():
                 continue
             try:
-                record = IMPORTERS[unit.format](item.fields(), folder)
+                record = IMPORTERS[task.format](item.fields(), folder)
                 self._check_codes(record)
             except BadRecord as error:
-                self._leave_out(unit, item, error, left_out)
+                self._leave_out(task, item, error, left_out)
                 continue
-            drafts.append((item, record, [pool.submit(self._load, picture) for picture in record.pictures]))
-            num_pictures += len(record.pictures)
-            if num_pictures >= self.options.batch_size or len(drafts) >= RECORDS_AT_ONCE:
-                yield drafts
-                drafts, num_pictures = [], 0
-        yield drafts
+            group.append(Pending(item, record, [pool.submit(self._load, image) for image in record.images]))
+            num_images += len(record.images)
+            if num_images >= self.options.batch_size or len(group) >= RECORDS_AT_ONCE:
+                yield group
+                group, num_images = [], 0
+        yield group
 
-    def _items(self, unit: Unit) -> Iterator[Item]:
-        """The unit's items. What is compressed has one entry, so it is read on from the unit before."""
-        path = Path(unit.path)
-        if is_entered_anywhere(path):
-            yield from islice(read_items(path, offset=unit.offset, number=unit.number), unit.count)
+    def _items(self, task: ShardTask) -> Iterator[Item]:
+        """The task's items. A compressed file can only be read from its beginning, so it is read on from the task
+        before."""
+        path = Path(task.path)
+        if is_seekable(path):
+            yield from islice(read_items(path, offset=task.offset, number=task.number), task.count)
             return
-        before, self.reading = self.reading, None  # none while items are on their way, or if one of them is broken
-        if before is None or before[0] != unit.path or before[1] > unit.number:
-            before = (unit.path, 0, read_items(path))
-        yield from islice(before[2], unit.number - before[1], unit.number - before[1] + unit.count)
-        self.reading = (unit.path, unit.number + unit.count, before[2])
+        before, self.reading = self.reading, None  # none while items are being read, or if one of them is invalid
+        if before is None or before[0] != task.path or before[1] > task.number:
+            before = (task.path, 0, read_items(path))
+        yield from islice(before[2], task.number - before[1], task.number - before[1] + task.count)
+        self.reading = (task.path, task.number + task.count, before[2])
 
-    def _finish(self, drafts: list[Draft], unit: Unit, left_out: list[LeftOut]) -> list[Row]:
-        sound = []
-        for item, record, futures in drafts:
+    def _finish(self, group: list[Pending], task: ShardTask, left_out: list[LeftOut]) -> list[PreparedRecord]:
+        valid = []
+        for item, record, futures in group:
             try:
-                sound.append((item, record, [future.result() for future in futures]))
+                valid.append((item, record, [future.result() for future in futures]))
             except BadRecord as error:
-                self._leave_out(unit, item, error, left_out)
-        codes = iter(self._encode([loaded for _, _, pictures in sound for loaded in pictures]))
-        return [Row(record.kind, _messages(record, codes), unit.path, item.place) for item, record, _ in sound]
+                self._leave_out(task, item, error, left_out)
+        loaded = [pixels_3HW for _, _, images in valid for views in images for pixels_3HW in views]
+        codes = encode_images(loaded, self.tokenizer, batch_size=self.options.batch_size)
+        made = []
+        for item, record, images in valid:
+            num_views = iter([len(views) for views in images])
+            messages = tuple(
+                Message(turn.role, tuple(part for raw in turn.parts for part in _coded(raw, num_views, codes)))
+                for turn in record.turns
+            )
+            made.append(PreparedRecord(record.kind, messages, task.path, item.place))
+        return made
 
-    def _leave_out(self, unit: Unit, item: Item, error: BadRecord, left_out: list[LeftOut]) -> None:
+    def _leave_out(self, task: ShardTask, item: Item, error: BadRecord, left_out: list[LeftOut]) -> None:
         if not self.options.skip_broken:
-            raise ValueError(f"{unit.path}, {item.place}: {error} (or leave such records out with --skip-broken)")
-        left_out.append(LeftOut(unit.path, item.place, str(error)))
+            raise ValueError(f"{task.path}, {item.place}: {error} (or leave such records out with --skip-broken)")
+        left_out.append(LeftOut(task.path, item.place, str(error)))
 
     def _check_codes(self, record: Record) -> None:
         sizes = self.tokenizer.config
-        for part in (part for turn in record.turns for part in turn.parts if isinstance(part, CodesPart)):
-            if part.codes_KN.shape[0] != sizes.num_codebooks or part.codes_KN.max(initial=0) >= sizes.codebook_size:
+        for codes_KN in (part.codes_KN for part in record.parts if isinstance(part, CodesPart)):
+            if codes_KN.shape[0] != sizes.num_codebooks or codes_KN.max(initial=0) >= sizes.codebook_size:
                 raise BadRecord(
-                    f"the record's codes are not this image tokenizer's: found {part.codes_KN.shape[0]} codebooks with "
-                    f"codes up to {part.codes_KN.max(initial=0)}, it has {sizes.num_codebooks} of "
-                    f"{sizes.codebook_size}; name the one that made them"
+                    f"codes must be those of the image tokenizer, {sizes.num_codebooks} codebooks of "
+                    f"{sizes.codebook_size}, got {codes_KN.shape[0]} codebooks with codes up to "
+                    f"{codes_KN.max(initial=0)}; name the image tokenizer that made them"
                 )
 
-    def _load(self, picture: Picture) -> Loaded:
-        """A picture at its size, as bytes (H, W, 3)."""
-        image: Image.Image = picture.open()
-        width, height = nearest_size(image.size, self.options.sizes)
+    def _load(self, image: RawImage) -> list[Tensor]:
+        """An image at its size, or its views, as bytes (3, H, W)."""
+        if isinstance(image, TenViews):
+            return [
+                to_bytes(view) for view in ten_views(image.image.open(), min(nearest_size((1, 1), self.options.sizes)))
+            ]
+        opened = image.open()
+        width, height = nearest_size(opened.size, self.options.sizes)
         processor = ImageProcessor(width=width, height=height, preparation=self.options.preparation)
         try:
-            return np.asarray(processor.prepare(image)), (width, height)
+            return [to_bytes(processor.prepare(opened))]
         except (ValueError, OSError) as error:  # such as a shape that is nothing but a line
-            size = f"{image.width} x {image.height}"
-            raise BadRecord(f"a picture of {size} pixels cannot be resized: {error}; crop it") from error
-
-    @torch.inference_mode()
-    def _encode(self, loaded: Sequence[Loaded]) -> list[CodesPart]:
-        """Codes of pictures in order, encoded in batches of one size."""
-        by_size: dict[Size, list[int]] = defaultdict(list)
-        for index, (_, size) in enumerate(loaded):
-            by_size[size].append(index)
-        parts: dict[int, CodesPart] = {}
-        for indices in by_size.values():
-            for begin in range(0, len(indices), self.options.batch_size):
-                batch = indices[begin : begin + self.options.batch_size]
-                pixels_BHW3 = torch.from_numpy(np.stack([loaded[index][0] for index in batch]))
-                pixels_B3HW = pixels_BHW3.to(self.tokenizer.device).permute(0, 3, 1, 2).float().div(127.5).sub(1.0)
-                codes_BKN = self.tokenizer.encode(pixels_B3HW).cpu().numpy().astype(np.uint16)
-                grid = self.tokenizer.grid_of(pixels_B3HW)
-                parts.update(
-                    (index, CodesPart(codes_KN, grid)) for index, codes_KN in zip(batch, codes_BKN, strict=True)
-                )
-        return [parts[index] for index in range(len(loaded))]
+            size = f"{opened.width} x {opened.height}"
+            raise BadRecord(f"an image of {size} pixels cannot be resized: {error}; crop it") from error
 
 
-def _messages(record: Record, codes: Iterator[CodesPart]) -> tuple[Message, ...]:
-    """The record's messages, with codes in place of its pictures."""
-    turns = []
-    for turn in record.turns:
-        parts = (next(codes) if isinstance(part, Picture) else part for part in turn.parts)
-        turns.append(Message(turn.role, tuple(parts)))
-    return tuple(turns)
+def _coded(raw: Any, num_views: Iterator[int], codes: Iterator[EncodedImage]) -> Iterator[Any]:
+    """A part as it is stored: an image becomes its codes, or those of its views."""
+    if isinstance(raw, RawImage):
+        yield from (CodesPart(*image) for image in islice(codes, next(num_views)))
+    else:
+        yield raw
 
 
-# A whole preparation: plan, make the shards that are missing, and write the manifest when all are there.
-#
-# Any number of processes share the work (`torchrun`, `accelerate launch`), each makes every so many-th shard. Finished
-# shards are never touched again, so a preparation that was interrupted goes on by running the same command.
-#
-#     DIR/prepare.json       what the folder was begun with; another tokenizer or shard size is refused
-#     DIR/plan/*.json        which records go into which shard
-#     DIR/shards/*.parquet
-#     DIR/left_out.jsonl     broken records that were left out, with file, place and reason
-#     DIR/manifest.json      written last; training reads nothing without it
-
-
-SETTINGS = "prepare.json"
-LEFT_OUT = "left_out.jsonl"
-
-logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Totals:
-    """What a finished folder holds."""
-
-    records: int
-    shards: int
-    left_out: int
-
-
-def prepare_folder(
-    sources: Sequence[Path],
-    folder: Path,
-    *,
-    tokenizer: UniTok,
-    options: UnitOptions,
-    shard_size: int,
-    format_name: str | None = None,
-    processes: Processes | None = None,
-) -> Totals:
-    """Prepare sources into a folder; running it again goes on, and sources may be added."""
-    processes = processes or Processes()
-    codes_of = codes_made_by(tokenizer)
-    files = find_files(sources, but_not_in=folder)
-    if processes.is_first:
-        (folder / SHARDS).mkdir(parents=True, exist_ok=True)
-        _check_settings(folder, codes_of, options, shard_size)
-    processes.wait()
-    for path in processes.share(files):
-        plan_file(path, folder, shard_size=shard_size, format_name=format_name)
-    processes.wait()
-    units = read_units(folder)
-    _make_missing(units, folder, UnitPreparer(tokenizer, options), codes_of, processes)
-    processes.wait()
-    if processes.is_first:
-        for path in folder.rglob(f"*{UNFINISHED}"):
-            path.unlink()  # of processes that were killed
-        write_manifest(folder, [unit.shard for unit in units], codes_of)
-    processes.wait()
-    return _totals(json.loads((folder / MANIFEST).read_text(encoding="utf-8")))
-
-
-def _make_missing(
-    units: Sequence[Unit], folder: Path, preparer: UnitPreparer, codes_of: CodesOf, processes: Processes
-) -> None:
-    """The shards of this process that are not there yet."""
-    mine = processes.share(units)
-    missing = [unit for unit in mine if not (folder / SHARDS / unit.shard).is_file()]
-    num_records, num_left = (sum(unit.count for unit in some) for some in (mine, missing))
-    progress = tqdm(
-        total=num_records,
-        initial=num_records - num_left,
-        desc="prepare" if processes.count == 1 else f"prepare (1 of {processes.count} processes)",
-        unit=" records",
-        disable=not processes.is_first,
-    )
-    with progress:
-        for unit in missing:
-            done = progress.n
-            rows, left_out = preparer.prepare(unit, advance=progress.update)
-            write_shard(folder / SHARDS / unit.shard, rows, codes_of=codes_of, left_out=left_out)
-            progress.update(done + unit.count - progress.n)
-
-
-def _check_settings(folder: Path, codes_of: CodesOf, options: UnitOptions, shard_size: int) -> None:
-    """Refuse to go on with a folder that was begun otherwise."""
-    wanted = {
-        "version": VERSION,
-        "tokenizer": asdict(codes_of),
-        "sizes": [list(size) for size in options.sizes],
-        "preparation": options.preparation,
-        "shard_size": shard_size,
-    }
-    path = folder / SETTINGS
-    if path.is_file():
-        begun: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        for name, value in wanted.items():
-            if begun.get(name) != value:
-                raise ValueError(
-                    f"{folder} was begun with another {name.replace('_', ' ')}: found {begun.get(name)}, now {value}; "
-                    "name another folder with --out"
-                )
-    write_json(path, wanted)
-
-
-def write_manifest(folder: Path, names: Sequence[str], codes_of: CodesOf) -> dict[str, Any]:
-    """Write what was left out, and then the manifest, which makes the folder a finished one."""
-    shards, left_out = [], []
-    for name in names:
-        path = folder / SHARDS / name
-        file = pq.read_metadata(path)
-        left_out += read_facts(file.metadata, name)["left_out"]
-        shards.append({"name": name, "rows": file.num_rows, "bytes": path.stat().st_size})
-    write_lines(folder / LEFT_OUT, left_out)
-    manifest = {
-        "version": VERSION,
-        "tokenizer": asdict(codes_of),
-        "records": sum(shard["rows"] for shard in shards),
-        "left_out": len(left_out),
-        "shards": shards,
-    }
-    write_json(folder / MANIFEST, manifest)
-    return manifest
-
-
-def _totals(manifest: dict[str, Any]) -> Totals:
-    return Totals(manifest["records"], len(manifest["shards"]), manifest["left_out"])
-
-
-# Print samples as the model will learn them: what is learned in green, or in [[ ]] where there is no color.
-#
-# In: a prepared folder. Out: printed text, and the pictures of the samples, decoded from their codes, as files.
-#
-# Letters: K codebooks, N positions of an image.
-
-
-GREEN, PLAIN = "\033[32m", "\033[0m"
+# Samples as the model will learn them
 
 
 def show_samples(
-    folder: ShardFolder,
-    count: int,
-    *,
-    tokenizer: UniTok,
-    style: str,
-    seed: int,
-    pictures: Path,
-    in_color: bool,
+    folder: ShardFolder, count: int, *, tokenizer: UniTok, style: str, seed: int, output: Path, in_color: bool
 ) -> None:
-    """Print `count` random samples and save their pictures.
+    """Print `count` random samples, what is learned in green (or in [[ ]]), and save their images, decoded from codes.
 
     Raises:
         ValueError: the codes are not this image tokenizer's.
     """
-    folder.require_tokenizer(codes_made_by(tokenizer))
+    folder.require_tokenizer(CodeSource.of(tokenizer))
     rng = Random(seed)
-    ends = np.cumsum(folder.num_rows)
     for number in range(1, count + 1):
-        place = rng.randrange(len(folder))
-        shard = int(np.searchsorted(ends, place, side="right"))
-        row = folder.row(shard, place - int(ends[shard]) + int(folder.num_rows[shard]))
-        segments = render(sample_of(row, rng, SampleOptions()), style)
-        print(f"--- sample {number}: {row.kind} from {row.source}, {row.place}")
+        record = folder[rng.randrange(len(folder))]
+        segments = render(choose_sample(record, rng, prompt_dropout=0.1, describe_share=0.0), style)
+        print(f"--- sample {number}: {record.kind} from {record.source}, {record.place}")
         print(as_text(segments, in_color=in_color))
-        images = [segment.content for segment in segments if isinstance(segment.content, CodesPart)]
-        for index, image in enumerate(images, start=1):
-            pictures.mkdir(parents=True, exist_ok=True)
-            path = pictures / f"sample-{number}-{index}.png"
-            decode(tokenizer, image).save(path)
-            print(f"    picture {index}: {path}")
+        codes = [segment.content for segment in segments if isinstance(segment.content, CodesPart)]
+        encoded = [EncodedImage(part.codes_KN, part.grid) for part in codes]
+        for index, pixels_3HW in enumerate(decode_images(encoded, tokenizer, batch_size=1), start=1):
+            output.mkdir(parents=True, exist_ok=True)
+            path = output / f"sample-{number}-{index}.png"
+            to_images(pixels_3HW[None])[0].save(path)
+            print(f"    image {index}: {path}")
 
 
 def as_text(segments: list[Segment], *, in_color: bool) -> str:
@@ -494,97 +374,91 @@ def as_text(segments: list[Segment], *, in_color: bool) -> str:
                 text += "<s>"
             case Marker.EOS:
                 text += "</s>"
+            case Marker.PLAN:
+                text += "<plan>"
+            case ImageSize((rows, columns)):
+                text += f"<size {rows} x {columns}>"
             case CodesPart(grid=(rows, columns)):
                 num_images += 1
-                text += f"<picture {num_images}: {rows} x {columns}>"
+                text += f"<image {num_images}: {rows} x {columns}>"
             case ClassPart(index):
                 text += f"<class {index}>"
             case str(words):
                 text += words
+            case content:
+                raise TypeError(f"a segment must be text, a marker, a size, a class or codes, got {content!r}")
     return text + (end if was_learned else "")
 
 
-@torch.inference_mode()
-def decode(tokenizer: UniTok, image: CodesPart) -> Image.Image:
-    """The picture of its codes."""
-    codes_1KN = torch.from_numpy(image.codes_KN.astype(np.int64))[None].to(tokenizer.device)
-    return to_images(tokenizer.decode(codes_1KN, grid=image.grid))[0]
+# The verb
 
 
-def prepare(arguments: argparse.Namespace) -> None:
+def prepare(options: Namespace) -> None:
     """Make the shards that are missing."""
-    processes = Processes()
-    tokenizer = load_image_tokenizer(arguments, processes)
-    options = unit_options(arguments, tokenizer)
+    tokenizer = _image_tokenizer(options)
     totals = prepare_folder(
-        arguments.sources,
-        arguments.out,
+        options.sources,
+        options.out,
         tokenizer=tokenizer,
-        options=options,
-        shard_size=arguments.shard_size,
-        format_name=arguments.format,
-        processes=processes,
+        options=_prepare_options(options, tokenizer),
+        shard_size=options.shard_size,
+        format_name=options.format,
     )
-    if processes.is_first:
-        made_by = describe(codes_made_by(tokenizer))
-        print(f"{arguments.out}: {totals.records} records in {totals.shards} shards, codes of {made_by}")
+    if process_state().is_main_process:
+        source = CodeSource.of(tokenizer)
+        print(f"{options.out}: {totals.records} records in {totals.shards} shards, codes of {source}")
         if totals.left_out:
-            print(f"{totals.left_out} broken records were left out; see {arguments.out / LEFT_OUT}")
+            print(f"{totals.left_out} broken records were left out; see {options.out / LEFT_OUT}")
 
 
-def show(arguments: argparse.Namespace) -> None:
+def show(options: Namespace) -> None:
     """Print samples of a prepared folder."""
-    processes = Processes()
-    if not processes.is_first:
+    if not process_state().is_main_process:
         return
-    folder = ShardFolder(str(arguments.out))
-    tokenizer = load_image_tokenizer(arguments, processes)
-    model = model_folder(arguments)
-    style = MLLMConfig.from_pretrained(model).prompt_style if model else "native"
+    folder, model = ShardFolder(options.out), _model_folder(options)
     show_samples(
         folder,
-        arguments.show,
-        tokenizer=tokenizer,
-        style=style,
-        seed=arguments.seed,
-        pictures=arguments.out / "samples",
+        options.show,
+        tokenizer=_image_tokenizer(options),
+        style=MLLMConfig.from_pretrained(model).prompt_style if model else "native",
+        seed=options.seed,
+        output=options.out / "samples",
         in_color=sys.stdout.isatty(),
     )
 
 
-def load_image_tokenizer(arguments: argparse.Namespace, processes: Processes) -> UniTok:
-    """The image tokenizer of --image-tokenizer, or of --model, or of the toolkit's model."""
-    named = arguments.image_tokenizer or arguments.model
-    device = choose_device(arguments.device) if arguments.device else processes.device
+def _image_tokenizer(options: Namespace) -> UniTok:
+    """The image tokenizer of --image-tokenizer, or of --model, or of the bundled model."""
+    named = options.image_tokenizer or options.model
+    device = choose_device(options.device) if options.device else process_state().device
     return find_image_tokenizer(str(named) if named else None, device=device)
 
 
-def model_folder(arguments: argparse.Namespace) -> Path | None:
-    """The model that was named; the toolkit's, where no image tokenizer was named either."""
-    return find_model_folder(arguments.model) if arguments.model or not arguments.image_tokenizer else None
+def _model_folder(options: Namespace) -> Path | None:
+    """The model that was named; the bundled one, where no image tokenizer was named either."""
+    return find_model_folder(options.model) if options.model or not options.image_tokenizer else None
 
 
-def unit_options(arguments: argparse.Namespace, tokenizer: UniTok) -> UnitOptions:
-    """How to read and encode: what was typed, else what the model wants, else the tokenizer's size."""
-    side = tokenizer.config.image_size
+def _prepare_options(options: Namespace, tokenizer: UniTok) -> PrepareOptions:
+    """How to read and encode: what was given, else what the model wants, else the tokenizer's size."""
+    side, patch = tokenizer.config.image_size, tokenizer.config.patch_size
     sizes: tuple[Size, ...] = ((side, side),)
     preparation = "cover"
-    if folder := model_folder(arguments):
+    if folder := _model_folder(options):
         sizes = tuple(best_sizes(MLLMConfig.from_pretrained(folder)))
         preparation = read_preparation(folder / PROCESSOR_FILE)
-    if arguments.size:
-        sizes = (arguments.size,)
-    preparation = arguments.preparation or preparation
+    if options.size:
+        sizes = (options.size,)
+    preparation = options.preparation or preparation
     if preparation not in PREPARATIONS:
-        raise ValueError(f"unknown preparation: found {preparation!r}; use one of {', '.join(sorted(PREPARATIONS))}")
-    patch = tokenizer.config.patch_size
+        raise ValueError(f"--preparation must be one of {', '.join(sorted(PREPARATIONS))}, got {preparation!r}")
     if any(side % patch for size in sizes for side in size):
-        raise ValueError(f"sides of pictures must be multiples of {patch}: found {sizes}; mend --size")
-    return UnitOptions(
+        raise ValueError(f"--size must be multiples of {patch}, got {sizes}; change it")
+    return PrepareOptions(
         sizes=sizes,
         preparation=preparation,
-        pictures=arguments.images,
-        skip_broken=arguments.skip_broken,
-        batch_size=arguments.batch_size,
-        num_workers=arguments.num_workers,
+        image_folder=options.images,
+        skip_broken=options.skip_broken,
+        batch_size=options.batch_size,
+        num_workers=options.num_workers,
     )

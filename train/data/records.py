@@ -1,50 +1,68 @@
-"""What an importer makes of one raw sample, before its pictures are codes.
+"""Raw samples: the files that hold them, read item by item from any shard's beginning, and the records made of them.
 
-A record is a short dialogue whose pictures are files, bytes or codes. Four kinds of records are told apart, because
-they are learned differently:
+    .jsonl, .json            one JSON object per line, or one JSON array; .jsonl.gz and .jsonl.zst (also .gz, .zst) too
+    .parquet                 rows as dicts
+    .tar                     WebDataset: neighbouring members of one name are a sample
+    a folder of images       each with a .txt of the same name, or in sub-folders by class
+    a folder of codes        codes/*.npy and labels/*.npy, as LlamaGen extracts them
+
+A record is a short dialogue whose images are files, bytes or codes. The kinds are learned differently:
 
     chat      the assistant's messages are learned
     document  one message of the assistant: everything is learned
-    pair      the user's message holds one or two captions (short, long), the assistant's the picture; either is learned
-    draw      as a pair, but only the picture is learned
+    pair      the user's message holds one or two captions (short, long), the assistant's the image; either is learned
+    draw      as a pair, but only the image is learned
+    class     the user's message is the number of a class, the assistant's an image of it, or several views
 
-Knows no file formats, no tokenizer and no shards.
+`datasets` does not read these files: its streaming readers cannot start at a byte offset, force one schema on mixed
+JSON records, and end at an invalid line without its number. Layouts of records are in train/data/importers.py. Nothing
+is held in memory that grows with a file.
 """
 
 from __future__ import annotations
 
 import codecs
-import gzip
 import io
 import json
 import tarfile
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 from PIL import Image
+from webdataset.tariterators import base_plus_ext
 
 from mllm.conversation import CodesPart, Role, TextPart
-from tokenizer.images import open_image
+from tokenizer.images import IMAGE_ENDINGS, open_image
 
-Kind = Literal["chat", "document", "pair", "draw"]
-KINDS: tuple[str, ...] = get_args(Kind)
-LONGEST_PATH = 240
-"""Letters of a path that are shown; a picture's bytes may stand in its place."""
+Kind = Literal["chat", "document", "pair", "draw", "class"]
+MAX_PATH = 240
+"""Characters of a path that are shown; an image's bytes may be in its place."""
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+RECORD_ENDINGS = (".jsonl", ".json", *COMPRESSIONS, ".parquet", ".tar")
+"""Endings of files that can be read."""
+CHUNK = 1 << 20
+BETWEEN_RECORDS = " \t\r\n,"
+PARQUET_ROWS = 64
+"""Rows that are in memory at once."""
+ENLARGEMENT = 1.1  # LlamaGen's extraction: crops of the size out of a square 1.1 times as large
 
 
 class BadRecord(ValueError):
-    """One sample is broken; the others are not. The reader adds where it stands."""
+    """One sample is invalid; the others are not. The reader adds its file and place."""
+
+
+# Records
 
 
 @dataclass(frozen=True, slots=True)
-class PictureFile:
-    """A picture that is not read yet."""
+class ImageFile:
+    """An image that is not read yet."""
 
     path: Path
 
@@ -53,13 +71,13 @@ class PictureFile:
             return open_image(self.path)
         except (ValueError, OSError) as error:
             path, reason = str(self.path), getattr(error, "strerror", None)  # such as: name too long, not allowed
-            sentence = f"cannot open picture {path}; {reason}; give the path of a file" if reason else str(error)
-            raise BadRecord(sentence.replace(path, shortened(path))) from error
+            sentence = f"cannot open image {path}: {reason}; give the path of a file" if reason else str(error)
+            raise BadRecord(sentence.replace(path, _shortened(path))) from error
 
 
 @dataclass(frozen=True, slots=True)
-class PictureBytes:
-    """A picture file in memory."""
+class ImageBytes:
+    """An image file in memory."""
 
     data: bytes
     name: str
@@ -70,11 +88,18 @@ class PictureBytes:
             image.load()
             return image
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise BadRecord(f"cannot read picture {self.name}: {error}; save it anew or leave it out") from error
+            raise BadRecord(f"cannot read image {self.name}: {error}; save it again or leave it out") from error
 
 
-Picture = PictureFile | PictureBytes
-RecordPart = TextPart | CodesPart | PictureFile | PictureBytes
+@dataclass(frozen=True, slots=True)
+class TenViews:
+    """Ten crops of one image; each becomes a part of its own."""
+
+    image: ImageFile | ImageBytes
+
+
+RawImage = ImageFile | ImageBytes | TenViews
+RecordPart = TextPart | CodesPart | RawImage
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +114,14 @@ class Record:
     turns: tuple[Turn, ...]
 
     @property
-    def pictures(self) -> list[Picture]:
-        """Pictures that are not codes yet, in order."""
-        return [part for turn in self.turns for part in turn.parts if isinstance(part, PictureFile | PictureBytes)]
+    def parts(self) -> list[RecordPart]:
+        """All parts, in order."""
+        return [part for turn in self.turns for part in turn.parts]
+
+    @property
+    def images(self) -> list[RawImage]:
+        """Images that are not codes yet, in order."""
+        return [part for part in self.parts if isinstance(part, RawImage)]
 
 
 def chat_record(turns: Sequence[Turn]) -> Record:
@@ -100,61 +130,57 @@ def chat_record(turns: Sequence[Turn]) -> Record:
     alternating = [("user", "assistant")[index % 2] for index in range(len(roles))]
     if not roles or roles != alternating or roles[-1] != "assistant":
         raise BadRecord(
-            f"roles must alternate from 'user' on and end with 'assistant': found {roles}; merge or drop messages"
+            f"roles must alternate, starting with user and ending with assistant, got {roles}; merge or drop messages"
         )
     for turn in turns:
-        if not has_content(turn.parts):
-            raise BadRecord(f"a message is empty: found nothing in one of {turn.role!r}; give text or a picture")
+        if not any(not isinstance(part, TextPart) or part.text.strip() for part in turn.parts):
+            raise BadRecord(f"a message must hold text or an image, got an empty one of {turn.role!r}; fill it")
     return Record("chat", tuple(turns))
 
 
 def document_record(parts: Sequence[RecordPart]) -> Record:
-    """Text and pictures that follow each other, without a question."""
+    """Text and images that follow each other, without a question."""
     kept = tuple(part for part in parts if not (isinstance(part, TextPart) and not part.text.strip()))
     if not kept:
-        raise BadRecord("a document is empty: found neither text nor pictures; leave it out")
+        raise BadRecord("a document must hold text or images, got none; leave it out")
     return Record("document", (Turn("assistant", kept),))
 
 
-def pair_record(captions: Sequence[str], picture: RecordPart, *, kind: Kind = "pair") -> Record:
-    """A picture and what is said of it, the short caption first."""
+def pair_record(captions: Sequence[str], image: RecordPart, *, kind: Kind = "pair") -> Record:
+    """An image and its captions, the short one first."""
     texts = tuple(TextPart(caption) for caption in captions if caption.strip())
     if not texts:
-        raise BadRecord(f"a picture has no caption: found {list(captions)}; write one or leave the picture out")
-    return Record(kind, (Turn("user", texts), Turn("assistant", (picture,))))
+        raise BadRecord(f"an image must have a caption, got {list(captions)}; write one or leave the image out")
+    return Record(kind, (Turn("user", texts), Turn("assistant", (image,))))
 
 
-def shortened(path: str) -> str:
-    return path if len(path) <= LONGEST_PATH else path[:LONGEST_PATH] + "..."
+def ten_views(image: Image.Image, size: int) -> list[Image.Image]:
+    """Four corners and the middle of the enlarged middle square, then their mirror images."""
+    large = int(size * ENLARGEMENT)
+    width, height = image.size
+    scale = large / min(width, height)
+    resized = image.convert("RGB").resize(
+        (max(large, round(width * scale)), max(large, round(height * scale))), Image.Resampling.BICUBIC
+    )
+    left, top = (resized.width - large) // 2, (resized.height - large) // 2
+    free = large - size
+    corners = [(0, 0), (free, 0), (0, free), (free, free), (free // 2, free // 2)]
+    views = [resized.crop((left + x, top + y, left + x + size, top + y + size)) for x, y in corners]
+    return views + [view.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for view in views]
 
 
-def has_content(parts: Sequence[RecordPart]) -> bool:
-    return any(not isinstance(part, TextPart) or part.text.strip() for part in parts)
+def _shortened(path: str) -> str:
+    return path if len(path) <= MAX_PATH else path[:MAX_PATH] + "..."
 
 
-# Files that hold many samples: raw items in order, each with its place, from any unit's beginning.
-#
-#     .jsonl, .json            one JSON object a line, or one JSON array; .jsonl.gz, .jsonl.zst (also .zst) alike
-#     .parquet                 rows as dicts
-#     .tar                     WebDataset: members of one name are a sample
-#     a folder                 pictures, each with a .txt of the same name
-#
-# In: a path and where to start. Out: `Item`s. Nothing is held that grows with the file. Knows no record layouts.
-
-
-PICTURE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
-LINE_ENDINGS = (".jsonl", ".json", ".gz", ".zst")
-CHUNK = 1 << 20
-BETWEEN_RECORDS = " \t\r\n,"
-PARQUET_ROWS = 64
-"""Rows that are in memory at once."""
+# Files
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
     """One raw sample."""
 
-    place: str  # where it stands in the file, for people
+    place: str  # where it is in the file, for people
     offset: int  # where reading can begin again: a byte of the file, or how many items come before
     value: bytes | dict[str, Any]  # JSON text, or fields
 
@@ -165,9 +191,9 @@ class Item:
         try:
             fields = json.loads(self.value)
         except ValueError as error:
-            raise BadRecord(f"this is no JSON: {error}; mend the line") from error
+            raise BadRecord(f"a record must be valid JSON: {error}; fix the line") from error
         if not isinstance(fields, dict):
-            raise BadRecord(f"a record must be a JSON object: found {type(fields).__name__}; mend the line")
+            raise BadRecord(f"a record must be a JSON object, got {type(fields).__name__}; fix the line")
         return fields
 
 
@@ -178,57 +204,47 @@ def read_items(path: Path, *, offset: int = 0, number: int = 0, contents: bool =
         contents: without, members of tars are empty, which is many times faster.
     """
     if path.is_dir():
-        return islice(_folder_items(path), offset, None)
+        return islice(_code_items(path) if holds_codes(path) else _image_items(path), offset, None)
     match path.suffix.lower():
         case ".parquet":
             return _parquet_items(path, offset)
         case ".tar":
             return _tar_items(path, offset, contents=contents)
-        case ".gz" | ".zst":
-            return islice(_compressed_lines(path), offset, None)
+        case ".gz" | ".zst" as ending:
+            return islice(_compressed_lines(path, COMPRESSIONS[ending]), offset, None)
         case ".jsonl" | ".json":
             if _is_array(path):
                 return _array_items(path, offset or _array_begin(path), number)
             return _plain_lines(path, offset, number)
         case ending:
-            raise ValueError(f"no importer reads {path}: found the ending {ending!r}; give {', '.join(known())} files")
+            raise ValueError(f"the ending of {path} must be one of {', '.join(RECORD_ENDINGS)}, got {ending!r}")
 
 
-def is_entered_anywhere(path: Path) -> bool:
+def is_seekable(path: Path) -> bool:
     """Whether reading can begin at an item without reading those before it."""
-    return not path.is_dir() and path.suffix.lower() not in (".gz", ".zst")
+    return not path.is_dir() and path.suffix.lower() not in COMPRESSIONS
 
 
-def known() -> tuple[str, ...]:
-    """Endings of files that can be read."""
-    return (*LINE_ENDINGS, ".parquet", ".tar")
+def holds_codes(path: Path) -> bool:
+    """Whether a folder is one of codes by class."""
+    return (path / "codes").is_dir() and (path / "labels").is_dir()
 
 
 def _plain_lines(path: Path, offset: int, number: int) -> Iterator[Item]:
-    stream = path.open("rb")
-    stream.seek(offset)
-    return _lines(stream, number=number, offset=offset, counts_bytes=True)
-
-
-def _lines(stream: Any, *, number: int, offset: int, counts_bytes: bool) -> Iterator[Item]:
-    with stream:
+    with path.open("rb") as stream:
+        stream.seek(offset)
         for line in stream:
             yield Item(f"line {number + 1}", offset, line)
-            number += 1
-            offset += len(line) if counts_bytes else 1
+            number, offset = number + 1, offset + len(line)
 
 
-def _compressed_lines(path: Path) -> Iterator[Item]:
+def _compressed_lines(path: Path, compression: str) -> Iterator[Item]:
     try:
-        yield from _lines(_open_compressed(path), number=0, offset=0, counts_bytes=False)
-    except (EOFError, OSError, zlib.error) as error:
-        raise ValueError(f"{path} is no whole compressed file: {error}; fetch or write it anew") from error
-
-
-def _open_compressed(path: Path) -> Any:
-    if path.suffix.lower() == ".gz":
-        return gzip.open(path, "rb")
-    return io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd"), CHUNK)
+        with io.BufferedReader(pyarrow.input_stream(str(path), compression=compression), CHUNK) as stream:
+            for number, line in enumerate(stream):
+                yield Item(f"line {number + 1}", number, line)
+    except (EOFError, OSError) as error:
+        raise ValueError(f"{path} must be a complete compressed file: {error}; download or write it again") from error
 
 
 def _array_begin(path: Path) -> int:
@@ -257,14 +273,14 @@ def _array_items(path: Path, offset: int, number: int) -> Iterator[Item]:
             begin = place
             while place < len(buffer) and buffer[place] in BETWEEN_RECORDS:
                 place += 1
-            offset += place - begin  # what lies between records is one byte a character
+            offset += place - begin  # each character between records is one byte
             try:
                 if buffer.startswith("]", place):
                     return
                 value, end = parser.raw_decode(buffer, place)
             except ValueError as error:
                 if is_over:
-                    raise ValueError(f"{path} is no JSON array: {error} (record {number + 1}); mend it") from error
+                    raise ValueError(f"{path} must be a JSON array: {error} (record {number + 1}); fix it") from error
                 chunk = stream.read(CHUNK)
                 is_over = not chunk
                 buffer, place = buffer[place:] + decoder.decode(chunk, final=is_over), 0
@@ -275,7 +291,11 @@ def _array_items(path: Path, offset: int, number: int) -> Iterator[Item]:
 
 
 def _parquet_items(path: Path, first: int) -> Iterator[Item]:
-    with open_parquet(path) as file:
+    try:
+        file = pyarrow.parquet.ParquetFile(path)
+    except pyarrow.ArrowInvalid as error:
+        raise ValueError(f"{path} must be a complete Parquet file: {error}; download or write it again") from error
+    with file:
         number = 0
         for group in range(file.num_row_groups):
             num_rows = file.metadata.row_group(group).num_rows
@@ -288,55 +308,92 @@ def _parquet_items(path: Path, first: int) -> Iterator[Item]:
             number += num_rows
 
 
-def open_parquet(path: Path) -> pyarrow.parquet.ParquetFile:
-    try:
-        return pyarrow.parquet.ParquetFile(path)
-    except pyarrow.ArrowInvalid as error:
-        raise ValueError(f"{path} is no whole Parquet file: {error}; fetch or write it anew") from error
+class TarMember(NamedTuple):
+    """A file inside a tar."""
+
+    offset: int
+    size: int
 
 
-def _tar_items(path: Path, offset: int, *, contents: bool) -> Iterator[Item]:
-    """Samples of a tar: neighbouring members of one name; `__key__` is the name, other keys are the endings."""
-    sample: dict[str, Any] = {}
-    begin = offset
-    for member_begin, key, ending, content in _tar_members(path, offset, contents=contents):
-        if sample and (key != sample["__key__"] or ending in sample):
-            yield Item(sample["__key__"], begin, sample)
-            sample = {}
-        if not sample:
-            sample, begin = {"__key__": key}, member_begin
-        sample[ending] = content
-    if sample:
-        yield Item(sample["__key__"], begin, sample)
+class TarSample(NamedTuple):
+    """Neighbouring members of one name."""
+
+    offset: int
+    name: str
+    members: dict[str, TarMember]  # by their endings, in lower case
 
 
-def _tar_members(path: Path, offset: int, *, contents: bool) -> Iterator[tuple[int, str, str, bytes]]:
-    """Offset, sample name, ending and content of each file in a tar."""
-    from webdataset.tariterators import base_plus_ext
+def read_tar(path: Path, offset: int = 0) -> Iterator[TarSample]:
+    """The samples of a tar from one that begins at `offset`; an ending that a sample already has begins a new one.
 
+    Only headers are read. webdataset's own reader is not used as it tells no offsets, so it cannot resume.
+    """
+    sample = None
     try:
         with path.open("rb") as stream:
             stream.seek(offset)
             with tarfile.open(fileobj=stream, mode="r:") as tar:
-                for member in tar:
+                for info in tar:
                     tar.members = []  # type: ignore[attr-defined]  # tarfile remembers every member otherwise
-                    key, ending = base_plus_ext(member.name) if member.isfile() else (None, None)
-                    if key is not None:
-                        file = tar.extractfile(member) if contents else None
-                        yield member.offset, key, ending.lower(), file.read() if file else b""
-                # tarfile takes a file that ends in the middle of a header for a whole one
+                    name, ending = base_plus_ext(info.name) if info.isfile() else (None, None)
+                    if name is None:
+                        continue
+                    ending = ending.lower()
+                    if sample is None or name != sample.name or ending in sample.members:
+                        if sample is not None:
+                            yield sample
+                        sample = TarSample(info.offset, name, {})
+                    sample.members[ending] = TarMember(info.offset_data, info.size)
+                # tarfile takes a file that ends in the middle of a header for a complete one
                 if path.stat().st_size < tar.offset + tarfile.BLOCKSIZE:
                     raise tarfile.ReadError("it ends too early")
-    except tarfile.ReadError as error:
-        raise ValueError(f"{path} is no whole tar file: {error}; fetch or write it anew") from error
+    except tarfile.TarError as error:
+        raise ValueError(f"{path} must be a complete, uncompressed tar: {error}; download or write it again") from error
+    if sample is not None:
+        yield sample
 
 
-def _folder_items(path: Path) -> Iterator[Item]:
-    """Pictures with captions beside them, in the order of their names."""
-    names = sorted(file for file in path.rglob("*") if file.suffix.lower() in PICTURE_ENDINGS)
-    for number, picture in enumerate(names):
-        caption = picture.with_suffix(".txt")
-        fields = {"image": str(picture.resolve())}
+def read_member(path: Path, member: TarMember) -> bytes:
+    """The bytes of a file inside a tar."""
+    with path.open("rb") as file:
+        file.seek(member.offset)
+        return file.read(member.size)
+
+
+def _tar_items(path: Path, offset: int, *, contents: bool) -> Iterator[Item]:
+    for sample in read_tar(path, offset):
+        files = {ending: read_member(path, member) if contents else b"" for ending, member in sample.members.items()}
+        yield Item(sample.name, sample.offset, {"__key__": sample.name, **files})
+
+
+def _image_items(path: Path) -> Iterator[Item]:
+    """Images in the order of their names, with captions from files beside them and classes from sub-folders."""
+    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_ENDINGS)
+    subfolders = sorted(child.name for child in path.iterdir() if child.is_dir())
+    number_of = {name: index for index, name in enumerate(subfolders)}
+    for number, file in enumerate(files):
+        caption, inside = file.with_suffix(".txt"), file.relative_to(path)
+        fields: dict[str, Any] = {"image": str(file.resolve())}
         if caption.is_file():
             fields["caption"] = caption.read_text(encoding="utf-8", errors="replace")
-        yield Item(str(picture.relative_to(path)), number, fields)
+        if inside.parts[0] in number_of:
+            fields["subfolder"] = number_of[inside.parts[0]]
+        yield Item(str(inside), number, fields)
+
+
+def _code_items(path: Path) -> Iterator[Item]:
+    """Classes with the codes (S, K, N) of S views of an image, from files of one or many images."""
+    number = 0
+    for file in sorted((path / "codes").glob("[!.]*.npy")):
+        labels_file = path / "labels" / file.name
+        if not labels_file.is_file():
+            raise FileNotFoundError(f"{file} must have a file of labels, got no {labels_file}; extract the codes again")
+        codes_ESKN, labels_E = np.load(file, mmap_mode="r"), np.load(labels_file).reshape(-1)
+        if codes_ESKN.ndim != 4 or len(codes_ESKN) != len(labels_E):
+            raise ValueError(
+                f"{file} must hold (images, views, codebooks, positions) for {len(labels_E)} labels, got "
+                f"{codes_ESKN.shape}; extract the codes again"
+            )
+        for index, (codes_SKN, label) in enumerate(zip(codes_ESKN, labels_E, strict=True)):
+            yield Item(f"codes/{file.name}, image {index + 1}", number, {"class": int(label), "codes": codes_SKN})
+            number += 1

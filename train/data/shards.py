@@ -1,13 +1,18 @@
-"""One shard: a Parquet file of records whose pictures are codes.
+"""A prepared folder: Parquet shards of records whose images are codes, written task by task and read row by row.
 
-    kind      chat, document, pair or draw (train/data/records.py)
-    messages  role and parts; a part is a text, or the number of an image of this row
-    images    rows, columns and codes (uint16, the K x N table row by row) of each image
-    source    the file that the record came from
-    place     where in that file
+    DIR/manifest.json      version, tokenizer, totals, and name, rows and bytes of each shard; written last
+    DIR/prepare.json       settings that the folder was started with; others are refused
+    DIR/left_out.jsonl     invalid records that were left out, with file, place and reason
+    DIR/shards/*.parquet   one row per record:
+        kind      chat, document, pair, draw or class (train/data/records.py), or episode (train/data/world.py)
+        messages  role and parts; a part is a text, or the index of an image of this row
+        images    rows, columns and codes (uint16, the K x N table row by row) of each image
+        source    the file that the record came from
+        place     where in that file
 
-The file's metadata carries what the codes are (`CodesOf`), the version of this schema and the records that were left
-out. Files are written whole or not at all. Knows no folders of shards, no importers and no training.
+The metadata of a shard says which image tokenizer made its codes, the version of this schema, and what was left out.
+Shards appear under their names only when they are complete, so writing can be interrupted at any moment and run again.
+This is the only store of codes: prepared data, the synthetic world and images by class are all read from such folders.
 
 Letters: K codebooks, N positions of an image.
 """
@@ -16,21 +21,22 @@ from __future__ import annotations
 
 import json
 import os
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from typing import Any
 
 import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from accelerate import PartialState
+from tqdm import tqdm
 
 from mllm.conversation import CodesPart, Message, TextPart
-from mllm.files import whole_file
+from mllm.files import UNFINISHED, whole_file, write_json, write_lines
 from tokenizer.unitok import UniTok
-from train.data.records import Kind
 
 VERSION = 1
 """Of the schema; goes up when a reader of the old one would misread the new one."""
@@ -38,6 +44,11 @@ METADATA = b"mllm_shard"
 """Key of a shard's facts in the metadata of its schema."""
 ROWS_PER_GROUP = 32
 """Small, because rows are read one at a time and in any order."""
+OPEN_FILES = 24
+"""More than the shards that rows are drawn from at a time (train/data/mixture.py)."""
+ROW_GROUPS = 256
+"""Row groups in memory, of about 130 KB each with the released tokenizer's codes."""
+MANIFEST, SETTINGS, LEFT_OUT, SHARDS = "manifest.json", "prepare.json", "left_out.jsonl", "shards"
 
 _PART = pa.struct([("text", pa.string()), ("image", pa.int32())])
 _MESSAGE = pa.struct([("role", pa.string()), ("parts", pa.list_(_PART))])
@@ -54,24 +65,27 @@ SCHEMA = pa.schema(
 
 
 @dataclass(frozen=True, slots=True)
-class CodesOf:
+class CodeSource:
     """Which image tokenizer made the codes."""
 
     fingerprint: str
     num_codebooks: int
     codebook_size: int
 
+    @classmethod
+    def of(cls, tokenizer: UniTok) -> CodeSource:
+        """What the codes of this tokenizer are."""
+        return cls(tokenizer.fingerprint(), tokenizer.config.num_codebooks, tokenizer.config.codebook_size)
 
-def codes_made_by(tokenizer: UniTok) -> CodesOf:
-    """What the codes of this tokenizer are."""
-    return CodesOf(tokenizer.fingerprint(), tokenizer.config.num_codebooks, tokenizer.config.codebook_size)
+    def __str__(self) -> str:
+        return f"{self.fingerprint} ({self.num_codebooks} codebooks of {self.codebook_size})"
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """One prepared record."""
+class PreparedRecord:
+    """One row of a shard."""
 
-    kind: Kind
+    kind: str
     messages: tuple[Message, ...]  # parts are texts and codes
     source: str
     place: str
@@ -79,153 +93,227 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:
-    """A broken record that was left out because that was allowed."""
+    """An invalid record that was left out because that was allowed."""
 
     source: str
     place: str
     reason: str
 
 
-def write_shard(path: Path, rows: Sequence[Row], *, codes_of: CodesOf, left_out: Sequence[LeftOut] = ()) -> None:
-    """Write a shard, whole or not at all."""
-    facts = {"version": VERSION, **asdict(codes_of), "left_out": [asdict(record) for record in left_out]}
+@dataclass(frozen=True, slots=True)
+class ShardTask:
+    """The records that make one shard."""
+
+    shard: str  # name of its file
+    path: str  # where the records come from
+    format: str
+    number: int  # records of that source that come before
+    offset: int  # where reading begins (train/data/records.py)
+    count: int
+
+
+# Writing
+
+
+def check_settings(folder: Path, settings: dict[str, Any]) -> None:
+    """Record what a folder is made with, or refuse to continue one that was started with something else."""
+    path = folder / SETTINGS
+    if path.is_file():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        for name in settings | before:
+            if before.get(name) != settings.get(name):
+                raise ValueError(
+                    f"{name.replace('_', ' ')} of {folder} must stay {before.get(name)}, as it was started with, got "
+                    f"{settings.get(name)}; choose another output folder or remove this one"
+                )
+    write_json(path, settings)
+
+
+def make_shards(
+    folder: Path,
+    tasks: Sequence[ShardTask],
+    make: Callable[[ShardTask, Callable[[int], object]], tuple[list[PreparedRecord], list[LeftOut]]],
+    code_source: CodeSource,
+    *,
+    state: PartialState,
+) -> dict[str, Any]:
+    """Write the shards that are missing, each process its share, and then the manifest, which is returned.
+
+    Args:
+        make: the records of a task, in order, and what was left out; it reports progress, in records, to its second
+            argument.
+    """
+    share = tasks[state.process_index :: state.num_processes]
+    missing = [task for task in share if not (folder / SHARDS / task.shard).is_file()]
+    total, num_missing = (sum(task.count for task in some) for some in (share, missing))
+    progress = tqdm(
+        total=total,
+        initial=total - num_missing,
+        desc=f"prepare {folder.name}",
+        unit=" records",
+        disable=not missing or not state.is_main_process,
+    )
+    with progress:
+        for task in missing:
+            done = progress.n
+            records, left_out = make(task, progress.update)
+            write_shard(folder / SHARDS / task.shard, records, code_source, left_out)
+            progress.update(done + task.count - progress.n)
+    state.wait_for_everyone()
+    if state.is_main_process:
+        for path in folder.rglob(f"*{UNFINISHED}"):
+            path.unlink()  # of processes that were killed
+        write_manifest(folder, [task.shard for task in tasks], code_source)
+    state.wait_for_everyone()
+    return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+
+
+def write_shard(
+    path: Path, records: Sequence[PreparedRecord], code_source: CodeSource, left_out: Sequence[LeftOut] = ()
+) -> None:
+    """Write a complete shard, or nothing."""
+    facts = {"version": VERSION, **asdict(code_source), "left_out": [asdict(record) for record in left_out]}
     schema = SCHEMA.with_metadata({METADATA: json.dumps(facts).encode()})
-    table = pa.Table.from_pylist([_to_columns(row) for row in rows], schema=schema)
+    table = pa.Table.from_pylist([_to_columns(record) for record in records], schema=schema)
     with whole_file(path) as unfinished:
         pq.write_table(table, unfinished, compression="zstd", row_group_size=ROWS_PER_GROUP)
 
 
-def _to_columns(row: Row) -> dict[str, Any]:
+def write_manifest(folder: Path, names: Sequence[str], code_source: CodeSource) -> None:
+    """Write what was left out, and then the manifest, which marks the folder as finished."""
+    shards, left_out = [], []
+    for name in names:
+        path = folder / SHARDS / name
+        file = pq.read_metadata(path)
+        left_out += _read_facts(file.metadata, name)["left_out"]
+        shards.append({"name": name, "rows": file.num_rows, "bytes": path.stat().st_size})
+    write_lines(folder / LEFT_OUT, left_out)
+    manifest = {
+        "version": VERSION,
+        "tokenizer": asdict(code_source),
+        "records": sum(shard["rows"] for shard in shards),
+        "left_out": len(left_out),
+        "shards": shards,
+    }
+    write_json(folder / MANIFEST, manifest)
+
+
+def _to_columns(record: PreparedRecord) -> dict[str, Any]:
     images: list[dict[str, Any]] = []
     messages = []
-    for message in row.messages:
+    for message in record.messages:
         parts: list[dict[str, Any]] = []
         for part in message.parts:
             match part:
                 case TextPart(text):
                     parts.append({"text": text})
-                case CodesPart():
+                case CodesPart(codes_KN, (rows, columns)):
                     parts.append({"image": len(images)})
-                    rows, columns = part.grid
-                    images.append({"rows": rows, "columns": columns, "codes": part.codes_KN.reshape(-1)})
+                    images.append({"rows": rows, "columns": columns, "codes": codes_KN.reshape(-1)})
                 case _:
-                    raise TypeError(f"a prepared record holds texts and codes, got {type(part).__name__}")
+                    raise TypeError(f"parts of a prepared record must be texts or codes, got {type(part).__name__}")
         messages.append({"role": message.role, "parts": parts})
-    return {"kind": row.kind, "messages": messages, "images": images, "source": row.source, "place": row.place}
+    return {
+        "kind": record.kind,
+        "messages": messages,
+        "images": images,
+        "source": record.source,
+        "place": record.place,
+    }
 
 
-def read_facts(metadata: dict[bytes, bytes] | None, name: str) -> dict[str, Any]:
-    """What a shard's metadata says of it."""
-    text = (metadata or {}).get(METADATA)
-    if text is None:
-        raise ValueError(f"{name} is no shard: found no metadata of `mllm prepare` in it; prepare the data anew")
-    return json.loads(text)
-
-
-def row_of(table: pa.Table, index: int, *, num_codebooks: int) -> Row:
-    """One row of a table of a shard."""
-    fields = {name: table.column(name)[index] for name in table.column_names}
-    images = [_codes_part(image, num_codebooks) for image in fields["images"]]
-    messages = tuple(
-        Message(
-            message["role"],
-            tuple(
-                TextPart(part["text"]) if part["image"] is None else images[part["image"]] for part in message["parts"]
-            ),
-        )
-        for message in fields["messages"].as_py()
-    )
-    return Row(fields["kind"].as_py(), messages, fields["source"].as_py(), fields["place"].as_py())
-
-
-def _codes_part(image: pa.StructScalar, num_codebooks: int) -> CodesPart:
-    codes: np.ndarray = image["codes"].values.to_numpy()
-    return CodesPart(codes.reshape(num_codebooks, -1), (image["rows"].as_py(), image["columns"].as_py()))
-
-
-# A prepared folder as training reads it: any row of any shard, after refusing what would train wrongly.
-#
-#     DIR/manifest.json            version, tokenizer, totals, and name, rows and bytes of each shard; written last
-#     DIR/shards/*.parquet         see train/data/shards.py
-#
-# In: a folder, or the URL of one (`hf://datasets/NAME/PROJECT/FOLDER`, or what else fsspec opens). Out: rows. Open
-# files
-# and the row groups read last are kept, a fixed number of each; the list of shards is all that grows with the data.
-
-
-MANIFEST = "manifest.json"
-SHARDS = "shards"
-OPEN_FILES = 24
-"""More than the shards that rows are drawn from at a time (train/data/packing.py)."""
-ROW_GROUPS = 256
-"""About 130 KB each with the released tokenizer's codes."""
-
-T = TypeVar("T")
+# Reading
 
 
 class ShardFolder:
-    """Rows by shard and index."""
+    """Records of a finished folder by number. Files and row groups that were read last are kept open or in memory.
 
-    def __init__(self, path: str) -> None:
-        self.path = str(path)
+    Args:
+        path: the folder, or the URL of one (`hf://datasets/NAME/PROJECT/FOLDER`, or any other that fsspec opens).
+        in_memory: keep everything that was read, for random access to the whole folder.
+    """
+
+    def __init__(self, path: str | Path, *, in_memory: bool = False) -> None:
+        self.path, self.in_memory = str(path), in_memory
         self.files, self.root = fsspec.core.url_to_fs(self.path)
         manifest = self._read_manifest()
-        self.codes_of = CodesOf(**manifest["tokenizer"])
+        self.code_source = CodeSource(**manifest["tokenizer"])
         self.names = [shard["name"] for shard in manifest["shards"]]
         self.num_rows = np.array([shard["rows"] for shard in manifest["shards"]], dtype=np.int64)
+        self.ends = np.cumsum(self.num_rows)
         self._check_sizes({shard["name"]: shard["bytes"] for shard in manifest["shards"]})
-        if not self.num_rows.sum():
-            raise ValueError(f"{self.path} holds no record: found {len(self.names)} empty shards; prepare some data")
-        self._forget_open_files()
+        if not len(self):
+            raise ValueError(f"{self.path} must hold records, got {len(self.names)} empty shards; prepare some data")
+        self._make_caches()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in ("open_files", "row_groups")}
+        caches = ("open_shard", "row_group")
+        return {name: value for name, value in self.__dict__.items() if name not in caches}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._forget_open_files()
+        self._make_caches()
 
-    def _forget_open_files(self) -> None:
+    def _make_caches(self) -> None:
         self.process = os.getpid()
-        self.open_files: OrderedDict[int, pq.ParquetFile] = OrderedDict()
-        self.row_groups: OrderedDict[tuple[int, int], pa.Table] = OrderedDict()
+        self.open_shard = lru_cache(None if self.in_memory else OPEN_FILES)(self._open_shard)
+        self.row_group = lru_cache(None if self.in_memory else ROW_GROUPS)(self._row_group)
 
     def __len__(self) -> int:
         return int(self.num_rows.sum())
 
-    def require_tokenizer(self, codes_of: CodesOf) -> None:
+    def __getitem__(self, index: int) -> PreparedRecord:
+        """Record `index`, counted over all shards."""
+        shard = int(np.searchsorted(self.ends, index, side="right"))
+        return self.row(shard, index - int(self.ends[shard] - self.num_rows[shard]))
+
+    def row(self, shard: int, index: int) -> PreparedRecord:
+        """One row of one shard."""
+        if self.process != os.getpid():  # a forked worker shares the position in an open file with its parent
+            self._make_caches()
+        group, inside = divmod(index, self.open_shard(shard).metadata.row_group(0).num_rows)  # all but the last alike
+        table = self.row_group(shard, group)
+        fields = {name: table.column(name)[inside] for name in table.column_names}
+        images = [_codes_part(image, self.code_source.num_codebooks) for image in fields["images"]]
+        messages = tuple(
+            Message(
+                message["role"],
+                tuple(
+                    TextPart(part["text"]) if part["image"] is None else images[part["image"]]
+                    for part in message["parts"]
+                ),
+            )
+            for message in fields["messages"].as_py()
+        )
+        return PreparedRecord(fields["kind"].as_py(), messages, fields["source"].as_py(), fields["place"].as_py())
+
+    def require_tokenizer(self, code_source: CodeSource) -> None:
         """Refuse codes that this image tokenizer did not make.
 
         Raises:
             ValueError: another fingerprint, or another number or size of codebooks.
         """
-        if self.codes_of != codes_of:
+        if self.code_source != code_source:
             raise ValueError(
-                f"{self.path} was prepared with another image tokenizer: found {describe(self.codes_of)}, "
-                f"the recipe's is {describe(codes_of)}; prepare the data again with the recipe's"
+                f"the codes in {self.path} must be those of the recipe's image tokenizer, {code_source}, got "
+                f"{self.code_source}; prepare the data again with the recipe's"
             )
 
-    def row(self, shard: int, index: int) -> Row:
-        """One row."""
-        if self.process != os.getpid():  # a forked worker shares the place in an open file with its parent
-            self._forget_open_files()
-        file = _cached(self.open_files, shard, OPEN_FILES, self._open)
-        group, inside = divmod(index, file.metadata.row_group(0).num_rows)  # all but the last are of one size
-        table = _cached(self.row_groups, (shard, group), ROW_GROUPS, lambda key: file.read_row_group(key[1]))
-        return row_of(table, inside, num_codebooks=self.codes_of.num_codebooks)
+    def _row_group(self, shard: int, group: int) -> pa.Table:
+        return self.open_shard(shard).read_row_group(group)
 
-    def _open(self, shard: int) -> pq.ParquetFile:
+    def _open_shard(self, shard: int) -> pq.ParquetFile:
         name = self.names[shard]
         try:
             file = pq.ParquetFile(self.files.open(self._place(SHARDS, name)))
         except (pa.ArrowInvalid, OSError) as error:
             raise ValueError(f"shard {name} of {self.path} is damaged: {error}; remove it and prepare again") from error
-        facts = read_facts(file.metadata.metadata, name)
-        made_by = CodesOf(*(facts[field] for field in CodesOf.__slots__))
-        if (facts["version"], made_by, file.metadata.num_rows) != (VERSION, self.codes_of, self.num_rows[shard]):
+        facts = _read_facts(file.metadata.metadata, name)
+        made_by = CodeSource(*(facts[field] for field in CodeSource.__slots__))
+        if (facts["version"], made_by, file.metadata.num_rows) != (VERSION, self.code_source, self.num_rows[shard]):
             raise ValueError(
-                f"shard {name} of {self.path} is not the one of the manifest: found {file.metadata.num_rows} rows of "
-                f"{describe(made_by)}; remove it and prepare again"
+                f"shard {name} of {self.path} must be the one of the manifest, got {file.metadata.num_rows} rows of "
+                f"{made_by}; remove it and prepare again"
             )
         return file
 
@@ -235,41 +323,39 @@ class ShardFolder:
                 manifest = json.loads(file.read())
         except FileNotFoundError:
             raise FileNotFoundError(
-                f"{self.path} is no finished folder of shards: found no {MANIFEST}; run `mllm prepare` to its end"
+                f"{self.path} must be a finished folder of shards, got no {MANIFEST}; run `mllm prepare` to its end"
             ) from None
         if manifest.get("version") != VERSION:
             raise ValueError(
-                f"{self.path} was prepared by another version: found {manifest.get('version')}, this toolkit reads "
-                f"{VERSION}; prepare the data again"
+                f"the schema version of {self.path} must be {VERSION}, got {manifest.get('version')}; "
+                "prepare the data again"
             )
         return manifest
 
     def _check_sizes(self, expected: dict[str, int]) -> None:
-        """Shards that are missing or were cut short, found before training rather than in the middle of it."""
+        """Find shards that are missing or truncated before training rather than in the middle of it."""
         listed = self.files.ls(self._place(SHARDS), detail=True) if expected else []
         found = {PurePosixPath(entry["name"]).name: entry["size"] for entry in listed}
         for name, size in expected.items():
             if found.get(name) != size:
                 state = f"{found[name]} bytes" if name in found else "no such file"
                 raise ValueError(
-                    f"shard {name} of {self.path} is not whole: found {state}, the manifest says {size} bytes; "
-                    "copy it again, or remove it and prepare again"
+                    f"shard {name} of {self.path} must have {size} bytes, got {state}; copy it again, or remove it "
+                    "and prepare again"
                 )
 
     def _place(self, *names: str) -> str:
         return "/".join([self.root.rstrip("/"), *names])
 
 
-def _cached(cache: OrderedDict[Any, T], key: Any, size: int, make: Callable[[Any], T]) -> T:
-    """The value of a key, made if it is not there; the one used longest ago makes room."""
-    if key not in cache:
-        cache[key] = make(key)
-        if len(cache) > size:
-            cache.popitem(last=False)
-    cache.move_to_end(key)
-    return cache[key]
+def _codes_part(image: pa.StructScalar, num_codebooks: int) -> CodesPart:
+    codes: np.ndarray = image["codes"].values.to_numpy()
+    return CodesPart(codes.reshape(num_codebooks, -1), (image["rows"].as_py(), image["columns"].as_py()))
 
 
-def describe(codes_of: CodesOf) -> str:
-    """A tokenizer in words."""
-    return f"{codes_of.fingerprint} ({codes_of.num_codebooks} codebooks of {codes_of.codebook_size})"
+def _read_facts(metadata: dict[bytes, bytes] | None, name: str) -> dict[str, Any]:
+    """What the metadata of a shard says about it."""
+    text = (metadata or {}).get(METADATA)
+    if text is None:
+        raise ValueError(f"{name} must be a shard, got a file without its metadata; prepare the data again")
+    return json.loads(text)

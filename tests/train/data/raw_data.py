@@ -13,17 +13,17 @@ from PIL import Image
 
 from mllm.conversation import CodesPart, Message, TextPart
 from tokenizer.unitok import UniTok
-from train.data.prepare import UnitOptions, write_manifest
-from train.data.shards import SHARDS, CodesOf, Row, ShardFolder, write_shard
+from train.data.prepare import PrepareOptions
+from train.data.shards import SHARDS, CodeSource, PreparedRecord, ShardFolder, write_manifest, write_shard
 
-OPTIONS = UnitOptions(sizes=((32, 32),), batch_size=5, num_workers=2)
+OPTIONS = PrepareOptions(sizes=((32, 32),), batch_size=5, num_workers=2)
 
 
 def load(folder: Path) -> UniTok:
     return UniTok.from_pretrained(folder)
 
 
-def picture(number: int) -> bytes:
+def image_file(number: int) -> bytes:
     """A PNG that no other number has; of different sizes."""
     rng = np.random.default_rng(number)
     stream = io.BytesIO()
@@ -32,17 +32,17 @@ def picture(number: int) -> bytes:
 
 
 def write_raw(folder: Path, count: int = 11) -> list[Path]:
-    """Captioned pictures in a tar, dialogues, documents with pictures, and texts."""
+    """Captioned images in a tar, dialogues, documents with images, and texts."""
     folder.mkdir(parents=True)
     with tarfile.open(folder / "captions.tar", "w") as tar:
         for number in range(count):
-            for ending, content in (("png", picture(number)), ("txt", f"caption {number}".encode())):
+            for ending, content in (("png", image_file(number)), ("txt", f"caption {number}".encode())):
                 info = tarfile.TarInfo(f"{number:03d}.{ending}")
                 info.size = len(content)
                 tar.addfile(info, io.BytesIO(content))
     dialogues, documents = [], []
     for number in range(count):
-        (folder / f"{number}.png").write_bytes(picture(100 + number))
+        (folder / f"{number}.png").write_bytes(image_file(100 + number))
         turns = [{"from": "human", "value": f"<image> question {number}"}, {"from": "gpt", "value": f"answer {number}"}]
         dialogues.append({"image": f"{number}.png", "conversations": turns})
         documents.append({"texts": [f"before {number}", None, "after"], "images": [None, f"{number}.png", None]})
@@ -54,11 +54,11 @@ def write_raw(folder: Path, count: int = 11) -> list[Path]:
 
 def rows_of(path: Path) -> list[tuple]:
     """All records of a prepared folder, comparable."""
-    folder = ShardFolder(str(path))
-    return [content(folder.row(shard, row)) for shard, rows in enumerate(folder.num_rows) for row in range(rows)]
+    folder = ShardFolder(path)
+    return [content(folder[index]) for index in range(len(folder))]
 
 
-def content(row: Row) -> tuple:
+def content(row: PreparedRecord) -> tuple:
     messages = [
         (
             message.role,
@@ -72,24 +72,24 @@ def content(row: Row) -> tuple:
     return row.kind, str(messages), row.source, row.place
 
 
-def prepared(path: Path, shards: Sequence[Sequence[Row]], codes_of: CodesOf) -> Path:
+def prepared(path: Path, shards: Sequence[Sequence[PreparedRecord]], code_source: CodeSource) -> Path:
     """A finished folder of these rows."""
     (path / SHARDS).mkdir(parents=True)
     names = [f"{number:05d}.parquet" for number in range(len(shards))]
     for name, rows in zip(names, shards, strict=True):
-        write_shard(path / SHARDS / name, rows, codes_of=codes_of)
-    write_manifest(path, names, codes_of)
+        write_shard(path / SHARDS / name, rows, code_source)
+    write_manifest(path, names, code_source)
     return path
 
 
-def document(text: str, place: str = "line 1") -> Row:
-    return Row("document", (Message("assistant", (TextPart(text),)),), "made.jsonl", place)
+def document(text: str, place: str = "line 1") -> PreparedRecord:
+    return PreparedRecord("document", (Message("assistant", (TextPart(text),)),), "made.jsonl", place)
 
 
-def pair(captions: Sequence[str], codes_of: CodesOf, seed: int) -> Row:
-    """A captioned picture of 2 x 2 positions."""
+def pair(captions: Sequence[str], code_source: CodeSource, seed: int) -> PreparedRecord:
+    """A captioned image of 2 x 2 positions."""
     rng = np.random.default_rng(seed)
-    codes = rng.integers(0, codes_of.codebook_size, (codes_of.num_codebooks, 4)).astype(np.uint16)
+    codes = rng.integers(0, code_source.codebook_size, (code_source.num_codebooks, 4)).astype(np.uint16)
     texts = tuple(TextPart(caption) for caption in captions)
     answer = Message("assistant", (CodesPart(codes, (2, 2)),))
-    return Row("pair", (Message("user", texts), answer), "made.tar", f"{seed}")
+    return PreparedRecord("pair", (Message("user", texts), answer), "made.tar", f"{seed}")

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 
 from tests.train.data.raw_data import content, document, prepared
-from train.data.packing import BLOCK, SHARDS_AT_ONCE, Mixture, ShardOrder, block_quota
-from train.data.shards import OPEN_FILES, ROW_GROUPS, CodesOf, ShardFolder
+from train.data.mixture import BLOCK, SHARDS_AT_ONCE, Mixture, ShardOrder, block_quota
+from train.data.shards import OPEN_FILES, ROW_GROUPS, CodeSource, ShardFolder
 
-CODES_OF = CodesOf("tokenizer", 2, 16)
+CODE_SOURCE = CodeSource("tokenizer", 2, 16)
 
 
 def make_folder(path: Path, name: str, sizes: list[int]) -> ShardFolder:
     shards = [[document(f"{name} {shard} {row}") for row in range(size)] for shard, size in enumerate(sizes)]
-    return ShardFolder(str(prepared(path / name, shards, CODES_OF)))
+    return ShardFolder(prepared(path / name, shards, CODE_SOURCE))
 
 
 @pytest.fixture(scope="module")
@@ -53,12 +53,12 @@ def test_only_neighbouring_shards_are_shuffled_together() -> None:
         assert len({order.locate(place)[0] for place in places}) <= SHARDS_AT_ONCE
 
 
-@pytest.mark.parametrize("weights", [[1.0], [3, 1, 1], [1e-9, 1.0], [0.123, 4.56, 7.8, 0.01], [1] * 37])
-def test_a_block_holds_folders_by_weight(weights: list[float]) -> None:
-    quota = block_quota(weights)
-    shares = np.array(weights) / sum(weights) * BLOCK
-    assert quota.sum() == BLOCK and quota.min() >= 1
-    assert (np.abs(quota - shares) <= 1).all()
+def test_a_block_holds_folders_by_weight() -> None:
+    for weights in ([1.0], [3, 1, 1], [1e-9, 1.0], [0.123, 4.56, 7.8, 0.01], [1] * 37):
+        quota = block_quota(weights)
+        shares = np.array(weights) / sum(weights) * BLOCK
+        assert quota.sum() == BLOCK and quota.min() >= 1
+        assert (np.abs(quota - shares) <= 1).all()
 
 
 def test_folders_come_by_weight_and_none_loses_its_place(folders: list[ShardFolder]) -> None:
@@ -87,11 +87,12 @@ def test_what_is_kept_open_does_not_grow(folders: list[ShardFolder]) -> None:
     mixture = Mixture(folders, [1, 9, 1], seed=0)
     for index in range(500):
         mixture[index]
-    assert all(len(folder.open_files) <= OPEN_FILES for folder in folders)
-    assert len(folders[1].open_files) == OPEN_FILES and all(len(folder.row_groups) <= ROW_GROUPS for folder in folders)
+    assert all(folder.open_shard.cache_info().currsize <= OPEN_FILES for folder in folders)
+    assert folders[1].open_shard.cache_info().currsize == OPEN_FILES
+    assert all(folder.row_group.cache_info().currsize <= ROW_GROUPS for folder in folders)
 
 
 def test_weights_that_make_no_sense_are_refused(folders: list[ShardFolder]) -> None:
     for weights in ([1, 2], [1, 0, 1], [1, -1, 1]):
-        with pytest.raises(ValueError, match="a weight above 0 for each folder"):
+        with pytest.raises(ValueError):
             Mixture(folders, weights, seed=0)

@@ -1,8 +1,10 @@
-"""`mllm prepare --show`: what is learned is marked, and the pictures are those of the codes."""
+"""`mllm prepare --show`: what is learned is marked, and the images are those of the codes."""
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pytest
@@ -10,12 +12,12 @@ import torch
 from PIL import Image
 
 from mllm.cli.main import main
-from mllm.conversation import Marker, Segment, render
+from mllm.conversation import Marker, Message, Segment, TextPart, render
 from tests.train.data.raw_data import document, load, pair, prepared
 from tokenizer.images import to_images
-from train.data.packing import SampleOptions, sample_of
+from train.data.mixture import choose_sample
 from train.data.prepare import GREEN, PLAIN, as_text
-from train.data.shards import codes_made_by
+from train.data.shards import CodeSource, PreparedRecord
 
 
 def test_learned_parts_are_marked() -> None:
@@ -26,17 +28,17 @@ def test_learned_parts_are_marked() -> None:
     assert as_text(later, in_color=False).endswith("[[ hello</s>]]USER: bye ASSISTANT:")
 
 
-def test_samples_are_printed_with_their_pictures(
+def test_samples_are_printed_with_their_images(
     image_tokenizer_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tokenizer = load(image_tokenizer_folder)
-    codes_of = codes_made_by(tokenizer)
-    rows = [pair(["a circle"], codes_of, seed=4)]
-    out = prepared(tmp_path / "out", [[], rows], codes_of)
+    code_source = CodeSource.of(tokenizer)
+    rows = [pair(["a circle"], code_source, seed=4)]
+    out = prepared(tmp_path / "out", [[], rows], code_source)
     words = ["--out", str(out), "--image-tokenizer", str(image_tokenizer_folder), "--show", "2", "--seed", "1"]
     assert main(["prepare", *words]) == 0
     printed = capsys.readouterr().out
-    assert printed.count("from made.tar, 4") == 2 and "ASSISTANT:[[<picture 1: 2 x 2></s>]]" in printed
+    assert printed.count("from made.tar, 4") == 2 and "ASSISTANT:[[<image 1: 2 x 2></s>]]" in printed
     codes_1KN = torch.from_numpy(rows[0].messages[1].parts[0].codes_KN.astype(np.int64))[None]
     expected = to_images(tokenizer.decode(codes_1KN))[0]
     for number in (1, 2):
@@ -47,38 +49,44 @@ def test_samples_are_printed_with_their_pictures(
 
 
 def test_codes_of_another_tokenizer_are_not_shown(image_tokenizer_folder: Path, tmp_path: Path) -> None:
-    codes_of = codes_made_by(load(image_tokenizer_folder))
-    other = prepared(tmp_path / "other", [[document("x")]], type(codes_of)("another", 2, 16))
+    other = prepared(tmp_path / "other", [[document("x")]], CodeSource("another", 2, 16))
     words = ["prepare", "--debug", "--out", str(other), "--image-tokenizer", str(image_tokenizer_folder), "--show", "1"]
-    with pytest.raises(ValueError, match="prepared with another image tokenizer"):
+    with pytest.raises(ValueError):
         main(words)
 
 
-def test_each_kind_is_learned_in_its_way(image_tokenizer_folder: Path, tmp_path: Path) -> None:
-    from random import Random
+def test_each_kind_is_learned_in_its_way() -> None:
+    source = CodeSource("any", 2, 16)
 
-    codes_of = codes_made_by(load(image_tokenizer_folder))
-    described = sample_of(pair(["a circle"], codes_of, 1), Random(0), SampleOptions(describe_share=1.0))
-    assert as_text(render(described, "native"), in_color=False) == (
-        "<s>USER:<picture 1: 2 x 2> ASSISTANT:[[ a circle</s>]]"
-    )
-    dropped = sample_of(pair(["a circle"], codes_of, 1), Random(0), SampleOptions(prompt_dropout=1.0))
-    assert as_text(render(dropped, "native"), in_color=False) == (
-        "<s>USER: <unconditional> ASSISTANT:[[<picture 1: 2 x 2></s>]]"
-    )
-    whole = sample_of(document("once"), Random(0), SampleOptions(prompt_dropout=1.0))
-    assert as_text(render(whole, "unitok"), in_color=False) == "<s>[[ once</s>]]"
+    def shown(record: PreparedRecord, style: str = "native", **options: float) -> str:
+        messages = choose_sample(record, Random(0), **{"prompt_dropout": 0.0, "describe_share": 0.0, **options})
+        return as_text(render(messages, style), in_color=False)
+
+    record = pair(["a circle"], source, 1)
+    assert shown(record, describe_share=1.0) == "<s>USER:<image 1: 2 x 2> ASSISTANT:[[ a circle</s>]]"
+    assert shown(record, prompt_dropout=1.0) == "<s>USER: <unconditional> ASSISTANT:[[<image 1: 2 x 2></s>]]"
+    assert shown(document("once"), "unitok", prompt_dropout=1.0) == "<s>[[ once</s>]]"
+    labelled = dataclasses.replace(pair(["3"], source, 1), kind="class")
+    assert shown(labelled, "class") == "<class 3>[[<image 1: 2 x 2>]]"
+    with pytest.raises(ValueError):
+        shown(dataclasses.replace(record, kind="poem"))
 
 
-def test_the_short_caption_is_taken_one_time_in_five(image_tokenizer_folder: Path) -> None:
-    from random import Random
+def test_plans_and_sizes_are_shown_and_nothing_is_dropped() -> None:
+    part = pair(["x"], CodeSource("any", 2, 16), 1).messages[1].parts[0]
+    part = dataclasses.replace(part, plan="white, red circle 1")
+    drawn = [Message("user", (TextPart("draw"),)), Message("assistant", (part,))]
+    text = as_text(render(drawn, "native"), in_color=False)
+    assert "<plan>" in text and "<size 2 x 2>" in text and "white, red circle 1" in text
+    with pytest.raises(TypeError):
+        as_text([Segment(3.5)], in_color=False)
 
-    row = pair(["short", "a long one"], codes_made_by(load(image_tokenizer_folder)), 1)
-    options = SampleOptions(prompt_dropout=0.0)
-    taken = [sample_of(row, Random(number), options)[0].parts[0].text for number in range(1000)]
+
+def test_the_short_caption_is_taken_one_time_in_five() -> None:
+    row = pair(["short", "a long one"], CodeSource("any", 2, 16), 1)
+    options = {"prompt_dropout": 0.0, "describe_share": 0.0}
+    taken = [choose_sample(row, Random(number), **options)[0].parts[0].text for number in range(1000)]
     assert set(taken) == {"short", "a long one"} and abs(taken.count("short") - 200) < 40
-    with pytest.raises(ValueError, match="unknown kind of record: found 'poem'"):
-        sample_of(type(row)("poem", row.messages, "s", "p"), Random(0), options)
 
 
 def test_samples_made_from_the_world_are_the_same_again(tmp_path: Path) -> None:
@@ -90,5 +98,5 @@ def test_samples_made_from_the_world_are_the_same_again(tmp_path: Path) -> None:
     assert [path.relative_to(tmp_path / "one") for path in one] == [path.relative_to(tmp_path / "two") for path in two]
     same = [first.read_bytes() == second.read_bytes() for first, second in zip(one, two, strict=True)]
     assert len(same) > 20 and all(same)
-    with pytest.raises(ValueError, match="one is not empty; name a new folder"):
+    with pytest.raises(ValueError):
         make_samples([str(tmp_path / "one")])

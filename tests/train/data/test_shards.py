@@ -12,16 +12,18 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.train.data.raw_data import content, document, pair, prepared
-from train.data.shards import MANIFEST, ROWS_PER_GROUP, SHARDS, VERSION, CodesOf, ShardFolder
+from train.data.shards import MANIFEST, ROWS_PER_GROUP, SHARDS, VERSION, CodeSource, ShardFolder
 
-CODES_OF = CodesOf("0123", 3, 16)
+CODE_SOURCE = CodeSource("0123", 3, 16)
 SIZES = (ROWS_PER_GROUP * 2 + 5, 0, 3)
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    shards = [[pair([f"caption {i}"], CODES_OF, 100 * number + i) for i in range(n)] for number, n in enumerate(SIZES)]
-    return prepared(tmp_path / "out", shards, CODES_OF)
+    shards = [
+        [pair([f"caption {i}"], CODE_SOURCE, 100 * number + i) for i in range(n)] for number, n in enumerate(SIZES)
+    ]
+    return prepared(tmp_path / "out", shards, CODE_SOURCE)
 
 
 def change_manifest(folder: Path, **changes: object) -> None:
@@ -30,11 +32,12 @@ def change_manifest(folder: Path, **changes: object) -> None:
 
 
 def test_rows_come_back_as_they_were_written(folder: Path) -> None:
-    read = ShardFolder(str(folder))
-    assert len(read) == sum(SIZES) and read.codes_of == CODES_OF
-    for shard, size in enumerate(SIZES):
-        for row in range(size):
-            assert content(read.row(shard, row)) == content(pair([f"caption {row}"], CODES_OF, 100 * shard + row))
+    read = ShardFolder(folder)
+    assert len(read) == sum(SIZES) and read.code_source == CODE_SOURCE
+    places = [(shard, row) for shard, size in enumerate(SIZES) for row in range(size)]
+    for number, (shard, row) in enumerate(places):
+        expected = content(pair([f"caption {row}"], CODE_SOURCE, 100 * shard + row))
+        assert content(read.row(shard, row)) == content(read[number]) == expected
 
 
 def test_codes_are_stored_as_16_bit_with_everything_said(folder: Path) -> None:
@@ -57,52 +60,49 @@ def test_codes_are_stored_as_16_bit_with_everything_said(folder: Path) -> None:
 def test_a_folder_may_be_on_another_file_system(folder: Path) -> None:
     files = fsspec.filesystem("memory")
     files.put(str(folder), "/data/out", recursive=True)
-    here, there = ShardFolder(str(folder)), ShardFolder("memory://data/out")
+    here, there = ShardFolder(folder), ShardFolder("memory://data/out")
     assert [content(there.row(0, row)) for row in (0, 40, 68)] == [content(here.row(0, row)) for row in (0, 40, 68)]
 
 
 def test_another_tokenizer_is_refused(folder: Path) -> None:
-    for other in (CodesOf("4567", 3, 16), CodesOf("0123", 2, 16), CodesOf("0123", 3, 17)):
-        with pytest.raises(ValueError, match=r"another image tokenizer: found 0123 \(3 codebooks of 16\)"):
-            ShardFolder(str(folder)).require_tokenizer(other)
-    ShardFolder(str(folder)).require_tokenizer(CODES_OF)
+    for other in (CodeSource("4567", 3, 16), CodeSource("0123", 2, 16), CodeSource("0123", 3, 17)):
+        with pytest.raises(ValueError):
+            ShardFolder(folder).require_tokenizer(other)
+    ShardFolder(folder).require_tokenizer(CODE_SOURCE)
 
 
-def test_another_version_is_refused(folder: Path) -> None:
+def test_an_unfinished_empty_or_truncated_folder_is_refused(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError):
+        ShardFolder(prepared(tmp_path / "none", [[]], CODE_SOURCE))
+    manifest = (folder / MANIFEST).read_text()
     change_manifest(folder, version=VERSION + 1)
-    with pytest.raises(ValueError, match=f"found {VERSION + 1}, this toolkit reads {VERSION}"):
-        ShardFolder(str(folder))
-
-
-def test_a_preparation_that_is_not_finished_is_refused(folder: Path) -> None:
+    with pytest.raises(ValueError):
+        ShardFolder(folder)
     (folder / MANIFEST).unlink()
-    with pytest.raises(FileNotFoundError, match="no finished folder of shards.*run `mllm prepare` to its end"):
-        ShardFolder(str(folder))
-
-
-def test_a_shard_that_was_cut_short_or_is_missing_is_refused(folder: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        ShardFolder(folder)
+    (folder / MANIFEST).write_text(manifest)
     path = folder / SHARDS / "00000.parquet"
-    whole = path.read_bytes()
-    path.write_bytes(whole[:-7])
-    with pytest.raises(ValueError, match=rf"00000.parquet.* is not whole: found {len(whole) - 7} bytes"):
-        ShardFolder(str(folder))
+    path.write_bytes(path.read_bytes()[:-7])
+    with pytest.raises(ValueError):
+        ShardFolder(folder)
     path.unlink()
-    with pytest.raises(ValueError, match=r"00000.parquet.* is not whole: found no such file"):
-        ShardFolder(str(folder))
+    with pytest.raises(ValueError):
+        ShardFolder(folder)
 
 
 def test_a_shard_that_is_damaged_or_exchanged_is_refused(folder: Path, tmp_path: Path) -> None:
     path = folder / SHARDS / "00000.parquet"
     whole = path.read_bytes()
     path.write_bytes(whole[:-20] + bytes(20))
-    with pytest.raises(ValueError, match=r"00000.parquet.* is damaged"):
-        ShardFolder(str(folder)).row(0, 0)
-    other = prepared(tmp_path / "other", [[document("x")]], CodesOf("4567", 3, 16)) / SHARDS / "00000.parquet"
+    with pytest.raises(ValueError):
+        ShardFolder(folder).row(0, 0)
+    other = prepared(tmp_path / "other", [[document("x")]], CodeSource("4567", 3, 16)) / SHARDS / "00000.parquet"
     path.write_bytes(other.read_bytes())
     shards = json.loads((folder / MANIFEST).read_text())["shards"]
     change_manifest(folder, shards=[{**shards[0], "bytes": path.stat().st_size}, *shards[1:]])
-    with pytest.raises(ValueError, match=r"not the one of the manifest: found 1 rows of 4567"):
-        ShardFolder(str(folder)).row(0, 0)
+    with pytest.raises(ValueError):
+        ShardFolder(folder).row(0, 0)
 
 
 def test_a_parquet_file_of_others_is_no_shard(folder: Path) -> None:
@@ -110,29 +110,24 @@ def test_a_parquet_file_of_others_is_no_shard(folder: Path) -> None:
     pq.write_table(pa.table({"text": ["a"]}), path)
     shards = json.loads((folder / MANIFEST).read_text())["shards"]
     change_manifest(folder, shards=[{**shards[0], "bytes": path.stat().st_size}, *shards[1:]])
-    with pytest.raises(ValueError, match="found no metadata of `mllm prepare`"):
-        ShardFolder(str(folder)).row(0, 0)
-
-
-def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="holds no record"):
-        ShardFolder(str(prepared(tmp_path / "none", [[]], CODES_OF)))
+    with pytest.raises(ValueError):
+        ShardFolder(folder).row(0, 0)
 
 
 def test_a_forked_worker_opens_files_of_its_own(folder: Path) -> None:
     """Parent and child share the place in a file that was open before the fork."""
-    read = ShardFolder(str(folder))
+    read = ShardFolder(folder)
     read.row(0, 0)
-    parents = read.open_files[0]
+    parents = read.open_shard(0)
     context = multiprocessing.get_context("fork")
     queue = context.SimpleQueue()
 
     def look() -> None:
         row = read.row(0, 1)
-        queue.put((read.open_files[0] is parents, content(row)))
+        queue.put((read.open_shard(0) is parents, content(row)))
 
     child = context.Process(target=look)
     child.start()
     child.join()
-    assert queue.get() == (False, content(pair(["caption 1"], CODES_OF, 1)))
-    assert read.open_files[0] is parents
+    assert queue.get() == (False, content(pair(["caption 1"], CODE_SOURCE, 1)))
+    assert read.open_shard(0) is parents

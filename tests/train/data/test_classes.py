@@ -1,0 +1,152 @@
+"""Images by class as training data: from which files, what is learned, and in which order."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mllm.config import MLLMConfig
+from mllm.conversation import CodesPart, Message, TextPart
+from mllm.world.checker import parse
+from mllm.world.render import render
+from mllm.world.scene import CLASSES, HELD_OUT_PAIRS, class_scene
+from tests.train.data.raw_data import OPTIONS, content, load, prepared
+from tokenizer.images import open_image, to_bytes, to_pixels
+from train.data.classes import ClassSequences, WorldClassRecords
+from train.data.packing import BatchShape, PackedBatches, Tokenizers
+from train.data.prepare import prepare_folder
+from train.data.records import ten_views
+from train.data.shards import CodeSource, PreparedRecord, ShardFolder
+from train.data.world import encode_rendered
+from train.recipe import ClassData
+
+CODE_SOURCE = CodeSource("0123", 2, 16)
+CONFIG = MLLMConfig(
+    prompt_style="class",
+    image_layout="bare",
+    num_classes=7,
+    first_class_id=10,
+    num_codebooks=2,
+    codebook_size=16,
+    image_size=32,
+)
+TOKENIZERS = Tokenizers(text=None, image=None, config=CONFIG)
+
+
+def record(label: int, codes: list[int]) -> PreparedRecord:
+    """Views of 2 x 2 positions, each with one code everywhere."""
+    views = tuple(CodesPart(np.full((2, 4), code, dtype=np.uint16), (2, 2)) for code in codes)
+    return PreparedRecord("class", (Message("user", (TextPart(str(label)),)), Message("assistant", views)), "s", "p")
+
+
+def make_folder(path: Path, *shards: list[PreparedRecord]) -> ShardFolder:
+    return ShardFolder(prepared(path, shards, CODE_SOURCE))
+
+
+def test_the_world_s_classes_are_what_the_checker_reads() -> None:
+    assert len(CLASSES) == 30 and not set(CLASSES) & HELD_OUT_PAIRS
+    for index in range(0, 30, 7):
+        (item,) = parse(render(class_scene(index, Random(index)), 128)).scene.objects
+        assert (item.color, item.shape) == CLASSES[index]
+
+
+def test_every_epoch_has_every_image_once_in_its_own_order(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path, [record(n, [n]) for n in range(4)], [record(n, [n]) for n in range(4, 7)])
+    sequences = ClassSequences(ClassData(), [folder], TOKENIZERS, BatchShape(rows=1, length=11))
+    batches = PackedBatches(sequences, num_batches=7)
+    seen = [int(code) for index in range(7) for code in batches[index]["codes"][::4, 0]]
+    assert sorted(seen[:7]) == sorted(seen[7:]) == list(range(7)) and seen[:7] != seen[7:]
+    for index in range(7):
+        batch = batches[index]
+        assert batch["input_ids"][0, ::5][:2].tolist() == (batch["codes"][::4, 0] + 10).tolist()
+        assert all(torch.equal(value, batches[index][name]) for name, value in batch.items())
+
+
+def test_views_and_folders_are_picked_and_classes_dropped(tmp_path: Path) -> None:
+    folders = [make_folder(tmp_path / name, [record(1, codes)]) for name, codes in (("a", [3, 4]), ("b", [5]))]
+    sequences = ClassSequences(ClassData(class_dropout=0.3), folders, TOKENIZERS, BatchShape(1, 5))
+    found = [sequences.sequence(0, Random(n)) for n in range(400)]
+    codes = [int(sequence.codes_PK[0, 0]) for sequence in found]
+    assert abs(codes.count(5) - 200) < 40 and abs(codes.count(3) - 100) < 35 and set(codes) == {3, 4, 5}
+    dropped = [sequence.token_ids_T[0] == CONFIG.class_token_id(None) for sequence in found]
+    assert abs(sum(dropped) - 120) < 35
+
+
+def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
+    for data in ({"class_dropout": 1.5}, {"class_dropout": -0.1}):
+        with pytest.raises(ValueError):
+            ClassData(**data)
+    fits = make_folder(tmp_path / "fits", [record(0, [1]), record(6, [1])])
+    wrong = {
+        "other class": [make_folder(tmp_path / "more", [record(7, [1])])],
+        "no class": [make_folder(tmp_path / "kind", [PreparedRecord("pair", record(0, [1]).messages, "s", "p")])],
+        "other images": [fits, make_folder(tmp_path / "fewer", [record(0, [1])])],
+    }
+    for folders in wrong.values():
+        with pytest.raises(ValueError):
+            ClassSequences(ClassData(), folders, TOKENIZERS, BatchShape(1, 5))
+    with pytest.raises(ValueError):
+        ClassSequences(ClassData(), [fits], TOKENIZERS, BatchShape(rows=1, length=4))
+
+
+def test_a_folder_of_classes_is_prepared_in_ten_views(tmp_path: Path, image_tokenizer_folder: Path) -> None:
+    rng, tokenizer = np.random.default_rng(1), load(image_tokenizer_folder)
+    for number, name in enumerate(("cat", "ant", "ant")):
+        (tmp_path / "images" / name).mkdir(parents=True, exist_ok=True)
+        image = Image.fromarray(rng.integers(0, 256, (40 + number, 50, 3), dtype=np.uint8))
+        image.save(tmp_path / "images" / name / f"{number}.png")
+    out, options = tmp_path / "out", {"tokenizer": tokenizer, "options": OPTIONS, "shard_size": 2}
+    prepare_folder([tmp_path / "images"], out, format_name="classes", **options)
+    folder = ShardFolder(out)
+    assert [folder[index].messages[0].parts[0].text for index in range(3)] == ["0", "0", "1"]
+    views = [to_bytes(view) for view in ten_views(open_image(tmp_path / "images" / "cat" / "0.png"), 32)]
+    expected_BKN = tokenizer.encode(to_pixels(torch.stack(views))).numpy()
+    codes_BKN = np.stack([part.codes_KN for part in folder[2].messages[1].parts])
+    assert (codes_BKN == expected_BKN).mean() > 0.98  # batches differ, so near ties may
+    with pytest.raises(ValueError):  # no captions, and nobody said that sub-folders are classes
+        prepare_folder([tmp_path / "images"], tmp_path / "another", **options)
+
+
+def test_codes_that_llamagen_extracted_are_prepared(tmp_path: Path, image_tokenizer_folder: Path) -> None:
+    """Files of one or several images, crops in them, labels beside."""
+    for name in ("codes", "labels"):
+        (tmp_path / "raw" / name).mkdir(parents=True)
+    stored = np.random.default_rng(0).integers(0, 16, (4, 10, 2, 4))
+    for number, (part, labels) in enumerate(((slice(0, 1), [5]), (slice(1, 2), [0]), (slice(2, 4), [2, 3]))):
+        np.save(tmp_path / "raw" / "codes" / f"{number}.npy", stored[part])
+        np.save(tmp_path / "raw" / "labels" / f"{number}.npy", np.array(labels))
+    options = {"tokenizer": load(image_tokenizer_folder), "options": OPTIONS, "shard_size": 3}
+    prepare_folder([tmp_path / "raw"], tmp_path / "out", **options)
+    folder = ShardFolder(tmp_path / "out")
+    assert [folder[index].messages[0].parts[0].text for index in range(4)] == ["5", "0", "2", "3"]
+    assert all(np.array_equal([p.codes_KN for p in folder[i].messages[1].parts], stored[i]) for i in range(4))
+    (tmp_path / "raw" / "labels" / "2.npy").unlink()
+    with pytest.raises(FileNotFoundError):
+        prepare_folder([tmp_path / "raw"], tmp_path / "another", **options)
+
+
+def test_the_views_are_four_corners_the_middle_and_their_mirrors() -> None:
+    image = Image.fromarray(np.random.default_rng(2).integers(0, 256, (44, 44, 3), dtype=np.uint8))  # 1.1 * 40
+    views = [np.asarray(view) for view in ten_views(image, 40)]
+    pixels = np.asarray(image)
+    for view, (x, y) in zip(views, [(0, 0), (4, 0), (0, 4), (4, 4), (2, 2)], strict=False):
+        assert (view == pixels[y : y + 40, x : x + 40]).all()
+    assert all((mirror == view[:, ::-1]).all() for view, mirror in zip(views[:5], views[5:], strict=True))
+
+
+def test_images_of_the_world_s_classes_are_encoded_once(tmp_path: Path, image_tokenizer_folder: Path) -> None:
+    tokenizer = load(image_tokenizer_folder)
+    folder = encode_rendered(WorldClassRecords(5, size=32, seed=0), tmp_path, tokenizer, num_workers=0)
+    scene = class_scene(3, Random("classes/0/3"))
+    (codes,) = folder[3].messages[1].parts
+    assert np.array_equal(codes.codes_KN, tokenizer.encode(to_pixels(to_bytes(render(scene, 32))[None]))[0])
+    assert folder[3].messages[0].parts[0].text == "3"
+    longer = encode_rendered(WorldClassRecords(6, size=32, seed=0), tmp_path, tokenizer, num_workers=0)
+    assert content(longer[4]) == content(folder[4])
+    with pytest.raises(ValueError):
+        encode_rendered(WorldClassRecords(5, size=32, seed=1), tmp_path, tokenizer, num_workers=0)

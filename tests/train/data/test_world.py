@@ -1,0 +1,271 @@
+"""The synthetic world as training data: which episodes, their codes, and the sequences of batches."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import pytest
+import torch
+
+from mllm.config import MLLMConfig
+from mllm.sequence import trained_grids
+from mllm.vocabulary import extend_tokenizer, load_text_tokenizer
+from mllm.world.dialogue import JOBS, ImageRef, make_dialogue, make_episode
+from mllm.world.edits import apply_edit
+from mllm.world.outline import centre, outline_of
+from mllm.world.questions import propose_question
+from mllm.world.scene import split_of
+from tests.mllm.tiny_folder import build_tiny_folder
+from tokenizer.images import to_bytes, to_pixels
+from tokenizer.unitok import UniTok
+from train.data.packing import BatchShape, PackedBatches, PackingBuffer, Tokenizers
+from train.data.shards import ShardFolder
+from train.data.world import (
+    EpisodeRecords,
+    EpisodeSet,
+    WorldSequences,
+    centre_episode,
+    encode_rendered,
+    to_messages,
+)
+from train.recipe import WorldData
+
+GRIDS = [(2, 2), (1, 2), (2, 1)]
+EPISODES = EpisodeSet(num_episodes=60, dense_every=4, seed=0, grids=GRIDS)
+SHAPE = BatchShape(rows=2, length=400)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> UniTok:
+    return UniTok.from_pretrained(build_tiny_folder(tmp_path_factory.mktemp("model")) / "image_tokenizer")
+
+
+@pytest.fixture(scope="module")
+def codes(tokenizer: UniTok, tmp_path_factory: pytest.TempPathFactory) -> ShardFolder:
+    records = EpisodeRecords(EPISODES, patch_size=tokenizer.config.patch_size)
+    return encode_rendered(records, tmp_path_factory.mktemp("codes"), tokenizer, num_workers=0, in_memory=True)
+
+
+@pytest.fixture(scope="module")
+def tokenizers(tokenizer: UniTok, text_tokenizer_file: Path) -> Tokenizers:
+    """Of a model with size tokens and plans."""
+    text, sizes = load_text_tokenizer(text_tokenizer_file), tokenizer.config
+    vocabulary = extend_tokenizer(text, max_grid_side=2, plans=True)
+    config = MLLMConfig(
+        image_layout="grid",
+        image_size=sizes.image_size,
+        patch_size=sizes.patch_size,
+        num_codebooks=sizes.num_codebooks,
+        sizes=[[columns * sizes.patch_size, rows * sizes.patch_size] for rows, columns in GRIDS],
+        **vocabulary.config_fields(),
+    )
+    assert trained_grids(config) == GRIDS
+    return Tokenizers(text=text, image=tokenizer, config=config)
+
+
+@pytest.fixture
+def make(codes: ShardFolder, tokenizers: Tokenizers):
+    def make(episodes: EpisodeSet = EPISODES, shape: BatchShape = SHAPE, **data: object) -> WorldSequences:
+        return WorldSequences(WorldData(episodes=60, **data), episodes, codes, tokenizers, shape)
+
+    return make
+
+
+def test_every_image_of_an_episode_is_encoded_at_its_size(codes: ShardFolder, tokenizer: UniTok) -> None:
+    assert {EPISODES.grid_of(index) for index in range(0, 60, 4)} == set(GRIDS)
+    for index in (0, 1, 4, 8, 59):
+        rows, columns = EPISODES.grid_of(index)
+        size = (columns * tokenizer.config.patch_size, rows * tokenizer.config.patch_size)
+        images = make_episode(index).images[: 4 if index % 4 == 0 else 2]
+        pixels_B3HW = to_pixels(torch.stack([to_bytes(image.render(size)) for image in images]))
+        found = codes[index]
+        assert (found.kind, found.place) == ("episode", str(index))
+        assert {part.grid for part in found.messages[0].parts} == {(rows, columns)}
+        assert np.array_equal([part.codes_KN for part in found.messages[0].parts], tokenizer.encode(pixels_B3HW))
+
+
+def test_encoding_resumes_grows_and_refuses_other_episodes(
+    tokenizer: UniTok, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("train.data.world.RECORDS_PER_SHARD", 3)
+
+    def encode(**changes: object) -> ShardFolder:
+        episodes = EpisodeSet(**{"num_episodes": 7, "dense_every": 2, "seed": 0, "grids": [(1, 1)], **changes})
+        return encode_rendered(EpisodeRecords(episodes, patch_size=16), tmp_path, tokenizer, num_workers=0)
+
+    def content() -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in (tmp_path / "shards").iterdir()}
+
+    encode()
+    before = content()
+    next((tmp_path / "shards").iterdir()).unlink()
+    assert len(encode()) == 7 and content() == before
+    longer = encode(num_episodes=8)
+    assert [longer[index].place for index in range(8)] == [str(index) for index in range(8)]
+    for change in ({"seed": 1}, {"grids": [(1, 2)]}, {"centred_digits": 2}):
+        with pytest.raises(ValueError):
+            encode(**change)
+
+
+def test_sequences_are_of_the_size_of_their_episode(make, tokenizers: Tokenizers) -> None:
+    sequences, config, found = make(jobs={"draw": 1.0, "edit": 1.0}), tokenizers.config, set()
+    for n in range(30):
+        sequence = sequences.draw(Random(n))
+        ids = sequence.token_ids_T.tolist()
+        first = ids.index(config.begin_image_id)
+        rows, columns = ids[first + 1] - config.first_row_size_id + 1, ids[first + 2] - config.first_column_size_id + 1
+        assert set(sequence.image_lengths_I.tolist()) == {rows * columns}
+        found.add((rows, columns))
+    assert found == set(GRIDS)
+
+
+def test_batches_are_a_function_of_their_number_and_of_the_mixture(make) -> None:
+    def batch(index: int, **data: object) -> np.ndarray:
+        return PackedBatches(make(jobs={"describe": 1.0}, **data), num_batches=9)[index]["input_ids"].numpy()
+
+    assert np.array_equal(batch(2), batch(2)) and not np.array_equal(batch(1), batch(2))
+    assert not np.array_equal(batch(2, mixture_seed=1), batch(2))
+
+
+def test_a_stage_sees_scenes_of_the_recipes_size_only(make) -> None:
+    for low, high in ((1, 1), (1, 2), (2, 3), (1, 4)):
+        for is_dense in (False, True):
+            sequences = make(min_objects=low, max_objects=high)
+            found = [sequences.draw_episode(Random(n), is_dense=is_dense, is_drawn=False) for n in range(60)]
+            assert {len(episode.scene.objects) for _, episode in found} == set(range(low, high + 1))
+            assert all(
+                episode == make_episode(index) and index % (4 if is_dense else 1) == 0 for index, episode in found
+            )
+
+
+def test_drawings_from_words_are_centred_where_some_episodes_are(make) -> None:
+    episodes = dataclasses.replace(EPISODES, centred_digits=2)
+    sequences = make(episodes)
+    for is_drawn, expected in ((True, {True}), (False, {True, False})):
+        found = [sequences.draw_episode(Random(n), is_dense=n % 2 == 0, is_drawn=is_drawn)[0] for n in range(40)]
+        assert {episodes.is_centred(index) for index in found} == expected
+
+
+def test_data_that_cannot_be_had_is_refused(make) -> None:
+    one = EpisodeSet(num_episodes=1, dense_every=4, seed=1, grids=[(2, 2)])
+    assert len(make_episode(0, seed=1).scene.objects) == 2
+    with pytest.raises(ValueError):
+        make(one, max_objects=1).draw_episode(Random(0), is_dense=False, is_drawn=False)
+    with pytest.raises(ValueError):
+        make(shape=BatchShape(rows=2, length=5), jobs={"talk": 1.0}).refill(PackingBuffer(0))
+    with pytest.raises(ValueError):
+        make(jobs={"sing": 1.0})
+    few = EpisodeSet(num_episodes=4, dense_every=4, seed=0, grids=[(2, 2)], centred_digits=2)
+    with pytest.raises(ValueError):
+        make(few, outlines=True, outline_digits=2, centred=True)
+
+
+def test_recipes_that_make_no_sense_are_refused() -> None:
+    for fields in (
+        {"min_objects": 1, "max_objects": 0},
+        {"min_objects": 1, "max_objects": 5},
+        {"min_objects": 0, "max_objects": 2},
+        {"min_objects": 3, "max_objects": 2},
+        {"centred": True, "outline_digits": 2},
+        {"outline_digits": 2},
+        {"outlines": True, "centred": True},
+        {"questions": 0},
+        {"question_weights": {"counts": 1.0}},
+        {"question_weights": {"count": 0.0}},
+        {"question_weights": {}},
+        {"drawing_weights": {"compare": 1.0}},
+    ):
+        with pytest.raises(ValueError):
+            WorldData(**fields)
+
+
+def test_questions_have_typos_and_come_as_many_as_the_recipe_says(make, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lengths(**data: object) -> int:
+        return max(len(make(jobs={"ask": 1.0}, **data).draw(Random(n))) for n in range(10))
+
+    assert lengths(questions=1) < lengths() < lengths(questions=12)
+    asked = make(jobs={"ask": 1.0}, questions=4)
+    before = [asked.draw(Random(n)).token_ids_T.tolist() for n in range(5)]
+    monkeypatch.setattr("mllm.world.dialogue.TYPO_SHARE", 1.0)
+    after = [asked.draw(Random(n)).token_ids_T.tolist() for n in range(5)]
+    assert all(one != two for one, two in zip(before, after, strict=True))
+
+
+def test_images_of_scenes_have_plans_where_asked(codes: ShardFolder) -> None:
+    episode = make_episode(12)
+    for job in JOBS:
+        dialogue = make_dialogue(job, episode, Random(1))
+        for digits in (None, 1):
+            messages = to_messages(dialogue, episode, codes[12].messages[0].parts, outline_digits=digits)
+            for turn, message in zip(dialogue.turns, messages, strict=True):
+                for part, encoded in zip(turn.parts, message.parts, strict=True):
+                    if isinstance(part, ImageRef):
+                        has_plan = digits is not None and part.kind == "image"
+                        expected = outline_of(part.scene, grid=EPISODES.grid_of(12)) if has_plan else None
+                        assert encoded.plan == expected
+
+
+def test_a_dropped_instruction_takes_the_plan_with_it(make, tokenizers: Tokenizers) -> None:
+    sequences = make(outlines=True, prompt_dropout=0.5)
+    has_words, has_plan = [], []
+    for n in range(40):
+        ids = sequences.draw(Random(n)).token_ids_T.tolist()
+        has_plan.append(tokenizers.config.begin_plan_id in ids)
+        has_words.append("<unconditional>" not in tokenizers.text.decode(ids).replace(" ", ""))
+    assert has_words == has_plan and 5 < sum(has_words) < 35
+
+
+def test_questions_and_descriptions_follow_the_recipes_weights(make, tokenizers: Tokenizers) -> None:
+    def text(values: list[np.ndarray]) -> str:
+        ids = np.concatenate(values)
+        return tokenizers.text.decode(ids[ids >= 0], skip_special_tokens=True)
+
+    def answers(kind: str) -> str:
+        asked = make(jobs={"ask": 1.0}, question_weights={kind: 1.0})
+        return text([asked.draw(Random(n)).labels_T for n in range(10)])
+
+    def words(kind: str) -> str:
+        described = make(jobs={"draw": 1.0}, drawing_weights={kind: 1.0})
+        return text([described.draw(Random(n)).token_ids_T for n in range(40)])
+
+    assert set(answers("count")) <= set("01234 ") and not set(answers("background")) & set("01234")
+    sizes = ("larger", "bigger", "smaller", "than")
+    assert sum(map(words("comparison").count, sizes)) >= 5 + sum(map(words("full").count, sizes))
+
+
+def test_kinds_of_questions_come_as_often_as_they_weigh_or_not_at_all() -> None:
+    scene = make_episode(0, num_objects=1).scene
+    assert {propose_question(scene, Random(n), kind_weights={"relation": 1.0}).kind for n in range(9)} == {"background"}
+    scene = make_episode(0, num_objects=2).scene
+    kinds = [propose_question(scene, Random(n), kind_weights={"count": 3.0, "color": 1.0}).kind for n in range(400)]
+    assert set(kinds) == {"count", "color"} and 0.68 < kinds.count("count") / 400 < 0.82
+
+
+def test_every_other_episode_is_centred_dense_ones_and_every_size_too() -> None:
+    episodes = EpisodeSet(num_episodes=48, dense_every=3, seed=0, grids=GRIDS, centred_digits=2)
+    found = {(episodes.grid_of(n), episodes.num_images(n), episodes.is_centred(n)) for n in range(48)}
+    assert found == {(grid, num, is_centred) for grid in GRIDS for num in (2, 4) for is_centred in (0, 1)}
+    plain = dataclasses.replace(episodes, centred_digits=None)
+    for n in range(48):
+        assert not plain.is_centred(n)
+        assert episodes.is_centred(n) or episodes[n] == make_episode(n) == plain[n]
+
+
+def test_a_centred_episode_is_the_same_episode_moved_by_a_hair() -> None:
+    for grid in ((8, 8), (8, 10), (6, 8)):
+        for index in range(30):
+            before = make_episode(index)
+            after = centre_episode(before, digits=2, grid=grid)
+            assert split_of(after.scene) == split_of(after.edited) == "train"
+            assert after != before or grid == (6, 8)  # there, squares do not lie within the cells that decide the split
+            for old, new in ((before.scene, after.scene), (before.edited, after.edited)):
+                assert outline_of(new, digits=2, grid=grid) == outline_of(old, digits=2, grid=grid)
+                middles = [centre(item, digits=2, grid=grid) for item in new.objects]
+                assert after == before or all(
+                    (item.x, item.y) == pytest.approx((middle.x, middle.y))
+                    for item, middle in zip(new.objects, middles, strict=True)
+                )
+            assert apply_edit(after.scene, after.edit) == after.edited

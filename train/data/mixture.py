@@ -1,0 +1,224 @@
+"""A weighted mixture of prepared folders as one endless list of sequences: sample i is a function of i and the seed.
+
+Which folder: samples come in blocks of 4096; each block holds every folder as often as its weight says, in a shuffled
+order. Which row: a folder is read again and again; in each epoch its shards come in a new order, and the rows of 16
+neighbouring shards are shuffled together, so only those are open. What is learned: which caption, in which direction,
+and whether the instruction is dropped. Nothing here depends on how many processes or workers ask, and there is no state
+to save.
+
+Letters: F folders, B samples of a block.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from functools import lru_cache, partial
+from random import Random
+
+import numpy as np
+
+from mllm.conversation import ClassPart, Message, TextPart, has_image, unconditional
+from mllm.sequence import TokenSequence, build_sequence, cut_sequence
+from train.data.packing import BatchShape, PackingBuffer, SequenceSource, Tokenizers, Waiting
+from train.data.shards import PreparedRecord, ShardFolder
+from train.recipe import MLLMData
+
+logger = logging.getLogger(__name__)
+
+BLOCK = 4096
+SHARDS_AT_ONCE = 16
+"""Shards whose rows are shuffled together."""
+SHORT_CAPTION_SHARE = 0.2
+"""Where an image has a short and a long caption; UniTok's choice."""
+MAX_FRUITLESS = 10_000
+"""Samples in succession of which none fits a row, before that is an error."""
+MAX_REPORTS = 20
+"""Samples that do not fit and are named one by one; later ones are only counted, at every power of two."""
+
+
+class ShardSequences(SequenceSource):
+    """`sequences[i]`: what sample i is learned as. Several pieces of a document that is longer than a row; nothing
+    where a sample does not fit, which is logged.
+    """
+
+    def __init__(self, mixture: Mixture, data: MLLMData, tokenizers: Tokenizers, shape: BatchShape) -> None:
+        if data.buffer_size < 1:
+            raise ValueError(f"data.buffer_size must be >= 1, got {data.buffer_size}; change the recipe")
+        self.mixture, self.data, self.tokenizers, self.shape = mixture, data, tokenizers, shape
+        self.num_buffers = data.packing_buffers
+        self.num_left_out = 0
+
+    def __getitem__(self, index: int) -> list[TokenSequence]:
+        record, config = self.mixture[index], self.tokenizers.config
+        messages = choose_sample(
+            record,
+            Random(f"sample/{self.mixture.seed}/{index}"),
+            prompt_dropout=self.data.prompt_dropout,
+            describe_share=self.data.describe_share,
+        )
+        try:
+            sequence = build_sequence(messages, tokenizer=self.tokenizers.text, config=config)
+        except ValueError as error:
+            raise ValueError(f"{record.source}, {record.place}: {error}") from error
+        if len(sequence) <= self.shape.length:
+            return [sequence]
+        pieces = cut_sequence(sequence, self.shape.length, config=config) if record.kind == "document" else None
+        if pieces is None:
+            self._report(record, len(sequence))
+        return pieces or []
+
+    def piece(self, buffer: int, sample: int, piece: int) -> TokenSequence:
+        """One sequence of a sample of a buffer."""
+        return self[sample * self.num_buffers + buffer][piece]
+
+    def refill(self, buffer: PackingBuffer) -> None:
+        """Read until `buffer_size` sequences wait."""
+        num_fruitless = 0
+        while len(buffer.waiting) < self.data.buffer_size:
+            pieces = self[buffer.sample * self.num_buffers + buffer.index]
+            buffer.waiting += [Waiting(sequence, buffer.sample, piece) for piece, sequence in enumerate(pieces)]
+            buffer.sample += 1
+            num_fruitless = 0 if pieces else num_fruitless + 1
+            if num_fruitless == MAX_FRUITLESS:
+                raise ValueError(
+                    f"samples must fit a row of {self.shape.length} positions, got {MAX_FRUITLESS} longer ones in "
+                    "succession; raise length in the recipe"
+                )
+
+    def _report(self, record: PreparedRecord, num_positions: int) -> None:
+        self.num_left_out += 1
+        if self.num_left_out <= MAX_REPORTS or self.num_left_out.bit_count() == 1:
+            logger.warning(
+                "%s, %s does not fit: it has %d positions, a row has %d; left out (number %d)",
+                record.source,
+                record.place,
+                num_positions,
+                self.shape.length,
+                self.num_left_out,
+            )
+
+
+def choose_sample(
+    record: PreparedRecord, rng: Random, *, prompt_dropout: float, describe_share: float
+) -> list[Message]:
+    """The messages that are learned from a record this time.
+
+    Args:
+        prompt_dropout: share of the samples that draw whose instruction (or class) is dropped, for guidance.
+        describe_share: share of the captioned images whose caption is learned from the image instead.
+    """
+    match record.kind:
+        case "document":
+            return list(record.messages)
+        case "class":
+            asked, answered = record.messages
+            view = rng.choice(answered.parts)
+            index = None if rng.random() < prompt_dropout else int(asked.parts[0].text)
+            return [Message("user", (ClassPart(index),)), Message("assistant", (view,))]
+        case "chat":
+            messages = list(record.messages)
+        case "pair" | "draw":
+            asked, answered = record.messages
+            caption = _choose_caption([part for part in asked.parts if isinstance(part, TextPart)], rng)
+            if record.kind == "pair" and rng.random() < describe_share:
+                return [Message("user", answered.parts), Message("assistant", (caption,))]
+            messages = [Message("user", (caption,)), answered]
+        case _:
+            raise ValueError(
+                f"the kind of a record must be chat, document, pair, draw or class, got {record.kind!r}; prepare the "
+                "data with this version of the toolkit"
+            )
+    # only where the whole answer is one image: guidance has no other use for a dropped instruction
+    draws = len(messages) == 2 and has_image(messages[1]) and len(messages[1].parts) == 1
+    return unconditional(messages) if draws and rng.random() < prompt_dropout else messages
+
+
+def _choose_caption(captions: Sequence[TextPart], rng: Random) -> TextPart:
+    """The short one (the first) or a longer one."""
+    if len(captions) == 1 or rng.random() < SHORT_CAPTION_SHARE:
+        return captions[0]
+    return rng.choice(captions[1:])
+
+
+class Mixture:
+    """Records of several folders by number."""
+
+    def __init__(self, folders: Sequence[ShardFolder], weights: Sequence[float], *, seed: int) -> None:
+        if len(folders) != len(weights) or not 0 < len(folders) <= BLOCK or min(weights) <= 0:
+            raise ValueError(
+                f"each folder of data.shards must have a weight > 0, got {list(weights)} for {len(folders)} folders; "
+                "change the weights"
+            )
+        self.folders, self.seed = list(folders), seed
+        self.quota_F = block_quota(weights)
+        self.orders = [ShardOrder(folder.num_rows, seed=(seed, number)) for number, folder in enumerate(folders)]
+        self.block: tuple[int, np.ndarray, np.ndarray] | None = None
+
+    def locate(self, index: int) -> tuple[int, int, int]:
+        """Folder, shard and row of sample `index`."""
+        number, within = divmod(index, BLOCK)
+        if self.block is None or self.block[0] != number:
+            self.block = (number, *self._make_block(number))
+        _, folder_B, turn_B = self.block
+        folder = int(folder_B[within])
+        return (folder, *self.orders[folder].locate(number * int(self.quota_F[folder]) + int(turn_B[within])))
+
+    def __getitem__(self, index: int) -> PreparedRecord:
+        folder, shard, row = self.locate(index)
+        return self.folders[folder].row(shard, row)
+
+    def _make_block(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """For each sample of a block, its folder and how often that folder came before in the block."""
+        folder_B = np.repeat(np.arange(len(self.quota_F)), self.quota_F)
+        folder_B = np.random.default_rng((self.seed, number)).permutation(folder_B)
+        turn_B = np.empty(BLOCK, dtype=np.int64)
+        for folder, quota in enumerate(self.quota_F):
+            turn_B[folder_B == folder] = np.arange(quota)
+        return folder_B, turn_B
+
+
+def block_quota(weights: Sequence[float]) -> np.ndarray:
+    """How often each folder comes in a block: by weight, at least once. What rounding leaves over goes to the folders
+    that it reduced most."""
+    shares = np.array(weights, dtype=np.float64) / sum(weights) * BLOCK
+    quota = np.maximum(np.floor(shares).astype(np.int64), 1)
+    while (missing := BLOCK - int(quota.sum())) != 0:
+        step = 1 if missing > 0 else -1
+        gain = np.where(quota + step >= 1, (shares - quota) * step, -np.inf)
+        quota[np.argmax(gain)] += step
+    return quota
+
+
+class ShardOrder:
+    """In which order the rows of one folder come."""
+
+    def __init__(self, num_rows: np.ndarray, *, seed: tuple[int, ...]) -> None:
+        self.num_rows, self.seed = num_rows, seed
+        self.total = int(num_rows.sum())
+        self._epoch = lru_cache(2)(self._make_epoch)
+        self._window = lru_cache(2)(self._make_window)
+
+    def __reduce__(self) -> tuple:
+        return partial(ShardOrder, seed=self.seed), (self.num_rows,)
+
+    def locate(self, turn: int) -> tuple[int, int]:
+        """Shard and row of the folder's sample number `turn`; after all rows they come again."""
+        epoch, place = divmod(turn, self.total)
+        order, ends = self._epoch(epoch)
+        window = int(np.searchsorted(ends[SHARDS_AT_ONCE - 1 :: SHARDS_AT_ONCE], place, side="right"))
+        first = window * SHARDS_AT_ONCE
+        begin = int(ends[first - 1]) if first else 0
+        mixed = begin + int(self._window(epoch, window)[place - begin])
+        number = int(np.searchsorted(ends, mixed, side="right"))
+        return int(order[number]), mixed - (int(ends[number - 1]) if number else 0)
+
+    def _make_epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """Shards in this epoch's order, and how many rows there are up to the end of each."""
+        order = np.random.default_rng((*self.seed, epoch)).permutation(len(self.num_rows))
+        return order, np.cumsum(self.num_rows[order])
+
+    def _make_window(self, epoch: int, window: int) -> np.ndarray:
+        order, _ = self._epoch(epoch)
+        rows = self.num_rows[order[window * SHARDS_AT_ONCE : (window + 1) * SHARDS_AT_ONCE]].sum()
+        return np.random.default_rng((*self.seed, epoch, window)).permutation(int(rows))
