@@ -21,7 +21,7 @@ import torch
 
 from mllm.checkpoint import save_model_card
 from mllm.config import MLLMConfig
-from mllm.evaluation.protocol import model_fingerprint
+from mllm.evaluation.answerer import model_fingerprint
 from mllm.files import read_json
 from mllm.model import MLLMForConditionalGeneration
 from tokenizer.unitok import UniTok

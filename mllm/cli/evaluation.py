@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from argparse import Namespace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -106,19 +107,21 @@ def evaluate_tokenizer(options: Namespace) -> None:
         raise ValueError("--class-images must come with --text-vocabulary, --probe-images, or both")
 
     from mllm.evaluation.protocol import RESULT_FILE, as_table
-    from mllm.evaluation.tokenizer import measure_tokenizer
+    from mllm.evaluation.tokenizer import SHEET, TokenizerEvaluation
+    from mllm.evaluation.tokenizer import evaluate_tokenizer as evaluate
     from mllm.files import write_json
 
-    result = measure_tokenizer(options)
+    wanted = {field.name: getattr(options, field.name) for field in fields(TokenizerEvaluation)}
+    result = evaluate(TokenizerEvaluation(**wanted))
     write_json(options.output / RESULT_FILE, result)
     print(as_table(result))
     codes = result["extra"]
-    print(f"\ncodes: {codes['tokens']} tokens x {codes['codebooks']} codebooks, {codes['bits_per_picture']:.0f} bits")
+    print(f"\ncodes: {codes['tokens']} tokens x {codes['codebooks']} codebooks, {codes['bits_per_image']:.0f} bits")
     print("codebook  in use %  entropy nats  perplexity")
     rows = zip(codes["usage"], codes["entropy"], codes["perplexity"], strict=True)
     for index, (usage, entropy, perplexity) in enumerate(rows):
         print(f"{index:<8}  {100 * usage:8.1f}  {entropy:12.2f}  {perplexity:10.1f}")
-    print(f"\n{options.output / 'sheet.png'}: originals above their reconstructions")
+    print(f"\n{options.output / SHEET}: originals above their reconstructions")
 
 
 @command(

@@ -12,14 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from torch import nn
 
 from mllm.conversation import ClassPart, ImagePart, Message, TextPart
 from mllm.engine.request import image_settings, text_settings
-from mllm.evaluation.protocol import Benchmark, BenchmarkItem, Mode, model_fingerprint
+from mllm.evaluation.protocol import Benchmark, BenchmarkItem, Mode
 from mllm.evaluation.run import Answer
 from mllm.files import fingerprint_of, tool_versions
 from mllm.pipeline import Pipeline, candidate_seeds, keep_best
 from mllm.processor import Overrides
+from tokenizer.codes import fingerprint
 from tokenizer.images import open_image
 
 
@@ -111,3 +113,8 @@ def describe_images(pipeline: Pipeline, benchmark: Benchmark) -> dict[str, Any]:
     if benchmark.mode == "text":
         return {"size": list(size), "preparation": pipeline.processor.preparation}
     return {"size": list(size), "file": "png"}
+
+
+def model_fingerprint(model: nn.Module) -> str:
+    """A short name for exactly these weights, so that a score says which model it belongs to."""
+    return fingerprint(content for item in sorted(model.state_dict().items()) for content in item)

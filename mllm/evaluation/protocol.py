@@ -8,17 +8,13 @@ The benchmarks themselves are in vqa.py, judged.py and images.py. Scoring needs 
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from mllm.files import Line, need_field, read_json, read_lines, tool_versions
-
-if TYPE_CHECKING:
-    from torch import nn
 
 Mode = Literal["text", "image"]
 T = TypeVar("T")
@@ -341,12 +337,3 @@ def as_table(result: Mapping[str, Any]) -> str:
         deviation = f"  std {score['std']:.2f}" if "std" in score else ""
         lines.append(f"{name:<36} {numbers}{deviation}{mark}")
     return "\n".join(lines)
-
-
-def model_fingerprint(model: nn.Module) -> str:
-    """16 hex digits of a hash over every weight, taken as float32, so that a lossless change of dtype keeps them."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]

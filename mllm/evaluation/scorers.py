@@ -24,7 +24,7 @@ from torch import nn
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from mllm.checkpoint import choose_device
-from mllm.evaluation.protocol import model_fingerprint
+from mllm.evaluation.answerer import model_fingerprint
 from mllm.pipeline import BATCH_SIZE, GENAI_QUESTION, Pipeline
 from tokenizer.images import open_image, to_rgb
 

@@ -1,7 +1,9 @@
-"""All that is asked of a tokenizer, put together to one result.
+"""Evaluate an image tokenizer: reconstruction, use of the codebooks, and what the codes say about classes.
 
-In: the typed arguments. Out: the content of result.json, protocol `tokenizer@CROP-SIZE`: numbers of different crops are
-not comparable, and references are cropped exactly as what is reconstructed.
+In: any tokenizer of discrete codes, and images. Out: the content of result.json with protocol `tokenizer@CROP-SIZE`:
+numbers of different crops are not comparable, and references are cropped exactly like what is reconstructed.
+
+Letters: B batch, M images of a set, H W pixels, K codebooks, C entries of a codebook, N positions or classes, D width.
 """
 
 from __future__ import annotations
@@ -9,19 +11,19 @@ from __future__ import annotations
 import importlib
 import io
 import tarfile
-from argparse import Namespace
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from random import Random
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from mllm.checkpoint import choose_device, find_image_tokenizer
@@ -57,18 +59,20 @@ from tokenizer.metrics import (
     usage_of,
 )
 from tokenizer.network import cut_into_patches
-from tokenizer.text_tower import EncodeCaptions, load_captions
+from tokenizer.text_tower import load_captions
 from tokenizer.unitok import UniTok
 
-# What a tokenizer must offer to be measured, and how one is found: ours by a folder, others by a function.
-#
-# `--codec package.module:function` names a function without arguments that returns a `MeasuredTokenizer`; nothing
-# has to be inherited.
-#
-# Letters: B batch, H W pixels, K codebooks, N positions, D feature width.
+T = TypeVar("T")
+
+IMAGENET_NAMES = "imagenet"
+"""Instead of a file: the class names of open_clip, in the order of the folders."""
+RANKS = (1, 5)
+PROBE_STEPS, PROBE_DECAY = 200, 1e-3
+SHEET_IMAGES = 12
+REFERENCE, RECONSTRUCTION, SHEET = "reference", "reconstruction", "sheet.png"
 
 
-class MeasuredTokenizer(Protocol):
+class ImageCodec(Protocol):
     """Any tokenizer of discrete codes."""
 
     name: str
@@ -84,12 +88,12 @@ class MeasuredTokenizer(Protocol):
         ...
 
     def features(self, pixels_B3HW: Tensor) -> Tensor:
-        """One vector per picture (B, D), for the linear probe."""
+        """One vector per image (B, D), for the linear probe."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
-class MeasuredUniTok:
+class UniTokCodec:
     """A tokenizer of this toolkit."""
 
     model: UniTok
@@ -119,404 +123,93 @@ class MeasuredUniTok:
         return self.model.quantizer.lookup(codes_BKN).mean(dim=1).float().cpu()
 
 
-def find_measured(model: str | None, codec: str | None, *, device: torch.device | str) -> MeasuredTokenizer:
-    """The tokenizer that a person named."""
+def find_codec(model: str | None, codec: str | None, *, device: torch.device | str) -> ImageCodec:
+    """The tokenizer in a folder, or the one that `codec`, a module:function without arguments, returns."""
     if codec is None:
-        return MeasuredUniTok(find_image_tokenizer(model, device=device).eval())
+        return UniTokCodec(find_image_tokenizer(model, device=device).eval())
     module, colon, function = codec.partition(":")
     if not (module and colon and function):
-        raise ValueError(f"{codec!r} names no tokenizer; write package.module:function")
+        raise ValueError(f"codec must be package.module:function, got {codec!r}")
     try:
         return getattr(importlib.import_module(module), function)()
     except (ImportError, AttributeError) as error:
-        raise ValueError(f"{codec!r} cannot be used: {error}; name a function that returns the tokenizer") from error
+        raise ValueError(f"codec must name a function that returns a tokenizer, got {codec!r} ({error})") from error
 
 
-# The pictures to measure on: of a folder with all below it, or of a tar archive, always in the order of their names.
-#
-# In: a path. Out: names and opened pictures, one at a time, so that a large set needs no memory.
+@dataclass(frozen=True, kw_only=True)
+class TokenizerEvaluation:
+    """What to evaluate; see `mllm evaluate tokenizer --help`."""
+
+    images: Path
+    output: Path
+    model: str | None = None
+    codec: str | None = None
+    device: str | None = None
+    crop: str = "zero_shot"
+    limit: int | None = None
+    batch_size: int = 16
+    lpips: Path | None = None
+    fid: bool = False
+    class_images: Path | None = None
+    classes: str | None = None
+    templates: Path | None = None
+    text_vocabulary: Path | None = None
+    probe_images: Path | None = None
 
 
-T = TypeVar("T")
-
-
-class Named(NamedTuple):
-    """A picture and where it comes from."""
-
-    name: str
-    image: Image.Image
-
-
-def count_pictures(source: Path) -> int:
-    """How many pictures there are; none is an error."""
-    if source.is_dir():
-        number = len(files_below(source))
-    elif source.is_file() and tarfile.is_tarfile(source):
-        with tarfile.open(source) as archive:
-            number = sum(is_picture(name) for name in archive.getnames())
-    else:
-        raise FileNotFoundError(f"there are no pictures at {source}: found no folder and no tar archive; give one")
-    if not number:
-        raise ValueError(f"{source} holds no picture: found none of {', '.join(IMAGE_ENDINGS)}; give another one")
-    return number
-
-
-def read_pictures(source: Path, *, limit: int | None = None) -> Iterator[Named]:
-    """The pictures in order."""
-    if source.is_dir():
-        for path in files_below(source)[:limit]:
-            yield Named(str(path.relative_to(source)), open_image(path))
-        return
-    with tarfile.open(source) as archive:
-        members = sorted((m for m in archive if m.isfile() and is_picture(m.name)), key=lambda member: member.name)
-        for member in islice(members, limit):
-            file = archive.extractfile(member)
-            assert file is not None, "only files were kept"
-            yield Named(member.name, open_member(file.read(), f"{source}, {member.name}"))
-
-
-def open_member(data: bytes, where: str) -> Image.Image:
-    """A picture of an archive."""
-    try:
-        image = Image.open(io.BytesIO(data))
-        image.load()
-    except (OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f"{where} does not open: found {type(error).__name__}; take it out or mend it") from error
-    return image
-
-
-def files_below(folder: Path) -> list[Path]:
-    """Picture files of a folder and its folders."""
-    return sorted(path for path in folder.rglob("*") if path.is_file() and is_picture(path.name))
-
-
-def is_picture(name: str) -> bool:
-    """By the ending."""
-    return Path(name).suffix.lower() in IMAGE_ENDINGS
-
-
-def in_batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    """Lists of up to `size` items."""
-    left = iter(items)
-    while batch := list(islice(left, size)):
-        yield batch
-
-
-# What the codes say about the class of a picture: zero-shot accuracy by captions, and a linear probe.
-#
-# In: a tokenizer and folders with one folder of pictures per class. Out: verdicts, one per picture.
-#
-# Letters: B batch, M pictures of a set, D feature width, N classes.
-
-
-PROBE_STEPS, PROBE_DECAY = 200, 1e-3
-IMAGENET_NAMES = "imagenet"
-"""In place of a file: the names that open_clip has, in the order of the folders."""
-
-
-def class_names(folder: Path, names: str | None) -> dict[str, str]:
-    """Folder of each class -> its name: of a JSON file, of open_clip, or the folders' own."""
-    folders = sorted(path.name for path in folder.glob("*") if path.is_dir())
-    if len(folders) < 2:
-        raise ValueError(f"{folder} holds no classes: found {len(folders)} folders; give one folder for each class")
-    if names is None:
-        return {name: name.replace("_", " ") for name in folders}
-    if names != IMAGENET_NAMES:
-        return read_classes(folder, Path(names))
-    try:
-        from open_clip import IMAGENET_CLASSNAMES
-    except ImportError as error:
-        raise ImportError(
-            f"ImageNet's names are those of open_clip: found none ({error}); `pip install open-clip-torch`, or give a "
-            "JSON file of folder to name"
-        ) from error
-    if len(folders) != len(IMAGENET_CLASSNAMES):
-        raise ValueError(f"{folder} is not ImageNet: found {len(folders)} folders, not {len(IMAGENET_CLASSNAMES)}")
-    return dict(zip(folders, IMAGENET_CLASSNAMES, strict=True))
-
-
-def labelled_pictures(folder: Path, classes: dict[str, str]) -> list[tuple[Path, int]]:
-    """Files with the number of their class."""
-    return [(path, label) for label, name in enumerate(classes) for path in pictures_in(folder / name)]
-
-
-@torch.no_grad()
-def zero_shot_places(
-    model: UniTok,
-    captions: EncodeCaptions,
-    labelled: list[tuple[Path, int]],
-    *,
-    names: list[str],
-    templates: tuple[str, ...],
-    prepare: ImageProcessor,
-    batch_size: int,
-) -> list[int]:
-    """On which place each picture's class comes, 0 is best; pictures are judged through their codes."""
-    classes_ND = class_vectors(model, captions, names, templates)
-    places: list[int] = []
-    for part in tqdm(in_batches(labelled, batch_size), desc="zero-shot", unit="batch"):
-        pixels_B3HW = prepare([open_image(path) for path, _ in part]).to(model.device)
-        features_BD = model.encode_image(pixels_B3HW, normalize=True).float()
-        order_BN = (features_BD @ classes_ND.T).argsort(dim=1, descending=True, stable=True).cpu()
-        labels_B1 = torch.tensor([label for _, label in part])[:, None]
-        places += (order_BN == labels_B1).int().argmax(dim=1).tolist()
-    return places
-
-
-def probe_verdicts(
-    tokenizer: MeasuredTokenizer,
-    train: list[tuple[Path, int]],
-    test: list[tuple[Path, int]],
-    *,
-    num_classes: int,
-    prepare: ImageProcessor,
-    batch_size: int,
-) -> list[bool]:
-    """Whether a linear classifier of the features, learned on one set, is right about each picture of the other."""
-    train_MD, train_labels_M = features_of(tokenizer, train, prepare, batch_size)
-    test_MD, test_labels_M = features_of(tokenizer, test, prepare, batch_size)
-    mean_D, scale_D = train_MD.mean(dim=0), train_MD.std(dim=0).clamp(min=1e-6)
-    weights_DN, bias_N = fit_probe((train_MD - mean_D) / scale_D, train_labels_M, num_classes=num_classes)
-    guess_M = ((test_MD - mean_D) / scale_D @ weights_DN + bias_N).argmax(dim=1)
-    return (guess_M == test_labels_M).tolist()
-
-
-def features_of(
-    tokenizer: MeasuredTokenizer, labelled: list[tuple[Path, int]], prepare: ImageProcessor, batch_size: int
-) -> tuple[Tensor, Tensor]:
-    """Features (M, D) and labels (M,)."""
-    parts = [
-        tokenizer.features(prepare([open_image(path) for path, _ in part])).float()
-        for part in tqdm(in_batches(labelled, batch_size), desc="features", unit="batch")
-    ]
-    return torch.cat(parts), torch.tensor([label for _, label in labelled])
-
-
-def fit_probe(features_MD: Tensor, labels_M: Tensor, *, num_classes: int) -> tuple[Tensor, Tensor]:
-    """Multinomial logistic regression with a little weight decay, from zero, by L-BFGS: no randomness."""
-    weights_DN = torch.zeros(features_MD.shape[1], num_classes, requires_grad=True)
-    bias_N = torch.zeros(num_classes, requires_grad=True)
-    optimizer = torch.optim.LBFGS([weights_DN, bias_N], max_iter=PROBE_STEPS, line_search_fn="strong_wolfe")
-
-    def loss() -> float:
-        optimizer.zero_grad()
-        value = F.cross_entropy(features_MD @ weights_DN + bias_N, labels_M)
-        value = value + PROBE_DECAY * weights_DN.square().sum()
-        value.backward()
-        return value.item()
-
-    with torch.enable_grad():
-        optimizer.step(loss)
-    return weights_DN.detach(), bias_N.detach()
-
-
-# Through the codes and back: how close pictures come back, and how well the codebooks are used.
-#
-# In: a tokenizer and pictures. Out: scores with intervals, numbers per codebook, and where wanted the cropped
-# references
-# and their reconstructions as PNG files, one folder each, for FID: both sides are cropped alike.
-#
-# Letters: B batch, H W pixels, K codebooks, C entries per codebook, N positions.
-
-
-ON_THE_SHEET = 12
-REFERENCE, RECONSTRUCTION, SHEET = "reference", "reconstruction", "sheet.png"
-
-
-@dataclass(slots=True)
-class Tally:
-    """What was seen so far."""
-
-    values: dict[str, list[float]] = field(default_factory=dict)
-    counts_KC: Tensor | None = None
-    positions: int = 0
-    shown: list[tuple[Tensor, Tensor]] = field(default_factory=list)
-
-    def add(self, name: str, values_B: Tensor) -> None:
-        self.values.setdefault(name, []).extend(values_B.tolist())
-
-
-@torch.no_grad()
-def measure_reconstruction(
-    tokenizer: MeasuredTokenizer,
-    pictures: Iterator[Named],
-    *,
-    prepare: ImageProcessor,
-    output: Path,
-    batch_size: int,
-    lpips: nn.Module | None = None,
-    keeps_files: bool = False,
-) -> tuple[dict[str, Score], dict[str, Any]]:
-    """Scores, and what is no score.
-
-    Args:
-        lpips: a distance of two batches in [-1, 1], on its own device.
-        keeps_files: write references and reconstructions.
-    """
-    tally, number = Tally(), 0
-    for folder in (output / REFERENCE, output / RECONSTRUCTION) if keeps_files else ():
-        remove_pictures(folder)
-    for batch in tqdm(in_batches(pictures, batch_size), desc="reconstructions", unit="batch"):
-        pixels_B3HW = prepare([named.image for named in batch])
-        codes_BKN = tokenizer.encode(pixels_B3HW)
-        again_B3HW = tokenizer.decode(codes_BKN).float().clamp(-1, 1)
-        tally.add("PSNR", psnr(again_B3HW, pixels_B3HW))
-        tally.add("SSIM", ssim(again_B3HW, pixels_B3HW))
-        if lpips is not None:
-            place = next(lpips.buffers()).device
-            tally.add("LPIPS", lpips(again_B3HW.to(place), pixels_B3HW.to(place)))
-        counts_KC = code_counts(codes_BKN, tokenizer.codebook_size)
-        tally.counts_KC = counts_KC if tally.counts_KC is None else tally.counts_KC + counts_KC
-        tally.positions = codes_BKN.shape[2]
-        if number < ON_THE_SHEET:
-            tally.shown.append((pixels_B3HW, again_B3HW))
-        if keeps_files:
-            write_pictures(output / REFERENCE, pixels_B3HW, number)
-            write_pictures(output / RECONSTRUCTION, again_B3HW, number)
-        number += len(batch)
-    output.mkdir(parents=True, exist_ok=True)
-    originals, reconstructions = (torch.cat(part)[:ON_THE_SHEET] for part in zip(*tally.shown, strict=True))
-    reconstruction_sheet(originals, reconstructions).save(output / SHEET)
-    return {name: mean_with_interval(values) for name, values in tally.values.items()}, describe_codes(tally)
-
-
-def remove_pictures(folder: Path) -> None:
-    """Take away what `write_pictures` left there before: FID is over a whole folder, whoever wrote it."""
-    for path in folder.glob("[0-9]" * 6 + ".png"):
-        path.unlink()
-
-
-def write_pictures(folder: Path, pixels_B3HW: Tensor, first: int) -> None:
-    """Numbered PNG files."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for number, picture in enumerate(to_images(pixels_B3HW), start=first):
-        picture.save(folder / f"{number:06d}.png")
-
-
-def describe_codes(tally: Tally) -> dict[str, Any]:
-    """Usage, entropy (nats) and perplexity of each codebook."""
-    assert tally.counts_KC is not None, "there was at least one picture"
-    entropy_K = entropy_of(tally.counts_KC)
-    return {
-        "tokens": tally.positions,
-        "codebooks": len(entropy_K),
-        "usage": usage_of(tally.counts_KC).tolist(),
-        "entropy": entropy_K.tolist(),
-        "perplexity": entropy_K.exp().tolist(),
-        "bits_per_picture": bits_per_picture(entropy_K, tally.positions),
-    }
-
-
-RANKS = (1, 5)
-
-
-def measure_tokenizer(arguments: Namespace) -> dict[str, Any]:
-    """Everything that was asked for; what is missing is said before anything is computed."""
-    if arguments.fid:
+def evaluate_tokenizer(wanted: TokenizerEvaluation) -> dict[str, Any]:
+    """Everything that was asked for; what is missing is reported before anything is computed."""
+    if wanted.fid:
         need_fidelity()
-    expected, device = count_pictures(arguments.images), choose_device(arguments.device)
-    lpips = None if arguments.lpips is None else LPIPS.from_file(arguments.lpips).to(device)
-    tokenizer = find_measured(arguments.model, arguments.codec, device=device)
-    side = tokenizer.image_size
-    prepare = ImageProcessor(height=side, width=side, preparation=arguments.crop)
-    of_classes = measure_classes(tokenizer, arguments, prepare)  # first: here more can be missing
-    scores, codes = measure_reconstruction(
-        tokenizer,
-        read_pictures(arguments.images, limit=arguments.limit),
+    source, device = ImageSource(wanted.images), choose_device(wanted.device)
+    lpips = None if wanted.lpips is None else LPIPS.from_file(wanted.lpips).to(device)
+    codec = find_codec(wanted.model, wanted.codec, device=device)
+    side = codec.image_size
+    prepare = ImageProcessor(height=side, width=side, preparation=wanted.crop)
+    class_scores = score_classes(codec, wanted, prepare)  # first: more can be missing here
+    scores, codes = score_reconstruction(
+        codec,
+        islice(source, wanted.limit),
         prepare=prepare,
-        output=arguments.output,
-        batch_size=arguments.batch_size,
+        output=wanted.output,
+        batch_size=wanted.batch_size,
         lpips=lpips,
-        keeps_files=arguments.fid,
+        keep_files=wanted.fid,
     )
-    number = min(expected, arguments.limit or expected)
-    scores |= measure_fidelity(arguments, number) | of_classes
-    columns = {"columns": {"Tokens": str(codes["tokens"])}, "crop": describe_crop(prepare), "tokenizer": tokenizer.name}
+    num_images = min(len(source), wanted.limit or len(source))
+    if wanted.fid:
+        made, real = wanted.output / RECONSTRUCTION, wanted.output / REFERENCE
+        found = fidelity(made, real, batch_size=wanted.batch_size)
+        scores["rFID"] = without_interval(found["rfid"], num_images)
+        scores["IS"] = without_interval(found["inception_score"], num_images)
+    crop = describe_crop(prepare)
+    extra = {**codes, "columns": {"Tokens": str(codes["tokens"])}, "crop": crop, "tokenizer": codec.name}
+    tools = {"torch-fidelity": wanted.fid, "open-clip-torch": wanted.classes == IMAGENET_NAMES}
+    sentences = None
+    if wanted.text_vocabulary is not None:
+        sentences = f"sentences of {wanted.templates.name}" if wanted.templates else "CLIP's 80 sentences"
+    files = {name: getattr(wanted, name) for name in ("lpips", "templates", "text_vocabulary")}
     return make_result(
         "tokenizer",
         Scores(
-            f"tokenizer@{arguments.crop}-{side}",
+            f"tokenizer@{wanted.crop}-{side}",
             "PSNR",
-            scores,
-            extra={**codes, **columns},
-            tools=tools_of(arguments),
+            scores | class_scores,
+            extra=extra,
+            tools=tuple(name for name, is_used in tools.items() if is_used),
         ),
-        run=describe_measurement(tokenizer, arguments, prepare),
-        expected=expected,
-        scored=number,
-        files=describe_files(arguments),
+        run={
+            "model": {"fingerprint": codec.name},
+            "prompts": sentences,
+            "image_format": {"crop": crop, "file": "png"},
+            "versions": tool_versions(),
+            **dict.fromkeys(("prompt_style", "decoding", "seed", "questions")),
+        },
+        expected=len(source),
+        scored=num_images,
+        files={"images": str(wanted.images)}  # by their path: they are too many to read again
+        | {name: fingerprint_of(file) for name, file in files.items() if file is not None},
     )
-
-
-def describe_measurement(tokenizer: MeasuredTokenizer, arguments: Namespace, prepare: ImageProcessor) -> dict[str, Any]:
-    """What decides the numbers; nothing is prompted, sampled or random but the sentences of zero-shot."""
-    sentences = None
-    if arguments.text_vocabulary is not None:
-        sentences = f"sentences of {arguments.templates.name}" if arguments.templates else "CLIP's 80 sentences"
-    return {
-        "model": {"fingerprint": tokenizer.name},
-        "prompts": sentences,
-        "image_format": {"crop": describe_crop(prepare), "file": "png"},
-        "versions": tool_versions(),
-        **dict.fromkeys(("prompt_style", "decoding", "seed", "questions")),
-    }
-
-
-def tools_of(arguments: Namespace) -> tuple[str, ...]:
-    """Packages of others that have a part in the scores."""
-    used = {"torch-fidelity": arguments.fid, "open-clip-torch": arguments.classes == IMAGENET_NAMES}
-    return tuple(name for name, is_used in used.items() if is_used)
-
-
-def describe_files(arguments: Namespace) -> dict[str, str]:
-    """The pictures by their path, which are too many to read again, and the files that decide a score by their hash."""
-    given = {name: getattr(arguments, name) for name in ("lpips", "templates", "text_vocabulary")}
-    hashes = {name: fingerprint_of(Path(file)) for name, file in given.items() if file is not None}
-    return {"images": str(arguments.images)} | hashes
-
-
-def measure_fidelity(arguments: Namespace, number: int) -> dict[str, Score]:
-    """rFID and IS of the pictures that were written, where they were asked for."""
-    if not arguments.fid:
-        return {}
-    made, real = arguments.output / RECONSTRUCTION, arguments.output / REFERENCE
-    found = fidelity(made, real, batch_size=arguments.batch_size)
-    names = {"rFID": "rfid", "IS": "inception_score"}
-    return {title: without_interval(found[name], number) for title, name in names.items()}
-
-
-def measure_classes(tokenizer: MeasuredTokenizer, arguments: Namespace, prepare: ImageProcessor) -> dict[str, Score]:
-    """Zero-shot accuracy and the linear probe, in percent, as far as they are asked for."""
-    scores: dict[str, Score] = {}
-    if arguments.class_images is None:
-        return scores
-    classes = class_names(arguments.class_images, arguments.classes)
-    test = labelled_pictures(arguments.class_images, classes)
-    if arguments.text_vocabulary is not None:
-        if not isinstance(tokenizer, MeasuredUniTok) or not tokenizer.model.config.has_text_tower:
-            raise ValueError(f"{tokenizer.name} has no text tower: it cannot read class names; leave zero-shot out")
-        config = tokenizer.model.config
-        vocabulary = load_captions(
-            arguments.text_vocabulary, vocab_size=config.text_vocab_size, context=config.text_context
-        )
-        templates = read_templates(arguments.templates) if arguments.templates else TEMPLATES
-        places = zero_shot_places(
-            tokenizer.model,
-            vocabulary,
-            test,
-            names=list(classes.values()),
-            templates=templates,
-            prepare=prepare,
-            batch_size=arguments.batch_size,
-        )
-        scores |= {f"zero-shot top-{best}": mean_with_interval([100.0 * (p < best) for p in places]) for best in RANKS}
-    if arguments.probe_images is not None:
-        train = labelled_pictures(arguments.probe_images, classes)
-        verdicts = probe_verdicts(
-            tokenizer, train, test, num_classes=len(classes), prepare=prepare, batch_size=arguments.batch_size
-        )
-        scores["linear probe top-1"] = mean_with_interval([100.0 * right for right in verdicts])
-    return scores
 
 
 def describe_crop(prepare: ImageProcessor) -> str:
@@ -533,27 +226,240 @@ def describe_crop(prepare: ImageProcessor) -> str:
             return f"{scaled} ({how.resampling.name.lower()}), centre crop {size}"
 
 
-# What the image tokenizer keeps of the world: pictures to codes and back, then the checker reads them.
-#
-# Most patches of a drawing are plain background of a few colors. Where codes depend on their patch alone, each such
-# color
-# is one entry of a codebook, however large that is, which bounds its perplexity over whole pictures. So it is told over
-# the other patches too, those with a border of something.
-#
-# Letters: B batch, H W pixels, M patches, K codebooks, C entries, N positions.
+# ---- images ----
+
+
+class ImageSource:
+    """Images of a folder and its subfolders, or of a tar archive, in the order of their names; opened one at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        if path.is_dir():
+            files = sorted(file for file in path.rglob("*") if file.is_file())
+            names = [str(file.relative_to(path)) for file in files]
+        elif path.is_file() and tarfile.is_tarfile(path):
+            with tarfile.open(path) as archive:
+                names = sorted(member.name for member in archive if member.isfile())
+        else:
+            raise FileNotFoundError(f"images must be a folder or a tar archive, got {path}")
+        self.names = [name for name in names if Path(name).suffix.lower() in IMAGE_ENDINGS]
+        if not self.names:
+            raise ValueError(f"{path} must contain images ({', '.join(sorted(IMAGE_ENDINGS))}), got none")
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __iter__(self) -> Iterator[Image.Image]:
+        if self.path.is_dir():
+            yield from (open_image(self.path / name) for name in self.names)
+            return
+        with tarfile.open(self.path) as archive:
+            for name in self.names:
+                file = archive.extractfile(name)
+                assert file is not None, "only files were kept"
+                try:
+                    image = Image.open(io.BytesIO(file.read()))
+                    image.load()
+                except (OSError, SyntaxError, ValueError) as error:
+                    raise ValueError(
+                        f"{self.path}, {name} must be a readable image, got {type(error).__name__}; fix or remove it"
+                    ) from error
+                yield image
+
+
+def in_batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Lists of up to `size` items."""
+    remaining = iter(items)
+    while batch := list(islice(remaining, size)):
+        yield batch
+
+
+def write_images(folder: Path, pixels_B3HW: Tensor, first: int) -> None:
+    """Numbered PNG files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, image in enumerate(to_images(pixels_B3HW), start=first):
+        image.save(folder / f"{number:06d}.png")
+
+
+# ---- reconstruction and codes ----
+
+
+@torch.no_grad()
+def score_reconstruction(
+    codec: ImageCodec,
+    images: Iterable[Image.Image],
+    *,
+    prepare: ImageProcessor,
+    output: Path,
+    batch_size: int,
+    lpips: LPIPS | None = None,
+    keep_files: bool = False,
+) -> tuple[dict[str, Score], dict[str, Any]]:
+    """Scores of reconstructed images, and usage, entropy (nats) and perplexity of each codebook.
+
+    Args:
+        lpips: on its own device.
+        keep_files: write the cropped references and the reconstructions as PNG files, one folder each, for FID.
+    """
+    values: dict[str, list[float]] = defaultdict(list)
+    shown: list[tuple[Tensor, Tensor]] = []
+    counts_KC, num_positions, num_images = torch.zeros(()), 0, 0
+    output.mkdir(parents=True, exist_ok=True)
+    if keep_files:  # FID is over a complete folder: remove what an earlier evaluation left there
+        for path in (p for name in (REFERENCE, RECONSTRUCTION) for p in (output / name).glob("[0-9]" * 6 + ".png")):
+            path.unlink()
+    for batch in tqdm(in_batches(images, batch_size), desc="reconstructions", unit="batch"):
+        pixels_B3HW = prepare(batch)
+        codes_BKN = codec.encode(pixels_B3HW)
+        decoded_B3HW = codec.decode(codes_BKN).float().clamp(-1, 1)
+        values["PSNR"] += psnr(decoded_B3HW, pixels_B3HW).tolist()
+        values["SSIM"] += ssim(decoded_B3HW, pixels_B3HW).tolist()
+        if lpips is not None:
+            device = next(lpips.buffers()).device
+            values["LPIPS"] += lpips(decoded_B3HW.to(device), pixels_B3HW.to(device)).tolist()
+        counts_KC, num_positions = counts_KC + code_counts(codes_BKN, codec.codebook_size), codes_BKN.shape[2]
+        if num_images < SHEET_IMAGES:
+            shown.append((pixels_B3HW, decoded_B3HW))
+        if keep_files:
+            write_images(output / REFERENCE, pixels_B3HW, num_images)
+            write_images(output / RECONSTRUCTION, decoded_B3HW, num_images)
+        num_images += len(batch)
+    originals, reconstructions = (torch.cat(part)[:SHEET_IMAGES] for part in zip(*shown, strict=True))
+    reconstruction_sheet(originals, reconstructions).save(output / SHEET)
+    entropy_K = entropy_of(counts_KC)
+    codes = {
+        "tokens": num_positions,
+        "codebooks": len(entropy_K),
+        "usage": usage_of(counts_KC).tolist(),
+        "entropy": entropy_K.tolist(),
+        "perplexity": entropy_K.exp().tolist(),
+        "bits_per_image": bits_per_picture(entropy_K, num_positions),
+    }
+    return {name: mean_with_interval(group) for name, group in values.items()}, codes
+
+
+# ---- classes: zero-shot accuracy by captions, and a linear probe ----
+
+
+Labelled = list[tuple[Path, int]]
+"""Image files with the index of their class."""
+
+
+def score_classes(codec: ImageCodec, wanted: TokenizerEvaluation, prepare: ImageProcessor) -> dict[str, Score]:
+    """Zero-shot accuracy and that of the linear probe, in percent, as far as they are asked for."""
+    scores: dict[str, Score] = {}
+    if wanted.class_images is None:
+        return scores
+    classes = class_names(wanted.class_images, wanted.classes)
+    test = labelled_images(wanted.class_images, classes)
+    if wanted.text_vocabulary is not None:
+        ranks = zero_shot_ranks(codec, test, list(classes.values()), wanted, prepare)
+        for best in RANKS:
+            scores[f"zero-shot top-{best}"] = mean_with_interval([float(rank < best) for rank in ranks], scale=100)
+    if wanted.probe_images is not None:
+        extract = partial(extract_features, codec, prepare=prepare, batch_size=wanted.batch_size)
+        train_MD, train_labels_M = extract(labelled_images(wanted.probe_images, classes))
+        test_MD, test_labels_M = extract(test)
+        mean_D, scale_D = train_MD.mean(dim=0), train_MD.std(dim=0).clamp(min=1e-6)
+        weights_DN, bias_N = fit_probe((train_MD - mean_D) / scale_D, train_labels_M, num_classes=len(classes))
+        guess_M = ((test_MD - mean_D) / scale_D @ weights_DN + bias_N).argmax(dim=1)
+        is_right_M = (guess_M == test_labels_M).float()
+        scores["linear probe top-1"] = mean_with_interval(is_right_M.tolist(), scale=100)
+    return scores
+
+
+def class_names(folder: Path, names: str | None) -> dict[str, str]:
+    """Folder of each class -> its name: of a JSON file, of open_clip, or that of the folder."""
+    folders = sorted(path.name for path in folder.glob("*") if path.is_dir())
+    if len(folders) < 2:
+        raise ValueError(f"{folder} must contain one folder per class, got {len(folders)} folders")
+    if names is None:
+        return {name: name.replace("_", " ") for name in folders}
+    if names != IMAGENET_NAMES:
+        return read_classes(folder, Path(names))
+    try:
+        from open_clip import IMAGENET_CLASSNAMES
+    except ImportError as error:
+        raise ImportError(
+            f"ImageNet's class names need open_clip ({error}); `pip install open-clip-torch`, or give a JSON file of "
+            "folder to name"
+        ) from error
+    if len(folders) != len(IMAGENET_CLASSNAMES):
+        raise ValueError(f"{folder} must contain {len(IMAGENET_CLASSNAMES)} folders, got {len(folders)}")
+    return dict(zip(folders, IMAGENET_CLASSNAMES, strict=True))
+
+
+def labelled_images(folder: Path, classes: dict[str, str]) -> Labelled:
+    """The files of each class."""
+    return [(path, label) for label, name in enumerate(classes) for path in pictures_in(folder / name)]
+
+
+@torch.no_grad()
+def zero_shot_ranks(
+    codec: ImageCodec, labelled: Labelled, names: list[str], wanted: TokenizerEvaluation, prepare: ImageProcessor
+) -> list[int]:
+    """The rank of each image's class, 0 is best; images are classified through their codes."""
+    if not isinstance(codec, UniTokCodec) or not codec.model.config.has_text_tower:
+        raise ValueError(f"tokenizer must have a text tower for zero-shot accuracy, got {codec.name}; leave it out")
+    assert wanted.text_vocabulary is not None, "zero-shot accuracy was asked for"
+    model, config = codec.model, codec.model.config
+    captions = load_captions(wanted.text_vocabulary, vocab_size=config.text_vocab_size, context=config.text_context)
+    templates = read_templates(wanted.templates) if wanted.templates else TEMPLATES
+    classes_ND = class_vectors(model, captions, names, templates)
+    ranks: list[int] = []
+    for part in tqdm(in_batches(labelled, wanted.batch_size), desc="zero-shot", unit="batch"):
+        pixels_B3HW = prepare([open_image(path) for path, _ in part]).to(model.device)
+        features_BD = model.encode_image(pixels_B3HW, normalize=True).float()
+        order_BN = (features_BD @ classes_ND.T).argsort(dim=1, descending=True, stable=True).cpu()
+        labels_B1 = torch.tensor([label for _, label in part])[:, None]
+        ranks += (order_BN == labels_B1).int().argmax(dim=1).tolist()
+    return ranks
+
+
+def extract_features(
+    codec: ImageCodec, labelled: Labelled, *, prepare: ImageProcessor, batch_size: int
+) -> tuple[Tensor, Tensor]:
+    """Features (M, D) and labels (M,)."""
+    parts = [
+        codec.features(prepare([open_image(path) for path, _ in part])).float()
+        for part in tqdm(in_batches(labelled, batch_size), desc="features", unit="batch")
+    ]
+    return torch.cat(parts), torch.tensor([label for _, label in labelled])
+
+
+def fit_probe(features_MD: Tensor, labels_M: Tensor, *, num_classes: int) -> tuple[Tensor, Tensor]:
+    """Multinomial logistic regression with weight decay, from zero, by L-BFGS: no randomness."""
+    weights_DN = torch.zeros(features_MD.shape[1], num_classes, requires_grad=True)
+    bias_N = torch.zeros(num_classes, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weights_DN, bias_N], max_iter=PROBE_STEPS, line_search_fn="strong_wolfe")
+
+    def loss() -> float:
+        optimizer.zero_grad()
+        value = F.cross_entropy(features_MD @ weights_DN + bias_N, labels_M)
+        value = value + PROBE_DECAY * weights_DN.square().sum()
+        value.backward()
+        return value.item()
+
+    with torch.enable_grad():
+        optimizer.step(loss)
+    return weights_DN.detach(), bias_N.detach()
+
+
+# ---- the synthetic world: images to codes and back, then parsed by the checker ----
 
 
 @torch.inference_mode()
 def score_round_trip(
     tokenizer: UniTok, *, count: int, seed: int, size: RenderSize | None = None, batch_size: int = 64
 ) -> dict:
-    """PSNR, SSIM, share of test scenes still read right, and of each codebook usage, entropy (nats) and perplexity.
+    """PSNR, SSIM, share of test scenes still parsed right, and usage, entropy (nats) and perplexity of each codebook.
 
-    `perplexity_of_borders` is over patches of more than one color, `plain_share` the share of the others. Where codes
-    depend on their patch alone, `highest_perplexity` is what a codebook of this size can have over all patches at most.
+    Most patches of a drawing are plain background of a few colors. Where codes depend on their patch alone, each such
+    color is one entry of a codebook, which bounds its perplexity: `highest_perplexity` is what a codebook of this size
+    can reach. So `perplexity_of_borders` is over patches of more than one color; `plain_share` is that of the others.
 
     Args:
-        size: (width, height) of the pictures; default: the tokenizer's.
+        size: (width, height) of the images; default: the tokenizer's.
     """
     width, height = image_size(size or tokenizer.config.image_size)
     prepare = ImageProcessor(width=width, height=height)
@@ -565,8 +471,8 @@ def score_round_trip(
         pixels_B3HW = prepare([render(scene, (width, height)) for scene in batch]).to(tokenizer.device)
         codes_BKN = tokenizer.encode(pixels_B3HW)
         decoded_B3HW = tokenizer.decode(codes_BKN, grid=tokenizer.grid_of(pixels_B3HW))
-        for scene, picture in zip(batch, to_images(decoded_B3HW), strict=True):
-            found = parse(picture).scene
+        for scene, image in zip(batch, to_images(decoded_B3HW), strict=True):
+            found = parse(image).scene
             num_right += found is not None and same_scene(scene, found)
         psnrs.append(psnr(decoded_B3HW, pixels_B3HW))
         ssims.append(ssim(decoded_B3HW, pixels_B3HW))
@@ -581,7 +487,7 @@ def score_round_trip(
 
 
 class CodebookUse:
-    """Counts the entries that pictures take."""
+    """Counts the codebook entries that images use."""
 
     def __init__(self, config: UniTokConfig) -> None:
         self.config = config

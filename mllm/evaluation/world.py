@@ -20,8 +20,8 @@ from tqdm import tqdm
 
 from mllm.conversation import ImagePart, Message, Mode, TextPart
 from mllm.engine.request import NoRoomError, outline_settings
+from mllm.evaluation.answerer import model_fingerprint
 from mllm.evaluation.intervals import Rate, auroc, auroc_interval
-from mllm.evaluation.protocol import model_fingerprint
 from mllm.evaluation.tokenizer import score_round_trip
 from mllm.files import tool_versions
 from mllm.pipeline import Pipeline, candidate_seeds, check_best_of, index_of_best

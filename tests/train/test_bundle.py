@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mllm.evaluation.protocol import model_fingerprint
+from mllm.evaluation.answerer import model_fingerprint
 from mllm.model import MLLMForConditionalGeneration
 from tokenizer.unitok import UniTok
 from train.bundle import main
