@@ -20,7 +20,6 @@ from huggingface_hub import ModelCard, ModelCardData, split_state_dict_into_shar
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, GenerationConfig, TorchAoConfig
-from transformers.utils.hub import hf_api
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from mllm.config import RELEASED_TYPE, MLLMConfig, from_released, is_released, to_released
@@ -644,30 +643,6 @@ def save_model_card(folder: str | os.PathLike, config: MLLMConfig) -> None:
     source = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     card = model_card(config, scores=source.get("scores"), note=source.get("note"))
     (Path(folder) / CARD_FILE).write_text(str(card), encoding="utf-8")
-
-
-class ModelWithCard:
-    """Makes a model of transformers save and publish its card; stands before `PreTrainedModel` among the bases."""
-
-    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
-        """As transformers has it, with a card; what it does not know of the generation config survives loading."""
-        self.generation_config._from_model_config = False  # type: ignore[attr-defined]
-        super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
-        if kwargs.get("is_main_process", True):
-            save_model_card(save_directory, self.config)  # type: ignore[attr-defined]
-
-    def push_to_hub(self, repo_id: str, *, create_pr: bool = False, **kwargs: Any) -> Any:
-        """As transformers has it, which puts a card of its own into a new repository; ours then follows."""
-        url = super().push_to_hub(repo_id, create_pr=create_pr, **kwargs)  # type: ignore[misc]
-        if not create_pr:
-            hf_api().upload_file(
-                path_or_fileobj=str(model_card(self.config)).encode(),  # type: ignore[attr-defined]
-                path_in_repo=CARD_FILE,
-                repo_id=repo_id,
-                revision=kwargs.get("revision"),
-                token=kwargs.get("token"),
-            )
-        return url
 
 
 # The released MLLM to a folder of ours, and back, tensor by tensor.

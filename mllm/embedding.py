@@ -1,14 +1,12 @@
-"""What every embedding of image codes does: the seam between the model, the decoding loop and how codes become vectors.
+"""The embedding of image codes: the K codes of an image position in, a vector of the language model's width out.
 
-Codes of image positions in, vectors of the language model's width out. `forward` embeds whole images at once; `step`
-embeds the newest position of each row, so that both agree exactly. With
-`image_position_embedding` a learned vector of its row and
-column is added to every position, however it is embedded (mllm/embedding.py). The embeddings are in
-mllm/embedding.py and mllm/embedding.py; mllm/embedding.py builds the one that a config asks
-for.
+`forward` embeds whole images at once, `step` the newest position of each row of a decoding batch; both agree exactly.
+Two embeddings share this interface: `ProjectedEmbedding`, through the image tokenizer's codebooks (UniTok,
+arXiv:2502.20321, section 3.3), and `SummedEmbedding`, one learned vector per code, as LlamaGen has it. Both can add a
+learned embedding of the position's row and column. Knows no text and no logits.
 
-Letters: P image positions in the batch (reading order), I images, N positions of the longest image, K codebooks,
-D language model width, R decoding rows, H heads, d head width.
+Letters: P image positions in the batch (reading order), I images, N positions of an image, K codebooks, C codes,
+E width of a codebook entry, Z = K * E, D language model width, R decoding rows, H heads, d head width.
 """
 
 from __future__ import annotations
@@ -22,70 +20,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mllm.config import MLLMConfig
-from mllm.heads import RMSNorm
 from tokenizer.layers import AttentionProjection
 from tokenizer.unitok import UniTok
 
-# Where an image position lies in its image, as a vector that is added to its embedding.
-#
-# RoPE tells how many tokens lie between two places, which says nothing about two pictures whose distance varies with
-# the
-# words between them. A learned vector for the row and one for the column give every position the same key in every
-# picture, so that "what is at this place of the first picture" can be looked up: edits and depth maps copy by it. What
-# is looked up belongs to the position that comes next; its column follows from this one's, its row only together with
-# the column, so it has a table of its own.
-#
-# The content vector is normalised first: it comes out of an unbounded projector and grows in training (to two hundred
-# times the size of a text token's in one run), where nothing that is added to it could be seen. Off for the released
-# checkpoints.
-#
-# Letters: P image positions, D language model width.
-
-
 POSITION_STD = 0.3
-"""Of the vectors at the start; the content they are added to has root mean square 1."""
-
-
-class PositionEmbedding(nn.Module):
-    """Normalised content plus learned vectors of row, column, and the row of the next position in reading order."""
-
-    def __init__(self, side: int, width: int) -> None:
-        """For images of up to `side` rows and columns."""
-        super().__init__()
-        self.norm = RMSNorm(width, eps=1e-6)
-        self.row = nn.Parameter(torch.empty(side, width))
-        self.column = nn.Parameter(torch.empty(side, width))
-        self.next_row = nn.Parameter(torch.empty(side + 1, width))  # the last position's successor begins a row more
-
-    @torch.no_grad()
-    def extend(self, side: int) -> None:
-        """Make room for images of up to `side` rows and columns; new ones begin as the last one known."""
-        for name, num_rows in (("row", side), ("column", side), ("next_row", side + 1)):
-            table = getattr(self, name)
-            new = table[-1:].expand(num_rows - len(table), -1)
-            setattr(self, name, nn.Parameter(torch.cat([table, new]), requires_grad=table.requires_grad))
-
-    def forward(self, content_PD: Tensor, index_P: Tensor, columns_P: Tensor) -> Tensor:
-        """(P, D) from indices in reading order within the image, and how many columns that has."""
-        return (
-            self.norm(content_PD)
-            + F.embedding(index_P // columns_P, self.row)
-            + F.embedding(index_P % columns_P, self.column)
-            + F.embedding((index_P + 1) // columns_P, self.next_row)
-        )
-
-
-def indices_within(lengths_I: Tensor) -> Tensor:
-    """0, 1, ... within each image, images one after another; (P,)."""
-    starts_I = lengths_I.cumsum(0) - lengths_I
-    return torch.arange(int(lengths_I.sum()), device=lengths_I.device) - starts_I.repeat_interleave(lengths_I)
+"""Of the position embedding at the start; the content it is added to has root mean square 1."""
 
 
 @dataclass(kw_only=True, slots=True)
 class EmbeddingCache:
     """What is kept of the image that each row is drawing. Owned and written by `CodeEmbedding.step`."""
 
-    keys_RHNd: Tensor | None  # None where each position is embedded alone
+    keys_RHNd: Tensor | None  # None where positions do not see each other
     values_RHNd: Tensor | None
     num_seen_R: Tensor  # int64: positions of the image so far
     columns_R: Tensor  # int64: of the images that the row draws
@@ -96,52 +42,47 @@ class EmbeddingCache:
 
 
 class CodeEmbedding(nn.Module, ABC):
-    """The input side of image positions."""
+    """Interface of the embeddings."""
 
     def __init__(self, config: MLLMConfig) -> None:
         super().__init__()
         self.default_columns = config.grid_side
         side = config.max_grid_side if config.image_layout == "grid" else config.grid_side
-        self.places = PositionEmbedding(side, config.hidden_size) if config.image_position_embedding else None
+        has_positions = config.image_position_embedding
+        self.places = PositionEmbedding(side, config.hidden_size) if has_positions else None  # its name in checkpoints
 
     @abstractmethod
-    def embed_images(self, codes_PK: Tensor, image_lengths_I: Tensor, *, isolated: bool) -> Tensor:
-        """Whole images, (P, D), without their places; no position sees another image."""
+    def embed_images(self, codes_PK: Tensor, image_lengths_I: Tensor) -> Tensor:
+        """Whole images, (P, D), without position embedding; no position sees another image."""
 
     @abstractmethod
     def embed_next(self, codes_RK: Tensor, cache: EmbeddingCache, rows: Tensor) -> Tensor:
-        """The newest position of these rows, (R, D), without its place."""
+        """The newest position of these rows, (R, D), without position embedding."""
 
     @abstractmethod
     def adopt(self, image_tokenizer: UniTok) -> None:
         """Copy what is the image tokenizer's and not learned here."""
 
-    def forward(
-        self,
-        codes_PK: Tensor,
-        image_lengths_I: Tensor,
-        *,
-        columns_I: Tensor | None = None,
-        isolated: bool = False,
-    ) -> Tensor:
+    def forward(self, codes_PK: Tensor, image_lengths_I: Tensor, *, columns_I: Tensor | None = None) -> Tensor:
         """Embed whole images, one after another in `codes_PK`; (P, D).
 
         Args:
             columns_I: columns of each image; default: all have those of the default size.
-            isolated: let every position see itself alone.
         """
         if int(image_lengths_I.sum()) != codes_PK.shape[0]:
             raise ValueError(
-                f"image lengths do not add up to the codes: found {int(image_lengths_I.sum())} and "
-                f"{codes_PK.shape[0]} positions; pass one length per image"
+                f"image lengths must add up to the codes, got {int(image_lengths_I.sum())} and {codes_PK.shape[0]} "
+                "positions; pass one length per image"
             )
-        embedded_PD = self.embed_images(codes_PK, image_lengths_I, isolated=isolated)
+        embedded_PD = self.embed_images(codes_PK, image_lengths_I)
         if self.places is None:
             return embedded_PD
         lengths_I = image_lengths_I.to(codes_PK.device)
         if columns_I is None:
             columns_I = torch.full_like(lengths_I, self.default_columns)
-        return self.places(embedded_PD, indices_within(lengths_I), columns_I.repeat_interleave(lengths_I))
+        starts_I = lengths_I.cumsum(0) - lengths_I
+        index_P = torch.arange(len(codes_PK), device=codes_PK.device) - starts_I.repeat_interleave(lengths_I)
+        return self.places(embedded_PD, index_P, columns_I.repeat_interleave(lengths_I))
 
     def new_cache(self, num_rows: int, num_positions: int, *, columns: Sequence[int] | None = None) -> EmbeddingCache:
         """A static cache for images of up to `num_positions`; here one that only counts.
@@ -172,25 +113,16 @@ class CodeEmbedding(nn.Module, ABC):
         return embedded_RD
 
 
-# The embedding of codes through the image tokenizer's codebooks.
-#
-# Frozen codebook entries, l2-normalised and put side by side, pass through an attention projection within each image
-# and
-# an MLP projector (UniTok, arXiv:2502.20321, section 3.3). `config.embedding_context` says what a position sees:
-#
-#     prefix     its image so far; `step` keeps that layer's keys and values, so that it equals `forward` exactly
-#     isolated   itself alone in `step`, as in the upstream scripts (which then differ from training); `forward` stays
-# as
-#                trained unless `isolated=True` is passed
-#     whole      its whole image, through the image tokenizer's own frozen projection: quantised features, as LLaVA with
-#                UniTok has them; only the projector is learned, and nothing can be drawn
-#
-# Letters: P image positions in the batch (reading order), I images, N positions of one image, K codebooks,
-# C codes, E width of an entry, Z = K * E, D language model width, R decoding rows, H heads, d head width.
-
-
 class ProjectedEmbedding(CodeEmbedding):
-    """Frozen codebooks, attention projection, projector."""
+    """Frozen, l2-normalised codebook entries side by side, an attention projection within each image, an MLP projector.
+
+    What a position sees of its image (`config.embedding_context`):
+
+        prefix         the codes so far; `step` keeps the projection's keys and values, so that it equals `forward`
+        current        its own codes alone in `step`, as in the upstream scripts; `forward` stays as trained (prefix)
+        bidirectional  all codes, through the image tokenizer's own frozen projection: quantised features, as LLaVA with
+                       UniTok has them; only the projector is learned, and nothing can be drawn
+    """
 
     def __init__(self, config: MLLMConfig) -> None:
         super().__init__(config)
@@ -209,38 +141,35 @@ class ProjectedEmbedding(CodeEmbedding):
             keep_as_buffers(self.projection)
         self.projector = Projector(config.embedder_width, config.hidden_size)
 
-    def adopt(self, image_tokenizer: UniTok) -> None:
-        """Copy the codebooks, and where the whole image is seen, the projection behind them."""
-        self.set_codebooks(image_tokenizer.quantizer.codebooks)
-        if self.context == "bidirectional":
-            self.set_projection(image_tokenizer.post_quant_proj)
-
     @torch.no_grad()
-    def set_codebooks(self, codebooks_KCE: Tensor) -> None:
-        """Copy the image tokenizer's codebooks; they are not trained here."""
+    def adopt(self, image_tokenizer: UniTok) -> None:
+        """Copy the codebooks, and for bidirectional context the projection behind them."""
+        codebooks_KCE = image_tokenizer.quantizer.codebooks
         if codebooks_KCE.shape != self.codebooks.shape:
             raise ValueError(
-                f"the image tokenizer has other codebooks than the model: found {tuple(codebooks_KCE.shape)}, the "
-                f"model has {tuple(self.codebooks.shape)}; use the tokenizer that the config describes"
+                f"the image tokenizer's codebooks must be {tuple(self.codebooks.shape)}, as the model has them, got "
+                f"{tuple(codebooks_KCE.shape)}; use the tokenizer that the config describes"
             )
         self.codebooks.copy_(codebooks_KCE)
+        if self.context == "bidirectional":
+            self.set_projection(image_tokenizer.post_quant_proj)
 
     @torch.no_grad()
     def set_projection(self, projection: nn.Module) -> None:
         """Copy the projection that the image tokenizer has behind its codebooks."""
         theirs, ours = projection.state_dict(), self.projection.state_dict()
-        found = {name: tuple(value.shape) for name, value in theirs.items()}
         heads = getattr(getattr(projection, "attn", None), "num_heads", None)
-        if found != {name: tuple(value.shape) for name, value in ours.items()} or heads != self.num_heads:
+        same = {name: t.shape for name, t in theirs.items()} == {name: t.shape for name, t in ours.items()}
+        if not same or heads != self.num_heads:
             raise ValueError(
-                f"the image tokenizer has another projection than the model: found {heads} heads and "
-                f"{len(found)} weights, the model has {self.num_heads} heads and a width of "
-                f"{self.projection.proj.out_features}; set embedder_width and embedder_heads as the tokenizer has them"
+                f"the image tokenizer's projection must have {self.num_heads} heads and a width of "
+                f"{self.projection.proj.out_features}, as the model's, got {heads} heads and {len(theirs)} weights; "
+                "set embedder_width and embedder_heads as the tokenizer has them"
             )
         if self.context == "bidirectional" and projection.attn.causal:
             raise ValueError(
-                "the image tokenizer's projection looks back only: found projection_attention 'causal'; "
-                "use a tokenizer whose projection sees the whole image, or another embedding_context"
+                "the image tokenizer's projection must see the whole image, got projection_attention 'causal'; "
+                "use another tokenizer, or another embedding_context"
             )
         self.projection.load_state_dict(theirs)
 
@@ -250,20 +179,15 @@ class ProjectedEmbedding(CodeEmbedding):
         entries_PKE = F.embedding(codes_PK + offsets_K, self.codebooks.flatten(0, 1))
         return F.normalize(entries_PKE, dim=-1).flatten(1)
 
-    def embed_images(self, codes_PK: Tensor, image_lengths_I: Tensor, *, isolated: bool) -> Tensor:
-        vectors_PZ = self.look_up(codes_PK)
-        projected_PZ = self._project_alone(vectors_PZ) if isolated else self._project(vectors_PZ, image_lengths_I)
-        return self.projector(projected_PZ)
-
-    def _project_alone(self, vectors_PZ: Tensor) -> Tensor:
-        return self.projection(vectors_PZ[:, None])[:, 0]
+    def embed_images(self, codes_PK: Tensor, image_lengths_I: Tensor) -> Tensor:
+        return self.projector(self._project(self.look_up(codes_PK), image_lengths_I))
 
     def _project(self, vectors_PZ: Tensor, image_lengths_I: Tensor) -> Tensor:
         """Each position with what it may see of its image."""
         lengths = image_lengths_I.tolist()
         if len(set(lengths)) == 1:
             return self.projection(vectors_PZ.view(len(lengths), lengths[0], -1)).flatten(0, 1)
-        if self.context == "bidirectional":  # padding would be seen
+        if self.context == "bidirectional":  # no padding, which would be seen
             return torch.cat([self.projection(vectors_NZ[None])[0] for vectors_NZ in vectors_PZ.split(lengths)])
         # unequal images: pad on the right, where a causal layer never looks
         is_real_IN = (
@@ -287,11 +211,11 @@ class ProjectedEmbedding(CodeEmbedding):
             case "prefix":
                 return self.projector(self._project_next(vectors_RZ, cache, rows))
             case "current":
-                return self.projector(self._project_alone(vectors_RZ))
+                return self.projector(self.projection(vectors_RZ[:, None])[:, 0])
             case _:
                 raise ValueError(
-                    f"an unfinished image cannot be embedded: found embedding_context {self.context!r}; "
-                    "give whole images, or use a model that draws"
+                    f"embedding_context must be 'prefix' or 'current' to draw, got {self.context!r}; give complete "
+                    "images, or use a model that draws"
                 )
 
     def _project_next(self, vectors_RZ: Tensor, cache: EmbeddingCache, rows: Tensor) -> Tensor:
@@ -308,37 +232,6 @@ class ProjectedEmbedding(CodeEmbedding):
         return self.projection(vectors_RZ[:, None], attend=attend)[:, 0]
 
 
-def keep_as_buffers(module: nn.Module) -> None:
-    """Make a module's parameters buffers, as the codebooks are: saved under the same names, and never learned."""
-    for part in module.modules():
-        for name, parameter in list(part.named_parameters(recurse=False)):
-            delattr(part, name)
-            shape = getattr(parameter, "ds_shape", None)  # cut by ZeRO-3 already: values are adopted or loaded later
-            part.register_buffer(name, parameter.detach() if shape is None else parameter.new_zeros(shape))
-
-
-class Projector(nn.Module):
-    """LayerNorm, linear, GELU, linear."""
-
-    def __init__(self, in_width: int, out_width: int) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(in_width, eps=1e-6)
-        self.linear1 = nn.Linear(in_width, out_width)
-        self.linear2 = nn.Linear(out_width, out_width)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        return self.linear2(F.gelu(self.linear1(self.norm(hidden))))
-
-
-# The embedding of a position as the sum of one learned vector for each of its K codes.
-#
-# The input side of class-conditional models in the LlamaGen manner (UniTok, arXiv:2502.20321, section 4.2). Positions
-# do
-# not see each other here, so decoding needs no cache and equals the full forward by construction.
-#
-# Letters: P image positions, R decoding rows, I images, K codebooks, C codes per codebook, D language model width.
-
-
 class SummedEmbedding(CodeEmbedding):
     """K learned tables of C vectors; the tables lie below each other in one."""
 
@@ -347,7 +240,7 @@ class SummedEmbedding(CodeEmbedding):
         self.shape = (config.num_codebooks, config.codebook_size)
         self.codebooks = nn.Embedding(config.num_codebooks * config.codebook_size, config.hidden_size)
 
-    def embed_images(self, codes_PK: Tensor, image_lengths_I: Tensor, *, isolated: bool) -> Tensor:
+    def embed_images(self, codes_PK: Tensor, image_lengths_I: Tensor) -> Tensor:
         return self.sum_vectors(codes_PK)
 
     def embed_next(self, codes_RK: Tensor, cache: EmbeddingCache, rows: Tensor) -> Tensor:
@@ -363,17 +256,61 @@ class SummedEmbedding(CodeEmbedding):
         """Nothing: all vectors are learned here."""
 
 
-# Builds the embedding of image codes that a config asks for; the one place that knows all of them.
-#
-# The interface is in mllm/embedding.py.
+class PositionEmbedding(nn.Module):
+    """Normalised content plus learned vectors of row, column, and the row of the next position in reading order.
+
+    RoPE tells how many tokens lie between two positions, which says nothing about two images whose distance varies with
+    the text between them. These vectors give a position the same key in every image, so that "what is here in the first
+    image" can be looked up: edits and depth maps copy by it. What is looked up belongs to the position that comes next;
+    its column follows from this one's, its row only together with the column, so it has a table of its own.
+
+    The content is normalised first: it comes out of an unbounded projector and grows in training (to two hundred times
+    the size of a text token's in one run), where nothing that is added to it would count.
+    """
+
+    def __init__(self, side: int, width: int) -> None:
+        """For images of up to `side` rows and columns."""
+        super().__init__()
+        self.norm = nn.RMSNorm(width, eps=1e-6)
+        self.row = nn.Parameter(torch.empty(side, width))
+        self.column = nn.Parameter(torch.empty(side, width))
+        self.next_row = nn.Parameter(torch.empty(side + 1, width))  # the last position's successor begins a row more
+
+    @torch.no_grad()
+    def extend(self, side: int) -> None:
+        """Make room for images of up to `side` rows and columns; new ones begin as the last one known."""
+        for name, num_rows in (("row", side), ("column", side), ("next_row", side + 1)):
+            table = getattr(self, name)
+            new = table[-1:].expand(num_rows - len(table), -1)
+            setattr(self, name, nn.Parameter(torch.cat([table, new]), requires_grad=table.requires_grad))
+
+    def forward(self, content_PD: Tensor, index_P: Tensor, columns_P: Tensor) -> Tensor:
+        """(P, D) from indices in reading order within the image, and how many columns that has."""
+        return (
+            self.norm(content_PD)
+            + F.embedding(index_P // columns_P, self.row)
+            + F.embedding(index_P % columns_P, self.column)
+            + F.embedding((index_P + 1) // columns_P, self.next_row)
+        )
 
 
-def build_embedding(config: MLLMConfig) -> CodeEmbedding:
-    """The embedding of `config.code_embedder`."""
-    match config.code_embedder:
-        case "projected":
-            return ProjectedEmbedding(config)
-        case "summed":
-            return SummedEmbedding(config)
-        case _:
-            raise ValueError(f"unknown code_embedder: found {config.code_embedder!r}; use projected or summed")
+class Projector(nn.Module):
+    """LayerNorm, linear, GELU, linear."""
+
+    def __init__(self, in_width: int, out_width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(in_width, eps=1e-6)
+        self.linear1 = nn.Linear(in_width, out_width)
+        self.linear2 = nn.Linear(out_width, out_width)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.linear2(F.gelu(self.linear1(self.norm(hidden))))
+
+
+def keep_as_buffers(module: nn.Module) -> None:
+    """Make a module's parameters buffers, as the codebooks are: saved under the same names, and never learned."""
+    for part in module.modules():
+        for name, parameter in list(part.named_parameters(recurse=False)):
+            delattr(part, name)
+            shape = getattr(parameter, "ds_shape", None)  # cut by ZeRO-3 already: values are adopted or loaded later
+            part.register_buffer(name, parameter.detach() if shape is None else parameter.new_zeros(shape))

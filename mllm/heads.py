@@ -1,10 +1,15 @@
-"""What every codebook head does, and guidance for it: the seam between the model, the loss and the decoding loop.
+"""The codebook heads: from the hidden state of the position BEFORE an image position to the K codes of that position.
 
-A head turns the hidden state of the position BEFORE an image position into logits over the K codes of that position.
-Knows nothing of sampling (the caller chooses each code), sequences or images.
+`CodeHead.forward` gives the logits of all codes at once, for training; a `CodeDecoder` chooses them codebook by
+codebook with guidance, from the same logits. Two heads: a depth transformer (a small Llama over the K codes of one
+position, the head of the released model) and an MLP that predicts all K codes at once (fast; blind to the other codes).
+Does no sampling: the caller chooses each code.
+
+The depth sequence is [h, E_0(c_0), ..., E_{K-2}(c_{K-2})], where h is the hidden state of the preceding position; the
+output at k gives the logits of code k.
 
 Letters: P image positions, R decoding rows, N guided pairs (N = R without guidance), D hidden width, K codebooks,
-C codes per codebook.
+C codes per codebook, A attention heads, G key/value heads, d head width, S codes of the depth sequence so far.
 """
 
 from __future__ import annotations
@@ -12,18 +17,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from mllm.config import MLLMConfig
-
-if TYPE_CHECKING:
-    pass  # MERGED
-
 
 ChooseCode = Callable[[int, Tensor], Tensor]
 """(k, logits_NC) -> codes_N: picks the code of codebook k for every pair."""
@@ -59,7 +60,7 @@ class CodeDecoder(ABC):
 
     @abstractmethod
     def decode(self, hidden_RD: Tensor, *, choose: ChooseCode, guidance: Guidance | None = None) -> Tensor:
-        """Codes (N, K) of one position for every row, chosen codebook by codebook."""
+        """Codes (N, K) of one position for every row."""
 
 
 class CodeHead(nn.Module, ABC):
@@ -74,226 +75,31 @@ class CodeHead(nn.Module, ABC):
         """This head, ready to decode with the weights it has now."""
 
 
-# Several linear layers that read the same input as one matrix product, for decoding.
-#
-# In: linear layers. Out: a function from their input to their outputs side by side. Plain layers are copied into one
-# weight, which lives as long as the function does; layers that something else has changed (adapters, quantisation,
-# sharding, hooks) are called one after another, so that nothing of theirs is lost.
-
-
-Apply = Callable[[Tensor], Tensor]
-
-
-@torch.no_grad()
-def join(linears: Sequence[nn.Module]) -> Apply:
-    """The outputs of these layers, concatenated in the last dimension."""
-    if not all(is_plain(linear) for linear in linears) or len({linear.bias is None for linear in linears}) > 1:
-        return lambda hidden: torch.cat([linear(hidden) for linear in linears], dim=-1)
-    weight = linears[0].weight if len(linears) == 1 else torch.cat([linear.weight for linear in linears])
-    bias = None if linears[0].bias is None else torch.cat([linear.bias for linear in linears])
-    return lambda hidden: F.linear(hidden, weight, bias)
-
-
-def is_plain(linear: nn.Module) -> bool:
-    """Whether this is torch's own linear layer with its whole weight in an ordinary tensor."""
-    return (
-        type(linear) is nn.Linear
-        and type(linear.weight) is nn.Parameter
-        and linear.weight.shape == (linear.out_features, linear.in_features)
-        and linear.weight.device.type != "meta"
-        and not linear._forward_hooks
-        and not linear._forward_pre_hooks
-        and "forward" not in vars(linear)  # accelerate replaces it on layers that it moves between devices
-    )
-
-
-# Decoding with the depth transformer: the K codes of a position one after another, every place computed once.
-#
-# In: hidden states of the preceding positions. Out: the codes that the caller chooses from the logits. Made once for a
-# batch of images: it joins the matrices that read the same input, and keeps keys and values in buffers that every
-# position writes anew, so that nothing is cleared or allocated inside a position. Gives the logits of teacher forcing
-# (mllm/heads.py).
-#
-# Letters: R decoding rows, N guided pairs, D hidden width, K codebooks, C codes, A attention heads, G key/value heads,
-# d head width, S places of the depth sequence so far.
-
-
-class DepthDecoder(CodeDecoder):
-    """A depth transformer, ready to decode."""
-
-    def __init__(self, head: DepthTransformerHead) -> None:
-        self.head = head
-        self.layers = [LayerStep(layer, head.num_codebooks) for layer in head.layers]
-        first_half_d, second_half_d = torch.ones_like(head.rope_sin[0]).chunk(2)
-        self.signed_sin_Kd = head.rope_sin * torch.cat((-first_half_d, second_half_d))
-
-    def decode(self, hidden_RD: Tensor, *, choose: ChooseCode, guidance: Guidance | None = None) -> Tensor:
-        head, num_codebooks = self.head, self.head.num_codebooks
-        pair_R = None if guidance is None else guidance.pair_of_rows(hidden_RD.shape[0])
-        inputs_RD, codes = hidden_RD, []
-        for k in range(num_codebooks):
-            output_ND = self.step(inputs_RD, k)
-            if guidance is not None:
-                output_ND = guidance.mix(output_ND)
-            codes_N = choose(k, head.place_logits(output_ND, k))
-            codes.append(codes_N)
-            if k < num_codebooks - 1:
-                codes_R = codes_N if pair_R is None else codes_N.index_select(0, pair_R)
-                inputs_RD = head.codebooks(codes_R + k * head.num_codes)
-        return torch.stack(codes, dim=1)
-
-    def step(self, hidden_RD: Tensor, k: int) -> Tensor:
-        """Place k of the depth sequence, after the last norm."""
-        rope = self.head.rope_cos[k], self.signed_sin_Kd[k]
-        for layer in self.layers:
-            hidden_RD = layer.step(hidden_RD, k, rope)
-        return self.head.norm(hidden_RD)
-
-
-class LayerStep:
-    """One layer for one new place per row; owns the keys and values of the places before it."""
-
-    def __init__(self, layer: DepthLayer, num_places: int) -> None:
-        attention, mlp = layer.self_attn, layer.mlp
-        self.num_places = num_places
-        self.num_heads, self.num_kv_heads = attention.num_heads, attention.num_kv_heads
-        self.head_width = attention.head_width
-        self.input_norm, self.inner_norm = layer.input_layernorm, layer.post_attention_layernorm
-        self.qkv = join([attention.q_proj, attention.k_proj, attention.v_proj])
-        self.out = join([attention.o_proj])
-        self.gate_up = join([mlp.gate_proj, mlp.up_proj])
-        self.down = join([mlp.down_proj])
-        self.keys_RGKd = self.values_RGKd = torch.empty(0)
-
-    def step(self, hidden_RD: Tensor, k: int, rope: tuple[Tensor, Tensor]) -> Tensor:
-        heads_RHd = self.qkv(self.input_norm(hidden_RD)).unflatten(-1, (-1, self.head_width))
-        hidden_RD = hidden_RD + self.out(self.attend(heads_RHd, k, rope).flatten(1))
-        gate, up = self.gate_up(self.inner_norm(hidden_RD)).chunk(2, dim=-1)
-        return hidden_RD + self.down(F.silu(gate) * up)
-
-    def attend(self, heads_RHd: Tensor, k: int, rope: tuple[Tensor, Tensor]) -> Tensor:
-        """Attention (R, A, d) of place k over the places up to it, from its queries, keys and values side by side."""
-        num_rotated, group = self.num_heads + self.num_kv_heads, self.num_heads // self.num_kv_heads
-        rotated_RHd, value_RGd = heads_RHd[:, :num_rotated], heads_RHd[:, num_rotated:]
-        if k == 0:
-            self.allocate(heads_RHd)
-        else:
-            rotated_RHd = rotate_cached(rotated_RHd, *rope)
-        self.keys_RGKd[:, :, k] = rotated_RHd[:, self.num_heads :]
-        self.values_RGKd[:, :, k] = value_RGd
-        if k == 0:  # position 0 turns nothing, and attention over a single place is its value
-            return value_RGd.repeat_interleave(group, dim=1) if group > 1 else value_RGd
-        query_XYd = rotated_RHd[:, : self.num_heads].reshape(-1, group, self.head_width)
-        keys_XSd, values_XSd = (cache.flatten(0, 1)[:, : k + 1] for cache in (self.keys_RGKd, self.values_RGKd))
-        scores_XYS = torch.bmm(query_XYd, keys_XSd.transpose(1, 2)) * self.head_width**-0.5
-        weights_XYS = scores_XYS.softmax(dim=-1, dtype=torch.float32).to(values_XSd.dtype)
-        return torch.bmm(weights_XYS, values_XSd).view(-1, self.num_heads, self.head_width)
-
-    def allocate(self, like_RHd: Tensor) -> None:
-        """Make the buffers fit these rows; they seldom change."""
-        shape = (like_RHd.shape[0], self.num_kv_heads, self.num_places, self.head_width)
-        if self.keys_RGKd.shape != shape or self.keys_RGKd.dtype != like_RHd.dtype:
-            self.keys_RGKd, self.values_RGKd = like_RHd.new_empty(shape), like_RHd.new_empty(shape)
-
-
-def rotate_cached(heads_RHd: Tensor, cos_d: Tensor, signed_sin_d: Tensor) -> Tensor:
-    """Rotary position embedding in Llama's layout (first half with second half); the sine has its sign inside."""
-    turned_RHd = heads_RHd.roll(heads_RHd.shape[-1] // 2, dims=-1)
-    cos_d, signed_sin_d = cos_d.to(heads_RHd.dtype), signed_sin_d.to(heads_RHd.dtype)
-    return torch.addcmul(heads_RHd * cos_d, turned_RHd, signed_sin_d)
-
-
-# Root-mean-square norm (arXiv:1910.07467) for the codebook heads: same numbers as torch's, fewer passes on a CPU.
-#
-# Torch has a fused kernel for this on GPUs; on a CPU it runs about a dozen passes over memory forward and backward,
-# which
-# costs more than the matrix products of a small model. Here it is four forward and seven backward.
-#
-# Letters: D width; leading dimensions are free.
-
-
-class RMSNorm(nn.RMSNorm):
-    """`nn.RMSNorm` over the last dimension, with its own gradient when training in float32 on a CPU."""
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        if hidden.device.type == "cpu" and hidden.dtype == torch.float32 and torch.is_grad_enabled():
-            # linear layers follow: cast once here what autocast would cast anew in front of each
-            dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else hidden.dtype
-            return _TrainedRMSNorm.apply(hidden, self.weight, self.eps, dtype)
-        return F.rms_norm(hidden, self.normalized_shape, self.weight.to(hidden.dtype), self.eps)
-
-
-class _TrainedRMSNorm(torch.autograd.Function):
-    """y = w * x / r with r = sqrt(mean(x^2) + eps); with n = x / r and g = dL/dy:
-    dL/dx = (w g - n mean(w g n)) / r and dL/dw = sum of g n."""
-
-    @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight_D: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
-        mean_square = torch.linalg.vector_norm(hidden, dim=-1, keepdim=True).square_().div_(hidden.shape[-1])
-        inverse_r = mean_square.add_(eps).rsqrt_()
-        normalised = hidden * inverse_r
-        ctx.save_for_backward(normalised, inverse_r, weight_D)
-        return (normalised * weight_D).to(dtype)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        normalised, inverse_r, weight_D = ctx.saved_tensors
-        gradient = gradient.to(normalised.dtype)
-        weight_gradient_D = (gradient * normalised).flatten(0, -2).sum(dim=0)
-        weighted = gradient * weight_D
-        projection = (weighted * normalised).mean(dim=-1, keepdim=True)
-        return weighted.addcmul_(normalised, projection, value=-1.0).mul_(inverse_r), weight_gradient_D, None, None
-
-
-# The depth transformer: a small Llama over the K codes of one image position, the head of the released model.
-#
-# The sequence is [h, E_0(c_0), ..., E_{K-2}(c_{K-2})], where h is the hidden state of the preceding position; its
-# place k
-# gives the logits of code k. Here all K places run at once, with the true codes; one at a time:
-# mllm/heads.py.
-#
-# Letters: P image positions, R decoding rows, N guided pairs, D hidden width, K codebooks, C codes, A attention heads,
-# G key/value heads, d head width, S places of the depth sequence so far.
-
-
 class DepthTransformerHead(CodeHead):
-    """Codes of a position one after another, each seeing those before it."""
+    """Codes of a position one after another, each seeing those before it. Unset sizes are the backbone's."""
 
-    def __init__(
-        self,
-        *,
-        width: int,
-        intermediate_width: int,
-        num_layers: int,
-        num_heads: int,
-        num_kv_heads: int,
-        head_width: int,
-        rope_theta: float,
-        norm_eps: float,
-        num_codebooks: int,
-        num_codes: int,
-        shared_output: bool = True,
-    ) -> None:
+    def __init__(self, config: MLLMConfig) -> None:
         super().__init__()
-        self.num_codebooks, self.num_codes = num_codebooks, num_codes
-        self.head_width, self.rope_theta = head_width, rope_theta
+        text = config.text_config
+        num_heads = config.head_num_heads or text.num_attention_heads
+        num_kv_heads = num_heads if config.head_num_heads else getattr(text, "num_key_value_heads", num_heads)
+        width, self.head_width = config.hidden_size, config.hidden_size // num_heads
+        self.num_codebooks, self.num_codes = config.num_codebooks, config.codebook_size
+        self.rope_theta = rope_theta_of(text)
         # one table: the entries of codebook k begin at row k * C; the last codebook is never an input
-        self.codebooks = nn.Embedding(max(num_codebooks - 1, 1) * num_codes, width)
-        self.layers = nn.ModuleList(
-            DepthLayer(width, intermediate_width, num_heads, num_kv_heads, head_width, norm_eps)
-            for _ in range(num_layers)
-        )
-        self.norm = RMSNorm(width, eps=norm_eps)
-        self.linear_head = nn.Linear(width, num_codes) if shared_output else None
-        self.linear_heads = None if shared_output else PerCodebookLinear(num_codebooks, width, num_codes)
-        self.register_buffer("rope_cos", torch.empty(num_codebooks, head_width), persistent=False)
-        self.register_buffer("rope_sin", torch.empty(num_codebooks, head_width), persistent=False)
+        self.codebooks = nn.Embedding(max(self.num_codebooks - 1, 1) * self.num_codes, width)
+        self.layers = nn.ModuleList(DepthLayer(config, num_heads, num_kv_heads) for _ in range(config.head_layers))
+        self.norm = nn.RMSNorm(width, eps=norm_eps_of(text))
+        is_shared = config.head_shared_output
+        self.linear_head = nn.Linear(width, self.num_codes) if is_shared else None
+        self.linear_heads = None if is_shared else PerCodebookLinear(self.num_codebooks, width, self.num_codes)
+        self.register_buffer("rope_cos", torch.empty(self.num_codebooks, self.head_width), persistent=False)
+        self.register_buffer("rope_sin", torch.empty(self.num_codebooks, self.head_width), persistent=False)
         self.fill_rope_tables()
 
     @torch.no_grad()
     def fill_rope_tables(self) -> None:
-        """Write cos and sin of the K places, as Llama has them (halves, not interleaved)."""
+        """Write cos and sin of the K depth positions, as Llama has them (halves, not interleaved)."""
         exponents = torch.arange(0, self.head_width, 2, device=self.rope_cos.device, dtype=torch.float32)
         angles = torch.arange(self.num_codebooks, device=self.rope_cos.device, dtype=torch.float32)[:, None] * (
             1.0 / self.rope_theta ** (exponents / self.head_width)
@@ -316,7 +122,7 @@ class DepthTransformerHead(CodeHead):
         """Decodes with copies of the weights as they are now."""
         return DepthDecoder(self)
 
-    def place_logits(self, output_ND: Tensor, k: int) -> Tensor:
+    def logits_of_code(self, output_ND: Tensor, k: int) -> Tensor:
         """Logits (N, C) of code k."""
         return self.linear_head(output_ND) if self.linear_heads is None else self.linear_heads.one(output_ND, k)
 
@@ -337,16 +143,15 @@ class PerCodebookLinear(nn.Module):
 
 
 class DepthLayer(GradientCheckpointingLayer):
-    """A Llama decoder layer (same names and shapes) over at most K places, causal."""
+    """A Llama decoder layer (same names and shapes) over at most K positions, causal."""
 
-    def __init__(
-        self, width: int, intermediate_width: int, num_heads: int, num_kv_heads: int, head_width: int, norm_eps: float
-    ) -> None:
+    def __init__(self, config: MLLMConfig, num_heads: int, num_kv_heads: int) -> None:
         super().__init__()
-        self.input_layernorm = RMSNorm(width, eps=norm_eps)
-        self.self_attn = DepthAttention(width, num_heads, num_kv_heads, head_width)
-        self.post_attention_layernorm = RMSNorm(width, eps=norm_eps)
-        self.mlp = GatedMLP(width, intermediate_width)
+        width, eps = config.hidden_size, norm_eps_of(config.text_config)
+        self.input_layernorm = nn.RMSNorm(width, eps=eps)
+        self.self_attn = DepthAttention(width, num_heads, num_kv_heads)
+        self.post_attention_layernorm = nn.RMSNorm(width, eps=eps)
+        self.mlp = GatedMLP(width, inner_width_of(config))
 
     def forward(self, hidden_PKD: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
         hidden_PKD = hidden_PKD + self.self_attn(self.input_layernorm(hidden_PKD), rope)
@@ -354,10 +159,11 @@ class DepthLayer(GradientCheckpointingLayer):
 
 
 class DepthAttention(nn.Module):
-    """Causal attention over K places; many tiny sequences, so batched products instead of a fused kernel."""
+    """Causal attention over K positions; many tiny sequences, so batched products instead of a fused kernel."""
 
-    def __init__(self, width: int, num_heads: int, num_kv_heads: int, head_width: int) -> None:
+    def __init__(self, width: int, num_heads: int, num_kv_heads: int) -> None:
         super().__init__()
+        head_width = width // num_heads
         self.num_heads, self.num_kv_heads, self.head_width = num_heads, num_kv_heads, head_width
         self.q_proj = nn.Linear(width, num_heads * head_width, bias=False)
         self.k_proj = nn.Linear(width, num_kv_heads * head_width, bias=False)
@@ -394,6 +200,115 @@ class GatedMLP(nn.Module):
         return self.down_proj(F.silu(self.gate_proj(hidden)) * self.up_proj(hidden))
 
 
+class DepthDecoder(CodeDecoder):
+    """A depth transformer ready to decode: the codes of a position one after another, each computed once.
+
+    Made once for a batch of images: it joins the matrices that read the same input, and every image position overwrites
+    the keys and values of the one before, so that nothing is cleared or allocated inside a position.
+    """
+
+    def __init__(self, head: DepthTransformerHead) -> None:
+        self.head = head
+        self.layers = [LayerStep(layer, head.num_codebooks) for layer in head.layers]
+        first_half_d, second_half_d = torch.ones_like(head.rope_sin[0]).chunk(2)
+        self.signed_sin_Kd = head.rope_sin * torch.cat((-first_half_d, second_half_d))
+
+    def decode(self, hidden_RD: Tensor, *, choose: ChooseCode, guidance: Guidance | None = None) -> Tensor:
+        head, num_codebooks = self.head, self.head.num_codebooks
+        pair_R = None if guidance is None else guidance.pair_of_rows(hidden_RD.shape[0])
+        inputs_RD, codes = hidden_RD, []
+        for k in range(num_codebooks):
+            output_ND = self.step(inputs_RD, k)
+            if guidance is not None:
+                output_ND = guidance.mix(output_ND)
+            codes_N = choose(k, head.logits_of_code(output_ND, k))
+            codes.append(codes_N)
+            if k < num_codebooks - 1:
+                codes_R = codes_N if pair_R is None else codes_N.index_select(0, pair_R)
+                inputs_RD = head.codebooks(codes_R + k * head.num_codes)
+        return torch.stack(codes, dim=1)
+
+    def step(self, hidden_RD: Tensor, k: int) -> Tensor:
+        """The output at k, after the last norm."""
+        rope = self.head.rope_cos[k], self.signed_sin_Kd[k]
+        for layer in self.layers:
+            hidden_RD = layer.step(hidden_RD, k, rope)
+        return self.head.norm(hidden_RD)
+
+
+class LayerStep:
+    """One layer for the next code of each row; owns the keys and values of the codes before it."""
+
+    def __init__(self, layer: DepthLayer, num_codebooks: int) -> None:
+        attention, mlp = layer.self_attn, layer.mlp
+        self.num_codebooks = num_codebooks
+        self.num_heads, self.num_kv_heads = attention.num_heads, attention.num_kv_heads
+        self.head_width = attention.head_width
+        self.input_norm, self.inner_norm = layer.input_layernorm, layer.post_attention_layernorm
+        self.qkv = join([attention.q_proj, attention.k_proj, attention.v_proj])
+        self.out = join([attention.o_proj])
+        self.gate_up = join([mlp.gate_proj, mlp.up_proj])
+        self.down = join([mlp.down_proj])
+        self.keys_RGKd = self.values_RGKd = torch.empty(0)
+
+    def step(self, hidden_RD: Tensor, k: int, rope: tuple[Tensor, Tensor]) -> Tensor:
+        heads_RHd = self.qkv(self.input_norm(hidden_RD)).unflatten(-1, (-1, self.head_width))
+        hidden_RD = hidden_RD + self.out(self.attend(heads_RHd, k, rope).flatten(1))
+        gate, up = self.gate_up(self.inner_norm(hidden_RD)).chunk(2, dim=-1)
+        return hidden_RD + self.down(F.silu(gate) * up)
+
+    def attend(self, heads_RHd: Tensor, k: int, rope: tuple[Tensor, Tensor]) -> Tensor:
+        """Attention (R, A, d) of k over all up to it, from its queries, keys and values side by side."""
+        num_rotated, group = self.num_heads + self.num_kv_heads, self.num_heads // self.num_kv_heads
+        rotated_RHd, value_RGd = heads_RHd[:, :num_rotated], heads_RHd[:, num_rotated:]
+        if k == 0:
+            self.allocate(heads_RHd)
+        else:
+            rotated_RHd = rotate_cached(rotated_RHd, *rope)
+        self.keys_RGKd[:, :, k] = rotated_RHd[:, self.num_heads :]
+        self.values_RGKd[:, :, k] = value_RGd
+        if k == 0:  # position 0 turns nothing, and attention over a single value is that value
+            return value_RGd.repeat_interleave(group, dim=1) if group > 1 else value_RGd
+        query_XYd = rotated_RHd[:, : self.num_heads].reshape(-1, group, self.head_width)
+        keys_XSd, values_XSd = (cache.flatten(0, 1)[:, : k + 1] for cache in (self.keys_RGKd, self.values_RGKd))
+        scores_XYS = torch.bmm(query_XYd, keys_XSd.transpose(1, 2)) * self.head_width**-0.5
+        weights_XYS = scores_XYS.softmax(dim=-1, dtype=torch.float32).to(values_XSd.dtype)
+        return torch.bmm(weights_XYS, values_XSd).view(-1, self.num_heads, self.head_width)
+
+    def allocate(self, like_RHd: Tensor) -> None:
+        """Make the buffers fit these rows; they seldom change."""
+        shape = (like_RHd.shape[0], self.num_kv_heads, self.num_codebooks, self.head_width)
+        if self.keys_RGKd.shape != shape or self.keys_RGKd.dtype != like_RHd.dtype:
+            self.keys_RGKd, self.values_RGKd = like_RHd.new_empty(shape), like_RHd.new_empty(shape)
+
+
+@torch.no_grad()
+def join(linears: Sequence[nn.Module]) -> Callable[[Tensor], Tensor]:
+    """Linear layers that read the same input as one product, their outputs side by side.
+
+    Plain layers are copied into one weight; layers that something else has changed (adapters, quantisation, sharding,
+    hooks) are called one after another, so that nothing of theirs is lost.
+    """
+    if not all(is_plain(linear) for linear in linears) or len({linear.bias is None for linear in linears}) > 1:
+        return lambda hidden: torch.cat([linear(hidden) for linear in linears], dim=-1)
+    weight = linears[0].weight if len(linears) == 1 else torch.cat([linear.weight for linear in linears])
+    bias = None if linears[0].bias is None else torch.cat([linear.bias for linear in linears])
+    return lambda hidden: F.linear(hidden, weight, bias)
+
+
+def is_plain(linear: nn.Module) -> bool:
+    """Whether this is torch's own linear layer with its whole weight in an ordinary tensor."""
+    return (
+        type(linear) is nn.Linear
+        and type(linear.weight) is nn.Parameter
+        and linear.weight.shape == (linear.out_features, linear.in_features)
+        and linear.weight.device.type != "meta"
+        and not linear._forward_hooks
+        and not linear._forward_pre_hooks
+        and "forward" not in vars(linear)  # accelerate replaces it on layers that it moves between devices
+    )
+
+
 def rotate(heads_PASd: Tensor, cos_Sd: Tensor, sin_Sd: Tensor) -> Tensor:
     """Rotary position embedding in Llama's layout (first half with second half)."""
     first, second = heads_PASd.chunk(2, dim=-1)
@@ -401,31 +316,24 @@ def rotate(heads_PASd: Tensor, cos_Sd: Tensor, sin_Sd: Tensor) -> Tensor:
     return torch.addcmul(heads_PASd * cos_Sd.to(heads_PASd.dtype), turned, sin_Sd.to(heads_PASd.dtype))
 
 
-# The mlp head: a residual MLP that predicts the K codes of a position all at once. Fast; blind to the other codes.
-#
-# In: hidden states. Out: logits (P, K, C) in one pass. For ablations and small models.
-#
-# Letters: P image positions, R decoding rows, N guided pairs, D hidden width, K codebooks, C codes per codebook.
+def rotate_cached(heads_RHd: Tensor, cos_d: Tensor, signed_sin_d: Tensor) -> Tensor:
+    """Rotary position embedding in Llama's layout (first half with second half); the sine has its sign inside."""
+    turned_RHd = heads_RHd.roll(heads_RHd.shape[-1] // 2, dims=-1)
+    cos_d, signed_sin_d = cos_d.to(heads_RHd.dtype), signed_sin_d.to(heads_RHd.dtype)
+    return torch.addcmul(heads_RHd * cos_d, turned_RHd, signed_sin_d)
 
 
 class MLPHead(CodeHead, CodeDecoder):
-    """Pre-norm gated MLP blocks, a norm, and one linear layer to K * C logits."""
+    """Pre-norm gated MLP blocks, a norm, and one linear layer to K * C logits; the codes are independent."""
 
-    def __init__(
-        self,
-        *,
-        width: int,
-        intermediate_width: int,
-        num_layers: int,
-        norm_eps: float,
-        num_codebooks: int,
-        num_codes: int,
-    ) -> None:
+    def __init__(self, config: MLLMConfig) -> None:
         super().__init__()
-        self.shape = (num_codebooks, num_codes)
-        self.blocks = nn.ModuleList(ResidualBlock(width, intermediate_width, norm_eps) for _ in range(num_layers))
-        self.norm = RMSNorm(width, eps=norm_eps)
-        self.linear_head = nn.Linear(width, num_codebooks * num_codes)
+        self.shape = (config.num_codebooks, config.codebook_size)
+        width, eps = config.hidden_size, norm_eps_of(config.text_config)
+        blocks = (ResidualBlock(width, inner_width_of(config), eps) for _ in range(config.head_layers))
+        self.blocks = nn.ModuleList(blocks)
+        self.norm = nn.RMSNorm(width, eps=eps)
+        self.linear_head = nn.Linear(width, config.num_codebooks * config.codebook_size)
 
     def transform(self, hidden_PD: Tensor) -> Tensor:
         """Hidden states just before the linear layer."""
@@ -434,7 +342,7 @@ class MLPHead(CodeHead, CodeDecoder):
         return self.norm(hidden_PD)
 
     def forward(self, hidden_PD: Tensor, codes_PK: Tensor) -> Tensor:
-        """Logits (P, K, C); `codes_PK` is not looked at, since no code depends on another."""
+        """Logits (P, K, C); `codes_PK` is not used."""
         return self.linear_head(self.transform(hidden_PD)).unflatten(-1, self.shape)
 
     def decoder(self) -> CodeDecoder:
@@ -455,71 +363,26 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, width: int, intermediate_width: int, norm_eps: float) -> None:
         super().__init__()
-        self.norm = RMSNorm(width, eps=norm_eps)
+        self.norm = nn.RMSNorm(width, eps=norm_eps)
         self.mlp = GatedMLP(width, intermediate_width)
 
     def forward(self, hidden_PD: Tensor) -> Tensor:
         return hidden_PD + self.mlp(self.norm(hidden_PD))
 
 
-# No codebook head: for models that look at pictures and never draw one.
+def norm_eps_of(text_config: PreTrainedConfig) -> float:
+    """Epsilon of the norms; decoders name it differently."""
+    names = ("rms_norm_eps", "layer_norm_epsilon", "layer_norm_eps", "norm_eps")
+    return next((value for name in names if (value := getattr(text_config, name, None)) is not None), 1e-6)
 
 
-class NoHead(CodeHead):
-    """Stands where a head would; has no parameters."""
-
-    def __init__(self, *, num_codes: int) -> None:
-        super().__init__()
-        self.num_codes = num_codes
-
-    def forward(self, hidden_PD: Tensor, codes_PK: Tensor) -> Tensor:
-        """Zeros (P, K, C); the model refuses to learn from them."""
-        return torch.zeros(*codes_PK.shape, self.num_codes, dtype=hidden_PD.dtype, device=hidden_PD.device)
-
-    def decoder(self) -> CodeDecoder:
-        """Refused."""
-        raise ValueError("this model has no head for image codes: found head_type 'none'; use a model that draws")
+def inner_width_of(config: MLLMConfig) -> int:
+    """Feed-forward width of a head layer."""
+    inner_width = getattr(config.text_config, "intermediate_size", None)
+    return config.head_intermediate_size or inner_width or 4 * config.hidden_size
 
 
-# Builds the codebook head that a config asks for; the one place that knows all head types.
-#
-# The interface is in mllm/heads.py, the heads in mllm/heads.py and mllm/heads.py.
-
-
-__all__ = ["CodeHead", "Guidance", "build_head"]
-
-
-def build_head(config: MLLMConfig) -> CodeHead:
-    """The head of `config.head_type`, as wide as the backbone; unset sizes are the backbone's."""
-    text = config.text_config
-    intermediate_width = config.head_intermediate_size or text.intermediate_size
-    match config.head_type:
-        case "none":
-            return NoHead(num_codes=config.codebook_size)
-        case "mlp":
-            return MLPHead(
-                width=text.hidden_size,
-                intermediate_width=intermediate_width,
-                num_layers=config.head_layers,
-                norm_eps=text.rms_norm_eps,
-                num_codebooks=config.num_codebooks,
-                num_codes=config.codebook_size,
-            )
-        case "depth_transformer":
-            num_heads = config.head_num_heads or text.num_attention_heads
-            num_kv_heads = num_heads if config.head_num_heads else text.num_key_value_heads
-            return DepthTransformerHead(
-                width=text.hidden_size,
-                intermediate_width=intermediate_width,
-                num_layers=config.head_layers,
-                num_heads=num_heads,
-                num_kv_heads=num_kv_heads,
-                head_width=text.hidden_size // num_heads,
-                rope_theta=(getattr(text, "rope_parameters", None) or {}).get("rope_theta", 10000.0),
-                norm_eps=text.rms_norm_eps,
-                num_codebooks=config.num_codebooks,
-                num_codes=config.codebook_size,
-                shared_output=config.head_shared_output,
-            )
-        case _:
-            raise ValueError(f"unknown head_type: found {config.head_type!r}; use depth_transformer, mlp or none")
+def rope_theta_of(text_config: PreTrainedConfig) -> float:
+    """Base of the rotary embedding; where kinds of layers differ (Gemma 3), that of full attention."""
+    rope = getattr(text_config, "rope_parameters", None) or {}
+    return {**rope, **rope.get("full_attention", {})}.get("rope_theta", 10000.0)

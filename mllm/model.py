@@ -1,13 +1,23 @@
 """The unified model: one decoder over a sequence of text tokens and image positions, with a head for each.
 
 In: token ids with placeholders at image positions, and the K codes of every image position in reading order. Out: text
-logits, code logits, and the loss when labels are given. It does not know strings, pictures or sampling.
+logits, or with labels the loss. It does not know strings, images or sampling.
 
-Alignment, once and for all: the hidden state at t predicts place t + 1, be it a text token (lm_head) or the K codes of
-an image position (code head). Labels and codes stand at their own place; the shift happens here.
+The hidden state at t predicts what is at t + 1, be it a text token (lm_head) or the K codes of an image position
+(code_head). Labels and codes are given at their own position; the shift happens here.
 
-Letters: B batch, T sequence, D hidden width, V text vocabulary, P image positions in the batch, K codebooks, C codes,
-L labelled text tokens, M learned image positions.
+The loss, with w the weight of a text token and z that of the z-loss, is
+
+    total = ( w * sum of text CE + sum of code CE + z * sum of (max logit)^2 ) / ( w * L + M * K )
+
+so every text token and every code counts alike (for w = 1), as upstream has it within a batch; upstream's z-term is the
+square of the largest logit, not of the logsumexp. To count alike over accumulation steps and ranks, divide by the
+number of items of ALL of them: `num_items_in_batch` = sum of `count_items` of every micro-batch on every rank.
+Frameworks average gradients over ranks, so the trainer multiplies the loss by the world size (transformers does so when
+`average_tokens_across_devices` is set) and sums over accumulation steps undivided.
+
+Letters: B batch, T sequence, D hidden width, V text vocabulary, P image positions in the batch, I images, K codebooks,
+C codes per codebook, L labelled text tokens, M learned image positions, R rows of a slice.
 """
 
 from __future__ import annotations
@@ -33,30 +43,18 @@ from transformers import (
 from transformers import initialization as init
 from transformers.cache_utils import Cache
 from transformers.utils import ModelOutput
+from transformers.utils.generic import is_flash_attention_requested
+from transformers.utils.hub import hf_api
 
-from mllm.checkpoint import ModelWithCard, is_released_folder, open_released, own_memory
+from mllm.checkpoint import CARD_FILE, is_released_folder, model_card, open_released, own_memory, save_model_card
 from mllm.config import MLLMConfig
-from mllm.embedding import POSITION_STD, PositionEmbedding, ProjectedEmbedding, build_embedding
-from mllm.heads import DepthTransformerHead, PerCodebookLinear, build_head
+from mllm.embedding import POSITION_STD, PositionEmbedding, ProjectedEmbedding, SummedEmbedding
+from mllm.heads import DepthTransformerHead, MLPHead, PerCodebookLinear
 from mllm.sequence import IGNORED
 from tokenizer.layers import ProjectionAttention
 
-# The training loss, from logits and targets alone: text cross-entropy, code cross-entropy per codebook, z-loss.
-#
-# With w the weight of a text token, z the weight of the z-loss, L labelled text tokens and P learned image positions:
-#
-#     total = ( w * sum of text CE + sum of code CE + z * sum of (max logit)^2 ) / ( w * L + P * K )
-#
-# that is, every text token and every code counts alike (for w = 1), as upstream does within a batch. To count alike
-# over
-# accumulation steps and ranks, divide by the number of items of ALL of them: `num_items` = sum of `count_items` of
-# every
-# micro-batch on every rank. Frameworks average gradients over ranks, so the trainer multiplies the loss by the world
-# size
-# (transformers does so when `average_tokens_across_devices` is set) and sums over accumulation steps undivided.
-# Upstream's z-term is the square of the largest logit, not of the logsumexp.
-#
-# Letters: L labelled text tokens, P learned image positions, V text vocabulary, K codebooks, C codes per codebook.
+LOGIT_BYTES = 4
+"""The loss is computed in float32."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,154 +67,7 @@ class LossParts:
     z: Tensor  # weighted z-term per code
     image_per_codebook_K: Tensor
     num_text: int  # L
-    num_image: int  # P * K
-
-
-def count_items(labels_BT: Tensor, code_targets_P: Tensor, *, num_codebooks: int, text_weight: float = 1.0) -> Tensor:
-    """What a batch weighs in the loss (float, 0-d): the divisor of `total`. Labels at t = 0 predict nothing."""
-    num_text = (labels_BT[:, 1:] != IGNORED).sum()
-    return num_text * text_weight + code_targets_P.sum() * num_codebooks
-
-
-def compute_loss(
-    text_logits_LV: Tensor,
-    labels_L: Tensor,
-    code_logits_PKC: Tensor,
-    codes_PK: Tensor,
-    *,
-    z_weight: float,
-    text_weight: float = 1.0,
-    num_items: Tensor | float | None = None,
-) -> LossParts:
-    """All parts from rows that are already aligned: logits row i predicts target row i. L or P may be 0.
-
-    Args:
-        num_items: what to divide by; None: the items of this batch.
-    """
-    text_sum = sum_text_loss(text_logits_LV, labels_L)
-    image_sum_K, square_sum = sum_code_loss(code_logits_PKC, codes_PK)
-    return weigh(
-        text_sum,
-        image_sum_K,
-        square_sum * z_weight,
-        num_text=labels_L.numel(),
-        num_positions=codes_PK.shape[0],
-        text_weight=text_weight,
-        num_items=num_items,
-    )
-
-
-def sum_text_loss(logits_LV: Tensor, labels_L: Tensor) -> Tensor:
-    """Cross-entropy of all rows together, in float32."""
-    return F.cross_entropy(logits_LV.float(), labels_L, reduction="sum")
-
-
-def sum_code_loss(logits_PKC: Tensor, codes_PK: Tensor) -> tuple[Tensor, Tensor]:
-    """Cross-entropy (K,) of all positions together, and the sum of the squared largest logits."""
-    logits_PKC = logits_PKC.float()
-    loss_PK = F.cross_entropy(logits_PKC.flatten(0, 1), codes_PK.flatten(), reduction="none").view(codes_PK.shape)
-    largest_PK = logits_PKC.max(dim=-1).values  # cheaper backward than amax: no ties
-    return loss_PK.sum(dim=0), largest_PK.square().sum()
-
-
-def weigh(
-    text_sum: Tensor,
-    image_sum_K: Tensor,
-    z_sum: Tensor,
-    *,
-    num_text: int,
-    num_positions: int,
-    text_weight: float = 1.0,
-    num_items: Tensor | float | None = None,
-) -> LossParts:
-    """The parts from their sums; `z_sum` comes weighted."""
-    num_image = num_positions * image_sum_K.shape[0]
-    if num_items is None:
-        num_items = max(text_weight * num_text + num_image, 1)
-    total = (text_sum * text_weight + image_sum_K.sum() + z_sum) / num_items
-    with torch.no_grad():
-        return LossParts(
-            total=total,
-            text=text_sum.detach() / max(num_text, 1),
-            image=image_sum_K.detach().sum() / max(num_image, 1),
-            z=z_sum.detach() / max(num_image, 1),
-            image_per_codebook_K=image_sum_K.detach() / max(num_positions, 1),
-            num_text=num_text,
-            num_image=num_image,
-        )
-
-
-# The training loss without ever holding the logits of all places.
-#
-# Rows are cut into slices; the backward pass computes each slice once more (gradient checkpointing), head and all. The
-# number of slices depends on the shape of the batch alone, not on how many of its places are learned: every process
-# calls
-# a head equally often, as sharded weights (ZeRO-3) require. Slices may be empty. Knows no backbone.
-#
-# Letters: L labelled text tokens, M learned image positions, R rows, D hidden width, K codebooks.
-
-
-FLOAT32 = 4
-"""Bytes of a logit in the loss."""
-
-
-@dataclass(frozen=True, slots=True)
-class SlicedHeads:
-    """Both heads of a model over slices of rows."""
-
-    lm_head: nn.Module
-    code_head: nn.Module
-    num_places: int
-    """Of the batch: as many rows as there could be."""
-    max_bytes: int
-    """What the logits of a slice may take."""
-
-    def loss(
-        self,
-        hidden_LD: Tensor,
-        labels_L: Tensor,
-        hidden_MD: Tensor,
-        codes_MK: Tensor,
-        config: MLLMConfig,
-        num_items: Tensor | float | None,
-    ) -> LossParts:
-        """The same parts as from all logits at once."""
-        (text_sum,) = self.add_up(
-            lambda hidden_RD, labels_R: (sum_text_loss(self.lm_head(hidden_RD), labels_R),),
-            hidden_LD,
-            labels_L,
-            logits_per_row=config.vocab_size,
-        )
-        image_sum_K, square_sum = self.add_up(
-            lambda hidden_RD, codes_RK: sum_code_loss(self.code_head(hidden_RD, codes_RK), codes_RK),
-            hidden_MD,
-            codes_MK,
-            logits_per_row=config.num_codebooks * config.codebook_size,
-        )
-        return weigh(
-            text_sum,
-            image_sum_K,
-            square_sum * config.z_loss_weight,
-            num_text=labels_L.numel(),
-            num_positions=codes_MK.shape[0],
-            text_weight=config.text_loss_weight,
-            num_items=num_items,
-        )
-
-    def add_up(
-        self,
-        sums_of: Callable[[Tensor, Tensor], tuple[Tensor, ...]],
-        hidden_RD: Tensor,
-        targets_R: Tensor,
-        *,
-        logits_per_row: int,
-    ) -> list[Tensor]:
-        """`sums_of(hidden, targets)` of all rows, added up slice by slice."""
-        rows = max(self.max_bytes // (FLOAT32 * logits_per_row), 1)
-        slices = -(-self.num_places // rows)
-        parts = zip(hidden_RD.tensor_split(slices), targets_R.tensor_split(slices), strict=True)
-        sums = [checkpoint(sums_of, hidden, targets, use_reentrant=False) for hidden, targets in parts]
-        return [torch.stack(values).sum(dim=0) for values in zip(*sums, strict=True)]
+    num_image: int  # M * K
 
 
 @dataclass
@@ -224,15 +75,14 @@ class MLLMOutput(ModelOutput):
     """What `MLLMForConditionalGeneration` returns."""
 
     loss: Tensor | None = None
-    logits: Tensor | None = None  # (B, T, V); with labels (L, V), one row per labelled token
-    code_logits: Tensor | None = None  # (M, K, C), with labels only
+    logits: Tensor | None = None  # (B, T, V), without labels only
     hidden: Tensor | None = None  # (B, T, D), after the last norm
     past_key_values: Cache | None = None
     loss_parts: LossParts | None = None
 
 
-class MLLMForConditionalGeneration(ModelWithCard, PreTrainedModel, GenerationMixin):
-    """A decoder backbone, the embedding of image codes, and the codebook head."""
+class MLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
+    """A decoder backbone, the embedding of image codes, and the codebook head (None for understanding only)."""
 
     config_class = MLLMConfig
     base_model_prefix = "backbone"
@@ -243,31 +93,36 @@ class MLLMForConditionalGeneration(ModelWithCard, PreTrainedModel, GenerationMix
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
-    _no_split_modules = ["LlamaDecoderLayer", "DepthTransformerHead", "ProjectedEmbedding", "SummedEmbedding"]
+    # those of the backbone are added when the model is built
+    _no_split_modules = ["DepthTransformerHead", "MLPHead", "ProjectedEmbedding", "SummedEmbedding"]
     _skip_keys_device_placement = ["past_key_values"]
-    _tied_weights_keys = {"lm_head.weight": "backbone.embed_tokens.weight"}
 
     def __init__(self, config: MLLMConfig) -> None:
         super().__init__(config)
         self.backbone = AutoModel.from_config(config.text_config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.code_embedding = build_embedding(config)
-        self.code_head = build_head(config)
+        is_projected = config.code_embedder == "projected"
+        self.code_embedding = ProjectedEmbedding(config) if is_projected else SummedEmbedding(config)
+        heads = {"depth_transformer": DepthTransformerHead, "mlp": MLPHead}
+        self.code_head = None if config.head_type == "none" else heads[config.head_type](config)
+        embedding = self.backbone.get_input_embeddings()
+        name = next(name for name, module in self.backbone.named_modules() if module is embedding)
+        self._tied_weights_keys = {"lm_head.weight": f"backbone.{name}.weight"}
         self.post_init()
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """Initialise what the backbone does not initialise itself.
 
-        | what                                   | values                                              |
-        |----------------------------------------|-----------------------------------------------------|
-        | linear layers, embeddings              | normal, std initializer_range of the backbone; bias 0 |
+        | what                                     | values                                                     |
+        |------------------------------------------|------------------------------------------------------------|
+        | linear layers, embeddings                | normal, std initializer_range of the backbone; bias 0      |
         | linear layers of the projected embedding | normal, std 1 / sqrt(inputs): its inputs have norm sqrt(K) |
-        | vectors of places                      | normal, std POSITION_STD: beside content of size 1     |
-        | norms                                  | weight 1, bias 0                                    |
-        | q_bias, v_bias, zero_k_bias            | 0                                                   |
-        | codebooks                              | normal (replaced by the image tokenizer's)          |
-        | rope tables                            | cos, sin                                            |
+        | position embedding                       | normal, std POSITION_STD: its content has size 1           |
+        | norms                                    | weight 1, bias 0                                           |
+        | q_bias, v_bias, zero_k_bias              | 0                                                          |
+        | codebooks                                | normal (replaced by the image tokenizer's)                 |
+        | rope tables                              | cos, sin                                                   |
         """
         match module:
             case ProjectedEmbedding():
@@ -295,7 +150,7 @@ class MLLMForConditionalGeneration(ModelWithCard, PreTrainedModel, GenerationMix
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | os.PathLike | None = None, *args: Any, **kwargs: Any
     ) -> MLLMForConditionalGeneration:
-        """As transformers has it; a folder in the released layout (`mini_gemini`) is read as it is, strictly."""
+        """As in transformers; a folder in the released layout (`mini_gemini`) is read as it is, strictly."""
         if not is_released_folder(pretrained_model_name_or_path):
             return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         folder = Path(pretrained_model_name_or_path)
@@ -307,6 +162,26 @@ class MLLMForConditionalGeneration(ModelWithCard, PreTrainedModel, GenerationMix
         loaded = super().from_pretrained(None, *args, config=config, state_dict=tensors, **kwargs)
         own_memory(loaded[0] if isinstance(loaded, tuple) else loaded, tensors)
         return loaded
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
+        """As in transformers, with a model card; unknown fields of the generation config survive loading."""
+        self.generation_config._from_model_config = False
+        super().save_pretrained(save_directory, *args, **kwargs)
+        if kwargs.get("is_main_process", True):
+            save_model_card(save_directory, self.config)
+
+    def push_to_hub(self, repo_id: str, *, create_pr: bool = False, **kwargs: Any) -> Any:
+        """As in transformers, which puts a card of its own into a new repository; ours replaces it."""
+        url = super().push_to_hub(repo_id, create_pr=create_pr, **kwargs)
+        if not create_pr:
+            hf_api().upload_file(
+                path_or_fileobj=str(model_card(self.config)).encode(),
+                path_in_repo=CARD_FILE,
+                repo_id=repo_id,
+                revision=kwargs.get("revision"),
+                token=kwargs.get("token"),
+            )
+        return url
 
     def get_input_embeddings(self) -> nn.Module:
         return self.backbone.get_input_embeddings()
@@ -324,32 +199,26 @@ class MLLMForConditionalGeneration(ModelWithCard, PreTrainedModel, GenerationMix
         """Embed text tokens and, at the placeholders, image positions in reading order; (B, T, D)."""
         is_image_BT = input_ids_BT == self.config.image_token_id
         hidden_BTD = self.get_input_embeddings()(input_ids_BT.masked_fill(is_image_BT, self.config.pad_token_id))
-        places_P = is_image_BT.flatten().nonzero()[:, 0]
+        indices_P = is_image_BT.flatten().nonzero()[:, 0]
         num_codes = 0 if codes_PK is None else codes_PK.shape[0]
-        if places_P.shape[0] != num_codes:
+        if indices_P.shape[0] != num_codes:
             raise ValueError(
-                f"image placeholders and codes do not match: found {places_P.shape[0]} placeholders and {num_codes} "
+                f"codes must have one row per image placeholder, got {indices_P.shape[0]} placeholders and {num_codes} "
                 "code rows; pass the codes of every image position in the batch, in reading order"
             )
         if num_codes == 0:
-            is_joint = self.training or codes_PK is not None  # a batch, of which others hold images
-            return hidden_BTD + self._touch_code_embedding(input_ids_BT.device) if is_joint else hidden_BTD
+            if not self.training and codes_PK is None:
+                return hidden_BTD
+            # zero that depends on the code embedding, so that ranks without images take part in gradient exchange
+            codes_1K = torch.zeros(1, self.config.num_codebooks, dtype=torch.int64, device=input_ids_BT.device)
+            return hidden_BTD + self.code_embedding(codes_1K, torch.ones(1, dtype=torch.int64)).sum() * 0.0
         columns_I = None
         if self.config.image_position_embedding and self.config.image_layout == "grid":
-            columns_I = self._read_columns(input_ids_BT, places_P, image_lengths_I)
+            lengths_I = image_lengths_I.to(indices_P.device)
+            first_I = indices_P[lengths_I.cumsum(0) - lengths_I]  # the token before tells the number of columns
+            columns_I = input_ids_BT.flatten()[first_I - 1] - self.config.first_column_size_id + 1
         embedded_PD = self.code_embedding(codes_PK, image_lengths_I, columns_I=columns_I)
-        return hidden_BTD.flatten(0, 1).index_copy(0, places_P, embedded_PD.to(hidden_BTD.dtype)).view_as(hidden_BTD)
-
-    def _read_columns(self, input_ids_BT: Tensor, places_P: Tensor, image_lengths_I: Tensor) -> Tensor:
-        """Columns (I,) of images of the grid layout, from the size token before their first positions."""
-        lengths_I = image_lengths_I.to(places_P.device)
-        first_I = places_P[lengths_I.cumsum(0) - lengths_I]
-        return input_ids_BT.flatten()[first_I - 1] - self.config.first_column_size_id + 1
-
-    def _touch_code_embedding(self, device: torch.device) -> Tensor:
-        """Zero that depends on the code embedding, so that ranks without images take part in gradient exchange."""
-        codes_1K = torch.zeros(1, self.config.num_codebooks, dtype=torch.int64, device=device)
-        return self.code_embedding(codes_1K, torch.ones(1, dtype=torch.int64)).sum() * 0.0
+        return hidden_BTD.flatten(0, 1).index_copy(0, indices_P, embedded_PD.to(hidden_BTD.dtype)).view_as(hidden_BTD)
 
     def forward(
         self,
@@ -357,7 +226,6 @@ class MLLMForConditionalGeneration(ModelWithCard, PreTrainedModel, GenerationMix
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         *,
-        segment_ids: Tensor | None = None,
         labels: Tensor | None = None,
         codes: Tensor | None = None,
         image_lengths: Tensor | None = None,
@@ -370,58 +238,61 @@ class MLLMForConditionalGeneration(ModelWithCard, PreTrainedModel, GenerationMix
         max_logits_bytes: int | None = None,
         **kwargs: object,
     ) -> MLLMOutput:
-        """One pass. With labels: the loss (see mllm/model.py); without: text logits.
+        """One pass. With labels: the loss; without: text logits.
 
         Args:
-            attention_mask: (B, T) of real places, or (B, 1, T, S) boolean and used as given.
-            segment_ids: (B, T) packed samples 1, 2, ...; 0 is padding. No sample sees another.
+            attention_mask: (B, T) of real tokens, or a mask of four dimensions, used as given.
+            position_ids: (B, T). Without a mask and a cache, each restart begins a packed sample; none sees another.
             codes: (P, K) of all image positions of the batch, in reading order.
             code_targets: (P,) which of them are learned; default: none.
-            logits_to_keep: text logits of that many last places only; 0 means all.
+            logits_to_keep: text logits of that many last positions only; 0 means all.
             num_items_in_batch: divisor of the loss, counted over accumulation steps and ranks.
-            max_logits_bytes: compute the loss in slices whose logits take no more; no logits are returned then.
+            max_logits_bytes: compute the loss in slices whose logits take no more; default: in one slice.
         """
         if inputs_embeds is None:
             inputs_embeds = self.embed(input_ids, codes, image_lengths)
-        if segment_ids is not None:
-            attention_mask = packed_mask(segment_ids)
-        outputs = self.backbone(
-            inputs_embeds=inputs_embeds,
+        if labels is not None:
+            use_cache = bool(use_cache)
+        hidden_BTD, cache = self._run_backbone(
+            inputs_embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
             past_key_values=past_key_values,
-            use_cache=bool(use_cache) if labels is not None else use_cache,
+            use_cache=use_cache,
             **kwargs,
         )
-        hidden_BTD, cache = outputs.last_hidden_state, outputs.past_key_values
         if labels is None:
-            logits = self.lm_head(hidden_BTD[:, -logits_to_keep:])
-            return MLLMOutput(logits=logits, hidden=hidden_BTD, past_key_values=cache)
-        hidden_LD, labels_L = text_rows(hidden_BTD, labels)
-        hidden_MD, targets_MK = self._code_rows(hidden_BTD, input_ids, codes, code_targets)
-        if max_logits_bytes is not None:
-            heads = SlicedHeads(self.lm_head, self.code_head, labels.numel(), max_logits_bytes)
-            parts = heads.loss(hidden_LD, labels_L, hidden_MD, targets_MK, self.config, num_items_in_batch)
-            return MLLMOutput(loss=parts.total, hidden=hidden_BTD, past_key_values=cache, loss_parts=parts)
-        logits_LV = self.lm_head(hidden_LD)
-        logits_MKC = self._code_logits(hidden_MD, targets_MK, hidden_BTD)
+            logits_BTV = self.text_logits(hidden_BTD[:, -logits_to_keep:])
+            return MLLMOutput(logits=logits_BTV, hidden=hidden_BTD, past_key_values=cache)
         parts = compute_loss(
-            logits_LV,
-            labels_L,
-            logits_MKC,
-            targets_MK,
-            z_weight=self.config.z_loss_weight,
-            text_weight=self.config.text_loss_weight,
+            self.text_logits,
+            self.code_head,
+            select_text(hidden_BTD, labels),
+            self._select_codes(hidden_BTD, input_ids, codes, code_targets),
+            config=self.config,
             num_items=num_items_in_batch,
+            num_rows=labels.numel(),
+            max_bytes=max_logits_bytes,
         )
-        return MLLMOutput(
-            loss=parts.total,
-            logits=logits_LV,
-            code_logits=logits_MKC,
-            hidden=hidden_BTD,
-            past_key_values=cache,
-            loss_parts=parts,
-        )
+        return MLLMOutput(loss=parts.total, hidden=hidden_BTD, past_key_values=cache, loss_parts=parts)
+
+    def _run_backbone(
+        self, inputs_BTD: Tensor, *, position_ids: Tensor | None, **kwargs: Any
+    ) -> tuple[Tensor, Cache | None]:
+        """Hidden states after the last norm, and the cache."""
+        shape = inputs_BTD.shape
+        is_packed = position_ids is not None and kwargs["attention_mask"] is None and kwargs["past_key_values"] is None
+        if is_packed and is_flash_attention_requested(self.backbone.config):
+            # flash attention in transformers finds packed samples in a batch of one row only
+            inputs_BTD, position_ids = inputs_BTD.flatten(0, 1)[None], position_ids.expand(shape[:2]).flatten()[None]
+        outputs = self.backbone(inputs_embeds=inputs_BTD, position_ids=position_ids, **kwargs)
+        return outputs.last_hidden_state.view(shape), outputs.past_key_values
+
+    def text_logits(self, hidden: Tensor) -> Tensor:
+        """Logits of the next text token; (..., V)."""
+        logits = self.lm_head(hidden)
+        cap = getattr(self.config.text_config, "final_logit_softcapping", None)  # Gemma 2
+        return logits if cap is None else torch.tanh(logits / cap) * cap
 
     def generate(self, input_ids: Tensor | None = None, **options: Any) -> Any:
         """Answer prompts in text, an image, or both (`generation_mode`); options in mllm/generate.py.
@@ -433,42 +304,101 @@ class MLLMForConditionalGeneration(ModelWithCard, PreTrainedModel, GenerationMix
 
         return generate_from_inputs(self, GenerateRequest.read(input_ids=input_ids, **options))
 
-    def _code_rows(
+    def _select_codes(
         self, hidden_BTD: Tensor, input_ids_BT: Tensor, codes_PK: Tensor | None, code_targets_P: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Hidden states (M, D) at the places before learned image positions, and their codes (M, K)."""
+        """Hidden states (M, D) before learned image positions, and their codes (M, K)."""
         if codes_PK is None or code_targets_P is None:
             codes_MK = torch.zeros(0, self.config.num_codebooks, dtype=torch.int64, device=hidden_BTD.device)
-            places_M = codes_MK.new_zeros(0)
-        else:
-            places_P = (input_ids_BT == self.config.image_token_id).flatten().nonzero()[:, 0]
-            places_M, codes_MK = places_P[code_targets_P] - 1, codes_PK[code_targets_P]
-        if places_M.shape[0] and not self.config.can_draw:
+            return hidden_BTD.flatten(0, 1)[:0], codes_MK
+        indices_P = (input_ids_BT == self.config.image_token_id).flatten().nonzero()[:, 0]
+        indices_M, codes_MK = indices_P[code_targets_P] - 1, codes_PK[code_targets_P]
+        if indices_M.shape[0] and not self.config.can_draw:
             raise ValueError(
-                f"a model for understanding only cannot learn to draw: found {places_M.shape[0]} learned image "
-                "positions; train it on answers in words, or choose another head_type and embedding_context"
+                f"learned image positions must be none in a model for understanding only, got {indices_M.shape[0]}; "
+                "train it on answers in text, or choose another head_type and embedding_context"
             )
-        return hidden_BTD.flatten(0, 1).index_select(0, places_M), codes_MK
-
-    def _code_logits(self, hidden_MD: Tensor, codes_MK: Tensor, hidden_BTD: Tensor) -> Tensor:
-        """Logits (M, K, C) of learned image positions."""
-        if hidden_MD.shape[0] == 0 and self.training:  # ranks without images take part in gradient exchange
-            return self.code_head(hidden_BTD[0, :1], codes_MK.new_zeros(1, self.config.num_codebooks))[:0]
-        return self.code_head(hidden_MD, codes_MK)
+        return hidden_BTD.flatten(0, 1).index_select(0, indices_M), codes_MK
 
 
-def text_rows(hidden_BTD: Tensor, labels_BT: Tensor) -> tuple[Tensor, Tensor]:
-    """Hidden states (L, D) at the places before labelled tokens, and their labels (L,)."""
-    next_labels_BT = torch.nn.functional.pad(labels_BT[:, 1:], (0, 1), value=IGNORED).flatten()
-    places_L = (next_labels_BT != IGNORED).nonzero()[:, 0]
-    return hidden_BTD.flatten(0, 1).index_select(0, places_L), next_labels_BT[places_L]
+def select_text(hidden_BTD: Tensor, labels_BT: Tensor) -> tuple[Tensor, Tensor]:
+    """Hidden states (L, D) before labelled tokens, and their labels (L,)."""
+    next_labels_BT = F.pad(labels_BT[:, 1:], (0, 1), value=IGNORED).flatten()
+    indices_L = (next_labels_BT != IGNORED).nonzero()[:, 0]
+    return hidden_BTD.flatten(0, 1).index_select(0, indices_L), next_labels_BT[indices_L]
 
 
-def packed_mask(segment_ids_BT: Tensor) -> Tensor:
-    """Boolean (B, 1, T, T), true where a place may look: earlier places of the same sample, and itself."""
-    num_places = segment_ids_BT.shape[1]
-    causal_TT = torch.ones(num_places, num_places, dtype=torch.bool, device=segment_ids_BT.device).tril()
-    return ((segment_ids_BT[:, :, None] == segment_ids_BT[:, None, :]) & causal_TT)[:, None]
+def count_items(labels_BT: Tensor, code_targets_P: Tensor, *, num_codebooks: int, text_weight: float = 1.0) -> Tensor:
+    """What a batch weighs in the loss (float, 0-d): the divisor of `total`. Labels at t = 0 predict nothing."""
+    num_text = (labels_BT[:, 1:] != IGNORED).sum()
+    return num_text * text_weight + code_targets_P.sum() * num_codebooks
+
+
+def compute_loss(
+    text_head: Callable[[Tensor], Tensor],
+    code_head: nn.Module | None,
+    text: tuple[Tensor, Tensor],
+    image: tuple[Tensor, Tensor],
+    *,
+    config: MLLMConfig,
+    num_items: Tensor | float | None = None,
+    num_rows: int = 0,
+    max_bytes: int | None = None,
+) -> LossParts:
+    """The loss of both heads.
+
+    Args:
+        text: hidden states (L, D), and the labels (L,) that they predict. L may be 0.
+        image: hidden states (M, D), and the codes (M, K) that they predict. M may be 0.
+        num_items: what to divide by; None: the items of this batch.
+        num_rows: positions of the batch: as many rows as there could be.
+        max_bytes: of the logits of a slice; None: all rows are one slice.
+    """
+
+    def text_sums(hidden_RD: Tensor, labels_R: Tensor) -> tuple[Tensor]:
+        return (F.cross_entropy(text_head(hidden_RD).float(), labels_R, reduction="sum"),)
+
+    def image_sums(hidden_RD: Tensor, codes_RK: Tensor) -> tuple[Tensor, Tensor]:
+        logits_RKC = code_head(hidden_RD, codes_RK).float()
+        loss_RK = F.cross_entropy(logits_RKC.flatten(0, 1), codes_RK.flatten(), reduction="none").view(codes_RK.shape)
+        largest_RK = logits_RKC.max(dim=-1).values  # cheaper backward than amax: no ties
+        return loss_RK.sum(dim=0), largest_RK.square().sum()
+
+    def num_slices(logits_per_row: int) -> int:
+        # of the shape of the batch alone, so that every process calls a head equally often (ZeRO-3 needs that)
+        return 1 if max_bytes is None else -(-num_rows // max(max_bytes // (LOGIT_BYTES * logits_per_row), 1))
+
+    (text_sum,) = add_up(text_sums, *text, num_slices=num_slices(config.vocab_size))
+    if code_head is None:
+        image_sum_K, square_sum = text_sum.new_zeros(config.num_codebooks), text_sum.new_zeros(())
+    else:
+        per_row = config.num_codebooks * config.codebook_size
+        image_sum_K, square_sum = add_up(image_sums, *image, num_slices=num_slices(per_row))
+    num_text, num_positions = len(text[1]), len(image[1])
+    num_image, z_sum = num_positions * config.num_codebooks, square_sum * config.z_loss_weight
+    if num_items is None:
+        num_items = max(config.text_loss_weight * num_text + num_image, 1)
+    return LossParts(
+        total=(text_sum * config.text_loss_weight + image_sum_K.sum() + z_sum) / num_items,
+        text=text_sum.detach() / max(num_text, 1),
+        image=image_sum_K.detach().sum() / max(num_image, 1),
+        z=z_sum.detach() / max(num_image, 1),
+        image_per_codebook_K=image_sum_K.detach() / max(num_positions, 1),
+        num_text=num_text,
+        num_image=num_image,
+    )
+
+
+def add_up(
+    sums_of: Callable[[Tensor, Tensor], tuple[Tensor, ...]], hidden_RD: Tensor, targets_R: Tensor, *, num_slices: int
+) -> tuple[Tensor, ...]:
+    """`sums_of` all rows, added up slice by slice; of several slices (some may be empty) the backward pass computes
+    each once more, so that no more than one has logits at a time."""
+    if num_slices == 1:
+        return sums_of(hidden_RD, targets_R)
+    slices = zip(hidden_RD.tensor_split(num_slices), targets_R.tensor_split(num_slices), strict=True)
+    sums = [checkpoint(sums_of, hidden, targets, use_reentrant=False) for hidden, targets in slices]
+    return tuple(torch.stack(values).sum(dim=0) for values in zip(*sums, strict=True))
 
 
 for auto_class in (AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM):

@@ -1,9 +1,10 @@
-"""One dialogue to one sequence of ids, codes and labels, for training and inference alike.
+"""One dialogue to one sequence of ids, codes and labels, and many sequences to a packed batch.
 
-In: messages whose pictures are codes already. Out: a `Sequence` in numpy. Many of them are put into rows by
-mllm/sequence.py. Labels stand at the place of their own token (-100: not learned); the model shifts them.
+In: messages whose images are codes already. Out: a `TokenSequence` in numpy, or a batch of tensors named as the model's
+forward names them. Labels stand at the position of their own token (-100: not learned); the model shifts them. Training
+and inference both build sequences here. Also the single home of image layouts and image sizes. Knows no model.
 
-Letters: T places, P image positions, I images, K codebooks.
+Letters: B rows, T positions, P image positions in reading order, I images, K codebooks, N positions of an image.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import product
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -23,74 +25,53 @@ from mllm.config import MLLMConfig
 from mllm.conversation import AnswerKind, ClassPart, CodesPart, ImageSize, Marker, Message, Segment, render
 from mllm.vocabulary import encode_text
 
-if TYPE_CHECKING:
-    from mllm.config import MLLMConfig
-
-
-# Which tokens one image is made of, in order: the single home of the image layouts.
-#
-# In: a grid (rows, columns) of image positions. Out: the token ids of the whole image, from begin-of-image to
-# end-of-image, with `image_token_id` where a position holds K codes. Training lays images out with it, and the decoding
-# loop follows it token by token, so a size or a new line is never sampled. Knows nothing of codes, models or text.
-#
-#     fixed   begin, image * N, end                           one grid for all images (the released model)
-#     bare    image * N                                       one grid, and nothing around it (class-conditional models)
-#     grid    begin, rows-size, columns-size, (image * columns, new-line) * rows, end           any grid up to
-# `max_side`
-
-
+IGNORED = -100
+"""Label of a token that is not learned."""
 Grid = tuple[int, int]
+"""(rows, columns) of image positions."""
+Size = tuple[int, int]
+"""(width, height) in pixels."""
+MOST_NAMED_SIZES = 12
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageLayout:
-    """The ids that frame an image, and the rule by which they are put together."""
+    """Which tokens an image is made of, in order. `image_token_id` stands where a position holds K codes. The decoding
+    loop follows it token by token, so a size or a new line is never sampled.
+
+        fixed   begin, image * N, end                         one grid for all images (the released model)
+        bare    image * N                                     one grid, and nothing around it (class-conditional models)
+        grid    begin, rows-size, columns-size, (image * columns, new-line) * rows, end       any grid up to `max_side`
+    """
 
     kind: Literal["fixed", "grid", "bare"]
     begin_image_id: int
     end_image_id: int
     image_token_id: int
-    """Stands at every image position in the token ids; never a text token."""
     default_grid: Grid
-    """(rows, columns) of an image whose size nobody asked for; the only grid of the fixed layout."""
-    new_line_id: int | None = None
-    """Ends every row (grid layout)."""
+    new_line_id: int | None = None  # this and the next three: layout "grid" only; see MLLMConfig
     first_row_size_id: int | None = None
-    """Id of "one row"; "n rows" is n - 1 ids later (grid layout)."""
     first_column_size_id: int | None = None
-    """Id of "one column"; "n columns" is n - 1 ids later (grid layout)."""
     max_side: int | None = None
-    """How many rows or columns have a size token (grid layout)."""
-    begin_plan_id: int | None = None
-    """Begins what stands before an image and belongs to it: its size, where sizes differ, and words. None: nothing."""
+    begin_plan_id: int | None = None  # begins the plan before an image; None: there are no plans
 
     def __post_init__(self) -> None:
-        if self.kind not in ("fixed", "grid", "bare"):
-            raise ValueError(f"unknown image layout: found {self.kind!r}; use 'fixed', 'grid' or 'bare'")
         grid_ids = (self.new_line_id, self.first_row_size_id, self.first_column_size_id, self.max_side)
         if self.kind == "grid" and None in grid_ids:
             raise ValueError(
-                f"the grid layout lacks ids: found (new line, first row size, first column size, max side) = "
-                f"{grid_ids}; set them all in the model's config"
+                "the grid layout must have new_line_id, first_row_size_id, first_column_size_id and max_grid_side, got "
+                f"{grid_ids}; set them in the model's config"
             )
 
     @classmethod
     def from_config(cls, config: MLLMConfig) -> ImageLayout:
         """The layout a checkpoint was trained with."""
-        side = config.image_size // config.patch_size
-        is_grid = config.image_layout == "grid"
-        return cls(
-            kind=config.image_layout,
-            begin_image_id=config.begin_image_id,
-            end_image_id=config.end_image_id,
-            image_token_id=config.image_token_id,
-            default_grid=(side, side),
-            new_line_id=config.new_line_id if is_grid else None,
-            first_row_size_id=config.first_row_size_id if is_grid else None,
-            first_column_size_id=config.first_column_size_id if is_grid else None,
-            max_side=config.max_grid_side if is_grid else None,
-            begin_plan_id=config.begin_plan_id,
-        )
+        names = ("begin_image_id", "end_image_id", "image_token_id", "begin_plan_id")
+        fields = {name: getattr(config, name) for name in names}
+        if config.image_layout == "grid":
+            grid_names = ("new_line_id", "first_row_size_id", "first_column_size_id")
+            fields |= {"max_side": config.max_grid_side, **{name: getattr(config, name) for name in grid_names}}
+        return cls(kind=config.image_layout, default_grid=(config.grid_side, config.grid_side), **fields)
 
     @property
     def opening_ids(self) -> set[int]:
@@ -113,18 +94,18 @@ class ImageLayout:
         return [self.first_row_size_id + rows - 1, self.first_column_size_id + columns - 1]
 
     def plan_opening(self, grid: Grid) -> list[int]:
-        """What stands before the words of an image's plan: the marker and, where sizes differ, the size, as what can
-        be where depends on it. Empty where there are no plans."""
+        """What comes before the text of an image's plan: the marker and, where sizes differ, the size, as what can be
+        where depends on it. Empty where there are no plans."""
         return [] if self.begin_plan_id is None else [self.begin_plan_id, *self.size_ids(grid)]
 
     def token_ids(self, grid: Grid) -> list[int]:
-        """One whole image in reading order, with what frames it."""
+        """A complete image in reading order, with what frames it."""
         if self.kind == "bare":
             return self.body_ids(grid)
         return [self.begin_image_id, *self.body_ids(grid), self.end_image_id]
 
     def num_tokens(self, grid: Grid) -> int:
-        """Places in the sequence that one whole image takes."""
+        """Length of a complete image in the sequence."""
         rows, columns = self.check(grid)
         num_framing = {"fixed": 2, "grid": rows + 4, "bare": 0}
         return rows * columns + num_framing[self.kind]
@@ -134,26 +115,22 @@ class ImageLayout:
         rows, columns = grid
         if self.kind != "grid" and (rows, columns) != tuple(self.default_grid):
             raise ValueError(
-                f"the {self.kind} layout has one grid: found {rows} x {columns} positions; "
-                f"use {self.default_grid[0]} x {self.default_grid[1]}"
+                f"an image must have {self.default_grid[0]} x {self.default_grid[1]} positions, got {rows} x {columns}; "
+                "resize it, or use image_layout 'grid'"
             )
         if self.kind == "grid" and not (1 <= rows <= self.max_side and 1 <= columns <= self.max_side):
             raise ValueError(
-                f"no size token for this grid: found {rows} x {columns} positions; use 1 to {self.max_side} a side"
+                f"an image must have 1 to {self.max_side} rows and columns, got {rows} x {columns}; resize it"
             )
         return rows, columns
 
     def last_grid(self, token_ids: list[int]) -> Grid | None:
-        """The grid of the last image among these ids; None: there is none, or images have no sizes (fixed layout)."""
-        starts = [place for place, token_id in enumerate(token_ids[:-2]) if token_id == self.begin_image_id]
-        if self.kind == "fixed" or not starts:
+        """The grid of the last image among these ids; None where there is none, or all images have one grid."""
+        starts = [index for index, token_id in enumerate(token_ids[:-2]) if token_id == self.begin_image_id]
+        if self.kind != "grid" or not starts:
             return None
         rows_id, columns_id = token_ids[starts[-1] + 1 : starts[-1] + 3]
         return rows_id - self.first_row_size_id + 1, columns_id - self.first_column_size_id + 1
-
-
-IGNORED = -100
-"""Label of a token that is not learned."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -210,7 +187,7 @@ def encode_segments(
                 draft.add_tokens([config.eos_token_id], supervised=segment.supervised)
             case Marker.PLAN:
                 if config.begin_plan_id is None:
-                    raise ValueError("this model writes no plans: found one beside a picture; leave it out")
+                    raise ValueError("images must have no plan in a model without plans, got one; leave it out")
                 draft.add_tokens([config.begin_plan_id], supervised=segment.supervised)
             case str(text):
                 draft.add_tokens(encode_text(tokenizer, text), supervised=segment.supervised)
@@ -232,6 +209,27 @@ def encode_segments(
     )
 
 
+def _add_image(draft: _Draft, segment: Segment, *, layout: ImageLayout, config: MLLMConfig) -> None:
+    """One image with what frames it. Of a learned image the begin token is learned; what follows by the layout is
+    forced when decoding, so it is not, except in upstream's style, which learns the end as well."""
+    part = segment.content
+    if part.codes_KN.shape[0] != config.num_codebooks:
+        raise ValueError(
+            f"an image must have codes of {config.num_codebooks} codebooks, got {part.codes_KN.shape[0]}; "
+            "encode it with the model's own image tokenizer"
+        )
+    token_ids = layout.body_ids(part.grid) if segment.bare else layout.token_ids(part.grid)
+    labels = np.full(len(token_ids), IGNORED)
+    if segment.supervised:
+        is_learned = slice(None) if config.prompt_style == "unitok" else slice(1)
+        labels[is_learned] = token_ids[is_learned]
+        labels[labels == layout.image_token_id] = IGNORED
+    draft.token_ids += token_ids
+    draft.labels += labels.tolist()
+    draft.images.append(part.codes_KN.T)
+    draft.targets.append(np.full(part.codes_KN.shape[1], segment.supervised))
+
+
 def extend_sequence(sequence: TokenSequence, token_ids: Sequence[int], images: Sequence[CodesPart]) -> TokenSequence:
     """A prompt with the beginning of its answer: tokens, image positions included, and the images at them."""
     added = [image.codes_KN.T.astype(np.int64) for image in images]
@@ -245,12 +243,12 @@ def extend_sequence(sequence: TokenSequence, token_ids: Sequence[int], images: S
 
 
 def cut_sequence(sequence: TokenSequence, length: int, *, config: MLLMConfig) -> list[TokenSequence] | None:
-    """A long document in pieces of at most `length` places, cut between tokens but never inside an image.
+    """A long document in pieces of at most `length` tokens, cut between tokens but never inside an image.
 
     None where an image alone is longer. Pieces after the first have no begin-of-sequence token.
     """
     token_ids_T = sequence.token_ids_T
-    # how many images have begun but not ended after each place: only between images it is 0
+    # how many images have begun but not ended after each token: only between images it is 0
     inside_T = np.cumsum(token_ids_T == config.begin_image_id) - np.cumsum(token_ids_T == config.end_image_id)
     (positions_P,) = np.nonzero(token_ids_T == config.image_token_id)
     last_I = np.cumsum(sequence.image_lengths_I) - 1
@@ -269,8 +267,8 @@ def cut_sequence(sequence: TokenSequence, length: int, *, config: MLLMConfig) ->
 
 
 def _slice(sequence: TokenSequence, begin: int, end: int, *, image_token_id: int) -> TokenSequence:
-    """The places from `begin` to `end`, which cut no image."""
-    first, last = ((sequence.token_ids_T[:place] == image_token_id).sum() for place in (begin, end))
+    """The tokens from `begin` to `end`, which cut no image."""
+    first, last = ((sequence.token_ids_T[:index] == image_token_id).sum() for index in (begin, end))
     ends_I = np.cumsum(sequence.image_lengths_I)
     return TokenSequence(
         token_ids_T=sequence.token_ids_T[begin:end],
@@ -281,43 +279,16 @@ def _slice(sequence: TokenSequence, begin: int, end: int, *, image_token_id: int
     )
 
 
-def _add_image(draft: _Draft, segment: Segment, *, layout: ImageLayout, config: MLLMConfig) -> None:
-    """One image with what frames it. Of a learned image the begin token is learned; what follows by the layout is
-    forced when decoding, so it is not, except in upstream's style, which learns the end as well."""
-    part = segment.content
-    if part.codes_KN.shape[0] != config.num_codebooks:
-        raise ValueError(
-            f"an image has the wrong number of codebooks: found {part.codes_KN.shape[0]}, the model has "
-            f"{config.num_codebooks}; encode it with the model's own image tokenizer"
-        )
-    token_ids = layout.body_ids(part.grid) if segment.bare else layout.token_ids(part.grid)
-    labels = np.full(len(token_ids), IGNORED)
-    if segment.supervised:
-        is_learned = slice(None) if config.prompt_style == "unitok" else slice(1)
-        labels[is_learned] = token_ids[is_learned]
-        labels[labels == layout.image_token_id] = IGNORED
-    draft.token_ids += token_ids
-    draft.labels += labels.tolist()
-    draft.images.append(part.codes_KN.T)
-    draft.targets.append(np.full(part.codes_KN.shape[1], segment.supervised))
-
-
-# Sequences into rows of a fixed length: the batches that training and scoring feed to the model.
-#
-# No sample sees another (segment ids), positions restart at each, images are never cut. Knows no model. Two ways to
-# fill
-# rows: first fit (`Packer.add`), for sequences that come one by one, and best fit (`take_row`), for a buffer of them.
-#
-# Letters: B rows, T places of a row, P image positions of the batch, I images, K codebooks.
-
-
 PackedBatch = dict[str, Tensor]
-"""input_ids, labels, segment_ids (0 padding, 1.. samples), position_ids, all (B, T); codes (P, K), image_lengths (I,),
-code_targets (P,), in reading order. Keyword arguments of the model."""
+"""input_ids, labels and position_ids, all (B, T); codes (P, K), image_lengths (I,) and code_targets (P,), in reading
+order. Keyword arguments of the model. Positions restart at each sample, which tells the samples of a row apart; each
+token of the padding has position 0."""
 
 
 class Packer:
-    """Rows that are being filled. `add` until it refuses, then `batch`.
+    """Rows of a fixed length that are being filled with sequences; images are never cut.
+
+    `add` puts a sequence into the first row with room, `add_row` adds a row filled by `take_row`.
 
     Args:
         num_rows: rows of a batch; None opens a new row whenever one is needed, so `add` never refuses.
@@ -332,7 +303,7 @@ class Packer:
         """Put a sequence into the first row that has room; False if none has."""
         if len(sequence) > self.length:
             raise ValueError(
-                f"a sequence is longer than a row: found {len(sequence)} places, a row has {self.length}; "
+                f"a sequence must have at most {self.length} tokens to fit into a row, got {len(sequence)}; "
                 "raise the length of rows or leave the sample out"
             )
         row = next((row for row, room in enumerate(self.room) if room >= len(sequence)), None)
@@ -357,21 +328,19 @@ class Packer:
         shape = (len(self.rows), self.length)
         input_ids_BT = np.full(shape, self.pad_token_id, dtype=np.int64)
         labels_BT = np.full(shape, IGNORED, dtype=np.int64)
-        segment_ids_BT, position_ids_BT = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
+        position_ids_BT = np.zeros(shape, dtype=np.int64)
         for row, sequences in enumerate(self.rows):
             begin = 0
-            for number, sequence in enumerate(sequences, start=1):
-                place = slice(begin, begin + len(sequence))
-                input_ids_BT[row, place] = sequence.token_ids_T
-                labels_BT[row, place] = sequence.labels_T
+            for sequence in sequences:
+                span = slice(begin, begin + len(sequence))
+                input_ids_BT[row, span] = sequence.token_ids_T
+                labels_BT[row, span] = sequence.labels_T
                 labels_BT[row, begin] = IGNORED  # nothing comes before the first token of a sample
-                segment_ids_BT[row, place] = number
-                position_ids_BT[row, place] = np.arange(len(sequence))
+                position_ids_BT[row, span] = np.arange(len(sequence))
                 begin += len(sequence)
         arrays = {
             "input_ids": input_ids_BT,
             "labels": labels_BT,
-            "segment_ids": segment_ids_BT,
             "position_ids": position_ids_BT,
             **self._images(),
         }
@@ -381,12 +350,22 @@ class Packer:
         """Codes of all rows in reading order."""
         ordered = [sequence for sequences in self.rows for sequence in sequences]
         if not ordered:
-            raise ValueError("nothing to pack: found no sequence; add one first")
+            raise ValueError("a batch must have at least one sequence, got none; add one first")
         return {
             "codes": np.concatenate([sequence.codes_PK for sequence in ordered]),
             "image_lengths": np.concatenate([sequence.image_lengths_I for sequence in ordered]),
             "code_targets": np.concatenate([sequence.code_targets_P for sequence in ordered]),
         }
+
+
+def sample_numbers(position_ids_BT: Tensor) -> Tensor:
+    """Which sample of its row each token of a packed batch belongs to, from 1 (B, T); 0 is padding.
+
+    A token is one of a sample (of two tokens or more) where its own position or that of the next token is not 0.
+    """
+    is_later_BT = position_ids_BT > 0
+    is_sample_BT = is_later_BT | F.pad(is_later_BT[:, 1:], (0, 1))
+    return ((position_ids_BT == 0) & is_sample_BT).cumsum(dim=1) * is_sample_BT
 
 
 def take_row(lengths: Sequence[int], room: int) -> list[int]:
@@ -419,15 +398,8 @@ def pack(sequences: Iterable[TokenSequence], *, length: int, pad_token_id: int) 
     return packer.batch()
 
 
-# Which picture sizes a checkpoint reads and draws, and which of them suits a picture. Sizes are (width, height).
-
-
-Size = tuple[int, int]
-"""(width, height) in pixels; a grid is (rows, columns) of positions."""
-
-
 def default_size(config: MLLMConfig) -> Size:
-    """The size of a picture that nobody gave a size."""
+    """The size of an image unless another is asked for."""
     return config.image_size, config.image_size
 
 
@@ -447,12 +419,10 @@ def grid_of(size: Size, config: MLLMConfig) -> Grid:
     """The grid of a size, if this checkpoint has it."""
     sizes = supported_sizes(config)
     if tuple(size) not in sizes:
-        raise ValueError(
-            f"this model has no pictures of {size[0]}x{size[1]}; use {' or '.join(f'{w}x{h}' for w, h in sizes)}"
-            if len(sizes) <= 12
-            else f"this model has no pictures of {size[0]}x{size[1]}; use multiples of {config.patch_size} up to "
-            f"{config.max_grid_side * config.patch_size}"
-        )
+        some = " or ".join(f"{width}x{height}" for width, height in sizes)
+        if len(sizes) > MOST_NAMED_SIZES:
+            some = f"multiples of {config.patch_size} up to {config.max_grid_side * config.patch_size}"
+        raise ValueError(f"size must be one of this model's, got {size[0]}x{size[1]}; use {some}")
     return size[1] // config.patch_size, size[0] // config.patch_size
 
 
@@ -461,13 +431,13 @@ def trained_grids(config: MLLMConfig) -> list[Grid]:
     return [grid_of(size, config) for size in (supported_sizes(config) if config.sizes else [default_size(config)])]
 
 
-def best_size(picture_size: Size, config: MLLMConfig) -> Size:
-    """The size among `best_sizes` whose shape is nearest to a picture's, and of these the largest."""
-    return nearest_size(picture_size, best_sizes(config))
+def best_size(image_size: Size, config: MLLMConfig) -> Size:
+    """The size among `best_sizes` whose shape is nearest to an image's, and of these the largest."""
+    return nearest_size(image_size, best_sizes(config))
 
 
 def best_sizes(config: MLLMConfig) -> list[Size]:
-    """Those that pictures are encoded at: the sizes that the config names, else those up to the default's area."""
+    """Those that images are encoded at: the sizes that the config names, else those up to the default's area."""
     sizes = supported_sizes(config)
     if config.sizes is not None:
         return sizes
@@ -475,7 +445,7 @@ def best_sizes(config: MLLMConfig) -> list[Size]:
     return [size for size in sizes if size[0] * size[1] <= default_area] or sizes
 
 
-def nearest_size(picture_size: Size, sizes: Sequence[Size]) -> Size:
-    """The size whose shape is nearest to a picture's, and of these the largest."""
-    wanted = math.log(picture_size[0] / picture_size[1])
+def nearest_size(image_size: Size, sizes: Sequence[Size]) -> Size:
+    """The size whose shape is nearest to an image's, and of these the largest."""
+    wanted = math.log(image_size[0] / image_size[1])
     return min(sizes, key=lambda size: (round(abs(math.log(size[0] / size[1]) - wanted), 6), -size[0] * size[1]))

@@ -22,7 +22,7 @@ from mllm.checkpoint import choose_device, find_model_folder
 from mllm.files import write_json
 from mllm.model import MLLMForConditionalGeneration, count_items
 from mllm.processor import MLLMProcessor
-from mllm.sequence import PackedBatch, TokenSequence, pack, take_row
+from mllm.sequence import PackedBatch, TokenSequence, pack, sample_numbers, take_row
 from train.data.batches import encode_world
 from train.data.packing import BatchShape, Tokenizers
 from train.data.world import WorldSequences
@@ -132,7 +132,7 @@ def measure(
 
 def way_of(batches: Sequence[PackedBatch], seconds: float, num_codebooks: int) -> Way:
     """The counts of a way's batches, and how fast they were."""
-    is_real = [batch["segment_ids"] > 0 for batch in batches]
+    is_real = [sample_numbers(batch["position_ids"]) > 0 for batch in batches]
     real, places = sum(int(mask.sum()) for mask in is_real), sum(mask.numel() for mask in is_real)
     targets = sum(
         int(count_items(batch["labels"], batch["code_targets"], num_codebooks=num_codebooks, text_weight=1.0))

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from mllm.config import MLLMConfig
 from mllm.files import whole_file
 from mllm.model import LossParts
+from mllm.sequence import sample_numbers
 
 # How fast and how large a training run is: model FLOPs utilization where the device's peak is known, and memory.
 #
@@ -65,9 +66,10 @@ class FlopCount:
         layers, width = config.text_config.num_hidden_layers, config.hidden_size
         self.per_position = 6.0 * (size_of(model.backbone) - embedding) + 6.0 * layers * width * length
         self.per_text = 6.0 * width * config.vocab_size
-        tables = sum(size_of(module) for module in model.code_head.modules() if isinstance(module, nn.Embedding))
+        head = model.code_head or nn.Module()  # none: understanding only
+        tables = sum(size_of(module) for module in head.modules() if isinstance(module, nn.Embedding))
         passes = 1 if config.head_type == "depth_transformer" else config.num_codebooks
-        self.per_code = 6.0 * (size_of(model.code_head) - tables) / passes
+        self.per_code = 6.0 * (size_of(head) - tables) / passes
 
     def of(self, *, positions: float, text_targets: float, code_targets: float) -> float:
         """FLOPs of so many positions, labelled text tokens and learned codes."""
@@ -102,7 +104,7 @@ class StepMetrics:
 
     def add(self, parts: LossParts, inputs: dict[str, Any]) -> None:
         """Take in one micro-batch."""
-        is_real_BT = inputs["segment_ids"] > 0
+        is_real_BT = sample_numbers(inputs["position_ids"]) > 0
         scalars = (
             parts.text * parts.num_text,
             parts.num_text,

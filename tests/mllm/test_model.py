@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mllm.model import MLLMForConditionalGeneration, packed_mask
+from mllm.model import MLLMForConditionalGeneration
 from mllm.sequence import IGNORED, TokenSequence, pack
-from tests.mllm.generation.generation_helpers import CODEBOOK_SIZE, FIRST_TEXT_ID, IDS, NUM_CODEBOOKS, build_model
+from tests.mllm.generation.generation_helpers import FIRST_TEXT_ID, IDS, NUM_CODEBOOKS, build_model
 from tests.mllm.learned_samples import learned_sample
 
 HEADS = ("depth_transformer", "mlp")
@@ -100,37 +100,43 @@ def test_a_batch_without_images_or_labels_still_touches_all_trained_parameters(
 
 def test_placeholders_and_codes_must_match(model: MLLMForConditionalGeneration) -> None:
     batch = pack(SAMPLES[:1], length=40, pad_token_id=0)
-    with pytest.raises(ValueError, match="9 placeholders and 8 code rows"):
+    with pytest.raises(ValueError):
         model(batch["input_ids"], codes=batch["codes"][:8], image_lengths=torch.tensor([8]))
 
 
-def test_the_mask_is_causal_within_samples() -> None:
-    segment_ids = torch.tensor([[1, 1, 2, 2, 2, 0], [1, 2, 2, 3, 0, 0]])
-    mask_B1TT = packed_mask(segment_ids)
-    for b, row in enumerate(segment_ids.tolist()):
-        for t, mine in enumerate(row):
-            assert mask_B1TT[b, 0, t].tolist() == [s <= t and other == mine for s, other in enumerate(row)]
+@torch.no_grad()
+def test_packed_samples_equal_each_alone_and_see_nothing_of_each_other_in_every_attention() -> None:
+    """Also where a token of another sample changes, before or after; padding changes nothing either."""
+    for attention in ("sdpa", "eager"):
+        model = build_model()
+        model.set_attn_implementation(attention)
+        batch = pack(SAMPLES[:2], length=60, pad_token_id=0)
+        inputs = {name: batch[name] for name in ("input_ids", "position_ids", "codes", "image_lengths")}
+        packed_TD = model(**inputs, use_cache=False).hidden[0]
+        begin = 0
+        for index, sample in enumerate(SAMPLES[:2]):
+            alone = {"codes": torch.from_numpy(sample.codes_PK), "image_lengths": torch.tensor([9])}
+            expected_TD = model(torch.from_numpy(sample.token_ids_T)[None], **alone).hidden[0]
+            span = slice(begin, begin + len(sample))
+            torch.testing.assert_close(packed_TD[span], expected_TD, atol=2e-5, rtol=1e-4)
+            changed = inputs | {"input_ids": inputs["input_ids"].clone()}
+            changed["input_ids"][0, 1 if index else len(SAMPLES[0]) + 1] += 1  # of the other sample
+            assert torch.equal(model(**changed, use_cache=False).hidden[0, span], packed_TD[span])
+            begin += len(sample)
 
 
 @torch.no_grad()
-def test_the_backbone_gets_our_mask_as_given(
-    model: MLLMForConditionalGeneration, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """No second mask is built: attention receives the very tensor."""
-    seen = []
-    attention = F.scaled_dot_product_attention
-
-    def spy(*args: Tensor, attn_mask: Tensor | None = None, **kwargs: object) -> Tensor:
-        seen.append(attn_mask)
-        return attention(*args, attn_mask=attn_mask, **kwargs)
-
-    monkeypatch.setattr(F, "scaled_dot_product_attention", spy)
-    batch = pack(SAMPLES[3:], length=30, pad_token_id=0)
-    model(**batch)
-    masks = [mask for mask in seen if mask is not None and mask.shape[-1] == 30]
-    assert len(masks) == model.config.text_config.num_hidden_layers
-    assert all(torch.equal(mask, packed_mask(batch["segment_ids"]).expand_as(mask)) for mask in masks)
-    assert len({mask.data_ptr() for mask in masks}) == 1
+def test_flash_attention_gets_all_packed_rows_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Transformers' flash attention finds packed samples in a batch of one row only."""
+    model, batch = build_model(), pack(SAMPLES, length=61, pad_token_id=0)
+    expected = model(**batch).loss
+    monkeypatch.setattr("mllm.model.is_flash_attention_requested", lambda config: True)
+    shapes = []
+    model.backbone.register_forward_pre_hook(
+        lambda module, args, kwargs: shapes.append(kwargs["inputs_embeds"].shape), with_kwargs=True
+    )
+    torch.testing.assert_close(model(**batch).loss, expected)
+    assert shapes == [(1, batch["labels"].numel(), 24)]
 
 
 @torch.no_grad()
@@ -160,4 +166,3 @@ def test_twenty_steps_lower_the_loss(model: MLLMForConditionalGeneration) -> Non
         loss.backward()
         optimizer.step()
     assert losses[-1] < 0.7 * losses[0]
-    assert CODEBOOK_SIZE == trained.config.codebook_size

@@ -6,7 +6,6 @@ import pytest
 import torch
 from transformers import DynamicCache, LlamaConfig, LlamaModel
 
-from mllm.model import packed_mask
 from train.hardware import fast_dtype, speed_up
 from train.optimizers import orthogonalize
 
@@ -27,11 +26,12 @@ def small_backbone() -> LlamaModel:
 def test_spelled_out_attention_equals_the_fused_one() -> None:
     backbone = small_backbone()
     hidden_BTD = torch.randn(2, 7, 24)
-    segments_BT = torch.tensor([[1, 1, 1, 2, 2, 2, 2], [1, 1, 2, 2, 3, 0, 0]])
-    expected = backbone(inputs_embeds=hidden_BTD, attention_mask=packed_mask(segments_BT)).last_hidden_state
+    positions_BT = torch.tensor([[0, 1, 2, 0, 1, 2, 3], [0, 1, 0, 1, 0, 0, 0]])
+    packed = {"inputs_embeds": hidden_BTD, "position_ids": positions_BT, "use_cache": False}
+    expected = backbone(**packed).last_hidden_state
     expected_causal = backbone(inputs_embeds=hidden_BTD).last_hidden_state
     speed_up(backbone, compiles=False)
-    actual = backbone(inputs_embeds=hidden_BTD, attention_mask=packed_mask(segments_BT)).last_hidden_state
+    actual = backbone(**packed).last_hidden_state
     torch.testing.assert_close(actual, expected)
     torch.testing.assert_close(backbone(inputs_embeds=hidden_BTD).last_hidden_state, expected_causal)
 

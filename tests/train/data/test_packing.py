@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from mllm.config import MLLMConfig
 from mllm.conversation import Message, TextPart
-from mllm.sequence import IGNORED, PackedBatch
+from mllm.sequence import IGNORED, PackedBatch, sample_numbers
 from mllm.vocabulary import extend_tokenizer, load_text_tokenizer
 from tests.train.data.raw_data import document, pair, prepared
 from train.data.mixture import Mixture, ShardSequences
@@ -107,7 +107,7 @@ def same(first: PackedBatch, second: PackedBatch) -> bool:
 
 def samples_of(batch: PackedBatch) -> Iterator[tuple]:
     """The samples of a batch: their ids and labels."""
-    for row, segments in enumerate(batch["segment_ids"]):
+    for row, segments in enumerate(sample_numbers(batch["position_ids"])):
         for number in range(1, int(segments.max()) + 1):
             is_own = segments == number
             yield tuple(batch["input_ids"][row, is_own].tolist()), tuple(batch["labels"][row, is_own].tolist())
@@ -207,7 +207,9 @@ def test_checkpoints_survive_a_kill_and_are_kept_once(tmp_path: Path) -> None:
 def test_padding_is_below_5_percent_on_mixed_data(make) -> None:
     for length in (96, 150, 320):
         batches = make(length=length, buffer_size=64)
-        padding = torch.stack([(batches[index]["segment_ids"] == 0).float().mean() for index in range(30)])
+        padding = torch.stack(
+            [(sample_numbers(batches[index]["position_ids"]) == 0).float().mean() for index in range(30)]
+        )
         assert padding.mean() < 0.05
 
 
@@ -216,10 +218,10 @@ def test_samples_do_not_see_or_learn_from_each_other(make) -> None:
     for index in range(20):
         batch = batches[index]
         begins = batch["position_ids"] == 0
-        is_sample = batch["segment_ids"] > 0
+        is_sample = sample_numbers(batch["position_ids"]) > 0
         for row in range(2):
-            for number in range(1, int(batch["segment_ids"][row].max()) + 1):
-                places = batch["position_ids"][row][batch["segment_ids"][row] == number]
+            for number in range(1, int(sample_numbers(batch["position_ids"])[row].max()) + 1):
+                places = batch["position_ids"][row][sample_numbers(batch["position_ids"])[row] == number]
                 assert places.tolist() == list(range(len(places)))
         assert (batch["labels"][begins] == IGNORED).all() and (batch["labels"][~is_sample] == IGNORED).all()
 

@@ -1,11 +1,11 @@
-"""Codebook heads: decoding = teacher forcing, Llama's own layer as reference, guidance, causality over the codes."""
+"""Codebook heads: decoding = teacher forcing, Llama's own layer as reference, guidance, causality, joined layers."""
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import LlamaModel
 
-from mllm.heads import CodeHead, Guidance
+from mllm.heads import CodeHead, Guidance, is_plain, join
 from tests.mllm.generation.generation_helpers import CODEBOOK_SIZE, NUM_CODEBOOKS, build_model
 
 HEADS = {
@@ -92,3 +92,37 @@ def test_gradient_reaches_every_parameter_of_every_head(head: CodeHead) -> None:
     head.zero_grad()
     head(hidden_PD, codes_PK).square().sum().backward()
     assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in head.parameters())
+
+
+class DoubledLinear(nn.Linear):
+    """Stands for adapters and quantised layers: its output is not what its weight says."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return 2 * super().forward(hidden)
+
+
+def build(kind: str, out_width: int) -> nn.Module:
+    linear = (DoubledLinear if kind == "subclass" else nn.Linear)(5, out_width, bias=kind != "no bias")
+    if kind == "hook":
+        linear.register_forward_hook(lambda module, inputs, output: output + 1)
+    if kind == "replaced forward":
+        linear.forward = lambda hidden: hidden.new_ones(*hidden.shape[:-1], out_width)  # type: ignore[method-assign]
+    return linear
+
+
+def test_joined_layers_give_what_they_give_one_by_one() -> None:
+    for kind in ("plain", "no bias", "subclass", "hook", "replaced forward"):
+        torch.manual_seed(2)
+        linears = [build(kind, 3), build("no bias" if kind == "no bias" else "plain", 7)]
+        hidden = torch.randn(4, 5)
+        expected = torch.cat([linear(hidden) for linear in linears], dim=-1)
+        torch.testing.assert_close(join(linears)(hidden), expected)
+        assert is_plain(linears[0]) == (kind in ("plain", "no bias"))
+
+
+def test_weights_that_are_elsewhere_are_not_copied() -> None:
+    with torch.device("meta"):
+        assert not is_plain(nn.Linear(5, 3))
+    sharded = nn.Linear(5, 3)
+    sharded.weight.data = torch.empty(0)
+    assert not is_plain(sharded)
