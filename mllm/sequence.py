@@ -115,12 +115,12 @@ class ImageLayout:
         rows, columns = grid
         if self.kind != "grid" and (rows, columns) != tuple(self.default_grid):
             raise ValueError(
-                f"an image must have {self.default_grid[0]} x {self.default_grid[1]} positions, got {rows} x {columns}; "
+                f"image must have {self.default_grid[0]} x {self.default_grid[1]} positions, got {rows} x {columns}; "
                 "resize it, or use image_layout 'grid'"
             )
         if self.kind == "grid" and not (1 <= rows <= self.max_side and 1 <= columns <= self.max_side):
             raise ValueError(
-                f"an image must have 1 to {self.max_side} rows and columns, got {rows} x {columns}; resize it"
+                f"image must have 1 to {self.max_side} rows and columns, got {rows} x {columns}; resize it"
             )
         return rows, columns
 

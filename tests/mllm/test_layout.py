@@ -8,33 +8,29 @@ IDS = {"begin_image_id": 3, "end_image_id": 4, "image_token_id": 9, "default_gri
 GRID_IDS = {"new_line_id": 5, "first_row_size_id": 20, "first_column_size_id": 30, "max_side": 7}
 
 
-def test_fixed_layout_is_begin_positions_end() -> None:
-    layout = ImageLayout(kind="fixed", **IDS)
-    assert layout.token_ids((4, 4)) == [3] + [9] * 16 + [4]
-    assert layout.num_tokens((4, 4)) == 18
+def test_tokens_of_an_image_in_every_layout() -> None:
+    fixed, bare, grid = (
+        ImageLayout(kind=kind, **IDS, **(GRID_IDS if kind == "grid" else {})) for kind in ("fixed", "bare", "grid")
+    )
+    assert fixed.token_ids((4, 4)) == [3] + [9] * 16 + [4]
+    assert bare.token_ids((4, 4)) == [9] * 16
+    assert grid.token_ids((2, 3)) == [3, 21, 32, 9, 9, 9, 5, 9, 9, 9, 5, 4]
+    for layout, size in ((fixed, (4, 4)), (bare, (4, 4)), (grid, (1, 1)), (grid, (7, 2)), (grid, (3, 7))):
+        assert layout.num_tokens(size) == len(layout.token_ids(size))
+    assert grid.token_ids((3, 7))[1:-1] == grid.body_ids((3, 7))
 
 
-def test_grid_layout_tells_rows_then_columns_and_ends_every_row() -> None:
-    layout = ImageLayout(kind="grid", **IDS, **GRID_IDS)
-    assert layout.token_ids((2, 3)) == [3, 21, 32, 9, 9, 9, 5, 9, 9, 9, 5, 4]
+def test_the_last_grid_is_read_from_size_tokens_and_only_there() -> None:
+    """A layout without size tokens has one grid, whatever ids its text holds."""
+    grid, bare = ImageLayout(kind="grid", **IDS, **GRID_IDS), ImageLayout(kind="bare", **IDS)
+    assert grid.last_grid([1, *grid.token_ids((2, 3)), *grid.token_ids((3, 7)), 8, 8]) == (3, 7)
+    assert grid.last_grid([1, 8, 8]) is None
+    assert bare.last_grid([1, 3, 7, 8, 8]) is None
 
 
-@pytest.mark.parametrize("grid", [(1, 1), (7, 2), (3, 7)])
-def test_number_of_tokens_is_the_length_of_the_image(grid: tuple[int, int]) -> None:
-    layout = ImageLayout(kind="grid", **IDS, **GRID_IDS)
-    assert layout.num_tokens(grid) == len(layout.token_ids(grid))
-    assert layout.token_ids(grid)[1:-1] == layout.body_ids(grid)
-
-
-def test_a_grid_without_size_token_is_refused() -> None:
-    with pytest.raises(ValueError):
-        ImageLayout(kind="grid", **IDS, **GRID_IDS).token_ids((8, 2))
-    with pytest.raises(ValueError):
-        ImageLayout(kind="fixed", **IDS).token_ids((2, 3))
-
-
-def test_an_incomplete_or_unknown_layout_is_refused() -> None:
+def test_what_a_layout_cannot_express_is_refused() -> None:
+    for kind, ids, size in (("grid", GRID_IDS, (8, 2)), ("fixed", {}, (2, 3)), ("bare", {}, (2, 3))):
+        with pytest.raises(ValueError):
+            ImageLayout(kind=kind, **IDS, **ids).token_ids(size)
     with pytest.raises(ValueError):
         ImageLayout(kind="grid", **IDS)
-    with pytest.raises(ValueError):
-        ImageLayout(kind="spiral", **IDS)
