@@ -89,7 +89,7 @@ def stream_answer(
 def show(event: Event, content: list[dict[str, Any]], folder: Path) -> None:
     """Put an event into the content of the answer."""
     match event:
-        case TextDelta(text=text):
+        case TextDelta(text=text) if text:
             add_text(content, text)
         case ImageProgress(done=done, total=total):
             drop_progress(content)
@@ -97,7 +97,7 @@ def show(event: Event, content: list[dict[str, Any]], folder: Path) -> None:
         case ImageDone(image=image):
             drop_progress(content)
             content.append(file_part(write_picture(image, folder)))
-        case Done():
+        case _:
             pass
 
 

@@ -600,7 +600,7 @@ def describe(config: MLLMConfig) -> str:
 
 def settings_table(config: MLLMConfig) -> str:
     """The sampling settings that hold unless a call says otherwise."""
-    images = (f"image_{name}" for name in ("guidance", "temperature", "top_k", "top_p", "redraws"))
+    images = (f"image_{name}" for name in ("guidance", "temperature", "top_k", "top_p", "resamples"))
     names = (*images, "embedding_context", "prompt_style")
     rows = [f"| {name} | {'off' if getattr(config, name) is None else getattr(config, name)} |" for name in names]
     return "| setting | value |\n|---|---|\n" + "\n".join(rows)

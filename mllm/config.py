@@ -107,7 +107,11 @@ PROMPT_STYLES = ("native", "unitok", "plain", "vicuna_v1", "class")
 IMAGE_LAYOUTS = ("fixed", "grid", "bare")
 CODE_EMBEDDERS = ("projected", "summed")
 EMBEDDING_CONTEXTS = ("current", "prefix", "bidirectional")
-OLD_NAMES = {"begin_outline_id": "begin_plan_id", "image_places": "image_position_embedding"}
+OLD_NAMES = {
+    "begin_outline_id": "begin_plan_id",
+    "image_places": "image_position_embedding",
+    "image_redraws": "image_resamples",
+}
 """Fields of configs of earlier versions, which are read and written under their present name."""
 OLD_CONTEXTS = {"isolated": "current", "whole": "bidirectional"}
 PLANNER_NAME = re.compile(r"mllm(\.[A-Za-z_]\w*)+")
@@ -212,7 +216,7 @@ class MLLMConfig(PreTrainedConfig):
     image_temperature: float = 1.0
     image_top_k: int | None = None
     image_top_p: float = 1.0
-    image_redraws: int = 0
+    image_resamples: int = 0
     """How often a picture that does not show what its plan says is drawn again (mllm/pipeline.py)."""
 
     planner: str | None = None

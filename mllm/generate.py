@@ -1,10 +1,10 @@
-"""`model.generate` in the manner of transformers: the processor's tensors in, ids and codes out, by the decoding loop.
+"""`model.generate` in the manner of transformers: the processor's tensors in, ids and codes out, by the engine.
 
 Names and meanings are those of transformers' any-to-any models (`generation_mode`, `guidance_scale`,
 `negative_prompt_ids`, `num_return_sequences`); what this decoder cannot do is refused by name, never ignored. Turns
-padded tensors into rows and rows into padded tensors; decides nothing about decoding.
+padded tensors into requests and results into padded tensors; decides nothing about decoding.
 
-Letters: B prompts, S rows (the prompts, each as often as asked for), T places, P image positions, N positions of one
+Letters: B prompts, S answers (the prompts, each as often as asked for), T places, P image positions, N positions of one
 image, I images, K codebooks.
 """
 
@@ -23,16 +23,15 @@ from transformers.utils import ModelOutput
 
 from mllm.config import MLLMConfig
 from mllm.conversation import CodesPart, Mode, check_mode, check_mode_of
-from mllm.engine.loop import TextEvent, generate
+from mllm.engine.loop import generate
 from mllm.engine.request import (
-    Generated,
-    Row,
-    TextProcessor,
-    image_settings,
-    outline_settings,
+    Event,
+    GenerationRequest,
+    GenerationResult,
+    LogitsProcessor,
+    RequestBuilder,
+    TextDelta,
     read_task_settings,
-    text_settings,
-    token_budget,
 )
 from mllm.model import MLLMForConditionalGeneration
 from mllm.sequence import IGNORED, ImageLayout, Size, TokenSequence, grid_of
@@ -46,14 +45,14 @@ class GenerateOutput(ModelOutput):
     """What `generate(..., return_dict_in_generate=True)` returns, and always in mode "interleaved"."""
 
     sequences: Tensor | None = None  # (S, T) prompts and answers; in mode "image" (S, N * K) codes, see `to_tensor`
-    images: list[list[CodesPart]] | None = None  # of each row, in order
+    images: list[list[CodesPart]] | None = None  # of each answer, in order
     finish_reasons: list[str] | None = None
     seeds: list[int] | None = None
-    answers: list[Generated] | None = None  # text and images of each row, in order
+    answers: list[GenerationResult] | None = None  # text and images of each answer, in order
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerateRequest:
+class GenerateArguments:
     """The arguments of `generate`. None means: as the checkpoint says."""
 
     input_ids: Tensor  # (B, T), padded on the left
@@ -65,7 +64,7 @@ class GenerateRequest:
     generation_mode: Mode = "text"
     generation_config: GenerationConfig | None = None
     num_return_sequences: int | None = None
-    seed: int | list[int] | None = None  # of the first row, the others follow; or one per row
+    seed: int | list[int] | None = None  # of the first answer, the others follow; or one each
     size: Size | None = None  # (width, height) of images
     do_sample: bool | None = None
     temperature: Any = None
@@ -73,24 +72,23 @@ class GenerateRequest:
     top_p: Any = None
     guidance_scale: float | None = None
     max_new_tokens: int | None = None
-    logits_processor: list[TextProcessor] | None = None  # for text tokens
+    logits_processor: list[LogitsProcessor] | None = None  # for text tokens
     streamer: Any = None  # gets text tokens
     return_dict_in_generate: bool | None = None
 
     @classmethod
-    def read(cls, **options: Any) -> GenerateRequest:
+    def read(cls, **options: Any) -> GenerateArguments:
         """Check the names; an option that this decoder does not have is an error."""
         known = {entry.name for entry in fields(cls)}
         if unknown := sorted(name for name in set(options) - known - TOLERATED if options[name] is not None):
             raise ValueError(
-                f"generate has no option {unknown[0]!r}: found {options[unknown[0]]!r}; use one of "
-                f"{', '.join(sorted(known))}"
+                f"an option of generate must be one of {', '.join(sorted(known))}, got {unknown[0]!r} = "
+                f"{options[unknown[0]]!r}"
             )
         if options.get("input_ids") is None:
-            raise ValueError("generate needs a prompt: found no input_ids; pass what the processor returns")
+            raise ValueError("generate must have a prompt, got no input_ids; pass what the processor returns")
         check_mode(options.get("generation_mode", "text"))
-        given = {name: value for name, value in options.items() if name in known and value is not None}
-        return cls(**given)
+        return cls(**{name: value for name, value in options.items() if name in known and value is not None})
 
     @property
     def num_copies(self) -> int:
@@ -98,44 +96,51 @@ class GenerateRequest:
         return self.num_return_sequences or getattr(self.generation_config, "num_return_sequences", None) or 1
 
     def seeds(self) -> list[int]:
-        """One seed per row; without one they come from torch's random state, so `torch.manual_seed` settles them."""
-        num_rows = self.input_ids.shape[0] * self.num_copies
+        """One seed per answer; without one they come from torch's random state, which `torch.manual_seed` sets."""
+        num_answers = self.input_ids.shape[0] * self.num_copies
         if isinstance(self.seed, list):
-            if len(self.seed) != num_rows:
-                raise ValueError(f"seeds do not match the rows: found {len(self.seed)} for {num_rows}; give one each")
+            if len(self.seed) != num_answers:
+                raise ValueError(f"seeds must be one per answer, got {len(self.seed)} for {num_answers} answers")
             return self.seed
         first = int(torch.randint(2**31, ())) if self.seed is None else self.seed
-        return [first + index for index in range(num_rows)]
+        return list(range(first, first + num_answers))
 
-    def sampling(self) -> dict[str, Any]:
-        """The settings that were given, by our names."""
+    def overrides(self) -> dict[str, Any]:
+        """The settings that were given, by our names; those of the generation config lie below the arguments."""
         stored = self.generation_config.to_diff_dict() if self.generation_config is not None else {}
-        names = ("do_sample", "temperature", "top_k", "top_p", "guidance_scale")
-        given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
-        given = {**{name: stored[name] for name in names if stored.get(name) is not None}, **given}
-        if "top_k" in given and given["top_k"] == 0:
-            given["top_k"] = None
-        settings = {name: given[name] for name in ("temperature", "top_k", "top_p") if name in given}
+        names = ("do_sample", "temperature", "top_k", "top_p", "guidance_scale", "max_new_tokens")
+        layers = [stored, {name: getattr(self, name) for name in names}]
+        given = {name: layer[name] for layer in layers for name in names if layer.get(name) is not None}
+        settings = {name: given[name] for name in ("temperature", "top_p") if name in given}
+        if "top_k" in given:
+            settings["top_k"] = given["top_k"] or None
         if "guidance_scale" in given:
             settings["guidance"] = float(given["guidance_scale"])
         if "do_sample" in given:
             settings["greedy"] = not given["do_sample"]
+        if given.get("max_new_tokens") and self.generation_mode != "image":  # an image takes what it takes
+            settings["max_new_tokens"] = given["max_new_tokens"]
         return settings
 
 
 @torch.inference_mode()
-def generate_from_inputs(model: MLLMForConditionalGeneration, request: GenerateRequest) -> Tensor | GenerateOutput:
+def generate_from_inputs(model: MLLMForConditionalGeneration, arguments: GenerateArguments) -> Tensor | GenerateOutput:
     """Decode what is asked for."""
-    rows = build_rows(model, request)
-    if request.streamer is not None and len(rows) > 1:
-        raise ValueError(f"a streamer follows one answer: found {len(rows)} rows; ask for one, or leave it out")
-    if request.streamer is not None:
-        request.streamer.put(request.input_ids.cpu())
-    results = generate(model, rows, on_progress=lambda event: show(event, request.streamer))
-    if request.streamer is not None:
-        request.streamer.end()
-    sequences = to_tensor(results, request, config=model.config)
-    if not request.return_dict_in_generate and request.generation_mode != "interleaved":
+    requests, streamer = build_requests(model, arguments), arguments.streamer
+    if streamer is not None and len(requests) > 1:
+        raise ValueError(f"a streamer must follow one answer, got {len(requests)}; ask for one, or leave it out")
+
+    def show(event: Event) -> None:
+        if streamer is not None and isinstance(event, TextDelta):
+            streamer.put(torch.tensor([event.token_id]))
+
+    if streamer is not None:
+        streamer.put(arguments.input_ids.cpu())
+    results = generate(model, requests, on_event=show)
+    if streamer is not None:
+        streamer.end()
+    sequences = to_tensor(results, arguments, config=model.config)
+    if not arguments.return_dict_in_generate and arguments.generation_mode != "interleaved":
         return sequences
     return GenerateOutput(
         sequences=sequences,
@@ -146,72 +151,49 @@ def generate_from_inputs(model: MLLMForConditionalGeneration, request: GenerateR
     )
 
 
-def show(event: object, streamer: Any) -> None:
-    """Hand a text token to the streamer."""
-    if streamer is not None and isinstance(event, TextEvent):
-        streamer.put(torch.tensor([event.token_id]))
-
-
-def build_rows(model: MLLMForConditionalGeneration, request: GenerateRequest) -> list[Row]:
-    """One row of the decoding loop for every answer asked for."""
-    config, mode = model.config, request.generation_mode
+def build_requests(model: MLLMForConditionalGeneration, arguments: GenerateArguments) -> list[GenerationRequest]:
+    """A request for every answer asked for."""
+    config, mode, given = model.config, arguments.generation_mode, arguments.overrides()
     check_mode_of(config, mode)
-    given = request.sampling()
-    if mode == "text" and "guidance" in given:
-        raise ValueError(f"guidance is for pictures: found {given['guidance']} for a text; leave it out")
-    prompts = list(read_prompts(request.input_ids, request.attention_mask, request, config))
+    stored = getattr(model.generation_config, "task_settings", None)
+    stored = read_task_settings(Path(config.name_or_path)) if stored is None else stored
+    builder = RequestBuilder(config, model.generation_config, stored)
+    prompts = list(read_prompts(arguments.input_ids, arguments.attention_mask, arguments, config))
     negatives: list[TokenSequence] | list[None] = [None] * len(prompts)
-    if request.negative_prompt_ids is not None:
-        mask = request.negative_prompt_attention_mask
-        negatives = list(read_prompts(request.negative_prompt_ids, mask, request, config))
+    if arguments.negative_prompt_ids is not None:
+        mask = arguments.negative_prompt_attention_mask
+        negatives = list(read_prompts(arguments.negative_prompt_ids, mask, arguments, config))
         if len(negatives) != len(prompts):
-            raise ValueError(f"negative prompts do not match: found {len(negatives)} for {len(prompts)}; give one each")
-    stored = stored_settings(model)
-    seeds, rows = iter(request.seeds()), []
-    for prompt, negative in zip(prompts, negatives, strict=True):
-        task = {"text": "ask", "image": "edit" if len(prompt.image_lengths_I) else "draw"}.get(mode, "chat")
-        image = image_settings(config, stored.get(task, {}), given if mode != "text" else {})
-        text = text_settings(model.generation_config, stored.get(f"{task}_text", {}), given if mode == "text" else {})
-        if mode != "text" and image.guidance > 1 and negative is None:
-            raise ValueError(
-                f"guidance {image.guidance} needs negative_prompt_ids: found none; pass generation_mode={mode!r} to "
-                "the processor, or guidance_scale=1"
-            )
-        for _ in range(request.num_copies):
-            row = Row(
-                prompt=prompt,
-                unconditional=negative,
-                mode=mode,
-                grid=choose_grid(prompt, request.size, config),
-                seed=next(seeds),
-                max_new_tokens=token_budget(config, mode) if mode == "image" else budget(request, config),
-                text=text,
-                image=image,
-                outline=outline_settings(stored.get("outline", {}), given if mode != "text" else {}),
-                text_processors=tuple(request.logits_processor or ()),
-            )
-            rows.append(row)
-    return rows
-
-
-def budget(request: GenerateRequest, config: MLLMConfig) -> int | None:
-    """New places of a text or mixed answer (an image alone takes what it takes)."""
-    stored = getattr(request.generation_config, "max_new_tokens", None)
-    return request.max_new_tokens or stored or token_budget(config, request.generation_mode)
+            raise ValueError(f"negative prompts must be one per prompt, got {len(negatives)} for {len(prompts)}")
+    seeds = iter(arguments.seeds())
+    return [
+        builder.build(
+            prompt,
+            mode,
+            task={"text": "ask", "image": "edit" if len(prompt.image_lengths_I) else "draw"}.get(mode, "chat"),
+            given=given,
+            unconditional=negative,
+            grid=choose_grid(prompt, arguments.size, config),
+            seed=next(seeds),
+            logits_processors=tuple(arguments.logits_processor or ()),
+        )
+        for prompt, negative in zip(prompts, negatives, strict=True)
+        for _ in range(arguments.num_copies)
+    ]
 
 
 def read_prompts(
-    ids_BT: Tensor, mask_BT: Tensor | None, request: GenerateRequest, config: MLLMConfig
+    ids_BT: Tensor, mask_BT: Tensor | None, arguments: GenerateArguments, config: MLLMConfig
 ) -> Iterator[TokenSequence]:
     """The prompts of padded rows, each with its own images."""
-    codes = np.zeros((0, config.num_codebooks)) if request.codes is None else request.codes.cpu().numpy()
-    lengths = np.zeros(0) if request.image_lengths is None else request.image_lengths.cpu().numpy()
+    codes = np.zeros((0, config.num_codebooks)) if arguments.codes is None else arguments.codes.cpu().numpy()
+    lengths = np.zeros(0) if arguments.image_lengths is None else arguments.image_lengths.cpu().numpy()
     mask_BT = torch.ones_like(ids_BT) if mask_BT is None else mask_BT
-    is_image_BT = (ids_BT == config.image_token_id) & mask_BT.bool()
-    if int(is_image_BT.sum()) != len(codes):
+    num_image_positions = int(((ids_BT == config.image_token_id) & mask_BT.bool()).sum())
+    if num_image_positions != len(codes):
         raise ValueError(
-            f"image placeholders and codes do not match: found {int(is_image_BT.sum())} placeholders and {len(codes)} "
-            "code rows; pass all that the processor returns"
+            f"image placeholders must have one row of codes each, got {num_image_positions} placeholders and "
+            f"{len(codes)} rows; pass all that the processor returns"
         )
     ends_I, start, first = np.cumsum(lengths), 0, 0
     for ids_T, mask_T in zip(ids_BT.cpu(), mask_BT.cpu(), strict=True):
@@ -235,22 +217,16 @@ def choose_grid(prompt: TokenSequence, size: Size | None, config: MLLMConfig) ->
     return ImageLayout.from_config(config).last_grid(prompt.token_ids_T.tolist())
 
 
-def stored_settings(model: MLLMForConditionalGeneration) -> dict[str, dict[str, Any]]:
-    """Sampling settings per task of this checkpoint."""
-    known = getattr(model.generation_config, "task_settings", None)
-    return known if known is not None else read_task_settings(Path(model.config.name_or_path))
-
-
-def to_tensor(results: list[Generated], request: GenerateRequest, *, config: MLLMConfig) -> Tensor:
+def to_tensor(results: list[GenerationResult], arguments: GenerateArguments, *, config: MLLMConfig) -> Tensor:
     """Prompts and answers (S, T), padded on the right; in mode "image" the codes alone (S, N * K), position by
-    position and in each codebook by codebook, as they were drawn."""
-    device = request.input_ids.device
-    if request.generation_mode == "image":
+    position and in each codebook by codebook, as they were sampled."""
+    device = arguments.input_ids.device
+    if arguments.generation_mode == "image":
         codes = [torch.from_numpy(result.images[0].codes_KN.astype(np.int64).T.copy()).flatten() for result in results]
         if len({len(row) for row in codes}) > 1:
-            raise ValueError("the pictures differ in size, so their codes are no tensor; use return_dict_in_generate")
+            raise ValueError("images must have one size to be a tensor, got several; use return_dict_in_generate=True")
         return torch.stack(codes).to(device)
     longest = max(len(result.token_ids) for result in results)
     added = [[*r.token_ids, *[config.pad_token_id] * (longest - len(r.token_ids))] for r in results]
-    prompts_ST = request.input_ids.repeat_interleave(request.num_copies, dim=0)
+    prompts_ST = arguments.input_ids.repeat_interleave(arguments.num_copies, dim=0)
     return torch.cat((prompts_ST, torch.tensor(added, dtype=prompts_ST.dtype, device=device)), dim=1)

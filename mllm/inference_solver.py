@@ -1,9 +1,9 @@
-"""Three jobs, one call: draw from words, describe an image, turn an image into another (Lumina-mGPT's interface).
+"""Three jobs, one call: draw from text, describe an image, turn an image into another (Lumina-mGPT's interface).
 
 `FlexARInferenceSolver(model_path, precision, target_size).generate(images, qas, max_gen_len, temperature)` returns
 `(text, images)`, with `<|image|>` in the text where an image stands. The shape is that of the solver of
-arXiv:2408.02657; what differs is listed in docs/inference_solver.md. A thin face of mllm/pipeline.py: it decodes,
-samples and loads nothing itself.
+arXiv:2408.02657; what differs is listed in docs/inference_solver.md. It only translates calls for mllm/pipeline.py: it
+decodes, samples and loads nothing itself.
 """
 
 from __future__ import annotations
@@ -15,41 +15,88 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from transformers.generation.streamers import TextStreamer
 
-from mllm.conversation import (
-    AnswerKind,
-    CodesPart,
-    ImagePart,
-    Message,
-    Mode,
-    Part,
-    Role,
-    TextPart,
-    UnconditionalPart,
-    check_mode,
+from mllm.conversation import CodesPart, ImagePart, Message, Mode, Part, Role, TextPart, UnconditionalPart, check_mode
+from mllm.engine.request import (
+    Event,
+    FinishReason,
+    GenerationRequest,
+    GenerationResult,
+    ImageProgress,
+    LogitsProcessor,
+    Overrides,
+    TextDelta,
 )
-from mllm.engine.loop import DecodingEvent, ImageEvent, TextEvent
-from mllm.engine.request import FinishReason, Generated, Row, TextProcessor, text_settings
-from mllm.pipeline import Pipeline
-from mllm.processor import NUM_SEEDS, ImageSource, Overrides, check_task, load_image
+from mllm.pipeline import NUM_RANDOM_SEEDS, Pipeline, check_count, check_task
+from mllm.processor import ImageSource, load_image
 from mllm.sampling import SamplingConfig
-from mllm.sequence import Size, TokenSequence, supported_sizes
+from mllm.sequence import Size, supported_sizes
 
-# How the solver samples: guidance and filters for images and for text, as one value without state.
-#
-# In: the arguments of `create_logits_processor`. Out: sampling settings laid over a checkpoint's own. A plan is frozen,
-# cheap to build, and serves any number of calls and threads; everything that changes lives in the run.
+PRECISIONS = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+PLACEHOLDER = "<|image|>"
+ESCAPED = "\\" + PLACEHOLDER
+"""How a user writes the placeholder itself."""
+
+SolverImage: TypeAlias = ImageSource | bytes | Tensor | CodesPart
+"""An image, its file, the bytes of the file, pixels (3, H, W) as uint8 or in [0, 1], or codes of an earlier answer."""
+Turns: TypeAlias = Sequence[Sequence[Any]]
+"""[[question, answer], ...]; the last answer is None."""
+
+
+class Task(NamedTuple):
+    """A kind of question, recognised by the fixed sentences of Lumina-mGPT's tasks."""
+
+    pattern: str
+    """Of the text without placeholders; the groups `width`, `height` and `text` mean what they say."""
+    mode: Mode
+    capabilities: tuple[str, ...]
+    """Tasks of a checkpoint, any of which will do (see `MLLMConfig.tasks`)."""
+    num_images: int = 1
+    text: str | None = None
+    """The text as models are trained on it here, where the published one differs."""
+
+
+TASKS = (
+    Task(
+        r"Generate an image of (?P<width>\d+) ?x ?(?P<height>\d+) according to the following prompt:\s*(?P<text>.*)",
+        "image",
+        ("draw",),
+        num_images=0,
+    ),
+    Task(r"Describe the image in detail\.?", "text", ("describe", "ask")),
+    Task(r"Depth estimation\.?", "image", ("depth",)),
+    # "Segmentic" is how the published task is spelled
+    Task(r"(Segmentic|Semantic) segmentation\.?", "image", ("segment",), text="Semantic segmentation."),
+    Task(r"Surface normal estimation\.?", "image", ("normal",)),
+    Task(r"Human pose estimation\.?", "image", ("pose",)),
+    Task(r"Detect: .+", "image", ("detect",)),
+    Task(
+        r"Generate an image according to the provided image, and according to the following caption:\s*.+",
+        "image",
+        ("condition",),
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """The last question, understood."""
+
+    mode: Mode
+    capabilities: tuple[str, ...]
+    size: Size | None = None
+    text: str | None = None  # in place of the text as typed
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SamplingPlan:
-    """What a call of the solver does to probabilities."""
+class SolverSampling:
+    """How a call samples, laid over the checkpoint's settings: a value without state, for any number of calls."""
 
     cfg: float = 3.0
     """Guidance of images; 1 computes no second branch."""
@@ -67,9 +114,9 @@ class SamplingPlan:
         for name in ("image_top_k", "text_top_k"):
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or int(value) != value or value < 0):
-                raise ValueError(f"{name} is no number of choices: found {value!r}; use a whole number, 0 for off")
+                raise ValueError(f"{name} must be an integer >= 0 (0: off), got {value!r}")
         if self.uncond not in ("all", "text"):
-            raise ValueError(f"unknown uncond: found {self.uncond!r}; use 'all' or 'text'")
+            raise ValueError(f"uncond must be 'all' or 'text', got {self.uncond!r}")
         self.image(SamplingConfig(), temperature=1.0)  # refuses the rest
 
     def image(self, base: SamplingConfig, *, temperature: float) -> SamplingConfig:
@@ -88,304 +135,7 @@ class SamplingPlan:
         return SamplingConfig(top_k=int(self.text_top_k) if self.text_top_k else None, temperature=temperature)
 
 
-# What a question of the solver asks for: its words, recognised by the fixed sentences of Lumina-mGPT's tasks.
-#
-# In: the last question as typed, with its placeholders. Out: a task, the kind of answer, the words that go to the model
-# and the size that they name. Every other question is one for the model to answer as it likes. Knows no model.
-
-
-PLACEHOLDER = "<|image|>"
-ESCAPED = "\\" + PLACEHOLDER
-"""How a user writes the placeholder itself."""
-
-
-@dataclass(frozen=True, slots=True)
-class SolverTask:
-    """A kind of question."""
-
-    name: str
-    pattern: re.Pattern[str]
-    """Of the words without placeholders; the groups `width`, `height` and `words` mean what they say."""
-    mode: Mode
-    capabilities: tuple[str, ...]
-    """Tasks of a checkpoint, any of which will do (see `MLLMConfig.tasks`)."""
-    num_images: int
-
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """The last question, understood."""
-
-    mode: Mode
-    capabilities: tuple[str, ...]
-    size: Size | None = None
-    words: str | None = None  # in place of the whole text; None: as typed
-
-
-def _task(name: str, pattern: str, mode: Mode, *capabilities: str, num_images: int = 1) -> SolverTask:
-    return SolverTask(name, re.compile(pattern, re.DOTALL), mode, capabilities, num_images)
-
-
-TASKS = (
-    _task(
-        "text to image",
-        r"Generate an image of (?P<width>\d+) ?x ?(?P<height>\d+) according to the following prompt:\s*(?P<words>.*)",
-        "image",
-        "draw",
-        num_images=0,
-    ),
-    _task("description", r"Describe the image in detail\.?", "text", "describe", "ask"),
-    _task("depth", r"Depth estimation\.?", "image", "depth"),
-    # "Segmentic" is how the published task is spelled
-    _task("segmentation", r"(Segmentic|Semantic) segmentation\.?", "image", "segment"),
-    _task("surface normals", r"Surface normal estimation\.?", "image", "normal"),
-    _task("pose", r"Human pose estimation\.?", "image", "pose"),
-    _task("detection", r"Detect: .+", "image", "detect"),
-    _task(
-        "condition to image",
-        r"Generate an image according to the provided image, and according to the following caption:\s*.+",
-        "image",
-        "condition",
-    ),
-)
-REWORDED = {"segmentation": "Semantic segmentation."}
-"""Words of a task as models are trained on them here, where the published ones differ."""
-DEFAULT_TASKS: dict[Mode, tuple[str, ...]] = {
-    "text": ("ask", "describe"),
-    "image": ("draw", "edit"),
-    "interleaved": ("chat",),
-}
-
-
-def understand(text: str, mode: Mode | None) -> Question:
-    """What a question asks for; a mode that is given goes before what its words suggest."""
-    words, num_images = split_placeholders(text)
-    bare = " ".join(word.strip() for word in words if word.strip())
-    for task in TASKS:
-        found = task.pattern.fullmatch(bare)
-        if not found or task.num_images != num_images or mode not in (None, task.mode):
-            continue
-        groups = found.groupdict()
-        size = (int(groups["width"]), int(groups["height"])) if groups.get("width") else None
-        return Question(task.mode, task.capabilities, size, groups.get("words") or REWORDED.get(task.name))
-    mode = mode or "interleaved"
-    if mode == "image":
-        return Question(mode, ("edit",) if num_images else ("draw",))
-    return Question(mode, DEFAULT_TASKS[mode])
-
-
-def split_placeholders(text: str) -> tuple[list[str], int]:
-    """The words around the placeholders (one more piece than there are placeholders), escapes resolved."""
-    pieces = re.split(r"(?<!\\)" + re.escape(PLACEHOLDER), text)
-    return [piece.replace(ESCAPED, PLACEHOLDER) for piece in pieces], len(pieces) - 1
-
-
-# Questions and answers of the solver, with placeholders, to messages with pictures in their places.
-#
-# In: images in any form and `qas`, a list of [question, answer]. Out: messages. The rules of `<|image|>` are here, as
-# ValueErrors: as many placeholders as images, filled in reading order; without any placeholder the images go in front
-# of
-# the first question; only the last answer is open. Knows no model.
-
-
-SolverImage: TypeAlias = ImageSource | bytes | Tensor | CodesPart
-"""A picture, its file, the bytes of the file, pixels (3, H, W) as uint8 or in [0, 1], or codes of an earlier answer."""
-Turns: TypeAlias = Sequence[Sequence[Any]]
-"""[[question, answer], ...]; the last answer is None."""
-
-
-def build_messages(images: Sequence[SolverImage], qas: Turns, *, last_words: str | None = None) -> list[Message]:
-    """The dialogue, ending with the open question.
-
-    Args:
-        last_words: in place of the words of the last question; its placeholders stay.
-    """
-    check_turns(qas)
-    numbers = [split_placeholders(text)[1] for turn in qas for text in turn if text is not None]
-    lead = len(images) if not sum(numbers) else 0
-    if not lead and sum(numbers) != len(images):
-        raise ValueError(
-            f"placeholders and images do not match: found {sum(numbers)} of {PLACEHOLDER} (per question and answer: "
-            f"{', '.join(map(str, numbers))}) and {len(images)} images; use one per image, or {ESCAPED} for the text"
-        )
-    parts = iter([read_image(image) for image in images])
-    messages: list[Message] = []
-    for index, (question, answer) in enumerate(qas):
-        words = last_words if index == len(qas) - 1 else None
-        front = [next(parts) for _ in range(lead)] if index == 0 else []
-        messages.append(Message("user", (*front, *fill(question, parts, role="user", words=words))))
-        if answer is not None:
-            messages.append(Message("assistant", tuple(fill(answer, parts, role="assistant"))))
-    return messages
-
-
-def check_turns(qas: Turns) -> None:
-    """Pairs of a question and an answer, of which only the last is open."""
-    if isinstance(qas, str) or not qas:
-        raise ValueError(f"qas is no dialogue: found {qas!r}; pass [[question, None]]")
-    for number, turn in enumerate(qas, start=1):
-        is_pair = not isinstance(turn, str) and len(turn) == 2 and isinstance(turn[0], str)
-        if not is_pair or not isinstance(turn[1], str | None):
-            raise ValueError(f"turn {number} is no question with its answer: found {turn!r}; pass [question, answer]")
-        if (turn[1] is None) != (number == len(qas)):
-            found = "no answer" if turn[1] is None else "a finished answer"
-            raise ValueError(
-                f"only the last answer is open: found {found} in turn {number} of {len(qas)}; "
-                "give every earlier answer, and None as the last one"
-            )
-
-
-def fill(text: str, images: Iterator[Part], *, role: Role, words: str | None = None) -> list[Part]:
-    """Parts of one text. Pictures that end a question stand before its words, where models are trained to see them."""
-    pieces, num_images = split_placeholders(text)
-    pictures = [next(images) for _ in range(num_images)]
-    if words is not None:
-        pieces = [words, *[""] * num_images]
-    pieces = [piece.strip() for piece in pieces]
-    if role == "user" and not any(pieces[1:]):
-        return [*pictures, *([TextPart(pieces[0])] if pieces[0] else [])]
-    parts: list[Part] = [TextPart(pieces[0])] if pieces[0] else []
-    for picture, piece in zip(pictures, pieces[1:], strict=True):
-        parts += [picture, *([TextPart(piece)] if piece else [])]
-    return parts or [TextPart("")]
-
-
-def read_image(image: Any) -> Part:
-    """A picture in any form."""
-    match image:
-        case CodesPart():
-            return image
-        case bytes():
-            try:
-                return ImagePart(Image.open(io.BytesIO(image)))
-            except UnidentifiedImageError as error:
-                raise ValueError(
-                    f"cannot read a picture: {len(image)} bytes in no known format; pass those of a PNG or JPEG file"
-                ) from error
-        case Tensor():
-            return ImagePart(from_pixels(image))
-        case Image.Image() | str() | Path():
-            return ImagePart(load_image(image))
-        case _:
-            raise ValueError(
-                f"an image is in no known form: found {type(image).__name__}; pass a PIL image, a path, bytes, "
-                "a tensor (3, H, W), or codes"
-            )
-
-
-def from_pixels(pixels_3HW: Tensor) -> Image.Image:
-    """A picture from pixels, uint8 or floating point in [0, 1]."""
-    if pixels_3HW.ndim != 3 or pixels_3HW.shape[0] != 3:
-        raise ValueError(f"pixels have the wrong shape: found {tuple(pixels_3HW.shape)}; pass (3, height, width)")
-    if pixels_3HW.is_floating_point():
-        pixels_3HW = (pixels_3HW.float().clamp(0, 1) * 255).round().to(torch.uint8)
-    return Image.fromarray(pixels_3HW.permute(1, 2, 0).to("cpu", torch.uint8).numpy())
-
-
-# A call of the solver, checked and turned into a row for the decoding loop.
-#
-# In: what the caller of `generate` passed. Out: a `Row`, or a ValueError. What a question asks for is found in
-# mllm/inference_solver.py, what placeholders mean in mllm/inference_solver.py, how to sample in
-# mllm/inference_solver.py.
-
-
-LogitsProcessors = SamplingPlan | TextProcessor | Sequence[SamplingPlan | TextProcessor]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SolverRequest:
-    """One call."""
-
-    images: SolverImage | list[SolverImage] | tuple[SolverImage, ...] | None
-    qas: Turns
-    max_gen_len: int | None
-    temperature: float
-    logits_processor: LogitsProcessors | None = None
-    seed: int | None = None
-    size: Size | None = None
-    generation_mode: str = "auto"
-
-    def __post_init__(self) -> None:
-        if isinstance(self.temperature, bool) or not 0 < self.temperature < math.inf:
-            raise ValueError(
-                f"temperature has no meaning: found {self.temperature!r}; use a number above 0, or image_top_k=1 and "
-                "text_top_k=1 for the most probable choice"
-            )
-        if self.generation_mode != "auto":
-            check_mode(self.generation_mode)
-        check_turns(self.qas)
-
-    @property
-    def listed_images(self) -> list[SolverImage]:
-        """The images, however they were passed."""
-        if self.images is None:
-            return []
-        return list(self.images) if isinstance(self.images, list | tuple) else [self.images]
-
-    @property
-    def processors(self) -> list[SamplingPlan | TextProcessor]:
-        """Plans and text processors, however they were passed."""
-        given = self.logits_processor
-        listed = [] if given is None else list(given) if isinstance(given, Sequence) else [given]
-        for item in listed:
-            if not callable(item) and not isinstance(item, SamplingPlan):
-                raise ValueError(
-                    f"logits_processor holds what is none: found {type(item).__name__}; pass what "
-                    "create_logits_processor returns, or logits processors of transformers"
-                )
-        return listed
-
-    def understand(self) -> Question:
-        """What the last question asks for, with the size of this call."""
-        mode: Any = None if self.generation_mode == "auto" else self.generation_mode
-        question = understand(self.qas[-1][0], mode)
-        if self.size is not None and question.size not in (None, tuple(self.size)):
-            raise ValueError(
-                f"two sizes are asked for: found {question.size[0]}x{question.size[1]} in the question and "
-                f"{self.size[0]}x{self.size[1]} as size; give one"
-            )
-        return question if self.size is None else replace(question, size=tuple(self.size))
-
-
-def build_row(pipeline: Pipeline, request: SolverRequest) -> Row:
-    """The row that answers the call."""
-    question = request.understand()
-    task = check_task(pipeline.tasks, *question.capabilities)
-    messages = build_messages(request.listed_images, request.qas, last_words=question.words)
-    messages = pipeline.processor.encode_chat(messages)
-    plans = [item for item in request.processors if isinstance(item, SamplingPlan)]
-    overrides: Overrides = {"seed": int(torch.randint(NUM_SEEDS, ())) if request.seed is None else request.seed}
-    if request.max_gen_len is not None:
-        overrides["max_new_tokens"] = request.max_gen_len
-    if plans and question.mode != "text":
-        overrides["guidance"] = float(plans[-1].cfg)
-    row = pipeline.build_row(messages, question.mode, task=task, size=question.size, overrides=overrides)
-    row = sample_as_planned(row, plans[-1] if plans else None, temperature=request.temperature, task=task, of=pipeline)
-    if plans and plans[-1].uncond == "all" and row.is_guided:
-        row = replace(row, unconditional=nothing_but_the_answer(row, pipeline))
-    processors = tuple(item for item in request.processors if not isinstance(item, SamplingPlan))
-    return replace(row, text_processors=processors)
-
-
-def sample_as_planned(row: Row, plan: SamplingPlan | None, *, temperature: float, task: str, of: Pipeline) -> Row:
-    """The row with the settings of a plan; without one they are the checkpoint's, at the temperature of the call."""
-    if plan is not None:
-        return replace(
-            row, image=plan.image(row.image, temperature=temperature), text=plan.text(temperature=temperature)
-        )
-    stored, given = of.rows.stored_settings, {"temperature": temperature}
-    text = text_settings(of.rows.generation_config, stored.get(f"{task}_text", {}), given)
-    return replace(row, image=replace(row.image, temperature=temperature, greedy=False), text=text)
-
-
-def nothing_but_the_answer(row: Row, pipeline: Pipeline) -> TokenSequence:
-    """The prompt of guidance without the dialogue: no history, no input image, no words."""
-    answer: AnswerKind | None = "image" if row.mode == "image" else None
-    nothing = [Message("user", (UnconditionalPart(),))]
-    return pipeline.processor.build(nothing, add_generation_prompt=True, answer=answer)
-
-
-PRECISIONS = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+LogitsProcessors = SolverSampling | LogitsProcessor | Sequence[SolverSampling | LogitsProcessor]
 
 
 class SolverAnswer(tuple[str, list[Image.Image]]):
@@ -396,15 +146,7 @@ class SolverAnswer(tuple[str, list[Image.Image]]):
     tokens: list[int]  # all that was generated; image positions hold the model's image token
     codes: list[CodesPart]  # of the images; may be passed back as images without loss
     seed: int
-    seconds: float  # of the whole call
-
-    @classmethod
-    def build(cls, text: str, images: list[Image.Image], *, generated: Generated, seconds: float) -> SolverAnswer:
-        answer = cls((text, images))
-        answer.finish_reason, answer.seed, answer.seconds = generated.finish_reason, generated.seed, seconds
-        answer.truncated = generated.finish_reason == "length" or generated.image_refused
-        answer.tokens, answer.codes = generated.token_ids, generated.images
-        return answer
+    seconds: float  # of the complete call
 
     @property
     def text(self) -> str:
@@ -428,28 +170,25 @@ class FlexARInferenceSolver:
         """
         Args:
             model_path: a model folder or hub id, with everything in it; None is the bundled model.
-            target_size: side of the pictures in pixels, one that the checkpoint has; None is its default.
+            target_size: side of the images in pixels, one that the checkpoint has; None is its default.
             load_options: of `Pipeline.load`, such as `device` and `quantization`.
         """
         if precision not in PRECISIONS:
-            raise ValueError(f"unknown precision: found {precision!r}; use one of {', '.join(PRECISIONS)}")
+            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
         self.pipeline = Pipeline.load(model_path, **{"dtype": PRECISIONS[precision], **load_options})
         sides = [width for width, height in supported_sizes(self.pipeline.config) if width == height]
         if target_size is not None and target_size not in sides:
-            raise ValueError(
-                f"this model has no pictures of {target_size}x{target_size}; use target_size "
-                f"{' or '.join(map(str, sides))}"
-            )
+            raise ValueError(f"target_size must be {' or '.join(map(str, sides))} for this model, got {target_size}")
         self.target_size = target_size or self.pipeline.config.image_size
 
     def create_logits_processor(
         self, cfg: float = 3.0, image_top_k: int | None = 2000, text_top_k: int | None = 10, **options: Any
-    ) -> SamplingPlan:
+    ) -> SolverSampling:
         """How to sample: guidance, and how many choices of an image code and of a text token; 0 is all of them.
 
-        `options` are `image_top_p`, `image_temperature` and `uncond` of mllm/inference_solver.py.
+        `options` are `image_top_p`, `image_temperature` and `uncond` of `SolverSampling`.
         """
-        return SamplingPlan(cfg=cfg, image_top_k=image_top_k, text_top_k=text_top_k, **options)
+        return SolverSampling(cfg=cfg, image_top_k=image_top_k, text_top_k=text_top_k, **options)
 
     def get_streamer(self) -> TextStreamer:
         """Prints text as it comes."""
@@ -465,9 +204,8 @@ class FlexARInferenceSolver:
         streamer: Any = None,
         *,
         seed: int | None = None,
-        size: Size | None = None,
-        generation_mode: Literal["auto"] | Mode = "auto",
         n: int = 1,
+        **options: Any,
     ) -> Any:
         """Answer the last question: a `SolverAnswer`, which is `(text, images)`; for `n` above 1 a list of them.
 
@@ -478,59 +216,107 @@ class FlexARInferenceSolver:
             logits_processor: from `create_logits_processor`, and logits processors of transformers, for text only.
             streamer: gets text tokens; its `on_image_progress(done, total)`, if it has one, the positions of an image.
             seed: of the first answer, the others follow; None: from torch's random state.
+            options: `size` and `generation_mode` of `build_request`.
+        """
+        check_count(n, name="n")
+        if n > 1 and streamer is not None:
+            raise ValueError(f"n must be 1 with a streamer, got {n}; leave the streamer out")
+        started = time.monotonic()
+        seed = int(torch.randint(NUM_RANDOM_SEEDS, ())) if seed is None else seed
+        request = self.build_request(images, qas, max_gen_len, temperature, logits_processor, seed=seed, **options)
+        results = self._run([replace(request, seed=request.seed + index) for index in range(n)], streamer)
+        answers = [self._read(result, seconds=time.monotonic() - started) for result in results]
+        return answers[0] if n == 1 else answers
+
+    def build_request(
+        self,
+        images: SolverImage | list[SolverImage] | tuple[SolverImage, ...] | None,
+        qas: Turns,
+        max_gen_len: int | None,
+        temperature: float,
+        logits_processor: LogitsProcessors | None = None,
+        *,
+        seed: int,
+        size: Size | None = None,
+        generation_mode: Literal["auto"] | Mode = "auto",
+    ) -> GenerationRequest:
+        """The request that answers a call.
+
+        Args:
             size: (width, height); also read from "Generate an image of {W}x{H} according to ...".
             generation_mode: "auto": what the question asks for, else what the model likes.
         """
-        if n < 1 or (n > 1 and streamer is not None):
-            raise ValueError(f"n is no number of answers: found {n}; use 1 or more, and 1 with a streamer")
-        started = time.monotonic()
-        request = SolverRequest(
-            images=images,
-            qas=qas,
-            max_gen_len=max_gen_len,
-            temperature=temperature,
-            logits_processor=logits_processor,
-            seed=seed,
-            size=size,
-            generation_mode=generation_mode,
+        if isinstance(temperature, bool) or not 0 < temperature < math.inf:
+            raise ValueError(
+                f"temperature must be > 0, got {temperature!r}; use image_top_k=1 and text_top_k=1 for the most "
+                "probable choice"
+            )
+        check_turns(qas)
+        question = understand(qas[-1][0], generation_mode, size)
+        task = check_task(self.pipeline.tasks, *question.capabilities)
+        listed = [] if images is None else list(images) if isinstance(images, list | tuple) else [images]
+        samplings, processors = split_processors(logits_processor)
+        (messages,) = self.pipeline.describe([build_messages(listed, qas, last_text=question.text)])
+        overrides: Overrides = {"seed": seed, "max_new_tokens": max_gen_len}
+        if samplings and question.mode != "text":
+            overrides["guidance"] = float(samplings[-1].cfg)
+        request = self.pipeline.build_request(
+            messages, question.mode, task=task, size=question.size, overrides=overrides
         )
-        row = build_row(self.pipeline, request)
-        results = self.run([replace(row, seed=row.seed + index) for index in range(n)], streamer)
-        answers = [self.answer(generated, seconds=time.monotonic() - started) for generated in results]
-        return answers[0] if n == 1 else answers
+        if samplings:
+            image = samplings[-1].image(request.image, temperature=temperature)
+            text = samplings[-1].text(temperature=temperature)
+        else:  # the checkpoint's settings, at the temperature of the call
+            image = replace(request.image, temperature=temperature, greedy=False)
+            text = self.pipeline.requests.text_settings(task, {"temperature": temperature})
+        prompt = request.unconditional
+        if samplings and samplings[-1].uncond == "all" and request.is_guided:
+            answer = "image" if request.mode == "image" else None
+            nothing = [Message("user", (UnconditionalPart(),))]
+            prompt = self.pipeline.processor.build(nothing, add_generation_prompt=True, answer=answer)
+        return replace(request, image=image, text=text, unconditional=prompt, logits_processors=processors)
 
-    def run(self, rows: list[Row], streamer: Any) -> list[Generated]:
-        """Decode, telling a streamer."""
+    def _run(self, requests: list[GenerationRequest], streamer: Any) -> list[GenerationResult]:
+        """Decode, and pass text tokens and the progress of images to a streamer."""
         if streamer is None:
-            return self.pipeline.run(rows)
+            return self.pipeline.run(requests)
+
+        def show(event: Event) -> None:
+            match event:
+                case TextDelta(token_id=int(token_id)):
+                    streamer.put(torch.tensor([token_id]))
+                case ImageProgress(done=done, total=total) if hasattr(streamer, "on_image_progress"):
+                    streamer.on_image_progress(done, total)
+
         image_token = self.pipeline.config.image_token_id
-        prompt = [token_id for token_id in rows[0].prompt.token_ids_T.tolist() if token_id != image_token]
+        prompt = [token_id for token_id in requests[0].prompt.token_ids_T.tolist() if token_id != image_token]
         streamer.put(torch.tensor([prompt]))  # as transformers does; TextStreamer can skip it
-        results = self.pipeline.run(rows, on_progress=lambda event: show(event, streamer))
+        results = self.pipeline.run(requests, show)
         streamer.end()
         return results
 
-    def answer(self, generated: Generated, *, seconds: float) -> SolverAnswer:
-        """What a person sees of a result."""
-        pictures = self.pipeline.processor.images_of(generated)
+    def _read(self, result: GenerationResult, *, seconds: float) -> SolverAnswer:
+        """A result as text and images."""
+        processor = self.pipeline.processor
         pieces = [
-            PLACEHOLDER
-            if isinstance(part, CodesPart)
-            else self.pipeline.processor.to_text(part).replace(PLACEHOLDER, ESCAPED)
-            for part in generated.parts
+            PLACEHOLDER if isinstance(part, CodesPart) else processor.to_text(part).replace(PLACEHOLDER, ESCAPED)
+            for part in result.parts
         ]
-        text = " ".join(piece for piece in pieces if piece)
-        return SolverAnswer.build(text, pictures, generated=generated, seconds=seconds)
+        answer = SolverAnswer((" ".join(piece for piece in pieces if piece), processor.images_of(result)))
+        answer.finish_reason, answer.seed, answer.seconds = result.finish_reason, result.seed, seconds
+        answer.truncated = result.finish_reason == "length" or result.image_refused
+        answer.tokens, answer.codes = result.token_ids, result.images
+        return answer
 
     def decode_image(self, codes: CodesPart) -> Image.Image:
-        """The picture of the codes of an answer."""
+        """The image of the codes of an answer."""
         return self.pipeline.processor.decode_images([codes])[0]
 
     @staticmethod
     def create_image_grid(images: Sequence[Image.Image], rows: int, cols: int) -> Image.Image:
-        """One picture of many; every cell has the size of the first."""
+        """One image of many; every cell has the size of the first."""
         if not 0 < len(images) <= rows * cols:
-            raise ValueError(f"the grid does not hold the images: found {len(images)} for {rows} x {cols} cells")
+            raise ValueError(f"the grid must hold 1 to {rows} x {cols} images, got {len(images)}")
         width, height = images[0].size
         grid = Image.new("RGB", (cols * width, rows * height))
         for index, image in enumerate(images):
@@ -538,10 +324,135 @@ class FlexARInferenceSolver:
         return grid
 
 
-def show(event: DecodingEvent, streamer: Any) -> None:
-    """Hand a text token or the progress of an image to a streamer."""
-    match event:
-        case TextEvent(token_id=token_id):
-            streamer.put(torch.tensor([token_id]))
-        case ImageEvent(done=done, total=total) if hasattr(streamer, "on_image_progress"):
-            streamer.on_image_progress(done, total)
+# ---- what is asked for ----
+
+
+def understand(text: str, generation_mode: Literal["auto"] | Mode, size: Size | None = None) -> Question:
+    """What a question asks for; a mode that is given goes before what its text suggests."""
+    if generation_mode != "auto":
+        check_mode(generation_mode)
+    pieces, num_images = split_placeholders(text)
+    bare = " ".join(piece.strip() for piece in pieces if piece.strip())
+    for task in TASKS:
+        found = re.fullmatch(task.pattern, bare, re.DOTALL)
+        if not found or task.num_images != num_images or generation_mode not in ("auto", task.mode):
+            continue
+        groups = found.groupdict()
+        asked = (int(groups["width"]), int(groups["height"])) if groups.get("width") else None
+        if size is not None and asked not in (None, tuple(size)):
+            raise ValueError(f"the size must be given once, got {asked} in the question and {tuple(size)} as size")
+        return Question(task.mode, task.capabilities, size or asked, groups.get("text") or task.text)
+    match generation_mode:
+        case "image":
+            return Question("image", ("edit",) if num_images else ("draw",), size)
+        case "text":
+            return Question("text", ("ask", "describe"), size)
+        case _:
+            return Question("interleaved", ("chat",), size)
+
+
+def split_processors(
+    given: LogitsProcessors | None,
+) -> tuple[list[SolverSampling], tuple[LogitsProcessor, ...]]:
+    """Sampling settings and logits processors for text, however they were passed."""
+    listed = [] if given is None else list(given) if isinstance(given, Sequence) else [given]
+    for item in listed:
+        if not callable(item) and not isinstance(item, SolverSampling):
+            raise ValueError(
+                "logits_processor must hold what create_logits_processor returns, or logits processors of "
+                f"transformers, got {type(item).__name__}"
+            )
+    samplings = [item for item in listed if isinstance(item, SolverSampling)]
+    return samplings, tuple(item for item in listed if not isinstance(item, SolverSampling))
+
+
+# ---- questions and answers with placeholders to messages with images in their places ----
+
+
+def build_messages(images: Sequence[SolverImage], qas: Turns, *, last_text: str | None = None) -> list[Message]:
+    """The dialogue, ending with the open question: as many placeholders as images, filled in reading order; without any
+    placeholder the images go in front of the first question.
+
+    Args:
+        last_text: in place of the text of the last question; its placeholders stay.
+    """
+    check_turns(qas)
+    counts = [split_placeholders(text)[1] for turn in qas for text in turn if text is not None]
+    lead = len(images) if not sum(counts) else 0
+    if not lead and sum(counts) != len(images):
+        raise ValueError(
+            f"placeholders {PLACEHOLDER} must be as many as images, got {sum(counts)} (per question and answer: "
+            f"{', '.join(map(str, counts))}) for {len(images)} images; use one per image, or {ESCAPED} for the text"
+        )
+    parts = iter([read_image(image) for image in images])
+    messages: list[Message] = []
+    for index, (question, answer) in enumerate(qas):
+        text = last_text if index == len(qas) - 1 else None
+        front = [next(parts) for _ in range(lead)] if index == 0 else []
+        messages.append(Message("user", (*front, *fill(question, parts, role="user", text=text))))
+        if answer is not None:
+            messages.append(Message("assistant", tuple(fill(answer, parts, role="assistant"))))
+    return messages
+
+
+def check_turns(qas: Turns) -> None:
+    """Pairs of a question and an answer, of which only the last is open."""
+    if isinstance(qas, str) or not qas:
+        raise ValueError(f"qas must be a list of [question, answer], got {qas!r}; pass [[question, None]]")
+    for number, turn in enumerate(qas, start=1):
+        is_pair = not isinstance(turn, str) and len(turn) == 2 and isinstance(turn[0], str)
+        if not is_pair or not isinstance(turn[1], str | None):
+            raise ValueError(f"turn {number} must be [question, answer], got {turn!r}")
+        if (turn[1] is None) != (number == len(qas)):
+            found = "no answer" if turn[1] is None else "an answer"
+            raise ValueError(
+                f"only the last answer must be open, got {found} in turn {number} of {len(qas)}; give every earlier "
+                "answer, and None as the last one"
+            )
+
+
+def split_placeholders(text: str) -> tuple[list[str], int]:
+    """The text around the placeholders (one more piece than there are placeholders), escapes resolved."""
+    pieces = re.split(r"(?<!\\)" + re.escape(PLACEHOLDER), text)
+    return [piece.replace(ESCAPED, PLACEHOLDER) for piece in pieces], len(pieces) - 1
+
+
+def fill(question: str, images: Iterator[Part], *, role: Role, text: str | None = None) -> list[Part]:
+    """Parts of one text. Images that end a question stand before its text, where models are trained to see them."""
+    pieces, num_images = split_placeholders(question)
+    if text is not None:
+        pieces = [text, *[""] * num_images]
+    pieces = [piece.strip() for piece in pieces]
+    shown = [next(images) for _ in range(num_images)]
+    if role == "user" and not any(pieces[1:]):
+        return [*shown, *([TextPart(pieces[0])] if pieces[0] else [])]
+    parts: list[Part] = [TextPart(pieces[0])] if pieces[0] else []
+    for image, piece in zip(shown, pieces[1:], strict=True):
+        parts += [image, *([TextPart(piece)] if piece else [])]
+    return parts or [TextPart("")]
+
+
+def read_image(image: Any) -> Part:
+    """An image in any form."""
+    match image:
+        case CodesPart():
+            return image
+        case bytes():
+            try:
+                return ImagePart(Image.open(io.BytesIO(image)))
+            except UnidentifiedImageError as error:
+                raise ValueError(
+                    f"the bytes of an image must be those of a PNG or JPEG file, got {len(image)} bytes of another kind"
+                ) from error
+        case Tensor():
+            if image.ndim != 3 or image.shape[0] != 3:
+                raise ValueError(f"pixels must have the shape (3, height, width), got {tuple(image.shape)}")
+            if image.is_floating_point():
+                image = (image.float().clamp(0, 1) * 255).round()
+            return ImagePart(Image.fromarray(image.permute(1, 2, 0).to("cpu", torch.uint8).numpy()))
+        case Image.Image() | str() | Path():
+            return ImagePart(load_image(image))
+        case _:
+            raise ValueError(
+                f"an image must be a PIL image, a path, bytes, a tensor (3, H, W) or codes, got {type(image).__name__}"
+            )

@@ -300,9 +300,9 @@ class MLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         Takes what the processor returns. Returns ids (S, T) of prompts and answers, the codes (S, N * K) of images, or
         with `return_dict_in_generate=True` and for mixed answers a `GenerateOutput`.
         """
-        from mllm.generate import GenerateRequest, generate_from_inputs
+        from mllm.generate import GenerateArguments, generate_from_inputs
 
-        return generate_from_inputs(self, GenerateRequest.read(input_ids=input_ids, **options))
+        return generate_from_inputs(self, GenerateArguments.read(input_ids=input_ids, **options))
 
     def _select_codes(
         self, hidden_BTD: Tensor, input_ids_BT: Tensor, codes_PK: Tensor | None, code_targets_P: Tensor | None

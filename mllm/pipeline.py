@@ -1,26 +1,33 @@
-"""The toolkit in five calls: load a model, draw, ask, edit, chat. Pictures are PIL images, everything else is text.
+"""The toolkit in five calls: load a model, draw, ask, edit, chat. Images are PIL images, everything else is text.
 
 The command line, the demo and the evaluation talk to this facade only. It answers one request at a time (a lock), is
 deterministic for a given seed, and raises ValueError or FileNotFoundError with a sentence that a person understands.
+Decoding is in mllm/engine; here requests are built from dialogues, events are decoded to text and images, and a model
+that plans its images has them described: before it answers about an image, and to check one that it drew.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+import re
+import secrets
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
-from itertools import islice
+from importlib import import_module
 from pathlib import Path
 from threading import Lock
-from typing import Any, Literal, Unpack, get_args
+from typing import Any, Protocol, Unpack
 
+import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
-from mllm.checkpoint import BUNDLED, LoadOptions, find_model_folder, load_model
+from mllm.checkpoint import LoadOptions, find_model_folder, load_model
 from mllm.config import MLLMConfig
 from mllm.conversation import (
+    AnswerKind,
     ClassPart,
     CodesPart,
     ImagePart,
@@ -30,432 +37,68 @@ from mllm.conversation import (
     Segment,
     TextPart,
     has_image,
+    neutralise,
+    possible_mode,
     render,
+    unconditional,
 )
-from mllm.engine.loop import (
-    AnswerStream,
-    DecodingEvent,
+from mllm.engine.loop import generate, stream
+from mllm.engine.rejection import stream_accepted
+from mllm.engine.request import (
+    PLAN_BUDGET,
     Done,
     Event,
+    ForcedCodes,
+    GenerationRequest,
+    GenerationResult,
     ImageDone,
-    ImageEvent,
     ImageProgress,
-    RowEvent,
+    Overrides,
+    RequestBuilder,
     TextDelta,
-    TextEvent,
-    generate,
-    stream,
+    given_settings,
+    read_task_settings,
 )
-from mllm.engine.request import NUM_SEEDS, OUTLINE_BUDGET, Generated, Row, add_text, image_settings, read_task_settings
 from mllm.model import MLLMForConditionalGeneration
-from mllm.processor import ImageSource, MLLMProcessor, Overrides, RowBuilder, check_task, check_words, image_parts
+from mllm.processor import ImageSource, MLLMProcessor, load_image
 from mllm.sampling import SamplingConfig
-from mllm.sequence import IGNORED, ImageLayout, Size, TokenSequence, encode_segments, extend_sequence, supported_sizes
-from mllm.world.outline import are_alike, read_outline
-from mllm.world.reader import Demand, demands_of
+from mllm.sequence import IGNORED, ImageLayout, Size, encode_segments, grid_of, supported_sizes
+from mllm.vocabulary import decode_text, encode_text
+from tokenizer.images import ImageProcessor
 
-# Looking: before a model with outlines answers, it writes what it sees in every picture that the user shows.
-#
-# In: dialogues, and what decodes rows. Out: the same dialogues, their pictures encoded and the user's outlined. What is
-# seen depends on the picture and on what was said before it, never on the question, so every answer about a picture
-# rests
-# on the same words. A model without outlines looks at nothing.
+__all__ = ("Done", "Event", "ImageDone", "ImageProgress", "Pipeline", "Planner", "TextDelta")
 
-
-Place = tuple[int, int]
-"""Number of a message, number of a part."""
-
-
-def look(
-    dialogues: Sequence[Sequence[Message]], processor: MLLMProcessor, run: Callable[[list[Row]], list[Generated]]
-) -> list[list[Message]]:
-    """Outline the pictures that were not looked at yet, in order, all dialogues together."""
-    looked = [processor.encode_chat(dialogue) for dialogue in dialogues]
-    marker = processor.need_config().begin_plan_id
-    while marker is not None:
-        waiting = [(n, place) for n, dialogue in enumerate(looked) if (place := first_unseen(dialogue)) is not None]
-        if not waiting:
-            break
-        rows = [
-            Row(
-                prompt=look_prompt(up_to(looked[n], place), processor),
-                mode="text",
-                end_id=marker,
-                max_new_tokens=OUTLINE_BUDGET,
-                text=SamplingConfig(greedy=True),
-            )
-            for n, place in waiting
-        ]
-        for (n, place), result in zip(waiting, run(rows), strict=True):
-            looked[n] = outlined(looked[n], place, processor.to_text(result.text_ids))
-    return looked
-
-
-def look_prompt(dialogue: Sequence[Message], processor: MLLMProcessor) -> TokenSequence:
-    """The prompt for the outline of the picture with which a dialogue ends: all up to it, and the marker."""
-    config = processor.need_config()
-    segments = render(dialogue, config.prompt_style)
-    last = max(n for n, segment in enumerate(segments) if isinstance(segment.content, CodesPart))
-    asked = [*segments[: last + 1], Segment(Marker.PLAN)]
-    return encode_segments(asked, tokenizer=processor.tokenizer, config=config)
-
-
-def first_unseen(dialogue: Sequence[Message]) -> Place | None:
-    """Where the first picture of the user without an outline stands."""
-    for m, message in enumerate(dialogue):
-        for p, part in enumerate(message.parts if message.role == "user" else ()):
-            if isinstance(part, CodesPart) and part.plan is None:
-                return m, p
-    return None
-
-
-def up_to(dialogue: Sequence[Message], place: Place) -> list[Message]:
-    """The dialogue as far as the picture at this place."""
-    m, p = place
-    return [*dialogue[:m], replace(dialogue[m], parts=dialogue[m].parts[: p + 1])]
-
-
-def outlined(dialogue: Sequence[Message], place: Place, outline: str) -> list[Message]:
-    """The dialogue with an outline for the picture at this place."""
-    m, p = place
-    parts = list(dialogue[m].parts)
-    parts[p] = replace(parts[p], plan=outline)
-    return [replace(message, parts=tuple(parts)) if n == m else message for n, message in enumerate(dialogue)]
-
-
-# Drawing again: a picture that does not show what its own outline says is drawn anew, with other random numbers.
-#
-# In: rows and what became of them. Out: the same, each picture looked at (mllm/pipeline.py) and compared with the
-# outline
-# it was drawn from. Where the two differ, what came before the picture stays and the rest of the answer is written
-# again,
-# `Row.redraws` times for each picture at most; then it stands as it is. A result still depends on its row alone.
-
-
-REDRAW_STRIDE = 100_000_007
-"""Between the seeds of tries; prime, and far from that of best-of (mllm/pipeline.py), so that no two meet."""
-
-Run = Callable[[list[Row]], list[Generated]]
-
-
-@dataclass(slots=True)
-class Draft:
-    """An answer whose pictures are being judged, in order."""
-
-    row: Row
-    result: Generated
-    """What the last try became, without what stood when it began."""
-    begun: list[list[int] | CodesPart] = field(default_factory=list)
-    """What stood when the last try began."""
-    begun_outlines: list[list[int]] = field(default_factory=list)
-    accepted: int = 0
-    """Pictures that stand."""
-    tries: int = 0
-    """Of the picture after them, beyond the first."""
-    redrawn: int = 0
-    """Tries of all pictures."""
-
-    @property
-    def parts(self) -> list[list[int] | CodesPart]:
-        """Text and pictures of the whole answer."""
-        first = self.result.parts[:1]
-        if self.begun and first and isinstance(self.begun[-1], list) and isinstance(first[0], list):
-            return [*self.begun[:-1], [*self.begun[-1], *first[0]], *self.result.parts[1:]]
-        return [*self.begun, *self.result.parts]
-
-    @property
-    def outlines(self) -> list[list[int]]:
-        """The outlines of its pictures."""
-        return [*self.begun_outlines, *self.result.outlines]
-
-    @property
-    def unjudged(self) -> list[tuple[CodesPart, list[int]]]:
-        """Pictures and outlines that were not looked at yet; none where nothing is drawn again."""
-        pictures = [part for part in self.parts if isinstance(part, CodesPart)]
-        return list(zip(pictures, self.outlines, strict=True))[self.accepted :] if self.row.redraws else []
-
-    def must_draw_again(self, verdicts: Iterable[bool]) -> bool:
-        """Accept pictures up to the first one that must be drawn again; whether there is one."""
-        for is_right in verdicts:
-            if not is_right and self.tries < self.row.redraws:
-                self.tries, self.redrawn = self.tries + 1, self.redrawn + 1
-                return True
-            self.accepted, self.tries = self.accepted + 1, 0
-        return False
-
-    def next_row(self, layout: ImageLayout) -> Row:
-        """The row of the next try: it goes on after what stands."""
-        parts, outlines = self.parts, self.outlines
-        pictures = [place for place, part in enumerate(parts) if isinstance(part, CodesPart)]
-        self.begun, self.begun_outlines = parts[: pictures[self.accepted]], outlines[: self.accepted]
-        images = [part for part in self.begun if isinstance(part, CodesPart)]
-        token_ids = answer_ids(self.begun, self.begun_outlines, layout)
-        unguided_ids = answer_ids(self.begun, [[]] * len(images), layout)
-        budget, unconditional = self.row.max_new_tokens, self.row.unconditional
-        return replace(
-            self.row,
-            prompt=extend_sequence(self.row.prompt, token_ids, images),
-            unconditional=unconditional and extend_sequence(unconditional, unguided_ids, images),
-            max_new_tokens=budget and budget - len(token_ids),
-            seed=(self.row.seed + self.redrawn * REDRAW_STRIDE) % NUM_SEEDS,
-        )
-
-    def whole(self, layout: ImageLayout) -> Generated:
-        """The answer, as if it had been written in one go."""
-        token_ids = answer_ids(self.begun, self.begun_outlines, layout)
-        return replace(
-            self.result,
-            token_ids=[*token_ids, *self.result.token_ids],
-            parts=self.parts,
-            outlines=self.outlines,
-            seed=self.row.seed,
-        )
-
-
-def redraw(rows: Sequence[Row], results: Sequence[Generated], *, processor: MLLMProcessor, run: Run) -> list[Generated]:
-    """Draw again what is unlike its outline, all rows together."""
-    layout = ImageLayout.from_config(processor.need_config())
-    drafts = [Draft(row, result) for row, result in zip(rows, results, strict=True)]
-    while waiting := [draft for draft in drafts if draft.unjudged]:
-        verdicts = iter(are_as_outlined([pair for draft in waiting for pair in draft.unjudged], processor, run))
-        wrong = [draft for draft in waiting if draft.must_draw_again(list(islice(verdicts, len(draft.unjudged))))]
-        for draft, result in zip(wrong, run([draft.next_row(layout) for draft in wrong]), strict=True):
-            draft.result = result
-    return [draft.whole(layout) for draft in drafts]
-
-
-def stream_redrawn(
-    row: Row, *, processor: MLLMProcessor, run: Run, stream: Callable[[list[Row]], Iterator[DecodingEvent]]
-) -> Iterator[DecodingEvent]:
-    """The events of one row, with the answer of `redraw`. Of a picture that is drawn again only progress is told."""
-    layout = ImageLayout.from_config(processor.need_config())
-    draft = Draft(row, empty_result())
-    next_row: Row | None = row
-    while next_row is not None:
-        events, next_row = stream([next_row]), None
-        for event in events:
-            match event:
-                case TextEvent(token_id=token_id):
-                    add_text(draft.result.parts, token_id)
-                case ImageEvent(image=CodesPart() as image, outline=outline):
-                    draft.result.parts.append(image)
-                    draft.result.outlines.append(outline)
-                    if draft.must_draw_again(are_as_outlined(draft.unjudged, processor, run)):
-                        next_row = draft.next_row(layout)
-                        draft.result = empty_result()
-                        break
-                case RowEvent(generated=generated):
-                    draft.result = generated
-                    event = replace(event, generated=draft.whole(layout))
-            yield event
-
-
-def empty_result() -> Generated:
-    """A row before its first token."""
-    return Generated(token_ids=[], parts=[], finish_reason="eos", seed=0, image_refused=False, outlines=[])
-
-
-def are_as_outlined(pictures: Sequence[tuple[CodesPart, list[int]]], processor: MLLMProcessor, run: Run) -> list[bool]:
-    """Whether each picture, looked at, shows what its outline says. One without an outline, or with free words of a
-    person that cannot be compared, says nothing wrong.
-    """
-    images = [processor.with_plan(image, outline) for image, outline in pictures]
-    are_comparable = [image.plan is not None and read_outline(image.plan) is not None for image in images]
-    drawn = processor.decode_images([image for image, is_one in zip(images, are_comparable, strict=True) if is_one])
-    looked = iter(look([[Message("user", (ImagePart(picture),))] for picture in drawn], processor, run))
-    return [
-        not is_one or are_alike(image.plan, next(looked)[0].parts[0].plan)
-        for image, is_one in zip(images, are_comparable, strict=True)
-    ]
-
-
-def answer_ids(parts: Sequence[list[int] | CodesPart], outlines: Sequence[list[int]], layout: ImageLayout) -> list[int]:
-    """The tokens of an answer, those of its pictures and their outlines included."""
-    ids: list[int] = []
-    written = iter(outlines)
-    for part in parts:
-        if isinstance(part, list):
-            ids += part
-            continue
-        if outline := next(written):
-            ids += [*layout.plan_opening(part.grid), *outline]
-        ids += layout.token_ids(part.grid)
-    return ids
-
-
-# What a listener hears of answers whose pictures may be drawn again: only what stands in the end.
-#
-# In: the events of first tries, then the settled answers. Out: text up to the first picture and the progress of drawing
-# as they come; pictures, what follows them and the end once nothing changes any more.
-
-
-class Rehearsal:
-    """Stands between a decoding loop and who listens to it."""
-
-    def __init__(self, rows: Sequence[Row], tell: Callable[[DecodingEvent], None]) -> None:
-        self.rows, self.tell = rows, tell
-        self.has_drawn = [False] * len(rows)
-
-    def hear(self, event: DecodingEvent) -> None:
-        """An event of a first try."""
-        if not self.rows[event.row].redraws:
-            self.tell(event)
-            return
-        match event:
-            case ImageEvent() if not self.has_drawn[event.row]:
-                self.has_drawn[event.row] = event.image is not None
-                self.tell(replace(event, image=None))
-            case TextEvent() if not self.has_drawn[event.row]:
-                self.tell(event)
-            case _:
-                pass
-
-    def settle(self, results: Sequence[Generated]) -> None:
-        """Tell the rest of the answers that were held back."""
-        for number, (row, result) in enumerate(zip(self.rows, results, strict=True)):
-            if row.redraws:
-                for event in self._rest(number, result):
-                    self.tell(event)
-
-    def _rest(self, number: int, result: Generated) -> Iterator[DecodingEvent]:
-        outlines, has_drawn = iter(result.outlines), False
-        for part in result.parts:
-            if isinstance(part, CodesPart):
-                total = part.codes_KN.shape[1]
-                yield ImageEvent(number, total, total, part, next(outlines))
-                has_drawn = True
-            elif has_drawn:
-                yield from (TextEvent(number, token_id) for token_id in part)
-        yield RowEvent(number, result)
-
-
-# Best of N: draw every picture several times and keep the one with the highest score. Knows no model.
-#
-# Candidate j of a picture with seed s has seed s + j * STRIDE. So candidate 0 is the picture without best-of, the
-# candidates for a smaller N are the first of those for a larger N, and neighbouring seeds share none.
-
-
+MAX_REQUESTS = 32
+"""Requests decoded together; more are done in several batches."""
+NUM_RANDOM_SEEDS = 2**31
+"""A seed that nobody gave is 0 to one less."""
 STRIDE = 1_000_003
-"""Larger than the pictures of any benchmark, and prime, so that seeds stay apart where 32 bits of them count."""
+"""Between the seeds of best-of candidates: larger than the images of any benchmark, and prime, so that seeds stay apart
+where 32 bits of them count."""
+VQA_SCORE_QUESTION = 'Does this figure show "{text}"? Please answer yes or no.'
+"""VQAScore's (Lin et al. 2024)."""
 
-Score = Callable[[Sequence[Image.Image]], list[float]]
-
-
-def check_best_of(best_of: int) -> None:
-    """Refuse what is no number of candidates."""
-    if not isinstance(best_of, int) or best_of < 1:
-        raise ValueError(f"best_of is no number of candidates: found {best_of!r}; use a whole number, 1 or more")
-
-
-def candidate_seeds(seed: int, best_of: int) -> list[int]:
-    """The seeds of the candidates for one picture."""
-    return [seed + index * STRIDE for index in range(best_of)]
-
-
-def index_of_best(scores: Sequence[float]) -> int:
-    """Where the highest score is; of equal ones the first."""
-    return max(range(len(scores)), key=scores.__getitem__)
-
-
-def keep_best(candidates: Sequence[Image.Image], scores: Sequence[float], *, best_of: int) -> list[Image.Image]:
-    """One picture of every `best_of` candidates; its `info` holds its score and how many it was chosen from."""
-    kept = []
-    for start in range(0, len(candidates), best_of):
-        index = start + index_of_best(scores[start : start + best_of])
-        picture = candidates[index]
-        picture.info.update(score=scores[index], best_of=best_of)
-        kept.append(picture)
-    return kept
-
-
-# The model's own opinion whether a picture shows what a text says: its probability of "yes".
-#
-# In: pictures and texts. Out: a number from 0 to 1 for each pair; no second model is needed. Two forms of the question:
-#
-#     genai   VQAScore's (Lin et al. 2024): Does this figure show "..."? Please answer yes or no.
-#     world   the short questions of the synthetic world, one for each demand ("Is there a star?" yes, "How many hearts
-#             are there?" 2; mllm/world/reader.py); the product of the probabilities of the right answers
-#
-# The probability of an answer is that of its words, all choices of the vocabulary included, without the end mark.
-#
-# Letters: B dialogues, T places, V text vocabulary.
-
-
-QuestionForm = Literal["genai", "world"]
-GENAI_QUESTION = 'Does this figure show "{text}"? Please answer yes or no.'
-BATCH_SIZE = 32
-
-
-def questions_about(text: str, form: QuestionForm) -> list[Demand]:
-    """What to ask about a picture that should show this text."""
-    match form:
-        case "genai":
-            return [Demand(GENAI_QUESTION.format(text=text), "yes")]
-        case "world":
-            return demands_of(text)
-        case _:
-            raise ValueError(f"unknown form of question: found {form!r}; use {' or '.join(get_args(QuestionForm))}")
-
-
-def judge_pictures(
-    model: MLLMForConditionalGeneration,
-    processor: MLLMProcessor,
-    pictures: Sequence[Image.Image],
-    texts: Sequence[str],
-    *,
-    form: QuestionForm,
-    batch_size: int = BATCH_SIZE,
-) -> list[float]:
-    """How probable the model finds it that each picture shows its text."""
-    asked = [(n, demand) for n, text in enumerate(texts) for demand in questions_about(text, form)]
-    shown = [[Message("user", (ImagePart(picture),))] for picture in pictures]
-    parts = []
-    for start in range(0, len(shown), batch_size):
-        looked = look(shown[start : start + batch_size], processor, partial(generate, model))
-        parts += [dialogue[0].parts for dialogue in looked]
-    dialogues = [
-        [Message("user", (*parts[n], TextPart(demand.question))), Message("assistant", (TextPart(demand.expected),))]
-        for n, demand in asked
-    ]
-    totals = [0.0] * len(texts)
-    for start in range(0, len(dialogues), batch_size):
-        found = answer_log_probabilities(model, processor, dialogues[start : start + batch_size])
-        for (n, _), log_probability in zip(asked[start : start + batch_size], found, strict=True):
-            totals[n] += log_probability
-    return [math.exp(total) for total in totals]
-
-
-@torch.inference_mode()
-def answer_log_probabilities(
-    model: MLLMForConditionalGeneration, processor: MLLMProcessor, dialogues: Sequence[Sequence[Message]]
-) -> list[float]:
-    """The log probability of the last answer of each dialogue, its end mark left out."""
-    sequences = [processor.build(messages) for messages in dialogues]
-    inputs = processor.collate(sequences).to(model.device)
-    mask_BT = inputs["attention_mask"]
-    places_BT = (mask_BT.cumsum(dim=1) - 1).clamp(min=0)
-    logits_BTV = model(**inputs, position_ids=places_BT).logits
-    longest = mask_BT.shape[1]
-    totals = []
-    for logits_TV, sequence in zip(logits_BTV, sequences, strict=True):
-        labels = sequence.labels_T
-        spoken = [t for t in range(len(labels)) if labels[t] not in (IGNORED, model.config.eos_token_id)]
-        if not spoken:
-            raise ValueError("an answer has no words: found none to weigh; this prompt style does not answer in words")
-        offset = longest - len(sequence)
-        log_probabilities_SV = logits_TV[[offset + t - 1 for t in spoken]].float().log_softmax(dim=-1)
-        words_S = torch.tensor([int(labels[t]) for t in spoken], device=log_probabilities_SV.device)
-        totals.append(log_probabilities_SV.gather(1, words_S[:, None]).sum().item())
-    return totals
-
-
-__all__ = ("Done", "Event", "ImageDone", "ImageProgress", "Pipeline", "TextDelta")
-
-MAX_ROWS = 32
-"""Rows decoded together; more are done in several batches."""
-
+BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
 
 OnEvent = Callable[[Event], None]
+Decode = Callable[[list[GenerationRequest]], list[GenerationResult]]
+Questions = Callable[[str], Sequence[tuple[str, str]]]
+"""A prompt to questions about an image of it, each with the answer that the image should get."""
+
+
+class Planner(Protocol):
+    """What a checkpoint's plans mean; an instance of the class that its config names as `planner`."""
+
+    name: str
+
+    def can_check(self, plan: str) -> bool:
+        """Whether an image can be compared with this plan."""
+
+    def agrees(self, plan: str, description: str | None) -> bool:
+        """Whether what the model sees in an image is what its plan said."""
+
+    def questions(self, prompt: str) -> Sequence[tuple[str, str]]:
+        """What to ask about an image of a prompt, each with the answer that a right image gets."""
 
 
 class Pipeline:
@@ -465,18 +108,15 @@ class Pipeline:
         self,
         model: MLLMForConditionalGeneration,
         processor: MLLMProcessor,
-        task_settings: dict[str, dict[str, Any]] | None = None,
+        task_settings: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         self.model, self.processor = model.eval(), processor
-        self.rows = RowBuilder(processor, model.config, model.generation_config, task_settings or {})
+        self.requests = RequestBuilder(model.config, model.generation_config, task_settings or {})
+        self.planner = load_planner(model.config.planner)
         self._lock = Lock()
 
     @classmethod
-    def load(
-        cls,
-        folder: str | Path | None = None,
-        **options: Any,
-    ) -> Pipeline:
+    def load(cls, folder: str | Path | None = None, **options: Any) -> Pipeline:
         """Load a model folder (or hub id); None is the bundled model.
 
         `options` are those of `LoadOptions` (mllm/checkpoint.py): device, dtype, quantization, device_map,
@@ -485,10 +125,7 @@ class Pipeline:
         load = LoadOptions(**options)
         path = find_model_folder(folder)
         processor = MLLMProcessor.from_pretrained(path, device=load.place)
-        settings = read_task_settings(path)
-        if path == BUNDLED:
-            settings.setdefault("judge", {"form": "world"})
-        return cls(load_model(path, load), processor, settings)
+        return cls(load_model(path, load), processor, read_task_settings(path))
 
     @property
     def config(self) -> MLLMConfig:
@@ -501,12 +138,12 @@ class Pipeline:
 
     @property
     def sizes(self) -> list[Size]:
-        """(width, height) of the pictures it draws, the default first."""
+        """(width, height) of the images it draws, the default first."""
         return supported_sizes(self.config)
 
     def image_settings(self, task: str) -> SamplingConfig:
         """How the checkpoint samples the codes of images in a task."""
-        return image_settings(self.config, self.rows.stored_settings.get(task, {}), {})
+        return self.requests.image_settings(task, {})
 
     # ---- one request ----
 
@@ -517,68 +154,48 @@ class Pipeline:
         n: int = 1,
         best_of: int = 1,
         size: Size | None = None,
-        outline: str | None = None,
+        plan: str | None = None,
         on_event: OnEvent | None = None,
         **overrides: Unpack[Overrides],
     ) -> list[Image.Image]:
-        """Pictures of what the prompt says; picture i has seed + i, kept in its `info`.
+        """Images of what the prompt says; image i has seed + i, kept in its `info`.
 
         Args:
-            outline: what is where, in place of the model's own (docs/plans.md).
-            best_of: draw each picture that many times and keep the one that the model itself finds right most probably
-                (mllm/pipeline.py says with which seeds).
+            plan: what is where, in place of the model's own plan (docs/plans.md).
+            best_of: draw each image that many times and keep the one that the model itself scores highest.
         """
         task = check_task(self.tasks, "draw")
-        check_words(prompt, name="prompt", hint="say what to draw")
+        check_text(prompt, name="prompt", hint="say what to draw")
         messages = [Message("user", (TextPart(prompt),))]
-        row = self.rows.build(messages, "image", task=task, size=size, outline=outline, overrides=overrides)
-        check_best_of(best_of)
+        request = self.build_request(messages, "image", task=task, size=size, plan=plan, overrides=overrides)
+        check_count(n, name="n")
+        check_count(best_of, name="best_of")
         if best_of == 1:
-            return self.draw_row(row, n, on_event)
+            return self._draw_seeds(request, range(request.seed, request.seed + n), on_event)
         check_task(self.tasks, "ask")
-        check_count(n)
-        seeds = [seed for index in range(n) for seed in candidate_seeds(row.seed + index, best_of)]
-        candidates = self.draw_seeds(row, seeds, on_event)
+        seeds = [seed for index in range(n) for seed in candidate_seeds(request.seed + index, best_of)]
+        candidates = self._draw_seeds(request, seeds, on_event)
         return keep_best(candidates, self.judge(candidates, [prompt] * len(candidates)), best_of=best_of)
 
     def draw_class(
         self, index: int, *, n: int = 1, on_event: OnEvent | None = None, **overrides: Unpack[Overrides]
     ) -> list[Image.Image]:
-        """Pictures of a class by its number; picture i has seed + i, kept in its `info`."""
+        """Images of a class by its number; image i has seed + i, kept in its `info`."""
         task = check_task(self.tasks, "draw_class")
         self.config.class_token_id(index)  # refuses a number that the model does not have
-        row = self.rows.build([Message("user", (ClassPart(index),))], "image", task=task, overrides=overrides)
-        return self.draw_row(row, n, on_event)
+        check_count(n, name="n")
+        request = self.build_request([Message("user", (ClassPart(index),))], "image", task=task, overrides=overrides)
+        return self._draw_seeds(request, range(request.seed, request.seed + n), on_event)
 
-    def draw_row(self, row: Row, n: int, on_event: OnEvent | None) -> list[Image.Image]:
-        """`n` pictures of a row, with following seeds."""
-        check_count(n)
-        return self.draw_seeds(row, [row.seed + index for index in range(n)], on_event)
-
-    def draw_seeds(self, row: Row, seeds: Sequence[int], on_event: OnEvent | None) -> list[Image.Image]:
-        """A picture of a row for each seed."""
-        results = self.run([replace(row, seed=seed) for seed in seeds], on_event)
-        pictures = self.processor.decode_images([self.processor.codes_of(result)[0] for result in results])
-        for picture, result in zip(pictures, results, strict=True):
-            picture.info["seed"] = result.seed
-        return pictures
-
-    def judge(
-        self, pictures: Sequence[Image.Image], texts: Sequence[str], *, form: QuestionForm | None = None
-    ) -> list[float]:
-        """How probable the model finds it, 0 to 1, that each picture shows its text (mllm/pipeline.py).
-
-        Args:
-            form: of the question; default: the checkpoint's (`judge` in its task settings), else "genai".
-        """
-        check_task(self.tasks, "ask")
-        with self._lock:
-            return judge_pictures(self.model, self.processor, pictures, texts, form=form or self.question_form)
-
-    @property
-    def question_form(self) -> QuestionForm:
-        """How this checkpoint is asked whether a picture is right."""
-        return self.rows.stored_settings.get("judge", {}).get("form", "genai")
+    def _draw_seeds(
+        self, request: GenerationRequest, seeds: Sequence[int], on_event: OnEvent | None
+    ) -> list[Image.Image]:
+        """An image of a request for each seed."""
+        results = self.run([replace(request, seed=seed) for seed in seeds], on_event)
+        images = self.processor.decode_images([self.processor.codes_of(result)[0] for result in results])
+        for image, result in zip(images, results, strict=True):
+            image.info["seed"] = result.seed
+        return images
 
     def ask(
         self,
@@ -588,42 +205,52 @@ class Pipeline:
         on_event: OnEvent | None = None,
         **overrides: Unpack[Overrides],
     ) -> str:
-        """The answer to a question about one or more pictures, and nothing else."""
+        """The answer to a question about one or more images, and nothing else."""
         task = check_task(self.tasks, "ask", "describe")
-        check_words(question, name="question", hint="say what you want to know")
-        pictures = image_parts(images)
-        if not pictures:
-            raise ValueError("no picture to look at: found none; give one or more")
-        messages = [Message("user", (*pictures, TextPart(question)))]
-        row = self.build_row(messages, "text", task=task, overrides=overrides)
-        return self.processor.to_text(self.run([row], on_event)[0].text_ids)
+        check_text(question, name="question", hint="say what you want to know")
+        listed = [images] if isinstance(images, ImageSource) else images
+        if not listed:
+            raise ValueError("there must be an image to ask about, got none; give one or more")
+        parts = [ImagePart(load_image(image)) for image in listed]
+        (messages,) = self.describe([[Message("user", (*parts, TextPart(question)))]])
+        request = self.build_request(messages, "text", task=task, overrides=overrides)
+        return self.processor.to_text(self.run([request], on_event)[0].text_ids)
 
     def edit(
         self,
         image: ImageSource,
         instruction: str,
         *,
+        mask: ImageSource | None = None,
         size: Size | None = None,
-        outline: str | None = None,
+        plan: str | None = None,
         on_event: OnEvent | None = None,
         **overrides: Unpack[Overrides],
     ) -> Image.Image:
-        """The picture changed as told; also dense tasks, such as "Depth estimation."."""
+        """The image changed following the instruction; also dense tasks, such as "Depth estimation.".
+
+        Args:
+            mask: an image that is white where the image may change; everywhere else its codes stay (inpainting).
+        """
         task = check_task(self.tasks, "edit", "depth", "segment")
-        check_words(instruction, name="instruction", hint="say what to change")
-        messages = [Message("user", (*image_parts(image), TextPart(instruction)))]
-        row = self.build_row(messages, "image", task=task, size=size, outline=outline, overrides=overrides)
-        return self.processor.images_of(self.run([row], on_event)[0])[0]
+        check_text(instruction, name="instruction", hint="say what to change")
+        (messages,) = self.describe([[Message("user", (ImagePart(load_image(image)), TextPart(instruction)))]])
+        request = self.build_request(messages, "image", task=task, size=size, plan=plan, overrides=overrides)
+        if mask is not None:
+            if plan is not None or size is not None:
+                raise ValueError("a mask must come without plan and size: the image keeps its own; leave them out")
+            request = replace(request, forced_codes=self._force_outside(load_image(mask), messages[0].parts[0]))
+        return self.processor.images_of(self.run([request], on_event)[0])[0]
 
     def chat(self, messages: Sequence[Any], **overrides: Unpack[Overrides]) -> Generator[Event, None, None]:
-        """Answer a dialogue (messages or Hugging Face chat dicts) in text and pictures, as they come.
+        """Answer a dialogue (messages or Hugging Face chat dicts) in text and images, as they come.
 
-        The whole history goes in, pictures included; `Done.message` is the answer to append to it. Temperature, top-k
-        and top-p are those of pictures. Wrong input is refused at once, not when the first event is asked for.
+        The complete history goes in, images included; `Done.message` is the answer to append to it. Temperature, top-k
+        and top-p are those of images. Wrong input is refused at once, not when the first event is asked for.
         """
         task = check_task(self.tasks, "chat")
-        row = self.build_row(self.processor.read_chat(messages), "interleaved", task=task, overrides=overrides)
-        return self.events(row)
+        (described,) = self.describe([self.processor.read_chat(messages)])
+        return self.events(self.build_request(described, "interleaved", task=task, overrides=overrides))
 
     def answer(
         self,
@@ -634,77 +261,377 @@ class Pipeline:
         size: Size | None = None,
         **overrides: Unpack[Overrides],
     ) -> list[list[str | Image.Image]]:
-        """Answer many dialogues together, for evaluation: the texts and pictures of each answer, in order.
+        """Answer many dialogues together, for evaluation: the texts and images of each answer, in order.
 
         Args:
-            size: of the pictures drawn where no picture was shown or drawn before; those that follow have its size.
+            size: of the images drawn where no image was shown or drawn before; those that follow have its size.
         """
         task = {"text": "ask", "image": "draw", "interleaved": "chat"}[mode]
-        rows = []
-        for messages, seed in zip(look(dialogues, self.processor, self.run), seeds, strict=True):
+        requests = []
+        for messages, seed in zip(self.describe(dialogues), seeds, strict=True):
             is_edit = mode == "image" and has_image(messages[-1])
             settings: Overrides = {**overrides, "seed": seed}
             first_size = None if any(map(has_image, messages)) else size
-            rows.append(
-                self.rows.build(messages, mode, task="edit" if is_edit else task, size=first_size, overrides=settings)
+            requests.append(
+                self.build_request(
+                    messages, mode, task="edit" if is_edit else task, size=first_size, overrides=settings
+                )
             )
-        return [self.processor.to_parts(result) for result in self.run(rows)]
+        return [self.processor.to_parts(result) for result in self.run(requests)]
+
+    def judge(
+        self, images: Sequence[Image.Image], texts: Sequence[str], *, questions: Questions | None = None
+    ) -> list[float]:
+        """How probable the model finds it, 0 to 1, that each image shows its text (`score_images`).
+
+        Args:
+            questions: to ask about an image of a text; default: the checkpoint's planner's, else VQAScore's.
+        """
+        check_task(self.tasks, "ask")
+        questions = questions or (self.planner.questions if self.planner else vqa_score_question)
+        with self._lock:
+            return score_images(self.model, self.processor, images, texts, questions=questions)
+
+    @property
+    def question_form(self) -> str:
+        """How this checkpoint is asked whether an image is right."""
+        return self.planner.name if self.planner else "genai"
+
+    # ---- requests ----
+
+    def describe(self, dialogues: Sequence[Sequence[Message]]) -> list[list[Message]]:
+        """The dialogues with encoded images, those of the user described (`describe_images`)."""
+        return describe_images(dialogues, self.processor, self.run)
+
+    def build_request(
+        self,
+        messages: Sequence[Message],
+        mode: Mode,
+        *,
+        task: str,
+        size: Size | None = None,
+        plan: str | None = None,
+        overrides: Mapping[str, Any] | None = None,
+    ) -> GenerationRequest:
+        """The request that answers a dialogue."""
+        given = given_settings(overrides or {})
+        check_messages(messages)
+        messages = self.processor.encode_chat(messages)
+        mode = possible_mode(messages, mode, self.config)
+        answer: AnswerKind | None = {"text": "text", "image": "image"}.get(mode)
+        build_prompt = partial(self.processor.build, add_generation_prompt=True, answer=answer)
+        is_guided = mode != "text" and self.requests.image_settings(task, given).guidance > 1
+        return self.requests.build(
+            build_prompt(messages),
+            mode,
+            task=task,
+            given=given,
+            unconditional=build_prompt(unconditional(messages)) if is_guided else None,
+            grid=self._choose_grid(messages, size),
+            seed=given.get("seed", secrets.randbelow(NUM_RANDOM_SEEDS)),
+            resamples=self.requests.resamples(task, given),
+            given_plan=None if plan is None else self._encode_plan(plan),
+        )
+
+    def _choose_grid(self, messages: Sequence[Message], size: Size | None) -> tuple[int, int] | None:
+        """The size asked for, else that of the last image of the dialogue, else the default."""
+        if size is not None:
+            return grid_of(size, self.config)
+        grids = [part.grid for message in messages for part in message.parts if isinstance(part, CodesPart)]
+        return grids[-1] if grids else None
+
+    def _encode_plan(self, plan: str) -> tuple[int, ...]:
+        """The tokens of a plan as the model would write it."""
+        text = neutralise(check_text(plan, name="plan", hint="say what is where, or leave it out"))
+        return tuple(encode_text(self.processor.tokenizer, " " + text.strip()))
+
+    def _force_outside(self, mask: Image.Image, codes: CodesPart) -> ForcedCodes:
+        """The codes of an image, forced wherever a mask, prepared as the image was, has no white."""
+        (rows, columns), patch = codes.grid, self.config.patch_size
+        prepare = ImageProcessor(width=columns * patch, height=rows * patch, preparation=self.processor.preparation)
+        pixels_HW = prepare([mask.convert("RGB")])[0].amax(dim=0)
+        is_open_N = (pixels_HW.view(rows, patch, columns, patch).amax(dim=(1, 3)) > 0).flatten().numpy()
+        return ForcedCodes(codes.codes_KN, np.logical_not(is_open_N))
 
     # ---- decoding ----
 
-    def build_row(self, messages: Sequence[Message], mode: Mode, **options: Any) -> Row:
-        """The row that answers a dialogue (`RowBuilder.build`), its pictures looked at first."""
-        (looked,) = look([messages], self.processor, self.run)
-        return self.rows.build(looked, mode, **options)
-
-    def run(
-        self,
-        rows: list[Row],
-        on_event: OnEvent | None = None,
-        *,
-        on_progress: Callable[[DecodingEvent], None] | None = None,
-    ) -> list[Generated]:
-        """Decode rows in batches; one request at a time. `on_progress` gets events as of the decoding loop."""
-        results: list[Generated] = []
+    def run(self, requests: Sequence[GenerationRequest], on_event: OnEvent | None = None) -> list[GenerationResult]:
+        """Decode requests in batches; `index` of an event is that of the request in its batch."""
+        results: list[GenerationResult] = []
         with self._lock:
-            for start in range(0, len(rows), MAX_ROWS):
-                batch = rows[start : start + MAX_ROWS]
-                tell = on_progress or self.listener(batch, on_event)
-                rehearsal = tell and Rehearsal(batch, tell)
-                first = generate(self.model, batch, on_progress=rehearsal and rehearsal.hear)
-                settled = redraw(batch, first, processor=self.processor, run=self.decode)
-                if rehearsal is not None:
-                    rehearsal.settle(settled)
-                results += settled
+            for start in range(0, len(requests), MAX_REQUESTS):
+                batch = requests[start : start + MAX_REQUESTS]
+                decoders = [EventDecoder(self.processor) for _ in batch]
+                found: dict[int, GenerationResult] = {}
+                for event in self._stream(batch):
+                    if isinstance(event, Done):
+                        found[event.index] = event.result
+                    if on_event is not None:
+                        for decoded in decoders[event.index].decode(event):
+                            on_event(decoded)
+                results += [found[index] for index in range(len(batch))]
         return results
 
-    def decode(self, rows: list[Row]) -> list[Generated]:
-        """Decode rows to their end, unheard; the caller holds the lock."""
-        return generate(self.model, rows)
-
-    def events(self, row: Row) -> Generator[Event, None, None]:
-        """Decode one row, telling what happens; holds the lock until the end, or until the iterator is dropped."""
-        answer = AnswerStream(self.processor)
+    def events(self, request: GenerationRequest) -> Generator[Event, None, None]:
+        """Decode one request, yielding what happens; holds the lock until the end, or until the iterator is closed."""
+        decoder = EventDecoder(self.processor)
         with self._lock:
-            for event in stream_redrawn(
-                row, processor=self.processor, run=self.decode, stream=partial(stream, self.model)
-            ):
-                yield from answer.translate(event)
+            for event in self._stream([request]):
+                yield from decoder.decode(event)
 
-    def listener(self, rows: list[Row], on_event: OnEvent | None) -> Callable[[DecodingEvent], None] | None:
-        """Passes the events of all rows on, as a person sees them."""
-        if on_event is None:
-            return None
-        answers = [AnswerStream(self.processor) for _ in rows]
+    def _stream(self, requests: Sequence[GenerationRequest]) -> Iterator[Event]:
+        """The events of answers whose images are checked; the caller holds the lock."""
+        layout = ImageLayout.from_config(self.config)
+        return stream_accepted(requests, stream=partial(stream, self.model), check=self._follow_plans, layout=layout)
 
-        def listen(event: DecodingEvent) -> None:
-            for translated in answers[event.row].translate(event):
-                on_event(translated)
+    def _follow_plans(self, images: Sequence[ImageDone]) -> list[bool]:
+        """Whether each image, described, shows what its plan says; true where there is nothing to compare."""
+        plans = [self.processor.to_text(list(image.plan)) for image in images]
+        checked = [n for n, plan in enumerate(plans) if plan and self.planner and self.planner.can_check(plan)]
+        shown = self.processor.decode_images([images[n].codes for n in checked])
+        dialogues = [[Message("user", (ImagePart(image),))] for image in shown]
+        described = describe_images(dialogues, self.processor, partial(generate, self.model))
+        found = {n: dialogue[0].parts[0].plan for n, dialogue in zip(checked, described, strict=True)}
+        return [n not in found or self.planner.agrees(plan, found[n]) for n, plan in enumerate(plans)]
 
-        return listen
+
+def load_planner(name: str | None) -> Planner | None:
+    """The planner that a config names, from inside this package only: a checkpoint brings no code."""
+    if name is None:
+        return None
+    module, _, attribute = name.rpartition(".")
+    if not module.startswith("mllm."):
+        raise ValueError(f"planner must be the dotted name of a class inside mllm, got {name!r}; correct config.json")
+    return getattr(import_module(module), attribute)()
 
 
-def check_count(n: int) -> None:
-    """Refuse what is no number of pictures."""
-    if not isinstance(n, int) or n < 1:
-        raise ValueError(f"n is no number of pictures: found {n!r}; use a whole number, 1 or more")
+# ---- the description of images that are shown ----
+
+
+def describe_images(
+    dialogues: Sequence[Sequence[Message]], processor: MLLMProcessor, decode: Decode
+) -> list[list[Message]]:
+    """The dialogues with encoded images; those of the user get a description, all dialogues together.
+
+    A model that plans its images writes, before it answers, what it sees in every image of the user, in the form of a
+    plan. This depends on the image and on what was said before it, never on the question, so every answer about an
+    image rests on the same description. Models that do not plan describe nothing.
+    """
+    dialogues = [processor.encode_chat(dialogue) for dialogue in dialogues]
+    marker = processor.need_config().begin_plan_id
+    while marker is not None:
+        waiting = [(n, *found) for n, dialogue in enumerate(dialogues) if (found := find_undescribed(dialogue))]
+        if not waiting:
+            break
+        requests = [
+            GenerationRequest(
+                prompt=description_prompt(dialogues[n], m, p, processor),
+                mode="text",
+                end_id=marker,
+                max_new_tokens=PLAN_BUDGET,
+                text=SamplingConfig(greedy=True),
+            )
+            for n, m, p in waiting
+        ]
+        for (n, m, p), result in zip(waiting, decode(requests), strict=True):
+            parts = list(dialogues[n][m].parts)
+            parts[p] = replace(parts[p], plan=processor.to_text(result.text_ids))
+            dialogues[n][m] = replace(dialogues[n][m], parts=tuple(parts))
+    return dialogues
+
+
+def find_undescribed(dialogue: Sequence[Message]) -> tuple[int, int] | None:
+    """Message and part of the first image of the user without a description."""
+    for m, message in enumerate(dialogue):
+        for p, part in enumerate(message.parts if message.role == "user" else ()):
+            if isinstance(part, CodesPart) and part.plan is None:
+                return m, p
+    return None
+
+
+def description_prompt(dialogue: Sequence[Message], m: int, p: int, processor: MLLMProcessor) -> Any:
+    """The prompt for the description of image `p` of message `m`: all up to it, and the marker."""
+    config = processor.need_config()
+    seen = [*dialogue[:m], replace(dialogue[m], parts=dialogue[m].parts[: p + 1])]
+    segments = render(seen, config.prompt_style)
+    last = max(n for n, segment in enumerate(segments) if isinstance(segment.content, CodesPart))
+    return encode_segments([*segments[: last + 1], Segment(Marker.PLAN)], tokenizer=processor.tokenizer, config=config)
+
+
+# ---- best of N, by the model's own score ----
+
+
+def candidate_seeds(seed: int, best_of: int) -> list[int]:
+    """The seeds of the candidates for one image: candidate 0 is the image without best-of, those for a smaller N are
+    the first of those for a larger N, and neighbouring seeds share none."""
+    return [seed + index * STRIDE for index in range(best_of)]
+
+
+def keep_best(candidates: Sequence[Image.Image], scores: Sequence[float], *, best_of: int) -> list[Image.Image]:
+    """One image of every `best_of` candidates, the first of equals; its `info` holds its score and `best_of`."""
+    kept = []
+    for start in range(0, len(candidates), best_of):
+        index = max(range(start, start + best_of), key=scores.__getitem__)
+        candidates[index].info.update(score=scores[index], best_of=best_of)
+        kept.append(candidates[index])
+    return kept
+
+
+def vqa_score_question(prompt: str) -> list[tuple[str, str]]:
+    """The question of VQAScore."""
+    return [(VQA_SCORE_QUESTION.format(text=prompt), "yes")]
+
+
+def score_images(
+    model: MLLMForConditionalGeneration,
+    processor: MLLMProcessor,
+    images: Sequence[Image.Image],
+    texts: Sequence[str],
+    *,
+    questions: Questions,
+    batch_size: int = MAX_REQUESTS,
+) -> list[float]:
+    """How probable the model finds it, 0 to 1, that each image shows its text: of all questions about the text the
+    product of the probabilities of the wanted answers, word by word, without the end mark."""
+    dialogues = [[Message("user", (ImagePart(image),))] for image in images]
+    shown = []
+    for start in range(0, len(dialogues), batch_size):
+        described = describe_images(dialogues[start : start + batch_size], processor, partial(generate, model))
+        shown += [dialogue[0].parts for dialogue in described]
+    asked = [(n, question, wanted) for n, text in enumerate(texts) for question, wanted in questions(text)]
+    totals = [0.0] * len(texts)
+    for start in range(0, len(asked), batch_size):
+        batch = asked[start : start + batch_size]
+        answered = [
+            [Message("user", (*shown[n], TextPart(question))), Message("assistant", (TextPart(wanted),))]
+            for n, question, wanted in batch
+        ]
+        for (n, _, _), log_probability in zip(batch, log_probabilities(model, processor, answered), strict=True):
+            totals[n] += log_probability
+    return [math.exp(total) for total in totals]
+
+
+@torch.inference_mode()
+def log_probabilities(
+    model: MLLMForConditionalGeneration, processor: MLLMProcessor, dialogues: Sequence[Sequence[Message]]
+) -> list[float]:
+    """The log probability of the last answer of each dialogue, its end mark left out."""
+    sequences = [processor.build(messages) for messages in dialogues]
+    inputs = processor.collate(sequences).to(model.device)
+    mask_BT = inputs["attention_mask"]
+    hidden_BTD = model.backbone(
+        inputs_embeds=model.embed(inputs["input_ids"], inputs.get("codes"), inputs.get("image_lengths")),
+        attention_mask=mask_BT,
+        position_ids=(mask_BT.cumsum(dim=1) - 1).clamp(min=0),
+    ).last_hidden_state
+    totals = []
+    for hidden_TD, sequence in zip(hidden_BTD, sequences, strict=True):
+        labels_T = torch.from_numpy(sequence.labels_T)
+        (places_S,) = ((labels_T != IGNORED) & (labels_T != model.config.eos_token_id)).nonzero(as_tuple=True)
+        if not len(places_S):
+            raise ValueError("the answer must have words to score, got none; this prompt style answers without words")
+        totals.append(score_answer(model, hidden_TD[places_S - 1 - len(sequence)], labels_T[places_S]))
+    return totals
+
+
+def score_answer(model: MLLMForConditionalGeneration, hidden_SD: Tensor, words_S: Tensor) -> float:
+    """The log probability of words after the places that these hidden states stand for."""
+    logits_SV = model.text_logits(hidden_SD).float()
+    return logits_SV.log_softmax(dim=-1).gather(1, words_S[:, None].to(logits_SV.device)).sum().item()
+
+
+# ---- events as a person sees them ----
+
+
+class EventDecoder:
+    """Decodes the events of one request: ids and codes in, text, images and the message of the answer out."""
+
+    def __init__(self, processor: MLLMProcessor) -> None:
+        self.processor = processor
+        self.text = TextStream(processor)
+
+    def decode(self, event: Event) -> Iterator[Event]:
+        """The event with its text or image filled in; text that was held back comes before an image and the end."""
+        match event:
+            case TextDelta(token_id=int(token_id)):
+                yield replace(event, text=self.text.add(token_id))
+                return
+            case ImageDone(codes=codes, plan=plan):
+                codes = self.processor.with_plan(codes, list(plan))
+                event = replace(event, codes=codes, image=self.processor.decode_images([codes])[0])
+            case Done(result=result):
+                images = iter(self.processor.codes_of(result))
+                parts = [
+                    next(images) if isinstance(part, CodesPart) else TextPart(self.processor.to_text(part))
+                    for part in result.parts
+                ]
+                event = replace(event, message=Message("assistant", tuple(parts) or (TextPart(""),)))
+        if rest := self.text.finish():
+            yield TextDelta(index=event.index, text=rest)
+        yield event
+
+
+class TextStream:
+    """The text of ids that come one by one: what is new and will not change any more.
+
+    A character may take several byte tokens, which are decoded as one run, and outer spaces do not belong to an answer;
+    both are held back. All deltas of a run together are its stripped text.
+    """
+
+    def __init__(self, processor: MLLMProcessor) -> None:
+        self.tokenizer = processor.tokenizer
+        self.ids: list[int] = []
+        self.num_shown = 0
+
+    def add(self, token_id: int) -> str:
+        """What can be shown now that this id has come; often nothing."""
+        self.ids.append(token_id)
+        if BYTE_TOKEN.fullmatch(self.tokenizer.convert_ids_to_tokens(token_id) or ""):
+            return ""
+        text = decode_text(self.tokenizer, self.ids)
+        return "" if text.endswith("\ufffd") else self._advance(text)  # bytes that are no character yet
+
+    def finish(self) -> str:
+        """What was held back at the end of the run; a new run begins."""
+        rest = self._advance(decode_text(self.tokenizer, self.ids)) if self.ids else ""
+        self.ids, self.num_shown = [], 0
+        return rest
+
+    def _advance(self, text: str) -> str:
+        new, self.num_shown = text[self.num_shown :], max(self.num_shown, len(text))
+        return new
+
+
+# ---- checks of what a person asks for ----
+
+
+def check_messages(messages: Sequence[Message]) -> None:
+    """Refuse a dialogue that asks nothing: no message, or a last message without text and images."""
+    if not messages:
+        raise ValueError("the chat must have a message, got none; say something")
+    if messages[-1].role != "user":
+        raise ValueError("the last message must be the user's, got the assistant's; end with the user's message")
+    if not any(not isinstance(part, TextPart) or part.text.strip() for part in messages[-1].parts):
+        raise ValueError("the message must have text or an image, got neither; say something")
+
+
+def check_text(text: str, *, name: str, hint: str) -> str:
+    """A text that says something."""
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError(f"the {name} must not be empty, got {text!r}; {hint}")
+    return text
+
+
+def check_count(count: int, *, name: str) -> None:
+    """Refuse what is not a positive integer."""
+    if not isinstance(count, int) or count < 1:
+        raise ValueError(f"{name} must be an integer >= 1, got {count!r}")
+
+
+def check_task(tasks: Sequence[str] | None, *wanted: str) -> str:
+    """The first of the wanted tasks that this checkpoint was trained for (its capabilities; None: all)."""
+    for task in wanted:
+        if tasks is None or task in tasks:
+            return task
+    trained = ", ".join(tasks or ()) or "nothing"
+    raise ValueError(f"this model cannot {wanted[0]}, it was trained to {trained}; use a model that was trained for it")

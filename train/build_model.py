@@ -26,7 +26,7 @@ from train.recipe import MLLMRecipe
 
 SETTINGS = (
     *("prompt_style", "tasks", "sizes", "text_loss_weight", "z_loss_weight"),
-    *("image_guidance", "image_temperature", "image_top_k", "image_top_p", "image_redraws"),
+    *("image_guidance", "image_temperature", "image_top_k", "image_top_p", "image_resamples"),
 )
 """Fields of MLLMConfig that shape no weights: the next stage of a training may have others."""
 GROWING = ("image_layout", "max_grid_side")

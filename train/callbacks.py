@@ -23,6 +23,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from mllm.conversation import Message, Mode
+from mllm.engine.request import Overrides
 from mllm.evaluation.answerer import PipelineAnswerer, describe_run
 from mllm.evaluation.protocol import (
     RESULT_FILE,
@@ -38,7 +39,7 @@ from mllm.evaluation.world import Group, choose_groups, evaluate_world
 from mllm.files import fingerprint_of, read_lines, write_json
 from mllm.model import LossParts, MLLMForConditionalGeneration
 from mllm.pipeline import Pipeline
-from mllm.processor import MLLMProcessor, Overrides
+from mllm.processor import MLLMProcessor
 from mllm.world.checker import MIN_SIDE
 from tokenizer.images import side_by_side
 from train.data.packing import Tokenizers

@@ -24,7 +24,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from torch import nn
 
 from mllm.world.language import DRAWING_WEIGHTS
-from mllm.world.outline import LEVELS
+from mllm.world.plan import LEVELS
 from mllm.world.questions import QUESTION_WEIGHTS
 from mllm.world.scene import MAX_OBJECTS
 from train.optimizers import OptimizerRecipe
@@ -329,7 +329,7 @@ class WorldData:
     """Share of the drawing and editing samples whose instruction is dropped, so that guidance has its other branch."""
     outlines: bool = False
     """Whether scenes are drawn after an outline of them, and outlined where they are looked at
-    (mllm/world/outline.py)."""
+    (mllm/world/plan.py)."""
     outline_digits: int = 1
     """Digits of a row or a column in an outline: 1 for squares of an eighth of the shorter side, 2 for eighths of
     these."""

@@ -30,7 +30,7 @@ from mllm.benchmark.upstream_reference import (
 )
 from mllm.config import MLLMConfig
 from mllm.engine.loop import generate
-from mllm.engine.request import Row
+from mllm.engine.request import GenerationRequest
 from mllm.heads import Guidance
 from mllm.model import MLLMForConditionalGeneration
 from mllm.sampling import SamplingConfig, choose, stack_settings
@@ -191,7 +191,7 @@ ROUNDING = 1e-5  # of a probability in float32, guidance included
 class Work:
     """The same pictures for both: rows for our decoding, ids and random numbers for upstream's."""
 
-    rows: list[Row]
+    rows: list[GenerationRequest]
     prompts: list[list[int]]
     unconditional: list[list[int]]
     uniforms_NPK: Tensor
@@ -201,7 +201,7 @@ class Work:
     def build(cls, size: Size, batch: int, settings: SamplingConfig, *, device: torch.device) -> Work:
         unconditional = random_prompt(size.prompt, seed=UNCONDITIONAL_SEED)
         rows = [
-            Row(
+            GenerationRequest(
                 prompt=random_prompt(size.prompt, seed=n),
                 unconditional=unconditional,
                 mode="image",

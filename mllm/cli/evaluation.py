@@ -56,9 +56,9 @@ ANSWERS = [
     *MODEL,
 )
 def evaluate_world(options: Namespace) -> None:
+    from mllm.engine.request import Overrides
     from mllm.evaluation.world import as_table, measure_world
     from mllm.files import write_json
-    from mllm.processor import Overrides
 
     report = measure_world(
         load_pipeline(options),
@@ -252,7 +252,7 @@ def run_benchmark(name: str, options: Namespace) -> None:
 
     benchmark = find_benchmark(name)
     draws = benchmark.mode == "image"
-    unfit = ("max_new_tokens",) if draws else ("guidance", "redraws")
+    unfit = ("max_new_tokens",) if draws else ("guidance", "resamples")
     if wrong := [*given(options, unfit), *(["best_of"] if options.best_of > 1 and not draws else [])]:
         kind = "images" if draws else "texts"
         raise ValueError(f"{name} must be run without --{wrong[0].replace('_', '-')}: its answers are {kind}")
@@ -261,9 +261,10 @@ def run_benchmark(name: str, options: Namespace) -> None:
     items = benchmark.read_items(options.questions, options.images)
     chosen = items[: options.limit]
 
+    from mllm.engine.request import Overrides
     from mllm.evaluation.answerer import PipelineAnswerer, describe_run
     from mllm.evaluation.run import ItemShard, RunFolder, run_items
-    from mllm.processor import Overrides, check_task
+    from mllm.pipeline import check_task
 
     shard, folder = ItemShard.from_environment(), RunFolder(options.output)
     place_on_device(options)

@@ -18,7 +18,7 @@ from mllm.cli.main import (
     IMAGE_OUTPUT,
     IMAGE_SAMPLING,
     MODEL,
-    OUTLINE,
+    PLAN,
     SAMPLING_OPTIONS,
     SEED,
     SIZE,
@@ -72,7 +72,7 @@ def print_text(event: Event) -> None:
     option("-n", type=positive_count, default=1, metavar="N", help="how many, as FILE-1, FILE-2 ... with seeds SEED.."),
     BEST_OF,
     SIZE,
-    OUTLINE,
+    PLAN,
     SEED,
     *IMAGE_SAMPLING,
     *MODEL,
@@ -84,7 +84,7 @@ def draw(options: Namespace) -> None:
     if options.class_index is not None:
         for name, is_given in (
             ("--size", options.size is not None),
-            ("--outline", options.outline is not None),
+            ("--plan", options.plan is not None),
             ("--best-of", options.best_of > 1),
         ):
             if is_given:
@@ -98,7 +98,7 @@ def draw(options: Namespace) -> None:
         images = pipeline.draw_class(options.class_index, **settings)
     else:
         images = pipeline.draw(
-            options.prompt, size=options.size, outline=options.outline, best_of=options.best_of, **settings
+            options.prompt, size=options.size, plan=options.plan, best_of=options.best_of, **settings
         )
     path: Path = options.output
     numbered = [path.with_stem(f"{path.stem}-{number}") for number in range(1, len(images) + 1)]
@@ -142,7 +142,7 @@ def ask(options: Namespace) -> None:
     option("instruction", metavar="INSTRUCTION", help="what to change"),
     IMAGE_OUTPUT,
     option("--size", type=image_size, metavar="WxH", help="in pixels (default: that of IMAGE)"),
-    OUTLINE,
+    PLAN,
     SEED,
     *IMAGE_SAMPLING,
     *MODEL,
@@ -157,7 +157,7 @@ def edit(options: Namespace) -> None:
         source,
         options.instruction,
         size=options.size,
-        outline=options.outline,
+        plan=options.plan,
         on_event=Progress().show,
         **given(options, SAMPLING_OPTIONS),
     )

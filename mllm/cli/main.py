@@ -128,14 +128,16 @@ FILTERS = [
 IMAGE_SAMPLING = [
     option("--guidance", type=float, help="strength of classifier-free guidance; 1 turns it off"),
     option(
+        "--resamples",
         "--redraws",
         type=int,
         metavar="N",
-        help="draw an image that contradicts its own plan again, at most N times",
+        help="sample an image that contradicts its own plan again, at most N times",
     ),
     *FILTERS,
 ]
-OUTLINE = option(
+PLAN = option(
+    "--plan",
     "--outline",
     metavar="TEXT",
     help='plan of the scene to follow instead of the model\'s own, such as "white, large red circle 35"',
@@ -160,7 +162,7 @@ def json_option(what: str) -> Option:
 
 DTYPE_NAMES = ("float32", "bfloat16", "float16")
 LOAD_OPTIONS = ("device", "dtype", "quantization", "device_map", "embedding_context")
-SAMPLING_OPTIONS = ("seed", "guidance", "temperature", "top_k", "top_p", "redraws")
+SAMPLING_OPTIONS = ("seed", "guidance", "temperature", "top_k", "top_p", "resamples")
 
 
 def given(options: Namespace, names: Sequence[str]) -> dict[str, Any]:

@@ -1,38 +1,190 @@
-"""The forward passes of a decoding batch: all prompts at once, then one place of every row at a time, with caches.
+"""The forward passes of a decoding batch: all prompts at once, then one place of every sequence at a time, with caches.
 
-In: row states, then what was chosen. Out: hidden states after the last place. A guided row brings a second,
-unconditional row of the decoder that follows the same tokens except those of outlines; unguided rows bring none.
-Chooses nothing. Masks are additive and 4-dimensional, which the `sdpa` and `eager` attention of transformers take
-(`flash_attention_2` does not).
+In: sequence states, then the steps that were chosen. Out: hidden states after the last place. A guided request brings a
+second, unconditional sequence that follows the same tokens except those of plans. Sequences share one write position of
+the cache: shorter prompts are padded on the left and masked. Masks are additive and 4-dimensional, which the `sdpa` and
+`eager` attention of transformers take (`flash_attention_2` does not). Chooses nothing.
 
-Letters: N rows asked for, R rows of the decoder (the N, then the unconditional ones), U different prompts among them,
-G rows with codes, T places, D hidden width, P image positions, K codebooks.
+Letters: N requests, R sequences of the decoder (the N, then the unconditional ones), U different prompts among them,
+G sequences with codes, T places of this call, S places so far, D hidden width, P image positions, K codebooks.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from mllm.engine.state import Chosen, RowState
+from mllm.engine.state import SequenceState
 from mllm.model import MLLMForConditionalGeneration
 from mllm.sequence import TokenSequence
 
-# Key/value caches of a fixed capacity for a transformers decoder: written in place, read as views.
-#
-# In: the keys and values of new positions. Out: those of all positions so far. Nothing is concatenated and attention
-# reads only what has been written, not the whole capacity. Rows share one write position: shorter prompts are padded on
-# the left and masked (`LeftPadding`).
-#
-# Letters: R rows of the decoder, T positions of this call, S positions written so far.
+
+class Step(NamedTuple):
+    """The next place of each sequence that is not done; a sequence is in one of the two."""
+
+    tokens: dict[int, int]  # sequence -> token id
+    codes: dict[int, Tensor]  # sequence -> codes (K,), in the order of codes_GK
+    codes_GK: Tensor | None
+
+
+class CachedForward:
+    """The model with the caches of one batch."""
+
+    def __init__(self, model: MLLMForConditionalGeneration, states: Sequence[SequenceState]) -> None:
+        self.model, self.config, self.device, self.states = model, model.config, model.device, states
+        guided = [n for n, state in enumerate(states) if state.request.is_guided]
+        self.unconditional_rows = {n: len(states) + i for i, n in enumerate(guided)}
+        self.owner_R = torch.tensor([*range(len(states)), *guided], device=self.device)
+        most_positions = max(state.num_positions for state in states)
+        columns = [state.grid[1] for state in states]
+        self.code_cache = model.code_embedding.new_cache(len(states), most_positions, columns=columns)
+
+    def prefill(self) -> Tensor:
+        """Run all prompts at once, equal ones only once; hidden states (R, D) after their last tokens."""
+        guided = [self.states[n] for n in self.unconditional_rows]
+        prompts = [state.request.prompts[0] for state in self.states] + [state.request.prompts[1] for state in guided]
+        prefixes = [state.prefix for state in self.states] + [state.unconditional_prefix for state in guided]
+        texts = [(*prompt.token_ids_T.tolist(), *prefix) for prompt, prefix in zip(prompts, prefixes, strict=True)]
+        lengths = [len(text) for text in texts]
+        self.length = max(lengths)
+        capacity = self.length + max(state.max_steps for state in self.states)
+        num_layers = self.config.text_config.num_hidden_layers
+        self.cache = Cache(layers=[PreallocatedLayer(capacity) for _ in range(num_layers)])
+        first_rows, sources = find_duplicates(texts, prompts)
+        embeddings_UTD = self._embed_prompts([texts[row] for row in first_rows], [prompts[row] for row in first_rows])
+
+        def pad(row_lengths: list[int]) -> LeftPadding:
+            may_skip = bool(guided) and self.config.begin_plan_id is not None
+            dtype = embeddings_UTD.dtype
+            return LeftPadding(row_lengths, capacity=capacity, dtype=dtype, device=self.device, may_skip=may_skip)
+
+        self.padding = pad([lengths[row] for row in first_rows])
+        hidden_UD = self.forward(embeddings_UTD, start=0, mask=self.padding.prefill_mask(self.length))
+        if len(first_rows) == len(texts):
+            return hidden_UD
+        self.padding, index_R = pad(lengths), torch.tensor(sources, device=self.device)
+        self.cache.batch_select_indices(index_R)
+        return hidden_UD.index_select(0, index_R)
+
+    def _embed_prompts(self, texts: list[tuple[int, ...]], prompts: list[TokenSequence]) -> Tensor:
+        """Embeddings (U, T, D) of prompts, padded on the left."""
+        padded = [[self.config.pad_token_id] * (self.length - len(text)) + list(text) for text in texts]
+        codes = np.concatenate([prompt.codes_PK for prompt in prompts]).astype(np.int64)
+        image_lengths = np.concatenate([prompt.image_lengths_I for prompt in prompts]).astype(np.int64)
+        return self.model.embed(
+            torch.tensor(padded, device=self.device),
+            torch.from_numpy(codes).to(self.device) if len(codes) else None,
+            torch.from_numpy(image_lengths).to(self.device) if len(codes) else None,
+        )
+
+    def step(self, step: Step) -> Tensor:
+        """Run the places that were chosen; hidden states (R, D) after them."""
+        embeddings_RD = self._embed_step(step)
+        if self.unconditional_rows:
+            embeddings_RD = embeddings_RD[self.owner_R]
+        start, self.length = self.length, self.length + 1
+        if skipping := [row for n, row in self.unconditional_rows.items() if self.states[n].is_in_plan]:
+            self.padding.skip(skipping, start)
+        return self.forward(embeddings_RD[:, None], start=start, mask=self.padding.step_mask(self.length))
+
+    def _embed_step(self, step: Step) -> Tensor:
+        """Embeddings (N, D) of the chosen tokens and codes; a guided pair shares its own."""
+        if step.codes_GK is None:
+            return self._embed_tokens(step.tokens)
+        if starting := [n for n in step.codes if self.states[n].positions_done == 1]:
+            self.code_cache.reset(torch.tensor(starting, device=self.device))
+        if len(step.codes) == len(self.states):
+            return self.model.code_embedding.step(step.codes_GK, self.code_cache)
+        rows_G = torch.tensor(list(step.codes), device=self.device)
+        embeddings_GD = self.model.code_embedding.step(step.codes_GK, self.code_cache, rows=rows_G)
+        return self._embed_tokens(step.tokens).index_copy(0, rows_G, embeddings_GD)
+
+    def _embed_tokens(self, tokens: dict[int, int]) -> Tensor:
+        """Embeddings (N, D) of tokens; sequences without one get padding, which nobody reads."""
+        ids = [tokens.get(n, self.config.pad_token_id) for n in range(len(self.states))]
+        return self.model.get_input_embeddings()(torch.tensor(ids, device=self.device))
+
+    def forward(self, embeddings_RTD: Tensor, *, start: int, mask: Tensor | None) -> Tensor:
+        """The backbone over new places; hidden states (R, D) of the last one."""
+        outputs = self.model.backbone(
+            inputs_embeds=embeddings_RTD,
+            attention_mask=mask,
+            position_ids=self.padding.position_ids(start, start + embeddings_RTD.shape[1]),
+            past_key_values=self.cache,
+            use_cache=True,
+        )
+        return outputs.last_hidden_state[:, -1]
+
+
+def find_duplicates(texts: list[tuple[int, ...]], prompts: list[TokenSequence]) -> tuple[list[int], list[int]]:
+    """The first row of each different prompt, and for every row which of these is its own: several images of one
+    sentence, and all unconditional rows, share their prompt."""
+    found: dict[tuple[object, ...], int] = {}
+    first_rows: list[int] = []
+    sources: list[int] = []
+    for row, (text, prompt) in enumerate(zip(texts, prompts, strict=True)):
+        key = (text, prompt.codes_PK.tobytes(), prompt.image_lengths_I.tobytes())
+        if key not in found:
+            found[key] = len(first_rows)
+            first_rows.append(row)
+        sources.append(found[key])
+    return first_rows, sources
+
+
+class LeftPadding:
+    """Position ids and masks of sequences that end at the same place but begin at different ones, or skip places.
+
+    Args:
+        lengths: of the prompts.
+        capacity: of the cache.
+        may_skip: sequences may skip places, so that they need a mask even if all prompts are equally long.
+    """
+
+    def __init__(
+        self, lengths: list[int], *, capacity: int, dtype: torch.dtype, device: torch.device, may_skip: bool = False
+    ) -> None:
+        longest = max(lengths)
+        self.padding_R = torch.tensor([longest - length for length in lengths], device=device)  # places not real so far
+        self.mask_RS: Tensor | None = None  # added to attention scores: 0 at real places, the least number elsewhere
+        if may_skip or min(lengths) < longest:
+            is_padding_RS = torch.arange(capacity, device=device) < self.padding_R[:, None]
+            zeros_RS = torch.zeros(len(lengths), capacity, dtype=dtype, device=device)
+            self.mask_RS = zeros_RS.masked_fill_(is_padding_RS, torch.finfo(dtype).min)
+
+    def skip(self, rows: list[int], place: int) -> None:
+        """Hide the newest place of these sequences; their position ids go on as if it were not there."""
+        assert self.mask_RS is not None, "made without `may_skip`"
+        rows_G = torch.tensor(rows, device=self.padding_R.device)
+        self.padding_R[rows_G] += 1
+        self.mask_RS[rows_G, place] = torch.finfo(self.mask_RS.dtype).min
+
+    def position_ids(self, start: int, end: int) -> Tensor:
+        """Position ids (R, T) of the places from start to end: each sequence counts its own real places."""
+        return (torch.arange(start, end, device=self.padding_R.device) - self.padding_R[:, None]).clamp_min(0)
+
+    def prefill_mask(self, length: int) -> Tensor | None:
+        """Additive causal mask (R, 1, T, T). Padding sees everything alike: finite, and nobody reads it."""
+        if self.mask_RS is None:
+            return None
+        least = torch.finfo(self.mask_RS.dtype).min
+        future_TT = self.mask_RS.new_full((length, length), least).triu(1)
+        return torch.maximum(self.mask_RS[:, None, None, :length] + future_TT, future_TT.new_tensor(least))
+
+    def step_mask(self, length: int) -> Tensor | None:
+        """Additive mask (R, 1, 1, S) of one new place: a view, nothing is built."""
+        return None if self.mask_RS is None else self.mask_RS[:, None, None, :length]
 
 
 class PreallocatedLayer(CacheLayerMixin):
-    """Keys and values of one layer in one buffer; `update` returns a view of what is filled."""
+    """Keys and values of one layer in one buffer, written in place; `update` returns a view of what is filled.
+
+    Nothing is concatenated, and attention reads only what has been written, not the whole capacity.
+    """
 
     is_compileable = False
     is_sliding = False
@@ -43,7 +195,7 @@ class PreallocatedLayer(CacheLayerMixin):
         self.length = 0
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Allocate like the first keys and values that come in: their rows, heads, dtype and device."""
+        """Allocate like the first keys and values that come in."""
         self.dtype, self.device = key_states.dtype, key_states.device
         rows, heads, _, width = key_states.shape
         self.keys = key_states.new_empty(rows, heads, self.capacity, width)
@@ -64,7 +216,7 @@ class PreallocatedLayer(CacheLayerMixin):
         return self.keys[:, :, :end], self.values[:, :, :end]
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """Make these rows the cache's rows; one may come several times."""
+        """Make these sequences the cache's sequences; one may come several times."""
         self.keys, self.values = self.keys.index_select(0, indices), self.values.index_select(0, indices)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
@@ -78,171 +230,3 @@ class PreallocatedLayer(CacheLayerMixin):
 
     def reset(self) -> None:
         self.length = 0
-
-
-def build_cache(num_layers: int, capacity: int) -> Cache:
-    """An empty cache for a decoder of this many layers."""
-    return Cache(layers=[PreallocatedLayer(capacity) for _ in range(num_layers)])
-
-
-@dataclass(frozen=True, slots=True)
-class LeftPadding:
-    """Position ids and masks of rows that end at the same place but begin at different ones, or skip places."""
-
-    begin_R: Tensor  # how many places of each row are not real, up to the newest
-    mask_RS: (
-        Tensor | None
-    )  # added to attention scores: 0 at real positions, the least number at padding; None: no padding
-
-    @classmethod
-    def of(
-        cls,
-        lengths: list[int],
-        *,
-        capacity: int,
-        dtype: torch.dtype,
-        device: torch.device,
-        may_skip: bool = False,
-    ) -> LeftPadding:
-        """Padding of prompts of these lengths, for a cache of this capacity."""
-        longest = max(lengths)
-        begin_R = torch.tensor([longest - length for length in lengths], device=device)
-        if min(lengths) == longest and not may_skip:
-            return cls(begin_R, None)
-        is_padding_RS = torch.arange(capacity, device=device) < begin_R[:, None]
-        mask_RS = torch.zeros(len(lengths), capacity, dtype=dtype, device=device)
-        return cls(begin_R, mask_RS.masked_fill_(is_padding_RS, torch.finfo(dtype).min))
-
-    def skip(self, rows: list[int], place: int) -> None:
-        """These rows have nothing at the newest place: nobody will see it, and their count goes on as if it were not
-        there."""
-        assert self.mask_RS is not None, "made without `may_skip`"
-        rows_G = torch.tensor(rows, device=self.begin_R.device)
-        self.begin_R[rows_G] += 1
-        self.mask_RS[rows_G, place] = torch.finfo(self.mask_RS.dtype).min
-
-    def position_ids(self, start: int, end: int) -> Tensor:
-        """Position ids (R, T) of the places from start to end: each row counts its own real places."""
-        return (torch.arange(start, end, device=self.begin_R.device) - self.begin_R[:, None]).clamp_min(0)
-
-    def prefill_mask(self, length: int) -> Tensor | None:
-        """Additive causal mask (R, 1, T, T). Padding sees everything alike: finite, and nobody reads it."""
-        if self.mask_RS is None:
-            return None
-        least = torch.finfo(self.mask_RS.dtype).min
-        future_TT = self.mask_RS.new_full((length, length), least).triu(1)
-        return torch.maximum(self.mask_RS[:, None, None, :length] + future_TT, future_TT.new_tensor(least))
-
-    def step_mask(self, length: int) -> Tensor | None:
-        """Additive mask (R, 1, 1, S) of one new position: a view, nothing is built."""
-        return None if self.mask_RS is None else self.mask_RS[:, None, None, :length]
-
-
-class CachedForward:
-    """The model with the caches of one batch."""
-
-    def __init__(self, model: MLLMForConditionalGeneration, states: list[RowState]) -> None:
-        self.model, self.config, self.device, self.states = model, model.config, model.device, states
-        guided = [n for n, state in enumerate(states) if state.row.is_guided]
-        self.unconditional_rows = {n: len(states) + i for i, n in enumerate(guided)}
-        self.owners = [*range(len(states)), *guided]
-        self.owner_R = torch.tensor(self.owners, device=self.device)
-        most_positions = max(state.num_positions for state in states)
-        columns = [state.grid[1] for state in states]
-        self.code_cache = model.code_embedding.new_cache(len(states), most_positions, columns=columns)
-
-    def prefill(self) -> Tensor:
-        """Run all prompts at once, equal ones only once; hidden states (R, D) after their last tokens."""
-        prompts = [state.row.prompt for state in self.states]
-        prompts += [self.states[n].row.prompts[1] for n in self.unconditional_rows]
-        prefixes = [state.prefix for state in self.states]
-        prefixes += [self.states[n].unconditional_prefix for n in self.unconditional_rows]
-        texts = [(*prompt.token_ids_T.tolist(), *prefix) for prompt, prefix in zip(prompts, prefixes, strict=True)]
-        lengths = [len(text) for text in texts]
-        self.length = max(lengths)
-        capacity = self.length + max(state.max_steps for state in self.states)
-        self.cache = build_cache(self.config.text_config.num_hidden_layers, capacity)
-        first_rows, sources = first_of_equals(texts, prompts)
-        embeddings_UTD = self.embed_prompts([texts[row] for row in first_rows], [prompts[row] for row in first_rows])
-
-        def pad(row_lengths: list[int]) -> LeftPadding:
-            return LeftPadding.of(
-                row_lengths,
-                capacity=capacity,
-                dtype=embeddings_UTD.dtype,
-                device=self.device,
-                may_skip=bool(self.unconditional_rows) and self.config.begin_plan_id is not None,
-            )
-
-        self.padding = pad([lengths[row] for row in first_rows])
-        hidden_UD = self.forward(embeddings_UTD, start=0, mask=self.padding.prefill_mask(self.length))
-        if len(first_rows) == len(texts):
-            return hidden_UD
-        self.padding, index_R = pad(lengths), torch.tensor(sources, device=self.device)
-        self.cache.batch_select_indices(index_R)
-        return hidden_UD.index_select(0, index_R)
-
-    def embed_prompts(self, texts: list[tuple[int, ...]], prompts: list[TokenSequence]) -> Tensor:
-        """Embeddings (U, T, D) of prompts, padded on the left."""
-        padded = [[self.config.pad_token_id] * (self.length - len(text)) + list(text) for text in texts]
-        codes = np.concatenate([prompt.codes_PK for prompt in prompts]).astype(np.int64)
-        image_lengths = np.concatenate([prompt.image_lengths_I for prompt in prompts]).astype(np.int64)
-        return self.model.embed(
-            torch.tensor(padded, device=self.device),
-            torch.from_numpy(codes).to(self.device) if len(codes) else None,
-            torch.from_numpy(image_lengths).to(self.device) if len(codes) else None,
-        )
-
-    def step(self, chosen: Chosen) -> Tensor:
-        """Run the places that were chosen; hidden states (R, D) after them."""
-        embeddings_RD = self.embed(chosen)
-        if self.unconditional_rows:
-            embeddings_RD = embeddings_RD[self.owner_R]
-        start, self.length = self.length, self.length + 1
-        if skipping := [row for n, row in self.unconditional_rows.items() if self.states[n].is_in_outline]:
-            self.padding.skip(skipping, start)
-        return self.forward(embeddings_RD[:, None], start=start, mask=self.padding.step_mask(self.length))
-
-    def embed(self, chosen: Chosen) -> Tensor:
-        """Embeddings (N, D) of the chosen tokens and codes; a guided pair shares its row."""
-        if chosen.codes_GK is None:
-            return self.embed_tokens(chosen.tokens)
-        starting = [n for n in chosen.codes if self.states[n].positions_done == 1]
-        if starting:
-            self.code_cache.reset(torch.tensor(starting, device=self.device))
-        if len(chosen.codes) == len(self.states):
-            return self.model.code_embedding.step(chosen.codes_GK, self.code_cache)
-        rows_G = torch.tensor(list(chosen.codes), device=self.device)
-        embeddings_GD = self.model.code_embedding.step(chosen.codes_GK, self.code_cache, rows=rows_G)
-        return self.embed_tokens(chosen.tokens).index_copy(0, rows_G, embeddings_GD)
-
-    def embed_tokens(self, tokens: dict[int, int]) -> Tensor:
-        """Embeddings (N, D) of tokens; rows without one get padding, which nobody reads."""
-        ids = [tokens.get(n, self.config.pad_token_id) for n in range(len(self.states))]
-        return self.model.get_input_embeddings()(torch.tensor(ids, device=self.device))
-
-    def forward(self, embeddings_RTD: Tensor, *, start: int, mask: Tensor | None) -> Tensor:
-        """The backbone over new places; hidden states (R, D) of the last one."""
-        outputs = self.model.backbone(
-            inputs_embeds=embeddings_RTD,
-            attention_mask=mask,
-            position_ids=self.padding.position_ids(start, start + embeddings_RTD.shape[1]),
-            past_key_values=self.cache,
-            use_cache=True,
-        )
-        return outputs.last_hidden_state[:, -1]
-
-
-def first_of_equals(texts: list[tuple[int, ...]], prompts: list[TokenSequence]) -> tuple[list[int], list[int]]:
-    """The first row of each different prompt, and for every row which of these is its own: several pictures of one
-    sentence, and all unconditional rows, share their prompt."""
-    places: dict[tuple[object, ...], int] = {}
-    first_rows: list[int] = []
-    sources: list[int] = []
-    for row, (text, prompt) in enumerate(zip(texts, prompts, strict=True)):
-        key = (text, prompt.codes_PK.tobytes(), prompt.image_lengths_I.tobytes())
-        if key not in places:
-            places[key] = len(first_rows)
-            first_rows.append(row)
-        sources.append(places[key])
-    return first_rows, sources

@@ -1,229 +1,239 @@
-"""The decoding loop: rows in different states (text, image, done) through one cached forward per place.
+"""The decoding loop: sequences in different states (text, image, done) through one cached forward per place.
 
-In: a model and rows. Out: what each row became, or events while it becomes. Every row has its own seed and its random
-numbers are drawn before they are needed, so a row's result does not depend on its neighbours. Inside an image nothing
-waits for the device. Knows ids and codes, no strings and no pictures. The loop is here; the rules of one row are in
-mllm/engine/state.py, the forward passes in mllm/engine/forward.py, the choosing in mllm/engine/state.py.
+In: a model and requests. Out: their results, or events while they are decoded. Every request has its own seed and its
+random numbers are drawn before they are needed, so a result does not depend on the other requests of the batch. Inside
+an image nothing waits for the device. Knows ids and codes, no strings and no pixels. The rules of one sequence are in
+mllm/engine/state.py, the forward passes in mllm/engine/forward.py; here is the sampling of a step, and the loop.
 
-Letters: R rows of the decoder, D hidden width.
+Letters: N requests, R sequences of the decoder (the N, then the unconditional ones), G sequences of a group, D hidden
+width, V text vocabulary, K codebooks, C codes per codebook.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
-from PIL import Image
-from transformers import PreTrainedTokenizerBase
+from torch import Tensor
 
-from mllm.conversation import CodesPart, Message, TextPart
-from mllm.engine.forward import CachedForward
-from mllm.engine.request import FinishReason, Generated, Row
-from mllm.engine.state import Chooser, Chosen, Kind, RowState
+from mllm.config import MLLMConfig
+from mllm.engine.forward import CachedForward, Step
+from mllm.engine.request import Done, Event, GenerationRequest, GenerationResult, ImageDone, ImageProgress, TextDelta
+from mllm.engine.state import SequenceState, Source
+from mllm.heads import CodeDecoder, Guidance
 from mllm.model import MLLMForConditionalGeneration
-from mllm.processor import MLLMProcessor
+from mllm.sampling import RowSettings, choose, stack_settings
 from mllm.sequence import ImageLayout
-from mllm.vocabulary import decode_text
-
-
-@dataclass(frozen=True, slots=True)
-class TextEvent:
-    """A row has a new text token."""
-
-    row: int
-    token_id: int
-
-
-@dataclass(frozen=True, slots=True)
-class ImageEvent:
-    """A row has a new image position; with the last one come the codes."""
-
-    row: int
-    done: int  # positions so far
-    total: int  # positions of the image
-    image: CodesPart | None  # the finished image
-    outline: list[int]  # the words written before it
-
-
-@dataclass(frozen=True, slots=True)
-class RowEvent:
-    """A row is finished."""
-
-    row: int
-    generated: Generated
-
-
-DecodingEvent = TextEvent | ImageEvent | RowEvent
 
 
 def generate(
-    model: MLLMForConditionalGeneration, rows: list[Row], *, on_progress: Callable[[DecodingEvent], None] | None = None
-) -> list[Generated]:
-    """Decode all rows to their end, in the order given."""
-    results: dict[int, Generated] = {}
-    for event in stream(model, rows):
-        if isinstance(event, RowEvent):
-            results[event.row] = event.generated
-        if on_progress is not None:
-            on_progress(event)
-    return [results[n] for n in range(len(rows))]
+    model: MLLMForConditionalGeneration,
+    requests: Sequence[GenerationRequest],
+    *,
+    on_event: Callable[[Event], None] | None = None,
+) -> list[GenerationResult]:
+    """Decode all requests to their end, in the order given."""
+    results: dict[int, GenerationResult] = {}
+    for event in stream(model, requests):
+        if isinstance(event, Done):
+            results[event.index] = event.result
+        if on_event is not None:
+            on_event(event)
+    return [results[n] for n in range(len(requests))]
 
 
 @torch.inference_mode()
-def stream(model: MLLMForConditionalGeneration, rows: list[Row]) -> Iterator[DecodingEvent]:
-    """Decode all rows, telling what happens as it happens."""
-    if not rows:
+def stream(model: MLLMForConditionalGeneration, requests: Sequence[GenerationRequest]) -> Iterator[Event]:
+    """Decode all requests, yielding what happens as it happens."""
+    if not requests:
         return
-    config = model.config
-    layout, context = ImageLayout.from_config(config), config.text_config.max_position_embeddings
-    for row in rows:
-        row.image.check_codebooks(config.num_codebooks)
-    states = [
-        RowState(row, layout=layout, context=context, eos_id=config.eos_token_id, device=model.device) for row in rows
-    ]
+    for request in requests:
+        request.image.check_codebooks(model.config.num_codebooks)
+    states = [SequenceState(request, config=model.config, device=model.device) for request in requests]
     forward = CachedForward(model, states)
-    chooser = Chooser(model, states, unconditional_rows=forward.unconditional_rows)
+    sampler = Sampler(model, states, unconditional_rows=forward.unconditional_rows)
     hidden_RD = forward.prefill()
     while True:
-        chosen = chooser.choose_next(hidden_RD)
-        yield from advance(states, chosen)
+        step = sampler.sample(hidden_RD)
+        yield from advance(states, step)
         if all(state.finish_reason is not None for state in states):
             return
-        hidden_RD = forward.step(chosen)
+        hidden_RD = forward.step(step)
 
 
-def advance(states: list[RowState], chosen: Chosen) -> Iterator[DecodingEvent]:
-    """Tell the controllers what was chosen, and the caller what that means."""
+def advance(states: Sequence[SequenceState], step: Step) -> Iterator[Event]:
+    """Put a step into the sequences, and yield what that means."""
     for n, state in enumerate(states):
-        if n in chosen.codes:
-            state.add_codes(chosen.codes[n])
-            image = state.parts[-1] if state.positions_done == state.num_positions else None
-            yield ImageEvent(n, state.positions_done, state.num_positions, image, state.outlines[-1])
-        elif n in chosen.tokens:
-            is_text = state.kind is Kind.TEXT and not state.is_in_outline
-            state.add_token(chosen.tokens[n])
-            if is_text and chosen.tokens[n] not in state.layout.opening_ids | {state.eos_id}:
-                yield TextEvent(n, chosen.tokens[n])
+        if n in step.codes:
+            state.add_codes(step.codes[n])
+            yield ImageProgress(index=n, done=state.positions_done, total=state.num_positions)
+            if state.positions_done == state.num_positions:
+                yield ImageDone(index=n, codes=state.parts[-1], plan=tuple(state.plans[-1]))
+        elif n in step.tokens:
+            is_text = state.source is Source.SAMPLED_TOKEN and not state.is_in_plan
+            state.add_token(step.tokens[n])
+            if is_text and step.tokens[n] not in state.layout.opening_ids | {state.eos_id}:
+                yield TextDelta(index=n, token_id=step.tokens[n])
         else:
             continue
         if state.finish_reason is not None:
-            yield RowEvent(n, state.result())
-
-
-# Text of ids that come one by one: what is new and will not change any more.
-#
-# A character may take several byte tokens, which are decoded as one run, and outer spaces do not belong to an answer;
-# so
-# both are held back.
-
-
-INCOMPLETE = "\ufffd"
-"""What a decoder writes for bytes that are no character yet."""
-BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
-
-
-class TextStream:
-    """One run of text; all deltas together are the stripped text of the ids."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self.tokenizer = tokenizer
-        self.ids: list[int] = []
-        self.num_shown = 0
-
-    def add(self, token_id: int) -> str:
-        """What can be shown now that this id has come; often nothing."""
-        self.ids.append(token_id)
-        if BYTE_TOKEN.fullmatch(self.tokenizer.convert_ids_to_tokens(token_id) or ""):
-            return ""
-        text = decode_text(self.tokenizer, self.ids)
-        return "" if text.endswith(INCOMPLETE) else self._advance(text)
-
-    def finish(self) -> str:
-        """What was held back at the end of the run; a new run begins."""
-        rest = self._advance(decode_text(self.tokenizer, self.ids))
-        self.ids, self.num_shown = [], 0
-        return rest
-
-    def _advance(self, text: str) -> str:
-        new, self.num_shown = text[self.num_shown :], max(self.num_shown, len(text))
-        return new
-
-
-# The answer to one request as it comes: ids and codes in, text and pictures out.
-#
-# Collects the whole answer on the way, so that nothing is decoded twice.
+            yield Done(index=n, result=state.result())
 
 
 @dataclass(frozen=True, slots=True)
-class TextDelta:
-    """More text of the answer."""
+class CodeGroup:
+    """Sequences that sample image codes together, and what does not change while they do."""
 
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class ImageProgress:
-    """A picture is being drawn."""
-
-    done: int  # positions so far
-    total: int
+    rows: Tensor | None  # their rows of the decoder, the unconditional ones last; None: all, in order
+    guidance: Guidance | None  # numbered within the group
+    settings: list[RowSettings]  # per codebook
 
 
-@dataclass(frozen=True, slots=True)
-class ImageDone:
-    """A picture of the answer."""
+class Sampler:
+    """Chooses the next place of every sequence of a batch: sampled from the heads, or forced.
 
-    image: Image.Image
+    Guided pairs are mixed inside the code head. Settings are kept per group, so that a step builds none.
+    """
+
+    def __init__(
+        self,
+        model: MLLMForConditionalGeneration,
+        states: Sequence[SequenceState],
+        *,
+        unconditional_rows: Mapping[int, int],
+    ) -> None:
+        self.model, self.config, self.device = model, model.config, model.device
+        self.states, self.unconditional_rows = states, unconditional_rows
+        self.layout = states[0].layout
+        self.never_text_ids = torch.tensor(never_text_ids(self.layout, self.config), device=self.device)
+        self.code_groups: dict[tuple[int, ...], CodeGroup] = {}
+        self.text_settings: dict[tuple[tuple[int, bool], ...], RowSettings] = {}
+
+    def sample(self, hidden_RD: Tensor) -> Step:
+        """The next place of every sequence that is not done, from the hidden states after the last one."""
+        sources = [state.source for state in self.states]
+        if all(source is Source.SAMPLED_CODES for source in sources):
+            codes_GK = self.sample_codes(hidden_RD, tuple(range(len(sources))))
+            return Step({}, dict(enumerate(codes_GK.unbind())), codes_GK)
+        rows = {source: tuple(n for n, of_row in enumerate(sources) if of_row is source) for source in Source}
+        tokens = {n: self.states[n].forced_token() for n in rows[Source.FORCED_TOKEN]}
+        if text_rows := rows[Source.SAMPLED_TOKEN]:
+            tokens |= zip(text_rows, self.sample_text(hidden_RD, text_rows), strict=True)
+        codes = {n: self.states[n].forced_codes() for n in rows[Source.FORCED_CODES]}
+        if code_rows := rows[Source.SAMPLED_CODES]:
+            codes |= zip(code_rows, self.sample_codes(hidden_RD, code_rows).unbind(), strict=True)
+        codes = dict(sorted(codes.items()))
+        return Step(tokens, codes, torch.stack(list(codes.values())) if codes else None)
+
+    def sample_codes(self, hidden_RD: Tensor, rows: tuple[int, ...]) -> Tensor:
+        """The K codes of one image position in each of these sequences; (G, K)."""
+        if rows not in self.code_groups:
+            self.code_groups[rows] = self._build_code_group(rows)
+        group = self.code_groups[rows]
+        uniforms_KG = None
+        if not group.settings[0].all_greedy:
+            uniforms = [self.states[n].position_uniforms(self.config.num_codebooks) for n in rows]
+            uniforms_KG = torch.stack(uniforms, dim=1)
+
+        def choose_code(k: int, logits_GC: Tensor) -> Tensor:
+            return choose(logits_GC, group.settings[k], None if uniforms_KG is None else uniforms_KG[k])
+
+        hidden_GD = hidden_RD if group.rows is None else hidden_RD[group.rows]
+        return self.code_decoder.decode(hidden_GD, choose=choose_code, guidance=group.guidance)
+
+    @cached_property
+    def code_decoder(self) -> CodeDecoder:
+        """The code head, made ready when the first image position is sampled."""
+        return self.model.code_head.decoder()
+
+    def _build_code_group(self, rows: tuple[int, ...]) -> CodeGroup:
+        guided = [n for n in rows if n in self.unconditional_rows]
+        decoder_rows = [*rows, *(self.unconditional_rows[n] for n in guided)]
+        index = {row: g for g, row in enumerate(decoder_rows)}
+        configs = [self.states[n].request.image for n in rows]
+        guidance = None
+        if guided:
+            unconditional = [index[self.unconditional_rows.get(n, n)] for n in rows]
+            guidance = Guidance(
+                conditional_N=torch.tensor([index[n] for n in rows], device=self.device),
+                unconditional_N=torch.tensor(unconditional, device=self.device),
+                scale_N=torch.tensor([float(config.guidance) for config in configs], device=self.device),
+            )
+        is_all = len(decoder_rows) == len(self.states) + len(self.unconditional_rows)
+        return CodeGroup(
+            rows=None if is_all else torch.tensor(decoder_rows, device=self.device),
+            guidance=guidance,
+            settings=[
+                stack_settings(configs, num_choices=self.config.codebook_size, codebook=k, device=self.device)
+                for k in range(self.config.num_codebooks)
+            ],
+        )
+
+    def sample_text(self, hidden_RD: Tensor, rows: tuple[int, ...]) -> list[int]:
+        """One text token in each of these sequences; begin-of-image only where an image is wanted and has room, which
+        is also the only end of a plan."""
+        states = [self.states[n] for n in rows]
+        logits_GV = self.model.text_logits(hidden_RD[torch.tensor(rows, device=self.device)]).float()
+        for g, state in enumerate(states):
+            if state.request.logits_processors:
+                logits_GV[g] = self._process(logits_GV[g], state)
+        logits_GV.index_fill_(1, self.never_text_ids, -torch.inf)
+        key = tuple((n, state.text_sampling is state.request.plan) for n, state in zip(rows, states, strict=True))
+        if key not in self.text_settings:
+            configs = [state.text_sampling for state in states]
+            self.text_settings[key] = stack_settings(configs, num_choices=logits_GV.shape[-1], device=self.device)
+        settings = self.text_settings[key]
+        uniforms_G = torch.tensor([state.next_text_uniform() for state in states], device=self.device)
+        self._note_refusals(states, logits_GV, uniforms_G, settings)
+        self._forbid(logits_GV, self.layout.begin_image_id, [not state.may_begin_image for state in states])
+        if self.layout.begin_plan_id is not None:
+            self._forbid(logits_GV, self.layout.begin_plan_id, [not state.may_begin_plan for state in states])
+            self._forbid(logits_GV, self.config.eos_token_id, [state.is_in_plan for state in states])
+            self._allow_only(logits_GV, sorted(self.layout.opening_ids), [state.must_open for state in states])
+        return choose(logits_GV, settings, uniforms_G).tolist()
+
+    def _forbid(self, logits_GV: Tensor, token_id: int, is_forbidden_G: list[bool]) -> None:
+        """Leave a token out where it is forbidden."""
+        if forbidden := [g for g, is_forbidden in enumerate(is_forbidden_G) if is_forbidden]:
+            logits_GV[torch.tensor(forbidden, device=self.device), token_id] = -torch.inf
+
+    def _allow_only(self, logits_GV: Tensor, token_ids: list[int], is_limited_G: list[bool]) -> None:
+        """Leave out all but these tokens where nothing else may come."""
+        if limited := [g for g, is_limited in enumerate(is_limited_G) if is_limited]:
+            rows_L1 = torch.tensor(limited, device=self.device)[:, None]
+            kept = logits_GV[rows_L1, token_ids]
+            logits_GV[rows_L1[:, 0]] = -torch.inf
+            logits_GV[rows_L1, token_ids] = kept
+
+    def _process(self, logits_V: Tensor, state: SequenceState) -> Tensor:
+        """The logits as the caller's processors leave them; at image positions they see padding."""
+        ids = [*state.request.prompt.token_ids_T.tolist(), *state.token_ids]
+        ids = [self.config.pad_token_id if id_ == self.config.image_token_id else id_ for id_ in ids]
+        ids_1T, logits_1V = torch.tensor([ids], device=self.device), logits_V[None]
+        for process in state.request.logits_processors:
+            logits_1V = process(ids_1T, logits_1V)
+        return logits_1V[0]
+
+    def _note_refusals(
+        self, states: list[SequenceState], logits_GV: Tensor, uniforms_G: Tensor, settings: RowSettings
+    ) -> None:
+        """Note in which sequences an image would begin now, had it the room."""
+        lacks_room = [state.request.mode == "interleaved" and not state.has_room_for_image for state in states]
+        if any(lacks_room):
+            wanted = choose(logits_GV, settings, uniforms_G).tolist()
+            for state, lacks, token_id in zip(states, lacks_room, wanted, strict=True):
+                state.image_refused |= lacks and token_id in self.layout.opening_ids
 
 
-@dataclass(frozen=True, slots=True)
-class Done:
-    """The answer is complete."""
-
-    message: Message  # all of it, to be put into the history; pictures are codes, so that nothing is lost
-    finish_reason: FinishReason  # "length": it was cut off by the budget or the context
-    seed: int
-    image_refused: bool  # the model wanted to draw (again), and no room was left for a whole picture
-
-
-Event = TextDelta | ImageProgress | ImageDone | Done
-
-
-class AnswerStream:
-    """Translates the events of one row."""
-
-    def __init__(self, processor: MLLMProcessor) -> None:
-        self.processor = processor
-        self.text = TextStream(processor.tokenizer)
-
-    def translate(self, event: DecodingEvent) -> Iterator[Event]:
-        """What a person sees of an event of the decoding loop; sometimes nothing."""
-        match event:
-            case TextEvent(token_id=token_id):
-                if delta := self.text.add(token_id):
-                    yield TextDelta(delta)
-            case ImageEvent(done=done, total=total, image=codes, outline=outline):
-                yield from self.finish_text()
-                yield ImageProgress(done, total)
-                if codes is not None:
-                    yield ImageDone(self.processor.decode_images([self.processor.with_plan(codes, outline)])[0])
-            case RowEvent(generated=generated):
-                yield from self.finish_text()
-                message = answer_message(generated, self.processor)
-                yield Done(message, generated.finish_reason, generated.seed, generated.image_refused)
-
-    def finish_text(self) -> Iterator[Event]:
-        """What was held back of a run of text that is over."""
-        if rest := self.text.finish():
-            yield TextDelta(rest)
-
-
-def answer_message(generated: Generated, processor: MLLMProcessor) -> Message:
-    """A result as the assistant's message."""
-    images = iter(processor.codes_of(generated))
-    parts = [
-        next(images) if isinstance(part, CodesPart) else TextPart(processor.to_text(part)) for part in generated.parts
-    ]
-    return Message("assistant", tuple(parts) or (TextPart(""),))
+def never_text_ids(layout: ImageLayout, config: MLLMConfig) -> list[int]:
+    """Tokens that no text contains: padding, begin of sequence, and those that stand inside an image."""
+    ids = {layout.image_token_id, layout.end_image_id, config.pad_token_id, config.bos_token_id}
+    if layout.kind == "grid":
+        ids.add(layout.new_line_id)
+        for first_id in (layout.first_row_size_id, layout.first_column_size_id):
+            ids.update(range(first_id, first_id + layout.max_side))
+    if config.first_class_id is not None:
+        ids.update(range(config.first_class_id, config.class_token_id(None) + 1))
+    return sorted(id_ for id_ in ids if 0 <= id_ < config.vocab_size and id_ != config.eos_token_id)

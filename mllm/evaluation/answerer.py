@@ -15,12 +15,11 @@ from PIL import Image
 from torch import nn
 
 from mllm.conversation import ClassPart, ImagePart, Message, TextPart
-from mllm.engine.request import image_settings, text_settings
+from mllm.engine.request import Overrides
 from mllm.evaluation.protocol import Benchmark, BenchmarkItem, Mode
 from mllm.evaluation.run import Answer
 from mllm.files import fingerprint_of, tool_versions
 from mllm.pipeline import Pipeline, candidate_seeds, keep_best
-from mllm.processor import Overrides
 from tokenizer.codes import fingerprint
 from tokenizer.images import open_image
 
@@ -99,10 +98,9 @@ def describe_run(
 def describe_decoding(pipeline: Pipeline, benchmark: Benchmark, sampling: Mapping[str, Any]) -> dict[str, Any]:
     """The settings in effect; of greedy decoding only that it is."""
     chosen = {name: value for name, value in sampling.items() if name != "max_new_tokens"}
-    stored = pipeline.rows.stored_settings
     if benchmark.mode == "image":
-        return asdict(image_settings(pipeline.config, stored.get("draw", {}), chosen))
-    settings = text_settings(pipeline.model.generation_config, stored.get("ask_text", {}), chosen)
+        return asdict(pipeline.requests.image_settings("draw", chosen))
+    settings = pipeline.requests.text_settings("ask", chosen)
     named = {"greedy": True} if settings.greedy else asdict(settings)
     return {**named, "max_new_tokens": sampling.get("max_new_tokens")}
 

@@ -20,8 +20,9 @@ from typing import Any, cast
 from PIL import Image
 
 from mllm.conversation import ImagePart, Message, Mode, TextPart
+from mllm.engine.request import Overrides
 from mllm.pipeline import Pipeline
-from mllm.processor import Overrides, load_image
+from mllm.processor import load_image
 
 MODEL_ID = "mllm_toolkit"
 CHAT_CLASS = "mllm.evaluation.lmms.MLLMToolkit"

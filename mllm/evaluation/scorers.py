@@ -25,7 +25,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from mllm.checkpoint import choose_device
 from mllm.evaluation.answerer import model_fingerprint
-from mllm.pipeline import BATCH_SIZE, GENAI_QUESTION, Pipeline
+from mllm.pipeline import MAX_REQUESTS, VQA_SCORE_QUESTION, Pipeline
 from tokenizer.images import open_image, to_rgb
 
 HUB_PREFIX = "hf:"
@@ -75,7 +75,7 @@ class SelfScorer:
     """A model of this toolkit, by its own P("yes")."""
 
     pipeline: Pipeline
-    batch_size: int = BATCH_SIZE
+    batch_size: int = MAX_REQUESTS
 
     @classmethod
     def load(cls, folder: str | None, *, device: str | None) -> SelfScorer:
@@ -125,7 +125,7 @@ class HubScorer:
             "name": f"{HUB_PREFIX}{self.name}",
             "transformers": transformers.__version__,
             "dtype": str(next(self.model.parameters()).dtype).removeprefix("torch."),
-            "question": GENAI_QUESTION,
+            "question": VQA_SCORE_QUESTION,
             "answer": ANSWER,
         }
 
@@ -135,7 +135,7 @@ class HubScorer:
     @torch.inference_mode()
     def score(self, path: Path, text: str) -> float:
         """P("Yes") of one pair; if the tokenizer splits the word, that of its first piece."""
-        image, question = to_rgb(open_image(path)), GENAI_QUESTION.format(text=text)
+        image, question = to_rgb(open_image(path)), VQA_SCORE_QUESTION.format(text=text)
         content = [{"type": "image", "image": image}, {"type": "text", "text": question}]
         inputs = self.processor.apply_chat_template(
             [{"role": "user", "content": content}],

@@ -19,17 +19,17 @@ from PIL import Image
 from tqdm import tqdm
 
 from mllm.conversation import ImagePart, Message, Mode, TextPart
-from mllm.engine.request import NoRoomError, outline_settings
+from mllm.engine.request import NoRoomError, Overrides
 from mllm.evaluation.answerer import model_fingerprint
 from mllm.evaluation.intervals import Rate, auroc, auroc_interval
 from mllm.evaluation.tokenizer import score_round_trip
 from mllm.files import tool_versions
-from mllm.pipeline import Pipeline, candidate_seeds, check_best_of, index_of_best
-from mllm.processor import Overrides
+from mllm.pipeline import Pipeline, candidate_seeds, check_count
 from mllm.sequence import Size, default_size, grid_of
 from mllm.world.checker import check, measure_checker, parse, score_dense
 from mllm.world.dialogue import Check, Dialogue, ImageRef, make_dialogue, make_episode
 from mllm.world.edits import Edit, apply_edit, check_edit
+from mllm.world.plan import ask_about
 from mllm.world.questions import Question, answer, normalize_answer, possible_answers
 from mllm.world.reader import check_description
 from mllm.world.render import RenderSize
@@ -409,7 +409,7 @@ def measure_best_of(
 ) -> dict:
     """Pass rates for every N, what a perfect judge would reach, and the AUROC of the score over all candidates."""
     for number in best_of:
-        check_best_of(number)
+        check_count(number, name="best_of")
     items = draw_candidates(draw, score, group, num=max(best_of), count=count, seed=seed, batch_size=batch_size)
     flat_scores = [value for item in items for value in item.scores]
     flat_right = [value for item in items for value in item.is_right]
@@ -429,7 +429,7 @@ def measure_best_of(
 
 def pass_rate(items: Sequence[Candidates], number: int) -> Rate:
     """How many requests are fulfilled when the best-scored of the first N candidates is kept."""
-    return Rate(sum(item.is_right[index_of_best(item.scores[:number])] for item in items), len(items))
+    return Rate(sum(item.is_right[max(range(number), key=item.scores.__getitem__)] for item in items), len(items))
 
 
 def draw_candidates(
@@ -498,7 +498,7 @@ def measure_world(
 
     Args:
         count: items per group of the table.
-        sampling: settings (guidance, temperature, top_k, top_p, redraws) of pictures that differ from the checkpoint's.
+        sampling: settings (guidance, temperature, top_k, top_p, resamples) of images where not the checkpoint's.
         size: (width, height) of the pictures that are shown and drawn; default: the checkpoint's default size.
         best_of: numbers of candidates among which the model chooses itself, measured in addition.
     """
@@ -528,7 +528,7 @@ def measure_world(
             "temperature": config.image_temperature,
             "top_k": config.image_top_k,
             "top_p": config.image_top_p,
-            **({} if config.begin_plan_id is None else {"redraws": config.image_redraws}),
+            **({} if config.begin_plan_id is None else {"resamples": config.image_resamples}),
             **{name: value for name, value in (sampling or {}).items() if value is not None},
             "text": "greedy",
             **({} if config.begin_plan_id is None else {"outline": describe_outlines(pipeline, sampling)}),
@@ -544,7 +544,7 @@ def measure_world(
 
 def describe_outlines(pipeline: Pipeline, sampling: Overrides | None) -> str:
     """How the words before a picture are sampled."""
-    chosen = outline_settings(pipeline.rows.stored_settings.get("outline", {}), sampling or {})
+    chosen = pipeline.requests.plan_settings(sampling or {})
     return "greedy" if chosen.greedy else f"temperature {chosen.temperature} top_p {chosen.top_p}"
 
 
@@ -568,7 +568,7 @@ def measure_choices(
         return [picture for (picture,) in parts if isinstance(picture, Image.Image)]
 
     def score(pictures: Sequence[Image.Image], requests: Sequence[str]) -> list[float]:
-        return pipeline.judge(pictures, requests, form="world")
+        return pipeline.judge(pictures, requests, questions=ask_about)
 
     return {
         group.name: measure_best_of(draw, score, group, best_of=best_of, count=count, seed=seed, batch_size=batch_size)

@@ -3,7 +3,7 @@
 import numpy as np
 
 from mllm.sequence import IGNORED, TokenSequence
-from tests.mllm.generation.generation_helpers import CODEBOOK_SIZE, FIRST_TEXT_ID, IDS, NUM_CODEBOOKS
+from tests.mllm.engine_helpers import CODEBOOK_SIZE, FIRST_TEXT_ID, IDS, NUM_CODEBOOKS
 
 
 def learned_sample(*, seed: int, plan: list[str], positions: int = 9) -> TokenSequence:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mllm.embedding import CodeEmbedding, SummedEmbedding
-from tests.mllm.generation.generation_helpers import CODEBOOK_SIZE, NUM_CODEBOOKS, build_model
+from tests.mllm.engine_helpers import CODEBOOK_SIZE, NUM_CODEBOOKS, build_model
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import LlamaModel
 
 from mllm.heads import CodeHead, Guidance, is_plain, join
-from tests.mllm.generation.generation_helpers import CODEBOOK_SIZE, NUM_CODEBOOKS, build_model
+from tests.mllm.engine_helpers import CODEBOOK_SIZE, NUM_CODEBOOKS, build_model
 
 HEADS = {
     "depth": {"head_type": "depth_transformer"},

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mllm.model import MLLMForConditionalGeneration
 from mllm.sequence import IGNORED, TokenSequence, pack
-from tests.mllm.generation.generation_helpers import FIRST_TEXT_ID, IDS, NUM_CODEBOOKS, build_model
+from tests.mllm.engine_helpers import FIRST_TEXT_ID, IDS, NUM_CODEBOOKS, build_model
 from tests.mllm.learned_samples import learned_sample
 
 HEADS = ("depth_transformer", "mlp")

@@ -11,7 +11,7 @@ from mllm.config import MLLMConfig
 from mllm.model import MLLMForConditionalGeneration
 from mllm.sequence import pack
 from mllm.vocabulary import extend_embeddings
-from tests.mllm.generation.generation_helpers import build_model
+from tests.mllm.engine_helpers import build_model
 from tests.mllm.learned_samples import learned_sample
 
 HEADS = ({"head_type": "depth_transformer"}, {"head_shared_output": False}, {"head_type": "mlp"})

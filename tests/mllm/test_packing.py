@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mllm.sequence import IGNORED, Packer, pack, sample_numbers, take_row
-from tests.mllm.generation.generation_helpers import IDS
+from tests.mllm.engine_helpers import IDS
 from tests.mllm.learned_samples import learned_sample
 
 PLANS = (["text", "IMAGE"], ["text", "TEXT"], ["text", "image", "TEXT", "IMAGE"], ["text", "image", "TEXT"])

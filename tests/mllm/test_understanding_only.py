@@ -16,7 +16,7 @@ from mllm.embedding import ProjectedEmbedding
 from mllm.model import MLLMForConditionalGeneration
 from mllm.pipeline import Done, Pipeline
 from mllm.sequence import pack
-from tests.mllm.generation.generation_helpers import build_model
+from tests.mllm.engine_helpers import build_model
 from tests.mllm.learned_samples import learned_sample
 from tests.mllm.test_embedding import random_codes
 from tests.mllm.tiny_folder import build_tiny_folder

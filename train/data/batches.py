@@ -11,7 +11,7 @@ from pathlib import Path
 from torch.utils.data import Dataset
 
 from mllm.sequence import trained_grids
-from mllm.world.outline import check_grid
+from mllm.world.plan import check_grid
 from train.data.classes import ClassSequences, WorldClassRecords, check_guidance
 from train.data.mixture import Mixture, ShardSequences
 from train.data.packing import BatchShape, PackedBatches, Tokenizers

@@ -24,7 +24,7 @@ from mllm.conversation import CodesPart, Message, TextPart, unconditional
 from mllm.sequence import Grid, TokenSequence, build_sequence
 from mllm.world.dialogue import JOBS, Dialogue, Episode, ImageRef, make_dialogue, make_episode
 from mllm.world.edits import apply_edit
-from mllm.world.outline import SQUARE, centre, outline_of
+from mllm.world.plan import SQUARE, centre, plan_of
 from mllm.world.render import IMAGE_KINDS
 from mllm.world.scene import Scene, split_of
 from tokenizer.images import to_bytes
@@ -292,7 +292,7 @@ def to_messages(
         part = images[indices[image]]
         if image.kind != "image" or outline_digits is None:
             return part
-        return replace(part, plan=outline_of(image.scene, digits=outline_digits, grid=part.grid))
+        return replace(part, plan=plan_of(image.scene, digits=outline_digits, grid=part.grid))
 
     return [
         Message(turn.role, tuple(TextPart(part) if isinstance(part, str) else codes_of(part) for part in turn.parts))

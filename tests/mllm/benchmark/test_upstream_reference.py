@@ -13,11 +13,11 @@ from transformers import LlamaConfig
 from mllm.benchmark.upstream_reference import UpstreamDrawing, UpstreamTokenizer, choose_code, filter_logits
 from mllm.config import MLLMConfig
 from mllm.engine.loop import generate
-from mllm.engine.request import Row
+from mllm.engine.request import GenerationRequest
 from mllm.model import MLLMForConditionalGeneration
 from mllm.sampling import SamplingConfig, choose, stack_settings
 from tests.conftest import small_tokenizer_config
-from tests.mllm.generation.generation_helpers import IDS, build_model, build_prompt
+from tests.mllm.engine_helpers import IDS, build_model, build_prompt
 from tests.mllm.golden_mllm import golden_outputs
 from tokenizer.unitok import UniTok
 
@@ -99,7 +99,7 @@ def test_our_codes_equal_the_reference(seed: int, context: str, settings: Sampli
     conditional = [build_prompt(length, seed=length) for length in (9, 4, 6)]
     unconditional = [build_prompt(2, seed=0)] * 3
     rows = [
-        Row(prompt=prompt, unconditional=unconditional[0], mode="image", image=settings, seed=n)
+        GenerationRequest(prompt=prompt, unconditional=unconditional[0], mode="image", image=settings, seed=n)
         for n, prompt in enumerate(conditional)
     ]
     ours_NKP = np.stack([result.images[0].codes_KN for result in generate(model, rows)])

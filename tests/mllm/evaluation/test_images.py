@@ -21,7 +21,7 @@ from mllm.evaluation.protocol import AnsweredItem, BenchmarkItem, ScoreOptions, 
 from mllm.evaluation.run import RunFolder, run_items
 from mllm.evaluation.scorers import HubScorer, SelfScorer, T2VScorer, find_scorer
 from mllm.files import read_lines
-from mllm.pipeline import GENAI_QUESTION, STRIDE, Pipeline
+from mllm.pipeline import STRIDE, VQA_SCORE_QUESTION, Pipeline
 from tests.mllm.evaluation.genai_data import write_genai_bench
 from tests.mllm.tiny_folder import build_tiny_folder
 
@@ -149,7 +149,7 @@ def test_a_model_of_transformers_scores_by_its_first_word(folder: Path, tmp_path
     scorer = HubScorer.load(str(folder), device="cpu")
     image = tmp_path / "a.png"
     Image.new("RGB", (32, 32), "red").save(image)
-    inputs = scorer.processor(Image.open(image), GENAI_QUESTION.format(text="a circle"))
+    inputs = scorer.processor(Image.open(image), VQA_SCORE_QUESTION.format(text="a circle"))
     logits = scorer.model(**inputs).logits[0, -1].float()
     yes = scorer.processor.tokenizer.encode("Yes", add_special_tokens=False)[0]
     assert scorer([image], ["a circle"]) == [pytest.approx(logits.softmax(-1)[yes].item(), rel=1e-3)]

@@ -17,12 +17,12 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, LlamaConfi
 from mllm.checkpoint import convert_released, export_released, our_shapes, upstream_shapes
 from mllm.config import MLLMConfig, from_released
 from mllm.engine.loop import generate
-from mllm.engine.request import Row
+from mllm.engine.request import GenerationRequest
 from mllm.model import MLLMForConditionalGeneration
 from mllm.processor import MLLMProcessor
 from mllm.sampling import SamplingConfig
 from mllm.vocabulary import load_text_tokenizer
-from tests.mllm.generation.generation_helpers import text_prompt
+from tests.mllm.engine_helpers import text_prompt
 from tests.mllm.released.released_folder import LLAMA_2_7B, write_released
 from tests.mllm.tiny_folder import build_tiny_folder, train_text_tokenizer
 
@@ -141,7 +141,7 @@ def greedy_codes(model: MLLMForConditionalGeneration) -> np.ndarray:
     """Codes of a picture drawn from a few tokens, guided."""
     prompt = partial(text_prompt, num_codebooks=model.config.num_codebooks)
     image = SamplingConfig(greedy=True, guidance=3.0)
-    row = Row(prompt=prompt([1, 20, 31, 12]), unconditional=prompt([1, 9]), mode="image", image=image)
+    row = GenerationRequest(prompt=prompt([1, 20, 31, 12]), unconditional=prompt([1, 9]), mode="image", image=image)
     return generate(model, [row])[0].images[0].codes_KN
 
 

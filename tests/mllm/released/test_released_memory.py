@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from mllm.released.memory import cache_bytes, caches_table, released_parts, weights_table
-from tests.mllm.generation.generation_helpers import build_model
+from tests.mllm.engine_helpers import build_model
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "released_weights.md"
 

@@ -7,8 +7,9 @@ from random import Random
 import pytest
 
 from mllm.world.language import DRAWING_WEIGHTS, make_draw_request
+from mllm.world.plan import ask_about, questions_of, say_questions
 from mllm.world.questions import answer
-from mllm.world.reader import demands_of, demands_of_spec, read_request, say_demands
+from mllm.world.reader import read_request
 from mllm.world.scene import COLORS, SHAPES, SIZES, Scene, random_scene_for
 from mllm.world.spec import Alike, Count, Every, Exists, Filter, Placed, Related, Spec, check_scene
 
@@ -17,7 +18,7 @@ NOT_ASKED = (Placed, Alike, Related)  # relations only where nobody doubts which
 
 def is_satisfied(spec: Spec, scene: Scene) -> bool:
     """Whether someone who sees everything gives the wanted answers, open ones left out."""
-    answers = [(answer(wanted.question, scene), wanted.expected) for wanted in demands_of_spec(spec)]
+    answers = [(answer(wanted.question, scene), wanted.expected) for wanted in questions_of(spec)]
     return all(given in (None, expected) for given, expected in answers)
 
 
@@ -26,7 +27,7 @@ def test_words_raise_the_questions_of_the_spec_they_were_made_from(kind: str) ->
     rng = Random(f"words/{kind}")
     for _ in range(250):
         request = make_draw_request(random_scene_for("test", rng), rng, kind=kind)
-        assert set(demands_of(request.text)) == set(say_demands(request.spec)), request.text
+        assert set(ask_about(request.text)) == set(say_questions(request.spec)), request.text
 
 
 @pytest.mark.parametrize("kind", DRAWING_WEIGHTS)
@@ -104,26 +105,26 @@ def test_a_right_picture_satisfies_all_and_a_wrong_one_not(kind: str) -> None:
     ],
 )
 def test_typed_requests_become_questions_of_the_world(request_: str, demands: list[tuple[str, str]]) -> None:
-    assert sorted(demands_of(request_)) == sorted(demands)
+    assert sorted(ask_about(request_)) == sorted(demands)
 
 
 def test_every_without_a_number_asks_for_what_must_not_be_there() -> None:
-    asked = say_demands(Spec((Every(Filter(color="red")),)))
+    asked = say_questions(Spec((Every(Filter(color="red")),)))
     assert ("Is there a blue shape?", "no") in asked and len(asked) == 6
 
 
 def test_twins_are_counted_only_where_all_objects_are_described() -> None:
     twin = Filter("circle", "red")
     two = (Exists(0, twin), Exists(1, twin))
-    assert ("How many red circles are there?", "2") not in say_demands(Spec(two))
-    assert ("How many red circles are there?", "2") in say_demands(Spec((*two, Count(Filter(), 2))))
+    assert ("How many red circles are there?", "2") not in say_questions(Spec(two))
+    assert ("How many red circles are there?", "2") in say_questions(Spec((*two, Count(Filter(), 2))))
     loose = (*two, Exists(2, Filter("circle")), Count(Filter(), 3))
-    assert ("How many red circles are there?", "2") not in say_demands(Spec(loose))
+    assert ("How many red circles are there?", "2") not in say_questions(Spec(loose))
 
 
 def test_objects_that_could_be_mistaken_are_not_related() -> None:
     spec = Spec((Exists(0, Filter("circle")), Exists(1, Filter("circle", "red")), Related(0, "above", 1)))
-    assert not any("above" in demand.question for demand in say_demands(spec))
+    assert not any("above" in demand.text for demand in say_questions(spec))
 
 
 def test_any_words_raise_some_question() -> None:
@@ -134,7 +135,7 @@ def test_any_words_raise_some_question() -> None:
     )
     words = [*SHAPES, *COLORS, *SIZES, "stars", "shape", "background", "different", *others.split()]
     for _ in range(2000):
-        assert demands_of(" ".join(rng.choices(words, k=rng.randint(1, 12))))
+        assert ask_about(" ".join(rng.choices(words, k=rng.randint(1, 12))))
 
 
 def test_nothing_known_is_an_empty_spec() -> None:

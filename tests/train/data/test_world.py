@@ -15,7 +15,7 @@ from mllm.sequence import trained_grids
 from mllm.vocabulary import extend_tokenizer, load_text_tokenizer
 from mllm.world.dialogue import JOBS, ImageRef, make_dialogue, make_episode
 from mllm.world.edits import apply_edit
-from mllm.world.outline import centre, outline_of
+from mllm.world.plan import centre, plan_of
 from mllm.world.questions import propose_question
 from mllm.world.scene import split_of
 from tests.mllm.tiny_folder import build_tiny_folder
@@ -204,7 +204,7 @@ def test_images_of_scenes_have_plans_where_asked(codes: ShardFolder) -> None:
                 for part, encoded in zip(turn.parts, message.parts, strict=True):
                     if isinstance(part, ImageRef):
                         has_plan = digits is not None and part.kind == "image"
-                        expected = outline_of(part.scene, grid=EPISODES.grid_of(12)) if has_plan else None
+                        expected = plan_of(part.scene, grid=EPISODES.grid_of(12)) if has_plan else None
                         assert encoded.plan == expected
 
 
@@ -262,7 +262,7 @@ def test_a_centred_episode_is_the_same_episode_moved_by_a_hair() -> None:
             assert split_of(after.scene) == split_of(after.edited) == "train"
             assert after != before or grid == (6, 8)  # there, squares do not lie within the cells that decide the split
             for old, new in ((before.scene, after.scene), (before.edited, after.edited)):
-                assert outline_of(new, digits=2, grid=grid) == outline_of(old, digits=2, grid=grid)
+                assert plan_of(new, digits=2, grid=grid) == plan_of(old, digits=2, grid=grid)
                 middles = [centre(item, digits=2, grid=grid) for item in new.objects]
                 assert after == before or all(
                     (item.x, item.y) == pytest.approx((middle.x, middle.y))

@@ -1,4 +1,4 @@
-"""Pictures with outlines on their way through the toolkit: drawn, shown, saved, and looked at again in a chat."""
+"""Images with plans on their way through the toolkit: drawn, shown, saved, and described again in a chat."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from PIL import Image
 
 from demo.answer import show
 from mllm.conversation import CodesPart, ImagePart, Message, TextPart
-from mllm.engine.request import OUTLINE_BUDGET, Row
+from mllm.engine.request import PLAN_BUDGET, GenerationRequest
 from mllm.evaluation.world import describe_outlines
-from mllm.pipeline import Done, ImageDone, Pipeline, TextDelta, look, look_prompt
+from mllm.pipeline import Done, ImageDone, Pipeline, TextDelta, describe_images, description_prompt
 from mllm.processor import PLAN, save_image
 from mllm.sampling import SamplingConfig
 from tests.mllm.tiny_folder import build_tiny_folder
@@ -89,15 +89,15 @@ def test_a_picture_that_is_shown_is_looked_at_and_one_that_was_drawn_is_not(
     marker = pipeline.config.begin_plan_id
     answered = [Message("user", (TextPart("draw"),)), Message("assistant", (ImagePart(drawn),))]
     asked = Message("user", (ImagePart(drawn), TextPart("What is it?"), ImagePart(drawn.rotate(90))))
-    (alone, after) = look([[asked], [*answered, asked]], pipeline.processor, pipeline.run)
+    (alone, after) = pipeline.describe([[asked], [*answered, asked]])
     assert after[1].parts[0].plan == drawn.info[PLAN]
     for message in (alone[0], after[2]):
         seen = [part.plan for part in message.parts if isinstance(part, CodesPart)]
         assert len(seen) == 2 and drawn.info[PLAN] not in seen, "what was meant is not what is seen"
-    assert look([[asked]], pipeline.processor, pipeline.run)[0][0].parts[0].plan == alone[0].parts[0].plan
-    again = look([alone], pipeline.processor, lambda rows: pytest.fail("looked at already"))
+    assert pipeline.describe([[asked]])[0][0].parts[0].plan == alone[0].parts[0].plan
+    again = describe_images([alone], pipeline.processor, lambda requests: pytest.fail("described already"))
     assert again[0][0].parts[0] is alone[0].parts[0]
-    row = pipeline.build_row([*answered, asked], "text", task="ask")
+    row = pipeline.build_request(after, "text", task="ask")
     assert row.prompt.token_ids_T.tolist().count(marker) == 1 + 2 + 2
 
 
@@ -105,16 +105,16 @@ def test_an_answer_rests_on_what_is_seen(pipeline: Pipeline, drawn: Image.Image)
     """Asking equals writing the outline by hand, then answering."""
     message = Message("user", (ImagePart(drawn), TextPart("What is it?")))
     (codes, words) = pipeline.processor.encode_chat([message])[0].parts
-    prompt = look_prompt([Message("user", (codes,))], pipeline.processor)
-    row = Row(
+    prompt = description_prompt([Message("user", (codes,))], 0, 0, pipeline.processor)
+    row = GenerationRequest(
         prompt=prompt,
         mode="text",
         end_id=pipeline.config.begin_plan_id,
-        max_new_tokens=OUTLINE_BUDGET,
+        max_new_tokens=PLAN_BUDGET,
         text=SamplingConfig(greedy=True),
     )
     seen = pipeline.processor.to_text(pipeline.run([row])[0].text_ids)
-    told = pipeline.rows.build(
+    told = pipeline.build_request(
         [Message("user", (replace(codes, plan=seen), words))], "text", task="ask", overrides={"max_new_tokens": 20}
     )
     expected = pipeline.processor.to_text(pipeline.run([told])[0].text_ids)
@@ -128,12 +128,12 @@ def test_a_model_without_outlines_forgets_those_of_others(drawn: Image.Image, tm
     plain = Pipeline.load(build_tiny_folder(tmp_path / "plain"), device="cpu")
     message = Message("assistant", (ImagePart(drawn),))
     assert plain.processor.encode_chat([message])[0].parts[0].plan is None
-    assert look([[Message("user", message.parts)]], plain.processor, plain.run)[0][0].parts[0].plan is None
+    assert plain.describe([[Message("user", message.parts)]])[0][0].parts[0].plan is None
     assert PLAN not in plain.draw("a red circle", seed=1)[0].info
 
 
 def test_generate_in_the_manner_of_transformers_draws_the_same(pipeline: Pipeline) -> None:
-    row = pipeline.rows.build(
+    row = pipeline.build_request(
         [Message("user", (TextPart("a red circle"),))], "image", task="draw", overrides={"seed": 5}
     )
     codes = pipeline.run([row])[0].images[0].codes_KN
@@ -148,11 +148,11 @@ def test_outlines_need_the_native_prompt(tmp_path: Path) -> None:
 
 
 def test_a_person_may_write_the_outline(pipeline: Pipeline, drawn: Image.Image) -> None:
-    told = pipeline.draw("a red circle", seed=3, outline=" red  a ")[0]
+    told = pipeline.draw("a red circle", seed=3, plan=" red  a ")[0]
     assert told.info[PLAN] == "red  a" and told.tobytes() != drawn.tobytes()
-    assert pipeline.edit(drawn, "Make it green.", outline="a", seed=1).info[PLAN] == "a"
-    with pytest.raises(ValueError, match="the outline is empty"):
-        pipeline.draw("a red circle", outline=" ")
+    assert pipeline.edit(drawn, "Make it green.", plan="a", seed=1).info[PLAN] == "a"
+    with pytest.raises(ValueError):
+        pipeline.draw("a red circle", plan=" ")
 
 
 def test_scores_say_how_outlines_were_sampled(pipeline: Pipeline) -> None:

@@ -8,14 +8,22 @@ import numpy as np
 import pytest
 import torch
 
-import mllm.engine.state
+import mllm.engine.loop
 from mllm.engine.forward import CachedForward
-from mllm.engine.loop import ImageEvent, RowEvent, TextEvent, generate, stream
-from mllm.engine.request import Generated, KnownCodes, Row
+from mllm.engine.loop import generate, stream
+from mllm.engine.request import (
+    Done,
+    ForcedCodes,
+    GenerationRequest,
+    GenerationResult,
+    ImageDone,
+    ImageProgress,
+    TextDelta,
+)
 from mllm.model import MLLMForConditionalGeneration
 from mllm.sampling import SamplingConfig
 from mllm.sequence import ImageLayout
-from tests.mllm.generation.generation_helpers import CODEBOOK_SIZE, IDS, NUM_CODEBOOKS, build_model, build_prompt
+from tests.mllm.engine_helpers import CODEBOOK_SIZE, IDS, NUM_CODEBOOKS, build_model, build_prompt
 
 GREEDY = SamplingConfig(greedy=True)
 
@@ -28,15 +36,17 @@ def model() -> MLLMForConditionalGeneration:
 def record_logits(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
     """Every logits that a choice is made from, in order."""
     seen: list[torch.Tensor] = []
-    choose = mllm.engine.state.choose
+    choose = mllm.engine.loop.choose
     monkeypatch.setattr(
-        mllm.engine.state, "choose", lambda logits, *rest: seen.append(logits.clone()) or choose(logits, *rest)
+        mllm.engine.loop, "choose", lambda logits, *rest: seen.append(logits.clone()) or choose(logits, *rest)
     )
     return seen
 
 
 @torch.inference_mode()
-def uncached_code_logits(model: MLLMForConditionalGeneration, row: Row, codes_NK: torch.Tensor) -> torch.Tensor:
+def uncached_code_logits(
+    model: MLLMForConditionalGeneration, row: GenerationRequest, codes_NK: torch.Tensor
+) -> torch.Tensor:
     """Guided logits (N, K, C) of an image by one full forward per branch."""
     layout = ImageLayout.from_config(model.config)
     grid = row.grid or layout.default_grid
@@ -62,7 +72,7 @@ def test_cached_code_logits_equal_the_full_forward(
     model = build_model(layout=layout, head_type=head_type, image_position_embedding=True)
     for table in model.code_embedding.places.parameters(recurse=False) if model.code_embedding.places else ():
         torch.nn.init.normal_(table)
-    row = Row(
+    row = GenerationRequest(
         prompt=build_prompt(7, seed=0, num_images=1, layout=layout),
         unconditional=build_prompt(3, seed=1),
         mode="image",
@@ -84,7 +94,7 @@ def test_cached_text_logits_equal_the_full_forward(
 ) -> None:
     prompt = build_prompt(6, seed=3, num_images=2)
     seen = record_logits(monkeypatch)
-    result = generate(model, [Row(prompt=prompt, mode="text", seed=4, max_new_tokens=9)])[0]
+    result = generate(model, [GenerationRequest(prompt=prompt, mode="text", seed=4, max_new_tokens=9)])[0]
     ids = torch.tensor([[*prompt.token_ids_T.tolist(), *result.token_ids]])
     with torch.inference_mode():
         full = model(
@@ -95,21 +105,21 @@ def test_cached_text_logits_equal_the_full_forward(
     assert torch.allclose(cached[allowed], full[allowed], rtol=1e-4, atol=1e-4)
 
 
-def mixed_rows() -> list[Row]:
+def mixed_rows() -> list[GenerationRequest]:
     """Different lengths, modes, seeds and settings."""
     filtered = SamplingConfig(temperature=0.8, top_k=7, top_p=0.9, guidance=3.0)
     plain = SamplingConfig()
     return [
-        Row(prompt=build_prompt(7, seed=0), mode="image", seed=1, image=plain),
-        Row(prompt=build_prompt(12, seed=1), mode="text", seed=2, max_new_tokens=15),
-        Row(
+        GenerationRequest(prompt=build_prompt(7, seed=0), mode="image", seed=1, image=plain),
+        GenerationRequest(prompt=build_prompt(12, seed=1), mode="text", seed=2, max_new_tokens=15),
+        GenerationRequest(
             prompt=build_prompt(3, seed=2, num_images=1),
             unconditional=build_prompt(2, seed=9),
             mode="image",
             seed=3,
             image=filtered,
         ),
-        Row(
+        GenerationRequest(
             prompt=build_prompt(5, seed=3, num_images=2),
             unconditional=build_prompt(4, seed=8),
             mode="interleaved",
@@ -118,12 +128,16 @@ def mixed_rows() -> list[Row]:
             image=SamplingConfig(guidance=1.5, temperature=(0.5, 1.0, 2.0)),
             text=SamplingConfig(temperature=1.3),
         ),
-        Row(prompt=build_prompt(9, seed=4), mode="interleaved", seed=5, max_new_tokens=25, text=GREEDY, image=GREEDY),
-        Row(prompt=build_prompt(9, seed=5), mode="text", seed=6, max_new_tokens=3, text=SamplingConfig(top_k=5)),
+        GenerationRequest(
+            prompt=build_prompt(9, seed=4), mode="interleaved", seed=5, max_new_tokens=25, text=GREEDY, image=GREEDY
+        ),
+        GenerationRequest(
+            prompt=build_prompt(9, seed=5), mode="text", seed=6, max_new_tokens=3, text=SamplingConfig(top_k=5)
+        ),
     ]
 
 
-def outcome(result: Generated) -> tuple:
+def outcome(result: GenerationResult) -> tuple:
     return result.token_ids, [image.codes_KN.tolist() for image in result.images], result.finish_reason
 
 
@@ -140,7 +154,7 @@ def test_a_batch_of_different_rows_equals_each_alone(head_type: str) -> None:
 def test_rows_of_different_grids_decode_together() -> None:
     model = build_model(layout="grid")
     rows = [
-        Row(prompt=build_prompt(4 + n, seed=n), mode="image", seed=n, grid=grid)
+        GenerationRequest(prompt=build_prompt(4 + n, seed=n), mode="image", seed=n, grid=grid)
         for n, grid in enumerate([(2, 3), (4, 1), (1, 1), (3, 5)])
     ]
     together = generate(model, rows)
@@ -150,7 +164,7 @@ def test_rows_of_different_grids_decode_together() -> None:
 
 def test_the_isolated_context_differs_and_needs_no_cache(model: MLLMForConditionalGeneration) -> None:
     isolated = build_model(embedding_context="current")
-    row = Row(prompt=build_prompt(7, seed=0), mode="image", seed=1, image=GREEDY)
+    row = GenerationRequest(prompt=build_prompt(7, seed=0), mode="image", seed=1, image=GREEDY)
     with_prefix, alone = (generate(m, [row])[0].images[0].codes_KN for m in (model, isolated))
     assert (with_prefix[:, :2] == alone[:, :2]).all(), "the second position follows from the first code either way"
     assert (with_prefix != alone).any()
@@ -165,13 +179,20 @@ def test_guidance_one_has_no_unconditional_rows(
         CachedForward, "forward", lambda self, x, **rest: rows_seen.append(x.shape[0]) or forward(self, x, **rest)
     )
     prompts = {"prompt": build_prompt(7, seed=0), "unconditional": build_prompt(2, seed=1), "mode": "image"}
-    generate(model, [Row(**prompts, image=SamplingConfig(guidance=1.0))])
+    generate(model, [GenerationRequest(**prompts, image=SamplingConfig(guidance=1.0))])
     assert set(rows_seen) == {1}
     rows_seen.clear()
-    generate(model, [Row(**prompts, image=SamplingConfig(guidance=1.01))])
+    generate(model, [GenerationRequest(**prompts, image=SamplingConfig(guidance=1.01))])
     assert set(rows_seen) == {2}
     rows_seen.clear()
-    generate(model, [Row(prompt=prompts["prompt"], mode="text", max_new_tokens=2, image=SamplingConfig(guidance=3.0))])
+    generate(
+        model,
+        [
+            GenerationRequest(
+                prompt=prompts["prompt"], mode="text", max_new_tokens=2, image=SamplingConfig(guidance=3.0)
+            )
+        ],
+    )
     assert set(rows_seen) == {1}
 
 
@@ -183,13 +204,15 @@ def test_an_image_takes_one_forward_per_position(
     monkeypatch.setattr(
         CachedForward, "forward", lambda self, x, **rest: lengths.append(x.shape[1]) or forward(self, x, **rest)
     )
-    generate(model, [Row(prompt=build_prompt(7, seed=0), mode="image")])
+    generate(model, [GenerationRequest(prompt=build_prompt(7, seed=0), mode="image")])
     assert lengths == [8 + 1] + [1] * 8  # bos, text and begin-of-image; then every position but the last
 
 
 def test_the_same_seed_gives_the_same_and_another_another(model: MLLMForConditionalGeneration) -> None:
     def draw(seed: int) -> list:
-        return outcome(generate(model, [Row(prompt=build_prompt(7, seed=0), mode="image", seed=seed)])[0])[1]
+        return outcome(
+            generate(model, [GenerationRequest(prompt=build_prompt(7, seed=0), mode="image", seed=seed)])[0]
+        )[1]
 
     assert draw(1) == draw(1)
     assert len({str(draw(seed)) for seed in range(4)}) == 4
@@ -197,7 +220,7 @@ def test_the_same_seed_gives_the_same_and_another_another(model: MLLMForConditio
 
 def test_text_is_the_same_for_every_budget(model: MLLMForConditionalGeneration) -> None:
     def write(budget: int) -> list[int]:
-        row = Row(prompt=build_prompt(4, seed=3), mode="text", seed=7, max_new_tokens=budget)
+        row = GenerationRequest(prompt=build_prompt(4, seed=3), mode="text", seed=7, max_new_tokens=budget)
         return generate(model, [row])[0].token_ids
 
     longest = write(80)
@@ -206,7 +229,9 @@ def test_text_is_the_same_for_every_budget(model: MLLMForConditionalGeneration) 
 
 
 def test_text_holds_no_image_tokens_and_ends_at_eos(model: MLLMForConditionalGeneration) -> None:
-    rows = [Row(prompt=build_prompt(4, seed=n), mode="text", seed=n, max_new_tokens=60) for n in range(12)]
+    rows = [
+        GenerationRequest(prompt=build_prompt(4, seed=n), mode="text", seed=n, max_new_tokens=60) for n in range(12)
+    ]
     results = generate(model, rows)
     for result in results:
         assert not {0, 1, *IDS.values()} & set(result.token_ids)
@@ -216,13 +241,13 @@ def test_text_holds_no_image_tokens_and_ends_at_eos(model: MLLMForConditionalGen
     assert {result.finish_reason for result in results} == {"eos", "length"}
 
 
-def interleaved(model: MLLMForConditionalGeneration, *, seed: int, budget: int, bias: float = 6.0) -> Generated:
+def interleaved(model: MLLMForConditionalGeneration, *, seed: int, budget: int, bias: float = 6.0) -> GenerationResult:
     """An answer of a model that likes to begin images."""
     hook = model.lm_head.register_forward_hook(
         lambda module, inputs, logits: logits + bias * (torch.arange(logits.shape[-1]) == IDS["begin_image_id"])
     )
     try:
-        row = Row(prompt=build_prompt(4, seed=seed), mode="interleaved", seed=seed, max_new_tokens=budget)
+        row = GenerationRequest(prompt=build_prompt(4, seed=seed), mode="interleaved", seed=seed, max_new_tokens=budget)
         return generate(model, [row])[0]
     finally:
         hook.remove()
@@ -258,68 +283,68 @@ def test_known_codes_stay_and_the_rest_is_drawn(model: MLLMForConditionalGenerat
     is_known_N = np.array([1, 1, 0, 1, 0, 0, 1, 1, 1], dtype=bool)
     prompt = build_prompt(7, seed=0)
     rows = [
-        Row(prompt=prompt, mode="image", seed=2, known_codes=KnownCodes(codes_KN, is_known_N)),
-        Row(prompt=prompt, mode="image", seed=2),
-        Row(prompt=prompt, mode="image", seed=2, known_codes=KnownCodes(codes_KN, np.ones(9, dtype=bool))),
+        GenerationRequest(prompt=prompt, mode="image", seed=2, forced_codes=ForcedCodes(codes_KN, is_known_N)),
+        GenerationRequest(prompt=prompt, mode="image", seed=2),
+        GenerationRequest(
+            prompt=prompt, mode="image", seed=2, forced_codes=ForcedCodes(codes_KN, np.ones(9, dtype=bool))
+        ),
     ]
     partly, free, fully = (result.images[0].codes_KN for result in generate(model, rows))
     assert (partly[:, is_known_N] == codes_KN[:, is_known_N]).all()
     assert (partly[:, ~is_known_N] != codes_KN[:, ~is_known_N]).any()
     assert (fully == codes_KN).all()
-    repeated = Row(prompt=prompt, mode="image", seed=2, known_codes=KnownCodes(free, np.arange(9) < 4))
+    repeated = GenerationRequest(prompt=prompt, mode="image", seed=2, forced_codes=ForcedCodes(free, np.arange(9) < 4))
     assert (generate(model, [repeated])[0].images[0].codes_KN == free).all(), "a known prefix shifts no random number"
 
 
 def test_events_tell_what_happens_in_order(model: MLLMForConditionalGeneration) -> None:
     rows = [
-        Row(prompt=build_prompt(7, seed=0), mode="image", seed=1),
-        Row(prompt=build_prompt(5, seed=1), mode="text", seed=2, max_new_tokens=4),
+        GenerationRequest(prompt=build_prompt(7, seed=0), mode="image", seed=1),
+        GenerationRequest(prompt=build_prompt(5, seed=1), mode="text", seed=2, max_new_tokens=4),
     ]
     events = list(stream(model, rows))
-    image_events = [event for event in events if isinstance(event, ImageEvent)]
-    assert [(event.row, event.done, event.total) for event in image_events] == [(0, n, 9) for n in range(1, 10)]
-    assert [event.image is None for event in image_events] == [True] * 8 + [False]
-    finished = {event.row: event.generated for event in events if isinstance(event, RowEvent)}
-    assert image_events[-1].image is finished[0].images[0]
-    assert [event.token_id for event in events if isinstance(event, TextEvent)] == finished[1].text_ids
+    progress = [event for event in events if isinstance(event, ImageProgress)]
+    assert [(event.index, event.done, event.total) for event in progress] == [(0, n, 9) for n in range(1, 10)]
+    (image,) = (event for event in events if isinstance(event, ImageDone))
+    finished = {event.index: event.result for event in events if isinstance(event, Done)}
+    assert image.codes is finished[0].images[0]
+    assert [event.token_id for event in events if isinstance(event, TextDelta)] == finished[1].text_ids
     counted: list = []
-    generate(model, rows, on_progress=counted.append)
+    generate(model, rows, on_event=counted.append)
     assert len(counted) == len(events)
     assert list(stream(model, [])) == []
 
 
 def test_what_cannot_be_finished_is_refused_before_it_begins(model: MLLMForConditionalGeneration) -> None:
-    with pytest.raises(ValueError, match="it takes 11 tokens, found 10 left"):
-        generate(model, [Row(prompt=build_prompt(4, seed=0), mode="image", max_new_tokens=10)])
-    with pytest.raises(ValueError, match="it takes 11 tokens, found 6 left"):
-        generate(model, [Row(prompt=build_prompt(89, seed=0), mode="image")])
-    with pytest.raises(ValueError, match="found 96 tokens, .* holds 96"):
-        generate(model, [Row(prompt=build_prompt(95, seed=0), mode="text")])
+    with pytest.raises(ValueError):
+        generate(model, [GenerationRequest(prompt=build_prompt(4, seed=0), mode="image", max_new_tokens=10)])
+    with pytest.raises(ValueError):
+        generate(model, [GenerationRequest(prompt=build_prompt(89, seed=0), mode="image")])
+    with pytest.raises(ValueError):
+        generate(model, [GenerationRequest(prompt=build_prompt(95, seed=0), mode="text")])
 
 
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        ({"mode": "video"}, "unknown generation mode"),
-        ({"image": SamplingConfig(guidance=2.0)}, "needs an unconditional prompt"),
-        ({"text": SamplingConfig(guidance=2.0)}, "text has no guidance"),
-        ({"mode": "text", "known_codes": KnownCodes(np.zeros((3, 9)), np.ones(9, dtype=bool))}, "belong to one image"),
-        ({"max_new_tokens": 0}, "leaves no room"),
-        ({"seed": -1}, "seed is out of range"),
-    ],
-)
-def test_contradictory_rows_are_refused(wrong: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        Row(**{"prompt": build_prompt(3, seed=0), "mode": "image", **wrong})
+def test_contradictory_requests_are_refused() -> None:
+    for wrong in (
+        {"mode": "video"},
+        {"image": SamplingConfig(guidance=2.0)},
+        {"text": SamplingConfig(guidance=2.0)},
+        {"mode": "text", "forced_codes": ForcedCodes(np.zeros((3, 9)), np.ones(9, dtype=bool))},
+        {"max_new_tokens": 0},
+        {"seed": -1},
+        {"resamples": -1},
+    ):
+        with pytest.raises(ValueError):
+            GenerationRequest(**{"prompt": build_prompt(3, seed=0), "mode": "image", **wrong})
 
 
 def test_settings_and_codes_of_another_model_are_refused(model: MLLMForConditionalGeneration) -> None:
     prompt = build_prompt(3, seed=0)
-    with pytest.raises(ValueError, match="set for 2 codebooks: the model has 3"):
-        generate(model, [Row(prompt=prompt, mode="image", image=SamplingConfig(temperature=(1.0, 2.0)))])
-    with pytest.raises(ValueError, match="known codes do not fit"):
-        known = KnownCodes(np.zeros((3, 8), dtype=int), np.ones(8, dtype=bool))
-        generate(model, [Row(prompt=prompt, mode="image", known_codes=known)])
+    with pytest.raises(ValueError):
+        generate(model, [GenerationRequest(prompt=prompt, mode="image", image=SamplingConfig(temperature=(1.0, 2.0)))])
+    with pytest.raises(ValueError):
+        known = ForcedCodes(np.zeros((3, 8), dtype=int), np.ones(8, dtype=bool))
+        generate(model, [GenerationRequest(prompt=prompt, mode="image", forced_codes=known)])
 
 
 def test_equal_prompts_are_run_once_and_draw_as_they_do_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -329,7 +354,7 @@ def test_equal_prompts_are_run_once_and_draw_as_they_do_alone(monkeypatch: pytes
     others = replace(looked_at, codes_PK=(looked_at.codes_PK + 1) % CODEBOOK_SIZE)
     image = SamplingConfig(guidance=2.0)
     rows = [
-        Row(prompt=prompt, unconditional=build_prompt(3, seed=2), mode="image", seed=n, image=image)
+        GenerationRequest(prompt=prompt, unconditional=build_prompt(3, seed=2), mode="image", seed=n, image=image)
         for n, prompt in enumerate([looked_at, sentence, looked_at, others, sentence])
     ]
     alone = [

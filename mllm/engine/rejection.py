@@ -1,0 +1,167 @@
+"""Rejection sampling of images: an image that fails a check is sampled again, with other random numbers.
+
+In: requests, a function that decodes them and one that checks images. Out: the events of the answers that stand.
+Where an image fails, what came before it stays and the rest of the answer is sampled again, `resamples` times for each
+image at most; then it stands as it is. A result still depends on its request alone. Knows ids and codes; what is
+checked, and how, is the caller's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+from mllm.conversation import CodesPart
+from mllm.engine.request import (
+    NUM_SEEDS,
+    Done,
+    Event,
+    GenerationRequest,
+    GenerationResult,
+    ImageDone,
+    ImageProgress,
+    TextDelta,
+    append_text,
+)
+from mllm.sequence import ImageLayout, extend_sequence
+
+SEED_STRIDE = 100_000_007
+"""Between the seeds of tries; prime, and far from that of best-of (mllm/pipeline.py), so that no two meet."""
+
+Stream = Callable[[Sequence[GenerationRequest]], Iterator[Event]]
+Check = Callable[[Sequence[ImageDone]], Sequence[bool]]
+"""Whether each of these images may stand."""
+
+
+def stream_accepted(
+    requests: Sequence[GenerationRequest], *, stream: Stream, check: Check, layout: ImageLayout
+) -> Iterator[Event]:
+    """The events of `stream`, without images that fail the check and what follows them; of those only progress is told.
+
+    Images are checked together: as soon as every answer that is still being decoded has one waiting.
+    """
+    attempts = [Attempt(index, request) for index, request in enumerate(requests)]
+    while attempts:
+        events = stream([attempt.next_request(layout) for attempt in attempts])
+        for event in events:
+            attempt = attempts[event.index]
+            yield from attempt.take(event)
+            if not all(other.must_wait for other in attempts):
+                continue
+            if waiting := [other for other in attempts if other.unchecked]:
+                verdicts = iter(check([image for other in waiting for image in other.unchecked]))
+                for other in waiting:
+                    yield from other.settle([next(verdicts) for _ in other.unchecked])
+            if all(other.is_rejected or other.is_finished for other in attempts):
+                break
+        attempts = [attempt for attempt in attempts if attempt.is_rejected]
+
+
+@dataclass(slots=True)
+class Attempt:
+    """The current try of one answer."""
+
+    index: int
+    """Of the request among all."""
+    request: GenerationRequest
+    parts: list[list[int] | CodesPart] = field(default_factory=list)
+    """Text and images of the answer that stand."""
+    plans: list[list[int]] = field(default_factory=list)
+    """Those of the images that stand."""
+    held: list[Event] = field(default_factory=list)
+    """What came from the first unchecked image on."""
+    tries: int = 0
+    """Of the next image, beyond the first."""
+    resampled: int = 0
+    """Tries of all images, beyond the first ones."""
+    prefix: list[int] = field(default_factory=list)
+    """The tokens that stood when this try began."""
+    is_rejected: bool = False
+    is_finished: bool = False
+
+    @property
+    def unchecked(self) -> list[ImageDone]:
+        """Images that wait for their check."""
+        return [event for event in self.held if isinstance(event, ImageDone)]
+
+    @property
+    def must_wait(self) -> bool:
+        """Whether nothing can come of this answer before images are checked, or at all in this round."""
+        return bool(self.held) or self.is_rejected or self.is_finished
+
+    def next_request(self, layout: ImageLayout) -> GenerationRequest:
+        """The request of the next try: it continues what stands."""
+        self.is_rejected = False
+        if not self.resampled:
+            return self.request
+        images = [part for part in self.parts if isinstance(part, CodesPart)]
+        self.prefix = answer_ids(self.parts, self.plans, layout)
+        unguided_ids = answer_ids(self.parts, [[]] * len(images), layout)
+        budget, unconditional = self.request.max_new_tokens, self.request.unconditional
+        return replace(
+            self.request,
+            prompt=extend_sequence(self.request.prompt, self.prefix, images),
+            unconditional=unconditional and extend_sequence(unconditional, unguided_ids, images),
+            max_new_tokens=budget and budget - len(self.prefix),
+            seed=(self.request.seed + self.resampled * SEED_STRIDE) % NUM_SEEDS,
+        )
+
+    def take(self, event: Event) -> Iterator[Event]:
+        """Pass on an event of the decoding loop, or hold it until the image before it is checked."""
+        if self.is_rejected:
+            return
+        if self.held or (isinstance(event, ImageDone) and self.request.resamples):
+            self.held.append(event)
+        else:
+            yield self._accept(event)
+
+    def settle(self, verdicts: Sequence[bool]) -> Iterator[Event]:
+        """Pass on what was held, up to the first image that must be sampled again."""
+        held, self.held = self.held, []
+        is_right = iter(verdicts)
+        for event in held:
+            if isinstance(event, ImageDone):
+                if not next(is_right) and self.tries < self.request.resamples:
+                    self.tries, self.resampled, self.is_rejected = self.tries + 1, self.resampled + 1, True
+                    return
+                self.tries = 0
+            yield self._accept(event)
+
+    def _accept(self, event: Event) -> Event:
+        """Add an event to what stands; the event as the caller sees it."""
+        match event:
+            case TextDelta(token_id=int(token_id)):
+                append_text(self.parts, token_id)
+            case ImageDone(codes=codes, plan=plan):
+                self.parts.append(codes)
+                self.plans.append(list(plan))
+            case ImageProgress():
+                pass
+            case Done(result=result):
+                self.is_finished = True
+                event = replace(event, result=self._complete(result))
+        return replace(event, index=self.index)
+
+    def _complete(self, result: GenerationResult) -> GenerationResult:
+        """The result of the last try as that of the complete answer."""
+        return replace(
+            result,
+            token_ids=[*self.prefix, *result.token_ids],
+            parts=self.parts,
+            plans=self.plans,
+            seed=self.request.seed,
+        )
+
+
+def answer_ids(parts: Sequence[list[int] | CodesPart], plans: Sequence[list[int]], layout: ImageLayout) -> list[int]:
+    """The tokens of an answer, those of its images and their plans included."""
+    ids: list[int] = []
+    written = iter(plans)
+    for part in parts:
+        if isinstance(part, list):
+            ids += part
+            continue
+        if plan := next(written):
+            ids += [*layout.plan_opening(part.grid), *plan]
+        ids += layout.token_ids(part.grid)
+    return ids

@@ -1,0 +1,310 @@
+"""Plans of scenes: a scene in the few words that a model writes before it draws, and what they are checked by.
+
+"white, large red circle 35, small blue square 62": the background, then for every object its size, color and shape, and
+row and column of the square in which its middle lies, counted from 0 at the top left; in reading order, as they will be
+drawn. A square is an eighth of the image's shorter side, as sizes of objects are shares of it. With two digits each
+("large red circle 3526") every square is a board of 8 x 8 again: 35 is the square, 26 the smaller one within it.
+
+`ScenePlanner` is what a checkpoint of this world names as its planner (mllm/pipeline.py): it compares a plan with what
+the model sees in its image, and turns a request into questions whose answers score an image of it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from random import Random
+from typing import NamedTuple, TypeVar
+
+from mllm.sequence import Grid
+from mllm.world.questions import Question, say_question
+from mllm.world.reader import read_request
+from mllm.world.scene import BACKGROUNDS, COLORS, SHAPES, SIZES, Scene, SceneObject
+from mllm.world.spec import (
+    ANY,
+    Alike,
+    Background,
+    Compared,
+    Constraint,
+    Count,
+    Every,
+    Exists,
+    Filter,
+    Related,
+    Spec,
+    could_mean,
+)
+
+BASE = 8
+"""Squares along the shorter side, and along a side of a square."""
+LEVELS = {1: 1, 2: BASE}
+"""Parts of a square's side that are told apart, by the digits that a row or column is written with."""
+DIGITS = "0123456789abcdef"
+"""Of rows and columns: enough for a side twice as long as the other."""
+DESCRIPTIONS = {f"{size} {color} {shape}" for size in SIZES for color in COLORS for shape in SHAPES}
+"""How a plan calls an object."""
+SQUARE: Grid = (1, 1)
+TOLERANCE = 1.0
+"""Squares between where an object may be planned and seen."""
+VALUES = {"shape": SHAPES, "color": COLORS, "size": SIZES}
+T = TypeVar("T")
+
+
+class ScenePlanner:
+    """The `Planner` of models that were trained on this world."""
+
+    name = "world"
+
+    def can_check(self, plan: str) -> bool:
+        """Free words of a person that are no plan cannot be compared with an image."""
+        return read_plan(plan) is not None
+
+    def agrees(self, plan: str, description: str | None) -> bool:
+        return agree(plan, description)
+
+    def questions(self, prompt: str) -> list[tuple[str, str]]:
+        return [tuple(question) for question in ask_about(prompt)]
+
+
+# ---- writing ----
+
+
+def plan_of(scene: Scene, *, digits: int = 1, grid: Grid = SQUARE) -> str:
+    """The plan of a scene.
+
+    Args:
+        grid: (rows, columns) of the image in any unit; only their ratio counts.
+    """
+    ordered = sorted(
+        (position_of(item, digits=digits, grid=grid), item.shape, item.color, item.size) for item in scene.objects
+    )
+    items = (f"{size} {color} {shape} {position}" for position, shape, color, size in ordered)
+    return ", ".join((scene.background, *items))
+
+
+def position_of(item: SceneObject, *, digits: int, grid: Grid = SQUARE) -> str:
+    """Row and column of the square that the middle of an object lies in, then of the square within it."""
+    check_grid(grid)
+    row, column = fine_square(item, digits=digits, grid=grid)
+    parts = LEVELS[digits]
+    within = (row % parts, column % parts) if digits > 1 else ()
+    return "".join(DIGITS[index] for index in (row // parts, column // parts, *within))
+
+
+def check_grid(grid: Grid) -> None:
+    """Refuse an image in which plans cannot name every position."""
+    if BASE * max(grid) > len(DIGITS) * min(grid):
+        raise ValueError(
+            f"images with plans must be at most twice as long as wide, got {grid[0]} rows x {grid[1]} columns"
+        )
+
+
+def centre(item: SceneObject, *, digits: int, grid: Grid = SQUARE) -> SceneObject:
+    """The same object in the middle of its smallest square, so that a plan says exactly where it is."""
+    row, column = fine_square(item, digits=digits, grid=grid)
+    rows, columns = num_fine_squares(digits, grid)
+    return replace(item, x=float((column + Fraction(1, 2)) / columns), y=float((row + Fraction(1, 2)) / rows))
+
+
+def fine_square(item: SceneObject, *, digits: int, grid: Grid) -> tuple[int, int]:
+    """(row, column) of the smallest square that plans of so many digits can name."""
+    rows, columns = num_fine_squares(digits, grid)
+    return int(item.y * rows), int(item.x * columns)
+
+
+def num_fine_squares(digits: int, grid: Grid) -> tuple[Fraction, Fraction]:
+    """How many of these squares lie along the height and the width of an image."""
+    along_shorter = BASE * LEVELS[digits]
+    return Fraction(along_shorter * grid[0], min(grid)), Fraction(along_shorter * grid[1], min(grid))
+
+
+# ---- reading and comparing ----
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedObject:
+    """One object of a plan."""
+
+    description: str  # size, color and shape
+    y: float  # of the middle of its smallest square, in squares from the top
+    x: float  # ... and from the left
+
+    def is_near(self, other: PlannedObject) -> bool:
+        return max(abs(self.y - other.y), abs(self.x - other.x)) <= TOLERANCE + 1e-6
+
+
+def read_plan(text: str) -> tuple[str, list[PlannedObject]] | None:
+    """The background and the objects of a plan, None where a text is not one in the words of `plan_of`."""
+    background, *items = text.split(", ")
+    objects = [read_object(item) for item in items]
+    found = [item for item in objects if item is not None]
+    return (background, found) if background in BACKGROUNDS and found and len(found) == len(objects) else None
+
+
+def read_object(item: str) -> PlannedObject | None:
+    """What one item says, None where it is no object with a position on a board."""
+    description, _, position = item.rpartition(" ")
+    digits = len(position) // 2
+    if description not in DESCRIPTIONS or len(position) % 2 or digits not in LEVELS or not set(position) <= set(DIGITS):
+        return None
+    row, column, *within = (DIGITS.index(digit) for digit in position)
+    if not within:
+        return PlannedObject(description, row + 0.5, column + 0.5)
+    if max(within) >= BASE:
+        return None
+    return PlannedObject(description, row + (within[0] + 0.5) / BASE, column + (within[1] + 0.5) / BASE)
+
+
+def agree(plan: str, description: str | None) -> bool:
+    """Whether what is seen is what was planned: the same background and objects, each near its position.
+
+    Free words of a person that are no plan cannot be compared, and count as shown.
+    """
+    expected, found = read_plan(plan), read_plan(description or "")
+    if expected is None:
+        return True
+    if found is None or found[0] != expected[0] or len(found[1]) != len(expected[1]):
+        return False
+    left = list(found[1])
+    for planned in expected[1]:
+        seen = (other for other in left if other.description == planned.description and other.is_near(planned))
+        match = next(seen, None)
+        if match is None:
+            return False
+        left.remove(match)
+    return True
+
+
+# ---- questions about an image of a request ----
+# Asked are objects, counts, denials, relations, comparisons, "every" and the background. The world has no question for
+# a position ("in the corner"), nor for "of different colors" or "of different shapes" beyond what is said of single
+# objects.
+
+
+class PlainQuestion(NamedTuple):
+    """A question about the image, and the answer that the request wants."""
+
+    text: str
+    expected: str
+
+
+class MeantQuestion(NamedTuple):
+    """The same before it is put into words."""
+
+    question: Question
+    expected: str
+
+
+def ask_about(request: str) -> list[PlainQuestion]:
+    """What to ask about an image of this request, without repetition.
+
+    A request without anything that the world has a question for becomes one question with all of its words.
+    """
+    found = say_questions(read_request(request))
+    return found or [PlainQuestion(f"Does the picture show {request.strip().rstrip('.!?')}?", "yes")]
+
+
+def say_questions(spec: Spec) -> list[PlainQuestion]:
+    """What to ask about an image of this spec, in the first and plainest words of the world."""
+    return [PlainQuestion(say_question(question, _Plain()), expected) for question, expected in questions_of(spec)]
+
+
+class _Plain(Random):
+    """Chooses the first of everything and no synonym."""
+
+    def random(self) -> float:
+        return 0.5
+
+    def choice(self, seq: Sequence[T]) -> T:  # type: ignore[override]
+        return seq[0]
+
+
+def questions_of(spec: Spec) -> list[MeantQuestion]:
+    """What a right image answers, as values, without repetition."""
+    found = [question for constraint in spec.constraints for question in _ask(constraint, spec)]
+    return list(dict.fromkeys([*found, *_count_alike(spec)]))
+
+
+def _ask(constraint: Constraint, spec: Spec) -> Iterator[MeantQuestion]:
+    match constraint:
+        case Exists(_, item):
+            yield from _exists(_without_denial(item), "yes")
+            if _total(spec) == 1:  # then the object that is denied can be no other one
+                yield from _deny(item)
+        case Count(item, number) if not (item.not_color or item.not_shape):
+            if number == 0 or (number == 1 and item != ANY):  # one: how many there are in all leaves no second
+                yield from _exists(item, "yes" if number else "no")
+            else:
+                yield MeantQuestion(Question("count", "count", item), str(number))
+        case Every(item):
+            yield from _ask_every(item, _total(spec))
+        case Alike("size", True):
+            yield from (question for size in SIZES for question in _exists(Filter(size=size), "yes"))
+        case Related(a, relation, b):
+            yield from _pair("is related", spec, a, b, relation)
+        case Compared(a, "same size", b):
+            yield from _pair("same size", spec, a, b)
+        case Compared(a, comparison, b):
+            yield from _pair("is larger", spec, *((a, b) if comparison == "larger" else (b, a)))
+        case Background(color):
+            yield MeantQuestion(Question("background", "is background", value=color), "yes")
+        case _:
+            pass  # positions, and differences that no question is about
+
+
+def _exists(item: Filter, expected: str) -> Iterator[MeantQuestion]:
+    if item != ANY:
+        yield MeantQuestion(Question("existence", "exists", item), expected)
+
+
+def _without_denial(item: Filter) -> Filter:
+    return Filter(item.shape, item.color, item.size)
+
+
+def _deny(item: Filter) -> Iterator[MeantQuestion]:
+    """An image with nothing but "a circle that is not red" has no red circle."""
+    if item.not_color:
+        yield from _exists(Filter(item.shape, item.not_color, item.size), "no")
+    if item.not_shape:
+        yield from _exists(Filter(item.not_shape, item.color, item.size), "no")
+
+
+def _ask_every(item: Filter, total: int | None) -> Iterator[MeantQuestion]:
+    """As many as there are objects; or, where that is open, none that is otherwise."""
+    if total is not None:
+        yield MeantQuestion(Question("count", "count", item), str(total))
+        return
+    yield from _exists(item, "yes")
+    for name, values in VALUES.items():
+        wanted = getattr(item, name)
+        for value in values if wanted else ():
+            if value != wanted:
+                yield from _exists(Filter(**{name: value}), "no")
+
+
+def _pair(variant: str, spec: Spec, a: int, b: int, value: str | None = None) -> Iterator[MeantQuestion]:
+    """A question about two objects, where their descriptions leave no doubt which ones are meant."""
+    described = {item.ref: item.filter for item in spec.constraints if isinstance(item, Exists)}
+    for ref in (a, b):
+        if ref not in described or sum(could_mean(described[ref], other) for other in described.values()) > 1:
+            return
+    kind = "relation" if variant == "is related" else "comparison"
+    yield MeantQuestion(
+        Question(kind, variant, _without_denial(described[a]), _without_denial(described[b]), value), "yes"
+    )
+
+
+def _count_alike(spec: Spec) -> Iterator[MeantQuestion]:
+    """Objects that are described in the same words, where all objects are described, are counted."""
+    described = Counter(item.filter for item in spec.constraints if isinstance(item, Exists))
+    if _total(spec) == described.total():
+        for item, number in described.items():
+            if number > 1 and sum(could_mean(item, other) for other in described) == 1:
+                yield MeantQuestion(Question("count", "count", item), str(number))
+
+
+def _total(spec: Spec) -> int | None:
+    """How many objects there are in all, where the spec says it."""
+    return next((item.number for item in spec.constraints if isinstance(item, Count) and item.filter == ANY), None)

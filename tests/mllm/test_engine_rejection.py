@@ -1,0 +1,178 @@
+"""Rejection sampling: which try stands, that what came before it stays, and that company changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+
+from mllm.conversation import CodesPart
+from mllm.engine.loop import generate, stream
+from mllm.engine.rejection import SEED_STRIDE as STRIDE
+from mllm.engine.rejection import Check, answer_ids, stream_accepted
+from mllm.engine.request import Done, Event, GenerationRequest, GenerationResult, ImageDone, ImageProgress, TextDelta
+from mllm.pipeline import Pipeline
+from mllm.sampling import SamplingConfig
+from mllm.sequence import ImageLayout, extend_sequence
+from tests.mllm.tiny_folder import build_tiny_folder
+
+
+@pytest.fixture(scope="module", params=["fixed", "grid"])
+def pipeline(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
+    """A model without training that likes to plan and to draw; in the grid layout plans begin with a size."""
+    folder = tmp_path_factory.mktemp("resampled")
+    planner = "mllm.world.plan.ScenePlanner"
+    pipeline = Pipeline.load(
+        build_tiny_folder(folder, layout=request.param, outlines=True, context=800, planner=planner)
+    )
+    likes_V = torch.zeros(pipeline.config.vocab_size)
+    likes_V[pipeline.config.begin_plan_id] = 8.0
+    likes_V[pipeline.config.begin_image_id] = 5.0
+    pipeline.model.lm_head.register_forward_hook(lambda module, inputs, logits: logits + likes_V)
+    return pipeline
+
+
+def build_requests(
+    pipeline: Pipeline, mode: str, count: int, *, resamples: int, guidance: float = 1.0
+) -> list[GenerationRequest]:
+    overrides = {"guidance": guidance, "max_new_tokens": 90}
+    chats = [pipeline.processor.read_chat([{"role": "user", "content": "a" * (n + 1)}]) for n in range(count)]
+    requests = [pipeline.build_request(chat, mode, task="chat", overrides=overrides) for chat in chats]
+    text = SamplingConfig(temperature=1.2)
+    return [replace(request, seed=n, resamples=resamples, text=text) for n, request in enumerate(requests)]
+
+
+def run(pipeline: Pipeline, requests: Sequence[GenerationRequest], check: Check) -> list[list[Event]]:
+    """The events of each request."""
+    events: list[list[Event]] = [[] for _ in requests]
+    layout = ImageLayout.from_config(pipeline.config)
+    for event in stream_accepted(requests, stream=partial(stream, pipeline.model), check=check, layout=layout):
+        events[event.index].append(event)
+    return events
+
+
+def results_of(events: Sequence[Sequence[Event]]) -> list[GenerationResult]:
+    assert all(isinstance(of_one[-1], Done) for of_one in events)
+    return [of_one[-1].result for of_one in events]
+
+
+def outcome(result: GenerationResult) -> tuple:
+    parts = [part if isinstance(part, list) else part.codes_KN.tolist() for part in result.parts]
+    return result.token_ids, parts, result.plans, result.seed, result.finish_reason
+
+
+def by_codes(is_right: Callable[[list], bool], seen: list[int] | None = None) -> Check:
+    """A check of the codes; how many images it saw at once is noted."""
+
+    def check(images: Sequence[ImageDone]) -> list[bool]:
+        if seen is not None:
+            seen.append(len(images))
+        return [is_right(image.codes.codes_KN.tolist()) for image in images]
+
+    return check
+
+
+sometimes = by_codes(lambda codes: sum(map(sum, codes)) % 3 == 0)
+
+
+def test_the_first_right_try_stands_or_else_the_last(pipeline: Pipeline) -> None:
+    (request,) = build_requests(pipeline, "image", 1, resamples=0)
+    tries = [generate(pipeline.model, [replace(request, seed=request.seed + k * STRIDE)])[0] for k in range(4)]
+    right = tries[2].images[0].codes_KN.tolist()
+    for resamples, standing in ((0, 0), (1, 1), (2, 2), (3, 2)):
+        seen: list[int] = []
+        check = by_codes(lambda codes: codes == right, seen)
+        (result,) = results_of(run(pipeline, [replace(request, resamples=resamples)], check))
+        assert outcome(result) == (*outcome(tries[standing])[:3], request.seed, "image")
+        assert seen == [1] * min(resamples + 1, 3) * (resamples > 0)
+
+
+def test_what_came_before_the_image_stays(pipeline: Pipeline) -> None:
+    """The second image is sampled again, as if the answer up to it had been in the prompt."""
+    (request,) = build_requests(pipeline, "interleaved", 1, resamples=1, guidance=2.0)
+    (first,) = generate(pipeline.model, [request])
+    assert len(first.images) >= 2 and any(first.plans)
+    wrong = first.images[1].codes_KN.tolist()
+    (result,) = results_of(run(pipeline, [request], by_codes(lambda codes: codes != wrong)))
+
+    place = [n for n, part in enumerate(first.parts) if isinstance(part, CodesPart)][1]
+    begun, images = first.parts[:place], first.images[:1]
+    layout = ImageLayout.from_config(pipeline.config)
+    token_ids = answer_ids(begun, first.plans[:1], layout)
+    assert first.token_ids[: len(token_ids)] == token_ids, "the tokens of an answer follow from its parts"
+    told = replace(
+        request,
+        prompt=extend_sequence(request.prompt, token_ids, images),
+        unconditional=extend_sequence(request.unconditional, answer_ids(begun, [[]], layout), images),
+        max_new_tokens=request.max_new_tokens - len(token_ids),
+        seed=request.seed + STRIDE,
+    )
+    (rest,) = generate(pipeline.model, [told])
+    assert result.token_ids == token_ids + rest.token_ids and result.seed == request.seed
+    assert result.plans == first.plans[:1] + rest.plans
+    expected = [image.codes_KN.tolist() for image in [*images, *rest.images]]
+    assert [image.codes_KN.tolist() for image in result.images] == expected
+    assert all(isinstance(a, CodesPart) or isinstance(b, CodesPart) for a, b in pairwise(result.parts))
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_together_and_alone_the_answers_are_equal_and_events_tell_what_stands(
+    pipeline: Pipeline, guidance: float
+) -> None:
+    requests = build_requests(pipeline, "interleaved", 3, resamples=2, guidance=guidance)
+    requests += build_requests(pipeline, "image", 2, resamples=2, guidance=guidance)
+    requests += build_requests(pipeline, "interleaved", 1, resamples=0, guidance=guidance)
+    together = run(pipeline, requests, sometimes)
+    alone = [run(pipeline, [request], sometimes)[0] for request in requests]
+    for events, expected in zip(alone, results_of(together), strict=True):
+        assert outcome(events[-1].result) == outcome(expected)
+    plain = generate(pipeline.model, requests)
+    assert sum(outcome(a) != outcome(b) for a, b in zip(results_of(together), plain, strict=True)) >= 3
+    for events in (*together, *alone):
+        result = events[-1].result
+        shown = [event.codes.codes_KN.tolist() for event in events if isinstance(event, ImageDone)]
+        assert shown == [image.codes_KN.tolist() for image in result.images]
+        assert sum(isinstance(event, ImageProgress) for event in events) > 3
+        if not result.image_refused:
+            assert [event.token_id for event in events if isinstance(event, TextDelta)] == result.text_ids
+
+
+def test_an_image_that_is_unlike_its_plan_is_sampled_again(pipeline: Pipeline) -> None:
+    """By a real description: a model without training sees no red circle."""
+    settings = {"plan": "white, large red circle 35", "resamples": 0}
+    third = pipeline.draw("a red circle", seed=3 + 2 * STRIDE, **settings)[0]
+    assert pipeline.draw("a red circle", seed=3, **settings)[0].tobytes() != third.tobytes()
+    drawn = pipeline.draw("a red circle", seed=3, **{**settings, "resamples": 2})[0]
+    assert drawn.tobytes() == third.tobytes() and drawn.info["seed"] == 3
+    assert pipeline.draw("a", seed=2**63 - 1, **{**settings, "resamples": 1})[0].info["seed"] == 2**63 - 1
+    once, maybe_more = (pipeline.draw("a", resamples=n, plan="something red", seed=3)[0].tobytes() for n in (0, 2))
+    assert once == maybe_more, "free words cannot be compared"
+
+
+def test_the_number_of_tries_is_the_checkpoints_or_the_callers(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def chosen(**overrides: object) -> int:
+        messages = pipeline.processor.read_chat([{"role": "user", "content": "a"}])
+        return pipeline.build_request(messages, "image", task="draw", overrides=overrides).resamples
+
+    assert (chosen(), chosen(resamples=2)) == (0, 2)
+    monkeypatch.setattr(pipeline.config, "image_resamples", 3)
+    assert (chosen(), chosen(resamples=0), chosen(greedy=True)) == (3, 0, 0)
+    monkeypatch.setitem(pipeline.requests.task_settings, "draw", {"resamples": 1})
+    assert chosen() == 1
+    with pytest.raises(ValueError):
+        chosen(resamples=-1)
+
+
+def test_a_model_without_a_planner_draws_once(tmp_path: Path) -> None:
+    for outlines in (False, True):
+        plain = Pipeline.load(build_tiny_folder(tmp_path / str(outlines), outlines=outlines, context=400))
+        assert plain.planner is None
+        once, thrice = (plain.draw("a red circle", seed=1, resamples=n)[0].tobytes() for n in (0, 3))
+        assert once == thrice

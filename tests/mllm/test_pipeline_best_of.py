@@ -1,0 +1,102 @@
+"""Best of N: the candidates' seeds, the score that is a product of probabilities, the image that is kept."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mllm.cli.main import main
+from mllm.conversation import ImagePart, Message, TextPart
+from mllm.pipeline import STRIDE, Pipeline, candidate_seeds, keep_best, score_images, vqa_score_question
+from mllm.world.plan import ask_about
+from tests.mllm.tiny_folder import build_tiny_folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_tiny_folder(tmp_path_factory.mktemp("tiny"), context=400)
+
+
+@pytest.fixture(scope="module")
+def pipeline(folder: Path) -> Pipeline:
+    return Pipeline.load(folder, device="cpu", dtype="float32")
+
+
+def random_images(count: int) -> list[Image.Image]:
+    rng = np.random.default_rng(5)
+    return [Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)) for _ in range(count)]
+
+
+def test_smaller_numbers_have_the_first_candidates_of_larger_ones_and_neighbours_share_none() -> None:
+    assert candidate_seeds(7, 4) == [7, 7 + STRIDE, 7 + 2 * STRIDE, 7 + 3 * STRIDE]
+    assert candidate_seeds(7, 2) == candidate_seeds(7, 4)[:2]
+    used = [seed % 2**32 for first in range(50) for seed in candidate_seeds(first, 64)]
+    assert len(set(used)) == len(used)
+
+
+def test_the_first_of_the_highest_scores_is_kept() -> None:
+    images = random_images(4)
+    assert keep_best(images, [0.1, 0.5, 0.5, 0.2], best_of=4) == [images[1]]
+    kept = keep_best(images, [0.1, 0.5, 0.6, 0.6], best_of=2)
+    assert kept == [images[1], images[2]] and kept[0].info == {"score": 0.5, "best_of": 2}
+
+
+def test_best_of_keeps_what_judging_all_candidates_picks(pipeline: Pipeline) -> None:
+    chosen = pipeline.draw("a red circle", n=2, best_of=3, seed=11)
+    for image, first in zip(chosen, (11, 12), strict=True):
+        candidates = [pipeline.draw("a red circle", seed=seed)[0] for seed in candidate_seeds(first, 3)]
+        scores = [pipeline.judge([candidate], ["a red circle"])[0] for candidate in candidates]
+        best = int(np.argmax(scores))
+        assert image.info["seed"] == candidate_seeds(first, 3)[best] and image.info["best_of"] == 3
+        assert image.info["score"] == pytest.approx(scores[best], rel=1e-4)
+        assert image.tobytes() == candidates[best].tobytes()
+
+
+@pytest.mark.parametrize("questions", [vqa_score_question, ask_about])
+def test_the_score_is_the_probability_of_the_answers_word_by_word(pipeline: Pipeline, questions: object) -> None:
+    images, texts = random_images(3), ["a red circle above a blue star", "no hearts", "a small green square"]
+    scores = score_images(pipeline.model, pipeline.processor, images, texts, questions=questions, batch_size=2)
+    expected = [
+        math.prod(plain_probability(pipeline, image, question, wanted) for question, wanted in questions(text))
+        for image, text in zip(images, texts, strict=True)
+    ]
+    assert scores == pytest.approx(expected, rel=1e-3)
+    assert all(0 < score < 1 for score in scores)
+
+
+def plain_probability(pipeline: Pipeline, image: Image.Image, question: str, wanted: str) -> float:
+    """One answer alone, one forward pass per word, nothing padded."""
+    asked = [Message("user", (ImagePart(image), TextPart(question)))]
+    prompt = pipeline.processor.build(asked, add_generation_prompt=True, answer="text")
+    complete = pipeline.processor.build([*asked, Message("assistant", (TextPart(wanted),))])
+    probability = 1.0
+    for length in range(len(prompt), len(complete) - 1):
+        with torch.no_grad():
+            logits = pipeline.model(
+                torch.from_numpy(complete.token_ids_T[None, :length]),
+                codes=torch.from_numpy(complete.codes_PK),
+                image_lengths=torch.from_numpy(complete.image_lengths_I),
+            ).logits[0, -1]
+        probability *= logits.softmax(dim=-1)[complete.token_ids_T[length]].item()
+    return probability
+
+
+def test_only_a_model_with_a_planner_is_asked_its_questions(pipeline: Pipeline) -> None:
+    assert pipeline.question_form == "genai"
+    assert Pipeline.load(None, device="cpu").question_form == "world"
+
+
+def test_the_command_keeps_the_best_and_says_its_score(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["draw", "a red circle", "-o", str(tmp_path / "a.png"), "--model", str(folder), "--device", "cpu"]
+    assert main([*arguments, "--best-of", "2", "--seed", "3"]) == 0
+    line = capsys.readouterr().out.split()
+    assert line[1:3] in (["seed", "3"], ["seed", str(3 + STRIDE)]) and line[3] == "score"
+    assert 0 < float(line[4]) + 1e-3 <= 1.001
+    assert main(["draw", "--class", "1", "--best-of", "2", "-o", str(tmp_path / "a.png")]) == 2
