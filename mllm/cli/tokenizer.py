@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,9 +22,12 @@ from mllm.cli.main import (
 
 if TYPE_CHECKING:
     from PIL import Image
+    from torch import Tensor
+
+    from tokenizer.unitok import UniTok
 
 
-TOKENIZE_BATCH = 16
+BATCH_SIZE = 16
 TOKENIZE_IMAGES = [
     option("images", nargs="+", type=Path, metavar="IMAGE"),
     option("--size", type=image_size, metavar="WxH", help="size to encode at (default: the model's)"),
@@ -40,25 +44,23 @@ TOKENIZE_IMAGES = [
     *MODEL_FOLDER,
 )
 def tokenize_encode(options: Namespace) -> None:
-    import numpy as np
-
     from tokenizer.codes import CodeFile, check_ending, write_codes
+    from tokenizer.unitok import encode_images
 
     check_ending(options.output)
     tokenizer = load_image_tokenizer(options)
-    pixels_B3HW = read_pixels(options, tokenizer)
-    codes_BKN = encode_pixels(tokenizer, pixels_B3HW)
-    num_images, grid = len(codes_BKN), tokenizer.grid_of(pixels_B3HW)
+    encoded = list(encode_images(read_pixels(options, tokenizer), tokenizer, batch_size=BATCH_SIZE))
     file = CodeFile(
         names=tuple(path.name for path in options.images),
-        grids=(grid,) * num_images,
-        codes=tuple(codes_BKN.numpy().astype(np.uint16)),
+        grids=tuple(image.grid for image in encoded),
+        codes=tuple(image.codes_KN for image in encoded),
         num_codebooks=tokenizer.config.num_codebooks,
         codebook_size=tokenizer.config.codebook_size,
         fingerprint=tokenizer.fingerprint(),
     )
     write_codes(options.output, file)
-    print(f"{options.output}: {num_images} x {codes_BKN.shape[1]} codebooks x {grid[0]} x {grid[1]} positions")
+    rows, columns = encoded[0].grid
+    print(f"{options.output}: {len(encoded)} x {file.num_codebooks} codebooks x {rows} x {columns} positions")
 
 
 @command(
@@ -70,19 +72,15 @@ def tokenize_encode(options: Namespace) -> None:
     *MODEL_FOLDER,
 )
 def tokenize_decode(options: Namespace) -> None:
-    import numpy as np
-    import torch
-
     from tokenizer.codes import read_codes
-    from tokenizer.images import to_images
+    from tokenizer.unitok import EncodedImage, decode_images
 
     file = read_codes(options.codes)
     outputs = output_paths(options.output, [Path(name).stem for name in file.names])
     tokenizer = load_image_tokenizer(options)
     file.require_fingerprint(tokenizer.fingerprint())
-    for path, codes_KN, grid in zip(outputs, file.codes, file.grids, strict=True):
-        codes_1KN = torch.from_numpy(codes_KN.astype(np.int64))[None].to(tokenizer.device)
-        write_image(to_images(tokenizer.decode(codes_1KN, grid=grid))[0], path)
+    encoded = map(EncodedImage, file.codes, file.grids)
+    write_images(decode_images(encoded, tokenizer, batch_size=BATCH_SIZE), outputs)
 
 
 @command(
@@ -95,47 +93,58 @@ def tokenize_decode(options: Namespace) -> None:
     *MODEL_FOLDER,
 )
 def tokenize_reconstruct(options: Namespace) -> None:
+    import numpy as np
     import torch
 
     from mllm.files import write_json
-    from tokenizer.images import to_images
+    from tokenizer.metrics import code_counts, entropy_of, psnr, ssim, usage_of
+    from tokenizer.unitok import decode_images, encode_images
 
     outputs = output_paths(options.output, [path.stem for path in options.images])
     tokenizer = load_image_tokenizer(options)
     pixels_B3HW = read_pixels(options, tokenizer)
-    codes_BKN = encode_pixels(tokenizer, pixels_B3HW)
-    grid = tokenizer.grid_of(pixels_B3HW)
-    parts = [tokenizer.decode(part.to(tokenizer.device), grid=grid).cpu() for part in codes_BKN.split(TOKENIZE_BATCH)]
-    for path, image in zip(outputs, to_images(again_B3HW := torch.cat(parts)), strict=True):
-        write_image(image, path)
-    scores = reconstruction_scores(options.images, pixels_B3HW, again_B3HW, codes_BKN, tokenizer.config.codebook_size)
-    print_reconstruction(scores)
+    encoded = list(encode_images(pixels_B3HW, tokenizer, batch_size=BATCH_SIZE))
+    again_B3HW = torch.stack(list(decode_images(encoded, tokenizer, batch_size=BATCH_SIZE))).cpu()
+    write_images(again_B3HW, outputs)
+    codes_BKN = torch.from_numpy(np.stack([image.codes_KN for image in encoded]).astype(np.int64))
+    counts_KC = code_counts(codes_BKN, tokenizer.config.codebook_size)
+    psnr_B, ssim_B = psnr(pixels_B3HW, again_B3HW), ssim(pixels_B3HW, again_B3HW)
+    names = [path.name for path in options.images]
+    rows = [*zip(names, psnr_B.tolist(), ssim_B.tolist(), strict=True)]
+    scores = {
+        "images": [{"name": name, "psnr": first, "ssim": second} for name, first, second in rows],
+        "psnr": psnr_B.mean().item(),
+        "ssim": ssim_B.mean().item(),
+        "usage": usage_of(counts_KC).tolist(),
+        "entropy": entropy_of(counts_KC).tolist(),
+    }
+    if len(rows) > 1:
+        rows.append(("mean", scores["psnr"], scores["ssim"]))
+    width = max(len(name) for name, _, _ in rows)
+    print(f"\n{'image':<{width}}  PSNR dB    SSIM")
+    for name, first, second in rows:
+        print(f"{name:<{width}}  {first:7.2f}  {second:6.4f}")
+    print("\ncodebook  in use %  entropy nats")
+    for index, (usage, entropy) in enumerate(zip(scores["usage"], scores["entropy"], strict=True)):
+        print(f"{index:<8}  {100 * usage:8.1f}  {entropy:12.2f}")
     if options.json:
         write_json(options.json, scores)
 
 
-def load_image_tokenizer(options: Namespace) -> Any:
+def load_image_tokenizer(options: Namespace) -> UniTok:
     from mllm.checkpoint import choose_device, find_image_tokenizer
 
     return find_image_tokenizer(options.model, device=choose_device(options.device))
 
 
-def read_pixels(options: Namespace, tokenizer: Any) -> Any:
-    """All images as one batch of pixels (B, 3, H, W)."""
+def read_pixels(options: Namespace, tokenizer: UniTok) -> Tensor:
+    """All images as pixels (B, 3, H, W) in [-1, 1]."""
     from tokenizer.images import ImageProcessor, open_image
 
     side = tokenizer.config.image_size
     width, height = options.size or (side, side)
     processor = ImageProcessor(height=height, width=width, preparation=options.preparation)
     return processor([open_image(path) for path in options.images])
-
-
-def encode_pixels(tokenizer: Any, pixels_B3HW: Any) -> Any:
-    """Codes (B, K, N) on the CPU, a few images at a time."""
-    import torch
-
-    parts = [tokenizer.encode(part.to(tokenizer.device)).cpu() for part in pixels_B3HW.split(TOKENIZE_BATCH)]
-    return torch.cat(parts)
 
 
 def output_paths(output: str, stems: list[str]) -> list[Path]:
@@ -154,41 +163,14 @@ def output_paths(output: str, stems: list[str]) -> list[Path]:
     return [Path(output) / f"{name}.png" for name in names]
 
 
-def write_image(image: Image.Image, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image.save(path)
-    print(path)
+def write_images(pixels: Iterable[Tensor], paths: list[Path]) -> None:
+    """Write images of pixels (3, H, W) in [-1, 1] and print their names."""
+    from tokenizer.images import to_images
 
-
-def reconstruction_scores(
-    paths: list[Path], pixels_B3HW: Any, again_B3HW: Any, codes_BKN: Any, codebook_size: int
-) -> dict[str, Any]:
-    """How close the reconstructions are, and how well the codebooks are used."""
-    from tokenizer.metrics import code_counts, entropy_of, psnr, ssim, usage_of
-
-    counts_KC = code_counts(codes_BKN, codebook_size)
-    psnr_B, ssim_B = psnr(pixels_B3HW, again_B3HW), ssim(pixels_B3HW, again_B3HW)
-    rows = zip(paths, psnr_B.tolist(), ssim_B.tolist(), strict=True)
-    return {
-        "images": [{"name": path.name, "psnr": first, "ssim": second} for path, first, second in rows],
-        "psnr": psnr_B.mean().item(),
-        "ssim": ssim_B.mean().item(),
-        "usage": usage_of(counts_KC).tolist(),
-        "entropy": entropy_of(counts_KC).tolist(),
-    }
-
-
-def print_reconstruction(scores: dict[str, Any]) -> None:
-    rows = scores["images"]
-    if len(rows) > 1:
-        rows = [*rows, {"name": "mean", "psnr": scores["psnr"], "ssim": scores["ssim"]}]
-    width = max(len(row["name"]) for row in rows)
-    print(f"\n{'image':<{width}}  PSNR dB    SSIM")
-    for row in rows:
-        print(f"{row['name']:<{width}}  {row['psnr']:7.2f}  {row['ssim']:6.4f}")
-    print("\ncodebook  in use %  entropy nats")
-    for index, (usage, entropy) in enumerate(zip(scores["usage"], scores["entropy"], strict=True)):
-        print(f"{index:<8}  {100 * usage:8.1f}  {entropy:12.2f}")
+    for path, pixels_3HW in zip(paths, pixels, strict=True):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        to_images(pixels_3HW[None])[0].save(path)
+        print(path)
 
 
 # Released checkpoints
