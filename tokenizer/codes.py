@@ -1,7 +1,7 @@
-"""Codes of images in one file, .npz or .safetensors: written once, read by anyone with the same image tokenizer.
+"""Codes of images in one file, .npz or .safetensors, with the fingerprint of the tokenizer that made them.
 
-In and out: a `CodeFile`. In the file each image is one uint16 array (K, N), named `codes_00000` and so on, and one text
-of JSON holds the rest: names, grids, geometry and the tokenizer's fingerprint. Knows no tokenizer, only its numbers.
+Each image is a uint16 array (K, N), named `codes_00000` and so on; a JSON text holds names, grids, the geometry and the
+fingerprint. Knows no tokenizer.
 
 Letters: K codebooks, N positions of one image (row-major).
 """
@@ -14,7 +14,6 @@ import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -24,44 +23,8 @@ from torch import Tensor
 FORMAT_VERSION = 1
 METADATA = "metadata"
 ENDINGS = (".npz", ".safetensors")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CodeFile:
-    """The codes of several images, which may differ in size."""
-
-    names: tuple[str, ...]
-    """What the images were called, without folders."""
-    grids: tuple[tuple[int, int], ...]
-    """(rows, columns) of positions, one per image."""
-    codes: tuple[np.ndarray, ...]
-    """uint16 (K, N) per image."""
-    num_codebooks: int
-    codebook_size: int
-    fingerprint: str
-    """Of the image tokenizer that made the codes."""
-
-    def __post_init__(self) -> None:
-        if not len(self.names) == len(self.grids) == len(self.codes):
-            raise ValueError(
-                f"codes, grids and names must go together: found {len(self.codes)}, {len(self.grids)} and "
-                f"{len(self.names)}; give one of each per image"
-            )
-        for name, grid, codes_KN in zip(self.names, self.grids, self.codes, strict=True):
-            expected = (self.num_codebooks, grid[0] * grid[1])
-            if codes_KN.shape != expected or codes_KN.dtype != np.uint16:
-                raise ValueError(
-                    f"the codes of {name} do not fit their grid {grid[0]} x {grid[1]}: expected uint16 {expected}, "
-                    f"found {codes_KN.dtype} {codes_KN.shape}; encode the picture again"
-                )
-
-    def require_fingerprint(self, fingerprint: str) -> None:
-        """Refuse codes of another tokenizer: they would decode to noise."""
-        if self.fingerprint != fingerprint:
-            raise ValueError(
-                f"these codes were made by another image tokenizer: fingerprint {self.fingerprint}, the model has "
-                f"{fingerprint}; use the model that made them or encode the pictures again"
-            )
+FACTS = ("names", "grids", "num_codebooks", "codebook_size", "fingerprint")
+"""What the JSON text holds."""
 
 
 def fingerprint(contents: Iterable[str | bytes | Tensor]) -> str:
@@ -77,66 +40,85 @@ def fingerprint(contents: Iterable[str | bytes | Tensor]) -> str:
     return digest.hexdigest()[:16]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CodeFile:
+    """The codes of several images, which may differ in size."""
+
+    names: tuple[str, ...]
+    """File names of the images, without folders."""
+    grids: tuple[tuple[int, int], ...]
+    """(rows, columns) of positions, one per image."""
+    codes: tuple[np.ndarray, ...]
+    """uint16 (K, N) per image."""
+    num_codebooks: int
+    codebook_size: int
+    fingerprint: str
+    """Of the image tokenizer that made the codes."""
+
+    def __post_init__(self) -> None:
+        if not len(self.names) == len(self.grids) == len(self.codes):
+            raise ValueError(
+                f"names, grids and codes must be one each per image, got {len(self.names)}, {len(self.grids)} and "
+                f"{len(self.codes)}; give as many of each"
+            )
+        for name, grid, codes_KN in zip(self.names, self.grids, self.codes, strict=True):
+            expected = (self.num_codebooks, grid[0] * grid[1])
+            if codes_KN.shape != expected or codes_KN.dtype != np.uint16:
+                raise ValueError(
+                    f"codes of {name} must be uint16 {expected} for a grid of {grid[0]} x {grid[1]}, got "
+                    f"{codes_KN.dtype} {codes_KN.shape}; encode the image again"
+                )
+
+    def require_fingerprint(self, fingerprint: str) -> None:
+        """Refuse codes of another tokenizer: they would decode to noise."""
+        if self.fingerprint != fingerprint:
+            raise ValueError(
+                f"codes must be of the model's image tokenizer ({fingerprint}), got codes of {self.fingerprint}; use "
+                "the model that made them or encode the images again"
+            )
+
+
 def check_ending(path: Path) -> None:
-    """Refuse a name that tells no format."""
+    """Refuse a file name of no known format."""
     if path.suffix not in ENDINGS:
-        raise ValueError(f"{path.name!r} does not end like a code file; use .npz or .safetensors")
+        raise ValueError(f"the name of a code file must end in {' or '.join(ENDINGS)}, got {path.name!r}; rename it")
 
 
 def write_codes(path: Path, file: CodeFile) -> None:
-    """Write one file; the ending of its name decides the format."""
+    """Write a code file in the format that its ending names."""
     check_ending(path)
-    metadata = {
-        "format_version": FORMAT_VERSION,
-        "names": file.names,
-        "grids": file.grids,
-        "num_codebooks": file.num_codebooks,
-        "codebook_size": file.codebook_size,
-        "fingerprint": file.fingerprint,
-    }
     arrays = {array_name(index): codes_KN for index, codes_KN in enumerate(file.codes)}
+    facts = {name: getattr(file, name) for name in FACTS}
+    metadata = json.dumps({"format_version": FORMAT_VERSION, **facts})
     if path.suffix == ".npz":
-        arrays[METADATA] = np.array(json.dumps(metadata))
-        np.savez_compressed(path, allow_pickle=False, **arrays)  # type: ignore[arg-type]  # the names are never its own
+        arrays[METADATA] = np.array(metadata)
+        np.savez_compressed(path, allow_pickle=False, **arrays)  # type: ignore[arg-type]  # names of its own never clash
     else:
-        save_file(arrays, path, metadata={METADATA: json.dumps(metadata)})
+        save_file(arrays, path, metadata={METADATA: metadata})
 
 
 def read_codes(path: Path) -> CodeFile:
-    """Read a file that `write_codes` wrote.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is no code file, or a newer one.
-    """
+    """Read a file that `write_codes` wrote."""
     check_ending(path)
     if not path.is_file():
-        raise FileNotFoundError(f"there is no code file {path}; make one with mllm tokenize encode")
+        raise FileNotFoundError(f"{path} must be a code file, got no such file; make one with `mllm tokenize encode`")
     try:
-        arrays, metadata = (read_npz if path.suffix == ".npz" else read_safetensors)(path)
-        if metadata["format_version"] != FORMAT_VERSION:
-            raise ValueError(f"format version {metadata['format_version']}, this toolkit reads {FORMAT_VERSION}")
-        return CodeFile(
-            names=tuple(metadata["names"]),
-            grids=tuple((rows, columns) for rows, columns in metadata["grids"]),
-            codes=tuple(arrays[array_name(index)] for index in range(len(metadata["names"]))),
-            num_codebooks=metadata["num_codebooks"],
-            codebook_size=metadata["codebook_size"],
-            fingerprint=metadata["fingerprint"],
-        )
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as file:
+                arrays = {name: file[name] for name in file.files}
+            facts = json.loads(str(arrays.pop(METADATA)))
+        else:
+            with safe_open(path, framework="numpy") as file:
+                arrays = {name: file.get_tensor(name) for name in file.keys()}
+                facts = json.loads((file.metadata() or {})[METADATA])
+        if facts["format_version"] != FORMAT_VERSION:
+            raise ValueError(f"format version {facts['format_version']} instead of {FORMAT_VERSION}")
+        facts["names"] = tuple(facts["names"])
+        facts["grids"] = tuple((rows, columns) for rows, columns in facts["grids"])
+        codes = tuple(arrays[array_name(index)] for index in range(len(facts["names"])))
+        return CodeFile(**{name: facts[name] for name in FACTS}, codes=codes)
     except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, SafetensorError) as error:
-        raise ValueError(f"{path} is not a readable code file ({error}); encode the pictures again") from None
-
-
-def read_npz(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    with np.load(path, allow_pickle=False) as file:
-        arrays = {name: file[name] for name in file.files if name != METADATA}
-        return arrays, json.loads(str(file[METADATA]))
-
-
-def read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    with safe_open(path, framework="numpy") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}, json.loads((file.metadata() or {})[METADATA])
+        raise ValueError(f"{path} must be a readable code file, got {error}; encode the images again") from None
 
 
 def array_name(index: int) -> str:

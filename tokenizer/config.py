@@ -1,12 +1,14 @@
-"""Every size of the image tokenizer, in one frozen object.
-
-Comes in: numbers. Goes out: a validated `UniTokConfig` with derived sizes as properties. Knows no tensors.
-"""
+"""Sizes and options of the image tokenizer: a frozen, validated dataclass with derived sizes as properties."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args
+
+EncoderScope = Literal["image", "patch"]
+Projection = Literal["attention", "linear"]
+AttentionKind = Literal["full", "causal"]
+Padding = Literal["zeros", "replicate"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -14,27 +16,26 @@ class UniTokConfig:
     """Architecture of one tokenizer; the defaults are the released `vitamin_large` network."""
 
     image_size: int = 256
-    """Side of the square training picture, in pixels; any multiple of the patch size works at run time."""
-
+    """Side of the square training images, in pixels; other multiples of the patch size work at run time."""
     stem_width: int = 160
-    """Channels of the two 3x3 convolutions at the encoder's entrance."""
+    """Channels of the encoder's first two 3x3 convolutions."""
     stage_widths: tuple[int, ...] = (160, 320)
     """Channels of each convolution stage of the encoder; every stage halves the resolution."""
     stage_depths: tuple[int, ...] = (2, 4)
     """MBConv blocks in each encoder stage."""
-    encoder_scope: Literal["picture", "patch"] = "picture"
-    """What the codes of a position depend on: the whole picture (the released network), or the pixels of its own patch
-    alone. Then equal patches have equal codes, and a change in one place changes no code elsewhere: pictures of flat
-    shapes become much easier to predict and to edit for a small language model."""
+    encoder_scope: EncoderScope = "image"
+    """What the codes of a position depend on: the whole image (as released), or only the pixels of its own patch. With
+    "patch", equal patches have equal codes and a local change changes no other code, which makes images of flat shapes
+    much easier to predict and to edit for a small language model."""
     shrink: int = 1
-    """Side of the squares of pixels that are averaged before the encoder, a power of two; the decoder has a stage more
-    for every doubling. Flat drawings can be shown larger than what their codes are made from."""
+    """Factor by which images are average-pooled before the encoder, a power of two; the decoder has one more stage per
+    doubling. Flat drawings can be shown at a higher resolution than their codes are computed from."""
     conv_expansion: int = 4
     """Inner width of an encoder MBConv block, as a multiple of its output width."""
     width: int = 1024
     """Hidden width of both transformers."""
     depth: int = 31
-    """Transformer blocks of the encoder; 0 keeps every code local to the convolutions' view."""
+    """Transformer blocks of the encoder; 0 limits each code to the convolutions' receptive field."""
     decoder_depth: int = 31
     """Transformer blocks of the decoder."""
     num_heads: int = 16
@@ -49,9 +50,9 @@ class UniTokConfig:
     """MBConv blocks in each decoder stage."""
     decoder_expansion: int = 4
     """Inner width of a decoder MBConv block; its full 3x3 convolution dominates the decoder's cost."""
-    decoder_padding: Literal["zeros", "replicate"] = "zeros"
-    """What the last convolution sees around the picture: nothing, as in the released network, or the border again. With
-    nothing, a small decoder draws a gray frame, one pixel wide, on light backgrounds."""
+    decoder_padding: Padding = "zeros"
+    """Padding of the last convolution. With "zeros" (as released), small decoders draw a gray frame, one pixel wide, on
+    light backgrounds."""
 
     num_codebooks: int = 8
     """K: codes per image position."""
@@ -59,19 +60,19 @@ class UniTokConfig:
     """C: entries per codebook."""
     code_width: int = 8
     """Dimensions of one codebook entry."""
-    projection: Literal["attention", "linear"] = "attention"
-    """How hidden states become code features and code vectors become hidden states."""
+    projection: Projection = "attention"
+    """Layer between hidden states and code vectors, in both directions."""
     projection_heads: int = 16
     """Heads of the attention projections."""
-    projection_attention: Literal["full", "causal"] = "full"
-    """Checkpoints before April 2025 are causal, the released one is full; their weights look the same."""
+    projection_attention: AttentionKind = "full"
+    """UniTok checkpoints before April 2025 are causal, the released one is full; their weights have the same names."""
     vq_beta: float = 0.25
-    """Weight of the commitment term inside the quantizer's loss."""
+    """Weight of the commitment term in the quantizer's loss."""
     entropy_temperature: float = 0.01
     """Softmax temperature of the entropy loss."""
 
     embed_dim: int = 768
-    """Width of the joint picture-text embedding; 0 leaves the contrastive parts out."""
+    """Width of the joint image-text embedding; 0 leaves the text tower out."""
     text_vocab_size: int = 49408
     """Entries of the CLIP text vocabulary."""
     text_context: int = 77
@@ -83,7 +84,7 @@ class UniTokConfig:
     text_layers: int = 12
     """Blocks of the text tower."""
     text_end_id: int | None = None
-    """Token that ends a caption; None means the largest id of each caption, as in CLIP's vocabulary."""
+    """Token that ends a caption; None: the largest id of each caption, as in CLIP's vocabulary."""
 
     @classmethod
     def large(cls) -> UniTokConfig:
@@ -92,8 +93,7 @@ class UniTokConfig:
 
     @classmethod
     def tiny(cls) -> UniTokConfig:
-        """A network small enough to train on two CPU cores: 128 px, 4 x 256 codes at 8 x 8 positions. Recipes of the
-        bundled one begin with it."""
+        """A network that trains on two CPU cores: 128 px, 4 x 256 codes at 8 x 8 positions."""
         return cls(
             image_size=128,
             stem_width=16,
@@ -116,75 +116,68 @@ class UniTokConfig:
 
     def __post_init__(self) -> None:
         for name in ("stage_widths", "stage_depths", "decoder_widths", "decoder_depths"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))  # JSON brings lists
+            object.__setattr__(self, name, tuple(getattr(self, name)))  # JSON has lists
         self._check_sizes()
-        self._check_choices()
+        self._check_options()
 
     def _check_sizes(self) -> None:
-        may_be_zero = {"depth", "decoder_depth", "embed_dim"}
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.type == "int" and (value < 0 or (value == 0 and field.name not in may_be_zero)):
-                raise ValueError(f"{field.name} must be positive; got {value}; give a size of at least 1")
+            least = 0 if field.name in ("depth", "decoder_depth", "embed_dim") else 1
+            if field.type == "int" and value < least:
+                raise ValueError(f"{field.name} must be >= {least}, got {value}; choose a larger size")
             if field.type == "tuple[int, ...]" and (not value or min(value) < 1):
-                raise ValueError(f"{field.name} needs one positive size per stage; got {value}; give at least one")
+                raise ValueError(f"{field.name} must be one size >= 1 per stage, got {value}; give at least one")
         if self.shrink & (self.shrink - 1):
-            raise ValueError(f"shrink must be a power of two; got {self.shrink}; use for example 2")
+            raise ValueError(f"shrink must be a power of two, got {self.shrink}; use for example 2")
         more = self.shrink.bit_length() - 1
         encoder, decoder = (self.stage_widths, self.stage_depths), (self.decoder_widths, self.decoder_depths)
         if len({*map(len, encoder), *(len(sizes) - more for sizes in decoder)}) > 1:
             raise ValueError(
-                f"encoder and decoder need the same number of stages{f', the decoder {more} more' if more else ''}; "
-                f"got {encoder} and {decoder} with shrink {self.shrink}; give as many depths as widths on each side"
+                f"the decoder must have {f'{more} more stages than' if more else 'as many stages as'} the encoder, got "
+                f"widths and depths {encoder} and {decoder}; give as many depths as widths on each side"
             )
-        if self.image_size % self.patch_size:
-            raise ValueError(
-                f"image_size must be a multiple of the patch size; got {self.image_size} and {self.patch_size}; "
-                "change image_size or the number of stages"
-            )
+        for name, divisor in (
+            ("image_size", "patch_size"),
+            ("width", "num_heads"),
+            ("text_width", "text_heads"),
+        ):
+            require_divisible(name, getattr(self, name), divisor, getattr(self, divisor))
+        if self.projection == "attention":
+            widest = max(self.width, self.vector_width)
+            require_divisible("the larger of width and vector_width", widest, "projection_heads", self.projection_heads)
 
-    def _check_choices(self) -> None:
-        for wide, heads in (("width", "num_heads"), ("text_width", "text_heads")):
-            if getattr(self, wide) % getattr(self, heads):
-                raise ValueError(
-                    f"{wide} must be divisible by {heads}; got {getattr(self, wide)} and {getattr(self, heads)}; "
-                    "change one of them"
-                )
-        if self.projection not in ("attention", "linear"):
-            raise ValueError(f"unknown projection; got {self.projection!r}; use 'attention' or 'linear'")
-        if self.projection_attention not in ("full", "causal"):
-            raise ValueError(f"unknown projection_attention; got {self.projection_attention!r}; use 'full' or 'causal'")
-        if self.encoder_scope not in ("picture", "patch"):
-            raise ValueError(f"unknown encoder_scope; got {self.encoder_scope!r}; use 'picture' or 'patch'")
-        if self.projection == "attention" and max(self.width, self.vector_width) % self.projection_heads:
-            raise ValueError(
-                f"projection_heads must divide the wider side of the projection; got {self.projection_heads} for "
-                f"{max(self.width, self.vector_width)}; change projection_heads"
-            )
-        if self.decoder_padding not in ("zeros", "replicate"):
-            raise ValueError(f"unknown decoder_padding; got {self.decoder_padding!r}; use 'zeros' or 'replicate'")
+    def _check_options(self) -> None:
+        for name, choices in (
+            ("encoder_scope", EncoderScope),
+            ("projection", Projection),
+            ("projection_attention", AttentionKind),
+            ("decoder_padding", Padding),
+        ):
+            value, allowed = getattr(self, name), get_args(choices)
+            if value not in allowed:
+                raise ValueError(f"{name} must be one of {allowed}, got {value!r}; choose one of them")
         if not 0.0 <= self.drop_path < 1.0:
-            raise ValueError(f"drop_path is a probability below 1; got {self.drop_path}; use for example 0.1")
-        if self.vq_beta < 0 or self.entropy_temperature <= 0:
-            raise ValueError(
-                "vq_beta must be at least 0 and entropy_temperature above 0; got "
-                f"{self.vq_beta} and {self.entropy_temperature}; correct them"
-            )
+            raise ValueError(f"drop_path must be in [0, 1), got {self.drop_path}; use for example 0.1")
+        if self.vq_beta < 0:
+            raise ValueError(f"vq_beta must be >= 0, got {self.vq_beta}; use for example 0.25")
+        if self.entropy_temperature <= 0:
+            raise ValueError(f"entropy_temperature must be > 0, got {self.entropy_temperature}; use for example 0.01")
 
     @property
     def patch_size(self) -> int:
-        """Pixels along one side of an image position: stem, every stage and the pool halve what `shrink` leaves."""
+        """Side of the pixels of one position: stem, stages and pool each halve what `shrink` leaves."""
         return self.shrink * 2 ** (2 + len(self.stage_widths))
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Rows and columns of positions of a picture of `image_size`."""
+        """Rows and columns of positions of an image of `image_size`."""
         side = self.image_size // self.patch_size
         return side, side
 
     @property
     def positions_per_image(self) -> int:
-        """N: image positions of a picture of `image_size`."""
+        """N: positions of an image of `image_size`."""
         return self.grid[0] * self.grid[1]
 
     @property
@@ -194,7 +187,7 @@ class UniTokConfig:
 
     @property
     def has_text_tower(self) -> bool:
-        """Whether pictures and captions share an embedding space."""
+        """Whether images and captions share an embedding space."""
         return self.embed_dim > 0
 
     def to_dict(self) -> dict[str, Any]:
@@ -205,10 +198,16 @@ class UniTokConfig:
     def from_dict(cls, values: dict[str, Any]) -> UniTokConfig:
         """Read what `to_dict` wrote; unknown names are an error, missing ones take their default."""
         known = {field.name for field in fields(cls)}
-        unknown = sorted(set(values) - known)
-        if unknown:
+        if unknown := sorted(set(values) - known):
             raise ValueError(
-                f"tokenizer config has unknown fields; got {unknown}; remove them or update the program "
-                f"(known: {sorted(known)})"
+                f"tokenizer config fields must be in {sorted(known)}, got {unknown}; remove or rename them"
             )
+        if values.get("encoder_scope") == "picture":  # its name in older configs
+            values = {**values, "encoder_scope": "image"}
         return cls(**values)
+
+
+def require_divisible(name: str, value: int, divisor_name: str, divisor: int) -> None:
+    """Refuse a size that another one does not divide."""
+    if value % divisor:
+        raise ValueError(f"{name} must be divisible by {divisor_name}, got {value} and {divisor}; change one of them")

@@ -1,7 +1,8 @@
-"""Pictures as people have them to the pixels the tokenizer wants, and back.
+"""Image files and PIL images to pixels of one size in [-1, 1], and back; sheets of images to look at.
 
-Comes in: any PIL image. Goes out: float pixels (B, 3, H, W) in [-1, 1] of one exact size. Knows no model.
-UniTok resizes differently at every entry point; each way has a name in `PREPARATIONS`.
+UniTok resizes differently at each of its entry points; `PREPARATIONS` names every way. Knows no model.
+
+Letters: B batch, H W pixels.
 """
 
 from __future__ import annotations
@@ -14,41 +15,45 @@ from typing import Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.Image import Resampling
 from torch import Tensor
 
-Resampling = Image.Resampling
+IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+"""Endings of image files, in lower case; where files differ by their ending alone, the first one counts."""
 CLIP_MEAN_COLOR = (122, 116, 104)
 DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
+GAP = 4  # pixels between the images of a sheet
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preparation:
-    """How a picture gets to its size."""
+    """How an image gets to its size."""
 
     resize: Literal["shorter", "direct", "none"]
-    """Scale the shorter side (then crop), stretch both sides, or leave the scale alone (then crop)."""
+    """Scale the shorter side and crop, stretch both sides, or crop only."""
     ratio: float = 1.0
     """The shorter side becomes this many times the crop."""
-    resampling: Image.Resampling = Resampling.BILINEAR
+    resampling: Resampling = Resampling.BILINEAR
     pad_color: tuple[int, int, int] | None = None
-    """Pad to a square with this colour first."""
+    """First pad to a square with this color."""
 
 
 PREPARATIONS = {
     "reconstruction": Preparation(resize="shorter", ratio=1.125),  # inference.py: shorter side 288, crop 256
     "zero_shot": Preparation(resize="shorter", resampling=Resampling.BICUBIC),  # CLIP validation
-    "visual": Preparation(resize="shorter", ratio=1.125, resampling=Resampling.LANCZOS),  # sheets while training
-    "crop": Preparation(resize="none"),  # rFID: the pictures already have about the right size
-    "understanding": Preparation(resize="direct", pad_color=CLIP_MEAN_COLOR),  # questions about pictures
+    "visual": Preparation(resize="shorter", ratio=1.125, resampling=Resampling.LANCZOS),  # sheets in training
+    "crop": Preparation(resize="none"),  # rFID: images that already have about the right size
+    "understanding": Preparation(resize="direct", pad_color=CLIP_MEAN_COLOR),  # questions about images
     "cover": Preparation(resize="shorter", resampling=Resampling.LANCZOS),  # fill the size, lose the borders
-    "stretch": Preparation(resize="direct", resampling=Resampling.LANCZOS),  # keep all, lose the proportions
+    "stretch": Preparation(resize="direct", resampling=Resampling.LANCZOS),  # keep everything, lose the proportions
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageProcessor:
-    """Prepares every picture for one size; equal pictures of that size pass unchanged in most preparations."""
+    """Prepares images for one size; most preparations leave images of that size unchanged."""
 
     height: int
     width: int
@@ -57,33 +62,30 @@ class ImageProcessor:
 
     def __post_init__(self) -> None:
         if self.preparation not in PREPARATIONS:
-            raise ValueError(f"unknown preparation; got {self.preparation!r}; use one of {sorted(PREPARATIONS)}")
+            raise ValueError(
+                f"preparation must be one of {', '.join(PREPARATIONS)}, got {self.preparation!r}; choose one of them"
+            )
         if self.height < 1 or self.width < 1:
-            raise ValueError(f"sizes must be positive; got {self.height} x {self.width}; give pixels")
+            raise ValueError(f"height and width must be >= 1, got {self.height} x {self.width}; give them in pixels")
 
     def __call__(self, images: Image.Image | Sequence[Image.Image]) -> Tensor:
-        """Float32 pixels (B, 3, height, width) in [-1, 1]; one picture makes a batch of one."""
+        """Float32 pixels (B, 3, height, width) in [-1, 1]; a single image makes a batch of one."""
         images = [images] if isinstance(images, Image.Image) else list(images)
         if not images:
             return torch.empty(0, 3, self.height, self.width)
-        pixels_BHW3 = np.stack([np.asarray(self.prepare(image)) for image in images])
-        return to_pixels(torch.from_numpy(pixels_BHW3).permute(0, 3, 1, 2))
+        levels_BHW3 = np.stack([np.asarray(self.prepare(image)) for image in images])
+        return to_pixels(torch.from_numpy(levels_BHW3).permute(0, 3, 1, 2))
 
     def prepare(self, image: Image.Image) -> Image.Image:
-        """The RGB picture that the tokenizer sees."""
+        """The RGB image that the tokenizer sees."""
         how = PREPARATIONS[self.preparation]
         image = to_rgb(image)
         if how.pad_color is not None:
             image = pad_to_square(image, how.pad_color)
-        match how.resize:
-            case "direct":
-                return image.resize((self.width, self.height), how.resampling)
-            case "shorter":
-                image = self._scale(image, how)
-            case "none":
-                pass
-            case _:
-                raise ValueError(f"unknown resize; got {how.resize!r}; use 'shorter', 'direct' or 'none'")
+        if how.resize == "direct":
+            return image.resize((self.width, self.height), how.resampling)
+        if how.resize == "shorter":
+            image = self._scale(image, how)
         return crop_center(image, self.width, self.height)
 
     def _scale(self, image: Image.Image, how: Preparation) -> Image.Image:
@@ -96,48 +98,43 @@ class ImageProcessor:
         return image if size == image.size else image.resize(size, how.resampling)
 
 
-def to_pixels(bytes_B3HW: Tensor) -> Tensor:
-    """Levels 0 to 255 to float32 pixels in [-1, 1]."""
-    return bytes_B3HW.float().div(127.5).sub(1.0)
-
-
 def to_bytes(image: Image.Image) -> Tensor:
-    """An RGB picture as uint8 pixels (3, H, W), in memory of their own."""
+    """An RGB image as uint8 levels (3, H, W), in memory of its own."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
-def to_images(pixels_B3HW: Tensor, *, truncate: bool = False) -> list[Image.Image]:
-    """Pixels in [-1, 1] to RGB pictures; values outside are clamped and NaN becomes grey.
+def to_pixels(levels_B3HW: Tensor) -> Tensor:
+    """Levels 0 to 255 to float32 pixels in [-1, 1]."""
+    return levels_B3HW.float().div(127.5).sub(1.0)
 
-    Args:
-        truncate: round down instead of to the nearest, as UniTok's text-to-image scripts do.
-    """
-    scaled = (pixels_B3HW.detach().float().cpu() + 1.0) * 127.5
-    scaled = scaled.nan_to_num(nan=128.0)
-    levels = (scaled.floor() if truncate else scaled.round()).clamp(0, 255).to(torch.uint8)
-    return [Image.fromarray(picture_HW3) for picture_HW3 in levels.permute(0, 2, 3, 1).contiguous().numpy()]
+
+def to_images(pixels_B3HW: Tensor) -> list[Image.Image]:
+    """Pixels in [-1, 1] to RGB images; values outside are clamped and NaN becomes gray."""
+    scaled = ((pixels_B3HW.detach().float().cpu() + 1.0) * 127.5).nan_to_num(nan=128.0)
+    levels_B3HW = scaled.round().clamp(0, 255).to(torch.uint8)
+    return [Image.fromarray(levels_HW3) for levels_HW3 in levels_B3HW.permute(0, 2, 3, 1).contiguous().numpy()]
 
 
 def open_image(path: str | Path) -> Image.Image:
-    """Read a picture file completely, or say clearly why not."""
+    """Read an image file completely and turn it upright (EXIF)."""
     path = Path(path)
     if not path.is_file():
-        found = "it is a folder" if path.is_dir() else "there is no such file"
-        raise FileNotFoundError(f"cannot open picture {path}; {found}; check the path")
+        found = "a folder" if path.is_dir() else "no such file"
+        raise FileNotFoundError(f"{path} must be an image file, got {found}; check the path")
     try:
         with Image.open(path) as image:
             image.load()
             return ImageOps.exif_transpose(image)
     except UnidentifiedImageError as error:
-        raise ValueError(f"cannot read picture {path}; it is in no known format; convert it to PNG or JPEG") from error
+        raise ValueError(f"{path} must be an image, got an unknown format; convert it to PNG or JPEG") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(
-            f"cannot read picture {path}; {error}; the file is damaged or too large, save it anew"
+            f"{path} must be a readable image, got {error}; it is damaged or too large, save it again"
         ) from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode to RGB: upright (EXIF), transparency on white, 16 bit scaled to 8."""
+    """Any mode to RGB: upright (EXIF), transparency on white, 16 bits scaled to 8."""
     image = ImageOps.exif_transpose(image)
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
@@ -150,7 +147,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def to_8_bit(levels_HW: np.ndarray) -> np.ndarray:
-    """Grey levels of any depth to 8 bit: float pictures hold 0..1, integers 0..255 or 0..65535."""
+    """Gray levels of any depth to 8 bits: float images hold 0 to 1, integers 0 to 255 or 0 to 65535."""
     if levels_HW.dtype.kind == "f":
         top = 1.0 if levels_HW.max(initial=0.0) <= 1.0 else 255.0
     else:
@@ -160,7 +157,7 @@ def to_8_bit(levels_HW: np.ndarray) -> np.ndarray:
 
 
 def pad_to_square(image: Image.Image, color: tuple[int, int, int]) -> Image.Image:
-    """The picture in the middle of a square of its longer side."""
+    """The image in the middle of a square of its longer side."""
     side = max(image.size)
     if image.size == (side, side):
         return image
@@ -170,85 +167,65 @@ def pad_to_square(image: Image.Image, color: tuple[int, int, int]) -> Image.Imag
 
 
 def crop_center(image: Image.Image, width: int, height: int) -> Image.Image:
-    """The middle of the picture; what lies outside of it is black (as torchvision's CenterCrop)."""
+    """The middle of the image; what lies outside of it is black (as torchvision's CenterCrop)."""
     if image.size == (width, height):
         return image
-    left, top = center_offset(image.width, width), center_offset(image.height, height)
+
+    def offset(size: int, crop: int) -> int:
+        return round((size - crop) / 2) if size >= crop else -((crop - size) // 2)
+
+    left, top = offset(image.width, width), offset(image.height, height)
     return image.crop((left, top, left + width, top + height))
 
 
-def center_offset(size: int, crop: int) -> int:
-    """Where a centred crop starts; negative when it is larger than the picture."""
-    return round((size - crop) / 2) if size >= crop else -((crop - size) // 2)
-
-
-# Folders of pictures to measure a tokenizer on: their files, and one folder per class with its name.
-#
-# In: paths. Out: paths and names, or an error that says which file is wrong. Opens no picture.
-
-
-IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-"""Endings of image files, in lower case; where files differ by their ending alone, the first one counts."""
-
-
-def pictures_in(folder: Path) -> list[Path]:
-    """The picture files of a folder by name."""
+def images_in(folder: Path) -> list[Path]:
+    """The image files of a folder, by name."""
     found = sorted(file for file in folder.glob("*") if file.suffix.lower() in IMAGE_ENDINGS)
     if not found:
-        what = "it holds no picture" if folder.is_dir() else "there is no such folder"
-        raise FileNotFoundError(f"cannot evaluate on {folder}; {what}; mend the path in evaluation")
+        what = "no image in it" if folder.is_dir() else "no such folder"
+        raise FileNotFoundError(f"{folder} must be a folder of images, got {what}; correct the path")
     return found
 
 
 def png_files(folder: Path) -> list[Path]:
-    """The reference pictures; PNG, because a lossy copy would change the score."""
-    lossy = [file.name for file in pictures_in(folder) if file.suffix.lower() != ".png"]
-    if lossy:
-        raise ValueError(f"rFID compares PNG pictures; {folder} has {lossy[0]}; convert {len(lossy)} files to PNG")
-    return pictures_in(folder)
+    """Reference images; PNG, because a lossy copy would change the score."""
+    files = images_in(folder)
+    if lossy := [file.name for file in files if file.suffix.lower() != ".png"]:
+        raise ValueError(f"rFID references must be PNG, got {lossy[0]} in {folder}; convert {len(lossy)} files")
+    return files
 
 
-def read_classes(folder: Path, file: Path | None) -> dict[str, str]:
-    """Folder of each class to its name, checked against the folders that are there."""
-    assert file is not None, "TokenizerRecipe refuses zero-shot without class names"
+def read_classes(folder: Path, file: Path) -> dict[str, str]:
+    """Folder of each class to its name, from a JSON file that fits the folders that are there."""
     if not file.is_file():
-        raise FileNotFoundError(f"there are no class names at {file}; give a JSON file of folder to name")
+        raise FileNotFoundError(f"{file} must be a JSON file of class names, got no such file; correct the path")
     classes = json.loads(file.read_text(encoding="utf-8"))
     if not isinstance(classes, dict) or not all(isinstance(name, str) for name in classes.values()):
-        raise ValueError(f"{file} must map folders of classes to names; found {type(classes).__name__}; mend it")
-    there = {path.name for path in folder.glob("*") if path.is_dir()}
-    if there != classes.keys():
-        differing = sorted(there ^ classes.keys())
+        raise ValueError(f"{file} must map folders to class names, got {type(classes).__name__}; correct the file")
+    folders = {path.name for path in folder.glob("*") if path.is_dir()}
+    if differing := sorted(folders ^ classes.keys()):
         raise ValueError(
-            f"{folder} and {file} must have the same classes; {len(differing)} differ, such as {differing[0]}; mend one"
+            f"{folder} and {file} must have the same classes, got {len(differing)} that differ, such as "
+            f"{differing[0]}; correct one of them"
         )
     return classes
 
 
-# A sheet of pictures for the eye: each original above its reconstruction, or pictures in a row.
-
-
-GAP = 4
-"""Pixels between pictures."""
-
-
 def reconstruction_sheet(originals_B3HW: Tensor, reconstructions_B3HW: Tensor, *, per_row: int = 6) -> Image.Image:
-    """Pairs side by side, `per_row` pairs a row; pixels in [-1, 1]."""
-    pairs_B3HW = torch.cat([originals_B3HW, reconstructions_B3HW], dim=2)
-    padded_B3HW = torch.nn.functional.pad(pairs_B3HW, (GAP, GAP, GAP, GAP), value=1.0)
-    rows = [torch.cat(list(row), dim=2) for row in padded_B3HW.split(per_row)]
-    widest = max(row.shape[2] for row in rows)
-    rows = [torch.nn.functional.pad(row, (0, widest - row.shape[2]), value=1.0) for row in rows]
-    sheet_HW3 = torch.cat(rows, dim=1).permute(1, 2, 0)
-    return Image.fromarray(((sheet_HW3.clamp(-1, 1) + 1) * 127.5).round().byte().cpu().numpy())
+    """Each original above its reconstruction, `per_row` pairs a row; pixels in [-1, 1]."""
+    pairs_B3HW = F.pad(torch.cat([originals_B3HW, reconstructions_B3HW], dim=2), (GAP, GAP, GAP, GAP), value=1.0)
+    missing = -len(pairs_B3HW) % min(per_row, len(pairs_B3HW))
+    pairs_B3HW = torch.cat([pairs_B3HW, torch.ones_like(pairs_B3HW[:1]).expand(missing, -1, -1, -1)])
+    rows = [torch.cat(list(row_B3HW), dim=2) for row_B3HW in pairs_B3HW.split(per_row)]
+    return to_images(torch.cat(rows, dim=1)[None])[0]
 
 
-def side_by_side(pictures: Sequence[Image.Image]) -> Image.Image:
-    """Pictures of any size in one row."""
-    width = sum(picture.width + GAP for picture in pictures) - GAP
-    sheet = Image.new("RGB", (width, max(picture.height for picture in pictures)), "white")
+def side_by_side(images: Sequence[Image.Image]) -> Image.Image:
+    """Images of any size in one row."""
+    width = sum(image.width + GAP for image in images) - GAP
+    sheet = Image.new("RGB", (width, max(image.height for image in images)), "white")
     left = 0
-    for picture in pictures:
-        sheet.paste(picture, (left, 0))
-        left += picture.width + GAP
+    for image in images:
+        sheet.paste(image, (left, 0))
+        left += image.width + GAP
     return sheet

@@ -1,6 +1,10 @@
-"""Transformer layers that encoder, decoder and projections share. Knows no pictures and no codes.
+"""Layers of the image tokenizer: attention, transformer blocks, convolution blocks, projections, first weights.
 
-Letters: B batch, N positions, D hidden width, H heads, E head width.
+Convolutions run in channels-last memory: there the channel norm is a plain LayerNorm on a free view, and convolutions
+on a CPU are 1.3 to 2 times faster. Parameter names follow UniTok's released checkpoints.
+
+Letters: B batch, N positions, D hidden width, H heads, E head width, C channels, H W pixels at the current resolution,
+I input width, O output width.
 """
 
 from __future__ import annotations
@@ -16,18 +20,21 @@ from torch.utils.checkpoint import checkpoint
 
 from tokenizer.config import UniTokConfig
 
-NORM_EPS = 1e-6  # UniTok's blocks; the projections' outer norms keep PyTorch's 1e-5
-LONGEST_PLAIN_ATTENTION = 256  # positions; above, the scores would take more memory than the fused kernel saves time
+NORM_EPS = 1e-6  # of UniTok's blocks; the outer norms of its projections keep PyTorch's 1e-5
+LONGEST_EAGER_ATTENTION = 256  # positions; beyond, the scores cost more memory than the fused kernel costs time
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(query, key, value), each (B, H, N, E), to the attended values of the same shape."""
 
 
 def scaled_attention(query_BHNE: Tensor, key_BHNE: Tensor, value_BHNE: Tensor, *, causal: bool) -> Tensor:
-    """Scaled dot-product attention over all positions, or over the past.
+    """Scaled dot-product attention.
 
-    PyTorch's fused CPU kernel takes eight times as long as plain matrix products to go backward through a short
-    sequence, so training on a CPU spells them out.
+    For short sequences on a CPU, the backward pass of PyTorch's fused kernel takes eight times as long as that of plain
+    matrix products, so training uses those.
     """
     num_positions = query_BHNE.shape[2]
-    if query_BHNE.device.type != "cpu" or not torch.is_grad_enabled() or num_positions > LONGEST_PLAIN_ATTENTION:
+    if query_BHNE.device.type != "cpu" or not torch.is_grad_enabled() or num_positions > LONGEST_EAGER_ATTENTION:
         return F.scaled_dot_product_attention(query_BHNE, key_BHNE, value_BHNE, is_causal=causal)
     scores_BHNN = (query_BHNE * query_BHNE.shape[-1] ** -0.5) @ key_BHNE.transpose(2, 3)
     if causal:
@@ -37,10 +44,9 @@ def scaled_attention(query_BHNE: Tensor, key_BHNE: Tensor, value_BHNE: Tensor, *
 
 
 class GeGLU(nn.Module):
-    """Gated MLP that normalises its own input (Shazeer 2020, arXiv:2002.05202).
+    """Gated MLP with its own input norm (Shazeer 2020, arXiv:2002.05202) and the tanh approximation of GELU.
 
-    The released network normalises twice, here and in the caller; the weights expect it. The gate is the tanh
-    approximation of GELU.
+    The released network normalises twice, here and in the caller; its weights expect it.
     """
 
     def __init__(self, width: int, inner_width: int) -> None:
@@ -56,7 +62,7 @@ class GeGLU(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Drop a residual branch of whole samples in training (stochastic depth, arXiv:1603.09382)."""
+    """Stochastic depth (arXiv:1603.09382): in training, drop a residual branch for whole samples."""
 
     def __init__(self, probability: float) -> None:
         super().__init__()
@@ -66,15 +72,12 @@ class DropPath(nn.Module):
         if not self.training or self.probability == 0.0:
             return branch_BND
         keep = 1.0 - self.probability
-        kept_B11 = branch_BND.new_empty(branch_BND.shape[0], 1, 1).bernoulli_(keep)
-        return branch_BND * kept_B11 / keep
-
-    def extra_repr(self) -> str:
-        return f"probability={self.probability}"
+        is_kept_B11 = branch_BND.new_empty(branch_BND.shape[0], 1, 1).bernoulli_(keep)
+        return branch_BND * is_kept_B11 / keep
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention with one fused projection for query, key and value."""
+    """Multi-head self-attention with a fused projection of query, key and value."""
 
     def __init__(self, width: int, num_heads: int, *, causal: bool = False) -> None:
         super().__init__()
@@ -106,9 +109,17 @@ class TransformerBlock(nn.Module):
 
 
 class TransformerStack(nn.ModuleList):
-    """Blocks one after the other; training can recompute their insides instead of keeping them."""
+    """`depth` blocks with the config's sizes; the stochastic depth grows linearly from 0 to `drop_path`."""
 
     recompute = False
+    """Activation checkpointing: recompute the blocks' activations in the backward pass."""
+
+    def __init__(self, config: UniTokConfig, depth: int) -> None:
+        rates = [config.drop_path * index / max(1, depth - 1) for index in range(depth)]
+        super().__init__(
+            TransformerBlock(config.width, config.num_heads, mlp_ratio=config.mlp_ratio, drop_path=rate)
+            for rate in rates
+        )
 
     def forward(self, hidden_BND: Tensor) -> Tensor:
         for block in self:
@@ -117,20 +128,6 @@ class TransformerStack(nn.ModuleList):
             else:
                 hidden_BND = block(hidden_BND)
         return hidden_BND
-
-
-def build_stack(depth: int, width: int, num_heads: int, *, mlp_ratio: float, drop_path: float) -> TransformerStack:
-    """Blocks whose stochastic depth grows linearly from 0 to `drop_path`."""
-    rates = [drop_path * index / max(1, depth - 1) for index in range(depth)]
-    return TransformerStack(TransformerBlock(width, num_heads, mlp_ratio=mlp_ratio, drop_path=rate) for rate in rates)
-
-
-# Convolution blocks of the hybrid encoder and decoder (ViTamin, arXiv:2404.02132). Knows no transformer.
-#
-# Everything runs in channels-last memory: there the channel norm is a plain LayerNorm on a free view, and
-# convolutions on a CPU are 1.3 to 2 times faster.
-#
-# Letters: B batch, C channels, H W pixels at the current resolution.
 
 
 class ChannelNorm(nn.LayerNorm):
@@ -144,10 +141,10 @@ class ChannelNorm(nn.LayerNorm):
 
 
 class Upsample(nn.Module):
-    """Repeat every pixel 2 x 2, then convolve 3 x 3.
+    """Nearest upsampling by 2, then a 3x3 convolution.
 
-    Computed as one transposed convolution of stride 2 whose 4 x 4 kernel holds the 3 x 3 taps summed over the
-    repeated pixels: exact, 9/4 fewer multiplications, and no doubled input in memory.
+    Computed as one transposed convolution of stride 2 whose 4x4 kernel holds the 3x3 taps summed over the repeated
+    pixels: exact, 9/4 fewer multiplications, and no upsampled input in memory.
     """
 
     def __init__(self, in_width: int, out_width: int) -> None:
@@ -155,23 +152,16 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(in_width, out_width, 3, padding=1)
 
     def forward(self, hidden_BCHW: Tensor) -> Tensor:
-        kernel = spread_kernel(self.conv.weight)
-        return F.conv_transpose2d(hidden_BCHW, kernel, self.conv.bias, stride=2, padding=1)
-
-
-def spread_kernel(weight_OI33: Tensor) -> Tensor:
-    """(out, in, 3, 3) taps after nearest upsampling -> (in, out, 4, 4) taps of a stride-2 transposed convolution.
-
-    Output row o reads repeated row o + t - 1 through tap t; repeated row 2i + a is input row i. So input row i
-    reaches output row 2i + m - 1 through the taps with t = a + 2 - m, a in {0, 1}.
-    """
-    flipped_IO33 = weight_OI33.transpose(0, 1).flip(2, 3)
-    tall_IO43 = F.pad(flipped_IO33, (0, 0, 0, 1)) + F.pad(flipped_IO33, (0, 0, 1, 0))
-    return F.pad(tall_IO43, (0, 1)) + F.pad(tall_IO43, (1, 0))
+        # Output row o reads upsampled row o + t - 1 through tap t; upsampled row 2i + a is input row i. So input row i
+        # reaches output row 2i + m - 1 through the taps with t = a + 2 - m, a in {0, 1}.
+        flipped_IO33 = self.conv.weight.transpose(0, 1).flip(2, 3)
+        tall_IO43 = F.pad(flipped_IO33, (0, 0, 0, 1)) + F.pad(flipped_IO33, (0, 0, 1, 0))
+        kernel_IO44 = F.pad(tall_IO43, (0, 1)) + F.pad(tall_IO43, (1, 0))
+        return F.conv_transpose2d(hidden_BCHW, kernel_IO44, self.conv.bias, stride=2, padding=1)
 
 
 class MBConv(nn.Module):
-    """Inverted bottleneck with a pre-norm: 1x1 out to `inner_width`, depthwise 3x3, 1x1 back, plus a shortcut."""
+    """Inverted bottleneck (ViTamin, arXiv:2404.02132): norm, 1x1, depthwise 3x3, 1x1, plus a shortcut."""
 
     def __init__(self, in_width: int, out_width: int, inner_width: int, *, stride: int = 1) -> None:
         super().__init__()
@@ -186,13 +176,12 @@ class MBConv(nn.Module):
         shortcut_BCHW = hidden_BCHW
         if self.stride == 2:
             shortcut_BCHW = F.avg_pool2d(hidden_BCHW, 3, stride=2, padding=1, count_include_pad=False)
-        shortcut_BCHW = self.expand(shortcut_BCHW)
         hidden_BCHW = F.gelu(self.conv1_1x1(self.pre_norm(hidden_BCHW)))
         hidden_BCHW = F.gelu(self._depthwise(hidden_BCHW))
-        return self.conv3_1x1(hidden_BCHW) + shortcut_BCHW
+        return self.conv3_1x1(hidden_BCHW) + self.expand(shortcut_BCHW)
 
     def _depthwise(self, hidden_BCHW: Tensor) -> Tensor:
-        """On a CPU, going backward through a strided depthwise convolution is eight times slower in bfloat16."""
+        """On a CPU, the backward pass of a strided depthwise convolution is eight times slower in bfloat16."""
         if self.stride == 1 or hidden_BCHW.device.type != "cpu" or not torch.is_grad_enabled():
             return self.conv2_kxk(hidden_BCHW)
         with torch.autocast("cpu", enabled=False):
@@ -214,25 +203,7 @@ class UpsamplingMBConv(nn.Module):
     def forward(self, hidden_BCHW: Tensor) -> Tensor:
         shortcut_BCHW = self.shortcut(hidden_BCHW)
         hidden_BCHW = self.up(F.gelu(self.conv1_1x1(self.pre_norm(hidden_BCHW))))
-        hidden_BCHW = F.gelu(self.conv2_kxk(hidden_BCHW))
-        return self.conv3_1x1(hidden_BCHW) + shortcut_BCHW
-
-
-def channels_last(hidden_BCHW: Tensor) -> Tensor:
-    """The same values with the channels of a pixel side by side in memory."""
-    return hidden_BCHW.contiguous(memory_format=torch.channels_last)
-
-
-# Between wide hidden states and narrow code features, in both directions, with attention over the positions.
-#
-# The same module embeds codes for a language model (causal there). The parameter names are those of UniTok's two
-# released checkpoints, because both hold this module.
-#
-# Letters: B batch, N positions, I input width, O output width, H heads, E head width.
-
-
-Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(query, key, value), each (B, H, N, E), to the attended values of the same shape."""
+        return self.conv3_1x1(F.gelu(self.conv2_kxk(hidden_BCHW))) + shortcut_BCHW
 
 
 class ProjectionAttention(nn.Module):
@@ -243,7 +214,7 @@ class ProjectionAttention(nn.Module):
         inner_width = max(in_width, out_width)
         if inner_width % num_heads:
             raise ValueError(
-                f"projection heads must divide the wider side; got {num_heads} heads for {inner_width}; "
+                f"projection heads must divide the wider side, got {num_heads} heads for {inner_width}; "
                 "change projection_heads"
             )
         self.num_heads = num_heads
@@ -272,7 +243,10 @@ class ProjectionAttention(nn.Module):
 
 
 class AttentionProjection(nn.Module):
-    """Project (B, N, in_width) to (B, N, out_width): a linear path plus attention, then a GeGLU."""
+    """(B, N, in_width) to (B, N, out_width): a linear path plus attention, then a GeGLU.
+
+    Stands on both sides of the quantizer, and embeds codes for a language model (causal there).
+    """
 
     def __init__(self, in_width: int, out_width: int, num_heads: int, *, causal: bool = False) -> None:
         super().__init__()
@@ -284,69 +258,48 @@ class AttentionProjection(nn.Module):
         self.mlp = GeGLU(out_width, 2 * out_width)
 
     def forward(self, hidden_BNI: Tensor, *, attend: Attend | None = None) -> Tensor:
-        """`attend` replaces the attention of the whole sequence, so that a caller can keep keys and values."""
+        """`attend` replaces the attention over the whole sequence, so that a caller can cache keys and values."""
         hidden_BNO = self.proj(self.norm3(hidden_BNI)) + self.attn(self.norm1(hidden_BNI), attend=attend)
         return hidden_BNO + self.mlp(self.norm2(hidden_BNO))
 
 
 def build_projection(config: UniTokConfig, in_width: int, out_width: int) -> nn.Module:
-    """The configured way between hidden states and code vectors."""
-    match config.projection:
-        case "attention":
-            causal = config.projection_attention == "causal"
-            return AttentionProjection(in_width, out_width, config.projection_heads, causal=causal)
-        case "linear":
-            return nn.Linear(in_width, out_width)
-        case _:
-            raise ValueError(f"unknown projection; got {config.projection!r}; use 'attention' or 'linear'")
-
-
-def projection_dtype(projection: nn.Module) -> torch.dtype:
-    """What a projection computes in."""
-    return next(projection.parameters()).dtype
-
-
-# First weights of a tokenizer that is trained from scratch (UniTok's scheme).
-#
-# | where | what |
-# |---|---|
-# | encoder linear layers | truncated normal, std 0.02; bias 0 |
-# | encoder convolutions | normal, std sqrt(2 / fan_out); bias 0; the pool keeps PyTorch's default |
-# | decoder and projections, linear | truncated normal, std 0.02; bias 0 |
-# | decoder convolutions | Xavier normal, gain 0.5; bias 0 |
-# | codebooks | uniform within 1 / (36 sqrt(code_width)) |
-# | text tower | OpenCLIP's: attention std width^-0.5, outputs scaled by (2 layers)^-0.5, embeddings 0.02 and 0.01 |
-# | joint projection | PyTorch's default |
-# | norms | 1 and 0 (PyTorch's default) |
+    """The configured layer between hidden states and code vectors."""
+    if config.projection == "linear":
+        return nn.Linear(in_width, out_width)
+    causal = config.projection_attention == "causal"
+    return AttentionProjection(in_width, out_width, config.projection_heads, causal=causal)
 
 
 def initialise(model: nn.Module) -> None:
-    """Initialise a `UniTok` in place."""
+    """Initialise a `UniTok` in place, as UniTok's training does.
+
+    | where | what |
+    |---|---|
+    | encoder, decoder and projections, linear | truncated normal, std 0.02; bias 0 |
+    | encoder convolutions | normal, std sqrt(2 / fan_out); bias 0; the pool keeps PyTorch's default |
+    | decoder convolutions | Xavier normal, gain 0.5; bias 0 |
+    | codebooks | uniform within 1 / (36 sqrt(code_width)) |
+    | text tower | OpenCLIP's: attention std width^-0.5, outputs scaled by (2 layers)^-0.5, embeddings 0.02 and 0.01 |
+    | joint projection | PyTorch's default |
+    | norms | 1 and 0 (PyTorch's default) |
+    """
     for name, module in model.named_modules():
-        if name.startswith("text_encoder") or name == "projection":
+        if name.startswith(("text_encoder", "encoder.pool")) or name == "projection":
             continue
         if isinstance(module, nn.Linear):
             nn.init.trunc_normal_(module.weight, std=0.02)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-        elif isinstance(module, nn.Conv2d) and not name.startswith("encoder.pool"):
-            initialise_convolution(module, is_decoder=name.startswith("decoder"))
+        elif isinstance(module, nn.Conv2d) and name.startswith("decoder"):
+            nn.init.xavier_normal_(module.weight, gain=0.5)
+        elif isinstance(module, nn.Conv2d):
+            fan_out = module.weight[:, 0].numel() / module.groups
+            nn.init.normal_(module.weight, std=math.sqrt(2.0 / fan_out))
+        if isinstance(module, nn.Linear | nn.Conv2d) and module.bias is not None:
+            nn.init.zeros_(module.bias)
     bound = model.quantizer.codebooks.shape[-1] ** -0.5 / 36
     nn.init.uniform_(model.quantizer.codebooks, -bound, bound)
     if model.config.has_text_tower:
         initialise_text_tower(model.text_encoder)
-
-
-def initialise_convolution(convolution: nn.Conv2d, *, is_decoder: bool) -> None:
-    """Xavier in the decoder, He by fan-out in the encoder."""
-    if is_decoder:
-        nn.init.xavier_normal_(convolution.weight, gain=0.5)
-    else:
-        out_width, _, height, width = convolution.weight.shape
-        fan_out = out_width * height * width / convolution.groups
-        nn.init.normal_(convolution.weight, std=math.sqrt(2.0 / fan_out))
-    with torch.no_grad():
-        convolution.bias.zero_()
 
 
 def initialise_text_tower(tower: nn.Module) -> None:
@@ -361,5 +314,5 @@ def initialise_text_tower(tower: nn.Module) -> None:
         nn.init.normal_(block.attn.proj.weight, std=output_std)
         nn.init.normal_(block.widen.weight, std=(2 * width) ** -0.5)
         nn.init.normal_(block.narrow.weight, std=output_std)
-        for linear in (block.attn.qkv, block.attn.proj):
-            nn.init.zeros_(linear.bias)
+        nn.init.zeros_(block.attn.qkv.bias)
+        nn.init.zeros_(block.attn.proj.bias)

@@ -1,6 +1,9 @@
-"""How close a reconstruction is and how well the codebooks are used. Pure functions of tensors.
+"""Metrics of image tokenizers: PSNR, SSIM, LPIPS, FID, codebook usage, zero-shot classification.
 
-Letters: B batch, H W pixels, K codebooks, C entries per codebook, N positions.
+PSNR and SSIM are computed here because those of torchmetrics take seconds to import, and its SSIM differs by 0.005.
+
+Letters: B batch, H W pixels, K codebooks, C entries per codebook (in LPIPS: channels), N positions (in zero-shot
+classification: classes), D embedding width.
 """
 
 from __future__ import annotations
@@ -14,41 +17,64 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokenizer.checkpoint import read_tensors, require_names
+from tokenizer.checkpoint import read_tensors, require_same_tensors
 from tokenizer.text_tower import EncodeCaptions
 from tokenizer.unitok import UniTok
 
 PIXEL_RANGE = 2.0  # pixels lie in [-1, 1]
+SSIM_WINDOW, SSIM_SIGMA = 11, 1.5  # Wang et al. 2004
+
+VGG_SLICES = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
+"""Indices of VGG16's convolutions in torchvision's list; LPIPS takes features after the last one of each slice."""
+VGG_MEAN, VGG_DEVIATION = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
+SMALLEST_LPIPS_SIDE = 16  # four poolings must leave a pixel
+
+_WITH_EITHER_ARTICLE = (
+    "a bad photo of {} %.", "a sculpture of {} %.", "a rendering of {} %.", "graffiti of {} %.",
+    "a cropped photo of {} %.", "a tattoo of {} %.", "a bright photo of {} %.", "a dark photo of {} %.",
+    "a drawing of {} %.", "a close-up photo of {} %.", "a black and white photo of {} %.", "a painting of {} %.",
+    "a pixelated photo of {} %.", "a jpeg corrupted photo of {} %.", "a blurry photo of {} %.", "a good photo of {} %.",
+    "a doodle of {} %.", "a sketch of {} %.", "a low resolution photo of {} %.", "a rendition of {} %.",
+    "art of {} %.", "itap of {} %.", "a photo of {} %.", "a photo of {} clean %.", "a photo of {} dirty %.",
+    "a photo of {} cool %.", "a photo of {} large %.", "a photo of {} small %.", "a photo of {} nice %.",
+    "a photo of {} weird %.", "a photo of {} hard to see %.", "{} embroidered %.", "{} plastic %.", "{} origami %.",
+    "{} toy %.", "{} plushie %.", "{} cartoon %.", "{} % in a video game.",
+)  # fmt: skip
+_OTHERS = ("a photo of many {}.", "a photo of my {}.", "a photo of one {}.", "itap of my {}.")
+TEMPLATES = (
+    tuple(sentence.format(article).replace("%", "{}") for sentence in _WITH_EITHER_ARTICLE for article in ("a", "the"))
+    + _OTHERS
+)
+"""The 80 sentences of CLIP's authors for ImageNet, with their articles ("a embroidered {}.")."""
 
 
 def psnr(first_B3HW: Tensor, second_B3HW: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio of each picture in dB, (B,); infinite for equal pictures."""
+    """Peak signal-to-noise ratio of each image in dB, (B,); infinite for equal images."""
     error_B = (first_B3HW.float() - second_B3HW.float()).square().mean(dim=(1, 2, 3))
     return 10.0 * torch.log10(PIXEL_RANGE**2 / error_B)
 
 
-def ssim(first_B3HW: Tensor, second_B3HW: Tensor, *, window: int = 11, sigma: float = 1.5) -> Tensor:
-    """Structural similarity of each picture, (B,), mean over colours and windows inside the picture.
-
-    Wang et al. 2004 with its Gaussian window and constants; float32 needs no more than that for pictures.
-    """
-    if min(first_B3HW.shape[-2:]) < window:
-        raise ValueError(f"ssim needs sides of at least {window}; got {tuple(first_B3HW.shape)}; use a smaller window")
+def ssim(first_B3HW: Tensor, second_B3HW: Tensor) -> Tensor:
+    """Structural similarity of each image (Wang et al. 2004), (B,): mean over colors and windows inside the image."""
+    if min(first_B3HW.shape[-2:]) < SSIM_WINDOW:
+        raise ValueError(
+            f"SSIM needs sides of at least {SSIM_WINDOW}, got {tuple(first_B3HW.shape)}; use larger images"
+        )
     first, second = first_B3HW.float(), second_B3HW.float()
-    mean_1, mean_2 = blur(first, window, sigma), blur(second, window, sigma)
-    variance_1 = blur(first * first, window, sigma) - mean_1.square()
-    variance_2 = blur(second * second, window, sigma) - mean_2.square()
-    covariance = blur(first * second, window, sigma) - mean_1 * mean_2
+    mean_1, mean_2 = blur(first), blur(second)
+    variance_1 = blur(first * first) - mean_1.square()
+    variance_2 = blur(second * second) - mean_2.square()
+    covariance = blur(first * second) - mean_1 * mean_2
     c1, c2 = (0.01 * PIXEL_RANGE) ** 2, (0.03 * PIXEL_RANGE) ** 2
-    brightness = (2 * mean_1 * mean_2 + c1) / (mean_1.square() + mean_2.square() + c1)
+    luminance = (2 * mean_1 * mean_2 + c1) / (mean_1.square() + mean_2.square() + c1)
     structure = (2 * covariance + c2) / (variance_1 + variance_2 + c2)
-    return (brightness * structure).mean(dim=(1, 2, 3))
+    return (luminance * structure).mean(dim=(1, 2, 3))
 
 
-def blur(pixels_B3HW: Tensor, window: int, sigma: float) -> Tensor:
-    """Gaussian mean over each window that lies wholly inside the picture."""
-    offset = torch.arange(window, device=pixels_B3HW.device, dtype=torch.float32) - (window - 1) / 2
-    taps = torch.softmax(-offset.square() / (2 * sigma**2), dim=0)
+def blur(pixels_B3HW: Tensor) -> Tensor:
+    """Gaussian mean over each window inside the image."""
+    offset = torch.arange(SSIM_WINDOW, device=pixels_B3HW.device, dtype=torch.float32) - (SSIM_WINDOW - 1) / 2
+    taps = torch.softmax(-offset.square() / (2 * SSIM_SIGMA**2), dim=0)
     channels = pixels_B3HW.shape[1]
     down = taps.view(1, 1, -1, 1).expand(channels, 1, -1, 1)
     across = taps.view(1, 1, 1, -1).expand(channels, 1, 1, -1)
@@ -73,60 +99,29 @@ def entropy_of(counts_KC: Tensor) -> Tensor:
     return torch.special.entr(share_KC).sum(dim=1)
 
 
-def codebook_usage(codes_BKN: Tensor, codebook_size: int) -> Tensor:
-    """Share of each codebook's entries that these codes use, (K,)."""
-    return usage_of(code_counts(codes_BKN, codebook_size))
-
-
-def codebook_entropy(codes_BKN: Tensor, codebook_size: int) -> Tensor:
-    """Entropy of these codes per codebook in nats, (K,)."""
-    return entropy_of(code_counts(codes_BKN, codebook_size))
-
-
-def codebook_perplexity(codes_BKN: Tensor, codebook_size: int) -> Tensor:
-    """Number of equally used entries with the same entropy, (K,)."""
-    return codebook_entropy(codes_BKN, codebook_size).exp()
-
-
-def bits_per_picture(entropy_K: Tensor, positions_per_image: int) -> float:
-    """Information in the codes of one picture, given the entropy of each codebook in nats."""
+def bits_per_image(entropy_K: Tensor, positions_per_image: int) -> float:
+    """Information in the codes of one image, given the entropy of each codebook in nats."""
     return float(entropy_K.sum()) / math.log(2) * positions_per_image
 
 
-# LPIPS: how different two pictures look (Zhang et al. 2018, arXiv:1801.03924), on features of VGG16.
-#
-# Comes in: pixels in [-1, 1], and the weights in the layout of `lpips_with_vgg.pth` (`net.slice{1..5}.{index}.*` of
-# torchvision's VGG16, `lins.{0..4}.model.1.weight`). Goes out: one number per picture. Widths are read from the file,
-# so
-# that a small stand-in of the same layout works. Knows no training.
-#
-# Letters: B batch, H W pixels, C channels.
-
-
-SLICES = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
-"""Positions of VGG16's convolutions in torchvision's list; features are taken after the last one of each slice."""
-MEAN = (-0.030, -0.088, -0.188)
-DEVIATION = (0.458, 0.448, 0.450)
-SMALLEST_SIDE = 16  # four poolings must leave a pixel
-
-
 class LPIPS(nn.Module):
-    """Frozen: no parameter learns, gradients reach the pixels."""
+    """Perceptual distance (Zhang et al. 2018, arXiv:1801.03924) on features of VGG16.
+
+    Takes the weights of `lpips_with_vgg.pth`, or others with the same names. Frozen; gradients reach the pixels.
+    """
 
     def __init__(self, state: Mapping[str, Tensor]) -> None:
         super().__init__()
-        layers = [f"net.slice{number}.{i}" for number, row in enumerate(SLICES, start=1) for i in row]
-        names = [f"{layer}.{part}" for layer in layers for part in ("weight", "bias")]
-        names += [f"lins.{level}.model.1.weight" for level in range(len(SLICES))]
-        require_names(state, names, kind="LPIPS weights (lpips_with_vgg.pth)")
-        self.slices = nn.ModuleList(
-            nn.ModuleList(convolution(state, f"net.slice{number}.{index}") for index in row)
-            for number, row in enumerate(SLICES, start=1)
-        )
-        for level in range(len(SLICES)):
-            self.register_buffer(f"weights_{level}", state[names[level - len(SLICES)]].float())
-        self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1))
-        self.register_buffer("deviation", torch.tensor(DEVIATION).view(1, 3, 1, 1))
+        levels = range(len(VGG_SLICES))
+        layers = [[f"net.slice{level + 1}.{index}" for index in VGG_SLICES[level]] for level in levels]
+        linear = [f"lins.{level}.model.1.weight" for level in levels]
+        names = [f"{layer}.{part}" for row in layers for layer in row for part in ("weight", "bias")]
+        require_same_tensors(state, [*names, *linear], source="the file of LPIPS weights (lpips_with_vgg.pth)")
+        self.slices = nn.ModuleList(nn.ModuleList(convolution(state, layer) for layer in row) for row in layers)
+        for level in levels:
+            self.register_buffer(f"weights_{level}", state[linear[level]].float())
+        self.register_buffer("mean", torch.tensor(VGG_MEAN).view(1, 3, 1, 1))
+        self.register_buffer("deviation", torch.tensor(VGG_DEVIATION).view(1, 3, 1, 1))
         self.requires_grad_(False)
 
     @classmethod
@@ -135,10 +130,10 @@ class LPIPS(nn.Module):
         return cls(read_tensors(path))
 
     def forward(self, first_B3HW: Tensor, second_B3HW: Tensor) -> Tensor:
-        """Distance of each pair, (B,)."""
-        if min(first_B3HW.shape[-2:]) < SMALLEST_SIDE:
+        """Distance of each pair of images in [-1, 1], (B,)."""
+        if min(first_B3HW.shape[-2:]) < SMALLEST_LPIPS_SIDE:
             raise ValueError(
-                f"LPIPS needs sides of {SMALLEST_SIDE} or more; got {tuple(first_B3HW.shape)}; use larger pictures"
+                f"LPIPS needs sides of at least {SMALLEST_LPIPS_SIDE}, got {tuple(first_B3HW.shape)}; use larger images"
             )
         distance_B = first_B3HW.new_zeros(len(first_B3HW), dtype=torch.float32)
         levels = zip(self.features(first_B3HW), self.features(second_B3HW), strict=True)
@@ -152,8 +147,8 @@ class LPIPS(nn.Module):
         """Activations of VGG16 after relu1_2, 2_2, 3_3, 4_3 and 5_3."""
         hidden_BCHW = (pixels_B3HW - self.mean) / self.deviation
         found = []
-        for number, convolutions in enumerate(self.slices):
-            if number:
+        for level, convolutions in enumerate(self.slices):
+            if level:
                 hidden_BCHW = F.max_pool2d(hidden_BCHW, 2)
             assert isinstance(convolutions, nn.ModuleList)
             for layer in convolutions:
@@ -176,15 +171,12 @@ def convolution(state: Mapping[str, Tensor], name: str) -> nn.Conv2d:
     return layer
 
 
-# FID and Inception Score of folders of pictures, by torch-fidelity (optional: extra `eval-images`).
-#
-# In: two folders of pictures. Out: numbers. FID of few pictures is biased upwards; compare equal counts only.
-
-
 def fidelity(made: Path, real: Path | None, *, batch_size: int) -> dict[str, float]:
-    """rFID and IS of a folder of pictures against another, as UniTok reports them (Inception of 2015, seed 0)."""
-    torch_fidelity = need_fidelity()
-    found = torch_fidelity.calculate_metrics(
+    """rFID and IS of a folder of images against another, as UniTok reports them (Inception of 2015, seed 0).
+
+    FID of few images is biased upwards; compare equal counts only.
+    """
+    found = need_fidelity().calculate_metrics(
         input1=str(made),
         input2=str(real),
         cuda=torch.cuda.is_available(),
@@ -198,56 +190,29 @@ def fidelity(made: Path, real: Path | None, *, batch_size: int) -> dict[str, flo
 
 
 def need_fidelity() -> ModuleType:
-    """The library, or how to get it."""
+    """torch-fidelity, or an error that says how to install it."""
     try:
         import torch_fidelity
     except ImportError as error:
         raise ImportError(
-            f"rFID and IS need torch-fidelity: found none ({error}); `pip install 'mllm-toolkit[eval-images]'` in an "
+            f"rFID and IS need torch-fidelity, got none ({error}); run `pip install 'mllm-toolkit[eval-images]'` in an "
             "environment whose torchvision fits its torch"
         ) from error
     return torch_fidelity
 
 
-# Classify pictures by captions of the classes, without training on them (CLIP, arXiv:2103.00020, section 3.1).
-#
-# Comes in: a tokenizer with a text tower, names, templates, pictures. Goes out: class vectors and counts of right
-# answers. Pictures are judged through their codes, as UniTok reports it. Knows no files but the templates'.
-#
-# Letters: B batch, H W pixels, D embedding width, N classes, R ranks of the answer.
-
-
-_WITH_EITHER_ARTICLE = (
-    "a bad photo of {} %.", "a sculpture of {} %.", "a rendering of {} %.", "graffiti of {} %.",
-    "a cropped photo of {} %.", "a tattoo of {} %.", "a bright photo of {} %.", "a dark photo of {} %.",
-    "a drawing of {} %.", "a close-up photo of {} %.", "a black and white photo of {} %.", "a painting of {} %.",
-    "a pixelated photo of {} %.", "a jpeg corrupted photo of {} %.", "a blurry photo of {} %.", "a good photo of {} %.",
-    "a doodle of {} %.", "a sketch of {} %.", "a low resolution photo of {} %.", "a rendition of {} %.",
-    "art of {} %.", "itap of {} %.", "a photo of {} %.", "a photo of {} clean %.", "a photo of {} dirty %.",
-    "a photo of {} cool %.", "a photo of {} large %.", "a photo of {} small %.", "a photo of {} nice %.",
-    "a photo of {} weird %.", "a photo of {} hard to see %.", "{} embroidered %.", "{} plastic %.", "{} origami %.",
-    "{} toy %.", "{} plushie %.", "{} cartoon %.", "{} % in a video game.",
-)  # fmt: skip
-_OTHERS = ("a photo of many {}.", "a photo of my {}.", "a photo of one {}.", "itap of my {}.")
-TEMPLATES = (
-    tuple(sentence.format(article).replace("%", "{}") for sentence in _WITH_EITHER_ARTICLE for article in ("a", "the"))
-    + _OTHERS
-)
-"""The 80 sentences that CLIP's authors use for ImageNet (articles as they have them: "a embroidered {}.")."""
-
-
 def read_templates(path: Path) -> tuple[str, ...]:
-    """Sentences of a text file, one per line, each with one {}."""
+    """Caption templates of a text file, one per line, each with one {}."""
     lines = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
     wrong = [line for line in lines if line.count("{}") != 1]
     if wrong or not lines:
-        raise ValueError(f"a template holds {{}} once; {path} has {wrong[:1] or 'no line'}; mend the file")
+        raise ValueError(f"each line of {path} must have {{}} once, got {wrong[0] if wrong else 'no line'}; correct it")
     return lines
 
 
 @torch.no_grad()
 def class_vectors(model: UniTok, captions: EncodeCaptions, names: Sequence[str], templates: Sequence[str]) -> Tensor:
-    """One vector of length 1 per class, (N, D): the mean over the templates."""
+    """One vector of length 1 per class, (N, D): the mean over the templates (CLIP, arXiv:2103.00020, section 3.1)."""
     vectors = []
     for name in names:
         ids_BT = captions([template.format(name) for template in templates]).to(model.device)
@@ -256,11 +221,11 @@ def class_vectors(model: UniTok, captions: EncodeCaptions, names: Sequence[str],
 
 
 @torch.no_grad()
-def right_answers(
+def count_correct(
     model: UniTok, pixels_B3HW: Tensor, labels_B: Tensor, classes_ND: Tensor, *, ranks: Sequence[int] = (1, 5)
 ) -> Tensor:
-    """How many pictures have their class among the R best, for each R, (len(ranks),) int64."""
+    """Number of images whose class is among the best r, for each r in `ranks`, int64; images are seen through codes."""
     features_BD = model.encode_image(pixels_B3HW, normalize=True).float()
     order_BN = (features_BD @ classes_ND.T).argsort(dim=1, descending=True, stable=True)
-    place_B = (order_BN == labels_B[:, None].to(order_BN.device)).int().argmax(dim=1)
-    return torch.stack([(place_B < best).sum() for best in ranks])
+    position_B = (order_BN == labels_B[:, None].to(order_BN.device)).int().argmax(dim=1)
+    return torch.stack([(position_B < best).sum() for best in ranks])

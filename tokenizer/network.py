@@ -1,15 +1,18 @@
-"""Pixels to hidden states: a convolution front end that shrinks 16 times, then a transformer.
+"""Encoder and decoder (ViTamin, arXiv:2404.02132): convolutions at pixel resolution, a transformer at code resolution.
 
-Letters: B batch, C channels, H W pixels, N positions (row-major), D hidden width.
+Pixels come in and hidden states go out, and back. Knows no codes.
+
+Letters: B batch, C channels, H W pixels, N positions (row-major), D hidden width, M = B * N patches.
 """
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokenizer.config import UniTokConfig
-from tokenizer.layers import NORM_EPS, ChannelNorm, MBConv, Upsample, UpsamplingMBConv, build_stack, channels_last
+from tokenizer.layers import NORM_EPS, ChannelNorm, MBConv, TransformerStack, Upsample, UpsamplingMBConv
 
 
 class Stem(nn.Module):
@@ -26,7 +29,7 @@ class Stem(nn.Module):
 
 
 class Pool(nn.Module):
-    """Halve the resolution once more and widen to the transformer."""
+    """Halve the resolution once more and widen to the transformer's width."""
 
     def __init__(self, in_width: int, out_width: int) -> None:
         super().__init__()
@@ -38,7 +41,7 @@ class Pool(nn.Module):
 
 
 class Encoder(nn.Module):
-    """ViTamin: stem, convolution stages, pool, transformer blocks, norm. No position embedding, no class token."""
+    """Stem, convolution stages, pool, transformer blocks, norm. No position embedding, no class token."""
 
     def __init__(self, config: UniTokConfig) -> None:
         super().__init__()
@@ -52,32 +55,19 @@ class Encoder(nn.Module):
             self.stages.append(nn.Sequential(first, *rest))
             in_width = width
         self.pool = Pool(in_width, config.width)
-        self.blocks = build_stack(
-            config.depth, config.width, config.num_heads, mlp_ratio=config.mlp_ratio, drop_path=config.drop_path
-        )
+        self.blocks = TransformerStack(config, config.depth)
         self.norm = nn.LayerNorm(config.width, eps=NORM_EPS)
 
     def forward(self, pixels_B3HW: Tensor) -> Tensor:
-        hidden_BCHW = self.stem(channels_last(pixels_B3HW))
+        hidden_BCHW = self.stem(pixels_B3HW.contiguous(memory_format=torch.channels_last))
         for stage in self.stages:
             hidden_BCHW = stage(hidden_BCHW)
         hidden_BND = self.pool(hidden_BCHW).flatten(2).transpose(1, 2)
         return self.norm(self.blocks(hidden_BND))
 
 
-def cut_into_patches(pixels_B3HW: Tensor, size: int) -> Tensor:
-    """Every patch as a picture of its own, row by row: (B * N, 3, size, size)."""
-    rows_B3RsW = pixels_B3HW.unflatten(2, (-1, size)).unflatten(4, (-1, size))  # (B, 3, rows, size, columns, size)
-    return rows_B3RsW.permute(0, 2, 4, 1, 3, 5).flatten(0, 2)
-
-
-# Hidden states to pixels: a transformer, then convolutions that grow by the patch size. Mirror of `encoder.py`.
-#
-# Letters: B batch, N positions (row-major), D hidden width, C channels, H W pixels.
-
-
 class PixelHead(nn.Module):
-    """The last doubling and the colours."""
+    """The last upsampling and the colors."""
 
     def __init__(self, width: int, *, padding: str) -> None:
         super().__init__()
@@ -90,13 +80,11 @@ class PixelHead(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Transformer blocks, norm, then upsampling stages. The output is not squashed: callers clamp to [-1, 1]."""
+    """Transformer blocks, norm, upsampling stages. The output is not clamped to [-1, 1]; callers do that."""
 
     def __init__(self, config: UniTokConfig) -> None:
         super().__init__()
-        self.blocks = build_stack(
-            config.decoder_depth, config.width, config.num_heads, mlp_ratio=config.mlp_ratio, drop_path=config.drop_path
-        )
+        self.blocks = TransformerStack(config, config.decoder_depth)
         self.norm = nn.LayerNorm(config.width, eps=NORM_EPS)
         in_width = config.decoder_widths[0]
         self.entry = Upsample(config.width, in_width)
@@ -121,3 +109,9 @@ class Decoder(nn.Module):
         for stage in self.stages:
             hidden_BCHW = stage(hidden_BCHW)
         return self.head(hidden_BCHW)
+
+
+def cut_into_patches(pixels_B3HW: Tensor, size: int) -> Tensor:
+    """Every patch as an image of its own, row by row: (M, 3, size, size)."""
+    rows_B3RsCs = pixels_B3HW.unflatten(2, (-1, size)).unflatten(4, (-1, size))  # (B, 3, rows, size, columns, size)
+    return rows_B3RsCs.permute(0, 2, 4, 1, 3, 5).flatten(0, 2)

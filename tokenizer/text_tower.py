@@ -1,6 +1,4 @@
-"""Captions to one feature vector each: the text half of CLIP (arXiv:2103.00020).
-
-Comes in: padded token ids. Goes out: features in the space shared with pictures. Knows no text, only ids.
+"""Captions to ids, and ids to one feature vector per caption: the text half of CLIP (arXiv:2103.00020).
 
 Letters: B batch, T text positions, D hidden width.
 """
@@ -10,17 +8,24 @@ from __future__ import annotations
 import gzip
 import html
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-import sentencepiece
 import torch
 import torch.nn.functional as F
+from sentencepiece import SentencePieceProcessor
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from tokenizer.config import UniTokConfig
 from tokenizer.layers import SelfAttention
+
+EncodeCaptions = Callable[[Sequence[str]], Tensor]
+"""Captions to ids (B, T)."""
+
+BEGIN, END = "<|startoftext|>", "<|endoftext|>"
+CLIP_MERGES = 49152 - 256 - 2  # of the 262 thousand in OpenAI's file; 49408 ids in all
 
 
 class TextBlock(nn.Module):
@@ -55,7 +60,7 @@ class TextTower(nn.Module):
         num_positions = text_ids_BT.shape[1]
         longest = self.positional_embedding.shape[0]
         if num_positions > longest:
-            raise ValueError(f"captions are too long; got {num_positions} ids, the limit is {longest}; truncate them")
+            raise ValueError(f"captions must have at most {longest} ids, got {num_positions}; truncate them")
         hidden_BTD = self.token_embedding(text_ids_BT) + self.positional_embedding[:num_positions]
         for block in self.blocks:
             hidden_BTD = block(hidden_BTD)
@@ -70,99 +75,67 @@ class TextTower(nn.Module):
         return (text_ids_BT == self.end_id).int().argmax(dim=-1)
 
 
-# Captions to ids for the text tower: the largest id of a row ends the caption, zeros follow.
-#
-# Comes in: text, and the file of a text vocabulary. Goes out: ids (B, T). Knows no pictures and no weights.
-#
-# Letters: B batch, T text positions.
+@dataclass(frozen=True)
+class CaptionEncoder:
+    """Ids of captions: pieces, the end, zeros. Captions that are too long are cut before the end.
 
-
-EncodeCaptions = Callable[[Sequence[str]], Tensor]
-"""Captions to ids (B, T)."""
-
-BEGIN, END = "<|startoftext|>", "<|endoftext|>"
-CLIP_MERGES = 49152 - 256 - 2  # of the 262 thousand in OpenAI's file; 49408 ids in all
-
-
-class ClipCaptions:
-    """OpenAI's byte pairs, as CLIP and UniTok use them: begin, pieces, end; too long ones lose their tail.
-
-    Lower case, HTML entities resolved twice, white space collapsed. Broken encodings (mojibake) are not repaired.
+    CLIP's byte pairs begin with a start token; text is lower-cased, HTML entities are resolved twice, white space is
+    collapsed, and broken encodings (mojibake) are not repaired. SentencePiece sees the caption as it is.
     """
 
-    def __init__(self, pieces: CLIPTokenizer, *, context: int) -> None:
-        self.pieces = pieces
-        self.context = context
-
-    @property
-    def end_id(self) -> int:
-        return self.pieces.eos_token_id
+    pieces: CLIPTokenizer | SentencePieceProcessor
+    end_id: int
+    context: int
+    """T: ids per caption."""
 
     def __call__(self, captions: Sequence[str]) -> Tensor:
-        cleaned = [" ".join(html.unescape(html.unescape(caption)).split()) for caption in captions]
-        rows = self.pieces(cleaned, add_special_tokens=False)["input_ids"]
-        return pad([[self.pieces.bos_token_id, *row] for row in rows], end_id=self.end_id, context=self.context)
-
-
-class SentencePieceCaptions:
-    """Pieces of a SentencePiece model; the end is the largest id of the text tower, above all pieces."""
-
-    def __init__(self, model_file: Path, *, vocab_size: int, context: int) -> None:
-        self.pieces = sentencepiece.SentencePieceProcessor(model_file=str(model_file))
-        self.context = context
-        self.end_id = vocab_size - 1
-        if self.pieces.vocab_size() > self.end_id:
-            raise ValueError(
-                f"the text tower has {vocab_size} ids but {model_file} has {self.pieces.vocab_size()} pieces and one "
-                "more is needed for the end of text; raise text_vocab_size"
-            )
-
-    def __call__(self, captions: Sequence[str]) -> Tensor:
-        return pad(self.pieces.encode(list(captions)), end_id=self.end_id, context=self.context)
-
-
-def pad(rows: Sequence[Sequence[int]], *, end_id: int, context: int) -> Tensor:
-    """Rows of ids to one tensor: cut where needed, ended, filled with zeros."""
-    ids_BT = torch.zeros(len(rows), context, dtype=torch.int64)
-    for ids_T, row in zip(ids_BT, rows, strict=True):
-        kept = [*row[: context - 1], end_id]
-        ids_T[: len(kept)] = torch.tensor(kept)
-    return ids_BT
+        if isinstance(self.pieces, CLIPTokenizer):
+            cleaned = [" ".join(html.unescape(html.unescape(caption)).split()) for caption in captions]
+            rows = self.pieces(cleaned, add_special_tokens=False)["input_ids"]
+            rows = [[self.pieces.bos_token_id, *row] for row in rows]
+        else:
+            rows = self.pieces.encode(list(captions))
+        ids_BT = torch.zeros(len(rows), self.context, dtype=torch.int64)
+        for ids_T, row in zip(ids_BT, rows, strict=True):
+            kept = [*row[: self.context - 1], self.end_id]
+            ids_T[: len(kept)] = torch.tensor(kept)
+        return ids_BT
 
 
 def load_captions(path: Path, *, vocab_size: int, context: int) -> EncodeCaptions:
-    """The vocabulary in a file, by its kind.
+    """The caption encoder of a vocabulary, by the kind of its file.
 
     Args:
         path: a SentencePiece model (`.model`), OpenAI's list of merges (`bpe_simple_vocab_16e6.txt.gz`, as open_clip
             and UniTok ship it), or a folder with `vocab.json` and `merges.txt` of a CLIP model.
-        vocab_size: ids that the text tower has.
+        vocab_size: ids of the text tower; with SentencePiece, the last one ends a caption.
     """
     if not path.exists():
-        raise FileNotFoundError(f"there is no text vocabulary {path}; train it or mend text_tokenizer")
+        raise FileNotFoundError(f"{path} must be a text vocabulary, got no such file; correct text_tokenizer")
     if path.suffix == ".model":
-        return SentencePieceCaptions(path, vocab_size=vocab_size, context=context)
-    pieces = CLIPTokenizer.from_pretrained(path) if path.is_dir() else read_merges(path)
-    if len(pieces) > vocab_size:
+        pieces = SentencePieceProcessor(model_file=str(path))
+        num_ids, end_id = pieces.vocab_size() + 1, vocab_size - 1
+    else:
+        pieces = CLIPTokenizer.from_pretrained(path) if path.is_dir() else read_merges(path)
+        num_ids, end_id = len(pieces), pieces.eos_token_id
+    if num_ids > vocab_size:
         raise ValueError(
-            f"the text tower has {vocab_size} ids but {path} has {len(pieces)}; set architecture.text_vocab_size"
+            f"text_vocab_size must be >= {num_ids} for {path}, got {vocab_size}; set architecture.text_vocab_size"
         )
-    return ClipCaptions(pieces, context=context)
+    return CaptionEncoder(pieces, end_id=end_id, context=context)
 
 
 def read_merges(path: Path) -> CLIPTokenizer:
     """OpenAI's file: a line of comment, then one merge a line, the most frequent first."""
     if not path.name.endswith((".txt", ".txt.gz")):
         raise ValueError(
-            f"a text vocabulary is a .model, .txt or .txt.gz file or a folder; found {path}; give one of them"
+            f"a text vocabulary must be a .model, .txt or .txt.gz file or a folder, got {path}; give one of them"
         )
     raw = path.read_bytes()
     lines = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8").splitlines()
     merges = [tuple(line.split()) for line in lines[1 : CLIP_MERGES + 1] if line]
     if any(len(merge) != 2 for merge in merges):
-        raise ValueError(
-            f"{path} is not a list of merges; a line has not two pieces; give bpe_simple_vocab_16e6.txt.gz"
-        )
+        raise ValueError(f"each line of {path} must have two pieces, got others; give bpe_simple_vocab_16e6.txt.gz")
     letters = list(bytes_to_unicode().values())
     pieces = [*letters, *(letter + "</w>" for letter in letters), *("".join(merge) for merge in merges), BEGIN, END]
     return CLIPTokenizer(vocab={piece: index for index, piece in enumerate(pieces)}, merges=merges)

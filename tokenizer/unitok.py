@@ -1,8 +1,9 @@
-"""The image tokenizer: pixels to codes and back, with everything that training needs.
+"""The image tokenizer UniTok (arXiv:2502.20321): pixels to codes and back, and what training needs.
 
-Comes in: pixels in [-1, 1]. Goes out: codes, pixels, losses. Knows no files but its own folder, no PIL.
+Pixels in [-1, 1] come in; codes, pixels and losses go out. A tokenizer is saved as a folder with config and weights.
 
-Letters: B batch, H W pixels, N positions (row-major), K codebooks, D hidden width, Z code vector width.
+Letters: B batch, H W pixels, N positions (row-major), K codebooks, D hidden width, Z code vector width, M = B * N
+patches, U distinct patches.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 from tokenizer.codes import fingerprint
 from tokenizer.config import UniTokConfig
 from tokenizer.images import to_pixels
-from tokenizer.layers import NORM_EPS, build_projection, initialise, projection_dtype
+from tokenizer.layers import NORM_EPS, build_projection, initialise
 from tokenizer.network import Decoder, Encoder, cut_into_patches
 from tokenizer.quantizer import MultiCodebookQuantizer
 from tokenizer.text_tower import TextTower
@@ -44,7 +45,7 @@ class UniTokOutput(NamedTuple):
     entropy_loss: Tensor
     """Unweighted; 0 unless asked for."""
     usage: Tensor
-    """Share of codebook entries that this batch uses, 0 to 1."""
+    """Share of the codebook entries that this batch uses, 0 to 1."""
     image_features: Tensor | None = None
     """(B, embed_dim), length 1; None without captions."""
     text_features: Tensor | None = None
@@ -54,7 +55,7 @@ class UniTokOutput(NamedTuple):
 
 
 class UniTok(nn.Module):
-    """Encoder, projection, quantizer, projection, decoder; a text tower when the config has one."""
+    """Encoder, projection, quantizer, projection, decoder; a text tower if the config has one."""
 
     def __init__(self, config: UniTokConfig) -> None:
         super().__init__()
@@ -83,27 +84,20 @@ class UniTok(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the encoder computes in; the quantizer always computes in float32."""
+        """What encoder and decoder compute in; the quantizer always computes in float32."""
         return self.decoder.last_weight.dtype
 
     def forward(
-        self,
-        pixels_B3HW: Tensor,
-        text_ids_BT: Tensor | None = None,
-        *,
-        with_entropy: bool = False,
-        continuous: bool = False,
+        self, pixels_B3HW: Tensor, text_ids_BT: Tensor | None = None, *, with_entropy: bool = False
     ) -> UniTokOutput:
-        """Reconstruct with gradients through the quantizer; see `encode` and `decode` for use.
+        """Reconstruct, with gradients through the quantizer; `encode` and `decode` are for inference.
 
         Args:
-            text_ids_BT: captions of the pictures; with them the contrastive features are computed.
+            text_ids_BT: captions of the images; with them the contrastive features are computed.
             with_entropy: compute the entropy loss (costly with large codebooks).
-            continuous: do not quantize; for the first steps of training.
         """
-        grid = self.grid_of(pixels_B3HW)
-        quantized = self.quantizer(self.features(pixels_B3HW), with_entropy=with_entropy, continuous=continuous)
-        hidden_BND = self._widen(quantized.vectors_BNZ)
+        quantized = self.quantizer(self.features(pixels_B3HW), with_entropy=with_entropy)
+        hidden_BND = project(self.post_quant_proj, quantized.vectors_BNZ)
         contrastive = {}
         if text_ids_BT is not None:
             contrastive = {
@@ -112,7 +106,7 @@ class UniTok(nn.Module):
                 "logit_scale": self.logit_scale.exp(),
             }
         return UniTokOutput(
-            reconstruction_B3HW=self.decoder(hidden_BND.to(self.dtype), grid=grid),
+            reconstruction_B3HW=self.decoder(hidden_BND.to(self.dtype), grid=self.grid_of(pixels_B3HW)),
             codes_BKN=quantized.codes_BKN,
             vq_loss=quantized.vq_loss,
             entropy_loss=quantized.entropy_loss,
@@ -123,21 +117,18 @@ class UniTok(nn.Module):
     def features(self, pixels_B3HW: Tensor) -> Tensor:
         """What the quantizer sees, (B, N, Z), float32."""
         rows, columns = self.grid_of(pixels_B3HW)
+        batch_size, shrink = len(pixels_B3HW), self.config.shrink
         if self.config.encoder_scope == "patch":
-            patches_M3HW = cut_into_patches(pixels_B3HW, self.config.patch_size)
-            return self._features(patches_M3HW).view(len(pixels_B3HW), rows * columns, -1)
-        return self._features(pixels_B3HW)
-
-    def _features(self, pixels_B3HW: Tensor) -> Tensor:
-        shrunk_B3HW = F.avg_pool2d(pixels_B3HW, self.config.shrink) if self.config.shrink > 1 else pixels_B3HW
-        hidden_BND = self.encoder(shrunk_B3HW.to(self.dtype))
-        with torch.autocast(hidden_BND.device.type, enabled=False):
-            return self.quant_proj(hidden_BND.to(projection_dtype(self.quant_proj))).float()
+            pixels_B3HW = cut_into_patches(pixels_B3HW, self.config.patch_size)
+        if shrink > 1:
+            pixels_B3HW = F.avg_pool2d(pixels_B3HW, shrink)
+        features = project(self.quant_proj, self.encoder(pixels_B3HW.to(self.dtype))).float()
+        return features.view(batch_size, rows * columns, -1)
 
     def encode_image(self, pixels_B3HW: Tensor, *, normalize: bool = False) -> Tensor:
-        """Joint embedding (B, embed_dim) of pictures, through their codes; no gradient reaches the encoder."""
-        hidden_BND = self._widen(self.quantizer.lookup(self.encode(pixels_B3HW)))
-        return self._embed(hidden_BND, normalize=normalize)
+        """Joint embedding (B, embed_dim) of images, through their codes; no gradient reaches the encoder."""
+        vectors_BNZ = self.quantizer.lookup(self.encode(pixels_B3HW))
+        return self._embed(project(self.post_quant_proj, vectors_BNZ), normalize=normalize)
 
     def encode_text(self, text_ids_BT: Tensor, *, normalize: bool = False) -> Tensor:
         """Joint embedding (B, embed_dim) of captions."""
@@ -152,36 +143,32 @@ class UniTok(nn.Module):
 
     def _require_text_tower(self) -> None:
         if not self.config.has_text_tower:
-            raise ValueError("this tokenizer has no text tower; its embed_dim is 0; train one with embed_dim above 0")
+            raise ValueError("embed_dim must be > 0 for text features, got 0; use a tokenizer that has a text tower")
 
     @torch.no_grad()
     def encode(self, pixels_B3HW: Tensor) -> Tensor:
         """Pixels in [-1, 1] to int64 codes (B, K, N), positions row by row.
 
-        Never in autocast's lower precision: bfloat16 changes a quarter of the bundled tokenizer's codes, and a language
-        model must be asked about the same codes that it was trained on.
+        Autocast is off here: bfloat16 changes a quarter of the bundled tokenizer's codes, and a language model must see
+        the codes that it was trained on.
         """
         with torch.autocast(pixels_B3HW.device.type, enabled=False):
             return self.quantizer.quantize(self.features(pixels_B3HW))
 
     @torch.no_grad()
     def decode(self, codes_BKN: Tensor, *, grid: tuple[int, int] | None = None) -> Tensor:
-        """Codes to pixels in [-1, 1]; `grid` is (rows, columns), a square when left out."""
+        """Codes to pixels in [-1, 1]; `grid` is (rows, columns), a square by default."""
         grid = self._check_codes(codes_BKN, grid)
-        hidden_BND = self._widen(self.quantizer.lookup(codes_BKN))
+        hidden_BND = project(self.post_quant_proj, self.quantizer.lookup(codes_BKN))
         return self.decoder(hidden_BND.to(self.dtype), grid=grid).float().clamp(-1.0, 1.0)
 
-    def _widen(self, vectors_BNZ: Tensor) -> Tensor:
-        with torch.autocast(vectors_BNZ.device.type, enabled=False):
-            return self.post_quant_proj(vectors_BNZ.to(projection_dtype(self.post_quant_proj)))
-
     def recompute_activations(self, enabled: bool = True) -> None:
-        """Trade time for memory in training: the transformers' activations are computed again going backward."""
+        """Activation checkpointing: recompute the transformers' activations in the backward pass, to save memory."""
         self.encoder.blocks.recompute = enabled
         self.decoder.blocks.recompute = enabled
 
     def contrastive_parameters(self) -> list[nn.Parameter]:
-        """What only the contrastive loss trains; freeze these when training without captions."""
+        """Parameters that only the contrastive loss trains; freeze them when training without captions."""
         if not self.config.has_text_tower:
             return []
         parts = (self.text_encoder, self.fc_norm, self.projection)
@@ -189,82 +176,63 @@ class UniTok(nn.Module):
 
     @torch.no_grad()
     def clamp_logit_scale(self) -> None:
-        """Keep the contrastive temperature sane; call after each optimizer step."""
+        """Bound the contrastive temperature as CLIP does; call after each optimizer step."""
         if self.config.has_text_tower:
             self.logit_scale.clamp_(0.0, LARGEST_LOGIT_SCALE)
-
-    @torch.no_grad()
-    def initialise_codes(self, pixels_B3HW: Tensor, *, generator: torch.Generator | None = None) -> None:
-        """Place the codebooks on the features of these pictures; call once, before training."""
-        self.quantizer.initialise_from(self.features(pixels_B3HW), generator=generator)
-
-    @torch.no_grad()
-    def revive_codes(
-        self, pixels_B3HW: Tensor, *, threshold: float = 0.03, generator: torch.Generator | None = None
-    ) -> int:
-        """Put rarely used codebook entries onto features of these pictures; returns how many."""
-        if not self.quantizer.has_dead_entries(threshold=threshold):
-            return 0
-        return self.quantizer.revive(self.features(pixels_B3HW), threshold=threshold, generator=generator)
 
     def grid_of(self, pixels_B3HW: Tensor) -> tuple[int, int]:
         """Rows and columns of positions of these pixels."""
         patch = self.config.patch_size
         if pixels_B3HW.ndim != 4 or pixels_B3HW.shape[1] != 3:
-            raise ValueError(f"pixels must be (B, 3, H, W); got {tuple(pixels_B3HW.shape)}; add or move axes")
+            raise ValueError(f"pixels must be (B, 3, H, W), got {tuple(pixels_B3HW.shape)}; add or move axes")
         height, width = pixels_B3HW.shape[2:]
         if height % patch or width % patch or not height or not width:
             raise ValueError(
-                f"both sides of a picture must be multiples of {patch}; got {height} x {width}; resize or crop it"
+                f"height and width must be multiples of {patch}, got {height} x {width}; resize or crop the image"
             )
         return height // patch, width // patch
 
     def _check_codes(self, codes_BKN: Tensor, grid: tuple[int, int] | None) -> tuple[int, int]:
-        if codes_BKN.ndim != 3 or codes_BKN.shape[1] != self.config.num_codebooks:
-            raise ValueError(
-                f"codes must be (B, {self.config.num_codebooks}, N); got {tuple(codes_BKN.shape)}; "
-                "are they from another tokenizer?"
-            )
-        if codes_BKN.numel() and not 0 <= int(codes_BKN.min()) <= int(codes_BKN.max()) < self.config.codebook_size:
-            raise ValueError(
-                f"codes must lie in 0..{self.config.codebook_size - 1}; got {int(codes_BKN.min())}.."
-                f"{int(codes_BKN.max())}; are they from another tokenizer?"
-            )
+        num_codebooks, codebook_size = self.config.num_codebooks, self.config.codebook_size
+        advice = "use codes of this tokenizer"
+        if codes_BKN.ndim != 3 or codes_BKN.shape[1] != num_codebooks:
+            raise ValueError(f"codes must be (B, {num_codebooks}, N), got {tuple(codes_BKN.shape)}; {advice}")
+        if codes_BKN.numel() and not 0 <= int(codes_BKN.min()) <= int(codes_BKN.max()) < codebook_size:
+            found = f"{int(codes_BKN.min())} to {int(codes_BKN.max())}"
+            raise ValueError(f"codes must be 0 to {codebook_size - 1}, got {found}; {advice}")
         num_positions = codes_BKN.shape[2]
-        if grid is None:
-            grid = (math.isqrt(num_positions),) * 2
-        if grid[0] * grid[1] != num_positions:
+        rows, columns = grid or (math.isqrt(num_positions),) * 2
+        if rows * columns != num_positions:
             raise ValueError(
-                f"{num_positions} positions do not fill a grid of {grid[0]} x {grid[1]}; pass grid=(rows, columns)"
+                f"a grid of {rows} x {columns} must have {rows * columns} positions, got {num_positions}; "
+                "pass grid=(rows, columns)"
             )
-        return grid
+        return rows, columns
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write config.json and model.safetensors."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / CONFIG_FILE).write_text(json.dumps(self.config.to_dict(), indent=2) + "\n", encoding="utf-8")
-        state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        save_file(state, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+        save_tokenizer(folder, self.config, self.state_dict())
 
     @classmethod
     def from_pretrained(
         cls, folder: str | Path, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None
     ) -> UniTok:
-        """Read a folder written by `save_pretrained`, in evaluation mode. Projections and quantizer stay float32."""
-        folder = Path(folder)
+        """Read a folder that `save_pretrained` wrote, in evaluation mode.
+
+        Args:
+            dtype: of encoder and decoder; projections and quantizer stay float32, so that codes stay the same.
+        """
+        folder, device = Path(folder), torch.device(device or "cpu")
         for name in (CONFIG_FILE, WEIGHTS_FILE):
             if not (folder / name).is_file():
                 raise FileNotFoundError(
-                    f"no image tokenizer in this folder; {folder / name} does not exist; "
-                    "give the folder that save_pretrained or `mllm convert` wrote"
+                    f"an image tokenizer folder must have {name}, got none in {folder}; "
+                    "give a folder that save_pretrained or `mllm convert` wrote"
                 )
-        config = UniTokConfig.from_dict(json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8")))
-        model = build_empty(config)
-        place = torch.device(device or "cpu")
-        # safetensors knows no "cpu:0", which a launcher gives to its first process
-        name = "cpu" if place.type == "cpu" else str(place)
-        model.load_state_dict(load_file(folder / WEIGHTS_FILE, device=name), assign=True)
+        model = build_empty(UniTokConfig.from_dict(json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))))
+        # safetensors does not know "cpu:0", which a launcher gives to its first process
+        state = load_file(folder / WEIGHTS_FILE, device="cpu" if device.type == "cpu" else str(device))
+        model.load_state_dict(state, assign=True)
         if dtype is not None:
             model.encoder.to(dtype)
             model.decoder.to(dtype)
@@ -272,17 +240,38 @@ class UniTok(nn.Module):
 
     @property
     def encoding_half(self) -> dict[str, nn.Module]:
-        """The parts that codes depend on, by name; the rest turns codes into pixels."""
+        """The modules that codes depend on, by name; the others turn codes into pixels."""
         return {"encoder": self.encoder, "quant_proj": self.quant_proj, "quantizer": self.quantizer}
 
     def fingerprint(self) -> str:
         """16 hex digits that change exactly when codes could change: sizes and weights of the encoding half."""
-        shrunk = f" {self.config.shrink}" if self.config.shrink > 1 else ""
-        contents: list[str | Tensor] = [f"{self.config.encoder_scope}{shrunk}"]
+        scope = {"image": "picture"}.get(self.config.encoder_scope, self.config.encoder_scope)  # as in existing shards
+        contents: list[str | Tensor] = [f"{scope} {self.config.shrink}" if self.config.shrink > 1 else scope]
         for part_name, part in self.encoding_half.items():
             for name, parameter in sorted(part.named_parameters()):
                 contents += [f"{part_name}.{name} {tuple(parameter.shape)}", parameter]
         return fingerprint(contents)
+
+
+def project(projection: nn.Module, hidden_BNI: Tensor) -> Tensor:
+    """A projection in the precision of its weights, whatever autocast says."""
+    with torch.autocast(hidden_BNI.device.type, enabled=False):
+        return projection(hidden_BNI.to(next(projection.parameters()).dtype))
+
+
+def build_empty(config: UniTokConfig) -> UniTok:
+    """A tokenizer without storage, to be filled by `load_state_dict(..., assign=True)`."""
+    with torch.device("meta"):
+        return UniTok(config)
+
+
+def save_tokenizer(folder: str | Path, config: UniTokConfig, state: Mapping[str, Tensor]) -> None:
+    """Write a folder that `UniTok.from_pretrained` reads."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / CONFIG_FILE).write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
 
 
 class EncodedImage(NamedTuple):
@@ -367,9 +356,3 @@ def _in_batches(
     for group in filter(None, waiting.values()):
         finish(group)
     yield from (done[index] for index in sorted(done))
-
-
-def build_empty(config: UniTokConfig) -> UniTok:
-    """A tokenizer without storage, to be filled by `load_state_dict(..., assign=True)`."""
-    with torch.device("meta"):
-        return UniTok(config)

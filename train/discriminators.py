@@ -22,7 +22,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers import Dinov2Backbone, Dinov2Config
 
-from tokenizer.checkpoint import pattern, read_tensors, require_names, translate
+from tokenizer.checkpoint import NameTable, read_tensors, require_same_tensors
 from tokenizer.quantizer import mean_over_ranks
 from train.recipe import AdversarialRecipe
 from train.tokenizer_losses import DiffAugment
@@ -64,7 +64,9 @@ class DinoFeatures(nn.Module):
     def __init__(self, state: Mapping[str, Tensor], *, image_size: int, blocks: Sequence[int]) -> None:
         super().__init__()
         self.side = image_size // PATCH * PATCH
-        require_names(state, published_names(state), kind="DINOv2 weights (dinov2_vits14_pretrain.pth)")
+        require_same_tensors(
+            state, published_names(state), source="the file of DINOv2 weights (dinov2_vits14_pretrain.pth)"
+        )
         depth = number_of_blocks(state)
         if self.side == 0 or not blocks or max(blocks) >= depth:
             raise ValueError(
@@ -143,15 +145,15 @@ def published_names(state: Mapping[str, Tensor]) -> list[str]:
 
 def translated(state: Mapping[str, Tensor], side: int) -> dict[str, Tensor]:
     """Published names and layout to Hugging Face's, with the positions resampled to `side` x `side` patches."""
-    table = [(pattern(theirs), ours) for theirs, ours in RENAMED]
-    result = {}
+    result, others = {}, {}
     for name, tensor in state.items():
         found = re.fullmatch(r"blocks\.(\d+)\.attn\.qkv\.(weight|bias)", name)
         if found:
             for part, rows in zip(("query", "key", "value"), tensor.chunk(3), strict=True):
                 result[f"encoder.layer.{found[1]}.attention.attention.{part}.{found[2]}"] = rows.clone()
         else:
-            result[translate(name, table)] = tensor
+            others[name] = tensor
+    result |= NameTable(RENAMED).to_ours(others)
     result["embeddings.position_embeddings"] = resampled_positions(state["pos_embed"], side)
     return result
 

@@ -29,8 +29,8 @@ from transformers import get_scheduler
 from tokenizer.config import UniTokConfig
 from tokenizer.images import (
     ImageProcessor,
+    images_in,
     open_image,
-    pictures_in,
     png_files,
     read_classes,
     reconstruction_sheet,
@@ -41,12 +41,13 @@ from tokenizer.metrics import (
     LPIPS,
     TEMPLATES,
     class_vectors,
-    codebook_perplexity,
-    codebook_usage,
+    code_counts,
+    count_correct,
+    entropy_of,
     fidelity,
     psnr,
     read_templates,
-    right_answers,
+    usage_of,
 )
 from tokenizer.quantizer import gather_rows, mean_over_ranks, num_ranks
 from tokenizer.text_tower import EncodeCaptions, load_captions
@@ -137,7 +138,7 @@ def tend_codebooks(
     if step + 1 == schedule.initialise_at:
         model.quantizer.initialise_from(gather_rows(model.features(pixels_B3HW)), generator=generator)
     is_time = step % schedule.every == 0 and schedule.initialise_at < step <= schedule.until * steps
-    if not is_time or not model.quantizer.has_dead_entries(threshold=schedule.threshold):
+    if not is_time or not model.quantizer.dead_entries(threshold=schedule.threshold).any():
         return 0
     features_BNZ = gather_rows(model.features(pixels_B3HW))
     return model.quantizer.revive(features_BNZ, threshold=schedule.threshold, generator=generator)
@@ -165,7 +166,7 @@ class TokenizerEvaluation:
         self.recipe, self.image_size, self.batch_size = recipe, image_size, batch_size
         self.captions = captions
         self.state = PartialState()
-        self.sheet_files = pictures_in(recipe.pictures)[:ON_A_SHEET] if recipe.pictures else []
+        self.sheet_files = images_in(recipe.pictures)[:ON_A_SHEET] if recipe.pictures else []
         self.classes = read_classes(recipe.imagenet_val, recipe.classes) if recipe.imagenet_val else {}
         self.templates = read_templates(recipe.templates) if recipe.templates else TEMPLATES
         self.fid_files = png_files(recipe.fid_reference) if recipe.fid_reference else []
@@ -195,7 +196,7 @@ class TokenizerEvaluation:
         right = torch.zeros(2, dtype=torch.int64, device=model.device)
         for part in self._shared_out(labelled):
             pixels_B3HW = self._read([file for file, _ in part], "zero_shot").to(model.device)
-            right += right_answers(model, pixels_B3HW, torch.tensor([label for _, label in part]), classes_ND)
+            right += count_correct(model, pixels_B3HW, torch.tensor([label for _, label in part]), classes_ND)
         if num_ranks() > 1:
             distributed.all_reduce(right)
         top1, top5 = (right.double() / len(labelled)).tolist()
@@ -204,7 +205,7 @@ class TokenizerEvaluation:
     def _labelled(self) -> list[tuple[Path, int]]:
         assert self.recipe.imagenet_val is not None
         folders = enumerate(self.classes)
-        return [(file, label) for label, name in folders for file in pictures_in(self.recipe.imagenet_val / name)]
+        return [(file, label) for label, name in folders for file in images_in(self.recipe.imagenet_val / name)]
 
     @torch.no_grad()
     def reconstruct_for_fid(self, model: UniTok) -> dict[str, float]:
@@ -432,11 +433,11 @@ class TokenizerTrainer:
         with self.accelerator.autocast():
             codes_BKN = model.encode(pixels_B3HW)
             decoded_B3HW = model.decode(codes_BKN).float()
-        size, codes_BKN = model.config.codebook_size, gather_rows(codes_BKN)
+        counts_KC = code_counts(gather_rows(codes_BKN), model.config.codebook_size)
         return {
             "psnr": mean_over_ranks(psnr(decoded_B3HW, pixels_B3HW).mean()).item(),
-            "usage": codebook_usage(codes_BKN, size).tolist(),
-            "perplexity": codebook_perplexity(codes_BKN, size).tolist(),
+            "usage": usage_of(counts_KC).tolist(),
+            "perplexity": entropy_of(counts_KC).exp().tolist(),
         }
 
     def _look(self, *, is_last: bool) -> None:

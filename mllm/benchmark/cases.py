@@ -36,7 +36,7 @@ from mllm.model import MLLMForConditionalGeneration
 from mllm.sampling import SamplingConfig, choose, stack_settings
 from mllm.sequence import TokenSequence
 from tokenizer.config import UniTokConfig
-from tokenizer.layers import Upsample, channels_last
+from tokenizer.layers import Upsample
 from tokenizer.quantizer import MultiCodebookQuantizer
 from tokenizer.unitok import UniTok
 
@@ -546,7 +546,7 @@ def benchmark_upsampling(channels: int, side: int, *, rounds: int, device: torch
     torch.manual_seed(TOKENIZER_SEED)
     ours = Upsample(channels, channels).to(device)
     plain = NearestUpsample(ours.conv)
-    hidden_BCHW = channels_last(torch.randn(1, channels, side, side).to(device))
+    hidden_BCHW = torch.randn(1, channels, side, side).to(device, memory_format=torch.channels_last)
     error = float((ours(hidden_BCHW) - plain(hidden_BCHW)).abs().max())
     return Case(
         name=f"upsample {channels} channels, {side} to {2 * side}",

@@ -38,8 +38,8 @@ from tokenizer.images import (
     IMAGE_ENDINGS,
     PREPARATIONS,
     ImageProcessor,
+    images_in,
     open_image,
-    pictures_in,
     read_classes,
     reconstruction_sheet,
     to_images,
@@ -47,7 +47,7 @@ from tokenizer.images import (
 from tokenizer.metrics import (
     LPIPS,
     TEMPLATES,
-    bits_per_picture,
+    bits_per_image,
     class_vectors,
     code_counts,
     entropy_of,
@@ -333,7 +333,7 @@ def score_reconstruction(
         "usage": usage_of(counts_KC).tolist(),
         "entropy": entropy_K.tolist(),
         "perplexity": entropy_K.exp().tolist(),
-        "bits_per_image": bits_per_picture(entropy_K, num_positions),
+        "bits_per_image": bits_per_image(entropy_K, num_positions),
     }
     return {name: mean_with_interval(group) for name, group in values.items()}, codes
 
@@ -391,7 +391,7 @@ def class_names(folder: Path, names: str | None) -> dict[str, str]:
 
 def labelled_images(folder: Path, classes: dict[str, str]) -> Labelled:
     """The files of each class."""
-    return [(path, label) for label, name in enumerate(classes) for path in pictures_in(folder / name)]
+    return [(path, label) for label, name in enumerate(classes) for path in images_in(folder / name)]
 
 
 @torch.no_grad()

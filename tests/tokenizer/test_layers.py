@@ -1,24 +1,40 @@
-"""Attention spelled out equals the fused kernel; stochastic depth drops whole samples."""
+"""Layers equal their plain definitions: attention, GeGLU, stochastic depth, convolutions, projections."""
 
 from __future__ import annotations
+
+import math
+from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
-from tokenizer.layers import DropPath, GeGLU, SelfAttention, build_stack, scaled_attention
+from tokenizer.config import UniTokConfig
+from tokenizer.layers import (
+    AttentionProjection,
+    ChannelNorm,
+    DropPath,
+    GeGLU,
+    MBConv,
+    SelfAttention,
+    TransformerStack,
+    Upsample,
+    scaled_attention,
+)
+from tokenizer.unitok import UniTok
 
 
-@pytest.mark.parametrize("causal", [False, True])
-def test_plain_attention_equals_fused_attention(causal: bool) -> None:
+def test_eager_attention_equals_fused_attention() -> None:
     query, key, value = torch.randn(3, 2, 3, 7, 4)
-    with torch.no_grad():
-        fused = scaled_attention(query, key, value, causal=causal)
-    plain = scaled_attention(query.requires_grad_(), key, value, causal=causal)
-    torch.testing.assert_close(plain, fused)
+    for causal in (False, True):
+        with torch.no_grad():
+            fused = scaled_attention(query, key, value, causal=causal)
+        eager = scaled_attention(query.clone().requires_grad_(), key, value, causal=causal)
+        torch.testing.assert_close(eager, fused)
 
 
-def test_attention_is_what_the_paper_says() -> None:
+def test_self_attention_equals_its_definition() -> None:
     layer = SelfAttention(6, 2)
     hidden_BND = torch.randn(2, 5, 6)
     query, key, value = layer.qkv(hidden_BND).split(6, dim=-1)
@@ -49,6 +65,136 @@ def test_drop_path_drops_samples_in_training_only() -> None:
     assert torch.equal(layer.eval()(torch.ones(4, 2, 3)), torch.ones(4, 2, 3))
 
 
-def test_stochastic_depth_grows_linearly() -> None:
-    blocks = build_stack(5, 6, 2, mlp_ratio=1.5, drop_path=0.2)
+def test_stochastic_depth_grows_linearly(small_config: UniTokConfig) -> None:
+    blocks = TransformerStack(replace(small_config, drop_path=0.2), 5)
     assert [block.drop_path.probability for block in blocks] == pytest.approx([0.0, 0.05, 0.1, 0.15, 0.2])
+
+
+def test_upsampling_equals_repetition_then_convolution_with_all_gradients() -> None:
+    torch.manual_seed(0)
+    upsample = Upsample(3, 5).double()
+    hidden_BCHW = torch.randn(2, 3, 4, 7, dtype=torch.float64, requires_grad=True)
+    fast = upsample(hidden_BCHW)
+    plain = upsample.conv(F.interpolate(hidden_BCHW, scale_factor=2, mode="nearest"))
+    torch.testing.assert_close(fast, plain)
+    weights = torch.randn_like(plain)
+    inputs = (hidden_BCHW, upsample.conv.weight, upsample.conv.bias)
+    fast_gradients = torch.autograd.grad((fast * weights).sum(), inputs)
+    torch.testing.assert_close(fast_gradients, torch.autograd.grad((plain * weights).sum(), inputs))
+
+
+def test_channel_norm_normalises_every_pixel() -> None:
+    norm = ChannelNorm(5)
+    torch.nn.init.normal_(norm.weight)
+    torch.nn.init.normal_(norm.bias)
+    hidden_BCHW = torch.randn(2, 5, 3, 4)
+    deviation = (hidden_BCHW.var(dim=1, correction=0, keepdim=True) + 1e-6).sqrt()
+    normed = (hidden_BCHW - hidden_BCHW.mean(dim=1, keepdim=True)) / deviation
+    expected = normed * norm.weight[:, None, None] + norm.bias[:, None, None]
+    torch.testing.assert_close(norm(hidden_BCHW), expected)
+    torch.testing.assert_close(norm(hidden_BCHW.contiguous(memory_format=torch.channels_last)), expected)
+
+
+def test_mbconv_is_a_bottleneck_beside_its_shortcut() -> None:
+    for stride in (1, 2):
+        block = MBConv(4, 6, 9, stride=stride)
+        hidden_BCHW = torch.randn(2, 4, 8, 6)
+        branch = block.conv3_1x1(F.gelu(block.conv2_kxk(F.gelu(block.conv1_1x1(block.pre_norm(hidden_BCHW))))))
+        pooled = torch.empty(2, 4, 8 // stride, 6 // stride)
+        for y in range(8 // stride):
+            for x in range(6 // stride):
+                top, left = y * stride, x * stride
+                rows = slice(max(0, top - 1), top + 2) if stride == 2 else slice(top, top + 1)
+                columns = slice(max(0, left - 1), left + 2) if stride == 2 else slice(left, left + 1)
+                pooled[:, :, y, x] = hidden_BCHW[:, :, rows, columns].mean(dim=(2, 3))  # padding is not counted
+        torch.testing.assert_close(block(hidden_BCHW), branch + block.expand(pooled))
+
+
+def test_strided_block_trains_under_autocast() -> None:
+    block = MBConv(4, 6, 9, stride=2)
+    hidden_BCHW = torch.randn(2, 4, 8, 6)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        trained = block(hidden_BCHW)
+        with torch.no_grad():
+            used = block(hidden_BCHW)
+    assert trained.dtype == used.dtype == torch.bfloat16
+    torch.testing.assert_close(trained, used, atol=0.05, rtol=0.05)
+
+
+def projection_by_loop(module: AttentionProjection, hidden_BNI: Tensor, *, causal: bool) -> Tensor:
+    """Head by head, as the released network defines it."""
+    inner, heads = module.attn.q_bias.numel(), module.attn.num_heads
+    width = inner // heads
+    normed = F.layer_norm(hidden_BNI, hidden_BNI.shape[-1:], module.norm1.weight, module.norm1.bias, eps=1e-5)
+    query, key, value = (normed @ module.attn.qkv.weight.T).split(inner, dim=-1)
+    query, value = query + module.attn.q_bias, value + module.attn.v_bias
+    outputs = []
+    for h in range(heads):
+        part = slice(h * width, (h + 1) * width)
+        scores_BNN = query[..., part] @ key[..., part].transpose(1, 2) / width**0.5
+        if causal:
+            scores_BNN = scores_BNN.masked_fill(torch.ones_like(scores_BNN, dtype=torch.bool).triu(1), -torch.inf)
+        outputs.append(scores_BNN.softmax(-1) @ value[..., part])
+    out_width = module.proj.out_features
+    if hidden_BNI.shape[-1] > out_width:
+        mixed = torch.stack(outputs).mean(0)
+        if width != out_width:
+            mixed = F.adaptive_avg_pool1d(mixed, out_width)
+    else:
+        mixed = torch.cat(outputs, dim=-1)
+    hidden_BNO = module.proj(module.norm3(hidden_BNI)) + module.attn.proj(mixed)
+    return hidden_BNO + module.mlp(module.norm2(hidden_BNO))
+
+
+def build_projection(in_width: int, out_width: int, heads: int, *, causal: bool) -> AttentionProjection:
+    torch.manual_seed(0)
+    module = AttentionProjection(in_width, out_width, heads, causal=causal)
+    torch.nn.init.normal_(module.attn.q_bias)
+    torch.nn.init.normal_(module.attn.v_bias)
+    return module
+
+
+def test_projection_equals_the_loop() -> None:
+    for in_width, out_width, heads in ((24, 6, 4), (24, 5, 3), (6, 24, 4)):
+        for causal in (False, True):
+            module = build_projection(in_width, out_width, heads, causal=causal)
+            hidden_BNI = torch.randn(2, 7, in_width)
+            expected = projection_by_loop(module, hidden_BNI, causal=causal)
+            torch.testing.assert_close(module(hidden_BNI), expected)
+    with pytest.raises(ValueError):
+        AttentionProjection(24, 6, 5)
+
+
+def test_projection_with_cached_keys_equals_the_full_forward() -> None:
+    module = build_projection(6, 24, 4, causal=True)
+    hidden_BNI = torch.randn(2, 7, 6)
+    kept: list[Tensor] = []
+
+    def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        kept.append(torch.stack((key, value)))
+        keys, values = torch.cat(kept, dim=3)
+        return F.scaled_dot_product_attention(query, keys, values)
+
+    steps = [module(hidden_BNI[:, n : n + 1], attend=attend) for n in range(7)]
+    torch.testing.assert_close(torch.cat(steps, dim=1), module(hidden_BNI))
+
+
+def test_first_weights_follow_their_table() -> None:
+    torch.manual_seed(0)
+    wide = UniTokConfig.tiny()
+    state = UniTok(replace(wide, embed_dim=64, text_width=64, text_heads=2, text_layers=2, text_context=9)).state_dict()
+    expected = {
+        "encoder.blocks.0.attn.qkv.weight": 0.02,
+        "decoder.blocks.1.mlp.w2.weight": 0.02,
+        "encoder.stages.0.0.conv1_1x1.weight": math.sqrt(2 / 64),
+        "encoder.stages.1.0.conv2_kxk.weight": math.sqrt(2 / 9),
+        "decoder.stages.0.0.conv3_1x1.weight": 0.5 * math.sqrt(2 / 128),
+        "quantizer.codebooks": 8**-0.5 / 36 / math.sqrt(3),
+        "text_encoder.blocks.0.attn.qkv.weight": 64**-0.5,
+        "text_encoder.blocks.1.narrow.weight": 64**-0.5 / 2,
+        "text_encoder.token_embedding.weight": 0.02,
+    }
+    for name, deviation in expected.items():
+        assert state[name].std().item() == pytest.approx(deviation, rel=0.1), name
+    for name in ("encoder.blocks.0.attn.qkv.bias", "encoder.stem.conv1.bias", "decoder.head.conv2.bias"):
+        assert not state[name].any(), name

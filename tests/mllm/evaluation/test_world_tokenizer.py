@@ -52,5 +52,5 @@ def test_the_bundled_codebooks_are_used_evenly_where_there_is_something_to_see()
     assert min(result["perplexity_of_borders"]) > 48 and 0.6 < result["plain_share"] < 0.8
     wide = score_round_trip(tokenizer, count=8, seed=1, size=(320, 256))
     assert wide["scenes_read_right"] == 1.0
-    whole = UniTok(replace(tokenizer.config, encoder_scope="picture")).eval()
+    whole = UniTok(replace(tokenizer.config, encoder_scope="image")).eval()
     assert score_round_trip(whole, count=2, seed=1)["highest_perplexity"] is None

