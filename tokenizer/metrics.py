@@ -221,11 +221,8 @@ def class_vectors(model: UniTok, captions: EncodeCaptions, names: Sequence[str],
 
 
 @torch.no_grad()
-def count_correct(
-    model: UniTok, pixels_B3HW: Tensor, labels_B: Tensor, classes_ND: Tensor, *, ranks: Sequence[int] = (1, 5)
-) -> Tensor:
-    """Number of images whose class is among the best r, for each r in `ranks`, int64; images are seen through codes."""
+def class_ranks(model: UniTok, pixels_B3HW: Tensor, labels_B: Tensor, classes_ND: Tensor) -> Tensor:
+    """Rank of each image's class among all classes, 0 for the best, int (B,); images are seen through their codes."""
     features_BD = model.encode_image(pixels_B3HW, normalize=True).float()
     order_BN = (features_BD @ classes_ND.T).argsort(dim=1, descending=True, stable=True)
-    position_B = (order_BN == labels_B[:, None].to(order_BN.device)).int().argmax(dim=1)
-    return torch.stack([(position_B < best).sum() for best in ranks])
+    return (order_BN == labels_B[:, None].to(order_BN.device)).int().argmax(dim=1)

@@ -1,9 +1,10 @@
-"""The adversarial part of tokenizer training: the discriminator's own training, and what it asks of the tokenizer.
+"""The adversarial part of image tokenizer training: augmentation, frozen DINOv2 features, discriminator, schedule.
 
-Comes in: real and reconstructed pixels, and the step. Goes out: losses and weights. All randomness is a function of
-the seed and the step, so a resumed run repeats it, on any number of processes. Knows no tokenizer.
+Real and reconstructed pixels in [-1, 1] and the step come in; losses and weights go out. All randomness is a function
+of the seed and the step and drawn for the images of all processes, so a resumed run repeats it and the number of
+processes does not matter. StyleGAN-T (arXiv:2301.09515, section 3.2) in UniTok's version; parameter names are UniTok's.
 
-Letters: B batch, H W pixels, M logits per picture.
+Letters: B batch, H W pixels, N patches, D feature width, M logits per image (levels * N).
 """
 
 from __future__ import annotations
@@ -23,57 +24,140 @@ from torch import Tensor, nn
 from transformers import Dinov2Backbone, Dinov2Config
 
 from tokenizer.checkpoint import NameTable, read_tensors, require_same_tensors
-from tokenizer.quantizer import mean_over_ranks
+from tokenizer.quantizer import mean_over_ranks, num_ranks, rank
 from train.recipe import AdversarialRecipe
-from train.tokenizer_losses import DiffAugment
-
-# What a frozen DINOv2 sees in a picture: features after several of its blocks, for the discriminator.
-#
-# Comes in: pixels in [-1, 1], and the weights in the layout of `dinov2_vits14_pretrain.pth`. Goes out: one (B, N, D)
-# per
-# chosen block, patch tokens with the class token added to each. The network is transformers' `Dinov2Backbone`; sizes
-# are
-# read from the file, so that a small stand-in of the same layout works. Gradients reach the pixels, no weight learns.
-#
-# Letters: B batch, H W pixels, N patches, D width.
-
 
 PATCH = 14
 HEAD_WIDTH = 64  # of every published DINOv2
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
-RENAMED = (
-    ("cls_token", "embeddings.cls_token"),
-    ("mask_token", "embeddings.mask_token"),
-    ("pos_embed", "embeddings.position_embeddings"),
-    ("patch_embed.proj.{rest}", "embeddings.patch_embeddings.projection.{rest}"),
-    ("blocks.{i}.norm1.{rest}", "encoder.layer.{i}.norm1.{rest}"),
-    ("blocks.{i}.attn.proj.{rest}", "encoder.layer.{i}.attention.output.dense.{rest}"),
-    ("blocks.{i}.ls1.gamma", "encoder.layer.{i}.layer_scale1.lambda1"),
-    ("blocks.{i}.norm2.{rest}", "encoder.layer.{i}.norm2.{rest}"),
-    ("blocks.{i}.mlp.{rest}", "encoder.layer.{i}.mlp.{rest}"),
-    ("blocks.{i}.ls2.gamma", "encoder.layer.{i}.layer_scale2.lambda1"),
-    ("norm.{rest}", "layernorm.{rest}"),
+IMAGENET_MEAN, IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+DINO_NAMES = NameTable(
+    (
+        ("cls_token", "embeddings.cls_token"),
+        ("mask_token", "embeddings.mask_token"),
+        ("pos_embed", "embeddings.position_embeddings"),
+        ("patch_embed.proj.{rest}", "embeddings.patch_embeddings.projection.{rest}"),
+        ("blocks.{i}.norm1.{rest}", "encoder.layer.{i}.norm1.{rest}"),
+        ("blocks.{i}.attn.proj.{rest}", "encoder.layer.{i}.attention.output.dense.{rest}"),
+        ("blocks.{i}.ls1.gamma", "encoder.layer.{i}.layer_scale1.lambda1"),
+        ("blocks.{i}.norm2.{rest}", "encoder.layer.{i}.norm2.{rest}"),
+        ("blocks.{i}.mlp.{rest}", "encoder.layer.{i}.mlp.{rest}"),
+        ("blocks.{i}.ls2.gamma", "encoder.layer.{i}.layer_scale2.lambda1"),
+        ("norm.{rest}", "layernorm.{rest}"),
+    )
 )
-"""Published names to those of Hugging Face's files; `attn.qkv` is cut in three besides."""
+"""DINOv2's published names and those of checkpoints for transformers, where `attn.qkv` is split in three."""
+NORM_GROUPS = 32
+KERNEL = 9  # patches that the second layer of a head sees, along the row-major line
+SHIFT = 0.125  # largest shift of an augmented image, as a share of its side
+NEGLIGIBLE = 1e-6  # smaller factors count as 0 (UniTok)
+
+REAL_LOSSES: dict[str, Callable[[Tensor], Tensor]] = {
+    "hinge": lambda logits_BM: F.relu(1.0 - logits_BM).mean(),
+    "softplus": lambda logits_BM: F.softplus(-logits_BM).mean(),
+    "linear": lambda logits_BM: -logits_BM.mean(),
+}
+"""The discriminator's loss on logits of real images; on logits of reconstructions it is the same of their negative."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffAugment:
+    """Differentiable random changes of images (arXiv:2006.10738), so that the discriminator does not overfit."""
+
+    probability: float = 1.0
+    """Of each of the three kinds of change (shift, color, cutout), drawn per batch."""
+    cutout: float = 0.2
+    """Side of the square that is set to zero, as a share of the image's."""
+
+    def __call__(self, pixels_B3HW: Tensor, generator: torch.Generator, *, blur: float = 0.0) -> Tensor:
+        """Changed images of the same size.
+
+        Args:
+            generator: on the CPU.
+            blur: 0 to 1; 1 leaves only the coarsest shapes.
+        """
+        if blur > 0:
+            pixels_B3HW = blurred(pixels_B3HW, sigma=blur * math.sqrt(pixels_B3HW.shape[-2] / 2))
+        shifts, recolors, cuts = (torch.rand(3, generator=generator) < self.probability).tolist()
+        # Drawn even where unused, so that the numbers that follow do not depend on what came before.
+        batch = len(pixels_B3HW)
+        draws_B7 = torch.rand(batch * num_ranks(), 7, generator=generator)[rank() * batch :][:batch]
+        if shifts:
+            pixels_B3HW = shifted(pixels_B3HW, draws_B7[:, 0], draws_B7[:, 1])
+        if recolors:
+            pixels_B3HW = recolored(pixels_B3HW, *draws_B7[:, 2:5].to(pixels_B3HW.device).unbind(1))
+        if cuts and self.cutout > 0:
+            pixels_B3HW = cut_out(pixels_B3HW, draws_B7[:, 5], draws_B7[:, 6], share=self.cutout)
+        return pixels_B3HW
+
+
+def blurred(pixels_B3HW: Tensor, *, sigma: float) -> Tensor:
+    """Convolve with 2^-(t / sigma)^2 up to 3 sigma, in both directions, reflecting at the borders."""
+    radius = min(math.floor(3 * sigma), min(pixels_B3HW.shape[-2:]) - 1)
+    if radius < 1:
+        return pixels_B3HW
+    offset = torch.arange(-radius, radius + 1, dtype=torch.float32, device=pixels_B3HW.device)
+    taps = torch.exp2(-(offset / sigma).square())
+    taps = (taps / taps.sum()).to(pixels_B3HW.dtype)
+    for shape, margin in (((1, -1), (radius, radius, 0, 0)), ((-1, 1), (0, 0, radius, radius))):
+        kernel_311 = taps.view(1, 1, *shape).expand(3, -1, -1, -1)
+        pixels_B3HW = F.conv2d(F.pad(pixels_B3HW, margin, mode="reflect"), kernel_311, groups=3)
+    return pixels_B3HW
+
+
+def shifted(pixels_B3HW: Tensor, down_B: Tensor, right_B: Tensor) -> Tensor:
+    """Shift each image by whole pixels, up to an eighth of its side; what comes in is zero. Draws in [0, 1)."""
+    height, width = pixels_B3HW.shape[-2:]
+    most_y, most_x = round(SHIFT * height), round(SHIFT * width)
+    padded_BHW3 = F.pad(pixels_B3HW, (most_x, most_x, most_y, most_y)).permute(0, 2, 3, 1)
+    tops = (2 * most_y - (down_B * (2 * most_y + 1)).floor().long()).tolist()
+    lefts = (2 * most_x - (right_B * (2 * most_x + 1)).floor().long()).tolist()
+    rows = zip(padded_BHW3, tops, lefts, strict=True)
+    shifted_BHW3 = torch.stack([image_HW3[top : top + height, left : left + width] for image_HW3, top, left in rows])
+    return shifted_BHW3.permute(0, 3, 1, 2)
+
+
+def recolored(pixels_B3HW: Tensor, brightness_B: Tensor, saturation_B: Tensor, contrast_B: Tensor) -> Tensor:
+    """Brightness plus up to half, saturation times 0 to 2, contrast times 0.5 to 1.5. Draws in [0, 1)."""
+    brightness, saturation, contrast = (draw_B.view(-1, 1, 1, 1) for draw_B in (brightness_B, saturation_B, contrast_B))
+    pixels_B3HW = pixels_B3HW + (brightness - 0.5)
+    gray_B1HW = pixels_B3HW.mean(dim=1, keepdim=True)
+    pixels_B3HW = (pixels_B3HW - gray_B1HW) * (2 * saturation) + gray_B1HW
+    mean_B111 = pixels_B3HW.mean(dim=(1, 2, 3), keepdim=True)
+    return (pixels_B3HW - mean_B111) * (contrast + 0.5) + mean_B111
+
+
+def cut_out(pixels_B3HW: Tensor, middle_y_B: Tensor, middle_x_B: Tensor, *, share: float) -> Tensor:
+    """Set a square around a random point to zero; it may reach over the border. Draws in [0, 1)."""
+
+    def ranges(size: int, middle_B: Tensor) -> list[slice]:
+        length = round(share * size)
+        firsts = ((middle_B * (size + 1 - length % 2)).floor().long() - length // 2).tolist()
+        return [slice(max(0, first), max(0, first + length)) for first in firsts]
+
+    height, width = pixels_B3HW.shape[-2:]
+    is_kept_B1HW = torch.ones_like(pixels_B3HW[:, :1], dtype=torch.bool)
+    for index, part in enumerate(zip(ranges(height, middle_y_B), ranges(width, middle_x_B), strict=True)):
+        is_kept_B1HW[index, 0][part] = False
+    return pixels_B3HW * is_kept_B1HW
 
 
 class DinoFeatures(nn.Module):
-    """Pixels of any square size at least one patch wide; the picture is brought to the next multiple of 14 below."""
+    """Features of several blocks of a frozen DINOv2: patch tokens with the class token added to each.
+
+    Takes the weights of `dinov2_vits14_pretrain.pth`, or others with the same names. Gradients reach the pixels.
+    """
 
     def __init__(self, state: Mapping[str, Tensor], *, image_size: int, blocks: Sequence[int]) -> None:
         super().__init__()
+        source = "the file of DINOv2 weights (dinov2_vits14_pretrain.pth)"
+        require_same_tensors(state, published_names(state), source=source)
         self.side = image_size // PATCH * PATCH
-        require_same_tensors(
-            state, published_names(state), source="the file of DINOv2 weights (dinov2_vits14_pretrain.pth)"
-        )
-        depth = number_of_blocks(state)
+        depth, width = number_of_blocks(state), state["cls_token"].shape[-1]
         if self.side == 0 or not blocks or max(blocks) >= depth:
             raise ValueError(
-                f"DINOv2 features need pictures of {PATCH} pixels or more and blocks below {depth}; got {image_size} "
+                f"DINOv2 features need images of at least {PATCH} pixels and blocks below {depth}, got {image_size} "
                 f"and {list(blocks)}; change adversarial.blocks or the image size"
             )
-        width = state["cls_token"].shape[-1]
         sizes: dict[str, Any] = {
             "hidden_size": width,
             "num_hidden_layers": depth,
@@ -85,14 +169,14 @@ class DinoFeatures(nn.Module):
             "apply_layernorm": False,
             "reshape_hidden_states": False,
         }
-        found: Any = Dinov2Backbone.from_pretrained(
+        loaded: Any = Dinov2Backbone.from_pretrained(
             None,
             config=Dinov2Config(**sizes),
             state_dict=translated(state, self.side // PATCH),
             output_loading_info=True,
         )
-        self.network, report = found
-        assert not any(report.values()), f"names of the DINOv2 class have changed: {report}"
+        self.network, report = loaded
+        assert not any(report.values()), f"names of transformers' DINOv2 have changed: {report}"
         mean, deviation = (torch.tensor(row).view(1, 3, 1, 1) for row in (IMAGENET_MEAN, IMAGENET_DEVIATION))
         self.register_buffer("scale", 0.5 / deviation)
         self.register_buffer("shift", (0.5 - mean) / deviation)
@@ -114,52 +198,46 @@ class DinoFeatures(nn.Module):
         return [tokens_BND[:, 1:] + tokens_BND[:, :1] for tokens_BND in levels]
 
     def fit(self, pixels_B3HW: Tensor, generator: torch.Generator) -> Tensor:
-        """Bring pictures to the network's size: half of the time a random crop, else resampled whole (UniTok)."""
-        crops, top, left = torch.rand(3, generator=generator).tolist()
+        """Bring images to the largest multiple of 14 pixels: a random crop half of the time, else resized (UniTok)."""
+        choice, top, left = torch.rand(3, generator=generator).tolist()
         height, width = pixels_B3HW.shape[-2:]
         if (height, width) == (self.side, self.side):
             return pixels_B3HW
         if min(height, width) <= self.side:
             return F.interpolate(pixels_B3HW, (self.side, self.side), mode="bicubic", antialias=False)
-        if crops >= 0.5:
+        if choice >= 0.5:
             return F.interpolate(pixels_B3HW, (self.side, self.side), mode="area")
         y, x = int(top * (height - self.side + 1)), int(left * (width - self.side + 1))
         return pixels_B3HW[:, :, y : y + self.side, x : x + self.side]
 
 
 def number_of_blocks(state: Mapping[str, Tensor]) -> int:
-    return 1 + max((int(name.split(".")[1]) for name in state if re.match(r"blocks\.\d+\.", name)), default=-1)
+    return 1 + max((int(name.split(".")[1]) for name in state if re.match(r"blocks\.\d+\.", name)), default=0)
 
 
 def published_names(state: Mapping[str, Tensor]) -> list[str]:
-    """Every name that a published file with this many blocks has."""
-    both = ("weight", "bias")
-    layers = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
-    names = ["cls_token", "mask_token", "pos_embed"]
-    names += [f"{layer}.{part}" for layer in ("patch_embed.proj", "norm") for part in both]
-    for index in range(max(1, number_of_blocks(state))):
-        names += [f"blocks.{index}.{layer}.{part}" for layer in layers for part in both]
+    """The names in a published file with as many blocks as this one."""
+    layers, names = ["patch_embed.proj", "norm"], ["cls_token", "mask_token", "pos_embed"]
+    for index in range(number_of_blocks(state)):
+        in_block = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
+        layers += [f"blocks.{index}.{layer}" for layer in in_block]
         names += [f"blocks.{index}.{scale}.gamma" for scale in ("ls1", "ls2")]
-    return names
+    return names + [f"{layer}.{part}" for layer in layers for part in ("weight", "bias")]
 
 
 def translated(state: Mapping[str, Tensor], side: int) -> dict[str, Tensor]:
-    """Published names and layout to Hugging Face's, with the positions resampled to `side` x `side` patches."""
-    result, others = {}, {}
-    for name, tensor in state.items():
-        found = re.fullmatch(r"blocks\.(\d+)\.attn\.qkv\.(weight|bias)", name)
-        if found:
-            for part, rows in zip(("query", "key", "value"), tensor.chunk(3), strict=True):
-                result[f"encoder.layer.{found[1]}.attention.attention.{part}.{found[2]}"] = rows.clone()
-        else:
-            others[name] = tensor
-    result |= NameTable(RENAMED).to_ours(others)
-    result["embeddings.position_embeddings"] = resampled_positions(state["pos_embed"], side)
-    return result
+    """The state dict of a checkpoint for transformers, with the positions resampled to `side` x `side` patches."""
+    split: dict[str, Tensor] = {}
+    others = {**state, "pos_embed": resampled_positions(state["pos_embed"], side)}
+    for name in state:
+        if found := re.fullmatch(r"blocks\.(\d+)\.attn\.qkv\.(weight|bias)", name):
+            for part, rows in zip(("query", "key", "value"), others.pop(name).chunk(3), strict=True):
+                split[f"encoder.layer.{found[1]}.attention.attention.{part}.{found[2]}"] = rows.clone()
+    return DINO_NAMES.to_ours(others) | split
 
 
 def resampled_positions(positions_1TD: Tensor, side: int) -> Tensor:
-    """Positions of another number of patches, as DINOv2's own code has them: bicubic, side enlarged by 0.1."""
+    """Position embeddings for another number of patches, as in DINOv2's code: bicubic, side enlarged by 0.1."""
     class_11D, patches_1ND = positions_1TD[:, :1], positions_1TD[:, 1:]
     old_side = round(patches_1ND.shape[1] ** 0.5)
     if old_side == side:
@@ -168,18 +246,6 @@ def resampled_positions(positions_1TD: Tensor, side: int) -> Tensor:
     scale = (side + 0.1) / old_side
     grid_1DHW = F.interpolate(grid_1DHW, scale_factor=(scale, scale), mode="bicubic")
     return torch.cat([class_11D, grid_1DHW.flatten(2).transpose(1, 2)], dim=1)
-
-
-# Judges whether features come from a real picture (StyleGAN-T, arXiv:2301.09515, section 3.2, as UniTok has it).
-#
-# Comes in: features of a frozen network, one (B, N, D) per level. Goes out: logits (B, M), one per patch and level;
-# above zero means real. Parameter names are UniTok's. Knows no pixels.
-#
-# Letters: B batch, N patches, D width, M = levels * N.
-
-
-NORM_GROUPS = 32
-KERNEL = 9  # patches that the second layer of a head looks at, along the row-major line
 
 
 class Residual(nn.Module):
@@ -193,24 +259,23 @@ class Residual(nn.Module):
         return (self.fn(features_BDN) + features_BDN) / math.sqrt(2)
 
 
-def block(width: int, kernel: int) -> nn.Sequential:
-    convolution = nn.Conv1d(width, width, kernel, padding=kernel // 2, padding_mode="circular")
-    return nn.Sequential(convolution, nn.GroupNorm(NORM_GROUPS, width, eps=1e-6), nn.LeakyReLU(0.2))
-
-
 class Discriminator(nn.Module):
-    """One small convolutional head per level of features."""
+    """Says whether features are of a real image, by one small convolutional head per level."""
 
     def __init__(self, width: int, num_levels: int) -> None:
         super().__init__()
         if width % NORM_GROUPS:
             raise ValueError(
-                f"the discriminator normalises in {NORM_GROUPS} groups; got features of width {width}; "
-                "give a network with a multiple of it"
+                f"the features' width must be a multiple of {NORM_GROUPS} (groups of the discriminator's norm), got "
+                f"{width}; use another DINOv2"
             )
+
+        def block(kernel: int) -> nn.Sequential:
+            convolution = nn.Conv1d(width, width, kernel, padding=kernel // 2, padding_mode="circular")
+            return nn.Sequential(convolution, nn.GroupNorm(NORM_GROUPS, width, eps=1e-6), nn.LeakyReLU(0.2))
+
         self.heads = nn.ModuleList(
-            nn.Sequential(block(width, 1), Residual(block(width, KERNEL)), nn.Conv1d(width, 1, 1))
-            for _ in range(num_levels)
+            nn.Sequential(block(1), Residual(block(KERNEL)), nn.Conv1d(width, 1, 1)) for _ in range(num_levels)
         )
         for module in self.modules():
             if isinstance(module, nn.Conv1d):
@@ -219,48 +284,25 @@ class Discriminator(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward(self, levels: Sequence[Tensor]) -> Tensor:
-        """Float32 logits (B, M) of features (B, N, D) per level."""
+        """Float32 logits (B, M) of features (B, N, D) per level; above zero means real."""
         logits = [head(level_BND.transpose(1, 2)) for head, level_BND in zip(self.heads, levels, strict=True)]
         return torch.cat([level_B1N.flatten(1) for level_B1N in logits], dim=1).float()
 
 
-NEGLIGIBLE = 1e-6  # smaller factors count as 0 (UniTok)
-
-
-def unrealness_hinge(logits_BM: Tensor) -> Tensor:
-    return F.relu(1.0 - logits_BM).mean()
-
-
-def unrealness_softplus(logits_BM: Tensor) -> Tensor:
-    return F.softplus(-logits_BM).mean()
-
-
-def unrealness_linear(logits_BM: Tensor) -> Tensor:
-    return -logits_BM.mean()
-
-
-UNREALNESS: dict[str, Callable[[Tensor], Tensor]] = {
-    "hinge": unrealness_hinge,
-    "softplus": unrealness_softplus,
-    "linear": unrealness_linear,
-}
-"""What the discriminator pays for logits of real pictures; for made ones it pays the same for their negative."""
-
-
 @dataclass(frozen=True)
 class AdversarialSchedule:
-    """Where the adversarial part stands at a step; every value is a pure function of the step."""
+    """Strength of the adversarial part as a function of the step."""
 
     start: float
-    """Step at which its clock begins."""
+    """First step of the adversarial part."""
     warmup: float
     """Steps until its weight is full."""
     fade: float
-    """Steps until pictures are no longer blurred for the discriminator."""
+    """Steps until images are no longer blurred for the discriminator."""
     steps: int
     """Of the whole training."""
     final_learning_rate: float
-    """Share of the discriminator's learning rate that its cosine ends at."""
+    """Share of the discriminator's learning rate at the end of its cosine."""
 
     def weight(self, step: int) -> float:
         """0 to 1; at 0 nothing adversarial runs."""
@@ -269,7 +311,7 @@ class AdversarialSchedule:
         return share if share > NEGLIGIBLE else 0.0
 
     def blur(self, step: int) -> float:
-        """1 at the start, 0 once faded."""
+        """1 at the start, 0 after the fade."""
         since = max(0.0, step - self.start)
         left = 1.0 - min(1.0, since / self.fade) if self.fade > 0 else 0.0
         return left if left > NEGLIGIBLE else 0.0
@@ -284,7 +326,7 @@ class AdversarialSchedule:
 
 
 class Adversary:
-    """Owns the discriminator, its optimizer and the frozen features; `accelerator` saves and loads the first two."""
+    """The discriminator with its optimizer, which `accelerator` saves and loads, and the frozen features."""
 
     def __init__(
         self, recipe: AdversarialRecipe, *, accelerator: Accelerator, image_size: int, steps: int, seed: int
@@ -298,16 +340,10 @@ class Adversary:
         self.features.to(accelerator.device)
         heads = Discriminator(self.features.width, self.features.num_levels)
         optimizer = torch.optim.AdamW(
-            [
-                {"params": [p for p in heads.parameters() if p.ndim >= 2], "weight_decay": recipe.weight_decay},
-                {"params": [p for p in heads.parameters() if p.ndim < 2], "weight_decay": 0.0},
-            ],
-            lr=recipe.learning_rate,
-            betas=recipe.betas,
-            eps=recipe.epsilon,
+            decay_groups(heads, recipe.weight_decay), lr=recipe.learning_rate, betas=recipe.betas, eps=recipe.epsilon
         )
         self.heads, self.optimizer = accelerator.prepare(heads, optimizer)
-        self.light = DiffAugment(probability=recipe.augment_probability, cutout=recipe.cutout)
+        self.weak = DiffAugment(probability=recipe.augment_probability, cutout=recipe.cutout)
         self.strong = DiffAugment(probability=1.0, cutout=recipe.cutout)
 
     def generator_for(self, step: int, purpose: str) -> torch.Generator:
@@ -315,37 +351,37 @@ class Adversary:
         number = Random(f"adversarial/{purpose}/{self.seed}/{step}").getrandbits(63)
         return torch.Generator().manual_seed(number)
 
-    def unconvincingness(self, reconstruction_B3HW: Tensor, step: int) -> Tensor:
-        """What the tokenizer pays for pictures that look made; the discriminator does not learn from it."""
+    def generator_loss(self, reconstruction_B3HW: Tensor, step: int) -> Tensor:
+        """The tokenizer's loss for reconstructions that the discriminator recognises; no gradient for the latter."""
         generator = self.generator_for(step, "tokenizer")
-        with torch.autocast(reconstruction_B3HW.device.type, enabled=False):  # the blur wants float32
-            pictures = self.light(reconstruction_B3HW.float(), generator, blur=self.schedule.blur(step))
+        with torch.autocast(reconstruction_B3HW.device.type, enabled=False):  # the blur needs float32
+            images_B3HW = self.weak(reconstruction_B3HW.float(), generator, blur=self.schedule.blur(step))
         heads: Any = self.accelerator.unwrap_model(self.heads)
         heads.requires_grad_(False)
         with self.accelerator.autocast():
-            logits_BM = heads(self.features(self.features.fit(pictures, generator)))
+            logits_BM = heads(self.features(self.features.fit(images_B3HW, generator)))
         heads.requires_grad_(True)
         return -logits_BM.float().mean()
 
-    def weight(self, plain: Tensor, adversarial: Tensor, last_weight: Tensor, step: int) -> Tensor:
-        """Factor of the adversarial loss: as strong, at the last layer, as the loss on the pictures themselves.
+    def weight(self, image_loss: Tensor, adversarial: Tensor, last_weight: Tensor, step: int) -> Tensor:
+        """Factor that makes the adversarial loss as strong, at the last layer, as the loss on the images.
 
         Taming Transformers (arXiv:2012.09841), equation 7, on gradients averaged over the processes.
         """
-        factor = plain.new_ones(())
+        factor = image_loss.new_ones(())
         if self.recipe.adaptive:
-            factor = balance(plain, adversarial, last_weight).clamp(*self.recipe.adaptive_range)
+            factor = gradient_ratio(image_loss, adversarial, last_weight).clamp(*self.recipe.adaptive_range)
         return self.schedule.weight(step) * self.recipe.weight * factor
 
-    def learn(self, real_B3HW: Tensor, made_B3HW: Tensor, step: int) -> dict[str, Tensor]:
-        """One step of the discriminator; returns what it paid, in parts."""
-        pictures = (real_B3HW.float(), made_B3HW.detach().float())
+    def train_step(self, real_B3HW: Tensor, made_B3HW: Tensor, step: int) -> dict[str, Tensor]:
+        """One step of the discriminator; returns the parts of its loss."""
+        batches = (real_B3HW.float(), made_B3HW.detach().float())
         generator, blur = self.generator_for(step, "discriminator"), self.schedule.blur(step)
-        views = [self.light(batch, generator, blur=blur) for batch in pictures]
-        views += [self.strong(batch, generator) for batch in pictures]
+        views = [self.weak(batch_B3HW, generator, blur=blur) for batch_B3HW in batches]
+        views += [self.strong(batch_B3HW, generator) for batch_B3HW in batches]
         with self.accelerator.autocast():
             with torch.no_grad():
-                levels = self.features(torch.cat([self.features.fit(view, generator) for view in views]))
+                levels = self.features(torch.cat([self.features.fit(view_B3HW, generator) for view_B3HW in views]))
             logits = self.heads(levels).float().chunk(4)
         parts = discriminator_loss(logits, objective=self.recipe.objective, consistency=self.recipe.consistency)
         for group in self.optimizer.param_groups:
@@ -353,45 +389,51 @@ class Adversary:
         self.optimizer.zero_grad()
         self.accelerator.backward(torch.stack(list(parts.values())).sum())
         norm = self.accelerator.clip_grad_norm_(self.heads.parameters(), self.recipe.max_grad_norm)
-        if self.accelerator.scaler is None:  # float16's scaler leaves such a step out by itself
+        if self.accelerator.scaler is None:  # float16's scaler skips such a step by itself
             require_finite("discriminator's gradient norm", norm, step=step)
         self.optimizer.step()
         return {name: part.detach() for name, part in parts.items()}
 
 
-def require_finite(name: str, value: Tensor, *, step: int) -> None:
-    """End a training that went wrong before anything of it is saved.
+def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """What AdamW trains: weight decay for matrices and larger, none for vectors and scalars (norms, biases)."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return [
+        {"params": [parameter for parameter in trained if parameter.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [parameter for parameter in trained if parameter.ndim < 2], "weight_decay": 0.0},
+    ]
 
-    Raises:
-        ValueError: the value is no number, or none that weights can be moved by.
-    """
+
+def require_finite(name: str, value: Tensor, *, step: int) -> None:
+    """End a diverged training before anything of it is saved."""
     if not torch.isfinite(value):
         raise ValueError(
-            f"the {name} became {value.item()} at step {step}; the last good checkpoint is kept: "
-            "lower the learning rate and start again from it"
+            f"the {name} must be finite, got {value.item()} at step {step}; the last good checkpoint is kept: lower "
+            "the learning rate and resume from it"
         )
 
 
-def balance(plain: Tensor, adversarial: Tensor, last_weight: Tensor) -> Tensor:
-    """How much larger the gradient of the first loss is at this weight than that of the second."""
+def gradient_ratio(first: Tensor, second: Tensor, last_weight: Tensor) -> Tensor:
+    """Norm of the first loss's gradient at this weight over that of the second's."""
     norms = []
-    for loss in (plain, adversarial):
+    for loss in (first, second):
         (gradient,) = torch.autograd.grad(loss, last_weight, retain_graph=True)
         norms.append(mean_over_ranks(gradient.float()).norm())
     return (norms[0] / (norms[1] + 1e-6)).detach()
 
 
 def discriminator_loss(logits: Sequence[Tensor], *, objective: str, consistency: float) -> dict[str, Tensor]:
-    """Tell real from made, and say the same of strongly changed pictures.
+    """Tell real images from reconstructions, and judge strongly augmented images like weakly augmented ones.
 
     Args:
-        logits: (B, M) of real, made, strongly changed real, strongly changed made pictures.
+        logits: (B, M) of weakly augmented real, weakly augmented reconstructed, strongly augmented real, and strongly
+            augmented reconstructed images.
     """
     real_BM, made_BM, strong_real_BM, strong_made_BM = logits
-    unrealness = UNREALNESS[objective]
+    real_loss = REAL_LOSSES[objective]
     return {
-        "discriminator_real": unrealness(real_BM),
-        "discriminator_made": unrealness(-made_BM),
+        "discriminator_real": real_loss(real_BM),
+        "discriminator_made": real_loss(-made_BM),
         "discriminator_consistency": consistency
         * (F.mse_loss(strong_real_BM, real_BM) + F.mse_loss(strong_made_BM, made_BM)),
     }

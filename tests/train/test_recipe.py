@@ -14,7 +14,7 @@ from tokenizer.config import UniTokConfig
 from tokenizer.unitok import UniTok
 from train.build_model import model_config
 from train.recipe import RECIPES, MLLMRecipe, TokenizerRecipe, WorldInLoop, as_yaml, find_recipe, read_yaml, resolve
-from train.tokenizer_trainer import with_another_decoder
+from train.tokenizer_trainer import with_new_decoder
 
 BUNDLED = ROOT / "mllm/assets/tiny"
 
@@ -71,7 +71,7 @@ def test_the_bundled_models_recipes_fit_together() -> None:
     third = resolve(MLLMRecipe, read_yaml(RECIPES / "tiny.yaml"))
     assert second.start_from == first.output / "final" and third.image_tokenizer == second.output / "final"
     codes = UniTok(UniTokConfig.from_dict({**UniTokConfig.tiny().to_dict(), **first.architecture}))
-    image_tokenizer = with_another_decoder(codes, second.architecture)
+    image_tokenizer = with_new_decoder(codes, second.architecture)
     bundled = MLLMConfig.from_pretrained(BUNDLED)
     assert image_tokenizer.config == UniTok.from_pretrained(BUNDLED / "image_tokenizer").config
     vocabulary = extend_tokenizer(

@@ -30,7 +30,7 @@ JUDGED = ("discriminator_real", "discriminator_made", "discriminator_consistency
 
 def log(output: Path) -> list[dict[str, Any]]:
     entries = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in entry.items() if name != "pictures_per_second"} for entry in entries]
+    return [{name: value for name, value in entry.items() if name != "images_per_second"} for entry in entries]
 
 
 def start(recipe: Path, *, processes: int) -> subprocess.Popen[bytes]:

@@ -16,7 +16,7 @@ from tokenizer.text_tower import load_captions
 from tokenizer.unitok import UniTok
 from train.recipe import CodebookSchedule, TokenizerLossWeights, TokenizerRecipe
 from train.tokenizer_losses import contrastive_loss, detail_of, reconstruction_loss
-from train.tokenizer_trainer import TokenizerTrainer, with_another_decoder
+from train.tokenizer_trainer import TokenizerTrainer, with_new_decoder
 
 TEXT_TOWER = {
     "embed_dim": 8,
@@ -57,7 +57,7 @@ def make_recipe(output: Path, **changes: object) -> TokenizerRecipe:
 
 def log(folder: Path) -> list[dict]:
     entries = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in entry.items() if name != "pictures_per_second"} for entry in entries]
+    return [{name: value for name, value in entry.items() if name != "images_per_second"} for entry in entries]
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
@@ -146,14 +146,14 @@ def test_a_larger_decoder_draws_the_same_codes_at_twice_the_size(tmp_path: Path)
 
 def test_a_decoder_of_other_sizes_takes_over_what_fits(image_tokenizer_folder: Path) -> None:
     model = UniTok.from_pretrained(image_tokenizer_folder)
-    assert with_another_decoder(model, {}) is model
-    changed = with_another_decoder(model, {"decoder_widths": [12, 6]})
+    assert with_new_decoder(model, {}) is model
+    changed = with_new_decoder(model, {"decoder_widths": [12, 6]})
     old, new = model.state_dict(), changed.state_dict()
     fitting = {name for name in old.keys() & new.keys() if old[name].shape == new[name].shape}
     assert all(torch.equal(old[name], new[name]) for name in fitting)
     assert any("decoder.stages.0" in name for name in fitting) and old.keys() - fitting
     with pytest.raises(ValueError):
-        with_another_decoder(model, {"shrink": 2, "decoder_widths": [12, 8, 8], "decoder_depths": [1, 1, 1]})
+        with_new_decoder(model, {"shrink": 2, "decoder_widths": [12, 8, 8], "decoder_depths": [1, 1, 1]})
 
 
 def test_a_decoder_without_codes_to_learn_on_is_refused(tmp_path: Path) -> None:
