@@ -48,6 +48,7 @@ from tokenizer.metrics import (
     LPIPS,
     TEMPLATES,
     bits_per_image,
+    class_ranks,
     class_vectors,
     code_counts,
     entropy_of,
@@ -409,10 +410,8 @@ def zero_shot_ranks(
     ranks: list[int] = []
     for part in tqdm(in_batches(labelled, wanted.batch_size), desc="zero-shot", unit="batch"):
         pixels_B3HW = prepare([open_image(path) for path, _ in part]).to(model.device)
-        features_BD = model.encode_image(pixels_B3HW, normalize=True).float()
-        order_BN = (features_BD @ classes_ND.T).argsort(dim=1, descending=True, stable=True).cpu()
-        labels_B1 = torch.tensor([label for _, label in part])[:, None]
-        ranks += (order_BN == labels_B1).int().argmax(dim=1).tolist()
+        labels_B = torch.tensor([label for _, label in part])
+        ranks += class_ranks(model, pixels_B3HW, labels_B, classes_ND).tolist()
     return ranks
 
 

@@ -156,9 +156,9 @@ def misshape_one(tensors: dict[str, torch.Tensor]) -> None:
 @pytest.mark.parametrize(
     ("change", "fragment"),
     [
-        (drop_one, "tensors found 1 missing: "),
-        (add_one, "tensors found 1 unexpected: model.vision_tower.weight"),
-        (misshape_one, "(found (2, 7), expected ("),
+        (drop_one, "1 missing: "),
+        (add_one, "1 unexpected: model.vision_tower.weight"),
+        (misshape_one, "((2, 7), not ("),
     ],
 )
 def test_tensors_that_do_not_fit_are_named_before_anything_is_written(
@@ -167,7 +167,7 @@ def test_tensors_that_do_not_fit_are_named_before_anything_is_written(
     change_weights(copy, change)
     code, _, err = run("unitok-mllm", copy, tmp_path / "out")
     assert code == 2 and err.startswith("mllm: ") and len(err.splitlines()) == 1
-    assert fragment in err and "does not fit the network" in err
+    assert fragment in err
     assert not (tmp_path / "out").exists()
     with pytest.raises(ValueError):
         Pipeline.load(copy)
@@ -202,9 +202,9 @@ def write_text(name: str, text: str) -> Callable[[Path], None]:
 @pytest.mark.parametrize(
     ("damage", "fragment"),
     [
-        (lambda folder: sorted(folder.glob("model-*.safetensors"))[1].unlink(), "shards are missing in"),
-        (truncate, "is damaged or no checkpoint"),
-        (lambda folder: (folder / "model.safetensors.index.json").unlink(), "holds no weights: found none of"),
+        (lambda folder: sorted(folder.glob("model-*.safetensors"))[1].unlink(), "(1 missing)"),
+        (truncate, "must be a readable checkpoint"),
+        (lambda folder: (folder / "model.safetensors.index.json").unlink(), "or an index of shards, got none"),
         (lambda folder: (folder / "config.json").unlink(), "found no config.json; give the downloaded folder"),
         (write_text("config.json", "{"), "is no config"),
         (set_config(model_type="llava"), "holds another kind of model: found 'llava'"),
@@ -212,7 +212,7 @@ def write_text(name: str, text: str) -> Callable[[Path], None]:
         (set_config(hidden_size=48), "of another shape"),
         (lambda folder: [path.unlink() for path in folder.glob("tokenizer*")], "no text tokenizer: found neither"),
         (swap_codebooks, "found 17 of 51 codebook entries that differ"),
-        (write_text("unitok_tokenizer.pth", "a page that says: log in first"), "is damaged or no checkpoint"),
+        (write_text("unitok_tokenizer.pth", "a page that says: log in first"), "must be a readable checkpoint"),
     ],
 )
 def test_damaged_folders_are_refused_in_one_sentence(
@@ -229,14 +229,14 @@ def test_damaged_folders_are_refused_in_one_sentence(
 def test_wrong_words_are_refused(ours: Path, released: Path, tmp_path: Path, run: Run) -> None:
     wrong: list[tuple[list[str | Path], str]] = [
         (["unitok"], "arguments are required"),
-        (["unitok", tmp_path / "absent.pth", tmp_path / "out"], "there is no checkpoint file"),
-        (["unitok", released / "config.json", tmp_path / "out"], "is damaged or no checkpoint"),
+        (["unitok", tmp_path / "absent.pth", tmp_path / "out"], "got no such file"),
+        (["unitok", released / "config.json", tmp_path / "out"], "must be a readable checkpoint"),
         (["unitok-mllm", tmp_path / "absent", tmp_path / "out"], "found no config.json"),
         (["unitok-mllm", released, ours], "is already there"),
         (["unitok-mllm", released, tmp_path / "out", "--shard-size", "none"], "'none' is no size in GB"),
         (["unitok-mllm", released, tmp_path / "out", "--dtype", "int8"], "invalid choice"),
         (["export-unitok-mllm", released, tmp_path / "out"], "already has the released layout"),
-        (["export-unitok", tmp_path, tmp_path / "out.pth"], "no image tokenizer in this folder"),
+        (["export-unitok", tmp_path, tmp_path / "out.pth"], "an image tokenizer folder must have"),
         (["export-unitok", ours / "image_tokenizer", ours / "config.json"], "is already there"),
         (["probe", tmp_path / "absent.pth"], "there is no model folder"),
         (["sideways"], "invalid choice"),

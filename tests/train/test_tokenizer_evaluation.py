@@ -1,4 +1,4 @@
-"""What is measured while the tokenizer trains, against plain loops, and every wrong folder by name."""
+"""What is measured while the tokenizer trains, against plain loops, and wrong folders."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ import torch
 from PIL import Image
 
 from tests.train.conftest import SMALL
-from tests.train.image_tokenizer.tokenizer_recipes import TEXT_TOWER, everything
 from tests.train.published_weights import picture, write_merges
+from tests.train.tokenizer_recipes import TEXT_TOWER, everything
 from tokenizer.config import UniTokConfig
 from tokenizer.images import ImageProcessor, open_image, to_images
-from tokenizer.metrics import TEMPLATES, class_vectors, count_correct, read_templates
+from tokenizer.metrics import TEMPLATES, class_ranks, class_vectors, read_templates
 from tokenizer.text_tower import load_captions
 from tokenizer.unitok import UniTok
 from train.recipe import EvaluationRecipe, TokenizerRecipe
-from train.tokenizer_trainer import TokenizerEvaluation, reconstruct
+from train.tokenizer_trainer import TokenizerEvaluation
 
 NAMES = {"n01": "cat", "n02": "the dog", "n03": "house"}
 
@@ -79,16 +79,13 @@ def test_zero_shot_accuracy_equals_a_loop_over_pictures(folder: Path, model: Uni
     torch.testing.assert_close(made, torch.stack(vectors), rtol=1e-4, atol=1e-5)
 
 
-def test_the_five_best_count_for_top_5(model: UniTok) -> None:
-    pixels = torch.rand(6, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    classes = torch.randn(9, 8, generator=torch.Generator().manual_seed(1))
-    scores = model.encode_image(pixels) @ classes.T
-    labels = torch.tensor([3, 1, 4, 1, 5, 8])
-    ranks = [
-        sorted(row.tolist(), reverse=True).index(row[label].item()) for row, label in zip(scores, labels, strict=True)
-    ]
-    expected = [sum(rank < best for rank in ranks) for best in (1, 2, 5)]
-    assert count_correct(model, pixels, labels, classes, ranks=(1, 2, 5)).tolist() == expected
+def test_rank_of_a_class_equals_a_sort(model: UniTok) -> None:
+    pixels_B3HW = torch.rand(6, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    classes_ND = torch.randn(9, 8, generator=torch.Generator().manual_seed(1))
+    labels_B = torch.tensor([3, 1, 4, 1, 5, 8])
+    rows = zip(model.encode_image(pixels_B3HW) @ classes_ND.T, labels_B, strict=True)
+    expected = [sorted(row.tolist(), reverse=True).index(row[label].item()) for row, label in rows]
+    assert class_ranks(model, pixels_B3HW, labels_B, classes_ND).tolist() == expected
 
 
 def test_there_are_80_templates_and_a_file_can_replace_them(tmp_path: Path) -> None:
@@ -108,7 +105,7 @@ def test_references_are_reconstructed_under_their_names_and_nothing_is_deleted(f
     assert measured.reconstruct_for_fid(model) == {}
     assert {file.name for file in made.iterdir()} == {"of_someone_else.txt", *(f"{number}.png" for number in range(5))}
     pixels = ImageProcessor(height=32, width=32, preparation="crop")(open_image(folder / "real" / "3.png"))
-    expected = np.asarray(to_images(reconstruct(model, pixels))[0])
+    expected = np.asarray(to_images(model.decode(model.encode(pixels)))[0])
     assert np.array_equal(np.asarray(Image.open(made / "3.png")), expected)
 
 
@@ -126,27 +123,21 @@ def test_the_sheet_shows_the_given_pictures(folder: Path, model: UniTok) -> None
     assert Image.open(folder / "sheet.png").size == (40, 72)
 
 
-def test_wrong_folders_are_refused_before_training(folder: Path) -> None:
-    with pytest.raises(FileNotFoundError):
-        evaluation(folder, pictures=folder / "absent")
+def test_wrong_folders_and_recipes_are_refused_before_training(folder: Path) -> None:
     (folder / "empty").mkdir()
-    with pytest.raises(FileNotFoundError):
-        evaluation(folder, fid_reference=folder / "empty", fid_output=folder / "made", fid_score=False)
+    references = {"fid_output": folder / "made", "fid_score": False}
+    zero_shot = {"imagenet_val": folder / "val", "classes": folder / "other.json"}
+    for wrong in ({"pictures": folder / "absent"}, {"fid_reference": folder / "empty", **references}, zero_shot):
+        with pytest.raises(FileNotFoundError):
+            evaluation(folder, **wrong)
     picture(9).save(folder / "real" / "lossy.jpg")
     with pytest.raises(ValueError):
-        evaluation(folder, fid_reference=folder / "real", fid_output=folder / "made", fid_score=False)
-    with pytest.raises(FileNotFoundError):
-        evaluation(folder, imagenet_val=folder / "val", classes=folder / "absent.json")
-    (folder / "classes.json").write_text(json.dumps({**NAMES, "n04": "tree"}))
+        evaluation(folder, fid_reference=folder / "real", **references)
+    for classes in ({**NAMES, "n04": "tree"}, []):
+        (folder / "other.json").write_text(json.dumps(classes))
+        with pytest.raises(ValueError):
+            evaluation(folder, **zero_shot)
     with pytest.raises(ValueError):
-        evaluation(folder, imagenet_val=folder / "val", classes=folder / "classes.json")
-    (folder / "classes.json").write_text("[]")
+        everything(folder, folder / "run", evaluation=EvaluationRecipe(imagenet_val=folder))
     with pytest.raises(ValueError):
-        evaluation(folder, imagenet_val=folder / "val", classes=folder / "classes.json")
-
-
-def test_recipes_that_cannot_be_measured_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError):
-        everything(tmp_path, tmp_path / "run", evaluation=EvaluationRecipe(imagenet_val=tmp_path))
-    with pytest.raises(ValueError):
-        TokenizerRecipe(output=tmp_path, evaluation=EvaluationRecipe(fid_reference=tmp_path))
+        TokenizerRecipe(output=folder, evaluation=EvaluationRecipe(fid_reference=folder))

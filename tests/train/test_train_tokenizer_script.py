@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.train.image_tokenizer.tokenizer_recipes import everything, write_recipe
 from tests.train.published_weights import picture
+from tests.train.tokenizer_recipes import everything, write_recipe
 from train.recipe import TokenizerRecipe, find_recipe, read_yaml, resolve
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "scripts" / "train_tokenizer.sh"
 
 

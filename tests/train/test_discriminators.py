@@ -1,0 +1,274 @@
+"""The adversarial part of tokenizer training against its definitions: augmentation, DINOv2, heads, losses, schedule."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tests.train.published_weights import dino_weights
+from train.discriminators import (
+    REAL_LOSSES,
+    AdversarialSchedule,
+    DiffAugment,
+    DinoFeatures,
+    Discriminator,
+    blurred,
+    cut_out,
+    discriminator_loss,
+    gradient_ratio,
+    recolored,
+    resampled_positions,
+    shifted,
+)
+
+BLOCKS = (0, 2)
+
+
+def images(batch: int = 2, height: int = 16, width: int = 24) -> Tensor:
+    return torch.rand(batch, 3, height, width, generator=torch.Generator().manual_seed(3)) * 2 - 1
+
+
+def test_shifts_are_by_single_pixels_and_filled_with_zeros() -> None:
+    before = images(5)
+    down, right = torch.tensor([0.0, 0.2, 0.5, 0.999, 0.6]), torch.tensor([0.999, 0.0, 0.5, 0.3, 0.8])
+    after = shifted(before, down, right)
+    for row in range(5):
+        # An eighth of 16 and 24: steps from -2 to 2 and from -3 to 3.
+        dy, dx = math.floor(down[row].item() * 5) - 2, math.floor(right[row].item() * 7) - 3
+        for y in range(16):
+            for x in range(24):
+                inside = 0 <= y - dy < 16 and 0 <= x - dx < 24
+                expected = before[row, :, y - dy, x - dx] if inside else torch.zeros(3)
+                assert torch.equal(after[row, :, y, x], expected)
+
+
+def test_colors_change_as_defined() -> None:
+    before = images()
+    after = recolored(before, torch.tensor([0.9, 0.1]), torch.tensor([0.2, 0.7]), torch.tensor([0.4, 0.8]))
+    for row, (brightness, saturation, contrast) in enumerate(((0.9, 0.2, 0.4), (0.1, 0.7, 0.8))):
+        brighter = before[row] + brightness - 0.5
+        gray = sum(brighter[channel] for channel in range(3)) / 3
+        colored = torch.stack([(brighter[channel] - gray) * 2 * saturation + gray for channel in range(3)])
+        mean = colored.sum() / colored.numel()
+        torch.testing.assert_close(after[row], (colored - mean) * (contrast + 0.5) + mean, rtol=1e-5, atol=1e-5)
+
+
+def test_cutout_zeroes_a_square_that_may_reach_over_the_border() -> None:
+    before = images(3)
+    down, right = torch.tensor([0.0, 0.5, 0.99]), torch.tensor([0.5, 0.99, 0.0])
+    after = cut_out(before, down, right, share=0.25)
+    for row in range(3):
+        top, left = math.floor(down[row].item() * 17) - 2, math.floor(right[row].item() * 25) - 3
+        for y in range(16):
+            for x in range(24):
+                is_cut = top <= y < top + 4 and left <= x < left + 6
+                assert torch.equal(after[row, :, y, x], torch.zeros(3) if is_cut else before[row, :, y, x])
+
+
+def test_blur_equals_a_weighted_mean_of_the_neighbours() -> None:
+    before, sigma = images(1, 12, 12), 1.3
+    after = blurred(before, sigma=sigma)
+    radius = math.floor(3 * sigma)
+
+    def reflect(index: int) -> int:
+        return abs(index) if abs(index) < 12 else 22 - abs(index)
+
+    weights = [2.0 ** -((offset / sigma) ** 2) for offset in range(-radius, radius + 1)]
+    for y, x in ((0, 0), (5, 7), (11, 3)):
+        expected = torch.zeros(3)
+        for i, down in enumerate(weights):
+            for j, right in enumerate(weights):
+                pixel = before[0, :, reflect(y + i - radius), reflect(x + j - radius)]
+                expected += down * right * pixel / sum(weights) ** 2
+        torch.testing.assert_close(after[0, :, y, x], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_augmentation_repeats_with_its_generator_and_lets_gradients_through() -> None:
+    before = images().requires_grad_()
+    assert torch.equal(DiffAugment(probability=0.0)(before, torch.Generator()), before)
+    changed = DiffAugment(cutout=0.25)(before, torch.Generator().manual_seed(1), blur=0.3)
+    assert not torch.equal(changed, before)
+    assert torch.equal(changed, DiffAugment(cutout=0.25)(before, torch.Generator().manual_seed(1), blur=0.3))
+    assert DiffAugment(probability=0.0)(before, torch.Generator(), blur=1.0).std() < 0.5 * before.std()
+    changed.square().sum().backward()
+    assert before.grad is not None and before.grad.abs().sum() > 0
+
+
+def test_two_processes_draw_what_one_would(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = images(4)
+    alone = DiffAugment()(before, torch.Generator().manual_seed(7), blur=0.2)
+    monkeypatch.setattr("train.discriminators.num_ranks", lambda: 2)
+    for number in range(2):
+        monkeypatch.setattr("train.discriminators.rank", lambda number=number: number)
+        part = DiffAugment()(before[2 * number :][:2], torch.Generator().manual_seed(7), blur=0.2)
+        torch.testing.assert_close(part, alone[2 * number :][:2])
+
+
+def linear(state: dict[str, Tensor], name: str, rows: Tensor) -> Tensor:
+    return rows @ state[f"{name}.weight"].T + state[f"{name}.bias"]
+
+
+def norm(state: dict[str, Tensor], name: str, rows: Tensor) -> Tensor:
+    mean, deviation = rows.mean(-1, keepdim=True), rows.var(-1, unbiased=False, keepdim=True).add(1e-6).sqrt()
+    return (rows - mean) / deviation * state[f"{name}.weight"] + state[f"{name}.bias"]
+
+
+def dino_by_loop(state: dict[str, Tensor], pixels: Tensor) -> list[Tensor]:
+    """Features of pixels (3, H, W) in [-1, 1], one head of width 64, no resampling of positions."""
+    mean, deviation = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    pixels = ((pixels + 1) / 2 - mean[:, None, None]) / deviation[:, None, None]
+    kernel = state["patch_embed.proj.weight"]
+    rows = []
+    for y in range(0, pixels.shape[1], 14):
+        for x in range(0, pixels.shape[2], 14):
+            patch = pixels[:, y : y + 14, x : x + 14]
+            rows.append((kernel * patch).sum((1, 2, 3)) + state["patch_embed.proj.bias"])
+    hidden = torch.cat([state["cls_token"][0], torch.stack(rows)]) + state["pos_embed"][0]
+    found = []
+    for index in range(3):
+        name = f"blocks.{index}"
+        query, key, value = linear(state, f"{name}.attn.qkv", norm(state, f"{name}.norm1", hidden)).chunk(3, dim=1)
+        attended = torch.softmax(query @ key.T / 8, dim=1) @ value
+        hidden = hidden + state[f"{name}.ls1.gamma"] * linear(state, f"{name}.attn.proj", attended)
+        inner = F.gelu(linear(state, f"{name}.mlp.fc1", norm(state, f"{name}.norm2", hidden)))
+        hidden = hidden + state[f"{name}.ls2.gamma"] * linear(state, f"{name}.mlp.fc2", inner)
+        found.append(hidden[1:] + hidden[0])
+    return found
+
+
+def test_dino_features_equal_a_plain_transformer_and_are_frozen() -> None:
+    state = dino_weights(side=3)
+    pixels = (torch.rand(2, 3, 42, 42) * 2 - 1).requires_grad_()
+    features = DinoFeatures(state, image_size=42, blocks=BLOCKS).train()
+    levels = features(pixels)
+    for row in range(2):
+        expected = dino_by_loop(state, pixels[row])
+        for level, block in zip(levels, BLOCKS, strict=True):
+            torch.testing.assert_close(level[row], expected[block], rtol=1e-4, atol=1e-4)
+    assert not features.training and not any(parameter.requires_grad for parameter in features.parameters())
+    sum(level.square().sum() for level in levels).backward()
+    assert pixels.grad is not None and pixels.grad.abs().sum() > 0
+
+
+def test_positions_are_resampled_as_dinov2_does() -> None:
+    positions = torch.randn(1, 26, 8)
+    found = resampled_positions(positions, 3)
+    assert torch.equal(found[:, :1], positions[:, :1])
+    grid = positions[:, 1:].reshape(1, 5, 5, 8).permute(0, 3, 1, 2)
+    expected = F.interpolate(grid, scale_factor=(3 + 0.1) / 5, mode="bicubic").permute(0, 2, 3, 1).reshape(1, 9, 8)
+    torch.testing.assert_close(found[:, 1:], expected)
+    plain = F.interpolate(grid, size=(3, 3), mode="bicubic").permute(0, 2, 3, 1).reshape(1, 9, 8)
+    assert not torch.allclose(expected, plain, atol=1e-3)  # the 0.1 makes a difference
+    assert resampled_positions(positions, 5) is positions
+
+
+def test_images_are_cropped_half_of_the_time_and_resized_otherwise() -> None:
+    features = DinoFeatures(dino_weights(), image_size=32, blocks=BLOCKS)
+    pixels = torch.arange(32.0).expand(1, 3, 32, 32) + 100 * torch.arange(32.0)[:, None]
+    resized, corners = F.interpolate(pixels, (28, 28), mode="area"), []
+    for seed in range(60):
+        fitted = features.fit(pixels, torch.Generator().manual_seed(seed))
+        assert fitted.shape == (1, 3, 28, 28)
+        if not torch.equal(fitted, resized):
+            y, x = divmod(int(fitted[0, 0, 0, 0]), 100)
+            assert torch.equal(fitted, pixels[:, :, y : y + 28, x : x + 28])
+            corners.append((y, x))
+    assert 15 < len(corners) < 45
+    assert {y for y, _ in corners} == {x for _, x in corners} == set(range(5))
+    assert features.fit(torch.rand(1, 3, 20, 20), torch.Generator().manual_seed(0)).shape == (1, 3, 28, 28)
+
+
+def test_other_weights_and_sizes_are_refused() -> None:
+    state = dino_weights()
+    for wrong, size, blocks in (
+        (state, 28, (0, 11)),
+        (state, 13, BLOCKS),
+        ({name: value for name, value in state.items() if name != "blocks.1.ls1.gamma"}, 28, BLOCKS),
+        ({**state, "head.weight": torch.zeros(1)}, 28, BLOCKS),
+        ({}, 28, BLOCKS),
+    ):
+        with pytest.raises(ValueError):
+            DinoFeatures(wrong, image_size=size, blocks=blocks)
+    with pytest.raises(ValueError):
+        Discriminator(48, 1)
+
+
+def test_discriminator_has_unitoks_sizes() -> None:
+    state = Discriminator(384, 5).state_dict()
+    assert len(state) == 50 and sum(tensor.numel() for tensor in state.values()) == 7_386_245
+    assert tuple(state["heads.4.1.fn.0.weight"].shape) == (384, 384, 9)
+    assert tuple(state["heads.0.2.weight"].shape) == (1, 384, 1)
+
+
+def test_one_head_equals_plain_sums() -> None:
+    torch.manual_seed(0)
+    network = Discriminator(32, 2)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    levels = [torch.randn(3, 11, 32), torch.randn(3, 11, 32)]
+    state = network.state_dict()
+
+    def layer(rows_ND: Tensor, name: str, kernel: int) -> Tensor:
+        weight, bias = state[f"{name}.0.weight"], state[f"{name}.0.bias"]
+        made = []
+        for n in range(11):  # the line of patches is a ring
+            around = [rows_ND[(n + k - kernel // 2) % 11] @ weight[:, :, k].T for k in range(kernel)]
+            made.append(sum(around) + bias)
+        made_ND = torch.stack(made)
+        # 32 groups of one channel each: every channel is normalised over the patches.
+        centered = made_ND - made_ND.mean(0)
+        made_ND = centered / (made_ND.var(0, unbiased=False) + 1e-6).sqrt()
+        return F.leaky_relu(made_ND * state[f"{name}.1.weight"] + state[f"{name}.1.bias"], 0.2)
+
+    found = network(levels)
+    assert found.shape == (3, 22)
+    for row in range(3):
+        hidden = layer(levels[1][row], "heads.1.0", 1)
+        hidden = (layer(hidden, "heads.1.1.fn", 9) + hidden) / math.sqrt(2)
+        expected = hidden @ state["heads.1.2.weight"][0, :, 0] + state["heads.1.2.bias"]
+        torch.testing.assert_close(found[row, 11:], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_weight_blur_and_learning_rate_follow_the_schedule() -> None:
+    schedule = AdversarialSchedule(start=375.0, warmup=30.0, fade=60.0, steps=1000, final_learning_rate=0.1)
+    for step, weight, blur in (
+        *((0, 0.0, 1.0), (375, 0.0, 1.0), (376, 1 / 30, 59 / 60)),
+        *((405, 1.0, 0.5), (435, 1.0, 0.0), (999, 1.0, 0.0)),
+    ):
+        assert schedule.weight(step) == pytest.approx(weight) and schedule.blur(step) == pytest.approx(blur)
+    assert schedule.learning_rate(100) == 0.0 and schedule.learning_rate(390) == pytest.approx(0.5)
+    for step in (405, 600, 998):
+        progress = (step - 375 - 30) / (625 - 30 - 1)
+        assert schedule.learning_rate(step) == pytest.approx(0.1 + 0.9 * (0.5 + 0.5 * math.cos(math.pi * progress)))
+    assert schedule.learning_rate(999) == pytest.approx(0.1)
+    at_once = AdversarialSchedule(start=0.0, warmup=0.0, fade=0.0, steps=10, final_learning_rate=0.1)
+    assert (at_once.weight(0), at_once.blur(0), at_once.learning_rate(0)) == (1.0, 0.0, 1.0)
+
+
+def test_discriminator_loss_equals_its_definition() -> None:
+    logits = torch.randn(4, 2, 5, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    parts = discriminator_loss(logits.unbind(), objective="hinge", consistency=4.0)
+    real, made, strong_real, strong_made = (tensor.flatten().tolist() for tensor in logits)
+    assert parts["discriminator_real"].item() == pytest.approx(sum(max(0.0, 1 - value) for value in real) / 10)
+    assert parts["discriminator_made"].item() == pytest.approx(sum(max(0.0, 1 + value) for value in made) / 10)
+    pairs = list(zip(strong_real, real, strict=True)) + list(zip(strong_made, made, strict=True))
+    assert parts["discriminator_consistency"].item() == pytest.approx(4 * sum((a - b) ** 2 for a, b in pairs) / 10)
+    parts["discriminator_consistency"].backward()
+    assert logits.grad is not None and (logits.grad.abs().sum(dim=(1, 2)) > 0).all()  # both sides learn
+    for objective, expected in (("hinge", 1.5), ("softplus", math.log(1 + math.exp(0.5))), ("linear", 0.5)):
+        assert REAL_LOSSES[objective](torch.tensor([[-0.5]])).item() == pytest.approx(expected)
+
+
+def test_balance_is_the_ratio_of_the_gradients_at_the_last_weight() -> None:
+    weight = torch.randn(3, 4, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    other = torch.randn(4, requires_grad=True)
+    plain, adversarial = (weight @ other).square().sum(), 0.01 * weight.sum()
+    found = gradient_ratio(plain, adversarial, weight)
+    expected = (2 * (weight @ other)[:, None] * other).norm() / (0.01 * math.sqrt(12) + 1e-6)
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert not found.requires_grad
+    (plain + found * adversarial).backward()  # the graphs are still there

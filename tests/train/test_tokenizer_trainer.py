@@ -1,0 +1,265 @@
+"""Training the image tokenizer: it learns, resumes exactly, and processes only share the work."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+import torch.nn.functional as F
+from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
+from torch import Tensor
+
+from tests.train.conftest import SMALL
+from tests.train.tokenizer_recipes import TEXT_TOWER, everything, write_recipe
+from tokenizer.text_tower import load_captions
+from tokenizer.unitok import UniTok
+from train.recipe import CodebookSchedule, ShardsRecipe, TokenizerLossWeights, TokenizerRecipe
+from train.tokenizer_trainer import TokenizerTrainer, with_new_decoder
+
+ROOT = Path(__file__).resolve().parents[2]
+LOSSES = ("reconstruction", "perceptual", "vq", "entropy", "contrastive", "adversarial")
+DISCRIMINATOR_LOSSES = ("discriminator_real", "discriminator_made", "discriminator_consistency")
+
+
+def plain_recipe(output: Path, **changes: Any) -> TokenizerRecipe:
+    """Reconstruction of the synthetic world alone, on a very small network."""
+    settings = {
+        "architecture": SMALL,
+        "steps": 4,
+        "batch_size": 4,
+        "learning_rate": 3e-3,
+        "warmup_steps": 1,
+        "codebooks": CodebookSchedule(initialise_at=2, every=2),
+        "precision": "no",
+        "num_workers": 0,
+        "log_every": 1,
+    }
+    return TokenizerRecipe(output=output, **{**settings, **changes})
+
+
+def read_log(output: Path) -> list[dict[str, Any]]:
+    entries = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in entry.items() if name != "images_per_second"} for entry in entries]
+
+
+def require_equal_weights(first: Path, second: Path) -> None:
+    one, other = load_file(first / "model.safetensors"), load_file(second / "model.safetensors")
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def start(recipe: Path, *, processes: int) -> subprocess.Popen[bytes]:
+    launcher = ["torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        [sys.executable, "-m", *launcher, "train.run", str(recipe)],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+
+
+def run(recipe: TokenizerRecipe, path: Path, *, processes: int) -> None:
+    process = start(write_recipe(recipe, path), processes=processes)
+    output = process.communicate()[0].decode()
+    assert process.returncode == 0, output[-3000:]
+
+
+def test_every_loss_trains_and_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
+    recipe = everything(tmp_path, tmp_path / "run")
+    TokenizerTrainer(recipe).train()
+    log = read_log(recipe.output)
+    assert all(name in log[-1] for name in LOSSES + DISCRIMINATOR_LOSSES)
+    assert "adversarial" not in log[2] and "adversarial" in log[3]  # its weight is 0 up to its first step
+    assert any(entry["revived"] for entry in log)
+    assert (recipe.output / "sheet-8.png").is_file()
+    shutil.copytree(recipe.output / "final", tmp_path / "kept")
+    for path in recipe.output.glob("checkpoint-*"):
+        if path.name not in ("checkpoint-2", "checkpoint-4"):
+            shutil.rmtree(path)
+    TokenizerTrainer(recipe).train()
+    assert read_log(recipe.output) == log
+    require_equal_weights(recipe.output / "final", tmp_path / "kept")
+
+
+@pytest.mark.parametrize("part", ["tokenizer", "discriminator"])
+def test_a_diverged_run_ends_before_it_is_saved(tmp_path: Path, part: str) -> None:
+    recipe = everything(tmp_path, tmp_path / "run", save_every=1)
+    trainer = TokenizerTrainer(recipe)
+    assert trainer.adversary is not None
+
+    def diverge(gradient: Tensor) -> Tensor:
+        return gradient * (math.nan if trainer.step == 3 else 1.0)
+
+    weights = trainer.unwrapped.decoder if part == "tokenizer" else trainer.adversary.heads
+    next(weights.parameters()).register_hook(diverge)
+    with pytest.raises(ValueError):
+        trainer.train()
+    saved = sorted(path.name for path in recipe.output.glob("checkpoint-*"))
+    assert saved == ["checkpoint-1", "checkpoint-2", "checkpoint-3"] and not (recipe.output / "final").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_train_like_one_with_the_same_images(tmp_path: Path) -> None:
+    # Entries of the codebooks begin apart and are revived once, before the last step: equal ones would be told apart by
+    # rounding alone, and the length of the gradient depends on which of two equal entries is taken.
+    codebooks = CodebookSchedule(initialise_at=0, every=6, threshold=0.95, until=1.0)
+    alone = everything(tmp_path, tmp_path / "one", shards=ShardsRecipe(), batch_size=8, codebooks=codebooks)
+    shared = everything(tmp_path, tmp_path / "two", shards=ShardsRecipe(), batch_size=4, codebooks=codebooks)
+    run(alone, tmp_path / "one.yaml", processes=1)  # with as many threads as each of the two: rounding picks codes
+    run(shared, tmp_path / "two.yaml", processes=2)
+    entries = list(zip(read_log(alone.output), read_log(shared.output), strict=True))
+    assert entries[6][0]["revived"] > 0
+    for one, two in entries[:7]:  # after the revival, rounding decides which of two near entries is taken
+        for name, value in one.items():
+            # the adversarial loss, and with it the gradient, is weighted by a quotient, which rounding moves most
+            rel = 0.1 if name in ("adversarial", "gradient_norm") else 1e-2
+            assert two[name] == pytest.approx(value, rel=rel, abs=2e-3), (one["step"], name)
+
+
+@pytest.mark.slow
+def test_a_killed_run_on_two_processes_ends_as_an_uninterrupted_one(tmp_path: Path) -> None:
+    complete = everything(tmp_path, tmp_path / "complete", steps=12, save_every=3)
+    killed = everything(tmp_path, tmp_path / "killed", steps=12, save_every=3)
+    run(complete, tmp_path / "complete.yaml", processes=2)
+    process = start(write_recipe(killed, tmp_path / "killed.yaml"), processes=2)
+    metrics = killed.output / "metrics.jsonl"
+    while process.poll() is None and not (metrics.is_file() and len(metrics.read_text().splitlines()) >= 5):
+        time.sleep(0.05)
+    launcher = psutil.Process(process.pid)
+    for one in [*launcher.children(recursive=True), launcher]:
+        one.kill()
+    process.communicate()
+    assert not (killed.output / "final").exists()
+    run(killed, tmp_path / "killed.yaml", processes=2)
+    assert read_log(killed.output) == read_log(complete.output)
+    require_equal_weights(killed.output / "final", complete.output / "final")
+
+
+def test_recomputing_activations_changes_nothing(tmp_path: Path) -> None:
+    runs = [everything(tmp_path, tmp_path / f"{how}", steps=4, recompute_activations=how) for how in (False, True)]
+    for recipe in runs:
+        TokenizerTrainer(recipe).train()
+    assert read_log(runs[0].output) == read_log(runs[1].output)
+
+
+@pytest.fixture
+def another_precision() -> Iterator[None]:
+    """Accelerate keeps one precision per process; this lets a test choose its own and restores the others'."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_every_loss_trains_in_bfloat16(tmp_path: Path, another_precision: None) -> None:
+    full, half = (everything(tmp_path, tmp_path / kind, steps=4, precision=kind) for kind in ("no", "bf16"))
+    TokenizerTrainer(full).train()
+    AcceleratorState._reset_state(reset_partial_state=True)
+    TokenizerTrainer(half).train()
+    full_log, half_log = read_log(full.output), read_log(half.output)
+    for name in ("reconstruction", "perceptual", "contrastive"):
+        assert half_log[0][name] == pytest.approx(full_log[0][name], rel=0.05), name
+    for name in ("reconstruction", "perceptual", "discriminator_real", "discriminator_made"):
+        assert half_log[-1][name] == pytest.approx(full_log[-1][name], rel=0.2), name
+
+
+def test_training_lowers_the_losses_on_images_and_captions(tmp_path: Path, text_tokenizer_file: Path) -> None:
+    recipe = plain_recipe(
+        tmp_path,
+        architecture={**SMALL, **TEXT_TOWER, "text_context": 24},
+        loss=TokenizerLossWeights(contrastive=1.0, entropy=0.1),
+        text_tokenizer=text_tokenizer_file,
+        steps=60,
+        batch_size=8,
+        codebooks=CodebookSchedule(initialise_at=30, every=5),
+    )
+    TokenizerTrainer(recipe).train()
+    log = read_log(recipe.output)
+    for name, share in (("reconstruction", 0.7), ("contrastive", 0.8)):
+        values = [entry[name] for entry in log]
+        assert sum(values[-10:]) < share * sum(values[:10]), name
+
+
+def test_start_from_and_checkpoints_of_another_network(tmp_path: Path) -> None:
+    first = everything(tmp_path, tmp_path / "run", steps=2, ema_decay=0.0)
+    TokenizerTrainer(first).train()
+    second = everything(tmp_path, tmp_path / "more", architecture={}, start_from=first.output / "final")
+    started = TokenizerTrainer(second).unwrapped.state_dict()
+    stored = load_file(first.output / "final" / "model.safetensors")
+    assert all(torch.equal(tensor, stored[name]) for name, tensor in started.items())
+    # causal and full attention have the same weights; only the stored config tells them apart
+    causal = {**first.architecture, "projection_attention": "causal"}
+    with pytest.raises(ValueError):
+        TokenizerTrainer(everything(tmp_path, tmp_path / "run", steps=2, architecture=causal)).train()
+
+
+def test_a_decoder_trained_alone_leaves_the_codes_and_may_draw_them_larger(tmp_path: Path) -> None:
+    TokenizerTrainer(plain_recipe(tmp_path / "half")).train()
+    half = UniTok.from_pretrained(tmp_path / "half" / "final")
+    always = CodebookSchedule(initialise_at=1, every=1, threshold=10.0)  # would move every entry
+    decoder_only = {"start_from": tmp_path / "half" / "final", "trains": "decoder", "codebooks": always}
+    TokenizerTrainer(plain_recipe(tmp_path / "run", architecture={}, **decoder_only)).train()
+    trained = UniTok.from_pretrained(tmp_path / "run" / "final")
+    assert trained.fingerprint() == half.fingerprint()
+    named = zip(half.named_parameters(), trained.parameters(), strict=True)
+    changed = {name.split(".")[0] for (name, old), new in named if not torch.equal(old, new)}
+    assert changed == {"post_quant_proj", "decoder"}
+
+    larger = {"shrink": 2, "image_size": 64, "decoder_widths": [12, 8, 8], "decoder_depths": [1, 1, 1]}
+    TokenizerTrainer(plain_recipe(tmp_path / "double", architecture=larger, **decoder_only)).train()
+    double = UniTok.from_pretrained(tmp_path / "double" / "final")
+    pixels_B3HW = torch.rand(2, 3, 64, 64) * 2 - 1
+    codes_BKN = double.encode(pixels_B3HW)
+    assert torch.equal(codes_BKN, half.encode(F.avg_pool2d(pixels_B3HW, 2)))
+    assert double.decode(codes_BKN).shape == pixels_B3HW.shape
+
+
+def test_a_decoder_of_other_sizes_takes_over_what_fits(image_tokenizer_folder: Path) -> None:
+    model = UniTok.from_pretrained(image_tokenizer_folder)
+    assert with_new_decoder(model, {}) is model
+    changed = with_new_decoder(model, {"decoder_widths": [12, 6]})
+    old, new = model.state_dict(), changed.state_dict()
+    fitting = {name for name in old.keys() & new.keys() if old[name].shape == new[name].shape}
+    assert all(torch.equal(old[name], new[name]) for name in fitting)
+    assert any("decoder.stages.0" in name for name in fitting) and old.keys() - fitting
+    with pytest.raises(ValueError):
+        with_new_decoder(model, {"shrink": 2, "decoder_widths": [12, 8, 8], "decoder_depths": [1, 1, 1]})
+
+
+def test_contradicting_recipes_are_refused(tmp_path: Path) -> None:
+    for changes in (
+        {"lpips": None},
+        {"text_tokenizer": None},
+        {"start_from": Path("somewhere")},
+        {"trains": "decoder"},
+        {"architecture": {"codebook_size": 8}, "start_from": tmp_path, "trains": "decoder"},
+    ):
+        with pytest.raises(ValueError):
+            everything(tmp_path, tmp_path / "run", **changes)
+    assert everything(tmp_path, tmp_path / "run").left_out == []
+    assert TokenizerRecipe(output=tmp_path).left_out == [
+        *("entropy", "perceptual (LPIPS)", "adversarial (DINOv2)", "contrastive")
+    ]
+    with pytest.raises(ValueError):  # no text tower
+        TokenizerTrainer(everything(tmp_path, tmp_path / "run", architecture=SMALL))
+
+
+def test_the_end_is_the_largest_id_of_a_sentencepiece_vocabulary(text_tokenizer_file: Path) -> None:
+    captions = load_captions(text_tokenizer_file, vocab_size=450, context=30)
+    ids_BT = captions(["a red circle"])
+    assert ids_BT.shape == (1, 30) and ids_BT.max().item() == 449
+    with pytest.raises(ValueError):
+        load_captions(text_tokenizer_file, vocab_size=300, context=30)
