@@ -1,7 +1,8 @@
 """Every size, id and choice of the unified model: the transformers config that is saved with a checkpoint.
 
-In: keyword fields, or a config.json. Out: one validated object that model, sequence builder and decoder read.
-It is proud not to know tensors, prompts or files.
+In: keyword fields, or a config.json, also one of an earlier version or of the released MLLM (a Llama config of type
+`mini_gemini`). Out: one validated object that model, sequence builder and decoder read. Knows no tensors, prompts or
+files.
 
 Letters: N image positions per image, K codebooks, C codes per codebook, D hidden width.
 """
@@ -13,14 +14,23 @@ from typing import Any, ClassVar, Literal
 
 from transformers import AutoConfig, LlamaConfig, PreTrainedConfig
 
-# config.json of the released MLLM (a Llama config of type `mini_gemini`): read as ours, and written back.
-#
-# Dictionaries in and out. The released file says nothing about images, because its programs have those sizes written
-# into
-# them; they are the defaults of `MLLMConfig`. What a model of ours has different is kept under one name of its own,
-# which
-# the released programs ignore.
-
+CHOICES = {
+    "head_type": ("depth_transformer", "mlp", "none"),
+    "prompt_style": ("native", "unitok", "plain", "vicuna_v1", "class"),
+    "image_layout": ("fixed", "grid", "bare"),
+    "code_embedder": ("projected", "summed"),
+    "embedding_context": ("current", "prefix", "bidirectional"),
+}
+OLD_NAMES = {
+    "begin_outline_id": "begin_plan_id",
+    "image_places": "image_position_embedding",
+    "image_redraws": "image_resamples",
+}
+"""Fields of configs of earlier versions, which are read and written under their present name."""
+OLD_CONTEXTS = {"isolated": "current", "whole": "bidirectional"}
+PLANNER_NAME = re.compile(r"mllm(\.[A-Za-z_]\w*)+")
+DRAWING_TASKS = ("draw", "draw_class", "edit", "depth", "segment")
+"""Tasks whose answer is an image."""
 
 RELEASED_TYPE = "mini_gemini"
 ARCHITECTURE = "MiniGeminiLlamaForCausalLM"
@@ -52,6 +62,241 @@ TRAINING_FIELDS: dict[str, Any] = {
 }
 """What the released training script adds to its config; of no effect here."""
 NOT_KEPT = {"text_config", "model_type", "architectures", "dtype", "transformers_version", "tie_word_embeddings"}
+"""Fields of ours that the released file says in its own way."""
+
+
+class MLLMConfig(PreTrainedConfig):
+    """A decoder backbone, the embedding of image codes, and the head that predicts them.
+
+    The defaults are the released 7B model: Llama-2-7B, 8 codebooks of 4096, 16 x 16 positions.
+    """
+
+    model_type = "unified_mllm"
+    sub_configs: ClassVar[dict[str, Any]] = {"text_config": AutoConfig}
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values", "hidden", "loss_parts"]
+
+    text_config: dict | PreTrainedConfig | None = None
+    """The decoder; any decoder config that transformers knows. None: Llama-2-7B."""
+    tie_word_embeddings: bool = False
+    """Follows text_config.tie_word_embeddings; set it there."""
+
+    num_codebooks: int = 8
+    """K: codes at one image position."""
+    codebook_size: int = 4096
+    """C: entries in each codebook."""
+    code_width: int = 8
+    """Dimensions of one codebook entry."""
+    image_size: int = 256
+    """Side of the default square image, in pixels."""
+    patch_size: int = 16
+    """Pixels along the side of one image position."""
+
+    code_embedder: Literal["projected", "summed"] = "projected"
+    """How the K codes of a position become one vector: the image tokenizer's frozen codebooks through an attention
+    projection, or the sum of K learned tables, as LlamaGen has it (the next three fields do not matter then)."""
+    embedder_width: int = 1024
+    """Width of the attention projection that embeds codes, before the projector to D."""
+    embedder_heads: int = 16
+    """Attention heads of that projection."""
+    embedding_context: Literal["prefix", "current", "bidirectional"] = "prefix"
+    """What the embedding of a position sees while an image is drawn: the codes of its image so far ("prefix", as in
+    training), or its own alone ("current", as the upstream scripts decode; needs no cache and differs from training).
+    "bidirectional" is for understanding only, as in LLaVA: the image tokenizer's own frozen projection, over the whole
+    image."""
+
+    image_position_embedding: bool = False
+    """Whether every image position also has a learned vector of its row and column (mllm/embedding.py). The
+    released model has none; small models learn to copy from image to image many times sooner with it."""
+
+    head_type: Literal["depth_transformer", "mlp", "none"] = "depth_transformer"
+    """How the K codes of a position are predicted: one after another, all at once, or never (understanding only)."""
+    head_layers: int = 3
+    """Layers of the depth transformer, or residual blocks of the mlp."""
+    head_num_heads: int | None = None
+    """Attention heads of a depth layer. None: as the backbone."""
+    head_intermediate_size: int | None = None
+    """Feed-forward width of a head layer. None: as the backbone."""
+    head_shared_output: bool = True
+    """Depth transformer: one output layer for all K codes (the released model), or one for each."""
+
+    begin_image_id: int = 3
+    end_image_id: int = 4
+    image_token_id: int = -200
+    """Stands at image positions in token ids. It is never embedded, so it may lie outside the vocabulary."""
+    new_line_id: int | None = None
+    """Ends a row of image positions (layout "grid")."""
+    first_row_size_id: int | None = None
+    """Token "1 row"; "n rows" is n - 1 ids later (layout "grid")."""
+    first_column_size_id: int | None = None
+    """Token "1 column" (layout "grid")."""
+    max_grid_side: int | None = None
+    """How many rows or columns have a size token (layout "grid")."""
+    first_class_id: int | None = None
+    """Token of class 0; class n is n ids later, and "no class", for guidance, comes after the last one."""
+    num_classes: int = 0
+    """Classes of images that can be asked for by number; 0: none."""
+    begin_plan_id: int | None = None
+    """Begins the plan that the model writes before it draws (mllm/conversation.py); None: it draws at once."""
+    pad_token_id: int = 0
+    bos_token_id: int = 1
+    eos_token_id: int = 2
+
+    prompt_style: Literal["native", "unitok", "plain", "vicuna_v1", "class"] = "native"
+    """Which strings frame a dialogue; see mllm/conversation.py."""
+    image_layout: Literal["fixed", "grid", "bare"] = "fixed"
+    """Which tokens frame an image; see mllm/sequence.py."""
+
+    z_loss_weight: float = 5e-5
+    """Weight of the mean squared maximum of the code logits; 5e-5 is upstream's."""
+    text_loss_weight: float = 1.0
+    """What one text token counts in the loss, where one image code counts 1."""
+
+    tasks: list[str] | None = None
+    """Capabilities: what this checkpoint was trained to do. None: nothing is refused."""
+    sizes: list[list[int]] | None = None
+    """Capabilities: [width, height] in pixels that it draws. None: its default size only (fixed) or any grid."""
+
+    image_guidance: float = 5.0
+    """Default guidance scale when drawing; 1 turns guidance off."""
+    image_temperature: float = 1.0
+    image_top_k: int | None = None
+    image_top_p: float = 1.0
+    image_resamples: int = 0
+    """How often an image that fails the check of its plan is sampled again (mllm/engine/rejection.py)."""
+
+    planner: str | None = None
+    """Dotted name, inside the package mllm, of the class that checks images against their plans, such as
+    "mllm.world.plan.ScenePlanner". None: nothing is checked."""
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if self.text_config is None:
+            self.text_config = LlamaConfig(rms_norm_eps=1e-5, max_position_embeddings=4096)
+        elif isinstance(self.text_config, dict):
+            fields = dict(self.text_config)
+            self.text_config = AutoConfig.for_model(fields.pop("model_type", "llama"), **fields)
+        self.tie_word_embeddings = bool(getattr(self.text_config, "tie_word_embeddings", False))
+        for old, new in OLD_NAMES.items():
+            if old in kwargs:
+                setattr(self, new, kwargs.pop(old))
+        super().__post_init__(**kwargs)
+        self.check()
+
+    @classmethod
+    def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Fields of a folder; those of the released model are translated."""
+        fields, rest = super().get_config_dict(*args, **kwargs)
+        return (from_released(fields) if is_released(fields) else fields), rest
+
+    def check(self) -> None:
+        """Refuse a config that cannot be built."""
+        self.embedding_context = OLD_CONTEXTS.get(self.embedding_context, self.embedding_context)
+        for name, allowed in CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}; use one")
+        for name in ("num_codebooks", "codebook_size", "code_width", "embedder_width", "embedder_heads", "head_layers"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}; use 1 or more")
+        for divided, divisor in (("image_size", "patch_size"), ("embedder_width", "embedder_heads")):
+            whole, part = getattr(self, divided), getattr(self, divisor)
+            if whole < part or whole % part:
+                raise ValueError(f"{divided} must be a multiple of {divisor}, got {whole} and {part}; change one")
+        if self.image_layout == "grid" and self.image_position_embedding and not self.max_grid_side:
+            raise ValueError(
+                "max_grid_side must be set for image_position_embedding with image_layout 'grid', got None; "
+                "set it to the largest number of rows or columns"
+            )
+        if (self.num_classes > 0) != (self.first_class_id is not None):
+            raise ValueError(
+                f"num_classes and first_class_id must be set together, got {self.num_classes} and "
+                f"{self.first_class_id}; set both or neither"
+            )
+        if self.begin_plan_id is not None and self.prompt_style != "native":
+            raise ValueError(f"prompt_style must be 'native' for plans, got {self.prompt_style!r}; unset begin_plan_id")
+        if self.planner is not None and not PLANNER_NAME.fullmatch(self.planner):
+            raise ValueError(
+                f"planner must be the dotted name of a class inside mllm, got {self.planner!r}; "
+                "write one such as 'mllm.world.plan.ScenePlanner'"
+            )
+        drawing = [task for task in self.tasks or () if task in DRAWING_TASKS]
+        if drawing and not self.can_draw:
+            raise ValueError(
+                f"tasks must hold no drawing with head_type {self.head_type!r} and embedding_context "
+                f"{self.embedding_context!r}, got {drawing[0]!r}; leave it out, or choose others"
+            )
+        self.check_sizes()
+
+    def check_sizes(self) -> None:
+        """Refuse an image size that the layout cannot express."""
+        longest = self.max_grid_side * self.patch_size if self.image_layout == "grid" and self.max_grid_side else None
+        for size in self.sizes or ():
+            if len(size) != 2 or min(size) <= 0 or any(side % self.patch_size for side in size):
+                raise ValueError(
+                    f"sizes must hold [width, height] in multiples of {self.patch_size}, got {list(size)}; correct it"
+                )
+            if longest is not None and max(size) > longest:
+                raise ValueError(f"sizes must be at most {longest} long, got {list(size)}; raise max_grid_side")
+            if self.image_layout != "grid" and list(size) != [self.image_size, self.image_size]:
+                raise ValueError(
+                    f"sizes must hold image_size ({self.image_size}) alone in the {self.image_layout} layout, got "
+                    f"{list(size)}; use image_layout 'grid', or leave it out"
+                )
+
+    @property
+    def hidden_size(self) -> int:
+        """D, the width of the backbone and of the head."""
+        return self.text_config.hidden_size
+
+    @property
+    def vocab_size(self) -> int:
+        """V, the rows of the text embedding."""
+        return self.text_config.vocab_size
+
+    @vocab_size.setter
+    def vocab_size(self, num_tokens: int) -> None:
+        self.text_config.vocab_size = num_tokens
+
+    @property
+    def can_draw(self) -> bool:
+        """Whether the model can produce image codes at all: it needs a head, and embeddings of unfinished images."""
+        return self.head_type != "none" and self.embedding_context != "bidirectional"
+
+    def class_token_id(self, index: int | None) -> int:
+        """The token that asks for a class; None is "no class", the other branch of guidance."""
+        if self.first_class_id is None:
+            raise ValueError(
+                "the model must have classes to draw one, got num_classes 0; use a class-conditional model"
+            )
+        if index is None:
+            return self.first_class_id + self.num_classes
+        if not 0 <= index < self.num_classes:
+            raise ValueError(f"class must be from 0 to {self.num_classes - 1}, got {index}; choose one of them")
+        return self.first_class_id + index
+
+    @property
+    def code_vector_width(self) -> int:
+        """Width of the K looked-up entries side by side."""
+        return self.num_codebooks * self.code_width
+
+    @property
+    def grid_side(self) -> int:
+        """Rows (and columns) of image positions of the default square image."""
+        return self.image_size // self.patch_size
+
+    @property
+    def positions_per_image(self) -> int:
+        """N of the default square image."""
+        return self.grid_side**2
+
+
+class ReleasedMLLMConfig(MLLMConfig):
+    """What the Auto classes find in a folder of the released model; what they get is an `MLLMConfig`."""
+
+    model_type = RELEASED_TYPE
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> MLLMConfig:
+        """Our config for the fields of a released one."""
+        return MLLMConfig.from_dict(from_released(config_dict) if is_released(config_dict) else config_dict, **kwargs)
 
 
 def is_released(fields: dict[str, Any]) -> bool:
@@ -84,7 +329,7 @@ def to_released(ours: dict[str, Any], released: dict[str, Any]) -> dict[str, Any
     text = ours["text_config"]
     if text["model_type"] != "llama":
         raise ValueError(
-            f"the released layout holds a Llama: found a backbone of type {text['model_type']!r}; it cannot be exported"
+            f"the backbone must be a Llama to be exported, got {text['model_type']!r}; keep the folder as it is"
         )
     fields = {name: text[name] for name in TEXT_FIELDS if text.get(name) is not None}
     rope = fields.pop("rope_parameters", None) or {}
@@ -100,277 +345,6 @@ def to_released(ours: dict[str, Any], released: dict[str, Any]) -> dict[str, Any
         **TRAINING_FIELDS,
         **({OUR_FIELDS: kept} if kept else {}),
     }
-
-
-HEAD_TYPES = ("depth_transformer", "mlp", "none")
-PROMPT_STYLES = ("native", "unitok", "plain", "vicuna_v1", "class")
-IMAGE_LAYOUTS = ("fixed", "grid", "bare")
-CODE_EMBEDDERS = ("projected", "summed")
-EMBEDDING_CONTEXTS = ("current", "prefix", "bidirectional")
-OLD_NAMES = {
-    "begin_outline_id": "begin_plan_id",
-    "image_places": "image_position_embedding",
-    "image_redraws": "image_resamples",
-}
-"""Fields of configs of earlier versions, which are read and written under their present name."""
-OLD_CONTEXTS = {"isolated": "current", "whole": "bidirectional"}
-PLANNER_NAME = re.compile(r"mllm(\.[A-Za-z_]\w*)+")
-DRAWING_TASKS = ("draw", "draw_class", "edit", "depth", "segment")
-"""Tasks whose answer is a picture."""
-
-
-class MLLMConfig(PreTrainedConfig):
-    """A decoder backbone, the embedding of image codes, and the head that predicts them.
-
-    The defaults are the released 7B model: Llama-2-7B, 8 codebooks of 4096, 16 x 16 positions.
-    """
-
-    model_type = "unified_mllm"
-    sub_configs: ClassVar[dict[str, Any]] = {"text_config": AutoConfig}
-    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values", "loss_parts"]
-
-    text_config: dict | PreTrainedConfig | None = None
-    """The decoder; any decoder config that transformers knows. None: Llama-2-7B."""
-    tie_word_embeddings: bool = False
-    """Follows text_config.tie_word_embeddings; set it there."""
-
-    num_codebooks: int = 8
-    """K: codes at one image position."""
-    codebook_size: int = 4096
-    """C: entries in each codebook."""
-    code_width: int = 8
-    """Dimensions of one codebook entry."""
-    image_size: int = 256
-    """Side of the default square image, in pixels."""
-    patch_size: int = 16
-    """Pixels along the side of one image position."""
-
-    code_embedder: Literal["projected", "summed"] = "projected"
-    """How the K codes of a position become one vector: the image tokenizer's frozen codebooks through an attention
-    projection (mllm/embedding.py), or the sum of K learned tables, as LlamaGen has it
-    (mllm/embedding.py; the next three fields do not matter then)."""
-    embedder_width: int = 1024
-    """Width of the attention projection that embeds codes, before the projector to D."""
-    embedder_heads: int = 16
-    """Attention heads of that projection."""
-    embedding_context: Literal["prefix", "current", "bidirectional"] = "prefix"
-    """What the embedding of a position sees while an image is drawn: the codes of its image so far ("prefix", as in
-    training), or its own alone ("current", as the upstream scripts decode; needs no cache and differs from training).
-    "bidirectional" is for understanding only, as in LLaVA: the image tokenizer's own frozen projection, over the whole
-    image."""
-
-    image_position_embedding: bool = False
-    """Whether every image position also has a learned vector of its row and column (mllm/embedding.py). The
-    released model has none; small models learn to copy from picture to picture many times sooner with it."""
-
-    head_type: Literal["depth_transformer", "mlp", "none"] = "depth_transformer"
-    """How the K codes of a position are predicted: one after another, all at once, or never (understanding only)."""
-    head_layers: int = 3
-    """Layers of the depth transformer, or residual blocks of the mlp."""
-    head_num_heads: int | None = None
-    """Attention heads of a depth layer. None: as the backbone."""
-    head_intermediate_size: int | None = None
-    """Feed-forward width of a head layer. None: as the backbone."""
-    head_shared_output: bool = True
-    """Depth transformer: one output layer for all K codes (the released model), or one for each."""
-
-    begin_image_id: int = 3
-    end_image_id: int = 4
-    image_token_id: int = -200
-    """Stands at image positions in token ids. It is never embedded, so it may lie outside the vocabulary."""
-    new_line_id: int | None = None
-    """Ends a row of image positions (layout "grid")."""
-    first_row_size_id: int | None = None
-    """Token "1 row"; "n rows" is n - 1 ids later (layout "grid")."""
-    first_column_size_id: int | None = None
-    """Token "1 column" (layout "grid")."""
-    max_grid_side: int | None = None
-    """How many rows or columns have a size token (layout "grid")."""
-    first_class_id: int | None = None
-    """Token of class 0; class n is n ids later, and "no class", for guidance, comes after the last one."""
-    num_classes: int = 0
-    """Classes of pictures that can be asked for by number; 0: none."""
-    begin_plan_id: int | None = None
-    """Begins the plan that the model writes before it draws (mllm/conversation.py); None: it draws at once."""
-    pad_token_id: int = 0
-    bos_token_id: int = 1
-    eos_token_id: int = 2
-
-    prompt_style: Literal["native", "unitok", "plain", "vicuna_v1", "class"] = "native"
-    """Which strings frame a dialogue; see mllm/conversation.py."""
-    image_layout: Literal["fixed", "grid", "bare"] = "fixed"
-    """Which tokens frame an image; see mllm/sequence.py."""
-
-    z_loss_weight: float = 5e-5
-    """Weight of the mean squared maximum of the code logits; 5e-5 is upstream's."""
-    text_loss_weight: float = 1.0
-    """What one text token counts in the loss, where one image code counts 1."""
-
-    tasks: list[str] | None = None
-    """Capabilities: what this checkpoint was trained to do. None: nothing is refused."""
-    sizes: list[list[int]] | None = None
-    """Capabilities: [width, height] in pixels that it draws. None: its default size only (fixed) or any grid."""
-
-    image_guidance: float = 5.0
-    """Default guidance scale when drawing; 1 turns guidance off."""
-    image_temperature: float = 1.0
-    image_top_k: int | None = None
-    image_top_p: float = 1.0
-    image_resamples: int = 0
-    """How often a picture that does not show what its plan says is drawn again (mllm/pipeline.py)."""
-
-    planner: str | None = None
-    """Dotted name, inside the package mllm, of the class that checks images against their plans, such as
-    "mllm.world.plan.ScenePlanner". None: nothing is checked."""
-
-    def __post_init__(self, **kwargs: Any) -> None:
-        if self.text_config is None:
-            self.text_config = LlamaConfig(rms_norm_eps=1e-5, max_position_embeddings=4096)
-        elif isinstance(self.text_config, dict):
-            fields = dict(self.text_config)
-            self.text_config = AutoConfig.for_model(fields.pop("model_type", "llama"), **fields)
-        self.tie_word_embeddings = bool(getattr(self.text_config, "tie_word_embeddings", False))
-        for old, new in OLD_NAMES.items():
-            if old in kwargs:
-                setattr(self, new, kwargs.pop(old))
-        super().__post_init__(**kwargs)
-        self.check()
-
-    @classmethod
-    def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Fields of a folder; those of the released model are translated."""
-        fields, rest = super().get_config_dict(*args, **kwargs)
-        return (from_released(fields) if is_released(fields) else fields), rest
-
-    def check(self) -> None:
-        """Refuse a config that cannot be built, in one sentence."""
-        self.embedding_context = OLD_CONTEXTS.get(self.embedding_context, self.embedding_context)
-        for name in ("num_codebooks", "codebook_size", "code_width", "embedder_width", "embedder_heads", "head_layers"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is too small: found {getattr(self, name)}; use 1 or more")
-        if self.image_size < self.patch_size or self.image_size % self.patch_size:
-            raise ValueError(
-                f"image_size is not a multiple of patch_size: found {self.image_size} and {self.patch_size}; "
-                "choose sides that divide"
-            )
-        if self.embedder_width % self.embedder_heads:
-            raise ValueError(
-                f"embedder_width is not a multiple of embedder_heads: found {self.embedder_width} and "
-                f"{self.embedder_heads}; choose heads that divide the width"
-            )
-        if self.image_layout == "grid" and self.image_position_embedding and not self.max_grid_side:
-            raise ValueError(
-                "max_grid_side must be set for image_position_embedding with image_layout 'grid', got None; "
-                "set it to the largest number of rows or columns"
-            )
-        if (self.num_classes > 0) != (self.first_class_id is not None):
-            raise ValueError(
-                f"classes need a number and a first token: found num_classes {self.num_classes} and first_class_id "
-                f"{self.first_class_id}; set both or neither"
-            )
-        if self.begin_plan_id is not None and self.prompt_style != "native":
-            raise ValueError(
-                f"plans have a place in the native prompt only: found prompt_style {self.prompt_style!r} and "
-                f"begin_plan_id {self.begin_plan_id}; use 'native', or no plans"
-            )
-        if self.planner is not None and not PLANNER_NAME.fullmatch(self.planner):
-            raise ValueError(
-                f"planner must be the dotted name of a class inside mllm, got {self.planner!r}; "
-                "write one such as 'mllm.world.plan.ScenePlanner'"
-            )
-        self.check_choices()
-        self.check_sizes()
-        drawing = [task for task in self.tasks or () if task in DRAWING_TASKS]
-        if drawing and not self.can_draw:
-            raise ValueError(
-                f"a model for understanding only cannot {drawing[0]}: found head_type {self.head_type!r} and "
-                f"embedding_context {self.embedding_context!r}; leave drawing out of tasks, or choose others"
-            )
-
-    def check_sizes(self) -> None:
-        """Refuse a picture size that the layout cannot express."""
-        longest = self.max_grid_side if self.image_layout == "grid" else None
-        for size in self.sizes or ():
-            is_whole = len(size) == 2 and all(side > 0 and side % self.patch_size == 0 for side in size)
-            if not is_whole or (longest is not None and max(size) > longest * self.patch_size):
-                limit = f" and at most {longest * self.patch_size}" if longest is not None else ""
-                raise ValueError(
-                    f"sizes has one that cannot be: found {list(size)}; give [width, height], both multiples of "
-                    f"{self.patch_size}{limit}"
-                )
-            if self.image_layout != "grid" and list(size) != [self.image_size, self.image_size]:
-                raise ValueError(
-                    f"the {self.image_layout} layout has one size: found {list(size)} in sizes and image_size "
-                    f"{self.image_size}; use image_layout 'grid', or leave it out"
-                )
-
-    def check_choices(self) -> None:
-        """Refuse a choice that is not offered."""
-        choices = {
-            "head_type": HEAD_TYPES,
-            "prompt_style": PROMPT_STYLES,
-            "image_layout": IMAGE_LAYOUTS,
-            "code_embedder": CODE_EMBEDDERS,
-            "embedding_context": EMBEDDING_CONTEXTS,
-        }
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"unknown {name}: found {getattr(self, name)!r}; use one of {', '.join(allowed)}")
-
-    @property
-    def hidden_size(self) -> int:
-        """D, the width of the backbone and of the head."""
-        return self.text_config.hidden_size
-
-    @property
-    def vocab_size(self) -> int:
-        """V, the rows of the text embedding."""
-        return self.text_config.vocab_size
-
-    @vocab_size.setter
-    def vocab_size(self, num_tokens: int) -> None:
-        self.text_config.vocab_size = num_tokens
-
-    @property
-    def can_draw(self) -> bool:
-        """Whether the model can produce image codes at all: it needs a head, and embeddings of unfinished images."""
-        return self.head_type != "none" and self.embedding_context != "bidirectional"
-
-    def class_token_id(self, index: int | None) -> int:
-        """The token that asks for a class; None is "no class", the other branch of guidance."""
-        if self.first_class_id is None:
-            raise ValueError("this model knows no classes: found num_classes 0; use a class-conditional model")
-        if index is None:
-            return self.first_class_id + self.num_classes
-        if not 0 <= index < self.num_classes:
-            raise ValueError(f"there is no class {index}: use 0 to {self.num_classes - 1}")
-        return self.first_class_id + index
-
-    @property
-    def code_vector_width(self) -> int:
-        """Width of the K looked-up entries side by side."""
-        return self.num_codebooks * self.code_width
-
-    @property
-    def grid_side(self) -> int:
-        """Rows (and columns) of image positions of the default square image."""
-        return self.image_size // self.patch_size
-
-    @property
-    def positions_per_image(self) -> int:
-        """N of the default square image."""
-        return self.grid_side**2
-
-
-class ReleasedMLLMConfig(MLLMConfig):
-    """What the Auto classes find in a folder of the released model; what they get is an `MLLMConfig`."""
-
-    model_type = RELEASED_TYPE
-
-    @classmethod
-    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> MLLMConfig:
-        """Our config for the fields of a released one."""
-        return MLLMConfig.from_dict(from_released(config_dict) if is_released(config_dict) else config_dict, **kwargs)
 
 
 for config_class in (MLLMConfig, ReleasedMLLMConfig):

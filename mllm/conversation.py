@@ -1,23 +1,23 @@
 """Messages, and every fixed string that frames them: the one home of the prompt.
 
-In: a dialogue as messages of parts (text, pictures, codes). Out: segments in order, each a text, an image or a marker,
-with a flag whether it is learned. Training and inference render with the same function, so they cannot disagree.
-Knows no tokenizer, no ids and no tensors.
+In: a dialogue as messages of parts (text, images, codes). Out: segments in order, each a text, an image or a marker,
+with a flag whether it is learned. Training and inference render with the same function, so they cannot disagree. Also
+says which kinds of answer a checkpoint gives. Knows no tokenizer, no ids and no tensors.
 
     native           <s>USER: text <image> ASSISTANT: text <image></s>USER: ...      any dialogue
     unitok           one of the next three, by what is asked and answered
     unitok_t2i       <s>text Generate an image based on this description.<image></s>
     unitok_caption   <s><image>text</s>
     vicuna_v1        <s>system USER: <image>\ntext ASSISTANT: text</s>USER: ...     bare images
-    plain            <s><image>text\n        LLaVA's first stage: bare images, the words of the user are left out
+    plain            <s><image>text\n        LLaVA's first stage: bare images, the text of the user is left out
     class            <class><image>           LlamaGen's: no text at all, not even <s> (see image layout "bare")
     any style        <s> text<image> text</s>        a document: one message of the assistant without a question
 
 What the assistant says is learned, up to and including </s>; of a document that is everything.
 
-In the native style a picture may have an plan, words that say what is where: before a picture of the assistant what
-will be drawn (after the size of the picture, where sizes differ), after one of the user, between two markers, what is
-seen. The model writes both for itself, a chain of thought for drawing and looking, as in GoT (arXiv:2503.10639).
+In the native style an image may have a plan, text that says what is where: before an image of the assistant what will
+be drawn (after the size of the image, where sizes differ), after one of the user, between two markers, what is seen.
+The model writes both itself, a chain of thought for drawing and understanding, as in GoT (arXiv:2503.10639).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from PIL import Image
 
-from mllm.config import MLLMConfig
+from mllm.config import CHOICES, MLLMConfig
 from mllm.vocabulary import IMAGE
 
 UNCONDITIONAL = "<unconditional>"
@@ -45,330 +45,10 @@ USER, ASSISTANT = "USER:", "ASSISTANT:"
 
 Role = Literal["user", "assistant"]
 AnswerKind = Literal["text", "image"]
+Mode = Literal["text", "image", "interleaved"]
 
-
-@dataclass(frozen=True, slots=True)
-class TextPart:
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class UnconditionalPart:
-    """In place of a text that was dropped. Not a text, so that no user can type it."""
-
-
-@dataclass(frozen=True, slots=True)
-class ImagePart:
-    image: Image.Image
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class CodesPart:
-    codes_KN: np.ndarray  # uint16, N = grid positions row by row
-    grid: tuple[int, int]  # rows, columns
-    plan: str | None = None  # what the model wrote before it drew this, or when it looked at it
-
-    def __post_init__(self) -> None:
-        if self.codes_KN.ndim != 2 or self.codes_KN.shape[1] != self.grid[0] * self.grid[1]:
-            raise ValueError(
-                f"codes do not fill their grid: found {self.codes_KN.shape} for {self.grid[0]} rows x "
-                f"{self.grid[1]} columns; give (K, rows * columns)"
-            )
-
-
-@dataclass(frozen=True, slots=True)
-class ImageSize:
-    """The size of the next picture, told before its plan; takes no tokens where all pictures have one size."""
-
-    grid: tuple[int, int]
-
-
-@dataclass(frozen=True, slots=True)
-class ClassPart:
-    """A class of pictures by number, in place of words."""
-
-    index: int | None  # None: no class
-
-
-Part = TextPart | UnconditionalPart | ImagePart | CodesPart | ClassPart
-
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    role: Role
-    parts: tuple[Part, ...]
-
-
-class Marker(Enum):
-    """Single tokens that frame a sequence."""
-
-    BOS = "begin of sequence"
-    EOS = "end of sequence"
-    PLAN = "begin of plan, and end of that of a picture that is looked at"
-
-
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """A run of the sequence that is encoded by itself."""
-
-    content: str | CodesPart | ImageSize | ClassPart | Marker
-    supervised: bool = False
-    bare: bool = False  # an image without its begin and end tokens
-
-
-def render(
-    messages: Sequence[Message], style: str, *, add_generation_prompt: bool = False, answer: AnswerKind | None = None
-) -> list[Segment]:
-    """Segments of a dialogue, in order.
-
-    Args:
-        add_generation_prompt: the assistant is to speak next; the last message must be the user's.
-        answer: what it is to say (style "unitok" has one prompt for each); default: an image if only text was given.
-    """
-    check_dialogue(messages, add_generation_prompt=add_generation_prompt)
-    if messages[0].role == "assistant":
-        return [Segment(Marker.BOS), *_render_document(messages[0])]
-    if style == "unitok":
-        style = unitok_style(messages, answer if add_generation_prompt else None)
-    match style:
-        case "native":
-            segments = list(_render_native(messages, add_generation_prompt))
-        case "unitok_t2i":
-            segments = list(_render_unitok_t2i(messages))
-        case "unitok_caption":
-            segments = list(_render_unitok_caption(messages))
-        case "vicuna_v1":
-            segments = list(_render_vicuna(messages, add_generation_prompt))
-        case "plain":
-            segments = list(_render_plain(messages, add_generation_prompt))
-        case "class":
-            return list(_render_class(messages))
-        case _:
-            raise ValueError(f"unknown prompt style: found {style!r}; use native, unitok, plain, vicuna_v1 or class")
-    return [Segment(Marker.BOS), *segments]
-
-
-def unitok_style(messages: Sequence[Message], answer: AnswerKind | None) -> str:
-    """Which of the released model's three prompts a dialogue needs."""
-    asked, spoken = messages[0], messages[-1]
-    if spoken.role == "assistant" and answer is None:
-        answer = "image" if has_image(spoken) else "text"
-    if answer is None:
-        answer = "text" if has_image(asked) else "image"
-    if answer == "image":
-        return "unitok_t2i"
-    has_text = any(not isinstance(part, CodesPart) for part in asked.parts)
-    return "vicuna_v1" if has_text else "unitok_caption"
-
-
-def check_dialogue(messages: Sequence[Message], *, add_generation_prompt: bool) -> None:
-    """Roles alternate from the user on; a single assistant message is a document without a question."""
-    roles = [message.role for message in messages]
-    alternating = [("user", "assistant")[turn % 2] for turn in range(len(roles))]
-    if not roles or (roles != alternating and roles != ["assistant"]):
-        raise ValueError(f"roles must alternate from 'user' on: found {roles}; merge or drop messages")
-    if add_generation_prompt and roles[-1] != "user":
-        raise ValueError("nothing to answer: found an assistant's message last; end with the user's message")
-    for message in messages:
-        if not message.parts:
-            raise ValueError(f"a message is empty: found no part in one of {message.role!r}; give text or an image")
-        if any(isinstance(part, ImagePart) for part in message.parts):
-            raise ValueError("a picture is not encoded yet: found an ImagePart; turn it into a CodesPart first")
-
-
-def has_image(message: Message) -> bool:
-    return any(isinstance(part, CodesPart) for part in message.parts)
-
-
-def _render_document(message: Message) -> Iterator[Segment]:
-    for part in message.parts:
-        if isinstance(part, CodesPart):
-            yield Segment(part, supervised=True)
-        elif text := text_of(part):
-            yield Segment(" " + text, supervised=True)
-    yield Segment(Marker.EOS, supervised=True)
-
-
-def _render_native(messages: Sequence[Message], add_generation_prompt: bool) -> Iterator[Segment]:
-    for message in messages:
-        is_assistant = message.role == "assistant"
-        if not is_assistant:
-            yield Segment(USER)
-        for part in message.parts:
-            plan = part.plan if isinstance(part, CodesPart) else None
-            marker, words = Segment(Marker.PLAN, supervised=True), Segment(f" {plan}", supervised=True)
-            if is_assistant and plan is not None:
-                yield from (marker, Segment(ImageSize(part.grid)), words)
-            if isinstance(part, CodesPart | ClassPart):
-                yield Segment(part, supervised=is_assistant)
-                if not is_assistant and plan is not None:
-                    yield from (Segment(Marker.PLAN), words, marker)  # the first is always there: nothing to learn
-            elif text := text_of(part):
-                yield Segment(" " + text, supervised=is_assistant)
-        yield Segment(Marker.EOS, supervised=True) if is_assistant else Segment(" " + ASSISTANT)
-
-
-def _render_unitok_t2i(messages: Sequence[Message]) -> Iterator[Segment]:
-    description = " ".join(text_of(part) for part in messages[0].parts if not isinstance(part, CodesPart))
-    dropped = any(isinstance(part, UnconditionalPart) for part in messages[0].parts)
-    yield Segment(description if dropped else description + DRAW_SUFFIX)
-    if len(messages) > 1:
-        for part in messages[1].parts:
-            yield Segment(part if isinstance(part, CodesPart) else text_of(part), supervised=True)
-        yield Segment(Marker.EOS, supervised=True)
-
-
-def _render_unitok_caption(messages: Sequence[Message]) -> Iterator[Segment]:
-    for message in messages:
-        is_assistant = message.role == "assistant"
-        for part in message.parts:
-            yield Segment(part if isinstance(part, CodesPart) else text_of(part), supervised=is_assistant)
-        if is_assistant:
-            yield Segment(Marker.EOS, supervised=True)
-
-
-def _render_vicuna(messages: Sequence[Message], add_generation_prompt: bool) -> Iterator[Segment]:
-    pending = VICUNA_SYSTEM
-    for message in messages:
-        if message.role == "assistant":
-            yield Segment(" " + " ".join(text_of(part) for part in message.parts), supervised=True)
-            yield Segment(Marker.EOS, supervised=True)
-            continue
-        pending += USER + " "
-        for index, part in enumerate(message.parts):
-            if isinstance(part, CodesPart):
-                yield Segment(pending)
-                yield Segment(part, bare=True)
-                pending = "\n"
-            else:
-                pending += text_of(part) if index == 0 or pending == "\n" else " " + text_of(part)
-        yield Segment(pending + " " + ASSISTANT)
-        pending = ""
-
-
-def _render_plain(messages: Sequence[Message], add_generation_prompt: bool) -> Iterator[Segment]:
-    if add_generation_prompt and any(not isinstance(part, CodesPart) for part in messages[-1].parts):
-        raise ValueError("this model only captions: found words in the request; give a picture alone, or train stage 2")
-    for message in messages:
-        for part in message.parts:
-            if isinstance(part, CodesPart):
-                yield Segment(part, bare=True)
-            elif message.role == "assistant":
-                yield Segment(text_of(part) + "\n", supervised=True)
-
-
-def _render_class(messages: Sequence[Message]) -> Iterator[Segment]:
-    for message in messages:
-        for part in message.parts:
-            match part:
-                case ClassPart():
-                    yield Segment(part)
-                case UnconditionalPart():
-                    yield Segment(ClassPart(None))
-                case CodesPart():
-                    yield Segment(part, supervised=message.role == "assistant")
-                case _:
-                    raise ValueError("this model draws classes by number: found words; give a class, no text")
-
-
-def text_of(part: Part) -> str:
-    """The text as it enters the prompt."""
-    match part:
-        case UnconditionalPart():
-            return UNCONDITIONAL
-        case TextPart(text):
-            return neutralise(text).strip()
-        case _:
-            raise ValueError(f"no place for this in the prompt: found a {type(part).__name__}; use words there")
-
-
-def neutralise(text: str) -> str:
-    """Take out what is not text: control characters (U+0000 and U+0001 are image markers upstream) and our marker.
-
-    Names of special tokens need no care here: pieces are encoded as plain text (mllm/vocabulary.py).
-    """
-    text = "".join(char for char in text if char >= " " or char in "\n\t")
-    while UNCONDITIONAL in text:
-        text = text.replace(UNCONDITIONAL, "")
-    return text
-
-
-def unconditional(messages: Sequence[Message]) -> list[Message]:
-    """The same dialogue without its last instruction and the plans that repeat it: for guidance, and for dropout."""
-    last = max((i for i, message in enumerate(messages) if message.role == "user"), default=None)
-    if last is None:
-        raise ValueError("no instruction to drop: found no user message; give a dialogue")
-    kept = [part for part in messages[last].parts if not isinstance(part, TextPart | UnconditionalPart | ClassPart)]
-    # where the first text stood, so that images keep their side of it
-    before = next((i for i, part in enumerate(messages[last].parts) if isinstance(part, TextPart)), len(kept))
-    parts = (*kept[:before], UnconditionalPart(), *kept[before:])
-    return [*messages[:last], replace(messages[last], parts=parts), *map(without_plans, messages[last + 1 :])]
-
-
-def without_plans(turn: Message) -> Message:
-    return replace(turn, parts=tuple(replace(p, plan=None) if isinstance(p, CodesPart) else p for p in turn.parts))
-
-
-# Hugging Face chat dicts to messages and back: {"role", "content"}, content a string or a list of typed items.
-#
-# An item is {"type": "text", "text": "..."}, {"type": "image", "image": a PIL image or codes} or
-# {"type": "class", "class": 3}.
-
-
-def from_chat(chat: Sequence[dict[str, Any]]) -> list[Message]:
-    """Messages from Hugging Face chat dicts: {"role", "content"}, content a string or a list of typed items."""
-    messages = []
-    for turn in chat:
-        content = turn["content"]
-        items = [{"type": "text", "text": content}] if isinstance(content, str) else content
-        messages.append(Message(turn["role"], tuple(_part_from_item(item) for item in items)))
-    return messages
-
-
-def _part_from_item(item: dict[str, Any]) -> Part:
-    match item:
-        case {"type": "text", "text": str(text)}:
-            return TextPart(text)
-        case {"type": "image", "image": Image.Image() as image}:
-            return ImagePart(image)
-        case {"type": "image", "image": CodesPart() as codes}:
-            return codes
-        case {"type": "class", "class": int(index)}:
-            return ClassPart(index)
-        case _:
-            raise ValueError(
-                f"unknown item in a chat message: found {sorted(item)}; use {{'type': 'text', 'text': ...}} or "
-                "{'type': 'image', 'image': a PIL image}"
-            )
-
-
-def to_chat(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """Hugging Face chat dicts of messages; the inverse of `from_chat`."""
-    return [
-        {"role": message.role, "content": [_item_from_part(part) for part in message.parts]} for message in messages
-    ]
-
-
-def _item_from_part(part: Part) -> dict[str, Any]:
-    match part:
-        case TextPart(text):
-            return {"type": "text", "text": text}
-        case UnconditionalPart():
-            return {"type": "text", "text": UNCONDITIONAL}
-        case ImagePart(image):
-            return {"type": "image", "image": image}
-        case CodesPart():
-            return {"type": "image", "image": part}
-        case ClassPart(index):
-            return {"type": "class", "class": index}
-
-
-# The dialogue frames of mllm/conversation.py as Jinja, for tools that render chats with a tokenizer's template.
-#
-# The text form only: `<image>` stands for a whole image. What the model is trained on and asked with is built by
-# mllm/sequence.py; a test holds the two together.
-
-
+# The text form of the prompts as Jinja, for tools that render chats with a template; `<image>` stands for an image.
+# What the model is trained on and asked with is built by mllm/sequence.py; a test holds the two together.
 WORDS = {"user": USER, "assistant": ASSISTANT, "system": VICUNA_SYSTEM, "image": IMAGE}
 
 EACH_PART = """
@@ -397,7 +77,6 @@ EACH_PART
 {{- ' ' + assistant if message['role'] == 'user' else eos_token -}}
 {%- endfor -%}"""
 
-
 PLAIN = """
 {{- bos_token -}}
 {%- for message in messages -%}
@@ -416,39 +95,324 @@ EACH_PART
 {%- endfor -%}"""
 
 
+@dataclass(frozen=True, slots=True)
+class TextPart:
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class UnconditionalPart:
+    """In place of a text that was dropped. Not a text, so that no user can type it."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImagePart:
+    image: Image.Image
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CodesPart:
+    codes_KN: np.ndarray  # uint16, N = grid positions row by row
+    grid: tuple[int, int]  # rows, columns
+    plan: str | None = None  # what the model wrote before it drew this, or when it looked at it
+
+    def __post_init__(self) -> None:
+        if self.codes_KN.ndim != 2 or self.codes_KN.shape[1] != self.grid[0] * self.grid[1]:
+            raise ValueError(
+                f"codes of {self.grid[0]} rows x {self.grid[1]} columns must have shape (K, rows * columns), got "
+                f"{self.codes_KN.shape}; give codes that fill the grid"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSize:
+    """The size of the next image, told before its plan; takes no tokens where all images have one size."""
+
+    grid: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class ClassPart:
+    """A class of images by number, in place of text."""
+
+    index: int | None  # None: no class
+
+
+Part = TextPart | UnconditionalPart | ImagePart | CodesPart | ClassPart
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    role: Role
+    parts: tuple[Part, ...]
+
+
+class Marker(Enum):
+    """Single tokens that frame a sequence."""
+
+    BOS = "begin of sequence"
+    EOS = "end of sequence"
+    PLAN = "begin of a plan, and end of that of an image that is described"
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A run of the sequence that is encoded by itself."""
+
+    content: str | CodesPart | ImageSize | ClassPart | Marker
+    supervised: bool = False
+    bare: bool = False  # an image without its begin and end tokens
+
+
+def render(
+    messages: Sequence[Message], style: str, *, add_generation_prompt: bool = False, answer: AnswerKind | None = None
+) -> list[Segment]:
+    """Segments of a dialogue, in order.
+
+    Args:
+        add_generation_prompt: the assistant is to speak next; the last message must be the user's.
+        answer: what it is to say (style "unitok" has one prompt for each); default: an image if only text was given.
+    """
+    check_dialogue(messages, add_generation_prompt=add_generation_prompt)
+    if messages[0].role == "assistant":
+        return [Segment(Marker.BOS), *_render_document(messages[0])]
+    if style == "unitok":
+        style = unitok_style(messages, answer if add_generation_prompt else None)
+    renderers = {
+        "native": _render_native,
+        "unitok_t2i": _render_unitok_t2i,
+        "unitok_caption": _render_unitok_caption,
+        "vicuna_v1": _render_vicuna,
+        "plain": _render_plain,
+        "class": _render_class,
+    }
+    if style not in renderers:
+        raise ValueError(
+            f"prompt style must be one of {', '.join(CHOICES['prompt_style'])}, got {style!r}; use one of them"
+        )
+    if style == "plain" and add_generation_prompt and not all(isinstance(p, CodesPart) for p in messages[-1].parts):
+        raise ValueError("the request must be an image alone, got text; leave it out, or train stage 2")
+    segments = list(renderers[style](messages))
+    return segments if style == "class" else [Segment(Marker.BOS), *segments]
+
+
+def unitok_style(messages: Sequence[Message], answer: AnswerKind | None) -> str:
+    """Which of the released model's three prompts a dialogue needs."""
+    asked, spoken = messages[0], messages[-1]
+    if spoken.role == "assistant" and answer is None:
+        answer = "image" if has_image(spoken) else "text"
+    if answer is None:
+        answer = "text" if has_image(asked) else "image"
+    if answer == "image":
+        return "unitok_t2i"
+    has_text = any(not isinstance(part, CodesPart) for part in asked.parts)
+    return "vicuna_v1" if has_text else "unitok_caption"
+
+
+def check_dialogue(messages: Sequence[Message], *, add_generation_prompt: bool) -> None:
+    """Roles alternate from the user on; a single assistant message is a document without a question."""
+    roles = [message.role for message in messages]
+    alternating = [("user", "assistant")[turn % 2] for turn in range(len(roles))]
+    if not roles or (roles != alternating and roles != ["assistant"]):
+        raise ValueError(f"roles must alternate from 'user' on, got {roles}; merge or drop messages")
+    if add_generation_prompt and roles[-1] != "user":
+        raise ValueError("the last message must be the user's, got the assistant's; end with the user's message")
+    for message in messages:
+        if not message.parts:
+            raise ValueError(f"messages must have parts, got none in one of {message.role!r}; give text or an image")
+        if any(isinstance(part, ImagePart) for part in message.parts):
+            raise ValueError("images must be encoded, got an ImagePart; turn it into a CodesPart first")
+
+
+def has_image(message: Message) -> bool:
+    return any(isinstance(part, CodesPart) for part in message.parts)
+
+
+def _render_document(message: Message) -> Iterator[Segment]:
+    for part in message.parts:
+        if isinstance(part, CodesPart):
+            yield Segment(part, supervised=True)
+        elif text := text_of(part):
+            yield Segment(" " + text, supervised=True)
+    yield Segment(Marker.EOS, supervised=True)
+
+
+def _render_native(messages: Sequence[Message]) -> Iterator[Segment]:
+    for message in messages:
+        is_assistant = message.role == "assistant"
+        if not is_assistant:
+            yield Segment(USER)
+        for part in message.parts:
+            plan = part.plan if isinstance(part, CodesPart) else None
+            marker, text_of_plan = Segment(Marker.PLAN, supervised=True), Segment(f" {plan}", supervised=True)
+            if is_assistant and plan is not None:
+                yield from (marker, Segment(ImageSize(part.grid)), text_of_plan)
+            if isinstance(part, CodesPart | ClassPart):
+                yield Segment(part, supervised=is_assistant)
+                if not is_assistant and plan is not None:
+                    yield from (
+                        Segment(Marker.PLAN),
+                        text_of_plan,
+                        marker,
+                    )  # the first is always there
+            elif text := text_of(part):
+                yield Segment(" " + text, supervised=is_assistant)
+        yield Segment(Marker.EOS, supervised=True) if is_assistant else Segment(" " + ASSISTANT)
+
+
+def _render_unitok_t2i(messages: Sequence[Message]) -> Iterator[Segment]:
+    description = " ".join(text_of(part) for part in messages[0].parts if not isinstance(part, CodesPart))
+    dropped = any(isinstance(part, UnconditionalPart) for part in messages[0].parts)
+    yield Segment(description if dropped else description + DRAW_SUFFIX)
+    if len(messages) > 1:
+        for part in messages[1].parts:
+            yield Segment(part if isinstance(part, CodesPart) else text_of(part), supervised=True)
+        yield Segment(Marker.EOS, supervised=True)
+
+
+def _render_unitok_caption(messages: Sequence[Message]) -> Iterator[Segment]:
+    for message in messages:
+        is_assistant = message.role == "assistant"
+        for part in message.parts:
+            yield Segment(part if isinstance(part, CodesPart) else text_of(part), supervised=is_assistant)
+        if is_assistant:
+            yield Segment(Marker.EOS, supervised=True)
+
+
+def _render_vicuna(messages: Sequence[Message]) -> Iterator[Segment]:
+    pending = VICUNA_SYSTEM
+    for message in messages:
+        if message.role == "assistant":
+            yield Segment(" " + " ".join(text_of(part) for part in message.parts), supervised=True)
+            yield Segment(Marker.EOS, supervised=True)
+            continue
+        pending += USER + " "
+        for index, part in enumerate(message.parts):
+            if isinstance(part, CodesPart):
+                yield Segment(pending)
+                yield Segment(part, bare=True)
+                pending = "\n"
+            else:
+                pending += text_of(part) if index == 0 or pending == "\n" else " " + text_of(part)
+        yield Segment(pending + " " + ASSISTANT)
+        pending = ""
+
+
+def _render_plain(messages: Sequence[Message]) -> Iterator[Segment]:
+    for message in messages:
+        for part in message.parts:
+            if isinstance(part, CodesPart):
+                yield Segment(part, bare=True)
+            elif message.role == "assistant":
+                yield Segment(text_of(part) + "\n", supervised=True)
+
+
+def _render_class(messages: Sequence[Message]) -> Iterator[Segment]:
+    for message in messages:
+        for part in message.parts:
+            match part:
+                case ClassPart():
+                    yield Segment(part)
+                case UnconditionalPart():
+                    yield Segment(ClassPart(None))
+                case CodesPart():
+                    yield Segment(part, supervised=message.role == "assistant")
+                case _:
+                    raise ValueError("the request must be a class by number, got text; give a class, no text")
+
+
+def text_of(part: Part) -> str:
+    """The text as it enters the prompt."""
+    match part:
+        case UnconditionalPart():
+            return UNCONDITIONAL
+        case TextPart(text):
+            return neutralise(text).strip()
+        case _:
+            raise ValueError(f"this part of the prompt must be text, got a {type(part).__name__}; use text there")
+
+
+def neutralise(text: str) -> str:
+    """Take out what is not text: control characters (U+0000 and U+0001 are image markers upstream) and our marker.
+
+    Names of special tokens need no care here: pieces are encoded as plain text (mllm/vocabulary.py).
+    """
+    text = "".join(char for char in text if char >= " " or char in "\n\t")
+    while UNCONDITIONAL in text:
+        text = text.replace(UNCONDITIONAL, "")
+    return text
+
+
+def unconditional(messages: Sequence[Message]) -> list[Message]:
+    """The same dialogue without its last instruction and the plans that repeat it: for guidance, and for dropout."""
+    last = max((i for i, message in enumerate(messages) if message.role == "user"), default=None)
+    if last is None:
+        raise ValueError("a dialogue must have a user message, got none; give one")
+    kept = [part for part in messages[last].parts if not isinstance(part, TextPart | UnconditionalPart | ClassPart)]
+    # where the first text stood, so that images keep their side of it
+    before = next((i for i, part in enumerate(messages[last].parts) if isinstance(part, TextPart)), len(kept))
+    parts = (*kept[:before], UnconditionalPart(), *kept[before:])
+    return [*messages[:last], replace(messages[last], parts=parts), *map(without_plans, messages[last + 1 :])]
+
+
+def without_plans(turn: Message) -> Message:
+    return replace(turn, parts=tuple(replace(p, plan=None) if isinstance(p, CodesPart) else p for p in turn.parts))
+
+
+def from_chat(chat: Sequence[dict[str, Any]]) -> list[Message]:
+    """Messages from Hugging Face chat dicts: {"role", "content"}, content a string or a list of typed items."""
+    messages = []
+    for turn in chat:
+        content = turn["content"]
+        items = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        messages.append(Message(turn["role"], tuple(_part_from_item(item) for item in items)))
+    return messages
+
+
+def _part_from_item(item: dict[str, Any]) -> Part:
+    match item:
+        case {"type": "text", "text": str(text)}:
+            return TextPart(text)
+        case {"type": "image", "image": Image.Image() as image}:
+            return ImagePart(image)
+        case {"type": "image", "image": CodesPart() as codes}:
+            return codes
+        case {"type": "class", "class": int(index)}:
+            return ClassPart(index)
+        case _:
+            raise ValueError(
+                f"items of a chat message must be of type text or image, got {sorted(item)}; use "
+                "{'type': 'text', 'text': ...} or {'type': 'image', 'image': a PIL image}"
+            )
+
+
 def chat_template(style: str) -> str:
     """The template of a prompt style; "unitok" is its question and answer form (vicuna_v1)."""
     templates = {"native": NATIVE, "unitok": UNITOK, "vicuna_v1": UNITOK, "plain": PLAIN, "class": CLASS}
     if style not in templates:
-        raise ValueError(f"unknown prompt style: found {style!r}; use one of {', '.join(templates)}")
+        raise ValueError(f"prompt style must be one of {', '.join(templates)}, got {style!r}; use one of them")
     words = "".join(f"{{%- set {name} = {json.dumps(value)} -%}}" for name, value in WORDS.items())
     return words + templates[style].replace("EACH_PART", EACH_PART)
-
-
-# What kind of answer is asked for: words, one image, or both as the model likes; and which a checkpoint gives.
-#
-# In: a mode, a dialogue with encoded pictures, a config. Out: the mode to decode in, or a ValueError. Knows no ids.
-
-
-Mode = Literal["text", "image", "interleaved"]
 
 
 def check_mode(mode: str) -> None:
     """Refuse what is no generation mode."""
     if mode not in get_args(Mode):
-        raise ValueError(f"unknown generation mode: found {mode!r}; use {', '.join(get_args(Mode))}")
+        raise ValueError(f"generation mode must be one of {', '.join(get_args(Mode))}, got {mode!r}; use one of them")
 
 
 def check_mode_of(config: MLLMConfig, mode: Mode) -> None:
     """Refuse a mode that this checkpoint does not have."""
     if mode == "image" and not config.can_draw:
-        raise ValueError("this model cannot draw: it only looks at pictures and answers; use a model that draws")
+        raise ValueError(
+            "mode must be 'text' for a model that only understands images, got 'image'; use one that draws"
+        )
     if mode == "interleaved" and (config.prompt_style == "unitok" or not config.can_draw):
-        raise ValueError("this model answers in one kind: found mode 'interleaved'; use 'text' or 'image'")
+        raise ValueError("mode must be 'text' or 'image' for this model, got 'interleaved'; use one of them")
 
 
 def possible_mode(messages: Sequence[Message], mode: Mode, config: MLLMConfig) -> Mode:
-    """The mode asked for, as far as this checkpoint has it; a chat without pictures is one in words."""
+    """The mode asked for, as far as this checkpoint has it; without drawing an interleaved answer is text."""
     if config.prompt_style == "unitok":
         mode = unitok_mode(messages, mode)
     if mode == "interleaved" and not config.can_draw:
@@ -458,9 +422,9 @@ def possible_mode(messages: Sequence[Message], mode: Mode, config: MLLMConfig) -
 
 
 def unitok_mode(messages: Sequence[Message], mode: Mode) -> Mode:
-    """Upstream's prompts are for one kind of answer each: a picture from words, or words about pictures."""
+    """Upstream's prompts are for one kind of answer each: an image from text, or text about images."""
     if mode == "interleaved":
         return "text" if has_image(messages[0]) else "image"
     if mode == "image" and any(has_image(message) for message in messages):
-        raise ValueError("this model draws from words alone: found a picture in the request; leave the picture out")
+        raise ValueError("the request must be text alone to draw with this model, got an image; leave it out")
     return mode

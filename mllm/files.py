@@ -1,6 +1,6 @@
-"""Reading and writing JSON and JSON lines so that every complaint names the file and the line.
+"""Files of JSON and JSON lines: read with errors that name the file and line, and written completely or not at all.
 
-In: paths. Out: plain values.
+Also fingerprints of files, and which versions of which packages computed something. In: paths. Out: plain values.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-# Writing a file whole or not at all: readers, a second writer and a crash never see half of it.
-
-
+TOOLKIT = "mllm-toolkit"
+PACKAGES = (TOOLKIT, "torch", "transformers", "pillow", "numpy")
+"""What every number depends on."""
+ABSENT = "(not installed)"
+TEXT_ENDINGS = (".txt", ".json", ".jsonl")
 UNFINISHED = ".unfinished"
 """Ending of a file's name while it is written."""
 
@@ -41,9 +43,6 @@ def whole_file(path: Path) -> Iterator[Path]:
         unfinished.unlink(missing_ok=True)
 
 
-TEXT_ENDINGS = (".txt", ".json", ".jsonl")
-
-
 class Line(NamedTuple):
     """One record of a file of JSON lines."""
 
@@ -56,7 +55,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(need_file(path).read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is no JSON: found {error}; give the file as it was published") from error
+        raise ValueError(f"{path} is not valid JSON ({error}); give the file as it was published") from error
 
 
 def read_lines(path: Path) -> list[Line]:
@@ -65,7 +64,7 @@ def read_lines(path: Path) -> list[Line]:
     try:
         texts = need_file(path).read_text(encoding="utf-8").split("\n")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no text: found {error}; give a file of JSON lines in UTF-8") from error
+        raise ValueError(f"{path} must be JSON lines in UTF-8, got {error}; convert the file") from error
     for number, text in enumerate(texts, start=1):
         if not text.strip():
             continue
@@ -73,9 +72,9 @@ def read_lines(path: Path) -> list[Line]:
         try:
             record = json.loads(text)
         except ValueError as error:
-            raise ValueError(f"{where} is no JSON: found {error}; mend the line or take it out") from error
+            raise ValueError(f"{where} is not valid JSON ({error}); fix or remove the line") from error
         if not isinstance(record, dict):
-            raise ValueError(f"{where} is no record: found {type(record).__name__}; write {{...}} on each line")
+            raise ValueError(f"{where} must be an object, got {type(record).__name__}; write {{...}} on each line")
         lines.append(Line(where, record))
     return lines
 
@@ -84,7 +83,7 @@ def need_file(path: Path) -> Path:
     """The path of a file that exists."""
     if not path.is_file():
         kind = "a folder" if path.is_dir() else "nothing"
-        raise FileNotFoundError(f"there is no file {path}: found {kind} there; give the path of the file")
+        raise FileNotFoundError(f"{path} must be a file, got {kind}; correct the path")
     return path
 
 
@@ -92,7 +91,7 @@ def need_field(line: Line, name: str) -> Any:
     """A field that the record must have."""
     if name not in line.record:
         found = ", ".join(line.record) or "no field"
-        raise ValueError(f"{line.where} has no {name!r}: found {found}; give every record one")
+        raise ValueError(f"{line.where} must have a field {name!r}, got {found}; add it to every record")
     return line.record[name]
 
 
@@ -138,17 +137,6 @@ def fingerprint_of(path: Path) -> str:
         digest.update(str(file.relative_to(path)).encode())
         digest.update(file.read_bytes() if texts else str(file.stat().st_size).encode())
     return digest.hexdigest()[:16]
-
-
-# Which versions of which tools computed something.
-#
-# In: names of packages. Out: their versions, read without importing them.
-
-
-TOOLKIT = "mllm-toolkit"
-PACKAGES = (TOOLKIT, "torch", "transformers", "pillow", "numpy")
-"""What every number depends on."""
-ABSENT = "(not installed)"
 
 
 def version_of(package: str) -> str:

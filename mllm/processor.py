@@ -1,16 +1,17 @@
-"""Between people and the model: chats with pictures to ids and codes, and what was generated back to text and pictures.
+"""Between people and the model: chats with images to ids and codes, and what was generated back to text and images.
 
 Bundles the text tokenizer and the image tokenizer of one model folder. In: messages or Hugging Face chat dicts with PIL
 images. Out: sequences, or padded tensors named as the model's forward names them. Computes no logits.
 
-Letters: B batch, T places, P image positions of the batch in reading order, I images, K codebooks, N positions.
+Letters: B batch, T positions, P image positions of the batch in reading order, I images, K codebooks, N positions of an
+image.
 """
 
 from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,7 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
-from transformers import (
-    AutoProcessor,
-    BatchFeature,
-    PreTrainedTokenizerBase,
-    ProcessorMixin,
-    image_utils,
-)
+from transformers import AutoProcessor, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin, image_utils
 
 from mllm.checkpoint import IMAGE_TOKENIZER, RELEASED_FILES, find_model_folder, is_released_folder, load_image_tokenizer
 from mllm.config import MLLMConfig
@@ -50,106 +45,29 @@ from mllm.vocabulary import decode_text, load_text_tokenizer, save_text_tokenize
 from tokenizer.images import ImageProcessor, open_image, to_images
 from tokenizer.unitok import UniTok
 
-# Pictures from where they are to the codes of a model's image tokenizer, and back.
-#
-# In: PIL images, files or addresses. Out: codes with their grid. Knows no dialogue and no language model.
-
-
-ImageSource = Image.Image | str | Path
+PROCESSOR_FILE, TEMPLATE_FILE = "processor_config.json", "chat_template.jinja"
 PLAN, OLD_PLAN = "plan", "outline"
-"""Key of a drawn picture's `info`, and of its PNG file: what the model wrote before it drew (mllm/conversation.py)."""
-"""A picture, or where it is: a file or an address."""
+"""Key of a drawn image's `info` and of its PNG file: the plan that the model wrote before it drew. The second is its
+name in files of earlier versions."""
+ImageSource = Image.Image | str | Path
+"""An image, or where it is: a file or an address."""
 
 
-def load_image(picture: ImageSource) -> Image.Image:
-    """The picture itself."""
-    if isinstance(picture, Image.Image):
-        return picture
-    is_file = not str(picture).startswith(("http://", "https://", "data:"))
-    return open_image(picture) if is_file else image_utils.load_image(picture)
+def load_image(source: ImageSource) -> Image.Image:
+    """The image itself."""
+    if isinstance(source, Image.Image):
+        return source
+    is_file = not str(source).startswith(("http://", "https://", "data:"))
+    return open_image(source) if is_file else image_utils.load_image(source)
 
 
-def with_pictures(turn: dict[str, Any]) -> dict[str, Any]:
-    """A chat message whose image items hold pictures, where they named files or addresses."""
-
-    def load(item: Any) -> Any:
-        named = [item[key] for key in ("image", "path", "url") if key in item] if item.get("type") == "image" else []
-        return {"type": "image", "image": load_image(named[0])} if named and isinstance(named[0], ImageSource) else item
-
-    content = turn["content"]
-    return turn if isinstance(content, str) else {**turn, "content": [load(item) for item in content]}
-
-
-def plan_of(image: Image.Image) -> str | None:
-    """The plan that a drawn image keeps; files of earlier versions call it an outline."""
-    return image.info.get(PLAN, image.info.get(OLD_PLAN))
-
-
-def save_image(picture: Image.Image, path: str | Path) -> None:
-    """Write a picture; a PNG keeps the outline, so that a chat can go on from the file."""
-    outline, options = picture.info.get(PLAN), {}
-    if outline is not None and Path(path).suffix.lower() == ".png":
+def save_image(image: Image.Image, path: str | Path) -> None:
+    """Write an image; a PNG keeps the plan, so that a chat can continue from the file."""
+    plan, options = image.info.get(PLAN), {}
+    if plan is not None and Path(path).suffix.lower() == ".png":
         options["pnginfo"] = PngInfo()
-        options["pnginfo"].add_text(PLAN, outline)
-    picture.save(path, **options)
-
-
-@torch.inference_mode()
-def encode_images(
-    images: Sequence[Image.Image], image_tokenizer: UniTok, *, config: MLLMConfig, preparation: str
-) -> list[CodesPart]:
-    """Codes of pictures, each at the size of the model that fits it best."""
-    by_size: dict[Size, list[int]] = defaultdict(list)
-    for index, image in enumerate(images):
-        by_size[best_size(image.size, config)].append(index)
-    encoded: dict[int, CodesPart] = {}
-    for size, indices in by_size.items():
-        prepare = ImageProcessor(width=size[0], height=size[1], preparation=preparation)
-        pixels_B3HW = prepare([images[index] for index in indices]).to(image_tokenizer.device)
-        codes_BKN = image_tokenizer.encode(pixels_B3HW).to("cpu", torch.int32).numpy()
-        for index, codes_KN in zip(indices, codes_BKN, strict=True):
-            encoded[index] = CodesPart(codes_KN.astype(np.uint16), grid_of(size, config))
-    return [encoded[index] for index in range(len(images))]
-
-
-def encode_chat(
-    messages: Sequence[Message], encode: Callable[[Sequence[Image.Image]], Sequence[CodesPart]], *, plans: bool
-) -> list[Message]:
-    """A dialogue with codes in place of pictures.
-
-    Args:
-        plans: keep those of the pictures that the assistant drew; one of the user is to be looked at anew.
-    """
-    pictures = [part.image for message in messages for part in message.parts if isinstance(part, ImagePart)]
-    codes = iter(encode(pictures))
-
-    def encoded(part: Part, role: Role) -> Part:
-        if not isinstance(part, ImagePart):
-            return part
-        return replace(next(codes), plan=plan_of(part.image) if plans and role == "assistant" else None)
-
-    return [replace(turn, parts=tuple(encoded(part, turn.role) for part in turn.parts)) for turn in messages]
-
-
-@torch.inference_mode()
-def decode_images(images: Sequence[CodesPart], image_tokenizer: UniTok) -> list[Image.Image]:
-    """Pictures of codes; the outline of a drawn one is kept in its `info`."""
-    by_grid: dict[Grid, list[int]] = defaultdict(list)
-    for index, image in enumerate(images):
-        by_grid[image.grid].append(index)
-    decoded: dict[int, Image.Image] = {}
-    for grid, indices in by_grid.items():
-        codes_BKN = torch.from_numpy(np.stack([images[index].codes_KN for index in indices]).astype(np.int64))
-        pictures = to_images(image_tokenizer.decode(codes_BKN.to(image_tokenizer.device), grid=grid))
-        decoded.update(zip(indices, pictures, strict=True))
-    for index, image in enumerate(images):
-        if image.plan is not None:
-            decoded[index].info[PLAN] = image.plan
-    return [decoded[index] for index in range(len(images))]
-
-
-PROCESSOR_FILE = "processor_config.json"
-TEMPLATE_FILE = "chat_template.jinja"
+        options["pnginfo"].add_text(PLAN, plan)
+    image.save(path, **options)
 
 
 class MLLMProcessor(ProcessorMixin):
@@ -167,7 +85,7 @@ class MLLMProcessor(ProcessorMixin):
         """
         Args:
             config: the model's; needed to encode, not to save (the model saves it).
-            preparation: how a picture gets to a size of the model; a name in tokenizer/images.py.
+            preparation: how an image gets to a size of the model; a name in tokenizer/images.py.
         """
         style = "native" if config is None else config.prompt_style
         super().__init__(tokenizer, chat_template=chat_template or template_of(style))
@@ -181,8 +99,6 @@ class MLLMProcessor(ProcessorMixin):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.tokenizer!r}, preparation={self.preparation!r})"
 
-    # ---- in ----
-
     def __call__(
         self,
         images: Image.Image | Sequence[Image.Image] | None = None,
@@ -192,26 +108,24 @@ class MLLMProcessor(ProcessorMixin):
         generation_mode: Mode | None = None,
         **kwargs: Any,
     ) -> BatchFeature:
-        """Model inputs of one request: pictures, then a text; or of a whole chat (messages or Hugging Face dicts).
+        """Model inputs of one request: images, then a text; or of a whole chat (messages or Hugging Face dicts).
 
         `kwargs` are transformers' padding and tensor options; inputs are always padded on the left, as torch tensors.
 
         Args:
-            generation_mode: what `model.generate` is to answer; pictures then also need the prompts to guide away
+            generation_mode: what `model.generate` is to answer; images then also need the prompts to guide away
                 from (`negative_prompt_ids`).
         """
         for name in ("audio", "videos"):
             if kwargs.get(name) is not None:
-                raise ValueError(f"this model reads text and pictures: found {name}; leave them out")
+                raise ValueError(f"inputs must be text and images, got {name}; leave them out")
         if messages is not None:
             return self.prompts([self.read_chat(messages)], generation_mode)
-        pictures = [
-            load_image(image) for image in ([images] if isinstance(images, ImageSource) else list(images or []))
-        ]
+        sources = [images] if isinstance(images, ImageSource) else images or []
+        parts = tuple(ImagePart(load_image(source)) for source in sources)
         texts = [text] if isinstance(text, str) else list(text or [])
-        if len(texts) > 1 and pictures:
-            raise ValueError(f"pictures belong to one text: found {len(texts)} texts; pass messages, or one text")
-        parts = tuple(ImagePart(picture) for picture in pictures)
+        if len(texts) > 1 and parts:
+            raise ValueError(f"images must come with one text, got {len(texts)} texts; pass messages, or one text")
         chats = [[Message("user", (*parts, TextPart(text)))] for text in texts] or [[Message("user", parts)]]
         return self.prompts(chats, generation_mode)
 
@@ -231,13 +145,13 @@ class MLLMProcessor(ProcessorMixin):
         return inputs
 
     def apply_chat_template(self, conversation: Any, chat_template: str | None = None, **kwargs: Any) -> Any:
-        """The text form of a chat, or with `tokenize=True` model inputs, pictures included (`return_dict=True`)."""
+        """The text form of a chat, or with `tokenize=True` model inputs, images included (`return_dict=True`)."""
         if not kwargs.get("tokenize"):
             return super().apply_chat_template(conversation, chat_template, **kwargs)
         is_batch = bool(conversation) and not isinstance(conversation[0], dict | Message)
         chats = [self.read_chat(chat) for chat in (conversation if is_batch else [conversation])]
         if kwargs.get("continue_final_message"):
-            raise ValueError("an answer cannot be continued: found an assistant's message last; end with the user's")
+            raise ValueError("continue_final_message must be False, got True; end with the user's message")
         mode = (kwargs.get("processor_kwargs") or {}).get("generation_mode", kwargs.get("generation_mode"))
         is_prompt = kwargs.get("add_generation_prompt", False)
         inputs = self.prompts(chats, mode) if is_prompt else self.collate([self.build(chat) for chat in chats])
@@ -245,12 +159,12 @@ class MLLMProcessor(ProcessorMixin):
 
     def read_chat(self, chat: Sequence[Any]) -> list[Message]:
         """Messages of a chat in either form."""
-        return [turn if isinstance(turn, Message) else from_chat([with_pictures(turn)])[0] for turn in chat]
+        return [turn if isinstance(turn, Message) else from_chat([load_images(turn)])[0] for turn in chat]
 
     def build(
         self, messages: Sequence[Message], *, add_generation_prompt: bool = False, answer: AnswerKind | None = None
     ) -> TokenSequence:
-        """The sequence of a dialogue; its pictures are turned into codes first."""
+        """The sequence of a dialogue; its images are encoded first."""
         return build_sequence(
             self.encode_chat(messages),
             tokenizer=self.tokenizer,
@@ -260,16 +174,39 @@ class MLLMProcessor(ProcessorMixin):
         )
 
     def encode_chat(self, messages: Sequence[Message]) -> list[Message]:
-        """The same dialogue with codes in place of pictures."""
-        plans = self.config is not None and self.config.begin_plan_id is not None
-        return encode_chat(messages, self.encode_images, plans=plans)
+        """The same dialogue with codes in place of images.
 
+        Those that the assistant drew keep their plans, in a model with plans; one of the user is described anew.
+        """
+        images = [part.image for message in messages for part in message.parts if isinstance(part, ImagePart)]
+        codes = iter(self.encode_images(images))
+        has_plans = self.config is not None and self.config.begin_plan_id is not None
+
+        def encoded(part: Part, role: Role) -> Part:
+            if not isinstance(part, ImagePart):
+                return part
+            plan = part.image.info.get(PLAN, part.image.info.get(OLD_PLAN))
+            return replace(next(codes), plan=plan if has_plans and role == "assistant" else None)
+
+        return [replace(turn, parts=tuple(encoded(part, turn.role) for part in turn.parts)) for turn in messages]
+
+    @torch.inference_mode()
     def encode_images(self, images: Sequence[Image.Image]) -> list[CodesPart]:
-        """Codes of pictures, each at the size of the model that fits it best."""
+        """Codes of images, each at the size of the model that fits it best."""
         if not images:
             return []
         tokenizer, config = self.need_image_tokenizer(), self.need_config()
-        return encode_images(images, tokenizer, config=config, preparation=self.preparation)
+        by_size: dict[Size, list[int]] = defaultdict(list)
+        for index, image in enumerate(images):
+            by_size[best_size(image.size, config)].append(index)
+        encoded: dict[int, CodesPart] = {}
+        for size, indices in by_size.items():
+            prepare = ImageProcessor(width=size[0], height=size[1], preparation=self.preparation)
+            pixels_B3HW = prepare([images[index] for index in indices]).to(tokenizer.device)
+            codes_BKN = tokenizer.encode(pixels_B3HW).to("cpu", torch.int32).numpy()
+            for index, codes_KN in zip(indices, codes_BKN, strict=True):
+                encoded[index] = CodesPart(codes_KN.astype(np.uint16), grid_of(size, config))
+        return [encoded[index] for index in range(len(images))]
 
     def collate(self, sequences: Sequence[TokenSequence]) -> BatchFeature:
         """Tensors (B, T) of sequences, padded on the left, with the codes of all their images in reading order."""
@@ -285,36 +222,48 @@ class MLLMProcessor(ProcessorMixin):
             inputs["image_lengths"] = torch.from_numpy(np.concatenate([s.image_lengths_I for s in sequences]))
         return BatchFeature(inputs)
 
-    # ---- out ----
-
     def to_parts(self, generated: GenerationResult) -> list[str | Image.Image]:
-        """Text and pictures of a result, in order; no special tokens, no empty texts."""
-        pictures = iter(self.images_of(generated))
-        parts = [next(pictures) if isinstance(part, CodesPart) else self.to_text(part) for part in generated.parts]
+        """Text and images of a result, in order; no special tokens, no empty texts."""
+        images = iter(self.images_of(generated))
+        parts = [next(images) if isinstance(part, CodesPart) else self.to_text(part) for part in generated.parts]
         return [part for part in parts if part != ""]
 
     def codes_of(self, generated: GenerationResult) -> list[CodesPart]:
-        """The images of a result, each with the outline that was written before it, if one was."""
+        """The codes of a result, each image with the plan that was written before it, if one was."""
         return list(map(self.with_plan, generated.images, generated.plans))
 
     def with_plan(self, image: CodesPart, token_ids: list[int]) -> CodesPart:
-        """An image with its outline; no tokens: it has none."""
+        """An image with its plan; no tokens: it has none."""
         return replace(image, plan=self.to_text(token_ids) or None)
 
     def images_of(self, generated: GenerationResult) -> list[Image.Image]:
-        """The pictures of a result, with seed and outline in their `info`."""
-        pictures = self.decode_images(self.codes_of(generated))
-        for picture in pictures:
-            picture.info["seed"] = generated.seed
-        return pictures
+        """The images of a result, with seed and plan in their `info`."""
+        images = self.decode_images(self.codes_of(generated))
+        for image in images:
+            image.info["seed"] = generated.seed
+        return images
 
     def to_text(self, token_ids: list[int]) -> str:
         """Text without special tokens and outer spaces."""
         return decode_text(self.tokenizer, token_ids)
 
+    @torch.inference_mode()
     def decode_images(self, images: Sequence[CodesPart]) -> list[Image.Image]:
-        """Pictures of codes."""
-        return decode_images(images, self.need_image_tokenizer()) if images else []
+        """Images of codes; the plan of a drawn one is kept in its `info`."""
+        by_grid: dict[Grid, list[int]] = defaultdict(list)
+        for index, image in enumerate(images):
+            by_grid[image.grid].append(index)
+        decoded: dict[int, Image.Image] = {}
+        for grid, indices in by_grid.items():
+            tokenizer = self.need_image_tokenizer()
+            codes_BKN = torch.from_numpy(np.stack([images[index].codes_KN for index in indices]).astype(np.int64))
+            decoded.update(
+                zip(indices, to_images(tokenizer.decode(codes_BKN.to(tokenizer.device), grid=grid)), strict=True)
+            )
+        for index, image in enumerate(images):
+            if image.plan is not None:
+                decoded[index].info[PLAN] = image.plan
+        return [decoded[index] for index in range(len(images))]
 
     def post_process_multimodal_output(
         self,
@@ -323,7 +272,7 @@ class MLLMProcessor(ProcessorMixin):
         generation_mode: Mode | None = None,
         **kwargs: Any,
     ) -> list[Any]:
-        """What `model.generate` returned as texts, as pictures, or (mode "interleaved") as a list of both per row."""
+        """What `model.generate` returned as texts, as images, or (mode "interleaved") as a list of both per row."""
         answers = getattr(generated_outputs, "answers", None)
         match generation_mode:
             case None | "text":
@@ -340,8 +289,8 @@ class MLLMProcessor(ProcessorMixin):
                 return [self.to_parts(answer) for answer in answers]
             case _:
                 raise ValueError(
-                    f"nothing to show of mode {generation_mode!r}: found {type(generated_outputs).__name__}; use text, "
-                    "image, or interleaved with all that generate returned"
+                    f"generation_mode must be text, image, or interleaved with all that generate returned, got "
+                    f"{generation_mode!r} with {type(generated_outputs).__name__}; use one of them"
                 )
 
     def as_codes(self, codes_X: Tensor) -> CodesPart:
@@ -350,7 +299,7 @@ class MLLMProcessor(ProcessorMixin):
         codes_NK = codes_X.reshape(-1, self.need_config().num_codebooks)
         if len(codes_NK) != side * side:
             raise ValueError(
-                f"codes without a size are of the default size: found {len(codes_NK)} positions, not {side} x {side}; "
+                f"codes without a size must be {side} x {side} positions, got {len(codes_NK)}; "
                 "call generate with return_dict_in_generate=True and pass all that it returns"
             )
         return CodesPart(codes_NK.T.numpy().astype(np.uint16), (side, side))
@@ -362,8 +311,6 @@ class MLLMProcessor(ProcessorMixin):
     def batch_decode(self, *args: Any, skip_special_tokens: bool = True, **kwargs: Any) -> list[str]:
         """Texts of rows of ids; special tokens only if asked for."""
         return self.tokenizer.batch_decode(*args, skip_special_tokens=skip_special_tokens, **kwargs)
-
-    # ---- files ----
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
         """Write the tokenizer's files, image_tokenizer/, processor_config.json and chat_template.jinja."""
@@ -394,23 +341,33 @@ class MLLMProcessor(ProcessorMixin):
     def need_config(self) -> MLLMConfig:
         """The config, without which nothing can be encoded."""
         if self.config is None:
-            raise ValueError("this processor has no model config: found None; load it from a model folder, or pass one")
+            raise ValueError("config must be the model's to encode, got None; load the processor from a model folder")
         return self.config
 
     def need_image_tokenizer(self) -> UniTok:
-        """The image tokenizer, without which there are no pictures."""
+        """The image tokenizer, without which there are no images."""
         if self.image_tokenizer is None:
             raise ValueError(
-                f"this model folder has no image tokenizer: found no {IMAGE_TOKENIZER}/ and no "
-                f"{RELEASED_FILES[0]}; add one of them"
+                f"the model folder must have {IMAGE_TOKENIZER}/ or {RELEASED_FILES[0]} for images, got neither; add one"
             )
         return self.image_tokenizer
 
 
 def read_preparation(path: Path) -> str:
-    """How a model's pictures get to their size, from its processor_config.json; a released model has none."""
+    """How a model's images get to their size, from its processor_config.json; a released model has none."""
     fields = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     return fields.get("preparation", "understanding" if is_released_folder(path.parent) else "cover")
+
+
+def load_images(turn: dict[str, Any]) -> dict[str, Any]:
+    """A chat message whose image items hold images, where they named files or addresses."""
+
+    def load(item: Any) -> Any:
+        named = [item[key] for key in ("image", "path", "url") if key in item] if item.get("type") == "image" else []
+        return {"type": "image", "image": load_image(named[0])} if named and isinstance(named[0], ImageSource) else item
+
+    content = turn["content"]
+    return turn if isinstance(content, str) else {**turn, "content": [load(item) for item in content]}
 
 
 AutoProcessor.register(MLLMConfig, MLLMProcessor, exist_ok=True)

@@ -1,7 +1,7 @@
 """Pick the next token or code from logits. Pure functions: no model, no tokenizer, no loop, no random state.
 
 In: logits of some rows, their settings and one uniform number per row, drawn beforehand. Out: one choice per row.
-The order is fixed: guidance -> masks -> temperature -> top-k -> top-p -> inverse CDF, all in float32.
+The order is fixed: temperature -> top-k -> top-p -> inverse CDF, all in float32; guidance and masks come before.
 
 Letters: N rows (one image or text each), C choices (codes of a codebook, or text tokens).
 """
@@ -39,15 +39,15 @@ class SamplingConfig:
     """Take the most probable choice; temperature, top-k and top-p then have no say."""
 
     def __post_init__(self) -> None:
-        check_each("temperature", self.temperature, lambda value: 0 < value < float("inf"), "a number above 0")
+        check_each("temperature", self.temperature, lambda value: 0 < value < float("inf"), "> 0")
         if self.top_k is not None:
-            check_each("top_k", self.top_k, lambda value: int(value) == value and value >= 1, "1 or more, or None")
-        check_each("top_p", self.top_p, lambda value: 0 < value <= 1, "a number above 0, at most 1")
-        check_each("guidance", self.guidance, lambda value: 1 <= value < float("inf"), "1 (none) or more")
+            check_each("top_k", self.top_k, lambda value: int(value) == value and value >= 1, "an integer >= 1")
+        check_each("top_p", self.top_p, lambda value: 0 < value <= 1, "> 0 and <= 1")
+        check_each("guidance", self.guidance, lambda value: 1 <= value < float("inf"), ">= 1")
         lengths = {len(v) for v in (self.temperature, self.top_k, self.top_p) if isinstance(v, tuple)}
         if len(lengths) > 1:
             raise ValueError(
-                f"per-codebook settings differ in length: found {sorted(lengths)}; give one value per codebook"
+                f"per-codebook settings must have one length, got {sorted(lengths)}; give one value per codebook"
             )
 
     def check_codebooks(self, num_codebooks: int) -> None:
@@ -56,17 +56,17 @@ class SamplingConfig:
             value = getattr(self, name)
             if isinstance(value, tuple) and len(value) != num_codebooks:
                 raise ValueError(
-                    f"{name} is set for {len(value)} codebooks: the model has {num_codebooks}; "
+                    f"{name} must have {num_codebooks} values, one per codebook, got {len(value)}; "
                     "give one value for all or one per codebook"
                 )
 
 
 def check_each(name: str, value: Any, is_valid: Any, expected: str) -> None:
-    """Refuse a setting that is no number, or a number without meaning."""
+    """Refuse a setting that is not a number, or out of range."""
     for number in value if isinstance(value, tuple) else (value,):
         if isinstance(number, bool) or not isinstance(number, (int, float)) or not is_valid(number):
-            hint = ", or set greedy for the most probable choice" if name == "temperature" else ""
-            raise ValueError(f"{name} has no meaning: found {number!r}; use {expected}{hint}")
+            hint = "set greedy for the most probable choice" if name == "temperature" else "use a number in that range"
+            raise ValueError(f"{name} must be {expected}, got {number!r}; {hint}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +116,7 @@ def choose(logits_NC: Tensor, settings: RowSettings, uniforms_N: Tensor | None) 
     assert uniforms_N is not None, "rows that sample need one uniform number each"
     filtered_NC = logits_NC.float()
     if settings.temperature_N1 is not None:
-        filtered_NC = apply_temperature(filtered_NC, settings.temperature_N1)
+        filtered_NC = filtered_NC / settings.temperature_N1
     if settings.num_candidates is not None:
         candidates_NX = filtered_NC.topk(settings.num_candidates, dim=-1).values
         threshold_N1 = keep_threshold(candidates_NX, settings.top_k_N1, settings.top_p_N1)
@@ -125,20 +125,6 @@ def choose(logits_NC: Tensor, settings: RowSettings, uniforms_N: Tensor | None) 
     if settings.greedy_N is not None:
         chosen_N = torch.where(settings.greedy_N, choose_greedy(logits_NC), chosen_N)
     return chosen_N
-
-
-def guide(conditional_NX: Tensor, unconditional_NX: Tensor, *, scale_N: Tensor) -> Tensor:
-    """Push away from the unconditional values (classifier-free guidance), in float32; scale 1 changes nothing.
-
-    X is anything linear in the logits: the logits themselves, or the hidden before a linear head.
-    """
-    unconditional_NX = unconditional_NX.float()
-    return unconditional_NX + scale_N[:, None] * (conditional_NX.float() - unconditional_NX)
-
-
-def apply_temperature(logits_NC: Tensor, temperature_N1: Tensor) -> Tensor:
-    """Sharpen (below 1) or flatten (above 1)."""
-    return logits_NC / temperature_N1
 
 
 def keep_threshold(sorted_NX: Tensor, top_k_N1: Tensor | None, top_p_N1: Tensor | None) -> Tensor:

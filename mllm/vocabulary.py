@@ -60,7 +60,7 @@ def extend_tokenizer(
     Args:
         max_grid_side: also add the tokens of the "grid" layout, with sizes 1 to this.
         num_classes: also add a token for each of so many classes, and one for "no class".
-        plans: also add the token that begins the plan of a picture (mllm/conversation.py).
+        plans: also add the token that begins the plan of an image (mllm/conversation.py).
     """
     known = tokenizer.get_vocab()
     plan = OLD_PLAN if OLD_PLAN in known else PLAN
@@ -117,8 +117,8 @@ def load_text_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(path, local_files_only=True)
     if not model_file.is_file():
         raise FileNotFoundError(
-            f"no text tokenizer: found neither {MODEL_FILE} nor tokenizer.json at {path}; "
-            "name a SentencePiece model or a folder that holds one"
+            f"the text tokenizer must be {MODEL_FILE} or tokenizer.json, got neither at {path}; "
+            "give a SentencePiece model or a folder that holds one"
         )
     return LlamaTokenizer.from_pretrained(
         model_file.parent,

@@ -19,7 +19,6 @@ from mllm.conversation import (
     chat_template,
     from_chat,
     render,
-    to_chat,
     unconditional,
 )
 from mllm.engine.loop import generate, never_text_ids
@@ -201,9 +200,7 @@ def test_the_command_wants_either_words_or_a_class(
 
 
 def test_chat_dicts_and_the_template_have_classes() -> None:
-    messages = [*asked(3), Message("assistant", (image(),))]
-    assert from_chat(to_chat(asked(3))) == asked(3)
-    assert to_chat(messages)[0]["content"] == [{"type": "class", "class": 3}]
+    assert from_chat([{"role": "user", "content": [{"type": "class", "class": 3}]}]) == asked(3)
     assert "<class_" in chat_template("class")
 
 

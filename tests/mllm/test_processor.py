@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mllm.conversation import CodesPart, ImagePart, Marker, Message, TextPart, chat_template, render, to_chat
+from mllm.conversation import CodesPart, ImagePart, Marker, Message, TextPart, chat_template, render
 from mllm.processor import MLLMProcessor
 from mllm.sequence import build_sequence
 
@@ -102,18 +102,20 @@ def as_text(messages: list[Message], style: str, processor: MLLMProcessor) -> st
     )
 
 
-@pytest.mark.parametrize("style", ["native", "vicuna_v1"])
-def test_the_template_writes_what_the_model_reads(processor: MLLMProcessor, style: str) -> None:
+def test_the_template_writes_what_the_model_reads(processor: MLLMProcessor) -> None:
     codes = CodesPart(np.zeros((3, 4), dtype=np.uint16), (2, 2))
-    messages = [
-        Message("user", (codes, TextPart(" What is it? "))),
-        Message("assistant", (TextPart("a red circle"),)),
-        Message("user", (TextPart("And this?"), codes)),
-        Message("assistant", (TextPart("the same"),)),
+    turns = [(codes, " What is it? "), ("a red circle",), ("And this?", codes), ("the same",)]
+    roles = ["user", "assistant"] * 2
+    parts = [tuple(TextPart(part) if isinstance(part, str) else part for part in turn) for turn in turns]
+    messages = list(map(Message, roles, parts))
+    item = {str: lambda text: {"type": "text", "text": text}, CodesPart: lambda part: {"type": "image", "image": part}}
+    chat = [
+        {"role": role, "content": [item[type(part)](part) for part in turn]}
+        for role, turn in zip(roles, turns, strict=True)
     ]
-    template = chat_template("native" if style == "native" else "unitok")
-    text = processor.apply_chat_template(to_chat(messages), template)
-    assert text == as_text(messages, style, processor)
+    for style, template in (("native", "native"), ("vicuna_v1", "unitok")):
+        text = processor.apply_chat_template(chat, chat_template(template))
+        assert text == as_text(messages, style, processor)
 
 
 def test_text_has_no_special_tokens(processor: MLLMProcessor) -> None:

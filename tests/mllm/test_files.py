@@ -1,14 +1,19 @@
-"""Files are written whole or not at all, also when two processes write the same one."""
+"""Files are written completely or not at all, also by two processes at once; versions are those of the packages."""
 
 from __future__ import annotations
 
 import json
 import multiprocessing
+import platform
 from pathlib import Path
 
+import numpy as np
+import PIL
 import pytest
+import torch
+import transformers
 
-from mllm.files import whole_file, write_json
+from mllm.files import tool_versions, version_of, whole_file, write_json
 
 
 def test_a_file_appears_whole_at_the_end(tmp_path: Path) -> None:
@@ -47,3 +52,14 @@ def test_a_reader_never_meets_half_a_file_while_another_process_rewrites_it(tmp_
 def _rewrite(path: Path, value: object) -> None:
     for _ in range(100):
         write_json(path, value)
+
+
+def test_versions_are_those_that_the_packages_say_themselves() -> None:
+    found = tool_versions("no-such-package")
+    expected = {"torch": torch.__version__, "transformers": transformers.__version__, "numpy": np.__version__}
+    assert found == expected | {
+        "python": platform.python_version(),
+        "pillow": PIL.__version__,
+        "mllm-toolkit": version_of("mllm-toolkit"),
+        "no-such-package": "(not installed)",
+    }
