@@ -1,9 +1,8 @@
-"""Benchmarks in the middle of training, through the same runner and scorers as `mllm evaluate`.
+"""What is measured during training: held-out losses by task, sheets of samples, benchmarks, the world's scores.
 
-In: the model as it would be saved now (train/checkpoints.py), and which benchmarks. Out:
-`benchmarks/step-N/NAME/` with run.json, answers.jsonl and result.json for each, and their headlines in the log. The
-score is that of `mllm evaluate` on the saved model in the same number format, which run.json names. The first process
-answers and the others wait.
+`validate` runs on every process. Callbacks get a pipeline around the model as it would be saved now (see
+`inference_model` in train/checkpoints.py): the first process draws and answers while the others wait, and all get the
+numbers, which the best checkpoint may be chosen by.
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import Dataset
 
+from mllm.config import MLLMConfig
 from mllm.conversation import Message, Mode
 from mllm.engine.request import Overrides
 from mllm.evaluation.answerer import PipelineAnswerer, describe_run
@@ -44,13 +44,131 @@ from mllm.world.checker import MIN_SIDE
 from tokenizer.images import side_by_side
 from train.data.packing import Tokenizers
 from train.metrics import StepMetrics
-from train.recipe import BenchmarkInLoop, WorldInLoop
+from train.recipe import BenchmarkInLoop, MLLMRecipe, WorldInLoop
 
 logger = logging.getLogger(__name__)
 
+EVAL_PREFIX = "eval_"
+"""What the library's trainer expects in front of every name."""
+MAX_ANSWER = 64
+"""Tokens of an answer about the world, more than any right one: an untrained model must not exceed its context."""
 
-class BenchmarksInLoop:
-    """Called with a pipeline on the first process."""
+
+class ValidationCallback(Protocol):
+    names: Sequence[str]
+    """Of the numbers it gives."""
+
+    def __call__(self, pipeline: Pipeline, step: int) -> dict[str, float]: ...
+
+
+def build_callbacks(recipe: MLLMRecipe, *, image_size: int) -> list[ValidationCallback]:
+    """Those that the recipe asks for."""
+    wanted, found = recipe.validation, []
+    if wanted and wanted.prompts:
+        found.append(SampleSheet(wanted.prompts, folder=recipe.output / "samples"))
+    if wanted and wanted.benchmarks:
+        found.append(BenchmarkScores(wanted.benchmarks, folder=recipe.output / "benchmarks"))
+    if wanted and wanted.world:
+        found.append(WorldScores(wanted.world, image_size=image_size))
+    return found
+
+
+def run_callbacks(
+    callbacks: Sequence[ValidationCallback], model: MLLMForConditionalGeneration, tokenizers: Tokenizers, step: int
+) -> dict[str, float]:
+    """The numbers of all callbacks, on every process; the first one computes them."""
+    numbers: dict[str, float] = {}
+    if PartialState().is_main_process:
+        was_training = model.training
+        pipeline = Pipeline(model, MLLMProcessor(tokenizers.text, tokenizers.image, model.config))
+        for callback in callbacks:
+            numbers |= callback(pipeline, step)
+        model.train(was_training)
+    return broadcast_object_list([numbers])[0]
+
+
+def check_best_metric(name: str | None, tasks: Iterable[str], *, others: Iterable[str]) -> None:
+    """Refuse to choose the best checkpoint by a number that is not measured.
+
+    Args:
+        others: names of what is measured beside the losses.
+    """
+    losses = [f"{task}_{part}loss" for task in tasks for part in ("", "text_", "image_")]
+    known = ["loss", *losses, *others]
+    if name is not None and name.removeprefix(EVAL_PREFIX) not in known:
+        raise ValueError(f"trainer.metric_for_best_model must be one of {', '.join(known)}, got {name!r}; change it")
+
+
+# ---- losses ----
+
+
+@torch.no_grad()
+def validate(
+    model: nn.Module,
+    tasks: Mapping[str, Dataset],
+    accelerator: Accelerator,
+    *,
+    config: MLLMConfig,
+    options: dict[str, Any],
+) -> dict[str, float]:
+    """`eval_loss` over all tasks and `eval_TASK_loss`, with text and image parts, weighted as in training.
+
+    Processes take batches in turn; all go forward equally often, because ZeRO-3 gathers weights together.
+
+    Args:
+        options: more keyword arguments of the model's forward.
+    """
+    was_training = model.training
+    model.eval()
+    values: dict[str, float] = {}
+    numerator = denominator = 0.0
+    for task, batches in tasks.items():
+        metrics = StepMetrics(config.num_codebooks)
+        num_batches = len(batches)
+        for first in range(0, num_batches, accelerator.num_processes):
+            index = first + accelerator.process_index
+            batch = send_to_device(batches[index % num_batches], accelerator.device)
+            with accelerator.autocast():
+                parts = model(**batch, **options).loss_parts
+            metrics.add(parts if index < num_batches else _without_weight(parts), batch)
+        sums, _ = metrics.totals(accelerator)
+        loss = sums["text"] * config.text_loss_weight + sums["image"] + sums["z"]
+        weight = sums["num_text"] * config.text_loss_weight + sums["num_image"]
+        values[f"{EVAL_PREFIX}{task}_loss"] = loss / max(weight, 1)
+        values[f"{EVAL_PREFIX}{task}_text_loss"] = sums["text"] / max(sums["num_text"], 1)
+        values[f"{EVAL_PREFIX}{task}_image_loss"] = sums["image"] / max(sums["num_image"], 1)
+        numerator, denominator = numerator + loss, denominator + weight
+    values[f"{EVAL_PREFIX}loss"] = numerator / max(denominator, 1)
+    model.train(was_training)
+    return values
+
+
+def _without_weight(parts: LossParts) -> LossParts:
+    """The same shapes with no weight: a batch that another process counts."""
+    tensors = {f.name: torch.zeros_like(getattr(parts, f.name)) for f in fields(parts) if not f.name.startswith("num")}
+    return replace(parts, **tensors, num_text=0, num_image=0)
+
+
+# ---- callbacks ----
+
+
+class SampleSheet:
+    """Draws prompts onto one sheet `step-N.png`, with the same seeds every time."""
+
+    names: Sequence[str] = ()
+
+    def __init__(self, prompts: Sequence[str], *, folder: Path) -> None:
+        self.prompts, self.folder = prompts, folder
+
+    def __call__(self, pipeline: Pipeline, step: int) -> dict[str, float]:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        images = [pipeline.draw(prompt, seed=0)[0] for prompt in self.prompts]
+        side_by_side(images).save(self.folder / f"step-{step}.png")
+        return {}
+
+
+class BenchmarkScores:
+    """The headlines of benchmarks, by the runner and scorers of `mllm evaluate`, with its files in `step-N/NAME/`."""
 
     def __init__(self, benchmarks: Sequence[BenchmarkInLoop], *, folder: Path) -> None:
         self.benchmarks, self.folder = benchmarks, folder
@@ -69,11 +187,11 @@ class BenchmarksInLoop:
 
 
 def check_benchmark(wanted: BenchmarkInLoop) -> None:
-    """Score silence: a path that is wrong, or a part that cannot be scored, is named now and not after hours."""
+    """Score empty answers: a wrong path, or a part that cannot be scored, is an error now and not after hours."""
     benchmark = find_benchmark(wanted.name)
     if benchmark.mode != "text":
         raise ValueError(
-            f"validation.benchmarks takes questions: found {wanted.name}, which draws; name it to mllm evaluate"
+            f"validation.benchmarks must have text answers, got {wanted.name}, which draws; use mllm evaluate"
         )
     items = benchmark.read_items(wanted.questions, wanted.images)[: wanted.limit]
     options = ScoreOptions(folder=wanted.questions.parent)
@@ -90,8 +208,8 @@ def run_and_score(pipeline: Pipeline, wanted: BenchmarkInLoop, *, folder: Path) 
     description = describe_run(pipeline, benchmark, wanted.questions, counts=counts, seed=0, sampling=sampling)
     answerer = PipelineAnswerer(pipeline, benchmark.mode, cast(Overrides, sampling))
     run = RunFolder(folder)
-    if run.is_of_another(description):  # training went on from a checkpoint before this step, with other weights
-        logger.warning("%s holds answers of an earlier course of this training; they are replaced", folder)
+    if run.is_of_another(description):  # training resumed from a checkpoint before this step, with other weights
+        logger.warning("%s holds answers of an interrupted run; they are replaced", folder)
         shutil.rmtree(folder)
     run_items(chosen, answerer, run, description=description, batch_size=wanted.batch_size)
     answered = match_answers(benchmark, chosen, read_lines(run.answers_file), answers=folder)
@@ -102,175 +220,24 @@ def run_and_score(pipeline: Pipeline, wanted: BenchmarkInLoop, *, folder: Path) 
     return result
 
 
-# What looks at the model whenever it is validated: sheets of samples, benchmarks, the world's scores.
-#
-# In: the model as it would be saved now (train/checkpoints.py). Out: what each observer writes, and numbers for
-# the log. The first process works and the others wait; all get the numbers, by which the best checkpoint may be chosen.
-
-
-class Observer(Protocol):
-    names: Sequence[str]
-    """Of the numbers it gives."""
-
-    def __call__(self, pipeline: Pipeline, step: int) -> dict[str, float]: ...
-
-
-class Observers:
-    """Called with a step, on every process."""
-
-    def __init__(
-        self, model: MLLMForConditionalGeneration, tokenizers: Tokenizers, observers: Sequence[Observer]
-    ) -> None:
-        self.model, self.tokenizers, self.observers = model, tokenizers, observers
-
-    def __len__(self) -> int:
-        return len(self.observers)
-
-    @property
-    def names(self) -> list[str]:
-        """Of all numbers."""
-        return [name for observer in self.observers for name in observer.names]
-
-    def __call__(self, step: int) -> dict[str, float]:
-        numbers: dict[str, float] = {}
-        if PartialState().is_main_process:
-            was_training = self.model.training
-            pipeline = Pipeline(
-                self.model, MLLMProcessor(self.tokenizers.text, self.tokenizers.image, self.model.config)
-            )
-            for observer in self.observers:
-                numbers |= observer(pipeline, step)
-            self.model.train(was_training)
-        return broadcast_object_list([numbers])[0]
-
-
-# Pictures that a model draws in the middle of its training, on one sheet: quality for the eye.
-#
-# In: the model as it would be saved now and sentences. Out: `step-N.png`. The same seeds every time, so that sheets can
-# be compared.
-
-
-class SampleSheet:
-    """Called with a pipeline on the first process."""
-
-    names: Sequence[str] = ()
-
-    def __init__(self, prompts: Sequence[str], *, folder: Path) -> None:
-        self.prompts, self.folder = prompts, folder
-
-    def __call__(self, pipeline: Pipeline, step: int) -> dict[str, float]:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        pictures = [pipeline.draw(prompt, seed=0)[0] for prompt in self.prompts]
-        side_by_side(pictures).save(self.folder / f"step-{step}.png")
-        return {}
-
-
-# Losses on held-out batches, of each task alone, on any number of processes.
-#
-# In: a model and packed batches by task. Out: the same means as in training. Processes take batches in turn; all go
-# forward equally often, because a sharded model (ZeRO-3) gathers its weights together.
-
-
-PREFIX = "eval_"
-"""What the library's trainer expects in front of every name."""
-
-
-@torch.no_grad()
-def validate(
-    model: nn.Module,
-    tasks: Mapping[str, Dataset],
-    accelerator: Accelerator,
-    *,
-    num_codebooks: int,
-    text_weight: float,
-    options: dict[str, Any],
-) -> dict[str, float]:
-    """`eval_loss` over all tasks and `eval_TASK_loss`, with text and image parts, in the units of the training log.
-
-    Args:
-        options: more keyword arguments of the model's forward.
-    """
-    was_training = model.training
-    model.eval()
-    values: dict[str, float] = {}
-    numerator = denominator = 0.0
-    for task, batches in tasks.items():
-        sums = StepMetrics(num_codebooks)
-        num_batches, world = len(batches), accelerator.num_processes
-        for first in range(0, num_batches, world):
-            index = first + accelerator.process_index
-            batch = send_to_device(batches[index % num_batches], accelerator.device)
-            with accelerator.autocast():
-                parts = model(**batch, **options).loss_parts
-            sums.add(parts if index < num_batches else nothing_of(parts), batch)
-        text, num_text, image, z, num_image = sums.totals(accelerator)[:5]
-        weighted, weight = text * text_weight + image + z, num_text * text_weight + num_image
-        values[f"{PREFIX}{task}_loss"] = weighted / max(weight, 1)
-        values[f"{PREFIX}{task}_text_loss"] = text / max(num_text, 1)
-        values[f"{PREFIX}{task}_image_loss"] = image / max(num_image, 1)
-        numerator, denominator = numerator + weighted, denominator + weight
-    values[f"{PREFIX}loss"] = numerator / max(denominator, 1)
-    model.train(was_training)
-    return values
-
-
-def check_best_metric(name: str | None, tasks: Iterable[str], *, others: Iterable[str]) -> None:
-    """Refuse to choose the best checkpoint by a number that is not measured, before hours of training.
-
-    Args:
-        others: names of what is measured beside the losses.
-    """
-    if name is None:
-        return
-    losses = [f"{task}_{part}loss" for task in tasks for part in ("", "text_", "image_")]
-    known = ["loss", *losses, *others]
-    if name.removeprefix(PREFIX) not in known:
-        raise ValueError(
-            f"the best checkpoint is to be chosen by a number that is not measured: found "
-            f"trainer.metric_for_best_model {name!r}; name one of {', '.join(known)}"
-        )
-
-
-def nothing_of(parts: LossParts) -> LossParts:
-    """The same shapes with no weight: a batch that another process counts."""
-    tensors = {f.name: torch.zeros_like(getattr(parts, f.name)) for f in fields(parts) if not f.name.startswith("num")}
-    return replace(parts, **tensors, num_text=0, num_image=0)
-
-
-# The synthetic world's scores in the middle of training: a few items of each job, judged by the exact checker.
-#
-# In: the model as it would be saved now. Out: numbers for the log: `world_JOB`, pass rates from 0 to 1, and `world`,
-# their mean. The same items every time, so that steps can be compared.
-
-
-OVERALL = "world"
-MAX_ANSWER = 64
-"""Tokens of an answer in words, more than any right one: a model that still rambles must not outgrow its context."""
-
-
 class WorldScores:
-    """Called with a pipeline on the first process.
-
-    Raises:
-        ValueError: a job that the world does not score, or pictures too small for its checker.
-    """
+    """Pass rates on the same few items of the synthetic world: `world_JOB`, and `world`, their mean."""
 
     def __init__(self, wanted: WorldInLoop, *, image_size: int) -> None:
         if image_size < MIN_SIDE:
             raise ValueError(
-                f"validation.world reads pictures of {MIN_SIDE} pixels or more: found an image tokenizer of "
+                f"validation.world must have images of {MIN_SIDE} pixels or more, got an image tokenizer of "
                 f"{image_size}; leave it out, or use a larger one"
             )
         self.wanted, self.groups = wanted, choose_groups(wanted.jobs)
-        self.names = [OVERALL, *map(name_of, self.groups)]
+        self.names = ["world", *map(name_of, self.groups)]
 
     def __call__(self, pipeline: Pipeline, step: int) -> dict[str, float]:
         def answer(
             dialogues: Sequence[Sequence[Message]], mode: Mode, seeds: Sequence[int]
         ) -> list[list[str | Image.Image]]:
-            if mode == "text":
-                return pipeline.answer(dialogues, mode, seeds, max_new_tokens=MAX_ANSWER)
-            return pipeline.answer(dialogues, mode, seeds)
+            limit = {"max_new_tokens": MAX_ANSWER} if mode == "text" else {}
+            return pipeline.answer(dialogues, mode, seeds, **limit)
 
         scores = evaluate_world(
             answer,
@@ -281,9 +248,9 @@ class WorldScores:
             groups=self.groups,
         )
         rates = {name_of(group): scores[group.name]["rate"] for group in self.groups}
-        return {OVERALL: sum(rates.values()) / len(rates), **rates}
+        return {"world": sum(rates.values()) / len(rates), **rates}
 
 
 def name_of(group: Group) -> str:
     """A group in one word."""
-    return f"{OVERALL}_{group.job}" + ("_held_out" if group.pairs == "held_out" else "")
+    return f"world_{group.job}" + ("_held_out" if group.pairs == "held_out" else "")

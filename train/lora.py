@@ -1,6 +1,7 @@
-"""Low-rank adapters on the backbone, with the new vocabulary rows and named parts trained whole beside them.
+"""Low-rank adapters on the backbone, with the new vocabulary rows and some groups trained in full beside them.
 
-In: a model and the recipe's fields. Out: a `peft` model that any trainer takes and that saves what it trained only.
+In: a model and the recipe's fields. Out: a `peft` model that any trainer takes and that saves only what was trained.
+`mllm merge ADAPTER -o OUT` adds a trained adapter to its model.
 """
 
 from __future__ import annotations
@@ -19,62 +20,50 @@ from mllm.checkpoint import find_model_folder
 from mllm.config import MLLMConfig
 from mllm.model import MLLMForConditionalGeneration
 from mllm.processor import MLLMProcessor
-from train.checkpoints import whole
-from train.recipe import AdapterRecipe
+from train.checkpoints import gathered
+from train.recipe import PARAMETER_GROUPS, AdapterRecipe
 
-WHOLE = {
-    "projection": "code_embedding.projection",
-    "projector": "code_embedding.projector",
-    "places": "code_embedding.places",
-    "code_head": "code_head",
-}
-"""Parts that can be trained whole beside adapters, and their modules."""
+ADAPTER_CONFIG = "adapter_config.json"
 
 
 def add_adapters(
-    model: MLLMForConditionalGeneration, adapter: AdapterRecipe, *, trains: Sequence[str], base: Path
+    model: MLLMForConditionalGeneration, adapter: AdapterRecipe, *, trainable: Sequence[str], base: Path
 ) -> PeftModel:
-    """Freeze the model and put adapters into its backbone.
+    """Freeze the model and add adapters to its backbone.
 
     Args:
-        trains: parts that learn whole.
+        trainable: groups of parameters that are trained in full.
         base: the folder that the model came from, written into the adapter's config.
     """
+    modules = {group: PARAMETER_GROUPS[group][0].removesuffix(".") for group in trainable}
     present = {name for name, _ in model.named_modules()}
     config = LoraConfig(
         r=adapter.rank,
         lora_alpha=adapter.alpha,
         lora_dropout=adapter.dropout,
         target_modules=rf"backbone\.layers\.\d+\..*\.({'|'.join(adapter.targets)})",
-        modules_to_save=[WHOLE[part] for part in trains if WHOLE[part] in present],
+        modules_to_save=[name for name in modules.values() if name in present],
         trainable_token_indices=token_rows(model.config) if adapter.new_tokens else None,
     )
     if adapter.bits:
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
-    with rows_within_reach(model):
+    with _gathered_vocabulary(model):
         adapted = get_peft_model(model, config)
     adapted.peft_config["default"].base_model_name_or_path = str(base)
-    learn_in_float32(adapted)
+    for parameter in adapted.parameters():
+        # Small steps would be rounded away in the frozen weights' bfloat16; peft itself does so for adapters only.
+        # DeepSpeed has float32 weights of its own: those that ZeRO-3 partitions are left as they are.
+        if parameter.requires_grad and not hasattr(parameter, "ds_id"):
+            parameter.data = parameter.data.float()
     return adapted
 
 
-def learn_in_float32(model: nn.Module) -> None:
-    """Hold what learns in float32 though the frozen rest is bfloat16, in which small steps are rounded away.
-
-    peft does so for its low-rank matrices, not for parts that are trained whole. DeepSpeed has float32 weights of its
-    own; those that ZeRO-3 cut are left as they are.
-    """
-    for parameter in model.parameters():
-        if parameter.requires_grad and not hasattr(parameter, "ds_id"):
-            parameter.data = parameter.data.float()
-
-
 @contextmanager
-def rows_within_reach(model: MLLMForConditionalGeneration) -> Iterator[None]:
-    """While peft copies vocabulary rows, both layers are whole; left alone it collects sharded rows on CUDA only."""
+def _gathered_vocabulary(model: MLLMForConditionalGeneration) -> Iterator[None]:
+    """While peft copies vocabulary rows, both layers are complete; peft itself gathers them on CUDA only."""
     collect = TrainableTokensLayer._collect_token_weights
     layers = (model.get_input_embeddings(), model.get_output_embeddings())
-    with whole(parameter for layer in layers for parameter in layer.parameters()):
+    with gathered(parameter for layer in layers for parameter in layer.parameters()):
         TrainableTokensLayer._collect_token_weights = lambda self, weight, rows, width: weight[rows].clone()
         try:
             yield
@@ -89,13 +78,25 @@ def token_rows(config: MLLMConfig) -> dict[str, list[int]]:
 
 
 def image_token_ids(config: MLLMConfig) -> list[int]:
-    """The ids that frame images and outlines, as far as they are in the vocabulary."""
+    """The ids that frame images and plans, as far as they are in the vocabulary."""
     ids = [config.begin_image_id, config.end_image_id, config.image_token_id]
     ids += [token_id for token_id in (config.new_line_id, config.begin_plan_id) if token_id is not None]
     for first in (config.first_row_size_id, config.first_column_size_id):
         if first is not None:
             ids += range(first, first + (config.max_grid_side or 0))
     return sorted({token_id for token_id in ids if 0 <= token_id < config.vocab_size})
+
+
+def merge_folder(adapter: Path, output: Path, *, base: str | Path | None = None) -> None:
+    """Write the merged model, with the base's tokenizers, to `output`.
+
+    Raises:
+        FileNotFoundError: the folder holds no adapter, or its base is gone.
+    """
+    folder = find_model_folder(base or base_of(adapter))
+    model = MLLMForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    merge(model, adapter).save_pretrained(output)
+    MLLMProcessor.from_pretrained(folder).save_pretrained(output)
 
 
 def merge(model: nn.Module, adapter: Path) -> MLLMForConditionalGeneration:
@@ -105,31 +106,9 @@ def merge(model: nn.Module, adapter: Path) -> MLLMForConditionalGeneration:
     return merged
 
 
-# `mllm merge ADAPTER -o OUT`: a trained adapter and the model it was trained on become one model folder.
-
-
-ADAPTER_CONFIG = "adapter_config.json"
-
-
-def merge_folder(adapter: Path, output: Path, *, base: str | Path | None = None) -> None:
-    """Write the merged model, with the base's tokenizers, to `output`.
-
-    Raises:
-        FileNotFoundError: the folder holds no adapter, or its base is gone.
-    """
-
-    folder = find_model_folder(base or base_of(adapter))
-    model = MLLMForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
-    merge(model, adapter).save_pretrained(output)
-    MLLMProcessor.from_pretrained(folder).save_pretrained(output)
-
-
 def base_of(adapter: Path) -> str:
     """The model that an adapter was trained on."""
     path = adapter / ADAPTER_CONFIG
     if not path.is_file():
-        raise FileNotFoundError(
-            f"there is no adapter in {adapter}: found no {ADAPTER_CONFIG}; give the "
-            "folder that a run with an adapter wrote"
-        )
+        raise FileNotFoundError(f"{path} not found; give the folder that a run with an adapter wrote")
     return json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"]

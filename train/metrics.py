@@ -1,7 +1,7 @@
-"""The numbers of the steps between two entries of the log, over all processes.
+"""Numbers of a training run: means over all processes between two log entries, speed, memory, and their file.
 
-In: the loss parts and the inputs of every micro-batch. Out: means that every text token and every code enters with the
-same weight, positions per second of the whole run, padding share, utilization, memory. All sums are float64.
+In: the loss parts and inputs of every micro-batch. Out: means in which every text token and every code weighs the same,
+positions per second of the whole run, padding share, model FLOPs utilization, memory. All sums are float64.
 
 Letters: B batch, T sequence, K codebooks.
 """
@@ -17,22 +17,18 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import nn
 
 from mllm.config import MLLMConfig
 from mllm.files import whole_file
 from mllm.model import LossParts
 from mllm.sequence import sample_numbers
 
-# How fast and how large a training run is: model FLOPs utilization where the device's peak is known, and memory.
-#
-# FLOPs are counted as in PaLM (arXiv:2204.02311, appendix B): 6 per parameter and position (2 forward, 4 backward) and
-# 12 * layers * width * length / 2 for causal attention, frozen parts and recomputation not set apart. Tables that rows
-# are looked up in cost nothing.
+Values = dict[str, float | list[float]]
 
-
+SCALARS = ("text", "num_text", "image", "z", "num_image", "num_real", "num_positions")
 PEAK_FLOPS = {
-    # dense bfloat16, from the vendors' data sheets; the first name that is part of the device's name wins
+    # dense bfloat16, from the vendors' data sheets; the first name contained in the device's name counts
     "H200": 989e12,
     "H100 PCIe": 756e12,
     "H100": 989e12,
@@ -45,52 +41,8 @@ PEAK_FLOPS = {
 }
 
 
-def peak_flops() -> float | None:
-    """Of one device in bfloat16; None where it is not known (every CPU)."""
-    if not torch.cuda.is_available():
-        return None
-    name = torch.cuda.get_device_name()
-    return next((peak for part, peak in PEAK_FLOPS.items() if part in name), None)
-
-
-def size_of(module: nn.Module) -> int:
-    """Parameters of a module, also where each process holds a part of them only (ZeRO-3)."""
-    return sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in module.parameters())
-
-
-class FlopCount:
-    """FLOPs of training on what a batch holds, for one model and row length."""
-
-    def __init__(self, model: nn.Module, config: MLLMConfig, *, length: int) -> None:
-        embedding = size_of(model.backbone.get_input_embeddings())
-        layers, width = config.text_config.num_hidden_layers, config.hidden_size
-        self.per_position = 6.0 * (size_of(model.backbone) - embedding) + 6.0 * layers * width * length
-        self.per_text = 6.0 * width * config.vocab_size
-        head = model.code_head or nn.Module()  # none: understanding only
-        tables = sum(size_of(module) for module in head.modules() if isinstance(module, nn.Embedding))
-        passes = 1 if config.head_type == "depth_transformer" else config.num_codebooks
-        self.per_code = 6.0 * (size_of(head) - tables) / passes
-
-    def of(self, *, positions: float, text_targets: float, code_targets: float) -> float:
-        """FLOPs of so many positions, labelled text tokens and learned codes."""
-        return positions * self.per_position + text_targets * self.per_text + code_targets * self.per_code
-
-
-def memory_gib() -> float:
-    """The most that this process held so far: of the GPU if there is one, else of main memory."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**30
-    unit = 1 if sys.platform == "darwin" else 1024  # Linux counts in KiB
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
-
-
-Values = dict[str, float | list[float]]
-
-SCALARS = ("text", "num_text", "image", "z", "num_image", "positions", "places")
-
-
 class StepMetrics:
-    """Sums until `drain`."""
+    """Sums of the micro-batches until `drain`."""
 
     def __init__(self, num_codebooks: int, *, flops: FlopCount | None = None) -> None:
         self.num_codebooks, self.flops = num_codebooks, flops
@@ -120,52 +72,79 @@ class StepMetrics:
         self.sums = self.sums.to(device) + torch.cat([stacked, per_codebook_K.detach().double()])
         self.num_batches += 1
 
-    def totals(self, accelerator: Accelerator) -> list[float]:
-        """The sums over all processes, in the order of SCALARS and then by codebook; every process must call it."""
-        sums: Tensor = accelerator.reduce(self.sums.to(accelerator.device), "sum")
-        return sums.tolist()
+    def totals(self, accelerator: Accelerator) -> tuple[dict[str, float], list[float]]:
+        """The sums over all processes: by name, and by codebook; every process must call it."""
+        sums = accelerator.reduce(self.sums.to(accelerator.device), "sum").tolist()
+        return dict(zip(SCALARS, sums, strict=False)), sums[len(SCALARS) :]
 
     def drain(self, accelerator: Accelerator) -> Values:
         """The numbers since the last call; every process must call it."""
-        sums = self.totals(accelerator)
+        total, per_codebook = self.totals(accelerator)
         seconds, self.last = time.monotonic() - self.last, time.monotonic()
         self.reset()
-        total = dict(zip(SCALARS, sums, strict=False))
         num_text, num_image = max(total["num_text"], 1), max(total["num_image"], 1)
-        num_positions = num_image / self.num_codebooks
         values: Values = {
             "text_loss": total["text"] / num_text,
             "image_loss": total["image"] / num_image,
             "z_loss": total["z"] / num_image,
-            "image_loss_per_codebook": [value / num_positions for value in sums[len(SCALARS) :]],
-            "positions_per_second": total["positions"] / seconds,
-            "padding_share": 1 - total["positions"] / max(total["places"], 1),
+            "image_loss_per_codebook": [value * self.num_codebooks / num_image for value in per_codebook],
+            "positions_per_second": total["num_real"] / seconds,
+            "padding_share": 1 - total["num_real"] / max(total["num_positions"], 1),
             "memory_gib": memory_gib(),
         }
         if self.flops is not None and self.peak is not None:
             done = self.flops.of(
-                positions=total["positions"], text_targets=total["num_text"], code_targets=total["num_image"]
+                positions=total["num_real"], text_targets=total["num_text"], code_targets=total["num_image"]
             )
             values["mfu"] = done / seconds / (self.peak * accelerator.num_processes)
         return values
 
 
-def flattened(values: Values) -> dict[str, float]:
-    """One number a name, as dashboards want it: `image_loss_per_codebook/0`, ..."""
-    flat: dict[str, float] = {}
-    for name, value in values.items():
-        if isinstance(value, list):
-            flat |= {f"{name}/{number}": item for number, item in enumerate(value)}
-        else:
-            flat[name] = value
-    return flat
+class FlopCount:
+    """FLOPs of training, as in PaLM (arXiv:2204.02311, appendix B), for one model and row length.
+
+    6 per parameter and position (2 forward, 4 backward) and 12 * layers * width * length / 2 for causal attention, with
+    no difference for frozen parts and recomputation; embedding tables cost nothing.
+    """
+
+    def __init__(self, model: nn.Module, config: MLLMConfig, *, length: int) -> None:
+        embedding = size_of(model.backbone.get_input_embeddings())
+        layers, width = config.text_config.num_hidden_layers, config.hidden_size
+        self.per_position = 6.0 * (size_of(model.backbone) - embedding) + 6.0 * layers * width * length
+        self.per_text = 6.0 * width * config.vocab_size
+        head = model.code_head or nn.Module()  # none: understanding only
+        tables = sum(size_of(module) for module in head.modules() if isinstance(module, nn.Embedding))
+        passes = 1 if config.head_type == "depth_transformer" else config.num_codebooks
+        self.per_code = 6.0 * (size_of(head) - tables) / passes
+
+    def of(self, *, positions: float, text_targets: float, code_targets: float) -> float:
+        """FLOPs of so many positions, labelled text tokens and learned codes."""
+        return positions * self.per_position + text_targets * self.per_text + code_targets * self.per_code
 
 
-# Numbers of a training run, one JSON object a line, in a file that survives stops and can be plotted.
+def peak_flops() -> float | None:
+    """Of one device in bfloat16; None where it is not known (every CPU)."""
+    if not torch.cuda.is_available():
+        return None
+    name = torch.cuda.get_device_name()
+    return next((peak for part, peak in PEAK_FLOPS.items() if part in name), None)
+
+
+def size_of(module: nn.Module) -> int:
+    """Parameters of a module, also where ZeRO-3 partitions them."""
+    return sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in module.parameters())
+
+
+def memory_gib() -> float:
+    """Peak memory of this process: of the GPU if there is one, else main memory."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    unit = 1 if sys.platform == "darwin" else 1024  # Linux counts in KiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
 class MetricsLog:
-    """Appends to `metrics.jsonl`; entries after the step that a run resumes from are dropped: none is doubled."""
+    """Appends JSON lines to `metrics.jsonl`; a resumed run first drops entries after the step it resumes from."""
 
     def __init__(self, path: Path, *, resumed_step: int = 0) -> None:
         self.path = path
@@ -174,29 +153,40 @@ class MetricsLog:
             with whole_file(path) as unfinished:
                 unfinished.write_text("".join(line + "\n" for line in kept))
 
-    def write(self, step: int, values: dict[str, float | list[float]]) -> None:
-        """Add one entry."""
-        rounded = {name: _rounded(value) for name, value in values.items()}
+    def write(self, step: int, values: Values) -> None:
+        """Add one entry, with numbers rounded to six digits."""
+        rounded = {
+            name: [_rounded(item) for item in value] if isinstance(value, list) else _rounded(value)
+            for name, value in values.items()
+        }
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **rounded}) + "\n")
 
 
 def _step_of(line: str) -> float:
-    """The step of an entry; one that a killed run left half written is after all steps."""
+    """The step of an entry; infinite for one that a killed run left half written."""
     try:
         return json.loads(line)["step"]
     except (json.JSONDecodeError, KeyError, TypeError):  # "7" and "{}" are JSON, too
         return float("inf")
 
 
-def _rounded(value: float | list[float]) -> float | list[float]:
-    if isinstance(value, list):
-        return [float(f"{item:.6g}") for item in value]
+def _rounded(value: float) -> float:
     return float(f"{value:.6g}")
 
 
-def as_words(values: dict[str, float | list[float]]) -> str:
-    """The numbers of one entry on one console line."""
+def flattened(values: Values) -> dict[str, float]:
+    """One number per name, for dashboards: `image_loss_per_codebook/0`, ..."""
+    flat: dict[str, float] = {}
+    for name, value in values.items():
+        flat |= (
+            {f"{name}/{index}": item for index, item in enumerate(value)} if isinstance(value, list) else {name: value}
+        )
+    return flat
+
+
+def as_words(values: Values) -> str:
+    """One entry on one console line."""
     shown = []
     for name, value in values.items():
         numbers = value if isinstance(value, list) else [value]

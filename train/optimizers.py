@@ -1,7 +1,10 @@
-"""AdamW, and Muon with AdamW for what Muon does not cover, chosen by a recipe.
+"""AdamW, and Muon with AdamW for what Muon does not cover, as a recipe asks for.
 
-Muon (Keller Jordan, 2024; train/optimizers.py) orthogonalises the update of every hidden matrix; embeddings, output
-layers, norms and biases stay with AdamW.
+Muon (Keller Jordan, https://kellerjordan.github.io/posts/muon/, 2024) orthogonalises the update of every hidden matrix;
+embeddings, output layers, norms and biases stay with AdamW. Ours takes the steps of `torch.optim.Muon` with matrices
+of one shape stacked: a few large matrix products instead of thousands of small ones.
+
+Letters: G matrices of one shape, M N their rows and columns.
 """
 
 from __future__ import annotations
@@ -9,104 +12,56 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from train.hardware import fast_dtype
+from train.recipe import OptimizerRecipe
 
-# Muon that orthogonalises matrices of one shape together: the same steps as `torch.optim.Muon`, in a few large matrix
-# products instead of some thousand small ones.
-#
-# Letters: G matrices of one shape, M N their rows and columns.
-
-
-MAX_TOGETHER = 2**26
-"""Numbers that are worked on at once: their copies in float32 and bfloat16 take about a GiB. Larger matrices fill a
-device one by one."""
+MAX_STACKED = 2**26
+"""Numbers that are stacked at once: their copies take about a GiB. Larger matrices fill a device one by one."""
 
 
-class BatchedMuon(torch.optim.Muon):
-    """`torch.optim.Muon`, its state and its arguments, with learning rates adjusted in the original way."""
+def build_optimizer(
+    recipe: OptimizerRecipe, named_parameters: Iterable[tuple[str, nn.Parameter]], *, outside_muon: tuple[str, ...] = ()
+) -> torch.optim.Optimizer:
+    """The optimizer of a recipe over the trainable parameters.
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Tensor] | None = None) -> None:  # type: ignore[override]
-        assert closure is None, "a closure would be evaluated here alone, not by the optimizer beside this one"
-        for group in self.param_groups:
-            assert group["adjust_lr_fn"] in (None, "original"), "other adjustments are not built"
-            for parameters in groups_of_one_kind(group["params"]):
-                self._step_together(parameters, group)
-
-    def _step_together(self, parameters: list[nn.Parameter], group: dict[str, Any]) -> None:
-        gradients: list[Tensor] = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        averages = [self._average_of(parameter) for parameter in parameters]
-        torch._foreach_lerp_(averages, gradients, 1 - group["momentum"])
-        updates = torch._foreach_lerp(gradients, averages, group["momentum"]) if group["nesterov"] else averages
-        directions_GMN = orthogonalize(
-            torch.stack(updates), group["ns_coefficients"], steps=group["ns_steps"], eps=group["eps"]
-        )
-        num_rows, num_columns = parameters[0].shape
-        rate = float(group["lr"])
-        torch._foreach_mul_(parameters, 1 - rate * group["weight_decay"])
-        length = rate * math.sqrt(max(1, num_rows / num_columns))
-        torch._foreach_add_(parameters, [*directions_GMN.to(parameters[0].dtype)], alpha=-length)
-
-    def _average_of(self, parameter: nn.Parameter) -> Tensor:
-        state = self.state[parameter]
-        if "momentum_buffer" not in state:
-            state["momentum_buffer"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
-        return state["momentum_buffer"]
-
-
-def groups_of_one_kind(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
-    """Those with a gradient by shape, type and device, not too many in a group."""
-    alike: dict[tuple[Any, ...], list[nn.Parameter]] = defaultdict(list)
-    for parameter in parameters:
-        if parameter.grad is not None:
-            alike[parameter.shape, parameter.dtype, parameter.device].append(parameter)
-    for group in alike.values():
-        size = max(1, MAX_TOGETHER // group[0].numel())
-        for start in range(0, len(group), size):
-            yield group[start : start + size]
-
-
-def orthogonalize(matrices_GMN: Tensor, coefficients: Sequence[float], *, steps: int, eps: float) -> Tensor:
-    """Matrices with the same singular vectors and singular values near 1.
-
-    The quintic Newton-Schulz iteration of Keller Jordan (https://kellerjordan.github.io/posts/muon/, 2024), in bfloat16
-    where the device has it: the iteration tolerates it. Elsewhere bfloat16 is emulated, 10 times slower than float32.
+    Args:
+        outside_muon: substrings of the names of matrices (embeddings, output layers) that stay with AdamW.
     """
-    if matrices_GMN.shape[1] > matrices_GMN.shape[2]:
-        return orthogonalize(matrices_GMN.transpose(1, 2), coefficients, steps=steps, eps=eps).transpose(1, 2)
-    a, b, c = coefficients
-    x_GMN = matrices_GMN.to(fast_dtype(matrices_GMN.device))
-    x_GMN = x_GMN / x_GMN.norm(dim=(1, 2), keepdim=True).clamp(min=eps)
-    for _ in range(steps):
-        gram_GMM = x_GMN @ x_GMN.transpose(1, 2)
-        update_GMM = torch.baddbmm(gram_GMM, gram_GMM, gram_GMM, beta=b, alpha=c)
-        x_GMN = torch.baddbmm(x_GMN, update_GMM, x_GMN, beta=a)
-    return x_GMN
+    matrices, others, flat = [], [], []
+    for name, parameter in named_parameters:
+        if not parameter.requires_grad:
+            continue
+        if parameter.ndim < 2:
+            flat.append(parameter)
+        elif parameter.ndim == 2 and not any(part in name for part in outside_muon):
+            matrices.append(parameter)
+        else:
+            others.append(parameter)
+    decayed = others if recipe.name == "muon" else matrices + others
+    groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": flat, "weight_decay": 0.0}]
+    if recipe.name == "adamw8bit":
+        return _adamw_8bit(groups, recipe)
+    adamw = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=recipe.betas, fused=True)
+    if recipe.name == "adamw":
+        return adamw
+    return OptimizerPair(BatchedMuon(matrices, lr=recipe.matrix_learning_rate, weight_decay=recipe.weight_decay), adamw)
 
 
-@dataclass(frozen=True, kw_only=True)
-class OptimizerRecipe:
-    name: Literal["adamw", "adamw8bit", "muon"] = "adamw"
-    """adamw8bit keeps its two averages in 8 bits (needs bitsandbytes)."""
-    learning_rate: float = 5e-5
-    """Of AdamW."""
-    matrix_learning_rate: float = 2e-2
-    """Of Muon; only used by it."""
-    betas: tuple[float, float] = (0.9, 0.95)
-    weight_decay: float = 0.0
-
-    def __post_init__(self) -> None:
-        if min(self.learning_rate, self.matrix_learning_rate) <= 0:
-            raise ValueError(
-                f"learning rates must be above 0, found {self.learning_rate} and {self.matrix_learning_rate}; "
-                "mend the recipe"
-            )
+def _adamw_8bit(groups: list[dict[str, Any]], recipe: OptimizerRecipe) -> torch.optim.Optimizer:
+    """AdamW whose averages take a quarter of the memory (Dettmers et al., arXiv:2110.02861)."""
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ModuleNotFoundError:
+        raise ImportError(
+            "optimizer.name adamw8bit must have bitsandbytes, got none; pip install 'mllm-toolkit[quantization]', or "
+            "use adamw"
+        ) from None
+    return AdamW8bit(groups, lr=recipe.learning_rate, betas=recipe.betas)
 
 
 class OptimizerPair(torch.optim.Optimizer):
@@ -115,7 +70,7 @@ class OptimizerPair(torch.optim.Optimizer):
     def __init__(self, first: torch.optim.Optimizer, second: torch.optim.Optimizer) -> None:
         self.parts = (first, second)
         super().__init__([*first.param_groups, *second.param_groups], defaults={})
-        # One list of the same dicts: a scheduler that writes a learning rate here reaches the parts.
+        # The same dicts in one list: a scheduler that writes a learning rate here reaches both optimizers.
         self.param_groups = [*first.param_groups, *second.param_groups]
 
     def step(self, closure: Callable[[], Tensor] | None = None) -> None:  # type: ignore[override]
@@ -136,49 +91,63 @@ class OptimizerPair(torch.optim.Optimizer):
         self.param_groups = [group for part in self.parts for group in part.param_groups]
 
 
-def build_optimizer(
-    recipe: OptimizerRecipe, named_parameters: Iterable[tuple[str, nn.Parameter]], *, outside_muon: tuple[str, ...] = ()
-) -> torch.optim.Optimizer:
-    """The optimizer of a recipe over the parameters that learn.
+class BatchedMuon(torch.optim.Muon):
+    """`torch.optim.Muon`, its state and its arguments, with the original adjustment of learning rates."""
 
-    Args:
-        outside_muon: parts of parameter names (embeddings, output layers) that AdamW keeps.
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Tensor] | None = None) -> None:  # type: ignore[override]
+        assert closure is None, "a closure would be evaluated by this optimizer alone, not by the one beside it"
+        for group in self.param_groups:
+            assert group["adjust_lr_fn"] in (None, "original"), f"adjust_lr_fn is {group['adjust_lr_fn']!r}"
+            for parameters in _stacks(group["params"]):
+                self._step_stack(parameters, group)
+
+    def _step_stack(self, parameters: list[nn.Parameter], group: dict[str, Any]) -> None:
+        gradients: list[Tensor] = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        averages = [self._average_of(parameter) for parameter in parameters]
+        torch._foreach_lerp_(averages, gradients, 1 - group["momentum"])
+        updates = torch._foreach_lerp(gradients, averages, group["momentum"]) if group["nesterov"] else averages
+        directions_GMN = orthogonalize(
+            torch.stack(updates), group["ns_coefficients"], steps=group["ns_steps"], eps=group["eps"]
+        )
+        num_rows, num_columns = parameters[0].shape
+        rate = float(group["lr"])
+        torch._foreach_mul_(parameters, 1 - rate * group["weight_decay"])
+        length = rate * math.sqrt(max(1, num_rows / num_columns))
+        torch._foreach_add_(parameters, [*directions_GMN.to(parameters[0].dtype)], alpha=-length)
+
+    def _average_of(self, parameter: nn.Parameter) -> Tensor:
+        state = self.state[parameter]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+        return state["momentum_buffer"]
+
+
+def _stacks(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
+    """Parameters with a gradient, by shape, type and device, a limited number at once."""
+    alike: dict[tuple[Any, ...], list[nn.Parameter]] = defaultdict(list)
+    for parameter in parameters:
+        if parameter.grad is not None:
+            alike[parameter.shape, parameter.dtype, parameter.device].append(parameter)
+    for group in alike.values():
+        size = max(1, MAX_STACKED // group[0].numel())
+        for start in range(0, len(group), size):
+            yield group[start : start + size]
+
+
+def orthogonalize(matrices_GMN: Tensor, coefficients: Sequence[float], *, steps: int, eps: float) -> Tensor:
+    """Matrices with the same singular vectors and singular values near 1, by the quintic Newton-Schulz iteration.
+
+    In bfloat16 where the device has it: the iteration tolerates it. Elsewhere bfloat16 is emulated, and 10 times slower
+    than float32.
     """
-    matrices, others, flat = [], [], []
-    for name, parameter in named_parameters:
-        if not parameter.requires_grad:
-            continue
-        if parameter.ndim < 2:
-            flat.append(parameter)
-        elif parameter.ndim == 2 and not any(part in name for part in outside_muon):
-            matrices.append(parameter)
-        else:
-            others.append(parameter)
-    adamw_matrices = others if recipe.name == "muon" else matrices + others
-    groups = [
-        {"params": adamw_matrices, "weight_decay": recipe.weight_decay},
-        {"params": flat, "weight_decay": 0.0},
-    ]
-    if recipe.name == "adamw8bit":
-        return adamw_8bit(groups, recipe)
-    adamw = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=recipe.betas, fused=True)
-    match recipe.name:
-        case "adamw":
-            return adamw
-        case "muon":
-            muon = BatchedMuon(matrices, lr=recipe.matrix_learning_rate, weight_decay=recipe.weight_decay)
-            return OptimizerPair(muon, adamw)
-        case _:
-            raise ValueError(f"unknown optimizer {recipe.name!r}; use adamw, adamw8bit or muon")
-
-
-def adamw_8bit(groups: list[dict[str, Any]], recipe: OptimizerRecipe) -> torch.optim.Optimizer:
-    """AdamW whose averages take a quarter of the memory (Dettmers et al., arXiv:2110.02861)."""
-    try:
-        from bitsandbytes.optim import AdamW8bit
-    except ModuleNotFoundError:
-        raise ImportError(
-            "optimizer.name is adamw8bit but bitsandbytes is not installed; install it with: pip install "
-            "'mllm-toolkit[quantization]', or use adamw"
-        ) from None
-    return AdamW8bit(groups, lr=recipe.learning_rate, betas=recipe.betas)
+    if matrices_GMN.shape[1] > matrices_GMN.shape[2]:
+        return orthogonalize(matrices_GMN.transpose(1, 2), coefficients, steps=steps, eps=eps).transpose(1, 2)
+    a, b, c = coefficients
+    x_GMN = matrices_GMN.to(fast_dtype(matrices_GMN.device))
+    x_GMN = x_GMN / x_GMN.norm(dim=(1, 2), keepdim=True).clamp(min=eps)
+    for _ in range(steps):
+        gram_GMM = x_GMN @ x_GMN.transpose(1, 2)
+        update_GMM = torch.baddbmm(gram_GMM, gram_GMM, gram_GMM, beta=b, alpha=c)
+        x_GMN = torch.baddbmm(x_GMN, update_GMM, x_GMN, beta=a)
+    return x_GMN

@@ -185,7 +185,7 @@ class TokenizerTrainer:
         if self.adversary is not None and self.adversary.schedule.weight(self.step):
             parts |= self.adversary.train_step(pixels_B3HW, output.reconstruction_B3HW, self.step)
         revived = 0
-        if recipe.trains == "all":
+        if recipe.trainable == "all":
             with self.accelerator.autocast():
                 revived = update_codebooks(
                     self.unwrapped, pixels_B3HW, recipe.codebooks, step=self.step, steps=recipe.steps, seed=recipe.seed
@@ -378,7 +378,7 @@ def build_model(recipe: TokenizerRecipe) -> UniTok:
     if not recipe.loss.contrastive:
         for parameter in model.contrastive_parameters():
             parameter.requires_grad_(False)
-    if recipe.trains == "decoder":
+    if recipe.trainable == "decoder":
         for part in model.encoding_half.values():
             part.requires_grad_(False)
     return model

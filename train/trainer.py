@@ -1,17 +1,22 @@
-"""Train the unified model: a thin subclass of `transformers.Trainer`.
+"""Train the unified model: from a recipe to a model folder, by a thin subclass of `transformers.Trainer`.
 
-What is added to the library's trainer: the loss is weighted by tokens and codes over all ranks and accumulation
-steps, its parts are logged (image loss per codebook, positions per second, padding share), bad steps are skipped or end
-the run, checkpoints are whole or do not count, validation is by task, the optimizer comes from the recipe, and an
-average of the weights is kept. Batches come whole from the data set: item b of the data set is batch b, so skipping to
-a batch costs nothing and a resumed run sees exactly what an uninterrupted one sees.
+Added to the library's trainer: the loss is weighted by tokens and codes over all ranks and accumulation steps, its
+parts are logged, bad steps are skipped or end the run, checkpoints are complete or do not count, validation is by task,
+the optimizer comes from the recipe, and an average of the weights is kept. Item b of the data set is batch b: skipping
+to a batch costs nothing, and a resumed run sees exactly what an uninterrupted one sees.
 """
 
 from __future__ import annotations
 
+import json
+import logging
+import math
 import os
+import statistics
 import time
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Callable, Mapping
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -22,37 +27,139 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, SequentialSampler
 from transformers import Trainer, TrainingArguments
 from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import rotate_checkpoints
 
-from mllm.model import count_items
-from train.callbacks import PREFIX, Observers, validate
+from mllm.model import MLLMForConditionalGeneration, count_items
+from mllm.vocabulary import load_text_tokenizer
+from tokenizer.unitok import UniTok
+from train.build_model import build_model, freeze_all_but
+from train.callbacks import EVAL_PREFIX, build_callbacks, check_best_metric, run_callbacks, validate
 from train.checkpoints import (
-    PLAIN,
+    UNSHARDED,
     ZERO_2,
     ZERO_3,
     WeightAverage,
-    as_saved,
-    finish,
-    mark_unfinished,
-    needs_joining,
+    check_sharding,
+    deepspeed_settings,
+    inference_model,
+    needs_resharding,
     newest_checkpoint,
-    reads_joined,
+    remove_unfinished,
+    save_model_folder,
+    write_checkpoint,
+    write_universal,
 )
-from train.hardware import WAIT_IN_TRAINING, fast_dtype, training_device
-from train.metrics import FlopCount, MetricsLog, StepMetrics, flattened
+from train.data.batches import training_batches, validation_batches
+from train.data.packing import Tokenizers
+from train.hardware import WAIT_IN_TRAINING, fast_dtype, speed_up, training_device
+from train.lora import add_adapters
+from train.metrics import FlopCount, MetricsLog, StepMetrics, flattened, size_of
 from train.optimizers import build_optimizer
-from train.recipe import MLLMRecipe, StepJudge
+from train.recipe import BadSteps, MLLMRecipe, as_yaml
+
+logger = logging.getLogger(__name__)
 
 OUTSIDE_MUON = ("embed_tokens", "lm_head", "codebooks", "linear_head", "output", "places")
 """Embeddings and output layers, by parts of their names."""
+FINAL = "final"
+"""Folder of the finished model below a run's output."""
+TRACKERS = {"tensorboard": "tensorboard", "wandb": "wandb"}
+"""Name in transformers, and the module that must be installed."""
+
+
+def train_mllm(recipe: MLLMRecipe) -> None:
+    """Train, resuming from the newest checkpoint in the output folder, and write the finished model to `final/`."""
+    arguments = training_arguments(recipe)
+    prepare_output(recipe, arguments)
+    image_tokenizer = UniTok.from_pretrained(recipe.image_tokenizer)
+    text_tokenizer = load_text_tokenizer(recipe.text_tokenizer)
+    base = build_model(recipe, text_tokenizer, image_tokenizer, dtype=load_dtype(recipe, arguments))
+    logger.info("the model has %.2f M parameters", size_of(base) / 1e6)
+    if arguments.use_cpu:
+        speed_up(base.backbone, compiles=recipe.compile_backbone)
+    elif recipe.compile_backbone:
+        base.backbone.compile(dynamic=False)
+    model = trainable_model(recipe, base)
+    tokenizers = Tokenizers(text=text_tokenizer, image=image_tokenizer, config=base.config)
+    callbacks = build_callbacks(recipe, image_size=base.config.image_size)
+    validation = validation_batches(recipe, tokenizers)
+    names = [name for callback in callbacks for name in callback.names]
+    check_best_metric(arguments.metric_for_best_model, validation, others=names)
+    num_batches = arguments.max_steps * arguments.gradient_accumulation_steps * arguments.world_size
+    trainer = MLLMTrainer(
+        model,
+        recipe=recipe,
+        arguments=arguments,
+        batches=training_batches(recipe, tokenizers, num_batches=num_batches),
+        validation=validation,
+        measure=partial(run_callbacks, callbacks, base, tokenizers) if callbacks else None,
+    )
+    trainer.resume(newest_checkpoint(recipe.output))
+    save_final(trainer, tokenizers)
+
+
+def prepare_output(recipe: MLLMRecipe, arguments: TrainingArguments) -> None:
+    """Write the resolved recipe and make the newest checkpoint loadable; the first process does so for all."""
+    state = PartialState()
+    newest = newest_checkpoint(recipe.output)
+    if newest is not None:
+        check_sharding(newest, sharding_of_run(arguments))
+    if state.is_main_process:
+        recipe.output.mkdir(parents=True, exist_ok=True)
+        (recipe.output / "recipe.yaml").write_text(as_yaml(recipe))
+        remove_unfinished(recipe.output)
+        if newest is not None and needs_resharding(newest, arguments.world_size):
+            write_universal(newest)
+    state.wait_for_everyone()
+
+
+def load_dtype(recipe: MLLMRecipe, arguments: TrainingArguments) -> torch.dtype:
+    """The precision that weights are loaded in: bfloat16 where no or another copy of them is trained, else float32.
+
+    DeepSpeed keeps its own float32 weights, and below adapters the weights are frozen.
+    """
+    has_float32_elsewhere = bool(arguments.deepspeed) or recipe.adapter is not None
+    return torch.bfloat16 if arguments.bf16 and has_float32_elsewhere else torch.float32
+
+
+def trainable_model(recipe: MLLMRecipe, base: MLLMForConditionalGeneration) -> nn.Module:
+    """The model with some groups frozen, or with adapters."""
+    if recipe.adapter is None:
+        freeze_all_but(base, recipe.trainable)
+        return base
+    assert recipe.start_from is not None, "a recipe with an adapter starts from a model"
+    torch.manual_seed(recipe.trainer.get("seed", 0))  # adapters start random, alike on every process
+    return add_adapters(base, recipe.adapter, trainable=recipe.trainable, base=recipe.start_from)
+
+
+def save_final(trainer: MLLMTrainer, tokenizers: Tokenizers) -> None:
+    """Write the finished model, or the finished adapter, from the first process."""
+    model, folder = trainer.model, trainer.recipe.output / FINAL
+    if trainer.average:
+        trainer.average.copy_to_model()
+    weights = trainer.gathered_weights()
+    if trainer.is_world_process_zero():
+        if trainer.recipe.adapter is not None:
+            model.save_pretrained(folder, state_dict=weights)
+        else:
+            save_model_folder(
+                folder,
+                model=model,
+                text_tokenizer=tokenizers.text,
+                image_tokenizer=tokenizers.image,
+                state_dict=weights,
+            )
+    trainer.accelerator.wait_for_everyone()
 
 
 class MLLMTrainer(Trainer):
     """`transformers.Trainer` over packed batches.
 
     Args:
-        validation: packed batches by task, for `evaluate`.
-        observers: called with the step in every evaluation, on every process; the model is then what would be saved.
+        validation: packed batches by task.
+        measure: called with the step in every evaluation, on every process, with the model as it would be saved; gives
+            more numbers for the log.
     """
 
     def __init__(
@@ -62,63 +169,49 @@ class MLLMTrainer(Trainer):
         recipe: MLLMRecipe,
         arguments: TrainingArguments,
         batches: Dataset,
-        validation: Mapping[str, Dataset] | None = None,
-        observers: Observers,
+        validation: Mapping[str, Dataset],
+        measure: Callable[[int], dict[str, float]] | None,
     ) -> None:
-        self.recipe, self.batches, self.validation, self.observers = recipe, batches, validation or {}, observers
+        self.recipe, self.batches, self.validation, self.measure = recipe, batches, validation, measure
         self.config = model.config
         self.average = WeightAverage(model, decay=recipe.ema_decay) if recipe.ema_decay else None
-        self.judge = StepJudge(recipe.bad_steps)
-        self.fault: str | None = None
+        self.monitor = LossMonitor(recipe.bad_steps)
+        self.is_bad_step = False
         self.step_loss: Tensor | float = 0.0
         self.options = {"max_logits_bytes": recipe.max_logits_mib * 2**20} if recipe.max_logits_mib else {}
-        self.metrics = StepMetrics(
-            self.config.num_codebooks, flops=FlopCount(inner_model(model), self.config, length=recipe.length)
-        )
+        flops = FlopCount(without_adapters(model), self.config, length=recipe.length)
+        self.metrics = StepMetrics(self.config.num_codebooks, flops=flops)
         self.metrics_log: MetricsLog | None = None
         super().__init__(
             model,
             args=arguments,
             train_dataset=batches,
-            eval_dataset=batches if self.validation else None,  # only its presence is asked for: see `evaluate`
+            eval_dataset=batches if validation else None,  # only whether it is there matters: see `evaluate`
             data_collator=_only_item,
             callbacks=[self.average] if self.average else None,
         )
         self.model_accepts_loss_kwargs = True
 
-    # ---- batches and optimizer ----
+    # ---- batches, optimizer, loss ----
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> SequentialSampler:
         return SequentialSampler(range(len(self.batches)))
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
-            learner = model if model is not None else self.model
-            assert learner is not None, "a trainer has a model"
-            self.optimizer = build_optimizer(
-                self.recipe.optimizer, learner.named_parameters(), outside_muon=OUTSIDE_MUON
-            )
+            named = (model or self.model).named_parameters()
+            self.optimizer = build_optimizer(self.recipe.optimizer, named, outside_muon=OUTSIDE_MUON)
         return self.optimizer
-
-    # ---- loss ----
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: torch.device) -> Tensor | None:
         """Supervised text tokens (by their weight) plus supervised codes, over all ranks and accumulation steps."""
         if not batch_samples:
             return None
-        counts = [
-            count_items(
-                batch["labels"],
-                batch["code_targets"],
-                num_codebooks=self.config.num_codebooks,
-                text_weight=self.config.text_loss_weight,
-            )
-            for batch in batch_samples
-        ]
-        count = torch.stack(counts).sum()
-        count = count.to(device)
+        weights = {"num_codebooks": self.config.num_codebooks, "text_weight": self.config.text_loss_weight}
+        counts = [count_items(batch["labels"], batch["code_targets"], **weights) for batch in batch_samples]
+        count = torch.stack(counts).sum().to(device)
         total = self.accelerator.gather(count).sum() if self.args.world_size > 1 else count
-        return total.clamp(min=1)  # where nothing is learned, the loss is 0 and no 0 / 0
+        return total.clamp(min=1)  # where nothing is learned, the loss is 0 and not 0 / 0
 
     def compute_loss(
         self,
@@ -131,41 +224,31 @@ class MLLMTrainer(Trainer):
         self.metrics.add(output.loss_parts, inputs)
         # Trainer averages gradients over ranks; the count above is already over all of them.
         loss = output.loss * (self.accelerator.num_processes if num_items_in_batch is not None else 1)
-        loss = self._judged(loss)
+        loss = self._check_loss(loss)
         return (loss, output) if return_outputs else loss
 
     # ---- bad steps ----
 
-    def _judged(self, loss: Tensor) -> Tensor:
-        """The loss; that of a bad step becomes infinite, which makes its gradient no number on every process.
+    def _check_loss(self, loss: Tensor) -> Tensor:
+        """The loss; in a bad step its gradient is NaN on every process.
 
-        Why this way: DeepSpeed steps inside `backward`, and leaves a step out when its gradient is no number.
+        DeepSpeed steps inside `backward`, and skips a step whose gradient is not finite. Elsewhere `_get_grad_norm`
+        drops the gradient.
         """
         self.step_loss = self.step_loss + loss.detach()
         if not self.accelerator.sync_gradients:
             return loss
         step_loss, self.step_loss = self.accelerator.reduce(self.step_loss, "mean").item(), 0.0
-        self.fault = self.judge.fault_of_loss(step_loss)
-        if self.fault is None:
-            return loss
-        self._count_fault()
-        return loss * float("inf")
+        self.is_bad_step = self.monitor.is_bad_loss(step_loss, step=self.state.global_step + 1)
+        return _NaNGradient.apply(loss) if self.is_bad_step else loss
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | float | None = None) -> float | None:
         norm = super()._get_grad_norm(model, grad_norm)
-        is_new_fault = self.fault is None and norm is not None
-        if is_new_fault:
-            self.fault = self.judge.fault_of_gradient(float(norm))
-        if self.fault is not None:
-            if is_new_fault:
-                self._count_fault()
+        if not self.is_bad_step and norm is not None:
+            self.is_bad_step = self.monitor.is_bad_gradient(float(norm), step=self.state.global_step + 1)
+        if self.is_bad_step:
             model.zero_grad()  # an optimizer leaves alone what has no gradient
-            self.fault = None
         return norm
-
-    def _count_fault(self) -> None:
-        assert self.fault is not None, "a fault is counted where one was found"
-        self.judge.count(self.fault, step=self.state.global_step + 1)
 
     # ---- log and validation ----
 
@@ -174,37 +257,29 @@ class MLLMTrainer(Trainer):
         if self.metrics.num_batches and "loss" in logs:
             values |= self.metrics.drain(self.accelerator)
         if self.is_world_process_zero() and "train_runtime" not in logs:  # the summary is not a step's
-            self._metrics_log().write(self.state.global_step, values)
+            if self.metrics_log is None:
+                path = self.recipe.output / "metrics.jsonl"
+                self.metrics_log = MetricsLog(path, resumed_step=self.state.global_step - 1)
+            self.metrics_log.write(self.state.global_step, values)
         super().log(flattened(values), start_time)
 
-    def _metrics_log(self) -> MetricsLog:
-        if self.metrics_log is None:
-            path = self.recipe.output / "metrics.jsonl"
-            self.metrics_log = MetricsLog(path, resumed_step=self.state.global_step - 1)
-        return self.metrics_log
-
     def evaluate(self, *arguments: Any, **options: Any) -> dict[str, float]:
-        """Losses by task of the weights that learn (train/callbacks.py), and what the observers find."""
+        """Losses by task of the weights that are trained, and what is measured on the model as it would be saved."""
         began = time.monotonic()
         values = validate(
-            self.model_wrapped,
-            self.validation,
-            self.accelerator,
-            num_codebooks=self.config.num_codebooks,
-            text_weight=self.config.text_loss_weight,
-            options=self.options,
+            self.model_wrapped, self.validation, self.accelerator, config=self.config, options=self.options
         )
-        if self.observers:
-            with as_saved(self.model, inner_model(self.model).backbone, self.average):
-                found = self.observers(self.state.global_step)
-            values |= {f"{PREFIX}{name}": value for name, value in found.items()}
+        if self.measure is not None:
+            with inference_model(self.model, without_adapters(self.model).backbone, self.average):
+                measured = self.measure(self.state.global_step)
+            values |= {f"{EVAL_PREFIX}{name}": value for name, value in measured.items()}
         self.log(values)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, values)
-        self.metrics.last += time.monotonic() - began  # no training time: positions per second leave it out
+        self.metrics.last += time.monotonic() - began  # positions per second are those of training
         return values
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
-        """Whether this is the best so far, which then is saved, also between two `save_steps`."""
+        """Whether this is the best so far, which is then saved, also between two `save_steps`."""
         is_best = super()._determine_best_metric(metrics, trial)
         self.control.should_save |= is_best
         return is_best
@@ -212,21 +287,26 @@ class MLLMTrainer(Trainer):
     # ---- checkpoints ----
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Write a checkpoint that counts only when every process is done; then drop old ones."""
-        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        """Let the library write a checkpoint where it does not count, then move it to the output folder."""
+        output, step = self.args.output_dir, self.state.global_step
+
+        def write(folder: Path) -> None:
+            self.args.output_dir = str(folder.parent)
+            try:
+                super(MLLMTrainer, self)._save_checkpoint(model, trial)
+            finally:
+                self.args.output_dir = output
+            if self.state.best_model_checkpoint == str(folder):
+                self.state.best_model_checkpoint = str(Path(output) / folder.name)
+            if self.args.should_save:
+                self.monitor.save(folder)
+                self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
+
+        write_checkpoint(Path(output), step, write, keep=None, state=PartialState())
         if self.args.should_save:
-            mark_unfinished(folder)
-        self.accelerator.wait_for_everyone()  # else another process could write first, and be killed
-        limit, self.args.save_total_limit = self.args.save_total_limit, None  # nothing is dropped before the end
-        super()._save_checkpoint(model, trial)
-        self.args.save_total_limit = limit
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            self.judge.save(folder)
-            finish(folder)
             rotate_checkpoints(
-                output_dir=self.args.output_dir,
-                save_total_limit=limit,
+                output_dir=output,
+                save_total_limit=self.args.save_total_limit,
                 best_model_checkpoint=self.state.best_model_checkpoint,
             )
 
@@ -235,51 +315,118 @@ class MLLMTrainer(Trainer):
         if self.average and output_dir:
             self.average.save(Path(output_dir))
 
-    def go_on_from(self, checkpoint: Path | None) -> None:
-        """Train on from a checkpoint, or from the start."""
+    def resume(self, checkpoint: Path | None) -> None:
+        """Train from a checkpoint on, or from the start."""
         if checkpoint is not None:
-            self.judge.load(checkpoint)
-            if self.average:  # here, because the library loads nothing itself where DeepSpeed does
+            self.monitor.load(checkpoint)
+            if self.average:  # here, because with DeepSpeed the library loads nothing itself
                 self.average.load(checkpoint)
         self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
-    def whole_weights(self) -> dict[str, Tensor] | None:
-        """All weights on the first process, gathered where they are sharded; every process must call it."""
-        if not is_deepspeed_zero3_enabled():
-            return None
-        return self.accelerator.get_state_dict(self.model_wrapped)
+    def gathered_weights(self) -> dict[str, Tensor] | None:
+        """All weights on the first process where ZeRO-3 partitions them, else None; every process must call it."""
+        return self.accelerator.get_state_dict(self.model_wrapped) if is_deepspeed_zero3_enabled() else None
 
 
-def inner_model(model: nn.Module) -> nn.Module:
+class _NaNGradient(torch.autograd.Function):
+    """The identity, whose gradient is NaN."""
+
+    @staticmethod
+    def forward(context: Any, loss: Tensor) -> Tensor:
+        return loss.clone()
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> Tensor:
+        return torch.full_like(gradient, float("nan"))
+
+
+def without_adapters(model: nn.Module) -> nn.Module:
     """The model below adapters."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def _only_item(items: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """A batch comes whole from the data set, so a loader's batch has one item."""
+    """The data set gives whole batches, so a batch of the loader has one item."""
     assert len(items) == 1, f"the loader must take one packed batch at a time, got {len(items)}"
     return items[0]
 
 
-# From a recipe to the library's training arguments: what the recipe says, and what packed batches need.
-#
-# Made before the model: under DeepSpeed ZeRO-3 they are what tells transformers to load every weight in parts.
+# ---- bad steps ----
 
 
-TRACKERS = {"tensorboard": "tensorboard", "wandb": "wandb"}
-"""Name in transformers, and the module that must be installed."""
+class BadStepsError(ValueError):
+    """A run had more bad steps than its recipe allows."""
 
-WITH_WHOLE_WEIGHTS = {"prompts": "draws pictures", "benchmarks": "answers questions", "world": "draws and answers"}
-"""Fields of `validation` that look at the model as it would be saved."""
+
+class LossMonitor:
+    """Finds and counts bad steps, over all resumptions of a run: checkpoints carry the count and the recent losses."""
+
+    WINDOW = 50
+    """Recent losses whose median a spike is measured against."""
+    MIN_SEEN = 10
+    """Losses before a spike can be found."""
+    FILE = "bad_steps.json"
+
+    def __init__(self, rule: BadSteps) -> None:
+        self.rule = rule
+        self.recent: deque[float] = deque(maxlen=self.WINDOW)
+        self.num_bad = 0
+
+    def is_bad_loss(self, loss: float, *, step: int) -> bool:
+        """Whether the loss of a step (over all ranks) is bad; a good one is remembered.
+
+        Raises:
+            BadStepsError: it is one bad step too many.
+        """
+        if not math.isfinite(loss):
+            return self._count(f"the loss is {loss}", step)
+        if self.rule.spike is not None and len(self.recent) >= self.MIN_SEEN:
+            median = statistics.median(self.recent)
+            if loss > self.rule.spike * median:
+                return self._count(
+                    f"the loss is {loss:.4g}, the median of the last {len(self.recent)} is {median:.4g}", step
+                )
+        self.recent.append(loss)
+        return False
+
+    def is_bad_gradient(self, norm: float, *, step: int) -> bool:
+        """Whether the gradient of a step is not finite."""
+        return not math.isfinite(norm) and self._count(f"the gradient norm is {norm}", step)
+
+    def _count(self, fault: str, step: int) -> bool:
+        self.num_bad += 1
+        if self.num_bad > self.rule.allowed:
+            raise BadStepsError(
+                f"loss and gradient must be finite and without spikes, got a bad step {step} after {self.num_bad - 1} "
+                f"skipped ones: {fault}; nothing of it was saved: lower the learning rate or check the data, then run "
+                "the recipe again to resume from the newest checkpoint (bad_steps.allowed skips a few such steps)"
+            )
+        logger.warning("step %d is skipped (%d of %d): %s", step, self.num_bad, self.rule.allowed, fault)
+        return True
+
+    def save(self, folder: Path) -> None:
+        """Add what was seen so far to a checkpoint."""
+        (folder / self.FILE).write_text(json.dumps({"num_bad": self.num_bad, "recent": list(self.recent)}) + "\n")
+
+    def load(self, folder: Path) -> None:
+        """Resume from a checkpoint; older ones hold nothing of this."""
+        if (folder / self.FILE).is_file():
+            seen = json.loads((folder / self.FILE).read_text())
+            self.num_bad, self.recent = seen["num_bad"], deque(seen["recent"], maxlen=self.WINDOW)
+
+
+# ---- from a recipe to the library's training arguments ----
 
 
 def training_arguments(recipe: MLLMRecipe) -> TrainingArguments:
-    """The library's arguments.
+    """What the recipe says, and what packed batches need.
+
+    Made before the model: under ZeRO-3 they tell transformers to load every weight partitioned.
 
     Raises:
         ValueError: a key of `trainer` that TrainingArguments does not know, or keys that contradict each other.
     """
-    fixed = {
+    defaults = {
         "output_dir": str(recipe.output),
         "per_device_train_batch_size": 1,  # an item of the data set is a whole batch
         "remove_unused_columns": False,
@@ -290,90 +437,85 @@ def training_arguments(recipe: MLLMRecipe) -> TrainingArguments:
         "use_cpu": not torch.cuda.is_available(),
         "bf16": fast_dtype(training_device()) == torch.bfloat16,
         "average_tokens_across_devices": False,  # our trainer counts over the ranks itself
-        "logging_nan_inf_filter": False,  # our trainer judges every step
+        "logging_nan_inf_filter": False,  # our trainer looks at every step
         "ddp_timeout": int(WAIT_IN_TRAINING.total_seconds()),  # while the first process encodes, draws or answers
         "eval_strategy": "steps" if recipe.validation else "no",
         "metric_for_best_model": "loss" if recipe.validation else None,
     }
-    fields = {
+    settings = {
         name: "no" if name.endswith("_strategy") and value is False else value  # YAML reads the word as false
-        for name, value in {**fixed, **recipe.trainer}.items()
+        for name, value in {**defaults, **recipe.trainer}.items()
     }
-    if recipe.validation and fields.get("save_total_limit") == 1:
-        fields["save_total_limit"] = 2  # the best and the last; with 1 the library drops the last at the end
+    if recipe.validation and settings.get("save_total_limit") == 1:
+        settings["save_total_limit"] = 2  # the best and the last; with 1 the library drops the last at the end
     if recipe.batches_per_step is not None:
-        fields["gradient_accumulation_steps"] = accumulation_steps(recipe.batches_per_step)
-    if fields.get("deepspeed") and needs_joining(newest_checkpoint(recipe.output), num_processes()):
-        fields["deepspeed"] = reads_joined(fields["deepspeed"])
-    if fields["use_cpu"] and not fields.get("deepspeed") and num_processes() > 1:
+        settings["gradient_accumulation_steps"] = accumulation_steps(recipe.batches_per_step)
+    if settings.get("deepspeed"):
+        universal = needs_resharding(newest_checkpoint(recipe.output), num_processes())
+        settings["deepspeed"] = deepspeed_settings(settings["deepspeed"], universal=universal)
+    elif settings["use_cpu"] and num_processes() > 1:
         PartialState(cpu=True, timeout=WAIT_IN_TRAINING)  # on a CPU the library does not pass `ddp_timeout` on
     try:
-        arguments = TrainingArguments(**fields)
+        arguments = TrainingArguments(**settings)
     except TypeError as error:
-        raise ValueError(f"trainer has a key that TrainingArguments does not know: {error}; mend the recipe") from None
-    check_sharding(recipe, arguments)
+        raise ValueError(f"trainer must have keys of TrainingArguments, got: {error}; change the recipe") from None
+    check_supported(recipe, arguments)
     if arguments.deepspeed:
         join_deepspeed(use_cpu=arguments.use_cpu)
     return arguments
 
 
-def join_deepspeed(*, use_cpu: bool) -> None:
-    """Tell DeepSpeed of the other processes before the model is built; on a CPU accelerate leaves that out.
-
-    Raises:
-        ValueError: no launcher started this process.
-    """
-    from deepspeed import comm
-
-    if "WORLD_SIZE" not in os.environ:
-        raise ValueError(
-            "trainer.deepspeed needs processes that know of each other, and no launcher was found; start with "
-            "torchrun, accelerate launch or deepspeed, also for a single process"
-        )
-    if not comm.is_initialized():
-        backend = "gloo" if use_cpu else None
-        comm.init_distributed(dist_backend=backend, auto_mpi_discovery=False, timeout=WAIT_IN_TRAINING)
-
-
 def accumulation_steps(batches_per_step: int) -> int:
-    """Batches that one process adds up for a step, from the batches of all."""
-    world = num_processes()
-    if batches_per_step % world:
+    """Batches that one process accumulates for a step."""
+    if batches_per_step % num_processes():
         raise ValueError(
-            f"batches_per_step does not divide among the processes: found {batches_per_step} and {world}; "
-            "use a multiple of the processes"
+            f"batches_per_step must be a multiple of the processes, got {batches_per_step} and {num_processes()}; "
+            "change one"
         )
-    return batches_per_step // world
+    return batches_per_step // num_processes()
 
 
 def num_processes() -> int:
     """How many train together, as every launcher writes it into the environment.
 
-    Asking accelerate would already set up the exchange between processes, before DeepSpeed can.
+    Accelerate would set up the communication to find out, before DeepSpeed can.
     """
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def sharding_of_run(arguments: TrainingArguments) -> str:
-    """What checkpoints of a run are written under."""
+    """The sharding that a run's checkpoints are written under."""
     if not arguments.deepspeed:
-        return PLAIN
+        return UNSHARDED
     return ZERO_3 if arguments.hf_deepspeed_config.is_zero3() else ZERO_2
 
 
-def check_sharding(recipe: MLLMRecipe, arguments: TrainingArguments) -> None:
-    """Refuse what a sharded optimizer or model cannot do."""
-    if not arguments.deepspeed:
-        return
-    if recipe.optimizer.name == "muon":
-        raise ValueError("optimizer.name is muon, which needs whole matrices; use adamw with DeepSpeed")
-    if not arguments.hf_deepspeed_config.is_zero3():
+def check_supported(recipe: MLLMRecipe, arguments: TrainingArguments) -> None:
+    """Refuse what needs complete matrices (with DeepSpeed) or complete weights (with ZeRO-3)."""
+    sharding = sharding_of_run(arguments)
+    if sharding != UNSHARDED and recipe.optimizer.name == "muon":
+        raise ValueError("optimizer.name must be adamw with DeepSpeed, got muon, which needs complete matrices")
+    if sharding != ZERO_3:
         return
     if recipe.ema_decay:
-        raise ValueError(f"ema_decay is {recipe.ema_decay}, which needs whole weights; use 0 with ZeRO-3, or ZeRO-2")
-    for name, work in WITH_WHOLE_WEIGHTS.items():
+        raise ValueError(f"ema_decay must be 0 with ZeRO-3, got {recipe.ema_decay}; set it to 0 or use ZeRO-2")
+    for name in ("prompts", "benchmarks", "world"):
         if recipe.validation and getattr(recipe.validation, name):
             raise ValueError(
-                f"validation.{name} {work}, which needs whole weights; leave it out with ZeRO-3 and look at the "
-                "checkpoints, or use ZeRO-2"
+                f"validation.{name} must be left out with ZeRO-3, got {getattr(recipe.validation, name)}; evaluate the "
+                "checkpoints instead, or use ZeRO-2"
             )
+
+
+def join_deepspeed(*, use_cpu: bool) -> None:
+    """Connect the processes before the model is built; on a CPU accelerate does not."""
+    from deepspeed import comm
+
+    if "WORLD_SIZE" not in os.environ:
+        raise ValueError(
+            "trainer.deepspeed must be started by a launcher, got none; use torchrun, accelerate launch or deepspeed, "
+            "also for a single process"
+        )
+    if not comm.is_initialized():
+        backend = "gloo" if use_cpu else None
+        comm.init_distributed(dist_backend=backend, auto_mpi_discovery=False, timeout=WAIT_IN_TRAINING)

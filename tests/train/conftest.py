@@ -10,8 +10,7 @@ import torch
 
 from tokenizer.config import UniTokConfig
 from tokenizer.unitok import UniTok
-from train.optimizers import OptimizerRecipe
-from train.recipe import MLLMData, MLLMRecipe, TextTokenizerRecipe
+from train.recipe import MLLMData, MLLMRecipe, OptimizerRecipe, TextTokenizerRecipe
 from train.text_tokenizer import train_world_tokenizer
 
 SMALL = {

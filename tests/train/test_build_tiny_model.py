@@ -56,7 +56,7 @@ def test_the_bundled_model_is_rebuilt_from_nothing(tmp_path: Path, path_with_sma
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     source = json.loads((model / "SOURCE.json").read_text())
     assert [stage["optimizer"]["matrix_learning_rate"] for stage in source["stages"]] == [0.02, 0.008]
-    assert [stage["trains"] for stage in source["image_tokenizer_stages"]] == ["all", "decoder"]
+    assert [stage["trainable"] for stage in source["image_tokenizer_stages"]] == ["all", "decoder"]
     assert source["scores"]["count"] == 2
     one, two = (sorted((runs / name / "codes" / "shards").iterdir()) for name in ("tiny_first", "tiny"))
     assert [path.read_bytes() for path in one] == [path.read_bytes() for path in two]

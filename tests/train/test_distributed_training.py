@@ -15,7 +15,7 @@ from tokenizer.unitok import UniTok
 from train.build_model import build_model
 from train.checkpoints import save_model_folder
 from train.recipe import AdapterRecipe, MLLMRecipe
-from train.run import train_mllm
+from train.trainer import train_mllm
 
 pytestmark = pytest.mark.slow
 
@@ -52,7 +52,7 @@ def of_kind(recipe: MLLMRecipe, kind: str) -> MLLMRecipe:
     if kind == "whole":
         return recipe
     adapter = AdapterRecipe(rank=4, alpha=8.0, dropout=0.0)
-    return dataclasses.replace(recipe, adapter=adapter, trains=["projector", "code_head"])
+    return dataclasses.replace(recipe, adapter=adapter, trainable=["projector", "code_head"])
 
 
 def sharded(recipe: MLLMRecipe, strategy: str) -> MLLMRecipe:

@@ -12,9 +12,6 @@ from PIL import Image
 from mllm.config import MLLMConfig
 from mllm.vocabulary import load_text_tokenizer
 from tests.train.launching import ROOT, environment, losses
-from train.recipe import RECIPES, MLLMRecipe, read_yaml, resolve
-
-STAGES = ("stage1_projector", "stage2_pretrain", "stage3_sft", "lora", "qlora")
 
 
 @pytest.mark.slow
@@ -31,27 +28,13 @@ def test_raw_files_become_a_model_that_draws_and_answers(tmp_path: Path) -> None
     assert config.embedder_width == 192
 
 
-@pytest.mark.parametrize("name", STAGES)
-def test_the_stages_recipes_are_sound_and_explained(name: str) -> None:
-    path = RECIPES / f"{name}.yaml"
-    recipe = resolve(MLLMRecipe, read_yaml(path))
-    assert recipe.batches_per_step and recipe.max_logits_mib and recipe.trainer["gradient_checkpointing"]
-    assert (recipe.adapter is not None) == (name in ("lora", "qlora"))
-    assert path.read_text().startswith("#") and path.read_text().count("#") >= 4
-
-
-def test_published_learning_rates_are_kept() -> None:
-    rates = {name: resolve(MLLMRecipe, read_yaml(RECIPES / f"{name}.yaml")).optimizer.learning_rate for name in STAGES}
-    assert rates["stage2_pretrain"] == 5e-5 and rates["stage3_sft"] == 2e-5
-
-
-@pytest.mark.parametrize("name", ["zero2", "zero3", "zero3_offload"])
-def test_deepspeed_files_leave_to_the_recipe_what_it_says(name: str) -> None:
-    config = json.loads((ROOT / "scripts" / f"{name}.json").read_text())
-    assert config["zero_optimization"]["stage"] == int(name[4])
-    for key in ("train_batch_size", "gradient_accumulation_steps", "gradient_clipping"):
-        assert config[key] == "auto"
-    assert config["bf16"]["enabled"] == "auto" and "optimizer" not in config
+def test_deepspeed_files_leave_to_the_recipe_what_it_says() -> None:
+    for name in ("zero2", "zero3", "zero3_offload"):
+        config = json.loads((ROOT / "scripts" / f"{name}.json").read_text())
+        assert config["zero_optimization"]["stage"] == int(name[4])
+        for key in ("train_batch_size", "gradient_accumulation_steps", "gradient_clipping"):
+            assert config[key] == "auto"
+        assert config["bf16"]["enabled"] == "auto" and "optimizer" not in config
 
 
 def test_an_unknown_launcher_is_refused() -> None:

@@ -1,4 +1,4 @@
-"""Recipes: strict keys, typed overrides, round trip."""
+"""Recipes: strict keys, typed overrides, round trip, old keys; what is shipped is sound."""
 
 import subprocess
 import sys
@@ -9,14 +9,26 @@ import pytest
 
 from mllm.config import MLLMConfig
 from mllm.vocabulary import extend_tokenizer, load_text_tokenizer
-from tests.train.launching import ROOT
+from tests.train.launching import ROOT, environment
 from tokenizer.config import UniTokConfig
 from tokenizer.unitok import UniTok
 from train.build_model import model_config
-from train.recipe import RECIPES, MLLMRecipe, TokenizerRecipe, WorldInLoop, as_yaml, find_recipe, read_yaml, resolve
+from train.recipe import (
+    RECIPES,
+    AdapterRecipe,
+    BadSteps,
+    MLLMRecipe,
+    TokenizerRecipe,
+    WorldInLoop,
+    as_yaml,
+    find_recipe,
+    read_yaml,
+    resolve,
+)
 from train.tokenizer_trainer import with_new_decoder
 
 BUNDLED = ROOT / "mllm/assets/tiny"
+STAGES = ("stage1_projector", "stage2_pretrain", "stage3_sft", "lora", "qlora")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,36 +44,77 @@ class Toy:
     schedule: Schedule = field(default_factory=Schedule)
 
 
-def test_overrides_win_over_the_file_and_keep_their_types() -> None:
-    toy = resolve(
-        Toy, {"output": "out", "schedule": {"rate": "5e-5"}}, ["--steps", "7", "--schedule.betas", "[0.5, 0.6]"]
-    )
+def test_overrides_win_over_the_file_and_keep_their_types(tmp_path: Path) -> None:
+    values = {"output": "out", "schedule": {"rate": "5e-5"}}
+    toy = resolve(Toy, values, ["--steps", "7", "--schedule.betas=[0.5, 0.6]"])
     assert toy == Toy(output=Path("out"), steps=7, schedule=Schedule(rate=5e-5, betas=(0.5, 0.6)))
-
-
-def test_a_resolved_recipe_can_be_fed_back(tmp_path: Path) -> None:
-    toy = Toy(output=Path("out"), steps=5, schedule=Schedule(rate=2e-5))
     path = tmp_path / "resolved.yaml"
     path.write_text(as_yaml(toy))
     assert resolve(Toy, read_yaml(path)) == toy
 
 
-@pytest.mark.parametrize(
-    ("values", "overrides", "named"),
-    [
+def test_a_wrong_recipe_is_refused_in_one_line_that_names_the_key(tmp_path: Path) -> None:
+    for values, overrides, named in (
         ({"output": "out", "stepz": 3}, [], "stepz"),
         ({"output": "out", "schedule": {"rat": 1.0}}, [], "rat"),
         ({"output": "out", "steps": "many"}, [], "steps"),
         ({"output": "out"}, ["--stepz", "3"], "stepz"),
+        ({"output": "out"}, ["--steps"], "steps"),
+        ({"output": "out"}, ["--schedule", "{rate: "], "schedule"),
         ({}, [], "output"),
-    ],
-)
-def test_a_wrong_recipe_is_refused_in_one_sentence_that_names_the_key(
-    values: dict, overrides: list, named: str
-) -> None:
-    with pytest.raises(ValueError, match=named) as caught:
-        resolve(Toy, values, overrides)
-    assert "\n" not in str(caught.value)
+    ):
+        with pytest.raises(ValueError, match=named) as caught:
+            resolve(Toy, values, overrides)
+        assert "\n" not in str(caught.value)
+    for text in ("a: [", "3"):
+        (tmp_path / "bad.yaml").write_text(text)
+        with pytest.raises(ValueError, match="bad.yaml"):
+            read_yaml(tmp_path / "bad.yaml")
+    with pytest.raises(FileNotFoundError, match="tiny"):
+        find_recipe("no_such_recipe")
+
+
+def test_optional_and_free_sections_can_be_changed_and_dropped() -> None:
+    values = read_yaml(find_recipe("lora"))
+    words = ["--adapter.rank", "4", "--adapter.alpha=2", "--validation.batches", "3", "--trainer.max_steps", "5"]
+    words += ["--validation.world.count", "5", "--validation.world.jobs=[draw]", "--model.text_config.hidden_size", "8"]
+    words += ["--trainer.lr_scheduler_kwargs", "{num_decay_steps: 2, decay_type: linear}", "--trainer.seed=1"]
+    changed = resolve(MLLMRecipe, values, words)
+    assert (changed.adapter.rank, changed.adapter.alpha, changed.adapter.dropout) == (4, 2.0, 0.05)
+    assert changed.validation.batches == 3 and changed.validation.world == WorldInLoop(count=5, jobs=["draw"])
+    assert changed.model == {"text_config": {"hidden_size": 8}}
+    assert changed.trainer["max_steps"] == 5 and changed.trainer["seed"] == 1
+    assert changed.trainer["lr_scheduler_kwargs"] == {"num_decay_steps": 2, "decay_type": "linear"}
+    assert resolve(MLLMRecipe, read_yaml(find_recipe("stage2_pretrain")), ["--validation", "null"]).validation is None
+    with pytest.raises(ValueError, match="rang"):
+        resolve(MLLMRecipe, values, ["--adapter.rang", "4"])
+
+
+def test_old_keys_are_read() -> None:
+    values = read_yaml(find_recipe("lora"))
+    old = {("trains" if name == "trainable" else name): value for name, value in values.items()}
+    assert resolve(MLLMRecipe, old) == resolve(MLLMRecipe, values)
+    assert resolve(MLLMRecipe, values, ["--trains", "[projector]"]).trainable == ["projector"]
+
+
+def test_contradictions_are_refused() -> None:
+    values = read_yaml(find_recipe("stage2_pretrain"))
+    for changes in (
+        {"trainable": ["projektor"]},
+        {"backbone": "folder"},
+        {"start_from": None, "adapter": {}, "trainable": ["projector"]},
+        {"adapter": {}, "trainable": ["all"]},
+        {"optimizer": {"learning_rate": 0.0}},
+        {"data": {"shards": [{"path": "a"}], "episodes": 3}},
+        {"data": {"min_objects": 3, "max_objects": 2}},
+        {"data": {"drawing_weights": {"full": 0}}},
+        {"classes": {"class_dropout": 1.0}},
+    ):
+        with pytest.raises(ValueError, match="must"):
+            resolve(MLLMRecipe, {**values, **changes})
+    for wrong in (lambda: AdapterRecipe(bits=3), lambda: AdapterRecipe(rank=0), lambda: BadSteps(allowed=-1)):
+        with pytest.raises(ValueError, match="must"):
+            wrong()
 
 
 def test_the_bundled_models_recipes_fit_together() -> None:
@@ -74,37 +127,27 @@ def test_the_bundled_models_recipes_fit_together() -> None:
     image_tokenizer = with_new_decoder(codes, second.architecture)
     bundled = MLLMConfig.from_pretrained(BUNDLED)
     assert image_tokenizer.config == UniTok.from_pretrained(BUNDLED / "image_tokenizer").config
-    vocabulary = extend_tokenizer(
-        load_text_tokenizer(BUNDLED), max_grid_side=third.model["max_grid_side"], outlines=True
-    )
+    vocabulary = extend_tokenizer(load_text_tokenizer(BUNDLED), max_grid_side=third.model["max_grid_side"], plans=True)
     text_config = {**third.model["text_config"], "vocab_size": vocabulary.size}
     config = model_config(third, text_config, vocabulary, image_tokenizer)
     for name in (*third.model.keys() - {"text_config"}, "patch_size", "image_size", "begin_plan_id", "new_line_id"):
         assert getattr(config, name) == getattr(bundled, name), name
 
 
-def test_an_unknown_recipe_name_lists_what_is_shipped() -> None:
-    with pytest.raises(FileNotFoundError, match="tiny"):
-        find_recipe("no_such_recipe")
+def test_the_stages_recipes_are_sound_and_explained() -> None:
+    rates = {}
+    for name in STAGES:
+        text, recipe = (RECIPES / f"{name}.yaml").read_text(), resolve(MLLMRecipe, read_yaml(find_recipe(name)))
+        assert recipe.batches_per_step and recipe.max_logits_mib and recipe.trainer["gradient_checkpointing"]
+        assert (recipe.adapter is not None) == (name in ("lora", "qlora"))
+        assert text.startswith("#") and text.count("#") >= 4
+        rates[name] = recipe.optimizer.learning_rate
+    assert rates["stage2_pretrain"] == 5e-5 and rates["stage3_sft"] == 2e-5  # as published
 
 
-def test_what_the_launchers_start_says_what_is_wrong_without_a_traceback(tmp_path: Path) -> None:
+def test_what_launchers_start_says_what_is_wrong_in_one_line() -> None:
     words = [sys.executable, "-m", "train.run", "--local_rank=0", "tiny", "--lenght", "3"]  # as deepspeed starts it
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(words, cwd=ROOT, env=environment(), capture_output=True, text=True)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     (said,) = [line for line in done.stderr.splitlines() if line.startswith("mllm: ")]
     assert "lenght" in said
-
-
-def test_sections_that_a_recipe_may_leave_out_can_be_changed_and_dropped() -> None:
-    values = read_yaml(find_recipe("lora"))
-    changed = resolve(MLLMRecipe, values, ["--adapter.rank", "4", "--adapter.alpha=2", "--validation.batches", "3"])
-    assert (changed.adapter.rank, changed.adapter.alpha, changed.adapter.dropout) == (4, 2.0, 0.05)
-    assert changed.validation.batches == 3
-    world = ["--validation.world.count", "5", "--validation.world.jobs=[draw]"]
-    assert resolve(MLLMRecipe, values, world).validation.world == WorldInLoop(count=5, jobs=["draw"])
-    with pytest.raises(ValueError, match=r"--validation is not valid YAML: found '\{batches: '; mend the value"):
-        resolve(MLLMRecipe, values, ["--validation", "{batches: "])
-    assert resolve(MLLMRecipe, read_yaml(find_recipe("stage2_pretrain")), ["--validation", "null"]).validation is None
-    with pytest.raises(ValueError, match="rang"):
-        resolve(MLLMRecipe, values, ["--adapter.rang", "4"])

@@ -14,7 +14,7 @@ import torch
 from mllm.vocabulary import load_text_tokenizer
 from tokenizer.unitok import UniTok
 from train.build_model import build_model
-from train.checkpoints import whole
+from train.checkpoints import gathered
 from train.recipe import MLLMRecipe, read_yaml, resolve
 from train.trainer import training_arguments
 
@@ -28,7 +28,7 @@ def main() -> None:
     total = sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters())
     values = {}
     for name, parameter in model.named_parameters():
-        with whole([parameter]):
+        with gathered([parameter]):
             values[name] = parameter.detach().clone()
     values |= {name: buffer.clone() for name, buffer in model.named_buffers() if "code_embedding" in name}
     report = Path(sys.argv[2])

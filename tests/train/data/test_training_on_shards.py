@@ -15,7 +15,7 @@ from tests.train.data.raw_data import OPTIONS, load, write_raw
 from train.data.prepare import prepare_folder
 from train.data.shards import MANIFEST, SHARDS
 from train.recipe import MLLMData, MLLMRecipe, ShardSource, Validation, as_yaml, resolve
-from train.run import train_mllm
+from train.trainer import train_mllm
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ def run(optimizer_class: type[torch.optim.Muon], *, steps: int, nesterov: bool =
 
 @pytest.mark.parametrize(("nesterov", "together"), [(True, 2**26), (False, 2**26), (True, 1), (True, 72)])
 def test_steps_are_those_of_the_library(nesterov: bool, together: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("train.optimizers.MAX_TOGETHER", together)
+    monkeypatch.setattr("train.optimizers.MAX_STACKED", together)
     theirs, ours = (run(kind, steps=4, nesterov=nesterov) for kind in (torch.optim.Muon, BatchedMuon))
     for one, other in zip(theirs, ours, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-3)  # its products are bfloat16

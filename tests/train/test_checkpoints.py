@@ -1,0 +1,132 @@
+"""Averaged weights, the model as it would be saved, folders that count, and what DeepSpeed is asked for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import PartialState
+from transformers import LlamaConfig, LlamaModel
+
+from train.checkpoints import (
+    ZERO_2,
+    ZERO_3,
+    WeightAverage,
+    check_sharding,
+    deepspeed_settings,
+    inference_model,
+    needs_resharding,
+    newest_checkpoint,
+    remove_unfinished,
+    sharding_of,
+    write_checkpoint,
+)
+from train.hardware import SPELLED_OUT, speed_up
+
+CONFIG = LlamaConfig(
+    hidden_size=8, intermediate_size=6, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2, vocab_size=5
+)
+
+
+def weights_of(model: torch.nn.Module) -> list[torch.Tensor]:
+    return [tensor.clone() for tensor in model.state_dict().values()]
+
+
+def test_within_the_context_the_model_is_the_one_that_would_be_saved() -> None:
+    """The average for weights, a loaded model's attention, nothing compiled; then everything as before."""
+    for fails in (False, True):
+        backbone = LlamaModel(CONFIG)
+        speed_up(backbone, compiles=True)
+        compiled = backbone._compiled_call_impl
+        average = WeightAverage(backbone, decay=0.5)
+        first = weights_of(backbone)
+        with inference_model(backbone, backbone, average):  # of no step yet
+            assert all(map(torch.equal, weights_of(backbone), first))
+        average.update()
+        with torch.no_grad():
+            for parameter in backbone.parameters():
+                parameter.add_(2.0)
+        average.update()
+        own = weights_of(backbone)
+        try:
+            with inference_model(backbone, backbone, average):
+                assert backbone.config._attn_implementation == "sdpa" and backbone._compiled_call_impl is None
+                torch.testing.assert_close(weights_of(backbone), [tensor + 1.0 for tensor in first])
+                if fails:
+                    raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            assert fails
+        assert all(map(torch.equal, weights_of(backbone), own))
+        assert backbone.config._attn_implementation == SPELLED_OUT
+        assert compiled is not None and backbone._compiled_call_impl is compiled
+
+
+def test_small_steps_of_bfloat16_weights_are_averaged(tmp_path: Path) -> None:
+    """In bfloat16 an average of decay 0.999 would never leave the first weights."""
+    model = torch.nn.Linear(3, 2).to(torch.bfloat16)
+    average = WeightAverage(model, decay=0.999)
+    with torch.no_grad():
+        model.weight.fill_(1.0)
+        average.update()
+        model.weight.fill_(1.5)
+    for _ in range(100):
+        average.update()
+    again = WeightAverage(model, decay=0.999)
+    average.save(tmp_path)
+    again.load(tmp_path)
+    expected = torch.full((2, 3), 1.5 - 0.5 * 0.999**100)
+    for kept in (average, again):
+        torch.testing.assert_close(kept.average.module[0].data, expected)
+        with kept.ema_weights():
+            assert model.weight.dtype == torch.bfloat16 and torch.equal(model.weight, expected.to(torch.bfloat16))
+        assert (model.weight == 1.5).all()
+
+
+def test_only_complete_checkpoints_count_and_the_newest_are_kept(tmp_path: Path) -> None:
+    def write(folder: Path) -> None:
+        (folder / "weights").write_text("all")
+        assert newest_checkpoint(tmp_path) in (None, tmp_path / "checkpoint-9", tmp_path / "checkpoint-10")
+
+    def fail(folder: Path) -> None:
+        (folder / "weights").write_text("half")
+        raise KeyboardInterrupt
+
+    for step in (9, 10):
+        write_checkpoint(tmp_path, step, write, keep=None, state=PartialState())
+    with pytest.raises(KeyboardInterrupt):
+        write_checkpoint(tmp_path, 11, fail, keep=1, state=PartialState())
+    assert newest_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
+    remove_unfinished(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-9"]
+    write_checkpoint(tmp_path, 11, write, keep=2, state=PartialState())
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-10", "checkpoint-11"]
+
+
+def test_a_checkpoint_of_another_sharding_is_refused(tmp_path: Path) -> None:
+    (partitions := tmp_path / "global_step3").mkdir()
+    check_sharding(tmp_path, sharding_of(tmp_path))
+    for rank in range(3):
+        (partitions / f"bf16_zero_pp_rank_{rank}_mp_rank_00_optim_states.pt").touch()
+    assert sharding_of(tmp_path) == ZERO_2
+    (partitions / "zero_pp_rank_0_mp_rank_00_model_states.pt").touch()
+    assert sharding_of(tmp_path) == ZERO_3
+    with pytest.raises(ValueError):
+        check_sharding(tmp_path, ZERO_2)
+    assert needs_resharding(tmp_path, 2) and not needs_resharding(tmp_path, 3) and not needs_resharding(None, 2)
+
+
+def test_deepspeed_is_asked_for_what_a_run_needs_beside_what_its_file_says(tmp_path: Path) -> None:
+    """Before 0.19 it did not look at gradients in bfloat16, and a bad step made all weights NaN."""
+    config = {
+        "bf16": {"enabled": "auto", "check_grad_overflow": False},
+        "zero_optimization": {"stage": 2},
+        "checkpoint": {"parallel_write": {"pipeline_stage": True}},
+    }
+    (tmp_path / "zero.json").write_text(json.dumps(config))
+    settings = deepspeed_settings(str(tmp_path / "zero.json"), universal=True)
+    assert settings == deepspeed_settings(config, universal=True)
+    assert settings["checkpoint"] == {**config["checkpoint"], "load_universal": True}
+    assert settings["bf16"] == {"enabled": "auto", "check_grad_overflow": True}
+    assert deepspeed_settings(config, universal=False)["checkpoint"] == config["checkpoint"]

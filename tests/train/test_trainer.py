@@ -1,0 +1,323 @@
+"""Training the unified model: it learns, resumes exactly, skips bad steps, and its numbers mean what they say."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+from datetime import timedelta
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from mllm.model import MLLMForConditionalGeneration
+from tests.train.launching import ROOT, command, environment, losses, write_recipe
+from train.build_model import group_of
+from train.hardware import WAIT_IN_TRAINING
+from train.metrics import PEAK_FLOPS, FlopCount
+from train.recipe import (
+    BadSteps,
+    BenchmarkInLoop,
+    MLLMRecipe,
+    OptimizerRecipe,
+    Validation,
+    WorldInLoop,
+    as_yaml,
+    read_yaml,
+    resolve,
+)
+from train.trainer import (
+    BadStepsError,
+    LossMonitor,
+    check_supported,
+    join_deepspeed,
+    train_mllm,
+    training_arguments,
+)
+
+
+def changed(recipe: MLLMRecipe, trainer: dict[str, object] | None = None, **changes: object) -> MLLMRecipe:
+    return dataclasses.replace(recipe, trainer={**recipe.trainer, **(trainer or {})}, **changes)
+
+
+@pytest.fixture
+def short(mllm_recipe: MLLMRecipe) -> MLLMRecipe:
+    """Three steps, no average, no checkpoint."""
+    return changed(mllm_recipe, {"max_steps": 3, "save_steps": 100, "report_to": []}, ema_decay=0.0)
+
+
+@pytest.fixture
+def scale_loss(monkeypatch: pytest.MonkeyPatch) -> dict[int, float]:
+    """Factors of the loss in these calls of the model (1, 2, ...); the test fills them in."""
+    factors: dict[int, float] = {}
+    calls = 0
+    forward = MLLMForConditionalGeneration.forward
+
+    def counted(self: MLLMForConditionalGeneration, *args: object, **kwargs: object) -> object:
+        nonlocal calls
+        output = forward(self, *args, **kwargs)
+        calls += 1
+        output.loss = output.loss * factors.get(calls, 1.0)
+        return output
+
+    monkeypatch.setattr(MLLMForConditionalGeneration, "forward", counted)
+    return factors
+
+
+def weights_at(recipe: MLLMRecipe, step: int) -> dict[str, torch.Tensor]:
+    return load_file(recipe.output / f"checkpoint-{step}" / "model.safetensors")
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_resumed_run_equals_an_uninterrupted_one(mllm_recipe: MLLMRecipe, optimizer: str) -> None:
+    """Also when it was killed while a checkpoint and a line of the log were written."""
+    recipe = dataclasses.replace(
+        mllm_recipe, optimizer=OptimizerRecipe(name=optimizer, learning_rate=3e-3, matrix_learning_rate=1e-2)
+    )
+    train_mllm(recipe)
+    whole, final = losses(recipe.output), load_file(recipe.output / "final" / "model.safetensors")
+    unfinished = recipe.output / ".unfinished" / "checkpoint-4"
+    unfinished.parent.mkdir(exist_ok=True)
+    (recipe.output / "checkpoint-4").rename(unfinished)
+    (unfinished / "model.safetensors").write_bytes(b"half")
+    shutil.rmtree(recipe.output / "checkpoint-6")
+    shutil.rmtree(recipe.output / "final")
+    with (recipe.output / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 5, "lo')
+    train_mllm(recipe)
+    assert losses(recipe.output) == whole
+    assert same(load_file(recipe.output / "final" / "model.safetensors"), final)
+    assert not (recipe.output / ".unfinished" / "checkpoint-4").exists()
+
+
+def test_training_lowers_the_loss_and_a_tracker_gets_every_codebook(mllm_recipe: MLLMRecipe) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    recipe = changed(mllm_recipe, {"max_steps": 20, "save_steps": 20, "report_to": ["tensorboard"]})
+    train_mllm(recipe)
+    values = losses(recipe.output)
+    assert values[20] < 0.8 * values[1]
+    (file,) = recipe.output.rglob("events.out.tfevents.*")
+    events = EventAccumulator(str(file.parent)).Reload()
+    logged = [entry.value for entry in events.Scalars("train/image_loss_per_codebook/1")]
+    entries = [json.loads(line) for line in (recipe.output / "metrics.jsonl").read_text().splitlines()]
+    assert logged == pytest.approx([entry["image_loss_per_codebook"][1] for entry in entries], rel=1e-4)
+    assert all(entry["memory_gib"] > 0 and 0 <= entry["padding_share"] < 1 for entry in entries)
+
+
+def test_only_the_named_groups_are_trained(short: MLLMRecipe) -> None:
+    first = changed(short, {"max_steps": 2})
+    train_mllm(first)
+    start = first.output / "final"
+    recipe = changed(
+        first, start_from=start, model={}, trainable=["projector", "lm_head"], output=first.output / "next"
+    )
+    train_mllm(recipe)
+    before, after = load_file(start / "model.safetensors"), load_file(recipe.output / "final" / "model.safetensors")
+    assert {group_of(name) for name in before if not torch.equal(before[name], after[name])} == {"projector", "lm_head"}
+
+
+# ---- bad steps ----
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_nothing_of_it_is_saved(
+    short: MLLMRecipe, scale_loss: dict[int, float]
+) -> None:
+    scale_loss[2] = float("nan")
+    with pytest.raises(BadStepsError, match="bad step 2"):
+        train_mllm(changed(short, {"save_steps": 1}))
+    assert [path.name for path in short.output.glob("checkpoint-*")] == ["checkpoint-1"]
+    assert all(tensor.isfinite().all() for tensor in weights_at(short, 1).values())
+
+
+def test_allowed_bad_steps_leave_the_weights_alone_and_are_counted_over_a_stop(
+    short: MLLMRecipe, scale_loss: dict[int, float]
+) -> None:
+    scale_loss |= {2: float("nan"), 4: float("inf")}  # the third step, done again, is the fourth call
+    recipe = changed(short, {"save_steps": 1}, bad_steps=BadSteps(allowed=1))
+    train_mllm(recipe)
+    assert same(weights_at(recipe, 1), weights_at(recipe, 2))
+    assert not same(weights_at(recipe, 2), weights_at(recipe, 3))
+    shutil.rmtree(recipe.output / "checkpoint-3")
+    with pytest.raises(BadStepsError, match=r"bad step 3 after 1 skipped"):
+        train_mllm(recipe)
+
+
+def test_a_skipped_spike_is_logged_as_it_was(
+    short: MLLMRecipe, scale_loss: dict[int, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its gradient is dropped; the logged loss used to become infinite with it."""
+    monkeypatch.setattr(LossMonitor, "MIN_SEEN", 1)
+    scale_loss[2] = 100.0
+    recipe = changed(short, {"save_steps": 1}, bad_steps=BadSteps(allowed=1, spike=3.0))
+    train_mllm(recipe)
+    found = losses(recipe.output)
+    assert 50 * found[1] < found[2] < float("inf") and found[3] < 2 * found[1]
+    assert same(weights_at(recipe, 1), weights_at(recipe, 2))
+
+
+def test_a_spike_is_measured_against_what_was_seen_before_a_stop(tmp_path: Path) -> None:
+    before = LossMonitor(BadSteps(spike=3.0, allowed=2))
+    assert not any(before.is_bad_loss(1.0 + step / 7, step=step) for step in range(60))
+    before.save(tmp_path)
+    after = LossMonitor(BadSteps(spike=3.0, allowed=2))
+    assert not after.is_bad_loss(40.0, step=0)  # nothing to compare it with
+    after.load(tmp_path)
+    assert after.recent == before.recent and after.recent.maxlen == before.recent.maxlen
+    assert after.is_bad_loss(40.0, step=60) and before.is_bad_loss(40.0, step=60)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("zero", [2, 3])
+def test_deepspeed_skips_a_bad_step_in_bfloat16(short: MLLMRecipe, tmp_path: Path, zero: int) -> None:
+    """Also where the configuration says not to look at gradients, which was the default before 0.19."""
+    config = json.loads((ROOT / "scripts" / f"zero{zero}.json").read_text())
+    config["bf16"] = {"enabled": True, "check_grad_overflow": False}
+    recipe = changed(short, {"save_steps": 1, "bf16": True, "deepspeed": config}, bad_steps=BadSteps(allowed=1))
+    words = command("torchrun", write_recipe(recipe, tmp_path / "recipe.yaml"))
+    words[words.index("train.run")] = "tests.train.bad_step_worker"
+    done = subprocess.run(words, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+    assert same(weights_at(recipe, 1), weights_at(recipe, 2))
+    assert not same(weights_at(recipe, 2), weights_at(recipe, 3))
+    assert all(tensor.isfinite().all() for tensor in weights_at(recipe, 3).values())
+
+
+# ---- loss and validation ----
+
+
+def test_a_batch_of_which_nothing_is_learned_has_loss_zero(short: MLLMRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    forward = MLLMForConditionalGeneration.forward
+
+    def unlabelled(self: MLLMForConditionalGeneration, **inputs: torch.Tensor) -> object:
+        inputs["labels"] = inputs["labels"].fill_(-100)
+        inputs["code_targets"] = torch.zeros_like(inputs["code_targets"])
+        return forward(self, **inputs)
+
+    monkeypatch.setattr(MLLMForConditionalGeneration, "forward", unlabelled)
+    monkeypatch.setattr("train.trainer.count_items", lambda *_, **__: torch.tensor(0.0))
+    train_mllm(changed(short, {"max_steps": 1}))
+    assert losses(short.output) == {1: 0.0}
+
+
+def test_validation_is_by_task_and_keeps_the_best_checkpoint(short: MLLMRecipe) -> None:
+    trainer = {"max_steps": 4, "save_steps": 1, "eval_steps": 1, "save_total_limit": 1}
+    recipe = changed(short, trainer, validation=Validation(batches=2, prompts=["a red circle"]))
+    recipe = dataclasses.replace(recipe, optimizer=OptimizerRecipe(learning_rate=0.2))  # so large that it gets worse
+    train_mllm(recipe)
+    overall = losses(recipe.output, "eval_loss")
+    for task in recipe.data.jobs:
+        assert losses(recipe.output, f"eval_{task}_loss").keys() == overall.keys() == {1, 2, 3, 4}
+    assert set(losses(recipe.output, "eval_ask_image_loss").values()) == {0.0}
+    best = min(overall, key=lambda step: overall[step])
+    kept = {int(path.name.split("-")[1]) for path in recipe.output.glob("checkpoint-*")}
+    assert {best, 4} <= kept and len(kept) == 2
+    assert Image.open(recipe.output / "samples" / "step-4.png").size == (32, 32)
+
+
+def test_checkpointing_slices_and_accumulation_change_no_loss(
+    short: MLLMRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`batches_per_step` fixes the batches of a step; what a process does not accumulate, the others do."""
+    train_mllm(changed(short, {"max_steps": 2}, batches_per_step=2))
+    other = changed(
+        short,
+        {"max_steps": 2, "gradient_checkpointing": True},
+        max_logits_mib=1,
+        batches_per_step=2,
+        output=short.output.parent / "other",
+    )
+    train_mllm(other)
+    for name in ("loss", "text_loss", "image_loss", "z_loss", "grad_norm"):
+        one, two = losses(short.output, name), losses(other.output, name)
+        torch.testing.assert_close(list(two.values()), list(one.values()), rtol=1e-4, atol=1e-6)
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(ValueError, match="6 and 4"):
+        train_mllm(changed(short, batches_per_step=6))
+
+
+def test_flops_are_counted_by_hand(short: MLLMRecipe) -> None:
+    train_mllm(changed(short, {"max_steps": 1}))
+    model = MLLMForConditionalGeneration.from_pretrained(short.output / "final")
+    count = FlopCount(model, model.config, length=10)
+    layers = sum(p.numel() for p in model.backbone.layers.parameters()) + 32  # and the last norm
+    per_position = 6 * layers + 6 * 2 * 32 * 10
+    head = sum(p.numel() for name, p in model.code_head.named_parameters() if not name.startswith("codebooks."))
+    expected = 5 * per_position + 2 * 6 * 32 * model.config.vocab_size + 3 * 6 * head
+    assert count.of(positions=5, text_targets=2, code_targets=3) == pytest.approx(expected)
+    assert all(peak > 1e13 for peak in PEAK_FLOPS.values())
+
+
+# ---- settings ----
+
+
+def test_what_cannot_be_is_refused_before_training(
+    short: MLLMRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ValueError, match="learning_rat"):
+        train_mllm(changed(short, {"learning_rat": 1.0}))
+    codes = short.output / "codes"
+    codes.mkdir(parents=True)
+    (codes / "prepare.json").write_text(json.dumps({"tokenizer": "another"}))
+    with pytest.raises(ValueError, match="another"):
+        train_mllm(short)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with pytest.raises(ValueError, match="launcher"):
+        join_deepspeed(use_cpu=True)
+    for name in ("bitsandbytes", "bitsandbytes.optim"):
+        monkeypatch.setitem(sys.modules, name, None)
+    eight_bits = changed(short, optimizer=OptimizerRecipe(name="adamw8bit"), output=tmp_path / "8bit")
+    with pytest.raises(ImportError, match=r"pip install 'mllm-toolkit\[quantization\]'"):
+        train_mllm(eight_bits)
+
+
+def test_what_needs_complete_weights_is_refused_with_zero_3(mllm_recipe: MLLMRecipe) -> None:
+    nowhere = Path("none")
+    benchmark = BenchmarkInLoop(name="gqa", questions=nowhere, annotations=nowhere, images=nowhere)
+    validations = ({"prompts": ["a red circle"]}, {"benchmarks": [benchmark]}, {"world": WorldInLoop()})
+    plain = dataclasses.replace(mllm_recipe, ema_decay=0.0)
+    sharded = [dataclasses.replace(plain, validation=Validation(**fields)) for fields in validations]
+    for recipe in (mllm_recipe, *sharded):
+        for is_zero3 in (False, True):
+            arguments = SimpleNamespace(
+                deepspeed="zero.json", hf_deepspeed_config=SimpleNamespace(is_zero3=lambda is_zero3=is_zero3: is_zero3)
+            )
+            if is_zero3:
+                with pytest.raises(ValueError, match="with ZeRO-3"):
+                    check_supported(recipe, arguments)
+            else:
+                check_supported(recipe, arguments)
+    with pytest.raises(ValueError, match="muon"):
+        check_supported(dataclasses.replace(plain, optimizer=OptimizerRecipe(name="muon")), arguments)
+
+
+def test_arguments_of_the_library(short: MLLMRecipe, tmp_path: Path) -> None:
+    """Processes wait for the first one, which encodes, draws and answers; the library's limit is half an hour."""
+    assert training_arguments(short).ddp_timeout_delta == WAIT_IN_TRAINING > timedelta(hours=1)
+    assert training_arguments(changed(short, {"ddp_timeout": 60})).ddp_timeout == 60
+    path = tmp_path / "recipe.yaml"
+    for word in ("no", '"no"'):
+        path.write_text(as_yaml(short).replace("\ntrainer:", f"\ntrainer:\n  save_strategy: {word}"))
+        assert training_arguments(resolve(MLLMRecipe, read_yaml(path))).save_strategy == "no"
+
+
+def test_averages_in_eight_bits_train_like_whole_ones(short: MLLMRecipe) -> None:
+    pytest.importorskip("bitsandbytes", reason="AdamW in 8 bits needs bitsandbytes, an optional extra")
+    curves = {}
+    for name in ("adamw", "adamw8bit"):
+        recipe = changed(short, optimizer=OptimizerRecipe(name=name, learning_rate=1e-3), output=short.output / name)
+        train_mllm(recipe)
+        curves[name] = losses(recipe.output)
+    assert curves["adamw8bit"].keys() == curves["adamw"].keys()
+    assert curves["adamw8bit"] == pytest.approx(curves["adamw"], rel=0.02)
+    assert curves["adamw8bit"] != curves["adamw"]
