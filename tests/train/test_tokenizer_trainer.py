@@ -206,7 +206,7 @@ def test_a_decoder_trained_alone_leaves_the_codes_and_may_draw_them_larger(tmp_p
     TokenizerTrainer(plain_recipe(tmp_path / "half")).train()
     half = UniTok.from_pretrained(tmp_path / "half" / "final")
     always = CodebookSchedule(initialise_at=1, every=1, threshold=10.0)  # would move every entry
-    decoder_only = {"start_from": tmp_path / "half" / "final", "trains": "decoder", "codebooks": always}
+    decoder_only = {"start_from": tmp_path / "half" / "final", "trainable": "decoder", "codebooks": always}
     TokenizerTrainer(plain_recipe(tmp_path / "run", architecture={}, **decoder_only)).train()
     trained = UniTok.from_pretrained(tmp_path / "run" / "final")
     assert trained.fingerprint() == half.fingerprint()
@@ -240,8 +240,8 @@ def test_contradicting_recipes_are_refused(tmp_path: Path) -> None:
         {"lpips": None},
         {"text_tokenizer": None},
         {"start_from": Path("somewhere")},
-        {"trains": "decoder"},
-        {"architecture": {"codebook_size": 8}, "start_from": tmp_path, "trains": "decoder"},
+        {"trainable": "decoder"},
+        {"architecture": {"codebook_size": 8}, "start_from": tmp_path, "trainable": "decoder"},
     ):
         with pytest.raises(ValueError):
             everything(tmp_path, tmp_path / "run", **changes)
