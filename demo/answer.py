@@ -1,11 +1,13 @@
-"""One answer, growing: the pipeline's events in, the history to show out, again and again while the answer comes.
+"""The conversation of the page, and one answer to it, growing: the page's history in, the history to show out.
 
-Text is shown as it comes and a picture as the share of it that is done. An error becomes an entry of the history, in
-words. Knows neither gradio nor the model, only events.
+The history is the only state of a conversation: a list of {role, content, metadata} dicts whose content is a list of
+texts and files. It is turned into messages for the pipeline, and the pipeline's events into entries to show: text as it
+comes, an image as the share of it that is done, an error as its message. Knows neither gradio nor the model.
 """
 
 from __future__ import annotations
 
+import html
 import tempfile
 from collections.abc import Iterator
 from contextlib import closing
@@ -13,67 +15,124 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
-from demo.history import Entry, answer_entry, error_entry, file_part, to_messages
+from mllm.conversation import ImagePart, Message, TextPart
 from mllm.pipeline import Done, Event, ImageDone, ImageProgress, Pipeline, TextDelta
 from mllm.processor import save_image
+from mllm.sampling import SamplingConfig, pick
+from tokenizer.images import open_image
 
-NO_ANSWER = "The model answered nothing; ask in other words."
-NO_ROOM = "There is no room left for another picture in this conversation; begin a new one."
+NO_ANSWER = "The model returned an empty answer; try other words."
+NO_ROOM = "There is no room left for another image in this conversation; start a new one."
 STOPPED = "Stopped."
 BAR = '<div class="drawing">'
+FAILURE = "failure"
+"""Marks an error shown as an answer. It and the request before it are not part of the conversation that is answered."""
+
+Entry = dict[str, Any]
+Content = list[dict[str, Any]]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Defaults:
-    """What the settings show at first."""
-
-    guidance: float
-    temperature: float
-    top_k: int | None
+# ---- settings ----
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Settings:
-    """What stands in the fields under "Settings", and what stood there at first."""
+    """The values of the fields under "Settings"; seed and top-k are texts, as typed."""
 
-    seed: str | None
+    seed: str | None = None
     """Digits, or nothing for a new one each time."""
     guidance: float
     temperature: float
     top_k: str | None
     """Digits, or nothing for all."""
-    defaults: Defaults
 
-    def overrides(self) -> dict[str, Any]:
-        """As keyword arguments of the pipeline. What was left alone is left to the model."""
-        chosen = {
-            "guidance": self.guidance,
-            "temperature": self.temperature,
-            "top_k": read_count(self.top_k, name="Top-k"),
-        }
-        changed = {name: value for name, value in chosen.items() if value != getattr(self.defaults, name)}
-        return {"seed": read_count(self.seed, name="Seed"), **changed}
+    @classmethod
+    def of(cls, sampling: SamplingConfig) -> Settings:
+        """A checkpoint's settings; one that differs by codebook is shown by its first value."""
+        top_k = "" if sampling.top_k is None else str(pick(sampling.top_k, 0))
+        return cls(guidance=sampling.guidance, temperature=pick(sampling.temperature, 0), top_k=top_k)
+
+    def overrides(self, defaults: Settings) -> dict[str, Any]:
+        """Keyword arguments of the pipeline; what was not changed is left to the model."""
+        changed: dict[str, Any] = {"seed": read_count(self.seed, name="Seed")}
+        for name in ("guidance", "temperature"):
+            if getattr(self, name) != getattr(defaults, name):
+                changed[name] = getattr(self, name)
+        if (self.top_k or "") != (defaults.top_k or ""):
+            changed["top_k"] = read_count(self.top_k, name="Top-k")
+        return changed
 
 
 def read_count(text: str | None, *, name: str) -> int | None:
-    """The whole number in a field that may be left empty."""
+    """The integer in a field that may be left empty."""
     if not text or not text.strip():
         return None
     if not text.strip().isdecimal():
-        raise ValueError(f"{name} is not a whole number: found {text!r}; type digits, or leave it empty")
+        raise ValueError(f"{name} must be an integer, got {text!r}; type digits, or leave it empty")
     return int(text)
 
 
+# ---- the history ----
+
+
+def user_entry(text: str, files: list[str]) -> Entry:
+    """A request to show: the images, then the text."""
+    texts = [{"type": "text", "text": text}] if text else []
+    return {"role": "user", "content": [{"path": file} for file in files] + texts}
+
+
+def answer_entry(content: Content) -> Entry:
+    """An answer to show."""
+    return {"role": "assistant", "content": content}
+
+
+def error_entry(sentence: str) -> Entry:
+    """An error to show in place of an answer."""
+    text = f'<div class="failure">{html.escape(sentence)}</div>'
+    return answer_entry([{"type": "text", "text": text}]) | {"metadata": {"id": FAILURE}}
+
+
+def to_messages(history: list[Entry]) -> list[Message]:
+    """What the pipeline reads: the history less every request that was answered by an error."""
+    kept: list[Entry] = []
+    for entry in history:
+        if (entry.get("metadata") or {}).get("id") != FAILURE:
+            kept.append(entry)
+        elif kept and kept[-1]["role"] == "user":
+            kept.pop()
+    return [Message(entry["role"], tuple(map(to_part, entry["content"]))) for entry in kept]
+
+
+def to_part(part: dict[str, Any]) -> TextPart | ImagePart:
+    match part["type"]:
+        case "text":
+            return TextPart(part["text"])
+        case "file":
+            return ImagePart(open_image(part["file"]["path"]))
+        case kind:
+            raise ValueError(f"a message must hold text and images only, got {kind!r}")
+
+
+def stopped(history: list[Entry]) -> list[Entry]:
+    """The history after its last answer was cut off: without an image that was being drawn."""
+    if not history or history[-1]["role"] == "user":
+        return [*history, error_entry(STOPPED)] if history else []
+    content = list(history[-1]["content"])
+    drop_progress(content)
+    return [*history[:-1], answer_entry(content) if content else error_entry(STOPPED)]
+
+
+# ---- the answer ----
+
+
 def stream_answer(
-    pipeline: Pipeline, history: list[Entry], settings: Settings, *, folder: Path
+    pipeline: Pipeline, history: list[Entry], settings: Settings, defaults: Settings, *, folder: Path
 ) -> Iterator[list[Entry]]:
-    """Answer the last request of `history`; pictures are written to `folder`."""
-    content: list[dict[str, Any]] = []
+    """Answer the last request of `history`; images are written to `folder`."""
+    content: Content = []
     try:
         # closed even if the page stops listening: the pipeline answers nobody else until then
-        with closing(pipeline.chat(to_messages(history), **settings.overrides())) as events:
+        with closing(pipeline.chat(to_messages(history), **settings.overrides(defaults))) as events:
             for event in events:
                 show(event, content, folder)
                 if content:
@@ -83,62 +142,40 @@ def stream_answer(
         if not content:
             yield [*history, error_entry(NO_ANSWER)]
     except ValueError as error:
-        yield [*history, error_entry(sentence(error))]
+        yield [*history, error_entry(as_sentence(error))]
 
 
-def show(event: Event, content: list[dict[str, Any]], folder: Path) -> None:
+def show(event: Event, content: Content, folder: Path) -> None:
     """Put an event into the content of the answer."""
     match event:
         case TextDelta(text=text) if text:
-            add_text(content, text)
+            if content and content[-1].get("type") == "text":
+                text = content.pop()["text"] + text
+            content.append({"type": "text", "text": text})
         case ImageProgress(done=done, total=total):
             drop_progress(content)
             content.append(progress_part(done / total))
         case ImageDone(image=image):
             drop_progress(content)
-            content.append(file_part(write_picture(image, folder)))
-        case _:
-            pass
-
-
-def stopped(history: list[Entry]) -> list[Entry]:
-    """The history after its last answer was cut off: without a picture that was being drawn."""
-    if not history or history[-1]["role"] == "user":
-        return [*history, error_entry(STOPPED)] if history else []
-    content = list(history[-1]["content"])
-    drop_progress(content)
-    return [*history[:-1], answer_entry(content) if content else error_entry(STOPPED)]
-
-
-def add_text(content: list[dict[str, Any]], text: str) -> None:
-    """Lengthen the last text, or begin one after a picture."""
-    if content and content[-1].get("type") == "text":
-        content[-1] = {"type": "text", "text": content[-1]["text"] + text}
-    else:
-        content.append({"type": "text", "text": text})
+            with tempfile.NamedTemporaryFile(dir=folder, prefix="image-", suffix=".png", delete=False) as file:
+                save_image(image, file.name)
+            content.append({"path": file.name})
 
 
 def progress_part(share: float) -> dict[str, Any]:
-    """A bar in place of the picture that is being drawn."""
+    """A bar in place of the image that is being drawn."""
     percent = round(100 * share)
     bar = f'<progress value="{percent}" max="100"></progress><span>Drawing {percent} %</span>'
     return {"type": "text", "text": f"{BAR}{bar}</div>"}
 
 
-def drop_progress(content: list[dict[str, Any]]) -> None:
+def drop_progress(content: Content) -> None:
     """Remove the bar, if one is last."""
     if content and content[-1].get("text", "").startswith(BAR):
         content.pop()
 
 
-def write_picture(image: Image.Image, folder: Path) -> Path:
-    """A new file in `folder`."""
-    with tempfile.NamedTemporaryFile(dir=folder, prefix="picture-", suffix=".png", delete=False) as file:
-        save_image(image, file.name)
-    return Path(file.name)
-
-
-def sentence(error: ValueError) -> str:
-    """The error's message as a sentence."""
+def as_sentence(error: ValueError) -> str:
+    """The error's message with a capital and a full stop."""
     text = " ".join(str(error).split())
     return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")

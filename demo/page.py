@@ -6,15 +6,13 @@ The page loads nothing from elsewhere: system fonts, no analytics.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import gradio as gr
 from gradio.components.chatbot import ExampleMessage
 
-from demo.answer import Defaults, stopped
-from demo.history import Entry, user_entry
+from demo.answer import Entry, Settings, stopped, user_entry
 
 ASSETS = Path(__file__).parent / "assets"
 STYLE_SHEET = ASSETS / "style.css"
@@ -22,17 +20,20 @@ FONTS = ["ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Roboto", "s
 MONO_FONTS = ["ui-monospace", "SFMono-Regular", "Menlo", "monospace"]
 
 Answer = Callable[..., Iterator[list[Entry]]]
-"""answer(history, seed, guidance, temperature, top_k) yields the history with the answer growing; seed and top-k are
-texts, as typed."""
+"""answer(history, seed, guidance, temperature, top_k) yields the history with the answer growing."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Example:
+class Example(NamedTuple):
     """A request to click."""
 
     label: str
     text: str
-    files: tuple[str, ...] = ()
+    file: str | None = None
+
+    def card(self) -> ExampleMessage:
+        """The example as the chat shows it."""
+        files, icon = [self.file] if self.file else [], self.file or str(ASSETS / "draw.svg")
+        return {"text": self.text, "display_text": self.label, "files": files, "icon": icon}
 
 
 def theme() -> gr.themes.Base:
@@ -50,8 +51,8 @@ def theme() -> gr.themes.Base:
     )
 
 
-def build_page(answer: Answer, *, title: str, subtitle: str, examples: list[Example], defaults: Defaults) -> gr.Blocks:
-    """The whole page."""
+def build_page(answer: Answer, *, title: str, subtitle: str, examples: list[Example], defaults: Settings) -> gr.Blocks:
+    """The complete page."""
     with gr.Blocks(analytics_enabled=False, title=title, fill_height=True) as page:
         gr.HTML(f"<header><h1>{title}</h1><p>{subtitle}</p></header>", elem_id="masthead")
         chatbot = gr.Chatbot(
@@ -61,7 +62,7 @@ def build_page(answer: Answer, *, title: str, subtitle: str, examples: list[Exam
             height="auto",
             layout="bubble",
             buttons=[],
-            examples=[example_card(example) for example in examples],
+            examples=[example.card() for example in examples],
             placeholder="Try one of these, or write your own.",
             group_consecutive_messages=False,
             latex_delimiters=[],
@@ -75,50 +76,33 @@ def build_page(answer: Answer, *, title: str, subtitle: str, examples: list[Exam
             file_count="multiple",
             autofocus=True,
         )
-        settings = build_settings(defaults)
+        with gr.Accordion("Settings", open=False, elem_id="settings"), gr.Row():
+            settings = [
+                gr.Textbox(elem_id="seed", label="Seed", placeholder="new each time", max_lines=1),
+                gr.Slider(1, 12, value=defaults.guidance, step=0.5, label="Guidance"),
+                gr.Slider(0.1, 2, value=defaults.temperature, step=0.05, label="Temperature"),
+                gr.Textbox(elem_id="top-k", label="Top-k", value=defaults.top_k, placeholder="all", max_lines=1),
+            ]
         connect(answer, chatbot, box, settings)
     return page
-
-
-def example_card(example: Example) -> ExampleMessage:
-    icon = example.files[0] if example.files else str(ASSETS / "draw.svg")
-    return {"text": example.text, "display_text": example.label, "files": list(example.files), "icon": icon}
-
-
-def build_settings(defaults: Defaults) -> list[gr.components.Component]:
-    """Seed, guidance, temperature and top-k, folded away."""
-    with gr.Accordion("Settings", open=False, elem_id="settings"), gr.Row():
-        seed = gr.Textbox(elem_id="seed", label="Seed", placeholder="new each time", max_lines=1)
-        guidance = gr.Slider(1, 12, value=defaults.guidance, step=0.5, label="Guidance")
-        temperature = gr.Slider(0.1, 2, value=defaults.temperature, step=0.05, label="Temperature")
-        top_k = gr.Textbox(
-            elem_id="top-k", label="Top-k", value=show_count(defaults.top_k), placeholder="all", max_lines=1
-        )
-    return [seed, guidance, temperature, top_k]
-
-
-def show_count(count: int | None) -> str:
-    return "" if count is None else str(count)
 
 
 def connect(
     answer: Answer, chatbot: gr.Chatbot, box: gr.MultimodalTextbox, settings: list[gr.components.Component]
 ) -> None:
     """Sending, clicking an example, trying again, taking back and stopping."""
+    quiet = {"show_progress": "hidden"}
     asked = [
-        box.submit(add_request, [box, chatbot], [box, chatbot], show_progress="hidden"),
-        chatbot.example_select(add_example, [chatbot], [box, chatbot], show_progress="hidden"),
-        chatbot.retry(back_to_request, [chatbot], [box, chatbot], show_progress="hidden"),
+        box.submit(add_request, [box, chatbot], [box, chatbot], **quiet),
+        chatbot.example_select(add_example, [chatbot], [box, chatbot], **quiet),
+        chatbot.retry(back_to_request, [chatbot], [box, chatbot], **quiet),
     ]
-    answering = [
-        event.then(answer, [chatbot, *settings], chatbot, show_progress="hidden", concurrency_id="model")
-        for event in asked
-    ]
+    answering = [event.then(answer, [chatbot, *settings], chatbot, concurrency_id="model", **quiet) for event in asked]
     for event in answering:
-        event.then(ready, None, box, show_progress="hidden")
-    chatbot.undo(take_back, chatbot, [box, chatbot], show_progress="hidden")
+        event.then(ready, None, box, **quiet)
+    chatbot.undo(take_back, chatbot, [box, chatbot], **quiet)
     stop = box.stop(None, None, None, cancels=answering)
-    stop.then(stop_answer, chatbot, [box, chatbot], show_progress="hidden")
+    stop.then(lambda history: (ready(), stopped(history)), chatbot, [box, chatbot], **quiet)
 
 
 def ready() -> gr.MultimodalTextbox:
@@ -129,11 +113,6 @@ def ready() -> gr.MultimodalTextbox:
 def busy() -> gr.MultimodalTextbox:
     """The box, empty, while an answer comes."""
     return gr.MultimodalTextbox(value=None, submit_btn=False, stop_btn=True)
-
-
-def stop_answer(history: list[Entry]) -> tuple[Any, list[Entry]]:
-    """Ready again, less what was half done."""
-    return ready(), stopped(history)
 
 
 def add_request(value: dict[str, Any], history: list[Entry]) -> tuple[Any, list[Entry]]:
@@ -152,11 +131,11 @@ def back_to_request(clicked: gr.RetryData, history: list[Entry]) -> tuple[Any, l
 
 
 def take_back(clicked: gr.UndoData, history: list[Entry]) -> tuple[Any, list[Entry]]:
-    """Remove the last request and its answer, and put its words back into the box."""
+    """Remove the last request and its answer, and put the request back into the box."""
     index = last_request(history, clicked.index)
-    words = " ".join(part["text"] for part in history[index]["content"] if part["type"] == "text")
+    text = " ".join(part["text"] for part in history[index]["content"] if part["type"] == "text")
     files = [part["file"]["path"] for part in history[index]["content"] if part["type"] == "file"]
-    return gr.MultimodalTextbox(value={"text": words, "files": files}), history[:index]
+    return gr.MultimodalTextbox(value={"text": text, "files": files}), history[:index]
 
 
 def last_request(history: list[Entry], index: Any) -> int:

@@ -21,6 +21,8 @@ NOT_WHEN_IMPORTED = {"deepspeed", "gradio", "datasets"}
 OPTIONAL = {"torchvision", "timm", "open_clip", "lpips", "torch_fidelity"}
 """Need a torchvision that does not fit the pinned torch; only ever imported inside the function that wants them."""
 
+ABOUT_THE_WORLD = ("mllm/world/", "mllm/evaluation/world.py", "mllm/evaluation/tokenizer.py")
+
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 
 
@@ -69,6 +71,14 @@ def test_imports_go_one_way() -> None:
         assert ours <= MAY_IMPORT[package_of(path)], (
             f"{name_of(path)} may not import {ours - MAY_IMPORT[package_of(path)]}"
         )
+
+
+def test_only_its_own_evaluation_knows_the_world() -> None:
+    """What a checkpoint plans and checks reaches the rest of `mllm` through the planner that its config names."""
+    for path, tree in TREES:
+        if package_of(path) in ("mllm", "tokenizer") and not name_of(path).startswith(ABOUT_THE_WORLD):
+            world = [name for name in imported_modules(tree) if name.startswith("mllm.world")]
+            assert not world, f"{name_of(path)} may not import {world}"
 
 
 def test_imports_are_absolute_and_from_the_defining_module() -> None:
