@@ -50,48 +50,29 @@ Turns: TypeAlias = Sequence[Sequence[Any]]
 
 
 class Task(NamedTuple):
-    """A kind of question, recognised by the fixed sentences of Lumina-mGPT's tasks."""
+    """A kind of question, recognised by the fixed sentences of Lumina-mGPT's tasks; or one question, understood."""
 
-    pattern: str
-    """Of the text without placeholders; the groups `width`, `height` and `text` mean what they say."""
     mode: Mode
-    capabilities: tuple[str, ...]
-    """Tasks of a checkpoint, any of which will do (see `MLLMConfig.tasks`)."""
+    capabilities: tuple[str, ...]  # tasks of a checkpoint, any of which will do (see `MLLMConfig.tasks`)
+    pattern: str = ""  # of the text without placeholders; the groups `width`, `height` and `text` mean what they say
     num_images: int = 1
-    text: str | None = None
-    """The text as models are trained on it here, where the published one differs."""
-
-
-TASKS = (
-    Task(
-        r"Generate an image of (?P<width>\d+) ?x ?(?P<height>\d+) according to the following prompt:\s*(?P<text>.*)",
-        "image",
-        ("draw",),
-        num_images=0,
-    ),
-    Task(r"Describe the image in detail\.?", "text", ("describe", "ask")),
-    Task(r"Depth estimation\.?", "image", ("depth",)),
-    # "Segmentic" is how the published task is spelled
-    Task(r"(Segmentic|Semantic) segmentation\.?", "image", ("segment",), text="Semantic segmentation."),
-    Task(r"Surface normal estimation\.?", "image", ("normal",)),
-    Task(r"Human pose estimation\.?", "image", ("pose",)),
-    Task(r"Detect: .+", "image", ("detect",)),
-    Task(
-        r"Generate an image according to the provided image, and according to the following caption:\s*.+",
-        "image",
-        ("condition",),
-    ),
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """The last question, understood."""
-
-    mode: Mode
-    capabilities: tuple[str, ...]
+    text: str | None = None  # in place of the text as typed, where models are trained on another one here
     size: Size | None = None
-    text: str | None = None  # in place of the text as typed
+
+
+PROMPT = "according to the following prompt:"
+CAPTION = "according to the provided image, and according to the following caption:"
+TASKS = (
+    Task("image", ("draw",), rf"Generate an image of (?P<width>\d+) ?x ?(?P<height>\d+) {PROMPT}\s*(?P<text>.*)", 0),
+    Task("text", ("describe", "ask"), r"Describe the image in detail\.?"),
+    Task("image", ("depth",), r"Depth estimation\.?"),
+    # "Segmentic" is how the published task is spelled
+    Task("image", ("segment",), r"(Segmentic|Semantic) segmentation\.?", text="Semantic segmentation."),
+    Task("image", ("normal",), r"Surface normal estimation\.?"),
+    Task("image", ("pose",), r"Human pose estimation\.?"),
+    Task("image", ("detect",), r"Detect: .+"),
+    Task("image", ("condition",), rf"Generate an image {CAPTION}\s*.+"),
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -111,28 +92,22 @@ class SolverSampling:
     """What guidance leaves out: the instruction (input images stay, as models are trained here), or everything."""
 
     def __post_init__(self) -> None:
-        for name in ("image_top_k", "text_top_k"):
-            value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or int(value) != value or value < 0):
-                raise ValueError(f"{name} must be an integer >= 0 (0: off), got {value!r}")
         if self.uncond not in ("all", "text"):
             raise ValueError(f"uncond must be 'all' or 'text', got {self.uncond!r}")
-        self.image(SamplingConfig(), temperature=1.0)  # refuses the rest
+        self.image(temperature=1.0), self.text(temperature=1.0)  # refuse the rest
 
-    def image(self, base: SamplingConfig, *, temperature: float) -> SamplingConfig:
+    def image(self, *, temperature: float) -> SamplingConfig:
         """Settings for the codes of images."""
-        return replace(
-            base,
+        return SamplingConfig(
             guidance=float(self.cfg),
-            top_k=int(self.image_top_k) if self.image_top_k else None,
+            top_k=self.image_top_k or None,
             top_p=self.image_top_p,
             temperature=self.image_temperature or temperature,
-            greedy=False,
         )
 
     def text(self, *, temperature: float) -> SamplingConfig:
         """Settings for text tokens."""
-        return SamplingConfig(top_k=int(self.text_top_k) if self.text_top_k else None, temperature=temperature)
+        return SamplingConfig(top_k=self.text_top_k or None, temperature=temperature)
 
 
 LogitsProcessors = SolverSampling | LogitsProcessor | Sequence[SolverSampling | LogitsProcessor]
@@ -203,7 +178,6 @@ class FlexARInferenceSolver:
         logits_processor: LogitsProcessors | None = None,
         streamer: Any = None,
         *,
-        seed: int | None = None,
         n: int = 1,
         **options: Any,
     ) -> Any:
@@ -215,15 +189,13 @@ class FlexARInferenceSolver:
             max_gen_len: most new tokens, image positions included; None: as many as the answer takes.
             logits_processor: from `create_logits_processor`, and logits processors of transformers, for text only.
             streamer: gets text tokens; its `on_image_progress(done, total)`, if it has one, the positions of an image.
-            seed: of the first answer, the others follow; None: from torch's random state.
-            options: `size` and `generation_mode` of `build_request`.
+            options: `seed` of the first answer, the others follow; `size` and `generation_mode` (`build_request`).
         """
         check_count(n, name="n")
         if n > 1 and streamer is not None:
             raise ValueError(f"n must be 1 with a streamer, got {n}; leave the streamer out")
         started = time.monotonic()
-        seed = int(torch.randint(NUM_RANDOM_SEEDS, ())) if seed is None else seed
-        request = self.build_request(images, qas, max_gen_len, temperature, logits_processor, seed=seed, **options)
+        request = self.build_request(images, qas, max_gen_len, temperature, logits_processor, **options)
         results = self._run([replace(request, seed=request.seed + index) for index in range(n)], streamer)
         answers = [self._read(result, seconds=time.monotonic() - started) for result in results]
         return answers[0] if n == 1 else answers
@@ -236,13 +208,14 @@ class FlexARInferenceSolver:
         temperature: float,
         logits_processor: LogitsProcessors | None = None,
         *,
-        seed: int,
+        seed: int | None = None,
         size: Size | None = None,
         generation_mode: Literal["auto"] | Mode = "auto",
     ) -> GenerationRequest:
-        """The request that answers a call.
+        """The request that answers a call of `generate`.
 
         Args:
+            seed: None: from torch's random state.
             size: (width, height); also read from "Generate an image of {W}x{H} according to ...".
             generation_mode: "auto": what the question asks for, else what the model likes.
         """
@@ -252,29 +225,30 @@ class FlexARInferenceSolver:
                 "probable choice"
             )
         check_turns(qas)
-        question = understand(qas[-1][0], generation_mode, size)
-        task = check_task(self.pipeline.tasks, *question.capabilities)
+        asked = understand(qas[-1][0], generation_mode, size)
+        task = check_task(self.pipeline.tasks, *asked.capabilities)
         listed = [] if images is None else list(images) if isinstance(images, list | tuple) else [images]
-        samplings, processors = split_processors(logits_processor)
-        (messages,) = self.pipeline.describe([build_messages(listed, qas, last_text=question.text)])
+        sampling, processors = split_processors(logits_processor)
+        (messages,) = self.pipeline.describe([build_messages(listed, qas, last_text=asked.text)])
+        seed = int(torch.randint(NUM_RANDOM_SEEDS, ())) if seed is None else seed
         overrides: Overrides = {"seed": seed, "max_new_tokens": max_gen_len}
-        if samplings and question.mode != "text":
-            overrides["guidance"] = float(samplings[-1].cfg)
-        request = self.pipeline.build_request(
-            messages, question.mode, task=task, size=question.size, overrides=overrides
+        if sampling and asked.mode != "text":
+            overrides["guidance"] = float(sampling.cfg)
+        build = self.pipeline.build_request
+        request = replace(
+            build(messages, asked.mode, task=task, size=asked.size, overrides=overrides), logits_processors=processors
         )
-        if samplings:
-            image = samplings[-1].image(request.image, temperature=temperature)
-            text = samplings[-1].text(temperature=temperature)
-        else:  # the checkpoint's settings, at the temperature of the call
+        if sampling is None:  # the checkpoint's settings, at the temperature of the call
             image = replace(request.image, temperature=temperature, greedy=False)
             text = self.pipeline.requests.text_settings(task, {"temperature": temperature})
+            return replace(request, image=image, text=text)
         prompt = request.unconditional
-        if samplings and samplings[-1].uncond == "all" and request.is_guided:
+        if sampling.uncond == "all" and request.is_guided:
             answer = "image" if request.mode == "image" else None
             nothing = [Message("user", (UnconditionalPart(),))]
             prompt = self.pipeline.processor.build(nothing, add_generation_prompt=True, answer=answer)
-        return replace(request, image=image, text=text, unconditional=prompt, logits_processors=processors)
+        image, text = sampling.image(temperature=temperature), sampling.text(temperature=temperature)
+        return replace(request, image=image, text=text, unconditional=prompt)
 
     def _run(self, requests: list[GenerationRequest], streamer: Any) -> list[GenerationResult]:
         """Decode, and pass text tokens and the progress of images to a streamer."""
@@ -327,7 +301,7 @@ class FlexARInferenceSolver:
 # ---- what is asked for ----
 
 
-def understand(text: str, generation_mode: Literal["auto"] | Mode, size: Size | None = None) -> Question:
+def understand(text: str, generation_mode: Literal["auto"] | Mode, size: Size | None = None) -> Task:
     """What a question asks for; a mode that is given goes before what its text suggests."""
     if generation_mode != "auto":
         check_mode(generation_mode)
@@ -341,20 +315,18 @@ def understand(text: str, generation_mode: Literal["auto"] | Mode, size: Size | 
         asked = (int(groups["width"]), int(groups["height"])) if groups.get("width") else None
         if size is not None and asked not in (None, tuple(size)):
             raise ValueError(f"the size must be given once, got {asked} in the question and {tuple(size)} as size")
-        return Question(task.mode, task.capabilities, size or asked, groups.get("text") or task.text)
+        return task._replace(size=size or asked, text=groups.get("text") or task.text)
     match generation_mode:
         case "image":
-            return Question("image", ("edit",) if num_images else ("draw",), size)
+            return Task("image", ("edit",) if num_images else ("draw",), size=size)
         case "text":
-            return Question("text", ("ask", "describe"), size)
+            return Task("text", ("ask", "describe"), size=size)
         case _:
-            return Question("interleaved", ("chat",), size)
+            return Task("interleaved", ("chat",), size=size)
 
 
-def split_processors(
-    given: LogitsProcessors | None,
-) -> tuple[list[SolverSampling], tuple[LogitsProcessor, ...]]:
-    """Sampling settings and logits processors for text, however they were passed."""
+def split_processors(given: LogitsProcessors | None) -> tuple[SolverSampling | None, tuple[LogitsProcessor, ...]]:
+    """Sampling settings (the last ones) and logits processors for text, however they were passed."""
     listed = [] if given is None else list(given) if isinstance(given, Sequence) else [given]
     for item in listed:
         if not callable(item) and not isinstance(item, SolverSampling):
@@ -363,7 +335,8 @@ def split_processors(
                 f"transformers, got {type(item).__name__}"
             )
     samplings = [item for item in listed if isinstance(item, SolverSampling)]
-    return samplings, tuple(item for item in listed if not isinstance(item, SolverSampling))
+    processors = tuple(item for item in listed if not isinstance(item, SolverSampling))
+    return (samplings[-1] if samplings else None), processors
 
 
 # ---- questions and answers with placeholders to messages with images in their places ----

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.cache_utils import Cache, DynamicLayer
 
 from mllm.engine.state import SequenceState
 from mllm.model import MLLMForConditionalGeneration
@@ -180,53 +180,34 @@ class LeftPadding:
         return None if self.mask_RS is None else self.mask_RS[:, None, None, :length]
 
 
-class PreallocatedLayer(CacheLayerMixin):
-    """Keys and values of one layer in one buffer, written in place; `update` returns a view of what is filled.
+class PreallocatedLayer(DynamicLayer):
+    """Keys and values of one layer in buffers of a fixed capacity; `keys` and `values` are views of what is filled.
 
-    Nothing is concatenated, and attention reads only what has been written, not the whole capacity.
+    Nothing is concatenated, and attention reads only what has been written, not the complete capacity.
     """
-
-    is_compileable = False
-    is_sliding = False
 
     def __init__(self, capacity: int) -> None:
         super().__init__()
         self.capacity = capacity
-        self.length = 0
 
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Allocate like the first keys and values that come in."""
-        self.dtype, self.device = key_states.dtype, key_states.device
-        rows, heads, _, width = key_states.shape
-        self.keys = key_states.new_empty(rows, heads, self.capacity, width)
-        self.values = value_states.new_empty(rows, heads, self.capacity, value_states.shape[-1])
-        self.is_initialized = True
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
-    ) -> tuple[Tensor, Tensor]:
+    def update(self, key_states: Tensor, value_states: Tensor, *args: object, **rest: object) -> tuple[Tensor, Tensor]:
         """Write at the end; return everything so far."""
+        start = self.get_seq_length()
+        end = start + key_states.shape[-2]
+        assert end <= self.capacity, f"cache of {self.capacity} positions cannot take position {end}"
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        start, end = self.length, self.length + key_states.shape[-2]
-        assert end <= self.capacity, f"cache of {self.capacity} positions cannot take position {end}"
-        self.keys[:, :, start:end] = key_states
-        self.values[:, :, start:end] = value_states
-        self.length = end
-        return self.keys[:, :, :end], self.values[:, :, :end]
+            self.buffers = [
+                states.new_empty(*states.shape[:2], self.capacity, states.shape[-1])
+                for states in (key_states, value_states)
+            ]
+        for buffer, states in zip(self.buffers, (key_states, value_states), strict=True):
+            buffer[:, :, start:end] = states
+        self.keys, self.values = (buffer[:, :, :end] for buffer in self.buffers)
+        return self.keys, self.values
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Make these sequences the cache's sequences; one may come several times."""
-        self.keys, self.values = self.keys.index_select(0, indices), self.values.index_select(0, indices)
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.length + query_length, 0
-
-    def get_seq_length(self) -> int:
-        return self.length
-
-    def get_max_length(self) -> int:
-        return self.capacity
-
-    def reset(self) -> None:
-        self.length = 0
+        length = self.get_seq_length()
+        self.buffers = [buffer.index_select(0, indices) for buffer in self.buffers]
+        self.keys, self.values = (buffer[:, :, :length] for buffer in self.buffers)

@@ -13,7 +13,7 @@ def test_a_layer_returns_all_that_was_written_and_copies_nothing() -> None:
         keys, values = layer.update(piece, -piece)
     assert torch.equal(keys, torch.cat(pieces, dim=2))
     assert torch.equal(values, -keys)
-    assert keys.data_ptr() == layer.keys.data_ptr(), "a view of the one buffer"
+    assert keys.data_ptr() == layer.buffers[0].data_ptr(), "a view of the one buffer"
     assert layer.get_seq_length() == 6
     with pytest.raises(AssertionError):
         layer.update(torch.randn(2, 3, 2, 5), torch.randn(2, 3, 2, 5))

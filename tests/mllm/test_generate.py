@@ -238,30 +238,22 @@ def test_pictures_may_be_named_by_their_files(processor: MLLMProcessor, tmp_path
     assert processor(str(tmp_path / "a.png"), "What is it?")["codes"].equal(processor(messages=[QUESTION])["codes"])
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"num_beams": 4}, "generate has no option 'num_beams': found 4; use one of"),
-        ({"max_length": 40}, "generate has no option 'max_length'"),
-        ({"generation_mode": "sound"}, "unknown generation mode: found 'sound'"),
-        (
-            {"generation_mode": "image"},
-            "guidance 2.0 needs negative_prompt_ids: found none; pass generation_mode='image'",
-        ),
-        ({"guidance_scale": 3.0}, "guidance is for pictures: found 3.0 for a text"),
-        ({"temperature": 0.0}, "temperature has no meaning: found 0.0"),
-        ({"seed": [1, 2]}, "seeds do not match the rows: found 2 for 1"),
-        ({"input_ids": None}, "generate needs a prompt"),
-        ({"codes": None}, "found 4 placeholders and 0 code rows"),
-        ({"generation_mode": "image", "guidance_scale": 1.0, "size": (64, 64)}, "no pictures of 64x64; use 32x32"),
-    ],
-)
-def test_what_cannot_be_done_is_refused_by_name(
-    model: MLLMForConditionalGeneration, processor: MLLMProcessor, options: dict[str, Any], message: str
-) -> None:
+def test_what_cannot_be_done_is_refused(model: MLLMForConditionalGeneration, processor: MLLMProcessor) -> None:
     inputs = processor(PICTURE, "What is it?")
-    with pytest.raises(ValueError):
-        model.generate(**{**inputs, **options})
+    for options in (
+        {"num_beams": 4},
+        {"max_length": 40},
+        {"generation_mode": "sound"},
+        {"generation_mode": "image"},  # guided, without a negative prompt
+        {"guidance_scale": 3.0},
+        {"temperature": 0.0},
+        {"seed": [1, 2]},
+        {"input_ids": None},
+        {"codes": None},
+        {"generation_mode": "image", "guidance_scale": 1.0, "size": (64, 64)},
+    ):
+        with pytest.raises(ValueError):
+            model.generate(**{**inputs, **options})
 
 
 def test_guidance_one_needs_no_second_prompt(model: MLLMForConditionalGeneration, processor: MLLMProcessor) -> None:
