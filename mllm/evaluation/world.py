@@ -37,6 +37,10 @@ from mllm.world.render import RenderSize
 from mllm.world.scene import PairGroup, Scene, SceneObject, Split
 from mllm.world.spec import ANY, Verdict
 
+PROTOCOL = "world-3"
+"""Name of the protocol; it changes when numbers are no longer comparable."""
+CHECKER_COUNT = 2000
+"""Rendered scenes on which the checker's own error is measured each time."""
 DENSE_PASS = 0.9
 """Mean IoU from which a depth or segmentation image counts as right."""
 MODES: dict[str, Mode] = {
@@ -89,6 +93,82 @@ def make_items(group: Group, count: int, *, seed: int, split: Split = "test") ->
         episode = make_episode(index, seed=seed, split=split, pairs=group.pairs)
         items.append(make_dialogue(group.job, episode, Random(f"items/{seed}/{group.job}/{group.pairs}/{index}")))
     return items
+
+
+def measure_world(
+    pipeline: Pipeline,
+    *,
+    count: int,
+    seed: int = 0,
+    jobs: Sequence[str] | None = None,
+    batch_size: int = 32,
+    sampling: Overrides | None = None,
+    size: Size | None = None,
+    best_of: Sequence[int] = (),
+) -> dict:
+    """Every score of a model on the world, with the settings it was measured with, as one dictionary for JSON.
+
+    Args:
+        count: items per group of the table.
+        sampling: settings (guidance, temperature, top_k, top_p, resamples) of images where not the checkpoint's.
+        size: (width, height) of the images that are shown and drawn; default: the checkpoint's default size.
+        best_of: numbers of candidates among which the model chooses itself, measured in addition.
+    """
+    groups = choose_groups(jobs)
+    drawing = [group for group in groups if group.job == "draw"]
+    if best_of and not drawing:
+        raise ValueError(f"jobs must include draw to measure the best of N, got {', '.join(jobs or ())}")
+    config, sampling = pipeline.config, sampling or {}
+    size = size or default_size(config)
+    grid_of(size, config)  # refuses a size that the model does not have
+    run = {"count": count, "seed": seed, "batch_size": batch_size}
+
+    def answer(dialogues: Sequence[Sequence[Message]], mode: Mode, seeds: Sequence[int]) -> list[list[Part]]:
+        chosen: Overrides = {} if mode == "text" else sampling
+        return pipeline.answer(dialogues, mode, seeds, size=size, **chosen)
+
+    def draw(requests: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
+        answers = answer([[Message("user", (TextPart(request),))] for request in requests], "image", seeds)
+        return [image for (image,) in answers]
+
+    def score(images: Sequence[Image.Image], requests: Sequence[str]) -> list[float]:
+        return pipeline.judge(images, requests, questions=ask_about)
+
+    scores = evaluate_world(answer, size=size, groups=groups, **run)
+    self_judged = {g.name: measure_best_of(draw, score, g, best_of=best_of, **run) for g in drawing if best_of}
+    checker = measure_checker(CHECKER_COUNT, seed=seed, size=size)
+    tokenizer = pipeline.processor.need_image_tokenizer()
+    plans: dict[str, object] = {}
+    if config.begin_plan_id is not None:
+        plans = {"resamples": config.image_resamples, "plan": describe_plan_sampling(pipeline, sampling)}
+    return {
+        "protocol": PROTOCOL,
+        "model": model_fingerprint(pipeline.model),
+        "image_tokenizer": tokenizer.fingerprint(),
+        "seed": seed,
+        "count": count,
+        "settings": {
+            "guidance": config.image_guidance,
+            "temperature": config.image_temperature,
+            "top_k": config.image_top_k,
+            "top_p": config.image_top_p,
+            **plans,
+            **{name: value for name, value in sampling.items() if value is not None},
+            "text": "greedy",
+            "image_size": size[0] if size[0] == size[1] else list(size),
+        },
+        "versions": tool_versions(),
+        "checker_error": {"rate": checker.rate, "count": checker.count},
+        "tokenizer": score_round_trip(tokenizer, count=count, seed=seed, size=size),
+        "scores": scores,
+        **({"self_judged": self_judged} if best_of else {}),
+    }
+
+
+def describe_plan_sampling(pipeline: Pipeline, sampling: Overrides) -> str:
+    """How plans before images are sampled."""
+    chosen = pipeline.requests.plan_settings(sampling)
+    return "greedy" if chosen.greedy else f"temperature {chosen.temperature} top_p {chosen.top_p}"
 
 
 def evaluate_world(
@@ -325,30 +405,21 @@ def _edits_elsewhere(item: Check, edit: Edit, scene: Scene) -> tuple[list[Edit],
     return edits, len(named) != 1
 
 
-# What a model's own judgement is worth on the synthetic world: pass rates of best of N, and the area under the ROC
-# curve of its score against the exact checker.
-#
-# In: something that draws, something that scores, how many items. Out: plain values. All candidates are drawn and
-# scored
-# once; a smaller N looks at the first of them (mllm/pipeline.py), so the rates differ by the choice alone.
-
-
-Draw = Callable[[Sequence[str], Sequence[int]], list[Image.Image]]
-"""(requests, seeds) -> pictures."""
-ScorePictures = Callable[[Sequence[Image.Image], Sequence[str]], list[float]]
-"""(pictures, requests) -> how right the model finds them."""
+# ---- best of N: what the model's own judgement is worth ----
+# All candidates are drawn and scored once; a smaller N looks at the first of them, so the rates differ by the choice
+# alone.
 
 
 class Candidates(NamedTuple):
-    """The pictures of one request, judged twice."""
+    """The images of one request, judged twice."""
 
     scores: list[float]  # by the model
     is_right: list[bool]  # by the checker
 
 
 def measure_best_of(
-    draw: Draw,
-    score: ScorePictures,
+    draw: Callable[[Sequence[str], Sequence[int]], list[Image.Image]],
+    score: Callable[[Sequence[Image.Image], Sequence[str]], list[float]],
     group: Group,
     *,
     best_of: Sequence[int],
@@ -356,204 +427,89 @@ def measure_best_of(
     seed: int,
     batch_size: int = 32,
 ) -> dict:
-    """Pass rates for every N, what a perfect judge would reach, and the AUROC of the score over all candidates."""
+    """Pass rates for every N, what a perfect judge would reach, and the AUROC of the score over all candidates.
+
+    Args:
+        draw: (requests, seeds) -> images.
+        score: (images, requests) -> how right the model finds them.
+    """
     for number in best_of:
         check_count(number, name="best_of")
-    items = draw_candidates(draw, score, group, num=max(best_of), count=count, seed=seed, batch_size=batch_size)
-    flat_scores = [value for item in items for value in item.scores]
-    flat_right = [value for item in items for value in item.is_right]
-    interval = auroc_interval(items)
+    dialogues = make_items(group, count, seed=seed)
+    requests = [str(dialogue.turns[0].parts[0]) for dialogue in dialogues]
+    jobs = [(index, each) for index in range(count) for each in candidate_seeds(seed + index, max(best_of))]
+    items = [Candidates([], []) for _ in dialogues]
+    for start in tqdm(range(0, len(jobs), batch_size), desc=f"best of {max(best_of)}, {group.name}", leave=False):
+        batch = jobs[start : start + batch_size]
+        asked = [requests[index] for index, _ in batch]
+        images = draw(asked, [each for _, each in batch])
+        for (index, _), image, value in zip(batch, images, score(images, asked), strict=True):
+            items[index].scores.append(value)
+            items[index].is_right.append(judge(dialogues[index].checks[0], image, None).passed)
+    scores, is_right = ([value for item in items for value in item[field]] for field in (0, 1))
+    low, high = auroc_interval(items) or (None, None)
+    numbers = sorted(set(best_of))
     return {
-        "best_of": {str(number): as_values(pass_rate(items, number)) for number in sorted(set(best_of))},
-        "any_right": {
-            str(number): as_values(Rate(sum(any(item.is_right[:number]) for item in items), len(items)))
-            for number in sorted(set(best_of))
-        },
-        "auroc": auroc(flat_scores, flat_right),
-        "auroc_low": None if interval is None else interval[0],
-        "auroc_high": None if interval is None else interval[1],
-        "candidates": len(flat_scores),
+        "best_of": {str(number): as_values(pass_rate(items, number)) for number in numbers},
+        "any_right": {str(n): as_values(Rate(sum(any(i.is_right[:n]) for i in items), count)) for n in numbers},
+        "auroc": auroc(scores, is_right),
+        "auroc_low": low,
+        "auroc_high": high,
+        "candidates": len(scores),
     }
 
 
 def pass_rate(items: Sequence[Candidates], number: int) -> Rate:
-    """How many requests are fulfilled when the best-scored of the first N candidates is kept."""
+    """How many requests are satisfied when the best-scored of the first N candidates is kept."""
     return Rate(sum(item.is_right[max(range(number), key=item.scores.__getitem__)] for item in items), len(items))
 
 
-def draw_candidates(
-    draw: Draw, score: ScorePictures, group: Group, *, num: int, count: int, seed: int, batch_size: int
-) -> list[Candidates]:
-    """Draw, score and check all candidates of a group of drawing items."""
-    dialogues = make_items(group, count, seed=seed)
-    requests = [str(dialogue.turns[0].parts[0]) for dialogue in dialogues]
-    jobs = [(n, s) for n in range(count) for s in candidate_seeds(seed + n, num)]
-    items = [Candidates([], []) for _ in dialogues]
-    for start in tqdm(range(0, len(jobs), batch_size), desc=f"best of {num}, {group.name}", leave=False):
-        batch = jobs[start : start + batch_size]
-        words = [requests[n] for n, _ in batch]
-        pictures = draw(words, [s for _, s in batch])
-        for (n, _), picture, value in zip(batch, pictures, score(pictures, words), strict=True):
-            items[n].scores.append(value)
-            items[n].is_right.append(judge(dialogues[n].checks[0], picture, None).passed)
-    return items
-
-
-def as_lines(measured: dict[str, dict]) -> list[str]:
-    """The measurements of some groups for the eye."""
-    lines = []
-    for name, values in measured.items():
-        lines.append(f"{name}, chosen by the model itself")
-        for number, rate in values["best_of"].items():
-            any_right = values["any_right"][number]
-            shown = Rate(rate["passed"], rate["total"])
-            perfect = Rate(any_right["passed"], any_right["total"]).share
-            lines.append(f"  {'best of ' + number:<26} {shown}; a perfect judge {100 * perfect:.1f} %")
-        lines.append(f"  {'AUROC of its score':<26} {describe_auroc(values)}")
-    return lines
-
-
-def describe_auroc(values: dict) -> str:
-    """The area with its interval, or why there is none."""
-    if values["auroc"] is None:
-        return "undefined: the candidates are all right or all wrong"
-    low, high = values["auroc_low"], values["auroc_high"]
-    return f"{values['auroc']:.3f} ({low:.3f} to {high:.3f}, n = {values['candidates']})"
-
-
-# The whole measurement of a model on the synthetic world: scores, what they were made with, and a table to read.
-#
-# In: a pipeline, how many items, a seed. Out: one dictionary for JSON, and its table.
-
-
-PROTOCOL = "world-3"
-"""Name of the protocol; it changes when numbers are no longer comparable."""
-CHECKER_COUNT = 2000
-"""Rendered scenes on which the checker's own error is measured each time."""
-
-
-def measure_world(
-    pipeline: Pipeline,
-    *,
-    count: int,
-    seed: int = 0,
-    jobs: Sequence[str] | None = None,
-    batch_size: int = 32,
-    sampling: Overrides | None = None,
-    size: Size | None = None,
-    best_of: Sequence[int] = (),
-) -> dict:
-    """Every score of the world's specification, with the settings they were measured with.
-
-    Args:
-        count: items per group of the table.
-        sampling: settings (guidance, temperature, top_k, top_p, resamples) of images where not the checkpoint's.
-        size: (width, height) of the pictures that are shown and drawn; default: the checkpoint's default size.
-        best_of: numbers of candidates among which the model chooses itself, measured in addition.
-    """
-    groups = choose_groups(jobs)
-    config = pipeline.config
-    size = size or default_size(config)
-    grid_of(size, config)  # refuses a size that the model does not have
-
-    def answer(
-        dialogues: Sequence[Sequence[Message]], mode: Mode, seeds: Sequence[int]
-    ) -> list[list[str | Image.Image]]:
-        chosen: Overrides = {} if mode == "text" or sampling is None else sampling
-        return pipeline.answer(dialogues, mode, seeds, size=size, **chosen)
-
-    scores = evaluate_world(answer, count=count, seed=seed, batch_size=batch_size, size=size, groups=groups)
-    chosen = measure_choices(answer, pipeline, groups, best_of=best_of, count=count, seed=seed, batch_size=batch_size)
-    checker = measure_checker(CHECKER_COUNT, seed=seed, size=size)
-    tokenizer = pipeline.processor.need_image_tokenizer()
-    return {
-        "protocol": PROTOCOL,
-        "model": model_fingerprint(pipeline.model),
-        "image_tokenizer": tokenizer.fingerprint(),
-        "seed": seed,
-        "count": count,
-        "settings": {
-            "guidance": config.image_guidance,
-            "temperature": config.image_temperature,
-            "top_k": config.image_top_k,
-            "top_p": config.image_top_p,
-            **({} if config.begin_plan_id is None else {"resamples": config.image_resamples}),
-            **{name: value for name, value in (sampling or {}).items() if value is not None},
-            "text": "greedy",
-            **({} if config.begin_plan_id is None else {"outline": describe_outlines(pipeline, sampling)}),
-            "image_size": size[0] if size[0] == size[1] else list(size),
-        },
-        "versions": tool_versions(),
-        "checker_error": {"rate": checker.rate, "count": checker.count},
-        "tokenizer": score_round_trip(tokenizer, count=count, seed=seed, size=size),
-        "scores": scores,
-        **({"self_judged": chosen} if best_of else {}),
-    }
-
-
-def describe_outlines(pipeline: Pipeline, sampling: Overrides | None) -> str:
-    """How the words before a picture are sampled."""
-    chosen = pipeline.requests.plan_settings(sampling or {})
-    return "greedy" if chosen.greedy else f"temperature {chosen.temperature} top_p {chosen.top_p}"
-
-
-def measure_choices(
-    answer: Answer,
-    pipeline: Pipeline,
-    groups: Sequence[Group],
-    *,
-    best_of: Sequence[int],
-    count: int,
-    seed: int,
-    batch_size: int,
-) -> dict[str, dict]:
-    """Best of N on the groups that draw, asked in the words of the world."""
-    drawing = [group for group in groups if group.job == "draw"]
-    if best_of and not drawing:
-        raise ValueError("best of N is for drawing: found no job 'draw' among those asked for; add it to --jobs")
-
-    def draw(requests: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
-        parts = answer([[Message("user", (TextPart(request),))] for request in requests], "image", seeds)
-        return [picture for (picture,) in parts if isinstance(picture, Image.Image)]
-
-    def score(pictures: Sequence[Image.Image], requests: Sequence[str]) -> list[float]:
-        return pipeline.judge(pictures, requests, questions=ask_about)
-
-    return {
-        group.name: measure_best_of(draw, score, group, best_of=best_of, count=count, seed=seed, batch_size=batch_size)
-        for group in drawing
-        if best_of
-    }
+# ---- the table ----
 
 
 def as_table(report: dict) -> str:
-    """The report for the eye."""
+    """The report of `measure_world` for the eye."""
     lines = [f"Synthetic world, protocol {report['protocol']}, seed {report['seed']}, model {report['model']}"]
     settings = ", ".join(f"{name} {value}" for name, value in report["settings"].items() if value is not None)
     lines += [f"Settings: {settings}", "", f"{'job':<28} pass rate (95 % interval, items)"]
     for name, scores in report["scores"].items():
-        lines.append(f"{name:<28} {Rate(scores['passed'], scores['total'])}")
+        lines.append(f"{name:<28} {as_rate(scores)}")
         if "left_open" in scores:
             lines.append(f"{'  of these partly left open':<28} {scores['left_open']}")
         if "mean_iou" in scores:
             lines.append(f"{'  mean IoU, pixel accuracy':<28} {scores['mean_iou']:.3f}, {scores['pixel_accuracy']:.3f}")
-        for skill, values in scores["skills"].items():
-            lines.append(f"  {skill:<26} {Rate(values['passed'], values['total'])}")
-    lines += as_lines(report.get("self_judged", {}))
+        lines += [f"  {skill:<26} {as_rate(values)}" for skill, values in scores["skills"].items()]
+    for name, values in report.get("self_judged", {}).items():
+        lines += best_of_lines(name, values)
     tokenizer, checker = report["tokenizer"], report["checker_error"]
     highest = tokenizer["highest_perplexity"]
     limit = "" if highest is None else f" (of {highest:.0f} that are possible)"
+    perplexity, of_borders = (
+        " ".join(f"{value:.0f}" for value in tokenizer[name]) for name in ("perplexity", "perplexity_of_borders")
+    )
     lines += [
         "",
         f"Image tokenizer: {100 * tokenizer['scenes_read_right']:.1f} % of scenes read right after a round trip, "
         f"PSNR {tokenizer['psnr']:.1f} dB, SSIM {tokenizer['ssim']:.3f},",
-        f"  perplexity per codebook {rounded(tokenizer['perplexity'])}{limit},",
-        f"  over patches with a border alone {rounded(tokenizer['perplexity_of_borders'])}",
+        f"  perplexity per codebook {perplexity}{limit},",
+        f"  over patches with a border alone {of_borders}",
         f"Checker's own error: {100 * checker['rate']:.2f} % of {checker['count']} rendered scenes",
     ]
     return "\n".join(lines)
 
 
-def rounded(values: list[float]) -> str:
-    """Whole numbers side by side."""
-    return " ".join(f"{value:.0f}" for value in values)
+def best_of_lines(name: str, values: dict) -> list[str]:
+    """Best of N of one group for the eye."""
+    lines = [f"{name}, chosen by the model itself"]
+    for number, rate in values["best_of"].items():
+        perfect = as_rate(values["any_right"][number]).share
+        lines.append(f"  {'best of ' + number:<26} {as_rate(rate)}; a perfect judge {100 * perfect:.1f} %")
+    area = "undefined: the candidates are all right or all wrong"
+    if values["auroc"] is not None:
+        interval = f"{values['auroc_low']:.3f} to {values['auroc_high']:.3f}"
+        area = f"{values['auroc']:.3f} ({interval}, n = {values['candidates']})"
+    return [*lines, f"  {'AUROC of its score':<26} {area}"]
+
+
+def as_rate(values: dict) -> Rate:
+    return Rate(values["passed"], values["total"])

@@ -12,7 +12,7 @@ from PIL import Image
 from demo.answer import show
 from mllm.conversation import CodesPart, ImagePart, Message, TextPart
 from mllm.engine.request import PLAN_BUDGET, GenerationRequest
-from mllm.evaluation.world import describe_outlines
+from mllm.evaluation.world import describe_plan_sampling
 from mllm.pipeline import Done, ImageDone, Pipeline, TextDelta, describe_images, description_prompt
 from mllm.processor import PLAN, save_image
 from mllm.sampling import SamplingConfig
@@ -156,6 +156,6 @@ def test_a_person_may_write_the_outline(pipeline: Pipeline, drawn: Image.Image) 
 
 
 def test_scores_say_how_outlines_were_sampled(pipeline: Pipeline) -> None:
-    assert describe_outlines(pipeline, None) == "temperature 1.0 top_p 0.5"
-    assert describe_outlines(pipeline, {"temperature": 0.5}) == "temperature 1.0 top_p 0.5", "that is the picture's"
-    assert describe_outlines(pipeline, {"greedy": True}) == "greedy"
+    assert describe_plan_sampling(pipeline, {}) == "temperature 1.0 top_p 0.5"
+    assert describe_plan_sampling(pipeline, {"temperature": 0.5}) == "temperature 1.0 top_p 0.5", "that is the image's"
+    assert describe_plan_sampling(pipeline, {"greedy": True}) == "greedy"

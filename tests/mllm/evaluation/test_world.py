@@ -1,127 +1,150 @@
-"""The world's evaluation: a perfect answerer passes everything, a wrong one is caught, uncertainty is stated."""
+"""The world's evaluation: a perfect answerer passes everything, a wrong one is caught; a perfect judge of N candidates
+gains, a contrary one loses.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
+from mllm.cli.main import main
 from mllm.conversation import ImagePart, Message
 from mllm.engine.request import NoRoomError
-from mllm.evaluation.intervals import Rate, percent
-from mllm.evaluation.world import GROUPS, Group, choose_groups, evaluate_world, make_items
+from mllm.evaluation.world import (
+    GROUPS,
+    Candidates,
+    Group,
+    best_of_lines,
+    choose_groups,
+    evaluate_world,
+    make_items,
+    measure_best_of,
+    pass_rate,
+)
+from mllm.pipeline import STRIDE
 from mllm.world.dialogue import ImageRef
 from mllm.world.render import RenderSize
 
 SEED = 7
 COUNT = 12
+Part = str | Image.Image
 
 
 class Oracle:
     """Knows the right answers. Spoils each of them when told so."""
 
-    def __init__(self, job: str, pairs: str, *, spoil: bool = False, size: RenderSize = 128) -> None:
-        group = next(group for group in GROUPS if (group.job, group.pairs) == (job, pairs))
+    def __init__(self, group: Group, *, spoil: bool = False, size: RenderSize = 128) -> None:
         self.items = make_items(group, COUNT, seed=SEED)
         self.spoil, self.size = spoil, size
+        self.sizes_shown: set[tuple[int, int]] = set()
 
-    def __call__(
-        self, dialogues: Sequence[Sequence[Message]], mode: str, seeds: Sequence[int]
-    ) -> list[list[str | Image.Image]]:
-        answers = []
-        for messages, seed in zip(dialogues, seeds, strict=True):
-            dialogue = self.items[seed - SEED]
-            parts = dialogue.turns[len(messages)].parts
-            answers.append([self.say(part) for part in parts])
-        return answers
+    def __call__(self, dialogues: Sequence[Sequence[Message]], mode: str, seeds: Sequence[int]) -> list[list[Part]]:
+        self.sizes_shown |= {p.image.size for d in dialogues for m in d for p in m.parts if isinstance(p, ImagePart)}
+        turns = [self.items[seed - SEED].turns[len(d)] for d, seed in zip(dialogues, seeds, strict=True)]
+        return [[self.say(part) for part in turn.parts] for turn in turns]
 
-    def say(self, part: str | ImageRef) -> str | Image.Image:
+    def say(self, part: str | ImageRef) -> Part:
         if isinstance(part, str):
             return "nonsense" if self.spoil else part
-        picture = part.render(self.size)
-        return picture.transpose(Image.Transpose.ROTATE_180).convert("L").convert("RGB") if self.spoil else picture
+        image = part.render(self.size)
+        return image.transpose(Image.Transpose.ROTATE_180).convert("L").convert("RGB") if self.spoil else image
 
 
-@pytest.mark.parametrize("group", GROUPS, ids=lambda group: group.name)
-def test_right_answers_pass_and_wrong_ones_fail(group) -> None:
-    scores = {}
-    for spoil in (False, True):
-        oracle = Oracle(group.job, group.pairs, spoil=spoil)
-        both = evaluate_world(
-            lambda d, m, s, oracle=oracle: oracle(d, m, s), count=COUNT, seed=SEED, batch_size=5, groups=[group]
-        )
-        scores[spoil] = both[group.name]
-    assert scores[False]["rate"] == 1.0
-    assert scores[True]["rate"] <= 0.25  # a circle turned upside down is still a circle
-    assert scores[False]["total"] >= COUNT
+def score(answer, group: Group, **options) -> dict:
+    return evaluate_world(answer, count=COUNT, seed=SEED, batch_size=5, groups=[group], **options)[group.name]
+
+
+def test_right_answers_pass_and_wrong_ones_fail() -> None:
+    for group in GROUPS:
+        right, wide, wrong = Oracle(group), Oracle(group, size=(128, 96)), Oracle(group, spoil=True)
+        scores = score(right, group)
+        assert scores["rate"] == 1.0 and scores["total"] >= COUNT, group
+        assert score(wide, group, size=(128, 96))["rate"] == 1.0 and wide.sizes_shown <= {(128, 96)}
+        assert score(wrong, group)["rate"] <= 0.25  # a circle turned upside down is still a circle
+        if group.job == "segment":  # blends at borders cost a little
+            assert scores["mean_iou"] > 0.99 and scores["pixel_accuracy"] > 0.99
 
 
 def test_an_answer_that_ends_early_or_says_too_much_fails() -> None:
-    group = next(group for group in GROUPS if group.job == "draw")
-    oracle = Oracle(group.job, group.pairs)
+    oracle = Oracle(GROUPS[0])
     for change in (lambda parts: [], lambda parts: [*parts, "and more"]):
-        scores = evaluate_world(
-            lambda d, m, s, change=change: [change(parts) for parts in oracle(d, m, s)],
-            count=COUNT,
-            seed=SEED,
-            groups=[group],
-        )
-        assert scores[group.name]["rate"] == 0.0
+        scores = score(lambda d, m, s, change=change: [change(parts) for parts in oracle(d, m, s)], GROUPS[0])
+        assert scores["rate"] == 0.0
 
 
 def test_a_dialogue_that_outgrows_the_context_fails_and_the_others_are_answered() -> None:
-    group = next(group for group in GROUPS if group.job == "multi_turn")
-    oracle = Oracle(group.job, group.pairs)
-    lost = {SEED, SEED + 3, SEED + 4}
+    group, lost = Group("multi_turn"), {SEED, SEED + 3, SEED + 4}
+    oracle = Oracle(group)
 
-    def answer(
-        dialogues: Sequence[Sequence[Message]], mode: str, seeds: Sequence[int]
-    ) -> list[list[str | Image.Image]]:
+    def answer(dialogues: Sequence[Sequence[Message]], mode: str, seeds: Sequence[int]) -> list[list[Part]]:
         if any(seed in lost and len(messages) > 1 for messages, seed in zip(dialogues, seeds, strict=True)):
             raise NoRoomError("the prompt is too long")
         return oracle(dialogues, mode, seeds)
 
-    scores = evaluate_world(answer, count=COUNT, seed=SEED, batch_size=5, groups=[group])[group.name]
+    scores = score(answer, group)
     assert (scores["passed"], scores["total"]) == (COUNT - len(lost), COUNT)
 
 
-def test_dense_pictures_report_their_overlap() -> None:
-    group = next(group for group in GROUPS if group.job == "segment")
-    scores = evaluate_world(Oracle(group.job, group.pairs), count=COUNT, seed=SEED, groups=[group])[group.name]
-    assert scores["mean_iou"] > 0.99  # blends at borders cost a little
-    assert scores["pixel_accuracy"] > 0.99
-
-
-@pytest.mark.parametrize("group", GROUPS, ids=lambda group: group.name)
-def test_right_answers_pass_in_any_size(group: Group) -> None:
-    shown = set()
-    size = (128, 96)
-    oracle = Oracle(group.job, group.pairs, size=size)
-
-    def answer(dialogues: Sequence[Sequence[Message]], mode: str, seeds: Sequence[int]) -> list:
-        shown.update(p.image.size for d in dialogues for m in d for p in m.parts if isinstance(p, ImagePart))
-        return oracle(dialogues, mode, seeds)
-
-    assert evaluate_world(answer, count=COUNT, seed=SEED, size=size, groups=[group])[group.name]["rate"] == 1.0
-    assert shown <= {size}
-
-
-def test_the_interval_is_wilsons() -> None:
-    low, high = Rate(8, 10).interval
-    assert (low, high) == (pytest.approx(0.4901625, abs=1e-6), pytest.approx(0.9433178, abs=1e-6))
-    assert Rate(0, 5).interval[0] == 0.0 and Rate(5, 5).interval[1] == 1.0
-    assert str(Rate(0, 0)) == "no items"
-
-
-def test_one_failure_is_never_rounded_away() -> None:
-    assert str(Rate(1999, 2000)).startswith("99.95 %")
-    assert [percent(share) for share in (1.0, 0.99999, 0.9994, 0.5, 0.0)] == ["100.0", "99.999", "99.9", "50.0", "0.0"]
-    assert str(Rate(7, 7)).startswith("100.0 %") and str(Rate(1, 2)).startswith(" 50.0 %")
-
-
 def test_unknown_jobs_and_counts_are_refused() -> None:
-    with pytest.raises(ValueError):
-        choose_groups(["juggle"])
+    for jobs in (["juggle"], ["draw", "juggle"], []):
+        with pytest.raises(ValueError):
+            choose_groups(jobs)
     with pytest.raises(ValueError):
         evaluate_world(lambda d, m, s: [], count=0, seed=0)
+
+
+def test_the_rate_is_that_of_the_best_scored_of_the_first_candidates() -> None:
+    items = [Candidates([0.1, 0.9, 0.95], [False, True, False]), Candidates([0.5, 0.4, 0.6], [True, False, True])]
+    assert [pass_rate(items, number).passed for number in (1, 2, 3)] == [1, 2, 1]
+
+
+def test_a_perfect_judge_finds_the_right_candidate_and_a_contrary_one_avoids_it() -> None:
+    """Every third seed of a request draws the right image, the others an empty one."""
+    items = make_items(GROUPS[0], COUNT, seed=SEED)
+    right = {str(item.turns[0].parts[0]): item.turns[1].parts[0].render(128) for item in items}
+    empty = Image.new("RGB", (128, 128), "white")
+    drawn: list[int] = []
+
+    def draw(requests: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
+        drawn.extend(seeds)
+        pairs = zip(requests, seeds, strict=True)
+        return [right[request] if (seed - SEED) // STRIDE % 3 == 2 else empty for request, seed in pairs]
+
+    for sign in (1, -1):
+        drawn.clear()
+        measured = measure_best_of(
+            draw,
+            lambda images, requests, sign=sign: [sign * float(np.asarray(image).std()) for image in images],
+            GROUPS[0],
+            best_of=(1, 4),
+            count=COUNT,
+            seed=SEED,
+            batch_size=5,
+        )
+        assert drawn == [SEED + n + j * STRIDE for n in range(COUNT) for j in range(4)]
+        rates = {number: values["rate"] for number, values in measured["best_of"].items()}
+        assert rates == {"1": 0.0, "4": 1.0 if sign > 0 else 0.0}
+        assert measured["any_right"]["4"]["rate"] == 1.0 and measured["candidates"] == 4 * COUNT
+        assert measured["auroc"] == measured["auroc_low"] == (1.0 if sign > 0 else 0.0)
+        assert "best of 4" in "\n".join(best_of_lines("draw", measured))
+
+
+def test_the_command_measures_best_of_n(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mllm.evaluation.world.CHECKER_COUNT", 20)
+    command = ["evaluate", "world", "--device", "cpu", "--count", "2", "--batch-size", "4"]
+    assert main([*command, "--jobs", "draw", "--best-of", "1", "2", "--json", str(tmp_path / "a.json")]) == 0
+    measured = json.loads((tmp_path / "a.json").read_text())["self_judged"]
+    assert {name: values["candidates"] for name, values in measured.items()} == {
+        "draw, seen pairs": 4,
+        "draw, held-out pairs": 4,
+    }
+    printed = capsys.readouterr().out
+    assert "best of 2" in printed and "AUROC of its score" in printed
+    assert main([*command, "--jobs", "ask", "--best-of", "2"]) == 2

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from random import Random
 
-import pytest
 from PIL import Image
 
 from mllm.conversation import Message
-from mllm.evaluation.world import GROUPS, Group, RunningDialogue, judge, make_items, run_group, score_group
-from mllm.world.dialogue import Check, Dialogue, ImageRef, ask_about_other
+from mllm.evaluation.world import Group, RunningDialogue, judge, make_items, run_group, score_group
+from mllm.world.dialogue import Check, Dialogue, ask_about_other
 from mllm.world.edits import Edit, apply_edit, edit_sentence
 from mllm.world.questions import Question, says_it
 from mllm.world.render import render
@@ -37,14 +36,14 @@ def ask(variant: str, first: Filter | None, second: Filter | None = None, value:
     return Check("answer", scene=WANTED, question=Question(kind, variant, first, second, value), expected="red")
 
 
-@pytest.mark.parametrize("reference", [HEART, Filter(shape="heart", color="green"), Filter(color="green")])
-def test_an_edit_means_what_its_words_name_in_the_models_picture(reference: Filter) -> None:
-    check = edit_check(RECOLOR, reference)
-    right = apply_edit(DRAWN, replace(RECOLOR, index=1))
-    assert judge(check, render(right), DRAWN).passed
-    for wrong in (apply_edit(DRAWN, RECOLOR), DRAWN):
-        judgement = judge(check, render(wrong), DRAWN)
-        assert not judgement.passed and not judgement.left_open
+def test_an_edit_means_what_its_words_name_in_the_models_image() -> None:
+    for reference in (HEART, Filter(shape="heart", color="green"), Filter(color="green")):
+        check = edit_check(RECOLOR, reference)
+        right = apply_edit(DRAWN, replace(RECOLOR, index=1))
+        assert judge(check, render(right), DRAWN).passed
+        for wrong in (apply_edit(DRAWN, RECOLOR), DRAWN):
+            judgement = judge(check, render(wrong), DRAWN)
+            assert not judgement.passed and not judgement.left_open
 
 
 def test_it_is_the_only_object() -> None:
@@ -64,16 +63,11 @@ def test_what_is_added_lies_next_to_the_object_that_the_words_name() -> None:
     assert not judge(star, render(Scene("white", (*DRAWN.objects, added))), DRAWN).passed, "right of the star"
 
 
-@pytest.mark.parametrize(
-    "edit",
-    [
-        Edit("background", value="gray"),
-        Edit("add", added=SceneObject("cross", "purple", "small", 0.85, 0.85), place="bottom right"),
-    ],
-)
-def test_an_edit_that_names_no_object_is_the_same_everywhere(edit: Edit) -> None:
-    assert judge(edit_check(edit, None), render(apply_edit(DRAWN, edit)), DRAWN).passed
-    assert not judge(edit_check(edit, None), render(DRAWN), DRAWN).passed
+def test_an_edit_that_names_no_object_is_the_same_everywhere() -> None:
+    added = SceneObject("cross", "purple", "small", 0.85, 0.85)
+    for edit in (Edit("background", value="gray"), Edit("add", added=added, place="bottom right")):
+        assert judge(edit_check(edit, None), render(apply_edit(DRAWN, edit)), DRAWN).passed
+        assert not judge(edit_check(edit, None), render(DRAWN), DRAWN).passed
 
 
 def test_words_that_may_mean_several_objects_may_mean_each_of_them_and_nothing_else() -> None:
@@ -85,8 +79,8 @@ def test_words_that_may_mean_several_objects_may_mean_each_of_them_and_nothing_e
             assert judgement.left_open
             assert judgement.passed == (index in meant), (reference, index)
         others = Scene("black", (SceneObject("cross", "blue", "large", 0.5, 0.5),))
-        for picture in (TWO_HEARTS, others):
-            assert not judge(check, render(picture), TWO_HEARTS).passed, "nothing changed, or everything"
+        for scene in (TWO_HEARTS, others):
+            assert not judge(check, render(scene), TWO_HEARTS).passed, "nothing changed, or everything"
 
 
 def test_what_the_words_name_by_another_size_is_still_meant() -> None:
@@ -111,21 +105,19 @@ def test_one_that_already_is_as_wanted_is_not_meant_where_another_is_not() -> No
     assert both.passed and both.left_open
 
 
-@pytest.mark.parametrize(
-    ("check", "right", "wrong"),
-    [
+def test_answers_to_open_questions_are_still_answers() -> None:
+    star = Filter(shape="star")
+    for check, right, wrong in (
         (ask("color of", HEART), ("red", "Green"), ("blue", "banana", "", "yes")),
-        (ask("where is", HEART, Filter(shape="star")), ("above", "right"), ("green", "")),
-        (ask("is related", HEART, Filter(shape="star"), "above"), ("yes", "no"), ("heart", "")),
+        (ask("where is", HEART, star), ("above", "right"), ("green", "")),
+        (ask("is related", HEART, star, "above"), ("yes", "no"), ("heart", "")),
         (ask("which is related", None, HEART, "above"), ("star", "heart"), ("circle", "green")),
-        (ask("which is related", None, Filter(shape="star"), "below"), ("heart",), ("star", "circle")),
+        (ask("which is related", None, star, "below"), ("heart",), ("star", "circle")),
         (ask("which is larger", HEART, Filter(shape="heart", size="large")), ("heart",), ("star", "circle")),
-    ],
-)
-def test_answers_to_open_questions_are_still_answers(check: Check, right: Sequence[str], wrong: Sequence[str]) -> None:
-    for words in (*right, *wrong):
-        judgement = judge(check, words, TWO_HEARTS)
-        assert judgement.left_open and judgement.passed == (words in right), words
+    ):
+        for words in (*right, *wrong):
+            judgement = judge(check, words, TWO_HEARTS)
+            assert judgement.left_open and judgement.passed == (words in right), words
 
 
 def test_questions_with_one_answer_are_not_open() -> None:
@@ -143,14 +135,15 @@ def test_the_other_one_is_the_one_not_asked_about_whatever_it_looks_like() -> No
 
 
 def test_it_is_never_said_of_something_absent() -> None:
-    group = next(group for group in GROUPS if group.job == "multi_turn")
-    asked = [item for dialogue in make_items(group, 600, seed=0) for item in dialogue.checks if item.question]
+    asked = [
+        item for dialogue in make_items(Group("multi_turn"), 600, seed=0) for item in dialogue.checks if item.question
+    ]
     called_it = [item for item in asked if item.question.first == ANY and item.question.variant != "count"]
     assert len(called_it) > 5
     assert not any(item.expected.startswith("there is no") for item in called_it)
 
 
-def test_pictures_that_cannot_be_read_are_never_right() -> None:
+def test_images_that_cannot_be_read_are_never_right() -> None:
     empty = Image.new("RGB", (128, 128), "white")
     assert not judge(edit_check(RECOLOR, HEART), empty, TWO_HEARTS).passed
     assert not judge(edit_check(RECOLOR, HEART), render(DRAWN), None).passed
@@ -167,65 +160,48 @@ def test_scores_say_how_many_were_left_open() -> None:
     assert (scores["passed"], scores["total"], scores["left_open"]) == (2, 4, 1)
 
 
-@pytest.mark.parametrize("edit", [Edit("remove", 1), Edit("reshape", 0, "circle"), Edit("resize", 0, "small")])
-def test_instructions_say_how_they_name_the_object(edit: Edit) -> None:
+def test_instructions_say_how_they_name_the_object() -> None:
     alone = Scene("white", WANTED.objects[:1])
-    for seed in range(80):
-        text, reference = edit_sentence(edit, WANTED, Random(seed))
-        assert reference is not None
-        assert [item for item in WANTED.objects if reference.matches(item)] == [WANTED.objects[edit.index]], text
-        if edit.kind == "resize":
-            text, reference = edit_sentence(edit, alone, Random(seed), pronoun=True)
-            assert (reference == ANY) == says_it(text), text
+    for edit in (Edit("remove", 1), Edit("reshape", 0, "circle"), Edit("resize", 0, "small")):
+        for seed in range(80):
+            text, reference = edit_sentence(edit, WANTED, Random(seed))
+            assert [item for item in WANTED.objects if reference.matches(item)] == [WANTED.objects[edit.index]], text
+            if edit.kind == "resize":
+                text, reference = edit_sentence(edit, alone, Random(seed), pronoun=True)
+                assert (reference == ANY) == says_it(text), text
     assert edit_sentence(Edit("background", value="gray"), WANTED, Random(0)).reference is None
 
 
-class Turned:
-    """Draws what is asked for turned by half where the sentence allows it, and goes on from there as it is right."""
-
-    def __init__(self, items: Sequence[Dialogue]) -> None:
-        self.items, self.num_turned = items, 0
-        self.is_turned: dict[int, bool] = {}
-
-    def __call__(
-        self, dialogues: Sequence[Sequence[Message]], mode: str, seeds: Sequence[int]
-    ) -> list[list[str | Image.Image]]:
-        return [self.answer(len(messages), seed) for messages, seed in zip(dialogues, seeds, strict=True)]
-
-    def answer(self, turn: int, seed: int) -> list[str | Image.Image]:
-        dialogue = self.items[seed]
-        if turn == 1:
-            first = dialogue.checks[0]
-            drawn = first.kind == "draw" and first.spec is not None and first.scene is not None
-            allowed = drawn and all(verdict.holds for verdict in check_scene(first.spec, turn_by_half(first.scene)))
-            self.is_turned[seed] = allowed
-            self.num_turned += allowed
-        parts = dialogue.turns[turn].parts
-        return [self.render(part, seed) if isinstance(part, ImageRef) else str(part) for part in parts]
-
-    def render(self, picture: ImageRef, seed: int) -> Image.Image:
-        return (
-            replace(picture, scene=turn_by_half(picture.scene)).render(128)
-            if self.is_turned[seed]
-            else picture.render(128)
-        )
-
-
 def turn_by_half(scene: Scene) -> Scene:
-    """Turned by half: another order of the objects, other answers about what is where."""
+    """Another order of the objects, other answers about what is where."""
     return Scene(scene.background, tuple(replace(item, y=1 - item.y, x=1 - item.x) for item in scene.objects))
 
 
 def test_edits_of_another_layout_are_judged_there() -> None:
-    group = next(group for group in GROUPS if group.job == "multi_turn")
+    """Drawings are turned by half where the sentence allows it, and all that follows is right for them."""
+    group, is_turned = Group("multi_turn"), {}
     items = make_items(group, 60, seed=0)
-    turned = Turned(items)
-    dialogues = run_group(turned, group, count=60, seed=0, batch_size=60, size=128)
+
+    def answer(
+        dialogues: Sequence[Sequence[Message]], mode: str, seeds: Sequence[int]
+    ) -> list[list[str | Image.Image]]:
+        return [answer_one(len(messages), seed) for messages, seed in zip(dialogues, seeds, strict=True)]
+
+    def answer_one(turn: int, seed: int) -> list[str | Image.Image]:
+        first = items[seed].checks[0]
+        if turn == 1:
+            is_turned[seed] = first.kind == "draw" and all(
+                verdict.holds for verdict in check_scene(first.spec, turn_by_half(first.scene))
+            )
+        shown = turn_by_half if is_turned[seed] else lambda scene: scene
+        parts = items[seed].turns[turn].parts
+        return [p if isinstance(p, str) else replace(p, scene=shown(p.scene)).render(128) for p in parts]
+
     edited = [
         judgement
-        for dialogue in dialogues
-        if turned.is_turned[dialogue.seed]
-        for item, judgement in zip(dialogue.dialogue.checks, dialogue.judgements, strict=True)
-        if item.kind == "edit" and item.edit is not None and item.edit.kind != "add"
+        for each in run_group(answer, group, count=60, seed=0, batch_size=60, size=128)
+        if is_turned[each.seed]
+        for item, judgement in zip(each.dialogue.checks, each.judgements, strict=True)
+        if item.kind == "edit" and item.edit.kind != "add"
     ]
     assert len(edited) >= 5 and all(judgement.passed for judgement in edited)
