@@ -22,7 +22,6 @@ from typing import Any, Protocol, Unpack
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 
 from mllm.checkpoint import LoadOptions, find_model_folder, load_model
 from mllm.config import MLLMConfig
@@ -266,17 +265,13 @@ class Pipeline:
         Args:
             size: of the images drawn where no image was shown or drawn before; those that follow have its size.
         """
-        task = {"text": "ask", "image": "draw", "interleaved": "chat"}[mode]
         requests = []
         for messages, seed in zip(self.describe(dialogues), seeds, strict=True):
-            is_edit = mode == "image" and has_image(messages[-1])
-            settings: Overrides = {**overrides, "seed": seed}
+            drawing = "edit" if has_image(messages[-1]) else "draw"
+            task = {"text": "ask", "image": drawing, "interleaved": "chat"}[mode]
             first_size = None if any(map(has_image, messages)) else size
-            requests.append(
-                self.build_request(
-                    messages, mode, task="edit" if is_edit else task, size=first_size, overrides=settings
-                )
-            )
+            given: Overrides = {**overrides, "seed": seed}
+            requests.append(self.build_request(messages, mode, task=task, size=first_size, overrides=given))
         return [self.processor.to_parts(result) for result in self.run(requests)]
 
     def judge(
@@ -366,9 +361,8 @@ class Pipeline:
                 for event in self._stream(batch):
                     if isinstance(event, Done):
                         found[event.index] = event.result
-                    if on_event is not None:
-                        for decoded in decoders[event.index].decode(event):
-                            on_event(decoded)
+                    for decoded in decoders[event.index].decode(event) if on_event else ():
+                        on_event(decoded)
                 results += [found[index] for index in range(len(batch))]
         return results
 
@@ -530,14 +524,10 @@ def log_probabilities(
         (places_S,) = ((labels_T != IGNORED) & (labels_T != model.config.eos_token_id)).nonzero(as_tuple=True)
         if not len(places_S):
             raise ValueError("the answer must have words to score, got none; this prompt style answers without words")
-        totals.append(score_answer(model, hidden_TD[places_S - 1 - len(sequence)], labels_T[places_S]))
+        logits_SV = model.text_logits(hidden_TD[places_S - 1 - len(sequence)]).float()  # padded on the left
+        words_S1 = labels_T[places_S, None].to(logits_SV.device)
+        totals.append(logits_SV.log_softmax(dim=-1).gather(1, words_S1).sum().item())
     return totals
-
-
-def score_answer(model: MLLMForConditionalGeneration, hidden_SD: Tensor, words_S: Tensor) -> float:
-    """The log probability of words after the places that these hidden states stand for."""
-    logits_SV = model.text_logits(hidden_SD).float()
-    return logits_SV.log_softmax(dim=-1).gather(1, words_S[:, None].to(logits_SV.device)).sum().item()
 
 
 # ---- events as a person sees them ----

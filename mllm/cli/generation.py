@@ -142,6 +142,7 @@ def ask(options: Namespace) -> None:
     option("instruction", metavar="INSTRUCTION", help="what to change"),
     IMAGE_OUTPUT,
     option("--size", type=image_size, metavar="WxH", help="in pixels (default: that of IMAGE)"),
+    option("--mask", metavar="MASK", help="image file that is white where IMAGE may change; the rest keeps its codes"),
     PLAN,
     SEED,
     *IMAGE_SAMPLING,
@@ -152,10 +153,11 @@ def edit(options: Namespace) -> None:
     from mllm.processor import save_image
     from tokenizer.images import open_image
 
-    source = open_image(options.image)
+    source, mask = open_image(options.image), open_image(options.mask) if options.mask else None
     image = load_pipeline(options).edit(
         source,
         options.instruction,
+        mask=mask,
         size=options.size,
         plan=options.plan,
         on_event=Progress().show,

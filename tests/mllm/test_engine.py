@@ -45,13 +45,13 @@ def record_logits(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
 
 @torch.inference_mode()
 def uncached_code_logits(
-    model: MLLMForConditionalGeneration, row: GenerationRequest, codes_NK: torch.Tensor
+    model: MLLMForConditionalGeneration, request: GenerationRequest, codes_NK: torch.Tensor
 ) -> torch.Tensor:
     """Guided logits (N, K, C) of an image by one full forward per branch."""
     layout = ImageLayout.from_config(model.config)
-    grid = row.grid or layout.default_grid
+    grid = request.grid or layout.default_grid
     branches = []
-    for prompt in row.prompts:
+    for prompt in request.prompts:
         ids = [*prompt.token_ids_T.tolist(), *layout.token_ids(grid)]
         codes_PK = torch.cat([torch.from_numpy(prompt.codes_PK), codes_NK])
         lengths = torch.tensor([*prompt.image_lengths_I.tolist(), len(codes_NK)])
@@ -60,7 +60,7 @@ def uncached_code_logits(
         branches.append(model.code_head(hidden_TD[[t - 1 for t in places]], codes_NK))
     if len(branches) == 1:
         return branches[0]
-    return branches[1] + row.image.guidance * (branches[0] - branches[1])
+    return branches[1] + request.image.guidance * (branches[0] - branches[1])
 
 
 @pytest.mark.parametrize("head_type", ["depth_transformer", "mlp"])
@@ -72,7 +72,7 @@ def test_cached_code_logits_equal_the_full_forward(
     model = build_model(layout=layout, head_type=head_type, image_position_embedding=True)
     for table in model.code_embedding.places.parameters(recurse=False) if model.code_embedding.places else ():
         torch.nn.init.normal_(table)
-    row = GenerationRequest(
+    request = GenerationRequest(
         prompt=build_prompt(7, seed=0, num_images=1, layout=layout),
         unconditional=build_prompt(3, seed=1),
         mode="image",
@@ -80,10 +80,10 @@ def test_cached_code_logits_equal_the_full_forward(
         image=SamplingConfig(guidance=guidance),
     )
     seen = record_logits(monkeypatch)
-    result = generate(model, [row])[0]
+    result = generate(model, [request])[0]
     codes_NK = torch.from_numpy(result.images[0].codes_KN.T.astype(np.int64))
     cached_NKC = torch.stack(seen).view(*codes_NK.shape, -1)
-    full_NKC = uncached_code_logits(model, row, codes_NK)
+    full_NKC = uncached_code_logits(model, request, codes_NK)
     assert torch.allclose(cached_NKC, full_NKC, rtol=1e-4, atol=1e-4 * full_NKC.abs().max())
     assert result.token_ids == ImageLayout.from_config(model.config).token_ids(grid)
     assert result.finish_reason == "image"
@@ -105,7 +105,7 @@ def test_cached_text_logits_equal_the_full_forward(
     assert torch.allclose(cached[allowed], full[allowed], rtol=1e-4, atol=1e-4)
 
 
-def mixed_rows() -> list[GenerationRequest]:
+def mixed_requests() -> list[GenerationRequest]:
     """Different lengths, modes, seeds and settings."""
     filtered = SamplingConfig(temperature=0.8, top_k=7, top_p=0.9, guidance=3.0)
     plain = SamplingConfig()
@@ -144,28 +144,28 @@ def outcome(result: GenerationResult) -> tuple:
 @pytest.mark.parametrize("head_type", ["depth_transformer", "mlp"])
 def test_a_batch_of_different_rows_equals_each_alone(head_type: str) -> None:
     model = build_model(head_type=head_type)
-    rows = mixed_rows()
-    together = [outcome(result) for result in generate(model, rows)]
-    assert together == [outcome(generate(model, [row])[0]) for row in rows]
-    backwards = [outcome(result) for result in generate(model, rows[::-1])]
+    requests = mixed_requests()
+    together = [outcome(result) for result in generate(model, requests)]
+    assert together == [outcome(generate(model, [request])[0]) for request in requests]
+    backwards = [outcome(result) for result in generate(model, requests[::-1])]
     assert backwards[::-1] == together
 
 
 def test_rows_of_different_grids_decode_together() -> None:
     model = build_model(layout="grid")
-    rows = [
+    requests = [
         GenerationRequest(prompt=build_prompt(4 + n, seed=n), mode="image", seed=n, grid=grid)
         for n, grid in enumerate([(2, 3), (4, 1), (1, 1), (3, 5)])
     ]
-    together = generate(model, rows)
-    assert [outcome(result) for result in together] == [outcome(generate(model, [row])[0]) for row in rows]
+    together = generate(model, requests)
+    assert [outcome(result) for result in together] == [outcome(generate(model, [request])[0]) for request in requests]
     assert [result.images[0].grid for result in together] == [(2, 3), (4, 1), (1, 1), (3, 5)]
 
 
 def test_the_isolated_context_differs_and_needs_no_cache(model: MLLMForConditionalGeneration) -> None:
     isolated = build_model(embedding_context="current")
-    row = GenerationRequest(prompt=build_prompt(7, seed=0), mode="image", seed=1, image=GREEDY)
-    with_prefix, alone = (generate(m, [row])[0].images[0].codes_KN for m in (model, isolated))
+    request = GenerationRequest(prompt=build_prompt(7, seed=0), mode="image", seed=1, image=GREEDY)
+    with_prefix, alone = (generate(m, [request])[0].images[0].codes_KN for m in (model, isolated))
     assert (with_prefix[:, :2] == alone[:, :2]).all(), "the second position follows from the first code either way"
     assert (with_prefix != alone).any()
 
@@ -220,8 +220,8 @@ def test_the_same_seed_gives_the_same_and_another_another(model: MLLMForConditio
 
 def test_text_is_the_same_for_every_budget(model: MLLMForConditionalGeneration) -> None:
     def write(budget: int) -> list[int]:
-        row = GenerationRequest(prompt=build_prompt(4, seed=3), mode="text", seed=7, max_new_tokens=budget)
-        return generate(model, [row])[0].token_ids
+        request = GenerationRequest(prompt=build_prompt(4, seed=3), mode="text", seed=7, max_new_tokens=budget)
+        return generate(model, [request])[0].token_ids
 
     longest = write(80)
     for budget in (1, 5, 70):
@@ -229,10 +229,10 @@ def test_text_is_the_same_for_every_budget(model: MLLMForConditionalGeneration) 
 
 
 def test_text_holds_no_image_tokens_and_ends_at_eos(model: MLLMForConditionalGeneration) -> None:
-    rows = [
+    requests = [
         GenerationRequest(prompt=build_prompt(4, seed=n), mode="text", seed=n, max_new_tokens=60) for n in range(12)
     ]
-    results = generate(model, rows)
+    results = generate(model, requests)
     for result in results:
         assert not {0, 1, *IDS.values()} & set(result.token_ids)
         assert result.finish_reason == ("eos" if result.token_ids[-1] == 2 else "length")
@@ -247,8 +247,10 @@ def interleaved(model: MLLMForConditionalGeneration, *, seed: int, budget: int, 
         lambda module, inputs, logits: logits + bias * (torch.arange(logits.shape[-1]) == IDS["begin_image_id"])
     )
     try:
-        row = GenerationRequest(prompt=build_prompt(4, seed=seed), mode="interleaved", seed=seed, max_new_tokens=budget)
-        return generate(model, [row])[0]
+        request = GenerationRequest(
+            prompt=build_prompt(4, seed=seed), mode="interleaved", seed=seed, max_new_tokens=budget
+        )
+        return generate(model, [request])[0]
     finally:
         hook.remove()
 
@@ -278,31 +280,31 @@ def test_an_image_without_room_is_masked_and_reported(model: MLLMForConditionalG
     assert not uninterested.image_refused
 
 
-def test_known_codes_stay_and_the_rest_is_drawn(model: MLLMForConditionalGeneration) -> None:
+def test_forced_codes_stay_and_the_rest_is_drawn(model: MLLMForConditionalGeneration) -> None:
     codes_KN = np.random.default_rng(0).integers(0, CODEBOOK_SIZE, (NUM_CODEBOOKS, 9))
-    is_known_N = np.array([1, 1, 0, 1, 0, 0, 1, 1, 1], dtype=bool)
+    is_forced_N = np.array([1, 1, 0, 1, 0, 0, 1, 1, 1], dtype=bool)
     prompt = build_prompt(7, seed=0)
-    rows = [
-        GenerationRequest(prompt=prompt, mode="image", seed=2, forced_codes=ForcedCodes(codes_KN, is_known_N)),
+    requests = [
+        GenerationRequest(prompt=prompt, mode="image", seed=2, forced_codes=ForcedCodes(codes_KN, is_forced_N)),
         GenerationRequest(prompt=prompt, mode="image", seed=2),
         GenerationRequest(
             prompt=prompt, mode="image", seed=2, forced_codes=ForcedCodes(codes_KN, np.ones(9, dtype=bool))
         ),
     ]
-    partly, free, fully = (result.images[0].codes_KN for result in generate(model, rows))
-    assert (partly[:, is_known_N] == codes_KN[:, is_known_N]).all()
-    assert (partly[:, ~is_known_N] != codes_KN[:, ~is_known_N]).any()
+    partly, free, fully = (result.images[0].codes_KN for result in generate(model, requests))
+    assert (partly[:, is_forced_N] == codes_KN[:, is_forced_N]).all()
+    assert (partly[:, ~is_forced_N] != codes_KN[:, ~is_forced_N]).any()
     assert (fully == codes_KN).all()
     repeated = GenerationRequest(prompt=prompt, mode="image", seed=2, forced_codes=ForcedCodes(free, np.arange(9) < 4))
-    assert (generate(model, [repeated])[0].images[0].codes_KN == free).all(), "a known prefix shifts no random number"
+    assert (generate(model, [repeated])[0].images[0].codes_KN == free).all(), "a forced prefix shifts no random number"
 
 
 def test_events_tell_what_happens_in_order(model: MLLMForConditionalGeneration) -> None:
-    rows = [
+    requests = [
         GenerationRequest(prompt=build_prompt(7, seed=0), mode="image", seed=1),
         GenerationRequest(prompt=build_prompt(5, seed=1), mode="text", seed=2, max_new_tokens=4),
     ]
-    events = list(stream(model, rows))
+    events = list(stream(model, requests))
     progress = [event for event in events if isinstance(event, ImageProgress)]
     assert [(event.index, event.done, event.total) for event in progress] == [(0, n, 9) for n in range(1, 10)]
     (image,) = (event for event in events if isinstance(event, ImageDone))
@@ -310,7 +312,7 @@ def test_events_tell_what_happens_in_order(model: MLLMForConditionalGeneration) 
     assert image.codes is finished[0].images[0]
     assert [event.token_id for event in events if isinstance(event, TextDelta)] == finished[1].text_ids
     counted: list = []
-    generate(model, rows, on_event=counted.append)
+    generate(model, requests, on_event=counted.append)
     assert len(counted) == len(events)
     assert list(stream(model, [])) == []
 
@@ -348,20 +350,21 @@ def test_settings_and_codes_of_another_model_are_refused(model: MLLMForCondition
 
 
 def test_equal_prompts_are_run_once_and_draw_as_they_do_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pictures of one sentence share its prompt, guided rows the unconditional one; images inside a prompt count."""
+    """Images of one sentence share its prompt, guided requests the unconditional one; images inside a prompt count."""
     model = build_model()
     looked_at, sentence = build_prompt(5, seed=0, num_images=1), build_prompt(8, seed=1)
     others = replace(looked_at, codes_PK=(looked_at.codes_PK + 1) % CODEBOOK_SIZE)
     image = SamplingConfig(guidance=2.0)
-    rows = [
+    requests = [
         GenerationRequest(prompt=prompt, unconditional=build_prompt(3, seed=2), mode="image", seed=n, image=image)
         for n, prompt in enumerate([looked_at, sentence, looked_at, others, sentence])
     ]
     alone = [
-        generate(model, [row])[0].token_ids + generate(model, [row])[0].images[0].codes_KN.tolist() for row in rows
+        generate(model, [request])[0].token_ids + generate(model, [request])[0].images[0].codes_KN.tolist()
+        for request in requests
     ]
     num_run: list[int] = []
     embed = model.embed
     monkeypatch.setattr(model, "embed", lambda ids_BT, *rest: num_run.append(len(ids_BT)) or embed(ids_BT, *rest))
-    together = [result.token_ids + result.images[0].codes_KN.tolist() for result in generate(model, rows)]
+    together = [result.token_ids + result.images[0].codes_KN.tolist() for result in generate(model, requests)]
     assert num_run == [4] and together == alone

@@ -44,9 +44,9 @@ def test_greedy_drawing_equals_the_released_system(
 ) -> None:
     ids = expected[f"{case}.prompt_ids"]
     mask = expected.get(f"{case}.attention_mask", torch.ones_like(ids)).bool()
-    prompts = [prompt_of(row[real].tolist()) for row, real in zip(ids, mask, strict=True)]
+    prompts = [prompt_of(request[real].tolist()) for request, real in zip(ids, mask, strict=True)]
     image = SamplingConfig(greedy=True, guidance=guidance)
-    rows = [
+    requests = [
         GenerationRequest(
             prompt=prompts[n], unconditional=prompts[2 + n] if guidance > 1 else None, mode="image", image=image
         )
@@ -58,7 +58,7 @@ def test_greedy_drawing_equals_the_released_system(
         mllm.engine.loop, "choose", lambda logits, *rest: seen.append(logits.clone()) or choose(logits, *rest)
     )
     model = MLLMForConditionalGeneration.from_pretrained(golden_folders["converted"], embedding_context=context)
-    results = generate(model, rows)
+    results = generate(model, requests)
 
     codes_2KN = np.stack([result.images[0].codes_KN[:, :NUM_POSITIONS] for result in results])
     assert (codes_2KN == expected[f"{case}.codes"].numpy()).all()

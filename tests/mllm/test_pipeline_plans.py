@@ -22,11 +22,11 @@ from tokenizer.images import open_image
 
 @pytest.fixture(scope="module", params=["fixed", "grid"])
 def pipeline(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
-    folder = tmp_path_factory.mktemp("outlined")
+    folder = tmp_path_factory.mktemp("planned")
     build_tiny_folder(folder, layout=request.param, outlines=True, context=800)
     pipeline = Pipeline.load(folder, device="cpu")
-    likes_to_outline = 5.0 * (torch.arange(pipeline.config.vocab_size) == pipeline.config.begin_plan_id)
-    pipeline.model.lm_head.register_forward_hook(lambda module, inputs, logits: logits + likes_to_outline)
+    likes_to_plan = 5.0 * (torch.arange(pipeline.config.vocab_size) == pipeline.config.begin_plan_id)
+    pipeline.model.lm_head.register_forward_hook(lambda module, inputs, logits: logits + likes_to_plan)
     return pipeline
 
 
@@ -35,7 +35,7 @@ def drawn(pipeline: Pipeline) -> Image.Image:
     return pipeline.draw("a red circle", seed=3)[0]
 
 
-def test_a_drawn_picture_says_its_outline(pipeline: Pipeline, drawn: Image.Image) -> None:
+def test_a_drawn_picture_says_its_plan(pipeline: Pipeline, drawn: Image.Image) -> None:
     assert drawn.info[PLAN]
     four = pipeline.draw("a red circle", n=4, seed=2)
     assert four[1].info[PLAN] == drawn.info[PLAN] and four[1].tobytes() == drawn.tobytes()
@@ -57,7 +57,7 @@ def test_a_png_keeps_it_and_other_files_do_not(drawn: Image.Image, tmp_path: Pat
     assert PLAN not in open_image(tmp_path / "plain.png").info
 
 
-def test_a_chat_shows_no_outline_and_remembers_it(pipeline: Pipeline, tmp_path: Path) -> None:
+def test_a_chat_shows_no_plan_and_remembers_it(pipeline: Pipeline, tmp_path: Path) -> None:
     likes_to_draw = torch.zeros(pipeline.config.vocab_size)
     likes_to_draw[pipeline.config.begin_plan_id] = 30.0
     hook = pipeline.model.lm_head.register_forward_hook(lambda module, inputs, logits: logits + likes_to_draw)
@@ -83,7 +83,7 @@ def test_a_chat_shows_no_outline_and_remembers_it(pipeline: Pipeline, tmp_path: 
     assert [part.plan for part in remembered] == [part.plan for part in drawn]
 
 
-def test_a_picture_that_is_shown_is_looked_at_and_one_that_was_drawn_is_not(
+def test_a_picture_that_is_shown_is_described_and_one_that_was_drawn_is_not(
     pipeline: Pipeline, drawn: Image.Image
 ) -> None:
     marker = pipeline.config.begin_plan_id
@@ -97,23 +97,23 @@ def test_a_picture_that_is_shown_is_looked_at_and_one_that_was_drawn_is_not(
     assert pipeline.describe([[asked]])[0][0].parts[0].plan == alone[0].parts[0].plan
     again = describe_images([alone], pipeline.processor, lambda requests: pytest.fail("described already"))
     assert again[0][0].parts[0] is alone[0].parts[0]
-    row = pipeline.build_request(after, "text", task="ask")
-    assert row.prompt.token_ids_T.tolist().count(marker) == 1 + 2 + 2
+    request = pipeline.build_request(after, "text", task="ask")
+    assert request.prompt.token_ids_T.tolist().count(marker) == 1 + 2 + 2
 
 
 def test_an_answer_rests_on_what_is_seen(pipeline: Pipeline, drawn: Image.Image) -> None:
-    """Asking equals writing the outline by hand, then answering."""
+    """Asking equals writing the plan by hand, then answering."""
     message = Message("user", (ImagePart(drawn), TextPart("What is it?")))
     (codes, words) = pipeline.processor.encode_chat([message])[0].parts
     prompt = description_prompt([Message("user", (codes,))], 0, 0, pipeline.processor)
-    row = GenerationRequest(
+    request = GenerationRequest(
         prompt=prompt,
         mode="text",
         end_id=pipeline.config.begin_plan_id,
         max_new_tokens=PLAN_BUDGET,
         text=SamplingConfig(greedy=True),
     )
-    seen = pipeline.processor.to_text(pipeline.run([row])[0].text_ids)
+    seen = pipeline.processor.to_text(pipeline.run([request])[0].text_ids)
     told = pipeline.build_request(
         [Message("user", (replace(codes, plan=seen), words))], "text", task="ask", overrides={"max_new_tokens": 20}
     )
@@ -124,7 +124,7 @@ def test_an_answer_rests_on_what_is_seen(pipeline: Pipeline, drawn: Image.Image)
     assert answer == [expected]
 
 
-def test_a_model_without_outlines_forgets_those_of_others(drawn: Image.Image, tmp_path: Path) -> None:
+def test_a_model_without_plans_forgets_those_of_others(drawn: Image.Image, tmp_path: Path) -> None:
     plain = Pipeline.load(build_tiny_folder(tmp_path / "plain"), device="cpu")
     message = Message("assistant", (ImagePart(drawn),))
     assert plain.processor.encode_chat([message])[0].parts[0].plan is None
@@ -133,21 +133,21 @@ def test_a_model_without_outlines_forgets_those_of_others(drawn: Image.Image, tm
 
 
 def test_generate_in_the_manner_of_transformers_draws_the_same(pipeline: Pipeline) -> None:
-    row = pipeline.build_request(
+    request = pipeline.build_request(
         [Message("user", (TextPart("a red circle"),))], "image", task="draw", overrides={"seed": 5}
     )
-    codes = pipeline.run([row])[0].images[0].codes_KN
+    codes = pipeline.run([request])[0].images[0].codes_KN
     inputs = pipeline.processor(text="a red circle", generation_mode="image")
     drawn = pipeline.model.generate(**inputs, generation_mode="image", seed=5)
     assert drawn.reshape(-1, pipeline.config.num_codebooks).T.tolist() == codes.tolist()
 
 
-def test_outlines_need_the_native_prompt(tmp_path: Path) -> None:
+def test_plans_need_the_native_prompt(tmp_path: Path) -> None:
     with pytest.raises(ValueError):
         build_tiny_folder(tmp_path, outlines=True, prompt_style="unitok")
 
 
-def test_a_person_may_write_the_outline(pipeline: Pipeline, drawn: Image.Image) -> None:
+def test_a_person_may_write_the_plan(pipeline: Pipeline, drawn: Image.Image) -> None:
     told = pipeline.draw("a red circle", seed=3, plan=" red  a ")[0]
     assert told.info[PLAN] == "red  a" and told.tobytes() != drawn.tobytes()
     assert pipeline.edit(drawn, "Make it green.", plan="a", seed=1).info[PLAN] == "a"
@@ -155,7 +155,7 @@ def test_a_person_may_write_the_outline(pipeline: Pipeline, drawn: Image.Image) 
         pipeline.draw("a red circle", plan=" ")
 
 
-def test_scores_say_how_outlines_were_sampled(pipeline: Pipeline) -> None:
+def test_scores_say_how_plans_were_sampled(pipeline: Pipeline) -> None:
     assert describe_plan_sampling(pipeline, {}) == "temperature 1.0 top_p 0.5"
     assert describe_plan_sampling(pipeline, {"temperature": 0.5}) == "temperature 1.0 top_p 0.5", "that is the image's"
     assert describe_plan_sampling(pipeline, {"greedy": True}) == "greedy"
