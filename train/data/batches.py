@@ -12,11 +12,11 @@ from torch.utils.data import Dataset
 
 from mllm.sequence import trained_grids
 from mllm.world.plan import check_grid
-from train.data.classes import ClassSequences, WorldClassRecords, check_guidance
+from train.data.classes import ClassSequences, WorldClasses, check_guidance
 from train.data.mixture import Mixture, ShardSequences
 from train.data.packing import BatchShape, PackedBatches, Tokenizers
 from train.data.shards import CodeSource, ShardFolder
-from train.data.world import EpisodeRecords, EpisodeSet, WorldSequences, encode_rendered
+from train.data.world import EpisodeSet, WorldSequences, encode_rendered
 from train.recipe import ClassData, MLLMData, MLLMRecipe, ShardSource, WorldData
 
 HELD_OUT_EPISODES = 64
@@ -87,7 +87,7 @@ def class_sequences(data: ClassData, world_folder: Path, tokenizers: Tokenizers,
     """Images by class of the folders that the recipe names, or of the world, encoded into `world_folder`."""
     folders = [ShardFolder(folder) for folder in data.folders]
     if not folders:
-        records = WorldClassRecords(data.world_pictures, size=tokenizers.image.config.image_size, seed=data.seed)
+        records = WorldClasses(count=data.world_pictures, size=tokenizers.image.config.image_size, seed=data.seed)
         folders = [encode_rendered(records, world_folder, tokenizers.image)]
     for folder in folders:
         folder.require_tokenizer(CodeSource.of(tokenizers.image))
@@ -106,10 +106,10 @@ def encode_world(
         dense_every=data.dense_every,
         seed=data.seed,
         grids=grids,
+        patch_size=tokenizers.image.config.patch_size,
         centred_digits=data.outline_digits if data.centred else None,
     )
-    records = EpisodeRecords(episodes, patch_size=tokenizers.image.config.patch_size)
-    codes = encode_rendered(records, folder, tokenizers.image, num_workers=num_workers, in_memory=True)
+    codes = encode_rendered(episodes, folder, tokenizers.image, num_workers=num_workers, in_memory=True)
     return episodes, codes
 
 

@@ -8,8 +8,10 @@ an order of its own; the sequences of batch b are a pure function of b.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from random import Random
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,21 +26,25 @@ from tokenizer.images import to_bytes
 from train.data.mixture import choose_sample
 from train.data.packing import BatchShape, PackingBuffer, SequenceSource, Tokenizers, Waiting
 from train.data.shards import PreparedRecord, ShardFolder
-from train.data.world import RenderedRecords
 from train.recipe import ClassData
 
 
-class WorldClassRecords(RenderedRecords):
+@dataclass(frozen=True, kw_only=True)
+class WorldClasses:
     """Image i of the world's classes: always the same for the same seed; classes take turns."""
 
-    def __init__(self, count: int, *, size: int, seed: int) -> None:
-        self.count, self.size, self.seed = count, size, seed
-        self.settings = {"world_classes": len(CLASSES), "size": size, "seed": seed}
+    count: int
+    size: int  # side in pixels
+    seed: int
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {"world_classes": len(CLASSES), "size": self.size, "seed": self.seed}
 
     def __len__(self) -> int:
         return self.count
 
-    def __getitem__(self, index: int) -> list[Tensor]:
+    def images(self, index: int) -> list[Tensor]:
         scene = class_scene(index % len(CLASSES), Random(f"classes/{self.seed}/{index}"))
         return [to_bytes(render(scene, self.size))]
 

@@ -72,7 +72,8 @@ class ImageFile:
         except (ValueError, OSError) as error:
             path, reason = str(self.path), getattr(error, "strerror", None)  # such as: name too long, not allowed
             sentence = f"cannot open image {path}: {reason}; give the path of a file" if reason else str(error)
-            raise BadRecord(sentence.replace(path, _shortened(path))) from error
+            shown = path if len(path) <= MAX_PATH else path[:MAX_PATH] + "..."
+            raise BadRecord(sentence.replace(path, shown)) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,10 +170,6 @@ def ten_views(image: Image.Image, size: int) -> list[Image.Image]:
     return views + [view.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for view in views]
 
 
-def _shortened(path: str) -> str:
-    return path if len(path) <= MAX_PATH else path[:MAX_PATH] + "..."
-
-
 # Files
 
 
@@ -213,9 +210,8 @@ def read_items(path: Path, *, offset: int = 0, number: int = 0, contents: bool =
         case ".gz" | ".zst" as ending:
             return islice(_compressed_lines(path, COMPRESSIONS[ending]), offset, None)
         case ".jsonl" | ".json":
-            if _is_array(path):
-                return _array_items(path, offset or _array_begin(path), number)
-            return _plain_lines(path, offset, number)
+            begin = _array_begin(path)
+            return _plain_lines(path, offset, number) if begin is None else _array_items(path, offset or begin, number)
         case ending:
             raise ValueError(f"the ending of {path} must be one of {', '.join(RECORD_ENDINGS)}, got {ending!r}")
 
@@ -247,20 +243,16 @@ def _compressed_lines(path: Path, compression: str) -> Iterator[Item]:
         raise ValueError(f"{path} must be a complete compressed file: {error}; download or write it again") from error
 
 
-def _array_begin(path: Path) -> int:
-    with path.open("rb") as stream:
-        begin = 0
-        while (head := stream.read(CHUNK)) and b"[" not in head:
-            begin += len(head)
-        return begin + head.index(b"[") + 1
-
-
-def _is_array(path: Path) -> bool:
+def _array_begin(path: Path) -> int | None:
+    """Where the first record of a JSON array is; None in a file of lines."""
+    begin = 0
     with path.open("rb") as stream:
         while head := stream.read(CHUNK):
             if head.strip():
-                return head.lstrip()[:1] == b"["
-    return False
+                spaces = len(head) - len(head.lstrip())
+                return begin + spaces + 1 if head[spaces : spaces + 1] == b"[" else None
+            begin += len(head)
+    return None
 
 
 def _array_items(path: Path, offset: int, number: int) -> Iterator[Item]:

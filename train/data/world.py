@@ -8,17 +8,16 @@ Letters: K codebooks, N positions of an image, H W pixels.
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, Protocol
 
 from accelerate import PartialState
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Dataset
 
 from mllm.conversation import CodesPart, Message, TextPart, unconditional
 from mllm.sequence import Grid, TokenSequence, build_sequence
@@ -62,21 +61,36 @@ MAX_TRIES = 1000
 # Rendering and encoding
 
 
-class RenderedRecords(Dataset):
-    """Records of the world by number. Item i is its images, uint8 (3, H, W) each, rendered in the loader's process."""
+class RenderedRecords(Protocol):
+    """Records of the world by number."""
 
-    settings: dict[str, Any]
-    """What the records are, so that codes of others are not taken for theirs."""
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the records are, so that codes of others are not taken for theirs."""
+        ...
 
-    @abstractmethod
     def __len__(self) -> int: ...
 
-    @abstractmethod
-    def __getitem__(self, index: int) -> list[Tensor]: ...
+    def images(self, index: int) -> list[Tensor]:
+        """The images of record `index`, uint8 (3, H, W) each."""
+        ...
 
-    @abstractmethod
     def record(self, index: int, images: tuple[CodesPart, ...]) -> PreparedRecord:
         """Record `index` with the codes of its images."""
+        ...
+
+
+class _Rendering(Dataset):
+    """Images of a range of records, rendered in the loader's processes."""
+
+    def __init__(self, records: RenderedRecords, indices: range) -> None:
+        self.records, self.indices = records, indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> list[Tensor]:
+        return self.records.images(self.indices[index])
 
 
 def encode_rendered(
@@ -98,7 +112,7 @@ def encode_rendered(
 
     def make(task: ShardTask, advance: Callable[[int], object]) -> tuple[list[PreparedRecord], list[LeftOut]]:
         indices = range(task.offset, task.offset + task.count)
-        rendered = DataLoader(Subset(records, indices), batch_size=None, num_workers=num_workers)
+        rendered = DataLoader(_Rendering(records, indices), batch_size=None, num_workers=num_workers)
         counts = []
 
         def images() -> Iterator[Tensor]:
@@ -123,6 +137,7 @@ class EpisodeSet:
     dense_every: int  # one in so many also has its depth and segmentation images encoded
     seed: int
     grids: Sequence[Grid]  # (rows, columns) of positions; episodes take turns with them
+    patch_size: int  # pixels a side of a position
     centred_digits: int | None = None  # every other episode has its objects in the middle of squares of such plans
 
     def __getitem__(self, index: int) -> Episode:
@@ -135,9 +150,25 @@ class EpisodeSet:
     def __len__(self) -> int:
         return self.num_episodes
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {
+            **{k: v for k, v in asdict(self).items() if k != "num_episodes"},
+            "grids": [list(g) for g in self.grids],
+        }
+
     def num_images(self, index: int) -> int:
         """Images of an episode that are encoded: both scenes, and the depth and segmentation images of dense ones."""
         return 1 + len(IMAGE_KINDS) if index % self.dense_every == 0 else 2
+
+    def images(self, index: int) -> list[Tensor]:
+        rows, columns = self.grid_of(index)
+        size = (columns * self.patch_size, rows * self.patch_size)
+        return [to_bytes(image.render(size)) for image in self[index].images[: self.num_images(index)]]
+
+    def record(self, index: int, images: tuple[CodesPart, ...]) -> PreparedRecord:
+        """The number of the episode stands for its scenes."""
+        return PreparedRecord("episode", (Message("assistant", images),), "world", str(index))
 
     def is_centred(self, index: int) -> bool:
         """Whether the objects of an episode lie exactly where its plans say, where possible (centre_episode)."""
@@ -149,28 +180,6 @@ class EpisodeSet:
 
     def _turn(self, index: int) -> int:
         return index // self.dense_every  # so that dense ones take turns as well
-
-
-class EpisodeRecords(RenderedRecords):
-    """The images of episode i."""
-
-    def __init__(self, episodes: EpisodeSet, *, patch_size: int) -> None:
-        self.episodes, self.patch_size = episodes, patch_size
-        fields = {name: value for name, value in asdict(episodes).items() if name != "num_episodes"}
-        self.settings = {**fields, "grids": [list(grid) for grid in episodes.grids]}
-
-    def __len__(self) -> int:
-        return len(self.episodes)
-
-    def __getitem__(self, index: int) -> list[Tensor]:
-        rows, columns = self.episodes.grid_of(index)
-        size = (columns * self.patch_size, rows * self.patch_size)
-        images = self.episodes[index].images[: self.episodes.num_images(index)]
-        return [to_bytes(image.render(size)) for image in images]
-
-    def record(self, index: int, images: tuple[CodesPart, ...]) -> PreparedRecord:
-        """The episode's number stands for its scenes."""
-        return PreparedRecord("episode", (Message("assistant", images),), "world", str(index))
 
 
 def centre_episode(episode: Episode, *, digits: int, grid: Grid = SQUARE) -> Episode:

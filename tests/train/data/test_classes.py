@@ -17,7 +17,7 @@ from mllm.world.render import render
 from mllm.world.scene import CLASSES, HELD_OUT_PAIRS, class_scene
 from tests.train.data.raw_data import OPTIONS, content, load, prepared
 from tokenizer.images import open_image, to_bytes, to_pixels
-from train.data.classes import ClassSequences, WorldClassRecords
+from train.data.classes import ClassSequences, WorldClasses
 from train.data.packing import BatchShape, PackedBatches, Tokenizers
 from train.data.prepare import prepare_folder
 from train.data.records import ten_views
@@ -141,12 +141,12 @@ def test_the_views_are_four_corners_the_middle_and_their_mirrors() -> None:
 
 def test_images_of_the_world_s_classes_are_encoded_once(tmp_path: Path, image_tokenizer_folder: Path) -> None:
     tokenizer = load(image_tokenizer_folder)
-    folder = encode_rendered(WorldClassRecords(5, size=32, seed=0), tmp_path, tokenizer, num_workers=0)
+    folder = encode_rendered(WorldClasses(count=5, size=32, seed=0), tmp_path, tokenizer, num_workers=0)
     scene = class_scene(3, Random("classes/0/3"))
     (codes,) = folder[3].messages[1].parts
     assert np.array_equal(codes.codes_KN, tokenizer.encode(to_pixels(to_bytes(render(scene, 32))[None]))[0])
     assert folder[3].messages[0].parts[0].text == "3"
-    longer = encode_rendered(WorldClassRecords(6, size=32, seed=0), tmp_path, tokenizer, num_workers=0)
+    longer = encode_rendered(WorldClasses(count=6, size=32, seed=0), tmp_path, tokenizer, num_workers=0)
     assert content(longer[4]) == content(folder[4])
     with pytest.raises(ValueError):
-        encode_rendered(WorldClassRecords(5, size=32, seed=1), tmp_path, tokenizer, num_workers=0)
+        encode_rendered(WorldClasses(count=5, size=32, seed=1), tmp_path, tokenizer, num_workers=0)

@@ -24,7 +24,6 @@ from tokenizer.unitok import UniTok
 from train.data.packing import BatchShape, PackedBatches, PackingBuffer, Tokenizers
 from train.data.shards import ShardFolder
 from train.data.world import (
-    EpisodeRecords,
     EpisodeSet,
     WorldSequences,
     centre_episode,
@@ -34,7 +33,7 @@ from train.data.world import (
 from train.recipe import WorldData
 
 GRIDS = [(2, 2), (1, 2), (2, 1)]
-EPISODES = EpisodeSet(num_episodes=60, dense_every=4, seed=0, grids=GRIDS)
+EPISODES = EpisodeSet(num_episodes=60, dense_every=4, seed=0, grids=GRIDS, patch_size=16)
 SHAPE = BatchShape(rows=2, length=400)
 
 
@@ -45,8 +44,8 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> UniTok:
 
 @pytest.fixture(scope="module")
 def codes(tokenizer: UniTok, tmp_path_factory: pytest.TempPathFactory) -> ShardFolder:
-    records = EpisodeRecords(EPISODES, patch_size=tokenizer.config.patch_size)
-    return encode_rendered(records, tmp_path_factory.mktemp("codes"), tokenizer, num_workers=0, in_memory=True)
+    assert tokenizer.config.patch_size == EPISODES.patch_size
+    return encode_rendered(EPISODES, tmp_path_factory.mktemp("codes"), tokenizer, num_workers=0, in_memory=True)
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +77,7 @@ def test_every_image_of_an_episode_is_encoded_at_its_size(codes: ShardFolder, to
     assert {EPISODES.grid_of(index) for index in range(0, 60, 4)} == set(GRIDS)
     for index in (0, 1, 4, 8, 59):
         rows, columns = EPISODES.grid_of(index)
-        size = (columns * tokenizer.config.patch_size, rows * tokenizer.config.patch_size)
+        size = (columns * 16, rows * 16)
         images = make_episode(index).images[: 4 if index % 4 == 0 else 2]
         pixels_B3HW = to_pixels(torch.stack([to_bytes(image.render(size)) for image in images]))
         found = codes[index]
@@ -93,8 +92,8 @@ def test_encoding_resumes_grows_and_refuses_other_episodes(
     monkeypatch.setattr("train.data.world.RECORDS_PER_SHARD", 3)
 
     def encode(**changes: object) -> ShardFolder:
-        episodes = EpisodeSet(**{"num_episodes": 7, "dense_every": 2, "seed": 0, "grids": [(1, 1)], **changes})
-        return encode_rendered(EpisodeRecords(episodes, patch_size=16), tmp_path, tokenizer, num_workers=0)
+        fields = {"num_episodes": 7, "dense_every": 2, "seed": 0, "grids": [(1, 1)], "patch_size": 16}
+        return encode_rendered(EpisodeSet(**(fields | changes)), tmp_path, tokenizer, num_workers=0)
 
     def content() -> dict[str, bytes]:
         return {path.name: path.read_bytes() for path in (tmp_path / "shards").iterdir()}
@@ -150,7 +149,7 @@ def test_drawings_from_words_are_centred_where_some_episodes_are(make) -> None:
 
 
 def test_data_that_cannot_be_had_is_refused(make) -> None:
-    one = EpisodeSet(num_episodes=1, dense_every=4, seed=1, grids=[(2, 2)])
+    one = dataclasses.replace(EPISODES, num_episodes=1, seed=1)
     assert len(make_episode(0, seed=1).scene.objects) == 2
     with pytest.raises(ValueError):
         make(one, max_objects=1).draw_episode(Random(0), is_dense=False, is_drawn=False)
@@ -158,7 +157,7 @@ def test_data_that_cannot_be_had_is_refused(make) -> None:
         make(shape=BatchShape(rows=2, length=5), jobs={"talk": 1.0}).refill(PackingBuffer(0))
     with pytest.raises(ValueError):
         make(jobs={"sing": 1.0})
-    few = EpisodeSet(num_episodes=4, dense_every=4, seed=0, grids=[(2, 2)], centred_digits=2)
+    few = dataclasses.replace(EPISODES, num_episodes=4, centred_digits=2)
     with pytest.raises(ValueError):
         make(few, outlines=True, outline_digits=2, centred=True)
 
@@ -245,7 +244,7 @@ def test_kinds_of_questions_come_as_often_as_they_weigh_or_not_at_all() -> None:
 
 
 def test_every_other_episode_is_centred_dense_ones_and_every_size_too() -> None:
-    episodes = EpisodeSet(num_episodes=48, dense_every=3, seed=0, grids=GRIDS, centred_digits=2)
+    episodes = dataclasses.replace(EPISODES, num_episodes=48, dense_every=3, centred_digits=2)
     found = {(episodes.grid_of(n), episodes.num_images(n), episodes.is_centred(n)) for n in range(48)}
     assert found == {(grid, num, is_centred) for grid in GRIDS for num in (2, 4) for is_centred in (0, 1)}
     plain = dataclasses.replace(episodes, centred_digits=None)
