@@ -105,12 +105,19 @@ def same(first: PackedBatch, second: PackedBatch) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
+def padding_of(batch: PackedBatch) -> torch.Tensor:
+    """Where nothing is: every position of the padding restarts, with an id that no sample has."""
+    return (batch["position_ids"] == 0) & (batch["input_ids"] == MLLMConfig().pad_token_id)
+
+
 def samples_of(batch: PackedBatch) -> Iterator[tuple]:
-    """The samples of a batch: their ids and labels."""
-    for row, segments in enumerate(sample_numbers(batch["position_ids"])):
-        for number in range(1, int(segments.max()) + 1):
-            is_own = segments == number
-            yield tuple(batch["input_ids"][row, is_own].tolist()), tuple(batch["labels"][row, is_own].tolist())
+    """The samples of a batch: their ids, labels and positions."""
+    for row, is_padding in enumerate(padding_of(batch)):
+        begins = torch.nonzero((batch["position_ids"][row] == 0) & ~is_padding)[:, 0].tolist()
+        ends = [*begins[1:], int((~is_padding).sum())]
+        for begin, end in zip(begins, ends, strict=True):
+            names = ("input_ids", "labels", "position_ids")
+            yield tuple(tuple(batch[name][row, begin:end].tolist()) for name in names)
 
 
 def test_a_buffer_holds_its_samples_once_and_in_full(make) -> None:
@@ -213,17 +220,13 @@ def test_padding_is_below_5_percent_on_mixed_data(make) -> None:
         assert padding.mean() < 0.05
 
 
-def test_samples_do_not_see_or_learn_from_each_other(make) -> None:
+def test_positions_restart_and_nothing_is_learned_across_samples(make) -> None:
     batches = make()
     for index in range(20):
         batch = batches[index]
-        begins = batch["position_ids"] == 0
-        is_sample = sample_numbers(batch["position_ids"]) > 0
-        for row in range(2):
-            for number in range(1, int(sample_numbers(batch["position_ids"])[row].max()) + 1):
-                places = batch["position_ids"][row][sample_numbers(batch["position_ids"])[row] == number]
-                assert places.tolist() == list(range(len(places)))
-        assert (batch["labels"][begins] == IGNORED).all() and (batch["labels"][~is_sample] == IGNORED).all()
+        for _, labels, positions in samples_of(batch):
+            assert positions == tuple(range(len(positions))) and labels[0] == IGNORED
+        assert (batch["labels"][padding_of(batch)] == IGNORED).all()
 
 
 def test_images_are_never_cut(make, config: MLLMConfig) -> None:
@@ -235,7 +238,7 @@ def test_images_are_never_cut(make, config: MLLMConfig) -> None:
         assert (batch["image_lengths"] == 4).all() and is_image.sum() == len(batch["codes"]) == len(
             batch["code_targets"]
         )
-        for ids, _ in samples_of(batch):
+        for ids, _, _ in samples_of(batch):
             frames = [token for token in ids if token in (config.begin_image_id, config.end_image_id)]
             assert frames == [config.begin_image_id, config.end_image_id] * (len(frames) // 2)
 
