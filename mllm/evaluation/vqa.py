@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mllm.evaluation.intervals import mean_with_interval, score_with_interval
+from mllm.evaluation.intervals import Statistic, mean_with_interval, score_with_interval
 from mllm.evaluation.protocol import (
     AnsweredItem,
     Benchmark,
@@ -141,7 +141,7 @@ class VQAv2(Benchmark):
         """Overall accuracy and that of each answer type, in percent."""
         records = read_records(annotations, "annotations", name="v2_mscoco_val2014_annotations.json")
         by_id = {record["question_id"]: record for record in records}
-        values: dict[str, list[float]] = {"overall": []} | {name: [] for name in self.answer_types}
+        values: dict[str, list[float]] = {name: [] for name in ("overall", *self.answer_types)}
         for one in answered:
             record = find_annotation(by_id, one.item.question_id, one.item, annotations)
             people = read_people(record, f"{annotations}, question {one.item.question_id}")
@@ -357,7 +357,7 @@ class POPE(Benchmark):
         return label.record["label"] == "yes"
 
 
-def confusion_metric(name: str):
+def confusion_metric(name: str) -> Statistic:
     """A metric, in percent, of outcomes coded 2 * says_yes + is_yes; the mean of several strata."""
 
     def of_one(outcomes: Values, axis: int) -> Values:
@@ -517,4 +517,4 @@ def accuracy_plus(rights: Values, axis: int) -> Values:
 
 def mme_score(*subtasks: Values, axis: int) -> Values:
     """Accuracy plus accuracy+, 0 to 200 for each subtask."""
-    return sum((accuracy(rights, axis) + accuracy_plus(rights, axis) for rights in subtasks), np.float64(0))
+    return np.sum([accuracy(rights, axis) + accuracy_plus(rights, axis) for rights in subtasks], axis=0)

@@ -38,7 +38,7 @@ def row_of(report: str, start: str) -> list[str]:
 def test_published_rows_are_complete() -> None:
     for table in TABLES:
         assert all(len(row.numbers) == len(table.columns) for row in table.rows)
-        assert all(set(row.about) == set(table.words) for row in table.rows)
+        assert all(set(row.labels) == set(table.labels) for row in table.rows)
     assert [row.method for row in UNDERSTANDING.rows] == ["Show-o", "Liquid", "VILA-U", "UniTok"]
     assert UNDERSTANDING.rows[3].numbers == (76.8, 61.1, 51.6, 83.2, 1448, 33.9)
     assert GENERATION.rows[3].numbers == (0.76, 0.79, 0.74, 0.46, 0.73, 0.67)
@@ -93,12 +93,12 @@ def test_another_protocol_than_the_published_one_is_marked() -> None:
     assert "[1]" not in comparable
 
 
-def test_a_tokenizer_measured_on_other_pictures_than_imagenet_is_marked() -> None:
+def test_a_tokenizer_measured_on_other_images_than_imagenet_is_marked() -> None:
     for number in (9, 50_000):
         measured = {**result("tokenizer", "tokenizer@zero_shot-256", scored=number, rFID=0.5), "is_complete": True}
         report = make_report([("a", measured)])
         assert row_of(report, "**ours, m1**")[3].endswith("[1]") == (number == 9)
-        assert ("Another set of pictures than the published rows: 9, not 50000." in report) == (number == 9)
+        assert ("Another set of images than the published rows: 9, not 50000." in report) == (number == 9)
 
 
 def test_a_table_without_a_number_of_ours_is_left_out() -> None:
@@ -115,9 +115,9 @@ def test_each_model_has_its_row_and_each_result_its_place() -> None:
     )
     report = make_report([("a", one), ("b", two)])
     assert row_of(report, "**ours, m1**")[4].startswith("1.0") and row_of(report, "**ours, m2**")[4].startswith("2.0")
-    with pytest.raises(ValueError, match="two results for gqa of model m1: found a and c"):
+    with pytest.raises(ValueError, match="a and c for gqa of m1"):
         make_report([("a", one), ("c", one)])
-    with pytest.raises(ValueError, match="nothing to report"):
+    with pytest.raises(ValueError, match="none"):
         make_report([])
 
 
