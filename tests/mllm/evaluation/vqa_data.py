@@ -1,11 +1,10 @@
-"""Small data sets in the official layout of each benchmark, made of pictures of the synthetic world.
+"""Small data sets in the official layout of each benchmark, made of images of the synthetic world.
 
 File names, field names and prompts are those of the published sets and of LLaVA's question files.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from mllm.evaluation.vqa import MME
 from mllm.world.questions import answer, propose_question, say_question
 from mllm.world.render import render
 from mllm.world.scene import Scene, random_scene_for
+from tests.mllm.evaluation.builders import write_json, write_jsonl
 
 SHORT = "Answer the question using a single word or phrase."
 PEOPLE = 10
@@ -48,19 +48,8 @@ def make_data(name: str, folder: Path, *, seed: int = 0, is_instructed: bool = T
     return makers[name](folder, Random(f"{name}/{seed}"), suffix)
 
 
-def write_jsonl(path: Path, records: list[dict]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
-    return path
-
-
-def write_json(path: Path, value: object) -> Path:
-    path.write_text(json.dumps(value), encoding="utf-8")
-    return path
-
-
 def draw_scene(path: Path, rng: Random) -> Scene:
-    """A picture of the test split in a file."""
+    """An image of the test split in a file."""
     scene = random_scene_for("test", rng)
     path.parent.mkdir(parents=True, exist_ok=True)
     render(scene, 128).save(path)
@@ -140,7 +129,7 @@ def make_textvqa(folder: Path, rng: Random, suffix: str) -> Data:
     for n in range(4):
         image_id = f"{n:04x}ab"
         scene = draw_scene(folder / "train_images" / f"{image_id}.jpg", rng)
-        for number, kind in enumerate(("color", "count")):  # two questions share the id of their picture
+        for number, kind in enumerate(("color", "count")):  # two questions share the id of their image
             words, right = ask_about(scene, rng, kind)
             prompt = f"{words}\nReference OCR token: red, STOP, 7\n{SHORT}"
             questions.append({"question_id": image_id, "image": f"{image_id}.jpg", "text": prompt})
@@ -187,9 +176,9 @@ def make_mme(folder: Path, rng: Random, suffix: str) -> Data:
     for number, subtask in enumerate(MME.subtasks):
         place = release / subtask
         texts = place / "questions_answers_YN" if number % 2 else place  # both layouts occur in the release
-        pictures = place / "images" if number % 2 else place
+        images = place / "images" if number % 2 else place
         texts.mkdir(parents=True)
-        scene = draw_scene(pictures / "0001.png", rng)
+        scene = draw_scene(images / "0001.png", rng)
         color, other = scene.objects[0].color, next(c for c in ("red", "blue") if c != scene.objects[0].color)
         is_there = any(item.color == other for item in scene.objects)
         rows = [(f"Is there a {color} shape?", "Yes"), (f"Is there a {other} shape?", "Yes" if is_there else "No")]
@@ -197,7 +186,7 @@ def make_mme(folder: Path, rng: Random, suffix: str) -> Data:
         published = "".join(f"{words}{space}Please answer yes or no.\t{right}\n" for words, right in rows)
         (texts / "0001.txt").write_text(published, encoding="utf-8")
         name = f"{subtask}/0001.png"
-        image = str((pictures / "0001.png").relative_to(release))
+        image = str((images / "0001.png").relative_to(release))
         questions += [
             {"question_id": name, "image": image, "text": f"{words}{suffix}", "category": subtask} for words, _ in rows
         ]

@@ -1,0 +1,229 @@
+"""Benchmarks from files to scores: data in the official layout, a model, a second scorer; real processes, scripts."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from mllm.cli.main import main
+from tests.mllm.evaluation import naive_vqa
+from tests.mllm.evaluation.builders import contents, write_jsonl
+from tests.mllm.evaluation.fake_judge import exact_grade, serve
+from tests.mllm.evaluation.genai_data import write_genai_bench
+from tests.mllm.evaluation.vqa_data import Data, make_data
+
+ROOT = Path(__file__).resolve().parents[3]
+ENVIRONMENT = {**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+FOLDERS = {"vqav2": "vqav2", "gqa": "gqa", "textvqa": "textvqa", "pope": "pope", "mme": "MME", "mmvet": "mm-vet"}
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Data]:
+    folder = tmp_path_factory.mktemp("vqa")
+    return {name: make_data(name, folder / name) for name in FOLDERS}
+
+
+def run_words(name: str, data: Data, output: Path, *more: str) -> list[str]:
+    """The command that runs a benchmark."""
+    files = ["--questions", str(data.questions), "--images", str(data.images), "--output", str(output)]
+    return ["evaluate", name, *files, "--max-new-tokens", "12", "--device", "cpu", *more]
+
+
+def score(data: Data, run: Path, *more: str) -> dict:
+    """The result of a run, through the command."""
+    files = ["--questions", str(data.questions), "--annotations", str(data.annotations)]
+    assert main(["evaluate", "score", str(run), *files, *more]) == 0
+    return json.loads((run / "result.json").read_text(encoding="utf-8"))
+
+
+def check_end_to_end(name: str, data: Data, run: Path, *model: str) -> dict:
+    """Run, score, and score again by the plain scorer; gives the result."""
+    assert main(run_words(name, data, run, *model)) == 0
+    answers, questions = naive_vqa.read_jsonl(run / "answers.jsonl"), naive_vqa.read_jsonl(data.questions)
+    assert [(a["question_id"], a["prompt"]) for a in answers] == [(q["question_id"], q["text"]) for q in questions]
+    with serve(exact_grade) as judge:
+        judged = ["--judge-url", judge.url, "--judge-model", "fake"] if name == "mmvet" else []
+        result = score(data, run, *judged)
+    expected = naive_vqa.SCORERS[name](answers, data.annotations, questions)
+    headline = result["scores"][result["headline"]]
+    assert headline["value"] == pytest.approx(expected, abs=1e-9)
+    assert headline["low"] <= headline["value"] + 1e-9 and headline["value"] <= headline["high"] + 1e-9
+    assert (result["items_expected"], result["items_scored"], result["is_complete"]) == (data.count, data.count, True)
+    assert result["protocol"].startswith(f"{name}@") and result["protocol"].endswith(f"-custom-{data.count}")
+    assert result["decoding"] == {"greedy": True, "max_new_tokens": 12} and result["prompts"] == "raw"
+    assert {"python", "mllm-toolkit", "torch", "transformers", "pillow"} <= set(result["versions"])
+    assert len(result["model"]["fingerprint"]) == 16 and result["image_format"]["preparation"]
+    assert (result["judge"] is not None) == (name == "mmvet")
+    return result
+
+
+def test_a_random_model_is_scored_as_by_a_plain_scorer(
+    data: dict[str, Data], random_model_folder: Path, tmp_path: Path
+) -> None:
+    for name in FOLDERS:
+        check_end_to_end(name, data[name], tmp_path / name, "--model", str(random_model_folder))
+
+
+def test_the_batch_size_changes_no_answer(data: dict[str, Data], random_model_folder: Path, tmp_path: Path) -> None:
+    for size in ("1", "5", "16"):
+        words = run_words("pope", data["pope"], tmp_path / size, "--batch-size", size)
+        assert main([*words, "--model", str(random_model_folder), "--temperature", "1.0"]) == 0
+    assert contents(tmp_path / "1") == contents(tmp_path / "5") == contents(tmp_path / "16")
+
+
+@pytest.mark.slow
+def test_answers_of_the_bundled_model_do_not_depend_on_the_batch_size(data: dict[str, Data], tmp_path: Path) -> None:
+    for size in ("1", "5", "16"):
+        assert main(run_words("textvqa", data["textvqa"], tmp_path / size, "--batch-size", size)) == 0
+    assert contents(tmp_path / "1") == contents(tmp_path / "5") == contents(tmp_path / "16")
+
+
+# ---- real processes ----
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_answers_of_one(
+    data: dict[str, Data], random_model_folder: Path, tmp_path: Path
+) -> None:
+    model = ("--model", str(random_model_folder))
+    assert main(run_words("pope", data["pope"], tmp_path / "one", *model)) == 0
+    for launcher in (
+        ["torch.distributed.run", "--nproc-per-node", "2", "--standalone"],
+        ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"],
+    ):
+        output = tmp_path / launcher[0]
+        command = [sys.executable, "-m", *launcher, "-m", "mllm", *run_words("pope", data["pope"], output, *model)]
+        subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, check=True, timeout=500)
+        assert contents(output) == contents(tmp_path / "one")
+        assert len(list((output / "parts").glob("*.jsonl"))) == 2
+
+
+def kill_in_the_middle(words: list[str], run: Path, *, count: int) -> None:
+    """Start a run and kill it when it has some of its answers."""
+    command = [sys.executable, "-m", "mllm", *words, "--batch-size", "1"]
+    process = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.DEVNULL)
+    part, deadline = run / "parts" / "00000.jsonl", time.monotonic() + 120
+    while not (part.is_file() and part.stat().st_size) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert 0 < part.read_bytes().count(b"\n") < count, "the run was killed too late to show anything"
+    assert not (run / "answers.jsonl").exists()
+
+
+@pytest.mark.slow
+def test_a_killed_run_resumes_and_ends_as_an_uninterrupted_one(data: dict[str, Data], tmp_path: Path) -> None:
+    complete, run, mme = tmp_path / "complete", tmp_path / "run", data["mme"]
+    assert main(run_words("mme", mme, complete)) == 0
+    kill_in_the_middle(run_words("mme", mme, run), run, count=mme.count)
+    assert main(run_words("mme", mme, run)) == 0
+    assert contents(run) == contents(complete)
+    assert score(mme, run) == score(mme, complete)
+    assert contents(run) == contents(complete)  # the result files too
+
+
+# ---- the scripts, with the bundled model ----
+
+
+def start_script(name: str, *words: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A script that has ended, well or not."""
+    command = ["bash", f"scripts/{name}", *map(str, words)]
+    return subprocess.run(command, cwd=ROOT, env=ENVIRONMENT | environment, capture_output=True, text=True, check=False)
+
+
+def run_script(name: str, *words: str | Path, **environment: str) -> str:
+    """What a script printed that went well."""
+    done = start_script(name, *words, **environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def make_test_dev(folder: Path) -> None:
+    """VQAv2 as EvalAI wants it: four of the seven questions of the complete split are asked."""
+    vqa = make_data("vqav2", folder, is_instructed=False)
+    vqa.images.rename(vqa.images.with_name("test2015"))
+    questions = naive_vqa.read_jsonl(vqa.questions)
+    write_jsonl(folder / "llava_vqav2_mscoco_test2015.jsonl", questions)
+    write_jsonl(folder / "llava_vqav2_mscoco_test-dev2015.jsonl", questions[:4])
+
+
+@pytest.mark.slow
+def test_all_vqa_benchmarks_run_on_two_processes_are_scored_and_reported(tmp_path: Path) -> None:
+    """With data laid out as LLaVA's, asked in the words that the bundled model knows."""
+    folders = {name: folder for name, folder in FOLDERS.items() if name != "vqav2"}
+    data = {name: make_data(name, tmp_path / "data" / folder, is_instructed=False) for name, folder in folders.items()}
+    make_test_dev(tmp_path / "data" / "vqav2")
+    output = tmp_path / "output"
+    words = (tmp_path / "data", output, "--device", "cpu", "--max-new-tokens", "12", "--batch-size", "3")
+    with serve(exact_grade) as judge:
+        run_script("eval_vqa.sh", *words, PROCESSES="2", JUDGE_URL=judge.url, JUDGE_MODEL="fake")
+    submission = json.loads((output / "vqav2" / "vqav2_submission.json").read_text())
+    assert len(submission) == 7 and [answer["answer"] for answer in submission[4:]] == ["", "", ""]
+    assert {path.name for path in output.iterdir()} == {*FOLDERS, "report.md"}
+    report = (output / "report.md").read_text()
+    for name in folders:
+        result = json.loads((output / name / "result.json").read_text())
+        answers, questions = naive_vqa.read_jsonl(output / name / "answers.jsonl"), data[name].questions
+        expected = naive_vqa.SCORERS[name](answers, data[name].annotations, naive_vqa.read_jsonl(questions))
+        value = result["scores"][result["headline"]]["value"]
+        assert value == pytest.approx(expected, abs=1e-9)
+        assert value > 0 or name not in ("gqa", "mme")  # it has learned to answer
+        assert result["is_complete"] and result["protocol"] in report
+
+
+@pytest.mark.slow
+def test_the_vqa_script_skips_missing_benchmarks_and_stops_at_errors(random_model_folder: Path, tmp_path: Path) -> None:
+    words = ("--model", random_model_folder, "--device", "cpu", "--max-new-tokens", "5")
+    done = start_script("eval_vqa.sh", tmp_path, tmp_path / "output")
+    assert done.returncode == 2 and f"nothing to evaluate in {tmp_path}" in done.stderr
+    gqa = make_data("gqa", tmp_path / "data" / "gqa")
+    run_script("eval_vqa.sh", tmp_path / "data", tmp_path / "output", *words)
+    assert {path.name for path in (tmp_path / "output").iterdir()} == {"gqa", "report.md"}
+    shutil.rmtree(
+        gqa.images
+    )  # a failed run is not taken for a missing benchmark: a report over the rest looks complete
+    make_data("pope", tmp_path / "data" / "pope")
+    done = start_script("eval_vqa.sh", tmp_path / "data", tmp_path / "other", *words)
+    assert done.returncode != 0 and "--images" in done.stderr and not (tmp_path / "other").exists()
+
+
+@pytest.mark.slow
+def test_genai_bench_ends_alike_killed_on_two_processes_and_in_other_batches(tmp_path: Path) -> None:
+    """527 prompts and their skills in the official layout, of which the first five are drawn."""
+    prompts, _ = write_genai_bench(tmp_path / "data")
+    options = ("--limit", "5", "--device", "cpu")
+
+    def run(name: str, *more: str, processes: str = "1") -> dict[str, bytes]:
+        words = (tmp_path / "data", tmp_path / name, *options, *more)
+        printed = run_script("eval_genai_bench.sh", *words, PROCESSES=processes, SCORER="self")
+        assert "PARTIAL: 5 of 527 items" in printed
+        return contents(tmp_path / name)
+
+    complete = run("complete", "--batch-size", "5")
+    assert sorted(name for name in complete if "/" in name) == [f"images/0000{n}.png" for n in range(1, 6)]
+    result = json.loads(complete["result.json"])
+    assert result["protocol"] == "genai-bench-527@vqascore-self" and result["items_scored"] == 5
+    assert 0 < result["scores"]["all"]["value"] < 1
+    assert run("two", "--batch-size", "2", processes="2") == complete
+    words = ["evaluate", "genai-bench-527", "--questions", str(prompts), "--output", str(tmp_path / "killed"), *options]
+    kill_in_the_middle(words, tmp_path / "killed", count=5)
+    assert run("killed", "--batch-size", "5") == complete
+
+
+@pytest.mark.slow
+def test_the_model_that_draws_is_the_one_that_scores(random_model_folder: Path, tmp_path: Path) -> None:
+    write_genai_bench(tmp_path / "data")
+    for number, model in enumerate(([f"--model={random_model_folder}"], ["--model", str(random_model_folder)])):
+        run = tmp_path / str(number)
+        words = (tmp_path / "data", run, "--limit", "1", "--device", "cpu", *model)
+        run_script("eval_genai_bench.sh", *words, SCORER="self")
+        result = json.loads((run / "result.json").read_text())
+        assert result["model"]["fingerprint"] in json.dumps(result["judge"])
