@@ -11,13 +11,12 @@ from __future__ import annotations
 import importlib
 import io
 import tarfile
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from random import Random
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -30,10 +29,6 @@ from mllm.checkpoint import choose_device, find_image_tokenizer
 from mllm.evaluation.intervals import mean_with_interval, without_interval
 from mllm.evaluation.protocol import Score, Scores, make_result
 from mllm.files import fingerprint_of, tool_versions
-from mllm.world.checker import parse, same_scene
-from mllm.world.render import RenderSize, image_size, render
-from mllm.world.scene import random_scene_for
-from tokenizer.config import UniTokConfig
 from tokenizer.images import (
     IMAGE_ENDINGS,
     PREPARATIONS,
@@ -59,7 +54,6 @@ from tokenizer.metrics import (
     ssim,
     usage_of,
 )
-from tokenizer.network import cut_into_patches
 from tokenizer.text_tower import load_captions
 from tokenizer.unitok import UniTok
 
@@ -442,93 +436,3 @@ def fit_probe(features_MD: Tensor, labels_M: Tensor, *, num_classes: int) -> tup
     with torch.enable_grad():
         optimizer.step(loss)
     return weights_DN.detach(), bias_N.detach()
-
-
-# ---- the synthetic world: images to codes and back, then parsed by the checker ----
-
-
-@torch.inference_mode()
-def score_round_trip(
-    tokenizer: UniTok, *, count: int, seed: int, size: RenderSize | None = None, batch_size: int = 64
-) -> dict:
-    """PSNR, SSIM, share of test scenes still parsed right, and usage, entropy (nats) and perplexity of each codebook.
-
-    Most patches of a drawing are plain background of a few colors. Where codes depend on their patch alone, each such
-    color is one entry of a codebook, which bounds its perplexity: `highest_perplexity` is what a codebook of this size
-    can reach. So `perplexity_of_borders` is over patches of more than one color; `plain_share` is that of the others.
-
-    Args:
-        size: (width, height) of the images; default: the tokenizer's.
-    """
-    width, height = image_size(size or tokenizer.config.image_size)
-    prepare = ImageProcessor(width=width, height=height)
-    rng = Random(f"round trip/{seed}")
-    scenes = [random_scene_for("test", rng) for _ in range(count)]
-    num_right, psnrs, ssims, use = 0, [], [], CodebookUse(tokenizer.config)
-    for start in tqdm(range(0, count, batch_size), desc="image tokenizer", leave=False):
-        batch = scenes[start : start + batch_size]
-        pixels_B3HW = prepare([render(scene, (width, height)) for scene in batch]).to(tokenizer.device)
-        codes_BKN = tokenizer.encode(pixels_B3HW)
-        decoded_B3HW = tokenizer.decode(codes_BKN, grid=tokenizer.grid_of(pixels_B3HW))
-        for scene, image in zip(batch, to_images(decoded_B3HW), strict=True):
-            found = parse(image).scene
-            num_right += found is not None and same_scene(scene, found)
-        psnrs.append(psnr(decoded_B3HW, pixels_B3HW))
-        ssims.append(ssim(decoded_B3HW, pixels_B3HW))
-        use.add(pixels_B3HW, codes_BKN)
-    return {
-        "count": count,
-        "scenes_read_right": num_right / count,
-        "psnr": torch.cat(psnrs).mean().item(),
-        "ssim": torch.cat(ssims).mean().item(),
-        **use.as_report(),
-    }
-
-
-class CodebookUse:
-    """Counts the codebook entries that images use."""
-
-    def __init__(self, config: UniTokConfig) -> None:
-        self.config = config
-        self.counts_KC = torch.zeros(config.num_codebooks, config.codebook_size, dtype=torch.int64)
-        self.border_counts_KC = torch.zeros_like(self.counts_KC)
-        self.plain_counts = Counter[tuple[float, ...]]()
-        """Of patches of one color only, by color."""
-
-    def add(self, pixels_B3HW: Tensor, codes_BKN: Tensor) -> None:
-        is_plain_M, color_M3 = plain_patches(pixels_B3HW, self.config.patch_size)
-        border_codes_KM = codes_BKN.transpose(0, 1).flatten(1)[:, ~is_plain_M]
-        self.counts_KC += code_counts(codes_BKN, self.config.codebook_size).cpu()
-        self.border_counts_KC += code_counts(border_codes_KM[None], self.config.codebook_size).cpu()
-        self.plain_counts.update(map(tuple, color_M3[is_plain_M].tolist()))
-
-    def as_report(self) -> dict[str, float | list[float] | None]:
-        entropy_K, total = entropy_of(self.counts_KC), int(self.counts_KC[0].sum())
-        plain = [*self.plain_counts.values()]
-        is_bound = self.config.encoder_scope == "patch"
-        return {
-            "usage": usage_of(self.counts_KC).tolist(),
-            "entropy": entropy_K.tolist(),
-            "perplexity": entropy_K.exp().tolist(),
-            "perplexity_of_borders": entropy_of(self.border_counts_KC).exp().tolist(),
-            "plain_share": sum(plain) / max(total, 1),
-            "highest_perplexity": highest_perplexity(plain, total, self.config.codebook_size) if is_bound else None,
-        }
-
-
-def plain_patches(pixels_B3HW: Tensor, patch_size: int) -> tuple[Tensor, Tensor]:
-    """Which patches have one color only, (M,), and the first color of each, (M, 3); in the order of their codes."""
-    patches_M3P = cut_into_patches(pixels_B3HW, patch_size).flatten(2)
-    return (patches_M3P == patches_M3P[:, :, :1]).all(dim=2).all(dim=1), patches_M3P[:, :, 0]
-
-
-def highest_perplexity(fixed: Sequence[int], total: int, num_entries: int) -> float:
-    """No codebook can have a larger perplexity over `total` codes of which groups, as large as `fixed` says, share an
-    entry each: the other codes at best fill up the rarest entries to one level. With more groups than entries, that
-    is the number of entries."""
-    if len(fixed) > num_entries:
-        return float(num_entries)
-    rising = torch.tensor(sorted([*fixed, *[0] * (num_entries - len(fixed))]), dtype=torch.float64)
-    numbers = torch.arange(1, num_entries + 1)
-    levels = (total - sum(fixed) + rising.cumsum(0)) / numbers  # if the n rarest are filled up
-    return float(entropy_of(torch.maximum(rising, levels.min())[None])[0].exp())

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mllm.evaluation.tokenizer import highest_perplexity, plain_patches, score_round_trip
+from mllm.evaluation.world import highest_perplexity, plain_patches, score_round_trip
 from tokenizer.metrics import entropy_of
 from tokenizer.unitok import UniTok
 
