@@ -1,1 +1,1 @@
-"""UniTok: pictures to discrete codes and back. Knows nothing of language models."""
+"""UniTok: images to discrete codes and back. Knows nothing of language models."""

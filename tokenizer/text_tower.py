@@ -113,16 +113,16 @@ def load_captions(path: Path, *, vocab_size: int, context: int) -> EncodeCaption
     if not path.exists():
         raise FileNotFoundError(f"{path} must be a text vocabulary, got no such file; correct text_tokenizer")
     if path.suffix == ".model":
-        pieces = SentencePieceProcessor(model_file=str(path))
-        num_ids, end_id = pieces.vocab_size() + 1, vocab_size - 1
+        sentences = SentencePieceProcessor(model_file=str(path))
+        encoder, num_ids = CaptionEncoder(sentences, vocab_size - 1, context), sentences.vocab_size() + 1
     else:
-        pieces = CLIPTokenizer.from_pretrained(path) if path.is_dir() else read_merges(path)
-        num_ids, end_id = len(pieces), pieces.eos_token_id
+        pairs = CLIPTokenizer.from_pretrained(path) if path.is_dir() else read_merges(path)
+        encoder, num_ids = CaptionEncoder(pairs, pairs.eos_token_id, context), len(pairs)
     if num_ids > vocab_size:
         raise ValueError(
             f"text_vocab_size must be >= {num_ids} for {path}, got {vocab_size}; set architecture.text_vocab_size"
         )
-    return CaptionEncoder(pieces, end_id=end_id, context=context)
+    return encoder
 
 
 def read_merges(path: Path) -> CLIPTokenizer:

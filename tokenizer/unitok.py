@@ -325,7 +325,8 @@ def _codes_of(images_B3HW: Tensor, tokenizer: UniTok) -> Tensor:
     return codes_MK.view(len(images_B3HW), -1, codes_UK.shape[1]).transpose(1, 2)
 
 
-Item, Result = TypeVar("Item"), TypeVar("Result")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def _in_batches(

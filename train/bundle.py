@@ -1,15 +1,14 @@
-"""Make a finished model the bundled one: smaller weights, and where they came from.
+"""Make a finished model the bundled one: smaller weights and a record of their origin.
 
-`python -m train.bundle FINISHED BUNDLED [--scores FILE] [--note TEXT]`: copies the folder, stores the language model in
-bfloat16 (the image tokenizer keeps float32, so that its codes stay the same) and writes `SOURCE.json` with the recipes
-of the image tokenizer's and the language model's stages, commit and scores. The note says what the recipes do not;
-where scores come without one, the note of the bundled model stays.
+`python -m train.bundle FINISHED BUNDLED [--scores FILE] [--note TEXT]` copies the folder, stores the language model in
+bfloat16 (the image tokenizer stays float32, so that its codes stay the same) and writes `SOURCE.json`: the recipes of
+all stages, the commit, scores, and a note on what the recipes do not say. With `--scores`, the model is in place
+already; it keeps its note unless there is a new one.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import subprocess
 import sys
@@ -19,78 +18,70 @@ from typing import Any
 
 import torch
 
-from mllm.checkpoint import save_model_card
+from mllm.checkpoint import SOURCE_FILE, save_model_card
 from mllm.config import MLLMConfig
 from mllm.evaluation.answerer import model_fingerprint
-from mllm.files import read_json
+from mllm.files import read_json, write_json
 from mllm.model import MLLMForConditionalGeneration
-from tokenizer.unitok import UniTok
+from tokenizer.unitok import CONFIG_FILE, UniTok
 from train.recipe import read_yaml
 
-SOURCE = "SOURCE.json"
+RECIPE_FILE = "recipe.yaml"
 PATHS = ("output", "image_tokenizer", "text_tokenizer", "start_from")
+"""Fields of recipes that name folders of the machine they ran on."""
 
 
-def bundle(finished: Path, bundled: Path) -> None:
+def copy_model(finished: Path, bundled: Path) -> None:
     """Copy a finished model folder to its place in the package, in bfloat16."""
-    if not (finished / "config.json").is_file():
+    if not (finished / CONFIG_FILE).is_file():
         raise FileNotFoundError(
-            f"there is no finished model in {finished}; train one first (scripts/build_tiny_model.sh)"
+            f"{finished} must be a finished model, got no {CONFIG_FILE}; train one first (scripts/build_tiny_model.sh)"
         )
     shutil.rmtree(bundled, ignore_errors=True)
     shutil.copytree(finished, bundled)
     MLLMForConditionalGeneration.from_pretrained(finished, dtype=torch.bfloat16).save_pretrained(bundled)
 
 
-def check_scores(scores: Path, bundled: Path) -> None:
-    """Refuse scores of other weights than those that are bundled."""
-    measured = read_json(scores)
-    here = {
+def read_scores(file: Path, bundled: Path) -> dict[str, Any]:
+    """Scores of exactly the bundled weights."""
+    scores = read_json(file)
+    expected = {
         "model": model_fingerprint(MLLMForConditionalGeneration.from_pretrained(bundled)),
         "image_tokenizer": UniTok.from_pretrained(bundled / "image_tokenizer").fingerprint(),
     }
-    for part, fingerprint in here.items():
-        if measured.get(part) != fingerprint:
+    for part, fingerprint in expected.items():
+        found = scores.get(part, "no fingerprint") if isinstance(scores, dict) else "no scores"
+        if found != fingerprint:
             raise ValueError(
-                f"the scores in {scores} are of {part} {measured.get(part)}, but {bundled} holds {fingerprint}; "
-                "bundle the model without --scores first, then measure that folder with `mllm evaluate world --json`"
+                f"{file} must hold scores of the bundled {part} ({fingerprint}), got {found}; bundle the model without "
+                "--scores first, then measure that folder with `mllm evaluate world --json`"
             )
+    return scores
 
 
-def write_source(bundled: Path, *, run: Path, scores: Path | None, note: str | None = None) -> None:
-    """Where the bundled model comes from: the resolved recipes, the commit, its scores."""
-    image_tokenizer = Path(read_yaml(run / "recipe.yaml")["image_tokenizer"])
-    if note is None and scores is not None:  # the model is still the one that its note was written for
-        note = read_json(bundled / SOURCE)["note"]
+def write_source(bundled: Path, *, run: Path, scores: dict[str, Any] | None, note: str | None) -> None:
+    """Record where the bundled model comes from, in SOURCE.json and in the model card."""
+    git = ["git", "rev-parse", "HEAD"]
+    commit = subprocess.run(git, cwd=Path(__file__).parent, capture_output=True, text=True, check=True).stdout.strip()
+    image_tokenizer = Path(read_yaml(run / RECIPE_FILE)["image_tokenizer"])
     source = {
         "note": note,
-        "commit": current_commit(),
-        "stages": stages(run),
-        "image_tokenizer": json.loads((bundled / "image_tokenizer" / "config.json").read_text()),
-        "image_tokenizer_stages": stages(image_tokenizer.parent),
-        "scores": read_json(scores) if scores else None,
+        "commit": commit,
+        "stages": read_stages(run),
+        "image_tokenizer": read_json(bundled / "image_tokenizer" / CONFIG_FILE),
+        "image_tokenizer_stages": read_stages(image_tokenizer.parent),
+        "scores": scores,
     }
-    (bundled / SOURCE).write_text(json.dumps(source, indent=2) + "\n")
+    write_json(bundled / SOURCE_FILE, source)
     save_model_card(bundled, MLLMConfig.from_pretrained(bundled))
 
 
-def stages(run: Path) -> list[dict[str, Any]]:
-    """The resolved recipes of a run and of those that it went on from, the first one first."""
-    recipe = read_yaml(run / "recipe.yaml")
+def read_stages(run: Path) -> list[dict[str, Any]]:
+    """The resolved recipes of a run and of those that it started from, the first one first, without paths."""
+    recipe = read_yaml(run / RECIPE_FILE)
     start = recipe.get("start_from")
-    before = stages(Path(start).parent) if start and (Path(start).parent / "recipe.yaml").is_file() else []
-    return [*before, without_paths(recipe)]
-
-
-def without_paths(recipe: dict[str, Any]) -> dict[str, Any]:
-    """The recipe without the folders of the machine it ran on."""
-    return {name: value for name, value in recipe.items() if name not in PATHS}
-
-
-def current_commit() -> str:
-    """The commit that the working tree is at."""
-    words = ["git", "rev-parse", "HEAD"]
-    return subprocess.run(words, cwd=Path(__file__).parent, capture_output=True, text=True, check=True).stdout.strip()
+    earlier = read_stages(Path(start).parent) if start and (Path(start).parent / RECIPE_FILE).is_file() else []
+    return [*earlier, {name: value for name, value in recipe.items() if name not in PATHS}]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -99,12 +90,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("bundled", type=Path, help="where to put it")
     parser.add_argument("--scores", type=Path, help="JSON of `mllm evaluate world`; without it the model is copied")
     parser.add_argument("--note", help="what else there is to know about how it was made")
-    words = parser.parse_args(argv)
-    if words.scores is None:
-        bundle(words.finished, words.bundled)
+    args = parser.parse_args(argv)
+    scores, note = None, args.note
+    if args.scores is None:
+        copy_model(args.finished, args.bundled)
     else:
-        check_scores(words.scores, words.bundled)
-    write_source(words.bundled, run=words.finished.parent, scores=words.scores, note=words.note)
+        scores = read_scores(args.scores, args.bundled)
+        note = read_json(args.bundled / SOURCE_FILE)["note"] if note is None else note
+    write_source(args.bundled, run=args.finished.parent, scores=scores, note=note)
     return 0
 
 

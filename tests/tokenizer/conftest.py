@@ -51,5 +51,5 @@ def small_model(small_config: UniTokConfig) -> UniTok:
 
 @pytest.fixture
 def pixels_B3HW() -> torch.Tensor:
-    """Two pictures of 2 rows and 3 columns of positions."""
+    """Two images of 2 rows and 3 columns of positions."""
     return torch.rand(2, 3, 32, 48, generator=torch.Generator().manual_seed(1)) * 2 - 1

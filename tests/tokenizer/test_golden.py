@@ -45,7 +45,7 @@ def relative_error(value: Tensor, expected: Tensor) -> float:
 
 
 @torch.inference_mode()
-def test_codes_of_pictures(model: UniTok, golden: dict[str, Tensor]) -> None:
+def test_codes_of_images(model: UniTok, golden: dict[str, Tensor]) -> None:
     hidden_BND = model.encoder(golden["image"].float())
     assert relative_error(hidden_BND[..., :16], golden["encoder_tokens_first16"]) < 1e-4
     features_BNZ = model.quant_proj(hidden_BND)
@@ -55,7 +55,7 @@ def test_codes_of_pictures(model: UniTok, golden: dict[str, Tensor]) -> None:
 
 
 @torch.inference_mode()
-def test_pictures_of_codes(model: UniTok, golden: dict[str, Tensor]) -> None:
+def test_images_of_codes(model: UniTok, golden: dict[str, Tensor]) -> None:
     decoded_B3HW = model.decode(golden["indices"])
     torch.testing.assert_close(decoded_B3HW, golden["decoded"].float(), atol=1e-3, rtol=1e-3)  # stored as float16
 

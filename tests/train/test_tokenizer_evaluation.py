@@ -38,7 +38,7 @@ def model() -> UniTok:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Three classes with 3, 2 and 4 pictures, their names, and 5 references for rFID."""
+    """Three classes with 3, 2 and 4 images, their names, and 5 references for rFID."""
     for label, (name, count) in enumerate(zip(NAMES, (3, 2, 4), strict=True)):
         (tmp_path / "val" / name).mkdir(parents=True)
         for number in range(count):
@@ -55,7 +55,7 @@ def evaluation(folder: Path, **fields: Path | bool) -> TokenizerEvaluation:
     return TokenizerEvaluation(EvaluationRecipe(**fields), image_size=32, batch_size=2, captions=captions)
 
 
-def test_zero_shot_accuracy_equals_a_loop_over_pictures(folder: Path, model: UniTok) -> None:
+def test_zero_shot_accuracy_equals_a_loop_over_images(folder: Path, model: UniTok) -> None:
     templates = ("a {}.", "the {} here.", "the {} there.")
     (folder / "templates.txt").write_text("\n".join(templates))
     files = {"imagenet_val": folder / "val", "classes": folder / "classes.json", "templates": folder / "templates.txt"}
@@ -115,7 +115,7 @@ def test_a_missing_fid_tool_is_named_before_training(folder: Path) -> None:
         evaluation(folder, fid_reference=folder / "real", fid_output=folder / "made")
 
 
-def test_the_sheet_shows_the_given_pictures(folder: Path, model: UniTok) -> None:
+def test_the_sheet_shows_the_given_images(folder: Path, model: UniTok) -> None:
     measured = evaluation(folder, pictures=folder / "real")
     measured.write_sheet(model, torch.zeros(1, 3, 32, 32, dtype=torch.uint8), folder / "sheet.png")
     assert Image.open(folder / "sheet.png").size == (5 * 40, 2 * 32 + 8)
