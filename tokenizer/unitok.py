@@ -34,6 +34,9 @@ WEIGHTS_FILE = "model.safetensors"
 INITIAL_LOGIT_SCALE = math.log(1 / 0.07)  # CLIP, section 2.5
 LARGEST_LOGIT_SCALE = math.log(100)
 
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
 
 class UniTokOutput(NamedTuple):
     """One training forward."""
@@ -323,10 +326,6 @@ def _codes_of(images_B3HW: Tensor, tokenizer: UniTok) -> Tensor:
     codes_UK = tokenizer.encode(to_pixels(patches_M3HW[first_U].to(tokenizer.device)))[:, :, 0]
     codes_MK = codes_UK[torch.from_numpy(which_M)]
     return codes_MK.view(len(images_B3HW), -1, codes_UK.shape[1]).transpose(1, 2)
-
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 def _in_batches(
