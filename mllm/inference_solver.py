@@ -75,7 +75,7 @@ TASKS = (
 )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class SolverSampling:
     """How a call samples, laid over the checkpoint's settings: a value without state, for any number of calls."""
 
@@ -156,14 +156,9 @@ class FlexARInferenceSolver:
             raise ValueError(f"target_size must be {' or '.join(map(str, sides))} for this model, got {target_size}")
         self.target_size = target_size or self.pipeline.config.image_size
 
-    def create_logits_processor(
-        self, cfg: float = 3.0, image_top_k: int | None = 2000, text_top_k: int | None = 10, **options: Any
-    ) -> SolverSampling:
-        """How to sample: guidance, and how many choices of an image code and of a text token; 0 is all of them.
-
-        `options` are `image_top_p`, `image_temperature` and `uncond` of `SolverSampling`.
-        """
-        return SolverSampling(cfg=cfg, image_top_k=image_top_k, text_top_k=text_top_k, **options)
+    def create_logits_processor(self, *settings: Any, **named: Any) -> SolverSampling:
+        """How to sample: the fields of `SolverSampling`, of which guidance and the two top-k come first."""
+        return SolverSampling(*settings, **named)
 
     def get_streamer(self) -> TextStreamer:
         """Prints text as it comes."""
@@ -316,13 +311,10 @@ def understand(text: str, generation_mode: Literal["auto"] | Mode, size: Size | 
         if size is not None and asked not in (None, tuple(size)):
             raise ValueError(f"the size must be given once, got {asked} in the question and {tuple(size)} as size")
         return task._replace(size=size or asked, text=groups.get("text") or task.text)
-    match generation_mode:
-        case "image":
-            return Task("image", ("edit",) if num_images else ("draw",), size=size)
-        case "text":
-            return Task("text", ("ask", "describe"), size=size)
-        case _:
-            return Task("interleaved", ("chat",), size=size)
+    mode = "interleaved" if generation_mode == "auto" else generation_mode
+    drawing = "edit" if num_images else "draw"
+    capabilities = {"text": ("ask", "describe"), "image": (drawing,), "interleaved": ("chat",)}[mode]
+    return Task(mode, capabilities, size=size)
 
 
 def split_processors(given: LogitsProcessors | None) -> tuple[SolverSampling | None, tuple[LogitsProcessor, ...]]:

@@ -394,9 +394,13 @@ def load_planner(name: str | None) -> Planner | None:
     if name is None:
         return None
     module, _, attribute = name.rpartition(".")
-    if not module.startswith("mllm."):
+    try:
+        planner = getattr(import_module(module), attribute) if module.startswith("mllm.") else None
+    except (ImportError, AttributeError):
+        planner = None
+    if not isinstance(planner, type):
         raise ValueError(f"planner must be the dotted name of a class inside mllm, got {name!r}; correct config.json")
-    return getattr(import_module(module), attribute)()
+    return planner()
 
 
 # ---- the description of images that are shown ----

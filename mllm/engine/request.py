@@ -274,7 +274,7 @@ class Overrides(TypedDict, total=False):
 class RequestBuilder:
     """Builds requests with the settings of one checkpoint: its config, then its settings per task, then the caller's.
 
-    In `task_settings`, `ask_text` is how the text of task `ask` is sampled, and `outline` how plans are.
+    In `task_settings`, `ask_text` is how the text of task `ask` is sampled, and `plan` how plans are.
     """
 
     config: MLLMConfig
@@ -282,14 +282,7 @@ class RequestBuilder:
     task_settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def build(
-        self,
-        prompt: TokenSequence,
-        mode: Mode,
-        *,
-        task: str,
-        given: Mapping[str, Any],
-        unconditional: TokenSequence | None = None,
-        **fields: Any,
+        self, prompt: TokenSequence, mode: Mode, *, task: str, given: Mapping[str, Any], **fields: Any
     ) -> GenerationRequest:
         """The request that answers a prompt.
 
@@ -298,15 +291,15 @@ class RequestBuilder:
             given: `Overrides` without those that are None.
             fields: further fields of `GenerationRequest`.
         """
-        check_guidance(mode, given)
-        image = self.image_settings(task, {} if mode == "text" else given)
+        if mode == "text" and "guidance" in given:
+            raise ValueError(f"guidance must be for images, got guidance {given['guidance']} for text; leave it out")
+        for_text, for_image = (given, {}) if mode == "text" else ({}, given)
         request = GenerationRequest(
             prompt=prompt,
             mode=mode,
-            unconditional=unconditional,
             max_new_tokens=given.get("max_new_tokens", token_budget(self.config, mode)),
-            text=self.text_settings(task, given if mode == "text" else {}),
-            image=image,
+            text=self.text_settings(task, for_text),
+            image=self.image_settings(task, for_image),
             plan=self.plan_settings(given),
             **fields,
         )
@@ -334,7 +327,8 @@ class RequestBuilder:
     def plan_settings(self, given: Mapping[str, Any]) -> SamplingConfig:
         """How plans are sampled: with variety, so that every seed has its own arrangement, or greedily."""
         greedy = {"greedy": given["greedy"]} if "greedy" in given else {}
-        return merge_settings({"top_p": 0.5}, self.task_settings.get("outline", {}), greedy)
+        stored = self.task_settings.get("plan", self.task_settings.get("outline", {}))  # its name before
+        return merge_settings({"top_p": 0.5}, stored, greedy)
 
     def resamples(self, task: str, given: Mapping[str, Any]) -> int:
         """How often an image may be sampled again: the caller's number, else the task's, else the checkpoint's."""
@@ -342,12 +336,6 @@ class RequestBuilder:
             return 0
         stored = self.task_settings.get(task, {})
         return given.get("resamples", stored.get("resamples", stored.get("redraws", self.config.image_resamples)))
-
-
-def check_guidance(mode: Mode, given: Mapping[str, Any]) -> None:
-    """Refuse guidance of an answer in text."""
-    if mode == "text" and "guidance" in given:
-        raise ValueError(f"guidance must be for images, got guidance {given['guidance']} for text; leave it out")
 
 
 def given_settings(overrides: Mapping[str, Any]) -> dict[str, Any]:

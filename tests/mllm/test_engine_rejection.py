@@ -16,7 +16,7 @@ from mllm.engine.loop import generate, stream
 from mllm.engine.rejection import SEED_STRIDE as STRIDE
 from mllm.engine.rejection import Check, answer_ids, stream_accepted
 from mllm.engine.request import Done, Event, GenerationRequest, GenerationResult, ImageDone, ImageProgress, TextDelta
-from mllm.pipeline import Pipeline
+from mllm.pipeline import Pipeline, load_planner
 from mllm.sampling import SamplingConfig
 from mllm.sequence import ImageLayout, extend_sequence
 from tests.mllm.tiny_folder import build_tiny_folder
@@ -168,6 +168,13 @@ def test_the_number_of_tries_is_the_checkpoints_or_the_callers(
     assert chosen() == 1
     with pytest.raises(ValueError):
         chosen(resamples=-1)
+
+
+def test_planners_come_from_this_package_only() -> None:
+    assert load_planner(None) is None and load_planner("mllm.world.plan.ScenePlanner").name == "world"
+    for name in ("json.JSONDecoder", "mllm.nowhere.Planner", "mllm.world.plan.Nothing", "mllm.world.plan.plan_of"):
+        with pytest.raises(ValueError):
+            load_planner(name)
 
 
 def test_a_model_without_a_planner_draws_once(tmp_path: Path) -> None:
