@@ -142,7 +142,7 @@ def outcome(result: GenerationResult) -> tuple:
 
 
 @pytest.mark.parametrize("head_type", ["depth_transformer", "mlp"])
-def test_a_batch_of_different_rows_equals_each_alone(head_type: str) -> None:
+def test_a_batch_of_different_requests_equals_each_alone(head_type: str) -> None:
     model = build_model(head_type=head_type)
     requests = mixed_requests()
     together = [outcome(result) for result in generate(model, requests)]
@@ -151,7 +151,7 @@ def test_a_batch_of_different_rows_equals_each_alone(head_type: str) -> None:
     assert backwards[::-1] == together
 
 
-def test_rows_of_different_grids_decode_together() -> None:
+def test_requests_of_different_grids_decode_together() -> None:
     model = build_model(layout="grid")
     requests = [
         GenerationRequest(prompt=build_prompt(4 + n, seed=n), mode="image", seed=n, grid=grid)
@@ -170,52 +170,29 @@ def test_the_isolated_context_differs_and_needs_no_cache(model: MLLMForCondition
     assert (with_prefix != alone).any()
 
 
-def test_guidance_one_has_no_unconditional_rows(
+def test_an_image_takes_one_forward_per_position_and_only_guidance_a_second_sequence(
     monkeypatch: pytest.MonkeyPatch, model: MLLMForConditionalGeneration
 ) -> None:
-    rows_seen: list[int] = []
+    shapes: list[tuple[int, int]] = []
     forward = CachedForward.forward
     monkeypatch.setattr(
-        CachedForward, "forward", lambda self, x, **rest: rows_seen.append(x.shape[0]) or forward(self, x, **rest)
+        CachedForward, "forward", lambda self, x, **rest: shapes.append(tuple(x.shape[:2])) or forward(self, x, **rest)
     )
-    prompts = {"prompt": build_prompt(7, seed=0), "unconditional": build_prompt(2, seed=1), "mode": "image"}
-    generate(model, [GenerationRequest(**prompts, image=SamplingConfig(guidance=1.0))])
-    assert set(rows_seen) == {1}
-    rows_seen.clear()
-    generate(model, [GenerationRequest(**prompts, image=SamplingConfig(guidance=1.01))])
-    assert set(rows_seen) == {2}
-    rows_seen.clear()
-    generate(
-        model,
-        [
-            GenerationRequest(
-                prompt=prompts["prompt"], mode="text", max_new_tokens=2, image=SamplingConfig(guidance=3.0)
-            )
-        ],
-    )
-    assert set(rows_seen) == {1}
-
-
-def test_an_image_takes_one_forward_per_position(
-    monkeypatch: pytest.MonkeyPatch, model: MLLMForConditionalGeneration
-) -> None:
-    lengths: list[int] = []
-    forward = CachedForward.forward
-    monkeypatch.setattr(
-        CachedForward, "forward", lambda self, x, **rest: lengths.append(x.shape[1]) or forward(self, x, **rest)
-    )
-    generate(model, [GenerationRequest(prompt=build_prompt(7, seed=0), mode="image")])
-    assert lengths == [8 + 1] + [1] * 8  # bos, text and begin-of-image; then every position but the last
+    prompts = {"prompt": build_prompt(7, seed=0), "unconditional": build_prompt(2, seed=1)}
+    for mode, guidance, rows in (("image", 1.0, 1), ("image", 1.01, 2), ("text", 3.0, 1)):
+        shapes.clear()
+        image = SamplingConfig(guidance=guidance)
+        budget = {"image": None, "text": 2}[mode]
+        generate(model, [GenerationRequest(**prompts, mode=mode, image=image, max_new_tokens=budget)])
+        assert {num_rows for num_rows, _ in shapes} == {rows}
+        if mode == "image":  # bos, text and begin-of-image; then every position but the last
+            assert [length for _, length in shapes] == [8 + 1] + [1] * 8
 
 
 def test_the_same_seed_gives_the_same_and_another_another(model: MLLMForConditionalGeneration) -> None:
-    def draw(seed: int) -> list:
-        return outcome(
-            generate(model, [GenerationRequest(prompt=build_prompt(7, seed=0), mode="image", seed=seed)])[0]
-        )[1]
-
-    assert draw(1) == draw(1)
-    assert len({str(draw(seed)) for seed in range(4)}) == 4
+    requests = [GenerationRequest(prompt=build_prompt(7, seed=0), mode="image", seed=seed) for seed in (1, 1, 2, 3)]
+    drawn = [str(outcome(result)) for result in generate(model, requests)]
+    assert drawn[0] == drawn[1] and len(set(drawn)) == 3
 
 
 def test_text_is_the_same_for_every_budget(model: MLLMForConditionalGeneration) -> None:

@@ -126,15 +126,15 @@ def liking(
         hook.remove()
 
 
-@pytest.mark.parametrize(("budget", "length"), [(None, PLAN_BUDGET), (1 + 11 + 5, 5), (1 + 11, 0)])
-def test_a_model_that_never_begins_the_image_is_made_to(budget: int | None, length: int) -> None:
+def test_a_model_that_never_begins_the_image_is_made_to() -> None:
     model = planning(build_model(begin_plan_id=PLAN_ID))
-    request = GenerationRequest(prompt=build_prompt(7, seed=0), mode="image", max_new_tokens=budget)
-    result = liking(model, {IDS["begin_image_id"]: -60.0}, request)
-    assert len(result.plans[0]) == length and len(result.images) == 1
+    for budget, length in ((None, PLAN_BUDGET), (1 + 11 + 5, 5), (1 + 11, 0)):
+        request = GenerationRequest(prompt=build_prompt(7, seed=0), mode="image", max_new_tokens=budget)
+        result = liking(model, {IDS["begin_image_id"]: -60.0}, request)
+        assert len(result.plans[0]) == length and len(result.images) == 1
 
 
-def test_a_image_may_begin_without_an_plan(model: MLLMForConditionalGeneration) -> None:
+def test_an_image_may_begin_without_a_plan(model: MLLMForConditionalGeneration) -> None:
     """A depth map has none: the model chooses, and nothing but a plan or the image can come."""
     for guidance in (1.0, 2.5):
         request = drawing(1, guidance=guidance)

@@ -230,12 +230,12 @@ def test_pictures_of_other_sizes_keep_theirs(tmp_path: Path) -> None:
     assert codes.shape == (1, 6 * 3)
 
 
-def test_pictures_may_be_named_by_their_files(processor: MLLMProcessor, tmp_path: Path) -> None:
+def test_images_may_be_named_by_their_files(processor: MLLMProcessor, tmp_path: Path) -> None:
     PICTURE.save(tmp_path / "a.png")
-    for key in ("path", "url", "image"):
-        turn = {"role": "user", "content": [{"type": "image", key: str(tmp_path / "a.png")}, QUESTION["content"][1]]}
-        assert processor(messages=[turn])["codes"].equal(processor(messages=[QUESTION])["codes"])
-    assert processor(str(tmp_path / "a.png"), "What is it?")["codes"].equal(processor(messages=[QUESTION])["codes"])
+    named = [{"type": "image", key: str(tmp_path / "a.png")} for key in ("path", "url", "image")]
+    chats = [[{"role": "user", "content": [image, QUESTION["content"][1]]}] for image in named]
+    found = [processor(messages=chat) for chat in chats] + [processor(str(tmp_path / "a.png"), "What is it?")]
+    assert all(inputs["codes"].equal(processor(messages=[QUESTION])["codes"]) for inputs in found)
 
 
 def test_what_cannot_be_done_is_refused(model: MLLMForConditionalGeneration, processor: MLLMProcessor) -> None:
@@ -262,15 +262,14 @@ def test_guidance_one_needs_no_second_prompt(model: MLLMForConditionalGeneration
 
 
 def test_a_processor_refuses_what_the_model_does_not_read(processor: MLLMProcessor, tmp_path: Path) -> None:
-    with pytest.raises(ValueError):
-        processor(text="a", audio=[0.0])
-    with pytest.raises(ValueError):
-        processor.apply_chat_template([QUESTION], tokenize=True, continue_final_message=True)
-    with pytest.raises(ValueError):
-        processor.post_process_multimodal_output(torch.zeros(1, 3), generation_mode="interleaved")
     upstream = MLLMProcessor.from_pretrained(build_tiny_folder(tmp_path, prompt_style="unitok", context=400))
-    with pytest.raises(ValueError):
-        upstream(PICTURE, "Make it green.", generation_mode="image")
-    with pytest.raises(ValueError):
-        model = MLLMForConditionalGeneration.from_pretrained(tmp_path)
-        model.generate(**upstream(text="a"), generation_mode="interleaved")
+    model = MLLMForConditionalGeneration.from_pretrained(tmp_path)
+    for call in (
+        lambda: processor(text="a", audio=[0.0]),
+        lambda: processor.apply_chat_template([QUESTION], tokenize=True, continue_final_message=True),
+        lambda: processor.post_process_multimodal_output(torch.zeros(1, 3), generation_mode="interleaved"),
+        lambda: upstream(PICTURE, "Make it green.", generation_mode="image"),
+        lambda: model.generate(**upstream(text="a"), generation_mode="interleaved"),
+    ):
+        with pytest.raises(ValueError):
+            call()
