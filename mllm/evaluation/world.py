@@ -28,7 +28,7 @@ from mllm.evaluation.intervals import Rate, auroc, auroc_interval
 from mllm.files import tool_versions
 from mllm.pipeline import Pipeline, candidate_seeds, check_count
 from mllm.sequence import Size, default_size, grid_of
-from mllm.world.checker import check, measure_checker, parse, same_scene, score_dense
+from mllm.world.checker import check, checker_error, parse, same_scene, score_dense
 from mllm.world.dialogue import Check, Dialogue, ImageRef, make_dialogue, make_episode
 from mllm.world.edits import Edit, apply_edit, check_edit
 from mllm.world.plan import ask_about
@@ -142,7 +142,6 @@ def measure_world(
 
     scores = evaluate_world(answer, size=size, groups=groups, **run)
     self_judged = {g.name: measure_best_of(draw, score, g, best_of=best_of, **run) for g in drawing if best_of}
-    checker = measure_checker(CHECKER_COUNT, seed=seed, size=size)
     tokenizer = pipeline.processor.need_image_tokenizer()
     plans: dict[str, object] = {}
     if config.begin_plan_id is not None:
@@ -164,7 +163,7 @@ def measure_world(
             "image_size": size[0] if size[0] == size[1] else list(size),
         },
         "versions": tool_versions(),
-        "checker_error": {"rate": checker.rate, "count": checker.count},
+        "checker_error": {"rate": checker_error(CHECKER_COUNT, seed=seed, size=size), "count": CHECKER_COUNT},
         "tokenizer": score_round_trip(tokenizer, count=count, seed=seed, size=size),
         "scores": scores,
         **({"self_judged": self_judged} if best_of else {}),

@@ -21,7 +21,7 @@ from typing import NamedTuple, TypeVar
 from mllm.sequence import Grid
 from mllm.world.questions import Question, say_question
 from mllm.world.reader import read_request
-from mllm.world.scene import BACKGROUNDS, COLORS, SHAPES, SIZES, Scene, SceneObject
+from mllm.world.scene import ATTRIBUTES, BACKGROUNDS, COLORS, SHAPES, SIZES, Scene, SceneObject
 from mllm.world.spec import (
     ANY,
     Alike,
@@ -48,7 +48,6 @@ DESCRIPTIONS = {f"{size} {color} {shape}" for size in SIZES for color in COLORS 
 SQUARE: Grid = (1, 1)
 TOLERANCE = 1.0
 """Squares between where an object may be planned and seen."""
-VALUES = {"shape": SHAPES, "color": COLORS, "size": SIZES}
 T = TypeVar("T")
 
 
@@ -277,7 +276,7 @@ def _ask_every(item: Filter, total: int | None) -> Iterator[MeantQuestion]:
         yield MeantQuestion(Question("count", "count", item), str(total))
         return
     yield from _exists(item, "yes")
-    for name, values in VALUES.items():
+    for name, values in ATTRIBUTES.items():
         wanted = getattr(item, name)
         for value in values if wanted else ():
             if value != wanted:

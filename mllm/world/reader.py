@@ -329,7 +329,8 @@ def read_description(text: str) -> Claims:
     """What a description claims. Never fails: what cannot be understood is among the problems."""
     claims = Claims()
     words = normalize_words(text)
-    opener, attributes = "", {}  # "a", "two" or "the", and the attributes behind it
+    opener = ""  # "a", "two" or "the" ...
+    attributes: dict[str, str] = {}  # ... and the attributes behind it
     for index, word in enumerate(words):
         if word == "background":
             near = [*words[max(0, index - 2) : index], *words[index + 1 : index + 3]]

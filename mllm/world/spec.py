@@ -13,16 +13,6 @@ from itertools import permutations
 
 from mllm.world.scene import MAX_OBJECTS, Pair, Scene, SceneObject, holds, is_placed
 
-SKILLS = (
-    "attribute",
-    "scene",
-    "spatial relation",
-    "counting",
-    "comparison",
-    "differentiation",
-    "negation",
-    "universality",
-)
 MAX_ASSIGNED = 2 * MAX_OBJECTS  # an image with more objects than this fails whatever the assignment
 
 

@@ -9,9 +9,9 @@ from random import Random
 
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFilter
 
-from mllm.world.checker import check, disturb, measure_checker, parse, same_scene, score_dense
+from mllm.world.checker import check, checker_error, parse, same_scene, score_dense
 from mllm.world.render import RGB, paint, render
 from mllm.world.scene import BACKGROUNDS, COLORS, SHAPES, SIZES, Scene, SceneObject, random_scene
 from mllm.world.spec import Background, Filter, Related, Spec, enumerate_objects
@@ -108,16 +108,30 @@ def test_specks_are_ignored_and_other_modes_accepted() -> None:
         parse(render(SCENE, 32))
 
 
+def disturb(
+    image: Image.Image, rng: np.random.Generator, *, noise: float = 0.0, blur: float = 0.0, shift: float = 0.0
+) -> Image.Image:
+    """Blur (radius in pixels), shift every channel of the image (+- shift) and add noise (standard deviation)."""
+    pixels_HW3 = np.asarray(image.filter(ImageFilter.GaussianBlur(blur)), np.float64)
+    pixels_HW3 = pixels_HW3 + rng.uniform(-shift, shift, 3) + rng.normal(0, noise, pixels_HW3.shape)
+    return Image.fromarray(np.clip(np.rint(pixels_HW3), 0, 255).astype(np.uint8))
+
+
+def disturbed_error(count: int, seed: int, **strength: float) -> float:
+    rng = np.random.default_rng(seed)
+    return checker_error(count, seed=seed, disturb=lambda image: disturb(image, rng, **strength))
+
+
 def test_mild_disturbance_does_not_confuse() -> None:
-    for options in ({}, {"noise": 8.0, "blur": 0.8}, {"blur": 1.2, "shift": 10.0, "noise": 4.0}):
-        error = measure_checker(60, seed=4, **options)
-        assert error.rate == 0, (options, error)
+    for strength in ({}, {"noise": 8.0, "blur": 0.8}, {"blur": 1.2, "shift": 10.0, "noise": 4.0}):
+        assert disturbed_error(60, 4, **strength) == 0, strength
+    assert 0 < disturbed_error(60, 4, noise=60.0) <= 1
 
 
 @pytest.mark.slow
 def test_own_error_on_many_scenes() -> None:
-    assert measure_checker(10_000, seed=0).rate < 0.001
-    assert measure_checker(10_000, seed=1, noise=8, blur=1.0, shift=8).rate < 0.001
+    assert checker_error(10_000, seed=0) < 0.001
+    assert disturbed_error(10_000, 1, noise=8, blur=1.0, shift=8) < 0.001
 
 
 def test_parsing_is_fast() -> None:
