@@ -21,7 +21,7 @@ NOT_WHEN_IMPORTED = {"deepspeed", "gradio", "datasets"}
 OPTIONAL = {"torchvision", "timm", "open_clip", "lpips", "torch_fidelity"}
 """Need a torchvision that does not fit the pinned torch; only ever imported inside the function that wants them."""
 
-ABOUT_THE_WORLD = ("mllm/world/", "mllm/evaluation/world.py", "mllm/evaluation/tokenizer.py")
+ABOUT_THE_WORLD = ("mllm/world/", "mllm/evaluation/world.py")
 
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 
