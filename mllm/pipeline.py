@@ -174,7 +174,7 @@ class Pipeline:
         check_task(self.tasks, "ask")
         seeds = [seed for index in range(n) for seed in candidate_seeds(request.seed + index, best_of)]
         candidates = self._draw_seeds(request, seeds, on_event)
-        return keep_best(candidates, self.judge(candidates, [prompt] * len(candidates)), best_of=best_of)
+        return keep_best(candidates, self.score(candidates, [prompt] * len(candidates)), best_of=best_of)
 
     def draw_class(
         self, index: int, *, n: int = 1, on_event: OnEvent | None = None, **overrides: Unpack[Overrides]
@@ -274,7 +274,7 @@ class Pipeline:
             requests.append(self.build_request(messages, mode, task=task, size=first_size, overrides=given))
         return [self.processor.to_parts(result) for result in self.run(requests)]
 
-    def judge(
+    def score(
         self, images: Sequence[Image.Image], texts: Sequence[str], *, questions: Questions | None = None
     ) -> list[float]:
         """How probable the model finds it, 0 to 1, that each image shows its text (`score_images`).

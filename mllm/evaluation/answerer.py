@@ -46,7 +46,7 @@ class PipelineAnswerer:
         dialogues = [[as_message(item)] for item, _ in jobs]
         answers = self.pipeline.answer(dialogues, "image", [seed for _, seed in jobs], **self.sampling)
         images = [part for parts in answers for part in parts if isinstance(part, Image.Image)]
-        scores = self.pipeline.judge(images, [item.prompt for item, _ in jobs])
+        scores = self.pipeline.score(images, [item.prompt for item, _ in jobs])
         return keep_best(images, scores, best_of=self.best_of)
 
 

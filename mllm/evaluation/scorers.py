@@ -91,7 +91,7 @@ class SelfScorer:
         }
 
     def __call__(self, images: Sequence[Path], texts: Sequence[str]) -> list[float]:
-        return self.pipeline.judge([open_image(path) for path in images], texts)
+        return self.pipeline.score([open_image(path) for path in images], texts)
 
 
 @dataclass(frozen=True, slots=True)

@@ -138,7 +138,7 @@ def measure_world(
         return [image for (image,) in answers]
 
     def score(images: Sequence[Image.Image], requests: Sequence[str]) -> list[float]:
-        return pipeline.judge(images, requests, questions=ask_about)
+        return pipeline.score(images, requests, questions=ask_about)
 
     scores = evaluate_world(answer, size=size, groups=groups, **run)
     self_judged = {g.name: measure_best_of(draw, score, g, best_of=best_of, **run) for g in drawing if best_of}

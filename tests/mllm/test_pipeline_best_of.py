@@ -50,7 +50,7 @@ def test_best_of_keeps_what_judging_all_candidates_picks(pipeline: Pipeline) -> 
     chosen = pipeline.draw("a red circle", n=2, best_of=3, seed=11)
     for image, first in zip(chosen, (11, 12), strict=True):
         candidates = [pipeline.draw("a red circle", seed=seed)[0] for seed in candidate_seeds(first, 3)]
-        scores = [pipeline.judge([candidate], ["a red circle"])[0] for candidate in candidates]
+        scores = [pipeline.score([candidate], ["a red circle"])[0] for candidate in candidates]
         best = int(np.argmax(scores))
         assert image.info["seed"] == candidate_seeds(first, 3)[best] and image.info["best_of"] == 3
         assert image.info["score"] == pytest.approx(scores[best], rel=1e-4)
