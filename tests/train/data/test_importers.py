@@ -1,4 +1,4 @@
-"""Every format to records: what is said and shown in which order, and one sentence for each way to be broken."""
+"""Every format to records: what is said and shown in which order; and every way to be invalid is refused."""
 
 from __future__ import annotations
 
@@ -19,23 +19,25 @@ from train.data.records import BadRecord, ImageBytes, ImageFile, Record, TenView
 CODES = [[1, 2, 3, 4], [5, 6, 7, 8]]
 
 
-def summary(record: Record) -> list[tuple[str, list[Any]]]:
-    """Roles and parts; images by the names of their files, codes by their first column and grid."""
+def shown(part: Any) -> str:
+    """Images by the names of their files, codes by their first column and grid."""
+    match part:
+        case TextPart(text):
+            return text
+        case ImageFile(path):
+            return path.name
+        case ImageBytes(data=data):
+            return f"{len(data)} bytes"
+        case TenViews(image):
+            return f"ten views of {shown(image)}"
+        case CodesPart(codes_KN, grid):
+            return f"{codes_KN[:, 0].tolist()} {grid}"
+    raise TypeError(part)
 
-    def short(part: Any) -> Any:
-        match part:
-            case TextPart(text):
-                return text
-            case ImageFile(path):
-                return path.name
-            case ImageBytes(data=data):
-                return len(data)
-            case TenViews(image):
-                return f"ten views of {short(image)}"
-            case CodesPart(codes, grid):
-                return codes[:, 0].tolist(), grid
 
-    return [(turn.role, [short(part) for part in turn.parts]) for turn in record.turns]
+def summary(record: Record) -> str:
+    turns = (f"{turn.role}[{' | '.join(map(shown, turn.parts))}]" for turn in record.turns)
+    return " ".join([record.kind, *turns])
 
 
 def read(fields: dict[str, Any], folder: Path = Path("images")) -> Record:
@@ -48,181 +50,112 @@ def png() -> bytes:
     return stream.getvalue()
 
 
-GOOD: dict[str, tuple[dict[str, Any], str, list[tuple[str, list[Any]]]]] = {
-    "chat": (
-        {
-            "messages": [
-                {"role": "system", "content": "Be brief."},
-                {
-                    "role": "user",
-                    "content": [{"type": "image", "path": "d/a.png"}, {"type": "text", "text": "What is it?"}],
-                },
-                {"role": "assistant", "content": "A cat."},
-                {"role": "user", "content": "Make it a dog."},
-                {"role": "assistant", "content": [{"type": "image", "path": "b.png"}]},
-            ]
-        },
-        "chat",
-        [
-            ("user", ["Be brief.", "a.png", "What is it?"]),
-            ("assistant", ["A cat."]),
-            ("user", ["Make it a dog."]),
-            ("assistant", ["b.png"]),
-        ],
-    ),
-    "chat with listed images": (
-        {
-            "messages": [
-                {"role": "user", "content": [{"type": "image", "path": None, "text": None}, {"type": "image"}]},
-                {"role": "assistant", "content": [{"type": "text", "text": "Two.", "path": None}]},
-            ],
-            "images": ["a.png", {"bytes": png(), "path": None}],
-        },
-        "chat",
-        [("user", ["a.png", len(png())]), ("assistant", ["Two."])],
-    ),
-    "chat of one message": (
-        {"messages": [{"role": "assistant", "content": "Once upon a time"}]},
-        "document",
-        [("assistant", ["Once upon a time"])],
-    ),
-    "llava": (
-        {
-            "image": ["a.png", "b.png"],
-            "conversations": [
-                {"from": "human", "value": "<image>\nand <image> differ how?"},
-                {"from": "gpt", "value": "In color."},
-            ],
-        },
-        "chat",
-        [("user", ["a.png", "and", "b.png", "differ how?"]), ("assistant", ["In color."])],
-    ),
-    "llava without a image": (
-        {"conversations": [{"from": "human", "value": "Hello"}, {"from": "gpt", "value": "Hi"}]},
-        "chat",
-        [("user", ["Hello"]), ("assistant", ["Hi"])],
-    ),
-    "webdataset": (
-        {"__key__": "000", "jpg": png(), "txt": b"a red thing"},
-        "pair",
-        [("user", ["a red thing"]), ("assistant", [len(png())])],
-    ),
-    "imagefolder": (
-        {"file_name": "a.png", "text": "a red thing"},
-        "pair",
-        [("user", ["a red thing"]), ("assistant", ["a.png"])],
-    ),
-    "unitok T2I": (
-        {"data_type": "T2I", "text": "short", "InVL_caption": "long", "vqcode_256": json.dumps(CODES)},
-        "draw",
-        [("user", ["short", "long"]), ("assistant", [([1, 5], (2, 2))])],
-    ),
-    "unitok I2T": (
-        {"data_type": "I2T", "text": "short", "InVL_caption": "no", "vqcode_256": json.dumps(CODES)},
-        "chat",
-        [("user", [([1, 5], (2, 2))]), ("assistant", ["short"])],
-    ),
-    "unitok finetune": (
-        {
-            "data_type": "mllm_finetune",
-            "text": json.dumps([{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "That."}]),
-            "vqcode_256": json.dumps(CODES),
-        },
-        "chat",
-        [("user", [([1, 5], (2, 2)), "What?"]), ("assistant", ["That."])],
-    ),
-    "liquid text": (
-        {"data_type": "text_pretrain", "text": "words", "vqcode_512": "no", "vqcode_multi768": "no"},
-        "document",
-        [("assistant", ["words"])],
-    ),
-    "liquid image that is wide": (
-        {
-            "data_type": "image_text",
-            "text": "wide",
-            "vqcode_512": "no",
-            "vqcode_multi768": [9, 8, 7, 6, 5, 4, 3, 2],
-            "width": 64,
-            "height": 32,
-        },
-        "pair",
-        [("user", ["wide"]), ("assistant", [([9], (2, 4))])],
-    ),
-    "mmc4": (
-        {
-            "text_list": ["One.", "Two."],
-            "image_info": [
-                {"image_name": "b.png", "matched_text_index": 1},
-                {"image_name": "a.png", "matched_text_index": 0},
-                {"image_name": "c.png", "matched_text_index": 1},
-            ],
-        },
-        "document",
-        [("assistant", ["a.png", "One.", "b.png", "c.png", "Two."])],
-    ),
-    "obelics": (
-        {"texts": [None, "One.", None], "images": ["a.png", None, "b.png"]},
-        "document",
-        [("assistant", ["a.png", "One.", "b.png"])],
-    ),
-    "class": (
-        {"image": "a.png", "class": 3},
-        "class",
-        [("user", ["3"]), ("assistant", ["ten views of a.png"])],
-    ),
-    "text": ({"text": "words", "id": 3}, "document", [("assistant", ["words"])]),
-}
+RECORDS = r"""
+{"messages": [{"role": "system", "content": "Be brief."},
+              {"role": "user", "content": [{"type": "image", "path": "d/a.png"},
+                                           {"type": "text", "text": "What is it?"}]},
+              {"role": "assistant", "content": "A cat."}, {"role": "user", "content": "Make it a dog."},
+              {"role": "assistant", "content": [{"type": "image", "path": "b.png"}]}]}
+= chat user[Be brief. | a.png | What is it?] assistant[A cat.] user[Make it a dog.] assistant[b.png]
+
+{"messages": [{"role": "user", "content": [{"type": "image", "path": null, "text": null}, {"type": "image"}]},
+              {"role": "assistant", "content": [{"type": "text", "text": "Two.", "path": null}]}],
+ "images": ["a.png", {"bytes": "aGVsbG8=", "path": null}]}
+= chat user[a.png | 5 bytes] assistant[Two.]
+
+{"messages": [{"role": "assistant", "content": "Once upon a time"}]}
+= document assistant[Once upon a time]
+
+{"image": ["a.png", "b.png"], "conversations": [{"from": "human", "value": "<image>\nand <image> differ how?"},
+                                                {"from": "gpt", "value": "In color."}]}
+= chat user[a.png | and | b.png | differ how?] assistant[In color.]
+
+{"conversations": [{"from": "human", "value": "Hello"}, {"from": "gpt", "value": "Hi"}]}
+= chat user[Hello] assistant[Hi]
+
+{"file_name": "a.png", "text": "a red thing"}
+= pair user[a red thing] assistant[a.png]
+
+{"image": "a.png", "class": 3}
+= class user[3] assistant[ten views of a.png]
+
+{"data_type": "T2I", "text": "short", "InVL_caption": "long", "vqcode_256": "[[1, 2, 3, 4], [5, 6, 7, 8]]"}
+= draw user[short | long] assistant[[1, 5] (2, 2)]
+
+{"data_type": "I2T", "text": "short", "InVL_caption": "no", "vqcode_256": "[[1, 2, 3, 4], [5, 6, 7, 8]]"}
+= chat user[[1, 5] (2, 2)] assistant[short]
+
+{"data_type": "mllm_finetune", "vqcode_256": "[[1, 2, 3, 4], [5, 6, 7, 8]]",
+ "text": "[{\"from\": \"human\", \"value\": \"<image>\\nWhat?\"}, {\"from\": \"gpt\", \"value\": \"That.\"}]"}
+= chat user[[1, 5] (2, 2) | What?] assistant[That.]
+
+{"data_type": "text_pretrain", "text": "words", "vqcode_512": "no", "vqcode_multi768": "no"}
+= document assistant[words]
+
+{"data_type": "image_text", "text": "wide", "vqcode_512": "no", "vqcode_multi768": [9, 8, 7, 6, 5, 4, 3, 2],
+ "width": 64, "height": 32}
+= pair user[wide] assistant[[9] (2, 4)]
+
+{"text_list": ["One.", "Two."], "image_info": [{"image_name": "b.png", "matched_text_index": 1},
+ {"image_name": "a.png", "matched_text_index": 0}, {"image_name": "c.png", "matched_text_index": 1}]}
+= document assistant[a.png | One. | b.png | c.png | Two.]
+
+{"texts": [null, "One.", null], "images": ["a.png", null, "b.png"]}
+= document assistant[a.png | One. | b.png]
+
+{"text": "words", "id": 3}
+= document assistant[words]
+"""
+INVALID = r"""
+{"a": 1}
+{"messages": "hi"}
+{"messages": [{"role": "user", "content": "hi"}]}
+{"messages": [{"role": "tool", "content": "hi"}]}
+{"messages": [{"role": "user", "content": [{"type": "video"}]}]}
+{"messages": [{"role": "user", "content": 3}]}
+{"messages": [{"role": "user", "content": [{"type": "image"}]}]}
+{"messages": [{"role": "assistant", "content": "hi"}], "images": ["a.png"]}
+{"messages": [{"role": "user", "content": " "}, {"role": "assistant", "content": "hi"}]}
+{"conversations": [{"from": "human", "value": "<image> What?"}, {"from": "gpt", "value": "That."}]}
+{"conversations": [{"from": "narrator", "value": "x"}]}
+{"conversations": "x"}
+{"__key__": "0", "jpg": ""}
+{"image": "a.png", "caption": " "}
+{"image": "a.png", "text": 3}
+{"image": 3, "caption": "x"}
+{"image": {"bytes": "?"}, "caption": "x"}
+{"image": "data:image/svg,x", "caption": "x"}
+{"image": "https://a.org/b.png", "caption": "x"}
+{"image": "a.png", "class": "cat"}
+{"data_type": "T2I", "text": "x", "vqcode_256": "no"}
+{"data_type": "I2T", "text": "no", "vqcode_256": "[[1, 2, 3, 4], [5, 6, 7, 8]]"}
+{"data_type": "T2I", "text": "x", "vqcode_256": "[["}
+{"data_type": "T2I", "text": "x", "vqcode_256": "[[1, 2], [3]]"}
+{"data_type": "T2I", "text": "x", "vqcode_256": "[[-1]]"}
+{"data_type": "T2I", "text": "x", "vqcode_256": "[[1, 2]]"}
+{"data_type": "mllm_finetune", "text": "hello"}
+{"text_list": ["x"], "image_info": [{"image_name": "a.png", "matched_text_index": 1}]}
+{"text_list": "x", "image_info": []}
+{"texts": ["x"], "images": []}
+{"texts": ["x"], "images": ["a.png"]}
+{"text": " "}
+{"text": 3}
+"""
 
 
 def test_a_record_is_read() -> None:
-    for name, (fields, kind, expected) in GOOD.items():
-        record = read(fields)
-        assert (record.kind, summary(record)) == (kind, expected), name
+    for block in RECORDS.strip().split("\n\n"):
+        record, _, expected = block.partition("\n= ")
+        assert summary(read(json.loads(record))) == expected
+    sample = {"__key__": "000", "jpg": png(), "txt": b"a red thing"}
+    assert summary(read(sample)) == f"pair user[a red thing] assistant[{len(png())} bytes]"
 
 
-TURNS = [{"from": "human", "value": "<image> What?"}, {"from": "gpt", "value": "That."}]
-BROKEN: dict[str, dict[str, Any]] = {
-    "unknown keys": {"a": 1},
-    "chat is no list": {"messages": "hi"},
-    "chat ends with the user": {"messages": [{"role": "user", "content": "hi"}]},
-    "chat has a tool": {"messages": [{"role": "tool", "content": "hi"}]},
-    "chat has a video": {"messages": [{"role": "user", "content": [{"type": "video"}]}]},
-    "chat content is a number": {"messages": [{"role": "user", "content": 3}]},
-    "chat lacks a image": {"messages": [{"role": "user", "content": [{"type": "image"}]}]},
-    "chat has images left": {"messages": [{"role": "assistant", "content": "hi"}], "images": ["a.png"]},
-    "chat is silent": {"messages": [{"role": "user", "content": " "}, {"role": "assistant", "content": "hi"}]},
-    "llava lacks a image": {"conversations": TURNS},
-    "llava has a narrator": {"conversations": [{"from": "narrator", "value": "x"}]},
-    "llava is no list": {"conversations": "x"},
-    "tar without caption": {"__key__": "0", "jpg": b""},
-    "caption is empty": {"image": "a.png", "caption": " "},
-    "caption is a number": {"image": "a.png", "text": 3},
-    "image is a number": {"image": 3, "caption": "x"},
-    "bytes are no base64": {"image": {"bytes": "?"}, "caption": "x"},
-    "data URL in plain": {"image": "data:image/svg,x", "caption": "x"},
-    "URL is not on disk": {"image": "https://a.org/b.png", "caption": "x"},
-    "no codes": {"data_type": "T2I", "text": "x", "vqcode_256": "no"},
-    "no caption": {"data_type": "I2T", "text": "no", "vqcode_256": json.dumps(CODES)},
-    "codes are no JSON": {"data_type": "T2I", "text": "x", "vqcode_256": "[["},
-    "codes are ragged": {"data_type": "T2I", "text": "x", "vqcode_256": "[[1, 2], [3]]"},
-    "codes are negative": {"data_type": "T2I", "text": "x", "vqcode_256": "[[-1]]"},
-    "codes are no square": {"data_type": "T2I", "text": "x", "vqcode_256": "[[1, 2]]"},
-    "turns are no JSON": {"data_type": "mllm_finetune", "text": "hello"},
-    "mmc4 names no text": {"text_list": ["x"], "image_info": [{"image_name": "a.png", "matched_text_index": 1}]},
-    "mmc4 is no list": {"text_list": "x", "image_info": []},
-    "obelics differs": {"texts": ["x"], "images": []},
-    "obelics has both": {"texts": ["x"], "images": ["a.png"]},
-    "class is a word": {"image": "a.png", "class": "cat"},
-    "text is empty": {"text": " "},
-    "text is a number": {"text": 3},
-}
-
-
-def test_a_broken_record_is_refused() -> None:
-    for name, fields in BROKEN.items():
+def test_an_invalid_record_is_refused() -> None:
+    for line in INVALID.strip().splitlines():
         with pytest.raises(BadRecord):
-            read(fields)
-            pytest.fail(name)
+            read(json.loads(line))
+            pytest.fail(line)
 
 
 def test_images_come_from_paths_bytes_and_urls_on_disk(tmp_path: Path) -> None:

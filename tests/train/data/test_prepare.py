@@ -82,41 +82,24 @@ def test_every_record_comes_out_with_the_codes_of_its_images(
             assert codes[0].grid == (2, 2) and torch.from_numpy(codes[0].codes_KN.astype(int)).equal(reference_1KN[0])
 
 
-def test_running_it_again_does_nothing(whole: Path, raw: Path, image_tokenizer_folder: Path) -> None:
-    before = state(whole / SHARDS)
-    totals = prepare([raw], whole, image_tokenizer_folder)
-    assert totals == Totals(records=4 * COUNT, shards=12, left_out=0)
-    assert state(whole / SHARDS) == before
-
-
-def test_sources_can_be_added(whole: Path, raw: Path, image_tokenizer_folder: Path, tmp_path: Path) -> None:
-    names = ["text.jsonl", "captions.tar", "llava.json", "documents.jsonl"]
-    for name in names:
-        prepare([raw / name], tmp_path / "out", image_tokenizer_folder)
-    assert rows_of(tmp_path / "out") == rows_of(whole)
-
-
-def test_a_lost_shard_is_made_again_as_it_was(
+def test_running_it_again_makes_what_is_missing_and_nothing_else(
     whole: Path, raw: Path, image_tokenizer_folder: Path, tmp_path: Path
 ) -> None:
-    prepare([raw], tmp_path / "out", image_tokenizer_folder)
-    name = read_tasks(tmp_path / "out")[4].shard
-    (tmp_path / "out" / SHARDS / name).unlink()
-    prepare([raw], tmp_path / "out", image_tokenizer_folder)
-    assert rows_of(tmp_path / "out") == rows_of(whole)
-    assert (tmp_path / "out" / SHARDS / name).read_bytes() == (whole / SHARDS / name).read_bytes()
-
-
-def test_what_a_killed_process_left_half_written_is_not_read(
-    raw: Path, whole: Path, image_tokenizer_folder: Path, tmp_path: Path
-) -> None:
-    """Such as a list of tasks, and a shard."""
+    """Sources may come one by one, files be left half written by a killed process, and shards be lost."""
     out = tmp_path / "out"
     for place in ("tasks/text-0.json", "shards/text-0.parquet", "prepare.json"):
         (out / place).parent.mkdir(parents=True, exist_ok=True)
         (out / f"{place}.123{UNFINISHED}").write_text('{"tasks": [')
-    prepare([raw], out, image_tokenizer_folder)
+    for name in ("text.jsonl", "captions.tar", "llava.json", "documents.jsonl"):
+        prepare([raw / name], out, image_tokenizer_folder)
     assert rows_of(out) == rows_of(whole) and not list(out.rglob(f"*{UNFINISHED}"))
+    before = state(out / SHARDS)
+    lost = read_tasks(out)[4].shard
+    (out / SHARDS / lost).unlink()
+    assert prepare([raw], out, image_tokenizer_folder) == Totals(records=4 * COUNT, shards=12, left_out=0)
+    after = state(out / SHARDS)
+    assert after.pop(lost)[1] == before.pop(lost)[1] and after == before
+    assert rows_of(out) == rows_of(whole)
 
 
 def prepare_slowly(raw: Path, out: Path, tokenizer: Path) -> None:
@@ -213,24 +196,19 @@ def test_broken_records_are_left_out_and_listed_if_allowed(image_tokenizer_folde
     assert [place for *_, place in rows_of(tmp_path / "out")] == ["line 1", "line 4", "line 7"]
 
 
-def test_codes_of_another_tokenizer_are_broken_records(image_tokenizer_folder: Path, tmp_path: Path) -> None:
-    for number, codes in enumerate(([[1] * 4] * 3, [[1] * 4, [16] * 4])):
-        record = {"data_type": "T2I", "text": "x", "vqcode_256": json.dumps(codes)}
-        (tmp_path / "codes.jsonl").write_text(json.dumps(record))
-        with pytest.raises(ValueError, match="codes.jsonl, line 1: "):
-            prepare([tmp_path / "codes.jsonl"], tmp_path / f"out{number}", image_tokenizer_folder)
-
-
-def test_codes_in_records_are_kept(image_tokenizer_folder: Path, tmp_path: Path) -> None:
-    codes = [[1, 2, 3, 4], [15, 6, 7, 0]]
+def test_codes_in_records_are_kept_if_they_are_the_tokenizer_s(image_tokenizer_folder: Path, tmp_path: Path) -> None:
+    file, codes = tmp_path / "codes.jsonl", [[1, 2, 3, 4], [15, 6, 7, 0]]
     lines = [{"data_type": kind, "text": "a circle", "vqcode_256": json.dumps(codes)} for kind in ("T2I", "I2T")]
-    (tmp_path / "codes.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    prepare([tmp_path / "codes.jsonl"], tmp_path / "out", image_tokenizer_folder)
+    file.write_text("\n".join(map(json.dumps, lines)))
+    prepare([file], tmp_path / "out", image_tokenizer_folder)
     folder = ShardFolder(tmp_path / "out")
-    rows = [folder[0], folder[1]]
-    assert [row.kind for row in rows] == ["draw", "chat"]
-    for part in (rows[0].messages[1].parts[0], rows[1].messages[0].parts[0]):
+    assert [folder[0].kind, folder[1].kind] == ["draw", "chat"]
+    for part in (folder[0].messages[1].parts[0], folder[1].messages[0].parts[0]):
         assert part.codes_KN.tolist() == codes and part.grid == (2, 2)
+    for number, others in enumerate(([[1] * 4] * 3, [[1] * 4, [16] * 4])):
+        file.write_text(json.dumps({"data_type": "T2I", "text": "x", "vqcode_256": json.dumps(others)}))
+        with pytest.raises(ValueError, match="codes.jsonl, line 1: "):
+            prepare([file], tmp_path / f"out{number}", image_tokenizer_folder)
 
 
 def test_images_take_the_size_that_fits_their_shape(image_tokenizer_folder: Path, tmp_path: Path) -> None:
@@ -257,20 +235,17 @@ def test_what_does_not_fit_the_folder_is_refused(
         other.quantizer.codebooks.add_(0.1)
     with pytest.raises(ValueError):
         prepare_folder([raw], whole, tokenizer=other, options=OPTIONS, shard_size=4)
+    with pytest.raises(FileNotFoundError):
+        prepare([tmp_path / "none"], tmp_path / "out", image_tokenizer_folder)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="empty"):
+        prepare([tmp_path / "empty"], tmp_path / "out", image_tokenizer_folder)
     source = tmp_path / "text.jsonl"
     source.write_text('{"text": "a"}\n')
     prepare([source], tmp_path / "out", image_tokenizer_folder)
     source.write_text('{"text": "b"}\n')
     with pytest.raises(ValueError, match="text.jsonl"):
         prepare([source], tmp_path / "out", image_tokenizer_folder)
-
-
-def test_sources_that_are_not_there_are_named(image_tokenizer_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError):
-        prepare([tmp_path / "none"], tmp_path / "out", image_tokenizer_folder)
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError):
-        prepare([tmp_path / "empty"], tmp_path / "out", image_tokenizer_folder)
 
 
 def test_a_shard_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
