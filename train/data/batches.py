@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from torch.utils.data import Dataset
 
 from mllm.sequence import trained_grids
 from mllm.world.plan import check_grid
+from tokenizer.codes import fingerprint
 from train.data.classes import ClassSequences, WorldClasses, check_guidance
 from train.data.mixture import Mixture, ShardSequences
 from train.data.packing import BatchShape, PackedBatches, Tokenizers
@@ -138,4 +138,4 @@ def packing_fingerprint(sequences: ShardSequences) -> str:
         "vocabulary": sorted(sequences.tokenizers.text.get_vocab().items()),
         "config": (config.prompt_style, config.image_layout, config.begin_image_id, config.image_token_id),
     }
-    return hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:16]
+    return fingerprint([json.dumps(decides)])

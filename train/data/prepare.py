@@ -14,7 +14,6 @@ Letters: H W pixels, K codebooks, N positions.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 from argparse import Namespace
@@ -37,6 +36,7 @@ from mllm.conversation import ClassPart, CodesPart, ImageSize, Marker, Message, 
 from mllm.files import write_json
 from mllm.processor import PROCESSOR_FILE, read_preparation
 from mllm.sequence import Size, best_sizes, nearest_size
+from tokenizer.codes import fingerprint
 from tokenizer.images import IMAGE_ENDINGS, PREPARATIONS, ImageProcessor, to_bytes, to_images
 from tokenizer.unitok import EncodedImage, UniTok, decode_images, encode_images
 from train.data.importers import IMPORTERS, find_format
@@ -65,7 +65,8 @@ from train.data.shards import (
     make_shards,
 )
 
-TASKS = "tasks"
+TASKS, OLD_TASKS = "tasks", "plan"
+"""Where the tasks of each file are kept; older folders are renamed, and have "units" for "tasks"."""
 HEAD = 1 << 16
 """Bytes at both ends of a file by which a change is noticed, with its size."""
 RECORDS_AT_ONCE = 256
@@ -126,6 +127,8 @@ def prepare_folder(
             "shard_size": shard_size,
         }
         check_settings(folder, settings)
+        if (folder / OLD_TASKS).is_dir():
+            (folder / OLD_TASKS).rename(folder / TASKS)
     state.wait_for_everyone()
     for path in files[state.process_index :: state.num_processes]:
         _find_tasks(path, folder, shard_size=shard_size, format_name=format_name)
@@ -160,7 +163,7 @@ def find_files(sources: Sequence[Path], *, but_not_in: Path) -> list[Path]:
 def _find_tasks(path: Path, folder: Path, *, shard_size: int, format_name: str | None) -> None:
     """Write the tasks of a file, if they are not there yet, or check that the file is still the same."""
     target = folder / TASKS / f"{_key_of(path)}.json"
-    state = _fingerprint(path)
+    state = _fingerprint_of(path)
     if target.is_file():
         if json.loads(target.read_text(encoding="utf-8"))["fingerprint"] != state:
             raise ValueError(f"{path} must stay as it was when {folder} was started; prepare it into another folder")
@@ -172,7 +175,7 @@ def _find_tasks(path: Path, folder: Path, *, shard_size: int, format_name: str |
 def read_tasks(folder: Path) -> list[ShardTask]:
     """All tasks of a folder, in one order for all processes."""
     files = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((folder / TASKS).glob("*.json"))]
-    return [ShardTask(**task) for file in files for task in file["tasks"]]
+    return [ShardTask(**task) for file in files for task in file.get("tasks", file.get("units"))]
 
 
 def _cut(path: Path, format_name: str, size: int) -> Iterator[ShardTask]:
@@ -185,22 +188,18 @@ def _cut(path: Path, format_name: str, size: int) -> Iterator[ShardTask]:
 def _key_of(path: Path) -> str:
     """A readable name that no other file has."""
     stem = "".join(char if char.isalnum() else "_" for char in path.name.split(".")[0])[:40]
-    return f"{stem}-{hashlib.sha256(str(path).encode()).hexdigest()[:10]}"
+    return f"{stem}-{fingerprint([str(path)])[:10]}"
 
 
-def _fingerprint(path: Path) -> str:
+def _fingerprint_of(path: Path) -> str:
     """Changes when the file does: of its size, beginning and end; of a folder, of its names."""
-    digest = hashlib.sha256()
     if path.is_dir():
-        digest.update("\n".join(sorted(str(file.relative_to(path)) for file in path.rglob("*"))).encode())
-        return digest.hexdigest()[:16]
+        return fingerprint(["\n".join(sorted(str(file.relative_to(path)) for file in path.rglob("*")))])
     size = path.stat().st_size
-    digest.update(str(size).encode())
     with path.open("rb") as file:
-        digest.update(file.read(HEAD))
+        head = file.read(HEAD)
         file.seek(max(0, size - HEAD))
-        digest.update(file.read(HEAD))
-    return digest.hexdigest()[:16]
+        return fingerprint([str(size), head, file.read(HEAD)])
 
 
 # The work: the records of one task
