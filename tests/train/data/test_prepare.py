@@ -93,11 +93,11 @@ def test_running_it_again_makes_what_is_missing_and_nothing_else(
     for name in ("text.jsonl", "captions.tar", "llava.json", "documents.jsonl"):
         prepare([raw / name], out, image_tokenizer_folder)
     assert rows_of(out) == rows_of(whole) and not list(out.rglob(f"*{UNFINISHED}"))
+    lost = read_tasks(out)[4].shard
     (out / "tasks").rename(out / "plan")  # as older versions wrote it
     for path in (out / "plan").iterdir():
         path.write_text(path.read_text().replace('"tasks": [', '"units": ['))
     before = state(out / SHARDS)
-    lost = read_tasks(out)[4].shard
     (out / SHARDS / lost).unlink()
     assert prepare([raw], out, image_tokenizer_folder) == Totals(records=4 * COUNT, shards=12, left_out=0)
     after = state(out / SHARDS)
