@@ -35,7 +35,7 @@ def recipe(mllm_recipe: MLLMRecipe, tmp_path: Path) -> MLLMRecipe:
     shards = [ShardSource(path=str(tmp_path / "captions"), weight=2.0), ShardSource(path=str(tmp_path / "dialogues"))]
     trainer = {**mllm_recipe.trainer, "max_steps": STEPS, "save_steps": 3, "save_total_limit": 2, "report_to": []}
     return dataclasses.replace(
-        mllm_recipe, data=MLLMData(shards=shards, lanes=4, lookahead=8), batches_per_step=2, trainer=trainer
+        mllm_recipe, data=MLLMData(shards=shards, packing_buffers=4, buffer_size=8), batches_per_step=2, trainer=trainer
     )
 
 
