@@ -25,7 +25,16 @@ from mllm.evaluation.intervals import (
     score_with_interval,
     without_interval,
 )
-from mllm.evaluation.protocol import AnsweredItem, Benchmark, BenchmarkItem, Score, ScoreOptions, Scores
+from mllm.evaluation.protocol import (
+    AnsweredItem,
+    Answers,
+    Benchmark,
+    BenchmarkItem,
+    Score,
+    ScoreOptions,
+    Scores,
+    read_mapping,
+)
 from mllm.files import as_line, drop_torn_line, need_field, need_file, read_json, read_lines, write_text
 from tokenizer.images import IMAGE_ENDINGS
 
@@ -124,7 +133,7 @@ class GenAIBench(ImageBenchmark):
             )
         return prompts
 
-    def score(self, answered: Sequence[AnsweredItem], annotations: Path, options: ScoreOptions) -> Scores:
+    def score(self, answered: Answers, annotations: Path, options: ScoreOptions) -> Scores:
         """Mean, deviation and interval of every skill, as far as its prompts were scored, then of all prompts."""
         if options.judge is None:
             raise ValueError("GenAI-Bench must be scored by an image-text model, got none; give --scorer, such as self")
@@ -180,7 +189,7 @@ def as_number(value: object, path: Path) -> int:
     raise ValueError(f"{path} must list prompts by number, got {value!r}; give genai_skills.json as published")
 
 
-def score_images(answered: Sequence[AnsweredItem], scorer: ImageTextScorer, folder: Path | None) -> list[float]:
+def score_images(answered: Answers, scorer: ImageTextScorer, folder: Path | None) -> list[float]:
     """How well each image shows its prompt.
 
     Scores are appended batch by batch to a file of the scorer in the folder, each with the hash of its image and
@@ -231,7 +240,7 @@ class GenEval(ImageBenchmark):
             Prompt(line.where, need_field(line, "prompt"), {"record": line.record}) for line in read_lines(questions)
         ]
 
-    def score(self, answered: Sequence[AnsweredItem], annotations: Path, options: ScoreOptions) -> Scores:
+    def score(self, answered: Answers, annotations: Path, options: ScoreOptions) -> Scores:
         """Accuracy of each task in percent, and their mean, from the official verdicts."""
         verdicts: dict[str, list[float]] = defaultdict(list)
         unscored = {str(one.item.output) for one in answered}
@@ -253,9 +262,7 @@ class GenEval(ImageBenchmark):
         scores = {"overall": overall} | {task: mean_with_interval(v, scale=100) for task, v in groups.items()}
         return Scores(self.protocol("official-detector", count=len(answered)), "overall", scores)
 
-    def submit(
-        self, answered: Sequence[AnsweredItem], folder: Path, *, annotations: Path | None, split: Path | None
-    ) -> list[Path]:
+    def submit(self, answered: Answers, folder: Path, *, annotations: Path | None, split: Path | None) -> list[Path]:
         """metadata.jsonl in the folder of every prompt, as the official tool reads it."""
         records = {folder / str(one.item.output).split("/")[0]: one.item.fields["record"] for one in answered}
         for place, record in records.items():
@@ -289,7 +296,7 @@ class DPGBench(ImageBenchmark):
             raise FileNotFoundError(f"{questions} must be the folder of prompts <id>.txt, got none there")
         return [Prompt(str(file), file.read_text(encoding="utf-8").strip(), {"prompt_id": file.stem}) for file in files]
 
-    def score(self, answered: Sequence[AnsweredItem], annotations: Path, options: ScoreOptions) -> Scores:
+    def score(self, answered: Answers, annotations: Path, options: ScoreOptions) -> Scores:
         """The official script's number."""
         found = self.score_line.findall(need_file(annotations).read_text(encoding="utf-8"))
         if not found:
@@ -299,9 +306,7 @@ class DPGBench(ImageBenchmark):
         scores = {"overall": without_interval(float(found[-1]), grids)}
         return Scores(self.protocol("official-mplug", count=len(answered)), "overall", scores, extra=extra)
 
-    def submit(
-        self, answered: Sequence[AnsweredItem], folder: Path, *, annotations: Path | None, split: Path | None
-    ) -> list[Path]:
+    def submit(self, answered: Answers, folder: Path, *, annotations: Path | None, split: Path | None) -> list[Path]:
         """grids/<id>.png for each prompt that has all four images."""
         files: dict[str, list[Path]] = defaultdict(list)
         for one in answered:
@@ -346,7 +351,7 @@ class T2ICompBench(ImageBenchmark):
                 raise ValueError(f"{prompt.where} must be usable as a file name, got '/' in {prompt.text!r}; remove it")
         return prompts
 
-    def score(self, answered: Sequence[AnsweredItem], annotations: Path, options: ScoreOptions) -> Scores:
+    def score(self, answered: Answers, annotations: Path, options: ScoreOptions) -> Scores:
         """The mean of the official evaluator's answers, 0 to 1."""
         records = read_json(annotations)
         if not isinstance(records, list) or len(records) != len(answered):
@@ -383,12 +388,10 @@ class ClassSamples(ImageBenchmark):
             for number, text in enumerate(lines, start=1)
         ]
 
-    def score(self, answered: Sequence[AnsweredItem], annotations: Path, options: ScoreOptions) -> Scores:
+    def score(self, answered: Answers, annotations: Path, options: ScoreOptions) -> Scores:
         raise ValueError(f"--annotations must be {self.annotations}")
 
-    def submit(
-        self, answered: Sequence[AnsweredItem], folder: Path, *, annotations: Path | None, split: Path | None
-    ) -> list[Path]:
+    def submit(self, answered: Answers, folder: Path, *, annotations: Path | None, split: Path | None) -> list[Path]:
         """samples_<M>x<H>x<W>x3.npz with `arr_0` (uint8 images) and `arr_1` (classes)."""
         files = [image_of(one) for one in answered]
         width, height = Image.open(files[0]).size
@@ -418,18 +421,13 @@ class MJHQ30K(ImageBenchmark):
     id_format, output_format = "{name}", "images/{category}/{name}.png"
 
     def read_prompts(self, questions: Path) -> list[Prompt]:
-        records = read_json(questions)
-        if not isinstance(records, dict):
-            raise ValueError(f"{questions} must map names to category and prompt; give meta_data.json")
-        prompts = []
-        for name, record in records.items():
-            where = f"{questions}, record {name}"
-            if not isinstance(record, dict) or not record.get("prompt") or not record.get("category"):
-                raise ValueError(f"{where} must have a prompt and a category, got {record!r}; give meta_data.json")
-            prompts.append(Prompt(where, record["prompt"], {"name": name, "category": record["category"]}))
-        return prompts
+        records = read_mapping(questions, "prompt", "category", name="meta_data.json")
+        return [
+            Prompt(f"{questions}, record {name}", record["prompt"], {"name": name, "category": record["category"]})
+            for name, record in records.items()
+        ]
 
-    def score(self, answered: Sequence[AnsweredItem], annotations: Path, options: ScoreOptions) -> Scores:
+    def score(self, answered: Answers, annotations: Path, options: ScoreOptions) -> Scores:
         """FID over all images, then of each category alone."""
         assert options.folder is not None, "FID is over the images of a run folder"
         compute = need_clean_fid()

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import statistics
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,14 +23,15 @@ from tqdm import tqdm
 
 from mllm.evaluation.intervals import mean_with_interval
 from mllm.evaluation.protocol import (
-    AnsweredItem,
+    Answers,
     Benchmark,
     BenchmarkItem,
     ScoreOptions,
     Scores,
     find_annotation,
+    read_mapping,
 )
-from mllm.files import as_line, drop_torn_line, read_json, read_lines, write_json
+from mllm.files import as_line, drop_torn_line, read_lines, write_json
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -196,7 +197,7 @@ class MMVet(Benchmark):
     official_counts = (218,)
     max_new_tokens = 1024
 
-    def score(self, answered: Sequence[AnsweredItem], annotations: Path, options: ScoreOptions) -> Scores:
+    def score(self, answered: Answers, annotations: Path, options: ScoreOptions) -> Scores:
         """Mean grade in total and by capability, in percent; several runs of the judge are averaged per answer."""
         judge = options.judge
         if not isinstance(judge, Judge):
@@ -205,7 +206,7 @@ class MMVet(Benchmark):
                 "the official evaluator with mllm evaluate submit"
             )
         assert options.folder is not None, "grades need a folder"
-        truth = read_truth(annotations)
+        truth = read_mapping(annotations, "question", "answer", "capability", name=self.annotations)
         for one in answered:
             find_annotation(truth, name_of(one.item), one.item, annotations)
         grades = collect_grades(answered, truth, judge, options.folder / GRADES_FILE)
@@ -232,9 +233,7 @@ class MMVet(Benchmark):
             },
         )
 
-    def submit(
-        self, answered: Sequence[AnsweredItem], folder: Path, *, annotations: Path | None, split: Path | None
-    ) -> list[Path]:
+    def submit(self, answered: Answers, folder: Path, *, annotations: Path | None, split: Path | None) -> list[Path]:
         """The file that the official evaluators take."""
         path = folder / "mmvet_submission.json"
         write_json(path, {name_of(one.item): one.text for one in answered})
@@ -247,16 +246,7 @@ def name_of(item: BenchmarkItem) -> str:
     return name if name.startswith("v1_") else f"v1_{name}"
 
 
-def read_truth(path: Path) -> dict[str, dict]:
-    """mm-vet.json: name -> {"question", "answer", "capability", ...}."""
-    data = read_json(path)
-    needed = {"question", "answer", "capability"}
-    if not isinstance(data, dict) or not all(isinstance(v, dict) and needed <= set(v) for v in data.values()):
-        raise ValueError(f"{path} must map names to question, answer and capability; give mm-vet.json")
-    return data
-
-
-def collect_grades(answered: Sequence[AnsweredItem], truth: Mapping[str, dict], judge: Judge, path: Path) -> Grades:
+def collect_grades(answered: Answers, truth: Mapping[str, dict], judge: Judge, path: Path) -> Grades:
     """All grades; those in the file for the same answer and the same judge are not asked for again."""
     drop_torn_line(path)
     asked = {"asked_model": judge.model, "asked_at": judge.address}

@@ -65,6 +65,9 @@ class AnsweredItem:
     where: str = "the answers"  # file and line of the answer, for error messages
 
 
+Answers = Sequence[AnsweredItem]
+
+
 @dataclass(frozen=True, slots=True)
 class Score:
     """One number with its uncertainty."""
@@ -118,13 +121,11 @@ class Benchmark:
         """The items of a question file; `images` is None when answers are only scored."""
         return read_questions(questions, images, keyed_by_prompt=self.keyed_by_prompt)
 
-    def score(self, answered: Sequence[AnsweredItem], annotations: Path, options: ScoreOptions) -> Scores:
+    def score(self, answered: Answers, annotations: Path, options: ScoreOptions) -> Scores:
         """Score all given answers."""
         raise NotImplementedError
 
-    def submit(
-        self, answered: Sequence[AnsweredItem], folder: Path, *, annotations: Path | None, split: Path | None
-    ) -> list[Path]:
+    def submit(self, answered: Answers, folder: Path, *, annotations: Path | None, split: Path | None) -> list[Path]:
         """Write the files that the official tool or server takes.
 
         Args:
@@ -201,6 +202,14 @@ def find_annotation(annotations: Mapping[Any, T], key: Hashable, item: Benchmark
             f"{source} must contain {key!r}, asked in {item.where}; give the annotations of the same split"
         )
     return annotations[key]
+
+
+def read_mapping(path: Path, *needed: str, name: str) -> dict[str, dict]:
+    """A published JSON file of id -> record, whose records have these fields."""
+    data = read_json(path)
+    if not isinstance(data, dict) or not all(isinstance(v, dict) and set(needed) <= set(v) for v in data.values()):
+        raise ValueError(f"{path} must map ids to records with {', '.join(needed)}; give {name}")
+    return data
 
 
 # ---- answers ----

@@ -17,13 +17,14 @@ from numpy.typing import NDArray
 
 from mllm.evaluation.intervals import Statistic, mean_with_interval, score_with_interval
 from mllm.evaluation.protocol import (
-    AnsweredItem,
+    Answers,
     Benchmark,
     BenchmarkItem,
     Score,
     ScoreOptions,
     Scores,
     find_annotation,
+    read_mapping,
 )
 from mllm.files import Line, need_field, read_json, read_lines, write_json, write_text
 
@@ -137,7 +138,7 @@ class VQAv2(Benchmark):
     official_counts = (107394, 214354)  # test-dev, val
     answer_types = ("yes/no", "number", "other")
 
-    def score(self, answered: Sequence[AnsweredItem], annotations: Path, options: ScoreOptions) -> Scores:
+    def score(self, answered: Answers, annotations: Path, options: ScoreOptions) -> Scores:
         """Overall accuracy and that of each answer type, in percent."""
         records = read_records(annotations, "annotations", name="v2_mscoco_val2014_annotations.json")
         by_id = {record["question_id"]: record for record in records}
@@ -159,9 +160,7 @@ class VQAv2(Benchmark):
             said, answer = [tidy(text) for text in said], tidy(answer)
         return soft_accuracy(answer, said)
 
-    def submit(
-        self, answered: Sequence[AnsweredItem], folder: Path, *, annotations: Path | None, split: Path | None
-    ) -> list[Path]:
+    def submit(self, answered: Answers, folder: Path, *, annotations: Path | None, split: Path | None) -> list[Path]:
         """EvalAI's file: a list of {"question_id", "answer"} over the complete split, "" where nothing was asked."""
         given = {one.item.question_id: normalise(one.text) for one in answered}
         ids = dict.fromkeys(given)
@@ -185,11 +184,9 @@ class GQA(Benchmark):
     annotations = "testdev_balanced_questions.json"
     official_counts = (12578,)
 
-    def score(self, answered: Sequence[AnsweredItem], annotations: Path, options: ScoreOptions) -> Scores:
+    def score(self, answered: Answers, annotations: Path, options: ScoreOptions) -> Scores:
         """Accuracy, that of binary and of open questions, and of each structural type, in percent."""
-        gold = read_json(annotations)
-        if not isinstance(gold, dict) or not all(isinstance(v, dict) and "answer" in v for v in gold.values()):
-            raise ValueError(f"{annotations} must map question ids to answers; give {self.annotations}")
+        gold = read_mapping(annotations, "answer", name=self.annotations)
         rights: dict[str, list[float]] = {"accuracy": [], "binary": [], "open": []}
         types: dict[str, list[float]] = defaultdict(list)
         for one in answered:
@@ -212,9 +209,7 @@ class GQA(Benchmark):
         """The answer as the official script gets it."""
         return text.rstrip(".").lower()
 
-    def submit(
-        self, answered: Sequence[AnsweredItem], folder: Path, *, annotations: Path | None, split: Path | None
-    ) -> list[Path]:
+    def submit(self, answered: Answers, folder: Path, *, annotations: Path | None, split: Path | None) -> list[Path]:
         """The official script's file: a list of {"questionId", "prediction"}."""
         path = folder / "gqa_predictions.json"
         records = [{"questionId": str(a.item.question_id), "prediction": self.prediction_of(a.text)} for a in answered]
@@ -237,7 +232,7 @@ class TextVQA(Benchmark):
     ocr_line, ocr_first = "Reference OCR token:", "OCR tokens: "
     question_in_prompt = re.compile(r"Question: (.*?) Short answer:", re.DOTALL)
 
-    def score(self, answered: Sequence[AnsweredItem], annotations: Path, options: ScoreOptions) -> Scores:
+    def score(self, answered: Answers, annotations: Path, options: ScoreOptions) -> Scores:
         """Mean soft accuracy in percent; all answers are normalised."""
         people = {
             (str(record["image_id"]), record["question"].lower()): read_people(
@@ -305,7 +300,7 @@ class POPE(Benchmark):
             seen[category] += 1
         return numbered
 
-    def score(self, answered: Sequence[AnsweredItem], annotations: Path, options: ScoreOptions) -> Scores:
+    def score(self, answered: Answers, annotations: Path, options: ScoreOptions) -> Scores:
         """Mean F1 of the categories, and every metric of each, in percent."""
         groups: dict[str, list[float]] = {}
         is_old = False
@@ -409,7 +404,7 @@ class MME(Benchmark):
             self.place_of(item)
         return items
 
-    def score(self, answered: Sequence[AnsweredItem], annotations: Path, options: ScoreOptions) -> Scores:
+    def score(self, answered: Answers, annotations: Path, options: ScoreOptions) -> Scores:
         """Perception, cognition, and every subtask; a total is reported only if all its subtasks are there."""
         rights = self.count_rights(answered, self.read_gold(annotations))
         scores: dict[str, Score] = {}
@@ -422,7 +417,7 @@ class MME(Benchmark):
         headline = "perception" if "perception" in scores else next(iter(scores))
         return Scores(self.protocol("official", count=len(answered)), headline, scores)
 
-    def count_rights(self, answered: Sequence[AnsweredItem], gold: MMEGold) -> dict[str, list[float]]:
+    def count_rights(self, answered: Answers, gold: MMEGold) -> dict[str, list[float]]:
         """How many of the two answers about each image are right, by subtask."""
         images: dict[tuple[str, str], list[bool]] = defaultdict(list)
         for one in answered:
@@ -486,9 +481,7 @@ class MME(Benchmark):
             "files of the same release"
         )
 
-    def submit(
-        self, answered: Sequence[AnsweredItem], folder: Path, *, annotations: Path | None, split: Path | None
-    ) -> list[Path]:
+    def submit(self, answered: Answers, folder: Path, *, annotations: Path | None, split: Path | None) -> list[Path]:
         """The official tool's files: <subtask>.txt, lines of image, question, answer, prediction."""
         if annotations is None:
             raise ValueError(f"--annotations must be given for the files of MME; give {self.annotations}")
