@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -281,7 +281,6 @@ class POPE(Benchmark):
     """Rows of the category random in the files that LLaVA used; the newer file has 3000."""
     official_counts = (9000, 6000 + old_random)
     categories = ("adversarial", "popular", "random")
-    metrics = ("f1", "accuracy", "precision", "recall", "yes_ratio")
 
     def read_items(self, questions: Path, images: Path | None) -> list[BenchmarkItem]:
         """Questions with their number within their category."""
@@ -311,7 +310,7 @@ class POPE(Benchmark):
                 groups[name] = [2.0 * self.says_yes(one.text) + self.label_of(one.item, labels) for one in group]
         scores = {"mean f1": score_with_interval(list(groups.values()), confusion_metric("f1"))}
         for name, outcomes in groups.items():
-            for metric in self.metrics:
+            for metric in CONFUSION_METRICS:
                 scores[f"{name} {metric}"] = score_with_interval([outcomes], confusion_metric(metric))
         names = ("true_positive", "false_positive", "true_negative", "false_negative")
         counts = {
@@ -352,28 +351,23 @@ class POPE(Benchmark):
         return label.record["label"] == "yes"
 
 
+CONFUSION_METRICS: dict[str, Callable[..., Values]] = {  # 0 without a positive; the reference divides by zero there
+    "f1": lambda tp, fp, fn, tn: 2 * tp / np.maximum(2 * tp + fp + fn, 1),
+    "accuracy": lambda tp, fp, fn, tn: (tp + tn) / (tp + fp + fn + tn),
+    "precision": lambda tp, fp, fn, tn: tp / np.maximum(tp + fp, 1),
+    "recall": lambda tp, fp, fn, tn: tp / np.maximum(tp + fn, 1),
+    "yes_ratio": lambda tp, fp, fn, tn: (tp + fp) / (tp + fp + fn + tn),
+}
+"""Of the counts of true and false positives, false and true negatives; yes is positive."""
+
+
 def confusion_metric(name: str) -> Statistic:
-    """A metric, in percent, of outcomes coded 2 * says_yes + is_yes; the mean of several strata."""
+    """A metric in percent of outcomes coded 2 * says_yes + is_yes; the mean of several strata."""
 
     def of_one(outcomes: Values, axis: int) -> Values:
-        negative_right, negative_wrong, positive_wrong, positive_right = (
-            (outcomes == code).sum(axis=axis) for code in range(4)
-        )
-        said, true, total = positive_right + positive_wrong, positive_right + negative_wrong, outcomes.shape[axis]
-        match name:  # 0 where nothing is positive; the reference divides by zero there
-            case "f1":
-                return 2 * positive_right / np.maximum(said + true, 1)
-            case "accuracy":
-                return (positive_right + negative_right) / total
-            case "precision":
-                return positive_right / np.maximum(said, 1)
-            case "recall":
-                return positive_right / np.maximum(true, 1)
-            case "yes_ratio":
-                return said / total
-        raise AssertionError(f"no metric {name}")
+        return CONFUSION_METRICS[name](*((outcomes == code).sum(axis=axis) for code in (3, 2, 1, 0)))
 
-    return lambda *strata, axis: 100 * sum(of_one(outcomes, axis) for outcomes in strata) / len(strata)
+    return lambda *strata, axis: 100 * np.mean([of_one(outcomes, axis) for outcomes in strata], axis=0)
 
 
 MMEGold = dict[tuple[str, str, str], str]
