@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# GenAI-Bench: draw all prompts, score the pictures, print the table. DATA holds prompts.txt and genai_skills.json.
+# GenAI-Bench: draw all prompts, score the images, print the table. DATA holds prompts.txt and genai_skills.json.
 # usage: [SET=527|1600] [SCORER=self|hf:NAME|clip-flant5-xxl] [PROCESSES=N] [PYTHON=python] scripts/eval_genai_bench.sh \
 #            DATA OUTPUT [--model FOLDER and other options of mllm evaluate]
 set -euo pipefail

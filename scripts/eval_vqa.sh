@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Run and score the VQA benchmarks whose files lie under DATA, laid out as LLaVA's playground/data/eval.
-# A stopped run goes on where it was. PROCESSES=8 shares the questions among 8 processes, one GPU each.
+# Run and score the VQA benchmarks whose files are in DATA, laid out as LLaVA's playground/data/eval.
+# An interrupted run resumes. PROCESSES=8 shares the questions among 8 processes, one GPU each.
 # MM-Vet is graded if JUDGE_URL (and JUDGE_MODEL) name an OpenAI-compatible server; VQAv2's test-dev is scored by EvalAI.
 # usage: [PROCESSES=N] [PYTHON=python] scripts/eval_vqa.sh DATA OUTPUT [--model FOLDER and other options of mllm evaluate]
 set -euo pipefail
@@ -11,7 +11,7 @@ python=${PYTHON:-python}
 scored=()
 num_found=0
 
-has() { # QUESTIONS; apart from `ask`, whose failure must end the script and not look like a missing file
+has() { # QUESTIONS; separate from `ask`, whose failure must end the script and not look like a missing file
     [ -f "$data/$1" ] || return 1
     num_found=$((num_found + 1))
 }
@@ -51,7 +51,7 @@ if has mm-vet/llava-mm-vet.jsonl; then
     fi
 fi
 if [ "$num_found" -eq 0 ]; then
-    echo "there is nothing to evaluate in $data: found no question file; lay it out as LLaVA's playground/data/eval" >&2
+    echo "$data must contain question files, got none; lay it out as LLaVA's playground/data/eval" >&2
     exit 2
 fi
 [ ${#scored[@]} -eq 0 ] || "$python" -m mllm evaluate report "${scored[@]}" -o "$output/report.md"
