@@ -1,8 +1,7 @@
-"""`mllm benchmark training`: the same samples trained in packed rows, and one to a row padded to the longest.
+"""`mllm benchmark training`: the speed of training on packed rows and on padded ones, on the same samples.
 
-Upstream's collator pads; ours packs (mllm/sequence.py). Both ways go forward and backward through the same model on the
-same samples of the synthetic world, in turn, so that a busy machine slows both; the ratio of the times is what packing
-gains. Counted are positions that hold something, and targets that are learned: both ways have as many.
+Upstream's collator pads; ours packs (mllm/sequence.py). Both batchings go forward and backward through the same model
+in turn, so that a busy machine slows both. Counted are positions without padding, and targets: both have as many.
 """
 
 from __future__ import annotations
@@ -33,11 +32,11 @@ JOBS = {"draw": 3.0, "edit": 1.0, "ask": 3.0, "describe": 2.0, "multi_turn": 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Way:
-    """What one way of making batches costs."""
+class Speed:
+    """Of one way of batching."""
 
     rows: int
-    places: int
+    positions: int
     padding_share: float
     seconds: float  # median of the rounds; on a CPU, the process's own
     positions_per_second: float  # real ones
@@ -45,7 +44,7 @@ class Way:
 
 
 def benchmark_training(words: Namespace) -> None:
-    """Measure both ways and print the ratio."""
+    """Measure both batchings and print the ratio."""
     num_threads = torch.get_num_threads()
     torch.set_num_threads(words.threads)
     try:
@@ -54,17 +53,17 @@ def benchmark_training(words: Namespace) -> None:
             "padded": padded(samples, rows=words.rows),
             "packed": packed(samples, rows=words.rows, length=words.length),
         }
-        ways = measure(model, batches, rounds=words.rounds)
+        speeds = measure(model, batches, rounds=words.rounds)
     finally:
         torch.set_num_threads(num_threads)
-    ratio = ways["packed"].positions_per_second / ways["padded"].positions_per_second
-    print(f"{'':8}{'rows':>6}{'places':>8}{'padding':>9}{'seconds':>9}{'positions/s':>13}{'targets/s':>11}")
-    for name, way in ways.items():
-        numbers = f"{way.rows:6}{way.places:8}{way.padding_share:9.1%}{way.seconds:9.2f}"
-        print(f"{name:8}{numbers}{way.positions_per_second:13.0f}{way.targets_per_second:11.0f}")
+    ratio = speeds["packed"].positions_per_second / speeds["padded"].positions_per_second
+    print(f"{'':8}{'rows':>6}{'positions':>10}{'padding':>9}{'seconds':>9}{'positions/s':>13}{'targets/s':>11}")
+    for name, speed in speeds.items():
+        numbers = f"{speed.rows:6}{speed.positions:10}{speed.padding_share:9.1%}{speed.seconds:9.2f}"
+        print(f"{name:8}{numbers}{speed.positions_per_second:13.0f}{speed.targets_per_second:11.0f}")
     print(f"packed is {ratio:.2f} times as fast as padded")
     if words.json:
-        figures = {"ratio": ratio, **{name: asdict(way) for name, way in ways.items()}}
+        figures = {"ratio": ratio, **{name: asdict(speed) for name, speed in speeds.items()}}
         write_json(words.json, figures)
 
 
@@ -114,9 +113,9 @@ def stack(rows: Sequence[Sequence[TokenSequence]], *, length: int) -> PackedBatc
 
 
 def measure(
-    model: MLLMForConditionalGeneration, ways: Mapping[str, Sequence[PackedBatch]], *, rounds: int
-) -> dict[str, Way]:
-    """Forward and backward through all batches of each way, in turn."""
+    model: MLLMForConditionalGeneration, batchings: Mapping[str, Sequence[PackedBatch]], *, rounds: int
+) -> dict[str, Speed]:
+    """Forward and backward through all batches of each batching, in turn."""
     device = next(model.parameters()).device
 
     def once(batches: Sequence[PackedBatch]) -> None:
@@ -124,24 +123,24 @@ def measure(
             model.zero_grad(set_to_none=True)
             model(**{name: tensor.to(device) for name, tensor in batch.items()}).loss.backward()
 
-    works = {name: partial(once, batches) for name, batches in ways.items()}
+    works = {name: partial(once, batches) for name, batches in batchings.items()}
     timings = time_interleaved(works, rounds=rounds, device=device)
     num_codebooks = model.config.num_codebooks
-    return {name: way_of(batches, timings[name].median, num_codebooks) for name, batches in ways.items()}
+    return {name: speed_of(batches, timings[name].median, num_codebooks) for name, batches in batchings.items()}
 
 
-def way_of(batches: Sequence[PackedBatch], seconds: float, num_codebooks: int) -> Way:
-    """The counts of a way's batches, and how fast they were."""
+def speed_of(batches: Sequence[PackedBatch], seconds: float, num_codebooks: int) -> Speed:
+    """Counts of batches that took so many seconds."""
     is_real = [sample_numbers(batch["position_ids"]) > 0 for batch in batches]
-    real, places = sum(int(mask.sum()) for mask in is_real), sum(mask.numel() for mask in is_real)
+    real, positions = sum(int(mask.sum()) for mask in is_real), sum(mask.numel() for mask in is_real)
     targets = sum(
         int(count_items(batch["labels"], batch["code_targets"], num_codebooks=num_codebooks, text_weight=1.0))
         for batch in batches
     )
-    return Way(
+    return Speed(
         rows=sum(len(mask) for mask in is_real),
-        places=places,
-        padding_share=1 - real / places,
+        positions=positions,
+        padding_share=1 - real / positions,
         seconds=seconds,
         positions_per_second=real / seconds,
         targets_per_second=targets / seconds,

@@ -46,7 +46,7 @@ def build_model(
         text_tokenizer,
         max_grid_side=recipe.model.get("max_grid_side", start.max_grid_side if start is not None else None),
         num_classes=recipe.model.get("num_classes", start.num_classes if start is not None else 0),
-        plans=recipe.data.outlines or (start is not None and start.begin_plan_id is not None),
+        plans=recipe.data.plans or (start is not None and start.begin_plan_id is not None),
     )
     if start is not None:
         check_same_ids(start, vocabulary, folder=recipe.start_from)

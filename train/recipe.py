@@ -24,7 +24,13 @@ from mllm.world.scene import MAX_OBJECTS
 R = TypeVar("R")
 
 RECIPES = Path(__file__).parent / "recipes"
-RENAMED = {"trains": "trainable", "lanes": "packing_buffers", "lookahead": "buffer_size"}
+RENAMED = {
+    "trains": "trainable",
+    "outlines": "plans",
+    "outline_digits": "plan_digits",
+    "lanes": "packing_buffers",
+    "lookahead": "buffer_size",
+}
 """Keys of older recipes, which are still read."""
 PARAMETER_GROUPS = {
     "text_embedding": ("backbone.embed_tokens.",),
@@ -303,9 +309,9 @@ class WorldData:
     """Weight of each job in the mixture."""
     prompt_dropout: float = 0.1
     """Share of the drawing and editing samples without instruction, for classifier-free guidance."""
-    outlines: bool = False
+    plans: bool = False
     """Whether the model plans scenes before drawing them, and describes them by plans (mllm/world/plan.py)."""
-    outline_digits: int = 1
+    plan_digits: int = 1
     """Digits of a row or column in a plan: 1 for eighths of the shorter side, 2 for eighths of these."""
     centred: bool = False
     """Whether objects stand in the middle of their squares in every other episode, the ones drawn from words: a plan
@@ -330,16 +336,16 @@ class WorldData:
                 f"data.min_objects and max_objects must be in order within 1 to {MAX_OBJECTS}, got "
                 f"{self.min_objects} and {self.max_objects}; change one"
             )
-        if self.outline_digits not in (1, 2):
-            raise ValueError(f"data.outline_digits must be 1 or 2, got {self.outline_digits}; choose one")
-        if not self.outlines and (self.centred or self.outline_digits != WorldData.outline_digits):
+        if self.plan_digits not in (1, 2):
+            raise ValueError(f"data.plan_digits must be 1 or 2, got {self.plan_digits}; choose one")
+        if not self.plans and (self.centred or self.plan_digits != WorldData.plan_digits):
             raise ValueError(
-                f"data.outlines must be true for data.centred and outline_digits, got {self.centred} and "
-                f"{self.outline_digits}; set it to true, or leave them out"
+                f"data.plans must be true for data.centred and plan_digits, got {self.centred} and "
+                f"{self.plan_digits}; set it to true, or leave them out"
             )
-        if self.centred and self.outline_digits < 2:
+        if self.centred and self.plan_digits < 2:
             raise ValueError(
-                f"data.outline_digits must be 2 with data.centred, got {self.outline_digits}: coarser squares would "
+                f"data.plan_digits must be 2 with data.centred, got {self.plan_digits}: coarser squares would "
                 "move objects over each other; set it to 2"
             )
         _check_weights("question_weights", self.question_weights, QUESTION_WEIGHTS)

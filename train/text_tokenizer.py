@@ -1,4 +1,4 @@
-"""Train a Llama-style SentencePiece tokenizer: BPE, byte fallback, digits apart, Llama's ids for unk, bos and eos."""
+"""Train a Llama-style SentencePiece tokenizer: BPE, byte fallback, split digits, Llama's ids for unk, bos and eos."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ def train_text_tokenizer(sentences: Iterable[str], path: Path, *, vocab_size: in
             minloglevel=2,
         )
     except RuntimeError as error:
-        raise ValueError(f"the text tokenizer cannot be trained with {vocab_size} pieces: {error}") from None
+        raise ValueError(f"vocab_size must fit the sentences, got {vocab_size} ({error}); change it") from None
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(model.getvalue())
 
 
 def world_sentences(num_dialogues: int, *, seed: int) -> Iterable[str]:
-    """Every text of that many dialogues of the synthetic world, framed as it will be when it is encoded."""
+    """Every text of that many dialogues of the synthetic world, framed as when it is encoded."""
     rng = Random(f"sentences/{seed}")
     for index in range(num_dialogues):
         dialogue = make_dialogue(JOBS[index % len(JOBS)], make_episode(index, seed=seed), rng)
@@ -61,5 +61,5 @@ def world_sentences(num_dialogues: int, *, seed: int) -> Iterable[str]:
 def train_world_tokenizer(recipe: TextTokenizerRecipe) -> None:
     """The text tokenizer of the bundled model."""
     sentences = world_sentences(recipe.dialogues, seed=recipe.seed)
-    dropped = [f" {UNCONDITIONAL}"] * (recipe.dialogues // 10)  # about as often as training drops an instruction
+    dropped = [f" {UNCONDITIONAL}"] * (recipe.dialogues // 10)  # about as often as in training
     train_text_tokenizer([*sentences, *dropped], recipe.output, vocab_size=recipe.vocab_size)

@@ -49,5 +49,5 @@ def test_the_command_prints_and_writes_the_ratio(
     assert targets[0] == pytest.approx(targets[1]) and targets[0] > 5
     _, samples = load(str(random_model_folder), 5, 160, torch.device("cpu"))
     for way in ("packed", "padded"):
-        real = figures[way]["places"] * (1 - figures[way]["padding_share"])
+        real = figures[way]["positions"] * (1 - figures[way]["padding_share"])
         assert real == pytest.approx(sum(map(len, samples)))

@@ -91,13 +91,13 @@ def test_a_model_of_ours_lends_its_words_to_other_codes(mllm_recipe: MLLMRecipe,
 
 
 def test_words_with_other_numbers_are_refused(mllm_recipe: MLLMRecipe, tmp_path: Path) -> None:
-    """A bare tokenizer gives sizes the numbers that the model's outlines have."""
+    """A bare tokenizer gives sizes the numbers that the model's plans have."""
     image_tokenizer = UniTok.from_pretrained(mllm_recipe.image_tokenizer)
-    outlined = dataclasses.replace(mllm_recipe, data=dataclasses.replace(mllm_recipe.data, outlines=True))
+    planned = dataclasses.replace(mllm_recipe, data=dataclasses.replace(mllm_recipe.data, plans=True))
     text_tokenizer = load_text_tokenizer(mllm_recipe.text_tokenizer)
-    build_model(outlined, text_tokenizer, image_tokenizer).save_pretrained(tmp_path / "before")
+    build_model(planned, text_tokenizer, image_tokenizer).save_pretrained(tmp_path / "before")
     grid = {"embedder_width": 24, "embedder_heads": 2, "image_layout": "grid", "max_grid_side": 3}
-    recipe = dataclasses.replace(outlined, model=grid, backbone=tmp_path / "before")
+    recipe = dataclasses.replace(planned, model=grid, backbone=tmp_path / "before")
     with pytest.raises(ValueError):
         build_model(recipe, load_text_tokenizer(mllm_recipe.text_tokenizer), image_tokenizer)
 
@@ -141,11 +141,11 @@ def test_under_zero3_each_process_holds_its_half_and_the_weights_are_the_same(
         check_weights(torch.load(tmp_path / f"weights-{rank}.pt"), recipe)
 
 
-def test_a_model_that_goes_on_can_begin_to_write_outlines(mllm_recipe: MLLMRecipe, tmp_path: Path) -> None:
+def test_a_model_can_be_trained_further_to_write_plans(mllm_recipe: MLLMRecipe, tmp_path: Path) -> None:
     before = build(mllm_recipe)
     before.save_pretrained(tmp_path / "before")
-    outlined = dataclasses.replace(mllm_recipe.data, outlines=True)
-    after = build(dataclasses.replace(mllm_recipe, start_from=tmp_path / "before", model={}, data=outlined))
+    planned = dataclasses.replace(mllm_recipe.data, plans=True)
+    after = build(dataclasses.replace(mllm_recipe, start_from=tmp_path / "before", model={}, data=planned))
     assert after.config.begin_plan_id == before.config.vocab_size == after.config.vocab_size - 1
     old, new = before.state_dict(), after.state_dict()
     for name, value in old.items():
@@ -160,10 +160,10 @@ def test_a_model_that_goes_on_can_begin_to_write_outlines(mllm_recipe: MLLMRecip
     assert again.config.begin_plan_id == after.config.begin_plan_id
 
 
-def test_a_model_of_one_size_can_go_on_with_many(mllm_recipe: MLLMRecipe, tmp_path: Path) -> None:
-    outlined = dataclasses.replace(mllm_recipe.data, outlines=True)
+def test_a_model_of_one_size_can_be_trained_on_many(mllm_recipe: MLLMRecipe, tmp_path: Path) -> None:
+    planned = dataclasses.replace(mllm_recipe.data, plans=True)
     first = dataclasses.replace(
-        mllm_recipe, data=outlined, model={**mllm_recipe.model, "image_position_embedding": True}
+        mllm_recipe, data=planned, model={**mllm_recipe.model, "image_position_embedding": True}
     )
     text_tokenizer = load_text_tokenizer(first.text_tokenizer)
     before = build_model(first, text_tokenizer, UniTok.from_pretrained(first.image_tokenizer))
@@ -173,7 +173,7 @@ def test_a_model_of_one_size_can_go_on_with_many(mllm_recipe: MLLMRecipe, tmp_pa
     many = {"image_layout": "grid", "max_grid_side": side, "sizes": [[32, 32], [16, 32]]}
     grown = dataclasses.replace(first, start_from=tmp_path / "before", model=many)
     with pytest.raises(ValueError):
-        build(grown)  # there the new tokens would come before that of outlines
+        build(grown)  # there the new tokens would come before that of plans
     after = build(dataclasses.replace(grown, text_tokenizer=tmp_path / "before"))
     assert after.config.begin_plan_id == before.config.begin_plan_id
     assert after.config.new_line_id == before.config.vocab_size

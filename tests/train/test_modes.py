@@ -96,7 +96,7 @@ def test_guidance_by_default_needs_dropped_classes(class_recipe: Callable[..., M
         train_mllm(class_recipe(1, class_dropout=0.0, image_guidance=2.5))
 
 
-def test_class_training_goes_on_exactly(class_recipe: Callable[..., MLLMRecipe]) -> None:
+def test_class_training_resumes_exactly(class_recipe: Callable[..., MLLMRecipe]) -> None:
     recipe = class_recipe(4)
     recipe = dataclasses.replace(recipe, trainer={**recipe.trainer, "save_steps": 2})
     train_mllm(recipe)

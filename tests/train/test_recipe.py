@@ -93,6 +93,8 @@ def test_optional_and_free_sections_can_be_changed_and_dropped() -> None:
 def test_old_keys_are_read() -> None:
     values = read_yaml(find_recipe("lora"))
     old = {("trains" if name == "trainable" else name): value for name, value in values.items()}
+    old["data"] = {"outlines": True, "outline_digits": 2}
+    values["data"] = {"plans": True, "plan_digits": 2}
     assert resolve(MLLMRecipe, old) == resolve(MLLMRecipe, values)
     assert resolve(MLLMRecipe, values, ["--trains", "[projector]"]).trainable == ["projector"]
 

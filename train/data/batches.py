@@ -99,7 +99,7 @@ def encode_world(
 ) -> tuple[EpisodeSet, ShardFolder]:
     """The world's episodes and the codes of their images."""
     grids = trained_grids(tokenizers.config)
-    for grid in grids if data.outlines else ():
+    for grid in grids if data.plans else ():
         check_grid(grid)
     episodes = EpisodeSet(
         num_episodes=data.episodes,
@@ -107,7 +107,7 @@ def encode_world(
         seed=data.seed,
         grids=grids,
         patch_size=tokenizers.image.config.patch_size,
-        centred_digits=data.outline_digits if data.centred else None,
+        centred_digits=data.plan_digits if data.centred else None,
     )
     codes = encode_rendered(episodes, folder, tokenizers.image, num_workers=num_workers, in_memory=True)
     return episodes, codes

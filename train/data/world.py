@@ -263,7 +263,7 @@ class WorldSequences(SequenceSource):
             drawing_weights=data.drawing_weights,
         )
         images = self.folder[index].messages[0].parts
-        messages = to_messages(dialogue, episode, images, outline_digits=data.outline_digits if data.outlines else None)
+        messages = to_messages(dialogue, episode, images, plan_digits=data.plan_digits if data.plans else None)
         if job in DROPPABLE and rng.random() < data.prompt_dropout:
             messages = unconditional(messages)
         return build_sequence(messages, tokenizer=self.tokenizers.text, config=self.tokenizers.config)
@@ -287,21 +287,21 @@ class WorldSequences(SequenceSource):
 
 
 def to_messages(
-    dialogue: Dialogue, episode: Episode, images: Sequence[CodesPart], *, outline_digits: int | None = None
+    dialogue: Dialogue, episode: Episode, images: Sequence[CodesPart], *, plan_digits: int | None = None
 ) -> list[Message]:
     """The dialogue with the codes of its episode's images in place of the references.
 
     Args:
         images: those of the episode that are encoded, in its order.
-        outline_digits: of rows and columns in the plans of scenes; None: they have none.
+        plan_digits: of rows and columns in the plans of scenes; None: they have none.
     """
     indices = {image: index for index, image in enumerate(episode.images)}
 
     def codes_of(image: ImageRef) -> CodesPart:
         part = images[indices[image]]
-        if image.kind != "image" or outline_digits is None:
+        if image.kind != "image" or plan_digits is None:
             return part
-        return replace(part, plan=plan_of(image.scene, digits=outline_digits, grid=part.grid))
+        return replace(part, plan=plan_of(image.scene, digits=plan_digits, grid=part.grid))
 
     return [
         Message(turn.role, tuple(TextPart(part) if isinstance(part, str) else codes_of(part) for part in turn.parts))

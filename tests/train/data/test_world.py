@@ -159,7 +159,7 @@ def test_data_that_cannot_be_had_is_refused(make) -> None:
         make(jobs={"sing": 1.0})
     few = dataclasses.replace(EPISODES, num_episodes=4, centred_digits=2)
     with pytest.raises(ValueError):
-        make(few, outlines=True, outline_digits=2, centred=True)
+        make(few, plans=True, plan_digits=2, centred=True)
 
 
 def test_recipes_that_make_no_sense_are_refused() -> None:
@@ -168,9 +168,9 @@ def test_recipes_that_make_no_sense_are_refused() -> None:
         {"min_objects": 1, "max_objects": 5},
         {"min_objects": 0, "max_objects": 2},
         {"min_objects": 3, "max_objects": 2},
-        {"centred": True, "outline_digits": 2},
-        {"outline_digits": 2},
-        {"outlines": True, "centred": True},
+        {"centred": True, "plan_digits": 2},
+        {"plan_digits": 2},
+        {"plans": True, "centred": True},
         {"questions": 0},
         {"question_weights": {"counts": 1.0}},
         {"question_weights": {"count": 0.0}},
@@ -198,7 +198,7 @@ def test_images_of_scenes_have_plans_where_asked(codes: ShardFolder) -> None:
     for job in JOBS:
         dialogue = make_dialogue(job, episode, Random(1))
         for digits in (None, 1):
-            messages = to_messages(dialogue, episode, codes[12].messages[0].parts, outline_digits=digits)
+            messages = to_messages(dialogue, episode, codes[12].messages[0].parts, plan_digits=digits)
             for turn, message in zip(dialogue.turns, messages, strict=True):
                 for part, encoded in zip(turn.parts, message.parts, strict=True):
                     if isinstance(part, ImageRef):
@@ -208,7 +208,7 @@ def test_images_of_scenes_have_plans_where_asked(codes: ShardFolder) -> None:
 
 
 def test_a_dropped_instruction_takes_the_plan_with_it(make, tokenizers: Tokenizers) -> None:
-    sequences = make(outlines=True, prompt_dropout=0.5)
+    sequences = make(plans=True, prompt_dropout=0.5)
     has_words, has_plan = [], []
     for n in range(40):
         ids = sequences.draw(Random(n)).token_ids_T.tolist()
