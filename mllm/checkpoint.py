@@ -1,4 +1,11 @@
-"""Where to compute. In: what a person asked for. Out: a device that exists."""
+"""Model folders: find one, load the model to where and how it computes, write a model card; the released layout in and
+out.
+
+In: what a person names (nothing for the bundled model, a folder, a hub id), and options. Out: a model or an image
+tokenizer that is ready to use, or files. Knows no processor and no prompts.
+
+Letters: K codebooks, C codes.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +13,15 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
-from accelerate import init_empty_weights
+from accelerate import infer_auto_device_map, init_empty_weights
 from accelerate.utils import get_max_memory
 from huggingface_hub import ModelCard, ModelCardData, split_state_dict_into_shards_factory
 from safetensors.torch import save_file
@@ -27,6 +34,7 @@ from mllm.evaluation.intervals import percent
 from mllm.sequence import supported_sizes
 from mllm.vocabulary import load_text_tokenizer, save_text_tokenizer
 from tokenizer.checkpoint import (
+    NameTable,
     TensorFiles,
     UpstreamCheckpoint,
     export_upstream,
@@ -40,30 +48,69 @@ from tokenizer.unitok import WEIGHTS_FILE, UniTok
 if TYPE_CHECKING:
     from mllm.model import MLLMForConditionalGeneration
 
-
-def choose_device(device: str | torch.device | None) -> torch.device:
-    """The device asked for, or the best there is."""
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"cannot compute on {device!s}: {str(error).splitlines()[0]}; use cpu") from error
-
-
-# Where a model is: the bundled one, a folder, or a folder fetched from the Hugging Face hub.
-#
-# In: what a person typed after --model. Out: a folder that holds a model. Loads nothing.
-
-
 BUNDLED = Path(__file__).resolve().parent / "assets" / "tiny"
-CONFIG_FILE = "config.json"
-MODEL_TYPES = ("unified_mllm", "mini_gemini")
-"""The kinds of folder that this toolkit runs, its own and the released one; written out because the config class costs
-seconds to import."""
+CONFIG_FILE, CARD_FILE, SOURCE_FILE = "config.json", "README.md", "SOURCE.json"
+FILE_PATTERN, INDEX_FILE = "model{suffix}.safetensors", "model.safetensors.index.json"
 IMAGE_TOKENIZER = "image_tokenizer"
+RELEASED_FILES = ("unitok_tokenizer.pth", "unitok_tokenizer.safetensors")
+"""The released image tokenizer, where somebody put it into a model folder."""
+MODEL_TYPES = ("unified_mllm", RELEASED_TYPE)
+"""The kinds of folder that this toolkit runs."""
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-"""owner/name; a path with one separator looks the same, so a folder is looked for first."""
+"""owner/name; a path with one separator looks the same, so a folder is tried first."""
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+FREE_SHARE = 0.85
+"""Share of the free memory that weights may take; the rest is for caches."""
+PACKAGES = {"int8": "torchao", "int4": "torchao", "nf4": "bitsandbytes", "bnb8": "bitsandbytes"}
+"""The kinds of quantisation: 8 and 4 bits (a GPU only); 4 bits of normal floats, doubly quantised; and LLM.int8(),
+whose products are in 8 bits and outliers in 16. Both packages are optional."""
+KEPT = ["code_embedding", "lm_head", "code_head.linear_head"]
+"""Modules that are not quantised: a few percent of the weights, and everything that is seen or said passes through
+them. The embedding's projection is computed from its weights directly."""
+INT4_GROUP = 128
+"""Weights that share a scale; what Lumina-mGPT 2.0 uses."""
+
+RELEASED = NameTable(
+    (
+        ("model.multi_embedder.quantizer.codebooks.{k}.codebook.weight", "code_embedding.codebooks", "stack"),
+        ("model.multi_embedder.quantizer.codebooks.{k}.vocab_usage", "code_embedding.codebook_usage", "stack"),
+        ("model.multi_embedder.attn_projection.{rest}", "code_embedding.projection.{rest}"),
+        ("model.multi_embedder.mm_projector.0.{rest}", "code_embedding.projector.norm.{rest}"),
+        ("model.multi_embedder.mm_projector.1.{rest}", "code_embedding.projector.linear1.{rest}"),
+        ("model.multi_embedder.mm_projector.3.{rest}", "code_embedding.projector.linear2.{rest}"),
+        ("ar_head.codebooks.{k}.weight", "code_head.codebooks.weight", "cat"),
+        ("ar_head.layers.{rest}", "code_head.layers.{rest}"),
+        ("ar_head.norm.{rest}", "code_head.norm.{rest}"),
+        ("ar_head.linear_head.{rest}", "code_head.linear_head.{rest}"),
+        ("model.{rest}", "backbone.{rest}"),
+        ("lm_head.{rest}", "lm_head.{rest}"),
+    )
+)
+"""Names in the released MLLM (type `mini_gemini`) and ours."""
+RECOMPUTED = re.compile(r".*\.rotary_emb\.inv_freq")
+"""Tables that old versions of transformers saved although they follow from the config."""
+EMBEDDING = "backbone.embed_tokens.weight"
+MAX_SHARD_BYTES = 10**9
+SAME_ENTRY = 0.999
+"""Cosine from which two codebook entries are the same one stored in different types."""
+
+TAGS = ["text-to-image", "image-to-text", "image-to-image", "unitok"]
+MAX_SIZES = 12
+RATE_FIELDS = {"rate", "low", "high", "passed", "total"}
+"""Of a rate among the scores."""
+NAMELESS = ("scores", "skills")
+"""Levels of the scores that a reader need not see."""
+USE = """```python
+import mllm.model, mllm.processor  # make the classes known to transformers
+from transformers import AutoModelForMultimodalLM, AutoProcessor
+
+model = AutoModelForMultimodalLM.from_pretrained(FOLDER)
+processor = AutoProcessor.from_pretrained(FOLDER)
+inputs = processor(text="a red circle", generation_mode="image", return_tensors="pt").to(model.device)
+codes = model.generate(**inputs, generation_mode="image", seed=1)
+processor.post_process_multimodal_output(codes, generation_mode="image")[0].save("circle.png")
+```"""
 
 
 def find_model_folder(name: str | Path | None) -> Path:
@@ -72,10 +119,10 @@ def find_model_folder(name: str | Path | None) -> Path:
     if not folder.exists() and HUB_ID.fullmatch(str(name)):
         folder = fetch_from_hub(str(name))
     if not folder.is_dir():
-        raise FileNotFoundError(f"there is no model folder {folder}; give a folder that holds a model")
+        raise FileNotFoundError(f"model must be a folder or a hub id, got {folder}, which is not there; check the path")
     if not (folder / CONFIG_FILE).is_file():
         raise FileNotFoundError(
-            f"the folder {folder} holds no model: found no {CONFIG_FILE} in it; give a folder that holds a model"
+            f"a model folder must have a {CONFIG_FILE}, got none in {folder}; give a folder that holds a model"
         )
     check_kind(folder / CONFIG_FILE)
     return folder
@@ -86,10 +133,12 @@ def check_kind(path: Path) -> None:
     try:
         kind = json.loads(path.read_text(encoding="utf-8")).get("model_type")
     except (ValueError, AttributeError) as error:
-        raise ValueError(f"{path} is no config: {error}; restore the file") from error
+        raise ValueError(f"{path} must be a model's config, got {error}; restore the file") from error
     if kind not in MODEL_TYPES:
-        known = " or ".join(map(repr, MODEL_TYPES))
-        raise ValueError(f"{path.parent} holds another kind of model: found {kind!r}; give a model of type {known}")
+        raise ValueError(
+            f"the model in {path.parent} must be of type {' or '.join(map(repr, MODEL_TYPES))}, got {kind!r}; give "
+            "another folder"
+        )
 
 
 def fetch_from_hub(name: str) -> Path:
@@ -101,18 +150,9 @@ def fetch_from_hub(name: str) -> Path:
         return Path(snapshot_download(name))
     except (LocalEntryNotFoundError, HfHubHTTPError, OfflineModeIsEnabled, ConnectionError) as error:
         raise FileNotFoundError(
-            f"there is no model {name!r}: found no such folder, and the hub cannot be asked or does not have it "
+            f"model must be a folder or on the hub, got {name!r}, which is no folder and could not be fetched "
             f"({type(error).__name__}); give a folder, or go online"
         ) from error
-
-
-# Where an image tokenizer is: in a model folder, in a folder of its own, or in the released file.
-#
-# In: what a person named, or a model folder. Out: a loaded `UniTok`. Knows no language model.
-
-
-RELEASED_FILES = ("unitok_tokenizer.pth", "unitok_tokenizer.safetensors")
-"""The released file, where somebody put it into a model folder."""
 
 
 def released_image_tokenizer(folder: Path) -> Path | None:
@@ -139,7 +179,7 @@ def find_image_tokenizer(name: str | None, *, device: torch.device | str | None 
     tokenizer = load_image_tokenizer(folder, device=device)
     if tokenizer is None:
         raise FileNotFoundError(
-            f"{folder} has no image tokenizer: found no {IMAGE_TOKENIZER}/ and no {RELEASED_FILES[0]}; add one of them"
+            f"{folder} must have {IMAGE_TOKENIZER}/ or {RELEASED_FILES[0]} for images, got neither; add one of them"
         )
     return tokenizer
 
@@ -155,72 +195,15 @@ def is_image_tokenizer(folder: Path) -> bool:
         return False
 
 
-# Fewer bits for the weights of the backbone and the head, through transformers' own quantisation configs.
-#
-# In: a name and the dtype to compute in. Out: a config for `from_pretrained`. The embedding of image codes and the two
-# last layers keep their precision: together they are a few percent of the weights, and everything that is seen or said
-# passes through them. torchao and bitsandbytes are optional and imported only here.
-#
-#     int8   torchao, weights of 8 bits        nf4    bitsandbytes, weights of 4 bits (normal floats, double
-# quantisation)
-#     int4   torchao, weights of 4 bits, GPU   bnb8   bitsandbytes, LLM.int8(): products in 8 bits, outliers in 16
-
-
-PACKAGES = {"int8": "torchao", "int4": "torchao", "nf4": "bitsandbytes", "bnb8": "bitsandbytes"}
-KEPT = ["code_embedding", "lm_head", "code_head.linear_head"]
-"""Modules that are not quantised. The embedding's projection is computed from its weights directly."""
-INT4_GROUP = 128
-"""Weights that share a scale; what Lumina-mGPT 2.0 uses."""
-
-
-def quantization_config(name: str, *, dtype: torch.dtype, kept: Sequence[str] = tuple(KEPT)) -> QuantizationConfigMixin:
-    """The config of a kind of quantisation.
-
-    Args:
-        dtype: to compute in.
-        kept: modules that are not quantised.
-    """
-    if name not in PACKAGES:
-        raise ValueError(f"unknown quantization: found {name!r}; use one of {', '.join(PACKAGES)}")
-    if find_spec(PACKAGES[name]) is None:
-        raise ImportError(
-            f"quantization {name!r} needs {PACKAGES[name]}, which is not installed; "
-            "install it with: pip install 'mllm-toolkit[quantization]'"
-        )
-    match name:
-        case "int8" | "int4":
-            return torchao_config(name, kept)
-        case "bnb8":
-            return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=list(kept))
-        case _:
-            return BitsAndBytesConfig(
-                load_in_4bit=True,
-                bnb_4bit_quant_type="nf4",
-                bnb_4bit_use_double_quant=True,
-                bnb_4bit_compute_dtype=dtype,
-                llm_int8_skip_modules=list(kept),
-            )
-
-
-def torchao_config(name: str, kept: Sequence[str]) -> TorchAoConfig:
-    """Weights in fewer bits, products in the dtype of the model."""
-    from torchao.quantization import Int4WeightOnlyConfig, Int8WeightOnlyConfig
-
-    if name == "int4" and not torch.cuda.is_available():
-        raise ValueError("quantization 'int4' computes on a GPU only: found none; use nf4 or int8")
-    kind = Int8WeightOnlyConfig() if name == "int8" else Int4WeightOnlyConfig(group_size=INT4_GROUP)
-    return TorchAoConfig(kind, modules_to_not_convert=list(kept))
-
-
-# A language model from its folder to where and how it computes: device, number format, fewer bits, several devices.
-#
-# In: a folder and `LoadOptions`. Out: a model ready to decode. Knows no processor and no prompts.
-
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-ROOM = 0.85
-"""Share of the free memory that weights may take; the rest is for caches."""
-Place = int | str | torch.device
+def choose_device(device: str | torch.device | None) -> torch.device:
+    """The device asked for, or the best there is."""
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device must be one of this machine, got {device!s} ({reason}); use cpu") from error
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -232,21 +215,21 @@ class LoadOptions:
     dtype: str | torch.dtype | None = None
     """Number format of the language model; default: bfloat16 on a GPU, float32 on a CPU."""
     quantization: str | None = None
-    """A name in mllm/checkpoint.py; default: none."""
+    """A key of PACKAGES; default: none."""
     device_map: Literal["auto"] | dict[str, Any] | None = None
-    """"auto": the layers of the backbone over all GPUs, then the CPU; or a place for every module."""
+    """"auto": the layers of the backbone over all GPUs, then the CPU; or a device for every module."""
     embedding_context: str | None = None
     """What a code embedding may see while an image is drawn (see MLLMConfig); default: the checkpoint's."""
 
     def __post_init__(self) -> None:
         if isinstance(self.dtype, str) and self.dtype not in DTYPES:
-            raise ValueError(f"unknown dtype: found {self.dtype!r}; use one of {', '.join(DTYPES)}")
+            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}; use one of them")
         if isinstance(self.device_map, str) and self.device_map != "auto":
-            raise ValueError(f"unknown device map: found {self.device_map!r}; use 'auto', or a place per module")
+            raise ValueError(f"device_map must be 'auto' or a device per module, got {self.device_map!r}; use 'auto'")
 
     @property
     def place(self) -> torch.device:
-        """The device that embeds, chooses and decodes pictures."""
+        """The device that embeds, samples and decodes images."""
         return choose_device(self.device)
 
     @property
@@ -277,172 +260,86 @@ def load_model(folder: Path, options: LoadOptions) -> MLLMForConditionalGenerati
     return model if "device_map" in arguments else model.to(options.place)
 
 
-def spread(
-    config: MLLMConfig, *, dtype: torch.dtype, first: torch.device, max_memory: dict[Any, Any] | None = None
-) -> dict[str, Place]:
-    """The layers of the backbone over the devices there are; all else, which decoding calls directly, on the first.
-
-    Args:
-        max_memory: bytes of each device, as accelerate names them; default: what is free.
-    """
+def spread(config: MLLMConfig, *, dtype: torch.dtype, first: torch.device) -> dict[str, int | str | torch.device]:
+    """The layers of the backbone over the devices there are; all else, which decoding calls directly, on the first."""
     from mllm.model import MLLMForConditionalGeneration
 
     if first.type == "cpu":
         return {"": first}
     with init_empty_weights():
         model = MLLMForConditionalGeneration(config)
-    main, layers = first.index or 0, list(model.backbone.layers)
-    free = {place: int(ROOM * room) for place, room in (get_max_memory() if max_memory is None else max_memory).items()}
-    in_layers = sum(parameter.numel() for layer in layers for parameter in layer.parameters())
-    around, each = ((model.num_parameters() - in_layers) * dtype.itemsize, in_layers * dtype.itemsize // len(layers))
-    children = [*(f"backbone.{name}" for name, _ in model.backbone.named_children()), *dict(model.named_children())]
-    places: dict[str, Place] = {name: main for name in children if name not in ("backbone", "backbone.layers")}
-    free[main] = free.get(main, 0) - around
-    for number in range(len(layers)):
-        with_room = [place for place in (main, *free) if free[place] >= each]
-        if free[main] < 0 or not with_room:
-            raise ValueError(
-                f"the model does not fit: found room for {number} of {len(layers)} layers of {each} bytes beside "
-                f"{around} bytes of other weights; use quantization, a smaller dtype, or more devices"
+    main, backbone = first.index or 0, dict(model.backbone.named_children())
+    name, layers = next((name, module) for name, module in backbone.items() if isinstance(module, nn.ModuleList))
+    in_layers = sum(parameter.numel() for parameter in layers.parameters())
+    around = (model.num_parameters() - in_layers) * dtype.itemsize
+    free = {device: int(FREE_SHARE * room) for device, room in get_max_memory().items()}
+    free = {main: max(free.pop(main, 0) - around, 0), **free, "disk": 0}
+    # accelerate wants room for one more layer on the first device, for those that it brings back from other places
+    places = infer_auto_device_map(layers, free, no_split_module_classes=list(model._no_split_modules), dtype=dtype)
+    if "disk" in places.values():
+        raise ValueError(
+            f"the devices must have room for {around + in_layers * dtype.itemsize} bytes of weights, got {free} beside "
+            f"the {around} bytes around the layers; use quantization, a smaller dtype, or more devices"
+        )
+    here = [*(f"backbone.{child}" for child in backbone if child != name), *dict(model.named_children())]
+    return {child: main for child in here if child != "backbone"} | {
+        f"backbone.{name}.{number}".removesuffix("."): place for number, place in places.items()
+    }
+
+
+def quantization_config(name: str, *, dtype: torch.dtype, kept: Sequence[str] = tuple(KEPT)) -> QuantizationConfigMixin:
+    """The config of a kind of quantisation.
+
+    Args:
+        dtype: to compute in.
+        kept: modules that are not quantised.
+    """
+    if name not in PACKAGES:
+        raise ValueError(f"quantization must be one of {', '.join(PACKAGES)}, got {name!r}; use one of them")
+    if find_spec(PACKAGES[name]) is None:
+        raise ImportError(
+            f"{PACKAGES[name]} must be installed for quantization {name!r}, got no such package; "
+            "run: pip install 'mllm-toolkit[quantization]'"
+        )
+    match name:
+        case "int8" | "int4":
+            return torchao_config(name, kept)
+        case "bnb8":
+            return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=list(kept))
+        case _:
+            return BitsAndBytesConfig(
+                load_in_4bit=True,
+                bnb_4bit_quant_type="nf4",
+                bnb_4bit_use_double_quant=True,
+                bnb_4bit_compute_dtype=dtype,
+                llm_int8_skip_modules=list(kept),
             )
-        places[f"backbone.layers.{number}"] = with_room[0]
-        free[with_room[0]] -= each
-    return places
 
 
-# Upstream checkpoint keys and ours: one explicit table, read in both directions.
-#
-# In: a state dict of the released `mini_gemini` model. Out: ours, or the reverse. Renames, and stacks what upstream
-# keeps
-# in one tensor per codebook. Knows no files; a mapping that reads from files does as well as a dict.
-#
-# Letters: K codebooks, C codes, E width of an entry, D hidden width.
+def torchao_config(name: str, kept: Sequence[str]) -> TorchAoConfig:
+    """Weights in fewer bits, products in the dtype of the model."""
+    from torchao.quantization import Int4WeightOnlyConfig, Int8WeightOnlyConfig
 
-
-RENAMES = (
-    # (upstream prefix, our prefix); the first that fits wins
-    ("model.multi_embedder.attn_projection.", "code_embedding.projection."),
-    ("model.multi_embedder.mm_projector.0.", "code_embedding.projector.norm."),
-    ("model.multi_embedder.mm_projector.1.", "code_embedding.projector.linear1."),
-    ("model.multi_embedder.mm_projector.3.", "code_embedding.projector.linear2."),
-    ("ar_head.layers.", "code_head.layers."),
-    ("ar_head.norm.", "code_head.norm."),
-    ("ar_head.linear_head.", "code_head.linear_head."),
-    ("model.", "backbone."),
-    ("lm_head.", "lm_head."),
-)
-STACKS = (
-    # (upstream key with {} for the codebook, our key, join): "stack" adds an axis, "rows" puts tables below each other
-    ("model.multi_embedder.quantizer.codebooks.{}.codebook.weight", "code_embedding.codebooks", "stack"),
-    ("model.multi_embedder.quantizer.codebooks.{}.vocab_usage", "code_embedding.codebook_usage", "stack"),
-    ("ar_head.codebooks.{}.weight", "code_head.codebooks.weight", "rows"),
-)
-
-
-class Recipe(NamedTuple):
-    """How a tensor of ours is made."""
-
-    sources: list[str]  # upstream keys, in order
-    join: str  # "stack", "rows", or "same" for a tensor that only gets a new name
-
-    def make(self, state: Mapping[str, Tensor]) -> Tensor:
-        parts = [state[key] for key in self.sources]
-        match self.join:
-            case "same":
-                return parts[0]
-            case "stack":
-                return torch.stack(parts)
-            case "rows":
-                return torch.cat(parts)
-            case _:
-                raise ValueError(f"unknown join {self.join!r}; use same, stack or rows")
-
-
-def plan(keys: Iterable[str]) -> dict[str, Recipe]:
-    """Our keys, and what each is made of; every upstream key is used, and an unknown one is an error."""
-    recipes: dict[str, Recipe] = {}
-    parts: dict[int, dict[int, str]] = {}
-    for key in keys:
-        for number, (pattern, _, _) in enumerate(STACKS):
-            if found := re.fullmatch(re.escape(pattern).replace(r"\{\}", r"(\d+)"), key):
-                parts.setdefault(number, {})[int(found[1])] = key
-                break
-        else:
-            recipes[rename(key)] = Recipe([key], "same")
-    for number, names in parts.items():
-        pattern, key, join = STACKS[number]
-        missing = set(range(len(names))) - set(names)
-        if missing:
-            raise ValueError(f"checkpoint lacks {pattern.format(min(missing))}: found {len(names)} others of its kind")
-        recipes[key] = Recipe([names[k] for k in range(len(names))], join)
-    return recipes
-
-
-def from_upstream(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our state dict; every upstream key is used, and an unknown one is an error."""
-    return {key: recipe.make(state) for key, recipe in plan(state).items()}
-
-
-def rename(key: str) -> str:
-    """Our name of an upstream key."""
-    for theirs, ours in RENAMES:
-        if key.startswith(theirs):
-            return ours + key.removeprefix(theirs)
-    raise ValueError(f"unknown key in the checkpoint: found {key!r}; is this a released UniTok MLLM?")
-
-
-def to_upstream(state: Mapping[str, Tensor], *, codebook_size: int) -> dict[str, Tensor]:
-    """The released layout of our state dict; the inverse of `from_upstream`. Pieces are views, not copies."""
-    theirs: dict[str, Tensor] = {}
-    for key in state:
-        theirs.update(upstream_pieces(key, state[key], codebook_size=codebook_size))
-    return theirs
-
-
-def upstream_pieces(key: str, tensor: Tensor, *, codebook_size: int) -> dict[str, Tensor]:
-    """What one tensor of ours becomes."""
-    for pattern, ours, join in STACKS:
-        if key == ours:
-            pieces = tensor.unbind(0) if join == "stack" else tensor.split(codebook_size)
-            return {pattern.format(k): piece for k, piece in enumerate(pieces)}
-    for upstream, ours in RENAMES:
-        if key.startswith(ours):
-            return {upstream + key.removeprefix(ours): tensor}
-    raise ValueError(
-        f"the released layout has no place for {key!r}; it holds a projected code embedding without places and a "
-        "depth_transformer head with one output layer"
-    )
-
-
-# A folder in the released layout (`mini_gemini`): found, opened, and checked tensor by tensor against our model.
-#
-# In: a folder. Out: its tensors under our names, read from the files one at a time. The model class is a parameter, so
-# that the model itself can be loaded through here.
-
-
-RECOMPUTED = re.compile(r".*\.rotary_emb\.inv_freq")
-"""Tables that old versions of transformers saved although they follow from the config."""
+    if name == "int4" and not torch.cuda.is_available():
+        raise ValueError("device must be a GPU for quantization 'int4', got none; use nf4 or int8")
+    kind = Int8WeightOnlyConfig() if name == "int8" else Int4WeightOnlyConfig(group_size=INT4_GROUP)
+    return TorchAoConfig(kind, modules_to_not_convert=list(kept))
 
 
 class ReleasedTensors(Mapping[str, Tensor]):
-    """The tensors of a released model under our names; what is stacked here is put together when asked for."""
+    """The tensors of a released model under our names; what is one tensor here is joined when asked for."""
 
     def __init__(self, files: TensorFiles, keys: list[str]) -> None:
-        self.files, self.recipes = files, plan(keys)
+        self.files, self.sources = files, RELEASED.sources(keys)
 
     def __getitem__(self, key: str) -> Tensor:
-        return self.recipes[key].make(self.files)
+        return self.sources[key].read(self.files)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.recipes)
+        return iter(self.sources)
 
     def __len__(self) -> int:
-        return len(self.recipes)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the text embedding, and so of the model."""
-        return self.files.shapes["model.embed_tokens.weight"].dtype
+        return len(self.sources)
 
 
 def is_released_folder(name: Any) -> bool:
@@ -461,7 +358,7 @@ def open_released(folder: Path, model_class: type[nn.Module], config: MLLMConfig
     """The tensors of the folder; refuses it unless they are exactly those of a model of this config."""
     files = TensorFiles(weight_files(folder))
     keys = [key for key in files if not RECOMPUTED.fullmatch(key)]
-    expected = upstream_shapes(our_shapes(model_class, config), config)
+    expected = RELEASED.to_theirs(our_shapes(model_class, config), codebook_size=config.codebook_size)
     require_same_tensors({key: files.shapes[key] for key in keys}, expected, source=folder)
     return ReleasedTensors(files, keys)
 
@@ -475,11 +372,6 @@ def our_shapes(model_class: type[nn.Module], config: MLLMConfig) -> dict[str, Te
     return state
 
 
-def upstream_shapes(ours: Mapping[str, Tensor], config: MLLMConfig) -> dict[str, Tensor]:
-    """The same tensors in the released layout."""
-    return to_upstream(ours, codebook_size=config.codebook_size)
-
-
 def own_memory(model: nn.Module, read: Mapping[str, Tensor]) -> None:
     """Copy the weights that still lie in mapped files, so that the files may be changed or removed."""
     mapped = {tensor.data_ptr() for tensor in read.values()}
@@ -490,14 +382,110 @@ def own_memory(model: nn.Module, read: Mapping[str, Tensor]) -> None:
                 tensor.data = tensor.data.clone()
 
 
-# Write weights to a folder shard by shard, so that no more than one shard is in memory.
-#
-# In: shapes of all tensors, and a function that reads one. Out: model.safetensors, or shards and their index as
-# transformers names them.
+def convert_released(
+    source: Path,
+    folder: Path,
+    *,
+    image_tokenizer: UpstreamCheckpoint | None = None,
+    dtype: torch.dtype | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> MLLMConfig:
+    """Write a released model as a complete folder of ours: weights, tokenizers, card, and last the config, so that an
+    interrupted conversion does not look like a model. Strict; no more than one shard is in memory.
+
+    Args:
+        image_tokenizer: goes into the folder too; it must have the codebooks that the model was trained with.
+        dtype: of the language model; None: as it is stored.
+    """
+    from mllm.model import MLLMForConditionalGeneration
+    from mllm.processor import MLLMProcessor
+
+    require_released(source)
+    config = MLLMConfig.from_pretrained(source, local_files_only=True)
+    tensors = open_released(source, MLLMForConditionalGeneration, config)
+    text_tokenizer = load_text_tokenizer(source)
+    if image_tokenizer is not None:
+        require_same_codebooks(tensors, config, image_tokenizer)
+    folder.mkdir(parents=True, exist_ok=True)
+    shapes = our_shapes(MLLMForConditionalGeneration, config)
+    stored = {key: shape.to(tensors.files.shapes[tensors.sources[key].keys[0]].dtype) for key, shape in shapes.items()}
+    write_shards(
+        stored, tensors.__getitem__, folder, max_bytes=max_shard_bytes, dtype=dtype, after_shard=tensors.files.close
+    )
+    MLLMProcessor(text_tokenizer, None, config, preparation="understanding").save_pretrained(folder)
+    if image_tokenizer is not None:
+        save_converted(image_tokenizer, folder / IMAGE_TOKENIZER)
+    config.dtype = dtype or stored[EMBEDDING].dtype
+    config.architectures = [MLLMForConditionalGeneration.__name__]
+    GenerationConfig.from_model_config(config).save_pretrained(folder)
+    save_model_card(folder, config)
+    config.save_pretrained(folder)
+    return config
 
 
-FILE_PATTERN = "model{suffix}.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
+def require_released(source: Path) -> None:
+    """Refuse a folder that is not there or holds another kind of model."""
+    if not (source / CONFIG_FILE).is_file():
+        raise FileNotFoundError(f"{source} must hold a model, got no {CONFIG_FILE} there; give the downloaded folder")
+    check_kind(source / CONFIG_FILE)
+    if not is_released_folder(source):
+        raise ValueError(f"{source} must be of type {RELEASED_TYPE!r} to convert, got our own; use it as it is")
+
+
+def require_same_codebooks(tensors: ReleasedTensors, config: MLLMConfig, image_tokenizer: UpstreamCheckpoint) -> None:
+    """Refuse an image tokenizer whose codes mean something else to this model."""
+    theirs, geometry = image_tokenizer.our_state()["quantizer.codebooks"], image_tokenizer.config
+    ours: Tensor = tensors["code_embedding.codebooks"]
+    if theirs.shape != ours.shape or geometry.patch_size != config.patch_size:
+        raise ValueError(
+            f"the image tokenizer must have codebooks {tuple(ours.shape)} and patches of {config.patch_size}, as the "
+            f"model, got {tuple(theirs.shape)} and {geometry.patch_size}; give the one it was trained with"
+        )
+    cosine_KC = F.cosine_similarity(theirs.float(), ours.float(), dim=-1)
+    if num_other := int((cosine_KC < SAME_ENTRY).sum()):
+        raise ValueError(
+            f"the image tokenizer must have the model's codebooks, got {num_other} of {cosine_KC.numel()} entries that "
+            "differ; give the one it was trained with"
+        )
+
+
+def export_released(folder: Path, out: Path, *, max_shard_bytes: int = MAX_SHARD_BYTES) -> None:
+    """Write a folder of ours in the released layout, for programs that read that; bit-equal weights."""
+    from mllm.model import MLLMForConditionalGeneration
+
+    if is_released_folder(folder):
+        raise ValueError(f"{folder} must be a folder of this toolkit, got the released layout; use it as it is")
+    config = MLLMConfig.from_pretrained(folder, local_files_only=True)
+    released = MLLMConfig.from_dict(from_released({"model_type": RELEASED_TYPE}))
+    fields = to_released(config.to_dict(), released.to_dict())
+    files = TensorFiles(weight_files(folder))
+    shapes = our_shapes(MLLMForConditionalGeneration, config)
+    require_same_tensors(files.shapes, shapes, source=folder)
+
+    def pieces(ours: str, tensor: Tensor) -> dict[str, Tensor]:
+        return RELEASED.to_theirs({ours: tensor}, codebook_size=config.codebook_size)
+
+    source_of = {theirs: ours for ours in shapes for theirs in pieces(ours, files.shapes[ours])}
+    theirs = RELEASED.to_theirs({key: files.shapes[key] for key in shapes}, codebook_size=config.codebook_size)
+    out.mkdir(parents=True, exist_ok=True)
+    write_shards(
+        theirs,
+        lambda key: pieces(source_of[key], files[source_of[key]])[key],
+        out,
+        max_bytes=max_shard_bytes,
+        after_shard=files.close,
+    )
+    save_text_tokenizer(load_text_tokenizer(folder), out)
+    export_image_tokenizer(folder, out)
+    (out / CONFIG_FILE).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+
+
+def export_image_tokenizer(folder: Path, out: Path) -> None:
+    """Put the image tokenizer beside the model, in its own released form."""
+    if (folder / IMAGE_TOKENIZER).is_dir():
+        export_upstream(folder / IMAGE_TOKENIZER, out / RELEASED_FILES[0])
+    elif released := released_image_tokenizer(folder):
+        shutil.copyfile(released, out / released.name)
 
 
 def write_shards(
@@ -516,7 +504,10 @@ def write_shards(
         dtype: of the floating-point tensors; None: as they are.
         after_shard: called when the tensors of a shard are no longer needed.
     """
-    planned = {name: torch.empty_like(shape, dtype=stored_type(shape, dtype)) for name, shape in shapes.items()}
+    planned = {
+        name: shape.to(dtype) if dtype is not None and shape.is_floating_point() else shape
+        for name, shape in shapes.items()
+    }
     plan = split_state_dict_into_shards_factory(
         planned, get_storage_size=lambda tensor: tensor.nbytes, filename_pattern=FILE_PATTERN, max_shard_size=max_bytes
     )
@@ -531,45 +522,14 @@ def write_shards(
         (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-def stored_type(tensor: Tensor, dtype: torch.dtype | None) -> torch.dtype:
-    """The type asked for, for numbers that have a point."""
-    return dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
-
-
 def require_room(folder: Path, num_bytes: int) -> None:
     """Refuse to begin what the disk cannot hold."""
     free = shutil.disk_usage(folder).free
     if free < num_bytes:
         raise ValueError(
-            f"the disk of {folder} is too full: found {free / 1e9:.1f} GB free, {num_bytes / 1e9:.1f} GB are needed; "
+            f"the disk of {folder} must have {num_bytes / 1e9:.1f} GB free, got {free / 1e9:.1f} GB; "
             "free some, or choose a folder on another disk"
         )
-
-
-# The page of a published model: what it can do, how to call it, its settings, and its scores where they are known.
-#
-# In: a config, and a folder that may hold `SOURCE.json` with scores. Out: README.md with the metadata that the Hugging
-# Face hub reads. Every number comes from the checkpoint; nothing is claimed that its config does not say.
-
-
-CARD_FILE, SOURCE_FILE = "README.md", "SOURCE.json"
-TAGS = ["text-to-image", "image-to-text", "image-to-image", "unitok"]
-MAX_SIZES = 12
-RATE_FIELDS = {"rate", "low", "high", "passed", "total"}
-"""Of a rate among the scores."""
-NAMELESS = ("scores", "skills")
-"""Levels of the scores that a reader need not see."""
-
-USE = """```python
-import mllm.model, mllm.processor  # make the classes known to transformers
-from transformers import AutoModelForMultimodalLM, AutoProcessor
-
-model = AutoModelForMultimodalLM.from_pretrained(FOLDER)
-processor = AutoProcessor.from_pretrained(FOLDER)
-inputs = processor(text="a red circle", generation_mode="image", return_tensors="pt").to(model.device)
-codes = model.generate(**inputs, generation_mode="image", seed=1)
-processor.post_process_multimodal_output(codes, generation_mode="image")[0].save("circle.png")
-```"""
 
 
 def model_card(config: MLLMConfig, *, scores: dict[str, Any] | None = None, note: str | None = None) -> ModelCard:
@@ -592,7 +552,7 @@ def describe(config: MLLMConfig) -> str:
     return (
         "One decoder reads and writes text tokens and image positions; an image position holds "
         f"{config.num_codebooks} codes of {config.codebook_size} choices each.\n\n"
-        f"- Tasks it was trained for: {tasks}\n- Picture sizes in pixels: {shown}\n"
+        f"- Tasks it was trained for: {tasks}\n- Image sizes in pixels: {shown}\n"
         f"- Context: {config.text_config.max_position_embeddings} tokens; an image of the default size takes "
         f"{config.positions_per_image} positions"
     )
@@ -643,121 +603,3 @@ def save_model_card(folder: str | os.PathLike, config: MLLMConfig) -> None:
     source = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     card = model_card(config, scores=source.get("scores"), note=source.get("note"))
     (Path(folder) / CARD_FILE).write_text(str(card), encoding="utf-8")
-
-
-# The released MLLM to a folder of ours, and back, tensor by tensor.
-#
-# In: a folder in one layout. Out: a complete folder in the other: weights, config, text tokenizer, image tokenizer,
-# model card. The config is written last, so that an interrupted conversion does not look like a model.
-
-
-MAX_SHARD_BYTES = 10**9
-SAME_ENTRY = 0.999
-"""Cosine from which two codebook entries are the same one stored in different types."""
-
-
-def convert_released(
-    source: Path,
-    folder: Path,
-    *,
-    image_tokenizer: UpstreamCheckpoint | None = None,
-    dtype: torch.dtype | None = None,
-    max_shard_bytes: int = MAX_SHARD_BYTES,
-) -> MLLMConfig:
-    """Write a released model as a folder of ours; strict.
-
-    Args:
-        image_tokenizer: goes into the folder too; it must have the codebooks that the model was trained with.
-        dtype: of the language model; None: as it is stored.
-    """
-    from mllm.model import MLLMForConditionalGeneration
-    from mllm.processor import MLLMProcessor
-
-    require_released(source)
-    config = MLLMConfig.from_pretrained(source, local_files_only=True)
-    tensors = open_released(source, MLLMForConditionalGeneration, config)
-    text_tokenizer = load_text_tokenizer(source)
-    if image_tokenizer is not None:
-        require_same_codebooks(tensors, config, image_tokenizer)
-    folder.mkdir(parents=True, exist_ok=True)
-    shapes = our_shapes(MLLMForConditionalGeneration, config)
-    stored = {
-        key: shape.to(tensors.files.shapes[tensors.recipes[key].sources[0]].dtype) for key, shape in shapes.items()
-    }
-    write_shards(
-        stored, tensors.__getitem__, folder, max_bytes=max_shard_bytes, dtype=dtype, after_shard=tensors.files.close
-    )
-    MLLMProcessor(text_tokenizer, None, config, preparation="understanding").save_pretrained(folder)
-    if image_tokenizer is not None:
-        save_converted(image_tokenizer, folder / IMAGE_TOKENIZER)
-    config.dtype = dtype or tensors.dtype
-    config.architectures = [MLLMForConditionalGeneration.__name__]
-    GenerationConfig.from_model_config(config).save_pretrained(folder)
-    save_model_card(folder, config)
-    config.save_pretrained(folder)
-    return config
-
-
-def require_released(source: Path) -> None:
-    """Refuse a folder that is not there or holds another kind of model."""
-    if not (source / CONFIG_FILE).is_file():
-        raise FileNotFoundError(f"there is no model in {source}: found no {CONFIG_FILE}; give the downloaded folder")
-    check_kind(source / CONFIG_FILE)
-    if not is_released_folder(source):
-        raise ValueError(f"{source} is no released model: its type is not {RELEASED_TYPE!r}; it needs no conversion")
-
-
-def require_same_codebooks(tensors: ReleasedTensors, config: MLLMConfig, image_tokenizer: UpstreamCheckpoint) -> None:
-    """Refuse an image tokenizer whose codes mean something else to this model."""
-    theirs, geometry = image_tokenizer.our_state()["quantizer.codebooks"], image_tokenizer.config
-    ours: Tensor = tensors["code_embedding.codebooks"]
-    if theirs.shape != ours.shape or geometry.patch_size != config.patch_size:
-        raise ValueError(
-            f"the image tokenizer does not fit the model: found codebooks {tuple(theirs.shape)} and patches of "
-            f"{geometry.patch_size}, the model has {tuple(ours.shape)} and {config.patch_size}; give the one it was "
-            "trained with"
-        )
-    cosine_KC = F.cosine_similarity(theirs.float(), ours.float(), dim=-1)
-    if num_other := int((cosine_KC < SAME_ENTRY).sum()):
-        raise ValueError(
-            f"the image tokenizer is not the one that the model was trained with: found {num_other} of "
-            f"{cosine_KC.numel()} codebook entries that differ; give the right one"
-        )
-
-
-def export_released(folder: Path, out: Path, *, max_shard_bytes: int = MAX_SHARD_BYTES) -> None:
-    """Write a folder of ours in the released layout, for programs that read that; bit-equal weights."""
-    from mllm.model import MLLMForConditionalGeneration
-
-    if is_released_folder(folder):
-        raise ValueError(f"{folder} already has the released layout; give a folder of this toolkit")
-    config = MLLMConfig.from_pretrained(folder, local_files_only=True)
-    released = MLLMConfig.from_dict(from_released({"model_type": RELEASED_TYPE}))
-    fields = to_released(config.to_dict(), released.to_dict())
-    files = TensorFiles(weight_files(folder))
-    shapes = our_shapes(MLLMForConditionalGeneration, config)
-    require_same_tensors(files.shapes, shapes, source=folder)
-    source_of = {
-        theirs: (ours, piece)
-        for ours in shapes
-        for theirs, piece in upstream_pieces(ours, files.shapes[ours], codebook_size=config.codebook_size).items()
-    }
-
-    def read(key: str) -> Tensor:
-        ours, _ = source_of[key]
-        return upstream_pieces(ours, files[ours], codebook_size=config.codebook_size)[key]
-
-    out.mkdir(parents=True, exist_ok=True)
-    pieces = {key: piece for key, (_, piece) in source_of.items()}
-    write_shards(pieces, read, out, max_bytes=max_shard_bytes, after_shard=files.close)
-    save_text_tokenizer(load_text_tokenizer(folder), out)
-    export_image_tokenizer(folder, out)
-    (out / CONFIG_FILE).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
-
-
-def export_image_tokenizer(folder: Path, out: Path) -> None:
-    """Put the image tokenizer beside the model, in its own released form."""
-    if (folder / IMAGE_TOKENIZER).is_dir():
-        export_upstream(folder / IMAGE_TOKENIZER, out / RELEASED_FILES[0])
-    elif released := released_image_tokenizer(folder):
-        shutil.copyfile(released, out / released.name)

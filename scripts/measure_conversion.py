@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mllm.checkpoint import INDEX_FILE, our_shapes, upstream_shapes
+from mllm.checkpoint import INDEX_FILE, RELEASED, our_shapes
 from mllm.config import RELEASED_TYPE, MLLMConfig, from_released
 from mllm.model import MLLMForConditionalGeneration
 
@@ -34,7 +34,8 @@ BYTES = 2  # bfloat16, as the released model
 def shapes_of(fields: dict) -> dict[str, Tensor]:
     """Every tensor of the released layout, on the meta device."""
     config = MLLMConfig.from_dict(from_released(fields))
-    return upstream_shapes(our_shapes(MLLMForConditionalGeneration, config), config)
+    shapes = our_shapes(MLLMForConditionalGeneration, config)
+    return RELEASED.to_theirs(shapes, codebook_size=config.codebook_size)
 
 
 def fields_of_size(num_bytes: int) -> dict:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, LlamaConfig, LlamaModel
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from mllm.checkpoint import to_upstream
+from mllm.checkpoint import RELEASED
 from mllm.config import MLLMConfig
 from mllm.model import MLLMForConditionalGeneration
 from mllm.sampling import SamplingConfig
@@ -47,7 +47,7 @@ class UpstreamDrawing:
         config = model.config
         check_is_upstream(config)
         self.config, self.cached_head = config, cached_head
-        state = to_upstream(model.state_dict(), codebook_size=config.codebook_size)
+        state = RELEASED.to_theirs(model.state_dict(), codebook_size=config.codebook_size)
         self.llm = load_llama(config.text_config, part_of(state, "model.", but_not="multi_embedder."))
         self.head = load_llama(head_config(config), part_of(state, "ar_head.", but_not=("codebooks.", "linear_head.")))
         self.head_codebooks = [state[f"ar_head.codebooks.{k}.weight"] for k in range(config.num_codebooks - 1)]

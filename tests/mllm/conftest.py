@@ -9,7 +9,7 @@ import pytest
 
 from mllm.cli.main import main
 from tests.mllm.golden_mllm import GOLDEN_FIELDS, golden_weights
-from tests.mllm.released.released_folder import write_released
+from tests.mllm.released_folder import write_released
 from tests.mllm.tiny_folder import build_tiny_folder, train_text_tokenizer
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mllm.checkpoint import from_upstream, to_upstream
+from mllm.checkpoint import RELEASED
 from mllm.model import MLLMForConditionalGeneration
 from tests.mllm.golden_mllm import IMAGE_MARK, expand_images, golden_outputs, golden_weights
 
@@ -41,17 +41,17 @@ def training_batch(expected: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def test_the_key_table_goes_there_and_back_bit_equal(weights: dict[str, Tensor], model: torch.nn.Module) -> None:
-    back = to_upstream(model.state_dict(), codebook_size=4096)
+    back = RELEASED.to_theirs(model.state_dict(), codebook_size=4096)
     assert back.keys() == weights.keys()
     assert all(torch.equal(back[name], weights[name]) for name in weights)
 
 
 def test_unknown_and_missing_keys_are_named(weights: dict[str, Tensor]) -> None:
     with pytest.raises(ValueError):
-        from_upstream({"vision_tower.weight": torch.zeros(1)})
+        RELEASED.to_ours({"vision_tower.weight": torch.zeros(1)})
     lacking = {name: value for name, value in weights.items() if name != "ar_head.codebooks.2.weight"}
     with pytest.raises(ValueError):
-        from_upstream(lacking)
+        RELEASED.to_ours(lacking)
 
 
 def test_loss_and_gradients(model: MLLMForConditionalGeneration, expected: dict[str, Tensor]) -> None:
@@ -61,7 +61,7 @@ def test_loss_and_gradients(model: MLLMForConditionalGeneration, expected: dict[
     model.zero_grad()
     output.loss.backward()
     named = {name: value.grad for name, value in model.named_parameters()}
-    gradients = to_upstream(named, codebook_size=4096)
+    gradients = RELEASED.to_theirs(named, codebook_size=4096)
     cases = [name for name in expected if name.startswith("train.gradnorm.")]
     assert len(cases) == 8
     for case in cases:

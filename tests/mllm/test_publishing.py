@@ -75,7 +75,7 @@ def test_a_model_is_pushed_with_its_card(folder: Path, monkeypatch: pytest.Monke
             assert repo_id == "someone/tiny"
             sent.append({path_in_repo: path_or_fileobj})
 
-    for module in ("transformers.utils.hub", "mllm.checkpoint"):
+    for module in ("transformers.utils.hub", "mllm.model"):
         monkeypatch.setattr(f"{module}.hf_api", Hub)
     model = MLLMForConditionalGeneration.from_pretrained(folder)
     assert model.push_to_hub("someone/tiny").commit_url == Answer.commit_url

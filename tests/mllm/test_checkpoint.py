@@ -9,7 +9,16 @@ import pytest
 import torch
 from torch import nn
 
-from mllm.checkpoint import KEPT, PACKAGES, ROOM, LoadOptions, export_released, load_model, quantization_config, spread
+from mllm.checkpoint import (
+    FREE_SHARE,
+    KEPT,
+    PACKAGES,
+    LoadOptions,
+    export_released,
+    load_model,
+    quantization_config,
+    spread,
+)
 from mllm.cli.main import LOAD_OPTIONS, MODEL, CommandParser, given
 from mllm.heads import MLPHead
 from mllm.model import MLLMForConditionalGeneration
@@ -80,25 +89,33 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPat
         Pipeline.load(folder, device="cpu", quantization="int3")
 
 
-def test_auto_spreads_the_layers_and_keeps_the_rest_together(folder: Path) -> None:
+def test_auto_spreads_the_layers_and_keeps_the_rest_together(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = MLLMForConditionalGeneration.from_pretrained(folder).config
+    config.text_config.num_hidden_layers = 4
     assert spread(config, dtype=torch.float32, first=torch.device("cpu")) == {"": torch.device("cpu")}
     with torch.device("meta"):
         model = MLLMForConditionalGeneration(config)
     layer = sum(p.numel() for p in model.backbone.layers[0].parameters()) * 4
-    around = (model.num_parameters() - 2 * layer // 4) * 4
-    first = torch.device("cuda", 0)
-    memory = {0: (around + layer) / ROOM + 1, 1: 10 * layer, "cpu": 10 * layer}
-    places = spread(config, dtype=torch.float32, first=first, max_memory=memory)
-    assert {name: place for name, place in places.items() if place != 0} == {"backbone.layers.1": 1}
-    assert {name.removeprefix("backbone.").split(".")[0] for name in places} >= {"embed_tokens", "norm", "code_head"}
-    del memory[1]
-    assert spread(config, dtype=torch.float32, first=first, max_memory=memory)["backbone.layers.1"] == "cpu"
-    half = spread(config, dtype=torch.bfloat16, first=first, max_memory=memory)
-    assert set(half.values()) == {0}, "half the bytes fit on one device"
-    del memory["cpu"]
+    around = (model.num_parameters() - layer) * 4
+
+    def places(dtype: torch.dtype, **memory: float) -> dict[str, Any]:
+        free = {int(name[3:]) if name.startswith("gpu") else name: room / FREE_SHARE for name, room in memory.items()}
+        monkeypatch.setattr("mllm.checkpoint.get_max_memory", lambda: free)
+        found = spread(config, dtype=dtype, first=torch.device("cuda", 0))
+        assert {name.split(".")[-1] for name in found} >= {"embed_tokens", "norm", "code_head", "lm_head"}
+        layers = {name: place for name, place in found.items() if name.startswith("backbone.layers")}
+        assert {place for name, place in found.items() if name not in layers} == {0}
+        return layers
+
+    # accelerate keeps room on the first device for one of the layers that are elsewhere
+    first = around + 2.1 * layer
+    elsewhere = {f"backbone.layers.{number}" for number in (1, 2, 3)}
+    for memory, place in (({"gpu0": first, "gpu1": 9 * layer}, 1), ({"gpu0": first, "cpu": 9 * layer}, "cpu")):
+        expected = {"backbone.layers.0": 0, **dict.fromkeys(elsewhere, place)}
+        assert places(torch.float32, **memory) == expected
+    assert places(torch.bfloat16, gpu0=first, cpu=9 * layer) == {"backbone.layers": 0}, "half the bytes fit on one"
     with pytest.raises(ValueError):
-        spread(config, dtype=torch.float32, first=first, max_memory=memory)
+        places(torch.float32, gpu0=first)
 
 
 HERE = ("backbone.embed_tokens", "backbone.norm", "backbone.rotary_emb", "lm_head", "code_embedding", "code_head")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, LlamaConfig
 
-from mllm.checkpoint import convert_released, export_released, our_shapes, upstream_shapes
+from mllm.checkpoint import RELEASED, convert_released, export_released, our_shapes
 from mllm.config import MLLMConfig, from_released
 from mllm.engine.loop import generate
 from mllm.engine.request import GenerationRequest
@@ -23,7 +23,7 @@ from mllm.processor import MLLMProcessor
 from mllm.sampling import SamplingConfig
 from mllm.vocabulary import load_text_tokenizer
 from tests.mllm.engine_helpers import text_prompt
-from tests.mllm.released.released_folder import LLAMA_2_7B, write_released
+from tests.mllm.released_folder import LLAMA_2_7B, write_released
 from tests.mllm.tiny_folder import build_tiny_folder, train_text_tokenizer
 
 LLAMA_LAYER = {
@@ -75,7 +75,10 @@ def test_the_7b_model_has_exactly_the_released_tensors() -> None:
     config = MLLMConfig.from_dict(from_released(LLAMA_2_7B))
     ours = our_shapes(MLLMForConditionalGeneration, config)
     assert all(tensor.is_meta for tensor in ours.values())
-    theirs = {name: tuple(tensor.shape) for name, tensor in upstream_shapes(ours, config).items()}
+    theirs = {
+        name: tuple(tensor.shape)
+        for name, tensor in RELEASED.to_theirs(ours, codebook_size=config.codebook_size).items()
+    }
     assert theirs == RELEASED_7B
     assert len(theirs) == 372
     with torch.device("meta"):
@@ -206,7 +209,7 @@ def test_auto_classes_read_the_released_folder(tmp_path: Path, auto_class: type,
     model = build_random(3)
     exported = export_tiny(model, tmp_path)
     state = dict(MLLMForConditionalGeneration.from_pretrained(exported).state_dict())
-    theirs = upstream_shapes(state, model.config)
+    theirs = RELEASED.to_theirs(state, codebook_size=model.config.codebook_size)
     if model.config.tie_word_embeddings:
         del theirs["lm_head.weight"]
     inv_freq = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(2)}  # as old programs saved it

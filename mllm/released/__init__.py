@@ -1,1 +1,0 @@
-"""The published checkpoints: their layout, keys and memory, to ours and back."""
