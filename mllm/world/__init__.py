@@ -1,4 +1,4 @@
-"""A small world of flat shapes: scenes, pictures, sentences about them, and a checker that parses pictures back.
+"""A synthetic world of flat shapes: scenes, images, sentences about them, and a checker that parses images back.
 
-Knows no model and needs no torch: numpy and PIL only.
+Knows no model; numpy, scipy, PIL and YAML suffice for everything but `plan`, which shares the grid of mllm.sequence.
 """
