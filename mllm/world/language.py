@@ -63,7 +63,7 @@ DRAWING_WEIGHTS = {
     "negation": 6,
     "universality": 9,
 }
-STATEMENT_SHARE = 0.22  # whole sentences rather than noun phrases
+STATEMENT_SHARE = 0.22  # complete sentences rather than noun phrases
 SKILL_STATEMENT_SHARE = 0.3  # the same in descriptions that exercise one skill
 CANONICAL_SHARE = 0.3  # the first template: "a red circle to the left of a blue square on a white background"
 BARE_SHARE = 0.4  # captions without "Draw ..."
@@ -345,7 +345,7 @@ class Core:
     text: str
     spec: Spec
     skills: tuple[str, ...]
-    is_statement: bool  # a whole sentence, not a noun phrase
+    is_statement: bool  # a complete sentence, not a noun phrase
 
 
 def make_draw_request(
