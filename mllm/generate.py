@@ -4,8 +4,8 @@ Names and meanings are those of transformers' any-to-any models (`generation_mod
 `negative_prompt_ids`, `num_return_sequences`); what this decoder cannot do is refused by name, never ignored. Turns
 padded tensors into requests and results into padded tensors; decides nothing about decoding.
 
-Letters: B prompts, S answers (the prompts, each as often as asked for), T places, P image positions, N positions of one
-image, I images, K codebooks.
+Letters: B prompts, S answers (the prompts, each as often as asked for), T positions, P image positions, N positions of
+one image, I images, K codebooks.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""The forward passes of a decoding batch: all prompts at once, then one place of every sequence at a time, with caches.
+"""The forward passes of a decoding batch, with caches: all prompts at once, then position by position.
 
-In: sequence states, then the steps that were chosen. Out: hidden states after the last place. A guided request brings a
-second, unconditional sequence that follows the same tokens except those of plans. Sequences share one write position of
-the cache: shorter prompts are padded on the left and masked. Masks are additive and 4-dimensional, which the `sdpa` and
-`eager` attention of transformers take (`flash_attention_2` does not). Chooses nothing.
+In: sequence states, then the steps that were chosen. Out: hidden states after the last position. A guided request
+brings a second, unconditional sequence that follows the same tokens except those of plans. Sequences share one write
+position of the cache: shorter prompts are padded on the left and masked. Masks are additive and 4-dimensional, which
+the `sdpa` and `eager` attention of transformers take (`flash_attention_2` does not). Chooses nothing.
 
 Letters: N requests, R sequences of the decoder (the N, then the unconditional ones), U different prompts among them,
-G sequences with codes, T places of this call, S places so far, D hidden width, P image positions, K codebooks.
+G sequences with codes, T positions of this call, S positions so far, D hidden width, P image positions, K codebooks.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from mllm.sequence import TokenSequence
 
 
 class Step(NamedTuple):
-    """The next place of each sequence that is not done; a sequence is in one of the two."""
+    """The next position of each sequence that is not done; a sequence is in one of the two."""
 
     tokens: dict[int, int]  # sequence -> token id
     codes: dict[int, Tensor]  # sequence -> codes (K,), in the order of codes_GK
@@ -83,7 +83,7 @@ class CachedForward:
         )
 
     def step(self, step: Step) -> Tensor:
-        """Run the places that were chosen; hidden states (R, D) after them."""
+        """Run the positions that were chosen; hidden states (R, D) after them."""
         embeddings_RD = self._embed_step(step)
         if self.unconditional_rows:
             embeddings_RD = embeddings_RD[self.owner_R]
@@ -110,7 +110,7 @@ class CachedForward:
         return self.model.get_input_embeddings()(torch.tensor(ids, device=self.device))
 
     def forward(self, embeddings_RTD: Tensor, *, start: int, mask: Tensor | None) -> Tensor:
-        """The backbone over new places; hidden states (R, D) of the last one."""
+        """The backbone over new positions; hidden states (R, D) of the last one."""
         outputs = self.model.backbone(
             inputs_embeds=embeddings_RTD,
             attention_mask=mask,
@@ -137,34 +137,35 @@ def find_duplicates(texts: list[tuple[int, ...]], prompts: list[TokenSequence]) 
 
 
 class LeftPadding:
-    """Position ids and masks of sequences that end at the same place but begin at different ones, or skip places.
+    """Position ids and masks of sequences that end at the same position but begin at different ones, or skip positions.
 
     Args:
         lengths: of the prompts.
         capacity: of the cache.
-        may_skip: sequences may skip places, so that they need a mask even if all prompts are equally long.
+        may_skip: sequences may skip positions, so that they need a mask even if all prompts are equally long.
     """
 
     def __init__(
         self, lengths: list[int], *, capacity: int, dtype: torch.dtype, device: torch.device, may_skip: bool = False
     ) -> None:
         longest = max(lengths)
-        self.padding_R = torch.tensor([longest - length for length in lengths], device=device)  # places not real so far
-        self.mask_RS: Tensor | None = None  # added to attention scores: 0 at real places, the least number elsewhere
+        # positions so far that are not real
+        self.padding_R = torch.tensor([longest - length for length in lengths], device=device)
+        self.mask_RS: Tensor | None = None  # added to attention scores: 0 at real positions, the least number elsewhere
         if may_skip or min(lengths) < longest:
             is_padding_RS = torch.arange(capacity, device=device) < self.padding_R[:, None]
             zeros_RS = torch.zeros(len(lengths), capacity, dtype=dtype, device=device)
             self.mask_RS = zeros_RS.masked_fill_(is_padding_RS, torch.finfo(dtype).min)
 
-    def skip(self, rows: list[int], place: int) -> None:
-        """Hide the newest place of these sequences; their position ids go on as if it were not there."""
+    def skip(self, rows: list[int], position: int) -> None:
+        """Hide the newest position of these sequences; their position ids continue as if it were not there."""
         assert self.mask_RS is not None, "made without `may_skip`"
         rows_G = torch.tensor(rows, device=self.padding_R.device)
         self.padding_R[rows_G] += 1
-        self.mask_RS[rows_G, place] = torch.finfo(self.mask_RS.dtype).min
+        self.mask_RS[rows_G, position] = torch.finfo(self.mask_RS.dtype).min
 
     def position_ids(self, start: int, end: int) -> Tensor:
-        """Position ids (R, T) of the places from start to end: each sequence counts its own real places."""
+        """Position ids (R, T) of the positions from start to end: each sequence counts its own real positions."""
         return (torch.arange(start, end, device=self.padding_R.device) - self.padding_R[:, None]).clamp_min(0)
 
     def prefill_mask(self, length: int) -> Tensor | None:
@@ -176,7 +177,7 @@ class LeftPadding:
         return torch.maximum(self.mask_RS[:, None, None, :length] + future_TT, future_TT.new_tensor(least))
 
     def step_mask(self, length: int) -> Tensor | None:
-        """Additive mask (R, 1, 1, S) of one new place: a view, nothing is built."""
+        """Additive mask (R, 1, 1, S) of one new position: a view, nothing is built."""
         return None if self.mask_RS is None else self.mask_RS[:, None, None, :length]
 
 

@@ -1,4 +1,4 @@
-"""The decoding loop: sequences in different states (text, image, done) through one cached forward per place.
+"""The decoding loop: sequences in different states (text, image, done) through one cached forward per position.
 
 In: a model and requests. Out: their results, or events while they are decoded. Every request has its own seed and its
 random numbers are drawn before they are needed, so a result does not depend on the other requests of the batch. Inside
@@ -92,7 +92,7 @@ class CodeGroup:
 
 
 class Sampler:
-    """Chooses the next place of every sequence of a batch: sampled from the heads, or forced.
+    """Chooses the next position of every sequence of a batch: sampled from the heads, or forced.
 
     Guided pairs are mixed inside the code head. Settings are kept per group, so that a step builds none.
     """
@@ -112,7 +112,7 @@ class Sampler:
         self.text_settings: dict[tuple[tuple[int, bool], ...], RowSettings] = {}
 
     def sample(self, hidden_RD: Tensor) -> Step:
-        """The next place of every sequence that is not done, from the hidden states after the last one."""
+        """The next position of every sequence that is not done, from the hidden states after the last one."""
         sources = [state.source for state in self.states]
         if all(source is Source.SAMPLED_CODES for source in sources):
             codes_GK = self.sample_codes(hidden_RD, tuple(range(len(sources))))

@@ -3,7 +3,7 @@
 In: encoded prompts and the settings of a checkpoint and of a caller. Out: a `GenerationRequest`, refused here as far as
 no model is needed to see that it cannot be answered. Knows ids and codes, no strings, no images and no model.
 
-Letters: K codebooks, N positions of one image, T places of a sequence, V text vocabulary.
+Letters: K codebooks, N positions of one image, T positions of a sequence, V text vocabulary.
 """
 
 from __future__ import annotations

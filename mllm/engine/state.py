@@ -1,4 +1,4 @@
-"""The state machine of one sequence: what its every next place is.
+"""The state machine of one sequence: what comes at each next position.
 
 It forces what the image layout dictates: sizes, new lines and the end of an image are never sampled. It counts the
 budget and refuses what cannot be finished. In: a request, then what was sampled. Out: what comes next, and at the end
@@ -37,7 +37,7 @@ TEXT_STREAM = 0x9E3779B9
 
 
 class Source(Enum):
-    """Where the next place of a sequence comes from."""
+    """Where the next position of a sequence comes from."""
 
     SAMPLED_TOKEN = "the text head"
     FORCED_TOKEN = "the image layout"
@@ -101,7 +101,7 @@ class SequenceState:
 
     @property
     def source(self) -> Source:
-        """Where the next place comes from."""
+        """Where the next position comes from."""
         if self.finish_reason is not None:
             return Source.DONE
         if self.num_forced == len(self.forced):
@@ -192,7 +192,7 @@ class SequenceState:
     # ---- what came ----
 
     def add_token(self, token_id: int) -> None:
-        """Put a token at the next place: a forced one inside an image, a sampled one in text."""
+        """Put a token at the next position: a forced one inside an image, a sampled one in text."""
         self.token_ids.append(token_id)
         if self.num_forced < len(self.forced):
             self.num_forced += 1
@@ -213,7 +213,7 @@ class SequenceState:
             self.finish_reason = "length"
 
     def add_codes(self, codes_K: Tensor) -> None:
-        """Put the codes of one image position at the next place; the last ones complete the image."""
+        """Put the codes of one image position at the next position; the last ones complete the image."""
         self.codes.append(codes_K)
         self.token_ids.append(self.layout.image_token_id)
         self.num_forced += 1
