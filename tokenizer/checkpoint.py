@@ -47,24 +47,19 @@ CAST_PARTS = ("encoder.", "decoder.")
 CLEAR_MARGIN = 0.5  # dB of PSNR between the two readings below which images do not decide
 
 UPSTREAM_MODELS: dict[str, dict[str, Any]] = {
-    "vitamin_large": {
-        "stem_width": 160,
-        "stage_widths": (160, 320),
-        "width": 1024,
-        "depth": 31,
-        "decoder_depth": 31,
-        "num_heads": 16,
-        "decoder_widths": (320, 160),
-    },
-    "vitamin_base": {
-        "stem_width": 128,
-        "stage_widths": (128, 256),
-        "width": 768,
-        "depth": 14,
-        "decoder_depth": 14,
-        "num_heads": 12,
-        "decoder_widths": (256, 128),
-    },
+    name: {
+        "stem_width": stem,
+        "stage_widths": (stem, 2 * stem),
+        "width": width,
+        "depth": depth,
+        "decoder_depth": depth,
+        "num_heads": num_heads,
+        "decoder_widths": (2 * stem, stem),
+    }
+    for name, stem, width, depth, num_heads in (
+        ("vitamin_large", 160, 1024, 31, 16),
+        ("vitamin_base", 128, 768, 14, 12),
+    )
 }
 """Sizes that the names of UniTok's networks stand for."""
 SAME_ARGS = (
