@@ -292,6 +292,8 @@ def encode_images(images: Iterable[Tensor], tokenizer: UniTok, *, batch_size: in
     Args:
         images: (3, H, W) each, uint8 or float in [-1, 1]. At most `batch_size` of each size are held at a time.
     """
+    codebook_size = tokenizer.config.codebook_size
+    assert codebook_size <= 2**16, f"codes are stored as uint16, got codebooks of {codebook_size} entries"
 
     def encode(batch: list[Tensor]) -> list[EncodedImage]:
         images_B3HW = torch.stack(batch)
