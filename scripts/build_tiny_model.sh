@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Rebuild the bundled model from nothing: text tokenizer, image tokenizer, language model, scores.
-# Every step goes on from its newest checkpoint, so the script can be stopped and started again.
+# Rebuild the bundled model from scratch: text tokenizer, image tokenizer, language model, scores.
+# Every step resumes from its newest checkpoint, so the script can be interrupted and started again.
 # usage: scripts/build_tiny_model.sh [RUNS_FOLDER [MODEL_FOLDER [--KEY VALUE]...]]
 # Keys are for both stages of the language model; on a GPU:
 # --rows 128 --batches_per_step 1 --trainer.dataloader_num_workers 12
@@ -14,7 +14,7 @@ text="$runs/tiny_text/tokenizer.model"
 images="$runs/tiny_decoder/final"
 
 [ -f "$text" ] || mllm train tiny_text --output "$text"
-# Codes first, of pictures at half the size; then a decoder that draws them at the full one.
+# First codes, from images at half size; then a decoder that draws them at full size.
 mllm train tiny_tokenizer --output "$runs/tiny_tokenizer"
 mllm train tiny_decoder --output "$runs/tiny_decoder" --start_from "$runs/tiny_tokenizer/final"
 
@@ -24,7 +24,7 @@ stage() {
         ${everywhere[@]+"${everywhere[@]}"}
 }
 stage tiny_first
-if [ ! -d "$runs/tiny/codes" ]; then # on the same pictures
+if [ ! -d "$runs/tiny/codes" ]; then # the same images
     mkdir -p "$runs/tiny"
     cp -r "$runs/tiny_first/codes/." "$runs/tiny/codes.part"
     mv "$runs/tiny/codes.part" "$runs/tiny/codes"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What the choices of the bundled model are worth, measured on the synthetic world and plotted (docs/ablations.md).
+# Ablations of the bundled model, measured on the synthetic world and plotted (docs/ablations.md).
 # usage: scripts/measure_ablations.sh [COUNT]   items of each kind, 200 if none is given
 set -euo pipefail
 cd "$(dirname "$0")/.."

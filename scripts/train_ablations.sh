@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# What the head, the number of codebooks and the length of training are worth: equal short trainings around the words of
-# the bundled model, with new image tokenizers, code embeddings and heads, measured on the synthetic world and plotted
-# (docs/ablations.md). Goes on where it stopped.
+# Ablations of the head, the number of codebooks and the length of training: equal short trainings around the language
+# model of the bundled model, with new image tokenizers, code embeddings and heads, measured on the synthetic world and
+# plotted (docs/ablations.md). Resumes where it was interrupted.
 # usage: scripts/train_ablations.sh [RUNS_FOLDER [COUNT]]   COUNT items of each kind, 200 if none is given;
-# REPORTS=FOLDER puts the plots elsewhere, WORDS=MODEL_FOLDER takes the words of another model
+# REPORTS=FOLDER writes the plots elsewhere, WORDS=MODEL_FOLDER uses another language model
 set -euo pipefail
 cd "$(dirname "$0")/.."
 runs=${1:-runs/ablations}

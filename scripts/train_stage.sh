@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Start a recipe on every process of every node. The scripts train_stage1.sh ... name the recipe; the rest is said by
-# variables, all optional:
+# Start a recipe on every process of every node. The scripts train_stage1.sh ... name the recipe; the rest are
+# optional variables:
 #   LAUNCHER   torchrun (default), deepspeed or accelerate
 #   NPROC      processes of this node; default: its GPUs, or 1
 #   ZERO       2, 3 or 3_offload: shard with DeepSpeed; empty: plain data parallel

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Train the image tokenizer on one machine or many; run it on every node with its own --node_rank. Goes on from the newest
+# Train the image tokenizer on one machine or many; run it on every node with its own --node_rank. Resumes from the newest
 # checkpoint in the output folder. The names are those of UniTok's launcher; every other option is a key of the recipe.
 # usage: [RECIPE=unitok_large] [PYTHON=python] scripts/train_tokenizer.sh [--nnodes N] [--nproc_per_node N]
 #            [--node_rank R] [--master_addr HOST] [--master_port PORT] [--output_dir DIR]

