@@ -1,17 +1,18 @@
-"""Text to image codes: ours beside upstream's algorithm and beside the floor, on models with random weights.
+"""What `mllm benchmark` times: images, the code head alone and the image tokenizer, next to upstream's algorithm.
 
-In: sizes and batches. Out: a case for each. Before anything is timed, the codes of both are shown to be equal in
-float32: greedy, for both ways of embedding new positions, and sampled with the same random numbers. There a number
-that falls within rounding of the border between two codes may choose either, and all later codes then differ; so the
-reference follows our codes and asks of every number whether it chose its code.
+Models have random weights, so nothing is downloaded: speed does not depend on weight values. Before anything is timed,
+the results of both are shown to be equal in float32. Sampled codes need care: a random number within rounding of the
+border between two codes may choose either, and all later codes then differ; so the reference follows our codes and
+checks that every number chose its code.
 
-Letters: N images, P image positions, K codebooks, C codes.
+Letters: N images, R rows (guided: two of each image), P image positions, K codebooks, C codes, D hidden width.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,13 +41,6 @@ from tokenizer.layers import Upsample
 from tokenizer.quantizer import MultiCodebookQuantizer
 from tokenizer.unitok import UniTok
 
-# Models with random weights in the sizes of the benchmarks, prompts for them, and what one position costs.
-#
-# Speed does not depend on what the weights say, so nothing is downloaded.
-#
-# Letters: R rows of the decoder.
-
-
 BEGIN_IMAGE_ID = 3  # the released model's
 VOCABULARY = 1000  # no text is decoded here
 FIRST_TEXT_ID = 7
@@ -55,7 +49,7 @@ SEED = 0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Size:
-    """A model and a picture."""
+    """Sizes of a model and an image."""
 
     width: int
     heads: int
@@ -70,6 +64,9 @@ class Size:
     embedder_heads: int | None = None
 
 
+RELEASED: dict[str, Any] = dict(
+    width=4096, heads=32, intermediate=11008, codebook_size=4096, embedder_width=1024, embedder_heads=16
+)
 SIZES = {
     "XXS": Size(width=32, heads=2, intermediate=40, layers=2, head_layers=2, codebooks=3, codebook_size=16, side=3),
     "XS": Size(width=128, heads=4, intermediate=344, layers=4),
@@ -77,27 +74,8 @@ SIZES = {
     "M": Size(width=512, heads=8, intermediate=1376, layers=8, codebook_size=1024),
     "L": Size(width=1024, heads=16, intermediate=2752, layers=8, codebook_size=4096, side=6, prompt=32),
     # the released model's head and code embedding over one layer of its backbone
-    "head-7b": Size(
-        width=4096,
-        heads=32,
-        intermediate=11008,
-        layers=1,
-        codebook_size=4096,
-        side=2,
-        embedder_width=1024,
-        embedder_heads=16,
-    ),
-    "7b": Size(
-        width=4096,
-        heads=32,
-        intermediate=11008,
-        layers=32,
-        codebook_size=4096,
-        side=16,
-        prompt=64,
-        embedder_width=1024,
-        embedder_heads=16,
-    ),
+    "head-7b": Size(layers=1, side=2, **RELEASED),
+    "7b": Size(layers=32, side=16, prompt=64, **RELEASED),
 }
 
 
@@ -189,7 +167,7 @@ ROUNDING = 1e-5  # of a probability in float32, guidance included
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """The same pictures for both: rows for our decoding, ids and random numbers for upstream's."""
+    """The same images for both: requests for our decoding, ids and random numbers for upstream's."""
 
     rows: list[GenerationRequest]
     prompts: list[list[int]]
@@ -229,19 +207,10 @@ class Work:
         choose: Choose | None = None,
     ) -> np.ndarray:
         """Codes (N, K, P) by upstream's algorithm."""
-        return (
-            drawing.draw(
-                self.prompts,
-                self.unconditional,
-                num_positions=self.num_positions,
-                settings=settings,
-                uniforms_NPK=self.uniforms_NPK,
-                sees_prefix=sees_prefix,
-                choose=choose,
-            )
-            .cpu()
-            .numpy()
-        )
+        noise = {"uniforms_NPK": self.uniforms_NPK, "choose": choose}
+        prompts, num = (self.prompts, self.unconditional), self.num_positions
+        codes_NKP = drawing.draw(*prompts, num_positions=num, settings=settings, sees_prefix=sees_prefix, **noise)
+        return codes_NKP.cpu().numpy()
 
     def ours(
         self, model: MLLMForConditionalGeneration, settings: SamplingConfig, *, sees_prefix: bool = False
@@ -331,14 +300,6 @@ class Follower:
         distance_N1 = torch.maximum(begin_N1 - uniforms_N[:, None], uniforms_N[:, None] - end_N1)
         self.largest_distance = max(self.largest_distance, float(distance_N1.max()))
         return codes_N1[:, 0]
-
-
-# The codebook head alone, and the choice of a code alone: ours beside upstream's, on random weights.
-#
-# In: sizes and numbers of images. Out: a case for each. The head is timed over single image positions: upstream's over
-# its growing prefix, the same with transformers' dynamic cache, and ours.
-#
-# Letters: N images, R rows (guided: two of each), D hidden width, K codebooks, C codes.
 
 
 RELEASED_CODES = 4096
@@ -460,12 +421,6 @@ def benchmark_choice(name: str, settings: SamplingConfig, *, num_rows: int, roun
     )
 
 
-# Pictures to codes and back: ours beside upstream's, on random weights; and the two steps that differ, alone.
-#
-# In: sizes and batches. Out: a case for each. Upstream's network is ours with its own look-up and upsampling, decoding
-# one picture after another (mllm/benchmark/upstream_reference.py).
-
-
 TOKENIZER_CONFIGS = {"tiny": UniTokConfig.tiny, "large": UniTokConfig.large}
 LEAST_EQUAL_CODES = 0.995  # near-ties may flip
 LARGEST_PIXEL_ERROR = 1e-4
@@ -480,7 +435,7 @@ def build_random_tokenizer(name: str, *, device: torch.device) -> UniTok:
 
 
 def benchmark_coding(name: str, batch: int, *, rounds: int, device: torch.device) -> list[Case]:
-    """Encode and decode a batch of pictures of the network's own size."""
+    """Encode and decode a batch of images of the network's own size."""
     ours = build_random_tokenizer(name, device=device)
     upstream = UpstreamTokenizer(ours)
     side = ours.config.image_size
@@ -502,13 +457,13 @@ def benchmark_coding(name: str, batch: int, *, rounds: int, device: torch.device
     )
     return [
         Case(
-            name=f"encode {name}, {batch} pictures",
+            name=f"encode {name}, {batch} images",
             facts={**facts, "equal_codes": share},
             checks={"codes equal but for near-ties": share >= LEAST_EQUAL_CODES},
             timings=encoding,
         ),
         Case(
-            name=f"decode {name}, {batch} pictures",
+            name=f"decode {name}, {batch} images",
             facts={**facts, "largest_error": error},
             checks={"pixels equal": error <= LARGEST_PIXEL_ERROR},
             timings=decoding,
@@ -517,7 +472,7 @@ def benchmark_coding(name: str, batch: int, *, rounds: int, device: torch.device
 
 
 def benchmark_lookup(batch: int, *, rounds: int, device: torch.device) -> Case:
-    """The nearest entries for `batch` pictures, in codebooks of the released size."""
+    """The nearest entries for `batch` images, in codebooks of the released size."""
     config = UniTokConfig.large()
     torch.manual_seed(TOKENIZER_SEED)
     quantizer = MultiCodebookQuantizer(config.num_codebooks, config.codebook_size, config.code_width)
@@ -526,7 +481,7 @@ def benchmark_lookup(batch: int, *, rounds: int, device: torch.device) -> Case:
     features_BNZ = torch.randn(batch, config.positions_per_image, config.vector_width).to(device)
     upstream_codes_BKN = upstream_nearest(quantizer, features_BNZ)
     return Case(
-        name=f"look up {config.num_codebooks} x {config.codebook_size}, {batch} pictures",
+        name=f"look up {config.num_codebooks} x {config.codebook_size}, {batch} images",
         facts={"batch": batch, "codebooks": config.num_codebooks, "codebook_size": config.codebook_size},
         checks={"codes equal": torch.equal(quantizer.quantize(features_BNZ), upstream_codes_BKN)},
         timings=time_interleaved(

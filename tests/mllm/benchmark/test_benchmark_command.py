@@ -21,10 +21,10 @@ RUNS = {
     "tokenizer": (
         ["--batch", "1"],
         [
-            "encode tiny, 1 pictures",
-            "decode tiny, 1 pictures",
+            "encode tiny, 1 images",
+            "decode tiny, 1 images",
             "upsample 64 channels, 32 to 64",
-            "look up 8 x 4096, 1 pictures",
+            "look up 8 x 4096, 1 images",
         ],
     ),
 }
