@@ -149,7 +149,7 @@ def evaluate_score(options: Namespace) -> None:
     inputs = read_answers(options)
     if annotations is None:
         raise ValueError(f"--annotations must be given for {inputs.benchmark.name}: {inputs.benchmark.annotations}")
-    score_options = ScoreOptions(folder=inputs.folder, judge=find_judge(options))
+    score_options = ScoreOptions(folder=inputs.folder, judge=find_judge(options), scorer=find_scorer(options))
     result = make_result(
         inputs.benchmark.name,
         inputs.benchmark.score(inputs.answered, annotations, score_options),
@@ -162,17 +162,18 @@ def evaluate_score(options: Namespace) -> None:
     print(as_table(result))
 
 
-def find_judge(options: Namespace) -> object:
-    """The language model that grades, or the scorer of images, if one was named."""
-    if options.scorer is not None:
-        from mllm.evaluation.scorers import find_scorer
+def find_scorer(options: Namespace) -> Any:
+    """The model that scores images, if one was named."""
+    if options.scorer is None:
+        return None
+    from mllm.evaluation.scorers import find_scorer
 
-        return find_scorer(
-            options.scorer,
-            model=options.scorer_model,
-            device=options.scorer_device,
-            python=options.scorer_python,
-        )
+    place = {"device": options.scorer_device, "python": options.scorer_python}
+    return find_scorer(options.scorer, model=options.scorer_model, **place)
+
+
+def find_judge(options: Namespace) -> Any:
+    """The language model that grades open answers, if one was named."""
     if options.judge_model is None and options.judge_url is None:
         return None
     from mllm.evaluation.judged import DEFAULT_MODEL, DEFAULT_URL, Judge

@@ -135,16 +135,16 @@ class GenAIBench(ImageBenchmark):
 
     def score(self, answered: Answers, annotations: Path, options: ScoreOptions) -> Scores:
         """Mean, deviation and interval of every skill, as far as its prompts were scored, then of all prompts."""
-        if options.judge is None:
+        if options.scorer is None:
             raise ValueError("GenAI-Bench must be scored by an image-text model, got none; give --scorer, such as self")
         total = answered[0].item.fields["num_prompts"]
         skills = self.read_skills(annotations, total=total)
-        values = score_images(answered, options.judge, options.folder)
+        values = score_images(answered, options.scorer, options.folder)
         by_number = {int(one.item.question_id): value for one, value in zip(answered, values, strict=True)}
         numbers = {name: skills[name] for name in [*self.skills, *skills] if name in skills}
         numbers["all"] = sorted({number for group in skills.values() for number in group})
         chosen = {name: [by_number[n] for n in group if n in by_number] for name, group in numbers.items()}
-        judge = dict(options.judge.description)
+        judge = dict(options.scorer.description)
         return Scores(
             self.protocol(f"vqascore-{judge['name']}", count=total),
             "advanced",
@@ -154,10 +154,10 @@ class GenAIBench(ImageBenchmark):
 
     def read_skills(self, path: Path, *, total: int) -> dict[str, list[int]]:
         """Prompt numbers, counted from 1, by skill."""
-        given = read_json(path)
-        if not isinstance(given, dict) or not all(isinstance(values, list) for values in given.values()):
-            raise ValueError(f"{path} must map skills to lists of prompt numbers; give genai_skills.json as published")
-        as_found = {name: [as_number(value, path) for value in values] for name, values in given.items()}
+        try:
+            as_found = {name: [int(str(value)) for value in values] for name, values in read_json(path).items()}
+        except (AttributeError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} must map skills to prompt numbers ({error}); give genai_skills.json") from error
         everything = {number for values in as_found.values() for number in values}
         first = 0 if 0 in everything else 1 if total in everything else self.first_numbers[self.size]
         skills = {name: [number - first + 1 for number in values] for name, values in as_found.items()}
@@ -180,13 +180,6 @@ class GenAIBench527(GenAIBench):
 class GenAIBench1600(GenAIBench):
     name, size, official_counts = "genai-bench-1600", 1600, (1600,)
     summary = "GenAI-Bench with 1600 prompts: prompts.txt; scored with genai_skills.json and a --scorer"
-
-
-def as_number(value: object, path: Path) -> int:
-    """A prompt's number, which may be written as a string of digits."""
-    if isinstance(value, int) or (isinstance(value, str) and value.isdecimal()):
-        return int(value)
-    raise ValueError(f"{path} must list prompts by number, got {value!r}; give genai_skills.json as published")
 
 
 def score_images(answered: Answers, scorer: ImageTextScorer, folder: Path | None) -> list[float]:

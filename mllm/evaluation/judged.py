@@ -200,7 +200,7 @@ class MMVet(Benchmark):
     def score(self, answered: Answers, annotations: Path, options: ScoreOptions) -> Scores:
         """Mean grade in total and by capability, in percent; several runs of the judge are averaged per answer."""
         judge = options.judge
-        if not isinstance(judge, Judge):
+        if judge is None:
             raise ValueError(
                 "MM-Vet must be graded by a judge, got none; give --judge-url and --judge-model, or write the file for "
                 "the official evaluator with mllm evaluate submit"

@@ -12,9 +12,13 @@ import importlib
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from mllm.files import Line, need_field, read_json, read_lines, tool_versions
+
+if TYPE_CHECKING:
+    from mllm.evaluation.judged import Judge
+    from mllm.evaluation.scorers import ImageTextScorer
 
 Mode = Literal["text", "image"]
 T = TypeVar("T")
@@ -96,7 +100,8 @@ class ScoreOptions:
     """What a scorer may use besides answers and annotations."""
 
     folder: Path | None = None  # the run folder: images, and a cache of grades
-    judge: Any = None  # a mllm.evaluation.judged.Judge, or a mllm.evaluation.scorers.ImageTextScorer
+    judge: Judge | None = None  # grades open answers
+    scorer: ImageTextScorer | None = None  # scores images
 
 
 class Benchmark:

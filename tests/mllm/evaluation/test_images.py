@@ -83,7 +83,7 @@ def test_skills_have_the_mean_deviation_and_interval_of_their_prompts(
 ) -> None:
     _, skills, folder, answered = run
     scorer = BrightnessScorer()
-    scores = GenAIBench527().score(answered, skills, ScoreOptions(folder=folder, judge=scorer))
+    scores = GenAIBench527().score(answered, skills, ScoreOptions(folder=folder, scorer=scorer))
     values = [(37 * (3 + n) % 256 * 256 + (3 + n) % 251) / 65535 for n in range(527)]
     named = json.loads(skills.read_text()) | {"all": list(range(1, 528))}
     assert scores.headline == "advanced" and scores.protocol == "genai-bench-527@vqascore-brightness"
@@ -101,7 +101,7 @@ def test_skills_have_the_mean_deviation_and_interval_of_their_prompts(
             pytest.approx(score.value - half, abs=0.15 * half),
             pytest.approx(score.value + half, abs=0.15 * half),
         )
-    GenAIBench527().score(answered, skills, ScoreOptions(folder=folder, judge=scorer))
+    GenAIBench527().score(answered, skills, ScoreOptions(folder=folder, scorer=scorer))
     assert scorer.num_scored == 527  # the second time nothing is left to score
 
 
@@ -112,7 +112,7 @@ def test_the_set_of_1600_counts_from_zero_and_from_one_where_the_file_does(tmp_p
         image = tmp_path / "a.png"
         Image.new("RGB", (2, 2)).save(image)
         answered = [AnsweredItem(item, image=image) for item in items]
-        scores = GenAIBench1600().score(answered, skills, ScoreOptions(judge=BrightnessScorer()))
+        scores = GenAIBench1600().score(answered, skills, ScoreOptions(scorer=BrightnessScorer()))
         assert scores.scores["basic"].count == 200 and "advanced" not in scores.scores
         assert scores.protocol == "genai-bench-1600@vqascore-brightness"
 
@@ -202,10 +202,10 @@ def test_what_is_missing_or_wrong_is_named(tmp_path: Path, run: tuple[Path, Path
         wrong = tmp_path / "skills.json"
         wrong.write_text(json.dumps(json.loads(skills.read_text()) | change))
         with pytest.raises(ValueError, match=message):
-            GenAIBench527().score(answered, wrong, ScoreOptions(judge=BrightnessScorer()))
+            GenAIBench527().score(answered, wrong, ScoreOptions(scorer=BrightnessScorer()))
     wrong.write_text(json.dumps({"basic": [1]}))
     with pytest.raises(ValueError, match="advanced"):
-        GenAIBench527().score(answered, wrong, ScoreOptions(judge=BrightnessScorer()))
+        GenAIBench527().score(answered, wrong, ScoreOptions(scorer=BrightnessScorer()))
 
 
 # ---- official layouts ----
