@@ -349,7 +349,7 @@ def interleaved_round(episode: Episode, rng: Random) -> Round:
         case "draw then answer":
             asked = ask(episode, episode.scene, rng)
             template = rng.choice(table[kind])
-            slots = {"question": asked.request[0]}
+            slots = {"question": str(asked.request[0])}
             steps = [(image, drawn), (asked.answer[0], asked.checks[0])]
         case _:
             template = rng.choice(table[kind])
