@@ -148,7 +148,8 @@ def test_drawings_from_words_are_centred_where_some_episodes_are(make) -> None:
         assert {episodes.is_centred(index) for index in found} == expected
 
 
-def test_data_that_cannot_be_had_is_refused(make) -> None:
+def test_data_that_cannot_be_had_is_refused(make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("train.data.world.MAX_TRIES", 20)
     one = dataclasses.replace(EPISODES, num_episodes=1, seed=1)
     assert len(make_episode(0, seed=1).scene.objects) == 2
     with pytest.raises(ValueError):
