@@ -273,10 +273,11 @@ def spread(config: MLLMConfig, *, dtype: torch.dtype, first: torch.device) -> di
     in_layers = sum(parameter.numel() for parameter in layers.parameters())
     around = (model.num_parameters() - in_layers) * dtype.itemsize
     free = {device: int(FREE_SHARE * room) for device, room in get_max_memory().items()}
-    free = {main: max(free.pop(main, 0) - around, 0), **free, "disk": 0}
+    left = free.pop(main, 0) - around
+    free = {main: max(left, 0), **free, "disk": 0}
     # accelerate wants room for one more layer on the first device, for those that it brings back from other places
     places = infer_auto_device_map(layers, free, no_split_module_classes=list(model._no_split_modules), dtype=dtype)
-    if "disk" in places.values():
+    if left < 0 or "disk" in places.values():
         raise ValueError(
             f"the devices must have room for {around + in_layers * dtype.itemsize} bytes of weights, got {free} beside "
             f"the {around} bytes around the layers; use quantization, a smaller dtype, or more devices"
@@ -301,23 +302,16 @@ def quantization_config(name: str, *, dtype: torch.dtype, kept: Sequence[str] = 
             f"{PACKAGES[name]} must be installed for quantization {name!r}, got no such package; "
             "run: pip install 'mllm-toolkit[quantization]'"
         )
-    match name:
-        case "int8" | "int4":
-            return torchao_config(name, kept)
-        case "bnb8":
-            return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=list(kept))
-        case _:
-            return BitsAndBytesConfig(
-                load_in_4bit=True,
-                bnb_4bit_quant_type="nf4",
-                bnb_4bit_use_double_quant=True,
-                bnb_4bit_compute_dtype=dtype,
-                llm_int8_skip_modules=list(kept),
-            )
-
-
-def torchao_config(name: str, kept: Sequence[str]) -> TorchAoConfig:
-    """Weights in fewer bits, products in the dtype of the model."""
+    if name == "bnb8":
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=list(kept))
+    if name == "nf4":
+        return BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+            llm_int8_skip_modules=list(kept),
+        )
     from torchao.quantization import Int4WeightOnlyConfig, Int8WeightOnlyConfig
 
     if name == "int4" and not torch.cuda.is_available():

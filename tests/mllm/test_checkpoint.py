@@ -114,8 +114,9 @@ def test_auto_spreads_the_layers_and_keeps_the_rest_together(folder: Path, monke
         expected = {"backbone.layers.0": 0, **dict.fromkeys(elsewhere, place)}
         assert places(torch.float32, **memory) == expected
     assert places(torch.bfloat16, gpu0=first, cpu=9 * layer) == {"backbone.layers": 0}, "half the bytes fit on one"
-    with pytest.raises(ValueError):
-        places(torch.float32, gpu0=first)
+    for memory in ({"gpu0": first}, {"gpu0": around - 9, "gpu1": 9 * layer}):
+        with pytest.raises(ValueError):
+            places(torch.float32, **memory)
 
 
 HERE = ("backbone.embed_tokens", "backbone.norm", "backbone.rotary_emb", "lm_head", "code_embedding", "code_head")
