@@ -106,7 +106,7 @@ def _load(
     model = MLLMForConditionalGeneration.from_pretrained(recipe.start_from, config=config, dtype=dtype, **options)
     resize_vocabulary(model, vocabulary)
     positions = model.code_embedding.places
-    if positions is not None and grid["image_layout"] == "grid" and grid["max_grid_side"] > len(positions.row):
+    if positions is not None and (grid["max_grid_side"] or 0) > (start.max_grid_side or start.grid_side):
         with gathered(positions.parameters()):
             positions.extend(grid["max_grid_side"])
         partition([positions])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from mllm.model import MLLMForConditionalGeneration
 from mllm.sequence import ImageLayout
@@ -23,23 +23,23 @@ NUM_TOKENS = 400
 UNDERSTANDING = {"embedding_context": "whole", "head_type": "none", "tasks": ["ask", "describe"]}
 
 
-@pytest.fixture
-def llama(tmp_path: Path) -> Path:
+def language_model(folder: Path, model_type: str = "llama") -> Path:
     torch.manual_seed(3)
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
-    LlamaForCausalLM(LlamaConfig(vocab_size=NUM_TOKENS, **sizes)).save_pretrained(tmp_path / "llama")
-    return tmp_path / "llama"
+    config = AutoConfig.for_model(model_type, vocab_size=NUM_TOKENS, num_key_value_heads=1, head_dim=16, **sizes)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder / model_type)
+    return folder / model_type
 
 
 @pytest.fixture
-def recipe(mllm_recipe: MLLMRecipe, llama: Path) -> MLLMRecipe:
+def recipe(mllm_recipe: MLLMRecipe, tmp_path: Path) -> MLLMRecipe:
     fields = {"embedder_width": 24, "embedder_heads": 2, "head_layers": 1}  # the image tokenizer's projection
-    return dataclasses.replace(mllm_recipe, model=fields, backbone=llama, ema_decay=0.0)
+    return dataclasses.replace(mllm_recipe, model=fields, backbone=language_model(tmp_path), ema_decay=0.0)
 
 
 def check_weights(weights: dict[str, torch.Tensor], recipe: MLLMRecipe) -> None:
     """Everything comes from where it should."""
-    theirs = LlamaForCausalLM.from_pretrained(recipe.backbone).state_dict()
+    theirs = AutoModelForCausalLM.from_pretrained(recipe.backbone).state_dict()
     for name, value in theirs.items():
         ours = weights[name.replace("model.", "backbone.")]
         if name in ("model.embed_tokens.weight", "lm_head.weight"):
@@ -63,11 +63,18 @@ def build(recipe: MLLMRecipe) -> MLLMForConditionalGeneration:
     return build_model(recipe, load_text_tokenizer(recipe.text_tokenizer), image_tokenizer)
 
 
-def test_a_language_model_gets_eyes_and_hands(recipe: MLLMRecipe) -> None:
-    model = build(recipe)
-    check_weights(model.state_dict(), recipe)
-    assert model.config.vocab_size == NUM_TOKENS + 3
-    assert {model.config.begin_image_id, model.config.end_image_id, model.config.image_token_id} == {400, 401, 402}
+def test_any_language_model_gets_eyes_and_hands(recipe: MLLMRecipe, tmp_path: Path) -> None:
+    """Its weights and what it says of text stay the same."""
+    for model_type in ("llama", "qwen2", "qwen3", "gemma"):
+        recipe = dataclasses.replace(recipe, backbone=language_model(tmp_path, model_type))
+        model = build(recipe).eval()
+        check_weights(model.state_dict(), recipe)
+        assert model.config.vocab_size == NUM_TOKENS + 3
+        assert {model.config.begin_image_id, model.config.end_image_id, model.config.image_token_id} == {400, 401, 402}
+        ids_BT = torch.tensor([[1, 7, 300, 12, 5]])
+        with torch.no_grad():
+            expected = AutoModelForCausalLM.from_pretrained(recipe.backbone).eval()(ids_BT).logits
+            torch.testing.assert_close(model(ids_BT).logits[..., :NUM_TOKENS], expected)
 
 
 def test_a_model_of_ours_lends_its_words_to_other_codes(mllm_recipe: MLLMRecipe, tmp_path: Path) -> None:
@@ -90,55 +97,59 @@ def test_a_model_of_ours_lends_its_words_to_other_codes(mllm_recipe: MLLMRecipe,
         assert head and not any(torch.equal(ours[name], theirs[name]) for name in head)
 
 
-def test_words_with_other_numbers_are_refused(mllm_recipe: MLLMRecipe, tmp_path: Path) -> None:
-    """A bare tokenizer gives sizes the numbers that the model's plans have."""
+def test_tokenizers_of_another_model_are_refused(mllm_recipe: MLLMRecipe, recipe: MLLMRecipe, tmp_path: Path) -> None:
+    """Where ids differ (sizes get those of plans), and where codes look alike but patches are larger."""
     image_tokenizer = UniTok.from_pretrained(mllm_recipe.image_tokenizer)
     planned = dataclasses.replace(mllm_recipe, data=dataclasses.replace(mllm_recipe.data, plans=True))
     text_tokenizer = load_text_tokenizer(mllm_recipe.text_tokenizer)
     build_model(planned, text_tokenizer, image_tokenizer).save_pretrained(tmp_path / "before")
     grid = {"embedder_width": 24, "embedder_heads": 2, "image_layout": "grid", "max_grid_side": 3}
-    recipe = dataclasses.replace(planned, model=grid, backbone=tmp_path / "before")
-    with pytest.raises(ValueError):
-        build_model(recipe, load_text_tokenizer(mllm_recipe.text_tokenizer), image_tokenizer)
-
-
-def test_codes_of_other_pictures_are_refused(mllm_recipe: MLLMRecipe, tmp_path: Path) -> None:
-    """As when a decoder of twice the size is trained: the codes look alike and the patches are larger."""
-    image_tokenizer = UniTok.from_pretrained(mllm_recipe.image_tokenizer)
-    text_tokenizer = load_text_tokenizer(mllm_recipe.text_tokenizer)
-    build_model(mllm_recipe, text_tokenizer, image_tokenizer).save_pretrained(tmp_path / "before")
-    recipe = dataclasses.replace(mllm_recipe, model={}, start_from=tmp_path / "before")
-    build_model(recipe, text_tokenizer, image_tokenizer)
+    with pytest.raises(ValueError, match="text_tokenizer"):
+        build(dataclasses.replace(planned, model=grid, backbone=tmp_path / "before"))
+    further = dataclasses.replace(mllm_recipe, model={}, start_from=tmp_path / "before")
+    build_model(further, text_tokenizer, image_tokenizer)
     sizes = {"shrink": 2, "image_size": 64, "decoder_widths": (12, 8, 8), "decoder_depths": (1, 1, 1)}
-    larger = UniTok(dataclasses.replace(image_tokenizer.config, **sizes))
-    with pytest.raises(ValueError):
-        build_model(recipe, text_tokenizer, larger)
-
-
-def test_another_width_than_the_image_tokenizers_is_refused(recipe: MLLMRecipe) -> None:
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="image_tokenizer"):
+        build_model(further, text_tokenizer, UniTok(dataclasses.replace(image_tokenizer.config, **sizes)))
+    with pytest.raises(ValueError, match="embedder_width"):
         build(dataclasses.replace(recipe, model={**recipe.model, "embedder_width": 16}))
-    with pytest.raises(ValueError):
-        dataclasses.replace(recipe, start_from=recipe.backbone)
+
+
+def build_under_zero3(recipe: MLLMRecipe, folder: Path) -> list[dict[str, torch.Tensor]]:
+    """The weights that two processes gather, each of which holds its half."""
+    trainer = {**recipe.trainer, "deepspeed": str(ROOT / "scripts" / "zero3.json")}
+    path = write_recipe(dataclasses.replace(recipe, trainer=trainer), folder / "recipe.yaml")
+    words = command("torchrun", path)
+    words = [*words[: words.index("train.run")], "tests.train.zero3_worker", str(path), str(folder)]
+    done = subprocess.run(words, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+    for rank in range(2):
+        counts = json.loads((folder / f"held-{rank}.json").read_text())
+        assert counts["held"] < 0.52 * counts["total"]  # its half, and padding to even parts
+    return [torch.load(folder / f"weights-{rank}.pt") for rank in range(2)]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fields", [{}, UNDERSTANDING], ids=["draws", "understands"])
-def test_under_zero3_each_process_holds_its_half_and_the_weights_are_the_same(
+def test_under_zero3_the_weights_around_a_language_model_are_the_same(
     recipe: MLLMRecipe, tmp_path: Path, fields: dict[str, object]
 ) -> None:
     recipe = dataclasses.replace(recipe, model={**recipe.model, **fields})
-    config = str(ROOT / "scripts" / "zero3.json")
-    sharded = dataclasses.replace(recipe, trainer={**recipe.trainer, "deepspeed": config})
-    path = write_recipe(sharded, tmp_path / "recipe.yaml")
-    words = command("torchrun", path)
-    words = [*words[: words.index("train.run")], "tests.train.zero3_worker", str(path), str(tmp_path)]
-    done = subprocess.run(words, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
-    for rank in range(2):
-        counts = json.loads((tmp_path / f"held-{rank}.json").read_text())
-        assert counts["held"] < 0.52 * counts["total"]  # its half, and padding to even parts
-        check_weights(torch.load(tmp_path / f"weights-{rank}.pt"), recipe)
+    for weights in build_under_zero3(recipe, tmp_path):
+        check_weights(weights, recipe)
+
+
+@pytest.mark.slow
+def test_under_zero3_tokens_and_positions_are_added_as_without(mllm_recipe: MLLMRecipe, tmp_path: Path) -> None:
+    fields = {**mllm_recipe.model, "image_position_embedding": True}
+    before = build(dataclasses.replace(mllm_recipe, model=fields))
+    before.save_pretrained(tmp_path / "before")
+    many = {"image_layout": "grid", "max_grid_side": before.config.grid_side + 2}
+    grown = dataclasses.replace(mllm_recipe, start_from=tmp_path / "before", model=many, ema_decay=0.0)
+    expected = build(grown).state_dict()
+    for weights in build_under_zero3(grown, tmp_path):
+        for name, value in weights.items():
+            torch.testing.assert_close(value, expected[name], msg=name)
 
 
 def test_a_model_can_be_trained_further_to_write_plans(mllm_recipe: MLLMRecipe, tmp_path: Path) -> None:
