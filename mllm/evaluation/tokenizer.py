@@ -156,7 +156,7 @@ def evaluate_tokenizer(wanted: TokenizerEvaluation) -> dict[str, Any]:
     """Everything that was asked for; what is missing is reported before anything is computed."""
     if wanted.fid:
         need_fidelity()
-    source, device = ImageSource(wanted.images), choose_device(wanted.device)
+    source, device = EvaluationImages(wanted.images), choose_device(wanted.device)
     lpips = None if wanted.lpips is None else LPIPS.from_file(wanted.lpips).to(device)
     codec = find_codec(wanted.model, wanted.codec, device=device)
     side = codec.image_size
@@ -224,7 +224,7 @@ def describe_crop(prepare: ImageProcessor) -> str:
 # ---- images ----
 
 
-class ImageSource:
+class EvaluationImages:
     """Images of a folder and its subfolders, or of a tar archive, in the order of their names; opened one at a time."""
 
     def __init__(self, path: Path) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mllm.checkpoint import find_image_tokenizer
 from mllm.cli.main import main
-from mllm.evaluation.tokenizer import ImageSource, class_names, fit_probe
+from mllm.evaluation.tokenizer import EvaluationImages, class_names, fit_probe
 from tests.mllm.tiny_folder import build_tiny_folder
 from tests.train.published_weights import lpips_weights, write_merges
 from tokenizer.config import UniTokConfig
@@ -141,7 +141,7 @@ def test_an_archive_and_a_folder_of_the_same_images_score_the_same(
     with tarfile.open(archive, "w") as file:
         for path in sorted(images.rglob("*.*"), reverse=True):
             file.add(path, arcname=str(path.relative_to(images)))
-    assert ImageSource(archive).names == ImageSource(images).names
+    assert EvaluationImages(archive).names == EvaluationImages(images).names
     words = ["--model", str(model), "--limit", "5", "--images"]
     results = [evaluate(tmp_path / str(n), *words, path) for n, path in enumerate((archive, images))]
     assert results[0]["scores"] == results[1]["scores"]
