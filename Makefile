@@ -4,6 +4,8 @@ VENV := .venv
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check install --quiet --constraint requirements.txt
 DEMO_ARGS ?=
 PYTEST_ARGS ?=
+# One process of tests per core; the tests of a file stay together.
+PYTEST := $(VENV)/bin/python -m pytest -n auto --dist loadfile
 
 .PHONY: demo test check clean
 .DEFAULT_GOAL := demo
@@ -12,13 +14,13 @@ demo: $(VENV)/.run-ready
 	$(VENV)/bin/python -m mllm demo $(DEMO_ARGS)
 
 test: $(VENV)/.dev-ready
-	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+	$(PYTEST) $(PYTEST_ARGS)
 
 check: $(VENV)/.dev-ready
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
-	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+	$(PYTEST) $(PYTEST_ARGS)
 
 # A stamp is written last, so an interrupted installation is taken up again, and a finished one is not repeated.
 $(VENV)/.run-ready: pyproject.toml requirements.txt

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: no test may ask the hub
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+if "PYTEST_XDIST_WORKER" in os.environ:  # a core for each process of tests; before torch is imported
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 SENTENCES = (
     "USER: ASSISTANT: a large red circle is to the left of a small blue square",

@@ -29,6 +29,7 @@ NOT_IMPORTED = {
     "protobuf": "transformers reads tokenizer.model with it",
     "bitsandbytes": "transformers loads nf4 and bnb8 with it",
     "mypy": "make check",
+    "pytest-xdist": "make test",
     "ruff": "make check",
     "types-pyyaml": "make check",
     "tensorboard": "report_to in a recipe",
