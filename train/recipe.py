@@ -27,6 +27,7 @@ RECIPES = Path(__file__).parent / "recipes"
 RENAMED = {
     "trains": "trainable",
     "outlines": "plans",
+    "world_pictures": "world_images",
     "outline_digits": "plan_digits",
     "lanes": "packing_buffers",
     "lookahead": "buffer_size",
@@ -398,7 +399,7 @@ class ClassData:
     folders: list[Path] = field(default_factory=list)
     """Folders that `mllm prepare --format classes` made of the same images, for example at two crops; each time one
     folder and one view is drawn. Empty: the synthetic world's classes, encoded into the output folder."""
-    world_pictures: int = 0
+    world_images: int = 0
     """Images of the world's classes, where `folders` is empty."""
     class_dropout: float = 0.0
     """Share of the samples whose class is dropped; 0.1 allows classifier-free guidance."""
@@ -407,7 +408,7 @@ class ClassData:
     @property
     def is_given(self) -> bool:
         """Whether the recipe trains on images by class at all."""
-        return bool(self.folders) or self.world_pictures > 0
+        return bool(self.folders) or self.world_images > 0
 
     def __post_init__(self) -> None:
         if not 0 <= self.class_dropout < 1:

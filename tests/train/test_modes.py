@@ -52,7 +52,7 @@ def class_recipe(mllm_recipe: MLLMRecipe) -> Callable[..., MLLMRecipe]:
             mllm_recipe,
             steps,
             model={**mllm_recipe.model, **CLASS_FIELDS, **fields},
-            classes=ClassData(world_pictures=90, class_dropout=class_dropout),
+            classes=ClassData(world_images=90, class_dropout=class_dropout),
             length=22,  # four samples of a class and four positions, and two places of padding
         )
 

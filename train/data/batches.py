@@ -52,7 +52,7 @@ def validation_batches(recipe: MLLMRecipe, tokenizers: Tokenizers) -> dict[str, 
             )
         held_out = dataclasses.replace(
             recipe.classes,
-            world_pictures=HELD_OUT_EPISODES,
+            world_images=HELD_OUT_EPISODES,
             class_dropout=0.0,
             seed=recipe.classes.seed + HELD_OUT_SEED,
         )
@@ -87,7 +87,7 @@ def class_sequences(data: ClassData, world_folder: Path, tokenizers: Tokenizers,
     """Images by class of the folders that the recipe names, or of the world, encoded into `world_folder`."""
     folders = [ShardFolder(folder) for folder in data.folders]
     if not folders:
-        records = WorldClasses(count=data.world_pictures, size=tokenizers.image.config.image_size, seed=data.seed)
+        records = WorldClasses(count=data.world_images, size=tokenizers.image.config.image_size, seed=data.seed)
         folders = [encode_rendered(records, world_folder, tokenizers.image)]
     for folder in folders:
         folder.require_tokenizer(CodeSource.of(tokenizers.image))
