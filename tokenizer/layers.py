@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -209,6 +210,8 @@ class UpsamplingMBConv(nn.Module):
 class ProjectionAttention(nn.Module):
     """Attention whose inner width is the larger of both sides; heads are averaged when narrowing, else concatenated."""
 
+    zero_k_bias: Tensor
+
     def __init__(self, in_width: int, out_width: int, num_heads: int, *, causal: bool) -> None:
         super().__init__()
         inner_width = max(in_width, out_width)
@@ -271,7 +274,7 @@ def build_projection(config: UniTokConfig, in_width: int, out_width: int) -> nn.
     return AttentionProjection(in_width, out_width, config.projection_heads, causal=causal)
 
 
-def initialise(model: nn.Module) -> None:
+def initialise(model: Any) -> None:
     """Initialise a `UniTok` in place, as UniTok's training does.
 
     | where | what |
@@ -302,7 +305,7 @@ def initialise(model: nn.Module) -> None:
         initialise_text_tower(model.text_encoder)
 
 
-def initialise_text_tower(tower: nn.Module) -> None:
+def initialise_text_tower(tower: Any) -> None:
     """OpenCLIP's scheme, in place."""
     width = tower.token_embedding.weight.shape[1]
     nn.init.normal_(tower.token_embedding.weight, std=0.02)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokenizer.config import UniTokConfig
+from tokenizer.config import Padding, UniTokConfig
 from tokenizer.layers import NORM_EPS, ChannelNorm, MBConv, TransformerStack, Upsample, UpsamplingMBConv
 
 
@@ -69,7 +69,7 @@ class Encoder(nn.Module):
 class PixelHead(nn.Module):
     """The last upsampling and the colors."""
 
-    def __init__(self, width: int, *, padding: str) -> None:
+    def __init__(self, width: int, *, padding: Padding) -> None:
         super().__init__()
         self.conv1 = Upsample(width, width)
         self.norm1 = ChannelNorm(width)
@@ -98,7 +98,7 @@ class Decoder(nn.Module):
         self.head = PixelHead(in_width, padding=config.decoder_padding)
 
     @property
-    def last_weight(self) -> nn.Parameter:
+    def last_weight(self) -> Tensor:
         """Where training compares the gradients of its losses (adaptive GAN weight)."""
         return self.head.conv2.weight
 

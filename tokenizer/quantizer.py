@@ -41,6 +41,11 @@ class Quantized(NamedTuple):
 class MultiCodebookQuantizer(nn.Module):
     """K codebooks of C entries, each on its own slice of the features."""
 
+    usage: Tensor
+    """Running share of the rows that take each entry, (K, C)."""
+    num_updates: Tensor
+    """How often the running usage was updated."""
+
     def __init__(
         self,
         num_codebooks: int,
