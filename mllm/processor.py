@@ -10,7 +10,6 @@ image.
 from __future__ import annotations
 
 import json
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -40,15 +39,17 @@ from mllm.conversation import (
 )
 from mllm.conversation import chat_template as template_of
 from mllm.engine.request import GenerationResult
-from mllm.sequence import Grid, Size, TokenSequence, best_size, build_sequence, grid_of
+from mllm.sequence import TokenSequence, best_size, build_sequence
 from mllm.vocabulary import decode_text, load_text_tokenizer, save_text_tokenizer
 from tokenizer.images import ImageProcessor, open_image, to_images
-from tokenizer.unitok import UniTok
+from tokenizer.unitok import EncodedImage, UniTok, decode_images, encode_images
 
 PROCESSOR_FILE, TEMPLATE_FILE = "processor_config.json", "chat_template.jinja"
 PLAN, OLD_PLAN = "plan", "outline"
 """Key of a drawn image's `info` and of its PNG file: the plan that the model wrote before it drew. The second is its
 name in files of earlier versions."""
+BATCH_SIZE = 64
+"""Images that are encoded or decoded together."""
 ImageSource = Image.Image | str | Path
 """An image, or where it is: a file or an address."""
 
@@ -195,18 +196,14 @@ class MLLMProcessor(ProcessorMixin):
         """Codes of images, each at the size of the model that fits it best."""
         if not images:
             return []
-        tokenizer, config = self.need_image_tokenizer(), self.need_config()
-        by_size: dict[Size, list[int]] = defaultdict(list)
-        for index, image in enumerate(images):
-            by_size[best_size(image.size, config)].append(index)
-        encoded: dict[int, CodesPart] = {}
-        for size, indices in by_size.items():
-            prepare = ImageProcessor(width=size[0], height=size[1], preparation=self.preparation)
-            pixels_B3HW = prepare([images[index] for index in indices]).to(tokenizer.device)
-            codes_BKN = tokenizer.encode(pixels_B3HW).to("cpu", torch.int32).numpy()
-            for index, codes_KN in zip(indices, codes_BKN, strict=True):
-                encoded[index] = CodesPart(codes_KN.astype(np.uint16), grid_of(size, config))
-        return [encoded[index] for index in range(len(images))]
+        config = self.need_config()
+        sizes = [best_size(image.size, config) for image in images]
+        pixels = (
+            ImageProcessor(width=width, height=height, preparation=self.preparation)(image)[0]
+            for image, (width, height) in zip(images, sizes, strict=True)
+        )
+        encoded = encode_images(pixels, self.need_image_tokenizer(), batch_size=BATCH_SIZE)
+        return [CodesPart(image.codes_KN, image.grid) for image in encoded]
 
     def collate(self, sequences: Sequence[TokenSequence]) -> BatchFeature:
         """Tensors (B, T) of sequences, padded on the left, with the codes of all their images in reading order."""
@@ -250,20 +247,15 @@ class MLLMProcessor(ProcessorMixin):
     @torch.inference_mode()
     def decode_images(self, images: Sequence[CodesPart]) -> list[Image.Image]:
         """Images of codes; the plan of a drawn one is kept in its `info`."""
-        by_grid: dict[Grid, list[int]] = defaultdict(list)
-        for index, image in enumerate(images):
-            by_grid[image.grid].append(index)
-        decoded: dict[int, Image.Image] = {}
-        for grid, indices in by_grid.items():
-            tokenizer = self.need_image_tokenizer()
-            codes_BKN = torch.from_numpy(np.stack([images[index].codes_KN for index in indices]).astype(np.int64))
-            decoded.update(
-                zip(indices, to_images(tokenizer.decode(codes_BKN.to(tokenizer.device), grid=grid)), strict=True)
-            )
-        for index, image in enumerate(images):
+        if not images:
+            return []
+        codes = [EncodedImage(image.codes_KN, image.grid) for image in images]
+        pixels = decode_images(codes, self.need_image_tokenizer(), batch_size=BATCH_SIZE)
+        decoded = [to_images(pixels_3HW[None])[0] for pixels_3HW in pixels]
+        for image, drawn in zip(images, decoded, strict=True):
             if image.plan is not None:
-                decoded[index].info[PLAN] = image.plan
-        return [decoded[index] for index in range(len(images))]
+                drawn.info[PLAN] = image.plan
+        return decoded
 
     def post_process_multimodal_output(
         self,
