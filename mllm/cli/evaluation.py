@@ -228,12 +228,12 @@ def evaluate_report(options: Namespace) -> None:
 
 def register_benchmarks() -> None:
     """Add `mllm evaluate NAME` for every benchmark: put its questions to a model, write the answers to a folder."""
-    for name in BENCHMARKS:
+    for name, (_, questions) in BENCHMARKS.items():
         command(
             f"evaluate {name}",
             f"Run {name}: question file in, answers out.",
             "--questions questions.jsonl --images images --output runs/x",
-            option("--questions", type=Path, required=True, metavar="FILE", help="question file, as published"),
+            option("--questions", type=Path, required=True, metavar="FILE", help=f"question file: {questions}"),
             option("--images", type=Path, metavar="FOLDER", help="folder of the images (benchmarks of understanding)"),
             option("--output", type=Path, required=True, metavar="FOLDER", help="where answers go; resumes there"),
             option("--limit", type=positive_count, metavar="N", help="only the first N items"),

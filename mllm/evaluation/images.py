@@ -174,12 +174,10 @@ class GenAIBench(ImageBenchmark):
 
 class GenAIBench527(GenAIBench):
     name, size, official_counts = "genai-bench-527", 527, (527,)
-    summary = "GenAI-Bench with 527 prompts: prompts.txt; scored with genai_skills.json and a --scorer"
 
 
 class GenAIBench1600(GenAIBench):
     name, size, official_counts = "genai-bench-1600", 1600, (1600,)
-    summary = "GenAI-Bench with 1600 prompts: prompts.txt; scored with genai_skills.json and a --scorer"
 
 
 def score_images(answered: Answers, scorer: ImageTextScorer, folder: Path | None) -> list[float]:
@@ -217,7 +215,6 @@ class GenEval(ImageBenchmark):
     """
 
     name = "geneval"
-    summary = "GenEval: evaluation_metadata.jsonl; scored from the results of its official tool"
     annotations = (
         "results.jsonl of the official tool: `git clone https://github.com/djghosh13/geneval && python "
         "geneval/evaluation/evaluate_images.py RUN --outfile results.jsonl --model-path DETECTOR` in an environment "
@@ -271,7 +268,6 @@ class DPGBench(ImageBenchmark):
     """
 
     name = "dpg-bench"
-    summary = "DPG-Bench: the folder of prompts; scored from the results of its official script"
     annotations = (
         "the results file of the official script: `git clone https://github.com/TencentQQGYLab/ELLA && pip install -r "
         "ELLA/requirements-for-dpg_bench.txt` in its own environment, then its dpg_bench/compute_dpg_bench.py on the "
@@ -327,7 +323,6 @@ class T2ICompBench(ImageBenchmark):
     """
 
     name = "t2i-compbench"
-    summary = "T2I-CompBench: a prompt list such as color_val.txt; scored from an official evaluator's vqa_result.json"
     annotations = (
         "vqa_result.json of the official evaluator of this category, run on the run folder: `git clone "
         "https://github.com/Karine-Huang/T2I-CompBench && pip install -r T2I-CompBench/requirements.txt` in its own "
@@ -361,7 +356,6 @@ class ClassSamples(ImageBenchmark):
     """
 
     name = "class-samples"
-    summary = "Class-conditional samples: one class number a line; written for ADM's evaluator as .npz"
     annotations = (
         "nothing: ADM's evaluator scores these samples. Write them with `mllm evaluate submit`, then `git clone "
         "https://github.com/openai/guided-diffusion && pip install -r guided-diffusion/evaluations/requirements.txt` "
@@ -408,7 +402,6 @@ class MJHQ30K(ImageBenchmark):
     """
 
     name = "mjhq-30k"
-    summary = "MJHQ-30K: meta_data.json; scored by clean-fid against the folder of reference images"
     annotations = "the folder of reference images, one folder per category"
     official_counts = (30000,)
     id_format, output_format = "{name}", "images/{category}/{name}.png"

@@ -192,7 +192,6 @@ class MMVet(Benchmark):
     """218 open questions that need several capabilities at once."""
 
     name = "mmvet"
-    summary = "MM-Vet: llava-mm-vet.jsonl; graded by a judge with mm-vet.json"
     annotations = "mm-vet.json"
     official_counts = (218,)
     max_new_tokens = 1024

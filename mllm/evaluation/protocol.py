@@ -24,21 +24,21 @@ Mode = Literal["text", "image"]
 T = TypeVar("T")
 
 BENCHMARKS = {
-    "vqav2": "vqa:VQAv2",
-    "gqa": "vqa:GQA",
-    "textvqa": "vqa:TextVQA",
-    "pope": "vqa:POPE",
-    "mme": "vqa:MME",
-    "mmvet": "judged:MMVet",
-    "genai-bench-527": "images:GenAIBench527",
-    "genai-bench-1600": "images:GenAIBench1600",
-    "geneval": "images:GenEval",
-    "dpg-bench": "images:DPGBench",
-    "t2i-compbench": "images:T2ICompBench",
-    "mjhq-30k": "images:MJHQ30K",
-    "class-samples": "images:ClassSamples",
+    "vqav2": ("vqa:VQAv2", "llava_vqav2_mscoco_test-dev2015.jsonl"),
+    "gqa": ("vqa:GQA", "llava_gqa_testdev_balanced.jsonl"),
+    "textvqa": ("vqa:TextVQA", "llava_textvqa_val_v051_ocr.jsonl"),
+    "pope": ("vqa:POPE", "llava_pope_test.jsonl"),
+    "mme": ("vqa:MME", "llava_mme.jsonl"),
+    "mmvet": ("judged:MMVet", "llava-mm-vet.jsonl"),
+    "genai-bench-527": ("images:GenAIBench527", "prompts.txt"),
+    "genai-bench-1600": ("images:GenAIBench1600", "prompts.txt"),
+    "geneval": ("images:GenEval", "evaluation_metadata.jsonl"),
+    "dpg-bench": ("images:DPGBench", "the folder of prompts"),
+    "t2i-compbench": ("images:T2ICompBench", "color_val.txt"),
+    "mjhq-30k": ("images:MJHQ30K", "meta_data.json"),
+    "class-samples": ("images:ClassSamples", "a class number on each line"),
 }
-"""Name on the command line -> module of mllm.evaluation and class."""
+"""Name on the command line -> module of mllm.evaluation and class, question file as published."""
 
 RESULT_FORMAT, RESULT_FILE = "mllm-result-1", "result.json"
 UNKNOWN = "unknown: the answers were made elsewhere"
@@ -109,8 +109,6 @@ class Benchmark:
 
     name: str
     """The name on the command line."""
-    summary: str
-    """One line for --help: what is scored, and which files are needed."""
     annotations: str
     """What --annotations must name for scoring, and how to get it."""
     mode: Mode = "text"
@@ -148,7 +146,7 @@ def find_benchmark(name: str) -> Benchmark:
     """The benchmark of this name."""
     if name not in BENCHMARKS:
         raise ValueError(f"benchmark must be one of {', '.join(BENCHMARKS)}, got {name!r}")
-    module, _, kind = BENCHMARKS[name].partition(":")
+    module, _, kind = BENCHMARKS[name][0].partition(":")
     return getattr(importlib.import_module(f"mllm.evaluation.{module}"), kind)()
 
 

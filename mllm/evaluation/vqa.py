@@ -133,7 +133,6 @@ class VQAv2(Benchmark):
     """
 
     name = "vqav2"
-    summary = "VQA v2: llava_vqav2_mscoco_*.jsonl; scored with v2_mscoco_val2014_annotations.json"
     annotations = "v2_mscoco_val2014_annotations.json (those of test-dev are not public: use mllm evaluate submit)"
     official_counts = (107394, 214354)  # test-dev, val
     answer_types = ("yes/no", "number", "other")
@@ -180,7 +179,6 @@ class GQA(Benchmark):
     """Compositional questions (Hudson and Manning 2019): exact match after lower-casing and dropping final periods."""
 
     name = "gqa"
-    summary = "GQA: llava_gqa_testdev_balanced.jsonl; scored with testdev_balanced_questions.json"
     annotations = "testdev_balanced_questions.json"
     official_counts = (12578,)
 
@@ -225,7 +223,6 @@ class TextVQA(Benchmark):
     """
 
     name = "textvqa"
-    summary = "TextVQA: llava_textvqa_val_v051_ocr.jsonl; scored with TextVQA_0.5.1_val.json"
     annotations = "TextVQA_0.5.1_val.json"
     official_counts = (5000,)
     keyed_by_prompt = True  # ids are those of images
@@ -275,7 +272,6 @@ class POPE(Benchmark):
     """
 
     name = "pope"
-    summary = "POPE: llava_pope_test.jsonl; scored with the folder of coco_pope_{adversarial,popular,random}.json"
     annotations = "the folder of coco_pope_{adversarial,popular,random}.json"
     old_random = 2910
     """Rows of the category random in the files that LLaVA used; the newer file has 3000."""
@@ -382,7 +378,6 @@ class MME(Benchmark):
     """
 
     name = "mme"
-    summary = "MME: llava_mme.jsonl; scored with the folder MME_Benchmark_release_version"
     annotations = "the folder MME_Benchmark_release_version"
     official_counts = (2374,)
     keyed_by_prompt = True  # both questions about an image have its id
