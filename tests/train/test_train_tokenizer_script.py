@@ -78,11 +78,12 @@ def test_the_published_recipe_names_the_files_it_lacks(tmp_path: Path, monkeypat
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "external").mkdir()
-    for _, file in (
+    for name, file in (
         ("lpips", "lpips_with_vgg.pth"),
         ("adversarial.dino", "dinov2_vits14_pretrain.pth"),
         ("text_tokenizer", "bpe_simple_vocab_16e6.txt.gz"),
     ):
-        with pytest.raises(FileNotFoundError):
+        with pytest.raises(FileNotFoundError) as caught:
             main(["unitok_large", "--output", str(tmp_path / "run")])
+        assert str(caught.value).startswith(f"{name} must be")
         (tmp_path / "external" / file).touch()
