@@ -14,7 +14,7 @@ from typing import Any
 import sentencepiece
 import torch
 from torch import nn
-from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerBase
 
 BEGIN_IMAGE, END_IMAGE, IMAGE = "<begin_image>", "<end_image>", "<image>"
 NEW_LINE, ROWS, COLUMNS = "<new_line>", "<rows_{}>", "<columns_{}>"
@@ -92,14 +92,6 @@ def extend_tokenizer(
         num_classes=num_classes,
         begin_plan_id=ids[plan] if plans else None,
     )
-
-
-@torch.no_grad()
-def extend_embeddings(model: PreTrainedModel, num_tokens: int) -> None:
-    """Grow the text embedding and the output layer to `num_tokens` rows; new rows are the mean of the old ones."""
-    num_old = model.get_input_embeddings().weight.shape[0]
-    model.resize_token_embeddings(num_tokens, mean_resizing=False)
-    fill_new_rows((model.get_input_embeddings(), model.get_output_embeddings()), num_old)
 
 
 @torch.no_grad()

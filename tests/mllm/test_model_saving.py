@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 from mllm.config import MLLMConfig
 from mllm.model import MLLMForConditionalGeneration
 from mllm.sequence import pack
-from mllm.vocabulary import extend_embeddings
+from mllm.vocabulary import fill_new_rows
 from tests.mllm.engine_helpers import build_model
 from tests.mllm.learned_samples import learned_sample
 
@@ -21,8 +21,9 @@ SAMPLES = [
 ]
 
 
-@pytest.mark.parametrize("fields", HEADS)
-@pytest.mark.parametrize("auto_class", [AutoModel, AutoModelForCausalLM, MLLMForConditionalGeneration])
+@pytest.mark.parametrize(
+    ("fields", "auto_class"), zip(HEADS, (AutoModel, AutoModelForCausalLM, MLLMForConditionalGeneration), strict=True)
+)
 def test_a_saved_model_is_loaded_bit_equal(tmp_path: Path, fields: dict, auto_class: type) -> None:
     model = build_model(**fields)
     model.save_pretrained(tmp_path)
@@ -99,7 +100,8 @@ def test_gradient_checkpointing_changes_no_gradient() -> None:
 def test_new_vocabulary_rows_are_the_mean_of_the_old() -> None:
     model = build_model()
     old = model.get_input_embeddings().weight.detach().clone()
-    extend_embeddings(model, 66)
+    model.resize_token_embeddings(66, mean_resizing=False)
+    fill_new_rows((model.get_input_embeddings(), model.get_output_embeddings()), 61)
     assert model.config.vocab_size == model.config.text_config.vocab_size == 66
     for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
         assert layer.weight.shape == (66, 24)

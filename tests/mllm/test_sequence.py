@@ -1,5 +1,6 @@
 """From messages to ids, and the text tokenizer below: prompts are prefixes, text is never a special token."""
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from mllm.config import MLLMConfig
 from mllm.conversation import CodesPart, Message, Segment, TextPart
 from mllm.sequence import IGNORED, TokenSequence, build_sequence, cut_sequence, encode_segments
 from mllm.vocabulary import (
+    OLD_PLAN,
+    PLAN,
     Vocabulary,
     decode_text,
     encode_text,
@@ -88,6 +91,13 @@ def test_an_outline_is_learned_with_its_marker(model_file: Path) -> None:
     plain = config_of(vocabulary, begin_plan_id=None)
     with pytest.raises(ValueError):
         build_sequence(messages, tokenizer=tokenizer, config=plain)
+
+
+def test_a_tokenizer_of_an_earlier_version_keeps_its_token_for_plans(tokenizer: PreTrainedTokenizerBase) -> None:
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.add_tokens([OLD_PLAN], special_tokens=True)
+    old_id = tokenizer.convert_tokens_to_ids(OLD_PLAN)
+    assert extend_tokenizer(tokenizer, plans=True).begin_plan_id == old_id and PLAN not in tokenizer.get_vocab()
 
 
 def test_what_is_no_part_of_a_dialogue_is_refused(tokenizer: PreTrainedTokenizerBase, vocabulary: Vocabulary) -> None:
