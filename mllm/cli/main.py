@@ -116,7 +116,7 @@ MODEL = [
     option(
         "--embedding-context",
         metavar="NAME",
-        help="prefix: as trained; isolated: as the upstream scripts draw (default: the model's)",
+        help="prefix: as trained; current: as in upstream scripts (default: the model's)",
     ),
 ]
 SEED = option("--seed", type=int, help="the same seed gives the same result (default: a new one each time)")
