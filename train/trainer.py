@@ -254,6 +254,8 @@ class MLLMTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         values: dict[str, float | list[float]] = {**logs}
+        if "loss" in logs:
+            self._tr_loss.zero_()  # the library subtracts it from itself, which leaves NaN after a bad step
         if self.metrics.num_batches and "loss" in logs:
             values |= self.metrics.drain(self.accelerator)
         if self.is_world_process_zero() and "train_runtime" not in logs:  # the summary is not a step's
