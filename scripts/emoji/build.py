@@ -1,17 +1,17 @@
-"""Make training data of emoji: from npm packages to pictures, tars, records and the attribution.
+"""Make training data of emoji: from npm packages to images, tars, records and the attribution.
 
 usage: python -m scripts.emoji.build OUT [--styles noto twemoji flat gradient] [--size 128] [--packages DIR]
 
 Needs `pip install -r scripts/emoji/requirements.txt`, and npm unless the packages are in OUT/packages. It writes
 
-    OUT/pictures/STYLE/NAME.png  every picture, on white
-    OUT/cells.jsonl              every picture's path, style, label, keywords, group, skin tone, gender, thing and split
-    OUT/tokenizer/00000.tar ...  pictures and captions that the image tokenizer is trained on
-    OUT/records/JOB/JOB.jsonl    chat messages for `mllm prepare OUT/records/JOB --images OUT/pictures`
-    OUT/ATTRIBUTION.md           authors and licences; goes wherever the pictures or weights go
+    OUT/images/STYLE/NAME.png    every image, on white
+    OUT/cells.jsonl              every image's path, style, label, keywords, group, skin tone, gender, thing and split
+    OUT/tokenizer/00000.tar ...  images and captions that the image tokenizer is trained on
+    OUT/records/JOB/JOB.jsonl    chat messages for `mllm prepare OUT/records/JOB --images OUT/images`
+    OUT/ATTRIBUTION.md           authors and licences; goes wherever the images or weights go
 
-What is held out (scripts/emoji/splits.py) is in pictures/ and cells.jsonl alone. An interrupted run resumes: existing
-pictures are kept, everything else is written again in half a minute. The pictures take three minutes on one core.
+What is held out (scripts/emoji/splits.py) is in images/ and cells.jsonl alone. An interrupted run resumes: existing
+images are kept, everything else is written again in half a minute. The images take three minutes on one core.
 """
 
 from __future__ import annotations
@@ -60,9 +60,9 @@ def render(svg: str, path: Path, size: int) -> None:
 
 
 def render_all(cells: list[Cell], folder: Path, *, size: int, num_processes: int) -> None:
-    """Draw the pictures that are missing."""
+    """Draw the images that are missing."""
     missing = [cell for cell in cells if not (folder / cell.path).is_file()]
-    logger.info("%d pictures, %d to draw", len(cells), len(missing))
+    logger.info("%d images, %d to draw", len(cells), len(missing))
     if not missing:
         return
     with ProcessPoolExecutor(num_processes) as pool:
@@ -71,7 +71,7 @@ def render_all(cells: list[Cell], folder: Path, *, size: int, num_processes: int
             pass
 
 
-def write_tars(cells: list[Cell], pictures: Path, folder: Path) -> int:
+def write_tars(cells: list[Cell], images: Path, folder: Path) -> int:
     """The training split as WebDataset tars, all styles mixed; returns how many tars there are."""
     training = [cell for cell in cells if cell.split == "train"]
     Random("tars").shuffle(training)
@@ -82,7 +82,7 @@ def write_tars(cells: list[Cell], pictures: Path, folder: Path) -> int:
             for cell in training[number::num_tars]:
                 key = cell.path.removesuffix(".png").replace("/", "-")
                 caption = f"{cell.emoji.name}, {cell.style} style"
-                add_member(tar, f"{key}.png", (pictures / cell.path).read_bytes())
+                add_member(tar, f"{key}.png", (images / cell.path).read_bytes())
                 add_member(tar, f"{key}.txt", caption.encode())
         write_whole(folder / f"{number:05}.tar", content.getvalue())
     return num_tars
@@ -120,25 +120,25 @@ def describe(cell: Cell) -> dict:
 
 
 def attribution(styles: list[str], size: int) -> str:
-    """Who drew the pictures and named them; what the licences ask for."""
-    pictures = "\n".join(
+    """Who drew the images and named them; what the licences ask for."""
+    images = "\n".join(
         f"| {name} | {STYLES[name].title} | {STYLES[name].author} | {STYLES[name].license} | {STYLES[name].url} |"
         for name in styles
     )
     return f"""# Attribution
 
-Pictures, drawn at {size} x {size} pixels on white, from the packages of the Iconify project
+Images, drawn at {size} x {size} pixels on white, from the packages of the Iconify project
 ({", ".join(STYLES[name].package for name in styles)}):
 
 | style | set | author | licence | source |
 |---|---|---|---|---|
-{pictures}
+{images}
 
 Names, keywords and groups: emojibase-data (Miles Johnson, MIT, https://github.com/milesj/emojibase) and the
 annotations of Unicode CLDR (Unicode, Inc., Unicode-3.0, https://github.com/unicode-org/cldr-json).
 
 Licences: Apache-2.0 https://www.apache.org/licenses/LICENSE-2.0, CC-BY-4.0 https://creativecommons.org/licenses/by/4.0/,
-MIT https://opensource.org/license/mit, Unicode-3.0 https://www.unicode.org/license.txt. The pictures were converted
+MIT https://opensource.org/license/mit, Unicode-3.0 https://www.unicode.org/license.txt. The images were converted
 from SVG and not changed otherwise. What a model draws after training on them resembles them; the authors do not
 endorse it.
 """
@@ -148,9 +148,9 @@ def build(folder: Path, *, styles: list[str], size: int, packages: Path, num_pro
     """Write everything that the head of this file lists."""
     found = Packages(packages)
     cells = read_cells(found, styles)
-    render_all(cells, folder / "pictures", size=size, num_processes=num_processes)
+    render_all(cells, folder / "images", size=size, num_processes=num_processes)
     write_lines(folder / "cells.jsonl", map(describe, cells))
-    num_tars = write_tars(cells, folder / "pictures", folder / "tokenizer")
+    num_tars = write_tars(cells, folder / "images", folder / "tokenizer")
     logger.info("%d tars, splits %s", num_tars, dict(Counter(cell.split for cell in cells)))
     for job, records in make_records(cells, symbol_names=read_symbol_names(found)).items():
         logger.info("%d records of job %s", write_lines(folder / "records" / job / f"{job}.jsonl", records), job)
@@ -161,7 +161,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--styles", nargs="+", choices=sorted(STYLES), default=list(STYLES))
-    parser.add_argument("--size", type=int, default=128, help="side of the pictures in pixels")
+    parser.add_argument("--size", type=int, default=128, help="side of the images in pixels")
     parser.add_argument("--packages", type=Path, help="folder of package files (default: OUT/packages)")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     args = parser.parse_args(argv)

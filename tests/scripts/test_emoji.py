@@ -52,8 +52,8 @@ def made_up_entries() -> list[dict]:
     entries.append({"label": "regional indicator A"})
     code_point = 0x1F000
     for entry in entries:
-        for picture in (entry, *entry.get("skins", ())):
-            picture |= {"hexcode": f"{code_point:X}-FE0F", "emoji": chr(code_point)}
+        for image in (entry, *entry.get("skins", ())):
+            image |= {"hexcode": f"{code_point:X}-FE0F", "emoji": chr(code_point)}
             code_point += 1
     return entries
 
@@ -72,8 +72,8 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     annotations = {"annotations": {"annotations": annotations}}
     write_package(folder, KEYWORDS_PACKAGE, {"annotations/en/annotations.json": annotations})
     for style in (STYLES[name] for name in ALL_STYLES):
-        pictures = [picture for entry in entries for picture in (entry, *entry.get("skins", ()))]
-        characters = {picture["hexcode"]: f"icon-{number}" for number, picture in enumerate(pictures)}
+        images = [image for entry in entries for image in (entry, *entry.get("skins", ()))]
+        characters = {image["hexcode"]: f"icon-{number}" for number, image in enumerate(images)}
         icons = {name: {"body": f'<path id="{code}"/>'} for code, name in characters.items()}
         icons["icon-1"] = icons["icon-0"]  # drawn once for two names
         icons = {"icons": icons, "width": 36, "height": 36}
@@ -92,7 +92,7 @@ def records(cells: list[Cell]) -> dict[str, list[dict]]:
 
 
 def items_of(record: dict, kind: str, role: str | None = None) -> list[str]:
-    """Texts or paths of pictures of a record."""
+    """Texts or paths of images of a record."""
     messages = [message for message in record["messages"] if role in (None, message["role"])]
     key = "path" if kind == "image" else "text"
     return [item[key] for message in messages for item in message["content"] if item["type"] == kind]
@@ -153,10 +153,10 @@ def test_a_held_out_cell_is_known_in_another_style(cells: list[Cell]) -> None:
     assert "held_out_cell" not in alone
 
 
-def test_only_pictures_of_one_emoji_are_read(cells: list[Cell]) -> None:
+def test_only_images_of_one_emoji_are_read(cells: list[Cell]) -> None:
     labels = {cell.emoji.label for cell in cells}
     assert "bald" not in labels and "regional indicator A" not in labels
-    assert "object000" in labels and "object001" not in labels, "the picture of both has the first name"
+    assert "object000" in labels and "object001" not in labels, "the image of both has the first name"
     assert len(cells) == len(ALL_STYLES) * (NUM_OBJECTS - 1 + NUM_WORKERS * 3 * 6)
 
 
@@ -177,7 +177,7 @@ def test_records_show_and_name_nothing_that_is_held_out(cells: list[Cell], recor
             assert job == "unknown" or not words & unknown
 
 
-def test_every_picture_of_the_training_split_is_drawn_and_named(
+def test_every_image_of_the_training_split_is_drawn_and_named(
     cells: list[Cell], records: dict[str, list[dict]]
 ) -> None:
     training = {cell.path for cell in cells if cell.split == "train"}
@@ -247,7 +247,7 @@ def test_articles_are_those_of_english() -> None:
     ]
 
 
-def make_pictures(cells: list[Cell], folder: Path) -> None:
+def make_images(cells: list[Cell], folder: Path) -> None:
     for cell in cells:
         path = folder / cell.path
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -257,7 +257,7 @@ def make_pictures(cells: list[Cell], folder: Path) -> None:
 def test_tars_hold_the_training_split_and_building_again_changes_nothing(
     cells: list[Cell], packages: Path, tmp_path: Path
 ) -> None:
-    make_pictures(cells, tmp_path / "pictures")  # what is there is not drawn again, so nothing else is needed
+    make_images(cells, tmp_path / "images")  # what is there is not drawn again, so nothing else is needed
     options = {"styles": ALL_STYLES, "size": 2, "packages": packages, "num_processes": 1}
     build(tmp_path, **options)
     written = {path: path.read_bytes() for path in sorted(tmp_path.rglob("*")) if path.is_file()}
@@ -275,13 +275,13 @@ def test_tars_hold_the_training_split_and_building_again_changes_nothing(
     assert written == {path: path.read_bytes() for path in sorted(tmp_path.rglob("*")) if path.is_file()}
 
 
-def test_pictures_are_square_and_on_white(tmp_path: Path) -> None:
+def test_images_are_square_and_on_white(tmp_path: Path) -> None:
     pytest.importorskip("resvg_py")
     render(square_svg('<path fill="red" d="M0 0h4v2H0z"/>', 4, 2), tmp_path / "wide.png", 8)
     with Image.open(tmp_path / "wide.png") as opened:
-        picture = opened.convert("RGB")
-    assert picture.size == (8, 8)
-    assert picture.getpixel((4, 0)) == (255, 255, 255) and picture.getpixel((4, 4)) == (255, 0, 0)
+        image = opened.convert("RGB")
+    assert image.size == (8, 8)
+    assert image.getpixel((4, 0)) == (255, 255, 255) and image.getpixel((4, 4)) == (255, 0, 0)
 
 
 def test_a_broken_package_is_one_sentence(packages: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,8 +21,8 @@ from scripts.emoji.retrieval import (
 )
 
 
-def pictures(count: int, side: int, *, seed: int) -> torch.Tensor:
-    """Smooth random pictures in [-1, 1]."""
+def images(count: int, side: int, *, seed: int) -> torch.Tensor:
+    """Smooth random images in [-1, 1]."""
     coarse = torch.rand(count, 3, 5, 5, generator=torch.Generator().manual_seed(seed)) * 2 - 1
     return F.interpolate(coarse, size=(side, side), mode="bilinear", align_corners=True)
 
@@ -33,7 +33,7 @@ def test_a_rank_counts_what_is_nearer() -> None:
 
 
 def test_ssim_equals_its_definition() -> None:
-    one, others = (pictures(count, 16, seed=count) * 0.5 + 0.5 for count in (1, 3))
+    one, others = (images(count, 16, seed=count) * 0.5 + 0.5 for count in (1, 3))
     weights = [math.exp(-((i - SSIM_WINDOW // 2) ** 2) / (2 * SSIM_SIGMA**2)) for i in range(SSIM_WINDOW)]
     window = torch.tensor([[a * b for b in weights] for a in weights])
     window /= window.sum()
@@ -56,12 +56,12 @@ def test_ssim_equals_its_definition() -> None:
         torch.testing.assert_close(found, torch.stack(values).mean(), atol=1e-4, rtol=1e-4)
 
 
-def test_a_slightly_changed_picture_finds_itself() -> None:
+def test_a_slightly_changed_image_finds_itself() -> None:
     torch.manual_seed(0)
     model = EfficientNetLite0().eval()
-    gallery_G3HW = pictures(7, 64, seed=0)
+    gallery_G3HW = images(7, 64, seed=0)
     gallery = Gallery.build(model, gallery_G3HW)
-    drawn_B3HW = (gallery_G3HW[[4, 2]] + 0.02 * pictures(2, 64, seed=1)).clamp(-1, 1)
+    drawn_B3HW = (gallery_G3HW[[4, 2]] + 0.02 * images(2, 64, seed=1)).clamp(-1, 1)
     right_B, wrong_B = torch.tensor([4, 2]), torch.tensor([2, 4])
     features_BF = features_of(model, drawn_B3HW)
     assert gallery.ranks_by_ssim(drawn_B3HW, right_B).tolist() == [0, 0]
