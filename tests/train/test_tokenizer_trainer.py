@@ -126,7 +126,7 @@ def test_two_processes_train_like_one_with_the_same_images(tmp_path: Path) -> No
     for one, two in entries[:7]:  # after the revival, rounding decides which of two near entries is taken
         for name, value in one.items():
             # the adversarial loss, and with it the gradient, is weighted by a quotient, which rounding moves most
-            rel = 0.1 if name in ("adversarial", "gradient_norm") else 1e-2
+            rel = 0.15 if name in ("adversarial", "gradient_norm") else 1e-2
             assert two[name] == pytest.approx(value, rel=rel, abs=2e-3), (one["step"], name)
 
 
