@@ -222,8 +222,8 @@ def _build_around(
 
 def _key_mapping(config: PreTrainedConfig) -> dict[str, str]:
     """Names of weights in a causal language model of transformers, and here."""
-    prefix = AutoModelForCausalLM._model_mapping[type(config)].base_model_prefix
-    return {rf"^{prefix}\.": "backbone."}
+    model_class: Any = AutoModelForCausalLM._model_mapping[type(config)]
+    return {rf"^{model_class.base_model_prefix}\.": "backbone."}
 
 
 def _language_weights(folder: Path) -> dict[str, Tensor]:

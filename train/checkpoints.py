@@ -124,20 +124,20 @@ class WeightAverage(TrainerCallback):
         self.average.update_parameters(nn.ParameterList([weight.detach().float() for weight in self.trainable]))
 
     def save(self, folder: Path) -> None:
-        tensors = {name: tensor.data for name, tensor in zip(self.names, self.average.module, strict=True)}
+        tensors = {name: tensor.data for name, tensor in zip(self.names, self.average.module.parameters(), strict=True)}
         save_file({**tensors, "num_averaged": self.average.n_averaged}, folder / AVERAGE)
 
     def load(self, folder: Path) -> None:
         stored = load_file(folder / AVERAGE)
         self.average.n_averaged.copy_(stored["num_averaged"])
-        for name, tensor in zip(self.names, self.average.module, strict=True):
+        for name, tensor in zip(self.names, self.average.module.parameters(), strict=True):
             tensor.data.copy_(stored[name])
 
     @torch.no_grad()
     def copy_to_model(self) -> None:
         """Overwrite the model's trainable weights with the average, if any step was averaged."""
         if self.average.n_averaged:
-            for weight, average in zip(self.trainable, self.average.module, strict=True):
+            for weight, average in zip(self.trainable, self.average.module.parameters(), strict=True):
                 weight.copy_(average)
 
     @contextmanager
