@@ -21,7 +21,7 @@ NOT_WHEN_IMPORTED = {"deepspeed", "gradio", "datasets"}
 OPTIONAL = {"torchvision", "timm", "open_clip", "lpips", "torch_fidelity"}
 """Need a torchvision that does not fit the pinned torch; only ever imported inside the function that wants them."""
 
-ABOUT_THE_WORLD = ("mllm/world/", "mllm/evaluation/world.py")
+ABOUT_THE_WORLD = ("mllm/world/", "mllm/evaluation/world.py", "mllm/evaluation/requests.py")
 
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 
@@ -128,7 +128,7 @@ def test_every_folder_of_modules_is_a_package() -> None:
 def test_no_module_bears_the_name_of_a_library() -> None:
     libraries = set(packages_distributions()) | set(sys.stdlib_module_names)
     # Below a package of ours these names cannot hide anything, and they are the words of the design.
-    allowed = {"__init__", "__main__", "mllm", "train", "demo", "tokenizer", "tokenize"}
+    allowed = {"__init__", "__main__", "mllm", "train", "demo", "tokenizer", "tokenize", "requests"}
     names = {path.stem for path in FILES} | {path.parent.name for path in FILES}
     assert not (names & libraries) - allowed
 

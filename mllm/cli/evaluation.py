@@ -76,6 +76,27 @@ def evaluate_world(options: Namespace) -> None:
 
 
 @command(
+    "evaluate requests",
+    "Evaluate a model on requests in people's own words, each answer checked exactly.",
+    "tests.jsonl --json result.json",
+    option("file", type=Path, metavar="FILE", help="JSONL file of dialogues and what is right (docs/evaluation.md)"),
+    option("--seed", type=int, default=0, help="item i has seed + i (default: 0)"),
+    BATCH_SIZE,
+    json_option("result"),
+    *MODEL,
+)
+def evaluate_requests(options: Namespace) -> None:
+    from mllm.evaluation.requests import as_table, measure_requests, read_items
+    from mllm.files import write_json
+
+    items = read_items(options.file)  # before the model is loaded
+    result = measure_requests(load_pipeline(options), items, seed=options.seed, batch_size=options.batch_size)
+    print(as_table(result))
+    if options.json:
+        write_json(options.json, result)
+
+
+@command(
     "evaluate tokenizer",
     "Evaluate an image tokenizer: reconstruction, codes, and what the codes say about classes.",
     "--model runs/unitok --images imagenet/val --output runs/tokenizer --fid",

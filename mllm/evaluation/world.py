@@ -265,8 +265,13 @@ class RunningDialogue:
             self.scene = judgement.scene
         if len(given) > len(checks):
             self.judgements[-1] = Judgement(False, self.scene, ("the answer says more than was asked for",))
-        parts = [TextPart(part) if isinstance(part, str) else ImagePart(part) for part in given]
-        self.messages.append(Message("assistant", tuple(parts) or (TextPart(" "),)))
+        self.messages.append(answer_message(given))
+
+
+def answer_message(given: Sequence[Part]) -> Message:
+    """The model's answer as it stands in the dialogue from then on."""
+    parts = [TextPart(part) if isinstance(part, str) else ImagePart(part) for part in given]
+    return Message("assistant", tuple(parts) or (TextPart(" "),))
 
 
 def run_group(

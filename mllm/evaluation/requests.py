@@ -1,0 +1,410 @@
+"""Judge a model on requests in people's own words: a JSONL file of dialogues, every answer checked exactly.
+
+In: the file, in the form of docs/evaluation.md, and something that answers dialogues in batches. Out: how many items of
+each kind are right, and each failure with its reason. An item is right when all its turns are; a wrong turn ends it.
+Images are read by the world's checker, words are compared as words; no model judges anything.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
+from itertools import combinations
+from math import hypot
+from pathlib import Path
+from random import Random
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
+
+from PIL import Image
+from tqdm import tqdm
+
+from mllm.conversation import ImagePart, Message, TextPart
+from mllm.evaluation.answerer import model_fingerprint
+from mllm.evaluation.intervals import Rate
+from mllm.evaluation.world import Answer, Part, answer_message, answer_what_fits
+from mllm.files import read_lines, tool_versions
+from mllm.pipeline import Pipeline, check_task
+from mllm.world.checker import ParsedScene, parse
+from mllm.world.render import render
+from mllm.world.scene import (
+    ATTRIBUTES,
+    BACKGROUNDS,
+    MAX_OBJECTS,
+    MIN_GAP,
+    MIN_INSET,
+    RADIUS,
+    RELATIONS,
+    Scene,
+    SceneObject,
+    holds,
+    is_valid,
+)
+from mllm.world.spec import compare, full_filter, looks_like, plain_phrase
+
+IMAGE_SIDE = 256
+"""Of the images that are shown, in pixels."""
+POSITION_TOLERANCE = 0.1
+"""How far an object that stays may have moved, as a share of the side."""
+NUDGE_STEPS = 1000
+COMPARISONS = {"larger than": "larger", "smaller than": "smaller"}
+DECLINES = re.compile(
+    r"\b(can't|cannot|can not|can only|couldn't|could not|unable to|not able to|impossible|not possible"
+    r"|only (know|draw|make|do)|(don't|do not) (know|draw|make|do))\b",
+    re.IGNORECASE,
+)
+"""Words that say that something cannot be done or drawn."""
+
+
+# ---- the form of the file: each class is an object of JSON ----
+
+Names = str | list[str] | None
+"""One value, any of several, or None where every value will do."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Description:
+    """Attributes of an object."""
+
+    shape: Names = None
+    color: Names = None
+    size: Names = None
+
+    def __post_init__(self) -> None:
+        for name, choices in ATTRIBUTES.items():
+            check_names(name, getattr(self, name), choices)
+
+    def matches(self, item: SceneObject) -> bool:
+        return all(allows(getattr(self, name), getattr(item, name)) for name in ATTRIBUTES)
+
+    def __str__(self) -> str:
+        words = [as_list(self.size), as_list(self.color), as_list(self.shape) or ["object"]]
+        return " ".join(" or ".join(names) for names in words if names)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CountedDescription(Description):
+    """An object that is in an image exactly `count` times."""
+
+    count: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SceneExpectation:
+    """What the only image of an answer must show."""
+
+    objects: list[CountedDescription] = field(default_factory=list)
+    total: int | None = None  # number of all objects; None: any
+    none: list[Description] = field(default_factory=list)  # nothing may match these
+    background: Names = None
+    relations: list[tuple[int, str, int]] = field(default_factory=list)  # between entries of `objects`
+
+    def __post_init__(self) -> None:
+        check_names("background", self.background, BACKGROUNDS)
+        single = [index for index, wanted in enumerate(self.objects) if wanted.count == 1]
+        for first, relation, second in self.relations:
+            check_names("relation", relation, (*RELATIONS, *COMPARISONS))
+            if not {first, second} <= set(single):
+                raise ValueError(f"a relation must be between entries of count 1 ({single}), got {first}, {second}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextExpectation:
+    """Words or phrases of which an answer must hold one, and of which it must hold none."""
+
+    any_of: list[str] = field(default_factory=list)
+    none_of: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expectation:
+    """What an answer must be."""
+
+    scene: SceneExpectation | None = None
+    keeps: bool = False  # what is in the image before, save what `changes` match
+    changes: list[Description] = field(default_factory=list)
+    text: TextExpectation | None = None
+    no_picture: bool = False
+    decline: bool = False
+
+    def __post_init__(self) -> None:
+        if (self.scene is not None) == (self.no_picture or self.decline or (self.scene is None and bool(self.text))):
+            raise ValueError("expect must have scene, or else text, no_picture or decline, got both or neither")
+        if (self.keeps and self.scene is None) or (self.changes and not self.keeps):
+            raise ValueError("keeps must come beside scene, and changes beside keeps, got one alone; add the other")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestTurn:
+    """What the user says, and what the answer must be."""
+
+    user: str
+    expect: Expectation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Item:
+    """One line of the file: a dialogue, and the scene that is shown with its first turn."""
+
+    id: str
+    kind: str
+    image: Scene | None = None
+    turns: list[RequestTurn]
+
+    def __post_init__(self) -> None:
+        if not self.turns or not all(turn.user.strip() for turn in self.turns):
+            raise ValueError("turns must say something each, got none or an empty one; add what the user says")
+        has_image = self.image is not None
+        for turn in self.turns:
+            if turn.expect.keeps and not has_image:
+                raise ValueError("keeps must follow an image, got none before it; give the item an image")
+            has_image = has_image or turn.expect.scene is not None
+
+
+def as_list(names: Names) -> list[str]:
+    return [] if names is None else [names] if isinstance(names, str) else names
+
+
+def allows(names: Names, found: str) -> bool:
+    return names is None or found in as_list(names)
+
+
+def check_names(what: str, names: Names, choices: Sequence[str]) -> None:
+    for name in as_list(names):
+        if name not in choices:
+            raise ValueError(f"{what} must be one of {', '.join(choices)}, got {name!r}")
+
+
+# ---- reading it ----
+
+
+def read_items(path: Path) -> list[Item]:
+    """The items of a file; a malformed line is refused with file and line."""
+    items: dict[str, Item] = {}
+    for where, record in read_lines(path):
+        try:
+            item: Item = read_value(record, Item, "item")
+            if item.id in items:
+                raise ValueError(f"id must be given once, got {item.id!r} again; rename it")
+            items[item.id] = item if item.image is None else replace(item, image=nudge_apart(item.image))
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
+    if not items:
+        raise ValueError(f"{path} must have at least one item, got none; write one on each line")
+    return list(items.values())
+
+
+def read_value(value: Any, form: Any, name: str) -> Any:
+    """A value of JSON as the type that it should have: plain, a list, a tuple, a dataclass, or one of several."""
+    for kind in get_args(form) if isinstance(form, UnionType) else (form,):
+        if is_dataclass(kind) and isinstance(value, dict):
+            return read_object(value, kind, name)
+        if (container := get_origin(kind)) in (list, tuple) and isinstance(value, list):
+            kinds = get_args(kind)
+            if container is list or kinds[-1] is ...:
+                kinds = kinds[:1] * len(value)
+            if len(kinds) == len(value):
+                return container(read_value(*each, name) for each in zip(value, kinds, strict=True))
+        if type(value) is kind or (type(value), kind) == (int, float):
+            return value
+    wanted = str(form) if get_args(form) else form.__name__
+    raise ValueError(f"{name} must be {wanted.replace(f'{__name__}.', '')}, got {value!r}; see docs/evaluation.md")
+
+
+def read_object(record: dict[str, Any], kind: Any, name: str) -> Any:
+    """A dataclass from an object of JSON, which has the keys that it needs and no others."""
+    known = [each.name for each in fields(kind)]
+    needed = {each.name for each in fields(kind) if each.default is MISSING and each.default_factory is MISSING}
+    if not needed <= set(record) <= set(known):
+        wanted = f"{', '.join(known)}" + (f" (at least {', '.join(sorted(needed))})" if needed else "")
+        raise ValueError(f"keys of {name} must be {wanted}, got {', '.join(record) or 'none'}; see docs/evaluation.md")
+    forms = get_type_hints(kind)
+    return kind(**{key: read_value(value, forms[key], key) for key, value in record.items()})
+
+
+def nudge_apart(scene: Scene) -> Scene:
+    """The scene with its objects moved as little as the radii of the world need."""
+    rng, objects = Random(0), list(scene.objects)  # a hair of chance frees objects that push along one line
+    if not 1 <= len(objects) <= MAX_OBJECTS:
+        raise ValueError(f"image must have 1 to {MAX_OBJECTS} objects, got {len(objects)}")
+    for _ in range(NUDGE_STEPS):
+        if is_valid(moved := Scene(scene.background, tuple(objects))):
+            return moved
+        for a, b in combinations(range(len(objects)), 2):
+            first, second = objects[a], objects[b]
+            x, y = (end - start + rng.uniform(-0.01, 0.01) for start, end in ((first.x, second.x), (first.y, second.y)))
+            push = max(0.0, RADIUS[first.size] + RADIUS[second.size] + MIN_GAP + 0.01 - hypot(x, y)) / 2 / hypot(x, y)
+            objects[a] = replace(first, x=first.x - push * x, y=first.y - push * y)
+            objects[b] = replace(second, x=second.x + push * x, y=second.y + push * y)
+        for index, item in enumerate(objects):
+            low = RADIUS[item.size] + MIN_INSET
+            objects[index] = replace(item, x=min(max(item.x, low), 1 - low), y=min(max(item.y, low), 1 - low))
+    raise ValueError(f"image must have room for its objects, got {scene.objects}; move them apart")
+
+
+# ---- judging ----
+
+
+def judge(expect: Expectation, given: Sequence[str | ParsedScene], before: Scene | None) -> list[str]:
+    """What is wrong with an answer; `before` is the scene of the last image before it, as far as it could be read."""
+    images = [part for part in given if not isinstance(part, str)]
+    text = " ".join(" ".join(part for part in given if isinstance(part, str)).replace("\u2019", "'").split())
+    wrong = []
+    if expect.scene is not None:
+        wrong += judge_image(expect, images[0], before) if len(images) == 1 else [f"{len(images)} images, not 1"]
+    if (expect.no_picture or expect.decline) and images:
+        wrong.append("there is an image")
+    if expect.decline and not DECLINES.search(text):
+        wrong.append("the words do not say that this cannot be done")
+    if expect.text is not None:
+        if expect.text.any_of and not any(says(text, words) for words in expect.text.any_of):
+            wrong.append(f"the words hold none of {', '.join(expect.text.any_of)}")
+        wrong += [f"the words hold {words!r}" for words in expect.text.none_of if says(text, words)]
+        wrong += ["there are no words"] * (not text)
+    return wrong
+
+
+def says(text: str, words: str) -> bool:
+    """Whether a text holds a word or phrase, not as a part of longer words; upper and lower case are alike."""
+    return re.search(rf"(?<!\w){re.escape(words)}(?!\w)", text, re.IGNORECASE) is not None
+
+
+def judge_image(expect: Expectation, image: ParsedScene, before: Scene | None) -> list[str]:
+    """What is wrong with the image of an answer."""
+    scene, wanted = image.scene, expect.scene
+    if scene is None or wanted is None:
+        return [f"the image is not readable ({image.reason})"]
+    found = [[item for item in scene.objects if each.matches(item)] for each in wanted.objects]
+    wrong = [
+        f"{len(items)} of {each}, not {each.count}"
+        for each, items in zip(wanted.objects, found, strict=True)
+        if len(items) != each.count
+    ]
+    if wanted.total not in (None, len(scene.objects)):
+        wrong.append(f"{len(scene.objects)} objects, not {wanted.total}")
+    wrong += [f"there is a {each}" for each in wanted.none if any(map(each.matches, scene.objects))]
+    if not allows(wanted.background, scene.background):
+        wrong.append(f"the background is {scene.background}")
+    for first, relation, second in wanted.relations:
+        if len(found[first]) == len(found[second]) == 1 and not stands(relation, *found[first], *found[second]):
+            wrong.append(f"the {wanted.objects[first]} is not {relation} the {wanted.objects[second]}")
+    return wrong + (judge_kept(expect, scene, before) if expect.keeps else [])
+
+
+def stands(relation: str, a: SceneObject, b: SceneObject) -> bool:
+    return compare(a, b) == COMPARISONS[relation] if relation in COMPARISONS else holds(relation, a, b)
+
+
+def judge_kept(expect: Expectation, scene: Scene, before: Scene | None) -> list[str]:
+    """What is no longer as it was in the image before."""
+    if before is None:
+        return ["the image before could not be read"]
+    kept = [item for item in before.objects if not any(each.matches(item) for each in expect.changes)]
+    wrong = [
+        f"the {name_of(item)} did not stay"
+        for item in kept
+        if not any(looks_like(item, other, tolerance=POSITION_TOLERANCE) for other in scene.objects)
+    ]
+    if expect.scene is not None and expect.scene.background is None and scene.background != before.background:
+        wrong.append(f"the background became {scene.background}")
+    return wrong
+
+
+def name_of(item: SceneObject) -> str:
+    return plain_phrase(full_filter(item))
+
+
+# ---- running ----
+
+
+@dataclass(slots=True)
+class RunningItem:
+    """An item while its turns are held."""
+
+    item: Item
+    seed: int
+    messages: list[Message] = field(default_factory=list)
+    scene: Scene | None = None  # of the last image, as far as it could be read
+    failure: dict[str, Any] | None = None
+
+    def ask(self, turn: int) -> None:
+        parts: list[ImagePart | TextPart] = [TextPart(self.item.turns[turn].user)]
+        if turn == 0 and self.item.image is not None:
+            self.scene = self.item.image
+            parts.insert(0, ImagePart(render(self.scene, IMAGE_SIDE)))
+        self.messages.append(Message("user", tuple(parts)))
+
+    def receive(self, turn: int, given: Sequence[Part]) -> None:
+        asked, read = self.item.turns[turn], [parse(part) if isinstance(part, Image.Image) else part for part in given]
+        if wrong := judge(asked.expect, read, self.scene):
+            self.failure = {
+                "id": self.item.id,
+                "kind": self.item.kind,
+                "turn": turn + 1,
+                "user": asked.user,
+                "reason": "; ".join(wrong),
+                "answer": [part if isinstance(part, str) else f"[image: {name_scene(part)}]" for part in read],
+            }
+        self.messages.append(answer_message(given))
+        for part in read:
+            self.scene = self.scene if isinstance(part, str) else part.scene
+
+
+def name_scene(image: ParsedScene) -> str:
+    if image.scene is None:
+        return f"not readable, {image.reason}"
+    return f"{', '.join(map(name_of, image.scene.objects))} on {image.scene.background}"
+
+
+def evaluate_requests(answer: Answer, items: Sequence[Item], *, seed: int = 0, batch_size: int = 16) -> dict[str, Any]:
+    """Right and total of each kind and in all, 95 % intervals, and the failures; item i has seed + i."""
+    dialogues = [RunningItem(item, seed + index) for index, item in enumerate(items)]
+    for start in tqdm(range(0, len(items), batch_size), desc="requests", leave=False):
+        batch = dialogues[start : start + batch_size]
+        for turn in range(max(len(each.item.turns) for each in batch)):
+            active = [each for each in batch if each.failure is None and turn < len(each.item.turns)]
+            for each in active:
+                each.ask(turn)
+            messages, seeds = [each.messages for each in active], [each.seed for each in active]
+            answers = answer_what_fits(answer, messages, "interleaved", seeds) if active else []
+            for each, given in zip(active, answers, strict=True):
+                each.receive(turn, given)
+    failures = [each.failure for each in dialogues if each.failure is not None]
+    rates = {}
+    for kind in dict.fromkeys(item.kind for item in items):
+        total = sum(item.kind == kind for item in items)
+        rates[kind] = Rate(total - sum(failure["kind"] == kind for failure in failures), total)
+    overall = Rate(len(items) - len(failures), len(items))
+    return {
+        "kinds": {kind: {"right": rate.passed, "total": rate.total} for kind, rate in rates.items()},
+        "right": overall.passed,
+        "total": overall.total,
+        "failures": failures,
+        "intervals": {name: list(rate.interval) for name, rate in {**rates, "all": overall}.items()},
+    }
+
+
+def measure_requests(pipeline: Pipeline, items: Sequence[Item], *, seed: int, batch_size: int) -> dict[str, Any]:
+    """The result of a model, with what it was measured with, for JSON."""
+    check_task(pipeline.tasks, "chat")
+    result = evaluate_requests(pipeline.answer, items, seed=seed, batch_size=batch_size)
+    return {**result, "model": model_fingerprint(pipeline.model), "seed": seed, "versions": tool_versions()}
+
+
+def as_table(result: dict[str, Any]) -> str:
+    """The result for the eye: rates with 95 % intervals, then every failure."""
+    rows = {**result["kinds"], "all": result}
+    width = max(map(len, rows))
+    lines = [
+        f"{kind:<{width}}  {row['right']:>4} of {row['total']:<4} {Rate(row['right'], row['total'])}"
+        for kind, row in rows.items()
+    ]
+    for failure in result["failures"]:
+        lines += [
+            "",
+            f"{failure['id']}, turn {failure['turn']}: {failure['user']}",
+            f"  wrong: {failure['reason']}",
+            f"  answer: {' '.join(failure['answer']) or 'none'}",
+        ]
+    return "\n".join(lines)
