@@ -27,6 +27,7 @@ from huggingface_hub import ModelCard, ModelCardData, split_state_dict_into_shar
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, GenerationConfig, TorchAoConfig
+from transformers.modeling_utils import set_zero3_state
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from mllm.config import RELEASED_TYPE, MLLMConfig, from_released, is_released, to_released
@@ -358,8 +359,8 @@ def open_released(folder: Path, model_class: type[nn.Module], config: MLLMConfig
 
 
 def our_shapes(model_class: type[nn.Module], config: MLLMConfig) -> dict[str, Tensor]:
-    """Every tensor of a model that is stored, on the meta device."""
-    with torch.device("meta"):
+    """Every tensor of a model that is stored, on the meta device, whole also under DeepSpeed ZeRO-3."""
+    with torch.device("meta"), set_zero3_state():
         state = model_class(config).state_dict()
     if config.tie_word_embeddings:
         del state["lm_head.weight"]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.integrations import is_deepspeed_zero3_enabled
 
-from mllm.checkpoint import quantization_config
+from mllm.checkpoint import our_shapes, quantization_config
 from mllm.config import MLLMConfig
 from mllm.embedding import ProjectedEmbedding
 from mllm.model import MLLMForConditionalGeneration
@@ -121,7 +121,10 @@ def changed_config(start: MLLMConfig, changes: dict[str, Any], *, folder: Path) 
     fields = start.to_dict()
     text_config = {**fields["text_config"], **changes.get("text_config", {})}
     config = MLLMConfig.from_dict({**fields, **changes, "text_config": text_config})
-    before, after = _weight_shapes(start), _weight_shapes(config)
+    before, after = (
+        {name: tuple(value.shape) for name, value in our_shapes(MLLMForConditionalGeneration, each).items()}
+        for each in (start, config)
+    )
     if before != after:
         (name, *_) = sorted(set(before.items()) ^ set(after.items()))
         raise ValueError(
@@ -129,11 +132,6 @@ def changed_config(start: MLLMConfig, changes: dict[str, Any], *, folder: Path) 
             "perhaps others); leave out what shapes the weights"
         )
     return config
-
-
-def _weight_shapes(config: MLLMConfig) -> dict[str, tuple[int, ...]]:
-    with torch.device("meta"):
-        return {name: tuple(value.shape) for name, value in MLLMForConditionalGeneration(config).state_dict().items()}
 
 
 def check_grid(start: MLLMConfig, grid: dict[str, Any], *, folder: Path) -> None:
