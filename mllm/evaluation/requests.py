@@ -129,8 +129,10 @@ class Expectation:
     decline: bool = False
 
     def __post_init__(self) -> None:
-        if (self.scene is not None) == (self.no_picture or self.decline or (self.scene is None and bool(self.text))):
-            raise ValueError("expect must have scene, or else text, no_picture or decline, got both or neither")
+        if not (self.scene or self.text or self.no_picture or self.decline):
+            raise ValueError("expect must have scene, text, no_picture or decline, got none; say what is right")
+        if self.scene and (self.no_picture or self.decline):
+            raise ValueError("expect must ask for an image or for none, got both; remove scene, or the other")
         if (self.keeps and self.scene is None) or (self.changes and not self.keeps):
             raise ValueError("keeps must come beside scene, and changes beside keeps, got one alone; add the other")
 
