@@ -32,7 +32,7 @@ def run(random_model_folder: Path, folder: Path, capfd: pytest.CaptureFixture[st
     """Run a verb on the random model; gives its exit status, stdout and stderr."""
 
     def run(*words: str) -> tuple[int, str, str]:
-        with_model = words[0] not in ("train", "no-such-verb") and "--model" not in words
+        with_model = words[0] not in ("train", "benchmark", "convert", "no-such-verb") and "--model" not in words
         code = main([*words, *(("--model", str(random_model_folder)) if with_model else ())])
         printed = capfd.readouterr()
         return code, printed.out, printed.err
@@ -175,6 +175,9 @@ WRONG: list[tuple[list[str], str]] = [  # words, and what the one line must name
     (["prepare", "--out", "x", "--show", "2"], "x"),
     (["convert", "unitok"], "arguments are required"),
     (["benchmark", "sing"], "'sing'"),
+    (["benchmark", "draw", "--sizes", "XXXL"], "'XXXL'"),
+    (["benchmark", "head", "--batch", "0"], "'0'"),
+    (["benchmark", "draw", "--json", "nowhere/figures.json"], "nowhere"),
     (["train"], "recipe"),
     (["train", "none.yaml"], "none.yaml"),
     (["train", "recipe.yaml"], "stepz"),

@@ -58,22 +58,3 @@ def test_a_speed_that_is_not_reached_is_an_exit_code(capsys: pytest.CaptureFixtu
     words = ["--sizes", "XXS", "--batch", "1", "--rounds", "1", "--device", "cpu", "--require", "10000"]
     assert main(["benchmark", "draw", *words]) == 1
     assert "times as fast as upstream, below 10000" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["draw", "--sizes", "XXXL"], "invalid choice: 'XXXL'"),
-        (["draw", "--batch", "0"], "'0' is not a count; use a whole number, 1 or more"),
-        (["tokenizer", "--sizes", "S"], "invalid choice: 'S'"),
-        (["sing"], "invalid choice: 'sing'"),
-        (["draw", "--json", "nowhere/figures.json"], "the folder 'nowhere' does not exist; make it first"),
-        (["draw", "--sizes", "XXS", "--guidance", "0.5"], "guidance has no meaning: found 0.5"),
-        (["head", "--device", "no-such-device"], "cannot compute on no-such-device"),
-    ],
-)
-def test_wrong_words_are_refused_in_a_sentence(
-    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["benchmark", *words]) == 2
-    assert message in capsys.readouterr().err
