@@ -5,7 +5,7 @@ The page loads nothing from elsewhere: system fonts, no analytics.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -88,10 +88,10 @@ def build_page(answer: Answer, *, title: str, subtitle: str, examples: list[Exam
 
 
 def connect(
-    answer: Answer, chatbot: gr.Chatbot, box: gr.MultimodalTextbox, settings: list[gr.components.Component]
+    answer: Answer, chatbot: gr.Chatbot, box: gr.MultimodalTextbox, settings: Sequence[gr.components.Component]
 ) -> None:
     """Sending, clicking an example, trying again, taking back and stopping."""
-    quiet = {"show_progress": "hidden"}
+    quiet: dict[str, Any] = {"show_progress": "hidden"}
     asked = [
         box.submit(add_request, [box, chatbot], [box, chatbot], **quiet),
         chatbot.example_select(add_example, [chatbot], [box, chatbot], **quiet),

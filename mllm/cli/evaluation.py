@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from argparse import Namespace
+from functools import partial
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -265,7 +266,7 @@ def register_benchmarks() -> None:
             BEST_OF,
             *IMAGE_SAMPLING,
             *MODEL,
-        )(lambda options, name=name: run_benchmark(name, options))
+        )(partial(run_benchmark, name))
 
 
 def run_benchmark(name: str, options: Namespace) -> None:

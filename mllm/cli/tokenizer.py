@@ -111,7 +111,7 @@ def tokenize_reconstruct(options: Namespace) -> None:
     psnr_B, ssim_B = psnr(pixels_B3HW, again_B3HW), ssim(pixels_B3HW, again_B3HW)
     names = [path.name for path in options.images]
     rows = [*zip(names, psnr_B.tolist(), ssim_B.tolist(), strict=True)]
-    scores = {
+    scores: dict[str, Any] = {
         "images": [{"name": name, "psnr": first, "ssim": second} for name, first, second in rows],
         "psnr": psnr_B.mean().item(),
         "ssim": ssim_B.mean().item(),
