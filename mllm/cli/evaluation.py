@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 from argparse import Namespace
-from functools import partial
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
