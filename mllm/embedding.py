@@ -177,8 +177,7 @@ class ProjectedEmbedding(CodeEmbedding):
         """Entries (P, Z), each of unit length."""
         offsets_K = torch.arange(self.codebooks.shape[0], device=codes_PK.device) * self.codebooks.shape[1]
         entries_PKE = F.embedding(codes_PK + offsets_K, self.codebooks.flatten(0, 1))
-        # under autocast the norm is float32, which a layer norm of bfloat16 weights does not take on a CPU
-        return F.normalize(entries_PKE, dim=-1).flatten(1).to(self.codebooks.dtype)
+        return F.normalize(entries_PKE, dim=-1).flatten(1)
 
     def embed_images(self, codes_PK: Tensor, image_lengths_I: Tensor) -> Tensor:
         return self.projector(self._project(self.look_up(codes_PK), image_lengths_I))
