@@ -21,17 +21,17 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
-from accelerate import infer_auto_device_map, init_empty_weights
+from accelerate import dispatch_model, infer_auto_device_map, init_empty_weights
 from accelerate.utils import get_max_memory
 from huggingface_hub import ModelCard, ModelCardData, split_state_dict_into_shards_factory
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import BitsAndBytesConfig, GenerationConfig, TorchAoConfig
+from transformers import BitsAndBytesConfig, GenerationConfig
 from transformers.modeling_utils import set_zero3_state
-from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from mllm.config import RELEASED_TYPE, MLLMConfig, from_released, is_released, to_released
 from mllm.evaluation.intervals import percent
+from mllm.quantization import BITS, quantize_linears
 from mllm.sequence import supported_sizes
 from mllm.vocabulary import load_text_tokenizer, save_text_tokenizer
 from tokenizer.checkpoint import (
@@ -63,14 +63,12 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 FREE_SHARE = 0.85
 """Share of the free memory that weights may take; the rest is for caches."""
-PACKAGES = {"int8": "torchao", "int4": "torchao", "nf4": "bitsandbytes", "bnb8": "bitsandbytes"}
-"""The kinds of quantisation: 8 and 4 bits (a GPU only); 4 bits of normal floats, doubly quantised; and LLM.int8(),
-whose products are in 8 bits and outliers in 16. Both packages are optional."""
+QUANTIZATIONS = (*BITS, "nf4", "bnb8")
+"""The kinds of quantisation: 8 and 4 bits (mllm/quantization.py); with bitsandbytes, which is optional, 4 bits of
+normal floats, doubly quantised, and LLM.int8(), whose products are in 8 bits and outliers in 16."""
 KEPT = ["code_embedding", "lm_head", "code_head.linear_head"]
 """Modules that are not quantised: a few percent of the weights, and everything that is seen or said passes through
 them. The embedding's projection is computed from its weights directly."""
-INT4_GROUP = 128
-"""Weights that share a scale; what Lumina-mGPT 2.0 uses."""
 
 RELEASED = NameTable(
     (
@@ -216,7 +214,7 @@ class LoadOptions:
     dtype: str | torch.dtype | None = None
     """Number format of the language model; default: bfloat16 on a GPU, float32 on a CPU."""
     quantization: str | None = None
-    """A key of PACKAGES; default: none."""
+    """One of QUANTIZATIONS; default: none."""
     device_map: Literal["auto"] | dict[str, Any] | None = None
     """"auto": the layers of the backbone over all GPUs, then the CPU; or a device for every module."""
     embedding_context: str | None = None
@@ -225,6 +223,9 @@ class LoadOptions:
     def __post_init__(self) -> None:
         if isinstance(self.dtype, str) and self.dtype not in DTYPES:
             raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}; use one of them")
+        if self.quantization not in (None, *QUANTIZATIONS):
+            known = ", ".join(QUANTIZATIONS)
+            raise ValueError(f"quantization must be one of {known}, got {self.quantization!r}; use one of them")
         if isinstance(self.device_map, str) and self.device_map != "auto":
             raise ValueError(f"device_map must be 'auto' or a device per module, got {self.device_map!r}; use 'auto'")
 
@@ -250,15 +251,18 @@ def load_model(folder: Path, options: LoadOptions) -> MLLMForConditionalGenerati
         config.embedding_context = options.embedding_context
         config.check()
     arguments: dict[str, Any] = {"config": config, "dtype": dtype, "local_files_only": True}
+    device_map = options.device_map
+    if device_map == "auto":
+        device_map = spread(config, dtype=dtype, first=options.place)
+    if options.quantization in BITS:
+        model = MLLMForConditionalGeneration.from_pretrained(folder, **arguments)
+        quantize_linears(model, options.quantization, device=options.place, kept=KEPT)
+        return model.to(options.place) if device_map is None else dispatch_model(model, device_map)
     if options.quantization is not None:
         arguments["quantization_config"] = quantization_config(options.quantization, dtype=dtype)
-        arguments["device_map"] = {"": options.place}  # weights are quantised where they will stay
-    if options.device_map == "auto":
-        arguments["device_map"] = spread(config, dtype=dtype, first=options.place)
-    elif options.device_map is not None:
-        arguments["device_map"] = options.device_map
-    model = MLLMForConditionalGeneration.from_pretrained(folder, **arguments)
-    return model if "device_map" in arguments else model.to(options.place)
+        device_map = device_map or {"": options.place}  # weights are quantised where they will stay
+    model = MLLMForConditionalGeneration.from_pretrained(folder, device_map=device_map, **arguments)
+    return model.to(options.place) if device_map is None else model
 
 
 def spread(config: MLLMConfig, *, dtype: torch.dtype, first: torch.device) -> dict[str, int | str | torch.device]:
@@ -289,36 +293,27 @@ def spread(config: MLLMConfig, *, dtype: torch.dtype, first: torch.device) -> di
     }
 
 
-def quantization_config(name: str, *, dtype: torch.dtype, kept: Sequence[str] = tuple(KEPT)) -> QuantizationConfigMixin:
-    """The config of a kind of quantisation.
+def quantization_config(name: str, *, dtype: torch.dtype, kept: Sequence[str] = tuple(KEPT)) -> BitsAndBytesConfig:
+    """The config of a kind of quantisation by bitsandbytes.
 
     Args:
         dtype: to compute in.
         kept: modules that are not quantised.
     """
-    if name not in PACKAGES:
-        raise ValueError(f"quantization must be one of {', '.join(PACKAGES)}, got {name!r}; use one of them")
-    if find_spec(PACKAGES[name]) is None:
+    if find_spec("bitsandbytes") is None:
         raise ImportError(
-            f"{PACKAGES[name]} must be installed for quantization {name!r}, got no such package; "
+            f"bitsandbytes must be installed for quantization {name!r}, got no such package; "
             "run: pip install 'mllm-toolkit[quantization]'"
         )
     if name == "bnb8":
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=list(kept))
-    if name == "nf4":
-        return BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=dtype,
-            llm_int8_skip_modules=list(kept),
-        )
-    from torchao.quantization import Int4WeightOnlyConfig, Int8WeightOnlyConfig
-
-    if name == "int4" and not torch.cuda.is_available():
-        raise ValueError("device must be a GPU for quantization 'int4', got none; use nf4 or int8")
-    kind = Int8WeightOnlyConfig() if name == "int8" else Int4WeightOnlyConfig(group_size=INT4_GROUP)
-    return TorchAoConfig(kind, modules_to_not_convert=list(kept))
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+        llm_int8_skip_modules=list(kept),
+    )
 
 
 class ReleasedTensors(Mapping[str, Tensor]):

@@ -12,17 +12,16 @@ from torch import nn
 from mllm.checkpoint import (
     FREE_SHARE,
     KEPT,
-    PACKAGES,
     LoadOptions,
     export_released,
     load_model,
-    quantization_config,
     spread,
 )
 from mllm.cli.main import LOAD_OPTIONS, MODEL, CommandParser, given
 from mllm.heads import MLPHead
 from mllm.model import MLLMForConditionalGeneration
 from mllm.pipeline import Pipeline
+from mllm.quantization import GROUP, MOST_PACKED_ROWS, Int4Linear, Int8Linear
 from tests.mllm.tiny_folder import build_tiny_folder
 
 
@@ -40,9 +39,10 @@ def is_quantized(linear: nn.Module) -> bool:
     return linear.weight.dtype in (torch.int8, torch.uint8) or type(linear.weight) not in (nn.Parameter, torch.Tensor)
 
 
-@pytest.mark.parametrize("name", ["int8", "bnb8", "nf4"])
+@pytest.mark.parametrize("name", ["int8", "int4", "bnb8", "nf4"])
 def test_backbone_and_head_are_quantised_and_still_draw_and_answer(folder: Path, name: str) -> None:
-    pytest.importorskip(PACKAGES[name])
+    if name in ("bnb8", "nf4"):
+        pytest.importorskip("bitsandbytes")
     plain = Pipeline.load(folder, device="cpu")
     pipeline = Pipeline.load(folder, device="cpu", quantization=name)
     model = pipeline.model
@@ -56,12 +56,43 @@ def test_backbone_and_head_are_quantised_and_still_draw_and_answer(folder: Path,
     with torch.inference_mode():
         ours, theirs = model(ids).logits.float(), plain.model(ids).logits.float()
     error = float((ours - theirs).norm() / theirs.norm())
-    assert error < {"int8": 0.05, "bnb8": 0.1, "nf4": 0.4}[name]
+    assert error < {"int8": 0.05, "int4": 0.4, "bnb8": 0.1, "nf4": 0.4}[name]
     assert error > 0, "the weights did lose something"
 
 
+def test_packed_layers_are_the_product_with_the_nearest_weights_of_few_bits() -> None:
+    """Against plain loops over the definition; integer weights that fit into the bits come back exactly."""
+    torch.manual_seed(0)
+    linear = nn.Linear(2 * GROUP, 48)
+    weight_OI = linear.weight.detach()
+    scale_O1 = (weight_OI.abs().amax(1, keepdim=True) / 127).bfloat16().float()
+    eight_bits_OI = (weight_OI / scale_O1).round().clamp(-128, 127) * scale_O1
+    groups_OGI = weight_OI.unflatten(1, (-1, GROUP))
+    step_OG1 = ((groups_OGI.amax(-1, keepdim=True) - groups_OGI.amin(-1, keepdim=True)) / 15).bfloat16().float()
+    zero_OG1 = (groups_OGI.amin(-1, keepdim=True) + 8 * step_OG1).bfloat16().float()
+    four_bits_OGI = ((groups_OGI - zero_OG1) / step_OG1).round().clamp(-8, 7) * step_OG1 + zero_OG1
+    cases = ((Int8Linear, eight_bits_OI), (Int4Linear, four_bits_OGI.flatten(1)))
+    for layer_class, rounded_OI in cases:
+        assert 0 < (rounded_OI - weight_OI).abs().max() < 0.02
+        layer = layer_class(linear, torch.device("cpu"))
+        for num_rows in (1, 3, MOST_PACKED_ROWS + 1):
+            hidden = torch.randn(2, num_rows, 2 * GROUP).bfloat16().float()  # what the kernels take exactly
+            expected = nn.functional.linear(hidden, rounded_OI, linear.bias)
+            torch.testing.assert_close(layer(hidden), expected, atol=0.01, rtol=0.01)
+    integers = nn.Linear(2 * GROUP, 48, bias=False).requires_grad_(False)
+    integers.weight.copy_(torch.randint(-8, 8, (48, 2 * GROUP)))
+    integers.weight[:, ::GROUP], integers.weight[:, 1::GROUP] = -8, 7
+    hidden = torch.randint(-2, 3, (5, 2 * GROUP)).float()
+    product = integers(hidden)
+    assert torch.equal(Int4Linear(integers, torch.device("cpu"))(hidden), product.bfloat16().float())
+    integers.weight[:, 0] = 127
+    product = integers(hidden)
+    assert torch.equal(Int8Linear(integers, torch.device("cpu"))(hidden), product.bfloat16().float())
+    with pytest.raises(ValueError, match="use int8"):
+        Int4Linear(nn.Linear(GROUP + 1, 48), torch.device("cpu"))
+
+
 def test_a_released_folder_is_quantised_as_it_is(tmp_path: Path) -> None:
-    pytest.importorskip("torchao")
     ours = build_tiny_folder(tmp_path / "ours", width=192, prompt_style="unitok")
     export_released(ours, tmp_path / "released")
     models = [Pipeline.load(tmp_path / name, device="cpu", quantization="int8").model for name in ("released", "ours")]
@@ -70,15 +101,6 @@ def test_a_released_folder_is_quantised_as_it_is(tmp_path: Path) -> None:
     with torch.inference_mode():
         released, converted = (model(ids).logits for model in models)
     assert torch.equal(released, converted)
-
-
-def test_four_bits_of_torchao_need_a_gpu() -> None:
-    pytest.importorskip("torchao")
-    if torch.cuda.is_available():
-        assert quantization_config("int4", dtype=torch.bfloat16).modules_to_not_convert == KEPT
-    else:
-        with pytest.raises(ValueError):
-            quantization_config("int4", dtype=torch.bfloat16)
 
 
 def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
