@@ -14,10 +14,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.utils import torch_compilable_check
 
 from mllm.config import MLLMConfig
 from tokenizer.layers import AttentionProjection
@@ -69,20 +71,22 @@ class CodeEmbedding(nn.Module, ABC):
         Args:
             columns_I: columns of each image; default: all have those of the default size.
         """
-        if int(image_lengths_I.sum()) != codes_PK.shape[0]:
-            raise ValueError(
+        torch_compilable_check(
+            image_lengths_I.sum() == codes_PK.shape[0],
+            lambda: (
                 f"image lengths must add up to the codes, got {int(image_lengths_I.sum())} and {codes_PK.shape[0]} "
                 "positions; pass one length per image"
-            )
+            ),
+        )
         embedded_PD = self.embed_images(codes_PK, image_lengths_I)
         if self.places is None:
             return embedded_PD
         lengths_I = image_lengths_I.to(codes_PK.device)
         if columns_I is None:
             columns_I = torch.full_like(lengths_I, self.default_columns)
-        starts_I = lengths_I.cumsum(0) - lengths_I
-        index_P = torch.arange(len(codes_PK), device=codes_PK.device) - starts_I.repeat_interleave(lengths_I)
-        return self.places(embedded_PD, index_P, columns_I.repeat_interleave(lengths_I))
+        image_P = image_of_positions(lengths_I, len(codes_PK))
+        index_P = torch.arange(len(codes_PK), device=codes_PK.device) - (lengths_I.cumsum(0) - lengths_I)[image_P]
+        return self.places(embedded_PD, index_P, columns_I[image_P])
 
     def new_cache(self, num_rows: int, num_positions: int, *, columns: Sequence[int] | None = None) -> EmbeddingCache:
         """A static cache for images of up to `num_positions`; here one that only counts.
@@ -184,6 +188,8 @@ class ProjectedEmbedding(CodeEmbedding):
 
     def _project(self, vectors_PZ: Tensor, image_lengths_I: Tensor) -> Tensor:
         """Each position with what it may see of its image."""
+        if torch.compiler.is_compiling():  # the lengths are not known: all in one row, under a mask
+            return self._project_row(vectors_PZ, image_lengths_I.to(vectors_PZ.device))
         lengths = image_lengths_I.tolist()
         if len(set(lengths)) == 1:
             return self.projection(vectors_PZ.view(len(lengths), lengths[0], -1)).flatten(0, 1)
@@ -196,6 +202,14 @@ class ProjectedEmbedding(CodeEmbedding):
         padded_INZ = vectors_PZ.new_zeros(*is_real_IN.shape, vectors_PZ.shape[-1])
         padded_INZ[is_real_IN] = vectors_PZ
         return self.projection(padded_INZ)[is_real_IN]
+
+    def _project_row(self, vectors_PZ: Tensor, image_lengths_I: Tensor) -> Tensor:
+        """`_project` in one row of all images, whose mask takes memory quadratic in P."""
+        image_P = image_of_positions(image_lengths_I, vectors_PZ.shape[0])
+        is_seen_PP = image_P[:, None] == image_P
+        is_seen_PP = is_seen_PP if self.context == "bidirectional" else is_seen_PP.tril()
+        attend = partial(F.scaled_dot_product_attention, attn_mask=is_seen_PP)
+        return self.projection(vectors_PZ[None], attend=attend)[0]
 
     def new_cache(self, num_rows: int, num_positions: int, *, columns: Sequence[int] | None = None) -> EmbeddingCache:
         cache = super().new_cache(num_rows, num_positions, columns=columns)
@@ -305,6 +319,12 @@ class Projector(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         return self.linear2(F.gelu(self.linear1(self.norm(hidden))))
+
+
+def image_of_positions(image_lengths_I: Tensor, num_positions: int) -> Tensor:
+    """Which image each position belongs to (P,)."""
+    images_I = torch.arange(image_lengths_I.shape[0], device=image_lengths_I.device)
+    return images_I.repeat_interleave(image_lengths_I, output_size=num_positions)
 
 
 def keep_as_buffers(module: nn.Module) -> None:

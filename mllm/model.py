@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +42,9 @@ from transformers import (
 )
 from transformers import initialization as init
 from transformers.cache_utils import Cache
-from transformers.utils import ModelOutput
-from transformers.utils.generic import is_flash_attention_requested
+from transformers.modeling_utils import slice_logits_to_keep
+from transformers.utils import ModelOutput, torch_compilable_check
+from transformers.utils.generic import can_return_tuple, is_flash_attention_requested
 from transformers.utils.hub import hf_api
 
 from mllm.checkpoint import CARD_FILE, is_released_folder, model_card, open_released, own_memory, save_model_card
@@ -75,9 +76,11 @@ class MLLMOutput(ModelOutput):
     """What `MLLMForConditionalGeneration` returns."""
 
     loss: Tensor | None = None
-    logits: Tensor | None = None  # (B, T, V), without labels only
-    hidden: Tensor | None = None  # (B, T, D), after the last norm
+    logits: Tensor | None = None  # (B, T, V); None where the loss is computed in slices
     past_key_values: Cache | None = None
+    hidden: Tensor | None = None  # (B, T, D), after the last norm
+    hidden_states: tuple[Tensor, ...] | None = None  # the next two: of the backbone, where asked for
+    attentions: tuple[Tensor, ...] | None = None
     loss_parts: LossParts | None = None
 
 
@@ -87,7 +90,7 @@ class MLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
     config_class = MLLMConfig
     base_model_prefix = "backbone"
     supports_gradient_checkpointing = True
-    accepts_loss_kwargs = False  # a plain Trainer counts text labels only; ours counts codes too and passes the sum
+    accepts_loss_kwargs = True
     input_modalities = ("text", "image")
     output_modalities = ("text", "image")
     _supports_sdpa = True
@@ -199,19 +202,22 @@ class MLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """Embed text tokens and, at the placeholders, image positions in reading order; (B, T, D)."""
         is_image_BT = input_ids_BT == self.config.image_token_id
         hidden_BTD = self.get_input_embeddings()(input_ids_BT.masked_fill(is_image_BT, self.config.pad_token_id))
-        indices_P = is_image_BT.flatten().nonzero()[:, 0]
         num_codes = 0 if codes_PK is None else codes_PK.shape[0]
-        if indices_P.shape[0] != num_codes:
-            raise ValueError(
-                f"codes must have one row per image placeholder, got {indices_P.shape[0]} placeholders and {num_codes} "
+        num_images = is_image_BT.sum()
+        torch_compilable_check(
+            num_images == num_codes,
+            lambda: (
+                f"codes must have one row per image placeholder, got {int(num_images)} placeholders and {num_codes} "
                 "code rows; pass the codes of every image position in the batch, in reading order"
-            )
+            ),
+        )
         if num_codes == 0:
             if not self.training and codes_PK is None:
                 return hidden_BTD
             # zero that depends on the code embedding, so that ranks without images take part in gradient exchange
             codes_1K = torch.zeros(1, self.config.num_codebooks, dtype=torch.int64, device=input_ids_BT.device)
             return hidden_BTD + self.code_embedding(codes_1K, torch.ones(1, dtype=torch.int64)).sum() * 0.0
+        indices_P = image_indices(is_image_BT, num_codes)
         columns_I = None
         if self.config.image_position_embedding and self.config.image_layout == "grid":
             lengths_I = image_lengths_I.to(indices_P.device)
@@ -220,6 +226,7 @@ class MLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         embedded_PD = self.code_embedding(codes_PK, image_lengths_I, columns_I=columns_I)
         return hidden_BTD.flatten(0, 1).index_copy(0, indices_P, embedded_PD.to(hidden_BTD.dtype)).view_as(hidden_BTD)
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -233,27 +240,30 @@ class MLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
-        logits_to_keep: int = 0,
+        logits_to_keep: int | Tensor = 0,
+        num_items: Tensor | float | None = None,
         num_items_in_batch: Tensor | float | None = None,
         max_logits_bytes: int | None = None,
-        **kwargs: object,
+        **kwargs: Any,
     ) -> MLLMOutput:
-        """One pass. With labels: the loss; without: text logits.
+        """One pass: text logits, and with labels the loss.
 
         Args:
             attention_mask: (B, T) of real tokens, or a mask of four dimensions, used as given.
             position_ids: (B, T). Without a mask and a cache, each restart begins a packed sample; none sees another.
+            labels: (B, T). At image placeholders: `image_token_id` where their codes are learned, else -100.
             codes: (P, K) of all image positions of the batch, in reading order.
-            code_targets: (P,) which of them are learned; default: none.
-            logits_to_keep: text logits of that many last positions only; 0 means all.
-            num_items_in_batch: divisor of the loss, counted over accumulation steps and ranks.
-            max_logits_bytes: compute the loss in slices whose logits take no more; default: in one slice.
+            code_targets: (P,) which of them are learned; default: as the labels say.
+            logits_to_keep: which positions have logits, as in transformers; 0 means all.
+            num_items: divisor of the loss, `count_items` over accumulation steps and ranks.
+            num_items_in_batch: that of a plain Trainer, which counts labels: this batch weighs as many as it has.
+            max_logits_bytes: compute the loss in slices whose logits take no more, and return no logits.
         """
         if inputs_embeds is None:
             inputs_embeds = self.embed(input_ids, codes, image_lengths)
         if labels is not None:
             use_cache = bool(use_cache)
-        hidden_BTD, cache = self._run_backbone(
+        outputs = self._run_backbone(
             inputs_embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
@@ -261,32 +271,44 @@ class MLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             use_cache=use_cache,
             **kwargs,
         )
-        if labels is None:
-            logits_BTV = self.text_logits(hidden_BTD[:, -logits_to_keep:])
-            return MLLMOutput(logits=logits_BTV, hidden=hidden_BTD, past_key_values=cache)
-        parts = compute_loss(
-            self.text_logits,
-            self.code_head,
-            select_text(hidden_BTD, labels),
-            self._select_codes(hidden_BTD, input_ids, codes, code_targets),
-            config=self.config,
-            num_items=num_items_in_batch,
-            num_rows=labels.numel(),
-            max_bytes=max_logits_bytes,
+        hidden_BTD, logits_BTV, parts = outputs.last_hidden_state, None, None
+        if labels is None or max_logits_bytes is None:
+            logits_BTV = self.text_logits(slice_logits_to_keep(hidden_BTD, logits_to_keep))
+        if labels is not None:
+            has_all = logits_BTV is not None and logits_BTV.shape[1] == labels.shape[1]
+            parts = compute_loss(
+                (lambda logits: logits) if has_all else self.text_logits,
+                self.code_head,
+                select_text(logits_BTV if has_all else hidden_BTD, labels, self.config.image_token_id),
+                self._select_codes(hidden_BTD, input_ids, codes, code_targets, labels),
+                config=self.config,
+                num_items=num_items,
+                num_rows=labels.numel(),
+                max_bytes=max_logits_bytes,
+            )
+            if num_items_in_batch is not None:
+                share = (labels[:, 1:] != IGNORED).sum() / num_items_in_batch
+                parts = replace(parts, total=parts.total * share)
+        return MLLMOutput(
+            loss=None if parts is None else parts.total,
+            logits=logits_BTV,
+            past_key_values=outputs.past_key_values,
+            hidden=hidden_BTD,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            loss_parts=parts,
         )
-        return MLLMOutput(loss=parts.total, hidden=hidden_BTD, past_key_values=cache, loss_parts=parts)
 
-    def _run_backbone(
-        self, inputs_BTD: Tensor, *, position_ids: Tensor | None, **kwargs: Any
-    ) -> tuple[Tensor, Cache | None]:
-        """Hidden states after the last norm, and the cache."""
+    def _run_backbone(self, inputs_BTD: Tensor, *, position_ids: Tensor | None, **kwargs: Any) -> ModelOutput:
+        """What the backbone returns."""
         shape = inputs_BTD.shape
         is_packed = position_ids is not None and kwargs["attention_mask"] is None and kwargs["past_key_values"] is None
         if is_packed and is_flash_attention_requested(self.backbone.config):
             # flash attention in transformers finds packed samples in a batch of one row only
             inputs_BTD, position_ids = inputs_BTD.flatten(0, 1)[None], position_ids.expand(shape[:2]).flatten()[None]
         outputs = self.backbone(inputs_embeds=inputs_BTD, position_ids=position_ids, **kwargs)
-        return outputs.last_hidden_state.view(shape), outputs.past_key_values
+        outputs.last_hidden_state = outputs.last_hidden_state.view(shape)
+        return outputs
 
     def text_logits(self, hidden: Tensor) -> Tensor:
         """Logits of the next text token; (..., V)."""
@@ -305,27 +327,50 @@ class MLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return generate_from_inputs(self, GenerateArguments.read(input_ids=input_ids, **options))
 
     def _select_codes(
-        self, hidden_BTD: Tensor, input_ids_BT: Tensor, codes_PK: Tensor | None, code_targets_P: Tensor | None
+        self,
+        hidden_BTD: Tensor,
+        input_ids_BT: Tensor,
+        codes_PK: Tensor | None,
+        is_learned_P: Tensor | None,
+        labels_BT: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """Hidden states (M, D) before learned image positions, and their codes (M, K)."""
-        if codes_PK is None or code_targets_P is None:
+        if codes_PK is None or (is_learned_P is None and not self.config.can_draw):
             codes_MK = torch.zeros(0, self.config.num_codebooks, dtype=torch.int64, device=hidden_BTD.device)
             return hidden_BTD.flatten(0, 1)[:0], codes_MK
-        indices_P = (input_ids_BT == self.config.image_token_id).flatten().nonzero()[:, 0]
-        indices_M, codes_MK = indices_P[code_targets_P] - 1, codes_PK[code_targets_P]
-        if indices_M.shape[0] and not self.config.can_draw:
+        indices_P = image_indices(input_ids_BT == self.config.image_token_id, codes_PK.shape[0])
+        if is_learned_P is None:
+            is_learned_P = labels_BT.flatten()[indices_P] == self.config.image_token_id
+        targets_PK = codes_PK.masked_fill(~is_learned_P[:, None], IGNORED)
+        hidden_MD, codes_MK = keep_learned(hidden_BTD.flatten(0, 1)[indices_P - 1], targets_PK)
+        if hidden_MD.shape[0] and not self.config.can_draw:
             raise ValueError(
-                f"learned image positions must be none in a model for understanding only, got {indices_M.shape[0]}; "
+                f"learned image positions must be none in a model for understanding only, got {hidden_MD.shape[0]}; "
                 "train it on answers in text, or choose another head_type and embedding_context"
             )
-        return hidden_BTD.flatten(0, 1).index_select(0, indices_M), codes_MK
+        return hidden_MD, codes_MK
 
 
-def select_text(hidden_BTD: Tensor, labels_BT: Tensor) -> tuple[Tensor, Tensor]:
-    """Hidden states (L, D) before labelled tokens, and their labels (L,)."""
-    next_labels_BT = F.pad(labels_BT[:, 1:], (0, 1), value=IGNORED).flatten()
-    indices_L = (next_labels_BT != IGNORED).nonzero()[:, 0]
-    return hidden_BTD.flatten(0, 1).index_select(0, indices_L), next_labels_BT[indices_L]
+def image_indices(is_image_BT: Tensor, num_positions: int) -> Tensor:
+    """Where the placeholders are in the flattened batch (P,); given their number, shapes depend on no values."""
+    counts = is_image_BT.flatten().cumsum(0)
+    return torch.searchsorted(counts, torch.arange(1, num_positions + 1, device=counts.device))
+
+
+def keep_learned(values_RX: Tensor, targets_R: Tensor) -> tuple[Tensor, Tensor]:
+    """The rows that have a target; compiled all of them, as their number is not known then."""
+    if torch.compiler.is_compiling():
+        return values_RX, targets_R
+    is_learned_R = (targets_R != IGNORED).flatten(1).any(dim=1) if targets_R.ndim > 1 else targets_R != IGNORED
+    indices_L = is_learned_R.nonzero()[:, 0]
+    return values_RX.index_select(0, indices_L), targets_R[indices_L]
+
+
+def select_text(values_BTX: Tensor, labels_BT: Tensor, image_token_id: int) -> tuple[Tensor, Tensor]:
+    """Hidden states, or logits, (L, X) before labelled tokens, and their labels (L,)."""
+    next_labels_BT = F.pad(labels_BT[:, 1:], (0, 1), value=IGNORED).to(values_BTX.device)
+    next_labels_BT = next_labels_BT.masked_fill(next_labels_BT == image_token_id, IGNORED)
+    return keep_learned(values_BTX.flatten(0, 1), next_labels_BT.flatten())
 
 
 def count_items(labels_BT: Tensor, code_targets_P: Tensor, *, num_codebooks: int, text_weight: float = 1.0) -> Tensor:
@@ -356,12 +401,13 @@ def compute_loss(
     """
 
     def text_sums(hidden_RD: Tensor, labels_R: Tensor) -> tuple[Tensor]:
-        return (F.cross_entropy(text_head(hidden_RD).float(), labels_R, reduction="sum"),)
+        return (F.cross_entropy(text_head(hidden_RD).float(), labels_R, ignore_index=IGNORED, reduction="sum"),)
 
     def image_sums(hidden_RD: Tensor, codes_RK: Tensor) -> tuple[Tensor, Tensor]:
-        logits_RKC = code_head(hidden_RD, codes_RK).float()
-        loss_RK = F.cross_entropy(logits_RKC.flatten(0, 1), codes_RK.flatten(), reduction="none").view(codes_RK.shape)
-        largest_RK = logits_RKC.max(dim=-1).values  # cheaper backward than amax: no ties
+        logits_RKC = code_head(hidden_RD, codes_RK.clamp(min=0)).float()
+        flat = logits_RKC.flatten(0, 1), codes_RK.flatten()
+        loss_RK = F.cross_entropy(*flat, ignore_index=IGNORED, reduction="none").view(codes_RK.shape)
+        largest_RK = logits_RKC.max(dim=-1).values.masked_fill(codes_RK == IGNORED, 0)  # max: no ties backward, as amax
         return loss_RK.sum(dim=0), largest_RK.square().sum()
 
     def num_slices(logits_per_row: int) -> int:
@@ -375,6 +421,8 @@ def compute_loss(
         per_row = config.num_codebooks * config.codebook_size
         image_sum_K, square_sum = add_up(image_sums, *image, num_slices=num_slices(per_row))
     num_text, num_positions = len(text[1]), len(image[1])
+    if torch.compiler.is_compiling():  # rows without a target are among them
+        num_text, num_positions = (text[1] != IGNORED).sum(), (image[1][:, 0] != IGNORED).sum()
     num_image, z_sum = num_positions * config.num_codebooks, square_sum * config.z_loss_weight
     if num_items is None:
         num_items = max(config.text_loss_weight * num_text + num_image, 1)

@@ -1,8 +1,8 @@
 """Fetch transformers' own tests of models and processors, which its wheel does not contain.
 
-In: the version of transformers that is installed. Out: a package `transformers_tests` with the modules at the top of the
-tests/ folder of its source distribution, inside a cache folder, whose path is printed. The source distribution lacks the
-folders below tests/, so the mixins that are imported from there (generation, export) are empty classes here.
+In: the version of transformers that is installed. Out: a package `transformers_tests` with the modules at the top of
+the tests/ folder of its source distribution, inside a cache folder, whose path is printed. The source distribution
+lacks the folders below tests/, so the mixins that are imported from there (generation, export) are empty classes here.
 
     python scripts/fetch_transformers_tests.py [FOLDER]
 """

@@ -13,6 +13,7 @@ import logging
 import math
 import os
 import statistics
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -178,7 +179,8 @@ class MLLMTrainer(Trainer):
         self.monitor = LossMonitor(recipe.bad_steps)
         self.is_bad_step = False
         self.step_loss: Tensor | float = 0.0
-        self.options = {"max_logits_bytes": recipe.max_logits_mib * 2**20} if recipe.max_logits_mib else {}
+        # a limit, be it out of reach: nobody needs the logits here, and with one only those of learned places exist
+        self.options = {"max_logits_bytes": recipe.max_logits_mib * 2**20 if recipe.max_logits_mib else sys.maxsize}
         flops = FlopCount(without_adapters(model), self.config, length=recipe.length)
         self.metrics = StepMetrics(self.config.num_codebooks, flops=flops)
         self.metrics_log: MetricsLog | None = None
@@ -220,7 +222,7 @@ class MLLMTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        output = model(**inputs, **self.options, num_items_in_batch=num_items_in_batch)
+        output = model(**inputs, **self.options, num_items=num_items_in_batch)
         self.metrics.add(output.loss_parts, inputs)
         # Trainer averages gradients over ranks; the count above is already over all of them.
         loss = output.loss * (self.accelerator.num_processes if num_items_in_batch is not None else 1)

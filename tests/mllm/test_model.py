@@ -61,7 +61,7 @@ def test_packed_gradients_equal_those_of_separate_samples(model: MLLMForConditio
     items += sum(s.code_targets_P.sum() for s in SAMPLES) * NUM_CODEBOOKS
     model.zero_grad()
     for sample in SAMPLES:
-        model(**pack([sample], length=len(sample), pad_token_id=0), num_items_in_batch=float(items)).loss.backward()
+        model(**pack([sample], length=len(sample), pad_token_id=0), num_items=float(items)).loss.backward()
     separate = {name: value.grad.clone() for name, value in model.named_parameters() if value.grad is not None}
     model.zero_grad()
     model(**pack(SAMPLES, length=83, pad_token_id=0)).loss.backward()
