@@ -44,6 +44,7 @@ from tokenizer.checkpoint import (
     save_converted,
     weight_files,
 )
+from tokenizer.hardware import fast_dtype
 from tokenizer.unitok import WEIGHTS_FILE, UniTok
 
 if TYPE_CHECKING:
@@ -160,11 +161,19 @@ def released_image_tokenizer(folder: Path) -> Path | None:
 
 
 def load_image_tokenizer(folder: Path, *, device: torch.device | str | None = None) -> UniTok | None:
-    """The image tokenizer of a model folder: ours, or the released file; None where there is neither."""
+    """The image tokenizer of a model folder: ours, or the released file; None where there is neither.
+
+    It decodes in the number format that is fastest on the machine, and encodes in float32.
+    """
+    device = torch.device(device or "cpu")
     if (folder / IMAGE_TOKENIZER).is_dir():
-        return UniTok.from_pretrained(folder / IMAGE_TOKENIZER, device=device)
-    released = released_image_tokenizer(folder)
-    return None if released is None else load_upstream(released).to(device or "cpu")
+        tokenizer = UniTok.from_pretrained(folder / IMAGE_TOKENIZER, device=device)
+    elif (released := released_image_tokenizer(folder)) is not None:
+        tokenizer = load_upstream(released).to(device)
+    else:
+        return None
+    dtype = fast_dtype(device)
+    return tokenizer.for_inference(None if dtype == tokenizer.dtype else dtype)
 
 
 def find_image_tokenizer(name: str | None, *, device: torch.device | str | None = None) -> UniTok:

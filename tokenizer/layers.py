@@ -152,13 +152,28 @@ class Upsample(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(in_width, out_width, 3, padding=1)
 
-    def forward(self, hidden_BCHW: Tensor) -> Tensor:
+    def fold(self) -> Tensor:
+        """The 4x4 kernel (I, O, 4, 4)."""
         # Output row o reads upsampled row o + t - 1 through tap t; upsampled row 2i + a is input row i. So input row i
         # reaches output row 2i + m - 1 through the taps with t = a + 2 - m, a in {0, 1}.
         flipped_IO33 = self.conv.weight.transpose(0, 1).flip(2, 3)
         tall_IO43 = F.pad(flipped_IO33, (0, 0, 0, 1)) + F.pad(flipped_IO33, (0, 0, 1, 0))
-        kernel_IO44 = F.pad(tall_IO43, (0, 1)) + F.pad(tall_IO43, (1, 0))
-        return F.conv_transpose2d(hidden_BCHW, kernel_IO44, self.conv.bias, stride=2, padding=1)
+        return F.pad(tall_IO43, (0, 1)) + F.pad(tall_IO43, (1, 0))
+
+    def forward(self, hidden_BCHW: Tensor) -> Tensor:
+        return F.conv_transpose2d(hidden_BCHW, self.fold(), self.conv.bias, stride=2, padding=1)
+
+
+class FoldedUpsample(nn.Module):
+    """`Upsample` for inference: its kernel is folded once."""
+
+    def __init__(self, upsample: Upsample) -> None:
+        super().__init__()
+        self.kernel_IO44 = nn.Parameter(upsample.fold().detach(), requires_grad=False)
+        self.bias = upsample.conv.bias
+
+    def forward(self, hidden_BCHW: Tensor) -> Tensor:
+        return F.conv_transpose2d(hidden_BCHW, self.kernel_IO44, self.bias, stride=2, padding=1)
 
 
 class MBConv(nn.Module):

@@ -8,12 +8,13 @@ patches, U distinct patches.
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 from tokenizer.codes import fingerprint
 from tokenizer.config import UniTokConfig
 from tokenizer.images import to_pixels
-from tokenizer.layers import NORM_EPS, build_projection, initialise
+from tokenizer.layers import NORM_EPS, FoldedUpsample, Upsample, build_projection, initialise
 from tokenizer.network import Decoder, Encoder, cut_into_patches
 from tokenizer.quantizer import MultiCodebookQuantizer
 from tokenizer.text_tower import TextTower
@@ -163,7 +164,43 @@ class UniTok(nn.Module):
         """Codes to pixels in [-1, 1]; `grid` is (rows, columns), a square by default."""
         grid = self._check_codes(codes_BKN, grid)
         hidden_BND = project(self.post_quant_proj, self.quantizer.lookup(codes_BKN))
-        return self.decoder(hidden_BND.to(self.dtype), grid=grid).float().clamp(-1.0, 1.0)
+        decoder = self.ready_decoder or self.decoder
+        return decoder(hidden_BND.to(decoder.last_weight.dtype), grid=grid).float().clamp(-1.0, 1.0)
+
+    ready_decoder: Decoder | None = None
+    """What `decode` runs after `for_inference`; no submodule, so it is neither saved nor trained."""
+
+    def for_inference(self, dtype: torch.dtype | None = None) -> UniTok:
+        """Fold, once, what depends on weights only: upsampling kernels and normalised codebooks.
+
+        What is saved stays the same. Moving or training the tokenizer undoes it.
+
+        Args:
+            dtype: of the decoder, which gets weights of its own then. The encoder keeps its number format, as codes
+                depend on it.
+        """
+        shared = {id(parameter): parameter for parameter in self.decoder.parameters()} if dtype is None else {}
+        decoder = copy.deepcopy(self.decoder, shared)
+        for module in list(decoder.modules()):
+            for name, child in module.named_children():
+                if isinstance(child, Upsample):
+                    setattr(module, name, FoldedUpsample(child))
+        self.__dict__["ready_decoder"] = decoder.eval() if dtype is None else decoder.eval().to(dtype)
+        self.quantizer.ready_entries = self.quantizer.unit_entries().detach()
+        return self
+
+    def train(self, mode: bool = True) -> UniTok:
+        if mode:
+            self._forget_ready()
+        return super().train(mode)
+
+    def _apply(self, *args: Any, **options: Any) -> UniTok:
+        self._forget_ready()
+        return super()._apply(*args, **options)
+
+    def _forget_ready(self) -> None:
+        self.__dict__.pop("ready_decoder", None)
+        self.quantizer.ready_entries = None
 
     def recompute_activations(self, enabled: bool = True) -> None:
         """Activation checkpointing: recompute the transformers' activations in the backward pass, to save memory."""

@@ -1,4 +1,4 @@
-"""What makes training fast on the machine at hand without changing what is computed: number formats, and CPU attention.
+"""What makes training fast on the machine at hand without changing what is computed: the device, and CPU attention.
 
 PyTorch's fused attention kernel takes three times as long as plain matrix products to go forward and backward through
 short rows on a CPU (measured at 32 rows x 4 heads x 256 positions in bfloat16: 69 ms against 24 ms), so training spells
@@ -9,17 +9,13 @@ Letters: B batch, H heads, T queries, S keys, d head width.
 
 from __future__ import annotations
 
-import logging
 from datetime import timedelta
-from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import repeat_kv
 from transformers.masking_utils import sdpa_mask
-
-logger = logging.getLogger(__name__)
 
 WAIT_IN_TRAINING = timedelta(hours=6)
 """Time for the first process to encode, draw, answer or compute rFID alone; a process that hangs is noticed then."""
@@ -30,22 +26,6 @@ SPELLED_OUT = "spelled_out"
 def training_device() -> torch.device:
     """Where a run computes: the accelerator if there is one."""
     return torch.accelerator.current_accelerator() or torch.device("cpu")
-
-
-@lru_cache
-def fast_dtype(device: torch.device) -> torch.dtype:
-    """The number format in which a device multiplies matrices fastest without losing the training; logged once.
-
-    bfloat16 on a GPU that has it and on a CPU with instructions for it (AMX or AVX512-BF16: 4 to 7 times faster than
-    float32). Other hardware emulates it: an AVX2 CPU takes 6 to 20 times as long as in float32.
-    """
-    if device.type == "cpu":
-        has_bfloat16 = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-    else:
-        has_bfloat16 = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
-    dtype = torch.bfloat16 if has_bfloat16 else torch.float32
-    logger.info("matrix products on %s use %s", device, str(dtype).removeprefix("torch."))
-    return dtype
 
 
 def spelled_out_attention(

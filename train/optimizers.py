@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from train.hardware import fast_dtype
+from tokenizer.hardware import fast_dtype
 from train.recipe import OptimizerRecipe
 
 MAX_STACKED = 2**26

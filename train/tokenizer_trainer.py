@@ -28,6 +28,7 @@ from tqdm import tqdm
 from transformers import get_scheduler
 
 from tokenizer.config import UniTokConfig
+from tokenizer.hardware import fast_dtype
 from tokenizer.images import (
     ImageProcessor,
     images_in,
@@ -56,7 +57,7 @@ from tokenizer.unitok import CONFIG_FILE, UniTok, UniTokOutput
 from train.checkpoints import checkpoints, step_of, write_checkpoint
 from train.data.images import build_source
 from train.discriminators import Adversary, decay_groups, require_finite
-from train.hardware import WAIT_IN_TRAINING, fast_dtype, training_device
+from train.hardware import WAIT_IN_TRAINING, training_device
 from train.metrics import MetricsLog, as_words
 from train.recipe import CodebookSchedule, EvaluationRecipe, TokenizerRecipe, as_yaml
 from train.tokenizer_losses import contrastive_loss, reconstruction_loss

@@ -33,6 +33,7 @@ from transformers.trainer_utils import rotate_checkpoints
 
 from mllm.model import MLLMForConditionalGeneration, count_items
 from mllm.vocabulary import load_text_tokenizer
+from tokenizer.hardware import fast_dtype
 from tokenizer.unitok import UniTok
 from train.build_model import build_model, freeze_all_but
 from train.callbacks import EVAL_PREFIX, build_callbacks, check_best_metric, run_callbacks, validate
@@ -53,7 +54,7 @@ from train.checkpoints import (
 )
 from train.data.batches import training_batches, validation_batches
 from train.data.packing import Tokenizers
-from train.hardware import WAIT_IN_TRAINING, fast_dtype, speed_up, training_device
+from train.hardware import WAIT_IN_TRAINING, speed_up, training_device
 from train.lora import add_adapters
 from train.metrics import FlopCount, MetricsLog, StepMetrics, flattened, size_of
 from train.optimizers import build_optimizer

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tokenizer.config import UniTokConfig
 from tokenizer.images import to_pixels
+from tokenizer.layers import FoldedUpsample
 from tokenizer.unitok import UniTok, decode_images, encode_images
 
 
@@ -184,6 +185,29 @@ def test_bfloat16_keeps_the_quantizer_exact(small_model: UniTok, pixels_B3HW: Te
     decoded_B3HW = loaded.decode(codes_BKN, grid=(2, 3))
     assert decoded_B3HW.dtype == torch.float32
     torch.testing.assert_close(decoded_B3HW, small_model.decode(codes_BKN, grid=(2, 3)), atol=0.1, rtol=0.1)
+
+
+def test_folded_once_it_decodes_and_saves_the_same_until_it_trains(small_model: UniTok, pixels_B3HW: Tensor) -> None:
+    codes_BKN, grid = small_model.encode(pixels_B3HW), small_model.grid_of(pixels_B3HW)
+    expected = small_model.decode(codes_BKN, grid=grid)
+    before = {name: tensor.clone() for name, tensor in small_model.state_dict().items()}
+    trainable = [parameter.requires_grad for parameter in small_model.parameters()]
+    small_model.for_inference()
+    assert isinstance(small_model.ready_decoder.entry, FoldedUpsample)
+    torch.testing.assert_close(small_model.decode(codes_BKN, grid=grid), expected, atol=1e-5, rtol=0)
+    assert torch.equal(small_model.encode(pixels_B3HW), codes_BKN)
+    after = small_model.state_dict()
+    assert list(after) == list(before) and all(torch.equal(after[name], before[name]) for name in before)
+    assert [parameter.requires_grad for parameter in small_model.parameters()] == trainable
+    small_model.for_inference(torch.bfloat16)
+    assert {parameter.dtype for parameter in small_model.ready_decoder.parameters()} == {torch.bfloat16}
+    assert small_model.dtype == torch.float32 and torch.equal(small_model.encode(pixels_B3HW), codes_BKN)
+    decoded = small_model.decode(codes_BKN, grid=grid)
+    assert 0 < (decoded - expected).abs().max() < 0.05
+    small_model.train()
+    assert small_model.ready_decoder is None and small_model.quantizer.ready_entries is None
+    small_model.eval().for_inference().to(torch.float64)
+    assert small_model.ready_decoder is None and small_model.quantizer.ready_entries is None
 
 
 def test_fingerprint_sees_what_decides_codes(small_model: UniTok, small_config: UniTokConfig) -> None:

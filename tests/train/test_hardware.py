@@ -6,7 +6,8 @@ import pytest
 import torch
 from transformers import DynamicCache, LlamaConfig, LlamaModel
 
-from train.hardware import fast_dtype, speed_up
+from tokenizer.hardware import fast_dtype
+from train.hardware import speed_up
 from train.optimizers import orthogonalize
 
 
