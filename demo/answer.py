@@ -19,7 +19,7 @@ from mllm.conversation import ImagePart, Message, TextPart
 from mllm.pipeline import Done, Event, ImageDone, ImageProgress, Pipeline, TextDelta
 from mllm.processor import save_image
 from mllm.sampling import SamplingConfig, pick
-from tokenizer.images import open_image
+from tokenizer.images import read_image
 
 NO_ANSWER = "The model returned an empty answer; try other words."
 NO_ROOM = "There is no room left for another image in this conversation; start a new one."
@@ -108,7 +108,7 @@ def to_part(part: dict[str, Any]) -> TextPart | ImagePart:
         case "text":
             return TextPart(part["text"])
         case "file":
-            return ImagePart(open_image(part["file"]["path"]))
+            return ImagePart(read_image(part["file"]["path"]))
         case kind:
             raise ValueError(f"a message must hold text and images only, got {kind!r}")
 

@@ -8,7 +8,6 @@ decodes, samples and loads nothing itself.
 
 from __future__ import annotations
 
-import io
 import math
 import re
 import time
@@ -18,8 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
-from PIL import Image, UnidentifiedImageError
-from torch import Tensor
+from PIL import Image
 from transformers.generation.streamers import TextStreamer
 
 from mllm.conversation import CodesPart, ImagePart, Message, Mode, Part, Role, TextPart, UnconditionalPart, check_mode
@@ -34,17 +32,17 @@ from mllm.engine.request import (
     TextDelta,
 )
 from mllm.pipeline import NUM_RANDOM_SEEDS, Pipeline, check_count, check_task
-from mllm.processor import ImageSource, load_image
 from mllm.sampling import SamplingConfig
 from mllm.sequence import Size, supported_sizes
+from tokenizer.images import ImageSource, read_image
 
 PRECISIONS = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 PLACEHOLDER = "<|image|>"
 ESCAPED = "\\" + PLACEHOLDER
 """How a user writes the placeholder itself."""
 
-SolverImage: TypeAlias = ImageSource | bytes | Tensor | CodesPart
-"""An image, its file, the bytes of the file, pixels (3, H, W) as uint8 or in [0, 1], or codes of an earlier answer."""
+SolverImage: TypeAlias = ImageSource | CodesPart
+"""An image in any form, or codes of an earlier answer."""
 Turns: TypeAlias = Sequence[Sequence[Any]]
 """[[question, answer], ...]; the last answer is None."""
 
@@ -349,7 +347,7 @@ def build_messages(images: Sequence[SolverImage], qas: Turns, *, last_text: str 
             f"placeholders {PLACEHOLDER} must be as many as images, got {sum(counts)} (per question and answer: "
             f"{', '.join(map(str, counts))}) for {len(images)} images; use one per image, or {ESCAPED} for the text"
         )
-    parts = iter([read_image(image) for image in images])
+    parts = iter([image if isinstance(image, CodesPart) else ImagePart(read_image(image)) for image in images])
     messages: list[Message] = []
     for index, (question, answer) in enumerate(qas):
         text = last_text if index == len(qas) - 1 else None
@@ -395,29 +393,3 @@ def fill(question: str, images: Iterator[Part], *, role: Role, text: str | None 
     for image, piece in zip(shown, pieces[1:], strict=True):
         parts += [image, *([TextPart(piece)] if piece else [])]
     return parts or [TextPart("")]
-
-
-def read_image(image: Any) -> Part:
-    """An image in any form."""
-    match image:
-        case CodesPart():
-            return image
-        case bytes():
-            try:
-                return ImagePart(Image.open(io.BytesIO(image)))
-            except UnidentifiedImageError as error:
-                raise ValueError(
-                    f"the bytes of an image must be those of a PNG or JPEG file, got {len(image)} bytes of another kind"
-                ) from error
-        case Tensor():
-            if image.ndim != 3 or image.shape[0] != 3:
-                raise ValueError(f"pixels must have the shape (3, height, width), got {tuple(image.shape)}")
-            if image.is_floating_point():
-                image = (image.float().clamp(0, 1) * 255).round()
-            return ImagePart(Image.fromarray(image.permute(1, 2, 0).to("cpu", torch.uint8).numpy()))
-        case Image.Image() | str() | Path():
-            return ImagePart(load_image(image))
-        case _:
-            raise ValueError(
-                f"an image must be a PIL image, a path, bytes, a tensor (3, H, W) or codes, got {type(image).__name__}"
-            )

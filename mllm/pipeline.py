@@ -59,11 +59,11 @@ from mllm.engine.request import (
     read_task_settings,
 )
 from mllm.model import MLLMForConditionalGeneration
-from mllm.processor import ImageSource, MLLMProcessor, load_image
+from mllm.processor import MLLMProcessor
 from mllm.sampling import SamplingConfig
 from mllm.sequence import IGNORED, ImageLayout, Size, encode_segments, grid_of, supported_sizes
 from mllm.vocabulary import decode_text, encode_text
-from tokenizer.images import ImageProcessor
+from tokenizer.images import ImageProcessor, ImageSource, read_image
 
 __all__ = ("Done", "Event", "ImageDone", "ImageProgress", "Pipeline", "Planner", "TextDelta")
 
@@ -210,7 +210,7 @@ class Pipeline:
         listed = [images] if isinstance(images, ImageSource) else images
         if not listed:
             raise ValueError("there must be an image to ask about, got none; give one or more")
-        parts = [ImagePart(load_image(image)) for image in listed]
+        parts = [ImagePart(read_image(image)) for image in listed]
         (messages,) = self.describe([[Message("user", (*parts, TextPart(question)))]])
         request = self.build_request(messages, "text", task=task, overrides=overrides)
         return self.processor.to_text(self.run([request], on_event)[0].text_ids)
@@ -233,12 +233,12 @@ class Pipeline:
         """
         task = check_task(self.tasks, "edit", "depth", "segment")
         check_text(instruction, name="instruction", hint="say what to change")
-        (messages,) = self.describe([[Message("user", (ImagePart(load_image(image)), TextPart(instruction)))]])
+        (messages,) = self.describe([[Message("user", (ImagePart(read_image(image)), TextPart(instruction)))]])
         request = self.build_request(messages, "image", task=task, size=size, plan=plan, overrides=overrides)
         if mask is not None:
             if plan is not None or size is not None:
                 raise ValueError("a mask must come without plan and size: the image keeps its own; leave them out")
-            request = replace(request, forced_codes=self._force_outside(load_image(mask), messages[0].parts[0]))
+            request = replace(request, forced_codes=self._force_outside(read_image(mask), messages[0].parts[0]))
         return self.processor.images_of(self.run([request], on_event)[0])[0]
 
     def chat(self, messages: Sequence[Any], **overrides: Unpack[Overrides]) -> Generator[Event, None, None]:
@@ -344,7 +344,7 @@ class Pipeline:
         """The codes of an image, forced wherever a mask, prepared as the image was, has no white."""
         (rows, columns), patch = codes.grid, self.config.patch_size
         prepare = ImageProcessor(width=columns * patch, height=rows * patch, preparation=self.processor.preparation)
-        pixels_HW = prepare([mask.convert("RGB")])[0].amax(dim=0)
+        pixels_HW = prepare([mask])[0].amax(dim=0)
         is_open_N = (pixels_HW.view(rows, patch, columns, patch).amax(dim=(1, 3)) > 0).flatten().numpy()
         return ForcedCodes(codes.codes_KN, np.logical_not(is_open_N))
 

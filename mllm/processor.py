@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
-from transformers import AutoProcessor, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin, image_utils
+from transformers import AutoProcessor, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
 from mllm.checkpoint import IMAGE_TOKENIZER, RELEASED_FILES, find_model_folder, is_released_folder, load_image_tokenizer
 from mllm.config import MLLMConfig
@@ -41,7 +41,7 @@ from mllm.conversation import chat_template as template_of
 from mllm.engine.request import GenerationResult
 from mllm.sequence import TokenSequence, best_size, build_sequence
 from mllm.vocabulary import decode_text, load_text_tokenizer, save_text_tokenizer
-from tokenizer.images import ImageProcessor, open_image, to_images
+from tokenizer.images import ImageProcessor, ImageSource, read_image, to_images
 from tokenizer.unitok import EncodedImage, UniTok, decode_images, encode_images
 
 PROCESSOR_FILE, TEMPLATE_FILE = "processor_config.json", "chat_template.jinja"
@@ -50,16 +50,6 @@ PLAN, OLD_PLAN = "plan", "outline"
 name in files of earlier versions."""
 BATCH_SIZE = 64
 """Images that are encoded or decoded together."""
-ImageSource = Image.Image | str | Path
-"""An image, or where it is: a file or an address."""
-
-
-def load_image(source: ImageSource) -> Image.Image:
-    """The image itself."""
-    if isinstance(source, Image.Image):
-        return source
-    is_file = not str(source).startswith(("http://", "https://", "data:"))
-    return open_image(source) if is_file else image_utils.load_image(source)
 
 
 def save_image(image: Image.Image, path: str | Path) -> None:
@@ -123,7 +113,7 @@ class MLLMProcessor(ProcessorMixin):
         if messages is not None:
             return self.prompts([self.read_chat(messages)], generation_mode)
         sources = [images] if isinstance(images, ImageSource) else images or []
-        parts = tuple(ImagePart(load_image(source)) for source in sources)
+        parts = tuple(ImagePart(read_image(source)) for source in sources)
         texts = [text] if isinstance(text, str) else list(text or [])
         if len(texts) > 1 and parts:
             raise ValueError(f"images must come with one text, got {len(texts)} texts; pass messages, or one text")
@@ -196,7 +186,7 @@ class MLLMProcessor(ProcessorMixin):
         """Codes of images, each at the size of the model that fits it best."""
         if not images:
             return []
-        config = self.need_config()
+        config, images = self.need_config(), [read_image(image) for image in images]
         sizes = [best_size(image.size, config) for image in images]
         pixels = (
             ImageProcessor(width=width, height=height, preparation=self.preparation)(image)[0]
@@ -356,7 +346,7 @@ def load_images(turn: dict[str, Any]) -> dict[str, Any]:
 
     def load(item: Any) -> Any:
         named = [item[key] for key in ("image", "path", "url") if key in item] if item.get("type") == "image" else []
-        return {"type": "image", "image": load_image(named[0])} if named and isinstance(named[0], ImageSource) else item
+        return {"type": "image", "image": read_image(named[0])} if named and isinstance(named[0], ImageSource) else item
 
     content = turn["content"]
     return turn if isinstance(content, str) else {**turn, "content": [load(item) for item in content]}

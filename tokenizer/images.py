@@ -1,5 +1,6 @@
-"""Image files and PIL images to pixels of one size in [-1, 1], and back; sheets of images to look at.
+"""Images of any kind to pixels of one size in [-1, 1], and back; sheets of images to look at.
 
+`read_image` is the one way in: whatever holds an image becomes an upright RGB image, before anybody asks for its size.
 UniTok resizes differently at each of its entry points; `PREPARATIONS` names every way. Knows no model.
 
 Letters: B batch, H W pixels.
@@ -7,23 +8,33 @@ Letters: B batch, H W pixels.
 
 from __future__ import annotations
 
+import io
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
-from typing import Literal
+from typing import Any, BinaryIO, Literal
+from urllib.parse import quote
+from urllib.request import Request, urlopen
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
 from PIL.Image import Resampling
 from torch import Tensor
 
-IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+ImageSource = Image.Image | str | Path | bytes | np.ndarray | Tensor
+"""An image, its file (path, `file:` or `http:` address, bytes, `data:` URL), or its values."""
+IMAGE_ENDINGS = tuple(".png .jpg .jpeg .webp .bmp .gif .tif .tiff .jfif .jpe .avif .jp2 .ppm .pgm .tga".split())
 """Endings of image files, in lower case; where files differ by their ending alone, the first one counts."""
 CLIP_MEAN_COLOR = (122, 116, 104)
 DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
+MAX_RATIO = 200  # of the longer side to the shorter; Qwen2-VL's bound
+MAX_DOWNLOAD = 2**28  # bytes
+URL = re.compile(r"(https?|file|data):", re.IGNORECASE)
 GAP = 4  # pixels between the images of a sheet
 
 
@@ -79,23 +90,20 @@ class ImageProcessor:
     def prepare(self, image: Image.Image) -> Image.Image:
         """The RGB image that the tokenizer sees."""
         how = PREPARATIONS[self.preparation]
-        image = to_rgb(image)
+        image = read_image(image)
         if how.pad_color is not None:
-            image = pad_to_square(image, how.pad_color)
+            image = pad_to_square(image, how.pad_color, self.width, how.resampling)
         if how.resize == "direct":
             return image.resize((self.width, self.height), how.resampling)
-        if how.resize == "shorter":
-            image = self._scale(image, how)
-        return crop_center(image, self.width, self.height)
-
-    def _scale(self, image: Image.Image, how: Preparation) -> Image.Image:
-        """Scale until the crop, `ratio` times enlarged, just fits; the longer side is truncated, as in torchvision."""
+        if how.resize == "none":
+            return crop_center(image, self.width, self.height)
+        # Until the crop, `ratio` times enlarged, just fits; the longer side is truncated, as in torchvision.
         wide, high = int(self.width * how.ratio), int(self.height * how.ratio)
         if wide * image.height >= high * image.width:
             size = (wide, wide * image.height // image.width)
         else:
             size = (high * image.width // image.height, high)
-        return image if size == image.size else image.resize(size, how.resampling)
+        return scale_and_crop(image, size, self.width, self.height, how.resampling)
 
 
 def to_bytes(image: Image.Image) -> Tensor:
@@ -115,55 +123,189 @@ def to_images(pixels_B3HW: Tensor) -> list[Image.Image]:
     return [Image.fromarray(levels_HW3) for levels_HW3 in levels_B3HW.permute(0, 2, 3, 1).contiguous().numpy()]
 
 
-def open_image(path: str | Path) -> Image.Image:
-    """Read an image file completely and turn it upright (EXIF)."""
-    path = Path(path)
-    if not path.is_file():
-        found = "a folder" if path.is_dir() else "no such file"
-        raise FileNotFoundError(f"{path} must be an image file, got {found}; check the path")
-    try:
-        with Image.open(path) as image:
-            image.load()
-            return ImageOps.exif_transpose(image)
-    except UnidentifiedImageError as error:
-        raise ValueError(f"{path} must be an image, got an unknown format; convert it to PNG or JPEG") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+def read_image(source: Any, *, name: str | None = None) -> Image.Image:
+    """The RGB image of an `ImageSource`: first frame, upright (EXIF), transparency on white, 16 bits scaled to 8.
+
+    Keeps `info`, so that what was drawn keeps its seed and plan. An image that is already so comes back as it is.
+
+    Args:
+        name: what messages call the image; default: its path or address.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no image, a damaged one, or one that no model can use.
+    """
+    match source:
+        case str() if URL.match(source):
+            name = name or (source if len(source) < 200 else f"{source[:60]}...")
+            image = decode(io.BytesIO(download(source, name)), name)
+        case str() | Path():
+            name = name or str(source)
+            image = decode(open_file(Path(source), name), name)
+        case bytes() | bytearray() | memoryview():
+            name = name or "the image"
+            image = decode(io.BytesIO(source), name)
+        case np.ndarray():
+            image = from_values(source, channels_first=False)
+        case Tensor():
+            values = source.detach().cpu()
+            image = from_values((values.float() if values.is_floating_point() else values).numpy(), channels_first=True)
+        case Image.Image():
+            image = source
+        case _:
+            raise ValueError(
+                f"an image must be a PIL image, a path, an address, bytes, an array or a tensor, got "
+                f"{type(source).__name__}; give one of them"
+            )
+    name = name or "the image"
+    width, height = image.size
+    if not width or not height:
+        raise ValueError(f"{name} must have pixels, got {width} x {height}; give another image")
+    if max(width, height) > MAX_RATIO * min(width, height):
         raise ValueError(
-            f"{path} must be a readable image, got {error}; it is damaged or too large, save it again"
-        ) from error
+            f"{name} must not have a side more than {MAX_RATIO} times as long as the other, got {width} x {height}; "
+            "crop it"
+        )
+    try:
+        return to_rgb(image)
+    except Exception as error:  # decoders raise anything on damaged files, and a PIL image may not have been read yet
+        raise damaged(name, error) from error
+
+
+def open_file(path: Path, name: str) -> io.BufferedReader:
+    """A file to read; no folder and no device."""
+    try:
+        if path.is_file():
+            return path.open("rb")
+    except OSError as error:  # such as: file name too long
+        raise ValueError(f"{name[:200]} must be a readable file, got: {error.strerror}; correct the path") from error
+    raise FileNotFoundError(
+        f"{name} must be an image file, got {'a folder' if path.is_dir() else 'no such file'}; check the path"
+    )
+
+
+def download(url: str, name: str) -> bytes:
+    """What is at an address, `data:` and `file:` included."""
+    if not url[:5].lower() == "data:":
+        url = quote(url, safe="%/:=&?~#+!$,;'@()*[]")
+    try:
+        with urlopen(Request(url, headers={"User-Agent": "mllm-toolkit"}), timeout=30) as response:
+            data = response.read(MAX_DOWNLOAD + 1)
+    except (OSError, ValueError, HTTPException) as error:
+        raise ValueError(f"{name} must be an address that can be read, got: {error}; correct it") from error
+    if len(data) > MAX_DOWNLOAD:
+        raise ValueError(f"{name} must have at most {MAX_DOWNLOAD:,} bytes, got more; reduce the image")
+    return data
+
+
+def decode(file: BinaryIO, name: str) -> Image.Image:
+    """The first frame of an image file, which is closed."""
+    try:
+        with file, Image.open(file) as image:
+            image.load()
+            return image
+    except UnidentifiedImageError as error:
+        raise ValueError(f"{name} must be an image, got an unknown format; convert it to PNG or JPEG") from error
+    except Exception as error:  # decoders raise anything on damaged files
+        raise damaged(name, error) from error
+
+
+def damaged(name: str, error: Exception) -> ValueError:
+    found = str(error) or type(error).__name__
+    return ValueError(f"{name} must be a readable image, got {found}; it is damaged or too large, save it again")
+
+
+def from_values(values: np.ndarray, *, channels_first: bool) -> Image.Image:
+    """An image of values (H, W), or with 1 to 4 channels: gray, gray and alpha, RGB, RGBA."""
+    either = () if values.ndim != 3 else (0, 2) if channels_first else (2, 0)
+    axes = [axis for axis in either if values.shape[axis] in range(1, 5)]
+    if values.dtype.kind not in "buif" or (values.ndim != 2 and not axes):
+        order = "(channels, height, width)" if channels_first else "(height, width, channels)"
+        raise ValueError(
+            f"values of an image must be numbers of the shape {order} or (height, width), got {values.dtype} "
+            f"{values.shape}; give one image with 1 to 4 channels"
+        )
+    if values.size and values.dtype.kind in "if" and values.min() < -0.1:
+        raise ValueError(f"values of an image must be >= 0, got {values.min()}; scale them to 0 to 1, or 0 to 255")
+    levels = to_8_bit(values)
+    if axes:
+        levels = np.moveaxis(levels, axes[0], 2)
+        levels = levels[:, :, 0] if levels.shape[2] == 1 else levels
+    # Pillow cannot make an image without pixels of an array
+    return Image.fromarray(np.ascontiguousarray(levels)) if levels.size else Image.new("RGB", levels.shape[1::-1])
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode to RGB: upright (EXIF), transparency on white, 16 bits scaled to 8."""
-    image = ImageOps.exif_transpose(image)
-    if image.mode == "RGB" and "transparency" not in image.info:
+    """Any mode to upright RGB; transparency on white, 16 bits scaled to 8."""
+    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        image = ImageOps.exif_transpose(image)
+    info, clear = dict(image.info), image.info.get("transparency")
+    info.pop("transparency", None)
+    if image.mode == "RGB" and clear is None:
+        image.load()
         return image
     if image.mode in DEEP_MODES:
-        return Image.fromarray(to_8_bit(np.asarray(image))).convert("RGB")
-    if image.has_transparency_data:
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
-    return image.convert("RGB")
-
-
-def to_8_bit(levels_HW: np.ndarray) -> np.ndarray:
-    """Gray levels of any depth to 8 bits: float images hold 0 to 1, integers 0 to 255 or 0 to 65535."""
-    if levels_HW.dtype.kind == "f":
-        top = 1.0 if levels_HW.max(initial=0.0) <= 1.0 else 255.0
+        levels_HW = np.asarray(image)
+        gray_HW = to_8_bit(levels_HW)
+        if clear is not None:
+            gray_HW = np.where(levels_HW == clear, np.uint8(255), gray_HW)
+        rgb = Image.fromarray(gray_HW).convert("RGB")
+    elif image.has_transparency_data:
+        if image.mode in ("La", "RGBa"):  # multiplied by alpha already
+            image = image.convert(image.mode.replace("a", "A"))
+        rgb = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA")).convert("RGB")
+    elif image.mode == "LAB":
+        profiles = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        rgb = ImageCms.profileToProfile(image, *profiles, outputMode="RGB")
     else:
-        top = 65535.0 if levels_HW.dtype.itemsize == 2 or levels_HW.max(initial=0) > 255 else 255.0
-    levels_HW = np.nan_to_num(levels_HW.astype(np.float64))
-    return (levels_HW / top * 255.0).round().clip(0, 255).astype(np.uint8)
+        rgb = image.convert("RGB")
+    rgb.info = info
+    return rgb
 
 
-def pad_to_square(image: Image.Image, color: tuple[int, int, int]) -> Image.Image:
-    """The image in the middle of a square of its longer side."""
+def to_8_bit(levels: np.ndarray) -> np.ndarray:
+    """Levels of any depth to 8 bits.
+
+    Floats are 0 to 1 and may overshoot a little, as filters make them; values above 2 are 0 to 255, or 0 to 65535.
+    Integers are 0 to 255 or 0 to 65535.
+    """
+    if levels.dtype == np.uint8:
+        return levels
+    levels = np.nan_to_num(levels.astype(np.float64), posinf=0.0, neginf=0.0) if levels.dtype.kind == "f" else levels
+    highest = levels.max(initial=0)
+    if levels.dtype.kind == "b" or (levels.dtype.kind == "f" and highest <= 2):
+        top = 1.0
+    else:
+        top = 255.0 if highest <= 255 and levels.dtype != np.uint16 else 65535.0
+    return (levels.astype(np.float64) / top * 255.0).round().clip(0, 255).astype(np.uint8)
+
+
+def pad_to_square(image: Image.Image, color: tuple[int, int, int], width: int, how: Resampling) -> Image.Image:
+    """The image in the middle of a square of its longer side, scaled to `width` but not yet to a height.
+
+    Strip by strip, since the square of a long image is much larger than the image; Pillow scales in the same order.
+    """
     side = max(image.size)
     if image.size == (side, side):
         return image
-    square = Image.new("RGB", (side, side), color)
-    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
-    return square
+    left, top = (side - image.width) // 2, (side - image.height) // 2
+    scaled = Image.new("RGB", (width, side), color)
+    for start in range(top, top + image.height, 256):
+        rows = min(256, top + image.height - start)
+        strip = Image.new("RGB", (side, rows), color)
+        strip.paste(image.crop((0, start - top, image.width, start - top + rows)), (left, 0))
+        scaled.paste(strip.resize((width, rows), how), (0, start))
+    return scaled
+
+
+def scale_and_crop(image: Image.Image, size: tuple[int, int], width: int, height: int, how: Resampling) -> Image.Image:
+    """The middle of the image scaled to `size`. Of a long one, only the middle is scaled; it differs by rounding."""
+    if max(size) <= 4 * max(width, height):
+        return crop_center(image if size == image.size else image.resize(size, how), width, height)
+    left, top = round((size[0] - width) / 2), round((size[1] - height) / 2)
+    x, y = image.width / size[0], image.height / size[1]
+    box = (left * x, top * y, min((left + width) * x, image.width), min((top + height) * y, image.height))
+    return image.resize((width, height), how, box=box)
 
 
 def crop_center(image: Image.Image, width: int, height: int) -> Image.Image:

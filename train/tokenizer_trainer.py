@@ -32,9 +32,9 @@ from tokenizer.hardware import fast_dtype
 from tokenizer.images import (
     ImageProcessor,
     images_in,
-    open_image,
     png_files,
     read_classes,
+    read_image,
     reconstruction_sheet,
     to_images,
     to_pixels,
@@ -365,7 +365,7 @@ class TokenizerEvaluation:
 
     def _read(self, files: Sequence[Path], preparation: str) -> Tensor:
         prepare = ImageProcessor(height=self.image_size, width=self.image_size, preparation=preparation)
-        return prepare([open_image(file) for file in files])
+        return prepare([read_image(file) for file in files])
 
 
 def build_model(recipe: TokenizerRecipe) -> UniTok:

@@ -124,9 +124,9 @@ def ask(options: Namespace) -> None:
     if Path(options.question).is_file():
         raise ValueError(f"the last argument must be a question, got the file {options.question}; put it in quotes")
 
-    from tokenizer.images import open_image
+    from tokenizer.images import read_image
 
-    images = [open_image(path) for path in options.images]
+    images = [read_image(path) for path in options.images]
     sampling = given(options, SAMPLING_OPTIONS)
     load_pipeline(options).ask(
         images, options.question, on_event=print_text, max_new_tokens=options.max_new_tokens, **sampling
@@ -151,9 +151,9 @@ def ask(options: Namespace) -> None:
 def edit(options: Namespace) -> None:
     """Edit, write the file and print its name and seed."""
     from mllm.processor import save_image
-    from tokenizer.images import open_image
+    from tokenizer.images import read_image
 
-    source, mask = open_image(options.image), open_image(options.mask) if options.mask else None
+    source, mask = read_image(options.image), read_image(options.mask) if options.mask else None
     image = load_pipeline(options).edit(
         source,
         options.instruction,
@@ -217,7 +217,7 @@ class Chat:
 
     def hear(self, line: str) -> None:
         """Obey a command, or answer a message."""
-        from tokenizer.images import open_image
+        from tokenizer.images import read_image
 
         name, _, rest = line.partition(" ")
         match name:
@@ -228,7 +228,7 @@ class Chat:
             case "/new":
                 self.messages, self.images = [], []
             case "/image":
-                self.images.append(open_image(rest.strip().strip("'\"")))
+                self.images.append(read_image(rest.strip().strip("'\"")))
             case _ if name.startswith("/"):
                 raise ValueError(f"the command must be one of /image, /new, /help, /quit, got {name!r}")
             case _:

@@ -139,12 +139,12 @@ def load_image_tokenizer(options: Namespace) -> UniTok:
 
 def read_pixels(options: Namespace, tokenizer: UniTok) -> Tensor:
     """All images as pixels (B, 3, H, W) in [-1, 1]."""
-    from tokenizer.images import ImageProcessor, open_image
+    from tokenizer.images import ImageProcessor, read_image
 
     side = tokenizer.config.image_size
     width, height = options.size or (side, side)
     processor = ImageProcessor(height=height, width=width, preparation=options.preparation)
-    return processor([open_image(path) for path in options.images])
+    return processor([read_image(path) for path in options.images])
 
 
 def output_paths(output: str, stems: list[str]) -> list[Path]:
@@ -300,10 +300,10 @@ def convert_probe(options: Namespace) -> None:
 def probe(model: Any, paths: list[Path] | None) -> str | None:
     """Reconstruct images with both kinds of attention and print the PSNR of each; None if they hardly differ."""
     from tokenizer.checkpoint import probe_attention
-    from tokenizer.images import ImageProcessor, open_image
+    from tokenizer.images import ImageProcessor, read_image
 
     side = model.config.image_size
-    images = [open_image(path) for path in paths or ()] or probe_patterns(side)
+    images = [read_image(path) for path in paths or ()] or probe_patterns(side)
     result = probe_attention(model, ImageProcessor(height=side, width=side)(images))
     print(f"attention  PSNR dB\nfull       {result.full:7.2f}\ncausal     {result.causal:7.2f}")
     return result.answer

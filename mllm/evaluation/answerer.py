@@ -21,7 +21,7 @@ from mllm.evaluation.run import Answer
 from mllm.files import fingerprint_of, tool_versions
 from mllm.pipeline import Pipeline, candidate_seeds, keep_best
 from tokenizer.codes import fingerprint
-from tokenizer.images import open_image
+from tokenizer.images import read_image
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ def as_message(item: BenchmarkItem) -> Message:
     """The user's message: images, then the prompt; or the number of a class."""
     if "class" in item.fields:
         return Message("user", (ClassPart(item.fields["class"]),))
-    images = [ImagePart(open_image(path)) for path in item.images]
+    images = [ImagePart(read_image(path)) for path in item.images]
     return Message("user", (*images, TextPart(item.prompt)))
 
 

@@ -22,7 +22,7 @@ from PIL import Image
 from mllm.conversation import ImagePart, Message, Mode, TextPart
 from mllm.engine.request import Overrides
 from mllm.pipeline import Pipeline
-from mllm.processor import load_image
+from tokenizer.images import read_image
 
 MODEL_ID = "mllm_toolkit"
 CHAT_CLASS = "mllm.evaluation.lmms.MLLMToolkit"
@@ -103,7 +103,7 @@ def read_part(item: Mapping[str, Any]) -> TextPart | ImagePart:
         case "text":
             return TextPart(item["text"])
         case "image":
-            return ImagePart(load_image(next(item[name] for name in ("url", "image", "value") if name in item)))
+            return ImagePart(read_image(next(item[name] for name in ("url", "image", "value") if name in item)))
         case kind:
             raise ValueError(f"message parts must be text or image, got {kind!r}; choose another task")
 

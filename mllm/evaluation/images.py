@@ -36,7 +36,7 @@ from mllm.evaluation.protocol import (
     read_mapping,
 )
 from mllm.files import as_line, drop_torn_line, need_field, need_file, read_json, read_lines, write_text
-from tokenizer.images import IMAGE_ENDINGS
+from tokenizer.images import IMAGE_ENDINGS, read_image
 
 if TYPE_CHECKING:
     from mllm.evaluation.scorers import ImageTextScorer
@@ -303,7 +303,7 @@ class DPGBench(ImageBenchmark):
         (folder / "grids").mkdir(parents=True, exist_ok=True)
         paths = {folder / "grids" / f"{name}.png": four for name, four in files.items() if len(four) == self.samples}
         for path, four in paths.items():
-            as_grid([Image.open(file) for file in four]).save(path)
+            as_grid([read_image(file) for file in four]).save(path)
         return list(paths)
 
 
@@ -381,10 +381,10 @@ class ClassSamples(ImageBenchmark):
     def submit(self, answered: Answers, folder: Path, *, annotations: Path | None, split: Path | None) -> list[Path]:
         """samples_<M>x<H>x<W>x3.npz with `arr_0` (uint8 images) and `arr_1` (classes)."""
         files = [image_of(one) for one in answered]
-        width, height = Image.open(files[0]).size
+        width, height = read_image(files[0]).size
         images_MHW3 = np.empty((len(files), height, width, 3), dtype=np.uint8)
         for image_HW3, file in zip(images_MHW3, files, strict=True):
-            image_HW3[:] = np.asarray(Image.open(file).convert("RGB"))
+            image_HW3[:] = np.asarray(read_image(file))
         path = folder / f"samples_{len(files)}x{height}x{width}x3.npz"
         labels_M = np.array([one.item.fields["class"] for one in answered], dtype=np.int64)
         np.savez(path, arr_0=images_MHW3, arr_1=labels_M)

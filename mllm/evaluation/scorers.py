@@ -26,7 +26,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from mllm.checkpoint import choose_device
 from mllm.evaluation.answerer import model_fingerprint
 from mllm.pipeline import MAX_REQUESTS, VQA_SCORE_QUESTION, Pipeline
-from tokenizer.images import open_image, to_rgb
+from tokenizer.images import read_image
 
 HUB_PREFIX = "hf:"
 ANSWER = "Yes"
@@ -91,7 +91,7 @@ class SelfScorer:
         }
 
     def __call__(self, images: Sequence[Path], texts: Sequence[str]) -> list[float]:
-        return self.pipeline.score([open_image(path) for path in images], texts)
+        return self.pipeline.score([read_image(path) for path in images], texts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +135,7 @@ class HubScorer:
     @torch.inference_mode()
     def score(self, path: Path, text: str) -> float:
         """P("Yes") of one pair; if the tokenizer splits the word, that of its first piece."""
-        image, question = to_rgb(open_image(path)), VQA_SCORE_QUESTION.format(text=text)
+        image, question = read_image(path), VQA_SCORE_QUESTION.format(text=text)
         content = [{"type": "image", "image": image}, {"type": "text", "text": question}]
         inputs = self.processor.apply_chat_template(
             [{"role": "user", "content": content}],

@@ -9,7 +9,6 @@ Letters: B batch, M images of a set, H W pixels, K codebooks, C entries of a cod
 from __future__ import annotations
 
 import importlib
-import io
 import tarfile
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -34,8 +33,8 @@ from tokenizer.images import (
     PREPARATIONS,
     ImageProcessor,
     images_in,
-    open_image,
     read_classes,
+    read_image,
     reconstruction_sheet,
     to_images,
 )
@@ -246,20 +245,13 @@ class EvaluationImages:
 
     def __iter__(self) -> Iterator[Image.Image]:
         if self.path.is_dir():
-            yield from (open_image(self.path / name) for name in self.names)
+            yield from (read_image(self.path / name) for name in self.names)
             return
         with tarfile.open(self.path) as archive:
             for name in self.names:
                 file = archive.extractfile(name)
                 assert file is not None, "only files were kept"
-                try:
-                    image = Image.open(io.BytesIO(file.read()))
-                    image.load()
-                except (OSError, SyntaxError, ValueError) as error:
-                    raise ValueError(
-                        f"{self.path}, {name} must be a readable image, got {type(error).__name__}; fix or remove it"
-                    ) from error
-                yield image
+                yield read_image(file.read(), name=f"{self.path}, {name}")
 
 
 def in_batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
@@ -403,7 +395,7 @@ def zero_shot_ranks(
     classes_ND = class_vectors(model, captions, names, templates)
     ranks: list[int] = []
     for part in tqdm(in_batches(labelled, wanted.batch_size), desc="zero-shot", unit="batch"):
-        pixels_B3HW = prepare([open_image(path) for path, _ in part]).to(model.device)
+        pixels_B3HW = prepare([read_image(path) for path, _ in part]).to(model.device)
         labels_B = torch.tensor([label for _, label in part])
         ranks += class_ranks(model, pixels_B3HW, labels_B, classes_ND).tolist()
     return ranks
@@ -414,7 +406,7 @@ def extract_features(
 ) -> tuple[Tensor, Tensor]:
     """Features (M, D) and labels (M,)."""
     parts = [
-        codec.features(prepare([open_image(path) for path, _ in part])).float()
+        codec.features(prepare([read_image(path) for path, _ in part])).float()
         for part in tqdm(in_batches(labelled, batch_size), desc="features", unit="batch")
     ]
     return torch.cat(parts), torch.tensor([label for _, label in labelled])

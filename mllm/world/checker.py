@@ -32,6 +32,7 @@ from mllm.world.render import (
 )
 from mllm.world.scene import BACKGROUNDS, COLORS, RADIUS, SHAPES, Scene, SceneObject, random_scene
 from mllm.world.spec import Spec, Verdict, check_scene, looks_like
+from tokenizer.images import read_image
 
 MIN_SIDE = 64
 MAX_PARSED_SIDE = 192  # larger images are shrunk to about half of this at most
@@ -71,7 +72,7 @@ def parse(image: Image.Image) -> ParsedScene:
     """The scene that an image shows, or the reason why it is unreadable."""
     if min(image.size) < MIN_SIDE:
         raise ValueError(f"image must be at least {MIN_SIDE} pixels a side to be read, got {image.size}")
-    image = image.convert("RGB")
+    image = read_image(image)
     if min(image.size) > MAX_PARSED_SIDE:
         image = image.reduce(min(image.size) // (MAX_PARSED_SIDE // 2))
     try:
@@ -266,7 +267,7 @@ def found_classes(kind: str, image: Image.Image) -> NDArray[np.intp]:
     A blend of two classes at a border can be the color of a third, so a class counts only where it is more than a thin
     line, and a few pixels around.
     """
-    pixels_HW13 = np.asarray(image.convert("RGB"), np.float32)[:, :, None]
+    pixels_HW13 = np.asarray(read_image(image), np.float32)[:, :, None]
     distances_HWP = np.square(pixels_HW13 - np.array(list(PALETTES[kind].values()), np.float32)).sum(-1)
     nearest_HW = distances_HWP.argmin(-1)
     is_near_HWP = np.zeros(distances_HWP.shape, bool)

@@ -97,7 +97,7 @@ def test_images_come_in_any_form(solver: FlexARInferenceSolver, tmp_path: Path) 
     forms = [image, tmp_path / "a.png", str(tmp_path / "a.png"), data.getvalue(), pixels_3HW, pixels_3HW / 255, codes]
     answers = [solver.generate(form, [[DEPTH, None]], None, 1.0, seed=1) for form in forms]
     assert len({answer.images[0].tobytes() for answer in answers}) == 1
-    for wrong in (3, b"no", torch.zeros(32, 32, 3), [None]):
+    for wrong in (3, b"no", torch.zeros(32, 32, 7), [None]):
         with pytest.raises(ValueError):
             solver.generate(wrong, [[DEPTH, None]], None, 1.0)
     with pytest.raises(FileNotFoundError):

@@ -17,7 +17,7 @@ from mllm.pipeline import Done, ImageDone, Pipeline, TextDelta, describe_images,
 from mllm.processor import PLAN, save_image
 from mllm.sampling import SamplingConfig
 from tests.mllm.tiny_folder import build_tiny_folder
-from tokenizer.images import open_image
+from tokenizer.images import read_image
 
 
 @pytest.fixture(scope="module", params=["fixed", "grid"])
@@ -51,10 +51,10 @@ def test_a_png_keeps_it_and_other_files_do_not(drawn: Image.Image, tmp_path: Pat
     for name in ("a.png", "b.png", "c.jpg"):
         save_image(drawn, tmp_path / name)
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
-    assert open_image(tmp_path / "a.png").info[PLAN] == drawn.info[PLAN]
-    assert PLAN not in open_image(tmp_path / "c.jpg").info
+    assert read_image(tmp_path / "a.png").info[PLAN] == drawn.info[PLAN]
+    assert PLAN not in read_image(tmp_path / "c.jpg").info
     save_image(Image.new("RGB", (4, 4)), tmp_path / "plain.png")
-    assert PLAN not in open_image(tmp_path / "plain.png").info
+    assert PLAN not in read_image(tmp_path / "plain.png").info
 
 
 def test_a_chat_shows_no_plan_and_remembers_it(pipeline: Pipeline, tmp_path: Path) -> None:
@@ -78,7 +78,7 @@ def test_a_chat_shows_no_plan_and_remembers_it(pipeline: Pipeline, tmp_path: Pat
     for event in events:
         show(event, content, tmp_path)
     files = [part["path"] for part in content if "path" in part]
-    again = [Message("assistant", (ImagePart(open_image(file)),)) for file in files]
+    again = [Message("assistant", (ImagePart(read_image(file)),)) for file in files]
     remembered = [pipeline.processor.encode_chat([message])[0].parts[0] for message in again]
     assert [part.plan for part in remembered] == [part.plan for part in drawn]
 

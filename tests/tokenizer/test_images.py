@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+import io
+import resource
+import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,17 +15,18 @@ import torch
 from PIL import Image
 
 from tokenizer.images import (
+    IMAGE_ENDINGS,
     PREPARATIONS,
     ImageProcessor,
+    crop_center,
     images_in,
-    open_image,
     png_files,
+    read_image,
     reconstruction_sheet,
     side_by_side,
     to_bytes,
     to_images,
     to_pixels,
-    to_rgb,
 )
 
 
@@ -63,46 +69,140 @@ def test_understanding_pads_to_a_square_first() -> None:
     assert pixels_HW3[0, 0].tolist() == [122, 116, 104] and pixels_HW3[45, 45].tolist() == [0, 0, 0]
 
 
+def test_a_long_image_is_scaled_as_if_whole() -> None:
+    for size in ((900, 61), (61, 900)):
+        image = noise(*size)
+        for name in ("reconstruction", "zero_shot", "cover", "understanding"):
+            how = PREPARATIONS[name]
+            side, wide = int(64 * how.ratio), max(size)
+            whole = Image.new("RGB", (wide, wide), how.pad_color or 0)
+            if how.pad_color:
+                whole.paste(image, ((wide - size[0]) // 2, (wide - size[1]) // 2))
+                expected = whole.resize((64, 64), how.resampling)
+            else:
+                scaled = image.resize((side * size[0] // min(size), side * size[1] // min(size)), how.resampling)
+                expected = crop_center(scaled, 64, 64)
+            prepared = np.asarray(ImageProcessor(height=64, width=64, preparation=name).prepare(image), dtype=int)
+            assert np.abs(prepared - np.asarray(expected)).max() <= 2 * (how.pad_color is None), name
+
+
+def test_extreme_shapes_cost_no_extreme_memory() -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for size in ((20_000, 100), (100, 20_000)):
+        for preparation in PREPARATIONS:
+            ImageProcessor(height=256, width=256, preparation=preparation).prepare(Image.new("RGB", size))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KiB; the square has 1.2 GB
+
+
+def as_file(image: Image.Image, ending: str = "png", **options: Any) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, ending, **options)
+    return stream.getvalue()
+
+
+def test_every_way_in_gives_the_same_image(tmp_path: Path) -> None:
+    image = noise(9, 6)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned
+    turned = as_file(image, exif=exif)
+    upright_HW3 = np.rot90(np.asarray(image), -1)
+    clear = image.convert("RGBA")
+    clear.putalpha(Image.new("L", image.size, 0))
+    white_HW3 = np.full((6, 9, 3), 255)
+    values_HW3 = np.asarray(image)
+    path = tmp_path / "a photo #1 \u00e9.png"
+    for data, expected_HW3 in ((turned, upright_HW3), (as_file(clear), white_HW3)):
+        path.write_bytes(data)
+        url = "data:image/png;base64," + base64.b64encode(data).decode()
+        for source in (path, str(path), path.as_uri(), url, data, bytearray(data), Image.open(path)):
+            read = read_image(source)
+            assert read.mode == "RGB" and np.array_equal(np.asarray(read), expected_HW3), source
+            assert read_image(read) is read  # not turned twice
+    for values in (
+        values_HW3,
+        values_HW3 / 255,
+        values_HW3.astype(np.float32),
+        values_HW3.astype(np.uint16) * 257,
+        values_HW3.transpose(2, 0, 1),
+        torch.tensor(values_HW3).permute(2, 0, 1),
+        torch.tensor(values_HW3 / 255).permute(2, 0, 1),
+        torch.tensor(values_HW3),
+    ):
+        assert np.array_equal(np.asarray(read_image(values)), values_HW3), values.dtype
+    gray_HW3 = np.asarray(read_image(values_HW3[:, :, 0]))
+    assert (gray_HW3 == values_HW3[:, :, :1]).all()
+    assert (np.asarray(read_image(torch.tensor(values_HW3[:, :, :1]).permute(2, 0, 1))) == gray_HW3).all()
+    assert (np.asarray(read_image(np.asarray(clear))) == 255).all()
+    assert read_image(np.ones((2, 2), bool)).getpixel((0, 0)) == (255, 255, 255)
+
+
 def test_transparency_lies_on_white() -> None:
     clear = Image.new("RGBA", (2, 2), (10, 20, 30, 0))
     palette = Image.new("P", (2, 2), 1)
     palette.putpalette([9, 9, 9, 200, 100, 0])
-    assert to_rgb(clear).getpixel((0, 0)) == (255, 255, 255)
-    assert to_rgb(clear.convert("LA")).getpixel((0, 0)) == (255, 255, 255)
-    assert to_rgb(palette).getpixel((0, 0)) == (200, 100, 0)
-    palette.info["transparency"] = 1
-    assert to_rgb(palette).getpixel((0, 0)) == (255, 255, 255)
+    deep = Image.fromarray(np.full((2, 2), 40_000, dtype=np.uint16))
+    white = (255, 255, 255)
+    for image in (clear, clear.convert("LA"), clear.convert("RGBa"), clear.convert("LA").convert("La")):
+        assert read_image(image).getpixel((0, 0)) == white, image.mode
+    assert read_image(palette).getpixel((0, 0)) == (200, 100, 0)
+    for image, key in ((palette, 1), (palette, bytes([255, 0])), (deep, 40_000), (noise(2, 2).convert("L"), 9)):
+        if image.mode != "I;16":
+            image.putpixel((0, 0), key if isinstance(key, int) else 1)
+        assert read_image(as_file(image, transparency=key)).getpixel((0, 0)) == white, image.mode
+    assert read_image(as_file(deep, transparency=9)).getpixel((0, 0)) == (156, 156, 156)
 
 
-def test_16_bit_keeps_its_contrast(tmp_path: Path) -> None:
-    levels_HW = np.array([[0, 32896, 65535]], dtype=np.uint16)
-    Image.fromarray(levels_HW).save(tmp_path / "deep.png")
-    image = to_rgb(open_image(tmp_path / "deep.png"))
-    assert [image.getpixel((x, 0))[0] for x in range(3)] == [0, 128, 255]
+def test_deep_levels_keep_their_contrast() -> None:
+    deep = Image.fromarray(np.array([[0, 32896, 65535]], dtype=np.uint16))
+    over = Image.fromarray(np.array([[0, 0.502, 1.2, np.nan, np.inf, -0.05]], dtype=np.float32))  # a filter overshoots
+    wide = Image.fromarray(np.array([[0, 128, 255.0]], dtype=np.float32))
+    for image, ending, expected in (
+        (deep, "png", [0, 128, 255]),
+        (deep, "tiff", [0, 128, 255]),
+        (over, "tiff", [0, 128, 255, 0, 0, 0]),
+        (wide, "tiff", [0, 128, 255]),
+    ):
+        read = read_image(as_file(image, ending))
+        assert [read.getpixel((x, 0))[0] for x in range(read.width)] == expected, ending
 
 
-def test_every_mode_becomes_rgb() -> None:
-    for mode in ("1", "L", "P", "CMYK", "YCbCr", "HSV", "F", "I", "RGBA", "LA"):
-        assert to_rgb(noise(5, 4).convert("L" if mode in ("F", "I") else "RGB").convert(mode)).mode == "RGB"
+def test_every_mode_and_format_becomes_rgb() -> None:
+    image = Image.new("RGB", (16, 12), (200, 100, 50))
+    for mode in ("1", "L", "P", "CMYK", "YCbCr", "HSV", "F", "I", "RGBA", "LA", "LAB"):
+        assert read_image(image.convert("L" if mode in ("F", "I") else "RGB").convert(mode)).mode == "RGB"
+    lab = Image.new("LAB", (1, 1), (255, 128, 128))
+    assert min(read_image(lab).getpixel((0, 0))) > 250
+    for ending in IMAGE_ENDINGS:
+        name = Image.registered_extensions().get(ending)
+        if name in Image.SAVE:
+            red, green, blue = read_image(as_file(image, name)).getpixel((8, 6))
+            assert red > green > blue, ending
+    others = [Image.new("RGB", image.size, color) for color in ("blue", "lime")]
+    for name in ("GIF", "WEBP", "PNG", "TIFF"):  # the first frame
+        moving = read_image(as_file(image, name, save_all=True, append_images=others))
+        assert np.abs(np.subtract(moving.getpixel((8, 6)), (200, 100, 50))).max() < 8, name
 
 
-def test_exif_rotation_is_applied(tmp_path: Path) -> None:
-    image = noise(8, 4)
-    exif = Image.Exif()
-    exif[0x0112] = 6  # the camera was turned
-    image.save(tmp_path / "turned.png", exif=exif)
-    upright = open_image(tmp_path / "turned.png")
-    assert upright.size == (4, 8)
-    assert np.array_equal(np.asarray(upright), np.rot90(np.asarray(image), -1))
-
-
-def test_unreadable_files_are_refused(tmp_path: Path) -> None:
+def test_what_is_no_image_is_refused(tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("hello")
-    noise(40, 40).save(tmp_path / "complete.png")
-    (tmp_path / "cut.png").write_bytes((tmp_path / "complete.png").read_bytes()[:600])
-    for name in ("absent.png", "", "text.png", "cut.png"):
-        with pytest.raises((FileNotFoundError, ValueError)):
-            open_image(tmp_path / name)
+    (tmp_path / "cut.png").write_bytes(as_file(noise(40, 40))[:600])
+    cut = Image.open(tmp_path / "cut.png")
+    bomb = bytearray(as_file(Image.new("1", (1, 1))))
+    bomb[16:24] = (50_000).to_bytes(4, "big") * 2
+    bomb[29:33] = zlib.crc32(bomb[12:29]).to_bytes(4, "big")
+    for source in (
+        *("absent.png", "", "text.png", "cut.png", "x" * 300 + ".png", "nul\0.png"),
+        *(cut, bytes(bomb), b"", b"\xff\xd8\xff", "data:image/png;base64,AAAA", "data:", "file:///absent.png"),
+        *("http://[", "http://127.0.0.1:9/a.png", "https://a b.invalid/\u00e9.png"),
+        *(Image.new("RGB", (0, 0)), Image.new("RGB", (1, 201)), Image.new("RGB", (201, 1))),
+        *(np.zeros((0, 0, 3)), np.zeros((2, 4, 4, 3)), np.zeros((5, 5, 5)), np.zeros(4), np.array([["a"]])),
+        *(torch.full((3, 4, 4), -1.0), torch.zeros(3), torch.zeros(2, 3, 4, 4), None, 3, [], {}),
+    ):
+        source = tmp_path / source if isinstance(source, str) and ":" not in source else source
+        with pytest.raises((FileNotFoundError, ValueError)) as raised:
+            read_image(source)
+        assert len(str(raised.value)) < 500, source
+    assert read_image(Image.new("RGB", (1, 200))).size == (1, 200)
 
 
 def test_pixels_are_rounded_clamped_and_never_nan() -> None:

@@ -16,7 +16,7 @@ from tests.train.conftest import SMALL
 from tests.train.published_weights import picture, write_merges
 from tests.train.tokenizer_recipes import TEXT_TOWER, everything
 from tokenizer.config import UniTokConfig
-from tokenizer.images import ImageProcessor, open_image, to_images
+from tokenizer.images import ImageProcessor, read_image, to_images
 from tokenizer.metrics import TEMPLATES, class_ranks, class_vectors, read_templates
 from tokenizer.text_tower import load_captions
 from tokenizer.unitok import UniTok
@@ -71,7 +71,7 @@ def test_zero_shot_accuracy_equals_a_loop_over_images(folder: Path, model: UniTo
     prepare = ImageProcessor(height=32, width=32, preparation="zero_shot")
     for label, name in enumerate(NAMES):
         for file in sorted((folder / "val" / name).iterdir()):
-            feature = model.encode_image(prepare(open_image(file)))[0]
+            feature = model.encode_image(prepare(read_image(file)))[0]
             scores = [torch.cosine_similarity(feature, vector, dim=0).item() for vector in vectors]
             right, total = right + (scores.index(max(scores)) == label), total + 1
     assert measured.zero_shot(model) == {"zero_shot_top1": pytest.approx(right / total), "zero_shot_top5": 1.0}
@@ -104,7 +104,7 @@ def test_references_are_reconstructed_under_their_names_and_nothing_is_deleted(f
     measured = evaluation(folder, fid_reference=folder / "real", fid_output=made, fid_score=False)
     assert measured.reconstruct_for_fid(model) == {}
     assert {file.name for file in made.iterdir()} == {"of_someone_else.txt", *(f"{number}.png" for number in range(5))}
-    pixels = ImageProcessor(height=32, width=32, preparation="crop")(open_image(folder / "real" / "3.png"))
+    pixels = ImageProcessor(height=32, width=32, preparation="crop")(read_image(folder / "real" / "3.png"))
     expected = np.asarray(to_images(model.decode(model.encode(pixels)))[0])
     assert np.array_equal(np.asarray(Image.open(made / "3.png")), expected)
 

@@ -13,7 +13,6 @@ would save the same, but cannot resume with another number of readers.
 
 from __future__ import annotations
 
-import io
 import json
 import logging
 import math
@@ -28,7 +27,7 @@ from typing import Any, NamedTuple
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 from webdataset.shardlists import expand_urls
@@ -37,7 +36,7 @@ from mllm.world.dialogue import ImageRef
 from mllm.world.language import describe
 from mllm.world.render import IMAGE_KINDS
 from mllm.world.scene import SceneObject, random_scene_for
-from tokenizer.images import IMAGE_ENDINGS, to_bytes, to_rgb
+from tokenizer.images import IMAGE_ENDINGS, read_image, to_bytes
 from tokenizer.text_tower import EncodeCaptions
 from train.data.records import TarMember, TarSample, read_member, read_tar
 from train.recipe import TokenizerRecipe
@@ -302,9 +301,8 @@ class TarImages(IterableDataset):
 
         data = content(*(ending[1:] for ending in IMAGE_ENDINGS))
         try:
-            with Image.open(io.BytesIO(data)) as opened:
-                image = to_rgb(opened)
-        except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            image = read_image(data)
+        except ValueError as error:
             raise ValueError(f"{name} has a damaged image: {error}; {advice}") from None
         image = self.crop(image, Random(f"crop/{self.seed}/{epoch}/{shard.name}/{key}"))
         item = {"pixels": to_bytes(image)}

@@ -318,11 +318,7 @@ class ShardMaker:
         opened = image.open()
         width, height = nearest_size(opened.size, self.options.sizes)
         processor = ImageProcessor(width=width, height=height, preparation=self.options.preparation)
-        try:
-            return [to_bytes(processor.prepare(opened))]
-        except (ValueError, OSError) as error:  # such as a shape that is nothing but a line
-            size = f"{opened.width} x {opened.height}"
-            raise BadRecord(f"an image of {size} pixels cannot be resized: {error}; crop it") from error
+        return [to_bytes(processor.prepare(opened))]
 
 
 def _coded(raw: Any, num_views: Iterator[int], codes: Iterator[EncodedImage]) -> Iterator[Any]:

@@ -38,7 +38,7 @@ from PIL import Image
 from webdataset.tariterators import base_plus_ext
 
 from mllm.conversation import CodesPart, Role, TextPart
-from tokenizer.images import IMAGE_ENDINGS, open_image
+from tokenizer.images import IMAGE_ENDINGS, read_image
 
 Kind = Literal["chat", "document", "pair", "draw", "class"]
 MAX_PATH = 240
@@ -68,12 +68,10 @@ class ImageFile:
 
     def open(self) -> Image.Image:
         try:
-            return open_image(self.path)
-        except (ValueError, OSError) as error:
-            path, reason = str(self.path), getattr(error, "strerror", None)  # such as: name too long, not allowed
-            sentence = f"cannot open image {path}: {reason}; give the path of a file" if reason else str(error)
-            shown = path if len(path) <= MAX_PATH else path[:MAX_PATH] + "..."
-            raise BadRecord(sentence.replace(path, shown)) from error
+            path = str(self.path)
+            return read_image(self.path, name=path if len(path) <= MAX_PATH else path[:MAX_PATH] + "...")
+        except (ValueError, FileNotFoundError) as error:
+            raise BadRecord(str(error)) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,11 +83,9 @@ class ImageBytes:
 
     def open(self) -> Image.Image:
         try:
-            image = Image.open(io.BytesIO(self.data))
-            image.load()
-            return image
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise BadRecord(f"cannot read image {self.name}: {error}; save it again or leave it out") from error
+            return read_image(self.data, name=f"image {self.name}")
+        except ValueError as error:
+            raise BadRecord(str(error)) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,11 +153,10 @@ def pair_record(captions: Sequence[str], image: RecordPart, *, kind: Kind = "pai
 
 def ten_views(image: Image.Image, size: int) -> list[Image.Image]:
     """Four corners and the middle of the enlarged middle square, then their mirror images."""
-    large = int(size * ENLARGEMENT)
-    width, height = image.size
-    scale = large / min(width, height)
-    resized = image.convert("RGB").resize(
-        (max(large, round(width * scale)), max(large, round(height * scale))), Image.Resampling.BICUBIC
+    image, large = read_image(image), int(size * ENLARGEMENT)
+    scale = large / min(image.size)
+    resized = image.resize(
+        (max(large, round(image.width * scale)), max(large, round(image.height * scale))), Image.Resampling.BICUBIC
     )
     left, top = (resized.width - large) // 2, (resized.height - large) // 2
     free = large - size

@@ -16,7 +16,7 @@ from mllm.world.checker import parse
 from mllm.world.render import render
 from mllm.world.scene import CLASSES, HELD_OUT_PAIRS, class_scene
 from tests.train.data.raw_data import OPTIONS, content, load, prepared
-from tokenizer.images import open_image, to_bytes, to_pixels
+from tokenizer.images import read_image, to_bytes, to_pixels
 from train.data.classes import ClassSequences, WorldClasses
 from train.data.packing import BatchShape, PackedBatches, Tokenizers
 from train.data.prepare import prepare_folder
@@ -104,7 +104,7 @@ def test_a_folder_of_classes_is_prepared_in_ten_views(tmp_path: Path, image_toke
     prepare_folder([tmp_path / "images"], out, format_name="classes", **options)
     folder = ShardFolder(out)
     assert [folder[index].messages[0].parts[0].text for index in range(3)] == ["0", "0", "1"]
-    views = [to_bytes(view) for view in ten_views(open_image(tmp_path / "images" / "cat" / "0.png"), 32)]
+    views = [to_bytes(view) for view in ten_views(read_image(tmp_path / "images" / "cat" / "0.png"), 32)]
     expected_BKN = tokenizer.encode(to_pixels(torch.stack(views))).numpy()
     codes_BKN = np.stack([part.codes_KN for part in folder[2].messages[1].parts])
     assert (codes_BKN == expected_BKN).mean() > 0.98  # batches differ, so near ties may

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import gzip
+import io
 import json
 import multiprocessing
 import os
@@ -11,17 +13,19 @@ import random
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from mllm.conversation import CodesPart, TextPart
 from mllm.files import UNFINISHED
 from tests.train.data.raw_data import OPTIONS, content, image_file, load, rows_of, write_raw
-from tokenizer.images import ImageProcessor, open_image
+from tokenizer.images import ImageProcessor, read_image
 from train.data.prepare import PrepareOptions, ShardMaker, Totals, prepare_folder, read_tasks
 from train.data.shards import MANIFEST, SHARDS, CodeSource, ShardFolder, write_shard
 
@@ -78,8 +82,33 @@ def test_every_record_comes_out_with_the_codes_of_its_images(
         assert len(codes) == (name != "text.jsonl")
         if codes:
             (raw.parent / "one.png").write_bytes(image_file(number if name == "captions.tar" else 100 + number))
-            reference_1KN = tokenizer.encode(process(open_image(raw.parent / "one.png")))
+            reference_1KN = tokenizer.encode(process(read_image(raw.parent / "one.png")))
             assert codes[0].grid == (2, 2) and torch.from_numpy(codes[0].codes_KN.astype(int)).equal(reference_1KN[0])
+
+
+def test_a_photo_has_the_same_codes_by_every_route(image_tokenizer_folder: Path, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored lying, shown upright
+    levels_HW3 = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    Image.fromarray(levels_HW3).save(tmp_path / "0.png", exif=exif)
+    data, encoded = (tmp_path / "0.png").read_bytes(), base64.b64encode((tmp_path / "0.png").read_bytes()).decode()
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name, content in (("0.png", data), ("0.txt", b"a")):
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    images = ("0.png", f"data:image/png;base64,{encoded}", (tmp_path / "0.png").as_uri())
+    lines = [json.dumps({"image": image, "caption": "a"}) for image in images]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    options = dataclasses.replace(OPTIONS, sizes=((32, 32), (32, 48), (48, 32)))
+    prepare([tmp_path / "a.tar", tmp_path / "a.jsonl"], tmp_path / "out", image_tokenizer_folder, options)
+    folder = ShardFolder(tmp_path / "out")
+    codes = [folder[index].messages[1].parts[0] for index in range(len(folder))]
+    upright = Image.fromarray(np.rot90(levels_HW3, -1).copy())
+    expected_1KN = load(image_tokenizer_folder).encode(ImageProcessor(width=32, height=48)(upright))
+    assert len(codes) == 4
+    for image in codes:
+        assert image.grid == (3, 2) and image.codes_KN.tolist() == expected_1KN[0].tolist()
 
 
 def test_running_it_again_makes_what_is_missing_and_nothing_else(
