@@ -6,10 +6,9 @@ import json
 import shutil
 import statistics
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import numpy as np
 import pytest
@@ -41,14 +40,8 @@ DESCRIPTION = {"benchmark": "genai-bench-527", "items": 527, "seed": 3, "model":
 class BrightnessScorer:
     """Scores an image by its red channel, and counts how many it was given."""
 
-    batch_size = 50
-
-    def __init__(self) -> None:
-        self.num_scored = 0
-
-    @property
-    def description(self) -> Mapping[str, Any]:
-        return {"name": "brightness"}
+    batch_size, description = 50, {"name": "brightness"}
+    num_scored = 0
 
     def __call__(self, images: Sequence[Path], texts: Sequence[str]) -> list[float]:
         self.num_scored += len(images)
@@ -60,30 +53,17 @@ def paint(items: Sequence[BenchmarkItem], seeds: Sequence[int]) -> list[str | Im
     return [Image.new("RGB", (2, 3), ((37 * seed) % 256, seed % 251, 0)) for seed in seeds]
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path, list[AnsweredItem]]:
+def test_skills_have_the_mean_deviation_and_interval_of_their_prompts(tmp_path: Path) -> None:
     """All 527 images of the official layout, as the runner leaves them."""
-    data = tmp_path_factory.mktemp("genai")
-    prompts, skills = write_genai_bench(data)
+    prompts, skills = write_genai_bench(tmp_path)
+    output = RunFolder(tmp_path / "run")
     items = GenAIBench527().read_items(prompts, None)
-    output = RunFolder(data / "run")
     assert run_items(items, paint, output, description=DESCRIPTION, batch_size=32)
     answered = match_answers(GenAIBench527(), items, read_lines(output.answers_file), answers=output.folder)
-    return prompts, skills, output.folder, answered
-
-
-def test_images_are_png_files_numbered_from_one(run: tuple[Path, Path, Path, list[AnsweredItem]]) -> None:
-    names = sorted(path.name for path in (run[2] / "images").iterdir())
-    assert names == [f"{number:05d}.png" for number in range(1, 528)]
-    assert [item.image.name for item in run[3] if item.image] == names
-
-
-def test_skills_have_the_mean_deviation_and_interval_of_their_prompts(
-    run: tuple[Path, Path, Path, list[AnsweredItem]],
-) -> None:
-    _, skills, folder, answered = run
-    scorer = BrightnessScorer()
-    scores = GenAIBench527().score(answered, skills, ScoreOptions(folder=folder, scorer=scorer))
+    names = sorted(path.name for path in (output.folder / "images").iterdir())
+    assert names == [item.image.name for item in answered] == [f"{number:05d}.png" for number in range(1, 528)]
+    options = ScoreOptions(folder=output.folder, scorer=BrightnessScorer())
+    scores = GenAIBench527().score(answered, skills, options)
     values = [(37 * (3 + n) % 256 * 256 + (3 + n) % 251) / 65535 for n in range(527)]
     named = json.loads(skills.read_text()) | {"all": list(range(1, 528))}
     assert scores.headline == "advanced" and scores.protocol == "genai-bench-527@vqascore-brightness"
@@ -93,25 +73,32 @@ def test_skills_have_the_mean_deviation_and_interval_of_their_prompts(
     ]
     for name, score in scores.scores.items():
         mine = [values[number - 1] for number in named[name]]
-        assert score.count == len(mine)
-        assert score.value == pytest.approx(statistics.mean(mine))
-        assert score.std == pytest.approx(statistics.stdev(mine))
-        half = 1.96 * statistics.stdev(mine) / len(mine) ** 0.5
-        assert (score.low, score.high) == (
-            pytest.approx(score.value - half, abs=0.15 * half),
-            pytest.approx(score.value + half, abs=0.15 * half),
-        )
-    GenAIBench527().score(answered, skills, ScoreOptions(folder=folder, scorer=scorer))
-    assert scorer.num_scored == 527  # the second time nothing is left to score
+        mean, deviation = statistics.mean(mine), statistics.stdev(mine)
+        half = 1.96 * deviation / len(mine) ** 0.5
+        expected = [pytest.approx(mean + sign * half, abs=0.15 * half) for sign in (-1, 1)]
+        assert [score.low, score.high] == expected and score.count == len(mine)
+        assert (score.value, score.std) == (pytest.approx(mean), pytest.approx(deviation))
+    GenAIBench527().score(answered, skills, options)
+    assert options.scorer.num_scored == 527  # the second time nothing is left to score
+    wrong = tmp_path / "wrong_skills.json"
+    for content, message in (
+        (named | {"negation": [528]}, "negation"),
+        (named | {"scene": [3, 3]}, "scene"),
+        (named | {"scene": [1.5]}, "1.5"),
+        (named | {"scene": 4}, "skills.json"),
+        ({"basic": [1]}, "advanced"),
+    ):
+        wrong.write_text(json.dumps(content))
+        with pytest.raises(ValueError, match=message):
+            GenAIBench527().score(answered, wrong, options)
 
 
 def test_the_set_of_1600_counts_from_zero_and_from_one_where_the_file_does(tmp_path: Path) -> None:
+    image = tmp_path / "a.png"
+    Image.new("RGB", (2, 2)).save(image)
     for first in (0, 1):
         prompts, skills = write_genai_bench(tmp_path / str(first), size=1600, first=first)
-        items = GenAIBench1600().read_items(prompts, None)[:200]
-        image = tmp_path / "a.png"
-        Image.new("RGB", (2, 2)).save(image)
-        answered = [AnsweredItem(item, image=image) for item in items]
+        answered = [AnsweredItem(item, image=image) for item in GenAIBench1600().read_items(prompts, None)[:200]]
         scores = GenAIBench1600().score(answered, skills, ScoreOptions(scorer=BrightnessScorer()))
         assert scores.scores["basic"].count == 200 and "advanced" not in scores.scores
         assert scores.protocol == "genai-bench-1600@vqascore-brightness"
@@ -121,27 +108,21 @@ def test_the_command_draws_resumes_and_scores_with_the_model_itself(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     prompts, skills = write_genai_bench(tmp_path)
-    output = str(tmp_path / "run")
+    output = tmp_path / "run"
     model = ["--model", str(folder), "--device", "cpu"]
-    words = ["evaluate", "genai-bench-527", "--questions", str(prompts), "--output", output, "--limit", "3"]
+    words = ["evaluate", "genai-bench-527", "--questions", str(prompts), "--output", str(output), "--limit", "3"]
     assert main([*words, *model, "--best-of", "2", "--seed", "9"]) == 0
-    assert sorted(path.name for path in (tmp_path / "run" / "images").iterdir()) == [f"0000{n}.png" for n in (1, 2, 3)]
+    images = [output / "images" / f"0000{n}.png" for n in (1, 2, 3)]
+    assert sorted((output / "images").iterdir()) == images
     best = Pipeline.load(folder, device="cpu").draw("a red circle number 1", best_of=2, seed=10)[0]
-    assert best.info["seed"] in (10, 10 + STRIDE)
-    assert Image.open(tmp_path / "run/images/00002.png").tobytes() == best.tobytes()
-    score = ["evaluate", "score", output, "--questions", str(prompts), "--annotations", str(skills)]
-    assert main(score) == 2
-    assert "give --scorer" in capsys.readouterr().err
-    assert main([*score, "--scorer", "self", "--scorer-model", str(folder), "--scorer-device", "cpu"]) == 0
-    printed = capsys.readouterr().out
-    result = json.loads((tmp_path / "run" / "result.json").read_text())
-    assert "PARTIAL: 3 of 527 items" in printed and not result["is_complete"]
+    assert best.info["seed"] in (10, 10 + STRIDE) and Image.open(images[1]).tobytes() == best.tobytes()
+    assert "give --scorer" in refusal(prompts, output, capsys, "--annotations", str(skills))
+    words = ["--annotations", str(skills), "--scorer", "self", "--scorer-model", str(folder), "--scorer-device", "cpu"]
+    result = score(prompts, output, *words)
+    assert "PARTIAL: 3 of 527 items" in capsys.readouterr().out and not result["is_complete"]
     assert (result["judge"]["name"], result["judge"]["dtype"]) == ("self", "float32")
-    assert result["decoding"]["best_of"] == 2
-    assert result["image_format"]["file"] == "png" and result["prompts"] == "raw"
-    scorer = SelfScorer.load(str(folder), device="cpu")
-    texts = prompts.read_text().splitlines()[:3]
-    expected = scorer([tmp_path / "run" / "images" / f"0000{n}.png" for n in (1, 2, 3)], texts)
+    assert (result["decoding"]["best_of"], result["image_format"]["file"], result["prompts"]) == (2, "png", "raw")
+    expected = SelfScorer.load(str(folder), device="cpu")(images, prompts.read_text().splitlines()[:3])
     assert result["scores"]["all"]["value"] == pytest.approx(statistics.mean(expected), rel=1e-5)
 
 
@@ -179,33 +160,18 @@ def test_clip_flant5_runs_in_a_process_of_its_own(tmp_path: Path, monkeypatch: p
         scorer.close()
 
 
-def test_what_is_missing_or_wrong_is_named(tmp_path: Path, run: tuple[Path, Path, Path, list[AnsweredItem]]) -> None:
-    prompts, skills, _, answered = run
+def test_what_is_missing_or_wrong_is_named(tmp_path: Path) -> None:
+    prompts, _ = write_genai_bench(tmp_path)
     with pytest.raises(ValueError, match="genai-bench-527"):
         GenAIBench1600().read_items(prompts, None)
+    prompts.write_text("a\n\nb")
+    with pytest.raises(ValueError, match="1 empty"):
+        GenAIBench527().read_items(prompts, None)
     with pytest.raises(FileNotFoundError, match="pip install -r scripts/requirements-t2v.txt"):
         _ = T2VScorer("clip-flant5-xxl", python=tmp_path / "none").description
-    with pytest.raises(ValueError, match="eyes"):
-        find_scorer("eyes", model=None, device=None, python=None)
-    with pytest.raises(ValueError, match=str(tmp_path)):
-        find_scorer(f"hf:{tmp_path}", model=None, device="cpu", python=None)
-    empty = tmp_path / "prompts.txt"
-    empty.write_text("a\n\nb")
-    with pytest.raises(ValueError, match="1 empty"):
-        GenAIBench527().read_items(empty, None)
-    for change, message in (
-        ({"negation": [528]}, "negation"),
-        ({"scene": [3, 3]}, "scene"),
-        ({"scene": [1.5]}, "1.5"),
-        ({"scene": 4}, "skills.json"),
-    ):
-        wrong = tmp_path / "skills.json"
-        wrong.write_text(json.dumps(json.loads(skills.read_text()) | change))
+    for name, message in (("eyes", "eyes"), (f"hf:{tmp_path}", str(tmp_path))):
         with pytest.raises(ValueError, match=message):
-            GenAIBench527().score(answered, wrong, ScoreOptions(scorer=BrightnessScorer()))
-    wrong.write_text(json.dumps({"basic": [1]}))
-    with pytest.raises(ValueError, match="advanced"):
-        GenAIBench527().score(answered, wrong, ScoreOptions(scorer=BrightnessScorer()))
+            find_scorer(name, model=None, device="cpu", python=None)
 
 
 # ---- official layouts ----
