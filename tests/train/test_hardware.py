@@ -11,40 +11,21 @@ from train.hardware import speed_up
 from train.optimizers import orthogonalize
 
 
-def small_backbone() -> LlamaModel:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        hidden_size=24,
-        intermediate_size=20,
-        num_hidden_layers=2,
-        num_attention_heads=6,
-        num_key_value_heads=3,
-        vocab_size=11,
-    )
-    return LlamaModel(config).eval()
-
-
 def test_spelled_out_attention_equals_the_fused_one() -> None:
-    backbone = small_backbone()
+    """Also of packed samples, and step by step with a cache."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 24, "intermediate_size": 20, "num_hidden_layers": 2, "vocab_size": 11}
+    backbone = LlamaModel(LlamaConfig(num_attention_heads=6, num_key_value_heads=3, **sizes)).eval()
     hidden_BTD = torch.randn(2, 7, 24)
     positions_BT = torch.tensor([[0, 1, 2, 0, 1, 2, 3], [0, 1, 0, 1, 0, 0, 0]])
     packed = {"inputs_embeds": hidden_BTD, "position_ids": positions_BT, "use_cache": False}
-    expected = backbone(**packed).last_hidden_state
-    expected_causal = backbone(inputs_embeds=hidden_BTD).last_hidden_state
+    expected_packed, expected_BTD = (backbone(**each)[0] for each in (packed, {"inputs_embeds": hidden_BTD}))
     speed_up(backbone, compiles=False)
-    actual = backbone(**packed).last_hidden_state
-    torch.testing.assert_close(actual, expected)
-    torch.testing.assert_close(backbone(inputs_embeds=hidden_BTD).last_hidden_state, expected_causal)
-
-
-def test_a_cached_step_of_spelled_out_attention_sees_all_that_came_before() -> None:
-    backbone = small_backbone()
-    hidden_BTD = torch.randn(1, 7, 24)
-    expected_BTD = backbone(inputs_embeds=hidden_BTD).last_hidden_state
-    speed_up(backbone, compiles=False)
+    torch.testing.assert_close(backbone(**packed)[0], expected_packed)
+    torch.testing.assert_close(backbone(inputs_embeds=hidden_BTD)[0], expected_BTD)
     cache = DynamicCache(config=backbone.config)
     steps = [hidden_BTD[:, :4], *hidden_BTD[:, 4:].split(1, dim=1)]
-    found = [backbone(inputs_embeds=step, past_key_values=cache).last_hidden_state for step in steps]
+    found = [backbone(inputs_embeds=step, past_key_values=cache)[0] for step in steps]
     torch.testing.assert_close(torch.cat(found, dim=1), expected_BTD)
 
 

@@ -59,52 +59,45 @@ def class_recipe(mllm_recipe: MLLMRecipe) -> Callable[..., MLLMRecipe]:
     return make
 
 
-@pytest.mark.parametrize("code_embedder", ["summed", "projected"])
-def test_a_class_conditional_model_learns_and_draws(
-    class_recipe: Callable[..., MLLMRecipe], code_embedder: str
+def test_a_class_conditional_model_learns_its_own_codes_and_resumes_exactly(
+    class_recipe: Callable[..., MLLMRecipe], tmp_path: Path
 ) -> None:
-    recipe = class_recipe(20, code_embedder=code_embedder)
+    """Two classes with one image each: after a few steps each is drawn by its number."""
+    recipe = class_recipe(80, num_classes=2, code_embedder="summed", image_guidance=1.0)
+    codes_EKN = np.random.default_rng(0).integers(0, 16, (2, 2, 4)).astype(np.uint16)
+    records = []
+    for label in (0, 1):
+        answer = Message("assistant", (CodesPart(codes_EKN[label], (2, 2)),))
+        records.append(PreparedRecord("class", (Message("user", (TextPart(str(label)),)), answer), "made", str(label)))
+    prepared(tmp_path / "codes", [records], CodeSource.of(UniTok.from_pretrained(recipe.image_tokenizer)))
+    recipe = dataclasses.replace(recipe, classes=ClassData(folders=[tmp_path / "codes"]))
+    recipe = dataclasses.replace(recipe, trainer={**recipe.trainer, "save_steps": 78})
+    train_mllm(recipe)
+    values, final = losses(recipe.output), weights(recipe.output)
+    assert values[80] < 0.8 * values[1]
+    pipeline = Pipeline.load(recipe.output / "final", device="cpu")
+    for label in (0, 1):
+        wanted = pipeline.processor.decode_images([CodesPart(codes_EKN[label], (2, 2))])[0]
+        assert pipeline.draw_class(label, greedy=True)[0].tobytes() == wanted.tobytes()
+    with pytest.raises(ValueError):
+        pipeline.draw("a red circle")
+    shutil.rmtree(recipe.output / "checkpoint-80")
+    train_mllm(recipe)
+    assert losses(recipe.output) == values
+    assert not moved_parts(final, weights(recipe.output))
+
+
+def test_classes_of_the_world_are_trained_with_dropped_ones_for_guidance(
+    class_recipe: Callable[..., MLLMRecipe],
+) -> None:
+    with pytest.raises(ValueError, match="class_dropout"):
+        train_mllm(class_recipe(1, class_dropout=0.0, image_guidance=2.5))
+    recipe = class_recipe(20, code_embedder="projected")
     train_mllm(recipe)
     values = losses(recipe.output)
     assert values[20] < 0.8 * values[1]
     pipeline = Pipeline.load(recipe.output / "final", device="cpu")
     assert pipeline.draw_class(7, seed=1, guidance=2.0)[0].size == (32, 32)
-    with pytest.raises(ValueError):
-        pipeline.draw("a red circle")
-
-
-def test_a_class_learns_its_own_codes(class_recipe: Callable[..., MLLMRecipe], tmp_path: Path) -> None:
-    """Two classes with one picture each: after a few steps each is drawn by its number."""
-    recipe = class_recipe(80, num_classes=2, code_embedder="summed", image_guidance=1.0)
-    codes_ESKN = np.random.default_rng(0).integers(0, 16, (2, 1, 2, 4)).astype(np.uint16)
-    records = []
-    for label in (0, 1):
-        answer = Message("assistant", (CodesPart(codes_ESKN[label, 0], (2, 2)),))
-        records.append(PreparedRecord("class", (Message("user", (TextPart(str(label)),)), answer), "made", str(label)))
-    prepared(tmp_path / "codes", [records], CodeSource.of(UniTok.from_pretrained(recipe.image_tokenizer)))
-    recipe = dataclasses.replace(recipe, classes=ClassData(folders=[tmp_path / "codes"]))
-    train_mllm(recipe)
-    pipeline = Pipeline.load(recipe.output / "final", device="cpu")
-    for label in (0, 1):
-        wanted = pipeline.processor.decode_images([CodesPart(codes_ESKN[label, 0], (2, 2))])[0]
-        drawn = pipeline.draw_class(label, greedy=True)[0]
-        assert drawn.tobytes() == wanted.tobytes()
-
-
-def test_guidance_by_default_needs_dropped_classes(class_recipe: Callable[..., MLLMRecipe]) -> None:
-    with pytest.raises(ValueError, match="class_dropout"):
-        train_mllm(class_recipe(1, class_dropout=0.0, image_guidance=2.5))
-
-
-def test_class_training_resumes_exactly(class_recipe: Callable[..., MLLMRecipe]) -> None:
-    recipe = class_recipe(4)
-    recipe = dataclasses.replace(recipe, trainer={**recipe.trainer, "save_steps": 2})
-    train_mllm(recipe)
-    whole, final = losses(recipe.output), weights(recipe.output)
-    shutil.rmtree(recipe.output / "checkpoint-4")
-    train_mllm(recipe)
-    assert losses(recipe.output) == whole
-    assert not moved_parts(final, weights(recipe.output))
 
 
 def test_the_stages_of_understanding_move_what_they_should(mllm_recipe: MLLMRecipe, tmp_path: Path) -> None:

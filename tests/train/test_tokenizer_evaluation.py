@@ -56,45 +56,35 @@ def evaluation(folder: Path, **fields: Path | bool) -> TokenizerEvaluation:
 
 
 def test_zero_shot_accuracy_equals_a_loop_over_images(folder: Path, model: UniTok) -> None:
-    templates = ("a {}.", "the {} here.", "the {} there.")
-    (folder / "templates.txt").write_text("\n".join(templates))
-    files = {"imagenet_val": folder / "val", "classes": folder / "classes.json", "templates": folder / "templates.txt"}
-    measured = evaluation(folder, **files)
-    captions = measured.captions
-    assert captions is not None
+    assert len(set(TEMPLATES)) == 80 and all(template.count("{}") == 1 for template in TEMPLATES)
+    path = folder / "templates.txt"
+    path.write_text("a {}.\n\nthe {} here.\nthe {} there.\n")
+    templates = read_templates(path)
+    assert templates == ("a {}.", "the {} here.", "the {} there.")
+    measured = evaluation(folder, imagenet_val=folder / "val", classes=folder / "classes.json", templates=path)
+    assert measured.captions is not None
     vectors = []
     for name in NAMES.values():
-        rows = [model.encode_text(captions([template.replace("{}", name)]))[0] for template in templates]
+        rows = [model.encode_text(measured.captions([each.replace("{}", name)]))[0] for each in templates]
         mean = torch.stack([row / row.norm() for row in rows]).mean(0)
         vectors.append(mean / mean.norm())
-    right, total = 0, 0
+    made_ND = class_vectors(model, measured.captions, list(NAMES.values()), templates)
+    torch.testing.assert_close(made_ND, torch.stack(vectors), rtol=1e-4, atol=1e-5)
+    ranks = []
     prepare = ImageProcessor(height=32, width=32, preparation="zero_shot")
     for label, name in enumerate(NAMES):
         for file in sorted((folder / "val" / name).iterdir()):
-            feature = model.encode_image(prepare(read_image(file)))[0]
-            scores = [torch.cosine_similarity(feature, vector, dim=0).item() for vector in vectors]
-            right, total = right + (scores.index(max(scores)) == label), total + 1
-    assert measured.zero_shot(model) == {"zero_shot_top1": pytest.approx(right / total), "zero_shot_top5": 1.0}
-    made = class_vectors(model, captions, list(NAMES.values()), templates)
-    torch.testing.assert_close(made, torch.stack(vectors), rtol=1e-4, atol=1e-5)
-
-
-def test_rank_of_a_class_equals_a_sort(model: UniTok) -> None:
-    pixels_B3HW = torch.rand(6, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    classes_ND = torch.randn(9, 8, generator=torch.Generator().manual_seed(1))
-    labels_B = torch.tensor([3, 1, 4, 1, 5, 8])
-    rows = zip(model.encode_image(pixels_B3HW) @ classes_ND.T, labels_B, strict=True)
-    expected = [sorted(row.tolist(), reverse=True).index(row[label].item()) for row, label in rows]
-    assert class_ranks(model, pixels_B3HW, labels_B, classes_ND).tolist() == expected
-
-
-def test_there_are_80_templates_and_a_file_can_replace_them(tmp_path: Path) -> None:
-    assert len(set(TEMPLATES)) == 80 and all(template.count("{}") == 1 for template in TEMPLATES)
-    (tmp_path / "own.txt").write_text("one {}.\n\ntwo {}\n")
-    assert read_templates(tmp_path / "own.txt") == ("one {}.", "two {}")
-    (tmp_path / "own.txt").write_text("no place\n")
+            pixels_1HW = prepare(read_image(file))
+            scores = [
+                torch.cosine_similarity(model.encode_image(pixels_1HW)[0], each, dim=0).item() for each in vectors
+            ]
+            ranks.append(sorted(scores, reverse=True).index(scores[label]))
+            assert class_ranks(model, pixels_1HW, torch.tensor([label]), made_ND).tolist() == ranks[-1:]
+    expected = sum(rank == 0 for rank in ranks) / len(ranks)
+    assert measured.zero_shot(model) == {"zero_shot_top1": pytest.approx(expected), "zero_shot_top5": 1.0}
+    path.write_text("no place\n")
     with pytest.raises(ValueError):
-        read_templates(tmp_path / "own.txt")
+        read_templates(path)
 
 
 def test_references_are_reconstructed_under_their_names_and_nothing_is_deleted(folder: Path, model: UniTok) -> None:
@@ -109,18 +99,11 @@ def test_references_are_reconstructed_under_their_names_and_nothing_is_deleted(f
     assert np.array_equal(np.asarray(Image.open(made / "3.png")), expected)
 
 
-@pytest.mark.skipif(find_spec("torch_fidelity") is not None, reason="torch-fidelity is installed here")
-def test_a_missing_fid_tool_is_named_before_training(folder: Path) -> None:
-    with pytest.raises(ValueError):
-        evaluation(folder, fid_reference=folder / "real", fid_output=folder / "made")
-
-
 def test_the_sheet_shows_the_given_images(folder: Path, model: UniTok) -> None:
-    measured = evaluation(folder, pictures=folder / "real")
-    measured.write_sheet(model, torch.zeros(1, 3, 32, 32, dtype=torch.uint8), folder / "sheet.png")
-    assert Image.open(folder / "sheet.png").size == (5 * 40, 2 * 32 + 8)
-    evaluation(folder).write_sheet(model, torch.zeros(1, 3, 32, 32, dtype=torch.uint8), folder / "sheet.png")
-    assert Image.open(folder / "sheet.png").size == (40, 72)
+    for fields, size in (({"pictures": folder / "real"}, (5 * 40, 2 * 32 + 8)), ({}, (40, 72))):
+        measured = evaluation(folder, **fields)
+        measured.write_sheet(model, torch.zeros(1, 3, 32, 32, dtype=torch.uint8), folder / "sheet.png")
+        assert Image.open(folder / "sheet.png").size == size
 
 
 def test_wrong_folders_and_recipes_are_refused_before_training(folder: Path) -> None:
@@ -130,6 +113,9 @@ def test_wrong_folders_and_recipes_are_refused_before_training(folder: Path) -> 
     for wrong in ({"pictures": folder / "absent"}, {"fid_reference": folder / "empty", **references}, zero_shot):
         with pytest.raises(FileNotFoundError):
             evaluation(folder, **wrong)
+    if find_spec("torch_fidelity") is None:
+        with pytest.raises(ValueError):
+            evaluation(folder, fid_reference=folder / "real", fid_output=folder / "made")
     picture(9).save(folder / "real" / "lossy.jpg")
     with pytest.raises(ValueError):
         evaluation(folder, fid_reference=folder / "real", **references)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,13 +20,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.train.conftest import SMALL
+from tests.train.launching import ROOT, command, environment, launch
 from tests.train.tokenizer_recipes import TEXT_TOWER, everything, write_recipe
-from tokenizer.text_tower import load_captions
 from tokenizer.unitok import UniTok
 from train.recipe import CodebookSchedule, ShardsRecipe, TokenizerLossWeights, TokenizerRecipe
 from train.tokenizer_trainer import TokenizerTrainer, with_new_decoder
 
-ROOT = Path(__file__).resolve().parents[2]
 LOSSES = ("reconstruction", "perceptual", "vq", "entropy", "contrastive", "adversarial")
 DISCRIMINATOR_LOSSES = ("discriminator_real", "discriminator_made", "discriminator_consistency")
 
@@ -61,21 +58,8 @@ def require_equal_weights(first: Path, second: Path) -> None:
 
 
 def start(recipe: Path, *, processes: int) -> subprocess.Popen[bytes]:
-    launcher = ["torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(
-        [sys.executable, "-m", *launcher, "train.run", str(recipe)],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
-
-
-def run(recipe: TokenizerRecipe, path: Path, *, processes: int) -> None:
-    process = start(write_recipe(recipe, path), processes=processes)
-    output = process.communicate()[0].decode()
-    assert process.returncode == 0, output[-3000:]
+    words = command("torchrun", recipe, processes=processes)
+    return subprocess.Popen(words, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
 def test_every_loss_trains_and_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
@@ -119,8 +103,10 @@ def test_two_processes_train_like_one_with_the_same_images(tmp_path: Path) -> No
     codebooks = CodebookSchedule(initialise_at=0, every=6, threshold=0.95, until=1.0)
     alone = everything(tmp_path, tmp_path / "one", shards=ShardsRecipe(), batch_size=8, codebooks=codebooks)
     shared = everything(tmp_path, tmp_path / "two", shards=ShardsRecipe(), batch_size=4, codebooks=codebooks)
-    run(alone, tmp_path / "one.yaml", processes=1)  # with as many threads as each of the two: rounding picks codes
-    run(shared, tmp_path / "two.yaml", processes=2)
+    launch(
+        "torchrun", write_recipe(alone, tmp_path / "one.yaml"), processes=1
+    )  # with as many threads as each of the two: rounding picks codes
+    launch("torchrun", write_recipe(shared, tmp_path / "two.yaml"))
     entries = list(zip(read_log(alone.output), read_log(shared.output), strict=True))
     assert entries[6][0]["revived"] > 0
     for one, two in entries[:7]:  # after the revival, rounding decides which of two near entries is taken
@@ -134,7 +120,7 @@ def test_two_processes_train_like_one_with_the_same_images(tmp_path: Path) -> No
 def test_a_killed_run_on_two_processes_ends_as_an_uninterrupted_one(tmp_path: Path) -> None:
     complete = everything(tmp_path, tmp_path / "complete", steps=12, save_every=3)
     killed = everything(tmp_path, tmp_path / "killed", steps=12, save_every=3)
-    run(complete, tmp_path / "complete.yaml", processes=2)
+    launch("torchrun", write_recipe(complete, tmp_path / "complete.yaml"))
     process = start(write_recipe(killed, tmp_path / "killed.yaml"), processes=2)
     metrics = killed.output / "metrics.jsonl"
     while process.poll() is None and not (metrics.is_file() and len(metrics.read_text().splitlines()) >= 5):
@@ -144,7 +130,7 @@ def test_a_killed_run_on_two_processes_ends_as_an_uninterrupted_one(tmp_path: Pa
         one.kill()
     process.communicate()
     assert not (killed.output / "final").exists()
-    run(killed, tmp_path / "killed.yaml", processes=2)
+    launch("torchrun", tmp_path / "killed.yaml")
     assert read_log(killed.output) == read_log(complete.output)
     require_equal_weights(killed.output / "final", complete.output / "final")
 
@@ -182,11 +168,11 @@ def test_training_lowers_the_losses_of_images_and_of_captions(tmp_path: Path, te
         "loss": TokenizerLossWeights(contrastive=1.0, entropy=0.1),
         "text_tokenizer": text_tokenizer_file,
     }
-    longer = {"steps": 50, "batch_size": 8, "codebooks": CodebookSchedule(initialise_at=25, every=5)}
-    for name, share, changes in (("reconstruction", 0.75, {}), ("contrastive", 0.85, captioned)):
+    longer = {"steps": 24, "batch_size": 8, "codebooks": CodebookSchedule(initialise_at=12, every=5)}
+    for name, share, changes in (("reconstruction", 0.85, {}), ("contrastive", 0.95, captioned)):
         TokenizerTrainer(plain_recipe(tmp_path / name, **longer, **changes)).train()
         values = [entry[name] for entry in read_log(tmp_path / name)]
-        assert sum(values[-10:]) < share * sum(values[:10]), name
+        assert sum(values[-5:]) < share * sum(values[:5]), (name, sum(values[-5:]) / sum(values[:5]))
 
 
 def test_start_from_and_checkpoints_of_another_network(tmp_path: Path) -> None:
@@ -214,25 +200,20 @@ def test_a_decoder_trained_alone_leaves_the_codes_and_may_draw_them_larger(tmp_p
     changed = {name.split(".")[0] for (name, old), new in named if not torch.equal(old, new)}
     assert changed == {"post_quant_proj", "decoder"}
 
+    changed = with_new_decoder(half, {"decoder_widths": [12, 6]})  # of other sizes, it takes over what fits
+    old, new = half.state_dict(), changed.state_dict()
+    fitting = {name for name in old.keys() & new.keys() if old[name].shape == new[name].shape}
+    assert all(torch.equal(old[name], new[name]) for name in fitting)
+    assert any("decoder.stages.0" in name for name in fitting) and old.keys() - fitting
     larger = {"shrink": 2, "image_size": 64, "decoder_widths": [12, 8, 8], "decoder_depths": [1, 1, 1]}
+    with pytest.raises(ValueError):
+        with_new_decoder(half, {**larger, "image_size": 32})
     TokenizerTrainer(plain_recipe(tmp_path / "double", architecture=larger, **decoder_only)).train()
     double = UniTok.from_pretrained(tmp_path / "double" / "final")
     pixels_B3HW = torch.rand(2, 3, 64, 64) * 2 - 1
     codes_BKN = double.encode(pixels_B3HW)
     assert torch.equal(codes_BKN, half.encode(F.avg_pool2d(pixels_B3HW, 2)))
     assert double.decode(codes_BKN).shape == pixels_B3HW.shape
-
-
-def test_a_decoder_of_other_sizes_takes_over_what_fits(image_tokenizer_folder: Path) -> None:
-    model = UniTok.from_pretrained(image_tokenizer_folder)
-    assert with_new_decoder(model, {}) is model
-    changed = with_new_decoder(model, {"decoder_widths": [12, 6]})
-    old, new = model.state_dict(), changed.state_dict()
-    fitting = {name for name in old.keys() & new.keys() if old[name].shape == new[name].shape}
-    assert all(torch.equal(old[name], new[name]) for name in fitting)
-    assert any("decoder.stages.0" in name for name in fitting) and old.keys() - fitting
-    with pytest.raises(ValueError):
-        with_new_decoder(model, {"shrink": 2, "decoder_widths": [12, 8, 8], "decoder_depths": [1, 1, 1]})
 
 
 def test_contradicting_recipes_are_refused(tmp_path: Path) -> None:
@@ -251,11 +232,3 @@ def test_contradicting_recipes_are_refused(tmp_path: Path) -> None:
     ]
     with pytest.raises(ValueError):  # no text tower
         TokenizerTrainer(everything(tmp_path, tmp_path / "run", architecture=SMALL))
-
-
-def test_the_end_is_the_largest_id_of_a_sentencepiece_vocabulary(text_tokenizer_file: Path) -> None:
-    captions = load_captions(text_tokenizer_file, vocab_size=450, context=30)
-    ids_BT = captions(["a red circle"])
-    assert ids_BT.shape == (1, 30) and ids_BT.max().item() == 449
-    with pytest.raises(ValueError):
-        load_captions(text_tokenizer_file, vocab_size=300, context=30)

@@ -3,31 +3,23 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.train.launching import ROOT, environment, free_port
 from tests.train.published_weights import picture
 from tests.train.tokenizer_recipes import everything, write_recipe
 from train.recipe import TokenizerRecipe, find_recipe, read_yaml, resolve
+from train.run import main as train
 
-ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "scripts" / "train_tokenizer.sh"
 
 
-def launch(words: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
-    surroundings = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **environment}
-    return subprocess.run([SCRIPT, *words], cwd=ROOT, env=surroundings, capture_output=True, text=True)
-
-
-def free_port() -> int:
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        return int(listening.getsockname()[1])
+def launch(words: list[str], **more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([SCRIPT, *words], cwd=ROOT, env={**environment(), **more}, capture_output=True, text=True)
 
 
 @pytest.mark.slow
@@ -63,7 +55,9 @@ def test_the_launcher_explains_itself_and_refuses_half_an_option() -> None:
     assert half.returncode == 2 and "--nnodes has no value" in half.stderr
 
 
-def test_the_published_recipe_holds_the_published_numbers() -> None:
+def test_the_published_recipe_holds_the_published_numbers_and_names_the_files_it_lacks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     recipe = resolve(TokenizerRecipe, read_yaml(find_recipe("unitok_large")))
     assert recipe.steps * recipe.batch_size * 256 == pytest.approx(1.28e9, rel=1e-3)
     assert (recipe.learning_rate, recipe.betas, recipe.epsilon) == (5e-4, (0.9, 0.95), 1e-6)
@@ -71,11 +65,6 @@ def test_the_published_recipe_holds_the_published_numbers() -> None:
     assert (weights.l1, weights.l2, weights.perceptual, weights.vq, weights.contrastive) == (0.2, 1.0, 1.0, 1.0, 1.0)
     assert (recipe.adversarial.weight, recipe.adversarial.learning_rate) == (0.4, 2e-5)
     assert recipe.left_out == ["entropy"]
-
-
-def test_the_published_recipe_names_the_files_it_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from train.run import main
-
     monkeypatch.chdir(tmp_path)
     (tmp_path / "external").mkdir()
     for name, file in (
@@ -84,6 +73,6 @@ def test_the_published_recipe_names_the_files_it_lacks(tmp_path: Path, monkeypat
         ("text_tokenizer", "bpe_simple_vocab_16e6.txt.gz"),
     ):
         with pytest.raises(FileNotFoundError) as caught:
-            main(["unitok_large", "--output", str(tmp_path / "run")])
+            train(["unitok_large", "--output", str(tmp_path / "run")])
         assert str(caught.value).startswith(f"{name} must be")
         (tmp_path / "external" / file).touch()

@@ -79,13 +79,6 @@ def test_the_batch_size_changes_no_answer(data: dict[str, Data], random_model_fo
     assert contents(tmp_path / "1") == contents(tmp_path / "5") == contents(tmp_path / "16")
 
 
-@pytest.mark.slow
-def test_answers_of_the_bundled_model_do_not_depend_on_the_batch_size(data: dict[str, Data], tmp_path: Path) -> None:
-    for size in ("1", "5", "16"):
-        assert main(run_words("textvqa", data["textvqa"], tmp_path / size, "--batch-size", size)) == 0
-    assert contents(tmp_path / "1") == contents(tmp_path / "5") == contents(tmp_path / "16")
-
-
 # ---- real processes ----
 
 
@@ -95,15 +88,11 @@ def test_two_processes_give_the_answers_of_one(
 ) -> None:
     model = ("--model", str(random_model_folder))
     assert main(run_words("pope", data["pope"], tmp_path / "one", *model)) == 0
-    for launcher in (
-        ["torch.distributed.run", "--nproc-per-node", "2", "--standalone"],
-        ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"],
-    ):
-        output = tmp_path / launcher[0]
-        command = [sys.executable, "-m", *launcher, "-m", "mllm", *run_words("pope", data["pope"], output, *model)]
-        subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, check=True, timeout=500)
-        assert contents(output) == contents(tmp_path / "one")
-        assert len(list((output / "parts").glob("*.jsonl"))) == 2
+    launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
+    words = run_words("pope", data["pope"], tmp_path / "two", *model)
+    subprocess.run([sys.executable, *launcher, "-m", "mllm", *words], cwd=ROOT, env=ENVIRONMENT, check=True)
+    assert contents(tmp_path / "two") == contents(tmp_path / "one")
+    assert len(list((tmp_path / "two" / "parts").glob("*.jsonl"))) == 2
 
 
 def kill_in_the_middle(words: list[str], run: Path, *, count: int) -> None:
@@ -146,30 +135,24 @@ def run_script(name: str, *words: str | Path, **environment: str) -> str:
     return done.stdout
 
 
-def make_test_dev(folder: Path) -> None:
-    """VQAv2 as EvalAI wants it: four of the seven questions of the complete split are asked."""
-    vqa = make_data("vqav2", folder, is_instructed=False)
-    vqa.images.rename(vqa.images.with_name("test2015"))
-    questions = naive_vqa.read_jsonl(vqa.questions)
-    write_jsonl(folder / "llava_vqav2_mscoco_test2015.jsonl", questions)
-    write_jsonl(folder / "llava_vqav2_mscoco_test-dev2015.jsonl", questions[:4])
-
-
 @pytest.mark.slow
 def test_all_vqa_benchmarks_run_on_two_processes_are_scored_and_reported(tmp_path: Path) -> None:
-    """With data laid out as LLaVA's, asked in the words that the bundled model knows."""
-    folders = {name: folder for name, folder in FOLDERS.items() if name != "vqav2"}
-    data = {name: make_data(name, tmp_path / "data" / folder, is_instructed=False) for name, folder in folders.items()}
-    make_test_dev(tmp_path / "data" / "vqav2")
-    output = tmp_path / "output"
-    words = (tmp_path / "data", output, "--device", "cpu", "--max-new-tokens", "12", "--batch-size", "3")
+    """With data laid out as LLaVA's, in words that the bundled model knows; four of VQAv2's seven questions."""
+    output, files = tmp_path / "output", tmp_path / "data"
+    data = {name: make_data(name, files / folder, is_instructed=False) for name, folder in FOLDERS.items()}
+    vqa = data.pop("vqav2")
+    vqa.images.rename(vqa.images.with_name("test2015"))
+    for split, count in (("test2015", 7), ("test-dev2015", 4)):
+        path = files / "vqav2" / f"llava_vqav2_mscoco_{split}.jsonl"
+        write_jsonl(path, naive_vqa.read_jsonl(vqa.questions)[:count])
+    words = (files, output, "--device", "cpu", "--max-new-tokens", "12", "--batch-size", "3")
     with serve(exact_grade) as judge:
         run_script("eval_vqa.sh", *words, PROCESSES="2", JUDGE_URL=judge.url, JUDGE_MODEL="fake")
     submission = json.loads((output / "vqav2" / "vqav2_submission.json").read_text())
     assert len(submission) == 7 and [answer["answer"] for answer in submission[4:]] == ["", "", ""]
     assert {path.name for path in output.iterdir()} == {*FOLDERS, "report.md"}
     report = (output / "report.md").read_text()
-    for name in folders:
+    for name in data:
         result = json.loads((output / name / "result.json").read_text())
         answers, questions = naive_vqa.read_jsonl(output / name / "answers.jsonl"), data[name].questions
         expected = naive_vqa.SCORERS[name](answers, data[name].annotations, naive_vqa.read_jsonl(questions))
@@ -187,9 +170,7 @@ def test_the_vqa_script_skips_missing_benchmarks_and_stops_at_errors(random_mode
     gqa = make_data("gqa", tmp_path / "data" / "gqa")
     run_script("eval_vqa.sh", tmp_path / "data", tmp_path / "output", *words)
     assert {path.name for path in (tmp_path / "output").iterdir()} == {"gqa", "report.md"}
-    shutil.rmtree(
-        gqa.images
-    )  # a failed run is not taken for a missing benchmark: a report over the rest looks complete
+    shutil.rmtree(gqa.images)  # a failed run is no missing benchmark: a report over the rest looks complete
     make_data("pope", tmp_path / "data" / "pope")
     done = start_script("eval_vqa.sh", tmp_path / "data", tmp_path / "other", *words)
     assert done.returncode != 0 and "--images" in done.stderr and not (tmp_path / "other").exists()
@@ -216,14 +197,3 @@ def test_genai_bench_ends_alike_killed_on_two_processes_and_in_other_batches(tmp
     words = ["evaluate", "genai-bench-527", "--questions", str(prompts), "--output", str(tmp_path / "killed"), *options]
     kill_in_the_middle(words, tmp_path / "killed", count=5)
     assert run("killed", "--batch-size", "5") == complete
-
-
-@pytest.mark.slow
-def test_the_model_that_draws_is_the_one_that_scores(random_model_folder: Path, tmp_path: Path) -> None:
-    write_genai_bench(tmp_path / "data")
-    for number, model in enumerate(([f"--model={random_model_folder}"], ["--model", str(random_model_folder)])):
-        run = tmp_path / str(number)
-        words = (tmp_path / "data", run, "--limit", "1", "--device", "cpu", *model)
-        run_script("eval_genai_bench.sh", *words, SCORER="self")
-        result = json.loads((run / "result.json").read_text())
-        assert result["model"]["fingerprint"] in json.dumps(result["judge"])

@@ -119,15 +119,11 @@ def doc_to_messages(doc: dict[str, Any]) -> list[dict[str, Any]]:
     return [{"role": "user", "content": [*picture, {"type": "text", "text": doc["question"]}]}]
 
 
-def docs() -> dict:
-    return {"task": {"test": [{"image": Image.new("RGB", (40, 32), "red"), "question": "What color is it?"}]}}
-
-
 def test_lmms_eval_gets_the_answers_of_the_pipeline(lmms_class: type, folder: Path) -> None:
     model = lmms_class(pretrained=str(folder), device="cpu", batch_size="1")
-    model.task_dict = docs()
+    doc = {"image": Image.new("RGB", (40, 32), "red"), "question": "What color is it?"}
+    model.task_dict = {"task": {"test": [doc]}}
     requests = [request_for(0, max_new_tokens=6), request_for(0, context=("old",), max_new_tokens=6, temperature=0)]
-    doc = docs()["task"]["test"][0]
     expected = Pipeline.load(folder, device="cpu").ask(doc["image"], doc["question"], greedy=True, max_new_tokens=6)
     assert model.generate_until(requests) == [expected.strip()] * 2
     for method in (model.loglikelihood, model.generate_until_multi_round):
@@ -137,34 +133,22 @@ def test_lmms_eval_gets_the_answers_of_the_pipeline(lmms_class: type, folder: Pa
         lmms_class(pretrained=str(folder), color="red")
 
 
-def test_lmms_eval_gets_images_as_files(lmms_class: type, folder: Path, tmp_path: Path) -> None:
-    model = lmms_class(pretrained=str(folder), device="cpu", mode="image", output=str(tmp_path / "made"), seed=4)
-    model.task_dict = {"task": {"test": [{"question": "a red circle"}]}}
-    found = json.loads(model.generate_until([request_for(0, max_new_tokens=6, temperature=0)])[0])
-    picture = Pipeline.load(folder, device="cpu").draw("a red circle", seed=4)[0]
-    assert found["text"] == "" and Image.open(found["images"][0]).tobytes() == picture.tobytes()
-
-
-def test_no_image_depends_on_its_batch_or_takes_the_place_of_another(
-    lmms_class: type, folder: Path, tmp_path: Path
-) -> None:
+def test_images_are_files_that_do_not_depend_on_their_batch(lmms_class: type, folder: Path, tmp_path: Path) -> None:
     """Five documents of two tasks, in other batches and in another order."""
-    words = ("a red circle", "a blue star", "two hearts")
-    tasks = {
-        "first": {"test": [{"question": text} for text in words]},
-        "second": {"test": [{"question": "a star"}] * 2},
-    }
-    requests = [request_for(n, task=task) for task, splits in tasks.items() for n in range(len(splits["test"]))]
+    questions = {"first": ["a red circle", "a blue star", "two hearts"], "second": ["a star"] * 2}
+    tasks = {task: {"test": [{"question": text} for text in texts]} for task, texts in questions.items()}
+    requests = [request_for(n, task=task) for task, texts in questions.items() for n in range(len(texts))]
     made = []
     for batch_size, order in ((1, [0, 1, 2, 3, 4]), (2, [4, 3, 2, 1, 0])):
-        options = {"batch_size": batch_size, "mode": "image", "output": str(tmp_path / str(batch_size))}
+        options = {"batch_size": batch_size, "mode": "image", "output": str(tmp_path / str(batch_size)), "seed": 4}
         model = lmms_class(pretrained=str(folder), device="cpu", **options)
         model.task_dict = tasks
         answers = dict(zip(order, model.generate_until([requests[n] for n in order]), strict=True))
-        names = [json.loads(answers[n])["images"][0] for n in range(5)]
-        assert len(set(names)) == 5
-        made.append([Image.open(name).tobytes() for name in names])
+        found = [json.loads(answers[n]) for n in range(5)]
+        assert {answer["text"] for answer in found} == {""} and len({answer["images"][0] for answer in found}) == 5
+        made.append([Image.open(answer["images"][0]).tobytes() for answer in found])
     assert made[0] == made[1]
+    assert made[0][0] == Pipeline.load(folder, device="cpu").draw("a red circle", seed=4)[0].tobytes()
 
 
 def test_vlmevalkit_finds_a_registered_model(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mllm.checkpoint import find_image_tokenizer
 from mllm.cli.main import main
-from mllm.evaluation.tokenizer import EvaluationImages, class_names, fit_probe
+from mllm.evaluation.tokenizer import EvaluationImages, fit_probe
 from tests.mllm.tiny_folder import build_tiny_folder
 from tests.train.published_weights import lpips_weights, write_merges
 from tokenizer.config import UniTokConfig
@@ -72,18 +72,6 @@ def colors(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for shade in range(4):
             color = ((150 + shade, 0, 0), (150, 150, 250 - shade))[number]
             Image.new("RGB", (40, 40), color).save(folder / name / f"{shade}.png")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def classes(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Seven classes of unequal size."""
-    folder, rng = tmp_path_factory.mktemp("classes"), np.random.default_rng(1)
-    for label, name in enumerate(CLASSES):
-        (folder / name).mkdir()
-        for number in range(2 + label % 3):
-            levels = rng.integers(0, 256, (36, 40, 3), dtype=np.uint8)
-            Image.fromarray(levels).save(folder / name / f"{number}.png")
     return folder
 
 
@@ -168,7 +156,13 @@ def test_the_probe_minimises_its_loss() -> None:
         assert gradient.abs().max() < 1e-3
 
 
-def test_zero_shot_accuracy_is_that_of_a_plain_loop(classes: Path, tmp_path: Path) -> None:
+def test_zero_shot_accuracy_is_that_of_a_plain_loop(tmp_path: Path) -> None:
+    classes, rng = tmp_path / "classes", np.random.default_rng(1)
+    for label, name in enumerate(CLASSES):  # of unequal size
+        (classes / name).mkdir(parents=True)
+        for number in range(2 + label % 3):
+            levels = rng.integers(0, 256, (36, 40, 3), dtype=np.uint8)
+            Image.fromarray(levels).save(classes / name / f"{number}.png")
     torch.manual_seed(3)
     small = {"width": 12, "depth": 1, "decoder_depth": 1, "num_heads": 2, "stem_width": 4, "projection_heads": 2}
     stages = {"stage_widths": (4, 8), "stage_depths": (1, 1), "decoder_widths": (8, 4), "decoder_depths": (1, 1)}
@@ -189,7 +183,6 @@ def test_zero_shot_accuracy_is_that_of_a_plain_loop(classes: Path, tmp_path: Pat
         files = ("--model", tmp_path / "model", "--images", classes, "--class-images", classes, "--classes", names)
         result = evaluate(tmp_path / "out", *files, "--text-vocabulary", merges, *more)
         assert result["prompts"] == prompts and result["decoding"] is None
-        assert {"python", "mllm-toolkit", "torch", "pillow"} <= set(result["versions"])
         ranks, towers = [], []
         with torch.no_grad():
             for name in CLASSES:
@@ -206,13 +199,6 @@ def test_zero_shot_accuracy_is_that_of_a_plain_loop(classes: Path, tmp_path: Pat
             assert score["value"] == pytest.approx(100 * np.mean([rank < best for rank in ranks]))
             assert score["count"] == len(ranks)
         assert 0 < result["scores"]["zero-shot top-5"]["value"] < 100  # else nothing was told apart
-
-
-def test_class_names_are_the_folders_unless_a_file_has_others(colors: Path, tmp_path: Path) -> None:
-    assert class_names(colors, None) == {"dark_red": "dark red", "pale_blue": "pale blue"}
-    file = tmp_path / "names.json"
-    file.write_text(json.dumps({"dark_red": "blood", "pale_blue": "sky"}))
-    assert class_names(colors, str(file)) == {"dark_red": "blood", "pale_blue": "sky"}
 
 
 def test_missing_input_is_named_before_the_work(
