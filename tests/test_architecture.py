@@ -8,7 +8,6 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("tokenizer", "mllm", "train", "demo")
 MAY_IMPORT = {
     "tokenizer": {"tokenizer"},
     "mllm": {"mllm", "tokenizer"},
@@ -16,135 +15,90 @@ MAY_IMPORT = {
     "demo": {"demo", "mllm", "tokenizer"},
 }
 ONLY_IN = {"gradio": {"demo"}, "deepspeed": {"train"}}
-NOT_WHEN_IMPORTED = {"deepspeed", "gradio", "datasets"}
-"""Heavy: imported inside functions, so that importing our modules stays cheap; gradio in the demo is the exception."""
-OPTIONAL = {"torchvision", "timm", "open_clip", "lpips", "torch_fidelity"}
-"""Need a torchvision that does not fit the pinned torch; only ever imported inside the function that wants them."""
-
+LATE = {"deepspeed", "gradio", "datasets"} | {"torchvision", "timm", "open_clip", "lpips", "torch_fidelity"}
+"""Heavy, or optional (they need a torchvision that does not fit the pinned torch): imported inside the function that
+wants them. Gradio in the demo is the exception."""
 ABOUT_THE_WORLD = ("mllm/world/", "mllm/evaluation/world.py", "mllm/evaluation/requests.py")
-
-FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
-
-
-def name_of(path: Path) -> str:
-    return str(path.relative_to(ROOT))
+PATHS = sorted(path for package in MAY_IMPORT for path in (ROOT / package).rglob("*.py"))
+TREES = {str(path.relative_to(ROOT)): ast.parse(path.read_text(encoding="utf-8")) for path in PATHS}
 
 
-def package_of(path: Path) -> str:
-    return path.relative_to(ROOT).parts[0]
+def imported_modules(tree: ast.AST) -> set[str]:
+    """Dotted names in import statements below `tree`."""
+    found = list(ast.walk(tree))
+    names = {alias.name for node in found if isinstance(node, ast.Import) for alias in node.names}
+    return names | {node.module or "" for node in found if isinstance(node, ast.ImportFrom)}
 
 
-def imported_modules(tree: ast.AST) -> list[str]:
-    """Dotted names in import statements below `tree`; a relative import begins with a dot."""
-    names = []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            names += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            names.append("." * node.level + (node.module or ""))
-    return names
-
-
-def top_level_imports(tree: ast.Module) -> list[str]:
+def imported_at_once(tree: ast.Module) -> set[str]:
     """Imports that run when the module is imported: not in functions, not for type checkers only."""
-
-    def runs_at_import(node: ast.AST) -> bool:
-        is_function = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
-        is_for_types = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
-        return not is_function and not is_for_types
-
-    names, nodes = [], [tree]
+    names, nodes = set(), list(tree.body)
     while nodes:
         node = nodes.pop()
         if isinstance(node, ast.Import | ast.ImportFrom):
-            names += imported_modules(ast.Module(body=[node], type_ignores=[]))
-        nodes += [child for child in ast.iter_child_nodes(node) if runs_at_import(child)]
+            names |= imported_modules(node)
+        elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not (
+            isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        ):
+            nodes += [child for child in ast.iter_child_nodes(node) if isinstance(child, ast.stmt)]
     return names
 
 
-TREES = [(path, ast.parse(path.read_text(encoding="utf-8"))) for path in FILES]
+def first_words(names: set[str]) -> set[str]:
+    return {name.split(".")[0] for name in names}
 
 
-def test_imports_go_one_way() -> None:
-    for path, tree in TREES:
-        ours = {name.split(".")[0] for name in imported_modules(tree)} & set(PACKAGES)
-        assert ours <= MAY_IMPORT[package_of(path)], (
-            f"{name_of(path)} may not import {ours - MAY_IMPORT[package_of(path)]}"
-        )
+def test_imports_go_one_way_and_heavy_packages_stay_in_their_layer() -> None:
+    for path, tree in TREES.items():
+        package, names = path.split("/")[0], first_words(imported_modules(tree))
+        assert names & MAY_IMPORT.keys() <= MAY_IMPORT[package], path
+        for name, homes in ONLY_IN.items():
+            assert name not in names or package in homes, f"{path} may not import {name}"
+        now = first_words(imported_at_once(tree)) & LATE - ({"gradio"} if package == "demo" else set())
+        assert not now, f"{path} must import {now} inside the function that needs it"
 
 
 def test_only_its_own_evaluation_knows_the_world() -> None:
     """What a checkpoint plans and checks reaches the rest of `mllm` through the planner that its config names."""
-    for path, tree in TREES:
-        if package_of(path) in ("mllm", "tokenizer") and not name_of(path).startswith(ABOUT_THE_WORLD):
+    for path, tree in TREES.items():
+        if path.startswith(("mllm/", "tokenizer/")) and not path.startswith(ABOUT_THE_WORLD):
             world = [name for name in imported_modules(tree) if name.startswith("mllm.world")]
-            assert not world, f"{name_of(path)} may not import {world}"
+            assert not world, f"{path} may not import {world}"
 
 
 def test_imports_are_absolute_and_from_the_defining_module() -> None:
-    for path, tree in TREES:
+    for path, tree in TREES.items():
         for node in ast.walk(tree):
             if isinstance(node, ast.ImportFrom):
-                assert node.level == 0, f"{name_of(path)} line {node.lineno}: relative import"
-                assert all(alias.name != "*" for alias in node.names), (
-                    f"{name_of(path)} line {node.lineno}: star import"
-                )
-                if node.module and node.module.split(".")[0] in PACKAGES:
-                    assert defines(node.module, node.names), (
-                        f"{name_of(path)} line {node.lineno}: import from the module that defines the name, "
-                        f"not from the package {node.module}"
+                names = [alias.name for alias in node.names]
+                assert node.level == 0 and "*" not in names, f"{path} line {node.lineno}: relative or star import"
+                if node.module and node.module.split(".")[0] in MAY_IMPORT:
+                    place = ROOT / Path(*node.module.split("."))
+                    is_module = place.with_suffix(".py").is_file()
+                    assert is_module or all((place / f"{name}.py").is_file() for name in names), (
+                        f"{path} line {node.lineno}: import from the module that defines the name, not from a package"
                     )
 
 
-def defines(module: str, names: list[ast.alias]) -> bool:
-    """Whether a dotted name is a module, or a package of which only modules are imported."""
-    place = ROOT / Path(*module.split("."))
-    return place.with_suffix(".py").is_file() or all((place / f"{alias.name}.py").is_file() for alias in names)
-
-
-def test_heavy_packages_stay_in_their_layer() -> None:
-    for path, tree in TREES:
-        for name in {name.split(".")[0] for name in imported_modules(tree)}:
-            assert package_of(path) in ONLY_IN.get(name, {package_of(path)}), f"{name_of(path)} may not import {name}"
-        now = {name.split(".")[0] for name in top_level_imports(tree)}
-        allowed = {"gradio"} if package_of(path) == "demo" else set()
-        late = (NOT_WHEN_IMPORTED | OPTIONAL) - allowed
-        assert not now & late, f"{name_of(path)} must import {now & late} inside the function that needs it"
-
-
-def test_packages_hold_a_docstring_and_nothing_else() -> None:
-    for path in FILES:
-        if path.name == "__init__.py" and path != ROOT / "mllm" / "__init__.py":
-            body = ast.parse(path.read_text(encoding="utf-8")).body
-            is_docstring = [isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) for node in body]
-            assert is_docstring == [True], f"{name_of(path)} must hold one docstring and no code"
-
-
-def test_every_folder_of_modules_is_a_package() -> None:
-    folders = {path.parent for path in FILES}
-    assert not [name_of(folder) for folder in folders if not (folder / "__init__.py").is_file()]
+def test_every_folder_of_modules_is_a_package_that_holds_a_docstring_alone() -> None:
+    assert not [path for path in PATHS if not (path.parent / "__init__.py").is_file()]
+    for path, tree in TREES.items():
+        if path.endswith("/__init__.py") and path != "mllm/__init__.py":
+            assert len(tree.body) == 1 and ast.get_docstring(tree), f"{path} must hold one docstring and no code"
 
 
 def test_no_module_bears_the_name_of_a_library() -> None:
     libraries = set(packages_distributions()) | set(sys.stdlib_module_names)
     # Below a package of ours these names cannot hide anything, and they are the words of the design.
     allowed = {"__init__", "__main__", "mllm", "train", "demo", "tokenizer", "tokenize", "requests"}
-    names = {path.stem for path in FILES} | {path.parent.name for path in FILES}
+    names = {path.stem for path in PATHS} | {path.parent.name for path in PATHS}
     assert not (names & libraries) - allowed
 
 
-def test_source_is_ascii_and_begins_with_a_docstring() -> None:
-    for path, tree in TREES:
-        text = path.read_text(encoding="utf-8")
-        assert text.isascii(), f"{name_of(path)} holds characters that are not ASCII"
-        assert ast.get_docstring(tree), f"{name_of(path)} does not say what it is for"
-
-
-def test_nothing_unfinished_is_left() -> None:
-    for path, tree in TREES:
-        text = path.read_text(encoding="utf-8")
-        for word in ("pdb.set_trace", "breakpoint(", "TODO", "FIXME"):
-            assert word not in text, f"{name_of(path)} holds {word}"
-        for node in ast.walk(tree):
-            if isinstance(node, ast.ExceptHandler):
-                assert node.type is not None, f"{name_of(path)} line {node.lineno}: names no exception"
+def test_source_is_finished_ascii_that_begins_with_a_docstring() -> None:
+    for path, tree in TREES.items():
+        text = (ROOT / path).read_text(encoding="utf-8")
+        assert text.isascii() and ast.get_docstring(tree), path
+        assert not [word for word in ("pdb.set_trace", "breakpoint(", "TODO", "FIXME") if word in text], path
+        bare = [node.lineno for node in ast.walk(tree) if isinstance(node, ast.ExceptHandler) and node.type is None]
+        assert not bare, f"{path} names no exception in line {bare}"

@@ -18,13 +18,7 @@ PACKAGES = ("mllm", "tokenizer", "train", "demo")
 OWN_ENVIRONMENT = {"eval-images": "requirements-eval-images.txt", "eval-harness": "requirements-lmms-eval.txt"}
 """Extras that conflict with the tested set, and the files under scripts/ that pin them."""
 
-IMPORTED_AS = {
-    "pillow": "PIL",
-    "pyyaml": "yaml",
-    "clean-fid": "cleanfid",
-    "open-clip-torch": "open_clip",
-    "openai": "openai",
-}
+IMPORTED_AS = {"pillow": "PIL", "pyyaml": "yaml", "clean-fid": "cleanfid", "open-clip-torch": "open_clip"}
 NOT_IMPORTED = {
     "protobuf": "transformers reads tokenizer.model with it",
     "bitsandbytes": "transformers loads nf4 and bnb8 with it",
@@ -34,17 +28,7 @@ NOT_IMPORTED = {
     "types-pyyaml": "make check",
     "tensorboard": "report_to in a recipe",
 }
-NOT_DECLARED = {
-    "huggingface_hub",
-    "packaging",
-    "resvg_py",
-    "t2v_metrics",
-    "vlmeval",
-    "docs",
-    "scripts",
-    *PACKAGES,
-    "tests",
-}
+NOT_DECLARED = {"huggingface_hub", "packaging", "resvg_py", "t2v_metrics", "vlmeval"}
 """Come with a declared package, or belong to an environment of their own (scripts/requirements-*.txt)."""
 
 
@@ -73,7 +57,7 @@ def imported() -> set[str]:
                     names |= {alias.name.split(".")[0] for alias in node.names}
                 elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
                     names.add(node.module.split(".")[0])
-    return names - set(sys.stdlib_module_names)
+    return names - set(sys.stdlib_module_names) - {*PACKAGES, "tests", "scripts", "docs"}
 
 
 def test_every_direct_dependency_is_pinned_within_its_range_and_nothing_else() -> None:

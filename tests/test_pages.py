@@ -63,10 +63,6 @@ class Block:
         return self.language in ("", "sh")
 
     @property
-    def runs(self) -> bool:
-        return NOT_RUN not in self.before
-
-    @property
     def commands(self) -> list[list[str]]:
         """The arguments of `mllm` in each line that calls it."""
         lines = self.text.replace("\\\n", " ").splitlines() if self.is_shell else []
@@ -89,7 +85,7 @@ def blocks_of(page: str) -> list[Block]:
 # ---- all pages ----
 
 
-def test_links_lead_somewhere() -> None:
+def test_links_lead_somewhere_and_named_files_exist() -> None:
     for page in PAGES:
         for path, anchor in re.findall(r"\]\(([^)#:\s]*)(?:#([\w-]+))?\)", read_page(page)):
             target = (ROOT / page).parent / path if path else ROOT / page
@@ -97,16 +93,12 @@ def test_links_lead_somewhere() -> None:
             if anchor:
                 titles = re.findall(r"^#+ (.*)$", target.read_text(encoding="utf-8"), flags=re.MULTILINE)
                 assert anchor in [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles], anchor
-    folders = re.findall(r"^\| `([\w/]+)` \|", read_page(README), flags=re.MULTILINE)
-    assert folders and all((ROOT / folder).is_dir() for folder in folders)
-
-
-def test_files_named_on_the_pages_exist() -> None:
-    for page in PAGES:
         for path in re.findall(
             r"\b(?:mllm|train|tokenizer|tests|scripts|demo)/[\w/]+\.(?:py|sh|yaml)\b", read_page(page)
         ):
             assert (ROOT / path).is_file(), f"{page}: {path}"
+    folders = re.findall(r"^\| `([\w/]+)` \|", read_page(README), flags=re.MULTILINE)
+    assert folders and all((ROOT / folder).is_dir() for folder in folders)
 
 
 def test_commands_of_all_pages_exist(capsys: pytest.CaptureFixture[str]) -> None:
@@ -128,7 +120,7 @@ def test_commands_of_all_pages_exist(capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_only_what_lacks_machines_is_not_run() -> None:
-    not_run = [(page, block.text) for page in PAGES for block in blocks_of(page) if not block.runs]
+    not_run = [(page, block.text) for page in PAGES for block in blocks_of(page) if NOT_RUN in block.before]
     assert [page for page, _ in not_run] == [TOKENIZER, TRAINING]
     assert all(re.search(r"scripts/train_(stage2|tokenizer)\.sh", text.splitlines()[0]) for _, text in not_run)
 
@@ -225,12 +217,7 @@ RAW = {
 }
 """Folder that the page names, and what `make_samples` calls records like its."""
 LOOP = {"max_steps": 2, "warmup_steps": 1, "logging_steps": 1, "save_steps": 2}
-SMALL_RUN = {
-    "length": 320,
-    "rows": 1,
-    "batches_per_step": 2,
-    **{f"trainer.{key}": value for key, value in LOOP.items()},
-}
+SMALL_RUN = {"length": 320, "rows": 1, "batches_per_step": 2} | {f"trainer.{name}": n for name, n in LOOP.items()}
 MEASURED = {"validation.batches": 1, "trainer.eval_steps": 2}
 SMALLER = {
     "stage1_projector": SMALL_RUN | MEASURED | {"model.embedder_width": 24, "model.embedder_heads": 2},
@@ -247,7 +234,12 @@ def test_training_page_runs_as_written(tmp_path: Path) -> None:
     torch.manual_seed(0)
     UniTok(dataclasses.replace(UniTokConfig.tiny(), **SMALL_TOKENIZER)).save_pretrained(tmp_path / "unitok")
     assert main(["convert", "export-unitok", f"{tmp_path}/unitok", f"{tmp_path}/unitok_tokenizer.pth"]) == 0
-    write_llama(tmp_path / "checkpoints" / "llama-2-7b")
+    llama = tmp_path / "checkpoints" / "llama-2-7b"  # as people download it: config, weights, tokenizer.model
+    vocabulary = ["--vocab_size", "400", "--dialogues", "400"]
+    assert main(["train", "tiny_text", "--output", str(llama / "tokenizer.model"), *vocabulary]) == 0
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    sizes |= {"max_position_embeddings": 512, "vocab_size": len(load_text_tokenizer(llama / "tokenizer.model"))}
+    LlamaForCausalLM(LlamaConfig(**sizes)).save_pretrained(llama)
     assert make_samples([str(tmp_path / "samples"), "--count", "10", "--size", "32"]) == 0
     (tmp_path / "raw").mkdir()
     for name, sample in RAW.items():
@@ -257,21 +249,6 @@ def test_training_page_runs_as_written(tmp_path: Path) -> None:
         assert losses(tmp_path / "runs" / stage).keys() == {1, 2}
     assert (tmp_path / "runs" / "lora" / "model" / "model.safetensors").is_file()
     assert Image.open(tmp_path / "drawn.png").size == (32, 32)
-
-
-def write_llama(folder: Path) -> None:
-    """A folder as people download it: config, weights, tokenizer.model."""
-    vocabulary = ["--vocab_size", "400", "--dialogues", "400"]
-    assert main(["train", "tiny_text", "--output", str(folder / "tokenizer.model"), *vocabulary]) == 0
-    config = LlamaConfig(
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=512,
-        vocab_size=len(load_text_tokenizer(folder / "tokenizer.model")),
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
 
 
 # ---- executing blocks ----
@@ -318,7 +295,7 @@ def run_blocks(blocks: list[Block], folder: Path, surroundings: dict[str, str]) 
     """Run the shell blocks of a page in order."""
     for block in filter(lambda block: block.is_shell, blocks):
         run: Callable[[Block, Path, dict[str, str]], None] = run_block
-        if not block.runs:
+        if NOT_RUN in block.before:
             run = check_unrun_block
         elif block.text.startswith("mllm demo"):
             run = serve_and_stop

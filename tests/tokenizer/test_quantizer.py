@@ -34,46 +34,43 @@ def codes_by_loop(quantizer: MultiCodebookQuantizer, features_BNZ: Tensor) -> Te
     return codes_BKN
 
 
-def test_codes_are_the_nearest_entries_by_cosine(quantizer: MultiCodebookQuantizer, features_BNZ: Tensor) -> None:
-    assert torch.equal(quantizer.quantize(features_BNZ), codes_by_loop(quantizer, features_BNZ))
-
-
-def test_tiles_do_not_change_codes(
+def test_codes_are_the_nearest_entries_by_cosine_and_looked_up_as_unit_vectors(
     quantizer: MultiCodebookQuantizer, features_BNZ: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = quantizer.quantize(features_BNZ)
-    monkeypatch.setattr(quantizer_module, "CPU_TILE", 40)  # three rows at a time
-    assert torch.equal(quantizer.quantize(features_BNZ), whole)
-
-
-def test_first_of_equal_entries_wins() -> None:
-    table_KCE = torch.ones(1, 4, 2)
-    assert nearest_entries(torch.ones(1, 3, 2), table_KCE).tolist() == [[0, 0, 0]]
-
-
-def test_lookup_concatenates_unit_vectors(quantizer: MultiCodebookQuantizer, features_BNZ: Tensor) -> None:
     codes_BKN = quantizer.quantize(features_BNZ)
+    assert torch.equal(codes_BKN, codes_by_loop(quantizer, features_BNZ))
     vectors_BNZ = quantizer.lookup(codes_BKN.to(torch.int32))
     for b, k, n in [(0, 0, 0), (1, 2, 6), (0, 1, 4)]:
         expected_E = F.normalize(quantizer.codebooks[k, codes_BKN[b, k, n]], dim=0)
         torch.testing.assert_close(vectors_BNZ[b, n, 5 * k : 5 * k + 5], expected_E)
     assert torch.equal(quantizer.quantize(vectors_BNZ), codes_BKN)
+    trained = quantizer(features_BNZ)
+    assert torch.equal(trained.codes_BKN, codes_BKN)
+    torch.testing.assert_close(trained.vectors_BNZ, vectors_BNZ)
+    monkeypatch.setattr(quantizer_module, "CPU_TILE", 40)  # three rows at a time
+    assert torch.equal(quantizer.quantize(features_BNZ), codes_BKN)
+    table_KCE = torch.ones(1, 4, 2)  # the first of equal entries
+    assert nearest_entries(torch.ones(1, 3, 2), table_KCE).tolist() == [[0, 0, 0]]
 
 
-def test_training_forward_equals_codes_and_lookup(quantizer: MultiCodebookQuantizer, features_BNZ: Tensor) -> None:
-    quantized = quantizer(features_BNZ)
-    assert torch.equal(quantized.codes_BKN, quantizer.quantize(features_BNZ))
-    torch.testing.assert_close(quantized.vectors_BNZ, quantizer.lookup(quantized.codes_BKN))
-
-
-def test_loss_is_the_mean_over_codebooks(quantizer: MultiCodebookQuantizer, features_BNZ: Tensor) -> None:
-    quantized = quantizer(features_BNZ)
-    losses = []
+def test_losses_are_means_over_codebooks(quantizer: MultiCodebookQuantizer, features_BNZ: Tensor) -> None:
+    quantizer.entropy_temperature = 0.7
+    quantized = quantizer(features_BNZ, with_entropy=True)
+    losses, entropies = [], []
     for k in range(3):
-        feature = F.normalize(features_BNZ[..., 5 * k : 5 * k + 5], dim=-1)
-        entry = F.normalize(quantizer.codebooks[k], dim=-1)[quantized.codes_BKN[:, k]]
-        losses.append(1.25 * (feature - entry).square().mean())
+        feature_BNE = F.normalize(features_BNZ[..., 5 * k : 5 * k + 5], dim=-1)
+        entry_CE = F.normalize(quantizer.codebooks[k], dim=-1)
+        losses.append(1.25 * (feature_BNE - entry_CE[quantized.codes_BKN[:, k]]).square().mean())
+        p = (-torch.cdist(feature_BNE.reshape(-1, 5), entry_CE).square() / 0.7).softmax(-1)
+        entropies.append(-(p * p.log()).sum(-1).mean() + (p.mean(0) * p.mean(0).log()).sum())
     torch.testing.assert_close(quantized.vq_loss, torch.stack(losses).mean())
+    torch.testing.assert_close(quantized.entropy_loss, torch.stack(entropies).mean(), atol=1e-5, rtol=1e-4)
+    assert quantizer(features_BNZ).entropy_loss == 0
+    quantized.vq_loss.backward()
+    is_used_KC = torch.zeros(3, 11, dtype=torch.bool)
+    for k in range(3):
+        is_used_KC[k, quantized.codes_BKN[:, k].flatten()] = True
+    assert torch.equal(quantizer.codebooks.grad.abs().sum(-1) > 0, is_used_KC)
 
 
 def test_gradient_passes_straight_through(quantizer: MultiCodebookQuantizer, features_BNZ: Tensor) -> None:
@@ -88,30 +85,6 @@ def test_gradient_passes_straight_through(quantizer: MultiCodebookQuantizer, fea
     assert quantizer.codebooks.grad is None  # only the loss moves the codebooks
 
 
-def test_unused_entries_get_no_gradient(quantizer: MultiCodebookQuantizer, features_BNZ: Tensor) -> None:
-    quantized = quantizer(features_BNZ)
-    quantized.vq_loss.backward()
-    is_used_KC = torch.zeros(3, 11, dtype=torch.bool)
-    for k in range(3):
-        is_used_KC[k, quantized.codes_BKN[:, k].flatten()] = True
-    assert torch.equal(quantizer.codebooks.grad.abs().sum(-1) > 0, is_used_KC)
-
-
-def test_entropy_loss_equals_the_loop(quantizer: MultiCodebookQuantizer, features_BNZ: Tensor) -> None:
-    quantizer.entropy_temperature = 0.7
-    losses = []
-    for k in range(3):
-        feature = F.normalize(features_BNZ[..., 5 * k : 5 * k + 5], dim=-1).reshape(-1, 5)
-        entry = F.normalize(quantizer.codebooks[k], dim=-1)
-        p = (-torch.cdist(feature, entry).square() / 0.7).softmax(-1)
-        single = -(p * p.log()).sum(-1).mean()
-        overall = -(p.mean(0) * p.mean(0).log()).sum()
-        losses.append(single - overall)
-    entropy_loss = quantizer(features_BNZ, with_entropy=True).entropy_loss
-    torch.testing.assert_close(entropy_loss, torch.stack(losses).mean(), atol=1e-5, rtol=1e-4)
-    assert quantizer(features_BNZ).entropy_loss == 0
-
-
 def test_quantizer_is_float32_under_autocast(quantizer: MultiCodebookQuantizer, features_BNZ: Tensor) -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         inside = quantizer(features_BNZ)
@@ -122,6 +95,9 @@ def test_quantizer_is_float32_under_autocast(quantizer: MultiCodebookQuantizer, 
 
 def test_running_usage_copies_first_and_forgets_slowly_later(quantizer: MultiCodebookQuantizer) -> None:
     first, second = torch.randn(1, 9, 15), torch.randn(1, 4, 15)
+    quantizer.eval()(first)
+    assert quantizer.num_updates == 0 and not quantizer.usage.any()
+    quantizer.train()
     shares = []
     for features_BNZ in (first, second):
         codes_KM = quantizer.quantize(features_BNZ)[0]
@@ -132,11 +108,6 @@ def test_running_usage_copies_first_and_forgets_slowly_later(quantizer: MultiCod
     before = quantizer.usage.clone()
     quantizer(second)
     torch.testing.assert_close(quantizer.usage, 0.99 * before + 0.01 * shares[1])
-
-
-def test_evaluation_leaves_the_statistics_alone(quantizer: MultiCodebookQuantizer, features_BNZ: Tensor) -> None:
-    quantizer.eval()(features_BNZ)
-    assert quantizer.num_updates == 0 and not quantizer.usage.any()
 
 
 def test_revival_moves_dead_entries_only(quantizer: MultiCodebookQuantizer, features_BNZ: Tensor) -> None:

@@ -19,27 +19,16 @@ from tokenizer.layers import FoldedUpsample
 from tokenizer.unitok import UniTok, decode_images, encode_images
 
 
-def test_codes_run_row_by_row(small_model: UniTok, pixels_B3HW: Tensor) -> None:
-    codes_BKN = small_model.encode(pixels_B3HW)
-    assert codes_BKN.shape == (2, 3, 6) and codes_BKN.dtype == torch.int64
-    assert small_model.grid_of(pixels_B3HW) == (2, 3)
-
-
-def test_every_grid_works_both_ways(small_model: UniTok) -> None:
+def test_every_grid_works_both_ways_and_images_do_not_influence_their_neighbours(small_model: UniTok) -> None:
     for rows, columns in ((2, 3), (3, 2), (1, 4), (5, 1)):
         pixels_B3HW = torch.rand(2, 3, 16 * rows, 16 * columns) * 2 - 1
         codes_BKN = small_model.encode(pixels_B3HW)
+        assert small_model.grid_of(pixels_B3HW) == (rows, columns) and codes_BKN.dtype == torch.int64
+        assert torch.equal(codes_BKN, torch.cat([small_model.encode(each[None]) for each in pixels_B3HW]))
         decoded_B3HW = small_model.decode(codes_BKN, grid=(rows, columns))
-        assert decoded_B3HW.shape == pixels_B3HW.shape
-        assert decoded_B3HW.abs().max() <= 1.0
         expected_B3HW = small_model(pixels_B3HW).reconstruction_B3HW.clamp(-1, 1)
         torch.testing.assert_close(decoded_B3HW, expected_B3HW, atol=1e-4, rtol=1e-4)
     assert small_model.decode(torch.zeros(1, 3, 9, dtype=torch.int32)).shape == (1, 3, 48, 48)  # a square by default
-
-
-def test_images_do_not_influence_their_neighbours(small_model: UniTok, pixels_B3HW: Tensor) -> None:
-    alone = torch.cat([small_model.encode(pixels_B3HW[:1]), small_model.encode(pixels_B3HW[1:])])
-    assert torch.equal(small_model.encode(pixels_B3HW), alone)
 
 
 def test_codes_of_a_patch_depend_on_that_patch_alone(small_config: UniTokConfig) -> None:
@@ -83,8 +72,11 @@ def test_padding_with_the_border_changes_no_pixel_inside(small_model: UniTok, pi
     assert (ours - theirs).abs().max() > 0.01
 
 
-def test_a_flat_image_has_no_frame_in_the_bundled_tokenizer() -> None:
+def test_the_bundled_tokenizer_draws_no_frame_and_keeps_its_fingerprint() -> None:
+    """Existing shards name it."""
     model = UniTok.from_pretrained(Path(__file__).parents[2] / "mllm/assets/tiny/image_tokenizer")
+    source = json.loads((Path(__file__).parents[2] / "mllm/assets/tiny/SOURCE.json").read_text())
+    assert model.fingerprint() == source["scores"]["image_tokenizer"]
     white_B3HW = torch.ones(1, 3, 256, 256)
     assert (model.decode(model.encode(white_B3HW)) - white_B3HW).abs().max() < 0.1
 
@@ -117,52 +109,42 @@ def test_recomputing_keeps_gradients(small_model: UniTok, pixels_B3HW: Tensor) -
     torch.testing.assert_close(*gradients)
 
 
-def test_contrastive_parts_are_separate(small_model: UniTok, pixels_B3HW: Tensor) -> None:
+def test_contrastive_parts_are_separate_and_features_have_length_one_on_request(
+    small_model: UniTok, pixels_B3HW: Tensor
+) -> None:
+    text_ids_BT = torch.tensor([[1, 2, 30, 0, 0], [5, 6, 7, 8, 30]])
+    for encode, value in ((small_model.encode_image, pixels_B3HW), (small_model.encode_text, text_ids_BT)):
+        raw_BD = encode(value)
+        torch.testing.assert_close(encode(value, normalize=True), torch.nn.functional.normalize(raw_BD, dim=-1))
+    expected_BD = small_model.encode_image(pixels_B3HW, normalize=True)
+    features_BD = small_model(pixels_B3HW, text_ids_BT).image_features
+    torch.testing.assert_close(features_BD, expected_BD, atol=1e-4, rtol=1e-4)
     for parameter in small_model.contrastive_parameters():
         parameter.requires_grad_(False)
-    small_model(pixels_B3HW).reconstruction_B3HW.sum().backward()
     trained = {name for name, parameter in small_model.named_parameters() if parameter.requires_grad}
     assert not any(name.startswith(("text_encoder", "fc_norm", "projection", "logit_scale")) for name in trained)
     small_model.logit_scale.data.fill_(9.0)
     small_model.clamp_logit_scale()
     assert small_model.logit_scale.exp().item() == pytest.approx(100.0)
-
-
-def test_embeddings_have_length_one_on_request(small_model: UniTok, pixels_B3HW: Tensor) -> None:
-    text_ids_BT = torch.tensor([[1, 2, 30, 0, 0], [5, 6, 7, 8, 30]])
-    for encode, value in ((small_model.encode_image, pixels_B3HW), (small_model.encode_text, text_ids_BT)):
-        raw_BD = encode(value)
-        assert raw_BD.shape == (2, 9)
-        torch.testing.assert_close(encode(value, normalize=True), torch.nn.functional.normalize(raw_BD, dim=-1))
-    output = small_model(pixels_B3HW, text_ids_BT)
-    expected_BD = small_model.encode_image(pixels_B3HW, normalize=True)
-    torch.testing.assert_close(output.image_features, expected_BD, atol=1e-4, rtol=1e-4)
-
-
-def test_without_text_tower_captions_are_refused(small_config: UniTokConfig, pixels_B3HW: Tensor) -> None:
-    model = UniTok(replace(small_config, embed_dim=0))
+    model = UniTok(replace(small_model.config, embed_dim=0))
     assert model.contrastive_parameters() == []
-    model.clamp_logit_scale()
     with pytest.raises(ValueError):
         model.encode_text(torch.zeros(1, 4, dtype=torch.int64))
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
+def test_any_geometry_round_trips(small_config: UniTokConfig) -> None:
+    for changes in (
         {"num_codebooks": 1, "codebook_size": 70_000, "code_width": 2},
         {"num_codebooks": 5, "code_width": 8},  # code vectors wider than the transformer
         {"projection": "linear"},
         {"depth": 0, "decoder_depth": 0},
         {"stage_widths": (8,), "stage_depths": (1,), "decoder_widths": (8,), "decoder_depths": (1,)},
-    ],
-)
-def test_any_geometry_round_trips(small_config: UniTokConfig, changes: dict) -> None:
-    model = UniTok(replace(small_config, **changes)).eval()
-    patch = model.config.patch_size
-    codes_BKN = model.encode(torch.rand(2, 3, 2 * patch, 3 * patch))
-    assert codes_BKN.shape == (2, model.config.num_codebooks, 6)
-    assert model.decode(codes_BKN, grid=(2, 3)).shape == (2, 3, 2 * patch, 3 * patch)
+    ):
+        model = UniTok(replace(small_config, **changes)).eval()
+        patch = model.config.patch_size
+        codes_BKN = model.encode(torch.rand(2, 3, 2 * patch, 3 * patch))
+        assert codes_BKN.shape == (2, model.config.num_codebooks, 6)
+        assert model.decode(codes_BKN, grid=(2, 3)).shape == (2, 3, 2 * patch, 3 * patch)
 
 
 def test_saved_tokenizer_is_the_same(small_model: UniTok, pixels_B3HW: Tensor, tmp_path: Path) -> None:
@@ -222,13 +204,6 @@ def test_fingerprint_sees_what_decides_codes(small_model: UniTok, small_config: 
     assert small_model.fingerprint() != before
 
 
-def test_fingerprint_of_the_bundled_tokenizer_stays() -> None:
-    """Existing shards name it."""
-    model = UniTok.from_pretrained(Path(__file__).parents[2] / "mllm/assets/tiny/image_tokenizer")
-    source = json.loads((Path(__file__).parents[2] / "mllm/assets/tiny/SOURCE.json").read_text())
-    assert model.fingerprint() == source["scores"]["image_tokenizer"]
-
-
 @pytest.mark.parametrize("scope", ["image", "patch"])
 def test_batches_of_one_size_equal_single_images(small_config: UniTokConfig, scope: Literal["image", "patch"]) -> None:
     torch.manual_seed(0)
@@ -270,9 +245,6 @@ def test_wrong_inputs_are_refused(small_model: UniTok, tmp_path: Path) -> None:
             small_model.decode(codes)
     with pytest.raises(FileNotFoundError):
         UniTok.from_pretrained(tmp_path)
-
-
-def test_incomplete_weights_are_refused(small_model: UniTok, tmp_path: Path) -> None:
     small_model.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "depth": 3}))
