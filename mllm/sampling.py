@@ -1,7 +1,9 @@
 """Pick the next token or code from logits. Pure functions: no model, no tokenizer, no loop, no random state.
 
-In: logits of some rows, their settings and one uniform number per row, drawn beforehand. Out: one choice per row.
-The order is fixed: temperature -> top-k -> top-p -> inverse CDF, all in float32; guidance and masks come before.
+In: logits of some rows, their settings and noise. Out: one choice per row. The order is fixed: temperature -> top-k ->
+top-p -> argmax of what is kept plus Gumbel noise, all in float32; guidance and masks come before. That is a draw from
+the filtered distribution (Gumbel-max). The noise is a function of (seed, position, codebook, choice) and of nothing
+else, so a choice does not depend on when, where or with what others it is computed.
 
 Letters: N rows (one image or text each), C choices (codes of a codebook, or text tokens).
 """
@@ -19,6 +21,8 @@ T = TypeVar("T", int, float)
 PerCodebook: TypeAlias = T | tuple[T, ...]
 """One value for all codebooks, or a tuple with one value per codebook."""
 
+TEXT = 2**16 - 1
+"""The codebook of text tokens in `gumbel`; more than any model has."""
 NO_LIMIT = 2.0
 """A top-p that no cumulative probability exceeds: the row is not filtered."""
 
@@ -109,11 +113,11 @@ def pick(value: PerCodebook[T], codebook: int) -> T:
     return value[codebook] if isinstance(value, tuple) else value
 
 
-def choose(logits_NC: Tensor, settings: RowSettings, uniforms_N: Tensor | None) -> Tensor:
-    """One choice per row. Forbidden choices come in as -inf; greedy rows need no uniforms."""
+def choose(logits_NC: Tensor, settings: RowSettings, noise_NC: Tensor | None) -> Tensor:
+    """One choice per row. Forbidden choices come in as -inf; greedy rows need no noise."""
     if settings.all_greedy:
         return choose_greedy(logits_NC)
-    assert uniforms_N is not None, "rows that sample need one uniform number each"
+    assert noise_NC is not None, "rows that sample need noise"
     filtered_NC = logits_NC.float()
     if settings.temperature_N1 is not None:
         filtered_NC = filtered_NC / settings.temperature_N1
@@ -121,7 +125,7 @@ def choose(logits_NC: Tensor, settings: RowSettings, uniforms_N: Tensor | None) 
         candidates_NX = filtered_NC.topk(settings.num_candidates, dim=-1).values
         threshold_N1 = keep_threshold(candidates_NX, settings.top_k_N1, settings.top_p_N1)
         filtered_NC = filtered_NC.masked_fill(filtered_NC < threshold_N1, -torch.inf)
-    chosen_N = sample_inverse_cdf(filtered_NC, uniforms_N)
+    chosen_N = (filtered_NC + noise_NC).argmax(-1)
     if settings.greedy_N is not None:
         chosen_N = torch.where(settings.greedy_N, choose_greedy(logits_NC), chosen_N)
     return chosen_N
@@ -152,13 +156,26 @@ def choose_greedy(logits_NC: Tensor) -> Tensor:
     return logits_NC.argmax(-1)
 
 
-def sample_inverse_cdf(logits_NC: Tensor, uniforms_N: Tensor) -> Tensor:
-    """Sample from softmax(logits) with one uniform number in [0, 1) per row; never a choice of probability zero.
+def gumbel(seed_N: Tensor, position_N: Tensor, codebook_N: Tensor | int, *, num_choices: int) -> Tensor:
+    """Gumbel noise (N, C) of the choices of these rows, whatever the device; all numbers are int64, seeds up to 2^63.
 
-    Exact, and one number per draw makes a row's result independent of its neighbours. Impossible choices are set to 0
-    in the cumulative sum, so that rounding in a parallel sum cannot select them.
+    The bits are integer arithmetic, and logarithms in float64 leave float32 results that do not depend on the device.
     """
-    probability_NC = logits_NC.softmax(-1)
-    cumulative_NC = probability_NC.cumsum(-1).masked_fill_(probability_NC == 0, 0)
-    target_N1 = uniforms_N[:, None] * cumulative_NC.amax(-1, keepdim=True)
-    return (cumulative_NC > target_N1).to(torch.uint8).argmax(-1)
+    state_N = mix_bits((seed_N & MASK) + GOLDEN) ^ mix_bits((seed_N >> 32) + 2 * GOLDEN)
+    state_N = mix_bits(mix_bits(state_N + position_N) + codebook_N)
+    choice_C = torch.arange(num_choices, device=seed_N.device)
+    bits_NC = mix_bits(state_N[..., None] + GOLDEN * choice_C)
+    uniform_NC = (bits_NC.double() + 0.5) * 2.0**-32  # inside (0, 1)
+    return -(-uniform_NC.log()).log().float()
+
+
+GOLDEN = 0x3C6EF372
+MASK = 0xFFFFFFFF
+
+
+def mix_bits(number: Tensor) -> Tensor:
+    """A bijective hash of 32 bits in int64; the factor is below 2^31, so that no product overflows."""
+    number = number & MASK
+    for _ in range(2):
+        number = ((number ^ (number >> 16)) * 0x45D9F3B) & MASK
+    return number ^ (number >> 16)

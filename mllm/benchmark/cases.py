@@ -34,7 +34,7 @@ from mllm.engine.loop import generate
 from mllm.engine.request import GenerationRequest
 from mllm.heads import Guidance
 from mllm.model import MLLMForConditionalGeneration
-from mllm.sampling import SamplingConfig, choose, stack_settings
+from mllm.sampling import SamplingConfig, choose, gumbel, stack_settings
 from mllm.sequence import TokenSequence
 from tokenizer.config import UniTokConfig
 from tokenizer.layers import Upsample
@@ -162,17 +162,16 @@ def position_cost(model: MLLMForConditionalGeneration, *, rows: int, context: fl
 
 GATE = "upstream"
 UNCONDITIONAL_SEED = 10**6
-ROUNDING = 1e-5  # of a probability in float32, guidance included
+ROUNDING = 1e-4  # of a logit in float32, guidance included
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """The same images for both: requests for our decoding, ids and random numbers for upstream's."""
+    """The same images for both: requests for our decoding, ids and seeds for upstream's."""
 
     rows: list[GenerationRequest]
     prompts: list[list[int]]
     unconditional: list[list[int]]
-    uniforms_NPK: Tensor
     num_positions: int
 
     @classmethod
@@ -188,13 +187,10 @@ class Work:
             )
             for n in range(batch)
         ]
-        shape = (size.side**2, size.codebooks)
-        uniforms = [torch.rand(shape, generator=torch.Generator().manual_seed(row.seed)) for row in rows]
         return cls(
             rows=rows,
             prompts=[[*row.prompt.token_ids_T.tolist(), BEGIN_IMAGE_ID] for row in rows],
             unconditional=[[*unconditional.token_ids_T.tolist(), BEGIN_IMAGE_ID] for _ in rows],
-            uniforms_NPK=torch.stack(uniforms).to(device),
             num_positions=size.side**2,
         )
 
@@ -207,7 +203,7 @@ class Work:
         choose: Choose | None = None,
     ) -> np.ndarray:
         """Codes (N, K, P) by upstream's algorithm."""
-        noise = {"uniforms_NPK": self.uniforms_NPK, "choose": choose}
+        noise = {"seeds": [row.seed for row in self.rows], "choose": choose}
         prompts, num = (self.prompts, self.unconditional), self.num_positions
         codes_NKP = drawing.draw(*prompts, num_positions=num, settings=settings, sees_prefix=sees_prefix, **noise)
         return codes_NKP.cpu().numpy()
@@ -285,19 +281,17 @@ def compare_codes(model: MLLMForConditionalGeneration, work: Work, settings: Sam
 
 
 class Follower:
-    """Chooses given codes, and keeps how far a random number lay outside of what chooses its code."""
+    """Chooses given codes, and keeps how much more another code would have had with the noise."""
 
     def __init__(self, codes_NKP: Tensor) -> None:
         self.largest_distance = 0.0
         self.codes = iter(codes_NKP.permute(2, 1, 0).flatten(0, 1))  # position by position, codebook by codebook
 
-    def choose(self, logits_NC: Tensor, settings: SamplingConfig, uniforms_N: Tensor | None) -> Tensor:
-        assert uniforms_N is not None, "a sampled code is followed by its random number"
+    def choose(self, logits_NC: Tensor, settings: SamplingConfig, noise_NC: Tensor | None) -> Tensor:
+        assert noise_NC is not None, "a sampled code is followed with its noise"
         codes_N1 = next(self.codes)[:, None]
-        probability_NC = filter_logits(logits_NC, settings).double().softmax(-1)
-        end_N1 = probability_NC.cumsum(-1).gather(-1, codes_N1)
-        begin_N1 = end_N1 - probability_NC.gather(-1, codes_N1)
-        distance_N1 = torch.maximum(begin_N1 - uniforms_N[:, None], uniforms_N[:, None] - end_N1)
+        noisy_NC = filter_logits(logits_NC, settings) + noise_NC
+        distance_N1 = noisy_NC.amax(-1, keepdim=True) - noisy_NC.gather(-1, codes_N1)
         self.largest_distance = max(self.largest_distance, float(distance_N1.max()))
         return codes_N1[:, 0]
 
@@ -323,10 +317,9 @@ def benchmark_head(
     num_rows = batch * (2 if settings.guidance > 1 else 1)
     generator = torch.Generator().manual_seed(1)
     hidden_RD = torch.randn(num_rows, model.config.hidden_size, generator=generator).to(device)
-    uniforms_NK = torch.rand(batch, model.config.num_codebooks, generator=generator).to(device)
-    head = Heads(model, batch, replace(settings, greedy=True), uniforms_NK)
+    head = Heads(model, batch, replace(settings, greedy=True))
     checks = {"greedy codes equal": torch.equal(head.ours(hidden_RD), head.upstream(hidden_RD))}
-    head, hidden_RD = Heads(model.to(dtype), batch, settings, uniforms_NK), hidden_RD.to(dtype)
+    head, hidden_RD = Heads(model.to(dtype), batch, settings), hidden_RD.to(dtype)
 
     def repeated(way: str) -> Callable[[], object]:
         return lambda: [getattr(head, way)(hidden_RD) for _ in range(positions_per_round)]
@@ -361,12 +354,11 @@ def benchmark_head(
 class Heads:
     """One head, decoded in three ways."""
 
-    def __init__(
-        self, model: MLLMForConditionalGeneration, batch: int, settings: SamplingConfig, uniforms_NK: Tensor
-    ) -> None:
-        config, device = model.config, uniforms_NK.device
-        self.batch, self.settings, self.uniforms_NK = batch, settings, uniforms_NK
+    def __init__(self, model: MLLMForConditionalGeneration, batch: int, settings: SamplingConfig) -> None:
+        config, device = model.config, model.device
+        self.batch, self.settings = batch, settings
         self.reference, self.cached = UpstreamDrawing(model), UpstreamDrawing(model, cached_head=True)
+        self.noise_NKC = self.reference.noise(list(range(batch)), 0)
         self.decoder = model.code_head.decoder()
         self.stacked = [
             stack_settings([settings] * batch, num_choices=config.codebook_size, codebook=k, device=device)
@@ -381,26 +373,27 @@ class Heads:
     @torch.inference_mode()
     def ours(self, hidden_RD: Tensor) -> Tensor:
         def choose_next(k: int, logits_NC: Tensor) -> Tensor:
-            return choose(logits_NC, self.stacked[k], self.uniforms_NK[:, k])
+            return choose(logits_NC, self.stacked[k], self.noise_NKC[:, k])
 
         return self.decoder.decode(hidden_RD, choose=choose_next, guidance=self.guidance)
 
     @torch.inference_mode()
     def upstream(self, hidden_RD: Tensor) -> Tensor:
-        return self.reference.choose_codes(hidden_RD[:, None], self.batch, self.settings, self.uniforms_NK)
+        return self.reference.choose_codes(hidden_RD[:, None], self.batch, self.settings, self.noise_NKC)
 
     @torch.inference_mode()
     def upstream_cached(self, hidden_RD: Tensor) -> Tensor:
-        return self.cached.choose_codes(hidden_RD[:, None], self.batch, self.settings, self.uniforms_NK)
+        return self.cached.choose_codes(hidden_RD[:, None], self.batch, self.settings, self.noise_NKC)
 
 
 def benchmark_choice(name: str, settings: SamplingConfig, *, num_rows: int, rounds: int, device: torch.device) -> Case:
     """One code for each row from logits over the released codebooks."""
     generator = torch.Generator().manual_seed(2)
     logits_NC = (3 * torch.randn(num_rows, RELEASED_CODES, generator=generator)).to(device)
-    uniforms_N = torch.rand(num_rows, generator=generator).to(device)
+    rows_N = torch.arange(num_rows, device=device)
+    noise_NC = gumbel(rows_N, rows_N, 0, num_choices=RELEASED_CODES)
     stacked = stack_settings([settings] * num_rows, num_choices=RELEASED_CODES, device=device)
-    ours, upstream = choose(logits_NC, stacked, uniforms_N), choose_code(logits_NC, settings, uniforms_N)
+    ours, upstream = choose(logits_NC, stacked, noise_NC), choose_code(logits_NC, settings, noise_NC)
 
     def repeat(way: Callable[[], Tensor]) -> Callable[[], object]:
         return lambda: [way() for _ in range(CHOICES_PER_ROUND)]
@@ -408,7 +401,7 @@ def benchmark_choice(name: str, settings: SamplingConfig, *, num_rows: int, roun
     timings = time_interleaved(
         {
             "upstream": repeat(lambda: choose_code(logits_NC, settings, None)),
-            "ours": repeat(lambda: choose(logits_NC, stacked, uniforms_N)),
+            "ours": repeat(lambda: choose(logits_NC, stacked, noise_NC)),
         },
         rounds=rounds,
         device=device,

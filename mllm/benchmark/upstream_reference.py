@@ -25,7 +25,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from mllm.checkpoint import RELEASED
 from mllm.config import MLLMConfig
 from mllm.model import MLLMForConditionalGeneration
-from mllm.sampling import SamplingConfig
+from mllm.sampling import SamplingConfig, gumbel
 from tokenizer.layers import Upsample
 from tokenizer.quantizer import MultiCodebookQuantizer
 from tokenizer.unitok import UniTok
@@ -33,7 +33,7 @@ from tokenizer.unitok import UniTok
 LEAST_TEMPERATURE = 1e-5  # upstream divides by at least this
 
 Choose = Callable[[Tensor, SamplingConfig, Tensor | None], Tensor]
-"""(logits_NC, settings, uniforms_N) to codes_N."""
+"""(logits_NC, settings, noise_NC) to codes_N."""
 
 
 class UpstreamDrawing:
@@ -62,7 +62,7 @@ class UpstreamDrawing:
         *,
         num_positions: int,
         settings: SamplingConfig,
-        uniforms_NPK: Tensor | None = None,
+        seeds: list[int] | None = None,
         sees_prefix: bool = False,
         choose: Choose | None = None,
     ) -> Tensor:
@@ -70,7 +70,7 @@ class UpstreamDrawing:
 
         Args:
             unconditional: one for every prompt; used with guidance above 1.
-            uniforms_NPK: the random numbers of every choice, in place of upstream's `torch.multinomial`.
+            seeds: of the images, whose Gumbel noise chooses in place of upstream's `torch.multinomial`.
             sees_prefix: embed each new position with those before it, as in training; the upstream scripts embed it
                 alone.
             choose: picks each code in place of `choose_code`; asked position by position, codebook by codebook.
@@ -90,8 +90,8 @@ class UpstreamDrawing:
                 past_key_values=cache,
                 use_cache=True,
             ).last_hidden_state
-            uniforms_NK = None if uniforms_NPK is None else uniforms_NPK[:, p]
-            codes.append(self.choose_codes(hidden_RTD[:, -1:], num_images, settings, uniforms_NK, choose))
+            noise_NKC = None if seeds is None else self.noise(seeds, p)
+            codes.append(self.choose_codes(hidden_RTD[:, -1:], num_images, settings, noise_NKC, choose))
             codes_NPK = torch.stack(codes if sees_prefix else codes[-1:], dim=1)
             codes_RPK = torch.cat([codes_NPK] * (len(rows) // num_images))
             embeddings_RTD = self.embed_codes(codes_RPK)[:, -1:]
@@ -99,12 +99,19 @@ class UpstreamDrawing:
             positions_RT = positions_RT[:, -1:] + 1
         return torch.stack(codes, dim=2)
 
+    def noise(self, seeds: list[int], position: int) -> Tensor:
+        """Gumbel noise (N, K, C) of the codes of one position."""
+        seeds_N1 = torch.tensor(seeds, device=self.linear_bias.device)[:, None]
+        codebooks_K = torch.arange(self.config.num_codebooks, device=self.linear_bias.device)
+        position_N1 = torch.full_like(seeds_N1, position)
+        return gumbel(seeds_N1, position_N1, codebooks_K, num_choices=self.config.codebook_size)
+
     def choose_codes(
         self,
         hidden_R1D: Tensor,
         num_images: int,
         settings: SamplingConfig,
-        uniforms_NK: Tensor | None,
+        noise_NKC: Tensor | None,
         choose: Choose | None = None,
     ) -> Tensor:
         """The codes (N, K) of one image position, one after another."""
@@ -120,8 +127,8 @@ class UpstreamDrawing:
             if settings.guidance > 1:
                 conditional_NC, unconditional_NC = logits_RC[:num_images], logits_RC[num_images:]
                 logits_RC = unconditional_NC + (conditional_NC - unconditional_NC) * settings.guidance
-            uniforms_N = None if uniforms_NK is None else uniforms_NK[:, k]
-            codes.append((choose or choose_code)(logits_RC, settings, uniforms_N))
+            noise_NC = None if noise_NKC is None else noise_NKC[:, k]
+            codes.append((choose or choose_code)(logits_RC, settings, noise_NC))
             if k < self.config.num_codebooks - 1:
                 codes_R = torch.cat([codes[-1]] * (len(inputs_RSD) // num_images))
                 embedded_R1D = F.embedding(codes_R, self.head_codebooks[k])[:, None]
@@ -221,16 +228,14 @@ def pad_left(rows: list[list[int]], pad_id: int, *, device: torch.device) -> tup
     return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
 
-def choose_code(logits_NC: Tensor, settings: SamplingConfig, uniforms_N: Tensor | None) -> Tensor:
-    """Temperature, top-k, top-p, softmax and a draw, in the dtype of the logits; one code per row."""
+def choose_code(logits_NC: Tensor, settings: SamplingConfig, noise_NC: Tensor | None) -> Tensor:
+    """Temperature, top-k, top-p and a draw, in the dtype of the logits; one code per row."""
     if settings.greedy:
         return logits_NC.argmax(-1)
-    probability_NC = filter_logits(logits_NC, settings).softmax(-1)
-    if uniforms_N is None:
-        return torch.multinomial(probability_NC, 1)[:, 0]
-    cumulative_NC = probability_NC.cumsum(-1)
-    target_N1 = uniforms_N[:, None] * cumulative_NC[:, -1:]
-    return torch.searchsorted(cumulative_NC, target_N1, right=True)[:, 0]
+    filtered_NC = filter_logits(logits_NC, settings)
+    if noise_NC is None:
+        return torch.multinomial(filtered_NC.softmax(-1), 1)[:, 0]
+    return (filtered_NC + noise_NC).argmax(-1)
 
 
 def filter_logits(logits_NC: Tensor, settings: SamplingConfig) -> Tensor:

@@ -1,8 +1,8 @@
 """The decoding loop: sequences in different states (text, image, done) through one cached forward per position.
 
-In: a model and requests. Out: their results, or events while they are decoded. Every request has its own seed and its
-random numbers are drawn before they are needed, so a result does not depend on the other requests of the batch. Inside
-an image nothing waits for the device. Knows ids and codes, no strings and no pixels. The rules of one sequence are in
+In: a model and requests. Out: their results, or events while they are decoded. Noise is a function of a request's seed
+and of the position, so a result does not depend on the other requests of the batch. Inside an image nothing waits for
+the device. Knows ids and codes, no strings and no pixels. The rules of one sequence are in
 mllm/engine/state.py, the forward passes in mllm/engine/forward.py; here is the sampling of a step, and the loop.
 
 Letters: N requests, R sequences of the decoder (the N, then the unconditional ones), G sequences of a group, D hidden
@@ -24,7 +24,7 @@ from mllm.engine.request import Done, Event, GenerationRequest, GenerationResult
 from mllm.engine.state import SequenceState, Source
 from mllm.heads import CodeDecoder, Guidance
 from mllm.model import MLLMForConditionalGeneration
-from mllm.sampling import RowSettings, choose, stack_settings
+from mllm.sampling import TEXT, RowSettings, choose, gumbel, stack_settings
 from mllm.sequence import ImageLayout
 
 
@@ -132,16 +132,22 @@ class Sampler:
         if rows not in self.code_groups:
             self.code_groups[rows] = self._build_code_group(rows)
         group = self.code_groups[rows]
-        uniforms_KG = None
-        if not group.settings[0].all_greedy:
-            uniforms = [self.states[n].position_uniforms(self.config.num_codebooks) for n in rows]
-            uniforms_KG = torch.stack(uniforms, dim=1)
+        num_choices = self.config.codebook_size
+        noise_GKC = None if group.settings[0].all_greedy else self.noise(rows, self.config.num_codebooks, num_choices)
 
         def choose_code(k: int, logits_GC: Tensor) -> Tensor:
-            return choose(logits_GC, group.settings[k], None if uniforms_KG is None else uniforms_KG[k])
+            return choose(logits_GC, group.settings[k], None if noise_GKC is None else noise_GKC[:, k])
 
         hidden_GD = hidden_RD if group.rows is None else hidden_RD[group.rows]
         return self.code_decoder.decode(hidden_GD, choose=choose_code, guidance=group.guidance)
+
+    def noise(self, rows: tuple[int, ...], num_codebooks: int, num_choices: int) -> Tensor:
+        """Noise (G, K, C) of the next position of these sequences; without codebooks that of text, (G, 1, V)."""
+        seeds_G1 = torch.tensor([[self.states[n].request.seed] for n in rows], device=self.device)
+        positions_G1 = torch.tensor([[self.states[n].noise_position] for n in rows], device=self.device)
+        first = 0 if num_codebooks else TEXT
+        codebooks_K = torch.arange(first, first + max(num_codebooks, 1), device=self.device)
+        return gumbel(seeds_G1, positions_G1, codebooks_K, num_choices=num_choices)
 
     @cached_property
     def code_decoder(self) -> CodeDecoder:
@@ -185,14 +191,14 @@ class Sampler:
             configs = [state.text_sampling for state in states]
             self.text_settings[key] = stack_settings(configs, num_choices=logits_GV.shape[-1], device=self.device)
         settings = self.text_settings[key]
-        uniforms_G = torch.tensor([state.next_text_uniform() for state in states], device=self.device)
-        self._note_refusals(states, logits_GV, uniforms_G, settings)
+        noise_GV = None if settings.all_greedy else self.noise(rows, 0, logits_GV.shape[-1])[:, 0]
+        self._note_refusals(states, logits_GV, noise_GV, settings)
         self._forbid(logits_GV, self.layout.begin_image_id, [not state.may_begin_image for state in states])
         if self.layout.begin_plan_id is not None:
             self._forbid(logits_GV, self.layout.begin_plan_id, [not state.may_begin_plan for state in states])
             self._forbid(logits_GV, self.config.eos_token_id, [state.is_in_plan for state in states])
             self._allow_only(logits_GV, sorted(self.layout.opening_ids), [state.must_open for state in states])
-        return choose(logits_GV, settings, uniforms_G).tolist()
+        return choose(logits_GV, settings, noise_GV).tolist()
 
     def _forbid(self, logits_GV: Tensor, token_id: int, is_forbidden_G: list[bool]) -> None:
         """Leave a token out where it is forbidden."""
@@ -217,12 +223,12 @@ class Sampler:
         return logits_1V[0]
 
     def _note_refusals(
-        self, states: list[SequenceState], logits_GV: Tensor, uniforms_G: Tensor, settings: RowSettings
+        self, states: list[SequenceState], logits_GV: Tensor, noise_GV: Tensor | None, settings: RowSettings
     ) -> None:
         """Note in which sequences an image would begin now, had it the room."""
         lacks_room = [state.request.mode == "interleaved" and not state.has_room_for_image for state in states]
         if any(lacks_room):
-            wanted = choose(logits_GV, settings, uniforms_G).tolist()
+            wanted = choose(logits_GV, settings, noise_GV).tolist()
             for state, lacks, token_id in zip(states, lacks_room, wanted, strict=True):
                 state.image_refused |= lacks and token_id in self.layout.opening_ids
 

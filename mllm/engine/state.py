@@ -30,10 +30,8 @@ from mllm.engine.request import (
 from mllm.sampling import SamplingConfig
 from mllm.sequence import ImageLayout
 
-TEXT_BLOCK = 64
-"""Uniform numbers for text are drawn in blocks, so that they do not depend on the token budget."""
-TEXT_STREAM = 0x9E3779B9
-"""Sets the text's random numbers apart from the images' of the same seed (any constant would do)."""
+IMAGE_STRIDE = 2**20
+"""Between the noise positions of two images of an answer."""
 
 
 class Source(Enum):
@@ -66,10 +64,7 @@ class SequenceState:
         self.codes: list[Tensor] = []  # codes (K,) of its positions so far; kept until the next image begins
         self.plan: list[int] | None = None  # that of the next image, while it is written
         self.plans: list[list[int]] = []  # those of the images so far
-        self.uniforms_NK: Tensor | None = None  # random numbers of the image
-        self.text_generator = torch.Generator().manual_seed(request.seed ^ TEXT_STREAM)
-        self.image_generator = torch.Generator().manual_seed(request.seed)
-        self.text_uniforms: list[float] = []
+        self.num_sampled = 0  # text tokens that were sampled
         self.forced_codes_NK, self.is_forced = self._read_forced_codes()
         self.prefix: list[int] = self._begin_requested_image() if request.mode == "image" else []
         self.unconditional_prefix = self.forced[: self.num_forced]
@@ -176,23 +171,18 @@ class SequenceState:
         assert self.forced_codes_NK is not None, "this sequence has no forced codes"
         return self.forced_codes_NK[len(self.codes)]
 
-    def next_text_uniform(self) -> float:
-        """The random number of the next text token."""
-        if not self.text_uniforms:
-            self.text_uniforms = torch.rand(TEXT_BLOCK, generator=self.text_generator).tolist()[::-1]
-        return self.text_uniforms.pop()
-
-    def position_uniforms(self, num_codebooks: int) -> Tensor:
-        """The random numbers (K,) of the next image position; those of a complete image are drawn at once."""
-        if self.uniforms_NK is None:
-            uniforms_NK = torch.rand(self.num_positions, num_codebooks, generator=self.image_generator)
-            self.uniforms_NK = uniforms_NK.to(self.device)
-        return self.uniforms_NK[len(self.codes)]
+    @property
+    def noise_position(self) -> int:
+        """Which noise belongs to the next position; text and images count apart."""
+        if self.source is Source.SAMPLED_TOKEN:
+            return self.num_sampled
+        return (len(self.plans) - 1) * IMAGE_STRIDE + len(self.codes)
 
     # ---- what came ----
 
     def add_token(self, token_id: int) -> None:
         """Put a token at the next position: a forced one inside an image, a sampled one in text."""
+        self.num_sampled += self.source is Source.SAMPLED_TOKEN
         self.token_ids.append(token_id)
         if self.num_forced < len(self.forced):
             self.num_forced += 1
@@ -221,7 +211,6 @@ class SequenceState:
             return
         codes_KN = torch.stack(self.codes, dim=1).to("cpu", torch.int32).numpy().astype(np.uint16)
         self.parts.append(CodesPart(codes_KN, self.grid))
-        self.uniforms_NK = None
         if self.request.mode == "image":
             self.token_ids += self.forced[self.num_forced :]  # what frames the end needs no step of the model
             self.finish_reason = "image"

@@ -3,14 +3,17 @@
 import math
 
 import pytest
+import scipy.stats
 import torch
 
 from mllm.sampling import (
+    TEXT,
     RowSettings,
     SamplingConfig,
     choose,
+    gumbel,
     keep_threshold,
-    sample_inverse_cdf,
+    mix_bits,
     stack_settings,
 )
 
@@ -50,29 +53,76 @@ def test_rows_of_different_settings_choose_as_if_each_were_alone() -> None:
     ]
     logits_NC = torch.randn(5, 37, generator=generator)
     for _ in range(50):
-        uniforms_N = torch.rand(5, generator=generator)
-        together_N = choose(logits_NC, stack_settings(configs, num_choices=37), uniforms_N)
+        seeds_N = torch.randint(2**62, (5,), generator=generator)
+        noise_NC = gumbel(seeds_N, seeds_N % 7, 0, num_choices=37)
+        together_N = choose(logits_NC, stack_settings(configs, num_choices=37), noise_NC)
         for n, config in enumerate(configs):
             settings = stack_settings([config], num_choices=37)
-            assert choose(logits_NC[n : n + 1], settings, uniforms_N[n : n + 1]).item() == together_N[n].item()
+            assert choose(logits_NC[n : n + 1], settings, noise_NC[n : n + 1]).item() == together_N[n].item()
 
 
-def test_inverse_cdf_draws_from_the_softmax() -> None:
-    logits_C = torch.tensor([0.5, -torch.inf, 2.0, -1.0, 1.0, -torch.inf, 0.0])
-    num_draws = 40_000
-    uniforms_N = torch.rand(num_draws, generator=torch.Generator().manual_seed(2))
-    counts_C = sample_inverse_cdf(logits_C.expand(num_draws, -1), uniforms_N).bincount(minlength=7).double()
-    expected_C = logits_C.double().softmax(-1) * num_draws
-    assert counts_C[1] == counts_C[5] == 0
-    possible = expected_C > 0
-    chi_square = ((counts_C - expected_C)[possible] ** 2 / expected_C[possible]).sum()
-    assert chi_square < 18.5  # 4 degrees of freedom: exceeded once in a thousand seeds
+def test_choices_follow_the_filtered_distribution() -> None:
+    """Chi-square over 10^5 draws, for counters that differ in seed, position or codebook alone."""
+    num_draws, many = 100_000, torch.arange(100_000)
+    logits_C = torch.randn(23, generator=torch.Generator().manual_seed(3)) * 2
+    logits_C[[4, 11]] = -torch.inf
+    counters = [
+        (many, 0 * many, 0),
+        (0 * many + 2**63 - 1, many, TEXT),
+        (many // 4, many % 4, 5),
+        (many % 7, many, many % 3),
+    ]
+    for config in (
+        SamplingConfig(),
+        SamplingConfig(temperature=0.5),
+        SamplingConfig(temperature=2.0, top_k=6),
+        SamplingConfig(top_p=0.7),
+        SamplingConfig(temperature=1.5, top_k=12, top_p=0.9),
+    ):
+        kept = reference_kept(
+            (logits_C / config.temperature).tolist(),
+            top_k=config.top_k,
+            top_p=config.top_p if config.top_p < 1 else 2.0,
+        )
+        expected_C = torch.full((23,), -torch.inf, dtype=torch.float64)
+        expected_C[list(kept)] = logits_C.double()[list(kept)] / config.temperature
+        expected_C = expected_C.softmax(-1) * num_draws
+        for seeds_N, positions_N, codebooks in counters:
+            noise_NC = gumbel(seeds_N, positions_N, codebooks, num_choices=23)
+            settings = stack_settings([config], num_choices=23)
+            counts_C = choose(logits_C.expand(num_draws, -1), settings, noise_NC).bincount(minlength=23)
+            assert (counts_C[expected_C == 0] == 0).all()
+            frequent_C = expected_C > 5
+            chi_square = ((counts_C - expected_C)[frequent_C] ** 2 / expected_C[frequent_C]).sum().item()
+            assert scipy.stats.chi2.sf(chi_square, int(frequent_C.sum()) - 1) > 1e-4
+
+
+def test_noise_is_a_function_of_its_counters() -> None:
+    """Stored bits: the same on every machine and device; the shape it is computed in changes nothing."""
+    seeds_N, positions_N = torch.tensor([0, 1, 2**62 + 12345]), torch.tensor([0, 7, 2**20 + 3])
+    noise_NC = gumbel(seeds_N, positions_N, torch.tensor([0, 3, TEXT]), num_choices=5)
+    expected = [
+        [19516, -47312, -14177, 195719, -79105],
+        [-43795, -52712, 33288, -76359, -20995],
+        [16400, 2963, 87346, 10287, 190753],
+    ]
+    assert (noise_NC * 2**16).round().long().tolist() == expected
+    for n in range(3):
+        one_C = gumbel(seeds_N[n], positions_N[n], (0, 3, TEXT)[n], num_choices=9)
+        assert torch.equal(one_C[:5], noise_NC[n])
+    for device in ("cpu", *(["cuda"] if torch.cuda.is_available() else [])):
+        many_N = torch.arange(4096, device=device)
+        assert mix_bits(many_N).unique().numel() == 4096
+        there = gumbel(many_N, many_N % 64, many_N % 8, num_choices=64).cpu()
+        assert torch.equal(there, gumbel(many_N.cpu(), many_N.cpu() % 64, many_N.cpu() % 8, num_choices=64))
 
 
 def test_an_impossible_choice_is_never_drawn() -> None:
-    logits_NC = torch.full((3, 9), -torch.inf)
+    logits_NC = torch.full((300, 9), -torch.inf)
     logits_NC[:, 6] = -300.0
-    assert sample_inverse_cdf(logits_NC, torch.tensor([0.0, 0.5, 1 - 2**-24])).tolist() == [6, 6, 6]
+    many_N = torch.arange(300)
+    noise_NC = gumbel(many_N, many_N, 0, num_choices=9)
+    assert choose(logits_NC, stack_settings([SamplingConfig()], num_choices=9), noise_NC).unique().tolist() == [6]
 
 
 def test_per_codebook_settings_are_picked_by_codebook() -> None:

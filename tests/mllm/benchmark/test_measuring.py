@@ -75,12 +75,12 @@ def test_the_table_holds_every_variant_and_check() -> None:
     ]
 
 
-def test_a_follower_tells_how_far_a_random_number_is_from_its_code() -> None:
-    """Probabilities 0.25, 0.25, 0.5: 0.3 chooses 1; it is 0.2 too small for 2, and 0.05 too large for 0."""
-    logits_NC = torch.tensor([[0.25, 0.25, 0.5]]).log().expand(3, -1)
-    for codes, distance in (([1, 1, 1], 0.0), ([1, 2, 1], 0.2), ([1, 1, 0], 0.05)):
+def test_a_follower_tells_how_far_another_code_was_ahead() -> None:
+    """With this noise code 1 is 0.5 ahead of code 2 and 0.2 ahead of code 0."""
+    logits_NC, noise_NC = torch.tensor([[1.0, 2.0, 3.0]]).expand(3, -1), torch.tensor([[2.8, 2.0, 0.5]])
+    for codes, distance in (([1, 1, 1], 0.0), ([1, 2, 1], 0.5), ([1, 1, 0], 0.2)):
         follower = Follower(torch.tensor(codes)[:, None, None])
-        chosen_N = follower.choose(logits_NC, SamplingConfig(), torch.full((3,), 0.3))
+        chosen_N = follower.choose(logits_NC, SamplingConfig(), noise_NC)
         assert chosen_N.tolist() == codes and follower.largest_distance == pytest.approx(distance, abs=1e-6)
 
 

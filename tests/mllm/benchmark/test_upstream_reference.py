@@ -15,7 +15,7 @@ from mllm.config import MLLMConfig
 from mllm.engine.loop import generate
 from mllm.engine.request import GenerationRequest
 from mllm.model import MLLMForConditionalGeneration
-from mllm.sampling import SamplingConfig, choose, stack_settings
+from mllm.sampling import SamplingConfig, choose, gumbel, stack_settings
 from tests.conftest import small_tokenizer_config
 from tests.mllm.engine_helpers import IDS, build_model, build_prompt
 from tests.mllm.golden_mllm import golden_outputs
@@ -107,14 +107,12 @@ def test_our_codes_equal_the_reference(seed: int, context: str, settings: Sampli
     def ids_of(prompts: list) -> list[list[int]]:
         return [[*prompt.token_ids_T.tolist(), IDS["begin_image_id"]] for prompt in prompts]
 
-    shape = (NUM_POSITIONS, model.config.num_codebooks)
-    uniforms = [torch.rand(shape, generator=torch.Generator().manual_seed(row.seed)) for row in rows]
     reference_NKP = UpstreamDrawing(model).draw(
         ids_of(conditional),
         ids_of(unconditional),
         num_positions=NUM_POSITIONS,
         settings=settings,
-        uniforms_NPK=torch.stack(uniforms),
+        seeds=[row.seed for row in rows],
         sees_prefix=context == "prefix",
     )
     assert np.array_equal(ours_NKP, reference_NKP.numpy())
@@ -142,9 +140,10 @@ def test_contexts_differ_in_what_they_draw() -> None:
 def test_filters_choose_as_ours_do(top_k: int | None, top_p: float) -> None:
     settings = SamplingConfig(temperature=0.7, top_k=top_k, top_p=top_p)
     generator = torch.Generator().manual_seed(4)
-    logits_NC, uniforms_N = torch.randn(40, 23, generator=generator), torch.rand(40, generator=generator)
-    ours_N = choose(logits_NC, stack_settings([settings] * 40, num_choices=23), uniforms_N)
-    assert torch.equal(choose_code(logits_NC, settings, uniforms_N), ours_N)
+    logits_NC, seeds_N = torch.randn(40, 23, generator=generator), torch.arange(40)
+    noise_NC = gumbel(seeds_N, seeds_N, 0, num_choices=23)
+    ours_N = choose(logits_NC, stack_settings([settings] * 40, num_choices=23), noise_NC)
+    assert torch.equal(choose_code(logits_NC, settings, noise_NC), ours_N)
 
 
 def test_without_given_numbers_it_draws_from_what_the_filters_keep() -> None:
