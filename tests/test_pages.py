@@ -38,14 +38,14 @@ from tests.train.conftest import SMALL as SMALL_TOKENIZER
 from tests.train.launching import ROOT, environment, free_port, losses
 from tokenizer.config import UniTokConfig
 from tokenizer.unitok import UniTok
-from train.data.importers import IMPORTERS, format_of
+from train.data.layouts import LAYOUTS
 from train.data.make_samples import main as make_samples
 from train.recipe import RECIPES, MLLMData, MLLMRecipe, TextTokenizerRecipe, TokenizerRecipe, read_yaml, resolve
 
 PAGES = ("README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")))
 README, DATA, TRAINING, TOKENIZER = "README.md", "docs/data.md", "docs/training.md", "docs/tokenizer_training.md"
 NOT_RUN = "Not run by the tests"
-FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", flags=re.DOTALL | re.MULTILINE)
+FENCE = re.compile(r"^```([\w.]*)\n(.*?)^```$", flags=re.DOTALL | re.MULTILINE)
 QUICK = ("draw", "ask", "edit", "tokenize")
 RECIPE_TYPES = {"mllm": MLLMRecipe, "image_tokenizer": TokenizerRecipe, "text_tokenizer": TextTokenizerRecipe}
 
@@ -151,15 +151,11 @@ def test_quick_commands_and_python_of_the_readme_run(
 # ---- the contents of two pages ----
 
 
-def test_example_records_are_of_the_format_they_show() -> None:
-    records = [(block.language, line) for block in blocks_of(DATA) for line in block.text.splitlines()]
-    shown = {kind for kind, _ in records} - {"sh", "yaml"}
-    for kind, line in records:
-        if kind in shown:
-            fields = json.loads(line)
-            assert format_of(fields) == kind and IMPORTERS[kind](fields, Path("images")).turns, line
-    assert tuple(IMPORTERS) == FORMATS and shown == set(IMPORTERS) - {"webdataset"}
-    assert all(f"**{name}**" in read_page(DATA) for name in IMPORTERS)
+def test_each_format_has_samples_on_the_page() -> None:
+    """They are read in tests/train/data/test_layouts.py."""
+    shown = {block.language.partition(".")[0] for block in blocks_of(DATA)} - {"sh", "yaml"}
+    assert tuple(LAYOUTS) == FORMATS and shown == set(LAYOUTS)
+    assert all(f"**{name}**" in read_page(DATA) for name in LAYOUTS)
 
 
 def test_keys_on_the_pages_are_those_of_recipes_and_the_config() -> None:

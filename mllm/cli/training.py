@@ -11,8 +11,8 @@ from pathlib import Path
 
 from mllm.cli.main import MODEL, command, image_size, option, port_number, positive_count
 
-FORMATS = ("chat", "llava", "webdataset", "captions", "classes", "codes", "mmc4", "obelics", "text")
-"""The names in train/data/importers.py; written out, so that help imports nothing of `train`."""
+FORMATS = tuple("codes llava chat mmc4 cauldron obelics edit vqa captions classes instruct text".split())
+"""The names in train/data/layouts.py; written out, so that help imports nothing of `train`."""
 
 
 def call(function: str, options: Namespace) -> None:
@@ -36,15 +36,16 @@ def demo(options: Namespace) -> None:
 
 @command(
     "prepare",
-    "Turn records of text and images into training shards. Formats are detected: chat messages, LLaVA, captioned\n"
-    "images (tars, lines, folders), UniTok's codes, MMC4, OBELICS and plain text. Run it again to resume after an\n"
-    "interruption; torchrun or accelerate launch share the work.",
+    "Turn records of text and images into training shards. Formats are detected: chats, captioned images, questions,\n"
+    "edits, documents ... in tars, JSON, Parquet, tables, folders and saved data sets. Run it again to resume after\n"
+    "an interruption; torchrun or accelerate launch share the work.",
     "captions.tar chats.jsonl --out data/mixed --image-tokenizer runs/tokenizer/final",
     option("sources", nargs="*", type=Path, metavar="SRC", help="a file of records, or a folder of them"),
     option("--out", type=Path, required=True, metavar="DIR", help="folder of the shards"),
     option("--image-tokenizer", type=Path, metavar="T", help="folder of an image tokenizer or model, or released file"),
     option("--model", metavar="FOLDER", help="a model: its image tokenizer and sizes (default: the bundled model)"),
-    option("--format", choices=FORMATS, metavar="NAME", help=f"of all sources: {', '.join(FORMATS)}"),
+    option("--format", choices=(*FORMATS, "webdataset"), metavar="NAME", help=f"of all sources: {', '.join(FORMATS)}"),
+    option("--map", metavar="NAME=COLUMN,...", help="names of columns, such as caption=prompt,image=img_path"),
     option("--images", type=Path, metavar="DIR", help="folder of the images that records name"),
     option("--size", type=image_size, metavar="WxH", help="size of all images (default: the model's)"),
     option("--preparation", help="how an image gets to its size: cover (default), stretch, crop ..."),

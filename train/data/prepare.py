@@ -14,12 +14,14 @@ Letters: H W pixels, K codebooks, N positions.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from itertools import islice
 from pathlib import Path
@@ -39,22 +41,22 @@ from mllm.sequence import Size, best_sizes, nearest_size
 from tokenizer.codes import fingerprint
 from tokenizer.images import IMAGE_ENDINGS, PREPARATIONS, ImageProcessor, to_bytes, to_images
 from tokenizer.unitok import EncodedImage, UniTok, decode_images, encode_images
-from train.data.importers import IMPORTERS, find_format
+from train.data.layouts import ALIASES, COLUMNS, LAYOUTS, find_format, read_record, renamed
 from train.data.mixture import choose_sample
-from train.data.records import (
+from train.data.records import BadRecord, RawImage, Record, TenViews, ten_views
+from train.data.rows import (
+    CAPTIONS,
     RECORD_ENDINGS,
-    BadRecord,
+    SAVED_DATASET,
     Item,
-    RawImage,
-    Record,
-    TenViews,
     holds_codes,
     is_seekable,
+    kind_of,
     read_items,
-    ten_views,
 )
 from train.data.shards import (
     LEFT_OUT,
+    SHARDS,
     VERSION,
     CodeSource,
     LeftOut,
@@ -65,6 +67,8 @@ from train.data.shards import (
     make_shards,
 )
 
+logger = logging.getLogger(__name__)
+
 TASKS, OLD_TASKS = "tasks", "plan"
 """Where the tasks of each file are kept; older folders are renamed, and have "units" for "tasks"."""
 HEAD = 1 << 16
@@ -73,6 +77,8 @@ RECORDS_AT_ONCE = 256
 """Records without images that are read before the next are begun."""
 MAX_WAIT = timedelta(days=7)
 """Processes wait for the slowest at the end of a long preparation."""
+ABOUT_DATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json")
+"""Files that describe data sets and hold no records."""
 GREEN, PLAIN = "\033[32m", "\033[0m"
 
 
@@ -89,6 +95,8 @@ class PrepareOptions:
     """How an image gets to its size; a name in tokenizer/images.py."""
     image_folder: Path | None = None
     """Folder of relative image paths. None: the folder of the record file."""
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """Column names of train/data/layouts.py to those of the data."""
     skip_broken: bool = False
     """Leave invalid records out and count them; otherwise the first one ends the preparation."""
     batch_size: int = 64
@@ -115,8 +123,8 @@ def prepare_folder(
 ) -> Totals:
     """Prepare sources into a folder; running it again resumes."""
     state, code_source = process_state(), CodeSource.of(tokenizer)
-    if format_name is not None and format_name not in IMPORTERS:
-        raise ValueError(f"--format must be one of {', '.join(IMPORTERS)}, got {format_name!r}")
+    if format_name not in (None, *LAYOUTS, *ALIASES):
+        raise ValueError(f"--format must be one of {', '.join(LAYOUTS)}, got {format_name!r}")
     files = find_files(sources, but_not_in=folder)
     if state.is_main_process:
         settings = {
@@ -125,13 +133,14 @@ def prepare_folder(
             "sizes": [list(size) for size in options.sizes],
             "preparation": options.preparation,
             "shard_size": shard_size,
+            "columns": dict(options.columns) or None,
         }
         check_settings(folder, settings)
         if (folder / OLD_TASKS).is_dir():
             (folder / OLD_TASKS).rename(folder / TASKS)
     state.wait_for_everyone()
     for path in files[state.process_index :: state.num_processes]:
-        _find_tasks(path, folder, shard_size=shard_size, format_name=format_name)
+        _find_tasks(path, folder, shard_size=shard_size, format_name=format_name, columns=options.columns)
     state.wait_for_everyone()
     manifest = make_shards(folder, read_tasks(folder), ShardMaker(tokenizer, options).make, code_source, state=state)
     return Totals(manifest["records"], len(manifest["shards"]), manifest["left_out"])
@@ -143,32 +152,81 @@ def process_state() -> PartialState:
 
 
 def find_files(sources: Sequence[Path], *, but_not_in: Path) -> list[Path]:
-    """The files of records that sources name; a folder stands for all in it, or is a folder of images or codes."""
+    """The files of records that sources name; a folder stands for all in it, or is a folder of images, of codes, or of
+    a saved data set. Files in it that are not read are logged."""
     files: list[Path] = []
     for source in sources:
         if source.is_dir():
-            inside = (path for path in source.rglob("*") if path.is_file() and path.name.endswith(RECORD_ENDINGS))
-            records = sorted(path for path in inside if but_not_in.resolve() not in path.resolve().parents)
-            has_images = not records and any(path.suffix.lower() in IMAGE_ENDINGS for path in source.rglob("*"))
-            if not (records or has_images or holds_codes(source)):
-                raise ValueError(f"{source} must hold images or files of {', '.join(RECORD_ENDINGS)}, got neither")
-            files += records or [source]
+            files += _files_in(source, but_not_in.resolve())
         elif source.is_file():
+            kind_of(source)  # refuses other endings
             files.append(source)
         else:
             raise FileNotFoundError(f"source {source} not found; give files of records or folders of them")
+    for path in files:
+        if not str(path).isascii() and str(path).encode("utf-8", "replace").decode() != str(path):
+            raise ValueError(f"the name of a source must be UTF-8, got {str(path)!r}; rename it")
     return list(dict.fromkeys(path.resolve() for path in files))
 
 
-def _find_tasks(path: Path, folder: Path, *, shard_size: int, format_name: str | None) -> None:
-    """Write the tasks of a file, if they are not there yet, or check that the file is still the same."""
+def _files_in(source: Path, out: Path) -> list[Path]:
+    inside = [path for path in sorted(source.rglob("*")) if path.is_file() and out not in path.resolve().parents]
+    saved = [path.parent for path in inside if path.name == SAVED_DATASET]
+    inside = [path for path in inside if not set(saved) & set(path.parents)]
+    records = [path for path in inside if path.name.lower().endswith(RECORD_ENDINGS)]
+    # img2dataset writes 00000.parquet and 00000_stats.json about 00000.tar
+    tars = {str(path).lower().partition(".tar")[0] for path in records if ".tar" in path.name.lower()}
+    about = [
+        path
+        for path in records
+        if path.name in ABOUT_DATA
+        or (path.suffix in (".parquet", ".json") and str(path.with_suffix("")).lower().removesuffix("_stats") in tars)
+    ]
+    records = [path for path in records if path not in about]
+    images = [path for path in inside if path.suffix.lower() in IMAGE_ENDINGS]
+    endings = tuple(f".{ending}" for ending in CAPTIONS)
+    if records or saved:  # which name their images; others have captions of their own
+        unread = [image for image in images if any(image.with_suffix(ending).is_file() for ending in endings)]
+    elif images or holds_codes(source):
+        unread = []
+    else:
+        raise ValueError(f"{source} must hold images or files of {', '.join(RECORD_ENDINGS)}, got neither")
+    captions = {image.with_suffix(ending) for image in images for ending in endings}
+    known = {*records, *about, *images, *captions}
+    unread += [path for path in inside if path not in known and path.suffix != ".npy"]
+    if unread:
+        logger.warning("%d files of %s are not read: %s", len(unread), source, _listed(unread))
+    return [*records, *saved] or [source]
+
+
+def _listed(paths: Sequence[Path]) -> str:
+    return ", ".join(path.name for path in paths[:5]) + (" ..." if len(paths) > 5 else "")
+
+
+def _find_tasks(
+    path: Path, folder: Path, *, shard_size: int, format_name: str | None, columns: Mapping[str, str]
+) -> None:
+    """Write the tasks of a file, or check that those that are there fit it."""
     target = folder / TASKS / f"{_key_of(path)}.json"
     state = _fingerprint_of(path)
     if target.is_file():
-        if json.loads(target.read_text(encoding="utf-8"))["fingerprint"] != state:
+        stored = json.loads(target.read_text(encoding="utf-8"))
+        tasks = stored.get("tasks", stored.get("units"))
+        is_begun = any((folder / SHARDS / task["shard"]).is_file() for task in tasks)
+        is_same = stored["fingerprint"] == state
+        is_read_alike = format_name is None or all(task["format"] == format_name for task in tasks)
+        if is_begun and not is_same:
             raise ValueError(f"{path} must stay as it was when {folder} was started; prepare it into another folder")
-        return
-    tasks = [asdict(task) for task in _cut(path, format_name or find_format(path), shard_size)]
+        if is_begun and not is_read_alike:
+            raise ValueError(
+                f"--format must stay {tasks[0]['format']} for {path}, as {folder} was started with, got {format_name}; "
+                "choose another output folder"
+            )
+        if is_same and is_read_alike:
+            return
+    tasks = [asdict(task) for task in _cut(path, format_name or find_format(path, columns), shard_size)]
+    if not tasks:
+        logger.warning("%s holds no records", path)
     write_json(target, {"path": str(path), "fingerprint": state, "tasks": tasks})
 
 
@@ -218,6 +276,7 @@ class ShardMaker:
 
     def __init__(self, tokenizer: UniTok, options: PrepareOptions) -> None:
         self.tokenizer, self.options = tokenizer, options
+        self.known: dict[bytes, EncodedImage] = {}  # by the hash of their pixels
         self.reading: tuple[str, int, Iterator[Item]] | None = None  # file, number of its next item, items
 
     def make(self, task: ShardTask, advance: Callable[[int], object]) -> tuple[list[PreparedRecord], list[LeftOut]]:
@@ -231,6 +290,7 @@ class ShardMaker:
         """
         made: list[PreparedRecord] = []
         left_out: list[LeftOut] = []
+        self.known.clear()  # shards do not depend on those before
         with ThreadPoolExecutor(self.options.num_workers) as pool:
             before: list[Pending] = []
             for group in self._groups(task, pool, left_out):  # while these are opened, those before are encoded
@@ -250,7 +310,7 @@ class ShardMaker:
             if isinstance(item.value, bytes) and not item.value.strip():
                 continue
             try:
-                record = IMPORTERS[task.format](item.fields(), folder)
+                record = read_record(task.format, renamed(item.row(), self.options.columns), folder)
                 self._check_codes(record)
             except BadRecord as error:
                 self._leave_out(task, item, error, left_out)
@@ -283,7 +343,7 @@ class ShardMaker:
             except BadRecord as error:
                 self._leave_out(task, item, error, left_out)
         loaded = [pixels_3HW for _, _, images in valid for views in images for pixels_3HW in views]
-        codes = encode_images(loaded, self.tokenizer, batch_size=self.options.batch_size)
+        codes = self._encode(loaded)
         made = []
         for item, record, images in valid:
             num_views = iter([len(views) for views in images])
@@ -293,6 +353,14 @@ class ShardMaker:
             )
             made.append(PreparedRecord(record.kind, messages, task.path, item.place))
         return made
+
+    def _encode(self, loaded: list[Tensor]) -> Iterator[EncodedImage]:
+        """The codes of images; one that occurs again in the task is not encoded again."""
+        names = [hashlib.sha256(bytes(f"{tuple(p.shape)}", "ascii") + p.numpy().tobytes()).digest() for p in loaded]
+        new = {name: pixels for name, pixels in zip(names, loaded, strict=True) if name not in self.known}
+        codes = encode_images(list(new.values()), self.tokenizer, batch_size=self.options.batch_size)
+        self.known |= dict(zip(new, codes, strict=True))
+        return iter([self.known[name] for name in names])
 
     def _leave_out(self, task: ShardTask, item: Item, error: BadRecord, left_out: list[LeftOut]) -> None:
         if not self.options.skip_broken:
@@ -453,7 +521,18 @@ def _prepare_options(options: Namespace, tokenizer: UniTok) -> PrepareOptions:
         sizes=sizes,
         preparation=preparation,
         image_folder=options.images,
+        columns=_columns(options.map),
         skip_broken=options.skip_broken,
         batch_size=options.batch_size,
         num_workers=options.num_workers,
     )
+
+
+def _columns(text: str | None) -> dict[str, str]:
+    """The pairs of --map."""
+    pairs = [pair.strip().partition("=") for pair in (text or "").split(",") if text]
+    known = {*COLUMNS, *(name for layout in LAYOUTS.values() for columns in layout.columns for name in columns)}
+    for name, _, column in pairs:
+        if name not in known or not column:
+            raise ValueError(f"--map must be NAME=COLUMN with a name of {', '.join(sorted(known))}, got {text!r}")
+    return {name: column for name, _, column in pairs}

@@ -1,63 +1,42 @@
-"""Raw samples: the files that hold them, read item by item from any shard's beginning, and the records made of them.
-
-    .jsonl, .json            one JSON object per line, or one JSON array; .jsonl.gz and .jsonl.zst (also .gz, .zst) too
-    .parquet                 rows as dicts
-    .tar                     WebDataset: neighbouring members of one name are a sample
-    a folder of images       each with a .txt of the same name, or in sub-folders by class
-    a folder of codes        codes/*.npy and labels/*.npy, as LlamaGen extracts them
-
-A record is a short dialogue whose images are files, bytes or codes. The kinds are learned differently:
+"""Records: short dialogues whose images are files, bytes or codes. The kinds are learned differently:
 
     chat      the assistant's messages are learned
     document  one message of the assistant: everything is learned
-    pair      the user's message holds one or two captions (short, long), the assistant's the image; either is learned
+    pair      the user's message holds captions (the short one first), the assistant's the image; either is learned
     draw      as a pair, but only the image is learned
     class     the user's message is the number of a class, the assistant's an image of it, or several views
 
-`datasets` does not read these files: its streaming readers cannot start at a byte offset, force one schema on mixed
-JSON records, and end at an invalid line without its number. Layouts of records are in train/data/importers.py. Nothing
-is held in memory that grows with a file.
+An image that a record names is on disk or in the record; nothing is ever fetched from a network. Rows are read in
+train/data/rows.py and become records in train/data/layouts.py.
 """
 
 from __future__ import annotations
 
-import codecs
-import io
-import json
-import tarfile
-from collections.abc import Iterator, Sequence
+import base64
+import binascii
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from itertools import islice
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
+from urllib.parse import unquote, urlsplit
 
-import numpy as np
-import pyarrow
-import pyarrow.parquet
 from PIL import Image
-from webdataset.tariterators import base_plus_ext
 
 from mllm.conversation import CodesPart, Role, TextPart
-from tokenizer.images import IMAGE_ENDINGS, read_image
+from tokenizer.images import read_image
 
 Kind = Literal["chat", "document", "pair", "draw", "class"]
 MAX_PATH = 240
 """Characters of a path that are shown; an image's bytes may be in its place."""
-COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
-RECORD_ENDINGS = (".jsonl", ".json", *COMPRESSIONS, ".parquet", ".tar")
-"""Endings of files that can be read."""
-CHUNK = 1 << 20
-BETWEEN_RECORDS = " \t\r\n,"
-PARQUET_ROWS = 64
-"""Rows that are in memory at once."""
+MAX_SUBFOLDERS = 1000
+"""Sub-folders of the image folder that a name is looked for in."""
 ENLARGEMENT = 1.1  # LlamaGen's extraction: crops of the size out of a square 1.1 times as large
 
 
 class BadRecord(ValueError):
     """One sample is invalid; the others are not. The reader adds its file and place."""
-
-
-# Records
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +89,14 @@ class Record:
     kind: Kind
     turns: tuple[Turn, ...]
 
+    def __post_init__(self) -> None:
+        for part in self.parts:
+            try:
+                (part.text if isinstance(part, TextPart) else "").encode()
+            except UnicodeEncodeError as error:
+                char = part.text[error.start]
+                raise BadRecord(f"text must be Unicode, got half of a surrogate pair ({char!r}); fix it") from error
+
     @property
     def parts(self) -> list[RecordPart]:
         """All parts, in order."""
@@ -122,17 +109,18 @@ class Record:
 
 
 def chat_record(turns: Sequence[Turn]) -> Record:
-    """A dialogue that something can be learned from."""
+    """A dialogue that something can be learned from: without answers before the first question, as LLaVA reads it, and
+    without questions after the last answer."""
     roles = [turn.role for turn in turns]
-    alternating = [("user", "assistant")[index % 2] for index in range(len(roles))]
-    if not roles or roles != alternating or roles[-1] != "assistant":
-        raise BadRecord(
-            f"roles must alternate, starting with user and ending with assistant, got {roles}; merge or drop messages"
-        )
-    for turn in turns:
+    if not {"user", "assistant"} <= set(roles[roles.index("user") if "user" in roles else len(roles) :]):
+        raise BadRecord(f"a dialogue must have a question and its answer, got the roles {roles}; add what is missing")
+    kept = turns[roles.index("user") : len(roles) - roles[::-1].index("assistant")]
+    if any(turn.role != ("user", "assistant")[index % 2] for index, turn in enumerate(kept)):
+        raise BadRecord(f"roles must alternate, got {roles}; merge or drop messages")
+    for turn in kept:
         if not any(not isinstance(part, TextPart) or part.text.strip() for part in turn.parts):
             raise BadRecord(f"a message must hold text or an image, got an empty one of {turn.role!r}; fill it")
-    return Record("chat", tuple(turns))
+    return Record("chat", tuple(kept))
 
 
 def document_record(parts: Sequence[RecordPart]) -> Record:
@@ -165,222 +153,91 @@ def ten_views(image: Image.Image, size: int) -> list[Image.Image]:
     return views + [view.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for view in views]
 
 
-# Files
+# Images
 
 
-@dataclass(frozen=True, slots=True)
-class Item:
-    """One raw sample."""
-
-    place: str  # where it is in the file, for people
-    offset: int  # where reading can begin again: a byte of the file, or how many items come before
-    value: bytes | dict[str, Any]  # JSON text, or fields
-
-    def fields(self) -> dict[str, Any]:
-        """The sample as a mapping."""
-        if isinstance(self.value, dict):
-            return self.value
-        try:
-            fields = json.loads(self.value)
-        except ValueError as error:
-            raise BadRecord(f"a record must be valid JSON: {error}; fix the line") from error
-        if not isinstance(fields, dict):
-            raise BadRecord(f"a record must be a JSON object, got {type(fields).__name__}; fix the line")
-        return fields
-
-
-def read_items(path: Path, *, offset: int = 0, number: int = 0, contents: bool = True) -> Iterator[Item]:
-    """Items from one that begins at `offset` and is the file's item `number` (counted from 0).
+def find_image(value: Any, folder: Path) -> ImageFile | ImageBytes:
+    """The image that a record names.
 
     Args:
-        contents: without, members of tars are empty, which is many times faster.
+        value: a path, a URL, bytes, or a mapping with `bytes`, `path`, `url` or `image` (as `datasets` writes images).
+        folder: of relative paths. The file of a URL is looked for there as HOST/PATH (as `wget --force-directories`
+            stores it) and by its last name.
     """
-    if path.is_dir():
-        return islice(_code_items(path) if holds_codes(path) else _image_items(path), offset, None)
-    match path.suffix.lower():
-        case ".parquet":
-            return _parquet_items(path, offset)
-        case ".tar":
-            return _tar_items(path, offset, contents=contents)
-        case ".gz" | ".zst" as ending:
-            return islice(_compressed_lines(path, COMPRESSIONS[ending]), offset, None)
-        case ".jsonl" | ".json":
-            begin = _array_begin(path)
-            return _plain_lines(path, offset, number) if begin is None else _array_items(path, offset or begin, number)
-        case ending:
-            raise ValueError(f"the ending of {path} must be one of {', '.join(RECORD_ENDINGS)}, got {ending!r}")
+    match value:
+        case bytes():
+            return ImageBytes(value, "in the record")
+        case str() if value.startswith("data:"):
+            head, _, body = value.partition(",")
+            if not head.endswith(";base64"):
+                raise BadRecord(f"a data URL must be base64, got {short(head)}; encode the image as base64")
+            return ImageBytes(_decode(body), "in a data URL")
+        case str() if "://" in value:
+            return _file_of_url(value, folder)
+        case str() if value:
+            return ImageFile(_on_disk(folder, _expanded(Path(value))))
+        case {"bytes": bytes(data), **rest}:
+            return ImageBytes(data, str(rest.get("path") or "in the record"))
+        case {"bytes": str(text)}:
+            return ImageBytes(_decode(text), "in the record")
+        case dict():
+            for key in ("path", "image", "url"):
+                if value.get(key):
+                    return find_image(value[key], folder)
+        case [single]:
+            return find_image(single, folder)
+    raise BadRecord(f"an image must be a path, bytes, or a URL that is on disk, got {short(value)}; name its file")
 
 
-def is_seekable(path: Path) -> bool:
-    """Whether reading can begin at an item without reading those before it."""
-    return not path.is_dir() and path.suffix.lower() not in COMPRESSIONS
-
-
-def holds_codes(path: Path) -> bool:
-    """Whether a folder is one of codes by class."""
-    return (path / "codes").is_dir() and (path / "labels").is_dir()
-
-
-def _plain_lines(path: Path, offset: int, number: int) -> Iterator[Item]:
-    with path.open("rb") as stream:
-        stream.seek(offset)
-        for line in stream:
-            yield Item(f"line {number + 1}", offset, line)
-            number, offset = number + 1, offset + len(line)
-
-
-def _compressed_lines(path: Path, compression: str) -> Iterator[Item]:
+def _expanded(path: Path) -> Path:
+    """With the home folder for ~; a ~ that begins no user's name is part of a name."""
     try:
-        with io.BufferedReader(pyarrow.input_stream(str(path), compression=compression), CHUNK) as stream:
-            for number, line in enumerate(stream):
-                yield Item(f"line {number + 1}", number, line)
-    except (EOFError, OSError) as error:
-        raise ValueError(f"{path} must be a complete compressed file: {error}; download or write it again") from error
+        return path.expanduser()
+    except RuntimeError:
+        return path
 
 
-def _array_begin(path: Path) -> int | None:
-    """Where the first record of a JSON array is; None in a file of lines."""
-    begin = 0
-    with path.open("rb") as stream:
-        while head := stream.read(CHUNK):
-            if head.strip():
-                spaces = len(head) - len(head.lstrip())
-                return begin + spaces + 1 if head[spaces : spaces + 1] == b"[" else None
-            begin += len(head)
-    return None
+def _on_disk(folder: Path, name: Path) -> Path:
+    """Where a file is: below the folder, or below one of its sub-folders, as in COCO/val2014."""
+    with suppress(OSError):  # such as a name that is too long for a file
+        if name.is_absolute() or (folder / name).is_file():
+            return folder / name
+        found = [path for subfolder in _subfolders(folder) if (path := subfolder / name).is_file()]
+        if len(found) > 1:
+            raise BadRecord(f"{name} must be in one folder, got {found[0]} and {found[1]}; choose one with --images")
+        return (found or [folder / name])[0]
+    return folder / name
 
 
-def _array_items(path: Path, offset: int, number: int) -> Iterator[Item]:
-    """Objects of one JSON array, parsed one by one; offsets are bytes."""
-    parser, decoder = json.JSONDecoder(), codecs.getincrementaldecoder("utf-8")()
-    buffer, place, is_over = "", 0, False
-    with path.open("rb") as stream:
-        stream.seek(offset)
-        while True:
-            begin = place
-            while place < len(buffer) and buffer[place] in BETWEEN_RECORDS:
-                place += 1
-            offset += place - begin  # each character between records is one byte
-            try:
-                if buffer.startswith("]", place):
-                    return
-                value, end = parser.raw_decode(buffer, place)
-            except ValueError as error:
-                if is_over:
-                    raise ValueError(f"{path} must be a JSON array: {error} (record {number + 1}); fix it") from error
-                chunk = stream.read(CHUNK)
-                is_over = not chunk
-                buffer, place = buffer[place:] + decoder.decode(chunk, final=is_over), 0
-                continue
-            yield Item(f"record {number + 1}", offset, value if isinstance(value, dict) else json.dumps(value).encode())
-            offset += len(buffer[place:end].encode())
-            number, place = number + 1, end
+@lru_cache(maxsize=16)
+def _subfolders(folder: Path) -> list[Path]:
+    return sorted(child for child in folder.iterdir() if child.is_dir())[:MAX_SUBFOLDERS] if folder.is_dir() else []
 
 
-def _parquet_items(path: Path, first: int) -> Iterator[Item]:
+def _decode(text: str) -> bytes:
     try:
-        file = pyarrow.parquet.ParquetFile(path)
-    except pyarrow.ArrowInvalid as error:
-        raise ValueError(f"{path} must be a complete Parquet file: {error}; download or write it again") from error
-    with file:
-        number = 0
-        for group in range(file.num_row_groups):
-            num_rows = file.metadata.row_group(group).num_rows
-            if number + num_rows > first:
-                batches = file.iter_batches(PARQUET_ROWS, row_groups=[group])
-                rows = (row for batch in batches for row in batch.to_pylist())
-                for index, row in enumerate(rows, start=number):
-                    if index >= first:
-                        yield Item(f"row {index + 1}", index, row)
-            number += num_rows
+        return base64.b64decode(text, validate=True)
+    except binascii.Error as error:
+        raise BadRecord(f"the bytes of an image must be base64: {error}; encode them as base64") from error
 
 
-class TarMember(NamedTuple):
-    """A file inside a tar."""
-
-    offset: int
-    size: int
-
-
-class TarSample(NamedTuple):
-    """Neighbouring members of one name."""
-
-    offset: int
-    name: str
-    members: dict[str, TarMember]  # by their endings, in lower case
-
-
-def read_tar(path: Path, offset: int = 0) -> Iterator[TarSample]:
-    """The samples of a tar from one that begins at `offset`; an ending that a sample already has begins a new one.
-
-    Only headers are read. webdataset's own reader is not used as it tells no offsets, so it cannot resume.
-    """
-    sample = None
-    try:
-        with path.open("rb") as stream:
-            stream.seek(offset)
-            with tarfile.open(fileobj=stream, mode="r:") as tar:
-                for info in tar:
-                    tar.members = []  # type: ignore[attr-defined]  # tarfile remembers every member otherwise
-                    name, ending = base_plus_ext(info.name) if info.isfile() else (None, None)
-                    if name is None:
-                        continue
-                    ending = ending.lower()
-                    if sample is None or name != sample.name or ending in sample.members:
-                        if sample is not None:
-                            yield sample
-                        sample = TarSample(info.offset, name, {})
-                    sample.members[ending] = TarMember(info.offset_data, info.size)
-                # tarfile takes a file that ends in the middle of a header for a complete one
-                if path.stat().st_size < tar.offset + tarfile.BLOCKSIZE:
-                    raise tarfile.ReadError("it ends too early")
-    except tarfile.TarError as error:
-        raise ValueError(f"{path} must be a complete, uncompressed tar: {error}; download or write it again") from error
-    if sample is not None:
-        yield sample
+def _file_of_url(url: str, folder: Path) -> ImageFile:
+    parts = urlsplit(url)
+    path = unquote(parts.path)
+    if parts.scheme == "file":
+        return ImageFile(Path(path))
+    inside = Path(parts.netloc) / path.lstrip("/")
+    for candidate in (_on_disk(folder, inside), _on_disk(folder, Path(Path(path).name))):
+        with suppress(OSError):
+            if folder.resolve() in candidate.resolve().parents and candidate.is_file():
+                return ImageFile(candidate)
+    raise BadRecord(
+        f"the image of a URL must be on disk, got {short(url)} but no {short(str(folder / inside))}; download it, "
+        "nothing is fetched"
+    )
 
 
-def read_member(path: Path, member: TarMember) -> bytes:
-    """The bytes of a file inside a tar."""
-    with path.open("rb") as file:
-        file.seek(member.offset)
-        return file.read(member.size)
-
-
-def _tar_items(path: Path, offset: int, *, contents: bool) -> Iterator[Item]:
-    for sample in read_tar(path, offset):
-        files = {ending: read_member(path, member) if contents else b"" for ending, member in sample.members.items()}
-        yield Item(sample.name, sample.offset, {"__key__": sample.name, **files})
-
-
-def _image_items(path: Path) -> Iterator[Item]:
-    """Images in the order of their names, with captions from files beside them and classes from sub-folders."""
-    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_ENDINGS)
-    subfolders = sorted(child.name for child in path.iterdir() if child.is_dir())
-    number_of = {name: index for index, name in enumerate(subfolders)}
-    for number, file in enumerate(files):
-        caption, inside = file.with_suffix(".txt"), file.relative_to(path)
-        fields: dict[str, Any] = {"image": str(file.resolve())}
-        if caption.is_file():
-            fields["caption"] = caption.read_text(encoding="utf-8", errors="replace")
-        if inside.parts[0] in number_of:
-            fields["subfolder"] = number_of[inside.parts[0]]
-        yield Item(str(inside), number, fields)
-
-
-def _code_items(path: Path) -> Iterator[Item]:
-    """Classes with the codes (S, K, N) of S views of an image, from files of one or many images."""
-    number = 0
-    for file in sorted((path / "codes").glob("[!.]*.npy")):
-        labels_file = path / "labels" / file.name
-        if not labels_file.is_file():
-            raise FileNotFoundError(f"{file} must have a file of labels, got no {labels_file}; extract the codes again")
-        codes_ESKN, labels_E = np.load(file, mmap_mode="r"), np.load(labels_file).reshape(-1)
-        if codes_ESKN.ndim != 4 or len(codes_ESKN) != len(labels_E):
-            raise ValueError(
-                f"{file} must hold (images, views, codebooks, positions) for {len(labels_E)} labels, got "
-                f"{codes_ESKN.shape}; extract the codes again"
-            )
-        for index, (codes_SKN, label) in enumerate(zip(codes_ESKN, labels_E, strict=True)):
-            yield Item(f"codes/{file.name}, image {index + 1}", number, {"class": int(label), "codes": codes_SKN})
-            number += 1
+def short(value: Any) -> str:
+    """A value for a message."""
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

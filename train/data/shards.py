@@ -188,6 +188,9 @@ def write_manifest(folder: Path, names: Sequence[str], code_source: CodeSource) 
         left_out += _read_facts(file.metadata, name)["left_out"]
         shards.append({"name": name, "rows": file.num_rows, "bytes": path.stat().st_size})
     write_lines(folder / LEFT_OUT, left_out)
+    if not any(shard["rows"] for shard in shards):
+        first = f", {left_out[0]['place']}: {left_out[0]['reason']}" if left_out else ""
+        raise ValueError(f"{folder} must get records, got none ({len(left_out)} left out{first}); check the sources")
     manifest = {
         "version": VERSION,
         "tokenizer": asdict(code_source),

@@ -1,20 +1,26 @@
-"""Every format to records: what is said and shown in which order; and every way to be invalid is refused."""
+"""Every layout to records: what is said and shown in which order; and every way to be invalid is refused."""
 
 from __future__ import annotations
 
 import base64
 import io
 import json
+import re
+import tarfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from mllm.conversation import CodesPart, TextPart
-from train.data.importers import IMPORTERS, format_of
+from train.data.layouts import find_format, format_of, read_record, renamed
 from train.data.records import BadRecord, ImageBytes, ImageFile, Record, TenViews
+from train.data.rows import read_items
 
 CODES = [[1, 2, 3, 4], [5, 6, 7, 8]]
 
@@ -41,12 +47,12 @@ def summary(record: Record) -> str:
 
 
 def read(fields: dict[str, Any], folder: Path = Path("images")) -> Record:
-    return IMPORTERS[format_of(fields)](fields, folder)
+    return read_record(format_of(fields), fields, folder)
 
 
-def png() -> bytes:
+def png(color: str = "red") -> bytes:
     stream = io.BytesIO()
-    Image.new("RGB", (5, 4), "red").save(stream, "PNG")
+    Image.new("RGB", (5, 4), color).save(stream, "PNG")
     return stream.getvalue()
 
 
@@ -103,6 +109,17 @@ RECORDS = r"""
 {"texts": [null, "One.", null], "images": ["a.png", null, "b.png"]}
 = document assistant[a.png | One. | b.png]
 
+{"conversations": [{"from": "gpt", "value": "b"}, {"from": "human", "value": "c"}, {"from": "gpt", "value": "d"},
+                   {"from": "human", "value": "e"}]}
+= chat user[c] assistant[d]
+
+{"messages": [{"role": "assistant", "content": "b"}, {"role": "user", "content": "c"},
+              {"role": "assistant", "content": "d"}, {"role": "user", "content": "e"}]}
+= chat user[c] assistant[d]
+
+{"image": "a.png", "conversations": [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "That."}]}
+= chat user[a.png | What?] assistant[That.]
+
 {"text": "words", "id": 3}
 = document assistant[words]
 """
@@ -119,7 +136,7 @@ INVALID = r"""
 {"conversations": [{"from": "human", "value": "<image> What?"}, {"from": "gpt", "value": "That."}]}
 {"conversations": [{"from": "narrator", "value": "x"}]}
 {"conversations": "x"}
-{"__key__": "0", "jpg": ""}
+{"jpg": "a.png"}
 {"image": "a.png", "caption": " "}
 {"image": "a.png", "text": 3}
 {"image": 3, "caption": "x"}
@@ -134,6 +151,11 @@ INVALID = r"""
 {"data_type": "T2I", "text": "x", "vqcode_256": "[[-1]]"}
 {"data_type": "T2I", "text": "x", "vqcode_256": "[[1, 2]]"}
 {"data_type": "mllm_finetune", "text": "hello"}
+{"image": "a.png", "question": "x", "answer": {}}
+{"source": "a.png", "instruction": 3, "target": 5}
+{"images": 5, "texts": [{"user": "x", "assistant": "y"}]}
+{"images": ["a.png"], "texts": [{"user": "x"}]}
+{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}], "images": 5}
 {"text_list": ["x"], "image_info": [{"image_name": "a.png", "matched_text_index": 1}]}
 {"text_list": "x", "image_info": []}
 {"texts": ["x"], "images": []}
@@ -147,8 +169,127 @@ def test_a_record_is_read() -> None:
     for block in RECORDS.strip().split("\n\n"):
         record, _, expected = block.partition("\n= ")
         assert summary(read(json.loads(record))) == expected
-    sample = {"__key__": "000", "jpg": png(), "txt": b"a red thing"}
-    assert summary(read(sample)) == f"pair user[a red thing] assistant[{len(png())} bytes]"
+
+
+PAGE = Path(__file__).resolve().parents[3] / "docs" / "data.md"
+ON_THE_PAGE = """
+captions.tar: pair user[a red circle] assistant[RED]
+captions.tar: pair user[a red circle on white] assistant[RED]
+captions.tar: pair user[a red cat] assistant[RED]
+captions: pair user[a red circle] assistant[a.png]
+captions: pair user[A red circle.] assistant[a.png]
+captions.csv: pair user[a red circle, small] assistant[a.png]
+captions.tsv: pair user[a red circle] assistant[a.png]
+captions.tsv: pair user[a blue circle] assistant[b.png]
+captions.json: pair user[a red circle] assistant[a.png]
+captions.json: pair user[a circle] assistant[a.png]
+captions.parquet: pair user[a red circle] assistant[RED]
+captions.parquet: pair user[a blue circle] assistant[BLUE]
+edit.parquet: chat user[RED | make it blue] assistant[BLUE]
+edit.parquet: chat user[BLUE | make it red] assistant[RED]
+edit: chat user[a.png | make it blue] assistant[b.png]
+edit: chat user[a.png | make it blue] assistant[b.png]
+vqa: chat user[a.png | What color is it?] assistant[red]
+vqa: chat user[a.png | How many?] assistant[1]
+instruct: chat user[Name the color. | a red circle] assistant[red]
+instruct: chat user[Name the color. | a red circle] assistant[red]
+classes: class user[3] assistant[ten views of a.png]
+classes: class user[0] assistant[ten views of b.png]
+classes.tar: class user[3] assistant[ten views of RED]
+chat: chat user[a.png | What is it?] assistant[A red circle.]
+chat: chat user[a.png | Make it blue.] assistant[b.png]
+llava.json: chat user[a.png | What is it?] assistant[A red circle.]
+llava.json: chat user[Who are you?] assistant[A model.]
+cauldron.parquet: chat user[RED | What color?] assistant[Red.]
+cauldron.parquet: chat user[BLUE | What color?] assistant[Blue.]
+mmc4: document assistant[A circle. | a.png | It is red.]
+mmc4: document assistant[b.png | It is blue.]
+obelics: document assistant[A circle. | a.png | It is red.]
+obelics: document assistant[b.png | It is blue.]
+text: document assistant[Once upon a time there was a circle.]
+text: document assistant[It was red.]
+codes: draw user[a circle | a large red circle] assistant[[1, 5] (2, 2)]
+codes: document assistant[Once upon a time]
+"""
+
+
+def write_sample(path: Path, text: str, images: dict[str, bytes]) -> None:
+    """A sample of the page as a file of its layout."""
+    match path.suffix:
+        case ".tar":
+            with tarfile.open(path, "w") as tar:
+                for line in text.splitlines():
+                    name, _, words = line.partition(" ")
+                    content = words.encode() or images["a.png"]
+                    info = tarfile.TarInfo(name)
+                    info.size = len(content)
+                    tar.addfile(info, io.BytesIO(content))
+        case ".parquet":
+            rows = [json.loads(line, object_hook=partial(with_bytes, images)) for line in text.splitlines()]
+            pq.write_table(pa.Table.from_pylist(rows), path)
+        case _:
+            path.write_text(text)
+
+
+def with_bytes(images: dict[str, bytes], value: dict[str, Any]) -> dict[str, Any]:
+    return {"bytes": images[value["bytes"]], "path": None} if "bytes" in value else value
+
+
+def test_the_samples_of_the_page_are_read_from_files(tmp_path: Path) -> None:
+    images = {"a.png": png("red"), "b.png": png("blue")}
+    for name, content in images.items():
+        (tmp_path / name).write_bytes(content)
+    found = []
+    for number, (language, text) in enumerate(re.findall(r"^```([\w.]+)\n(.*?)^```$", PAGE.read_text(), re.M | re.S)):
+        layout, _, ending = language.partition(".")
+        if layout in ("sh", "yaml"):
+            continue
+        path = tmp_path / f"{number}.{ending or 'jsonl'}"
+        write_sample(path, text, images)
+        assert find_format(path) == layout
+        for item in read_items(path):
+            record = read_record(layout, item.row(), tmp_path)
+            assert all(getattr(image, "image", image).open().size == (5, 4) for image in record.images), item
+            found.append(f"{language}: {summary(record)}")
+    lengths = {f"{len(content)} bytes": name for name, content in (("RED", images["a.png"]), ("BLUE", images["b.png"]))}
+    text = "\n".join(found)
+    for length, name in lengths.items():
+        text = text.replace(length, name)
+    assert text == ON_THE_PAGE.strip()
+
+
+def test_columns_go_by_the_names_of_map(tmp_path: Path) -> None:
+    row = {"meta": {"words": "a red thing"}, "file": "a.png"}
+    with pytest.raises(BadRecord, match="meta, file"):
+        format_of(row)
+    mapped = renamed(row, {"caption": "meta.words", "image": "file"})
+    assert summary(read(dict(mapped))) == "pair user[a red thing] assistant[a.png]"
+    with pytest.raises(BadRecord, match="nothing"):
+        renamed(row, {"caption": "nothing"})
+
+
+def test_an_unknown_layout_is_named_whatever_the_number_of_records(tmp_path: Path) -> None:
+    for count in (1, 3, 150):
+        path = tmp_path / f"{count}.jsonl"
+        path.write_text('{"a": 1, "b": 2}\n' * count)
+        with pytest.raises(ValueError, match=r"jsonl is unknown: .* got a, b"):
+            find_format(path)
+
+
+def test_an_image_may_be_below_one_sub_folder(tmp_path: Path) -> None:
+    for name in ("val2014/a.png", "one/b.png", "two/b.png", "i/a.org/x/c.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(png())
+    for name in ("a.png", "./a.png", "https://a.org/x/c.png"):
+        assert read({"image": name, "caption": "x"}, tmp_path).images[0].open().size == (5, 4)
+    with pytest.raises(BadRecord, match="--images"):
+        read({"image": "b.png", "caption": "x"}, tmp_path)
+
+
+def test_half_a_surrogate_pair_is_a_broken_record() -> None:
+    for line in (r'{"text": "bad \ud83d"}', r'{"image": "a.png", "caption": "bad \ud83d"}'):
+        with pytest.raises(BadRecord, match="surrogate"):
+            read(json.loads(line))
 
 
 def test_an_invalid_record_is_refused() -> None:

@@ -1,0 +1,457 @@
+"""Layouts of raw rows as data: which columns make which kind of record, under all the names they go by.
+
+A layout is known by its columns; the first that fits counts. `--map caption=prompt,image=img_path` gives columns the
+names of here. A column may lie inside another one (Task2.Caption). Layouts with an order of their own (chats, LLaVA's,
+interleaved documents, codes) have a function each; the others are a question and its answer.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from statistics import mode
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mllm.conversation import CodesPart, TextPart
+from train.data.records import (
+    BadRecord,
+    Record,
+    RecordPart,
+    TenViews,
+    Turn,
+    chat_record,
+    document_record,
+    find_image,
+    pair_record,
+    short,
+)
+from train.data.rows import read_items
+
+Row = Mapping[str, Any]
+MARKER = "<image>"
+SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+UNUSED = "no"
+"""What an unused field of Liquid and UniTok holds."""
+CODES_PREFIX = "vqcode_"
+MAX_CODE = 65_535  # shards hold uint16
+MAX_TRIES = 100
+"""Records at the beginning of a file that may be invalid before its format cannot be told."""
+
+COLUMNS: dict[str, tuple[str, ...]] = {
+    "image": ("jpg", "png", "webp", "jpeg", "file_name", "image_path", "img_path", "path", "image_file", "img"),
+    "link": ("url", "URL", "image_url"),
+    "caption": ("Task2.Caption", "txt", "text", "prompt", "captions"),
+    "alt": ("caption", "TEXT", "alt_text"),
+    "source": ("source_image", "source_img", "src_img", "original_image", "input_image"),
+    "target": ("target_image", "target_img", "edited_image", "edited_img", "output_image"),
+    "instruction": ("edit_prompt", "edited_prompt_list", "edit_instruction", "prompt"),
+    "question": ("query", "instruction"),
+    "answer": ("multiple_choice_answer", "answers", "output", "response", "label"),
+    "input": ("context",),
+    "class": ("cls", "label"),
+    "text": ("content",),
+}
+"""A column and the other names that it goes by in the field."""
+
+
+def find(row: Row, column: str) -> Any:
+    """The value of a column under any of its names; None where there is none."""
+    return next(
+        (value for name in (column, *COLUMNS.get(column, ())) if (value := _inside(row, name)) is not None), None
+    )
+
+
+def _inside(value: Any, name: str) -> Any:
+    """The value of `name`, or of a path such as texts.0.user."""
+    if isinstance(value, Mapping) and name in value:
+        return value[name]
+    first, _, rest = name.partition(".")
+    if isinstance(value, list) and first.isdecimal() and int(first) < len(value):
+        return _inside(value[int(first)], rest)
+    if rest and isinstance(value, Mapping):
+        return _inside(value.get(first), rest)
+    return None
+
+
+# Questions and answers
+
+
+def dialogue(question: tuple[str, ...], answer: tuple[str, ...]) -> Callable[[Row, Path], Record]:
+    """A reader of records of one question and its answer, out of these columns in this order."""
+
+    def read(row: Row, folder: Path) -> Record:
+        turns = [
+            Turn(role, tuple(part for column in columns for part in _parts(column, find(row, column), folder)))
+            for role, columns in (("user", question), ("assistant", answer))
+        ]
+        return chat_record(turns)
+
+    return read
+
+
+def _parts(column: str, value: Any, folder: Path) -> Iterator[RecordPart]:
+    if column in ("image", "source", "target"):
+        yield from (find_image(image, folder) for image in (value if isinstance(value, list) else [value]))
+    elif value is not None and (words := _words(value, column).replace(MARKER, "").strip()):
+        yield TextPart(words)
+
+
+def _words(value: Any, column: str) -> str:
+    """A text; of several answers to one question the most common one."""
+    match value:
+        case str():
+            return value
+        case int() | float():
+            return str(value)
+        case [_, *_]:
+            return mode(_words(one, column) for one in value)
+        case {"answer": said} | {"text": said}:
+            return _words(said, column)
+    raise BadRecord(f"{column} must be a text, got {short(value)}; fix the record")
+
+
+def read_cauldron(row: Row, folder: Path) -> Record:
+    """Questions and answers about one list of images, which come before the first question."""
+    images, texts = _lists(row, "images", "texts")
+    parts: list[RecordPart] = [find_image(image, folder) for image in images]
+    turns: list[Turn] = []
+    for text in texts:
+        said = [text.get(role) if isinstance(text, dict) else None for role in ("user", "assistant")]
+        turns.append(Turn("user", (*parts, TextPart(_words(said[0], "user")))))
+        turns.append(Turn("assistant", (TextPart(_words(said[1], "assistant")),)))
+        parts = []
+    return chat_record(turns)
+
+
+# Orders of their own
+
+
+def read_chat(row: Row, folder: Path) -> Record:
+    """A system message is put before the next user message; a single assistant message is a document."""
+    messages = row.get("messages")
+    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+        raise BadRecord(f"messages must be a list of objects, got {type(messages).__name__}; fix the record")
+    (images,) = _lists({"images": row.get("images") or []}, "images")
+    listed = iter(images)
+    turns: list[Turn] = []
+    before: tuple[RecordPart, ...] = ()
+    for message in messages:
+        parts = tuple(_content_parts(message.get("content"), listed, folder))
+        match message.get("role"):
+            case "system":
+                before = (*before, *parts)
+            case "user":
+                turns.append(Turn("user", (*before, *parts)))
+                before = ()
+            case "assistant":
+                turns.append(Turn("assistant", parts))
+            case role:
+                raise BadRecord(f"a role must be system, user or assistant, got {role!r}; fix the message")
+    if num_left := len(list(listed)):
+        raise BadRecord(f"messages must show all images, got {num_left} that none shows; add their items")
+    if [turn.role for turn in turns] == ["assistant"]:
+        return document_record(turns[0].parts)
+    return chat_record(turns)
+
+
+def _content_parts(content: Any, listed: Iterator[Any], folder: Path) -> Iterator[RecordPart]:
+    if isinstance(content, str):
+        yield TextPart(content)
+        return
+    if not isinstance(content, list):
+        raise BadRecord(f"content must be a string or a list, got {type(content).__name__}; fix the message")
+    for item in content:
+        match item:
+            case {"type": "text", "text": str(text)}:
+                yield TextPart(text)
+            case {"type": "image" | "image_url", **rest}:
+                yield find_image(_named_image(rest, listed), folder)
+            case _:
+                raise BadRecord(f"items of a message must be of type text or image, got {short(item)}; fix it")
+
+
+def _named_image(item: dict[str, Any], listed: Iterator[Any]) -> Any:
+    """The image of an item; Parquet files hold every key in every item, mostly empty."""
+    for key in ("image", "path", "url", "image_url", "bytes"):
+        if item.get(key):
+            return item if key == "bytes" else item[key]
+    image = next(listed, None)
+    if image is None:
+        raise BadRecord("an image item must have an image, got no path and no image left in `images`; add it")
+    return image
+
+
+def read_llava(row: Row, folder: Path) -> Record:
+    """`image` is one path or a list of them; without it the dialogue is text."""
+    named = row.get("images") if row.get("image") is None else row["image"]
+    names = [] if named is None else named if isinstance(named, list) else [named]
+    return chat_record(_llava_turns(row.get("conversations"), [find_image(name, folder) for name in names]))
+
+
+def _llava_turns(conversation: Any, images: list[Any]) -> list[Turn]:
+    """Turns of LLaVA's list, with the images at their markers."""
+    if not isinstance(conversation, list) or not all(isinstance(turn, dict) for turn in conversation):
+        raise BadRecord(f"conversations must be a list of turns, got {type(conversation).__name__}; fix the record")
+    values = [str(turn.get("value", turn.get("content", ""))) for turn in conversation]
+    num_markers = sum(value.count(MARKER) for value in values)
+    if not num_markers and values:  # as in ShareGPT4V: before the first question
+        first = next((n for n, turn in enumerate(conversation) if _speaker(turn) == "user"), 0)
+        values[first], num_markers = MARKER * len(images) + values[first], len(images)
+    if num_markers != len(images):
+        raise BadRecord(
+            f"the dialogue must have one <image> per image, got {num_markers} for {len(images)} images; "
+            "add or remove <image> so that they match"
+        )
+    left = iter(images)
+    turns: list[Turn] = []
+    system = ""
+    for turn, value in zip(conversation, values, strict=True):
+        match _speaker(turn):
+            case "system":
+                system = value.strip() + "\n"
+            case "user":
+                turns.append(Turn("user", tuple(_llava_parts(system + value, left))))
+                system = ""
+            case "assistant":
+                turns.append(Turn("assistant", tuple(_llava_parts(value, left))))
+            case _:
+                raise BadRecord(f"a speaker must be human or gpt, got {short(turn)}; fix it")
+    return turns
+
+
+def _speaker(turn: dict[str, Any]) -> str | None:
+    return SPEAKERS.get(str(turn.get("from", turn.get("role"))))
+
+
+def _llava_parts(value: str, images: Iterator[Any]) -> Iterator[RecordPart]:
+    for index, text in enumerate(value.split(MARKER)):
+        if index:
+            yield next(images)
+        if text.strip():
+            yield TextPart(text.strip())
+
+
+# Images and words
+
+
+def read_captions(row: Row, folder: Path) -> Record:
+    """An image and its captions."""
+    image = find(row, "image")
+    caption = find(row, "caption" if image is not None or "alt" not in row else "alt")
+    captions = caption if isinstance(caption, list) else [caption]
+    if not captions or not all(isinstance(text, str) for text in captions):
+        raise BadRecord(f"an image must have a caption, got {short(caption)} in {_names(row)}; add it, or use --map")
+    return pair_record(captions, find_image(find(row, "link") if image is None else image, folder))
+
+
+def read_classes(row: Row, folder: Path) -> Record:
+    """A class and ten views of its image, as LlamaGen crops them, or the codes of any number of views."""
+    label = find(row, "class")
+    label = row.get("subfolder") if label is None else label
+    if isinstance(label, str) and label.isdecimal():
+        label = int(label)
+    if not isinstance(label, int) or isinstance(label, bool) or label < 0:
+        raise BadRecord(f"a class must be an integer >= 0, got {label!r}; put images into one sub-folder per class")
+    views: tuple[RecordPart, ...]
+    if "codes" in row:
+        views = tuple(_codes_part(codes_KN, "codes", row) for codes_KN in row["codes"])
+    else:
+        views = (TenViews(find_image(find(row, "image"), folder)),)
+    return Record("class", (Turn("user", (TextPart(str(label)),)), Turn("assistant", views)))
+
+
+def read_codes(row: Row, folder: Path) -> Record:
+    """T2I: `text` (short) or `InVL_caption` (long) to the image; I2T: the image to one of them; image_text: both ways;
+    mllm_pretrain, mllm_finetune: `text` is a JSON list of LLaVA's turns; anything else: `text` is a document."""
+    kind = row.get("data_type")
+    captions = [str(row[key]) for key in ("text", "InVL_caption") if row.get(key, UNUSED) not in (UNUSED, None)]
+    codes = _find_codes(row)
+    match kind:
+        case "T2I" | "image_text" | "I2T" if codes is None:
+            raise BadRecord(f"a record of kind {kind} must have codes, got {sorted(row)}; add {CODES_PREFIX}256")
+        case "T2I":
+            return pair_record(captions, codes, kind="draw")
+        case "image_text":
+            return pair_record(captions, codes)
+        case "I2T":
+            if not captions:
+                raise BadRecord("an image must have a caption, got 'no' in text and InVL_caption; write one")
+            return chat_record([Turn("user", (codes,)), Turn("assistant", (TextPart(captions[-1]),))])
+        case "mllm_pretrain" | "mllm_finetune":
+            return chat_record(_llava_turns(_from_json(row.get("text"), "text"), [] if codes is None else [codes]))
+        case _:
+            return document_record([TextPart(caption) for caption in captions[:1]])
+
+
+def _find_codes(row: Row) -> CodesPart | None:
+    """The codes of a record: a JSON string of K lists of N numbers, or of one list (one codebook)."""
+    names = [name for name in row if name.startswith(CODES_PREFIX) and row[name] not in (UNUSED, None, "", [])]
+    if not names:
+        return None
+    values = row[names[0]]
+    try:
+        codes = np.atleast_2d(np.array(_from_json(values, names[0]) if isinstance(values, str) else values))
+    except ValueError as error:
+        if isinstance(error, BadRecord):
+            raise
+        raise BadRecord(f"{names[0]} must be K lists of the same length: {error}; fix the record") from error
+    return _codes_part(codes, names[0], row)
+
+
+def _codes_part(codes_KN: np.ndarray, name: str, row: Row) -> CodesPart:
+    is_table = codes_KN.ndim == 2 and codes_KN.dtype.kind in "iu"
+    if not is_table or codes_KN.min(initial=0) < 0 or codes_KN.max(initial=0) > MAX_CODE:
+        raise BadRecord(f"{name} must be K lists of integers from 0 to {MAX_CODE}, got shape {codes_KN.shape}; fix it")
+    return CodesPart(codes_KN.astype(np.uint16), _grid(codes_KN.shape[1], row))
+
+
+def _grid(num_positions: int, row: Row) -> tuple[int, int]:
+    """A square, or the shape of `width` and `height` in pixels."""
+    side = math.isqrt(num_positions)
+    if side * side == num_positions:
+        return side, side
+    try:
+        width, height = int(row["width"]), int(row["height"])
+        patch = math.isqrt(width * height // num_positions)
+        rows, columns = height // patch, width // patch
+    except (KeyError, ValueError, TypeError, ZeroDivisionError):
+        rows = columns = 0
+    if rows * columns != num_positions:
+        raise BadRecord(
+            f"width and height must be those of an image of {num_positions} positions, got {row.get('width')!r} and "
+            f"{row.get('height')!r}; give both in pixels"
+        )
+    return rows, columns
+
+
+def _from_json(text: Any, name: str) -> Any:
+    try:
+        return json.loads(text)
+    except (TypeError, ValueError) as error:
+        raise BadRecord(f"{name} must be valid JSON: {error}; fix the record") from error
+
+
+def read_mmc4(row: Row, folder: Path) -> Record:
+    """Each image comes before the text that it matches; of equal indices the order in `image_info` holds."""
+    texts, images = _lists(row, "text_list", "image_info")
+    before: dict[int, list[RecordPart]] = {}
+    for info in images:
+        index = info.get("matched_text_index") if isinstance(info, dict) else None
+        if not isinstance(index, int) or not 0 <= index < len(texts):
+            raise BadRecord(f"matched_text_index must be one of {len(texts)} texts, got {index!r}; fix image_info")
+        before.setdefault(index, []).append(find_image(info.get("image_name") or info.get("raw_url"), folder))
+    parts: list[RecordPart] = []
+    for index, text in enumerate(texts):
+        parts += [*before.get(index, []), TextPart(str(text))]
+    return document_record(parts)
+
+
+def read_obelics(row: Row, folder: Path) -> Record:
+    """At each index of the two lists a text or an image."""
+    texts, images = _lists(row, "texts", "images")
+    if len(texts) != len(images):
+        raise BadRecord(f"texts and images must have one length, got {len(texts)} and {len(images)}; fill with null")
+    parts: list[RecordPart] = []
+    for index, (text, image) in enumerate(zip(texts, images, strict=True)):
+        if (text is None) == (image is None):
+            raise BadRecord(f"texts and images must hold one of the two at index {index}, got both or none; fix them")
+        parts.append(TextPart(str(text)) if image is None else find_image(image, folder))
+    return document_record(parts)
+
+
+def _lists(row: Row, *names: str) -> list[list[Any]]:
+    for name in names:
+        if not isinstance(row.get(name), list):
+            raise BadRecord(f"{name} must be a list, got {type(row.get(name)).__name__}; fix the record")
+    return [row[name] for name in names]
+
+
+def read_text(row: Row, folder: Path) -> Record:
+    """A plain text."""
+    text = find(row, "text")
+    if not isinstance(text, str):
+        raise BadRecord(f"text must be a string, got {type(text).__name__}; fix the record")
+    return document_record([TextPart(text)])
+
+
+# The table
+
+
+class Layout(NamedTuple):
+    """Columns by which a row is known, in several ways, and what becomes of it."""
+
+    columns: tuple[tuple[str, ...], ...]
+    read: Callable[[Row, Path], Record]
+    """A row and the folder of relative image paths to a record."""
+
+
+LAYOUTS = {
+    "codes": Layout((("data_type",), ("vqcode_256",), ("vqcode_512",), ("vqcode_multi768",)), read_codes),
+    "llava": Layout((("conversations",),), read_llava),
+    "chat": Layout((("messages",),), read_chat),
+    "mmc4": Layout((("text_list", "image_info"),), read_mmc4),
+    "cauldron": Layout((("images", "texts.0.user"),), read_cauldron),
+    "obelics": Layout((("texts", "images"),), read_obelics),
+    "edit": Layout((("source", "instruction", "target"),), dialogue(("source", "instruction"), ("target",))),
+    "vqa": Layout((("image", "question", "answer"),), dialogue(("image", "question"), ("answer",))),
+    "captions": Layout((("image", "caption"), ("image", "alt"), ("link", "alt")), read_captions),
+    "classes": Layout((("image", "class"), ("codes", "class")), read_classes),
+    "instruct": Layout((("question", "answer"),), dialogue(("question", "input"), ("answer",))),
+    "text": Layout((("text",),), read_text),
+}
+ALIASES = {"webdataset": "captions"}
+"""Names of layouts in tasks of older versions."""
+
+
+def format_of(row: Row) -> str:
+    """The name of the first layout whose columns a row has."""
+    for name, layout in LAYOUTS.items():
+        if any(all(find(row, column) is not None for column in columns) for columns in layout.columns):
+            return name
+    hint = "; use --format classes for images in one sub-folder per class" if "subfolder" in row else ""
+    raise BadRecord(
+        f"the columns must be those of a known layout, got {_names(row)}; name its columns with --map, such as "
+        f"caption=COLUMN,image=COLUMN{hint}"
+    )
+
+
+def read_record(name: str, row: Row, folder: Path) -> Record:
+    """The record of a row of this layout; relative image paths are below `folder`."""
+    return LAYOUTS[ALIASES.get(name, name)].read(row, folder)
+
+
+def renamed(row: Row, columns: Mapping[str, str]) -> Row:
+    """A row with the column names of --map."""
+    values = {name: _inside(row, column) for name, column in columns.items()}
+    if missing := [columns[name] for name, value in values.items() if value is None]:
+        raise BadRecord(f"column {missing[0]} of --map must have a value, got the columns {_names(row)}; correct it")
+    return {**row, **values} if values else row
+
+
+def find_format(path: Path, columns: Mapping[str, str] | None = None) -> str:
+    """The layout of a file, by its first valid record; that of an empty file does not matter.
+
+    Raises:
+        ValueError: none of the first records is of a known layout.
+    """
+    first_error: BadRecord | None = None
+    for number, item in enumerate(read_items(path)):
+        if isinstance(item.value, bytes) and not item.value.strip():
+            continue
+        try:
+            return format_of(renamed(item.row(), columns or {}))
+        except BadRecord as error:
+            first_error = first_error or error
+        if number + 1 >= MAX_TRIES:
+            break
+    if first_error is not None:
+        raise ValueError(f"the layout of {path} is unknown: {first_error}") from first_error
+    return "text"
+
+
+def _names(row: Row) -> str:
+    return ", ".join(map(str, row)) or "none"
