@@ -9,7 +9,9 @@ Letters: N image positions per image, K codebooks, C codes per codebook, D hidde
 
 from __future__ import annotations
 
+import os
 import re
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from transformers import AutoConfig, LlamaConfig, PreTrainedConfig
@@ -62,7 +64,33 @@ TRAINING_FIELDS: dict[str, Any] = {
 }
 """What the released training script adds to its config; of no effect here."""
 NOT_KEPT = {"text_config", "model_type", "architectures", "dtype", "transformers_version", "tie_word_embeddings"}
-"""Fields of ours that the released file says in its own way."""
+NOT_KEPT |= {"auto_map"}
+"""Fields of ours that the released file says in its own way, or not at all."""
+
+SHIM = "modeling_mllm_toolkit"
+SHIM_TEXT = '''"""By this file transformers loads this folder where mllm-toolkit is installed, with trust_remote_code=True."""
+
+try:
+    from mllm.config import MLLMConfig  # noqa: F401
+    from mllm.model import MLLMForConditionalGeneration  # noqa: F401
+    from mllm.processor import MLLMProcessor  # noqa: F401
+except ImportError as error:
+    raise ImportError(
+        f"mllm-toolkit must be installed to load this model, got: {error}; run: pip install mllm-toolkit"
+    ) from error
+'''
+"""A file of each saved folder: programs that do not import us find our classes by it."""
+MODEL_CLASSES = ("AutoModel", "AutoModelForCausalLM", "AutoModelForImageTextToText", "AutoModelForMultimodalLM")
+AUTO_MAP = {
+    "AutoConfig": f"{SHIM}.MLLMConfig",
+    **{name: f"{SHIM}.MLLMForConditionalGeneration" for name in MODEL_CLASSES},
+    "AutoProcessor": f"{SHIM}.MLLMProcessor",
+}
+
+
+def save_shim(folder: str | os.PathLike) -> None:
+    """Write the file that `auto_map` names."""
+    (Path(folder) / f"{SHIM}.py").write_text(SHIM_TEXT, encoding="utf-8")
 
 
 class MLLMConfig(PreTrainedConfig):
@@ -179,7 +207,17 @@ class MLLMConfig(PreTrainedConfig):
             if old in kwargs:
                 setattr(self, new, kwargs.pop(old))
         super().__post_init__(**kwargs)
+        self.auto_map = dict(AUTO_MAP)
         self.check()
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:
+        """Nothing: `auto_map` names our file, and transformers shall not copy our modules into saved folders."""
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
+        """As in transformers, with the file that loads the folder in a program that does not import us."""
+        super().save_pretrained(save_directory, **kwargs)
+        save_shim(save_directory)
 
     @classmethod
     def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -22,7 +22,9 @@ The model writes both itself, a chain of thought for drawing and understanding, 
 
 from __future__ import annotations
 
+import base64
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -33,6 +35,7 @@ from PIL import Image
 
 from mllm.config import CHOICES, MLLMConfig
 from mllm.vocabulary import IMAGE
+from tokenizer.images import read_image
 
 UNCONDITIONAL = "<unconditional>"
 """Stands for a dropped instruction, in training and as the other branch of guidance."""
@@ -44,55 +47,63 @@ VICUNA_SYSTEM = (
 USER, ASSISTANT = "USER:", "ASSISTANT:"
 
 Role = Literal["user", "assistant"]
+IMAGE_KEYS = ("image", "base64", "bytes", "url", "image_url", "path")
+"""Where an item of type image or image_url holds its image; the first of them that is there counts."""
 AnswerKind = Literal["text", "image"]
 Mode = Literal["text", "image", "interleaved"]
 
 # The text form of the prompts as Jinja, for tools that render chats with a template; `<image>` stands for an image.
 # What the model is trained on and asked with is built by mllm/sequence.py; a test holds the two together.
 WORDS = {"user": USER, "assistant": ASSISTANT, "system": VICUNA_SYSTEM, "image": IMAGE}
+SET_WORDS = "".join(f"{{%- set {name} = {json.dumps(value)} -%}}" for name, value in WORDS.items())
 
-EACH_PART = """
+TURNS = """
+{%- set state = namespace(before=[]) -%}
+{%- for message in messages -%}
 {%- set content = message['content'] -%}
 {%- if content is string -%}{%- set content = [{'type': 'text', 'text': content}] -%}{%- endif -%}
-{%- for part in content -%}"""
+{%- if message['role'] == 'system' -%}{%- set state.before = state.before + content -%}
+{%- elif message['role'] == 'user' -%}{%- set content = state.before + content -%}{%- set state.before = [] -%}
+USER_TURN
+{%- elif message['role'] == 'assistant' -%}
+{%- generation -%}ASSISTANT_TURN{%- endgeneration -%}
+{%- else -%}{{ raise_exception('roles must be system, user or assistant, got ' ~ message['role']) }}
+{%- endif -%}
+{%- endfor -%}"""
+"""A system message is put before the next user message, as in training."""
 
-NATIVE = """
-{{- bos_token -}}
-{%- for message in messages -%}
-{%- if message['role'] == 'user' -%}{{ user }}{%- endif -%}
-EACH_PART
-{%- if part['type'] == 'image' -%}{{ image }}{%- else -%}{{ ' ' + (part['text'] | trim) }}{%- endif -%}
-{%- endfor -%}
-{{- ' ' + assistant if message['role'] == 'user' else eos_token -}}
+NATIVE_PARTS = """
+{%- for part in content -%}
+{%- if part['type'].startswith('image') -%}{{ image }}
+{%- elif part['type'] == 'class' -%}{{ '<class_' ~ part['class'] ~ '>' }}
+{%- elif part['text'] | trim -%}{{ ' ' + part['text'] | trim }}{%- endif -%}
 {%- endfor -%}"""
 
-UNITOK = """
-{{- bos_token + system -}}
-{%- for message in messages -%}
-{{- user + ' ' if message['role'] == 'user' else ' ' -}}
-EACH_PART
-{%- if part['type'] == 'image' -%}{{ image + '\\n' }}
-{%- else -%}{{ ('' if loop.first or loop.previtem['type'] == 'image' else ' ') + (part['text'] | trim) }}{%- endif -%}
-{%- endfor -%}
-{{- ' ' + assistant if message['role'] == 'user' else eos_token -}}
+VICUNA_PARTS = """
+{%- for part in content -%}
+{%- if part['type'].startswith('image') -%}{{ image + '\\n' }}
+{%- else -%}{{ ('' if loop.first or loop.previtem['type'].startswith('image') else ' ') + part['text'] | trim }}
+{%- endif -%}
 {%- endfor -%}"""
 
-PLAIN = """
-{{- bos_token -}}
-{%- for message in messages -%}
-EACH_PART
-{%- if part['type'] == 'image' -%}{{ image }}
-{%- elif message['role'] == 'assistant' -%}{{ (part['text'] | trim) + '\\n' }}{%- endif -%}
-{%- endfor -%}
+BARE_PARTS = """
+{%- for part in content -%}
+{%- if part['type'].startswith('image') -%}{{ image }}
+{%- elif part['type'] == 'class' -%}{{ '<class_' ~ part['class'] ~ '>' }}
+{%- elif message['role'] == 'assistant' -%}{{ part['text'] | trim + '\\n' }}{%- endif -%}
 {%- endfor -%}"""
 
-CLASS = """
-{%- for message in messages -%}
-EACH_PART
-{%- if part['type'] == 'image' -%}{{ image }}
-{%- elif part['type'] == 'class' -%}{{ '<class_' ~ part['class'] ~ '>' }}{%- endif -%}
-{%- endfor -%}
-{%- endfor -%}"""
+BOS, EOS = "{{- bos_token -}}", "{{- eos_token -}}"
+TEMPLATES = {  # what begins the text, a turn of the user, and one of the assistant
+    "native": (BOS, "{{- user -}}" + NATIVE_PARTS + "{{- ' ' + assistant -}}", NATIVE_PARTS + EOS),
+    "vicuna_v1": (
+        "{{- bos_token + system -}}",
+        "{{- user + ' ' -}}" + VICUNA_PARTS + "{{- ' ' + assistant -}}",
+        "{{- ' ' -}}" + VICUNA_PARTS + EOS,
+    ),
+    "plain": (BOS, BARE_PARTS, BARE_PARTS),
+    "class": ("", BARE_PARTS, BARE_PARTS),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,14 +176,27 @@ class Segment:
 
 
 def render(
-    messages: Sequence[Message], style: str, *, add_generation_prompt: bool = False, answer: AnswerKind | None = None
+    messages: Sequence[Message],
+    style: str,
+    *,
+    add_generation_prompt: bool = False,
+    continue_final_message: bool = False,
+    answer: AnswerKind | None = None,
 ) -> list[Segment]:
     """Segments of a dialogue, in order.
 
     Args:
         add_generation_prompt: the assistant is to speak next; the last message must be the user's.
+        continue_final_message: the assistant is to go on; the last message must be its own.
         answer: what it is to say (style "unitok" has one prompt for each); default: an image if only text was given.
     """
+    if continue_final_message:
+        if add_generation_prompt or not messages or messages[-1].role != "assistant":
+            raise ValueError(
+                "continue_final_message must come with a last message of the assistant and no add_generation_prompt, "
+                "got another; drop one"
+            )
+        return without_end(render(messages, style, answer=answer))
     check_dialogue(messages, add_generation_prompt=add_generation_prompt)
     if messages[0].role == "assistant":
         return [Segment(Marker.BOS), *_render_document(messages[0])]
@@ -194,6 +218,11 @@ def render(
         raise ValueError("the request must be an image alone, got text; leave it out, or train stage 2")
     segments = list(renderers[style](messages))
     return segments if style == "class" else [Segment(Marker.BOS), *segments]
+
+
+def without_end(segments: list[Segment]) -> list[Segment]:
+    """Segments without the end-of-sequence token behind them."""
+    return segments[:-1] if segments[-1].content is Marker.EOS else segments
 
 
 def unitok_style(messages: Sequence[Message], answer: AnswerKind | None) -> str:
@@ -359,40 +388,121 @@ def without_plans(turn: Message) -> Message:
     return replace(turn, parts=tuple(replace(p, plan=None) if isinstance(p, CodesPart) else p for p in turn.parts))
 
 
-def from_chat(chat: Sequence[dict[str, Any]]) -> list[Message]:
-    """Messages from Hugging Face chat dicts: {"role", "content"}, content a string or a list of typed items."""
-    messages = []
+def from_chat(chat: Sequence[dict[str, Any] | Message]) -> list[Message]:
+    """Messages from Hugging Face chat dicts: {"role", "content"}, content a string or a list of typed items.
+
+    A system message is put before the next user message, as in training.
+    """
+    messages: list[Message] = []
+    before: tuple[Part, ...] = ()
     for turn in chat:
-        content = turn["content"]
-        items = [{"type": "text", "text": content}] if isinstance(content, str) else content
-        messages.append(Message(turn["role"], tuple(_part_from_item(item) for item in items)))
+        role, parts = (
+            (turn.role, turn.parts) if isinstance(turn, Message) else (turn["role"], _parts_of(turn["content"]))
+        )
+        match role:
+            case "system":
+                before += parts
+            case "user":
+                messages.append(Message("user", before + parts))
+                before = ()
+            case "assistant":
+                messages.append(Message("assistant", parts))
+            case _:
+                raise ValueError(f"roles must be system, user or assistant, got {role!r}; use one of them")
+    if before:
+        raise ValueError("a system message must stand before a user message, got it at the end; move or drop it")
     return messages
+
+
+def _parts_of(content: str | Sequence[dict[str, Any]]) -> tuple[Part, ...]:
+    return (TextPart(content),) if isinstance(content, str) else tuple(map(_part_from_item, content))
+
+
+def image_of(item: dict[str, Any]) -> Any:
+    """What an image item holds: an image, codes, or where the image is. Absent keys may be None, as in Parquet."""
+    name, value = next(((name, item[name]) for name in IMAGE_KEYS if item.get(name) is not None), (None, None))
+    if name is None:
+        raise ValueError(f"an image item must have one of {', '.join(IMAGE_KEYS)}, got none of them; give one")
+    if isinstance(value, dict):  # OpenAI's {"url": ...}; {"bytes": ..., "path": ...} of `datasets`
+        return image_of(value)
+    return base64.b64decode(value) if name == "base64" and not value.startswith("data:") else value
 
 
 def _part_from_item(item: dict[str, Any]) -> Part:
     match item:
         case {"type": "text", "text": str(text)}:
             return TextPart(text)
-        case {"type": "image", "image": Image.Image() as image}:
-            return ImagePart(image)
-        case {"type": "image", "image": CodesPart() as codes}:
-            return codes
+        case {"type": "image" | "image_url"}:
+            image = image_of(item)
+            return image if isinstance(image, CodesPart) else ImagePart(read_image(image))
         case {"type": "class", "class": int(index)}:
             return ClassPart(index)
         case _:
             raise ValueError(
-                f"items of a chat message must be of type text or image, got {sorted(item)}; use "
+                "items of a chat message must be of type text or image, got "
+                f"{sorted(name for name in item if item[name] is not None)}; use "
                 "{'type': 'text', 'text': ...} or {'type': 'image', 'image': a PIL image}"
             )
 
 
 def chat_template(style: str) -> str:
     """The template of a prompt style; "unitok" is its question and answer form (vicuna_v1)."""
-    templates = {"native": NATIVE, "unitok": UNITOK, "vicuna_v1": UNITOK, "plain": PLAIN, "class": CLASS}
-    if style not in templates:
-        raise ValueError(f"prompt style must be one of {', '.join(templates)}, got {style!r}; use one of them")
-    words = "".join(f"{{%- set {name} = {json.dumps(value)} -%}}" for name, value in WORDS.items())
-    return words + templates[style].replace("EACH_PART", EACH_PART)
+    style = "vicuna_v1" if style == "unitok" else style
+    if style not in TEMPLATES:
+        raise ValueError(f"prompt style must be one of {', '.join(TEMPLATES)}, got {style!r}; use one of them")
+    begin, user, assistant = TEMPLATES[style]
+    return SET_WORDS + begin + TURNS.replace("USER_TURN", user).replace("ASSISTANT_TURN", assistant)
+
+
+def is_outdated(template: str) -> bool:
+    """Whether an earlier version wrote this template, which knew no system messages."""
+    return template.startswith(SET_WORDS) and "generation" not in template
+
+
+def is_framed(text: str, bos: str) -> bool:
+    """Whether a text is a prompt that the template wrote (or somebody in its manner), not what a user says."""
+    return text.startswith((bos, USER, VICUNA_SYSTEM))
+
+
+def from_text(text: str, images: Iterator[ImagePart], *, bos: str, eos: str) -> list[Message]:
+    """The messages of a text that the template of style native or vicuna_v1 wrote, with images at its markers.
+
+    The last message is unfinished if the text does not end with `eos`: empty, where the assistant is to begin.
+    """
+
+    def parts(content: str) -> tuple[Part, ...]:
+        first, *others = content.split(IMAGE)
+        found = [TextPart(first), *(part for other in others for part in (next(images), TextPart(other)))]
+        return tuple(part for part in found if not isinstance(part, TextPart) or part.text.strip())
+
+    messages: list[Message] = []
+    *finished, last = text.removeprefix(bos).removeprefix(VICUNA_SYSTEM).split(eos)
+    for turn in (*finished, last):
+        asked, found, answer = turn.rpartition(f" {ASSISTANT}") if turn.startswith(USER) else ("", "document", turn)
+        if not found:
+            raise ValueError(
+                f"a turn of the user must end with ' {ASSISTANT}', got {turn[-20:]!r}; write the text with "
+                "apply_chat_template"
+            )
+        if asked:
+            messages.append(Message("user", parts(asked.removeprefix(USER)) or (TextPart(""),)))
+        if answer.strip() or (asked and turn is last):
+            messages.append(Message("assistant", parts(answer)))
+    return messages
+
+
+def from_fragment(text: str, images: Iterator[CodesPart], *, bos: str, eos: str, style: str) -> Iterator[Segment]:
+    """Segments of a piece of a prompt as it stands: nothing is framed, images stand at its markers."""
+    frames = {bos: Marker.BOS, eos: Marker.EOS}
+    for piece in re.split(f"({re.escape(bos)}|{re.escape(eos)}|{IMAGE}|<class_[0-9]+>)", text):
+        if piece in frames:
+            yield Segment(frames[piece])
+        elif piece == IMAGE:
+            yield Segment(next(images), bare=style in ("plain", "vicuna_v1", "unitok"))
+        elif style == "class" and piece.startswith("<class_"):
+            yield Segment(ClassPart(int(piece[len("<class_") : -1])))
+        elif piece:
+            yield Segment(neutralise(piece))
 
 
 def check_mode(mode: str) -> None:

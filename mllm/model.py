@@ -173,6 +173,10 @@ class MLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if kwargs.get("is_main_process", True):
             save_model_card(save_directory, self.config)
 
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoModel") -> None:
+        """Nothing: `auto_map` of the config names our file, so none of our modules is copied into saved folders."""
+
     def push_to_hub(self, repo_id: str, *, create_pr: bool = False, **kwargs: Any) -> Any:
         """As in transformers, which puts a card of its own into a new repository; ours replaces it."""
         url = super().push_to_hub(repo_id, create_pr=create_pr, **kwargs)

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -22,8 +22,15 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 from transformers import AutoProcessor, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
-from mllm.checkpoint import IMAGE_TOKENIZER, RELEASED_FILES, find_model_folder, is_released_folder, load_image_tokenizer
-from mllm.config import MLLMConfig
+from mllm.checkpoint import (
+    CONFIG_FILE,
+    IMAGE_TOKENIZER,
+    RELEASED_FILES,
+    find_model_folder,
+    is_released_folder,
+    load_image_tokenizer,
+)
+from mllm.config import AUTO_MAP, MLLMConfig, save_shim
 from mllm.conversation import (
     AnswerKind,
     CodesPart,
@@ -34,20 +41,34 @@ from mllm.conversation import (
     Role,
     TextPart,
     from_chat,
+    from_fragment,
+    from_text,
+    is_framed,
+    is_outdated,
     possible_mode,
     unconditional,
 )
 from mllm.conversation import chat_template as template_of
 from mllm.engine.request import GenerationResult
-from mllm.sequence import TokenSequence, best_size, build_sequence
-from mllm.vocabulary import decode_text, load_text_tokenizer, save_text_tokenizer
+from mllm.sequence import IGNORED, TokenSequence, begin_of, best_size, build_sequence, encode_segments
+from mllm.vocabulary import IMAGE, decode_text, load_text_tokenizer, save_text_tokenizer
 from tokenizer.images import ImageProcessor, ImageSource, read_image, to_images
 from tokenizer.unitok import EncodedImage, UniTok, decode_images, encode_images
 
 PROCESSOR_FILE, TEMPLATE_FILE = "processor_config.json", "chat_template.jinja"
+MODEL_CONFIG = "model_config"
+"""In processor_config.json: the config of the model, where that is not in a file of its own."""
 PLAN, OLD_PLAN = "plan", "outline"
 """Key of a drawn image's `info` and of its PNG file: the plan that the model wrote before it drew. The second is its
 name in files of earlier versions."""
+KWARGS_GROUPS = ("text_kwargs", "images_kwargs", "common_kwargs")
+"""Dicts in which transformers groups the options of a processor."""
+CHOICES_OF_OPTIONS: dict[str, tuple[Any, ...]] = {
+    "padding": (True, False, "longest", "max_length", "do_not_pad"),
+    "padding_side": ("left", "right"),
+    "truncation": (None, True, False, "longest_first", "only_first", "do_not_truncate"),
+    "return_tensors": ("auto", "pt", "np", None),
+}
 BATCH_SIZE = 64
 """Images that are encoded or decoded together."""
 
@@ -59,6 +80,100 @@ def save_image(image: Image.Image, path: str | Path) -> None:
         options["pnginfo"] = PngInfo()
         options["pnginfo"].add_text(PLAN, plan)
     image.save(path, **options)
+
+
+Extent = Literal["prompt", "beginning", "whole", "piece"]
+"""Of a text: the assistant is to answer, or to go on; a complete dialogue; or a piece of one, as it stands."""
+
+
+class Draft(NamedTuple):
+    """What becomes one sequence."""
+
+    content: list[Any]  # messages; of a piece segments
+    extent: Extent
+    answer: AnswerKind | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TextOptions:
+    """How rows of tokens are made, by transformers' names."""
+
+    padding: bool | str = True
+    padding_side: str = "left"
+    pad_to_multiple_of: int | None = None
+    truncation: bool | str | None = None
+    """Cuts at the end, between tokens but never inside an image."""
+    max_length: int | None = None
+    return_tensors: str | None = "auto"
+    """"pt", "np", None for lists; "auto": PyTorch, but lists where rows are of unequal length."""
+    add_special_tokens: bool | None = None
+    """False: a text that is no prompt is taken as it stands."""
+    return_assistant_tokens_mask: bool = False
+
+    @classmethod
+    def read(cls, given: dict[str, Any], *, may_be_lists: bool = False, **others: Any) -> TextOptions:
+        """Check names and values; an option that this processor does not have is an error.
+
+        Args:
+            may_be_lists: rows are not padded unless a call asks for it.
+        """
+        grouped = {name: value for group in KWARGS_GROUPS for name, value in (given.get(group) or {}).items()}
+        fields_given = {
+            **{name: value for name, value in given.items() if name not in KWARGS_GROUPS},
+            **grouped,
+            **others,
+        }
+        known = {entry.name for entry in fields(cls)}
+        if unknown := sorted(name for name in fields_given if name not in known and fields_given[name] is not None):
+            raise ValueError(
+                f"an option of the processor must be one of {', '.join(sorted(known))}, got {unknown[0]!r}; drop it"
+            )
+        options = {name: value for name, value in fields_given.items() if name in known}
+        tensors = options.get("return_tensors", "auto")
+        options["return_tensors"] = tensors = getattr(tensors, "value", tensors)  # an enum of transformers
+        if options.get("padding") is None:
+            options["padding"] = tensors in ("pt", "np") or (tensors == "auto" and not may_be_lists)
+        if options.get("padding_side") is None:
+            options.pop("padding_side", None)
+        return cls(**options)
+
+    def __post_init__(self) -> None:
+        for name, allowed in CHOICES_OF_OPTIONS.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}; use one of them")
+
+    def cut(self, sequence: TokenSequence, config: MLLMConfig) -> TokenSequence:
+        """The beginning of a sequence that is too long, if it may be cut."""
+        cuts = self.truncation not in (None, False, "do_not_truncate")
+        if self.truncation is None and self.max_length is not None and self.padding != "max_length":
+            cuts = True  # as transformers
+        length = self.max_length or config.text_config.max_position_embeddings
+        return begin_of(sequence, length, config=config) if cuts and len(sequence) > length else sequence
+
+    def batch(self, rows: Sequence[np.ndarray], fill: int, config: MLLMConfig) -> Any:
+        """Rows (B, T), padded if they are to be; lists where that is wanted."""
+        length = max(map(len, rows))
+        if self.padding == "max_length":
+            length = max(length, self.max_length or config.text_config.max_position_embeddings)
+        if self.padding not in (False, "do_not_pad"):
+            length += -length % (self.pad_to_multiple_of or 1)
+            sides = [(length - len(row), 0) if self.padding_side == "left" else (0, length - len(row)) for row in rows]
+            rows = [np.pad(row, side, constant_values=fill) for row, side in zip(rows, sides, strict=True)]
+        if len({len(row) for row in rows}) == 1 and self.return_tensors is not None:
+            return self.tensor(np.stack(rows))
+        if self.return_tensors in ("pt", "np"):
+            raise ValueError("rows must have one length to become a tensor, got several; set padding=True")
+        return [row.tolist() for row in rows]
+
+    def tensor(self, array: np.ndarray) -> Any:
+        """An array in the form that is wanted."""
+        match self.return_tensors:
+            case None:
+                return array.tolist()
+            case "np":
+                return array
+            case _:
+                return torch.from_numpy(array)
 
 
 class MLLMProcessor(ProcessorMixin):
@@ -79,7 +194,9 @@ class MLLMProcessor(ProcessorMixin):
             preparation: how an image gets to a size of the model; a name in tokenizer/images.py.
         """
         style = "native" if config is None else config.prompt_style
-        super().__init__(tokenizer, chat_template=chat_template or template_of(style))
+        if chat_template is None or is_outdated(chat_template):
+            chat_template = template_of(style)
+        super().__init__(tokenizer, chat_template=chat_template)
         self.image_tokenizer, self.config, self.preparation = image_tokenizer, config, preparation
 
     @classmethod
@@ -92,77 +209,159 @@ class MLLMProcessor(ProcessorMixin):
 
     def __call__(
         self,
-        images: Image.Image | Sequence[Image.Image] | None = None,
+        images: Any = None,
         text: str | Sequence[str] | None = None,
         *,
         messages: Sequence[Any] | None = None,
         generation_mode: Mode | None = None,
         **kwargs: Any,
     ) -> BatchFeature:
-        """Model inputs of one request: images, then a text; or of a whole chat (messages or Hugging Face dicts).
+        """Model inputs of texts with images, or of a whole chat (messages or Hugging Face dicts).
 
-        `kwargs` are transformers' padding and tensor options; inputs are always padded on the left, as torch tensors.
+        A text is what a user says, or a prompt that `apply_chat_template` wrote, which is not framed again. Images
+        stand at its `<image>` markers; before a text of a user that has none.
 
         Args:
+            images: one, a list for one text or in the order of all markers, or a list for each text.
             generation_mode: what `model.generate` is to answer; images then also need the prompts to guide away
                 from (`negative_prompt_ids`).
+            kwargs: fields of `TextOptions`, by themselves or in `text_kwargs` as transformers groups them.
         """
-        for name in ("audio", "videos"):
-            if kwargs.get(name) is not None:
-                raise ValueError(f"inputs must be text and images, got {name}; leave them out")
+        options = TextOptions.read(kwargs)
         if messages is not None:
-            return self.prompts([self.read_chat(messages)], generation_mode)
-        sources = [images] if isinstance(images, ImageSource) else images or []
-        parts = tuple(ImagePart(read_image(source)) for source in sources)
+            return self.encode([Draft(self.read_chat(messages), "prompt")], options, generation_mode)
         texts = [text] if isinstance(text, str) else list(text or [])
-        if len(texts) > 1 and parts:
-            raise ValueError(f"images must come with one text, got {len(texts)} texts; pass messages, or one text")
-        chats = [[Message("user", (*parts, TextPart(text)))] for text in texts] or [[Message("user", parts)]]
-        return self.prompts(chats, generation_mode)
+        if not all(isinstance(each, str) for each in texts):
+            raise ValueError("text must be a string or a list of strings, got other items; give strings")
+        parts_of = share_images(images, texts)
+        if not texts:
+            return self.encode(
+                [Draft([Message("user", parts)], "prompt") for parts in parts_of], options, generation_mode
+            )
+        drafts = [self.draft(each, parts, options) for each, parts in zip(texts, parts_of, strict=True)]
+        return self.encode(drafts, options, generation_mode)
 
-    def prompts(self, chats: Sequence[Sequence[Message]], generation_mode: Mode | None) -> BatchFeature:
-        """Model inputs that ask for an answer to each chat."""
-        answer: AnswerKind | None = generation_mode if generation_mode in ("text", "image") else None
-        chats = [self.encode_chat(chat) for chat in chats]
-        if generation_mode is not None:
-            for chat in chats:
-                possible_mode(chat, generation_mode, self.need_config())  # refuses what this checkpoint does not answer
-        inputs = self.collate([self.build(chat, add_generation_prompt=True, answer=answer) for chat in chats])
-        if generation_mode in ("image", "interleaved"):
-            dropped = [unconditional(chat) for chat in chats]
-            other = self.collate([self.build(chat, add_generation_prompt=True, answer=answer) for chat in dropped])
+    def draft(self, text: str, images: tuple[ImagePart, ...], options: TextOptions) -> Draft:
+        """What a text says, with its images in place."""
+        bos, eos, style = self.tokenizer.bos_token, self.tokenizer.eos_token, self.need_config().prompt_style
+        if is_framed(text, bos) and style in ("native", "unitok", "vicuna_v1"):
+            messages = from_text(text, iter(images), bos=bos, eos=eos)
+            if text.endswith(eos):
+                return Draft(messages, "whole", answer="text")
+            if messages and not messages[-1].parts:
+                return Draft(messages[:-1], "prompt", answer="text")
+            return Draft(messages, "beginning", answer="text")
+        if is_framed(text, bos) or options.add_special_tokens is False:
+            codes = iter(self.encode_images([part.image for part in images]))
+            return Draft(list(from_fragment(text, codes, bos=bos, eos=eos, style=style)), "piece")
+        if IMAGE not in text:
+            return Draft([Message("user", (*images, TextPart(text)))], "prompt")
+        before, *others = text.split(IMAGE)
+        said = [TextPart(before), *(part for pair in zip(images, map(TextPart, others), strict=True) for part in pair)]
+        return Draft([Message("user", tuple(part for part in said if part != TextPart("")))], "prompt")
+
+    def encode(self, drafts: Sequence[Draft], options: TextOptions, mode: Mode | None = None) -> BatchFeature:
+        """Model inputs of drafts; with a mode that draws also the prompts to guide away from."""
+        config = self.need_config()
+        drafts = [
+            draft if draft.extent == "piece" else draft._replace(content=self.encode_chat(draft.content))
+            for draft in drafts
+        ]
+        if mode is not None:
+            for draft in drafts:
+                if draft.extent != "prompt":
+                    raise ValueError(
+                        "generation_mode must come with prompts that the assistant is to answer, got another text; "
+                        "end with the user's message"
+                    )
+                possible_mode(draft.content, mode, config)  # refuses what this checkpoint does not answer
+        inputs = self.collate([self.to_sequence(draft, mode) for draft in drafts], options)
+        if mode in ("image", "interleaved"):
+            dropped = [draft._replace(content=unconditional(draft.content)) for draft in drafts]
+            other = self.collate([self.to_sequence(draft, mode) for draft in dropped], options)
             inputs["negative_prompt_ids"] = other["input_ids"]
             inputs["negative_prompt_attention_mask"] = other["attention_mask"]
+        if any(draft.extent in ("prompt", "beginning") for draft in drafts):
+            inputs.pop("code_targets", None)  # nothing is to be learned from a prompt
         return inputs
 
-    def apply_chat_template(self, conversation: Any, chat_template: str | None = None, **kwargs: Any) -> Any:
-        """The text form of a chat, or with `tokenize=True` model inputs, images included (`return_dict=True`)."""
-        if not kwargs.get("tokenize"):
-            return super().apply_chat_template(conversation, chat_template, **kwargs)
+    def to_sequence(self, draft: Draft, mode: Mode | None = None) -> TokenSequence:
+        """The sequence of a draft whose images are encoded."""
+        config = self.need_config()
+        if draft.extent == "piece":
+            return encode_segments(draft.content, tokenizer=self.tokenizer, config=config)
+        answer: AnswerKind | None = mode if mode in ("text", "image") else draft.answer
+        return build_sequence(
+            draft.content,
+            tokenizer=self.tokenizer,
+            config=config,
+            add_generation_prompt=draft.extent == "prompt",
+            continue_final_message=draft.extent == "beginning",
+            answer=answer,
+        )
+
+    def apply_chat_template(
+        self,
+        conversation: Any,
+        chat_template: str | None = None,
+        *,
+        tokenize: bool = False,
+        return_dict: bool = False,
+        add_generation_prompt: bool = False,
+        continue_final_message: bool = False,
+        return_assistant_tokens_mask: bool = False,
+        tools: Any = None,
+        documents: Any = None,
+        processor_kwargs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """The text form of a chat, or with `tokenize=True` model inputs, images included (`return_dict=True`).
+
+        Without `padding` and `return_tensors`, chats of unequal length come back as lists.
+        """
+        for name, value in (("tools", tools), ("documents", documents)):
+            if value:
+                raise ValueError(f"{name} must be None for this model, got {type(value).__name__}; leave them out")
+        template = chat_template or self.chat_template
+        flags = {"add_generation_prompt": add_generation_prompt, "continue_final_message": continue_final_message}
+        options = {**kwargs, **(processor_kwargs or {})}
+        if not tokenize:
+            return super().apply_chat_template(conversation, template, **flags, **options)
+        if return_assistant_tokens_mask and (not return_dict or continue_final_message):
+            raise ValueError(
+                "return_assistant_tokens_mask must come with return_dict=True and a finished chat, got another call; "
+                "change it"
+            )
+        mode = options.pop("generation_mode", None)
         is_batch = bool(conversation) and not isinstance(conversation[0], dict | Message)
         chats = [self.read_chat(chat) for chat in (conversation if is_batch else [conversation])]
-        if kwargs.get("continue_final_message"):
-            raise ValueError("continue_final_message must be False, got True; end with the user's message")
-        mode = (kwargs.get("processor_kwargs") or {}).get("generation_mode", kwargs.get("generation_mode"))
-        is_prompt = kwargs.get("add_generation_prompt", False)
-        inputs = self.prompts(chats, mode) if is_prompt else self.collate([self.build(chat) for chat in chats])
-        return inputs if kwargs.get("return_dict") else inputs["input_ids"]
+        extent: Extent = "beginning" if continue_final_message else "prompt" if add_generation_prompt else "whole"
+        if continue_final_message and add_generation_prompt:
+            raise ValueError("continue_final_message and add_generation_prompt must not be both set; drop one of them")
+        if template != self.chat_template:
+            texts = super().apply_chat_template(conversation if is_batch else [conversation], template, **flags)
+            images = [
+                [part.image for turn in chat for part in turn.parts if isinstance(part, ImagePart)] for chat in chats
+            ]
+            inputs = self(images, texts, generation_mode=mode, **options)
+        else:
+            inputs = self.encode(
+                [Draft(chat, extent) for chat in chats],
+                TextOptions.read(options, may_be_lists=True, return_assistant_tokens_mask=return_assistant_tokens_mask),
+                mode,
+            )
+        return inputs if return_dict else inputs["input_ids"]
 
     def read_chat(self, chat: Sequence[Any]) -> list[Message]:
         """Messages of a chat in either form."""
-        return [turn if isinstance(turn, Message) else from_chat([load_images(turn)])[0] for turn in chat]
+        return from_chat(chat)
 
     def build(
         self, messages: Sequence[Message], *, add_generation_prompt: bool = False, answer: AnswerKind | None = None
     ) -> TokenSequence:
         """The sequence of a dialogue; its images are encoded first."""
-        return build_sequence(
-            self.encode_chat(messages),
-            tokenizer=self.tokenizer,
-            config=self.need_config(),
-            add_generation_prompt=add_generation_prompt,
-            answer=answer,
-        )
+        extent: Extent = "prompt" if add_generation_prompt else "whole"
+        return self.to_sequence(Draft(self.encode_chat(messages), extent, answer))
 
     def encode_chat(self, messages: Sequence[Message]) -> list[Message]:
         """The same dialogue with codes in place of images.
@@ -195,18 +394,24 @@ class MLLMProcessor(ProcessorMixin):
         encoded = encode_images(pixels, self.need_image_tokenizer(), batch_size=BATCH_SIZE)
         return [CodesPart(image.codes_KN, image.grid) for image in encoded]
 
-    def collate(self, sequences: Sequence[TokenSequence]) -> BatchFeature:
-        """Tensors (B, T) of sequences, padded on the left, with the codes of all their images in reading order."""
-        longest, pad = max(len(sequence) for sequence in sequences), self.need_config().pad_token_id
-        rows = [np.pad(s.token_ids_T, (longest - len(s), 0), constant_values=pad) for s in sequences]
-        masks = [np.pad(np.ones(len(s), dtype=np.int64), (longest - len(s), 0)) for s in sequences]
-        inputs: dict[str, Tensor] = {
-            "input_ids": torch.from_numpy(np.stack(rows)),
-            "attention_mask": torch.from_numpy(np.stack(masks)),
+    def collate(self, sequences: Sequence[TokenSequence], options: TextOptions | None = None) -> BatchFeature:
+        """Rows of sequences, padded as the options say, with the codes of all their images in reading order."""
+        options, config = options or TextOptions(), self.need_config()
+        sequences = [options.cut(sequence, config) for sequence in sequences]
+        rows: dict[str, list[np.ndarray]] = {
+            "input_ids": [s.token_ids_T for s in sequences],
+            "attention_mask": [np.ones(len(s), dtype=np.int64) for s in sequences],
         }
+        if options.return_assistant_tokens_mask:
+            rows["assistant_masks"] = [learned_mask(s, config.image_token_id) for s in sequences]
+        pad_ids = {"input_ids": config.pad_token_id}
+        inputs = {name: options.batch(arrays, pad_ids.get(name, 0), config) for name, arrays in rows.items()}
         if any(len(s.image_lengths_I) for s in sequences):
-            inputs["codes"] = torch.from_numpy(np.concatenate([s.codes_PK for s in sequences]))
-            inputs["image_lengths"] = torch.from_numpy(np.concatenate([s.image_lengths_I for s in sequences]))
+            inputs["codes"] = options.tensor(np.concatenate([s.codes_PK for s in sequences]))
+            inputs["image_lengths"] = options.tensor(np.concatenate([s.image_lengths_I for s in sequences]))
+            is_learned_P = np.concatenate([s.code_targets_P for s in sequences])
+            if is_learned_P.any():
+                inputs["code_targets"] = options.tensor(is_learned_P)
         return BatchFeature(inputs)
 
     def to_parts(self, generated: GenerationResult) -> list[str | Image.Image]:
@@ -301,21 +506,42 @@ class MLLMProcessor(ProcessorMixin):
         save_text_tokenizer(self.tokenizer, folder)
         if self.image_tokenizer is not None:
             self.image_tokenizer.save_pretrained(folder / IMAGE_TOKENIZER)
-        fields = {"processor_class": type(self).__name__, "preparation": self.preparation}
+        fields: dict[str, Any] = {
+            "auto_map": {"AutoProcessor": AUTO_MAP["AutoProcessor"]},
+            "processor_class": type(self).__name__,
+            "preparation": self.preparation,
+        }
+        if self.config is not None and not (folder / CONFIG_FILE).is_file():
+            fields[MODEL_CONFIG] = self.config.to_dict()
         (folder / PROCESSOR_FILE).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
         (folder / TEMPLATE_FILE).write_text(self.chat_template, encoding="utf-8")
+        save_shim(folder)
+        if kwargs.get("push_to_hub"):
+            self.push_to_hub(kwargs.get("repo_id") or folder.name, token=kwargs.get("token"))
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoProcessor") -> None:
+        """Nothing: `auto_map` names our file, so none of our modules is copied into saved folders."""
 
     @classmethod
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | Path, *, device: torch.device | str | None = None, **kwargs: Any
     ) -> MLLMProcessor:
-        """Read a model folder; `kwargs` are transformers' options for the hub, which a folder does not need."""
-        folder = find_model_folder(pretrained_model_name_or_path)
+        """Read a model folder, or one that a processor alone was saved to.
+
+        `kwargs` are transformers' options for the hub, which a folder does not need.
+        """
+        alone = read_fields(Path(pretrained_model_name_or_path) / PROCESSOR_FILE).get(MODEL_CONFIG)
+        if alone is None or (Path(pretrained_model_name_or_path) / CONFIG_FILE).is_file():
+            folder = find_model_folder(pretrained_model_name_or_path)
+            config = MLLMConfig.from_pretrained(folder, local_files_only=True)
+        else:
+            folder, config = Path(pretrained_model_name_or_path), MLLMConfig.from_dict(alone)
         template = folder / TEMPLATE_FILE
         return cls(
             load_text_tokenizer(folder),
             load_image_tokenizer(folder, device=device),
-            MLLMConfig.from_pretrained(folder, local_files_only=True),
+            config,
             preparation=read_preparation(folder / PROCESSOR_FILE),
             chat_template=template.read_text(encoding="utf-8") if template.is_file() else None,
         )
@@ -335,21 +561,50 @@ class MLLMProcessor(ProcessorMixin):
         return self.image_tokenizer
 
 
+def read_fields(path: Path) -> dict[str, Any]:
+    """The fields of a processor_config.json; a released model has none."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
 def read_preparation(path: Path) -> str:
-    """How a model's images get to their size, from its processor_config.json; a released model has none."""
-    fields = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return fields.get("preparation", "understanding" if is_released_folder(path.parent) else "cover")
+    """How a model's images get to their size, from its processor_config.json."""
+    return read_fields(path).get("preparation", "understanding" if is_released_folder(path.parent) else "cover")
 
 
-def load_images(turn: dict[str, Any]) -> dict[str, Any]:
-    """A chat message whose image items hold images, where they named files or addresses."""
+def share_images(images: Any, texts: Sequence[str]) -> list[tuple[ImagePart, ...]]:
+    """The images of each text: as they were given for it, by its markers, or all of them for a single one."""
+    num_markers = [text.count(IMAGE) for text in texts]
+    if isinstance(images, ImageSource) and getattr(images, "ndim", 3) < 4:
+        images = [images]
+    listed = [] if images is None else list(images)
+    if listed and all(image is None or isinstance(image, list | tuple) for image in listed):
+        lists = [list(image or ()) for image in listed]
+    elif len(texts) < 2:
+        lists = [listed]
+    else:
+        ends = np.cumsum(num_markers)
+        lists = [listed[end - num : end] for num, end in zip(num_markers, ends, strict=True)]
+        if len(listed) != ends[-1]:
+            raise ValueError(
+                f"images must be as many as the {IMAGE} markers of the texts, got {len(listed)} for {ends[-1]}; "
+                "add or remove some, or give a list of images for each text"
+            )
+    if len(lists) != max(len(texts), 1):
+        raise ValueError(f"lists of images must be one per text, got {len(lists)} for {len(texts)}; add or remove some")
+    for num, found in zip(num_markers, lists, strict=False):
+        if num and num != len(found):
+            raise ValueError(
+                f"a text must have one {IMAGE} marker per image, got {num} for {len(found)} images; "
+                "add or remove some so that they match"
+            )
+    return [tuple(ImagePart(read_image(image)) for image in found) for found in lists]
 
-    def load(item: Any) -> Any:
-        named = [item[key] for key in ("image", "path", "url") if key in item] if item.get("type") == "image" else []
-        return {"type": "image", "image": read_image(named[0])} if named and isinstance(named[0], ImageSource) else item
 
-    content = turn["content"]
-    return turn if isinstance(content, str) else {**turn, "content": [load(item) for item in content]}
+def learned_mask(sequence: TokenSequence, image_token_id: int) -> np.ndarray:
+    """1 for what the assistant says, (T,): tokens that are learned, and positions of images that it drew."""
+    mask_T = (sequence.labels_T != IGNORED).astype(np.int64)
+    mask_T[sequence.token_ids_T == image_token_id] = sequence.code_targets_P
+    return mask_T
 
 
 AutoProcessor.register(MLLMConfig, MLLMProcessor, exist_ok=True)

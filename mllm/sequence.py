@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import product
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from mllm.config import MLLMConfig
-from mllm.conversation import AnswerKind, ClassPart, CodesPart, ImageSize, Marker, Message, Segment, render
+from mllm.conversation import ClassPart, CodesPart, ImageSize, Marker, Message, Segment, render
 from mllm.vocabulary import encode_text
 
 IGNORED = -100
@@ -166,11 +166,10 @@ def build_sequence(
     *,
     tokenizer: PreTrainedTokenizerBase,
     config: MLLMConfig,
-    add_generation_prompt: bool = False,
-    answer: AnswerKind | None = None,
+    **options: Any,
 ) -> TokenSequence:
-    """Encode a dialogue in the config's prompt style and image layout (see mllm/conversation.py for the arguments)."""
-    segments = render(messages, config.prompt_style, add_generation_prompt=add_generation_prompt, answer=answer)
+    """Encode a dialogue in the config's prompt style and image layout (see `render` for the options)."""
+    segments = render(messages, config.prompt_style, **options)
     return encode_segments(segments, tokenizer=tokenizer, config=config)
 
 
@@ -247,13 +246,7 @@ def cut_sequence(sequence: TokenSequence, length: int, *, config: MLLMConfig) ->
 
     None where an image alone is longer. Pieces after the first have no begin-of-sequence token.
     """
-    token_ids_T = sequence.token_ids_T
-    # how many images have begun but not ended after each token: only between images it is 0
-    inside_T = np.cumsum(token_ids_T == config.begin_image_id) - np.cumsum(token_ids_T == config.end_image_id)
-    (positions_P,) = np.nonzero(token_ids_T == config.image_token_id)
-    last_I = np.cumsum(sequence.image_lengths_I) - 1
-    inside_T[np.delete(positions_P, last_I)] = 1  # also where nothing frames images (layout "bare")
-    may_cut_T = np.concatenate([[True], inside_T == 0])
+    may_cut_T = cuttable(sequence, config)
     pieces, begin = [], 0
     while begin < len(sequence):
         end = min(begin + length, len(sequence))
@@ -264,6 +257,23 @@ def cut_sequence(sequence: TokenSequence, length: int, *, config: MLLMConfig) ->
         pieces.append(_slice(sequence, begin, end, image_token_id=config.image_token_id))
         begin = end
     return pieces
+
+
+def cuttable(sequence: TokenSequence, config: MLLMConfig) -> np.ndarray:
+    """Whether a sequence may be cut before each of its tokens, and at its end (bool, T + 1)."""
+    token_ids_T = sequence.token_ids_T
+    # how many images have begun but not ended after each token: only between images it is 0
+    inside_T = np.cumsum(token_ids_T == config.begin_image_id) - np.cumsum(token_ids_T == config.end_image_id)
+    (positions_P,) = np.nonzero(token_ids_T == config.image_token_id)
+    last_I = np.cumsum(sequence.image_lengths_I) - 1
+    inside_T[np.delete(positions_P, last_I)] = 1  # also where nothing frames images (layout "bare")
+    return np.concatenate([[True], inside_T == 0])
+
+
+def begin_of(sequence: TokenSequence, length: int, *, config: MLLMConfig) -> TokenSequence:
+    """At most `length` tokens from the beginning, cut as `cut_sequence` does."""
+    (ends,) = np.nonzero(cuttable(sequence, config)[: length + 1])
+    return _slice(sequence, 0, int(ends[-1]), image_token_id=config.image_token_id)
 
 
 def _slice(sequence: TokenSequence, begin: int, end: int, *, image_token_id: int) -> TokenSequence:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from mllm.checkpoint import BUNDLED
 from mllm.conversation import CodesPart, ImagePart, Marker, Message, TextPart, chat_template, render
 from mllm.processor import MLLMProcessor
 from mllm.sequence import build_sequence
@@ -116,6 +118,145 @@ def test_the_template_writes_what_the_model_reads(processor: MLLMProcessor) -> N
     for style, template in (("native", "native"), ("vicuna_v1", "unitok")):
         text = processor.apply_chat_template(chat, chat_template(template))
         assert text == as_text(messages, style, processor)
+
+
+@pytest.fixture(scope="module")
+def bundled() -> MLLMProcessor:
+    return MLLMProcessor.from_pretrained(BUNDLED)
+
+
+def equal(one: dict, other: dict) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+QUESTION = [
+    {"type": "image", "image": Image.new("RGB", (256, 320), "red")},
+    {"type": "text", "text": "What color is the circle?"},
+]
+
+
+def test_a_prompt_that_the_template_wrote_is_not_framed_again(bundled: MLLMProcessor) -> None:
+    image = QUESTION[0]["image"]
+    chat = [{"role": "user", "content": QUESTION}]
+    one = bundled.apply_chat_template(chat, add_generation_prompt=True, tokenize=True, return_dict=True)
+    assert one["input_ids"].shape == (1, 106)
+    text = bundled.apply_chat_template(chat, add_generation_prompt=True)
+    assert equal(bundled(images=image, text=text, return_tensors="pt"), one)
+    assert equal(bundled(images=image, text="<image> What color is the circle?"), one), "framed, at its marker"
+    assert equal(bundled([image], ["What color is the circle?"]), one)
+    drawing = Image.new("RGB", (320, 256))
+    drawing.info["plan"] = "a red circle 12"
+    system = {"role": "system", "content": "Be brief. The word ASSISTANT: is yours."}
+    whole = [
+        system,
+        *chat,
+        {"role": "assistant", "content": [{"type": "text", "text": " It is red. "}]},
+        {"role": "user", "content": "Draw it, USER: me"},
+        {"role": "assistant", "content": [{"type": "text", "text": "Here:"}, {"type": "image", "image": drawing}]},
+    ]
+    for length in (3, 5):
+        inputs = bundled.apply_chat_template(whole[:length], tokenize=True, return_dict=True)
+        again = bundled([image, drawing][: length // 2], bundled.apply_chat_template(whole[:length]))
+        if length == 3:
+            assert equal(again, inputs)
+        for name in inputs.keys() - {"code_targets"}:
+            assert torch.equal(again[name], inputs[name])
+    assert inputs["code_targets"].tolist() == [False] * 80 + [True] * 80, "what the assistant drew is learned"
+    mode = {"generation_mode": "image"}
+    two_steps = bundled(text=bundled.apply_chat_template([{"role": "user", "content": "a cat"}]), **mode)
+    assert equal(two_steps, bundled(text="a cat", **mode))
+    for images, wrong in ((image, text.replace("<image>", "<image><image>")), (None, text), ([image] * 2, text)):
+        with pytest.raises(ValueError):
+            bundled(images, wrong)
+
+
+def test_images_come_in_every_form(bundled: MLLMProcessor, tmp_path: Path) -> None:
+    image = picture(5, (256, 256))
+    path = tmp_path / "a.png"
+    image.save(path)
+    data = base64.b64encode(path.read_bytes()).decode()
+    array = np.asarray(image)
+    forms = [
+        *(str(path), path, path.read_bytes(), array, torch.from_numpy(array.copy()).permute(2, 0, 1)),
+        *([image], [[image]], [array], array[None], f"data:image/png;base64,{data}"),
+    ]
+    expected = bundled(image, "What?")
+    for form in forms:
+        assert equal(bundled(form, "What?"), expected), type(form)
+    nested = bundled([[image], [], [image, image]], ["What?", "Who?", "<image>Why?<image>"])
+    assert nested["image_lengths"].tolist() == [64] * 3
+    assert equal(bundled([image] * 3, ["<image>What?", "Who?", "<image>Why?<image>"]), nested)
+    items = [
+        {"type": "image", "base64": data},
+        {"type": "image", "url": f"data:image/png;base64,{data}", "path": None, "text": None},
+        {"type": "image", "image": None, "path": str(path), "text": None},
+        {"type": "image", "image": {"bytes": path.read_bytes(), "path": None}},
+        {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}},
+        {"type": "image_url", "image_url": str(path)},
+    ]
+    for item in items:
+        chat = [{"role": "user", "content": [item, {"type": "text", "text": "What?", "path": None}]}]
+        assert equal(bundled(messages=chat), expected), item
+        assert bundled.apply_chat_template(chat) == "<s>USER:<image> What? ASSISTANT:"
+    with pytest.raises(ValueError):
+        bundled(messages=[{"role": "user", "content": [{"type": "image", "image": None}]}])
+
+
+def test_options_of_the_tokens_are_obeyed_or_refused(bundled: MLLMProcessor) -> None:
+    texts = ["a", "what can you draw"]
+    left, right = bundled(text=texts), bundled(text=texts, padding=True, padding_side="right")
+    num_pads = int((left["attention_mask"][0] == 0).sum())
+    assert num_pads > 0 and left["attention_mask"][0, :num_pads].sum() == 0
+    assert right["attention_mask"][0, -num_pads:].sum() == 0
+    assert right["input_ids"][0, :-num_pads].tolist() == left["input_ids"][0, num_pads:].tolist()
+    assert bundled(text=texts, padding="max_length", max_length=64)["input_ids"].shape == (2, 64)
+    assert bundled(text=texts, pad_to_multiple_of=16)["input_ids"].shape[1] % 16 == 0
+    assert isinstance(bundled(text=texts, return_tensors="np")["input_ids"], np.ndarray)
+    lists = bundled(text=texts, return_tensors=None)["input_ids"]
+    assert [len(row) for row in lists] == left["attention_mask"].sum(dim=1).tolist()
+    long = [{"role": "user", "content": [*QUESTION, QUESTION[0], {"type": "text", "text": "x " * 30}]}]
+    whole = bundled.apply_chat_template(long, tokenize=True, return_dict=True)
+    for length in (16, 110, 250):  # inside the first image, inside the second, behind it
+        options = {"truncation": True, "max_length": length}
+        cut = bundled.apply_chat_template(long, tokenize=True, return_dict=True, processor_kwargs=options)
+        num_tokens = cut["input_ids"].shape[1]
+        assert num_tokens <= length and cut["input_ids"].tolist() == whole["input_ids"][:, :num_tokens].tolist()
+        num_codes = int((cut["input_ids"] == bundled.config.image_token_id).sum())
+        assert len(cut.get("codes", ())) == num_codes and num_codes % 80 == 0, "images are whole"
+    for wrong in (
+        {"foo": 1},
+        {"return_tensors": "tf"},
+        {"padding_side": "top"},
+        {"images_kwargs": {"do_resize": True}},
+    ):
+        with pytest.raises(ValueError):
+            bundled(text="a", **wrong)
+    chats = [[{"role": "user", "content": text}] for text in texts]
+    ragged = bundled.apply_chat_template(chats, tokenize=True, return_dict=True, add_generation_prompt=True)
+    assert ragged["input_ids"] == lists, "as transformers: nothing asks for rows of one length"
+    for option in ("tools", "documents"):
+        with pytest.raises(ValueError):
+            bundled.apply_chat_template(chats[0], **{option: [{"name": "a"}]})
+
+
+def test_a_chat_is_continued_and_its_answers_are_masked(bundled: MLLMProcessor) -> None:
+    chat = [
+        {"role": "user", "content": "Which color?"},
+        {"role": "assistant", "content": [{"type": "text", "text": "It is"}]},
+    ]
+    options = {"tokenize": True, "return_dict": True}
+    whole = bundled.apply_chat_template(chat, **options, return_assistant_tokens_mask=True)
+    begun = bundled.apply_chat_template(chat, **options, continue_final_message=True)
+    assert begun["input_ids"].tolist() == whole["input_ids"][:, :-1].tolist(), "without the end"
+    text = bundled.apply_chat_template(chat, continue_final_message=True)
+    assert text == "<s>USER: Which color? ASSISTANT: It is" and equal(bundled(text=text), begun)
+    said = whole["input_ids"][whole["assistant_masks"].bool()].tolist()
+    assert bundled.tokenizer.decode(said) == " It is</s>"
+    for wrong in ({"add_generation_prompt": True}, {"return_assistant_tokens_mask": True}):
+        with pytest.raises(ValueError):
+            bundled.apply_chat_template(chat, **options, continue_final_message=True, **wrong)
+    with pytest.raises(ValueError):
+        bundled.apply_chat_template(chat[:1], **options, continue_final_message=True)
 
 
 def test_text_has_no_special_tokens(processor: MLLMProcessor) -> None:
