@@ -68,7 +68,7 @@ NOT_KEPT |= {"auto_map"}
 """Fields of ours that the released file says in its own way, or not at all."""
 
 SHIM = "modeling_mllm_toolkit"
-SHIM_TEXT = '''"""By this file transformers loads this folder where mllm-toolkit is installed, with trust_remote_code=True."""
+SHIM_TEXT = '''"""How transformers loads this folder (trust_remote_code=True) where mllm-toolkit is installed."""
 
 try:
     from mllm.config import MLLMConfig  # noqa: F401

@@ -19,7 +19,7 @@ LATE = {"deepspeed", "gradio", "datasets"} | {"torchvision", "timm", "open_clip"
 """Heavy, or optional (they need a torchvision that does not fit the pinned torch): imported inside the function that
 wants them. Gradio in the demo is the exception."""
 ABOUT_THE_WORLD = ("mllm/world/", "mllm/evaluation/world.py", "mllm/evaluation/requests.py")
-PATHS = sorted(path for package in MAY_IMPORT for path in (ROOT / package).rglob("*.py"))
+PATHS = sorted(p for package in MAY_IMPORT for p in (ROOT / package).rglob("*.py") if "assets" not in p.parts)
 TREES = {str(path.relative_to(ROOT)): ast.parse(path.read_text(encoding="utf-8")) for path in PATHS}
 
 

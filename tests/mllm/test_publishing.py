@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -13,9 +16,11 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from transformers import pipeline as transformers_pipeline
 
-from mllm.checkpoint import save_model_card
+from mllm.checkpoint import BUNDLED, save_model_card
+from mllm.config import AUTO_MAP, SHIM, SHIM_TEXT, MLLMConfig
 from mllm.model import MLLMForConditionalGeneration
 from mllm.pipeline import Pipeline
+from mllm.processor import MLLMProcessor
 from tests.mllm.tiny_folder import build_tiny_folder
 
 
@@ -108,3 +113,66 @@ def test_transformers_any_to_any_pipeline_draws_and_answers(any_to_any: Any, fol
         any_to_any(chat, generation_mode="interleaved")
     begun = [*chat, {"role": "assistant", "content": [{"type": "text", "text": "It is"}]}]
     assert any_to_any(begun, max_new_tokens=3)[0]["generated_text"][-1]["role"] == "assistant", "it goes on"
+
+
+LOADING = """
+import sys
+from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
+
+folder, alone, root = sys.argv[1:]
+for kind in (AutoConfig, AutoModel, AutoProcessor):
+    try:
+        kind.from_pretrained(folder, trust_remote_code=True)
+    except ImportError as error:
+        assert str(error).startswith("mllm-toolkit must be installed"), error
+    else:
+        raise AssertionError("it cannot be loaded without the package")
+    try:
+        kind.from_pretrained(folder, trust_remote_code=False)
+    except ValueError as error:
+        assert "trust_remote_code" in str(error)
+sys.path.insert(0, root)
+model = AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=True)
+assert type(AutoConfig.from_pretrained(folder, trust_remote_code=True)).__module__ == "mllm.config"
+assert type(AutoModel.from_pretrained(folder, trust_remote_code=True)) is type(model)
+for place in (folder, alone):
+    processor = AutoProcessor.from_pretrained(place, trust_remote_code=True)
+    assert AutoTokenizer.from_pretrained(place, trust_remote_code=True).get_vocab() == processor.tokenizer.get_vocab()
+    print(model(**processor(text="a red circle", return_tensors="pt")).logits.shape[-1], flush=True)
+model.save_pretrained(alone + "-again")
+processor.save_pretrained(alone + "-again")
+"""
+
+
+@pytest.mark.slow
+def test_a_folder_loads_in_a_program_that_never_imported_us(folder: Path, tmp_path: Path) -> None:
+    alone = tmp_path / "alone"
+    processor = MLLMProcessor.from_pretrained(folder)
+    processor.save_pretrained(alone)
+    assert MLLMProcessor.from_pretrained(alone).config.to_dict() == processor.config.to_dict()
+    root = Path(__file__).resolve().parents[2]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [sys.executable, "-c", LOADING, str(folder), str(alone), str(root)]
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**environment, "HF_MODULES_CACHE": str(tmp_path)},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert [word for word in done.stdout.split() if word.isdigit()] == [str(processor.config.vocab_size)] * 2
+    again = {path.name for path in (tmp_path / "alone-again").iterdir()}
+    assert f"{SHIM}.py" in again and len([name for name in again if name.endswith(".py")]) == 1
+
+
+def test_the_bundled_folder_has_what_a_saved_one_has(tmp_path: Path) -> None:
+    config = MLLMConfig.from_pretrained(BUNDLED)
+    assert (BUNDLED / f"{SHIM}.py").read_text() == SHIM_TEXT
+    assert json.loads((BUNDLED / "config.json").read_text())["auto_map"] == AUTO_MAP
+    MLLMProcessor.from_pretrained(BUNDLED).save_pretrained(tmp_path)
+    config.save_pretrained(tmp_path)
+    MLLMProcessor.from_pretrained(BUNDLED).save_pretrained(tmp_path)
+    for name in ("processor_config.json", "chat_template.jinja", f"{SHIM}.py"):
+        assert (tmp_path / name).read_bytes() == (BUNDLED / name).read_bytes()

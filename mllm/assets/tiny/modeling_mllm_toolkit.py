@@ -1,4 +1,4 @@
-"""By this file transformers loads this folder where mllm-toolkit is installed, with trust_remote_code=True."""
+"""How transformers loads this folder (trust_remote_code=True) where mllm-toolkit is installed."""
 
 try:
     from mllm.config import MLLMConfig  # noqa: F401
