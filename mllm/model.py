@@ -37,7 +37,9 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoModelForMultimodalLM,
+    GenerationConfig,
     GenerationMixin,
+    LogitsProcessorList,
     PreTrainedModel,
 )
 from transformers import initialization as init
@@ -49,7 +51,13 @@ from transformers.utils.hub import hf_api
 
 from mllm.checkpoint import CARD_FILE, is_released_folder, model_card, open_released, own_memory, save_model_card
 from mllm.config import MLLMConfig
-from mllm.embedding import POSITION_STD, PositionEmbedding, ProjectedEmbedding, SummedEmbedding
+from mllm.embedding import (
+    POSITION_STD,
+    PositionEmbedding,
+    ProjectedEmbedding,
+    SummedEmbedding,
+    image_of_positions,
+)
 from mllm.heads import DepthTransformerHead, MLPHead, PerCodebookLinear
 from mllm.sequence import IGNORED
 from tokenizer.layers import ProjectionAttention
@@ -265,7 +273,7 @@ class MLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """
         if inputs_embeds is None:
             inputs_embeds = self.embed(input_ids, codes, image_lengths)
-        if labels is not None:
+        if labels is not None or torch.compiler.is_exporting():
             use_cache = bool(use_cache)
         outputs = self._run_backbone(
             inputs_embeds,
@@ -320,15 +328,86 @@ class MLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         cap = getattr(self.config.text_config, "final_logit_softcapping", None)  # Gemma 2
         return logits if cap is None else torch.tanh(logits / cap) * cap
 
-    def generate(self, input_ids: Tensor | None = None, **options: Any) -> Any:
-        """Answer prompts in text, an image, or both (`generation_mode`); options in mllm/generate.py.
+    def generate(
+        self,
+        inputs: Tensor | None = None,
+        generation_config: Any = None,
+        *,
+        generation_mode: str = "text",
+        **options: Any,
+    ) -> Any:
+        """Answer prompts in text, an image, or both (`generation_mode`); takes what the processor returns.
 
-        Takes what the processor returns. Returns ids (S, T) of prompts and answers, the codes (S, N * K) of images, or
-        with `return_dict_in_generate=True` and for mixed answers a `GenerateOutput`.
+        Text comes from transformers' own loop, with its options and results. For the others see mllm/generate.py: the
+        codes (S, N * K) of images, or with `return_dict_in_generate=True` and for mixed answers a `GenerateOutput`.
         """
-        from mllm.generate import GenerateArguments, generate_from_inputs
+        from mllm.generate import generate_images, generate_text
 
-        return generate_from_inputs(self, GenerateArguments.read(input_ids=input_ids, **options))
+        options["generation_config"] = generation_config
+        is_assistant = bool(getattr(generation_config, "is_assistant", False))  # of transformers' assisted decoding
+        input_ids = inputs if inputs is not None else options.get("input_ids")
+        if is_assistant or (input_ids is None and options.get("inputs_embeds") is not None):
+            return super().generate(inputs, **options)
+        if input_ids is None:
+            raise ValueError("generate must have a prompt, got no input_ids; pass what the processor returns")
+        options.pop("input_ids", None)
+        if generation_mode == "text":
+            return generate_text(self, input_ids, options)
+        return generate_images(self, input_ids, generation_mode, options)
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: Tensor,
+        next_sequence_length: int | None = None,
+        *,
+        inputs_embeds: Tensor | None = None,
+        codes: Tensor | None = None,
+        image_lengths: Tensor | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """Inputs of one pass of transformers' loop: with the codes of those placeholders that it has not seen yet.
+
+        Candidates of prompt lookup may repeat placeholders; they are padding, and no candidate is accepted there.
+        """
+        inputs = super().prepare_inputs_for_generation(
+            input_ids, next_sequence_length, inputs_embeds=inputs_embeds, **kwargs
+        )
+        if inputs.get("input_ids") is None:
+            return inputs
+        num_codes, num_new = (0 if codes is None else codes.shape[0]), inputs["input_ids"].shape[1]
+        is_image_BT = input_ids == self.config.image_token_id
+        number_BT = is_image_BT.flatten().cumsum(0).view_as(input_ids)
+        is_known_BT = is_image_BT & (number_BT <= num_codes)
+        unknown_BT = (is_image_BT & ~is_known_BT)[:, -num_new:].to(inputs["input_ids"].device)
+        inputs["input_ids"] = inputs["input_ids"].masked_fill(unknown_BT, self.config.pad_token_id)
+        if num_codes:
+            chosen_P = (number_BT[:, -num_new:][is_known_BT[:, -num_new:]] - 1).to(codes.device)
+            image_P = image_of_positions(image_lengths.to(codes.device), num_codes)[chosen_P]
+            if len(chosen_P):
+                inputs["codes"] = codes[chosen_P]
+                inputs["image_lengths"] = image_P.unique_consecutive(return_counts=True)[1]
+        return inputs
+
+    def _expand_inputs_for_generation(
+        self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Tensor | None = None, **kwargs: Any
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """Prompts several times each, with their images."""
+        codes, lengths, images = kwargs.pop("codes", None), kwargs.pop("image_lengths", None), {}
+        if codes is not None:
+            num_codes = (input_ids == self.config.image_token_id).sum(dim=1).tolist()
+            rows_P = torch.arange(len(num_codes)).repeat_interleave(torch.tensor(num_codes))
+            num_images = rows_P[lengths.cpu().cumsum(0) - 1].bincount(minlength=len(num_codes)).tolist()
+            for name, rows in (("codes", codes.split(num_codes)), ("image_lengths", lengths.split(num_images))):
+                images[name] = torch.cat([row for row in rows for _ in range(expand_size)])
+        input_ids, kwargs = super()._expand_inputs_for_generation(expand_size, is_encoder_decoder, input_ids, **kwargs)
+        return input_ids, {**kwargs, **images}
+
+    def _get_logits_processor(self, generation_config: GenerationConfig, **kwargs: Any) -> LogitsProcessorList:
+        """The library's, and that a text has no tokens of images."""
+        from mllm.generate import text_processors
+
+        found = super()._get_logits_processor(generation_config, **kwargs)
+        return text_processors(found, generation_config, self.config)
 
     def _select_codes(
         self,

@@ -463,7 +463,7 @@ class MLLMProcessor(ProcessorMixin):
         answers = getattr(generated_outputs, "answers", None)
         match generation_mode:
             case None | "text":
-                ids_ST = generated_outputs if answers is None else generated_outputs.sequences
+                ids_ST = getattr(generated_outputs, "sequences", generated_outputs)
                 config = self.need_config()
                 skipped = (config.image_token_id, config.pad_token_id)
                 rows = [[id_ for id_ in row if id_ not in skipped] for row in ids_ST.tolist()]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoModelForMultimodalLM, AutoProcessor, GenerationConfig, LogitsProcessor
+from transformers import AutoModelForMultimodalLM, AutoProcessor, DynamicCache, GenerationConfig, LogitsProcessor
 from transformers.generation.streamers import TextStreamer
 
 from mllm.conversation import ImagePart, Message, TextPart
@@ -41,6 +41,9 @@ def processor(folder: Path) -> MLLMProcessor:
 
 PICTURE = Image.fromarray(np.random.default_rng(3).integers(0, 256, (32, 32, 3), dtype=np.uint8))
 QUESTION = {"role": "user", "content": [{"type": "image", "image": PICTURE}, {"type": "text", "text": "What is it?"}]}
+
+
+DOUBLE = {"role": "user", "content": [QUESTION["content"][0], {"type": "text", "text": "or"}, QUESTION["content"][0]]}
 
 
 def pixels(images: list[Image.Image]) -> list[bytes]:
@@ -84,9 +87,6 @@ def test_an_answer_is_the_one_that_the_pipeline_gives(
     assert ids[:, :num_given].equal(inputs["input_ids"])
     answer = processor.batch_decode(ids[:, num_given:])[0].strip()
     assert answer == pipeline.ask(PICTURE, "What is it?", max_new_tokens=40)
-    ids = model.generate(**inputs, max_new_tokens=40, do_sample=True, temperature=0.9, top_k=0, seed=3)
-    answer = processor.batch_decode(ids[:, num_given:])[0].strip()
-    assert answer == pipeline.ask(PICTURE, "What is it?", max_new_tokens=40, temperature=0.9, seed=3)
     whole = processor.post_process_multimodal_output(ids)[0]
     assert "What is it?" in whole and "<" not in whole, "the picture of the prompt is no text"
 
@@ -117,10 +117,10 @@ def test_an_edit_and_a_mixed_answer_are_the_pipeline_s(
     assert all((ours.codes_KN == theirs).all() for ours, theirs in zip(out.images[0], codes, strict=True))
 
 
-def push(logits: torch.Tensor, index: int) -> torch.Tensor:
+def push(logits: torch.Tensor, index: int, by: float = 4.0) -> torch.Tensor:
     """The same logits, with one choice more probable."""
     pushed = logits.clone()
-    pushed[..., index] += 4.0
+    pushed[..., index] += by
     return pushed
 
 
@@ -188,27 +188,76 @@ class OnlyThis(LogitsProcessor):
         return torch.full_like(scores, -torch.inf).index_fill_(1, torch.tensor([self.token_id]), 0.0)
 
 
-def test_logits_processors_settle_the_text_and_see_what_came_before(
-    model: MLLMForConditionalGeneration, processor: MLLMProcessor
-) -> None:
-    inputs = processor(PICTURE, "What is it?")
-    only = OnlyThis(9)
-    ids = model.generate(**inputs, logits_processor=[only], max_new_tokens=3)
-    assert ids[0, -3:].tolist() == [9, 9, 9]
-    num_given = inputs["input_ids"].shape[1]
-    assert only.lengths == [num_given, num_given + 1, num_given + 2]
-
-
-def test_a_streamer_gets_the_text(
+def test_the_text_loop_is_that_of_transformers(
     model: MLLMForConditionalGeneration, processor: MLLMProcessor, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    inputs = processor(PICTURE, "What is it?", return_tensors="pt")
+    """Its ways to the most probable answer agree, and its options and results are there, with images in a batch."""
+    chats = [[QUESTION], [{"role": "user", "content": "a red circle"}], [DOUBLE]]
+    options = {"add_generation_prompt": True, "tokenize": True, "return_dict": True}
+    inputs, length = processor.apply_chat_template(chats, **options), 12
+    given = inputs["input_ids"].shape[1]
+    greedy = model.generate(**inputs, max_new_tokens=length)
+    for more in (
+        {"use_cache": False},
+        {"cache_implementation": "static", "disable_compile": True},
+        {"num_beams": 1, "do_sample": False, "synced_gpus": False},
+        {"generation_config": GenerationConfig(num_beams=1)},
+        {"attention_mask": None},
+    ):
+        assert model.generate(**{**inputs, "max_new_tokens": length, **more}).equal(greedy), more
+    one = processor.apply_chat_template([DOUBLE], **options)
+    for more in ({"prompt_lookup_num_tokens": 3}, {"assistant_model": model}, {"past_key_values": DynamicCache()}):
+        assert model.generate(**one, max_new_tokens=length, **more).equal(
+            greedy[2:, -one["input_ids"].shape[1] - length :]
+        )
+    several = model.generate(**inputs, max_new_tokens=5, do_sample=True, num_return_sequences=2, top_k=0, seed=3)
+    again = model.generate(**inputs, max_new_tokens=5, do_sample=True, num_return_sequences=2, top_k=0, seed=3)
+    assert several.shape == (6, given + 5) and several.equal(again)
+    beams = model.generate(
+        **inputs,
+        max_new_tokens=5,
+        num_beams=3,
+        num_return_sequences=2,
+        return_dict_in_generate=True,
+        output_scores=True,
+    )
+    for row, chat in enumerate(chats):
+        alone = processor.apply_chat_template(chat, **options)
+        ids = model.generate(**alone, max_new_tokens=5, num_beams=3, num_return_sequences=2)
+        assert ids[:, -5:].equal(beams.sequences[2 * row : 2 * row + 2, -5:])
+    assert beams.sequences_scores.shape == (6,)
+    more = {"output_scores": True, "output_logits": True, "output_hidden_states": True, "return_dict_in_generate": True}
+    out = model.generate(**inputs, max_new_tokens=4, **more)
+    assert len(out.scores) == len(out.logits) == 4 and len(out.hidden_states[0]) == 3
+    expected = model(**{**inputs, "position_ids": (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)}).logits[:, -1]
+    torch.testing.assert_close(out.logits[0], expected)
+    third = greedy[0, given + 2].item()
+    for more in (
+        {"eos_token_id": third},
+        {"generation_config": GenerationConfig(eos_token_id=third)},
+        {"generation_config": GenerationConfig(max_length=given + 3)},
+        {"stopping_criteria": [lambda ids, scores: torch.full(ids.shape[:1], ids.shape[1] >= given + 3)]},
+        {"max_new_tokens": 3},
+    ):
+        found = model.generate(**{name: tensor for name, tensor in inputs.items() if name != "code_targets"}, **more)
+        assert found[0, given : given + 3].equal(greedy[0, given : given + 3]) and not found[0, given + 3 :].any(), more
+    model.generation_config.max_new_tokens = 3
+    assert model.generate(**inputs).equal(greedy[:, : given + 3])
+    model.generation_config.max_new_tokens = None
     streamer = TextStreamer(processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
-    ids = model.generate(**inputs, streamer=streamer, max_new_tokens=20)
-    new = ids[0, inputs["input_ids"].shape[1] :]
-    assert capsys.readouterr().out.strip() == processor.decode(new).strip()
-    with pytest.raises(ValueError):
-        model.generate(**inputs, streamer=streamer, num_return_sequences=2)
+    model.generate(**one, streamer=streamer, max_new_tokens=length)
+    assert capsys.readouterr().out.strip() == processor.decode(greedy[2, given:]).strip()
+
+
+def test_logits_processors_see_padding_for_images_and_no_text_begins_an_image(
+    model: MLLMForConditionalGeneration, processor: MLLMProcessor
+) -> None:
+    inputs, only = processor(PICTURE, "What is it?"), OnlyThis(9)
+    assert model.generate(**inputs, logits_processor=[only], max_new_tokens=3)[0, -3:].tolist() == [9, 9, 9]
+    handle = model.lm_head.register_forward_hook(lambda m, i, logits: push(logits, model.config.begin_image_id, 100.0))
+    new = model.generate(**inputs, max_new_tokens=20)[0, inputs["input_ids"].shape[1] :]
+    handle.remove()
+    assert model.config.begin_image_id not in new.tolist()
 
 
 def test_pictures_of_other_sizes_keep_theirs(tmp_path: Path) -> None:
@@ -238,16 +287,54 @@ def test_images_may_be_named_by_their_files(processor: MLLMProcessor, tmp_path: 
     assert all(inputs["codes"].equal(processor(messages=[QUESTION])["codes"]) for inputs in found)
 
 
-def test_what_cannot_be_done_is_refused(model: MLLMForConditionalGeneration, processor: MLLMProcessor) -> None:
+def test_what_cannot_be_done_is_refused_and_what_asks_for_nothing_is_not(
+    model: MLLMForConditionalGeneration, processor: MLLMProcessor
+) -> None:
+    """Of the call, of its generation config, and of the model's."""
+    drawn = processor(text="a red circle", generation_mode="image")
+    drawing = {"generation_mode": "image", "seed": 1, "return_dict_in_generate": True}
+    expected = model.generate(**drawn, **drawing).sequences
+    for name, value, neutral in (
+        ("num_beams", 4, 1),
+        ("eos_token_id", 5, [model.config.eos_token_id]),
+        ("repetition_penalty", 1.2, 1.0),
+        ("min_new_tokens", 5, None),
+        ("stop_strings", ["a"], None),
+        ("output_scores", True, False),
+        ("use_cache", False, True),
+        ("bad_words_ids", [[5]], []),
+        ("pad_token_id", 7, model.config.pad_token_id),
+        ("max_time", 2.0, None),
+    ):
+        for how in ("call", "config", "model"):
+            for setting, is_refused in ((value, True), (neutral, False)):
+                options = {name: setting} if how == "call" else {}
+                if how == "config":
+                    options["generation_config"] = GenerationConfig(**{name: setting})
+                before = getattr(model.generation_config, name)
+                if how == "model":
+                    setattr(model.generation_config, name, setting)
+                try:
+                    if is_refused:
+                        with pytest.raises(ValueError, match=name):
+                            model.generate(**drawn, **drawing, **options)
+                    else:
+                        assert model.generate(**drawn, **drawing, **options).sequences.equal(expected)
+                finally:
+                    setattr(model.generation_config, name, before)
     inputs = processor(PICTURE, "What is it?")
     for options in (
-        {"num_beams": 4},
-        {"max_length": 40},
+        {"max_new_tokens": 0},
+        {"max_length": 10},
+        {"size": (32, 32)},
+        {"unknown": 1},
+        {"input_ids": torch.full((1, 200), 5), "attention_mask": None, "codes": None, "image_lengths": None},
+        {"generation_mode": "image", "synced_gpus": True},
+        {"generation_mode": "image", "unknown": 1},
         {"generation_mode": "sound"},
         {"generation_mode": "image"},  # guided, without a negative prompt
-        {"guidance_scale": 3.0},
-        {"temperature": 0.0},
-        {"seed": [1, 2]},
+        {"do_sample": True, "temperature": 0.0},
+        {"generation_mode": "image", "guidance_scale": 1.0, "seed": [1, 2]},
         {"input_ids": None},
         {"codes": None},
         {"generation_mode": "image", "guidance_scale": 1.0, "size": (64, 64)},
