@@ -84,12 +84,7 @@ def read_prompts(
     lengths = np.zeros(0) if given["image_lengths"] is None else given["image_lengths"]
     targets = np.zeros(len(codes), dtype=bool) if given["code_targets"] is None else given["code_targets"]
     mask_BT = infer_mask(ids_BT, config) if mask_BT is None else mask_BT
-    num_image_positions = int(((ids_BT == config.image_token_id) & mask_BT.bool()).sum())
-    if num_image_positions != len(codes):
-        raise ValueError(
-            f"image placeholders must have one row of codes each, got {num_image_positions} placeholders and "
-            f"{len(codes)} rows; pass all that the processor returns"
-        )
+    check_codes(ids_BT.masked_fill(mask_BT == 0, config.pad_token_id), codes, config)
     ends_I, start, first = np.cumsum(lengths), 0, 0
     for ids_T, mask_T in zip(ids_BT.cpu(), mask_BT.cpu(), strict=True):
         ids = ids_T[mask_T.bool()].numpy().astype(np.int64)
@@ -103,6 +98,16 @@ def read_prompts(
             code_targets_P=targets[start:end].astype(bool),
         )
         start, first = end, last
+
+
+def check_codes(ids_BT: Tensor, codes_PK: Any, config: MLLMConfig) -> None:
+    """Refuse a batch whose images are not complete."""
+    num_placeholders, num_rows = int((ids_BT == config.image_token_id).sum()), 0 if codes_PK is None else len(codes_PK)
+    if num_placeholders != num_rows:
+        raise ValueError(
+            f"image placeholders must have one row of codes each, got {num_placeholders} placeholders and {num_rows} "
+            "rows; pass all that the processor returns"
+        )
 
 
 def collate_prompts(prompts: Sequence[TokenSequence], config: MLLMConfig, device: torch.device) -> dict[str, Tensor]:
@@ -220,7 +225,10 @@ def generate_text(model: MLLMForConditionalGeneration, input_ids: Tensor, option
     if given.prefill_chunk_size is not None and options.get("codes") is not None:
         raise ValueError("prefill_chunk_size must be None with images in the prompt, got a number; leave it out")
     described_ids, cache = input_ids, options.get("past_key_values")
-    if config.begin_plan_id is not None and options.get("codes") is not None and not getattr(cache, "layers", None):
+    has_cache = cache is not None and bool(cache.get_seq_length())
+    if not has_cache:
+        check_codes(input_ids, options.get("codes"), config)
+    if config.begin_plan_id is not None and options.get("codes") is not None and not has_cache:
         synced = {"synced_gpus": options["synced_gpus"]} if options.get("synced_gpus") is not None else {}
         prompts = list(read_prompts(input_ids, options["attention_mask"], options, config))
         found = describe(model, prompts, **synced)
