@@ -281,8 +281,6 @@ class MLLMProcessor(ProcessorMixin):
             other = self.collate([self.to_sequence(draft, mode) for draft in dropped], options)
             inputs["negative_prompt_ids"] = other["input_ids"]
             inputs["negative_prompt_attention_mask"] = other["attention_mask"]
-        if any(draft.extent in ("prompt", "beginning") for draft in drafts):
-            inputs.pop("code_targets", None)  # nothing is to be learned from a prompt
         return inputs
 
     def to_sequence(self, draft: Draft, mode: Mode | None = None) -> TokenSequence:
@@ -317,7 +315,8 @@ class MLLMProcessor(ProcessorMixin):
     ) -> Any:
         """The text form of a chat, or with `tokenize=True` model inputs, images included (`return_dict=True`).
 
-        Without `padding` and `return_tensors`, chats of unequal length come back as lists.
+        Without `padding` and `return_tensors`, whole chats of unequal length come back as lists, for training tools;
+        prompts are padded, for `generate`.
         """
         for name, value in (("tools", tools), ("documents", documents)):
             if value:
@@ -347,7 +346,9 @@ class MLLMProcessor(ProcessorMixin):
         else:
             inputs = self.encode(
                 [Draft(chat, extent) for chat in chats],
-                TextOptions.read(options, may_be_lists=True, return_assistant_tokens_mask=return_assistant_tokens_mask),
+                TextOptions.read(
+                    options, may_be_lists=extent == "whole", return_assistant_tokens_mask=return_assistant_tokens_mask
+                ),
                 mode,
             )
         return inputs if return_dict else inputs["input_ids"]

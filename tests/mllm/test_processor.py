@@ -232,8 +232,11 @@ def test_options_of_the_tokens_are_obeyed_or_refused(bundled: MLLMProcessor) -> 
         with pytest.raises(ValueError):
             bundled(text="a", **wrong)
     chats = [[{"role": "user", "content": text}] for text in texts]
-    ragged = bundled.apply_chat_template(chats, tokenize=True, return_dict=True, add_generation_prompt=True)
-    assert ragged["input_ids"] == lists, "as transformers: nothing asks for rows of one length"
+    options = {"tokenize": True, "return_dict": True}
+    prompts = bundled.apply_chat_template(chats, add_generation_prompt=True, **options)
+    assert prompts["input_ids"].equal(left["input_ids"]), "padded for generate"
+    ragged = bundled.apply_chat_template(chats, add_generation_prompt=True, padding=False, **options)
+    assert ragged["input_ids"] == lists
     for option in ("tools", "documents"):
         with pytest.raises(ValueError):
             bundled.apply_chat_template(chats[0], **{option: [{"name": "a"}]})
