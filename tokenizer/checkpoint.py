@@ -130,14 +130,11 @@ def shards_of(index: Path) -> list[Path]:
     if foreign := [name for name in names if Path(name).name != name]:
         raise ValueError(f"{index} must list files of its own folder, got {foreign[0]!r}; use a trusted source")
     if absent := [name for name in names if not (index.parent / name).is_file()]:
-        raise FileNotFoundError(
-            f"{index.parent} must hold all {len(names)} shards, got no {absent[0]} ({len(absent)} missing); download it"
-        )
+        raise FileNotFoundError(f"{index.parent} must hold all {len(names)} shards, got no {absent[0]}; download it")
     return [index.parent / name for name in names]
 
 
 def read_tensors(path: Path) -> Mapping[str, Tensor]:
-    """The state dict in a file, its tensors mapped."""
     return require_state_dict(read_file(path), path)
 
 
@@ -154,10 +151,7 @@ def read_file(path: Path) -> Any:
     except (pickle.UnpicklingError, *UNREADABLE) as error:
         code = re.search(r"(?:GLOBAL|class) (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
         if code:
-            raise ValueError(
-                f"{path} must hold tensors only, got program code ({code[1]}, which was not run); "
-                "use a safetensors file from a source that you trust"
-            ) from None
+            raise ValueError(f"{path} must hold tensors only, got program code ({code[1]}); it was not run") from None
         found = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{path} must be a readable checkpoint, got {found[:150]}; download it again") from None
 
@@ -248,7 +242,6 @@ class NameTable:
         return {name: Source([parts[k] for k in sorted(parts)], joins[name]) for name, parts in numbered.items()}
 
     def to_ours(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Their state dict under our names."""
         return {name: source.read(state) for name, source in self.sources(state).items()}
 
     def to_theirs(self, state: Mapping[str, Tensor], *, codebook_size: int) -> dict[str, Tensor]:
@@ -272,10 +265,7 @@ class NameTable:
         for index, patterns in enumerate(self._patterns):
             if match := patterns[side].fullmatch(key):
                 return index, match.groupdict()
-        raise ValueError(
-            f"tensor names must be in the table of this kind of checkpoint, got {key!r}; "
-            "give a checkpoint of the released layout"
-        )
+        raise ValueError(f"tensor names must be of the released layout, got {key!r}; give such a checkpoint")
 
 
 def name_pattern(template: str) -> re.Pattern[str]:
@@ -335,8 +325,7 @@ def from_upstream(
     zeros = state.pop(POSITION_EMBEDDING, None)
     if zeros is not None and zeros.any():
         raise ValueError(
-            f"{POSITION_EMBEDDING} of a UniTok checkpoint must be zero, got values up to {zeros.abs().max():.3g}; "
-            "use a network that was trained without position embeddings"
+            f"{POSITION_EMBEDDING} must be zero, got values up to {zeros.abs().max():.3g}; use another one"
         )
     return {**name_table(config).to_ours(state), "quantizer.num_updates": torch.tensor(num_updates)}
 
@@ -363,9 +352,7 @@ def values_from_args(args: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of our config that UniTok's own `args` decide."""
     model = args.get("model", "vitamin_large")
     if model not in UPSTREAM_MODELS:
-        raise ValueError(
-            f"the UniTok network must be one of {', '.join(UPSTREAM_MODELS)}, got {model!r}; use one of them"
-        )
+        raise ValueError(f"the UniTok network must be one of {', '.join(UPSTREAM_MODELS)}, got {model!r}")
     if args.get("num_query", 0):
         raise ValueError(f"num_query must be 0, got {args['num_query']}; use a checkpoint without register tokens")
     num_codebooks, vector_width = args.get("num_codebooks", 8), args.get("vocab_width", 64)
@@ -407,7 +394,6 @@ class UpstreamCheckpoint(NamedTuple):
     num_updates: int
 
     def our_state(self) -> dict[str, Tensor]:
-        """The state dict under our names."""
         return from_upstream(self.state, self.config, num_updates=self.num_updates)
 
     def build(self) -> UniTok:
@@ -430,10 +416,7 @@ def read_upstream(path: str | Path, *, projection_attention: AttentionKind | Non
         args, state = ({}, content) if path.suffix == SAFETENSORS else (content["args"], content["trainer"]["unitok"])
     except (KeyError, TypeError) as error:
         found = sorted(content) if isinstance(content, Mapping) else type(content).__name__
-        raise ValueError(
-            f"{path} must be a UniTok checkpoint with 'args' and 'trainer' with 'unitok' inside, got {found}; "
-            "give the released file"
-        ) from error
+        raise ValueError(f"{path} must be a UniTok checkpoint with args and trainer.unitok, got {found}") from error
     config = config_from_args(args, projection_attention=projection_attention)
     expected = to_upstream(build_empty(config).state_dict(), config)
     require_same_tensors(require_state_dict(state, path), expected, source=path)
@@ -497,9 +480,8 @@ def probe_attention(model: UniTok, pixels_B3HW: Tensor) -> AttentionProbe:
     def mean_psnr(kind: AttentionKind) -> float:
         twin = read_as(model, kind)
         parts = pixels_B3HW.split(1)  # one at a time, to save memory
-        return float(
-            torch.cat([psnr(one, twin.decode(twin.encode(one), grid=twin.grid_of(one))) for one in parts]).mean()
-        )
+        psnrs = [psnr(one, twin.decode(twin.encode(one), grid=twin.grid_of(one))) for one in parts]
+        return float(torch.cat(psnrs).mean())
 
     return AttentionProbe(full=mean_psnr("full"), causal=mean_psnr("causal"))
 

@@ -56,30 +56,24 @@ class CodeFile:
     """Of the image tokenizer that made the codes."""
 
     def __post_init__(self) -> None:
-        if not len(self.names) == len(self.grids) == len(self.codes):
-            raise ValueError(
-                f"names, grids and codes must be one each per image, got {len(self.names)}, {len(self.grids)} and "
-                f"{len(self.codes)}; give as many of each"
-            )
+        counts = [len(self.names), len(self.grids), len(self.codes)]
+        if len(set(counts)) > 1:
+            raise ValueError(f"names, grids and codes must be one each per image, got {counts}; give as many of each")
         for name, grid, codes_KN in zip(self.names, self.grids, self.codes, strict=True):
             expected = (self.num_codebooks, grid[0] * grid[1])
             if codes_KN.shape != expected or codes_KN.dtype != np.uint16:
-                raise ValueError(
-                    f"codes of {name} must be uint16 {expected} for a grid of {grid[0]} x {grid[1]}, got "
-                    f"{codes_KN.dtype} {codes_KN.shape}; encode the image again"
-                )
+                found = f"{codes_KN.dtype} {codes_KN.shape}"
+                raise ValueError(f"codes of {name} must be uint16 {expected}, got {found}; encode the image again")
 
     def require_fingerprint(self, fingerprint: str) -> None:
         """Refuse codes of another tokenizer: they would decode to noise."""
         if self.fingerprint != fingerprint:
             raise ValueError(
-                f"codes must be of the model's image tokenizer ({fingerprint}), got codes of {self.fingerprint}; use "
-                "the model that made them or encode the images again"
+                f"codes must be of the image tokenizer {fingerprint}, got {self.fingerprint}; encode the images again"
             )
 
 
 def check_ending(path: Path) -> None:
-    """Refuse a file name of no known format."""
     if path.suffix not in ENDINGS:
         raise ValueError(f"the name of a code file must end in {' or '.join(ENDINGS)}, got {path.name!r}; rename it")
 

@@ -137,11 +137,7 @@ class UniTokConfig:
                 f"the decoder must have {f'{more} more stages than' if more else 'as many stages as'} the encoder, got "
                 f"widths and depths {encoder} and {decoder}; give as many depths as widths on each side"
             )
-        for name, divisor in (
-            ("image_size", "patch_size"),
-            ("width", "num_heads"),
-            ("text_width", "text_heads"),
-        ):
+        for name, divisor in (("image_size", "patch_size"), ("width", "num_heads"), ("text_width", "text_heads")):
             require_divisible(name, getattr(self, name), divisor, getattr(self, divisor))
         if self.projection == "attention":
             widest = max(self.width, self.vector_width)
@@ -177,7 +173,6 @@ class UniTokConfig:
 
     @property
     def positions_per_image(self) -> int:
-        """N: positions of an image of `image_size`."""
         return self.grid[0] * self.grid[1]
 
     @property
@@ -187,11 +182,9 @@ class UniTokConfig:
 
     @property
     def has_text_tower(self) -> bool:
-        """Whether images and captions share an embedding space."""
         return self.embed_dim > 0
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
     @classmethod
@@ -199,15 +192,12 @@ class UniTokConfig:
         """Read what `to_dict` wrote; unknown names are an error, missing ones take their default."""
         known = {field.name for field in fields(cls)}
         if unknown := sorted(set(values) - known):
-            raise ValueError(
-                f"tokenizer config fields must be in {sorted(known)}, got {unknown}; remove or rename them"
-            )
+            raise ValueError(f"tokenizer config fields must be in {sorted(known)}, got {unknown}")
         if values.get("encoder_scope") == "picture":  # its name in older configs
             values = {**values, "encoder_scope": "image"}
         return cls(**values)
 
 
 def require_divisible(name: str, value: int, divisor_name: str, divisor: int) -> None:
-    """Refuse a size that another one does not divide."""
     if value % divisor:
         raise ValueError(f"{name} must be divisible by {divisor_name}, got {value} and {divisor}; change one of them")

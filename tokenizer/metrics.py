@@ -57,9 +57,7 @@ def psnr(first_B3HW: Tensor, second_B3HW: Tensor) -> Tensor:
 def ssim(first_B3HW: Tensor, second_B3HW: Tensor) -> Tensor:
     """Structural similarity of each image (Wang et al. 2004), (B,): mean over colors and windows inside the image."""
     if min(first_B3HW.shape[-2:]) < SSIM_WINDOW:
-        raise ValueError(
-            f"SSIM needs sides of at least {SSIM_WINDOW}, got {tuple(first_B3HW.shape)}; use larger images"
-        )
+        raise ValueError(f"SSIM must have sides >= {SSIM_WINDOW}, got {tuple(first_B3HW.shape)}; use larger images")
     first, second = first_B3HW.float(), second_B3HW.float()
     mean_1, mean_2 = blur(first), blur(second)
     variance_1 = blur(first * first) - mean_1.square()
@@ -126,15 +124,12 @@ class LPIPS(nn.Module):
 
     @classmethod
     def from_file(cls, path: Path) -> LPIPS:
-        """Read the published file, or one with the same names."""
         return cls(read_tensors(path))
 
     def forward(self, first_B3HW: Tensor, second_B3HW: Tensor) -> Tensor:
         """Distance of each pair of images in [-1, 1], (B,)."""
         if min(first_B3HW.shape[-2:]) < SMALLEST_LPIPS_SIDE:
-            raise ValueError(
-                f"LPIPS needs sides of at least {SMALLEST_LPIPS_SIDE}, got {tuple(first_B3HW.shape)}; use larger images"
-            )
+            raise ValueError(f"LPIPS must have sides >= {SMALLEST_LPIPS_SIDE}, got {tuple(first_B3HW.shape)}")
         distance_B = first_B3HW.new_zeros(len(first_B3HW), dtype=torch.float32)
         levels = zip(self.features(first_B3HW), self.features(second_B3HW), strict=True)
         for level, (first_BCHW, second_BCHW) in enumerate(levels):
@@ -164,7 +159,6 @@ def unit_length(features_BCHW: Tensor) -> Tensor:
 
 
 def convolution(state: Mapping[str, Tensor], name: str) -> nn.Conv2d:
-    """A 3x3 convolution with these weights."""
     weight, bias = state[f"{name}.weight"], state[f"{name}.bias"]
     layer = nn.Conv2d(weight.shape[1], weight.shape[0], kernel_size=3, padding=1)
     layer.load_state_dict({"weight": weight, "bias": bias})
@@ -190,13 +184,11 @@ def fidelity(made: Path, real: Path | None, *, batch_size: int) -> dict[str, flo
 
 
 def need_fidelity() -> ModuleType:
-    """torch-fidelity, or an error that says how to install it."""
     try:
         import torch_fidelity
     except ImportError as error:
         raise ImportError(
-            f"rFID and IS need torch-fidelity, got none ({error}); run `pip install 'mllm-toolkit[eval-images]'` in an "
-            "environment whose torchvision fits its torch"
+            f"rFID needs torch-fidelity ({error}); `pip install 'mllm-toolkit[eval-images]'` in its own environment"
         ) from error
     return torch_fidelity
 

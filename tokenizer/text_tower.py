@@ -119,18 +119,14 @@ def load_captions(path: Path, *, vocab_size: int, context: int) -> EncodeCaption
         pairs = CLIPTokenizer.from_pretrained(path) if path.is_dir() else read_merges(path)
         encoder, num_ids = CaptionEncoder(pairs, pairs.eos_token_id, context), len(pairs)
     if num_ids > vocab_size:
-        raise ValueError(
-            f"text_vocab_size must be >= {num_ids} for {path}, got {vocab_size}; set architecture.text_vocab_size"
-        )
+        raise ValueError(f"architecture.text_vocab_size must be >= {num_ids} for {path}, got {vocab_size}")
     return encoder
 
 
 def read_merges(path: Path) -> CLIPTokenizer:
     """OpenAI's file: a line of comment, then one merge a line, the most frequent first."""
     if not path.name.endswith((".txt", ".txt.gz")):
-        raise ValueError(
-            f"a text vocabulary must be a .model, .txt or .txt.gz file or a folder, got {path}; give one of them"
-        )
+        raise ValueError(f"a text vocabulary must be a .model, .txt or .txt.gz file or a folder, got {path}")
     raw = path.read_bytes()
     lines = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8").splitlines()
     merges = [tuple(line.split()) for line in lines[1 : CLIP_MERGES + 1] if line]

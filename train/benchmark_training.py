@@ -44,7 +44,6 @@ class Speed:
 
 
 def benchmark_training(words: Namespace) -> None:
-    """Measure both batchings and print the ratio."""
     num_threads = torch.get_num_threads()
     torch.set_num_threads(words.threads)
     try:
@@ -107,7 +106,6 @@ def packed(samples: Sequence[TokenSequence], *, rows: int, length: int) -> list[
 
 
 def stack(rows: Sequence[Sequence[TokenSequence]], *, length: int) -> PackedBatch:
-    """A batch of rows that are filled already."""
     batches = [pack(row, length=length, pad_token_id=0) for row in rows]
     return {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
 

@@ -32,11 +32,8 @@ PATHS = ("output", "image_tokenizer", "text_tokenizer", "start_from")
 
 
 def copy_model(finished: Path, bundled: Path) -> None:
-    """Copy a finished model folder to its place in the package, in bfloat16."""
     if not (finished / CONFIG_FILE).is_file():
-        raise FileNotFoundError(
-            f"{finished} must be a finished model, got no {CONFIG_FILE}; train one first (scripts/build_tiny_model.sh)"
-        )
+        raise FileNotFoundError(f"{finished} must be a finished model, got no {CONFIG_FILE}; train one first")
     shutil.rmtree(bundled, ignore_errors=True)
     shutil.copytree(finished, bundled)
     MLLMForConditionalGeneration.from_pretrained(finished, dtype=torch.bfloat16).save_pretrained(bundled)
@@ -53,8 +50,8 @@ def read_scores(file: Path, bundled: Path) -> dict[str, Any]:
         found = scores.get(part, "no fingerprint") if isinstance(scores, dict) else "no scores"
         if found != fingerprint:
             raise ValueError(
-                f"{file} must hold scores of the bundled {part} ({fingerprint}), got {found}; bundle the model without "
-                "--scores first, then measure that folder with `mllm evaluate world --json`"
+                f"{file} must hold scores of the bundled {part} ({fingerprint}), got {found}; measure it with "
+                "`mllm evaluate world --json`"
             )
     return scores
 

@@ -190,16 +190,13 @@ def check_benchmark(wanted: BenchmarkInLoop) -> None:
     """Score empty answers: a wrong path, or a part that cannot be scored, is an error now and not after hours."""
     benchmark = find_benchmark(wanted.name)
     if benchmark.mode != "text":
-        raise ValueError(
-            f"validation.benchmarks must have text answers, got {wanted.name}, which draws; use mllm evaluate"
-        )
+        raise ValueError(f"validation.benchmarks must answer in text, got {wanted.name}; use mllm evaluate")
     items = benchmark.read_items(wanted.questions, wanted.images)[: wanted.limit]
     options = ScoreOptions(folder=wanted.questions.parent)
     benchmark.score([AnsweredItem(item) for item in items], wanted.annotations, options)
 
 
 def run_and_score(pipeline: Pipeline, wanted: BenchmarkInLoop, *, folder: Path) -> dict[str, Any]:
-    """Answer the first items of a benchmark, score them, write the result."""
     benchmark = find_benchmark(wanted.name)
     items = benchmark.read_items(wanted.questions, wanted.images)
     chosen = items[: wanted.limit]
@@ -226,8 +223,7 @@ class WorldScores:
     def __init__(self, wanted: WorldInLoop, *, image_size: int) -> None:
         if image_size < MIN_SIDE:
             raise ValueError(
-                f"validation.world must have images of {MIN_SIDE} pixels or more, got an image tokenizer of "
-                f"{image_size}; leave it out, or use a larger one"
+                f"validation.world must have images of >= {MIN_SIDE} pixels, got {image_size}; leave it out"
             )
         self.wanted, self.groups = wanted, choose_groups(wanted.jobs)
         self.names = ["world", *map(name_of, self.groups)]
@@ -239,18 +235,11 @@ class WorldScores:
             limit = {"max_new_tokens": MAX_ANSWER} if mode == "text" else {}
             return pipeline.answer(dialogues, mode, seeds, **limit)
 
-        scores = evaluate_world(
-            answer,
-            count=self.wanted.count,
-            seed=0,
-            batch_size=self.wanted.batch_size,
-            size=pipeline.config.image_size,
-            groups=self.groups,
-        )
+        wanted = {"count": self.wanted.count, "batch_size": self.wanted.batch_size, "groups": self.groups}
+        scores = evaluate_world(answer, seed=0, size=pipeline.config.image_size, **wanted)
         rates = {name_of(group): scores[group.name]["rate"] for group in self.groups}
         return {"world": sum(rates.values()) / len(rates), **rates}
 
 
 def name_of(group: Group) -> str:
-    """A group in one word."""
     return f"world_{group.job}" + ("_held_out" if group.pairs == "held_out" else "")

@@ -40,7 +40,6 @@ UNIVERSAL = "latest_universal"
 
 
 def step_of(folder: Path) -> int:
-    """The step that a checkpoint folder was written at."""
     return int(folder.name.removeprefix(PREFIX))
 
 
@@ -51,7 +50,6 @@ def checkpoints(output: Path) -> list[Path]:
 
 
 def newest_checkpoint(output: Path) -> Path | None:
-    """The newest complete checkpoint, if there is one."""
     return next(reversed(checkpoints(output)), None)
 
 
@@ -80,7 +78,6 @@ def write_checkpoint(
 
 
 def remove_unfinished(output: Path) -> None:
-    """Delete what a killed run left behind."""
     shutil.rmtree(output / UNFINISHED, ignore_errors=True)
 
 
@@ -228,8 +225,7 @@ def check_sharding(checkpoint: Path, sharding: str) -> None:
     """Refuse a checkpoint of another sharding, whose optimizer states would not be found."""
     if (found := sharding_of(checkpoint)) != sharding:
         raise ValueError(
-            f"{checkpoint} must be written under {sharding} as the recipe asks, got {found}; set trainer.deepspeed as "
-            "before, or name another output and start_from"
+            f"{checkpoint} must be written under {sharding} as the recipe asks, got {found}; set trainer.deepspeed so"
         )
 
 
@@ -250,17 +246,9 @@ def write_universal(checkpoint: Path) -> None:
     (partitions,) = {path.parent for path in checkpoint.glob("global_step*/*_optim_states.pt")}
     universal = checkpoint / f"{partitions.name}_universal"
     shutil.rmtree(universal, ignore_errors=True)  # of a run that was killed during the conversion
-    ds_to_universal.main(
-        Namespace(
-            input_folder=str(partitions),
-            output_folder=str(universal),
-            num_extract_workers=1,
-            num_merge_workers=1,
-            keep_temp_folder=False,
-            strict=True,
-            inject_missing_state=True,
-        )
-    )
+    folders = {"input_folder": str(partitions), "output_folder": str(universal), "keep_temp_folder": False}
+    workers = {"num_extract_workers": 1, "num_merge_workers": 1}
+    ds_to_universal.main(Namespace(**folders, **workers, strict=True, inject_missing_state=True))
 
 
 def deepspeed_settings(config: str | Path | dict[str, Any], *, universal: bool) -> dict[str, Any]:
@@ -271,9 +259,7 @@ def deepspeed_settings(config: str | Path | dict[str, Any], *, universal: bool) 
     """
     settings = config if isinstance(config, dict) else json.loads(Path(config).read_text(encoding="utf-8"))
     settings = {**settings}
-    if (
-        "bf16" in settings
-    ):  # a bad step is skipped by its gradient; DeepSpeed before 0.19 does not look at it in bfloat16
+    if "bf16" in settings:  # before 0.19 it does not look at gradients in bfloat16, by which a bad step is skipped
         settings["bf16"] = {**settings["bf16"], "check_grad_overflow": True}
     if universal:
         settings["checkpoint"] = {**settings.get("checkpoint", {}), "load_universal": True}

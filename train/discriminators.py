@@ -155,26 +155,21 @@ class DinoFeatures(nn.Module):
         depth, width = number_of_blocks(state), state["cls_token"].shape[-1]
         if self.side == 0 or not blocks or max(blocks) >= depth:
             raise ValueError(
-                f"DINOv2 features need images of at least {PATCH} pixels and blocks below {depth}, got {image_size} "
-                f"and {list(blocks)}; change adversarial.blocks or the image size"
+                f"DINOv2 must have images of {PATCH} pixels or more and blocks < {depth}, got {image_size} and {blocks}"
             )
-        sizes: dict[str, Any] = {
-            "hidden_size": width,
-            "num_hidden_layers": depth,
-            "num_attention_heads": width // HEAD_WIDTH,
-            "mlp_ratio": state["blocks.0.mlp.fc1.weight"].shape[0] // width,
-            "image_size": self.side,
-            "patch_size": PATCH,
-            "out_indices": [block + 1 for block in blocks],  # 0 is the embedding
-            "apply_layernorm": False,
-            "reshape_hidden_states": False,
-        }
-        loaded: Any = Dinov2Backbone.from_pretrained(
-            None,
-            config=Dinov2Config(**sizes),
-            state_dict=translated(state, self.side // PATCH),
-            output_loading_info=True,
+        config = Dinov2Config(
+            hidden_size=width,
+            num_hidden_layers=depth,
+            num_attention_heads=width // HEAD_WIDTH,
+            mlp_ratio=state["blocks.0.mlp.fc1.weight"].shape[0] // width,
+            image_size=self.side,
+            patch_size=PATCH,
+            out_indices=[block + 1 for block in blocks],  # 0 is the embedding
+            apply_layernorm=False,
+            reshape_hidden_states=False,
         )
+        weights = translated(state, self.side // PATCH)
+        loaded: Any = Dinov2Backbone.from_pretrained(None, config=config, state_dict=weights, output_loading_info=True)
         self.network, report = loaded
         assert not any(report.values()), f"names of transformers' DINOv2 have changed: {report}"
         mean, deviation = (torch.tensor(row).view(1, 3, 1, 1) for row in (IMAGENET_MEAN, IMAGENET_DEVIATION))
@@ -185,7 +180,6 @@ class DinoFeatures(nn.Module):
 
     @classmethod
     def from_file(cls, path: Path, *, image_size: int, blocks: Sequence[int]) -> DinoFeatures:
-        """Read the published file, or one with the same names."""
         return cls(read_tensors(path), image_size=image_size, blocks=blocks)
 
     def train(self, mode: bool = True) -> DinoFeatures:
@@ -265,10 +259,7 @@ class Discriminator(nn.Module):
     def __init__(self, width: int, num_levels: int) -> None:
         super().__init__()
         if width % NORM_GROUPS:
-            raise ValueError(
-                f"the features' width must be a multiple of {NORM_GROUPS} (groups of the discriminator's norm), got "
-                f"{width}; use another DINOv2"
-            )
+            raise ValueError(f"DINOv2's width must be a multiple of {NORM_GROUPS}, got {width}; use another one")
 
         def block(kernel: int) -> nn.Sequential:
             convolution = nn.Conv1d(width, width, kernel, padding=kernel // 2, padding_mode="circular")
@@ -408,8 +399,7 @@ def require_finite(name: str, value: Tensor, *, step: int) -> None:
     """End a diverged training before anything of it is saved."""
     if not torch.isfinite(value):
         raise ValueError(
-            f"the {name} must be finite, got {value.item()} at step {step}; the last good checkpoint is kept: lower "
-            "the learning rate and resume from it"
+            f"the {name} must be finite, got {value.item()} at step {step}; lower the learning rate and resume"
         )
 
 

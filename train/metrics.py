@@ -55,7 +55,6 @@ class StepMetrics:
         self.sums = torch.zeros(len(SCALARS) + self.num_codebooks, dtype=torch.float64)
 
     def add(self, parts: LossParts, inputs: dict[str, Any]) -> None:
-        """Take in one micro-batch."""
         is_real_BT = sample_numbers(inputs["position_ids"]) > 0
         scalars = (
             parts.text * parts.num_text,
@@ -93,9 +92,8 @@ class StepMetrics:
             "memory_gib": memory_gib(),
         }
         if self.flops is not None and self.peak is not None:
-            done = self.flops.of(
-                positions=total["num_real"], text_targets=total["num_text"], code_targets=total["num_image"]
-            )
+            counts = {"positions": total["num_real"], "text_targets": total["num_text"]}
+            done = self.flops.of(**counts, code_targets=total["num_image"])
             values["mfu"] = done / seconds / (self.peak * accelerator.num_processes)
         return values
 
@@ -131,7 +129,6 @@ def peak_flops() -> float | None:
 
 
 def size_of(module: nn.Module) -> int:
-    """Parameters of a module, also where ZeRO-3 partitions them."""
     return sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in module.parameters())
 
 
@@ -154,7 +151,6 @@ class MetricsLog:
                 unfinished.write_text("".join(line + "\n" for line in kept))
 
     def write(self, step: int, values: Values) -> None:
-        """Add one entry, with numbers rounded to six digits."""
         rounded = {
             name: [_rounded(item) for item in value] if isinstance(value, list) else _rounded(value)
             for name, value in values.items()

@@ -57,10 +57,7 @@ def _adamw_8bit(groups: list[dict[str, Any]], recipe: OptimizerRecipe) -> torch.
     try:
         from bitsandbytes.optim import AdamW8bit
     except ModuleNotFoundError:
-        raise ImportError(
-            "optimizer.name adamw8bit must have bitsandbytes, got none; pip install 'mllm-toolkit[quantization]', or "
-            "use adamw"
-        ) from None
+        raise ImportError("adamw8bit needs bitsandbytes, got none; pip install 'mllm-toolkit[quantization]'") from None
     return AdamW8bit(groups, lr=recipe.learning_rate, betas=recipe.betas)
 
 

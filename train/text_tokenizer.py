@@ -59,7 +59,6 @@ def world_sentences(num_dialogues: int, *, seed: int) -> Iterable[str]:
 
 
 def train_world_tokenizer(recipe: TextTokenizerRecipe) -> None:
-    """The text tokenizer of the bundled model."""
     sentences = world_sentences(recipe.dialogues, seed=recipe.seed)
     dropped = [f" {UNCONDITIONAL}"] * (recipe.dialogues // 10)  # about as often as in training
     train_text_tokenizer([*sentences, *dropped], recipe.output, vocab_size=recipe.vocab_size)

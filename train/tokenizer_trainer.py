@@ -110,13 +110,8 @@ class TokenizerTrainer:
         self.average = AveragedModel(self.unwrapped, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema_decay))
         self.adversary: Adversary | None = None
         if recipe.adversarial.weight:
-            self.adversary = Adversary(
-                recipe.adversarial,
-                accelerator=self.accelerator,
-                image_size=size,
-                steps=recipe.steps,
-                seed=recipe.seed,
-            )
+            sizes = {"image_size": size, "steps": recipe.steps, "seed": recipe.seed}
+            self.adversary = Adversary(recipe.adversarial, accelerator=self.accelerator, **sizes)
         self.lpips: LPIPS | None = None
         if recipe.loss.perceptual:
             assert recipe.lpips is not None, "TokenizerRecipe refuses a perceptual weight without weights"
@@ -308,10 +303,7 @@ class TokenizerEvaluation:
         self.templates = read_templates(recipe.templates) if recipe.templates else TEMPLATES
         self.fid_files = png_files(recipe.fid_reference) if recipe.fid_reference else []
         if self.fid_files and recipe.fid_score and find_spec("torch_fidelity") is None:
-            raise ValueError(
-                "rFID needs torch-fidelity, got none; run `pip install torch-fidelity`, or set evaluation.fid_score to "
-                "false to write the reconstructions only"
-            )
+            raise ValueError("rFID needs torch-fidelity, got none; install it, or set evaluation.fid_score to false")
 
     def write_sheet(self, model: UniTok, samples_B3HW: Tensor, path: Path) -> None:
         """The images of the folder, or else these uint8 ones, above their reconstructions."""
@@ -393,18 +385,10 @@ def with_new_decoder(model: UniTok, fields: dict[str, Any]) -> UniTok:
     config = UniTokConfig.from_dict({**old.to_dict(), **fields})
     encoded, trained = config.image_size / config.shrink, old.image_size / old.shrink
     if config.shrink != old.shrink and encoded != trained:
-        raise ValueError(
-            f"image_size / shrink must stay {trained:g}, the size that the encoder was trained on, got {encoded:g}; "
-            "change image_size and shrink by the same factor"
-        )
-    changed = UniTok(config)
-    weights = changed.state_dict()
-    weights |= {
-        name: value
-        for name, value in model.state_dict().items()
-        if name in weights and weights[name].shape == value.shape
-    }
-    changed.load_state_dict(weights)
+        raise ValueError(f"image_size / shrink must stay {trained:g}, got {encoded:g}; change both by the same factor")
+    changed, given = UniTok(config), model.state_dict()
+    fits = {name for name, value in changed.state_dict().items() if name in given and value.shape == given[name].shape}
+    changed.load_state_dict({name: given[name] for name in fits}, strict=False)
     return changed.eval()
 
 
@@ -414,10 +398,7 @@ def build_captions(recipe: TokenizerRecipe, config: UniTokConfig) -> EncodeCapti
         return None
     assert recipe.text_tokenizer is not None, "TokenizerRecipe refuses captions without a vocabulary"
     if not config.has_text_tower:
-        raise ValueError(
-            f"embed_dim must be > 0 for loss.contrastive {recipe.loss.contrastive}, got 0; set architecture.embed_dim "
-            "or set loss.contrastive to 0"
-        )
+        raise ValueError("embed_dim must be > 0 for loss.contrastive, got 0; set architecture.embed_dim")
     return load_captions(recipe.text_tokenizer, vocab_size=config.text_vocab_size, context=config.text_context)
 
 
@@ -445,10 +426,7 @@ def require_files(recipe: TokenizerRecipe) -> None:
     """Refuse a recipe with a missing file before anything large is built."""
     for name, file in recipe.files.items():
         if not file.exists():
-            raise FileNotFoundError(
-                f"{name} must be an existing file, got {file}; download it, correct the path, or set the weight of the "
-                "loss that needs it to 0"
-            )
+            raise FileNotFoundError(f"{name} must be an existing file, got {file}; download it, or set its weight to 0")
 
 
 def require_same_config(file: Path, config: UniTokConfig) -> None:
@@ -459,6 +437,5 @@ def require_same_config(file: Path, config: UniTokConfig) -> None:
     differing = {name: (stored[name], value) for name, value in config.to_dict().items() if stored[name] != value}
     if differing:
         raise ValueError(
-            f"{file.parent} must be a checkpoint of the recipe's network, got other sizes (stored, recipe): "
-            f"{differing}; use the recipe that it was trained with, or another output"
+            f"{file.parent} must be of the recipe's network, got (stored, recipe) {differing}; choose another output"
         )

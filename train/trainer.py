@@ -145,13 +145,8 @@ def save_final(trainer: MLLMTrainer, tokenizers: Tokenizers) -> None:
         if trainer.recipe.adapter is not None:
             model.save_pretrained(folder, state_dict=weights)
         else:
-            save_model_folder(
-                folder,
-                model=model,
-                text_tokenizer=tokenizers.text,
-                image_tokenizer=tokenizers.image,
-                state_dict=weights,
-            )
+            both = {"text_tokenizer": tokenizers.text, "image_tokenizer": tokenizers.image}
+            save_model_folder(folder, model=model, state_dict=weights, **both)
     trainer.accelerator.wait_for_everyone()
 
 
@@ -271,9 +266,8 @@ class MLLMTrainer(Trainer):
     def evaluate(self, *arguments: Any, **options: Any) -> dict[str, float]:
         """Losses by task of the weights that are trained, and what is measured on the model as it would be saved."""
         began = time.monotonic()
-        values = validate(
-            self.model_wrapped, self.validation, self.accelerator, config=self.config, options=self.options
-        )
+        about = {"config": self.config, "options": self.options}
+        values = validate(self.model_wrapped, self.validation, self.accelerator, **about)
         if self.measure is not None:
             with inference_model(self.model, without_adapters(self.model).backbone, self.average):
                 measured = self.measure(self.state.global_step)
@@ -309,11 +303,8 @@ class MLLMTrainer(Trainer):
 
         write_checkpoint(Path(output), step, write, keep=None, state=PartialState())
         if self.args.should_save:
-            rotate_checkpoints(
-                output_dir=output,
-                save_total_limit=self.args.save_total_limit,
-                best_model_checkpoint=self.state.best_model_checkpoint,
-            )
+            limits = {"save_total_limit": self.args.save_total_limit}
+            rotate_checkpoints(output_dir=output, best_model_checkpoint=self.state.best_model_checkpoint, **limits)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         super()._save(output_dir, state_dict)
@@ -388,9 +379,7 @@ class LossMonitor:
         if self.rule.spike is not None and len(self.recent) >= self.MIN_SEEN:
             median = statistics.median(self.recent)
             if loss > self.rule.spike * median:
-                return self._count(
-                    f"the loss is {loss:.4g}, the median of the last {len(self.recent)} is {median:.4g}", step
-                )
+                return self._count(f"the loss is {loss:.4g}, the recent median is {median:.4g}", step)
         self.recent.append(loss)
         return False
 
@@ -403,8 +392,7 @@ class LossMonitor:
         if self.num_bad > self.rule.allowed:
             raise BadStepsError(
                 f"loss and gradient must be finite and without spikes, got a bad step {step} after {self.num_bad - 1} "
-                f"skipped ones: {fault}; nothing of it was saved: lower the learning rate or check the data, then run "
-                "the recipe again to resume from the newest checkpoint (bad_steps.allowed skips a few such steps)"
+                f"skipped: {fault}; check the data or lower the learning rate and resume, or set bad_steps.allowed"
             )
         logger.warning("step %d is skipped (%d of %d): %s", step, self.num_bad, self.rule.allowed, fault)
         return True
@@ -472,12 +460,12 @@ def training_arguments(recipe: MLLMRecipe) -> TrainingArguments:
 
 def accumulation_steps(batches_per_step: int) -> int:
     """Batches that one process accumulates for a step."""
-    if batches_per_step % num_processes():
+    steps, rest = divmod(batches_per_step, num_processes())
+    if rest:
         raise ValueError(
-            f"batches_per_step must be a multiple of the processes, got {batches_per_step} and {num_processes()}; "
-            "change one"
+            f"batches_per_step must be a multiple of the processes, got {batches_per_step} and {num_processes()}"
         )
-    return batches_per_step // num_processes()
+    return steps
 
 
 def num_processes() -> int:
@@ -506,10 +494,7 @@ def check_supported(recipe: MLLMRecipe, arguments: TrainingArguments) -> None:
         raise ValueError(f"ema_decay must be 0 with ZeRO-3, got {recipe.ema_decay}; set it to 0 or use ZeRO-2")
     for name in ("prompts", "benchmarks", "world"):
         if recipe.validation and getattr(recipe.validation, name):
-            raise ValueError(
-                f"validation.{name} must be left out with ZeRO-3, got {getattr(recipe.validation, name)}; evaluate the "
-                "checkpoints instead, or use ZeRO-2"
-            )
+            raise ValueError(f"validation.{name} must be left out with ZeRO-3; evaluate the checkpoints, or use ZeRO-2")
 
 
 def join_deepspeed(*, use_cpu: bool) -> None:
@@ -517,10 +502,7 @@ def join_deepspeed(*, use_cpu: bool) -> None:
     from deepspeed import comm
 
     if "WORLD_SIZE" not in os.environ:
-        raise ValueError(
-            "trainer.deepspeed must be started by a launcher, got none; use torchrun, accelerate launch or deepspeed, "
-            "also for a single process"
-        )
+        raise ValueError("trainer.deepspeed must be started by a launcher, got none; use torchrun for one process, too")
     if not comm.is_initialized():
         backend = "gloo" if use_cpu else None
         comm.init_distributed(dist_backend=backend, auto_mpi_discovery=False, timeout=WAIT_IN_TRAINING)

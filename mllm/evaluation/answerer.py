@@ -90,7 +90,10 @@ def describe_run(
         "prompts": prompts,
         "prompt_style": config.prompt_style,
         "decoding": describe_decoding(pipeline, benchmark, sampling),
-        "image_format": describe_images(pipeline, benchmark),
+        "image_format": {
+            "size": list(pipeline.sizes[0]),
+            **({"preparation": pipeline.processor.preparation} if benchmark.mode == "text" else {"file": "png"}),
+        },
         "versions": tool_versions(),
     }
 
@@ -103,14 +106,6 @@ def describe_decoding(pipeline: Pipeline, benchmark: Benchmark, sampling: Mappin
     settings = pipeline.requests.text_settings("ask", chosen)
     named = {"greedy": True} if settings.greedy else asdict(settings)
     return {**named, "max_new_tokens": sampling.get("max_new_tokens")}
-
-
-def describe_images(pipeline: Pipeline, benchmark: Benchmark) -> dict[str, Any]:
-    """How images reach the model, or which files it writes."""
-    size = pipeline.sizes[0]
-    if benchmark.mode == "text":
-        return {"size": list(size), "preparation": pipeline.processor.preparation}
-    return {"size": list(size), "file": "png"}
 
 
 def model_fingerprint(model: nn.Module) -> str:

@@ -125,12 +125,12 @@ def as_answer(parts: Sequence[str | Image.Image], *, mode: Mode, stem: str, fold
     text = " ".join(part for part in parts if isinstance(part, str))
     if mode == "text":
         return text
-    images = [part for part in parts if isinstance(part, Image.Image)]
-    paths = [(folder / f"{stem}-{number}.png").resolve() for number in range(len(images))]
-    for path, image in zip(paths, images, strict=True):
-        folder.mkdir(parents=True, exist_ok=True)
-        image.save(path)
-    return json.dumps({"text": text, "images": [str(path) for path in paths]})
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for image in (part for part in parts if isinstance(part, Image.Image)):
+        paths.append(str((folder / f"{stem}-{len(paths)}.png").resolve()))
+        image.save(paths[-1])
+    return json.dumps({"text": text, "images": paths})
 
 
 def cut_at(text: str, ends: Sequence[str] | str | None) -> str:

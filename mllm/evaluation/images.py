@@ -10,8 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -19,12 +19,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from mllm.evaluation.intervals import (
-    mean_with_deviation,
-    mean_with_interval,
-    score_with_interval,
-    without_interval,
-)
+from mllm.evaluation.intervals import mean_with_deviation, mean_with_interval, score_with_interval, without_interval
 from mllm.evaluation.protocol import (
     AnsweredItem,
     Answers,
@@ -93,7 +88,6 @@ def read_prompt_lines(path: Path) -> list[Prompt]:
 
 
 def image_of(answered: AnsweredItem) -> Path:
-    """The file of the image."""
     assert answered.image is not None, f"{answered.where} has no image, but its benchmark draws"
     return answered.image
 
@@ -124,13 +118,9 @@ class GenAIBench(ImageBenchmark):
         """One prompt per line; the other official set is refused, so that the name stays true."""
         prompts, num_lines = read_prompt_lines(questions), len(questions.read_text(encoding="utf-8").splitlines())
         if num_lines in self.first_numbers and num_lines != self.size:
-            raise ValueError(
-                f"{questions} must contain {self.size} prompts, got {num_lines}; use genai-bench-{num_lines}"
-            )
-        if len(prompts) < num_lines:
-            raise ValueError(
-                f"{questions} must have a prompt on every line, got {num_lines - len(prompts)} empty lines"
-            )
+            raise ValueError(f"{questions} must have {self.size} prompts, got {num_lines}; use genai-bench-{num_lines}")
+        if empty := num_lines - len(prompts):
+            raise ValueError(f"{questions} must have a prompt on every line, got {empty} empty lines")
         return prompts
 
     def score(self, answered: Answers, annotations: Path, options: ScoreOptions) -> Scores:
@@ -163,10 +153,7 @@ class GenAIBench(ImageBenchmark):
         skills = {name: [number - first + 1 for number in values] for name, values in as_found.items()}
         for name, numbers in skills.items():
             if len(set(numbers)) != len(numbers) or not set(numbers) <= set(range(1, total + 1)):
-                raise ValueError(
-                    f"{path}: numbers of {name!r} must be distinct prompts of {total} counted from {first}; give the "
-                    "skills file of this set"
-                )
+                raise ValueError(f"{path}: numbers of {name!r} must be distinct prompts of {total} from {first} on")
         if missing := {"basic", "advanced"} - skills.keys():
             raise ValueError(f"{path} must contain {' and '.join(sorted(missing))}; give genai_skills.json")
         return skills
@@ -242,8 +229,8 @@ class GenEval(ImageBenchmark):
             verdicts[need_field(line, "tag")].append(float(bool(need_field(line, "correct"))))
         if unscored:
             raise ValueError(
-                f"{annotations} must have verdicts on all {len(answered)} images, got {len(answered) - len(unscored)}; "
-                f"the first one missing is {min(unscored)}; let the official tool finish"
+                f"{annotations} must have verdicts on all {len(answered)} images, got {len(answered) - len(unscored)} "
+                f"without {min(unscored)}; let the official tool finish"
             )
         groups = {task: verdicts[task] for task in self.tasks if verdicts[task]}
         overall = score_with_interval(
@@ -286,7 +273,6 @@ class DPGBench(ImageBenchmark):
         return [Prompt(str(file), file.read_text(encoding="utf-8").strip(), {"prompt_id": file.stem}) for file in files]
 
     def score(self, answered: Answers, annotations: Path, options: ScoreOptions) -> Scores:
-        """The official script's number."""
         found = self.score_line.findall(need_file(annotations).read_text(encoding="utf-8"))
         if not found:
             raise ValueError(f"{annotations} must contain a line 'DPG-Bench score'; give the script's results file")
@@ -303,17 +289,10 @@ class DPGBench(ImageBenchmark):
         (folder / "grids").mkdir(parents=True, exist_ok=True)
         paths = {folder / "grids" / f"{name}.png": four for name, four in files.items() if len(four) == self.samples}
         for path, four in paths.items():
-            as_grid([read_image(file) for file in four]).save(path)
+            images = [np.asarray(read_image(file)) for file in four]
+            rows = [np.concatenate(images[start : start + 2], axis=1) for start in (0, 2)]
+            Image.fromarray(np.concatenate(rows)).save(path)
         return list(paths)
-
-
-def as_grid(images: Sequence[Image.Image]) -> Image.Image:
-    """Four images row by row."""
-    width, height = images[0].size
-    grid = Image.new("RGB", (2 * width, 2 * height))
-    for index, image in enumerate(images):
-        grid.paste(image, (index % 2 * width, index // 2 * height))
-    return grid
 
 
 class T2ICompBench(ImageBenchmark):
@@ -366,14 +345,11 @@ class ClassSamples(ImageBenchmark):
     id_format, id_type, output_format = "{number}", int, "images/{number:06d}.png"
 
     def read_prompts(self, questions: Path) -> list[Prompt]:
-        lines = need_file(questions).read_text(encoding="utf-8").splitlines()
-        for number, text in enumerate(lines, start=1):
-            if not text.strip().isdecimal():
-                raise ValueError(f"{questions}, line {number} must be a class number, got {text!r}")
-        return [
-            Prompt(f"{questions}, line {number}", f"class {int(text)}", {"class": int(text)})
-            for number, text in enumerate(lines, start=1)
-        ]
+        prompts = read_prompt_lines(questions)
+        for where, text, _ in prompts:
+            if not text.isdecimal():
+                raise ValueError(f"{where} must be a class number, got {text!r}")
+        return [Prompt(where, f"class {int(text)}", {"class": int(text)}) for where, text, _ in prompts]
 
     def score(self, answered: Answers, annotations: Path, options: ScoreOptions) -> Scores:
         raise ValueError(f"--annotations must be {self.annotations}")
@@ -417,9 +393,7 @@ class MJHQ30K(ImageBenchmark):
         """FID over all images, then of each category alone."""
         assert options.folder is not None, "FID is over the images of a run folder"
         compute = need_clean_fid()
-        counts: dict[str, int] = defaultdict(int)
-        for one in answered:
-            counts[one.item.fields["category"]] += 1
+        counts = Counter(one.item.fields["category"] for one in answered)
         for name in counts:
             if not (annotations / name).is_dir():
                 raise FileNotFoundError(f"{annotations} must contain one folder per category, got no {name!r}")
@@ -428,13 +402,8 @@ class MJHQ30K(ImageBenchmark):
         for name in sorted(counts):
             fid = compute(str(annotations / name), str(made / name))
             scores[f"FID {name}"] = without_interval(fid, counts[name])
-        return Scores(
-            self.protocol(f"clean-fid-png-against-{references}", count=len(answered)),
-            "FID",
-            scores,
-            extra={"interval": "none: FID is a number of a complete set"},
-            tools=("clean-fid",),
-        )
+        extra, protocol = {"interval": "none: FID is a number of a complete set"}, f"clean-fid-png-against-{references}"
+        return Scores(self.protocol(protocol, count=len(answered)), "FID", scores, extra=extra, tools=("clean-fid",))
 
 
 def describe_references(folder: Path) -> str:
@@ -454,12 +423,10 @@ def describe_references(folder: Path) -> str:
 
 
 def need_clean_fid() -> Callable[[str, str], float]:
-    """clean-fid's function."""
     try:
         from cleanfid.fid import compute_fid
     except ImportError as error:
         raise ImportError(
-            f"clean-fid must be installed for MJHQ-30K ({error}); `pip install 'mllm-toolkit[eval-images]'` in an "
-            "environment whose torchvision fits its torch"
+            f"clean-fid must be installed ({error}); `pip install 'mllm-toolkit[eval-images]'` in its own environment"
         ) from error
     return compute_fid

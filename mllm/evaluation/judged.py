@@ -79,23 +79,13 @@ _TASK = (
     "prediction. The correctness score is 0.0 (totally wrong), 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, or 1.0 "
     "(totally right). Just complete the last space of the correctness score."
 )
-FEW_SHOT = "\n".join(
-    (
-        _TASK,
-        "",
-        "Question | Ground truth | Prediction | Correctness",
-        "--- | --- | --- | ---",
-        *(" | ".join(example) for example in _EXAMPLES),
-        "",
-    )
-)
+_TABLE = ("Question | Ground truth | Prediction | Correctness", "--- | --- | --- | ---", *map(" | ".join, _EXAMPLES))
+FEW_SHOT = "\n".join((_TASK, "", *_TABLE, ""))
 ASK_AGAIN = "\nPredict the correctness of the answer (digit): "
 """Appended after a reply that was not a number."""
 
 
 class Reply(NamedTuple):
-    """What a judge replied."""
-
     content: str
     model: str  # as the server names it
 
@@ -130,14 +120,11 @@ class Judge:
         try:
             from openai import OpenAI
         except ImportError as error:
-            raise ImportError(
-                f"openai must be installed for a judge ({error}); pip install 'mllm-toolkit[eval]'"
-            ) from error
+            raise ImportError(f"a judge needs openai ({error}); pip install 'mllm-toolkit[eval]'") from error
         key = os.environ.get(KEY, "none")
         return OpenAI(base_url=self.url, api_key=key, timeout=self.timeout, max_retries=self.max_retries)
 
     def ask(self, question: str, *, temperature: float) -> Reply:
-        """The judge's reply to one message."""
         from openai import OpenAIError
 
         try:
@@ -150,13 +137,10 @@ class Judge:
             return Reply(completion.choices[0].message.content or "", completion.model or self.model)
         except OpenAIError as error:
             raise ValueError(
-                f"judge at {self.url} must answer, got {error}; check the address, the model's name and {KEY}, then "
-                "score again (grades so far are kept)"
+                f"judge at {self.url} must answer, got {error}; check address, model and {KEY} (grades are kept)"
             ) from error
         except (AttributeError, IndexError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"judge at {self.url} must be an OpenAI-compatible server, got a reply without choices ({error})"
-            ) from error
+            raise ValueError(f"judge at {self.url} must be an OpenAI-compatible server ({error})") from error
 
 
 def judge_question(question: str, truth: str, prediction: str, *, again: bool = False) -> str:
@@ -201,8 +185,7 @@ class MMVet(Benchmark):
         judge = options.judge
         if judge is None:
             raise ValueError(
-                "MM-Vet must be graded by a judge, got none; give --judge-url and --judge-model, or write the file for "
-                "the official evaluator with mllm evaluate submit"
+                "MM-Vet must be graded by a judge, got none; give --judge-url and --judge-model, or use submit"
             )
         assert options.folder is not None, "grades need a folder"
         truth = read_mapping(annotations, "question", "answer", "capability", name=self.annotations)
@@ -217,23 +200,20 @@ class MMVet(Benchmark):
                 by_group[group].append(mean)
         totals = [100 * statistics.fmean(grades[name, run]["grade"] for name in names) for run in runs]
         used = [grades[name, run] for name in names for run in runs]
-        return Scores(
-            self.protocol(f"judge-{judge.model}", count=len(answered)),
-            "total",
-            {group: mean_with_interval(values, scale=100) for group, values in by_group.items()},
-            extra={"totals of runs": totals, "standard deviation of runs": statistics.pstdev(totals)},
-            judge={
-                "asked": judge.model,
-                "at": judge.address,
-                "answered": sorted({record["model"] for record in used}),
-                "runs": judge.runs,
-                "prompt": "mm-vet few-shot",
-                "not_a_number": sum(not record["is_number"] for record in used),
-            },
-        )
+        about = {
+            "asked": judge.model,
+            "at": judge.address,
+            "answered": sorted({record["model"] for record in used}),
+            "runs": judge.runs,
+            "prompt": "mm-vet few-shot",
+            "not_a_number": sum(not record["is_number"] for record in used),
+        }
+        scores = {group: mean_with_interval(values, scale=100) for group, values in by_group.items()}
+        extra = {"totals of runs": totals, "standard deviation of runs": statistics.pstdev(totals)}
+        protocol = self.protocol(f"judge-{judge.model}", count=len(answered))
+        return Scores(protocol, "total", scores, extra=extra, judge=about)
 
     def submit(self, answered: Answers, folder: Path, *, annotations: Path | None, split: Path | None) -> list[Path]:
-        """The file that the official evaluators take."""
         path = folder / "mmvet_submission.json"
         write_json(path, {name_of(one.item): one.text for one in answered})
         return [path]

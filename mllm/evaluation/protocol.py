@@ -125,7 +125,6 @@ class Benchmark:
         return read_questions(questions, images, keyed_by_prompt=self.keyed_by_prompt)
 
     def score(self, answered: Answers, annotations: Path, options: ScoreOptions) -> Scores:
-        """Score all given answers."""
         raise NotImplementedError
 
     def submit(self, answered: Answers, folder: Path, *, annotations: Path | None, split: Path | None) -> list[Path]:
@@ -143,7 +142,6 @@ class Benchmark:
 
 
 def find_benchmark(name: str) -> Benchmark:
-    """The benchmark of this name."""
     if name not in BENCHMARKS:
         raise ValueError(f"benchmark must be one of {', '.join(BENCHMARKS)}, got {name!r}")
     module, _, kind = BENCHMARKS[name][0].partition(":")
@@ -165,12 +163,8 @@ def read_questions(questions: Path, images: Path | None, *, keyed_by_prompt: boo
     items: dict[str, BenchmarkItem] = {}
     for line in read_lines(questions):
         item = read_question(line, images, keyed_by_prompt=keyed_by_prompt)
-        if item.key in items:
-            raise ValueError(
-                f"question ids must be unique, got {item.question_id!r} in {items[item.key].where} and {item.where}; "
-                "remove one of them"
-            )
-        items[item.key] = item
+        if (first := items.setdefault(item.key, item)) is not item:
+            raise ValueError(f"question ids must be unique, got {item.question_id!r} in {first.where} and {item.where}")
     if not items:
         raise ValueError(f"{questions} must contain one JSON record per line, got an empty file")
     return list(items.values())
@@ -179,13 +173,11 @@ def read_questions(questions: Path, images: Path | None, *, keyed_by_prompt: boo
 def read_question(line: Line, images: Path | None, *, keyed_by_prompt: bool) -> BenchmarkItem:
     """One record as an item; its image must exist, but is opened only when it is needed."""
     question_id, text, name = (need_field(line, field) for field in ("question_id", "text", "image"))
-    if not isinstance(question_id, int | str) or not isinstance(text, str) or not text.strip():
-        raise ValueError(
-            f"{line.where}: question_id must be a number or string and text a non-empty string, got {question_id!r} "
-            f"and {text!r}"
-        )
-    if not isinstance(name, str) or not name:
-        raise ValueError(f"{line.where}: image must be a file name, got {name!r}")
+    if not isinstance(question_id, int | str):
+        raise ValueError(f"{line.where}: question_id must be a number or string, got {question_id!r}")
+    for key, value in (("text", text), ("image", name)):
+        if not isinstance(value, str) or not value.strip():
+            raise ValueError(f"{line.where}: {key} must be a non-empty string, got {value!r}")
     if images is not None and not (images / name).is_file():
         raise FileNotFoundError(f"{line.where}: image must exist, got {images / name}; download it")
     return BenchmarkItem(
@@ -199,11 +191,8 @@ def read_question(line: Line, images: Path | None, *, keyed_by_prompt: bool) -> 
 
 
 def find_annotation(annotations: Mapping[Any, T], key: Hashable, item: BenchmarkItem, source: Path) -> T:
-    """The annotation of an item."""
     if key not in annotations:
-        raise ValueError(
-            f"{source} must contain {key!r}, asked in {item.where}; give the annotations of the same split"
-        )
+        raise ValueError(f"{source} must contain {key!r} of {item.where}; give the annotations of the same split")
     return annotations[key]
 
 
@@ -238,13 +227,8 @@ def match_answers(
     found: dict[str, AnsweredItem] = {}
     for line in lines:
         answered = read_answer(benchmark, by_key, line, folder)
-        key = answered.item.key
-        if key in found:
-            raise ValueError(
-                f"each question must have one answer, got two for {answered.item.question_id!r} in {found[key].where} "
-                f"and {line.where}; remove one of them"
-            )
-        found[key] = answered
+        if (first := found.setdefault(answered.item.key, answered)) is not answered:
+            raise ValueError(f"each question must have one answer, got two in {first.where} and {line.where}")
     missing = [item for item in items if item.key not in found]
     if missing and (not partial or not found):
         raise ValueError(
@@ -255,15 +239,12 @@ def match_answers(
 
 
 def read_answer(benchmark: Benchmark, by_key: Mapping[str, BenchmarkItem], line: Line, folder: Path) -> AnsweredItem:
-    """One answer with the item it belongs to."""
     keyed_by_prompt = benchmark.keyed_by_prompt
     question_id, prompt = need_field(line, "question_id"), need_field(line, "prompt") if keyed_by_prompt else ""
-    item = by_key.get(key_of(question_id, prompt, keyed_by_prompt=keyed_by_prompt))
+    key = key_of(question_id, prompt, keyed_by_prompt=keyed_by_prompt)
+    item = by_key.get(key)
     if item is None:
-        raise ValueError(
-            f"{line.where} must answer a question of the question file, got question_id {question_id!r}"
-            + (f" with prompt {prompt!r}" if keyed_by_prompt else "")
-        )
+        raise ValueError(f"{line.where} must answer a question of the question file, got {key!r}")
     if benchmark.mode == "image":
         image = folder / need_field(line, "image")
         if not image.is_file():
@@ -303,7 +284,10 @@ def make_result(
         "items_expected": expected,
         "items_scored": scored,
         "is_complete": scored == expected,
-        "scores": {name: as_values(score) for name, score in scores.scores.items()},
+        "scores": {
+            name: {field: value for field, value in asdict(score).items() if (field, value) != ("std", None)}
+            for name, score in scores.scores.items()
+        },
         "interval": "95 % bootstrap over items",
         **{name: (run or {}).get(name, UNKNOWN) for name in RUN_FIELDS},
         "files": dict(files),
@@ -311,11 +295,6 @@ def make_result(
         "judge": None if scores.judge is None else dict(scores.judge),
         "extra": dict(scores.extra),
     }
-
-
-def as_values(score: Score) -> dict[str, Any]:
-    """A score for JSON, without `std` where there is none."""
-    return {name: value for name, value in asdict(score).items() if (name, value) != ("std", None)}
 
 
 def read_result(path: Path) -> dict[str, Any]:
@@ -336,7 +315,6 @@ def completeness(result: Mapping[str, Any]) -> str:
 
 
 def as_table(result: Mapping[str, Any]) -> str:
-    """The result as text."""
     model = result["model"]
     name = model["fingerprint"] if isinstance(model, dict) else model
     lines = [f"{result['protocol']}, {completeness(result)}, model {name}"]

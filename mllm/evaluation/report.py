@@ -90,13 +90,12 @@ UNDERSTANDING = Table(
 GENERATION = Table(
     "Generation, GenAI-Bench (527 prompts, advanced)",
     ("Type",),
-    (
-        Column("Count", "genai-bench-527", "counting", digits=2, protocol=FLANT5),
-        Column("Differ", "genai-bench-527", "differentiation", digits=2, protocol=FLANT5),
-        Column("Compare", "genai-bench-527", "comparison", digits=2, protocol=FLANT5),
-        Column("Negate", "genai-bench-527", "negation", digits=2, protocol=FLANT5),
-        Column("Universal", "genai-bench-527", "universal", digits=2, protocol=FLANT5),
-        Column("Overall", "genai-bench-527", "advanced", digits=2, protocol=FLANT5),
+    tuple(
+        Column(title, "genai-bench-527", skill, digits=2, protocol=FLANT5)
+        for title, skill in (
+            *(("Count", "counting"), ("Differ", "differentiation"), ("Compare", "comparison")),
+            *(("Negate", "negation"), ("Universal", "universal"), ("Overall", "advanced")),
+        )
     ),
     (
         PublishedRow("Show-o", {"Type": "discrete diffusion"}, (0.70, 0.62, 0.71, 0.51, 0.65, 0.60)),
@@ -176,22 +175,19 @@ def make_report(results: Sequence[tuple[str, Result]], *, names: Mapping[str, st
 
 
 def group_by_model(results: Sequence[tuple[str, Result]], names: Mapping[str, str]) -> list[ModelResults]:
-    """One entry per model, in the order of appearance."""
     groups: dict[str, dict[str, Result]] = defaultdict(dict)
     origins: dict[tuple[str, str], str] = {}
     for where, result in results:
         model, benchmark = model_of(result), result["benchmark"]
         if (first := origins.setdefault((model, benchmark), where)) != where or benchmark in groups[model]:
             raise ValueError(
-                f"each model must have one result per benchmark, got {first} and {where} for {benchmark} of {model}; "
-                "leave one out"
+                f"a model must have one result per cell, got {first} and {where} for {benchmark} of {model}"
             )
         groups[model][benchmark] = result
     return [ModelResults(names.get(model, f"ours, {model}"), found) for model, found in groups.items()]
 
 
 def model_of(result: Result) -> str:
-    """The fingerprint of the model, or that it is unknown."""
     model = result["model"]
     return model["fingerprint"] if isinstance(model, Mapping) else str(model)
 
@@ -219,7 +215,6 @@ def markdown_row(cells: Sequence[str]) -> str:
 
 
 def cell(model: ModelResults, column: Column, footnotes: Footnotes) -> str:
-    """Our number with its interval and footnotes."""
     score = model.score(column)
     if score is None:
         return "-"
@@ -242,7 +237,6 @@ def differences(result: Result, score: Mapping[str, Any], column: Column) -> lis
 
 
 def measurement_table(models: Sequence[ModelResults]) -> list[str]:
-    """How every number was measured."""
     fields = ("prompts", "decoding", "image_format", "judge", "seed")
     lines = ["## How it was measured", ""]
     lines.append(markdown_row(["Model", "Protocol", "Items", "Prompts", "Decoding", "Images", "Judge", "Seed"]))
@@ -256,8 +250,6 @@ def measurement_table(models: Sequence[ModelResults]) -> list[str]:
 
 def as_words(value: Any) -> str:
     """A small dictionary as words; a dash for None."""
-    if value is None:
-        return "-"
-    if not isinstance(value, Mapping):
-        return str(value)
-    return ", ".join(f"{name} {item}" for name, item in value.items())
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {item}" for name, item in value.items())
+    return "-" if value is None else str(value)

@@ -81,9 +81,9 @@ class RunFolder:
             write_json(path, wanted)
         found = read_json(path)
         if name := first_difference(found, wanted):
+            there, here = (json.dumps(each.get(name)) for each in (found, wanted))
             raise ValueError(
-                f"{self.folder} must belong to this run, got another {name}: {json.dumps(found.get(name))} there, "
-                f"{json.dumps(wanted.get(name))} here; choose an empty output folder, or repeat the old settings"
+                f"{self.folder} must belong to this run, got {name} {there} there, {here} here; choose an empty folder"
             )
 
     def is_of_another(self, description: Mapping[str, Any]) -> bool:
@@ -92,12 +92,9 @@ class RunFolder:
         return path.is_file() and first_difference(read_json(path), as_stored(description)) is not None
 
     def describe(self) -> dict[str, Any]:
-        """What was run here."""
         path = self.folder / RUN_FILE
         if not path.is_file():
-            raise FileNotFoundError(
-                f"{self.folder} is not an evaluation run folder (no {RUN_FILE}); give --output of mllm evaluate"
-            )
+            raise FileNotFoundError(f"{self.folder} must be --output of mllm evaluate, got no {RUN_FILE} in it")
         return read_json(path)
 
     def part_file(self, rank: int) -> Path:
@@ -120,13 +117,10 @@ class RunFolder:
         done = self.read_parts()
         if not partial:
             raise ValueError(
-                f"{self.folder} must be finished, got {len(done)} of {len(items)} answers and no {ANSWERS_FILE}; start "
-                "the run again to resume it, or use --partial to score what is there"
+                f"{self.folder} must be finished, got {len(done)} of {len(items)} answers; resume it, or use --partial"
             )
-        return [
-            Line(f"{self.folder}, item {index}", as_answer(items[index], done[index], model_id=""))
-            for index in sorted(done)
-        ]
+        answers = {index: as_answer(items[index], done[index], model_id="") for index in sorted(done)}
+        return [Line(f"{self.folder}, item {index}", answer) for index, answer in answers.items()]
 
     @contextmanager
     def lock_part(self, rank: int) -> Iterator[None]:
@@ -215,10 +209,8 @@ def run_items(
         drop_torn_line(folder.part_file(shard.rank))
         done, mine = folder.read_parts(), shard.indices(len(items))
         todo = [index for index in mine if index not in done]
-        progress = tqdm(
-            total=len(mine), initial=len(mine) - len(todo), unit="item", desc="answers", disable=shard.rank != 0
-        )
-        with progress:
+        begun, whole = len(mine) - len(todo), len(mine)
+        with tqdm(total=whole, initial=begun, unit="item", desc="answers", disable=shard.rank != 0) as progress:
             for start in range(0, len(todo), batch_size):
                 indices = todo[start : start + batch_size]
                 batch, seeds = [items[index] for index in indices], [description["seed"] + index for index in indices]
@@ -233,7 +225,6 @@ def run_items(
 
 
 def answer_batch(items: Sequence[BenchmarkItem], seeds: Sequence[int], answer: AnswerItems) -> list[Answer]:
-    """Answers to a batch; an error names the item that caused it."""
     try:
         return answer(items, seeds)
     except (ValueError, OSError):

@@ -108,14 +108,12 @@ class HubScorer:
 
     @classmethod
     def load(cls, name: str, *, device: str | None) -> HubScorer:
-        """A model from a folder or the hub."""
         try:
             processor = AutoProcessor.from_pretrained(name)
             model = AutoModelForImageTextToText.from_pretrained(name, dtype="auto")
         except (OSError, ValueError) as error:
             raise ValueError(
-                f"scorer hf:NAME must be an image-text model that transformers can load, got {name} "
-                f"({type(error).__name__}); give a folder or a hub id"
+                f"scorer hf:NAME must be an image-text model of transformers, got {name} ({type(error).__name__})"
             ) from error
         return cls(name, model.eval().to(choose_device(device)), processor)
 
@@ -165,14 +163,13 @@ class T2VScorer:
 
     @cached_property
     def version(self) -> str:
-        """The version of t2v-metrics that is installed there."""
         query = "from importlib.metadata import version; print(version('t2v-metrics'))"
         try:
             asked = subprocess.run([self.python, "-c", query], capture_output=True, text=True, check=True)
         except (OSError, subprocess.CalledProcessError) as error:
             raise FileNotFoundError(
-                f"{self.model} needs t2v-metrics in its own environment, got none at {self.python}; install it with "
-                f"`{INSTALL}` and give --scorer-python t2v/bin/python (or set {PYTHON_VARIABLE})"
+                f"{self.model} needs t2v-metrics, got none at {self.python}; `{INSTALL}` and give --scorer-python "
+                f"t2v/bin/python (or set {PYTHON_VARIABLE})"
             ) from error
         return asked.stdout.strip()
 
@@ -192,20 +189,17 @@ class T2VScorer:
             answer = ""
         if not answer:
             raise ValueError(
-                f"t2v-metrics at {self.python} stopped with exit code {process.wait()} (its messages are above); fix "
-                "that environment and score again to resume"
+                f"t2v-metrics at {self.python} must run, got exit code {process.wait()}; see its messages above"
             )
         return [float(score) for score in json.loads(answer)]
 
     def start(self) -> subprocess.Popen[str]:
-        """The worker; its messages go to our error output."""
         assert self.version, "asked first, because it names what is missing"
         command = [str(self.python), str(WORKER), self.model]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         return self.process
 
     def close(self) -> None:
-        """End the worker."""
         if self.process is not None and self.process.stdin is not None:
             self.process.stdin.close()
             self.process.wait()

@@ -73,23 +73,15 @@ class ImageCodec(Protocol):
     image_size: int
     codebook_size: int
 
-    def encode(self, pixels_B3HW: Tensor) -> Tensor:
-        """Pixels in [-1, 1] to codes (B, K, N)."""
-        ...
+    def encode(self, pixels_B3HW: Tensor) -> Tensor: ...  # pixels in [-1, 1] to codes (B, K, N)
 
-    def decode(self, codes_BKN: Tensor) -> Tensor:
-        """Codes to pixels in [-1, 1]."""
-        ...
+    def decode(self, codes_BKN: Tensor) -> Tensor: ...
 
-    def features(self, pixels_B3HW: Tensor) -> Tensor:
-        """One vector per image (B, D), for the linear probe."""
-        ...
+    def features(self, pixels_B3HW: Tensor) -> Tensor: ...  # a vector per image (B, D), for the linear probe
 
 
 @dataclass(frozen=True, slots=True)
 class UniTokCodec:
-    """A tokenizer of this toolkit."""
-
     model: UniTok
 
     @property
@@ -207,7 +199,6 @@ def evaluate_tokenizer(wanted: TokenizerEvaluation) -> dict[str, Any]:
 
 
 def describe_crop(prepare: ImageProcessor) -> str:
-    """The crop in words."""
     how = PREPARATIONS[prepare.preparation]
     size = f"{prepare.width} x {prepare.height}"
     match how.resize:
@@ -255,14 +246,12 @@ class EvaluationImages:
 
 
 def in_batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    """Lists of up to `size` items."""
     remaining = iter(items)
     while batch := list(islice(remaining, size)):
         yield batch
 
 
 def write_images(folder: Path, pixels_B3HW: Tensor, first: int) -> None:
-    """Numbered PNG files."""
     folder.mkdir(parents=True, exist_ok=True)
     for number, image in enumerate(to_images(pixels_B3HW), start=first):
         image.save(folder / f"{number:06d}.png")
@@ -377,7 +366,6 @@ def class_names(folder: Path, names: str | None) -> dict[str, str]:
 
 
 def labelled_images(folder: Path, classes: dict[str, str]) -> Labelled:
-    """The files of each class."""
     return [(path, label) for label, name in enumerate(classes) for path in images_in(folder / name)]
 
 

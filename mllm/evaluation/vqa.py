@@ -166,10 +166,7 @@ class VQAv2(Benchmark):
         if split is not None:
             ids = dict.fromkeys(need_field(line, "question_id") for line in read_lines(split))
             if unknown := [id_ for id_ in given if id_ not in ids]:
-                raise ValueError(
-                    f"{split} must contain every answered question, got no {unknown[0]!r}; give the file of all test "
-                    "questions"
-                )
+                raise ValueError(f"{split} must contain every answered question, got no {unknown[0]!r}")
         path = folder / "vqav2_submission.json"
         write_json(path, [{"question_id": id_, "answer": given.get(id_, "")} for id_ in ids])
         return [path]
@@ -258,8 +255,7 @@ class TextVQA(Benchmark):
             question = lines[0]
         else:
             raise ValueError(
-                f"{where} must have the question, the OCR tokens and the instruction on one line each, got "
-                f"{len(lines)} lines: {prompt[:60]!r}"
+                f"{where} must have question, OCR tokens and instruction on one line each, got {prompt[:60]!r}"
             )
         return question.lower()
 
@@ -282,11 +278,8 @@ class POPE(Benchmark):
         """Questions with their number within their category."""
         items = super().read_items(questions, images)
         for item in items:
-            if need_field(Line(item.where, dict(item.fields)), "category") not in self.categories:
-                raise ValueError(
-                    f"{item.where}: category must be one of {', '.join(self.categories)}, got "
-                    f"{item.fields['category']!r}"
-                )
+            if (found := need_field(Line(item.where, dict(item.fields)), "category")) not in self.categories:
+                raise ValueError(f"{item.where}: category must be one of {', '.join(self.categories)}, got {found!r}")
         totals, seen, numbered = Counter(item.fields["category"] for item in items), Counter[str](), []
         for item in items:
             category = item.fields["category"]
@@ -335,15 +328,12 @@ class POPE(Benchmark):
         """Whether yes is right."""
         if item.fields["of"] != len(labels):
             raise ValueError(
-                f"labels of category {item.fields['category']!r} must be as many as its questions ({item.where}), got "
-                f"{len(labels)} labels for {item.fields['of']} questions; give the label file of these questions"
+                f"labels of category {item.fields['category']!r} must be as many as its {item.fields['of']} questions "
+                f"({item.where}), got {len(labels)}; give the label file of these questions"
             )
         label = labels[item.fields["number"]]
         if (image := label.record.get("image", item.fields["image"])) != item.fields["image"]:
-            raise ValueError(
-                f"{label.where} must be about {item.fields['image']} ({item.where}), got {image}; give the labels in "
-                "the order of the questions"
-            )
+            raise ValueError(f"{label.where} must be about {item.fields['image']} as {item.where}, got {image}")
         return label.record["label"] == "yes"
 
 
@@ -418,8 +408,7 @@ class MME(Benchmark):
             if len(answers) != 2:
                 where = next(one.item.where for one in answered if self.place_of(one.item) == (subtask, file))
                 raise ValueError(
-                    f"each image must have 2 answers for accuracy+, got {len(answers)} for {subtask}/{file} ({where}); "
-                    "use an even --limit"
+                    f"{subtask}/{file} must have 2 answers, got {len(answers)} ({where}); use an even --limit"
                 )
             rights[subtask].append(float(sum(answers)))
         return rights
@@ -439,9 +428,7 @@ class MME(Benchmark):
                 for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
                     question, tab, answer = line.strip().partition("\t")
                     if not tab or answer.lower() not in ("yes", "no"):
-                        raise ValueError(
-                            f"{path}, line {number} must be a question, a tab, and Yes or No, got {line!r}"
-                        )
+                        raise ValueError(f"{path}, line {number} must be question, tab, and Yes or No, got {line!r}")
                     gold[subtask, path.name, question] = answer
         if not gold:
             raise ValueError(f"{folder} must contain <subtask>/*.txt, got none; give MME_Benchmark_release_version")
@@ -451,10 +438,7 @@ class MME(Benchmark):
         """(subtask, name of the image's text file) of a question id such as code_reasoning/0020.png."""
         subtask, slash, name = str(item.question_id).partition("/")
         if not slash or subtask not in self.subtasks:
-            raise ValueError(
-                f"{item.where}: question_id must be <subtask>/<image> with one of {', '.join(self.subtasks)}, got "
-                f"{item.question_id!r}"
-            )
+            raise ValueError(f"{item.where}: question_id must be <subtask>/<image>, got {item.question_id!r}")
         return subtask, name.split("/")[-1].split(".")[0] + ".txt"
 
     def question_of(self, item: BenchmarkItem, gold: MMEGold) -> str:
@@ -465,10 +449,7 @@ class MME(Benchmark):
         for candidate in candidates:
             if (subtask, file, candidate) in gold:
                 return candidate
-        raise ValueError(
-            f"{item.where} must ask a published question about {subtask}/{file}, got {candidates[0]!r}; give the "
-            "files of the same release"
-        )
+        raise ValueError(f"{item.where} must ask a published question about {subtask}/{file}, got {candidates[0]!r}")
 
     def submit(self, answered: Answers, folder: Path, *, annotations: Path | None, split: Path | None) -> list[Path]:
         """The official tool's files: <subtask>.txt, lines of image, question, answer, prediction."""

@@ -18,17 +18,16 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import logging
 import os
 import sys
 import tarfile
 from collections import Counter
-from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from random import Random
 
+from mllm.files import whole_file, write_lines, write_text
 from scripts.emoji.records import make_records
 from scripts.emoji.sources import STYLES, Cell, Packages, read_cells, read_symbol_names
 
@@ -38,37 +37,27 @@ CELLS_PER_TAR = 640
 BACKGROUND = "white"
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that it is there completely or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(content)
-    part.replace(path)
-
-
 def render(svg: str, path: Path, size: int) -> None:
     """Draw an SVG as a square PNG without transparency."""
     import resvg_py  # the only file and the only step that needs it
 
+    options = {"width": size, "height": size, "background": BACKGROUND, "skip_system_fonts": True}
     try:
-        png = resvg_py.svg_to_bytes(
-            svg_string=svg, width=size, height=size, background=BACKGROUND, skip_system_fonts=True
-        )
+        png = resvg_py.svg_to_bytes(svg_string=svg, **options)
     except ValueError as error:
         raise ValueError(f"{path.stem} must be a valid SVG, got {error}; download its package again") from None
-    write_whole(path, bytes(png))
+    with whole_file(path) as unfinished:
+        unfinished.write_bytes(bytes(png))
 
 
 def render_all(cells: list[Cell], folder: Path, *, size: int, num_processes: int) -> None:
     """Draw the images that are missing."""
     missing = [cell for cell in cells if not (folder / cell.path).is_file()]
     logger.info("%d images, %d to draw", len(cells), len(missing))
-    if not missing:
-        return
-    with ProcessPoolExecutor(num_processes) as pool:
-        svgs, paths = [cell.svg for cell in missing], [folder / cell.path for cell in missing]
-        for _ in pool.map(render, svgs, paths, [size] * len(missing), chunksize=32):
-            pass
+    if missing:
+        with ProcessPoolExecutor(num_processes) as pool:
+            svgs, paths = [cell.svg for cell in missing], [folder / cell.path for cell in missing]
+            list(pool.map(render, svgs, paths, [size] * len(missing), chunksize=32))
 
 
 def write_tars(cells: list[Cell], images: Path, folder: Path) -> int:
@@ -77,14 +66,12 @@ def write_tars(cells: list[Cell], images: Path, folder: Path) -> int:
     Random("tars").shuffle(training)
     num_tars = -(-len(training) // CELLS_PER_TAR)
     for number in range(num_tars):
-        content = io.BytesIO()
-        with tarfile.open(fileobj=content, mode="w") as tar:
+        with whole_file(folder / f"{number:05}.tar") as unfinished, tarfile.open(unfinished, "w") as tar:
             for cell in training[number::num_tars]:
                 key = cell.path.removesuffix(".png").replace("/", "-")
                 caption = f"{cell.emoji.name}, {cell.style} style"
                 add_member(tar, f"{key}.png", (images / cell.path).read_bytes())
                 add_member(tar, f"{key}.txt", caption.encode())
-        write_whole(folder / f"{number:05}.tar", content.getvalue())
     return num_tars
 
 
@@ -95,28 +82,11 @@ def add_member(tar: tarfile.TarFile, name: str, content: bytes) -> None:
     tar.addfile(info, io.BytesIO(content))
 
 
-def write_lines(path: Path, records: Iterable[dict]) -> int:
-    """JSON lines; returns how many."""
-    lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
-    write_whole(path, "".join(lines).encode())
-    return len(lines)
-
-
 def describe(cell: Cell) -> dict:
     """A line of cells.jsonl."""
-    emoji = cell.emoji
-    return {
-        "path": cell.path,
-        "style": cell.style,
-        "label": emoji.label,
-        "tone": emoji.tone,
-        "gender": emoji.gender,
-        "thing": emoji.thing,
-        "group": emoji.group,
-        "subgroup": emoji.subgroup,
-        "keywords": emoji.keywords,
-        "split": cell.split,
-    }
+    names = ("label", "tone", "gender", "thing", "group", "subgroup", "keywords")
+    about = {name: getattr(cell.emoji, name) for name in names}
+    return {"path": cell.path, "style": cell.style, **about, "split": cell.split}
 
 
 def attribution(styles: list[str], size: int) -> str:
@@ -153,8 +123,8 @@ def build(folder: Path, *, styles: list[str], size: int, packages: Path, num_pro
     num_tars = write_tars(cells, folder / "images", folder / "tokenizer")
     logger.info("%d tars, splits %s", num_tars, dict(Counter(cell.split for cell in cells)))
     for job, records in make_records(cells, symbol_names=read_symbol_names(found)).items():
-        logger.info("%d records of job %s", write_lines(folder / "records" / job / f"{job}.jsonl", records), job)
-    write_whole(folder / "ATTRIBUTION.md", attribution(styles, size).encode())
+        write_lines(folder / "records" / job / f"{job}.jsonl", records)
+    write_text(folder / "ATTRIBUTION.md", attribution(styles, size))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -166,14 +136,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    packages = args.packages or args.out / "packages"
     try:
-        build(
-            args.out,
-            styles=args.styles,
-            size=args.size,
-            packages=args.packages or args.out / "packages",
-            num_processes=args.processes,
-        )
+        build(args.out, styles=args.styles, size=args.size, packages=packages, num_processes=args.processes)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

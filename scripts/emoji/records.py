@@ -47,11 +47,7 @@ RESTYLE = (
 TONE = ("Make the skin {}.", "With {} skin tone.", "Change the skin tone to {}.", "{} skin, please.")
 NO_TONE = ("Make the skin yellow.", "Without a skin tone.", "Back to the yellow skin.")
 GENDER = ("Make it a {}.", "A {} instead.", "Now as a {}.", "The same, but a {}.")
-HELLO = (
-    ("Hello!", "Hello! What should I draw?"),
-    ("Hi", "Hi! Ask me to draw something."),
-    ("Good morning!", "Good morning!"),
-)
+HELLO = (("Hello!", "Hello! What should I draw?"), ("Hi", "Hi! Ask me to draw something."), ("Good morning!",) * 2)
 THANKS = (("Thank you!", "You are welcome."), ("Thanks", "My pleasure."), ("Great!", "I am glad that you like it."))
 BYE = (("Goodbye!", "Goodbye!"), ("See you", "See you!"))
 ABOUT = (
@@ -96,9 +92,9 @@ def make_records(cells: list[Cell], *, symbol_names: list[str], seed: int = 0) -
         "draw": writer.drawings,
         "name": writer.questions,
         "odd_one_out": writer.odd_ones,
-        "restyle": writer.restylings,
-        "tone": writer.tones,
-        "gender": writer.genders,
+        "restyle": lambda: writer.changes("restyle", writer._restyling),
+        "tone": lambda: writer.changes("tone", writer._tone),
+        "gender": lambda: writer.changes("gender", writer._gender),
         "talk": writer.talks,
         "unknown": lambda: writer.unknowns([name for name in (*symbol_names, *NOT_EMOJI) if not writer.knows(name)]),
     }
@@ -134,7 +130,6 @@ def with_article(name: str) -> str:
 
 
 def group_name(emoji: Emoji) -> str:
-    """ "food and drink"."""
     return emoji.group.replace("-", " and ")
 
 
@@ -248,40 +243,26 @@ class RecordWriter:
             shown = rng.sample([cell, *rng.sample(mates, 2), odd], 4)
             yield [([*shown, rng.choice(ODD)], [f"the {PLACES[shown.index(odd)]} one, {odd.emoji.name}"])]
 
-    def restylings(self) -> Iterator[list[Turn]]:
-        """The same emoji in another style."""
+    def changes(self, job: str, change: Callable[[Cell, Random], Turn | None]) -> Iterator[list[Turn]]:
+        """Every image with a change of this kind, where there is one."""
         for cell in self.training:
-            rng = self.rng("restyle", cell)
-            if (turn := self._restyling(cell, rng)) is not None:
-                yield [shown(cell, turn)]
+            if (turn := change(cell, self.rng(job, cell))) is not None:
+                yield [([cell, *turn[0]], turn[1])]
 
     def _restyling(self, cell: Cell, rng: Random) -> Turn | None:
         targets = [self.of_image.get((cell.emoji.slug, style)) for style in self.styles if style != cell.style]
         return choose(targets, lambda target: rng.choice(RESTYLE).format(target.style), rng)
 
-    def tones(self) -> Iterator[list[Turn]]:
-        """The same emoji with another skin tone."""
-        for cell in self.training:
-            rng = self.rng("tone", cell)
-            if (turn := self._tone(cell, rng)) is not None:
-                yield [shown(cell, turn)]
-
     def _tone(self, cell: Cell, rng: Random) -> Turn | None:
         def words(target: Cell) -> str:
             tone = target.emoji.tone
-            return capitalised(rng.choice(TONE).format(tone)) if tone in TONES else rng.choice(NO_TONE)
+            text = rng.choice(TONE).format(tone) if tone in TONES else rng.choice(NO_TONE)
+            return text[:1].upper() + text[1:]
 
         targets = [
             other for other in self.of_label[cell.emoji.label, cell.style] if other.emoji.tone != cell.emoji.tone
         ]
         return choose(targets, words, rng)
-
-    def genders(self) -> Iterator[list[Turn]]:
-        """The same thing done by a man, a woman or a person."""
-        for cell in self.training:
-            rng = self.rng("gender", cell)
-            if (turn := self._gender(cell, rng)) is not None:
-                yield [shown(cell, turn)]
 
     def _gender(self, cell: Cell, rng: Random) -> Turn | None:
         emoji = cell.emoji
@@ -337,20 +318,9 @@ def choose(targets: list[Cell | None] | list[Cell], words: Callable[[Cell], str]
     return [words(target)], [target]
 
 
-def shown(cell: Cell, turn: Turn) -> Turn:
-    """The same question with an image before it."""
-    return [cell, *turn[0]], turn[1]
-
-
 def said(question: str, answer: str) -> Turn:
-    """A turn of words alone."""
     return [question], [answer]
 
 
 def faces_right(emoji: Emoji) -> bool:
     return emoji.label.endswith("facing right")
-
-
-def capitalised(text: str) -> str:
-    """With a capital letter at the beginning, the rest as it is."""
-    return text[:1].upper() + text[1:]

@@ -28,12 +28,10 @@ PLAIN_QUOTES = str.maketrans({"\u2019": "'", "\u201c": '"', "\u201d": '"'})
 """Labels have typographic quotes; people type plain ones."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Style:
     """One vendor's way of drawing."""
 
-    name: str
-    """As people ask for it: "an octopus, flat style"."""
     package: str
     characters: str
     """The package whose chars.json maps code points to image names; Microsoft's sets share their names."""
@@ -43,47 +41,17 @@ class Style:
     url: str
 
 
+_NOTO, _TWEMOJI = "@iconify-json/noto@1.2.9", "@iconify-json/twemoji@1.2.5"
+_FLAT, _GRADIENT = "@iconify-json/fluent-emoji-flat@1.2.6", "@iconify-json/fluent-emoji@1.2.7"
+_MICROSOFT = ("Microsoft Corporation", "MIT", "https://github.com/microsoft/fluentui-emoji")
+_TWITTER = ("Twitter, Inc and other contributors", "CC-BY-4.0", "https://github.com/jdecked/twemoji")
 STYLES = {
-    style.name: style
-    for style in (
-        Style(
-            name="noto",
-            package="@iconify-json/noto@1.2.9",
-            characters="@iconify-json/noto@1.2.9",
-            title="Noto Emoji",
-            author="Google Inc",
-            license="Apache-2.0",
-            url="https://github.com/googlefonts/noto-emoji",
-        ),
-        Style(
-            name="twemoji",
-            package="@iconify-json/twemoji@1.2.5",
-            characters="@iconify-json/twemoji@1.2.5",
-            title="Twemoji",
-            author="Twitter, Inc and other contributors",
-            license="CC-BY-4.0",
-            url="https://github.com/jdecked/twemoji",
-        ),
-        Style(
-            name="flat",
-            package="@iconify-json/fluent-emoji-flat@1.2.6",
-            characters="@iconify-json/fluent-emoji-flat@1.2.6",
-            title="Fluent Emoji Flat",
-            author="Microsoft Corporation",
-            license="MIT",
-            url="https://github.com/microsoft/fluentui-emoji",
-        ),
-        Style(
-            name="gradient",
-            package="@iconify-json/fluent-emoji@1.2.7",
-            characters="@iconify-json/fluent-emoji-flat@1.2.6",
-            title="Fluent Emoji",
-            author="Microsoft Corporation",
-            license="MIT",
-            url="https://github.com/microsoft/fluentui-emoji",
-        ),
-    )
+    "noto": Style(_NOTO, _NOTO, "Noto Emoji", "Google Inc", "Apache-2.0", "https://github.com/googlefonts/noto-emoji"),
+    "twemoji": Style(_TWEMOJI, _TWEMOJI, "Twemoji", *_TWITTER),
+    "flat": Style(_FLAT, _FLAT, "Fluent Emoji Flat", *_MICROSOFT),
+    "gradient": Style(_GRADIENT, _FLAT, "Fluent Emoji", *_MICROSOFT),
 }
+"""By the name that people ask for: "an octopus, flat style"."""
 
 
 @dataclass(frozen=True, kw_only=True)
