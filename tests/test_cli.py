@@ -1,7 +1,5 @@
 """The console command: what it writes and prints, and one line for every wrong input."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """What is promised about installing: metadata, pins, package data, and that declared is what is used."""
 
-from __future__ import annotations
-
 import ast
 import os
 import re

@@ -5,8 +5,6 @@ with launchers that only record their arguments; each call is then read by the r
 resolved.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import os

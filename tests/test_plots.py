@@ -1,7 +1,5 @@
 """The scripts of docs/ that plot: reports become one plot for each choice, logs of stages one over all their steps."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

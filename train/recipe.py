@@ -28,6 +28,7 @@ RENAMED = {
     "trains": "trainable",
     "outlines": "plans",
     "world_pictures": "world_images",
+    "pictures": "images",
     "outline_digits": "plan_digits",
     "lanes": "packing_buffers",
     "lookahead": "buffer_size",
@@ -161,7 +162,7 @@ class ShardsRecipe:
 class EvaluationRecipe:
     """What is measured during training; it does not change the training."""
 
-    pictures: Path | None = None
+    images: Path | None = None
     """Folder of images for the sheets; None: training images."""
     every: int = 0
     """Steps between two measurements of zero-shot accuracy; 0 measures at the end only."""

@@ -295,7 +295,7 @@ class TokenizerEvaluation:
         self.recipe, self.image_size, self.batch_size = recipe, image_size, batch_size
         self.captions = captions
         self.state = PartialState()
-        self.sheet_files = images_in(recipe.pictures)[:ON_A_SHEET] if recipe.pictures else []
+        self.sheet_files = images_in(recipe.images)[:ON_A_SHEET] if recipe.images else []
         self.classes: dict[str, str] = {}
         if recipe.imagenet_val:
             assert recipe.classes is not None, "TokenizerRecipe refuses zero-shot without class names"

@@ -1,7 +1,5 @@
 """Emoji data: what is held out stays out of tars and records, and every record says what is so."""
 
-from __future__ import annotations
-
 import io
 import json
 import re

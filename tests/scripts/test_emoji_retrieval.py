@@ -1,7 +1,5 @@
 """Retrieval of drawn emoji: ranks, similarity, and padding as the weights were trained with."""
 
-from __future__ import annotations
-
 import math
 
 import torch

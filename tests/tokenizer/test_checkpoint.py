@@ -1,7 +1,5 @@
 """Checkpoints of others: files, names, settings; the released image tokenizer goes in and out bit-equal."""
 
-from __future__ import annotations
-
 import json
 import pickle
 from collections import OrderedDict

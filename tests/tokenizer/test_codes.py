@@ -1,7 +1,5 @@
 """Codes in files: what is written is read again, and what is not a code file is refused. Fingerprints."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

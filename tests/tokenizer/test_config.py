@@ -1,7 +1,5 @@
 """Configs are validated, survive JSON and have the sizes that their docstrings promise."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The released architecture reproduces stored numbers of the public implementation (820 M parameters, float32)."""
 
-from __future__ import annotations
-
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path

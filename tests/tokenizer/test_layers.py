@@ -1,7 +1,5 @@
 """Layers equal their plain definitions: attention, GeGLU, stochastic depth, convolutions, projections."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 

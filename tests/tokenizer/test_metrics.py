@@ -1,7 +1,5 @@
 """Metrics against their formulas, written out; LPIPS against a second writing of it, and its file."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The quantizer against plain loops; its gradients; its care for dead entries."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 import torch.nn.functional as F

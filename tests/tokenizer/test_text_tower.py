@@ -1,7 +1,5 @@
 """Captions become the ids that CLIP's text tower expects, and one feature each."""
 
-from __future__ import annotations
-
 import gzip
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The whole tokenizer: pixels to codes and back, any shape of image, in batches, saved and read again."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """One process of a training whose second step has a loss that is NaN; run by a launcher with a recipe file."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

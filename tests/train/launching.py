@@ -1,7 +1,5 @@
 """Start a training recipe as a person does, in processes of its own, and read what it logged."""
 
-from __future__ import annotations
-
 import json
 import os
 import socket

@@ -1,7 +1,5 @@
 """Small random files in the layout of the published ones: LPIPS on VGG16, DINOv2, OpenAI's merges, WebDataset tars."""
 
-from __future__ import annotations
-
 import gzip
 import io
 import tarfile

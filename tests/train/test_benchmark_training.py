@@ -1,7 +1,5 @@
 """The benchmark of packed rows: both ways train the same samples, and the ratio is that of their speeds."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

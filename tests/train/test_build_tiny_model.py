@@ -1,7 +1,5 @@
 """The scripts that rebuild the bundled model from nothing, and train what it is compared with, run to their end."""
 
-from __future__ import annotations
-
 import json
 import os
 import stat

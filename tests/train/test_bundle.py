@@ -1,7 +1,5 @@
 """Bundling: smaller weights of the same model, and a record of their origin."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path
@@ -61,8 +59,10 @@ def fingerprints(folder: Path) -> dict[str, str]:
     }
 
 
-def test_scores_of_another_model_are_refused(run: Path, tmp_path: Path) -> None:
+def test_scores_of_another_model_and_unfinished_runs_are_refused(run: Path, tmp_path: Path) -> None:
     bundled, scores = tmp_path / "bundled", tmp_path / "scores.json"
+    with pytest.raises(FileNotFoundError):
+        main([str(tmp_path / "final"), str(bundled)])
     main([str(run / "final"), str(bundled)])
     source = (bundled / "SOURCE.json").read_bytes()
     right = fingerprints(bundled)
@@ -74,8 +74,3 @@ def test_scores_of_another_model_are_refused(run: Path, tmp_path: Path) -> None:
         with pytest.raises(ValueError):
             main([str(run / "final"), str(bundled), "--scores", str(scores)])
     assert (bundled / "SOURCE.json").read_bytes() == source
-
-
-def test_an_unfinished_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError):
-        main([str(tmp_path / "final"), str(tmp_path / "bundled")])

@@ -1,7 +1,5 @@
 """Averaged weights, the model as it would be saved, folders that count, and what DeepSpeed is asked for."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The adversarial part of tokenizer training against its definitions: augmentation, DINOv2, heads, losses, schedule."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

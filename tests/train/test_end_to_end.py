@@ -1,7 +1,5 @@
 """The way from raw files to a picture and an answer, by the script that a person runs; and the stages' launchers."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Attention spelled out for the CPU equals the library's own."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from transformers import DynamicCache, LlamaConfig, LlamaModel

@@ -1,7 +1,5 @@
 """A run that is killed at any moment resumes and ends like an uninterrupted one: same losses, same weights."""
 
-from __future__ import annotations
-
 import dataclasses
 import random
 import shutil
@@ -58,10 +56,9 @@ def wait_for_step(folder: Path, step: int, process: subprocess.Popen[bytes]) -> 
 
 def sharded(recipe: MLLMRecipe, zero: str | None) -> MLLMRecipe:
     """Trained by DeepSpeed; ZeRO-3 keeps no average of the weights."""
-    if zero is None:
-        return recipe
-    trainer = {**recipe.trainer, "deepspeed": str(ROOT / "scripts" / f"{zero}.json")}
-    return dataclasses.replace(recipe, trainer=trainer, ema_decay=0.0 if zero == "zero3" else recipe.ema_decay)
+    deepspeed = {"deepspeed": str(ROOT / "scripts" / f"{zero}.json")} if zero else {}
+    decay = 0.0 if zero == "zero3" else recipe.ema_decay
+    return dataclasses.replace(recipe, trainer={**recipe.trainer, **deepspeed}, ema_decay=decay)
 
 
 @pytest.mark.parametrize(("processes", "zero"), [(1, None), (2, "zero2"), (2, "zero3")])
@@ -75,9 +72,8 @@ def test_a_killed_run_ends_like_an_uninterrupted_one(
     killed = dataclasses.replace(recipe, output=tmp_path / "killed")
     path = write_recipe(killed, tmp_path / "killed.yaml")
     step = random.SystemRandom().randrange(2, STEPS - 2)
-    process = subprocess.Popen(
-        command(launcher, path), cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(command(launcher, path), cwd=ROOT, env=environment(), **quiet)
     wait_for_step(killed.output, step, process)
     kill(process)
     launch(launcher, path)

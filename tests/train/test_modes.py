@@ -1,7 +1,5 @@
 """Class-conditional drawing and understanding only, trained: the loss falls, and only what should move moves."""
 
-from __future__ import annotations
-
 import dataclasses
 import shutil
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Matrices of one shape are orthogonalised together, and nothing else differs from the library's Muon."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import nn

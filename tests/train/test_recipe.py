@@ -86,8 +86,6 @@ def test_optional_and_free_sections_can_be_changed_and_dropped() -> None:
     assert changed.trainer["max_steps"] == 5 and changed.trainer["seed"] == 1
     assert changed.trainer["lr_scheduler_kwargs"] == {"num_decay_steps": 2, "decay_type": "linear"}
     assert resolve(MLLMRecipe, read_yaml(find_recipe("stage2_pretrain")), ["--validation", "null"]).validation is None
-    with pytest.raises(ValueError, match="rang"):
-        resolve(MLLMRecipe, values, ["--adapter.rang", "4"])
 
 
 def test_old_keys_are_read() -> None:
@@ -97,6 +95,7 @@ def test_old_keys_are_read() -> None:
     values["data"] = {"plans": True, "plan_digits": 2}
     assert resolve(MLLMRecipe, old) == resolve(MLLMRecipe, values)
     assert resolve(MLLMRecipe, values, ["--trains", "[projector]"]).trainable == ["projector"]
+    assert resolve(TokenizerRecipe, {"output": "x"}, ["--evaluation.pictures", "y"]).evaluation.images == Path("y")
 
 
 def test_contradictions_are_refused() -> None:

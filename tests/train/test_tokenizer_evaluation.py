@@ -1,7 +1,5 @@
 """What is measured while the tokenizer trains, against plain loops, and wrong folders."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from importlib.util import find_spec
@@ -100,7 +98,7 @@ def test_references_are_reconstructed_under_their_names_and_nothing_is_deleted(f
 
 
 def test_the_sheet_shows_the_given_images(folder: Path, model: UniTok) -> None:
-    for fields, size in (({"pictures": folder / "real"}, (5 * 40, 2 * 32 + 8)), ({}, (40, 72))):
+    for fields, size in (({"images": folder / "real"}, (5 * 40, 2 * 32 + 8)), ({}, (40, 72))):
         measured = evaluation(folder, **fields)
         measured.write_sheet(model, torch.zeros(1, 3, 32, 32, dtype=torch.uint8), folder / "sheet.png")
         assert Image.open(folder / "sheet.png").size == size
@@ -110,7 +108,7 @@ def test_wrong_folders_and_recipes_are_refused_before_training(folder: Path) -> 
     (folder / "empty").mkdir()
     references = {"fid_output": folder / "made", "fid_score": False}
     zero_shot = {"imagenet_val": folder / "val", "classes": folder / "other.json"}
-    for wrong in ({"pictures": folder / "absent"}, {"fid_reference": folder / "empty", **references}, zero_shot):
+    for wrong in ({"images": folder / "absent"}, {"fid_reference": folder / "empty", **references}, zero_shot):
         with pytest.raises(FileNotFoundError):
             evaluation(folder, **wrong)
     if find_spec("torch_fidelity") is None:

@@ -1,7 +1,5 @@
 """Reconstruction and contrastive losses equal their definitions."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

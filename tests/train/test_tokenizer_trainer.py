@@ -1,7 +1,5 @@
 """Training the image tokenizer: it learns, resumes exactly, and processes only share the work."""
 
-from __future__ import annotations
-
 import json
 import math
 import shutil

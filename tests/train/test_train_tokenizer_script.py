@@ -1,7 +1,5 @@
 """The launcher of tokenizer training: the arguments people know, and the recipe they are translated to."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

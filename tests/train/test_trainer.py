@@ -1,7 +1,5 @@
 """Training the unified model: it learns, resumes exactly, skips bad steps, and its numbers mean what they say."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import shutil

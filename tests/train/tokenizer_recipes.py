@@ -1,7 +1,5 @@
 """Recipes of small tokenizer trainings with every loss on, as objects and as files for other processes."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

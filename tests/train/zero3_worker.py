@@ -3,8 +3,6 @@
 Run by torchrun with a recipe file and a folder for the reports.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 from pathlib import Path

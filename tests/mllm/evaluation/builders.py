@@ -1,7 +1,5 @@
 """Items, answers and runs for the tests of evaluation."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from pathlib import Path

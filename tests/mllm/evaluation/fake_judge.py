@@ -1,7 +1,5 @@
 """An OpenAI-compatible server on this machine that grades answers by a rule, or misbehaves as told."""
 
-from __future__ import annotations
-
 import json
 import threading
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """GenAI-Bench in the official layout: prompts.txt without an end of line, genai_skills.json of official sizes."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

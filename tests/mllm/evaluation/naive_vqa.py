@@ -1,7 +1,5 @@
 """The scores of the VQA benchmarks, written a second time and plainly, for comparison. Imports none of our scorers."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

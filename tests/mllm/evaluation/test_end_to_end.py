@@ -1,7 +1,5 @@
 """Benchmarks from files to scores: data in the official layout, a model, a second scorer; real processes, scripts."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -5,8 +5,6 @@ whose `args` end in (doc_to_messages, gen_kwargs, doc_id, task, split). VLMEvalK
 messages of {"type", "value"}. LMMS_EVAL_PYTHON names the python of an environment with lmms-eval (docs/evaluation.md).
 """
 
-from __future__ import annotations
-
 import importlib
 import json
 import os

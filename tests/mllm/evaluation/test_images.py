@@ -1,7 +1,5 @@
 """Benchmarks of image generation: prompts in, official layouts out, scores against plain references, wrong input."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import statistics

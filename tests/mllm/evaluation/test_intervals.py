@@ -1,7 +1,5 @@
 """Intervals: what resampling by hand gives, what theory says, strata kept apart."""
 
-from __future__ import annotations
-
 import math
 import random
 

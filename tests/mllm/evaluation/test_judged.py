@@ -1,7 +1,5 @@
 """MM-Vet: the judge's prompt, reading its grades by hand, a judge on this machine, interrupting and resuming."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Questions and answers that do not fit are named with file and line; a part is never taken for the whole."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Reports: our rows beside the published ones, marks on what is not comparable, nothing mixed up."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

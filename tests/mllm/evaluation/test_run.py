@@ -1,7 +1,5 @@
 """The runner: interrupted and resumed = uninterrupted, several processes = one, any batch size = the same answers."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

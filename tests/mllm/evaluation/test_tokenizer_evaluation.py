@@ -3,8 +3,6 @@
 Weights of other networks are small and random, in the layout of the published files.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 import tarfile

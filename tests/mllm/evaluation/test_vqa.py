@@ -1,7 +1,5 @@
 """VQAv2, GQA, TextVQA, POPE, MME: outputs of the reference scorers, every rule by hand, official files, wrong input."""
 
-from __future__ import annotations
-
 import json
 import time
 from pathlib import Path

@@ -3,8 +3,6 @@
 File names, field names and prompts are those of the published sets and of LLaVA's question files.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
