@@ -18,7 +18,7 @@ from mllm.files import read_json
 
 LABELS = {
     "guidance": "guidance scale",
-    "redraws": "pictures that are unlike their outline are drawn again at most ... times",
+    "redraws": "resamples of images that contradict their plan, at most",
     "steps": "steps of training",
     "context": "embedding context while decoding",
     "head": "code head",

@@ -1,6 +1,6 @@
 """Plot the losses of a training of several stages, from the logs that `mllm train` writes.
 
-In: metrics.jsonl of each stage, in order. Out: one picture with the text and image losses over all steps.
+In: metrics.jsonl of each stage, in order. Out: one image with the text and image losses over all steps.
 
 example: python -m docs.plot_training docs/ablations/training.png runs/tiny_first/metrics.jsonl runs/tiny/metrics.jsonl
 """
@@ -17,7 +17,7 @@ from docs.plot_ablations import load_pyplot
 LOSSES = {"text_loss": "text, nats a token", "image_loss": "image, nats a code"}
 
 
-def main(picture: Path, logs: Sequence[Path]) -> None:
+def main(output: Path, logs: Sequence[Path]) -> None:
     """Plot the losses on logarithmic scales, with a line where a stage begins."""
     pyplot = load_pyplot()
     figure, axes = pyplot.subplots(figsize=(6.4, 3.8), layout="constrained")
@@ -29,7 +29,7 @@ def main(picture: Path, logs: Sequence[Path]) -> None:
     axes.set(xlabel="steps of training", ylabel="loss", xscale="log", yscale="log")
     axes.grid(alpha=0.3)
     figure.legend(loc="outside upper center", frameon=False, fontsize=8, ncols=3)
-    figure.savefig(picture, dpi=130)
+    figure.savefig(output, dpi=130)
     pyplot.close(figure)
 
 

@@ -125,7 +125,7 @@ def drop_torn_line(path: Path) -> None:
 def fingerprint_of(path: Path) -> str:
     """16 hex digits of the hash of a file, or of a folder: of the names and contents of its files of text and JSON.
 
-    A folder without any of these, such as one of pictures, is known by the names and sizes of its files.
+    A folder without any of these, such as one of images, is identified by the names and sizes of its files.
     """
     digest = hashlib.sha256()
     if not path.is_dir():

@@ -69,9 +69,9 @@ def write_checkpoint(folder: Path, num_bytes: int, num_shards: int) -> None:
 
 def convert(source: Path, folder: Path, *, dtype: str | None) -> tuple[float, float]:
     """Seconds and peak resident gigabytes of the command."""
-    words = [sys.executable, "-m", "mllm", "convert", "unitok-mllm", str(source), str(folder)]
+    command = [sys.executable, "-m", "mllm", "convert", "unitok-mllm", str(source), str(folder)]
     start = time.monotonic()
-    process = subprocess.Popen(words + (["--dtype", dtype] if dtype else []), cwd=ROOT)
+    process = subprocess.Popen(command + (["--dtype", dtype] if dtype else []), cwd=ROOT)
     _, status, usage = os.wait4(process.pid, 0)
     if status:
         raise SystemExit("the conversion failed")
@@ -84,19 +84,19 @@ def main() -> None:
     parser.add_argument("--shards", type=int, default=3)
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"))
     parser.add_argument("--folder", type=Path, help="where to work (default: a temporary folder)")
-    words = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=words.folder) as folder:
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         source = Path(folder) / "source"
         source.mkdir()
         tokenizer = ROOT / "mllm" / "assets" / "tiny" / "tokenizer.model"  # any; its pieces do not matter here
         (source / "tokenizer.model").write_bytes(tokenizer.read_bytes())
         # in another process: the system counts what a process had when it started a command to that command's peak
-        size = int(words.gigabytes * 1e9)
-        writer = get_context("spawn").Process(target=write_checkpoint, args=(source, size, words.shards))
+        size = int(args.gigabytes * 1e9)
+        writer = get_context("spawn").Process(target=write_checkpoint, args=(source, size, args.shards))
         writer.start()
         writer.join()
         sizes = [path.stat().st_size for path in source.glob("*.safetensors")]
-        seconds, peak = convert(source, Path(folder) / "converted", dtype=words.dtype)
+        seconds, peak = convert(source, Path(folder) / "converted", dtype=args.dtype)
     print(f"checkpoint {sum(sizes) / 1e9:.2f} GB in {len(sizes)} shards, largest {max(sizes) / 1e9:.2f} GB")
     print(f"converted to {words.dtype or 'the same type'} in {seconds:.1f} s, peak memory {peak:.2f} GB")
 

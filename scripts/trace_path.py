@@ -3,7 +3,7 @@
     python scripts/trace_path.py draw "a red circle" -o a.png
     python scripts/trace_path.py --list evaluate world --count 1 --jobs ask
 
-Runs `mllm` with these words in this process under a profiler and counts the files and functions of the four packages
+Runs `mllm` with these arguments in this process under a profiler and counts the files and functions of the four packages
 that were called; `--list` prints them in the order of their first call. Importing a module does not count.
 """
 
@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = tuple(f"{ROOT / name}/" for name in ("mllm", "tokenizer", "train", "demo"))
 
 
-def trace(words: list[str]) -> dict[tuple[str, str], None]:
+def trace(args: list[str]) -> dict[tuple[str, str], None]:
     """(file, function) of every call inside our packages, in the order of the first call."""
     from mllm.__main__ import main
 
@@ -34,7 +34,7 @@ def trace(words: list[str]) -> dict[tuple[str, str], None]:
     threading.setprofile(note)
     sys.setprofile(note)
     try:
-        status = main(words)
+        status = main(args)
     finally:
         sys.setprofile(None)
         threading.setprofile(None)  # type: ignore[arg-type]
@@ -44,9 +44,9 @@ def trace(words: list[str]) -> dict[tuple[str, str], None]:
 
 
 def run() -> None:
-    words = sys.argv[1:]
-    lists = words[:1] == ["--list"]
-    called = trace(words[lists:])
+    args = sys.argv[1:]
+    lists = args[:1] == ["--list"]
+    called = trace(args[lists:])
     if lists:
         for file, function in called:
             print(f"{file}  {function}")

@@ -38,7 +38,7 @@ def run(random_model_folder: Path, folder: Path, capfd: pytest.CaptureFixture[st
     return run
 
 
-def test_draw_is_a_function_of_the_seed(run: Run, folder: Path) -> None:
+def test_draw_and_edit_write_images_that_are_functions_of_the_seed(run: Run, folder: Path) -> None:
     for name in ("one.png", "two.png"):
         code, out, _ = run("draw", "a red circle", "-o", name, "--seed", "3")
         assert (code, out) == (0, f"{name}  seed 3\n")
@@ -48,6 +48,8 @@ def test_draw_is_a_function_of_the_seed(run: Run, folder: Path) -> None:
     assert len({(folder / f"a-{number}.png").read_bytes() for number in range(1, 5)}) == 4
     assert run("draw", "a red circle", "-o", "alone.png", "--seed", "4", "--temperature", "1.5")[0] == 0
     assert (folder / "alone.png").read_bytes() == (folder / "a-2.png").read_bytes()
+    code, out, _ = run("edit", "one.png", "make it blue", "-o", "b.jpg", "--seed", "1", "--guidance", "2")
+    assert (code, out) == (0, "b.jpg  seed 1\n") and Image.open(folder / "b.jpg").format == "JPEG"
 
 
 def test_ask_prints_the_answer_and_nothing_else(run: Run, random_model_folder: Path) -> None:
@@ -56,12 +58,6 @@ def test_ask_prints_the_answer_and_nothing_else(run: Run, random_model_folder: P
     code, out, _ = run("ask", "a.png", "a.png", "what color is it?", "--max-new-tokens", "9")
     expected = Pipeline.load(random_model_folder).ask(["a.png", "a.png"], "what color is it?", max_new_tokens=9)
     assert (code, out.strip()) == (0, expected) and out.endswith("\n")
-
-
-def test_edit_writes_an_image(run: Run, folder: Path) -> None:
-    code, out, _ = run("edit", "a.png", "make it blue", "-o", "b.jpg", "--seed", "1", "--guidance", "2")
-    assert (code, out) == (0, "b.jpg  seed 1\n")
-    assert Image.open(folder / "b.jpg").format == "JPEG"
 
 
 def test_codes_decode_to_the_reconstruction(run: Run, folder: Path) -> None:

@@ -43,16 +43,16 @@ class Speed:
     targets_per_second: float  # text tokens and codes that are learned
 
 
-def benchmark_training(words: Namespace) -> None:
+def benchmark_training(options: Namespace) -> None:
     num_threads = torch.get_num_threads()
-    torch.set_num_threads(words.threads)
+    torch.set_num_threads(options.threads)
     try:
-        model, samples = load(words.model, words.samples, words.length, choose_device(words.device))
+        model, samples = load(options.model, options.samples, options.length, choose_device(options.device))
         batches = {
-            "padded": padded(samples, rows=words.rows),
-            "packed": packed(samples, rows=words.rows, length=words.length),
+            "padded": padded(samples, rows=options.rows),
+            "packed": packed(samples, rows=options.rows, length=options.length),
         }
-        speeds = measure(model, batches, rounds=words.rounds)
+        speeds = measure(model, batches, rounds=options.rounds)
     finally:
         torch.set_num_threads(num_threads)
     ratio = speeds["packed"].positions_per_second / speeds["padded"].positions_per_second
@@ -61,9 +61,9 @@ def benchmark_training(words: Namespace) -> None:
         numbers = f"{speed.rows:6}{speed.positions:10}{speed.padding_share:9.1%}{speed.seconds:9.2f}"
         print(f"{name:8}{numbers}{speed.positions_per_second:13.0f}{speed.targets_per_second:11.0f}")
     print(f"packed is {ratio:.2f} times as fast as padded")
-    if words.json:
+    if options.json:
         figures = {"ratio": ratio, **{name: asdict(speed) for name, speed in speeds.items()}}
-        write_json(words.json, figures)
+        write_json(options.json, figures)
 
 
 def load(

@@ -19,7 +19,7 @@ from transformers.masking_utils import sdpa_mask
 
 WAIT_IN_TRAINING = timedelta(hours=6)
 """Time for the first process to encode, draw, answer or compute rFID alone; a process that hangs is noticed then."""
-SPELLED_OUT = "spelled_out"
+CPU_EAGER = "cpu_eager"
 """Name of the attention among those of transformers."""
 
 
@@ -28,7 +28,7 @@ def training_device() -> torch.device:
     return torch.accelerator.current_accelerator() or torch.device("cpu")
 
 
-def spelled_out_attention(
+def eager_attention(
     module: nn.Module,
     query_BHTd: Tensor,
     key_BHSd: Tensor,
@@ -38,12 +38,12 @@ def spelled_out_attention(
     dropout: float = 0.0,
     **kwargs: object,
 ) -> tuple[Tensor, None]:
-    """Attention as transformers calls it; `attention_mask` is boolean, true where a place may look, or a bias."""
+    """Attention as transformers calls it; `attention_mask` is boolean, true where a position may attend, or a bias."""
     repeats = query_BHTd.shape[1] // key_BHSd.shape[1]
     key_BHSd, value_BHSd = repeat_kv(key_BHSd, repeats), repeat_kv(value_BHSd, repeats)
     scores_BHTS = (query_BHTd * (scaling or query_BHTd.shape[-1] ** -0.5)) @ key_BHSd.transpose(2, 3)
     if attention_mask is None:
-        past = scores_BHTS.shape[-1] - scores_BHTS.shape[-2]  # a place sees what a cache holds, too
+        past = scores_BHTS.shape[-1] - scores_BHTS.shape[-2]  # a position attends to what a cache holds, too
         attention_mask = torch.ones(scores_BHTS.shape[-2:], dtype=torch.bool, device=scores_BHTS.device).tril(past)
     bias_B1TS = attention_mask
     if attention_mask.dtype == torch.bool:
@@ -55,8 +55,8 @@ def spelled_out_attention(
 
 def speed_up(backbone: PreTrainedModel, *, compiles: bool) -> None:
     """Prepare a backbone for training on a CPU (changed in place; what is saved stays the same)."""
-    AttentionInterface.register(SPELLED_OUT, spelled_out_attention)
-    AttentionMaskInterface.register(SPELLED_OUT, sdpa_mask)
-    backbone.set_attn_implementation(SPELLED_OUT)
+    AttentionInterface.register(CPU_EAGER, eager_attention)
+    AttentionMaskInterface.register(CPU_EAGER, sdpa_mask)
+    backbone.set_attn_implementation(CPU_EAGER)
     if compiles:
         backbone.compile(dynamic=False)

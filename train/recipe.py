@@ -628,9 +628,9 @@ def resolve(recipe_type: type[R], values: dict[str, Any], overrides: Sequence[st
         raise ValueError(f"recipe must fit {recipe_type.__name__}, got: {sentence}") from None
 
 
-def _read_overrides(words: Sequence[str]) -> list[tuple[list[str], Any]]:
+def _read_overrides(argv: Sequence[str]) -> list[tuple[list[str], Any]]:
     """Nested keys and values of `--key value` or `--key=value`; the parser reads the simple values."""
-    pairs, waiting = [], list(words)
+    pairs, waiting = [], list(argv)
     while waiting:
         name, equals, text = waiting.pop(0).partition("=")
         if not name.startswith("--") or not (equals or waiting):

@@ -14,25 +14,25 @@ from train.recipe import MLLMRecipe, TextTokenizerRecipe, TokenizerRecipe, find_
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train what the recipe describes; returns the exit code."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    words = [word for word in words if not word.startswith("--local_rank=")]  # deepspeed's launcher puts it first
-    if not words or words[0].startswith("-"):
+    args = list(sys.argv[1:] if argv is None else argv)
+    args = [word for word in args if not word.startswith("--local_rank=")]  # deepspeed's launcher puts it first
+    if not args or args[0].startswith("-"):
         raise ValueError("a recipe must be given, got none; usage: mllm train RECIPE.yaml [--key value ...]")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    values = read_yaml(find_recipe(words[0]))
+    values = read_yaml(find_recipe(args[0]))
     match values.get("kind"):
         case "text_tokenizer":
-            text = resolve(TextTokenizerRecipe, values, words[1:])
+            text = resolve(TextTokenizerRecipe, values, args[1:])
             from train.text_tokenizer import train_world_tokenizer
 
             train_world_tokenizer(text)
         case "image_tokenizer":
-            image = resolve(TokenizerRecipe, values, words[1:])
+            image = resolve(TokenizerRecipe, values, args[1:])
             from train.tokenizer_trainer import TokenizerTrainer
 
             TokenizerTrainer(image).train()
         case "mllm":
-            mllm = resolve(MLLMRecipe, values, words[1:])
+            mllm = resolve(MLLMRecipe, values, args[1:])
             from train.trainer import train_mllm
 
             train_mllm(mllm)

@@ -58,21 +58,18 @@ def write_shards(folder: Path, ending: str) -> None:
     (folder / f"{name}.{ending}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": files}))
 
 
-@pytest.mark.parametrize("ending", ["safetensors", "bin"])
-def test_shards_are_one_mapping(tmp_path: Path, ending: str) -> None:
-    write_shards(tmp_path, ending)
-    files = TensorFiles(weight_files(tmp_path))
-    assert list(files) == list(TENSORS) and len(files) == 3
-    for name in ("c", "a", "b", "a"):
-        assert torch.equal(files[name], TENSORS[name])
-        assert (files.shapes[name].shape, files.shapes[name].dtype) == (TENSORS[name].shape, TENSORS[name].dtype)
-        assert files.shapes[name].is_meta
-    kept = files["a"]
-    files.close()
-    assert torch.equal(kept, TENSORS["a"])  # what was read stays readable
-
-
-def test_folders_of_weights_are_found_or_refused(tmp_path: Path) -> None:
+def test_folders_of_weights_are_one_mapping_or_refused(tmp_path: Path) -> None:
+    for ending in ("bin", "safetensors"):
+        (tmp_path / ending).mkdir()
+        write_shards(tmp_path / ending, ending)
+        files = TensorFiles(weight_files(tmp_path / ending))
+        assert list(files) == list(TENSORS) and len(files) == 3
+        for name in ("c", "a", "b", "a"):
+            assert torch.equal(files[name], TENSORS[name]) and files.shapes[name].is_meta
+            assert (files.shapes[name].shape, files.shapes[name].dtype) == (TENSORS[name].shape, TENSORS[name].dtype)
+        kept = files["a"]
+        files.close()
+        assert torch.equal(kept, TENSORS["a"])  # what was read stays readable
     with pytest.raises(FileNotFoundError):
         weight_files(tmp_path)
     torch.save(TENSORS, tmp_path / "pytorch_model.bin")
@@ -135,7 +132,7 @@ def test_tensors_that_do_not_fit_are_named(small_model: UniTok) -> None:
     require_same_tensors({"a": torch.zeros(2)}, ["a"], source="here")
 
 
-def test_args_decide_the_sizes() -> None:
+def test_args_decide_the_sizes_and_hold_the_full_config() -> None:
     assert config_from_args({"dtype": torch.bfloat16, "unknown": 3}) == UniTokConfig.large()
     base = config_from_args({"model": "vitamin_base", "num_codebooks": 4, "vocab_size": 4096, "quant_proj": "linear"})
     assert (base.codebook_size, base.code_width, base.width, base.projection_heads) == (1024, 16, 768, 12)
@@ -144,9 +141,6 @@ def test_args_decide_the_sizes() -> None:
     for args in ({"model": "vitamin_huge"}, {"num_query": 2}):
         with pytest.raises(ValueError):
             config_from_args(args)
-
-
-def test_args_hold_the_full_config() -> None:
     by_name = (
         UniTokConfig.large(),
         UniTokConfig(image_size=512, num_codebooks=4, codebook_size=1024, code_width=16),
@@ -169,32 +163,22 @@ def random_config(seed: int) -> UniTokConfig:
     def sizes(low: int, high: int) -> tuple[int, ...]:
         return tuple(rng.randint(low, high) for _ in range(stages))
 
+    encoder = {"stem_width": rng.randint(3, 7), "stage_widths": sizes(4, 9), "stage_depths": sizes(1, 2)}
+    decoder = {"decoder_widths": sizes(3, 8), "decoder_depths": sizes(1, 2)}
+    blocks = {name: rng.choice((0, 1, 2)) for name in ("depth", "decoder_depth")}
+    blocks |= {name: rng.choice((1, 2)) for name in ("conv_expansion", "decoder_expansion")}
+    codes = {"num_codebooks": rng.randint(1, 4), "codebook_size": rng.choice((7, 16, 33)), "code_width": code_width}
+    text = {"text_vocab_size": 19, "text_context": 5, "text_width": 8, "text_heads": 2, "text_layers": 1}
     return UniTokConfig(
         image_size=2 ** (2 + stages) * rng.choice((2, 3)),
-        stem_width=rng.randint(3, 7),
-        stage_widths=sizes(4, 9),
-        stage_depths=sizes(1, 2),
-        conv_expansion=rng.choice((1, 2)),
+        **(encoder | decoder | blocks | codes | text),
         width=width,
-        depth=rng.choice((0, 1, 2)),
-        decoder_depth=rng.choice((0, 1, 2)),
         num_heads=heads,
         drop_path=0.0,
-        decoder_widths=sizes(3, 8),
-        decoder_depths=sizes(1, 2),
-        decoder_expansion=rng.choice((1, 2)),
-        num_codebooks=rng.randint(1, 4),
-        codebook_size=rng.choice((7, 16, 33)),
-        code_width=code_width,
         projection=rng.choice(("attention", "linear")),
         projection_heads=1,
         projection_attention=rng.choice(("full", "causal")),
         embed_dim=rng.choice((0, 6)),
-        text_vocab_size=19,
-        text_context=5,
-        text_width=8,
-        text_heads=2,
-        text_layers=1,
     )
 
 
@@ -301,11 +285,6 @@ def test_wrong_files_are_refused_in_one_line(
         export_upstream(tmp_path, tmp_path / "theirs.safetensors")
 
 
-@pytest.fixture(scope="module")
-def world_pixels_B3HW() -> Tensor:
-    return ImageProcessor(height=96, width=96)([render(random_scene(Random(seed)), 96) for seed in range(2)])
-
-
 def trained_with(kind: AttentionKind, pixels_B3HW: Tensor) -> UniTok:
     """The bundled tokenizer with attention in its projections, which matters on the way out of the codes."""
     torch.manual_seed(0)
@@ -334,18 +313,16 @@ def imitate(projection: nn.Module, example: nn.Module, inputs: Tensor) -> None:
         optimizer.step()
 
 
-def test_the_attention_that_reconstructs_is_found(world_pixels_B3HW: Tensor) -> None:
+def test_the_attention_that_reconstructs_is_found() -> None:
+    pixels_B3HW = ImageProcessor(height=64, width=64)([render(random_scene(Random(seed)), 64) for seed in range(2)])
     kind: AttentionKind
     for kind, other in (("full", "causal"), ("causal", "full")):
-        model = trained_with(kind, world_pixels_B3HW)
-        probe = probe_attention(read_as(model, other), world_pixels_B3HW)  # however it was loaded
+        model = trained_with(kind, pixels_B3HW)
+        probe = probe_attention(read_as(model, other), pixels_B3HW)  # however it was loaded
         assert probe.answer == kind
-        reconstruction_B3HW = model.decode(model.encode(world_pixels_B3HW))
-        expected = psnr(world_pixels_B3HW, reconstruction_B3HW).mean().item()
+        reconstruction_B3HW = model.decode(model.encode(pixels_B3HW))
+        expected = psnr(pixels_B3HW, reconstruction_B3HW).mean().item()
         assert getattr(probe, kind) == pytest.approx(expected, abs=1e-3)
-
-
-def test_where_both_kinds_are_as_good_there_is_no_answer(world_pixels_B3HW: Tensor) -> None:
-    assert probe_attention(UniTok.from_pretrained(BUNDLED / IMAGE_TOKENIZER), world_pixels_B3HW).answer is None
+    assert probe_attention(UniTok.from_pretrained(BUNDLED / IMAGE_TOKENIZER), pixels_B3HW).answer is None
     assert AttentionProbe(full=20.0, causal=20.4).answer is None
     assert AttentionProbe(full=20.6, causal=20.0).answer == "full"

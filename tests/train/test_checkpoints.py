@@ -21,7 +21,7 @@ from train.checkpoints import (
     sharding_of,
     write_checkpoint,
 )
-from train.hardware import SPELLED_OUT, speed_up
+from train.hardware import CPU_EAGER, speed_up
 
 CONFIG = LlamaConfig(
     hidden_size=8, intermediate_size=6, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2, vocab_size=5
@@ -57,7 +57,7 @@ def test_within_the_context_the_model_is_the_one_that_would_be_saved() -> None:
         except KeyboardInterrupt:
             assert fails
         assert all(map(torch.equal, weights_of(backbone), own))
-        assert backbone.config._attn_implementation == SPELLED_OUT
+        assert backbone.config._attn_implementation == CPU_EAGER
         assert compiled is not None and backbone._compiled_call_impl is compiled
 
 

@@ -9,7 +9,7 @@ from train.hardware import speed_up
 from train.optimizers import orthogonalize
 
 
-def test_spelled_out_attention_equals_the_fused_one() -> None:
+def test_eager_attention_equals_the_fused_one() -> None:
     """Also of packed samples, and step by step with a cache."""
     torch.manual_seed(0)
     sizes = {"hidden_size": 24, "intermediate_size": 20, "num_hidden_layers": 2, "vocab_size": 11}

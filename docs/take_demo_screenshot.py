@@ -1,6 +1,6 @@
 """Take docs/demo.png: a short conversation with the bundled model in a real browser.
 
-example: python -m docs.take_demo_picture
+example: python -m docs.take_demo_screenshot
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from pathlib import Path
 
 from tests.demo.browser import Page, serve_demo
 
-PICTURE = Path(__file__).parent / "demo.png"
+SCREENSHOT = Path(__file__).parent / "demo.png"
 SEED = "1"
 
 
 def main() -> int:
-    """Draw, ask and edit, then take the picture."""
+    """Draw, ask and edit, then take the screenshot."""
     with serve_demo() as address:
         page = Page(width=1000, height=1480)
         try:
@@ -30,10 +30,10 @@ def main() -> int:
             page.send("Make the circle green.")
             page.wait_until_answered(3)
             page.browser.execute_script("document.activeElement.blur()")
-            page.browser.save_screenshot(str(PICTURE))
+            page.browser.save_screenshot(str(SCREENSHOT))
         finally:
             page.close()
-    print(PICTURE)
+    print(SCREENSHOT)
     return 0
 
 
