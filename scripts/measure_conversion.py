@@ -98,7 +98,7 @@ def main() -> None:
         sizes = [path.stat().st_size for path in source.glob("*.safetensors")]
         seconds, peak = convert(source, Path(folder) / "converted", dtype=args.dtype)
     print(f"checkpoint {sum(sizes) / 1e9:.2f} GB in {len(sizes)} shards, largest {max(sizes) / 1e9:.2f} GB")
-    print(f"converted to {words.dtype or 'the same type'} in {seconds:.1f} s, peak memory {peak:.2f} GB")
+    print(f"converted to {args.dtype or 'the same type'} in {seconds:.1f} s, peak memory {peak:.2f} GB")
 
 
 if __name__ == "__main__":

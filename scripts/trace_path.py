@@ -3,7 +3,7 @@
     python scripts/trace_path.py draw "a red circle" -o a.png
     python scripts/trace_path.py --list evaluate world --count 1 --jobs ask
 
-Runs `mllm` with these arguments in this process under a profiler and counts the files and functions of the four packages
+Runs `mllm` with these arguments in this process under a profiler and counts files and functions of the four packages
 that were called; `--list` prints them in the order of their first call. Importing a module does not count.
 """
 

@@ -1,4 +1,4 @@
-"""Attention spelled out for the CPU equals the library's own."""
+"""Eager attention for the CPU equals the library's own."""
 
 import pytest
 import torch
