@@ -10,6 +10,7 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,8 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -26,6 +29,7 @@ from mllm.conversation import CodesPart, TextPart
 from mllm.files import UNFINISHED
 from tests.train.data.raw_data import OPTIONS, content, image_file, load, rows_of, write_raw
 from tokenizer.images import ImageProcessor, read_image
+from tokenizer.unitok import UniTok
 from train.data.prepare import PrepareOptions, ShardMaker, Totals, prepare_folder, read_tasks
 from train.data.shards import MANIFEST, SHARDS, CodeSource, ShardFolder, write_shard
 
@@ -228,6 +232,85 @@ def test_broken_records_are_left_out_and_listed_if_allowed(image_tokenizer_folde
     assert [place for *_, place in rows_of(tmp_path / "out")] == ["line 1", "line 4", "line 7"]
 
 
+def test_every_file_of_a_folder_is_read_or_named(
+    image_tokenizer_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    raw = tmp_path / "raw"
+    write_raw(raw / "tars", 3)
+    for path in (raw / "tars").iterdir():
+        if path.suffix != ".tar":
+            path.unlink()
+    shutil.copy(raw / "tars" / "captions.tar", raw / "tars" / "B.TAR")
+    with gzip.open(raw / "tars" / "c.tar.gz", "wb") as file:
+        file.write((raw / "tars" / "captions.tar").read_bytes())
+    pq.write_table(pa.table({"url": ["http://x/y.jpg"], "caption": ["red"]}), raw / "tars" / "captions.parquet")
+    (raw / "tars" / "captions_stats.json").write_text('{"count": 3}')
+    (raw / "tars" / "notes.doc").write_text("?")
+    assert prepare([raw], tmp_path / "tars", image_tokenizer_folder).records == 9
+    assert "1 files" in caplog.text and "notes.doc" in caplog.text
+    (raw / "images").mkdir()
+    for ending in ("png", "bmp", "gif", "tif", "jfif", "JPG"):
+        Image.new("RGB", (32, 32), "red").save(raw / "images" / f"{ending}.{ending}", format=PILLOW.get(ending, ending))
+        (raw / "images" / f"{ending}.txt").write_text(ending)
+    (raw / "images" / "x.heic").write_bytes(b"?")
+    assert prepare([raw / "images"], tmp_path / "images", image_tokenizer_folder).records == 6
+    assert "x.heic" in caplog.text
+    caplog.clear()
+    assert prepare([raw], tmp_path / "both", image_tokenizer_folder).records == 9
+    assert "8 files" in caplog.text and "gif.gif" in caplog.text  # two others and six captioned images
+
+
+PILLOW = {"jfif": "jpeg", "JPG": "jpeg", "tif": "tiff"}
+
+
+def test_a_result_of_no_records_is_an_error(image_tokenizer_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty.jsonl").write_text("\n")
+    with pytest.raises(ValueError, match="records"):
+        prepare([tmp_path / "empty.jsonl"], tmp_path / "out", image_tokenizer_folder)
+    (tmp_path / "bad.jsonl").write_text('{"text": "bad \\ud83d"}\n{"text": ""}\n')
+    options = dataclasses.replace(OPTIONS, skip_broken=True)
+    with pytest.raises(ValueError, match=r"2 left out, line 1: .*surrogate"):
+        prepare([tmp_path / "bad.jsonl"], tmp_path / "bad", image_tokenizer_folder, options)
+    assert not list(tmp_path.rglob(MANIFEST))
+    with pytest.raises(ValueError, match=r"bad.jsonl, line 1: .*surrogate"):
+        prepare([tmp_path / "bad.jsonl"], tmp_path / "strict", image_tokenizer_folder)
+
+
+def test_what_was_not_begun_may_be_read_another_way(image_tokenizer_folder: Path, tmp_path: Path) -> None:
+    source, out = tmp_path / "a.jsonl", tmp_path / "out"
+    source.write_text('{"text": "a"}\n')
+    with pytest.raises(ValueError):
+        _prepare_as("llava", source, out, image_tokenizer_folder)
+    assert _prepare_as("text", source, out, image_tokenizer_folder).records == 1
+    with pytest.raises(ValueError, match="--format"):
+        _prepare_as("llava", source, out, image_tokenizer_folder)
+
+
+def _prepare_as(name: str, source: Path, out: Path, tokenizer: Path) -> Totals:
+    return prepare_folder([source], out, tokenizer=load(tokenizer), options=OPTIONS, shard_size=4, format_name=name)
+
+
+def test_an_image_of_several_records_is_encoded_once(
+    image_tokenizer_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, number in (("a", 1), ("same", 1), ("b", 2)):
+        (tmp_path / f"{name}.png").write_bytes(image_file(number))
+    names = ["a", "same", "b", "a", "a", "b", "same"]
+    lines = [json.dumps({"image": f"{name}.png", "caption": str(index)}) for index, name in enumerate(names)]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    encoded: list[int] = []
+    encode = UniTok.encode
+    monkeypatch.setattr(UniTok, "encode", lambda self, pixels: encoded.append(len(pixels)) or encode(self, pixels))
+    prepare([tmp_path / "a.jsonl"], tmp_path / "out", image_tokenizer_folder, shard_size=10)
+    assert sum(encoded) == 2
+    rows = rows_of(tmp_path / "out")
+    codes = {
+        name: {row[1].partition("assistant")[2] for row, n in zip(rows, names, strict=True) if n == name}
+        for name in names
+    }
+    assert codes["a"] == codes["same"] != codes["b"] and all(len(found) == 1 for found in codes.values())
+
+
 def test_codes_in_records_are_kept_if_they_are_the_tokenizer_s(image_tokenizer_folder: Path, tmp_path: Path) -> None:
     file, codes = tmp_path / "codes.jsonl", [[1, 2, 3, 4], [15, 6, 7, 0]]
     lines = [{"data_type": kind, "text": "a circle", "vqcode_256": json.dumps(codes)} for kind in ("T2I", "I2T")]
@@ -244,8 +327,6 @@ def test_codes_in_records_are_kept_if_they_are_the_tokenizer_s(image_tokenizer_f
 
 
 def test_images_take_the_size_that_fits_their_shape(image_tokenizer_folder: Path, tmp_path: Path) -> None:
-    from PIL import Image
-
     (tmp_path / "raw").mkdir()
     for name, size in (("wide", (60, 20)), ("high", (20, 60)), ("square", (30, 31))):
         Image.new("RGB", size, "red").save(tmp_path / "raw" / f"{name}.png")
