@@ -12,10 +12,11 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from mllm.world.language import DRAWING_WEIGHTS
 from mllm.world.questions import QUESTION_WEIGHTS
@@ -57,9 +58,9 @@ class TextTokenizerRecipe:
     output: Path
     """The SentencePiece model file to write."""
     kind: Literal["text_tokenizer"] = "text_tokenizer"
-    vocab_size: int = 640
+    vocab_size: PositiveInt = 640
     """Pieces, including the 256 bytes and 3 special tokens."""
-    dialogues: int = 20_000
+    dialogues: PositiveInt = 20_000
     """Dialogues of the synthetic world to train on."""
     seed: int = 0
 
@@ -76,32 +77,32 @@ DECODER_FIELDS = (
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerLossWeights:
-    l1: float = 0.2
+    l1: NonNegativeFloat = 0.2
     """Mean absolute error of the reconstruction."""
-    l2: float = 1.0
+    l2: NonNegativeFloat = 1.0
     """Mean squared error of the reconstruction."""
-    detail: float = 0.0
+    detail: NonNegativeFloat = 0.0
     """Extra weight of pixels in detailed regions (useful for flat drawings, not for photographs)."""
-    vq: float = 1.0
+    vq: NonNegativeFloat = 1.0
     """Commitment and codebook loss."""
-    entropy: float = 0.0
+    entropy: NonNegativeFloat = 0.0
     """Entropy loss: confident per feature, uniform over the codebook."""
-    perceptual: float = 0.0
+    perceptual: NonNegativeFloat = 0.0
     """LPIPS between image and reconstruction; needs `lpips`."""
-    contrastive: float = 0.0
+    contrastive: NonNegativeFloat = 0.0
     """Images against their captions; 0 does not train the text tower. Needs `text_tokenizer`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CodebookSchedule:
-    initialise_at: int = 300
+    initialise_at: NonNegativeInt = 300
     """Steps without the quantizer's loss, after which k-means on the encoder's features initialises the codebooks;
     0 starts with the codebooks as they are."""
-    every: int = 10
+    every: PositiveInt = 10
     """Steps between two revivals of dead codebook entries."""
-    threshold: float = 0.05
+    threshold: NonNegativeFloat = 0.05
     """An entry is dead when its usage is below this share of the mean."""
-    until: float = 0.8
+    until: ClosedUnitInterval = 0.8
     """Share of the training after which no entry is revived."""
 
 
@@ -109,18 +110,18 @@ class CodebookSchedule:
 class AdversarialRecipe:
     """The discriminator; the defaults are UniTok's except for the weight."""
 
-    weight: float = 0.0
+    weight: NonNegativeFloat = 0.0
     """Of the adversarial loss (UniTok: 0.4); 0 trains without a discriminator. Needs `dino`."""
     dino: Path | None = None
     """Weights of the frozen DINOv2, as in dinov2_vits14_pretrain.pth."""
     blocks: tuple[int, ...] = (0, 2, 5, 8, 11)
     """Blocks of DINOv2 with a discriminator head on their output."""
     objective: Literal["hinge", "softplus", "linear"] = "hinge"
-    start: float = 0.375
+    start: ClosedUnitInterval = 0.375
     """Share of the training after which the discriminator starts."""
-    warmup: float = 0.03
+    warmup: ClosedUnitInterval = 0.03
     """Share of the training over which its weight and learning rate rise."""
-    fade: float = 0.06
+    fade: ClosedUnitInterval = 0.06
     """Share of the training over which the blur of its input fades."""
     adaptive: bool = True
     """Scale the adversarial loss to the gradient of the other losses at the last layer."""
@@ -128,17 +129,17 @@ class AdversarialRecipe:
     """Bounds of that scale."""
     consistency: float = 4.0
     """Weight of the consistency between strongly and lightly augmented images."""
-    augment_probability: float = 1.0
+    augment_probability: ClosedUnitInterval = 1.0
     """Of each augmentation before the discriminator."""
-    cutout: float = 0.2
+    cutout: ClosedUnitInterval = 0.2
     """Side of the square that is cut out, as a share of the image's."""
-    learning_rate: float = 2e-5
+    learning_rate: PositiveFloat = 2e-5
     final_learning_rate: float = 0.1
     """Share of the learning rate at the end of the cosine."""
     betas: tuple[float, float] = (0.5, 0.9)
     epsilon: float = 1e-6
     weight_decay: float = 0.2
-    max_grad_norm: float = 10.0
+    max_grad_norm: PositiveFloat = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +153,7 @@ class ShardsRecipe:
     """Share of the image's area that the random crop keeps."""
     crop_ratio: tuple[float, float] = (0.75, 4 / 3)
     """Width over height of the random crop."""
-    shuffle_shards: int = 4
+    shuffle_shards: PositiveInt = 4
     """Shards of one reader that are shuffled together; only their index is held in memory."""
     skip_bad_records: bool = False
     """Skip samples with a missing or damaged image or caption, and log each."""
@@ -164,7 +165,7 @@ class EvaluationRecipe:
 
     images: Path | None = None
     """Folder of images for the sheets; None: training images."""
-    every: int = 0
+    every: NonNegativeInt = 0
     """Steps between two measurements of zero-shot accuracy; 0 measures at the end only."""
     imagenet_val: Path | None = None
     """Folder with one folder of images per class, for zero-shot top-1 and top-5 accuracy. Needs `classes`."""
@@ -197,7 +198,7 @@ class TokenizerRecipe:
     new decoder. With `shrink` in `architecture` the same codes come from images of half the size and are decoded at
     full size. Needs `start_from`."""
     shards: ShardsRecipe = field(default_factory=ShardsRecipe)
-    world_crop: int | None = None
+    world_crop: PositiveInt | None = None
     """Side in pixels of the windows on objects that replace whole images of the synthetic world: most of an image is
     flat background. None: whole images."""
     text_tokenizer: Path | None = None
@@ -205,20 +206,20 @@ class TokenizerRecipe:
     folder of a CLIP tokenizer."""
     lpips: Path | None = None
     """Weights of LPIPS, as in lpips_with_vgg.pth."""
-    steps: int = 4000
-    batch_size: int = 64
+    steps: PositiveInt = 4000
+    batch_size: PositiveInt = 64
     """Images per step and process."""
-    learning_rate: float = 1.5e-3
-    warmup_steps: int = 100
-    final_learning_rate: float = 0.02
+    learning_rate: PositiveFloat = 1.5e-3
+    warmup_steps: NonNegativeInt = 100
+    final_learning_rate: ClosedUnitInterval = 0.02
     """Share of the learning rate at the end of the cosine."""
     betas: tuple[float, float] = (0.9, 0.95)
     epsilon: float = 1e-8
-    weight_decay: float = 0.02
-    max_grad_norm: float = 1.0
+    weight_decay: NonNegativeFloat = 0.02
+    max_grad_norm: PositiveFloat = 1.0
     recompute_activations: bool = False
     """Gradient checkpointing of the transformers."""
-    ema_decay: float = 0.998
+    ema_decay: ClosedUnitInterval = 0.998
     """Of the average of the weights that becomes the finished tokenizer; 0 uses the last weights."""
     loss: TokenizerLossWeights = field(default_factory=TokenizerLossWeights)
     adversarial: AdversarialRecipe = field(default_factory=AdversarialRecipe)
@@ -226,14 +227,14 @@ class TokenizerRecipe:
     evaluation: EvaluationRecipe = field(default_factory=EvaluationRecipe)
     precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
     """Of autocast; the quantizer is always float32. "auto": what is fastest on this machine (train/hardware.py)."""
-    num_workers: int = 1
+    num_workers: NonNegativeInt = 1
     """Processes that render or read images, per training process."""
     seed: int = 0
-    log_every: int = 50
-    save_every: int = 500
-    sheet_every: int = 500
+    log_every: PositiveInt = 50
+    save_every: NonNegativeInt = 500
+    sheet_every: NonNegativeInt = 500
     """Steps between two sheets of reconstructions, written as PNG."""
-    keep_checkpoints: int = 2
+    keep_checkpoints: PositiveInt = 2
 
     def __post_init__(self) -> None:
         needs = (
@@ -303,13 +304,13 @@ class TokenizerRecipe:
 class WorldData:
     """The synthetic world as training data: each episode's images are encoded once, wordings are always new."""
 
-    episodes: int = 60_000
+    episodes: PositiveInt = 60_000
     """Scenes (each with an edited scene) that images are rendered from."""
-    dense_every: int = 4
+    dense_every: PositiveInt = 4
     """One episode in so many also has its depth and segmentation images encoded."""
     jobs: dict[str, float] = field(default_factory=lambda: {"draw": 1.0})
     """Weight of each job in the mixture."""
-    prompt_dropout: float = 0.1
+    prompt_dropout: ClosedUnitInterval = 0.1
     """Share of the drawing and editing samples without instruction, for classifier-free guidance."""
     plans: bool = False
     """Whether the model plans scenes before drawing them, and describes them by plans (mllm/world/plan.py)."""
@@ -318,7 +319,7 @@ class WorldData:
     centred: bool = False
     """Whether objects stand in the middle of their squares in every other episode, the ones drawn from words: a plan
     then determines the image."""
-    questions: int | None = None
+    questions: PositiveInt | None = None
     """Questions about one image in the job "ask"; None: one to five, as in tests."""
     question_weights: dict[str, float] = field(default_factory=lambda: {**QUESTION_WEIGHTS})
     """Weight of each kind of question (mllm/world/language.py); the default is that of tests."""
@@ -352,8 +353,6 @@ class WorldData:
             )
         _check_weights("question_weights", self.question_weights, QUESTION_WEIGHTS)
         _check_weights("drawing_weights", self.drawing_weights, DRAWING_WEIGHTS)
-        if self.questions is not None and self.questions < 1:
-            raise ValueError(f"data.questions must be >= 1, got {self.questions}; change it or leave it out")
 
 
 def _check_weights(name: str, weights: dict[str, float], known: dict[str, int]) -> None:
@@ -367,7 +366,7 @@ class ShardSource:
 
     path: str
     """The folder, or its URL (hf://datasets/NAME/PROJECT/FOLDER)."""
-    weight: float = 1.0
+    weight: PositiveFloat = 1.0
     """How often its samples come, relative to the other folders'."""
 
 
@@ -376,11 +375,11 @@ class MLLMData(WorldData):
     """Training data of the unified model: prepared folders if `shards` names some, else the synthetic world."""
 
     shards: list[ShardSource] = field(default_factory=list)
-    describe_share: float = 0.0
+    describe_share: ClosedUnitInterval = 0.0
     """Share of the captioned images that are learned in the other direction: the caption from the image."""
-    buffer_size: int = 64
+    buffer_size: PositiveInt = 64
     """Sequences that wait in each packing buffer for a row they fit into; more leave less padding."""
-    packing_buffers: int = 32
+    packing_buffers: PositiveInt = 32
     """Independent buffers that rows are packed from in turn; a multiple of processes times loader workers, so that no
     sample is read twice. Changing it changes the batches."""
 
@@ -400,7 +399,7 @@ class ClassData:
     folders: list[Path] = field(default_factory=list)
     """Folders that `mllm prepare --format classes` made of the same images, for example at two crops; each time one
     folder and one view is drawn. Empty: the synthetic world's classes, encoded into the output folder."""
-    world_images: int = 0
+    world_images: NonNegativeInt = 0
     """Images of the world's classes, where `folders` is empty."""
     class_dropout: float = 0.0
     """Share of the samples whose class is dropped; 0.1 allows classifier-free guidance."""
@@ -420,11 +419,11 @@ class ClassData:
 class AdapterRecipe:
     """Low-rank adapters (LoRA, arXiv:2106.09685; QLoRA, arXiv:2305.14314)."""
 
-    rank: int = 64
+    rank: PositiveInt = 64
     """Inner width; 64, 16 and 0.05 are the defaults of UniTok's training code."""
-    alpha: float = 16.0
+    alpha: PositiveFloat = 16.0
     """The update is scaled by alpha / rank."""
-    dropout: float = 0.05
+    dropout: ClosedUnitInterval = 0.05
     """Of the adapters' input."""
     targets: list[str] = field(
         default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -438,42 +437,32 @@ class AdapterRecipe:
     def __post_init__(self) -> None:
         if self.bits not in (None, 4, 8):
             raise ValueError(f"adapter.bits must be 4 or 8, got {self.bits}; change it or leave it out")
-        if self.rank < 1:
-            raise ValueError(f"adapter.rank must be >= 1, got {self.rank}; change it")
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerRecipe:
     name: Literal["adamw", "adamw8bit", "muon"] = "adamw"
     """adamw8bit keeps its two averages in 8 bits (needs bitsandbytes)."""
-    learning_rate: float = 5e-5
+    learning_rate: PositiveFloat = 5e-5
     """Of AdamW."""
-    matrix_learning_rate: float = 2e-2
+    matrix_learning_rate: PositiveFloat = 2e-2
     """Of Muon."""
     betas: tuple[float, float] = (0.9, 0.95)
-    weight_decay: float = 0.0
-
-    def __post_init__(self) -> None:
-        if min(self.learning_rate, self.matrix_learning_rate) <= 0:
-            raise ValueError(
-                f"learning rates must be > 0, got {self.learning_rate} and {self.matrix_learning_rate}; change them"
-            )
+    weight_decay: NonNegativeFloat = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class BadSteps:
     """What is done about steps whose loss or gradient is not finite, or whose loss is a spike."""
 
-    allowed: int = 0
+    allowed: NonNegativeInt = 0
     """Steps that may be skipped; one more ends the run."""
     spike: float | None = None
     """A loss above this many times the median of the last 50 is a spike; None: no loss is."""
 
     def __post_init__(self) -> None:
-        if self.allowed < 0 or (self.spike is not None and self.spike <= 1):
-            raise ValueError(
-                f"bad_steps must have allowed >= 0 and spike > 1, got {self.allowed} and {self.spike}; change them"
-            )
+        if self.spike is not None and self.spike <= 1:
+            raise ValueError(f"bad_steps.spike must be > 1, got {self.spike}; change it or leave it out")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -488,34 +477,27 @@ class BenchmarkInLoop:
     """What it is scored with."""
     images: Path
     """Folder of its images."""
-    limit: int | None = None
+    limit: PositiveInt | None = None
     """Only the first items; the result then says PARTIAL."""
-    batch_size: int = 16
+    batch_size: PositiveInt = 16
 
 
 @dataclass(frozen=True, kw_only=True)
 class WorldInLoop:
     """The synthetic world's scores, by its exact checker, in every validation."""
 
-    count: int = 20
+    count: PositiveInt = 20
     """Items of each job; `mllm evaluate world` takes 500."""
     jobs: list[str] = field(default_factory=lambda: ["draw", "ask"])
     """Such as draw, ask, describe, edit."""
-    batch_size: int = 32
-
-    def __post_init__(self) -> None:
-        if min(self.count, self.batch_size) < 1:
-            raise ValueError(
-                "validation.world must have count and batch_size >= 1, got "
-                f"{self.count} and {self.batch_size}; change them"
-            )
+    batch_size: PositiveInt = 32
 
 
 @dataclass(frozen=True, kw_only=True)
 class Validation:
     """Losses of each task on held-out batches, and what the model that would be saved now draws and answers."""
 
-    batches: int = 4
+    batches: PositiveInt = 4
     """Packed batches of each task."""
     shards: list[ShardSource] = field(default_factory=list)
     """Prepared folders, each a task, where `data` names shards too; the world needs none."""
@@ -551,20 +533,20 @@ class MLLMRecipe:
     data: MLLMData = field(default_factory=MLLMData)
     classes: ClassData = field(default_factory=ClassData)
     """Images by class as training data instead of `data`, where it names any."""
-    length: int = 512
+    length: PositiveInt = 512
     """Positions of a packed row."""
-    rows: int = 16
+    rows: PositiveInt = 16
     """Packed rows of a batch on one process."""
-    batches_per_step: int | None = None
+    batches_per_step: PositiveInt | None = None
     """Batches of one optimizer step, over all processes and accumulation steps, so that the number of processes only
     changes the time. None: processes times `trainer.gradient_accumulation_steps`."""
     optimizer: OptimizerRecipe = field(default_factory=OptimizerRecipe)
     compile_backbone: bool = False
     """Compile the backbone (a minute at the start, a quarter faster afterwards on a CPU)."""
-    max_logits_mib: int | None = None
+    max_logits_mib: PositiveInt | None = None
     """Compute the loss in slices whose float32 logits take at most this many MiB, again in the backward pass. None:
     all logits of a batch at once."""
-    ema_decay: float = 0.0
+    ema_decay: ClosedUnitInterval = 0.0
     """Of the average of the weights that becomes the finished model; 0 uses the last weights."""
     bad_steps: BadSteps = field(default_factory=BadSteps)
     validation: Validation | None = None
@@ -599,22 +581,39 @@ def find_recipe(name: str | Path) -> Path:
     raise FileNotFoundError(f"recipe {str(name)!r} not found; give the path of a YAML file or one of: {shipped}")
 
 
+class UniqueKeys(yaml.SafeLoader):
+    """A loader that refuses a key that comes twice, of which the last one would count."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if twice := [key for key in keys if keys.count(key) > 1 and key != "<<"]:
+            raise yaml.constructor.ConstructorError(None, None, f"the key {twice[0]!r} twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+        values = yaml.load(path.read_text(encoding="utf-8-sig"), UniqueKeys)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} must be text in UTF-8, got {error}; convert the file") from None
+    except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"{path} must be valid YAML, got: {' '.join(str(error).split())}; fix the file") from None
-    if not isinstance(values, dict):
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise ValueError(f"{path} must be a mapping of keys to values, got {type(values).__name__}; fix the file")
     return values
 
 
-def resolve(recipe_type: type[R], values: dict[str, Any], overrides: Sequence[str] = ()) -> R:
+def resolve(
+    recipe_type: type[R], values: dict[str, Any], overrides: Sequence[str] = (), *, path: Path | None = None
+) -> R:
     """Check `values` against the dataclass, apply `--key value` overrides and build it.
 
+    Args:
+        path: of the recipe, for messages.
+
     Raises:
-        ValueError: an unknown key, a missing key or a value of the wrong type, named in the message.
+        ValueError: an unknown key, a missing key or a value of the wrong type or size, named in the message.
     """
     for keys, value in _read_overrides(overrides):
         values = _with(values, keys, value)
@@ -622,10 +621,21 @@ def resolve(recipe_type: type[R], values: dict[str, Any], overrides: Sequence[st
     parser = ArgumentParser(exit_on_error=False, default_env=False)
     parser.add_argument("--recipe", type=recipe_type)
     try:
+        _refuse_empty_sections(recipe_type, values)
         return parser.instantiate(parser.parse_object({"recipe": values})).recipe
-    except (ArgumentError, TypeError, ValueError, KeyError) as error:
-        sentence = " ".join(str(error).split()).replace("recipe.", "")
-        raise ValueError(f"recipe must fit {recipe_type.__name__}, got: {sentence}") from None
+    except (ArgumentError, TypeError, ValueError, KeyError, RecursionError) as error:
+        sentence = " ".join(str(error).split()).replace('Parser key "recipe"', "it").replace("recipe.", "")
+        raise ValueError(f"{path or 'the recipe'} must fit {recipe_type.__name__}, got: {sentence}") from None
+
+
+def _refuse_empty_sections(kind: type, values: dict[str, Any], prefix: str = "") -> None:
+    """A section that holds nothing is no section with its defaults."""
+    for name, hint in get_type_hints(kind).items():
+        if dataclasses.is_dataclass(hint) and name in values:
+            if values[name] is None:
+                raise ValueError(f"{prefix}{name} must be a mapping, got nothing; fill it or leave it out")
+            if isinstance(values[name], dict) and isinstance(hint, type):
+                _refuse_empty_sections(hint, values[name], f"{prefix}{name}.")
 
 
 def _read_overrides(argv: Sequence[str]) -> list[tuple[list[str], Any]]:

@@ -19,20 +19,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not args or args[0].startswith("-"):
         raise ValueError("a recipe must be given, got none; usage: mllm train RECIPE.yaml [--key value ...]")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    values = read_yaml(find_recipe(args[0]))
+    path = find_recipe(args[0])
+    values = read_yaml(path)
     match values.get("kind"):
         case "text_tokenizer":
-            text = resolve(TextTokenizerRecipe, values, args[1:])
+            text = resolve(TextTokenizerRecipe, values, args[1:], path=path)
             from train.text_tokenizer import train_world_tokenizer
 
             train_world_tokenizer(text)
         case "image_tokenizer":
-            image = resolve(TokenizerRecipe, values, args[1:])
+            image = resolve(TokenizerRecipe, values, args[1:], path=path)
             from train.tokenizer_trainer import TokenizerTrainer
 
             TokenizerTrainer(image).train()
         case "mllm":
-            mllm = resolve(MLLMRecipe, values, args[1:])
+            mllm = resolve(MLLMRecipe, values, args[1:], path=path)
             from train.trainer import train_mllm
 
             train_mllm(mllm)

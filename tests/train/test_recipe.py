@@ -4,6 +4,7 @@ import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,8 +16,6 @@ from tokenizer.unitok import UniTok
 from train.build_model import model_config
 from train.recipe import (
     RECIPES,
-    AdapterRecipe,
-    BadSteps,
     MLLMRecipe,
     TokenizerRecipe,
     WorldInLoop,
@@ -110,12 +109,51 @@ def test_contradictions_are_refused() -> None:
         {"data": {"min_objects": 3, "max_objects": 2}},
         {"data": {"drawing_weights": {"full": 0}}},
         {"classes": {"class_dropout": 1.0}},
+        {"bad_steps": {"spike": 1.0}},
     ):
         with pytest.raises(ValueError, match="must"):
             resolve(MLLMRecipe, {**values, **changes})
-    for wrong in (lambda: AdapterRecipe(bits=3), lambda: AdapterRecipe(rank=0), lambda: BadSteps(allowed=-1)):
-        with pytest.raises(ValueError, match="must"):
-            wrong()
+
+
+def test_a_value_out_of_range_is_named_with_its_file() -> None:
+    tokenizer, model = read_yaml(find_recipe("tiny_tokenizer")), read_yaml(find_recipe("lora"))
+    for key, value in (
+        *(("steps", -3), ("batch_size", 0), ("ema_decay", 2), ("world_crop", -1), ("learning_rate", 0)),
+        *(("log_every", 0), ("loss", None), ("loss.l1", -1), ("shards.shuffle_shards", 0), ("codebooks.every", 0)),
+    ):
+        refuse(TokenizerRecipe, tokenizer, key, value)
+    for key, value in (
+        *(("rows", 0), ("length", -5), ("length", "many"), ("data", None), ("data.prompt_dropout", 1.5)),
+        *(("optimizer", None), ("optimizer.learning_rate", 0.0), ("adapter.rank", 0), ("adapter.bits", 3)),
+        *(("bad_steps.allowed", -1), ("data.buffer_size", 0), ("data.questions", 0), ("validation.batches", 0)),
+    ):
+        refuse(MLLMRecipe, model, key, value)
+
+
+def refuse(recipe_type: type, values: dict[str, Any], key: str, value: object) -> None:
+    first, _, inside = key.partition(".")
+    changed = {**values, first: {**(values.get(first) or {}), inside: value} if inside else value}
+    with pytest.raises(ValueError, match=rf"^some.yaml must .*{inside or first}.*"):
+        resolve(recipe_type, changed, path=Path("some.yaml"))
+
+
+def test_a_recipe_that_is_no_mapping_of_unique_keys_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    for content in (
+        b"steps: 3\nsteps: 4\n",
+        b"loss: {l1: 1, l1: 2}",
+        b"a: caf\xe9",
+        b"- a",
+        b"",
+        b"a: [",
+        b"1: 2",
+        b"[" * 5000,
+    ):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"a\.yaml must"):
+            read_yaml(path)
+    path.write_bytes(b"\xef\xbb\xbfkind: mllm\n")
+    assert read_yaml(path) == {"kind": "mllm"}
 
 
 def test_the_bundled_models_recipes_fit_together() -> None:
