@@ -41,6 +41,10 @@ def build_model(
     dtype: torch.dtype = torch.float32,
 ) -> MLLMForConditionalGeneration:
     """A model whose ids and codebooks are those of the tokenizers (the text tokenizer is extended in place)."""
+    for name, folder in (("start_from", recipe.start_from), ("backbone", recipe.backbone)):
+        if folder is not None and (folder.is_absolute() or name == "start_from") and not folder.is_dir():
+            raise FileNotFoundError(f"{name} must be the folder of a model, got {folder}; correct the path")
+    check_image_fields(recipe.model, image_tokenizer)
     start = MLLMConfig.from_pretrained(recipe.start_from, local_files_only=True) if recipe.start_from else None
     vocabulary = extend_tokenizer(
         text_tokenizer,
@@ -161,6 +165,16 @@ def resize_vocabulary(model: MLLMForConditionalGeneration, vocabulary: Vocabular
     for name, value in vocabulary.config_fields().items():
         if value is not None:
             setattr(model.config, name, value)
+
+
+def check_image_fields(fields: dict[str, Any], image_tokenizer: UniTok) -> None:
+    """Refuse fields of a recipe's model that contradict the image tokenizer."""
+    for name in IMAGE_FIELDS:
+        if name in fields and fields[name] != (expected := getattr(image_tokenizer.config, name)):
+            raise ValueError(
+                f"model.{name} must be {expected}, as in the recipe's image_tokenizer, got {fields[name]}; leave it "
+                "out, or name another image tokenizer"
+            )
 
 
 def check_same_codes(start: MLLMConfig, image_tokenizer: UniTok, *, folder: Path) -> None:
