@@ -50,28 +50,41 @@ class Line(NamedTuple):
     record: dict[str, Any]
 
 
+def read_text(path: Path) -> str:
+    """The text of a file, without a byte order mark."""
+    try:
+        return need_file(path).read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} must be text in UTF-8, got {error}; convert the file") from error
+
+
+def text_lines(path: Path) -> list[str]:
+    """The lines of a file; only a newline ends one, and no other character that Unicode calls a separator."""
+    lines = [line.removesuffix("\r") for line in read_text(path).split("\n")]
+    return lines if lines[-1] else lines[:-1]
+
+
 def read_json(path: Path) -> Any:
     """The value of a JSON file."""
+    text = read_text(path)
     try:
-        return json.loads(need_file(path).read_text(encoding="utf-8"))
-    except ValueError as error:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON ({error}); give the file as it was published") from error
 
 
 def read_lines(path: Path) -> list[Line]:
     """The records of a file of JSON lines, empty lines left out."""
     lines = []
-    try:
-        texts = need_file(path).read_text(encoding="utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} must be JSON lines in UTF-8, got {error}; convert the file") from error
-    for number, text in enumerate(texts, start=1):
+    for number, text in enumerate(text_lines(path), start=1):
         if not text.strip():
             continue
         where = f"{path}, line {number}"
         try:
             record = json.loads(text)
-        except ValueError as error:
+            if "\\ud" in text.lower():  # half of a surrogate pair is valid JSON, but no text
+                as_line(record).encode()
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{where} is not valid JSON ({error}); fix or remove the line") from error
         if not isinstance(record, dict):
             raise ValueError(f"{where} must be an object, got {type(record).__name__}; write {{...}} on each line")

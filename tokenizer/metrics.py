@@ -195,7 +195,7 @@ def need_fidelity() -> ModuleType:
 
 def read_templates(path: Path) -> tuple[str, ...]:
     """Caption templates of a text file, one per line, each with one {}."""
-    lines = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+    lines = tuple(line.strip() for line in path.read_bytes().decode("utf-8-sig").split("\n") if line.strip())
     wrong = [line for line in lines if line.count("{}") != 1]
     if wrong or not lines:
         raise ValueError(f"each line of {path} must have {{}} once, got {wrong[0] if wrong else 'no line'}; correct it")

@@ -30,11 +30,15 @@ from mllm.evaluation.protocol import (
     Scores,
     read_mapping,
 )
-from mllm.files import as_line, drop_torn_line, need_field, need_file, read_json, read_lines, write_text
+from mllm.files import as_line, drop_torn_line, need_field, read_json, read_lines, read_text, text_lines, write_text
 from tokenizer.images import IMAGE_ENDINGS, read_image
 
 if TYPE_CHECKING:
     from mllm.evaluation.scorers import ImageTextScorer
+
+
+MAX_NAME = 255
+"""Bytes of a file's name on common file systems."""
 
 
 class Prompt(NamedTuple):
@@ -72,6 +76,7 @@ class ImageBenchmark(Benchmark):
                 names = {**prompt.fields, "text": prompt.text, "index": index, "number": index + 1, "sample": sample}
                 names["count"] = len(items)
                 id_, output = (template.format_map(names) for template in (self.id_format, self.output_format))
+                check_file_name(output, prompt.where)
                 fields = {**prompt.fields, "num_prompts": len(prompts)}
                 items.append(
                     BenchmarkItem(id_, prompt.where, self.id_type(id_), prompt.text, output=output, fields=fields)
@@ -81,10 +86,25 @@ class ImageBenchmark(Benchmark):
         return items
 
 
+def check_file_name(name: str, where: str) -> None:
+    """Refuse an image's name that no file can have, or that leads out of the folder, before anything is drawn."""
+    parts = name.split("/")
+    if longest := [part for part in parts if len(part.encode()) > MAX_NAME]:
+        raise ValueError(
+            f"{where} must be short enough for the name of a file, at most {MAX_NAME} bytes, got "
+            f"{len(longest[0].encode())}; shorten or remove it"
+        )
+    if not all(parts) or ".." in parts or "\0" in name:
+        raise ValueError(f"{where} must be usable as the name of a file, got {name!r}; change it")
+
+
 def read_prompt_lines(path: Path) -> list[Prompt]:
     """One prompt per line; empty lines are left out."""
-    lines = need_file(path).read_text(encoding="utf-8").splitlines()
-    return [Prompt(f"{path}, line {n}", text.strip()) for n, text in enumerate(lines, start=1) if text.strip()]
+    lines = [text.strip() for text in text_lines(path)]
+    for number, text in enumerate(lines, start=1):
+        if text.startswith("{") and text.endswith("}"):
+            raise ValueError(f"{path}, line {number} must be a prompt, got a JSON record; give the published text file")
+    return [Prompt(f"{path}, line {number}", text) for number, text in enumerate(lines, start=1) if text]
 
 
 def image_of(answered: AnsweredItem) -> Path:
@@ -116,7 +136,7 @@ class GenAIBench(ImageBenchmark):
 
     def read_prompts(self, questions: Path) -> list[Prompt]:
         """One prompt per line; the other official set is refused, so that the name stays true."""
-        prompts, num_lines = read_prompt_lines(questions), len(questions.read_text(encoding="utf-8").splitlines())
+        prompts, num_lines = read_prompt_lines(questions), len(text_lines(questions))
         if num_lines in self.first_numbers and num_lines != self.size:
             raise ValueError(f"{questions} must have {self.size} prompts, got {num_lines}; use genai-bench-{num_lines}")
         if empty := num_lines - len(prompts):
@@ -270,10 +290,10 @@ class DPGBench(ImageBenchmark):
         files = sorted(questions.glob("*.txt")) if questions.is_dir() else []
         if not files:
             raise FileNotFoundError(f"{questions} must be the folder of prompts <id>.txt, got none there")
-        return [Prompt(str(file), file.read_text(encoding="utf-8").strip(), {"prompt_id": file.stem}) for file in files]
+        return [Prompt(str(file), read_text(file).strip(), {"prompt_id": file.stem}) for file in files]
 
     def score(self, answered: Answers, annotations: Path, options: ScoreOptions) -> Scores:
-        found = self.score_line.findall(need_file(annotations).read_text(encoding="utf-8"))
+        found = self.score_line.findall(read_text(annotations))
         if not found:
             raise ValueError(f"{annotations} must contain a line 'DPG-Bench score'; give the script's results file")
         grids = len({one.item.fields["prompt_id"] for one in answered})

@@ -26,7 +26,7 @@ from mllm.evaluation.protocol import (
     find_annotation,
     read_mapping,
 )
-from mllm.files import Line, need_field, read_json, read_lines, write_json, write_text
+from mllm.files import Line, need_field, read_json, read_lines, text_lines, write_json, write_text
 
 Values = NDArray[np.float64]
 
@@ -120,8 +120,8 @@ def read_records(path: Path, field: str, *, name: str) -> list[dict]:
     """The list in this field of an annotation file."""
     data = read_json(path)
     listed = data.get(field) if isinstance(data, dict) else None
-    if not isinstance(listed, list):
-        raise ValueError(f"{path} must contain a list {field!r}; give {name}")
+    if not isinstance(listed, list) or not all(isinstance(record, dict) for record in listed):
+        raise ValueError(f"{path} must contain a list of records {field!r}; give {name}")
     return listed
 
 
@@ -140,10 +140,10 @@ class VQAv2(Benchmark):
     def score(self, answered: Answers, annotations: Path, options: ScoreOptions) -> Scores:
         """Overall accuracy and that of each answer type, in percent."""
         records = read_records(annotations, "annotations", name="v2_mscoco_val2014_annotations.json")
-        by_id = {record["question_id"]: record for record in records}
+        by_id = {str(record.get("question_id")): record for record in records}
         values: dict[str, list[float]] = {name: [] for name in ("overall", *self.answer_types)}
         for one in answered:
-            record = find_annotation(by_id, one.item.question_id, one.item, annotations)
+            record = find_annotation(by_id, str(one.item.question_id), one.item, annotations)
             people = read_people(record, f"{annotations}, question {one.item.question_id}")
             value = self.score_answer(normalise(one.text), people)
             values["overall"].append(value)
@@ -161,14 +161,15 @@ class VQAv2(Benchmark):
 
     def submit(self, answered: Answers, folder: Path, *, annotations: Path | None, split: Path | None) -> list[Path]:
         """EvalAI's file: a list of {"question_id", "answer"} over the complete split, "" where nothing was asked."""
-        given = {one.item.question_id: normalise(one.text) for one in answered}
+        given = {str(one.item.question_id): normalise(one.text) for one in answered}
         ids = dict.fromkeys(given)
         if split is not None:
-            ids = dict.fromkeys(need_field(line, "question_id") for line in read_lines(split))
+            ids = dict.fromkeys(str(need_field(line, "question_id")) for line in read_lines(split))
             if unknown := [id_ for id_ in given if id_ not in ids]:
                 raise ValueError(f"{split} must contain every answered question, got no {unknown[0]!r}")
         path = folder / "vqav2_submission.json"
-        write_json(path, [{"question_id": id_, "answer": given.get(id_, "")} for id_ in ids])
+        numbers = {id_: int(id_) if id_.isdecimal() else id_ for id_ in ids}  # the server compares numbers
+        write_json(path, [{"question_id": number, "answer": given.get(id_, "")} for id_, number in numbers.items()])
         return [path]
 
 
@@ -356,6 +357,8 @@ def confusion_metric(name: str) -> Statistic:
     return lambda *strata, axis: 100 * np.mean([of_one(outcomes, axis) for outcomes in strata], axis=0)
 
 
+SEPARATORS = dict.fromkeys(map(ord, "\t\n\v\f\r\x1c\x1d\x1e\x85\u2028\u2029"), " ")
+"""Characters at which a line or column may end, each to a space."""
 MMEGold = dict[tuple[str, str, str], str]
 """(subtask, name of the image's text file, question) -> Yes or No."""
 
@@ -425,7 +428,7 @@ class MME(Benchmark):
         for subtask in self.subtasks:
             texts = folder / subtask / "questions_answers_YN"  # some subtasks of the release have this folder
             for path in sorted((texts if texts.is_dir() else folder / subtask).glob("*.txt")):
-                for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+                for number, line in enumerate(text_lines(path), start=1):
                     question, tab, answer = line.strip().partition("\t")
                     if not tab or answer.lower() not in ("yes", "no"):
                         raise ValueError(f"{path}, line {number} must be question, tab, and Yes or No, got {line!r}")
@@ -460,7 +463,7 @@ class MME(Benchmark):
         for one in answered:
             subtask, file = self.place_of(one.item)
             question = self.question_of(one.item, gold)
-            said = one.text.replace("\t", " ").replace("\n", " ")  # the tool would take these for columns and rows
+            said = one.text.translate(SEPARATORS)  # the tool would take these for columns and rows
             lines[subtask].append("\t".join((file, question, gold[subtask, file, question], said)) + "\n")
         paths = [folder / "mme" / f"{subtask}.txt" for subtask in lines]
         for path, rows in zip(paths, lines.values(), strict=True):

@@ -13,7 +13,7 @@ import pytest
 import torch
 import transformers
 
-from mllm.files import tool_versions, version_of, whole_file, write_json
+from mllm.files import read_lines, tool_versions, version_of, whole_file, write_json
 
 
 def test_a_file_appears_whole_at_the_end(tmp_path: Path) -> None:
@@ -63,3 +63,17 @@ def test_versions_are_those_that_the_packages_say_themselves() -> None:
         "mllm-toolkit": version_of("mllm-toolkit"),
         "no-such-package": "(not installed)",
     }
+
+
+def test_lines_are_read_without_a_mark_and_errors_name_the_line(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"a": "\xe2\x80\xa8"}\r\n\n{"a": "\\ud83d\\ude00"}')
+    assert read_lines(path) == [(f"{path}, line 1", {"a": "\u2028"}), (f"{path}, line 3", {"a": "\U0001f600"})]
+    for content, place in (
+        (b'{}\n{"a": "\\ud83d?"}', "line 2"),
+        (b'{"a": "caf\xe9"}', "UTF-8"),
+        (b'{"a":' * 100_000, "line 1"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=rf"a\.jsonl.*{place}"):
+            read_lines(path)

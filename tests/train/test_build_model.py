@@ -113,6 +113,12 @@ def test_tokenizers_of_another_model_are_refused(mllm_recipe: MLLMRecipe, recipe
         build_model(further, text_tokenizer, UniTok(dataclasses.replace(image_tokenizer.config, **sizes)))
     with pytest.raises(ValueError, match="embedder_width"):
         build(dataclasses.replace(recipe, model={**recipe.model, "embedder_width": 16}))
+    for start in (mllm_recipe, further):
+        with pytest.raises(ValueError, match=r"model\.image_size must be 32"):
+            build(dataclasses.replace(start, model={**start.model, "image_size": 64}))
+    for name in ("start_from", "backbone"):
+        with pytest.raises(FileNotFoundError, match=f"{name} .*/nowhere"):
+            build(dataclasses.replace(mllm_recipe, **{name: Path("/nowhere")}))
 
 
 def build_under_zero3(recipe: MLLMRecipe, folder: Path) -> list[dict[str, torch.Tensor]]:

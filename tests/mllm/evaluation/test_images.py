@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from mllm.cli.main import main
-from mllm.evaluation.images import GenAIBench527, GenAIBench1600, describe_references
+from mllm.evaluation.images import GenAIBench527, GenAIBench1600, T2ICompBench, describe_references, read_prompt_lines
 from mllm.evaluation.protocol import AnsweredItem, BenchmarkItem, ScoreOptions, match_answers
 from mllm.evaluation.run import RunFolder, run_items
 from mllm.evaluation.scorers import HubScorer, SelfScorer, T2VScorer, find_scorer
@@ -254,9 +254,20 @@ def test_t2i_compbench(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert found == pytest.approx(0.475)
     results.write_text("[]")
     assert "got 0" in refusal(questions, output, capsys, "--annotations", str(results))
-    questions.write_text("either/or")
-    assert main(["evaluate", "t2i-compbench", "--questions", str(questions), "--output", str(output)]) == 2
-    assert "line 1" in capsys.readouterr().err
+    capsys.readouterr()
+    for text in ("either/or", "a" * 248, "\u4f60" * 83, "nul \0 inside", '{"prompt": "a red circle"}', "caf\xe9"):
+        questions.write_bytes(text.encode("latin-1" if text == "caf\xe9" else "utf-8"))
+        assert main(["evaluate", "t2i-compbench", "--questions", str(questions), "--output", str(output)]) == 2
+        assert "color_val.txt" in capsys.readouterr().err, text
+
+
+def test_a_line_of_prompts_ends_at_a_newline_only(tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_bytes("\ufeffa red\u2028circle\r\na blue\x85 square\n\n b\x0b c ".encode())
+    prompts = read_prompt_lines(tmp_path / "p.txt")
+    assert [prompt.text for prompt in prompts] == ["a red\u2028circle", "a blue\x85 square", "b\x0b c"]
+    assert [prompt.where[-6:] for prompt in prompts] == ["line 1", "line 2", "line 4"]
+    (tmp_path / "long.txt").write_text("a" * (255 - len("_000000.png")))
+    assert len(T2ICompBench().read_items(tmp_path / "long.txt", None)) == 10
 
 
 def test_mjhq(

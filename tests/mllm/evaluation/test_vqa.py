@@ -94,6 +94,12 @@ def test_vqav2_scores_by_type_of_answer_and_submits_the_complete_split(tmp_path:
     assert json.loads(path.read_text()) == expected
     with pytest.raises(ValueError, match="7"):
         VQAv2().submit(answered("dog", first_id=7), tmp_path, annotations=None, split=split)
+    as_strings = [
+        AnsweredItem(make_item(str(one.item.question_id)), one.text) for one in answered("yes", "2", "blue", "no")
+    ]
+    assert VQAv2().score(as_strings, annotations, NO_FILES).scores == scores.scores
+    [path] = VQAv2().submit(as_strings[1:3], tmp_path, annotations=None, split=split)
+    assert [one["question_id"] for one in json.loads(path.read_text()) if one["answer"]] == [1, 2]
     # the official split has 447,793 questions and 107,394 answers: work per pair of them would never end
     split = write_jsonl(tmp_path / "test.jsonl", [{"question_id": n} for n in range(30_000)])
     begin = time.process_time()
@@ -341,7 +347,13 @@ def test_files_of_mme_are_read_in_both_layouts_and_written_for_the_official_tool
     ]
     with pytest.raises(ValueError, match="--annotations"):
         MME().submit(matched, tmp_path, annotations=None, split=None)
+    several = [AnsweredItem(matched[0].item, "Yes\r\nI\u2028do\x85\tsay\rso\x0b")]
+    [path] = MME().submit(several, tmp_path, annotations=release, split=None)
+    assert path.read_text().endswith("\tYes  I do  say so \n") and len(path.read_text().splitlines()) == 1
     before = MME().read_gold(release)
+    for file in release.rglob("*.txt"):
+        file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes().replace(b"\n", b"\r\n"))
+    assert MME().read_gold(release) == before
     (release / "OCR" / "questions_answers_YN").mkdir()
     (release / "OCR" / "0000.txt").replace(release / "OCR" / "questions_answers_YN" / "0000.txt")
     assert MME().read_gold(release) == before
