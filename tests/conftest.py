@@ -53,26 +53,11 @@ def random_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def small_tokenizer_config() -> UniTokConfig:
     from tokenizer.config import UniTokConfig
 
-    return UniTokConfig(
-        image_size=48,
-        stem_width=6,
-        stage_widths=(10, 14),
-        stage_depths=(1, 1),
-        conv_expansion=2,
-        width=24,
-        depth=1,
-        decoder_depth=1,
-        num_heads=3,
-        drop_path=0.0,
-        decoder_widths=(14, 6),
-        decoder_depths=(1, 1),
-        decoder_expansion=2,
-        num_codebooks=3,
-        codebook_size=11,
-        code_width=5,
-        projection_heads=3,
-        embed_dim=0,
-    )
+    encoder = {"stem_width": 6, "stage_widths": (10, 14), "stage_depths": (1, 1), "conv_expansion": 2}
+    decoder = {"decoder_depth": 1, "decoder_widths": (14, 6), "decoder_depths": (1, 1), "decoder_expansion": 2}
+    blocks = {"width": 24, "depth": 1, "num_heads": 3, "drop_path": 0.0}
+    codes = {"num_codebooks": 3, "codebook_size": 11, "code_width": 5, "projection_heads": 3, "embed_dim": 0}
+    return UniTokConfig(image_size=48, **encoder, **decoder, **blocks, **codes)
 
 
 def small_model_config(vocabulary: Vocabulary) -> MLLMConfig:
@@ -80,26 +65,10 @@ def small_model_config(vocabulary: Vocabulary) -> MLLMConfig:
 
     from mllm.config import MLLMConfig
 
-    text_config = LlamaConfig(
-        vocab_size=vocabulary.size,
-        hidden_size=24,
-        intermediate_size=40,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=160,
-        initializer_range=0.3,
-        bos_token_id=vocabulary.bos_token_id,
-        eos_token_id=vocabulary.eos_token_id,
-    )
-    return MLLMConfig(
-        text_config=text_config,
-        num_codebooks=3,
-        codebook_size=11,
-        code_width=5,
-        image_size=48,
-        embedder_width=24,
-        embedder_heads=3,
-        head_layers=1,
-        **vocabulary.config_fields(),
-    )
+    sizes = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "initializer_range": 0.3}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 160}
+    ids = {"bos_token_id": vocabulary.bos_token_id, "eos_token_id": vocabulary.eos_token_id}
+    text_config = LlamaConfig(vocab_size=vocabulary.size, **sizes, **heads, **ids)
+    codes = {"num_codebooks": 3, "codebook_size": 11, "code_width": 5, "image_size": 48}
+    ours = {"embedder_width": 24, "embedder_heads": 3, "head_layers": 1}
+    return MLLMConfig(text_config=text_config, **codes, **ours, **vocabulary.config_fields())

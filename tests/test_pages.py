@@ -15,7 +15,8 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from mllm.cli.training import FORMATS
 from mllm.config import MLLMConfig
 from mllm.sequence import trained_grids
 from mllm.vocabulary import load_text_tokenizer
+from tests.forked_python import forked_python
 from tests.train.conftest import SMALL as SMALL_TOKENIZER
 from tests.train.launching import ROOT, environment, free_port, losses
 from tokenizer.config import UniTokConfig
@@ -177,7 +179,8 @@ def test_data_page_runs_as_written(tmp_path: Path) -> None:
     blocks = blocks_of(DATA)
     (recipe,) = (block.text for block in blocks if block.language == "yaml")
     (tmp_path / "mixed.yaml").write_text(recipe)
-    run_blocks(blocks, tmp_path, lay_out(tmp_path))
+    with lay_out(tmp_path) as surroundings:
+        run_blocks(blocks, tmp_path, surroundings)
     assert json.loads((tmp_path / "runs/data/shared/manifest.json").read_text())["records"] == 10
     assert list((tmp_path / "runs/data/dialogues/samples").glob("*.png"))
     paddings = losses(tmp_path / "runs/mixed", "padding_share").values()
@@ -191,7 +194,8 @@ def test_tokenizer_page_runs_as_written(tmp_path: Path) -> None:
         (tmp_path / "data" / "imagenet" / "val" / name).mkdir(parents=True)
     open_clip = 'IMAGENET_CLASSNAMES = ["tench", "goldfish"]\n'  # not installed in CI
     (tmp_path / "open_clip.py").write_text(open_clip)
-    run_blocks(blocks_of(TOKENIZER), tmp_path, lay_out(tmp_path))
+    with lay_out(tmp_path) as surroundings:
+        run_blocks(blocks_of(TOKENIZER), tmp_path, surroundings)
     steps = [json.loads(line)["step"] for line in (tmp_path / "runs/try/metrics.jsonl").read_text().splitlines()]
     assert steps == [1, 2, 3, 4]
     assert losses(tmp_path / "runs/try_captions", "contrastive").keys() == {1, 2}
@@ -224,7 +228,6 @@ SMALLER = {
 @pytest.mark.slow
 def test_training_page_runs_as_written(tmp_path: Path) -> None:
     """From raw data to a served model; only the recipes' sizes are smaller."""
-    surroundings = {**lay_out(tmp_path, recipes=SMALLER), "MASTER_PORT": str(free_port())}
     torch.manual_seed(0)
     UniTok(dataclasses.replace(UniTokConfig.tiny(), **SMALL_TOKENIZER)).save_pretrained(tmp_path / "unitok")
     assert main(["convert", "export-unitok", f"{tmp_path}/unitok", f"{tmp_path}/unitok_tokenizer.pth"]) == 0
@@ -238,7 +241,8 @@ def test_training_page_runs_as_written(tmp_path: Path) -> None:
     (tmp_path / "raw").mkdir()
     for name, sample in RAW.items():
         (tmp_path / "raw" / name).symlink_to(tmp_path / "samples" / sample)
-    run_blocks(blocks_of(TRAINING), tmp_path, surroundings)
+    with lay_out(tmp_path, recipes=SMALLER) as surroundings:
+        run_blocks(blocks_of(TRAINING), tmp_path, {**surroundings, "MASTER_PORT": str(free_port())})
     for stage in ("stage1", "stage2", "stage3", "lora"):
         assert losses(tmp_path / "runs" / stage).keys() == {1, 2}
     assert (tmp_path / "runs" / "lora" / "model" / "model.safetensors").is_file()
@@ -248,8 +252,9 @@ def test_training_page_runs_as_written(tmp_path: Path) -> None:
 # ---- executing blocks ----
 
 
-def lay_out(folder: Path, *, recipes: Mapping[str, Mapping[str, Any]] | None = None) -> dict[str, str]:
-    """Make a folder in which the page's commands find the project; returns the environment to run them in.
+@contextmanager
+def lay_out(folder: Path, *, recipes: Mapping[str, Mapping[str, Any]] | None = None) -> Iterator[dict[str, str]]:
+    """Make a folder in which the page's commands find the project; gives the environment to run them in.
 
     Args:
         recipes: by name, keys of shipped recipes that are smaller here, with dots between sections.
@@ -269,8 +274,10 @@ def lay_out(folder: Path, *, recipes: Mapping[str, Mapping[str, Any]] | None = N
                 section = section[name]
             section[last] = value
         (folder / "train" / "recipes" / path.name).write_text(yaml.safe_dump(values))
-    write_program(folder / "programs" / "mllm", f'exec {sys.executable} -m mllm "$@"')
-    return {**with_programs(folder / "programs"), "PYTHONPATH": str(folder), "NPROC": "1"}
+    surroundings = {**environment(), "PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)]), "NPROC": "1"}
+    with forked_python(folder / "programs", surroundings) as python:
+        write_program(folder / "programs" / "mllm", f'exec {python} -m mllm "$@"')
+        yield with_programs(folder / "programs", surroundings)
 
 
 def write_program(path: Path, text: str, *, interpreter: str = "/bin/sh") -> None:
@@ -279,9 +286,8 @@ def write_program(path: Path, text: str, *, interpreter: str = "/bin/sh") -> Non
     path.chmod(0o755)
 
 
-def with_programs(folder: Path) -> dict[str, str]:
-    """The environment of a training, in which the programs of a folder are found first."""
-    surroundings = environment()
+def with_programs(folder: Path, surroundings: Mapping[str, str]) -> dict[str, str]:
+    """An environment in which the programs of a folder are found first."""
     return {**surroundings, "PATH": f"{folder}:{surroundings['PATH']}"}
 
 
@@ -347,7 +353,7 @@ def check_unrun_block(block: Block, folder: Path, surroundings: dict[str, str]) 
         write_program(programs / name, RECORDER.format(calls=str(calls)), interpreter=sys.executable)
     for name, line in SLURM.items():
         write_program(programs / name, line)
-    run_block(block, ROOT, with_programs(programs))
+    run_block(block, ROOT, with_programs(programs, environment()))
     called = [json.loads(line) for line in calls.read_text().splitlines()]
     commands = [line for line in block.text.replace("\\\n", " ").splitlines() if line and not line.startswith("#")]
     assert len(called) == len(commands), f"a command of this block reaches no launcher:\n{block.text}"

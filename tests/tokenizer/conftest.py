@@ -2,40 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from tests.conftest import small_tokenizer_config
 from tokenizer.config import UniTokConfig
 from tokenizer.unitok import UniTok
 
 
 @pytest.fixture
 def small_config() -> UniTokConfig:
-    return UniTokConfig(
-        image_size=48,
-        stem_width=6,
-        stage_widths=(10, 14),
-        stage_depths=(1, 2),
-        conv_expansion=2,
-        width=24,
-        depth=2,
-        decoder_depth=1,
-        num_heads=3,
-        drop_path=0.0,
-        decoder_widths=(14, 6),
-        decoder_depths=(2, 1),
-        decoder_expansion=2,
-        num_codebooks=3,
-        codebook_size=11,
-        code_width=5,
-        projection_heads=4,
-        embed_dim=9,
-        text_vocab_size=31,
-        text_context=8,
-        text_width=12,
-        text_heads=2,
-        text_layers=2,
-    )
+    deeper = {"stage_depths": (1, 2), "depth": 2, "decoder_depths": (2, 1), "projection_heads": 4, "embed_dim": 9}
+    text = {"text_vocab_size": 31, "text_context": 8, "text_width": 12, "text_heads": 2, "text_layers": 2}
+    return replace(small_tokenizer_config(), **deeper, **text)
 
 
 @pytest.fixture

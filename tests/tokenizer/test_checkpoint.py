@@ -314,7 +314,7 @@ def imitate(projection: nn.Module, example: nn.Module, inputs: Tensor) -> None:
 
 
 def test_the_attention_that_reconstructs_is_found() -> None:
-    pixels_B3HW = ImageProcessor(height=64, width=64)([render(random_scene(Random(seed)), 64) for seed in range(2)])
+    pixels_B3HW = ImageProcessor(height=96, width=96)([render(random_scene(Random(seed)), 96) for seed in range(2)])
     kind: AttentionKind
     for kind, other in (("full", "causal"), ("causal", "full")):
         model = trained_with(kind, pixels_B3HW)

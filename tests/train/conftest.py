@@ -13,22 +13,11 @@ from tokenizer.unitok import UniTok
 from train.recipe import MLLMData, MLLMRecipe, OptimizerRecipe, TextTokenizerRecipe
 from train.text_tokenizer import train_world_tokenizer
 
-SMALL = {
-    "image_size": 32,
-    "stem_width": 4,
-    "stage_widths": (8, 12),
-    "stage_depths": (1, 1),
-    "width": 24,
-    "depth": 1,
-    "decoder_depth": 1,
-    "num_heads": 2,
-    "decoder_widths": (12, 8),
-    "decoder_depths": (1, 1),
-    "num_codebooks": 2,
-    "codebook_size": 16,
-    "code_width": 6,
-    "projection_heads": 2,
-}
+SMALL = (
+    {"image_size": 32, "stem_width": 4, "stage_widths": (8, 12), "stage_depths": (1, 1), "width": 24, "depth": 1}
+    | {"decoder_depth": 1, "num_heads": 2, "decoder_widths": (12, 8), "decoder_depths": (1, 1), "num_codebooks": 2}
+    | {"codebook_size": 16, "code_width": 6, "projection_heads": 2}
+)
 
 
 @pytest.fixture(scope="session")
@@ -48,37 +37,20 @@ def text_tokenizer_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def mllm_recipe(tmp_path: Path, image_tokenizer_folder: Path, text_tokenizer_file: Path) -> MLLMRecipe:
+    text_config = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "max_position_embeddings": 512}
+    text_config |= {"num_attention_heads": 2, "num_key_value_heads": 2}
+    schedule = {"lr_scheduler_type": "warmup_stable_decay", "lr_scheduler_kwargs": {"num_decay_steps": 2}}
+    trainer = {"max_steps": 6, "save_steps": 2, "logging_steps": 1, "warmup_steps": 1, **schedule}
+    trainer |= {"bf16": False, "dataloader_num_workers": 0, "disable_tqdm": True}
     return MLLMRecipe(
         output=tmp_path / "run",
         image_tokenizer=image_tokenizer_folder,
         text_tokenizer=text_tokenizer_file,
-        model={
-            "text_config": {
-                "hidden_size": 32,
-                "intermediate_size": 48,
-                "num_hidden_layers": 2,
-                "num_attention_heads": 2,
-                "num_key_value_heads": 2,
-                "max_position_embeddings": 512,
-            },
-            "embedder_width": 16,
-            "embedder_heads": 2,
-            "head_layers": 1,
-        },
+        model={"text_config": text_config, "embedder_width": 16, "embedder_heads": 2, "head_layers": 1},
         data=MLLMData(episodes=40, jobs={"draw": 2.0, "ask": 1.0, "edit": 1.0, "depth": 0.5}),
         length=320,
         rows=2,
         optimizer=OptimizerRecipe(learning_rate=3e-3),
         ema_decay=0.9,
-        trainer={
-            "max_steps": 6,
-            "save_steps": 2,
-            "logging_steps": 1,
-            "bf16": False,
-            "lr_scheduler_type": "warmup_stable_decay",
-            "warmup_steps": 1,
-            "lr_scheduler_kwargs": {"num_decay_steps": 2},
-            "dataloader_num_workers": 0,
-            "disable_tqdm": True,
-        },
+        trainer=trainer,
     )

@@ -1,15 +1,14 @@
 """The scripts that rebuild the bundled model from nothing, and train what it is compared with, run to their end."""
 
 import json
-import os
-import stat
 import subprocess
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from mllm.pipeline import Pipeline
+from tests.forked_python import forked_python
 from tests.train.launching import ROOT, environment
 
 SMALLER = {
@@ -23,32 +22,20 @@ SMALLER = {
 
 
 @pytest.fixture
-def path_with_small_mllm(tmp_path: Path) -> str:
-    """A PATH whose `mllm` is the real one with less to do; every command is noted."""
+def settings(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """An environment whose `mllm` is the real one with less to do; every command is noted."""
     lines = [f'"{words}") more="{more}" ;;' for words, more in SMALLER.items()]
-    script = tmp_path / "bin" / "mllm"
-    script.parent.mkdir()
-    script.write_text(
-        "\n".join(
-            [
-                "#!/usr/bin/env bash",
-                f'echo "$@" >> {tmp_path}/commands',
-                'case "$1 $2" in',
-                *lines,
-                "esac",
-                f'exec {sys.executable} -m mllm "$@" $more',
-            ]
-        )
-    )
-    script.chmod(script.stat().st_mode | stat.S_IEXEC)
-    return os.pathsep.join([str(script.parent), environment()["PATH"]])
+    with forked_python(tmp_path / "bin", environment()) as python:
+        head = ["#!/usr/bin/env bash", f'echo "$@" >> {tmp_path}/commands', 'case "$1 $2" in']
+        (python.parent / "mllm").write_text("\n".join([*head, *lines, "esac", f'exec {python} -m mllm "$@" $more']))
+        (python.parent / "mllm").chmod(0o755)
+        yield {**environment(), "PATH": f"{python.parent}:{environment()['PATH']}", "PYTHON": str(python)}
 
 
 @pytest.mark.slow
-def test_the_bundled_model_is_rebuilt_from_nothing(tmp_path: Path, path_with_small_mllm: str) -> None:
+def test_the_bundled_model_is_rebuilt_from_nothing(tmp_path: Path, settings: dict[str, str]) -> None:
     runs, model = tmp_path / "runs", tmp_path / "model"
     words = ["bash", str(ROOT / "scripts/build_tiny_model.sh"), str(runs), str(model)]
-    settings = {**environment(), "PATH": path_with_small_mllm}
     for _ in range(2):  # the second time, every stage finds itself finished
         done = subprocess.run(words, env=settings, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
@@ -65,12 +52,11 @@ def test_the_bundled_model_is_rebuilt_from_nothing(tmp_path: Path, path_with_sma
 
 
 @pytest.mark.slow
-def test_choices_are_trained_measured_and_plotted(tmp_path: Path, path_with_small_mllm: str) -> None:
+def test_choices_are_trained_measured_and_plotted(tmp_path: Path, settings: dict[str, str]) -> None:
     pytest.importorskip("matplotlib", reason="matplotlib is not installed (extra: plots)")
     reports = tmp_path / "reports"
     words = ["bash", str(ROOT / "scripts/train_ablations.sh"), str(tmp_path / "runs"), "2"]
-    settings = {**environment(), "PATH": path_with_small_mllm, "REPORTS": str(reports), "PYTHON": sys.executable}
-    done = subprocess.run(words, env=settings, capture_output=True, text=True, timeout=900)
+    done = subprocess.run(words, env=settings | {"REPORTS": str(reports)}, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     assert {path.name for path in reports.glob("*.png")} == {"codebooks.png", "head.png", "steps.png"}
     for codebooks in (2, 4, 8):

@@ -9,6 +9,7 @@ from PIL import Image
 
 from mllm.config import MLLMConfig
 from mllm.vocabulary import load_text_tokenizer
+from tests.forked_python import forked_python
 from tests.train.launching import ROOT, environment, losses
 
 
@@ -16,7 +17,9 @@ from tests.train.launching import ROOT, environment, losses
 def test_raw_files_become_a_model_that_draws_and_answers(tmp_path: Path) -> None:
     out = tmp_path / "run"
     words = ["bash", "scripts/end_to_end_tiny.sh", str(out)]
-    done = subprocess.run(words, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=1500)
+    with forked_python(tmp_path / "bin", environment()) as python:
+        settings = {**environment(), "PATH": f"{python.parent}:{environment()['PATH']}"}
+        done = subprocess.run(words, cwd=ROOT, env=settings, capture_output=True, text=True, timeout=1500)
     assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
     for stage in ("stage1", "stage2", "stage3", "lora"):
         assert losses(out / stage).keys() == {1, 2, 3}

@@ -16,14 +16,8 @@ from train.recipe import (
     as_yaml,
 )
 
-TEXT_TOWER = {
-    "embed_dim": 8,
-    "text_vocab_size": 517,
-    "text_context": 12,
-    "text_width": 16,
-    "text_heads": 2,
-    "text_layers": 1,
-}
+TEXT_TOWER = {"embed_dim": 8, "text_vocab_size": 517, "text_context": 12, "text_width": 16, "text_heads": 2}
+TEXT_TOWER |= {"text_layers": 1}
 
 
 def write_world_of_files(folder: Path) -> dict[str, Any]:

@@ -1,7 +1,5 @@
 """Requests in people's own words: each kind of expectation passes and fails as it should; malformed lines are named."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from dataclasses import replace

@@ -2,8 +2,6 @@
 gains, a contrary one loses.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -89,8 +87,6 @@ def test_a_dialogue_that_outgrows_the_context_fails_and_the_others_are_answered(
     scores = score(answer, group)
     assert (scores["passed"], scores["total"]) == (COUNT - len(lost), COUNT)
 
-
-def test_unknown_jobs_and_counts_are_refused() -> None:
     for jobs in (["juggle"], ["draw", "juggle"], []):
         with pytest.raises(ValueError):
             choose_groups(jobs)
@@ -98,13 +94,10 @@ def test_unknown_jobs_and_counts_are_refused() -> None:
         evaluate_world(lambda d, m, s: [], count=0, seed=0)
 
 
-def test_the_rate_is_that_of_the_best_scored_of_the_first_candidates() -> None:
-    items = [Candidates([0.1, 0.9, 0.95], [False, True, False]), Candidates([0.5, 0.4, 0.6], [True, False, True])]
-    assert [pass_rate(items, number).passed for number in (1, 2, 3)] == [1, 2, 1]
-
-
 def test_a_perfect_judge_finds_the_right_candidate_and_a_contrary_one_avoids_it() -> None:
     """Every third seed of a request draws the right image, the others an empty one."""
+    scored = [Candidates([0.1, 0.9, 0.95], [False, True, False]), Candidates([0.5, 0.4, 0.6], [True, False, True])]
+    assert [pass_rate(scored, number).passed for number in (1, 2, 3)] == [1, 2, 1]
     items = make_items(GROUPS[0], COUNT, seed=SEED)
     right = {str(item.turns[0].parts[0]): item.turns[1].parts[0].render(128) for item in items}
     empty = Image.new("RGB", (128, 128), "white")

@@ -1,14 +1,11 @@
 """What is said after a model's own drawing is judged by what its words may mean in that drawing."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from random import Random
 
 from PIL import Image
 
-from mllm.conversation import Message
 from mllm.evaluation.world import Group, RunningDialogue, judge, make_items, run_group, score_group
 from mllm.world.dialogue import Check, Dialogue, ask_about_other
 from mllm.world.edits import Edit, apply_edit, edit_sentence
@@ -45,9 +42,7 @@ def test_an_edit_means_what_its_words_name_in_the_models_image() -> None:
             judgement = judge(check, render(wrong), DRAWN)
             assert not judgement.passed and not judgement.left_open
 
-
-def test_it_is_the_only_object() -> None:
-    alone = Scene("white", DRAWN.objects[1:])
+    alone = Scene("white", DRAWN.objects[1:])  # "it" is the only object
     edit = Edit("resize", 0, "large")
     assert judge(edit_check(edit, ANY), render(apply_edit(alone, edit)), alone).passed
     assert not judge(edit_check(edit, ANY), render(alone), alone).passed
@@ -61,11 +56,8 @@ def test_what_is_added_lies_next_to_the_object_that_the_words_name() -> None:
     assert not judge(check, render(Scene("white", (*DRAWN.objects, aside))), DRAWN).passed
     star = edit_check(Edit("add", added=added, relation="left of", anchor=0), Filter(shape="star"))
     assert not judge(star, render(Scene("white", (*DRAWN.objects, added))), DRAWN).passed, "right of the star"
-
-
-def test_an_edit_that_names_no_object_is_the_same_everywhere() -> None:
-    added = SceneObject("cross", "purple", "small", 0.85, 0.85)
-    for edit in (Edit("background", value="gray"), Edit("add", added=added, place="bottom right")):
+    corner = replace(added, x=0.85, y=0.85)  # words that name no object mean the same everywhere
+    for edit in (Edit("background", value="gray"), Edit("add", added=corner, place="bottom right")):
         assert judge(edit_check(edit, None), render(apply_edit(DRAWN, edit)), DRAWN).passed
         assert not judge(edit_check(edit, None), render(DRAWN), DRAWN).passed
 
@@ -96,8 +88,7 @@ def test_what_the_words_name_by_another_size_is_still_meant() -> None:
         judgement = judge(gone, render(apply_edit(drawn, Edit("remove", index))), drawn)
         assert judgement.left_open and judgement.passed == is_right
 
-
-def test_one_that_already_is_as_wanted_is_not_meant_where_another_is_not() -> None:
+    # one that already is as wanted is not meant where another is not
     one_yellow = apply_edit(TWO_HEARTS, replace(RECOLOR, index=1))
     check = edit_check(RECOLOR, HEART)
     assert not judge(check, render(one_yellow), one_yellow).passed
@@ -119,9 +110,7 @@ def test_answers_to_open_questions_are_still_answers() -> None:
             judgement = judge(check, words, TWO_HEARTS)
             assert judgement.left_open and judgement.passed == (words in right), words
 
-
-def test_questions_with_one_answer_are_not_open() -> None:
-    judgement = judge(ask("color of", HEART), "green", DRAWN)
+    judgement = judge(ask("color of", HEART), "green", DRAWN)  # of one heart
     assert judgement.passed and not judgement.left_open
     assert not judge(ask("color of", HEART), "red", DRAWN).passed
 
@@ -143,14 +132,11 @@ def test_it_is_never_said_of_something_absent() -> None:
     assert not any(item.expected.startswith("there is no") for item in called_it)
 
 
-def test_images_that_cannot_be_read_are_never_right() -> None:
+def test_scores_say_how_many_were_left_open_and_unreadable_images_are_never_right() -> None:
     empty = Image.new("RGB", (128, 128), "white")
     assert not judge(edit_check(RECOLOR, HEART), empty, TWO_HEARTS).passed
     assert not judge(edit_check(RECOLOR, HEART), render(DRAWN), None).passed
     assert not judge(ask("color of", HEART), "red", None).passed
-
-
-def test_scores_say_how_many_were_left_open() -> None:
     dialogues = []
     for scene, words in ((WANTED, "red"), (WANTED, "blue"), (TWO_HEARTS, "red"), (TWO_HEARTS, "blue")):
         dialogue = RunningDialogue(Dialogue("multi_turn", (), (ask("color of", HEART),)), seed=0)
@@ -182,9 +168,7 @@ def test_edits_of_another_layout_are_judged_there() -> None:
     group, is_turned = Group("multi_turn"), {}
     items = make_items(group, 60, seed=0)
 
-    def answer(
-        dialogues: Sequence[Sequence[Message]], mode: str, seeds: Sequence[int]
-    ) -> list[list[str | Image.Image]]:
+    def answer(dialogues: Sequence, mode: str, seeds: Sequence[int]) -> list[list[str | Image.Image]]:
         return [answer_one(len(messages), seed) for messages, seed in zip(dialogues, seeds, strict=True)]
 
     def answer_one(turn: int, seed: int) -> list[str | Image.Image]:

@@ -1,7 +1,5 @@
 """What the round trip of the world's images says about codebooks."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 
