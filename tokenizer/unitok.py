@@ -32,6 +32,8 @@ from tokenizer.text_tower import TextTower
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
+AVERAGE_FILE = "custom_checkpoint_0.pkl"
+"""In a checkpoint of a training, the average of the weights, which `final` has too."""
 INITIAL_LOGIT_SCALE = math.log(1 / 0.07)  # CLIP, section 2.5
 LARGEST_LOGIT_SCALE = math.log(100)
 
@@ -257,7 +259,7 @@ class UniTok(nn.Module):
     def from_pretrained(
         cls, folder: str | Path, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None
     ) -> UniTok:
-        """Read a folder that `save_pretrained` wrote, in evaluation mode.
+        """Read a folder that `save_pretrained` wrote, or the average in a checkpoint of a training, in evaluation mode.
 
         Args:
             dtype: of encoder and decoder; projections and quantizer stay float32, so that codes stay the same.
@@ -271,7 +273,12 @@ class UniTok(nn.Module):
                 )
         model = build_empty(UniTokConfig.from_dict(json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))))
         # safetensors does not know "cpu:0", which a launcher gives to its first process
-        state = load_file(folder / WEIGHTS_FILE, device="cpu" if device.type == "cpu" else str(device))
+        place = "cpu" if device.type == "cpu" else str(device)
+        if (folder / AVERAGE_FILE).is_file():
+            average = torch.load(folder / AVERAGE_FILE, map_location=place, weights_only=True)
+            state = {name[7:]: value for name, value in average.items() if name.startswith("module.")}
+        else:
+            state = load_file(folder / WEIGHTS_FILE, device=place)
         model.load_state_dict(state, assign=True)
         if dtype is not None:
             model.encoder.to(dtype)

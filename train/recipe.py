@@ -147,12 +147,15 @@ class ShardsRecipe:
     """Images and captions in WebDataset tars."""
 
     urls: str | None = None
-    """Brace pattern of local files, such as data/{00000..00099}.tar; `::` separates several patterns. None: images of
-    the synthetic world."""
+    """Pattern of local files, such as data/{00000..00099}.tar or data/*.tar, or a folder of tars; `::` separates
+    several. None: images of the synthetic world."""
     crop_area: tuple[float, float] = (0.9, 1.0)
     """Share of the image's area that the random crop keeps."""
     crop_ratio: tuple[float, float] = (0.75, 4 / 3)
     """Width over height of the random crop."""
+    window: PositiveInt | None = None
+    """Side in pixels of a random window of the crop that is trained on, where `architecture.image_size` is what images
+    have later. None: the whole crop."""
     shuffle_shards: PositiveInt = 4
     """Shards of one reader that are shuffled together; only their index is held in memory."""
     skip_bad_records: bool = False

@@ -20,7 +20,8 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, get_args, get_type_hints
 
 import torch
 from accelerate import PartialState
@@ -448,6 +449,7 @@ def training_arguments(recipe: MLLMRecipe) -> TrainingArguments:
         settings["deepspeed"] = deepspeed_settings(settings["deepspeed"], universal=universal)
     elif settings["use_cpu"] and num_processes() > 1:
         PartialState(cpu=True, timeout=WAIT_IN_TRAINING)  # on a CPU the library does not pass `ddp_timeout` on
+    check_numbers(recipe.trainer)
     try:
         arguments = TrainingArguments(**settings)
     except TypeError as error:
@@ -456,6 +458,15 @@ def training_arguments(recipe: MLLMRecipe) -> TrainingArguments:
     if arguments.deepspeed:
         join_deepspeed(use_cpu=arguments.use_cpu)
     return arguments
+
+
+def check_numbers(settings: dict[str, Any]) -> None:
+    """Refuse words where TrainingArguments takes a number, which it would compare with numbers later."""
+    for name, hint in get_type_hints(TrainingArguments).items():
+        kinds = set(get_args(hint) or [hint]) - {NoneType}
+        value = settings.get(name)
+        if kinds and kinds <= {int, float} and not isinstance(value, NoneType | int | float):
+            raise ValueError(f"trainer.{name} must be a number, got {value!r}; change the recipe (1.0e-4, not 1e-4)")
 
 
 def accumulation_steps(batches_per_step: int) -> int:

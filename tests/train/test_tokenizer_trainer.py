@@ -75,6 +75,10 @@ def test_every_loss_trains_and_a_resumed_run_equals_an_uninterrupted_one(tmp_pat
     TokenizerTrainer(recipe).train()
     assert read_log(recipe.output) == log
     require_equal_weights(recipe.output / "final", tmp_path / "kept")
+    last, final = (UniTok.from_pretrained(recipe.output / name).state_dict() for name in ("checkpoint-8", "final"))
+    assert all(torch.equal(last[name], final[name]) for name in final)
+    newest = load_file(recipe.output / "checkpoint-8" / "model.safetensors")
+    assert any(not torch.equal(newest[name], final[name]) for name in final)  # which are the average
 
 
 @pytest.mark.parametrize("part", ["tokenizer", "discriminator"])

@@ -20,6 +20,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from glob import glob, has_magic
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
@@ -160,8 +161,12 @@ class RandomCrop:
     """Share of the image's area."""
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     """Width over height."""
+    window: int | None = None
+    """Side of a random window of the result, in its place."""
 
     def __post_init__(self) -> None:
+        if self.window is not None and not 0 < self.window <= self.size:
+            raise ValueError(f"shards.window must be from 1 to image_size {self.size}, got {self.window}; change it")
         if not 0 < self.area[0] <= self.area[1] <= 1 or not 0 < self.ratio[0] <= self.ratio[1]:
             raise ValueError(
                 f"shards.crop_area must rise within 0 and 1 and shards.crop_ratio rise above 0, got {self.area} and "
@@ -170,7 +175,11 @@ class RandomCrop:
 
     def __call__(self, image: Image.Image, rng: Random) -> Image.Image:
         part = image.crop(self.box(image.width, image.height, rng))
-        return part.resize((self.size, self.size), Image.Resampling.BICUBIC)
+        part = part.resize((self.size, self.size), Image.Resampling.BICUBIC)
+        if self.window is None:
+            return part
+        left, top = (rng.randint(0, self.size - self.window) for _ in range(2))
+        return part.crop((left, top, left + self.window, top + self.window))
 
     def box(self, width: int, height: int, rng: Random) -> tuple[int, int, int, int]:
         """Left, top, right and bottom of the crop."""
@@ -320,8 +329,8 @@ def shard_order(seed: int, epoch: int, count: int) -> list[int]:
 
 
 def find_shards(urls: str) -> list[Path]:
-    """The files that brace patterns name, all of which must be there."""
-    shards = [Path(url) for url in expand_urls(urls)]
+    """The files that patterns name, all of which must be there: of braces, with * and ?, or folders of tars."""
+    shards = [path for url in expand_urls(urls) for path in _matching(url)]
     missing = [shard for shard in shards if not shard.is_file()]
     if missing or not shards:
         raise FileNotFoundError(
@@ -329,6 +338,14 @@ def find_shards(urls: str) -> list[Path]:
             "training reads files on disk: copy or mount them, or change shards.urls"
         )
     return shards
+
+
+def _matching(url: str) -> list[Path]:
+    """The files of one name without braces."""
+    if Path(url).is_dir():
+        return sorted(Path(url).glob("*.tar"))
+    found = sorted(map(Path, glob(url))) if has_magic(url) else []
+    return found or [Path(url)]
 
 
 class TarSource(ImageSource):
@@ -343,7 +360,7 @@ class TarSource(ImageSource):
         self.images = TarImages(
             find_shards(shards.urls),
             readers=Readers(state.process_index, state.num_processes, max(1, recipe.num_workers)),
-            crop=RandomCrop(size=image_size, area=shards.crop_area, ratio=shards.crop_ratio),
+            crop=RandomCrop(size=image_size, area=shards.crop_area, ratio=shards.crop_ratio, window=shards.window),
             captions=captions,
             seed=recipe.seed,
             shuffle_shards=shards.shuffle_shards,

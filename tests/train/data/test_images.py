@@ -12,9 +12,11 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from accelerate import PartialState
+from PIL import Image
 from torch.utils.data import DataLoader
 
 from mllm.world.scene import SceneObject
@@ -176,8 +178,12 @@ def test_bad_records_stop_training_or_are_counted(tmp_path: Path) -> None:
 
 def test_wrong_shards_are_refused(shards: list[Path], tmp_path: Path) -> None:
     assert find_shards(f"{tmp_path}/{{00..02}}.tar::{tmp_path}/05.tar") == [*shards[:3], shards[5]]
-    with pytest.raises(FileNotFoundError):
-        find_shards(f"{tmp_path}/{{00..09}}.tar")
+    assert find_shards(f"{tmp_path}/*.tar") == find_shards(str(tmp_path)) == shards
+    assert find_shards(f"{tmp_path}/0[12].tar::{tmp_path}/05.tar") == [*shards[1:3], shards[5]]
+    (tmp_path / "none").mkdir()
+    for urls in (f"{tmp_path}/{{00..09}}.tar", f"{tmp_path}/*.tgz", f"{tmp_path}/none"):
+        with pytest.raises(FileNotFoundError):
+            find_shards(urls)
     with pytest.raises(ValueError):
         reading(shards, ranks=3, workers=3)
     (tmp_path / "torn.tar").write_bytes(shards[0].read_bytes()[100:])
@@ -194,8 +200,21 @@ def test_crops_lie_inside_and_keep_to_their_bounds() -> None:
         assert 0.46 <= wide * high / (61 * 47) <= 0.84 and 0.7 <= wide / high <= 1.4
     assert RandomCrop(size=8, area=(1.0, 1.0)).box(300, 10, Random(0)) == (143, 0, 156, 10)  # the widest in the middle
     assert crop(picture(0), Random(0)).size == (8, 8)
-    with pytest.raises(ValueError):
-        RandomCrop(size=8, area=(0.0, 1.0))
+    for wrong in ({"area": (0.0, 1.0)}, {"window": 9}):
+        with pytest.raises(ValueError):
+            RandomCrop(size=8, **wrong)
+
+
+def test_windows_are_parts_of_the_crop_without_scaling() -> None:
+    y_HW, x_HW = np.mgrid[:64, :64].astype(np.uint8)
+    levels, places = np.stack([x_HW, y_HW, 0 * x_HW], axis=-1), set()
+    crop = RandomCrop(size=64, area=(1.0, 1.0), ratio=(1.0, 1.0), window=16)
+    for seed in range(50):
+        window = np.asarray(crop(Image.fromarray(levels), Random(seed)))
+        x, y = map(int, window[0, 0, :2])
+        assert np.array_equal(levels[y : y + 16, x : x + 16], window)
+        places.add((x, y))
+    assert len(places) > 40 and max(max(place) for place in places) > 40
 
 
 def test_an_image_of_the_world_is_always_the_same() -> None:
