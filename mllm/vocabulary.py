@@ -94,11 +94,23 @@ def extend_tokenizer(
     )
 
 
+def added_ids(names: Any) -> set[int]:
+    """The ids of the tokens for images, plans and classes, of a Vocabulary or of a model's config."""
+    ids = {names.begin_image_id, names.end_image_id, names.image_token_id, names.new_line_id, names.begin_plan_id}
+    for first in (names.first_row_size_id, names.first_column_size_id):
+        if first is not None:
+            ids.update(range(first, first + names.max_grid_side))
+    if names.first_class_id is not None:
+        ids.update(range(names.first_class_id, names.first_class_id + names.num_classes + 1))
+    return ids - {None}
+
+
 @torch.no_grad()
-def fill_new_rows(layers: Iterable[nn.Module], num_old: int) -> None:
-    """Rows from `num_old` on become the mean of those before (tied layers are filled once)."""
+def fill_new_rows(layers: Iterable[nn.Module], new_ids: Iterable[int]) -> None:
+    """Rows of new ids become the mean of the rows before the first of them (tied layers are filled once)."""
+    new = sorted(new_ids)
     for weight in {id(layer.weight): layer.weight for layer in layers}.values():
-        weight[num_old:] = weight[:num_old].mean(dim=0)
+        weight[new] = weight[: new[0]].mean(dim=0)
 
 
 def load_text_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:

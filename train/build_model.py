@@ -20,7 +20,7 @@ from mllm.checkpoint import our_shapes, quantization_config
 from mllm.config import MLLMConfig
 from mllm.embedding import ProjectedEmbedding
 from mllm.model import MLLMForConditionalGeneration
-from mllm.vocabulary import Vocabulary, extend_tokenizer, fill_new_rows
+from mllm.vocabulary import Vocabulary, added_ids, extend_tokenizer, fill_new_rows
 from tokenizer.unitok import UniTok
 from train.checkpoints import gathered, partition
 from train.recipe import PARAMETER_GROUPS, MLLMRecipe
@@ -108,7 +108,7 @@ def _load(
         name = {4: "nf4", 8: "bnb8"}[recipe.adapter.bits]
         options["quantization_config"] = quantization_config(name, dtype=torch.bfloat16, kept=NOT_QUANTIZED)
     model = MLLMForConditionalGeneration.from_pretrained(recipe.start_from, config=config, dtype=dtype, **options)
-    resize_vocabulary(model, vocabulary)
+    resize_vocabulary(model, vocabulary, known=start)
     positions = model.code_embedding.places
     if positions is not None and (grid["max_grid_side"] or 0) > (start.max_grid_side or start.grid_side):
         with gathered(positions.parameters()):
@@ -153,15 +153,27 @@ def check_grid(start: MLLMConfig, grid: dict[str, Any], *, folder: Path) -> None
         )
 
 
-def resize_vocabulary(model: MLLMForConditionalGeneration, vocabulary: Vocabulary) -> None:
-    """Add rows for new tokens, each the mean of the old rows, and their ids (changed in place)."""
-    num_old = model.config.vocab_size
-    if vocabulary.size > num_old:
+def resize_vocabulary(
+    model: MLLMForConditionalGeneration, vocabulary: Vocabulary, *, known: MLLMConfig | None
+) -> None:
+    """Give new tokens rows, each the mean of the rows before them, and put their ids into the config (changed in place).
+
+    A language model may have more rows than its tokenizer has tokens; the new ones then take the first of those.
+
+    Args:
+        known: the config of a model of ours that the rows come from; None: a language model, which knows no images.
+    """
+    num_rows = model.config.vocab_size
+    new_ids = added_ids(vocabulary) - (set() if known is None else added_ids(known))
+    new_ids |= set(range(num_rows, vocabulary.size))
+    if vocabulary.size > num_rows:
         model.resize_token_embeddings(vocabulary.size, mean_resizing=False)
+    if new_ids:
         layers = (model.get_input_embeddings(), model.get_output_embeddings())
         with gathered(parameter for layer in layers for parameter in layer.parameters()):
-            fill_new_rows(layers, num_old)
-        partition(layers)
+            fill_new_rows(layers, new_ids)
+        if vocabulary.size > num_rows:
+            partition(layers)
     for name, value in vocabulary.config_fields().items():
         if value is not None:
             setattr(model.config, name, value)
@@ -222,7 +234,7 @@ def _build_around(
         dtype=dtype,
         **({"state_dict": _language_weights(recipe.backbone)} if is_ours else {"key_mapping": _key_mapping(stored)}),
     )
-    resize_vocabulary(model, vocabulary)
+    resize_vocabulary(model, vocabulary, known=stored if is_ours else None)
     embedding = model.code_embedding
     with gathered(embedding.parameters()):
         embedding.adopt(image_tokenizer)

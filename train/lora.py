@@ -20,6 +20,7 @@ from mllm.checkpoint import find_model_folder
 from mllm.config import MLLMConfig
 from mllm.model import MLLMForConditionalGeneration
 from mllm.processor import MLLMProcessor
+from mllm.vocabulary import added_ids
 from train.checkpoints import gathered
 from train.recipe import PARAMETER_GROUPS, AdapterRecipe
 
@@ -72,19 +73,9 @@ def _gathered_vocabulary(model: MLLMForConditionalGeneration) -> Iterator[None]:
 
 
 def token_rows(config: MLLMConfig) -> dict[str, list[int]]:
-    """Rows of the embedding and of the output layer that belong to the image tokens."""
-    ids = image_token_ids(config)
+    """Rows of the embedding and of the output layer that belong to the tokens that images need."""
+    ids = sorted(token_id for token_id in added_ids(config) if 0 <= token_id < config.vocab_size)
     return {"embed_tokens": ids} if config.tie_word_embeddings else {"embed_tokens": ids, "lm_head": ids}
-
-
-def image_token_ids(config: MLLMConfig) -> list[int]:
-    """The ids that frame images and plans, as far as they are in the vocabulary."""
-    ids = [config.begin_image_id, config.end_image_id, config.image_token_id]
-    ids += [token_id for token_id in (config.new_line_id, config.begin_plan_id) if token_id is not None]
-    for first in (config.first_row_size_id, config.first_column_size_id):
-        if first is not None:
-            ids += range(first, first + (config.max_grid_side or 0))
-    return sorted({token_id for token_id in ids if 0 <= token_id < config.vocab_size})
 
 
 def merge_folder(adapter: Path, output: Path, *, base: str | Path | None = None) -> None:

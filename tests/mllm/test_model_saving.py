@@ -101,7 +101,7 @@ def test_new_vocabulary_rows_are_the_mean_of_the_old() -> None:
     model = build_model()
     old = model.get_input_embeddings().weight.detach().clone()
     model.resize_token_embeddings(66, mean_resizing=False)
-    fill_new_rows((model.get_input_embeddings(), model.get_output_embeddings()), 61)
+    fill_new_rows((model.get_input_embeddings(), model.get_output_embeddings()), range(61, model.config.vocab_size))
     assert model.config.vocab_size == model.config.text_config.vocab_size == 66
     for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
         assert layer.weight.shape == (66, 24)

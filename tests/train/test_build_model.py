@@ -77,6 +77,22 @@ def test_any_language_model_gets_eyes_and_hands(recipe: MLLMRecipe, tmp_path: Pa
             torch.testing.assert_close(model(ids_BT).logits[..., :NUM_TOKENS], expected)
 
 
+def test_rows_without_a_token_become_those_of_the_new_tokens(recipe: MLLMRecipe, tmp_path: Path) -> None:
+    """Padded vocabularies have more rows than their tokenizer has tokens, of zeros or noise."""
+    backbone = AutoModelForCausalLM.from_pretrained(recipe.backbone)
+    backbone.resize_token_embeddings(NUM_TOKENS + 64)
+    with torch.no_grad():
+        for layer in (backbone.get_input_embeddings(), backbone.get_output_embeddings()):
+            layer.weight[NUM_TOKENS:] = 0
+    backbone.save_pretrained(tmp_path / "padded")
+    model = build(dataclasses.replace(recipe, backbone=tmp_path / "padded"))
+    assert model.config.vocab_size == NUM_TOKENS + 64
+    for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+        mean = layer.weight[:NUM_TOKENS].mean(dim=0)
+        torch.testing.assert_close(layer.weight[NUM_TOKENS : NUM_TOKENS + 3], mean.expand(3, -1))
+        assert not layer.weight[NUM_TOKENS + 3 :].any()
+
+
 def test_a_model_of_ours_lends_its_words_to_other_codes(mllm_recipe: MLLMRecipe, tmp_path: Path) -> None:
     """Its image parts are left behind, also where they would fit."""
     image_tokenizer = UniTok.from_pretrained(mllm_recipe.image_tokenizer)

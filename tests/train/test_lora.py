@@ -14,13 +14,13 @@ from safetensors.torch import load_file
 
 from mllm.checkpoint import find_model_folder
 from mllm.model import MLLMForConditionalGeneration
-from mllm.vocabulary import load_text_tokenizer
+from mllm.vocabulary import added_ids, load_text_tokenizer
 from tests.train.launching import losses
 from tokenizer.unitok import UniTok
 from train import trainer as training
 from train.build_model import build_model
 from train.checkpoints import save_model_folder
-from train.lora import image_token_ids, merge_folder
+from train.lora import merge_folder
 from train.recipe import AdapterRecipe, MLLMRecipe, Validation
 from train.trainer import train_mllm
 
@@ -88,7 +88,7 @@ def test_what_is_trained_is_saved_alone_resumes_exactly_and_merges_into_the_same
     for layer in ("get_input_embeddings", "get_output_embeddings"):
         has_moved_V = (getattr(before, layer)().weight != getattr(after, layer)().weight).any(dim=1)
         moved = set(has_moved_V.nonzero()[:, 0].tolist())
-        assert before.config.begin_image_id in moved and moved <= set(image_token_ids(before.config)), layer
+        assert before.config.begin_image_id in moved and moved <= added_ids(before.config), layer
     torch.testing.assert_close(loss_of(after), loss_of(PeftModel.from_pretrained(before, str(final))))
 
 
