@@ -9,6 +9,7 @@ Letters: K codebooks, C codes.
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import re
@@ -28,6 +29,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, GenerationConfig
 from transformers.modeling_utils import set_zero3_state
+from transformers.quantizers.auto import AutoQuantizationConfig
+from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from mllm.config import RELEASED_TYPE, MLLMConfig, from_released, is_released, to_released
 from mllm.evaluation.intervals import percent
@@ -323,6 +326,15 @@ def quantization_config(name: str, *, dtype: torch.dtype, kept: Sequence[str] = 
         bnb_4bit_compute_dtype=dtype,
         llm_int8_skip_modules=list(kept),
     )
+
+
+def keep_precise(config: QuantizationConfigMixin | dict[str, Any]) -> QuantizationConfigMixin:
+    """A config of any quantiser of transformers that names the modules to keep, where it says nothing about them."""
+    config = AutoQuantizationConfig.from_dict(dict(config)) if isinstance(config, dict) else copy.copy(config)
+    for name in ("llm_int8_skip_modules", "modules_to_not_convert"):
+        if getattr(config, name, ...) is None:
+            setattr(config, name, list(KEPT))
+    return config
 
 
 class ReleasedTensors(Mapping[str, Tensor]):

@@ -214,9 +214,9 @@ class ProjectedEmbedding(CodeEmbedding):
     def new_cache(self, num_rows: int, num_positions: int, *, columns: Sequence[int] | None = None) -> EmbeddingCache:
         cache = super().new_cache(num_rows, num_positions, columns=columns)
         if self.context == "prefix":
-            weight = self.projection.attn.qkv.weight
-            shape = (num_rows, self.num_heads, num_positions, weight.shape[0] // 3 // self.num_heads)
-            cache.keys_RHNd, cache.values_RHNd = weight.new_zeros(shape), weight.new_zeros(shape)
+            bias = self.projection.attn.q_bias
+            shape = (num_rows, self.num_heads, num_positions, bias.shape[0] // self.num_heads)
+            cache.keys_RHNd, cache.values_RHNd = bias.new_zeros(shape), bias.new_zeros(shape)
         return cache
 
     def embed_next(self, codes_RK: Tensor, cache: EmbeddingCache, rows: Tensor) -> Tensor:

@@ -49,7 +49,15 @@ from transformers.utils import ModelOutput, torch_compilable_check
 from transformers.utils.generic import can_return_tuple, is_flash_attention_requested
 from transformers.utils.hub import hf_api
 
-from mllm.checkpoint import CARD_FILE, is_released_folder, model_card, open_released, own_memory, save_model_card
+from mllm.checkpoint import (
+    CARD_FILE,
+    is_released_folder,
+    keep_precise,
+    model_card,
+    open_released,
+    own_memory,
+    save_model_card,
+)
 from mllm.config import MLLMConfig
 from mllm.embedding import (
     POSITION_STD,
@@ -60,6 +68,7 @@ from mllm.embedding import (
 )
 from mllm.heads import DepthTransformerHead, MLPHead, PerCodebookLinear
 from mllm.sequence import IGNORED
+from mllm.third_party import ThirdPartyMixin
 from tokenizer.layers import ProjectionAttention
 
 LOGIT_BYTES = 4
@@ -92,7 +101,7 @@ class MLLMOutput(ModelOutput):
     loss_parts: LossParts | None = None
 
 
-class MLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
+class MLLMForConditionalGeneration(ThirdPartyMixin, PreTrainedModel, GenerationMixin):
     """A decoder backbone, the embedding of image codes, and the codebook head (None for understanding only)."""
 
     config_class = MLLMConfig
@@ -161,7 +170,12 @@ class MLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | os.PathLike | None = None, *args: Any, **kwargs: Any
     ) -> MLLMForConditionalGeneration:
-        """As in transformers; a folder in the released layout (`mini_gemini`) is read as it is, strictly."""
+        """As in transformers; a folder in the released layout (`mini_gemini`) is read as it is, strictly.
+
+        A `quantization_config` that does not say which modules keep their precision keeps those of `KEPT`.
+        """
+        if kwargs.get("quantization_config") is not None:
+            kwargs["quantization_config"] = keep_precise(kwargs["quantization_config"])
         if not is_released_folder(pretrained_model_name_or_path):
             return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         folder = Path(pretrained_model_name_or_path)
@@ -177,6 +191,7 @@ class MLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
         """As in transformers, with a model card; unknown fields of the generation config survive loading."""
         self.generation_config._from_model_config = False
+        self.follow_tying()
         super().save_pretrained(save_directory, *args, **kwargs)
         if kwargs.get("is_main_process", True):
             save_model_card(save_directory, self.config)

@@ -410,9 +410,7 @@ class MLLMProcessor(ProcessorMixin):
         if any(len(s.image_lengths_I) for s in sequences):
             inputs["codes"] = options.tensor(np.concatenate([s.codes_PK for s in sequences]))
             inputs["image_lengths"] = options.tensor(np.concatenate([s.image_lengths_I for s in sequences]))
-            is_learned_P = np.concatenate([s.code_targets_P for s in sequences])
-            if is_learned_P.any():
-                inputs["code_targets"] = options.tensor(is_learned_P)
+            inputs["code_targets"] = options.tensor(np.concatenate([s.code_targets_P for s in sequences]))
         return BatchFeature(inputs)
 
     def to_parts(self, generated: GenerationResult) -> list[str | Image.Image]:

@@ -247,8 +247,9 @@ class ProjectionAttention(nn.Module):
 
     def forward(self, hidden_BNI: Tensor, *, attend: Attend | None = None) -> Tensor:
         bias = torch.cat((self.q_bias, self.zero_k_bias, self.v_bias))
-        qkv = F.linear(hidden_BNI, self.qkv.weight, bias).unflatten(-1, (3, self.num_heads, -1))
-        query, key, value = qkv.permute(2, 0, 3, 1, 4)
+        is_plain = type(self.qkv) is nn.Linear  # else adapted or quantized
+        qkv = F.linear(hidden_BNI, self.qkv.weight, bias) if is_plain else self.qkv(hidden_BNI) + bias
+        query, key, value = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         if attend is None:
             attend = partial(scaled_attention, causal=self.causal)
         attended_BHNE = attend(query, key, value)

@@ -153,10 +153,8 @@ def check_grid(start: MLLMConfig, grid: dict[str, Any], *, folder: Path) -> None
         )
 
 
-def resize_vocabulary(
-    model: MLLMForConditionalGeneration, vocabulary: Vocabulary, *, known: MLLMConfig | None
-) -> None:
-    """Give new tokens rows, each the mean of the rows before them, and put their ids into the config (changed in place).
+def resize_vocabulary(model: MLLMForConditionalGeneration, vocabulary: Vocabulary, *, known: MLLMConfig | None) -> None:
+    """Give new tokens rows, each the mean of the rows before, and put their ids into the config (changed in place).
 
     A language model may have more rows than its tokenizer has tokens; the new ones then take the first of those.
 
