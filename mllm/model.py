@@ -37,6 +37,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoModelForMultimodalLM,
+    AutoProcessor,
     GenerationConfig,
     GenerationMixin,
     LogitsProcessorList,
@@ -67,6 +68,7 @@ from mllm.embedding import (
     image_of_positions,
 )
 from mllm.heads import DepthTransformerHead, MLPHead, PerCodebookLinear
+from mllm.processor import MLLMProcessor
 from mllm.sequence import IGNORED
 from mllm.third_party import ThirdPartyMixin
 from tokenizer.layers import ProjectionAttention
@@ -547,5 +549,6 @@ def add_up(
     return tuple(torch.stack(values).sum(dim=0) for values in zip(*sums, strict=True))
 
 
+AutoProcessor.register(MLLMConfig, MLLMProcessor, exist_ok=True)
 for auto_class in (AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM):
     auto_class.register(MLLMConfig, MLLMForConditionalGeneration, exist_ok=True)

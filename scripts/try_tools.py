@@ -1,0 +1,199 @@
+"""Tools of others on the bundled model, each as their own pages show it: `python scripts/try_tools.py [NAME ...]`.
+
+Prints a line per tool: version, what ran, and what came out. Their packages are not ours to depend on;
+scripts/try_tools.sh makes an environment that has them.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from datasets import Dataset
+from PIL import Image, ImageDraw
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from mllm.checkpoint import BUNDLED
+from mllm.model import MLLMForConditionalGeneration
+
+TRAINING: dict[str, Any] = {
+    "per_device_train_batch_size": 2,
+    "max_steps": 8,
+    "learning_rate": 1e-3,
+    "logging_steps": 1,
+    "report_to": [],
+    "use_cpu": True,
+    "bf16": False,
+    "save_strategy": "no",
+    "disable_tqdm": True,
+    "gradient_checkpointing": False,
+}
+
+
+def picture(color: str = "red") -> Image.Image:
+    image = Image.new("RGB", (256, 256), "white")
+    ImageDraw.Draw(image).ellipse((40, 60, 140, 160), fill=color)
+    return image
+
+
+def load() -> MLLMForConditionalGeneration:
+    return AutoModelForImageTextToText.from_pretrained(BUNDLED, dtype=torch.float32)
+
+
+def text(value: str) -> list[dict[str, str]]:
+    return [{"type": "text", "text": value}]
+
+
+QUESTION = [{"type": "image"}, *text("What color is the circle?")]
+
+
+def losses(trainer: Any) -> str:
+    found = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert found[-1] < found[0], found
+    return f"loss {found[0]:.3f} to {found[-1]:.3f}"
+
+
+def sft(rows: list[dict[str, Any]], **options: Any) -> Any:
+    from trl import SFTConfig, SFTTrainer
+
+    arguments = SFTConfig(output_dir=tempfile.mkdtemp(), **TRAINING, **options)
+    processor = AutoProcessor.from_pretrained(BUNDLED)
+    trainer = SFTTrainer(load(), args=arguments, train_dataset=Dataset.from_list(rows), processing_class=processor)
+    trainer.train()
+    return trainer
+
+
+def trl_sft_answers() -> str:
+    """Answers about images: what is learned is the answer, and the image is seen."""
+    messages = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": text("octarine")}]
+    trainer = sft([{"images": [picture()], "messages": messages}] * 4, assistant_only_loss=True)
+    batch = next(iter(trainer.get_train_dataloader()))
+    learned = batch["labels"][0][batch["labels"][0] != -100]
+    assert trainer.processing_class.decode(learned, skip_special_tokens=False) == " octarine</s>"
+    loss = trainer.compute_loss(trainer.model, dict(batch))
+    own = trainer.model(**{name: value for name, value in batch.items()}).loss
+    torch.testing.assert_close(loss, own, rtol=1e-4, atol=1e-4)
+    other = trainer.compute_loss(trainer.model, {**batch, "codes": batch["codes"].flip(0)})
+    assert other != loss, "the image counts"
+    return f"{losses(trainer)}; the answer alone is learned, the loss is that of the model"
+
+
+def trl_sft_drawings() -> str:
+    """Images that the assistant drew are learned, by the codes that the processor gives."""
+    chat = [{"role": "user", "content": text("a red circle")}, {"role": "assistant", "content": [{"type": "image"}]}]
+    trainer = sft([{"images": [picture()], "messages": chat}] * 4, assistant_only_loss=True)
+    before, after = load().state_dict(), trainer.model.state_dict()
+    changed = {name for name, value in before.items() if not torch.equal(value, after[name])}
+    assert any(name.startswith("code_head") for name in changed), "the head of the codes learns"
+    return losses(trainer)
+
+
+def trl_sft_everything() -> str:
+    """The default: all text is learned, and of the images those that the assistant drew."""
+    chat = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": text("red")}]
+    return losses(sft([{"images": [picture()], "messages": chat}] * 4))
+
+
+def trl_sft_prompt_completion() -> str:
+    prompt, completion = [{"role": "user", "content": "What color?"}], [{"role": "assistant", "content": "octarine"}]
+    trainer = sft([{"images": [picture()], "prompt": prompt, "completion": completion}] * 4)
+    batch = next(iter(trainer.get_train_dataloader()))
+    learned = batch["labels"][0][batch["labels"][0] != -100]
+    assert trainer.processing_class.decode(learned, skip_special_tokens=False) == " octarine</s>"
+    return losses(trainer)
+
+
+def trl_sft_text() -> str:
+    chat = [{"role": "user", "content": "What can you draw?"}, {"role": "assistant", "content": "Nothing at all."}]
+    return losses(sft([{"messages": chat}] * 4))
+
+
+def trl_sft_lora() -> str:
+    from peft import LoraConfig
+    from trl import SFTConfig, SFTTrainer
+
+    chat = [{"role": "user", "content": text("a red circle")}, {"role": "assistant", "content": [{"type": "image"}]}]
+    trainer = SFTTrainer(
+        load(),
+        args=SFTConfig(output_dir=tempfile.mkdtemp(), **TRAINING, assistant_only_loss=True),
+        train_dataset=Dataset.from_list([{"images": [picture()], "messages": chat}] * 4),
+        processing_class=AutoProcessor.from_pretrained(BUNDLED),
+        peft_config=LoraConfig(r=4, target_modules="all-linear"),
+    )
+    trainer.train()
+    return losses(trainer)
+
+
+def trl_dpo() -> str:
+    from trl import DPOConfig, DPOTrainer
+
+    row = {
+        "images": [picture()],
+        "prompt": [{"role": "user", "content": QUESTION}],
+        "chosen": [{"role": "assistant", "content": text("red")}],
+        "rejected": [{"role": "assistant", "content": text("blue")}],
+    }
+    trainer = DPOTrainer(
+        load(),
+        args=DPOConfig(output_dir=tempfile.mkdtemp(), **TRAINING),
+        train_dataset=Dataset.from_list([row] * 4),
+        processing_class=AutoProcessor.from_pretrained(BUNDLED),
+    )
+    trainer.train()
+    return losses(trainer)
+
+
+def trl_grpo() -> str:
+    from trl import GRPOConfig, GRPOTrainer
+
+    prompts = [[{"role": "user", "content": question}] for question in ("What can you draw?", "Hi", "Who are you?")]
+    trainer = GRPOTrainer(
+        load(),
+        reward_funcs=lambda completions, **kwargs: [float(len(str(completion))) for completion in completions],
+        args=GRPOConfig(
+            output_dir=tempfile.mkdtemp(),
+            **{**TRAINING, "per_device_train_batch_size": 4, "max_steps": 3},
+            num_generations=2,
+            max_completion_length=12,
+            temperature=2.0,
+        ),
+        train_dataset=Dataset.from_dict({"prompt": prompts}),
+        processing_class=AutoProcessor.from_pretrained(BUNDLED),
+    )
+    trainer.train()
+    rewards = [entry["reward"] for entry in trainer.state.log_history if "reward" in entry]
+    return f"rewards {', '.join(f'{reward:.1f}' for reward in rewards)}"
+
+
+TOOLS: dict[str, tuple[str, Callable[[], str]]] = {
+    "sft-answers": ("trl", trl_sft_answers),
+    "sft-drawings": ("trl", trl_sft_drawings),
+    "sft-everything": ("trl", trl_sft_everything),
+    "sft-prompt-completion": ("trl", trl_sft_prompt_completion),
+    "sft-text": ("trl", trl_sft_text),
+    "sft-lora": ("trl", trl_sft_lora),
+    "dpo": ("trl", trl_dpo),
+    "grpo": ("trl", trl_grpo),
+}
+
+
+def main(names: list[str]) -> int:
+    failed = 0
+    for name in names or list(TOOLS):
+        package, run = TOOLS[name]
+        try:
+            result = run()
+        except Exception as error:  # each tool is reported by itself
+            failed, result = failed + 1, f"FAILED: {type(error).__name__}: {error}"
+            if len(names) == 1:
+                raise
+        print(f"{name} | {package} {version(package)} | {result}", flush=True)
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
