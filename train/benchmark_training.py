@@ -8,74 +8,59 @@ from __future__ import annotations
 
 import tempfile
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import torch
 
-from mllm.benchmark.measure import time_interleaved
-from mllm.checkpoint import choose_device, find_model_folder
-from mllm.files import write_json
-from mllm.model import MLLMForConditionalGeneration, count_items
+from mllm.benchmark.cases import Settings
+from mllm.benchmark.measure import THIS, Case
+from mllm.benchmark.work import WORK, Remote, Run
+from mllm.checkpoint import find_model_folder
+from mllm.config import MLLMConfig
+from mllm.model import count_items
 from mllm.processor import MLLMProcessor
 from mllm.sequence import PackedBatch, TokenSequence, pack, sample_numbers, take_row
 from train.data.batches import encode_world
 from train.data.packing import BatchShape, Tokenizers
 from train.data.world import WorldSequences
-from train.hardware import speed_up
 from train.recipe import WorldData
 
 JOBS = {"draw": 3.0, "edit": 1.0, "ask": 3.0, "describe": 2.0, "multi_turn": 1.0, "talk": 2.0}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Speed:
-    """Of one way of batching."""
+def training_cases(words: Namespace) -> Callable[[Settings], Iterator[Case]]:
+    """The case that `mllm benchmark training` runs: packed, padded, and packed by the commit to compare with."""
 
-    rows: int
-    positions: int
-    padding_share: float
-    seconds: float  # median of the rounds; on a CPU, the process's own
-    positions_per_second: float  # real ones
-    targets_per_second: float  # text tokens and codes that are learned
-
-
-def benchmark_training(options: Namespace) -> None:
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(options.threads)
-    try:
-        model, samples = load(options.model, options.samples, options.length, choose_device(options.device))
+    def cases(settings: Settings) -> Iterator[Case]:
+        folder = str(find_model_folder(settings.model))
+        samples, num_codebooks = load_samples(folder, words.samples, words.length, settings.device)
         batches = {
-            "padded": padded(samples, rows=options.rows),
-            "packed": packed(samples, rows=options.rows, length=options.length),
+            THIS: packed(samples, rows=words.rows, length=words.length),
+            "padded": padded(samples, rows=words.rows),
         }
-        speeds = measure(model, batches, rounds=options.rounds)
-    finally:
-        torch.set_num_threads(num_threads)
-    ratio = speeds["packed"].positions_per_second / speeds["padded"].positions_per_second
-    print(f"{'':8}{'rows':>6}{'positions':>10}{'padding':>9}{'seconds':>9}{'positions/s':>13}{'targets/s':>11}")
-    for name, speed in speeds.items():
-        numbers = f"{speed.rows:6}{speed.positions:10}{speed.padding_share:9.1%}{speed.seconds:9.2f}"
-        print(f"{name:8}{numbers}{speed.positions_per_second:13.0f}{speed.targets_per_second:11.0f}")
-    print(f"packed is {ratio:.2f} times as fast as padded")
-    if options.json:
-        figures = {"ratio": ratio, **{name: asdict(speed) for name, speed in speeds.items()}}
-        write_json(options.json, figures)
+        with tempfile.TemporaryDirectory() as scratch:
+            variants: dict[str, Run | Remote] = {}
+            for name, listed in batches.items():
+                path = str(Path(scratch) / f"{name}.pt")
+                torch.save(listed, path)
+                arguments = {"model": folder, "device": settings.where, "batches": path}
+                variants[name] = WORK["train_step"](**arguments)
+                if name == THIS and settings.before is not None:
+                    variants["before"] = settings.before.prepare("train_step", **arguments)
+            facts = {name: count(listed, num_codebooks) for name, listed in batches.items()}
+            yield Case(name="forward and backward", variants=variants, facts=facts, gate="padded")
+
+    return cases
 
 
-def load(
-    name: str | None, num_samples: int, length: int, device: torch.device
-) -> tuple[MLLMForConditionalGeneration, list[TokenSequence]]:
-    """The model in training mode, and samples of a mixture of jobs that fit a row."""
-    folder = find_model_folder(name)
-    model = MLLMForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).to(device).train()
-    if device.type == "cpu":
-        speed_up(model.backbone, compiles=False)
+def load_samples(folder: str, num_samples: int, length: int, device: torch.device) -> tuple[list[TokenSequence], int]:
+    """Samples of a mixture of jobs that fit a row, and the number of codebooks."""
     processor = MLLMProcessor.from_pretrained(folder, device=device)
-    tokenizers = Tokenizers(text=processor.tokenizer, image=processor.image_tokenizer, config=model.config)
+    config = MLLMConfig.from_pretrained(folder)
+    tokenizers = Tokenizers(text=processor.tokenizer, image=processor.image_tokenizer, config=config)
     data = WorldData(episodes=8, dense_every=1, jobs=JOBS)
     with tempfile.TemporaryDirectory() as scratch:
         episodes, codes = encode_world(data, Path(scratch), tokenizers, num_workers=0)
@@ -86,7 +71,7 @@ def load(
             sample = source.draw(rng)
             if len(sample) <= length:
                 samples.append(sample)
-    return model, samples
+    return samples, config.num_codebooks
 
 
 def padded(samples: Sequence[TokenSequence], *, rows: int) -> list[PackedBatch]:
@@ -106,40 +91,18 @@ def packed(samples: Sequence[TokenSequence], *, rows: int, length: int) -> list[
 
 
 def stack(rows: Sequence[Sequence[TokenSequence]], *, length: int) -> PackedBatch:
+    """A batch of rows that are filled already."""
     batches = [pack(row, length=length, pad_token_id=0) for row in rows]
     return {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
 
 
-def measure(
-    model: MLLMForConditionalGeneration, batchings: Mapping[str, Sequence[PackedBatch]], *, rounds: int
-) -> dict[str, Speed]:
-    """Forward and backward through all batches of each batching, in turn."""
-    device = next(model.parameters()).device
-
-    def once(batches: Sequence[PackedBatch]) -> None:
-        for batch in batches:
-            model.zero_grad(set_to_none=True)
-            model(**{name: tensor.to(device) for name, tensor in batch.items()}).loss.backward()
-
-    works = {name: partial(once, batches) for name, batches in batchings.items()}
-    timings = time_interleaved(works, rounds=rounds, device=device)
-    num_codebooks = model.config.num_codebooks
-    return {name: speed_of(batches, timings[name].median, num_codebooks) for name, batches in batchings.items()}
-
-
-def speed_of(batches: Sequence[PackedBatch], seconds: float, num_codebooks: int) -> Speed:
-    """Counts of batches that took so many seconds."""
+def count(batches: Sequence[PackedBatch], num_codebooks: int) -> dict[str, Any]:
+    """Rows, positions with and without padding, and targets of batches."""
     is_real = [sample_numbers(batch["position_ids"]) > 0 for batch in batches]
     real, positions = sum(int(mask.sum()) for mask in is_real), sum(mask.numel() for mask in is_real)
     targets = sum(
         int(count_items(batch["labels"], batch["code_targets"], num_codebooks=num_codebooks, text_weight=1.0))
         for batch in batches
     )
-    return Speed(
-        rows=sum(len(mask) for mask in is_real),
-        positions=positions,
-        padding_share=1 - real / positions,
-        seconds=seconds,
-        positions_per_second=real / seconds,
-        targets_per_second=targets / seconds,
-    )
+    rows = sum(len(mask) for mask in is_real)
+    return {"rows": rows, "positions": real, "padding_share": 1 - real / positions, "targets": targets}

@@ -1,25 +1,30 @@
-"""What `mllm benchmark` times: images, the code head alone and the image tokenizer, next to upstream's algorithm.
+"""What `mllm benchmark` times: each case is one thing done in several ways, shown equal first.
 
-Models have random weights, so nothing is downloaded: speed does not depend on weight values. Before anything is timed,
-the results of both are shown to be equal in float32. Sampled codes need care: a random number within rounding of the
-border between two codes may choose either, and all later codes then differ; so the reference follows our codes and
-checks that every number chose its code.
+`CASES` maps the word after `mllm benchmark` to a function that yields its cases. Untrained models have random weights,
+so nothing is downloaded: speed does not depend on weight values, except that speculation finds nothing to guess in
+them. Sampled codes need care when they are compared: two codes within rounding of each other may both be chosen, and
+all later codes then differ; so the reference follows our codes, and each must be its own choice up to that.
 
 Letters: N images, R rows (guided: two of each image), P image positions, K codebooks, C codes, D hidden width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+import copy
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import LlamaConfig
+from transformers import LlamaConfig, LlamaForCausalLM
 
-from mllm.benchmark.measure import Case, Roofline, measure_roofline, time_interleaved
+from mllm.benchmark.measure import THIS, Case, Cost
 from mllm.benchmark.upstream_reference import (
     Choose,
     NearestUpsample,
@@ -29,15 +34,19 @@ from mllm.benchmark.upstream_reference import (
     filter_logits,
     upstream_nearest,
 )
+from mllm.benchmark.work import WORK, Before, Remote, Run
+from mllm.checkpoint import KEPT
 from mllm.config import MLLMConfig
 from mllm.engine.loop import generate
 from mllm.engine.request import GenerationRequest
-from mllm.heads import Guidance
+from mllm.heads import CodeDecoder, Guidance
 from mllm.model import MLLMForConditionalGeneration
+from mllm.quantization import quantize_linears
 from mllm.sampling import SamplingConfig, choose, gumbel, stack_settings
 from mllm.sequence import TokenSequence
 from tokenizer.config import UniTokConfig
-from tokenizer.layers import Upsample
+from tokenizer.hardware import fast_dtype
+from tokenizer.layers import FoldedUpsample, Upsample
 from tokenizer.quantizer import MultiCodebookQuantizer
 from tokenizer.unitok import UniTok
 
@@ -120,20 +129,12 @@ def random_prompt(num_tokens: int, *, seed: int) -> TokenSequence:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Cost:
-    """What one position of a decoding batch moves and computes, with every weight read once per use."""
-
-    weight_bytes: float
-    cache_bytes: float
-    flops: float
-
-    def floor(self, roofline: Roofline) -> float:
-        return roofline.floor(num_bytes=self.weight_bytes + self.cache_bytes, flops=self.flops)
-
-
 def num_parameters(*modules: torch.nn.Module) -> int:
     return sum(parameter.numel() for module in modules for parameter in module.parameters())
+
+
+def weight_bytes(model: MLLMForConditionalGeneration) -> int:
+    return num_parameters(model) * model.lm_head.weight.element_size()
 
 
 def head_cost(model: MLLMForConditionalGeneration, *, rows: int) -> Cost:
@@ -217,57 +218,6 @@ class Work:
         return np.stack([result.images[0].codes_KN for result in results]).astype(np.int64)
 
 
-def benchmark_drawing(
-    name: str,
-    batch: int,
-    *,
-    settings: SamplingConfig,
-    rounds: int,
-    device: torch.device,
-    dtype: torch.dtype = torch.float32,
-) -> Case:
-    """One size and batch: shown equal, then timed."""
-    size = SIZES[name]
-    model = build_random_model(size, device=device)
-    work = Work.build(size, batch, settings, device=device)
-    checks = compare_codes(model, work, settings)
-    model = model.to(dtype)
-    upstream, with_cache = UpstreamDrawing(model), UpstreamDrawing(model, cached_head=True)
-    timings = time_interleaved(
-        {
-            "upstream": lambda: work.upstream(upstream, settings),
-            "upstream with a head cache": lambda: work.upstream(with_cache, settings),
-            "ours": lambda: work.ours(model, settings),
-            "ours, embedding the prefix": lambda: work.ours(model, settings, sees_prefix=True),
-        },
-        rounds=rounds,
-        device=device,
-    )
-    num_rows = batch * (2 if settings.guidance > 1 else 1)
-    cost = position_cost(model, rows=num_rows, context=size.prompt + work.num_positions / 2)
-    weight_bytes = num_parameters(model) * model.lm_head.weight.element_size()
-    roofline = measure_roofline(device, dtype, num_bytes=weight_bytes)
-    return Case(
-        name=f"draw {name}, batch {batch}",
-        facts={
-            "size": name,
-            "batch": batch,
-            "rows": num_rows,
-            "positions": work.num_positions,
-            "prompt": size.prompt,
-            "guidance": settings.guidance,
-            "dtype": str(dtype).removeprefix("torch."),
-            "weight_bytes": weight_bytes,
-            "copied_bytes_per_second": roofline.copied_bytes_per_second,
-            "flops_per_second": roofline.flops_per_second,
-        },
-        checks=checks,
-        timings=timings,
-        gate=GATE,
-        floor=cost.floor(roofline) * work.num_positions,
-    )
-
-
 def compare_codes(model: MLLMForConditionalGeneration, work: Work, settings: SamplingConfig) -> dict[str, bool]:
     """Whether our codes equal upstream's, for the ways of choosing and of embedding."""
     reference, greedy = UpstreamDrawing(model), replace(settings, greedy=True)
@@ -296,128 +246,263 @@ class Follower:
         return codes_N1[:, 0]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What `mllm benchmark` was asked to time, and where."""
+
+    sizes: Sequence[str] = ("XS", "S")
+    batch: Sequence[int] = (1, 4)
+    model: str | None = None
+    """Folder of the model that draws, edits and answers; None is the bundled one."""
+    quantization: Sequence[str] = ()
+    compiled: bool = False
+    before: Before | None = None
+    sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(guidance=7.0))
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    dtype: torch.dtype = torch.float32
+
+    @property
+    def where(self) -> str:
+        return str(self.device)
+
+    @property
+    def dtype_name(self) -> str:
+        return str(self.dtype).removeprefix("torch.")
+
+    def both(self, name: str, **arguments: Any) -> dict[str, Run | Remote]:
+        """Work by this version, and by the commit to compare with."""
+        variants: dict[str, Run | Remote] = {THIS: WORK[name](**arguments)}
+        if self.before is not None:
+            variants["before"] = self.before.prepare(name, **arguments)
+        return variants
+
+
+BUNDLED = "bundled"
+
+
+def draw_cases(settings: Settings) -> Iterator[Case]:
+    """Whole images: those of a trained model up to their pixels, those of random weights up to their codes."""
+    for size in settings.sizes:
+        for batch in settings.batch:
+            yield (draw_trained(settings, batch) if size == BUNDLED else draw_untrained(settings, size, batch))
+
+
+def draw_trained(settings: Settings, batch: int) -> Case:
+    arguments = {"model": settings.model, "device": settings.where, "batch": batch}
+    variants = settings.both("draw", **arguments)
+    for bits in settings.quantization:
+        variants[bits] = WORK["draw"](**arguments, quantization=bits)
+    if settings.compiled:
+        variants["compiled"] = WORK["draw"](**arguments, compile=True)
+    return Case(name=f"draw, {batch} images", variants=variants, facts={"batch": batch}, gate="before")
+
+
+def draw_untrained(settings: Settings, name: str, batch: int) -> Case:
+    size, sampling, dtype = SIZES[name], settings.sampling, settings.dtype
+    model = build_random_model(size, device=settings.device)
+    work = Work.build(size, batch, sampling, device=settings.device)
+    checks = compare_codes(model, work, sampling)
+    arguments = {"size": name, "batch": batch, "device": settings.where, "guidance": sampling.guidance}
+    variants: dict[str, Run | Remote] = {}
+    if settings.before is not None:
+        greedy = settings.before.prepare("draw_random", **arguments, dtype="float32", greedy=True)
+        here_NKP = work.ours(model, replace(sampling, greedy=True))
+        checks["greedy codes equal those before"] = greedy.result() == here_NKP.tolist()
+        variants["before"] = settings.before.prepare("draw_random", **arguments, dtype=settings.dtype_name)
+    model = model.to(dtype)
+    upstream, with_cache = UpstreamDrawing(model), UpstreamDrawing(model, cached_head=True)
+    variants |= {
+        GATE: lambda: work.upstream(upstream, sampling),
+        "upstream, head cache": lambda: work.upstream(with_cache, sampling),
+        THIS: lambda: work.ours(model, sampling),
+        "prefix context": lambda: work.ours(model, sampling, sees_prefix=True),
+    }
+    for bits in settings.quantization:
+        variants[bits] = partial(work.ours, quantized(model, bits), sampling)
+    num_rows = batch * (2 if sampling.guidance > 1 else 1)
+    cost = position_cost(model, rows=num_rows, context=size.prompt + work.num_positions / 2)
+    facts = {
+        "batch": batch,
+        "rows": num_rows,
+        "positions": work.num_positions,
+        "prompt": size.prompt,
+        "guidance": sampling.guidance,
+        "dtype": settings.dtype_name,
+        "weight_bytes": weight_bytes(model),
+    }
+    cost = cost.times(work.num_positions)
+    return Case(name=f"draw {name}, batch {batch}", variants=variants, facts=facts, checks=checks, gate=GATE, cost=cost)
+
+
+def quantized(model: MLLMForConditionalGeneration, bits: str) -> MLLMForConditionalGeneration:
+    """A copy of the model with weights of few bits, as `Pipeline.load` makes them."""
+    model = copy.deepcopy(model)
+    quantize_linears(model, bits, device=model.device, kept=KEPT)
+    return model
+
+
+def edit_cases(settings: Settings) -> Iterator[Case]:
+    """One object of an image that the model drew itself."""
+    with drawn_image(settings) as image:
+        variants = settings.both("edit", model=settings.model, device=settings.where, image=image)
+        yield Case(name="edit one object", variants=variants, gate="before")
+
+
+def ask_cases(settings: Settings) -> Iterator[Case]:
+    """Questions about one image, and text next to transformers' own `generate`."""
+    with drawn_image(settings) as image:
+        arguments = {"model": settings.model, "device": settings.where, "image": image}
+        variants = settings.both("ask", **arguments, questions=1)
+        for name, variant in settings.both("ask", **arguments, questions=2).items():
+            variants[f"{name}, two questions"] = variant
+        yield Case(name="ask about one image", variants=variants, gate="before")
+    for size in settings.sizes:
+        if size != BUNDLED:
+            yield from (text_case(settings, size, batch) for batch in settings.batch)
+
+
+@contextmanager
+def drawn_image(settings: Settings) -> Iterator[str]:
+    """A file with an image of two objects, by the model itself."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "image.png"
+        WORK["draw"](model=settings.model, device=settings.where, batch=1)()[0].save(path)
+        yield str(path)
+
+
+TEXT_TOKENS = 64
+
+
+def text_case(settings: Settings, name: str, batch: int) -> Case:
+    """Greedy text after equal prompts, by transformers with a dynamic and a static cache."""
+    size = SIZES[name]
+    model = build_random_model(size, device=settings.device, dtype=settings.dtype)
+    model.config.eos_token_id = -1  # never: all texts have the same length
+    prompts = [random_prompt(size.prompt, seed=n) for n in range(batch)]
+    greedy = SamplingConfig(greedy=True)
+    requests = [
+        GenerationRequest(prompt=prompt, mode="text", text=greedy, max_new_tokens=TEXT_TOKENS, end_id=-1)
+        for prompt in prompts
+    ]
+    with torch.device("meta"):
+        llama = LlamaForCausalLM(model.config.text_config)
+    llama.model, llama.lm_head = UpstreamDrawing(model).llm, model.lm_head
+    llama.generation_config.eos_token_id = None
+    ids_BT = torch.tensor(np.stack([prompt.token_ids_T for prompt in prompts]), device=settings.device)
+
+    def ours() -> list[list[int]]:
+        return [result.text_ids for result in generate(model, requests)]
+
+    def theirs(cache: str) -> list[list[int]]:
+        options = {"max_new_tokens": TEXT_TOKENS, "do_sample": False, "cache_implementation": cache}
+        options |= {"suppress_tokens": [BEGIN_IMAGE_ID], "pad_token_id": 0}  # text begins no image
+        found_BT = llama.generate(ids_BT, attention_mask=torch.ones_like(ids_BT), **options)
+        return found_BT[:, ids_BT.shape[1] :].tolist()
+
+    names = {"transformers, dynamic": "dynamic", "transformers, static": "static"}
+    mine = ours()
+    itemsize = model.lm_head.weight.element_size()
+    streamed = num_parameters(model.backbone.layers, model.lm_head)
+    text = model.config.text_config
+    places = batch * (size.prompt + TEXT_TOKENS / 2)
+    cache = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * places
+    cost = Cost(streamed * itemsize, cache * itemsize, 2.0 * batch * streamed).times(TEXT_TOKENS)
+    return Case(
+        name=f"text {name}, batch {batch}",
+        variants={THIS: ours} | {name: partial(theirs, cache) for name, cache in names.items()},
+        facts={"batch": batch, "tokens": TEXT_TOKENS, "prompt": size.prompt, "weight_bytes": streamed * itemsize},
+        checks={f"tokens equal those of {name}": theirs(cache) == mine for name, cache in names.items()},
+        cost=cost,
+    )
+
+
+# ---- the code head alone ----
+
 RELEASED_CODES = 4096
 FILTERED = SamplingConfig(temperature=0.9, top_k=2048, top_p=0.96)  # upstream's argument defaults
 UNFILTERED = SamplingConfig()  # what its published scripts pass
-CHOICES_PER_ROUND = 20
+REPEATS = 8
+"""Positions or choices per round: one alone is too short to be timed."""
 
 
-def benchmark_head(
-    name: str,
-    batch: int,
-    *,
-    settings: SamplingConfig,
-    rounds: int,
-    device: torch.device,
-    dtype: torch.dtype = torch.float32,
-    positions_per_round: int = 8,
-) -> Case:
-    """The K codes of image positions of `batch` images."""
-    model = build_random_model(SIZES[name], device=device)
-    num_rows = batch * (2 if settings.guidance > 1 else 1)
+def head_cases(settings: Settings) -> Iterator[Case]:
+    """The K codes of image positions, and single choices."""
+    for name in settings.sizes:
+        for batch in settings.batch:
+            yield head_case(settings, name, batch)
+    for name, chosen in (("unfiltered", UNFILTERED), ("top-k and top-p", FILTERED)):
+        yield choice_case(name, chosen, num_rows=8, device=settings.device)
+
+
+def head_case(settings: Settings, name: str, batch: int) -> Case:
+    """Greedy codes, so that only the head is timed."""
+    model, is_guided = build_random_model(SIZES[name], device=settings.device), settings.sampling.guidance > 1
+    num_rows, greedy = batch * (2 if is_guided else 1), replace(settings.sampling, greedy=True)
     generator = torch.Generator().manual_seed(1)
-    hidden_RD = torch.randn(num_rows, model.config.hidden_size, generator=generator).to(device)
-    head = Heads(model, batch, replace(settings, greedy=True))
-    checks = {"greedy codes equal": torch.equal(head.ours(hidden_RD), head.upstream(hidden_RD))}
-    head, hidden_RD = Heads(model.to(dtype), batch, settings), hidden_RD.to(dtype)
+    hidden_RD = torch.randn(num_rows, model.config.hidden_size, generator=generator).to(settings.device)
+    rows_N = torch.arange(batch, device=settings.device)
+    scale_N = torch.full((batch,), greedy.guidance, device=settings.device)
+    guidance = Guidance(conditional_N=rows_N, unconditional_N=rows_N + batch, scale_N=scale_N) if is_guided else None
 
-    def repeated(way: str) -> Callable[[], object]:
-        return lambda: [getattr(head, way)(hidden_RD) for _ in range(positions_per_round)]
+    @torch.inference_mode()
+    def decode(decoder: CodeDecoder, hidden_RD: Tensor) -> Tensor:
+        return decoder.decode(hidden_RD, choose=lambda k, logits_NC: logits_NC.argmax(-1), guidance=guidance)
 
-    timings = time_interleaved(
-        {
-            "upstream": repeated("upstream"),
-            "upstream with a head cache": repeated("upstream_cached"),
-            "ours": repeated("ours"),
-        },
-        rounds=rounds,
-        device=device,
-    )
-    weight_bytes = num_parameters(model.code_head.layers, model.code_head.linear_head) * hidden_RD.element_size()
-    roofline = measure_roofline(device, dtype, num_bytes=weight_bytes)
+    @torch.inference_mode()
+    def upstream(drawing: UpstreamDrawing, hidden_RD: Tensor) -> Tensor:
+        return drawing.choose_codes(hidden_RD[:, None], batch, greedy, None)
+
+    equal = torch.equal(decode(model.code_head.decoder(), hidden_RD), upstream(UpstreamDrawing(model), hidden_RD))
+    model, hidden_RD = model.to(settings.dtype), hidden_RD.to(settings.dtype)
+    once: dict[str, Run] = {
+        GATE: partial(upstream, UpstreamDrawing(model), hidden_RD),
+        "upstream, head cache": partial(upstream, UpstreamDrawing(model, cached_head=True), hidden_RD),
+        THIS: partial(decode, model.code_head.decoder(), hidden_RD),
+    }
+    for bits in settings.quantization:
+        once[bits] = partial(decode, quantized(model, bits).code_head.decoder(), hidden_RD)
+    cost = head_cost(model, rows=num_rows)
+    facts = {"rows": num_rows, "dtype": settings.dtype_name, "weight_bytes": cost.weight_bytes / SIZES[name].codebooks}
     return Case(
         name=f"head {name}, {batch} images",
-        facts={
-            "size": name,
-            "batch": batch,
-            "rows": num_rows,
-            "positions": positions_per_round,
-            "dtype": str(dtype).removeprefix("torch."),
-            "weight_bytes": weight_bytes,
-        },
-        checks=checks,
-        timings=timings,
-        floor=head_cost(model, rows=num_rows).floor(roofline) * positions_per_round,
+        variants={name: repeated(run) for name, run in once.items()},
+        facts={"batch": batch, "positions": REPEATS, **facts},
+        checks={"greedy codes equal": equal},
+        cost=cost.times(REPEATS),
     )
 
 
-class Heads:
-    """One head, decoded in three ways."""
-
-    def __init__(self, model: MLLMForConditionalGeneration, batch: int, settings: SamplingConfig) -> None:
-        config, device = model.config, model.device
-        self.batch, self.settings = batch, settings
-        self.reference, self.cached = UpstreamDrawing(model), UpstreamDrawing(model, cached_head=True)
-        self.noise_NKC = self.reference.noise(list(range(batch)), 0)
-        self.decoder = model.code_head.decoder()
-        self.stacked = [
-            stack_settings([settings] * batch, num_choices=config.codebook_size, codebook=k, device=device)
-            for k in range(config.num_codebooks)
-        ]
-        self.guidance = None
-        if settings.guidance > 1:
-            rows_N = torch.arange(batch, device=device)
-            scale_N = torch.full((batch,), settings.guidance, device=device)
-            self.guidance = Guidance(conditional_N=rows_N, unconditional_N=rows_N + batch, scale_N=scale_N)
-
-    @torch.inference_mode()
-    def ours(self, hidden_RD: Tensor) -> Tensor:
-        def choose_next(k: int, logits_NC: Tensor) -> Tensor:
-            return choose(logits_NC, self.stacked[k], self.noise_NKC[:, k])
-
-        return self.decoder.decode(hidden_RD, choose=choose_next, guidance=self.guidance)
-
-    @torch.inference_mode()
-    def upstream(self, hidden_RD: Tensor) -> Tensor:
-        return self.reference.choose_codes(hidden_RD[:, None], self.batch, self.settings, self.noise_NKC)
-
-    @torch.inference_mode()
-    def upstream_cached(self, hidden_RD: Tensor) -> Tensor:
-        return self.cached.choose_codes(hidden_RD[:, None], self.batch, self.settings, self.noise_NKC)
+def repeated(run: Run) -> Run:
+    return lambda: [run() for _ in range(REPEATS)]
 
 
-def benchmark_choice(name: str, settings: SamplingConfig, *, num_rows: int, rounds: int, device: torch.device) -> Case:
+def choice_case(name: str, sampling: SamplingConfig, *, num_rows: int, device: torch.device) -> Case:
     """One code for each row from logits over the released codebooks."""
     generator = torch.Generator().manual_seed(2)
     logits_NC = (3 * torch.randn(num_rows, RELEASED_CODES, generator=generator)).to(device)
     rows_N = torch.arange(num_rows, device=device)
     noise_NC = gumbel(rows_N, rows_N, 0, num_choices=RELEASED_CODES)
-    stacked = stack_settings([settings] * num_rows, num_choices=RELEASED_CODES, device=device)
-    ours, upstream = choose(logits_NC, stacked, noise_NC), choose_code(logits_NC, settings, noise_NC)
+    stacked = stack_settings([sampling] * num_rows, num_choices=RELEASED_CODES, device=device)
+    equal = torch.equal(choose(logits_NC, stacked, noise_NC), choose_code(logits_NC, sampling, noise_NC))
 
-    def repeat(way: Callable[[], Tensor]) -> Callable[[], object]:
-        return lambda: [way() for _ in range(CHOICES_PER_ROUND)]
+    def with_noise() -> Tensor:
+        return choose(logits_NC, stacked, gumbel(rows_N, rows_N, 0, num_choices=RELEASED_CODES))
 
-    timings = time_interleaved(
-        {
-            "upstream": repeat(lambda: choose_code(logits_NC, settings, None)),
-            "ours": repeat(lambda: choose(logits_NC, stacked, noise_NC)),
-        },
-        rounds=rounds,
-        device=device,
-    )
     return Case(
         name=f"choice {name}, {num_rows} rows",
-        facts={"rows": num_rows, "codes": RELEASED_CODES, "top_k": settings.top_k, "top_p": settings.top_p},
-        checks={"codes equal": torch.equal(ours, upstream)},
-        timings=timings,
+        variants={GATE: repeated(lambda: choose_code(logits_NC, sampling, None)), THIS: repeated(with_noise)},
+        facts={"rows": num_rows, "codes": RELEASED_CODES, "top_k": sampling.top_k, "top_p": sampling.top_p},
+        checks={"codes equal": equal},
     )
 
+
+# ---- the image tokenizer ----
 
 TOKENIZER_CONFIGS = {"tiny": UniTokConfig.tiny, "large": UniTokConfig.large}
 LEAST_EQUAL_CODES = 0.995  # near-ties may flip
 LARGEST_PIXEL_ERROR = 1e-4
 TOKENIZER_SEED = 0
+UPSAMPLED = {"tiny": (64, 32), "large": (640, 64)}  # channels and side of the widest upsampling of each network
 
 
 def build_random_tokenizer(name: str, *, device: torch.device) -> UniTok:
@@ -427,80 +512,119 @@ def build_random_tokenizer(name: str, *, device: torch.device) -> UniTok:
         return UniTok(TOKENIZER_CONFIGS[name]()).eval().requires_grad_(False)
 
 
-def benchmark_coding(name: str, batch: int, *, rounds: int, device: torch.device) -> list[Case]:
-    """Encode and decode a batch of images of the network's own size."""
-    ours = build_random_tokenizer(name, device=device)
-    upstream = UpstreamTokenizer(ours)
-    side = ours.config.image_size
+def tokenizer_cases(settings: Settings) -> Iterator[Case]:
+    """Images to codes and back, and the two layers that were rewritten."""
+    for name in settings.sizes:
+        for batch in settings.batch:
+            yield from coding_cases(settings, name, batch)
+        yield upsampling_case(*UPSAMPLED[name], device=settings.device)
+    yield from (lookup_case(batch, device=settings.device) for batch in settings.batch)
+
+
+def coding_cases(settings: Settings, name: str, batch: int) -> Iterator[Case]:
+    """Encode and decode a batch of images of the network's own size; bfloat16 where the machine has it."""
+    ours = build_random_tokenizer(name, device=settings.device)
+    upstream, half = UpstreamTokenizer(ours), copy.deepcopy(ours).for_inference(torch.bfloat16)
+    half.encoder.bfloat16()
+    ours.for_inference()
+    side, is_fast = ours.config.image_size, fast_dtype(settings.device) == torch.bfloat16
     generator = torch.Generator().manual_seed(1)
-    pixels_B3HW = (torch.rand(batch, 3, side, side, generator=generator) * 2 - 1).to(device)
+    pixels_B3HW = (torch.rand(batch, 3, side, side, generator=generator) * 2 - 1).to(settings.device)
     codes_BKN, grid = ours.encode(pixels_B3HW), ours.grid_of(pixels_B3HW)
-    share = float((codes_BKN == upstream.encode(pixels_B3HW)).float().mean())
+    facts = {"batch": batch, "image_size": side, "dtype": "float32"}
+    agreement = compare_number_formats(half, pixels_B3HW, codes_BKN, ours.decode(codes_BKN)) if batch == 1 else {}
+    share = share_equal(codes_BKN, upstream.encode(pixels_B3HW))
     error = float((ours.decode(codes_BKN) - upstream.decode(codes_BKN, grid=grid)).abs().max())
-    facts = {"size": name, "batch": batch, "image_size": side, "dtype": "float32"}
-    encoding = time_interleaved(
-        {"upstream": lambda: upstream.encode(pixels_B3HW), "ours": lambda: ours.encode(pixels_B3HW)},
-        rounds=rounds,
-        device=device,
-    )
-    decoding = time_interleaved(
-        {"upstream": lambda: upstream.decode(codes_BKN, grid=grid), "ours": lambda: ours.decode(codes_BKN, grid=grid)},
-        rounds=rounds,
-        device=device,
-    )
-    return [
-        Case(
-            name=f"encode {name}, {batch} images",
-            facts={**facts, "equal_codes": share},
-            checks={"codes equal but for near-ties": share >= LEAST_EQUAL_CODES},
-            timings=encoding,
-        ),
-        Case(
-            name=f"decode {name}, {batch} images",
-            facts={**facts, "largest_error": error},
-            checks={"pixels equal": error <= LARGEST_PIXEL_ERROR},
-            timings=decoding,
-        ),
-    ]
+    where = {"size": name, "batch": batch, "device": settings.where}
+    calls: dict[str, tuple[Run, Run]] = {
+        "encode": (lambda: upstream.encode(pixels_B3HW), lambda: half.encode(pixels_B3HW)),
+        "decode": (lambda: upstream.decode(codes_BKN, grid=grid), lambda: half.decode(codes_BKN)),
+    }
+    checks = {"encode": {"codes equal but for near-ties": share >= LEAST_EQUAL_CODES}}
+    checks["decode"] = {"pixels equal": error <= LARGEST_PIXEL_ERROR}
+    for way, (plain, in_half) in calls.items():
+        variants = {GATE: plain, **settings.both("tokenizer", way=way, **where)}
+        if is_fast:
+            variants["bfloat16"] = in_half
+        found = {**facts, **agreement, "equal_codes": share, "largest_error": error}
+        yield Case(name=f"{way} {name}, {batch} images", variants=variants, facts=found, checks=checks[way], gate=GATE)
 
 
-def benchmark_lookup(batch: int, *, rounds: int, device: torch.device) -> Case:
+def compare_number_formats(
+    half: UniTok, pixels_B3HW: Tensor, codes_BKN: Tensor, decoded_B3HW: Tensor
+) -> dict[str, float]:
+    """How well bfloat16 agrees with float32: the share of equal codes, and the error of pixels in [-1, 1]."""
+    error = half.decode(codes_BKN) - decoded_B3HW
+    return {
+        "bfloat16_equal_codes": share_equal(half.encode(pixels_B3HW), codes_BKN),
+        "bfloat16_mean_error": float(error.abs().mean()),
+        "bfloat16_largest_error": float(error.abs().max()),
+    }
+
+
+def share_equal(codes: Tensor, others: Tensor) -> float:
+    return float((codes == others).float().mean())
+
+
+def lookup_case(batch: int, *, device: torch.device) -> Case:
     """The nearest entries for `batch` images, in codebooks of the released size."""
     config = UniTokConfig.large()
     torch.manual_seed(TOKENIZER_SEED)
     quantizer = MultiCodebookQuantizer(config.num_codebooks, config.codebook_size, config.code_width)
     torch.nn.init.normal_(quantizer.codebooks)
     quantizer = quantizer.requires_grad_(False).to(device)
+    quantizer.ready_entries = quantizer.unit_entries()
     features_BNZ = torch.randn(batch, config.positions_per_image, config.vector_width).to(device)
-    upstream_codes_BKN = upstream_nearest(quantizer, features_BNZ)
+    ways = {
+        GATE: lambda: upstream_nearest(quantizer, features_BNZ),
+        THIS: lambda: quantizer.quantize(features_BNZ),
+    }
     return Case(
         name=f"look up {config.num_codebooks} x {config.codebook_size}, {batch} images",
+        variants=ways,
         facts={"batch": batch, "codebooks": config.num_codebooks, "codebook_size": config.codebook_size},
-        checks={"codes equal": torch.equal(quantizer.quantize(features_BNZ), upstream_codes_BKN)},
-        timings=time_interleaved(
-            {
-                "upstream": lambda: upstream_nearest(quantizer, features_BNZ),
-                "ours": lambda: quantizer.quantize(features_BNZ),
-            },
-            rounds=rounds,
-            device=device,
-        ),
+        checks={"codes equal": torch.equal(ways[GATE](), ways[THIS]())},
     )
 
 
 @torch.inference_mode()
-def benchmark_upsampling(channels: int, side: int, *, rounds: int, device: torch.device) -> Case:
+def upsampling_case(channels: int, side: int, *, device: torch.device) -> Case:
     """Twice the resolution, then a convolution."""
     torch.manual_seed(TOKENIZER_SEED)
-    ours = Upsample(channels, channels).to(device)
-    plain = NearestUpsample(ours.conv)
+    layer = Upsample(channels, channels).requires_grad_(False).to(device)
+    ours, plain = FoldedUpsample(layer), NearestUpsample(layer.conv)
     hidden_BCHW = torch.randn(1, channels, side, side).to(device, memory_format=torch.channels_last)
     error = float((ours(hidden_BCHW) - plain(hidden_BCHW)).abs().max())
     return Case(
         name=f"upsample {channels} channels, {side} to {2 * side}",
+        variants={GATE: lambda: plain(hidden_BCHW), THIS: lambda: ours(hidden_BCHW)},
         facts={"channels": channels, "side": side, "largest_error": error},
         checks={"values equal": error <= LARGEST_PIXEL_ERROR},
-        timings=time_interleaved(
-            {"upstream": lambda: plain(hidden_BCHW), "ours": lambda: ours(hidden_BCHW)}, rounds=rounds, device=device
-        ),
     )
+
+
+# ---- loading and starting ----
+
+
+def load_cases(settings: Settings) -> Iterator[Case]:
+    """A model folder until it can be used."""
+    yield Case(name="load", variants=settings.both("load", model=settings.model, device=settings.where), gate="before")
+
+
+def start_cases(settings: Settings) -> Iterator[Case]:
+    """Commands as processes of their own, processor time of all their threads."""
+    with tempfile.TemporaryDirectory() as folder:
+        draw = ["draw", "a red circle", "--seed", "1", "-o", str(Path(folder) / "circle.png")]
+        for name, words in {"mllm --version": ["--version"], "mllm draw": draw}.items():
+            yield Case(name=name, variants=settings.both("start", words=words), gate="before", warm_ups=1)
+
+
+CASES: dict[str, Callable[[Settings], Iterator[Case]]] = {
+    "draw": draw_cases,
+    "edit": edit_cases,
+    "ask": ask_cases,
+    "head": head_cases,
+    "tokenizer": tokenizer_cases,
+    "load": load_cases,
+    "start": start_cases,
+}

@@ -1,7 +1,9 @@
-"""Time several ways of doing one thing side by side: warmed up, interleaved, in an order that flips every round.
+"""Time several ways of doing one thing side by side, and report them beside what the machine could do.
 
-In: functions by name. Out: seconds per round of each. On a CPU the process's own seconds count, so that neighbours on
-the machine disturb little; on a GPU events around the whole call. Absolute times move with the machine, ratios hold.
+In: cases, each with variants by name. Out: seconds per round of each, ratios, and a lower bound (roofline) from rates
+that are measured in the same run. Variants are warmed up and interleaved, in an order that flips every round. On a CPU
+the processor time of the process counts, so that neighbours on the machine disturb little; on a GPU events around the
+whole call. Absolute times move with the machine, ratios hold: they are of medians.
 """
 
 from __future__ import annotations
@@ -10,126 +12,100 @@ import platform
 import resource
 import statistics
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 
+from mllm.benchmark.work import Remote, Run, seconds_of
 from mllm.files import TOOLKIT, version_of
 
+THIS = "this version"
+"""The variant that the others are compared with."""
 WARM_UPS = 2
+CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
+PRODUCT_SIDE = {"cpu": 1024, "cuda": 8192}
+LARGE_READ = 2**28  # bytes: larger than the caches
+RATE_ROUNDS = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Timing:
-    """Seconds of every round."""
+class Cost:
+    """What a piece of work reads and computes, with every weight read once per use."""
 
-    rounds: tuple[float, ...]
+    weight_bytes: float
+    cache_bytes: float
+    flops: float
 
-    @property
-    def least(self) -> float:
-        return min(self.rounds)
-
-    @property
-    def median(self) -> float:
-        return statistics.median(self.rounds)
-
-
-def time_interleaved(
-    variants: Mapping[str, Callable[[], object]], *, rounds: int, device: torch.device
-) -> dict[str, Timing]:
-    """Run each variant once per round, forwards and backwards in turn, after `WARM_UPS` rounds that do not count."""
-    measure = seconds_on_gpu if device.type == "cuda" else seconds_of_process
-    seconds: dict[str, list[float]] = {name: [] for name in variants}
-    for number in range(WARM_UPS + rounds):
-        order = list(variants) if number % 2 == 0 else list(variants)[::-1]
-        for name in order:
-            taken = measure(variants[name])
-            if number >= WARM_UPS:
-                seconds[name].append(taken)
-    return {name: Timing(tuple(taken)) for name, taken in seconds.items()}
-
-
-def seconds_of_process(work: Callable[[], object]) -> float:
-    start = time.process_time()
-    work()
-    return time.process_time() - start
-
-
-def seconds_on_gpu(work: Callable[[], object]) -> float:
-    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    begin.record()
-    work()
-    end.record()
-    torch.cuda.synchronize()
-    return begin.elapsed_time(end) / 1000
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Case:
-    """One thing, timed in several ways."""
-
-    name: str
-    facts: dict[str, Any]  # sizes and settings
-    checks: dict[str, bool]  # equalities that were shown before anything was timed
-    timings: dict[str, Timing]  # "ours" among them
-    gate: str | None = None  # the variant that "ours" is asked to beat, if any
-    floor: float | None = None  # seconds that the machine's memory and arithmetic need at least
-
-    def speed_up(self, variant: str) -> float:
-        """How many times longer the variant takes than ours, by the least of the rounds."""
-        return self.timings[variant].least / self.timings["ours"].least
-
-    def median_speed_up(self, variant: str) -> float:
-        return self.timings[variant].median / self.timings["ours"].median
-
-
-# The machine under a measurement: what it is, what else ran on it, and how fast its memory and arithmetic are.
-#
-# In: a device. Out: names and versions, and a roofline measured in the same run. Reads /proc where there is one.
-
-
-CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
-PRODUCT_SIDE = {"cpu": 1024, "cuda": 8192}
-LARGE_COPY = 2**28  # bytes: larger than the caches
-ROUNDS = 5
+    def times(self, count: float) -> Cost:
+        return Cost(count * self.weight_bytes, count * self.cache_bytes, count * self.flops)
 
 
 @dataclass(frozen=True, slots=True)
 class Roofline:
     """Rates of this machine, measured beside what is compared with them."""
 
-    copied_bytes_per_second: float  # read and written bytes together
+    read_bytes_per_second: float
     flops_per_second: float  # of a large matrix product
 
-    def floor(self, *, num_bytes: float, flops: float) -> float:
-        """Seconds below which moving these bytes and computing these operations cannot come."""
-        return max(num_bytes / self.copied_bytes_per_second, flops / self.flops_per_second)
+    def floor(self, cost: Cost) -> float:
+        """Seconds below which reading these bytes and computing these operations cannot come."""
+        num_bytes = cost.weight_bytes + cost.cache_bytes
+        return max(num_bytes / self.read_bytes_per_second, cost.flops / self.flops_per_second)
 
 
-def measure_roofline(device: torch.device, dtype: torch.dtype, *, num_bytes: int = LARGE_COPY) -> Roofline:
-    """Copy a buffer of this many bytes, and multiply two square matrices.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Case:
+    """One thing, done in several ways."""
+
+    name: str
+    variants: dict[str, Run | Remote]  # THIS among them
+    facts: dict[str, Any] = field(default_factory=dict)  # sizes and settings
+    checks: dict[str, bool] = field(default_factory=dict)  # equalities that were shown before anything is timed
+    gate: str | None = None  # the variant that THIS is asked to beat, if any
+    cost: Cost | None = None  # of THIS, for the roofline
+    warm_ups: int = WARM_UPS
+
+
+def time_interleaved(
+    variants: Mapping[str, Run | Remote], *, rounds: int, device: torch.device, warm_ups: int = WARM_UPS
+) -> dict[str, list[float]]:
+    """Run each variant once per round, forwards and backwards in turn, after rounds that do not count."""
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for number in range(warm_ups + rounds):
+        for name in list(variants)[:: 1 if number % 2 == 0 else -1]:
+            variant = variants[name]
+            is_remote = isinstance(variant, Remote)
+            taken = variant.seconds() if is_remote else seconds_of(variant, on_gpu=device.type == "cuda")
+            if number >= warm_ups:
+                seconds[name].append(taken)
+    return seconds
+
+
+def measure_roofline(device: torch.device, dtype: torch.dtype, *, num_bytes: float = LARGE_READ) -> Roofline:
+    """Read a buffer of this many bytes, and multiply two square matrices.
 
     Args:
         num_bytes: as large as the weights that are compared: small models stay in a cache, which is faster.
     """
-    source = torch.ones(max(num_bytes, 2**16) // 4, dtype=torch.float32, device=device)
-    target, side = torch.empty_like(source), PRODUCT_SIDE.get(device.type, 1024)
-    left, repeats = torch.ones(side, side, dtype=dtype, device=device), max(1, LARGE_COPY // 4 // source.nbytes)
-
-    def copy() -> None:
-        for _ in range(repeats):
-            target.copy_(source)
-
-    timings = time_interleaved({"copy": copy, "product": lambda: left @ left}, rounds=ROUNDS, device=device)
+    source = torch.ones(max(int(num_bytes), 2**16) // 4, dtype=torch.float32, device=device)
+    side = PRODUCT_SIDE.get(device.type, 1024)
+    left, repeats = torch.ones(side, side, dtype=dtype, device=device), max(1, LARGE_READ // 4 // source.nbytes)
+    ways: dict[str, Run | Remote] = {
+        "read": lambda: [source.sum() for _ in range(repeats)],
+        "product": lambda: left @ left,
+    }
+    seconds = time_interleaved(ways, rounds=RATE_ROUNDS, device=device)
     return Roofline(
-        copied_bytes_per_second=2 * source.nbytes * repeats / timings["copy"].least,
-        flops_per_second=2 * side**3 / timings["product"].least,
+        read_bytes_per_second=source.nbytes * repeats / min(seconds["read"]),
+        flops_per_second=2 * side**3 / min(seconds["product"]),
     )
+
+
+# ---- the machine, and what else ran on it ----
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
@@ -155,8 +131,7 @@ def read_cpu() -> dict[str, str]:
     """The first processor in /proc/cpuinfo; empty where there is none."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text().split("\n\n")[0].splitlines() if path.is_file() else []
-    pairs = (line.partition(":") for line in lines)
-    return {name.strip(): value.strip() for name, _, value in pairs}
+    return {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
 
 
 def busy_seconds() -> float:
@@ -182,25 +157,21 @@ def peak_memory(device: torch.device) -> int:
     return peak if sys.platform == "darwin" else peak * 1024  # kilobytes elsewhere
 
 
-# What a benchmark found, as a table for a person and as JSON for a file.
-#
-# In: cases. Out: text, and a dictionary of plain values. Every ratio is of two times taken side by side: the least of
-# the rounds of each; that of the medians stands beside it in the file.
+# ---- the report: plain values, a table, and complaints ----
 
 
-OURS = "ours"
-
-
-def run_benchmark(cases: Callable[[], Iterator[Case]], *, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-    """Measure the machine, then all cases; everything that was found."""
+def run_benchmark(
+    cases: Iterable[Case], *, rounds: int, device: torch.device, dtype: torch.dtype = torch.float32
+) -> dict[str, Any]:
+    """Measure the machine, then all cases one by one; everything that was found."""
     busy, own = busy_seconds(), own_seconds()
     roofline = measure_roofline(device, dtype)
-    found = [describe_case(case) for case in cases()]
+    found = [measure_case(case, rounds=rounds, device=device, dtype=dtype) for case in cases]
     foreign = max(0.0, busy_seconds() - busy - (own_seconds() - own))
     return {
         "version": version_of(TOOLKIT),
         "machine": describe_machine(device),
-        "copied_bytes_per_second": roofline.copied_bytes_per_second,
+        "read_bytes_per_second": roofline.read_bytes_per_second,
         "flops_per_second": roofline.flops_per_second,
         "own_seconds": own_seconds() - own,
         "foreign_seconds": foreign,
@@ -209,21 +180,24 @@ def run_benchmark(cases: Callable[[], Iterator[Case]], *, device: torch.device, 
     }
 
 
-def describe_case(case: Case) -> dict[str, Any]:
-    """One case as plain values."""
+def measure_case(case: Case, *, rounds: int, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    """Time one case; what was found, as plain values."""
+    seconds = time_interleaved(case.variants, rounds=rounds, device=device, warm_ups=case.warm_ups)
+    medians = {name: statistics.median(taken) for name, taken in seconds.items()}
+    floor = None
+    if case.cost is not None:
+        floor = measure_roofline(device, dtype, num_bytes=case.facts["weight_bytes"]).floor(case.cost)
     return {
         "name": case.name,
         "facts": case.facts,
         "checks": case.checks,
         "seconds": {
-            name: {"least": timing.least, "median": timing.median, "rounds": list(timing.rounds)}
-            for name, timing in case.timings.items()
+            name: {"min": min(taken), "median": medians[name], "rounds": taken} for name, taken in seconds.items()
         },
-        "times_ours": {name: case.speed_up(name) for name in case.timings},
-        "median_times_ours": {name: case.median_speed_up(name) for name in case.timings},
+        "ratios": {name: median / medians[THIS] for name, median in medians.items()},
         "gate": case.gate,
-        "floor_seconds": case.floor,
-        "share_of_floor": None if case.floor is None else case.floor / case.timings[OURS].least,
+        "roofline_seconds": floor,
+        "share_of_roofline": None if floor is None else floor / medians[THIS],
     }
 
 
@@ -233,22 +207,19 @@ def as_table(report: dict[str, Any]) -> str:
     lines = [
         f"{machine['cpu']}, {machine['threads']} thread(s), {machine['device']}; torch {machine['torch']}, "
         f"transformers {machine['transformers']}, mllm {report['version']}",
-        f"copies {report['copied_bytes_per_second'] / 1e9:.1f} GB/s, multiplies {report['flops_per_second'] / 1e9:.0f} "
+        f"reads {report['read_bytes_per_second'] / 1e9:.1f} GB/s, multiplies {report['flops_per_second'] / 1e9:.0f} "
         f"GFLOP/s; peak memory {report['peak_memory_bytes'] / 2**20:.0f} MiB; others used "
         f"{report['foreign_seconds']:.0f} s of processor time beside our {report['own_seconds']:.0f} s",
     ]
     for case in report["cases"]:
-        lines += ["", case["name"], f"  {'':<30}{'least ms':>10}{'median ms':>11}{'x ours':>9}"]
+        lines += ["", case["name"], f"  {'':<30}{'min ms':>10}{'median ms':>11}{'ratio':>9}"]
         for name, seconds in case["seconds"].items():
             lines.append(
-                f"  {name:<30}{seconds['least'] * 1e3:>10.1f}{seconds['median'] * 1e3:>11.1f}"
-                f"{case['times_ours'][name]:>9.2f}"
+                f"  {name:<30}{seconds['min'] * 1e3:>10.1f}{seconds['median'] * 1e3:>11.1f}{case['ratios'][name]:>9.2f}"
             )
-        if case["floor_seconds"] is not None:
-            lines.append(
-                f"  {'floor of this machine':<30}{case['floor_seconds'] * 1e3:>10.2f}{'':>11}"
-                f"{case['share_of_floor']:>9.3f}"
-            )
+        if case["roofline_seconds"] is not None:
+            share = case["share_of_roofline"]
+            lines.append(f"  {'roofline':<30}{case['roofline_seconds'] * 1e3:>10.2f}{'':>11}{share:>9.3f}")
         lines += [f"  {name}: {'yes' if holds else 'NO'}" for name, holds in case["checks"].items()]
     return "\n".join(lines)
 
@@ -258,8 +229,8 @@ def complaints(report: dict[str, Any], *, least_speed_up: float | None) -> list[
     found = []
     for case in report["cases"]:
         found += [f"{case['name']}: not so: {name}" for name, holds in case["checks"].items() if not holds]
-        if least_speed_up is not None and case["gate"] is not None:
-            speed_up = case["times_ours"][case["gate"]]
+        if least_speed_up is not None and case["gate"] in case["ratios"]:
+            speed_up = case["ratios"][case["gate"]]
             if speed_up < least_speed_up:
                 found.append(f"{case['name']}: {speed_up:.2f} times as fast as {case['gate']}, below {least_speed_up}")
     return found

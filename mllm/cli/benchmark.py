@@ -6,135 +6,136 @@ import importlib
 import sys
 from argparse import Namespace
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from mllm.cli.main import DTYPE_NAMES, Option, command, json_option, option, positive_count
+from mllm.cli.main import DTYPE_NAMES, Option, command, file_in_existing_folder, json_option, option, positive_count
 
-MODEL_SIZES = ("XXS", "XS", "S", "M", "L", "head-7b", "7b")
+MODEL_SIZES = ("bundled", "XXS", "XS", "S", "M", "L", "head-7b", "7b")
+GROWING = ("positions", "resolution", "codebooks", "context", "batch", "images")
 
-
-def benchmark_options(sizes: tuple[str, ...], default: list[str], *, samples: bool) -> list[Option]:
-    """Options of `mllm benchmark`; `samples`: it samples codes."""
-    options = [
-        option("--sizes", nargs="+", choices=sizes, default=default, metavar="SIZE", help=", ".join(sizes)),
-        option("--batch", nargs="+", type=positive_count, default=[1, 4], metavar="N", help="images at once (1 and 4)"),
-        option("--rounds", type=positive_count, default=3, help="timed rounds of each (default: 3)"),
-        option("--threads", type=positive_count, default=1, help="CPU threads (default: 1)"),
-        option("--device", help="where to compute (default: a GPU if there is one)"),
-        json_option("figures"),
-    ]
-    if samples:
-        options += [
-            option("--dtype", choices=DTYPE_NAMES, default="float32", help="of the timed model"),
-            option("--guidance", type=float, default=7.0, help="1 turns it off (default: 7, upstream's scripts)"),
-            option("--top-k", type=positive_count, metavar="K", help="filter (default: off, as upstream)"),
-            option("--top-p", type=float, default=1.0, metavar="P", help="filter (default: off, as upstream)"),
-        ]
-    return options
-
-
-@command(
-    "benchmark draw",
-    "Time whole images, up to their codes, next to upstream's algorithm.",
-    "--sizes XS S --require 1.6",
-    *benchmark_options(MODEL_SIZES, ["XS", "S"], samples=True),
-    option("--require", type=float, metavar="X", help="fail if ours is less than X times as fast as upstream's"),
-)
-def benchmark_draw(options: Namespace) -> int:
-    from mllm.benchmark.cases import benchmark_drawing
-    from mllm.sampling import SamplingConfig
-
-    settings = SamplingConfig(guidance=options.guidance, top_k=options.top_k, top_p=options.top_p)
-    return measure(
-        options,
-        lambda **where: (
-            benchmark_drawing(size, batch, settings=settings, rounds=options.rounds, **where)
-            for size in options.sizes
-            for batch in options.batch
-        ),
-    )
-
-
-@command(
-    "benchmark head",
-    "Time the codes of one position, and the choice of a code.",
-    "--sizes S",
-    *benchmark_options(MODEL_SIZES, ["XS", "S"], samples=True),
-)
-def benchmark_head_command(options: Namespace) -> int:
-    from mllm.benchmark.cases import FILTERED, UNFILTERED, benchmark_choice, benchmark_head
-    from mllm.sampling import SamplingConfig
-
-    settings = SamplingConfig(guidance=options.guidance, top_k=options.top_k, top_p=options.top_p)
-
-    def cases(**where: Any) -> Any:
-        for size in options.sizes:
-            for batch in options.batch:
-                yield benchmark_head(size, batch, settings=settings, rounds=options.rounds, **where)
-        for name, chosen in (("unfiltered", UNFILTERED), ("top-k and top-p", FILTERED)):
-            yield benchmark_choice(name, chosen, num_rows=8, rounds=options.rounds, device=where["device"])
-
-    return measure(options, cases)
-
-
-@command(
-    "benchmark tokenizer",
-    "Time images to codes and back.",
-    "--sizes tiny --batch 4",
-    *benchmark_options(("tiny", "large"), ["tiny"], samples=False),
-)
-def benchmark_tokenizer(options: Namespace) -> int:
-    from mllm.benchmark.cases import benchmark_coding, benchmark_lookup, benchmark_upsampling
-
-    upsampled = {"tiny": (64, 32), "large": (640, 64)}  # channels and side of the widest upsampling of each network
-
-    def cases(device: Any, dtype: Any) -> Any:
-        for size in options.sizes:
-            for batch in options.batch:
-                yield from benchmark_coding(size, batch, rounds=options.rounds, device=device)
-            yield benchmark_upsampling(*upsampled[size], rounds=options.rounds, device=device)
-        for batch in options.batch:
-            yield benchmark_lookup(batch, rounds=options.rounds, device=device)
-
-    return measure(options, cases)
-
-
-@command(
-    "benchmark training",
-    "Time training on packed rows next to padded ones, on the same samples.",
-    "--samples 24 --length 640",
-    option("--model", metavar="FOLDER", help="model folder (default: the bundled model)"),
-    option("--samples", type=positive_count, default=48, metavar="N", help="how many (default: 48)"),
-    option("--length", type=positive_count, default=320, help="positions of a packed row (default: 320)"),
-    option("--rows", type=positive_count, default=4, help="rows of a batch (default: 4)"),
-    option("--rounds", type=positive_count, default=3, help="timed rounds of each way (default: 3)"),
+COMMON = [
+    option("--before", metavar="COMMIT", help="also time the code of this commit, from a worktree, in the same run"),
+    option("--rounds", type=positive_count, default=5, help="timed rounds of each (default: 5)"),
     option("--threads", type=positive_count, default=1, help="CPU threads (default: 1)"),
     option("--device", help="where to compute (default: a GPU if there is one)"),
+    option("--require", type=float, metavar="X", help="fail if less than X times as fast as upstream, or as before"),
     json_option("figures"),
-)
-def benchmark_training(options: Namespace) -> None:
-    importlib.import_module("train.benchmark_training").benchmark_training(options)  # `train` is above `mllm`
+]
+MODEL = option("--model", metavar="FOLDER", help="model folder (default: the bundled model)")
+COMPILED = option("--compiled", action="store_true", help="also time compiled steps")
+BITS = option("--quantization", nargs="+", choices=("int8", "int4"), default=[], help="also time fewer bits")
+SAMPLING = [
+    option("--dtype", choices=DTYPE_NAMES, default="float32", help="of the timed model of random weights"),
+    option("--guidance", type=float, default=7.0, help="1 turns it off (default: 7, upstream's scripts)"),
+    option("--top-k", type=positive_count, metavar="K", help="filter (default: off, as upstream)"),
+    option("--top-p", type=float, default=1.0, metavar="P", help="filter (default: off, as upstream)"),
+]
+GROWTH = [
+    option("--growth", nargs="+", choices=GROWING, metavar="SIZE", help=f"vary instead: {', '.join(GROWING)}"),
+    option("--plot", type=file_in_existing_folder, metavar="FILE", help="plot growth and the cost model (matplotlib)"),
+]
 
 
-def measure(options: Namespace, cases: Callable[..., Any]) -> int:
-    """Measure, print a table, write the file; 1 where codes differ or the required speed is not reached."""
+def sized(known: tuple[str, ...], *default: str) -> list[Option]:
+    """Options for sizes and batches."""
+    return [
+        option("--sizes", nargs="+", choices=known, default=[*default], metavar="SIZE", help=", ".join(known)),
+        option("--batch", nargs="+", type=positive_count, default=[1, 4], metavar="N", help="images at once (1 and 4)"),
+    ]
+
+
+SUBCOMMANDS: dict[str, tuple[str, str, list[Option]]] = {
+    "draw": (
+        "Time whole images next to upstream's algorithm.",
+        "--sizes XS S --require 1.6",
+        [*sized(MODEL_SIZES, "bundled", "XS", "S"), MODEL, *SAMPLING, BITS, COMPILED, *GROWTH, *COMMON],
+    ),
+    "edit": ("Time a changed image.", "--before HEAD~1", [MODEL, *COMMON]),
+    "ask": (
+        "Time answers, and text next to transformers' generate.",
+        "--sizes S --batch 1",
+        [*sized(MODEL_SIZES[1:], "S"), MODEL, SAMPLING[0], *COMMON],
+    ),
+    "head": (
+        "Time the codes of one position, and the choice of a code.",
+        "--sizes S",
+        [*sized(MODEL_SIZES[1:], "XS", "S"), *SAMPLING, BITS, *COMMON],
+    ),
+    "tokenizer": (
+        "Time images to codes and back.",
+        "--sizes tiny --batch 4",
+        [*sized(("tiny", "large"), "tiny"), *COMMON],
+    ),
+    "load": ("Time loading a model.", "--before HEAD~1", [MODEL, *COMMON]),
+    "start": ("Time commands from their start to their end.", "--before HEAD~1", COMMON),
+    "training": (
+        "Time training on packed rows next to padded ones, on the same samples.",
+        "--samples 24 --length 640",
+        [
+            MODEL,
+            option("--samples", type=positive_count, default=48, metavar="N", help="how many (default: 48)"),
+            option("--length", type=positive_count, default=320, help="positions of a packed row (default: 320)"),
+            option("--rows", type=positive_count, default=4, help="rows of a batch (default: 4)"),
+            *COMMON,
+        ],
+    ),
+}
+
+
+def register(what: str) -> None:
+    summary, example, options = SUBCOMMANDS[what]
+    command(f"benchmark {what}", summary, example, *options)(lambda words: benchmark(what, words))
+
+
+for name in SUBCOMMANDS:
+    register(name)
+
+
+def benchmark(what: str, words: Namespace) -> int:
+    """Measure, print a table, write files; 1 where results differ or the required speed is not reached."""
     import torch
 
+    from mllm.benchmark.cases import CASES, Settings
     from mllm.benchmark.measure import as_table, complaints, run_benchmark
+    from mllm.benchmark.work import Before
     from mllm.checkpoint import DTYPES, choose_device
     from mllm.files import write_json
+    from mllm.sampling import SamplingConfig
 
-    device, dtype = choose_device(options.device), DTYPES[getattr(options, "dtype", "float32")]
+    given = {name: value for name, value in vars(words).items() if name in ("sizes", "batch", "model", "quantization")}
+    device, dtype = choose_device(words.device), DTYPES[getattr(words, "dtype", "float32")]
+    if "guidance" in words:
+        given["sampling"] = SamplingConfig(guidance=words.guidance, top_k=words.top_k, top_p=words.top_p)
+    cases: Callable[..., Any] = CASES.get(what)
+    if what == "training":  # `train` is above `mllm`
+        cases = importlib.import_module("train.benchmark_training").training_cases(words)
+    growth = getattr(words, "growth", None)
+    if growth:
+        from mllm.benchmark.growth import fit_costs, growth_cases, plot_growth
+
+        cases = lambda settings: growth_cases(settings, growth)  # noqa: E731
     num_threads = torch.get_num_threads()
-    torch.set_num_threads(options.threads)
+    torch.set_num_threads(words.threads)
+    before = Before(words.before, threads=words.threads) if words.before else None
     try:
-        report = run_benchmark(lambda: cases(device=device, dtype=dtype), device=device, dtype=dtype)
+        compiled = getattr(words, "compiled", False)
+        settings = Settings(**given, compiled=compiled, before=before, device=device, dtype=dtype)
+        report = run_benchmark(cases(settings), rounds=words.rounds, device=device, dtype=dtype)
     finally:
         torch.set_num_threads(num_threads)
+        if before is not None:
+            before.close()
     print(as_table(report))
-    if options.json:
-        write_json(options.json, report)
-    problems = complaints(report, least_speed_up=getattr(options, "require", None))
+    if growth:
+        report["fit"] = fit_costs(report)
+        print(f"\ncost model, off by {report['fit']['mean_relative_error']:.0%} on average:")
+        print("\n".join(f"  {seconds:.2e} s per {cost}" for cost, seconds in report["fit"]["seconds_per"].items()))
+        if words.plot:
+            plot_growth(report, Path(words.plot))
+    if words.json:
+        write_json(words.json, report)
+    problems = complaints(report, least_speed_up=words.require)
     for problem in problems:
         print(f"mllm benchmark: {problem}", file=sys.stderr)
     return bool(problems)

@@ -1,98 +1,187 @@
-"""Timing, the machine's rates, and what a report says of them."""
+"""`mllm benchmark` on tiny sizes: timing, the report, what is compared, and what is refused. No time is asserted."""
 
 from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
 
 import pytest
 import torch
 
 from mllm.benchmark.cases import SIZES, Follower, build_random_model, head_cost, num_parameters, position_cost
+from mllm.benchmark.growth import COSTS, fit_costs
 from mllm.benchmark.measure import (
+    THIS,
     WARM_UPS,
     Case,
+    Cost,
     Roofline,
-    Timing,
     as_table,
     busy_seconds,
     complaints,
-    describe_case,
-    describe_machine,
+    measure_case,
     measure_roofline,
     own_seconds,
     peak_memory,
+    run_benchmark,
     time_interleaved,
 )
+from mllm.benchmark.work import WORK, Before
+from mllm.cli.main import main
 from mllm.sampling import SamplingConfig
 
 CPU = torch.device("cpu")
+ROOT = Path(__file__).resolve().parents[3]
+DRAWN = {"upstream", "upstream, head cache", THIS, "prefix context"}
+TEXTS = {THIS, "transformers, dynamic", "transformers, static"}
+RUNS: dict[str, tuple[str, dict[str, set[str]]]] = {
+    "draw": (
+        "--sizes XXS --batch 1 2 --quantization int8",
+        {f"draw XXS, batch {batch}": DRAWN | {"int8"} for batch in (1, 2)},
+    ),
+    "ask": (
+        "--sizes XXS --batch 3",
+        {"ask about one image": {THIS, f"{THIS}, two questions"}, "text XXS, batch 3": TEXTS},
+    ),
+    "head": (
+        "--sizes XXS --batch 3 --guidance 1",
+        {"head XXS, 3 images": DRAWN - {"prefix context"}}
+        | {f"choice {name}, 8 rows": {"upstream", THIS} for name in ("unfiltered", "top-k and top-p")},
+    ),
+    "tokenizer": (
+        "--batch 1",
+        {
+            name: {"upstream", THIS}
+            for name in (
+                "encode tiny, 1 images",
+                "decode tiny, 1 images",
+                "upsample 64 channels, 32 to 64",
+                "look up 8 x 4096, 1 images",
+            )
+        },
+    ),
+    "load": ("", {"load": {THIS}}),
+}
+
+
+def test_every_benchmark_compares_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "figures.json"
+    for what, (words, expected) in RUNS.items():
+        options = [*words.split(), "--rounds", "1", "--device", "cpu", "--json", str(path)]
+        assert main(["benchmark", what, *options]) == 0, what
+        printed, report = capsys.readouterr().out, json.loads(path.read_text())
+        assert report["machine"]["threads"] == 1 and report["read_bytes_per_second"] > 0
+        assert {case["name"]: set(case["seconds"]) - {"bfloat16"} for case in report["cases"]} == expected
+        for case in report["cases"]:
+            assert case["name"] in printed and all(case["checks"].values()) and case["ratios"][THIS] == 1
+            assert case["checks"] or what in ("ask", "load")
+            assert case["roofline_seconds"] is None or 0 < case["share_of_roofline"]
+
+
+def test_half_precision_is_timed_after_equality_in_float32_and_a_missed_speed_is_an_exit_code(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = ["benchmark", "draw", "--sizes", "XXS", "--batch", "1", "--rounds", "1", "--device", "cpu"]
+    assert main([*words, "--dtype", "bfloat16", "--require", "10000"]) == 1
+    captured = capsys.readouterr()
+    assert "greedy codes equal: yes" in captured.out
+    assert "times as fast as upstream, below 10000" in captured.err
+
+
+def test_growth_is_fitted_and_plotted(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    words = ["--sizes", "XXS", "--growth", "codebooks", "images", "--rounds", "1", "--device", "cpu"]
+    files = ["--plot", str(tmp_path / "growth.png"), "--json", str(tmp_path / "growth.json")]
+    assert main(["benchmark", "draw", *words, *files]) == 0
+    report = json.loads((tmp_path / "growth.json").read_text())
+    assert (tmp_path / "growth.png").stat().st_size > 1000 and set(report["fit"]["seconds_per"]) == set(COSTS)
+    assert [case["name"] for case in report["cases"][-4:]] == [f"images {count}" for count in (1, 2, 4, 8)]
+
+
+def test_fitted_rates_are_those_that_made_the_times() -> None:
+    rates, generator = dict(zip(COSTS, (1e-4, 2e-10, 3e-10, 1e-11), strict=True)), torch.Generator().manual_seed(0)
+    cases = []
+    for _ in range(9):
+        fact = {name: float(torch.rand((), generator=generator)) * 1e-2 / rate for name, rate in rates.items()}
+        seconds = sum(fact[name] * rate for name, rate in rates.items())
+        cases.append({"facts": fact, "seconds": {THIS: {"median": seconds}}})
+    fit = fit_costs({"cases": cases})
+    assert fit["seconds_per"] == pytest.approx(rates, rel=1e-6) and fit["mean_relative_error"] < 1e-6
+
+
+@pytest.mark.slow
+def test_another_commit_draws_the_same_greedy_codes_in_the_same_run(tmp_path: Path) -> None:
+    if subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True).returncode:
+        pytest.skip("the tests do not run in a git repository")
+    path = tmp_path / "figures.json"
+    words = ["--sizes", "XXS", "--batch", "2", "--before", "HEAD", "--rounds", "2", "--device", "cpu"]
+    assert main(["benchmark", "draw", *words, "--json", str(path)]) == 0
+    (case,) = json.loads(path.read_text())["cases"]
+    assert case["checks"]["greedy codes equal those before"] and case["ratios"]["before"] > 0
+    assert (
+        "tree"
+        not in subprocess.run(["git", "-C", str(ROOT), "worktree", "list"], capture_output=True, text=True).stdout
+    )
+
+
+def test_a_commit_that_is_none_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ValueError, match="--before must be a commit"):
+        Before("no-such-commit", threads=1)
+
+
+def test_work_measures_itself_or_is_measured() -> None:
+    run = WORK["start"](words=["--version"])
+    assert 0 < run() < 60
 
 
 def test_rounds_are_interleaved_in_flipping_order_and_warm_ups_do_not_count() -> None:
     calls: list[str] = []
     variants = {name: lambda name=name: calls.append(name) for name in "abc"}
-    timings = time_interleaved(variants, rounds=3, device=CPU)
+    seconds = time_interleaved(variants, rounds=3, device=CPU)
     assert WARM_UPS == 2 and "".join(calls) == "abc" + "cba" + "abc" + "cba" + "abc"
-    assert all(len(timing.rounds) == 3 and timing.least >= 0 for timing in timings.values())
+    assert all(len(taken) == 3 and min(taken) >= 0 for taken in seconds.values())
 
 
-def build_case(**fields: object) -> Case:
-    timings = {"upstream": Timing((4.0, 6.0, 9.0)), "ours": Timing((2.5, 2.0, 3.0))}
-    return Case(**{"name": "c", "facts": {}, "checks": {"equal": True}, "timings": timings, **fields})
-
-
-def test_ratios_are_of_the_least_and_of_the_median_rounds() -> None:
-    described = describe_case(build_case(floor=0.5))
-    assert described["times_ours"] == {"upstream": 2.0, "ours": 1.0}
-    assert described["median_times_ours"] == {"upstream": 2.4, "ours": 1.0}
-    assert described["share_of_floor"] == 0.25
-
-
-def test_complaints_name_what_failed() -> None:
-    cases = [build_case(gate="upstream"), build_case(name="d", checks={"equal": False})]
-    report = {"cases": [describe_case(case) for case in cases]}
-    assert complaints(report, least_speed_up=None) == ["d: not so: equal"]
-    assert complaints(report, least_speed_up=2.0) == ["d: not so: equal"]
-    assert complaints(report, least_speed_up=2.5)[0] == "c: 2.00 times as fast as upstream, below 2.5"
-
-
-def test_the_table_holds_every_variant_and_check() -> None:
-    report = {
-        "version": "1",
-        "machine": describe_machine(CPU),
-        "copied_bytes_per_second": 1e9,
-        "flops_per_second": 1e9,
-        "own_seconds": own_seconds(),
-        "foreign_seconds": 0.0,
-        "peak_memory_bytes": peak_memory(CPU),
-        "cases": [describe_case(build_case(floor=0.5, checks={"equal": False}))],
+def test_ratios_are_of_medians_and_complaints_name_what_failed() -> None:
+    slow, fast = iter([9.0, 9.0, 4.0, 6.0, 9.0]), iter([9.0, 9.0, 2.5, 2.0, 3.0])
+    variants = {"upstream": lambda: next(slow), THIS: lambda: next(fast)}
+    case = Case(name="c", variants=variants, checks={"equal": False}, gate="upstream")
+    found = measure_case(case, rounds=3, device=CPU, dtype=torch.float32)
+    assert found["ratios"] == {"upstream": 2.4, THIS: 1.0} and found["roofline_seconds"] is None
+    report = {"cases": [found]}
+    assert complaints(report, least_speed_up=None) == complaints(report, least_speed_up=2.4) == ["c: not so: equal"]
+    assert complaints(report, least_speed_up=2.5)[1] == "c: 2.40 times as fast as upstream, below 2.5"
+    whole = run_benchmark([], rounds=1, device=CPU) | {
+        "cases": [found | {"roofline_seconds": 0.5, "share_of_roofline": 0.2}]
     }
-    lines = as_table(report).splitlines()
-    assert f"torch {torch.__version__}" in lines[0]
-    assert [line.split() for line in lines[5:]] == [
-        ["upstream", "4000.0", "6000.0", "2.00"],
-        ["ours", "2000.0", "2500.0", "1.00"],
-        ["floor", "of", "this", "machine", "500.00", "0.250"],
+    assert [line.split() for line in as_table(whole).splitlines()[5:]] == [
+        ["upstream", "4000.0", "6000.0", "2.40"],
+        ["this", "version", "2000.0", "2500.0", "1.00"],
+        ["roofline", "500.00", "0.200"],
         ["equal:", "NO"],
     ]
 
 
-def test_a_follower_tells_how_far_another_code_was_ahead() -> None:
-    """With this noise code 1 is 0.5 ahead of code 2 and 0.2 ahead of code 0."""
-    logits_NC, noise_NC = torch.tensor([[1.0, 2.0, 3.0]]).expand(3, -1), torch.tensor([[2.8, 2.0, 0.5]])
-    for codes, distance in (([1, 1, 1], 0.0), ([1, 2, 1], 0.5), ([1, 1, 0], 0.2)):
+def test_a_follower_tells_how_far_a_code_is_from_being_chosen() -> None:
+    """Noise decides: with these logits and numbers, code 1 wins; 2 and 0 are 0.2 and 0.05 short of it."""
+    logits_NC = torch.tensor([[0.0, 0.5, 1.0]]).expand(3, -1)
+    noise_NC = torch.tensor([[1.45, 1.0, 0.3]]).expand(3, -1)
+    for codes, distance in (([1, 1, 1], 0.0), ([1, 2, 1], 0.2), ([1, 1, 0], 0.05)):
         follower = Follower(torch.tensor(codes)[:, None, None])
         chosen_N = follower.choose(logits_NC, SamplingConfig(), noise_NC)
         assert chosen_N.tolist() == codes and follower.largest_distance == pytest.approx(distance, abs=1e-6)
 
 
 def test_the_floor_is_the_slower_of_memory_and_arithmetic() -> None:
-    roofline = Roofline(copied_bytes_per_second=10.0, flops_per_second=4.0)
-    assert roofline.floor(num_bytes=20, flops=4) == 2.0
-    assert roofline.floor(num_bytes=20, flops=40) == 10.0
+    roofline = Roofline(read_bytes_per_second=10.0, flops_per_second=4.0)
+    assert roofline.floor(Cost(15, 5, 4)) == 2.0 and roofline.floor(Cost(15, 5, 4).times(2)) == 4.0
+    assert roofline.floor(Cost(20, 0, 40)) == 10.0
 
 
 def test_the_machine_has_rates() -> None:
     roofline = measure_roofline(CPU, torch.float32, num_bytes=2**20)
-    assert roofline.copied_bytes_per_second > 1e6 and roofline.flops_per_second > 1e6
+    assert roofline.read_bytes_per_second > 1e6 and roofline.flops_per_second > 1e6
     assert peak_memory(CPU) > 2**20
     assert busy_seconds() == 0.0 or busy_seconds() >= own_seconds() * 0.5
 

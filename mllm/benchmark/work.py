@@ -1,0 +1,247 @@
+"""Pieces of work that `mllm benchmark` times, written so that earlier versions of the toolkit can do them, too.
+
+The same functions run in this process, for this version, and in a process of their own whose imports come from the
+worktree of another commit (`Before`): there, names are looked for under the modules that had them. Each function
+prepares its work and returns what is timed; work that returns a number has measured itself.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+Run = Callable[[], Any]
+COLORS = ("red", "blue", "green", "orange")
+
+
+def find(name: str, *modules: str) -> Any:
+    """A name from the first of these modules that has it."""
+    for module in modules:
+        try:
+            return getattr(import_module(module), name)
+        except (ModuleNotFoundError, AttributeError):
+            continue
+    raise ImportError(f"one of {', '.join(modules)} must have {name}, got none; compare with another commit")
+
+
+def seconds_of(run: Run, *, on_gpu: bool) -> float:
+    """Processor seconds of this process, or seconds between events around the whole call on a GPU."""
+    if on_gpu:
+        import torch
+
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        run()
+        end.record()
+        torch.cuda.synchronize()
+        return begin.elapsed_time(end) / 1000
+    start = time.process_time()
+    found = run()
+    return found if isinstance(found, float) else time.process_time() - start
+
+
+# ---- the bundled model, or another folder ----
+
+
+def load_pipeline(model: str | None, device: str, **options: Any) -> Any:
+    return find("Pipeline", "mllm.pipeline").load(model, device=device, **options)
+
+
+def draw(*, model: str | None, device: str, batch: int, **options: Any) -> Run:
+    pipeline = load_pipeline(model, device, **options)
+    return lambda: pipeline.draw("a red circle to the left of a blue square on a white background", n=batch, seed=1)
+
+
+def edit(*, model: str | None, device: str, image: str, **options: Any) -> Run:
+    from PIL import Image
+
+    pipeline, shown = load_pipeline(model, device, **options), Image.open(image).convert("RGB")
+    return lambda: pipeline.edit(shown, "Make the circle green.", seed=1)
+
+
+def ask(*, model: str | None, device: str, image: str, questions: int, **options: Any) -> Run:
+    """One question, or several about the same image one after another."""
+    from PIL import Image
+
+    pipeline, shown = load_pipeline(model, device, **options), Image.open(image).convert("RGB")
+    asked = [f"Is the circle {color}?" for color in COLORS[:questions]]
+    return lambda: [pipeline.ask(shown, question) for question in asked]
+
+
+def load(*, model: str | None, device: str) -> Run:
+    return lambda: load_pipeline(model, device)
+
+
+def start(*, words: list[str]) -> Run:
+    """A command as a process of its own, from its start to its end."""
+
+    def run() -> float:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, "-m", "mllm", *words], check=True, capture_output=True, cwd=os.getcwd())
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    return run
+
+
+def train_step(*, model: str, device: str, batches: str) -> Run:
+    """Forward and backward through saved batches."""
+    import torch
+
+    found = find("MLLMForConditionalGeneration", "mllm.model").from_pretrained(model, dtype=torch.float32)
+    found = found.to(device).train()
+    if device == "cpu":
+        find("speed_up", "train.hardware", "train.cpu_speed")(found.backbone, compiles=False)
+    loaded = torch.load(batches, map_location=device)
+
+    def run() -> None:
+        for batch in loaded:
+            found.zero_grad(set_to_none=True)
+            found(**batch).loss.backward()
+
+    return run
+
+
+# ---- random weights ----
+
+
+def random_model(size: str, device: str, dtype: str) -> Any:
+    import torch
+
+    places = "mllm.benchmark.cases", "mllm.benchmark.random_models"
+    build, sizes = find("build_random_model", *places), find("SIZES", *places)
+    return build(sizes[size], device=torch.device(device), dtype=getattr(torch, dtype))
+
+
+def draw_random(*, size: str, batch: int, device: str, dtype: str, guidance: float, greedy: bool = False) -> Run:
+    import torch
+
+    model = random_model(size, device, dtype)
+    work_class = find("Work", "mllm.benchmark.cases", "mllm.benchmark.draw_benchmark")
+    sizes = find("SIZES", "mllm.benchmark.cases", "mllm.benchmark.random_models")
+    settings = find("SamplingConfig", "mllm.sampling")(guidance=guidance, greedy=greedy)
+    work = work_class.build(sizes[size], batch, settings, device=torch.device(device))
+    return lambda: work.ours(model, settings)
+
+
+def tokenizer(*, way: str, size: str, batch: int, device: str) -> Run:
+    """`way` is encode or decode."""
+    import torch
+
+    places = "mllm.benchmark.cases", "mllm.benchmark.tokenizer_benchmark"
+    unitok = find("build_random_tokenizer", *places)(size, device=torch.device(device))
+    if hasattr(unitok, "for_inference"):
+        unitok.for_inference()
+    side = unitok.config.image_size
+    generator = torch.Generator().manual_seed(1)
+    pixels_B3HW = (torch.rand(batch, 3, side, side, generator=generator) * 2 - 1).to(device)
+    if way == "encode":
+        return lambda: unitok.encode(pixels_B3HW)
+    codes_BKN = unitok.encode(pixels_B3HW)
+    return lambda: unitok.decode(codes_BKN)
+
+
+WORK: dict[str, Callable[..., Run]] = {
+    function.__name__: function for function in (draw, edit, ask, load, start, train_step, draw_random, tokenizer)
+}
+
+
+# ---- another commit, in a process of its own ----
+
+
+class Before:
+    """The code of another commit: its worktree, and a process there that does work on request."""
+
+    def __init__(self, commit: str, *, threads: int) -> None:
+        self.root = Path(__file__).resolve().parents[2]
+        self.scratch = tempfile.TemporaryDirectory()
+        self.tree = Path(self.scratch.name) / "tree"
+        self._git("worktree", "add", "--detach", str(self.tree), commit)
+        environment = {**os.environ, "PYTHONPATH": str(self.tree), "OMP_NUM_THREADS": str(threads)}
+        self.process = subprocess.Popen(
+            [sys.executable, "-P", str(Path(__file__).resolve())],
+            cwd=self.tree,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def _git(self, *words: str) -> None:
+        done = subprocess.run(["git", "-C", str(self.root), *words], capture_output=True, text=True)
+        if done.returncode:
+            raise ValueError(f"--before must be a commit of {self.root}, got git's {done.stderr.strip()!r}; name one")
+
+    def prepare(self, name: str, **arguments: Any) -> Remote:
+        """Work of that name, done there; it stays prepared until it is closed with the process."""
+        return Remote(self, self.request({"prepare": name, "arguments": arguments}))
+
+    def request(self, message: dict[str, Any]) -> Any:
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.write(json.dumps(message) + "\n")
+        self.process.stdin.flush()
+        answer = json.loads(self.process.stdout.readline() or '{"error": "the process ended"}')
+        if "error" in answer:
+            raise RuntimeError(f"the other commit must do the same work, got {answer['error']}; compare with another")
+        return answer["value"]
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self._git("worktree", "remove", "--force", str(self.tree))
+        self.scratch.cleanup()
+
+
+class Remote:
+    """Work that is prepared in the process of another commit."""
+
+    def __init__(self, before: Before, number: int) -> None:
+        self.before, self.number = before, number
+
+    def seconds(self) -> float:
+        return self.before.request({"run": self.number})
+
+    def result(self) -> Any:
+        """What the work returns, as nested lists."""
+        return self.before.request({"result": self.number})
+
+
+def serve() -> None:
+    """Answer requests, one JSON line each, until the input ends; prints of libraries go to stderr."""
+    answers, sys.stdout = sys.stdout, sys.stderr
+    import torch
+
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    prepared: list[tuple[Run, bool]] = []
+    for line in sys.stdin:
+        message = json.loads(line)
+        try:
+            value: Any
+            if "prepare" in message:
+                arguments = message["arguments"]
+                on_gpu = str(arguments.get("device", "cpu")).startswith("cuda")
+                prepared.append((WORK[message["prepare"]](**arguments), on_gpu))
+                value = len(prepared) - 1
+            elif "run" in message:
+                run, on_gpu = prepared[message["run"]]
+                value = seconds_of(run, on_gpu=on_gpu)
+            else:
+                value = prepared[message["result"]][0]().tolist()
+            answer = {"value": value}
+        except Exception as error:  # whatever it is, the other process says it
+            answer = {"error": f"{type(error).__name__}: {error}"}
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+
+if __name__ == "__main__":
+    serve()
