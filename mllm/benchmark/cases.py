@@ -377,12 +377,11 @@ def text_case(settings: Settings, name: str, batch: int) -> Case:
     """Greedy text after equal prompts, by transformers with a dynamic and a static cache."""
     size = SIZES[name]
     model = build_random_model(size, device=settings.device, dtype=settings.dtype)
-    model.config.eos_token_id = -1  # never: all texts have the same length
+    model.lm_head.weight[model.config.eos_token_id] = 0  # never the largest: all texts have the same length
     prompts = [random_prompt(size.prompt, seed=n) for n in range(batch)]
     greedy = SamplingConfig(greedy=True)
     requests = [
-        GenerationRequest(prompt=prompt, mode="text", text=greedy, max_new_tokens=TEXT_TOKENS, end_id=-1)
-        for prompt in prompts
+        GenerationRequest(prompt=prompt, mode="text", text=greedy, max_new_tokens=TEXT_TOKENS) for prompt in prompts
     ]
     with torch.device("meta"):
         llama = LlamaForCausalLM(model.config.text_config)
@@ -395,7 +394,7 @@ def text_case(settings: Settings, name: str, batch: int) -> Case:
 
     def theirs(cache: str) -> list[list[int]]:
         options = {"max_new_tokens": TEXT_TOKENS, "do_sample": False, "cache_implementation": cache}
-        options |= {"suppress_tokens": [BEGIN_IMAGE_ID], "pad_token_id": 0}  # text begins no image
+        options |= {"suppress_tokens": list(range(FIRST_TEXT_ID)), "pad_token_id": 0}  # text has no special tokens
         found_BT = llama.generate(ids_BT, attention_mask=torch.ones_like(ids_BT), **options)
         return found_BT[:, ids_BT.shape[1] :].tolist()
 
@@ -524,9 +523,9 @@ def tokenizer_cases(settings: Settings) -> Iterator[Case]:
 def coding_cases(settings: Settings, name: str, batch: int) -> Iterator[Case]:
     """Encode and decode a batch of images of the network's own size; bfloat16 where the machine has it."""
     ours = build_random_tokenizer(name, device=settings.device)
-    upstream, half = UpstreamTokenizer(ours), copy.deepcopy(ours).for_inference(torch.bfloat16)
-    half.encoder.bfloat16()
-    ours.for_inference()
+    upstream, half = UpstreamTokenizer(ours), copy.deepcopy(ours)
+    half.encoder.bfloat16(), half.decoder.bfloat16()
+    half.for_inference(), ours.for_inference()
     side, is_fast = ours.config.image_size, fast_dtype(settings.device) == torch.bfloat16
     generator = torch.Generator().manual_seed(1)
     pixels_B3HW = (torch.rand(batch, 3, side, side, generator=generator) * 2 - 1).to(settings.device)

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+from mllm.benchmark.measure import THIS
 from mllm.cli.main import main
 from mllm.sequence import TokenSequence
-from train.benchmark_training import load, packed, padded
+from train.benchmark_training import load_samples, packed, padded
 
 
 def sample(length: int) -> TokenSequence:
@@ -33,19 +34,15 @@ def test_both_ways_hold_the_same_samples() -> None:
         assert sorted(ids[ids > 0].tolist()) == sorted(n for n in (7, 3, 5, 4, 6) for _ in range(n))
 
 
-def test_the_command_prints_and_writes_the_ratio(
+def test_both_ways_train_the_same_samples_and_are_reported(
     random_model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "figures.json"
     words = ["--model", str(random_model_folder), "--samples", "5", "--length", "160", "--rows", "2", "--rounds", "1"]
     assert main(["benchmark", "training", *words, "--device", "cpu", "--json", str(file)]) == 0
-    figures = json.loads(file.read_text())
-    assert f"packed is {figures['ratio']:.2f} times as fast as padded" in capsys.readouterr().out
-    speeds = [figures[way]["positions_per_second"] for way in ("packed", "padded")]
-    assert figures["ratio"] == pytest.approx(speeds[0] / speeds[1])
-    targets = [figures[way]["targets_per_second"] * figures[way]["seconds"] for way in ("packed", "padded")]
-    assert targets[0] == pytest.approx(targets[1]) and targets[0] > 5
-    _, samples = load(str(random_model_folder), 5, 160, torch.device("cpu"))
-    for way in ("packed", "padded"):
-        real = figures[way]["positions"] * (1 - figures[way]["padding_share"])
-        assert real == pytest.approx(sum(map(len, samples)))
+    (case,) = json.loads(file.read_text())["cases"]
+    assert "forward and backward" in capsys.readouterr().out and case["ratios"]["padded"] > 0
+    dense, short = case["facts"][THIS], case["facts"]["padded"]
+    assert dense["targets"] == short["targets"] > 5 and 0 <= dense["padding_share"] < 1
+    samples, _ = load_samples(str(random_model_folder), 5, 160, torch.device("cpu"))
+    assert dense["positions"] == short["positions"] == sum(map(len, samples))
