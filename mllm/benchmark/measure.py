@@ -13,7 +13,7 @@ import resource
 import statistics
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,9 @@ THIS = "this version"
 """The variant that the others are compared with."""
 WARM_UPS = 2
 CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
-PRODUCT_SIDE = {"cpu": 1024, "cuda": 8192}
+PRODUCT_SIDE = {"cpu": 512, "cuda": 8192}
 LARGE_READ = 2**28  # bytes: larger than the caches
-RATE_ROUNDS = 5
+RATE_ROUNDS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,23 +86,20 @@ def time_interleaved(
 
 
 def measure_roofline(device: torch.device, dtype: torch.dtype, *, num_bytes: float = LARGE_READ) -> Roofline:
-    """Read a buffer of this many bytes, and multiply two square matrices.
+    """Read a buffer of this many bytes, and multiply two square matrices."""
+    side = PRODUCT_SIDE.get(device.type, 512)
+    left = torch.ones(side, side, dtype=dtype, device=device)
+    seconds = time_interleaved({"product": lambda: left @ left}, rounds=RATE_ROUNDS, device=device, warm_ups=1)
+    return Roofline(measure_reading(device, num_bytes=num_bytes), 2 * side**3 / min(seconds["product"]))
 
-    Args:
-        num_bytes: as large as the weights that are compared: small models stay in a cache, which is faster.
-    """
+
+def measure_reading(device: torch.device, *, num_bytes: float) -> float:
+    """Bytes per second that are read from a buffer as large as what is compared: small models stay in a cache."""
     source = torch.ones(max(int(num_bytes), 2**16) // 4, dtype=torch.float32, device=device)
-    side = PRODUCT_SIDE.get(device.type, 1024)
-    left, repeats = torch.ones(side, side, dtype=dtype, device=device), max(1, LARGE_READ // 4 // source.nbytes)
-    ways: dict[str, Run | Remote] = {
-        "read": lambda: [source.sum() for _ in range(repeats)],
-        "product": lambda: left @ left,
-    }
-    seconds = time_interleaved(ways, rounds=RATE_ROUNDS, device=device)
-    return Roofline(
-        read_bytes_per_second=source.nbytes * repeats / min(seconds["read"]),
-        flops_per_second=2 * side**3 / min(seconds["product"]),
-    )
+    repeats = max(1, LARGE_READ // 4 // source.nbytes)
+    read: dict[str, Run | Remote] = {"read": lambda: [source.sum() for _ in range(repeats)]}
+    seconds = time_interleaved(read, rounds=RATE_ROUNDS, device=device, warm_ups=1)
+    return source.nbytes * repeats / min(seconds["read"])
 
 
 # ---- the machine, and what else ran on it ----
@@ -166,7 +163,7 @@ def run_benchmark(
     """Measure the machine, then all cases one by one; everything that was found."""
     busy, own = busy_seconds(), own_seconds()
     roofline = measure_roofline(device, dtype)
-    found = [measure_case(case, rounds=rounds, device=device, dtype=dtype) for case in cases]
+    found = [measure_case(case, roofline, rounds=rounds, device=device) for case in cases]
     foreign = max(0.0, busy_seconds() - busy - (own_seconds() - own))
     return {
         "version": version_of(TOOLKIT),
@@ -180,13 +177,14 @@ def run_benchmark(
     }
 
 
-def measure_case(case: Case, *, rounds: int, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-    """Time one case; what was found, as plain values."""
+def measure_case(case: Case, roofline: Roofline, *, rounds: int, device: torch.device) -> dict[str, Any]:
+    """Time one case; what was found, as plain values. The rate of reading is measured for the size of its weights."""
     seconds = time_interleaved(case.variants, rounds=rounds, device=device, warm_ups=case.warm_ups)
     medians = {name: statistics.median(taken) for name, taken in seconds.items()}
     floor = None
     if case.cost is not None:
-        floor = measure_roofline(device, dtype, num_bytes=case.facts["weight_bytes"]).floor(case.cost)
+        reading = measure_reading(device, num_bytes=case.facts["weight_bytes"])
+        floor = replace(roofline, read_bytes_per_second=reading).floor(case.cost)
     return {
         "name": case.name,
         "facts": case.facts,

@@ -93,7 +93,7 @@ def test_half_precision_is_timed_after_equality_in_float32_and_a_missed_speed_is
 
 def test_growth_is_fitted_and_plotted(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    words = ["--sizes", "XXS", "--growth", "codebooks", "images", "--rounds", "1", "--device", "cpu"]
+    words = ["--sizes", "XXS", "--growth", "context", "images", "--rounds", "1", "--device", "cpu"]
     files = ["--plot", str(tmp_path / "growth.png"), "--json", str(tmp_path / "growth.json")]
     assert main(["benchmark", "draw", *words, *files]) == 0
     report = json.loads((tmp_path / "growth.json").read_text())
@@ -149,7 +149,7 @@ def test_ratios_are_of_medians_and_complaints_name_what_failed() -> None:
     slow, fast = iter([9.0, 9.0, 4.0, 6.0, 9.0]), iter([9.0, 9.0, 2.5, 2.0, 3.0])
     variants = {"upstream": lambda: next(slow), THIS: lambda: next(fast)}
     case = Case(name="c", variants=variants, checks={"equal": False}, gate="upstream")
-    found = measure_case(case, rounds=3, device=CPU, dtype=torch.float32)
+    found = measure_case(case, Roofline(1.0, 1.0), rounds=3, device=CPU)
     assert found["ratios"] == {"upstream": 2.4, THIS: 1.0} and found["roofline_seconds"] is None
     report = {"cases": [found]}
     assert complaints(report, least_speed_up=None) == complaints(report, least_speed_up=2.4) == ["c: not so: equal"]
