@@ -31,15 +31,15 @@ from train.recipe import WorldData
 JOBS = {"draw": 3.0, "edit": 1.0, "ask": 3.0, "describe": 2.0, "multi_turn": 1.0, "talk": 2.0}
 
 
-def training_cases(words: Namespace) -> Callable[[Settings], Iterator[Case]]:
+def training_cases(options: Namespace) -> Callable[[Settings], Iterator[Case]]:
     """The case that `mllm benchmark training` runs: packed, padded, and packed by the commit to compare with."""
 
     def cases(settings: Settings) -> Iterator[Case]:
         folder = str(find_model_folder(settings.model))
-        samples, num_codebooks = load_samples(folder, words.samples, words.length, settings.device)
+        samples, num_codebooks = load_samples(folder, options.samples, options.length, settings.device)
         batches = {
-            THIS: packed(samples, rows=words.rows, length=words.length),
-            "padded": padded(samples, rows=words.rows),
+            THIS: packed(samples, rows=options.rows, length=options.length),
+            "padded": padded(samples, rows=options.rows),
         }
         with tempfile.TemporaryDirectory() as scratch:
             variants: dict[str, Run | Remote] = {}

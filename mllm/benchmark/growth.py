@@ -33,11 +33,14 @@ COSTS = ("steps", "weight_bytes", "cache_bytes", "flops")
 
 
 def growth_cases(settings: Settings, parameters: list[str]) -> Iterator[Case]:
-    """One drawing for every value of every parameter, from the first of the sizes."""
+    """One drawing for every value of every parameter, from the first size of random weights."""
+    base = next((SIZES[name] for name in settings.sizes if name in SIZES), None)
+    if base is None:
+        raise ValueError(f"--sizes must have a size of random weights to vary, got {settings.sizes}; use XS")
     for parameter in parameters:
         values, change = GROWTH[parameter]
         for value in values:
-            size = change(SIZES[settings.sizes[0]], value)
+            size = change(base, value)
             batch, images = (value if parameter == name else 1 for name in ("batch", "images"))
             yield growth_case(settings, size, parameter, value, batch=batch, images=images)
 

@@ -84,15 +84,15 @@ SUBCOMMANDS: dict[str, tuple[str, str, list[Option]]] = {
 
 
 def register(what: str) -> None:
-    summary, example, options = SUBCOMMANDS[what]
-    command(f"benchmark {what}", summary, example, *options)(lambda words: benchmark(what, words))
+    summary, example, accepted = SUBCOMMANDS[what]
+    command(f"benchmark {what}", summary, example, *accepted)(lambda options: benchmark(what, options))
 
 
 for name in SUBCOMMANDS:
     register(name)
 
 
-def benchmark(what: str, words: Namespace) -> int:
+def benchmark(what: str, options: Namespace) -> int:
     """Measure, print a table, write files; 1 where results differ or the required speed is not reached."""
     import torch
 
@@ -103,25 +103,27 @@ def benchmark(what: str, words: Namespace) -> int:
     from mllm.files import write_json
     from mllm.sampling import SamplingConfig
 
-    given = {name: value for name, value in vars(words).items() if name in ("sizes", "batch", "model", "quantization")}
-    device, dtype = choose_device(words.device), DTYPES[getattr(words, "dtype", "float32")]
-    if "guidance" in words:
-        given["sampling"] = SamplingConfig(guidance=words.guidance, top_k=words.top_k, top_p=words.top_p)
+    given = {
+        name: value for name, value in vars(options).items() if name in ("sizes", "batch", "model", "quantization")
+    }
+    device, dtype = choose_device(options.device), DTYPES[getattr(options, "dtype", "float32")]
+    if "guidance" in options:
+        given["sampling"] = SamplingConfig(guidance=options.guidance, top_k=options.top_k, top_p=options.top_p)
     cases: Callable[..., Any] = CASES.get(what)
     if what == "training":  # `train` is above `mllm`
-        cases = importlib.import_module("train.benchmark_training").training_cases(words)
-    growth = getattr(words, "growth", None)
+        cases = importlib.import_module("train.benchmark_training").training_cases(options)
+    growth = getattr(options, "growth", None)
     if growth:
         from mllm.benchmark.growth import fit_costs, growth_cases, plot_growth
 
         cases = lambda settings: growth_cases(settings, growth)  # noqa: E731
     num_threads = torch.get_num_threads()
-    torch.set_num_threads(words.threads)
-    before = Before(words.before, threads=words.threads) if words.before else None
+    torch.set_num_threads(options.threads)
+    before = Before(options.before, threads=options.threads) if options.before else None
     try:
-        compiled = getattr(words, "compiled", False)
+        compiled = getattr(options, "compiled", False)
         settings = Settings(**given, compiled=compiled, before=before, device=device, dtype=dtype)
-        report = run_benchmark(cases(settings), rounds=words.rounds, device=device, dtype=dtype)
+        report = run_benchmark(cases(settings), rounds=options.rounds, device=device, dtype=dtype)
     finally:
         torch.set_num_threads(num_threads)
         if before is not None:
@@ -131,11 +133,11 @@ def benchmark(what: str, words: Namespace) -> int:
         report["fit"] = fit_costs(report)
         print(f"\ncost model, off by {report['fit']['mean_relative_error']:.0%} on average:")
         print("\n".join(f"  {seconds:.2e} s per {cost}" for cost, seconds in report["fit"]["seconds_per"].items()))
-        if words.plot:
-            plot_growth(report, Path(words.plot))
-    if words.json:
-        write_json(words.json, report)
-    problems = complaints(report, least_speed_up=words.require)
+        if options.plot:
+            plot_growth(report, Path(options.plot))
+    if options.json:
+        write_json(options.json, report)
+    problems = complaints(report, least_speed_up=options.require)
     for problem in problems:
         print(f"mllm benchmark: {problem}", file=sys.stderr)
     return bool(problems)
