@@ -221,9 +221,13 @@ class MLLMConfig(PreTrainedConfig):
 
     @classmethod
     def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Fields of a folder; those of the released model are translated."""
+        """Fields of a folder; those of the released model are translated, those of a backbone alone are its part."""
         fields, rest = super().get_config_dict(*args, **kwargs)
-        return (from_released(fields) if is_released(fields) else fields), rest
+        if is_released(fields):
+            fields = from_released(fields)
+        elif fields.get("model_type", cls.model_type) != cls.model_type:
+            fields = {"model_type": cls.model_type, "text_config": fields}
+        return fields, rest
 
     def check(self) -> None:
         """Refuse a config that cannot be built."""
@@ -283,6 +287,10 @@ class MLLMConfig(PreTrainedConfig):
     def hidden_size(self) -> int:
         """D, the width of the backbone and of the head."""
         return self.text_config.hidden_size
+
+    @hidden_size.setter
+    def hidden_size(self, width: int) -> None:
+        self.text_config.hidden_size = width
 
     @property
     def vocab_size(self) -> int:

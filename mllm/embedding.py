@@ -133,7 +133,8 @@ class ProjectedEmbedding(CodeEmbedding):
         self.context = config.embedding_context
         self.num_heads = config.embedder_heads
         shape = (config.num_codebooks, config.codebook_size)
-        self.register_buffer("codebooks", torch.zeros(*shape, config.code_width))  # as the image tokenizer has them
+        self.register_buffer("codebooks", torch.empty(*shape, config.code_width))  # as the image tokenizer has them
+        self.codebooks.copy_(self.scattered_codebooks())
         self.register_buffer("codebook_usage", torch.zeros(shape))  # carried for conversion, not used
         self.projection = AttentionProjection(
             config.code_vector_width,
@@ -144,6 +145,11 @@ class ProjectedEmbedding(CodeEmbedding):
         if self.context == "bidirectional":
             keep_as_buffers(self.projection)
         self.projector = Projector(config.embedder_width, config.hidden_size)
+
+    def scattered_codebooks(self) -> Tensor:
+        """Entries that differ, for as long as there are none of an image tokenizer; not random, like all buffers."""
+        steps = torch.arange(self.codebooks.numel(), dtype=torch.float64, device=self.codebooks.device)
+        return (steps * 12.9898).sin().mul(43758.5453).frac().view_as(self.codebooks)  # a shader's hash, in (-1, 1)
 
     @torch.no_grad()
     def adopt(self, image_tokenizer: UniTok) -> None:

@@ -115,6 +115,7 @@ class MLLMForConditionalGeneration(ThirdPartyMixin, PreTrainedModel, GenerationM
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
+    _tp_plan = {"lm_head": "colwise_gather_output"}
     # those of the backbone are added when the model is built
     _no_split_modules = ["DepthTransformerHead", "MLPHead", "ProjectedEmbedding", "SummedEmbedding"]
     _skip_keys_device_placement = ["past_key_values"]
@@ -143,12 +144,12 @@ class MLLMForConditionalGeneration(ThirdPartyMixin, PreTrainedModel, GenerationM
         | position embedding                       | normal, std POSITION_STD: its content has size 1           |
         | norms                                    | weight 1, bias 0                                           |
         | q_bias, v_bias, zero_k_bias              | 0                                                          |
-        | codebooks                                | normal (replaced by the image tokenizer's)                 |
+        | codebooks                                | scattered (replaced by the image tokenizer's)              |
         | rope tables                              | cos, sin                                                   |
         """
         match module:
             case ProjectedEmbedding():
-                init.normal_(module.codebooks)
+                init.copy_(module.codebooks, module.scattered_codebooks())
                 init.zeros_(module.codebook_usage)
                 for linear in module.modules():
                     if isinstance(linear, nn.Linear):

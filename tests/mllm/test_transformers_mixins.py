@@ -1,0 +1,111 @@
+"""transformers' own tests of models on tiny models of ours: `ModelTesterMixin` of the installed version's sources.
+
+Every test of it passes, or stands in `EXPECTED` with its reason; one that stands there and passes is an error as well.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import unittest
+from importlib import import_module
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaConfig
+
+from mllm.config import MLLMConfig
+from mllm.model import MLLMForConditionalGeneration
+from scripts.fetch_transformers_tests import PACKAGE, default_folder, fetch
+
+B, T, N, K = 3, 13, 4, 3
+EXPECTED = {
+    "test_generation_tester_mixin_inheritance": "the source distribution has no GenerationTesterMixin to inherit from",
+}
+"""Tests that fail, each with its reason."""
+
+
+class TinyModel(SimpleNamespace):
+    """What the mixin asks of a "model tester": sizes, a config and inputs."""
+
+    is_training = True
+    batch_size, seq_length, hidden_size = B, T, 24
+    num_hidden_layers, num_attention_heads = 2, 3
+
+    def get_config(self) -> MLLMConfig:
+        text_config = LlamaConfig(
+            vocab_size=99,
+            hidden_size=24,
+            intermediate_size=40,
+            num_hidden_layers=2,
+            num_attention_heads=3,
+            num_key_value_heads=3,
+            max_position_embeddings=160,
+        )
+        return MLLMConfig(
+            text_config=text_config,
+            num_codebooks=K,
+            codebook_size=17,
+            code_width=4,
+            image_size=32,
+            embedder_width=24,
+            embedder_heads=3,
+            head_layers=1,
+            image_token_id=5,
+            head_type=self.head_type,
+        )
+
+    def prepare_config_and_inputs_for_common(self) -> tuple[MLLMConfig, dict[str, Any]]:
+        config = self.get_config()
+        inputs = {"input_ids": torch.randint(6, 99, (B, T)), "attention_mask": torch.ones(B, T, dtype=torch.int64)}
+        if self.has_images:
+            inputs["input_ids"][:, 3 : 3 + N] = config.image_token_id
+            inputs |= images(B)
+        return config, inputs
+
+
+def images(count: int) -> dict[str, torch.Tensor]:
+    """Images of N positions."""
+    codes_PK = torch.arange(count * N * K).view(-1, K) * 7 % 17
+    return {"codes": codes_PK, "image_lengths": torch.full((count,), N)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("has_images", "head_type"), [(False, "depth_transformer"), (True, "mlp"), (True, "depth_transformer")]
+)
+def test_transformers_own_tests_of_models_pass(
+    has_images: bool, head_type: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    try:
+        monkeypatch.syspath_prepend(fetch(default_folder()))
+    except subprocess.CalledProcessError as error:
+        pytest.skip(f"the source distribution of transformers cannot be had here: {error}")
+    monkeypatch.setattr(pytest.mark, "_config", None)  # their marks are not among ours
+    mixin = import_module(f"{PACKAGE}.test_modeling_common").ModelTesterMixin
+
+    class Case(mixin, unittest.TestCase):
+        all_model_classes = (MLLMForConditionalGeneration,)
+        _is_composite = True
+
+        def _prepare_for_class(self, inputs: dict[str, Any], model_class: type, return_labels: bool = False) -> dict:
+            """Labels for a class that transformers' tables do not have, images learned as well; and codes for the
+            placeholders where a test picks only the inputs that it knows."""
+            inputs = super()._prepare_for_class(inputs, model_class)
+            if num_images := int((inputs["input_ids"] == 5).sum()) // N:
+                inputs |= images(num_images)
+            return {**inputs, "labels": inputs["input_ids"].clone()} if return_labels else inputs
+
+        def setUp(self) -> None:
+            torch.manual_seed(0)
+            self.model_tester = TinyModel(has_images=has_images, head_type=head_type)
+
+    result = unittest.TestResult()
+    unittest.defaultTestLoader.loadTestsFromTestCase(Case).run(result)
+    failed = {test.id().rpartition(".")[2]: text for test, text in [*result.failures, *result.errors]}
+    print(f"{result.testsRun} run, {len(result.skipped)} skipped", file=sys.stderr)
+    unexpected = {name: text for name, text in failed.items() if name not in EXPECTED}
+    assert not unexpected, "\n".join(f"{name}: {text}" for name, text in unexpected.items())
+    assert failed.keys() == EXPECTED.keys(), "some do not fail any more"
