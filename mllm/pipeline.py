@@ -85,6 +85,10 @@ Questions = Callable[[str], Sequence[tuple[str, str]]]
 """A prompt to questions about an image of it, each with the answer that the image should get."""
 
 
+DECLINE_BUDGET = 64
+"""Tokens of an answer that is only asked for to see whether it is an image, for which this leaves no room."""
+
+
 class Planner(Protocol):
     """What a checkpoint's plans mean; an instance of the class that its config names as `planner`."""
 
@@ -95,6 +99,9 @@ class Planner(Protocol):
 
     def agrees(self, plan: str, description: str | None) -> bool:
         """Whether what the model sees in an image is what its plan said."""
+
+    def declines(self, words: str) -> bool:
+        """Whether an answer in words says that something cannot be drawn."""
 
     def questions(self, prompt: str) -> Sequence[tuple[str, str]]:
         """What to ask about an image of a prompt, each with the answer that a right image gets."""
@@ -273,6 +280,17 @@ class Pipeline:
             given: Overrides = {**overrides, "seed": seed}
             requests.append(self.build_request(messages, mode, task=task, size=first_size, overrides=given))
         return [self.processor.to_parts(result) for result in self.run(requests)]
+
+    def decline(self, prompt: str, image: ImageSource | None = None) -> str | None:
+        """What the model answers where it says that it cannot draw this, or change an image so; None where it can."""
+        if self.planner is None:
+            return None
+        shown = [] if image is None else [ImagePart(load_image(image))]
+        (messages,) = self.describe([[Message("user", (*shown, TextPart(check_text(prompt, name="prompt", hint="say what to draw"))))]])
+        asked: Overrides = {"seed": 0, "max_new_tokens": DECLINE_BUDGET}
+        (result,) = self.run([self.build_request(messages, "interleaved", task="chat", overrides=asked)])
+        words = self.processor.to_text(result.text_ids)
+        return None if result.image_refused or not self.planner.declines(words) else words
 
     def score(
         self, images: Sequence[Image.Image], texts: Sequence[str], *, questions: Questions | None = None

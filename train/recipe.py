@@ -328,6 +328,13 @@ class WorldData:
     """Weight of each kind of question (mllm/world/language.py); the default is that of tests."""
     drawing_weights: dict[str, float] = field(default_factory=lambda: {**DRAWING_WEIGHTS})
     """Weight of each kind of description in the job "draw" (mllm/world/language.py); the default is that of tests."""
+    conversations: dict[str, float] = field(default_factory=dict)
+    """Weight of each kind of conversation in people's own words (mllm/world/people.py), beside `jobs`."""
+    conversation_images: int = 2048
+    """Conversations whose images are encoded. All others are learned without the positions of images: words and plans
+    alone, at a third of the length."""
+    words_only: float = 0.8
+    """Share of these others."""
     mixture_seed: int = 0
     """Seed of the order of jobs and wordings; `seed` also selects the episodes. A stage that reuses the codes of an
     earlier one needs another value, or it starts with the same batches."""

@@ -37,6 +37,11 @@ if TYPE_CHECKING:
     from mllm.pipeline import Event, Pipeline
 
 
+DECLINED = 3
+"""Exit status where the model says that it cannot draw what is asked for."""
+FORCE = option("--force", action="store_true", help="draw even where the model says that it cannot")
+
+
 class Progress:
     """Shows how much of an image is done, on one line of a terminal that is cleared at the end."""
 
@@ -73,11 +78,12 @@ def print_text(event: Event) -> None:
     BEST_OF,
     SIZE,
     PLAN,
+    FORCE,
     SEED,
     *IMAGE_SAMPLING,
     *MODEL,
 )
-def draw(options: Namespace) -> None:
+def draw(options: Namespace) -> int | None:
     """Draw, write the files and print their names and seeds."""
     if (options.prompt is None) == (options.class_index is None):
         raise ValueError("exactly one of PROMPT and --class N must be given; see mllm draw --help")
@@ -96,6 +102,8 @@ def draw(options: Namespace) -> None:
     settings = {"n": options.n, "on_event": Progress().show, **given(options, SAMPLING_OPTIONS)}
     if options.class_index is not None:
         images = pipeline.draw_class(options.class_index, **settings)
+    elif is_declined(pipeline, options, options.prompt):
+        return DECLINED
     else:
         images = pipeline.draw(
             options.prompt, size=options.size, plan=options.plan, best_of=options.best_of, **settings
@@ -106,6 +114,15 @@ def draw(options: Namespace) -> None:
         save_image(image, file)
         score = f"  score {image.info['score']:.3f}" if "score" in image.info else ""
         print(f"{file}  seed {image.info['seed']}{score}")
+    return None
+
+
+def is_declined(pipeline: Pipeline, options: Namespace, prompt: str, image: Image.Image | None = None) -> bool:
+    """Whether the model says that it cannot do this; its words are printed."""
+    words = None if options.force or options.plan is not None else pipeline.decline(prompt, image)
+    if words:
+        print(f"mllm: nothing was drawn: {words} Use --force to draw in spite of it.", file=sys.stderr)
+    return bool(words)
 
 
 @command(
@@ -144,17 +161,21 @@ def ask(options: Namespace) -> None:
     option("--size", type=image_size, metavar="WxH", help="in pixels (default: that of IMAGE)"),
     option("--mask", metavar="MASK", help="image file that is white where IMAGE may change; the rest keeps its codes"),
     PLAN,
+    FORCE,
     SEED,
     *IMAGE_SAMPLING,
     *MODEL,
 )
-def edit(options: Namespace) -> None:
+def edit(options: Namespace) -> int | None:
     """Edit, write the file and print its name and seed."""
     from mllm.processor import save_image
     from tokenizer.images import read_image
 
     source, mask = read_image(options.image), read_image(options.mask) if options.mask else None
-    image = load_pipeline(options).edit(
+    pipeline = load_pipeline(options)
+    if mask is None and is_declined(pipeline, options, options.instruction, source):
+        return DECLINED
+    image = pipeline.edit(
         source,
         options.instruction,
         mask=mask,
@@ -165,6 +186,7 @@ def edit(options: Namespace) -> None:
     )
     save_image(image, options.output)
     print(f"{options.output}  seed {image.info['seed']}")
+    return None
 
 
 CHAT_HELP = """/image FILE  attach an image to your next message

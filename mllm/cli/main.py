@@ -249,7 +249,7 @@ VERBS = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one verb and return its exit status: 0 success, 2 invalid input, 130 interrupted."""
+    """Run one verb and return its exit status: 0 success, 2 invalid input, 3 declined, 130 interrupted."""
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]

@@ -27,6 +27,7 @@ from mllm.evaluation.world import Answer, Part, answer_message, answer_what_fits
 from mllm.files import read_lines, tool_versions
 from mllm.pipeline import Pipeline, check_task
 from mllm.world.checker import ParsedScene, parse
+from mllm.world.plan import DECLINES
 from mllm.world.render import render
 from mllm.world.scene import (
     ATTRIBUTES,
@@ -49,12 +50,6 @@ POSITION_TOLERANCE = 0.1
 """How far an object that stays may have moved, as a share of the side."""
 NUDGE_STEPS = 1000
 COMPARISONS = {"larger than": "larger", "smaller than": "smaller"}
-DECLINES = re.compile(
-    r"\b(can't|cannot|can not|can only|couldn't|could not|unable to|not able to|impossible|not possible"
-    r"|only (know|draw|make|do)|(don't|do not) (know|draw|make|do))\b",
-    re.IGNORECASE,
-)
-"""Words that say that something cannot be done or drawn."""
 
 
 # ---- the form of the file: each class is an object of JSON ----

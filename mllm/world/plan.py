@@ -11,6 +11,7 @@ the model sees in its image, and turns a request into questions whose answers sc
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -48,6 +49,12 @@ DESCRIPTIONS = {f"{size} {color} {shape}" for size in SIZES for color in COLORS 
 SQUARE: Grid = (1, 1)
 TOLERANCE = 1.0
 """Squares between where an object may be planned and seen."""
+DECLINES = re.compile(
+    r"\b(can't|cannot|can not|can only|couldn't|could not|unable to|not able to|impossible|not possible"
+    r"|only (know|draw|make|do)|(don't|do not) (know|draw|make|do))\b",
+    re.IGNORECASE,
+)
+"""Words that say that something cannot be done or drawn."""
 T = TypeVar("T")
 
 
@@ -62,6 +69,9 @@ class ScenePlanner:
 
     def agrees(self, plan: str, description: str | None) -> bool:
         return agree(plan, description)
+
+    def declines(self, words: str) -> bool:
+        return DECLINES.search(words) is not None
 
     def questions(self, prompt: str) -> list[tuple[str, str]]:
         return [tuple(question) for question in ask_about(prompt)]

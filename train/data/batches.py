@@ -16,7 +16,7 @@ from train.data.classes import ClassSequences, WorldClasses, check_guidance
 from train.data.mixture import Mixture, ShardSequences
 from train.data.packing import BatchShape, PackedBatches, Tokenizers
 from train.data.shards import CodeSource, ShardFolder
-from train.data.world import EpisodeSet, WorldSequences, encode_rendered
+from train.data.world import ConversationSet, EpisodeSet, WorldSequences, encode_rendered
 from train.recipe import ClassData, MLLMData, MLLMRecipe, ShardSource, WorldData
 
 HELD_OUT_EPISODES = 64
@@ -36,7 +36,9 @@ def training_batches(recipe: MLLMRecipe, tokenizers: Tokenizers, *, num_batches:
         checkpoints = recipe.output / "packing" / packing_fingerprint(mixed)
         return PackedBatches(mixed, num_batches=num_batches, checkpoints=checkpoints)
     episodes, folder = encode_world(recipe.data, recipe.output / "codes", tokenizers)
-    return PackedBatches(WorldSequences(recipe.data, episodes, folder, tokenizers, shape), num_batches=num_batches)
+    talk = encode_conversations(recipe.data, recipe.output / "codes-conversations", tokenizers)
+    sequences = WorldSequences(recipe.data, episodes, folder, tokenizers, shape, conversations=talk)
+    return PackedBatches(sequences, num_batches=num_batches)
 
 
 def validation_batches(recipe: MLLMRecipe, tokenizers: Tokenizers) -> dict[str, Dataset]:
@@ -76,7 +78,7 @@ def validation_batches(recipe: MLLMRecipe, tokenizers: Tokenizers) -> dict[str, 
     episodes, folder = encode_world(data, recipe.output / "codes-validation", tokenizers)
     return {
         job: PackedBatches(
-            WorldSequences(dataclasses.replace(data, jobs={job: 1.0}), episodes, folder, tokenizers, shape),
+            WorldSequences(dataclasses.replace(data, jobs={job: 1.0}, conversations={}), episodes, folder, tokenizers, shape),
             num_batches=validation.batches,
         )
         for job in data.jobs
@@ -111,6 +113,23 @@ def encode_world(
     )
     codes = encode_rendered(episodes, folder, tokenizers.image, num_workers=num_workers, in_memory=True)
     return episodes, codes
+
+
+def encode_conversations(
+    data: WorldData, folder: Path, tokenizers: Tokenizers, *, num_workers: int = 1
+) -> tuple[ConversationSet, ShardFolder] | None:
+    """Some conversations in people's words and the codes of their images, where the recipe has any."""
+    if not data.conversations:
+        return None
+    records = ConversationSet(
+        weights=data.conversations,
+        count=data.conversation_images,
+        seed=data.seed,
+        digits=data.plan_digits,
+        side=tokenizers.config.grid_side,
+        patch_size=tokenizers.image.config.patch_size,
+    )
+    return records, encode_rendered(records, folder, tokenizers.image, num_workers=num_workers, in_memory=True)
 
 
 def shard_sequences(

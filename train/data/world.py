@@ -8,23 +8,28 @@ Letters: K codebooks, N positions of an image, H W pixels.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import islice
+from itertools import islice, repeat
 from pathlib import Path
 from random import Random
 from typing import Any, Protocol
 
+import numpy as np
 from accelerate import PartialState
+from PIL import Image, ImageFilter
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mllm.conversation import CodesPart, Message, TextPart, unconditional
-from mllm.sequence import Grid, TokenSequence, build_sequence
+from mllm.config import MLLMConfig
+from mllm.sequence import IGNORED, Grid, TokenSequence, build_sequence
 from mllm.world.dialogue import JOBS, Dialogue, Episode, ImageRef, make_dialogue, make_episode
 from mllm.world.edits import apply_edit
+from mllm.world.people import PeopleTurn, make_people
 from mllm.world.plan import SQUARE, centre, plan_of
-from mllm.world.render import IMAGE_KINDS
+from mllm.world.render import IMAGE_KINDS, render
 from mllm.world.scene import Scene, split_of
 from tokenizer.images import to_bytes
 from tokenizer.unitok import UniTok, encode_images
@@ -206,6 +211,96 @@ def centre_episode(episode: Episode, *, digits: int, grid: Grid = SQUARE) -> Epi
     return centred if stays else episode
 
 
+@dataclass(frozen=True, kw_only=True)
+class ConversationSet:
+    """Conversations in people's own words whose images are encoded: all of them are functions of their number. Objects
+    stand exactly where plans say; images that users show look a little like those of other painters (`vary`)."""
+
+    weights: dict[str, float]
+    count: int
+    seed: int
+    digits: int
+    side: int  # positions along an image
+    patch_size: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {f"conversations_{name}": value for name, value in asdict(self).items() if name != "count"}
+
+    def turns(self, index: int) -> list[PeopleTurn]:
+        turns = random_conversation(self.weights, Random(f"conversation/{self.seed}/{index}"), max_turns=5)
+        return [
+            replace(turn, shown=turn.shown and self._centre(turn.shown), answer=self._centre(turn.answer))
+            for turn in turns
+        ]
+
+    def _centre(self, answer: Scene | str) -> Any:
+        if isinstance(answer, str):
+            return answer
+        return Scene(answer.background, tuple(centre(item, digits=self.digits) for item in answer.objects))
+
+    def images(self, index: int) -> list[Tensor]:
+        rng = Random(f"look/{self.seed}/{index}")
+        made = []
+        for turn in self.turns(index):
+            for scene, is_shown in ((turn.shown, True), (turn.answer, False)):
+                if isinstance(scene, Scene):
+                    image = render(scene, self.side * self.patch_size)
+                    made.append(to_bytes(vary(image, rng) if is_shown else image))
+        return made
+
+    def record(self, index: int, images: tuple[CodesPart, ...]) -> PreparedRecord:
+        parts = images or (TextPart("no image"),)
+        return PreparedRecord("episode", (Message("assistant", parts),), "world", str(index))
+
+
+def random_conversation(weights: dict[str, float], rng: Random, *, max_turns: int) -> list[PeopleTurn]:
+    kind = rng.choices(list(weights), list(weights.values()))[0]
+    return make_people(kind, rng, max_turns=max_turns)
+
+
+def vary(image: Image.Image, rng: Random) -> Image.Image:
+    """The image as others might have made it: softer, noisier, compressed, in slightly other colors; half of them."""
+    if rng.random() < 0.5:
+        return image
+    if rng.random() < 0.4:
+        image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 1.5)))
+    pixels_HW3 = np.asarray(image, dtype=np.float32)
+    noise = np.random.default_rng(rng.randrange(2**32))
+    if rng.random() < 0.6:
+        pixels_HW3 = pixels_HW3 * noise.uniform(0.9, 1.06, 3) + noise.uniform(-10, 10, 3)
+    if rng.random() < 0.5:
+        pixels_HW3 = pixels_HW3 + noise.normal(0, rng.uniform(1, 8), pixels_HW3.shape)
+    image = Image.fromarray(pixels_HW3.clip(0, 255).round().astype(np.uint8))
+    if rng.random() < 0.4:
+        file = io.BytesIO()
+        image.save(file, "JPEG", quality=rng.randint(40, 95))
+        image = Image.open(file).convert("RGB")
+    return image
+
+
+def without_images(sequence: TokenSequence, config: MLLMConfig) -> TokenSequence:
+    """The sequence without the positions of its images, to learn words alone; what is seen in an image that somebody
+    shows is given then, not learned."""
+    stays_T = ~np.isin(sequence.token_ids_T, [config.image_token_id, config.new_line_id])
+    token_ids_T, labels_T = sequence.token_ids_T[stays_T], sequence.labels_T[stays_T].copy()
+    (marks,) = np.nonzero(token_ids_T == config.begin_plan_id)
+    for begin, end in zip(marks, marks[1:], strict=False):
+        if token_ids_T[begin - 1] == config.end_image_id:
+            labels_T[begin : end + 1] = IGNORED
+    return replace(
+        sequence,
+        token_ids_T=token_ids_T,
+        labels_T=labels_T,
+        codes_PK=sequence.codes_PK[:0],
+        image_lengths_I=sequence.image_lengths_I[:0],
+        code_targets_P=sequence.code_targets_P[:0],
+    )
+
+
 # Sequences
 
 
@@ -213,7 +308,14 @@ class WorldSequences(SequenceSource):
     """Dialogues about the episodes of a folder, each batch drawn with random numbers of its own."""
 
     def __init__(
-        self, data: WorldData, episodes: EpisodeSet, folder: ShardFolder, tokenizers: Tokenizers, shape: BatchShape
+        self,
+        data: WorldData,
+        episodes: EpisodeSet,
+        folder: ShardFolder,
+        tokenizers: Tokenizers,
+        shape: BatchShape,
+        *,
+        conversations: tuple[ConversationSet, ShardFolder] | None = None,
     ) -> None:
         unknown = sorted(set(data.jobs) - set(JOBS))
         if unknown or sum(data.jobs.values()) <= 0:
@@ -226,7 +328,7 @@ class WorldSequences(SequenceSource):
                 f"({len(episodes.grids)}) for centred episodes, got {len(episodes)}; raise it"
             )
         self.data, self.episodes, self.folder = data, episodes, folder
-        self.tokenizers, self.shape = tokenizers, shape
+        self.tokenizers, self.shape, self.conversations = tokenizers, shape, conversations
 
     def refill(self, buffer: PackingBuffer) -> None:
         """Draw all samples of a batch before its first row."""
@@ -251,7 +353,10 @@ class WorldSequences(SequenceSource):
     def draw(self, rng: Random) -> TokenSequence:
         """One random sample of the mixture."""
         data = self.data
-        job = rng.choices(list(data.jobs), list(data.jobs.values()))[0]
+        weights = {**data.jobs, "conversation": sum(data.conversations.values())}
+        job = rng.choices(list(weights), list(weights.values()))[0]
+        if job == "conversation":
+            return self.draw_conversation(rng)
         index, episode = self.draw_episode(rng, is_dense=job in DENSE, is_drawn=job in DRAWN)
         about = replace(episode, scene=episode.edited) if job in ON_EITHER_SCENE and rng.random() < 0.5 else episode
         dialogue = make_dialogue(
@@ -267,6 +372,23 @@ class WorldSequences(SequenceSource):
         if job in DROPPABLE and rng.random() < data.prompt_dropout:
             messages = unconditional(messages)
         return build_sequence(messages, tokenizer=self.tokenizers.text, config=self.tokenizers.config)
+
+    def draw_conversation(self, rng: Random) -> TokenSequence:
+        """A conversation in people's words: mostly a new one without the positions of its images."""
+        tokenizer, config, data = self.tokenizers.text, self.tokenizers.config, self.data
+        assert self.conversations is not None, "batches.py encodes some where the recipe has conversations"
+        if rng.random() >= data.words_only:
+            records, folder = self.conversations
+            index = rng.randrange(len(records))
+            turns = records.turns(index)
+            images = [part for part in folder[index].messages[0].parts if isinstance(part, CodesPart)]
+            messages = conversation_messages(turns, iter(images), digits=data.plan_digits)
+            return build_sequence(messages, tokenizer=tokenizer, config=config)
+        turns = random_conversation(data.conversations, rng, max_turns=8)
+        rows, columns = rng.choice((*[self.episodes.grids[0]] * 5, *self.episodes.grids))
+        blank = CodesPart(np.zeros((config.num_codebooks, rows * columns), dtype=np.int64), (rows, columns))
+        messages = conversation_messages(turns, repeat(blank), digits=data.plan_digits)
+        return without_images(build_sequence(messages, tokenizer=tokenizer, config=config), config)
 
     def draw_episode(self, rng: Random, *, is_dense: bool, is_drawn: bool) -> tuple[int, Episode]:
         """A random episode with as many objects as the recipe allows, and its number."""
@@ -284,6 +406,22 @@ class WorldSequences(SequenceSource):
             f"data.episodes must include scenes of {self.data.min_objects} to {self.data.max_objects} objects, got "
             f"none among {len(episodes)} in {MAX_TRIES} tries; raise data.episodes or data.max_objects"
         )
+
+
+def conversation_messages(turns: Sequence[PeopleTurn], images: Iterator[CodesPart], *, digits: int) -> list[Message]:
+    """A conversation with the codes of its images, in order, and their plans."""
+    messages = []
+    for turn in turns:
+        for role, parts in (("user", (turn.shown, turn.user)), ("assistant", (turn.answer,))):
+            made: list[CodesPart | TextPart] = []
+            for part in parts:
+                if isinstance(part, Scene):
+                    image = next(images)
+                    made.append(replace(image, plan=plan_of(part, digits=digits, grid=image.grid)))
+                elif part is not None:
+                    made.append(TextPart(part))
+            messages.append(Message(role, tuple(made)))
+    return messages
 
 
 def to_messages(
