@@ -285,12 +285,16 @@ class Pipeline:
         """What the model answers where it says that it cannot draw this, or change an image so; None where it can."""
         if self.planner is None:
             return None
+        text = TextPart(check_text(prompt, name="prompt", hint="say what to draw"))
         shown = [] if image is None else [ImagePart(load_image(image))]
-        (messages,) = self.describe([[Message("user", (*shown, TextPart(check_text(prompt, name="prompt", hint="say what to draw"))))]])
-        asked: Overrides = {"seed": 0, "max_new_tokens": DECLINE_BUDGET}
-        (result,) = self.run([self.build_request(messages, "interleaved", task="chat", overrides=asked)])
+        (messages,) = self.describe([[Message("user", (*shown, text))]])
+        for budget in (1, DECLINE_BUDGET):  # mostly the first token says that it is an image
+            asked: Overrides = {"seed": 0, "max_new_tokens": budget}
+            (result,) = self.run([self.build_request(messages, "interleaved", task="chat", overrides=asked)])
+            if result.image_refused:
+                return None
         words = self.processor.to_text(result.text_ids)
-        return None if result.image_refused or not self.planner.declines(words) else words
+        return words if self.planner.declines(words) else None
 
     def score(
         self, images: Sequence[Image.Image], texts: Sequence[str], *, questions: Questions | None = None

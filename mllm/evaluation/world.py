@@ -28,7 +28,7 @@ from mllm.evaluation.intervals import Rate, auroc, auroc_interval
 from mllm.files import tool_versions
 from mllm.pipeline import Pipeline, candidate_seeds, check_count
 from mllm.sequence import Size, default_size, grid_of
-from mllm.world.checker import check, checker_error, parse, same_scene, score_dense
+from mllm.world.checker import border_errors, check, checker_error, parse, same_scene, score_dense
 from mllm.world.dialogue import Check, Dialogue, ImageRef, make_dialogue, make_episode
 from mllm.world.edits import Edit, apply_edit, check_edit
 from mllm.world.plan import ask_about
@@ -214,6 +214,9 @@ def score_group(group: Group, running: Sequence[RunningDialogue]) -> dict:
         values = [getattr(judgement, name) for judgement in judgements if getattr(judgement, name) is not None]
         if values and group.job in ("depth", "segment"):
             scores[name] = sum(values) / len(running)  # an answer without an image counts 0
+    borders = [error for judgement in judgements for error in judgement.border_errors]
+    if borders and group.job == "draw":
+        scores["border_error"] = sum(borders) / len(borders)
     return scores
 
 
@@ -322,6 +325,7 @@ class Judgement:
     reasons: tuple[str, ...] = ()  # what did not hold
     mean_iou: float | None = None  # dense images only
     pixel_accuracy: float | None = None
+    border_errors: tuple[float, ...] = ()  # of the objects of a drawing (checker.border_errors)
     left_open: bool = False  # the image that the model drew gives the words more than one meaning
 
 
@@ -332,7 +336,8 @@ def judge(item: Check, given: Part, scene: Scene | None) -> Judgement:
         return Judgement(False, scene, (f"{'an image' if wants_image else 'text'} should be here",))
     if item.kind == "draw":
         parsed = parse(given)
-        return _from_verdicts(check(item.spec, parsed), parsed.scene)
+        borders = border_errors(given, parsed.scene) if parsed.scene else ()
+        return replace(_from_verdicts(check(item.spec, parsed), parsed.scene), border_errors=tuple(borders))
     if item.kind == "edit":
         return judge_edit(item, given, scene)
     if item.kind == "say":
@@ -486,6 +491,8 @@ def as_table(report: dict) -> str:
         lines.append(f"{name:<28} {as_rate(scores)}")
         if "left_open" in scores:
             lines.append(f"{'  of these partly left open':<28} {scores['left_open']}")
+        if "border_error" in scores:
+            lines.append(f"{'  border error, in 256ths':<28} {scores['border_error']:.2f}")
         if "mean_iou" in scores:
             lines.append(f"{'  mean IoU, pixel accuracy':<28} {scores['mean_iou']:.3f}, {scores['pixel_accuracy']:.3f}")
         lines += [f"  {skill:<26} {as_rate(values)}" for skill, values in scores["skills"].items()]

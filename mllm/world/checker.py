@@ -29,8 +29,9 @@ from mllm.world.render import (
     compute_coverage,
     render,
     render_array,
+    signed_distance,
 )
-from mllm.world.scene import BACKGROUNDS, COLORS, RADIUS, SHAPES, Scene, SceneObject, random_scene
+from mllm.world.scene import BACKGROUNDS, COLORS, MIN_GAP, RADIUS, SHAPES, Scene, SceneObject, random_scene
 from mllm.world.spec import Spec, Verdict, check_scene, looks_like
 from tokenizer.images import read_image
 
@@ -310,3 +311,52 @@ def same_scene(expected: Scene, found: Scene, *, tolerance: float = POSITION_TOL
             return False
         rest.remove(near)
     return True
+
+
+# ---- borders ----
+
+
+def border_errors(image: Image.Image, scene: Scene) -> list[float]:
+    """How far the border of each object lies from that of its ideal shape on average, in 256ths of the shorter side.
+
+    The border is where the color is halfway between object and background, between pixels. The ideal shape has the
+    size of the world and the place where it fits best: crispness counts here, positions do not.
+    """
+    pixels_HW3 = np.asarray(image.convert("RGB"), dtype=np.float64)
+    return [_border_error(pixels_HW3, item) * 256 / min(image.size) for item in scene.objects]
+
+
+def _border_error(pixels_HW3: NDArray, item: SceneObject) -> float:
+    height, width = pixels_HW3.shape[:2]
+    radius, reach = RADIUS[item.size] * min(height, width), MIN_GAP / 2 * min(height, width)
+    left, top = (max(int(at - radius - 3 * reach), 0) for at in (item.x * width, item.y * height))
+    center_x, center_y, box = item.x * width - left, item.y * height - top, int(2 * (radius + 3 * reach)) + 1
+    pixels_HW3 = pixels_HW3[top : top + box, left : left + box]
+    y_HW, x_HW = np.mgrid[: pixels_HW3.shape[0], : pixels_HW3.shape[1]] + 0.5
+    distance_HW = np.hypot(x_HW - center_x, y_HW - center_y)
+    color_3 = np.median(pixels_HW3[distance_HW < 0.3 * radius], axis=0)
+    around_3 = np.median(pixels_HW3[(distance_HW > radius) & (distance_HW < radius + 2 * reach)], axis=0)
+    share_HW = (pixels_HW3 - around_3) @ (color_3 - around_3) / max(np.square(color_3 - around_3).sum(), 1.0) - 0.5
+    points = []
+    for axis in (0, 1):
+        first_HW, second_HW = (share_HW[:-1], share_HW[1:]) if axis == 0 else (share_HW[:, :-1], share_HW[:, 1:])
+        rows, columns = np.nonzero((first_HW > 0) != (second_HW > 0))
+        first, second = first_HW[rows, columns], second_HW[rows, columns]
+        points.append(np.stack([columns, rows], axis=1) + 0.5)
+        points[-1][:, 1 - axis] += first / (first - second)
+    points_N2 = np.concatenate(points)
+    points_N2 = points_N2[np.hypot(*(points_N2 - (center_x, center_y)).T) < radius + reach]
+    if not len(points_N2):
+        return radius
+
+    def error(shift_2: NDArray) -> float:
+        x_N, y_N = (points_N2 - (center_x, center_y) - shift_2).T / radius
+        return float(np.abs(signed_distance(item.shape, x_N, y_N)).mean() * radius)
+
+    best_2, step = np.zeros(2), 2.0
+    while step > 0.05:
+        moves = [best_2 + step * np.array(move) for move in ((0, 0), (1, 0), (-1, 0), (0, 1), (0, -1))]
+        nearest = min(moves, key=error)
+        step = step / 2 if nearest is moves[0] else step
+        best_2 = nearest
+    return error(best_2)

@@ -121,7 +121,8 @@ class Typing:
         """The sentence as it is typed."""
         if rng.random() < self.fillers:
             opener = "filler" if rng.random() < 0.6 else "greeting"
-            text = f"{expand(rule(opener), rng, {})}{rng.choice((',', ',', '', '!' if opener == 'greeting' else ','))} {text}"
+            mark = rng.choice((",", ",", "", "!" if opener == "greeting" else ","))
+            text = f"{expand(rule(opener), rng, {})}{mark} {text}"
         text = tidy(text)
         if not self.apostrophes:
             text = text.replace("'", "")

@@ -78,7 +78,9 @@ def validation_batches(recipe: MLLMRecipe, tokenizers: Tokenizers) -> dict[str, 
     episodes, folder = encode_world(data, recipe.output / "codes-validation", tokenizers)
     return {
         job: PackedBatches(
-            WorldSequences(dataclasses.replace(data, jobs={job: 1.0}, conversations={}), episodes, folder, tokenizers, shape),
+            WorldSequences(
+                dataclasses.replace(data, jobs={job: 1.0}, conversations={}), episodes, folder, tokenizers, shape
+            ),
             num_batches=validation.batches,
         )
         for job in data.jobs

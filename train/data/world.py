@@ -22,12 +22,12 @@ from PIL import Image, ImageFilter
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from mllm.conversation import CodesPart, Message, TextPart, unconditional
 from mllm.config import MLLMConfig
+from mllm.conversation import CodesPart, Message, TextPart, unconditional
 from mllm.sequence import IGNORED, Grid, TokenSequence, build_sequence
 from mllm.world.dialogue import JOBS, Dialogue, Episode, ImageRef, make_dialogue, make_episode
 from mllm.world.edits import apply_edit
-from mllm.world.people import PeopleTurn, make_people
+from mllm.world.people.conversation import PeopleTurn, make_people
 from mllm.world.plan import SQUARE, centre, plan_of
 from mllm.world.render import IMAGE_KINDS, render
 from mllm.world.scene import Scene, split_of

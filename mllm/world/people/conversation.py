@@ -1,0 +1,223 @@
+"""Conversations as people have them: pictures, changes, questions, corrections, thanks, and new pictures.
+
+Every turn carries the right answer and its exact meaning in the form of files of requests (docs/evaluation.md), so that
+the checker judges every answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from random import Random
+from typing import Any
+
+from mllm.world.language import describe
+from mllm.world.people.asking import ask_turn
+from mllm.world.people.changing import UnchangeableError, change_turn, correct_turn
+from mllm.world.people.declining import decline_turn, talk_turn
+from mllm.world.people.drawing import draw_turn, drawn
+from mllm.world.people.speaker import Speaker
+from mllm.world.scene import MAX_OBJECTS, SHAPES, Scene, Split, random_scene_for
+from mllm.world.spec import full_filter
+
+KINDS = ("draw", "ask", "describe", "edit", "chat", "outside", "talk", "again")
+YES = {"yes": ["yes", "no"], "no": ["no", "yes"]}
+
+
+@dataclass(frozen=True, slots=True)
+class PeopleTurn:
+    """What somebody says, the right answer, and what any answer must be."""
+
+    user: str
+    answer: str | Scene
+    expect: dict[str, Any]
+    shown: Scene | None = None  # an image that comes with the words
+    kind: str = ""
+
+
+def make_people(kind: str, rng: Random, split: Split = "train", *, max_turns: int = 6) -> list[PeopleTurn]:
+    """The turns of one conversation of a kind."""
+    while True:
+        try:
+            return _make(kind, Speaker(rng), split, max_turns)
+        except UnchangeableError:
+            continue
+
+
+def _make(kind: str, speaker: Speaker, split: Split, max_turns: int) -> list[PeopleTurn]:
+    rng = speaker.rng
+    scene: Scene | None = None
+    shown: Scene | None = None
+    if (
+        kind in ("ask", "describe", "edit")
+        or (kind == "chat" and speaker.maybe(0.3))
+        or (kind == "outside" and speaker.maybe(0.35))
+    ):
+        scene = shown = random_scene_for(split, rng)
+        if kind == "outside" and speaker.maybe(0.3):
+            scene = shown = random_scene_for(split, rng, num_objects=MAX_OBJECTS)
+    if kind == "chat":
+        return converse(speaker, split, rng.randint(2, max_turns), shown)
+    turns: list[PeopleTurn] = []
+    if kind == "again":
+        first = random_scene_for(split, rng) if speaker.maybe(0.3) else None
+        for number in range(rng.choice((2, 3))):
+            turns.append(draw(speaker, split, is_again=number > 0))
+        return [replace(turns[0], shown=first), *turns[1:]] if first else turns
+    if kind in ("talk", "outside") or scene is None:
+        made = {
+            "draw": lambda: draw(speaker, split),
+            "talk": lambda: talk(speaker, None),
+            "outside": lambda: decline(speaker, scene),
+        }[kind]()
+        return [replace(made, shown=shown)]
+    turns.append(replace(respond(speaker, kind, scene, split), shown=shown))
+    for _ in range(rng.choice((0, 0, 1, 2, 3)) if kind == "ask" else 0):
+        turns.append(respond(speaker, kind, scene, split))
+    return turns
+
+
+def draw(speaker: Speaker, split: Split, *, is_again: bool = False) -> PeopleTurn:
+    text, scene, expect = draw_turn(speaker, split)
+    expect.pop("place", None)
+    if is_again:
+        opening = speaker.rng.random()
+        if opening < 0.42 or text.startswith(("put", "place", "stick", "there", "and")):
+            text = speaker.say("a new picture") + text
+        elif opening < 0.84:
+            text = speaker.say("next") + " " + text
+    return PeopleTurn(
+        speaker.type(text, asks=text[:3] in ("can", "cou", "wou", "wil", "may")),
+        scene,
+        expect,
+        kind="again" if is_again else "draw",
+    )
+
+
+def respond(speaker: Speaker, kind: str, scene: Scene, split: Split) -> PeopleTurn:
+    """A turn about the picture."""
+    match kind:
+        case "ask":
+            words, right, any_of = ask_turn(speaker, scene)
+            none_of = YES[right][1:] if right in YES else []
+            expect = {"text": {"any_of": any_of, "none_of": none_of}, "no_picture": True}
+            return PeopleTurn(speaker.type(words, asks=True), right, expect, kind="ask")
+        case "describe":
+            short = speaker.maybe(0.2)
+            words = describe(scene, short=short)
+            expect = {
+                "text": {
+                    "any_of": [scene.objects[0].shape],
+                    "none_of": [s for s in SHAPES if all(i.shape != s for i in scene.objects)],
+                },
+                "no_picture": True,
+            }
+            return PeopleTurn(
+                speaker.type(speaker.say("caption" if short else "describe"), asks=speaker.maybe(0.3)),
+                words,
+                expect,
+                kind="describe",
+            )
+        case "correct":
+            made = correct_turn(speaker, scene, split) or change_turn(speaker, scene, split)
+        case _:
+            made = change_turn(speaker, scene, split)
+    text, after, expect = made
+    return PeopleTurn(speaker.type(text, asks=text[:3] in ("can", "cou", "wou")), after, expect, kind="edit")
+
+
+def decline(speaker: Speaker, scene: Scene | None) -> PeopleTurn:
+    text, right = decline_turn(speaker, scene)
+    return PeopleTurn(
+        speaker.type(text, asks=text[:3] in ("can", "cou", "wou")), right, {"decline": True}, kind="outside"
+    )
+
+
+def talk(speaker: Speaker, after: str | None) -> PeopleTurn:
+    text, right, any_of = talk_turn(speaker, after)
+    expect: dict[str, Any] = {"no_picture": True}
+    if any_of:
+        expect["text"] = {"any_of": any_of}
+    return PeopleTurn(speaker.type(text), right, expect, kind="talk")
+
+
+def converse(speaker: Speaker, split: Split, num_turns: int, shown: Scene | None) -> list[PeopleTurn]:
+    """A conversation: pictures, changes, questions, corrections, thanks, what cannot be done, and new pictures."""
+    rng = speaker.rng
+    scene, before = shown, None  # what is in the last picture, and in the one before it
+    turns: list[PeopleTurn] = []
+    while len(turns) < num_turns:
+        last = turns[-1].kind if turns else None
+        if scene is None:
+            weights = {"draw": 60, "talk": 22, "outside": 14}
+        else:
+            weights = {
+                "edit": 34,
+                "ask": 20,
+                "describe": 4,
+                "draw": 17,
+                "talk": 12,
+                "outside": 8,
+                "correct": 8 if last in ("draw", "again", "edit") else 0,
+                "undo": 2 if last == "edit" and before else 0,
+                "show": 3 if turns else 0,
+            }
+        if not turns and shown is not None:
+            weights = {"edit": 40, "ask": 40, "describe": 10, "outside": 6, "draw": 4}
+        if len(turns) == num_turns - 1 and turns:
+            weights["talk"] = 26
+        kind = rng.choices(list(weights), list(weights.values()))[0]
+        new: Scene | None = None
+        match kind:
+            case "draw":
+                turn = draw(speaker, split, is_again=scene is not None)
+                if last == "outside" and speaker.maybe(0.5):
+                    start = speaker.say("after all")
+                    turn = replace(turn, user=start + turn.user[:1].lower() + turn.user[1:])
+            case "talk":
+                turn = talk(speaker, "draw" if last in ("draw", "again", "edit") else last)
+            case "outside":
+                turn = decline(speaker, scene)
+            case "undo":
+                assert scene is not None and before is not None
+                turn = PeopleTurn(
+                    speaker.type(speaker.say("undo")),
+                    before,
+                    {
+                        "scene": drawn(before, [full_filter(i) for i in before.objects], background=before.background)[
+                            "scene"
+                        ]
+                    },
+                    kind="edit",
+                )
+            case "show":
+                new = random_scene_for(split, rng)
+                turn = replace(respond(speaker, rng.choice(("ask", "edit", "describe")), new, split), shown=new)
+            case _:
+                assert scene is not None
+                turn = respond(speaker, kind, scene, split)
+        if new is not None:
+            scene, before = new, None
+        if isinstance(turn.answer, Scene):
+            scene, before = turn.answer, scene if turn.kind == "edit" and kind != "undo" else None
+        turns.append(turn)
+    if shown is not None:
+        turns[0] = replace(turns[0], shown=shown)
+    return turns
+
+
+def as_item(turns: Sequence[PeopleTurn], *, id: str, kind: str) -> dict[str, Any]:
+    """A conversation as a line of a file of requests."""
+    first = turns[0].shown
+    image = first and {
+        "background": first.background,
+        "objects": [
+            {name: getattr(item, name) for name in ("shape", "color", "size", "x", "y")} for item in first.objects
+        ],
+    }
+    return {
+        "id": id,
+        "kind": kind,
+        "image": image,
+        "turns": [{"user": turn.user, "expect": turn.expect} for turn in turns],
+    }

@@ -1,0 +1,58 @@
+"""What people type: every right answer meets its own meaning, nothing held out is named, words vary."""
+
+from random import Random
+
+import pytest
+
+from mllm.evaluation.requests import Expectation, Item, judge, read_value
+from mllm.world.checker import ParsedScene
+from mllm.world.grammar import Typing, alternatives, expand, tidy
+from mllm.world.people.conversation import KINDS, as_item, make_people
+from mllm.world.plan import ScenePlanner
+from mllm.world.scene import SEEN_PAIRS, Scene, split_of
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_right_answers_are_right(kind: str) -> None:
+    said = set()
+    for index in range(60):
+        turns, scene = make_people(kind, Random(f"{kind}/{index}"), "test"), None
+        assert [turn.user for turn in turns] == [t.user for t in make_people(kind, Random(f"{kind}/{index}"), "test")]
+        for turn in turns:
+            said.add(turn.user)
+            scene = turn.shown or scene
+            right = turn.answer if isinstance(turn.answer, str) else ParsedScene(turn.answer)
+            assert judge(read_value(turn.expect, Expectation, "expect"), [right], scene) == [], turn
+            for shown in (turn.shown, turn.answer):
+                assert not isinstance(shown, Scene) or (split_of(shown) == "test" and shown.pairs <= SEEN_PAIRS)
+            if isinstance(turn.answer, Scene):
+                wrong = Scene(turn.answer.background, turn.answer.objects[:1] * 5)
+                assert judge(read_value(turn.expect, Expectation, "expect"), [ParsedScene(wrong)], scene) != [] or (
+                    not turn.expect["scene"]["objects"] and turn.expect["scene"]["total"] is None
+                )
+                scene = turn.answer
+            if turn.expect.get("decline"):
+                assert ScenePlanner().declines(str(turn.answer))
+        if not any(turn.shown for turn in turns[1:]):
+            assert read_value(as_item(turns, id="1", kind=kind), Item, "item").turns[0].user == turns[0].user
+    assert len(said) > (40 if kind == "talk" else 55), "wordings hardly repeat"
+
+
+def test_grammar() -> None:
+    rng = Random(0)
+    rule = alternatives("[a*3|b ][{x}|<red>] {y}")
+    found = {expand(rule, rng, {"x": "1", "y": lambda: "2"}) for _ in range(200)}
+    assert found == {"a1 2", "ared 2", "b 1 2", "b red 2"}
+    counts = [expand(alternatives("[yes*9|no]"), rng, {}) for _ in range(1000)]
+    assert 850 < counts.count("yes") < 950
+    assert tidy("a  orange , circle ,") == "an orange, circle"
+
+
+def test_typing_keeps_what_is_meant() -> None:
+    careful = Typing("sentence", marks=True, apostrophes=True, typos=0.0, fillers=0.0)
+    assert careful("i want a circle", Random(0)) in ("I want a circle.", "I want a circle!")
+    hasty = Typing("lower", marks=False, apostrophes=False, typos=1.0, fillers=0.0)
+    typed = [hasty("it's a triangle", Random(seed)) for seed in range(50)]
+    assert all("'" not in text and text.islower() for text in typed)
+    assert len(set(typed)) > 10
+    assert all(sorted(text)[:3] == sorted("its a triangle")[:3] for text in typed), "spaces stay"
