@@ -52,6 +52,18 @@ def test_draw_and_edit_write_images_that_are_functions_of_the_seed(run: Run, fol
     assert (code, out) == (0, "b.jpg  seed 1\n") and Image.open(folder / "b.jpg").format == "JPEG"
 
 
+def test_what_the_model_declines_is_not_drawn(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mllm.pipeline import Pipeline
+
+    monkeypatch.setattr(Pipeline, "decline", lambda self, prompt, image=None: "I can't draw dogs.")
+    for words in (["draw", "a dog"], ["edit", "a.png", "add a dog"]):
+        code, out, err = run(*words, "-o", "dog.png", "--seed", "1")
+        assert (code, out) == (3, "") and "I can't draw dogs." in err and "--force" in err
+        assert not (folder / "dog.png").exists()
+        assert run(*words, "-o", "dog.png", "--seed", "1", "--force")[0] == 0
+        (folder / "dog.png").unlink()
+
+
 def test_ask_prints_the_answer_and_nothing_else(run: Run, random_model_folder: Path) -> None:
     from mllm.pipeline import Pipeline
 

@@ -80,17 +80,34 @@ def evaluate_world(options: Namespace) -> None:
     "evaluate requests",
     "Evaluate a model on requests in people's own words, each answer checked exactly.",
     "tests.jsonl --json result.json",
-    option("file", type=Path, metavar="FILE", help="JSONL file of dialogues and what is right (docs/evaluation.md)"),
+    option(
+        "file",
+        type=Path,
+        nargs="?",
+        metavar="FILE",
+        help="JSONL file of dialogues and what is right (docs/evaluation.md)",
+    ),
+    option(
+        "--generate", nargs="+", metavar="KIND", help="instead of FILE: requests that no training has seen, by kind"
+    ),
+    option(
+        "--count", type=positive_count, default=100, metavar="N", help="generated items of each kind (default: 100)"
+    ),
     option("--seed", type=int, default=0, help="item i has seed + i (default: 0)"),
     BATCH_SIZE,
     json_option("result"),
     *MODEL,
 )
 def evaluate_requests(options: Namespace) -> None:
-    from mllm.evaluation.requests import as_table, measure_requests, read_items
+    from mllm.evaluation.requests import as_table, generate_items, measure_requests, read_items
     from mllm.files import write_json
 
-    items = read_items(options.file)  # before the model is loaded
+    if (options.file is None) == (options.generate is None):
+        raise ValueError("either FILE or --generate must be given, got both or none; see mllm evaluate requests --help")
+    if options.file is not None:
+        items = read_items(options.file)  # before the model is loaded
+    else:
+        items = generate_items(options.generate, options.count, seed=options.seed)
     result = measure_requests(load_pipeline(options), items, seed=options.seed, batch_size=options.batch_size)
     print(as_table(result))
     if options.json:

@@ -27,6 +27,7 @@ from mllm.evaluation.world import Answer, Part, answer_message, answer_what_fits
 from mllm.files import read_lines, tool_versions
 from mllm.pipeline import Pipeline, check_task
 from mllm.world.checker import ParsedScene, parse
+from mllm.world.people.conversation import KINDS, as_item, make_people
 from mllm.world.plan import DECLINES
 from mllm.world.render import render
 from mllm.world.scene import (
@@ -190,6 +191,22 @@ def read_items(path: Path) -> list[Item]:
     if not items:
         raise ValueError(f"{path} must have at least one item, got none; write one on each line")
     return list(items.values())
+
+
+def generate_items(kinds: Sequence[str], count: int, *, seed: int) -> list[Item]:
+    """Requests in people's words that no training has seen; images come with the first turn only."""
+    unknown = [kind for kind in kinds if kind not in KINDS]
+    if unknown:
+        raise ValueError(f"kinds must be among {', '.join(KINDS)}, got {', '.join(unknown)}")
+    items: list[Item] = []
+    for kind in kinds:
+        for index in range(count):
+            rng = Random(f"requests/{seed}/{kind}/{index}")
+            turns = make_people(kind, rng, "test")
+            while any(turn.shown for turn in turns[1:]):
+                turns = make_people(kind, rng, "test")
+            items.append(read_value(as_item(turns, id=f"{kind}-{index}", kind=kind), Item, "item"))
+    return items
 
 
 def read_value(value: Any, form: Any, name: str) -> Any:

@@ -318,7 +318,7 @@ class WorldSequences(SequenceSource):
         conversations: tuple[ConversationSet, ShardFolder] | None = None,
     ) -> None:
         unknown = sorted(set(data.jobs) - set(JOBS))
-        if unknown or sum(data.jobs.values()) <= 0:
+        if unknown or sum((*data.jobs.values(), *data.conversations.values())) <= 0:
             raise ValueError(
                 f"data.jobs must give weights > 0 to some of {', '.join(JOBS)}, got {unknown or data.jobs}; change it"
             )

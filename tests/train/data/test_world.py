@@ -24,11 +24,13 @@ from tokenizer.unitok import UniTok
 from train.data.packing import BatchShape, PackedBatches, PackingBuffer, Tokenizers
 from train.data.shards import ShardFolder
 from train.data.world import (
+    ConversationSet,
     EpisodeSet,
     WorldSequences,
     centre_episode,
     encode_rendered,
     to_messages,
+    without_images,
 )
 from train.recipe import WorldData
 
@@ -269,3 +271,37 @@ def test_a_centred_episode_is_the_same_episode_moved_by_a_hair() -> None:
                     for item, middle in zip(new.objects, middles, strict=True)
                 )
             assert apply_edit(after.scene, after.edit) == after.edited
+
+
+def test_conversations_are_learned_with_images_or_as_words_alone(
+    tokenizers: Tokenizers, codes: ShardFolder, tmp_path: Path
+) -> None:
+    config, weights = tokenizers.config, {"chat": 2.0, "edit": 1.0, "talk": 1.0}
+    records = ConversationSet(weights=weights, count=12, seed=0, digits=2, side=2, patch_size=16)
+    folder = encode_rendered(records, tmp_path, tokenizers.image, num_workers=0)
+    assert any(turn.shown for index in range(12) for turn in records.turns(index))
+    for share, has_images in ((0.0, True), (1.0, False)):
+        data = WorldData(jobs={}, conversations=weights, words_only=share, plans=True, plan_digits=2)
+        source = WorldSequences(data, EPISODES, codes, tokenizers, SHAPE, conversations=(records, folder))
+        found = [source.draw(Random(n)) for n in range(30)]
+        assert any(len(sequence.codes_PK) for sequence in found) == has_images
+        for sequence in found:
+            ids, labels = sequence.token_ids_T, sequence.labels_T
+            assert sequence.image_lengths_I.sum() == len(sequence.codes_PK) == (ids == config.image_token_id).sum()
+            assert (labels[1:] == config.eos_token_id).any()
+            shown = [
+                at
+                for at in range(1, len(ids))
+                if ids[at] == config.begin_plan_id and ids[at - 1] == config.end_image_id
+            ]
+            for at in shown:  # what is seen in an image can be learned only from the image
+                assert (labels[at + 1] == ids[at + 1]) == has_images
+
+
+def test_sequences_without_images_keep_their_words(make, tokenizers: Tokenizers) -> None:
+    config = tokenizers.config
+    whole = make(jobs={"edit": 1.0}, plans=True).draw(Random(3))
+    words = without_images(whole, config)
+    in_images = np.isin(whole.token_ids_T, [config.image_token_id, config.new_line_id])
+    assert in_images.any() and np.array_equal(words.token_ids_T, whole.token_ids_T[~in_images])
+    assert len(words.codes_PK) == len(words.image_lengths_I) == len(words.code_targets_P) == 0
