@@ -286,7 +286,7 @@ class Pipeline:
         if self.planner is None:
             return None
         text = TextPart(check_text(prompt, name="prompt", hint="say what to draw"))
-        shown = [] if image is None else [ImagePart(load_image(image))]
+        shown = [] if image is None else [ImagePart(read_image(image))]
         (messages,) = self.describe([[Message("user", (*shown, text))]])
         for budget in (1, DECLINE_BUDGET):  # mostly the first token says that it is an image
             asked: Overrides = {"seed": 0, "max_new_tokens": budget}
