@@ -34,6 +34,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from mllm.config import RELEASED_TYPE, MLLMConfig, from_released, is_released, to_released
 from mllm.evaluation.intervals import percent
+from mllm.files import write_json, write_text
 from mllm.quantization import BITS, quantize_linears
 from mllm.sequence import supported_sizes
 from mllm.vocabulary import load_text_tokenizer, save_text_tokenizer
@@ -211,7 +212,10 @@ def choose_device(device: str | torch.device | None) -> torch.device:
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        return torch.empty(0, device=device).device
+        found = torch.empty(0, device=device).device
+        if found.type == "meta":
+            raise RuntimeError("it holds no values")
+        return found
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"device must be one of this machine, got {device!s} ({reason}); use cpu") from error
@@ -488,7 +492,7 @@ def export_released(folder: Path, out: Path, *, max_shard_bytes: int = MAX_SHARD
     )
     save_text_tokenizer(load_text_tokenizer(folder), out)
     export_image_tokenizer(folder, out)
-    (out / CONFIG_FILE).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+    write_json(out / CONFIG_FILE, fields)
 
 
 def export_image_tokenizer(folder: Path, out: Path) -> None:
@@ -530,7 +534,7 @@ def write_shards(
         after_shard()
     if plan.is_sharded:
         index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
-        (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        write_json(folder / INDEX_FILE, index)
 
 
 def require_room(folder: Path, num_bytes: int) -> None:
@@ -613,4 +617,4 @@ def save_model_card(folder: str | os.PathLike, config: MLLMConfig) -> None:
     path = Path(folder) / SOURCE_FILE
     source = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     card = model_card(config, scores=source.get("scores"), note=source.get("note"))
-    (Path(folder) / CARD_FILE).write_text(str(card), encoding="utf-8")
+    write_text(Path(folder) / CARD_FILE, str(card))

@@ -1,20 +1,29 @@
-"""Files of JSON and JSON lines: read with errors that name the file and line, and written completely or not at all.
+"""Files: written completely or not at all, and by one process at a time; JSON read with errors that name the line.
 
 Also fingerprints of files, and which versions of which packages computed something. In: paths. Out: plain values.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import io
 import json
+import logging
 import os
 import platform
 import secrets
+import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+logger = logging.getLogger(__name__)
 
 TOOLKIT = "mllm-toolkit"
 PACKAGES = (TOOLKIT, "torch", "transformers", "pillow", "numpy")
@@ -30,17 +39,92 @@ def whole_file(path: Path) -> Iterator[Path]:
     """Gives the path to write to, in the same folder; at the end of the block the file gets its own name.
 
     Its content has reached the disk by then, so that a power cut cannot leave the name without it. After an error, an
-    older file of that name is what it was.
+    older file of that name is what it was. A link stays, and the file that it names is written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.{secrets.token_hex(4)}{UNFINISHED}")
+    named, path = path, path.resolve()
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{named} must be a regular file to write, got {kind_of(path)}; name another file")
+    unfinished = unfinished_name(path)
+    with errors_that_name(named):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield unfinished
+            with unfinished.open("rb") as file:
+                os.fsync(file.fileno())
+            if path.exists():
+                shutil.copymode(path, unfinished)
+            os.replace(unfinished, path)
+        finally:
+            unfinished.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Gives a new folder to fill; at the end of the block it takes the place of the folder of that name."""
+    named, path = path, path.resolve()
+    unfinished, former = unfinished_name(path), unfinished_name(path)
+    with errors_that_name(named):
+        try:
+            unfinished.mkdir(parents=True)
+            yield unfinished
+            if path.exists():
+                os.replace(path, former)
+            os.replace(unfinished, path)
+        finally:
+            for folder in (unfinished, former):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def require_new(path: Path) -> None:
+    """Never overwrite: a memory-mapped source would be destroyed while it is read."""
+    if any(path.iterdir()) if path.is_dir() else path.exists():
+        raise ValueError(f"{path} must not exist; remove it first, or choose a different output")
+
+
+def unfinished_name(path: Path) -> Path:
+    """A name beside the file's that nobody else has."""
+    return path.with_name(f"{path.name[:50]}.{secrets.token_hex(4)}{UNFINISHED}")
+
+
+def kind_of(path: Path) -> str:
+    return "a folder" if path.is_dir() else "a file" if path.is_file() else "a device or a pipe"
+
+
+@contextmanager
+def errors_that_name(path: Path) -> Iterator[None]:
+    """Within, the error of a full disk and its kind is an OSError with the path that is written, whoever raised it."""
     try:
-        yield unfinished
-        with unfinished.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
+        yield
+    except OSError as error:
+        if error.errno is not None and (error.filename is None or UNFINISHED in str(error.filename)):
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
+    except Exception as error:  # safetensors and torch have errors of their own
+        if "No space left" in str(error) or "PytorchStreamWriter" in str(error):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+        raise
+
+
+@contextmanager
+def only_writer(folder: Path, *, lock_name: str = ".lock") -> Iterator[None]:
+    """Within, no other process may write this folder; refuses to wait for one that does."""
+    from filelock import FileLock, Timeout
+
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / lock_name, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise ValueError(
+            f"{folder} must be written by one run at a time, got a second one; wait for the first, stop it, or choose "
+            "another folder"
+        ) from error
+    except (NotImplementedError, OSError) as error:  # a file system without locks
+        logger.warning("%s cannot be locked (%s); start only one run at a time", folder, error)
+    try:
+        yield
     finally:
-        unfinished.unlink(missing_ok=True)
+        lock.release()
 
 
 class Line(NamedTuple):
@@ -112,6 +196,16 @@ def write_text(path: Path, text: str) -> None:
     """Write a whole file of text, or nothing."""
     with whole_file(path) as unfinished:
         unfinished.write_text(text, encoding="utf-8")
+
+
+def write_image(path: Path, image: Image.Image, **options: Any) -> None:
+    """Write a whole image, in the format that its ending names, or nothing."""
+    from PIL import Image
+
+    stream = io.BytesIO()
+    image.save(stream, Image.registered_extensions()[path.suffix.lower()], **options)
+    with whole_file(path) as unfinished:
+        unfinished.write_bytes(stream.getvalue())
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -55,6 +55,7 @@ from mllm.engine.request import (
     Overrides,
     RequestBuilder,
     TextDelta,
+    as_integer,
     given_settings,
     read_task_settings,
 )
@@ -214,7 +215,7 @@ class Pipeline:
         """The answer to a question about one or more images, and nothing else."""
         task = check_task(self.tasks, "ask", "describe")
         check_text(question, name="question", hint="say what you want to know")
-        listed = [images] if isinstance(images, ImageSource) else images
+        listed = images if isinstance(images, list | tuple) else [images]
         if not listed:
             raise ValueError("there must be an image to ask about, got none; give one or more")
         parts = [ImagePart(read_image(image)) for image in listed]
@@ -255,6 +256,8 @@ class Pipeline:
         and top-p are those of images. Wrong input is refused at once, not when the first event is asked for.
         """
         task = check_task(self.tasks, "chat")
+        if isinstance(messages, str | Mapping):
+            raise ValueError(f"messages must be a list, got {messages!r}; pass [{{'role': 'user', 'content': ...}}]")
         (described,) = self.describe([self.processor.read_chat(messages)])
         return self.events(self.build_request(described, "interleaved", task=task, overrides=overrides))
 
@@ -305,6 +308,8 @@ class Pipeline:
             questions: to ask about an image of a text; default: the checkpoint's planner's, else VQAScore's.
         """
         check_task(self.tasks, "ask")
+        if isinstance(texts, str) or len(images) != len(texts):
+            raise ValueError(f"texts must be one for each of the {len(images)} images, got {texts!r}; give as many")
         questions = questions or (self.planner.questions if self.planner else vqa_score_question)
         with self._lock:
             return score_images(self.model, self.processor, images, texts, questions=questions)
@@ -360,6 +365,8 @@ class Pipeline:
     def _encode_plan(self, plan: str) -> tuple[int, ...]:
         """The tokens of a plan as the model would write it."""
         text = neutralise(check_text(plan, name="plan", hint="say what is where, or leave it out"))
+        if self.planner and not self.planner.can_check(text.strip()):
+            raise ValueError(f"the plan must be in the words of this model's plans, got {plan!r}; see docs/plans.md")
         return tuple(encode_text(self.processor.tokenizer, " " + text.strip()))
 
     def _force_outside(self, mask: Image.Image, codes: CodesPart) -> ForcedCodes:
@@ -640,8 +647,8 @@ def check_text(text: str, *, name: str, hint: str) -> str:
 
 def check_count(count: int, *, name: str) -> None:
     """Refuse what is not a positive integer."""
-    if not isinstance(count, int) or count < 1:
-        raise ValueError(f"{name} must be an integer >= 1, got {count!r}")
+    if as_integer(count, name=name) < 1:
+        raise ValueError(f"{name} must be an integer >= 1, got {count!r}; ask for one or more")
 
 
 def check_task(tasks: Sequence[str] | None, *wanted: str) -> str:

@@ -50,6 +50,7 @@ from mllm.conversation import (
 )
 from mllm.conversation import chat_template as template_of
 from mllm.engine.request import GenerationResult
+from mllm.files import write_image, write_text
 from mllm.sequence import IGNORED, TokenSequence, begin_of, best_size, build_sequence, encode_segments
 from mllm.vocabulary import IMAGE, decode_text, load_text_tokenizer, save_text_tokenizer
 from tokenizer.images import ImageProcessor, ImageSource, read_image, to_images
@@ -79,7 +80,7 @@ def save_image(image: Image.Image, path: str | Path) -> None:
     if plan is not None and Path(path).suffix.lower() == ".png":
         options["pnginfo"] = PngInfo()
         options["pnginfo"].add_text(PLAN, plan)
-    image.save(path, **options)
+    write_image(Path(path), image, **options)
 
 
 Extent = Literal["prompt", "beginning", "whole", "piece"]
@@ -512,8 +513,8 @@ class MLLMProcessor(ProcessorMixin):
         }
         if self.config is not None and not (folder / CONFIG_FILE).is_file():
             fields[MODEL_CONFIG] = self.config.to_dict()
-        (folder / PROCESSOR_FILE).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
-        (folder / TEMPLATE_FILE).write_text(self.chat_template, encoding="utf-8")
+        write_text(folder / PROCESSOR_FILE, json.dumps(fields, indent=2) + "\n")
+        write_text(folder / TEMPLATE_FILE, self.chat_template)
         save_shim(folder)
         if kwargs.get("push_to_hub"):
             self.push_to_hub(kwargs.get("repo_id") or folder.name, token=kwargs.get("token"))

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, TypeAlias, TypeVar
 
 import torch
@@ -68,9 +69,8 @@ class SamplingConfig:
 def check_each(name: str, value: Any, is_valid: Any, expected: str) -> None:
     """Refuse a setting that is not a number, or out of range."""
     for number in value if isinstance(value, tuple) else (value,):
-        if isinstance(number, bool) or not isinstance(number, (int, float)) or not is_valid(number):
-            hint = "set greedy for the most probable choice" if name == "temperature" else "use a number in that range"
-            raise ValueError(f"{name} must be {expected}, got {number!r}; {hint}")
+        if isinstance(number, bool) or not isinstance(number, Real) or not is_valid(number):
+            raise ValueError(f"{name} must be {expected}, got {number!r}; use a number in that range")
 
 
 @dataclass(frozen=True, slots=True)

@@ -428,11 +428,12 @@ def supported_sizes(config: MLLMConfig) -> list[Size]:
 def grid_of(size: Size, config: MLLMConfig) -> Grid:
     """The grid of a size, if this checkpoint has it."""
     sizes = supported_sizes(config)
-    if tuple(size) not in sizes:
+    if not isinstance(size, tuple | list) or tuple(size) not in sizes:
         some = " or ".join(f"{width}x{height}" for width, height in sizes)
         if len(sizes) > MOST_NAMED_SIZES:
             some = f"multiples of {config.patch_size} up to {config.max_grid_side * config.patch_size}"
-        raise ValueError(f"size must be one of this model's, got {size[0]}x{size[1]}; use {some}")
+        found = "x".join(map(str, size)) if isinstance(size, tuple | list) else repr(size)
+        raise ValueError(f"size must be one of this model's, got {found}; use {some}")
     return size[1] // config.patch_size, size[0] // config.patch_size
 
 

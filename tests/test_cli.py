@@ -1,5 +1,6 @@
 """The console command: what it writes and prints, and one line for every wrong input."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,7 +21,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (50, 40), "red").save("a.png")
     Path("broken.png").write_bytes(b"\x89PNG\r\n\x1a\n and then nothing")
+    Image.new("RGB", (1, 10_000)).save("thin.png")
     Path("notes.txt").write_text("no image")
+    Path("deep.json").write_text("[" * 100_000)
+    os.mkfifo("pipe.png")
+    os.mkfifo("pipe.npz")
+    Path("null.json").symlink_to("/dev/null")
     Path("recipe.yaml").write_text("kind: image_tokenizer\noutput: run\nstepz: 3\n")
     return tmp_path
 
@@ -30,7 +36,9 @@ def run(random_model_folder: Path, folder: Path, capfd: pytest.CaptureFixture[st
     """Run a verb on the random model; gives its exit status, stdout and stderr."""
 
     def run(*words: str) -> tuple[int, str, str]:
-        with_model = words[0] not in ("train", "benchmark", "convert", "no-such-verb") and "--model" not in words
+        with_model = (
+            words[0] not in ("train", "benchmark", "convert", "merge", "no-such-verb") and "--model" not in words
+        )
         code = main([*words, *(("--model", str(random_model_folder)) if with_model else ())])
         printed = capfd.readouterr()
         return code, printed.out, printed.err
@@ -124,7 +132,7 @@ WRONG: list[tuple[list[str], str]] = [  # words, and what the one line must name
     (["draw", "", "-o", "x.png"], "prompt"),
     (["draw", "   ", "-o", "x.png"], "prompt"),
     (["draw", "red " * 300, "-o", "x.png"], "tokens"),
-    ([*DRAW, "--temperature", "0"], "temperature"),
+    ([*DRAW, "--temperature", "0"], "temperature must be > 0, got 0.0; use"),
     ([*DRAW, "--temperature", "warm"], "--temperature"),
     ([*DRAW, "--top-k", "0"], "top_k"),
     ([*DRAW, "--top-p", "1.5"], "top_p"),
@@ -136,6 +144,21 @@ WRONG: list[tuple[list[str], str]] = [  # words, and what the one line must name
     (["draw", "red", "-o", "x.gdoc"], "x.gdoc"),
     (["draw", "red", "-o", "none/x.png"], "does not exist"),
     ([*DRAW, "--device", "abacus"], "abacus"),
+    ([*DRAW, "--device", "meta"], "meta"),
+    (["draw", "red", "-o", "pipe.png"], "regular file"),
+    (["ask", "thin.png", "What?"], "200 times"),
+    (["tokenize", "encode", "a.png", "-o", "codes.npz", "--size", "160000x160000"], "pixels"),
+    (["tokenize", "encode", "a.png", "-o", "pipe.npz"], "regular file"),
+    (["tokenize", "reconstruct", "a.png", "-o", "x.png", "--json", "null.json"], "regular file"),
+    (["evaluate", "tokenizer", "--codec", "os:system", "--images", ".", "--output", "x"], "'os:system'"),
+    (["evaluate", "tokenizer", "--codec", "os", "--images", ".", "--output", "x"], "'os'"),
+    (["evaluate", "requests", "deep.json"], "deep.json"),
+    (["convert", "unitok", "a.png", "x"], "a.png"),
+    (["convert", "export-unitok", ".", "/proc/x.pth"], "config.json"),
+    (["convert", "export-unitok", ".", "x.bin"], ".pth"),
+    (["merge", ".", "-o", "a.png"], "must not exist"),
+    (["merge", ".", "-o", "x"], "adapter_config.json"),
+    ([*DRAW, "-n", "99999999999999"], "1000000"),
     ([*DRAW, "--model", "no/such/folder"], "no/such/folder"),
     ([*DRAW, "--model", "no/such"], "no/such"),
     ([*DRAW, "--model", "."], "model"),

@@ -152,8 +152,8 @@ def read_file(path: Path) -> Any:
         code = re.search(r"(?:GLOBAL|class) (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
         if code:
             raise ValueError(f"{path} must hold tensors only, got program code ({code[1]}); it was not run") from None
-        found = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{path} must be a readable checkpoint, got {found[:150]}; download it again") from None
+        found = (str(error).strip().splitlines() or [type(error).__name__])[0].split(". ")[0]
+        raise ValueError(f"{path} must be a readable checkpoint, got {found}; download it again") from None
 
 
 def require_state_dict(content: Any, path: Path) -> Mapping[str, Tensor]:

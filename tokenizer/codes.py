@@ -73,27 +73,29 @@ class CodeFile:
             )
 
 
-def check_ending(path: Path) -> None:
-    if path.suffix not in ENDINGS:
-        raise ValueError(f"the name of a code file must end in {' or '.join(ENDINGS)}, got {path.name!r}; rename it")
+def check_ending(ending: str) -> None:
+    if ending not in ENDINGS:
+        raise ValueError(f"the name of a code file must end in {' or '.join(ENDINGS)}, got {ending!r}; rename it")
 
 
-def write_codes(path: Path, file: CodeFile) -> None:
-    """Write a code file in the format that its ending names."""
-    check_ending(path)
+def write_codes(path: Path, file: CodeFile, *, ending: str | None = None) -> None:
+    """Write a code file in the format that its ending names, or that `ending` names in its place."""
+    ending = path.suffix if ending is None else ending
+    check_ending(ending)
     arrays = {array_name(index): codes_KN for index, codes_KN in enumerate(file.codes)}
     facts = {name: getattr(file, name) for name in FACTS}
     metadata = json.dumps({"format_version": FORMAT_VERSION, **facts})
-    if path.suffix == ".npz":
+    if ending == ".npz":
         arrays[METADATA] = np.array(metadata)
-        np.savez_compressed(path, allow_pickle=False, **arrays)  # type: ignore[arg-type]  # names of its own never clash
+        with path.open("wb") as stream:
+            np.savez_compressed(stream, allow_pickle=False, **arrays)  # type: ignore[arg-type]  # names never clash
     else:
         save_file(arrays, path, metadata={METADATA: metadata})
 
 
 def read_codes(path: Path) -> CodeFile:
     """Read a file that `write_codes` wrote."""
-    check_ending(path)
+    check_ending(path.suffix)
     if not path.is_file():
         raise FileNotFoundError(f"{path} must be a code file, got no such file; make one with `mllm tokenize encode`")
     try:

@@ -33,6 +33,7 @@ IMAGE_ENDINGS = tuple(".png .jpg .jpeg .webp .bmp .gif .tif .tiff .jfif .jpe .av
 CLIP_MEAN_COLOR = (122, 116, 104)
 DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 MAX_RATIO = 200  # of the longer side to the shorter; Qwen2-VL's bound
+MAX_PIXELS = 2**26  # of a prepared image
 MAX_DOWNLOAD = 2**28  # bytes
 URL = re.compile(r"(https?|file|data):", re.IGNORECASE)
 GAP = 4  # pixels between the images of a sheet
@@ -76,8 +77,11 @@ class ImageProcessor:
             raise ValueError(
                 f"preparation must be one of {', '.join(PREPARATIONS)}, got {self.preparation!r}; choose one of them"
             )
-        if self.height < 1 or self.width < 1:
-            raise ValueError(f"height and width must be >= 1, got {self.height} x {self.width}; give them in pixels")
+        if self.height < 1 or self.width < 1 or self.height * self.width > MAX_PIXELS:
+            raise ValueError(
+                f"height and width must be from 1 to {MAX_PIXELS:,} pixels together, got {self.height} x {self.width}; "
+                "give them in pixels"
+            )
 
     def __call__(self, images: Image.Image | Sequence[Image.Image]) -> Tensor:
         """Float32 pixels (B, 3, height, width) in [-1, 1]; a single image makes a batch of one."""

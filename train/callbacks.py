@@ -36,7 +36,7 @@ from mllm.evaluation.protocol import (
 )
 from mllm.evaluation.run import RunFolder, run_items
 from mllm.evaluation.world import Group, choose_groups, evaluate_world
-from mllm.files import fingerprint_of, read_lines, write_json
+from mllm.files import fingerprint_of, read_lines, write_image, write_json
 from mllm.model import LossParts, MLLMForConditionalGeneration
 from mllm.pipeline import Pipeline
 from mllm.processor import MLLMProcessor
@@ -161,9 +161,8 @@ class SampleSheet:
         self.prompts, self.folder = prompts, folder
 
     def __call__(self, pipeline: Pipeline, step: int) -> dict[str, float]:
-        self.folder.mkdir(parents=True, exist_ok=True)
         images = [pipeline.draw(prompt, seed=0)[0] for prompt in self.prompts]
-        side_by_side(images).save(self.folder / f"step-{step}.png")
+        write_image(self.folder / f"step-{step}.png", side_by_side(images))
         return {}
 
 

@@ -23,13 +23,12 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from transformers.integrations import is_deepspeed_zero3_enabled
 
+from mllm.files import UNFINISHED, errors_that_name
 from mllm.model import MLLMForConditionalGeneration
 from mllm.processor import MLLMProcessor
 from tokenizer.unitok import UniTok
 
 PREFIX = "checkpoint-"
-UNFINISHED = ".unfinished"
-"""Folder in which checkpoints are filled; what is in it does not count."""
 AVERAGE = "average.safetensors"
 UNSHARDED, ZERO_2, ZERO_3 = "plain data parallel", "ZeRO-2", "ZeRO-3"
 UNIVERSAL = "latest_universal"
@@ -66,7 +65,12 @@ def write_checkpoint(
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
     state.wait_for_everyone()
-    write(unfinished)
+    try:
+        with errors_that_name(final):
+            write(unfinished)
+    except OSError:  # leave the disk no fuller than it was
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
     state.wait_for_everyone()
     if state.is_main_process:
         shutil.rmtree(final, ignore_errors=True)

@@ -20,7 +20,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from mllm.config import MLLMConfig
-from mllm.files import whole_file
+from mllm.files import errors_that_name, write_text
 from mllm.model import LossParts
 from mllm.sequence import sample_numbers
 
@@ -147,15 +147,14 @@ class MetricsLog:
         self.path = path
         if path.is_file():
             kept = [line for line in path.read_text().splitlines() if _step_of(line) <= resumed_step]
-            with whole_file(path) as unfinished:
-                unfinished.write_text("".join(line + "\n" for line in kept))
+            write_text(path, "".join(line + "\n" for line in kept))
 
     def write(self, step: int, values: Values) -> None:
         rounded = {
             name: [_rounded(item) for item in value] if isinstance(value, list) else _rounded(value)
             for name, value in values.items()
         }
-        with self.path.open("a", encoding="utf-8") as file:
+        with errors_that_name(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **rounded}) + "\n")
 
 

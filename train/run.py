@@ -6,9 +6,13 @@ The trainers are imported only then: a wrong recipe is refused at once.
 from __future__ import annotations
 
 import logging
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 
+from mllm.files import only_writer
 from train.recipe import MLLMRecipe, TextTokenizerRecipe, TokenizerRecipe, find_recipe, read_yaml, resolve
 
 
@@ -29,18 +33,37 @@ def main(argv: Sequence[str] | None = None) -> int:
             train_world_tokenizer(text)
         case "image_tokenizer":
             image = resolve(TokenizerRecipe, values, args[1:], path=path)
-            from train.tokenizer_trainer import TokenizerTrainer
+            with alone_in(image.output):
+                from train.tokenizer_trainer import TokenizerTrainer
 
-            TokenizerTrainer(image).train()
+                TokenizerTrainer(image).train()
         case "mllm":
             mllm = resolve(MLLMRecipe, values, args[1:], path=path)
-            from train.trainer import train_mllm
+            with alone_in(mllm.output):
+                from train.trainer import train_mllm
 
-            train_mllm(mllm)
+                train_mllm(mllm)
         case kind:
             raise ValueError(f"kind must be text_tokenizer, image_tokenizer or mllm, got {kind!r}; change the recipe")
     leave_process_group()
     return 0
+
+
+@contextmanager
+def alone_in(output: Path) -> Iterator[None]:
+    """Within, no other training may write this folder; an interruption says how to resume."""
+    is_first = os.environ.get("RANK", "0") == "0"
+    try:
+        with only_writer(output) if is_first else nullcontext():
+            yield
+    except KeyboardInterrupt:
+        from train.checkpoints import newest_checkpoint
+
+        if is_first:
+            newest = newest_checkpoint(output)
+            found = f"resumes from {newest}" if newest else f"starts again: {output} has no checkpoint yet"
+            print(f"\nmllm: interrupted; the same command {found}", file=sys.stderr)
+        raise
 
 
 def leave_process_group() -> None:

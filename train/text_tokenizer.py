@@ -10,6 +10,7 @@ from random import Random
 import sentencepiece
 
 from mllm.conversation import ASSISTANT, UNCONDITIONAL, USER
+from mllm.files import whole_file
 from mllm.world.dialogue import JOBS, make_dialogue, make_episode
 from train.recipe import TextTokenizerRecipe
 
@@ -42,8 +43,8 @@ def train_text_tokenizer(sentences: Iterable[str], path: Path, *, vocab_size: in
         )
     except RuntimeError as error:
         raise ValueError(f"vocab_size must fit the sentences, got {vocab_size} ({error}); change it") from None
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(model.getvalue())
+    with whole_file(path) as unfinished:
+        unfinished.write_bytes(model.getvalue())
 
 
 def world_sentences(num_dialogues: int, *, seed: int) -> Iterable[str]:

@@ -27,6 +27,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 from transformers import get_scheduler
 
+from mllm.files import whole_folder, write_image, write_text
 from tokenizer.config import UniTokConfig
 from tokenizer.hardware import fast_dtype
 from tokenizer.images import (
@@ -142,7 +143,7 @@ class TokenizerTrainer:
         is_main = self.accelerator.is_main_process
         self.log: MetricsLog | None = None
         if is_main:
-            (recipe.output / "recipe.yaml").write_text(as_yaml(recipe))
+            write_text(recipe.output / "recipe.yaml", as_yaml(recipe))
             self.log = MetricsLog(recipe.output / "metrics.jsonl", resumed_step=self.step)
         started, first = time.monotonic(), self.step
         progress = tqdm(total=recipe.steps, initial=first, desc="image tokenizer", mininterval=5, disable=not is_main)
@@ -158,7 +159,8 @@ class TokenizerTrainer:
                 self._save()
         progress.close()
         if is_main:
-            self.final_model.save_pretrained(recipe.output / "final")
+            with whole_folder(recipe.output / "final") as folder:
+                self.final_model.save_pretrained(folder)
         self._write(self.evaluation.reconstruct_for_fid(self.final_model))
         self.accelerator.wait_for_everyone()
 
@@ -309,7 +311,7 @@ class TokenizerEvaluation:
         """The images of the folder, or else these uint8 ones, above their reconstructions."""
         pixels_B3HW = self._read(self.sheet_files, "visual") if self.sheet_files else to_pixels(samples_B3HW)
         pixels_B3HW = pixels_B3HW.to(model.device)
-        reconstruction_sheet(pixels_B3HW, model.decode(model.encode(pixels_B3HW))).save(path)
+        write_image(path, reconstruction_sheet(pixels_B3HW, model.decode(model.encode(pixels_B3HW))))
 
     @torch.no_grad()
     def zero_shot(self, model: UniTok) -> dict[str, float]:
@@ -339,11 +341,10 @@ class TokenizerEvaluation:
         if not self.fid_files:
             return {}
         assert recipe.fid_output is not None, "TokenizerRecipe refuses one folder without the other"
-        recipe.fid_output.mkdir(parents=True, exist_ok=True)
         for part in self._shared_out(self.fid_files):
             decoded_B3HW = model.decode(model.encode(self._read(part, "crop").to(model.device)))
             for file, image in zip(part, to_images(decoded_B3HW), strict=True):
-                image.save(recipe.fid_output / file.name)
+                write_image(recipe.fid_output / file.name, image)
         self.state.wait_for_everyone()
         if not recipe.fid_score or not self.state.is_main_process:
             return {}

@@ -32,6 +32,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import rotate_checkpoints
 
+from mllm.files import whole_folder, write_text
 from mllm.model import MLLMForConditionalGeneration, count_items
 from mllm.vocabulary import load_text_tokenizer
 from tokenizer.hardware import fast_dtype
@@ -110,7 +111,7 @@ def prepare_output(recipe: MLLMRecipe, arguments: TrainingArguments) -> None:
         check_sharding(newest, sharding_of_run(arguments))
     if state.is_main_process:
         recipe.output.mkdir(parents=True, exist_ok=True)
-        (recipe.output / "recipe.yaml").write_text(as_yaml(recipe))
+        write_text(recipe.output / "recipe.yaml", as_yaml(recipe))
         remove_unfinished(recipe.output)
         if newest is not None and needs_resharding(newest, arguments.world_size):
             write_universal(newest)
@@ -143,11 +144,12 @@ def save_final(trainer: MLLMTrainer, tokenizers: Tokenizers) -> None:
         trainer.average.copy_to_model()
     weights = trainer.gathered_weights()
     if trainer.is_world_process_zero():
-        if trainer.recipe.adapter is not None:
-            model.save_pretrained(folder, state_dict=weights)
-        else:
-            both = {"text_tokenizer": tokenizers.text, "image_tokenizer": tokenizers.image}
-            save_model_folder(folder, model=model, state_dict=weights, **both)
+        with whole_folder(folder) as unfinished:
+            if trainer.recipe.adapter is not None:
+                model.save_pretrained(unfinished, state_dict=weights)
+            else:
+                both = {"text_tokenizer": tokenizers.text, "image_tokenizer": tokenizers.image}
+                save_model_folder(unfinished, model=model, state_dict=weights, **both)
     trainer.accelerator.wait_for_everyone()
 
 

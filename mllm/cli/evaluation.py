@@ -17,6 +17,7 @@ from mllm.cli.main import (
     SAMPLING_OPTIONS,
     SIZE,
     command,
+    file_in_existing_folder,
     given,
     json_option,
     load_pipeline,
@@ -169,7 +170,7 @@ def evaluate_tokenizer(options: Namespace) -> None:
     "runs/pope --questions llava_pope_test.jsonl --annotations pope/coco",
     *ANSWERS,
     ANNOTATIONS,
-    option("--json", type=Path, metavar="FILE", help="the result (default: result.json in the run)"),
+    option("--json", type=file_in_existing_folder, metavar="FILE", help="the result (default: result.json in the run)"),
     option("--judge-model", metavar="NAME", help="language model that grades open answers"),
     option("--judge-url", metavar="URL", help="OpenAI-compatible server (default: OpenAI's)"),
     option("--judge-runs", type=positive_count, default=1, metavar="N", help="how often each answer is graded"),
@@ -246,7 +247,7 @@ def evaluate_submit(options: Namespace) -> None:
     "Compare results with published ones, as Markdown.",
     "runs/pope runs/gqa -o report.md",
     option("results", type=Path, nargs="+", metavar="DIR", help="folders of scored runs, or result files"),
-    option("-o", "--output", type=Path, metavar="FILE", help="where to write it (default: stdout)"),
+    option("-o", "--output", type=file_in_existing_folder, metavar="FILE", help="where to write it (default: stdout)"),
     option("--name", help="what to call our model (default: its fingerprint)"),
 )
 def evaluate_report(options: Namespace) -> None:

@@ -6,9 +6,11 @@ Each parses nothing itself: options in, files and printed lines out; the work is
 from __future__ import annotations
 
 import importlib
+import secrets
 import sys
 from argparse import Namespace
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +42,8 @@ if TYPE_CHECKING:
 DECLINED = 3
 """Exit status where the model says that it cannot draw what is asked for."""
 FORCE = option("--force", action="store_true", help="draw even where the model says that it cannot")
+AT_ONCE = (32, 8)
+"""Images drawn together before they are written: on an accelerator, on a CPU."""
 
 
 class Progress:
@@ -96,24 +100,37 @@ def draw(options: Namespace) -> int | None:
             if is_given:
                 raise ValueError(f"--class must be given without {name}; leave {name} out")
 
+    from mllm.pipeline import NUM_RANDOM_SEEDS
     from mllm.processor import save_image
 
     pipeline = load_pipeline(options)
-    settings = {"n": options.n, "on_event": Progress().show, **given(options, SAMPLING_OPTIONS)}
+    at_once = max(1, AT_ONCE[pipeline.model.device.type == "cpu"] // options.best_of)
+    settings = {"on_event": Progress().show, **given(options, SAMPLING_OPTIONS)}
+    seed = secrets.randbelow(NUM_RANDOM_SEEDS) if options.seed is None else options.seed
     if options.class_index is not None:
-        images = pipeline.draw_class(options.class_index, **settings)
+        draw_some = partial(pipeline.draw_class, options.class_index)
     elif is_declined(pipeline, options, options.prompt):
         return DECLINED
     else:
-        images = pipeline.draw(
-            options.prompt, size=options.size, plan=options.plan, best_of=options.best_of, **settings
+        draw_some = partial(
+            pipeline.draw, options.prompt, size=options.size, plan=options.plan, best_of=options.best_of
         )
     path: Path = options.output
-    numbered = [path.with_stem(f"{path.stem}-{number}") for number in range(1, len(images) + 1)]
-    for file, image in zip([path] if len(images) == 1 else numbered, images, strict=True):
-        save_image(image, file)
-        score = f"  score {image.info['score']:.3f}" if "score" in image.info else ""
-        print(f"{file}  seed {image.info['seed']}{score}")
+    numbered = [path.with_stem(f"{path.stem}-{number}") for number in range(1, options.n + 1)]
+    files = [path] if options.n == 1 else numbered
+    num_written = 0
+    try:
+        while num_written < options.n:
+            count = min(at_once, options.n - num_written)
+            for image in draw_some(n=count, **{**settings, "seed": seed + num_written}):
+                file = files[num_written]
+                save_image(image, file)
+                num_written += 1
+                score = f"  score {image.info['score']:.3f}" if "score" in image.info else ""
+                print(f"{file}  seed {image.info['seed']}{score}", flush=True)
+    except KeyboardInterrupt:
+        print(f"\nmllm: interrupted; {num_written} of {options.n} images were written", file=sys.stderr)
+        raise
     return None
 
 

@@ -18,7 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
-from mllm.files import TOOLKIT, version_of
+from mllm.files import TOOLKIT, kind_of, version_of
 
 if TYPE_CHECKING:
     from mllm.pipeline import Pipeline
@@ -48,9 +48,9 @@ def option(*flags: str, **settings: Any) -> Option:
 
 
 def positive_count(text: str) -> int:
-    """An integer >= 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise ArgumentTypeError(f"must be an integer >= 1, got {text!r}")
+    """An integer from 1 to a million."""
+    if not text.isdecimal() or len(text) > 7 or not 0 < int(text) <= 10**6:
+        raise ArgumentTypeError(f"must be an integer from 1 to 1000000, got {text!r}")
     return int(text)
 
 
@@ -81,8 +81,10 @@ def gigabytes(text: str) -> float:
 
 
 def file_in_existing_folder(text: str | Path) -> Path:
-    """A file to write; a missing folder is noticed before the work, not after it."""
+    """A file to write; what cannot be written is noticed before the work, not after it."""
     path = Path(text)
+    if path.exists() and not path.is_file():
+        raise ArgumentTypeError(f"must be a regular file, got {kind_of(path)}: {str(path)!r}")
     if not path.parent.is_dir():
         raise ArgumentTypeError(f"folder {str(path.parent)!r} does not exist; create it first")
     return path
@@ -265,7 +267,7 @@ def main(argv: list[str] | None = None) -> int:
         # The reader of our output left (`mllm ... | head`); Python would complain once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (ValueError, OSError, ImportError) as error:
+    except Exception as error:
         if debug:
             raise
         print(f"mllm: {one_line(error)}", file=sys.stderr)
@@ -315,10 +317,20 @@ def refuse_shadowed_packages() -> None:
 
 
 def one_line(error: BaseException) -> str:
-    """The message of an error on one line; its class name if it has no message."""
+    """The message of an error as one line; of an error that nobody foresaw, with its class and how to report it."""
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.strerror.lower()}: {error.filename}"
-    return " ".join(str(error).split()) or type(error).__name__
+    text = str(error)
+    if "Traceback (most recent call last)" in text:  # a worker's error, with its traceback as the message
+        text = text.rstrip().splitlines()[-1].partition(": ")[2] or text
+    text = " ".join(text.split()) or type(error).__name__
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return f"out of memory ({text[:200]}); ask for less at once, or use a smaller model"
+    if isinstance(error, ValueError | OSError | ImportError):
+        return text
+    return (
+        f"unexpected {type(error).__name__}: {text[:300]}; the same command with --debug shows where, please report it"
+    )
 
 
 def overview() -> str:

@@ -12,6 +12,7 @@ from mllm.cli.main import (
     IMAGES_OUTPUT,
     MODEL_FOLDER,
     command,
+    file_in_existing_folder,
     gigabytes,
     image_file,
     image_size,
@@ -19,6 +20,7 @@ from mllm.cli.main import (
     option,
     writable_endings,
 )
+from mllm.files import require_new, whole_file, whole_folder, write_image, write_json
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -40,14 +42,14 @@ TOKENIZE_IMAGES = [
     "Turn images into codes.",
     "a.png b.png -o codes.npz",
     *TOKENIZE_IMAGES,
-    option("-o", "--output", type=Path, required=True, metavar="FILE", help=".npz or .safetensors"),
+    option("-o", "--output", type=file_in_existing_folder, required=True, metavar="FILE", help=".npz or .safetensors"),
     *MODEL_FOLDER,
 )
 def tokenize_encode(options: Namespace) -> None:
     from tokenizer.codes import CodeFile, check_ending, write_codes
     from tokenizer.unitok import encode_images
 
-    check_ending(options.output)
+    check_ending(options.output.suffix)
     tokenizer = load_image_tokenizer(options)
     encoded = list(encode_images(read_pixels(options, tokenizer), tokenizer, batch_size=BATCH_SIZE))
     file = CodeFile(
@@ -58,7 +60,8 @@ def tokenize_encode(options: Namespace) -> None:
         codebook_size=tokenizer.config.codebook_size,
         fingerprint=tokenizer.fingerprint(),
     )
-    write_codes(options.output, file)
+    with whole_file(options.output) as unfinished:
+        write_codes(unfinished, file, ending=options.output.suffix)
     rows, columns = encoded[0].grid
     print(f"{options.output}: {len(encoded)} x {file.num_codebooks} codebooks x {rows} x {columns} positions")
 
@@ -96,7 +99,6 @@ def tokenize_reconstruct(options: Namespace) -> None:
     import numpy as np
     import torch
 
-    from mllm.files import write_json
     from tokenizer.metrics import code_counts, entropy_of, psnr, ssim, usage_of
     from tokenizer.unitok import decode_images, encode_images
 
@@ -168,8 +170,7 @@ def write_images(pixels: Iterable[Tensor], paths: list[Path]) -> None:
     from tokenizer.images import to_images
 
     for path, pixels_3HW in zip(paths, pixels, strict=True):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        to_images(pixels_3HW[None])[0].save(path)
+        write_image(path, to_images(pixels_3HW[None])[0])
         print(path)
 
 
@@ -212,13 +213,14 @@ def convert_unitok_mllm(options: Namespace) -> None:
     require_new(options.output)
     path = options.image_tokenizer or released_image_tokenizer(options.source)
     checkpoint = None if path is None else read_released_tokenizer(path, options)
-    config = convert_released(
-        options.source,
-        options.output,
-        image_tokenizer=checkpoint,
-        dtype=DTYPES.get(options.dtype),
-        max_shard_bytes=int(options.shard_size * GB),
-    )
+    with whole_folder(options.output) as folder:
+        config = convert_released(
+            options.source,
+            folder,
+            image_tokenizer=checkpoint,
+            dtype=DTYPES.get(options.dtype),
+            max_shard_bytes=int(options.shard_size * GB),
+        )
     print(f"{options.output}: a model of width {config.hidden_size} in {config.dtype}".replace("torch.", ""))
     if checkpoint is None:
         print("no image tokenizer: the model can neither draw nor see images; convert again with --image-tokenizer")
@@ -241,7 +243,8 @@ def convert_unitok(options: Namespace) -> None:
 
     require_new(options.output)
     checkpoint = read_released_tokenizer(options.source, options)
-    save_converted(checkpoint, options.output, dtype=DTYPES.get(options.dtype))
+    with whole_folder(options.output) as folder:
+        save_converted(checkpoint, folder, dtype=DTYPES.get(options.dtype))
     describe_image_tokenizer(options.output, checkpoint)
 
 
@@ -256,7 +259,10 @@ def convert_export_unitok(options: Namespace) -> None:
     from tokenizer.checkpoint import export_upstream
 
     require_new(options.output)
-    export_upstream(options.source, options.output)
+    if options.output.suffix != ".pth":
+        raise ValueError(f"OUT must end in .pth, got {options.output}; rename it")
+    with whole_file(options.output) as unfinished:
+        export_upstream(options.source, unfinished)
     print(options.output)
 
 
@@ -275,7 +281,8 @@ def convert_export_unitok_mllm(options: Namespace) -> None:
 
     transformers_logging.set_verbosity_error()
     require_new(options.output)
-    export_released(options.source, options.output, max_shard_bytes=int(options.shard_size * GB))
+    with whole_folder(options.output) as folder:
+        export_released(options.source, folder, max_shard_bytes=int(options.shard_size * GB))
     print(options.output)
 
 
@@ -341,9 +348,3 @@ def describe_image_tokenizer(folder: Path, checkpoint: Any) -> None:
     config = checkpoint.config
     codebooks = f"{config.num_codebooks} codebooks of {config.codebook_size}"
     print(f"{folder}: {codebooks}, images of {config.image_size} pixels, {config.projection_attention} attention")
-
-
-def require_new(path: Path) -> None:
-    """Never overwrite: a memory-mapped source would be destroyed while it is read."""
-    if any(path.iterdir()) if path.is_dir() else path.exists():
-        raise ValueError(f"{path} must not exist; remove it first, or choose a different output")

@@ -10,6 +10,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from mllm.cli.main import MODEL, command, image_size, option, port_number, positive_count
+from mllm.files import require_new, whole_folder
 
 FORMATS = tuple("codes llava chat mmc4 cauldron obelics edit vqa captions classes instruct text".split())
 """The names in train/data/layouts.py; written out, so that help imports nothing of `train`."""
@@ -75,8 +76,10 @@ def prepare(options: Namespace) -> None:
     option("--base", metavar="FOLDER", help="the model under the adapter (default: the one its config names)"),
 )
 def merge(options: Namespace) -> None:
+    require_new(options.output)
     module = importlib.import_module("train.lora")
-    module.merge_folder(options.adapter, options.output, base=options.base)
+    with whole_folder(options.output) as folder:
+        module.merge_folder(options.adapter, folder, base=options.base)
     print(f"the merged model is in {options.output}")
 
 

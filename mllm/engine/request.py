@@ -9,6 +9,7 @@ Letters: K codebooks, N positions of one image, T positions of a sequence, V tex
 from __future__ import annotations
 
 import json
+import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -342,7 +343,20 @@ def given_settings(overrides: Mapping[str, Any]) -> dict[str, Any]:
     """The overrides that are not None; an unknown name is an error."""
     if unknown := sorted(set(overrides) - set(Overrides.__annotations__)):
         raise ValueError(f"a setting must be one of {', '.join(Overrides.__annotations__)}, got {unknown[0]!r}")
-    return {name: value for name, value in overrides.items() if value is not None}
+    settings = {name: value for name, value in overrides.items() if value is not None}
+    for name in {"seed", "max_new_tokens", "resamples"} & settings.keys():
+        settings[name] = as_integer(settings[name], name=name)
+    return settings
+
+
+def as_integer(value: Any, *, name: str) -> int:
+    """A whole number of any type, such as numpy's."""
+    try:
+        if not isinstance(value, bool):
+            return operator.index(value)
+    except TypeError:
+        pass
+    raise ValueError(f"{name} must be an integer, got {value!r}; give a whole number")
 
 
 def merge_settings(*layers: Mapping[str, Any]) -> SamplingConfig:

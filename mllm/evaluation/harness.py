@@ -21,6 +21,7 @@ from PIL import Image
 
 from mllm.conversation import ImagePart, Message, Mode, TextPart
 from mllm.engine.request import Overrides
+from mllm.files import write_image
 from mllm.pipeline import Pipeline
 from tokenizer.images import read_image
 
@@ -125,11 +126,10 @@ def as_answer(parts: Sequence[str | Image.Image], *, mode: Mode, stem: str, fold
     text = " ".join(part for part in parts if isinstance(part, str))
     if mode == "text":
         return text
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = []
+    paths: list[str] = []
     for image in (part for part in parts if isinstance(part, Image.Image)):
         paths.append(str((folder / f"{stem}-{len(paths)}.png").resolve()))
-        image.save(paths[-1])
+        write_image(Path(paths[-1]), image)
     return json.dumps({"text": text, "images": paths})
 
 

@@ -30,7 +30,18 @@ from mllm.evaluation.protocol import (
     Scores,
     read_mapping,
 )
-from mllm.files import as_line, drop_torn_line, need_field, read_json, read_lines, read_text, text_lines, write_text
+from mllm.files import (
+    as_line,
+    drop_torn_line,
+    need_field,
+    read_json,
+    read_lines,
+    read_text,
+    text_lines,
+    whole_file,
+    write_image,
+    write_text,
+)
 from tokenizer.images import IMAGE_ENDINGS, read_image
 
 if TYPE_CHECKING:
@@ -306,12 +317,11 @@ class DPGBench(ImageBenchmark):
         files: dict[str, list[Path]] = defaultdict(list)
         for one in answered:
             files[one.item.fields["prompt_id"]].append(image_of(one))
-        (folder / "grids").mkdir(parents=True, exist_ok=True)
         paths = {folder / "grids" / f"{name}.png": four for name, four in files.items() if len(four) == self.samples}
         for path, four in paths.items():
             images = [np.asarray(read_image(file)) for file in four]
             rows = [np.concatenate(images[start : start + 2], axis=1) for start in (0, 2)]
-            Image.fromarray(np.concatenate(rows)).save(path)
+            write_image(path, Image.fromarray(np.concatenate(rows)))
         return list(paths)
 
 
@@ -383,7 +393,8 @@ class ClassSamples(ImageBenchmark):
             image_HW3[:] = np.asarray(read_image(file))
         path = folder / f"samples_{len(files)}x{height}x{width}x3.npz"
         labels_M = np.array([one.item.fields["class"] for one in answered], dtype=np.int64)
-        np.savez(path, arr_0=images_MHW3, arr_1=labels_M)
+        with whole_file(path) as unfinished, unfinished.open("wb") as file:
+            np.savez(file, arr_0=images_MHW3, arr_1=labels_M)
         return [path]
 
 

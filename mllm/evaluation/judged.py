@@ -31,7 +31,7 @@ from mllm.evaluation.protocol import (
     find_annotation,
     read_mapping,
 )
-from mllm.files import as_line, drop_torn_line, read_lines, write_json
+from mllm.files import as_line, drop_torn_line, errors_that_name, read_lines, write_json
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -237,7 +237,7 @@ def collect_grades(answered: Answers, truth: Mapping[str, dict], judge: Judge, p
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     missing = [(name, run) for run in range(judge.runs) for name in texts if (name, run) not in grades]
-    with path.open("a", encoding="utf-8") as file:
+    with errors_that_name(path), path.open("a", encoding="utf-8") as file:
         for name, run in tqdm(missing, desc="grades", unit="answer"):
             grade = grade_answer(judge, truth[name]["question"], truth[name]["answer"], texts[name])
             record = {"name": name, "run": run, **asked, "prediction": texts[name], **grade}

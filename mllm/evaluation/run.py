@@ -19,18 +19,27 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from PIL import Image
 from tqdm import tqdm
 
 from mllm.evaluation.protocol import BenchmarkItem
-from mllm.files import Line, as_line, drop_torn_line, read_json, read_lines, write_json, write_lines
+from mllm.files import (
+    Line,
+    as_line,
+    drop_torn_line,
+    errors_that_name,
+    only_writer,
+    read_json,
+    read_lines,
+    write_image,
+    write_json,
+    write_lines,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -122,30 +131,11 @@ class RunFolder:
         answers = {index: as_answer(items[index], done[index], model_id="") for index in sorted(done)}
         return [Line(f"{self.folder}, item {index}", answer) for index, answer in answers.items()]
 
-    @contextmanager
-    def lock_part(self, rank: int) -> Iterator[None]:
-        """Be the only process that writes this part."""
-        path = self.part_file(rank)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(f"{path}.lock", timeout=0)
-        try:
-            lock.acquire()
-        except Timeout as error:
-            raise ValueError(
-                f"{path} is being written by another process; wait for that run, or stop it first"
-            ) from error
-        except (NotImplementedError, OSError) as error:  # a file system without locks
-            logger.warning("%s cannot be locked (%s); start this run only once at a time", path, error)
-        try:
-            yield
-        finally:
-            lock.release()
-
     def append(self, rank: int, records: Sequence[Mapping[str, Any]]) -> None:
         """Add answers of one process; they are on the disk when this returns."""
         path = self.part_file(rank)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as file:
+        with errors_that_name(path), path.open("a", encoding="utf-8") as file:
             file.write("".join(as_line(record) for record in records))
             file.flush()
             os.fsync(file.fileno())
@@ -205,7 +195,7 @@ def run_items(
     """
     shard = shard or ItemShard()
     folder.open(description)
-    with folder.lock_part(shard.rank):
+    with only_writer(folder.folder / PARTS, lock_name=f"{shard.rank:05d}.jsonl.lock"):
         drop_torn_line(folder.part_file(shard.rank))
         done, mine = folder.read_parts(), shard.indices(len(items))
         todo = [index for index in mine if index not in done]
@@ -242,6 +232,5 @@ def store(item: BenchmarkItem, given: Answer, *, seed: int, folder: Path) -> dic
         return {"text": given}
     assert item.output is not None, f"item {item.key} asks for an image but names no file for it"
     path = folder / item.output
-    path.parent.mkdir(parents=True, exist_ok=True)
-    given.save(path)
+    write_image(path, given)
     return {"image": item.output, "seed": seed}

@@ -27,7 +27,7 @@ from tqdm import tqdm
 from mllm.checkpoint import choose_device, find_image_tokenizer
 from mllm.evaluation.intervals import mean_with_interval, without_interval
 from mllm.evaluation.protocol import Score, Scores, make_result
-from mllm.files import fingerprint_of, tool_versions
+from mllm.files import fingerprint_of, tool_versions, write_image
 from tokenizer.images import (
     IMAGE_ENDINGS,
     PREPARATIONS,
@@ -117,9 +117,14 @@ def find_codec(model: str | None, codec: str | None, *, device: torch.device | s
     if not (module and colon and function):
         raise ValueError(f"codec must be package.module:function, got {codec!r}")
     try:
-        return getattr(importlib.import_module(module), function)()
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"codec must name a function that returns a tokenizer, got {codec!r} ({error})") from error
+        found = getattr(importlib.import_module(module), function)()
+        if not all(hasattr(found, name) for name in ("encode", "decode", "features")):
+            raise TypeError(f"it returned {type(found).__name__}")
+        return found
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"codec must name a function that returns a tokenizer, got {codec!r} ({error}); see docs/evaluation.md"
+        ) from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,9 +257,8 @@ def in_batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
 
 
 def write_images(folder: Path, pixels_B3HW: Tensor, first: int) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     for number, image in enumerate(to_images(pixels_B3HW), start=first):
-        image.save(folder / f"{number:06d}.png")
+        write_image(folder / f"{number:06d}.png", image)
 
 
 # ---- reconstruction and codes ----
@@ -301,7 +305,7 @@ def score_reconstruction(
             write_images(output / RECONSTRUCTION, decoded_B3HW, num_images)
         num_images += len(batch)
     originals, reconstructions = (torch.cat(part)[:SHEET_IMAGES] for part in zip(*shown, strict=True))
-    reconstruction_sheet(originals, reconstructions).save(output / SHEET)
+    write_image(output / SHEET, reconstruction_sheet(originals, reconstructions))
     entropy_K = entropy_of(counts_KC)
     codes = {
         "tokens": num_positions,

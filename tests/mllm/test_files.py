@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import platform
@@ -13,7 +14,7 @@ import pytest
 import torch
 import transformers
 
-from mllm.files import read_lines, tool_versions, version_of, whole_file, write_json
+from mllm.files import read_lines, tool_versions, version_of, whole_file, whole_folder, write_json, write_text
 
 
 def test_a_file_appears_whole_at_the_end(tmp_path: Path) -> None:
@@ -33,6 +34,35 @@ def test_an_error_leaves_the_older_file_and_nothing_else(tmp_path: Path) -> None
         raise RuntimeError("midway")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_links_are_followed_and_devices_refused(tmp_path: Path) -> None:
+    target, link, null = tmp_path / "folder" / "target", tmp_path / "link", tmp_path / "null"
+    target.parent.mkdir()
+    link.symlink_to(target)
+    for text in ("new", "newer"):  # the link dangles at first
+        write_text(link, text)
+        assert link.is_symlink() and target.read_text() == text
+    target.chmod(0o600)
+    write_text(link, "private")
+    assert target.stat().st_mode & 0o777 == 0o600
+    null.symlink_to("/dev/null")
+    for path in (null, tmp_path):
+        with pytest.raises(ValueError):
+            write_text(path, "lost")
+    assert Path("/dev/null").is_char_device()
+
+
+def test_a_folder_appears_whole_at_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "folder"
+    for text in ("old", "new"):
+        with whole_folder(path) as unfinished:
+            (unfinished / text).write_text(text)
+    with pytest.raises(OSError) as raised, whole_folder(path) as unfinished:
+        (unfinished / "newest").write_text("")
+        raise OSError(errno.ENOSPC, "no space")
+    assert raised.value.filename == str(path)
+    assert [file.name for file in tmp_path.rglob("*")] == ["folder", "new"]
 
 
 def test_a_reader_never_meets_half_a_file_while_another_process_rewrites_it(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def data(images: list[Image.Image]) -> list[bytes]:
 
 
 def test_the_same_seed_draws_the_same_and_n_counts_seeds_up(pipeline: Pipeline) -> None:
-    four = pipeline.draw("a red circle", n=4, seed=7)
+    four = pipeline.draw("a red circle", n=np.int64(4), seed=np.int64(7))
     assert [image.size for image in four] == [(32, 32)] * 4
     assert [image.info["seed"] for image in four] == [7, 8, 9, 10]
     assert data(four) == [data(pipeline.draw("a red circle", seed=seed))[0] for seed in (7, 8, 9, 10)]
@@ -215,6 +215,17 @@ def test_wrong_input_is_refused(pipeline: Pipeline, picture: Image.Image) -> Non
         lambda: pipeline.draw("a red circle " * 60),
         lambda: pipeline.chat([{"role": "user", "content": "a red circle " * 60}]),
         lambda: pipeline.draw("a", max_new_tokens=3),
+        lambda: pipeline.draw("a", seed="x"),
+        lambda: pipeline.draw("a", n="3"),
+        lambda: pipeline.draw("a", size=(256,)),
+        lambda: pipeline.draw("a", size=256),
+        lambda: pipeline.draw(None),
+        lambda: pipeline.ask(None, "What?"),
+        lambda: pipeline.ask(3, "What?"),
+        lambda: pipeline.ask(Image.new("RGB", (0, 0)), "What?"),
+        lambda: pipeline.ask("http://127.0.0.1:9/a.png", "What?"),
+        lambda: pipeline.chat("hi"),
+        lambda: pipeline.score([picture], ["a", "b"]),
     )
     for number, call in enumerate(calls):
         with pytest.raises(ValueError):

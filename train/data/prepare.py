@@ -21,6 +21,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from itertools import islice
@@ -35,7 +36,7 @@ from torch import Tensor
 from mllm.checkpoint import choose_device, find_image_tokenizer, find_model_folder
 from mllm.config import MLLMConfig
 from mllm.conversation import ClassPart, CodesPart, ImageSize, Marker, Message, Segment, render
-from mllm.files import write_json
+from mllm.files import only_writer, write_json
 from mllm.processor import PROCESSOR_FILE, read_preparation
 from mllm.sequence import Size, best_sizes, nearest_size
 from tokenizer.codes import fingerprint
@@ -126,23 +127,26 @@ def prepare_folder(
     if format_name not in (None, *LAYOUTS, *ALIASES):
         raise ValueError(f"--format must be one of {', '.join(LAYOUTS)}, got {format_name!r}")
     files = find_files(sources, but_not_in=folder)
-    if state.is_main_process:
-        settings = {
-            "version": VERSION,
-            "tokenizer": asdict(code_source),
-            "sizes": [list(size) for size in options.sizes],
-            "preparation": options.preparation,
-            "shard_size": shard_size,
-            "columns": dict(options.columns) or None,
-        }
-        check_settings(folder, settings)
-        if (folder / OLD_TASKS).is_dir():
-            (folder / OLD_TASKS).rename(folder / TASKS)
-    state.wait_for_everyone()
-    for path in files[state.process_index :: state.num_processes]:
-        _find_tasks(path, folder, shard_size=shard_size, format_name=format_name, columns=options.columns)
-    state.wait_for_everyone()
-    manifest = make_shards(folder, read_tasks(folder), ShardMaker(tokenizer, options).make, code_source, state=state)
+    with only_writer(folder) if state.is_main_process else nullcontext():
+        if state.is_main_process:
+            settings = {
+                "version": VERSION,
+                "tokenizer": asdict(code_source),
+                "sizes": [list(size) for size in options.sizes],
+                "preparation": options.preparation,
+                "shard_size": shard_size,
+                "columns": dict(options.columns) or None,
+            }
+            check_settings(folder, settings)
+            if (folder / OLD_TASKS).is_dir():
+                (folder / OLD_TASKS).rename(folder / TASKS)
+        state.wait_for_everyone()
+        for path in files[state.process_index :: state.num_processes]:
+            _find_tasks(path, folder, shard_size=shard_size, format_name=format_name, columns=options.columns)
+        state.wait_for_everyone()
+        manifest = make_shards(
+            folder, read_tasks(folder), ShardMaker(tokenizer, options).make, code_source, state=state
+        )
     return Totals(manifest["records"], len(manifest["shards"]), manifest["left_out"])
 
 

@@ -20,9 +20,9 @@ ROOT = Path(__file__).resolve().parents[3]
 HOLDER = """
 import sys
 from pathlib import Path
-from mllm.evaluation.run import RunFolder
+from mllm.files import only_writer
 
-with RunFolder(Path(sys.argv[1])).lock_part(0):
+with only_writer(Path(sys.argv[1]) / "parts", lock_name="00000.jsonl.lock"):
     print("held", flush=True)
     input()
 """
