@@ -632,10 +632,23 @@ def resolve(
     parser.add_argument("--recipe", type=recipe_type)
     try:
         _refuse_empty_sections(recipe_type, values)
-        return parser.instantiate(parser.parse_object({"recipe": values})).recipe
+        return _plain(parser.instantiate(parser.parse_object({"recipe": values})).recipe)
     except (ArgumentError, TypeError, ValueError, KeyError, RecursionError) as error:
         sentence = " ".join(str(error).split()).replace('Parser key "recipe"', "it").replace("recipe.", "")
         raise ValueError(f"{path or 'the recipe'} must fit {recipe_type.__name__}, got: {sentence}") from None
+
+
+def _plain(value: Any) -> Any:
+    """Numbers as Python has them: checkpoints that hold one of the parser's own types could not be read again."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.replace(value, **{f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)})
+    if isinstance(value, list | tuple):
+        return type(value)(map(_plain, value))
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, bool):
+        return value
+    return next((kind(value) for kind in (int, float) if isinstance(value, kind)), value)
 
 
 def _refuse_empty_sections(kind: type, values: dict[str, Any], prefix: str = "") -> None:

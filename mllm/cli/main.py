@@ -328,9 +328,7 @@ def one_line(error: BaseException) -> str:
         return f"out of memory ({text[:200]}); ask for less at once, or use a smaller model"
     if isinstance(error, ValueError | OSError | ImportError):
         return text
-    return (
-        f"unexpected {type(error).__name__}: {text[:300]}; the same command with --debug shows where, please report it"
-    )
+    return f"unexpected {type(error).__name__}: {text[:300]}; run it again with --debug to see where, and report it"
 
 
 def overview() -> str:
