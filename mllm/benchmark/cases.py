@@ -531,7 +531,9 @@ def coding_cases(settings: Settings, name: str, batch: int) -> Iterator[Case]:
     pixels_B3HW = (torch.rand(batch, 3, side, side, generator=generator) * 2 - 1).to(settings.device)
     codes_BKN, grid = ours.encode(pixels_B3HW), ours.grid_of(pixels_B3HW)
     facts = {"batch": batch, "image_size": side, "dtype": "float32"}
-    agreement = compare_number_formats(half, pixels_B3HW, codes_BKN, ours.decode(codes_BKN)) if batch == 1 else {}
+    agreement = {}
+    if is_fast or name == "tiny":  # where bfloat16 is emulated, the large network takes minutes
+        agreement = compare_number_formats(half, pixels_B3HW, codes_BKN, ours.decode(codes_BKN))
     share = share_equal(codes_BKN, upstream.encode(pixels_B3HW))
     error = float((ours.decode(codes_BKN) - upstream.decode(codes_BKN, grid=grid)).abs().max())
     where = {"size": name, "batch": batch, "device": settings.where}
@@ -546,7 +548,14 @@ def coding_cases(settings: Settings, name: str, batch: int) -> Iterator[Case]:
         if is_fast:
             variants["bfloat16"] = in_half
         found = {**facts, **agreement, "equal_codes": share, "largest_error": error}
-        yield Case(name=f"{way} {name}, {batch} images", variants=variants, facts=found, checks=checks[way], gate=GATE)
+        yield Case(
+            name=f"{way} {name}, {batch} images",
+            variants=variants,
+            facts=found,
+            checks=checks[way],
+            gate=GATE,
+            warm_ups=1,
+        )
 
 
 def compare_number_formats(
