@@ -35,7 +35,7 @@ from mllm.benchmark.cases import (
     position_cost,
     quantized,
 )
-from mllm.benchmark.measure import Roofline, describe_machine, measure_roofline, peak_memory, time_interleaved
+from mllm.benchmark.measure import describe_machine, measure_roofline, peak_memory, time_interleaved
 from mllm.config import MLLMConfig
 from mllm.files import write_json
 from mllm.model import MLLMForConditionalGeneration
@@ -135,35 +135,16 @@ def head_part(plan: Plan) -> Iterator[Result]:
 
 
 def drawing_part(plan: Plan) -> Iterator[Result]:
-    """Guided drawing, per position: batches, steps captured or not, and weights in 8 bits."""
+    """Guided drawing, per position: batches, and weights in 8 bits."""
     size, rates = replace(SIZES[plan.model], side=plan.side), measure_roofline(plan.device, plan.dtype)
     plain = build(plan, size)
     for name, model in (("", plain), (", int8", None)):
         model = model or quantized(plain, "int8")
         for batch in plan.batches:
-            for captured in (True, False):
-                yield draw(plan, rates, model, size, batch, captured=captured, name=name)
-
-
-def draw(
-    plan: Plan,
-    rates: Roofline,
-    model: MLLMForConditionalGeneration,
-    size: Size,
-    batch: int,
-    *,
-    captured: bool,
-    name: str,
-) -> Result:
-    """One kind of drawing; its first round captures."""
-    work = Work.build(size, batch, GUIDED, device=plan.device)
-    positions = work.num_positions
-    run = partial(work.ours, model, GUIDED)
-    seconds = timed(plan, run, rounds=2) / positions
-    cost = position_cost(model, rows=2 * batch, context=size.prompt + positions / 2)
-    steps = "captured" if captured else "eager"
-    floor = rates.floor(cost)
-    return {"name": f"draw, {batch} images, {steps}{name}", "seconds": seconds, "roofline_seconds": floor}
+            work = Work.build(size, batch, GUIDED, device=plan.device)
+            seconds = timed(plan, partial(work.ours, model, GUIDED), rounds=2) / work.num_positions
+            floor = rates.floor(position_cost(plain, rows=2 * batch, context=size.prompt + work.num_positions / 2))
+            yield {"name": f"draw, {batch} images{name}", "seconds": seconds, "roofline_seconds": floor}
 
 
 def prefill_part(plan: Plan) -> Iterator[Result]:

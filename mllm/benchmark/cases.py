@@ -255,7 +255,6 @@ class Settings:
     model: str | None = None
     """Folder of the model that draws, edits and answers; None is the bundled one."""
     quantization: Sequence[str] = ()
-    compiled: bool = False
     before: Before | None = None
     sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(guidance=7.0))
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
@@ -292,8 +291,6 @@ def draw_trained(settings: Settings, batch: int) -> Case:
     variants = settings.both("draw", **arguments)
     for bits in settings.quantization:
         variants[bits] = WORK["draw"](**arguments, quantization=bits)
-    if settings.compiled:
-        variants["compiled"] = WORK["draw"](**arguments, compile=True)
     return Case(name=f"draw, {batch} images", variants=variants, facts={"batch": batch}, gate="before")
 
 

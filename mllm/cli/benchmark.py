@@ -23,7 +23,6 @@ COMMON = [
     json_option("figures"),
 ]
 MODEL = option("--model", metavar="FOLDER", help="model folder (default: the bundled model)")
-COMPILED = option("--compiled", action="store_true", help="also time compiled steps")
 BITS = option("--quantization", nargs="+", choices=("int8", "int4"), default=[], help="also time fewer bits")
 SAMPLING = [
     option("--dtype", choices=DTYPE_NAMES, default="float32", help="of the timed model of random weights"),
@@ -49,7 +48,7 @@ SUBCOMMANDS: dict[str, tuple[str, str, list[Option]]] = {
     "draw": (
         "Time whole images next to upstream's algorithm.",
         "--sizes XS S --require 1.6",
-        [*sized(MODEL_SIZES, "bundled", "XS", "S"), MODEL, *SAMPLING, BITS, COMPILED, *GROWTH, *COMMON],
+        [*sized(MODEL_SIZES, "bundled", "XS", "S"), MODEL, *SAMPLING, BITS, *GROWTH, *COMMON],
     ),
     "edit": ("Time a changed image.", "--before HEAD~1", [MODEL, *COMMON]),
     "ask": (
@@ -121,8 +120,7 @@ def benchmark(what: str, options: Namespace) -> int:
     torch.set_num_threads(options.threads)
     before = Before(options.before, threads=options.threads) if options.before else None
     try:
-        compiled = getattr(options, "compiled", False)
-        settings = Settings(**given, compiled=compiled, before=before, device=device, dtype=dtype)
+        settings = Settings(**given, before=before, device=device, dtype=dtype)
         report = run_benchmark(cases(settings), rounds=options.rounds, device=device, dtype=dtype)
     finally:
         torch.set_num_threads(num_threads)
