@@ -519,52 +519,55 @@ def tokenizer_cases(settings: Settings) -> Iterator[Case]:
 
 def coding_cases(settings: Settings, name: str, batch: int) -> Iterator[Case]:
     """Encode and decode a batch of images of the network's own size; bfloat16 where the machine has it."""
-    ours = build_random_tokenizer(name, device=settings.device)
-    upstream, half = UpstreamTokenizer(ours), copy.deepcopy(ours)
-    half.encoder.bfloat16(), half.decoder.bfloat16()
-    half.for_inference(), ours.for_inference()
-    side, is_fast = ours.config.image_size, fast_dtype(settings.device) == torch.bfloat16
+    ours = build_random_tokenizer(name, device=settings.device).for_inference()
+    upstream, side, is_fast = (
+        UpstreamTokenizer(ours),
+        ours.config.image_size,
+        fast_dtype(settings.device) != torch.float32,
+    )
     generator = torch.Generator().manual_seed(1)
     pixels_B3HW = (torch.rand(batch, 3, side, side, generator=generator) * 2 - 1).to(settings.device)
     codes_BKN, grid = ours.encode(pixels_B3HW), ours.grid_of(pixels_B3HW)
-    facts = {"batch": batch, "image_size": side, "dtype": "float32"}
-    agreement = {}
-    if is_fast or name == "tiny":  # where bfloat16 is emulated, the large network takes minutes
-        agreement = compare_number_formats(half, pixels_B3HW, codes_BKN, ours.decode(codes_BKN))
-    share = share_equal(codes_BKN, upstream.encode(pixels_B3HW))
-    error = float((ours.decode(codes_BKN) - upstream.decode(codes_BKN, grid=grid)).abs().max())
-    where = {"size": name, "batch": batch, "device": settings.where}
-    calls: dict[str, tuple[Run, Run]] = {
-        "encode": (lambda: upstream.encode(pixels_B3HW), lambda: half.encode(pixels_B3HW)),
-        "decode": (lambda: upstream.decode(codes_BKN, grid=grid), lambda: half.decode(codes_BKN)),
+    # where bfloat16 is emulated, the large network takes minutes
+    half = in_bfloat16(ours) if is_fast or name == "tiny" else None
+    calls: dict[str, Callable[[Any], Run]] = {
+        "encode": lambda unitok: lambda: unitok.encode(pixels_B3HW),
+        "decode": lambda unitok: lambda: unitok.decode(codes_BKN, grid=grid),
     }
-    checks = {"encode": {"codes equal but for near-ties": share >= LEAST_EQUAL_CODES}}
-    checks["decode"] = {"pixels equal": error <= LARGEST_PIXEL_ERROR}
-    for way, (plain, in_half) in calls.items():
-        variants = {GATE: plain, **settings.both("tokenizer", way=way, **where)}
-        if is_fast:
-            variants["bfloat16"] = in_half
-        found = {**facts, **agreement, "equal_codes": share, "largest_error": error}
+    for way, call in calls.items():
+        variants: dict[str, Run | Remote] = {GATE: call(upstream), THIS: call(ours)}
+        if settings.before is not None:
+            where = {"size": name, "batch": batch, "device": settings.where}
+            variants["before"] = settings.before.prepare("tokenizer", way=way, **where)
+        if half is not None and is_fast:
+            variants["bfloat16"] = call(half)
+        compare = share_equal if way == "encode" else largest_error
+        found, rounded = compare(call(ours)(), call(upstream)()), half and compare(call(ours)(), call(half)())
+        holds = found >= LEAST_EQUAL_CODES if way == "encode" else found <= LARGEST_PIXEL_ERROR
         yield Case(
             name=f"{way} {name}, {batch} images",
             variants=variants,
-            facts=found,
-            checks=checks[way],
+            facts={
+                "batch": batch,
+                "image_size": side,
+                compare.__name__: found,
+                f"{compare.__name__} bfloat16": rounded,
+            },
+            checks={"codes equal but for near-ties" if way == "encode" else "pixels equal": holds},
             gate=GATE,
             warm_ups=1,
         )
 
 
-def compare_number_formats(
-    half: UniTok, pixels_B3HW: Tensor, codes_BKN: Tensor, decoded_B3HW: Tensor
-) -> dict[str, float]:
-    """How well bfloat16 agrees with float32: the share of equal codes, and the error of pixels in [-1, 1]."""
-    error = half.decode(codes_BKN) - decoded_B3HW
-    return {
-        "bfloat16_equal_codes": share_equal(half.encode(pixels_B3HW), codes_BKN),
-        "bfloat16_mean_error": float(error.abs().mean()),
-        "bfloat16_largest_error": float(error.abs().max()),
-    }
+def in_bfloat16(unitok: UniTok) -> UniTok:
+    """A copy whose encoder and decoder compute in bfloat16."""
+    half = copy.deepcopy(unitok)
+    half.encoder.bfloat16(), half.decoder.bfloat16()
+    return half.for_inference()
+
+
+def largest_error(pixels: Tensor, others: Tensor) -> float:
+    return float((pixels - others).abs().max())
 
 
 def share_equal(codes: Tensor, others: Tensor) -> float:
