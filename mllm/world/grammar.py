@@ -128,6 +128,9 @@ class Typing:
             text = text.replace("'", "")
         if self.typos:
             text = re.sub(r"[A-Za-z]{3,}", lambda found: self._mistype(found[0], rng), text)
+        if rng.random() < 0.03:  # a WORD that matters
+            loud = rng.choice(text.split() or [""])
+            text = text.replace(loud, loud.upper(), 1)
         if self.case == "upper":
             text = text.upper()
         elif self.case == "sentence":

@@ -8,7 +8,9 @@ Letters: K codebooks, N positions of an image, H W pixels.
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice, repeat
@@ -59,6 +61,8 @@ DROPPABLE = ("draw", "edit", "depth", "segment")
 """Jobs whose instruction may be dropped: a single turn that ends in an image."""
 SPARE = 1.2
 """Positions that wait for a row of a batch, as a multiple of those it has; what finds no row is discarded."""
+NUM_FINGERPRINTED = 16
+"""Conversations that tell whether the grammar is still that of the codes."""
 MAX_TRIES = 1000
 """Episodes looked at for one of few objects, and samples for one that fits a row."""
 
@@ -228,7 +232,9 @@ class ConversationSet:
 
     @property
     def settings(self) -> dict[str, Any]:
-        return {f"conversations_{name}": value for name, value in asdict(self).items() if name != "count"}
+        values = {name: value for name, value in asdict(self).items() if name != "count"}
+        words = json.dumps([[turn.user for turn in self.turns(index)] for index in range(NUM_FINGERPRINTED)])
+        return {"conversations": values, "words": hashlib.blake2b(words.encode(), digest_size=8).hexdigest()}
 
     def turns(self, index: int) -> list[PeopleTurn]:
         turns = random_conversation(self.weights, Random(f"conversation/{self.seed}/{index}"), max_turns=5)

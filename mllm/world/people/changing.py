@@ -44,6 +44,7 @@ MAX_TRIES = 40
 def change_turn(speaker: Speaker, scene: Scene, split: Split) -> Changed:
     """A change of this scene in words, the scene after it, and what any image of it must show."""
     forms = {
+        remove_some: 3,
         change_one: 40,
         change_set: 18,
         change_but: 12,
@@ -118,6 +119,7 @@ def kept(
 
 def order_change(speaker: Speaker, name: str, **slots: Slot) -> str:
     """An imperative within its frame, or another way to say it."""
+    slots = {"p": "it", **slots}
     if speaker.maybe(0.68):
         return speaker.say(
             "change frame", c=speaker.say("background change" if name == "background" else name, **slots)
@@ -127,7 +129,7 @@ def order_change(speaker: Speaker, name: str, **slots: Slot) -> str:
 
 def say_change(speaker: Speaker, kind: str, target: str, value: str | Filter | None, *, plural: bool = False) -> str:
     """One change of what is named."""
-    slots: dict[str, Slot] = {"t": target, "bare": target.removeprefix("the ")}
+    slots: dict[str, Slot] = {"t": target, "bare": target.removeprefix("the "), "p": "them" if plural else "it"}
     if target in ("it", "this", "that", "this one", "them", "both", "all of them", "everything"):
         slots["bare"] = target
     if kind == "resize":
@@ -286,6 +288,35 @@ def change_but(speaker: Speaker, scene: Scene) -> Changed | None:
     return say_change(speaker, kind, target, value, plural=len(chosen) > 1), after, kept(scene, after)
 
 
+def remove_some(speaker: Speaker, scene: Scene) -> Changed | None:
+    """Two of four alike, no matter which."""
+    item = speaker.rng.choice(scene.objects)
+    alike = [at for at, other in enumerate(scene.objects) if full_filter(other) == full_filter(item)]
+    if len(alike) < 3 or len(alike) < len(scene.objects):
+        return None
+    number = speaker.rng.randrange(1, len(alike))
+    after = changed(scene, dict.fromkeys(speaker.rng.sample(alike, number)))
+    if after is None:
+        return None
+    plural = speaker.noun(Filter(item.shape), plural=True, short=True)
+    left = speaker.number(len(alike) - number)
+    text = speaker.say("too many", n=speaker.number(number), m=left, p=plural)
+    return speaker.say("change frame", c=text), after, kept(scene, after)
+
+
+def change_other(speaker: Speaker, before: Scene, scene: Scene) -> Changed | None:
+    """ "Now remove the other one": the one of two that was not changed last."""
+    same = [item for item in scene.objects if item in before.objects]
+    if len(scene.objects) != 2 or len(same) != 1:
+        return None
+    proposed = propose(speaker, same)
+    after = changed(scene, {scene.objects.index(same[0]): proposed[2][0]}) if proposed else None
+    if proposed is None or after is None:
+        return None
+    target = speaker.rng.choice(("the other one", "the other one", "the other", "the second one", "the other shape"))
+    return say_change(speaker, proposed[0], target, proposed[1]), after, kept(scene, after)
+
+
 def add_one(speaker: Speaker, scene: Scene) -> Changed | None:
     rng = speaker.rng
     if len(scene.objects) == MAX_OBJECTS:
@@ -309,6 +340,9 @@ def add_one(speaker: Speaker, scene: Scene) -> Changed | None:
         else rng.choice(("a",) * 6 + ("one",))
     )
     slots: dict[str, Slot] = {"a": f"{article} {noun}", "w": ""}
+    if alike and speaker.maybe(0.3):
+        values = " and ".join(speaker.say(word) for word in (said.size, color) if word)
+        slots["a"] = f"{article} {speaker.say(shape)}{speaker.rng.choice((', but ', ' but ', ' in ', ', '))}{values}"
     relation = None
     anchors = [(relation, item) for item in scene.objects for relation in RELATIONS if is_clear(relation, new, item)]
     places = [place for place in stated_places(new) if None not in PLACES[place]]

@@ -13,11 +13,11 @@ from typing import Any
 
 from mllm.world.language import describe
 from mllm.world.people.asking import ask_turn
-from mllm.world.people.changing import UnchangeableError, change_turn, correct_turn
+from mllm.world.people.changing import UnchangeableError, change_other, change_turn, correct_turn
 from mllm.world.people.declining import decline_turn, talk_turn
 from mllm.world.people.drawing import draw_turn, drawn
 from mllm.world.people.speaker import Speaker
-from mllm.world.scene import MAX_OBJECTS, SHAPES, Scene, Split, random_scene_for
+from mllm.world.scene import MAX_OBJECTS, SHAPES, Scene, Split, random_scene_for, split_of
 from mllm.world.spec import full_filter
 
 KINDS = ("draw", "ask", "describe", "edit", "chat", "outside", "talk", "again")
@@ -180,22 +180,21 @@ def converse(speaker: Speaker, split: Split, num_turns: int, shown: Scene | None
                 turn = decline(speaker, scene)
             case "undo":
                 assert scene is not None and before is not None
-                turn = PeopleTurn(
-                    speaker.type(speaker.say("undo")),
-                    before,
-                    {
-                        "scene": drawn(before, [full_filter(i) for i in before.objects], background=before.background)[
-                            "scene"
-                        ]
-                    },
-                    kind="edit",
-                )
+                named = [full_filter(item) for item in before.objects]
+                expect = drawn(before, named, background=before.background)
+                turn = PeopleTurn(speaker.type(speaker.say("undo")), before, expect, kind="edit")
+            case "edit" if (
+                before is not None and speaker.maybe(0.3) and (made := other_turn(speaker, before, scene, split))
+            ):
+                turn = made
             case "show":
                 new = random_scene_for(split, rng)
                 turn = replace(respond(speaker, rng.choice(("ask", "edit", "describe")), new, split), shown=new)
             case _:
                 assert scene is not None
                 turn = respond(speaker, kind, scene, split)
+        if turn.kind in ("draw", "again", "edit") and turns and speaker.maybe(0.1):
+            turn = replace(turn, user=f"{speaker.type(speaker.say('cheer')).rstrip('.')} {turn.user}")
         if new is not None:
             scene, before = new, None
         if isinstance(turn.answer, Scene):
@@ -204,6 +203,14 @@ def converse(speaker: Speaker, split: Split, num_turns: int, shown: Scene | None
     if shown is not None:
         turns[0] = replace(turns[0], shown=shown)
     return turns
+
+
+def other_turn(speaker: Speaker, before: Scene, scene: Scene | None, split: Split) -> PeopleTurn | None:
+    """ "Now remove the other one", after a change of one of two."""
+    made = change_other(speaker, before, scene) if scene else None
+    if made is None or split_of(made[1]) != split:
+        return None
+    return PeopleTurn(speaker.type(made[0]), made[1], made[2], kind="edit")
 
 
 def as_item(turns: Sequence[PeopleTurn], *, id: str, kind: str) -> dict[str, Any]:
