@@ -2,7 +2,7 @@
 # Rebuild the bundled model from scratch: text tokenizer, image tokenizer, language model, scores.
 # Every step resumes from its newest checkpoint, so the script can be interrupted and started again.
 # usage: scripts/build_tiny_model.sh [RUNS_FOLDER [MODEL_FOLDER [--KEY VALUE]...]]
-# Keys are for both stages of the language model; on a GPU:
+# Keys are for all stages of the language model; on a GPU:
 # --rows 128 --batches_per_step 1 --trainer.dataloader_num_workers 12
 # The words of the model card are about the model that is shipped; for yours, add --note TEXT to train.bundle.
 set -euo pipefail
@@ -34,6 +34,10 @@ stage tiny --start_from "$runs/tiny_first/final" --data.mixture_seed 1 --trainer
     --trainer.lr_scheduler_kwargs '{num_decay_steps: 2070, decay_type: linear}' \
     --optimizer.learning_rate 1.5e-3 --optimizer.matrix_learning_rate 8e-3
 
-python -m train.bundle "$runs/tiny/final" "$bundled"
-mllm evaluate world --model "$bundled" --count 500 --seed 0 --json "$runs/tiny/scores.json"
-python -m train.bundle "$runs/tiny/final" "$bundled" --scores "$runs/tiny/scores.json"
+# What people type: most of it is learned without images. The weights in the package are those of the stages before.
+mllm train tiny_language --output "$runs/tiny_language" --start_from "$runs/tiny/final" --image_tokenizer "$images" \
+    --text_tokenizer "$text" ${everywhere[@]+"${everywhere[@]}"}
+
+python -m train.bundle "$runs/tiny_language/final" "$bundled"
+mllm evaluate world --model "$bundled" --count 500 --seed 0 --json "$runs/tiny_language/scores.json"
+python -m train.bundle "$runs/tiny_language/final" "$bundled" --scores "$runs/tiny_language/scores.json"

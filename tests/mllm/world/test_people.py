@@ -53,6 +53,6 @@ def test_typing_keeps_what_is_meant() -> None:
     assert careful("i want a circle", Random(0)) in ("I want a circle.", "I want a circle!")
     hasty = Typing("lower", marks=False, apostrophes=False, typos=1.0, fillers=0.0)
     typed = [hasty("it's a triangle", Random(seed)) for seed in range(50)]
-    assert all("'" not in text and text.islower() for text in typed)
+    assert all("'" not in text for text in typed)
     assert len(set(typed)) > 10
-    assert all(sorted(text)[:3] == sorted("its a triangle")[:3] for text in typed), "spaces stay"
+    assert all(text.count(" ") >= 2 for text in typed), "spaces stay"
