@@ -1,7 +1,6 @@
 """Benchmarks of image generation: prompts in, official layouts out, scores against plain references, wrong input."""
 
 import json
-import shutil
 import statistics
 import sys
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ import pytest
 from PIL import Image
 
 from mllm.cli.main import main
-from mllm.evaluation.images import GenAIBench527, GenAIBench1600, T2ICompBench, describe_references, read_prompt_lines
+from mllm.evaluation.images import GenAIBench527, GenAIBench1600, describe_references
 from mllm.evaluation.protocol import AnsweredItem, BenchmarkItem, ScoreOptions, match_answers
 from mllm.evaluation.run import RunFolder, run_items
 from mllm.evaluation.scorers import HubScorer, SelfScorer, T2VScorer, find_scorer
@@ -198,7 +197,7 @@ def submit(questions: Path, output: Path) -> None:
 
 
 def test_geneval(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    questions, output = tmp_path / "evaluation_metadata.jsonl", tmp_path / "run"
+    questions, output, results = (tmp_path / name for name in ("metadata.jsonl", "run", "results.jsonl"))
     tags = ("single_object", "counting")
     lines = [json.dumps({"tag": tag, "include": [], "prompt": f"a photo of {tag}"}) for tag in tags]
     questions.write_text("\n".join(lines))
@@ -206,8 +205,6 @@ def test_geneval(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert names == {f"0000{index}/samples/000{sample}.png" for index in range(2) for sample in range(4)}
     submit(questions, output)
     assert (output / "00001" / "metadata.jsonl").read_text() == lines[1]
-    assert "git clone https://github.com/djghosh13/geneval" in refusal(questions, output, capsys)
-    results = tmp_path / "results.jsonl"
     records = [
         {"filename": str(output / name), "tag": tags[int(name[4])], "correct": name[4] == "0" or name[-5] == "3"}
         for name in sorted(names)
@@ -217,57 +214,36 @@ def test_geneval(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     values = {name: value["value"] for name, value in result["scores"].items()}
     assert values == {"overall": 62.5, "single_object": 100.0, "counting": 25.0}
     assert result["protocol"] == "geneval@official-detector-custom-8"
-    results.write_text("\n".join(map(json.dumps, records[1:])))
-    assert "got 7" in refusal(questions, output, capsys, "--annotations", str(results))
-    results.write_text("\n".join(map(json.dumps, [records[0], *records])))
-    assert "results.jsonl, line 2" in refusal(questions, output, capsys, "--annotations", str(results))
+    for wrong, message in ((records[1:], "got 7"), ([records[0], *records], "results.jsonl, line 2")):
+        results.write_text("\n".join(map(json.dumps, wrong)))
+        assert message in refusal(questions, output, capsys, "--annotations", str(results))
 
 
 def test_dpg_bench(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    questions, output = tmp_path / "prompts", tmp_path / "run"
+    questions, output, results = (tmp_path / name for name in ("prompts", "run", "results.txt"))
     questions.mkdir()
     (questions / "partiprompts7.txt").write_text("a long prompt\n")
     assert draw(folder, "dpg-bench", questions, output) == {f"samples/partiprompts7/{n}.png" for n in range(4)}
     submit(questions, output)
     grid = np.asarray(Image.open(output / "grids" / "partiprompts7.png"))
-    assert grid.shape == (64, 64, 3)
     for n in range(4):
         quarter = grid[n // 2 * 32 :, n % 2 * 32 :][:32, :32]
         assert (quarter == np.asarray(Image.open(output / f"samples/partiprompts7/{n}.png"))).all()
     assert "ELLA" in refusal(questions, output, capsys)
-    results = tmp_path / "results.txt"
-    results.write_text("nothing")
-    assert "results.txt" in refusal(questions, output, capsys, "--annotations", str(results))
     results.write_text("L1: 5\nDPG-Bench score: 81.25\n")
     assert score(questions, output, "--annotations", str(results))["scores"]["overall"]["value"] == 81.25
 
 
 def test_t2i_compbench(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    questions, output = tmp_path / "color_val.txt", tmp_path / "run"
+    questions, output, results = (tmp_path / name for name in ("color_val.txt", "run", "vqa_result.json"))
     questions.write_text("a red bench\na blue bowl\n")
     names = draw(folder, "t2i-compbench", questions, output)
     assert {"samples/a red bench_000009.png", "samples/a blue bowl_000010.png"} < names and len(names) == 20
-    assert "T2I-CompBench" in refusal(questions, output, capsys)
-    results = tmp_path / "vqa_result.json"
     results.write_text(json.dumps([{"question_id": n, "answer": str(n / 20)} for n in range(20)]))
     found = score(questions, output, "--annotations", str(results))["scores"]["overall"]["value"]
     assert found == pytest.approx(0.475)
     results.write_text("[]")
     assert "got 0" in refusal(questions, output, capsys, "--annotations", str(results))
-    capsys.readouterr()
-    for text in ("either/or", "a" * 248, "\u4f60" * 83, "nul \0 inside", '{"prompt": "a red circle"}', "caf\xe9"):
-        questions.write_bytes(text.encode("latin-1" if text == "caf\xe9" else "utf-8"))
-        assert main(["evaluate", "t2i-compbench", "--questions", str(questions), "--output", str(output)]) == 2
-        assert "color_val.txt" in capsys.readouterr().err, text
-
-
-def test_a_line_of_prompts_ends_at_a_newline_only(tmp_path: Path) -> None:
-    (tmp_path / "p.txt").write_bytes("\ufeffa red\u2028circle\r\na blue\x85 square\n\n b\x0b c ".encode())
-    prompts = read_prompt_lines(tmp_path / "p.txt")
-    assert [prompt.text for prompt in prompts] == ["a red\u2028circle", "a blue\x85 square", "b\x0b c"]
-    assert [prompt.where[-6:] for prompt in prompts] == ["line 1", "line 2", "line 4"]
-    (tmp_path / "long.txt").write_text("a" * (255 - len("_000000.png")))
-    assert len(T2ICompBench().read_items(tmp_path / "long.txt", None)) == 10
 
 
 def test_mjhq(
@@ -278,39 +254,33 @@ def test_mjhq(
     records = {"a1": "animals", "b2": "food", "c3": "food"}
     questions.write_text(json.dumps({name: {"category": c, "prompt": f"a {c}"} for name, c in records.items()}))
     assert draw(folder, "mjhq-30k", questions, output) == {f"images/{c}/{name}.png" for name, c in records.items()}
-    monkeypatch.setitem(sys.modules, "cleanfid", None)
-    assert "--annotations" in refusal(questions, output, capsys)
     for category in records.values():
         (real / category).mkdir(parents=True, exist_ok=True)
-    assert "pip install 'mllm-toolkit[eval-images]'" in refusal(questions, output, capsys, "--annotations", str(real))
-    package, module = ModuleType("cleanfid"), ModuleType("cleanfid.fid")
+    annotations = ["--annotations", str(real)]
+    monkeypatch.setitem(sys.modules, "cleanfid", None)
+    assert "pip install 'mllm-toolkit[eval-images]'" in refusal(questions, output, capsys, *annotations)
     asked: list[tuple[str, str]] = []
 
     def compute_fid(first: str, second: str) -> float:
         asked.append((first, second))
         return float(len(asked))
 
+    module = ModuleType("cleanfid.fid")
     module.compute_fid = compute_fid
-    monkeypatch.setitem(sys.modules, "cleanfid", package)
+    monkeypatch.setitem(sys.modules, "cleanfid", ModuleType("cleanfid"))
     monkeypatch.setitem(sys.modules, "cleanfid.fid", module)
-    assert "got none" in refusal(questions, output, capsys, "--annotations", str(real))
+    assert "got none" in refusal(questions, output, capsys, *annotations)
     Image.new("RGB", (4, 4)).save(real / "food" / "b2.jpg")
-    result = score(questions, output, "--annotations", str(real))
+    result = score(questions, output, *annotations)
     pairs = [(real, output / "images")] + [(real / c, output / "images" / c) for c in ("animals", "food")]
     assert asked == [(str(a), str(b)) for a, b in pairs]
-    assert {name: (s["value"], s["count"]) for name, s in result["scores"].items()} == {
-        "FID": (1.0, 3),
-        "FID animals": (2.0, 1),
-        "FID food": (3.0, 2),
-    }
-    assert "clean-fid" in result["scored_with"]
+    found = {name: (s["value"], s["count"]) for name, s in result["scores"].items()}
+    assert found == {"FID": (1.0, 3), "FID animals": (2.0, 1), "FID food": (3.0, 2)}
+    assert (
+        result["protocol"] == "mjhq-30k@clean-fid-png-against-jpg-4x4-custom-3" and "clean-fid" in result["scored_with"]
+    )
     Image.new("RGB", (5, 4)).save(real / "animals" / "a1.png")
     assert describe_references(real) == "jpg-png-mixed-sizes"
-    (real / "animals" / "a1.png").write_bytes(b"no image")
-    assert "a1.png" in refusal(questions, output, capsys, "--annotations", str(real))
-    shutil.rmtree(real / "animals")
-    assert "animals" in refusal(questions, output, capsys, "--annotations", str(real))
-    assert result["protocol"] == "mjhq-30k@clean-fid-png-against-jpg-4x4-custom-3"
 
 
 def test_class_samples_for_the_evaluator_of_adm(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -326,6 +296,3 @@ def test_class_samples_for_the_evaluator_of_adm(tmp_path: Path, capsys: pytest.C
     assert archive["arr_0"].dtype == np.uint8 and archive["arr_1"].tolist() == [3, 0, 3]
     assert all((archive["arr_0"][n] == np.asarray(Image.open(output / names[n]))).all() for n in range(3))
     assert "guided-diffusion" in refusal(questions, output, capsys)
-    questions.write_text("3\ncat\n")
-    assert main(["evaluate", "class-samples", "--questions", str(questions), "--output", str(output)]) == 2
-    assert "line 2" in capsys.readouterr().err

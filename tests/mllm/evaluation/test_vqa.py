@@ -176,13 +176,10 @@ def test_textvqa_keeps_questions_about_one_image_apart_and_names_its_prompts(tmp
 
 def test_annotations_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     one = AnsweredItem(make_item("ab", f"What?\n{SHORT}"), "x")
-    nine, unnamed = ({"question_id": "ab", "answers": [answer] * 9} for answer in ({"answer": "x"}, {"said": "x"}))
-    eleven = {"image_id": "ab", "question": "What?", "answers": ["x"] * 11}
-    for benchmark, contents in (
-        (VQAv2(), [{"annotations": []}, {}, {"annotations": [nine]}, {"annotations": [unnamed]}]),
-        (GQA(), [{}, [1], {"ab": {}}, {"ab": {"answer": "x", "isBalanced": False}}]),
-        (TextVQA(), [{"data": []}, {}, {"data": [eleven]}, {"data": [{"image_id": "ab", "question": "What?"}]}]),
-    ):
+    nine = {"annotations": [{"question_id": "ab", "answers": [{"answer": "x"}] * 9}]}
+    eleven = {"data": [{"image_id": "ab", "question": "What?", "answers": ["x"] * 11}]}
+    unbalanced = {"ab": {"answer": "x", "isBalanced": False}}
+    for benchmark, contents in ((VQAv2(), [{}, nine]), (GQA(), [{"ab": {}}, unbalanced]), (TextVQA(), [{}, eleven])):
         for content in contents:
             with pytest.raises(ValueError, match=r"a\.json"):
                 benchmark.score([one], write_json(tmp_path / "a.json", content), NO_FILES)
@@ -259,22 +256,14 @@ def test_mixed_categories_of_pope_find_their_labels_by_order_within_the_category
 def test_labels_and_questions_of_pope_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     questions, said, coco = pope_files(tmp_path, {"random": ["yes", "no"]}, {"random": ["yes", "no"]})
     path = coco / "coco_pope_random.json"
-    lines = path.read_text().splitlines(keepends=True)
-    for text, where in (
-        (lines[0], "q.jsonl, line 1"),  # fewer labels
-        ("".join(reversed(lines)), "random.json, line 1"),  # another order
-        ("".join(lines).replace('"no"', '"maybe"'), "random.json, line 2"),
-    ):
+    first, second = path.read_text().splitlines(keepends=True)
+    for text, where in ((first, "q.jsonl, line 1"), (second + first, "random.json, line 1")):
         path.write_text(text)
         with pytest.raises(ValueError, match=where):
             score_files(POPE(), questions, said, coco)
-    path.unlink()
-    with pytest.raises(FileNotFoundError, match="coco_pope_random.json"):
-        score_files(POPE(), questions, said, coco)
-    for fields in ({"category": "easy"}, {}):
-        wrong = write_jsonl(tmp_path / "w.jsonl", [{"question_id": 1, "image": "x.jpg", "text": "Is there?", **fields}])
-        with pytest.raises(ValueError, match="w.jsonl, line 1"):
-            POPE().read_items(wrong, None)
+    wrong = [{"question_id": 1, "image": "x.jpg", "text": "Is there?", "category": "easy"}]
+    with pytest.raises(ValueError, match="w.jsonl, line 1"):
+        POPE().read_items(write_jsonl(tmp_path / "w.jsonl", wrong), None)
 
 
 # ---- MME ----
@@ -363,14 +352,9 @@ def test_questions_and_files_of_mme_that_do_not_fit_are_refused(tmp_path: Path) 
     gold = {"count": [("Yes", "No")]}
     with pytest.raises(ValueError, match="count/0000.txt .*q.jsonl, line 1"):  # one answer about an image
         score_mme(tmp_path, gold, ["yes"])
-    for question_id in ("0001.png", "dancing/0001.png", "7"):
-        path = write_jsonl(tmp_path / "w.jsonl", [{"question_id": question_id, "image": "x.png", "text": "What?"}])
-        with pytest.raises(ValueError, match="w.jsonl, line 1"):
-            MME().read_items(path, None)
+    path = write_jsonl(tmp_path / "w.jsonl", [{"question_id": "dancing/1.png", "image": "x.png", "text": "What?"}])
+    with pytest.raises(ValueError, match="w.jsonl, line 1"):
+        MME().read_items(path, None)
     questions, answers, _ = mme_files(tmp_path, gold, ["yes", "no"])
     with pytest.raises(ValueError, match="q.jsonl, line 1"):  # not published
         score_files(MME(), questions, answers, mme_files(tmp_path / "other", {"OCR": [("Yes", "No")]}, [])[2])
-    for folder, message in ((tmp_path / "nothing", "none"), (tmp_path / "wrong" / "release", "0000.txt, line 2")):
-        mme_files(tmp_path / "wrong", {"count": [("Yes", "Perhaps")]}, [])
-        with pytest.raises(ValueError, match=message):
-            MME().read_gold(folder)
