@@ -132,51 +132,24 @@ def test_probe_prints_both_readings_and_decides_nothing_for_random_weights(
     assert not (tmp_path / "out").exists()
 
 
-def change_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
-    """Change the tensors of the folder's last shard."""
-    path = sorted(folder.glob("model-*.safetensors"))[-1]
-    tensors = load_file(path)
-    change(tensors)
-    save_file(tensors, path)
-
-
-def drop_one(tensors: dict[str, torch.Tensor]) -> None:
-    del tensors[sorted(tensors)[0]]
-
-
-def add_one(tensors: dict[str, torch.Tensor]) -> None:
-    tensors["model.vision_tower.weight"] = torch.zeros(2)
-
-
-def misshape_one(tensors: dict[str, torch.Tensor]) -> None:
-    name = sorted(tensors)[0]
-    tensors[name] = torch.zeros(2, 7)
-
-
 def test_tensors_that_do_not_fit_are_named_before_anything_is_written(released: Path, tmp_path: Path, run: Run) -> None:
-    for number, (change, named) in enumerate(
-        ((drop_one, "1 missing: "), (add_one, "model.vision_tower.weight"), (misshape_one, "(2, 7)"))
+    path = sorted(released.glob("model-*.safetensors"))[-1]
+    tensors = load_file(path)
+    first, *others = sorted(tensors)
+    for number, (changed, named) in enumerate(
+        (
+            ({name: tensors[name] for name in others}, "1 missing: "),
+            (tensors | {"model.vision_tower.weight": torch.zeros(2)}, "model.vision_tower.weight"),
+            (tensors | {first: torch.zeros(2, 7)}, "(2, 7)"),
+        )
     ):
         copy = Path(shutil.copytree(released, tmp_path / f"copy-{number}"))
-        change_weights(copy, change)
+        save_file(changed, copy / path.name)
         code, _, err = run("unitok-mllm", copy, tmp_path / "out")
         assert code == 2 and err.startswith("mllm: ") and len(err.splitlines()) == 1 and named in err
         assert not (tmp_path / "out").exists()
         with pytest.raises(ValueError):
             Pipeline.load(copy)
-
-
-def truncate(folder: Path) -> None:
-    path = sorted(folder.glob("model-*.safetensors"))[0]
-    path.write_bytes(path.read_bytes()[:-9])
-
-
-def set_config(**fields: Any) -> Callable[[Path], None]:
-    def change(folder: Path) -> None:
-        path = folder / "config.json"
-        path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
-
-    return change
 
 
 def swap_codebooks(folder: Path) -> None:
@@ -188,23 +161,16 @@ def swap_codebooks(folder: Path) -> None:
     torch.save(checkpoint, path)
 
 
-def write_text(name: str, text: str) -> Callable[[Path], None]:
-    return lambda folder: (folder / name).write_text(text) and None
-
-
 def test_damaged_folders_are_refused_in_one_line(released: Path, tmp_path: Path, run: Run) -> None:
+    config = json.loads((released / "config.json").read_text())
     damages: list[Callable[[Path], object]] = [
         lambda folder: sorted(folder.glob("model-*.safetensors"))[1].unlink(),
-        truncate,
-        lambda folder: (folder / "model.safetensors.index.json").unlink(),
-        lambda folder: (folder / "config.json").unlink(),
-        write_text("config.json", "{"),
-        set_config(model_type="llava"),
-        set_config(model_type="unified_mllm"),
-        set_config(hidden_size=48),
+        lambda folder: (folder / "config.json").write_text("{"),
+        lambda folder: (folder / "config.json").write_text(json.dumps({**config, "model_type": "llava"})),
+        lambda folder: (folder / "config.json").write_text(json.dumps({**config, "hidden_size": 48})),
         lambda folder: [path.unlink() for path in folder.glob("tokenizer*")],
         swap_codebooks,
-        write_text("unitok_tokenizer.pth", "a page that says: log in first"),
+        lambda folder: (folder / "unitok_tokenizer.pth").write_text("a page that says: log in first"),
     ]
     for number, damage in enumerate(damages):
         copy = Path(shutil.copytree(released, tmp_path / f"copy-{number}"))
@@ -214,28 +180,12 @@ def test_damaged_folders_are_refused_in_one_line(released: Path, tmp_path: Path,
         assert err.startswith("mllm: ") and len(err.splitlines()) == 1, err
         assert not (tmp_path / "out" / "config.json").exists()
 
-
-def test_wrong_words_are_refused(ours: Path, released: Path, tmp_path: Path, run: Run) -> None:
-    wrong: list[list[str | Path]] = [
-        ["unitok"],
-        ["unitok", tmp_path / "absent.pth", tmp_path / "out"],
+    for words in (
         ["unitok", released / "config.json", tmp_path / "out"],
-        ["unitok-mllm", tmp_path / "absent", tmp_path / "out"],
         ["unitok-mllm", released, ours],
-        ["unitok-mllm", released, tmp_path / "out", "--shard-size", "none"],
-        ["unitok-mllm", released, tmp_path / "out", "--dtype", "int8"],
-        ["export-unitok-mllm", released, tmp_path / "out"],
-        ["export-unitok", tmp_path, tmp_path / "out.pth"],
         ["export-unitok", ours / "image_tokenizer", ours / "config.json"],
-        ["probe", tmp_path / "absent.pth"],
-        ["sideways"],
-    ]
-    for words in wrong:
+    ):
         code, _, err = run(*words)
         assert code == 2 and len(err.splitlines()) == 1, (words, err)
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_full_disk_is_noticed_before_the_first_byte(tmp_path: Path) -> None:
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError):  # a full disk is noticed before the first byte
         require_room(tmp_path, 10**18)

@@ -12,7 +12,6 @@ from PIL import Image
 from mllm.cli.main import main
 from mllm.config import MLLMConfig
 from mllm.conversation import CodesPart, ImagePart, Message, TextPart, render
-from mllm.embedding import ProjectedEmbedding
 from mllm.model import MLLMForConditionalGeneration
 from mllm.pipeline import Done, Pipeline
 from mllm.sequence import pack
@@ -85,47 +84,31 @@ def test_the_loss_is_that_of_the_words_alone() -> None:
     assert all(value.grad is not None for value in model.parameters() if value.requires_grad)
 
 
-@pytest.mark.parametrize("fields", [{"embedding_context": "bidirectional"}, {"head_type": "none"}])
-def test_it_refuses_to_learn_or_to_embed_unfinished_images(fields: dict) -> None:
-    model = build_model(**fields)
-    with pytest.raises(ValueError):
-        model(**pack([learned_sample(seed=1, plan=["text", "IMAGE"])], length=40, pad_token_id=0))
-    embedding = model.code_embedding
-    assert isinstance(embedding, ProjectedEmbedding)
-    if "embedding_context" in fields:
+def test_it_refuses_to_learn_or_to_embed_unfinished_images() -> None:
+    whole, headless = build_model(embedding_context="bidirectional"), build_model(head_type="none")
+    for model in (whole, headless):
         with pytest.raises(ValueError):
-            embedding.step(random_codes(1), embedding.new_cache(1, 4))
-    else:
-        assert model.code_head is None
-
-
-def test_tasks_that_need_drawing_do_not_fit_the_config() -> None:
+            model(**pack([learned_sample(seed=1, plan=["text", "IMAGE"])], length=40, pad_token_id=0))
+    with pytest.raises(ValueError):
+        whole.code_embedding.step(random_codes(1), whole.code_embedding.new_cache(1, 4))
     with pytest.raises(ValueError):
         build_model(head_type="none", tasks=["ask", "draw"])
 
 
-def test_it_answers_and_chats_in_words(folder: Path, picture: Image.Image) -> None:
+def test_it_answers_and_chats_in_words_and_refuses_to_draw(
+    folder: Path, picture: Image.Image, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     pipeline = Pipeline.load(folder, device="cpu")
     asked = [Message("user", (ImagePart(picture), TextPart("What?")))]
     done = [event for event in pipeline.chat(asked, max_new_tokens=5) if isinstance(event, Done)]
     assert all(isinstance(part, TextPart) for part in done[0].message.parts)
     assert pipeline.ask(picture, "What?", max_new_tokens=5) == "".join(part.text for part in done[0].message.parts)
-
-
-def test_drawing_is_refused(folder: Path, picture: Image.Image, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    pipeline = Pipeline.load(folder, device="cpu")
     with pytest.raises(ValueError):
         pipeline.draw("a cat")
     assert main(["draw", "a cat", "--model", str(folder), "-o", str(tmp_path / "a.png")]) == 2
     assert "this model cannot draw" in capsys.readouterr().err
     with pytest.raises(ValueError):  # asked below the capabilities
         pipeline.answer([[Message("user", (TextPart("a cat"),))]], "image", [0])
-
-
-def test_the_command_asks(folder: Path, picture: Image.Image, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    picture.save(tmp_path / "a.png")
-    assert main(["ask", str(tmp_path / "a.png"), "What?", "--max-new-tokens", "3", "--model", str(folder)]) == 0
-    assert capsys.readouterr().out.endswith("\n")
 
 
 def test_the_plain_style_pairs_pictures_with_captions() -> None:

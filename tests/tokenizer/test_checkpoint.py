@@ -29,7 +29,6 @@ from tokenizer.checkpoint import (
     load_upstream,
     probe_attention,
     read_as,
-    read_tensors,
     read_upstream,
     require_same_tensors,
     save_converted,
@@ -260,18 +259,13 @@ def test_wrong_files_are_refused_in_one_line(
         return str(caught.value)
 
     refused(tmp_path / "absent.pth")
-    for content in ({"state_dict": {}}, {"args": {}, "trainer": {"unitok": {}}}, [torch.zeros(1)]):
+    for content in ({"args": {}, "trainer": {"unitok": {}}}, [torch.zeros(1)]):
         torch.save(content, tmp_path / "other.pth")
         refused(tmp_path / "other.pth")
-        with pytest.raises(ValueError):
-            read_tensors(tmp_path / "other.pth")
     path = write_checkpoint(tmp_path, small_model)
     complete = path.read_bytes()
-    for cut in (3 * len(complete) // 4, 100, 0):
-        path.write_bytes(complete[:cut])
-        refused(path)
-    for name in ("notes.pth", "notes.safetensors"):
-        (tmp_path / name).write_text("this is no checkpoint at all")
+    for name, content in (("cut.pth", complete[: 3 * len(complete) // 4]), ("notes.safetensors", b"no checkpoint")):
+        (tmp_path / name).write_bytes(content)
         refused(tmp_path / name)
     torch.save({"args": {"harm": Harmful()}}, tmp_path / "code.pth")
     assert "system" in refused(tmp_path / "code.pth")
@@ -279,10 +273,6 @@ def test_wrong_files_are_refused_in_one_line(
     refused(tmp_path / "plain.pth")
     assert not (tmp_path / "harmed").exists()
     assert "fc_norm.bias" in refused(write_checkpoint(tmp_path, small_model, state={"fc_norm.bias": torch.zeros(25)}))
-    save_file(to_upstream(small_model.state_dict(), small_model.config), tmp_path / "small.safetensors")
-    refused(tmp_path / "small.safetensors")  # without `args`, only the released network
-    with pytest.raises(ValueError):
-        export_upstream(tmp_path, tmp_path / "theirs.safetensors")
 
 
 def trained_with(kind: AttentionKind, pixels_B3HW: Tensor) -> UniTok:

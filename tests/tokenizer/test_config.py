@@ -1,7 +1,6 @@
 """Configs are validated, survive JSON and have the sizes that their docstrings promise."""
 
 import json
-from typing import Any
 
 import pytest
 
@@ -24,25 +23,10 @@ def test_presets_have_their_sizes() -> None:
 
 
 def test_bad_fields_are_refused(small_config: UniTokConfig) -> None:
-    bad: dict[str, tuple[Any, ...]] = {
-        "image_size": (40,),
-        "codebook_size": (0,),
-        "depth": (-1,),
-        "stage_depths": ((1, 2, 3), (0, 2), ()),
-        "shrink": (2, 3),
-        "num_heads": (5,),
-        "projection_heads": (7,),
-        "projection": ("conv",),
-        "projection_attention": ("half",),
-        "encoder_scope": ("row",),
-        "decoder_padding": ("mirror",),
-        "drop_path": (1.0,),
-        "vq_beta": (-1.0,),
-        "entropy_temperature": (0.0,),
-        "colour": (3,),
-    }
-    for name, values in bad.items():
-        for value in values:
-            with pytest.raises(ValueError):
-                UniTokConfig.from_dict({**small_config.to_dict(), name: value})
-                pytest.fail(f"{name} {value} was accepted")
+    bad = [("image_size", 40), ("codebook_size", 0), ("depth", -1), ("shrink", 3), ("num_heads", 5), ("colour", 3)]
+    bad += [("stage_depths", depths) for depths in ((1, 2, 3), (0, 2), ())]
+    bad += [("projection_heads", 7), ("encoder_scope", "row"), ("drop_path", 1.0), ("entropy_temperature", 0.0)]
+    for name, value in bad:
+        with pytest.raises(ValueError):
+            UniTokConfig.from_dict({**small_config.to_dict(), name: value})
+            pytest.fail(f"{name} {value} was accepted")

@@ -160,8 +160,7 @@ def test_a_model_that_is_trained_further_keeps_what_shapes_its_weights(mllm_reci
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sharding", [None, "zero3"])
-@pytest.mark.parametrize("mode", ["class", "understanding"])
+@pytest.mark.parametrize(("mode", "sharding"), [("class", None), ("understanding", "zero3")])
 def test_two_processes_give_the_losses_of_one(
     class_recipe: Callable[..., MLLMRecipe], mllm_recipe: MLLMRecipe, tmp_path: Path, mode: str, sharding: str | None
 ) -> None:

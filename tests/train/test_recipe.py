@@ -54,12 +54,10 @@ def test_overrides_win_over_the_file_and_keep_their_types(tmp_path: Path) -> Non
 
 def test_a_wrong_recipe_is_refused_in_one_line_that_names_the_key(tmp_path: Path) -> None:
     for values, overrides, named in (
-        ({"output": "out", "stepz": 3}, [], "stepz"),
         ({"output": "out", "schedule": {"rat": 1.0}}, [], "rat"),
         ({"output": "out", "steps": "many"}, [], "steps"),
         ({"output": "out"}, ["--stepz", "3"], "stepz"),
         ({"output": "out"}, ["--steps"], "steps"),
-        ({"output": "out"}, ["--schedule", "{rate: "], "schedule"),
         ({}, [], "output"),
     ):
         with pytest.raises(ValueError, match=named) as caught:

@@ -1,5 +1,6 @@
 """Training the image tokenizer: it learns, resumes exactly, and processes only share the work."""
 
+import dataclasses
 import json
 import math
 import shutil
@@ -72,7 +73,7 @@ def test_every_loss_trains_and_a_resumed_run_equals_an_uninterrupted_one(tmp_pat
     for path in recipe.output.glob("checkpoint-*"):
         if path.name not in ("checkpoint-2", "checkpoint-4"):
             shutil.rmtree(path)
-    TokenizerTrainer(recipe).train()
+    TokenizerTrainer(dataclasses.replace(recipe, recompute_activations=True)).train()  # changes nothing, either
     assert read_log(recipe.output) == log
     require_equal_weights(recipe.output / "final", tmp_path / "kept")
     last, final = (UniTok.from_pretrained(recipe.output / name).state_dict() for name in ("checkpoint-8", "final"))
@@ -135,13 +136,6 @@ def test_a_killed_run_on_two_processes_ends_as_an_uninterrupted_one(tmp_path: Pa
     launch("torchrun", tmp_path / "killed.yaml")
     assert read_log(killed.output) == read_log(complete.output)
     require_equal_weights(killed.output / "final", complete.output / "final")
-
-
-def test_recomputing_activations_changes_nothing(tmp_path: Path) -> None:
-    runs = [everything(tmp_path, tmp_path / f"{how}", steps=4, recompute_activations=how) for how in (False, True)]
-    for recipe in runs:
-        TokenizerTrainer(recipe).train()
-    assert read_log(runs[0].output) == read_log(runs[1].output)
 
 
 @pytest.fixture
