@@ -109,9 +109,10 @@ class BatchedMuon(torch.optim.Muon):
         )
         num_rows, num_columns = parameters[0].shape
         rate = float(group["lr"])
-        torch._foreach_mul_(parameters, 1 - rate * group["weight_decay"])
+        weights: list[Tensor] = [*parameters]
+        torch._foreach_mul_(weights, 1 - rate * group["weight_decay"])
         length = rate * math.sqrt(max(1, num_rows / num_columns))
-        torch._foreach_add_(parameters, [*directions_GMN.to(parameters[0].dtype)], alpha=-length)
+        torch._foreach_add_(weights, [*directions_GMN.to(parameters[0].dtype)], alpha=-length)
 
     def _average_of(self, parameter: nn.Parameter) -> Tensor:
         state = self.state[parameter]

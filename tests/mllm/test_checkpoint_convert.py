@@ -161,7 +161,7 @@ def swap_codebooks(folder: Path) -> None:
     torch.save(checkpoint, path)
 
 
-def test_damaged_folders_are_refused_in_one_line(released: Path, tmp_path: Path, run: Run) -> None:
+def test_damaged_folders_are_refused_in_one_line(ours: Path, released: Path, tmp_path: Path, run: Run) -> None:
     config = json.loads((released / "config.json").read_text())
     damages: list[Callable[[Path], object]] = [
         lambda folder: sorted(folder.glob("model-*.safetensors"))[1].unlink(),
@@ -179,7 +179,6 @@ def test_damaged_folders_are_refused_in_one_line(released: Path, tmp_path: Path,
         assert code == 2 and out == ""
         assert err.startswith("mllm: ") and len(err.splitlines()) == 1, err
         assert not (tmp_path / "out" / "config.json").exists()
-
     for words in (
         ["unitok", released / "config.json", tmp_path / "out"],
         ["unitok-mllm", released, ours],
