@@ -21,6 +21,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 from transformers import AutoProcessor, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
+from transformers.utils.chat_template_utils import render_jinja_template
 
 from mllm.checkpoint import (
     CONFIG_FILE,
@@ -56,7 +57,7 @@ from mllm.vocabulary import IMAGE, decode_text, load_text_tokenizer, save_text_t
 from tokenizer.images import ImageProcessor, ImageSource, read_image, to_images
 from tokenizer.unitok import EncodedImage, UniTok, decode_images, encode_images
 
-PROCESSOR_FILE, TEMPLATE_FILE = "processor_config.json", "chat_template.jinja"
+PROCESSOR_FILE = "processor_config.json"
 MODEL_CONFIG = "model_config"
 """In processor_config.json: the config of the model, where that is not in a file of its own."""
 PLAN, OLD_PLAN = "plan", "outline"
@@ -195,7 +196,7 @@ class MLLMProcessor(ProcessorMixin):
             preparation: how an image gets to a size of the model; a name in tokenizer/images.py.
         """
         style = "native" if config is None else config.prompt_style
-        if chat_template is None or is_outdated(chat_template):
+        if chat_template is None or (isinstance(chat_template, str) and is_outdated(chat_template)):
             chat_template = template_of(style)
         super().__init__(tokenizer, chat_template=chat_template)
         self.image_tokenizer, self.config, self.preparation = image_tokenizer, config, preparation
@@ -338,21 +339,48 @@ class MLLMProcessor(ProcessorMixin):
         extent: Extent = "beginning" if continue_final_message else "prompt" if add_generation_prompt else "whole"
         if continue_final_message and add_generation_prompt:
             raise ValueError("continue_final_message and add_generation_prompt must not be both set; drop one of them")
+        masks = {"return_assistant_tokens_mask": return_assistant_tokens_mask}
         if template != self.chat_template:
-            texts = super().apply_chat_template(conversation if is_batch else [conversation], template, **flags)
-            images = [
-                [part.image for turn in chat for part in turn.parts if isinstance(part, ImagePart)] for chat in chats
-            ]
-            inputs = self(images, texts, generation_mode=mode, **options)
-        else:
-            inputs = self.encode(
-                [Draft(chat, extent) for chat in chats],
-                TextOptions.read(
-                    options, may_be_lists=extent == "whole", return_assistant_tokens_mask=return_assistant_tokens_mask
-                ),
-                mode,
+            own = {entry.name for entry in fields(TextOptions)} | set(KWARGS_GROUPS)
+            variables = {name: options.pop(name) for name in list(options) if name not in own}
+            drafts = self.fill_template(
+                template, conversation if is_batch else [conversation], chats, flags | masks, variables
             )
+        else:
+            drafts = [Draft(chat, extent) for chat in chats]
+        inputs = self.encode(drafts, TextOptions.read(options, may_be_lists=extent == "whole", **masks), mode)
         return inputs if return_dict else inputs["input_ids"]
+
+    def fill_template(
+        self,
+        template: Any,
+        conversations: Sequence[Any],
+        chats: Sequence[Sequence[Message]],
+        flags: dict[str, Any],
+        variables: dict[str, Any],
+    ) -> list[Draft]:
+        """Chats in another template than the model's: its texts as they stand, learned where it says so."""
+        texts, spans = render_jinja_template(
+            conversations=conversations,
+            chat_template=self._resolve_chat_template(template),
+            **flags,
+            **{**self.tokenizer.special_tokens_map, **variables},
+        )
+        images = [[part.image for turn in chat for part in turn.parts if isinstance(part, ImagePart)] for chat in chats]
+        style, frames = (
+            self.need_config().prompt_style,
+            {"bos": self.tokenizer.bos_token, "eos": self.tokenizer.eos_token},
+        )
+        drafts = []
+        for text, parts, learned in zip(texts, share_images(images, texts), spans or [[]] * len(texts), strict=True):
+            codes, segments, begin = iter(self.encode_images([part.image for part in parts])), [], 0
+            for start, end in [*learned, (len(text), len(text))]:
+                for piece, is_learned in ((text[begin:start], False), (text[start:end], True)):
+                    found = from_fragment(piece, codes, style=style, **frames)
+                    segments += [replace(segment, supervised=is_learned) for segment in found]
+                begin = end
+            drafts.append(Draft(segments, "piece"))
+        return drafts
 
     def read_chat(self, chat: Sequence[Any]) -> list[Message]:
         """Messages of a chat in either form."""
@@ -499,25 +527,31 @@ class MLLMProcessor(ProcessorMixin):
         """Texts of rows of ids; special tokens only if asked for."""
         return self.tokenizer.batch_decode(*args, skip_special_tokens=skip_special_tokens, **kwargs)
 
-    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
-        """Write the tokenizer's files, image_tokenizer/, processor_config.json and chat_template.jinja."""
+    @property
+    def model_input_names(self) -> list[str]:
+        """What a prompt with images consists of."""
+        return ["input_ids", "attention_mask", "codes", "image_lengths", "code_targets"]
+
+    def to_dict(self) -> dict[str, Any]:
+        """What processor_config.json holds."""
+        auto_map = {"AutoProcessor": AUTO_MAP["AutoProcessor"]}
+        return {"auto_map": auto_map, "preparation": self.preparation, "processor_class": type(self).__name__}
+
+    def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
+        """As in transformers, with image_tokenizer/, and with the model's config where that is not there."""
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         save_text_tokenizer(self.tokenizer, folder)
         if self.image_tokenizer is not None:
             self.image_tokenizer.save_pretrained(folder / IMAGE_TOKENIZER)
-        fields: dict[str, Any] = {
-            "auto_map": {"AutoProcessor": AUTO_MAP["AutoProcessor"]},
-            "processor_class": type(self).__name__,
-            "preparation": self.preparation,
-        }
-        if self.config is not None and not (folder / CONFIG_FILE).is_file():
-            fields[MODEL_CONFIG] = self.config.to_dict()
-        write_text(folder / PROCESSOR_FILE, json.dumps(fields, indent=2) + "\n")
-        write_text(folder / TEMPLATE_FILE, self.chat_template)
         save_shim(folder)
-        if kwargs.get("push_to_hub"):
+        files = super().save_pretrained(folder, **kwargs)
+        if self.config is not None and not (folder / CONFIG_FILE).is_file():
+            fields = {**self.to_dict(), MODEL_CONFIG: self.config.to_dict()}
+            write_text(folder / PROCESSOR_FILE, json.dumps(fields, indent=2) + "\n")
+        if push_to_hub:
             self.push_to_hub(kwargs.get("repo_id") or folder.name, token=kwargs.get("token"))
+        return files
 
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoProcessor") -> None:
@@ -537,13 +571,16 @@ class MLLMProcessor(ProcessorMixin):
             config = MLLMConfig.from_pretrained(folder, local_files_only=True)
         else:
             folder, config = Path(pretrained_model_name_or_path), MLLMConfig.from_dict(alone)
-        template = folder / TEMPLATE_FILE
+        tokenizer = load_text_tokenizer(folder)
+        for name in kwargs.keys() & set(tokenizer.SPECIAL_TOKENS_ATTRIBUTES):
+            setattr(tokenizer, name, kwargs[name])
+        fields = cls.get_processor_dict(folder)[0] if (folder / PROCESSOR_FILE).is_file() else {}
         return cls(
-            load_text_tokenizer(folder),
+            tokenizer,
             load_image_tokenizer(folder, device=device),
             config,
-            preparation=read_preparation(folder / PROCESSOR_FILE),
-            chat_template=template.read_text(encoding="utf-8") if template.is_file() else None,
+            preparation=read_preparation(folder),
+            chat_template=fields.get("chat_template"),
         )
 
     def need_config(self) -> MLLMConfig:
@@ -566,9 +603,10 @@ def read_fields(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def read_preparation(path: Path) -> str:
-    """How a model's images get to their size, from its processor_config.json."""
-    return read_fields(path).get("preparation", "understanding" if is_released_folder(path.parent) else "cover")
+def read_preparation(folder: Path) -> str:
+    """How a model's images get to their size; a released model does not say."""
+    default = "understanding" if is_released_folder(folder) else "cover"
+    return read_fields(folder / PROCESSOR_FILE).get("preparation", default)
 
 
 def share_images(images: Any, texts: Sequence[str]) -> list[tuple[ImagePart, ...]]:

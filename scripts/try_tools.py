@@ -160,6 +160,7 @@ def trl_grpo() -> str:
             num_generations=2,
             max_completion_length=12,
             temperature=2.0,
+            chat_template_kwargs={"padding": False},  # TRL pads by itself, and takes all that it gets for tokens
         ),
         train_dataset=Dataset.from_dict({"prompt": prompts}),
         processing_class=AutoProcessor.from_pretrained(BUNDLED),

@@ -37,7 +37,7 @@ from mllm.checkpoint import choose_device, find_image_tokenizer, find_model_fold
 from mllm.config import MLLMConfig
 from mllm.conversation import ClassPart, CodesPart, ImageSize, Marker, Message, Segment, render
 from mllm.files import only_writer, write_json
-from mllm.processor import PROCESSOR_FILE, read_preparation
+from mllm.processor import read_preparation
 from mllm.sequence import Size, best_sizes, nearest_size
 from tokenizer.codes import fingerprint
 from tokenizer.images import IMAGE_ENDINGS, PREPARATIONS, ImageProcessor, to_bytes, to_images
@@ -513,7 +513,7 @@ def _prepare_options(options: Namespace, tokenizer: UniTok) -> PrepareOptions:
     preparation = "cover"
     if folder := _model_folder(options):
         sizes = tuple(best_sizes(MLLMConfig.from_pretrained(folder)))
-        preparation = read_preparation(folder / PROCESSOR_FILE)
+        preparation = read_preparation(folder)
     if options.size:
         sizes = (options.size,)
     preparation = options.preparation or preparation
