@@ -5,9 +5,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mllm.generate import collate_prompts
 from mllm.model import MLLMForConditionalGeneration
 from mllm.sequence import IGNORED, TokenSequence, pack
-from tests.mllm.engine_helpers import FIRST_TEXT_ID, IDS, NUM_CODEBOOKS, build_model
+from tests.mllm.engine_helpers import FIRST_TEXT_ID, IDS, NUM_CODEBOOKS, build_model, build_prompt
 from tests.mllm.learned_samples import learned_sample
 
 HEADS = ("depth_transformer", "mlp")
@@ -166,3 +167,57 @@ def test_twenty_steps_lower_the_loss(model: MLLMForConditionalGeneration) -> Non
         loss.backward()
         optimizer.step()
     assert losses[-1] < 0.7 * losses[0]
+
+
+@pytest.mark.slow
+def test_forward_compiles_without_a_graph_break_and_exports() -> None:
+    """Text, images of unequal sizes, and the loss; compiled code equals the model, with gradients."""
+    for fields in ({}, {"layout": "grid", "image_position_embedding": True, "head_type": "mlp"}):
+        model, layout = build_model(**fields), fields.get("layout", "fixed")
+        num_positions = (9, 6 if layout == "grid" else 9)
+        prompts = [build_prompt(8, seed=n, num_images=1, positions=n, layout=layout) for n in num_positions]
+        images = collate_prompts(prompts, model.config, torch.device("cpu"))
+        text = collate_prompts([build_prompt(8, seed=1)], model.config, torch.device("cpu"))
+        compiled = torch.compile(model, fullgraph=True, backend="eager")
+        for inputs in (text, images):
+            torch.testing.assert_close(compiled(**inputs).logits, model(**inputs).logits, atol=1e-4, rtol=1e-4)
+            exported = torch.export.export(model, (), dict(inputs)).module()
+            torch.testing.assert_close(exported(**inputs).logits, model(**inputs).logits, atol=1e-4, rtol=1e-4)
+        found = compiled(**images, labels=images["input_ids"]).loss
+        expected = model(**images, labels=images["input_ids"]).loss
+        torch.testing.assert_close(found, expected)
+        weights = list(model.parameters())
+        gradients = [torch.autograd.grad(loss, weights, allow_unused=True) for loss in (found, expected)]
+        for compiled_gradient, gradient in zip(*gradients, strict=True):
+            gradient = torch.zeros_like(compiled_gradient) if gradient is None else gradient
+            torch.testing.assert_close(compiled_gradient, gradient, atol=1e-4, rtol=1e-3)
+
+
+def test_outputs_are_those_of_transformers(model: MLLMForConditionalGeneration) -> None:
+    """With labels and without: logits of all positions or those to keep, hidden states, attentions, tuples."""
+    batch = pack(SAMPLES[:2], length=40, pad_token_id=0)
+    out = model(**batch, output_hidden_states=True, attention_mask=None)
+    assert out.logits.shape == (*batch["input_ids"].shape, model.config.vocab_size)
+    assert len(out.hidden_states) == 3 and out.hidden_states[-1].equal(out.hidden)
+    kept = model(**batch, logits_to_keep=3)
+    torch.testing.assert_close(kept.logits, out.logits[:, -3:])
+    torch.testing.assert_close(kept.loss, out.loss)
+    sliced = model(**batch, max_logits_bytes=2**12)
+    assert sliced.logits is None
+    torch.testing.assert_close(sliced.loss, out.loss)
+    loss, logits, *_ = model(**batch, return_dict=False)
+    assert loss.equal(out.loss) and logits.equal(out.logits)
+    marked = batch["labels"].clone()
+    marked[batch["input_ids"] == model.config.image_token_id] = torch.where(
+        batch["code_targets"], model.config.image_token_id, IGNORED
+    )
+    by_labels = {name: value for name, value in batch.items() if name not in ("code_targets", "labels")}
+    torch.testing.assert_close(model(**by_labels, labels=marked).loss, out.loss)
+    counted = (marked[:, 1:] != IGNORED).sum()
+    torch.testing.assert_close(
+        model(**by_labels, labels=marked, num_items_in_batch=4 * counted).loss, out.loss / 4, msg="a quarter of a batch"
+    )
+    model.set_attn_implementation("eager")
+    ids = batch["input_ids"][:, :4]
+    assert model(ids, output_attentions=True).attentions[0].shape == (1, 4, 4, 4)
+    model.set_attn_implementation("sdpa")

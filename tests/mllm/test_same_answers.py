@@ -1,0 +1,149 @@
+"""The bundled model through transformers (AutoModel, AutoProcessor, pipelines, Trainer) and through `Pipeline`: the
+same answers, drawings and edits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoModelForMultimodalLM, AutoProcessor, Trainer, TrainingArguments, pipeline
+
+from mllm.checkpoint import find_model_folder
+from mllm.model import MLLMForConditionalGeneration
+from mllm.pipeline import Pipeline
+from mllm.processor import MLLMProcessor
+from mllm.world.edits import edit_sentence, propose_edit
+from mllm.world.language import make_draw_request
+from mllm.world.questions import propose_question, say_question
+from mllm.world.render import render
+from mllm.world.scene import random_scene
+
+FOLDER = find_model_folder(None)
+CHUNK = 10
+
+
+@pytest.fixture(scope="module")
+def ours() -> Pipeline:
+    return Pipeline.load(FOLDER, device="cpu", dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def model() -> MLLMForConditionalGeneration:
+    return AutoModelForMultimodalLM.from_pretrained(FOLDER, dtype=torch.float32)
+
+
+@pytest.fixture(scope="module")
+def processor() -> MLLMProcessor:
+    return AutoProcessor.from_pretrained(FOLDER)
+
+
+def turn(*content: Image.Image | str) -> dict[str, Any]:
+    parts = [{"type": "text", "text": c} if isinstance(c, str) else {"type": "image", "image": c} for c in content]
+    return {"role": "user", "content": parts}
+
+
+def prompts(processor: MLLMProcessor, turns: list[dict[str, Any]], **options: Any) -> Iterator[Any]:
+    """Model inputs of a batch at a time."""
+    for start in range(0, len(turns), CHUNK):
+        chats = [[chat] for chat in turns[start : start + CHUNK]]
+        yield processor.apply_chat_template(
+            chats, add_generation_prompt=True, tokenize=True, return_dict=True, processor_kwargs=options
+        )
+
+
+@pytest.mark.parametrize(
+    ("questions", "drawings", "edits"), [(3, 1, 1), pytest.param(60, 20, 20, marks=pytest.mark.slow)]
+)
+def test_automodel_and_pipeline_agree(
+    ours: Pipeline,
+    model: MLLMForConditionalGeneration,
+    processor: MLLMProcessor,
+    questions: int,
+    drawings: int,
+    edits: int,
+) -> None:
+    rng = Random(0)
+    scenes = [random_scene(rng) for _ in range(questions)]
+    asked = [(render(scene, 256), say_question(propose_question(scene, rng), rng)) for scene in scenes]
+    answers = []
+    for inputs in prompts(processor, [turn(*parts) for parts in asked]):
+        new = model.generate(**inputs)[:, inputs["input_ids"].shape[1] :]
+        answers += [text.strip() for text in processor.batch_decode(new)]
+    assert answers == [ours.ask(image, question) for image, question in asked]
+    texts = [make_draw_request(random_scene(rng), rng).text for _ in range(drawings)]
+    images = []
+    for inputs in prompts(processor, [turn(text) for text in texts], generation_mode="image"):
+        codes = model.generate(**inputs, generation_mode="image", seed=len(images))
+        images += processor.post_process_multimodal_output(codes, generation_mode="image")
+    for seed, (text, image) in enumerate(zip(texts, images, strict=True)):
+        assert ours.draw(text, seed=seed)[0].tobytes() == image.tobytes(), text
+    for seed in range(edits):
+        scene = random_scene(rng, num_objects=2)
+        image, instruction = render(scene, 256), edit_sentence(propose_edit(scene, rng), scene, rng).text
+        (inputs,) = prompts(processor, [turn(image, instruction)], generation_mode="image")
+        codes = model.generate(**inputs, generation_mode="image", seed=seed)
+        (edited,) = processor.post_process_multimodal_output(codes, generation_mode="image")
+        assert ours.edit(image, instruction, seed=seed).tobytes() == edited.tobytes(), instruction
+
+
+def test_pipelines_of_transformers_agree(
+    ours: Pipeline, model: MLLMForConditionalGeneration, processor: MLLMProcessor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Theirs ask for torchvision, which not every build of torch can have beside it; only that check is left out."""
+    monkeypatch.setattr("transformers.pipelines.any_to_any.requires_backends", lambda *args: None)
+    image = render(random_scene(Random(1)), 256)
+    answer = ours.ask(image, "What do you see?")
+    for task in ("image-text-to-text", "any-to-any"):
+        pipe = pipeline(task, model=model, processor=processor)
+        (found,) = pipe([turn(image, "What do you see?")], return_full_text=False)
+        assert found["generated_text"].strip() == answer, task
+    options = {"generation_mode": "image", "generate_kwargs": {"seed": 3}}
+    (found,) = pipe([turn("a red circle")], processor_kwargs={"generation_mode": "image"}, **options)
+    drawn = found if isinstance(found, Image.Image) else found["generated_image"]
+    assert drawn.tobytes() == ours.draw("a red circle", seed=3)[0].tobytes()
+
+
+def test_a_plain_trainer_weighs_tokens_alike_and_gets_logits(processor: MLLMProcessor, tmp_path: Path) -> None:
+    """However a batch is split; and its metrics get logits (B, T, V)."""
+    texts = ("A red circle.", "A large blue square to the left of a small green star, and more.", "Hi", "Three stars.")
+    rows = [{"input_ids": [1, *processor.tokenizer(text, add_special_tokens=False).input_ids, 2]} for text in texts]
+
+    def collate(batch: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
+        ids = [torch.tensor(row["input_ids"]) for row in batch]
+        stacked = {"input_ids": 0, "labels": -100}
+        return {name: torch.nn.utils.rnn.pad_sequence(ids, True, fill) for name, fill in stacked.items()} | {
+            "attention_mask": torch.nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in ids], True)
+        }
+
+    losses, shapes = [], []
+
+    def measure(evaluated: Any) -> dict[str, float]:
+        shapes.append(evaluated.predictions.shape)
+        return {}
+
+    for size, steps in ((4, 1), (1, 4), (2, 2)):
+        model = AutoModelForMultimodalLM.from_pretrained(FOLDER, dtype=torch.float32)
+        arguments = TrainingArguments(
+            output_dir=str(tmp_path),
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=steps,
+            max_steps=1,
+            logging_steps=1,
+            learning_rate=0.0,
+            use_cpu=True,
+            save_strategy="no",
+            report_to=[],
+            train_sampling_strategy="sequential",
+        )
+        trainer = Trainer(model, arguments, collate, rows, rows, compute_metrics=measure)
+        trainer.train()
+        losses.append(trainer.state.log_history[0]["loss"])
+    trainer.evaluate()
+    assert max(losses) - min(losses) < 1e-4 * losses[0], losses
+    assert losses[0] == pytest.approx(model(**collate(rows)).loss.item(), rel=1e-5)
+    assert shapes[0][0] == 4 and shapes[0][2] == model.config.vocab_size
