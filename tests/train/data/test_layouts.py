@@ -213,6 +213,15 @@ codes: document assistant[Once upon a time]
 """
 
 
+def samples_of(page: Path) -> list[tuple[str, str, str]]:
+    """Layout, ending and text of each sample."""
+    blocks = [
+        (*language.partition(".")[::2], text)
+        for language, text in re.findall(r"^```([\w.]+)\n(.*?)^```$", page.read_text(), re.M | re.S)
+    ]
+    return [(layout, ending or "jsonl", text) for layout, ending, text in blocks if layout not in ("sh", "yaml")]
+
+
 def write_sample(path: Path, text: str, images: dict[str, bytes]) -> None:
     """A sample of the page as a file of its layout."""
     match path.suffix:
@@ -240,17 +249,14 @@ def test_the_samples_of_the_page_are_read_from_files(tmp_path: Path) -> None:
     for name, content in images.items():
         (tmp_path / name).write_bytes(content)
     found = []
-    for number, (language, text) in enumerate(re.findall(r"^```([\w.]+)\n(.*?)^```$", PAGE.read_text(), re.M | re.S)):
-        layout, _, ending = language.partition(".")
-        if layout in ("sh", "yaml"):
-            continue
-        path = tmp_path / f"{number}.{ending or 'jsonl'}"
+    for number, (layout, ending, text) in enumerate(samples_of(PAGE)):
+        path = tmp_path / f"{number}.{ending}"
         write_sample(path, text, images)
         assert find_format(path) == layout
         for item in read_items(path):
             record = read_record(layout, item.row(), tmp_path)
             assert all(getattr(image, "image", image).open().size == (5, 4) for image in record.images), item
-            found.append(f"{language}: {summary(record)}")
+            found.append(f"{layout}{'' if ending == 'jsonl' else f'.{ending}'}: {summary(record)}")
     lengths = {f"{len(content)} bytes": name for name, content in (("RED", images["a.png"]), ("BLUE", images["b.png"]))}
     text = "\n".join(found)
     for length, name in lengths.items():

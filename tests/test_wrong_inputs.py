@@ -1,0 +1,501 @@
+"""500 generated wrong inputs at every door: one sentence, exit status 2 (in Python a ValueError), no file touched.
+
+Some mutations leave an input valid; it must then give a result. The doors are the command line, `prepare`, recipes,
+evaluation files and the Python facade.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mllm.cli.main import main
+from mllm.evaluation.protocol import BENCHMARKS
+from mllm.pipeline import Pipeline
+from tests.train.data.test_layouts import PAGE, samples_of, write_sample
+from train.recipe import MLLMRecipe, TokenizerRecipe
+
+WEIRD: tuple[Any, ...] = (None, 5, -1, 1.5, True, "", " ", "x", [], {}, [None], [[]], {"a": None}, "\ud83d", "a" * 9000)
+"""Values that a field may hold by mistake."""
+BYTES = (
+    b"",
+    b"\xff\xfe",
+    b"\xef\xbb\xbf",
+    b"\0" * 600,
+    b"[" * 20_000,
+    b"caf\xe9\n",
+    b'{"a":' * 20_000,
+    b"{}\n",
+    b"[1]\n",
+)
+"""Contents that a file may have by mistake."""
+
+Found = Counter[str]
+
+
+class Door:
+    """Tries inputs and keeps what went wrong."""
+
+    def __init__(self, folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+        self.folder, self.capfd = folder, capfd
+        self.before = self.contents()
+        self.counts, self.failures = Counter[str](), list[str]()
+
+    def contents(self) -> dict[str, str]:
+        """Hashes of what was there before; outputs go to out/."""
+        files = (
+            path for path in self.folder.rglob("*") if path.is_file() and path.parts[len(self.folder.parts)] != "out"
+        )
+        return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+    def run(self, words: list[str], what: str = "", *, may_be_right: bool = False) -> None:
+        """A command that must be refused."""
+        what = f"{' '.join(words)[:150]!a} {what}"
+        self.capfd.readouterr()
+        try:
+            code: object = main(words)
+        except SystemExit as left:
+            code = left.code
+        except BaseException as error:  # a traceback
+            code = f"{type(error).__name__}: {error}"
+        err = self.capfd.readouterr().err
+        said = [line for line in err.replace("\r", "\n").splitlines() if line.startswith("mllm: ")]
+        is_sentence = len(said) == 1 and "Traceback" not in err and "mllm: unexpected" not in err and len(said[0]) < 900
+        self.count(what, code == 2 and is_sentence, accepted=code == 0, may_be_right=may_be_right, said=f"{code} {err}")
+
+    def call(self, what: str, function: Callable[[], object]) -> None:
+        """A call that must raise ValueError (or FileNotFoundError) with a sentence."""
+        try:
+            function()
+        except (ValueError, FileNotFoundError) as error:
+            self.count(what, len(str(error)) > 10 and "\n" not in str(error), said=repr(error))
+        except Exception as error:
+            self.count(what, False, said=f"{type(error).__name__}: {error}")
+        else:
+            self.count(what, False, accepted=True)
+
+    def count(
+        self, what: str, is_refused: bool, *, accepted: bool = False, may_be_right: bool = False, said: str = ""
+    ) -> None:
+        self.counts["refused" if is_refused else "accepted" if accepted else "failed"] += 1
+        if not is_refused and not (accepted and may_be_right):
+            self.failures.append(f"{what}: {'accepted' if accepted else said[-400:]}")
+
+    def finish(self, least: int) -> None:
+        assert self.contents() == self.before, "a file was changed"
+        assert not self.failures, f"{len(self.failures)} failures\n" + "\n".join(self.failures[:60])
+        assert self.counts["refused"] >= least, self.counts
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (50, 40), "red").save("a.png")
+    Image.new("RGB", (50, 40), "blue").save("b.png")
+    Path("broken.png").write_bytes(b"\x89PNG\r\n\x1a\n and then nothing")
+    Path("notes.txt").write_text("no image")
+    Path("out").mkdir()
+    return tmp_path
+
+
+@pytest.fixture
+def model(random_model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A model folder that is loaded once."""
+    loaded = Pipeline.load(random_model_folder)
+    load = Pipeline.load
+    monkeypatch.setattr(
+        Pipeline,
+        "load",
+        lambda path, **options: (
+            loaded if not options and str(path) == str(random_model_folder) else load(path, **options)
+        ),
+    )
+    return str(random_model_folder)
+
+
+# ---- the command line ----
+
+OPTIONS = {
+    "--seed": ("-1", "x", "1.5", "", "9" * 30),
+    "--temperature": ("-1", "nan", "inf", "hot", ""),
+    "--top-k": ("0", "-3", "many", "1.5"),
+    "--top-p": ("0", "1.5", "-1", "nan", "x"),
+    "--guidance": ("0.5", "-2", "nan", "inf", "x"),
+    "--resamples": ("-1", "x"),
+    "--size": ("0x0", "7x7", "x", "64", "-1x5", "99999x99999", "50x40", "48x48x48"),
+    "--best-of": ("0", "x", "-1"),
+    "--device": ("meta", "abacus", "cuda:99", ""),
+    "--dtype": ("int3", "", "float99"),
+    "--quantization": ("nf3", ""),
+    "--device-map": ("manual",),
+    "--embedding-context": ("future",),
+    "--max-new-tokens": ("0", "-1", "x"),
+    "--model": ("no/such", "a.png", ".", "notes.txt", "", "x" * 300),
+    "--plan": ("bananas everywhere", "circle 99"),
+    "-n": ("0", "-1", "x", "1.5"),
+    "-o": ("none/x.png", "x.gdoc", "", ".", "/dev/null", "/proc/x.png"),
+    "--json": ("none/x.json", "/dev/null", ".", "/proc/x"),
+}
+DRAW = ("--temperature", "--top-k", "--top-p", "--guidance", "--resamples", "--size", "--model", "--device", "--dtype")
+COMMANDS: dict[tuple[str, ...], tuple[str, ...]] = {
+    ("draw", "a red circle", "-o", "out/x.png"): (*DRAW, "--seed", "--best-of", "-n", "-o", "--plan", "--quantization"),
+    ("edit", "a.png", "make it blue", "-o", "out/x.png"): (*DRAW, "--seed", "-o", "--embedding-context"),
+    ("ask", "a.png", "what?"): ("--seed", "--temperature", "--top-k", "--top-p", "--max-new-tokens", "--device-map"),
+    ("tokenize", "encode", "a.png", "-o", "out/x.npz"): ("--size", "--model", "--device", "-o"),
+    ("tokenize", "reconstruct", "a.png", "-o", "out/x.png"): ("--size", "--device", "--json", "-o"),
+    ("evaluate", "world", "--count", "1"): ("--seed", "--device", "--json", "--temperature"),
+}
+OTHERS = (
+    *(["draw", words, "-o", "out/x.png"] for words in ("", " ", "\n", "red " * 300, "caf\udce9")),
+    *(["ask", image, "what?"] for image in ("none.png", "broken.png", "notes.txt", ".", "", "/dev/null", "http://")),
+    *(["edit", image, "x", "-o", "out/x.png"] for image in ("none.png", "broken.png", "notes.txt", ".")),
+    *(
+        ["tokenize", "decode", file, "-o", "out/x.png"]
+        for file in ("a.png", "none.npz", "notes.txt", ".", "broken.png")
+    ),
+    *(["demo", "--port", port] for port in ("-1", "0", "99999999", "x")),
+    *(["convert", kind, "notes.txt", "out/c"] for kind in ("unitok", "unitok-mllm", "export-unitok", "nothing")),
+    *(["convert", "unitok", path, "/proc/x"] for path in ("a.png", "none.pth", ".")),
+    *(["merge", path, "-o", "out/m"] for path in ("none", "a.png", ".", "")),
+    *(["benchmark", *words] for words in (["sing"], ["draw", "--sizes", "XXXL"], ["head", "--batch", "0"])),
+    *(["evaluate", "tokenizer", *w] for w in (["--codec", "os:system"], ["--codec", "x"], ["--images", "none"], [])),
+    *(["evaluate", name, "--questions", "notes.txt", "--output", "out/e"] for name in BENCHMARKS),
+    *(["evaluate", "score", path, "--questions", "notes.txt"] for path in ("none", "notes.txt", ".")),
+    *(["evaluate", "report", path] for path in ("none", "notes.txt", "a.png", ".")),
+    *(["evaluate", "world", "--jobs", job] for job in ("dance", "", "draw dance")),
+    *(
+        [verb, "--no-such-option"]
+        for verb in ("draw", "ask", "edit", "chat", "tokenize", "prepare", "evaluate", "demo")
+    ),
+    ["no-such-verb"],
+)
+WITHOUT_MODEL = ("convert", "merge", "benchmark", "no-such-verb")
+
+
+@pytest.mark.slow
+def test_commands(folder: Path, model: str, capfd: pytest.CaptureFixture[str]) -> None:
+    door = Door(folder, capfd)
+    for base, options in COMMANDS.items():
+        for option in options:
+            for value in OPTIONS[option]:
+                named = [] if option == "--model" else ["--model", model]
+                words = [value if base[i - 1] == option else word for i, word in enumerate(base)]
+                door.run(
+                    [*words, *named]
+                    if option in base
+                    else [
+                        *words,
+                        *named,
+                        f"{option}={value}" if option[1] == "-" else option,
+                        *([] if option[1] == "-" else [value]),
+                    ]
+                )
+    for words in OTHERS:
+        takes_model = words[0] not in WITHOUT_MODEL and not {"report", "--no-such-option"} & set(words)
+        door.run([*words, *(["--model", model] if takes_model and words[:2] != ["evaluate", "score"] else [])])
+    door.finish(200)
+
+
+# ---- prepare ----
+
+
+def mutated(value: Any, rng: random.Random) -> Any:
+    """A value with one part removed or replaced, at any depth."""
+    if isinstance(value, dict) and value and rng.random() < 0.9:
+        key = rng.choice(list(value))
+        if rng.random() < 0.25:
+            return {name: inside for name, inside in value.items() if name != key}
+        return {**value, key: mutated(value[key], rng)}
+    if isinstance(value, list) and value and rng.random() < 0.8:
+        index = rng.randrange(len(value))
+        return [*value[:index], mutated(value[index], rng), *value[index + 1 :]]
+    return rng.choice(WEIRD)
+
+
+def damaged(content: bytes, rng: random.Random) -> bytes:
+    """A file that was cut, overwritten in places, or is another one."""
+    kind = rng.randrange(3)
+    if kind == 0:
+        return rng.choice(BYTES)
+    if kind == 1:
+        return content[: rng.randrange(len(content))]
+    place = rng.randrange(len(content))
+    return content[:place] + rng.randbytes(8) + content[place + 8 :]
+
+
+def wrong_sources(folder: Path, rng: random.Random) -> Iterator[Path]:
+    """Samples of docs/data.md whose records or bytes are wrong."""
+    images = {name: Path(name).read_bytes() for name in ("a.png", "b.png")}
+    for number, (_, ending, text) in enumerate(samples_of(PAGE) * 6):
+        path = folder / f"{number}.{ending}"
+        if ending == "jsonl" and rng.random() < 0.75:
+            record = mutated(json.loads(rng.choice(text.splitlines())), rng)
+            path.write_text(json.dumps(record) + "\n")
+        else:
+            write_sample(path, text, images)
+            path.write_bytes(damaged(path.read_bytes(), rng))
+        yield path
+
+
+@pytest.mark.slow
+def test_prepare(folder: Path, model: str, capfd: pytest.CaptureFixture[str]) -> None:
+    sources = list(wrong_sources(folder, random.Random(0)))
+    door = Door(folder, capfd)
+    for number, path in enumerate(sources):
+        skips = ["--skip-broken"] if number % 2 else []
+        words = ["prepare", str(path), "--out", "out/p", "--image-tokenizer", model, "--size", "48x48", *skips]
+        door.run(words, f"{path.read_bytes()[:200]!r}", may_be_right=True)
+        shutil.rmtree("out/p", ignore_errors=True)
+    for words in (
+        ["--map", "x=y"],
+        ["--map", "caption"],
+        ["--map", "caption=nothing"],
+        ["--format", "csv"],
+        ["--size", "5x5"],
+    ):
+        door.run(["prepare", str(sources[0]), "--out", "out/p", "--image-tokenizer", model, *words])
+    door.finish(60)
+    assert door.counts["accepted"] < 0.6 * sum(door.counts.values())
+
+
+# ---- recipes ----
+
+
+def wrong_fields(kind: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Each field with a value of the wrong type or size."""
+    hints = get_type_hints(kind)
+    for field in fields(kind):
+        hint, name = hints[field.name], f"{prefix}{field.name}"
+        if is_dataclass(hint) and isinstance(hint, type):
+            yield from ((name, value) for value in (None, 5, "x", [1]))
+            yield from wrong_fields(hint, f"{name}.")
+        elif any(word in str(hint) for word in ("Int", "Float", "Interval", "int", "float", "bool")):
+            if "dict" not in str(hint):
+                yield from ((name, value) for value in ("many", {"a": 1}, [[1]]))
+            if "Int" in str(hint) or "Float" in str(hint) or "Interval" in str(hint):
+                yield name, -3
+
+
+def with_value(values: dict[str, Any], keys: list[str], value: Any) -> dict[str, Any]:
+    first, *rest = keys
+    return {**values, first: with_value(values.get(first, {}), rest, value) if rest else value}
+
+
+@pytest.mark.slow
+def test_recipes(folder: Path, model: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("train.trainer.train_mllm", lambda recipe: None)
+    monkeypatch.setattr("train.tokenizer_trainer.TokenizerTrainer", lambda recipe: type("T", (), {"train": print}))
+    model_files = {"image_tokenizer": f"{model}/image_tokenizer", "text_tokenizer": model}
+    good = {
+        MLLMRecipe: {"kind": "mllm", "output": "out/run", **model_files},
+        TokenizerRecipe: {"kind": "image_tokenizer", "output": "out/run", "architecture": {"image_size": 48}},
+    }
+    door, path = Door(folder, capfd), Path("out/recipe.yaml")
+    for kind, values in good.items():
+        for name, value in random.Random(0).sample(list(wrong_fields(kind)), 60):
+            path.write_text(json.dumps(with_value(values, name.split("."), value)))
+            door.run(["train", str(path)], f"{name}={value!r}")
+        for content in (*BYTES, b"kind: mllm\nkind: mllm\n", b"kind: x\noutput: y\n", b"- a", b"a: [", b"? [a]\n: b"):
+            path.write_bytes(content)
+            door.run(["train", str(path)], repr(content[:40]))
+        path.write_text(json.dumps(values))
+        for words in (
+            ["--steps"],
+            ["steps", "3"],
+            ["--nothing", "3"],
+            ["--output", ""],
+            ["--data.x=["],
+            ["--trainer=5"],
+        ):
+            door.run(["train", str(path), *words])
+    door.finish(120)
+
+
+@pytest.mark.slow
+def test_recipes_that_fit_and_still_cannot_be_trained(
+    folder: Path, model: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    text_config = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
+    good: dict[str, Any] = {
+        "kind": "mllm",
+        "output": "out/run",
+        "image_tokenizer": f"{model}/image_tokenizer",
+        "text_tokenizer": model,
+        "model": {"text_config": text_config, "embedder_width": 16, "embedder_heads": 2, "head_layers": 1},
+        "data": {"episodes": 4},
+        "length": 320,
+        "rows": 1,
+        "trainer": {"max_steps": 1, "bf16": False, "dataloader_num_workers": 0},
+    }
+    door, path = Door(folder, capfd), Path("out/recipe.yaml")
+    for change in (
+        {"model": {"text_config": {**text_config, "hidden_size": 255}}},
+        {"model": {"text_config": {**text_config, "num_attention_heads": 0}}},
+        {"model": {"text_config": {**text_config, "num_attention_heads": 3}}},
+        {"model": {"text_config": {**text_config, "hidden_size": "wide"}}},
+        {"model": {"text_config": {"model_type": "nothing"}}},
+        {"model": {**good["model"], "image_size": 64}},
+        {"model": {**good["model"], "embedder_heads": 5}},
+        {"model": {**good["model"], "no_such_field": 5}},
+        {"model": {**good["model"], "head_layers": -1}},
+        {"trainer": {"max_steps": "many"}},
+        {"trainer": {"max_stepz": 3}},
+        {"trainer": {"lr_scheduler_type": "zigzag"}},
+        {"trainer": {"max_steps": 1, "optim": "nothing"}},
+        {"trainer": {"max_steps": 1, "save_strategy": "never"}},
+        {"start_from": "/nowhere"},
+        {"start_from": "no/where"},
+        {"start_from": "a.png"},
+        {"backbone": "/nowhere"},
+        {"image_tokenizer": "/nowhere"},
+        {"image_tokenizer": "a.png"},
+        {"text_tokenizer": "/nowhere"},
+        {"text_tokenizer": "a.png"},
+        {"output": "a.png"},
+        {"output": "/proc/x"},
+        {"length": 10},
+        {"length": 10, "trainer": {**good["trainer"], "dataloader_num_workers": 1}},
+        {"data": {"shards": [{"path": "/nowhere"}]}},
+        {"data": {"shards": [{"path": "."}]}},
+        {"data": {"jobs": {"dance": 1}}},
+        {"data": {"jobs": {}}},
+        {"classes": {"folders": ["/nowhere"]}},
+        {"validation": {"benchmarks": [{"name": "pope", "questions": "x", "annotations": "x", "images": "x"}]}},
+        {"trainable": ["nothing"]},
+        {"optimizer": {"name": "sgd"}},
+    ):
+        path.write_text(json.dumps({**good, **change}))
+        door.run(["train", str(path)], str(change))
+        shutil.rmtree("out/run", ignore_errors=True)
+    door.finish(30)
+
+
+# ---- evaluation files ----
+
+
+@pytest.mark.slow
+def test_evaluation_files(folder: Path, model: str, capfd: pytest.CaptureFixture[str]) -> None:
+    rng = random.Random(1)
+    short = "Answer the question using a single word or phrase."
+    question = {"question_id": 1, "image": "a.png", "text": f"Is there a dog?\n{short}", "category": "random"}
+    answer = {"question_id": 1, "prompt": question["text"], "text": "Yes"}
+    people = [{"answer": "yes"}] * 10
+    gold: dict[str, Any] = {
+        "vqav2": {"annotations": [{"question_id": 1, "answer_type": "yes/no", "answers": people}]},
+        "gqa": {"1": {"answer": "yes", "isBalanced": True, "types": {"structural": "verify"}}},
+        "textvqa": {"data": [{"image_id": "1", "question": "is there a dog?", "answers": ["yes"] * 10}]},
+    }
+    door = Door(folder, capfd)
+    for number in range(30):
+        for name, truth in gold.items():
+            wrong = [question, answer, truth]
+            which = number % 3
+            wrong[which] = mutated(wrong[which], rng)
+            texts = [json.dumps(value) for value in wrong]
+            contents = [text.encode() for text in texts]
+            if number >= 21:
+                contents[which] = damaged(contents[which], rng)
+            for file, content in zip(("q.jsonl", "a.jsonl", "gold.json"), contents, strict=True):
+                Path("out", file).write_bytes(content)
+            words = ["out/a.jsonl", "--benchmark", name, "--questions", "out/q.jsonl", "--annotations", "out/gold.json"]
+            door.run(["evaluate", "score", *words], f"{contents[which][:200]!r}", may_be_right=True)
+    for name in (
+        "genai-bench-527",
+        "t2i-compbench",
+        "geneval",
+        "mjhq-30k",
+        "class-samples",
+        "dpg-bench",
+        "pope",
+        "mme",
+    ):
+        for content in (
+            *BYTES,
+            b"either/or\n",
+            b"x" * 300 + b"\n",
+            b'{"prompt": 5}\n',
+            b'{"a": {"prompt": 5, "category": 3}}',
+        ):
+            Path("out/q.txt").write_bytes(content)
+            words = ["--questions", "out/q.txt", "--output", "out/e", "--images", ".", "--model", model, "--limit", "1"]
+            door.run(["evaluate", name, *words], repr(content[:30]), may_be_right=True)
+            shutil.rmtree("out/e", ignore_errors=True)
+    for content in (*BYTES, b'{"id": 1}\n', b'{"id": "a", "kind": "draw", "prompt": 5}\n'):
+        Path("out/r.jsonl").write_bytes(content)
+        door.run(["evaluate", "requests", "out/r.jsonl", "--model", model], repr(content[:30]))
+    door.finish(120)
+
+
+# ---- Python ----
+
+
+@pytest.mark.slow
+def test_the_facade(folder: Path, model: str, capfd: pytest.CaptureFixture[str]) -> None:
+    pipeline, image, door = Pipeline.load(model), Image.new("RGB", (48, 48)), Door(folder, capfd)
+    texts = (None, 5, "", " ", [], b"x", "\ud83d", {"a": 1})
+    for value in texts:
+        door.call(f"draw({value!r})", lambda value=value: pipeline.draw(value))
+        door.call(f"ask(image, {value!r})", lambda value=value: pipeline.ask(image, value))
+        door.call(f"edit(image, {value!r})", lambda value=value: pipeline.edit(image, value))
+    images = (
+        None,
+        5,
+        "",
+        "none.png",
+        "broken.png",
+        "notes.txt",
+        b"",
+        b"x",
+        [],
+        [None],
+        {},
+        np.zeros((0, 0, 3)),
+        np.zeros(3),
+    )
+    images = (
+        *images,
+        torch.zeros(2, 3, 4, 4),
+        torch.zeros(5, 4, 4),
+        Path("."),
+        object(),
+        np.zeros((4, 4, 3), dtype=complex),
+    )
+    for value in images:
+        door.call(f"ask({value!r})", lambda value=value: pipeline.ask(value, "what?"))
+        door.call(f"edit({value!r})", lambda value=value: pipeline.edit(value, "x"))
+    wrong: dict[str, tuple[Any, ...]] = {
+        "seed": ("x", -1, 1.5, [], 2**70, True),
+        "n": (0, -1, "x", 1.5, None),
+        "best_of": (0, "x", None),
+        "size": ((256,), "48x48", (0, 0), (48, 49), (1.5, 2), 48, [], (10**9, 10**9)),
+        "plan": (5, "bananas", []),
+        "temperature": ("x", -1, float("nan"), []),
+        "top_k": (0, "x", 1.5),
+        "top_p": (0, 2, "x"),
+        "guidance": (0.5, "x", float("nan")),
+        "resamples": (-1, "x"),
+        "nothing": (1,),
+    }
+    for name, values in wrong.items():
+        for value in values:
+            door.call(f"draw({name}={value!r})", lambda n=name, v=value: pipeline.draw("a red circle", **{n: v}))
+    for messages in ("hi", None, 5, [], [5], [None], {}, [{}], [{"role": "x", "content": "x"}], [{"role": "user"}],
+                     [{"role": "user", "content": 5}], [{"role": "user", "content": [{"type": "video"}]}],
+                     [{"role": "user", "content": [{"type": "image"}]}], [{"role": "assistant", "content": "x"}],
+                     [{"role": "user", "content": [{"type": "image", "path": "none.png"}]}]):  # fmt: skip
+        door.call(f"chat({messages!r})", lambda messages=messages: list(pipeline.chat(messages)))
+    for pair in (([image], []), ([], ["x"]), ([image], [5]), ([5], ["x"]), (image, "x"), (None, None)):
+        door.call(f"judge{pair}", lambda pair=pair: pipeline.judge(*pair))
+    door.finish(90)
