@@ -8,11 +8,11 @@ cd "$(dirname "$0")/.."
 tokenizer=mllm/assets/tiny/image_tokenizer words=mllm/assets/tiny/tokenizer.model
 prepare() { python -m mllm prepare "${@:2}" --out "$out/$1" --image-tokenizer "$tokenizer" --shard-size 8; }
 
-# Raw data: JPEG folders, tars, chats, LLaVA's JSON, interleaved documents and text, made from the synthetic world.
+# Raw data: JPEG folders, tars, chats, interleaved documents and text, made from the synthetic world.
 [ -d "$out/raw" ] || python -m train.data.make_samples "$out/raw" --count 8 --size 256
 prepare captions "$out/raw/captions" "$out/raw/folder"
-prepare documents "$out/raw/mmc4" "$out/raw/obelics" "$out/raw/text"
-prepare dialogues "$out/raw/chat" "$out/raw/llava"
+prepare documents "$out/raw/obelics" "$out/raw/text"
+prepare dialogues "$out/raw/chat"
 python -m mllm prepare --out "$out/dialogues" --image-tokenizer "$tokenizer" --show 2
 
 # A language model to start from, in the layout of Llama-2; a real run names a downloaded folder instead.

@@ -206,10 +206,10 @@ def test_tokenizer_page_runs_as_written(tmp_path: Path) -> None:
 RAW = {
     "captions": "captions",
     "captions_held_out": "folder",
-    "documents": "mmc4",
+    "documents": "obelics",
     "text": "text",
-    "questions": "llava",
-    "questions_held_out": "llava",
+    "questions": "chat",
+    "questions_held_out": "chat",
     "edits": "chat",
     "dialogues": "obelics",
 }
