@@ -12,7 +12,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
@@ -631,7 +631,7 @@ def resolve(
     parser = ArgumentParser(exit_on_error=False, default_env=False)
     parser.add_argument("--recipe", type=recipe_type)
     try:
-        _refuse_empty_sections(recipe_type, values)
+        _refuse_nothing(recipe_type, values)
         return _plain(parser.instantiate(parser.parse_object({"recipe": values})).recipe)
     except (ArgumentError, TypeError, ValueError, KeyError, RecursionError) as error:
         sentence = " ".join(str(error).split()).replace('Parser key "recipe"', "it").replace("recipe.", "")
@@ -651,14 +651,16 @@ def _plain(value: Any) -> Any:
     return next((kind(value) for kind in (int, float) if isinstance(value, kind)), value)
 
 
-def _refuse_empty_sections(kind: type, values: dict[str, Any], prefix: str = "") -> None:
-    """A section that holds nothing is no section with its defaults."""
+def _refuse_nothing(kind: type, values: dict[str, Any], prefix: str = "") -> None:
+    """A section that holds nothing is no section with its defaults, and no path is not the working folder."""
     for name, hint in get_type_hints(kind).items():
+        if Path in (hint, *get_args(hint)) and values.get(name) == "":
+            raise ValueError(f"{prefix}{name} must be a path, got an empty one; give it")
         if dataclasses.is_dataclass(hint) and name in values:
             if values[name] is None:
                 raise ValueError(f"{prefix}{name} must be a mapping, got nothing; fill it or leave it out")
             if isinstance(values[name], dict) and isinstance(hint, type):
-                _refuse_empty_sections(hint, values[name], f"{prefix}{name}.")
+                _refuse_nothing(hint, values[name], f"{prefix}{name}.")
 
 
 def _read_overrides(argv: Sequence[str]) -> list[tuple[list[str], Any]]:

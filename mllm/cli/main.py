@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from mllm.pipeline import Pipeline
 
 INVALID_INPUT = 2
+MAX_MESSAGE = 800
 INTERRUPTED = 130
 
 PACKAGES = ("mllm", "tokenizer", "train", "demo")
@@ -324,6 +325,7 @@ def one_line(error: BaseException) -> str:
     if "Traceback (most recent call last)" in text:  # a worker's error, with its traceback as the message
         text = text.rstrip().splitlines()[-1].partition(": ")[2] or text
     text = " ".join(text.split()) or type(error).__name__
+    text = text if len(text) <= MAX_MESSAGE else f"{text[: MAX_MESSAGE - 200]} ... {text[-200:]}"  # a file in a message
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return f"out of memory ({text[:200]}); ask for less at once, or use a smaller model"
     if isinstance(error, ValueError | OSError | ImportError):

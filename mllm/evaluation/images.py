@@ -83,6 +83,8 @@ class ImageBenchmark(Benchmark):
         items: list[BenchmarkItem] = []
         prompts = self.read_prompts(questions)
         for index, prompt in enumerate(prompts):
+            if not isinstance(prompt.text, str) or not prompt.text.strip():
+                raise ValueError(f"{prompt.where} must have a prompt, got {prompt.text!r}; write one")
             for sample in range(self.samples):
                 names = {**prompt.fields, "text": prompt.text, "index": index, "number": index + 1, "sample": sample}
                 names["count"] = len(items)

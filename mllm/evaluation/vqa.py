@@ -116,12 +116,12 @@ def read_people(record: Mapping, where: str) -> list[str]:
     return texts
 
 
-def read_records(path: Path, field: str, *, name: str) -> list[dict]:
-    """The list in this field of an annotation file."""
+def read_records(path: Path, field: str, *needed: str, name: str) -> list[dict]:
+    """The list in this field of an annotation file, of records that have the needed fields."""
     data = read_json(path)
     listed = data.get(field) if isinstance(data, dict) else None
-    if not isinstance(listed, list) or not all(isinstance(record, dict) for record in listed):
-        raise ValueError(f"{path} must contain a list of records {field!r}; give {name}")
+    if not isinstance(listed, list) or not all(isinstance(one, dict) and set(needed) <= one.keys() for one in listed):
+        raise ValueError(f"{path} must contain a list {field!r} of records with {', '.join(needed)}; give {name}")
     return listed
 
 
@@ -139,8 +139,10 @@ class VQAv2(Benchmark):
 
     def score(self, answered: Answers, annotations: Path, options: ScoreOptions) -> Scores:
         """Overall accuracy and that of each answer type, in percent."""
-        records = read_records(annotations, "annotations", name="v2_mscoco_val2014_annotations.json")
-        by_id = {str(record.get("question_id")): record for record in records}
+        records = read_records(
+            annotations, "annotations", "question_id", "answers", name="v2_mscoco_val2014_annotations.json"
+        )
+        by_id = {str(record["question_id"]): record for record in records}
         values: dict[str, list[float]] = {name: [] for name in ("overall", *self.answer_types)}
         for one in answered:
             record = find_annotation(by_id, str(one.item.question_id), one.item, annotations)
@@ -233,7 +235,7 @@ class TextVQA(Benchmark):
             (str(record["image_id"]), record["question"].lower()): read_people(
                 record, f"{annotations}, question {record.get('question_id', record['question'])!r}"
             )
-            for record in read_records(annotations, "data", name=self.annotations)
+            for record in read_records(annotations, "data", "image_id", "question", "answers", name=self.annotations)
         }
         values, has_ocr = [], set()
         for one in answered:

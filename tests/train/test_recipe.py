@@ -123,7 +123,14 @@ def test_a_value_out_of_range_is_named_with_its_file() -> None:
     for key, value in (
         *(("rows", 0), ("length", -5), ("length", "many"), ("data", None), ("data.prompt_dropout", 1.5)),
         *(("optimizer", None), ("optimizer.learning_rate", 0.0), ("adapter.rank", 0), ("adapter.bits", 3)),
-        *(("bad_steps.allowed", -1), ("data.buffer_size", 0), ("data.questions", 0), ("validation.batches", 0)),
+        *(
+            ("bad_steps.allowed", -1),
+            ("data.buffer_size", 0),
+            ("data.questions", 0),
+            ("output", ""),
+            ("start_from", ""),
+            ("validation.batches", 0),
+        ),
     ):
         refuse(MLLMRecipe, model, key, value)
 

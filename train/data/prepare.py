@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -174,37 +175,32 @@ def find_files(sources: Sequence[Path], *, but_not_in: Path) -> list[Path]:
 
 
 def _files_in(source: Path, out: Path) -> list[Path]:
+    """The files of a folder that are read; of those that img2dataset writes, the tars or the images."""
     inside = [path for path in sorted(source.rglob("*")) if path.is_file() and out not in path.resolve().parents]
-    saved = [path.parent for path in inside if path.name == SAVED_DATASET]
-    inside = [path for path in inside if not set(saved) & set(path.parents)]
-    records = [path for path in inside if path.name.lower().endswith(RECORD_ENDINGS)]
-    # img2dataset writes 00000.parquet and 00000_stats.json about 00000.tar
-    tars = {str(path).lower().partition(".tar")[0] for path in records if ".tar" in path.name.lower()}
-    about = [
-        path
-        for path in records
-        if path.name in ABOUT_DATA
-        or (path.suffix in (".parquet", ".json") and str(path.with_suffix("")).lower().removesuffix("_stats") in tars)
-    ]
-    records = [path for path in records if path not in about]
+    saved = {path.parent for path in inside if path.name == SAVED_DATASET}
+    inside = [path for path in inside if not saved or saved.isdisjoint(path.parents)]
     images = [path for path in inside if path.suffix.lower() in IMAGE_ENDINGS]
-    endings = tuple(f".{ending}" for ending in CAPTIONS)
-    if records or saved:  # which name their images; others have captions of their own
-        unread = [image for image in images if any(image.with_suffix(ending).is_file() for ending in endings)]
-    elif images or holds_codes(source):
-        unread = []
-    else:
+    captions = {image.with_suffix(f".{ending}") for image in images for ending in CAPTIONS}
+    records = [path for path in inside if path.name.lower().endswith(RECORD_ENDINGS)]
+    stems = {path: re.sub(r"(_stats)?\.(json|parquet|tar|tar\.\w+|tgz)$", "", str(path).lower()) for path in records}
+    described = {stem for path, stem in stems.items() if "_stats.json" in path.name or ".tar" in path.name.lower()}
+    beside = {image.with_suffix(".json") for image in images}
+    about = {
+        path
+        for path, stem in stems.items()
+        if path.name in ABOUT_DATA or path in beside or (stem in described and path.suffix in (".parquet", ".json"))
+    }
+    records = [path for path in records if path not in about]
+    if not (records or saved or images or holds_codes(source)):
         raise ValueError(f"{source} must hold images or files of {', '.join(RECORD_ENDINGS)}, got neither")
-    captions = {image.with_suffix(ending) for image in images for ending in endings}
-    known = {*records, *about, *images, *captions}
-    unread += [path for path in inside if path not in known and path.suffix != ".npy"]
+    known, there = {*records, *images, *captions}, set(inside)
+    unread = [path for path in inside if path not in known and path.suffix != ".npy"]
+    if records or saved:  # which name their images; others have captions of their own
+        unread += [image for image in images if any(image.with_suffix(f".{end}") in there for end in CAPTIONS)]
     if unread:
-        logger.warning("%d files of %s are not read: %s", len(unread), source, _listed(unread))
-    return [*records, *saved] or [source]
-
-
-def _listed(paths: Sequence[Path]) -> str:
-    return ", ".join(path.name for path in paths[:5]) + (" ..." if len(paths) > 5 else "")
+        names = ", ".join(path.name for path in unread[:5]) + (" ..." if len(unread) > 5 else "")
+        logger.warning("%d files of %s are not read: %s", len(unread), source, names)
+    return [*records, *sorted(saved)] or [source]
 
 
 def _find_tasks(

@@ -247,7 +247,7 @@ def test_every_file_of_a_folder_is_read_or_named(
     (raw / "tars" / "captions_stats.json").write_text('{"count": 3}')
     (raw / "tars" / "notes.doc").write_text("?")
     assert prepare([raw], tmp_path / "tars", image_tokenizer_folder).records == 9
-    assert "1 files" in caplog.text and "notes.doc" in caplog.text
+    assert "3 files" in caplog.text and "captions.parquet, captions_stats.json, notes.doc" in caplog.text
     (raw / "images").mkdir()
     for ending in ("png", "bmp", "gif", "tif", "jfif", "JPG"):
         Image.new("RGB", (32, 32), "red").save(raw / "images" / f"{ending}.{ending}", format=PILLOW.get(ending, ending))
@@ -257,7 +257,15 @@ def test_every_file_of_a_folder_is_read_or_named(
     assert "x.heic" in caplog.text
     caplog.clear()
     assert prepare([raw], tmp_path / "both", image_tokenizer_folder).records == 9
-    assert "8 files" in caplog.text and "gif.gif" in caplog.text  # two others and six captioned images
+    assert "10 files" in caplog.text and "x.heic" in caplog.text  # four others and six captioned images
+    for name in ("000", "001"):  # as img2dataset writes images
+        (raw / "files" / "00000").mkdir(parents=True, exist_ok=True)
+        (raw / "files" / "00000" / f"{name}.jpg").write_bytes(image_file(1))
+        (raw / "files" / "00000" / f"{name}.txt").write_text("red")
+        (raw / "files" / "00000" / f"{name}.json").write_text('{"caption": "red", "key": "000"}')
+    for name in ("captions.parquet", "captions_stats.json"):
+        shutil.copy(raw / "tars" / name, raw / "files" / name.replace("captions", "00000"))
+    assert prepare([raw / "files"], tmp_path / "files", image_tokenizer_folder).records == 2
 
 
 PILLOW = {"jfif": "jpeg", "JPG": "jpeg", "tif": "tiff"}
