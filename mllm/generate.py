@@ -137,7 +137,7 @@ def describe(
     A model with plans describes an image of the user before it answers about it; others describe nothing.
     """
     config, marker = model.config, model.config.begin_plan_id
-    found = [[[] for _ in prompt.image_lengths_I] for prompt in prompts]
+    found: list[list[list[int]]] = [[[] for _ in prompt.image_lengths_I] for prompt in prompts]
     for index in range(max(map(len, found), default=0) if marker is not None else 0):
         waiting = [n for n, prompt in enumerate(prompts) if needs_description(prompt, index, config)]
         if not waiting:

@@ -108,6 +108,9 @@ class LPIPS(nn.Module):
     Takes the weights of `lpips_with_vgg.pth`, or others with the same names. Frozen; gradients reach the pixels.
     """
 
+    mean: Tensor
+    deviation: Tensor
+
     def __init__(self, state: Mapping[str, Tensor]) -> None:
         super().__init__()
         levels = range(len(VGG_SLICES))

@@ -10,6 +10,7 @@ import html
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -134,4 +135,5 @@ def read_merges(path: Path) -> CLIPTokenizer:
         raise ValueError(f"each line of {path} must have two pieces, got others; give bpe_simple_vocab_16e6.txt.gz")
     letters = list(bytes_to_unicode().values())
     pieces = [*letters, *(letter + "</w>" for letter in letters), *("".join(merge) for merge in merges), BEGIN, END]
-    return CLIPTokenizer(vocab={piece: index for index, piece in enumerate(pieces)}, merges=merges)
+    vocab: dict[str, Any] = {piece: index for index, piece in enumerate(pieces)}
+    return CLIPTokenizer(vocab=vocab, merges=cast(Any, merges))  # its type leaves pairs out

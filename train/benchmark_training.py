@@ -60,7 +60,7 @@ def load_samples(folder: str, num_samples: int, length: int, device: torch.devic
     """Samples of a mixture of jobs that fit a row, and the number of codebooks."""
     processor = MLLMProcessor.from_pretrained(folder, device=device)
     config = MLLMConfig.from_pretrained(folder)
-    tokenizers = Tokenizers(text=processor.tokenizer, image=processor.image_tokenizer, config=config)
+    tokenizers = Tokenizers(text=processor.tokenizer, image=processor.need_image_tokenizer(), config=config)
     data = WorldData(episodes=8, dense_every=1, jobs=JOBS)
     with tempfile.TemporaryDirectory() as scratch:
         episodes, codes = encode_world(data, Path(scratch), tokenizers, num_workers=0)

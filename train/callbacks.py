@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -63,7 +63,8 @@ class ValidationCallback(Protocol):
 
 def build_callbacks(recipe: MLLMRecipe, *, image_size: int) -> list[ValidationCallback]:
     """Those that the recipe asks for."""
-    wanted, found = recipe.validation, []
+    wanted = recipe.validation
+    found: list[ValidationCallback] = []
     if wanted and wanted.prompts:
         found.append(SampleSheet(wanted.prompts, folder=recipe.output / "samples"))
     if wanted and wanted.benchmarks:
@@ -80,7 +81,7 @@ def run_callbacks(
     numbers: dict[str, float] = {}
     if PartialState().is_main_process:
         was_training = model.training
-        pipeline = Pipeline(model, MLLMProcessor(tokenizers.text, tokenizers.image, model.config))
+        pipeline = Pipeline(model, MLLMProcessor(tokenizers.text, tokenizers.image, tokenizers.config))
         for callback in callbacks:
             numbers |= callback(pipeline, step)
         model.train(was_training)
@@ -124,7 +125,7 @@ def validate(
     numerator = denominator = 0.0
     for task, batches in tasks.items():
         metrics = StepMetrics(config.num_codebooks)
-        num_batches = len(batches)
+        num_batches = len(cast(Sized, batches))
         for first in range(0, num_batches, accelerator.num_processes):
             index = first + accelerator.process_index
             batch = send_to_device(batches[index % num_batches], accelerator.device)
@@ -171,7 +172,7 @@ class BenchmarkScores:
 
     def __init__(self, benchmarks: Sequence[BenchmarkInLoop], *, folder: Path) -> None:
         self.benchmarks, self.folder = benchmarks, folder
-        self.names = [wanted.name for wanted in benchmarks]
+        self.names: Sequence[str] = [wanted.name for wanted in benchmarks]
         for wanted in benchmarks:
             check_benchmark(wanted)
 
@@ -225,16 +226,17 @@ class WorldScores:
                 f"validation.world must have images of >= {MIN_SIDE} pixels, got {image_size}; leave it out"
             )
         self.wanted, self.groups = wanted, choose_groups(wanted.jobs)
-        self.names = ["world", *map(name_of, self.groups)]
+        self.names: Sequence[str] = ["world", *map(name_of, self.groups)]
 
     def __call__(self, pipeline: Pipeline, step: int) -> dict[str, float]:
         def answer(
             dialogues: Sequence[Sequence[Message]], mode: Mode, seeds: Sequence[int]
         ) -> list[list[str | Image.Image]]:
-            limit = {"max_new_tokens": MAX_ANSWER} if mode == "text" else {}
+            limit: Overrides = {"max_new_tokens": MAX_ANSWER} if mode == "text" else {}
             return pipeline.answer(dialogues, mode, seeds, **limit)
 
-        wanted = {"count": self.wanted.count, "batch_size": self.wanted.batch_size, "groups": self.groups}
+        wanted: dict[str, Any] = {"count": self.wanted.count, "batch_size": self.wanted.batch_size}
+        wanted["groups"] = self.groups
         scores = evaluate_world(answer, seed=0, size=pipeline.config.image_size, **wanted)
         rates = {name_of(group): scores[group.name]["rate"] for group in self.groups}
         return {"world": sum(rates.values()) / len(rates), **rates}

@@ -147,6 +147,9 @@ class DinoFeatures(nn.Module):
     Takes the weights of `dinov2_vits14_pretrain.pth`, or others with the same names. Gradients reach the pixels.
     """
 
+    scale: Tensor
+    shift: Tensor
+
     def __init__(self, state: Mapping[str, Tensor], *, image_size: int, blocks: Sequence[int]) -> None:
         super().__init__()
         source = "the file of DINOv2 weights (dinov2_vits14_pretrain.pth)"
@@ -157,17 +160,11 @@ class DinoFeatures(nn.Module):
             raise ValueError(
                 f"DINOv2 must have images of {PATCH} pixels or more and blocks < {depth}, got {image_size} and {blocks}"
             )
-        config = Dinov2Config(
-            hidden_size=width,
-            num_hidden_layers=depth,
-            num_attention_heads=width // HEAD_WIDTH,
-            mlp_ratio=state["blocks.0.mlp.fc1.weight"].shape[0] // width,
-            image_size=self.side,
-            patch_size=PATCH,
-            out_indices=[block + 1 for block in blocks],  # 0 is the embedding
-            apply_layernorm=False,
-            reshape_hidden_states=False,
-        )
+        sizes: dict[str, Any] = {"hidden_size": width, "num_hidden_layers": depth, "image_size": self.side}
+        sizes |= {"num_attention_heads": width // HEAD_WIDTH, "patch_size": PATCH}
+        sizes |= {"mlp_ratio": state["blocks.0.mlp.fc1.weight"].shape[0] // width}
+        sizes |= {"out_indices": [block + 1 for block in blocks]}  # 0 is the embedding
+        config = Dinov2Config(**sizes, apply_layernorm=False, reshape_hidden_states=False)
         weights = translated(state, self.side // PATCH)
         loaded: Any = Dinov2Backbone.from_pretrained(None, config=config, state_dict=weights, output_loading_info=True)
         self.network, report = loaded

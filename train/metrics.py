@@ -13,11 +13,12 @@ import resource
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
 from torch import nn
+from transformers import PreTrainedConfig
 
 from mllm.config import MLLMConfig
 from mllm.files import errors_that_name, write_text
@@ -105,9 +106,12 @@ class FlopCount:
     no difference for frozen parts and recomputation; embedding tables cost nothing.
     """
 
-    def __init__(self, model: nn.Module, config: MLLMConfig, *, length: int) -> None:
-        embedding = size_of(model.backbone.get_input_embeddings())
-        layers, width = config.text_config.num_hidden_layers, config.hidden_size
+    def __init__(self, model: Any, config: MLLMConfig, *, length: int) -> None:
+        embedding, text_config = (
+            size_of(model.backbone.get_input_embeddings()),
+            cast(PreTrainedConfig, config.text_config),
+        )
+        layers, width = text_config.num_hidden_layers, config.hidden_size
         self.per_position = 6.0 * (size_of(model.backbone) - embedding) + 6.0 * layers * width * length
         self.per_text = 6.0 * width * config.vocab_size
         head = model.code_head or nn.Module()  # none: understanding only

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from random import Random
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as distributed
@@ -211,9 +211,9 @@ class TokenizerTrainer:
         if weights.entropy:
             parts["entropy"] = weights.entropy * output.entropy_loss
         if weights.contrastive:
-            parts["contrastive"] = weights.contrastive * contrastive_loss(
-                output.image_features, output.text_features, output.logit_scale
-            )
+            features = cast(tuple[Tensor, Tensor], (output.image_features, output.text_features))
+            contrast = contrastive_loss(*features, cast(Tensor, output.logit_scale))
+            parts["contrastive"] = weights.contrastive * contrast
         if self.adversary is not None and self.adversary.schedule.weight(self.step):
             loss = self.adversary.generator_loss(made_B3HW, self.step)
             last_weight = self.unwrapped.decoder.last_weight

@@ -16,12 +16,12 @@ import statistics
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sized
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from types import NoneType
-from typing import Any, get_args, get_type_hints
+from typing import Any, cast, get_args, get_type_hints
 
 import torch
 from accelerate import PartialState
@@ -32,6 +32,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import rotate_checkpoints
 
+from mllm.config import MLLMConfig
 from mllm.files import whole_folder, write_text
 from mllm.model import MLLMForConditionalGeneration, count_items
 from mllm.vocabulary import load_text_tokenizer
@@ -85,8 +86,9 @@ def train_mllm(recipe: MLLMRecipe) -> None:
     elif recipe.compile_backbone:
         base.backbone.compile(dynamic=False)
     model = trainable_model(recipe, base)
-    tokenizers = Tokenizers(text=text_tokenizer, image=image_tokenizer, config=base.config)
-    callbacks = build_callbacks(recipe, image_size=base.config.image_size)
+    config = cast(MLLMConfig, base.config)
+    tokenizers = Tokenizers(text=text_tokenizer, image=image_tokenizer, config=config)
+    callbacks = build_callbacks(recipe, image_size=config.image_size)
     validation = validation_batches(recipe, tokenizers)
     names = [name for callback in callbacks for name in callback.names]
     check_best_metric(arguments.metric_for_best_model, validation, others=names)
@@ -139,7 +141,8 @@ def trainable_model(recipe: MLLMRecipe, base: MLLMForConditionalGeneration) -> n
 
 def save_final(trainer: MLLMTrainer, tokenizers: Tokenizers) -> None:
     """Write the finished model, or the finished adapter, from the first process."""
-    model, folder = trainer.model, trainer.recipe.output / FINAL
+    model: Any = trainer.model
+    folder = trainer.recipe.output / FINAL
     if trainer.average:
         trainer.average.copy_to_model()
     weights = trainer.gathered_weights()
@@ -148,7 +151,7 @@ def save_final(trainer: MLLMTrainer, tokenizers: Tokenizers) -> None:
             if trainer.recipe.adapter is not None:
                 model.save_pretrained(unfinished, state_dict=weights)
             else:
-                both = {"text_tokenizer": tokenizers.text, "image_tokenizer": tokenizers.image}
+                both: dict[str, Any] = {"text_tokenizer": tokenizers.text, "image_tokenizer": tokenizers.image}
                 save_model_folder(unfinished, model=model, state_dict=weights, **both)
     trainer.accelerator.wait_for_everyone()
 
@@ -173,7 +176,7 @@ class MLLMTrainer(Trainer):
         measure: Callable[[int], dict[str, float]] | None,
     ) -> None:
         self.recipe, self.batches, self.validation, self.measure = recipe, batches, validation, measure
-        self.config = model.config
+        self.config = cast(MLLMConfig, model.config)
         self.average = WeightAverage(model, decay=recipe.ema_decay) if recipe.ema_decay else None
         self.monitor = LossMonitor(recipe.bad_steps)
         self.is_bad_step = False
@@ -196,11 +199,11 @@ class MLLMTrainer(Trainer):
     # ---- batches, optimizer, loss ----
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> SequentialSampler:
-        return SequentialSampler(range(len(self.batches)))
+        return SequentialSampler(cast(Sized, self.batches))
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
-            named = (model or self.model).named_parameters()
+            named = cast(nn.Module, model or self.model).named_parameters()
             self.optimizer = build_optimizer(self.recipe.optimizer, named, outside_muon=OUTSIDE_MUON)
         return self.optimizer
 
@@ -208,7 +211,8 @@ class MLLMTrainer(Trainer):
         """Supervised text tokens (by their weight) plus supervised codes, over all ranks and accumulation steps."""
         if not batch_samples:
             return None
-        weights = {"num_codebooks": self.config.num_codebooks, "text_weight": self.config.text_loss_weight}
+        weights: dict[str, Any] = {"num_codebooks": self.config.num_codebooks}
+        weights["text_weight"] = self.config.text_loss_weight
         counts = [count_items(batch["labels"], batch["code_targets"], **weights) for batch in batch_samples]
         count = torch.stack(counts).sum().to(device)
         total = self.accelerator.gather(count).sum() if self.args.world_size > 1 else count
@@ -269,10 +273,11 @@ class MLLMTrainer(Trainer):
     def evaluate(self, *arguments: Any, **options: Any) -> dict[str, float]:
         """Losses by task of the weights that are trained, and what is measured on the model as it would be saved."""
         began = time.monotonic()
-        about = {"config": self.config, "options": self.options}
+        about: dict[str, Any] = {"config": self.config, "options": self.options}
         values = validate(self.model_wrapped, self.validation, self.accelerator, **about)
         if self.measure is not None:
-            with inference_model(self.model, without_adapters(self.model).backbone, self.average):
+            model: Any = self.model
+            with inference_model(model, without_adapters(model).backbone, self.average):
                 measured = self.measure(self.state.global_step)
             values |= {f"{EVAL_PREFIX}{name}": value for name, value in measured.items()}
         self.log(values)
@@ -290,7 +295,7 @@ class MLLMTrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Let the library write a checkpoint where it does not count, then move it to the output folder."""
-        output, step = self.args.output_dir, self.state.global_step
+        output, step = str(self.args.output_dir), self.state.global_step
 
         def write(folder: Path) -> None:
             self.args.output_dir = str(folder.parent)
@@ -306,8 +311,8 @@ class MLLMTrainer(Trainer):
 
         write_checkpoint(Path(output), step, write, keep=None, state=PartialState())
         if self.args.should_save:
-            limits = {"save_total_limit": self.args.save_total_limit}
-            rotate_checkpoints(output_dir=output, best_model_checkpoint=self.state.best_model_checkpoint, **limits)
+            limit, best = self.args.save_total_limit, self.state.best_model_checkpoint
+            rotate_checkpoints(output_dir=output, save_total_limit=limit, best_model_checkpoint=best)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         super()._save(output_dir, state_dict)
@@ -339,7 +344,7 @@ class _NaNGradient(torch.autograd.Function):
         return torch.full_like(gradient, float("nan"))
 
 
-def without_adapters(model: nn.Module) -> nn.Module:
+def without_adapters(model: Any) -> Any:
     """The model below adapters."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
@@ -438,7 +443,7 @@ def training_arguments(recipe: MLLMRecipe) -> TrainingArguments:
         "eval_strategy": "steps" if recipe.validation else "no",
         "metric_for_best_model": "loss" if recipe.validation else None,
     }
-    settings = {
+    settings: dict[str, Any] = {
         name: "no" if name.endswith("_strategy") and value is False else value  # YAML reads the word as false
         for name, value in {**defaults, **recipe.trainer}.items()
     }

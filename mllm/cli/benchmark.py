@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import sys
 from argparse import Namespace
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +107,7 @@ def benchmark(what: str, options: Namespace) -> int:
     device, dtype = choose_device(options.device), DTYPES[getattr(options, "dtype", "float32")]
     if "guidance" in options:
         given["sampling"] = SamplingConfig(guidance=options.guidance, top_k=options.top_k, top_p=options.top_p)
-    cases: Callable[..., Any] = CASES.get(what)
+    cases: Any = CASES.get(what)
     if what == "training":  # `train` is above `mllm`
         cases = importlib.import_module("train.benchmark_training").training_cases(options)
     growth = getattr(options, "growth", None)

@@ -213,7 +213,7 @@ def score_images(answered: Answers, scorer: ImageTextScorer, folder: Path | None
     if file is not None and file.is_file():
         drop_torn_line(file)
         records = [line.record for line in read_lines(file)]
-        known = {record.get("image", record.get("picture")): record["score"] for record in records}
+        known = {record.get("image") or record["picture"]: record["score"] for record in records}
     missing = [n for n, name in enumerate(names) if name not in known]
     for start in tqdm(range(0, len(missing), scorer.batch_size), desc="scores", disable=not missing):
         batch = missing[start : start + scorer.batch_size]
@@ -395,8 +395,8 @@ class ClassSamples(ImageBenchmark):
             image_HW3[:] = np.asarray(read_image(file))
         path = folder / f"samples_{len(files)}x{height}x{width}x3.npz"
         labels_M = np.array([one.item.fields["class"] for one in answered], dtype=np.int64)
-        with whole_file(path) as unfinished, unfinished.open("wb") as file:
-            np.savez(file, arr_0=images_MHW3, arr_1=labels_M)
+        with whole_file(path) as unfinished, unfinished.open("wb") as archive:
+            np.savez(archive, arr_0=images_MHW3, arr_1=labels_M)
         return [path]
 
 

@@ -69,9 +69,14 @@ REFERENCE, RECONSTRUCTION, SHEET = "reference", "reconstruction", "sheet.png"
 class ImageCodec(Protocol):
     """Any tokenizer of discrete codes."""
 
-    name: str
-    image_size: int
-    codebook_size: int
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def image_size(self) -> int: ...
+
+    @property
+    def codebook_size(self) -> int: ...
 
     def encode(self, pixels_B3HW: Tensor) -> Tensor: ...  # pixels in [-1, 1] to codes (B, K, N)
 
