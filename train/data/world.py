@@ -11,9 +11,10 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import islice, repeat
+from itertools import combinations, islice, repeat
 from pathlib import Path
 from random import Random
 from typing import Any, Protocol
@@ -32,7 +33,7 @@ from mllm.world.edits import apply_edit
 from mllm.world.people.conversation import PeopleTurn, make_people
 from mllm.world.plan import SQUARE, centre, plan_of
 from mllm.world.render import IMAGE_KINDS, render
-from mllm.world.scene import Scene, split_of
+from mllm.world.scene import MIN_GAP, RADIUS, Scene, split_of
 from tokenizer.images import to_bytes
 from tokenizer.unitok import UniTok, encode_images
 from train.data.packing import BatchShape, PackingBuffer, SequenceSource, Tokenizers, Waiting
@@ -254,7 +255,8 @@ class ConversationSet:
         for turn in self.turns(index):
             for scene, is_shown in ((turn.shown, True), (turn.answer, False)):
                 if isinstance(scene, Scene):
-                    image = render(scene, self.side * self.patch_size)
+                    scale = rng.uniform(0.8, min(largest_scale(scene), 1.35)) if is_shown else 1.0
+                    image = render(scene, self.side * self.patch_size, scale=scale)
                     made.append(to_bytes(vary(image, rng) if is_shown else image))
         return made
 
@@ -266,6 +268,16 @@ class ConversationSet:
 def random_conversation(weights: dict[str, float], rng: Random, *, max_turns: int) -> list[PeopleTurn]:
     kind = rng.choices(list(weights), list(weights.values()))[0]
     return make_people(kind, rng, max_turns=max_turns)
+
+
+def largest_scale(scene: Scene) -> float:
+    """Of objects that leave a little room between each other and to the border."""
+    items, room = scene.objects, MIN_GAP / 2
+    inner = [(min(item.x, 1 - item.x, item.y, 1 - item.y) - room) / RADIUS[item.size] for item in items]
+    between = [
+        (math.hypot(a.x - b.x, a.y - b.y) - room) / (RADIUS[a.size] + RADIUS[b.size]) for a, b in combinations(items, 2)
+    ]
+    return min(*inner, *between, 2.0)
 
 
 def vary(image: Image.Image, rng: Random) -> Image.Image:

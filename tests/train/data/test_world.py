@@ -9,6 +9,7 @@ from random import Random
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
 from mllm.config import MLLMConfig
 from mllm.sequence import trained_grids
@@ -17,6 +18,7 @@ from mllm.world.dialogue import JOBS, ImageRef, make_dialogue, make_episode
 from mllm.world.edits import apply_edit
 from mllm.world.plan import centre, plan_of
 from mllm.world.questions import propose_question
+from mllm.world.render import render
 from mllm.world.scene import split_of
 from tests.mllm.tiny_folder import build_tiny_folder
 from tokenizer.images import to_bytes, to_pixels
@@ -29,6 +31,7 @@ from train.data.world import (
     WorldSequences,
     centre_episode,
     encode_rendered,
+    largest_scale,
     to_messages,
     without_images,
 )
@@ -305,3 +308,16 @@ def test_sequences_without_images_keep_their_words(make, tokenizers: Tokenizers)
     in_images = np.isin(whole.token_ids_T, [config.image_token_id, config.new_line_id])
     assert in_images.any() and np.array_equal(words.token_ids_T, whole.token_ids_T[~in_images])
     assert len(words.codes_PK) == len(words.image_lengths_I) == len(words.code_targets_P) == 0
+
+
+def test_images_that_are_shown_look_like_those_of_other_painters(tokenizers: Tokenizers) -> None:
+    records = ConversationSet(weights={"ask": 1.0}, count=20, seed=0, digits=2, side=8, patch_size=16)
+    differences = []
+    for index in range(20):
+        (scene,), (image, *_) = [turn.shown for turn in records.turns(index)][:1], records.images(index)
+        plain = to_bytes(ImageRef(scene).render(128))
+        differences.append((image.float() - plain.float()).abs().mean().item())
+        drawn_HW3 = np.asarray(render(scene, 256, scale=min(largest_scale(scene), 1.35)))
+        _, number = ndimage.label((drawn_HW3 != drawn_HW3[0, 0]).any(axis=-1))
+        assert number == len(scene.objects), "objects stay apart and inside, however large they are drawn"
+    assert max(differences) > 4 and len(set(differences)) == 20
