@@ -1,19 +1,18 @@
 """The embedding of image codes: the K codes of an image position in, a vector of the language model's width out.
 
-`forward` embeds whole images at once, `step` the newest position of each row of a decoding batch; both agree exactly.
+`forward` embeds whole images at once, `step` new positions of each row of a decoding batch; both agree.
 Two embeddings share this interface: `ProjectedEmbedding`, through the image tokenizer's codebooks (UniTok,
 arXiv:2502.20321, section 3.3), and `SummedEmbedding`, one learned vector per code, as LlamaGen has it. Both can add a
 learned embedding of the position's row and column. Knows no text and no logits.
 
 Letters: P image positions in the batch (reading order), I images, N positions of an image, K codebooks, C codes,
-E width of a codebook entry, Z = K * E, D language model width, R decoding rows, H heads, d head width.
+E width of a codebook entry, Z = K * E, D language model width, R decoding rows, W new positions of each, H heads, d
+head width.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -29,18 +28,8 @@ POSITION_STD = 0.3
 """Of the position embedding at the start; the content it is added to has root mean square 1."""
 
 
-@dataclass(kw_only=True, slots=True)
-class EmbeddingCache:
-    """What is kept of the image that each row is drawing. Owned and written by `CodeEmbedding.step`."""
-
-    keys_RHNd: Tensor | None  # None where positions do not see each other
-    values_RHNd: Tensor | None
-    num_seen_R: Tensor  # int64: positions of the image so far
-    columns_R: Tensor  # int64: of the images that the row draws
-
-    def reset(self, rows: Tensor | None = None) -> None:
-        """Begin a new image in these rows (default: all)."""
-        self.num_seen_R[slice(None) if rows is None else rows] = 0
+EmbeddingCache = tuple[Tensor, Tensor] | None
+"""Keys and values (R, H, N + 1, d) of the images being drawn; None where positions do not see each other."""
 
 
 class CodeEmbedding(nn.Module, ABC):
@@ -58,8 +47,8 @@ class CodeEmbedding(nn.Module, ABC):
         """Whole images, (P, D), without position embedding; no position sees another image."""
 
     @abstractmethod
-    def embed_next(self, codes_RK: Tensor, cache: EmbeddingCache, rows: Tensor) -> Tensor:
-        """The newest position of these rows, (R, D), without position embedding."""
+    def embed_next(self, codes_RWK: Tensor, index_RW: Tensor, cache: EmbeddingCache) -> Tensor:
+        """New positions of these rows, (R, W, D), without position embedding."""
 
     @abstractmethod
     def adopt(self, image_tokenizer: UniTok) -> None:
@@ -88,33 +77,23 @@ class CodeEmbedding(nn.Module, ABC):
         index_P = torch.arange(len(codes_PK), device=codes_PK.device) - (lengths_I.cumsum(0) - lengths_I)[image_P]
         return self.places(embedded_PD, index_P, columns_I[image_P])
 
-    def new_cache(self, num_rows: int, num_positions: int, *, columns: Sequence[int] | None = None) -> EmbeddingCache:
-        """A static cache for images of up to `num_positions`; here one that only counts.
+    def new_cache(self, num_rows: int, num_positions: int) -> EmbeddingCache:
+        """A static cache for images of up to `num_positions`."""
+        return None
+
+    def step(self, codes_RWK: Tensor, index_RW: Tensor, columns_R: Tensor, cache: EmbeddingCache) -> Tensor:
+        """Embed W new positions of each row; (R, W, D). Writes the cache.
 
         Args:
-            columns: of the images of each row; default: all have those of the default size.
+            index_RW: where in its image each is (int64), -1 where none is; each sees those up to it.
+            columns_R: of the images.
         """
-        device = next(self.parameters()).device
-        return EmbeddingCache(
-            keys_RHNd=None,
-            values_RHNd=None,
-            num_seen_R=torch.zeros(num_rows, dtype=torch.int64, device=device),
-            columns_R=torch.tensor(columns or [self.default_columns] * num_rows, device=device),
+        embedded_RWD = self.embed_next(codes_RWK, index_RW, cache)
+        return (
+            embedded_RWD
+            if self.places is None
+            else self.places(embedded_RWD, index_RW.clamp_min(0), columns_R[:, None])
         )
-
-    def step(self, codes_RK: Tensor, cache: EmbeddingCache, *, rows: Tensor | None = None) -> Tensor:
-        """Embed the newest position of each row; (R, D). Advances the cache.
-
-        Args:
-            rows: which cache rows `codes_RK` belongs to (int64); default: all, in order.
-        """
-        if rows is None:
-            rows = torch.arange(codes_RK.shape[0], device=codes_RK.device)
-        embedded_RD = self.embed_next(codes_RK, cache, rows)
-        if self.places is not None:
-            embedded_RD = self.places(embedded_RD, cache.num_seen_R[rows], cache.columns_R[rows])
-        cache.num_seen_R[rows] += 1
-        return embedded_RD
 
 
 class ProjectedEmbedding(CodeEmbedding):
@@ -187,7 +166,7 @@ class ProjectedEmbedding(CodeEmbedding):
         """Entries (P, Z), each of unit length."""
         offsets_K = torch.arange(self.codebooks.shape[0], device=codes_PK.device) * self.codebooks.shape[1]
         entries_PKE = F.embedding(codes_PK + offsets_K, self.codebooks.flatten(0, 1))
-        return F.normalize(entries_PKE, dim=-1).flatten(1)
+        return F.normalize(entries_PKE, dim=-1).flatten(-2)
 
     def embed_images(self, codes_PK: Tensor, image_lengths_I: Tensor) -> Tensor:
         return self.projector(self._project(self.look_up(codes_PK), image_lengths_I))
@@ -217,39 +196,42 @@ class ProjectedEmbedding(CodeEmbedding):
         attend = partial(F.scaled_dot_product_attention, attn_mask=is_seen_PP)
         return self.projection(vectors_PZ[None], attend=attend)[0]
 
-    def new_cache(self, num_rows: int, num_positions: int, *, columns: Sequence[int] | None = None) -> EmbeddingCache:
-        cache = super().new_cache(num_rows, num_positions, columns=columns)
-        if self.context == "prefix":
-            bias = self.projection.attn.q_bias
-            shape = (num_rows, self.num_heads, num_positions, bias.shape[0] // self.num_heads)
-            cache.keys_RHNd, cache.values_RHNd = bias.new_zeros(shape), bias.new_zeros(shape)
-        return cache
+    def new_cache(self, num_rows: int, num_positions: int) -> EmbeddingCache:
+        if self.context != "prefix":
+            return None
+        bias = self.projection.attn.q_bias
+        shape = (num_rows, self.num_heads, num_positions + 1, bias.shape[0] // self.num_heads)
+        return bias.new_zeros(shape), bias.new_zeros(shape)
 
-    def embed_next(self, codes_RK: Tensor, cache: EmbeddingCache, rows: Tensor) -> Tensor:
-        vectors_RZ = self.look_up(codes_RK)
+    def embed_next(self, codes_RWK: Tensor, index_RW: Tensor, cache: EmbeddingCache) -> Tensor:
+        vectors_RWZ = self.look_up(codes_RWK)
         match self.context:
             case "prefix":
-                return self.projector(self._project_next(vectors_RZ, cache, rows))
+                assert cache is not None, "the context prefix needs a cache"
+                return self.projector(self._project_next(vectors_RWZ, index_RW, cache))
             case "current":
-                return self.projector(self.projection(vectors_RZ[:, None])[:, 0])
+                projected = self.projection(vectors_RWZ.flatten(0, 1)[:, None])[:, 0]
+                return self.projector(projected).unflatten(0, index_RW.shape)
             case _:
                 raise ValueError(
                     f"embedding_context must be 'prefix' or 'current' to draw, got {self.context!r}; give complete "
                     "images, or use a model that draws"
                 )
 
-    def _project_next(self, vectors_RZ: Tensor, cache: EmbeddingCache, rows: Tensor) -> Tensor:
-        """The newest position with those of its image that the cache holds; its own keys and values are added."""
-        position_R = cache.num_seen_R[rows]
+    def _project_next(self, vectors_RWZ: Tensor, index_RW: Tensor, cache: tuple[Tensor, Tensor]) -> Tensor:
+        """New positions with those of their image that the cache holds; their own keys and values are added."""
+        rows_R1 = torch.arange(len(index_RW), device=index_RW.device)[:, None]
+        keys_RHNd, values_RHNd = cache
 
         def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            cache.keys_RHNd[rows, :, position_R] = key[:, :, 0].to(cache.keys_RHNd.dtype)
-            cache.values_RHNd[rows, :, position_R] = value[:, :, 0].to(cache.values_RHNd.dtype)
-            is_seen_RN = torch.arange(cache.keys_RHNd.shape[2], device=rows.device) <= position_R[:, None]
-            keys, values = cache.keys_RHNd[rows].to(query.dtype), cache.values_RHNd[rows].to(query.dtype)
-            return F.scaled_dot_product_attention(query, keys, values, attn_mask=is_seen_RN[:, None, None])
+            # -1 is the last entry, which nothing reads
+            keys_RHNd[rows_R1, :, index_RW] = key.transpose(1, 2).to(keys_RHNd.dtype)
+            values_RHNd[rows_R1, :, index_RW] = value.transpose(1, 2).to(values_RHNd.dtype)
+            is_seen_RWN = torch.arange(keys_RHNd.shape[2], device=index_RW.device) <= index_RW[..., None].clamp_min(0)
+            keys, values = keys_RHNd.to(query.dtype), values_RHNd.to(query.dtype)
+            return F.scaled_dot_product_attention(query, keys, values, attn_mask=is_seen_RWN[:, None])
 
-        return self.projection(vectors_RZ[:, None], attend=attend)[:, 0]
+        return self.projection(vectors_RWZ, attend=attend)
 
 
 class SummedEmbedding(CodeEmbedding):
@@ -263,14 +245,14 @@ class SummedEmbedding(CodeEmbedding):
     def embed_images(self, codes_PK: Tensor, image_lengths_I: Tensor) -> Tensor:
         return self.sum_vectors(codes_PK)
 
-    def embed_next(self, codes_RK: Tensor, cache: EmbeddingCache, rows: Tensor) -> Tensor:
-        return self.sum_vectors(codes_RK)
+    def embed_next(self, codes_RWK: Tensor, index_RW: Tensor, cache: EmbeddingCache) -> Tensor:
+        return self.sum_vectors(codes_RWK)
 
     def sum_vectors(self, codes_PK: Tensor) -> Tensor:
         """(P, D)."""
         num_codebooks, num_codes = self.shape
         offsets_K = torch.arange(num_codebooks, device=codes_PK.device) * num_codes
-        return self.codebooks(codes_PK + offsets_K).sum(dim=1)
+        return self.codebooks(codes_PK + offsets_K).sum(dim=-2)
 
     def adopt(self, image_tokenizer: UniTok) -> None:
         """Nothing: all vectors are learned here."""

@@ -26,8 +26,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from mllm.config import MLLMConfig
 
-ChooseCode = Callable[[int, Tensor], Tensor]
-"""(k, logits_NC) -> codes_N: picks the code of codebook k for every pair."""
+ChooseCode = Callable[[int | None, Tensor], Tensor]
+"""(k, logits_NC) -> codes_N: picks the code of codebook k for every pair; k None: (N, K, C) -> (N, K), all at once."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -355,7 +355,7 @@ class MLPHead(CodeHead, CodeDecoder):
         if guidance is not None:
             hidden_ND = guidance.mix(hidden_ND)
         logits_NKC = self.linear_head(hidden_ND).unflatten(-1, self.shape)
-        return torch.stack([choose(k, logits_NKC[:, k]) for k in range(self.shape[0])], dim=1)
+        return choose(None, logits_NKC)
 
 
 class ResidualBlock(nn.Module):

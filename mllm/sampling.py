@@ -11,7 +11,7 @@ Letters: N rows (one image or text each), C choices (codes of a codebook, or tex
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Any, TypeAlias, TypeVar
 
@@ -75,7 +75,7 @@ def check_each(name: str, value: Any, is_valid: Any, expected: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class RowSettings:
-    """The settings of several rows as tensors, for one codebook. None: no row needs that step."""
+    """The settings of several rows as tensors. None: no row needs that step."""
 
     temperature_N1: Tensor | None
     top_k_N1: Tensor | None  # int64, at most C
@@ -84,19 +84,25 @@ class RowSettings:
     greedy_N: Tensor | None  # bool
     all_greedy: bool
 
+    def take(self, rows: Tensor | slice) -> RowSettings:
+        """The settings of these rows."""
+        tensors = {name: getattr(self, name) for name in ("temperature_N1", "top_k_N1", "top_p_N1", "greedy_N")}
+        return replace(self, **{name: tensor[rows] for name, tensor in tensors.items() if tensor is not None})
+
 
 def stack_settings(
-    configs: Sequence[SamplingConfig], *, num_choices: int, codebook: int = 0, device: torch.device | str = "cpu"
+    configs: Sequence[SamplingConfig], *, num_choices: int, num_codebooks: int = 1, device: torch.device | str = "cpu"
 ) -> RowSettings:
-    """Settings of these rows side by side; a step that no row asks for is left out."""
+    """Settings below each other, of each config for all codebooks; a step that no row asks for is left out."""
 
     def column(values: list[Any], dtype: torch.dtype) -> Tensor:
         return torch.tensor(values, dtype=dtype, device=device)[:, None]
 
-    temperatures = [float(pick(config.temperature, codebook)) for config in configs]
-    top_ks = [num_choices if c.top_k is None else min(int(pick(c.top_k, codebook)), num_choices) for c in configs]
-    top_ps = [float(pick(config.top_p, codebook)) for config in configs]
-    greedy = [config.greedy for config in configs]
+    rows = [(config, k) for config in configs for k in range(num_codebooks)]
+    temperatures = [float(pick(config.temperature, k)) for config, k in rows]
+    top_ks = [num_choices if c.top_k is None else min(int(pick(c.top_k, k)), num_choices) for c, k in rows]
+    top_ps = [float(pick(config.top_p, k)) for config, k in rows]
+    greedy = [config.greedy for config, _ in rows]
     has_top_k, has_top_p = min(top_ks) < num_choices, min(top_ps) < 1
     return RowSettings(
         temperature_N1=column(temperatures, torch.float32) if any(t != 1 for t in temperatures) else None,

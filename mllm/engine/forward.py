@@ -1,214 +1,284 @@
-"""The forward passes of a decoding batch, with caches: all prompts at once, then position by position.
+"""The forward pass of a decoding batch: slots of keys and values, and one pass over new places of some of them.
 
-In: sequence states, then the steps that were chosen. Out: hidden states after the last position. A guided request
-brings a second, unconditional sequence that follows the same tokens except those of plans. Sequences share one write
-position of the cache: shorter prompts are padded on the left and masked. Masks are additive and 4-dimensional, which
-the `sdpa` and `eager` attention of transformers take (`flash_attention_2` does not). Chooses nothing.
+A slot holds one sequence; its places lie one after another from the slot's beginning, so that sequences of different
+lengths stand side by side without padding. A pass feeds W new places to each of R neighbouring slots; it writes their
+keys and values behind those that stand, where a later pass may overwrite them. Backbones of Llama's kind run in a
+lean version of their layers, all others through transformers, with a cache that writes into the slots. Chooses nothing.
 
-Letters: N requests, R sequences of the decoder (the N, then the unconditional ones), U different prompts among them,
-G sequences with codes, T positions of this call, S positions so far, D hidden width, P image positions, K codebooks.
+Letters: S slots, R rows (the slots of a pass), W new places of a row, P = R * W, L places that are attended to, D
+hidden width, A attention heads, G key/value heads, d head width, K codebooks, N positions of an image.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-import numpy as np
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicLayer
 
-from mllm.engine.state import SequenceState
+from mllm.heads import join
 from mllm.model import MLLMForConditionalGeneration
-from mllm.sequence import TokenSequence
 
+LLAMAS = ("LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model")
+"""Backbones whose layers `LlamaLayer` computes."""
+MOST_JOINED_BYTES = 2**28
+"""Matrices that read the same input are copied side by side where the copies take no more."""
 
-class Step(NamedTuple):
-    """The next position of each sequence that is not done; a sequence is in one of the two."""
-
-    tokens: dict[int, int]  # sequence -> token id
-    codes: dict[int, Tensor]  # sequence -> codes (K,), in the order of codes_GK
-    codes_GK: Tensor | None
+Join = Callable[[Sequence[nn.Module]], Callable[[Tensor], Tensor]]
 
 
 class CachedForward:
-    """The model with the caches of one batch."""
+    """The model with slots for many sequences."""
 
-    def __init__(self, model: MLLMForConditionalGeneration, states: Sequence[SequenceState]) -> None:
-        self.model, self.config, self.device, self.states = model, model.config, model.device, states
-        guided = [n for n, state in enumerate(states) if state.request.is_guided]
-        self.unconditional_rows = {n: len(states) + i for i, n in enumerate(guided)}
-        self.owner_R = torch.tensor([*range(len(states)), *guided], device=self.device)
-        most_positions = max(state.num_positions for state in states)
-        columns = [state.grid[1] for state in states]
-        self.code_cache = model.code_embedding.new_cache(len(states), most_positions, columns=columns)
+    def __init__(self, model: MLLMForConditionalGeneration) -> None:
+        self.model, self.device = model, model.device
+        self.slots = Slots()
+        self.run_backbone = LlamaBackbone(model.backbone) if is_llama(model.backbone) else AnyBackbone(model.backbone)
+        self.code_cache = model.code_embedding.new_cache(0, 0)
 
-    def prefill(self) -> Tensor:
-        """Run all prompts at once, equal ones only once; hidden states (R, D) after their last tokens."""
-        guided = [self.states[n] for n in self.unconditional_rows]
-        prompts = [state.request.prompts[0] for state in self.states] + [state.request.prompts[1] for state in guided]
-        prefixes = [state.prefix for state in self.states] + [state.unconditional_prefix for state in guided]
-        texts = [(*prompt.token_ids_T.tolist(), *prefix) for prompt, prefix in zip(prompts, prefixes, strict=True)]
-        lengths = [len(text) for text in texts]
-        self.length = max(lengths)
-        capacity = self.length + max(state.max_steps for state in self.states)
-        num_layers = self.config.text_config.num_hidden_layers
-        self.cache = Cache(layers=[PreallocatedLayer(capacity) for _ in range(num_layers)])
-        first_rows, sources = find_duplicates(texts, prompts)
-        embeddings_UTD = self._embed_prompts([texts[row] for row in first_rows], [prompts[row] for row in first_rows])
+    def reserve(self, num_slots: int, num_places: int, num_positions: int) -> None:
+        """Make room for that many sequences of that many places, with images of that many positions."""
+        self.slots.reserve(num_slots, num_places)
+        if self.code_cache is None:
+            return
+        old_keys = self.code_cache[0]
+        if old_keys.shape[0] < num_slots or old_keys.shape[2] <= num_positions:
+            num_slots, num_positions = max(num_slots, old_keys.shape[0]), max(num_positions, old_keys.shape[2] - 1)
+            new_cache = self.model.code_embedding.new_cache(num_slots, num_positions)
+            for new, old in zip(new_cache, self.code_cache, strict=True):
+                new[: old.shape[0], :, : old.shape[2]] = old
+            self.code_cache = new_cache
 
-        def pad(row_lengths: list[int]) -> LeftPadding:
-            may_skip = bool(guided) and self.config.begin_plan_id is not None
-            dtype = embeddings_UTD.dtype
-            return LeftPadding(row_lengths, capacity=capacity, dtype=dtype, device=self.device, may_skip=may_skip)
+    @property
+    def place_bytes(self) -> int:
+        """What a place takes."""
+        text = self.model.config.text_config
+        num_heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+        head_width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        return 2 * text.num_hidden_layers * num_heads * head_width * self.model.lm_head.weight.element_size()
 
-        self.padding = pad([lengths[row] for row in first_rows])
-        hidden_UD = self.forward(embeddings_UTD, start=0, mask=self.padding.prefill_mask(self.length))
-        if len(first_rows) == len(texts):
-            return hidden_UD
-        self.padding, index_R = pad(lengths), torch.tensor(sources, device=self.device)
-        self.cache.batch_select_indices(index_R)
-        return hidden_UD.index_select(0, index_R)
+    def swap(self, a: int, b: int, num_places: int) -> None:
+        """Exchange the first places of two slots, and the images being drawn."""
+        for buffer in (*(layer[:, :num_places] for layer in self.slots.layers), *(self.code_cache or ())):
+            buffer[[a, b]] = buffer[[b, a]]
 
-    def _embed_prompts(self, texts: list[tuple[int, ...]], prompts: list[TokenSequence]) -> Tensor:
-        """Embeddings (U, T, D) of prompts, padded on the left."""
-        padded = [[self.config.pad_token_id] * (self.length - len(text)) + list(text) for text in texts]
-        codes = np.concatenate([prompt.codes_PK for prompt in prompts]).astype(np.int64)
-        image_lengths = np.concatenate([prompt.image_lengths_I for prompt in prompts]).astype(np.int64)
-        return self.model.embed(
-            torch.tensor(padded, device=self.device),
-            torch.from_numpy(codes).to(self.device) if len(codes) else None,
-            torch.from_numpy(image_lengths).to(self.device) if len(codes) else None,
-        )
+    def copy(self, source: int, target: int, num_places: int) -> None:
+        """Copy the first places of a slot to another."""
+        for buffer in self.slots.layers:
+            buffer[target, :num_places] = buffer[source, :num_places]
 
-    def step(self, step: Step) -> Tensor:
-        """Run the positions that were chosen; hidden states (R, D) after them."""
-        embeddings_RD = self._embed_step(step)
-        if self.unconditional_rows:
-            embeddings_RD = embeddings_RD[self.owner_R]
-        start, self.length = self.length, self.length + 1
-        if skipping := [row for n, row in self.unconditional_rows.items() if self.states[n].is_in_plan]:
-            self.padding.skip(skipping, start)
-        return self.forward(embeddings_RD[:, None], start=start, mask=self.padding.step_mask(self.length))
+    def embed(self, tokens_RW: Tensor, codes_RWK: Tensor | None, index_RW: Tensor, columns_R: Tensor) -> Tensor:
+        """Embeddings (R, W, D) of new places of the first R slots.
 
-    def _embed_step(self, step: Step) -> Tensor:
-        """Embeddings (N, D) of the chosen tokens and codes; a guided pair shares its own."""
-        if step.codes_GK is None:
-            return self._embed_tokens(step.tokens)
-        if starting := [n for n in step.codes if self.states[n].positions_done == 1]:
-            self.code_cache.reset(torch.tensor(starting, device=self.device))
-        if len(step.codes) == len(self.states):
-            return self.model.code_embedding.step(step.codes_GK, self.code_cache)
-        rows_G = torch.tensor(list(step.codes), device=self.device)
-        embeddings_GD = self.model.code_embedding.step(step.codes_GK, self.code_cache, rows=rows_G)
-        return self._embed_tokens(step.tokens).index_copy(0, rows_G, embeddings_GD)
+        Args:
+            codes_RWK: of image positions; None where there are none.
+            index_RW: of image positions in their images, -1 elsewhere.
+        """
+        embedded_RWD = self.model.get_input_embeddings()(tokens_RW)
+        if codes_RWK is None:
+            return embedded_RWD
+        cache = self.code_cache and tuple(buffer[: len(tokens_RW)] for buffer in self.code_cache)
+        positions_RWD = self.model.code_embedding.step(codes_RWK, index_RW, columns_R, cache)
+        return torch.where(index_RW[..., None] >= 0, positions_RWD.to(embedded_RWD.dtype), embedded_RWD)
 
-    def _embed_tokens(self, tokens: dict[int, int]) -> Tensor:
-        """Embeddings (N, D) of tokens; sequences without one get padding, which nobody reads."""
-        ids = [tokens.get(n, self.config.pad_token_id) for n in range(len(self.states))]
-        return self.model.get_input_embeddings()(torch.tensor(ids, device=self.device))
+    def __call__(self, embedded_RWD: Tensor, lengths: Sequence[int], counts: Sequence[int], *, first: int) -> Tensor:
+        """Hidden states (P, D) of new places, row by row.
 
-    def forward(self, embeddings_RTD: Tensor, *, start: int, mask: Tensor | None) -> Tensor:
-        """The backbone over new positions; hidden states (R, D) of the last one."""
-        outputs = self.model.backbone(
-            inputs_embeds=embeddings_RTD,
-            attention_mask=mask,
-            position_ids=self.padding.position_ids(start, start + embeddings_RTD.shape[1]),
-            past_key_values=self.cache,
+        Args:
+            lengths: places of each row before them.
+            counts: how many of the W places each row has; the others are not computed.
+            first: the slot of the first row.
+        """
+        num_rows, num_new = embedded_RWD.shape[:2]
+        attended = min(max(n + count for n, count in zip(lengths, counts, strict=True)), self.slots.capacity)
+        length_R1 = torch.tensor(lengths, device=self.device)[:, None]
+        position_RW = length_R1 + torch.arange(num_new, device=self.device)
+        slot_R1 = torch.arange(first, first + num_rows, device=self.device)[:, None]
+        index_P, padded_P = (slot_R1 * self.slots.capacity + position_RW).flatten(), None
+        embedded_PD, position_P = embedded_RWD.flatten(0, 1), position_RW.flatten()
+        if sum(counts) < num_rows * num_new:
+            padded = [row * num_new + w for row, count in enumerate(counts) for w in range(count)]
+            padded_P = torch.tensor(padded, device=self.device)
+            index_P, embedded_PD, position_P = index_P[padded_P], embedded_PD[padded_P], position_P[padded_P]
+        is_later_RWL = torch.arange(attended, device=self.device) > position_RW[..., None]
+        mask_RWL = embedded_RWD.new_zeros(is_later_RWL.shape)
+        mask_R1WL = mask_RWL.masked_fill_(is_later_RWL, torch.finfo(embedded_RWD.dtype).min)[:, None]
+        self.slots.places = Places(slice(first, first + num_rows), attended, index_P, padded_P, mask_R1WL)
+        return self.run_backbone(embedded_PD, position_P, self.slots)
+
+
+class Places(NamedTuple):
+    """The new places of a pass."""
+
+    rows: slice  # the slots
+    attended: int  # L
+    index_P: Tensor  # where each is among all places of all slots
+    padded_P: Tensor | None  # where each is in rows of W places; None: all are there
+    mask_R1WL: Tensor  # added to attention scores
+
+    def pad(self, packed_PX: Tensor) -> Tensor:
+        """(P, ...) to (R, W, ...)."""
+        shape = self.mask_R1WL.shape[0], self.mask_R1WL.shape[2]
+        if self.padded_P is not None:
+            padded_X = packed_PX.new_zeros(shape[0] * shape[1], *packed_PX.shape[1:])
+            packed_PX = padded_X.index_copy_(0, self.padded_P, packed_PX)
+        return packed_PX.unflatten(0, shape)
+
+    def pack(self, padded_RWX: Tensor) -> Tensor:
+        """(R, W, ...) to (P, ...)."""
+        flat_X = padded_RWX.flatten(0, 1)
+        return flat_X if self.padded_P is None else flat_X[self.padded_P]
+
+
+class Slots:
+    """Keys and values of every layer, (S, capacity, 2, G, d), and the places of the current pass."""
+
+    places: Places
+
+    def __init__(self) -> None:
+        self.num_slots = self.capacity = 0
+        self.layers: list[Tensor] = []
+
+    def reserve(self, num_slots: int, capacity: int) -> None:
+        """Make room; what is stored stays."""
+        if num_slots <= self.num_slots and capacity <= self.capacity:
+            return
+        before, kept = self.capacity, self.num_slots
+        self.num_slots, self.capacity = max(num_slots, self.num_slots), max(capacity, self.capacity)
+        for number, old in enumerate(self.layers):
+            self.layers[number] = old.new_zeros(self.num_slots, self.capacity, *old.shape[2:])
+            self.layers[number][:kept, :before] = old
+
+    def write(self, layer: int, keys_PGd: Tensor, values_PGd: Tensor) -> tuple[Tensor, Tensor]:
+        """Store new places; all keys and values (R, G, L, d) of the rows."""
+        if layer == len(self.layers):
+            self.layers.append(keys_PGd.new_zeros(self.num_slots, self.capacity, 2, *keys_PGd.shape[1:]))
+        buffer = self.layers[layer]
+        index_P = self.places.index_P.to(buffer.device)  # layers may lie on several devices
+        buffer.flatten(0, 1).index_copy_(0, index_P, torch.stack((keys_PGd, values_PGd), dim=1))
+        stored_RL2Gd = buffer[self.places.rows, : self.places.attended]
+        return stored_RL2Gd[:, :, 0].transpose(1, 2), stored_RL2Gd[:, :, 1].transpose(1, 2)
+
+
+class AnyBackbone:
+    """A backbone through transformers."""
+
+    def __init__(self, backbone: nn.Module) -> None:
+        self.backbone = backbone
+
+    def __call__(self, embedded_PD: Tensor, position_P: Tensor, slots: Slots) -> Tensor:
+        places = slots.places
+        layers = [SlotLayer(slots, number) for number in range(self.backbone.config.num_hidden_layers)]
+        hidden_RWD = self.backbone(
+            inputs_embeds=places.pad(embedded_PD),
+            attention_mask=places.mask_R1WL,
+            position_ids=places.pad(position_P),
+            past_key_values=Cache(layers=layers),
             use_cache=True,
-        )
-        return outputs.last_hidden_state[:, -1]
+        ).last_hidden_state
+        return places.pack(hidden_RWD)
 
 
-def find_duplicates(texts: list[tuple[int, ...]], prompts: list[TokenSequence]) -> tuple[list[int], list[int]]:
-    """The first row of each different prompt, and for every row which of these is its own: several images of one
-    sentence, and all unconditional rows, share their prompt."""
-    found: dict[tuple[object, ...], int] = {}
-    first_rows: list[int] = []
-    sources: list[int] = []
-    for row, (text, prompt) in enumerate(zip(texts, prompts, strict=True)):
-        key = (text, prompt.codes_PK.tobytes(), prompt.image_lengths_I.tobytes())
-        if key not in found:
-            found[key] = len(first_rows)
-            first_rows.append(row)
-        sources.append(found[key])
-    return first_rows, sources
+class SlotLayer(DynamicLayer):
+    """The cache of one layer, as transformers wants it."""
 
-
-class LeftPadding:
-    """Position ids and masks of sequences that end at the same position but begin at different ones, or skip positions.
-
-    Args:
-        lengths: of the prompts.
-        capacity: of the cache.
-        may_skip: sequences may skip positions, so that they need a mask even if all prompts are equally long.
-    """
-
-    def __init__(
-        self, lengths: list[int], *, capacity: int, dtype: torch.dtype, device: torch.device, may_skip: bool = False
-    ) -> None:
-        longest = max(lengths)
-        # positions so far that are not real
-        self.padding_R = torch.tensor([longest - length for length in lengths], device=device)
-        self.mask_RS: Tensor | None = None  # added to attention scores: 0 at real positions, the least number elsewhere
-        if may_skip or min(lengths) < longest:
-            is_padding_RS = torch.arange(capacity, device=device) < self.padding_R[:, None]
-            zeros_RS = torch.zeros(len(lengths), capacity, dtype=dtype, device=device)
-            self.mask_RS = zeros_RS.masked_fill_(is_padding_RS, torch.finfo(dtype).min)
-
-    def skip(self, rows: list[int], position: int) -> None:
-        """Hide the newest position of these sequences; their position ids continue as if it were not there."""
-        assert self.mask_RS is not None, "made without `may_skip`"
-        rows_G = torch.tensor(rows, device=self.padding_R.device)
-        self.padding_R[rows_G] += 1
-        self.mask_RS[rows_G, position] = torch.finfo(self.mask_RS.dtype).min
-
-    def position_ids(self, start: int, end: int) -> Tensor:
-        """Position ids (R, T) of the positions from start to end: each sequence counts its own real positions."""
-        return (torch.arange(start, end, device=self.padding_R.device) - self.padding_R[:, None]).clamp_min(0)
-
-    def prefill_mask(self, length: int) -> Tensor | None:
-        """Additive causal mask (R, 1, T, T). Padding sees everything alike: finite, and nobody reads it."""
-        if self.mask_RS is None:
-            return None
-        least = torch.finfo(self.mask_RS.dtype).min
-        future_TT = self.mask_RS.new_full((length, length), least).triu(1)
-        return torch.maximum(self.mask_RS[:, None, None, :length] + future_TT, future_TT.new_tensor(least))
-
-    def step_mask(self, length: int) -> Tensor | None:
-        """Additive mask (R, 1, 1, S) of one new position: a view, nothing is built."""
-        return None if self.mask_RS is None else self.mask_RS[:, None, None, :length]
-
-
-class PreallocatedLayer(DynamicLayer):
-    """Keys and values of one layer in buffers of a fixed capacity; `keys` and `values` are views of what is filled.
-
-    Nothing is concatenated, and attention reads only what has been written, not the complete capacity.
-    """
-
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, slots: Slots, number: int) -> None:
         super().__init__()
-        self.capacity = capacity
+        self.slots, self.number = slots, number
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: object, **rest: object) -> tuple[Tensor, Tensor]:
-        """Write at the end; return everything so far."""
-        start = self.get_seq_length()
-        end = start + key_states.shape[-2]
-        assert end <= self.capacity, f"cache of {self.capacity} positions cannot take position {end}"
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-            self.buffers = [
-                states.new_empty(*states.shape[:2], self.capacity, states.shape[-1])
-                for states in (key_states, value_states)
-            ]
-        for buffer, states in zip(self.buffers, (key_states, value_states), strict=True):
-            buffer[:, :, start:end] = states
-        self.keys, self.values = (buffer[:, :, :end] for buffer in self.buffers)
-        return self.keys, self.values
+        pack = self.slots.places.pack
+        keys_PGd, values_PGd = (pack(states.transpose(1, 2)) for states in (key_states, value_states))
+        return self.slots.write(self.number, keys_PGd, values_PGd)
 
-    def batch_select_indices(self, indices: Tensor) -> None:
-        """Make these sequences the cache's sequences; one may come several times."""
-        length = self.get_seq_length()
-        self.buffers = [buffer.index_select(0, indices) for buffer in self.buffers]
-        self.keys, self.values = (buffer[:, :, :length] for buffer in self.buffers)
+
+def is_llama(backbone: nn.Module) -> bool:
+    """Whether `LlamaBackbone` computes what this backbone does."""
+    if type(backbone).__name__ not in LLAMAS or any(hasattr(module, "_hf_hook") for module in backbone.modules()):
+        return False
+    attentions = [layer.self_attn for layer in backbone.layers]
+    turns_all = 2 * len(backbone.rotary_emb.inv_freq) == attentions[0].head_dim
+    return turns_all and all(getattr(attention, "sliding_window", None) is None for attention in attentions)
+
+
+class LlamaBackbone:
+    """A backbone of Llama's kind without what transformers' modules do besides arithmetic."""
+
+    def __init__(self, backbone: nn.Module) -> None:
+        self.norm, self.rotary_emb = backbone.norm, backbone.rotary_emb
+        num_bytes = sum(p.numel() * p.element_size() for p in backbone.layers.parameters())
+        joined = join if num_bytes <= MOST_JOINED_BYTES else beside
+        self.layers = [LlamaLayer(layer, number, joined) for number, layer in enumerate(backbone.layers)]
+        half = self.layers[0].head_width // 2
+        self.signs_d = torch.tensor([-1.0] * half + [1.0] * half, device=backbone.device)
+
+    def __call__(self, embedded_PD: Tensor, position_P: Tensor, slots: Slots) -> Tensor:
+        cos_1Pd, sin_1Pd = self.rotary_emb(embedded_PD, position_P[None])
+        turn = cos_1Pd[0, :, None], (sin_1Pd[0] * self.signs_d.to(sin_1Pd.dtype))[:, None]
+        hidden_PD = embedded_PD
+        for layer in self.layers:
+            hidden_PD = layer(hidden_PD, turn, slots)
+        return normalise(hidden_PD, self.norm)
+
+
+class LlamaLayer:
+    """One layer."""
+
+    def __init__(self, layer: nn.Module, number: int, joined: Join) -> None:
+        attention, mlp = layer.self_attn, layer.mlp
+        self.number, self.head_width, self.scale = number, attention.head_dim, attention.scaling
+        self.num_heads = attention.config.num_attention_heads
+        self.num_groups = attention.config.num_key_value_heads
+        self.head_norms = (attention.q_norm, attention.k_norm) if hasattr(attention, "q_norm") else None
+        self.input_norm, self.inner_norm = layer.input_layernorm, layer.post_attention_layernorm
+        self.qkv = joined([attention.q_proj, attention.k_proj, attention.v_proj])
+        self.out = joined([attention.o_proj])
+        self.gate_up = joined([mlp.gate_proj, mlp.up_proj])
+        self.down, self.activate = joined([mlp.down_proj]), mlp.act_fn
+
+    def __call__(self, hidden_PD: Tensor, turn: tuple[Tensor, Tensor], slots: Slots) -> Tensor:
+        heads_PHd = self.qkv(normalise(hidden_PD, self.input_norm)).unflatten(-1, (-1, self.head_width))
+        hidden_PD = hidden_PD + self.out(self.attend(heads_PHd, turn, slots))
+        gate, up = self.gate_up(normalise(hidden_PD, self.inner_norm)).chunk(2, dim=-1)
+        return hidden_PD + self.down(self.activate(gate) * up)
+
+    def attend(self, heads_PHd: Tensor, turn: tuple[Tensor, Tensor], slots: Slots) -> Tensor:
+        """Attention (P, A * d), from queries, keys and values side by side."""
+        sizes = (self.num_heads + self.num_groups, self.num_groups)
+        turned_PHd, values_PGd = heads_PHd.split(sizes, dim=1)
+        if self.head_norms is not None:
+            parts = turned_PHd.split((self.num_heads, self.num_groups), dim=1)
+            turned_PHd = torch.cat([norm(part) for norm, part in zip(self.head_norms, parts, strict=True)], dim=1)
+        turned_PHd = torch.addcmul(turned_PHd * turn[0], turned_PHd.roll(self.head_width // 2, dims=-1), turn[1])
+        query_PAd, keys_PGd = turned_PHd.split((self.num_heads, self.num_groups), dim=1)
+        keys_RGLd, values_RGLd = slots.write(self.number, keys_PGd, values_PGd)
+        # the heads of a group as further places, so that keys and values are not repeated
+        query_RWGXd = slots.places.pad(query_PAd).unflatten(2, (self.num_groups, -1))
+        query_RGYd = query_RWGXd.permute(0, 2, 3, 1, 4).flatten(2, 3)
+        mask_R1YL = slots.places.mask_R1WL
+        if self.num_heads > self.num_groups:
+            mask_R1YL = mask_R1YL.repeat(1, 1, self.num_heads // self.num_groups, 1)
+        attended = F.scaled_dot_product_attention(
+            query_RGYd, keys_RGLd, values_RGLd, attn_mask=mask_R1YL, scale=self.scale
+        )
+        num_rows, num_new = query_RWGXd.shape[:2]
+        return slots.places.pack(attended.view(num_rows, self.num_heads, num_new, -1).transpose(1, 2)).flatten(1)
+
+
+def normalise(hidden_PD: Tensor, norm: nn.Module) -> Tensor:
+    """A root mean square norm of transformers, with fewer operations."""
+    if hidden_PD.dtype is not torch.float32 or hidden_PD.is_cuda:
+        return norm(hidden_PD)
+    size_P1 = torch.linalg.vector_norm(hidden_PD, dim=-1, keepdim=True)
+    scale_P1 = torch.rsqrt(size_P1.square_().div_(hidden_PD.shape[-1]).add_(norm.variance_epsilon))
+    return hidden_PD * scale_P1 * norm.weight
+
+
+def beside(linears: Sequence[nn.Module]) -> Callable[[Tensor], Tensor]:
+    """Outputs of linear layers side by side, without copies of their weights."""
+    if len(linears) == 1:
+        return linears[0]
+    return lambda hidden: torch.cat([linear(hidden) for linear in linears], dim=-1)

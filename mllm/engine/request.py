@@ -74,6 +74,11 @@ class GenerationRequest:
     """How often an image that fails the check is sampled again at most (mllm/engine/rejection.py)."""
     forced_codes: ForcedCodes | None = None
     """For mode "image"."""
+    window: int | None = None
+    """Places guessed and checked in one pass (mllm/engine/loop.py); 1 guesses nothing, None is what pays. Changes no
+    result."""
+    expected_text: tuple[int, ...] = ()
+    """A guess of the answer's text."""
     logits_processors: tuple[LogitsProcessor, ...] = ()
     """Change the logits of text tokens before they are sampled, in this order; they do not act inside an image."""
 
@@ -100,6 +105,8 @@ class GenerationRequest:
             raise ValueError(f"seed must be an integer from 0 to 2^63 - 1, got {self.seed}")
         if isinstance(self.resamples, bool) or not isinstance(self.resamples, int) or self.resamples < 0:
             raise ValueError(f"resamples must be an integer >= 0, got {self.resamples!r}")
+        if self.window is not None and self.window < 1:
+            raise ValueError(f"window must be >= 1, got {self.window}; 1 guesses nothing")
         if self.max_new_tokens is not None and self.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens must be >= 1, got {self.max_new_tokens}")
 
@@ -200,7 +207,15 @@ class Done:
         return self.result.image_refused
 
 
-Event = TextDelta | ImageProgress | ImageDone | Done
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Failed:
+    """The request could not be answered; others are not concerned."""
+
+    index: int = 0
+    error: Exception
+
+
+Event = TextDelta | ImageProgress | ImageDone | Done | Failed
 
 
 # ---- budgets ----

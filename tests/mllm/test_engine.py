@@ -10,7 +10,7 @@ import torch
 
 import mllm.engine.loop
 from mllm.engine.forward import CachedForward
-from mllm.engine.loop import generate, stream
+from mllm.engine.loop import Engine, generate, stream
 from mllm.engine.request import (
     Done,
     ForcedCodes,
@@ -41,6 +41,20 @@ def record_logits(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
         mllm.engine.loop, "choose", lambda logits, *rest: seen.append(logits.clone()) or choose(logits, *rest)
     )
     return seen
+
+
+def record_passes(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """How many places every pass feeds to each row."""
+    passes: list[list[int]] = []
+    call = CachedForward.__call__
+    monkeypatch.setattr(
+        CachedForward,
+        "__call__",
+        lambda self, embedded, lengths, counts, **rest: (
+            passes.append(list(counts)) or call(self, embedded, lengths, counts, **rest)
+        ),
+    )
+    return passes
 
 
 @torch.inference_mode()
@@ -78,11 +92,12 @@ def test_cached_code_logits_equal_the_full_forward(
         mode="image",
         grid=grid,
         image=SamplingConfig(guidance=guidance),
+        window=1,
     )
     seen = record_logits(monkeypatch)
     result = generate(model, [request])[0]
     codes_NK = torch.from_numpy(result.images[0].codes_KN.T.astype(np.int64))
-    cached_NKC = torch.stack(seen).view(*codes_NK.shape, -1)
+    cached_NKC = torch.cat(seen).view(*codes_NK.shape, -1)
     full_NKC = uncached_code_logits(model, request, codes_NK)
     assert torch.allclose(cached_NKC, full_NKC, rtol=1e-4, atol=1e-4 * full_NKC.abs().max())
     assert result.token_ids == ImageLayout.from_config(model.config).token_ids(grid)
@@ -94,7 +109,8 @@ def test_cached_text_logits_equal_the_full_forward(
 ) -> None:
     prompt = build_prompt(6, seed=3, num_images=2)
     seen = record_logits(monkeypatch)
-    result = generate(model, [GenerationRequest(prompt=prompt, mode="text", seed=4, max_new_tokens=9)])[0]
+    request = GenerationRequest(prompt=prompt, mode="text", seed=4, max_new_tokens=9, window=1)
+    result = generate(model, [request])[0]
     ids = torch.tensor([[*prompt.token_ids_T.tolist(), *result.token_ids]])
     with torch.inference_mode():
         full = model(
@@ -173,20 +189,16 @@ def test_the_isolated_context_differs_and_needs_no_cache(model: MLLMForCondition
 def test_an_image_takes_one_forward_per_position_and_only_guidance_a_second_sequence(
     monkeypatch: pytest.MonkeyPatch, model: MLLMForConditionalGeneration
 ) -> None:
-    shapes: list[tuple[int, int]] = []
-    forward = CachedForward.forward
-    monkeypatch.setattr(
-        CachedForward, "forward", lambda self, x, **rest: shapes.append(tuple(x.shape[:2])) or forward(self, x, **rest)
-    )
+    shapes = record_passes(monkeypatch)
     prompts = {"prompt": build_prompt(7, seed=0), "unconditional": build_prompt(2, seed=1)}
     for mode, guidance, rows in (("image", 1.0, 1), ("image", 1.01, 2), ("text", 3.0, 1)):
         shapes.clear()
         image = SamplingConfig(guidance=guidance)
         budget = {"image": None, "text": 2}[mode]
-        generate(model, [GenerationRequest(**prompts, mode=mode, image=image, max_new_tokens=budget)])
-        assert {num_rows for num_rows, _ in shapes} == {rows}
-        if mode == "image":  # bos, text and begin-of-image; then every position but the last
-            assert [length for _, length in shapes] == [8 + 1] + [1] * 8
+        generate(model, [GenerationRequest(**prompts, mode=mode, image=image, max_new_tokens=budget, window=1)])
+        assert {len(counts) for counts in shapes} == {rows}
+        if mode == "image":  # bos and text, then begin-of-image and every position but the last
+            assert [counts[0] for counts in shapes] == [8] + [1] * 9
 
 
 def test_the_same_seed_gives_the_same_and_another_another(model: MLLMForConditionalGeneration) -> None:
@@ -329,19 +341,23 @@ def test_settings_and_codes_of_another_model_are_refused(model: MLLMForCondition
 def test_equal_prompts_are_run_once_and_draw_as_they_do_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Images of one sentence share its prompt, guided requests the unconditional one; images inside a prompt count."""
     model = build_model()
-    looked_at, sentence = build_prompt(5, seed=0, num_images=1), build_prompt(8, seed=1)
+    looked_at, sentence, nothing = (
+        build_prompt(5, seed=0, num_images=1),
+        build_prompt(8, seed=1),
+        build_prompt(9, seed=2),
+    )
     others = replace(looked_at, codes_PK=(looked_at.codes_PK + 1) % CODEBOOK_SIZE)
     image = SamplingConfig(guidance=2.0)
     requests = [
-        GenerationRequest(prompt=prompt, unconditional=build_prompt(3, seed=2), mode="image", seed=n, image=image)
+        GenerationRequest(prompt=prompt, unconditional=nothing, mode="image", seed=n, image=image, window=1)
         for n, prompt in enumerate([looked_at, sentence, looked_at, others, sentence])
     ]
-    alone = [
-        generate(model, [request])[0].token_ids + generate(model, [request])[0].images[0].codes_KN.tolist()
-        for request in requests
-    ]
-    num_run: list[int] = []
-    embed = model.embed
-    monkeypatch.setattr(model, "embed", lambda ids_BT, *rest: num_run.append(len(ids_BT)) or embed(ids_BT, *rest))
-    together = [result.token_ids + result.images[0].codes_KN.tolist() for result in generate(model, requests)]
-    assert num_run == [4] and together == alone
+    alone = [outcome(generate(model, [request])[0]) for request in requests]
+    passes, engine = record_passes(monkeypatch), Engine(model)
+    assert [outcome(result) for result in engine.generate(requests)] == alone
+    different = sum(map(len, (looked_at, sentence, others, nothing)))
+    num_steps = 2 * 5 * 9  # what follows begin-of-image, of both rows
+    assert sum(map(sum, passes)) == different + num_steps
+    passes.clear()
+    assert [outcome(result) for result in engine.generate(requests[:1])] == alone[:1]
+    assert sum(map(sum, passes)) == 2 * 9, "the slots still hold both prompts"

@@ -1,36 +1,46 @@
-"""Caches written in place, and the masks of rows that begin at different places."""
+"""Slots: what is written where, and that the lean layers compute what transformers computes."""
 
 import pytest
 import torch
+from transformers import LlamaConfig, PreTrainedConfig, Qwen2Config, Qwen3Config
 
-from mllm.engine.forward import LeftPadding, PreallocatedLayer
-
-
-def test_a_layer_returns_all_that_was_written_and_copies_nothing() -> None:
-    layer = PreallocatedLayer(capacity=7)
-    pieces = [torch.randn(2, 3, length, 5) for length in (3, 1, 2)]
-    for piece in pieces:
-        keys, values = layer.update(piece, -piece)
-    assert torch.equal(keys, torch.cat(pieces, dim=2))
-    assert torch.equal(values, -keys)
-    assert keys.data_ptr() == layer.buffers[0].data_ptr(), "a view of the one buffer"
-    assert layer.get_seq_length() == 6
-    with pytest.raises(AssertionError):
-        layer.update(torch.randn(2, 3, 2, 5), torch.randn(2, 3, 2, 5))
+from mllm.engine.forward import AnyBackbone, CachedForward, LlamaBackbone
+from mllm.model import MLLMForConditionalGeneration
+from tests.mllm.engine_helpers import build_model
+from tests.mllm.test_backbones import SIZES
 
 
-def test_masks_hide_padding_and_the_future() -> None:
-    padding = LeftPadding([2, 4, 3], capacity=6, dtype=torch.float32, device=torch.device("cpu"))
-    can_see_RTT = padding.prefill_mask(4)[:, 0] == 0
-    can_see_R6 = padding.step_mask(6)[:, 0, 0] == 0
-    for row, begin in enumerate((2, 0, 1)):
-        for query in range(begin, 4):
-            assert can_see_RTT[row, query].tolist() == [begin <= key <= query for key in range(4)]
-        assert can_see_R6[row].tolist() == [begin <= key for key in range(6)]
-    assert padding.prefill_mask(4).isfinite().all(), "no row of the softmax is empty, padding included"
-    assert padding.position_ids(2, 5).tolist() == [[0, 1, 2], [2, 3, 4], [1, 2, 3]]
-
-
-def test_equal_lengths_need_no_mask() -> None:
-    padding = LeftPadding([3, 3], capacity=6, dtype=torch.bfloat16, device=torch.device("cpu"))
-    assert padding.prefill_mask(3) is padding.step_mask(4) is None
+@pytest.mark.parametrize("text_config", [LlamaConfig(**SIZES), Qwen2Config(**SIZES), Qwen3Config(**SIZES, head_dim=8)])
+@torch.inference_mode()
+def test_pieces_in_slots_give_what_transformers_gives_for_the_whole(text_config: PreTrainedConfig) -> None:
+    """Rows of different lengths, pieces of different sizes, guesses that are fed again, slots moved and copied."""
+    torch.manual_seed(0)
+    config = build_model().config
+    config.text_config = text_config
+    model = MLLMForConditionalGeneration(config).eval()
+    for parameter in model.backbone.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    sequences = [torch.randn(length, 24) for length in (13, 9, 16)]
+    whole = [model.backbone(inputs_embeds=sequence[None]).last_hidden_state[0] for sequence in sequences]
+    lean, plain = CachedForward(model), CachedForward(model)
+    assert isinstance(lean.run_backbone, LlamaBackbone)
+    plain.run_backbone = AnyBackbone(model.backbone)
+    for forward in (lean, plain):
+        forward.reserve(2, 9, 0)
+        forward.reserve(4, 17, 0)
+        done, order = [0, 0, 0], [0, 1, 2]
+        for counts in ([5, 1, 7], [1, 0, 2], [3, 4, 1], [4, 1, 6], [0, 3, 0]):
+            # one place too many everywhere: a guess, fed again in the next pass
+            rows = [sequences[n][done[n] : done[n] + count + 1] for n, count in zip(order, counts, strict=True)]
+            lengths, fed = [done[n] for n in order], [len(row) for row in rows]
+            padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+            hidden_PD = forward(padded, lengths, fed, first=0)
+            for n, count, hidden_WD in zip(order, counts, hidden_PD.split(fed), strict=True):
+                expected_WD = whole[n][done[n] : done[n] + len(hidden_WD)]
+                torch.testing.assert_close(hidden_WD, expected_WD, rtol=1e-4, atol=1e-4)
+                done[n] += count
+            forward.swap(0, 2, 17)
+            forward.copy(1, 3, 17)
+            forward.swap(1, 3, 17)
+            order.reverse()
+        assert done == [13, 9, 16] or min(done) > 8

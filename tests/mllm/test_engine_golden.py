@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +49,11 @@ def test_greedy_drawing_equals_the_released_system(
     image = SamplingConfig(greedy=True, guidance=guidance)
     requests = [
         GenerationRequest(
-            prompt=prompts[n], unconditional=prompts[2 + n] if guidance > 1 else None, mode="image", image=image
+            prompt=prompts[n],
+            unconditional=prompts[2 + n] if guidance > 1 else None,
+            mode="image",
+            image=image,
+            window=1,
         )
         for n in range(2)
     ]
@@ -59,6 +64,10 @@ def test_greedy_drawing_equals_the_released_system(
     )
     model = MLLMForConditionalGeneration.from_pretrained(golden_folders["converted"], embedding_context=context)
     results = generate(model, requests)
+    guessed = generate(model, [replace(request, window=None) for request in requests])
+    assert [result.token_ids for result in guessed] == [result.token_ids for result in results]
+    for ours, theirs in zip(guessed, results, strict=True):
+        assert (ours.images[0].codes_KN == theirs.images[0].codes_KN).all()
 
     codes_2KN = np.stack([result.images[0].codes_KN[:, :NUM_POSITIONS] for result in results])
     assert (codes_2KN == expected[f"{case}.codes"].numpy()).all()

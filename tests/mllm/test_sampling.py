@@ -127,7 +127,7 @@ def test_an_impossible_choice_is_never_drawn() -> None:
 
 def test_per_codebook_settings_are_picked_by_codebook() -> None:
     config = SamplingConfig(temperature=(1.0, 0.5, 2.0), top_k=(1, 2, 3), top_p=(0.1, 0.2, 0.3))
-    settings = stack_settings([config], num_choices=7, codebook=1)
+    settings = stack_settings([SamplingConfig(), config], num_choices=7, num_codebooks=3).take(slice(4, 5))
     assert settings.temperature_N1.item() == 0.5
     assert settings.top_k_N1.item() == 2
     assert settings.top_p_N1.item() == pytest.approx(0.2)
