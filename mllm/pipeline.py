@@ -13,7 +13,7 @@ import re
 import secrets
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from importlib import import_module
 from pathlib import Path
 from threading import Lock
@@ -41,12 +41,13 @@ from mllm.conversation import (
     render,
     unconditional,
 )
-from mllm.engine.loop import generate, stream
+from mllm.engine.loop import Engine
 from mllm.engine.rejection import stream_accepted
 from mllm.engine.request import (
     PLAN_BUDGET,
     Done,
     Event,
+    Failed,
     ForcedCodes,
     GenerationRequest,
     GenerationResult,
@@ -121,6 +122,11 @@ class Pipeline:
         self.requests = RequestBuilder(model.config, model.generation_config, task_settings or {})
         self.planner = load_planner(model.config.planner)
         self._lock = Lock()
+
+    @cached_property
+    def engine(self) -> Engine:
+        """Decodes all requests, and remembers beginnings of prompts; the model's weights must not change meanwhile."""
+        return Engine(self.model)
 
     @classmethod
     def load(cls, folder: str | Path | None = None, **options: Any) -> Pipeline:
@@ -312,7 +318,7 @@ class Pipeline:
             raise ValueError(f"texts must be one for each of the {len(images)} images, got {texts!r}; give as many")
         questions = questions or (self.planner.questions if self.planner else vqa_score_question)
         with self._lock:
-            return score_images(self.model, self.processor, images, texts, questions=questions)
+            return score_images(self.engine, self.processor, images, texts, questions=questions)
 
     @property
     def question_form(self) -> str:
@@ -353,6 +359,7 @@ class Pipeline:
             seed=given.get("seed", secrets.randbelow(NUM_RANDOM_SEEDS)),
             resamples=self.requests.resamples(task, given),
             given_plan=None if plan is None else self._encode_plan(plan),
+            window=self.requests.window(given),
         )
 
     def _choose_grid(self, messages: Sequence[Message], size: Size | None) -> tuple[int, int] | None:
@@ -388,8 +395,11 @@ class Pipeline:
                 decoders = [EventDecoder(self.processor) for _ in batch]
                 found: dict[int, GenerationResult] = {}
                 for event in self._stream(batch):
-                    if isinstance(event, Done):
-                        found[event.index] = event.result
+                    match event:
+                        case Done(index=index, result=result):
+                            found[index] = result
+                        case Failed(error=error):
+                            raise error
                     for decoded in decoders[event.index].decode(event) if on_event else ():
                         on_event(decoded)
                 results += [found[index] for index in range(len(batch))]
@@ -405,7 +415,7 @@ class Pipeline:
     def _stream(self, requests: Sequence[GenerationRequest]) -> Iterator[Event]:
         """The events of answers whose images are checked; the caller holds the lock."""
         layout = ImageLayout.from_config(self.config)
-        return stream_accepted(requests, stream=partial(stream, self.model), check=self._follow_plans, layout=layout)
+        return stream_accepted(requests, stream=self.engine.stream, check=self._follow_plans, layout=layout)
 
     def _follow_plans(self, images: Sequence[ImageDone]) -> list[bool]:
         """Whether each image, described, shows what its plan says; true where there is nothing to compare."""
@@ -413,7 +423,9 @@ class Pipeline:
         checked = [n for n, plan in enumerate(plans) if plan and self.planner and self.planner.can_check(plan)]
         shown = self.processor.decode_images([images[n].codes for n in checked])
         dialogues = [[Message("user", (ImagePart(image),))] for image in shown]
-        described = describe_images(dialogues, self.processor, partial(generate, self.model))
+        marker = self.config.begin_plan_id
+        expected = [(*images[n].plan, marker) for n in checked]
+        described = describe_images(dialogues, self.processor, self.engine.generate, expected=expected)
         found = {n: dialogue[0].parts[0].plan for n, dialogue in zip(checked, described, strict=True)}
         return [n not in found or self.planner.agrees(plan, found[n]) for n, plan in enumerate(plans)]
 
@@ -436,13 +448,20 @@ def load_planner(name: str | None) -> Planner | None:
 
 
 def describe_images(
-    dialogues: Sequence[Sequence[Message]], processor: MLLMProcessor, decode: Decode
+    dialogues: Sequence[Sequence[Message]],
+    processor: MLLMProcessor,
+    decode: Decode,
+    *,
+    expected: Sequence[tuple[int, ...]] | None = None,
 ) -> list[list[Message]]:
     """The dialogues with encoded images; those of the user get a description, all dialogues together.
 
     A model that plans its images writes, before it answers, what it sees in every image of the user, in the form of a
     plan. This depends on the image and on what was said before it, never on the question, so every answer about an
     image rests on the same description. Models that do not plan describe nothing.
+
+    Args:
+        expected: guesses of the descriptions, for speed alone; one for each dialogue.
     """
     dialogues = [processor.encode_chat(dialogue) for dialogue in dialogues]
     marker = processor.need_config().begin_plan_id
@@ -457,6 +476,7 @@ def describe_images(
                 end_id=marker,
                 max_new_tokens=PLAN_BUDGET,
                 text=SamplingConfig(greedy=True),
+                expected_text=expected[n] if expected else (),
             )
             for n, m, p in waiting
         ]
@@ -510,7 +530,7 @@ def vqa_score_question(prompt: str) -> list[tuple[str, str]]:
 
 
 def score_images(
-    model: MLLMForConditionalGeneration,
+    engine: Engine,
     processor: MLLMProcessor,
     images: Sequence[Image.Image],
     texts: Sequence[str],
@@ -523,7 +543,7 @@ def score_images(
     dialogues = [[Message("user", (ImagePart(image),))] for image in images]
     shown = []
     for start in range(0, len(dialogues), batch_size):
-        described = describe_images(dialogues[start : start + batch_size], processor, partial(generate, model))
+        described = describe_images(dialogues[start : start + batch_size], processor, engine.generate)
         shown += [dialogue[0].parts for dialogue in described]
     asked = [(n, question, wanted) for n, text in enumerate(texts) for question, wanted in questions(text)]
     totals = [0.0] * len(texts)
@@ -533,7 +553,7 @@ def score_images(
             [Message("user", (*shown[n], TextPart(question))), Message("assistant", (TextPart(wanted),))]
             for n, question, wanted in batch
         ]
-        for (n, _, _), log_probability in zip(batch, log_probabilities(model, processor, answered), strict=True):
+        for (n, _, _), log_probability in zip(batch, log_probabilities(engine.model, processor, answered), strict=True):
             totals[n] += log_probability
     return [math.exp(total) for total in totals]
 

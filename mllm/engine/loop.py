@@ -167,6 +167,8 @@ class Engine:
         """By row: those that are ready, then those whose prompt is being fed, then the free ones."""
         self.waiting: deque[tuple[int, SequenceState]] = deque()
         self.running: list[Running] = []
+        self.inbox: dict[int, list[Event]] = {}
+        """Events of requests that are streamed."""
         self.num_submitted = self.turn = self.num_passes = 0
 
     # ---- requests ----
@@ -206,17 +208,30 @@ class Engine:
         return [results[n] for n in range(len(requests))]
 
     def stream(self, requests: Sequence[GenerationRequest]) -> Iterator[Event]:
-        """Decode all requests, yielding what happens as it happens; closing the iterator cancels what is left."""
+        """Decode all requests, yielding what happens as it happens; closing the iterator cancels what is left.
+
+        Several streams may be read in turns: each turn of one brings all of them forward.
+        """
         numbers: dict[int, int] = {}
         try:
             for index, request in enumerate(requests):
                 numbers[self.submit(request)] = index
-            while self.has_work:
-                for event in self.step():
-                    yield replace(event, index=numbers[event.index])
+                self.inbox[self.num_submitted - 1] = []
+            open_numbers = set(numbers)
+            while open_numbers:
+                if not any(self.inbox[number] for number in open_numbers):
+                    for event in self.step():
+                        self.inbox[event.index].append(event)
+                for number in sorted(open_numbers):
+                    events, self.inbox[number] = self.inbox[number], []
+                    for event in events:
+                        if isinstance(event, Done | Failed):
+                            open_numbers.discard(number)
+                        yield replace(event, index=numbers[number])
         finally:
             for number in numbers:
                 self.cancel(number)
+                self.inbox.pop(number, None)
 
     # ---- a turn ----
 

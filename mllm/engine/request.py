@@ -284,6 +284,7 @@ class Overrides(TypedDict, total=False):
     greedy: bool | None
     max_new_tokens: int | None
     resamples: int | None
+    speculate: bool | int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -352,6 +353,14 @@ class RequestBuilder:
             return 0
         stored = self.task_settings.get(task, {})
         return given.get("resamples", stored.get("resamples", stored.get("redraws", self.config.image_resamples)))
+
+
+    def window(self, given: Mapping[str, Any]) -> int | None:
+        """Places guessed in one pass: the caller's number or word, else the checkpoint's, else what pays."""
+        speculate = given.get("speculate", getattr(self.generation_config, "speculate", True))
+        if isinstance(speculate, bool):
+            return None if speculate else 1
+        return speculate
 
 
 def given_settings(overrides: Mapping[str, Any]) -> dict[str, Any]:
