@@ -300,8 +300,8 @@ class Engine:
 
     def _take_slot(self, prompt: list[Place]) -> tuple[Slot, list[Place]]:
         """A free slot with as much of the prompt as any slot has, and what went on there."""
-        donor = max(self.slots, key=lambda slot: num_common(slot.places, prompt))
-        num_shared = min(num_common(donor.places, prompt), len(prompt) - 1)
+        donor = max(self.slots, key=lambda slot: num_common(self._shareable(slot), prompt))
+        num_shared = min(num_common(self._shareable(donor), prompt), len(prompt) - 1)
         continuation = [*donor.places, *([donor.running.pending] if donor.running else [])][len(prompt) :]
         if num_shared < len(prompt) - 1:
             continuation = []
@@ -316,6 +316,10 @@ class Engine:
                 num_shared = 0
         slot.places, slot.prompt = prompt[:num_shared], prompt
         return slot, [place for place in continuation if place is not None]
+
+    def _shareable(self, slot: Slot) -> list[Place]:
+        """What another sequence may take over: new positions that see no others are no prompt."""
+        return slot.places[: len(slot.prompt)] if self.config.embedding_context == "current" else slot.places
 
     def _embed_prompt(self, prompt: list[Place], sequence: TokenSequence) -> Tensor:
         """Embeddings (T, D)."""
@@ -452,12 +456,16 @@ def open_window(running: Running, most: int) -> Window:
     """The pending place and up to `most` - 1 guesses."""
     state, window = running.state, Window(running, [running.pending], [running.state.cursor])
     most = min(most, state.request.window or most, 1 + running.guesser.limit(state.cursor))
+    # one image at most: a slot's code embedding holds the keys and values of one
+    is_framed = state.cursor.num_framed < len(state.cursor.frame) and state.cursor.plan_length is None
+    is_in_image = is_framed or isinstance(running.pending, tuple)
+    num_images = state.cursor.num_images + (not is_in_image)
     while len(window.places) < most:
         cursor = window.cursors[-1]
         place = state.dictated(cursor)
         if place is None and not (state.request.logits_processors and state.source(cursor) is Source.SAMPLED_TOKEN):
             place = running.guesser.guess(cursor, window.places[1:])
-        if place is None:
+        if place is None or (not isinstance(place, int) and cursor.num_images != num_images):
             break
         window.places.append(place)
         window.cursors.append(state.advance(cursor, place))

@@ -354,12 +354,13 @@ class RequestBuilder:
         stored = self.task_settings.get(task, {})
         return given.get("resamples", stored.get("resamples", stored.get("redraws", self.config.image_resamples)))
 
-
     def window(self, given: Mapping[str, Any]) -> int | None:
         """Places guessed in one pass: the caller's number or word, else the checkpoint's, else what pays."""
         speculate = given.get("speculate", getattr(self.generation_config, "speculate", True))
         if isinstance(speculate, bool):
             return None if speculate else 1
+        if not isinstance(speculate, int) or speculate < 1:
+            raise ValueError(f"speculate must be False, True or a number of places >= 1, got {speculate!r}")
         return speculate
 
 
