@@ -8,10 +8,12 @@ that plans its images has them described: before it answers about an image, and 
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 import secrets
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property, partial
 from importlib import import_module
@@ -52,6 +54,7 @@ from mllm.engine.request import (
     GenerationRequest,
     GenerationResult,
     ImageDone,
+    ImagePreview,
     ImageProgress,
     Overrides,
     RequestBuilder,
@@ -67,7 +70,9 @@ from mllm.sequence import IGNORED, ImageLayout, Size, encode_segments, grid_of, 
 from mllm.vocabulary import decode_text, encode_text
 from tokenizer.images import ImageProcessor, ImageSource, read_image
 
-__all__ = ("Done", "Event", "ImageDone", "ImageProgress", "Pipeline", "Planner", "TextDelta")
+__all__ = ("Done", "Event", "ImageDone", "ImagePreview", "ImageProgress", "Pipeline", "Planner", "TextDelta")
+
+logger = logging.getLogger(__name__)
 
 MAX_REQUESTS = 32
 """Requests decoded together; more are done in several batches."""
@@ -360,6 +365,7 @@ class Pipeline:
             resamples=self.requests.resamples(task, given),
             given_plan=None if plan is None else self._encode_plan(plan),
             window=self.requests.window(given),
+            preview_every=given.get("preview_every"),
         )
 
     def _choose_grid(self, messages: Sequence[Message], size: Size | None) -> tuple[int, int] | None:
@@ -380,8 +386,13 @@ class Pipeline:
         """The codes of an image, forced wherever a mask, prepared as the image was, has no white."""
         (rows, columns), patch = codes.grid, self.config.patch_size
         prepare = ImageProcessor(width=columns * patch, height=rows * patch, preparation=self.processor.preparation)
-        pixels_HW = prepare([mask])[0].amax(dim=0)
-        is_open_N = (pixels_HW.view(rows, patch, columns, patch).amax(dim=(1, 3)) > 0).flatten().numpy()
+        patches_RhCw = prepare([mask])[0].amax(dim=0).view(rows, patch, columns, patch)
+        is_open_N = (patches_RhCw.amax(dim=(1, 3)) > 0).flatten().numpy()
+        if num_cut := int(((patches_RhCw.amax(dim=(1, 3)) > 0) & (patches_RhCw.amin(dim=(1, 3)) <= 0)).sum()):
+            logger.warning(
+                "the edge of the mask cuts %d of %d patches of %d x %d pixels; they may change as a whole",
+                *(num_cut, rows * columns, patch, patch),
+            )
         return ForcedCodes(codes.codes_KN, np.logical_not(is_open_N))
 
     # ---- decoding ----
@@ -587,15 +598,28 @@ def log_probabilities(
 
 
 class EventDecoder:
-    """Decodes the events of one request: ids and codes in, text, images and the message of the answer out."""
+    """Decodes the events of one request: ids and codes in, text, images and the message of the answer out.
+
+    Previews are decoded by a thread beside the decoding; one that is not ready when the next comes is left out.
+    """
 
     def __init__(self, processor: MLLMProcessor) -> None:
         self.processor = processor
         self.text = TextStream(processor)
+        self.previews = ThreadPoolExecutor(max_workers=1)  # starts its thread with the first preview
+        self.preview: tuple[ImagePreview, Future[list[Image.Image]]] | None = None
 
     def decode(self, event: Event) -> Iterator[Event]:
         """The event with its text or image filled in; text that was held back comes before an image and the end."""
+        if self.preview is not None and self.preview[1].done():
+            (ready, images), self.preview = self.preview, None
+            if isinstance(event, ImageProgress | ImagePreview):
+                yield replace(ready, index=event.index, image=images.result()[0])
         match event:
+            case ImagePreview(codes=codes):
+                if self.preview is None:
+                    self.preview = event, self.previews.submit(self.processor.decode_images, [codes])
+                return
             case TextDelta(token_id=int(token_id)):
                 yield replace(event, text=self.text.add(token_id))
                 return
@@ -609,6 +633,7 @@ class EventDecoder:
                     for part in result.parts
                 ]
                 event = replace(event, message=Message("assistant", tuple(parts) or (TextPart(""),)))
+                self.previews.shutdown(wait=False)
         if rest := self.text.finish():
             yield TextDelta(index=event.index, text=rest)
         yield event

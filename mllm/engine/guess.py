@@ -66,7 +66,7 @@ class Guesser:
         state = self.state
         match state.source(cursor):
             case Source.SAMPLED_CODES:
-                return self._guess_codes(cursor.num_positions)
+                return self.guess_codes(cursor.num_positions)
             case Source.SAMPLED_TOKEN if state.must_open(cursor):
                 return state.layout.begin_image_id if not state.plan_opening else state.plan_opening[0]
             case Source.SAMPLED_TOKEN if cursor.num_tokens in self.computed:
@@ -78,7 +78,8 @@ class Guesser:
                         return found
         return None
 
-    def _guess_codes(self, position: int) -> Place:
+    def guess_codes(self, position: int) -> Place:
+        """The codes of an image position."""
         known = self.codes[position]
         above = position - self.state.grid[1]
         while known is None and above >= 0:

@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 from mllm.config import MLLMConfig
+from mllm.conversation import CodesPart
 from mllm.engine.forward import CachedForward
 from mllm.engine.guess import Guesser
 from mllm.engine.request import (
@@ -39,6 +40,7 @@ from mllm.engine.request import (
     GenerationRequest,
     GenerationResult,
     ImageDone,
+    ImagePreview,
     ImageProgress,
     TextDelta,
 )
@@ -498,6 +500,18 @@ def advance(window: Window) -> Iterator[Event]:
         slot.places += places
     running.pending = place
     running.guesser.see(window, after)
+    yield from preview(running, first=window.cursors[0])
+
+
+def preview(running: Running, *, first: Cursor) -> Iterator[Event]:
+    """What the image being decoded looks like, where that is due since the cursor."""
+    state, every = running.state, running.state.request.preview_every
+    done = state.cursor.num_positions
+    if every is None or not 0 < done < state.num_positions or done // every == first.num_positions // every:
+        return
+    codes = [*state.codes, *(running.guesser.guess_codes(n) for n in range(done, state.num_positions))]
+    part = CodesPart(np.array(codes, dtype=np.uint16).T, state.grid)
+    yield ImagePreview(index=running.number, done=done, codes=part)
 
 
 def tell(number: int, state: SequenceState, before: Cursor, place: Place, *, is_sampled: bool) -> Iterator[Event]:

@@ -16,9 +16,11 @@ from mllm.engine.request import (
     NUM_SEEDS,
     Done,
     Event,
+    Failed,
     GenerationRequest,
     GenerationResult,
     ImageDone,
+    ImagePreview,
     ImageProgress,
     TextDelta,
     append_text,
@@ -135,8 +137,10 @@ class Attempt:
             case ImageDone(codes=codes, plan=plan):
                 self.parts.append(codes)
                 self.plans.append(list(plan))
-            case ImageProgress():
+            case ImageProgress() | ImagePreview():
                 pass
+            case Failed():
+                self.is_finished = True
             case Done(result=result):
                 self.is_finished = True
                 event = replace(event, result=self._complete(result))

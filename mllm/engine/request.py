@@ -77,6 +77,8 @@ class GenerationRequest:
     window: int | None = None
     """Places guessed and checked in one pass (mllm/engine/loop.py); 1 guesses nothing, None is what pays. Changes no
     result."""
+    preview_every: int | None = None
+    """Tell what an image looks like so far each time that so many more of its positions stand."""
     expected_text: tuple[int, ...] = ()
     """A guess of the answer's text."""
     logits_processors: tuple[LogitsProcessor, ...] = ()
@@ -107,6 +109,8 @@ class GenerationRequest:
             raise ValueError(f"resamples must be an integer >= 0, got {self.resamples!r}")
         if self.window is not None and self.window < 1:
             raise ValueError(f"window must be >= 1, got {self.window}; 1 guesses nothing")
+        if self.preview_every is not None and self.preview_every < 1:
+            raise ValueError(f"preview_every must be >= 1, got {self.preview_every}; leave it out for no previews")
         if self.max_new_tokens is not None and self.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens must be >= 1, got {self.max_new_tokens}")
 
@@ -174,6 +178,16 @@ class ImageProgress:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ImagePreview:
+    """An image so far; positions that do not stand yet are guessed."""
+
+    index: int = 0
+    done: int  # positions that stand
+    codes: CodesPart
+    image: Any = None  # the decoded PIL image
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ImageDone:
     """An image of the answer is complete."""
 
@@ -215,7 +229,7 @@ class Failed:
     error: Exception
 
 
-Event = TextDelta | ImageProgress | ImageDone | Done | Failed
+Event = TextDelta | ImageProgress | ImagePreview | ImageDone | Done | Failed
 
 
 # ---- budgets ----
@@ -285,6 +299,7 @@ class Overrides(TypedDict, total=False):
     max_new_tokens: int | None
     resamples: int | None
     speculate: bool | int | None
+    preview_every: int | None
 
 
 @dataclass(frozen=True, slots=True)

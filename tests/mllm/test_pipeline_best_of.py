@@ -60,7 +60,7 @@ def test_best_of_keeps_what_judging_all_candidates_picks(pipeline: Pipeline) -> 
 @pytest.mark.parametrize("questions", [vqa_score_question, ask_about])
 def test_the_score_is_the_probability_of_the_answers_word_by_word(pipeline: Pipeline, questions: object) -> None:
     images, texts = random_images(3), ["a red circle above a blue star", "no hearts", "a small green square"]
-    scores = score_images(pipeline.model, pipeline.processor, images, texts, questions=questions, batch_size=2)
+    scores = score_images(pipeline.engine, pipeline.processor, images, texts, questions=questions, batch_size=2)
     expected = [
         math.prod(plain_probability(pipeline, image, question, wanted) for question, wanted in questions(text))
         for image, text in zip(images, texts, strict=True)
