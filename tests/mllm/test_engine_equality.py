@@ -193,7 +193,7 @@ def test_many_interleavings_give_each_request_what_it_gets_alone(monkeypatch: py
 
 def test_an_error_ends_its_own_request_alone() -> None:
     def refuse(ids_1T: Tensor, logits_1V: Tensor) -> Tensor:
-        if ids_1T.shape[1] > 9:
+        if ids_1T.shape[1] > 6:
             raise RuntimeError("enough")
         return logits_1V
 
