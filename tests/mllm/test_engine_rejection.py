@@ -150,8 +150,6 @@ def test_an_image_that_is_unlike_its_plan_is_sampled_again(pipeline: Pipeline) -
     drawn = pipeline.draw("a red circle", seed=3, **{**settings, "resamples": 2})[0]
     assert drawn.tobytes() == third.tobytes() and drawn.info["seed"] == 3
     assert pipeline.draw("a", seed=2**63 - 1, **{**settings, "resamples": 1})[0].info["seed"] == 2**63 - 1
-    once, maybe_more = (pipeline.draw("a", resamples=n, plan="something red", seed=3)[0].tobytes() for n in (0, 2))
-    assert once == maybe_more, "free words cannot be compared"
 
 
 def test_the_number_of_tries_is_the_checkpoints_or_the_callers(
