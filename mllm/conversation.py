@@ -25,7 +25,7 @@ from __future__ import annotations
 import base64
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any, Literal, get_args
@@ -395,10 +395,18 @@ def from_chat(chat: Sequence[dict[str, Any] | Message]) -> list[Message]:
     """
     messages: list[Message] = []
     before: tuple[Part, ...] = ()
+    if isinstance(chat, str | Mapping) or not isinstance(chat, Iterable):
+        raise ValueError(f"a chat must be a list of messages, got {chat!r:.200}; give [{{'role', 'content'}}, ...]")
     for turn in chat:
-        role, parts = (
-            (turn.role, turn.parts) if isinstance(turn, Message) else (turn["role"], _parts_of(turn["content"]))
-        )
+        match turn:
+            case Message(role, parts):
+                pass
+            case {"role": role, "content": str() | list() | tuple() as content}:
+                parts = _parts_of(content)
+            case _:
+                raise ValueError(
+                    f"a message must have a role and a content, a text or a list of items, got {turn!r:.200}; fix it"
+                )
         match role:
             case "system":
                 before += parts
@@ -440,7 +448,7 @@ def _part_from_item(item: dict[str, Any]) -> Part:
         case _:
             raise ValueError(
                 "items of a chat message must be of type text or image, got "
-                f"{sorted(name for name in item if item[name] is not None)}; use "
+                f"{sorted(k for k, v in item.items() if v is not None) if isinstance(item, dict) else item!r}; use "
                 "{'type': 'text', 'text': ...} or {'type': 'image', 'image': a PIL image}"
             )
 

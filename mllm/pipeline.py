@@ -319,8 +319,12 @@ class Pipeline:
             questions: to ask about an image of a text; default: the checkpoint's planner's, else VQAScore's.
         """
         check_task(self.tasks, "ask")
-        if isinstance(texts, str) or len(images) != len(texts):
-            raise ValueError(f"texts must be one for each of the {len(images)} images, got {texts!r}; give as many")
+        if not isinstance(images, list | tuple) or not isinstance(texts, list | tuple) or len(images) != len(texts):
+            raise ValueError(
+                f"images and texts must be lists of one length, got {images!r} and {texts!r}; give as many"
+            )
+        texts = [check_text(text, name="text", hint="say what the image should show") for text in texts]
+        images = [read_image(image) for image in images]
         questions = questions or (self.planner.questions if self.planner else vqa_score_question)
         with self._lock:
             return score_images(self.engine, self.processor, images, texts, questions=questions)
@@ -687,6 +691,8 @@ def check_text(text: str, *, name: str, hint: str) -> str:
     """A text that says something."""
     if not isinstance(text, str) or not text.strip():
         raise ValueError(f"the {name} must not be empty, got {text!r}; {hint}")
+    if text.encode("utf-8", "ignore").decode() != text:
+        raise ValueError(f"the {name} must be Unicode, got half of a surrogate pair in {text!r}; fix it")
     return text
 
 

@@ -94,8 +94,8 @@ class Door:
             self.failures.append(f"{what}: {'accepted' if accepted else said[-400:]}")
 
     def finish(self, least: int) -> None:
-        assert self.contents() == self.before, "a file was changed"
         assert not self.failures, f"{len(self.failures)} failures\n" + "\n".join(self.failures[:60])
+        assert self.contents() == self.before, "a file was changed"
         assert self.counts["refused"] >= least, self.counts
 
 
@@ -154,7 +154,7 @@ COMMANDS: dict[tuple[str, ...], tuple[str, ...]] = {
     ("edit", "a.png", "make it blue", "-o", "out/x.png"): (*DRAW, "--seed", "-o", "--embedding-context"),
     ("ask", "a.png", "what?"): ("--seed", "--temperature", "--top-k", "--top-p", "--max-new-tokens", "--device-map"),
     ("tokenize", "encode", "a.png", "-o", "out/x.npz"): ("--size", "--model", "--device", "-o"),
-    ("tokenize", "reconstruct", "a.png", "-o", "out/x.png"): ("--size", "--device", "--json", "-o"),
+    ("tokenize", "reconstruct", "a.png", "-o", "out/x.png"): ("--size", "--device", "--json"),
     ("evaluate", "world", "--count", "1"): ("--seed", "--device", "--json", "--temperature"),
 }
 OTHERS = (
@@ -467,7 +467,7 @@ def test_the_facade(folder: Path, model: str, capfd: pytest.CaptureFixture[str])
     images = (
         *images,
         torch.zeros(2, 3, 4, 4),
-        torch.zeros(5, 4, 4),
+        torch.zeros(5, 4, 6),
         Path("."),
         object(),
         np.zeros((4, 4, 3), dtype=complex),
@@ -497,5 +497,5 @@ def test_the_facade(folder: Path, model: str, capfd: pytest.CaptureFixture[str])
                      [{"role": "user", "content": [{"type": "image", "path": "none.png"}]}]):  # fmt: skip
         door.call(f"chat({messages!r})", lambda messages=messages: list(pipeline.chat(messages)))
     for pair in (([image], []), ([], ["x"]), ([image], [5]), ([5], ["x"]), (image, "x"), (None, None)):
-        door.call(f"judge{pair}", lambda pair=pair: pipeline.judge(*pair))
+        door.call(f"score{pair}", lambda pair=pair: pipeline.score(*pair))
     door.finish(90)

@@ -103,6 +103,8 @@ def tokenize_reconstruct(options: Namespace) -> None:
     from tokenizer.unitok import decode_images, encode_images
 
     outputs = output_paths(options.output, [path.stem for path in options.images])
+    if Path(options.output).is_dir() and {path.resolve() for path in outputs} & {p.resolve() for p in options.images}:
+        raise ValueError(f"-o must be another folder than that of the images, got {options.output}; name a new one")
     tokenizer = load_image_tokenizer(options)
     pixels_B3HW = read_pixels(options, tokenizer)
     encoded = list(encode_images(pixels_B3HW, tokenizer, batch_size=BATCH_SIZE))
