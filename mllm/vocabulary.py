@@ -135,7 +135,10 @@ def load_text_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
 
 def _adds_dummy_prefix(model_file: Path) -> bool:
     """Whether this SentencePiece model was trained with a space before every text."""
-    pieces = sentencepiece.SentencePieceProcessor(model_file=str(model_file)).encode("a", out_type=str)
+    try:
+        pieces = sentencepiece.SentencePieceProcessor(model_file=str(model_file)).encode("a", out_type=str)
+    except RuntimeError as error:
+        raise ValueError(f"{model_file} must be a SentencePiece model, got {error}; download it again") from error
     return pieces[0].startswith("\u2581")
 
 

@@ -6,18 +6,20 @@ time.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from mllm.checkpoint import our_shapes, quantization_config
-from mllm.config import MLLMConfig
+from mllm.config import OLD_NAMES, MLLMConfig
 from mllm.embedding import ProjectedEmbedding
 from mllm.model import MLLMForConditionalGeneration
 from mllm.vocabulary import Vocabulary, added_ids, extend_tokenizer, fill_new_rows
@@ -45,6 +47,8 @@ def build_model(
         if folder is not None and (folder.is_absolute() or name == "start_from") and not folder.is_dir():
             raise FileNotFoundError(f"{name} must be the folder of a model, got {folder}; correct the path")
     check_image_fields(recipe.model, image_tokenizer)
+    if unknown := sorted(set(recipe.model) - {*MLLMConfig.__dataclass_fields__, *OLD_NAMES}):
+        raise ValueError(f"model must have fields of MLLMConfig, got {', '.join(unknown)}; correct or leave them out")
     start = MLLMConfig.from_pretrained(recipe.start_from, local_files_only=True) if recipe.start_from else None
     vocabulary = extend_tokenizer(
         text_tokenizer,
@@ -74,7 +78,17 @@ def model_config(
 ) -> MLLMConfig:
     """The recipe's fields, with the ids and sizes that the tokenizers fix."""
     sizes = {name: getattr(image_tokenizer.config, name) for name in IMAGE_FIELDS}
-    return MLLMConfig(**{**recipe.model, "text_config": text_config, **vocabulary.config_fields(), **sizes})
+    with misfits_named():
+        return MLLMConfig(**{**recipe.model, "text_config": text_config, **vocabulary.config_fields(), **sizes})
+
+
+@contextmanager
+def misfits_named() -> Iterator[None]:
+    """Errors of transformers' own about fields of a config become sentences about the recipe."""
+    try:
+        yield
+    except (StrictDataclassError, ArithmeticError, TypeError) as error:
+        raise ValueError(f"model must have fields that fit each other, got: {error}; change the recipe") from error
 
 
 def freeze_all_but(model: nn.Module, groups: Sequence[str]) -> None:
@@ -124,7 +138,8 @@ def changed_config(start: MLLMConfig, changes: dict[str, Any], *, folder: Path) 
     """The config of a model of ours with other settings, which must fit its weights."""
     fields = start.to_dict()
     text_config = {**fields["text_config"], **changes.get("text_config", {})}
-    config = MLLMConfig.from_dict({**fields, **changes, "text_config": text_config})
+    with misfits_named():
+        config = MLLMConfig.from_dict({**fields, **changes, "text_config": text_config})
     before, after = (
         {name: tuple(value.shape) for name, value in our_shapes(MLLMForConditionalGeneration, each).items()}
         for each in (start, config)

@@ -459,8 +459,8 @@ def training_arguments(recipe: MLLMRecipe) -> TrainingArguments:
     check_numbers(recipe.trainer)
     try:
         arguments = TrainingArguments(**settings)
-    except TypeError as error:
-        raise ValueError(f"trainer must have keys of TrainingArguments, got: {error}; change the recipe") from None
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"trainer must fit TrainingArguments, got: {error}; change the recipe") from None
     check_supported(recipe, arguments)
     if arguments.deepspeed:
         join_deepspeed(use_cpu=arguments.use_cpu)
