@@ -37,7 +37,7 @@ def ask_turn(speaker: Speaker, scene: Scene) -> Asked:
         ask_where: 6,
     }
     while True:
-        asked = speaker.rng.choices(list(forms), list(forms.values()))[0](speaker, scene)
+        asked = speaker.pick(forms)(speaker, scene)
         if asked is None:
             continue
         text, right = asked

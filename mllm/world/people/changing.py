@@ -54,7 +54,7 @@ def change_turn(speaker: Speaker, scene: Scene, split: Split) -> Changed:
         relate_two: 8,
     }
     for _ in range(400):
-        made = speaker.rng.choices(list(forms), list(forms.values()))[0](speaker, scene)
+        made = speaker.pick(forms)(speaker, scene)
         if made is not None and split_of(made[1]) == split:
             return made
     raise UnchangeableError

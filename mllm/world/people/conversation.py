@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from random import Random
 from typing import Any
 
-from mllm.world.language import describe
+from mllm.world.language import describe, phrases
 from mllm.world.people.asking import ask_turn
 from mllm.world.people.changing import UnchangeableError, change_other, change_turn, correct_turn
 from mllm.world.people.declining import decline_turn, talk_turn
@@ -21,7 +21,7 @@ from mllm.world.scene import MAX_OBJECTS, SHAPES, Scene, Split, random_scene_for
 from mllm.world.spec import full_filter
 
 KINDS = ("draw", "ask", "describe", "edit", "chat", "outside", "talk", "again")
-YES = {"yes": ["yes", "no"], "no": ["no", "yes"]}
+OTHER = {"yes": ["no"], "no": ["yes"]}
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,6 @@ def _make(kind: str, speaker: Speaker, split: Split, max_turns: int) -> list[Peo
 
 def draw(speaker: Speaker, split: Split, *, is_again: bool = False) -> PeopleTurn:
     text, scene, expect = draw_turn(speaker, split)
-    expect.pop("place", None)
     if is_again:
         opening = speaker.rng.random()
         if opening < 0.42 or text.startswith(("put", "place", "stick", "there", "and")):
@@ -87,7 +86,7 @@ def draw(speaker: Speaker, split: Split, *, is_again: bool = False) -> PeopleTur
         elif opening < 0.84:
             text = speaker.say("next") + " " + text
     return PeopleTurn(
-        speaker.type(text, asks=text[:3] in ("can", "cou", "wou", "wil", "may")),
+        speaker.type(text),
         scene,
         expect,
         kind="again" if is_again else "draw",
@@ -99,9 +98,9 @@ def respond(speaker: Speaker, kind: str, scene: Scene, split: Split) -> PeopleTu
     match kind:
         case "ask":
             words, right, any_of = ask_turn(speaker, scene)
-            none_of = YES[right][1:] if right in YES else []
+            none_of = OTHER.get(right, [])
             expect = {"text": {"any_of": any_of, "none_of": none_of}, "no_picture": True}
-            return PeopleTurn(speaker.type(words, asks=True), right, expect, kind="ask")
+            return PeopleTurn(speaker.type(words), right, expect, kind="ask")
         case "describe":
             short = speaker.maybe(0.2)
             words = describe(scene, short=short)
@@ -113,7 +112,7 @@ def respond(speaker: Speaker, kind: str, scene: Scene, split: Split) -> PeopleTu
                 "no_picture": True,
             }
             return PeopleTurn(
-                speaker.type(speaker.say("caption" if short else "describe"), asks=speaker.maybe(0.3)),
+                speaker.type(speaker.say("caption" if short else "describe")),
                 words,
                 expect,
                 kind="describe",
@@ -123,14 +122,12 @@ def respond(speaker: Speaker, kind: str, scene: Scene, split: Split) -> PeopleTu
         case _:
             made = change_turn(speaker, scene, split)
     text, after, expect = made
-    return PeopleTurn(speaker.type(text, asks=text[:3] in ("can", "cou", "wou")), after, expect, kind="edit")
+    return PeopleTurn(speaker.type(text), after, expect, kind="edit")
 
 
 def decline(speaker: Speaker, scene: Scene | None) -> PeopleTurn:
     text, right = decline_turn(speaker, scene)
-    return PeopleTurn(
-        speaker.type(text, asks=text[:3] in ("can", "cou", "wou")), right, {"decline": True}, kind="outside"
-    )
+    return PeopleTurn(speaker.type(text), right, {"decline": True}, kind="outside")
 
 
 def talk(speaker: Speaker, after: str | None) -> PeopleTurn:
@@ -144,29 +141,19 @@ def talk(speaker: Speaker, after: str | None) -> PeopleTurn:
 def converse(speaker: Speaker, split: Split, num_turns: int, shown: Scene | None) -> list[PeopleTurn]:
     """A conversation: pictures, changes, questions, corrections, thanks, what cannot be done, and new pictures."""
     rng = speaker.rng
+    table = phrases("people")["weights"]
     scene, before = shown, None  # what is in the last picture, and in the one before it
     turns: list[PeopleTurn] = []
     while len(turns) < num_turns:
         last = turns[-1].kind if turns else None
-        if scene is None:
-            weights = {"draw": 60, "talk": 22, "outside": 14}
-        else:
-            weights = {
-                "edit": 34,
-                "ask": 20,
-                "describe": 4,
-                "draw": 17,
-                "talk": 12,
-                "outside": 8,
-                "correct": 8 if last in ("draw", "again", "edit") else 0,
-                "undo": 2 if last == "edit" and before else 0,
-                "show": 3 if turns else 0,
-            }
-        if not turns and shown is not None:
-            weights = {"edit": 40, "ask": 40, "describe": 10, "outside": 6, "draw": 4}
+        state = "at first" if scene is None else "later" if turns else "with an image"
+        weights = {**table[f"turn {state}"]}
+        if state == "later":
+            weights["correct"] *= last in ("draw", "again", "edit")
+            weights["undo"] *= last == "edit" and before is not None
         if len(turns) == num_turns - 1 and turns:
             weights["talk"] = 26
-        kind = rng.choices(list(weights), list(weights.values()))[0]
+        kind = speaker.pick(weights)
         new: Scene | None = None
         match kind:
             case "draw":

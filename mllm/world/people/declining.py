@@ -3,79 +3,29 @@
 from __future__ import annotations
 
 from mllm.world.grammar import Slot, listed
+from mllm.world.language import phrases
 from mllm.world.people.changing import order_change
 from mllm.world.people.speaker import Speaker
 from mllm.world.scene import MAX_OBJECTS, RELATIONS, SEEN_PAIRS, SIZES, Scene
 from mllm.world.spec import ANY, Filter
 
-DECLINES = {
-    "thing": "I can only draw circles, squares, triangles, stars, crosses and hearts.",
-    "color": "I can't draw that color. I can only use red, orange, yellow, green, blue and purple.",
-    "count": "I can't draw that many. I can only draw up to four shapes.",
-    "background": "I can't do that background. It can only be white, gray, black or cream.",
-    "move": "I can't move shapes. I can only add, remove, recolor, resize and replace them.",
-    "rotate": "I can't rotate or mirror shapes. I can only draw them upright.",
-    "touch": "I can't draw shapes inside or over each other. I can only draw them side by side.",
-    "text": "I can't write text in a picture. I can only draw shapes.",
-    "style": "I can't do that. I can only draw flat, plain shapes.",
-    "chat": "I can't help with that. I can only draw and talk about pictures of shapes.",
-    "missing": "I can't see that in the picture.",
+REASONS = {"shape": "thing", "list": "count", "fifth": "count", "styling": "style"}
+NEEDED = {
+    "can": ["draw", "shapes"],
+    "can draw": ["circles", "shapes"],
+    "can color": ["red"],
+    "can count": ["four", "4"],
 }
-
-
-ANSWERS = {
-    "greet": "Hello! What shall I draw?",
-    "thank": "You are welcome!",
-    "praise": "I am glad that you like it.",
-    "bye": "Goodbye!",
-    "okay": "All right. What shall I do next?",
-    "dislike": "Sorry. What should be different?",
-    "like": "Yes, very much.",
-    "who": "I am a small model that draws, describes and edits pictures of flat shapes.",
-    "can": "I can draw shapes, answer questions about a picture, describe it and change it.",
-    "can draw": "I can draw circles, squares, triangles, stars, crosses and hearts.",
-    "can color": "I can use red, orange, yellow, green, blue and purple.",
-    "can size": "I can draw small and large shapes.",
-    "can background": "The background can be white, gray, black or cream.",
-    "can count": "I can draw up to four shapes.",
-}
+"""Words of which any answer must hold one."""
 
 
 def decline_turn(speaker: Speaker, scene: Scene | None) -> tuple[str, str]:
     """A request for what this world lacks, and the honest answer; about the picture where there is one."""
-    rng = speaker.rng
-    drawing = {
-        "thing": 16,
-        "shape": 10,
-        "color": 18,
-        "count": 12,
-        "list": 5,
-        "background": 7,
-        "rotate": 3,
-        "touch": 8,
-        "text": 6,
-        "style": 10,
-        "chat": 5,
-    }
-    editing = {
-        "color": 14,
-        "thing": 6,
-        "shape": 7,
-        "fifth": 10,
-        "background": 8,
-        "move": 22,
-        "rotate": 14,
-        "touch": 8,
-        "text": 5,
-        "styling": 10,
-    }
-    forms = editing if scene is not None and speaker.maybe(0.75) else drawing
-    form = rng.choices(list(forms), list(forms.values()))[0]
-    reason = {"shape": "thing", "list": "count", "fifth": "count", "styling": "style"}.get(form, form)
+    is_edit = scene is not None and speaker.maybe(0.75)
+    form = speaker.pick(phrases("people")["weights"]["outside editing" if is_edit else "outside drawing"])
     if form == "fifth" and scene is not None and len(scene.objects) < MAX_OBJECTS:
         return decline_turn(speaker, scene)
-    text = outside_words(speaker, form, scene, is_edit=forms is editing)
-    return text, DECLINES[reason]
+    return outside_words(speaker, form, scene, is_edit=is_edit), phrases("people")["declines"][REASONS.get(form, form)]
 
 
 def outside_words(speaker: Speaker, form: str, scene: Scene | None, *, is_edit: bool) -> str:
@@ -156,35 +106,12 @@ def outside_words(speaker: Speaker, form: str, scene: Scene | None, *, is_edit: 
 
 def talk_turn(speaker: Speaker, after: str | None) -> tuple[str, str, list[str]]:
     """Small talk: words, the answer, and words of which any answer must hold one."""
-    rng = speaker.rng
-    weights = {
-        "greet": 12,
-        "thank": 8,
-        "praise": 5,
-        "bye": 6,
-        "okay": 4,
-        "like": 5,
-        "who": 6,
-        "can": 8,
-        "can draw": 6,
-        "can color": 2,
-        "can size": 1,
-        "can background": 1,
-        "can count": 2,
-        "dislike": 1,
-    }
-    if after in ("draw", "edit"):
-        weights |= {"thank": 34, "praise": 22, "bye": 10, "okay": 6, "greet": 1, "dislike": 4}
-    elif after is not None:
-        weights |= {"thank": 20, "okay": 10, "bye": 8, "greet": 1}
-    kind = rng.choices(list(weights), list(weights.values()))[0]
-    needed = {
-        "can": ["draw", "shapes"],
-        "can draw": ["circles", "shapes"],
-        "can color": ["red"],
-        "can count": ["four", "4"],
-    }
+    table = phrases("people")
+    weights = {**table["weights"]["talk"]}
+    if after is not None:
+        weights |= table["weights"]["talk after an image" if after in ("draw", "edit") else "talk later"]
+    kind = speaker.pick(weights)
     text = speaker.say(kind)
     if kind in ("can", "can draw", "who", "like") and speaker.maybe(0.15):
         text = f"{speaker.say('greet')} {text}"
-    return text, ANSWERS[kind], needed.get(kind, [])
+    return text, table["answers"][kind], NEEDED.get(kind, [])

@@ -53,7 +53,7 @@ def draw_turn(speaker: Speaker, split: Split) -> tuple[str, Scene, dict[str, Any
         single: 18,
     }
     while True:
-        made = rng.choices(list(forms), list(forms.values()))[0](speaker, split)
+        made = speaker.pick(forms)(speaker, split)
         if made is None:
             continue
         text, is_sentence, scene, expect = made
@@ -175,7 +175,6 @@ def single(speaker: Speaker, split: Split) -> Drawn:
     places = [place for place in stated_places(item) if None not in PLACES[place]] or list(stated_places(item))
     if places and speaker.maybe(0.3):
         text = f"{text} {speaker.say(places[0])}"
-        expect["place"] = places[0]
     elif speaker.maybe(0.1):
         text += rng.choice((" and nothing else", ", nothing else", ", just that", " only", " alone"))
     elif speaker.maybe(0.06):

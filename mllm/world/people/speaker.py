@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from random import Random
+from typing import TypeVar
 
-from mllm.world.grammar import Slot, Typing, alternatives, expand, rule, tidy
+from mllm.world.grammar import Slot, Typing, expand, rule, tidy
 from mllm.world.language import NUMBER_WORDS, pluralize
 from mllm.world.scene import Scene, SceneObject, is_clear, main_relation
 from mllm.world.spec import Filter, find_one
 
 FULL = ("size", "color", "shape")
+
+
+ASKING = re.compile("(can|could|would|will|may|is|are|do|does|did|what|which|how|where|who|have|any)\\b")
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -29,9 +35,8 @@ class Speaker:
         """A rule of the grammar."""
         return expand(rule(name), self.rng, slots)
 
-    def choose(self, text: str, **slots: Slot) -> str:
-        """The same of alternatives that are written out."""
-        return expand(alternatives(text), self.rng, slots)
+    def pick(self, weights: Mapping[T, float]) -> T:
+        return self.rng.choices(tuple(weights), tuple(weights.values()))[0]
 
     def maybe(self, share: float) -> bool:
         return self.rng.random() < share
@@ -124,5 +129,5 @@ class Speaker:
 
     # ---- the whole sentence ----
 
-    def type(self, text: str, *, asks: bool = False) -> str:
-        return self.typing(text, self.rng, asks=asks)
+    def type(self, text: str) -> str:
+        return self.typing(text, self.rng, asks=ASKING.match(text) is not None)
