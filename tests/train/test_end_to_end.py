@@ -19,7 +19,7 @@ def test_raw_files_become_a_model_that_draws_and_answers(tmp_path: Path) -> None
     words = ["bash", "scripts/end_to_end_tiny.sh", str(out)]
     with forked_python(tmp_path / "bin", environment()) as python:
         settings = {**environment(), "PATH": f"{python.parent}:{environment()['PATH']}"}
-        done = subprocess.run(words, cwd=ROOT, env=settings, capture_output=True, text=True, timeout=1500)
+        done = subprocess.run(words, cwd=ROOT, env=settings, capture_output=True, text=True, timeout=3000)
     assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
     for stage in ("stage1", "stage2", "stage3", "lora"):
         assert losses(out / stage).keys() == {1, 2, 3}
