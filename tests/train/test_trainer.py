@@ -16,28 +16,13 @@ from safetensors.torch import load_file
 
 from mllm.model import MLLMForConditionalGeneration
 from tests.train.launching import ROOT, command, environment, losses, write_recipe
+from train import recipe as recipes
+from train import trainer as trainers
 from train.build_model import group_of
 from train.hardware import WAIT_IN_TRAINING
 from train.metrics import PEAK_FLOPS, FlopCount
-from train.recipe import (
-    BadSteps,
-    BenchmarkInLoop,
-    MLLMRecipe,
-    OptimizerRecipe,
-    Validation,
-    WorldInLoop,
-    as_yaml,
-    read_yaml,
-    resolve,
-)
-from train.trainer import (
-    BadStepsError,
-    LossMonitor,
-    check_supported,
-    join_deepspeed,
-    train_mllm,
-    training_arguments,
-)
+from train.recipe import BadSteps, MLLMRecipe, OptimizerRecipe, Validation
+from train.trainer import BadStepsError, LossMonitor, check_supported, train_mllm, training_arguments
 
 
 def changed(recipe: MLLMRecipe, trainer: dict[str, object] | None = None, **changes: object) -> MLLMRecipe:
@@ -267,7 +252,7 @@ def test_what_cannot_be_is_refused_before_training(
         train_mllm(short)
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     with pytest.raises(ValueError, match="launcher"):
-        join_deepspeed(use_cpu=True)
+        trainers.join_deepspeed(use_cpu=True)
     for name in ("bitsandbytes", "bitsandbytes.optim"):
         monkeypatch.setitem(sys.modules, name, None)
     eight_bits = changed(short, optimizer=OptimizerRecipe(name="adamw8bit"), output=tmp_path / "8bit")
@@ -277,13 +262,13 @@ def test_what_cannot_be_is_refused_before_training(
 
 def test_what_needs_complete_weights_is_refused_with_zero_3(mllm_recipe: MLLMRecipe) -> None:
     nowhere = Path("none")
-    benchmark = BenchmarkInLoop(name="gqa", questions=nowhere, annotations=nowhere, images=nowhere)
+    benchmark = recipes.BenchmarkInLoop(name="gqa", questions=nowhere, annotations=nowhere, images=nowhere)
     plain = dataclasses.replace(mllm_recipe, ema_decay=0.0)
     zero2, zero3 = (
         SimpleNamespace(deepspeed="zero.json", hf_deepspeed_config=SimpleNamespace(is_zero3=lambda stage=stage: stage))
         for stage in (False, True)
     )
-    for fields in ({"prompts": ["a red circle"]}, {"benchmarks": [benchmark]}, {"world": WorldInLoop()}, None):
+    for fields in ({"prompts": ["a red circle"]}, {"benchmarks": [benchmark]}, {"world": recipes.WorldInLoop()}, None):
         recipe = dataclasses.replace(plain, validation=Validation(**fields)) if fields else mllm_recipe
         check_supported(recipe, zero2)
         with pytest.raises(ValueError, match="with ZeRO-3"):
@@ -297,8 +282,9 @@ def test_arguments_of_the_library(short: MLLMRecipe, tmp_path: Path) -> None:
     assert training_arguments(short).ddp_timeout_delta == WAIT_IN_TRAINING > timedelta(hours=1)
     assert training_arguments(changed(short, {"ddp_timeout": 60})).ddp_timeout == 60
     path = tmp_path / "recipe.yaml"
-    path.write_text(as_yaml(short).replace("\ntrainer:", "\ntrainer:\n  save_strategy: no"))  # YAML reads false
-    assert training_arguments(resolve(MLLMRecipe, read_yaml(path))).save_strategy == "no"
+    path.write_text(recipes.as_yaml(short).replace("\ntrainer:", "\ntrainer:\n  save_strategy: no"))  # YAML reads false
+    again = recipes.resolve(MLLMRecipe, recipes.read_yaml(path))
+    assert training_arguments(again).save_strategy == "no"
 
 
 def test_averages_in_eight_bits_train_like_whole_ones(short: MLLMRecipe) -> None:

@@ -43,52 +43,33 @@ FAR, NEAR = replace(BOX, x=0.75, y=0.5), replace(BOX, x=0.7, y=0.76)
 SECOND = replace(STAR, x=0.7, y=0.7)
 LARGE = replace(BOX, size="large")
 
+HEART = SceneObject("heart", "blue", "small", 0.3, 0.8)
+NO, GREEN = {"text": {"any_of": ["no", "isn't"], "none_of": ["yes"]}, "no_picture": True}, {"any_of": ["green star"]}
 CASES: list[tuple[str, dict | None, dict, list[list[Part]], list[list[Part]]]] = [
     (
-        "draw",
-        None,
-        STAR_AND_BOX,
-        [[draw(STAR, BOX)], ["Here it is.", draw(BLUE, BOX, background="black")]],
+        *("draw", None, STAR_AND_BOX, [[draw(STAR, BOX)], ["Here it is.", draw(BLUE, BOX, background="black")]]),
         [
-            [],
-            ["A green star."],
-            [draw(STAR, BOX), draw(STAR, BOX)],
-            [draw(STAR)],
-            [draw(replace(STAR, color="red"), BOX)],
-            [draw(STAR, BOX, SceneObject("heart", "blue", "small", 0.3, 0.8))],
-            [draw(replace(STAR, x=0.75), replace(BOX, x=0.3))],
-            [draw(STAR, LARGE)],
-            [Image.new("RGB", (128, 128), "white")],
+            *([], ["A green star."], [draw(STAR, BOX), draw(STAR, BOX)], [draw(STAR)], [draw(STAR, LARGE)]),
+            *([draw(replace(STAR, color="red"), BOX)], [draw(STAR, BOX, HEART)]),
+            *([draw(replace(STAR, x=0.75), replace(BOX, x=0.3))], [Image.new("RGB", (128, 128), "white")]),
         ],
     ),
     ("draw", None, TWO_STARS, [[draw(STAR, SECOND)]], [[draw(STAR)], [draw(STAR, SECOND, background="gray")]]),
     (
-        "edit",
-        SHOWN,
-        RECOLORED,
-        [[draw(BLUE, BOX)], [draw(BLUE, NEAR)]],
+        *("edit", SHOWN, RECOLORED, [[draw(BLUE, BOX)], [draw(BLUE, NEAR)]]),
         [[draw(STAR, BOX)], [draw(BLUE, FAR)], [draw(BLUE, BOX, background="white")], [draw(BLUE, LARGE)], ["Blue."]],
     ),
     (
-        "ask",
-        SHOWN,
-        {"text": {"any_of": ["no", "isn't"], "none_of": ["yes"]}, "no_picture": True},
-        [["No."], ["It isn\u2019t there."]],
+        *("ask", SHOWN, NO, [["No."], ["It isn\u2019t there."]]),
         [["Yes, no."], ["There is another."], [], ["No.", draw(STAR)]],
     ),
     (
-        "describe",
-        SHOWN,
-        {"text": {"any_of": ["green star"]}},
-        [["I see a GREEN  star."], ["A green star.", draw(STAR)]],
+        *("describe", SHOWN, {"text": GREEN}, [["I see a GREEN  star."], ["A green star.", draw(STAR)]]),
         [["A star."], ["A green starfish."]],
     ),
     ("talk", None, {"no_picture": True}, [["Hello."], []], [[draw(STAR)]]),
     (
-        "outside",
-        None,
-        {"decline": True},
-        [["I can only draw shapes."], ["Sorry, I don\u2019t know dogs."]],
+        *("outside", None, {"decline": True}, [["I can only draw shapes."], ["Sorry, I don\u2019t know dogs."]]),
         [["Sure, a dog."], [], [draw(STAR)], ["I can only draw stars.", draw(STAR)]],
     ),
 ]
