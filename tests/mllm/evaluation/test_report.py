@@ -94,8 +94,8 @@ def test_each_model_has_its_row_and_each_result_its_place(tmp_path: Path, capsys
     assert main([*files, "--name", "mine"]) == 0
     printed = capsys.readouterr().out
     assert "## Understanding" in printed and "## Generation, GenAI-Bench" in printed and "**mine**" in printed
-    assert main([*files, "--name", "mine", "-o", str(tmp_path / "out" / "report.md")]) == 0
-    assert (tmp_path / "out" / "report.md").read_text() == printed
+    assert main([*files, "--name", "mine", "-o", str(tmp_path / "report.md")]) == 0
+    assert (tmp_path / "report.md").read_text() == printed
     write_json(tmp_path / "y.json", two)
     assert main([*files, str(tmp_path / "y.json"), "--name", "mine"]) == 2
     assert "m1, m2" in capsys.readouterr().err

@@ -139,7 +139,7 @@ def test_a_run_in_progress_is_not_started_a_second_time(tmp_path: Path, complete
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout is not None and other.stdout.readline() == b"held\n"
         refused = Answerer()
-        with pytest.raises(ValueError, match="another process"):
+        with pytest.raises(ValueError, match="one run at a time"):
             run(tmp_path / "run", refused)
         assert refused.asked == []
         other.kill()
