@@ -166,7 +166,8 @@ class ProjectedEmbedding(CodeEmbedding):
         """Entries (P, Z), each of unit length."""
         offsets_K = torch.arange(self.codebooks.shape[0], device=codes_PK.device) * self.codebooks.shape[1]
         entries_PKE = F.embedding(codes_PK + offsets_K, self.codebooks.flatten(0, 1))
-        return F.normalize(entries_PKE, dim=-1).flatten(-2)
+        # ZeRO casts parameters and leaves buffers as they are
+        return F.normalize(entries_PKE, dim=-1).flatten(-2).to(self.projection.norm1.weight.dtype)
 
     def embed_images(self, codes_PK: Tensor, image_lengths_I: Tensor) -> Tensor:
         return self.projector(self._project(self.look_up(codes_PK), image_lengths_I))
@@ -306,7 +307,7 @@ class Projector(nn.Module):
         self.linear2 = nn.Linear(out_width, out_width)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return self.linear2(F.gelu(self.linear1(self.norm(hidden))))
+        return self.linear2(F.gelu(self.linear1(self.norm(hidden.to(self.norm.weight.dtype)))))
 
 
 def image_of_positions(image_lengths_I: Tensor, num_positions: int) -> Tensor:

@@ -36,12 +36,15 @@ def eager_attention(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
+    softcap: float | None = None,
     **kwargs: object,
 ) -> tuple[Tensor, None]:
     """Attention as transformers calls it; `attention_mask` is boolean, true where a position may attend, or a bias."""
     repeats = query_BHTd.shape[1] // key_BHSd.shape[1]
     key_BHSd, value_BHSd = repeat_kv(key_BHSd, repeats), repeat_kv(value_BHSd, repeats)
     scores_BHTS = (query_BHTd * (scaling or query_BHTd.shape[-1] ** -0.5)) @ key_BHSd.transpose(2, 3)
+    if softcap is not None:  # Gemma 2
+        scores_BHTS = torch.tanh(scores_BHTS / softcap) * softcap
     if attention_mask is None:
         past = scores_BHTS.shape[-1] - scores_BHTS.shape[-2]  # a position attends to what a cache holds, too
         attention_mask = torch.ones(scores_BHTS.shape[-2:], dtype=torch.bool, device=scores_BHTS.device).tril(past)

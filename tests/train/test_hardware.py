@@ -2,18 +2,21 @@
 
 import pytest
 import torch
-from transformers import DynamicCache, LlamaConfig, LlamaModel
+from transformers import AutoModel, DynamicCache, Gemma2Config, LlamaConfig, PreTrainedConfig
 
 from tokenizer.hardware import fast_dtype
 from train.hardware import speed_up
 from train.optimizers import orthogonalize
 
 
-def test_eager_attention_equals_the_fused_one() -> None:
-    """Also of packed samples, and step by step with a cache."""
+@pytest.mark.parametrize("config_class", [LlamaConfig, Gemma2Config])
+def test_eager_attention_equals_the_library_s(config_class: type[PreTrainedConfig]) -> None:
+    """Also of packed samples, step by step with a cache, and with capped scores."""
     torch.manual_seed(0)
-    sizes = {"hidden_size": 24, "intermediate_size": 20, "num_hidden_layers": 2, "vocab_size": 11}
-    backbone = LlamaModel(LlamaConfig(num_attention_heads=6, num_key_value_heads=3, **sizes)).eval()
+    sizes = {"hidden_size": 24, "intermediate_size": 20, "num_hidden_layers": 2, "vocab_size": 11, "head_dim": 4}
+    config = config_class(num_attention_heads=6, num_key_value_heads=3, initializer_range=1.0, pad_token_id=0, **sizes)
+    config.attn_logit_softcapping = 0.5
+    backbone = AutoModel.from_config(config).eval()
     hidden_BTD = torch.randn(2, 7, 24)
     positions_BT = torch.tensor([[0, 1, 2, 0, 1, 2, 3], [0, 1, 0, 1, 0, 0, 0]])
     packed = {"inputs_embeds": hidden_BTD, "position_ids": positions_BT, "use_cache": False}
