@@ -106,7 +106,7 @@ RATE_FIELDS = {"rate", "low", "high", "passed", "total"}
 NAMELESS = ("scores", "skills")
 """Levels of the scores that a reader need not see."""
 USE = """```python
-import mllm.model, mllm.processor  # make the classes known to transformers
+import mllm.model  # or trust_remote_code=True below
 from transformers import AutoModelForMultimodalLM, AutoProcessor
 
 model = AutoModelForMultimodalLM.from_pretrained(FOLDER)

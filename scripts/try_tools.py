@@ -6,10 +6,12 @@ scripts/try_tools.sh makes an environment that has them.
 
 from __future__ import annotations
 
+import json
 import sys
 import tempfile
 from collections.abc import Callable
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -170,6 +172,53 @@ def trl_grpo() -> str:
     return f"rewards {', '.join(f'{reward:.1f}' for reward in rewards)}"
 
 
+LM_EVAL_TASK = """
+task: mllm_{output_type}
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {rows}}}}}
+test_split: test
+output_type: {output_type}
+doc_to_text: "{{{{prompt}}}}"
+doc_to_choice: "{{{{choices}}}}"
+doc_to_target: "{{{{gold}}}}"
+target_delimiter: ""
+generation_kwargs: {{max_gen_toks: 24, until: ["</s>"]}}
+metric_list: [{{metric: {metric}}}]
+"""
+
+
+def lm_eval() -> str:
+    """`lm_eval --model hf`: log-likelihoods of answers, and answers, to prompts as the model knows them."""
+    from lm_eval import simple_evaluate
+    from lm_eval.tasks import TaskManager
+
+    folder = Path(tempfile.mkdtemp())
+    answers = {"What can you draw?": " I can draw circles.", "Hi": " Hello! What shall I draw?"}
+    rows = [
+        {"prompt": f"USER: {asked} ASSISTANT:", "choices": [said, " zq xj vk"], "gold": 0}
+        for asked, said in answers.items()
+    ]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    kinds = {"multiple_choice": "acc", "generate_until": "bypass"}
+    for kind, metric in kinds.items():
+        task = LM_EVAL_TASK.format(output_type=kind, metric=metric, rows=folder / "rows.jsonl")
+        lines = [line for line in task.splitlines() if kind == "multiple_choice" or "doc_to_choice" not in line]
+        (folder / f"{kind}.yaml").write_text("\n".join(lines))
+    found = simple_evaluate(
+        model="hf",
+        model_args=f"pretrained={BUNDLED},dtype=float32,add_bos_token=True",
+        tasks=[f"mllm_{kind}" for kind in kinds],
+        task_manager=TaskManager(include_path=str(folder)),
+        device="cpu",
+        batch_size=2,
+        log_samples=True,
+    )
+    assert found["results"]["mllm_multiple_choice"]["acc,none"] == 1.0
+    said = [sample["resps"][0][0] for sample in found["samples"]["mllm_generate_until"]]
+    assert said[1] == answers["Hi"], said
+    return f"2 of 2 chosen rightly; answers {said}"
+
+
 TOOLS: dict[str, tuple[str, Callable[[], str]]] = {
     "sft-answers": ("trl", trl_sft_answers),
     "sft-drawings": ("trl", trl_sft_drawings),
@@ -179,6 +228,7 @@ TOOLS: dict[str, tuple[str, Callable[[], str]]] = {
     "sft-lora": ("trl", trl_sft_lora),
     "dpo": ("trl", trl_dpo),
     "grpo": ("trl", trl_grpo),
+    "lm-eval": ("lm_eval", lm_eval),
 }
 
 

@@ -3,11 +3,15 @@
 import ast
 import os
 import re
+import shutil
 import subprocess
 import sys
+import sysconfig
 import tomllib
 from pathlib import Path
+from typing import Any
 
+import pytest
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -85,6 +89,40 @@ def test_every_package_and_its_data_is_installed() -> None:
         data = {path for pattern in patterns for path in (ROOT / package).glob(pattern) if path.is_file()}
         files = (path for path in (ROOT / package).rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc"))
         assert set(files) <= data, f"not installed with {package}: {sorted(set(files) - data)[:3]}"
+
+
+@pytest.mark.slow
+def test_a_wheel_installed_elsewhere_does_what_the_readme_shows(tmp_path: Path) -> None:
+    """In an environment that has the dependencies and not the project, from a folder that is not the repository."""
+
+    def run(*words: object, **options: Any) -> str:
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        done = subprocess.run(
+            [str(word) for word in words], capture_output=True, text=True, env=environment, check=False, **options
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        return done.stdout
+
+    run(sys.executable, "-m", "venv", tmp_path / "venv")
+    python = tmp_path / "venv" / "bin" / "python"
+    own = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
+    (own / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    shutil.copytree(ROOT, tmp_path / "source", ignore=shutil.ignore_patterns(".git", "__pycache__", ".venv*"))
+    pip = [python, "-m", "pip", "--disable-pip-version-check"]
+    build = [*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", tmp_path, tmp_path / "source"]
+    run(*build)
+    (wheel,) = tmp_path.glob("*.whl")
+    run(*pip, "install", "--no-deps", wheel)
+    shutil.rmtree(tmp_path / "source")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    mllm = tmp_path / "venv" / "bin" / "mllm"
+    run(mllm, "draw", "a red circle", "-o", "a.png", "--seed", 1, cwd=elsewhere)
+    assert "red" in run(mllm, "ask", "a.png", "What color is the circle?", cwd=elsewhere)
+    run(python, "-m", "mllm", "tokenize", "reconstruct", "a.png", "-o", "again.png", cwd=elsewhere)
+    assert (elsewhere / "again.png").is_file()
+    for name in ("mllm/py.typed", "train/recipes/tiny.yaml", "train/recipes/zero3.json"):
+        assert (own / name).is_file(), name
 
 
 def test_continuous_integration_runs_the_command_of_the_readme() -> None:

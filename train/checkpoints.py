@@ -6,7 +6,6 @@ is a folder that `mllm.Pipeline` loads.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from argparse import Namespace
@@ -23,10 +22,11 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from transformers.integrations import is_deepspeed_zero3_enabled
 
-from mllm.files import UNFINISHED, errors_that_name
+from mllm.files import UNFINISHED, errors_that_name, read_json
 from mllm.model import MLLMForConditionalGeneration
 from mllm.processor import MLLMProcessor
 from tokenizer.unitok import UniTok
+from train.recipe import RECIPES
 
 PREFIX = "checkpoint-"
 AVERAGE = "average.safetensors"
@@ -255,14 +255,22 @@ def write_universal(checkpoint: Path) -> None:
     ds_to_universal.main(Namespace(**folders, **workers, strict=True, inject_missing_state=True))
 
 
+def deepspeed_file(path: Path) -> Path:
+    """A file, or the one of train/recipes/ that has this name; earlier versions kept those in scripts/."""
+    shipped = RECIPES / f"{path.name.removesuffix('.json')}.json"
+    if not path.is_file() and not shipped.is_file():
+        names = ", ".join(sorted(file.stem for file in RECIPES.glob("*.json")))
+        raise FileNotFoundError(f"trainer.deepspeed must be a file or one of {names}, got {path}; correct it")
+    return path if path.is_file() else shipped
+
+
 def deepspeed_settings(config: str | Path | dict[str, Any], *, universal: bool) -> dict[str, Any]:
-    """A DeepSpeed configuration (or its file) with what a run of ours relies on.
+    """A DeepSpeed configuration (or its file, or the name of one of ours) with what a run of ours relies on.
 
     Args:
         universal: load the universal layout.
     """
-    settings = config if isinstance(config, dict) else json.loads(Path(config).read_text(encoding="utf-8"))
-    settings = {**settings}
+    settings = {**config} if isinstance(config, dict) else read_json(deepspeed_file(Path(config)))
     if "bf16" in settings:  # before 0.19 it does not look at gradients in bfloat16, by which a bad step is skipped
         settings["bf16"] = {**settings["bf16"], "check_grad_overflow": True}
     if universal:

@@ -123,6 +123,10 @@ def test_deepspeed_is_asked_for_what_a_run_needs_beside_what_its_file_says(tmp_p
         "checkpoint": {"parallel_write": {"pipeline_stage": True}},
     }
     (tmp_path / "zero.json").write_text(json.dumps(config))
+    for name in ("zero3", "zero3.json", "scripts/zero3.json"):
+        assert deepspeed_settings(name, universal=False)["zero_optimization"]["stage"] == 3
+    with pytest.raises(FileNotFoundError):
+        deepspeed_settings("zero4", universal=False)
     settings = deepspeed_settings(str(tmp_path / "zero.json"), universal=True)
     assert settings == deepspeed_settings(config, universal=True)
     assert settings["checkpoint"] == {**config["checkpoint"], "load_universal": True}

@@ -161,7 +161,7 @@ def test_a_skipped_spike_is_logged_as_it_was_and_measured_against_what_was_seen_
 @pytest.mark.parametrize("stage", [2, 3])
 def test_deepspeed_skips_a_bad_step_in_bfloat16(stage: int, short: MLLMRecipe, tmp_path: Path) -> None:
     """Also where the file says not to look at gradients, as DeepSpeed 0.18 did not."""
-    config = json.loads((ROOT / "scripts" / f"zero{stage}.json").read_text())
+    config = json.loads((ROOT / "train" / "recipes" / f"zero{stage}.json").read_text())
     config["bf16"] = {"enabled": True, "check_grad_overflow": False}
     recipe = changed(short, {"save_steps": 1, "bf16": True, "deepspeed": config}, bad_steps=BadSteps(allowed=1))
     words = command("torchrun", write_recipe(recipe, tmp_path / "recipe.yaml"))
