@@ -131,12 +131,12 @@ def test_the_command_measures_best_of_n(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mllm.evaluation.world.CHECKER_COUNT", 20)
-    command = ["evaluate", "world", "--device", "cpu", "--count", "2", "--batch-size", "4"]
+    command = ["evaluate", "world", "--device", "cpu", "--count", "1", "--batch-size", "4"]
     assert main([*command, "--jobs", "draw", "--best-of", "1", "2", "--json", str(tmp_path / "a.json")]) == 0
     measured = json.loads((tmp_path / "a.json").read_text())["self_judged"]
     assert {name: values["candidates"] for name, values in measured.items()} == {
-        "draw, seen pairs": 4,
-        "draw, held-out pairs": 4,
+        "draw, seen pairs": 2,
+        "draw, held-out pairs": 2,
     }
     printed = capsys.readouterr().out
     assert "best of 2" in printed and "AUROC of its score" in printed
