@@ -276,7 +276,7 @@ class Settings:
         return variants
 
 
-BUNDLED = "bundled"
+BUNDLED, WITHOUT = "bundled", "no speculation"
 
 
 def draw_cases(settings: Settings) -> Iterator[Case]:
@@ -288,7 +288,7 @@ def draw_cases(settings: Settings) -> Iterator[Case]:
 
 def draw_trained(settings: Settings, batch: int) -> Case:
     arguments = {"model": settings.model, "device": settings.where, "batch": batch}
-    variants = settings.both("draw", **arguments)
+    variants = settings.both("draw", **arguments) | {WITHOUT: WORK["draw"](**arguments, speculate=False)}
     for bits in settings.quantization:
         variants[bits] = WORK["draw"](**arguments, quantization=bits)
     return Case(name=f"draw, {batch} images", variants=variants, facts={"batch": batch}, gate="before")
@@ -341,7 +341,8 @@ def quantized(model: MLLMForConditionalGeneration, bits: str) -> MLLMForConditio
 def edit_cases(settings: Settings) -> Iterator[Case]:
     """One object of an image that the model drew itself."""
     with drawn_image(settings) as image:
-        variants = settings.both("edit", model=settings.model, device=settings.where, image=image)
+        arguments = {"model": settings.model, "device": settings.where, "image": image}
+        variants = settings.both("edit", **arguments) | {WITHOUT: WORK["edit"](**arguments, speculate=False)}
         yield Case(name="edit one object", variants=variants, gate="before")
 
 

@@ -56,23 +56,24 @@ def load_pipeline(model: str | None, device: str, **options: Any) -> Any:
     return find("Pipeline", "mllm.pipeline").load(model, device=device, **options)
 
 
-def draw(*, model: str | None, device: str, batch: int, **options: Any) -> Run:
-    pipeline = load_pipeline(model, device, **options)
-    return lambda: pipeline.draw("a red circle to the left of a blue square on a white background", n=batch, seed=1)
+def draw(*, model: str | None, device: str, batch: int, quantization: str | None = None, **overrides: Any) -> Run:
+    pipeline = load_pipeline(model, device, quantization=quantization)
+    prompt = "a red circle to the left of a blue square on a white background"
+    return lambda: pipeline.draw(prompt, n=batch, seed=1, **overrides)
 
 
-def edit(*, model: str | None, device: str, image: str, **options: Any) -> Run:
+def edit(*, model: str | None, device: str, image: str, **overrides: Any) -> Run:
     from PIL import Image
 
-    pipeline, shown = load_pipeline(model, device, **options), Image.open(image).convert("RGB")
-    return lambda: pipeline.edit(shown, "Make the circle green.", seed=1)
+    pipeline, shown = load_pipeline(model, device), Image.open(image).convert("RGB")
+    return lambda: pipeline.edit(shown, "Make the circle green.", seed=1, **overrides)
 
 
-def ask(*, model: str | None, device: str, image: str, questions: int, **options: Any) -> Run:
+def ask(*, model: str | None, device: str, image: str, questions: int) -> Run:
     """One question, or several about the same image one after another."""
     from PIL import Image
 
-    pipeline, shown = load_pipeline(model, device, **options), Image.open(image).convert("RGB")
+    pipeline, shown = load_pipeline(model, device), Image.open(image).convert("RGB")
     asked = [f"Is the circle {color}?" for color in COLORS[:questions]]
     return lambda: [pipeline.ask(shown, question) for question in asked]
 

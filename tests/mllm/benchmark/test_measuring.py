@@ -38,7 +38,7 @@ TEXTS = {THIS, "transformers, dynamic", "transformers, static"}
 RUNS: dict[str, tuple[str, dict[str, set[str]]]] = {
     "draw": (
         "--sizes bundled XXS --batch 2 --quantization int8 --model {folder}",
-        {"draw XXS, batch 2": DRAWN | {"int8"}, "draw, 2 images": {THIS, "int8"}},
+        {"draw XXS, batch 2": DRAWN | {"int8"}, "draw, 2 images": {THIS, "no speculation", "int8"}},
     ),
     "ask": (
         "--sizes XXS --batch 3 --model {folder}",
