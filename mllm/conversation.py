@@ -273,7 +273,10 @@ def _render_native(messages: Sequence[Message]) -> Iterator[Segment]:
             yield Segment(USER)
         for part in message.parts:
             plan = part.plan if isinstance(part, CodesPart) else None
-            marker, text_of_plan = Segment(Marker.PLAN, supervised=True), Segment(f" {plan}", supervised=True)
+            marker, text_of_plan = (
+                Segment(Marker.PLAN, supervised=True),
+                Segment(f" {plan}" if plan else "", supervised=True),
+            )
             if is_assistant and plan is not None:
                 yield from (marker, Segment(ImageSize(part.grid)), text_of_plan)
             if isinstance(part, CodesPart | ClassPart):

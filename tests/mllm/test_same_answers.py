@@ -14,6 +14,7 @@ from PIL import Image
 from transformers import AutoModelForMultimodalLM, AutoProcessor, Trainer, TrainingArguments, pipeline
 
 from mllm.checkpoint import find_model_folder
+from mllm.generate import describe, insert, read_prompts
 from mllm.model import MLLMForConditionalGeneration
 from mllm.pipeline import Pipeline
 from mllm.processor import MLLMProcessor
@@ -89,6 +90,24 @@ def test_automodel_and_pipeline_agree(
         codes = model.generate(**inputs, generation_mode="image", seed=seed)
         (edited,) = processor.post_process_multimodal_output(codes, generation_mode="image")
         assert ours.edit(image, instruction, seed=seed).tobytes() == edited.tobytes(), instruction
+
+
+def test_images_of_all_turns_are_described_but_those_that_the_assistant_drew(
+    ours: Pipeline, model: MLLMForConditionalGeneration, processor: MLLMProcessor
+) -> None:
+    """Several images, in several turns, in a batch: the prompts that `Pipeline` builds."""
+    one, other = (render(random_scene(Random(seed)), 256) for seed in (1, 2))
+    drawn = {"role": "assistant", "content": [{"type": "image", "image": other}]}
+    chats = [[turn(one, "What is it?")], [turn("Hi")], [turn(one, "Depth?"), drawn, turn(one, other, "Which?")]]
+    options = {"add_generation_prompt": True, "tokenize": True, "return_dict": True}
+    inputs = processor.apply_chat_template(chats, **options)
+    prompts = list(read_prompts(inputs["input_ids"], None, inputs, ours.config))
+    for chat, prompt, words in zip(chats, prompts, describe(model, prompts), strict=True):
+        (messages,) = ours.describe([processor.read_chat(chat)])
+        expected = ours.build_request(messages, "text", task="ask").prompt.token_ids_T.tolist()
+        assert insert(prompt, words, ours.config).token_ids_T.tolist() == expected
+    ids = model.generate(**inputs, max_new_tokens=3)
+    assert ids[:, : inputs["input_ids"].shape[1]].equal(inputs["input_ids"]), "the descriptions are not returned"
 
 
 def test_pipelines_of_transformers_agree(
