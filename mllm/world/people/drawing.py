@@ -586,6 +586,4 @@ def leave_open(speaker: Speaker, split: Split) -> Drawn:
             expect = drawn(scene, [Filter(shape=shape) if varied == "color" else Filter(color=color)])
         case _:
             expect = drawn(scene, [], total=len(scene.objects) if form == "number" else None)
-            if form == "any":
-                expect["scene"]["none"] = []
     return text, False, scene, expect
