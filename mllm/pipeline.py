@@ -631,9 +631,9 @@ class EventDecoder:
                 codes = self.processor.with_plan(codes, list(plan))
                 event = replace(event, codes=codes, image=self.processor.decode_images([codes])[0])
             case Done(result=result):
-                images = iter(self.processor.codes_of(result))
+                drawn = iter(self.processor.codes_of(result))
                 parts = [
-                    next(images) if isinstance(part, CodesPart) else TextPart(self.processor.to_text(part))
+                    next(drawn) if isinstance(part, CodesPart) else TextPart(self.processor.to_text(part))
                     for part in result.parts
                 ]
                 event = replace(event, message=Message("assistant", tuple(parts) or (TextPart(""),)))
