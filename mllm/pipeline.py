@@ -75,7 +75,7 @@ __all__ = ("Done", "Event", "ImageDone", "ImagePreview", "ImageProgress", "Pipel
 logger = logging.getLogger(__name__)
 
 MAX_REQUESTS = 32
-"""Requests decoded together; more are done in several batches."""
+"""Requests whose images are checked together; more are done in several batches."""
 NUM_RANDOM_SEEDS = 2**31
 """A seed that nobody gave is 0 to one less."""
 STRIDE = 1_000_003
@@ -402,23 +402,22 @@ class Pipeline:
     # ---- decoding ----
 
     def run(self, requests: Sequence[GenerationRequest], on_event: OnEvent | None = None) -> list[GenerationResult]:
-        """Decode requests in batches; `index` of an event is that of the request in its batch."""
-        results: list[GenerationResult] = []
+        """Decode requests; where images are checked, in batches, so that not all wait for the last."""
+        results: dict[int, GenerationResult] = {}
+        size = MAX_REQUESTS if any(request.resamples for request in requests) else max(len(requests), 1)
         with self._lock:
-            for start in range(0, len(requests), MAX_REQUESTS):
-                batch = requests[start : start + MAX_REQUESTS]
+            for start in range(0, len(requests), size):
+                batch = requests[start : start + size]
                 decoders = [EventDecoder(self.processor) for _ in batch]
-                found: dict[int, GenerationResult] = {}
                 for event in self._stream(batch):
                     match event:
                         case Done(index=index, result=result):
-                            found[index] = result
+                            results[start + index] = result
                         case Failed(error=error):
                             raise error
                     for decoded in decoders[event.index].decode(event) if on_event else ():
-                        on_event(decoded)
-                results += [found[index] for index in range(len(batch))]
-        return results
+                        on_event(replace(decoded, index=start + decoded.index))
+        return [results[index] for index in range(len(requests))]
 
     def events(self, request: GenerationRequest) -> Generator[Event, None, None]:
         """Decode one request, yielding what happens; holds the lock until the end, or until the iterator is closed."""
