@@ -17,6 +17,7 @@ from mllm.engine.request import (
     GenerationRequest,
     GenerationResult,
     ImageDone,
+    ImagePreview,
     ImageProgress,
     TextDelta,
 )
@@ -304,6 +305,21 @@ def test_events_tell_what_happens_in_order(model: MLLMForConditionalGeneration) 
     generate(model, requests, on_event=counted.append)
     assert len(counted) == len(events)
     assert list(stream(model, [])) == []
+
+
+def test_previews_hold_what_stands_and_change_nothing(model: MLLMForConditionalGeneration) -> None:
+    plain = GenerationRequest(prompt=build_prompt(7, seed=0), mode="image", seed=1)
+    expected = generate(model, [plain])[0].images[0].codes_KN
+    for every, window, places in ((3, 1, [3, 6]), (4, 1, [4, 8]), (2, None, None)):
+        events = list(stream(model, [replace(plain, preview_every=every, window=window)]))
+        previews = [event for event in events if isinstance(event, ImagePreview)]
+        assert places is None or [event.done for event in previews] == places
+        for event in previews:
+            assert event.codes.codes_KN.shape == expected.shape
+            assert (event.codes.codes_KN[:, : event.done] == expected[:, : event.done]).all()
+        assert (events[-1].result.images[0].codes_KN == expected).all()
+    with pytest.raises(ValueError):
+        replace(plain, preview_every=0)
 
 
 def test_what_cannot_be_finished_is_refused_before_it_begins(model: MLLMForConditionalGeneration) -> None:
