@@ -365,20 +365,16 @@ def test_recipes_that_fit_and_still_cannot_be_trained(
         {"text_tokenizer": "a.png"},
         {"output": "a.png"},
         {"output": "/proc/x"},
-        {"length": 10},
         {"data": {"shards": [{"path": "/nowhere"}]}},
         {"data": {"shards": [{"path": "."}]}},
-        {"data": {"jobs": {"dance": 1}}},
-        {"data": {"jobs": {}}},
         {"classes": {"folders": ["/nowhere"]}},
-        {"validation": {"benchmarks": [{"name": "pope", "questions": "x", "annotations": "x", "images": "x"}]}},
         {"trainable": ["nothing"]},
         {"optimizer": {"name": "sgd"}},
     ):
         path.write_text(json.dumps({**good, **change}))
         door.run(["train", str(path)], str(change))
         shutil.rmtree("out/run", ignore_errors=True)
-    door.finish(30)
+    door.finish(25)
 
 
 # ---- evaluation files ----
