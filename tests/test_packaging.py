@@ -109,7 +109,7 @@ def test_a_wheel_installed_elsewhere_does_what_the_readme_shows(tmp_path: Path) 
     (own / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
     shutil.copytree(ROOT, tmp_path / "source", ignore=shutil.ignore_patterns(".git", "__pycache__", ".venv*"))
     pip = [python, "-m", "pip", "--disable-pip-version-check"]
-    build = [*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", tmp_path, tmp_path / "source"]
+    build = [*pip, "wheel", "--no-deps", "--wheel-dir", tmp_path, tmp_path / "source"]
     run(*build)
     (wheel,) = tmp_path.glob("*.whl")
     run(*pip, "install", "--no-deps", wheel)

@@ -50,8 +50,7 @@ def register(name: str, model: str | None = None, **options: Any) -> None:
         import vlmeval.vlm
     except ImportError as error:
         raise ImportError(
-            f"register needs VLMEvalKit ({error}); `git clone https://github.com/open-compass/VLMEvalKit && pip "
-            "install -e VLMEvalKit` in an environment of its own"
+            f"register needs VLMEvalKit ({error}); `pip install ms-vlmeval` in an environment of its own"
         ) from error
     kind = model_class()
     vlmeval.vlm.MLLMToolkit = kind  # where run.py --config looks classes up
