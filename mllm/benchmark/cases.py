@@ -340,16 +340,16 @@ def quantized(model: MLLMForConditionalGeneration, bits: str) -> MLLMForConditio
 
 def edit_cases(settings: Settings) -> Iterator[Case]:
     """One object of an image that the model drew itself."""
-    with drawn_image(settings) as image:
-        arguments = {"model": settings.model, "device": settings.where, "image": image}
+    with drawn_images(settings) as images:
+        arguments = {"model": settings.model, "device": settings.where, "images": images}
         variants = settings.both("edit", **arguments) | {WITHOUT: WORK["edit"](**arguments, speculate=False)}
         yield Case(name="edit one object", variants=variants, gate="before")
 
 
 def ask_cases(settings: Settings) -> Iterator[Case]:
     """Questions about one image, and text next to transformers' own `generate`."""
-    with drawn_image(settings) as image:
-        arguments = {"model": settings.model, "device": settings.where, "image": image}
+    with drawn_images(settings) as images:
+        arguments = {"model": settings.model, "device": settings.where, "images": images}
         variants = settings.both("ask", **arguments, questions=1)
         for name, variant in settings.both("ask", **arguments, questions=2).items():
             variants[f"{name}, two questions"] = variant
@@ -360,14 +360,17 @@ def ask_cases(settings: Settings) -> Iterator[Case]:
 
 
 @contextmanager
-def drawn_image(settings: Settings) -> Iterator[str]:
-    """A file with an image of two objects, by the model itself."""
+def drawn_images(settings: Settings) -> Iterator[list[str]]:
+    """Files with images of two objects, by the model itself; more than there are rounds, usually."""
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "image.png"
-        WORK["draw"](model=settings.model, device=settings.where, batch=1)()[0].save(path)
-        yield str(path)
+        draw, paths = WORK["draw"](model=settings.model, device=settings.where, batch=1), []
+        for number in range(NUM_IMAGES):
+            paths.append(str(Path(folder) / f"{number}.png"))
+            draw()[0].save(paths[-1])
+        yield paths
 
 
+NUM_IMAGES = 8
 TEXT_TOKENS = 64
 
 

@@ -16,11 +16,13 @@ import tempfile
 import time
 from collections.abc import Callable
 from importlib import import_module
+from itertools import count, cycle, permutations
 from pathlib import Path
 from typing import Any
 
 Run = Callable[[], Any]
 COLORS = ("red", "blue", "green", "orange")
+PROMPTS = [f"a {first} circle to the left of a {second} square" for first, second in permutations(COLORS, 2)]
 
 
 def find(name: str, *modules: str) -> Any:
@@ -57,25 +59,36 @@ def load_pipeline(model: str | None, device: str, **options: Any) -> Any:
 
 
 def draw(*, model: str | None, device: str, batch: int, quantization: str | None = None, **overrides: Any) -> Run:
-    pipeline = load_pipeline(model, device, quantization=quantization)
-    prompt = "a red circle to the left of a blue square on a white background"
-    return lambda: pipeline.draw(prompt, n=batch, seed=1, **overrides)
+    pipeline, numbers = load_pipeline(model, device, quantization=quantization), count()
+
+    def run() -> Any:
+        seed = next(numbers)  # every round another prompt: what was drawn before may be guessed
+        return pipeline.draw(PROMPTS[seed % len(PROMPTS)], n=batch, seed=seed, **overrides)
+
+    return run
 
 
-def edit(*, model: str | None, device: str, image: str, **overrides: Any) -> Run:
-    from PIL import Image
-
-    pipeline, shown = load_pipeline(model, device), Image.open(image).convert("RGB")
-    return lambda: pipeline.edit(shown, "Make the circle green.", seed=1, **overrides)
+def edit(*, model: str | None, device: str, images: list[str], **overrides: Any) -> Run:
+    pipeline, shown = load_pipeline(model, device), cycle(map(read, images))
+    return lambda: pipeline.edit(next(shown), "Make the circle black.", seed=1, **overrides)
 
 
-def ask(*, model: str | None, device: str, image: str, questions: int) -> Run:
-    """One question, or several about the same image one after another."""
-    from PIL import Image
-
-    pipeline, shown = load_pipeline(model, device), Image.open(image).convert("RGB")
+def ask(*, model: str | None, device: str, images: list[str], questions: int) -> Run:
+    """One question, or several about the same image one after another; every round about another image."""
+    pipeline, shown = load_pipeline(model, device), cycle(map(read, images))
     asked = [f"Is the circle {color}?" for color in COLORS[:questions]]
-    return lambda: [pipeline.ask(shown, question) for question in asked]
+
+    def run() -> list[str]:
+        image = next(shown)
+        return [pipeline.ask(image, question) for question in asked]
+
+    return run
+
+
+def read(path: str) -> Any:
+    from PIL import Image
+
+    return Image.open(path).convert("RGB")
 
 
 def load(*, model: str | None, device: str) -> Run:
