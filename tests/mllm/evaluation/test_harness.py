@@ -192,7 +192,7 @@ def test_without_their_harness_the_plugins_say_how_to_get_it(monkeypatch: pytest
     monkeypatch.setitem(sys.modules, "vlmeval", None)
     with pytest.raises(ImportError, match="pip install 'mllm-toolkit\\[eval-harness\\]'"):
         manifest()
-    with pytest.raises(ImportError, match="git clone https://github.com/open-compass/VLMEvalKit"):
+    with pytest.raises(ImportError, match="pip install ms-vlmeval"):
         register("ours")
 
 
