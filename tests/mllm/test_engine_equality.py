@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
-from functools import partial
 from itertools import product
 
 import numpy as np
@@ -223,10 +222,10 @@ def test_cancelled_requests_leave_at_once_and_waiting_ones_enter() -> None:
 
 
 @pytest.mark.slow
-def test_the_bundled_model_draws_and_edits_the_same_with_and_without_guesses() -> None:
+def test_the_bundled_model_draws_the_same_with_and_without_guesses() -> None:
     """Codes and plans, one at a time and together."""
     pipeline = Pipeline.load(device="cpu", dtype="float32")
-    run = partial(pipeline.run)
+    run = pipeline.run
     prompts = [
         "a red circle",
         "a large blue square below a small green star on a black background",
