@@ -22,8 +22,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
-from accelerate import dispatch_model, infer_auto_device_map, init_empty_weights
-from accelerate.utils import get_max_memory
 from huggingface_hub import ModelCard, ModelCardData, split_state_dict_into_shards_factory
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -273,7 +271,11 @@ def load_model(folder: Path, options: LoadOptions) -> MLLMForConditionalGenerati
     if options.quantization in BITS:
         model = MLLMForConditionalGeneration.from_pretrained(folder, **arguments)
         quantize_linears(model, options.quantization, device=options.place, kept=KEPT)
-        return model.to(options.place) if device_map is None else dispatch_model(model, device_map)
+        if device_map is None:
+            return model.to(options.place)
+        from accelerate import dispatch_model  # here, because it takes a second to import
+
+        return dispatch_model(model, device_map)
     if options.quantization is not None:
         arguments["quantization_config"] = quantization_config(options.quantization, dtype=dtype)
         device_map = device_map or {"": options.place}  # weights are quantised where they will stay
@@ -287,6 +289,9 @@ def spread(config: MLLMConfig, *, dtype: torch.dtype, first: torch.device) -> di
 
     if first.type == "cpu":
         return {"": first}
+    from accelerate import infer_auto_device_map, init_empty_weights
+    from accelerate.utils import get_max_memory
+
     with init_empty_weights():
         model = MLLMForConditionalGeneration(config)
     main, backbone = first.index or 0, dict(model.backbone.named_children())

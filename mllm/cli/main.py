@@ -12,10 +12,12 @@ import importlib
 import logging
 import os
 import sys
+import warnings
 from argparse import ArgumentTypeError, Namespace
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from mllm.files import TOOLKIT, kind_of, version_of
@@ -33,6 +35,8 @@ PACKAGES = ("mllm", "tokenizer", "train", "demo")
 CHATTY_LOGGERS = ("torchao", "torch.utils._pytree")
 """Libraries that warn at every start about what no user can change (kernels for other machines)."""
 
+
+DECODING_VERBS = ("draw", "ask", "edit", "chat", "demo", "tokenize")
 
 # Options
 
@@ -273,6 +277,8 @@ def main(argv: list[str] | None = None) -> int:
     if words[0] == "--version":
         print(f"mllm {version_of(TOOLKIT)}")
         return 0
+    if argv is None:  # a process of its own
+        set_up_process(words)
     try:
         return run(words)
     except BrokenPipeError:
@@ -287,6 +293,40 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(file=sys.stderr)
         return INTERRUPTED
+
+
+def set_up_process(words: list[str]) -> None:
+    """What must be settled before torch and transformers are imported, for this process alone.
+
+    Idle threads wait without spinning: on busy cores, OpenMP's spinning makes two threads slower than one. Verbs that
+    only decode do without what transformers imports for training, other devices and other kinds of generation, half of
+    its start-up time.
+    """
+    warnings.filterwarnings("ignore", module="PIL")  # about odd but readable image files
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if words[0] in DECODING_VERBS and not {"-h", "--help"} & set(words) and "WORLD_SIZE" not in os.environ:
+        import_less(keep_accelerate=any(word.startswith(("--device-map", "--quantization")) for word in words))
+
+
+def import_less(*, keep_accelerate: bool) -> None:
+    """Import transformers' models without packages that they import at once and decoding never uses."""
+    import torch
+    from transformers import utils
+    from transformers.utils import import_utils
+
+    for package in ("scipy", "torchao", "torch_distributed", *(() if keep_accelerate else ("accelerate",))):
+        for module in (utils, import_utils):
+            setattr(module, f"is_{package}_available", lambda *_, **__: False)
+    # torch's compiler, only for its decorators: while transformers is imported, they do nothing
+    stand_in = ModuleType("torch._dynamo")
+    stand_in.__path__ = [str(Path(torch.__file__).parent / "_dynamo")]
+    for name in ("disable", "assume_constant_result", "allow_in_graph"):
+        setattr(stand_in, name, lambda function=None, *_, **__: function or (lambda decorated: decorated))
+    sys.modules["torch._dynamo"] = torch._dynamo = stand_in
+    try:
+        importlib.import_module("transformers.models.llama.modeling_llama")
+    finally:
+        del sys.modules["torch._dynamo"], torch._dynamo
 
 
 def run(words: list[str]) -> int:
