@@ -8,6 +8,7 @@ comes, an image as the share of it that is done, an error as its message. Knows 
 from __future__ import annotations
 
 import html
+import logging
 import tempfile
 from collections.abc import Iterator
 from contextlib import closing
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mllm.conversation import ImagePart, Message, TextPart
+from mllm.files import write_image
 from mllm.pipeline import Done, Event, ImageDone, ImageProgress, Pipeline, TextDelta
 from mllm.processor import save_image
 from mllm.sampling import SamplingConfig, pick
@@ -24,9 +26,16 @@ from tokenizer.images import read_image
 NO_ANSWER = "The model returned an empty answer; try other words."
 NO_ROOM = "There is no room left for another image in this conversation; start a new one."
 STOPPED = "Stopped."
+FAILED = "The answer failed because of an error in the program; its log has the details. Try again, or ask differently."
+NOTE = '<div class="note">'
+LEFT_OUT = NOTE + "The oldest {} messages no longer fit into the model's context and were left out.</div>"
+MAX_SIDE = 2048
+"""Longer side of an upload that is kept as it is, in pixels."""
 BAR = '<div class="drawing">'
 FAILURE = "failure"
 """Marks an error shown as an answer. It and the request before it are not part of the conversation that is answered."""
+
+logger = logging.getLogger(__name__)
 
 Entry = dict[str, Any]
 Content = list[dict[str, Any]]
@@ -77,8 +86,22 @@ def read_count(text: str | None, *, name: str) -> int | None:
 
 def user_entry(text: str, files: list[str]) -> Entry:
     """A request to show: the images, then the text."""
-    texts = [{"type": "text", "text": text}] if text else []
-    return {"role": "user", "content": [{"path": file} for file in files] + texts}
+    texts = [{"type": "text", "text": html.escape(text, quote=False)}] if text else []
+    return {"role": "user", "content": [{"path": reduced(file)} for file in files] + texts}
+
+
+def reduced(file: str) -> str:
+    """The file of an upload, or of a smaller copy, so that later turns need not read a huge one again."""
+    try:
+        image = read_image(file)
+    except (ValueError, FileNotFoundError):
+        return file  # refused with a sentence when it is to be answered
+    if max(image.size) <= MAX_SIDE:
+        return file
+    image.thumbnail((MAX_SIDE, MAX_SIDE))
+    small = Path(file).with_suffix(".reduced.png")
+    write_image(small, image)
+    return str(small)
 
 
 def answer_entry(content: Content) -> Entry:
@@ -100,15 +123,22 @@ def to_messages(history: list[Entry]) -> list[Message]:
             kept.append(entry)
         elif kept and kept[-1]["role"] == "user":
             kept.pop()
-    return [Message(entry["role"], tuple(map(to_part, entry["content"]))) for entry in kept]
+    return [
+        Message(entry["role"], tuple(to_part(part) for part in entry["content"] if not is_note(part))) for entry in kept
+    ]
+
+
+def is_note(part: dict[str, Any]) -> bool:
+    """Whether it is the page that says this, not the model."""
+    return part["type"] == "text" and part["text"].startswith(NOTE)
 
 
 def to_part(part: dict[str, Any]) -> TextPart | ImagePart:
     match part["type"]:
         case "text":
-            return TextPart(part["text"])
+            return TextPart(html.unescape(part["text"]))
         case "file":
-            return ImagePart(read_image(part["file"]["path"]))
+            return ImagePart(read_image(part["file"]["path"], name="the uploaded image"))
         case kind:
             raise ValueError(f"a message must hold text and images only, got {kind!r}")
 
@@ -131,8 +161,12 @@ def stream_answer(
     """Answer the last request of `history`; images are written to `folder`."""
     content: Content = []
     try:
+        asked = to_messages(history)
+        kept = pipeline.shorten(asked)
+        if len(kept) < len(asked):
+            content.append({"type": "text", "text": LEFT_OUT.format(len(asked) - len(kept))})
         # closed even if the page stops listening: the pipeline answers nobody else until then
-        with closing(pipeline.chat(to_messages(history), **settings.overrides(defaults))) as events:
+        with closing(pipeline.chat(kept, **settings.overrides(defaults))) as events:
             for event in events:
                 show(event, content, folder)
                 if content:
@@ -141,15 +175,19 @@ def stream_answer(
                     yield [*history, answer_entry(content), error_entry(NO_ROOM)]
         if not content:
             yield [*history, error_entry(NO_ANSWER)]
-    except ValueError as error:
+    except (ValueError, FileNotFoundError) as error:
         yield [*history, error_entry(as_sentence(error))]
+    except Exception:  # whatever it is, the page must stay usable
+        logger.exception("an answer failed")
+        yield [*history, error_entry(FAILED)]
 
 
 def show(event: Event, content: Content, folder: Path) -> None:
     """Put an event into the content of the answer."""
     match event:
         case TextDelta(text=text) if text:
-            if content and content[-1].get("type") == "text":
+            text = html.escape(text, quote=False)
+            if content and content[-1].get("type") == "text" and not content[-1]["text"].startswith(NOTE):
                 text = content.pop()["text"] + text
             content.append({"type": "text", "text": text})
         case ImageProgress(done=done, total=total):

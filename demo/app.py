@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import base64
+import io
+import logging
 import os
 import tempfile
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
-from demo.answer import Entry, Settings, stream_answer
+from PIL import Image
+
+from demo.answer import FAILED, Entry, Settings, as_sentence, stream_answer
 from demo.page import ASSETS, STYLE_SHEET, Example, build_page, theme
 from mllm.cli.main import load_pipeline
-from mllm.pipeline import Pipeline
+from mllm.pipeline import ImageDone, Pipeline, TextDelta
+from tokenizer.images import read_image
+
+logger = logging.getLogger(__name__)
 
 TITLE = "mllm"
 SUBTITLE = "One model that draws, answers and edits"
@@ -55,4 +64,58 @@ def build_demo(pipeline: Pipeline) -> Any:
         settings = Settings(seed=seed, guidance=guidance, temperature=temperature, top_k=top_k)
         yield from stream_answer(pipeline, history, settings, defaults, folder=folder)
 
-    return build_page(answer, title=TITLE, subtitle=SUBTITLE, examples=EXAMPLES, defaults=defaults)
+    functions = {name: in_words(function) for name, function in api_of(pipeline).items()}
+    return build_page(answer, title=TITLE, subtitle=SUBTITLE, examples=EXAMPLES, defaults=defaults, functions=functions)
+
+
+def api_of(pipeline: Pipeline) -> dict[str, Callable[..., Any]]:
+    """What programs may call."""
+
+    def draw(text: str, seed: int | None) -> Image.Image:
+        return pipeline.draw(text, seed=seed)[0]
+
+    def ask(image: str, text: str) -> str:
+        return pipeline.ask(read_image(image, name="the image"), text)
+
+    def edit(image: str, text: str, seed: int | None) -> Image.Image:
+        return pipeline.edit(read_image(image, name="the image"), text, seed=seed)
+
+    def chat(messages: list[dict[str, Any]], seed: int | None) -> list[dict[str, str]]:
+        """Hugging Face chat dicts, their images as `data:` URLs; the answer is a list of such items."""
+        for item in (item for turn in messages for item in turn["content"] if isinstance(item, dict)):
+            if item.get("type") == "image" and not str(item.get("url")).startswith("data:"):
+                raise ValueError(
+                    "images of a chat must be data: URLs under the key url, got something else; encode them"
+                )
+        reply: list[dict[str, str]] = []
+        for event in pipeline.chat(pipeline.shorten(messages), seed=seed):
+            if isinstance(event, TextDelta):
+                if not (reply and reply[-1]["type"] == "text"):
+                    reply.append({"type": "text", "text": ""})
+                reply[-1]["text"] += event.text
+            elif isinstance(event, ImageDone):
+                stream = io.BytesIO()
+                event.image.save(stream, "PNG")
+                data = base64.b64encode(stream.getvalue()).decode()
+                reply.append({"type": "image", "url": f"data:image/png;base64,{data}"})
+        return reply
+
+    return {"draw": draw, "ask": ask, "edit": edit, "chat": chat}
+
+
+def in_words(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function with errors that gradio passes on to its caller."""
+
+    @wraps(function)
+    def call(*values: Any) -> Any:
+        import gradio as gr
+
+        try:
+            return function(*values)
+        except (ValueError, FileNotFoundError) as error:
+            raise gr.Error(as_sentence(error), print_exception=False) from error
+        except Exception as error:
+            logger.exception("a call failed")
+            raise gr.Error(FAILED, print_exception=False) from error
+
+    return call

@@ -5,7 +5,8 @@ The page loads nothing from elsewhere: system fonts, no analytics.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import html
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,7 +52,15 @@ def theme() -> gr.themes.Base:
     )
 
 
-def build_page(answer: Answer, *, title: str, subtitle: str, examples: list[Example], defaults: Settings) -> gr.Blocks:
+def build_page(
+    answer: Answer,
+    *,
+    title: str,
+    subtitle: str,
+    examples: list[Example],
+    defaults: Settings,
+    functions: Mapping[str, Callable[..., Any]],
+) -> gr.Blocks:
     """The complete page."""
     with gr.Blocks(analytics_enabled=False, title=title, fill_height=True) as page:
         gr.HTML(f"<header><h1>{title}</h1><p>{subtitle}</p></header>", elem_id="masthead")
@@ -84,6 +93,7 @@ def build_page(answer: Answer, *, title: str, subtitle: str, examples: list[Exam
                 gr.Textbox(elem_id="top-k", label="Top-k", value=defaults.top_k, placeholder="all", max_lines=1),
             ]
         connect(answer, chatbot, box, settings)
+        add_api(functions)
     return page
 
 
@@ -91,18 +101,38 @@ def connect(
     answer: Answer, chatbot: gr.Chatbot, box: gr.MultimodalTextbox, settings: Sequence[gr.components.Component]
 ) -> None:
     """Sending, clicking an example, trying again, taking back and stopping."""
-    quiet: dict[str, Any] = {"show_progress": "hidden"}
+    quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+    is_busy = gr.State(False)
+    inputs, outputs = [chatbot, is_busy], [box, chatbot, is_busy]
     asked = [
-        box.submit(add_request, [box, chatbot], [box, chatbot], **quiet),
-        chatbot.example_select(add_example, [chatbot], [box, chatbot], **quiet),
-        chatbot.retry(back_to_request, [chatbot], [box, chatbot], **quiet),
+        box.submit(add_request, [box, *inputs], outputs, **quiet),
+        chatbot.example_select(add_example, inputs, outputs, **quiet),
+        chatbot.retry(back_to_request, inputs, outputs, **quiet),
     ]
-    answering = [event.then(answer, [chatbot, *settings], chatbot, concurrency_id="model", **quiet) for event in asked]
+    answering = [
+        event.success(answer, [chatbot, *settings], chatbot, concurrency_id="model", **quiet) for event in asked
+    ]
     for event in answering:
-        event.then(ready, None, box, **quiet)
+        event.then(lambda: (ready(), False), None, [box, is_busy], **quiet)
     chatbot.undo(take_back, chatbot, [box, chatbot], **quiet)
     stop = box.stop(None, None, None, cancels=answering)
-    stop.then(lambda history: (ready(), stopped(history)), chatbot, [box, chatbot], **quiet)
+    stop.then(lambda history: (ready(), stopped(history), False), chatbot, outputs, **quiet)
+
+
+def add_api(functions: Mapping[str, Callable[..., Any]]) -> None:
+    """Named endpoints for programs: text, an image and a seed in, an image or a text out."""
+    with gr.Row(visible=False):
+        text, picture = gr.Textbox(label="text"), gr.Image(label="image", type="filepath", image_mode=None)
+        seed, button = gr.Number(label="seed", value=None, precision=0), gr.Button()
+        answer, drawn = gr.Textbox(label="answer"), gr.Image(label="drawn", type="filepath", format="png")
+        messages, reply = gr.JSON(label="messages"), gr.JSON(label="reply")
+    for name, inputs, output in (
+        ("draw", [text, seed], drawn),
+        ("ask", [picture, text], answer),
+        ("edit", [picture, text, seed], drawn),
+        ("chat", [messages, seed], reply),
+    ):
+        button.click(functions[name], inputs, output, api_name=name, concurrency_id="model")
 
 
 def ready() -> gr.MultimodalTextbox:
@@ -115,25 +145,34 @@ def busy() -> gr.MultimodalTextbox:
     return gr.MultimodalTextbox(value=None, submit_btn=False, stop_btn=True)
 
 
-def add_request(value: dict[str, Any], history: list[Entry]) -> tuple[Any, list[Entry]]:
+def wait(is_busy: bool, *, is_empty: bool = False) -> None:
+    """Leave the page as it is, what was typed included, where there is nothing to answer or an answer still comes."""
+    if is_busy or is_empty:
+        raise gr.Error("nothing to do", visible=False, print_exception=False)
+
+
+def add_request(value: dict[str, Any], history: list[Entry], is_busy: bool) -> tuple[Any, list[Entry], bool]:
     """Put what was typed and uploaded into the history."""
-    return busy(), [*history, user_entry(value["text"].strip(), value["files"])]
+    wait(is_busy, is_empty=not (value["text"].strip() or value["files"]))
+    return busy(), [*history, user_entry(value["text"].strip(), value["files"])], True
 
 
-def add_example(selected: gr.SelectData, history: list[Entry]) -> tuple[Any, list[Entry]]:
+def add_example(selected: gr.SelectData, history: list[Entry], is_busy: bool) -> tuple[Any, list[Entry], bool]:
+    wait(is_busy)
     files = [file["path"] if isinstance(file, dict) else file for file in selected.value.get("files") or []]
-    return busy(), [*history, user_entry(selected.value["text"], files)]
+    return busy(), [*history, user_entry(selected.value["text"], files)], True
 
 
-def back_to_request(clicked: gr.RetryData, history: list[Entry]) -> tuple[Any, list[Entry]]:
+def back_to_request(clicked: gr.RetryData, history: list[Entry], is_busy: bool) -> tuple[Any, list[Entry], bool]:
     """The history up to the request whose answer is to be tried again."""
-    return busy(), history[: last_request(history, clicked.index) + 1]
+    wait(is_busy)
+    return busy(), history[: last_request(history, clicked.index) + 1], True
 
 
 def take_back(clicked: gr.UndoData, history: list[Entry]) -> tuple[Any, list[Entry]]:
     """Remove the last request and its answer, and put the request back into the box."""
     index = last_request(history, clicked.index)
-    text = " ".join(part["text"] for part in history[index]["content"] if part["type"] == "text")
+    text = " ".join(html.unescape(part["text"]) for part in history[index]["content"] if part["type"] == "text")
     files = [part["file"]["path"] for part in history[index]["content"] if part["type"] == "file"]
     return gr.MultimodalTextbox(value={"text": text, "files": files}), history[:index]
 

@@ -260,6 +260,25 @@ class Pipeline:
             request = replace(request, forced_codes=self._force_outside(read_image(mask), messages[0].parts[0]))
         return self.processor.images_of(self.run([request], on_event)[0])[0]
 
+    def shorten(self, messages: Sequence[Any]) -> list[Message]:
+        """A dialogue, encoded, without its oldest turns where these leave no room for an answer with an image."""
+        dialogue, config = self.processor.encode_chat(self.processor.read_chat(messages)), self.config
+        layout, plan = ImageLayout.from_config(config), PLAN_BUDGET if config.begin_plan_id is not None else 0
+        room = config.text_config.max_position_embeddings - layout.num_tokens(layout.default_grid) - plan
+        while len(dialogue) > 1:
+            parts = [part for message in dialogue if message.role == "user" for part in message.parts]
+            described = plan * sum(isinstance(part, CodesPart) and part.plan is None for part in parts)
+            both = (
+                self.processor.build(turns, add_generation_prompt=True) for turns in (dialogue, unconditional(dialogue))
+            )
+            if max(map(len, both)) + described <= room:
+                break
+            starts = [n for n, message in enumerate(dialogue) if n and message.role == "user"]
+            if not starts:
+                break
+            dialogue = dialogue[starts[0] :]
+        return dialogue
+
     def chat(self, messages: Sequence[Any], **overrides: Unpack[Overrides]) -> Generator[Event, None, None]:
         """Answer a dialogue (messages or Hugging Face chat dicts) in text and images, as they come.
 

@@ -281,6 +281,11 @@ class Chat:
 
         asked = [*self.messages, Message("user", (*map(ImagePart, self.images), TextPart(text)))]
         progress = Progress()
+        kept = self.pipeline.shorten(asked)
+        if len(kept) < len(asked):
+            dropped = len(asked) - len(kept)
+            print(f"mllm chat: the oldest {dropped} messages no longer fit and are left out", file=sys.stderr)
+        asked = kept
         for event in self.pipeline.chat(asked, **self.overrides):
             progress.show(event)
             print_text(event)

@@ -1,0 +1,95 @@
+"""The endpoints that programs call, and the page's own rules."""
+
+import base64
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import pytest
+from gradio_client import Client, handle_file
+from PIL import Image
+
+from demo.answer import FAILED, NOTE, reduced, stream_answer, to_messages, user_entry
+from demo.app import build_demo
+from demo.page import add_request
+from mllm.conversation import ImagePart, Message, TextPart
+from mllm.pipeline import Pipeline
+from tests.demo.test_answer import DEFAULTS, as_sent_back
+from tests.mllm.tiny_folder import build_tiny_folder
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
+    return Pipeline.load(build_tiny_folder(tmp_path_factory.mktemp("model")), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def client(pipeline: Pipeline) -> Iterator[Client]:
+    demo = build_demo(pipeline)
+    _, address, _ = demo.launch(prevent_thread_lock=True, quiet=True, ssr_mode=False)
+    yield Client(address, verbose=False)
+    demo.close()
+
+
+def test_programs_draw_ask_edit_and_chat(client: Client, pipeline: Pipeline, tmp_path: Path) -> None:
+    assert set(client.view_api(return_format="dict")["named_endpoints"]) == {"/draw", "/ask", "/edit", "/chat"}
+    drawn = Image.open(client.predict("a red circle", 3, api_name="/draw"))
+    assert drawn.convert("RGB").tobytes() == pipeline.draw("a red circle", seed=3)[0].tobytes()
+    file = tmp_path / "a.png"
+    drawn.save(file)
+    assert client.predict(handle_file(file), "What?", api_name="/ask") == pipeline.ask(file, "What?")
+    edited = client.predict(handle_file(file), "a", 3, api_name="/edit")
+    assert Image.open(edited).convert("RGB").tobytes() == pipeline.edit(file, "a", seed=3).tobytes()
+    url = f"data:image/png;base64,{base64.b64encode(file.read_bytes()).decode()}"
+    chat = [{"role": "user", "content": [{"type": "image", "url": url}, {"type": "text", "text": "What?"}]}]
+    assert all(part["type"] in ("text", "image") for part in client.predict(chat, 3, api_name="/chat"))
+    chat[0]["content"][0]["url"] = "/etc/hostname"
+    for wrong, name in (((" ", 3), "/draw"), ((handle_file(file), "", 3), "/edit"), ((chat, 3), "/chat")):
+        with pytest.raises(Exception, match="must"):
+            client.predict(*wrong, api_name=name)
+
+
+def test_a_request_waits_while_an_answer_comes_and_an_empty_one_does_nothing() -> None:
+    for value, is_busy in (({"text": " ", "files": []}, False), ({"text": "a", "files": []}, True)):
+        with pytest.raises(gr.Error):
+            add_request(value, [], is_busy)
+    _, history, is_busy = add_request({"text": "<img src=x> & a", "files": []}, [], False)
+    assert is_busy and "<" not in history[0]["content"][0]["text"]
+    assert to_messages([as_sent_back(history[0])])[0].parts == (TextPart("<img src=x> & a"),)
+
+
+def test_a_large_upload_is_reduced_once(tmp_path: Path) -> None:
+    Image.new("RGB", (5000, 3000)).save(tmp_path / "a.png")
+    small = reduced(str(tmp_path / "a.png"))
+    assert Image.open(small).size == (2048, 1229) and reduced(small) == small
+
+
+def test_any_error_is_a_sentence_without_paths(pipeline: Pipeline, tmp_path: Path, monkeypatch: Any) -> None:
+    (tmp_path / "a.png").write_text("no image")
+
+    def answer(history: list) -> str:
+        *_, shown = stream_answer(pipeline, history, DEFAULTS, DEFAULTS, folder=tmp_path)
+        return shown[-1]["content"][0]["text"]
+
+    assert str(tmp_path) not in answer([as_sent_back(user_entry("look", [str(tmp_path / "a.png")]))])
+
+    def broken(*_: Any, **__: Any) -> None:
+        raise RuntimeError("no such kernel")
+
+    monkeypatch.setattr(Pipeline, "chat", broken)
+    assert FAILED in answer([as_sent_back(user_entry("look", []))])
+
+
+def test_a_long_conversation_drops_its_oldest_turns_and_says_so(pipeline: Pipeline, tmp_path: Path) -> None:
+    image = Image.new("RGB", (32, 32), "red")
+    turn = [Message("user", (ImagePart(image), TextPart("a"))), Message("assistant", (TextPart("a red circle"),))]
+    last = Message("user", (TextPart("a"),))
+    assert len(pipeline.shorten([*turn, last])) == 3
+    kept = pipeline.shorten([*turn * 40, last])
+    assert 1 <= len(kept) < 81 and kept[-1] == last and kept[0].role == "user"
+    history = [user_entry("a red circle " * 3, []), {"role": "assistant", "content": [{"type": "text", "text": "a"}]}]
+    entries = [as_sent_back(entry) for entry in [*history * 40, user_entry("a", [])]]
+    *_, shown = stream_answer(pipeline, entries, DEFAULTS, DEFAULTS, folder=tmp_path)
+    assert shown[len(entries)]["content"][0]["text"].startswith(NOTE)
+    assert len(to_messages([as_sent_back(entry) for entry in shown])) == len(entries) + 1
