@@ -303,6 +303,8 @@ def initialise(model: Any) -> None:
     | joint projection | PyTorch's default |
     | norms | 1 and 0 (PyTorch's default) |
     """
+    if next(model.parameters()).is_meta:  # nothing to set, and trying to imports torch's compiler
+        return
     for name, module in model.named_modules():
         if name.startswith(("text_encoder", "encoder.pool")) or name == "projection":
             continue

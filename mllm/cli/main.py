@@ -198,7 +198,10 @@ def load_pipeline(options: Namespace) -> Pipeline:
     folder = find_model_folder(options.model)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    return Pipeline.load(folder, **given(options, LOAD_OPTIONS))
+    try:
+        return Pipeline.load(folder, **given(options, LOAD_OPTIONS))
+    finally:
+        bring_back_compiler()
 
 
 # Verbs
@@ -323,10 +326,16 @@ def import_less(*, keep_accelerate: bool) -> None:
     for name in ("disable", "assume_constant_result", "allow_in_graph"):
         setattr(stand_in, name, lambda function=None, *_, **__: function or (lambda decorated: decorated))
     sys.modules["torch._dynamo"] = torch._dynamo = stand_in
-    try:
-        importlib.import_module("transformers.models.llama.modeling_llama")
-    finally:
-        del sys.modules["torch._dynamo"], torch._dynamo
+    importlib.import_module("transformers.models.llama.modeling_llama")
+    if keep_accelerate or torch.cuda.is_available():
+        bring_back_compiler()  # elsewhere later: models are built on the meta device, which would import it
+
+
+def bring_back_compiler() -> None:
+    """Let the next import of torch's compiler find it, and not the stand-in of `import_less`."""
+    if getattr(sys.modules.get("torch._dynamo"), "__file__", None) is None:
+        sys.modules.pop("torch._dynamo", None)
+        vars(sys.modules["torch"]).pop("_dynamo", None)
 
 
 def run(words: list[str]) -> int:
