@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import logging
 import os
 import sys
 import warnings
@@ -31,10 +30,6 @@ INTERRUPTED = 130
 
 PACKAGES = ("mllm", "tokenizer", "train", "demo")
 """Our top-level packages. The names are common words, so another package or a file nearby may hide one."""
-
-CHATTY_LOGGERS = ("torchao", "torch.utils._pytree")
-"""Libraries that warn at every start about what no user can change (kernels for other machines)."""
-
 
 DECODING_VERBS = ("draw", "ask", "edit", "chat", "demo", "tokenize")
 
@@ -347,8 +342,6 @@ def run(words: list[str]) -> int:
     if verb not in VERBS:
         raise ValueError(f"the verb must be one of {', '.join(VERBS)}, got {verb!r}")
     refuse_shadowed_packages()
-    for library in CHATTY_LOGGERS:
-        logging.getLogger(library).setLevel(logging.ERROR)
     module = importlib.import_module(VERBS[verb].module)
     if verb == "train":  # its options are the recipe's keys
         return module.train(words[1:])
