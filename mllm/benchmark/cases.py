@@ -299,13 +299,16 @@ def draw_untrained(settings: Settings, name: str, batch: int) -> Case:
     model = build_random_model(size, device=settings.device)
     work = Work.build(size, batch, sampling, device=settings.device)
     checks = compare_codes(model, work, sampling)
-    arguments = {"size": name, "batch": batch, "device": settings.where, "guidance": sampling.guidance}
+    arguments: dict[str, Any] = {"size": name, "batch": batch, "device": settings.where, "guidance": sampling.guidance}
     variants: dict[str, Run | Remote] = {}
     if settings.before is not None:
-        greedy = settings.before.prepare("draw_random", **arguments, dtype="float32", greedy=True)
+        with tempfile.TemporaryDirectory() as folder:
+            arguments["weights"] = str(Path(folder) / "weights.pt")
+            torch.save(model.state_dict(), arguments["weights"])
+            greedy = settings.before.prepare("draw_random", **arguments, dtype="float32", greedy=True)
+            variants["before"] = settings.before.prepare("draw_random", **arguments, dtype=settings.dtype_name)
         here_NKP = work.ours(model, replace(sampling, greedy=True))
         checks["greedy codes equal those before"] = greedy.result() == here_NKP.tolist()
-        variants["before"] = settings.before.prepare("draw_random", **arguments, dtype=settings.dtype_name)
     model = model.to(dtype)
     upstream, with_cache = UpstreamDrawing(model), UpstreamDrawing(model, cached_head=True)
     variants |= {

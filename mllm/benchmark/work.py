@@ -136,10 +136,14 @@ def random_model(size: str, device: str, dtype: str) -> Any:
     return build(sizes[size], device=torch.device(device), dtype=getattr(torch, dtype))
 
 
-def draw_random(*, size: str, batch: int, device: str, dtype: str, guidance: float, greedy: bool = False) -> Run:
+def draw_random(
+    *, size: str, weights: str, batch: int, device: str, dtype: str, guidance: float, greedy: bool = False
+) -> Run:
+    """`weights` is a file: another commit may initialise differently."""
     import torch
 
     model = random_model(size, device, dtype)
+    model.load_state_dict(torch.load(weights, map_location=device))
     work_class = find("Work", "mllm.benchmark.cases", "mllm.benchmark.draw_benchmark")
     sizes = find("SIZES", "mllm.benchmark.cases", "mllm.benchmark.random_models")
     settings = find("SamplingConfig", "mllm.sampling")(guidance=guidance, greedy=greedy)
