@@ -75,7 +75,8 @@ class Guesser:
                 words = [*self.history, *(place for place in guessed if isinstance(place, int))]
                 for n in range(LONGEST_NGRAM, 0, -1):
                     if (found := self.followers.get(tuple(words[-n:]))) is not None:
-                        return found
+                        no_image = state.request.mode == "text" and found in state.layout.opening_ids
+                        return None if no_image else found
         return None
 
     def guess_codes(self, position: int) -> Place:

@@ -122,7 +122,7 @@ def test_auto_spreads_the_layers_and_keeps_the_rest_together(folder: Path, monke
 
     def places(dtype: torch.dtype, **memory: float) -> dict[str, Any]:
         free = {int(name[3:]) if name.startswith("gpu") else name: room / FREE_SHARE for name, room in memory.items()}
-        monkeypatch.setattr("mllm.checkpoint.get_max_memory", lambda: free)
+        monkeypatch.setattr("accelerate.utils.get_max_memory", lambda: free)
         found = spread(config, dtype=dtype, first=torch.device("cuda", 0))
         assert {name.split(".")[-1] for name in found} >= {"embed_tokens", "norm", "code_head", "lm_head"}
         layers = {name: place for name, place in found.items() if name.startswith("backbone.layers")}

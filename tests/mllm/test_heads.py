@@ -33,9 +33,10 @@ def test_decoding_sees_the_logits_of_teacher_forcing(head: CodeHead) -> None:
     expected_PKC = head(hidden_PD, codes_PK)
     assert expected_PKC.shape == (5, NUM_CODEBOOKS, CODEBOOK_SIZE)
 
-    def choose(k: int, logits_NC: Tensor) -> Tensor:
-        torch.testing.assert_close(logits_NC, expected_PKC[:, k])
-        return codes_PK[:, k]
+    def choose(k: int | None, logits: Tensor) -> Tensor:
+        chosen = slice(None) if k is None else k
+        torch.testing.assert_close(logits, expected_PKC[:, chosen])
+        return codes_PK[:, chosen]
 
     assert torch.equal(head.decoder().decode(hidden_PD, choose=choose), codes_PK)
 
@@ -51,9 +52,10 @@ def test_guidance_mixes_logits_and_shares_the_code(head: CodeHead) -> None:
     logits_RKC = head(hidden_RD, codes_RK)
     mixed = [logits_RKC[u] + s * (logits_RKC[c] - logits_RKC[u]) for (c, u), s in zip(pairs, scales, strict=True)]
 
-    def choose(k: int, logits_NC: Tensor) -> Tensor:
-        torch.testing.assert_close(logits_NC, torch.stack(mixed)[:, k], atol=2e-4, rtol=1e-4)
-        return codes_NK[:, k]
+    def choose(k: int | None, logits: Tensor) -> Tensor:
+        chosen = slice(None) if k is None else k
+        torch.testing.assert_close(logits, torch.stack(mixed)[:, chosen], atol=2e-4, rtol=1e-4)
+        return codes_NK[:, chosen]
 
     guidance = Guidance(
         conditional_N=torch.tensor([c for c, _ in pairs]),

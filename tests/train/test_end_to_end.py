@@ -31,7 +31,7 @@ def test_raw_files_become_a_model_that_draws_and_answers(tmp_path: Path) -> None
 
 def test_deepspeed_files_leave_to_the_recipe_what_it_says() -> None:
     for name in ("zero2", "zero3", "zero3_offload"):
-        config = json.loads((ROOT / "scripts" / f"{name}.json").read_text())
+        config = json.loads((ROOT / "train/recipes" / f"{name}.json").read_text())
         assert config["zero_optimization"]["stage"] == int(name[4])
         for key in ("train_batch_size", "gradient_accumulation_steps", "gradient_clipping"):
             assert config[key] == "auto"

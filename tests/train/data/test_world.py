@@ -177,7 +177,6 @@ def test_recipes_that_make_no_sense_are_refused() -> None:
         {"centred": True, "plan_digits": 2},
         {"plan_digits": 2},
         {"plans": True, "centred": True},
-        {"questions": 0},
         {"question_weights": {"counts": 1.0}},
         {"question_weights": {"count": 0.0}},
         {"question_weights": {}},
