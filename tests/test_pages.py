@@ -38,7 +38,7 @@ from tests.train.conftest import SMALL as SMALL_TOKENIZER
 from tests.train.launching import ROOT, environment, free_port, losses
 from tokenizer.config import UniTokConfig
 from tokenizer.unitok import UniTok
-from train.data.layouts import LAYOUTS
+from train.data.columns import LAYOUTS
 from train.data.make_samples import main as make_samples
 from train.recipe import RECIPES, MLLMData, MLLMRecipe, TextTokenizerRecipe, TokenizerRecipe, read_yaml, resolve
 
@@ -152,7 +152,7 @@ def test_quick_commands_and_python_of_the_readme_run(
 
 
 def test_each_format_has_samples_on_the_page() -> None:
-    """They are read in tests/train/data/test_layouts.py."""
+    """They are read in tests/train/data/test_columns.py."""
     shown = {block.language.partition(".")[0] for block in blocks_of(DATA)} - {"sh", "yaml"}
     assert tuple(LAYOUTS) == FORMATS and shown == set(LAYOUTS)
     assert all(f"**{name}**" in read_page(DATA) for name in LAYOUTS)

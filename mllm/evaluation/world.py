@@ -33,9 +33,9 @@ from mllm.world.dialogue import Check, Dialogue, ImageRef, make_dialogue, make_e
 from mllm.world.edits import Edit, apply_edit, check_edit
 from mllm.world.plan import ask_about
 from mllm.world.questions import Question, answer, normalize_answer, possible_answers
-from mllm.world.reader import check_description
 from mllm.world.render import RenderSize, image_size, render
 from mllm.world.scene import PairGroup, Scene, SceneObject, Split, random_scene_for
+from mllm.world.sentence_reader import check_description
 from mllm.world.spec import ANY, Verdict
 from tokenizer.config import UniTokConfig
 from tokenizer.images import ImageProcessor, to_images

@@ -21,8 +21,8 @@ from typing import NamedTuple, TypeVar
 
 from mllm.sequence import Grid
 from mllm.world.questions import Question, say_question
-from mllm.world.reader import read_request
 from mllm.world.scene import ATTRIBUTES, BACKGROUNDS, COLORS, SHAPES, SIZES, Scene, SceneObject
+from mllm.world.sentence_reader import read_request
 from mllm.world.spec import (
     ANY,
     Alike,

@@ -43,7 +43,7 @@ from mllm.sequence import Size, best_sizes, nearest_size
 from tokenizer.codes import fingerprint
 from tokenizer.images import IMAGE_ENDINGS, PREPARATIONS, ImageProcessor, to_bytes, to_images
 from tokenizer.unitok import EncodedImage, UniTok, decode_images, encode_images
-from train.data.layouts import ALIASES, COLUMNS, LAYOUTS, find_format, read_record, renamed
+from train.data.columns import ALIASES, COLUMNS, LAYOUTS, find_format, read_record, renamed
 from train.data.mixture import choose_sample
 from train.data.records import BadRecord, RawImage, Record, TenViews, ten_views
 from train.data.rows import (
@@ -98,7 +98,7 @@ class PrepareOptions:
     image_folder: Path | None = None
     """Folder of relative image paths. None: the folder of the record file."""
     columns: Mapping[str, str] = field(default_factory=dict)
-    """Column names of train/data/layouts.py to those of the data."""
+    """Column names of train/data/columns.py to those of the data."""
     skip_broken: bool = False
     """Leave invalid records out and count them; otherwise the first one ends the preparation."""
     batch_size: int = 64

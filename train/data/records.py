@@ -7,7 +7,7 @@
     class     the user's message is the number of a class, the assistant's an image of it, or several views
 
 An image that a record names is on disk or in the record; nothing is ever fetched from a network. Rows are read in
-train/data/rows.py and become records in train/data/layouts.py.
+train/data/rows.py and become records in train/data/columns.py.
 """
 
 from __future__ import annotations

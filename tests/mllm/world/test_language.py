@@ -9,8 +9,8 @@ from typing import Any
 
 from mllm.world.dialogue import make_episode
 from mllm.world.language import DRAWING_WEIGHTS, add_typo, correct_typos, describe, make_draw_request, phrases
-from mllm.world.reader import read_request
 from mllm.world.scene import COLORS, HELD_OUT_PAIRS, Scene, SceneObject, random_scene, random_scene_for
+from mllm.world.sentence_reader import read_request
 from mllm.world.spec import Background, Filter, Related, Spec, check_scene, enumerate_objects
 
 CIRCLE, SQUARE = SceneObject("circle", "red", "large", 0.25, 0.5), SceneObject("square", "blue", "small", 0.6, 0.5)

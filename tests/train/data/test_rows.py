@@ -14,7 +14,7 @@ import pytest
 from datasets import Dataset
 from PIL import Image
 
-from train.data.layouts import find_format
+from train.data.columns import find_format
 from train.data.records import BadRecord
 from train.data.rows import Item, is_seekable, read_items, read_tar
 

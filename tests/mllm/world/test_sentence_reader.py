@@ -6,8 +6,8 @@ from dataclasses import replace
 from random import Random
 
 from mllm.world.language import describe, make_draw_request
-from mllm.world.reader import check_description, read_description, read_request
 from mllm.world.scene import Scene, SceneObject, random_scene
+from mllm.world.sentence_reader import check_description, read_description, read_request
 from mllm.world.spec import Filter, Related, Spec, check_scene
 
 SCENE = Scene(

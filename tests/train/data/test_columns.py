@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from mllm.conversation import CodesPart, TextPart
-from train.data.layouts import find_format, format_of, read_record, renamed
+from train.data.columns import find_format, format_of, read_record, renamed
 from train.data.records import BadRecord, ImageBytes, ImageFile, Record, TenViews
 from train.data.rows import read_items
 
