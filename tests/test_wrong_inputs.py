@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.train.data.test_layouts import PAGE, samples_of, write_sample
+from tests.train.data.test_columns import PAGE, samples_of, write_sample
 
 from mllm.cli.main import main
 from mllm.evaluation.protocol import BENCHMARKS
