@@ -30,6 +30,7 @@ PACKAGES = (TOOLKIT, "torch", "transformers", "pillow", "numpy")
 """What every number depends on."""
 ABSENT = "(not installed)"
 TEXT_ENDINGS = (".txt", ".json", ".jsonl")
+TOO_DEEP = "nested too deeply"
 UNFINISHED = ".unfinished"
 """Ending of a file's name while it is written."""
 
@@ -100,8 +101,9 @@ def errors_that_name(path: Path) -> Iterator[None]:
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     except Exception as error:  # safetensors and torch have errors of their own
-        if "No space left" in str(error) or "PytorchStreamWriter" in str(error):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+        code = errno.EFBIG if "File too large" in str(error) else errno.ENOSPC
+        if code == errno.EFBIG or "No space left" in str(error) or "PytorchStreamWriter" in str(error):
+            raise OSError(code, os.strerror(code), str(path)) from error
         raise
 
 
@@ -148,12 +150,20 @@ def text_lines(path: Path) -> list[str]:
     return lines if lines[-1] else lines[:-1]
 
 
+def parse_json(text: str | bytes) -> Any:
+    """The value of a JSON text; too deep a nesting is an error of the text like any other."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError(TOO_DEEP) from None
+
+
 def read_json(path: Path) -> Any:
     """The value of a JSON file."""
     text = read_text(path)
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
+        return parse_json(text)
+    except ValueError as error:
         raise ValueError(f"{path} is not valid JSON ({error}); give the file as it was published") from error
 
 
@@ -165,10 +175,10 @@ def read_lines(path: Path) -> list[Line]:
             continue
         where = f"{path}, line {number}"
         try:
-            record = json.loads(text)
+            record = parse_json(text)
             if "\\ud" in text.lower():  # half of a surrogate pair is valid JSON, but no text
                 as_line(record).encode()
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             raise ValueError(f"{where} is not valid JSON ({error}); fix or remove the line") from error
         if not isinstance(record, dict):
             raise ValueError(f"{where} must be an object, got {type(record).__name__}; write {{...}} on each line")

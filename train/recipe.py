@@ -18,6 +18,7 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
+from mllm.files import TOO_DEEP
 from mllm.world.language import DRAWING_WEIGHTS
 from mllm.world.questions import QUESTION_WEIGHTS
 from mllm.world.scene import MAX_OBJECTS
@@ -608,7 +609,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} must be text in UTF-8, got {error}; convert the file") from None
     except (yaml.YAMLError, RecursionError) as error:
-        raise ValueError(f"{path} must be valid YAML, got: {' '.join(str(error).split())}; fix the file") from None
+        reason = TOO_DEEP if isinstance(error, RecursionError) else " ".join(str(error).split())
+        raise ValueError(f"{path} must be valid YAML, got: {reason}; fix the file") from None
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise ValueError(f"{path} must be a mapping of keys to values, got {type(values).__name__}; fix the file")
     return values

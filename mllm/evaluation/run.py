@@ -34,6 +34,7 @@ from mllm.files import (
     drop_torn_line,
     errors_that_name,
     only_writer,
+    parse_json,
     read_json,
     read_lines,
     write_image,
@@ -166,7 +167,7 @@ def read_part(path: Path) -> list[dict[str, Any]]:
     records = []
     for number, line in enumerate(text.split("\n")[:-1], start=1):
         try:
-            records.append(json.loads(line))
+            records.append(parse_json(line))
         except ValueError as error:
             raise ValueError(f"{path}, line {number} is not valid JSON ({error}); remove the line") from error
     return records

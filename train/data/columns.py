@@ -7,7 +7,6 @@ interleaved documents, codes) have a function each; the others are a question an
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mllm.conversation import CodesPart, TextPart
+from mllm.files import parse_json
 from train.data.records import (
     BadRecord,
     Record,
@@ -330,7 +330,7 @@ def _grid(num_positions: int, row: Row) -> tuple[int, int]:
 
 def _from_json(text: Any, name: str) -> Any:
     try:
-        return json.loads(text)
+        return parse_json(text)
     except (TypeError, ValueError) as error:
         raise BadRecord(f"{name} must be valid JSON: {error}; fix the record") from error
 

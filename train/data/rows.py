@@ -31,6 +31,7 @@ import pyarrow
 import pyarrow.parquet
 from webdataset.tariterators import base_plus_ext
 
+from mllm.files import TOO_DEEP, parse_json, read_json
 from tokenizer.images import IMAGE_ENDINGS
 from train.data.records import BadRecord
 
@@ -65,8 +66,8 @@ class Item:
             case BadRecord():
                 raise self.value
         try:
-            row = json.loads(self.value)
-        except (ValueError, RecursionError) as error:
+            row = parse_json(self.value)
+        except ValueError as error:
             raise BadRecord(f"a record must be valid JSON: {error}; fix the line") from error
         if not isinstance(row, dict):
             raise BadRecord(f"a record must be a JSON object, got {type(row).__name__}; fix the line")
@@ -192,8 +193,10 @@ def _array_records(path: Path, stream: IO[bytes], offset: int, number: int) -> I
                 return
             value, end = parser.raw_decode(buffer, place)
         except (ValueError, RecursionError) as error:
-            if is_over or isinstance(error, RecursionError):
-                raise ValueError(f"{path} must be a JSON array: {error} (record {number + 1}); fix it") from error
+            is_deep = isinstance(error, RecursionError)
+            if is_over or is_deep:
+                reason = TOO_DEEP if is_deep else error
+                raise ValueError(f"{path} must be a JSON array: {reason} (record {number + 1}); fix it") from error
             chunk = stream.read(CHUNK)
             is_over = not chunk
             try:
@@ -217,11 +220,11 @@ def is_document(path: Path, _changed: int) -> bool:
         if second.strip().startswith(b"{"):
             return False
     try:
-        return bool(_lists_of(json.loads(first)))
-    except (ValueError, RecursionError):
+        return bool(_lists_of(parse_json(first)))
+    except ValueError:
         try:
-            return bool(_lists_of(json.loads(path.read_text(encoding="utf-8-sig"))))
-        except (ValueError, RecursionError):
+            return bool(_lists_of(parse_json(path.read_text(encoding="utf-8-sig"))))
+        except ValueError:
             return False
 
 
@@ -235,7 +238,7 @@ def _lists_of(document: Any) -> dict[str, list[dict[str, Any]]]:
 
 def _document_rows(path: Path) -> Iterator[Item]:
     """COCO's annotations, each with the fields of its image; else the elements of the only list."""
-    lists = _lists_of(json.loads(path.read_text(encoding="utf-8-sig")))
+    lists = _lists_of(read_json(path))
     if {"annotations", "images"} <= lists.keys():
         images = {image.get("id"): image for image in lists["images"]}
         for number, annotation in enumerate(lists["annotations"]):
