@@ -4,7 +4,7 @@
     messages.jsonl               {"messages": [{"role", "content": [{"type": "text" | "image", ...}]}], "job", "skills"}
     captions.jsonl               {"image": "images/000000-image.png", "caption": "...", "scene": {...}}
 
-Records are written one by one, so a folder may be larger than memory.
+Records are written one by one, so a folder may be larger than memory; it gets its name when it is complete.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from random import Random
 
+from mllm.files import require_new, whole_folder
 from mllm.world.dialogue import JOBS, Dialogue, Episode, ImageRef, make_dialogue, make_episode
 from mllm.world.language import describe
 from mllm.world.render import RenderSize
@@ -32,19 +33,19 @@ def export_world(
     size: RenderSize = 128,
 ) -> None:
     """Write `count` episodes with one dialogue of each job."""
-    if folder.exists() and any(folder.iterdir()):
-        raise ValueError(f"export folder must be new or empty, got {folder}; choose another one")
-    (folder / "images").mkdir(parents=True, exist_ok=True)
-    with (folder / "messages.jsonl").open("w") as messages, (folder / "captions.jsonl").open("w") as captions:
-        for index in range(count):
-            episode = make_episode(index, seed=seed, split=split, pairs=pairs)
-            names = _write_images(folder, index, episode, size)
-            for scene in (episode.scene, episode.edited):
-                caption = {"image": names[ImageRef(scene)], "caption": describe(scene), "scene": asdict(scene)}
-                captions.write(json.dumps(caption) + "\n")
-            for job in jobs:
-                dialogue = make_dialogue(job, episode, Random(f"export/{seed}/{index}/{job}"))
-                messages.write(json.dumps(to_record(dialogue, names)) + "\n")
+    require_new(folder)
+    with whole_folder(folder) as out:
+        (out / "images").mkdir()
+        with (out / "messages.jsonl").open("w") as messages, (out / "captions.jsonl").open("w") as captions:
+            for index in range(count):
+                episode = make_episode(index, seed=seed, split=split, pairs=pairs)
+                names = _write_images(out, index, episode, size)
+                for scene in (episode.scene, episode.edited):
+                    caption = {"image": names[ImageRef(scene)], "caption": describe(scene), "scene": asdict(scene)}
+                    captions.write(json.dumps(caption) + "\n")
+                for job in jobs:
+                    dialogue = make_dialogue(job, episode, Random(f"export/{seed}/{index}/{job}"))
+                    messages.write(json.dumps(to_record(dialogue, names)) + "\n")
 
 
 def _write_images(folder: Path, index: int, episode: Episode, size: RenderSize) -> dict[ImageRef, str]:

@@ -24,7 +24,7 @@ from typing import Any
 import pyarrow as pa
 
 from mllm.cli.main import CommandParser, positive_count
-from mllm.files import write_lines
+from mllm.files import require_new, whole_folder, write_lines
 from mllm.world.dialogue import Dialogue, Episode, ImageRef, make_dialogue, make_episode
 from mllm.world.export import export_world
 from mllm.world.language import describe
@@ -49,30 +49,30 @@ def main(argv: list[str] | None = None) -> int:
 
 def make_samples(options: Namespace) -> None:
     """Write every format."""
-    out, size, seed = options.out, options.size, options.seed
-    if out.exists() and any(out.iterdir()):
-        raise ValueError(f"OUT must be a new or empty folder, got {out}; choose another one")
+    size, seed = options.size, options.seed
+    require_new(options.out)
     episodes = [make_episode(index, seed=seed) for index in range(options.count)]
-    for name in ("captions", "folder", "obelics", "text"):
-        (out / name).mkdir(parents=True)
-    write_tars(out / "captions", episodes, size)
-    for index, episode in enumerate(episodes):
-        (out / "folder" / f"{index:06d}.jpg").write_bytes(as_jpeg(ImageRef(episode.edited), size))
-        (out / "folder" / f"{index:06d}.txt").write_text(describe(episode.edited), encoding="utf-8")
-    export_world(out / "chat", options.count, jobs=("ask", "edit", "multi_turn"), seed=seed, size=size)
-    (out / "chat" / "captions.jsonl").unlink()
-    documents = [
-        write_document(
-            out / "obelics", index, make_dialogue("interleaved", episode, Random(f"story/{seed}/{index}")), size
-        )
-        for index, episode in enumerate(episodes)
-    ]
-    write_lines(out / "obelics" / "documents.jsonl", documents)
-    with pa.CompressedOutputStream(str(out / "text" / "text.jsonl.zst"), "zstd") as stream:
-        for episode in episodes:
-            text = f"{describe(episode.scene)}\n{describe(episode.edited)}"
-            stream.write((json.dumps({"text": text}) + "\n").encode())
-    print(f"{out}: {options.count} records of each format")
+    with whole_folder(options.out) as out:
+        for name in ("captions", "folder", "obelics", "text"):
+            (out / name).mkdir()
+        write_tars(out / "captions", episodes, size)
+        for index, episode in enumerate(episodes):
+            (out / "folder" / f"{index:06d}.jpg").write_bytes(as_jpeg(ImageRef(episode.edited), size))
+            (out / "folder" / f"{index:06d}.txt").write_text(describe(episode.edited), encoding="utf-8")
+        export_world(out / "chat", options.count, jobs=("ask", "edit", "multi_turn"), seed=seed, size=size)
+        (out / "chat" / "captions.jsonl").unlink()
+        documents = [
+            write_document(
+                out / "obelics", index, make_dialogue("interleaved", episode, Random(f"story/{seed}/{index}")), size
+            )
+            for index, episode in enumerate(episodes)
+        ]
+        write_lines(out / "obelics" / "documents.jsonl", documents)
+        with pa.CompressedOutputStream(str(out / "text" / "text.jsonl.zst"), "zstd") as stream:
+            for episode in episodes:
+                text = f"{describe(episode.scene)}\n{describe(episode.edited)}"
+                stream.write((json.dumps({"text": text}) + "\n").encode())
+    print(f"{options.out}: {options.count} records of each format")
 
 
 def write_tars(folder: Path, episodes: list[Episode], size: int) -> None:
