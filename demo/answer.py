@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import html
 import logging
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import closing
@@ -86,8 +87,14 @@ def read_count(text: str | None, *, name: str) -> int | None:
 
 def user_entry(text: str, files: list[str]) -> Entry:
     """A request to show: the images, then the text."""
-    texts = [{"type": "text", "text": html.escape(text, quote=False)}] if text else []
+    texts = [{"type": "text", "text": literal(text)}] if text else []
     return {"role": "user", "content": [{"path": reduced(file)} for file in files] + texts}
+
+
+def literal(text: str) -> str:
+    """Markdown that shows every character as it was typed: as entities, characters have no meaning of their own."""
+    text = re.sub(r"[!-/:-@\[-`{-~]", lambda mark: f"&#{ord(mark[0])};", text)
+    return re.sub(r"^ +", lambda spaces: "&#32;" * len(spaces[0]), text, flags=re.MULTILINE)
 
 
 def reduced(file: str) -> str:

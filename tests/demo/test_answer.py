@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import re
 from pathlib import Path
 
 import pytest
@@ -36,6 +38,9 @@ def test_texts_and_pictures_become_messages_in_order(tmp_path: Path) -> None:
     picture, text = messages[0].parts
     assert isinstance(picture, ImagePart) and picture.image.size == (5, 7)
     assert text == TextPart("What is <b>this</b>?")
+    markdown = "# 1. *a* [b](c) <img src=x> &amp; $d$\\n    `e`"
+    shown = user_entry(markdown, [])["content"][0]["text"]
+    assert not re.search(r"[^\w\s&#;]|^ ", shown, re.MULTILINE) and html.unescape(shown) == markdown
     assert messages[1].parts == (TextPart("red"),)
 
 
