@@ -6,6 +6,7 @@ import base64
 import io
 import logging
 import os
+import socket
 import tempfile
 from argparse import Namespace
 from collections.abc import Callable, Iterator
@@ -41,6 +42,7 @@ EXAMPLES = [
 
 def serve(options: Namespace) -> None:
     """Serve until interrupted."""
+    require_free(options.host, options.port)
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     build_demo(load_pipeline(options)).launch(
         server_name=options.host,
@@ -51,6 +53,18 @@ def serve(options: Namespace) -> None:
         footer_links=[],
         ssr_mode=False,
     )
+
+
+def require_free(host: str, port: int | None) -> None:
+    """Refuse a port that another program listens on."""
+    if port is None:
+        return
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ValueError(f"--port must be a free port, got {port} ({error.strerror}); choose another") from error
 
 
 def build_demo(pipeline: Pipeline) -> Any:

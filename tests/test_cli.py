@@ -1,9 +1,10 @@
 """The console command: what it writes and prints, and one line for every wrong input."""
 
 import os
+import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,12 +12,13 @@ from PIL import Image
 
 from mllm.cli.main import PACKAGES, VERBS, main
 
+WIDTH_255 = "model: {text_config: {hidden_size: 255, num_attention_heads: 4}}"
 ROOT = Path(__file__).resolve().parent.parent
 Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path: Path, random_model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder with an image, a broken image, a text and a recipe."""
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (50, 40), "red").save("a.png")
@@ -24,6 +26,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     Image.new("RGB", (1, 10_000)).save("thin.png")
     Path("notes.txt").write_text("no image")
     Path("deep.json").write_text("[" * 100_000)
+    Path("deep.jsonl").write_text('{"a":' * 100_000)
+    Path("empty.jsonl").write_text("")
+    for name, text in {"nowhere": "start_from: /nowhere", "width": WIDTH_255}.items():
+        files = f"image_tokenizer: {random_model_folder}/image_tokenizer\ntext_tokenizer: {random_model_folder}"
+        Path(f"{name}.yaml").write_text(f"kind: mllm\noutput: run\n{files}\n{text}\n")
     os.mkfifo("pipe.png")
     os.mkfifo("pipe.npz")
     Path("null.json").symlink_to("/dev/null")
@@ -124,6 +131,7 @@ def test_interrupting_an_answer_keeps_the_conversation(run: Run, monkeypatch: py
     assert code == 0 and answered == [1, 3, 3] and "interrupted" in err and "UTF-8" in err
 
 
+PORT_IN_USE = "47861"
 DRAW = ["draw", "red", "-o", "x.png"]
 GQA = ["evaluate", "gqa", "--output", "x"]
 WRONG: list[tuple[list[str], str]] = [  # words, and what the one line must name
@@ -153,7 +161,10 @@ WRONG: list[tuple[list[str], str]] = [  # words, and what the one line must name
     (["tokenize", "reconstruct", "a.png", "-o", "x.png", "--json", "null.json"], "regular file"),
     (["evaluate", "tokenizer", "--codec", "os:system", "--images", ".", "--output", "x"], "'os:system'"),
     (["evaluate", "tokenizer", "--codec", "os", "--images", ".", "--output", "x"], "'os'"),
-    (["evaluate", "requests", "deep.json"], "deep.json"),
+    (["evaluate", "requests", "deep.json"], "deep.json, line 1 is not valid JSON (nested too deeply)"),
+    (["prepare", "deep.json", "--out", "deep"], "nested too deeply"),
+    (["prepare", "deep.jsonl", "--out", "deep"], "nested too deeply"),
+    (["prepare", "empty.jsonl", "--out", "empty"], "must get records, got none"),
     (["convert", "unitok", "a.png", "x"], "a.png"),
     (["convert", "export-unitok", ".", "/proc/x.pth"], "config.json"),
     (["convert", "export-unitok", ".", "x.bin"], ".pth"),
@@ -211,15 +222,28 @@ WRONG: list[tuple[list[str], str]] = [  # words, and what the one line must name
     (["train"], "recipe"),
     (["train", "none.yaml"], "none.yaml"),
     (["train", "recipe.yaml"], "stepz"),
+    (["train", "nowhere.yaml"], "/nowhere"),
+    (["train", "width.yaml"], "255"),
     (["train", "tiny_tokenizer", "--stepz", "3"], "stepz"),
     (["train", "notes.txt"], "mapping"),
     (["demo", "--port", "many"], "--port"),
+    (["demo", "--port", PORT_IN_USE], f"--port must be a free port, got {PORT_IN_USE}"),
     (["demo", "--port", "-1"], "--port"),
     (["demo", "--port", "99999999"], "65535"),
     (["demo", "--model", "no/such/folder"], "no/such/folder"),
 ]
 
 
+@pytest.fixture
+def port_in_use() -> Iterator[None]:
+    with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        taken.bind(("127.0.0.1", int(PORT_IN_USE)))
+        taken.listen()
+        yield
+
+
+@pytest.mark.usefixtures("port_in_use")
 def test_wrong_input_gives_one_line_and_status_2(run: Run) -> None:
     failures = []
     for words, fragment in WRONG:
