@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import resource
+import signal
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -18,25 +21,44 @@ from train.recipe import MLLMRecipe
 FILLER = "filler"
 
 
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Path]:
-    """A small file system."""
+class Disk:
+    """A folder where writing can be made to fail: a small file system that is filled, or a limit on every file."""
+
+    def __init__(self, folder: Path, *, is_mounted: bool) -> None:
+        self.folder, self.is_mounted = folder, is_mounted
+        self.error = "no space left on device" if is_mounted else "file too large"
+        self.limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    @contextmanager
+    def full(self, *, but: int = 0) -> Iterator[None]:
+        """Within, so many bytes can be written and no more."""
+        try:
+            if self.is_mounted:
+                with (self.folder / FILLER).open("wb", buffering=0) as file:
+                    with suppress(OSError):
+                        while True:
+                            file.write(bytes(4096))
+                    file.truncate(file.tell() - but)
+            else:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (but, self.limits[1]))
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, self.limits)
+            (self.folder / FILLER).unlink(missing_ok=True)
+
+
+@pytest.fixture(params=["mounted", "limited"])
+def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Disk]:
     folder = tmp_path / "disk"
     folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", folder], check=False)
-    if mounted.returncode:
-        pytest.skip("file systems cannot be mounted here")
-    yield folder
-    subprocess.run(["umount", "-l", folder], check=True)
-
-
-def fill(disk: Path, *, free: int) -> None:
-    with (disk / FILLER).open("wb", buffering=0) as file:
-        try:
-            while True:
-                file.write(bytes(4096))
-        except OSError:
-            file.truncate(file.tell() - free)
+    is_mounted, mount = request.param == "mounted", ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", folder]
+    if is_mounted and subprocess.run(mount, check=False).returncode:
+        pytest.skip("file systems cannot be mounted here; the limit on files is tested instead")
+    former = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    yield Disk(folder, is_mounted=is_mounted)
+    signal.signal(signal.SIGXFSZ, former)
+    if is_mounted:
+        subprocess.run(["umount", "-l", folder], check=True)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -45,50 +67,49 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_a_full_disk_leaves_what_stood_before(
-    disk: Path, tmp_path: Path, random_model_folder: Path, capfd: pytest.CaptureFixture[str]
+    disk: Disk, tmp_path: Path, random_model_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    there = disk.folder
     image, questions, model = tmp_path / "a.png", tmp_path / "gqa.jsonl", ["--model", str(random_model_folder)]
     Image.effect_mandelbrot((60, 50), (-2, -1, 1, 1), 50).convert("RGB").save(image)
     questions.write_text(json.dumps({"question_id": "1", "image": "a.png", "text": "What?"}) + "\n")
     for name in ("one", "two"):
         (tmp_path / f"{name}.jsonl").write_text(json.dumps({"image": "a.png", "caption": name}) + "\n")
-    run = ["--questions", str(questions), "--images", str(tmp_path), "--output", str(disk / "run")]
+    run = ["--questions", str(questions), "--images", str(tmp_path), "--output", str(there / "run")]
     commands = (
-        ["draw", "red", "-o", str(disk / "drawn.png")],
-        ["edit", str(image), "blue", "-o", str(disk / "edited.jpg")],
-        ["tokenize", "encode", str(image), "-o", str(disk / "codes.npz")],
-        ["tokenize", "reconstruct", str(image), "-o", str(disk / "again.webp"), "--json", str(disk / "scores.json")],
-        ["prepare", str(tmp_path / "one.jsonl"), "--out", str(disk / "data")],
+        ["draw", "red", "-o", str(there / "drawn.png")],
+        ["edit", str(image), "blue", "-o", str(there / "edited.jpg")],
+        ["tokenize", "encode", str(image), "-o", str(there / "codes.npz")],
+        ["tokenize", "reconstruct", str(image), "-o", str(there / "again.webp"), "--json", str(there / "scores.json")],
+        ["prepare", str(tmp_path / "one.jsonl"), "--out", str(there / "data")],
         ["evaluate", "gqa", *run, "--max-new-tokens", "2"],
     )
     for words in commands:
-        assert main([*words, *model]) == 0, capfd.readouterr().err
-    before = contents(disk)
-    fill(disk, free=0)
+        assert main([*words, *model]) == 0, capsys.readouterr().err
+    before = contents(there)
     for words in commands:
         if words[0] == "prepare":
             words.insert(1, str(tmp_path / "two.jsonl"))
-        capfd.readouterr()
-        assert main([*words, *model]) == 2, words
-        error = capfd.readouterr().err.splitlines()[-1]
-        assert error.startswith(f"mllm: no space left on device: {disk}"), error
-    assert contents(disk) == before
+        with disk.full():
+            code = main([*words, *model])
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert code == 2 and error.startswith(f"mllm: {disk.error}: {there}"), (words, error)
+    assert contents(there) == before
 
 
 def test_a_full_disk_costs_a_training_nothing_but_its_last_checkpoint(
-    disk: Path, tmp_path: Path, mllm_recipe: MLLMRecipe, capfd: pytest.CaptureFixture[str]
+    disk: Disk, tmp_path: Path, mllm_recipe: MLLMRecipe, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    output = disk / "run"
+    output = disk.folder / "run"
     words = ["train", str(write_recipe(mllm_recipe, tmp_path / "recipe.yaml")), "--output", str(output)]
     words += ["--trainer.report_to", "none", "--trainer.max_steps"]
     assert main([*words, "2"]) == 0
     before = {name: data for name, data in contents(output).items() if "/" in name}  # not the log and the recipe
     assert {name.split("/")[0] for name in before} == {"checkpoint-2", "final", "codes"}
-    fill(disk, free=64 << 10)
-    assert main([*words, "4"]) == 2
-    assert f"no space left on device: {output / 'checkpoint-4'}" in capfd.readouterr().err.splitlines()[-1]
+    with disk.full(but=64 << 10):
+        assert main([*words, "4"]) == 2
+    assert f"{disk.error}: {output / 'checkpoint-4'}" in capsys.readouterr().err.splitlines()[-1]
     assert {name: data for name, data in contents(output).items() if "/" in name} == before
-    (disk / FILLER).unlink()
     assert main([*words, "4"]) == 0
     after, weights = contents(output), "final/model.safetensors"
     assert "checkpoint-4/model.safetensors" in after and after[weights] != before[weights]
