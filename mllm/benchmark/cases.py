@@ -627,11 +627,15 @@ def load_cases(settings: Settings) -> Iterator[Case]:
 
 
 def start_cases(settings: Settings) -> Iterator[Case]:
-    """Commands as processes of their own, processor time of all their threads."""
+    """Python as processes of their own, processor time of all their threads."""
     with tempfile.TemporaryDirectory() as folder:
-        draw = ["draw", "a red circle", "--seed", "1", "-o", str(Path(folder) / "circle.png")]
-        for name, words in {"mllm --version": ["--version"], "mllm draw": draw}.items():
-            yield Case(name=name, variants=settings.both("start", words=words), gate="before", warm_ups=1)
+        draw = ["-m", "mllm", "draw", "a red circle", "--seed", "1", "-o", str(Path(folder) / "circle.png")]
+        imports = {"import of transformers": WORK["start"](words=["-c", "from transformers import LlamaModel"])}
+        for name, words, others in (
+            ("mllm demo --help", ["-m", "mllm", "demo", "--help"], {}),
+            ("mllm draw", draw, imports),
+        ):
+            yield Case(name=name, variants=settings.both("start", words=words) | others, gate="before", warm_ups=1)
 
 
 CASES: dict[str, Callable[[Settings], Iterator[Case]]] = {

@@ -96,11 +96,11 @@ def load(*, model: str | None, device: str) -> Run:
 
 
 def start(*, words: list[str]) -> Run:
-    """A command as a process of its own, from its start to its end."""
+    """Python with these words as a process of its own, from its start to its end."""
 
     def run() -> float:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run([sys.executable, "-m", "mllm", *words], check=True, capture_output=True, cwd=os.getcwd())
+        subprocess.run([sys.executable, *words], check=True, capture_output=True, cwd=os.getcwd())
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 

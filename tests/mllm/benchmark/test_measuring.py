@@ -133,7 +133,7 @@ def test_a_commit_that_is_none_is_refused(capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_work_measures_itself_or_is_measured() -> None:
-    run = WORK["start"](words=["--version"])
+    run = WORK["start"](words=["-m", "mllm", "--version"])
     assert 0 < run() < 60
 
 
