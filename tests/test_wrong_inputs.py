@@ -323,6 +323,9 @@ def test_recipes(folder: Path, model: str, capfd: pytest.CaptureFixture[str], mo
     door.finish(120)
 
 
+BENCHMARK = {"name": "pope", "questions": "none.jsonl", "annotations": "none", "images": "."}
+
+
 @pytest.mark.slow
 def test_recipes_that_fit_and_still_cannot_be_trained(
     folder: Path, model: str, capfd: pytest.CaptureFixture[str]
@@ -370,11 +373,20 @@ def test_recipes_that_fit_and_still_cannot_be_trained(
         {"classes": {"folders": ["/nowhere"]}},
         {"trainable": ["nothing"]},
         {"optimizer": {"name": "sgd"}},
+        {"length": 10},
+        {"data": {"episodes": 4, "jobs": {}}},
+        {"data": {"episodes": 4, "jobs": {"dance": 1}}},
+        {"data": {"episodes": 4, "jobs": {"draw": -1}}},
+        {"data": {"episodes": 4, "jobs": {"draw": 0}}},
+        {"validation": {"benchmarks": ["dance"]}},
+        {"validation": {"benchmarks": [5]}},
+        {"validation": {"benchmarks": [{**BENCHMARK, "name": "dance"}]}},
+        {"validation": {"benchmarks": [BENCHMARK]}},
     ):
         path.write_text(json.dumps({**good, **change}))
         door.run(["train", str(path)], str(change))
         shutil.rmtree("out/run", ignore_errors=True)
-    door.finish(25)
+    door.finish(30)
 
 
 # ---- evaluation files ----

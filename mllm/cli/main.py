@@ -286,6 +286,7 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:
         if debug:
             raise
+        end_progress_bars()
         print(f"mllm: {one_line(error)}", file=sys.stderr)
         return INVALID_INPUT
     except KeyboardInterrupt:
@@ -368,6 +369,13 @@ def refuse_shadowed_packages() -> None:
                 f"the package {package!r} must be the one in {root}, got {found or 'none'}; uninstall or rename the "
                 "other one, or run from a different folder"
             )
+
+
+def end_progress_bars() -> None:
+    """End the line of every bar that an error left open, so that the sentence begins on its own."""
+    if "tqdm.std" in sys.modules:
+        for bar in list(getattr(sys.modules["tqdm.std"].tqdm, "_instances", ())):
+            bar.close()
 
 
 def one_line(error: BaseException) -> str:
