@@ -92,8 +92,8 @@ def user_entry(text: str, files: list[str]) -> Entry:
 
 
 def literal(text: str) -> str:
-    """Markdown that shows every character as it was typed: as entities, characters have no meaning of their own."""
-    text = re.sub(r"[!-/:-@\[-`{-~]", lambda mark: f"&#{ord(mark[0])};", text)
+    """Markdown that shows what was typed: characters that are entities have no meaning of their own."""
+    text = re.sub(r"[#$&()*+/:<=>@\[\\\]_`{|}~-]|(?<=\d)\.|(?<=www)\.", lambda mark: f"&#{ord(mark[0])};", text)
     return re.sub(r"^ +", lambda spaces: "&#32;" * len(spaces[0]), text, flags=re.MULTILINE)
 
 

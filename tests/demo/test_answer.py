@@ -40,8 +40,8 @@ def test_texts_and_pictures_become_messages_in_order(tmp_path: Path) -> None:
     assert text == TextPart("What is <b>this</b>?")
     markdown = "# 1. *a* [b](c) <img src=x> &amp; $d$\\n    `e`"
     shown = user_entry(markdown, [])["content"][0]["text"]
-    assert not re.search(r"[^\w\s&#;]|^ ", shown, re.MULTILINE) and html.unescape(shown) == markdown
-    assert messages[1].parts == (TextPart("red"),)
+    assert not re.search(r"[#*\[<$\\`]|&(?!#)|1\.|^ ", shown.replace("&#", ""), re.MULTILINE)
+    assert html.unescape(shown) == markdown
 
 
 def test_a_request_that_failed_is_no_part_of_the_conversation() -> None:

@@ -73,3 +73,11 @@ def test_the_page_loads_nothing_from_elsewhere(page: Page, address: str) -> None
     elsewhere = [url for url in page.requested_urls() if not url.startswith((address, "data:", "blob:"))]
     assert not elsewhere
     assert not [entry for entry in page.browser.get_log("browser") if entry["level"] == "SEVERE"]
+
+
+def test_what_was_typed_is_shown_as_typed(page: Page) -> None:
+    typed = "# 1. *a* **b** `c` [d](e) <img src=x> &amp; $f$ http://x.org www.x.org a@x.org"
+    page.send(typed)
+    page.wait_until_answered(1)
+    assert page.find("#chat .user.message")[-1].text == typed
+    assert not page.find("#chat .user.message :is(h1, em, strong, code, a, img, ol)")
