@@ -265,7 +265,9 @@ def lay_out(folder: Path, *, recipes: Mapping[str, Mapping[str, Any]] | None = N
     for path in (ROOT / "train").iterdir():
         if path.name not in ("recipes", "__pycache__"):
             (folder / "train" / path.name).symlink_to(path)
-    for path in RECIPES.iterdir():
+    for path in RECIPES.glob("*.json"):
+        (folder / "train" / "recipes" / path.name).symlink_to(path)
+    for path in RECIPES.glob("*.yaml"):
         values = read_yaml(path)
         for key, value in (recipes or {}).get(path.stem, {}).items():
             *sections, last = key.split(".")
