@@ -10,7 +10,6 @@ Letters: K codebooks, C codes.
 from __future__ import annotations
 
 import copy
-import json
 import os
 import re
 import shutil
@@ -32,7 +31,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from mllm.config import RELEASED_TYPE, MLLMConfig, from_released, is_released, to_released
 from mllm.evaluation.intervals import percent
-from mllm.files import write_json, write_text
+from mllm.files import read_json, write_json, write_text
 from mllm.quantization import BITS, quantize_linears
 from mllm.sequence import supported_sizes
 from mllm.vocabulary import load_text_tokenizer, save_text_tokenizer
@@ -133,7 +132,7 @@ def find_model_folder(name: str | Path | None) -> Path:
 def check_kind(path: Path) -> None:
     """Refuse a config that cannot be read, or that of another kind of model."""
     try:
-        kind = json.loads(path.read_text(encoding="utf-8")).get("model_type")
+        kind = read_json(path).get("model_type")
     except (ValueError, AttributeError) as error:
         raise ValueError(f"{path} must be a model's config, got {error}; restore the file") from error
     if kind not in MODEL_TYPES:
@@ -200,7 +199,7 @@ def is_image_tokenizer(folder: Path) -> bool:
     if not config.is_file() or not (folder / WEIGHTS_FILE).is_file():
         return False
     try:
-        return "model_type" not in json.loads(config.read_text(encoding="utf-8"))
+        return "model_type" not in read_json(config)
     except (ValueError, TypeError):
         return False
 
@@ -368,7 +367,7 @@ def is_released_folder(name: Any) -> bool:
     if path is None or not path.is_file():
         return False
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
+        fields = read_json(path)
     except ValueError:
         return False
     return isinstance(fields, dict) and is_released(fields)
@@ -620,6 +619,6 @@ def score_rows(scores: dict[str, Any], prefix: str = "") -> tuple[list[str], lis
 def save_model_card(folder: str | os.PathLike, config: MLLMConfig) -> None:
     """Write the card of a model folder, with the scores and the note of its SOURCE.json if it has one."""
     path = Path(folder) / SOURCE_FILE
-    source = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    source = read_json(path) if path.is_file() else {}
     card = model_card(config, scores=source.get("scores"), note=source.get("note"))
     write_text(Path(folder) / CARD_FILE, str(card))

@@ -51,7 +51,7 @@ from mllm.conversation import (
 )
 from mllm.conversation import chat_template as template_of
 from mllm.engine.request import GenerationResult
-from mllm.files import write_image, write_text
+from mllm.files import read_json, write_image, write_text
 from mllm.sequence import IGNORED, TokenSequence, begin_of, best_size, build_sequence, encode_segments
 from mllm.vocabulary import IMAGE, decode_text, load_text_tokenizer, save_text_tokenizer
 from tokenizer.images import ImageProcessor, ImageSource, read_image, to_images
@@ -600,7 +600,7 @@ class MLLMProcessor(ProcessorMixin):
 
 def read_fields(path: Path) -> dict[str, Any]:
     """The fields of a processor_config.json; a released model has none."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return read_json(path) if path.is_file() else {}
 
 
 def read_preparation(folder: Path) -> str:

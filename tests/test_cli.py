@@ -26,6 +26,8 @@ def folder(tmp_path: Path, random_model_folder: Path, monkeypatch: pytest.Monkey
     Image.new("RGB", (1, 10_000)).save("thin.png")
     Path("notes.txt").write_text("no image")
     Path("deep.json").write_text("[" * 100_000)
+    Path("deep").mkdir()
+    Path("deep/config.json").write_text("[" * 100_000)
     Path("deep.jsonl").write_text('{"a":' * 100_000)
     Path("empty.jsonl").write_text("")
     for name, text in {"nowhere": "start_from: /nowhere", "width": WIDTH_255}.items():
@@ -162,8 +164,8 @@ WRONG: list[tuple[list[str], str]] = [  # words, and what the one line must name
     (["evaluate", "tokenizer", "--codec", "os:system", "--images", ".", "--output", "x"], "'os:system'"),
     (["evaluate", "tokenizer", "--codec", "os", "--images", ".", "--output", "x"], "'os'"),
     (["evaluate", "requests", "deep.json"], "deep.json, line 1 is not valid JSON (nested too deeply)"),
-    (["prepare", "deep.json", "--out", "deep"], "nested too deeply"),
-    (["prepare", "deep.jsonl", "--out", "deep"], "nested too deeply"),
+    (["prepare", "deep.json", "--out", "nested"], "nested too deeply"),
+    (["prepare", "deep.jsonl", "--out", "nested"], "nested too deeply"),
     (["prepare", "empty.jsonl", "--out", "empty"], "must get records, got none"),
     (["convert", "unitok", "a.png", "x"], "a.png"),
     (["convert", "export-unitok", ".", "/proc/x.pth"], "config.json"),
@@ -172,6 +174,8 @@ WRONG: list[tuple[list[str], str]] = [  # words, and what the one line must name
     (["merge", ".", "-o", "x"], "adapter_config.json"),
     ([*DRAW, "-n", "99999999999999"], "1000000"),
     ([*DRAW, "--model", "no/such/folder"], "no/such/folder"),
+    ([*DRAW, "--model", "deep"], "nested too deeply"),
+    (["tokenize", "encode", "a.png", "-o", "codes.npz", "--model", "deep"], "nested too deeply"),
     ([*DRAW, "--model", "no/such"], "no/such"),
     ([*DRAW, "--model", "."], "model"),
     ([*DRAW, "--class", "3"], "PROMPT"),

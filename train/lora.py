@@ -6,7 +6,6 @@ In: a model and the recipe's fields. Out: a `peft` model that any trainer takes 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch import nn
 
 from mllm.checkpoint import find_model_folder
 from mllm.config import MLLMConfig
+from mllm.files import read_json
 from mllm.model import MLLMForConditionalGeneration
 from mllm.processor import MLLMProcessor
 from mllm.vocabulary import added_ids
@@ -102,4 +102,4 @@ def base_of(adapter: Path) -> str:
     path = adapter / ADAPTER_CONFIG
     if not path.is_file():
         raise FileNotFoundError(f"{path} not found; give the folder that a run with an adapter wrote")
-    return json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    return read_json(path)["base_model_name_or_path"]

@@ -27,7 +27,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 from transformers import get_scheduler
 
-from mllm.files import whole_folder, write_image, write_text
+from mllm.files import read_json, whole_folder, write_image, write_text
 from tokenizer.config import UniTokConfig
 from tokenizer.hardware import fast_dtype
 from tokenizer.images import (
@@ -434,7 +434,7 @@ def require_same_config(file: Path, config: UniTokConfig) -> None:
     """Refuse a checkpoint of another network; some differences (projection_attention) do not show in the weights."""
     if not file.is_file():
         return  # written by a version that did not store it
-    stored = UniTokConfig.from_dict(json.loads(file.read_text(encoding="utf-8"))).to_dict()
+    stored = UniTokConfig.from_dict(read_json(file)).to_dict()
     differing = {name: (stored[name], value) for name, value in config.to_dict().items() if stored[name] != value}
     if differing:
         raise ValueError(

@@ -8,7 +8,6 @@ Letters: K codebooks, N positions of one image, T positions of a sequence, V tex
 
 from __future__ import annotations
 
-import json
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from transformers.utils import GENERATION_CONFIG_NAME
 
 from mllm.config import MLLMConfig
 from mllm.conversation import CodesPart, Message, Mode, check_mode
+from mllm.files import read_json
 from mllm.sampling import PerCodebook, SamplingConfig
 from mllm.sequence import Grid, ImageLayout, TokenSequence
 
@@ -413,4 +413,4 @@ def merge_settings(*layers: Mapping[str, Any]) -> SamplingConfig:
 def read_task_settings(folder: str | Path) -> dict[str, dict[str, Any]]:
     """`task_settings` of generation_config.json; transformers may drop unknown fields."""
     path = Path(folder) / GENERATION_CONFIG_NAME
-    return json.loads(path.read_text(encoding="utf-8")).get("task_settings", {}) if path.is_file() else {}
+    return read_json(path).get("task_settings", {}) if path.is_file() else {}

@@ -15,7 +15,6 @@ Letters: H W pixels, K codebooks, N positions.
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import re
 import sys
@@ -37,7 +36,7 @@ from torch import Tensor
 from mllm.checkpoint import choose_device, find_image_tokenizer, find_model_folder
 from mllm.config import MLLMConfig
 from mllm.conversation import ClassPart, CodesPart, ImageSize, Marker, Message, Segment, render
-from mllm.files import only_writer, write_json
+from mllm.files import only_writer, read_json, write_json
 from mllm.processor import read_preparation
 from mllm.sequence import Size, best_sizes, nearest_size
 from tokenizer.codes import fingerprint
@@ -210,7 +209,7 @@ def _find_tasks(
     target = folder / TASKS / f"{_key_of(path)}.json"
     state = _fingerprint_of(path)
     if target.is_file():
-        stored = json.loads(target.read_text(encoding="utf-8"))
+        stored = read_json(target)
         tasks = stored.get("tasks", stored.get("units"))
         is_begun = any((folder / SHARDS / task["shard"]).is_file() for task in tasks)
         is_same = stored["fingerprint"] == state
@@ -232,7 +231,7 @@ def _find_tasks(
 
 def read_tasks(folder: Path) -> list[ShardTask]:
     """All tasks of a folder, in one order for all processes."""
-    files = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((folder / TASKS).glob("*.json"))]
+    files = [read_json(path) for path in sorted((folder / TASKS).glob("*.json"))]
     return [ShardTask(**task) for file in files for task in file.get("tasks", file.get("units"))]
 
 

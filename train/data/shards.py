@@ -35,7 +35,7 @@ from accelerate import PartialState
 from tqdm import tqdm
 
 from mllm.conversation import CodesPart, Message, TextPart
-from mllm.files import UNFINISHED, whole_file, write_json, write_lines
+from mllm.files import UNFINISHED, read_json, whole_file, write_json, write_lines
 from tokenizer.unitok import UniTok
 
 VERSION = 1
@@ -119,7 +119,7 @@ def check_settings(folder: Path, settings: dict[str, Any]) -> None:
     """Record what a folder is made with, or refuse to continue one that was started with something else."""
     path = folder / SETTINGS
     if path.is_file():
-        before = json.loads(path.read_text(encoding="utf-8"))
+        before = read_json(path)
         for name in settings | before:
             if before.get(name) != settings.get(name):
                 raise ValueError(
@@ -165,7 +165,7 @@ def make_shards(
             path.unlink()  # of processes that were killed
         write_manifest(folder, [task.shard for task in tasks], code_source)
     state.wait_for_everyone()
-    return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    return read_json(folder / MANIFEST)
 
 
 def write_shard(
