@@ -7,6 +7,7 @@ to optimizer states that are not read. A .safetensors file with the same names i
 
 from __future__ import annotations
 
+import json
 import pickle
 import re
 import struct
@@ -21,7 +22,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mllm.files import read_json
 from tokenizer.config import AttentionKind, UniTokConfig
 from tokenizer.quantizer import FAST_UPDATES
 from tokenizer.unitok import UniTok, build_empty, save_tokenizer
@@ -124,7 +124,7 @@ def weight_files(folder: Path) -> list[Path]:
 def shards_of(index: Path) -> list[Path]:
     """The shards that an index lists, all of them present."""
     try:
-        names = sorted(set(read_json(index)["weight_map"].values()))
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{index} must be an index of shards, got {error}; download it again") from None
     if foreign := [name for name in names if Path(name).name != name]:

@@ -22,7 +22,6 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from mllm.files import read_json
 from tokenizer.codes import fingerprint
 from tokenizer.config import UniTokConfig
 from tokenizer.images import to_pixels
@@ -272,7 +271,7 @@ class UniTok(nn.Module):
                     f"an image tokenizer folder must have {name}, got none in {folder}; "
                     "give a folder that save_pretrained or `mllm convert` wrote"
                 )
-        model = build_empty(UniTokConfig.from_dict(read_json(folder / CONFIG_FILE)))
+        model = build_empty(UniTokConfig.from_dict(json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))))
         # safetensors does not know "cpu:0", which a launcher gives to its first process
         place = "cpu" if device.type == "cpu" else str(device)
         if (folder / AVERAGE_FILE).is_file():
