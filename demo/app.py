@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import io
 import logging
 import os
@@ -59,12 +60,16 @@ def require_free(host: str, port: int | None) -> None:
     """Refuse a port that another program listens on."""
     if port is None:
         return
-    with socket.socket() as probe:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
         except OSError as error:
-            raise ValueError(f"--port must be a free port, got {port} ({error.strerror}); choose another") from error
+            is_port = error.errno in (errno.EADDRINUSE, errno.EACCES)
+            what = (
+                f"port must be a free port, got {port}" if is_port else f"host must be one of this machine, got {host}"
+            )
+            raise ValueError(f"--{what} ({error.strerror}); choose another") from error
 
 
 def build_demo(pipeline: Pipeline) -> Any:

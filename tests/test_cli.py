@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -242,8 +243,9 @@ WRONG: list[tuple[list[str], str]] = [  # words, and what the one line must name
 def port_in_use() -> Iterator[None]:
     with socket.socket() as taken:
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        taken.bind(("127.0.0.1", int(PORT_IN_USE)))
-        taken.listen()
+        with suppress(OSError):  # another program has it
+            taken.bind(("127.0.0.1", int(PORT_IN_USE)))
+            taken.listen()
         yield
 
 
