@@ -120,6 +120,7 @@ import sys
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
 folder, alone, root = sys.argv[1:]
+sys.modules["mllm"] = None  # as if it were not installed
 for kind in (AutoConfig, AutoModel, AutoProcessor):
     try:
         kind.from_pretrained(folder, trust_remote_code=True)
@@ -131,6 +132,7 @@ for kind in (AutoConfig, AutoModel, AutoProcessor):
         kind.from_pretrained(folder, trust_remote_code=False)
     except ValueError as error:
         assert "trust_remote_code" in str(error)
+del sys.modules["mllm"]
 sys.path.insert(0, root)
 model = AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=True)
 assert type(AutoConfig.from_pretrained(folder, trust_remote_code=True)).__module__ == "mllm.config"
