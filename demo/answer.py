@@ -220,7 +220,7 @@ def drop_progress(content: Content) -> None:
         content.pop()
 
 
-def as_sentence(error: ValueError) -> str:
+def as_sentence(error: ValueError | FileNotFoundError) -> str:
     """The error's message with a capital and a full stop."""
     text = " ".join(str(error).split())
     return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
