@@ -122,6 +122,8 @@ def only_writer(folder: Path, *, lock_name: str = ".lock") -> Iterator[None]:
             "another folder"
         ) from error
     except (NotImplementedError, OSError) as error:  # a file system without locks
+        if isinstance(error, OSError) and error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
+            raise
         logger.warning("%s cannot be locked (%s); start only one run at a time", folder, error)
     try:
         yield
