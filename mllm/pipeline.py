@@ -12,11 +12,12 @@ import logging
 import math
 import re
 import secrets
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property, partial
 from importlib import import_module
+from itertools import islice
 from pathlib import Path
 from threading import Lock
 from typing import Any, Protocol, Unpack
@@ -75,7 +76,7 @@ __all__ = ("Done", "Event", "ImageDone", "ImagePreview", "ImageProgress", "Pipel
 logger = logging.getLogger(__name__)
 
 MAX_REQUESTS = 32
-"""Requests whose images are checked together; more are done in several batches."""
+"""Images that are scored together."""
 NUM_RANDOM_SEEDS = 2**31
 """A seed that nobody gave is 0 to one less."""
 STRIDE = 1_000_003
@@ -305,14 +306,60 @@ class Pipeline:
         Args:
             size: of the images drawn where no image was shown or drawn before; those that follow have its size.
         """
-        requests = []
-        for messages, seed in zip(self.describe(dialogues), seeds, strict=True):
-            drawing = "edit" if has_image(messages[-1]) else "draw"
-            task = {"text": "ask", "image": drawing, "interleaved": "chat"}[mode]
-            first_size = None if any(map(has_image, messages)) else size
-            given: Overrides = {**overrides, "seed": seed}
-            requests.append(self.build_request(messages, mode, task=task, size=first_size, overrides=given))
-        return [self.processor.to_parts(result) for result in self.run(requests)]
+        at_once = max(len(dialogues), 1)
+        answers = dict(
+            self.answer_each(dialogues, mode, seeds, at_once=at_once, together=at_once, size=size, **overrides)
+        )
+        return [answers[place] for place in range(len(answers))]
+
+    def answer_each(
+        self,
+        dialogues: Iterable[Sequence[Message]],
+        mode: Mode,
+        seeds: Iterable[int],
+        *,
+        at_once: int,
+        together: int | None = None,
+        size: Size | None = None,
+        **overrides: Unpack[Overrides],
+    ) -> Iterator[tuple[int, list[str | Image.Image]]]:
+        """The answers of `answer` as they end, each with its place; a dialogue is taken when there is room for it.
+
+        Args:
+            at_once: how many are answered at the same time.
+            together: how many are taken and have their images encoded together; by default a quarter of these.
+        """
+        pairs, failure = iter(zip(dialogues, seeds, strict=True)), None
+
+        def requests() -> Iterator[GenerationRequest]:
+            nonlocal failure
+            try:
+                while taken := list(islice(pairs, together or max(1, at_once // 4))):
+                    described = describe_images([each for each, _ in taken], self.processor, self.engine.generate)
+                    yield from [
+                        self._build_answer(messages, mode, size, {**overrides, "seed": seed})
+                        for messages, (_, seed) in zip(described, taken, strict=True)
+                    ]
+            except (ValueError, OSError) as error:
+                failure = error  # raised when what was taken before is answered
+
+        with self._lock:
+            for event in self._stream(requests(), at_once):
+                match event:
+                    case Done(index=place, result=result):
+                        yield place, self.processor.to_parts(result)
+                    case Failed(error=error):
+                        raise error
+        if failure is not None:
+            raise failure
+
+    def _build_answer(
+        self, messages: Sequence[Message], mode: Mode, size: Size | None, overrides: Overrides
+    ) -> GenerationRequest:
+        drawing = "edit" if has_image(messages[-1]) else "draw"
+        task = {"text": "ask", "image": drawing, "interleaved": "chat"}[mode]
+        first_size = None if any(map(has_image, messages)) else size
+        return self.build_request(messages, mode, task=task, size=first_size, overrides=overrides)
 
     def decline(self, prompt: str, image: ImageSource | None = None) -> str | None:
         """What the model answers where it says that it cannot draw this, or change an image so; None where it can."""
@@ -421,21 +468,18 @@ class Pipeline:
     # ---- decoding ----
 
     def run(self, requests: Sequence[GenerationRequest], on_event: OnEvent | None = None) -> list[GenerationResult]:
-        """Decode requests; where images are checked, in batches, so that not all wait for the last."""
+        """Decode requests, all in one stream."""
         results: dict[int, GenerationResult] = {}
-        size = MAX_REQUESTS if any(request.resamples for request in requests) else max(len(requests), 1)
+        decoders = [EventDecoder(self.processor) for _ in requests]
         with self._lock:
-            for start in range(0, len(requests), size):
-                batch = requests[start : start + size]
-                decoders = [EventDecoder(self.processor) for _ in batch]
-                for event in self._stream(batch):
-                    match event:
-                        case Done(index=index, result=result):
-                            results[start + index] = result
-                        case Failed(error=error):
-                            raise error
-                    for decoded in decoders[event.index].decode(event) if on_event else ():
-                        on_event(replace(decoded, index=start + decoded.index))
+            for event in self._stream(requests):
+                match event:
+                    case Done(index=index, result=result):
+                        results[index] = result
+                    case Failed(error=error):
+                        raise error
+                for decoded in decoders[event.index].decode(event) if on_event else ():
+                    on_event(decoded)
         return [results[index] for index in range(len(requests))]
 
     def events(self, request: GenerationRequest) -> Generator[Event, None, None]:
@@ -445,10 +489,30 @@ class Pipeline:
             for event in self._stream([request]):
                 yield from decoder.decode(event)
 
-    def _stream(self, requests: Sequence[GenerationRequest]) -> Iterator[Event]:
-        """The events of answers whose images are checked; the caller holds the lock."""
+    def _stream(self, requests: Iterable[GenerationRequest], at_once: int | None = None) -> Iterator[Event]:
+        """The events of answers whose images are checked; the caller holds the lock.
+
+        Args:
+            at_once: a request is taken when fewer than this many are being answered.
+        """
+        num_open, source = 0, iter(requests)
+
+        def next_requests() -> Iterator[GenerationRequest | None]:
+            nonlocal num_open
+            while True:
+                while at_once is not None and num_open >= at_once:
+                    yield None
+                if (request := next(source, None)) is None:
+                    return
+                num_open += 1
+                yield request
+
         layout = ImageLayout.from_config(self.config)
-        return stream_accepted(requests, stream=self.engine.stream, check=self._follow_plans, layout=layout)
+        for event in stream_accepted(
+            next_requests(), stream=self.engine.stream, check=self._follow_plans, layout=layout
+        ):
+            num_open -= isinstance(event, Done | Failed)
+            yield event
 
     def _follow_plans(self, images: Sequence[ImageDone]) -> list[bool]:
         """Whether each image, described, shows what its plan says; true where there is nothing to compare."""

@@ -19,7 +19,7 @@ sampled, V text vocabulary, K codebooks, C codes per codebook, N positions of an
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from itertools import accumulate
@@ -73,8 +73,8 @@ def generate(
     return Engine(model).generate(requests, on_event=on_event)
 
 
-def stream(model: MLLMForConditionalGeneration, requests: Sequence[GenerationRequest]) -> Iterator[Event]:
-    """Decode all requests, yielding what happens as it happens."""
+def stream(model: MLLMForConditionalGeneration, requests: Iterable[GenerationRequest | None]) -> Iterator[Event]:
+    """Decode all requests, yielding what happens as it happens (`Engine.stream`)."""
     return Engine(model).stream(requests)
 
 
@@ -209,18 +209,23 @@ class Engine:
                     raise error
         return [results[n] for n in range(len(requests))]
 
-    def stream(self, requests: Sequence[GenerationRequest]) -> Iterator[Event]:
+    def stream(self, requests: Iterable[GenerationRequest | None]) -> Iterator[Event]:
         """Decode all requests, yielding what happens as it happens; closing the iterator cancels what is left.
 
+        Requests are asked for at every turn, so that new ones may follow from events; None: there is none for now.
         Several streams may be read in turns: each turn of one brings all of them forward.
         """
+        source = iter(requests)
         numbers: dict[int, int] = {}
+        open_numbers: set[int] = set()
         try:
-            for index, request in enumerate(requests):
-                numbers[self.submit(request)] = index
-                self.inbox[self.num_submitted - 1] = []
-            open_numbers = set(numbers)
-            while open_numbers:
+            while True:
+                while (request := next(source, None)) is not None:
+                    number = self.submit(request)
+                    numbers[number], self.inbox[number] = len(numbers), []
+                    open_numbers.add(number)
+                if not open_numbers:
+                    return
                 if not any(self.inbox[number] for number in open_numbers):
                     for event in self.step():
                         self.inbox[event.index].append(event)

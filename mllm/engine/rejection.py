@@ -8,8 +8,10 @@ checked, and how, is the caller's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from mllm.conversation import CodesPart
 from mllm.engine.request import (
@@ -27,36 +29,63 @@ from mllm.engine.request import (
 )
 from mllm.sequence import ImageLayout, extend_sequence
 
+END: Any = object()
 SEED_STRIDE = 100_000_007
 """Between the seeds of tries; prime, and far from that of best-of (mllm/pipeline.py), so that no two meet."""
 
-Stream = Callable[[Sequence[GenerationRequest]], Iterator[Event]]
+CHECKED_TOGETHER = 16
+"""Images are checked when so many wait, or when nothing else goes on."""
+
+Stream = Callable[[Iterable[GenerationRequest | None]], Iterator[Event]]
+"""Decodes requests, asking for new ones at every turn (mllm/engine/loop.py `Engine.stream`)."""
 Check = Callable[[Sequence[ImageDone]], Sequence[bool]]
 """Whether each of these images may stand."""
 
 
 def stream_accepted(
-    requests: Sequence[GenerationRequest], *, stream: Stream, check: Check, layout: ImageLayout
+    requests: Iterable[GenerationRequest | None], *, stream: Stream, check: Check, layout: ImageLayout
 ) -> Iterator[Event]:
     """The events of `stream`, without images that fail the check and what follows them; of those only progress is told.
 
-    Images are checked together: as soon as every answer that is still being decoded has one waiting.
+    The next try of an answer begins at once, beside all others.
     """
-    attempts = [Attempt(index, request) for index, request in enumerate(requests)]
-    while attempts:
-        events = stream([attempt.next_request(layout) for attempt in attempts])
-        for event in events:
-            attempt = attempts[event.index]
-            yield from attempt.take(event)
-            if not all(other.must_wait for other in attempts):
+    source, is_exhausted = iter(requests), False
+    active: dict[int, Attempt] = {}  # by the place of their request in the stream
+    rejected: deque[Attempt] = deque()
+
+    def next_requests() -> Iterator[GenerationRequest | None]:
+        nonlocal is_exhausted
+        num_begun = num_tries = 0
+        while True:
+            if rejected:
+                attempt = rejected.popleft()
+            elif (request := next(source, END)) is None or request is END:
+                is_exhausted = request is END
+                yield None
                 continue
-            if waiting := [other for other in attempts if other.unchecked]:
-                verdicts = iter(check([image for other in waiting for image in other.unchecked]))
-                for other in waiting:
-                    yield from other.settle([next(verdicts) for _ in other.unchecked])
-            if all(other.is_rejected or other.is_finished for other in attempts):
-                break
-        attempts = [attempt for attempt in attempts if attempt.is_rejected]
+            else:
+                attempt, num_begun = Attempt(num_begun, request), num_begun + 1
+            active[num_tries], num_tries = attempt, num_tries + 1
+            yield attempt.next_request(layout)
+
+    for event in stream(next_requests()):
+        if event.index in active:  # not of a try that was rejected
+            yield from active[event.index].take(event)
+        if not isinstance(event, ImageDone | Done | Failed):
+            continue
+        active = {place: attempt for place, attempt in active.items() if not attempt.is_finished}
+        waiting = {place: attempt for place, attempt in active.items() if attempt.held}
+        images = [image for attempt in waiting.values() for image in attempt.unchecked]
+        if images and (len(images) >= CHECKED_TOGETHER or len(waiting) == len(active)):
+            verdicts = iter(check(images))
+            for place, attempt in waiting.items():
+                yield from attempt.settle([next(verdicts) for _ in attempt.unchecked])
+                if attempt.is_rejected:
+                    rejected.append(active.pop(place))
+                elif attempt.is_finished:
+                    del active[place]
+        if is_exhausted and not active and not rejected:
+            return  # what follows rejected images is of no use
 
 
 @dataclass(slots=True)
@@ -86,11 +115,6 @@ class Attempt:
         """Images that wait for their check."""
         return [event for event in self.held if isinstance(event, ImageDone)]
 
-    @property
-    def must_wait(self) -> bool:
-        """Whether nothing can come of this answer before images are checked, or at all in this round."""
-        return bool(self.held) or self.is_rejected or self.is_finished
-
     def next_request(self, layout: ImageLayout) -> GenerationRequest:
         """The request of the next try: it continues what stands."""
         self.is_rejected = False
@@ -110,8 +134,6 @@ class Attempt:
 
     def take(self, event: Event) -> Iterator[Event]:
         """Pass on an event of the decoding loop, or hold it until the image before it is checked."""
-        if self.is_rejected:
-            return
         if self.held or (isinstance(event, ImageDone) and self.request.resamples):
             self.held.append(event)
         else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from mllm.conversation import CodesPart
-from mllm.engine.loop import generate, stream
+from mllm.engine.loop import Engine, generate, stream
 from mllm.engine.rejection import SEED_STRIDE as STRIDE
 from mllm.engine.rejection import Check, answer_ids, stream_accepted
 from mllm.engine.request import Done, Event, GenerationRequest, GenerationResult, ImageDone, ImageProgress, TextDelta
@@ -140,6 +140,29 @@ def test_together_and_alone_the_answers_are_equal_and_events_tell_what_stands(
         assert sum(isinstance(event, ImageProgress) for event in events) > 3
         if not result.image_refused:
             assert [event.token_id for event in events if isinstance(event, TextDelta)] == result.text_ids
+
+
+def test_the_next_try_is_asked_for_while_other_answers_are_not_begun(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mllm.engine.rejection.CHECKED_TOGETHER", 1)
+    requests = build_requests(pipeline, "image", 3, resamples=1)
+    taken: list[int] = []
+
+    def stream(requests: Iterable[GenerationRequest | None]) -> Iterator[Event]:
+        seen = (taken.append(request.seed) or request if request else None for request in requests)
+        return Engine(pipeline.model, num_slots=1).stream(seen)
+
+    order: list[int] = []
+    for event in stream_accepted(
+        requests,
+        stream=stream,
+        check=lambda images: [len(taken) > 3 for _ in images],
+        layout=ImageLayout.from_config(pipeline.config),
+    ):
+        if isinstance(event, Done):
+            order.append(event.index)
+    assert taken == [0, 1, 2, STRIDE] and order == [1, 2, 0]
 
 
 def test_an_image_that_is_unlike_its_plan_is_sampled_again(pipeline: Pipeline) -> None:

@@ -164,6 +164,8 @@ def test_many_dialogues_are_answered_together_as_alone(pipeline: Pipeline, pictu
     assert data([parts[0] for parts in together]) == data(
         [pipeline.draw("a red circle", seed=3)[0], pipeline.edit(picture, "Make it green.", seed=4)]
     )
+    each = dict(pipeline.answer_each(iter(dialogues), "image", iter([3, 4]), at_once=1))
+    assert data([parts[0] for _, parts in sorted(each.items())]) == data([parts[0] for parts in together])
     questions = [[Message("user", (ImagePart(picture), TextPart(words)))] for words in ("What?", "How many stars?")]
     assert ["".join(parts) for parts in pipeline.answer(questions, "text", [1, 2])] == [
         pipeline.ask(picture, words) for words in ("What?", "How many stars?")
