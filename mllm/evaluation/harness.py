@@ -1,7 +1,9 @@
 """Plug-ins for other evaluation harnesses: lmms-eval (an entry point) and VLMEvalKit (`register`).
 
 In: chats of dicts ({"type": "text", "text"} and {"type": "image", "url": image or file}), generation settings by the
-names of transformers. Out: texts, or, if images were asked for, JSON with `text` and `images` (file names).
+names of transformers. Out: texts, or, if images were asked for (lmms-eval's `mode=image` or `mode=interleaved`), JSON
+with `text` and `images` (file names). Protocols of lmms-eval differ from the official ones on POPE, TextVQA, MM-Vet and
+MMMU; docs/evaluation.md says how.
 
     python -m lmms_eval --model mllm_toolkit --model_args pretrained=FOLDER --tasks mme
 
@@ -14,21 +16,23 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from functools import cache, partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any, cast
 
 from PIL import Image
 
-from mllm.conversation import ImagePart, Message, Mode, TextPart
+from mllm.conversation import ImagePart, Message, Mode, TextPart, check_mode
 from mllm.engine.request import Overrides
 from mllm.files import write_image
 from mllm.pipeline import Pipeline
 from tokenizer.images import read_image
 
-MODEL_ID = "mllm_toolkit"
-CHAT_CLASS = "mllm.evaluation.lmms.MLLMToolkit"
 SETTINGS = ("temperature", "top_p", "top_k", "max_new_tokens")
 MAX_NEW_TOKENS = 512
+ARGUMENTS = slice(-5, None)
+"""Of lmms-eval's request: doc_to_messages, settings, index of the document, task, split; older versions put a context
+before."""
 
 
 def manifest() -> Any:
@@ -40,7 +44,67 @@ def manifest() -> Any:
             f"the plug-in needs lmms-eval ({error}); `pip install 'mllm-toolkit[eval-harness]'` in an environment of "
             "its own"
         ) from error
-    return ModelManifest(model_id=MODEL_ID, chat_class_path=CHAT_CLASS)
+    return ModelManifest(model_id="mllm_toolkit", chat_class_path=f"{__name__}.MLLMToolkit")
+
+
+def __getattr__(name: str) -> type:
+    """The class that lmms-eval loads, made when its base class is there."""
+    if name != "MLLMToolkit":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return lmms_class()
+
+
+@cache
+def lmms_class() -> type:
+    from lmms_eval.api.model import lmms
+
+    class MLLMToolkit(lmms):
+        """One process, one model; document i has seed + i, so no answer depends on others."""
+
+        is_simple = False
+
+        def __init__(
+            self,
+            pretrained: str | None = None,
+            device: str | None = None,
+            batch_size: int | str = 1,
+            mode: Mode = "text",
+            output: str = "lmms_eval_images",
+            seed: int = 0,
+            **unknown: Any,
+        ) -> None:
+            super().__init__()
+            check_mode(mode)
+            if unknown := {name: value for name, value in unknown.items() if value is not None}:
+                raise ValueError(f"model_args must be pretrained, mode, output and seed, got {', '.join(unknown)}")
+            self.pipeline = Pipeline.load(pretrained, **({} if device is None else {"device": device}))
+            self.mode, self.folder, self.seed, self.batch_size = mode, Path(output), int(seed), int(batch_size)
+
+        def generate_until(self, requests: list[Any]) -> list[str]:
+            """One answer per request; images go to a folder of their task."""
+            found: list[str] = []
+            calls = [request.args[ARGUMENTS] for request in requests]
+            for (task, split, _), group in groupby(calls, key=lambda call: (*call[3:], repr(call[1]))):
+                docs, same = self.task_dict[task][split], list(group)
+                given, seeds = same[0][1], [self.seed + call[2] for call in same]
+                chats = (read_messages(to_messages(docs[doc_id])) for to_messages, _, doc_id, *_ in same)
+                settings = read_settings(given, self.mode)
+                answers = self.pipeline.answer_each(chats, self.mode, seeds, at_once=self.batch_size, **settings)
+                ended = {}
+                for place, parts in answers:
+                    stem, folder = f"{seeds[place]:08d}", self.folder / task / split
+                    answer = as_answer(parts, mode=self.mode, stem=stem, folder=folder)
+                    ended[place] = cut_at(answer, given.get("until")) if self.mode == "text" else answer
+                found += [ended[place] for place in sorted(ended)]
+            return found
+
+        def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
+            raise NotImplementedError("tasks must be of output_type generate_until, got loglikelihood")
+
+        def generate_until_multi_round(self, requests: list[Any]) -> list[str]:
+            raise NotImplementedError("tasks must be of output_type generate_until, got generate_until_multi_round")
+
+    return MLLMToolkit
 
 
 def register(name: str, model: str | None = None, **options: Any) -> None:
@@ -52,14 +116,12 @@ def register(name: str, model: str | None = None, **options: Any) -> None:
         raise ImportError(
             f"register needs VLMEvalKit ({error}); `pip install ms-vlmeval` in an environment of its own"
         ) from error
-    kind = model_class()
-    vlmeval.vlm.MLLMToolkit = kind  # where run.py --config looks classes up
-    vlmeval.config.supported_VLM[name] = partial(kind, model=model, **options)
+    vlmeval.vlm.MLLMToolkit = vlmeval_class()  # where run.py --config looks classes up
+    vlmeval.config.supported_VLM[name] = partial(vlmeval.vlm.MLLMToolkit, model=model, **options)
 
 
 @cache
-def model_class() -> type:
-    """The class for VLMEvalKit, made when its base class is there."""
+def vlmeval_class() -> type:
     from vlmeval.vlm.base import BaseModel
 
     class MLLMToolkit(BaseModel):
@@ -75,7 +137,7 @@ def model_class() -> type:
         def generate_inner(self, message: Sequence[Mapping[str, str]], dataset: str | None = None) -> str:
             """The greedy answer to a list of {"type", "value"}."""
             parts = tuple(read_part({"text": part["value"], **part}) for part in message)
-            answer = self.pipeline.answer([[Message("user", parts)]], "text", [0], **self.settings)[0]
+            (answer,) = self.pipeline.answer([[Message("user", parts)]], "text", [0], **self.settings)
             return as_answer(answer, mode="text", stem="", folder=Path())
 
     return MLLMToolkit

@@ -23,7 +23,7 @@ import pytest
 from PIL import Image
 
 from mllm.conversation import ImagePart, TextPart
-from mllm.evaluation.harness import cut_at, manifest, model_class, read_messages, read_settings, register
+from mllm.evaluation.harness import cut_at, manifest, read_messages, read_settings, register, vlmeval_class
 from mllm.pipeline import Pipeline
 from tests.mllm.evaluation.vqa_data import ask_about, draw_scene
 
@@ -158,7 +158,7 @@ def test_vlmevalkit_finds_a_registered_model(folder: Path, tmp_path: Path, monke
     vlmeval.vlm, vlmeval.config = install(monkeypatch, "vlmeval.vlm"), install(monkeypatch, "vlmeval.config")
     vlmeval.config.supported_VLM = {}
     install(monkeypatch, "vlmeval.vlm.base", BaseModel=RecordedBase)
-    model_class.cache_clear()
+    vlmeval_class.cache_clear()
     register("ours", str(folder), device="cpu", max_new_tokens=5)
     model = vlmeval.config.supported_VLM["ours"]()
     assert isinstance(model, RecordedBase) and vlmeval.vlm.MLLMToolkit is type(model)
@@ -169,7 +169,7 @@ def test_vlmevalkit_finds_a_registered_model(folder: Path, tmp_path: Path, monke
     assert model.generate_inner(message, dataset="MMBench") == expected
     with pytest.raises(ValueError, match="video"):
         model.generate_inner([{"type": "video", "value": "a.mp4"}])
-    model_class.cache_clear()
+    vlmeval_class.cache_clear()
 
 
 def test_chats_and_settings_are_read() -> None:
