@@ -196,10 +196,11 @@ def render(
                 "continue_final_message must come with a last message of the assistant and no add_generation_prompt, "
                 "got another; drop one"
             )
-        return without_end(render(messages, style, answer=answer))
+        segments = render(messages, style, answer=answer)
+        return segments[:-1] if segments[-1].content is Marker.EOS else segments
     check_dialogue(messages, add_generation_prompt=add_generation_prompt)
-    if messages[0].role == "assistant":
-        return [Segment(Marker.BOS), *_render_document(messages[0])]
+    if messages[0].role == "assistant":  # a document
+        return [Segment(Marker.BOS), *_render_native([without_plans(messages[0])])]
     if style == "unitok":
         style = unitok_style(messages, answer if add_generation_prompt else None)
     renderers = {
@@ -218,11 +219,6 @@ def render(
         raise ValueError("the request must be an image alone, got text; leave it out, or train stage 2")
     segments = list(renderers[style](messages))
     return segments if style == "class" else [Segment(Marker.BOS), *segments]
-
-
-def without_end(segments: list[Segment]) -> list[Segment]:
-    """Segments without the end-of-sequence token behind them."""
-    return segments[:-1] if segments[-1].content is Marker.EOS else segments
 
 
 def unitok_style(messages: Sequence[Message], answer: AnswerKind | None) -> str:
@@ -257,15 +253,6 @@ def has_image(message: Message) -> bool:
     return any(isinstance(part, CodesPart) for part in message.parts)
 
 
-def _render_document(message: Message) -> Iterator[Segment]:
-    for part in message.parts:
-        if isinstance(part, CodesPart):
-            yield Segment(part, supervised=True)
-        elif text := text_of(part):
-            yield Segment(" " + text, supervised=True)
-    yield Segment(Marker.EOS, supervised=True)
-
-
 def _render_native(messages: Sequence[Message]) -> Iterator[Segment]:
     for message in messages:
         is_assistant = message.role == "assistant"
@@ -273,20 +260,13 @@ def _render_native(messages: Sequence[Message]) -> Iterator[Segment]:
             yield Segment(USER)
         for part in message.parts:
             plan = part.plan if isinstance(part, CodesPart) else None
-            marker, text_of_plan = (
-                Segment(Marker.PLAN, supervised=True),
-                Segment(f" {plan}" if plan else "", supervised=True),
-            )
+            marker, words = Segment(Marker.PLAN, supervised=True), Segment(f" {plan}" if plan else "", supervised=True)
             if is_assistant and plan is not None:
-                yield from (marker, Segment(ImageSize(part.grid)), text_of_plan)
+                yield from (marker, Segment(ImageSize(part.grid)), words)
             if isinstance(part, CodesPart | ClassPart):
                 yield Segment(part, supervised=is_assistant)
                 if not is_assistant and plan is not None:
-                    yield from (
-                        Segment(Marker.PLAN),
-                        text_of_plan,
-                        marker,
-                    )  # the first is always there
+                    yield from (Segment(Marker.PLAN), words, marker)  # the first is always there
             elif text := text_of(part):
                 yield Segment(" " + text, supervised=is_assistant)
         yield Segment(Marker.EOS, supervised=True) if is_assistant else Segment(" " + ASSISTANT)
@@ -294,12 +274,9 @@ def _render_native(messages: Sequence[Message]) -> Iterator[Segment]:
 
 def _render_unitok_t2i(messages: Sequence[Message]) -> Iterator[Segment]:
     description = " ".join(text_of(part) for part in messages[0].parts if not isinstance(part, CodesPart))
-    dropped = any(isinstance(part, UnconditionalPart) for part in messages[0].parts)
-    yield Segment(description if dropped else description + DRAW_SUFFIX)
-    if len(messages) > 1:
-        for part in messages[1].parts:
-            yield Segment(part if isinstance(part, CodesPart) else text_of(part), supervised=True)
-        yield Segment(Marker.EOS, supervised=True)
+    is_dropped = any(isinstance(part, UnconditionalPart) for part in messages[0].parts)
+    yield Segment(description if is_dropped else description + DRAW_SUFFIX)
+    yield from _render_unitok_caption(messages[1:2])
 
 
 def _render_unitok_caption(messages: Sequence[Message]) -> Iterator[Segment]:
@@ -404,29 +381,25 @@ def from_chat(chat: Sequence[dict[str, Any] | Message]) -> list[Message]:
         match turn:
             case Message(role, parts):
                 pass
-            case {"role": role, "content": str() | list() | tuple() as content}:
-                parts = _parts_of(content)
+            case {"role": role, "content": str(text)}:
+                parts = (TextPart(text),)
+            case {"role": role, "content": list() | tuple() as items}:
+                parts = tuple(map(_part_from_item, items))
             case _:
                 raise ValueError(
                     f"a message must have a role and a content, a text or a list of items, got {turn!r:.200}; fix it"
                 )
-        match role:
-            case "system":
-                before += parts
-            case "user":
-                messages.append(Message("user", before + parts))
-                before = ()
-            case "assistant":
-                messages.append(Message("assistant", parts))
-            case _:
-                raise ValueError(f"roles must be system, user or assistant, got {role!r}; use one of them")
+        if role not in ("system", "user", "assistant"):
+            raise ValueError(f"roles must be system, user or assistant, got {role!r}; use one of them")
+        if role != "assistant":
+            parts = before = before + parts
+        if role == "user":
+            before = ()
+        if role != "system":
+            messages.append(Message(role, parts))
     if before:
         raise ValueError("a system message must stand before a user message, got it at the end; move or drop it")
     return messages
-
-
-def _parts_of(content: str | Sequence[dict[str, Any]]) -> tuple[Part, ...]:
-    return (TextPart(content),) if isinstance(content, str) else tuple(map(_part_from_item, content))
 
 
 def image_of(item: dict[str, Any]) -> Any:
@@ -448,12 +421,11 @@ def _part_from_item(item: dict[str, Any]) -> Part:
             return image if isinstance(image, CodesPart) else ImagePart(read_image(image))
         case {"type": "class", "class": int(index)}:
             return ClassPart(index)
-        case _:
-            raise ValueError(
-                "items of a chat message must be of type text or image, got "
-                f"{sorted(k for k, v in item.items() if v is not None) if isinstance(item, dict) else item!r}; use "
-                "{'type': 'text', 'text': ...} or {'type': 'image', 'image': a PIL image}"
-            )
+    found = sorted(k for k, v in item.items() if v is not None) if isinstance(item, dict) else repr(item)
+    raise ValueError(
+        f"items of a chat message must be of type text or image, got {found}; use {{'type': 'text', 'text': ...}} or "
+        "{'type': 'image', 'image': a PIL image}"
+    )
 
 
 def chat_template(style: str) -> str:
@@ -533,19 +505,15 @@ def check_mode_of(config: MLLMConfig, mode: Mode) -> None:
 
 
 def possible_mode(messages: Sequence[Message], mode: Mode, config: MLLMConfig) -> Mode:
-    """The mode asked for, as far as this checkpoint has it; without drawing an interleaved answer is text."""
-    if config.prompt_style == "unitok":
-        mode = unitok_mode(messages, mode)
+    """The mode asked for, as far as this checkpoint has it; without drawing an interleaved answer is text.
+
+    Upstream's prompts are for one kind of answer each: an image from text, or text about images.
+    """
+    if config.prompt_style == "unitok" and mode == "interleaved":
+        mode = "text" if has_image(messages[0]) else "image"
+    elif config.prompt_style == "unitok" and mode == "image" and any(map(has_image, messages)):
+        raise ValueError("the request must be text alone to draw with this model, got an image; leave it out")
     if mode == "interleaved" and not config.can_draw:
         return "text"
     check_mode_of(config, mode)
-    return mode
-
-
-def unitok_mode(messages: Sequence[Message], mode: Mode) -> Mode:
-    """Upstream's prompts are for one kind of answer each: an image from text, or text about images."""
-    if mode == "interleaved":
-        return "text" if has_image(messages[0]) else "image"
-    if mode == "image" and any(has_image(message) for message in messages):
-        raise ValueError("the request must be text alone to draw with this model, got an image; leave it out")
     return mode

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import product
 from typing import Any, Literal
 
@@ -76,22 +76,19 @@ class ImageLayout:
     @property
     def opening_ids(self) -> set[int]:
         """What an image can begin with."""
-        return {id_ for id_ in (self.begin_image_id, self.begin_plan_id) if id_ is not None}
+        return {self.begin_image_id, self.begin_plan_id} - {None}
 
     def body_ids(self, grid: Grid) -> list[int]:
         """Everything between begin-of-image and end-of-image."""
         rows, columns = self.check(grid)
-        if self.kind != "grid":
-            return [self.image_token_id] * (rows * columns)
-        row_ids = [self.image_token_id] * columns + [self.new_line_id]
-        return self.size_ids(grid) + row_ids * rows
+        new_line = [self.new_line_id] if self.kind == "grid" else []
+        return self.size_ids(grid) + ([self.image_token_id] * columns + new_line) * rows
 
     def size_ids(self, grid: Grid) -> list[int]:
         """The tokens that say how large an image is; none in layouts of one grid."""
         rows, columns = self.check(grid)
-        if self.kind != "grid":
-            return []
-        return [self.first_row_size_id + rows - 1, self.first_column_size_id + columns - 1]
+        is_told = self.kind == "grid"
+        return [self.first_row_size_id + rows - 1, self.first_column_size_id + columns - 1] if is_told else []
 
     def plan_opening(self, grid: Grid) -> list[int]:
         """What comes before the text of an image's plan: the marker and, where sizes differ, the size, as what can be
@@ -100,15 +97,11 @@ class ImageLayout:
 
     def token_ids(self, grid: Grid) -> list[int]:
         """A complete image in reading order, with what frames it."""
-        if self.kind == "bare":
-            return self.body_ids(grid)
-        return [self.begin_image_id, *self.body_ids(grid), self.end_image_id]
+        body = self.body_ids(grid)
+        return body if self.kind == "bare" else [self.begin_image_id, *body, self.end_image_id]
 
     def num_tokens(self, grid: Grid) -> int:
-        """Length of a complete image in the sequence."""
-        rows, columns = self.check(grid)
-        num_framing = {"fixed": 2, "grid": rows + 4, "bare": 0}
-        return rows * columns + num_framing[self.kind]
+        return len(self.token_ids(grid))
 
     def check(self, grid: Grid) -> Grid:
         """The grid itself, if this layout can express it."""
@@ -147,68 +140,76 @@ class TokenSequence:
         return len(self.token_ids_T)
 
 
-@dataclass(slots=True)
-class _Draft:
-    """A sequence while it is written."""
+def join(sequences: Sequence[TokenSequence]) -> TokenSequence:
+    """Sequences one after another."""
+    names = TokenSequence.__slots__
+    return TokenSequence(**{name: np.concatenate([getattr(s, name) for s in sequences]) for name in names})
 
-    token_ids: list[int] = field(default_factory=list)
-    labels: list[int] = field(default_factory=list)
-    images: list[np.ndarray] = field(default_factory=list)
-    targets: list[np.ndarray] = field(default_factory=list)
 
-    def add_tokens(self, token_ids: Sequence[int], *, supervised: bool) -> None:
-        self.token_ids += token_ids
-        self.labels += token_ids if supervised else [IGNORED] * len(token_ids)
+def plain_sequence(
+    token_ids: Sequence[int] | np.ndarray,
+    *,
+    num_codebooks: int,
+    images: Sequence[np.ndarray] = (),
+    labels: Sequence[int] | np.ndarray | None = None,
+    learned: bool = False,
+) -> TokenSequence:
+    """Tokens, with the codes (N, K) of their images.
+
+    Args:
+        labels: default: nothing is learned.
+        learned: whether the images are.
+    """
+    lengths_I = np.array([len(codes_NK) for codes_NK in images], dtype=np.int64)
+    return TokenSequence(
+        token_ids_T=np.array(token_ids, dtype=np.int64),
+        labels_T=np.array([IGNORED] * len(token_ids) if labels is None else labels, dtype=np.int64),
+        codes_PK=np.concatenate([np.zeros((0, num_codebooks), dtype=np.int64), *images]).astype(np.int64),
+        image_lengths_I=lengths_I,
+        code_targets_P=np.full(lengths_I.sum(), learned),
+    )
 
 
 def build_sequence(
-    messages: Sequence[Message],
-    *,
-    tokenizer: PreTrainedTokenizerBase,
-    config: MLLMConfig,
-    **options: Any,
+    messages: Sequence[Message], *, tokenizer: PreTrainedTokenizerBase, config: MLLMConfig, **options: Any
 ) -> TokenSequence:
     """Encode a dialogue in the config's prompt style and image layout (see `render` for the options)."""
-    segments = render(messages, config.prompt_style, **options)
-    return encode_segments(segments, tokenizer=tokenizer, config=config)
+    return encode_segments(render(messages, config.prompt_style, **options), tokenizer=tokenizer, config=config)
 
 
 def encode_segments(
     segments: Sequence[Segment], *, tokenizer: PreTrainedTokenizerBase, config: MLLMConfig
 ) -> TokenSequence:
     """The ids, labels and codes of segments."""
-    layout, draft = ImageLayout.from_config(config), _Draft()
+    layout, pieces = ImageLayout.from_config(config), [plain_sequence([], num_codebooks=config.num_codebooks)]
     for segment in segments:
+        is_learned = segment.supervised
         match segment.content:
             case Marker.BOS:
-                draft.add_tokens([config.bos_token_id], supervised=False)
+                token_ids, is_learned = [config.bos_token_id], False
             case Marker.EOS:
-                draft.add_tokens([config.eos_token_id], supervised=segment.supervised)
+                token_ids = [config.eos_token_id]
             case Marker.PLAN:
                 if config.begin_plan_id is None:
                     raise ValueError("images must have no plan in a model without plans, got one; leave it out")
-                draft.add_tokens([config.begin_plan_id], supervised=segment.supervised)
+                token_ids = [config.begin_plan_id]
             case str(text):
-                draft.add_tokens(encode_text(tokenizer, text), supervised=segment.supervised)
+                token_ids = encode_text(tokenizer, text)
             case ClassPart(index):
-                draft.add_tokens([config.class_token_id(index)], supervised=False)
+                token_ids, is_learned = [config.class_token_id(index)], False
             case ImageSize(grid):
-                draft.add_tokens(layout.size_ids(grid), supervised=False)
+                token_ids, is_learned = layout.size_ids(grid), False
             case CodesPart():
-                _add_image(draft, segment, layout=layout, config=config)
+                pieces.append(_encode_image(segment, layout, config))
+                continue
             case _:
                 raise TypeError(f"a segment must be text, a marker, a class, a size or codes; got {segment.content!r}")
-    codes = draft.images or [np.zeros((0, config.num_codebooks))]
-    return TokenSequence(
-        token_ids_T=np.array(draft.token_ids, dtype=np.int64),
-        labels_T=np.array(draft.labels, dtype=np.int64),
-        codes_PK=np.concatenate(codes).astype(np.int64),
-        image_lengths_I=np.array([len(image) for image in draft.images], dtype=np.int64),
-        code_targets_P=np.concatenate([np.zeros(0, dtype=bool), *draft.targets]),
-    )
+        labels = token_ids if is_learned else None
+        pieces.append(plain_sequence(token_ids, labels=labels, num_codebooks=config.num_codebooks))
+    return join(pieces)
 
 
-def _add_image(draft: _Draft, segment: Segment, *, layout: ImageLayout, config: MLLMConfig) -> None:
+def _encode_image(segment: Segment, layout: ImageLayout, config: MLLMConfig) -> TokenSequence:
     """One image with what frames it. Of a learned image the begin token is learned; what follows by the layout is
     forced when decoding, so it is not, except in upstream's style, which learns the end as well."""
     part = segment.content
@@ -217,28 +218,25 @@ def _add_image(draft: _Draft, segment: Segment, *, layout: ImageLayout, config: 
             f"an image must have codes of {config.num_codebooks} codebooks, got {part.codes_KN.shape[0]}; "
             "encode it with the model's own image tokenizer"
         )
-    token_ids = layout.body_ids(part.grid) if segment.bare else layout.token_ids(part.grid)
+    token_ids = np.array(layout.body_ids(part.grid) if segment.bare else layout.token_ids(part.grid))
     labels = np.full(len(token_ids), IGNORED)
     if segment.supervised:
         is_learned = slice(None) if config.prompt_style == "unitok" else slice(1)
         labels[is_learned] = token_ids[is_learned]
         labels[labels == layout.image_token_id] = IGNORED
-    draft.token_ids += token_ids
-    draft.labels += labels.tolist()
-    draft.images.append(part.codes_KN.T)
-    draft.targets.append(np.full(part.codes_KN.shape[1], segment.supervised))
+    return plain_sequence(
+        token_ids,
+        labels=labels,
+        images=[part.codes_KN.T],
+        learned=segment.supervised,
+        num_codebooks=config.num_codebooks,
+    )
 
 
 def extend_sequence(sequence: TokenSequence, token_ids: Sequence[int], images: Sequence[CodesPart]) -> TokenSequence:
     """A prompt with the beginning of its answer: tokens, image positions included, and the images at them."""
-    added = [image.codes_KN.T.astype(np.int64) for image in images]
-    return TokenSequence(
-        token_ids_T=np.append(sequence.token_ids_T, np.array(token_ids, dtype=np.int64)),
-        labels_T=np.append(sequence.labels_T, np.full(len(token_ids), IGNORED)),
-        codes_PK=np.concatenate([sequence.codes_PK, *added]),
-        image_lengths_I=np.append(sequence.image_lengths_I, np.array([len(codes) for codes in added], dtype=np.int64)),
-        code_targets_P=np.append(sequence.code_targets_P, np.zeros(sum(map(len, added)), dtype=bool)),
-    )
+    codes, num_codebooks = [image.codes_KN.T for image in images], sequence.codes_PK.shape[1]
+    return join([sequence, plain_sequence(token_ids, images=codes, num_codebooks=num_codebooks)])
 
 
 def cut_sequence(sequence: TokenSequence, length: int, *, config: MLLMConfig) -> list[TokenSequence] | None:
@@ -254,7 +252,7 @@ def cut_sequence(sequence: TokenSequence, length: int, *, config: MLLMConfig) ->
             end -= 1
         if end == begin:
             return None
-        pieces.append(_slice(sequence, begin, end, image_token_id=config.image_token_id))
+        pieces.append(take(sequence, begin, end, config=config))
         begin = end
     return pieces
 
@@ -273,12 +271,13 @@ def cuttable(sequence: TokenSequence, config: MLLMConfig) -> np.ndarray:
 def begin_of(sequence: TokenSequence, length: int, *, config: MLLMConfig) -> TokenSequence:
     """At most `length` tokens from the beginning, cut as `cut_sequence` does."""
     (ends,) = np.nonzero(cuttable(sequence, config)[: length + 1])
-    return _slice(sequence, 0, int(ends[-1]), image_token_id=config.image_token_id)
+    return take(sequence, 0, int(ends[-1]), config=config)
 
 
-def _slice(sequence: TokenSequence, begin: int, end: int, *, image_token_id: int) -> TokenSequence:
+def take(sequence: TokenSequence, begin: int, end: int, *, config: MLLMConfig) -> TokenSequence:
     """The tokens from `begin` to `end`, which cut no image."""
-    first, last = ((sequence.token_ids_T[:index] == image_token_id).sum() for index in (begin, end))
+    is_image_T = sequence.token_ids_T == config.image_token_id
+    first, last = is_image_T[:begin].sum(), is_image_T[:end].sum()
     ends_I = np.cumsum(sequence.image_lengths_I)
     return TokenSequence(
         token_ids_T=sequence.token_ids_T[begin:end],
@@ -295,77 +294,25 @@ order. Keyword arguments of the model. Positions restart at each sample, which t
 token of the padding has position 0."""
 
 
-class Packer:
-    """Rows of a fixed length that are being filled with sequences; images are never cut.
-
-    `add` puts a sequence into the first row with room, `add_row` adds a row filled by `take_row`.
-
-    Args:
-        num_rows: rows of a batch; None opens a new row whenever one is needed, so `add` never refuses.
-    """
-
-    def __init__(self, *, length: int, pad_token_id: int, num_rows: int | None = None) -> None:
-        self.length, self.pad_token_id, self.num_rows = length, pad_token_id, num_rows
-        self.rows: list[list[TokenSequence]] = [[] for _ in range(num_rows or 0)]
-        self.room = [length] * (num_rows or 0)
-
-    def add(self, sequence: TokenSequence) -> bool:
-        """Put a sequence into the first row that has room; False if none has."""
-        if len(sequence) > self.length:
-            raise ValueError(
-                f"a sequence must have at most {self.length} tokens to fit into a row, got {len(sequence)}; "
-                "raise the length of rows or leave the sample out"
-            )
-        row = next((row for row, room in enumerate(self.room) if room >= len(sequence)), None)
-        if row is None and self.num_rows is not None:
-            return False
-        if row is None:
-            self.rows.append([])
-            self.room.append(self.length)
-            row = len(self.rows) - 1
-        self.rows[row].append(sequence)
-        self.room[row] -= len(sequence)
-        return True
-
-    def add_row(self, sequences: list[TokenSequence]) -> None:
-        """Add a row that is filled already (`take_row`)."""
-        assert sum(map(len, sequences)) <= self.length, "take_row fills no row above its length"
-        self.rows.append(sequences)
-        self.room.append(self.length - sum(map(len, sequences)))
-
-    def batch(self) -> PackedBatch:
-        """The rows as one batch."""
-        shape = (len(self.rows), self.length)
-        input_ids_BT = np.full(shape, self.pad_token_id, dtype=np.int64)
-        labels_BT = np.full(shape, IGNORED, dtype=np.int64)
-        position_ids_BT = np.zeros(shape, dtype=np.int64)
-        for row, sequences in enumerate(self.rows):
-            begin = 0
-            for sequence in sequences:
-                span = slice(begin, begin + len(sequence))
-                input_ids_BT[row, span] = sequence.token_ids_T
-                labels_BT[row, span] = sequence.labels_T
-                labels_BT[row, begin] = IGNORED  # nothing comes before the first token of a sample
-                position_ids_BT[row, span] = np.arange(len(sequence))
-                begin += len(sequence)
-        arrays = {
-            "input_ids": input_ids_BT,
-            "labels": labels_BT,
-            "position_ids": position_ids_BT,
-            **self._images(),
-        }
-        return {name: torch.from_numpy(array) for name, array in arrays.items()}
-
-    def _images(self) -> dict[str, np.ndarray]:
-        """Codes of all rows in reading order."""
-        ordered = [sequence for sequences in self.rows for sequence in sequences]
-        if not ordered:
-            raise ValueError("a batch must have at least one sequence, got none; add one first")
-        return {
-            "codes": np.concatenate([sequence.codes_PK for sequence in ordered]),
-            "image_lengths": np.concatenate([sequence.image_lengths_I for sequence in ordered]),
-            "code_targets": np.concatenate([sequence.code_targets_P for sequence in ordered]),
-        }
+def pack_rows(rows: Sequence[Sequence[TokenSequence]], *, length: int, pad_token_id: int) -> PackedBatch:
+    """One batch of rows that are filled already (`take_row`); images are never cut."""
+    ordered = [sequence for row in rows for sequence in row]
+    if not ordered:
+        raise ValueError("a batch must have at least one sequence, got none; add one first")
+    fills = {"input_ids": pad_token_id, "labels": IGNORED, "position_ids": 0}
+    arrays = {name: np.full((len(rows), length), fill, dtype=np.int64) for name, fill in fills.items()}
+    for number, row in enumerate(rows):
+        begin = 0
+        for sequence in row:
+            place = number, slice(begin, begin + len(sequence))
+            arrays["input_ids"][place], arrays["labels"][place] = sequence.token_ids_T, sequence.labels_T
+            arrays["labels"][number, begin] = IGNORED  # nothing comes before the first token of a sample
+            arrays["position_ids"][place] = np.arange(len(sequence))
+            begin += len(sequence)
+    together = join(ordered)
+    arrays |= {"codes": together.codes_PK, "image_lengths": together.image_lengths_I}
+    arrays["code_targets"] = together.code_targets_P
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
 def sample_numbers(position_ids_BT: Tensor) -> Tensor:
@@ -401,11 +348,20 @@ def take_row(lengths: Sequence[int], room: int) -> list[int]:
 
 
 def pack(sequences: Iterable[TokenSequence], *, length: int, pad_token_id: int) -> PackedBatch:
-    """One batch of as many rows of `length` as the sequences need."""
-    packer = Packer(length=length, pad_token_id=pad_token_id)
+    """One batch of as many rows of `length` as the sequences need, each in the first row that has room."""
+    rows: list[list[TokenSequence]] = []
     for sequence in sequences:
-        packer.add(sequence)
-    return packer.batch()
+        if len(sequence) > length:
+            raise ValueError(
+                f"a sequence must have at most {length} tokens to fit into a row, got {len(sequence)}; "
+                "raise the length of rows or leave the sample out"
+            )
+        row = next((row for row in rows if sum(map(len, row)) + len(sequence) <= length), None)
+        if row is None:
+            rows.append([sequence])
+        else:
+            row.append(sequence)
+    return pack_rows(rows, length=length, pad_token_id=pad_token_id)
 
 
 def default_size(config: MLLMConfig) -> Size:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from mllm.sequence import IGNORED, Packer, pack, sample_numbers, take_row
+from mllm.sequence import IGNORED, pack, pack_rows, sample_numbers, take_row
 from tests.mllm.engine_helpers import IDS
 from tests.mllm.learned_samples import learned_sample
 
@@ -45,15 +45,6 @@ def test_every_sample_can_be_read_back_from_the_rows() -> None:
     ]
     assert sorted(found, key=str) == sorted(expected, key=str)
     assert next(positions, None) is None and next(images, None) is None
-
-
-def test_the_first_row_with_room_is_taken() -> None:
-    packer = Packer(length=20, pad_token_id=0, num_rows=2)
-    lengths = [learned_sample(seed=seed, plan=["text", "image"]) for seed in range(4)]
-    sizes = [len(sample) for sample in lengths]
-    accepted = [packer.add(sample) for sample in lengths]
-    assert all(size > 10 for size in sizes) and accepted == [True, True, False, False]
-    assert packer.batch()["input_ids"].shape == (2, 20)
 
 
 def test_a_label_at_the_start_of_a_sample_is_dropped() -> None:
@@ -97,9 +88,9 @@ def test_of_equal_fillings_the_earlier_sequences_are_taken() -> None:
 
 
 def test_rows_that_are_filled_already_become_a_batch() -> None:
-    packer = Packer(length=60, pad_token_id=0)
-    for rows in (SAMPLES[:2], SAMPLES[2:3]):
-        packer.add_row(list(rows))
-    batch, reference = packer.batch(), pack(SAMPLES[:3], length=60, pad_token_id=0)
+    batch = pack_rows([SAMPLES[:2], SAMPLES[2:3]], length=60, pad_token_id=0)
+    reference = pack(SAMPLES[:3], length=60, pad_token_id=0)
     assert sample_numbers(batch["position_ids"]).max(dim=1).values.tolist() == [2, 1]
     assert batch["codes"].equal(reference["codes"])
+    with pytest.raises(ValueError):
+        pack_rows([], length=60, pad_token_id=0)

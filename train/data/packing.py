@@ -27,7 +27,7 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from mllm.config import MLLMConfig
-from mllm.sequence import PackedBatch, Packer, TokenSequence, take_row
+from mllm.sequence import PackedBatch, TokenSequence, pack_rows, take_row
 from tokenizer.unitok import UniTok
 
 CHECKPOINT_EVERY = 16
@@ -112,10 +112,8 @@ class PackedBatches(Dataset):
             buffer = self._buffer_before(number, turn)
             while buffer.batch < turn:
                 self._pack_rows(buffer)
-        packer = Packer(length=self.source.shape.length, pad_token_id=self.source.tokenizers.config.pad_token_id)
-        for row in self._pack_rows(buffer):
-            packer.add_row(row)
-        return packer.batch()
+        pad_token_id = self.source.tokenizers.config.pad_token_id
+        return pack_rows(self._pack_rows(buffer), length=self.source.shape.length, pad_token_id=pad_token_id)
 
     def _buffer_before(self, number: int, turn: int) -> PackingBuffer:
         """The buffer at a batch not after `turn`, as near as it is known."""
