@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +38,9 @@ from mllm.engine.request import (
     read_task_settings,
 )
 from mllm.model import MLLMForConditionalGeneration
-from mllm.pipeline import Pipeline
+from mllm.pipeline import Pipeline, describe_prompts, insert
 from mllm.processor import MLLMProcessor
-from mllm.sequence import IGNORED, ImageLayout, TokenSequence, grid_of
+from mllm.sequence import ImageLayout, TokenSequence, grid_of, plain_sequence, take
 
 IMAGE_INPUTS = ("codes", "image_lengths", "code_targets")
 IMAGE_OPTIONS = (
@@ -79,25 +80,20 @@ def read_prompts(
     ids_BT: Tensor, mask_BT: Tensor | None, inputs: Mapping[str, Any], config: MLLMConfig
 ) -> Iterator[TokenSequence]:
     """The prompts of padded rows, each with its own images; `code_targets` are those that the assistant drew."""
-    given = {name: None if (value := inputs.get(name)) is None else value.cpu().numpy() for name in IMAGE_INPUTS}
-    codes = np.zeros((0, config.num_codebooks)) if given["codes"] is None else given["codes"]
-    lengths = np.zeros(0) if given["image_lengths"] is None else given["image_lengths"]
-    targets = np.zeros(len(codes), dtype=bool) if given["code_targets"] is None else given["code_targets"]
+    codes_PK, lengths_I, targets_P = (
+        None if (value := inputs.get(name)) is None else value.cpu().numpy() for name in IMAGE_INPUTS
+    )
     mask_BT = infer_mask(ids_BT, config) if mask_BT is None else mask_BT
-    check_codes(ids_BT.masked_fill(mask_BT == 0, config.pad_token_id), codes, config)
-    ends_I, start, first = np.cumsum(lengths), 0, 0
-    for ids_T, mask_T in zip(ids_BT.cpu(), mask_BT.cpu(), strict=True):
-        ids = ids_T[mask_T.bool()].numpy().astype(np.int64)
-        end = start + int((ids == config.image_token_id).sum())
-        last = int(np.searchsorted(ends_I, end, side="right"))
-        yield TokenSequence(
-            token_ids_T=ids,
-            labels_T=np.full_like(ids, IGNORED),
-            codes_PK=codes[start:end].astype(np.int64),
-            image_lengths_I=lengths[first:last].astype(np.int64),
-            code_targets_P=targets[start:end].astype(bool),
-        )
-        start, first = end, last
+    check_codes(ids_BT.masked_fill(mask_BT == 0, config.pad_token_id), codes_PK, config)
+    rows = [ids[mask.bool()].numpy() for ids, mask in zip(ids_BT.cpu(), mask_BT.cpu(), strict=True)]
+    images = [] if codes_PK is None else np.split(codes_PK, np.cumsum(lengths_I)[:-1])
+    together = plain_sequence(np.concatenate(rows), images=images, num_codebooks=config.num_codebooks)
+    if targets_P is not None:
+        together = replace(together, code_targets_P=targets_P.astype(bool))
+    begin = 0
+    for row in rows:
+        yield take(together, begin, begin + len(row), config=config)
+        begin += len(row)
 
 
 def check_codes(ids_BT: Tensor, codes_PK: Any, config: MLLMConfig) -> None:
@@ -124,70 +120,23 @@ def collate_prompts(prompts: Sequence[TokenSequence], config: MLLMConfig, device
     return {name: torch.from_numpy(array.astype(np.int64)).to(device) for name, array in arrays.items()}
 
 
-# ---- descriptions ----
-
-
 @torch.no_grad()
 def describe(
     model: MLLMForConditionalGeneration, prompts: Sequence[TokenSequence], **options: Any
 ) -> list[list[list[int]]]:
-    """For each prompt what the model sees in each image: tokens to put behind it; [] behind those that the assistant
-    drew, or that have a description.
+    """For each prompt what the model sees in each image (`describe_prompts`), by transformers' loop."""
+    config = model.config
 
-    A model with plans describes an image of the user before it answers about it; others describe nothing.
-    """
-    config, marker = model.config, model.config.begin_plan_id
-    found: list[list[list[int]]] = [[[] for _ in prompt.image_lengths_I] for prompt in prompts]
-    for index in range(max(map(len, found), default=0) if marker is not None else 0):
-        waiting = [n for n, prompt in enumerate(prompts) if needs_description(prompt, index, config)]
-        if not waiting:
-            continue
-        seen = [insert(cut_after(prompts[n], index, config), found[n][: index + 1], config) for n in waiting]
-        seen = [replace(prompt, token_ids_T=np.append(prompt.token_ids_T, marker)) for prompt in seen]
-        inputs = collate_prompts(seen, config, model.device)
+    def decode(seen: list[TokenSequence], guesses: Any) -> list[list[int]]:
+        ends = [config.begin_plan_id, config.eos_token_id]
         plain = GenerationConfig(**GenerationConfig._get_default_generation_params())
-        plain.update(max_length=None, max_new_tokens=PLAN_BUDGET, eos_token_id=[marker, config.eos_token_id])
+        plain.update(max_length=None, max_new_tokens=PLAN_BUDGET, eos_token_id=ends)
+        inputs = collate_prompts(seen, config, model.device)
         rows = GenerationMixin.generate(model, **inputs, **options, generation_config=plain)
-        for n, row in zip(waiting, rows[:, inputs["input_ids"].shape[1] :].tolist(), strict=True):
-            ends = {marker, config.eos_token_id, config.pad_token_id}
-            words = row[: next((t for t, id_ in enumerate(row) if id_ in ends), len(row))]
-            found[n][index] = [marker, *words, marker]
-    return found
+        new = rows[:, inputs["input_ids"].shape[1] :].tolist()
+        return [list(takewhile(lambda id_: id_ not in (*ends, config.pad_token_id), row)) for row in new]
 
-
-def end_of_image(prompt: TokenSequence, index: int, config: MLLMConfig) -> int:
-    """Where an image ends, with what frames it."""
-    (positions_P,) = (prompt.token_ids_T == config.image_token_id).nonzero()
-    last = positions_P[prompt.image_lengths_I[: index + 1].sum() - 1]
-    return int(last + 1 + (prompt.token_ids_T[last:] == config.end_image_id).argmax())
-
-
-def needs_description(prompt: TokenSequence, index: int, config: MLLMConfig) -> bool:
-    """Whether the prompt has an image of that number, of the user and not described yet."""
-    if index >= len(prompt.image_lengths_I) or prompt.code_targets_P[prompt.image_lengths_I[:index].sum()]:
-        return False
-    end = end_of_image(prompt, index, config)
-    return end >= len(prompt) or prompt.token_ids_T[end] != config.begin_plan_id
-
-
-def cut_after(prompt: TokenSequence, index: int, config: MLLMConfig) -> TokenSequence:
-    """The prompt up to the end of an image."""
-    num_positions = prompt.image_lengths_I[: index + 1].sum()
-    return TokenSequence(
-        token_ids_T=prompt.token_ids_T[: end_of_image(prompt, index, config)],
-        labels_T=prompt.labels_T[: end_of_image(prompt, index, config)],
-        codes_PK=prompt.codes_PK[:num_positions],
-        image_lengths_I=prompt.image_lengths_I[: index + 1],
-        code_targets_P=prompt.code_targets_P[:num_positions],
-    )
-
-
-def insert(prompt: TokenSequence, descriptions: Sequence[list[int]], config: MLLMConfig) -> TokenSequence:
-    """The prompt with the descriptions of its images."""
-    ids_T = prompt.token_ids_T
-    for index, description in reversed(list(enumerate(descriptions))):
-        ids_T = np.insert(ids_T, end_of_image(prompt, index, config), description) if description else ids_T
-    return replace(prompt, token_ids_T=ids_T, labels_T=np.full_like(ids_T, IGNORED))
+    return describe_prompts(prompts, config, decode)
 
 
 # ---- text ----
@@ -225,16 +174,14 @@ def generate_text(model: MLLMForConditionalGeneration, input_ids: Tensor, option
     if given.prefill_chunk_size is not None and options.get("codes") is not None:
         raise ValueError("prefill_chunk_size must be None with images in the prompt, got a number; leave it out")
     described_ids, cache = input_ids, options.get("past_key_values")
-    has_cache = cache is not None and bool(cache.get_seq_length())
-    if not has_cache:
+    if cache is None or not cache.get_seq_length():
         check_codes(input_ids, options.get("codes"), config)
-    if config.begin_plan_id is not None and options.get("codes") is not None and not has_cache:
-        synced = {"synced_gpus": options["synced_gpus"]} if options.get("synced_gpus") is not None else {}
-        prompts = list(read_prompts(input_ids, options["attention_mask"], options, config))
-        found = describe(model, prompts, **synced)
-        prompts = [insert(prompt, words, config) for prompt, words in zip(prompts, found, strict=True)]
-        options |= collate_prompts(prompts, config, input_ids.device)
-        described_ids = options.pop("input_ids")
+        if config.begin_plan_id is not None and options.get("codes") is not None:
+            prompts = list(read_prompts(input_ids, options["attention_mask"], options, config))
+            found = describe(model, prompts, synced_gpus=options.get("synced_gpus"))
+            prompts = [insert(prompt, words, config) for prompt, words in zip(prompts, found, strict=True)]
+            options |= collate_prompts(prompts, config, input_ids.device)
+            described_ids = options.pop("input_ids")
     options.pop("code_targets", None)
     options |= limits(model, given, options, length=input_ids.shape[1], described_length=described_ids.shape[1])
     seed = options.pop("seed", None)
@@ -247,10 +194,9 @@ def generate_text(model: MLLMForConditionalGeneration, input_ids: Tensor, option
         return out
     prompts_ST = input_ids.repeat_interleave(sequences.shape[0] // input_ids.shape[0], dim=0)
     sequences = torch.cat((prompts_ST.to(sequences.device), sequences[:, described_ids.shape[1] :]), dim=1)
-    if isinstance(out, Tensor):
-        return sequences
-    out.sequences = sequences
-    return out
+    if not isinstance(out, Tensor):
+        out.sequences = sequences
+    return sequences if isinstance(out, Tensor) else out
 
 
 def limits(

@@ -33,15 +33,13 @@ from mllm.conversation import (
     ClassPart,
     CodesPart,
     ImagePart,
-    Marker,
     Message,
     Mode,
-    Segment,
+    Part,
     TextPart,
     has_image,
     neutralise,
     possible_mode,
-    render,
     unconditional,
 )
 from mllm.engine.loop import Engine
@@ -67,7 +65,7 @@ from mllm.engine.request import (
 from mllm.model import MLLMForConditionalGeneration
 from mllm.processor import MLLMProcessor
 from mllm.sampling import SamplingConfig
-from mllm.sequence import IGNORED, ImageLayout, Size, encode_segments, grid_of, supported_sizes
+from mllm.sequence import IGNORED, ImageLayout, Size, TokenSequence, extend_sequence, grid_of, supported_sizes, take
 from mllm.vocabulary import decode_text, encode_text
 from tokenizer.images import ImageProcessor, ImageSource, read_image
 
@@ -85,16 +83,14 @@ where 32 bits of them count."""
 VQA_SCORE_QUESTION = 'Does this figure show "{text}"? Please answer yes or no.'
 """VQAScore's (Lin et al. 2024)."""
 
+DECLINE_BUDGET = 64
+"""Tokens of an answer that is only asked for to see whether it is an image, for which this leaves no room."""
 BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
 
 OnEvent = Callable[[Event], None]
 Decode = Callable[[list[GenerationRequest]], list[GenerationResult]]
 Questions = Callable[[str], Sequence[tuple[str, str]]]
 """A prompt to questions about an image of it, each with the answer that the image should get."""
-
-
-DECLINE_BUDGET = 64
-"""Tokens of an answer that is only asked for to see whether it is an image, for which this leaves no room."""
 
 
 class Planner(Protocol):
@@ -183,12 +179,9 @@ class Pipeline:
             plan: what is where, in place of the model's own plan (docs/plans.md).
             best_of: draw each image that many times and keep the one that the model itself scores highest.
         """
-        task = check_task(self.tasks, "draw")
         check_text(prompt, name="prompt", hint="say what to draw")
-        messages = [Message("user", (TextPart(prompt),))]
-        request = self.build_request(messages, "image", task=task, size=size, plan=plan, overrides=overrides)
-        check_count(n, name="n")
-        check_count(best_of, name="best_of")
+        request = self._request(["draw"], [TextPart(prompt)], "image", overrides, size=size, plan=plan)
+        n, best_of = check_count(n, name="n"), check_count(best_of, name="best_of")
         if best_of == 1:
             return self._draw_seeds(request, range(request.seed, request.seed + n), on_event)
         check_task(self.tasks, "ask")
@@ -200,11 +193,8 @@ class Pipeline:
         self, index: int, *, n: int = 1, on_event: OnEvent | None = None, **overrides: Unpack[Overrides]
     ) -> list[Image.Image]:
         """Images of a class by its number; image i has seed + i, kept in its `info`."""
-        task = check_task(self.tasks, "draw_class")
-        self.config.class_token_id(index)  # refuses a number that the model does not have
-        check_count(n, name="n")
-        request = self.build_request([Message("user", (ClassPart(index),))], "image", task=task, overrides=overrides)
-        return self._draw_seeds(request, range(request.seed, request.seed + n), on_event)
+        request = self._request(["draw_class"], [ClassPart(index)], "image", overrides)
+        return self._draw_seeds(request, range(request.seed, request.seed + check_count(n, name="n")), on_event)
 
     def _draw_seeds(
         self, request: GenerationRequest, seeds: Sequence[int], on_event: OnEvent | None
@@ -225,14 +215,11 @@ class Pipeline:
         **overrides: Unpack[Overrides],
     ) -> str:
         """The answer to a question about one or more images, and nothing else."""
-        task = check_task(self.tasks, "ask", "describe")
         check_text(question, name="question", hint="say what you want to know")
-        listed = images if isinstance(images, list | tuple) else [images]
-        if not listed:
+        shown = [ImagePart(read_image(i)) for i in (images if isinstance(images, list | tuple) else [images])]
+        if not shown:
             raise ValueError("there must be an image to ask about, got none; give one or more")
-        parts = [ImagePart(read_image(image)) for image in listed]
-        (messages,) = self.describe([[Message("user", (*parts, TextPart(question)))]])
-        request = self.build_request(messages, "text", task=task, overrides=overrides)
+        request = self._request(["ask", "describe"], [*shown, TextPart(question)], "text", overrides)
         return self.processor.to_text(self.run([request], on_event)[0].text_ids)
 
     def edit(
@@ -251,15 +238,24 @@ class Pipeline:
         Args:
             mask: an image that is white where the image may change; everywhere else its codes stay (inpainting).
         """
-        task = check_task(self.tasks, "edit", "depth", "segment")
         check_text(instruction, name="instruction", hint="say what to change")
-        (messages,) = self.describe([[Message("user", (ImagePart(read_image(image)), TextPart(instruction)))]])
-        request = self.build_request(messages, "image", task=task, size=size, plan=plan, overrides=overrides)
+        (shown,) = self.processor.encode_images([image])
+        request = self._request(
+            ["edit", "depth", "segment"], [shown, TextPart(instruction)], "image", overrides, size=size, plan=plan
+        )
         if mask is not None:
             if plan is not None or size is not None:
                 raise ValueError("a mask must come without plan and size: the image keeps its own; leave them out")
-            request = replace(request, forced_codes=self._force_outside(read_image(mask), messages[0].parts[0]))
+            request = replace(request, forced_codes=self._force_outside(read_image(mask), shown))
         return self.processor.images_of(self.run([request], on_event)[0])[0]
+
+    def _request(
+        self, tasks: Sequence[str], parts: Sequence[Part], mode: Mode, overrides: Mapping[str, Any], **options: Any
+    ) -> GenerationRequest:
+        """The request that answers one message, in the first of the tasks that the model was trained for."""
+        task = check_task(self.tasks, *tasks)
+        (messages,) = self.describe([[Message("user", tuple(parts))]])
+        return self.build_request(messages, mode, task=task, overrides=overrides, **options)
 
     def shorten(self, messages: Sequence[Any]) -> list[Message]:
         """A dialogue, encoded, without its oldest turns where these leave no room for an answer with an image."""
@@ -269,13 +265,9 @@ class Pipeline:
         while len(dialogue) > 1:
             parts = [part for message in dialogue if message.role == "user" for part in message.parts]
             described = plan * sum(isinstance(part, CodesPart) and part.plan is None for part in parts)
-            both = (
-                self.processor.build(turns, add_generation_prompt=True) for turns in (dialogue, unconditional(dialogue))
-            )
-            if max(map(len, both)) + described <= room:
-                break
+            prompts = [self.processor.build(d, add_generation_prompt=True) for d in (dialogue, unconditional(dialogue))]
             starts = [n for n, message in enumerate(dialogue) if n and message.role == "user"]
-            if not starts:
+            if max(map(len, prompts)) + described <= room or not starts:
                 break
             dialogue = dialogue[starts[0] :]
         return dialogue
@@ -404,6 +396,9 @@ class Pipeline:
 
     def describe(self, dialogues: Sequence[Sequence[Message]]) -> list[list[Message]]:
         """The dialogues with encoded images, those of the user described (`describe_images`)."""
+        for messages in dialogues:
+            if not messages or not any(not isinstance(p, TextPart) or p.text.strip() for p in messages[-1].parts):
+                raise ValueError("a chat must end with a text or an image, got neither; say something")
         return describe_images(dialogues, self.processor, self.run)
 
     def build_request(
@@ -418,32 +413,26 @@ class Pipeline:
     ) -> GenerationRequest:
         """The request that answers a dialogue."""
         given = given_settings(overrides or {})
-        check_messages(messages)
         messages = self.processor.encode_chat(messages)
         mode = possible_mode(messages, mode, self.config)
         answer: AnswerKind | None = {"text": "text", "image": "image"}.get(mode)
         build_prompt = partial(self.processor.build, add_generation_prompt=True, answer=answer)
         is_guided = mode != "text" and self.requests.image_settings(task, given).guidance > 1
+        # the size asked for, else that of the last image of the dialogue, else the default
+        grids = [part.grid for message in messages for part in message.parts if isinstance(part, CodesPart)]
         return self.requests.build(
             build_prompt(messages),
             mode,
             task=task,
             given=given,
             unconditional=build_prompt(unconditional(messages)) if is_guided else None,
-            grid=self._choose_grid(messages, size),
+            grid=grid_of(size, self.config) if size is not None else grids[-1] if grids else None,
             seed=given.get("seed", secrets.randbelow(NUM_RANDOM_SEEDS)),
             resamples=self.requests.resamples(task, given),
             given_plan=None if plan is None else self._encode_plan(plan),
             window=self.requests.window(given),
             preview_every=given.get("preview_every"),
         )
-
-    def _choose_grid(self, messages: Sequence[Message], size: Size | None) -> tuple[int, int] | None:
-        """The size asked for, else that of the last image of the dialogue, else the default."""
-        if size is not None:
-            return grid_of(size, self.config)
-        grids = [part.grid for message in messages for part in message.parts if isinstance(part, CodesPart)]
-        return grids[-1] if grids else None
 
     def _encode_plan(self, plan: str) -> tuple[int, ...]:
         """The tokens of a plan as the model would write it."""
@@ -457,13 +446,13 @@ class Pipeline:
         (rows, columns), patch = codes.grid, self.config.patch_size
         prepare = ImageProcessor(width=columns * patch, height=rows * patch, preparation=self.processor.preparation)
         patches_RhCw = prepare([mask])[0].amax(dim=0).view(rows, patch, columns, patch)
-        is_open_N = (patches_RhCw.amax(dim=(1, 3)) > 0).flatten().numpy()
-        if num_cut := int(((patches_RhCw.amax(dim=(1, 3)) > 0) & (patches_RhCw.amin(dim=(1, 3)) <= 0)).sum()):
+        is_open_RC, is_cut_RC = patches_RhCw.amax(dim=(1, 3)) > 0, patches_RhCw.amin(dim=(1, 3)) <= 0
+        if num_cut := int((is_open_RC & is_cut_RC).sum()):
             logger.warning(
                 "the edge of the mask cuts %d of %d patches of %d x %d pixels; they may change as a whole",
                 *(num_cut, rows * columns, patch, patch),
             )
-        return ForcedCodes(codes.codes_KN, np.logical_not(is_open_N))
+        return ForcedCodes(codes.codes_KN, np.logical_not(is_open_RC.flatten().numpy()))
 
     # ---- decoding ----
 
@@ -542,6 +531,9 @@ def load_planner(name: str | None) -> Planner | None:
 
 
 # ---- the description of images that are shown ----
+# A model that plans its images writes, before it answers, what it sees in every image of the user, in the form of a
+# plan. This depends on the image and on what was said before it, never on the question, so every answer about an image
+# rests on the same description. Models that do not plan describe nothing.
 
 
 def describe_images(
@@ -549,57 +541,88 @@ def describe_images(
     processor: MLLMProcessor,
     decode: Decode,
     *,
-    expected: Sequence[tuple[int, ...]] | None = None,
+    expected: Sequence[tuple[int, ...]] = (),
 ) -> list[list[Message]]:
     """The dialogues with encoded images; those of the user get a description, all dialogues together.
-
-    A model that plans its images writes, before it answers, what it sees in every image of the user, in the form of a
-    plan. This depends on the image and on what was said before it, never on the question, so every answer about an
-    image rests on the same description. Models that do not plan describe nothing.
 
     Args:
         expected: guesses of the descriptions, for speed alone; one for each dialogue.
     """
     dialogues = [processor.encode_chat(dialogue) for dialogue in dialogues]
-    marker = processor.need_config().begin_plan_id
-    while marker is not None:
-        waiting = [(n, *found) for n, dialogue in enumerate(dialogues) if (found := find_undescribed(dialogue))]
+    if processor.need_config().begin_plan_id is None:
+        return dialogues
+    prompts = [processor.build(dialogue) for dialogue in dialogues]
+    found = describe_prompts(prompts, processor.need_config(), partial(decode_plans, decode=decode), expected=expected)
+    described = []
+    for dialogue, plans in zip(dialogues, map(iter, found), strict=True):
+        described.append([])
+        for message in dialogue:
+            parts = [
+                replace(part, plan=processor.to_text(ids[1:-1]))
+                if isinstance(part, CodesPart) and (ids := next(plans))
+                else part
+                for part in message.parts
+            ]
+            described[-1].append(replace(message, parts=tuple(parts)))
+    return described
+
+
+def decode_plans(
+    prompts: Sequence[TokenSequence], guesses: Sequence[tuple[int, ...]], *, decode: Decode
+) -> list[list[int]]:
+    """What the engine writes up to the marker that each prompt ends with."""
+    request = partial(GenerationRequest, mode="text", max_new_tokens=PLAN_BUDGET, text=SamplingConfig(greedy=True))
+    requests = [
+        request(prompt=prompt, end_id=int(prompt.token_ids_T[-1]), expected_text=guess)
+        for prompt, guess in zip(prompts, guesses, strict=True)
+    ]
+    return [result.text_ids for result in decode(requests)]
+
+
+def describe_prompts(
+    prompts: Sequence[TokenSequence],
+    config: MLLMConfig,
+    decode: Callable[[list[TokenSequence], list[tuple[int, ...]]], list[list[int]]],
+    *,
+    expected: Sequence[tuple[int, ...]] = (),
+) -> list[list[list[int]]]:
+    """For each prompt what the model sees in each image: tokens to `insert` behind it; [] behind those that the
+    assistant drew, or that have a description."""
+    marker = config.begin_plan_id
+    found: list[list[list[int]]] = [[[] for _ in prompt.image_lengths_I] for prompt in prompts]
+    for index in range(max(map(len, found), default=0) if marker is not None else 0):
+        waiting = [n for n, prompt in enumerate(prompts) if needs_description(prompt, index, config)]
         if not waiting:
-            break
-        requests = [
-            GenerationRequest(
-                prompt=description_prompt(dialogues[n], m, p, processor),
-                mode="text",
-                end_id=marker,
-                max_new_tokens=PLAN_BUDGET,
-                text=SamplingConfig(greedy=True),
-                expected_text=expected[n] if expected else (),
-            )
-            for n, m, p in waiting
-        ]
-        for (n, m, p), result in zip(waiting, decode(requests), strict=True):
-            parts = list(dialogues[n][m].parts)
-            parts[p] = replace(parts[p], plan=processor.to_text(result.text_ids))
-            dialogues[n][m] = replace(dialogues[n][m], parts=tuple(parts))
-    return dialogues
+            continue
+        seen = [take(prompts[n], 0, end_of_image(prompts[n], index, config), config=config) for n in waiting]
+        seen = [insert(prompt, found[n][: index + 1], config) for n, prompt in zip(waiting, seen, strict=True)]
+        begun = [extend_sequence(prompt, [marker], []) for prompt in seen]
+        for n, words in zip(waiting, decode(begun, [expected[n] if expected else () for n in waiting]), strict=True):
+            found[n][index] = [marker, *words, marker]
+    return found
 
 
-def find_undescribed(dialogue: Sequence[Message]) -> tuple[int, int] | None:
-    """Message and part of the first image of the user without a description."""
-    for m, message in enumerate(dialogue):
-        for p, part in enumerate(message.parts if message.role == "user" else ()):
-            if isinstance(part, CodesPart) and part.plan is None:
-                return m, p
-    return None
+def end_of_image(prompt: TokenSequence, index: int, config: MLLMConfig) -> int:
+    """Where an image ends, with what frames it."""
+    (positions_P,) = (prompt.token_ids_T == config.image_token_id).nonzero()
+    last = positions_P[prompt.image_lengths_I[: index + 1].sum() - 1]
+    return int(last + 1 + (prompt.token_ids_T[last:] == config.end_image_id).argmax())
 
 
-def description_prompt(dialogue: Sequence[Message], m: int, p: int, processor: MLLMProcessor) -> Any:
-    """The prompt for the description of image `p` of message `m`: all up to it, and the marker."""
-    config = processor.need_config()
-    seen = [*dialogue[:m], replace(dialogue[m], parts=dialogue[m].parts[: p + 1])]
-    segments = render(seen, config.prompt_style)
-    last = max(n for n, segment in enumerate(segments) if isinstance(segment.content, CodesPart))
-    return encode_segments([*segments[: last + 1], Segment(Marker.PLAN)], tokenizer=processor.tokenizer, config=config)
+def needs_description(prompt: TokenSequence, index: int, config: MLLMConfig) -> bool:
+    """Whether the prompt has an image of that number, of the user and not described yet."""
+    if index >= len(prompt.image_lengths_I) or prompt.code_targets_P[prompt.image_lengths_I[:index].sum()]:
+        return False
+    end = end_of_image(prompt, index, config)
+    return end >= len(prompt) or prompt.token_ids_T[end] != config.begin_plan_id
+
+
+def insert(prompt: TokenSequence, descriptions: Sequence[list[int]], config: MLLMConfig) -> TokenSequence:
+    """The prompt with the descriptions of its images."""
+    ids_T = prompt.token_ids_T
+    for index, description in reversed(list(enumerate(descriptions))):
+        ids_T = np.insert(ids_T, end_of_image(prompt, index, config), description) if description else ids_T
+    return replace(prompt, token_ids_T=ids_T, labels_T=np.full_like(ids_T, IGNORED))
 
 
 # ---- best of N, by the model's own score ----
@@ -759,16 +782,6 @@ class TextStream:
 # ---- checks of what a person asks for ----
 
 
-def check_messages(messages: Sequence[Message]) -> None:
-    """Refuse a dialogue that asks nothing: no message, or a last message without text and images."""
-    if not messages:
-        raise ValueError("the chat must have a message, got none; say something")
-    if messages[-1].role != "user":
-        raise ValueError("the last message must be the user's, got the assistant's; end with the user's message")
-    if not any(not isinstance(part, TextPart) or part.text.strip() for part in messages[-1].parts):
-        raise ValueError("the message must have text or an image, got neither; say something")
-
-
 def check_text(text: str, *, name: str, hint: str) -> str:
     """A text that says something."""
     if not isinstance(text, str) or not text.strip():
@@ -778,10 +791,11 @@ def check_text(text: str, *, name: str, hint: str) -> str:
     return text
 
 
-def check_count(count: int, *, name: str) -> None:
-    """Refuse what is not a positive integer."""
-    if as_integer(count, name=name) < 1:
+def check_count(count: int, *, name: str) -> int:
+    """A positive integer."""
+    if (number := as_integer(count, name=name)) < 1:
         raise ValueError(f"{name} must be an integer >= 1, got {count!r}; ask for one or more")
+    return number
 
 
 def check_task(tasks: Sequence[str] | None, *wanted: str) -> str:

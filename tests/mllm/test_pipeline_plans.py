@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -13,7 +14,7 @@ from demo.answer import show
 from mllm.conversation import CodesPart, ImagePart, Message, TextPart
 from mllm.engine.request import PLAN_BUDGET, GenerationRequest
 from mllm.evaluation.world import describe_plan_sampling
-from mllm.pipeline import Done, ImageDone, Pipeline, TextDelta, describe_images, description_prompt
+from mllm.pipeline import Done, ImageDone, Pipeline, TextDelta, describe_images
 from mllm.processor import PLAN, save_image
 from mllm.sampling import SamplingConfig
 from tests.mllm.tiny_folder import build_tiny_folder
@@ -105,11 +106,14 @@ def test_an_answer_rests_on_what_is_seen(pipeline: Pipeline, drawn: Image.Image)
     """Asking equals writing the plan by hand, then answering."""
     message = Message("user", (ImagePart(drawn), TextPart("What is it?")))
     (codes, words) = pipeline.processor.encode_chat([message])[0].parts
-    prompt = description_prompt([Message("user", (codes,))], 0, 0, pipeline.processor)
+    begun = pipeline.processor.build([Message("user", (replace(codes, plan="?"), words))]).token_ids_T.tolist()
+    marker = pipeline.config.begin_plan_id
+    sequence = pipeline.processor.build([Message("user", (codes,))])
+    prompt = replace(sequence, token_ids_T=np.array(begun[: begun.index(marker) + 1]))
     request = GenerationRequest(
         prompt=prompt,
         mode="text",
-        end_id=pipeline.config.begin_plan_id,
+        end_id=marker,
         max_new_tokens=PLAN_BUDGET,
         text=SamplingConfig(greedy=True),
     )
