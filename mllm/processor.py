@@ -52,7 +52,7 @@ from mllm.conversation import (
 from mllm.conversation import chat_template as template_of
 from mllm.engine.request import GenerationResult
 from mllm.files import read_json, write_image, write_text
-from mllm.sequence import IGNORED, TokenSequence, begin_of, best_size, build_sequence, encode_segments
+from mllm.sequence import IGNORED, TokenSequence, begin_of, best_size, build_sequence, encode_segments, join
 from mllm.vocabulary import IMAGE, decode_text, load_text_tokenizer, save_text_tokenizer
 from tokenizer.images import ImageProcessor, ImageSource, read_image, to_images
 from tokenizer.unitok import EncodedImage, UniTok, decode_images, encode_images
@@ -120,23 +120,16 @@ class TextOptions:
             may_be_lists: rows are not padded unless a call asks for it.
         """
         grouped = {name: value for group in KWARGS_GROUPS for name, value in (given.get(group) or {}).items()}
-        fields_given = {
-            **{name: value for name, value in given.items() if name not in KWARGS_GROUPS},
-            **grouped,
-            **others,
-        }
+        plain = {name: value for name, value in given.items() if name not in KWARGS_GROUPS}
+        options = {n: v for n, v in {**plain, **grouped, **others}.items() if v is not None or n == "return_tensors"}
         known = {entry.name for entry in fields(cls)}
-        if unknown := sorted(name for name in fields_given if name not in known and fields_given[name] is not None):
+        if unknown := sorted(options.keys() - known):
             raise ValueError(
                 f"an option of the processor must be one of {', '.join(sorted(known))}, got {unknown[0]!r}; drop it"
             )
-        options = {name: value for name, value in fields_given.items() if name in known}
         tensors = options.get("return_tensors", "auto")
         options["return_tensors"] = tensors = getattr(tensors, "value", tensors)  # an enum of transformers
-        if options.get("padding") is None:
-            options["padding"] = tensors in ("pt", "np") or (tensors == "auto" and not may_be_lists)
-        if options.get("padding_side") is None:
-            options.pop("padding_side", None)
+        options.setdefault("padding", tensors in ("pt", "np") or (tensors == "auto" and not may_be_lists))
         return cls(**options)
 
     def __post_init__(self) -> None:
@@ -169,13 +162,8 @@ class TextOptions:
 
     def tensor(self, array: np.ndarray) -> Any:
         """An array in the form that is wanted."""
-        match self.return_tensors:
-            case None:
-                return array.tolist()
-            case "np":
-                return array
-            case _:
-                return torch.from_numpy(array)
+        convert = {None: array.tolist, "np": lambda: array}
+        return convert.get(self.return_tensors, lambda: torch.from_numpy(array))()
 
 
 class MLLMProcessor(ProcessorMixin):
@@ -195,9 +183,8 @@ class MLLMProcessor(ProcessorMixin):
             config: the model's; needed to encode, not to save (the model saves it).
             preparation: how an image gets to a size of the model; a name in tokenizer/images.py.
         """
-        style = "native" if config is None else config.prompt_style
         if chat_template is None or (isinstance(chat_template, str) and is_outdated(chat_template)):
-            chat_template = template_of(style)
+            chat_template = template_of("native" if config is None else config.prompt_style)
         super().__init__(tokenizer, chat_template=chat_template)
         self.image_tokenizer, self.config, self.preparation = image_tokenizer, config, preparation
 
@@ -245,41 +232,44 @@ class MLLMProcessor(ProcessorMixin):
 
     def draft(self, text: str, images: tuple[ImagePart, ...], options: TextOptions) -> Draft:
         """What a text says, with its images in place."""
-        bos, eos, style = self.tokenizer.bos_token, self.tokenizer.eos_token, self.need_config().prompt_style
-        if is_framed(text, bos) and style in ("native", "unitok", "vicuna_v1"):
-            messages = from_text(text, iter(images), bos=bos, eos=eos)
-            if text.endswith(eos):
+        frames, style = self._frames, self.need_config().prompt_style
+        if is_framed(text, frames["bos"]) and style in ("native", "unitok", "vicuna_v1"):
+            messages = from_text(text, iter(images), **frames)
+            if text.endswith(frames["eos"]):
                 return Draft(messages, "whole", answer="text")
             if messages and not messages[-1].parts:
                 return Draft(messages[:-1], "prompt", answer="text")
             return Draft(messages, "beginning", answer="text")
-        if is_framed(text, bos) or options.add_special_tokens is False:
+        if is_framed(text, frames["bos"]) or options.add_special_tokens is False:
             codes = iter(self.encode_images([part.image for part in images]))
-            return Draft(list(from_fragment(text, codes, bos=bos, eos=eos, style=style)), "piece")
+            return Draft(list(from_fragment(text, codes, **frames, style=style)), "piece")
         if IMAGE not in text:
             return Draft([Message("user", (*images, TextPart(text)))], "prompt")
         before, *others = text.split(IMAGE)
         said = [TextPart(before), *(part for pair in zip(images, map(TextPart, others), strict=True) for part in pair)]
         return Draft([Message("user", tuple(part for part in said if part != TextPart("")))], "prompt")
 
+    @property
+    def _frames(self) -> dict[str, str]:
+        return {"bos": self.tokenizer.bos_token, "eos": self.tokenizer.eos_token}
+
     def encode(self, drafts: Sequence[Draft], options: TextOptions, mode: Mode | None = None) -> BatchFeature:
         """Model inputs of drafts; with a mode that draws also the prompts to guide away from."""
-        config = self.need_config()
-        drafts = [
-            draft if draft.extent == "piece" else draft._replace(content=self.encode_chat(draft.content))
-            for draft in drafts
-        ]
-        if mode is not None:
-            for draft in drafts:
-                if draft.extent != "prompt":
-                    raise ValueError(
-                        "generation_mode must come with prompts that the assistant is to answer, got another text; "
-                        "end with the user's message"
-                    )
-                possible_mode(draft.content, mode, config)  # refuses what this checkpoint does not answer
-        inputs = self.collate([self.to_sequence(draft, mode) for draft in drafts], options)
+        config, encoded = self.need_config(), []
+        for draft in drafts:
+            content = draft.content if draft.extent == "piece" else self.encode_chat(draft.content)
+            encoded.append(draft._replace(content=content))
+            if mode is None:
+                continue
+            if draft.extent != "prompt":
+                raise ValueError(
+                    "generation_mode must come with prompts that the assistant is to answer, got another text; "
+                    "end with the user's message"
+                )
+            possible_mode(content, mode, config)  # refuses what this checkpoint does not answer
+        inputs = self.collate([self.to_sequence(draft, mode) for draft in encoded], options)
         if mode in ("image", "interleaved"):
-            dropped = [draft._replace(content=unconditional(draft.content)) for draft in drafts]
+            dropped = [draft._replace(content=unconditional(draft.content)) for draft in encoded]
             other = self.collate([self.to_sequence(draft, mode) for draft in dropped], options)
             inputs["negative_prompt_ids"] = other["input_ids"]
             inputs["negative_prompt_attention_mask"] = other["attention_mask"]
@@ -290,14 +280,13 @@ class MLLMProcessor(ProcessorMixin):
         config = self.need_config()
         if draft.extent == "piece":
             return encode_segments(draft.content, tokenizer=self.tokenizer, config=config)
-        answer: AnswerKind | None = mode if mode in ("text", "image") else draft.answer
         return build_sequence(
             draft.content,
             tokenizer=self.tokenizer,
             config=config,
             add_generation_prompt=draft.extent == "prompt",
             continue_final_message=draft.extent == "beginning",
-            answer=answer,
+            answer=mode if mode in ("text", "image") else draft.answer,
         )
 
     def apply_chat_template(
@@ -333,50 +322,39 @@ class MLLMProcessor(ProcessorMixin):
                 "return_assistant_tokens_mask must come with return_dict=True and a finished chat, got another call; "
                 "change it"
             )
-        mode = options.pop("generation_mode", None)
-        is_batch = bool(conversation) and not isinstance(conversation[0], dict | Message)
-        chats = [self.read_chat(chat) for chat in (conversation if is_batch else [conversation])]
-        extent: Extent = "beginning" if continue_final_message else "prompt" if add_generation_prompt else "whole"
         if continue_final_message and add_generation_prompt:
             raise ValueError("continue_final_message and add_generation_prompt must not be both set; drop one of them")
+        mode = options.pop("generation_mode", None)
+        is_batch = bool(conversation) and not isinstance(conversation[0], dict | Message)
+        conversations = conversation if is_batch else [conversation]
+        chats = [self.read_chat(chat) for chat in conversations]
+        extent: Extent = "beginning" if continue_final_message else "prompt" if add_generation_prompt else "whole"
         masks = {"return_assistant_tokens_mask": return_assistant_tokens_mask}
-        if template != self.chat_template:
+        if template == self.chat_template:
+            drafts = [Draft(chat, extent) for chat in chats]
+        else:
             own = {entry.name for entry in fields(TextOptions)} | set(KWARGS_GROUPS)
             variables = {name: options.pop(name) for name in list(options) if name not in own}
-            drafts = self.fill_template(
-                template, conversation if is_batch else [conversation], chats, flags | masks, variables
-            )
-        else:
-            drafts = [Draft(chat, extent) for chat in chats]
+            drafts = self.fill_template(template, conversations, chats, {**flags, **masks, **variables})
         inputs = self.encode(drafts, TextOptions.read(options, may_be_lists=extent == "whole", **masks), mode)
         return inputs if return_dict else inputs["input_ids"]
 
     def fill_template(
-        self,
-        template: Any,
-        conversations: Sequence[Any],
-        chats: Sequence[Sequence[Message]],
-        flags: dict[str, Any],
-        variables: dict[str, Any],
+        self, template: Any, conversations: Sequence[Any], chats: Sequence[Sequence[Message]], variables: dict[str, Any]
     ) -> list[Draft]:
         """Chats in another template than the model's: its texts as they stand, learned where it says so."""
         texts, spans = render_jinja_template(
             conversations=conversations,
             chat_template=self._resolve_chat_template(template),
-            **flags,
             **{**self.tokenizer.special_tokens_map, **variables},
         )
         images = [[part.image for turn in chat for part in turn.parts if isinstance(part, ImagePart)] for chat in chats]
-        style, frames = (
-            self.need_config().prompt_style,
-            {"bos": self.tokenizer.bos_token, "eos": self.tokenizer.eos_token},
-        )
-        drafts = []
+        style, drafts = self.need_config().prompt_style, []
         for text, parts, learned in zip(texts, share_images(images, texts), spans or [[]] * len(texts), strict=True):
             codes, segments, begin = iter(self.encode_images([part.image for part in parts])), [], 0
             for start, end in [*learned, (len(text), len(text))]:
                 for piece, is_learned in ((text[begin:start], False), (text[start:end], True)):
-                    found = from_fragment(piece, codes, style=style, **frames)
+                    found = from_fragment(piece, codes, style=style, **self._frames)
                     segments += [replace(segment, supervised=is_learned) for segment in found]
                 begin = end
             drafts.append(Draft(segments, "piece"))
@@ -415,11 +393,11 @@ class MLLMProcessor(ProcessorMixin):
         """Codes of images, each at the size of the model that fits it best."""
         if not images:
             return []
-        config, images = self.need_config(), [read_image(image) for image in images]
-        sizes = [best_size(image.size, config) for image in images]
+        config, read = self.need_config(), [read_image(image) for image in images]
+        sized = ((image, *best_size(image.size, config)) for image in read)
         pixels = (
             ImageProcessor(width=width, height=height, preparation=self.preparation)(image)[0]
-            for image, (width, height) in zip(images, sizes, strict=True)
+            for image, width, height in sized
         )
         encoded = encode_images(pixels, self.need_image_tokenizer(), batch_size=BATCH_SIZE)
         return [CodesPart(image.codes_KN, image.grid) for image in encoded]
@@ -436,10 +414,11 @@ class MLLMProcessor(ProcessorMixin):
             rows["assistant_masks"] = [learned_mask(s, config.image_token_id) for s in sequences]
         pad_ids = {"input_ids": config.pad_token_id}
         inputs = {name: options.batch(arrays, pad_ids.get(name, 0), config) for name, arrays in rows.items()}
-        if any(len(s.image_lengths_I) for s in sequences):
-            inputs["codes"] = options.tensor(np.concatenate([s.codes_PK for s in sequences]))
-            inputs["image_lengths"] = options.tensor(np.concatenate([s.image_lengths_I for s in sequences]))
-            inputs["code_targets"] = options.tensor(np.concatenate([s.code_targets_P for s in sequences]))
+        together = join(sequences)
+        if len(together.image_lengths_I):
+            inputs["codes"] = options.tensor(together.codes_PK)
+            inputs["image_lengths"] = options.tensor(together.image_lengths_I)
+            inputs["code_targets"] = options.tensor(together.code_targets_P)
         return BatchFeature(inputs)
 
     def to_parts(self, generated: GenerationResult) -> list[str | Image.Image]:
@@ -565,22 +544,23 @@ class MLLMProcessor(ProcessorMixin):
 
         `kwargs` are transformers' options for the hub, which a folder does not need.
         """
-        alone = read_fields(Path(pretrained_model_name_or_path) / PROCESSOR_FILE).get(MODEL_CONFIG)
-        if alone is None or (Path(pretrained_model_name_or_path) / CONFIG_FILE).is_file():
+        given = Path(pretrained_model_name_or_path)
+        alone = read_fields(given).get(MODEL_CONFIG)
+        if alone is None or (given / CONFIG_FILE).is_file():
             folder = find_model_folder(pretrained_model_name_or_path)
             config = MLLMConfig.from_pretrained(folder, local_files_only=True)
         else:
-            folder, config = Path(pretrained_model_name_or_path), MLLMConfig.from_dict(alone)
+            folder, config = given, MLLMConfig.from_dict(alone)
         tokenizer = load_text_tokenizer(folder)
         for name in kwargs.keys() & set(tokenizer.SPECIAL_TOKENS_ATTRIBUTES):
             setattr(tokenizer, name, kwargs[name])
-        fields = cls.get_processor_dict(folder)[0] if (folder / PROCESSOR_FILE).is_file() else {}
+        saved = cls.get_processor_dict(folder)[0] if (folder / PROCESSOR_FILE).is_file() else {}
         return cls(
             tokenizer,
             load_image_tokenizer(folder, device=device),
             config,
             preparation=read_preparation(folder),
-            chat_template=fields.get("chat_template"),
+            chat_template=saved.get("chat_template"),
         )
 
     def need_config(self) -> MLLMConfig:
@@ -598,15 +578,15 @@ class MLLMProcessor(ProcessorMixin):
         return self.image_tokenizer
 
 
-def read_fields(path: Path) -> dict[str, Any]:
-    """The fields of a processor_config.json; a released model has none."""
-    return read_json(path) if path.is_file() else {}
+def read_fields(folder: Path) -> dict[str, Any]:
+    """The fields of a folder's processor_config.json; a released model has none."""
+    return read_json(folder / PROCESSOR_FILE) if (folder / PROCESSOR_FILE).is_file() else {}
 
 
 def read_preparation(folder: Path) -> str:
     """How a model's images get to their size; a released model does not say."""
     default = "understanding" if is_released_folder(folder) else "cover"
-    return read_fields(folder / PROCESSOR_FILE).get("preparation", default)
+    return read_fields(folder).get("preparation", default)
 
 
 def share_images(images: Any, texts: Sequence[str]) -> list[tuple[ImagePart, ...]]:
