@@ -1,7 +1,7 @@
 """A YAML recipe and command line overrides in, one frozen dataclass out: every field that a training can set.
 
 A recipe names its `kind` (text_tokenizer, image_tokenizer or mllm), which decides which dataclass the other keys must
-fit. Unknown keys and wrong types are errors that name the key. The resolved recipe is written next to the checkpoints
+fit. Unknown keys and wrong values are errors that name the key. The resolved recipe is written next to the checkpoints
 and can be fed back. Nothing here knows models or trainers.
 """
 
@@ -9,21 +9,43 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import field, fields
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser
-from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import (
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    TypeAdapter,
+    ValidationError,
+)
+from pydantic.dataclasses import dataclass
 
-from mllm.files import TOO_DEEP
+from mllm.files import TOO_DEEP, read_text
 from mllm.world.language import DRAWING_WEIGHTS
 from mllm.world.questions import QUESTION_WEIGHTS
 from mllm.world.scene import MAX_OBJECTS
 
+
+def _as_path(value: object) -> object:
+    if value == "":
+        raise ValueError("must be a path, got an empty one; give it")
+    return str(value) if isinstance(value, int) else value
+
+
 R = TypeVar("R")
+Share = Annotated[float, Field(ge=0, le=1)]
+File = Annotated[Path, BeforeValidator(_as_path)]
+"""A file or folder; its name may be a number."""
+STRICT = ConfigDict(extra="forbid", coerce_numbers_to_str=True, validate_default=True)
 
 RECIPES = Path(__file__).parent / "recipes"
 RENAMED = {
@@ -54,9 +76,9 @@ BESIDE_ADAPTER = ("projection", "projector", "places", "code_head")
 # ---- text tokenizer ----
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class TextTokenizerRecipe:
-    output: Path
+    output: File
     """The SentencePiece model file to write."""
     kind: Literal["text_tokenizer"] = "text_tokenizer"
     vocab_size: PositiveInt = 640
@@ -76,7 +98,7 @@ DECODER_FIELDS = (
 """Fields of UniTokConfig that change no weight of the encoder."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class TokenizerLossWeights:
     l1: NonNegativeFloat = 0.2
     """Mean absolute error of the reconstruction."""
@@ -94,7 +116,7 @@ class TokenizerLossWeights:
     """Images against their captions; 0 does not train the text tower. Needs `text_tokenizer`."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class CodebookSchedule:
     initialise_at: NonNegativeInt = 300
     """Steps without the quantizer's loss, after which k-means on the encoder's features initialises the codebooks;
@@ -103,26 +125,26 @@ class CodebookSchedule:
     """Steps between two revivals of dead codebook entries."""
     threshold: NonNegativeFloat = 0.05
     """An entry is dead when its usage is below this share of the mean."""
-    until: ClosedUnitInterval = 0.8
+    until: Share = 0.8
     """Share of the training after which no entry is revived."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class AdversarialRecipe:
     """The discriminator; the defaults are UniTok's except for the weight."""
 
     weight: NonNegativeFloat = 0.0
     """Of the adversarial loss (UniTok: 0.4); 0 trains without a discriminator. Needs `dino`."""
-    dino: Path | None = None
+    dino: File | None = None
     """Weights of the frozen DINOv2, as in dinov2_vits14_pretrain.pth."""
     blocks: tuple[int, ...] = (0, 2, 5, 8, 11)
     """Blocks of DINOv2 with a discriminator head on their output."""
     objective: Literal["hinge", "softplus", "linear"] = "hinge"
-    start: ClosedUnitInterval = 0.375
+    start: Share = 0.375
     """Share of the training after which the discriminator starts."""
-    warmup: ClosedUnitInterval = 0.03
+    warmup: Share = 0.03
     """Share of the training over which its weight and learning rate rise."""
-    fade: ClosedUnitInterval = 0.06
+    fade: Share = 0.06
     """Share of the training over which the blur of its input fades."""
     adaptive: bool = True
     """Scale the adversarial loss to the gradient of the other losses at the last layer."""
@@ -130,9 +152,9 @@ class AdversarialRecipe:
     """Bounds of that scale."""
     consistency: float = 4.0
     """Weight of the consistency between strongly and lightly augmented images."""
-    augment_probability: ClosedUnitInterval = 1.0
+    augment_probability: Share = 1.0
     """Of each augmentation before the discriminator."""
-    cutout: ClosedUnitInterval = 0.2
+    cutout: Share = 0.2
     """Side of the square that is cut out, as a share of the image's."""
     learning_rate: PositiveFloat = 2e-5
     final_learning_rate: float = 0.1
@@ -143,7 +165,7 @@ class AdversarialRecipe:
     max_grad_norm: PositiveFloat = 10.0
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class ShardsRecipe:
     """Images and captions in WebDataset tars."""
 
@@ -163,38 +185,38 @@ class ShardsRecipe:
     """Skip samples with a missing or damaged image or caption, and log each."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class EvaluationRecipe:
     """What is measured during training; it does not change the training."""
 
-    images: Path | None = None
+    images: File | None = None
     """Folder of images for the sheets; None: training images."""
     every: NonNegativeInt = 0
     """Steps between two measurements of zero-shot accuracy; 0 measures at the end only."""
-    imagenet_val: Path | None = None
+    imagenet_val: File | None = None
     """Folder with one folder of images per class, for zero-shot top-1 and top-5 accuracy. Needs `classes`."""
-    classes: Path | None = None
+    classes: File | None = None
     """JSON: folder of a class to its name."""
-    templates: Path | None = None
+    templates: File | None = None
     """Text file with one template containing {} per line; None: OpenAI's 80."""
-    fid_reference: Path | None = None
+    fid_reference: File | None = None
     """Folder of PNG images to reconstruct at the end, for rFID."""
-    fid_output: Path | None = None
+    fid_output: File | None = None
     """Where the reconstructions go, under the same names."""
     fid_score: bool = True
     """Compute rFID and IS with torch-fidelity; false only writes the images."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class TokenizerRecipe:
-    output: Path
+    output: File
     """Folder for checkpoints, metrics and the finished tokenizer."""
     kind: Literal["image_tokenizer"] = "image_tokenizer"
     preset: Literal["tiny", "large"] = "tiny"
     """The UniTokConfig to start from."""
     architecture: dict[str, Any] = field(default_factory=dict)
     """Fields of UniTokConfig that differ from the preset."""
-    start_from: Path | None = None
+    start_from: File | None = None
     """Folder of a tokenizer whose weights and sizes to start from; `preset` is then unused, and `architecture` may
     only change the decoder."""
     trainable: Literal["all", "decoder"] = "all"
@@ -205,17 +227,17 @@ class TokenizerRecipe:
     world_crop: PositiveInt | None = None
     """Side in pixels of the windows on objects that replace whole images of the synthetic world: most of an image is
     flat background. None: whole images."""
-    text_tokenizer: Path | None = None
+    text_tokenizer: File | None = None
     """Tokenizer of the captions: a SentencePiece model, OpenAI's list of merges (bpe_simple_vocab_16e6.txt.gz), or a
     folder of a CLIP tokenizer."""
-    lpips: Path | None = None
+    lpips: File | None = None
     """Weights of LPIPS, as in lpips_with_vgg.pth."""
     steps: PositiveInt = 4000
     batch_size: PositiveInt = 64
     """Images per step and process."""
     learning_rate: PositiveFloat = 1.5e-3
     warmup_steps: NonNegativeInt = 100
-    final_learning_rate: ClosedUnitInterval = 0.02
+    final_learning_rate: Share = 0.02
     """Share of the learning rate at the end of the cosine."""
     betas: tuple[float, float] = (0.9, 0.95)
     epsilon: float = 1e-8
@@ -223,7 +245,7 @@ class TokenizerRecipe:
     max_grad_norm: PositiveFloat = 1.0
     recompute_activations: bool = False
     """Gradient checkpointing of the transformers."""
-    ema_decay: ClosedUnitInterval = 0.998
+    ema_decay: Share = 0.998
     """Of the average of the weights that becomes the finished tokenizer; 0 uses the last weights."""
     loss: TokenizerLossWeights = field(default_factory=TokenizerLossWeights)
     adversarial: AdversarialRecipe = field(default_factory=AdversarialRecipe)
@@ -241,52 +263,44 @@ class TokenizerRecipe:
     keep_checkpoints: PositiveInt = 2
 
     def __post_init__(self) -> None:
-        needs = (
-            ("loss.perceptual", self.loss.perceptual, "lpips", self.lpips),
-            ("adversarial.weight", self.adversarial.weight, "adversarial.dino", self.adversarial.dino),
-            ("loss.contrastive", self.loss.contrastive, "text_tokenizer", self.text_tokenizer),
-        )
-        for name, weight, file_name, file in needs:
+        for name, (weight, file) in self._needed.items():
             if weight and file is None:
-                raise ValueError(f"{file_name} must be given for {name}, got {name} {weight}; give it or set 0")
-        if self.world_crop is not None and self.loss.contrastive and self.shards.urls is None:
-            raise ValueError(
-                f"world_crop must be left out where captions describe whole images, got {self.world_crop}; leave it "
-                "out or set loss.contrastive to 0"
-            )
+                raise ValueError(
+                    f"{name} must be given for a loss that needs it; give it, or set the loss's weight to 0"
+                )
+        contrastive, evaluation = self.loss.contrastive, self.evaluation
+        if self.world_crop is not None and contrastive and self.shards.urls is None:
+            raise ValueError("captions describe whole images: leave world_crop out, or set loss.contrastive to 0")
         fixed = sorted(set(self.architecture) - set(DECODER_FIELDS if self.trainable == "decoder" else ()))
         if self.start_from is not None and fixed:
             raise ValueError(
-                f"architecture must keep the sizes of start_from, got {fixed}; leave them out (with trainable: "
-                f"decoder, {', '.join(DECODER_FIELDS)} may change)"
+                f"architecture must keep the sizes of start_from, got {fixed}; leave them out (of a decoder alone, "
+                f"{', '.join(DECODER_FIELDS)} may change)"
             )
-        if self.trainable == "decoder" and (self.start_from is None or self.loss.contrastive):
-            raise ValueError(
-                "trainable: decoder must have start_from and no loss.contrastive, got "
-                f"{self.start_from} and {self.loss.contrastive}; name a tokenizer and set loss.contrastive to 0"
-            )
-        evaluation = self.evaluation
-        if evaluation.imagenet_val and (evaluation.classes is None or not self.loss.contrastive):
+        if self.trainable == "decoder" and (self.start_from is None or contrastive):
+            raise ValueError("trainable: decoder must have start_from and loss.contrastive 0; change the recipe")
+        if evaluation.imagenet_val and (evaluation.classes is None or not contrastive):
             raise ValueError(
                 "evaluation.imagenet_val must come with evaluation.classes and loss.contrastive, got "
-                f"{evaluation.classes} and {self.loss.contrastive}; give both or leave it out"
+                f"{evaluation.classes} and {contrastive}; give both or leave it out"
             )
         if (evaluation.fid_reference is None) != (evaluation.fid_output is None):
-            raise ValueError(
-                "evaluation.fid_reference and fid_output must be given together, got "
-                f"{evaluation.fid_reference} and {evaluation.fid_output}; give both or neither"
-            )
+            raise ValueError("evaluation.fid_reference and fid_output must be given together; give both or neither")
+
+    @property
+    def _needed(self) -> dict[str, tuple[float, Path | None]]:
+        """Weights and the files that they need, by the name of the file's field."""
+        return {
+            "start_from": (self.start_from is not None, self.start_from),
+            "lpips": (self.loss.perceptual, self.lpips),
+            "adversarial.dino": (self.adversarial.weight, self.adversarial.dino),
+            "text_tokenizer": (self.loss.contrastive, self.text_tokenizer),
+        }
 
     @property
     def files(self) -> dict[str, Path]:
         """Files that must exist before the training starts, by the name of the field."""
-        named = {
-            "start_from": self.start_from,
-            "lpips": self.lpips if self.loss.perceptual else None,
-            "adversarial.dino": self.adversarial.dino if self.adversarial.weight else None,
-            "text_tokenizer": self.text_tokenizer if self.loss.contrastive else None,
-        }
-        return {name: file for name, file in named.items() if file is not None}
+        return {name: file for name, (weight, file) in self._needed.items() if weight and file is not None}
 
     @property
     def left_out(self) -> list[str]:
@@ -304,7 +318,7 @@ class TokenizerRecipe:
 # ---- the unified model ----
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class WorldData:
     """The synthetic world as training data: each episode's images are encoded once, wordings are always new."""
 
@@ -314,20 +328,20 @@ class WorldData:
     """One episode in so many also has its depth and segmentation images encoded."""
     jobs: dict[str, float] = field(default_factory=lambda: {"draw": 1.0})
     """Weight of each job in the mixture."""
-    prompt_dropout: ClosedUnitInterval = 0.1
+    prompt_dropout: Share = 0.1
     """Share of the drawing and editing samples without instruction, for classifier-free guidance."""
     plans: bool = False
     """Whether the model plans scenes before drawing them, and describes them by plans (mllm/world/plan.py)."""
-    plan_digits: int = 1
+    plan_digits: Annotated[int, Field(ge=1, le=2)] = 1
     """Digits of a row or column in a plan: 1 for eighths of the shorter side, 2 for eighths of these."""
     centred: bool = False
     """Whether objects stand in the middle of their squares in every other episode, the ones drawn from words: a plan
     then determines the image."""
     questions: PositiveInt | None = None
     """Questions about one image in the job "ask"; None: one to five, as in tests."""
-    question_weights: dict[str, float] = field(default_factory=lambda: {**QUESTION_WEIGHTS})
+    question_weights: dict[str, PositiveFloat] = field(default_factory=lambda: {**QUESTION_WEIGHTS})
     """Weight of each kind of question (mllm/world/language.py); the default is that of tests."""
-    drawing_weights: dict[str, float] = field(default_factory=lambda: {**DRAWING_WEIGHTS})
+    drawing_weights: dict[str, PositiveFloat] = field(default_factory=lambda: {**DRAWING_WEIGHTS})
     """Weight of each kind of description in the job "draw" (mllm/world/language.py); the default is that of tests."""
     conversations: dict[str, float] = field(default_factory=dict)
     """Weight of each kind of conversation in people's own words (mllm/world/people.py), beside `jobs`."""
@@ -339,39 +353,24 @@ class WorldData:
     mixture_seed: int = 0
     """Seed of the order of jobs and wordings; `seed` also selects the episodes. A stage that reuses the codes of an
     earlier one needs another value, or it starts with the same batches."""
-    min_objects: int = 1
-    max_objects: int = MAX_OBJECTS
+    min_objects: PositiveInt = 1
+    max_objects: Annotated[int, Field(le=MAX_OBJECTS)] = MAX_OBJECTS
     """Episodes with fewer or more objects are skipped: a first stage of few objects learns faster."""
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 1 <= self.min_objects <= self.max_objects <= MAX_OBJECTS:
-            raise ValueError(
-                f"data.min_objects and max_objects must be in order within 1 to {MAX_OBJECTS}, got "
-                f"{self.min_objects} and {self.max_objects}; change one"
-            )
-        if self.plan_digits not in (1, 2):
-            raise ValueError(f"data.plan_digits must be 1 or 2, got {self.plan_digits}; choose one")
+        if self.min_objects > self.max_objects:
+            raise ValueError(f"min_objects must be <= max_objects, got {self.min_objects} and {self.max_objects}")
         if not self.plans and (self.centred or self.plan_digits != WorldData.plan_digits):
-            raise ValueError(
-                f"data.plans must be true for data.centred and plan_digits, got {self.centred} and "
-                f"{self.plan_digits}; set it to true, or leave them out"
-            )
+            raise ValueError("plans must be true for centred and plan_digits, got false; set it to true")
         if self.centred and self.plan_digits < 2:
-            raise ValueError(
-                f"data.plan_digits must be 2 with data.centred, got {self.plan_digits}: coarser squares would "
-                "move objects over each other; set it to 2"
-            )
-        _check_weights("question_weights", self.question_weights, QUESTION_WEIGHTS)
-        _check_weights("drawing_weights", self.drawing_weights, DRAWING_WEIGHTS)
+            raise ValueError("plan_digits must be 2 with centred, got 1, in whose squares objects would overlap; set 2")
+        for name, known in (("question_weights", QUESTION_WEIGHTS), ("drawing_weights", DRAWING_WEIGHTS)):
+            if not (weights := getattr(self, name)) or set(weights) - set(known):
+                raise ValueError(f"{name} must have some of {', '.join(known)}, got {weights}; change it")
 
 
-def _check_weights(name: str, weights: dict[str, float], known: dict[str, int]) -> None:
-    if set(weights) - set(known) or not weights or min(weights.values()) <= 0:
-        raise ValueError(f"data.{name} must map some of {', '.join(known)} to weights > 0, got {weights}; change it")
-
-
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class ShardSource:
     """One folder that `mllm prepare` made."""
 
@@ -381,12 +380,12 @@ class ShardSource:
     """How often its samples come, relative to the other folders'."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class MLLMData(WorldData):
     """Training data of the unified model: prepared folders if `shards` names some, else the synthetic world."""
 
     shards: list[ShardSource] = field(default_factory=list)
-    describe_share: ClosedUnitInterval = 0.0
+    describe_share: Share = 0.0
     """Share of the captioned images that are learned in the other direction: the caption from the image."""
     buffer_size: PositiveInt = 64
     """Sequences that wait in each packing buffer for a row they fit into; more leave less padding."""
@@ -396,23 +395,22 @@ class MLLMData(WorldData):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        world = WorldData()
         names = [item.name for item in fields(WorldData) if item.name not in ("prompt_dropout", "seed")]
-        of_world = [name for name in names if getattr(self, name) != getattr(world, name)]
+        of_world = [name for name in names if getattr(self, name) != getattr(WorldData(), name)]
         if self.shards and of_world:
             raise ValueError(f"data must have either shards or the world's fields, got both ({', '.join(of_world)})")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class ClassData:
     """Images by class as training data (train/data/classes.py)."""
 
-    folders: list[Path] = field(default_factory=list)
+    folders: list[File] = field(default_factory=list)
     """Folders that `mllm prepare --format classes` made of the same images, for example at two crops; each time one
     folder and one view is drawn. Empty: the synthetic world's classes, encoded into the output folder."""
     world_images: NonNegativeInt = 0
     """Images of the world's classes, where `folders` is empty."""
-    class_dropout: float = 0.0
+    class_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the samples whose class is dropped; 0.1 allows classifier-free guidance."""
     seed: int = 0
 
@@ -421,12 +419,8 @@ class ClassData:
         """Whether the recipe trains on images by class at all."""
         return bool(self.folders) or self.world_images > 0
 
-    def __post_init__(self) -> None:
-        if not 0 <= self.class_dropout < 1:
-            raise ValueError(f"classes.class_dropout must be in [0, 1), got {self.class_dropout}; change it")
 
-
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class AdapterRecipe:
     """Low-rank adapters (LoRA, arXiv:2106.09685; QLoRA, arXiv:2305.14314)."""
 
@@ -434,7 +428,7 @@ class AdapterRecipe:
     """Inner width; 64, 16 and 0.05 are the defaults of UniTok's training code."""
     alpha: PositiveFloat = 16.0
     """The update is scaled by alpha / rank."""
-    dropout: ClosedUnitInterval = 0.05
+    dropout: Share = 0.05
     """Of the adapters' input."""
     targets: list[str] = field(
         default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -442,15 +436,11 @@ class AdapterRecipe:
     """Linear layers of the backbone that get an adapter."""
     new_tokens: bool = True
     """Also train the embedding and output rows of the image tokens; the other rows stay frozen."""
-    bits: int | None = None
+    bits: Annotated[int, Field(ge=4, le=8, multiple_of=4)] | None = None
     """4 or 8: quantize the frozen backbone (QLoRA; needs bitsandbytes). None: keep its precision."""
 
-    def __post_init__(self) -> None:
-        if self.bits not in (None, 4, 8):
-            raise ValueError(f"adapter.bits must be 4 or 8, got {self.bits}; change it or leave it out")
 
-
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class OptimizerRecipe:
     name: Literal["adamw", "adamw8bit", "muon"] = "adamw"
     """adamw8bit keeps its two averages in 8 bits (needs bitsandbytes)."""
@@ -462,38 +452,34 @@ class OptimizerRecipe:
     weight_decay: NonNegativeFloat = 0.0
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class BadSteps:
     """What is done about steps whose loss or gradient is not finite, or whose loss is a spike."""
 
     allowed: NonNegativeInt = 0
     """Steps that may be skipped; one more ends the run."""
-    spike: float | None = None
+    spike: Annotated[float, Field(gt=1)] | None = None
     """A loss above this many times the median of the last 50 is a spike; None: no loss is."""
 
-    def __post_init__(self) -> None:
-        if self.spike is not None and self.spike <= 1:
-            raise ValueError(f"bad_steps.spike must be > 1, got {self.spike}; change it or leave it out")
 
-
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class BenchmarkInLoop:
     """A benchmark of `mllm evaluate` that is run in every validation."""
 
     name: str
     """Such as pope; text benchmarks that need no LLM judge."""
-    questions: Path
+    questions: File
     """Its question file."""
-    annotations: Path
+    annotations: File
     """What it is scored with."""
-    images: Path
+    images: File
     """Folder of its images."""
     limit: PositiveInt | None = None
     """Only the first items; the result then says PARTIAL."""
     batch_size: PositiveInt = 16
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class WorldInLoop:
     """The synthetic world's scores, by its exact checker, in every validation."""
 
@@ -504,7 +490,7 @@ class WorldInLoop:
     batch_size: PositiveInt = 32
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Validation:
     """Losses of each task on held-out batches, and what the model that would be saved now draws and answers."""
 
@@ -520,20 +506,20 @@ class Validation:
     """Pass rates on a few items of the synthetic world, in the log."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class MLLMRecipe:
-    output: Path
+    output: File
     """Folder for checkpoints, metrics and the finished model."""
     kind: Literal["mllm"] = "mllm"
-    image_tokenizer: Path
+    image_tokenizer: File
     """Folder of the image tokenizer."""
-    text_tokenizer: Path
+    text_tokenizer: File
     """SentencePiece model of the text tokenizer, or a folder that has one."""
     model: dict[str, Any] = field(default_factory=dict)
     """Fields of MLLMConfig; with `start_from`, those to change."""
-    start_from: Path | None = None
+    start_from: File | None = None
     """Folder of a model of ours to train further."""
-    backbone: Path | None = None
+    backbone: File | None = None
     """Folder of a language model in the Hugging Face layout to build a new model around. Its vocabulary is extended;
     code embedding and code head are new. Of a model of ours only the language model is taken, for another image
     tokenizer or head."""
@@ -557,7 +543,7 @@ class MLLMRecipe:
     max_logits_mib: PositiveInt | None = None
     """Compute the loss in slices whose float32 logits take at most this many MiB, again in the backward pass. None:
     all logits of a batch at once."""
-    ema_decay: ClosedUnitInterval = 0.0
+    ema_decay: Share = 0.0
     """Of the average of the weights that becomes the finished model; 0 uses the last weights."""
     bad_steps: BadSteps = field(default_factory=BadSteps)
     validation: Validation | None = None
@@ -566,13 +552,10 @@ class MLLMRecipe:
     """Fields of transformers.TrainingArguments: max_steps, lr_scheduler_type, save_steps, bf16, ..."""
 
     def __post_init__(self) -> None:
-        known = {"all", *PARAMETER_GROUPS}
-        if unknown := sorted(set(self.trainable) - known):
+        if unknown := sorted(set(self.trainable) - {"all", *PARAMETER_GROUPS}):
             raise ValueError(f"trainable must name some of all, {', '.join(PARAMETER_GROUPS)}, got {unknown}")
         if self.start_from is not None and self.backbone is not None:
-            raise ValueError(
-                f"either start_from or backbone must be given, got {self.start_from} and {self.backbone}; drop one"
-            )
+            raise ValueError(f"start_from or backbone must be left out, got {self.start_from} and {self.backbone}")
         if self.adapter is not None and (self.start_from is None or not set(self.trainable) <= set(BESIDE_ADAPTER)):
             raise ValueError(
                 f"an adapter must have start_from and trainable within {', '.join(BESIDE_ADAPTER)}, got "
@@ -592,8 +575,8 @@ def find_recipe(name: str | Path) -> Path:
     raise FileNotFoundError(f"recipe {str(name)!r} not found; give the path of a YAML file or one of: {shipped}")
 
 
-class UniqueKeys(yaml.SafeLoader):
-    """A loader that refuses a key that comes twice, of which the last one would count."""
+class Loader(yaml.SafeLoader):
+    """A loader that reads 1e-4 as a number, and refuses a key that comes twice, of which the last one would count."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
@@ -602,12 +585,13 @@ class UniqueKeys(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+e[-+]?\d+$", re.I), [*"-+0123456789"])
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file."""
     try:
-        values = yaml.load(path.read_text(encoding="utf-8-sig"), UniqueKeys)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} must be text in UTF-8, got {error}; convert the file") from None
+        values = yaml.load(read_text(path), Loader)
     except (yaml.YAMLError, RecursionError) as error:
         reason = TOO_DEEP if isinstance(error, RecursionError) else " ".join(str(error).split())
         raise ValueError(f"{path} must be valid YAML, got: {reason}; fix the file") from None
@@ -629,44 +613,21 @@ def resolve(
     """
     for keys, value in _read_overrides(overrides):
         values = _with(values, keys, value)
-    values = _with_new_names(values)
-    parser = ArgumentParser(exit_on_error=False, default_env=False)
-    parser.add_argument("--recipe", type=recipe_type)
     try:
-        _refuse_nothing(recipe_type, values)
-        return _plain(parser.instantiate(parser.parse_object({"recipe": values})).recipe)
-    except (ArgumentError, TypeError, ValueError, KeyError, RecursionError) as error:
-        sentence = " ".join(str(error).split()).replace('Parser key "recipe"', "it").replace("recipe.", "")
+        return TypeAdapter(recipe_type).validate_python(_with_new_names(values))
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        where, reason = ".".join(map(str, wrong["loc"])), wrong["msg"].removeprefix("Value error, ")
+        if wrong["type"] == "unexpected_keyword_argument":
+            reason = "there is no such key"
+        elif wrong["type"] not in ("value_error", "missing"):
+            where += f" {str(wrong['input'])[:80]!a}"
+        sentence = f"{where}: {reason}" if where else reason
         raise ValueError(f"{path or 'the recipe'} must fit {recipe_type.__name__}, got: {sentence}") from None
 
 
-def _plain(value: Any) -> Any:
-    """Numbers as Python has them: checkpoints that hold one of the parser's own types could not be read again."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return dataclasses.replace(value, **{f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)})
-    if isinstance(value, list | tuple):
-        return type(value)(map(_plain, value))
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, bool):
-        return value
-    return next((kind(value) for kind in (int, float) if isinstance(value, kind)), value)
-
-
-def _refuse_nothing(kind: type, values: dict[str, Any], prefix: str = "") -> None:
-    """A section that holds nothing is no section with its defaults, and no path is not the working folder."""
-    for name, hint in get_type_hints(kind).items():
-        if Path in (hint, *get_args(hint)) and values.get(name) == "":
-            raise ValueError(f"{prefix}{name} must be a path, got an empty one; give it")
-        if dataclasses.is_dataclass(hint) and name in values:
-            if values[name] is None:
-                raise ValueError(f"{prefix}{name} must be a mapping, got nothing; fill it or leave it out")
-            if isinstance(values[name], dict) and isinstance(hint, type):
-                _refuse_nothing(hint, values[name], f"{prefix}{name}.")
-
-
 def _read_overrides(argv: Sequence[str]) -> list[tuple[list[str], Any]]:
-    """Nested keys and values of `--key value` or `--key=value`; the parser reads the simple values."""
+    """Nested keys and values of `--key value` or `--key=value`; what is in the free sections is read as in a file."""
     pairs, waiting = [], list(argv)
     while waiting:
         name, equals, text = waiting.pop(0).partition("=")
@@ -674,8 +635,9 @@ def _read_overrides(argv: Sequence[str]) -> list[tuple[list[str], Any]]:
             raise ValueError(f"overrides must be --key value, got {name!r}; see mllm train --help")
         text = text if equals else waiting.pop(0)
         keys = name.removeprefix("--").split(".")
+        is_yaml = keys[0] in ("model", "architecture", "trainer") or text[:1] in ("[", "{") or text == "null"
         try:
-            pairs.append((keys, yaml.safe_load(text) if len(keys) > 2 or text[:1] in ("[", "{") else text))
+            pairs.append((keys, yaml.load(text, Loader) if is_yaml else text))
         except yaml.YAMLError:
             raise ValueError(f"{name} must be valid YAML, got {text!r}; fix the value") from None
     return pairs

@@ -74,7 +74,11 @@ class TokenizerTrainer:
     """Owns the model, its average, the optimizers and the current step."""
 
     def __init__(self, recipe: TokenizerRecipe) -> None:
-        require_files(recipe)
+        for name, file in recipe.files.items():
+            if not file.exists():
+                raise FileNotFoundError(
+                    f"{name} must be an existing file, got {file}; download it, or give it weight 0"
+                )
         set_seed(recipe.seed)
         self.recipe = recipe
         is_bfloat16_fast = fast_dtype(training_device()) == torch.bfloat16
@@ -421,13 +425,6 @@ def update_codebooks(
         return 0
     features_BNZ = gather_rows(model.features(pixels_B3HW))
     return quantizer.revive(features_BNZ, threshold=schedule.threshold, generator=generator)
-
-
-def require_files(recipe: TokenizerRecipe) -> None:
-    """Refuse a recipe with a missing file before anything large is built."""
-    for name, file in recipe.files.items():
-        if not file.exists():
-            raise FileNotFoundError(f"{name} must be an existing file, got {file}; download it, or set its weight to 0")
 
 
 def require_same_config(file: Path, config: UniTokConfig) -> None:

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,74 +13,32 @@ from tests.train.launching import ROOT, environment
 from tokenizer.config import UniTokConfig
 from tokenizer.unitok import UniTok
 from train.build_model import model_config
-from train.recipe import (
-    RECIPES,
-    MLLMRecipe,
-    TokenizerRecipe,
-    WorldInLoop,
-    as_yaml,
-    find_recipe,
-    read_yaml,
-    resolve,
-)
+from train.recipe import RECIPES, MLLMRecipe, TokenizerRecipe, WorldInLoop, as_yaml, find_recipe, read_yaml, resolve
 from train.tokenizer_trainer import with_new_decoder
 
 BUNDLED = ROOT / "mllm/assets/tiny"
 STAGES = ("stage1_projector", "stage2_pretrain", "stage3_sft", "lora", "qlora")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Schedule:
-    rate: float = 1e-3
-    betas: tuple[float, float] = (0.9, 0.95)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Toy:
-    output: Path
-    steps: int = 3
-    schedule: Schedule = field(default_factory=Schedule)
-
-
 def test_overrides_win_over_the_file_and_keep_their_types(tmp_path: Path) -> None:
-    values = {"output": "out", "schedule": {"rate": "5e-5"}}
-    toy = resolve(Toy, values, ["--steps", "7", "--schedule.betas=[0.5, 0.6]"])
-    assert toy == Toy(output=Path("out"), steps=7, schedule=Schedule(rate=5e-5, betas=(0.5, 0.6)))
-    path = tmp_path / "resolved.yaml"
-    path.write_text(as_yaml(toy))
-    assert resolve(Toy, read_yaml(path)) == toy
-
-
-def test_a_wrong_recipe_is_refused_in_one_line_that_names_the_key(tmp_path: Path) -> None:
-    for values, overrides, named in (
-        ({"output": "out", "schedule": {"rat": 1.0}}, [], "rat"),
-        ({"output": "out", "steps": "many"}, [], "steps"),
-        ({"output": "out"}, ["--stepz", "3"], "stepz"),
-        ({"output": "out"}, ["--steps"], "steps"),
-        ({}, [], "output"),
-    ):
-        with pytest.raises(ValueError, match=named) as caught:
-            resolve(Toy, values, overrides)
-        assert "\n" not in str(caught.value)
-    for text in ("a: [", "3"):
-        (tmp_path / "bad.yaml").write_text(text)
-        with pytest.raises(ValueError, match="bad.yaml"):
-            read_yaml(tmp_path / "bad.yaml")
-    with pytest.raises(FileNotFoundError, match="tiny"):
-        find_recipe("no_such_recipe")
-
-
-def test_optional_and_free_sections_can_be_changed_and_dropped() -> None:
+    """Also in optional and free sections, which can be dropped; paths may be numbers."""
     values = read_yaml(find_recipe("lora"))
     words = ["--adapter.rank", "4", "--adapter.alpha=2", "--validation.batches", "3", "--trainer.max_steps", "5"]
     words += ["--validation.world.count", "5", "--validation.world.jobs=[draw]", "--model.text_config.hidden_size", "8"]
     words += ["--trainer.lr_scheduler_kwargs", "{num_decay_steps: 2, decay_type: linear}", "--trainer.seed=1"]
+    words += ["--trainer.learning_rate", "1e-4", "--output", "7", "--data.jobs", "{draw: 1}", "--adapter.bits", "4"]
     changed = resolve(MLLMRecipe, values, words)
     assert (changed.adapter.rank, changed.adapter.alpha, changed.adapter.dropout) == (4, 2.0, 0.05)
     assert changed.validation.batches == 3 and changed.validation.world == WorldInLoop(count=5, jobs=["draw"])
-    assert changed.model == {"text_config": {"hidden_size": 8}}
-    assert changed.trainer["max_steps"] == 5 and changed.trainer["seed"] == 1
-    assert changed.trainer["lr_scheduler_kwargs"] == {"num_decay_steps": 2, "decay_type": "linear"}
+    assert changed.model == {"text_config": {"hidden_size": 8}} and changed.output == Path("7")
+    expected = {"max_steps": 5, "seed": 1, "learning_rate": 1e-4}
+    expected["lr_scheduler_kwargs"] = {"num_decay_steps": 2, "decay_type": "linear"}
+    assert expected.items() <= changed.trainer.items()
+    (tmp_path / "resolved.yaml").write_text(as_yaml(changed))
+    assert resolve(MLLMRecipe, read_yaml(tmp_path / "resolved.yaml")) == changed
+    tokenizer = ["--precision", "no", "--betas=[0.5, 0.6]", "--learning_rate", "5e-5", "--world_crop", "null"]
+    image = resolve(TokenizerRecipe, read_yaml(find_recipe("tiny_tokenizer")), tokenizer)
+    assert (image.precision, image.betas, image.learning_rate, image.world_crop) == ("no", (0.5, 0.6), 5e-5, None)
     assert resolve(MLLMRecipe, read_yaml(find_recipe("stage2_pretrain")), ["--validation", "null"]).validation is None
 
 
@@ -95,56 +52,43 @@ def test_old_keys_are_read() -> None:
     assert resolve(TokenizerRecipe, {"output": "x"}, ["--evaluation.pictures", "y"]).evaluation.images == Path("y")
 
 
-def test_contradictions_are_refused() -> None:
-    values = read_yaml(find_recipe("stage2_pretrain"))
-    for changes in (
-        {"trainable": ["projektor"]},
-        {"backbone": "folder"},
-        {"start_from": None, "adapter": {}, "trainable": ["projector"]},
-        {"adapter": {}, "trainable": ["all"]},
-        {"optimizer": {"learning_rate": 0.0}},
-        {"data": {"shards": [{"path": "a"}], "episodes": 3}},
-        {"data": {"min_objects": 3, "max_objects": 2}},
-        {"data": {"drawing_weights": {"full": 0}}},
-        {"classes": {"class_dropout": 1.0}},
-        {"bad_steps": {"spike": 1.0}},
+def test_what_does_not_fit_is_refused_in_one_line_that_names_the_file_and_the_key() -> None:
+    model = read_yaml(find_recipe("stage2_pretrain")) | {"adapter": {"rank": 4}, "start_from": "x", "trainable": []}
+    for key, value in (
+        *(("rows", 0), ("length", -5), ("length", "many"), ("lenght", 5), ("data", None), ("data.prompt_dropout", 1.5)),
+        *(("optimizer", None), ("optimizer.learning_rate", 0.0), ("adapter.rank", 0), ("adapter.bits", 3)),
+        *(("bad_steps.allowed", -1), ("bad_steps.spike", 1.0), ("data.buffer_size", 0), ("data.questions", 0)),
+        *(("output", ""), ("start_from", ""), ("validation.batches", 0), ("trainable", ["projektor"])),
+        *(("backbone", "folder"), ("classes.class_dropout", 1.0), ("data.drawing_weights", {"full": 0})),
+        *(("data.episodes", 3), ("trainable", ["all"]), ("data.plan_digits", 3), ("data.min_objects", 5)),
     ):
-        with pytest.raises(ValueError, match="must"):
-            resolve(MLLMRecipe, {**values, **changes})
-
-
-def test_a_value_out_of_range_is_named_with_its_file() -> None:
-    tokenizer, model = read_yaml(find_recipe("tiny_tokenizer")), read_yaml(find_recipe("lora"))
+        refuse(MLLMRecipe, model, key, value)
     for key, value in (
         *(("steps", -3), ("batch_size", 0), ("ema_decay", 2), ("world_crop", -1), ("learning_rate", 0)),
         *(("log_every", 0), ("loss", None), ("loss.l1", -1), ("shards.shuffle_shards", 0), ("codebooks.every", 0)),
     ):
-        refuse(TokenizerRecipe, tokenizer, key, value)
-    for key, value in (
-        *(("rows", 0), ("length", -5), ("length", "many"), ("data", None), ("data.prompt_dropout", 1.5)),
-        *(("optimizer", None), ("optimizer.learning_rate", 0.0), ("adapter.rank", 0), ("adapter.bits", 3)),
-        *(
-            ("bad_steps.allowed", -1),
-            ("data.buffer_size", 0),
-            ("data.questions", 0),
-            ("output", ""),
-            ("start_from", ""),
-            ("validation.batches", 0),
-        ),
-    ):
-        refuse(MLLMRecipe, model, key, value)
+        refuse(TokenizerRecipe, read_yaml(find_recipe("tiny_tokenizer")), key, value)
+    for section in ({"plans": False, "centred": True}, {"min_objects": 3, "max_objects": 2}, {"jobs": "draw"}):
+        refuse(MLLMRecipe, model, "data", section, named="data")
+    refuse(MLLMRecipe, {**model, "start_from": None}, "adapter", {}, named="adapter")
+    for words in (["--stepz", "3"], ["--steps"], ["--steps", "x"], ["steps", "3"], ["--betas=["]):
+        with pytest.raises(ValueError, match=words[0].strip("-=[")):
+            resolve(TokenizerRecipe, {"output": "out"}, words)
+    with pytest.raises(ValueError, match="output"):
+        resolve(TokenizerRecipe, {})
 
 
-def refuse(recipe_type: type, values: dict[str, Any], key: str, value: object) -> None:
+def refuse(recipe_type: type, values: dict[str, Any], key: str, value: object, named: str = "") -> None:
     first, _, inside = key.partition(".")
     changed = {**values, first: {**(values.get(first) or {}), inside: value} if inside else value}
-    with pytest.raises(ValueError, match=rf"^some.yaml must .*{inside or first}.*"):
+    with pytest.raises(ValueError, match=rf"^some.yaml must .*{named or inside or first}.*") as caught:
         resolve(recipe_type, changed, path=Path("some.yaml"))
+    assert "\n" not in str(caught.value)
 
 
-def test_a_recipe_that_is_no_mapping_of_unique_keys_is_named(tmp_path: Path) -> None:
+def test_a_file_that_is_no_mapping_of_unique_keys_is_named(tmp_path: Path) -> None:
     path = tmp_path / "a.yaml"
-    for content in (
+    wrong = (
         b"steps: 3\nsteps: 4\n",
         b"loss: {l1: 1, l1: 2}",
         b"a: caf\xe9",
@@ -153,12 +97,15 @@ def test_a_recipe_that_is_no_mapping_of_unique_keys_is_named(tmp_path: Path) -> 
         b"a: [",
         b"1: 2",
         b"[" * 5000,
-    ):
+    )
+    for content in wrong:
         path.write_bytes(content)
         with pytest.raises(ValueError, match=r"a\.yaml must"):
             read_yaml(path)
-    path.write_bytes(b"\xef\xbb\xbfkind: mllm\n")
-    assert read_yaml(path) == {"kind": "mllm"}
+    path.write_bytes(b"\xef\xbb\xbfkind: mllm\nrate: 1e-4\n")
+    assert read_yaml(path) == {"kind": "mllm", "rate": 1e-4}
+    with pytest.raises(FileNotFoundError, match="tiny"):
+        find_recipe("no_such_recipe")
 
 
 def test_the_bundled_models_recipes_fit_together() -> None:
