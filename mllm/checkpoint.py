@@ -29,7 +29,7 @@ from transformers.modeling_utils import set_zero3_state
 from transformers.quantizers.auto import AutoQuantizationConfig
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from mllm.config import RELEASED_TYPE, MLLMConfig, from_released, is_released, to_released
+from mllm.config import RELEASED_TYPE, MLLMConfig, from_released, to_released
 from mllm.evaluation.intervals import percent
 from mllm.files import read_json, write_json, write_text
 from mllm.quantization import BITS, quantize_linears
@@ -57,7 +57,7 @@ FILE_PATTERN, INDEX_FILE = "model{suffix}.safetensors", "model.safetensors.index
 IMAGE_TOKENIZER = "image_tokenizer"
 RELEASED_FILES = ("unitok_tokenizer.pth", "unitok_tokenizer.safetensors")
 """The released image tokenizer, where somebody put it into a model folder."""
-MODEL_TYPES = ("unified_mllm", RELEASED_TYPE)
+MODEL_TYPES = (MLLMConfig.model_type, RELEASED_TYPE)
 """The kinds of folder that this toolkit runs."""
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 """owner/name; a path with one separator looks the same, so a folder is tried first."""
@@ -98,6 +98,11 @@ SAME_ENTRY = 0.999
 
 TAGS = ["text-to-image", "image-to-text", "image-to-image", "unitok"]
 MAX_SIZES = 12
+SETTINGS = (
+    *("image_guidance", "image_temperature", "image_top_k", "image_top_p", "image_resamples"),
+    *("embedding_context", "prompt_style"),
+)
+"""What holds unless a call says otherwise."""
 RATE_FIELDS = {"rate", "low", "high", "passed", "total"}
 """Of a rate among the scores."""
 NAMELESS = ("scores", "skills")
@@ -125,25 +130,19 @@ def find_model_folder(name: str | Path | None) -> Path:
         raise FileNotFoundError(
             f"a model folder must have a {CONFIG_FILE}, got none in {folder}; give a folder that holds a model"
         )
-    check_kind(folder / CONFIG_FILE)
+    try:
+        kind = read_json(folder / CONFIG_FILE).get("model_type")
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{folder / CONFIG_FILE} must be a model's config, got {error}; restore the file") from error
+    if kind not in MODEL_TYPES:
+        raise ValueError(
+            f"the model in {folder} must be of type {' or '.join(map(repr, MODEL_TYPES))}, got {kind!r}; give another "
+            "folder"
+        )
     return folder
 
 
-def check_kind(path: Path) -> None:
-    """Refuse a config that cannot be read, or that of another kind of model."""
-    try:
-        kind = read_json(path).get("model_type")
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f"{path} must be a model's config, got {error}; restore the file") from error
-    if kind not in MODEL_TYPES:
-        raise ValueError(
-            f"the model in {path.parent} must be of type {' or '.join(map(repr, MODEL_TYPES))}, got {kind!r}; give "
-            "another folder"
-        )
-
-
 def fetch_from_hub(name: str) -> Path:
-    """A local copy of a model on the hub."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
@@ -154,6 +153,19 @@ def fetch_from_hub(name: str) -> Path:
             f"model must be a folder or on the hub, got {name!r}, which is no folder and could not be fetched "
             f"({type(error).__name__}); give a folder, or go online"
         ) from error
+
+
+def kind_of(folder: Path) -> str | None:
+    """The `model_type` of a folder's config: "" where it names none, None where there is no config to read."""
+    try:
+        return read_json(folder / CONFIG_FILE).get("model_type", "")
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def is_released_folder(name: Any) -> bool:
+    """Whether this is a folder with a model in the released layout."""
+    return isinstance(name, str | Path) and kind_of(Path(name)) == RELEASED_TYPE
 
 
 def released_image_tokenizer(folder: Path) -> Path | None:
@@ -182,7 +194,7 @@ def find_image_tokenizer(name: str | None, *, device: torch.device | str | None 
     path = Path(name or "").expanduser()
     if name is not None and path.is_file():
         return load_upstream(path).to(device or "cpu")
-    if name is not None and is_image_tokenizer(path):
+    if name is not None and (path / WEIGHTS_FILE).is_file() and kind_of(path) == "":  # those of models name a type
         return UniTok.from_pretrained(path, device=device)
     folder = find_model_folder(name)
     tokenizer = load_image_tokenizer(folder, device=device)
@@ -191,17 +203,6 @@ def find_image_tokenizer(name: str | None, *, device: torch.device | str | None 
             f"{folder} must have {IMAGE_TOKENIZER}/ or {RELEASED_FILES[0]} for images, got neither; add one of them"
         )
     return tokenizer
-
-
-def is_image_tokenizer(folder: Path) -> bool:
-    """Whether this folder is an image tokenizer's: its config names no type, as those of models do."""
-    config = folder / CONFIG_FILE
-    if not config.is_file() or not (folder / WEIGHTS_FILE).is_file():
-        return False
-    try:
-        return "model_type" not in read_json(config)
-    except (ValueError, TypeError):
-        return False
 
 
 def choose_device(device: str | torch.device | None) -> torch.device:
@@ -234,11 +235,10 @@ class LoadOptions:
     """What a code embedding may see while an image is drawn (see MLLMConfig); default: the checkpoint's."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.dtype, str) and self.dtype not in DTYPES:
-            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}; use one of them")
-        if self.quantization not in (None, *QUANTIZATIONS):
-            known = ", ".join(QUANTIZATIONS)
-            raise ValueError(f"quantization must be one of {known}, got {self.quantization!r}; use one of them")
+        for name, known in (("dtype", DTYPES), ("quantization", QUANTIZATIONS)):
+            value = getattr(self, name)
+            if value not in (None, *known) and not isinstance(value, torch.dtype):
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}; use one of them")
         if isinstance(self.device_map, str) and self.device_map != "auto":
             raise ValueError(f"device_map must be 'auto' or a device per module, got {self.device_map!r}; use 'auto'")
 
@@ -250,9 +250,8 @@ class LoadOptions:
     @property
     def number_format(self) -> torch.dtype:
         """The dtype of the language model."""
-        if self.dtype is not None:
-            return DTYPES[self.dtype] if isinstance(self.dtype, str) else self.dtype
-        return torch.float32 if self.place.type == "cpu" else torch.bfloat16
+        default = torch.float32 if self.place.type == "cpu" else torch.bfloat16
+        return DTYPES.get(self.dtype, self.dtype or default)
 
 
 def load_model(folder: Path, options: LoadOptions) -> MLLMForConditionalGeneration:
@@ -325,15 +324,11 @@ def quantization_config(name: str, *, dtype: torch.dtype, kept: Sequence[str] = 
             f"bitsandbytes must be installed for quantization {name!r}, got no such package; "
             "run: pip install 'mllm-toolkit[quantization]'"
         )
+    kept = list(kept)
     if name == "bnb8":
-        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=list(kept))
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype,
-        llm_int8_skip_modules=list(kept),
-    )
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=kept)
+    options = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": dtype}
+    return BitsAndBytesConfig(load_in_4bit=True, llm_int8_skip_modules=kept, **options)
 
 
 def keep_precise(config: QuantizationConfigMixin | dict[str, Any]) -> QuantizationConfigMixin:
@@ -359,18 +354,6 @@ class ReleasedTensors(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self.sources)
-
-
-def is_released_folder(name: Any) -> bool:
-    """Whether this is a folder with a model in the released layout."""
-    path = Path(name) / CONFIG_FILE if isinstance(name, str | Path) else None
-    if path is None or not path.is_file():
-        return False
-    try:
-        fields = read_json(path)
-    except ValueError:
-        return False
-    return isinstance(fields, dict) and is_released(fields)
 
 
 def open_released(folder: Path, model_class: type[nn.Module], config: MLLMConfig) -> ReleasedTensors:
@@ -419,7 +402,8 @@ def convert_released(
     from mllm.model import MLLMForConditionalGeneration
     from mllm.processor import MLLMProcessor
 
-    require_released(source)
+    if not is_released_folder(find_model_folder(source)):
+        raise ValueError(f"{source} must be of type {RELEASED_TYPE!r} to convert, got our own; use it as it is")
     config = MLLMConfig.from_pretrained(source, local_files_only=True)
     tensors = open_released(source, MLLMForConditionalGeneration, config)
     text_tokenizer = load_text_tokenizer(source)
@@ -440,15 +424,6 @@ def convert_released(
     save_model_card(folder, config)
     config.save_pretrained(folder)
     return config
-
-
-def require_released(source: Path) -> None:
-    """Refuse a folder that is not there or holds another kind of model."""
-    if not (source / CONFIG_FILE).is_file():
-        raise FileNotFoundError(f"{source} must hold a model, got no {CONFIG_FILE} there; give the downloaded folder")
-    check_kind(source / CONFIG_FILE)
-    if not is_released_folder(source):
-        raise ValueError(f"{source} must be of type {RELEASED_TYPE!r} to convert, got our own; use it as it is")
 
 
 def require_same_codebooks(tensors: ReleasedTensors, config: MLLMConfig, image_tokenizer: UpstreamCheckpoint) -> None:
@@ -475,8 +450,8 @@ def export_released(folder: Path, out: Path, *, max_shard_bytes: int = MAX_SHARD
     if is_released_folder(folder):
         raise ValueError(f"{folder} must be a folder of this toolkit, got the released layout; use it as it is")
     config = MLLMConfig.from_pretrained(folder, local_files_only=True)
-    released = MLLMConfig.from_dict(from_released({"model_type": RELEASED_TYPE}))
-    fields = to_released(config.to_dict(), released.to_dict())
+    plain = MLLMConfig.from_dict(from_released({"model_type": RELEASED_TYPE}))
+    fields = to_released(config.to_dict(), plain.to_dict())
     files = TensorFiles(weight_files(folder))
     shapes = our_shapes(MLLMForConditionalGeneration, config)
     require_same_tensors(files.shapes, shapes, source=folder)
@@ -495,16 +470,11 @@ def export_released(folder: Path, out: Path, *, max_shard_bytes: int = MAX_SHARD
         after_shard=files.close,
     )
     save_text_tokenizer(load_text_tokenizer(folder), out)
-    export_image_tokenizer(folder, out)
-    write_json(out / CONFIG_FILE, fields)
-
-
-def export_image_tokenizer(folder: Path, out: Path) -> None:
-    """Put the image tokenizer beside the model, in its own released form."""
     if (folder / IMAGE_TOKENIZER).is_dir():
         export_upstream(folder / IMAGE_TOKENIZER, out / RELEASED_FILES[0])
     elif released := released_image_tokenizer(folder):
         shutil.copyfile(released, out / released.name)
+    write_json(out / CONFIG_FILE, fields)
 
 
 def write_shards(
@@ -537,8 +507,7 @@ def write_shards(
         del tensors
         after_shard()
     if plan.is_sharded:
-        index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
-        write_json(folder / INDEX_FILE, index)
+        write_json(folder / INDEX_FILE, {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename})
 
 
 def require_room(folder: Path, num_bytes: int) -> None:
@@ -554,50 +523,35 @@ def require_room(folder: Path, num_bytes: int) -> None:
 def model_card(config: MLLMConfig, *, scores: dict[str, Any] | None = None, note: str | None = None) -> ModelCard:
     """The card of a checkpoint; the note tells how it was made."""
     data = ModelCardData(library_name="transformers", pipeline_tag="any-to-any", tags=list(TAGS))
-    sections = [f"---\n{data.to_yaml()}\n---", "# A unified model of text and images", describe(config), "## Use", USE]
-    sections += ["## Settings", settings_table(config)]
-    if note:
-        sections += ["## About this model", note]
-    if scores:
-        sections += ["## Scores", *score_tables(scores)]
-    return ModelCard("\n\n".join(sections) + "\n")
-
-
-def describe(config: MLLMConfig) -> str:
-    """What it is and what it can do, in sentences."""
     sizes = [f"{width}x{height}" for width, height in supported_sizes(config)]
     shown = ", ".join(sizes[:MAX_SIZES]) + (" and more" if len(sizes) > MAX_SIZES else "")
-    tasks = "not stated" if config.tasks is None else ", ".join(config.tasks)
-    return (
+    abilities = (
         "One decoder reads and writes text tokens and image positions; an image position holds "
         f"{config.num_codebooks} codes of {config.codebook_size} choices each.\n\n"
-        f"- Tasks it was trained for: {tasks}\n- Image sizes in pixels: {shown}\n"
+        f"- Tasks it was trained for: {'not stated' if config.tasks is None else ', '.join(config.tasks)}\n"
+        f"- Image sizes in pixels: {shown}\n"
         f"- Context: {config.text_config.max_position_embeddings} tokens; an image of the default size takes "
         f"{config.positions_per_image} positions"
     )
+    settings = {name: getattr(config, name) for name in SETTINGS}
+    rows = [f"| {name} | {'off' if value is None else value} |" for name, value in settings.items()]
+    sections = [f"---\n{data.to_yaml()}\n---", "# A unified model of text and images", abilities, "## Use", USE]
+    sections += ["## Settings", table("setting | value", "---|---", rows)]
+    if note:
+        sections += ["## About this model", note]
+    if scores:
+        rates, numbers = score_rows(scores)
+        rates = table("measured | right | 95 % interval | items", "---|---:|---:|---:", rates)
+        sections += ["## Scores", *filter(None, (rates, table("number | value", "---|---:", numbers)))]
+    return ModelCard("\n\n".join(sections) + "\n")
 
 
-def settings_table(config: MLLMConfig) -> str:
-    """The sampling settings that hold unless a call says otherwise."""
-    images = (f"image_{name}" for name in ("guidance", "temperature", "top_k", "top_p", "resamples"))
-    names = (*images, "embedding_context", "prompt_style")
-    rows = [f"| {name} | {'off' if getattr(config, name) is None else getattr(config, name)} |" for name in names]
-    return "| setting | value |\n|---|---|\n" + "\n".join(rows)
-
-
-def score_tables(scores: dict[str, Any]) -> list[str]:
-    """A nested result as a table of rates with their intervals, and one of all other numbers."""
-    rates, numbers = score_rows(scores)
-    tables = []
-    if rates:
-        tables.append("| measured | right | 95 % interval | items |\n|---|---:|---:|---:|\n" + "\n".join(rates))
-    if numbers:
-        tables.append("| number | value |\n|---|---:|\n" + "\n".join(numbers))
-    return tables
+def table(head: str, line: str, rows: Sequence[str]) -> str:
+    return "\n".join([f"| {head} |", f"|{line}|", *rows]) if rows else ""
 
 
 def score_rows(scores: dict[str, Any], prefix: str = "") -> tuple[list[str], list[str]]:
-    """A row for every rate, and one for every number that is no part of a rate."""
+    """A row for every rate, with its interval, and one for every number that is no part of a rate."""
     rates: list[str] = []
     numbers: list[str] = []
     is_rate = scores.keys() >= RATE_FIELDS

@@ -396,9 +396,6 @@ class Pipeline:
 
     def describe(self, dialogues: Sequence[Sequence[Message]]) -> list[list[Message]]:
         """The dialogues with encoded images, those of the user described (`describe_images`)."""
-        for messages in dialogues:
-            if not messages or not any(not isinstance(p, TextPart) or p.text.strip() for p in messages[-1].parts):
-                raise ValueError("a chat must end with a text or an image, got neither; say something")
         return describe_images(dialogues, self.processor, self.run)
 
     def build_request(
@@ -548,6 +545,9 @@ def describe_images(
     Args:
         expected: guesses of the descriptions, for speed alone; one for each dialogue.
     """
+    for messages in dialogues:
+        if not messages or not any(not isinstance(p, TextPart) or p.text.strip() for p in messages[-1].parts):
+            raise ValueError("a chat must end with a text or an image, got neither; say something")
     dialogues = [processor.encode_chat(dialogue) for dialogue in dialogues]
     if processor.need_config().begin_plan_id is None:
         return dialogues
