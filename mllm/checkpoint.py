@@ -164,12 +164,10 @@ def kind_of(folder: Path) -> str | None:
 
 
 def is_released_folder(name: Any) -> bool:
-    """Whether this is a folder with a model in the released layout."""
     return isinstance(name, str | Path) and kind_of(Path(name)) == RELEASED_TYPE
 
 
 def released_image_tokenizer(folder: Path) -> Path | None:
-    """The released file in this model folder, if it is there."""
     return next((folder / name for name in RELEASED_FILES if (folder / name).is_file()), None)
 
 
@@ -249,7 +247,6 @@ class LoadOptions:
 
     @property
     def number_format(self) -> torch.dtype:
-        """The dtype of the language model."""
         default = torch.float32 if self.place.type == "cpu" else torch.bfloat16
         return DTYPES.get(self.dtype, self.dtype or default)
 
@@ -521,7 +518,6 @@ def require_room(folder: Path, num_bytes: int) -> None:
 
 
 def model_card(config: MLLMConfig, *, scores: dict[str, Any] | None = None, note: str | None = None) -> ModelCard:
-    """The card of a checkpoint; the note tells how it was made."""
     data = ModelCardData(library_name="transformers", pipeline_tag="any-to-any", tags=list(TAGS))
     sizes = [f"{width}x{height}" for width, height in supported_sizes(config)]
     shown = ", ".join(sizes[:MAX_SIZES]) + (" and more" if len(sizes) > MAX_SIZES else "")
@@ -571,7 +567,6 @@ def score_rows(scores: dict[str, Any], prefix: str = "") -> tuple[list[str], lis
 
 
 def save_model_card(folder: str | os.PathLike, config: MLLMConfig) -> None:
-    """Write the card of a model folder, with the scores and the note of its SOURCE.json if it has one."""
     path = Path(folder) / SOURCE_FILE
     source = read_json(path) if path.is_file() else {}
     card = model_card(config, scores=source.get("scores"), note=source.get("note"))

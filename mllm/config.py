@@ -230,7 +230,6 @@ class MLLMConfig(PreTrainedConfig):
         return fields, rest
 
     def check(self) -> None:
-        """Refuse a config that cannot be built."""
         self.embedding_context = OLD_CONTEXTS.get(self.embedding_context, self.embedding_context)
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
@@ -268,7 +267,6 @@ class MLLMConfig(PreTrainedConfig):
         self.check_sizes()
 
     def check_sizes(self) -> None:
-        """Refuse an image size that the layout cannot express."""
         longest = self.max_grid_side * self.patch_size if self.image_layout == "grid" and self.max_grid_side else None
         for size in self.sizes or ():
             if len(size) != 2 or min(size) <= 0 or any(side % self.patch_size for side in size):
@@ -285,7 +283,6 @@ class MLLMConfig(PreTrainedConfig):
 
     @property
     def hidden_size(self) -> int:
-        """D, the width of the backbone and of the head."""
         return self.text_config.hidden_size
 
     @hidden_size.setter
@@ -294,7 +291,6 @@ class MLLMConfig(PreTrainedConfig):
 
     @property
     def vocab_size(self) -> int:
-        """V, the rows of the text embedding."""
         return self.text_config.vocab_size
 
     @vocab_size.setter
@@ -341,17 +337,14 @@ class ReleasedMLLMConfig(MLLMConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> MLLMConfig:
-        """Our config for the fields of a released one."""
         return MLLMConfig.from_dict(from_released(config_dict) if is_released(config_dict) else config_dict, **kwargs)
 
 
 def is_released(fields: dict[str, Any]) -> bool:
-    """Whether this is the config of a model in the released layout."""
     return fields.get("model_type") == RELEASED_TYPE
 
 
 def from_released(fields: dict[str, Any]) -> dict[str, Any]:
-    """Fields of our config."""
     text_config = {name: fields[name] for name in TEXT_FIELDS if fields.get(name) is not None}
     special_ids = {name: default if fields.get(name) is None else fields[name] for name, default in SPECIAL_IDS.items()}
     dtype = fields.get("dtype") or fields.get("torch_dtype")

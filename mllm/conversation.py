@@ -144,8 +144,6 @@ class ImageSize:
 
 @dataclass(frozen=True, slots=True)
 class ClassPart:
-    """A class of images by number, in place of text."""
-
     index: int | None  # None: no class
 
 
@@ -168,8 +166,6 @@ class Marker(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A run of the sequence that is encoded by itself."""
-
     content: str | CodesPart | ImageSize | ClassPart | Marker
     supervised: bool = False
     bare: bool = False  # an image without its begin and end tokens
@@ -489,7 +485,6 @@ def from_fragment(text: str, images: Iterator[CodesPart], *, bos: str, eos: str,
 
 
 def check_mode(mode: str) -> None:
-    """Refuse what is no generation mode."""
     if mode not in get_args(Mode):
         raise ValueError(f"generation mode must be one of {', '.join(get_args(Mode))}, got {mode!r}; use one of them")
 

@@ -33,8 +33,6 @@ EmbeddingCache = tuple[Tensor, Tensor] | None
 
 
 class CodeEmbedding(nn.Module, ABC):
-    """Interface of the embeddings."""
-
     def __init__(self, config: MLLMConfig) -> None:
         super().__init__()
         self.default_columns = config.grid_side
@@ -163,7 +161,6 @@ class ProjectedEmbedding(CodeEmbedding):
         self.projection.load_state_dict(theirs)
 
     def look_up(self, codes_PK: Tensor) -> Tensor:
-        """Entries (P, Z), each of unit length."""
         offsets_K = torch.arange(self.codebooks.shape[0], device=codes_PK.device) * self.codebooks.shape[1]
         entries_PKE = F.embedding(codes_PK + offsets_K, self.codebooks.flatten(0, 1))
         # ZeRO casts parameters and leaves buffers as they are
@@ -173,7 +170,6 @@ class ProjectedEmbedding(CodeEmbedding):
         return self.projector(self._project(self.look_up(codes_PK), image_lengths_I))
 
     def _project(self, vectors_PZ: Tensor, image_lengths_I: Tensor) -> Tensor:
-        """Each position with what it may see of its image."""
         if torch.compiler.is_compiling():  # the lengths are not known: all in one row, under a mask
             return self._project_row(vectors_PZ, image_lengths_I.to(vectors_PZ.device))
         lengths = image_lengths_I.tolist()
@@ -250,7 +246,6 @@ class SummedEmbedding(CodeEmbedding):
         return self.sum_vectors(codes_RWK)
 
     def sum_vectors(self, codes_PK: Tensor) -> Tensor:
-        """(P, D)."""
         num_codebooks, num_codes = self.shape
         offsets_K = torch.arange(num_codebooks, device=codes_PK.device) * num_codes
         return self.codebooks(codes_PK + offsets_K).sum(dim=-2)
@@ -298,8 +293,6 @@ class PositionEmbedding(nn.Module):
 
 
 class Projector(nn.Module):
-    """LayerNorm, linear, GELU, linear."""
-
     def __init__(self, in_width: int, out_width: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(in_width, eps=1e-6)
@@ -311,7 +304,6 @@ class Projector(nn.Module):
 
 
 def image_of_positions(image_lengths_I: Tensor, num_positions: int) -> Tensor:
-    """Which image each position belongs to (P,)."""
     images_I = torch.arange(image_lengths_I.shape[0], device=image_lengths_I.device)
     return images_I.repeat_interleave(image_lengths_I, output_size=num_positions)
 

@@ -238,7 +238,6 @@ def limits(
 def generate_images(
     model: MLLMForConditionalGeneration, input_ids: Tensor, mode: Mode, options: dict[str, Any]
 ) -> Tensor | GenerateOutput:
-    """Images, or answers of text and images, by the engine."""
     check_mode(mode)
     check_mode_of(model.config, mode)
     inputs = {name: options.pop(name, None) for name in ("attention_mask", *IMAGE_INPUTS)}
@@ -301,13 +300,11 @@ def read_options(model: MLLMForConditionalGeneration, options: Mapping[str, Any]
 
 
 def is_neutral(value: Any, default: Any) -> bool:
-    """Whether an option asks for nothing."""
     value = value[0] if isinstance(value, list) and len(value) == 1 else value
     return value is None or value is default or value == default or (not value and default is not True)
 
 
 def settings_of(given: Mapping[str, Any], mode: Mode, *, prompt: TokenSequence, image_tokens: int) -> dict[str, Any]:
-    """The settings that were given, by our names."""
     settings = {name: given[name] for name in ("temperature", "top_p", "resamples") if name in given}
     if "top_k" in given:
         settings["top_k"] = given["top_k"] or None

@@ -93,19 +93,19 @@ class DepthTransformerHead(CodeHead):
         is_shared = config.head_shared_output
         self.linear_head = nn.Linear(width, self.num_codes) if is_shared else None
         self.linear_heads = None if is_shared else PerCodebookLinear(self.num_codebooks, width, self.num_codes)
-        self.register_buffer("rope_cos", torch.empty(self.num_codebooks, self.head_width), persistent=False)
-        self.register_buffer("rope_sin", torch.empty(self.num_codebooks, self.head_width), persistent=False)
+        for name in ("rope_cos", "rope_sin"):
+            self.register_buffer(name, torch.empty(self.num_codebooks, self.head_width), persistent=False)
         self.fill_rope_tables()
 
     @torch.no_grad()
     def fill_rope_tables(self) -> None:
-        """Write cos and sin of the K depth positions, as Llama has them (halves, not interleaved)."""
-        exponents = torch.arange(0, self.head_width, 2, device=self.rope_cos.device, dtype=torch.float32)
-        angles = torch.arange(self.num_codebooks, device=self.rope_cos.device, dtype=torch.float32)[:, None] * (
-            1.0 / self.rope_theta ** (exponents / self.head_width)
-        )
+        """Write cos and sin of the K depth positions, as Llama has them (halves, not interleaved); see `rotate`."""
+        options = {"device": self.rope_cos.device, "dtype": torch.float32}
+        exponents = torch.arange(0, self.head_width, 2, **options)
+        speeds = 1.0 / self.rope_theta ** (exponents / self.head_width)
+        angles = torch.arange(self.num_codebooks, **options)[:, None] * speeds
         self.rope_cos.copy_(torch.cat((angles, angles), dim=-1).cos())
-        self.rope_sin.copy_(torch.cat((angles, angles), dim=-1).sin())
+        self.rope_sin.copy_(torch.cat((-angles.sin(), angles.sin()), dim=-1))
 
     def forward(self, hidden_PD: Tensor, codes_PK: Tensor) -> Tensor:
         """Logits (P, K, C) with the true codes as inputs."""
@@ -119,17 +119,13 @@ class DepthTransformerHead(CodeHead):
         return self.linear_head(outputs_PKD) if self.linear_heads is None else self.linear_heads(outputs_PKD)
 
     def decoder(self) -> DepthDecoder:
-        """Decodes with copies of the weights as they are now."""
         return DepthDecoder(self)
 
     def logits_of_code(self, output_ND: Tensor, k: int) -> Tensor:
-        """Logits (N, C) of code k."""
         return self.linear_head(output_ND) if self.linear_heads is None else self.linear_heads.one(output_ND, k)
 
 
 class PerCodebookLinear(nn.Module):
-    """K separate linear layers as one batched product."""
-
     def __init__(self, num_codebooks: int, width: int, num_codes: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(num_codebooks, width, num_codes))
@@ -171,25 +167,19 @@ class DepthAttention(nn.Module):
         self.o_proj = nn.Linear(num_heads * head_width, width, bias=False)
 
     def forward(self, hidden_PKD: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
-        query = rotate(self.q_proj(hidden_PKD).unflatten(-1, (-1, self.head_width)).transpose(1, 2), *rope)
-        key = rotate(self.k_proj(hidden_PKD).unflatten(-1, (-1, self.head_width)).transpose(1, 2), *rope)
-        value = self.v_proj(hidden_PKD).unflatten(-1, (-1, self.head_width)).transpose(1, 2)
-        return self.o_proj(self.attend(query, key, value).transpose(1, 2).flatten(2))
-
-    def attend(self, query_PASd: Tensor, key_PGSd: Tensor, value_PGSd: Tensor) -> Tensor:
-        """Causal softmax attention (P, A, S, d)."""
+        projected = (project(hidden_PKD) for project in (self.q_proj, self.k_proj, self.v_proj))
+        query_PAKd, key_PGKd, value_PGKd = (p.unflatten(-1, (-1, self.head_width)).transpose(1, 2) for p in projected)
+        query_PAKd, key_PGKd = rotate(query_PAKd, *rope), rotate(key_PGKd, *rope)
         groups = self.num_heads // self.num_kv_heads
         if groups > 1:
-            key_PGSd, value_PGSd = (t.repeat_interleave(groups, dim=1) for t in (key_PGSd, value_PGSd))
-        scores = torch.matmul(query_PASd, key_PGSd.transpose(-1, -2)).float() * self.head_width**-0.5
-        is_later_SS = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
-        scores = scores.masked_fill(is_later_SS, float("-inf"))
-        return torch.matmul(scores.softmax(dim=-1).to(value_PGSd.dtype), value_PGSd)
+            key_PGKd, value_PGKd = (t.repeat_interleave(groups, dim=1) for t in (key_PGKd, value_PGKd))
+        scores_PAKK = torch.matmul(query_PAKd, key_PGKd.transpose(-1, -2)).float() * self.head_width**-0.5
+        is_later_KK = torch.ones(scores_PAKK.shape[-2:], dtype=torch.bool, device=scores_PAKK.device).triu(1)
+        weights_PAKK = scores_PAKK.masked_fill(is_later_KK, float("-inf")).softmax(dim=-1).to(value_PGKd.dtype)
+        return self.o_proj(torch.matmul(weights_PAKK, value_PGKd).transpose(1, 2).flatten(2))
 
 
 class GatedMLP(nn.Module):
-    """The SwiGLU feed-forward of Llama."""
-
     def __init__(self, width: int, intermediate_width: int) -> None:
         super().__init__()
         self.gate_proj = nn.Linear(width, intermediate_width, bias=False)
@@ -210,8 +200,6 @@ class DepthDecoder(CodeDecoder):
     def __init__(self, head: DepthTransformerHead) -> None:
         self.head = head
         self.layers = [LayerStep(layer, head.num_codebooks) for layer in head.layers]
-        first_half_d, second_half_d = torch.ones_like(head.rope_sin[0]).chunk(2)
-        self.signed_sin_Kd = head.rope_sin * torch.cat((-first_half_d, second_half_d))
 
     def decode(self, hidden_RD: Tensor, *, choose: ChooseCode, guidance: Guidance | None = None) -> Tensor:
         head, num_codebooks = self.head, self.head.num_codebooks
@@ -230,7 +218,7 @@ class DepthDecoder(CodeDecoder):
 
     def step(self, hidden_RD: Tensor, k: int) -> Tensor:
         """The output at k, after the last norm."""
-        rope = self.head.rope_cos[k], self.signed_sin_Kd[k]
+        rope = self.head.rope_cos[k], self.head.rope_sin[k]
         for layer in self.layers:
             hidden_RD = layer.step(hidden_RD, k, rope)
         return self.head.norm(hidden_RD)
@@ -264,7 +252,7 @@ class LayerStep:
         if k == 0:
             self.allocate(heads_RHd)
         else:
-            rotated_RHd = rotate_cached(rotated_RHd, *rope)
+            rotated_RHd = rotate(rotated_RHd, *rope)
         self.keys_RGKd[:, :, k] = rotated_RHd[:, self.num_heads :]
         self.values_RGKd[:, :, k] = value_RGd
         if k == 0:  # position 0 turns nothing, and attention over a single value is that value
@@ -276,7 +264,6 @@ class LayerStep:
         return torch.bmm(weights_XYS, values_XSd).view(-1, self.num_heads, self.head_width)
 
     def allocate(self, like_RHd: Tensor) -> None:
-        """Make the buffers fit these rows; they seldom change."""
         shape = (like_RHd.shape[0], self.num_kv_heads, self.num_codebooks, self.head_width)
         if self.keys_RGKd.shape != shape or self.keys_RGKd.dtype != like_RHd.dtype:
             self.keys_RGKd, self.values_RGKd = like_RHd.new_empty(shape), like_RHd.new_empty(shape)
@@ -309,18 +296,10 @@ def is_plain(linear: nn.Module) -> bool:
     )
 
 
-def rotate(heads_PASd: Tensor, cos_Sd: Tensor, sin_Sd: Tensor) -> Tensor:
-    """Rotary position embedding in Llama's layout (first half with second half)."""
-    first, second = heads_PASd.chunk(2, dim=-1)
-    turned = torch.cat((-second, first), dim=-1)
-    return torch.addcmul(heads_PASd * cos_Sd.to(heads_PASd.dtype), turned, sin_Sd.to(heads_PASd.dtype))
-
-
-def rotate_cached(heads_RHd: Tensor, cos_d: Tensor, signed_sin_d: Tensor) -> Tensor:
+def rotate(heads: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
     """Rotary position embedding in Llama's layout (first half with second half); the sine has its sign inside."""
-    turned_RHd = heads_RHd.roll(heads_RHd.shape[-1] // 2, dims=-1)
-    cos_d, signed_sin_d = cos_d.to(heads_RHd.dtype), signed_sin_d.to(heads_RHd.dtype)
-    return torch.addcmul(heads_RHd * cos_d, turned_RHd, signed_sin_d)
+    turned = heads.roll(heads.shape[-1] // 2, dims=-1)
+    return torch.addcmul(heads * cos.to(heads.dtype), turned, signed_sin.to(heads.dtype))
 
 
 class MLPHead(CodeHead, CodeDecoder):
@@ -336,7 +315,6 @@ class MLPHead(CodeHead, CodeDecoder):
         self.linear_head = nn.Linear(width, config.num_codebooks * config.codebook_size)
 
     def transform(self, hidden_PD: Tensor) -> Tensor:
-        """Hidden states just before the linear layer."""
         for block in self.blocks:
             hidden_PD = block(hidden_PD)
         return self.norm(hidden_PD)
@@ -346,7 +324,6 @@ class MLPHead(CodeHead, CodeDecoder):
         return self.linear_head(self.transform(hidden_PD)).unflatten(-1, self.shape)
 
     def decoder(self) -> CodeDecoder:
-        """The head itself: there is nothing to prepare."""
         return self
 
     def decode(self, hidden_RD: Tensor, *, choose: ChooseCode, guidance: Guidance | None = None) -> Tensor:
@@ -359,8 +336,6 @@ class MLPHead(CodeHead, CodeDecoder):
 
 
 class ResidualBlock(nn.Module):
-    """x + MLP(norm(x))."""
-
     def __init__(self, width: int, intermediate_width: int, norm_eps: float) -> None:
         super().__init__()
         self.norm = nn.RMSNorm(width, eps=norm_eps)
@@ -371,13 +346,11 @@ class ResidualBlock(nn.Module):
 
 
 def norm_eps_of(text_config: PreTrainedConfig) -> float:
-    """Epsilon of the norms; decoders name it differently."""
     names = ("rms_norm_eps", "layer_norm_epsilon", "layer_norm_eps", "norm_eps")
     return next((value for name in names if (value := getattr(text_config, name, None)) is not None), 1e-6)
 
 
 def inner_width_of(config: MLLMConfig) -> int:
-    """Feed-forward width of a head layer."""
     inner_width = getattr(config.text_config, "intermediate_size", None)
     return config.head_intermediate_size or inner_width or 4 * config.hidden_size
 

@@ -219,15 +219,6 @@ class MLLMForConditionalGeneration(ThirdPartyMixin, PreTrainedModel, GenerationM
     def get_input_embeddings(self) -> nn.Module:
         return self.backbone.get_input_embeddings()
 
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        self.backbone.set_input_embeddings(value)
-
-    def get_output_embeddings(self) -> nn.Module:
-        return self.lm_head
-
-    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
-        self.lm_head = new_embeddings
-
     def embed(self, input_ids_BT: Tensor, codes_PK: Tensor | None, image_lengths_I: Tensor | None) -> Tensor:
         """Embed text tokens and, at the placeholders, image positions in reading order; (B, T, D)."""
         is_image_BT = input_ids_BT == self.config.image_token_id

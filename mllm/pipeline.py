@@ -148,7 +148,6 @@ class Pipeline:
 
     @property
     def tasks(self) -> list[str] | None:
-        """What this model was trained to do; None: nobody said."""
         return self.config.tasks
 
     @property
@@ -199,7 +198,6 @@ class Pipeline:
     def _draw_seeds(
         self, request: GenerationRequest, seeds: Sequence[int], on_event: OnEvent | None
     ) -> list[Image.Image]:
-        """An image of a request for each seed."""
         results = self.run([replace(request, seed=seed) for seed in seeds], on_event)
         images = self.processor.decode_images([self.processor.codes_of(result)[0] for result in results])
         for image, result in zip(images, results, strict=True):
@@ -432,7 +430,6 @@ class Pipeline:
         )
 
     def _encode_plan(self, plan: str) -> tuple[int, ...]:
-        """The tokens of a plan as the model would write it."""
         text = neutralise(check_text(plan, name="plan", hint="say what is where, or leave it out"))
         if self.planner and not self.planner.can_check(text.strip()):
             raise ValueError(f"the plan must be in the words of this model's plans, got {plan!r}; see docs/plans.md")
@@ -570,7 +567,6 @@ def describe_images(
 def decode_plans(
     prompts: Sequence[TokenSequence], guesses: Sequence[tuple[int, ...]], *, decode: Decode
 ) -> list[list[int]]:
-    """What the engine writes up to the marker that each prompt ends with."""
     request = partial(GenerationRequest, mode="text", max_new_tokens=PLAN_BUDGET, text=SamplingConfig(greedy=True))
     requests = [
         request(prompt=prompt, end_id=int(prompt.token_ids_T[-1]), expected_text=guess)
@@ -645,7 +641,6 @@ def keep_best(candidates: Sequence[Image.Image], scores: Sequence[float], *, bes
 
 
 def vqa_score_question(prompt: str) -> list[tuple[str, str]]:
-    """The question of VQAScore."""
     return [(VQA_SCORE_QUESTION.format(text=prompt), "yes")]
 
 
@@ -783,7 +778,6 @@ class TextStream:
 
 
 def check_text(text: str, *, name: str, hint: str) -> str:
-    """A text that says something."""
     if not isinstance(text, str) or not text.strip():
         raise ValueError(f"the {name} must not be empty, got {text!r}; {hint}")
     if text.encode("utf-8", "ignore").decode() != text:
@@ -792,7 +786,6 @@ def check_text(text: str, *, name: str, hint: str) -> str:
 
 
 def check_count(count: int, *, name: str) -> int:
-    """A positive integer."""
     if (number := as_integer(count, name=name)) < 1:
         raise ValueError(f"{name} must be an integer >= 1, got {count!r}; ask for one or more")
     return number

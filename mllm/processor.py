@@ -89,8 +89,6 @@ Extent = Literal["prompt", "beginning", "whole", "piece"]
 
 
 class Draft(NamedTuple):
-    """What becomes one sequence."""
-
     content: list[Any]  # messages; of a piece segments
     extent: Extent
     answer: AnswerKind | None = None
@@ -146,7 +144,6 @@ class TextOptions:
         return begin_of(sequence, length, config=config) if cuts and len(sequence) > length else sequence
 
     def batch(self, rows: Sequence[np.ndarray], fill: int, config: MLLMConfig) -> Any:
-        """Rows (B, T), padded if they are to be; lists where that is wanted."""
         length = max(map(len, rows))
         if self.padding == "max_length":
             length = max(length, self.max_length or config.text_config.max_position_embeddings)
@@ -161,7 +158,6 @@ class TextOptions:
         return [row.tolist() for row in rows]
 
     def tensor(self, array: np.ndarray) -> Any:
-        """An array in the form that is wanted."""
         convert = {None: array.tolist, "np": lambda: array}
         return convert.get(self.return_tensors, lambda: torch.from_numpy(array))()
 
@@ -231,7 +227,6 @@ class MLLMProcessor(ProcessorMixin):
         return self.encode(drafts, options, generation_mode)
 
     def draft(self, text: str, images: tuple[ImagePart, ...], options: TextOptions) -> Draft:
-        """What a text says, with its images in place."""
         frames, style = self._frames, self.need_config().prompt_style
         if is_framed(text, frames["bos"]) and style in ("native", "unitok", "vicuna_v1"):
             messages = from_text(text, iter(images), **frames)
@@ -361,7 +356,6 @@ class MLLMProcessor(ProcessorMixin):
         return drafts
 
     def read_chat(self, chat: Sequence[Any]) -> list[Message]:
-        """Messages of a chat in either form."""
         return from_chat(chat)
 
     def build(
@@ -443,7 +437,6 @@ class MLLMProcessor(ProcessorMixin):
         return images
 
     def to_text(self, token_ids: list[int]) -> str:
-        """Text without special tokens and outer spaces."""
         return decode_text(self.tokenizer, token_ids)
 
     @torch.inference_mode()
@@ -499,11 +492,9 @@ class MLLMProcessor(ProcessorMixin):
         return CodesPart(codes_NK.T.numpy().astype(np.uint16), (side, side))
 
     def decode(self, *args: Any, skip_special_tokens: bool = True, **kwargs: Any) -> str:
-        """Text of ids; special tokens only if asked for."""
         return self.tokenizer.decode(*args, skip_special_tokens=skip_special_tokens, **kwargs)
 
     def batch_decode(self, *args: Any, skip_special_tokens: bool = True, **kwargs: Any) -> list[str]:
-        """Texts of rows of ids; special tokens only if asked for."""
         return self.tokenizer.batch_decode(*args, skip_special_tokens=skip_special_tokens, **kwargs)
 
     @property
@@ -512,7 +503,6 @@ class MLLMProcessor(ProcessorMixin):
         return ["input_ids", "attention_mask", "codes", "image_lengths", "code_targets"]
 
     def to_dict(self) -> dict[str, Any]:
-        """What processor_config.json holds."""
         auto_map = {"AutoProcessor": AUTO_MAP["AutoProcessor"]}
         return {"auto_map": auto_map, "preparation": self.preparation, "processor_class": type(self).__name__}
 
@@ -564,13 +554,11 @@ class MLLMProcessor(ProcessorMixin):
         )
 
     def need_config(self) -> MLLMConfig:
-        """The config, without which nothing can be encoded."""
         if self.config is None:
             raise ValueError("config must be the model's to encode, got None; load the processor from a model folder")
         return self.config
 
     def need_image_tokenizer(self) -> UniTok:
-        """The image tokenizer, without which there are no images."""
         if self.image_tokenizer is None:
             raise ValueError(
                 f"the model folder must have {IMAGE_TOKENIZER}/ or {RELEASED_FILES[0]} for images, got neither; add one"
@@ -579,7 +567,6 @@ class MLLMProcessor(ProcessorMixin):
 
 
 def read_fields(folder: Path) -> dict[str, Any]:
-    """The fields of a folder's processor_config.json; a released model has none."""
     return read_json(folder / PROCESSOR_FILE) if (folder / PROCESSOR_FILE).is_file() else {}
 
 

@@ -80,7 +80,6 @@ def frozen(tensor: Tensor) -> nn.Parameter:
 
 
 def finish(output_MO: Tensor, bias_O: Tensor | None, hidden: Tensor) -> Tensor:
-    """The bias, and the leading dimensions of the input."""
     output_MO = output_MO if bias_O is None else output_MO + bias_O.to(output_MO.dtype)
     return output_MO.unflatten(0, hidden.shape[:-1])
 

@@ -65,7 +65,6 @@ class ImageLayout:
 
     @classmethod
     def from_config(cls, config: MLLMConfig) -> ImageLayout:
-        """The layout a checkpoint was trained with."""
         names = ("begin_image_id", "end_image_id", "image_token_id", "begin_plan_id")
         fields = {name: getattr(config, name) for name in names}
         if config.image_layout == "grid":
@@ -75,7 +74,6 @@ class ImageLayout:
 
     @property
     def opening_ids(self) -> set[int]:
-        """What an image can begin with."""
         return {self.begin_image_id, self.begin_plan_id} - {None}
 
     def body_ids(self, grid: Grid) -> list[int]:
@@ -96,7 +94,6 @@ class ImageLayout:
         return [] if self.begin_plan_id is None else [self.begin_plan_id, *self.size_ids(grid)]
 
     def token_ids(self, grid: Grid) -> list[int]:
-        """A complete image in reading order, with what frames it."""
         body = self.body_ids(grid)
         return body if self.kind == "bare" else [self.begin_image_id, *body, self.end_image_id]
 
@@ -141,7 +138,6 @@ class TokenSequence:
 
 
 def join(sequences: Sequence[TokenSequence]) -> TokenSequence:
-    """Sequences one after another."""
     names = TokenSequence.__slots__
     return TokenSequence(**{name: np.concatenate([getattr(s, name) for s in sequences]) for name in names})
 
@@ -269,13 +265,11 @@ def cuttable(sequence: TokenSequence, config: MLLMConfig) -> np.ndarray:
 
 
 def begin_of(sequence: TokenSequence, length: int, *, config: MLLMConfig) -> TokenSequence:
-    """At most `length` tokens from the beginning, cut as `cut_sequence` does."""
     (ends,) = np.nonzero(cuttable(sequence, config)[: length + 1])
     return take(sequence, 0, int(ends[-1]), config=config)
 
 
 def take(sequence: TokenSequence, begin: int, end: int, *, config: MLLMConfig) -> TokenSequence:
-    """The tokens from `begin` to `end`, which cut no image."""
     is_image_T = sequence.token_ids_T == config.image_token_id
     first, last = is_image_T[:begin].sum(), is_image_T[:end].sum()
     ends_I = np.cumsum(sequence.image_lengths_I)
@@ -365,7 +359,6 @@ def pack(sequences: Iterable[TokenSequence], *, length: int, pad_token_id: int) 
 
 
 def default_size(config: MLLMConfig) -> Size:
-    """The size of an image unless another is asked for."""
     return config.image_size, config.image_size
 
 

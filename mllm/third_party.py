@@ -21,8 +21,6 @@ logger = logging.getLogger(__name__)
 
 
 class ThirdPartyMixin:
-    """Of `MLLMForConditionalGeneration`."""
-
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "forward" and "fused_lm_head" in code_names(value):
             value = with_images(self, value)
@@ -80,7 +78,6 @@ class ThirdPartyMixin:
 
 
 def code_names(function: Any) -> Sequence[str]:
-    """Names of the arguments and variables of a Python method."""
     return getattr(getattr(getattr(function, "__func__", None), "__code__", None), "co_varnames", ())
 
 

@@ -134,7 +134,6 @@ def load_text_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
 
 
 def _adds_dummy_prefix(model_file: Path) -> bool:
-    """Whether this SentencePiece model was trained with a space before every text."""
     try:
         pieces = sentencepiece.SentencePieceProcessor(model_file=str(model_file)).encode("a", out_type=str)
     except RuntimeError as error:
