@@ -100,6 +100,7 @@ class MLLMConfig(PreTrainedConfig):
     """
 
     model_type = "unified_mllm"
+    attribute_map = OLD_NAMES
     sub_configs: ClassVar[dict[str, Any]] = {"text_config": AutoConfig}
     keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values", "hidden", "loss_parts"]
 
@@ -203,9 +204,6 @@ class MLLMConfig(PreTrainedConfig):
             fields = dict(self.text_config)
             self.text_config = AutoConfig.for_model(fields.pop("model_type", "llama"), **fields)
         self.tie_word_embeddings = bool(getattr(self.text_config, "tie_word_embeddings", False))
-        for old, new in OLD_NAMES.items():
-            if old in kwargs:
-                setattr(self, new, kwargs.pop(old))
         super().__post_init__(**kwargs)
         self.auto_map = dict(AUTO_MAP)
         self.check()

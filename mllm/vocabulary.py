@@ -7,8 +7,8 @@ are plain text there. Knows no prompts and no images.
 
 import shutil
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import sentencepiece
@@ -24,36 +24,16 @@ PLAN, OLD_PLAN = "<plan>", "<outline>"
 MODEL_FILE = "tokenizer.model"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Vocabulary:
-    """Ids by name. `config_fields` puts them into an MLLMConfig."""
-
-    size: int
-    pad_token_id: int
-    bos_token_id: int
-    eos_token_id: int
-    begin_image_id: int
-    end_image_id: int
-    image_token_id: int
-    new_line_id: int | None = None
-    first_row_size_id: int | None = None
-    first_column_size_id: int | None = None
-    max_grid_side: int | None = None
-    first_class_id: int | None = None
-    num_classes: int = 0
-    begin_plan_id: int | None = None
+class Vocabulary(SimpleNamespace):
+    """Ids by name: `size`, and the fields of MLLMConfig that say which tokens are special."""
 
     def config_fields(self) -> dict[str, Any]:
         """Keyword arguments for MLLMConfig; the size belongs into its text_config as `vocab_size`."""
-        return {name: getattr(self, name) for name in self.__slots__ if name != "size"}
+        return {name: value for name, value in vars(self).items() if name != "size"}
 
 
 def extend_tokenizer(
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    max_grid_side: int | None = None,
-    num_classes: int = 0,
-    plans: bool = False,
+    tokenizer: PreTrainedTokenizerBase, *, max_grid_side: int | None = None, num_classes: int = 0, plans: bool = False
 ) -> Vocabulary:
     """Add the image tokens to the tokenizer (changed in place; adding twice changes nothing).
 
@@ -78,9 +58,7 @@ def extend_tokenizer(
     ids = tokenizer.get_vocab()
     return Vocabulary(
         size=len(tokenizer),
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
+        **{name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")},
         begin_image_id=ids[BEGIN_IMAGE],
         end_image_id=ids[END_IMAGE],
         image_token_id=ids[IMAGE],
