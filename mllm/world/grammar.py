@@ -1,4 +1,4 @@
-"""A small grammar for sentences as people type them, and what happens to a sentence on the way to the keyboard.
+"""A small grammar for sentences as people type them, and somebody who words and types what is meant.
 
 In: rules (phrases/people.yaml) and a random generator. Out: text. A rule is a choice of lines; within a line [a|b*3|]
 chooses (an empty alternative says nothing), <name> is another rule and {slot} what the caller says there.
@@ -7,79 +7,83 @@ chooses (an empty alternative says nothing), <name> is another rule and {slot} w
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache, partial
 from random import Random
+from typing import NamedTuple, TypeVar
 
-from mllm.world.language import phrases
+from mllm.world.language import NUMBER_WORDS, phrases, pluralize
+from mllm.world.scene import Scene, SceneObject, is_clear, main_relation
+from mllm.world.spec import Filter, filter_by, find_one
 
-Slot = str | Callable[[], str]
-TOKENS = re.compile(r"[\[\]|]|<[^<>]+>|\{[^{}]+\}|[^\[\]|<>{}]+|[<>{}]")
+TOKENS = re.compile(r"[\[\]|]|<[^<>]+>|\{[^{}]+\}|[^\[\]|<{]+")
 WEIGHT = re.compile(r"\*([0-9.]+)$")
-NEIGHBORS = dict(
-    zip(
-        "qwertyuiopasdfghjklzxcvbnm",
-        "wa qes wrd etf ryg tuh yij uok ipl ol qsz adw sfe dgr fht gjy hku jli ko asx zsc xdv cfb vgn bhm nj".split(),
-        strict=False,
-    )
-)
+LETTERS = "qwertyuiopasdfghjklzxcvbnm"
+NEAR = "wa qes wrd etf ryg tuh yij uok ipl ol qsz adw sfe dgr fht gjy hku jli ko asx zsc xdv cfb vgn bhm nj".split()
+ASKING = re.compile("(can|could|would|will|may|is|are|do|does|did|what|which|how|where|who|have|any)\\b")
+FULL = ("size", "color", "shape")
+REFERENCE_WEIGHTS = {
+    ("shape",): 8.0,
+    ("color",): 2.0,
+    ("size",): 1.5,
+    ("color", "shape"): 6.0,
+    ("size", "shape"): 3.0,
+    ("size", "color"): 1.0,
+    FULL: 1.0,
+}
+"""How often an object is referred to by which attributes, where these single it out."""
+T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
+class Choice(NamedTuple):
     """Alternatives, each a sequence of literals, names of rules ("<name>"), slots ("{name}") and choices."""
 
-    alternatives: tuple[tuple[str | Choice, ...], ...]
-    weights: tuple[float, ...]
+    alternatives: list[list[str | Choice]]
+    weights: list[float]
 
 
-def parse_choice(tokens: list[str]) -> Choice:
-    """Read alternatives up to the bracket that closes them, or the end."""
-    alternatives: list[list[str | Choice]] = [[]]
-    while tokens:
-        token = tokens.pop(0)
+def alternatives(text: str) -> Choice:
+    """A rule that is written out."""
+    return _read_choice(iter(TOKENS.findall(text)))
+
+
+def _read_choice(tokens: Iterator[str]) -> Choice:
+    """Alternatives up to the bracket that closes them, or the end."""
+    found: list[list[str | Choice]] = [[]]
+    for token in tokens:
         if token == "]":
             break
         if token == "|":
-            alternatives.append([])
+            found.append([])
         else:
-            alternatives[-1].append(parse_choice(tokens) if token == "[" else token)
+            found[-1].append(_read_choice(tokens) if token == "[" else token)
     weights = []
-    for parts in alternatives:
-        found = WEIGHT.search(parts[-1]) if parts and isinstance(parts[-1], str) else None
-        weights.append(float(found[1]) if found else 1.0)
-        if found:
-            parts[-1] = WEIGHT.sub("", parts[-1])
-    return Choice(tuple(map(tuple, alternatives)), tuple(weights))
-
-
-@lru_cache(maxsize=4096)
-def alternatives(text: str) -> Choice:
-    """A rule that is written out."""
-    return parse_choice(TOKENS.findall(text))
+    for parts in found:
+        last = parts[-1] if parts and isinstance(parts[-1], str) else ""
+        weight = WEIGHT.search(last)
+        weights.append(float(weight[1]) if weight else 1.0)
+        if weight:
+            parts[-1] = last[: weight.start()]
+    return Choice(found, weights)
 
 
 @cache
 def rule(name: str) -> Choice:
     """A rule of the grammar by its name; each of its lines is an alternative."""
-    lines = phrases("people")[name].strip().splitlines()
-    return alternatives("|".join(map(str.strip, lines)))
+    return alternatives("|".join(map(str.strip, phrases("people")[name].strip().splitlines())))
 
 
-def expand(choice: Choice, rng: Random, slots: Mapping[str, Slot]) -> str:
+def expand(choice: Choice, rng: Random, slots: Mapping[str, str]) -> str:
     """One sentence of it."""
     words = []
     for part in rng.choices(choice.alternatives, choice.weights)[0]:
         if isinstance(part, Choice):
             words.append(expand(part, rng, slots))
-        elif part[:1] == "<" and part[-1:] == ">":
+        elif part.startswith("<"):
             words.append(expand(rule(part[1:-1]), rng, slots))
-        elif part[:1] == "{" and part[-1:] == "}":
-            said = slots[part[1:-1]]
-            words.append(said if isinstance(said, str) else said())
         else:
-            words.append(part)
+            words.append(slots[part[1:-1]] if part.startswith("{") else part)
     return "".join(words)
 
 
@@ -90,9 +94,6 @@ def tidy(text: str) -> str:
     text = re.sub(r"([,.!?;:])(?:\s*[,;])+", r"\1", text)
     text = re.sub(r"\b([Aa]) (?=[aeiou])", r"\1n ", text)
     return text.strip(" ,")
-
-
-# ---- on the way to the keyboard ----
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +118,9 @@ class Typing:
             rng.choices((0.03, 0.25), (70, 30))[0],
         )
 
-    def __call__(self, text: str, rng: Random, *, asks: bool = False) -> str:
+    def __call__(self, text: str, rng: Random) -> str:
         """The sentence as it is typed."""
+        asks = ASKING.match(text) is not None
         if rng.random() < self.fillers:
             opener = "filler" if rng.random() < 0.6 else "greeting"
             mark = rng.choice((",", ",", "", "!" if opener == "greeting" else ","))
@@ -138,8 +140,8 @@ class Typing:
             text = re.sub(r"\bi\b(?=['\s])", "I", text)
         if not self.marks and rng.random() < 0.6:
             text = re.sub(r"[,.?!](?=\s|$)", "", text)
-        elif text[-1:] not in ".!?":
-            text += rng.choice(("?", "?", "??") if asks else (".", ".", ".", "!")) if self.marks else ""
+        elif self.marks and text[-1:] not in ".!?":
+            text += rng.choice(("?", "?", "??") if asks else (".", ".", ".", "!"))
         return text + rng.choice((" :)", " \U0001f60a", " lol", "!!", " \u2764")) if rng.random() < 0.012 else text
 
     def _mistype(self, word: str, rng: Random) -> str:
@@ -153,8 +155,106 @@ class Typing:
         if kind == "drop" and len(word) > 3:
             return before + after
         if kind == "near" and len(word) > 3:
-            return before + rng.choice(NEIGHBORS.get(letter, letter)) + after
+            return before + rng.choice(NEAR[LETTERS.index(letter)] if letter in LETTERS else letter) + after
         return before + letter + letter + after
+
+
+class Speaker:
+    """Somebody who words what is meant, in a way of their own."""
+
+    def __init__(self, rng: Random) -> None:
+        self.rng, self.typing = rng, Typing.of(rng)
+
+    def say(self, name: str, **slots: str) -> str:
+        """A rule of the grammar."""
+        return expand(rule(name), self.rng, slots)
+
+    def type(self, text: str) -> str:
+        return self.typing(text, self.rng)
+
+    def pick(self, weights: Mapping[T, float]) -> T:
+        return self.rng.choices(tuple(weights), tuple(weights.values()))[0]
+
+    def maybe(self, share: float) -> bool:
+        return self.rng.random() < share
+
+    def noun(self, item: Filter, *, plural: bool = False, short: bool = False) -> str:
+        """ "small red circle" and what else it may be called; a short one has nothing behind the noun."""
+        shape = self.say(item.shape or "shape")
+        shape = pluralize(shape) if plural else shape
+        shape = shape.replace("crosss", "crosses").replace("boxs", "boxes").replace("pluss", "pluses")
+        size, color = (self.say(name) if name else "" for name in (item.size, item.color))
+        verb = "are" if plural else "is"
+        if item.not_color:
+            return f"{shape} that {verb} not {item.not_color}"
+        forms = {f"{size} {color} {shape}": 24.0}
+        if color and size:
+            forms |= {f"{color} {size} {shape}": 2, f"{size}, {color} {shape}": 0.5}
+        if color and not short:
+            forms |= {
+                f"{size} {shape} that {verb} {color}": 1,
+                f"{size} {shape} in {color}": 1,
+                f"{size} {shape} of {color} {self.say('color')}": 0.7,
+                f"{shape} {color} {size}": 0.7,
+                f"{size} {color} {self.say('color')}ed {shape}": 0.7,
+                f"{size} {shape} with {color} {self.say('color')}": 0.3,
+            }
+        if size and not short:
+            forms |= {f"{color} {shape} that {verb} {size}": 1, f"{color} {shape} ({size})": 0.5}
+            forms |= {f"{color} {shape} {size}": 0.7, f"{color} {shape} of {size} size": 0.3}
+        return tidy(self.pick(forms))
+
+    def number(self, count: int) -> str:
+        if count == 2 and self.maybe(0.08):
+            return self.rng.choice(("a pair of", "a couple of"))
+        return self.rng.choice((NUMBER_WORDS[count],) * 3 + (str(count),) * 2)
+
+    def some(self, item: Filter, count: int = 1, *, short: bool = False) -> str:
+        """With an article or a number."""
+        if count > 1:
+            if self.maybe(0.03):
+                return f"{count}x {self.noun(item, short=True)}"
+            return f"{self.number(count)} {self.noun(item, plural=True, short=short)}"
+        article = self.pick({"a": 70, "one": 10, "1": 5, "": 9, "a single": 1})
+        return tidy(f"{article} {self.noun(item, short=short)}")
+
+    def refer(self, scene: Scene, item: SceneObject, *, without: str | None = None) -> str | None:
+        """ "the small circle", "the one on the left": words that single out one object; None where there are none."""
+        others = [other for other in scene.objects if other is not item]
+        choices: list[tuple[Callable[[], str], float]] = []
+        for attributes, weight in REFERENCE_WEIGHTS.items():
+            named = filter_by(attributes, item)
+            if without not in attributes and find_one(scene, named):
+                is_one = "shape" not in attributes and self.maybe(0.6)
+                one = " ".join(self.say(getattr(item, name)) for name in attributes) + " one"
+                choices.append((partial(str, one) if is_one else partial(self.noun, named, short=True), weight))
+        if others and without != "size" and all(other.size != item.size for other in others):
+            word = "biggest largest bigger larger" if item.size == "large" else "smallest smaller littlest tiniest"
+            noun = f"{self.rng.choice(word.split())} {self.rng.choice(('one', 'one', 'shape'))}"
+            choices.append((partial(str, noun), 2))
+        for axis, sign, words in (
+            ("x", 1, "left"),
+            ("x", -1, "right"),
+            ("y", 1, "top upper"),
+            ("y", -1, "bottom lower"),
+        ):
+            at = sign * getattr(item, axis)
+            if others and all(sign * getattr(other, axis) - at > 0.15 for other in others):
+                word = self.rng.choice(words.split())
+                slots = {"where": f"at the {word}", "most": word}
+                if axis == "x":
+                    slots = {"where": f"on the {word}", "most": f"{word}most"}
+                slots["kind"] = self.say(item.shape) if self.maybe(0.4) and without != "shape" else "one"
+                choices.append((partial(self.say, "at the edge", **slots), 1.2))
+        for other in others if without is None else ():
+            relation = main_relation(item, other)
+            if relation and find_one(scene, Filter(other.shape)):
+                if sum(is_clear(relation, each, other) for each in scene.objects) == 1:
+                    choices.append((lambda r=relation, o=other: f"one {self.say(r)} the {self.say(o.shape)}", 0.3))
+        if not choices:
+            return None
+        texts, weights = zip(*choices, strict=True)
+        return f"the {self.rng.choices(texts, weights)[0]()}"
 
 
 def listed(parts: Sequence[str], rng: Random) -> str:
@@ -176,4 +276,4 @@ def listed(parts: Sequence[str], rng: Random) -> str:
         case "bullets":
             return "\n" + "\n".join(f"{rng.choice(('-', '-', '*'))} {part}" for part in parts)
         case _:
-            return " ".join(f"{number}{mark} {part}" for number, part in enumerate(parts, 1) for mark in ")")
+            return " ".join(f"{number}) {part}" for number, part in enumerate(parts, 1))

@@ -14,7 +14,7 @@ from functools import cache, lru_cache
 from pathlib import Path
 from random import Random
 from string import Formatter
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
@@ -71,6 +71,7 @@ MAX_TRIES = 10
 
 MIN_TYPO_LETTERS = 5  # of a mistyped word; of a shorter one too little is left
 MIN_CUT_LETTERS = 6  # of a word that may lose a letter
+T = TypeVar("T")
 TYPO_WORDS = re.compile(rf"[A-Za-z]{{{MIN_TYPO_LETTERS},}}")
 # Words other than attributes that change what is asked for.
 DECISIVE_WORDS = ("background", "larger", "bigger", "smaller", "every", "without", "right", "different")
@@ -225,7 +226,14 @@ def _typos_at(word: str, place: int) -> Iterator[str]:
 
 
 class UnsayableError(Exception):
-    """A template asks for something that is not true or not clear in this scene; try another template."""
+    """Something is not true or not clear in this scene; try other words."""
+
+
+def need(value: T | None) -> T:
+    """The value; raises UnsayableError where there is none or it is false."""
+    if not value:
+        raise UnsayableError
+    return value
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,6 +49,7 @@ CLASSES: tuple[Pair, ...] = tuple((c, s) for c in COLORS for s in SHAPES if (c, 
 RELATION_AXES = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}
 RELATIONS = tuple(RELATION_AXES)
 OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+SIDES = {"left of": "left", "right of": "right", "above": "top", "below": "bottom"}  # places
 CLEAR_MARGIN = 0.15
 HOLDS_MARGIN = 0.04
 

@@ -7,11 +7,11 @@ the assignment of numbers to objects that satisfies the most. Knows neither word
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import permutations
 
-from mllm.world.scene import MAX_OBJECTS, Pair, Scene, SceneObject, holds, is_placed
+from mllm.world.scene import ATTRIBUTES, MAX_OBJECTS, Pair, Scene, SceneObject, holds, is_placed
 
 MAX_ASSIGNED = 2 * MAX_OBJECTS  # an image with more objects than this fails whatever the assignment
 
@@ -26,14 +26,19 @@ class Filter:
     not_color: str | None = None
     not_shape: str | None = None
 
-    def matches(self, item: SceneObject) -> bool:
+    def matches(self, item: SceneObject | Filter) -> bool:
+        """Whether an object, or everything that another filter matches, has these attributes."""
         return (
             self.shape in (None, item.shape)
             and self.color in (None, item.color)
             and self.size in (None, item.size)
-            and self.not_color != item.color
-            and self.not_shape != item.shape
+            and (self.not_color is None or self.not_color != item.color)
+            and (self.not_shape is None or self.not_shape != item.shape)
         )
+
+    def count(self, scene: Scene) -> int:
+        """How many objects match."""
+        return sum(map(self.matches, scene.objects))
 
     @property
     def pair(self) -> Pair | None:
@@ -132,9 +137,14 @@ class Verdict:
     holds: bool
 
 
-def full_filter(item: SceneObject) -> Filter:
+def full_filter(item: SceneObject | Filter) -> Filter:
     """All attributes of an object."""
     return Filter(item.shape, item.color, item.size)
+
+
+def filter_by(names: Iterable[str], item: SceneObject) -> Filter:
+    """Some attributes of an object."""
+    return Filter(**{name: getattr(item, name) for name in names})
 
 
 def plain_phrase(item: Filter) -> str:
@@ -150,8 +160,8 @@ def find_one(scene: Scene, item: Filter) -> SceneObject | None:
 
 def could_mean(reference: Filter, described: Filter) -> bool:
     """Whether a reference could be taken for an object described so; what was not said could be anything."""
-    pairs = ((reference.shape, described.shape), (reference.color, described.color), (reference.size, described.size))
-    return all(wanted is None or given is None or wanted == given for wanted, given in pairs)
+    pairs = ((getattr(reference, name), getattr(described, name)) for name in ATTRIBUTES)
+    return all(None in pair or pair[0] == pair[1] for pair in pairs)
 
 
 def looks_like(expected: SceneObject, found: SceneObject, *, tolerance: float) -> bool:
@@ -182,21 +192,19 @@ def check_scene(spec: Spec, scene: Scene) -> tuple[Verdict, ...]:
 
 def is_met(constraint: Constraint, scene: Scene, assigned: Sequence[SceneObject | None]) -> bool:
     """Whether one constraint holds when object numbers stand for the assigned objects (None: missing)."""
+    if any(assigned[getattr(constraint, name)] is None for name in ("ref", "a", "b") if hasattr(constraint, name)):
+        return False
     match constraint:
         case Exists(ref, item):
-            found = assigned[ref]
-            return found is not None and item.matches(found)
+            return item.matches(assigned[ref])
         case Placed(ref, place):
-            found = assigned[ref]
-            return found is not None and is_placed(place, found)
-        case Related(first, relation, second):
-            a, b = assigned[first], assigned[second]
-            return a is not None and b is not None and holds(relation, a, b)
-        case Compared(first, comparison, second):
-            a, b = assigned[first], assigned[second]
-            return a is not None and b is not None and compare(a, b) == comparison
+            return is_placed(place, assigned[ref])
+        case Related(a, relation, b):
+            return holds(relation, assigned[a], assigned[b])
+        case Compared(a, comparison, b):
+            return compare(assigned[a], assigned[b]) == comparison
         case Count(item, number):
-            return sum(map(item.matches, scene.objects)) == number
+            return item.count(scene) == number
         case Every(item):
             return bool(scene.objects) and all(map(item.matches, scene.objects))
         case Alike(attribute, distinct):

@@ -2,62 +2,56 @@
 
 from __future__ import annotations
 
-from mllm.world.language import NUMBER_WORDS, phrases
+from collections.abc import Iterable
+
+from mllm.world.grammar import FULL, Speaker
+from mllm.world.language import NUMBER_WORDS, UnsayableError, join, need, phrases
 from mllm.world.people.changing import matching
-from mllm.world.people.speaker import FULL, Speaker
 from mllm.world.scene import (
     ATTRIBUTES,
     BACKGROUNDS,
     HELD_OUT_PAIRS,
     OPPOSITE,
+    SIDES,
     Scene,
+    SceneObject,
     is_clear,
     main_relation,
+    offset,
     stated_places,
 )
-from mllm.world.spec import ANY, Filter
+from mllm.world.spec import ANY, Filter, find_one
 
-Asked = tuple[str, str, list[str]]  # words, the right answer, words of which any answer must hold one
-VERTICAL = ("above", "below")
+SYNONYMS = {"gray": ["grey"], "below": ["under", "beneath"], "above": ["over"], "circle": ["disk"], "cross": ["plus"]}
+EXTREME_SIZES = {"biggest": "large", "largest": "large", "smallest": "small", "tiniest": "small"}
+EXTREMES = {
+    "left of": "leftmost",
+    "right of": "rightmost",
+    "above": "topmost highest top upper",
+    "below": "lowest bottom lower",
+}
 
 
-def ask_turn(speaker: Speaker, scene: Scene) -> Asked:
-    """A question about the picture with its one right answer."""
-    forms = {
-        ask_count: 18,
-        ask_exists: 12,
-        ask_attribute: 20,
-        ask_background: 6,
-        ask_related: 14,
-        ask_side: 8,
-        ask_super: 10,
-        ask_compared: 8,
-        ask_same: 8,
-        ask_lists: 10,
-        ask_where: 6,
-    }
+def ask_turn(speaker: Speaker, scene: Scene) -> tuple[str, str, list[str]]:
+    """A question about the picture, its one right answer, and words of which any answer must hold one."""
     while True:
-        asked = speaker.pick(forms)(speaker, scene)
-        if asked is None:
+        try:
+            text, right = speaker.pick(FORMS)(speaker, scene)
+            break
+        except UnsayableError:
             continue
-        text, right = asked
-        plain = text[:3] not in ("is ", "are", "do ", "doe") or not speaker.maybe(0.1)
-        words = text if plain else f"i wonder if {text}"
-        if plain:
-            words = speaker.say("ask frame", q=text, i=text)
-        return words, right, words_for(right)
-
-
-def words_for(right: str) -> list[str]:
-    """The right answer and other words for it."""
+    if isinstance(right, bool):
+        right = "yes" if right else "no"
+    if text[:3] in ("is ", "are", "do ", "doe") and speaker.maybe(0.1):
+        text = f"i wonder if {text}"
+    else:
+        text = speaker.say("ask frame", q=text, i=text)
     if right.isdigit():
-        return [right, NUMBER_WORDS[int(right)], *(["no", "none"] if right == "0" else [])]
-    others = {"gray": ["grey"], "below": ["under", "beneath"], "above": ["over"], "circle": ["disk"], "cross": ["plus"]}
-    return [right, *others.get(right, [])]
+        return text, right, [right, NUMBER_WORDS[int(right)], *(["no", "none"] if right == "0" else [])]
+    return text, right, [right, *SYNONYMS.get(right, [])]
 
 
-def yes(value: bool) -> str:
-    return "yes" if value else "no"
+Asked = tuple[str, str | bool]  # words and the right answer
 
 
 def some_filter(speaker: Speaker, scene: Scene) -> Filter:
@@ -72,41 +66,55 @@ def some_filter(speaker: Speaker, scene: Scene) -> Filter:
         name = rng.choice(names)
         values[name] = rng.choice(ATTRIBUTES[name])
     made = Filter(**values)
-    return made if made.pair not in HELD_OUT_PAIRS else Filter(shape=made.shape)
+    return made if made.pair not in HELD_OUT_PAIRS else Filter(made.shape)
 
 
-def ask_count(speaker: Speaker, scene: Scene) -> tuple[str, str] | None:
+def two_of(speaker: Speaker, scene: Scene) -> list[SceneObject]:
+    need(len(scene.objects) > 1)
+    return speaker.rng.sample(scene.objects, 2)
+
+
+def name_two(
+    speaker: Speaker, scene: Scene, items: Iterable[SceneObject], *, without: str | None = None
+) -> dict[str, str]:
+    """References to two objects as slots."""
+    names = [speaker.refer(scene, item, without=without) for item in items]
+    return {slot: need(name) for slot, name in zip("ab", names, strict=True)}
+
+
+# ---- forms of questions ----
+
+
+def ask_count(speaker: Speaker, scene: Scene) -> Asked:
     rng = speaker.rng
     form = rng.random()
     wanted = ANY if form < 0.25 else some_filter(speaker, scene)
     if form > 0.85:
         item = rng.choice(scene.objects)
-        wanted = Filter(shape=item.shape)
-        number = sum(other.shape == item.shape and other.color != item.color for other in scene.objects)
-        color = speaker.say(item.color)
-        noun = speaker.noun(wanted, plural=True)
+        color, noun = speaker.say(item.color), speaker.noun(Filter(item.shape), plural=True)
+        number = Filter(item.shape, not_color=item.color).count(scene)
         return speaker.say("count others", p=noun, c=color), str(number)
-    number = sum(map(wanted.matches, scene.objects))
     plural, one = speaker.noun(wanted, plural=True, short=True), speaker.noun(wanted, short=True)
     if 0.25 < form < 0.35:
-        return speaker.say("more than one", p=plural, n=one), yes(number > 1)
-    if form > 0.75 and len({item.shape for item in scene.objects}) > 1:
-        a, b = rng.sample(sorted({item.shape for item in scene.objects}), 2)
-        counts = [sum(item.shape == shape for item in scene.objects) for shape in (a, b)]
-        names = [speaker.noun(Filter(shape=shape), plural=True) for shape in (a, b)]
-        return speaker.say("more of", a=names[0], b=names[1]), yes(counts[0] > counts[1])
-    return speaker.say("count", p=plural), str(number)
+        return speaker.say("more than one", p=plural, n=one), wanted.count(scene) > 1
+    shapes = sorted({item.shape for item in scene.objects})
+    if form > 0.75 and len(shapes) > 1:
+        a, b = (Filter(shape) for shape in rng.sample(shapes, 2))
+        names = {"a": speaker.noun(a, plural=True), "b": speaker.noun(b, plural=True)}
+        return speaker.say("more of", **names), a.count(scene) > b.count(scene)
+    return speaker.say("count", p=plural), str(wanted.count(scene))
 
 
-def ask_exists(speaker: Speaker, scene: Scene) -> tuple[str, str] | None:
+def ask_exists(speaker: Speaker, scene: Scene) -> Asked:
     wanted = some_filter(speaker, scene)
-    there = yes(any(map(wanted.matches, scene.objects)))
+    is_there = wanted.count(scene) > 0
     if wanted.shape is None:
-        return speaker.say("exists thing", c=" ".join(speaker.say(w) for w in (wanted.size, wanted.color) if w)), there
-    return speaker.say("exists", n=speaker.noun(wanted), p=speaker.noun(wanted, plural=True)), there
+        words = " ".join(speaker.say(word) for word in (wanted.size, wanted.color) if word)
+        return speaker.say("exists thing", c=words), is_there
+    return speaker.say("exists", n=speaker.noun(wanted), p=speaker.noun(wanted, plural=True)), is_there
 
 
-def ask_attribute(speaker: Speaker, scene: Scene) -> tuple[str, str] | None:
+def ask_attribute(speaker: Speaker, scene: Scene) -> Asked:
     name = speaker.rng.choice(("color", "color", "shape", "size"))
     item = speaker.rng.choice(scene.objects)
     target = speaker.refer(scene, item, without=name)
@@ -114,150 +122,120 @@ def ask_attribute(speaker: Speaker, scene: Scene) -> tuple[str, str] | None:
         if name == "shape" and speaker.maybe(0.5):
             return speaker.say("what is it"), item.shape
         target = speaker.rng.choice(("it", "it", "this", "that"))
-    if target is None:
-        return None
-    return speaker.say(f"{name} of", t=target), getattr(item, name)
+    return speaker.say(f"{name} of", t=need(target)), getattr(item, name)
 
 
-def ask_background(speaker: Speaker, scene: Scene) -> tuple[str, str]:
+def ask_background(speaker: Speaker, scene: Scene) -> Asked:
     if speaker.maybe(0.6):
         return speaker.say("background of"), scene.background
     color = speaker.rng.choice((scene.background, speaker.rng.choice(BACKGROUNDS)))
-    return speaker.say("is background", b=speaker.say(color)), yes(color == scene.background)
+    return speaker.say("is background", b=speaker.say(color)), color == scene.background
 
 
-def ask_related(speaker: Speaker, scene: Scene) -> tuple[str, str] | None:
+def ask_related(speaker: Speaker, scene: Scene) -> Asked:
     """Is it above? What is above it?"""
-    rng = speaker.rng
-    if len(scene.objects) < 2:
-        return None
-    a, b = rng.sample(scene.objects, 2)
+    a, b = two_of(speaker, scene)
     relation, name = main_relation(a, b), speaker.refer(scene, b)
-    if relation is None or name is None:
-        return None
+    need(relation and name)
     if speaker.maybe(0.5):
         first = speaker.refer(scene, a)
         asked = relation if speaker.maybe(0.5) else OPPOSITE[relation]
-        return first and (speaker.say("related", a=first, b=name, r=speaker.say(asked)), yes(asked == relation))
+        return speaker.say("related", a=need(first), b=name, r=speaker.say(asked)), asked == relation
     others = [item for item in scene.objects if item not in (a, b)]
-    if any(is_clear(relation, item, b) or (main_relation(item, b) in (relation, None)) for item in others):
-        return None
+    need(not any(is_clear(relation, item, b) or main_relation(item, b) in (relation, None) for item in others))
     attribute = "color" if speaker.maybe(0.3) else "shape"
     table = "color related" if attribute == "color" else "what is related"
     return speaker.say(table, r=speaker.say(relation), b=name), getattr(a, attribute)
 
 
-def ask_side(speaker: Speaker, scene: Scene) -> tuple[str, str] | None:
-    if len(scene.objects) < 2:
-        return None
-    a, b = speaker.rng.sample(scene.objects, 2)
-    relation = main_relation(a, b)
-    names = [speaker.refer(scene, item) for item in (a, b)]
-    if relation is None or None in names:
-        return None
-    direction = speaker.say("vertical" if relation in VERTICAL else "horizontal")
-    return speaker.say("either", a=str(names[0]), b=str(names[1]), d=direction), relation.removesuffix(" of")
+def ask_side(speaker: Speaker, scene: Scene) -> Asked:
+    items = two_of(speaker, scene)
+    names, relation = name_two(speaker, scene, items), need(main_relation(*items))
+    direction = speaker.say("vertical" if relation in ("above", "below") else "horizontal")
+    return speaker.say("either", **names, d=direction), relation.removesuffix(" of")
 
 
-def ask_super(speaker: Speaker, scene: Scene) -> tuple[str, str] | None:
+def ask_super(speaker: Speaker, scene: Scene) -> Asked:
     """The smallest, the leftmost, what is in a place."""
     rng = speaker.rng
-    if len(scene.objects) < 2:
-        return None
+    need(len(scene.objects) > 1)
     if speaker.maybe(0.4):
-        kinds = [
-            ("size", size, word)
-            for size, word in (("large", "biggest"), ("large", "largest"), ("small", "smallest"), ("small", "tiniest"))
-        ]
-        _, size, word = rng.choice(kinds)
-        found = [item for item in scene.objects if item.size == size]
-        if len(found) != 1:
-            return None
-        item = found[0]
+        word, size = rng.choice(tuple(EXTREME_SIZES.items()))
+        item = need(find_one(scene, Filter(size=size)))
     else:
-        axis, sign, words = rng.choice(
-            (
-                ("x", 1, "leftmost"),
-                ("x", -1, "rightmost"),
-                ("y", 1, "topmost highest top upper"),
-                ("y", -1, "lowest bottom lower"),
-            )
-        )
-        order = sorted(scene.objects, key=lambda item: sign * getattr(item, axis))
-        if sign * (getattr(order[1], axis) - getattr(order[0], axis)) < 0.15:
-            return None
-        item, word = order[0], rng.choice(words.split())
-        if speaker.maybe(0.6):
-            places = {("x", 1): "left", ("x", -1): "right", ("y", 1): "top", ("y", -1): "bottom"}
-            place = places[axis, sign]
-            if place in stated_places(item) and not any(place in stated_places(other) for other in order[1:]):
+        relation, words = rng.choice(tuple(EXTREMES.items()))
+        origin = SceneObject("circle", "red", "small", 0.0, 0.0)
+        item, *others = sorted(scene.objects, key=lambda item: -offset(relation, item, origin))
+        need(offset(relation, item, others[0]) >= 0.15)
+        word, place = rng.choice(words.split()), SIDES[relation]
+        if speaker.maybe(0.6) and place in stated_places(item):
+            if not any(place in stated_places(other) for other in others):
                 return speaker.say("at place", w=speaker.say(place), super=word), item.shape
     if speaker.maybe(0.35):
         return speaker.say("super color", super=word), item.color
     return speaker.say("super shape", super=word), item.shape
 
 
-def ask_compared(speaker: Speaker, scene: Scene) -> tuple[str, str] | None:
-    if len(scene.objects) < 2:
-        return None
-    a, b = speaker.rng.sample(scene.objects, 2)
-    names = [speaker.refer(scene, item, without="size") for item in (a, b)]
-    if None in names:
-        return None
+def ask_compared(speaker: Speaker, scene: Scene) -> Asked:
+    a, b = two_of(speaker, scene)
+    slots = name_two(speaker, scene, (a, b), without="size")
     more = speaker.maybe(0.6)
-    word = speaker.rng.choice(("bigger", "larger") if more else ("smaller",))
-    slots = {"a": str(names[0]), "b": str(names[1]), "m": word}
+    slots["m"] = speaker.rng.choice(("bigger", "larger") if more else ("smaller",))
     if a.size != b.size and a.shape != b.shape and speaker.maybe(0.4):
-        slots["m"] = speaker.rng.choice(
-            (word, {"bigger": "the bigger one", "larger": "the larger one", "smaller": "the smaller one"}[word])
-        )
+        slots["m"] = speaker.rng.choice((slots["m"], f"the {slots['m']} one"))
         return speaker.say("which compare", **slots), (a if (a.size == "large") == more else b).shape
-    return speaker.say("compare", **slots), yes(a.size != b.size and (a.size == "large") == more)
+    return speaker.say("compare", **slots), a.size != b.size and (a.size == "large") == more
 
 
-def ask_same(speaker: Speaker, scene: Scene) -> tuple[str, str] | None:
+def ask_same(speaker: Speaker, scene: Scene) -> Asked:
     """Whether two are alike, whether all are."""
     rng = speaker.rng
-    if len(scene.objects) < 2:
-        return None
+    need(len(scene.objects) > 1)
     attribute = rng.choice(("color", "color", "size", "size", "shape"))
     word = speaker.say("color") if attribute == "color" else attribute
     if speaker.maybe(0.4):
         a, b = rng.sample(scene.objects, 2)
-        names = [speaker.refer(scene, item, without=attribute) for item in (a, b)]
-        if None in names:
-            return None
-        text = speaker.say("same two", a=str(names[0]), b=str(names[1]), attribute=word)
-        return text, yes(getattr(a, attribute) == getattr(b, attribute))
-    found = matching(scene, rng) if speaker.maybe(0.6) else (ANY, list(range(len(scene.objects))))
-    if found is None or getattr(found[0], attribute):
-        return None
-    items = [scene.objects[index] for index in found[1]]
-    noun = speaker.noun(found[0], plural=True, short=True)
+        names = name_two(speaker, scene, (a, b), without=attribute)
+        return speaker.say("same two", **names, attribute=word), getattr(a, attribute) == getattr(b, attribute)
+    base, _ = need(matching(scene, rng)) if speaker.maybe(0.6) else (ANY, [])
+    need(not getattr(base, attribute))
+    items = [item for item in scene.objects if base.matches(item)]
+    noun = speaker.noun(base, plural=True, short=True)
     all_ = speaker.say("asked of both" if len(items) == 2 else "asked of all", n=noun)
-    if found[0] == ANY and speaker.maybe(0.5):
+    if base == ANY and speaker.maybe(0.5):
         all_ = rng.choice(("they", "both", "both of them") if len(items) == 2 else ("they", "they all", "all of them"))
-    values = {getattr(item, attribute) for item in items}
+    values = list(dict.fromkeys(getattr(item, attribute) for item in items))  # in the same order in every process
     if speaker.maybe(0.35):
         value = rng.choice([*values, rng.choice(ATTRIBUTES[attribute])])
-        if attribute == "shape":
-            return None
-        return speaker.say("all are", all=all_, v=speaker.say(value)), yes(values == {value})
-    return speaker.say("same all", all=all_, attribute=word, attributes=f"{word}s"), yes(len(values) == 1)
+        need(attribute != "shape")
+        return speaker.say("all are", all=all_, v=speaker.say(value)), values == [value]
+    return speaker.say("same all", all=all_, attribute=word, attributes=f"{word}s"), len(values) == 1
 
 
-def ask_lists(speaker: Speaker, scene: Scene) -> tuple[str, str]:
+def ask_lists(speaker: Speaker, scene: Scene) -> Asked:
     """Which colors, which shapes there are."""
     name = speaker.rng.choice(("color", "color", "shape"))
-    found = list(dict.fromkeys(getattr(item, name) for item in scene.objects))
-    right = found[0] if len(found) == 1 else f"{', '.join(found[:-1])} and {found[-1]}"
-    return speaker.say("which colors" if name == "color" else "which shapes"), right
+    found = dict.fromkeys(getattr(item, name) for item in scene.objects)
+    return speaker.say(f"which {name}s"), join(list(found))
 
 
-def ask_where(speaker: Speaker, scene: Scene) -> tuple[str, str] | None:
+def ask_where(speaker: Speaker, scene: Scene) -> Asked:
     item = speaker.rng.choice(scene.objects)
     places, name = stated_places(item), speaker.refer(scene, item)
-    if not places or name is None:
-        return None
-    first = phrases("words")["places"][places[0]][0]
-    return speaker.say("where", t=name), first
+    need(places)
+    return speaker.say("where", t=need(name)), phrases("words")["places"][places[0]][0]
+
+
+FORMS = {
+    ask_count: 18,
+    ask_exists: 12,
+    ask_attribute: 20,
+    ask_background: 6,
+    ask_related: 14,
+    ask_side: 8,
+    ask_super: 10,
+    ask_compared: 8,
+    ask_same: 8,
+    ask_lists: 10,
+    ask_where: 6,
+}

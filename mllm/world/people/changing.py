@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from random import Random
-from typing import Any
+from typing import Any, NamedTuple
 
-from mllm.world.grammar import Slot
+from mllm.world.edits import CHANGED_ATTRIBUTE
+from mllm.world.grammar import Speaker
+from mllm.world.language import UnsayableError, need
 from mllm.world.people.drawing import as_record, drawn
-from mllm.world.people.speaker import Speaker
 from mllm.world.scene import (
     ATTRIBUTES,
     BACKGROUNDS,
@@ -18,7 +20,6 @@ from mllm.world.scene import (
     PLACES,
     RELATIONS,
     SEEN_PAIRS,
-    SHAPES,
     SIZES,
     Scene,
     SceneObject,
@@ -29,76 +30,64 @@ from mllm.world.scene import (
     split_of,
     stated_places,
 )
-from mllm.world.spec import Filter, full_filter
+from mllm.world.spec import Filter, filter_by, full_filter
 
-Changed = tuple[str, Scene, dict[str, Any]]
-
-
-class UnchangeableError(Exception):
-    """No change was found that stays in the split; try another scene."""
+CHANGE_TRIES, CORRECTION_TRIES = 400, 40
 
 
-MAX_TRIES = 40
+class Changed(NamedTuple):
+    """What is said, the scene after it, what any image of it must show, and how added objects were described."""
+
+    text: str
+    scene: Scene
+    expect: dict[str, Any]
+    said: Sequence[Filter] = ()
 
 
 def change_turn(speaker: Speaker, scene: Scene, split: Split) -> Changed:
-    """A change of this scene in words, the scene after it, and what any image of it must show."""
-    forms = {
-        remove_some: 3,
-        change_one: 40,
-        change_set: 18,
-        change_but: 12,
-        add_one: 17,
-        change_background: 11,
-        change_twice: 10,
-        relate_two: 8,
-    }
-    for _ in range(400):
-        made = speaker.pick(forms)(speaker, scene)
-        if made is not None and split_of(made[1]) == split:
-            return made
-    raise UnchangeableError
+    """A change of this scene; raises UnsayableError where none was found that stays in the split."""
+    for _ in range(CHANGE_TRIES):
+        with suppress(UnsayableError):
+            made = speaker.pick(FORMS)(speaker, scene)
+            if split_of(made.scene) == split:
+                return made
+    raise UnsayableError
 
 
-def correct_turn(speaker: Speaker, scene: Scene, split: Split) -> Changed | None:
-    """Somebody takes back a word of what is in the picture: "sorry, i meant green"."""
+def correct_turn(speaker: Speaker, scene: Scene, split: Split) -> Changed:
+    """Somebody takes back a word of what is in the picture; or changes it, where nothing can be taken back."""
+    for _ in range(CORRECTION_TRIES):
+        with suppress(UnsayableError):
+            return correct(speaker, scene, split)
+    return change_turn(speaker, scene, split)
+
+
+def correct(speaker: Speaker, scene: Scene, split: Split) -> Changed:
+    """ "Sorry, i meant green"."""
     rng = speaker.rng
-    for _ in range(MAX_TRIES):
-        item, name = rng.choice(scene.objects), rng.choice(("color", "color", "shape", "size"))
-        old, new = getattr(item, name), rng.choice(ATTRIBUTES[name])
-        if old == new:
-            continue
-        after = changed(scene, {scene.objects.index(item): replace(item, **{name: new})})
-        if after is None or split_of(after) != split:
-            continue
-        is_only = sum(getattr(other, name) == old for other in scene.objects) == 1
-        value, was = speaker.say(new), speaker.say(old)
-        a_value, a_was = (f"a {value}", f"a {was}") if name == "shape" else (value, was)
-        start = speaker.say("correct") if speaker.maybe(0.8) else ""
-        if len(scene.objects) == 1 and speaker.maybe(0.6):
-            text = speaker.say("correct the only one", s=start, v=a_value, w=a_was)
-        elif is_only and speaker.maybe(0.4):
-            text = speaker.say("correct the value", s=start, v=a_value, w=a_was)
-        else:
-            target = speaker.refer(scene, item, without=name)
-            if target is None:
-                continue
-            text = speaker.say("correct one", s=start, t=target, v=a_value, w=a_was)
-        return text, after, kept(scene, after)
-    return None
+    item, name = rng.choice(scene.objects), rng.choice(("color", "color", "shape", "size"))
+    old, new = getattr(item, name), rng.choice(ATTRIBUTES[name])
+    after = changed(scene, {scene.objects.index(item): replace(item, **{name: new})})
+    need(split_of(after) == split)
+    value, was = speaker.say(new), speaker.say(old)
+    slots = {"v": f"a {value}", "w": f"a {was}"} if name == "shape" else {"v": value, "w": was}
+    slots["s"] = speaker.say("correct") if speaker.maybe(0.8) else ""
+    is_only = sum(getattr(other, name) == old for other in scene.objects) == 1
+    if len(scene.objects) == 1 and speaker.maybe(0.6):
+        text = speaker.say("correct the only one", **slots)
+    elif is_only and speaker.maybe(0.4):
+        text = speaker.say("correct the value", **slots)
+    else:
+        text = speaker.say("correct one", **slots, t=need(speaker.refer(scene, item, without=name)))
+    return Changed(text, after, kept(scene, after))
 
 
-def changed(
-    scene: Scene,
-    updates: dict[int, SceneObject | None],
-    *,
-    added: Sequence[SceneObject] = (),
-    background: str | None = None,
-) -> Scene | None:
-    """The scene with objects replaced or removed; None where that is none of this world."""
-    kept = [updates.get(index, item) for index, item in enumerate(scene.objects)]
-    after = Scene(background or scene.background, (*(item for item in kept if item), *added))
-    return after if is_valid(after) and after.pairs <= SEEN_PAIRS and after != scene else None
+def changed(scene: Scene, updates: dict[int, SceneObject | None], *, added: Sequence[SceneObject] = ()) -> Scene:
+    """The scene with objects replaced or removed; UnsayableError where that is none of this world."""
+    items = [updates.get(index, item) for index, item in enumerate(scene.objects)]
+    after = Scene(scene.background, (*(item for item in items if item), *added))
+    need(is_valid(after) and after.pairs <= SEEN_PAIRS and after != scene)
+    return after
 
 
 def kept(
@@ -107,117 +96,86 @@ def kept(
     """What an image must show after a change; `said` is how added objects were described."""
     olds = [item for item in after.objects if item in before.objects or not said]
     filters = [*map(full_filter, olds), *said]
-    relations = []
-    if relation:
-        index = {item: at for at, item in enumerate(filters)}
-        relations = [(index[relation[0]], relation[1], index[relation[2]])]
+    index = {item: at for at, item in enumerate(filters)}
+    relations = [(index[relation[0]], relation[1], index[relation[2]])] if relation else []
     gone = dict.fromkeys(full_filter(item) for item in before.objects if item not in after.objects)
     background = after.background if after.background != before.background else None
     expect = drawn(after, filters, relations=relations, background=background)
     return {**expect, "keeps": True, "changes": [as_record(item) for item in gone]}
 
 
-def order_change(speaker: Speaker, name: str, **slots: Slot) -> str:
+def order_change(speaker: Speaker, name: str, **slots: str) -> str:
     """An imperative within its frame, or another way to say it."""
     slots = {"p": "it", **slots}
     if speaker.maybe(0.68):
-        return speaker.say(
-            "change frame", c=speaker.say("background change" if name == "background" else name, **slots)
-        )
+        order = speaker.say("background change" if name == "background" else name, **slots)
+        return speaker.say("change frame", c=order)
     return speaker.say(f"{name} said", **slots)
 
 
-def say_change(speaker: Speaker, kind: str, target: str, value: str | Filter | None, *, plural: bool = False) -> str:
+def say_change(speaker: Speaker, kind: str, target: str, value: Filter, *, plural: bool = False) -> str:
     """One change of what is named."""
-    slots: dict[str, Slot] = {"t": target, "bare": target.removeprefix("the "), "p": "them" if plural else "it"}
-    if target in ("it", "this", "that", "this one", "them", "both", "all of them", "everything"):
-        slots["bare"] = target
+    slots = {"t": target, "bare": target.removeprefix("the "), "p": "them" if plural else "it"}
     if kind == "resize":
-        return order_change(speaker, "larger" if value == "large" else "smaller", **slots)
-    if isinstance(value, Filter):
-        slots["v"] = (
-            speaker.noun(value, plural=True, short=True)
-            if plural
-            else speaker.say("a new one", n=speaker.noun(value, short=True))
-        )
-    elif value:
-        slots["v"] = speaker.say(value)
+        return order_change(speaker, "larger" if value.size == "large" else "smaller", **slots)
+    if kind == "reshape":
+        noun = speaker.noun(value, plural=plural, short=True)
+        slots["v"] = noun if plural else speaker.say("a new one", n=noun)
+    elif kind == "recolor":
+        slots["v"] = speaker.say(value.color)
     return order_change(speaker, kind, **slots)
 
 
-def propose(
-    speaker: Speaker, items: Sequence[SceneObject]
-) -> tuple[str, str | Filter | None, list[SceneObject | None]] | None:
-    """A kind of change for objects, its value, and the objects after it."""
+def propose(speaker: Speaker, scene: Scene, chosen: Sequence[int]) -> tuple[str, Filter, Scene]:
+    """A kind of change for some objects, what they become, and the scene after it."""
     rng = speaker.rng
-    kind = rng.choices(("recolor", "remove", "resize", "reshape"), (34, 24, 22, 20))[0]
-    match kind:
-        case "remove":
-            return kind, None, [None] * len(items)
-        case "recolor":
-            color = rng.choice(COLORS)
-            return (
-                (kind, color, [replace(item, color=color) for item in items])
-                if all(i.color != color for i in items)
-                else None
-            )
-        case "resize":
-            size = rng.choice(SIZES)
-            return (
-                (kind, size, [replace(item, size=size) for item in items])
-                if all(i.size != size for i in items)
-                else None
-            )
-        case _:
-            shape = rng.choice(SHAPES)
-            if any(item.shape == shape for item in items):
-                return None
-            color = rng.choice(COLORS) if rng.random() < 0.25 else None
-            value = Filter(shape, color)
-            return kind, value, [replace(item, shape=shape, color=color or item.color) for item in items]
+    kind = speaker.pick({"recolor": 34, "remove": 24, "resize": 22, "reshape": 20})
+    if kind == "remove":
+        return kind, Filter(), changed(scene, dict.fromkeys(chosen))
+    attribute = CHANGED_ATTRIBUTE[kind]
+    new = {attribute: rng.choice(ATTRIBUTES[attribute])}
+    need(all(getattr(scene.objects[index], attribute) != new[attribute] for index in chosen))
+    if kind == "reshape" and speaker.maybe(0.25):
+        new["color"] = rng.choice(COLORS)
+    return kind, Filter(**new), changed(scene, {index: replace(scene.objects[index], **new) for index in chosen})
 
 
 def matching(scene: Scene, rng: Random) -> tuple[Filter, list[int]] | None:
     """Two or more objects that a shape, a color or a size singles out."""
     name = rng.choice(("shape", "shape", "color", "size"))
-    value = getattr(rng.choice(scene.objects), name)
-    found = [index for index, item in enumerate(scene.objects) if getattr(item, name) == value]
-    return (Filter(**{name: value}), found) if len(found) > 1 else None
+    wanted = filter_by((name,), rng.choice(scene.objects))
+    found = [index for index, item in enumerate(scene.objects) if wanted.matches(item)]
+    return (wanted, found) if len(found) > 1 else None
 
 
-def change_one(speaker: Speaker, scene: Scene) -> Changed | None:
+# ---- forms of changes ----
+
+
+def change_one(speaker: Speaker, scene: Scene) -> Changed:
     item = speaker.rng.choice(scene.objects)
-    proposed = propose(speaker, [item])
-    if proposed is None:
-        return None
-    kind, value, (new,) = proposed
-    after = changed(scene, {scene.objects.index(item): new})
-    if after is None:
-        return None
-    target = speaker.refer(scene, item)
-    if len(scene.objects) == 1 and speaker.maybe(0.6):
-        target = speaker.rng.choice(("it", "it", "it", "this", "that"))
-    if target is None:
-        return None
-    text = say_change(speaker, kind, target, value)
     others = [other for other in scene.objects if other is not item]
+    kind, value, after = propose(speaker, scene, [scene.objects.index(item)])
+    target = speaker.refer(scene, item)
+    if not others and speaker.maybe(0.6):
+        target = speaker.rng.choice(("it", "it", "it", "this", "that"))
+    text = say_change(speaker, kind, need(target), value)
     if others and speaker.maybe(0.12):
-        other = speaker.rng.choice(others)
-        name = speaker.refer(scene, other)
-        rest = "the other one" if len(others) == 1 and speaker.maybe(0.5) else name if len(others) == 1 else "the rest"
-        if rest:
-            keep = speaker.say("keep", k=rest)
-            text = speaker.say("keeping", t=text, k=keep)
+        name = speaker.refer(scene, speaker.rng.choice(others))
+        if len(others) > 1:
+            name = "the rest"
+        elif speaker.maybe(0.5):
+            name = "the other one"
+        if name:
+            text = speaker.say("keeping", t=text, k=speaker.say("keep", k=name))
     elif kind == "recolor" and speaker.maybe(0.08):
         text += speaker.say("not the old", o=speaker.say(item.color))
-    return text, after, kept(scene, after)
+    return Changed(text, after, kept(scene, after))
 
 
-def change_set(speaker: Speaker, scene: Scene) -> Changed | None:
+def change_set(speaker: Speaker, scene: Scene) -> Changed:
     """All of them, both circles, every red one, the ones that are not red."""
     rng, number = speaker.rng, len(scene.objects)
-    if number < 2:
-        return None
+    need(number > 1)
     form = rng.choice(("all", "match", "match", "not"))
     if form == "all":
         chosen = list(range(number))
@@ -226,227 +184,160 @@ def change_set(speaker: Speaker, scene: Scene) -> Changed | None:
         name = rng.choice(("color", "shape"))
         value = getattr(rng.choice(scene.objects), name)
         chosen = [index for index, item in enumerate(scene.objects) if getattr(item, name) != value]
-        if not chosen or len(chosen) == number:
-            return None
+        need(chosen)
         word = speaker.say(value) if name == "color" else f"a {speaker.say(value)}"
         target = speaker.say("that is not" if len(chosen) == 1 else "those that are not", w=word)
     else:
-        found = matching(scene, rng)
-        if found is None:
-            return None
-        base, chosen = found
-        noun = (
-            speaker.noun(base, plural=True, short=True)
-            if base.shape or speaker.maybe(0.5)
-            else f"{speaker.say(base.color or base.size or '')} ones"
-        )
-        single_noun = noun.removesuffix("s") if not noun.endswith("sses") else noun.removesuffix("es")
-        target = speaker.say("both of a kind" if len(chosen) == 2 else "all of a kind", n=noun, s=single_noun)
-    items = [scene.objects[index] for index in chosen]
-    proposed = propose(speaker, items)
-    if proposed is None or (proposed[0] == "remove" and len(chosen) == number):
-        return None
-    after = changed(scene, dict(zip(chosen, proposed[2], strict=True)))
-    if after is None:
-        return None
-    return say_change(speaker, proposed[0], target, proposed[1], plural=len(chosen) > 1), after, kept(scene, after)
+        base, chosen = need(matching(scene, rng))
+        if base.shape or speaker.maybe(0.5):
+            noun = speaker.noun(base, plural=True, short=True)
+        else:
+            noun = f"{speaker.say(base.color or base.size)} ones"
+        one = noun.removesuffix("es" if noun.endswith("sses") else "s")
+        target = speaker.say("both of a kind" if len(chosen) == 2 else "all of a kind", n=noun, s=one)
+    kind, value, after = propose(speaker, scene, chosen)
+    return Changed(say_change(speaker, kind, target, value, plural=len(chosen) > 1), after, kept(scene, after))
 
 
-def change_but(speaker: Speaker, scene: Scene) -> Changed | None:
+def change_but(speaker: Speaker, scene: Scene) -> Changed:
     """Everything except one, the other one, the rest; or that one is all that stays."""
     rng, number = speaker.rng, len(scene.objects)
-    if number < 2:
-        return None
+    need(number > 1)
     index = rng.randrange(number)
-    item = scene.objects[index]
-    found = matching(scene, rng) if speaker.maybe(0.2) else None
-    stays = found[1] if found else [index]
-    name = "the " + speaker.noun(found[0], plural=True, short=True) if found else speaker.refer(scene, item)
+    if found := matching(scene, rng) if speaker.maybe(0.2) else None:
+        name, stays = "the " + speaker.noun(found[0], plural=True, short=True), found[1]
+    else:
+        name, stays = need(speaker.refer(scene, scene.objects[index])), [index]
     chosen = [at for at in range(number) if at not in stays]
-    if name is None or not chosen:
-        return None
-    proposed = propose(speaker, [scene.objects[at] for at in chosen])
-    if proposed is None:
-        return None
-    kind, value, new = proposed
-    after = changed(scene, dict(zip(chosen, new, strict=True)))
-    if after is None:
-        return None
+    need(chosen)
+    plural = len(chosen) > 1
+    kind, value, after = propose(speaker, scene, chosen)
     if kind == "remove":
-        return speaker.say("change frame", c=speaker.say("only", k=name)), after, kept(scene, after)
-    if speaker.maybe(0.4):
-        keep = speaker.say("keep", k=name)
-        rest = (
-            "the other one"
-            if len(chosen) == 1
-            else rng.choice(("the others", "the rest", "the other ones", "everything else", "all the others"))
-        )
-        change = say_change(speaker, kind, rest, value, plural=len(chosen) > 1)
-        text = speaker.say("keeping first", k=keep, c=change)
-        return text, after, kept(scene, after)
-    target = speaker.say("everything except", k=name)
-    return say_change(speaker, kind, target, value, plural=len(chosen) > 1), after, kept(scene, after)
+        text = speaker.say("change frame", c=speaker.say("only", k=name))
+    elif speaker.maybe(0.4):
+        keep, rest = speaker.say("keep", k=name), "the other one"
+        if plural:
+            rest = rng.choice(("the others", "the rest", "the other ones", "everything else", "all the others"))
+        text = speaker.say("keeping first", k=keep, c=say_change(speaker, kind, rest, value, plural=plural))
+    else:
+        target = speaker.say("everything except", k=name)
+        text = say_change(speaker, kind, target, value, plural=plural)
+    return Changed(text, after, kept(scene, after))
 
 
-def remove_some(speaker: Speaker, scene: Scene) -> Changed | None:
+def remove_some(speaker: Speaker, scene: Scene) -> Changed:
     """Two of four alike, no matter which."""
-    item = speaker.rng.choice(scene.objects)
-    alike = [at for at, other in enumerate(scene.objects) if full_filter(other) == full_filter(item)]
-    if len(alike) < 3 or len(alike) < len(scene.objects):
-        return None
-    number = speaker.rng.randrange(1, len(alike))
-    after = changed(scene, dict.fromkeys(speaker.rng.sample(alike, number)))
-    if after is None:
-        return None
+    item, total = speaker.rng.choice(scene.objects), len(scene.objects)
+    need(total > 2 and full_filter(item).count(scene) == total)
+    number = speaker.rng.randrange(1, total)
+    after = changed(scene, dict.fromkeys(speaker.rng.sample(range(total), number)))
     plural = speaker.noun(Filter(item.shape), plural=True, short=True)
-    left = speaker.number(len(alike) - number)
+    left = speaker.number(total - number)
     text = speaker.say("too many", n=speaker.number(number), m=left, p=plural)
-    return speaker.say("change frame", c=text), after, kept(scene, after)
+    return Changed(speaker.say("change frame", c=text), after, kept(scene, after))
 
 
-def change_other(speaker: Speaker, before: Scene, scene: Scene) -> Changed | None:
+def change_other(speaker: Speaker, before: Scene, scene: Scene) -> Changed:
     """ "Now remove the other one": the one of two that was not changed last."""
-    same = [item for item in scene.objects if item in before.objects]
-    if len(scene.objects) != 2 or len(same) != 1:
-        return None
-    proposed = propose(speaker, same)
-    after = changed(scene, {scene.objects.index(same[0]): proposed[2][0]}) if proposed else None
-    if proposed is None or after is None:
-        return None
+    same = [index for index, item in enumerate(scene.objects) if item in before.objects]
+    need(len(scene.objects) == 2 and len(same) == 1)
+    kind, value, after = propose(speaker, scene, same)
     target = speaker.rng.choice(("the other one", "the other one", "the other", "the second one", "the other shape"))
-    return say_change(speaker, proposed[0], target, proposed[1]), after, kept(scene, after)
+    return Changed(say_change(speaker, kind, target, value), after, kept(scene, after))
 
 
-def add_one(speaker: Speaker, scene: Scene) -> Changed | None:
+def add_one(speaker: Speaker, scene: Scene) -> Changed:
     rng = speaker.rng
-    if len(scene.objects) == MAX_OBJECTS:
-        return None
+    need(len(scene.objects) < MAX_OBJECTS)
     size, (color, shape) = rng.choice(SIZES), rng.choice(sorted(SEEN_PAIRS))
     if speaker.maybe(0.2):
         color, shape = rng.choice(scene.objects).pair
-    position = random_free_position(size, scene.objects, rng, tries=20)
-    if position is None:
-        return None
-    new = SceneObject(shape, color, size, *position)
+    new = SceneObject(shape, color, size, *need(random_free_position(size, scene.objects, rng, tries=20)))
     after = changed(scene, {}, added=[new])
-    if after is None:
-        return None
     said = Filter(shape, color, size if speaker.maybe(0.6) else None)
     noun = speaker.noun(said, short=True)
     alike = any(item.shape == shape for item in scene.objects)
-    article = (
-        rng.choices(("a", "one", "another", "one more", "a second"), (60, 8, 22, 12, 4))[0]
-        if alike
-        else rng.choice(("a",) * 6 + ("one",))
-    )
-    slots: dict[str, Slot] = {"a": f"{article} {noun}", "w": ""}
+    if alike:
+        article = speaker.pick({"a": 60, "one": 8, "another": 22, "one more": 12, "a second": 4})
+    else:
+        article = rng.choice(("a",) * 6 + ("one",))
+    slots = {"a": f"{article} {noun}", "w": ""}
     if alike and speaker.maybe(0.3):
         values = " and ".join(speaker.say(word) for word in (said.size, color) if word)
-        slots["a"] = f"{article} {speaker.say(shape)}{speaker.rng.choice((', but ', ' but ', ' in ', ', '))}{values}"
+        slots["a"] = f"{article} {speaker.say(shape)}{rng.choice((', but ', ' but ', ' in ', ', '))}{values}"
     relation = None
-    anchors = [(relation, item) for item in scene.objects for relation in RELATIONS if is_clear(relation, new, item)]
+    anchors = [(side, item) for item in scene.objects for side in RELATIONS if is_clear(side, new, item)]
     places = [place for place in stated_places(new) if None not in PLACES[place]]
     form = rng.random()
     if anchors and form < 0.55:
         side, anchor = rng.choice(anchors)
-        name = speaker.refer(scene, anchor)
-        if name is None:
-            return None
+        name = need(speaker.refer(scene, anchor))
+        relation = (said, side, full_filter(anchor))
         if len(scene.objects) == 1 and speaker.maybe(0.5):
             slots["w"] = speaker.say(side.replace(" of", "of") + " it")
         else:
             slots["w"] = f"{speaker.say(side)} {name}"
-        relation = (said, side, full_filter(anchor))
     elif places and form < 0.75:
         slots["w"] = speaker.say(places[0])
-    expect = kept(scene, after, said=[said], relation=relation)
-    return order_change(speaker, "add" if slots["w"] else "add anywhere", **slots), after, expect
+    text = order_change(speaker, "add" if slots["w"] else "add anywhere", **slots)
+    return Changed(text, after, kept(scene, after, said=[said], relation=relation), [said])
 
 
-def change_background(speaker: Speaker, scene: Scene) -> Changed | None:
+def change_background(speaker: Speaker, scene: Scene) -> Changed:
     color = speaker.rng.choice([name for name in BACKGROUNDS if name != scene.background])
     after = replace(scene, background=color)
-    return order_change(speaker, "background", v=speaker.say(color)), after, kept(scene, after)
+    return Changed(order_change(speaker, "background", v=speaker.say(color)), after, kept(scene, after))
 
 
-def change_twice(speaker: Speaker, scene: Scene) -> Changed | None:
+def change_twice(speaker: Speaker, scene: Scene) -> Changed:
     """Two changes in one sentence."""
-    first_form, second_form = (
-        speaker.rng.choice((change_one, change_one, add_one, change_background, change_set)) for _ in range(2)
-    )
-    first = first_form(speaker, scene)
-    second = second_form(speaker, first[1]) if first else None
-    if first is None or second is None or "it" in second[0].split() or len(second[1].objects) == 0:
-        return None
-    if first_form is second_form is change_background or any(v["keeps"] is False for v in (first[2], second[2])):
-        return None
-    touched = [item for item in second[1].objects if item not in scene.objects]
-    before_kept = [item for item in scene.objects if item in first[1].objects]
-    if (
-        first_form is change_one
-        and second_form is change_one
-        and len(before_kept) - len([i for i in before_kept if i in second[1].objects]) == 0
-        and len(touched) > 1
-    ):
-        return None
-    text = first[0] + speaker.say("and then") + second[0]
+    forms = [speaker.rng.choice((change_one, change_one, add_one, change_background, change_set)) for _ in range(2)]
+    first = forms[0](speaker, scene)
+    second = forms[1](speaker, first.scene)
+    need("it" not in second.text.split() and forms != [change_background] * 2)
+    text = first.text + speaker.say("and then") + second.text
     if speaker.maybe(0.1):
         text += ". " + speaker.say("keep", k=speaker.rng.choice(("the rest", "everything else", "the others")))
-    added = [form is add_one for form in (first_form, second_form)]
-    said = [
-        Filter(**{k: v for k, v in made[2]["scene"]["objects"][-1].items() if k != "count"})
-        for made, is_added in zip((first, second), added, strict=True)
-        if is_added
-    ]
-    if any(added) and not all(item in (*scene.objects, *second[1].objects) for item in second[1].objects):
-        return None
-    fresh = [item for item in second[1].objects if item not in scene.objects]
-    if any(added) and len(fresh) != len(said):
-        return None
-    return text, second[1], kept(scene, second[1], said=said)
+    said = [*first.said, *second.said]
+    new = [item for item in second.scene.objects if item not in scene.objects]
+    need(not said or len(new) == len(said))
+    return Changed(text, second.scene, kept(scene, second.scene, said=said))
 
 
-def relate_two(speaker: Speaker, scene: Scene) -> Changed | None:
+def relate_two(speaker: Speaker, scene: Scene) -> Changed:
     """Exchange what two objects have, or give one what the other has."""
     rng = speaker.rng
-    if len(scene.objects) < 2:
-        return None
+    need(len(scene.objects) > 1)
     a, b = rng.sample(scene.objects, 2)
     attribute = rng.choice(("color", "color", "size", "shape"))
-    if getattr(a, attribute) == getattr(b, attribute):
-        return None
+    need(getattr(a, attribute) != getattr(b, attribute))
     names = [speaker.refer(scene, item, without=attribute) for item in (a, b)]
-    if None in names:
-        return None
-    plural = {"color": f"{speaker.say('color')}s", "size": "sizes", "shape": "shapes"}[attribute]
-    slots: dict[str, Slot] = {
-        "a": str(names[0]),
-        "b": str(names[1]),
-        "attributes": plural,
-        "attribute": plural.removesuffix("s"),
-    }
-    new_a = replace(a, **{attribute: getattr(b, attribute)})
-    new_b = replace(b, **{attribute: getattr(a, attribute)})
-    at = scene.objects.index(a), scene.objects.index(b)
+    need(None not in names)
+    color = speaker.say("color")
+    word = color if attribute == "color" else attribute
+    slots = {"a": names[0], "b": names[1], "attribute": word, "attributes": f"{word}s"}
+    updates = {scene.objects.index(a): replace(a, **{attribute: getattr(b, attribute)})}
     if speaker.maybe(0.5):
-        after = changed(scene, {at[0]: new_a, at[1]: new_b})
-        if after is None:
-            return None
-        if len(scene.objects) == 2 and speaker.maybe(0.5):
-            slots["their"] = "their"
-            text = speaker.say("swap of two", **slots)
-        else:
-            text = speaker.say("swap", **slots, their=f"the {plural} of {names[0]} and {names[1]}").replace(
-                f" {plural} of {names[0]} and {names[1]} {plural}", f" {plural} of {names[0]} and {names[1]}"
-            )
+        updates[scene.objects.index(b)] = replace(b, **{attribute: getattr(a, attribute)})
+        after = changed(scene, updates)
+        is_short = len(scene.objects) == 2 and speaker.maybe(0.5)
+        text = speaker.say("swap of two" if is_short else "swap", **slots)
     else:
-        after = changed(scene, {at[0]: new_a})
-        if after is None:
-            return None
+        after = changed(scene, updates)
         if len(scene.objects) == 2 and speaker.maybe(0.3):
             slots["b"] = "the other one"
-        if attribute == "size" and speaker.maybe(0.7):
-            text = speaker.say("as big as", **slots, v="big" if b.size == "large" else "small")
-        else:
-            text = speaker.say("same as", **slots)
-    return speaker.say("change frame", c=text), after, kept(scene, after)
+        is_size = attribute == "size" and speaker.maybe(0.7)
+        text = speaker.say("as big as" if is_size else "same as", **slots, v="big" if b.size == "large" else "small")
+    return Changed(speaker.say("change frame", c=text), after, kept(scene, after))
+
+
+FORMS = {
+    remove_some: 3,
+    change_one: 40,
+    change_set: 18,
+    change_but: 12,
+    add_one: 17,
+    change_background: 11,
+    change_twice: 10,
+    relate_two: 8,
+}

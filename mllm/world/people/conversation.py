@@ -1,4 +1,5 @@
-"""Conversations as people have them: pictures, changes, questions, corrections, thanks, and new pictures.
+"""Conversations as people have them: pictures, changes, questions, corrections, small talk, requests for what this
+world lacks, and new pictures.
 
 Every turn carries the right answer and its exact meaning in the form of files of requests (docs/evaluation.md), so that
 the checker judges every answer.
@@ -7,21 +8,32 @@ the checker judges every answer.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from random import Random
 from typing import Any
 
-from mllm.world.language import describe, phrases
+from mllm.world.grammar import Speaker, listed
+from mllm.world.language import UnsayableError, describe, phrases
 from mllm.world.people.asking import ask_turn
-from mllm.world.people.changing import UnchangeableError, change_other, change_turn, correct_turn
-from mllm.world.people.declining import decline_turn, talk_turn
+from mllm.world.people.changing import Changed, change_other, change_turn, correct_turn, order_change
 from mllm.world.people.drawing import draw_turn, drawn
-from mllm.world.people.speaker import Speaker
-from mllm.world.scene import MAX_OBJECTS, SHAPES, Scene, Split, random_scene_for, split_of
-from mllm.world.spec import full_filter
+from mllm.world.scene import MAX_OBJECTS, RELATIONS, SEEN_PAIRS, SHAPES, SIZES, Scene, Split, random_scene_for, split_of
+from mllm.world.spec import ANY, Filter, full_filter
 
 KINDS = ("draw", "ask", "describe", "edit", "chat", "outside", "talk", "again")
+IMAGE_SHARES = {"chat": 0.3, "outside": 0.35}
+"""How often a conversation begins with an image that somebody shows, where it need not."""
 OTHER = {"yes": ["no"], "no": ["yes"]}
+REASONS = {"shape": "thing", "list": "count", "fifth": "count", "styling": "style"}
+"""Of what cannot be done, where it is not called like the request."""
+NEEDED = {
+    "can": ["draw", "shapes"],
+    "can draw": ["circles", "shapes"],
+    "can color": ["red"],
+    "can count": ["four", "4"],
+}
+"""Words of which any answer must hold one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,42 +50,78 @@ class PeopleTurn:
 def make_people(kind: str, rng: Random, split: Split = "train", *, max_turns: int = 6) -> list[PeopleTurn]:
     """The turns of one conversation of a kind."""
     while True:
-        try:
+        with suppress(UnsayableError):
             return _make(kind, Speaker(rng), split, max_turns)
-        except UnchangeableError:
-            continue
 
 
 def _make(kind: str, speaker: Speaker, split: Split, max_turns: int) -> list[PeopleTurn]:
     rng = speaker.rng
-    scene: Scene | None = None
     shown: Scene | None = None
-    if (
-        kind in ("ask", "describe", "edit")
-        or (kind == "chat" and speaker.maybe(0.3))
-        or (kind == "outside" and speaker.maybe(0.35))
-    ):
-        scene = shown = random_scene_for(split, rng)
+    if kind in ("ask", "describe", "edit") or (kind in IMAGE_SHARES and speaker.maybe(IMAGE_SHARES[kind])):
+        shown = random_scene_for(split, rng)
         if kind == "outside" and speaker.maybe(0.3):
-            scene = shown = random_scene_for(split, rng, num_objects=MAX_OBJECTS)
-    if kind == "chat":
-        return converse(speaker, split, rng.randint(2, max_turns), shown)
+            shown = random_scene_for(split, rng, num_objects=MAX_OBJECTS)
+    match kind:
+        case "chat":
+            turns = converse(speaker, split, rng.randint(2, max_turns), shown)
+        case "again":
+            shown = random_scene_for(split, rng) if speaker.maybe(0.3) else None
+            turns = [draw(speaker, split, is_again=number > 0) for number in range(rng.choice((2, 3)))]
+        case "draw":
+            turns = [draw(speaker, split)]
+        case "talk":
+            turns = [talk(speaker, None)]
+        case "outside":
+            turns = [decline(speaker, shown)]
+        case _:
+            turns = [respond(speaker, kind, shown, split)]
+            more = rng.choice((0, 0, 1, 2, 3)) if kind == "ask" else 0
+            turns += [respond(speaker, kind, shown, split) for _ in range(more)]
+    return [replace(turns[0], shown=shown), *turns[1:]]
+
+
+def converse(speaker: Speaker, split: Split, num_turns: int, scene: Scene | None) -> list[PeopleTurn]:
+    """Several turns about one picture after another, first about the one that is shown."""
+    rng = speaker.rng
+    table = phrases("people")["weights"]
+    before = None  # what is in the picture before the last one
     turns: list[PeopleTurn] = []
-    if kind == "again":
-        first = random_scene_for(split, rng) if speaker.maybe(0.3) else None
-        for number in range(rng.choice((2, 3))):
-            turns.append(draw(speaker, split, is_again=number > 0))
-        return [replace(turns[0], shown=first), *turns[1:]] if first else turns
-    if kind in ("talk", "outside") or scene is None:
-        made = {
-            "draw": lambda: draw(speaker, split),
-            "talk": lambda: talk(speaker, None),
-            "outside": lambda: decline(speaker, scene),
-        }[kind]()
-        return [replace(made, shown=shown)]
-    turns.append(replace(respond(speaker, kind, scene, split), shown=shown))
-    for _ in range(rng.choice((0, 0, 1, 2, 3)) if kind == "ask" else 0):
-        turns.append(respond(speaker, kind, scene, split))
+    while len(turns) < num_turns:
+        last = turns[-1].kind if turns else None
+        after_image = last in ("draw", "again", "edit")
+        state = "at first" if scene is None else "later" if turns else "with an image"
+        weights = {**table[f"turn {state}"]}
+        if state == "later":
+            weights["correct"] *= after_image
+            weights["undo"] *= last == "edit" and before is not None
+        if len(turns) == num_turns - 1 and turns:
+            weights["talk"] = 26
+        kind = speaker.pick(weights)
+        new: Scene | None = None
+        match kind:
+            case "draw":
+                turn = draw(speaker, split, is_again=scene is not None)
+                if last == "outside" and speaker.maybe(0.5):
+                    turn = replace(turn, user=speaker.say("after all") + turn.user[:1].lower() + turn.user[1:])
+            case "talk":
+                turn = talk(speaker, "draw" if after_image else last)
+            case "outside":
+                turn = decline(speaker, scene)
+            case "undo":
+                expect = drawn(before, [full_filter(item) for item in before.objects], background=before.background)
+                turn = PeopleTurn(speaker.type(speaker.say("undo")), before, expect, kind="edit")
+            case "show":
+                new = random_scene_for(split, rng)
+                turn = replace(respond(speaker, rng.choice(("ask", "edit", "describe")), new, split), shown=new)
+            case _:
+                turn = respond(speaker, kind, scene, split, before=before)
+        if turn.kind in ("draw", "again", "edit") and turns and speaker.maybe(0.1):
+            turn = replace(turn, user=f"{speaker.type(speaker.say('cheer')).rstrip('.')} {turn.user}")
+        if new is not None:
+            scene, before = new, None
+        if isinstance(turn.answer, Scene):
+            scene, before = turn.answer, scene if turn.kind == "edit" and kind != "undo" else None
+        turns.append(turn)
     return turns
 
 
@@ -85,133 +133,140 @@ def draw(speaker: Speaker, split: Split, *, is_again: bool = False) -> PeopleTur
             text = speaker.say("a new picture") + text
         elif opening < 0.84:
             text = speaker.say("next") + " " + text
-    return PeopleTurn(
-        speaker.type(text),
-        scene,
-        expect,
-        kind="again" if is_again else "draw",
-    )
+    return PeopleTurn(speaker.type(text), scene, expect, kind="again" if is_again else "draw")
 
 
-def respond(speaker: Speaker, kind: str, scene: Scene, split: Split) -> PeopleTurn:
-    """A turn about the picture."""
-    match kind:
-        case "ask":
+def respond(speaker: Speaker, kind: str, scene: Scene, split: Split, *, before: Scene | None = None) -> PeopleTurn:
+    """A turn about the picture, and about what was changed in the one before it."""
+    if kind in ("ask", "describe"):
+        if kind == "ask":
             words, right, any_of = ask_turn(speaker, scene)
             none_of = OTHER.get(right, [])
-            expect = {"text": {"any_of": any_of, "none_of": none_of}, "no_picture": True}
-            return PeopleTurn(speaker.type(words), right, expect, kind="ask")
-        case "describe":
+        else:
             short = speaker.maybe(0.2)
-            words = describe(scene, short=short)
-            expect = {
-                "text": {
-                    "any_of": [scene.objects[0].shape],
-                    "none_of": [s for s in SHAPES if all(i.shape != s for i in scene.objects)],
-                },
-                "no_picture": True,
-            }
-            return PeopleTurn(
-                speaker.type(speaker.say("caption" if short else "describe")),
-                words,
-                expect,
-                kind="describe",
-            )
-        case "correct":
-            made = correct_turn(speaker, scene, split) or change_turn(speaker, scene, split)
-        case _:
-            made = change_turn(speaker, scene, split)
-    text, after, expect = made
-    return PeopleTurn(speaker.type(text), after, expect, kind="edit")
+            words, right = speaker.say("caption" if short else "describe"), describe(scene, short=short)
+            any_of = [scene.objects[0].shape]
+            none_of = [shape for shape in SHAPES if not Filter(shape).count(scene)]
+        expect = {"text": {"any_of": any_of, "none_of": none_of}, "no_picture": True}
+        return PeopleTurn(speaker.type(words), right, expect, kind=kind)
+    made = change(speaker, kind, scene, split, before=before)
+    return PeopleTurn(speaker.type(made.text), made.scene, made.expect, kind="edit")
 
 
-def decline(speaker: Speaker, scene: Scene | None) -> PeopleTurn:
-    text, right = decline_turn(speaker, scene)
-    return PeopleTurn(speaker.type(text), right, {"decline": True}, kind="outside")
+def change(speaker: Speaker, kind: str, scene: Scene, split: Split, *, before: Scene | None) -> Changed:
+    if kind == "edit" and before is not None and speaker.maybe(0.3):
+        with suppress(UnsayableError):
+            made = change_other(speaker, before, scene)
+            if split_of(made.scene) == split:
+                return made
+    return (correct_turn if kind == "correct" else change_turn)(speaker, scene, split)
+
+
+# ---- small talk, and what lies outside the world, with the honest answer ----
 
 
 def talk(speaker: Speaker, after: str | None) -> PeopleTurn:
-    text, right, any_of = talk_turn(speaker, after)
+    table = phrases("people")
+    weights = {**table["weights"]["talk"]}
+    if after is not None:
+        weights |= table["weights"]["talk after an image" if after == "draw" else "talk later"]
+    kind = speaker.pick(weights)
+    text = speaker.say(kind)
+    if kind in ("can", "can draw", "who", "like") and speaker.maybe(0.15):
+        text = f"{speaker.say('greet')} {text}"
     expect: dict[str, Any] = {"no_picture": True}
-    if any_of:
-        expect["text"] = {"any_of": any_of}
-    return PeopleTurn(speaker.type(text), right, expect, kind="talk")
+    if kind in NEEDED:
+        expect["text"] = {"any_of": NEEDED[kind]}
+    return PeopleTurn(speaker.type(text), table["answers"][kind], expect, kind="talk")
 
 
-def converse(speaker: Speaker, split: Split, num_turns: int, shown: Scene | None) -> list[PeopleTurn]:
-    """A conversation: pictures, changes, questions, corrections, thanks, what cannot be done, and new pictures."""
+def decline(speaker: Speaker, scene: Scene | None) -> PeopleTurn:
+    """A request for what this world lacks; about the picture where there is one."""
+    table = phrases("people")
+    while True:
+        is_edit = scene is not None and speaker.maybe(0.75)
+        form = speaker.pick(table["weights"]["outside editing" if is_edit else "outside drawing"])
+        if form != "fifth" or len(scene.objects) == MAX_OBJECTS:
+            break
+    text = outside_words(speaker, form, scene if is_edit else None)
+    return PeopleTurn(speaker.type(text), table["declines"][REASONS.get(form, form)], {"decline": True}, kind="outside")
+
+
+def outside_words(speaker: Speaker, form: str, scene: Scene | None) -> str:
+    """What cannot be drawn, or cannot be done with the picture of a scene."""
     rng = speaker.rng
-    table = phrases("people")["weights"]
-    scene, before = shown, None  # what is in the last picture, and in the one before it
-    turns: list[PeopleTurn] = []
-    while len(turns) < num_turns:
-        last = turns[-1].kind if turns else None
-        state = "at first" if scene is None else "later" if turns else "with an image"
-        weights = {**table[f"turn {state}"]}
-        if state == "later":
-            weights["correct"] *= last in ("draw", "again", "edit")
-            weights["undo"] *= last == "edit" and before is not None
-        if len(turns) == num_turns - 1 and turns:
-            weights["talk"] = 26
-        kind = speaker.pick(weights)
-        new: Scene | None = None
-        match kind:
-            case "draw":
-                turn = draw(speaker, split, is_again=scene is not None)
-                if last == "outside" and speaker.maybe(0.5):
-                    start = speaker.say("after all")
-                    turn = replace(turn, user=start + turn.user[:1].lower() + turn.user[1:])
-            case "talk":
-                turn = talk(speaker, "draw" if last in ("draw", "again", "edit") else last)
-            case "outside":
-                turn = decline(speaker, scene)
-            case "undo":
-                assert scene is not None and before is not None
-                named = [full_filter(item) for item in before.objects]
-                expect = drawn(before, named, background=before.background)
-                turn = PeopleTurn(speaker.type(speaker.say("undo")), before, expect, kind="edit")
-            case "edit" if (
-                before is not None and speaker.maybe(0.3) and (made := other_turn(speaker, before, scene, split))
-            ):
-                turn = made
-            case "show":
-                new = random_scene_for(split, rng)
-                turn = replace(respond(speaker, rng.choice(("ask", "edit", "describe")), new, split), shown=new)
-            case _:
-                assert scene is not None
-                turn = respond(speaker, kind, scene, split)
-        if turn.kind in ("draw", "again", "edit") and turns and speaker.maybe(0.1):
-            turn = replace(turn, user=f"{speaker.type(speaker.say('cheer')).rstrip('.')} {turn.user}")
-        if new is not None:
-            scene, before = new, None
-        if isinstance(turn.answer, Scene):
-            scene, before = turn.answer, scene if turn.kind == "edit" and kind != "undo" else None
-        turns.append(turn)
-    if shown is not None:
-        turns[0] = replace(turns[0], shown=shown)
-    return turns
+    color, shape = rng.choice(sorted(SEEN_PAIRS))
+    named = Filter(shape, color, rng.choice((None, *SIZES)))
+    other_color, other_shape = rng.choice(sorted(SEEN_PAIRS))
+    one, other = speaker.some(named, short=True), speaker.some(Filter(other_shape, other_color), short=True)
+    if scene is not None:
+        target = speaker.refer(scene, rng.choice(scene.objects)) or "them"
+        target = rng.choice(("it", target)) if len(scene.objects) == 1 else target
+    else:
+        target = f"the {speaker.noun(Filter(shape), short=True)}"
+    adjective = speaker.say(rng.choice(SIZES)) if speaker.maybe(0.25) else ""
+    slots = {"t": target, "x": one, "y": other, "n": speaker.noun(Filter(shape, color), short=True)}
 
+    def beside(text: str, share: float) -> str:
+        """Now and then together with something that can be drawn."""
+        if not speaker.maybe(share):
+            return text
+        return listed([text, one] if speaker.maybe(0.5) else [one, text], rng)
 
-def other_turn(speaker: Speaker, before: Scene, scene: Scene | None, split: Split) -> PeopleTurn | None:
-    """ "Now remove the other one", after a change of one of two."""
-    made = change_other(speaker, before, scene) if scene else None
-    if made is None or split_of(made[1]) != split:
-        return None
-    return PeopleTurn(speaker.type(made[0]), made[1], made[2], kind="edit")
+    match form:
+        case "thing":
+            text = beside(speaker.say("thing"), 0.15)
+        case "shape":
+            hue = speaker.say(color) if speaker.maybe(0.7) else ""
+            text = beside(f"a {adjective} {hue} {speaker.say('shape outside')}", 0.25)
+        case "color":
+            noun, beyond = speaker.noun(Filter(shape)), speaker.say("color outside")
+            if scene is not None and speaker.maybe(0.8):
+                return order_change(speaker, "recolor", t=target, v=beyond, bare=target)
+            text = f"{rng.choice(('a', 'a', 'one', ''))} {adjective} {beyond} {noun}"
+            if speaker.maybe(0.2):
+                text = f"{rng.choice(('two', '3', 'three'))} {beyond} {speaker.noun(Filter(shape), plural=True)}"
+            text = beside(text, 0.25)
+        case "count":
+            counted = rng.choice((Filter(shape, color), Filter(shape), ANY, Filter(color=color)))
+            text = f"{speaker.say('count outside')} {speaker.noun(counted, plural=True)}"
+            if speaker.maybe(0.15):
+                text += rng.choice((f", all {speaker.say(color)}", ", each a different color", " in a row"))
+        case "list":
+            items = [Filter(*rng.choice(sorted(SEEN_PAIRS))[::-1]) for _ in range(rng.choice((5, 5, 6)))]
+            text = listed([speaker.some(item, short=True) for item in items], rng)
+            if speaker.maybe(0.4):
+                counts = rng.choice(((3, 2), (2, 3), (3, 3), (4, 1), (4, 2), (2, 2, 1), (4, 4), (1, 4)))
+                some = [speaker.some(item, count, short=True) for count, item in zip(counts, items, strict=False)]
+                text = listed(some, rng)
+        case "fifth":
+            many = speaker.say("one more")
+            noun = speaker.noun(Filter(shape, color), short=True, plural=many in ("two more", "three more"))
+            return order_change(speaker, "add", a=f"{many} {noun}", w="")
+        case "background":
+            value = speaker.say("background outside")
+            if scene is not None:
+                return order_change(speaker, "background", v=value)
+            text = one + " " + speaker.say("bgphrase", b=value)
+        case "chat":
+            return speaker.say("chat outside")
+        case "move" | "styling" | "rotate" | "text":
+            said = speaker.say(form, **slots, a=target)
+            is_whole = speaker.maybe(0.5) if form == "text" else "tilted" in said
+            return said if is_whole else speaker.say("change frame", c=said)
+        case _:
+            text = speaker.say(form, **slots)
+    if scene is None or form not in ("thing", "shape", "color"):
+        return speaker.say("draw", x=text)
+    if form == "shape" and speaker.maybe(0.4):
+        return order_change(speaker, "reshape", t=target, v=f"a {speaker.say('shape outside')}", bare=target)
+    where = speaker.say("perhaps where", r=speaker.say(rng.choice(RELATIONS)), t=target)
+    return order_change(speaker, "add", a=text, w=where)
 
 
 def as_item(turns: Sequence[PeopleTurn], *, id: str, kind: str) -> dict[str, Any]:
     """A conversation as a line of a file of requests."""
-    first = turns[0].shown
-    image = first and {
-        "background": first.background,
-        "objects": [
-            {name: getattr(item, name) for name in ("shape", "color", "size", "x", "y")} for item in first.objects
-        ],
-    }
-    return {
-        "id": id,
-        "kind": kind,
-        "image": image,
-        "turns": [{"user": turn.user, "expect": turn.expect} for turn in turns],
-    }
+    said = [{"user": turn.user, "expect": turn.expect} for turn in turns]
+    image = turns[0].shown and asdict(turns[0].shown)
+    image = image and {**image, "objects": list(image["objects"])}
+    return {"id": id, "kind": kind, "image": image, "turns": said}
