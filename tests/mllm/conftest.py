@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from mllm.cli.main import main
+from mllm.pipeline import Pipeline
+from mllm.processor import MLLMProcessor
 from tests.mllm.golden_mllm import GOLDEN_FIELDS, golden_weights
 from tests.mllm.released_folder import write_released
 from tests.mllm.tiny_folder import build_tiny_folder, train_text_tokenizer
@@ -17,6 +19,16 @@ from tests.mllm.tiny_folder import build_tiny_folder, train_text_tokenizer
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model folder of random weights; nothing may be written into it."""
     return build_tiny_folder(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def pipeline(folder: Path) -> Pipeline:
+    return Pipeline.load(folder, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def processor(folder: Path) -> MLLMProcessor:
+    return MLLMProcessor.from_pretrained(folder)
 
 
 @pytest.fixture(scope="session")

@@ -14,11 +14,8 @@ from mllm.checkpoint import (
     KEPT,
     LoadOptions,
     export_released,
-    load_model,
     spread,
 )
-from mllm.cli.main import LOAD_OPTIONS, MODEL, CommandParser, given
-from mllm.heads import MLPHead
 from mllm.model import MLLMForConditionalGeneration
 from mllm.pipeline import Pipeline
 from mllm.quantization import GROUP, MOST_PACKED_ROWS, Int4Linear, Int8Linear
@@ -173,15 +170,3 @@ def test_what_a_code_embedding_sees_is_chosen_when_loading(folder: Path) -> None
     assert caches["prefix"][0].shape[:3] == (2, 3, 5) and caches["current"] is None
     with pytest.raises(ValueError):
         Pipeline.load(folder, device="cpu", embedding_context="wide")
-
-
-def test_options_of_a_command_are_those_of_loading(folder: Path) -> None:
-    parser = CommandParser("test", description="", example="test", options=MODEL)
-    words = "--device cpu --dtype bfloat16 --quantization nf4 --device-map auto --embedding-context current"
-    options = LoadOptions(**given(parser.parse_args(words.split()), LOAD_OPTIONS))
-    assert options == LoadOptions(
-        device="cpu", dtype="bfloat16", quantization="nf4", device_map="auto", embedding_context="current"
-    )
-    assert given(parser.parse_args([]), LOAD_OPTIONS) == {}
-    model = load_model(folder, LoadOptions(device="cpu", embedding_context="current"))
-    assert model.config.embedding_context == "current" and not isinstance(model.code_head, MLPHead)

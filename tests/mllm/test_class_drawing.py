@@ -113,13 +113,6 @@ def test_cached_code_logits_equal_the_full_forward(
         assert result.token_ids == ImageLayout.from_config(model.config).token_ids((3, 3))
 
 
-def test_classes_together_equal_each_alone() -> None:
-    model = class_model(code_embedder="summed")
-    requests = [request_for(index, model.config, guidance=1.0 + index % 2) for index in range(4)]
-    together = [result.images[0].codes_KN.tolist() for result in generate(model, requests)]
-    assert together == [generate(model, [request])[0].images[0].codes_KN.tolist() for request in requests]
-
-
 def test_pipeline_and_command_draw_classes_and_nothing_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = build_tiny_folder(
         tmp_path / "model",

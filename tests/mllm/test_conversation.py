@@ -101,14 +101,6 @@ def test_every_style_says_exactly_this(messages: list[Message], style: str, show
     assert show(render(messages, style)) == shown
 
 
-def test_a_prompt_is_the_beginning_of_the_training_sample() -> None:
-    for messages in (DRAW, ASK, [*ASK, user("Sure?"), assistant("Yes.")]):
-        for style in ("native", "unitok"):
-            answer = "image" if messages is DRAW else "text"
-            prompt = show(render(messages[:-1], style, add_generation_prompt=True, answer=answer))
-            assert show(render(messages, style)).startswith(f"{prompt}|["), "all that follows the prompt is learned"
-
-
 def test_dropping_the_instruction_keeps_images_and_their_side() -> None:
     dropped = unconditional([*DRAW, user(IMAGE, "Make it blue.", "Now.")])
     assert dropped[:2] == DRAW and dropped[2].parts == (IMAGE, UnconditionalPart())

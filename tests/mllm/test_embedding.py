@@ -31,31 +31,11 @@ def random_codes(num_positions: int, seed: int = 0) -> Tensor:
 
 
 @torch.no_grad()
-def test_looked_up_entries_are_the_normalised_rows(embedding: CodeEmbedding) -> None:
-    codes_PK = random_codes(5)
-    rows = []
-    for codes_K in codes_PK.tolist():
-        entries = [embedding.codebooks[k, code] for k, code in enumerate(codes_K)]
-        rows.append(torch.cat([entry / entry.norm() for entry in entries]))
-    torch.testing.assert_close(embedding.look_up(codes_PK), torch.stack(rows))
-
-
-@torch.no_grad()
 def test_images_together_equal_each_alone(embedding: CodeEmbedding) -> None:
     for lengths in ([7], [4, 4, 4], [5, 1, 8]):
         codes_PK = random_codes(sum(lengths))
         alone = [embedding(codes, torch.tensor([len(codes)])) for codes in codes_PK.split(lengths)]
         torch.testing.assert_close(embedding(codes_PK, torch.tensor(lengths)), torch.cat(alone))
-
-
-@torch.no_grad()
-def test_a_position_sees_its_past_only(embedding: CodeEmbedding) -> None:
-    codes_PK = random_codes(9)
-    changed_PK = codes_PK.clone()
-    changed_PK[4] = (changed_PK[4] + 1) % CODEBOOK_SIZE
-    before, after = (embedding(codes, torch.tensor([9])) for codes in (codes_PK, changed_PK))
-    torch.testing.assert_close(before[:4], after[:4], rtol=0, atol=0)
-    assert all((before[i] - after[i]).abs().max() > 1e-4 for i in range(4, 9))
 
 
 @pytest.mark.parametrize("fields", [None, {}, {"code_embedder": "summed"}])
@@ -89,23 +69,6 @@ def test_steps_of_current_context_embed_each_position_alone() -> None:
     trained = embedding(codes_PK, torch.tensor([6]))
     torch.testing.assert_close(stepped[0], trained[0])
     assert (stepped[5] - trained[5]).abs().max() > 1e-4
-
-
-@torch.no_grad()
-def test_position_embedding_adds_the_vectors_of_row_and_column_and_of_the_row_that_comes_next() -> None:
-    embedding, codes_PK = with_positions(), random_codes(9)
-    tables, plain = embedding.places, build_model().code_embedding
-    content_PD = plain(codes_PK, torch.tensor([9]))
-    unit_PD = content_PD / content_PD.square().mean(-1, keepdim=True).sqrt()
-    added_PD = embedding(codes_PK, torch.tensor([9])) - unit_PD
-    for place, (row, column, next_row) in {
-        0: (0, 0, 0),
-        2: (0, 2, 1),  # the last of its row
-        7: (2, 1, 2),
-        8: (2, 2, 3),  # the last of the image
-    }.items():
-        expected_D = tables.row[row] + tables.column[column] + tables.next_row[next_row]
-        torch.testing.assert_close(added_PD[place], expected_D, rtol=1e-4, atol=1e-4)
 
 
 def test_wrong_lengths_and_codebooks_are_refused(embedding: CodeEmbedding) -> None:
@@ -145,10 +108,3 @@ def test_a_position_is_the_sum_of_its_codes_vectors() -> None:
     codes_PK = random_codes(5)
     expected = [sum(tables[k, code] for k, code in enumerate(codes_K)) for codes_K in codes_PK.tolist()]
     torch.testing.assert_close(embedding(codes_PK, torch.tensor([2, 3])), torch.stack(expected))
-
-
-def test_only_the_vectors_of_the_codes_that_occur_learn() -> None:
-    embedding = build_model(code_embedder="summed").code_embedding
-    embedding(torch.tensor([[1, 2, 3]]), torch.tensor([1])).sum().backward()
-    learned = embedding.codebooks.weight.grad.abs().sum(dim=1).nonzero()[:, 0].tolist()
-    assert learned == [1, CODEBOOK_SIZE + 2, 2 * CODEBOOK_SIZE + 3]

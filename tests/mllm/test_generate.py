@@ -5,28 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoModelForMultimodalLM, AutoProcessor, DynamicCache, GenerationConfig, LogitsProcessor
+from transformers import AutoModelForMultimodalLM, DynamicCache, GenerationConfig, LogitsProcessor
 from transformers.generation.streamers import TextStreamer
 
 from mllm.conversation import ImagePart, Message, TextPart
 from mllm.model import MLLMForConditionalGeneration
 from mllm.pipeline import Done, Pipeline
 from mllm.processor import MLLMProcessor
-from tests.mllm.tiny_folder import build_tiny_folder
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_tiny_folder(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture(scope="module")
-def pipeline(folder: Path) -> Pipeline:
-    return Pipeline.load(folder, device="cpu")
+from tests.mllm.tiny_folder import build_tiny_folder, random_picture
 
 
 @pytest.fixture(scope="module")
@@ -34,15 +23,8 @@ def model(folder: Path) -> MLLMForConditionalGeneration:
     return AutoModelForMultimodalLM.from_pretrained(folder)
 
 
-@pytest.fixture(scope="module")
-def processor(folder: Path) -> MLLMProcessor:
-    return AutoProcessor.from_pretrained(folder)
-
-
-PICTURE = Image.fromarray(np.random.default_rng(3).integers(0, 256, (32, 32, 3), dtype=np.uint8))
+PICTURE = random_picture()
 QUESTION = {"role": "user", "content": [{"type": "image", "image": PICTURE}, {"type": "text", "text": "What is it?"}]}
-
-
 DOUBLE = {"role": "user", "content": [QUESTION["content"][0], {"type": "text", "text": "or"}, QUESTION["content"][0]]}
 
 
@@ -50,38 +32,35 @@ def pixels(images: list[Image.Image]) -> list[bytes]:
     return [image.tobytes() for image in images]
 
 
-def chat_inputs(processor: MLLMProcessor, *turns: dict[str, Any], mode: str) -> Any:
-    return processor.apply_chat_template(
-        list(turns),
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
-        processor_kwargs={"generation_mode": mode},
-    )
+PROMPT = {"add_generation_prompt": True, "tokenize": True, "return_dict": True}
+
+
+def chat_inputs(processor: MLLMProcessor, turn: dict[str, Any], mode: str) -> Any:
+    return processor.apply_chat_template([turn], **PROMPT, processor_kwargs={"generation_mode": mode})
 
 
 def test_a_picture_is_the_one_that_the_pipeline_draws(
     model: MLLMForConditionalGeneration, processor: MLLMProcessor, pipeline: Pipeline
 ) -> None:
     inputs = processor(text="a red circle", generation_mode="image", return_tensors="pt")
-    codes = model.generate(**inputs, generation_mode="image", num_return_sequences=2, seed=7)
-    assert codes.shape == (2, 4 * 3) and codes.dtype == torch.int64
-    pictures = processor.post_process_multimodal_output(codes, generation_mode="image")
-    assert pixels(pictures) == pixels(pipeline.draw("a red circle", n=2, seed=7))
-    settings = {"temperature": 0.7, "top_k": 5, "top_p": 0.9}
-    codes = model.generate(**inputs, generation_mode="image", guidance_scale=4.0, seed=1, **settings)
-    drawn = pipeline.draw("a red circle", seed=1, guidance=4.0, **settings)
-    assert pixels(processor.post_process_multimodal_output(codes, generation_mode="image")) == pixels(drawn)
-    greedy = model.generate(**inputs, generation_mode="image", do_sample=False)
-    drawn = pipeline.draw("a red circle", greedy=True)
-    assert pixels(processor.post_process_multimodal_output(greedy, generation_mode="image")) == pixels(drawn)
+    same = {"temperature": 0.7, "top_k": 5, "top_p": 0.9, "seed": 1}
+    for theirs, ours in (
+        ({"num_return_sequences": 2, "seed": 7}, {"n": 2, "seed": 7}),
+        ({"guidance_scale": 4.0, **same}, {"guidance": 4.0, **same}),
+        ({"do_sample": False}, {"greedy": True}),
+    ):
+        codes = model.generate(**inputs, generation_mode="image", **theirs)
+        assert codes.shape == (ours.get("n", 1), 4 * 3) and codes.dtype == torch.int64
+        drawn = pipeline.draw("a red circle", **ours)
+        assert pixels(processor.post_process_multimodal_output(codes, generation_mode="image")) == pixels(drawn)
+    bare = processor(text="a red circle")
+    assert model.generate(**bare, generation_mode="image", guidance_scale=1, seed=1).shape == (1, 12)
 
 
 def test_an_answer_is_the_one_that_the_pipeline_gives(
     model: MLLMForConditionalGeneration, processor: MLLMProcessor, pipeline: Pipeline
 ) -> None:
-    inputs = chat_inputs(processor, QUESTION, mode="text")
+    inputs = chat_inputs(processor, QUESTION, "text")
     ids = model.generate(**inputs, max_new_tokens=40)
     num_given = inputs["input_ids"].shape[1]
     assert ids[:, :num_given].equal(inputs["input_ids"])
@@ -99,7 +78,7 @@ def test_an_edit_and_a_mixed_answer_are_the_pipeline_s(
     edited = pipeline.edit(PICTURE, "Make it green.", seed=5)
     assert pixels(processor.post_process_multimodal_output(out, generation_mode="image")) == pixels([edited])
     assert out.finish_reasons == ["image"] and out.seeds == [5]
-    inputs = chat_inputs(processor, QUESTION, mode="interleaved")
+    inputs = chat_inputs(processor, QUESTION, "interleaved")
     begin = model.config.begin_image_id
     handles = [m.lm_head.register_forward_hook(lambda m, i, o: push(o, begin)) for m in (model, pipeline.model)]
     try:
@@ -130,9 +109,7 @@ def test_a_batch_is_each_prompt_alone(model: MLLMForConditionalGeneration, proce
         [QUESTION],
         [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "image", "image": PICTURE}] * 2}],
     ]
-    together = processor.apply_chat_template(
-        chats, add_generation_prompt=True, tokenize=True, return_dict=True, generation_mode="image"
-    )
+    together = processor.apply_chat_template(chats, **PROMPT, generation_mode="image")
     codes = model.generate(**together, generation_mode="image", seed=[4, 5, 6])
     for row, chat in enumerate(chats):
         alone = processor(messages=chat, generation_mode="image")
@@ -163,17 +140,19 @@ def test_a_generation_config_says_the_same_as_options(
     assert cold.equal(greedy), "an option lies over the config"
 
 
-def test_settings_of_a_task_are_those_of_the_checkpoint(folder: Path, tmp_path: Path, processor: MLLMProcessor) -> None:
+def test_settings_of_a_task_are_those_of_the_checkpoint(
+    folder: Path, tmp_path: Path, processor: MLLMProcessor, pipeline: Pipeline
+) -> None:
     model = MLLMForConditionalGeneration.from_pretrained(folder)
     model.generation_config.task_settings = {"draw": {"guidance": 4.0, "temperature": [0.5, 1.0, 2.0]}}
     model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
     again = MLLMForConditionalGeneration.from_pretrained(tmp_path)
     inputs = processor(text="a red circle", generation_mode="image")
-    expected = Pipeline.load(folder, device="cpu").draw(
-        "a red circle", seed=1, guidance=4.0, temperature=(0.5, 1.0, 2.0)
-    )
+    expected = pipeline.draw("a red circle", seed=1, guidance=4.0, temperature=(0.5, 1.0, 2.0))
     codes = again.generate(**inputs, generation_mode="image", seed=1)
     assert pixels(processor.post_process_multimodal_output(codes, generation_mode="image")) == pixels(expected)
+    assert pixels(Pipeline.load(tmp_path, device="cpu").draw("a red circle", seed=1)) == pixels(expected)
 
 
 class OnlyThis(LogitsProcessor):
@@ -193,8 +172,7 @@ def test_the_text_loop_is_that_of_transformers(
 ) -> None:
     """Its ways to the most probable answer agree, and its options and results are there, with images in a batch."""
     chats = [[QUESTION], [{"role": "user", "content": "a red circle"}], [DOUBLE]]
-    options = {"add_generation_prompt": True, "tokenize": True, "return_dict": True}
-    inputs, length = processor.apply_chat_template(chats, **options), 12
+    inputs, length = processor.apply_chat_template(chats, **PROMPT), 12
     given = inputs["input_ids"].shape[1]
     greedy = model.generate(**inputs, max_new_tokens=length)
     for more in (
@@ -205,25 +183,19 @@ def test_the_text_loop_is_that_of_transformers(
         {"attention_mask": None},
     ):
         assert model.generate(**{**inputs, "max_new_tokens": length, **more}).equal(greedy), more
-    one = processor.apply_chat_template([DOUBLE], **options)
+    one = processor.apply_chat_template([DOUBLE], **PROMPT)
     for more in ({"prompt_lookup_num_tokens": 3}, {"assistant_model": model}, {"past_key_values": DynamicCache()}):
         assert model.generate(**one, max_new_tokens=length, **more).equal(
             greedy[2:, -one["input_ids"].shape[1] - length :]
         )
-    several = model.generate(**inputs, max_new_tokens=5, do_sample=True, num_return_sequences=2, top_k=0, seed=3)
-    again = model.generate(**inputs, max_new_tokens=5, do_sample=True, num_return_sequences=2, top_k=0, seed=3)
+    sample = {"max_new_tokens": 5, "do_sample": True, "num_return_sequences": 2, "top_k": 0, "seed": 3}
+    several, again = model.generate(**inputs, **sample), model.generate(**inputs, **sample)
     assert several.shape == (6, given + 5) and several.equal(again)
-    beams = model.generate(
-        **inputs,
-        max_new_tokens=5,
-        num_beams=3,
-        num_return_sequences=2,
-        return_dict_in_generate=True,
-        output_scores=True,
-    )
+    search = {"max_new_tokens": 5, "num_beams": 3, "num_return_sequences": 2}
+    beams = model.generate(**inputs, **search, return_dict_in_generate=True, output_scores=True)
     for row, chat in enumerate(chats):
-        alone = processor.apply_chat_template(chat, **options)
-        ids = model.generate(**alone, max_new_tokens=5, num_beams=3, num_return_sequences=2)
+        alone = processor.apply_chat_template(chat, **PROMPT)
+        ids = model.generate(**alone, **search)
         assert ids[:, -5:].equal(beams.sequences[2 * row : 2 * row + 2, -5:])
     assert beams.sequences_scores.shape == (6,)
     more = {"output_scores": True, "output_logits": True, "output_hidden_states": True, "return_dict_in_generate": True}
@@ -277,14 +249,6 @@ def test_pictures_of_other_sizes_keep_theirs(tmp_path: Path) -> None:
     drawn = processor(text="a", generation_mode="image")
     codes = pipeline.model.generate(**drawn, generation_mode="image", seed=1, size=(32, 48))
     assert codes.shape == (1, 6 * 3)
-
-
-def test_images_may_be_named_by_their_files(processor: MLLMProcessor, tmp_path: Path) -> None:
-    PICTURE.save(tmp_path / "a.png")
-    named = [{"type": "image", key: str(tmp_path / "a.png")} for key in ("path", "url", "image")]
-    chats = [[{"role": "user", "content": [image, QUESTION["content"][1]]}] for image in named]
-    found = [processor(messages=chat) for chat in chats] + [processor(str(tmp_path / "a.png"), "What is it?")]
-    assert all(inputs["codes"].equal(processor(messages=[QUESTION])["codes"]) for inputs in found)
 
 
 def test_what_cannot_be_done_is_refused_and_what_asks_for_nothing_is_not(
@@ -341,11 +305,6 @@ def test_what_cannot_be_done_is_refused_and_what_asks_for_nothing_is_not(
     ):
         with pytest.raises(ValueError):
             model.generate(**{**inputs, **options})
-
-
-def test_guidance_one_needs_no_second_prompt(model: MLLMForConditionalGeneration, processor: MLLMProcessor) -> None:
-    inputs = processor(text="a red circle")
-    assert model.generate(**inputs, generation_mode="image", guidance_scale=1, seed=1).shape == (1, 12)
 
 
 def test_a_processor_refuses_what_the_model_does_not_read(processor: MLLMProcessor, tmp_path: Path) -> None:

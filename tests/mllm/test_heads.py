@@ -66,16 +66,6 @@ def test_guidance_mixes_logits_and_shares_the_code(head: CodeHead) -> None:
 
 
 @torch.no_grad()
-def test_a_code_depends_on_the_codes_before_it_and_on_no_other() -> None:
-    head = build_model().code_head
-    hidden_PD, codes_PK = random_inputs(4)
-    changed_PK = codes_PK.clone()
-    changed_PK[2, 1] = (changed_PK[2, 1] + 1) % CODEBOOK_SIZE
-    differs_PK = (head(hidden_PD, codes_PK) != head(hidden_PD, changed_PK)).any(dim=-1)
-    assert differs_PK.nonzero().tolist() == [[2, 2]]
-
-
-@torch.no_grad()
 def test_the_depth_transformer_is_a_llama() -> None:
     """The same weights in transformers' own Llama, over the sequence [hidden, code 0, code 1]."""
     model = build_model()
@@ -87,13 +77,6 @@ def test_the_depth_transformer_is_a_llama() -> None:
     embedded = [head.codebooks.weight[k * CODEBOOK_SIZE + codes_PK[:, k]] for k in range(NUM_CODEBOOKS - 1)]
     outputs_PKD = llama(inputs_embeds=torch.stack([hidden_PD, *embedded], dim=1)).last_hidden_state
     torch.testing.assert_close(head(hidden_PD, codes_PK), head.linear_head(outputs_PKD), atol=2e-5, rtol=1e-4)
-
-
-def test_gradient_reaches_every_parameter_of_every_head(head: CodeHead) -> None:
-    hidden_PD, codes_PK = random_inputs(7)
-    head.zero_grad()
-    head(hidden_PD, codes_PK).square().sum().backward()
-    assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in head.parameters())
 
 
 class DoubledLinear(nn.Linear):
@@ -120,11 +103,6 @@ def test_joined_layers_give_what_they_give_one_by_one() -> None:
         expected = torch.cat([linear(hidden) for linear in linears], dim=-1)
         torch.testing.assert_close(join(linears)(hidden), expected)
         assert is_plain(linears[0]) == (kind in ("plain", "no bias"))
-
-
-def test_weights_that_are_elsewhere_are_not_copied() -> None:
-    with torch.device("meta"):
-        assert not is_plain(nn.Linear(5, 3))
     sharded = nn.Linear(5, 3)
     sharded.weight.data = torch.empty(0)
-    assert not is_plain(sharded)
+    assert not is_plain(sharded) and not is_plain(nn.Linear(5, 3, device="meta")), "weights that are elsewhere"

@@ -12,20 +12,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from transformers import LogitsProcessorList, SuppressTokensLogitsProcessor
 
 from mllm.conversation import ImagePart, Message, TextPart
 from mllm.inference_solver import FlexARInferenceSolver, SolverSampling, build_messages, understand
 from tests.mllm.tiny_folder import build_tiny_folder
+from tests.mllm.tiny_folder import random_picture as picture
 
 DRAW = "Generate an image of 32x32 according to the following prompt:\na red circle on a white background"
 DESCRIBE = "Describe the image in detail. <|image|>"
 DEPTH = "Depth estimation. <|image|>"
-
-
-def picture(seed: int = 3, side: int = 32) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8))
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +98,7 @@ def test_images_come_in_any_form(solver: FlexARInferenceSolver, tmp_path: Path) 
             solver.generate(wrong, [[DEPTH, None]], None, 1.0)
     with pytest.raises(FileNotFoundError):
         solver.generate("nowhere.png", [[DEPTH, None]], None, 1.0)
-    wide = picture(side=48).resize((90, 40))
+    wide = picture(size=(90, 40))
     tokens = [solver.generate([i], [[DEPTH, None]], None, 1.0, seed=1).codes[0].codes_KN for i in (wide, wide, image)]
     assert (tokens[0] == tokens[1]).all() and (tokens[0] != tokens[2]).any(), "never cropped at random"
 

@@ -4,7 +4,6 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-import torch
 
 from mllm.sequence import IGNORED, pack, pack_rows, sample_numbers, take_row
 from tests.mllm.engine_helpers import IDS
@@ -63,12 +62,6 @@ def test_too_long_and_empty_are_refused() -> None:
         pack(SAMPLES, length=8, pad_token_id=0)
     with pytest.raises(ValueError):
         pack([], length=8, pad_token_id=0)
-
-
-def test_a_batch_is_int64_and_bool() -> None:
-    batch = pack(SAMPLES[:2], length=47, pad_token_id=0)
-    assert {value.dtype for name, value in batch.items() if name != "code_targets"} == {torch.int64}
-    assert batch["code_targets"].dtype == torch.bool and isinstance(SAMPLES[0].codes_PK, np.ndarray)
 
 
 def test_a_row_is_filled_as_well_as_possible() -> None:

@@ -12,9 +12,9 @@ from PIL import Image
 
 from mllm.cli.main import main
 from mllm.conversation import ImagePart, Message, TextPart
-from mllm.pipeline import STRIDE, Pipeline, candidate_seeds, keep_best, score_images, vqa_score_question
-from mllm.world.plan import ask_about
-from tests.mllm.tiny_folder import build_tiny_folder
+from mllm.pipeline import STRIDE, Pipeline, candidate_seeds, keep_best, load_planner, score_images, vqa_score_question
+from mllm.world.plan import ScenePlanner, ask_about
+from tests.mllm.tiny_folder import build_tiny_folder, random_picture
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +28,7 @@ def pipeline(folder: Path) -> Pipeline:
 
 
 def random_images(count: int) -> list[Image.Image]:
-    rng = np.random.default_rng(5)
-    return [Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)) for _ in range(count)]
+    return [random_picture(seed) for seed in range(count)]
 
 
 def test_smaller_numbers_have_the_first_candidates_of_larger_ones_and_neighbours_share_none() -> None:
@@ -39,11 +38,12 @@ def test_smaller_numbers_have_the_first_candidates_of_larger_ones_and_neighbours
     assert len(set(used)) == len(used)
 
 
-def test_the_first_of_the_highest_scores_is_kept() -> None:
+def test_the_first_of_the_highest_scores_is_kept(pipeline: Pipeline) -> None:
     images = random_images(4)
     assert keep_best(images, [0.1, 0.5, 0.5, 0.2], best_of=4) == [images[1]]
     kept = keep_best(images, [0.1, 0.5, 0.6, 0.6], best_of=2)
     assert kept == [images[1], images[2]] and kept[0].info == {"score": 0.5, "best_of": 2}
+    assert pipeline.question_form == "genai" and load_planner(ScenePlanner.__module__ + ".ScenePlanner").name == "world"
 
 
 def test_best_of_keeps_what_judging_all_candidates_picks(pipeline: Pipeline) -> None:
@@ -84,11 +84,6 @@ def plain_probability(pipeline: Pipeline, image: Image.Image, question: str, wan
             ).logits[0, -1]
         probability *= logits.softmax(dim=-1)[complete.token_ids_T[length]].item()
     return probability
-
-
-def test_only_a_model_with_a_planner_is_asked_its_questions(pipeline: Pipeline) -> None:
-    assert pipeline.question_form == "genai"
-    assert Pipeline.load(None, device="cpu").question_form == "world"
 
 
 def test_the_command_keeps_the_best_and_says_its_score(

@@ -88,17 +88,13 @@ def test_a_model_is_pushed_with_its_card(folder: Path, monkeypatch: pytest.Monke
     assert sent[1]["README.md"] == (folder / "README.md").read_bytes()
 
 
-@pytest.fixture
-def any_to_any(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The pipeline; its wish for torchvision, which nothing here needs, is left out where it is not installed."""
+def test_transformers_any_to_any_pipeline_draws_and_answers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its wish for torchvision, which nothing here needs, is left out where it is not installed."""
     if find_spec("torchvision") is None:
         with pytest.raises(ImportError):
             transformers_pipeline("any-to-any", model=str(folder), device="cpu")
         monkeypatch.setattr("transformers.pipelines.any_to_any.requires_backends", lambda *args: None)
-    return transformers_pipeline("any-to-any", model=str(folder), device="cpu")
-
-
-def test_transformers_any_to_any_pipeline_draws_and_answers(any_to_any: Any, folder: Path) -> None:
+    any_to_any = transformers_pipeline("any-to-any", model=str(folder), device="cpu")
     chat = [{"role": "user", "content": [{"type": "text", "text": "a red circle"}]}]
     torch.manual_seed(3)
     drawn = any_to_any(chat, generation_mode="image", processor_kwargs={"generation_mode": "image"})

@@ -4,14 +4,13 @@ same answers, drawings and edits."""
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from random import Random
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoModelForMultimodalLM, AutoProcessor, Trainer, TrainingArguments, pipeline
+from transformers import AutoModelForMultimodalLM, AutoProcessor, pipeline
 
 from mllm.checkpoint import find_model_folder
 from mllm.generate import describe, insert, read_prompts
@@ -125,44 +124,3 @@ def test_pipelines_of_transformers_agree(
     (found,) = pipe([turn("a red circle")], processor_kwargs={"generation_mode": "image"}, **options)
     drawn = found if isinstance(found, Image.Image) else found["generated_image"]
     assert drawn.tobytes() == ours.draw("a red circle", seed=3)[0].tobytes()
-
-
-def test_a_plain_trainer_weighs_tokens_alike_and_gets_logits(processor: MLLMProcessor, tmp_path: Path) -> None:
-    """However a batch is split; and its metrics get logits (B, T, V)."""
-    texts = ("A red circle.", "A large blue square to the left of a small green star, and more.", "Hi", "Three stars.")
-    rows = [{"input_ids": [1, *processor.tokenizer(text, add_special_tokens=False).input_ids, 2]} for text in texts]
-
-    def collate(batch: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
-        ids = [torch.tensor(row["input_ids"]) for row in batch]
-        stacked = {"input_ids": 0, "labels": -100}
-        return {name: torch.nn.utils.rnn.pad_sequence(ids, True, fill) for name, fill in stacked.items()} | {
-            "attention_mask": torch.nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in ids], True)
-        }
-
-    losses, shapes = [], []
-
-    def measure(evaluated: Any) -> dict[str, float]:
-        shapes.append(evaluated.predictions.shape)
-        return {}
-
-    for size, steps in ((4, 1), (1, 4), (2, 2)):
-        model = AutoModelForMultimodalLM.from_pretrained(FOLDER, dtype=torch.float32)
-        arguments = TrainingArguments(
-            output_dir=str(tmp_path),
-            per_device_train_batch_size=size,
-            gradient_accumulation_steps=steps,
-            max_steps=1,
-            logging_steps=1,
-            learning_rate=0.0,
-            use_cpu=True,
-            save_strategy="no",
-            report_to=[],
-            train_sampling_strategy="sequential",
-        )
-        trainer = Trainer(model, arguments, collate, rows, rows, compute_metrics=measure)
-        trainer.train()
-        losses.append(trainer.state.log_history[0]["loss"])
-    trainer.evaluate()
-    assert max(losses) - min(losses) < 1e-4 * losses[0], losses
-    assert losses[0] == pytest.approx(model(**collate(rows)).loss.item(), rel=1e-5)
-    assert shapes[0][0] == 4 and shapes[0][2] == model.config.vocab_size

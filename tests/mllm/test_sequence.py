@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from mllm.config import MLLMConfig
 from mllm.conversation import CodesPart, Message, Segment, TextPart
-from mllm.sequence import IGNORED, TokenSequence, build_sequence, cut_sequence, encode_segments
+from mllm.sequence import IGNORED, ImageLayout, TokenSequence, build_sequence, cut_sequence, encode_segments
 from mllm.vocabulary import (
     OLD_PLAN,
     PLAN,
@@ -25,13 +25,7 @@ from train.text_tokenizer import train_text_tokenizer
 
 SENTENCES = ["USER: ASSISTANT: a large red circle is to the left of a small blue square", "what color is it? yes, no."]
 TEXTS = [
-    " a red circle",
-    " what?",
-    "USER:",
-    " ASSISTANT:",
-    "  two  spaces ",
-    " \u4f60\u00e9\n\tz",
-    " </s><image><s>",
+    *(" a red circle", " what?", "USER:", " ASSISTANT:", "  two  spaces ", " \u4f60\u00e9\n\tz", " </s><image><s>"),
     " 12",
 ]
 
@@ -73,24 +67,29 @@ def test_special_tokens_have_names_and_are_added_once(
     assert extend_tokenizer(tokenizer, max_grid_side=5) == vocabulary
 
 
-def test_an_outline_is_learned_with_its_marker(model_file: Path) -> None:
+@pytest.mark.parametrize("layout", ["fixed", "grid"])
+def test_an_outline_is_learned_with_its_marker(model_file: Path, layout: str) -> None:
+    """Where sizes differ it begins with that of its image, as what can be where depends on it; that is dictated when
+    decoding, so it is not learned."""
     tokenizer = load_text_tokenizer(model_file)
     vocabulary = extend_tokenizer(tokenizer, max_grid_side=5, plans=True)
-    assert vocabulary.begin_plan_id == vocabulary.size - 1
-    config = config_of(vocabulary)
+    config, marker = config_of(vocabulary, image_layout=layout), vocabulary.begin_plan_id
+    assert marker == vocabulary.size - 1
     messages = [
-        Message("user", (TextPart("a red circle"),)),
+        Message("user", (replace(codes(3, 3), plan="seen"), TextPart("a red circle"))),
         Message("assistant", (replace(codes(3, 3), plan="red circle 12"),)),
     ]
     sequence = build_sequence(messages, tokenizer=tokenizer, config=config)
+    sizes = [vocabulary.first_row_size_id + 2, vocabulary.first_column_size_id + 2] if layout == "grid" else []
     words = [*encode_text(tokenizer, " red circle 12"), vocabulary.begin_image_id]
-    start = sequence.token_ids_T.tolist().index(vocabulary.begin_plan_id)
-    place = slice(start, start + 1 + len(words))
-    assert sequence.token_ids_T[place].tolist() == [vocabulary.begin_plan_id, *words]
-    assert sequence.labels_T[place].tolist() == [vocabulary.begin_plan_id, *words]
-    plain = config_of(vocabulary, begin_plan_id=None)
+    ids = sequence.token_ids_T.tolist()
+    seen, seen_end, start = (place for place, id_ in enumerate(ids) if id_ == marker)
+    assert ids[seen + 1 : seen_end] == encode_text(tokenizer, " seen")  # after an image, whose size was said
+    place = slice(start, start + 1 + len(sizes) + len(words))
+    assert ids[place] == [marker, *sizes, *words]
+    assert sequence.labels_T[place].tolist() == [marker, *[IGNORED] * len(sizes), *words]
     with pytest.raises(ValueError):
-        build_sequence(messages, tokenizer=tokenizer, config=plain)
+        build_sequence(messages, tokenizer=tokenizer, config=config_of(vocabulary, begin_plan_id=None))
 
 
 def test_a_tokenizer_of_an_earlier_version_keeps_its_token_for_plans(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -100,37 +99,11 @@ def test_a_tokenizer_of_an_earlier_version_keeps_its_token_for_plans(tokenizer: 
     assert extend_tokenizer(tokenizer, plans=True).begin_plan_id == old_id and PLAN not in tokenizer.get_vocab()
 
 
-def test_what_is_no_part_of_a_dialogue_is_refused(tokenizer: PreTrainedTokenizerBase, vocabulary: Vocabulary) -> None:
-    with pytest.raises(TypeError):
-        encode_segments([Segment(3)], tokenizer=tokenizer, config=config_of(vocabulary))
-
-
-def test_an_outline_begins_with_the_size_of_its_image_where_sizes_differ(model_file: Path) -> None:
-    """What can be where depends on it; it is dictated when decoding, so it is not learned."""
-    tokenizer = load_text_tokenizer(model_file)
-    vocabulary = extend_tokenizer(tokenizer, max_grid_side=5, plans=True)
-    config = config_of(vocabulary, image_layout="grid", max_grid_side=5)
-    messages = [
-        Message("user", (replace(codes(3, 3), plan="seen"), TextPart("a red circle"))),
-        Message("assistant", (replace(codes(2, 4), plan="red circle 12"),)),
-    ]
-    sequence = build_sequence(messages, tokenizer=tokenizer, config=config)
-    sizes = [vocabulary.first_row_size_id + 1, vocabulary.first_column_size_id + 3]
-    words = encode_text(tokenizer, " red circle 12")
-    ids = sequence.token_ids_T.tolist()
-    seen, seen_end, start = (place for place, id_ in enumerate(ids) if id_ == vocabulary.begin_plan_id)
-    assert ids[seen + 1 : seen_end] == encode_text(tokenizer, " seen")  # after an image, whose size was said
-    assert ids[start + 1 :][: 2 + len(words)] == [*sizes, *words]
-    assert sequence.labels_T[start + 1 :][: 2 + len(words)].tolist() == [IGNORED, IGNORED, *words]
-
-
-@pytest.mark.parametrize("text", TEXTS)
-def test_no_text_is_unencodable_or_a_special_token(
-    tokenizer: PreTrainedTokenizerBase, vocabulary: Vocabulary, text: str
-) -> None:
-    token_ids = encode_text(tokenizer, text)
-    assert token_ids and not {0, 1, 2} & set(token_ids) and max(token_ids) < vocabulary.begin_image_id
-    assert decode_text(tokenizer, token_ids) == text.strip()
+def test_no_text_is_unencodable_or_a_special_token(tokenizer: PreTrainedTokenizerBase, vocabulary: Vocabulary) -> None:
+    for text in TEXTS:
+        token_ids = encode_text(tokenizer, text)
+        assert token_ids and not {0, 1, 2} & set(token_ids) and max(token_ids) < vocabulary.begin_image_id
+        assert decode_text(tokenizer, token_ids) == text.strip()
 
 
 def test_saved_files_give_the_same_ids(
@@ -191,32 +164,21 @@ def test_ids_and_labels_of_a_whole_dialogue(tokenizer: PreTrainedTokenizerBase, 
     assert sequence.codes_PK.tolist() == codes(2, 3).codes_KN.T.tolist() + codes(1, 2).codes_KN.T.tolist()
 
 
-@pytest.mark.parametrize("turns", [1, 3])
-def test_a_prompt_is_a_prefix_of_its_sample(
-    tokenizer: PreTrainedTokenizerBase, vocabulary: Vocabulary, turns: int
-) -> None:
+def test_a_prompt_is_a_prefix_of_its_sample(tokenizer: PreTrainedTokenizerBase, vocabulary: Vocabulary) -> None:
     config = config_of(vocabulary, image_layout="grid")
-    prompt = build(tokenizer, DIALOGUE[:turns], config, add_generation_prompt=True)
-    sample = build(tokenizer, DIALOGUE[: turns + 1], config)
-    assert sample.token_ids_T[: len(prompt)].tolist() == prompt.token_ids_T.tolist()
-    assert sample.labels_T[len(prompt)] != IGNORED and (prompt.labels_T[-2:] == IGNORED).all()
+    for turns in (1, 3):
+        prompt = build(tokenizer, DIALOGUE[:turns], config, add_generation_prompt=True)
+        sample = build(tokenizer, DIALOGUE[: turns + 1], config)
+        assert sample.token_ids_T[: len(prompt)].tolist() == prompt.token_ids_T.tolist()
+        assert sample.labels_T[len(prompt)] != IGNORED and (prompt.labels_T[-2:] == IGNORED).all()
 
 
-def test_the_released_style(tokenizer: PreTrainedTokenizerBase, vocabulary: Vocabulary) -> None:
-    ids = {"begin_image_id": 3, "end_image_id": 4, "image_token_id": -200}
-    config = config_of(vocabulary, prompt_style="unitok", **ids)
-    drawn = build(tokenizer, [DIALOGUE[0], Message("assistant", (codes(3, 3),))], config)
-    prompt = [1, *encode_text(tokenizer, "a red circle Generate an image based on this description.")]
-    assert drawn.token_ids_T.tolist() == [*prompt, 3, *[-200] * 9, 4, 2]
-    assert drawn.labels_T.tolist() == [*[IGNORED] * len(prompt), 3, *[IGNORED] * 9, 4, 2]
-    asked = build(tokenizer, [Message("user", (codes(3, 3), TextPart("a?")))], config, add_generation_prompt=True)
-    assert 3 not in asked.token_ids_T and (asked.token_ids_T == -200).sum() == 9 and not asked.code_targets_P.any()
-
-
-def test_codes_of_another_tokenizer_are_refused(tokenizer: PreTrainedTokenizerBase, vocabulary: Vocabulary) -> None:
+def test_what_is_no_part_of_a_dialogue_is_refused(tokenizer: PreTrainedTokenizerBase, vocabulary: Vocabulary) -> None:
     foreign = CodesPart(np.zeros((2, 9), dtype=np.uint16), (3, 3))
     with pytest.raises(ValueError):
         build(tokenizer, [Message("user", (foreign,)), DIALOGUE[3]], config_of(vocabulary))
+    with pytest.raises(TypeError):
+        encode_segments([Segment(3)], tokenizer=tokenizer, config=config_of(vocabulary))
 
 
 def test_everything_of_a_document_is_learned_in_every_style(
@@ -251,3 +213,23 @@ def test_a_long_document_is_cut_between_images(
     assert all((piece.token_ids_T == config.image_token_id).sum() == piece.image_lengths_I.sum() for piece in pieces)
     assert cut_sequence(sequence, 4, config=config) is None, "an image alone is longer"
     assert len(cut_sequence(sequence, len(sequence), config=config)) == 1
+
+
+LAYOUT = {"begin_image_id": 3, "end_image_id": 4, "image_token_id": 9, "default_grid": (4, 4)}
+GRID = {"new_line_id": 5, "first_row_size_id": 20, "first_column_size_id": 30, "max_side": 7}
+
+
+def test_tokens_of_an_image_in_every_layout() -> None:
+    fixed, bare = (ImageLayout(kind=kind, **LAYOUT) for kind in ("fixed", "bare"))
+    grid = ImageLayout(kind="grid", **LAYOUT, **GRID)
+    assert fixed.token_ids((4, 4)) == [3] + [9] * 16 + [4]
+    assert bare.token_ids((4, 4)) == [9] * 16
+    assert grid.token_ids((2, 3)) == [3, 21, 32, 9, 9, 9, 5, 9, 9, 9, 5, 4]
+    assert grid.last_grid([1, *grid.token_ids((2, 3)), *grid.token_ids((3, 7)), 8, 8]) == (3, 7)
+    assert grid.last_grid([1, 8, 8]) is None
+    assert bare.last_grid([1, 3, 7, 8, 8]) is None, "a layout without size tokens has one grid"
+    for layout, size in ((grid, (8, 2)), (fixed, (2, 3)), (bare, (2, 3))):
+        with pytest.raises(ValueError):
+            layout.token_ids(size)
+    with pytest.raises(ValueError):
+        ImageLayout(kind="grid", **LAYOUT)

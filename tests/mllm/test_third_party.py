@@ -106,7 +106,7 @@ def test_every_split_of_a_batch_has_the_loss_of_the_whole(processor: MLLMProcess
         inputs = processor.tokenizer.pad(batch, padding_side="right", return_tensors="pt")
         return {**inputs, "labels": inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)}
 
-    expected = float(load()(**collate(rows)).loss)
+    expected, shapes = float(load()(**collate(rows)).loss), []
     for size, steps in ((4, 1), (1, 4), (2, 2)):
         arguments = TrainingArguments(
             output_dir=str(tmp_path),
@@ -120,6 +120,15 @@ def test_every_split_of_a_batch_has_the_loss_of_the_whole(processor: MLLMProcess
             disable_tqdm=True,
             remove_unused_columns=False,
         )
-        trainer = Trainer(load(), args=arguments, train_dataset=rows, data_collator=collate)
+        trainer = Trainer(
+            load(),
+            args=arguments,
+            train_dataset=rows,
+            eval_dataset=rows,
+            data_collator=collate,
+            compute_metrics=lambda found: shapes.append(found.predictions.shape) or {},
+        )
         trainer.train()
         assert trainer.state.log_history[0]["loss"] == pytest.approx(expected, rel=1e-4), (size, steps)
+    trainer.evaluate()
+    assert shapes[0][0] == 4 and shapes[0][2] == trainer.model.config.vocab_size, "metrics get logits (B, T, V)"

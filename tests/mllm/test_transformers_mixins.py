@@ -1,6 +1,6 @@
-"""transformers' own tests of models on tiny models of ours: `ModelTesterMixin` of the installed version's sources.
+"""transformers' own tests on ours: `ModelTesterMixin` and `ProcessorTesterMixin` of the installed version's sources.
 
-Every test of it passes, or stands in `EXPECTED` with its reason; one that stands there and passes is an error as well.
+Every test passes, or stands in a table with its reason; one that stands there and passes is an error as well.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import unittest
+from collections.abc import Callable
 from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
@@ -16,13 +17,18 @@ import pytest
 import torch
 from transformers import LlamaConfig
 
+from mllm.checkpoint import BUNDLED
 from mllm.config import MLLMConfig
 from mllm.model import MLLMForConditionalGeneration
+from mllm.processor import MLLMProcessor
 from scripts.fetch_transformers_tests import PACKAGE, default_folder, fetch
 
 B, T, N, K = 3, 13, 4, 3
-EXPECTED = {
+EXPECTED_OF_MODELS = {
     "test_generation_tester_mixin_inheritance": "the source distribution has no GenerationTesterMixin to inherit from",
+}
+EXPECTED_OF_PROCESSORS = {
+    "test_tokenizer_decode_defaults": "our `decode` leaves special tokens out unless asked: they frame images",
 }
 """Tests that fail, each with its reason."""
 
@@ -72,19 +78,32 @@ def images(count: int) -> dict[str, torch.Tensor]:
     return {"codes": codes_PK, "image_lengths": torch.full((count,), N)}
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("has_images", "head_type"), [(False, "depth_transformer"), (True, "mlp"), (True, "depth_transformer")]
-)
-def test_transformers_own_tests_of_models_pass(
-    has_images: bool, head_type: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def theirs(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
+    """Their test modules by name."""
     try:
         monkeypatch.syspath_prepend(fetch(default_folder()))
     except subprocess.CalledProcessError as error:
         pytest.skip(f"the source distribution of transformers cannot be had here: {error}")
     monkeypatch.setattr(pytest.mark, "_config", None)  # their marks are not among ours
-    mixin = import_module(f"{PACKAGE}.test_modeling_common").ModelTesterMixin
+    return lambda name: import_module(f"{PACKAGE}.{name}")
+
+
+def run(case: type[unittest.TestCase], expected: set[str]) -> None:
+    """Run all tests; those that fail must be the expected ones."""
+    result = unittest.TestResult()
+    unittest.defaultTestLoader.loadTestsFromTestCase(case).run(result)
+    failed = {test.id().rpartition(".")[2]: text for test, text in [*result.failures, *result.errors]}
+    print(f"{result.testsRun} run, {len(result.skipped)} skipped", file=sys.stderr)
+    assert failed.keys() == expected, "\n".join(f"{name}: {failed.get(name)}" for name in failed.keys() ^ expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("has_images", "head_type"), [(False, "depth_transformer"), (True, "mlp"), (True, "depth_transformer")]
+)
+def test_transformers_own_tests_of_models_pass(has_images: bool, head_type: str, theirs: Callable[[str], Any]) -> None:
+    mixin = theirs("test_modeling_common").ModelTesterMixin
 
     class Case(mixin, unittest.TestCase):
         all_model_classes = (MLLMForConditionalGeneration,)
@@ -102,10 +121,14 @@ def test_transformers_own_tests_of_models_pass(
             torch.manual_seed(0)
             self.model_tester = TinyModel(has_images=has_images, head_type=head_type)
 
-    result = unittest.TestResult()
-    unittest.defaultTestLoader.loadTestsFromTestCase(Case).run(result)
-    failed = {test.id().rpartition(".")[2]: text for test, text in [*result.failures, *result.errors]}
-    print(f"{result.testsRun} run, {len(result.skipped)} skipped", file=sys.stderr)
-    unexpected = {name: text for name, text in failed.items() if name not in EXPECTED}
-    assert not unexpected, "\n".join(f"{name}: {text}" for name, text in unexpected.items())
-    assert failed.keys() == EXPECTED.keys(), "some do not fail any more"
+    run(Case, set(EXPECTED_OF_MODELS))
+
+
+@pytest.mark.slow
+def test_transformers_own_tests_of_processors_pass(theirs: Callable[[str], Any]) -> None:
+    class Case(theirs("test_processing_common").ProcessorTesterMixin, unittest.TestCase):
+        processor_class = MLLMProcessor
+        model_id = str(BUNDLED)
+        images_input_name = "codes"
+
+    run(Case, set(EXPECTED_OF_PROCESSORS))

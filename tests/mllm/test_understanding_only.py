@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from mllm.cli.main import main
 from mllm.config import MLLMConfig
@@ -18,7 +17,7 @@ from mllm.sequence import pack
 from tests.mllm.engine_helpers import build_model
 from tests.mllm.learned_samples import learned_sample
 from tests.mllm.test_embedding import random_codes
-from tests.mllm.tiny_folder import build_tiny_folder
+from tests.mllm.tiny_folder import build_tiny_folder, random_picture
 from tokenizer.unitok import UniTok
 
 FIELDS = {
@@ -34,11 +33,6 @@ FIELDS = {
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_tiny_folder(tmp_path_factory.mktemp("understanding"), context=400, **FIELDS)
-
-
-@pytest.fixture
-def picture() -> Image.Image:
-    return Image.fromarray(np.random.default_rng(3).integers(0, 256, (32, 32, 3), dtype=np.uint8))
 
 
 @torch.no_grad()
@@ -96,8 +90,9 @@ def test_it_refuses_to_learn_or_to_embed_unfinished_images() -> None:
 
 
 def test_it_answers_and_chats_in_words_and_refuses_to_draw(
-    folder: Path, picture: Image.Image, tmp_path: Path, capsys: pytest.CaptureFixture
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
+    picture = random_picture()
     pipeline = Pipeline.load(folder, device="cpu")
     asked = [Message("user", (ImagePart(picture), TextPart("What?")))]
     done = [event for event in pipeline.chat(asked, max_new_tokens=5) if isinstance(event, Done)]

@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
+import numpy as np
 import sentencepiece
 import torch
+from PIL import Image
 from transformers import LlamaConfig
 
 from mllm.config import MLLMConfig
@@ -21,6 +23,10 @@ SENTENCES = (
     "What color is the circle? red. Make the circle green. How many stars are there? three",
     "Depth estimation. Describe the picture. <unconditional> a small yellow triangle above a large heart",
 )
+
+
+def random_picture(seed: int = 3, size: tuple[int, int] = (32, 32)) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*reversed(size), 3), dtype=np.uint8))
 
 
 def train_text_tokenizer(path: Path, *, vocab_size: int = 330) -> None:
