@@ -35,18 +35,10 @@ from mllm.files import read_json, write_json, write_text
 from mllm.quantization import BITS, quantize_linears
 from mllm.sequence import supported_sizes
 from mllm.vocabulary import load_text_tokenizer, save_text_tokenizer
-from tokenizer.checkpoint import (
-    NameTable,
-    TensorFiles,
-    UpstreamCheckpoint,
-    export_upstream,
-    load_upstream,
-    require_same_tensors,
-    save_converted,
-    weight_files,
-)
+from tokenizer.checkpoint import UpstreamCheckpoint, export_upstream, load_upstream, save_converted
 from tokenizer.hardware import fast_dtype
 from tokenizer.unitok import WEIGHTS_FILE, UniTok
+from tokenizer.weights import NameTable, TensorFiles, require_same_tensors, weight_files
 
 if TYPE_CHECKING:
     from mllm.model import MLLMForConditionalGeneration

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 EncoderScope = Literal["image", "patch"]
 Projection = Literal["attention", "linear"]
 AttentionKind = Literal["full", "causal"]
 Padding = Literal["zeros", "replicate"]
+CHOICES = {
+    "EncoderScope": get_args(EncoderScope),
+    "Projection": get_args(Projection),
+    "AttentionKind": get_args(AttentionKind),
+    "Padding": get_args(Padding),
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -115,19 +123,17 @@ class UniTokConfig:
         )
 
     def __post_init__(self) -> None:
-        for name in ("stage_widths", "stage_depths", "decoder_widths", "decoder_depths"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))  # JSON has lists
-        self._check_sizes()
-        self._check_options()
-
-    def _check_sizes(self) -> None:
         for field in fields(self):
-            value = getattr(self, field.name)
-            least = 0 if field.name in ("depth", "decoder_depth", "embed_dim") else 1
+            name, value, choices = field.name, getattr(self, field.name), CHOICES.get(str(field.type))
+            least = 0 if name in ("depth", "decoder_depth", "embed_dim") else 1
+            if choices and value not in choices:
+                raise ValueError(f"{name} must be one of {choices}, got {value!r}; choose one of them")
             if field.type == "int" and value < least:
-                raise ValueError(f"{field.name} must be >= {least}, got {value}; choose a larger size")
-            if field.type == "tuple[int, ...]" and (not value or min(value) < 1):
-                raise ValueError(f"{field.name} must be one size >= 1 per stage, got {value}; give at least one")
+                raise ValueError(f"{name} must be >= {least}, got {value}; choose a larger size")
+            if field.type == "tuple[int, ...]":
+                object.__setattr__(self, name, tuple(value))  # JSON has lists
+                if not value or min(value) < 1:
+                    raise ValueError(f"{name} must be one size >= 1 per stage, got {value}; give at least one")
         if self.shrink & (self.shrink - 1):
             raise ValueError(f"shrink must be a power of two, got {self.shrink}; use for example 2")
         more = self.shrink.bit_length() - 1
@@ -142,17 +148,6 @@ class UniTokConfig:
         if self.projection == "attention":
             widest = max(self.width, self.vector_width)
             require_divisible("the larger of width and vector_width", widest, "projection_heads", self.projection_heads)
-
-    def _check_options(self) -> None:
-        for name, choices in (
-            ("encoder_scope", EncoderScope),
-            ("projection", Projection),
-            ("projection_attention", AttentionKind),
-            ("decoder_padding", Padding),
-        ):
-            value, allowed = getattr(self, name), get_args(choices)
-            if value not in allowed:
-                raise ValueError(f"{name} must be one of {allowed}, got {value!r}; choose one of them")
         if not 0.0 <= self.drop_path < 1.0:
             raise ValueError(f"drop_path must be in [0, 1), got {self.drop_path}; use for example 0.1")
         if self.vq_beta < 0:
@@ -197,7 +192,27 @@ class UniTokConfig:
             values = {**values, "encoder_scope": "image"}
         return cls(**values)
 
+    @classmethod
+    def from_file(cls, path: Path) -> UniTokConfig:
+        """Read a JSON file of what `to_dict` wrote."""
+        values = read_json(path)
+        if not isinstance(values, dict):
+            raise ValueError(f"{path} must be an object of config fields, got {type(values).__name__}; correct it")
+        try:
+            return cls.from_dict(values)
+        except TypeError as error:
+            raise ValueError(f"{path} must have fields of the right types, got {error}; correct it") from error
+
 
 def require_divisible(name: str, value: int, divisor_name: str, divisor: int) -> None:
     if value % divisor:
         raise ValueError(f"{name} must be divisible by {divisor_name}, got {value} and {divisor}; change one of them")
+
+
+def read_json(path: Path) -> Any:
+    """The value of a JSON file; one that is damaged or nested too deeply is refused in a sentence."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else error
+        raise ValueError(f"{path} is not valid JSON ({reason}); correct the file") from error

@@ -9,7 +9,6 @@ Letters: B batch, H W pixels.
 from __future__ import annotations
 
 import io
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +24,8 @@ import torch.nn.functional as F
 from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
 from PIL.Image import Resampling
 from torch import Tensor
+
+from tokenizer.config import read_json
 
 ImageSource = Image.Image | str | Path | bytes | np.ndarray | Tensor
 """An image, its file (path, `file:` or `http:` address, bytes, `data:` URL), or its values."""
@@ -345,11 +346,7 @@ def read_classes(folder: Path, file: Path) -> dict[str, str]:
     """Folder of each class to its name, from a JSON file that fits the folders that are there."""
     if not file.is_file():
         raise FileNotFoundError(f"{file} must be a JSON file of class names, got no such file; correct the path")
-    try:
-        classes = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        reason = "nested too deeply" if isinstance(error, RecursionError) else error
-        raise ValueError(f"{file} is not valid JSON ({reason}); correct the file") from error
+    classes = read_json(file)
     if not isinstance(classes, dict) or not all(isinstance(name, str) for name in classes.values()):
         raise ValueError(f"{file} must map folders to class names, got {type(classes).__name__}; correct the file")
     folders = {path.name for path in folder.glob("*") if path.is_dir()}

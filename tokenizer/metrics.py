@@ -17,9 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokenizer.checkpoint import read_tensors, require_same_tensors
 from tokenizer.text_tower import EncodeCaptions
 from tokenizer.unitok import UniTok
+from tokenizer.weights import read_tensors, require_same_tensors
 
 PIXEL_RANGE = 2.0  # pixels lie in [-1, 1]
 SSIM_WINDOW, SSIM_SIGMA = 11, 1.5  # Wang et al. 2004

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tokenizer.codes import fingerprint
@@ -29,6 +29,7 @@ from tokenizer.layers import NORM_EPS, FoldedUpsample, Upsample, build_projectio
 from tokenizer.network import Decoder, Encoder, cut_into_patches
 from tokenizer.quantizer import MultiCodebookQuantizer
 from tokenizer.text_tower import TextTower
+from tokenizer.weights import read_tensors, require_same_tensors
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -44,24 +45,21 @@ Result = TypeVar("Result")
 class UniTokOutput(NamedTuple):
     """One training forward."""
 
-    reconstruction_B3HW: Tensor
-    """Not clamped, so that gradients live everywhere."""
+    reconstruction_B3HW: Tensor  # not clamped, so that gradients live everywhere
     codes_BKN: Tensor
     vq_loss: Tensor
-    entropy_loss: Tensor
-    """Unweighted; 0 unless asked for."""
-    usage: Tensor
-    """Share of the codebook entries that this batch uses, 0 to 1."""
-    image_features: Tensor | None = None
-    """(B, embed_dim), length 1; None without captions."""
+    entropy_loss: Tensor  # unweighted; 0 unless asked for
+    usage: Tensor  # share of the codebook entries that this batch uses, 0 to 1
+    image_features: Tensor | None = None  # (B, embed_dim), length 1; None without captions
     text_features: Tensor | None = None
-    """(B, embed_dim), length 1; None without captions."""
-    logit_scale: Tensor | None = None
-    """Factor of the contrastive logits, already exponentiated."""
+    logit_scale: Tensor | None = None  # factor of the contrastive logits, already exponentiated
 
 
 class UniTok(nn.Module):
     """Encoder, projection, quantizer, projection, decoder; a text tower if the config has one."""
+
+    ready_decoder: Decoder | None = None
+    """What `decode` runs after `for_inference`; no submodule, so it is neither saved nor trained."""
 
     def __init__(self, config: UniTokConfig) -> None:
         super().__init__()
@@ -102,23 +100,14 @@ class UniTok(nn.Module):
             text_ids_BT: captions of the images; with them the contrastive features are computed.
             with_entropy: compute the entropy loss (costly with large codebooks).
         """
-        quantized = self.quantizer(self.features(pixels_B3HW), with_entropy=with_entropy)
-        hidden_BND = project(self.post_quant_proj, quantized.vectors_BNZ)
-        contrastive = {}
+        vectors_BNZ, *quantized = self.quantizer(self.features(pixels_B3HW), with_entropy=with_entropy)
+        hidden_BND = project(self.post_quant_proj, vectors_BNZ)
+        contrastive = ()
         if text_ids_BT is not None:
-            contrastive = {
-                "image_features": self._embed(hidden_BND, normalize=True),
-                "text_features": self.encode_text(text_ids_BT, normalize=True),
-                "logit_scale": self.logit_scale.exp(),
-            }
-        return UniTokOutput(
-            reconstruction_B3HW=self.decoder(hidden_BND.to(self.dtype), grid=self.grid_of(pixels_B3HW)),
-            codes_BKN=quantized.codes_BKN,
-            vq_loss=quantized.vq_loss,
-            entropy_loss=quantized.entropy_loss,
-            usage=quantized.usage,
-            **contrastive,
-        )
+            features = self._embed(hidden_BND, normalize=True), self.encode_text(text_ids_BT, normalize=True)
+            contrastive = (*features, self.logit_scale.exp())
+        reconstruction_B3HW = self.decoder(hidden_BND.to(self.dtype), grid=self.grid_of(pixels_B3HW))
+        return UniTokOutput(reconstruction_B3HW, *quantized, *contrastive)
 
     def features(self, pixels_B3HW: Tensor) -> Tensor:
         """What the quantizer sees, (B, N, Z), float32."""
@@ -168,9 +157,6 @@ class UniTok(nn.Module):
         hidden_BND = project(self.post_quant_proj, self.quantizer.lookup(codes_BKN))
         decoder = self.ready_decoder or self.decoder
         return decoder(hidden_BND.to(decoder.last_weight.dtype), grid=grid).float().clamp(-1.0, 1.0)
-
-    ready_decoder: Decoder | None = None
-    """What `decode` runs after `for_inference`; no submodule, so it is neither saved nor trained."""
 
     def for_inference(self, dtype: torch.dtype | None = None) -> UniTok:
         """Fold, once, what depends on weights only: upsampling kernels and normalised codebooks.
@@ -264,26 +250,29 @@ class UniTok(nn.Module):
         Args:
             dtype: of encoder and decoder; projections and quantizer stay float32, so that codes stay the same.
         """
-        folder, device = Path(folder), torch.device(device or "cpu")
+        folder = Path(folder)
         for name in (CONFIG_FILE, WEIGHTS_FILE):
             if not (folder / name).is_file():
                 raise FileNotFoundError(
                     f"an image tokenizer folder must have {name}, got none in {folder}; "
                     "give a folder that save_pretrained or `mllm convert` wrote"
                 )
-        model = build_empty(UniTokConfig.from_dict(json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))))
-        # safetensors does not know "cpu:0", which a launcher gives to its first process
-        place = "cpu" if device.type == "cpu" else str(device)
+        model = build_empty(UniTokConfig.from_file(folder / CONFIG_FILE))
+        state = read_tensors(folder / WEIGHTS_FILE)
         if (folder / AVERAGE_FILE).is_file():
-            average = torch.load(folder / AVERAGE_FILE, map_location=place, weights_only=True)
+            average = read_tensors(folder / AVERAGE_FILE)
             state = {name[7:]: value for name, value in average.items() if name.startswith("module.")}
-        else:
-            state = load_file(folder / WEIGHTS_FILE, device=place)
-        model.load_state_dict(state, assign=True)
+        require_same_tensors(state, model.state_dict(), source=folder)
+        model.fill(state)
         if dtype is not None:
             model.encoder.to(dtype)
             model.decoder.to(dtype)
-        return model.eval()
+        return model if device is None else model.to(device)
+
+    def fill(self, state: Mapping[str, Tensor]) -> UniTok:
+        """Take these tensors, not copies of them, as weights; for a tokenizer that `build_empty` made."""
+        self.load_state_dict(state, assign=True)
+        return self.eval()
 
     @property
     def encoding_half(self) -> dict[str, nn.Module]:
@@ -307,7 +296,7 @@ def project(projection: nn.Module, hidden_BNI: Tensor) -> Tensor:
 
 
 def build_empty(config: UniTokConfig) -> UniTok:
-    """A tokenizer without storage, to be filled by `load_state_dict(..., assign=True)`."""
+    """A tokenizer without storage, for `fill`."""
     with torch.device("meta"):
         return UniTok(config)
 

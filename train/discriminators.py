@@ -23,8 +23,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers import Dinov2Backbone, Dinov2Config
 
-from tokenizer.checkpoint import NameTable, read_tensors, require_same_tensors
 from tokenizer.quantizer import mean_over_ranks, num_ranks, rank
+from tokenizer.weights import NameTable, read_tensors, require_same_tensors
 from train.recipe import AdversarialRecipe
 
 PATCH = 14

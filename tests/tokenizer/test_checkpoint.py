@@ -20,8 +20,6 @@ from tests.golden.deterministic_weights import read_manifest
 from tokenizer.checkpoint import (
     UPSTREAM_MODELS,
     AttentionProbe,
-    NameTable,
-    TensorFiles,
     args_from_config,
     config_from_args,
     export_upstream,
@@ -30,16 +28,15 @@ from tokenizer.checkpoint import (
     probe_attention,
     read_as,
     read_upstream,
-    require_same_tensors,
     save_converted,
     to_upstream,
-    weight_files,
 )
 from tokenizer.config import AttentionKind, UniTokConfig
 from tokenizer.images import ImageProcessor
 from tokenizer.metrics import psnr
 from tokenizer.network import cut_into_patches
 from tokenizer.unitok import UniTok, build_empty
+from tokenizer.weights import NameTable, TensorFiles, require_same_tensors, weight_files
 
 TENSORS = {
     "a": torch.arange(6.0).view(2, 3),

@@ -245,6 +245,7 @@ def test_wrong_inputs_are_refused(small_model: UniTok, tmp_path: Path) -> None:
         UniTok.from_pretrained(tmp_path)
     small_model.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps({**config, "depth": 3}))
-    with pytest.raises(RuntimeError):
-        UniTok.from_pretrained(tmp_path)
+    for text in (json.dumps({**config, "depth": 3}), json.dumps({**config, "depth": "3"}), "[]", "{", "[" * 100_000):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(ValueError, match=str(tmp_path)):
+            UniTok.from_pretrained(tmp_path)
