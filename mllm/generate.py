@@ -26,17 +26,10 @@ from transformers.utils import ModelOutput
 
 from mllm.config import MLLMConfig
 from mllm.conversation import CodesPart, Mode, check_mode, check_mode_of
-from mllm.engine.loop import generate, never_text_ids
-from mllm.engine.request import (
-    PLAN_BUDGET,
-    TEXT_BUDGET,
-    Event,
-    GenerationRequest,
-    GenerationResult,
-    RequestBuilder,
-    TextDelta,
-    read_task_settings,
-)
+from mllm.engine.loop import generate
+from mllm.engine.request import PLAN_BUDGET, Event, GenerationRequest, GenerationResult, TextDelta
+from mllm.engine.settings import TEXT_BUDGET, RequestBuilder, read_task_settings
+from mllm.engine.state_machine import never_text_ids
 from mllm.model import MLLMForConditionalGeneration
 from mllm.pipeline import Pipeline, describe_prompts, insert
 from mllm.processor import MLLMProcessor

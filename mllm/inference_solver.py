@@ -28,9 +28,9 @@ from mllm.engine.request import (
     GenerationResult,
     ImageProgress,
     LogitsProcessor,
-    Overrides,
     TextDelta,
 )
+from mllm.engine.settings import Overrides
 from mllm.pipeline import NUM_RANDOM_SEEDS, Pipeline, check_count, check_task
 from mllm.sampling import SamplingConfig
 from mllm.sequence import Size, supported_sizes

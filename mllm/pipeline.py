@@ -55,13 +55,9 @@ from mllm.engine.request import (
     ImageDone,
     ImagePreview,
     ImageProgress,
-    Overrides,
-    RequestBuilder,
     TextDelta,
-    as_integer,
-    given_settings,
-    read_task_settings,
 )
+from mllm.engine.settings import Overrides, RequestBuilder, as_integer, given_settings, read_task_settings
 from mllm.model import MLLMForConditionalGeneration
 from mllm.processor import MLLMProcessor
 from mllm.sampling import SamplingConfig

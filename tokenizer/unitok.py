@@ -102,7 +102,7 @@ class UniTok(nn.Module):
         """
         vectors_BNZ, *quantized = self.quantizer(self.features(pixels_B3HW), with_entropy=with_entropy)
         hidden_BND = project(self.post_quant_proj, vectors_BNZ)
-        contrastive = ()
+        contrastive: tuple[Tensor, ...] = ()
         if text_ids_BT is not None:
             features = self._embed(hidden_BND, normalize=True), self.encode_text(text_ids_BT, normalize=True)
             contrastive = (*features, self.logit_scale.exp())

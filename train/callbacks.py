@@ -23,7 +23,7 @@ from torch.utils.data import Dataset
 
 from mllm.config import MLLMConfig
 from mllm.conversation import Message, Mode
-from mllm.engine.request import Overrides
+from mllm.engine.settings import Overrides
 from mllm.evaluation.answerer import PipelineAnswerer, describe_run
 from mllm.evaluation.protocol import (
     RESULT_FILE,

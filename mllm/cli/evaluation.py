@@ -58,7 +58,7 @@ ANSWERS = [
     *MODEL,
 )
 def evaluate_world(options: Namespace) -> None:
-    from mllm.engine.request import Overrides
+    from mllm.engine.settings import Overrides
     from mllm.evaluation.world import as_table, measure_world
     from mllm.files import write_json
 
@@ -302,7 +302,7 @@ def run_benchmark(name: str, options: Namespace) -> None:
     items = benchmark.read_items(options.questions, options.images)
     chosen = items[: options.limit]
 
-    from mllm.engine.request import Overrides
+    from mllm.engine.settings import Overrides
     from mllm.evaluation.answerer import PipelineAnswerer, describe_run
     from mllm.evaluation.run import ItemShard, RunFolder, run_items
     from mllm.pipeline import check_task

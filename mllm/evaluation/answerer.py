@@ -15,7 +15,7 @@ from PIL import Image
 from torch import nn
 
 from mllm.conversation import ClassPart, ImagePart, Message, TextPart
-from mllm.engine.request import Overrides
+from mllm.engine.settings import Overrides
 from mllm.evaluation.protocol import Benchmark, BenchmarkItem, Mode
 from mllm.evaluation.run import Answer
 from mllm.files import fingerprint_of, tool_versions

@@ -23,7 +23,7 @@ from typing import Any, cast
 from PIL import Image
 
 from mllm.conversation import ImagePart, Message, Mode, TextPart, check_mode
-from mllm.engine.request import Overrides
+from mllm.engine.settings import Overrides
 from mllm.files import write_image
 from mllm.pipeline import Pipeline
 from tokenizer.images import read_image

@@ -22,7 +22,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mllm.conversation import ImagePart, Message, Mode, TextPart
-from mllm.engine.request import NoRoomError, Overrides
+from mllm.engine.settings import Overrides
+from mllm.engine.state_machine import NoRoomError
 from mllm.evaluation.answerer import model_fingerprint
 from mllm.evaluation.intervals import Rate, auroc, auroc_interval
 from mllm.files import tool_versions

@@ -14,8 +14,9 @@ from mllm import conversation
 from mllm.cli.main import main
 from mllm.config import MLLMConfig
 from mllm.conversation import ClassPart, CodesPart, Message, TextPart, render, unconditional
-from mllm.engine.loop import generate, never_text_ids
+from mllm.engine.loop import generate
 from mllm.engine.request import GenerationRequest
+from mllm.engine.state_machine import never_text_ids
 from mllm.model import MLLMForConditionalGeneration
 from mllm.pipeline import Pipeline
 from mllm.sampling import SamplingConfig

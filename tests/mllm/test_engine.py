@@ -10,7 +10,7 @@ import torch
 
 import mllm.engine.loop
 from mllm.engine.forward import CachedForward
-from mllm.engine.loop import Engine, generate, stream
+from mllm.engine.loop import Engine, generate
 from mllm.engine.request import (
     Done,
     ForcedCodes,
@@ -294,7 +294,7 @@ def test_events_tell_what_happens_in_order(model: MLLMForConditionalGeneration) 
         GenerationRequest(prompt=build_prompt(7, seed=0), mode="image", seed=1),
         GenerationRequest(prompt=build_prompt(5, seed=1), mode="text", seed=2, max_new_tokens=4),
     ]
-    events = list(stream(model, requests))
+    events = list(Engine(model).stream(requests))
     progress = [event for event in events if isinstance(event, ImageProgress)]
     assert [(event.index, event.done, event.total) for event in progress] == [(0, n, 9) for n in range(1, 10)]
     (image,) = (event for event in events if isinstance(event, ImageDone))
@@ -304,14 +304,14 @@ def test_events_tell_what_happens_in_order(model: MLLMForConditionalGeneration) 
     counted: list = []
     generate(model, requests, on_event=counted.append)
     assert len(counted) == len(events)
-    assert list(stream(model, [])) == []
+    assert list(Engine(model).stream([])) == []
 
 
 def test_previews_hold_what_stands_and_change_nothing(model: MLLMForConditionalGeneration) -> None:
     plain = GenerationRequest(prompt=build_prompt(7, seed=0), mode="image", seed=1)
     expected = generate(model, [plain])[0].images[0].codes_KN
     for every, window, places in ((3, 1, [3, 6]), (4, 1, [4, 8]), (2, None, None)):
-        events = list(stream(model, [replace(plain, preview_every=every, window=window)]))
+        events = list(Engine(model).stream([replace(plain, preview_every=every, window=window)]))
         previews = [event for event in events if isinstance(event, ImagePreview)]
         assert places is None or [event.done for event in previews] == places
         for event in previews:

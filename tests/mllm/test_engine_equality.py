@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 import mllm.engine.loop
-from mllm.engine.loop import Engine, generate, never_text_ids
+from mllm.engine.loop import Engine, generate
 from mllm.engine.request import Done, Failed, ForcedCodes, GenerationRequest, GenerationResult
+from mllm.engine.state_machine import never_text_ids
 from mllm.model import MLLMForConditionalGeneration
 from mllm.pipeline import Pipeline
 from mllm.sampling import TEXT, SamplingConfig, choose, gumbel, stack_settings

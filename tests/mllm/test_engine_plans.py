@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from mllm.engine.loop import generate, stream
+from mllm.engine.loop import Engine, generate
 from mllm.engine.request import PLAN_BUDGET, ForcedCodes, GenerationRequest, GenerationResult, ImageDone, TextDelta
 from mllm.model import MLLMForConditionalGeneration
 from mllm.sampling import SamplingConfig
@@ -108,7 +108,7 @@ def test_a_plan_ends_with_the_image_and_is_no_text(model: MLLMForConditionalGene
         plan = result.plans[0]
         assert result.token_ids[: len(plan) + 2] == [PLAN_ID, *plan, IDS["begin_image_id"]]
         assert not {0, 1, 2, PLAN_ID, *IDS.values()} & set(plan)
-    events = list(stream(model, [drawing(0)]))
+    events = list(Engine(model).stream([drawing(0)]))
     assert not [event for event in events if isinstance(event, TextDelta)]
     assert {event.plan for event in events if isinstance(event, ImageDone)} == {tuple(results[0].plans[0])}
 

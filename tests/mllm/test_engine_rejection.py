@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import pytest
 import torch
 
 from mllm.conversation import CodesPart
-from mllm.engine.loop import Engine, generate, stream
+from mllm.engine.loop import Engine, generate
 from mllm.engine.rejection import SEED_STRIDE as STRIDE
 from mllm.engine.rejection import Check, answer_ids, stream_accepted
 from mllm.engine.request import Done, Event, GenerationRequest, GenerationResult, ImageDone, ImageProgress, TextDelta
@@ -51,7 +50,7 @@ def run(pipeline: Pipeline, requests: Sequence[GenerationRequest], check: Check)
     """The events of each request."""
     events: list[list[Event]] = [[] for _ in requests]
     layout = ImageLayout.from_config(pipeline.config)
-    for event in stream_accepted(requests, stream=partial(stream, pipeline.model), check=check, layout=layout):
+    for event in stream_accepted(requests, stream=Engine(pipeline.model).stream, check=check, layout=layout):
         events[event.index].append(event)
     return events
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from mllm.conversation import CodesPart, ImagePart, Message, TextPart
-from mllm.engine.request import merge_settings
+from mllm.engine.settings import merge_settings
 from mllm.pipeline import Done, ImageDone, ImageProgress, Pipeline, TextDelta, TextStream
 from mllm.sampling import SamplingConfig
 from mllm.vocabulary import decode_text

@@ -12,7 +12,7 @@ from PIL import Image
 
 from mllm.cli.main import main
 from mllm.conversation import ImagePart, Message
-from mllm.engine.request import NoRoomError
+from mllm.engine.state_machine import NoRoomError
 from mllm.evaluation.world import (
     GROUPS,
     Candidates,
