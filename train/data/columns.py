@@ -8,20 +8,21 @@ interleaved documents, codes) have a function each; the others are a question an
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from statistics import mode
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from mllm.conversation import CodesPart, TextPart
+from mllm.conversation import CodesPart, Role, TextPart
 from mllm.files import parse_json
 from train.data.records import (
     BadRecord,
     Record,
     RecordPart,
-    TenViews,
     Turn,
     chat_record,
     document_record,
@@ -34,6 +35,7 @@ from train.data.rows import read_items
 Row = Mapping[str, Any]
 MARKER = "<image>"
 SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+IMAGE_KEYS = ("image", "path", "url", "image_url", "bytes")
 UNUSED = "no"
 """What an unused field of Liquid and UniTok holds."""
 CODES_PREFIX = "vqcode_"
@@ -119,10 +121,9 @@ def read_cauldron(row: Row, folder: Path) -> Record:
     images, texts = _lists(row, "images", "texts")
     parts: list[RecordPart] = [find_image(image, folder) for image in images]
     turns: list[Turn] = []
-    for text in texts:
-        said = [text.get(role) if isinstance(text, dict) else None for role in ("user", "assistant")]
-        turns.append(Turn("user", (*parts, TextPart(_words(said[0], "user")))))
-        turns.append(Turn("assistant", (TextPart(_words(said[1], "assistant")),)))
+    for text in _objects(texts):
+        turns.append(Turn("user", (*parts, TextPart(_words(text.get("user"), "user")))))
+        turns.append(Turn("assistant", (TextPart(_words(text.get("assistant"), "assistant")),)))
         parts = []
     return chat_record(turns)
 
@@ -131,58 +132,48 @@ def read_cauldron(row: Row, folder: Path) -> Record:
 
 
 def read_chat(row: Row, folder: Path) -> Record:
-    """A system message is put before the next user message; a single assistant message is a document."""
-    messages = row.get("messages")
-    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
-        raise BadRecord(f"messages must be a list of objects, got {type(messages).__name__}; fix the record")
-    (images,) = _lists({"images": row.get("images") or []}, "images")
+    """A single assistant message is a document."""
+    messages, images = _lists({"images": [], **{k: v for k, v in row.items() if v is not None}}, "messages", "images")
     listed = iter(images)
-    turns: list[Turn] = []
-    before: tuple[RecordPart, ...] = ()
-    for message in messages:
-        parts = tuple(_content_parts(message.get("content"), listed, folder))
-        match message.get("role"):
-            case "system":
-                before = (*before, *parts)
-            case "user":
-                turns.append(Turn("user", (*before, *parts)))
-                before = ()
-            case "assistant":
-                turns.append(Turn("assistant", parts))
-            case role:
-                raise BadRecord(f"a role must be system, user or assistant, got {role!r}; fix the message")
+    said = [(m.get("role"), tuple(_content_parts(m.get("content"), listed, folder))) for m in _objects(messages)]
     if num_left := len(list(listed)):
         raise BadRecord(f"messages must show all images, got {num_left} that none shows; add their items")
-    if [turn.role for turn in turns] == ["assistant"]:
-        return document_record(turns[0].parts)
-    return chat_record(turns)
+    turns = [Turn(role, parts) for role, parts in _after_system(said)]
+    return document_record(turns[0].parts) if [turn.role for turn in turns] == ["assistant"] else chat_record(turns)
+
+
+def _after_system(said: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Role, Any]]:
+    """Who says what; what a system says is put before the next question."""
+    system = None
+    for speaker, content in said:
+        match SPEAKERS.get(str(speaker)):
+            case "system":
+                system = content if system is None else system + content
+            case "user":
+                yield "user", content if system is None else system + content
+                system = None
+            case "assistant":
+                yield "assistant", content
+            case _:
+                raise BadRecord(f"a speaker must be one of {', '.join(SPEAKERS)}, got {short(speaker)}; fix it")
 
 
 def _content_parts(content: Any, listed: Iterator[Any], folder: Path) -> Iterator[RecordPart]:
-    if isinstance(content, str):
-        yield TextPart(content)
-        return
-    if not isinstance(content, list):
-        raise BadRecord(f"content must be a string or a list, got {type(content).__name__}; fix the message")
-    for item in content:
+    for item in [{"type": "text", "text": content}] if isinstance(content, str) else _objects(content):
         match item:
             case {"type": "text", "text": str(text)}:
                 yield TextPart(text)
-            case {"type": "image" | "image_url", **rest}:
-                yield find_image(_named_image(rest, listed), folder)
+            case {"type": "image" | "image_url"}:
+                # Parquet files hold every key in every item, mostly empty
+                named = (item if key == "bytes" else item[key] for key in IMAGE_KEYS if item.get(key))
+                image = next(named, None) or next(listed, None)
+                if image is None:
+                    raise BadRecord(
+                        "an image item must have an image, got no path and no image left in `images`; add it"
+                    )
+                yield find_image(image, folder)
             case _:
                 raise BadRecord(f"items of a message must be of type text or image, got {short(item)}; fix it")
-
-
-def _named_image(item: dict[str, Any], listed: Iterator[Any]) -> Any:
-    """The image of an item; Parquet files hold every key in every item, mostly empty."""
-    for key in ("image", "path", "url", "image_url", "bytes"):
-        if item.get(key):
-            return item if key == "bytes" else item[key]
-    image = next(listed, None)
-    if image is None:
-        raise BadRecord("an image item must have an image, got no path and no image left in `images`; add it")
-    return image
 
 
 def read_llava(row: Row, folder: Path) -> Record:
@@ -194,37 +185,23 @@ def read_llava(row: Row, folder: Path) -> Record:
 
 def _llava_turns(conversation: Any, images: list[Any]) -> list[Turn]:
     """Turns of LLaVA's list, with the images at their markers."""
-    if not isinstance(conversation, list) or not all(isinstance(turn, dict) for turn in conversation):
-        raise BadRecord(f"conversations must be a list of turns, got {type(conversation).__name__}; fix the record")
-    values = [str(turn.get("value", turn.get("content", ""))) for turn in conversation]
+    turns = _objects(conversation)
+    speakers = [turn.get("from", turn.get("role")) for turn in turns]
+    values = [str(turn.get("value", turn.get("content", ""))) for turn in turns]
     num_markers = sum(value.count(MARKER) for value in values)
     if not num_markers and values:  # as in ShareGPT4V: before the first question
-        first = next((n for n, turn in enumerate(conversation) if _speaker(turn) == "user"), 0)
+        first = next((n for n, speaker in enumerate(speakers) if SPEAKERS.get(str(speaker)) == "user"), 0)
         values[first], num_markers = MARKER * len(images) + values[first], len(images)
     if num_markers != len(images):
         raise BadRecord(
             f"the dialogue must have one <image> per image, got {num_markers} for {len(images)} images; "
             "add or remove <image> so that they match"
         )
+    texts = [f"{v.strip()}\n" if who == "system" else v for who, v in zip(speakers, values, strict=True)]
     left = iter(images)
-    turns: list[Turn] = []
-    system = ""
-    for turn, value in zip(conversation, values, strict=True):
-        match _speaker(turn):
-            case "system":
-                system = value.strip() + "\n"
-            case "user":
-                turns.append(Turn("user", tuple(_llava_parts(system + value, left))))
-                system = ""
-            case "assistant":
-                turns.append(Turn("assistant", tuple(_llava_parts(value, left))))
-            case _:
-                raise BadRecord(f"a speaker must be human or gpt, got {short(turn)}; fix it")
-    return turns
-
-
-def _speaker(turn: dict[str, Any]) -> str | None:
-    return SPEAKERS.get(str(turn.get("from", turn.get("role"))))
+    return [
+        Turn(role, tuple(_llava_parts(text, left))) for role, text in _after_system(zip(speakers, texts, strict=True))
+    ]
 
 
 def _llava_parts(value: str, images: Iterator[Any]) -> Iterator[RecordPart]:
@@ -256,12 +233,13 @@ def read_classes(row: Row, folder: Path) -> Record:
         label = int(label)
     if not isinstance(label, int) or isinstance(label, bool) or label < 0:
         raise BadRecord(f"a class must be an integer >= 0, got {label!r}; put images into one sub-folder per class")
-    views: tuple[RecordPart, ...]
-    if "codes" in row:
-        views = tuple(_codes_part(codes_KN, "codes", row) for codes_KN in row["codes"])
+    codes = row.get("codes")
+    views: list[RecordPart]
+    if isinstance(codes, list | np.ndarray):
+        views = [_codes_part(codes_KN, "codes", row) for codes_KN in codes]
     else:
-        views = (TenViews(find_image(find(row, "image"), folder)),)
-    return Record("class", (Turn("user", (TextPart(str(label)),)), Turn("assistant", views)))
+        views = [replace(find_image(find(row, "image"), folder), has_views=True)]
+    return Record("class", (Turn("user", (TextPart(str(label)),)), Turn("assistant", tuple(views))))
 
 
 def read_codes(row: Row, folder: Path) -> Record:
@@ -293,16 +271,14 @@ def _find_codes(row: Row) -> CodesPart | None:
     if not names:
         return None
     values = row[names[0]]
+    return _codes_part(_from_json(values, names[0]) if isinstance(values, str) else values, names[0], row)
+
+
+def _codes_part(values: Any, name: str, row: Row) -> CodesPart:
     try:
-        codes = np.atleast_2d(np.array(_from_json(values, names[0]) if isinstance(values, str) else values))
+        codes_KN = np.atleast_2d(np.array(values))
     except ValueError as error:
-        if isinstance(error, BadRecord):
-            raise
-        raise BadRecord(f"{names[0]} must be K lists of the same length: {error}; fix the record") from error
-    return _codes_part(codes, names[0], row)
-
-
-def _codes_part(codes_KN: np.ndarray, name: str, row: Row) -> CodesPart:
+        raise BadRecord(f"{name} must be K lists of the same length: {error}; fix the record") from error
     is_table = codes_KN.ndim == 2 and codes_KN.dtype.kind in "iu"
     if not is_table or codes_KN.min(initial=0) < 0 or codes_KN.max(initial=0) > MAX_CODE:
         raise BadRecord(f"{name} must be K lists of integers from 0 to {MAX_CODE}, got shape {codes_KN.shape}; fix it")
@@ -368,6 +344,12 @@ def _lists(row: Row, *names: str) -> list[list[Any]]:
         if not isinstance(row.get(name), list):
             raise BadRecord(f"{name} must be a list, got {type(row.get(name)).__name__}; fix the record")
     return [row[name] for name in names]
+
+
+def _objects(values: Any) -> list[dict[str, Any]]:
+    if not isinstance(values, list) or not all(isinstance(value, dict) for value in values):
+        raise BadRecord(f"messages and their content must be lists of objects, got {short(values)}; fix the record")
+    return values
 
 
 def read_text(row: Row, folder: Path) -> Record:
@@ -438,19 +420,17 @@ def find_format(path: Path, columns: Mapping[str, str] | None = None) -> str:
     Raises:
         ValueError: none of the first records is of a known layout.
     """
-    first_error: BadRecord | None = None
-    for number, item in enumerate(read_items(path)):
-        if isinstance(item.value, bytes) and not item.value.strip():
+    error: BadRecord | None = None
+    for item in islice(read_items(path), MAX_TRIES):
+        if item.is_blank:
             continue
         try:
             return format_of(renamed(item.row(), columns or {}))
-        except BadRecord as error:
-            first_error = first_error or error
-        if number + 1 >= MAX_TRIES:
-            break
-    if first_error is not None:
-        raise ValueError(f"the layout of {path} is unknown: {first_error}") from first_error
-    return "text"
+        except BadRecord as found:
+            error = error or found
+    if error is None:
+        return "text"
+    raise ValueError(f"the layout of {path} is unknown: {error}") from error
 
 
 def _names(row: Row) -> str:

@@ -13,10 +13,10 @@ would save the same, but cannot resume with another number of readers.
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -52,30 +52,12 @@ NUM_TRIES = 10  # torchvision's; afterwards the largest crop in the middle
 READING_FILE = "reading.json"
 
 
-class ImageSource(ABC):
-    """What the trainer asks of its data."""
-
-    @abstractmethod
-    def batches(self, first: int, last: int) -> Iterator[dict[str, Tensor]]:
-        """This process's batches of the steps from `first` up to, not including, `last`."""
-
-    @abstractmethod
-    def samples(self, count: int) -> Tensor:
-        """A few images to look at, uint8 (B, 3, H, W), always the same."""
-
-    def save(self, folder: Path) -> None:  # noqa: B027
-        """Write what resuming needs; called by all processes at once."""
-
-    def load(self, folder: Path) -> None:  # noqa: B027
-        """Resume from what `save` wrote."""
-
-
 def build_source(
     recipe: TokenizerRecipe, *, image_size: int, captions: EncodeCaptions | None, state: PartialState
-) -> ImageSource:
-    """The source that the recipe names."""
-    kind = WorldSource if recipe.shards.urls is None else TarSource
-    return kind(recipe, image_size=image_size, captions=captions, state=state)
+) -> WorldImages | TarImages:
+    """The source that the recipe names, for this process."""
+    kind = WorldImages if recipe.shards.urls is None else TarImages
+    return kind(recipe, image_size=image_size, captions=captions, rank=state.process_index, ranks=state.num_processes)
 
 
 def _loader(images: Any, recipe: TokenizerRecipe, **options: Any) -> DataLoader:
@@ -89,47 +71,49 @@ def _loader(images: Any, recipe: TokenizerRecipe, **options: Any) -> DataLoader:
 # The synthetic world
 
 
-class WorldSource(ImageSource):
-    """Images by number: the batch of a step is a function of the step."""
+class WorldImages(Dataset):
+    """An endless set: every integer names an image of the training split; negative ones are for looking at."""
 
     def __init__(
-        self, recipe: TokenizerRecipe, *, image_size: int, captions: EncodeCaptions | None, state: PartialState
+        self,
+        recipe: TokenizerRecipe,
+        *,
+        image_size: int,
+        captions: EncodeCaptions | None = None,
+        rank: int = 0,
+        ranks: int = 1,
     ) -> None:
-        self.recipe, self.state = recipe, state
-        self.images = WorldImages(image_size=image_size, seed=recipe.seed, captions=captions, crop=recipe.world_crop)
+        if recipe.world_crop is not None and not 0 < recipe.world_crop <= image_size:
+            raise ValueError(
+                f"world_crop must be from 1 to {image_size}, as images have, got {recipe.world_crop}; change it"
+            )
+        self.recipe, self.image_size, self.captions, self.rank, self.ranks = recipe, image_size, captions, rank, ranks
 
     def batches(self, first: int, last: int) -> Iterator[dict[str, Tensor]]:
-        size, world, rank = self.recipe.batch_size, self.state.num_processes, self.state.process_index
-        indices = [i for i in range(first * size * world, last * size * world) if i // size % world == rank]
-        yield from _loader(self.images, self.recipe, sampler=indices)
+        """This process's batches of the steps from `first` up to, not including, `last`."""
+        size, ranks = self.recipe.batch_size, self.ranks
+        indices = [i for i in range(first * size * ranks, last * size * ranks) if i // size % ranks == self.rank]
+        yield from _loader(self, self.recipe, sampler=indices)
 
     def samples(self, count: int) -> Tensor:
-        return torch.stack([self.images[-1 - index]["pixels"] for index in range(count)])
+        """A few images to look at, uint8 (B, 3, H, W), always the same."""
+        return torch.stack([self[-1 - index]["pixels"] for index in range(count)])
 
+    def save(self, folder: Path) -> None:
+        """Nothing: a batch is a function of its step."""
 
-class WorldImages(Dataset):
-    """An endless set: every integer names an image of the training split; negative ones are for looking at.
-
-    Args:
-        crop: pixels a side of windows, each on an object; None gives whole images.
-    """
-
-    def __init__(
-        self, *, image_size: int, seed: int, captions: EncodeCaptions | None = None, crop: int | None = None
-    ) -> None:
-        if crop is not None and not 0 < crop <= image_size:
-            raise ValueError(f"world_crop must be from 1 to {image_size}, as images have, got {crop}; change it")
-        self.image_size, self.crop, self.seed, self.captions = image_size, crop, seed, captions
+    def load(self, folder: Path) -> None:
+        """Nothing."""
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        rng = Random(f"pictures/{self.seed}/{index}")
+        rng = Random(f"pictures/{self.recipe.seed}/{index}")
         scene = random_scene_for("train", rng)
         image = ImageRef(scene, rng.choices(IMAGE_KINDS, KIND_WEIGHTS)[0])
         rendered = image.render(self.image_size)
-        if self.crop is not None:
+        if self.recipe.world_crop is not None:
             weights = [SMALL_WEIGHT if item.size == "small" else 1 for item in scene.objects]
             (item,) = rng.choices(scene.objects, weights)
-            rendered = rendered.crop(window_on(item, self.crop, self.image_size, rng))
+            rendered = rendered.crop(window_on(item, self.recipe.world_crop, self.image_size, rng))
         sample = {"pixels": to_bytes(rendered)}
         if self.captions:
             caption = describe(scene, short=rng.random() < 0.5) if image.kind == "image" else image.kind
@@ -211,59 +195,75 @@ class Progress(NamedTuple):
     taken: int = 0  # samples taken from this window
 
 
-class Readers(NamedTuple):
-    """Who reads: `num_ranks` processes with `per_rank` workers each."""
-
-    rank: int
-    num_ranks: int
-    per_rank: int
-
-    @property
-    def total(self) -> int:
-        return self.num_ranks * self.per_rank
-
-
 class TarImages(IterableDataset):
-    """The stream of one reader; a `DataLoader` makes one of each worker."""
+    """The stream of one reader, of which a `DataLoader` makes one of each worker; and how far each of them has come, by
+    what was trained on, not by what was read ahead."""
 
     def __init__(
         self,
-        shards: list[Path],
+        recipe: TokenizerRecipe,
         *,
-        readers: Readers,
-        crop: RandomCrop,
+        image_size: int,
         captions: EncodeCaptions | None = None,
-        seed: int = 0,
-        shuffle_shards: int = 4,
-        skip_bad_records: bool = False,
+        rank: int = 0,
+        ranks: int = 1,
     ) -> None:
-        if len(shards) < readers.total:
+        assert recipe.shards.urls is not None, "build_source takes the world where no shards are given"
+        how, per_rank = recipe.shards, max(1, recipe.num_workers)
+        self.crop = RandomCrop(size=image_size, area=how.crop_area, ratio=how.crop_ratio, window=how.window)
+        self.recipe, self.captions, self.shuffle_shards = recipe, captions, how.shuffle_shards
+        self.readers, self.num_readers = range(rank * per_rank, (rank + 1) * per_rank), ranks * per_rank
+        self.shards = find_shards(recipe.shards.urls)
+        if len(self.shards) < self.num_readers:
             raise ValueError(
-                f"shards.urls must name a shard per reader ({readers.num_ranks} processes with {readers.per_rank} "
-                f"workers), got {len(shards)}; use fewer workers or more shards"
+                f"shards.urls must name a shard per reader ({ranks} processes with {per_rank} workers), got "
+                f"{len(self.shards)}; use fewer workers or more shards"
             )
-        self.shards, self.readers, self.crop, self.captions = shards, readers, crop, captions
-        self.seed, self.shuffle_shards, self.skip_bad_records = seed, shuffle_shards, skip_bad_records
         self.start = 0
         """Index in the endless line of shards at which reading begins."""
+        self.first_step = 0
+        """Step at which worker 0 began; workers take turns from there."""
         self.first_worker = 0
         """Which of this process's readers worker 0 is, so that a resumed run continues with the right one."""
         self.progress: dict[int, Progress] = {}
         """Where each reader continues; the beginning where none is given."""
         self.num_skipped = 0
 
+    def batches(self, first: int, last: int) -> Iterator[dict[str, Tensor]]:
+        """This process's batches of the steps from `first` up to, not including, `last`."""
+        self.first_worker = (first - self.first_step) % len(self.readers)
+        stream = iter(_loader(self, self.recipe))
+        for _ in range(first, last):
+            batch = next(stream)
+            reader, window, taken = batch.pop("progress")[-1].tolist()
+            self.progress[reader] = Progress(window, taken)
+            yield batch
+
+    def samples(self, count: int) -> Tensor:
+        """A few images to look at, uint8 (B, 3, H, W), always the same."""
+        alone = copy.copy(self)
+        alone.readers, alone.num_readers, alone.shuffle_shards = range(1), 1, 1
+        alone.start, alone.first_worker, alone.progress, alone.captions = 0, 0, {}, None
+        stream = iter(alone)
+        return torch.stack([next(stream)["pixels"] for _ in range(count)])
+
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         info = get_worker_info()
-        worker = (self.first_worker + (info.id if info else 0)) % self.readers.per_rank
-        reader = self.readers.rank * self.readers.per_rank + worker
+        reader = self.readers[(self.first_worker + (info.id if info else 0)) % len(self.readers)]
         window, first = self.progress.get(reader, Progress())
         while True:
             records, num_good = self.window(reader, window), 0
             for taken, record in enumerate(records[first:], start=first + 1):
-                item = self._read(record)
-                if item is not None:
-                    num_good += 1
-                    yield {**item, "progress": torch.tensor([reader, window, taken])}
+                try:
+                    item = self.read(record)
+                except ValueError as error:
+                    if not self.recipe.shards.skip_bad_records:
+                        raise
+                    self.num_skipped += 1
+                    logger.warning("skipped %d: %s", self.num_skipped, error)
+                    continue
+                num_good += 1
+                yield {**item, "progress": torch.tensor([reader, window, taken])}
             if records and not num_good and not first:
                 raise ValueError(
                     f"a window must hold samples KEY.jpg with KEY.txt, got none among {len(records)}, the first in "
@@ -273,51 +273,80 @@ class TarImages(IterableDataset):
 
     def window(self, reader: int, window: int) -> list[TarRecord]:
         """The samples of a reader's window in the order in which they are taken."""
-        per_step = self.readers.total
-        line = [self.start + reader + (window * self.shuffle_shards + i) * per_step for i in range(self.shuffle_shards)]
+        first = window * self.shuffle_shards
+        line = [self.start + reader + number * self.num_readers for number in range(first, first + self.shuffle_shards)]
         records = []
         for number in line:
             epoch, index = divmod(number, len(self.shards))
-            shard = self.shards[shard_order(self.seed, epoch, len(self.shards))[index]]
+            shard = self.shards[shard_order(self.recipe.seed, epoch, len(self.shards))[index]]
             records += [TarRecord(shard, epoch, sample) for sample in read_tar(shard)]
-        Random(f"samples/{self.seed}/{line[0]}").shuffle(records)
+        Random(f"samples/{self.recipe.seed}/{line[0]}").shuffle(records)
         return records
 
-    def _read(self, record: TarRecord) -> dict[str, Tensor] | None:
-        try:
-            return self.load(record)
-        except ValueError as error:
-            if not self.skip_bad_records:
-                raise
-            self.num_skipped += 1
-            logger.warning("skipped %d: %s", self.num_skipped, error)
-            return None
-
-    def load(self, record: TarRecord) -> dict[str, Tensor]:
+    def read(self, record: TarRecord) -> dict[str, Tensor]:
         """Pixels, and ids of the caption where captions are wanted.
 
         Raises:
             ValueError: the sample lacks something, or its image is damaged.
         """
-        shard, epoch, (_, key, members) = record
-        name, advice = f"sample {key} of {shard}", "fix the shard or set shards.skip_bad_records"
-
-        def content(*endings: str) -> bytes:
-            member: TarMember | None = next((members[ending] for ending in endings if ending in members), None)
-            if member is None:
-                raise ValueError(f"{name} must have a member {' or '.join(endings)}, got none; {advice}")
-            return read_member(shard, member)
-
-        data = content(*(ending[1:] for ending in IMAGE_ENDINGS))
+        shard, epoch, (key, members) = record
         try:
-            image = read_image(data)
+            image = read_image(_content(shard, members, *IMAGE_ENDINGS), name="its image")
+            item = {"pixels": to_bytes(self.crop(image, Random(f"crop/{self.recipe.seed}/{epoch}/{shard.name}/{key}")))}
+            if self.captions is not None:
+                caption = _content(shard, members, ".txt").decode("utf-8", errors="replace")
+                item["text_ids"] = self.captions([caption])[0]
         except ValueError as error:
-            raise ValueError(f"{name} has a damaged image: {error}; {advice}") from None
-        image = self.crop(image, Random(f"crop/{self.seed}/{epoch}/{shard.name}/{key}"))
-        item = {"pixels": to_bytes(image)}
-        if self.captions is not None:
-            item["text_ids"] = self.captions([content("txt").decode("utf-8", errors="replace")])[0]
+            raise ValueError(
+                f"sample {key} of {shard} is invalid: {error}; fix the shard or set shards.skip_bad_records"
+            ) from error
         return item
+
+    def save(self, folder: Path) -> None:
+        """Write what resuming needs; called by all processes at once."""
+        progress = {reader: place for part in gather_object([self.progress]) for reader, place in part.items()}
+        reading = {
+            "shards": len(self.shards),
+            "readers": self.num_readers,
+            "shuffle_shards": self.shuffle_shards,
+            "start": self.start,
+            "first_step": self.first_step,
+            "places": progress,
+        }
+        if self.readers[0] == 0:
+            (folder / READING_FILE).write_text(json.dumps(reading) + "\n")
+
+    def load(self, folder: Path) -> None:
+        """Resume from what `save` wrote."""
+        reading = json.loads((folder / READING_FILE).read_text())
+        if reading["shards"] != len(self.shards):
+            raise ValueError(
+                f"shards.urls must name {reading['shards']} shards, as {folder} was trained on, got "
+                f"{len(self.shards)}; give the same shards, or another output to start again"
+            )
+        progress = {int(reader): Progress(*place) for reader, place in reading["places"].items()}
+        readers, per_window, self.start = reading["readers"], reading["shuffle_shards"], reading["start"]
+        if (readers, per_window) == (self.num_readers, self.shuffle_shards):
+            self.progress, self.first_step = progress, reading["first_step"]
+            return
+        # the first shard in the endless line that not every reader had finished
+        windows = [progress.get(reader, Progress()).window for reader in range(readers)]
+        self.start += min(reader + window * per_window * readers for reader, window in enumerate(windows))
+        self.first_step = int(folder.name.rpartition("-")[2])
+        logger.warning(
+            "the checkpoint has %d readers, now there are %d: reading continues at the first shard that was not "
+            "finished, so samples of the last windows can come twice",
+            readers,
+            self.num_readers,
+        )
+
+
+def _content(shard: Path, members: dict[str, TarMember], *endings: str) -> bytes:
+    """The first member that is there."""
+    for ending in endings:
+        if (member := members.get(ending[1:])) is not None:
+            return read_member(shard, member)
+    raise ValueError(f"it must have a member {' or '.join(endings)}, got none")
 
 
 @lru_cache(maxsize=2)
@@ -346,88 +375,3 @@ def _matching(url: str) -> list[Path]:
         return sorted(Path(url).glob("*.tar"))
     found = sorted(map(Path, glob(url))) if has_magic(url) else []
     return found or [Path(url)]
-
-
-class TarSource(ImageSource):
-    """Images from shards; remembers how far each reader is, by what was trained on, not by what was read ahead."""
-
-    def __init__(
-        self, recipe: TokenizerRecipe, *, image_size: int, captions: EncodeCaptions | None, state: PartialState
-    ) -> None:
-        self.recipe, self.state = recipe, state
-        shards = recipe.shards
-        assert shards.urls is not None, "build_source takes the world where no shards are given"
-        self.images = TarImages(
-            find_shards(shards.urls),
-            readers=Readers(state.process_index, state.num_processes, max(1, recipe.num_workers)),
-            crop=RandomCrop(size=image_size, area=shards.crop_area, ratio=shards.crop_ratio, window=shards.window),
-            captions=captions,
-            seed=recipe.seed,
-            shuffle_shards=shards.shuffle_shards,
-            skip_bad_records=shards.skip_bad_records,
-        )
-        self.first_step = 0
-        """Step at which worker 0 began; workers take turns from there."""
-
-    def batches(self, first: int, last: int) -> Iterator[dict[str, Tensor]]:
-        self.images.first_worker = (first - self.first_step) % self.images.readers.per_rank
-        stream = iter(_loader(self.images, self.recipe))
-        for _ in range(first, last):
-            batch = next(stream)
-            reader, window, taken = batch.pop("progress")[-1].tolist()
-            self.images.progress[reader] = Progress(window, taken)
-            yield batch
-
-    def samples(self, count: int) -> Tensor:
-        images = TarImages(
-            self.images.shards,
-            readers=Readers(0, 1, 1),
-            crop=self.images.crop,
-            seed=self.images.seed,
-            shuffle_shards=1,
-            skip_bad_records=self.images.skip_bad_records,
-        )
-        stream = iter(images)
-        return torch.stack([next(stream)["pixels"] for _ in range(count)])
-
-    def save(self, folder: Path) -> None:
-        progress = {reader: place for part in gather_object([self.images.progress]) for reader, place in part.items()}
-        reading = {
-            "shards": len(self.images.shards),
-            "readers": self.images.readers.total,
-            "shuffle_shards": self.images.shuffle_shards,
-            "start": self.images.start,
-            "first_step": self.first_step,
-            "places": progress,
-        }
-        if self.state.is_main_process:
-            (folder / READING_FILE).write_text(json.dumps(reading) + "\n")
-
-    def load(self, folder: Path) -> None:
-        reading = json.loads((folder / READING_FILE).read_text())
-        images = self.images
-        if reading["shards"] != len(images.shards):
-            raise ValueError(
-                f"shards.urls must name {reading['shards']} shards, as {folder} was trained on, got "
-                f"{len(images.shards)}; give the same shards, or another output to start again"
-            )
-        progress = {int(reader): Progress(*place) for reader, place in reading["places"].items()}
-        now = {"readers": images.readers.total, "shuffle_shards": images.shuffle_shards}
-        if all(reading[name] == value for name, value in now.items()):
-            images.start, images.progress, self.first_step = reading["start"], progress, reading["first_step"]
-            return
-        images.start = first_unfinished(reading, progress)
-        self.first_step = int(folder.name.rpartition("-")[2])
-        logger.warning(
-            "the checkpoint has %d readers, now there are %d: reading continues at the first shard that was not "
-            "finished, so samples of the last windows can come twice",
-            reading["readers"],
-            images.readers.total,
-        )
-
-
-def first_unfinished(reading: dict[str, Any], progress: dict[int, Progress]) -> int:
-    """The first shard in the endless line that not every reader had finished."""
-    total, per_window = reading["readers"], reading["shuffle_shards"]
-    begun = [reader + progress.get(reader, Progress()).window * per_window * total for reader in range(total)]
-    return int(reading["start"]) + min(begun)

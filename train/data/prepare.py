@@ -36,7 +36,7 @@ from torch import Tensor
 from mllm.checkpoint import choose_device, find_image_tokenizer, find_model_folder
 from mllm.config import MLLMConfig
 from mllm.conversation import ClassPart, CodesPart, ImageSize, Marker, Message, Segment, render
-from mllm.files import only_writer, read_json, write_json
+from mllm.files import only_writer, read_json, write_image, write_json
 from mllm.processor import read_preparation
 from mllm.sequence import Size, best_sizes, nearest_size
 from tokenizer.codes import fingerprint
@@ -44,12 +44,13 @@ from tokenizer.images import IMAGE_ENDINGS, PREPARATIONS, ImageProcessor, to_byt
 from tokenizer.unitok import EncodedImage, UniTok, decode_images, encode_images
 from train.data.columns import ALIASES, COLUMNS, LAYOUTS, find_format, read_record, renamed
 from train.data.mixture import choose_sample
-from train.data.records import BadRecord, RawImage, Record, TenViews, ten_views
+from train.data.records import BadRecord, RawImage, Record, ten_views
 from train.data.rows import (
     CAPTIONS,
     RECORD_ENDINGS,
     SAVED_DATASET,
     Item,
+    files_below,
     holds_codes,
     is_seekable,
     kind_of,
@@ -175,25 +176,26 @@ def find_files(sources: Sequence[Path], *, but_not_in: Path) -> list[Path]:
 
 def _files_in(source: Path, out: Path) -> list[Path]:
     """The files of a folder that are read; of those that img2dataset writes, the tars or the images."""
-    inside = [path for path in sorted(source.rglob("*")) if path.is_file() and out not in path.resolve().parents]
+    inside = [path for path in files_below(source) if out not in path.resolve().parents]
     saved = {path.parent for path in inside if path.name == SAVED_DATASET}
-    inside = [path for path in inside if not saved or saved.isdisjoint(path.parents)]
+    inside = [path for path in inside if saved.isdisjoint(path.parents)]
     images = [path for path in inside if path.suffix.lower() in IMAGE_ENDINGS]
     captions = {image.with_suffix(f".{ending}") for image in images for ending in CAPTIONS}
     records = [path for path in inside if path.name.lower().endswith(RECORD_ENDINGS)]
     stems = {path: re.sub(r"(_stats)?\.(json|parquet|tar|tar\.\w+|tgz)$", "", str(path).lower()) for path in records}
     described = {stem for path, stem in stems.items() if "_stats.json" in path.name or ".tar" in path.name.lower()}
-    beside = {image.with_suffix(".json") for image in images}
     about = {
-        path
-        for path, stem in stems.items()
-        if path.name in ABOUT_DATA or path in beside or (stem in described and path.suffix in (".parquet", ".json"))
+        *(path for path in records if path.name in ABOUT_DATA),
+        *(path for path, stem in stems.items() if stem in described and path.suffix in (".parquet", ".json")),
+        *(image.with_suffix(".json") for image in images),
     }
     records = [path for path in records if path not in about]
-    if not (records or saved or images or holds_codes(source)):
+    has_codes = holds_codes(source)
+    if not (records or saved or images or has_codes):
         raise ValueError(f"{source} must hold images or files of {', '.join(RECORD_ENDINGS)}, got neither")
-    known, there = {*records, *images, *captions}, set(inside)
-    unread = [path for path in inside if path not in known and path.suffix != ".npy"]
+    is_read, there = {*records, *images, *captions}, set(inside)
+    unread = [path for path in inside if path not in is_read and not (has_codes and path.suffix == ".npy")]
+    unread += [path for path in sorted(source.rglob("*")) if path.is_symlink() and not path.is_file()]
     if records or saved:  # which name their images; others have captions of their own
         unread += [image for image in images if any(image.with_suffix(f".{end}") in there for end in CAPTIONS)]
     if unread:
@@ -223,23 +225,22 @@ def _find_tasks(
             )
         if is_same and is_read_alike:
             return
-    tasks = [asdict(task) for task in _cut(path, format_name or find_format(path, columns), shard_size)]
-    if not tasks:
+    format_name = format_name or find_format(path, columns)
+    num_items = sum(1 for _ in read_items(path, contents=False))
+    if not num_items:
         logger.warning("%s holds no records", path)
+    tasks = []
+    for index, number in enumerate(range(0, num_items, shard_size)):
+        shard, count = f"{_key_of(path)}-{index:05d}.parquet", min(shard_size, num_items - number)
+        tasks.append(ShardTask(shard, str(path), format_name, number, count)._asdict())
     write_json(target, {"path": str(path), "fingerprint": state, "tasks": tasks})
 
 
 def read_tasks(folder: Path) -> list[ShardTask]:
     """All tasks of a folder, in one order for all processes."""
     files = [read_json(path) for path in sorted((folder / TASKS).glob("*.json"))]
-    return [ShardTask(**task) for file in files for task in file.get("tasks", file.get("units"))]
-
-
-def _cut(path: Path, format_name: str, size: int) -> Iterator[ShardTask]:
-    items = enumerate(read_items(path, contents=False))
-    for index, (number, first) in enumerate(items):
-        count = 1 + sum(1 for _ in islice(items, size - 1))
-        yield ShardTask(f"{_key_of(path)}-{index:05d}.parquet", str(path), format_name, number, first.offset, count)
+    tasks = [task for file in files for task in file.get("tasks", file.get("units"))]
+    return [ShardTask(*(task[name] for name in ShardTask._fields)) for task in tasks]
 
 
 def _key_of(path: Path) -> str:
@@ -306,7 +307,7 @@ class ShardMaker:
         group: list[Pending] = []
         num_images = 0
         for item in self._items(task):
-            if isinstance(item.value, bytes) and not item.value.strip():
+            if item.is_blank:
                 continue
             try:
                 record = read_record(task.format, renamed(item.row(), self.options.columns), folder)
@@ -322,11 +323,10 @@ class ShardMaker:
         yield group
 
     def _items(self, task: ShardTask) -> Iterator[Item]:
-        """The task's items. A compressed file can only be read from its beginning, so it is read on from the task
-        before."""
+        """The task's items; a file that can only be read from its beginning is read on from the task before."""
         path = Path(task.path)
         if is_seekable(path):
-            yield from islice(read_items(path, offset=task.offset, number=task.number), task.count)
+            yield from islice(read_items(path, task.number), task.count)
             return
         before, self.reading = self.reading, None  # none while items are being read, or if one of them is invalid
         if before is None or before[0] != task.path or before[1] > task.number:
@@ -364,7 +364,8 @@ class ShardMaker:
     def _leave_out(self, task: ShardTask, item: Item, error: BadRecord, left_out: list[LeftOut]) -> None:
         if not self.options.skip_broken:
             raise ValueError(f"{task.path}, {item.place}: {error} (or leave such records out with --skip-broken)")
-        left_out.append(LeftOut(task.path, item.place, str(error)))
+        reason = str(error).encode("utf-8", "backslashreplace").decode()  # it may quote half of a surrogate pair
+        left_out.append(LeftOut(task.path, item.place, reason))
 
     def _check_codes(self, record: Record) -> None:
         sizes = self.tokenizer.config
@@ -378,11 +379,10 @@ class ShardMaker:
 
     def _load(self, image: RawImage) -> list[Tensor]:
         """An image at its size, or its views, as bytes (3, H, W)."""
-        if isinstance(image, TenViews):
-            return [
-                to_bytes(view) for view in ten_views(image.image.open(), min(nearest_size((1, 1), self.options.sizes)))
-            ]
         opened = image.open()
+        if image.has_views:
+            size = min(nearest_size((1, 1), self.options.sizes))
+            return [to_bytes(view) for view in ten_views(opened, size)]
         width, height = nearest_size(opened.size, self.options.sizes)
         processor = ImageProcessor(width=width, height=height, preparation=self.options.preparation)
         return [to_bytes(processor.prepare(opened))]
@@ -417,9 +417,8 @@ def show_samples(
         codes = [segment.content for segment in segments if isinstance(segment.content, CodesPart)]
         encoded = [EncodedImage(part.codes_KN, part.grid) for part in codes]
         for index, pixels_3HW in enumerate(decode_images(encoded, tokenizer, batch_size=1), start=1):
-            output.mkdir(parents=True, exist_ok=True)
             path = output / f"sample-{number}-{index}.png"
-            to_images(pixels_3HW[None])[0].save(path)
+            write_image(path, to_images(pixels_3HW[None])[0])
             print(f"    image {index}: {path}")
 
 

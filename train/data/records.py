@@ -13,7 +13,6 @@ train/data/rows.py and become records in train/data/columns.py.
 from __future__ import annotations
 
 import base64
-import binascii
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -40,41 +39,21 @@ class BadRecord(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class ImageFile:
+class RawImage:
     """An image that is not read yet."""
 
-    path: Path
+    source: Path | bytes
+    name: str
+    has_views: bool = False
+    """Ten crops of it become a part each."""
 
     def open(self) -> Image.Image:
         try:
-            path = str(self.path)
-            return read_image(self.path, name=path if len(path) <= MAX_PATH else path[:MAX_PATH] + "...")
+            return read_image(self.source, name=self.name)
         except (ValueError, FileNotFoundError) as error:
             raise BadRecord(str(error)) from error
 
 
-@dataclass(frozen=True, slots=True)
-class ImageBytes:
-    """An image file in memory."""
-
-    data: bytes
-    name: str
-
-    def open(self) -> Image.Image:
-        try:
-            return read_image(self.data, name=f"image {self.name}")
-        except ValueError as error:
-            raise BadRecord(str(error)) from error
-
-
-@dataclass(frozen=True, slots=True)
-class TenViews:
-    """Ten crops of one image; each becomes a part of its own."""
-
-    image: ImageFile | ImageBytes
-
-
-RawImage = ImageFile | ImageBytes | TenViews
 RecordPart = TextPart | CodesPart | RawImage
 
 
@@ -156,7 +135,7 @@ def ten_views(image: Image.Image, size: int) -> list[Image.Image]:
 # Images
 
 
-def find_image(value: Any, folder: Path) -> ImageFile | ImageBytes:
+def find_image(value: Any, folder: Path) -> RawImage:
     """The image that a record names.
 
     Args:
@@ -165,21 +144,21 @@ def find_image(value: Any, folder: Path) -> ImageFile | ImageBytes:
             stores it) and by its last name.
     """
     match value:
+        case {"bytes": bytes(data), **rest}:
+            return RawImage(data, f"image {rest.get('path') or 'in the record'}")
         case bytes():
-            return ImageBytes(value, "in the record")
+            return RawImage(value, "image in the record")
+        case {"bytes": str(text)}:
+            return RawImage(_decode(text), "image in the record")
         case str() if value.startswith("data:"):
             head, _, body = value.partition(",")
             if not head.endswith(";base64"):
                 raise BadRecord(f"a data URL must be base64, got {short(head)}; encode the image as base64")
-            return ImageBytes(_decode(body), "in a data URL")
-        case str() if "://" in value:
-            return _file_of_url(value, folder)
+            return RawImage(_decode(body), "image in a data URL")
         case str() if value:
-            return ImageFile(_on_disk(folder, _expanded(Path(value))))
-        case {"bytes": bytes(data), **rest}:
-            return ImageBytes(data, str(rest.get("path") or "in the record"))
-        case {"bytes": str(text)}:
-            return ImageBytes(_decode(text), "in the record")
+            path = _file_of_url(value, folder) if "://" in value else _on_disk(folder, _expanded(Path(value)))
+            name = str(path)
+            return RawImage(path, name if len(name) <= MAX_PATH else name[:MAX_PATH] + "...")
         case dict():
             for key in ("path", "image", "url"):
                 if value.get(key):
@@ -191,10 +170,9 @@ def find_image(value: Any, folder: Path) -> ImageFile | ImageBytes:
 
 def _expanded(path: Path) -> Path:
     """With the home folder for ~; a ~ that begins no user's name is part of a name."""
-    try:
+    with suppress(RuntimeError):
         return path.expanduser()
-    except RuntimeError:
-        return path
+    return path
 
 
 def _on_disk(folder: Path, name: Path) -> Path:
@@ -217,20 +195,23 @@ def _subfolders(folder: Path) -> list[Path]:
 def _decode(text: str) -> bytes:
     try:
         return base64.b64decode(text, validate=True)
-    except binascii.Error as error:
+    except ValueError as error:
         raise BadRecord(f"the bytes of an image must be base64: {error}; encode them as base64") from error
 
 
-def _file_of_url(url: str, folder: Path) -> ImageFile:
-    parts = urlsplit(url)
+def _file_of_url(url: str, folder: Path) -> Path:
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise BadRecord(f"an image must have a valid URL, got {short(url)}: {error}; correct it") from error
     path = unquote(parts.path)
     if parts.scheme == "file":
-        return ImageFile(Path(path))
+        return Path(path)
     inside = Path(parts.netloc) / path.lstrip("/")
     for candidate in (_on_disk(folder, inside), _on_disk(folder, Path(Path(path).name))):
-        with suppress(OSError):
+        with suppress(OSError, ValueError):  # a name that no file can have
             if folder.resolve() in candidate.resolve().parents and candidate.is_file():
-                return ImageFile(candidate)
+                return candidate
     raise BadRecord(
         f"the image of a URL must be on disk, got {short(url)} but no {short(str(folder / inside))}; download it, "
         "nothing is fetched"

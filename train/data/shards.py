@@ -25,7 +25,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 import fsspec
 import numpy as np
@@ -100,15 +100,13 @@ class LeftOut:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class ShardTask:
+class ShardTask(NamedTuple):
     """The records that make one shard."""
 
     shard: str  # name of its file
     path: str  # where the records come from
     format: str
     number: int  # records of that source that come before
-    offset: int  # where reading begins (train/data/records.py)
     count: int
 
 

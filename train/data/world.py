@@ -118,10 +118,10 @@ def encode_rendered(
     tasks = []
     for first in range(0, len(records), RECORDS_PER_SHARD):
         count = min(RECORDS_PER_SHARD, len(records) - first)
-        tasks.append(ShardTask(f"{first:08d}-{count}.parquet", "world", "world", first, first, count))
+        tasks.append(ShardTask(f"{first:08d}-{count}.parquet", "world", "world", first, count))
 
     def make(task: ShardTask, advance: Callable[[int], object]) -> tuple[list[PreparedRecord], list[LeftOut]]:
-        indices = range(task.offset, task.offset + task.count)
+        indices = range(task.number, task.number + task.count)
         rendered = DataLoader(_Rendering(records, indices), batch_size=None, num_workers=num_workers)
         counts = []
 

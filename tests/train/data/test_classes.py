@@ -126,7 +126,7 @@ def test_codes_that_llamagen_extracted_are_prepared(tmp_path: Path, image_tokeni
     assert [folder[index].messages[0].parts[0].text for index in range(4)] == ["5", "0", "2", "3"]
     assert all(np.array_equal([p.codes_KN for p in folder[i].messages[1].parts], stored[i]) for i in range(4))
     (tmp_path / "raw" / "labels" / "2.npy").unlink()
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(ValueError, match="labels"):
         prepare_folder([tmp_path / "raw"], tmp_path / "another", **options)
 
 

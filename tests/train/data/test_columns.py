@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import io
 import json
 import re
@@ -19,7 +20,7 @@ from PIL import Image
 
 from mllm.conversation import CodesPart, TextPart
 from train.data.columns import find_format, format_of, read_record, renamed
-from train.data.records import BadRecord, ImageBytes, ImageFile, Record, TenViews
+from train.data.records import BadRecord, RawImage, Record
 from train.data.rows import read_items
 
 CODES = [[1, 2, 3, 4], [5, 6, 7, 8]]
@@ -30,12 +31,12 @@ def shown(part: Any) -> str:
     match part:
         case TextPart(text):
             return text
-        case ImageFile(path):
-            return path.name
-        case ImageBytes(data=data):
+        case RawImage(has_views=True):
+            return f"ten views of {shown(dataclasses.replace(part, has_views=False))}"
+        case RawImage(bytes(data)):
             return f"{len(data)} bytes"
-        case TenViews(image):
-            return f"ten views of {shown(image)}"
+        case RawImage(path):
+            return path.name
         case CodesPart(codes_KN, grid):
             return f"{codes_KN[:, 0].tolist()} {grid}"
     raise TypeError(part)
@@ -255,7 +256,7 @@ def test_the_samples_of_the_page_are_read_from_files(tmp_path: Path) -> None:
         assert find_format(path) == layout
         for item in read_items(path):
             record = read_record(layout, item.row(), tmp_path)
-            assert all(getattr(image, "image", image).open().size == (5, 4) for image in record.images), item
+            assert all(image.open().size == (5, 4) for image in record.images), item
             found.append(f"{layout}{'' if ending == 'jsonl' else f'.{ending}'}: {summary(record)}")
     lengths = {f"{len(content)} bytes": name for name, content in (("RED", images["a.png"]), ("BLUE", images["b.png"]))}
     text = "\n".join(found)
@@ -342,6 +343,9 @@ def test_an_image_that_cannot_be_read_is_a_broken_record(tmp_path: Path) -> None
         "~nobody-of-this-name/a.png",
         "iVBORw0KGgo" * 500,  # the bytes themselves, as text
         "https://a.org/" + "d" * 5000,
+        "https://[a.org/b.png",
+        "https://a.org/%00.png",
+        "data:image/png;base64,\u00e9",
     ):
         with pytest.raises(BadRecord) as caught:
             read({"image": value, "caption": "x"}, tmp_path).images[0].open()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import tarfile
 from collections import Counter
 from collections.abc import Sequence
@@ -15,24 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from accelerate import PartialState
 from PIL import Image
 from torch.utils.data import DataLoader
 
 from mllm.world.scene import SceneObject
 from tests.train.published_weights import add, picture, write_tar
-from train.data.images import (
-    Progress,
-    RandomCrop,
-    Readers,
-    TarImages,
-    TarSource,
-    WorldImages,
-    find_shards,
-    first_unfinished,
-    shard_order,
-    window_on,
-)
+from train.data.images import RandomCrop, TarImages, WorldImages, find_shards, shard_order, window_on
 from train.recipe import ShardsRecipe, TokenizerRecipe
 
 SIZES = (3, 5, 2, 7, 4, 6, 1, 8)
@@ -53,9 +40,12 @@ def shards(tmp_path: Path) -> list[Path]:
     return made
 
 
-def reading(shards: list[Path], *, rank: int = 0, ranks: int = 1, workers: int = 1, **options: Any) -> TarImages:
-    settings: dict[str, Any] = {"crop": RandomCrop(size=16), "captions": numbers_of, "shuffle_shards": 2, **options}
-    return TarImages(shards, readers=Readers(rank, ranks, workers), **settings)
+def reading(
+    shards: list[Path], *, rank: int = 0, ranks: int = 1, workers: int = 1, seed: int = 0, **how: Any
+) -> TarImages:
+    read = ShardsRecipe(urls="::".join(map(str, shards)), **{"shuffle_shards": 2, **how})
+    recipe = TokenizerRecipe(output=Path("x"), batch_size=3, num_workers=workers, seed=seed, shards=read)
+    return TarImages(recipe, image_size=16, captions=numbers_of, rank=rank, ranks=ranks)
 
 
 def test_an_epoch_holds_every_sample_once_for_any_number_of_readers(shards: list[Path]) -> None:
@@ -111,18 +101,13 @@ def test_samples_are_mixed_within_a_window_and_cropped_by_epoch(shards: list[Pat
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_reading_goes_on_exactly_where_training_stopped(shards: list[Path], tmp_path: Path, workers: int) -> None:
-    def source() -> TarSource:
-        urls = str(tmp_path / "{00..07}.tar")
-        recipe = TokenizerRecipe(output=tmp_path, batch_size=3, num_workers=workers, shards=ShardsRecipe(urls=urls))
-        return TarSource(recipe, image_size=16, captions=numbers_of, state=PartialState(cpu=True))
-
-    whole = list(source().batches(0, 9))
+    whole = list(reading(shards, workers=workers, shuffle_shards=4).batches(0, 9))
     folder = tmp_path / "checkpoint-5"
     folder.mkdir()
-    first = source()
+    first = reading(shards, workers=workers, shuffle_shards=4)
     before = list(first.batches(0, 5))
     first.save(folder)
-    second = source()
+    second = reading(shards, workers=workers, shuffle_shards=4)
     second.load(folder)
     after = list(second.batches(5, 9))
     for one, other in zip([*before, *after], whole, strict=True):
@@ -131,28 +116,20 @@ def test_reading_goes_on_exactly_where_training_stopped(shards: list[Path], tmp_
 
 
 def test_other_readers_go_on_before_the_first_unfinished_shard(shards: list[Path], tmp_path: Path) -> None:
-    def source(workers: int, urls: str = "{00..07}.tar") -> TarSource:
-        read = ShardsRecipe(urls=f"{tmp_path}/{urls}", shuffle_shards=1)
-        recipe = TokenizerRecipe(output=tmp_path, batch_size=3, num_workers=workers, shards=read)
-        return TarSource(recipe, image_size=16, captions=numbers_of, state=PartialState(cpu=True))
-
     folder = tmp_path / "checkpoint-6"
     folder.mkdir()
-    first = source(2)
+    first = reading(shards, workers=2, shuffle_shards=1)
     seen = torch.cat([batch["text_ids"] for batch in first.batches(0, 6)]).flatten().tolist()
     first.save(folder)
-    second = source(0)
+    second = reading(shards, workers=0, shuffle_shards=1)
     second.load(folder)
-    assert 0 < second.images.start < len(shards)
-    windows = [second.images.window(0, window) for window in range(8 - second.images.start)]
+    assert 0 < second.start < len(shards)
+    windows = [second.window(0, window) for window in range(8 - second.start)]
     assert {*seen, *(int(record.sample.name) for window in windows for record in window)} == set(
         range(TOTAL)
     )  # nothing of the epoch is lost
-    stored = json.loads((folder / "reading.json").read_text())
-    places = {int(reader): Progress(*place) for reader, place in stored["places"].items()}
-    assert first_unfinished(stored, places) == second.images.start
     with pytest.raises(ValueError):
-        source(0, "{00..03}.tar").load(folder)
+        reading(shards[:4]).load(folder)
 
 
 def test_bad_records_stop_training_or_are_counted(tmp_path: Path) -> None:
@@ -168,7 +145,7 @@ def test_bad_records_stop_training_or_are_counted(tmp_path: Path) -> None:
     assert {record.sample.name for record in records} == {"a", "b", "c"}
     for record in records:
         with pytest.raises(ValueError, match=f"sample {record.sample.name} of .*bad.tar"):
-            reading([tmp_path / "bad.tar"]).load(record)
+            reading([tmp_path / "bad.tar"]).read(record)
     stream = reading([good, tmp_path / "bad.tar"], skip_bad_records=True)
     assert sorted(item["text_ids"].item() for item in islice(stream, 4)) == [0, 0, 1, 1]
     assert stream.num_skipped >= 3
@@ -217,14 +194,18 @@ def test_windows_are_parts_of_the_crop_without_scaling() -> None:
     assert len(places) > 40 and max(max(place) for place in places) > 40
 
 
+def world(**values: Any) -> WorldImages:
+    return WorldImages(TokenizerRecipe(output=Path("x"), **values), image_size=128)
+
+
 def test_an_image_of_the_world_is_always_the_same() -> None:
     for crop, side in ((None, 128), (64, 64)):
-        one, two = (WorldImages(image_size=128, seed=3, crop=crop) for _ in range(2))
+        one, two = (world(seed=3, world_crop=crop) for _ in range(2))
         assert one[5]["pixels"].shape == (3, side, side)
         assert torch.equal(one[5]["pixels"], two[5]["pixels"]) and not torch.equal(one[5]["pixels"], one[6]["pixels"])
     for crop in (0, 129):
         with pytest.raises(ValueError):
-            WorldImages(image_size=128, seed=0, crop=crop)
+            world(world_crop=crop)
 
 
 def test_a_window_lies_in_the_image_and_holds_the_middle_of_the_object() -> None:
@@ -234,5 +215,5 @@ def test_a_window_lies_in_the_image_and_holds_the_middle_of_the_object() -> None
         for left, top, right, bottom in found:
             assert 0 <= left <= x * 128 + 1 and x * 128 - 1 <= right <= 128 and right - left == 48
             assert 0 <= top <= y * 128 + 1 and y * 128 - 1 <= bottom <= 128 and bottom - top == 48
-    images = WorldImages(image_size=128, seed=0, crop=64)
+    images = world(world_crop=64)
     assert all(images[n]["pixels"].flatten(1).float().std(1).max() > 0 for n in range(40))

@@ -253,11 +253,13 @@ def test_every_file_of_a_folder_is_read_or_named(
         Image.new("RGB", (32, 32), "red").save(raw / "images" / f"{ending}.{ending}", format=PILLOW.get(ending, ending))
         (raw / "images" / f"{ending}.txt").write_text(ending)
     (raw / "images" / "x.heic").write_bytes(b"?")
+    (raw / "images" / "._x.jpg").write_bytes(b"what a system left")
+    (raw / "images" / "link").symlink_to(raw / "tars")
     assert prepare([raw / "images"], tmp_path / "images", image_tokenizer_folder).records == 6
-    assert "x.heic" in caplog.text
+    assert "x.heic, link" in caplog.text
     caplog.clear()
     assert prepare([raw], tmp_path / "both", image_tokenizer_folder).records == 9
-    assert "10 files" in caplog.text and "x.heic" in caplog.text  # four others and six captioned images
+    assert "11 files" in caplog.text and "x.heic" in caplog.text  # five others and six captioned images
     for name in ("000", "001"):  # as img2dataset writes images
         (raw / "files" / "00000").mkdir(parents=True, exist_ok=True)
         (raw / "files" / "00000" / f"{name}.jpg").write_bytes(image_file(1))
@@ -275,12 +277,13 @@ def test_a_result_of_no_records_is_an_error(image_tokenizer_folder: Path, tmp_pa
     (tmp_path / "empty.jsonl").write_text("\n")
     with pytest.raises(ValueError, match="records"):
         prepare([tmp_path / "empty.jsonl"], tmp_path / "out", image_tokenizer_folder)
-    (tmp_path / "bad.jsonl").write_text('{"text": "bad \\ud83d"}\n{"text": ""}\n')
+    lines = ('{"image": "\\ud83d.png", "text": "a"}', '{"image": "a.png", "text": "bad \\ud83d"}')
+    (tmp_path / "bad.jsonl").write_text("\n".join(lines))
     options = dataclasses.replace(OPTIONS, skip_broken=True)
-    with pytest.raises(ValueError, match=r"2 left out, line 1: .*surrogate"):
+    with pytest.raises(ValueError, match=r"2 left out, line 2: .*surrogate"):
         prepare([tmp_path / "bad.jsonl"], tmp_path / "bad", image_tokenizer_folder, options)
     assert not list(tmp_path.rglob(MANIFEST))
-    with pytest.raises(ValueError, match=r"bad.jsonl, line 1: .*surrogate"):
+    with pytest.raises(ValueError, match=r"bad.jsonl, line 2: .*surrogate"):
         prepare([tmp_path / "bad.jsonl"], tmp_path / "strict", image_tokenizer_folder)
 
 

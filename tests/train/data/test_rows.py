@@ -16,7 +16,7 @@ from PIL import Image
 
 from train.data.columns import find_format
 from train.data.records import BadRecord
-from train.data.rows import Item, is_seekable, read_items, read_tar
+from train.data.rows import Item, read_items, read_tar
 
 RECORDS = [{"text": f"text {number} " + "\u4f60" * number} for number in range(7)]
 
@@ -96,10 +96,8 @@ def check_order(path: Path) -> None:
     items = list(read_items(path))
     told = [item for item in items if isinstance(item.value, dict) or item.value.strip()]
     assert [text_of(item) for item in told] == [record["text"] for record in RECORDS]
-    for number, item in enumerate(items):
-        again = list(read_items(path, offset=item.offset, number=number))
-        assert [(one.place, one.value) for one in again] == [(one.place, one.value) for one in items[number:]]
-    assert all(item.offset == number for number, item in enumerate(items)) or is_seekable(path)
+    for number in range(len(items)):
+        assert list(read_items(path, number)) == items[number:]
     assert [item.place for item in read_items(path, contents=False)] == [item.place for item in items]
 
 
@@ -109,12 +107,12 @@ def test_records_of_an_array_may_lie_across_chunks(tmp_path: Path, monkeypatch: 
         monkeypatch.setattr("train.data.rows.CHUNK", size)
         items = list(read_items(path))
         assert [item.value for item in items] == RECORDS
-        for number, item in enumerate(items):
-            assert [one.value for one in read_items(path, offset=item.offset, number=number)] == RECORDS[number:]
 
 
 def test_an_array_may_be_empty_and_lacks_no_bracket(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
+    path.write_text(json.dumps(RECORDS[0], indent=1))  # a single record
+    assert [item.row() for item in read_items(path)] == RECORDS[:1]
     path.write_text(" [ ] ")
     assert list(read_items(path)) == []
     path.write_text('[{"text": "x"}')
@@ -176,7 +174,7 @@ def test_a_tar_without_its_end_is_named(tmp_path: Path) -> None:
 def test_an_unknown_ending_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.xls").write_text("a,b")
     with pytest.raises(ValueError):
-        read_items(tmp_path / "a.xls")
+        list(read_items(tmp_path / "a.xls"))
 
 
 def test_a_byte_order_mark_is_no_content(tmp_path: Path) -> None:
@@ -194,8 +192,6 @@ def test_a_byte_order_mark_is_no_content(tmp_path: Path) -> None:
         path.write_bytes(compress.get(path.suffix, bytes)(mark + content))
         check = [item.row()["text"] for item in read_items(path)]
         assert check == ["x", "x"] and find_format(path) == "text", name
-        (*_, last) = read_items(path)
-        assert [item.row()["text"] for item in read_items(path, offset=last.offset, number=1)] == ["x"], name
         path.write_bytes(compress.get(path.suffix, bytes)(content.decode().encode("utf-16")))
         with pytest.raises(ValueError, match=f"{name}.*UTF-16"):
             list(read_items(path))
