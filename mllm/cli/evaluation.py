@@ -27,7 +27,7 @@ from mllm.cli.main import (
 from mllm.evaluation.protocol import BENCHMARKS
 
 ANNOTATIONS = option("--annotations", type=Path, metavar="PATH", help="the published annotations")
-BATCH_SIZE = option("--batch-size", type=positive_count, default=16, help="items at once (default: 16)")
+BATCH_SIZE = option("--batch-size", type=positive_count, default=16, help="items answered at the same time (default: 16)")
 ANSWERS = [
     option("answers", type=Path, metavar="RUN", help="run folder, or an answers file"),
     option("--questions", type=Path, required=True, metavar="FILE", help="question file of the run"),
@@ -304,10 +304,10 @@ def run_benchmark(name: str, options: Namespace) -> None:
 
     from mllm.engine.settings import Overrides
     from mllm.evaluation.answerer import PipelineAnswerer, describe_run
-    from mllm.evaluation.run import ItemShard, RunFolder, run_items
+    from mllm.evaluation.run import RunFolder, run_items, shard_from_environment
     from mllm.pipeline import check_task
 
-    shard, folder = ItemShard.from_environment(), RunFolder(options.output)
+    shard, folder = shard_from_environment(), RunFolder(options.output)
     place_on_device(options)
     pipeline = load_pipeline(options)
     check_task(pipeline.tasks, *((benchmark.task or "draw",) if draws else ("ask", "describe")))

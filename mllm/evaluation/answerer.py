@@ -6,7 +6,7 @@ the plain values that go into run.json and from there into every result.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -33,12 +33,37 @@ class PipelineAnswerer:
     sampling: Overrides
     best_of: int = 1  # candidates for each image, from which the model chooses the best by its own score
 
-    def __call__(self, items: Sequence[BenchmarkItem], seeds: Sequence[int]) -> list[Answer]:
-        if self.best_of > 1 and self.mode == "image":
-            return list(self.draw_best(items, seeds))
-        dialogues = [[as_message(item)] for item in items]
-        answers = self.pipeline.answer(dialogues, self.mode, seeds, **self.sampling)
-        return [" ".join(map(str, parts)) if self.mode == "text" else parts[0] for parts in answers]
+    def __call__(
+        self, items: Sequence[BenchmarkItem], seeds: Sequence[int], at_once: int
+    ) -> Iterator[tuple[int, Answer]]:
+        """Answers with their places as they end; an error names the item that it is about."""
+        taken: list[int] = []
+        ended: set[int] = set()
+
+        def dialogues() -> Iterator[list[Message]]:
+            for place, item in enumerate(items):
+                taken.append(place)
+                yield [as_message(item)]
+
+        try:
+            if self.best_of > 1 and self.mode == "image":
+                for start in range(0, len(items), at_once):
+                    taken = [*range(start, min(start + at_once, len(items)))]
+                    drawn = self.draw_best([items[n] for n in taken], [seeds[n] for n in taken])
+                    yield from zip(taken, drawn, strict=True)
+                return
+            answers = self.pipeline.answer_each(dialogues(), self.mode, seeds, at_once=at_once, **self.sampling)
+            for place, parts in answers:
+                ended.add(place)
+                yield place, " ".join(map(str, parts)) if self.mode == "text" else parts[0]
+        except (ValueError, OSError):
+            for place in taken:
+                try:
+                    if place not in ended:
+                        self.pipeline.answer([[as_message(items[place])]], self.mode, [seeds[place]], **self.sampling)
+                except (ValueError, OSError) as error:
+                    raise ValueError(f"{items[place].where}: {error}") from error
+            raise
 
     def draw_best(self, items: Sequence[BenchmarkItem], seeds: Sequence[int]) -> list[Image.Image]:
         """The best of several images for each item."""

@@ -1,9 +1,9 @@
-"""Run a benchmark: put its items to a model in batches, shared among processes, resumable.
+"""Run a benchmark: put its items to a model as a stream, shared among processes, resumable.
 
-In: items, something that answers a batch of them, a run folder. Out: the run folder:
+In: items, something that answers them, a run folder. Out: the run folder:
 
     run.json          what decides the answers: benchmark, question file, model, decoding, seed, versions
-    parts/00000.jsonl answers of process 0 in the order they came, flushed batch by batch
+    parts/00000.jsonl answers of process 0 in the order they came
     answers.jsonl     all answers in the order of the questions, written once nothing is missing
 
 Item i has the seed of the run plus i, so answers depend neither on the batch size nor on the number of processes. The
@@ -17,10 +17,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,44 +40,27 @@ from mllm.files import (
     write_lines,
 )
 
-logger = logging.getLogger(__name__)
-
 RUN_FILE, ANSWERS_FILE, PARTS = "run.json", "answers.jsonl", "parts"
 RUN_FORMAT = "mllm-run-1"
 
 Answer = str | Image.Image
-AnswerItems = Callable[[Sequence[BenchmarkItem], Sequence[int]], list[Answer]]
-"""(items, their seeds) -> a text or an image for each."""
+AnswerItems = Callable[[Sequence[BenchmarkItem], Sequence[int], int], Iterable[tuple[int, Answer]]]
+"""(items, their seeds, how many at the same time) -> the place and the text or image of each, as they end."""
 
 
-@dataclass(frozen=True, slots=True)
-class ItemShard:
-    """Which items this process answers: every `world_size`-th, so that slow stretches of a file are shared."""
-
-    rank: int = 0
-    world_size: int = 1
-
-    @classmethod
-    def from_environment(cls) -> ItemShard:
-        """As torchrun and accelerate set it; everything without them."""
-        shard = cls(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
-        if not 0 <= shard.rank < shard.world_size:
-            raise ValueError(f"RANK must be in [0, WORLD_SIZE), got {shard.rank} of {shard.world_size}; use torchrun")
-        return shard
-
-    def indices(self, count: int) -> range:
-        return range(self.rank, count, self.world_size)
+def shard_from_environment() -> tuple[int, int]:
+    """The number of this process, and how many there are, as torchrun and accelerate set it."""
+    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    if not 0 <= rank < world_size:
+        raise ValueError(f"RANK must be in [0, WORLD_SIZE), got {rank} of {world_size}; use torchrun")
+    return rank, world_size
 
 
 class RunFolder:
     """One run on disk."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    @property
-    def answers_file(self) -> Path:
-        return self.folder / ANSWERS_FILE
+        self.folder, self.answers_file = folder, folder / ANSWERS_FILE
 
     def open(self, description: Mapping[str, Any]) -> None:
         """Write what is run, or check that the folder was made for it."""
@@ -187,44 +168,35 @@ def run_items(
     *,
     description: Mapping[str, Any],
     batch_size: int,
-    shard: ItemShard | None = None,
+    shard: tuple[int, int] = (0, 1),
 ) -> bool:
     """Answer the items of this process that have no answer yet; returns whether all processes are done.
 
     Args:
         description: what decides the answers (mllm/evaluation/answerer.py `describe_run`); has `seed` and `model`.
+        batch_size: items that are answered at the same time, and answers that are written together.
+        shard: process r of n answers every n-th item from r on, so that slow stretches of a file are shared.
     """
-    shard = shard or ItemShard()
     folder.open(description)
-    with only_writer(folder.folder / PARTS, lock_name=f"{shard.rank:05d}.jsonl.lock"):
-        drop_torn_line(folder.part_file(shard.rank))
-        done, mine = folder.read_parts(), shard.indices(len(items))
+    rank, world_size = shard
+    with only_writer(folder.folder / PARTS, lock_name=f"{rank:05d}.jsonl.lock"):
+        drop_torn_line(folder.part_file(rank))
+        done, mine = folder.read_parts(), range(rank, len(items), world_size)
         todo = [index for index in mine if index not in done]
-        begun, whole = len(mine) - len(todo), len(mine)
-        with tqdm(total=whole, initial=begun, unit="item", desc="answers", disable=shard.rank != 0) as progress:
-            for start in range(0, len(todo), batch_size):
-                indices = todo[start : start + batch_size]
-                batch, seeds = [items[index] for index in indices], [description["seed"] + index for index in indices]
-                answers = answer_batch(batch, seeds, answer)
-                records = [
-                    {"index": index, **store(item, given, seed=seed, folder=folder.folder)}
-                    for index, item, seed, given in zip(indices, batch, seeds, answers, strict=True)
-                ]
-                folder.append(shard.rank, records)
-                progress.update(len(batch))
+        seeds = [description["seed"] + index for index in todo]
+        answers = answer([items[index] for index in todo], seeds, batch_size)
+        about = {"total": len(mine), "initial": len(mine) - len(todo), "unit": "item", "desc": "answers"}
+        records: list[dict[str, Any]] = []
+        try:
+            for place, given in tqdm(answers, disable=rank != 0, **about):
+                stored = store(items[todo[place]], given, seed=seeds[place], folder=folder.folder)
+                records.append({"index": todo[place], **stored})
+                if len(records) >= batch_size:
+                    folder.append(rank, records)
+                    records = []
+        finally:
+            folder.append(rank, records)
     return folder.merge(items, model_id=description["model"]["fingerprint"])
-
-
-def answer_batch(items: Sequence[BenchmarkItem], seeds: Sequence[int], answer: AnswerItems) -> list[Answer]:
-    try:
-        return answer(items, seeds)
-    except (ValueError, OSError):
-        for item, seed in zip(items, seeds, strict=True):
-            try:
-                answer([item], [seed])
-            except (ValueError, OSError) as error:
-                raise ValueError(f"{item.where}: {error}") from error
-        raise
 
 
 def store(item: BenchmarkItem, given: Answer, *, seed: int, folder: Path) -> dict[str, Any]:
@@ -232,6 +204,5 @@ def store(item: BenchmarkItem, given: Answer, *, seed: int, folder: Path) -> dic
     if isinstance(given, str):
         return {"text": given}
     assert item.output is not None, f"item {item.key} asks for an image but names no file for it"
-    path = folder / item.output
-    write_image(path, given)
+    write_image(folder / item.output, given)
     return {"image": item.output, "seed": seed}

@@ -1,13 +1,13 @@
 """Items, answers and runs for the tests of evaluation."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from PIL import Image
 
 from mllm.evaluation.protocol import AnsweredItem, Benchmark, BenchmarkItem, ScoreOptions, Scores, match_answers
-from mllm.evaluation.run import ItemShard, RunFolder, run_items
+from mllm.evaluation.run import RunFolder, run_items
 from mllm.files import read_lines
 
 DESCRIPTION = {"benchmark": "gqa", "items": 23, "seed": 5, "model": {"fingerprint": "abc"}}
@@ -56,21 +56,24 @@ def make_items(count: int, *, draws: bool = False) -> list[BenchmarkItem]:
 
 
 class Answerer:
-    """Answers with the item's words and seed; stops like a killed process after some batches."""
+    """Answers with the item's words and seed; is interrupted after so many."""
 
     def __init__(self, *, stop_after: int | None = None, draws: bool = False) -> None:
         self.stop_after, self.draws = stop_after, draws
         self.asked: list[int | str] = []
 
-    def __call__(self, items: Sequence[BenchmarkItem], seeds: Sequence[int]) -> list[str | Image.Image]:
-        if self.stop_after is not None:
-            if self.stop_after == 0:
-                raise KeyboardInterrupt
-            self.stop_after -= 1
-        self.asked += [item.question_id for item in items]
-        if self.draws:
-            return [Image.new("RGB", (4, 4), (seed, 0, 0)) for seed in seeds]
-        return [f"{item.prompt} seed {seed}" for item, seed in zip(items, seeds, strict=True)]
+    def __call__(
+        self, items: Sequence[BenchmarkItem], seeds: Sequence[int], at_once: int
+    ) -> Iterator[tuple[int, str | Image.Image]]:
+        """Of `at_once` items the last ends first."""
+        for start in range(0, len(items), at_once):
+            for place in reversed(range(start, min(start + at_once, len(items)))):
+                if len(self.asked) == self.stop_after:
+                    raise KeyboardInterrupt
+                self.asked.append(items[place].question_id)
+                seed = seeds[place]
+                text = f"{items[place].prompt} seed {seed}"
+                yield place, Image.new("RGB", (4, 4), (seed, 0, 0)) if self.draws else text
 
 
 def run(
@@ -83,7 +86,7 @@ def run(
         RunFolder(folder),
         description=DESCRIPTION,
         batch_size=batch_size,
-        shard=ItemShard(rank, size),
+        shard=(rank, size),
     )
 
 

@@ -3,7 +3,7 @@
 import json
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -45,9 +45,11 @@ class BrightnessScorer:
         return [np.asarray(Image.open(path))[0, 0, :2].dot([256, 1]).item() / 65535 for path in images]
 
 
-def paint(items: Sequence[BenchmarkItem], seeds: Sequence[int]) -> list[str | Image.Image]:
+def paint(
+    items: Sequence[BenchmarkItem], seeds: Sequence[int], at_once: int
+) -> Iterable[tuple[int, str | Image.Image]]:
     """A small image whose color is the item's own."""
-    return [Image.new("RGB", (2, 3), ((37 * seed) % 256, seed % 251, 0)) for seed in seeds]
+    return enumerate(Image.new("RGB", (2, 3), ((37 * seed) % 256, seed % 251, 0)) for seed in seeds)
 
 
 def test_skills_have_the_mean_deviation_and_interval_of_their_prompts(tmp_path: Path) -> None:

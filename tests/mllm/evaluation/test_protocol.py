@@ -108,9 +108,9 @@ def test_an_image_that_does_not_open_is_named_and_what_is_answered_is_a_part(
     error = capfd.readouterr().err.splitlines()[-1]
     assert "q.jsonl, line 4" in error and "3.png" in error
     assert main(SCORE_RUN) == 2
-    assert "2 of 5 answers" in capfd.readouterr().err
+    assert "3 of 5 answers" in capfd.readouterr().err
     assert main([*SCORE_RUN, "--partial"]) == 0
-    assert "PARTIAL: 2 of 5 items" in capfd.readouterr().out
+    assert "PARTIAL: 3 of 5 items" in capfd.readouterr().out
     image.write_bytes(content)
     assert main(run) == 0 and main(SCORE_RUN) == 0
     assert "all 5 items" in capfd.readouterr().out

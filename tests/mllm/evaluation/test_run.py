@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from mllm.cli.evaluation import benchmark_sampling
 from mllm.evaluation.answerer import describe_decoding, describe_run
 from mllm.evaluation.images import GenEval
 from mllm.evaluation.protocol import BenchmarkItem
-from mllm.evaluation.run import ItemShard, RunFolder, run_items
+from mllm.evaluation.run import RunFolder, run_items, shard_from_environment
 from mllm.evaluation.vqa import GQA
 from mllm.pipeline import Pipeline
 from tests.mllm.evaluation.builders import DESCRIPTION, Answerer, contents, make_items, run
@@ -19,6 +20,7 @@ from tests.mllm.evaluation.builders import DESCRIPTION, Answerer, contents, make
 ROOT = Path(__file__).resolve().parents[3]
 HOLDER = """
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from mllm.files import only_writer
 
@@ -51,12 +53,12 @@ def test_answers_are_in_the_order_of_the_questions_for_any_batch_size(
 def test_an_interrupted_run_resumes_and_ends_as_an_uninterrupted_one(
     tmp_path: Path, complete: dict[str, bytes]
 ) -> None:
-    for batches in (0, 1, 3, 5):
-        folder, first, second = tmp_path / str(batches), Answerer(stop_after=batches), Answerer()
+    for count in (0, 3, 12, 20):
+        folder, first, second = tmp_path / str(count), Answerer(stop_after=count), Answerer()
         with pytest.raises(KeyboardInterrupt):
             run(folder, first)
         assert not (folder / "answers.jsonl").exists()
-        if batches == 3:  # killed in the middle of a line
+        if count == 12:  # killed in the middle of a line
             part = RunFolder(folder).part_file(0)
             part.write_bytes(part.read_bytes()[:-9])
             first.asked.pop()
@@ -76,7 +78,7 @@ def test_several_processes_leave_what_one_leaves(tmp_path: Path, complete: dict[
         assert contents(folder) == complete
     for rank in range(3):  # a run resumes with another number of processes
         with pytest.raises(KeyboardInterrupt):
-            run(tmp_path / "run", Answerer(stop_after=1), batch_size=2, rank=rank, size=3)
+            run(tmp_path / "run", Answerer(stop_after=2), batch_size=2, rank=rank, size=3)
     answerers = [Answerer(), Answerer()]
     for rank, answerer in enumerate(answerers):
         run(tmp_path / "run", answerer, rank=rank, size=2)
@@ -87,7 +89,7 @@ def test_several_processes_leave_what_one_leaves(tmp_path: Path, complete: dict[
 def test_images_are_written_as_png_and_survive_an_interruption(tmp_path: Path) -> None:
     assert run(tmp_path / "complete", Answerer(draws=True))
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "run", Answerer(draws=True, stop_after=2))
+        run(tmp_path / "run", Answerer(draws=True, stop_after=9))
     assert run(tmp_path / "run", Answerer(draws=True))
     files = contents(tmp_path / "run")
     assert files == contents(tmp_path / "complete")
@@ -98,13 +100,13 @@ def test_images_are_written_as_png_and_survive_an_interruption(tmp_path: Path) -
 def test_processes_are_counted_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RANK", raising=False)
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    assert ItemShard.from_environment() == ItemShard(0, 1)
+    assert shard_from_environment() == (0, 1)
     monkeypatch.setenv("RANK", "2")
     monkeypatch.setenv("WORLD_SIZE", "5")
-    assert list(ItemShard.from_environment().indices(13)) == [2, 7, 12]
+    assert shard_from_environment() == (2, 5)
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="torchrun"):
-        ItemShard.from_environment()
+        shard_from_environment()
 
 
 def test_a_folder_that_is_not_of_this_run_is_refused(tmp_path: Path) -> None:
@@ -118,7 +120,7 @@ def test_a_folder_that_is_not_of_this_run_is_refused(tmp_path: Path) -> None:
             folder.open({**DESCRIPTION, **change})
     content = folder.part_file(0).read_bytes()
     folder.part_file(0).write_bytes(content.replace(b'{"index": 3', b'{"ind ex: 3'))
-    with pytest.raises(ValueError, match=r"00000.jsonl, line 4"):
+    with pytest.raises(ValueError, match=r"00000.jsonl, line 1"):
         run(tmp_path, Answerer())
     folder.part_file(0).write_bytes(content)
     folder.append(7, [{"index": 3, "text": "question 3 seed 8"}])  # a second answer that agrees
@@ -147,15 +149,14 @@ def test_a_run_in_progress_is_not_started_a_second_time(tmp_path: Path, complete
     assert contents(tmp_path / "run") == complete
 
 
-def test_an_error_names_the_item_that_caused_it(tmp_path: Path) -> None:
-    def answer(items: list[BenchmarkItem], seeds: list[int]) -> list[str]:
-        if any(item.question_id == 6 for item in items):
-            raise ValueError("cannot read image x.png")
-        return ["yes" for _ in items]
+def test_what_was_answered_before_an_error_is_kept(tmp_path: Path) -> None:
+    def answer(items: list[BenchmarkItem], seeds: list[int], at_once: int) -> Iterator[tuple[int, str]]:
+        yield from ((place, "yes") for place in (1, 0, 2, 5, 3))
+        raise ValueError("cannot read image x.png")
 
-    with pytest.raises(ValueError, match=r"questions.jsonl, line 7: cannot read image x.png"):
+    with pytest.raises(ValueError, match="cannot read image x.png"):
         run_items(make_items(9), answer, RunFolder(tmp_path), description=DESCRIPTION, batch_size=4)
-    assert sorted(RunFolder(tmp_path).read_parts()) == [0, 1, 2, 3]  # what was done before is kept
+    assert sorted(RunFolder(tmp_path).read_parts()) == [0, 1, 2, 3, 5]
 
 
 # ---- what a run says about its decoding is what is in effect, not only what was given ----
