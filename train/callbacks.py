@@ -17,12 +17,10 @@ from typing import Any, Protocol, cast
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list, send_to_device
-from PIL import Image
 from torch import nn
 from torch.utils.data import Dataset
 
 from mllm.config import MLLMConfig
-from mllm.conversation import Message, Mode
 from mllm.engine.settings import Overrides
 from mllm.evaluation.answerer import PipelineAnswerer, describe_run
 from mllm.evaluation.protocol import (
@@ -35,7 +33,7 @@ from mllm.evaluation.protocol import (
     match_answers,
 )
 from mllm.evaluation.run import RunFolder, run_items
-from mllm.evaluation.world import Group, choose_groups, evaluate_world
+from mllm.evaluation.world import Group, answer_with, choose_groups, evaluate_world
 from mllm.files import fingerprint_of, read_lines, write_image, write_json
 from mllm.model import LossParts, MLLMForConditionalGeneration
 from mllm.pipeline import Pipeline
@@ -229,15 +227,9 @@ class WorldScores:
         self.names: Sequence[str] = ["world", *map(name_of, self.groups)]
 
     def __call__(self, pipeline: Pipeline, step: int) -> dict[str, float]:
-        def answer(
-            dialogues: Sequence[Sequence[Message]], mode: Mode, seeds: Sequence[int]
-        ) -> list[list[str | Image.Image]]:
-            limit: Overrides = {"max_new_tokens": MAX_ANSWER} if mode == "text" else {}
-            return pipeline.answer(dialogues, mode, seeds, **limit)
-
-        wanted: dict[str, Any] = {"count": self.wanted.count, "batch_size": self.wanted.batch_size}
-        wanted["groups"] = self.groups
-        scores = evaluate_world(answer, seed=0, size=pipeline.config.image_size, **wanted)
+        answer = answer_with(pipeline, at_once=self.wanted.batch_size, max_text=MAX_ANSWER)
+        size, groups = pipeline.config.image_size, self.groups
+        scores = evaluate_world(answer, count=self.wanted.count, seed=0, size=size, groups=groups)
         rates = {name_of(group): scores[group.name]["rate"] for group in self.groups}
         return {"world": sum(rates.values()) / len(rates), **rates}
 

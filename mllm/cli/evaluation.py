@@ -27,7 +27,7 @@ from mllm.cli.main import (
 from mllm.evaluation.protocol import BENCHMARKS
 
 ANNOTATIONS = option("--annotations", type=Path, metavar="PATH", help="the published annotations")
-BATCH_SIZE = option("--batch-size", type=positive_count, default=16, help="items answered at the same time (default: 16)")
+BATCH_SIZE = option("--batch-size", type=positive_count, default=16, help="items answered at once (default: 16)")
 ANSWERS = [
     option("answers", type=Path, metavar="RUN", help="run folder, or an answers file"),
     option("--questions", type=Path, required=True, metavar="FILE", help="question file of the run"),
@@ -43,7 +43,7 @@ ANSWERS = [
     option("--count", type=positive_count, default=500, help="items of each kind (default: 500)"),
     option("--seed", type=int, default=0, help="of the items and of sampling (default: 0)"),
     option("--jobs", nargs="+", metavar="JOB", help="such as draw ask edit (default: all)"),
-    option("--batch-size", type=positive_count, default=32, help="items at once (default: 32)"),
+    option("--batch-size", type=positive_count, default=32, help="items answered at once (default: 32)"),
     option(
         "--best-of",
         type=positive_count,

@@ -18,12 +18,11 @@ from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from PIL import Image
-from tqdm import tqdm
 
 from mllm.conversation import ImagePart, Message, TextPart
 from mllm.evaluation.answerer import model_fingerprint
 from mllm.evaluation.intervals import Rate
-from mllm.evaluation.world import Answer, Part, answer_message, answer_what_fits
+from mllm.evaluation.world import Answer, Part, answer_message, answer_with, hold
 from mllm.files import read_lines, tool_versions
 from mllm.pipeline import Pipeline, check_task
 from mllm.world.checker import ParsedScene, parse
@@ -342,6 +341,9 @@ class RunningItem:
     scene: Scene | None = None  # of the last image, as far as it could be read
     failure: dict[str, Any] | None = None
 
+    def goes_on(self, turn: int) -> bool:
+        return self.failure is None and turn < len(self.item.turns)
+
     def ask(self, turn: int) -> None:
         parts: list[ImagePart | TextPart] = [TextPart(self.item.turns[turn].user)]
         if turn == 0 and self.item.image is not None:
@@ -371,30 +373,20 @@ def name_scene(image: ParsedScene) -> str:
     return f"{', '.join(map(name_of, image.scene.objects))} on {image.scene.background}"
 
 
-def evaluate_requests(answer: Answer, items: Sequence[Item], *, seed: int = 0, batch_size: int = 16) -> dict[str, Any]:
+def evaluate_requests(answer: Answer, items: Sequence[Item], *, seed: int = 0) -> dict[str, Any]:
     """Right and total of each kind and in all, 95 % intervals, and the failures; item i has seed + i."""
-    dialogues = [RunningItem(item, seed + index) for index, item in enumerate(items)]
-    for start in tqdm(range(0, len(items), batch_size), desc="requests", leave=False):
-        batch = dialogues[start : start + batch_size]
-        for turn in range(max(len(each.item.turns) for each in batch)):
-            active = [each for each in batch if each.failure is None and turn < len(each.item.turns)]
-            for each in active:
-                each.ask(turn)
-            messages, seeds = [each.messages for each in active], [each.seed for each in active]
-            answers = answer_what_fits(answer, messages, "interleaved", seeds) if active else []
-            for each, given in zip(active, answers, strict=True):
-                each.receive(turn, given)
-    failures = [each.failure for each in dialogues if each.failure is not None]
+    held = [RunningItem(item, seed + index) for index, item in enumerate(items)]
+    hold(answer, held, "interleaved", name="requests")
     rates = {}
-    for kind in dict.fromkeys(item.kind for item in items):
-        total = sum(item.kind == kind for item in items)
-        rates[kind] = Rate(total - sum(failure["kind"] == kind for failure in failures), total)
-    overall = Rate(len(items) - len(failures), len(items))
+    for kind in [*dict.fromkeys(item.kind for item in items), None]:  # None: all of them
+        counted = [each for each in held if kind in (None, each.item.kind)]
+        rates[kind] = Rate(sum(each.failure is None for each in counted), len(counted))
+    overall = rates.pop(None)
     return {
         "kinds": {kind: {"right": rate.passed, "total": rate.total} for kind, rate in rates.items()},
         "right": overall.passed,
         "total": overall.total,
-        "failures": failures,
+        "failures": [each.failure for each in held if each.failure is not None],
         "intervals": {name: list(rate.interval) for name, rate in {**rates, "all": overall}.items()},
     }
 
@@ -402,7 +394,7 @@ def evaluate_requests(answer: Answer, items: Sequence[Item], *, seed: int = 0, b
 def measure_requests(pipeline: Pipeline, items: Sequence[Item], *, seed: int, batch_size: int) -> dict[str, Any]:
     """The result of a model, with what it was measured with, for JSON."""
     check_task(pipeline.tasks, "chat")
-    result = evaluate_requests(pipeline.answer, items, seed=seed, batch_size=batch_size)
+    result = evaluate_requests(answer_with(pipeline, at_once=batch_size), items, seed=seed)
     return {**result, "model": model_fingerprint(pipeline.model), "seed": seed, "versions": tool_versions()}
 
 

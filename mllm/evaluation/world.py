@@ -8,13 +8,13 @@ one. How many of the passed had parts that the model's own image left open is re
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import zip_longest
 from random import Random
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from PIL import Image
@@ -38,7 +38,6 @@ from mllm.world.render import RenderSize, image_size, render
 from mllm.world.scene import PairGroup, Scene, SceneObject, Split, random_scene_for
 from mllm.world.sentence_reader import check_description
 from mllm.world.spec import ANY, Verdict
-from tokenizer.config import UniTokConfig
 from tokenizer.images import ImageProcessor, to_images
 from tokenizer.metrics import code_counts, entropy_of, psnr, ssim, usage_of
 from tokenizer.network import cut_into_patches
@@ -61,12 +60,11 @@ MODES: dict[str, Mode] = {
 }
 """How an answer to a job is decoded; other jobs let the model choose between text and images."""
 Part = str | Image.Image
-Answer = Callable[[Sequence[Sequence[Message]], Mode, Sequence[int]], list[list[Part]]]
-"""(dialogues that end with the user, mode, seeds) -> the parts of each answer."""
+Answer = Callable[[Sequence[Sequence[Message]], Mode, Sequence[int]], Iterable[tuple[int, list[Part]]]]
+"""(dialogues that end with the user, mode, seeds) -> the place and the parts of each answer, as they end."""
 
 
-@dataclass(frozen=True, slots=True)
-class Group:
+class Group(NamedTuple):
     """Items that share one row of the table."""
 
     job: str
@@ -74,20 +72,16 @@ class Group:
 
     @property
     def name(self) -> str:
-        pairs = {"seen": "seen pairs", "held_out": "held-out pairs"}[self.pairs]
-        return f"{self.job}, {pairs}" if self.job == "draw" else self.job
+        return f"{self.job}, {self.pairs.replace('_', '-')} pairs" if self.job == "draw" else self.job
 
 
-GROUPS = (
-    Group("draw"),
-    Group("draw", "held_out"),
-    *map(Group, ("ask", "describe", "edit", "depth", "segment", "interleaved", "multi_turn", "talk")),
-)
+JOBS = ("ask", "describe", "edit", "depth", "segment", "interleaved", "multi_turn", "talk")
+GROUPS = (Group("draw"), Group("draw", "held_out"), *map(Group, JOBS))
 
 
 def choose_groups(jobs: Sequence[str] | None) -> list[Group]:
     """The groups of these jobs, or all."""
-    known = list(dict.fromkeys(group.job for group in GROUPS))
+    known = ("draw", *JOBS)
     if jobs is not None and (not jobs or not set(jobs) <= set(known)):
         raise ValueError(f"jobs must be among {', '.join(known)}, got {', '.join(jobs) or 'none'}")
     return [group for group in GROUPS if jobs is None or group.job in jobs]
@@ -128,21 +122,14 @@ def measure_world(
     config, sampling = pipeline.config, sampling or {}
     size = size or default_size(config)
     grid_of(size, config)  # refuses a size that the model does not have
-    run = {"count": count, "seed": seed, "batch_size": batch_size}
-
-    def answer(dialogues: Sequence[Sequence[Message]], mode: Mode, seeds: Sequence[int]) -> list[list[Part]]:
-        chosen: Overrides = {} if mode == "text" else sampling
-        return pipeline.answer(dialogues, mode, seeds, size=size, **chosen)
-
-    def draw(requests: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
-        answers = answer([[Message("user", (TextPart(request),))] for request in requests], "image", seeds)
-        return [image for (image,) in answers]
+    answer = answer_with(pipeline, at_once=batch_size, size=size, sampling=sampling)
 
     def score(images: Sequence[Image.Image], requests: Sequence[str]) -> list[float]:
         return pipeline.score(images, requests, questions=ask_about)
 
-    scores = evaluate_world(answer, size=size, groups=groups, **run)
-    self_judged = {g.name: measure_best_of(draw, score, g, best_of=best_of, **run) for g in drawing if best_of}
+    scores = evaluate_world(answer, count=count, seed=seed, size=size, groups=groups)
+    judged = {"best_of": best_of, "count": count, "seed": seed, "chunk": 8 * batch_size}
+    self_judged = {g.name: measure_best_of(answer, score, g, **judged) for g in drawing if best_of}
     tokenizer = pipeline.processor.need_image_tokenizer()
     plans: dict[str, object] = {}
     if config.begin_plan_id is not None:
@@ -171,6 +158,28 @@ def measure_world(
     }
 
 
+def answer_with(
+    pipeline: Pipeline,
+    *,
+    at_once: int,
+    size: Size | None = None,
+    sampling: Overrides | None = None,
+    max_text: int | None = None,
+) -> Answer:
+    """A pipeline that answers so many dialogues at the same time; `sampling` is of images, `max_text` of texts."""
+
+    def answer(
+        dialogues: Sequence[Sequence[Message]], mode: Mode, seeds: Sequence[int]
+    ) -> Iterator[tuple[int, list[Part]]]:
+        chosen: Overrides = {"max_new_tokens": max_text} if mode == "text" else sampling or {}
+        # all are built before the first is decoded: one that does not fit is noticed at once
+        return pipeline.answer_each(
+            dialogues, mode, seeds, at_once=at_once, together=len(dialogues), size=size, **chosen
+        )
+
+    return answer
+
+
 def describe_plan_sampling(pipeline: Pipeline, sampling: Overrides) -> str:
     """How plans before images are sampled."""
     chosen = pipeline.requests.plan_settings(sampling)
@@ -178,21 +187,14 @@ def describe_plan_sampling(pipeline: Pipeline, sampling: Overrides) -> str:
 
 
 def evaluate_world(
-    answer: Answer,
-    *,
-    count: int,
-    seed: int,
-    batch_size: int = 32,
-    size: RenderSize = 128,
-    groups: Sequence[Group] = GROUPS,
+    answer: Answer, *, count: int, seed: int, size: RenderSize = 128, groups: Sequence[Group] = GROUPS
 ) -> dict[str, dict]:
     """Scores of every group by its name."""
     if count < 1:
         raise ValueError(f"count must be at least 1, got {count}")
     scores = {}
     for group in groups:
-        running = run_group(answer, group, count=count, seed=seed, batch_size=batch_size, size=size)
-        scores[group.name] = score_group(group, running)
+        scores[group.name] = score_group(group, run_group(answer, group, count=count, seed=seed, size=size))
     return scores
 
 
@@ -231,12 +233,56 @@ def as_values(rate: Rate) -> dict:
 # ---- running dialogues ----
 
 
+class Held(Protocol):
+    """A dialogue while it is held."""
+
+    seed: int
+    messages: list[Message]
+
+    def goes_on(self, turn: int) -> bool: ...
+
+    def ask(self, turn: int) -> None: ...  # adds what the user says
+
+    def receive(self, turn: int, given: Sequence[Part]) -> None: ...  # judges the answer and adds it
+
+
+def hold(answer: Answer, held: Sequence[Held], mode: Mode, *, name: str) -> None:
+    """Hold dialogues to their ends, turn by turn."""
+    for turn in itertools.count():
+        active = [each for each in held if each.goes_on(turn)]
+        if not active:
+            return
+        for each in active:
+            each.ask(turn)
+        answers = answer_what_fits(answer, [each.messages for each in active], mode, [each.seed for each in active])
+        for place, given in tqdm(answers, total=len(active), desc=name, leave=False):
+            active[place].receive(turn, given)
+
+
+def answer_what_fits(
+    answer: Answer, dialogues: Sequence[Sequence[Message]], mode: Mode, seeds: Sequence[int]
+) -> Iterator[tuple[int, list[Part]]]:
+    """Answers; none to a dialogue that a rambling model has let outgrow its context."""
+    try:
+        yield from answer(dialogues, mode, seeds)
+        return
+    except NoRoomError:
+        if len(dialogues) == 1:
+            yield 0, []
+            return
+    half = len(dialogues) // 2
+    yield from answer_what_fits(answer, dialogues[:half], mode, seeds[:half])
+    for place, parts in answer_what_fits(answer, dialogues[half:], mode, seeds[half:]):
+        yield half + place, parts
+
+
 @dataclass(slots=True)
 class RunningDialogue:
     """One dialogue while it is held: what was said so far and how it was judged."""
 
     dialogue: Dialogue
     seed: int
+    size: RenderSize = 128
     messages: list[Message] = field(default_factory=list)
     scene: Scene | None = None  # what is being talked about, as far as it could be read
     judgements: list[Judgement] = field(default_factory=list)
@@ -245,22 +291,24 @@ class RunningDialogue:
     def passed(self) -> bool:
         return len(self.judgements) == len(self.dialogue.checks) and all(item.passed for item in self.judgements)
 
-    def ask(self, turn: int, *, size: RenderSize) -> None:
-        """Add what the user says; an image of the user is talked about from then on."""
+    def goes_on(self, turn: int) -> bool:
+        return 2 * turn < len(self.dialogue.turns)
+
+    def ask(self, turn: int) -> None:
+        """An image of the user is talked about from then on."""
         parts: list[TextPart | ImagePart] = []
-        for part in self.dialogue.turns[turn].parts:
+        for part in self.dialogue.turns[2 * turn].parts:
             if isinstance(part, ImageRef):
                 self.scene = part.scene
-                parts.append(ImagePart(part.render(size)))
+                parts.append(ImagePart(part.render(self.size)))
             else:
                 parts.append(TextPart(part))
         self.messages.append(Message("user", tuple(parts)))
 
     def receive(self, turn: int, given: Sequence[Part]) -> None:
-        """Judge the model's answer to user turn `turn` and add it to the dialogue."""
-        num_before = sum(len(self.dialogue.turns[index].parts) for index in range(1, turn, 2))
-        checks = self.dialogue.checks[num_before : num_before + len(self.dialogue.turns[turn + 1].parts)]
-        for item, part in zip_longest(checks, given[: len(checks)]):
+        num_before = sum(len(each.parts) for each in self.dialogue.turns[1 : 2 * turn : 2])
+        checks = self.dialogue.checks[num_before : num_before + len(self.dialogue.turns[2 * turn + 1].parts)]
+        for item, part in itertools.zip_longest(checks, given[: len(checks)]):
             if part is None:
                 judgement = Judgement(False, self.scene, ("the answer ended too early",))
             else:
@@ -278,36 +326,12 @@ def answer_message(given: Sequence[Part]) -> Message:
     return Message("assistant", tuple(parts) or (TextPart(" "),))
 
 
-def run_group(
-    answer: Answer, group: Group, *, count: int, seed: int, batch_size: int, size: RenderSize
-) -> list[RunningDialogue]:
-    """Hold every dialogue of a group, batch by batch, turn by turn."""
-    running = [RunningDialogue(item, seed + index) for index, item in enumerate(make_items(group, count, seed=seed))]
-    for start in tqdm(range(0, count, batch_size), desc=group.name, leave=False):
-        batch = running[start : start + batch_size]
-        for turn in range(0, max(len(each.dialogue.turns) for each in batch), 2):
-            active = [each for each in batch if turn < len(each.dialogue.turns)]
-            for each in active:
-                each.ask(turn, size=size)
-            dialogues, mode = [each.messages for each in active], MODES.get(group.job, "interleaved")
-            given = answer_what_fits(answer, dialogues, mode, [each.seed for each in active])
-            for each, parts in zip(active, given, strict=True):
-                each.receive(turn, parts)
+def run_group(answer: Answer, group: Group, *, count: int, seed: int, size: RenderSize) -> list[RunningDialogue]:
+    """Every dialogue of a group, held and judged."""
+    items = make_items(group, count, seed=seed)
+    running = [RunningDialogue(item, seed + index, size) for index, item in enumerate(items)]
+    hold(answer, running, MODES.get(group.job, "interleaved"), name=group.name)
     return running
-
-
-def answer_what_fits(
-    answer: Answer, dialogues: Sequence[Sequence[Message]], mode: Mode, seeds: Sequence[int]
-) -> list[list[Part]]:
-    """Answers; none to a dialogue that a rambling model has let outgrow its context."""
-    try:
-        return answer(dialogues, mode, seeds)
-    except NoRoomError:
-        if len(dialogues) == 1:
-            return [[]]
-    half = len(dialogues) // 2
-    first = answer_what_fits(answer, dialogues[:half], mode, seeds[:half])
-    return first + answer_what_fits(answer, dialogues[half:], mode, seeds[half:])
 
 
 # ---- judging one part of an answer ----
@@ -434,20 +458,20 @@ class Candidates(NamedTuple):
 
 
 def measure_best_of(
-    draw: Callable[[Sequence[str], Sequence[int]], list[Image.Image]],
+    answer: Answer,
     score: Callable[[Sequence[Image.Image], Sequence[str]], list[float]],
     group: Group,
     *,
     best_of: Sequence[int],
     count: int,
     seed: int,
-    batch_size: int = 32,
+    chunk: int = 256,
 ) -> dict:
     """Pass rates for every N, what a perfect judge would reach, and the AUROC of the score over all candidates.
 
     Args:
-        draw: (requests, seeds) -> images.
         score: (images, requests) -> how right the model finds them.
+        chunk: candidates whose images are in memory at the same time.
     """
     for number in best_of:
         check_count(number, name="best_of")
@@ -455,11 +479,12 @@ def measure_best_of(
     requests = [str(dialogue.turns[0].parts[0]) for dialogue in dialogues]
     jobs = [(index, each) for index in range(count) for each in candidate_seeds(seed + index, max(best_of))]
     items = [Candidates([], []) for _ in dialogues]
-    for start in tqdm(range(0, len(jobs), batch_size), desc=f"best of {max(best_of)}, {group.name}", leave=False):
-        batch = jobs[start : start + batch_size]
-        asked = [requests[index] for index, _ in batch]
-        images = draw(asked, [each for _, each in batch])
-        for (index, _), image, value in zip(batch, images, score(images, asked), strict=True):
+    for start in tqdm(range(0, len(jobs), chunk), desc=f"best of {max(best_of)}, {group.name}", leave=False):
+        indices, seeds = zip(*jobs[start : start + chunk], strict=True)
+        asked = [requests[index] for index in indices]
+        drawn = dict(answer([[Message("user", (TextPart(words),))] for words in asked], "image", seeds))
+        images = [drawn[place][0] for place in range(len(drawn))]
+        for index, image, value in zip(indices, images, score(images, asked), strict=True):
             items[index].scores.append(value)
             items[index].is_right.append(judge(dialogues[index].checks[0], image, None).passed)
     scores, is_right = ([value for item in items for value in item[field]] for field in (0, 1))
@@ -550,60 +575,46 @@ def score_round_trip(
     Args:
         size: (width, height) of the images; default: the tokenizer's.
     """
-    width, height = image_size(size or tokenizer.config.image_size)
+    config = tokenizer.config
+    width, height = image_size(size or config.image_size)
     prepare = ImageProcessor(width=width, height=height)
     rng = Random(f"round trip/{seed}")
     scenes = [random_scene_for("test", rng) for _ in range(count)]
-    num_right, psnrs, ssims, use = 0, [], [], CodebookUse(tokenizer.config)
+    num_right, found = 0, defaultdict[str, list[Tensor]](list)
+    colors = Counter[tuple[float, ...]]()  # of patches of one color only
     for start in tqdm(range(0, count, batch_size), desc="image tokenizer", leave=False):
         batch = scenes[start : start + batch_size]
         pixels_B3HW = prepare([render(scene, (width, height)) for scene in batch]).to(tokenizer.device)
         codes_BKN = tokenizer.encode(pixels_B3HW)
         decoded_B3HW = tokenizer.decode(codes_BKN, grid=tokenizer.grid_of(pixels_B3HW))
         for scene, image in zip(batch, to_images(decoded_B3HW), strict=True):
-            found = parse(image).scene
-            num_right += found is not None and same_scene(scene, found)
-        psnrs.append(psnr(decoded_B3HW, pixels_B3HW))
-        ssims.append(ssim(decoded_B3HW, pixels_B3HW))
-        use.add(pixels_B3HW, codes_BKN)
+            read = parse(image).scene
+            num_right += read is not None and same_scene(scene, read)
+        is_plain_M, color_M3 = plain_patches(pixels_B3HW, config.patch_size)
+        colors.update(map(tuple, color_M3[is_plain_M].tolist()))
+        found["psnr"].append(psnr(decoded_B3HW, pixels_B3HW))
+        found["ssim"].append(ssim(decoded_B3HW, pixels_B3HW))
+        found["codes"].append(codes_BKN.transpose(0, 1).flatten(1))
+        found["is_border"].append(~is_plain_M)
+    codes_KM, is_border_M = torch.cat(found["codes"], dim=1), torch.cat(found["is_border"])
+    counts_KC, border_counts_KC = (
+        code_counts(codes_1KM, config.codebook_size).cpu()
+        for codes_1KM in (codes_KM[None], codes_KM[None, :, is_border_M])
+    )
+    entropy_K, total, plain = entropy_of(counts_KC), len(is_border_M), [*colors.values()]
+    is_bound = config.encoder_scope == "patch"
     return {
         "count": count,
         "scenes_read_right": num_right / count,
-        "psnr": torch.cat(psnrs).mean().item(),
-        "ssim": torch.cat(ssims).mean().item(),
-        **use.as_report(),
+        "psnr": torch.cat(found["psnr"]).mean().item(),
+        "ssim": torch.cat(found["ssim"]).mean().item(),
+        "usage": usage_of(counts_KC).tolist(),
+        "entropy": entropy_K.tolist(),
+        "perplexity": entropy_K.exp().tolist(),
+        "perplexity_of_borders": entropy_of(border_counts_KC).exp().tolist(),
+        "plain_share": sum(plain) / max(total, 1),
+        "highest_perplexity": highest_perplexity(plain, total, config.codebook_size) if is_bound else None,
     }
-
-
-class CodebookUse:
-    """Counts the codebook entries that images use."""
-
-    def __init__(self, config: UniTokConfig) -> None:
-        self.config = config
-        self.counts_KC = torch.zeros(config.num_codebooks, config.codebook_size, dtype=torch.int64)
-        self.border_counts_KC = torch.zeros_like(self.counts_KC)
-        self.plain_counts = Counter[tuple[float, ...]]()
-        """Of patches of one color only, by color."""
-
-    def add(self, pixels_B3HW: Tensor, codes_BKN: Tensor) -> None:
-        is_plain_M, color_M3 = plain_patches(pixels_B3HW, self.config.patch_size)
-        border_codes_KM = codes_BKN.transpose(0, 1).flatten(1)[:, ~is_plain_M]
-        self.counts_KC += code_counts(codes_BKN, self.config.codebook_size).cpu()
-        self.border_counts_KC += code_counts(border_codes_KM[None], self.config.codebook_size).cpu()
-        self.plain_counts.update(map(tuple, color_M3[is_plain_M].tolist()))
-
-    def as_report(self) -> dict[str, float | list[float] | None]:
-        entropy_K, total = entropy_of(self.counts_KC), int(self.counts_KC[0].sum())
-        plain = [*self.plain_counts.values()]
-        is_bound = self.config.encoder_scope == "patch"
-        return {
-            "usage": usage_of(self.counts_KC).tolist(),
-            "entropy": entropy_K.tolist(),
-            "perplexity": entropy_K.exp().tolist(),
-            "perplexity_of_borders": entropy_of(self.border_counts_KC).exp().tolist(),
-            "plain_share": sum(plain) / max(total, 1),
-            "highest_perplexity": highest_perplexity(plain, total, self.config.codebook_size) if is_bound else None,
-        }
 
 
 def plain_patches(pixels_B3HW: Tensor, patch_size: int) -> tuple[Tensor, Tensor]:

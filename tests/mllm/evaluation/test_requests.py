@@ -1,7 +1,7 @@
 """Requests in people's own words: each kind of expectation passes and fails as it should; malformed lines are named."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from mllm.evaluation.world import Part
 from mllm.world.render import render
 from mllm.world.scene import Scene, SceneObject, is_valid
 
+Answers = Iterable[tuple[int, list[Part]]]
 STAR = SceneObject("star", "green", "large", 0.3, 0.4)
 BOX = SceneObject("square", "purple", "small", 0.75, 0.7)
 SHOWN = {"background": "cream", "objects": [{name: getattr(x, name) for name in x.__slots__} for x in (STAR, BOX)]}
@@ -90,11 +91,11 @@ def test_every_expectation_passes_and_fails_as_it_should(tmp_path: Path) -> None
         names = [f"{number}-{index}" for index in range(len(answers))]
         items = read_items(write(tmp_path / "a.jsonl", *(item(name, kind, image, expect) for name in names)))
 
-        def answer(dialogues: Sequence, mode: str, seeds: Sequence[int], answers: list = answers) -> list[list[Part]]:
+        def answer(dialogues: Sequence, mode: str, seeds: Sequence[int], answers: list = answers) -> Answers:
             assert mode == "interleaved"
-            return [answers[seed - 5] for seed in seeds]
+            return enumerate(answers[seed - 5] for seed in seeds)
 
-        result = evaluate_requests(answer, items, seed=5, batch_size=3)
+        result = evaluate_requests(answer, items, seed=5)
         assert [failure["id"] for failure in result["failures"]] == names[len(right) :], (kind, result["failures"])
         assert result["kinds"] == {kind: {"right": len(right), "total": len(answers)}}
         assert all(failure["reason"] and failure["turn"] == 1 for failure in result["failures"])
@@ -110,9 +111,10 @@ def test_a_chat_is_right_when_all_its_turns_are_and_ends_at_a_wrong_one(tmp_path
     items = read_items(write(tmp_path / "a.jsonl", item("a", "chat", None, *chat), item("b", "chat", None, *chat)))
     asked: list[tuple[int, int]] = []
 
-    def answer(dialogues: Sequence[Sequence[Message]], mode: str, seeds: Sequence[int]) -> list[list[Part]]:
+    def answer(dialogues: Sequence[Sequence[Message]], mode: str, seeds: Sequence[int]) -> Answers:
         asked.extend((seed, len(dialogue)) for seed, dialogue in zip(seeds, dialogues, strict=True))
-        return [(right, spoiled)[seed][len(dialogue) // 2] for seed, dialogue in zip(seeds, dialogues, strict=True)]
+        pairs = zip(seeds, dialogues, strict=True)
+        return enumerate((right, spoiled)[seed][len(dialogue) // 2] for seed, dialogue in pairs)
 
     result = evaluate_requests(answer, items)
     assert asked == [(0, 1), (1, 1), (0, 3), (1, 3), (0, 5), (1, 5), (0, 7)]
@@ -131,11 +133,11 @@ def test_the_image_is_shown_with_the_first_turn_and_its_objects_lie_apart(tmp_pa
     assert is_valid(nudge_apart(line))
     assert nudge_apart(Scene("cream", (STAR, BOX))) == Scene("cream", (STAR, BOX))
 
-    def answer(dialogues: Sequence[Sequence[Message]], mode: str, seeds: Sequence[int]) -> list[list[Part]]:
+    def answer(dialogues: Sequence[Sequence[Message]], mode: str, seeds: Sequence[int]) -> Answers:
         image, words = dialogues[0][0].parts
         assert isinstance(image, ImagePart) and image.image == render(shown.image, IMAGE_SIDE)
         assert words == TextPart("please")
-        return [[]]
+        return enumerate([[]])
 
     assert evaluate_requests(answer, [shown])["right"] == 1
 
@@ -188,8 +190,8 @@ def test_the_command_prints_rates_and_failures_and_writes_them(
     class FakePipeline:
         tasks, model = None, None
 
-        def answer(self, dialogues: Sequence, mode: str, seeds: Sequence[int]) -> list[list[Part]]:
-            return [["I can only draw shapes."] for _ in dialogues]
+        def answer_each(self, dialogues: Sequence, mode: str, seeds: Sequence[int], **options: object) -> Answers:
+            return enumerate(["I can only draw shapes."] for _ in dialogues)
 
     monkeypatch.setattr("mllm.cli.evaluation.load_pipeline", lambda options: FakePipeline())
     monkeypatch.setattr(requests, "model_fingerprint", lambda model: "0" * 16)

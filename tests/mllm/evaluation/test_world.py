@@ -3,7 +3,7 @@ gains, a contrary one loses.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +31,7 @@ from mllm.world.render import RenderSize
 SEED = 7
 COUNT = 12
 Part = str | Image.Image
+Answers = Iterable[tuple[int, list[Part]]]
 
 
 class Oracle:
@@ -41,10 +42,10 @@ class Oracle:
         self.spoil, self.size = spoil, size
         self.sizes_shown: set[tuple[int, int]] = set()
 
-    def __call__(self, dialogues: Sequence[Sequence[Message]], mode: str, seeds: Sequence[int]) -> list[list[Part]]:
+    def __call__(self, dialogues: Sequence[Sequence[Message]], mode: str, seeds: Sequence[int]) -> Answers:
         self.sizes_shown |= {p.image.size for d in dialogues for m in d for p in m.parts if isinstance(p, ImagePart)}
         turns = [self.items[seed - SEED].turns[len(d)] for d, seed in zip(dialogues, seeds, strict=True)]
-        return [[self.say(part) for part in turn.parts] for turn in turns]
+        return enumerate([self.say(part) for part in turn.parts] for turn in turns)
 
     def say(self, part: str | ImageRef) -> Part:
         if isinstance(part, str):
@@ -54,7 +55,7 @@ class Oracle:
 
 
 def score(answer, group: Group, **options) -> dict:
-    return evaluate_world(answer, count=COUNT, seed=SEED, batch_size=5, groups=[group], **options)[group.name]
+    return evaluate_world(answer, count=COUNT, seed=SEED, groups=[group], **options)[group.name]
 
 
 def test_right_answers_pass_and_wrong_ones_fail() -> None:
@@ -71,7 +72,7 @@ def test_right_answers_pass_and_wrong_ones_fail() -> None:
 def test_an_answer_that_ends_early_or_says_too_much_fails() -> None:
     oracle = Oracle(GROUPS[0])
     for change in (lambda parts: [], lambda parts: [*parts, "and more"]):
-        scores = score(lambda d, m, s, change=change: [change(parts) for parts in oracle(d, m, s)], GROUPS[0])
+        scores = score(lambda d, m, s, change=change: [(n, change(given)) for n, given in oracle(d, m, s)], GROUPS[0])
         assert scores["rate"] == 0.0
 
 
@@ -79,7 +80,7 @@ def test_a_dialogue_that_outgrows_the_context_fails_and_the_others_are_answered(
     group, lost = Group("multi_turn"), {SEED, SEED + 3, SEED + 4}
     oracle = Oracle(group)
 
-    def answer(dialogues: Sequence[Sequence[Message]], mode: str, seeds: Sequence[int]) -> list[list[Part]]:
+    def answer(dialogues: Sequence[Sequence[Message]], mode: str, seeds: Sequence[int]) -> Answers:
         if any(seed in lost and len(messages) > 1 for messages, seed in zip(dialogues, seeds, strict=True)):
             raise NoRoomError("the prompt is too long")
         return oracle(dialogues, mode, seeds)
@@ -103,10 +104,10 @@ def test_a_perfect_judge_finds_the_right_candidate_and_a_contrary_one_avoids_it(
     empty = Image.new("RGB", (128, 128), "white")
     drawn: list[int] = []
 
-    def draw(requests: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
+    def draw(dialogues: Sequence[Sequence[Message]], mode: str, seeds: Sequence[int]) -> Answers:
         drawn.extend(seeds)
-        pairs = zip(requests, seeds, strict=True)
-        return [right[request] if (seed - SEED) // STRIDE % 3 == 2 else empty for request, seed in pairs]
+        for place, ([message], seed) in enumerate(zip(dialogues, seeds, strict=True)):
+            yield place, [right[message.parts[0].text] if (seed - SEED) // STRIDE % 3 == 2 else empty]
 
     for sign in (1, -1):
         drawn.clear()
@@ -117,7 +118,7 @@ def test_a_perfect_judge_finds_the_right_candidate_and_a_contrary_one_avoids_it(
             best_of=(1, 4),
             count=COUNT,
             seed=SEED,
-            batch_size=5,
+            chunk=5,
         )
         assert drawn == [SEED + n + j * STRIDE for n in range(COUNT) for j in range(4)]
         rates = {number: values["rate"] for number, values in measured["best_of"].items()}

@@ -1,6 +1,6 @@
 """What is said after a model's own drawing is judged by what its words may mean in that drawing."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from random import Random
 
@@ -168,8 +168,8 @@ def test_edits_of_another_layout_are_judged_there() -> None:
     group, is_turned = Group("multi_turn"), {}
     items = make_items(group, 60, seed=0)
 
-    def answer(dialogues: Sequence, mode: str, seeds: Sequence[int]) -> list[list[str | Image.Image]]:
-        return [answer_one(len(messages), seed) for messages, seed in zip(dialogues, seeds, strict=True)]
+    def answer(dialogues: Sequence, mode: str, seeds: Sequence[int]) -> Iterable[tuple[int, list[str | Image.Image]]]:
+        return enumerate(answer_one(len(messages), seed) for messages, seed in zip(dialogues, seeds, strict=True))
 
     def answer_one(turn: int, seed: int) -> list[str | Image.Image]:
         first = items[seed].checks[0]
@@ -183,7 +183,7 @@ def test_edits_of_another_layout_are_judged_there() -> None:
 
     edited = [
         judgement
-        for each in run_group(answer, group, count=60, seed=0, batch_size=60, size=128)
+        for each in run_group(answer, group, count=60, seed=0, size=128)
         if is_turned[each.seed]
         for item, judgement in zip(each.dialogue.checks, each.judgements, strict=True)
         if item.kind == "edit" and item.edit.kind != "add"
