@@ -1,6 +1,6 @@
 """Score a model on the synthetic world with the exact checker.
 
-In: something that answers dialogues in batches, how many items, a seed. Out: pass rates per job, pair group and skill
+In: something that answers dialogues, how many items, a seed. Out: pass rates per job, pair group and skill
 with 95 % intervals, and everything that is needed to read them: settings, seed, model fingerprint, the checker's own
 error. An item passes when every part of every answer is right; `ask` items are dialogues whose questions count one by
 one. How many of the passed had parts that the model's own image left open is reported too.
@@ -29,7 +29,7 @@ from mllm.evaluation.intervals import Rate, auroc, auroc_interval
 from mllm.files import tool_versions
 from mllm.pipeline import Pipeline, candidate_seeds, check_count
 from mllm.sequence import Size, default_size, grid_of
-from mllm.world.checker import border_errors, check, checker_error, parse, same_scene, score_dense
+from mllm.world.checker import DenseScore, border_errors, check, checker_error, parse, same_scene, score_dense
 from mllm.world.dialogue import Check, Dialogue, ImageRef, make_dialogue, make_episode
 from mllm.world.edits import Edit, apply_edit, check_edit
 from mllm.world.plan import ask_about
@@ -213,10 +213,10 @@ def score_group(group: Group, running: Sequence[RunningDialogue]) -> dict:
     if group.job not in MODES:  # more is said after a drawing
         scores["left_open"] = sum(each.passed and any(j.left_open for j in each.judgements) for each in running)
     scores["skills"] = {skill: as_values(Rate(sum(items), len(items))) for skill, items in sorted(by_skill.items())}
-    for name in ("mean_iou", "pixel_accuracy"):
-        values = [getattr(judgement, name) for judgement in judgements if getattr(judgement, name) is not None]
-        if values and group.job in ("depth", "segment"):
-            scores[name] = sum(values) / len(running)  # an answer without an image counts 0
+    dense = [judgement.dense for judgement in judgements if judgement.dense is not None]
+    if dense and group.job in ("depth", "segment"):  # an answer without an image counts 0
+        scores["mean_iou"] = sum(score.mean_iou for score in dense) / len(running)
+        scores["pixel_accuracy"] = sum(score.pixel_accuracy for score in dense) / len(running)
     borders = [error for judgement in judgements for error in judgement.border_errors]
     if borders and group.job == "draw":
         scores["border_error"] = sum(borders) / len(borders)
@@ -309,14 +309,11 @@ class RunningDialogue:
         num_before = sum(len(each.parts) for each in self.dialogue.turns[1 : 2 * turn : 2])
         checks = self.dialogue.checks[num_before : num_before + len(self.dialogue.turns[2 * turn + 1].parts)]
         for item, part in itertools.zip_longest(checks, given[: len(checks)]):
-            if part is None:
-                judgement = Judgement(False, self.scene, ("the answer ended too early",))
-            else:
-                judgement = judge(item, part, self.scene)
+            judgement = Judgement(False, self.scene) if part is None else judge(item, part, self.scene)
             self.judgements.append(judgement)
             self.scene = judgement.scene
-        if len(given) > len(checks):
-            self.judgements[-1] = Judgement(False, self.scene, ("the answer says more than was asked for",))
+        if len(given) > len(checks):  # more than was asked for
+            self.judgements[-1] = Judgement(False, self.scene)
         self.messages.append(answer_message(given))
 
 
@@ -341,63 +338,50 @@ def run_group(answer: Answer, group: Group, *, count: int, seed: int, size: Rend
 # large one", of two small or of two large. Such a step is left open: whatever the words may mean there is right.
 
 
-@dataclass(frozen=True, slots=True)
-class Judgement:
+class Judgement(NamedTuple):
     """The verdict on one part, and what is talked about afterwards."""
 
     passed: bool  # nothing is wrong
     scene: Scene | None  # what the next parts are about; None when the image could not be read
-    reasons: tuple[str, ...] = ()  # what did not hold
-    mean_iou: float | None = None  # dense images only
-    pixel_accuracy: float | None = None
+    dense: DenseScore | None = None
     border_errors: tuple[float, ...] = ()  # of the objects of a drawing (checker.border_errors)
     left_open: bool = False  # the image that the model drew gives the words more than one meaning
 
 
 def judge(item: Check, given: Part, scene: Scene | None) -> Judgement:
     """Judge `given` as the part of an answer that `item` checks; `scene` is what is being talked about."""
-    wants_image = item.kind in ("draw", "edit", "depth", "segmentation")
-    if wants_image != isinstance(given, Image.Image):
-        return Judgement(False, scene, (f"{'an image' if wants_image else 'text'} should be here",))
-    if item.kind == "draw":
-        parsed = parse(given)
-        borders = border_errors(given, parsed.scene) if parsed.scene else ()
-        return replace(_from_verdicts(check(item.spec, parsed), parsed.scene), border_errors=tuple(borders))
-    if item.kind == "edit":
-        return judge_edit(item, given, scene)
-    if item.kind == "say":
-        return Judgement(bool(given.strip()), scene, () if given.strip() else ("nothing was said",))
-    if item.kind == "answer":
-        return judge_answer(item, given, scene)
-    if scene is None:
-        return _unreadable(None)
-    if item.kind == "describe":
-        return _from_verdicts(check_description(given, scene), scene)
-    score = score_dense(item.kind, given, scene)
-    passed = score.mean_iou >= DENSE_PASS
-    reasons = () if passed else (f"mean IoU {score.mean_iou:.2f}",)
-    return Judgement(passed, scene, reasons, score.mean_iou, score.pixel_accuracy)
+    if isinstance(given, Image.Image) != (item.kind in ("draw", "edit", "depth", "segmentation")):
+        return Judgement(False, scene)
+    match item.kind:
+        case "draw":
+            parsed = parse(given)
+            borders = tuple(border_errors(given, parsed.scene)) if parsed.scene else ()
+            return Judgement(all_hold(check(item.spec, parsed)), parsed.scene, border_errors=borders)
+        case "edit":  # the change was made to the image that is talked about and the rest is untouched
+            after = parse(given).scene
+            if scene is None or after is None:
+                return Judgement(False, after)
+            edits, left_open = ([item.edit], False) if scene == item.scene else _edits_elsewhere(item, item.edit, scene)
+            passed = any(all_hold(check_edit(scene, edit, after)) for edit in edits)
+            return Judgement(passed, after, left_open=left_open)
+        case "say":
+            return Judgement(bool(given.strip()), scene)
+        case "answer" if item.question is None or scene == item.scene:
+            return Judgement(normalize_answer(given) == normalize_answer(item.expected), scene)
+        case _ if scene is None:
+            return Judgement(False, None)
+        case "answer":
+            right, left_open = _answers_elsewhere(item, item.question, scene)
+            return Judgement(normalize_answer(given) in map(normalize_answer, right), scene, left_open=left_open)
+        case "describe":
+            return Judgement(all_hold(check_description(given, scene)), scene)
+        case _:
+            score = score_dense(item.kind, given, scene)
+            return Judgement(score.mean_iou >= DENSE_PASS, scene, score)
 
 
-def _from_verdicts(verdicts: Sequence[Verdict], scene: Scene | None) -> Judgement:
-    failed = tuple(verdict.constraint for verdict in verdicts if not verdict.holds)
-    return Judgement(not failed, scene, failed)
-
-
-def _unreadable(scene: Scene | None) -> Judgement:
-    return Judgement(False, scene, ("the image it is about could not be read",))
-
-
-def judge_answer(item: Check, given: str, scene: Scene | None) -> Judgement:
-    """Exact match of the normalised answer, with the right answers for the scene that is talked about."""
-    right, left_open = frozenset((item.expected,)), False
-    if item.question is not None and scene != item.scene:
-        if scene is None:
-            return _unreadable(None)
-        right, left_open = _answers_elsewhere(item, item.question, scene)
-    passed = normalize_answer(given) in map(normalize_answer, right)
-    reasons = () if passed else (f"expected {' or '.join(sorted(right))!r}, got {given!r}",)
-    return Judgement(passed, scene, reasons, left_open=left_open)
+def all_hold(verdicts: Sequence[Verdict]) -> bool:
+    return all(verdict.holds for verdict in verdicts)
 
 
 def _answers_elsewhere(item: Check, question: Question, scene: Scene) -> tuple[frozenset[str], bool]:
@@ -407,19 +391,6 @@ def _answers_elsewhere(item: Check, question: Question, scene: Scene) -> tuple[f
         question, scene = replace(question, first=ANY), Scene(scene.background, others or scene.objects)
     expected = answer(question, scene)
     return (possible_answers(question, scene), True) if expected is None else (frozenset((expected,)), False)
-
-
-def judge_edit(item: Check, given: Image.Image, scene: Scene | None) -> Judgement:
-    """The change was made to the image that is talked about and the rest is untouched."""
-    after = parse(given)
-    if scene is None:
-        return _unreadable(after.scene)
-    if after.scene is None:
-        return Judgement(False, None, (f"the image is not readable ({after.reason})",))
-    edits, left_open = ([item.edit], False) if scene == item.scene else _edits_elsewhere(item, item.edit, scene)
-    verdicts = [check_edit(scene, edit, after.scene) for edit in edits]
-    best = max(verdicts, key=lambda each: sum(verdict.holds for verdict in each))
-    return replace(_from_verdicts(best, after.scene), left_open=left_open)
 
 
 def _edits_elsewhere(item: Check, edit: Edit, scene: Scene) -> tuple[list[Edit], bool]:
