@@ -7,17 +7,20 @@ Images are read by the world's checker, words are compared as words; no model ju
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import re
 from collections.abc import Sequence
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
+from dataclasses import field, replace
 from itertools import combinations
 from math import hypot
 from pathlib import Path
 from random import Random
-from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar
 
 from PIL import Image
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
 
 from mllm.conversation import ImagePart, Message, TextPart
 from mllm.evaluation.answerer import model_fingerprint
@@ -44,6 +47,7 @@ from mllm.world.scene import (
 )
 from mllm.world.spec import compare, full_filter, looks_like, plain_phrase
 
+T = TypeVar("T")
 IMAGE_SIDE = 256
 """Of the images that are shown, in pixels."""
 POSITION_TOLERANCE = 0.1
@@ -56,9 +60,10 @@ COMPARISONS = {"larger than": "larger", "smaller than": "smaller"}
 
 Names = str | list[str] | None
 """One value, any of several, or None where every value will do."""
+STRICT = ConfigDict(extra="forbid", strict=True)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
 class Description:
     """Attributes of an object."""
 
@@ -78,14 +83,14 @@ class Description:
         return " ".join(" or ".join(names) for names in words if names)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
 class CountedDescription(Description):
     """An object that is in an image exactly `count` times."""
 
     count: int = 1
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
 class SceneExpectation:
     """What the only image of an answer must show."""
 
@@ -104,7 +109,7 @@ class SceneExpectation:
                 raise ValueError(f"a relation must be between entries of count 1 ({single}), got {first}, {second}")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
 class TextExpectation:
     """Words or phrases of which an answer must hold one, and of which it must hold none."""
 
@@ -112,7 +117,7 @@ class TextExpectation:
     none_of: list[str] = field(default_factory=list)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
 class Expectation:
     """What an answer must be."""
 
@@ -132,7 +137,7 @@ class Expectation:
             raise ValueError("keeps must come beside scene, and changes beside keeps, got one alone; add the other")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
 class RequestTurn:
     """What the user says, and what the answer must be."""
 
@@ -140,7 +145,7 @@ class RequestTurn:
     expect: Expectation
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
 class Item:
     """One line of the file: a dialogue, and the scene that is shown with its first turn."""
 
@@ -181,7 +186,7 @@ def read_items(path: Path) -> list[Item]:
     items: dict[str, Item] = {}
     for where, record in read_lines(path):
         try:
-            item: Item = read_value(record, Item, "item")
+            item = read_value(record, Item)
             if item.id in items:
                 raise ValueError(f"id must be given once, got {item.id!r} again; rename it")
             items[item.id] = item if item.image is None else replace(item, image=nudge_apart(item.image))
@@ -204,36 +209,20 @@ def generate_items(kinds: Sequence[str], count: int, *, seed: int) -> list[Item]
             turns = make_people(kind, rng, "test")
             while any(turn.shown for turn in turns[1:]):
                 turns = make_people(kind, rng, "test")
-            items.append(read_value(as_item(turns, id=f"{kind}-{index}", kind=kind), Item, "item"))
+            items.append(read_value(as_item(turns, id=f"{kind}-{index}", kind=kind), Item))
     return items
 
 
-def read_value(value: Any, form: Any, name: str) -> Any:
-    """A value of JSON as the type that it should have: plain, a list, a tuple, a dataclass, or one of several."""
-    for kind in get_args(form) if isinstance(form, UnionType) else (form,):
-        if is_dataclass(kind) and isinstance(value, dict):
-            return read_object(value, kind, name)
-        if (container := get_origin(kind)) in (list, tuple) and isinstance(value, list):
-            kinds = get_args(kind)
-            if container is list or kinds[-1] is ...:
-                kinds = kinds[:1] * len(value)
-            if len(kinds) == len(value):
-                return container(read_value(*each, name) for each in zip(value, kinds, strict=True))
-        if type(value) is kind or (type(value), kind) == (int, float):
-            return value
-    wanted = str(form) if get_args(form) else form.__name__
-    raise ValueError(f"{name} must be {wanted.replace(f'{__name__}.', '')}, got {value!r}; see docs/evaluation.md")
-
-
-def read_object(record: dict[str, Any], kind: Any, name: str) -> Any:
-    """A dataclass from an object of JSON, which has the keys that it needs and no others."""
-    known = [each.name for each in fields(kind)]
-    needed = {each.name for each in fields(kind) if each.default is MISSING and each.default_factory is MISSING}
-    if not needed <= set(record) <= set(known):
-        wanted = f"{', '.join(known)}" + (f" (at least {', '.join(sorted(needed))})" if needed else "")
-        raise ValueError(f"keys of {name} must be {wanted}, got {', '.join(record) or 'none'}; see docs/evaluation.md")
-    forms = get_type_hints(kind)
-    return kind(**{key: read_value(value, forms[key], key) for key, value in record.items()})
+def read_value(value: Any, form: type[T]) -> T:
+    """A value of JSON as the class that it should be."""
+    try:
+        return TypeAdapter(form).validate_json(json.dumps(value))
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        where, reason = ".".join(map(str, wrong["loc"])), wrong["msg"].removeprefix("Value error, ")
+        if wrong["type"] == "value_error":
+            raise ValueError(f"{where}: {reason}" if where else reason) from error
+        raise ValueError(f"{where} must be as in docs/evaluation.md, got {wrong['input']!r}: {reason}") from error
 
 
 def nudge_apart(scene: Scene) -> Scene:
@@ -331,7 +320,7 @@ def name_of(item: SceneObject) -> str:
 # ---- running ----
 
 
-@dataclass(slots=True)
+@dataclasses.dataclass(slots=True)
 class RunningItem:
     """An item while its turns are held."""
 

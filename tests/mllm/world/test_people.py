@@ -26,19 +26,19 @@ def test_right_answers_are_right(kind: str) -> None:
             said.add(turn.user)
             scene = turn.shown or scene
             right = turn.answer if isinstance(turn.answer, str) else ParsedScene(turn.answer)
-            assert judge(read_value(turn.expect, Expectation, "expect"), [right], scene) == [], turn
+            assert judge(read_value(turn.expect, Expectation), [right], scene) == [], turn
             for shown in (turn.shown, turn.answer):
                 assert not isinstance(shown, Scene) or (split_of(shown) == "test" and shown.pairs <= SEEN_PAIRS)
             if isinstance(turn.answer, Scene):
                 wrong = Scene(turn.answer.background, turn.answer.objects[:1] * 5)
-                assert judge(read_value(turn.expect, Expectation, "expect"), [ParsedScene(wrong)], scene) != [] or (
+                assert judge(read_value(turn.expect, Expectation), [ParsedScene(wrong)], scene) != [] or (
                     not turn.expect["scene"]["objects"] and turn.expect["scene"]["total"] is None
                 )
                 scene = turn.answer
             if turn.expect.get("decline"):
                 assert ScenePlanner().declines(str(turn.answer))
         if not any(turn.shown for turn in turns[1:]):
-            assert read_value(as_item(turns, id="1", kind=kind), Item, "item").turns[0].user == turns[0].user
+            assert read_value(as_item(turns, id="1", kind=kind), Item).turns[0].user == turns[0].user
     assert len(said) > (40 if kind == "talk" else 55), "wordings hardly repeat"
 
 
