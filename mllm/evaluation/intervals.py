@@ -6,7 +6,7 @@ scipy does the work and is imported where it is used, because the core imports `
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -49,6 +49,11 @@ def score_with_interval(strata: Sequence[Sequence[float]], statistic: Statistic)
 def mean_with_interval(values: Sequence[float], *, scale: float = 1.0) -> Score:
     """The mean of one number per item; scale 100 makes it a percentage."""
     return score_with_interval([values], lambda sample, axis: scale * sample.mean(axis=axis))
+
+
+def means(groups: Mapping[str, Sequence[float]], *, scale: float = 100.0) -> dict[str, Score]:
+    """The mean of every group that has values, by default of shares in percent."""
+    return {name: mean_with_interval(values, scale=scale) for name, values in groups.items() if values}
 
 
 def mean_with_deviation(values: Sequence[float]) -> Score:

@@ -107,18 +107,13 @@ class ScoreOptions:
 class Benchmark:
     """Base class: a question file in LLaVA's layout, answered with text."""
 
-    name: str
-    """The name on the command line."""
-    annotations: str
-    """What --annotations must name for scoring, and how to get it."""
+    name: str  # on the command line
+    annotations: str  # what --annotations must name for scoring, and how to get it
     mode: Mode = "text"
-    task: str | None = None
-    """The capability a checkpoint needs; None: answering questions or drawing, depending on the mode."""
-    official_counts: tuple[int, ...] = ()
-    """Sizes of the official sets; the protocol of any other size is marked "custom"."""
+    task: str | None = None  # a capability that a checkpoint needs beside that of the mode
+    official_counts: tuple[int, ...] = ()  # sizes of the official sets; the protocol of any other is marked "custom"
     max_new_tokens: int = 128
-    keyed_by_prompt: bool = False
-    """Question ids are not unique, so that the prompt is part of the key."""
+    keyed_by_prompt: bool = False  # question ids are not unique, so that the prompt is part of the key
 
     def read_items(self, questions: Path, images: Path | None) -> list[BenchmarkItem]:
         """The items of a question file; `images` is None when answers are only scored."""
@@ -128,11 +123,7 @@ class Benchmark:
         raise NotImplementedError
 
     def submit(self, answered: Answers, folder: Path, *, annotations: Path | None, split: Path | None) -> list[Path]:
-        """Write the files that the official tool or server takes.
-
-        Args:
-            split: question file of the complete split, where a submission must cover it.
-        """
+        """Write the files that the official tool or server takes; `split`: the question file of all that they cover."""
         raise ValueError(f"{self.name} has no submission format; score it with mllm evaluate score")
 
     def protocol(self, variant: str, *, count: int) -> str:
@@ -151,43 +142,36 @@ def find_benchmark(name: str) -> Benchmark:
 # ---- questions ----
 
 
-def key_of(question_id: int | str, prompt: str, *, keyed_by_prompt: bool) -> str:
-    """What identifies an item within its benchmark."""
-    return f"{question_id}\n{prompt}" if keyed_by_prompt else str(question_id)
-
-
 def read_questions(questions: Path, images: Path | None, *, keyed_by_prompt: bool = False) -> list[BenchmarkItem]:
-    """The items of a file of JSON lines {"question_id", "image", "text", ...}, as LLaVA's evaluation has them."""
+    """The items of a file of JSON lines {"question_id", "image", "text", ...}, as LLaVA's evaluation has them.
+
+    Images must exist, but are opened only when they are needed.
+    """
     if images is not None and not images.is_dir():
         raise FileNotFoundError(f"--images must be the folder that the questions refer to, got {images}")
     items: dict[str, BenchmarkItem] = {}
     for line in read_lines(questions):
-        item = read_question(line, images, keyed_by_prompt=keyed_by_prompt)
+        question_id, prompt, name = (need_field(line, field) for field in ("question_id", "text", "image"))
+        if not isinstance(question_id, int | str):
+            raise ValueError(f"{line.where}: question_id must be a number or string, got {question_id!r}")
+        for key, value in (("text", prompt), ("image", name)):
+            if not isinstance(value, str) or not value.strip():
+                raise ValueError(f"{line.where}: {key} must be a non-empty string, got {value!r}")
+        if images is not None and not (images / name).is_file():
+            raise FileNotFoundError(f"{line.where}: image must exist, got {images / name}; download it")
+        item = BenchmarkItem(
+            key=f"{question_id}\n{prompt}" if keyed_by_prompt else str(question_id),
+            where=line.where,
+            question_id=question_id,
+            prompt=prompt,
+            images=() if images is None else (images / name,),
+            fields={key: value for key, value in line.record.items() if key not in ("question_id", "text")},
+        )
         if (first := items.setdefault(item.key, item)) is not item:
-            raise ValueError(f"question ids must be unique, got {item.question_id!r} in {first.where} and {item.where}")
+            raise ValueError(f"question ids must be unique, got {question_id!r} in {first.where} and {item.where}")
     if not items:
         raise ValueError(f"{questions} must contain one JSON record per line, got an empty file")
     return list(items.values())
-
-
-def read_question(line: Line, images: Path | None, *, keyed_by_prompt: bool) -> BenchmarkItem:
-    """One record as an item; its image must exist, but is opened only when it is needed."""
-    question_id, text, name = (need_field(line, field) for field in ("question_id", "text", "image"))
-    if not isinstance(question_id, int | str):
-        raise ValueError(f"{line.where}: question_id must be a number or string, got {question_id!r}")
-    for key, value in (("text", text), ("image", name)):
-        if not isinstance(value, str) or not value.strip():
-            raise ValueError(f"{line.where}: {key} must be a non-empty string, got {value!r}")
-    if images is not None and not (images / name).is_file():
-        raise FileNotFoundError(f"{line.where}: image must exist, got {images / name}; download it")
-    return BenchmarkItem(
-        key=key_of(question_id, text, keyed_by_prompt=keyed_by_prompt),
-        where=line.where,
-        question_id=question_id,
-        prompt=text,
-        images=() if images is None else (images / name,),
-        fields={key: value for key, value in line.record.items() if key not in ("question_id", "text")},
-    )
 
 
 def find_annotation(annotations: Mapping[Any, T], key: Hashable, item: BenchmarkItem, source: Path) -> T:
@@ -226,8 +210,21 @@ def match_answers(
     by_key = {item.key: item for item in items}
     found: dict[str, AnsweredItem] = {}
     for line in lines:
-        answered = read_answer(benchmark, by_key, line, folder)
-        if (first := found.setdefault(answered.item.key, answered)) is not answered:
+        key = str(need_field(line, "question_id"))
+        if benchmark.keyed_by_prompt:
+            key = f"{key}\n{need_field(line, 'prompt')}"
+        if key not in by_key:
+            raise ValueError(f"{line.where} must answer a question of the question file, got {key!r}")
+        given = need_field(line, benchmark.mode)
+        if not isinstance(given, str):
+            raise ValueError(f"{line.where}: {benchmark.mode} must be a string, got {given!r}")
+        if benchmark.mode == "text":
+            answered = AnsweredItem(by_key[key], text=given, where=line.where)
+        elif (folder / given).is_file():
+            answered = AnsweredItem(by_key[key], image=folder / given, where=line.where)
+        else:
+            raise FileNotFoundError(f"{line.where}: image must exist, got {folder / given}; run the benchmark again")
+        if (first := found.setdefault(key, answered)) is not answered:
             raise ValueError(f"each question must have one answer, got two in {first.where} and {line.where}")
     missing = [item for item in items if item.key not in found]
     if missing and (not partial or not found):
@@ -236,24 +233,6 @@ def match_answers(
             f"{missing[0].question_id!r} ({missing[0].where}); finish the run, or use --partial to score what is there"
         )
     return [found[item.key] for item in items if item.key in found]
-
-
-def read_answer(benchmark: Benchmark, by_key: Mapping[str, BenchmarkItem], line: Line, folder: Path) -> AnsweredItem:
-    keyed_by_prompt = benchmark.keyed_by_prompt
-    question_id, prompt = need_field(line, "question_id"), need_field(line, "prompt") if keyed_by_prompt else ""
-    key = key_of(question_id, prompt, keyed_by_prompt=keyed_by_prompt)
-    item = by_key.get(key)
-    if item is None:
-        raise ValueError(f"{line.where} must answer a question of the question file, got {key!r}")
-    if benchmark.mode == "image":
-        image = folder / need_field(line, "image")
-        if not image.is_file():
-            raise FileNotFoundError(f"{line.where}: image must exist, got {image}; run the benchmark again")
-        return AnsweredItem(item, image=image, where=line.where)
-    text = need_field(line, "text")
-    if not isinstance(text, str):
-        raise ValueError(f"{line.where}: text must be a string, got {text!r}")
-    return AnsweredItem(item, text=text, where=line.where)
 
 
 # ---- results ----
@@ -272,10 +251,10 @@ def make_result(
 
     Args:
         run: the description in run.json; None if the answers were made elsewhere.
-        expected: items in the question file.
-        scored: items that were scored.
+        expected: items in the question file, of which so many were `scored`.
         files: fingerprints of what was scored against, by name.
     """
+    numbers = {name: asdict(score) for name, score in scores.scores.items()}
     return {
         "format": RESULT_FORMAT,
         "benchmark": benchmark,
@@ -284,10 +263,7 @@ def make_result(
         "items_expected": expected,
         "items_scored": scored,
         "is_complete": scored == expected,
-        "scores": {
-            name: {field: value for field, value in asdict(score).items() if (field, value) != ("std", None)}
-            for name, score in scores.scores.items()
-        },
+        "scores": {name: {k: v for k, v in each.items() if v is not None} for name, each in numbers.items()},
         "interval": "95 % bootstrap over items",
         **{name: (run or {}).get(name, UNKNOWN) for name in RUN_FIELDS},
         "files": dict(files),

@@ -7,16 +7,18 @@ and quirks are those of the reference scorers, to the letter, because published 
 from __future__ import annotations
 
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mllm.evaluation.intervals import Statistic, mean_with_interval, score_with_interval
+from mllm.evaluation.intervals import Statistic, means, score_with_interval
 from mllm.evaluation.protocol import (
+    AnsweredItem,
     Answers,
     Benchmark,
     BenchmarkItem,
@@ -135,7 +137,6 @@ class VQAv2(Benchmark):
     name = "vqav2"
     annotations = "v2_mscoco_val2014_annotations.json (those of test-dev are not public: use mllm evaluate submit)"
     official_counts = (107394, 214354)  # test-dev, val
-    answer_types = ("yes/no", "number", "other")
 
     def score(self, answered: Answers, annotations: Path, options: ScoreOptions) -> Scores:
         """Overall accuracy and that of each answer type, in percent."""
@@ -143,15 +144,13 @@ class VQAv2(Benchmark):
             annotations, "annotations", "question_id", "answers", name="v2_mscoco_val2014_annotations.json"
         )
         by_id = {str(record["question_id"]): record for record in records}
-        values: dict[str, list[float]] = {name: [] for name in ("overall", *self.answer_types)}
+        values: dict[str, list[float]] = {name: [] for name in ("overall", "yes/no", "number", "other")}
         for one in answered:
             record = find_annotation(by_id, str(one.item.question_id), one.item, annotations)
             people = read_people(record, f"{annotations}, question {one.item.question_id}")
-            value = self.score_answer(normalise(one.text), people)
-            values["overall"].append(value)
-            values.setdefault(record.get("answer_type", "other"), []).append(value)
-        scores = {name: mean_with_interval(group, scale=100) for name, group in values.items() if group}
-        return Scores(self.protocol("evalai-normalised", count=len(answered)), "overall", scores)
+            for name in ("overall", record.get("answer_type", "other")):
+                values.setdefault(name, []).append(self.score_answer(normalise(one.text), people))
+        return Scores(self.protocol("evalai-normalised", count=len(answered)), "overall", means(values))
 
     @staticmethod
     def score_answer(answer: str, people: Sequence[str]) -> float:
@@ -169,9 +168,9 @@ class VQAv2(Benchmark):
             ids = dict.fromkeys(str(need_field(line, "question_id")) for line in read_lines(split))
             if unknown := [id_ for id_ in given if id_ not in ids]:
                 raise ValueError(f"{split} must contain every answered question, got no {unknown[0]!r}")
-        path = folder / "vqav2_submission.json"
         numbers = {id_: int(id_) if id_.isdecimal() else id_ for id_ in ids}  # the server compares numbers
-        write_json(path, [{"question_id": number, "answer": given.get(id_, "")} for id_, number in numbers.items()])
+        answers = [{"question_id": number, "answer": given.get(id_, "")} for id_, number in numbers.items()]
+        write_json(path := folder / "vqav2_submission.json", answers)
         return [path]
 
 
@@ -198,8 +197,7 @@ class GQA(Benchmark):
                 types[f"type: {structure}"].append(right)
         if not rights["accuracy"]:
             raise ValueError(f"{annotations} must mark the answered questions as balanced; give {self.annotations}")
-        groups = rights | dict(sorted(types.items()))
-        scores = {name: mean_with_interval(group, scale=100) for name, group in groups.items() if group}
+        scores = means(rights | dict(sorted(types.items())))
         return Scores(self.protocol("exact-match", count=len(answered)), "accuracy", scores)
 
     @staticmethod
@@ -209,9 +207,8 @@ class GQA(Benchmark):
 
     def submit(self, answered: Answers, folder: Path, *, annotations: Path | None, split: Path | None) -> list[Path]:
         """The official script's file: a list of {"questionId", "prediction"}."""
-        path = folder / "gqa_predictions.json"
         records = [{"questionId": str(a.item.question_id), "prediction": self.prediction_of(a.text)} for a in answered]
-        write_json(path, records)
+        write_json(path := folder / "gqa_predictions.json", records)
         return [path]
 
 
@@ -244,23 +241,20 @@ class TextVQA(Benchmark):
             values.append(soft_accuracy(normalise(one.text), [normalise(text) for text in said]))
             has_ocr.add(f"{self.ocr_line} " in one.item.prompt or one.item.prompt.startswith(self.ocr_first))
         variant = "m4c-mixed-prompts" if len(has_ocr) > 1 else "m4c-ocr-prompt" if has_ocr == {True} else "m4c-no-ocr"
-        scores = {"accuracy": mean_with_interval(values, scale=100)}
-        return Scores(self.protocol(variant, count=len(answered)), "accuracy", scores)
+        return Scores(self.protocol(variant, count=len(answered)), "accuracy", means({"accuracy": values}))
 
     def question_of(self, prompt: str, where: str = "prompt") -> str:
         """The question inside a prompt, in lower case."""
         lines = prompt.split("\n")
         if prompt.startswith(self.ocr_first) and (match := self.question_in_prompt.search(prompt)):
-            question = match[1]
-        elif f"{self.ocr_line} " in prompt and len(lines) == 3:
-            question = lines[1] if prompt.startswith(self.ocr_line) else lines[0]
-        elif len(lines) == 2:
-            question = lines[0]
-        else:
-            raise ValueError(
-                f"{where} must have question, OCR tokens and instruction on one line each, got {prompt[:60]!r}"
-            )
-        return question.lower()
+            return match[1].lower()
+        if f"{self.ocr_line} " in prompt and len(lines) == 3:
+            return lines[prompt.startswith(self.ocr_line)].lower()
+        if len(lines) == 2:
+            return lines[0].lower()
+        raise ValueError(
+            f"{where} must have question, OCR tokens and instruction on one line each, got {prompt[:60]!r}"
+        )
 
 
 class POPE(Benchmark):
@@ -276,41 +270,42 @@ class POPE(Benchmark):
     """Rows of the category random in the files that LLaVA used; the newer file has 3000."""
     official_counts = (9000, 6000 + old_random)
     categories = ("adversarial", "popular", "random")
+    outcomes: ClassVar[dict[str, int]] = dict(true_positive=3, false_positive=2, true_negative=0, false_negative=1)
+    """2 * says_yes + is_yes; yes is positive."""
 
     def read_items(self, questions: Path, images: Path | None) -> list[BenchmarkItem]:
-        """Questions with their number within their category."""
+        """Questions with their number within their category, and how many it has."""
+        by_category: dict[str, list[BenchmarkItem]] = {name: [] for name in self.categories}
         items = super().read_items(questions, images)
         for item in items:
             if (found := need_field(Line(item.where, dict(item.fields)), "category")) not in self.categories:
                 raise ValueError(f"{item.where}: category must be one of {', '.join(self.categories)}, got {found!r}")
-        totals, seen, numbered = Counter(item.fields["category"] for item in items), Counter[str](), []
-        for item in items:
-            category = item.fields["category"]
-            place = {"number": seen[category], "of": totals[category]}
-            numbered.append(replace(item, fields={**item.fields, **place}))
-            seen[category] += 1
-        return numbered
+            by_category[found].append(item)
+        places = {
+            item.key: {"number": number, "of": len(group)}
+            for group in by_category.values()
+            for number, item in enumerate(group)
+        }
+        return [replace(item, fields={**item.fields, **places[item.key]}) for item in items]
 
     def score(self, answered: Answers, annotations: Path, options: ScoreOptions) -> Scores:
         """Mean F1 of the categories, and every metric of each, in percent."""
         groups: dict[str, list[float]] = {}
-        is_old = False
+        size = 3000
         for name in self.categories:
             if group := [one for one in answered if one.item.fields["category"] == name]:
                 labels = self.read_labels(annotations / f"coco_pope_{name}.json")
-                is_old = is_old or (name == "random" and len(labels) == self.old_random)
                 groups[name] = [2.0 * self.says_yes(one.text) + self.label_of(one.item, labels) for one in group]
+                size = self.old_random if (name, len(labels)) == ("random", self.old_random) else size
         scores = {"mean f1": score_with_interval(list(groups.values()), confusion_metric("f1"))}
         for name, outcomes in groups.items():
             for metric in CONFUSION_METRICS:
                 scores[f"{name} {metric}"] = score_with_interval([outcomes], confusion_metric(metric))
-        names = ("true_positive", "false_positive", "true_negative", "false_negative")
         counts = {
-            name: dict(zip(names, (outcomes.count(code) for code in (3, 2, 0, 1)), strict=True))
+            name: {title: outcomes.count(code) for title, code in self.outcomes.items()}
             for name, outcomes in groups.items()
         }
-        protocol = self.protocol(f"llava-{self.old_random if is_old else 3000}", count=len(answered))
-        return Scores(protocol, "mean f1", scores, extra={"counts": counts})
+        return Scores(self.protocol(f"llava-{size}", count=len(answered)), "mean f1", scores, extra={"counts": counts})
 
     @staticmethod
     def says_yes(text: str) -> bool:
@@ -347,11 +342,10 @@ CONFUSION_METRICS: dict[str, Callable[..., Values]] = {  # 0 without a positive;
     "recall": lambda tp, fp, fn, tn: tp / np.maximum(tp + fn, 1),
     "yes_ratio": lambda tp, fp, fn, tn: (tp + fp) / (tp + fp + fn + tn),
 }
-"""Of the counts of true and false positives, false and true negatives; yes is positive."""
 
 
 def confusion_metric(name: str) -> Statistic:
-    """A metric in percent of outcomes coded 2 * says_yes + is_yes; the mean of several strata."""
+    """A metric in percent of outcomes; the mean of several strata."""
 
     def of_one(outcomes: Values, axis: int) -> Values:
         return CONFUSION_METRICS[name](*((outcomes == code).sum(axis=axis) for code in (3, 2, 1, 0)))
@@ -403,19 +397,20 @@ class MME(Benchmark):
 
     def count_rights(self, answered: Answers, gold: MMEGold) -> dict[str, list[float]]:
         """How many of the two answers about each image are right, by subtask."""
-        images: dict[tuple[str, str], list[bool]] = defaultdict(list)
+        images: dict[tuple[str, str], list[AnsweredItem]] = defaultdict(list)
         for one in answered:
-            subtask, file = self.place_of(one.item)
-            expected = gold[subtask, file, self.question_of(one.item, gold)].lower()
-            images[subtask, file].append(self.verdict_of(one.text) == expected)
+            images[self.place_of(one.item)].append(one)
         rights: dict[str, list[float]] = defaultdict(list)
-        for (subtask, file), answers in images.items():
-            if len(answers) != 2:
-                where = next(one.item.where for one in answered if self.place_of(one.item) == (subtask, file))
+        for place, both in images.items():
+            if len(both) != 2:
+                where = both[0].item.where
                 raise ValueError(
-                    f"{subtask}/{file} must have 2 answers, got {len(answers)} ({where}); use an even --limit"
+                    f"{'/'.join(place)} must have 2 answers, got {len(both)} ({where}); use an even --limit"
                 )
-            rights[subtask].append(float(sum(answers)))
+            expected = [gold[*place, self.question_of(one.item, gold)].lower() for one in both]
+            rights[place[0]].append(
+                float(sum(self.verdict_of(one.text) == right for one, right in zip(both, expected, strict=True)))
+            )
         return rights
 
     @staticmethod
@@ -448,29 +443,28 @@ class MME(Benchmark):
 
     def question_of(self, item: BenchmarkItem, gold: MMEGold) -> str:
         """The question as published: LLaVA replaced its last sentence by its own instruction."""
-        subtask, file = self.place_of(item)
+        place = self.place_of(item)
         bare = item.prompt.replace(self.instruction, "").strip()
         candidates = [bare] if self.yes_no in bare else [f"{bare} {self.yes_no}", f"{bare}  {self.yes_no}"]
         for candidate in candidates:
-            if (subtask, file, candidate) in gold:
+            if (*place, candidate) in gold:
                 return candidate
-        raise ValueError(f"{item.where} must ask a published question about {subtask}/{file}, got {candidates[0]!r}")
+        raise ValueError(f"{item.where} must ask a published question about {'/'.join(place)}, got {candidates[0]!r}")
 
     def submit(self, answered: Answers, folder: Path, *, annotations: Path | None, split: Path | None) -> list[Path]:
         """The official tool's files: <subtask>.txt, lines of image, question, answer, prediction."""
         if annotations is None:
             raise ValueError(f"--annotations must be given for the files of MME; give {self.annotations}")
         gold = self.read_gold(annotations)
-        lines: dict[str, list[str]] = defaultdict(list)
+        files: dict[Path, str] = defaultdict(str)
         for one in answered:
             subtask, file = self.place_of(one.item)
             question = self.question_of(one.item, gold)
             said = one.text.translate(SEPARATORS)  # the tool would take these for columns and rows
-            lines[subtask].append("\t".join((file, question, gold[subtask, file, question], said)) + "\n")
-        paths = [folder / "mme" / f"{subtask}.txt" for subtask in lines]
-        for path, rows in zip(paths, lines.values(), strict=True):
-            write_text(path, "".join(rows))
-        return paths
+            files[folder / "mme" / f"{subtask}.txt"] += f"{file}\t{question}\t{gold[subtask, file, question]}\t{said}\n"
+        for path, text in files.items():
+            write_text(path, text)
+        return list(files)
 
 
 def accuracy(rights: Values, axis: int) -> Values:
