@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from mllm.benchmark.measure import THIS, Case, Cost
@@ -41,9 +41,9 @@ from mllm.engine.loop import generate
 from mllm.engine.request import GenerationRequest
 from mllm.heads import CodeDecoder, Guidance
 from mllm.model import MLLMForConditionalGeneration
-from mllm.quantization import quantize_linears
+from mllm.quantization import Int4Linear, Int8Linear, quantize_linears
 from mllm.sampling import SamplingConfig, choose, gumbel, stack_settings
-from mllm.sequence import TokenSequence
+from mllm.sequence import IGNORED, TokenSequence, pack
 from tokenizer.config import UniTokConfig
 from tokenizer.hardware import fast_dtype
 from tokenizer.layers import FoldedUpsample, Upsample
@@ -85,6 +85,10 @@ SIZES = {
     # the released model's head and code embedding over one layer of its backbone
     "head-7b": Size(layers=1, side=2, **RELEASED),
     "7b": Size(layers=32, side=16, prompt=64, **RELEASED),
+    "7b-8-layers": Size(layers=8, side=16, prompt=64, **RELEASED),
+    "1b": Size(
+        **RELEASED | dict(width=2048, heads=16, intermediate=5504, layers=16, side=16, prompt=64, embedder_heads=8)
+    ),
 }
 
 
@@ -112,9 +116,13 @@ def build_random_model(
         prompt_style="unitok",
     )
     torch.manual_seed(SEED)
-    with device:
-        model = MLLMForConditionalGeneration(config)
-    return model.eval().requires_grad_(False).to(dtype)
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)  # the large ones have no room in float32
+    try:
+        with device:
+            return MLLMForConditionalGeneration(config).eval().requires_grad_(False)
+    finally:
+        torch.set_default_dtype(usual)
 
 
 def random_prompt(num_tokens: int, *, seed: int) -> TokenSequence:
@@ -122,14 +130,28 @@ def random_prompt(num_tokens: int, *, seed: int) -> TokenSequence:
     ids = np.random.default_rng(seed).integers(FIRST_TEXT_ID, VOCABULARY, num_tokens)
     return TokenSequence(
         token_ids_T=ids,
-        labels_T=np.full_like(ids, -100),
+        labels_T=np.full_like(ids, IGNORED),
         codes_PK=np.zeros((0, 1), dtype=np.int64),
         image_lengths_I=np.zeros(0, dtype=np.int64),
         code_targets_P=np.zeros(0, dtype=bool),
     )
 
 
-def num_parameters(*modules: torch.nn.Module) -> int:
+def random_sample(size: Size, config: MLLMConfig, *, seed: int) -> TokenSequence:
+    """Text without meaning, and an image of random codes, which is learned."""
+    num_positions = size.side**2
+    image = [config.begin_image_id, *[config.image_token_id] * num_positions, config.end_image_id]
+    ids = np.concatenate([random_prompt(size.prompt, seed=seed).token_ids_T, image])
+    return TokenSequence(
+        token_ids_T=ids,
+        labels_T=np.where(ids == config.end_image_id, ids, IGNORED),
+        codes_PK=np.random.default_rng(seed).integers(0, size.codebook_size, (num_positions, size.codebooks)),
+        image_lengths_I=np.array([num_positions]),
+        code_targets_P=np.ones(num_positions, dtype=bool),
+    )
+
+
+def num_parameters(*modules: nn.Module) -> int:
     return sum(parameter.numel() for module in modules for parameter in module.parameters())
 
 
@@ -176,7 +198,9 @@ class Work:
     num_positions: int
 
     @classmethod
-    def build(cls, size: Size, batch: int, settings: SamplingConfig, *, device: torch.device) -> Work:
+    def build(
+        cls, size: Size, batch: int, settings: SamplingConfig, **_: object
+    ) -> Work:  # earlier versions want a device
         unconditional = random_prompt(size.prompt, seed=UNCONDITIONAL_SEED)
         rows = [
             GenerationRequest(
@@ -255,6 +279,10 @@ class Settings:
     model: str | None = None
     """Folder of the model that draws, edits and answers; None is the bundled one."""
     quantization: Sequence[str] = ()
+    side: int | None = None
+    """Positions along a side of the drawn images, if not the size's own."""
+    alone: bool = False
+    """Draw by this version only."""
     before: Before | None = None
     sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(guidance=7.0))
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
@@ -295,13 +323,15 @@ def draw_trained(settings: Settings, batch: int) -> Case:
 
 
 def draw_untrained(settings: Settings, name: str, batch: int) -> Case:
-    size, sampling, dtype = SIZES[name], settings.sampling, settings.dtype
+    size, sampling = SIZES[name], settings.sampling
+    if settings.alone:
+        return draw_alone(settings, size, batch, name=f"draw {name}, batch {batch}")
     model = build_random_model(size, device=settings.device)
-    work = Work.build(size, batch, sampling, device=settings.device)
+    work = Work.build(size, batch, sampling)
     checks = compare_codes(model, work, sampling)
-    arguments: dict[str, Any] = {"size": name, "batch": batch, "device": settings.where, "guidance": sampling.guidance}
     variants: dict[str, Run | Remote] = {}
     if settings.before is not None:
+        arguments = {"size": name, "batch": batch, "device": settings.where, "guidance": sampling.guidance}
         with tempfile.TemporaryDirectory() as folder:
             arguments["weights"] = str(Path(folder) / "weights.pt")
             torch.save(model.state_dict(), arguments["weights"])
@@ -309,29 +339,48 @@ def draw_untrained(settings: Settings, name: str, batch: int) -> Case:
             variants["before"] = settings.before.prepare("draw_random", **arguments, dtype=settings.dtype_name)
         here_NKP = work.ours(model, replace(sampling, greedy=True))
         checks["greedy codes equal those before"] = greedy.result() == here_NKP.tolist()
-    model = model.to(dtype)
+    model = model.to(settings.dtype)
     upstream, with_cache = UpstreamDrawing(model), UpstreamDrawing(model, cached_head=True)
     variants |= {
         GATE: lambda: work.upstream(upstream, sampling),
         "upstream, head cache": lambda: work.upstream(with_cache, sampling),
-        THIS: lambda: work.ours(model, sampling),
         "prefix context": lambda: work.ours(model, sampling, sees_prefix=True),
     }
-    for bits in settings.quantization:
-        variants[bits] = partial(work.ours, quantized(model, bits), sampling)
-    num_rows = batch * (2 if sampling.guidance > 1 else 1)
-    cost = position_cost(model, rows=num_rows, context=size.prompt + work.num_positions / 2)
-    facts = {
-        "batch": batch,
-        "rows": num_rows,
-        "positions": work.num_positions,
-        "prompt": size.prompt,
-        "guidance": sampling.guidance,
-        "dtype": settings.dtype_name,
-        "weight_bytes": weight_bytes(model),
-    }
-    cost = cost.times(work.num_positions)
-    return Case(name=f"draw {name}, batch {batch}", variants=variants, facts=facts, checks=checks, gate=GATE, cost=cost)
+    alone = draw_alone(settings, size, batch, name=f"draw {name}, batch {batch}", model=model)
+    return replace(alone, variants={**variants, **alone.variants}, checks=checks, gate=GATE)
+
+
+def draw_alone(
+    settings: Settings,
+    size: Size,
+    batch: int,
+    *,
+    name: str,
+    images: int = 1,
+    model: MLLMForConditionalGeneration | None = None,
+) -> Case:
+    """Images one after another, or `batch` at once, by this version and in fewer bits."""
+    size = size if settings.side is None else replace(size, side=settings.side)
+    sampling = settings.sampling
+    model = model or build_random_model(size, device=settings.device, dtype=settings.dtype)
+    work = Work.build(size, batch, sampling)
+    models = {THIS: model, **{bits: quantized(model, bits) for bits in settings.quantization}}
+    rows = batch * (2 if sampling.guidance > 1 else 1)
+    cost = position_cost(model, rows=rows, context=size.prompt + work.num_positions / 2)
+    return Case(
+        name=name,
+        variants={key: repeated(partial(work.ours, each, sampling), images) for key, each in models.items()},
+        facts={
+            "batch": batch,
+            "rows": rows,
+            "positions": work.num_positions,
+            "prompt": size.prompt,
+            "guidance": sampling.guidance,
+            "dtype": settings.dtype_name,
+            "weight_bytes": weight_bytes(model),
+        },
+        cost=cost.times(images * work.num_positions),
+    )
 
 
 def quantized(model: MLLMForConditionalGeneration, bits: str) -> MLLMForConditionalGeneration:
@@ -475,8 +524,8 @@ def head_case(settings: Settings, name: str, batch: int) -> Case:
     )
 
 
-def repeated(run: Run) -> Run:
-    return lambda: [run() for _ in range(REPEATS)]
+def repeated(run: Run, count: int = REPEATS) -> Run:
+    return lambda: [run() for _ in range(count)]
 
 
 def choice_case(name: str, sampling: SamplingConfig, *, num_rows: int, device: torch.device) -> Case:
@@ -586,7 +635,7 @@ def lookup_case(batch: int, *, device: torch.device) -> Case:
     config = UniTokConfig.large()
     torch.manual_seed(TOKENIZER_SEED)
     quantizer = MultiCodebookQuantizer(config.num_codebooks, config.codebook_size, config.code_width)
-    torch.nn.init.normal_(quantizer.codebooks)
+    nn.init.normal_(quantizer.codebooks)
     quantizer = quantizer.requires_grad_(False).to(device)
     quantizer.ready_entries = quantizer.unit_entries()
     features_BNZ = torch.randn(batch, config.positions_per_image, config.vector_width).to(device)
@@ -618,6 +667,79 @@ def upsampling_case(channels: int, side: int, *, device: torch.device) -> Case:
     )
 
 
+# ---- parts of the released model ----
+
+PROMPT = 356
+"""Places of a prompt that is prefilled: of an image and a question."""
+SAMPLES = 24
+"""Text-to-image samples of a training step."""
+
+
+def product_cases(settings: Settings) -> Iterator[Case]:
+    """Matrix products of few rows, in every number of bits."""
+    for name in settings.sizes:
+        size, place = SIZES[name], {"device": settings.device, "dtype": settings.dtype}
+        linear = nn.Linear(size.width, size.intermediate, bias=False, **place).requires_grad_(False)
+        layers = {
+            THIS: linear,
+            "int8": Int8Linear(linear, settings.device),
+            "int4": Int4Linear(linear, settings.device),
+        }
+        for rows in settings.batch:
+            hidden_RD = torch.randn(rows, size.width, **place)
+            variants = {bits: repeated(partial(layer, hidden_RD)) for bits, layer in layers.items()}
+            facts = {"rows": rows, "products": REPEATS, "dtype": settings.dtype_name}
+            yield Case(name=f"product {name}, {rows} rows", variants=variants, facts=facts)
+
+
+def prefill_cases(settings: Settings) -> Iterator[Case]:
+    """The backbone over prompts."""
+    for name in settings.sizes:
+        model = build_random_model(SIZES[name], device=settings.device, dtype=settings.dtype)
+        for batch in settings.batch:
+            shape = (batch, PROMPT, model.config.hidden_size)
+            prompts_BTD = torch.randn(shape, device=settings.device, dtype=settings.dtype)
+            run = torch.inference_mode()(partial(model.backbone, inputs_embeds=prompts_BTD))
+            yield Case(name=f"prefill {name}, {batch} prompts", variants={THIS: run}, facts={"places": PROMPT})
+
+
+def step_cases(settings: Settings) -> Iterator[Case]:
+    """Steps of AdamW on packed text-to-image samples; the share of the roofline is the model FLOPs utilization."""
+    for name in settings.sizes:
+        size = SIZES[name]
+        model = build_random_model(size, device=settings.device, dtype=settings.dtype).train().requires_grad_(True)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
+        samples = [random_sample(size, model.config, seed=n) for n in range(SAMPLES)]
+        length = sum(map(len, samples))
+        packed = pack(samples, length=length, pad_token_id=0)
+        batch = {key: value.to(settings.device) for key, value in packed.items()}
+
+        def step(model: nn.Module = model, batch: dict = batch, optimizer: Any = optimizer) -> None:
+            model(**batch).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+        yield Case(
+            name=f"step {name}, {length} places",
+            variants={THIS: step},
+            facts={"samples": SAMPLES, "weight_bytes": weight_bytes(model)},
+            cost=Cost(0, 0, training_flops(model, samples)),
+            warm_ups=1,
+        )
+
+
+def training_flops(model: MLLMForConditionalGeneration, samples: list[TokenSequence]) -> float:
+    """Operations of a forward and a backward pass: 6 per weight and place where it is used, and attention."""
+    config, embedding = model.config, model.code_embedding
+    places, codes = sum(map(len, samples)), sum(len(sample.codes_PK) for sample in samples)
+    labelled = sum(int((sample.labels_T >= 0).sum()) for sample in samples)
+    head = num_parameters(model.code_head.layers, model.code_head.linear_head) * config.num_codebooks
+    used = num_parameters(model.backbone.layers) * places + head * codes + num_parameters(model.lm_head) * labelled
+    used += num_parameters(embedding.projection, embedding.projector) * codes
+    squares = sum(len(sample) ** 2 for sample in samples)
+    return 6.0 * used + 6.0 * config.text_config.num_hidden_layers * config.hidden_size * squares
+
+
 # ---- loading and starting ----
 
 
@@ -644,6 +766,9 @@ CASES: dict[str, Callable[[Settings], Iterator[Case]]] = {
     "ask": ask_cases,
     "head": head_cases,
     "tokenizer": tokenizer_cases,
+    "product": product_cases,
+    "prefill": prefill_cases,
+    "step": step_cases,
     "load": load_cases,
     "start": start_cases,
 }

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from scipy.optimize import nnls
 
-from mllm.benchmark.cases import SIZES, Settings, Size, Work, build_random_model, position_cost, weight_bytes
+from mllm.benchmark.cases import SIZES, Settings, Size, draw_alone
 from mllm.benchmark.measure import THIS, Case
 
 GROWTH: dict[str, tuple[tuple[int, ...], Callable[[Size, int], Size]]] = {
@@ -46,21 +46,11 @@ def growth_cases(settings: Settings, parameters: list[str]) -> Iterator[Case]:
 
 
 def growth_case(settings: Settings, size: Size, parameter: str, value: int, *, batch: int, images: int) -> Case:
-    sampling = settings.sampling
-    model = build_random_model(size, device=settings.device, dtype=settings.dtype)
-    work = Work.build(size, batch, sampling, device=settings.device)
-    rows = batch * (2 if sampling.guidance > 1 else 1)
-    cost = position_cost(model, rows=rows, context=size.prompt + work.num_positions / 2)
-    cost = cost.times(images * work.num_positions)
+    case = draw_alone(settings, size, batch, name=f"{parameter} {value}", images=images)
     networks = size.layers + size.head_layers * size.codebooks
-    facts = {"parameter": parameter, "value": value, "steps": images * work.num_positions * networks}
-    facts |= {name: getattr(cost, name) for name in COSTS[1:]}
-    return Case(
-        name=f"{parameter} {value}",
-        variants={THIS: lambda: [work.ours(model, sampling) for _ in range(images)]},
-        facts=facts | {"model_bytes": weight_bytes(model)},
-        warm_ups=1,
-    )
+    facts = {"parameter": parameter, "value": value, "steps": images * case.facts["positions"] * networks}
+    facts |= {name: getattr(case.cost, name) for name in COSTS[1:]}
+    return replace(case, facts=facts | {"model_bytes": case.facts["weight_bytes"]}, cost=None, warm_ups=1)
 
 
 def fit_costs(report: dict[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from mllm.cli.main import DTYPE_NAMES, Option, command, file_in_existing_folder, json_option, option, positive_count
 
-MODEL_SIZES = ("bundled", "XXS", "XS", "S", "M", "L", "head-7b", "7b")
+MODEL_SIZES = ("bundled", "XXS", "XS", "S", "M", "L", "head-7b", "7b", "7b-8-layers", "1b")
 GROWING = ("positions", "resolution", "codebooks", "context", "batch", "images")
 
 COMMON = [
@@ -43,11 +43,22 @@ def sized(known: tuple[str, ...], *default: str) -> list[Option]:
     ]
 
 
+ALONE = [
+    option("--side", type=positive_count, metavar="N", help="image positions along a side (default: the size's)"),
+    option("--alone", action="store_true", help="time sizes of random weights without comparing with upstream"),
+]
+
+
+def part(summary: str, example: str) -> tuple[str, str, list[Option]]:
+    """A command that times a part of models of random weights."""
+    return summary, example, [*sized(MODEL_SIZES[1:], "S"), SAMPLING[0], *COMMON]
+
+
 SUBCOMMANDS: dict[str, tuple[str, str, list[Option]]] = {
     "draw": (
         "Time whole images next to upstream's algorithm.",
         "--sizes XS S --require 1.6",
-        [*sized(MODEL_SIZES, "bundled", "XS", "S"), MODEL, *SAMPLING, BITS, *GROWTH, *COMMON],
+        [*sized(MODEL_SIZES, "bundled", "XS", "S"), MODEL, *SAMPLING, BITS, *ALONE, *GROWTH, *COMMON],
     ),
     "edit": ("Time a changed image.", "--before HEAD~1", [MODEL, *COMMON]),
     "ask": (
@@ -65,6 +76,9 @@ SUBCOMMANDS: dict[str, tuple[str, str, list[Option]]] = {
         "--sizes tiny --batch 4",
         [*sized(("tiny", "large"), "tiny"), *COMMON],
     ),
+    "product": part("Time matrix products of few rows in 32, 16, 8 and 4 bits.", "--sizes 7b --batch 1 8 64"),
+    "prefill": part("Time the backbone over prompts.", "--sizes S --batch 8"),
+    "step": part("Time training steps on text-to-image samples of random weights.", "--sizes 1b --dtype bfloat16"),
     "load": ("Time loading a model.", "--before HEAD~1", [MODEL, *COMMON]),
     "start": ("Time commands from their start to their end.", "--before HEAD~1", COMMON),
     "training": (
@@ -101,9 +115,8 @@ def benchmark(what: str, options: Namespace) -> int:
     from mllm.files import write_json
     from mllm.sampling import SamplingConfig
 
-    given = {
-        name: value for name, value in vars(options).items() if name in ("sizes", "batch", "model", "quantization")
-    }
+    names = ("sizes", "batch", "model", "quantization", "side", "alone")
+    given = {name: value for name, value in vars(options).items() if name in names}
     device, dtype = choose_device(options.device), DTYPES[getattr(options, "dtype", "float32")]
     if "guidance" in options:
         given["sampling"] = SamplingConfig(guidance=options.guidance, top_k=options.top_k, top_p=options.top_p)

@@ -9,7 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from mllm.benchmark.cases import SIZES, Follower, build_random_model, head_cost, num_parameters, position_cost
+from mllm.benchmark.cases import (
+    SIZES,
+    Follower,
+    build_random_model,
+    head_cost,
+    num_parameters,
+    position_cost,
+    random_sample,
+    training_flops,
+)
 from mllm.benchmark.growth import COSTS, fit_costs
 from mllm.benchmark.measure import (
     THIS,
@@ -61,6 +70,9 @@ RUNS: dict[str, tuple[str, dict[str, set[str]]]] = {
             )
         },
     ),
+    "product": ("--sizes S --batch 3", {"product S, 3 rows": {THIS, "int8", "int4"}}),
+    "prefill": ("--sizes XXS --batch 2", {"prefill XXS, 2 prompts": {THIS}}),
+    "step": ("--sizes XXS", {"step XXS, 648 places": {THIS}}),
     "load": ("--model {folder}", {"load": {THIS}}),
 }
 
@@ -85,10 +97,13 @@ def test_half_precision_is_timed_after_equality_in_float32_and_a_missed_speed_is
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     words = ["benchmark", "draw", "--sizes", "XXS", "--batch", "1", "--rounds", "1", "--device", "cpu"]
-    assert main([*words, "--dtype", "bfloat16", "--require", "10000"]) == 1
+    words += ["--dtype", "bfloat16", "--require", "10000"]
+    assert main(words) == 1
     captured = capsys.readouterr()
     assert "greedy codes equal: yes" in captured.out
     assert "times as fast as upstream, below 10000" in captured.err
+    assert main([*words, "--side", "2", "--alone"]) == 0
+    assert "upstream" not in capsys.readouterr().out
 
 
 def test_growth_is_fitted_and_plotted(tmp_path: Path) -> None:
@@ -196,4 +211,6 @@ def test_costs_are_those_of_the_released_model() -> None:
     assert whole.weight_bytes == pytest.approx(22.9e9, rel=5e-3)
     assert whole.cache_bytes - head.cache_bytes == pytest.approx(2 * 190 * 0.524e6, rel=1e-2)
     assert whole.flops == pytest.approx(2 * 23.1e9, rel=2e-2)
+    sample = random_sample(SIZES["7b"], model.config, seed=0)  # about 20.2 TFLOP forward and backward
+    assert training_flops(model, [sample]) == pytest.approx(20.2e12, rel=0.02)
     assert num_parameters(model.backbone.layers) == 32 * (4 * 4096**2 + 3 * 4096 * 11008 + 2 * 4096)
