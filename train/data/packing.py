@@ -8,7 +8,7 @@ loader worker that is asked for some batches reads only the samples of their buf
 neither the number of processes nor that of workers changes a batch.
 
 The state of a buffer is a few numbers: its next sample and which sequences wait. They are saved now and then
-(`BufferCheckpoints`), so that a resumed run continues from there instead of reading everything before it. These
+(`PackedBatches`), so that a resumed run continues from there instead of reading everything before it. These
 checkpoints are a pure function of the data as well: they can be lost, or be written by several processes at once.
 torchdata's StatefulDataLoader is not used because it restores a run only with the same numbers of processes and
 workers, and cannot be asked for batch b.
@@ -17,11 +17,12 @@ workers, and cannot be asked for batch b.
 from __future__ import annotations
 
 import json
-import os
 from abc import ABC, abstractmethod
+from contextlib import suppress
 from dataclasses import dataclass, field
+from operator import itemgetter
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
@@ -87,15 +88,14 @@ class PackedBatches(Dataset):
     def __init__(self, source: SequenceSource, *, num_batches: int, checkpoints: Path | None = None) -> None:
         """
         Args:
-            checkpoints: folder for the state of buffers; None keeps none.
+            checkpoints: folder for the state of buffers, a file each with a line per state; None keeps none.
         """
         if min(source.shape) < 1 or source.num_buffers == 0:
             raise ValueError(
                 f"rows, length and packing_buffers must be >= 1, got {source.shape.rows}, {source.shape.length} and "
                 f"{source.num_buffers}; change the recipe"
             )
-        self.source, self.num_batches = source, num_batches
-        self.checkpoints = BufferCheckpoints(checkpoints) if checkpoints else None
+        self.source, self.num_batches, self.checkpoints = source, num_batches, checkpoints
         self.buffers: dict[int, PackingBuffer] = {}
 
     def __len__(self) -> int:
@@ -118,15 +118,14 @@ class PackedBatches(Dataset):
     def _buffer_before(self, number: int, turn: int) -> PackingBuffer:
         """The buffer at a batch not after `turn`, as near as it is known."""
         buffer = self.buffers.get(number)
-        if buffer is None or buffer.batch > turn or turn - buffer.batch > CHECKPOINT_EVERY:
-            known = buffer.batch if buffer is not None and buffer.batch <= turn else -1
-            saved = self.checkpoints.nearest(number, turn) if self.checkpoints else None
-            if saved is not None and saved.batch > known:
-                waiting = [Waiting(self.source.piece(number, *origin), *origin) for origin in saved.waiting]
-                buffer = PackingBuffer(number, saved.batch, saved.sample, waiting)
-            elif known < 0:
-                buffer = PackingBuffer(number)
-            self.buffers[number] = buffer
+        if buffer is None or buffer.batch > turn:
+            buffer = PackingBuffer(number)
+        if self.checkpoints and turn - buffer.batch >= CHECKPOINT_EVERY:
+            saved = self._saved_before(number, turn)
+            if saved is not None and saved["batch"] > buffer.batch:
+                waiting = [Waiting(self.source.piece(number, *origin), *origin) for origin in saved["waiting"]]
+                buffer = PackingBuffer(number, saved["batch"], saved["sample"], waiting)
+        self.buffers[number] = buffer
         return buffer
 
     def _pack_rows(self, buffer: PackingBuffer) -> list[list[TokenSequence]]:
@@ -136,60 +135,29 @@ class PackedBatches(Dataset):
             self.source.refill(buffer)
             taken = take_row([len(entry.sequence) for entry in buffer.waiting], self.source.shape.length)
             rows.append([buffer.waiting[index].sequence for index in taken])
-            left = set(range(len(buffer.waiting))) - set(taken)
-            buffer.waiting = [buffer.waiting[index] for index in sorted(left)]
+            buffer.waiting = [entry for index, entry in enumerate(buffer.waiting) if index not in taken]
         buffer.batch += 1
         if self.checkpoints and buffer.batch % CHECKPOINT_EVERY == 0:
-            origins = tuple((entry.sample, entry.piece) for entry in buffer.waiting)
-            self.checkpoints.save(buffer.index, BufferCheckpoint(buffer.batch, buffer.sample, origins))
+            self._save(buffer)
         return rows
 
+    def _saved_before(self, number: int, turn: int) -> dict[str, Any] | None:
+        """The last state of a buffer that was saved at a batch not after `turn`."""
+        found = []
+        for line in self._file(number).read_bytes().splitlines() if self._file(number).is_file() else []:
+            with suppress(ValueError):  # a line that was cut short when a process was killed
+                found.append(json.loads(line))
+        return max((saved for saved in found if saved["batch"] <= turn), key=itemgetter("batch"), default=None)
 
-class BufferCheckpoint(NamedTuple):
-    """The state of a buffer."""
+    def _save(self, buffer: PackingBuffer) -> None:
+        """Add the state of a buffer, on a new line even if the last one was cut short."""
+        waiting = [(entry.sample, entry.piece) for entry in buffer.waiting]
+        line = json.dumps({"batch": buffer.batch, "sample": buffer.sample, "waiting": waiting})
+        path = self._file(buffer.index)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab", buffering=0) as file:
+            file.write(f"\n{line}\n".encode())  # one call, so that lines of several processes do not mix
 
-    batch: int
-    sample: int
-    waiting: tuple[tuple[int, int], ...]  # sample and piece
-
-
-class BufferCheckpoints:
-    """One file per buffer, one line per checkpoint."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.last: dict[int, int] = {}  # batch of the latest checkpoint of each buffer
-
-    def nearest(self, buffer: int, batch: int) -> BufferCheckpoint | None:
-        """The last checkpoint not after a batch."""
-        path = self._path(buffer)
-        found = [saved for line in path.read_bytes().splitlines() if (saved := _read(line))] if path.is_file() else []
-        return max((saved for saved in found if saved.batch <= batch), default=None)
-
-    def save(self, buffer: int, checkpoint: BufferCheckpoint) -> None:
-        """Add a checkpoint, if it is not there yet."""
-        if buffer not in self.last:
-            latest = self.nearest(buffer, 1 << 62)
-            self.last[buffer] = latest.batch if latest else 0
-        if checkpoint.batch <= self.last[buffer]:
-            return
-        self.last[buffer] = checkpoint.batch
-        self.folder.mkdir(parents=True, exist_ok=True)
-        line = "\n" + json.dumps(checkpoint._asdict()) + "\n"  # starts a new line even if the last one was cut short
-        descriptor = os.open(self._path(buffer), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        try:
-            os.write(descriptor, line.encode())  # one call, so that lines of several processes do not mix
-        finally:
-            os.close(descriptor)
-
-    def _path(self, buffer: int) -> Path:
-        return self.folder / f"buffer-{buffer:05d}.jsonl"
-
-
-def _read(line: bytes) -> BufferCheckpoint | None:
-    """A line, unless it was cut short when a process was killed."""
-    try:
-        values = json.loads(line)
-        return BufferCheckpoint(values["batch"], values["sample"], tuple((s, p) for s, p in values["waiting"]))
-    except (ValueError, KeyError, TypeError):
-        return None
+    def _file(self, number: int) -> Path:
+        assert self.checkpoints is not None
+        return self.checkpoints / f"buffer-{number:05d}.jsonl"

@@ -23,7 +23,7 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -91,8 +91,7 @@ class PreparedRecord:
     place: str
 
 
-@dataclass(frozen=True, slots=True)
-class LeftOut:
+class LeftOut(NamedTuple):
     """An invalid record that was left out because that was allowed."""
 
     source: str
@@ -144,14 +143,9 @@ def make_shards(
     share = tasks[state.process_index :: state.num_processes]
     missing = [task for task in share if not (folder / SHARDS / task.shard).is_file()]
     total, num_missing = (sum(task.count for task in some) for some in (share, missing))
-    progress = tqdm(
-        total=total,
-        initial=total - num_missing,
-        desc=f"prepare {folder.name}",
-        unit=" records",
-        disable=not missing or not state.is_main_process,
-    )
-    with progress:
+    is_quiet = not missing or not state.is_main_process
+    how = {"desc": f"prepare {folder.name}", "unit": " records", "disable": is_quiet}
+    with tqdm(total=total, initial=total - num_missing, **how) as progress:
         for task in missing:
             done = progress.n
             records, left_out = make(task, progress.update)
@@ -170,7 +164,7 @@ def write_shard(
     path: Path, records: Sequence[PreparedRecord], code_source: CodeSource, left_out: Sequence[LeftOut] = ()
 ) -> None:
     """Write a complete shard, or nothing."""
-    facts = {"version": VERSION, **asdict(code_source), "left_out": [asdict(record) for record in left_out]}
+    facts = {"version": VERSION, **asdict(code_source), "left_out": [record._asdict() for record in left_out]}
     schema = SCHEMA.with_metadata({METADATA: json.dumps(facts).encode()})
     table = pa.Table.from_pylist([_to_columns(record) for record in records], schema=schema)
     with whole_file(path) as unfinished:
@@ -214,13 +208,8 @@ def _to_columns(record: PreparedRecord) -> dict[str, Any]:
                 case _:
                     raise TypeError(f"parts of a prepared record must be texts or codes, got {type(part).__name__}")
         messages.append({"role": message.role, "parts": parts})
-    return {
-        "kind": record.kind,
-        "messages": messages,
-        "images": images,
-        "source": record.source,
-        "place": record.place,
-    }
+    fields = {"kind": record.kind, "source": record.source, "place": record.place}
+    return {**fields, "messages": messages, "images": images}
 
 
 # Reading
@@ -247,13 +236,8 @@ class ShardFolder:
             raise ValueError(f"{self.path} must hold records, got {len(self.names)} empty shards; prepare some data")
         self._make_caches()
 
-    def __getstate__(self) -> dict[str, Any]:
-        caches = ("open_shard", "row_group")
-        return {name: value for name, value in self.__dict__.items() if name not in caches}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._make_caches()
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial(ShardFolder, in_memory=self.in_memory), (self.path,)
 
     def _make_caches(self) -> None:
         self.process = os.getpid()
@@ -274,19 +258,18 @@ class ShardFolder:
             self._make_caches()
         group, inside = divmod(index, self.open_shard(shard).metadata.row_group(0).num_rows)  # all but the last alike
         table = self.row_group(shard, group)
-        fields = {name: table.column(name)[inside] for name in table.column_names}
-        images = [_codes_part(image, self.code_source.num_codebooks) for image in fields["images"]]
-        messages = tuple(
-            Message(
-                message["role"],
-                tuple(
-                    TextPart(part["text"]) if part["image"] is None else images[part["image"]]
-                    for part in message["parts"]
-                ),
-            )
-            for message in fields["messages"].as_py()
-        )
-        return PreparedRecord(fields["kind"].as_py(), messages, fields["source"].as_py(), fields["place"].as_py())
+        kind, said, source, place = (table[name][inside].as_py() for name in ("kind", "messages", "source", "place"))
+        images = [self._codes_part(image) for image in table["images"][inside]]
+        messages = []
+        for message in said:
+            parts = (images[p["image"]] if p["text"] is None else TextPart(p["text"]) for p in message["parts"])
+            messages.append(Message(message["role"], tuple(parts)))
+        return PreparedRecord(kind, tuple(messages), source, place)
+
+    def _codes_part(self, image: pa.StructScalar) -> CodesPart:
+        codes: np.ndarray = image["codes"].values.to_numpy()
+        grid = image["rows"].as_py(), image["columns"].as_py()
+        return CodesPart(codes.reshape(self.code_source.num_codebooks, -1), grid)
 
     def require_tokenizer(self, code_source: CodeSource) -> None:
         """Refuse codes that this image tokenizer did not make.
@@ -347,11 +330,6 @@ class ShardFolder:
 
     def _place(self, *names: str) -> str:
         return "/".join([self.root.rstrip("/"), *names])
-
-
-def _codes_part(image: pa.StructScalar, num_codebooks: int) -> CodesPart:
-    codes: np.ndarray = image["codes"].values.to_numpy()
-    return CodesPart(codes.reshape(num_codebooks, -1), (image["rows"].as_py(), image["columns"].as_py()))
 
 
 def _read_facts(metadata: dict[bytes, bytes] | None, name: str) -> dict[str, Any]:
