@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Iterable, Mapping, Sequence, Sized
-from dataclasses import fields, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from accelerate import Accelerator, PartialState
@@ -35,7 +35,7 @@ from mllm.evaluation.protocol import (
 from mllm.evaluation.run import RunFolder, run_items
 from mllm.evaluation.world import Group, answer_with, choose_groups, evaluate_world
 from mllm.files import fingerprint_of, read_lines, write_image, write_json
-from mllm.model import LossParts, MLLMForConditionalGeneration
+from mllm.model import MLLMForConditionalGeneration
 from mllm.pipeline import Pipeline
 from mllm.processor import MLLMProcessor
 from mllm.world.checker import MIN_SIDE
@@ -52,28 +52,33 @@ MAX_ANSWER = 64
 """Tokens of an answer about the world, more than any right one: an untrained model must not exceed its context."""
 
 
-class ValidationCallback(Protocol):
+class Measurement(NamedTuple):
+    """What every validation measures on a pipeline in some step, and the names of its numbers."""
+
     names: Sequence[str]
-    """Of the numbers it gives."""
-
-    def __call__(self, pipeline: Pipeline, step: int) -> dict[str, float]: ...
+    measure: Callable[[Pipeline, int], dict[str, float]]
 
 
-def build_callbacks(recipe: MLLMRecipe, *, image_size: int) -> list[ValidationCallback]:
+def build_callbacks(recipe: MLLMRecipe, *, image_size: int) -> list[Measurement]:
     """Those that the recipe asks for."""
-    wanted = recipe.validation
-    found: list[ValidationCallback] = []
+    wanted, found = recipe.validation, list[Measurement]()
     if wanted and wanted.prompts:
-        found.append(SampleSheet(wanted.prompts, folder=recipe.output / "samples"))
+        found.append(Measurement((), partial(draw_sheet, wanted.prompts, recipe.output / "samples")))
     if wanted and wanted.benchmarks:
-        found.append(BenchmarkScores(wanted.benchmarks, folder=recipe.output / "benchmarks"))
+        for each in wanted.benchmarks:
+            check_benchmark(each)
+        names = [each.name for each in wanted.benchmarks]
+        found.append(Measurement(names, partial(score_benchmarks, wanted.benchmarks, recipe.output / "benchmarks")))
     if wanted and wanted.world:
-        found.append(WorldScores(wanted.world, image_size=image_size))
+        if image_size < MIN_SIDE:
+            raise ValueError(f"validation.world needs images of >= {MIN_SIDE} pixels, got {image_size}; leave it out")
+        groups = {name_of(group): group for group in choose_groups(wanted.world.jobs)}
+        found.append(Measurement(["world", *groups], partial(score_world, wanted.world, groups)))
     return found
 
 
 def run_callbacks(
-    callbacks: Sequence[ValidationCallback], model: MLLMForConditionalGeneration, tokenizers: Tokenizers, step: int
+    callbacks: Sequence[Measurement], model: MLLMForConditionalGeneration, tokenizers: Tokenizers, step: int
 ) -> dict[str, float]:
     """The numbers of all callbacks, on every process; the first one computes them."""
     numbers: dict[str, float] = {}
@@ -81,7 +86,7 @@ def run_callbacks(
         was_training = model.training
         pipeline = Pipeline(model, MLLMProcessor(tokenizers.text, tokenizers.image, tokenizers.config))
         for callback in callbacks:
-            numbers |= callback(pipeline, step)
+            numbers |= callback.measure(pipeline, step)
         model.train(was_training)
     return broadcast_object_list([numbers])[0]
 
@@ -129,7 +134,8 @@ def validate(
             batch = send_to_device(batches[index % num_batches], accelerator.device)
             with accelerator.autocast():
                 parts = model(**batch, **options).loss_parts
-            metrics.add(parts if index < num_batches else _without_weight(parts), batch)
+            if index < num_batches:  # another process counts the batch
+                metrics.add(parts, batch)
         sums, _ = metrics.totals(accelerator)
         loss = sums["text"] * config.text_loss_weight + sums["image"] + sums["z"]
         weight = sums["num_text"] * config.text_loss_weight + sums["num_image"]
@@ -142,46 +148,27 @@ def validate(
     return values
 
 
-def _without_weight(parts: LossParts) -> LossParts:
-    """The same shapes with no weight: a batch that another process counts."""
-    tensors = {f.name: torch.zeros_like(getattr(parts, f.name)) for f in fields(parts) if not f.name.startswith("num")}
-    return replace(parts, **tensors, num_text=0, num_image=0)
-
-
 # ---- callbacks ----
 
 
-class SampleSheet:
-    """Draws prompts onto one sheet `step-N.png`, with the same seeds every time."""
-
-    names: Sequence[str] = ()
-
-    def __init__(self, prompts: Sequence[str], *, folder: Path) -> None:
-        self.prompts, self.folder = prompts, folder
-
-    def __call__(self, pipeline: Pipeline, step: int) -> dict[str, float]:
-        images = [pipeline.draw(prompt, seed=0)[0] for prompt in self.prompts]
-        write_image(self.folder / f"step-{step}.png", side_by_side(images))
-        return {}
+def draw_sheet(prompts: Sequence[str], folder: Path, pipeline: Pipeline, step: int) -> dict[str, float]:
+    """Draw prompts onto one sheet `step-N.png`, with the same seeds every time."""
+    images = [pipeline.draw(prompt, seed=0)[0] for prompt in prompts]
+    write_image(folder / f"step-{step}.png", side_by_side(images))
+    return {}
 
 
-class BenchmarkScores:
+def score_benchmarks(
+    benchmarks: Sequence[BenchmarkInLoop], folder: Path, pipeline: Pipeline, step: int
+) -> dict[str, float]:
     """The headlines of benchmarks, by the runner and scorers of `mllm evaluate`, with its files in `step-N/NAME/`."""
-
-    def __init__(self, benchmarks: Sequence[BenchmarkInLoop], *, folder: Path) -> None:
-        self.benchmarks, self.folder = benchmarks, folder
-        self.names: Sequence[str] = [wanted.name for wanted in benchmarks]
-        for wanted in benchmarks:
-            check_benchmark(wanted)
-
-    def __call__(self, pipeline: Pipeline, step: int) -> dict[str, float]:
-        headlines = {}
-        for wanted in self.benchmarks:
-            result = run_and_score(pipeline, wanted, folder=self.folder / f"step-{step}" / wanted.name)
-            headlines[wanted.name] = result["scores"][result["headline"]]["value"]
-            what = f"{result['protocol']}, {completeness(result)}: {result['headline']}"
-            logger.info("step %d, %s %.2f", step, what, headlines[wanted.name])
-        return headlines
+    headlines = {}
+    for wanted in benchmarks:
+        result = run_and_score(pipeline, wanted, folder=folder / f"step-{step}" / wanted.name)
+        headlines[wanted.name] = result["scores"][result["headline"]]["value"]
+        what = f"{result['protocol']}, {completeness(result)}: {result['headline']}"
+        logger.info("step %d, %s %.2f", step, what, headlines[wanted.name])
+    return headlines
 
 
 def check_benchmark(wanted: BenchmarkInLoop) -> None:
@@ -215,23 +202,14 @@ def run_and_score(pipeline: Pipeline, wanted: BenchmarkInLoop, *, folder: Path) 
     return result
 
 
-class WorldScores:
+def score_world(wanted: WorldInLoop, groups: Mapping[str, Group], pipeline: Pipeline, step: int) -> dict[str, float]:
     """Pass rates on the same few items of the synthetic world: `world_JOB`, and `world`, their mean."""
 
-    def __init__(self, wanted: WorldInLoop, *, image_size: int) -> None:
-        if image_size < MIN_SIDE:
-            raise ValueError(
-                f"validation.world must have images of >= {MIN_SIDE} pixels, got {image_size}; leave it out"
-            )
-        self.wanted, self.groups = wanted, choose_groups(wanted.jobs)
-        self.names: Sequence[str] = ["world", *map(name_of, self.groups)]
-
-    def __call__(self, pipeline: Pipeline, step: int) -> dict[str, float]:
-        answer = answer_with(pipeline, at_once=self.wanted.batch_size, max_text=MAX_ANSWER)
-        size, groups = pipeline.config.image_size, self.groups
-        scores = evaluate_world(answer, count=self.wanted.count, seed=0, size=size, groups=groups)
-        rates = {name_of(group): scores[group.name]["rate"] for group in self.groups}
-        return {"world": sum(rates.values()) / len(rates), **rates}
+    answer = answer_with(pipeline, at_once=wanted.batch_size, max_text=MAX_ANSWER)
+    size = pipeline.config.image_size
+    scores = evaluate_world(answer, count=wanted.count, seed=0, size=size, groups=list(groups.values()))
+    rates = {name: scores[group.name]["rate"] for name, group in groups.items()}
+    return {"world": sum(rates.values()) / len(rates), **rates}
 
 
 def name_of(group: Group) -> str:

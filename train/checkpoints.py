@@ -10,7 +10,7 @@ import os
 import shutil
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -112,79 +112,55 @@ class WeightAverage(TrainerCallback):
     """
 
     def __init__(self, model: nn.Module, *, decay: float) -> None:
-        named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-        self.names = [name for name, _ in named]
-        self.trainable = nn.ParameterList([parameter for _, parameter in named])
-        self.average = AveragedModel(self.trainable, multi_avg_fn=get_ema_multi_avg_fn(decay)).float()
+        self.trainable = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+        trained = nn.ParameterList(self.trainable.values())
+        self.average = AveragedModel(trained, multi_avg_fn=get_ema_multi_avg_fn(decay)).float()
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """The average by name."""
+        return {name: kept.data for name, kept in zip(self.trainable, self.average.module.parameters(), strict=True)}
 
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-        self.update()
-
-    def update(self) -> None:
-        """Take in the weights as they are now."""
-        self.average.update_parameters(nn.ParameterList([weight.detach().float() for weight in self.trainable]))
+        self.average.update_parameters(nn.ParameterList([each.detach().float() for each in self.trainable.values()]))
 
     def save(self, folder: Path) -> None:
-        tensors = {name: tensor.data for name, tensor in zip(self.names, self.average.module.parameters(), strict=True)}
-        save_file({**tensors, "num_averaged": self.average.n_averaged}, folder / AVERAGE)
+        save_file({**self.weights, "num_averaged": self.average.n_averaged}, folder / AVERAGE)
 
     def load(self, folder: Path) -> None:
         stored = load_file(folder / AVERAGE)
-        self.average.n_averaged.copy_(stored["num_averaged"])
-        for name, tensor in zip(self.names, self.average.module.parameters(), strict=True):
-            tensor.data.copy_(stored[name])
+        for name, kept in {**self.weights, "num_averaged": self.average.n_averaged}.items():
+            kept.copy_(stored[name])
 
     @torch.no_grad()
     def copy_to_model(self) -> None:
-        """Overwrite the model's trainable weights with the average, if any step was averaged."""
-        if self.average.n_averaged:
-            for weight, average in zip(self.trainable, self.average.module.parameters(), strict=True):
-                weight.copy_(average)
-
-    @contextmanager
-    def ema_weights(self) -> Iterator[None]:
-        """Within, the model has the averaged weights; its own are kept in the CPU's memory."""
-        own = [weight.detach().to("cpu", copy=True) for weight in self.trainable]
-        self.copy_to_model()
-        try:
-            yield
-        finally:
-            with torch.no_grad():
-                for weight, kept in zip(self.trainable, own, strict=True):
-                    weight.copy_(kept)
+        for name, kept in self.weights.items():
+            self.trainable[name].copy_(kept)
 
 
 @contextmanager
 def inference_model(model: nn.Module, backbone: PreTrainedModel, average: WeightAverage | None) -> Iterator[None]:
     """Within, `model` computes what a model that is saved now and loaded again computes.
 
-    It has the averaged weights, one precision, the attention of loaded models, and a `backbone` that is not compiled
-    (it would compile again for every length of a dialogue).
+    It has the averaged weights, in the precision of frozen ones (with adapters: float32 beside bfloat16), the attention
+    of loaded models, and a `backbone` that is not compiled (it would compile again for every length of a dialogue).
     """
     attention, compiled = backbone.config._attn_implementation, backbone._compiled_call_impl
+    weights = {name: weight for name, weight in model.named_parameters() if weight.is_floating_point()}
+    own = {name: weight.data for name, weight in weights.items()}
+    trained_like = next(iter(own.values())).dtype
+    dtype = next((weight.dtype for weight in weights.values() if not weight.requires_grad), trained_like)
     backbone.set_attn_implementation("sdpa")
     backbone._compiled_call_impl = None
     try:
-        with average.ema_weights() if average else nullcontext(), _one_precision(model):
-            yield
-    finally:
-        backbone.set_attn_implementation(attention)
-        backbone._compiled_call_impl = compiled
-
-
-@contextmanager
-def _one_precision(model: nn.Module) -> Iterator[None]:
-    """Within, trainable weights have the precision of frozen ones (with adapters: float32 beside bfloat16)."""
-    parameters = [parameter for parameter in model.parameters() if parameter.is_floating_point()]
-    frozen = next((parameter.dtype for parameter in parameters if not parameter.requires_grad), parameters[0].dtype)
-    own = {parameter: parameter.data for parameter in parameters if parameter.dtype != frozen}
-    try:
-        for parameter in own:
-            parameter.data = parameter.data.to(frozen)
+        for name, data in {**own, **(average.weights if average else {})}.items():
+            weights[name].data = data.to(own[name].device, dtype)
         yield
     finally:
-        for parameter, data in own.items():
-            parameter.data = data
+        for name, data in own.items():
+            weights[name].data = data
+        backbone.set_attn_implementation(attention)
+        backbone._compiled_call_impl = compiled
 
 
 # ---- DeepSpeed: sharded weights, and optimizer states for another number of processes ----
@@ -213,13 +189,6 @@ def partition(modules: Iterable[nn.Module]) -> None:
         deepspeed.zero.Init(module=module, config_dict_or_path=deepspeed_config())
 
 
-def sharding_of(checkpoint: Path) -> str:
-    """The sharding that a checkpoint was written under."""
-    if not num_partitions(checkpoint):
-        return UNSHARDED
-    return ZERO_3 if any(checkpoint.glob("global_step*/zero_pp_rank_*_model_states.pt")) else ZERO_2
-
-
 def num_partitions(checkpoint: Path) -> int:
     """Into how many partitions DeepSpeed split the optimizer states; 0 without DeepSpeed."""
     return len(list(checkpoint.glob("global_step*/*_optim_states.pt")))
@@ -227,7 +196,9 @@ def num_partitions(checkpoint: Path) -> int:
 
 def check_sharding(checkpoint: Path, sharding: str) -> None:
     """Refuse a checkpoint of another sharding, whose optimizer states would not be found."""
-    if (found := sharding_of(checkpoint)) != sharding:
+    is_zero3 = any(checkpoint.glob("global_step*/zero_pp_rank_*_model_states.pt"))
+    found = (ZERO_3 if is_zero3 else ZERO_2) if num_partitions(checkpoint) else UNSHARDED
+    if found != sharding:
         raise ValueError(
             f"{checkpoint} must be written under {sharding} as the recipe asks, got {found}; set trainer.deepspeed so"
         )
@@ -255,22 +226,21 @@ def write_universal(checkpoint: Path) -> None:
     ds_to_universal.main(Namespace(**folders, **workers, strict=True, inject_missing_state=True))
 
 
-def deepspeed_file(path: Path) -> Path:
-    """A file, or the one of train/recipes/ that has this name; earlier versions kept those in scripts/."""
-    shipped = RECIPES / f"{path.name.removesuffix('.json')}.json"
-    if not path.is_file() and not shipped.is_file():
-        names = ", ".join(sorted(file.stem for file in RECIPES.glob("*.json")))
-        raise FileNotFoundError(f"trainer.deepspeed must be a file or one of {names}, got {path}; correct it")
-    return path if path.is_file() else shipped
-
-
 def deepspeed_settings(config: str | Path | dict[str, Any], *, universal: bool) -> dict[str, Any]:
-    """A DeepSpeed configuration (or its file, or the name of one of ours) with what a run of ours relies on.
+    """A DeepSpeed configuration with what a run of ours relies on.
 
     Args:
+        config: or its file, or the name of one of train/recipes/; earlier versions kept those in scripts/.
         universal: load the universal layout.
     """
-    settings = {**config} if isinstance(config, dict) else read_json(deepspeed_file(Path(config)))
+    if isinstance(config, dict):
+        settings = {**config}
+    else:
+        shipped = RECIPES / f"{Path(config).name.removesuffix('.json')}.json"
+        if not Path(config).is_file() and not shipped.is_file():
+            names = ", ".join(sorted(file.stem for file in RECIPES.glob("*.json")))
+            raise FileNotFoundError(f"trainer.deepspeed must be a file or one of {names}, got {config}; correct it")
+        settings = read_json(Path(config) if Path(config).is_file() else shipped)
     if "bf16" in settings:  # before 0.19 it does not look at gradients in bfloat16, by which a bad step is skipped
         settings["bf16"] = {**settings["bf16"], "check_grad_overflow": True}
     if universal:

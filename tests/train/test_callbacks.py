@@ -124,7 +124,7 @@ def test_the_last_scores_of_the_world_are_those_of_the_averaged_model_that_is_sa
 def test_the_best_by_a_named_number_is_saved_and_kept(mllm_recipe: MLLMRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also between two `save_steps`, and while later ones are dropped."""
     rates = iter((0.1, 0.7, 0.3, 0.5, 0.7, 0.2))
-    monkeypatch.setattr("train.callbacks.WorldScores.__call__", lambda *_: {"world": next(rates)})
+    monkeypatch.setattr("train.callbacks.score_world", lambda *_: {"world": next(rates)})
     recipe = with_world(mllm_recipe, max_steps=6, save_steps=3, save_total_limit=2, metric_for_best_model="world")
     train_mllm(recipe)
     assert {path.name for path in recipe.output.glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-6"}

@@ -9,6 +9,7 @@ from accelerate import PartialState
 from transformers import LlamaConfig, LlamaModel
 
 from train.checkpoints import (
+    UNSHARDED,
     ZERO_2,
     ZERO_3,
     WeightAverage,
@@ -18,7 +19,6 @@ from train.checkpoints import (
     needs_resharding,
     newest_checkpoint,
     remove_unfinished,
-    sharding_of,
     write_checkpoint,
 )
 from train.hardware import CPU_EAGER, speed_up
@@ -42,11 +42,11 @@ def test_within_the_context_the_model_is_the_one_that_would_be_saved() -> None:
         first = weights_of(backbone)
         with inference_model(backbone, backbone, average):  # of no step yet
             assert all(map(torch.equal, weights_of(backbone), first))
-        average.update()
+        average.on_step_end()
         with torch.no_grad():
             for parameter in backbone.parameters():
                 parameter.add_(2.0)
-        average.update()
+        average.on_step_end()
         own = weights_of(backbone)
         try:
             with inference_model(backbone, backbone, average):
@@ -67,19 +67,18 @@ def test_small_steps_of_bfloat16_weights_are_averaged(tmp_path: Path) -> None:
     average = WeightAverage(model, decay=0.999)
     with torch.no_grad():
         model.weight.fill_(1.0)
-        average.update()
+        average.on_step_end()
         model.weight.fill_(1.5)
     for _ in range(100):
-        average.update()
+        average.on_step_end()
     again = WeightAverage(model, decay=0.999)
     average.save(tmp_path)
     again.load(tmp_path)
     expected = torch.full((2, 3), 1.5 - 0.5 * 0.999**100)
     for kept in (average, again):
-        torch.testing.assert_close(kept.average.module[0].data, expected)
-        with kept.ema_weights():
-            assert model.weight.dtype == torch.bfloat16 and torch.equal(model.weight, expected.to(torch.bfloat16))
-        assert (model.weight == 1.5).all()
+        torch.testing.assert_close(kept.weights["weight"], expected)
+        kept.copy_to_model()
+        assert model.weight.dtype == torch.bfloat16 and torch.equal(model.weight, expected.to(torch.bfloat16))
 
 
 def test_only_complete_checkpoints_count_and_the_newest_are_kept(tmp_path: Path) -> None:
@@ -104,14 +103,15 @@ def test_only_complete_checkpoints_count_and_the_newest_are_kept(tmp_path: Path)
 
 def test_a_checkpoint_of_another_sharding_is_refused(tmp_path: Path) -> None:
     (partitions := tmp_path / "global_step3").mkdir()
-    check_sharding(tmp_path, sharding_of(tmp_path))
+    check_sharding(tmp_path, UNSHARDED)
     for rank in range(3):
         (partitions / f"bf16_zero_pp_rank_{rank}_mp_rank_00_optim_states.pt").touch()
-    assert sharding_of(tmp_path) == ZERO_2
+    check_sharding(tmp_path, ZERO_2)
     (partitions / "zero_pp_rank_0_mp_rank_00_model_states.pt").touch()
-    assert sharding_of(tmp_path) == ZERO_3
-    with pytest.raises(ValueError):
-        check_sharding(tmp_path, ZERO_2)
+    check_sharding(tmp_path, ZERO_3)
+    for other in (UNSHARDED, ZERO_2):
+        with pytest.raises(ValueError):
+            check_sharding(tmp_path, other)
     assert needs_resharding(tmp_path, 2) and not needs_resharding(tmp_path, 3) and not needs_resharding(None, 2)
 
 
