@@ -19,6 +19,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sized
 from functools import partial
 from importlib.util import find_spec
+from operator import itemgetter
 from pathlib import Path
 from types import NoneType
 from typing import Any, cast, get_args, get_type_hints
@@ -69,8 +70,6 @@ OUTSIDE_MUON = ("embed_tokens", "lm_head", "codebooks", "linear_head", "output",
 """Embeddings and output layers, by parts of their names."""
 FINAL = "final"
 """Folder of the finished model below a run's output."""
-TRACKERS = {"tensorboard": "tensorboard", "wandb": "wandb"}
-"""Name in transformers, and the module that must be installed."""
 
 
 def train_mllm(recipe: MLLMRecipe) -> None:
@@ -191,7 +190,7 @@ class MLLMTrainer(Trainer):
             args=arguments,
             train_dataset=batches,
             eval_dataset=batches if validation else None,  # only whether it is there matters: see `evaluate`
-            data_collator=_only_item,
+            data_collator=itemgetter(0),  # an item of the data set is a whole batch
             callbacks=[self.average] if self.average else None,
         )
         self.model_accepts_loss_kwargs = True
@@ -211,9 +210,10 @@ class MLLMTrainer(Trainer):
         """Supervised text tokens (by their weight) plus supervised codes, over all ranks and accumulation steps."""
         if not batch_samples:
             return None
-        weights: dict[str, Any] = {"num_codebooks": self.config.num_codebooks}
-        weights["text_weight"] = self.config.text_loss_weight
-        counts = [count_items(batch["labels"], batch["code_targets"], **weights) for batch in batch_samples]
+        count_batch = partial(
+            count_items, num_codebooks=self.config.num_codebooks, text_weight=self.config.text_loss_weight
+        )
+        counts = [count_batch(batch["labels"], batch["code_targets"]) for batch in batch_samples]
         count = torch.stack(counts).sum().to(device)
         total = self.accelerator.gather(count).sum() if self.args.world_size > 1 else count
         return total.clamp(min=1)  # where nothing is learned, the loss is 0 and not 0 / 0
@@ -235,17 +235,18 @@ class MLLMTrainer(Trainer):
     # ---- bad steps ----
 
     def _check_loss(self, loss: Tensor) -> Tensor:
-        """The loss; in a bad step its gradient is NaN on every process.
+        """The loss; in a bad step its gradient is NaN on every process, for which DeepSpeed skips the step.
 
-        DeepSpeed steps inside `backward`, and skips a step whose gradient is not finite. Elsewhere `_get_grad_norm`
-        drops the gradient.
+        It steps inside `backward`; elsewhere `_get_grad_norm` drops the gradient.
         """
         self.step_loss = self.step_loss + loss.detach()
         if not self.accelerator.sync_gradients:
             return loss
         step_loss, self.step_loss = self.accelerator.reduce(self.step_loss, "mean").item(), 0.0
         self.is_bad_step = self.monitor.is_bad_loss(step_loss, step=self.state.global_step + 1)
-        return _NaNGradient.apply(loss) if self.is_bad_step else loss
+        if self.is_bad_step:
+            loss.register_hook(lambda gradient: torch.full_like(gradient, math.nan))
+        return loss
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | float | None = None) -> float | None:
         norm = super()._get_grad_norm(model, grad_norm)
@@ -332,27 +333,9 @@ class MLLMTrainer(Trainer):
         return self.accelerator.get_state_dict(self.model_wrapped) if is_deepspeed_zero3_enabled() else None
 
 
-class _NaNGradient(torch.autograd.Function):
-    """The identity, whose gradient is NaN."""
-
-    @staticmethod
-    def forward(context: Any, loss: Tensor) -> Tensor:
-        return loss.clone()
-
-    @staticmethod
-    def backward(context: Any, gradient: Tensor) -> Tensor:
-        return torch.full_like(gradient, float("nan"))
-
-
 def without_adapters(model: Any) -> Any:
     """The model below adapters."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
-def _only_item(items: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The data set gives whole batches, so a batch of the loader has one item."""
-    assert len(items) == 1, f"the loader must take one packed batch at a time, got {len(items)}"
-    return items[0]
 
 
 # ---- bad steps ----
@@ -365,10 +348,7 @@ class BadStepsError(ValueError):
 class LossMonitor:
     """Finds and counts bad steps, over all resumptions of a run: checkpoints carry the count and the recent losses."""
 
-    WINDOW = 50
-    """Recent losses whose median a spike is measured against."""
-    MIN_SEEN = 10
-    """Losses before a spike can be found."""
+    WINDOW, MIN_SEEN = 50, 10  # recent losses whose median a spike is measured against, and how many are needed
     FILE = "bad_steps.json"
 
     def __init__(self, rule: BadSteps) -> None:
@@ -429,11 +409,11 @@ def training_arguments(recipe: MLLMRecipe) -> TrainingArguments:
     """
     defaults = {
         "output_dir": str(recipe.output),
-        "per_device_train_batch_size": 1,  # an item of the data set is a whole batch
+        "per_device_train_batch_size": 1,
         "remove_unused_columns": False,
         "learning_rate": recipe.optimizer.learning_rate,
         "dataloader_num_workers": 1,
-        "report_to": [name for name, module in TRACKERS.items() if find_spec(module)],
+        "report_to": [name for name in ("tensorboard", "wandb") if find_spec(name)],
         "disable_tqdm": False,
         "use_cpu": not torch.cuda.is_available(),
         "bf16": fast_dtype(training_device()) == torch.bfloat16,
@@ -450,40 +430,27 @@ def training_arguments(recipe: MLLMRecipe) -> TrainingArguments:
     if recipe.validation and settings.get("save_total_limit") == 1:
         settings["save_total_limit"] = 2  # the best and the last; with 1 the library drops the last at the end
     if recipe.batches_per_step is not None:
-        settings["gradient_accumulation_steps"] = accumulation_steps(recipe.batches_per_step)
+        settings["gradient_accumulation_steps"], rest = divmod(recipe.batches_per_step, num_processes())
+        if rest:
+            counts = f"{recipe.batches_per_step} and {num_processes()}"
+            raise ValueError(f"batches_per_step must be a multiple of the processes, got {counts}; change one")
     if settings.get("deepspeed"):
         universal = needs_resharding(newest_checkpoint(recipe.output), num_processes())
         settings["deepspeed"] = deepspeed_settings(settings["deepspeed"], universal=universal)
     elif settings["use_cpu"] and num_processes() > 1:
         PartialState(cpu=True, timeout=WAIT_IN_TRAINING)  # on a CPU the library does not pass `ddp_timeout` on
-    check_numbers(recipe.trainer)
+    for name, hint in get_type_hints(TrainingArguments).items():  # words would be compared with numbers later
+        kinds, value = set(get_args(hint) or [hint]) - {NoneType}, recipe.trainer.get(name)
+        if kinds and kinds <= {int, float} and not isinstance(value, NoneType | int | float):
+            raise ValueError(f"trainer.{name} must be a number, got {value!r}; change the recipe")
     try:
         arguments = TrainingArguments(**settings)
     except (TypeError, ValueError) as error:
         raise ValueError(f"trainer must fit TrainingArguments, got: {error}; change the recipe") from None
-    check_supported(recipe, arguments)
+    check_supported(recipe, sharding_of_run(arguments))
     if arguments.deepspeed:
         join_deepspeed(use_cpu=arguments.use_cpu)
     return arguments
-
-
-def check_numbers(settings: dict[str, Any]) -> None:
-    """Refuse words where TrainingArguments takes a number, which it would compare with numbers later."""
-    for name, hint in get_type_hints(TrainingArguments).items():
-        kinds = set(get_args(hint) or [hint]) - {NoneType}
-        value = settings.get(name)
-        if kinds and kinds <= {int, float} and not isinstance(value, NoneType | int | float):
-            raise ValueError(f"trainer.{name} must be a number, got {value!r}; change the recipe (1.0e-4, not 1e-4)")
-
-
-def accumulation_steps(batches_per_step: int) -> int:
-    """Batches that one process accumulates for a step."""
-    steps, rest = divmod(batches_per_step, num_processes())
-    if rest:
-        raise ValueError(
-            f"batches_per_step must be a multiple of the processes, got {batches_per_step} and {num_processes()}"
-        )
-    return steps
 
 
 def num_processes() -> int:
@@ -501,9 +468,8 @@ def sharding_of_run(arguments: TrainingArguments) -> str:
     return ZERO_3 if arguments.hf_deepspeed_config.is_zero3() else ZERO_2
 
 
-def check_supported(recipe: MLLMRecipe, arguments: TrainingArguments) -> None:
+def check_supported(recipe: MLLMRecipe, sharding: str) -> None:
     """Refuse what needs complete matrices (with DeepSpeed) or complete weights (with ZeRO-3)."""
-    sharding = sharding_of_run(arguments)
     if sharding != UNSHARDED and recipe.optimizer.name == "muon":
         raise ValueError("optimizer.name must be adamw with DeepSpeed, got muon, which needs complete matrices")
     if sharding != ZERO_3:

@@ -7,7 +7,6 @@ import subprocess
 import sys
 from datetime import timedelta
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,6 +18,7 @@ from tests.train.launching import ROOT, command, environment, losses, write_reci
 from train import recipe as recipes
 from train import trainer as trainers
 from train.build_model import group_of
+from train.checkpoints import ZERO_2, ZERO_3
 from train.hardware import WAIT_IN_TRAINING
 from train.metrics import PEAK_FLOPS, FlopCount
 from train.recipe import BadSteps, MLLMRecipe, OptimizerRecipe, Validation
@@ -265,17 +265,13 @@ def test_what_needs_complete_weights_is_refused_with_zero_3(mllm_recipe: MLLMRec
     nowhere = Path("none")
     benchmark = recipes.BenchmarkInLoop(name="gqa", questions=nowhere, annotations=nowhere, images=nowhere)
     plain = dataclasses.replace(mllm_recipe, ema_decay=0.0)
-    zero2, zero3 = (
-        SimpleNamespace(deepspeed="zero.json", hf_deepspeed_config=SimpleNamespace(is_zero3=lambda stage=stage: stage))
-        for stage in (False, True)
-    )
     for fields in ({"prompts": ["a red circle"]}, {"benchmarks": [benchmark]}, {"world": recipes.WorldInLoop()}, None):
         recipe = dataclasses.replace(plain, validation=Validation(**fields)) if fields else mllm_recipe
-        check_supported(recipe, zero2)
+        check_supported(recipe, ZERO_2)
         with pytest.raises(ValueError, match="with ZeRO-3"):
-            check_supported(recipe, zero3)
+            check_supported(recipe, ZERO_3)
     with pytest.raises(ValueError, match="muon"):
-        check_supported(dataclasses.replace(plain, optimizer=OptimizerRecipe(name="muon")), zero2)
+        check_supported(dataclasses.replace(plain, optimizer=OptimizerRecipe(name="muon")), ZERO_2)
 
 
 def test_arguments_of_the_library(short: MLLMRecipe, tmp_path: Path) -> None:
