@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -24,28 +24,19 @@ from torch import Tensor, nn
 from transformers import Dinov2Backbone, Dinov2Config
 
 from tokenizer.quantizer import mean_over_ranks, num_ranks, rank
-from tokenizer.weights import NameTable, read_tensors, require_same_tensors
+from tokenizer.weights import read_tensors
 from train.recipe import AdversarialRecipe
 
 PATCH = 14
 HEAD_WIDTH = 64  # of every published DINOv2
 IMAGENET_MEAN, IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-DINO_NAMES = NameTable(
-    (
-        ("cls_token", "embeddings.cls_token"),
-        ("mask_token", "embeddings.mask_token"),
-        ("pos_embed", "embeddings.position_embeddings"),
-        ("patch_embed.proj.{rest}", "embeddings.patch_embeddings.projection.{rest}"),
-        ("blocks.{i}.norm1.{rest}", "encoder.layer.{i}.norm1.{rest}"),
-        ("blocks.{i}.attn.proj.{rest}", "encoder.layer.{i}.attention.output.dense.{rest}"),
-        ("blocks.{i}.ls1.gamma", "encoder.layer.{i}.layer_scale1.lambda1"),
-        ("blocks.{i}.norm2.{rest}", "encoder.layer.{i}.norm2.{rest}"),
-        ("blocks.{i}.mlp.{rest}", "encoder.layer.{i}.mlp.{rest}"),
-        ("blocks.{i}.ls2.gamma", "encoder.layer.{i}.layer_scale2.lambda1"),
-        ("norm.{rest}", "layernorm.{rest}"),
-    )
+DINO_NAMES = (
+    *(("cls_token", "embeddings.cls_token"), ("mask_token", "embeddings.mask_token")),
+    *(("pos_embed", "embeddings.position_embeddings"), ("patch_embed.proj", "embeddings.patch_embeddings.projection")),
+    *(("blocks.", "encoder.layer."), ("attn.qkv", "attention.attention.{}"), ("attn.proj", "attention.output.dense")),
+    *(("ls1.gamma", "layer_scale1.lambda1"), ("ls2.gamma", "layer_scale2.lambda1"), ("norm.", "layernorm.")),
 )
-"""DINOv2's published names and those of checkpoints for transformers, where `attn.qkv` is split in three."""
+"""Parts of DINOv2's published names and of those of transformers, where `attn.qkv` is split in three."""
 NORM_GROUPS = 32
 KERNEL = 9  # patches that the second layer of a head sees, along the row-major line
 SHIFT = 0.125  # largest shift of an augmented image, as a share of its side
@@ -59,35 +50,30 @@ REAL_LOSSES: dict[str, Callable[[Tensor], Tensor]] = {
 """The discriminator's loss on logits of real images; on logits of reconstructions it is the same of their negative."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class DiffAugment:
-    """Differentiable random changes of images (arXiv:2006.10738), so that the discriminator does not overfit."""
+def augment(
+    pixels_B3HW: Tensor, generator: torch.Generator, *, probability: float, cutout: float, blur: float = 0.0
+) -> Tensor:
+    """Differentiable random changes of images (arXiv:2006.10738), so that the discriminator does not overfit.
 
-    probability: float = 1.0
-    """Of each of the three kinds of change (shift, color, cutout), drawn per batch."""
-    cutout: float = 0.2
-    """Side of the square that is set to zero, as a share of the image's."""
-
-    def __call__(self, pixels_B3HW: Tensor, generator: torch.Generator, *, blur: float = 0.0) -> Tensor:
-        """Changed images of the same size.
-
-        Args:
-            generator: on the CPU.
-            blur: 0 to 1; 1 leaves only the coarsest shapes.
-        """
-        if blur > 0:
-            pixels_B3HW = blurred(pixels_B3HW, sigma=blur * math.sqrt(pixels_B3HW.shape[-2] / 2))
-        shifts, recolors, cuts = (torch.rand(3, generator=generator) < self.probability).tolist()
-        # Drawn even where unused, so that the numbers that follow do not depend on what came before.
-        batch = len(pixels_B3HW)
-        draws_B7 = torch.rand(batch * num_ranks(), 7, generator=generator)[rank() * batch :][:batch]
-        if shifts:
-            pixels_B3HW = shifted(pixels_B3HW, draws_B7[:, 0], draws_B7[:, 1])
-        if recolors:
-            pixels_B3HW = recolored(pixels_B3HW, *draws_B7[:, 2:5].to(pixels_B3HW.device).unbind(1))
-        if cuts and self.cutout > 0:
-            pixels_B3HW = cut_out(pixels_B3HW, draws_B7[:, 5], draws_B7[:, 6], share=self.cutout)
-        return pixels_B3HW
+    Args:
+        generator: on the CPU.
+        probability: of each of the three kinds of change (shift, color, cutout), drawn per batch.
+        cutout: side of the square that is set to zero, as a share of the image's.
+        blur: 0 to 1; 1 leaves only the coarsest shapes.
+    """
+    if blur > 0:
+        pixels_B3HW = blurred(pixels_B3HW, sigma=blur * math.sqrt(pixels_B3HW.shape[-2] / 2))
+    shifts, recolors, cuts = (torch.rand(3, generator=generator) < probability).tolist()
+    # Drawn even where unused, so that the numbers that follow do not depend on what came before.
+    batch = len(pixels_B3HW)
+    draws_B7 = torch.rand(batch * num_ranks(), 7, generator=generator)[rank() * batch :][:batch]
+    if shifts:
+        pixels_B3HW = shifted(pixels_B3HW, draws_B7[:, 0], draws_B7[:, 1])
+    if recolors:
+        pixels_B3HW = recolored(pixels_B3HW, *draws_B7[:, 2:5].to(pixels_B3HW.device).unbind(1))
+    if cuts and cutout > 0:
+        pixels_B3HW = cut_out(pixels_B3HW, draws_B7[:, 5], draws_B7[:, 6], share=cutout)
+    return pixels_B3HW
 
 
 def blurred(pixels_B3HW: Tensor, *, sigma: float) -> Tensor:
@@ -152,27 +138,38 @@ class DinoFeatures(nn.Module):
 
     def __init__(self, state: Mapping[str, Tensor], *, image_size: int, blocks: Sequence[int]) -> None:
         super().__init__()
-        source = "the file of DINOv2 weights (dinov2_vits14_pretrain.pth)"
-        require_same_tensors(state, published_names(state), source=source)
-        self.side = image_size // PATCH * PATCH
-        depth, width = number_of_blocks(state), state["cls_token"].shape[-1]
+        self.side, self.num_levels = image_size // PATCH * PATCH, len(blocks)
+        depth = 1 + max((int(found[1]) for name in state if (found := re.match(r"blocks\.(\d+)\.", name))), default=0)
         if self.side == 0 or not blocks or max(blocks) >= depth:
             raise ValueError(
                 f"DINOv2 must have images of {PATCH} pixels or more and blocks < {depth}, got {image_size} and {blocks}"
             )
-        sizes: dict[str, Any] = {"hidden_size": width, "num_hidden_layers": depth, "image_size": self.side}
-        sizes |= {"num_attention_heads": width // HEAD_WIDTH, "patch_size": PATCH}
-        sizes |= {"mlp_ratio": state["blocks.0.mlp.fc1.weight"].shape[0] // width}
-        sizes |= {"out_indices": [block + 1 for block in blocks]}  # 0 is the embedding
-        config = Dinov2Config(**sizes, apply_layernorm=False, reshape_hidden_states=False)
-        weights = translated(state, self.side // PATCH)
-        loaded: Any = Dinov2Backbone.from_pretrained(None, config=config, state_dict=weights, output_loading_info=True)
-        self.network, report = loaded
-        assert not any(report.values()), f"names of transformers' DINOv2 have changed: {report}"
+        try:
+            self.width = state["cls_token"].shape[-1]
+            config = Dinov2Config(
+                hidden_size=self.width,
+                num_hidden_layers=depth,
+                num_attention_heads=self.width // HEAD_WIDTH,
+                mlp_ratio=state["blocks.0.mlp.fc1.weight"].shape[0] // self.width,
+                image_size=self.side,
+                patch_size=PATCH,
+                out_indices=[block + 1 for block in blocks],  # 0 is the embedding
+                apply_layernorm=False,
+                reshape_hidden_states=False,
+            )
+            weights = translated(state, self.side // PATCH)
+            read: Any = Dinov2Backbone.from_pretrained(
+                None, config=config, state_dict=weights, output_loading_info=True
+            )
+            self.network, report = read
+            if any(report.values()):
+                raise KeyError(f"these names: {report}")
+        except (KeyError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise ValueError(f"dino must be weights as in dinov2_vits14_pretrain.pth, got {reason}") from None
         mean, deviation = (torch.tensor(row).view(1, 3, 1, 1) for row in (IMAGENET_MEAN, IMAGENET_DEVIATION))
         self.register_buffer("scale", 0.5 / deviation)
         self.register_buffer("shift", (0.5 - mean) / deviation)
-        self.width, self.num_levels = width, len(blocks)
         self.requires_grad_(False).eval()
 
     @classmethod
@@ -202,29 +199,15 @@ class DinoFeatures(nn.Module):
         return pixels_B3HW[:, :, y : y + self.side, x : x + self.side]
 
 
-def number_of_blocks(state: Mapping[str, Tensor]) -> int:
-    return 1 + max((int(name.split(".")[1]) for name in state if re.match(r"blocks\.\d+\.", name)), default=0)
-
-
-def published_names(state: Mapping[str, Tensor]) -> list[str]:
-    """The names in a published file with as many blocks as this one."""
-    layers, names = ["patch_embed.proj", "norm"], ["cls_token", "mask_token", "pos_embed"]
-    for index in range(number_of_blocks(state)):
-        in_block = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
-        layers += [f"blocks.{index}.{layer}" for layer in in_block]
-        names += [f"blocks.{index}.{scale}.gamma" for scale in ("ls1", "ls2")]
-    return names + [f"{layer}.{part}" for layer in layers for part in ("weight", "bias")]
-
-
 def translated(state: Mapping[str, Tensor], side: int) -> dict[str, Tensor]:
     """The state dict of a checkpoint for transformers, with the positions resampled to `side` x `side` patches."""
-    split: dict[str, Tensor] = {}
-    others = {**state, "pos_embed": resampled_positions(state["pos_embed"], side)}
-    for name in state:
-        if found := re.fullmatch(r"blocks\.(\d+)\.attn\.qkv\.(weight|bias)", name):
-            for part, rows in zip(("query", "key", "value"), others.pop(name).chunk(3), strict=True):
-                split[f"encoder.layer.{found[1]}.attention.attention.{part}.{found[2]}"] = rows.clone()
-    return DINO_NAMES.to_ours(others) | split
+    weights: dict[str, Tensor] = {}
+    for name, tensor in {**state, "pos_embed": resampled_positions(state["pos_embed"], side)}.items():
+        for theirs, ours in DINO_NAMES:
+            name = name.replace(theirs, ours)
+        parts = ("query", "key", "value") if "{}" in name else ("",)
+        weights |= {name.format(part): rows.clone() for part, rows in zip(parts, tensor.chunk(len(parts)), strict=True)}
+    return weights
 
 
 def resampled_positions(positions_1TD: Tensor, side: int) -> Tensor:
@@ -277,20 +260,12 @@ class Discriminator(nn.Module):
         return torch.cat([level_B1N.flatten(1) for level_B1N in logits], dim=1).float()
 
 
-@dataclass(frozen=True)
 class AdversarialSchedule:
     """Strength of the adversarial part as a function of the step."""
 
-    start: float
-    """First step of the adversarial part."""
-    warmup: float
-    """Steps until its weight is full."""
-    fade: float
-    """Steps until images are no longer blurred for the discriminator."""
-    steps: int
-    """Of the whole training."""
-    final_learning_rate: float
-    """Share of the discriminator's learning rate at the end of its cosine."""
+    def __init__(self, recipe: AdversarialRecipe, *, steps: int) -> None:
+        self.start, self.warmup, self.fade = recipe.start * steps, recipe.warmup * steps, recipe.fade * steps
+        self.steps, self.final_learning_rate = steps, recipe.final_learning_rate
 
     def weight(self, step: int) -> float:
         """0 to 1; at 0 nothing adversarial runs."""
@@ -321,9 +296,7 @@ class Adversary:
     ) -> None:
         assert recipe.dino is not None, "TokenizerRecipe refuses an adversarial weight without weights"
         self.recipe, self.accelerator, self.seed = recipe, accelerator, seed
-        self.schedule = AdversarialSchedule(
-            recipe.start * steps, recipe.warmup * steps, recipe.fade * steps, steps, recipe.final_learning_rate
-        )
+        self.schedule = AdversarialSchedule(recipe, steps=steps)
         self.features = DinoFeatures.from_file(recipe.dino, image_size=image_size, blocks=recipe.blocks)
         self.features.to(accelerator.device)
         heads = Discriminator(self.features.width, self.features.num_levels)
@@ -331,8 +304,8 @@ class Adversary:
             decay_groups(heads, recipe.weight_decay), lr=recipe.learning_rate, betas=recipe.betas, eps=recipe.epsilon
         )
         self.heads, self.optimizer = accelerator.prepare(heads, optimizer)
-        self.weak = DiffAugment(probability=recipe.augment_probability, cutout=recipe.cutout)
-        self.strong = DiffAugment(probability=1.0, cutout=recipe.cutout)
+        self.weak = partial(augment, probability=recipe.augment_probability, cutout=recipe.cutout)
+        self.strong = partial(augment, probability=1.0, cutout=recipe.cutout)
 
     def generator_for(self, step: int, purpose: str) -> torch.Generator:
         """Random numbers of one step, the same on every process."""

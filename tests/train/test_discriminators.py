@@ -1,6 +1,7 @@
 """The adversarial part of tokenizer training against its definitions: augmentation, DINOv2, heads, losses, schedule."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -9,7 +10,8 @@ from torch import Tensor
 
 from tests.train.published_weights import dino_weights
 from train import discriminators
-from train.discriminators import AdversarialSchedule, DiffAugment, DinoFeatures, Discriminator
+from train.discriminators import AdversarialSchedule, DinoFeatures, Discriminator
+from train.recipe import AdversarialRecipe
 
 BLOCKS = (0, 2)
 
@@ -68,14 +70,14 @@ def test_blur_equals_a_weighted_mean_of_the_neighbours() -> None:
 def test_augmentation_repeats_with_its_generator_and_two_processes_draw_what_one_would(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    before, augment = images(4).requires_grad_(), DiffAugment(cutout=0.25)
+    before, augment = images(4).requires_grad_(), partial(discriminators.augment, probability=1.0, cutout=0.25)
     changed = augment(before, torch.Generator().manual_seed(1), blur=0.3)
     assert not torch.equal(changed, before)
     assert torch.equal(changed, augment(before, torch.Generator().manual_seed(1), blur=0.3))
     changed.square().sum().backward()
     assert before.grad is not None and before.grad.abs().sum() > 0
-    assert torch.equal(DiffAugment(probability=0.0)(before, torch.Generator()), before)
-    assert DiffAugment(probability=0.0)(before, torch.Generator(), blur=1.0).std() < 0.5 * before.std()
+    assert torch.equal(augment(before, torch.Generator(), probability=0.0), before)
+    assert augment(before, torch.Generator(), probability=0.0, blur=1.0).std() < 0.5 * before.std()
     monkeypatch.setattr("train.discriminators.num_ranks", lambda: 2)
     for number in range(2):
         monkeypatch.setattr("train.discriminators.rank", lambda number=number: number)
@@ -165,6 +167,8 @@ def test_other_weights_and_sizes_are_refused() -> None:
         (state, 13, BLOCKS),
         ({name: value for name, value in state.items() if name != "blocks.1.ls1.gamma"}, 28, BLOCKS),
         ({**state, "head.weight": torch.zeros(1)}, 28, BLOCKS),
+        ({**state, "norm.bias": torch.zeros(3)}, 28, BLOCKS),
+        ({"blocks.2.x": torch.zeros(1)}, 28, BLOCKS),
     ):
         with pytest.raises(ValueError):
             DinoFeatures(wrong, image_size=size, blocks=blocks)
@@ -203,7 +207,7 @@ def test_the_discriminator_has_unitoks_sizes_and_a_head_equals_plain_sums() -> N
 
 
 def test_weight_blur_and_learning_rate_follow_the_schedule() -> None:
-    schedule = AdversarialSchedule(start=375.0, warmup=30.0, fade=60.0, steps=1000, final_learning_rate=0.1)
+    schedule = AdversarialSchedule(AdversarialRecipe(), steps=1000)
     for step, weight, blur in (
         *((0, 0.0, 1.0), (375, 0.0, 1.0), (376, 1 / 30, 59 / 60)),
         *((405, 1.0, 0.5), (435, 1.0, 0.0), (999, 1.0, 0.0)),
@@ -213,7 +217,7 @@ def test_weight_blur_and_learning_rate_follow_the_schedule() -> None:
     for step in (405, 600, 998, 999):
         progress = (step - 375 - 30) / (625 - 30 - 1)
         assert schedule.learning_rate(step) == pytest.approx(0.1 + 0.9 * (0.5 + 0.5 * math.cos(math.pi * progress)))
-    at_once = AdversarialSchedule(start=0.0, warmup=0.0, fade=0.0, steps=10, final_learning_rate=0.1)
+    at_once = AdversarialSchedule(AdversarialRecipe(start=0.0, warmup=0.0, fade=0.0), steps=10)
     assert (at_once.weight(0), at_once.blur(0), at_once.learning_rate(0)) == (1.0, 0.0, 1.0)
 
 
