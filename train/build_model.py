@@ -6,7 +6,7 @@ time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,9 @@ def build_model(
     for name, folder in (("start_from", recipe.start_from), ("backbone", recipe.backbone)):
         if folder is not None and (folder.is_absolute() or name == "start_from") and not folder.is_dir():
             raise FileNotFoundError(f"{name} must be the folder of a model, got {folder}; correct the path")
-    check_image_fields(recipe.model, image_tokenizer)
+    sizes = {name: getattr(image_tokenizer.config, name) for name in IMAGE_FIELDS}
+    advice = "as in the recipe's image_tokenizer", "leave it out, or name another image tokenizer"
+    require_equal("model.{}", recipe.model, sizes, advice)
     if unknown := sorted(set(recipe.model) - {*MLLMConfig.__dataclass_fields__, *OLD_NAMES}):
         raise ValueError(f"model must have fields of MLLMConfig, got {', '.join(unknown)}; correct or leave them out")
     start = MLLMConfig.from_pretrained(recipe.start_from, local_files_only=True) if recipe.start_from else None
@@ -58,7 +60,9 @@ def build_model(
     )
     if start is not None:
         check_same_ids(start, vocabulary, folder=recipe.start_from)
-        check_same_codes(start, image_tokenizer, folder=recipe.start_from)
+        codes = {name: size for name, size in sizes.items() if name != "image_size"}
+        advice = f"as the model in {recipe.start_from}", "name the tokenizer that it was trained with"
+        require_equal("{} of image_tokenizer", codes, vars(start), advice)
         return _load(recipe, start, vocabulary, dtype=dtype)
     torch.manual_seed(recipe.trainer.get("seed", 0))
     if recipe.backbone is not None:
@@ -192,36 +196,17 @@ def resize_vocabulary(model: MLLMForConditionalGeneration, vocabulary: Vocabular
             setattr(model.config, name, value)
 
 
-def check_image_fields(fields: dict[str, Any], image_tokenizer: UniTok) -> None:
-    """Refuse fields of a recipe's model that contradict the image tokenizer."""
-    for name in IMAGE_FIELDS:
-        if name in fields and fields[name] != (expected := getattr(image_tokenizer.config, name)):
-            raise ValueError(
-                f"model.{name} must be {expected}, as in the recipe's image_tokenizer, got {fields[name]}; leave it "
-                "out, or name another image tokenizer"
-            )
-
-
-def check_same_codes(start: MLLMConfig, image_tokenizer: UniTok, *, folder: Path) -> None:
-    """Refuse an image tokenizer with other codes or patches than the model was trained on."""
-    for name in IMAGE_FIELDS:
-        found, expected = getattr(image_tokenizer.config, name), getattr(start, name)
-        if name != "image_size" and found != expected:
-            raise ValueError(
-                f"image_tokenizer must have {name} {expected} as the model in {folder}, got {found}; name the "
-                "tokenizer that the model was trained with"
-            )
-
-
 def check_same_ids(start: MLLMConfig, vocabulary: Vocabulary, *, folder: Path) -> None:
     """Refuse a text tokenizer with other ids than the model was trained on."""
-    for name, found in vocabulary.config_fields().items():
-        expected = getattr(start, name)
-        if None not in (found, expected) and found != expected:
-            raise ValueError(
-                f"text_tokenizer must have {name} {expected} as the model in {folder}, got {found}; name that folder "
-                "as text_tokenizer"
-            )
+    advice = f"as the model in {folder}", "name that folder as text_tokenizer"
+    require_equal("{} of text_tokenizer", vocabulary.config_fields(), vars(start), advice)
+
+
+def require_equal(subject: str, found: Mapping[str, Any], expected: Mapping[str, Any], advice: tuple[str, str]) -> None:
+    """Refuse values that differ where both have one; the advice is where it comes from, and what to do."""
+    for name, value in found.items():
+        if name in expected and None not in (value, expected[name]) and value != expected[name]:
+            raise ValueError(f"{subject.format(name)} must be {expected[name]} {advice[0]}, got {value}; {advice[1]}")
 
 
 # ---- a new model around a language model ----
@@ -241,12 +226,9 @@ def _build_around(
         check_same_ids(stored, vocabulary, folder=recipe.backbone)
     text_config = {**(stored.text_config if is_ours else stored).to_dict(), **recipe.model.get("text_config", {})}
     config = model_config(recipe, text_config, vocabulary, image_tokenizer)
-    model = MLLMForConditionalGeneration.from_pretrained(
-        None if is_ours else recipe.backbone,
-        config=config,
-        dtype=dtype,
-        **({"state_dict": _language_weights(recipe.backbone)} if is_ours else {"key_mapping": _key_mapping(stored)}),
-    )
+    source: dict[str, Any] = {"state_dict": _language_weights(recipe.backbone)} if is_ours else _key_mapping(stored)
+    folder = None if is_ours else recipe.backbone
+    model = MLLMForConditionalGeneration.from_pretrained(folder, config=config, dtype=dtype, **source)
     resize_vocabulary(model, vocabulary, known=stored if is_ours else None)
     embedding = model.code_embedding
     with gathered(embedding.parameters()):
@@ -257,10 +239,10 @@ def _build_around(
     return model
 
 
-def _key_mapping(config: PreTrainedConfig) -> dict[str, str]:
-    """Names of weights in a causal language model of transformers, and here."""
+def _key_mapping(config: PreTrainedConfig) -> dict[str, Any]:
+    """How names of weights in a causal language model of transformers become ours."""
     model_class: Any = AutoModelForCausalLM._model_mapping[type(config)]
-    return {rf"^{model_class.base_model_prefix}\.": "backbone."}
+    return {"key_mapping": {rf"^{model_class.base_model_prefix}\.": "backbone."}}
 
 
 def _language_weights(folder: Path) -> dict[str, Tensor]:

@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
 from peft.tuners.trainable_tokens.layer import TrainableTokensLayer
-from torch import nn
 
 from mllm.checkpoint import find_model_folder
 from mllm.config import MLLMConfig
@@ -79,22 +78,15 @@ def token_rows(config: MLLMConfig) -> dict[str, list[int]]:
 
 
 def merge_folder(adapter: Path, output: Path, *, base: str | Path | None = None) -> None:
-    """Write the merged model, with the base's tokenizers, to `output`.
+    """Write the model with the adapter's changes added to its weights, and the base's tokenizers, to `output`.
 
     Raises:
         FileNotFoundError: the folder holds no adapter, or its base is gone.
     """
     folder = find_model_folder(base or base_of(adapter))
     model = MLLMForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
-    merge(model, adapter).save_pretrained(output)
+    PeftModel.from_pretrained(model, str(adapter)).merge_and_unload().save_pretrained(output)
     MLLMProcessor.from_pretrained(folder).save_pretrained(output)
-
-
-def merge(model: nn.Module, adapter: Path) -> MLLMForConditionalGeneration:
-    """The base model with an adapter's changes added to its weights."""
-    merged = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
-    assert isinstance(merged, MLLMForConditionalGeneration), f"merging gave a {type(merged).__name__}"
-    return merged
 
 
 def base_of(adapter: Path) -> str:

@@ -18,7 +18,6 @@ from typing import Any, cast
 import torch
 from accelerate import Accelerator
 from torch import nn
-from transformers import PreTrainedConfig
 
 from mllm.config import MLLMConfig
 from mllm.files import errors_that_name, write_text
@@ -46,8 +45,7 @@ class StepMetrics:
     """Sums of the micro-batches until `drain`."""
 
     def __init__(self, num_codebooks: int, *, flops: FlopCount | None = None) -> None:
-        self.num_codebooks, self.flops = num_codebooks, flops
-        self.peak = peak_flops()
+        self.num_codebooks, self.flops, self.peak = num_codebooks, flops, peak_flops()
         self.last = time.monotonic()
         self.reset()
 
@@ -93,8 +91,7 @@ class StepMetrics:
             "memory_gib": memory_gib(),
         }
         if self.flops is not None and self.peak is not None:
-            counts = {"positions": total["num_real"], "text_targets": total["num_text"]}
-            done = self.flops.of(**counts, code_targets=total["num_image"])
+            done = self.flops.of(total["num_real"], text_targets=total["num_text"], code_targets=total["num_image"])
             values["mfu"] = done / seconds / (self.peak * accelerator.num_processes)
         return values
 
@@ -107,10 +104,7 @@ class FlopCount:
     """
 
     def __init__(self, model: Any, config: MLLMConfig, *, length: int) -> None:
-        embedding, text_config = (
-            size_of(model.backbone.get_input_embeddings()),
-            cast(PreTrainedConfig, config.text_config),
-        )
+        embedding, text_config = size_of(model.backbone.get_input_embeddings()), cast(Any, config.text_config)
         layers, width = text_config.num_hidden_layers, config.hidden_size
         self.per_position = 6.0 * (size_of(model.backbone) - embedding) + 6.0 * layers * width * length
         self.per_text = 6.0 * width * config.vocab_size
@@ -119,8 +113,7 @@ class FlopCount:
         passes = 1 if config.head_type == "depth_transformer" else config.num_codebooks
         self.per_code = 6.0 * (size_of(head) - tables) / passes
 
-    def of(self, *, positions: float, text_targets: float, code_targets: float) -> float:
-        """FLOPs of so many positions, labelled text tokens and learned codes."""
+    def of(self, positions: float, *, text_targets: float, code_targets: float) -> float:
         return positions * self.per_position + text_targets * self.per_text + code_targets * self.per_code
 
 
@@ -155,7 +148,7 @@ class MetricsLog:
 
     def write(self, step: int, values: Values) -> None:
         rounded = {
-            name: [_rounded(item) for item in value] if isinstance(value, list) else _rounded(value)
+            name: [*map(_rounded, value)] if isinstance(value, list) else _rounded(value)
             for name, value in values.items()
         }
         with errors_that_name(self.path), self.path.open("a", encoding="utf-8") as file:

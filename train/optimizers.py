@@ -44,21 +44,16 @@ def build_optimizer(
             others.append(parameter)
     decayed = others if recipe.name == "muon" else matrices + others
     groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": flat, "weight_decay": 0.0}]
-    if recipe.name == "adamw8bit":
-        return _adamw_8bit(groups, recipe)
+    if recipe.name == "adamw8bit":  # averages in a quarter of the memory (Dettmers et al., arXiv:2110.02861)
+        try:
+            from bitsandbytes.optim import AdamW8bit
+        except ModuleNotFoundError:
+            raise ImportError("adamw8bit needs bitsandbytes; pip install 'mllm-toolkit[quantization]'") from None
+        return AdamW8bit(groups, lr=recipe.learning_rate, betas=recipe.betas)
     adamw = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=recipe.betas, fused=True)
     if recipe.name == "adamw":
         return adamw
     return OptimizerPair(BatchedMuon(matrices, lr=recipe.matrix_learning_rate, weight_decay=recipe.weight_decay), adamw)
-
-
-def _adamw_8bit(groups: list[dict[str, Any]], recipe: OptimizerRecipe) -> torch.optim.Optimizer:
-    """AdamW whose averages take a quarter of the memory (Dettmers et al., arXiv:2110.02861)."""
-    try:
-        from bitsandbytes.optim import AdamW8bit
-    except ModuleNotFoundError:
-        raise ImportError("adamw8bit needs bitsandbytes, got none; pip install 'mllm-toolkit[quantization]'") from None
-    return AdamW8bit(groups, lr=recipe.learning_rate, betas=recipe.betas)
 
 
 class OptimizerPair(torch.optim.Optimizer):
@@ -101,7 +96,10 @@ class BatchedMuon(torch.optim.Muon):
 
     def _step_stack(self, parameters: list[nn.Parameter], group: dict[str, Any]) -> None:
         gradients: list[Tensor] = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        averages = [self._average_of(parameter) for parameter in parameters]
+        for parameter in parameters:
+            if not self.state[parameter]:
+                self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        averages = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
         torch._foreach_lerp_(averages, gradients, 1 - group["momentum"])
         updates = torch._foreach_lerp(gradients, averages, group["momentum"]) if group["nesterov"] else averages
         directions_GMN = orthogonalize(
@@ -113,12 +111,6 @@ class BatchedMuon(torch.optim.Muon):
         torch._foreach_mul_(weights, 1 - rate * group["weight_decay"])
         length = rate * math.sqrt(max(1, num_rows / num_columns))
         torch._foreach_add_(weights, [*directions_GMN.to(parameters[0].dtype)], alpha=-length)
-
-    def _average_of(self, parameter: nn.Parameter) -> Tensor:
-        state = self.state[parameter]
-        if "momentum_buffer" not in state:
-            state["momentum_buffer"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
-        return state["momentum_buffer"]
 
 
 def _stacks(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:

@@ -305,13 +305,7 @@ class TokenizerRecipe:
     @property
     def left_out(self) -> list[str]:
         """Names of the losses with weight 0, for the log."""
-        weights = {
-            "vq": self.loss.vq,
-            "entropy": self.loss.entropy,
-            "perceptual (LPIPS)": self.loss.perceptual,
-            "adversarial (DINOv2)": self.adversarial.weight,
-            "contrastive": self.loss.contrastive,
-        }
+        weights = {**dataclasses.asdict(self.loss), "adversarial": self.adversarial.weight}
         return [name for name, weight in weights.items() if not weight]
 
 

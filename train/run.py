@@ -45,7 +45,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 train_mllm(mllm)
         case kind:
             raise ValueError(f"kind must be text_tokenizer, image_tokenizer or mllm, got {kind!r}; change the recipe")
-    leave_process_group()
+    from torch import distributed
+
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()  # together: a process that ends while others wait may be aborted
     return 0
 
 
@@ -64,14 +67,6 @@ def alone_in(output: Path) -> Iterator[None]:
             found = f"resumes from {newest}" if newest else f"starts again: {output} has no checkpoint yet"
             print(f"\nmllm: interrupted; the same command {found}", file=sys.stderr)
         raise
-
-
-def leave_process_group() -> None:
-    """Leave together: a process that ends while others wait for it may be aborted."""
-    from torch import distributed
-
-    if distributed.is_available() and distributed.is_initialized():
-        distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -47,19 +47,13 @@ def train_text_tokenizer(sentences: Iterable[str], path: Path, *, vocab_size: in
         unfinished.write_bytes(model.getvalue())
 
 
-def world_sentences(num_dialogues: int, *, seed: int) -> Iterable[str]:
-    """Every text of that many dialogues of the synthetic world, framed as when it is encoded."""
-    rng = Random(f"sentences/{seed}")
-    for index in range(num_dialogues):
-        dialogue = make_dialogue(JOBS[index % len(JOBS)], make_episode(index, seed=seed), rng)
-        for turn in dialogue.turns:
-            for part in turn.parts:
-                if isinstance(part, str):
-                    yield " " + part
-            yield ASSISTANT if turn.role == "user" else USER
-
-
 def train_world_tokenizer(recipe: TextTokenizerRecipe) -> None:
-    sentences = world_sentences(recipe.dialogues, seed=recipe.seed)
-    dropped = [f" {UNCONDITIONAL}"] * (recipe.dialogues // 10)  # about as often as in training
-    train_text_tokenizer([*sentences, *dropped], recipe.output, vocab_size=recipe.vocab_size)
+    """Train on every text of dialogues of the synthetic world, framed as when it is encoded."""
+    rng, sentences = Random(f"sentences/{recipe.seed}"), list[str]()
+    for index in range(recipe.dialogues):
+        dialogue = make_dialogue(JOBS[index % len(JOBS)], make_episode(index, seed=recipe.seed), rng)
+        for turn in dialogue.turns:
+            sentences += [f" {part}" for part in turn.parts if isinstance(part, str)]
+            sentences.append(ASSISTANT if turn.role == "user" else USER)
+    sentences += [f" {UNCONDITIONAL}"] * (recipe.dialogues // 10)  # about as often as in training
+    train_text_tokenizer(sentences, recipe.output, vocab_size=recipe.vocab_size)

@@ -4,7 +4,8 @@ A `TokenizerRecipe` comes in; a folder with checkpoints, `metrics.jsonl`, sheets
 tokenizer in `final/` goes out. Each step is a function of the checkpoint before it, so a resumed run equals an
 uninterrupted one. Losses of weight 0 are neither computed nor loaded.
 
-Letters: B batch, T text positions, H W pixels, K codebooks, C codes per codebook, N classes, D width.
+Letters: B batch, G batches of all processes, T text positions, H W pixels, K codebooks, C codes per codebook, N
+classes, D width.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as distributed
+import torch.nn.functional as F
 from accelerate import Accelerator, PartialState
 from accelerate.utils import InitProcessGroupKwargs, set_seed
 from torch import Tensor
@@ -52,21 +54,21 @@ from tokenizer.metrics import (
     read_templates,
     usage_of,
 )
-from tokenizer.quantizer import gather_rows, mean_over_ranks, num_ranks
+from tokenizer.quantizer import gather_rows, mean_over_ranks, num_ranks, rank
 from tokenizer.text_tower import EncodeCaptions, load_captions
 from tokenizer.unitok import CONFIG_FILE, UniTok, UniTokOutput
 from train.checkpoints import checkpoints, step_of, write_checkpoint
 from train.data.images import build_source
 from train.discriminators import Adversary, decay_groups, require_finite
 from train.hardware import WAIT_IN_TRAINING, training_device
-from train.metrics import MetricsLog, as_words
+from train.metrics import MetricsLog, Values, as_words
 from train.recipe import CodebookSchedule, EvaluationRecipe, TokenizerRecipe, as_yaml
-from train.tokenizer_losses import contrastive_loss, reconstruction_loss
 
 logger = logging.getLogger(__name__)
 
 ON_A_SHEET = 12
-Values = dict[str, float | list[float]]
+DETAIL_WINDOW = 5
+"""Side of the window, in pixels, in which `detail_of` looks for contrast."""
 Item = TypeVar("Item")
 
 
@@ -141,8 +143,7 @@ class TokenizerTrainer:
         """Resume from the latest checkpoint, if there is one, and train to the last step."""
         recipe = self.recipe
         recipe.output.mkdir(parents=True, exist_ok=True)
-        if recipe.left_out:
-            logger.info("trained without these losses, whose weight is 0: %s", ", ".join(recipe.left_out))
+        logger.info("losses of weight 0: %s", ", ".join(recipe.left_out) or "none")
         self._resume()
         is_main = self.accelerator.is_main_process
         self.log: MetricsLog | None = None
@@ -405,6 +406,45 @@ def build_captions(recipe: TokenizerRecipe, config: UniTokConfig) -> EncodeCapti
     if not config.has_text_tower:
         raise ValueError("embed_dim must be > 0 for loss.contrastive, got 0; set architecture.embed_dim")
     return load_captions(recipe.text_tokenizer, vocab_size=config.text_vocab_size, context=config.text_context)
+
+
+def reconstruction_loss(
+    reconstruction_B3HW: Tensor, pixels_B3HW: Tensor, *, l1_weight: float, l2_weight: float, detail_weight: float = 0.0
+) -> Tensor:
+    """Mean absolute and mean squared error with UniTok's weights, in float32; more where the image has detail."""
+    pixels_B3HW = pixels_B3HW.float()
+    difference_B3HW = reconstruction_B3HW.float() - pixels_B3HW
+    error_B3HW = l1_weight * difference_B3HW.abs() + l2_weight * difference_B3HW.square()
+    if detail_weight:
+        error_B3HW = error_B3HW * (1 + detail_weight * detail_of(pixels_B3HW))
+    return error_B3HW.mean()
+
+
+def detail_of(pixels_B3HW: Tensor) -> Tensor:
+    """Contrast around each pixel, 0 to 1, (B, 1, H, W): 1 where a window spans half of the range.
+
+    Flat surfaces fill most of a drawing and are learned at once; borders decide what is seen and are few.
+    """
+    margin = DETAIL_WINDOW // 2
+    highest_B3HW = F.max_pool2d(pixels_B3HW, DETAIL_WINDOW, stride=1, padding=margin)
+    lowest_B3HW = -F.max_pool2d(-pixels_B3HW, DETAIL_WINDOW, stride=1, padding=margin)
+    return (highest_B3HW - lowest_B3HW).amax(dim=1, keepdim=True).clamp(max=1.0)
+
+
+def contrastive_loss(image_BD: Tensor, text_BD: Tensor, scale: Tensor) -> Tensor:
+    """Symmetric InfoNCE (CLIP, arXiv:2103.00020, figure 3): row b of the images belongs to row b of the captions.
+
+    Each process scores its own rows, of any length, against those of all processes; the mean over the processes is the
+    loss of one process with the whole batch, and through `DistributedDataParallel` so is the gradient.
+
+    Args:
+        scale: inverse temperature, already exponentiated.
+    """
+    image_BD, text_BD = F.normalize(image_BD.float(), dim=-1), F.normalize(text_BD.float(), dim=-1)
+    targets_B = rank() * len(image_BD) + torch.arange(len(image_BD), device=image_BD.device)
+    from_images_BG = scale * image_BD @ gather_rows(text_BD).T
+    from_texts_BG = scale * text_BD @ gather_rows(image_BD).T
+    return (F.cross_entropy(from_images_BG, targets_B) + F.cross_entropy(from_texts_BG, targets_B)) / 2
 
 
 @torch.no_grad()

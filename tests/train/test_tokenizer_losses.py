@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from train.tokenizer_losses import contrastive_loss, detail_of, reconstruction_loss
+from train.tokenizer_trainer import contrastive_loss, detail_of, reconstruction_loss
 
 
 def test_reconstruction_loss_equals_its_definition() -> None:
