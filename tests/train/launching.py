@@ -1,5 +1,6 @@
-"""Start a training recipe as a person does, in processes of its own, and read what it logged."""
+"""Changed recipes, started as a person starts them, in processes of their own; what they logged and saved."""
 
+import dataclasses
 import json
 import os
 import socket
@@ -7,13 +8,20 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch
+from safetensors.torch import load_file
+
 from train.recipe import MLLMRecipe, as_yaml
 
 ROOT = Path(__file__).resolve().parents[2]
-LAUNCHERS = ("torchrun", "deepspeed", "accelerate")
 
 
-def write_recipe(recipe: MLLMRecipe, path: Path) -> Path:
+def changed(recipe: MLLMRecipe, trainer: dict[str, object] | None = None, **changes: object) -> MLLMRecipe:
+    """The recipe with other fields, and other ones of its section `trainer`."""
+    return dataclasses.replace(recipe, trainer={**recipe.trainer, **(trainer or {})}, **changes)
+
+
+def write_recipe(recipe: object, path: Path) -> Path:
     """The recipe as a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(as_yaml(recipe))
@@ -23,21 +31,15 @@ def write_recipe(recipe: MLLMRecipe, path: Path) -> Path:
 def command(launcher: str | None, recipe: Path, *, processes: int = 2) -> list[str]:
     """The words that start a recipe; no launcher is one plain process."""
     folder, port = Path(sys.executable).parent, str(free_port())
-    words = ["train.run", str(recipe)]
-    match launcher:
-        case None:
-            return [sys.executable, "-m", *words]
-        case "torchrun":
-            return [str(folder / "torchrun"), "--nproc_per_node", str(processes), "--master_port", port, "-m", *words]
-        case "deepspeed":
-            count = ["--num_accelerators", str(processes)]
-            return [str(folder / "deepspeed"), *count, "--master_port", port, "--module", *words]
-        case "accelerate":
-            count = ["--multi_gpu", "--num_processes", str(processes), "--num_machines", "1"]
-            plain = ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", port]
-            return [str(folder / "accelerate"), "launch", *count, *plain, "-m", *words]
-        case _:
-            raise ValueError(launcher)
+    count, plain = ["--multi_gpu", "--num_machines", "1"], ["--mixed_precision", "no", "--dynamo_backend", "no"]
+    words = {
+        None: [sys.executable, "-m"],
+        "torchrun": [f"{folder}/torchrun", "--nproc_per_node", f"{processes}", "--master_port", port, "-m"],
+        "deepspeed": [f"{folder}/deepspeed", "--num_accelerators", f"{processes}", "--master_port", port, "--module"],
+        "accelerate": [f"{folder}/accelerate", "launch", *count, "--num_processes", f"{processes}", *plain]
+        + ["--main_process_port", port, "-m"],
+    }
+    return [*words[launcher], "train.run", str(recipe)]
 
 
 def environment() -> dict[str, str]:
@@ -66,6 +68,16 @@ def losses(folder: Path, name: str = "loss") -> dict[int, float]:
     """A number of the log by step."""
     entries = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return {entry["step"]: entry[name] for entry in entries if name in entry}
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    """Of the model or adapter in a folder."""
+    (file,) = folder.glob("*model.safetensors")
+    return load_file(file)
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 def free_port() -> int:

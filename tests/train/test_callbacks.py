@@ -4,23 +4,30 @@ import dataclasses
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mllm.cli.main import main
 from mllm.evaluation.run import RunFolder
 from tests.mllm.evaluation.vqa_data import make_data
-from tests.train.launching import ROOT, launch, losses, write_recipe
+from tests.train.launching import ROOT, changed, launch, losses, write_recipe
 from train.recipe import BenchmarkInLoop, MLLMData, MLLMRecipe, Validation, WorldInLoop
 from train.trainer import train_mllm
 
 JOBS = ["draw", "ask"]
+WORLD = WorldInLoop(count=1, jobs=JOBS, batch_size=1)
 
 
-def with_benchmark(recipe: MLLMRecipe, wanted: BenchmarkInLoop, *, ema_decay: float = 0.0) -> MLLMRecipe:
-    trainer = {**recipe.trainer, "max_steps": 2, "eval_steps": 1, "eval_strategy": "steps", "save_steps": 2}
-    validation = Validation(batches=1, benchmarks=[wanted])
-    return dataclasses.replace(recipe, trainer=trainer, validation=validation, ema_decay=ema_decay)
+def measured(recipe: MLLMRecipe, trainer: dict[str, Any] | None = None, **validation: Any) -> MLLMRecipe:
+    """Two steps with a validation; where it asks for the world, with images that its checker can read."""
+    settings = {"max_steps": 2, "eval_steps": 1, "save_steps": 2, "report_to": [], **(trainer or {})}
+    recipe = changed(recipe, settings, validation=Validation(batches=1, **validation), ema_decay=0.0)
+    if "world" not in validation:
+        return recipe
+    model = {**recipe.model, "text_config": {**recipe.model["text_config"], "max_position_embeddings": 1024}}
+    image_tokenizer, data = ROOT / "mllm/assets/tiny/image_tokenizer", MLLMData(episodes=4, jobs={"draw": 1, "ask": 1})
+    return changed(recipe, image_tokenizer=image_tokenizer, model=model, data=data, length=256, rows=1)
 
 
 def benchmark_of(name: str, folder: Path, **fields: int | None) -> BenchmarkInLoop:
@@ -34,7 +41,7 @@ def test_every_validation_answers_and_scores_part_of_a_benchmark(
     mllm_recipe: MLLMRecipe, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Answers of an earlier run, which a resumed one may find beyond its checkpoint, are replaced."""
-    recipe = with_benchmark(mllm_recipe, benchmark_of("gqa", tmp_path / "gqa", limit=2, batch_size=2))
+    recipe = measured(mllm_recipe, benchmarks=[benchmark_of("gqa", tmp_path / "gqa", limit=2, batch_size=2)])
     folder = recipe.output / "benchmarks"
     old = RunFolder(folder / "step-2" / "gqa")
     old.open({"model": {"fingerprint": "of other weights"}})
@@ -56,64 +63,24 @@ def test_every_validation_answers_and_scores_part_of_a_benchmark(
     assert len(answers.splitlines()) == 2 and "an answer of other weights" not in answers
 
 
-def test_the_last_validation_scores_the_averaged_model_that_is_saved(mllm_recipe: MLLMRecipe, tmp_path: Path) -> None:
-    wanted = benchmark_of("gqa", tmp_path / "gqa", batch_size=3)
-    recipe = with_benchmark(mllm_recipe, wanted, ema_decay=0.9)
-    recipe = dataclasses.replace(recipe, trainer={**recipe.trainer, "eval_steps": 2})
-    train_mllm(recipe)
-    files = ["--questions", str(wanted.questions), "--images", str(wanted.images)]
-    model = ["--model", str(recipe.output / "final"), "--device", "cpu", "--batch-size", "3"]
-    assert main(["evaluate", "gqa", *files, "--output", str(tmp_path / "again"), *model]) == 0
-    score = ["--questions", str(wanted.questions), "--annotations", str(wanted.annotations)]
-    assert main(["evaluate", "score", str(tmp_path / "again"), *score]) == 0
-    of_loop = recipe.output / "benchmarks" / "step-2" / "gqa"
-    for name in ("run.json", "answers.jsonl"):
-        assert (of_loop / name).read_text() == (tmp_path / "again" / name).read_text()
-    in_loop, again = (json.loads((folder / "result.json").read_text()) for folder in (of_loop, tmp_path / "again"))
-    assert in_loop["scores"] == again["scores"] and in_loop["model"] == again["model"]
-
-
-def test_what_cannot_be_measured_is_refused_before_training(mllm_recipe: MLLMRecipe, tmp_path: Path) -> None:
-    """For want of a judge, of whole pairs, of text, of a file; of pixels, of a number of this name, of such a job."""
-    wanted = [benchmark_of("mmvet", tmp_path / "mmvet"), benchmark_of("mme", tmp_path / "mme", limit=3)]
-    wanted.append(dataclasses.replace(wanted[1], name="geneval", limit=None))
-    wanted.append(dataclasses.replace(wanted[1], questions=tmp_path / "none.jsonl", limit=None))
-    recipes = [with_benchmark(mllm_recipe, benchmark) for benchmark in wanted]
-    recipes.append(dataclasses.replace(mllm_recipe, validation=Validation(world=WorldInLoop())))
-    recipes.append(with_world(mllm_recipe, metric_for_best_model="eval_world_edit"))
-    unknown = Validation(world=WorldInLoop(jobs=["sing"]))
-    recipes.append(dataclasses.replace(with_world(mllm_recipe), validation=unknown))
-    for recipe in recipes:
-        with pytest.raises((ValueError, FileNotFoundError)):
-            train_mllm(recipe)
-    assert not (mllm_recipe.output / "final").exists()
-
-
-def with_world(recipe: MLLMRecipe, *, ema_decay: float = 0.0, **trainer: object) -> MLLMRecipe:
-    fields = {**recipe.trainer, "max_steps": 2, "save_steps": 2, "eval_steps": 1, "report_to": [], **trainer}
-    validation = Validation(batches=1, world=WorldInLoop(count=1, jobs=JOBS, batch_size=1))
-    text_config = {**recipe.model["text_config"], "max_position_embeddings": 1024}
-    return dataclasses.replace(
-        recipe,
-        trainer=fields,
-        validation=validation,
-        ema_decay=ema_decay,
-        image_tokenizer=ROOT / "mllm" / "assets" / "tiny" / "image_tokenizer",  # whose images the checker can read
-        model={**recipe.model, "text_config": text_config},
-        data=MLLMData(episodes=4, jobs={"draw": 1.0, "ask": 1.0}),
-        length=256,
-        rows=1,
-    )
-
-
-def test_the_last_scores_of_the_world_are_those_of_the_averaged_model_that_is_saved(
+def test_the_last_validation_scores_the_averaged_model_that_is_saved(
     mllm_recipe: MLLMRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mllm.evaluation.world.CHECKER_COUNT", 2)
-    recipe = with_world(mllm_recipe, ema_decay=0.5, eval_steps=2)
-    train_mllm(recipe)
-    words = ["--count", "1", "--batch-size", "1", "--jobs", *JOBS, "--json", str(tmp_path / "scores.json")]
-    assert main(["evaluate", "world", *words, "--model", str(recipe.output / "final"), "--device", "cpu"]) == 0
+    wanted = benchmark_of("gqa", tmp_path / "gqa", batch_size=3)
+    recipe = measured(mllm_recipe, {"eval_steps": 2}, benchmarks=[wanted], world=WORLD)
+    train_mllm(dataclasses.replace(recipe, ema_decay=0.5))
+    questions, again = ["--questions", str(wanted.questions)], tmp_path / "again"
+    model = ["--model", str(recipe.output / "final"), "--device", "cpu", "--batch-size"]
+    run = ["evaluate", "gqa", *questions, "--images", str(wanted.images), "--output", str(again), *model, "3"]
+    score = ["evaluate", "score", str(again), *questions, "--annotations", str(wanted.annotations)]
+    world = ["evaluate", "world", "--count", "1", "--jobs", *JOBS, "--json", str(tmp_path / "scores.json"), *model, "1"]
+    assert [main(words) for words in (run, score, world)] == [0, 0, 0]
+    of_loop = recipe.output / "benchmarks" / "step-2" / "gqa"
+    for name in ("run.json", "answers.jsonl"):
+        assert (of_loop / name).read_text() == (again / name).read_text()
+    in_loop, after = (json.loads((folder / "result.json").read_text()) for folder in (of_loop, again))
+    assert in_loop["scores"] == after["scores"] and in_loop["model"] == after["model"]
     scores = json.loads((tmp_path / "scores.json").read_text())["scores"]
     expected = [scores[name]["rate"] for name in ("draw, seen pairs", "draw, held-out pairs", "ask")]
     logged = [losses(recipe.output, f"eval_world_{name}")[2] for name in ("draw", "draw_held_out", "ask")]
@@ -121,11 +88,33 @@ def test_the_last_scores_of_the_world_are_those_of_the_averaged_model_that_is_sa
     assert losses(recipe.output, "eval_world")[2] == pytest.approx(sum(expected) / 3)
 
 
+def test_what_cannot_be_measured_is_refused_before_training(mllm_recipe: MLLMRecipe, tmp_path: Path) -> None:
+    """For want of a judge, of whole pairs, of text, of a file; of pixels, of a number of this name, of such a job."""
+    mme = benchmark_of("mme", tmp_path / "mme")
+    for benchmark in (
+        benchmark_of("mmvet", tmp_path / "mmvet"),
+        dataclasses.replace(mme, limit=3),
+        dataclasses.replace(mme, name="geneval"),
+        dataclasses.replace(mme, questions=tmp_path / "none.jsonl"),
+    ):
+        with pytest.raises((ValueError, FileNotFoundError)):
+            train_mllm(measured(mllm_recipe, benchmarks=[benchmark]))
+    for recipe in (
+        dataclasses.replace(mllm_recipe, validation=Validation(world=WorldInLoop())),
+        measured(mllm_recipe, {"metric_for_best_model": "eval_world_edit"}, world=WORLD),
+        measured(mllm_recipe, world=WorldInLoop(jobs=["sing"])),
+    ):
+        with pytest.raises(ValueError):
+            train_mllm(recipe)
+    assert not (mllm_recipe.output / "final").exists()
+
+
 def test_the_best_by_a_named_number_is_saved_and_kept(mllm_recipe: MLLMRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also between two `save_steps`, and while later ones are dropped."""
     rates = iter((0.1, 0.7, 0.3, 0.5, 0.7, 0.2))
     monkeypatch.setattr("train.callbacks.score_world", lambda *_: {"world": next(rates)})
-    recipe = with_world(mllm_recipe, max_steps=6, save_steps=3, save_total_limit=2, metric_for_best_model="world")
+    trainer = {"max_steps": 6, "save_steps": 3, "save_total_limit": 2, "metric_for_best_model": "world"}
+    recipe = measured(mllm_recipe, trainer, world=WORLD)
     train_mllm(recipe)
     assert {path.name for path in recipe.output.glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-6"}
     for step in (2, 6):
@@ -136,8 +125,7 @@ def test_the_best_by_a_named_number_is_saved_and_kept(mllm_recipe: MLLMRecipe, m
 @pytest.mark.slow
 def test_all_processes_know_the_scores(mllm_recipe: MLLMRecipe, tmp_path: Path) -> None:
     """The first one measures; both decide which checkpoint is the best."""
-    recipe = with_world(mllm_recipe, max_steps=2, metric_for_best_model="world")
-    recipe = dataclasses.replace(recipe, batches_per_step=2)
+    recipe = changed(measured(mllm_recipe, {"metric_for_best_model": "world"}, world=WORLD), batches_per_step=2)
     launch("torchrun", write_recipe(recipe, tmp_path / "recipe.yaml"))
     assert losses(recipe.output, "eval_world").keys() == {1, 2}
     assert (recipe.output / "checkpoint-2" / "trainer_state.json").is_file()

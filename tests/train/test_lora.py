@@ -10,12 +10,11 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file
 
 from mllm.checkpoint import find_model_folder
 from mllm.model import MLLMForConditionalGeneration
 from mllm.vocabulary import added_ids, load_text_tokenizer
-from tests.train.launching import losses
+from tests.train.launching import changed, losses, same, weights
 from tokenizer.unitok import UniTok
 from train import trainer as training
 from train.build_model import build_model
@@ -27,37 +26,27 @@ from train.trainer import train_mllm
 ADAPTER = AdapterRecipe(rank=3, alpha=6.0, dropout=0.0)
 
 
-def on_a_new_model(mllm_recipe: MLLMRecipe, *, tied: bool, steps: int = 4) -> MLLMRecipe:
+def on_a_new_model(mllm_recipe: MLLMRecipe, *, tied: bool = False, steps: int = 4) -> MLLMRecipe:
     """An adapter on a model whose embeddings are tied or not."""
     fields = {**mllm_recipe.model, "text_config": {**mllm_recipe.model["text_config"], "tie_word_embeddings": tied}}
     text_tokenizer = load_text_tokenizer(mllm_recipe.text_tokenizer)
     image_tokenizer = UniTok.from_pretrained(mllm_recipe.image_tokenizer)
-    base = mllm_recipe.output / f"base-{tied}"
+    base, output = mllm_recipe.output / "base", mllm_recipe.output / "lora"
     model = build_model(dataclasses.replace(mllm_recipe, model=fields), text_tokenizer, image_tokenizer)
     save_model_folder(base, model=model, text_tokenizer=text_tokenizer, image_tokenizer=image_tokenizer)
-    return dataclasses.replace(
-        mllm_recipe,
-        model={},
-        start_from=base,
-        adapter=ADAPTER,
-        trainable=["projector", "code_head"],
-        output=mllm_recipe.output / f"lora-{tied}",
-        trainer={**mllm_recipe.trainer, "max_steps": steps, "save_steps": 2, "report_to": []},
-    )
+    start: dict[str, Any] = {"model": {}, "start_from": base, "output": output, "adapter": ADAPTER}
+    trainer = {"max_steps": steps, "save_steps": 2, "report_to": []}
+    return changed(mllm_recipe, trainer, trainable=["projector", "code_head"], **start)
 
 
 def loss_of(model: torch.nn.Module) -> torch.Tensor:
     codes_PK = torch.tensor([[1, 2], [3, 4], [5, 6], [7, 8]])
     begin, end, image = model.config.begin_image_id, model.config.end_image_id, model.config.image_token_id
     ids_BT = torch.tensor([[1, 40, begin, image, image, image, image, end, 2]])
+    labels_BT = ids_BT.masked_fill(ids_BT == image, -100)
+    images = {"codes": codes_PK, "image_lengths": torch.tensor([4]), "code_targets": torch.ones(4, dtype=torch.bool)}
     with torch.no_grad():
-        return model.eval()(
-            ids_BT,
-            labels=ids_BT.masked_fill(ids_BT == image, -100),
-            codes=codes_PK,
-            image_lengths=torch.tensor([4]),
-            code_targets=torch.ones(4, dtype=torch.bool),
-        ).loss
+        return model.eval()(ids_BT, labels=labels_BT, **images).loss
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -67,42 +56,37 @@ def test_what_is_trained_is_saved_alone_resumes_exactly_and_merges_into_the_same
     recipe = on_a_new_model(mllm_recipe, tied=tied)
     train_mllm(recipe)
     final, expected = recipe.output / "final", losses(recipe.output)
-    saved = load_file(final / "adapter_model.safetensors")
+    saved = weights(final)
     assert not any("backbone.layers" in name and name.endswith("q_proj.weight") for name in saved)
     assert max(tensor.shape[0] for name, tensor in saved.items() if "embed_tokens" in name) <= 3
 
     shutil.rmtree(recipe.output / "checkpoint-4")
     train_mllm(recipe)
-    assert losses(recipe.output) == expected
-    resumed = load_file(final / "adapter_model.safetensors")
-    assert resumed.keys() == saved.keys() and all(torch.equal(resumed[name], saved[name]) for name in saved)
+    assert losses(recipe.output) == expected and same(weights(final), saved)
 
     merge_folder(final, recipe.output / "merged")
     assert find_model_folder(recipe.output / "merged") == recipe.output / "merged"
     before = MLLMForConditionalGeneration.from_pretrained(recipe.start_from)
     after = MLLMForConditionalGeneration.from_pretrained(recipe.output / "merged")
-    changed = {name for name, old in before.state_dict().items() if not torch.equal(old, after.state_dict()[name])}
+    moved = {name for name, old in before.state_dict().items() if not torch.equal(old, after.state_dict()[name])}
     for part in ("q_proj", "code_head", "projector"):
-        assert any(part in name for name in changed)
-    assert not any("norm" in name and "backbone" in name for name in changed)
+        assert any(part in name for name in moved)
+    assert not any("norm" in name and "backbone" in name for name in moved)
     for layer in ("get_input_embeddings", "get_output_embeddings"):
         has_moved_V = (getattr(before, layer)().weight != getattr(after, layer)().weight).any(dim=1)
-        moved = set(has_moved_V.nonzero()[:, 0].tolist())
-        assert before.config.begin_image_id in moved and moved <= added_ids(before.config), layer
+        rows = set(has_moved_V.nonzero()[:, 0].tolist())
+        assert before.config.begin_image_id in rows and rows <= added_ids(before.config), layer
     torch.testing.assert_close(loss_of(after), loss_of(PeftModel.from_pretrained(before, str(final))))
+    with pytest.raises(FileNotFoundError):
+        merge_folder(recipe.output, recipe.output / "out")
 
 
 def test_what_is_trained_beside_bfloat16_weights_is_float32_and_the_model_still_draws(
     mllm_recipe: MLLMRecipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = on_a_new_model(mllm_recipe, tied=False, steps=1)
-    recipe = dataclasses.replace(
-        recipe,
-        trainer={**recipe.trainer, "bf16": True, "eval_steps": 1},
-        validation=Validation(batches=1, prompts=["a red circle"]),
-    )
-    learned = {}
-    build = training.trainable_model
+    validation = Validation(batches=1, prompts=["a red circle"])
+    recipe = changed(on_a_new_model(mllm_recipe, steps=1), {"bf16": True, "eval_steps": 1}, validation=validation)
+    learned, build = {}, training.trainable_model
 
     def remembered(*arguments: Any) -> torch.nn.Module:
         model = build(*arguments)
@@ -114,34 +98,28 @@ def test_what_is_trained_beside_bfloat16_weights_is_float32_and_the_model_still_
     train_mllm(recipe)
     assert set(learned.values()) == {torch.float32} and any("code_head" in name for name in learned)
     assert (recipe.output / "samples" / "step-1.png").is_file()
-    saved = load_file(recipe.output / "final" / "adapter_model.safetensors")
+    saved = weights(recipe.output / "final")
     assert {tensor.dtype for name, tensor in saved.items() if "code_head" in name} == {torch.float32}
 
 
-def test_an_adapter_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError):
-        merge_folder(tmp_path, tmp_path / "out")
-
-
-def test_a_quantized_backbone_says_what_to_install(
-    mllm_recipe: MLLMRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    recipe = on_a_new_model(mllm_recipe, tied=False)
+def test_a_quantized_backbone_says_what_to_install(mllm_recipe: MLLMRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = dataclasses.replace(on_a_new_model(mllm_recipe), adapter=AdapterRecipe(bits=4))
     monkeypatch.setattr("mllm.checkpoint.find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"pip install 'mllm-toolkit\[quantization\]'"):
-        train_mllm(dataclasses.replace(recipe, adapter=AdapterRecipe(bits=4)))
+        train_mllm(recipe)
 
 
 def test_adapters_learn_on_a_quantized_backbone(mllm_recipe: MLLMRecipe) -> None:
     """QLoRA: the frozen weights are few bits, what is saved is the adapter alone, and it lowers the loss."""
     pytest.importorskip("bitsandbytes", reason="quantized backbones need bitsandbytes, an optional extra")
-    start = on_a_new_model(mllm_recipe, tied=False, steps=12)
+    start = on_a_new_model(mllm_recipe, steps=12)
     for bits in (4, 8):
         adapter, output = dataclasses.replace(ADAPTER, bits=bits), start.output / str(bits)
-        recipe = dataclasses.replace(start, adapter=adapter, output=output, ema_decay=0.0)
-        train_mllm(recipe)
+        train_mllm(dataclasses.replace(start, adapter=adapter, output=output, ema_decay=0.0))
         found = losses(output)
         assert found[12] < found[1]
         merge_folder(output / "final", output / "merged")
-        before = MLLMForConditionalGeneration.from_pretrained(recipe.start_from)
-        assert loss_of(MLLMForConditionalGeneration.from_pretrained(output / "merged")) < loss_of(before)
+        before, after = (
+            MLLMForConditionalGeneration.from_pretrained(path) for path in (start.start_from, output / "merged")
+        )
+        assert loss_of(after) < loss_of(before)

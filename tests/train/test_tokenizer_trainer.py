@@ -19,8 +19,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.train.conftest import SMALL
-from tests.train.launching import ROOT, command, environment, launch
-from tests.train.tokenizer_recipes import TEXT_TOWER, everything, write_recipe
+from tests.train.launching import ROOT, command, environment, launch, same, weights, write_recipe
+from tests.train.tokenizer_recipes import TEXT_TOWER, everything
 from tokenizer.unitok import UniTok
 from train.recipe import CodebookSchedule, ShardsRecipe, TokenizerLossWeights, TokenizerRecipe
 from train.tokenizer_trainer import TokenizerTrainer, with_new_decoder

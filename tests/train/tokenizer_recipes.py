@@ -13,7 +13,6 @@ from train.recipe import (
     ShardsRecipe,
     TokenizerLossWeights,
     TokenizerRecipe,
-    as_yaml,
 )
 
 TEXT_TOWER = {"embed_dim": 8, "text_vocab_size": 517, "text_context": 12, "text_width": 16, "text_heads": 2}
@@ -55,9 +54,3 @@ def everything(folder: Path, output: Path, **changes: Any) -> TokenizerRecipe:
         "keep_checkpoints": 10,
     }
     return TokenizerRecipe(output=output, **{**settings, **changes})
-
-
-def write_recipe(recipe: TokenizerRecipe, path: Path) -> Path:
-    """The recipe as a file that `mllm train` reads."""
-    path.write_text(as_yaml(recipe))
-    return path
