@@ -1,10 +1,10 @@
-"""A new model around a language model: whose weights are whose, alone and under ZeRO-3."""
+"""A new model around a language model, or from one of ours: whose weights are whose, alone and under ZeRO-3."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from mllm.model import MLLMForConditionalGeneration
 from mllm.sequence import ImageLayout
 from mllm.vocabulary import load_text_tokenizer, save_text_tokenizer
-from tests.train.launching import ROOT, command, environment, write_recipe
+from tests.train.launching import ROOT, changed, command, environment, same, write_recipe
 from tokenizer.unitok import UniTok
 from train.build_model import build_model
 from train.recipe import MLLMRecipe
@@ -34,7 +34,7 @@ def language_model(folder: Path, model_type: str = "llama") -> Path:
 @pytest.fixture
 def recipe(mllm_recipe: MLLMRecipe, tmp_path: Path) -> MLLMRecipe:
     fields = {"embedder_width": 24, "embedder_heads": 2, "head_layers": 1}  # the image tokenizer's projection
-    return dataclasses.replace(mllm_recipe, model=fields, backbone=language_model(tmp_path), ema_decay=0.0)
+    return replace(mllm_recipe, model=fields, backbone=language_model(tmp_path), ema_decay=0.0)
 
 
 def check_weights(weights: dict[str, torch.Tensor], recipe: MLLMRecipe) -> None:
@@ -58,15 +58,15 @@ def check_weights(weights: dict[str, torch.Tensor], recipe: MLLMRecipe) -> None:
     assert 0.01 < head.std() < 0.04 and weights["code_head.norm.weight"].eq(1).all()
 
 
-def build(recipe: MLLMRecipe) -> MLLMForConditionalGeneration:
-    image_tokenizer = UniTok.from_pretrained(recipe.image_tokenizer)
+def build(recipe: MLLMRecipe, image_tokenizer: UniTok | None = None) -> MLLMForConditionalGeneration:
+    image_tokenizer = image_tokenizer or UniTok.from_pretrained(recipe.image_tokenizer)
     return build_model(recipe, load_text_tokenizer(recipe.text_tokenizer), image_tokenizer)
 
 
 def test_any_language_model_gets_eyes_and_hands(recipe: MLLMRecipe, tmp_path: Path) -> None:
     """Its weights and what it says of text stay the same."""
     for model_type in ("llama", "qwen2", "qwen3", "gemma"):
-        recipe = dataclasses.replace(recipe, backbone=language_model(tmp_path, model_type))
+        recipe = replace(recipe, backbone=language_model(tmp_path, model_type))
         model = build(recipe).eval()
         check_weights(model.state_dict(), recipe)
         assert model.config.vocab_size == NUM_TOKENS + 3
@@ -85,7 +85,7 @@ def test_rows_without_a_token_become_those_of_the_new_tokens(recipe: MLLMRecipe,
         for layer in (backbone.get_input_embeddings(), backbone.get_output_embeddings()):
             layer.weight[NUM_TOKENS:] = 0
     backbone.save_pretrained(tmp_path / "padded")
-    model = build(dataclasses.replace(recipe, backbone=tmp_path / "padded"))
+    model = build(replace(recipe, backbone=tmp_path / "padded"))
     assert model.config.vocab_size == NUM_TOKENS + 64
     for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
         mean = layer.weight[:NUM_TOKENS].mean(dim=0)
@@ -95,17 +95,11 @@ def test_rows_without_a_token_become_those_of_the_new_tokens(recipe: MLLMRecipe,
 
 def test_a_model_of_ours_lends_its_words_to_other_codes(mllm_recipe: MLLMRecipe, tmp_path: Path) -> None:
     """Its image parts are left behind, also where they would fit."""
-    image_tokenizer = UniTok.from_pretrained(mllm_recipe.image_tokenizer)
-    before = build_model(mllm_recipe, load_text_tokenizer(mllm_recipe.text_tokenizer), image_tokenizer)
+    before = build(mllm_recipe)
     before.save_pretrained(tmp_path / "before")
     for head_type in ("depth_transformer", "mlp"):
-        recipe = dataclasses.replace(
-            mllm_recipe,
-            model={"embedder_width": 24, "embedder_heads": 2, "head_type": head_type, "head_layers": 1},
-            backbone=tmp_path / "before",
-            trainer={**mllm_recipe.trainer, "seed": 1},
-        )
-        after = build_model(recipe, load_text_tokenizer(mllm_recipe.text_tokenizer), image_tokenizer)
+        fields = {"embedder_width": 24, "embedder_heads": 2, "head_type": head_type, "head_layers": 1}
+        after = build(changed(mllm_recipe, {"seed": 1}, model=fields, backbone=tmp_path / "before"))
         ours, theirs = after.state_dict(), before.state_dict()
         words = [name for name in theirs if name.startswith(("backbone.", "lm_head."))]
         assert words and all(torch.equal(ours[name], theirs[name]) for name in words)
@@ -113,34 +107,40 @@ def test_a_model_of_ours_lends_its_words_to_other_codes(mllm_recipe: MLLMRecipe,
         assert head and not any(torch.equal(ours[name], theirs[name]) for name in head)
 
 
-def test_tokenizers_of_another_model_are_refused(mllm_recipe: MLLMRecipe, recipe: MLLMRecipe, tmp_path: Path) -> None:
-    """Where ids differ (sizes get those of plans), and where codes look alike but patches are larger."""
+def test_what_does_not_fit_the_start_is_refused(mllm_recipe: MLLMRecipe, recipe: MLLMRecipe, tmp_path: Path) -> None:
+    """Other ids (sizes get those of plans), codes that look alike with larger patches, fields that shape weights."""
     image_tokenizer = UniTok.from_pretrained(mllm_recipe.image_tokenizer)
-    planned = dataclasses.replace(mllm_recipe, data=dataclasses.replace(mllm_recipe.data, plans=True))
-    text_tokenizer = load_text_tokenizer(mllm_recipe.text_tokenizer)
-    build_model(planned, text_tokenizer, image_tokenizer).save_pretrained(tmp_path / "before")
+    planned = replace(mllm_recipe, data=replace(mllm_recipe.data, plans=True))
+    build(planned).save_pretrained(tmp_path / "before")
     grid = {"embedder_width": 24, "embedder_heads": 2, "image_layout": "grid", "max_grid_side": 3}
-    with pytest.raises(ValueError, match="text_tokenizer"):
-        build(dataclasses.replace(planned, model=grid, backbone=tmp_path / "before"))
-    further = dataclasses.replace(mllm_recipe, model={}, start_from=tmp_path / "before")
-    build_model(further, text_tokenizer, image_tokenizer)
+    further = replace(mllm_recipe, model={}, start_from=tmp_path / "before")
     sizes = {"shrink": 2, "image_size": 64, "decoder_widths": (12, 8, 8), "decoder_depths": (1, 1, 1)}
-    with pytest.raises(ValueError, match="image_tokenizer"):
-        build_model(further, text_tokenizer, UniTok(dataclasses.replace(image_tokenizer.config, **sizes)))
-    with pytest.raises(ValueError, match="embedder_width"):
-        build(dataclasses.replace(recipe, model={**recipe.model, "embedder_width": 16}))
-    for start in (mllm_recipe, further):
-        with pytest.raises(ValueError, match=r"model\.image_size must be 32"):
-            build(dataclasses.replace(start, model={**start.model, "image_size": 64}))
+    larger = UniTok(replace(image_tokenizer.config, **sizes))
+    for wrong, other, named in (
+        (replace(planned, model=grid, backbone=tmp_path / "before"), None, "text_tokenizer"),
+        (further, larger, "image_tokenizer"),
+        (replace(recipe, model={**recipe.model, "embedder_width": 16}), None, "embedder_width"),
+        *(
+            (replace(start, model={**start.model, "image_size": 64}), None, r"model\.image_size must be 32")
+            for start in (mllm_recipe, further)
+        ),
+        *(
+            (replace(further, model=fields), None, "must")
+            for fields in ({"head_layers": 3}, {"text_config": {"hidden_size": 36}}, {"prompt_style": "latin"})
+        ),
+    ):
+        with pytest.raises(ValueError, match=named):
+            build(wrong, other)
     for name in ("start_from", "backbone"):
         with pytest.raises(FileNotFoundError, match=f"{name} .*/nowhere"):
-            build(dataclasses.replace(mllm_recipe, **{name: Path("/nowhere")}))
+            build(replace(mllm_recipe, **{name: Path("/nowhere")}))
+    config = build(replace(further, model={**mllm_recipe.model, "image_guidance": 3.5})).config
+    assert config.image_guidance == 3.5 and config.hidden_size == 32
 
 
 def build_under_zero3(recipe: MLLMRecipe, folder: Path) -> list[dict[str, torch.Tensor]]:
     """The weights that two processes gather, each of which holds its half."""
-    trainer = {**recipe.trainer, "deepspeed": "zero3"}
-    path = write_recipe(dataclasses.replace(recipe, trainer=trainer), folder / "recipe.yaml")
+    path = write_recipe(changed(recipe, {"deepspeed": "zero3"}), folder / "recipe.yaml")
     words = command("torchrun", path)
     words = [*words[: words.index("train.run")], "tests.train.zero3_worker", str(path), str(folder)]
     done = subprocess.run(words, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=600)
@@ -156,18 +156,17 @@ def build_under_zero3(recipe: MLLMRecipe, folder: Path) -> list[dict[str, torch.
 def test_under_zero3_the_weights_around_a_language_model_are_the_same(
     recipe: MLLMRecipe, tmp_path: Path, fields: dict[str, object]
 ) -> None:
-    recipe = dataclasses.replace(recipe, model={**recipe.model, **fields})
+    recipe = replace(recipe, model={**recipe.model, **fields})
     for weights in build_under_zero3(recipe, tmp_path):
         check_weights(weights, recipe)
 
 
 @pytest.mark.slow
 def test_under_zero3_tokens_and_positions_are_added_as_without(mllm_recipe: MLLMRecipe, tmp_path: Path) -> None:
-    fields = {**mllm_recipe.model, "image_position_embedding": True}
-    before = build(dataclasses.replace(mllm_recipe, model=fields))
+    before = build(replace(mllm_recipe, model={**mllm_recipe.model, "image_position_embedding": True}))
     before.save_pretrained(tmp_path / "before")
     many = {"image_layout": "grid", "max_grid_side": before.config.grid_side + 2}
-    grown = dataclasses.replace(mllm_recipe, start_from=tmp_path / "before", model=many, ema_decay=0.0)
+    grown = replace(mllm_recipe, start_from=tmp_path / "before", model=many, ema_decay=0.0)
     expected = build(grown).state_dict()
     for weights in build_under_zero3(grown, tmp_path):
         for name, value in weights.items():
@@ -177,63 +176,52 @@ def test_under_zero3_tokens_and_positions_are_added_as_without(mllm_recipe: MLLM
 def test_a_model_can_be_trained_further_to_write_plans(mllm_recipe: MLLMRecipe, tmp_path: Path) -> None:
     before = build(mllm_recipe)
     before.save_pretrained(tmp_path / "before")
-    planned = dataclasses.replace(mllm_recipe.data, plans=True)
-    after = build(dataclasses.replace(mllm_recipe, start_from=tmp_path / "before", model={}, data=planned))
+    planned = replace(mllm_recipe.data, plans=True)
+    after = build(replace(mllm_recipe, start_from=tmp_path / "before", model={}, data=planned))
     assert after.config.begin_plan_id == before.config.vocab_size == after.config.vocab_size - 1
     old, new = before.state_dict(), after.state_dict()
-    for name, value in old.items():
-        assert (
-            torch.equal(new[name][: len(value)] if name in ("lm_head.weight",) else new[name], value) or "embed" in name
-        )
+    assert all(torch.equal(new[name][: len(value)], value) for name, value in old.items())
     rows = new["backbone.embed_tokens.weight"]
-    assert torch.equal(rows[:-1], old["backbone.embed_tokens.weight"])
     torch.testing.assert_close(rows[-1], rows[:-1].mean(dim=0))
     after.save_pretrained(tmp_path / "after")
-    again = build(dataclasses.replace(mllm_recipe, start_from=tmp_path / "after", model={}))
+    again = build(replace(mllm_recipe, start_from=tmp_path / "after", model={}))
     assert again.config.begin_plan_id == after.config.begin_plan_id
 
 
 def test_a_model_of_one_size_can_be_trained_on_many(mllm_recipe: MLLMRecipe, tmp_path: Path) -> None:
-    planned = dataclasses.replace(mllm_recipe.data, plans=True)
-    first = dataclasses.replace(
-        mllm_recipe, data=planned, model={**mllm_recipe.model, "image_position_embedding": True}
-    )
+    planned = replace(mllm_recipe.data, plans=True)
+    first = replace(mllm_recipe, data=planned, model={**mllm_recipe.model, "image_position_embedding": True})
     text_tokenizer = load_text_tokenizer(first.text_tokenizer)
     before = build_model(first, text_tokenizer, UniTok.from_pretrained(first.image_tokenizer))
     before.save_pretrained(tmp_path / "before")
     save_text_tokenizer(text_tokenizer, tmp_path / "before")
     side = before.config.grid_side
     many = {"image_layout": "grid", "max_grid_side": side, "sizes": [[32, 32], [16, 32]]}
-    grown = dataclasses.replace(first, start_from=tmp_path / "before", model=many)
-    with pytest.raises(ValueError):
-        build(grown)  # there the new tokens would come before that of plans
-    after = build(dataclasses.replace(grown, text_tokenizer=tmp_path / "before"))
+    grown = replace(first, start_from=tmp_path / "before", model=many, text_tokenizer=tmp_path / "before")
+    after = build(grown)
+    after.save_pretrained(tmp_path / "after")
+    for wrong in (
+        {"text_tokenizer": first.text_tokenizer},  # with it the new tokens would come before that of plans
+        *({"model": model} for model in ({"max_grid_side": side}, {"image_layout": "grid"})),
+        {"model": {**many, "max_grid_side": side - 1}},
+        {"start_from": tmp_path / "after", "model": {"image_layout": "fixed"}},
+    ):
+        with pytest.raises(ValueError):
+            build(replace(grown, **wrong))
     assert after.config.begin_plan_id == before.config.begin_plan_id
     assert after.config.new_line_id == before.config.vocab_size
     assert after.config.vocab_size == before.config.vocab_size + 1 + 2 * side
     assert ImageLayout.from_config(after.config).check((side - 1, side)) == (side - 1, side)
     old, new = before.state_dict(), after.state_dict()
     assert all(torch.equal(new[name][: len(value)], value) for name, value in old.items())
-    for half in ({"max_grid_side": side}, {"image_layout": "grid"}):
-        with pytest.raises(ValueError):
-            build(dataclasses.replace(grown, text_tokenizer=tmp_path / "before", model=half))
-    with pytest.raises(ValueError, match="max_grid_side"):
-        build(dataclasses.replace(grown, text_tokenizer=tmp_path / "before", model={**many, "max_grid_side": side - 1}))
+
     larger = {**many, "max_grid_side": side + 2, "sizes": [[32, 32], [64, 32]]}
-    wide = build(dataclasses.replace(grown, text_tokenizer=tmp_path / "before", model=larger))
-    assert (
-        wide.config.max_grid_side == side + 2 and wide.config.first_column_size_id == wide.config.new_line_id + side + 3
-    )
-    rows, known = wide.code_embedding.places.row, before.code_embedding.places.row
-    assert torch.equal(rows, torch.cat([known, known[-1:], known[-1:]]))
-    assert wide.config.sizes == larger["sizes"]
+    wide = build(replace(grown, model=larger))
+    config, rows, known = wide.config, wide.code_embedding.places.row, before.code_embedding.places.row
+    assert config.max_grid_side == side + 2 and config.first_column_size_id == config.new_line_id + side + 3
+    assert torch.equal(rows, torch.cat([known, known[-1:], known[-1:]])) and config.sizes == larger["sizes"]
     wide.save_pretrained(tmp_path / "wide")
     again = MLLMForConditionalGeneration.from_pretrained(tmp_path / "wide")
-    assert torch.equal(again.code_embedding.places.next_row, wide.code_embedding.places.next_row)
-    goes_on = build(
-        dataclasses.replace(grown, start_from=tmp_path / "wide", text_tokenizer=tmp_path / "before", model={})
-    )
-    assert torch.equal(goes_on.code_embedding.places.row, rows) and goes_on.config.sizes == larger["sizes"]
-    after.save_pretrained(tmp_path / "after")
-    with pytest.raises(ValueError):
-        build(dataclasses.replace(grown, start_from=tmp_path / "after", model={"image_layout": "fixed"}))
+    assert same(again.code_embedding.places.state_dict(), wide.code_embedding.places.state_dict())
+    resumed = build(replace(grown, start_from=tmp_path / "wide", model={}))
+    assert torch.equal(resumed.code_embedding.places.row, rows) and resumed.config.sizes == larger["sizes"]
