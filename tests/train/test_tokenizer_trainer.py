@@ -15,7 +15,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accelerate.state import AcceleratorState
-from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.train.conftest import SMALL
@@ -50,17 +49,6 @@ def read_log(output: Path) -> list[dict[str, Any]]:
     return [{name: value for name, value in entry.items() if name != "images_per_second"} for entry in entries]
 
 
-def require_equal_weights(first: Path, second: Path) -> None:
-    one, other = load_file(first / "model.safetensors"), load_file(second / "model.safetensors")
-    assert one.keys() == other.keys()
-    assert all(torch.equal(one[name], other[name]) for name in one)
-
-
-def start(recipe: Path, *, processes: int) -> subprocess.Popen[bytes]:
-    words = command("torchrun", recipe, processes=processes)
-    return subprocess.Popen(words, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-
-
 def test_every_loss_trains_and_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
     recipe = everything(tmp_path, tmp_path / "run")
     TokenizerTrainer(recipe).train()
@@ -75,11 +63,10 @@ def test_every_loss_trains_and_a_resumed_run_equals_an_uninterrupted_one(tmp_pat
             shutil.rmtree(path)
     TokenizerTrainer(dataclasses.replace(recipe, recompute_activations=True)).train()  # changes nothing, either
     assert read_log(recipe.output) == log
-    require_equal_weights(recipe.output / "final", tmp_path / "kept")
-    last, final = (UniTok.from_pretrained(recipe.output / name).state_dict() for name in ("checkpoint-8", "final"))
-    assert all(torch.equal(last[name], final[name]) for name in final)
-    newest = load_file(recipe.output / "checkpoint-8" / "model.safetensors")
-    assert any(not torch.equal(newest[name], final[name]) for name in final)  # which are the average
+    final = weights(recipe.output / "final")
+    assert same(final, weights(tmp_path / "kept"))
+    assert same(final, UniTok.from_pretrained(recipe.output / "checkpoint-8").state_dict())
+    assert not same(final, weights(recipe.output / "checkpoint-8"))  # it is the average
 
 
 @pytest.mark.parametrize("part", ["tokenizer", "discriminator"])
@@ -91,8 +78,8 @@ def test_a_diverged_run_ends_before_it_is_saved(tmp_path: Path, part: str) -> No
     def diverge(gradient: Tensor) -> Tensor:
         return gradient * (math.nan if trainer.step == 3 else 1.0)
 
-    weights = trainer.unwrapped.decoder if part == "tokenizer" else trainer.adversary.heads
-    next(weights.parameters()).register_hook(diverge)
+    diverging = trainer.unwrapped.decoder if part == "tokenizer" else trainer.adversary.heads
+    next(diverging.parameters()).register_hook(diverge)
     with pytest.raises(ValueError):
         trainer.train()
     saved = sorted(path.name for path in recipe.output.glob("checkpoint-*"))
@@ -104,13 +91,13 @@ def test_two_processes_train_like_one_with_the_same_images(tmp_path: Path) -> No
     # Entries of the codebooks begin apart and are revived once, before the last step: equal ones would be told apart by
     # rounding alone, and the length of the gradient depends on which of two equal entries is taken.
     codebooks = CodebookSchedule(initialise_at=0, every=6, threshold=0.95, until=1.0)
-    alone = everything(tmp_path, tmp_path / "one", shards=ShardsRecipe(), batch_size=8, codebooks=codebooks)
-    shared = everything(tmp_path, tmp_path / "two", shards=ShardsRecipe(), batch_size=4, codebooks=codebooks)
-    launch(
-        "torchrun", write_recipe(alone, tmp_path / "one.yaml"), processes=1
-    )  # with as many threads as each of the two: rounding picks codes
-    launch("torchrun", write_recipe(shared, tmp_path / "two.yaml"))
-    entries = list(zip(read_log(alone.output), read_log(shared.output), strict=True))
+    recipes = [
+        everything(tmp_path, tmp_path / f"{count}", shards=ShardsRecipe(), batch_size=8 // count, codebooks=codebooks)
+        for count in (1, 2)
+    ]
+    for count, recipe in enumerate(recipes, start=1):  # with as many threads per process: rounding picks codes
+        launch("torchrun", write_recipe(recipe, tmp_path / f"{count}.yaml"), processes=count)
+    entries = list(zip(*(read_log(recipe.output) for recipe in recipes), strict=True))
     assert entries[6][0]["revived"] > 0
     for one, two in entries[:7]:  # after the revival, rounding decides which of two near entries is taken
         for name, value in one.items():
@@ -121,21 +108,24 @@ def test_two_processes_train_like_one_with_the_same_images(tmp_path: Path) -> No
 
 @pytest.mark.slow
 def test_a_killed_run_on_two_processes_ends_as_an_uninterrupted_one(tmp_path: Path) -> None:
-    complete = everything(tmp_path, tmp_path / "complete", steps=12, save_every=3)
-    killed = everything(tmp_path, tmp_path / "killed", steps=12, save_every=3)
+    complete, killed = (
+        everything(tmp_path, tmp_path / name, steps=12, save_every=3) for name in ("complete", "killed")
+    )
     launch("torchrun", write_recipe(complete, tmp_path / "complete.yaml"))
-    process = start(write_recipe(killed, tmp_path / "killed.yaml"), processes=2)
+    words = command("torchrun", write_recipe(killed, tmp_path / "killed.yaml"))
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(words, cwd=ROOT, env=environment(), **quiet)
     metrics = killed.output / "metrics.jsonl"
     while process.poll() is None and not (metrics.is_file() and len(metrics.read_text().splitlines()) >= 5):
         time.sleep(0.05)
     launcher = psutil.Process(process.pid)
     for one in [*launcher.children(recursive=True), launcher]:
         one.kill()
-    process.communicate()
+    process.wait()
     assert not (killed.output / "final").exists()
     launch("torchrun", tmp_path / "killed.yaml")
     assert read_log(killed.output) == read_log(complete.output)
-    require_equal_weights(killed.output / "final", complete.output / "final")
+    assert same(weights(killed.output / "final"), weights(complete.output / "final"))
 
 
 @pytest.fixture
@@ -176,8 +166,7 @@ def test_start_from_and_checkpoints_of_another_network(tmp_path: Path) -> None:
     TokenizerTrainer(first).train()
     second = everything(tmp_path, tmp_path / "more", architecture={}, start_from=first.output / "final")
     started = TokenizerTrainer(second).unwrapped.state_dict()
-    stored = load_file(first.output / "final" / "model.safetensors")
-    assert all(torch.equal(tensor, stored[name]) for name, tensor in started.items())
+    assert same(started, weights(first.output / "final"))
     # causal and full attention have the same weights; only the stored config tells them apart
     causal = {**first.architecture, "projection_attention": "causal"}
     with pytest.raises(ValueError):
@@ -222,9 +211,8 @@ def test_contradicting_recipes_are_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError):
             everything(tmp_path, tmp_path / "run", **changes)
-    assert everything(tmp_path, tmp_path / "run").left_out == []
-    assert TokenizerRecipe(output=tmp_path).left_out == [
-        *("entropy", "perceptual (LPIPS)", "adversarial (DINOv2)", "contrastive")
-    ]
+    assert everything(tmp_path, tmp_path / "run").left_out == ["detail"]
+    left_out = ["detail", "entropy", "perceptual", "contrastive", "adversarial"]
+    assert TokenizerRecipe(output=tmp_path).left_out == left_out
     with pytest.raises(ValueError):  # no text tower
         TokenizerTrainer(everything(tmp_path, tmp_path / "run", architecture=SMALL))

@@ -62,7 +62,7 @@ def test_the_published_recipe_holds_the_published_numbers_and_names_the_files_it
     weights = recipe.loss
     assert (weights.l1, weights.l2, weights.perceptual, weights.vq, weights.contrastive) == (0.2, 1.0, 1.0, 1.0, 1.0)
     assert (recipe.adversarial.weight, recipe.adversarial.learning_rate) == (0.4, 2e-5)
-    assert recipe.left_out == ["entropy"]
+    assert recipe.left_out == ["detail", "entropy"]
     monkeypatch.chdir(tmp_path)
     (tmp_path / "external").mkdir()
     for name, file in (
