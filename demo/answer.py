@@ -47,14 +47,12 @@ Content = list[dict[str, Any]]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Settings:
-    """The values of the fields under "Settings"; seed and top-k are texts, as typed."""
+    """The values of the fields under "Settings"; seed and top-k are texts, as typed, or nothing."""
 
     seed: str | None = None
-    """Digits, or nothing for a new one each time."""
     guidance: float
     temperature: float
     top_k: str | None
-    """Digits, or nothing for all."""
 
     @classmethod
     def of(cls, sampling: SamplingConfig) -> Settings:
@@ -112,7 +110,6 @@ def reduced(file: str) -> str:
 
 
 def answer_entry(content: Content) -> Entry:
-    """An answer to show."""
     return {"role": "assistant", "content": content}
 
 
@@ -130,24 +127,19 @@ def to_messages(history: list[Entry]) -> list[Message]:
             kept.append(entry)
         elif kept and kept[-1]["role"] == "user":
             kept.pop()
-    return [
-        Message(entry["role"], tuple(to_part(part) for part in entry["content"] if not is_note(part))) for entry in kept
-    ]
+    return [Message(entry["role"], tuple(to_parts(entry["content"]))) for entry in kept]
 
 
-def is_note(part: dict[str, Any]) -> bool:
-    """Whether it is the page that says this, not the model."""
-    return part["type"] == "text" and part["text"].startswith(NOTE)
-
-
-def to_part(part: dict[str, Any]) -> TextPart | ImagePart:
-    match part["type"]:
-        case "text":
-            return TextPart(html.unescape(part["text"]))
-        case "file":
-            return ImagePart(read_image(part["file"]["path"], name="the uploaded image"))
-        case kind:
-            raise ValueError(f"a message must hold text and images only, got {kind!r}")
+def to_parts(content: Content) -> Iterator[TextPart | ImagePart]:
+    for part in content:
+        match part:
+            case {"type": "text", "text": str(text)}:
+                if not text.startswith(NOTE):  # which the page says, not the model
+                    yield TextPart(html.unescape(text))
+            case {"type": "file", "file": {"path": str(path)}}:
+                yield ImagePart(read_image(path, name="the uploaded image"))
+            case _:
+                raise ValueError(f"a message must hold text and images only, got {part.get('type')!r}")
 
 
 def stopped(history: list[Entry]) -> list[Entry]:

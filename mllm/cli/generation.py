@@ -46,21 +46,13 @@ AT_ONCE = (32, 8)
 """Images drawn together before they are written: on an accelerator, on a CPU."""
 
 
-class Progress:
-    """Shows how much of an image is done, on one line of a terminal that is cleared at the end."""
+def show_progress(event: Event) -> None:
+    """Show how much of an image is done, on one line of a terminal that is cleared at the end."""
+    from mllm.pipeline import ImageDone, ImageProgress
 
-    CLEAR = "\r\033[K"
-
-    def show(self, event: Event) -> None:
-        from mllm.pipeline import ImageDone, ImageProgress
-
-        if not sys.stderr.isatty():
-            return
-        match event:
-            case ImageProgress(done=done, total=total):
-                print(f"{self.CLEAR}drawing {100 * done // total} %", end="", file=sys.stderr, flush=True)
-            case ImageDone():
-                print(self.CLEAR, end="", file=sys.stderr, flush=True)
+    if isinstance(event, ImageProgress | ImageDone) and sys.stderr.isatty():
+        text = f"drawing {100 * event.done // event.total} %" if isinstance(event, ImageProgress) else ""
+        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
 
 
 def print_text(event: Event) -> None:
@@ -91,21 +83,16 @@ def draw(options: Namespace) -> int | None:
     """Draw, write the files and print their names and seeds."""
     if (options.prompt is None) == (options.class_index is None):
         raise ValueError("exactly one of PROMPT and --class N must be given; see mllm draw --help")
-    if options.class_index is not None:
-        for name, is_given in (
-            ("--size", options.size is not None),
-            ("--plan", options.plan is not None),
-            ("--best-of", options.best_of > 1),
-        ):
-            if is_given:
-                raise ValueError(f"--class must be given without {name}; leave {name} out")
+    others = {"--size": options.size, "--plan": options.plan, "--best-of": options.best_of > 1 or None}
+    if options.class_index is not None and (wrong := [name for name, value in others.items() if value is not None]):
+        raise ValueError(f"--class must be given without {wrong[0]}; leave {wrong[0]} out")
 
     from mllm.pipeline import NUM_RANDOM_SEEDS
     from mllm.processor import save_image
 
     pipeline = load_pipeline(options)
     at_once = max(1, AT_ONCE[pipeline.model.device.type == "cpu"] // options.best_of)
-    settings = {"on_event": Progress().show, **given(options, SAMPLING_OPTIONS)}
+    settings = {"on_event": show_progress, **given(options, SAMPLING_OPTIONS)}
     seed = secrets.randbelow(NUM_RANDOM_SEEDS) if options.seed is None else options.seed
     if options.class_index is not None:
         draw_some = partial(pipeline.draw_class, options.class_index)
@@ -198,7 +185,7 @@ def edit(options: Namespace) -> int | None:
         mask=mask,
         size=options.size,
         plan=options.plan,
-        on_event=Progress().show,
+        on_event=show_progress,
         **given(options, SAMPLING_OPTIONS),
     )
     save_image(image, options.output)
@@ -280,14 +267,11 @@ class Chat:
         from mllm.processor import save_image
 
         asked = [*self.messages, Message("user", (*map(ImagePart, self.images), TextPart(text)))]
-        progress = Progress()
         kept = self.pipeline.shorten(asked)
-        if len(kept) < len(asked):
-            dropped = len(asked) - len(kept)
+        if dropped := len(asked) - len(kept):
             print(f"mllm chat: the oldest {dropped} messages no longer fit and are left out", file=sys.stderr)
-        asked = kept
-        for event in self.pipeline.chat(asked, **self.overrides):
-            progress.show(event)
+        for event in self.pipeline.chat(kept, **self.overrides):
+            show_progress(event)
             print_text(event)
             match event:
                 case ImageDone(image=image):
@@ -298,4 +282,4 @@ class Chat:
                     print(path)
                 case Done(message=message):
                     print()
-                    self.messages, self.images = [*asked, message], []
+                    self.messages, self.images = [*kept, message], []

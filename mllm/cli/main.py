@@ -47,11 +47,16 @@ def option(*flags: str, **settings: Any) -> Option:
     return Option(flags, settings)
 
 
-def positive_count(text: str) -> int:
-    """An integer from 1 to a million."""
-    if not text.isdecimal() or len(text) > 7 or not 0 < int(text) <= 10**6:
-        raise ArgumentTypeError(f"must be an integer from 1 to 1000000, got {text!r}")
-    return int(text)
+def count_up_to(most: int) -> Callable[[str], int]:
+    def read(text: str) -> int:
+        if not text.isdecimal() or len(text) > 7 or not 0 < int(text) <= most:
+            raise ArgumentTypeError(f"must be an integer from 1 to {most}, got {text!r}")
+        return int(text)
+
+    return read
+
+
+positive_count, port_number = count_up_to(10**6), count_up_to(2**16 - 1)
 
 
 def speculation(text: str) -> bool | int:
@@ -65,13 +70,6 @@ def image_size(text: str) -> tuple[int, int]:
     if not (cross and width.isdecimal() and height.isdecimal()):
         raise ArgumentTypeError(f"must be WIDTHxHEIGHT, such as 256x256, got {text!r}")
     return int(width), int(height)
-
-
-def port_number(text: str) -> int:
-    """A port to listen on."""
-    if not text.isdecimal() or not 0 < int(text) < 2**16:
-        raise ArgumentTypeError(f"must be an integer from 1 to 65535, got {text!r}")
-    return int(text)
 
 
 def gigabytes(text: str) -> float:
@@ -242,26 +240,21 @@ def command(name: str, summary: str, example: str, *options: Option) -> Callable
     return register
 
 
-class Verb(NamedTuple):
-    summary: str
-    module: str
-    """Registers the verb with `command`."""
-
-
 VERBS = {
-    "demo": Verb("chat with the model in the browser", "mllm.cli.training"),
-    "draw": Verb("draw images from a sentence", "mllm.cli.generation"),
-    "ask": Verb("ask a question about one or more images", "mllm.cli.generation"),
-    "edit": Verb("change an image following an instruction", "mllm.cli.generation"),
-    "chat": Verb("chat with the model in the terminal", "mllm.cli.generation"),
-    "tokenize": Verb("turn images into codes and back", "mllm.cli.tokenizer"),
-    "prepare": Verb("turn raw data into training shards", "mllm.cli.training"),
-    "train": Verb("train a model from a recipe", "mllm.cli.training"),
-    "merge": Verb("merge a trained adapter into its model", "mllm.cli.training"),
-    "evaluate": Verb("evaluate a model", "mllm.cli.evaluation"),
-    "convert": Verb("convert released checkpoints, and back", "mllm.cli.tokenizer"),
-    "benchmark": Verb("measure speed and memory", "mllm.cli.benchmark"),
+    "demo": ("chat with the model in the browser", "training"),
+    "draw": ("draw images from a sentence", "generation"),
+    "ask": ("ask a question about one or more images", "generation"),
+    "edit": ("change an image following an instruction", "generation"),
+    "chat": ("chat with the model in the terminal", "generation"),
+    "tokenize": ("turn images into codes and back", "tokenizer"),
+    "prepare": ("turn raw data into training shards", "training"),
+    "train": ("train a model from a recipe", "training"),
+    "merge": ("merge a trained adapter into its model", "training"),
+    "evaluate": ("evaluate a model", "evaluation"),
+    "convert": ("convert released checkpoints, and back", "tokenizer"),
+    "benchmark": ("measure speed and memory", "benchmark"),
 }
+"""Each verb, and the module of mllm/cli that registers it with `command`."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -343,7 +336,7 @@ def run(words: list[str]) -> int:
     if verb not in VERBS:
         raise ValueError(f"the verb must be one of {', '.join(VERBS)}, got {verb!r}")
     refuse_shadowed_packages()
-    module = importlib.import_module(VERBS[verb].module)
+    module = importlib.import_module(f"mllm.cli.{VERBS[verb][1]}")
     if verb == "train":  # its options are the recipe's keys
         return module.train(words[1:])
     name, rest = (verb, words[1:]) if verb in COMMANDS else (" ".join(words[:2]), words[2:])
@@ -396,7 +389,7 @@ def one_line(error: BaseException) -> str:
 
 def overview() -> str:
     """What `mllm --help` prints."""
-    verbs = "\n".join(f"  {name:<10}{verb.summary}" for name, verb in VERBS.items())
+    verbs = "\n".join(f"  {name:<10}{summary}" for name, (summary, _) in VERBS.items())
     return (
         "usage: mllm VERB ...\n\n"
         "A unified model of text and images. Without --model, verbs use the bundled model.\n\n"
@@ -416,6 +409,6 @@ def subcommand_overview(verb: str) -> str:
     lines = "\n".join(f"  {name:<{width}}{entry.summary}" for name, entry in found.items())
     example = next(iter(found.values())).example
     return (
-        f"usage: mllm {verb} {{{','.join(found)}}} ...\n\n{VERBS[verb].summary}\n\n{lines}\n\n"
+        f"usage: mllm {verb} {{{','.join(found)}}} ...\n\n{VERBS[verb][0]}\n\n{lines}\n\n"
         f"Each has its own --help.\n\nexample: {example}"
     )

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import numpy as np
 import torch
 from transformers import LlamaConfig
 
 from mllm.config import MLLMConfig
+from mllm.engine.request import GenerationRequest, GenerationResult
 from mllm.model import MLLMForConditionalGeneration
 from mllm.sequence import TokenSequence
 
@@ -79,3 +84,27 @@ def text_prompt(ids: list[int], *, num_codebooks: int) -> TokenSequence:
         image_lengths_I=np.zeros(0, dtype=np.int64),
         code_targets_P=np.zeros(0, dtype=bool),
     )
+
+
+def ask(num_tokens: int = 7, *, seed: int = 0, num_images: int = 0, mode: str = "image", **fields: Any) -> Any:
+    """A request whose prompt and, if it is left out, noise follow from the seed; with something to guide away from."""
+    prompt, other = build_prompt(num_tokens, seed=seed, num_images=num_images), build_prompt(3, seed=90 + seed)
+    return GenerationRequest(**{"prompt": prompt, "unconditional": other, "mode": mode, "seed": seed, **fields})
+
+
+def outcome(result: GenerationResult) -> tuple:
+    """All that a result holds, to be compared."""
+    parts = [part if isinstance(part, list) else part.codes_KN.tolist() for part in result.parts]
+    return result.token_ids, parts, result.plans, result.seed, result.finish_reason, result.image_refused
+
+
+@contextmanager
+def liking(model: MLLMForConditionalGeneration, biases: dict[int, float]) -> Iterator[MLLMForConditionalGeneration]:
+    """Within, the model likes some tokens more."""
+    bias_V = torch.zeros(model.config.vocab_size)
+    bias_V[list(biases)] = torch.tensor(list(biases.values()))
+    hook = model.lm_head.register_forward_hook(lambda module, inputs, logits: logits + bias_V)
+    try:
+        yield model
+    finally:
+        hook.remove()

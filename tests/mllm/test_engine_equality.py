@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,13 +14,13 @@ from torch import Tensor
 
 import mllm.engine.loop
 from mllm.engine.loop import Engine, generate
-from mllm.engine.request import Done, Failed, ForcedCodes, GenerationRequest, GenerationResult
+from mllm.engine.request import Done, ForcedCodes, GenerationRequest, GenerationResult
 from mllm.engine.state_machine import never_text_ids
 from mllm.model import MLLMForConditionalGeneration
 from mllm.pipeline import Pipeline
 from mllm.sampling import TEXT, SamplingConfig, choose, gumbel, stack_settings
 from mllm.sequence import ImageLayout, TokenSequence
-from tests.mllm.engine_helpers import CODEBOOK_SIZE, NUM_CODEBOOKS, build_model, build_prompt
+from tests.mllm.engine_helpers import CODEBOOK_SIZE, NUM_CODEBOOKS, ask, build_model, build_prompt, liking, outcome
 
 PLAN_ID = 39
 
@@ -78,10 +79,6 @@ def write_plainly(model: MLLMForConditionalGeneration, request: GenerationReques
     return ids
 
 
-def outcome(result: GenerationResult) -> tuple:
-    return result.token_ids, [image.codes_KN.tolist() for image in result.images], result.plans, result.finish_reason
-
-
 MODELS = [
     {"layout": layout, "head_type": head, "embedding_context": context, "image_position_embedding": places}
     for head, (layout, context, places) in product(
@@ -133,93 +130,65 @@ def test_results_equal_those_of_a_plain_loop_for_many_seeds() -> None:
     equal_to_a_plain_loop(range(3, 203))
 
 
-def any_request(rng: random.Random) -> GenerationRequest:
+def any_request(rng: random.Random, *, layout: str) -> GenerationRequest:
     """Of any mode, with a prompt that others share."""
-    seed, number = rng.randrange(100), rng.randrange(4)
-    mode = rng.choice(["image", "text", "interleaved"])
-    settings = SamplingConfig(guidance=rng.choice([1.0, 2.0]), temperature=rng.choice([0.2, 0.7]))
-    return GenerationRequest(
-        prompt=build_prompt(6 + 5 * number, seed=number, num_images=number % 2),
-        unconditional=build_prompt(3 + 8 * (number % 2), seed=50),
+    number, mode = rng.randrange(4), rng.choice(["image", "text", "interleaved"])
+    filters: dict[str, Any] = rng.choice([{}, {"top_k": 7, "top_p": 0.9}, {"greedy": True}])
+    temperature = rng.choice([0.2, 0.7, (0.5, 1.0, 2.0)])
+    num_images = number % 2 * (layout == "fixed")
+    return ask(
+        6 + 5 * number,
+        prompt=build_prompt(6 + 5 * number, seed=number, num_images=num_images),
+        seed=rng.randrange(100),
         mode=mode,
-        seed=seed,
-        image=settings,
+        grid=(rng.randint(1, 3), rng.randint(1, 4)) if layout == "grid" else None,
+        unconditional=build_prompt(3 + 8 * (number % 2), seed=50),
+        image=SamplingConfig(guidance=rng.choice([1.0, 2.0]), temperature=temperature, **filters),
         plan=SamplingConfig(temperature=0.5),
-        text=SamplingConfig(temperature=rng.choice([0.3, 1.0])),
+        text=SamplingConfig(temperature=rng.choice([0.3, 1.0]), **filters),
         max_new_tokens=rng.randint(15, 45) if mode != "image" else None,
         window=rng.choice([None, None, 1, 3]),
     )
 
 
 def any_interleaving(seeds: range, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = build_model(begin_plan_id=PLAN_ID)
-    likes_V = 5.0 * torch.isin(torch.arange(model.config.vocab_size), torch.tensor([PLAN_ID, 3]))
-    model.lm_head.register_forward_hook(lambda module, inputs, logits: logits + likes_V)
     for seed in seeds:
         rng = random.Random(seed)
+        layout, head_type = ("fixed", "grid")[seed % 2], ("depth_transformer", "mlp")[seed // 2 % 2]
+        model = build_model(layout=layout, head_type=head_type, begin_plan_id=PLAN_ID)
         monkeypatch.setattr(mllm.engine.loop, "PASS_PLACES", rng.choice([1, 10, 80]))
         monkeypatch.setattr(mllm.engine.loop, "PREFILL_PLACES", rng.choice([1, 64]))
         monkeypatch.setattr(mllm.engine.loop, "CAPACITY_STEP", rng.choice([3, 128]))
         engine = Engine(model, num_slots=rng.randint(2, 7))
-        requests = [any_request(rng) for _ in range(rng.randint(3, 9))]
+        requests = [any_request(rng, layout=layout) for _ in range(rng.randint(3, 9))]
         coming, submitted, cancelled = list(range(len(requests))), {}, set()
         results: dict[int, GenerationResult] = {}
-        while coming or engine.has_work:
-            while coming and (rng.random() < 0.3 or not engine.has_work):
-                n = coming.pop(0)
-                submitted[engine.submit(requests[n])] = n
-            if submitted and rng.random() < 0.03:
-                number = rng.choice(list(submitted))
-                engine.cancel(number)
-                cancelled.add(number)
-            for event in engine.step():
-                assert event.index not in cancelled, "nothing comes of a request that was cancelled"
-                if isinstance(event, Done):
-                    results[submitted[event.index]] = event.result
-        assert len(results) + len(cancelled - set(results)) >= len(requests) - len(cancelled)
-        for n, result in results.items():
-            alone = Engine(model).generate([replace(requests[n], window=1)])[0]
-            assert outcome(result) == outcome(alone), (seed, n)
+        with liking(model, {PLAN_ID: 5.0, 3: 5.0}):
+            while coming or engine.has_work:
+                while coming and (rng.random() < 0.3 or not engine.has_work):
+                    n = coming.pop(0)
+                    submitted[engine.submit(requests[n])] = n
+                if submitted and rng.random() < 0.03:
+                    number = rng.choice(list(submitted))
+                    engine.cancel(number)
+                    cancelled.add(number)
+                for event in engine.step():
+                    assert event.index not in cancelled, "nothing comes of a request that was cancelled"
+                    if isinstance(event, Done):
+                        results[submitted[event.index]] = event.result
+            assert len(results) + len(cancelled - set(results)) >= len(requests) - len(cancelled)
+            for n, result in results.items():
+                alone = Engine(model).generate([replace(requests[n], window=1)])[0]
+                assert outcome(result) == outcome(alone), (seed, n)
 
 
 def test_any_interleaving_gives_each_request_what_it_gets_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    any_interleaving(range(6), monkeypatch)
+    any_interleaving(range(8), monkeypatch)
 
 
 @pytest.mark.slow
 def test_many_interleavings_give_each_request_what_it_gets_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    any_interleaving(range(6, 60), monkeypatch)
-
-
-def test_an_error_ends_its_own_request_alone() -> None:
-    def refuse(ids_1T: Tensor, logits_1V: Tensor) -> Tensor:
-        if ids_1T.shape[1] > 6:
-            raise RuntimeError("enough")
-        return logits_1V
-
-    model = build_model()
-    fine = [GenerationRequest(prompt=build_prompt(4, seed=n), mode="text", seed=n, max_new_tokens=9) for n in range(3)]
-    requests = [fine[0], replace(fine[1], logits_processors=(refuse,)), fine[2]]
-    last = {}
-    for event in Engine(model).stream(requests):
-        last[event.index] = event
-    assert isinstance(last[1], Failed) and "enough" in str(last[1].error)
-    for n in (0, 2):
-        assert outcome(last[n].result) == outcome(generate(model, [fine[n]])[0])
-    with pytest.raises(RuntimeError):
-        generate(model, requests)
-
-
-def test_cancelled_requests_leave_at_once_and_waiting_ones_enter() -> None:
-    engine = Engine(build_model(), num_slots=1)
-    long = GenerationRequest(prompt=build_prompt(4, seed=0), mode="image", window=1)
-    first, second = engine.submit(long), engine.submit(replace(long, seed=1))
-    for _ in range(3):
-        assert {event.index for event in engine.step()} <= {first}
-    engine.cancel(first)
-    assert {event.index for event in engine.step()} == {second}
-    with pytest.raises(ValueError):
-        engine.submit(replace(long, unconditional=long.prompt, image=SamplingConfig(guidance=2.0)))
+    any_interleaving(range(8, 60), monkeypatch)
 
 
 @pytest.mark.slow

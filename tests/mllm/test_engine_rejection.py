@@ -18,6 +18,7 @@ from mllm.engine.request import Done, Event, GenerationRequest, GenerationResult
 from mllm.pipeline import Pipeline, load_planner
 from mllm.sampling import SamplingConfig
 from mllm.sequence import ImageLayout, extend_sequence
+from tests.mllm.engine_helpers import outcome
 from tests.mllm.tiny_folder import build_tiny_folder
 
 
@@ -60,11 +61,6 @@ def results_of(events: Sequence[Sequence[Event]]) -> list[GenerationResult]:
     return [of_one[-1].result for of_one in events]
 
 
-def outcome(result: GenerationResult) -> tuple:
-    parts = [part if isinstance(part, list) else part.codes_KN.tolist() for part in result.parts]
-    return result.token_ids, parts, result.plans, result.seed, result.finish_reason
-
-
 def by_codes(is_right: Callable[[list], bool], seen: list[int] | None = None) -> Check:
     """A check of the codes; how many images it saw at once is noted."""
 
@@ -87,7 +83,7 @@ def test_the_first_right_try_stands_or_else_the_last(pipeline: Pipeline) -> None
         seen: list[int] = []
         check = by_codes(lambda codes: codes == right, seen)
         (result,) = results_of(run(pipeline, [replace(request, resamples=resamples)], check))
-        assert outcome(result) == (*outcome(tries[standing])[:3], request.seed, "image")
+        assert outcome(result) == (*outcome(tries[standing])[:3], request.seed, "image", False)
         assert seen == [1] * min(resamples + 1, 3) * (resamples > 0)
 
 
