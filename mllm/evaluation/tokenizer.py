@@ -25,7 +25,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mllm.checkpoint import choose_device, find_image_tokenizer
-from mllm.evaluation.intervals import mean_with_interval, without_interval
+from mllm.evaluation.intervals import means, without_interval
 from mllm.evaluation.protocol import Score, Scores, make_result
 from mllm.files import fingerprint_of, tool_versions, write_image
 from tokenizer.images import (
@@ -69,14 +69,9 @@ REFERENCE, RECONSTRUCTION, SHEET = "reference", "reconstruction", "sheet.png"
 class ImageCodec(Protocol):
     """Any tokenizer of discrete codes."""
 
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def image_size(self) -> int: ...
-
-    @property
-    def codebook_size(self) -> int: ...
+    name: str
+    image_size: int
+    codebook_size: int
 
     def encode(self, pixels_B3HW: Tensor) -> Tensor: ...  # pixels in [-1, 1] to codes (B, K, N)
 
@@ -85,21 +80,10 @@ class ImageCodec(Protocol):
     def features(self, pixels_B3HW: Tensor) -> Tensor: ...  # a vector per image (B, D), for the linear probe
 
 
-@dataclass(frozen=True, slots=True)
 class UniTokCodec:
-    model: UniTok
-
-    @property
-    def name(self) -> str:
-        return f"unitok {self.model.fingerprint()}"
-
-    @property
-    def image_size(self) -> int:
-        return self.model.config.image_size
-
-    @property
-    def codebook_size(self) -> int:
-        return self.model.config.codebook_size
+    def __init__(self, model: UniTok) -> None:
+        self.model, self.name = model, f"unitok {model.fingerprint()}"
+        self.image_size, self.codebook_size = model.config.image_size, model.config.codebook_size
 
     def encode(self, pixels_B3HW: Tensor) -> Tensor:
         return self.model.encode(pixels_B3HW.to(self.model.device)).cpu()
@@ -163,15 +147,7 @@ def evaluate_tokenizer(wanted: TokenizerEvaluation) -> dict[str, Any]:
     side = codec.image_size
     prepare = ImageProcessor(height=side, width=side, preparation=wanted.crop)
     class_scores = score_classes(codec, wanted, prepare)  # first: more can be missing here
-    scores, codes = score_reconstruction(
-        codec,
-        islice(source, wanted.limit),
-        prepare=prepare,
-        output=wanted.output,
-        batch_size=wanted.batch_size,
-        lpips=lpips,
-        keep_files=wanted.fid,
-    )
+    scores, codes = score_reconstruction(codec, islice(source, wanted.limit), wanted, prepare=prepare, lpips=lpips)
     num_images = min(len(source), wanted.limit or len(source))
     if wanted.fid:
         made, real = wanted.output / RECONSTRUCTION, wanted.output / REFERENCE
@@ -179,7 +155,6 @@ def evaluate_tokenizer(wanted: TokenizerEvaluation) -> dict[str, Any]:
         scores["rFID"] = without_interval(found["rfid"], num_images)
         scores["IS"] = without_interval(found["inception_score"], num_images)
     crop = describe_crop(prepare)
-    extra = {**codes, "columns": {"Tokens": str(codes["tokens"])}, "crop": crop, "tokenizer": codec.name}
     tools = {"torch-fidelity": wanted.fid, "open-clip-torch": wanted.classes == IMAGENET_NAMES}
     sentences = None
     if wanted.text_vocabulary is not None:
@@ -191,7 +166,7 @@ def evaluate_tokenizer(wanted: TokenizerEvaluation) -> dict[str, Any]:
             f"tokenizer@{wanted.crop}-{side}",
             "PSNR",
             scores | class_scores,
-            extra=extra,
+            extra={**codes, "columns": {"Tokens": str(codes["tokens"])}, "crop": crop, "tokenizer": codec.name},
             tools=tuple(name for name, is_used in tools.items() if is_used),
         ),
         run={
@@ -209,16 +184,13 @@ def evaluate_tokenizer(wanted: TokenizerEvaluation) -> dict[str, Any]:
 
 
 def describe_crop(prepare: ImageProcessor) -> str:
-    how = PREPARATIONS[prepare.preparation]
-    size = f"{prepare.width} x {prepare.height}"
-    match how.resize:
-        case "none":
-            return f"centre crop {size} without scaling"
-        case "direct":
-            return f"stretched to {size}, {how.resampling.name.lower()}"
-        case _:
-            scaled = f"shorter side to {int(min(prepare.width, prepare.height) * how.ratio)}"
-            return f"{scaled} ({how.resampling.name.lower()}), centre crop {size}"
+    how, size = PREPARATIONS[prepare.preparation], f"{prepare.width} x {prepare.height}"
+    if how.resize == "none":
+        return f"centre crop {size} without scaling"
+    if how.resize == "direct":
+        return f"stretched to {size}, {how.resampling.name.lower()}"
+    scaled = int(min(prepare.width, prepare.height) * how.ratio)
+    return f"shorter side to {scaled} ({how.resampling.name.lower()}), centre crop {size}"
 
 
 # ---- images ----
@@ -261,11 +233,6 @@ def in_batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
         yield batch
 
 
-def write_images(folder: Path, pixels_B3HW: Tensor, first: int) -> None:
-    for number, image in enumerate(to_images(pixels_B3HW), start=first):
-        write_image(folder / f"{number:06d}.png", image)
-
-
 # ---- reconstruction and codes ----
 
 
@@ -273,42 +240,38 @@ def write_images(folder: Path, pixels_B3HW: Tensor, first: int) -> None:
 def score_reconstruction(
     codec: ImageCodec,
     images: Iterable[Image.Image],
+    wanted: TokenizerEvaluation,
     *,
     prepare: ImageProcessor,
-    output: Path,
-    batch_size: int,
-    lpips: LPIPS | None = None,
-    keep_files: bool = False,
+    lpips: LPIPS | None,
 ) -> tuple[dict[str, Score], dict[str, Any]]:
     """Scores of reconstructed images, and usage, entropy (nats) and perplexity of each codebook.
 
-    Args:
-        lpips: on its own device.
-        keep_files: write the cropped references and the reconstructions as PNG files, one folder each, for FID.
+    For FID, the cropped references and the reconstructions are written as PNG files, one folder each.
     """
     values: dict[str, list[float]] = defaultdict(list)
     shown: list[tuple[Tensor, Tensor]] = []
-    counts_KC, num_positions, num_images = torch.zeros(()), 0, 0
+    counts_KC, num_positions, output = torch.zeros(()), 0, wanted.output
     output.mkdir(parents=True, exist_ok=True)
-    if keep_files:  # FID is over a complete folder: remove what an earlier evaluation left there
-        for path in (p for name in (REFERENCE, RECONSTRUCTION) for p in (output / name).glob("[0-9]" * 6 + ".png")):
+    for path in (p for name in (REFERENCE, RECONSTRUCTION) for p in (output / name).glob("[0-9]" * 6 + ".png")):
+        if wanted.fid:  # it is over a complete folder: remove what an earlier evaluation left there
             path.unlink()
-    for batch in tqdm(in_batches(images, batch_size), desc="reconstructions", unit="batch"):
+    for batch in tqdm(in_batches(images, wanted.batch_size), desc="reconstructions", unit="batch"):
         pixels_B3HW = prepare(batch)
         codes_BKN = codec.encode(pixels_B3HW)
         decoded_B3HW = codec.decode(codes_BKN).float().clamp(-1, 1)
+        first = len(values["PSNR"])
         values["PSNR"] += psnr(decoded_B3HW, pixels_B3HW).tolist()
         values["SSIM"] += ssim(decoded_B3HW, pixels_B3HW).tolist()
         if lpips is not None:
             device = next(lpips.buffers()).device
             values["LPIPS"] += lpips(decoded_B3HW.to(device), pixels_B3HW.to(device)).tolist()
         counts_KC, num_positions = counts_KC + code_counts(codes_BKN, codec.codebook_size), codes_BKN.shape[2]
-        if num_images < SHEET_IMAGES:
+        if first < SHEET_IMAGES:
             shown.append((pixels_B3HW, decoded_B3HW))
-        if keep_files:
-            write_images(output / REFERENCE, pixels_B3HW, num_images)
-            write_images(output / RECONSTRUCTION, decoded_B3HW, num_images)
-        num_images += len(batch)
+        for name, made_B3HW in ((REFERENCE, pixels_B3HW), (RECONSTRUCTION, decoded_B3HW)):
+            for number, image in enumerate(to_images(made_B3HW) if wanted.fid else [], start=first):
+                write_image(output / name / f"{number:06d}.png", image)
     originals, reconstructions = (torch.cat(part)[:SHEET_IMAGES] for part in zip(*shown, strict=True))
     write_image(output / SHEET, reconstruction_sheet(originals, reconstructions))
     entropy_K = entropy_of(counts_KC)
@@ -320,7 +283,7 @@ def score_reconstruction(
         "perplexity": entropy_K.exp().tolist(),
         "bits_per_image": bits_per_image(entropy_K, num_positions),
     }
-    return {name: mean_with_interval(group) for name, group in values.items()}, codes
+    return means(values, scale=1), codes
 
 
 # ---- classes: zero-shot accuracy by captions, and a linear probe ----
@@ -332,15 +295,14 @@ Labelled = list[tuple[Path, int]]
 
 def score_classes(codec: ImageCodec, wanted: TokenizerEvaluation, prepare: ImageProcessor) -> dict[str, Score]:
     """Zero-shot accuracy and that of the linear probe, in percent, as far as they are asked for."""
-    scores: dict[str, Score] = {}
+    values: dict[str, list[float]] = {}
     if wanted.class_images is None:
-        return scores
+        return {}
     classes = class_names(wanted.class_images, wanted.classes)
     test = labelled_images(wanted.class_images, classes)
     if wanted.text_vocabulary is not None:
         ranks = zero_shot_ranks(codec, test, list(classes.values()), wanted, prepare)
-        for best in RANKS:
-            scores[f"zero-shot top-{best}"] = mean_with_interval([float(rank < best) for rank in ranks], scale=100)
+        values |= {f"zero-shot top-{best}": [float(rank < best) for rank in ranks] for best in RANKS}
     if wanted.probe_images is not None:
         extract = partial(extract_features, codec, prepare=prepare, batch_size=wanted.batch_size)
         train_MD, train_labels_M = extract(labelled_images(wanted.probe_images, classes))
@@ -348,9 +310,8 @@ def score_classes(codec: ImageCodec, wanted: TokenizerEvaluation, prepare: Image
         mean_D, scale_D = train_MD.mean(dim=0), train_MD.std(dim=0).clamp(min=1e-6)
         weights_DN, bias_N = fit_probe((train_MD - mean_D) / scale_D, train_labels_M, num_classes=len(classes))
         guess_M = ((test_MD - mean_D) / scale_D @ weights_DN + bias_N).argmax(dim=1)
-        is_right_M = (guess_M == test_labels_M).float()
-        scores["linear probe top-1"] = mean_with_interval(is_right_M.tolist(), scale=100)
-    return scores
+        values["linear probe top-1"] = (guess_M == test_labels_M).float().tolist()
+    return means(values)
 
 
 def class_names(folder: Path, names: str | None) -> dict[str, str]:
