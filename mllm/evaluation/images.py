@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from mllm.evaluation.intervals import mean_with_deviation, mean_with_interval, score_with_interval, without_interval
+from mllm.evaluation.intervals import mean_with_deviation, means, score_with_interval, without_interval
 from mllm.evaluation.protocol import (
     AnsweredItem,
     Answers,
@@ -82,18 +82,16 @@ class ImageBenchmark(Benchmark):
         """`samples` items for each prompt."""
         items: list[BenchmarkItem] = []
         prompts = self.read_prompts(questions)
-        for index, prompt in enumerate(prompts):
-            if not isinstance(prompt.text, str) or not prompt.text.strip():
-                raise ValueError(f"{prompt.where} must have a prompt, got {prompt.text!r}; write one")
+        for index, (where, text, fields) in enumerate(prompts):
+            if not isinstance(text, str) or not text.strip():
+                raise ValueError(f"{where} must have a prompt, got {text!r}; write one")
             for sample in range(self.samples):
-                names = {**prompt.fields, "text": prompt.text, "index": index, "number": index + 1, "sample": sample}
-                names["count"] = len(items)
+                numbers = {"index": index, "number": index + 1, "sample": sample, "count": len(items)}
+                names = {**fields, "text": text, **numbers}
                 id_, output = (template.format_map(names) for template in (self.id_format, self.output_format))
-                check_file_name(output, prompt.where)
-                fields = {**prompt.fields, "num_prompts": len(prompts)}
-                items.append(
-                    BenchmarkItem(id_, prompt.where, self.id_type(id_), prompt.text, output=output, fields=fields)
-                )
+                check_file_name(output, where)
+                more = {**fields, "num_prompts": len(prompts)}
+                items.append(BenchmarkItem(id_, where, self.id_type(id_), text, output=output, fields=more))
         if not items:
             raise ValueError(f"{questions} must contain at least one prompt, got none")
         return items
@@ -167,13 +165,9 @@ class GenAIBench(ImageBenchmark):
         numbers = {name: skills[name] for name in [*self.skills, *skills] if name in skills}
         numbers["all"] = sorted({number for group in skills.values() for number in group})
         chosen = {name: [by_number[n] for n in group if n in by_number] for name, group in numbers.items()}
+        scores = {name: mean_with_deviation(group) for name, group in chosen.items() if group}
         judge = dict(options.scorer.description)
-        return Scores(
-            self.protocol(f"vqascore-{judge['name']}", count=total),
-            "advanced",
-            {name: mean_with_deviation(group) for name, group in chosen.items() if group},
-            judge=judge,
-        )
+        return Scores(self.protocol(f"vqascore-{judge['name']}", count=total), "advanced", scores, judge=judge)
 
     def read_skills(self, path: Path, *, total: int) -> dict[str, list[int]]:
         """Prompt numbers, counted from 1, by skill."""
@@ -183,13 +177,12 @@ class GenAIBench(ImageBenchmark):
             raise ValueError(f"{path} must map skills to prompt numbers ({error}); give genai_skills.json") from error
         everything = {number for values in as_found.values() for number in values}
         first = 0 if 0 in everything else 1 if total in everything else self.first_numbers[self.size]
-        skills = {name: [number - first + 1 for number in values] for name, values in as_found.items()}
-        for name, numbers in skills.items():
-            if len(set(numbers)) != len(numbers) or not set(numbers) <= set(range(1, total + 1)):
+        for name, numbers in as_found.items():
+            if len(set(numbers)) != len(numbers) or not set(numbers) <= set(range(first, total + first)):
                 raise ValueError(f"{path}: numbers of {name!r} must be distinct prompts of {total} from {first} on")
-        if missing := {"basic", "advanced"} - skills.keys():
+        if missing := {"basic", "advanced"} - as_found.keys():
             raise ValueError(f"{path} must contain {' and '.join(sorted(missing))}; give genai_skills.json")
-        return skills
+        return {name: [number - first + 1 for number in values] for name, values in as_found.items()}
 
 
 class GenAIBench527(GenAIBench):
@@ -269,7 +262,7 @@ class GenEval(ImageBenchmark):
         overall = score_with_interval(
             list(groups.values()), lambda *tasks, axis: 100 * np.mean([task.mean(axis=axis) for task in tasks], axis=0)
         )
-        scores = {"overall": overall} | {task: mean_with_interval(v, scale=100) for task, v in groups.items()}
+        scores = {"overall": overall, **means(groups)}
         return Scores(self.protocol("official-detector", count=len(answered)), "overall", scores)
 
     def submit(self, answered: Answers, folder: Path, *, annotations: Path | None, split: Path | None) -> list[Path]:
@@ -356,8 +349,8 @@ class T2ICompBench(ImageBenchmark):
         if not isinstance(records, list) or len(records) != len(answered):
             found = len(records) if isinstance(records, list) else type(records).__name__
             raise ValueError(f"{annotations} must have one answer for each of {len(answered)} images, got {found}")
-        overall = mean_with_interval([float(record["answer"]) for record in records])
-        return Scores(self.protocol("official", count=len(answered)), "overall", {"overall": overall})
+        scores = means({"overall": [float(record["answer"]) for record in records]}, scale=1)
+        return Scores(self.protocol("official", count=len(answered)), "overall", scores)
 
 
 class ClassSamples(ImageBenchmark):
@@ -425,15 +418,21 @@ class MJHQ30K(ImageBenchmark):
     def score(self, answered: Answers, annotations: Path, options: ScoreOptions) -> Scores:
         """FID over all images, then of each category alone."""
         assert options.folder is not None, "FID is over the images of a run folder"
-        compute = need_clean_fid()
+        try:
+            from cleanfid.fid import compute_fid
+        except ImportError as error:
+            raise ImportError(
+                f"clean-fid must be installed ({error}); `pip install 'mllm-toolkit[eval-images]'` in its own "
+                "environment"
+            ) from error
         counts = Counter(one.item.fields["category"] for one in answered)
         for name in counts:
             if not (annotations / name).is_dir():
                 raise FileNotFoundError(f"{annotations} must contain one folder per category, got no {name!r}")
         references, made = describe_references(annotations), options.folder / "images"
-        scores: dict[str, Score] = {"FID": without_interval(compute(str(annotations), str(made)), len(answered))}
+        scores: dict[str, Score] = {"FID": without_interval(compute_fid(str(annotations), str(made)), len(answered))}
         for name in sorted(counts):
-            fid = compute(str(annotations / name), str(made / name))
+            fid = compute_fid(str(annotations / name), str(made / name))
             scores[f"FID {name}"] = without_interval(fid, counts[name])
         extra, protocol = {"interval": "none: FID is a number of a complete set"}, f"clean-fid-png-against-{references}"
         return Scores(self.protocol(protocol, count=len(answered)), "FID", scores, extra=extra, tools=("clean-fid",))
@@ -453,13 +452,3 @@ def describe_references(folder: Path) -> str:
             raise ValueError(f"cannot open reference {path} ({type(error).__name__}); download it again") from error
     formats = "-".join(sorted({path.suffix.lower().lstrip(".") for path in files}))
     return f"{formats}-{'{}x{}'.format(*sizes.pop()) if len(sizes) == 1 else 'mixed-sizes'}"
-
-
-def need_clean_fid() -> Callable[[str, str], float]:
-    try:
-        from cleanfid.fid import compute_fid
-    except ImportError as error:
-        raise ImportError(
-            f"clean-fid must be installed ({error}); `pip install 'mllm-toolkit[eval-images]'` in its own environment"
-        ) from error
-    return compute_fid

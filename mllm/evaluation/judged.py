@@ -16,12 +16,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
-from mllm.evaluation.intervals import mean_with_interval
+from mllm.evaluation.intervals import means
 from mllm.evaluation.protocol import (
     Answers,
     Benchmark,
@@ -85,11 +85,6 @@ ASK_AGAIN = "\nPredict the correctness of the answer (digit): "
 """Appended after a reply that was not a number."""
 
 
-class Reply(NamedTuple):
-    content: str
-    model: str  # as the server names it
-
-
 @dataclass(frozen=True, kw_only=True)
 class Judge:
     """Where the judge is and which model it is."""
@@ -124,7 +119,8 @@ class Judge:
         key = os.environ.get(KEY, "none")
         return OpenAI(base_url=self.url, api_key=key, timeout=self.timeout, max_retries=self.max_retries)
 
-    def ask(self, question: str, *, temperature: float) -> Reply:
+    def ask(self, question: str, *, temperature: float) -> tuple[str, str]:
+        """The reply, and the model as the server names it."""
         from openai import OpenAIError
 
         try:
@@ -134,7 +130,7 @@ class Judge:
                 temperature=temperature,
                 max_tokens=GRADE_TOKENS,
             )
-            return Reply(completion.choices[0].message.content or "", completion.model or self.model)
+            return completion.choices[0].message.content or "", completion.model or self.model
         except OpenAIError as error:
             raise ValueError(
                 f"judge at {self.url} must answer, got {error}; check address, model and {KEY} (grades are kept)"
@@ -160,12 +156,12 @@ def read_grade(content: str) -> float | None:
 
 def grade_answer(judge: Judge, question: str, truth: str, prediction: str) -> dict[str, Any]:
     """One grade, with the judge's reply and its own name."""
-    reply = judge.ask(judge_question(question, truth, prediction), temperature=0.0)
-    grade, tries = read_grade(reply.content), 1
-    while grade is None and tries < MAX_TRIES:
-        reply = judge.ask(judge_question(question, truth, prediction, again=True), temperature=0.5 * (tries - 1))
-        grade, tries = read_grade(reply.content), tries + 1
-    return {"grade": grade or 0.0, "is_number": grade is not None, "content": reply.content, "model": reply.model}
+    for tries in range(MAX_TRIES):
+        asked = judge_question(question, truth, prediction, again=tries > 0)
+        content, model = judge.ask(asked, temperature=0.5 * max(tries - 1, 0))
+        if (grade := read_grade(content)) is not None:
+            break
+    return {"grade": grade or 0.0, "is_number": grade is not None, "content": content, "model": model}
 
 
 Grades = dict[tuple[str, int], dict[str, Any]]
@@ -208,14 +204,12 @@ class MMVet(Benchmark):
             "prompt": "mm-vet few-shot",
             "not_a_number": sum(not record["is_number"] for record in used),
         }
-        scores = {group: mean_with_interval(values, scale=100) for group, values in by_group.items()}
         extra = {"totals of runs": totals, "standard deviation of runs": statistics.pstdev(totals)}
         protocol = self.protocol(f"judge-{judge.model}", count=len(answered))
-        return Scores(protocol, "total", scores, extra=extra, judge=about)
+        return Scores(protocol, "total", means(by_group), extra=extra, judge=about)
 
     def submit(self, answered: Answers, folder: Path, *, annotations: Path | None, split: Path | None) -> list[Path]:
-        path = folder / "mmvet_submission.json"
-        write_json(path, {name_of(one.item): one.text for one in answered})
+        write_json(path := folder / "mmvet_submission.json", {name_of(one.item): one.text for one in answered})
         return [path]
 
 

@@ -40,18 +40,12 @@ class ImageTextScorer(Protocol):
     """Scores pairs of an image and a text."""
 
     @property
-    def description(self) -> Mapping[str, Any]:
-        """`name`, versions and question: what decides the scores, for the result."""
-        ...
+    def description(self) -> Mapping[str, Any]: ...  # `name`, versions and question: what decides the scores
 
     @property
-    def batch_size(self) -> int:
-        """Pairs per call."""
-        ...
+    def batch_size(self) -> int: ...  # pairs per call
 
-    def __call__(self, images: Sequence[Path], texts: Sequence[str]) -> list[float]:
-        """A score from 0 to 1 for each pair."""
-        ...
+    def __call__(self, images: Sequence[Path], texts: Sequence[str]) -> list[float]: ...  # 0 to 1 for each pair
 
 
 def find_scorer(name: str, *, model: str | None, device: str | None, python: Path | None) -> ImageTextScorer:
@@ -83,15 +77,16 @@ class SelfScorer:
 
     @property
     def description(self) -> Mapping[str, Any]:
-        return {
-            "name": "self",
-            "fingerprint": model_fingerprint(self.pipeline.model),
-            "dtype": str(self.pipeline.model.dtype).removeprefix("torch."),
-            "question": self.pipeline.question_form,
-        }
+        model = self.pipeline.model
+        about = {"fingerprint": model_fingerprint(model), "dtype": dtype_of(model)}
+        return {"name": "self", **about, "question": self.pipeline.question_form}
 
     def __call__(self, images: Sequence[Path], texts: Sequence[str]) -> list[float]:
         return self.pipeline.score([read_image(path) for path in images], texts)
+
+
+def dtype_of(model: nn.Module) -> str:
+    return str(next(model.parameters()).dtype).removeprefix("torch.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,13 +114,8 @@ class HubScorer:
 
     @property
     def description(self) -> Mapping[str, Any]:
-        return {
-            "name": f"{HUB_PREFIX}{self.name}",
-            "transformers": transformers.__version__,
-            "dtype": str(next(self.model.parameters()).dtype).removeprefix("torch."),
-            "question": VQA_SCORE_QUESTION,
-            "answer": ANSWER,
-        }
+        about = {"transformers": transformers.__version__, "dtype": dtype_of(self.model)}
+        return {"name": f"{HUB_PREFIX}{self.name}", **about, "question": VQA_SCORE_QUESTION, "answer": ANSWER}
 
     def __call__(self, images: Sequence[Path], texts: Sequence[str]) -> list[float]:
         return [self.score(path, text) for path, text in zip(images, texts, strict=True)]
@@ -159,10 +149,9 @@ class T2VScorer:
     def __init__(self, model: str, *, python: Path | None = None) -> None:
         self.model = model
         self.python = python or Path(os.environ.get(PYTHON_VARIABLE, "t2v/bin/python"))
-        self.process: subprocess.Popen[str] | None = None
 
     @cached_property
-    def version(self) -> str:
+    def description(self) -> Mapping[str, Any]:
         query = "from importlib.metadata import version; print(version('t2v-metrics'))"
         try:
             asked = subprocess.run([self.python, "-c", query], capture_output=True, text=True, check=True)
@@ -171,35 +160,26 @@ class T2VScorer:
                 f"{self.model} needs t2v-metrics, got none at {self.python}; `{INSTALL}` and give --scorer-python "
                 f"t2v/bin/python (or set {PYTHON_VARIABLE})"
             ) from error
-        return asked.stdout.strip()
+        return {"name": self.model, "t2v-metrics": asked.stdout.strip()}
 
-    @property
-    def description(self) -> Mapping[str, Any]:
-        return {"name": self.model, "t2v-metrics": self.version}
+    @cached_property
+    def process(self) -> subprocess.Popen[str]:
+        assert self.description, "asked first, because it names what is missing"
+        command = [str(self.python), str(WORKER), self.model]
+        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def __call__(self, images: Sequence[Path], texts: Sequence[str]) -> list[float]:
-        process = self.process or self.start()
-        assert process.stdin is not None and process.stdout is not None, "both are pipes"
+        stdin, stdout = self.process.stdin, self.process.stdout
+        assert stdin is not None and stdout is not None, "both are pipes"
         request = {"images": [str(path.resolve()) for path in images], "texts": list(texts)}
         try:
-            process.stdin.write(json.dumps(request) + "\n")
-            process.stdin.flush()
-            answer = process.stdout.readline()
+            stdin.write(json.dumps(request) + "\n")
+            stdin.flush()
+            answer = stdout.readline()
         except BrokenPipeError:
             answer = ""
         if not answer:
             raise ValueError(
-                f"t2v-metrics at {self.python} must run, got exit code {process.wait()}; see its messages above"
+                f"t2v-metrics at {self.python} must run, got exit code {self.process.wait()}; see its messages above"
             )
         return [float(score) for score in json.loads(answer)]
-
-    def start(self) -> subprocess.Popen[str]:
-        assert self.version, "asked first, because it names what is missing"
-        command = [str(self.python), str(WORKER), self.model]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        return self.process
-
-    def close(self) -> None:
-        if self.process is not None and self.process.stdin is not None:
-            self.process.stdin.close()
-            self.process.wait()

@@ -156,7 +156,8 @@ def test_clip_flant5_runs_in_a_process_of_its_own(tmp_path: Path, monkeypatch: p
         assert scorer([tmp_path / "a.png", tmp_path / "b.png"], ["abc", "abcde"]) == pytest.approx([0.3, 0.5])
         assert scorer([tmp_path / "c.png"], ["a"]) == pytest.approx([0.1])
     finally:
-        scorer.close()
+        scorer.process.stdin.close()
+        scorer.process.wait()
 
 
 def test_what_is_missing_or_wrong_is_named(tmp_path: Path) -> None:
