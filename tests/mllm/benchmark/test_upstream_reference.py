@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 from transformers import LlamaConfig
 
 from mllm.benchmark.upstream_reference import UpstreamDrawing, UpstreamTokenizer, choose_code, filter_logits
@@ -107,74 +107,52 @@ def test_our_codes_equal_the_reference(seed: int, context: str, settings: Sampli
     def ids_of(prompts: list) -> list[list[int]]:
         return [[*prompt.token_ids_T.tolist(), IDS["begin_image_id"]] for prompt in prompts]
 
-    reference_NKP = UpstreamDrawing(model).draw(
-        ids_of(conditional),
-        ids_of(unconditional),
-        num_positions=NUM_POSITIONS,
-        settings=settings,
-        seeds=[row.seed for row in rows],
-        sees_prefix=context == "prefix",
-    )
-    assert np.array_equal(ours_NKP, reference_NKP.numpy())
-
-
-def test_contexts_differ_in_what_they_draw() -> None:
-    """Otherwise the equalities above would say nothing about the context."""
-    model = random_model(0, "prefix")
-    drawing = UpstreamDrawing(model)
-
-    def codes(sees_prefix: bool) -> Tensor:
-        return drawing.draw(
-            [[7, 8, 3]],
-            [],
-            num_positions=NUM_POSITIONS,
-            settings=SamplingConfig(greedy=True),
-            sees_prefix=sees_prefix,
+    upstream = UpstreamDrawing(model)
+    equal = {
+        seen: np.array_equal(
+            ours_NKP,
+            upstream.draw(
+                ids_of(conditional),
+                ids_of(unconditional),
+                num_positions=NUM_POSITIONS,
+                settings=settings,
+                seeds=[row.seed for row in rows],
+                sees_prefix=seen == "prefix",
+            ).numpy(),
         )
-
-    assert not torch.equal(codes(True), codes(False))
-
-
-@pytest.mark.parametrize("top_k", [None, 1, 7, 30])
-@pytest.mark.parametrize("top_p", [1.0, 0.9, 0.3])
-def test_filters_choose_as_ours_do(top_k: int | None, top_p: float) -> None:
-    settings = SamplingConfig(temperature=0.7, top_k=top_k, top_p=top_p)
-    generator = torch.Generator().manual_seed(4)
-    logits_NC, seeds_N = torch.randn(40, 23, generator=generator), torch.arange(40)
-    noise_NC = gumbel(seeds_N, seeds_N, 0, num_choices=23)
-    ours_N = choose(logits_NC, stack_settings([settings] * 40, num_choices=23), noise_NC)
-    assert torch.equal(choose_code(logits_NC, settings, noise_NC), ours_N)
+        for seen in ("current", "prefix")
+    }
+    assert equal[context] and not all(equal.values())  # the contexts differ
 
 
-def test_without_given_numbers_it_draws_from_what_the_filters_keep() -> None:
+def test_filters_choose_as_ours_do_and_draw_from_what_they_keep() -> None:
+    generator, seeds_N = torch.Generator().manual_seed(4), torch.arange(40)
+    logits_NC, noise_NC = torch.randn(40, 23, generator=generator), gumbel(seeds_N, seeds_N, 0, num_choices=23)
+    for top_k, top_p in product((None, 1, 7, 30), (1.0, 0.9, 0.3)):
+        settings = SamplingConfig(temperature=0.7, top_k=top_k, top_p=top_p)
+        ours_N = choose(logits_NC, stack_settings([settings] * 40, num_choices=23), noise_NC)
+        assert torch.equal(choose_code(logits_NC, settings, noise_NC), ours_N)
     torch.manual_seed(0)
     settings = SamplingConfig(top_k=3, top_p=0.9)
     logits_NC = torch.tensor([[0.0, 2.0, 1.9, 1.8, -3.0]]).expand(600, -1)
     kept_C = filter_logits(logits_NC[:1], settings)[0].isfinite()
-    counts_C = choose_code(logits_NC, settings, None).bincount(minlength=5)
+    counts_C = choose_code(logits_NC, settings, None).bincount(minlength=5)  # without given numbers
     assert torch.equal(counts_C > 0, kept_C) and counts_C.max() < 300
 
 
-@pytest.mark.parametrize(
-    ("fields", "name"),
-    [
+def test_what_upstream_does_not_have_is_refused() -> None:
+    for fields, name in (
         ({"head_type": "mlp"}, "head_type"),
         ({"head_shared_output": False}, "head_shared_output"),
         ({"layout": "grid"}, "image_layout"),
         ({"image_position_embedding": True}, "image_position_embedding"),
         ({"code_embedder": "summed"}, "code_embedder"),
-    ],
-)
-def test_what_upstream_does_not_have_is_refused(fields: dict, name: str) -> None:
-    with pytest.raises(ValueError, match=f"upstream has no model with this {name}: found .*; compare a model with"):
-        UpstreamDrawing(build_model(**fields))
-
-
-def test_an_embedding_that_narrows_is_refused() -> None:
-    model = build_model()
-    model.config.code_width = 40
-    with pytest.raises(ValueError, match="upstream's code embedding widens: found 120 to 24"):
-        UpstreamDrawing(model)
+        ({"code_width": 40}, "embedder_width"),
+    ):
+        model = build_model(**{key: value for key, value in fields.items() if key != "code_width"})
+        model.config.code_width = fields.get("code_width", model.config.code_width)
+        with pytest.raises(ValueError, match=name):
+            UpstreamDrawing(model)
 
 
 def test_our_tokenizer_equals_the_reference_and_keeps_its_own_modules() -> None:
