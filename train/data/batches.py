@@ -53,10 +53,7 @@ def validation_batches(recipe: MLLMRecipe, tokenizers: Tokenizers) -> dict[str, 
                 "no image of them is held out"
             )
         held_out = dataclasses.replace(
-            recipe.classes,
-            world_images=HELD_OUT_EPISODES,
-            class_dropout=0.0,
-            seed=recipe.classes.seed + HELD_OUT_SEED,
+            recipe.classes, world_images=HELD_OUT_EPISODES, class_dropout=0.0, seed=recipe.classes.seed + HELD_OUT_SEED
         )
         sequences = class_sequences(held_out, recipe.output / "class_codes-validation", tokenizers, shape)
         return {"draw_class": PackedBatches(sequences, num_batches=validation.batches)}

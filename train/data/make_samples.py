@@ -15,13 +15,13 @@ from __future__ import annotations
 import io
 import json
 import sys
-import tarfile
 from argparse import Namespace
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import pyarrow as pa
+from webdataset import TarWriter
 
 from mllm.cli.main import CommandParser, positive_count
 from mllm.files import require_new, whole_folder, write_lines
@@ -78,16 +78,12 @@ def make_samples(options: Namespace) -> None:
 def write_tars(folder: Path, episodes: list[Episode], size: int) -> None:
     """Images and captions."""
     for number in range(NUM_TARS):
-        with tarfile.open(folder / f"{number:05d}.tar", "w") as tar:
+        with TarWriter(str(folder / f"{number:05d}.tar"), mtime=0) as tar:
             for index in range(number, len(episodes), NUM_TARS):
                 caption = describe(episodes[index].scene)
-                members = {"jpg": as_jpeg(ImageRef(episodes[index].scene), size), "txt": caption.encode()}
-                if number == 0:
-                    members["json"] = json.dumps({"caption": caption, "width": size, "height": size}).encode()
-                for ending, content in members.items():
-                    info = tarfile.TarInfo(f"{index:08d}.{ending}")
-                    info.size = len(content)
-                    tar.addfile(info, io.BytesIO(content))
+                about = {"json": {"caption": caption, "width": size, "height": size}} if number == 0 else {}
+                image = as_jpeg(ImageRef(episodes[index].scene), size)
+                tar.write({"__key__": f"{index:08d}", "jpg": image, "txt": caption, **about})
 
 
 def write_document(folder: Path, index: int, dialogue: Dialogue, size: int) -> dict[str, Any]:

@@ -82,6 +82,7 @@ MAX_WAIT = timedelta(days=7)
 ABOUT_DATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json")
 """Files that describe data sets and hold no records."""
 GREEN, PLAIN = "\033[32m", "\033[0m"
+MARKS = {Marker.BOS: "<s>", Marker.EOS: "</s>", Marker.PLAN: "<plan>"}
 
 
 # The job: which shards there are
@@ -213,18 +214,14 @@ def _find_tasks(
     if target.is_file():
         stored = read_json(target)
         tasks = stored.get("tasks", stored.get("units"))
-        is_begun = any((folder / SHARDS / task["shard"]).is_file() for task in tasks)
-        is_same = stored["fingerprint"] == state
         is_read_alike = format_name is None or all(task["format"] == format_name for task in tasks)
-        if is_begun and not is_same:
-            raise ValueError(f"{path} must stay as it was when {folder} was started; prepare it into another folder")
-        if is_begun and not is_read_alike:
+        if stored["fingerprint"] == state and is_read_alike:
+            return
+        if any((folder / SHARDS / task["shard"]).is_file() for task in tasks):
             raise ValueError(
-                f"--format must stay {tasks[0]['format']} for {path}, as {folder} was started with, got {format_name}; "
+                f"{path} and its --format {tasks[0]['format']} must stay as they were when {folder} was started; "
                 "choose another output folder"
             )
-        if is_same and is_read_alike:
-            return
     format_name = format_name or find_format(path, columns)
     num_items = sum(1 for _ in read_items(path, contents=False))
     if not num_items:
@@ -431,12 +428,8 @@ def as_text(segments: list[Segment], *, in_color: bool) -> str:
             text += begin if segment.supervised else end
             was_learned = segment.supervised
         match segment.content:
-            case Marker.BOS:
-                text += "<s>"
-            case Marker.EOS:
-                text += "</s>"
-            case Marker.PLAN:
-                text += "<plan>"
+            case Marker() as marker:
+                text += MARKS[marker]
             case ImageSize((rows, columns)):
                 text += f"<size {rows} x {columns}>"
             case CodesPart(grid=(rows, columns)):
@@ -456,15 +449,9 @@ def as_text(segments: list[Segment], *, in_color: bool) -> str:
 
 def prepare(options: Namespace) -> None:
     """Make the shards that are missing."""
-    tokenizer = _image_tokenizer(options)
-    totals = prepare_folder(
-        options.sources,
-        options.out,
-        tokenizer=tokenizer,
-        options=_prepare_options(options, tokenizer),
-        shard_size=options.shard_size,
-        format_name=options.format,
-    )
+    tokenizer, how = _image_tokenizer(options), {"shard_size": options.shard_size, "format_name": options.format}
+    reading = _prepare_options(options, tokenizer)
+    totals = prepare_folder(options.sources, options.out, tokenizer=tokenizer, options=reading, **how)
     if process_state().is_main_process:
         source = CodeSource.of(tokenizer)
         print(f"{options.out}: {totals.records} records in {totals.shards} shards, codes of {source}")
@@ -503,14 +490,11 @@ def _model_folder(options: Namespace) -> Path | None:
 def _prepare_options(options: Namespace, tokenizer: UniTok) -> PrepareOptions:
     """How to read and encode: what was given, else what the model wants, else the tokenizer's size."""
     side, patch = tokenizer.config.image_size, tokenizer.config.patch_size
-    sizes: tuple[Size, ...] = ((side, side),)
-    preparation = "cover"
-    if folder := _model_folder(options):
+    folder = _model_folder(options)
+    preparation = options.preparation or (read_preparation(folder) if folder else "cover")
+    sizes: tuple[Size, ...] = (options.size or (side, side),)
+    if folder and not options.size:
         sizes = tuple(best_sizes(MLLMConfig.from_pretrained(folder)))
-        preparation = read_preparation(folder)
-    if options.size:
-        sizes = (options.size,)
-    preparation = options.preparation or preparation
     if preparation not in PREPARATIONS:
         raise ValueError(f"--preparation must be one of {', '.join(sorted(PREPARATIONS))}, got {preparation!r}")
     if any(side % patch for size in sizes for side in size):

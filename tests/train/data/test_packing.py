@@ -20,12 +20,7 @@ from mllm.sequence import IGNORED, PackedBatch, sample_numbers
 from mllm.vocabulary import extend_tokenizer, load_text_tokenizer
 from tests.train.data.raw_data import document, pair, prepared
 from train.data.mixture import Mixture, ShardSequences
-from train.data.packing import (
-    CHECKPOINT_EVERY,
-    BatchShape,
-    PackedBatches,
-    Tokenizers,
-)
+from train.data.packing import CHECKPOINT_EVERY, BatchShape, PackedBatches, Tokenizers
 from train.data.shards import CodeSource, PreparedRecord, ShardFolder
 from train.recipe import MLLMData
 

@@ -44,13 +44,7 @@ def test_codes_are_stored_as_16_bit_with_everything_said(folder: Path) -> None:
     file = pq.ParquetFile(folder / SHARDS / "00000.parquet")
     assert file.schema_arrow.field("images").type.value_type.field("codes").type == pa.list_(pa.uint16())
     facts = json.loads(file.metadata.metadata[b"mllm_shard"])
-    assert facts == {
-        "version": VERSION,
-        "fingerprint": "0123",
-        "num_codebooks": 3,
-        "codebook_size": 16,
-        "left_out": [],
-    }
+    assert facts == {"version": VERSION, "fingerprint": "0123", "num_codebooks": 3, "codebook_size": 16, "left_out": []}
     from datasets import load_dataset  # any reader of Parquet reads them
 
     rows = load_dataset("parquet", data_files=str(folder / SHARDS / "00000.parquet"), split="train", streaming=True)
