@@ -31,15 +31,24 @@ def image_file(number: int) -> bytes:
     return stream.getvalue()
 
 
+def tar_of(members: dict[str, bytes], mode: str = "w") -> bytes:
+    """A tar of these files."""
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode=mode) as tar:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return stream.getvalue()
+
+
 def write_raw(folder: Path, count: int = 11) -> list[Path]:
     """Captioned images in a tar, dialogues, documents with images, and texts."""
     folder.mkdir(parents=True)
-    with tarfile.open(folder / "captions.tar", "w") as tar:
-        for number in range(count):
-            for ending, content in (("png", image_file(number)), ("txt", f"caption {number}".encode())):
-                info = tarfile.TarInfo(f"{number:03d}.{ending}")
-                info.size = len(content)
-                tar.addfile(info, io.BytesIO(content))
+    captioned = {f"{n:03d}.png": image_file(n) for n in range(count)} | {
+        f"{n:03d}.txt": f"caption {n}".encode() for n in range(count)
+    }
+    (folder / "captions.tar").write_bytes(tar_of(dict(sorted(captioned.items()))))
     dialogues, documents = [], []
     for number in range(count):
         (folder / f"{number}.png").write_bytes(image_file(100 + number))

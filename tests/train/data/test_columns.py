@@ -7,7 +7,6 @@ import dataclasses
 import io
 import json
 import re
-import tarfile
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,15 +18,14 @@ import pytest
 from PIL import Image
 
 from mllm.conversation import CodesPart, TextPart
+from tests.train.data.raw_data import tar_of
 from train.data.columns import find_format, format_of, read_record, renamed
 from train.data.records import BadRecord, RawImage, Record
 from train.data.rows import read_items
 
-CODES = [[1, 2, 3, 4], [5, 6, 7, 8]]
-
 
 def shown(part: Any) -> str:
-    """Images by the names of their files, codes by their first column and grid."""
+    """Images by the names of their files."""
     match part:
         case TextPart(text):
             return text
@@ -38,7 +36,8 @@ def shown(part: Any) -> str:
         case RawImage(path):
             return path.name
         case CodesPart(codes_KN, grid):
-            return f"{codes_KN[:, 0].tolist()} {grid}"
+            assert codes_KN.dtype == np.uint16
+            return f"{codes_KN.tolist()} {grid}"
     raise TypeError(part)
 
 
@@ -77,31 +76,22 @@ RECORDS = r"""
                                                 {"from": "gpt", "value": "In color."}]}
 = chat user[a.png | and | b.png | differ how?] assistant[In color.]
 
-{"conversations": [{"from": "human", "value": "Hello"}, {"from": "gpt", "value": "Hi"}]}
-= chat user[Hello] assistant[Hi]
-
-{"file_name": "a.png", "text": "a red thing"}
-= pair user[a red thing] assistant[a.png]
-
-{"image": "a.png", "class": 3}
-= class user[3] assistant[ten views of a.png]
-
 {"data_type": "T2I", "text": "short", "InVL_caption": "long", "vqcode_256": "[[1, 2, 3, 4], [5, 6, 7, 8]]"}
-= draw user[short | long] assistant[[1, 5] (2, 2)]
+= draw user[short | long] assistant[[[1, 2, 3, 4], [5, 6, 7, 8]] (2, 2)]
 
 {"data_type": "I2T", "text": "short", "InVL_caption": "no", "vqcode_256": "[[1, 2, 3, 4], [5, 6, 7, 8]]"}
-= chat user[[1, 5] (2, 2)] assistant[short]
+= chat user[[[1, 2, 3, 4], [5, 6, 7, 8]] (2, 2)] assistant[short]
 
 {"data_type": "mllm_finetune", "vqcode_256": "[[1, 2, 3, 4], [5, 6, 7, 8]]",
  "text": "[{\"from\": \"human\", \"value\": \"<image>\\nWhat?\"}, {\"from\": \"gpt\", \"value\": \"That.\"}]"}
-= chat user[[1, 5] (2, 2) | What?] assistant[That.]
+= chat user[[[1, 2, 3, 4], [5, 6, 7, 8]] (2, 2) | What?] assistant[That.]
 
 {"data_type": "text_pretrain", "text": "words", "vqcode_512": "no", "vqcode_multi768": "no"}
 = document assistant[words]
 
 {"data_type": "image_text", "text": "wide", "vqcode_512": "no", "vqcode_multi768": [9, 8, 7, 6, 5, 4, 3, 2],
  "width": 64, "height": 32}
-= pair user[wide] assistant[[9] (2, 4)]
+= pair user[wide] assistant[[[9, 8, 7, 6, 5, 4, 3, 2]] (2, 4)]
 
 {"text_list": ["One.", "Two."], "image_info": [{"image_name": "b.png", "matched_text_index": 1},
  {"image_name": "a.png", "matched_text_index": 0}, {"image_name": "c.png", "matched_text_index": 1}]}
@@ -120,9 +110,6 @@ RECORDS = r"""
 
 {"image": "a.png", "conversations": [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "That."}]}
 = chat user[a.png | What?] assistant[That.]
-
-{"text": "words", "id": 3}
-= document assistant[words]
 """
 INVALID = r"""
 {"a": 1}
@@ -163,6 +150,10 @@ INVALID = r"""
 {"texts": ["x"], "images": ["a.png"]}
 {"text": " "}
 {"text": 3}
+{"text": "bad \ud83d"}
+{"image": "a.png", "caption": "bad \ud83d"}
+{"codes": 5, "class": 3}
+{"codes": [[[-1]]], "class": 3}
 """
 
 
@@ -209,7 +200,7 @@ obelics: document assistant[A circle. | a.png | It is red.]
 obelics: document assistant[b.png | It is blue.]
 text: document assistant[Once upon a time there was a circle.]
 text: document assistant[It was red.]
-codes: draw user[a circle | a large red circle] assistant[[1, 5] (2, 2)]
+codes: draw user[a circle | a large red circle] assistant[[[1, 2, 3, 4], [5, 6, 7, 8]] (2, 2)]
 codes: document assistant[Once upon a time]
 """
 
@@ -227,13 +218,8 @@ def write_sample(path: Path, text: str, images: dict[str, bytes]) -> None:
     """A sample of the page as a file of its layout."""
     match path.suffix:
         case ".tar":
-            with tarfile.open(path, "w") as tar:
-                for line in text.splitlines():
-                    name, _, words = line.partition(" ")
-                    content = words.encode() or images["a.png"]
-                    info = tarfile.TarInfo(name)
-                    info.size = len(content)
-                    tar.addfile(info, io.BytesIO(content))
+            parts = (line.partition(" ") for line in text.splitlines())
+            path.write_bytes(tar_of({name: words.encode() or images["a.png"] for name, _, words in parts}))
         case ".parquet":
             rows = [json.loads(line, object_hook=partial(with_bytes, images)) for line in text.splitlines()]
             pq.write_table(pa.Table.from_pylist(rows), path)
@@ -258,10 +244,9 @@ def test_the_samples_of_the_page_are_read_from_files(tmp_path: Path) -> None:
             record = read_record(layout, item.row(), tmp_path)
             assert all(image.open().size == (5, 4) for image in record.images), item
             found.append(f"{layout}{'' if ending == 'jsonl' else f'.{ending}'}: {summary(record)}")
-    lengths = {f"{len(content)} bytes": name for name, content in (("RED", images["a.png"]), ("BLUE", images["b.png"]))}
     text = "\n".join(found)
-    for length, name in lengths.items():
-        text = text.replace(length, name)
+    for name, content in (("RED", images["a.png"]), ("BLUE", images["b.png"])):
+        text = text.replace(f"{len(content)} bytes", name)
     assert text == ON_THE_PAGE.strip()
 
 
@@ -293,12 +278,6 @@ def test_an_image_may_be_below_one_sub_folder(tmp_path: Path) -> None:
         read({"image": "b.png", "caption": "x"}, tmp_path)
 
 
-def test_half_a_surrogate_pair_is_a_broken_record() -> None:
-    for line in (r'{"text": "bad \ud83d"}', r'{"image": "a.png", "caption": "bad \ud83d"}'):
-        with pytest.raises(BadRecord, match="surrogate"):
-            read(json.loads(line))
-
-
 def test_an_invalid_record_is_refused() -> None:
     for line in INVALID.strip().splitlines():
         with pytest.raises(BadRecord):
@@ -327,16 +306,13 @@ def test_images_come_from_paths_bytes_and_urls_on_disk(tmp_path: Path) -> None:
         assert record.images[0].open().size == (5, 4), value
 
 
-def test_a_url_does_not_lead_out_of_the_folder(tmp_path: Path) -> None:
-    (tmp_path / "secret.png").write_bytes(png())
-    (tmp_path / "images").mkdir()
-    with pytest.raises(BadRecord):
-        read({"image": "https://../../secret.png", "caption": "x"}, tmp_path / "images")
-
-
 def test_an_image_that_cannot_be_read_is_a_broken_record(tmp_path: Path) -> None:
-    (tmp_path / "broken.png").write_bytes(png()[:20])
+    (tmp_path / "secret.png").write_bytes(png())
+    folder = tmp_path / "images"
+    folder.mkdir()
+    (folder / "broken.png").write_bytes(png()[:20])
     for value in (
+        "https://../../secret.png",
         "none.png",
         "broken.png",
         b"nonsense",
@@ -348,11 +324,5 @@ def test_an_image_that_cannot_be_read_is_a_broken_record(tmp_path: Path) -> None
         "data:image/png;base64,\u00e9",
     ):
         with pytest.raises(BadRecord) as caught:
-            read({"image": value, "caption": "x"}, tmp_path).images[0].open()
+            read({"image": value, "caption": "x"}, folder).images[0].open()
         assert len(str(caught.value)) < 400 or "://" in str(value)
-
-
-def test_codes_keep_their_order() -> None:
-    fields = {"data_type": "image_text", "text": "x", "vqcode_256": json.dumps(CODES)}
-    part = read(fields).turns[1].parts[0]
-    assert isinstance(part, CodesPart) and part.codes_KN.dtype == np.uint16 and part.codes_KN.tolist() == CODES
