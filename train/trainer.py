@@ -16,7 +16,7 @@ import statistics
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sized
+from collections.abc import Callable, Mapping
 from functools import partial
 from importlib.util import find_spec
 from operator import itemgetter
@@ -27,7 +27,7 @@ from typing import Any, cast, get_args, get_type_hints
 import torch
 from accelerate import PartialState
 from torch import Tensor, nn
-from torch.utils.data import Dataset, SequentialSampler
+from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer import TRAINER_STATE_NAME
@@ -68,8 +68,6 @@ logger = logging.getLogger(__name__)
 
 OUTSIDE_MUON = ("embed_tokens", "lm_head", "codebooks", "linear_head", "output", "places")
 """Embeddings and output layers, by parts of their names."""
-FINAL = "final"
-"""Folder of the finished model below a run's output."""
 
 
 def train_mllm(recipe: MLLMRecipe) -> None:
@@ -141,17 +139,16 @@ def trainable_model(recipe: MLLMRecipe, base: MLLMForConditionalGeneration) -> n
 def save_final(trainer: MLLMTrainer, tokenizers: Tokenizers) -> None:
     """Write the finished model, or the finished adapter, from the first process."""
     model: Any = trainer.model
-    folder = trainer.recipe.output / FINAL
     if trainer.average:
         trainer.average.copy_to_model()
     weights = trainer.gathered_weights()
     if trainer.is_world_process_zero():
-        with whole_folder(folder) as unfinished:
+        with whole_folder(trainer.recipe.output / "final") as folder:
             if trainer.recipe.adapter is not None:
-                model.save_pretrained(unfinished, state_dict=weights)
+                model.save_pretrained(folder, state_dict=weights)
             else:
                 both: dict[str, Any] = {"text_tokenizer": tokenizers.text, "image_tokenizer": tokenizers.image}
-                save_model_folder(unfinished, model=model, state_dict=weights, **both)
+                save_model_folder(folder, model=model, state_dict=weights, **both)
     trainer.accelerator.wait_for_everyone()
 
 
@@ -174,7 +171,7 @@ class MLLMTrainer(Trainer):
         validation: Mapping[str, Dataset],
         measure: Callable[[int], dict[str, float]] | None,
     ) -> None:
-        self.recipe, self.batches, self.validation, self.measure = recipe, batches, validation, measure
+        self.recipe, self.validation, self.measure = recipe, validation, measure
         self.config = cast(MLLMConfig, model.config)
         self.average = WeightAverage(model, decay=recipe.ema_decay) if recipe.ema_decay else None
         self.monitor = LossMonitor(recipe.bad_steps)
@@ -196,9 +193,6 @@ class MLLMTrainer(Trainer):
         self.model_accepts_loss_kwargs = True
 
     # ---- batches, optimizer, loss ----
-
-    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> SequentialSampler:
-        return SequentialSampler(cast(Sized, self.batches))
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
@@ -410,6 +404,7 @@ def training_arguments(recipe: MLLMRecipe) -> TrainingArguments:
     defaults = {
         "output_dir": str(recipe.output),
         "per_device_train_batch_size": 1,
+        "train_sampling_strategy": "sequential",
         "remove_unused_columns": False,
         "learning_rate": recipe.optimizer.learning_rate,
         "dataloader_num_workers": 1,
