@@ -292,7 +292,7 @@ class Adversary:
     """The discriminator with its optimizer, which `accelerator` saves and loads, and the frozen features."""
 
     def __init__(
-        self, recipe: AdversarialRecipe, *, accelerator: Accelerator, image_size: int, steps: int, seed: int
+        self, recipe: AdversarialRecipe, accelerator: Accelerator, *, image_size: int, steps: int, seed: int
     ) -> None:
         assert recipe.dino is not None, "TokenizerRecipe refuses an adversarial weight without weights"
         self.recipe, self.accelerator, self.seed = recipe, accelerator, seed
@@ -300,9 +300,8 @@ class Adversary:
         self.features = DinoFeatures.from_file(recipe.dino, image_size=image_size, blocks=recipe.blocks)
         self.features.to(accelerator.device)
         heads = Discriminator(self.features.width, self.features.num_levels)
-        optimizer = torch.optim.AdamW(
-            decay_groups(heads, recipe.weight_decay), lr=recipe.learning_rate, betas=recipe.betas, eps=recipe.epsilon
-        )
+        rates: dict[str, Any] = {"lr": recipe.learning_rate, "betas": recipe.betas, "eps": recipe.epsilon}
+        optimizer = torch.optim.AdamW(decay_groups(heads, recipe.weight_decay), **rates)
         self.heads, self.optimizer = accelerator.prepare(heads, optimizer)
         self.weak = partial(augment, probability=recipe.augment_probability, cutout=recipe.cutout)
         self.strong = partial(augment, probability=1.0, cutout=recipe.cutout)

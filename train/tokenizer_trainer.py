@@ -14,16 +14,14 @@ import json
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from random import Random
 from typing import Any, TypeVar, cast
 
 import torch
-import torch.distributed as distributed
 import torch.nn.functional as F
 from accelerate import Accelerator, PartialState
-from accelerate.utils import InitProcessGroupKwargs, set_seed
+from accelerate.utils import InitProcessGroupKwargs, reduce, set_seed
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
@@ -50,11 +48,12 @@ from tokenizer.metrics import (
     code_counts,
     entropy_of,
     fidelity,
+    need_fidelity,
     psnr,
     read_templates,
     usage_of,
 )
-from tokenizer.quantizer import gather_rows, mean_over_ranks, num_ranks, rank
+from tokenizer.quantizer import gather_rows, mean_over_ranks, rank
 from tokenizer.text_tower import EncodeCaptions, load_captions
 from tokenizer.unitok import CONFIG_FILE, UniTok, UniTokOutput
 from train.checkpoints import checkpoints, step_of, write_checkpoint
@@ -99,13 +98,8 @@ class TokenizerTrainer:
             recipe.evaluation, image_size=size, batch_size=recipe.batch_size, captions=captions
         )
         self.images = build_source(recipe, image_size=size, captions=captions, state=self.accelerator.state)
-        optimizer = torch.optim.AdamW(
-            decay_groups(model, recipe.weight_decay),
-            lr=recipe.learning_rate,
-            betas=recipe.betas,
-            eps=recipe.epsilon,
-            fused=True,
-        )
+        rates: dict[str, Any] = {"lr": recipe.learning_rate, "betas": recipe.betas, "eps": recipe.epsilon}
+        optimizer = torch.optim.AdamW(decay_groups(model, recipe.weight_decay), fused=True, **rates)
         self.scheduler = get_scheduler(
             "cosine_with_min_lr",
             optimizer,
@@ -115,14 +109,10 @@ class TokenizerTrainer:
         )
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         self.average = AveragedModel(self.unwrapped, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema_decay))
-        self.adversary: Adversary | None = None
-        if recipe.adversarial.weight:
-            sizes = {"image_size": size, "steps": recipe.steps, "seed": recipe.seed}
-            self.adversary = Adversary(recipe.adversarial, accelerator=self.accelerator, **sizes)
-        self.lpips: LPIPS | None = None
-        if recipe.loss.perceptual:
-            assert recipe.lpips is not None, "TokenizerRecipe refuses a perceptual weight without weights"
-            self.lpips = LPIPS.from_file(recipe.lpips).to(self.accelerator.device)
+        sizes = {"image_size": size, "steps": recipe.steps, "seed": recipe.seed}
+        is_adversarial, lpips = recipe.adversarial.weight > 0, recipe.lpips if recipe.loss.perceptual else None
+        self.adversary = Adversary(recipe.adversarial, self.accelerator, **sizes) if is_adversarial else None
+        self.lpips = LPIPS.from_file(lpips).to(self.accelerator.device) if lpips else None
         self.accelerator.register_for_checkpointing(self.average, self.scheduler)
         set_seed(recipe.seed, device_specific=True)  # stochastic depth differs between processes
         self.step = 0
@@ -303,14 +293,12 @@ class TokenizerEvaluation:
         self.captions = captions
         self.state = PartialState()
         self.sheet_files = images_in(recipe.images)[:ON_A_SHEET] if recipe.images else []
-        self.classes: dict[str, str] = {}
-        if recipe.imagenet_val:
-            assert recipe.classes is not None, "TokenizerRecipe refuses zero-shot without class names"
-            self.classes = read_classes(recipe.imagenet_val, recipe.classes)
+        folder, names = recipe.imagenet_val, recipe.classes
+        self.classes = read_classes(folder, names) if folder and names else {}
         self.templates = read_templates(recipe.templates) if recipe.templates else TEMPLATES
         self.fid_files = png_files(recipe.fid_reference) if recipe.fid_reference else []
-        if self.fid_files and recipe.fid_score and find_spec("torch_fidelity") is None:
-            raise ValueError("rFID needs torch-fidelity, got none; install it, or set evaluation.fid_score to false")
+        if self.fid_files and recipe.fid_score:
+            need_fidelity()
 
     def write_sheet(self, model: UniTok, samples_B3HW: Tensor, path: Path) -> None:
         """The images of the folder, or else these uint8 ones, above their reconstructions."""
@@ -321,10 +309,8 @@ class TokenizerEvaluation:
     @torch.no_grad()
     def zero_shot(self, model: UniTok) -> dict[str, float]:
         """Top-1 and top-5 accuracy; nothing where no images are given. Called by all processes at once."""
-        if not self.classes:
+        if self.captions is None or self.recipe.imagenet_val is None:
             return {}
-        assert self.captions is not None, "TokenizerRecipe refuses zero-shot without captions"
-        assert self.recipe.imagenet_val is not None
         folders = [self.recipe.imagenet_val / name for name in self.classes]
         labelled = [(file, label) for label, folder in enumerate(folders) for file in images_in(folder)]
         classes_ND = class_vectors(model, self.captions, list(self.classes.values()), self.templates)
@@ -334,18 +320,15 @@ class TokenizerEvaluation:
             pixels_B3HW = self._read(files, "zero_shot").to(model.device)
             ranks_B = class_ranks(model, pixels_B3HW, torch.tensor(labels), classes_ND)
             num_right += torch.stack([(ranks_B < best).sum() for best in (1, 5)])
-        if num_ranks() > 1:
-            distributed.all_reduce(num_right)
-        top1, top5 = (num_right.double() / len(labelled)).tolist()
+        top1, top5 = (reduce(num_right, "sum").double() / len(labelled)).tolist()
         return {"zero_shot_top1": top1, "zero_shot_top5": top5}
 
     @torch.no_grad()
     def reconstruct_for_fid(self, model: UniTok) -> dict[str, float]:
         """Write the reconstruction of each reference image, then compute rFID and IS. Called by all processes."""
         recipe = self.recipe
-        if not self.fid_files:
+        if recipe.fid_output is None:
             return {}
-        assert recipe.fid_output is not None, "TokenizerRecipe refuses one folder without the other"
         for part in self._shared_out(self.fid_files):
             decoded_B3HW = model.decode(model.encode(self._read(part, "crop").to(model.device)))
             for file, image in zip(part, to_images(decoded_B3HW), strict=True):
@@ -400,9 +383,8 @@ def with_new_decoder(model: UniTok, fields: dict[str, Any]) -> UniTok:
 
 def build_captions(recipe: TokenizerRecipe, config: UniTokConfig) -> EncodeCaptions | None:
     """The caption encoder, where images are trained against captions."""
-    if not recipe.loss.contrastive:
+    if not recipe.loss.contrastive or recipe.text_tokenizer is None:
         return None
-    assert recipe.text_tokenizer is not None, "TokenizerRecipe refuses captions without a vocabulary"
     if not config.has_text_tower:
         raise ValueError("embed_dim must be > 0 for loss.contrastive, got 0; set architecture.embed_dim")
     return load_captions(recipe.text_tokenizer, vocab_size=config.text_vocab_size, context=config.text_context)

@@ -112,7 +112,7 @@ def test_wrong_folders_and_recipes_are_refused_before_training(folder: Path) -> 
         with pytest.raises(FileNotFoundError):
             evaluation(folder, **wrong)
     if find_spec("torch_fidelity") is None:
-        with pytest.raises(ValueError):
+        with pytest.raises(ImportError):
             evaluation(folder, fid_reference=folder / "real", fid_output=folder / "made")
     picture(9).save(folder / "real" / "lossy.jpg")
     with pytest.raises(ValueError):
