@@ -30,8 +30,7 @@ STOPPED = "Stopped."
 FAILED = "The answer failed because of an error in the program; its log has the details. Try again, or ask differently."
 NOTE = '<div class="note">'
 LEFT_OUT = NOTE + "The oldest {} messages no longer fit into the model's context and were left out.</div>"
-MAX_SIDE = 2048
-"""Longer side of an upload that is kept as it is, in pixels."""
+MAX_SIDE = 2048  # longer side of an upload that is kept as it is, in pixels
 BAR = '<div class="drawing">'
 FAILURE = "failure"
 """Marks an error shown as an answer. It and the request before it are not part of the conversation that is answered."""

@@ -19,13 +19,10 @@ import torch
 from torch import Tensor
 
 T = TypeVar("T", int, float)
-PerCodebook: TypeAlias = T | tuple[T, ...]
-"""One value for all codebooks, or a tuple with one value per codebook."""
+PerCodebook: TypeAlias = T | tuple[T, ...]  # one value for all codebooks, or a tuple with one value per codebook
 
-TEXT = 2**16 - 1
-"""The codebook of text tokens in `gumbel`; more than any model has."""
-NO_LIMIT = 2.0
-"""A top-p that no cumulative probability exceeds: the row is not filtered."""
+TEXT = 2**16 - 1  # the codebook of text tokens in `gumbel`; more than any model has
+NO_LIMIT = 2.0  # a top-p that no cumulative probability exceeds: the row is not filtered
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -122,7 +119,7 @@ def pick(value: PerCodebook[T], codebook: int) -> T:
 def choose(logits_NC: Tensor, settings: RowSettings, noise_NC: Tensor | None) -> Tensor:
     """One choice per row. Forbidden choices come in as -inf; greedy rows need no noise."""
     if settings.all_greedy:
-        return choose_greedy(logits_NC)
+        return logits_NC.argmax(-1)  # the first of equals
     assert noise_NC is not None, "rows that sample need noise"
     filtered_NC = logits_NC.float()
     if settings.temperature_N1 is not None:
@@ -133,7 +130,7 @@ def choose(logits_NC: Tensor, settings: RowSettings, noise_NC: Tensor | None) ->
         filtered_NC = filtered_NC.masked_fill(filtered_NC < threshold_N1, -torch.inf)
     chosen_N = (filtered_NC + noise_NC).argmax(-1)
     if settings.greedy_N is not None:
-        chosen_N = torch.where(settings.greedy_N, choose_greedy(logits_NC), chosen_N)
+        chosen_N = torch.where(settings.greedy_N, logits_NC.argmax(-1), chosen_N)
     return chosen_N
 
 
@@ -155,11 +152,6 @@ def keep_threshold(sorted_NX: Tensor, top_k_N1: Tensor | None, top_p_N1: Tensor 
     if top_k_N1 is not None:
         is_kept_NX &= rank_X < top_k_N1
     return sorted_NX.gather(-1, is_kept_NX.sum(-1, keepdim=True) - 1)
-
-
-def choose_greedy(logits_NC: Tensor) -> Tensor:
-    """The most probable choice of each row, the first of equals."""
-    return logits_NC.argmax(-1)
 
 
 def gumbel(seed_N: Tensor, position_N: Tensor, codebook_N: Tensor | int, *, num_choices: int) -> Tensor:

@@ -23,8 +23,7 @@ from torch import Tensor
 FORMAT_VERSION = 1
 METADATA = "metadata"
 ENDINGS = (".npz", ".safetensors")
-FACTS = ("names", "grids", "num_codebooks", "codebook_size", "fingerprint")
-"""What the JSON text holds."""
+FACTS = ("names", "grids", "num_codebooks", "codebook_size", "fingerprint")  # what the JSON text holds
 
 
 def fingerprint(contents: Iterable[str | bytes | Tensor]) -> str:
@@ -44,16 +43,12 @@ def fingerprint(contents: Iterable[str | bytes | Tensor]) -> str:
 class CodeFile:
     """The codes of several images, which may differ in size."""
 
-    names: tuple[str, ...]
-    """File names of the images, without folders."""
-    grids: tuple[tuple[int, int], ...]
-    """(rows, columns) of positions, one per image."""
-    codes: tuple[np.ndarray, ...]
-    """uint16 (K, N) per image."""
+    names: tuple[str, ...]  # file names of the images, without folders
+    grids: tuple[tuple[int, int], ...]  # (rows, columns) of positions, one per image
+    codes: tuple[np.ndarray, ...]  # uint16 (K, N) per image
     num_codebooks: int
     codebook_size: int
-    fingerprint: str
-    """Of the image tokenizer that made the codes."""
+    fingerprint: str  # of the image tokenizer that made the codes
 
     def __post_init__(self) -> None:
         counts = [len(self.names), len(self.grids), len(self.codes)]

@@ -44,13 +44,10 @@ GAP = 4  # pixels between the images of a sheet
 class Preparation:
     """How an image gets to its size."""
 
-    resize: Literal["shorter", "direct", "none"]
-    """Scale the shorter side and crop, stretch both sides, or crop only."""
-    ratio: float = 1.0
-    """The shorter side becomes this many times the crop."""
+    resize: Literal["shorter", "direct", "none"]  # scale the shorter side and crop, stretch both sides, or crop only
+    ratio: float = 1.0  # the shorter side becomes this many times the crop
     resampling: Resampling = Resampling.BILINEAR
-    pad_color: tuple[int, int, int] | None = None
-    """First pad to a square with this color."""
+    pad_color: tuple[int, int, int] | None = None  # first pad to a square with this color
 
 
 PREPARATIONS = {
@@ -70,8 +67,7 @@ class ImageProcessor:
 
     height: int
     width: int
-    preparation: str = "cover"
-    """A name in `PREPARATIONS`."""
+    preparation: str = "cover"  # a name in `PREPARATIONS`
 
     def __post_init__(self) -> None:
         if self.preparation not in PREPARATIONS:

@@ -112,8 +112,7 @@ class TransformerBlock(nn.Module):
 class TransformerStack(nn.ModuleList):
     """`depth` blocks with the config's sizes; the stochastic depth grows linearly from 0 to `drop_path`."""
 
-    recompute = False
-    """Activation checkpointing: recompute the blocks' activations in the backward pass."""
+    recompute = False  # activation checkpointing: recompute the blocks' activations in the backward pass
 
     def __init__(self, config: UniTokConfig, depth: int) -> None:
         rates = [config.drop_path * index / max(1, depth - 1) for index in range(depth)]

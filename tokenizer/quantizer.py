@@ -27,24 +27,18 @@ FAST_UPDATES = 100  # the usage average forgets 10 % per update before, 1 % afte
 class Quantized(NamedTuple):
     """What the quantizer returns in training."""
 
-    vectors_BNZ: Tensor
-    """Code vectors; gradients pass straight through to the features."""
+    vectors_BNZ: Tensor  # code vectors; gradients pass straight through to the features
     codes_BKN: Tensor
-    vq_loss: Tensor
-    """Commitment and codebook terms, averaged over the codebooks."""
-    entropy_loss: Tensor
-    """Mean entropy of single positions minus entropy of the mean; 0 unless asked for."""
-    usage: Tensor
-    """Share of the entries that are in use, 0 to 1, averaged over the codebooks."""
+    vq_loss: Tensor  # commitment and codebook terms, averaged over the codebooks
+    entropy_loss: Tensor  # mean entropy of single positions minus entropy of the mean; 0 unless asked for
+    usage: Tensor  # share of the entries that are in use, 0 to 1, averaged over the codebooks
 
 
 class MultiCodebookQuantizer(nn.Module):
     """K codebooks of C entries, each on its own slice of the features."""
 
-    usage: Tensor
-    """Running share of the rows that take each entry, (K, C)."""
-    num_updates: Tensor
-    """How often the running usage was updated."""
+    usage: Tensor  # running share of the rows that take each entry, (K, C)
+    num_updates: Tensor  # how often the running usage was updated
 
     def __init__(
         self,

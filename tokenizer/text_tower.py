@@ -22,8 +22,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 from tokenizer.config import UniTokConfig
 from tokenizer.layers import SelfAttention
 
-EncodeCaptions = Callable[[Sequence[str]], Tensor]
-"""Captions to ids (B, T)."""
+EncodeCaptions = Callable[[Sequence[str]], Tensor]  # captions to ids (B, T)
 
 BEGIN, END = "<|startoftext|>", "<|endoftext|>"
 CLIP_MERGES = 49152 - 256 - 2  # of the 262 thousand in OpenAI's file; 49408 ids in all
@@ -86,8 +85,7 @@ class CaptionEncoder:
 
     pieces: CLIPTokenizer | SentencePieceProcessor
     end_id: int
-    context: int
-    """T: ids per caption."""
+    context: int  # T: ids per caption
 
     def __call__(self, captions: Sequence[str]) -> Tensor:
         if isinstance(self.pieces, CLIPTokenizer):

@@ -313,10 +313,8 @@ def save_tokenizer(folder: str | Path, config: UniTokConfig, state: Mapping[str,
 class EncodedImage(NamedTuple):
     """The codes of one image."""
 
-    codes_KN: np.ndarray
-    """uint16, positions row by row."""
-    grid: tuple[int, int]
-    """Rows and columns of positions."""
+    codes_KN: np.ndarray  # uint16, positions row by row
+    grid: tuple[int, int]  # rows and columns of positions
 
 
 def encode_images(images: Iterable[Tensor], tokenizer: UniTok, *, batch_size: int) -> Iterator[EncodedImage]:

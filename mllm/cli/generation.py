@@ -39,11 +39,9 @@ if TYPE_CHECKING:
     from mllm.pipeline import Event, Pipeline
 
 
-DECLINED = 3
-"""Exit status where the model says that it cannot draw what is asked for."""
+DECLINED = 3  # exit status where the model says that it cannot draw what is asked for
 FORCE = option("--force", action="store_true", help="draw even where the model says that it cannot")
-AT_ONCE = (32, 8)
-"""Images drawn together before they are written: on an accelerator, on a CPU."""
+AT_ONCE = (32, 8)  # images drawn together before they are written: on an accelerator, on a CPU
 
 
 def show_progress(event: Event) -> None:

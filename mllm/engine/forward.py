@@ -22,35 +22,50 @@ from transformers.cache_utils import Cache, DynamicLayer
 from mllm.heads import join
 from mllm.model import MLLMForConditionalGeneration
 
-LLAMAS = ("LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model")
-"""Backbones whose layers `LlamaLayer` computes."""
-MOST_JOINED_BYTES = 2**28
-"""Matrices that read the same input are copied side by side where the copies take no more."""
+LLAMAS = ("LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model")  # backbones whose layers `LlamaLayer` computes
+MOST_JOINED_BYTES = 2**28  # matrices that read the same input are copied side by side where the copies take no more
 
 Join = Callable[[Sequence[nn.Module]], Callable[[Tensor], Tensor]]
 
 
 class CachedForward:
-    """The model with slots for many sequences."""
+    """The model with slots for many sequences: keys and values of every layer, (S, capacity, 2, G, d)."""
+
+    places: Places  # of the current pass
 
     def __init__(self, model: MLLMForConditionalGeneration) -> None:
         self.model, self.device = model, model.device
-        self.slots = Slots()
+        self.num_slots = self.capacity = 0
+        self.layers: list[Tensor] = []
         self.run_backbone = LlamaBackbone(model.backbone) if is_llama(model.backbone) else AnyBackbone(model.backbone)
         self.code_cache = model.code_embedding.new_cache(0, 0)
 
     def reserve(self, num_slots: int, num_places: int, num_positions: int) -> None:
-        """Make room for that many sequences of that many places, with images of that many positions."""
-        self.slots.reserve(num_slots, num_places)
+        """Make room for that many sequences of that many places, with images of that many positions; all stays."""
+        if num_slots > self.num_slots or num_places > self.capacity:
+            self.num_slots, self.capacity = max(num_slots, self.num_slots), max(num_places, self.capacity)
+            for number, old in enumerate(self.layers):
+                self.layers[number] = old.new_zeros(self.num_slots, self.capacity, *old.shape[2:])
+                self.layers[number][: old.shape[0], : old.shape[1]] = old
         if self.code_cache is None:
             return
-        old_keys = self.code_cache[0]
-        if old_keys.shape[0] < num_slots or old_keys.shape[2] <= num_positions:
-            num_slots, num_positions = max(num_slots, old_keys.shape[0]), max(num_positions, old_keys.shape[2] - 1)
-            new_cache = self.model.code_embedding.new_cache(num_slots, num_positions)
+        old_slots, old_positions = self.code_cache[0].shape[0], self.code_cache[0].shape[2] - 1
+        if old_slots < num_slots or old_positions < num_positions:
+            sizes = max(num_slots, old_slots), max(num_positions, old_positions)
+            new_cache = self.model.code_embedding.new_cache(*sizes)
             for new, old in zip(new_cache, self.code_cache, strict=True):
                 new[: old.shape[0], :, : old.shape[2]] = old
             self.code_cache = new_cache
+
+    def write(self, layer: int, keys_PGd: Tensor, values_PGd: Tensor) -> tuple[Tensor, Tensor]:
+        """Store new places; all keys and values (R, G, L, d) of the rows."""
+        if layer == len(self.layers):
+            self.layers.append(keys_PGd.new_zeros(self.num_slots, self.capacity, 2, *keys_PGd.shape[1:]))
+        buffer = self.layers[layer]
+        index_P = self.places.index_P.to(buffer.device)  # layers may lie on several devices
+        buffer.flatten(0, 1).index_copy_(0, index_P, torch.stack((keys_PGd, values_PGd), dim=1))
+        stored_RL2Gd = buffer[self.places.rows, : self.places.attended]
+        return stored_RL2Gd[:, :, 0].transpose(1, 2), stored_RL2Gd[:, :, 1].transpose(1, 2)
 
     @property
     def place_bytes(self) -> int:
@@ -62,12 +77,12 @@ class CachedForward:
 
     def swap(self, a: int, b: int, num_places: int) -> None:
         """Exchange the first places of two slots, and the images being drawn."""
-        for buffer in (*(layer[:, :num_places] for layer in self.slots.layers), *(self.code_cache or ())):
+        for buffer in (*(layer[:, :num_places] for layer in self.layers), *(self.code_cache or ())):
             buffer[[a, b]] = buffer[[b, a]]
 
     def copy(self, source: int, target: int, num_places: int) -> None:
         """Copy the first places of a slot to another."""
-        for buffer in self.slots.layers:
+        for buffer in self.layers:
             buffer[target, :num_places] = buffer[source, :num_places]
 
     def embed(self, tokens_RW: Tensor, codes_RWK: Tensor | None, index_RW: Tensor, columns_R: Tensor) -> Tensor:
@@ -93,11 +108,11 @@ class CachedForward:
             first: the slot of the first row.
         """
         num_rows, num_new = embedded_RWD.shape[:2]
-        attended = min(max(n + count for n, count in zip(lengths, counts, strict=True)), self.slots.capacity)
+        attended = min(max(n + count for n, count in zip(lengths, counts, strict=True)), self.capacity)
         length_R1 = torch.tensor(lengths, device=self.device)[:, None]
         position_RW = length_R1 + torch.arange(num_new, device=self.device)
         slot_R1 = torch.arange(first, first + num_rows, device=self.device)[:, None]
-        index_P, padded_P = (slot_R1 * self.slots.capacity + position_RW).flatten(), None
+        index_P, padded_P = (slot_R1 * self.capacity + position_RW).flatten(), None
         embedded_PD, position_P = embedded_RWD.flatten(0, 1), position_RW.flatten()
         if sum(counts) < num_rows * num_new:
             padded = [row * num_new + w for row, count in enumerate(counts) for w in range(count)]
@@ -106,8 +121,8 @@ class CachedForward:
         is_later_RWL = torch.arange(attended, device=self.device) > position_RW[..., None]
         mask_RWL = embedded_RWD.new_zeros(is_later_RWL.shape)
         mask_R1WL = mask_RWL.masked_fill_(is_later_RWL, torch.finfo(embedded_RWD.dtype).min)[:, None]
-        self.slots.places = Places(slice(first, first + num_rows), attended, index_P, padded_P, mask_R1WL)
-        return self.run_backbone(embedded_PD, position_P, self.slots)
+        self.places = Places(slice(first, first + num_rows), attended, index_P, padded_P, mask_R1WL)
+        return self.run_backbone(embedded_PD, position_P, self)
 
 
 class Places(NamedTuple):
@@ -133,43 +148,13 @@ class Places(NamedTuple):
         return flat_X if self.padded_P is None else flat_X[self.padded_P]
 
 
-class Slots:
-    """Keys and values of every layer, (S, capacity, 2, G, d), and the places of the current pass."""
-
-    places: Places
-
-    def __init__(self) -> None:
-        self.num_slots = self.capacity = 0
-        self.layers: list[Tensor] = []
-
-    def reserve(self, num_slots: int, capacity: int) -> None:
-        """Make room; what is stored stays."""
-        if num_slots <= self.num_slots and capacity <= self.capacity:
-            return
-        before, kept = self.capacity, self.num_slots
-        self.num_slots, self.capacity = max(num_slots, self.num_slots), max(capacity, self.capacity)
-        for number, old in enumerate(self.layers):
-            self.layers[number] = old.new_zeros(self.num_slots, self.capacity, *old.shape[2:])
-            self.layers[number][:kept, :before] = old
-
-    def write(self, layer: int, keys_PGd: Tensor, values_PGd: Tensor) -> tuple[Tensor, Tensor]:
-        """Store new places; all keys and values (R, G, L, d) of the rows."""
-        if layer == len(self.layers):
-            self.layers.append(keys_PGd.new_zeros(self.num_slots, self.capacity, 2, *keys_PGd.shape[1:]))
-        buffer = self.layers[layer]
-        index_P = self.places.index_P.to(buffer.device)  # layers may lie on several devices
-        buffer.flatten(0, 1).index_copy_(0, index_P, torch.stack((keys_PGd, values_PGd), dim=1))
-        stored_RL2Gd = buffer[self.places.rows, : self.places.attended]
-        return stored_RL2Gd[:, :, 0].transpose(1, 2), stored_RL2Gd[:, :, 1].transpose(1, 2)
-
-
 class AnyBackbone:
     """A backbone through transformers."""
 
     def __init__(self, backbone: nn.Module) -> None:
         self.backbone = backbone
 
-    def __call__(self, embedded_PD: Tensor, position_P: Tensor, slots: Slots) -> Tensor:
+    def __call__(self, embedded_PD: Tensor, position_P: Tensor, slots: CachedForward) -> Tensor:
         places = slots.places
         layers = [SlotLayer(slots, number) for number in range(self.backbone.config.num_hidden_layers)]
         hidden_RWD = self.backbone(
@@ -185,7 +170,7 @@ class AnyBackbone:
 class SlotLayer(DynamicLayer):
     """The cache of one layer, as transformers wants it."""
 
-    def __init__(self, slots: Slots, number: int) -> None:
+    def __init__(self, slots: CachedForward, number: int) -> None:
         super().__init__()
         self.slots, self.number = slots, number
 
@@ -215,7 +200,7 @@ class LlamaBackbone:
         half = self.layers[0].head_width // 2
         self.signs_d = torch.tensor([-1.0] * half + [1.0] * half, device=backbone.device)
 
-    def __call__(self, embedded_PD: Tensor, position_P: Tensor, slots: Slots) -> Tensor:
+    def __call__(self, embedded_PD: Tensor, position_P: Tensor, slots: CachedForward) -> Tensor:
         cos_1Pd, sin_1Pd = self.rotary_emb(embedded_PD, position_P[None])
         turn = cos_1Pd[0, :, None], (sin_1Pd[0] * self.signs_d.to(sin_1Pd.dtype))[:, None]
         hidden_PD = embedded_PD
@@ -239,13 +224,13 @@ class LlamaLayer:
         self.gate_up = joined([mlp.gate_proj, mlp.up_proj])
         self.down, self.activate = joined([mlp.down_proj]), mlp.act_fn
 
-    def __call__(self, hidden_PD: Tensor, turn: tuple[Tensor, Tensor], slots: Slots) -> Tensor:
+    def __call__(self, hidden_PD: Tensor, turn: tuple[Tensor, Tensor], slots: CachedForward) -> Tensor:
         heads_PHd = self.qkv(normalise(hidden_PD, self.input_norm)).unflatten(-1, (-1, self.head_width))
         hidden_PD = hidden_PD + self.out(self.attend(heads_PHd, turn, slots))
         gate, up = self.gate_up(normalise(hidden_PD, self.inner_norm)).chunk(2, dim=-1)
         return hidden_PD + self.down(self.activate(gate) * up)
 
-    def attend(self, heads_PHd: Tensor, turn: tuple[Tensor, Tensor], slots: Slots) -> Tensor:
+    def attend(self, heads_PHd: Tensor, turn: tuple[Tensor, Tensor], slots: CachedForward) -> Tensor:
         """Attention (P, A * d), from queries, keys and values side by side."""
         sizes = (self.num_heads + self.num_groups, self.num_groups)
         turned_PHd, values_PGd = heads_PHd.split(sizes, dim=1)

@@ -38,17 +38,12 @@ from mllm.model import MLLMForConditionalGeneration
 from mllm.sampling import TEXT, RowSettings, SamplingConfig, choose, gumbel, stack_settings
 from mllm.sequence import ImageLayout, TokenSequence
 
-NUM_SLOTS = 64
-"""Sequences decoded together; a guided request takes two."""
-KEPT_SLOTS, KEPT_BYTES = 8, 2**28
-"""So many slots are made at once, to keep ended sequences in, unless they take more."""
+NUM_SLOTS = 64  # sequences decoded together; a guided request takes two
+KEPT_SLOTS, KEPT_BYTES = 8, 2**28  # so many slots are made at once, to keep ended sequences in, unless they take more
 CAPACITY_STEP = 128
-PREFILL_PLACES = 512
-"""Places of new prompts that are fed between two passes over what is running."""
-LEAST_COPIED = 8
-"""A shorter common beginning is computed again."""
-PASS_PLACES = 80
-"""Places of a pass at most, unless there are more sequences."""
+PREFILL_PLACES = 512  # places of new prompts that are fed between two passes over what is running
+LEAST_COPIED = 8  # a shorter common beginning is computed again
+PASS_PLACES = 80  # places of a pass at most, unless there are more sequences
 
 
 def generate(
@@ -286,7 +281,7 @@ class Engine:
     def _make_room(self, num_slots: int, num_places: int, num_positions: int) -> None:
         """Have so many free slots of such a length."""
         num_places = -(-num_places // CAPACITY_STEP) * CAPACITY_STEP
-        capacity = max(num_places, self.forward.slots.capacity - 1)
+        capacity = max(num_places, self.forward.capacity - 1)
         needed = sum(slot.running is not None for slot in self.slots) + num_slots
         total = len(self.slots)
         if needed > total:

@@ -33,13 +33,11 @@ END: Any = object()
 SEED_STRIDE = 100_000_007
 """Between the seeds of tries; prime, and far from that of best-of (mllm/pipeline.py), so that no two meet."""
 
-CHECKED_TOGETHER = 16
-"""Images are checked when so many wait, or when nothing else goes on."""
+CHECKED_TOGETHER = 16  # images are checked when so many wait, or when nothing else goes on
 
 Stream = Callable[[Iterable[GenerationRequest | None]], Iterator[Event]]
 """Decodes requests, asking for new ones at every turn (mllm/engine/loop.py `Engine.stream`)."""
-Check = Callable[[Sequence[ImageDone]], Sequence[bool]]
-"""Whether each of these images may stand."""
+Check = Callable[[Sequence[ImageDone]], Sequence[bool]]  # whether each of these images may stand
 
 
 def stream_accepted(
@@ -92,21 +90,14 @@ def stream_accepted(
 class Attempt:
     """The current try of one answer."""
 
-    index: int
-    """Of the request among all."""
+    index: int  # of the request among all
     request: GenerationRequest
-    parts: list[list[int] | CodesPart] = field(default_factory=list)
-    """Text and images of the answer that stand."""
-    plans: list[list[int]] = field(default_factory=list)
-    """Those of the images that stand."""
-    held: list[Event] = field(default_factory=list)
-    """What came from the first unchecked image on."""
-    tries: int = 0
-    """Of the next image, beyond the first."""
-    resampled: int = 0
-    """Tries of all images, beyond the first ones."""
-    prefix: list[int] = field(default_factory=list)
-    """The tokens that stood when this try began."""
+    parts: list[list[int] | CodesPart] = field(default_factory=list)  # text and images of the answer that stand
+    plans: list[list[int]] = field(default_factory=list)  # those of the images that stand
+    held: list[Event] = field(default_factory=list)  # what came from the first unchecked image on
+    tries: int = 0  # of the next image, beyond the first
+    resampled: int = 0  # tries of all images, beyond the first ones
+    prefix: list[int] = field(default_factory=list)  # the tokens that stood when this try began
     is_rejected: bool = False
     is_finished: bool = False
 

@@ -23,10 +23,8 @@ LogitsProcessor = Callable[[Tensor, Tensor], Tensor]
 """A logits processor of transformers: ids (1, T) so far and text logits (1, V) to changed logits."""
 FinishReason = Literal["eos", "length", "image"]
 
-NUM_SEEDS = 2**63
-"""Seeds are 0 to one less."""
-PLAN_BUDGET = 64
-"""Tokens of a plan at most; then the image begins."""
+NUM_SEEDS = 2**63  # seeds are 0 to one less
+PLAN_BUDGET = 64  # tokens of a plan at most; then the image begins
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,8 +22,7 @@ from mllm.files import read_json
 from mllm.sampling import PerCodebook, SamplingConfig
 from mllm.sequence import ImageLayout, TokenSequence
 
-TEXT_BUDGET = 256
-"""New text tokens of an answer, unless the caller or the context says otherwise."""
+TEXT_BUDGET = 256  # new text tokens of an answer, unless the caller or the context says otherwise
 SAMPLING_NAMES = ("guidance", "temperature", "top_k", "top_p", "greedy")
 
 

@@ -33,11 +33,9 @@ from mllm.engine.request import (
 from mllm.sampling import SamplingConfig
 from mllm.sequence import ImageLayout, TokenSequence
 
-IMAGE_STRIDE = 2**20
-"""Between the noise positions of two images of an answer."""
+IMAGE_STRIDE = 2**20  # between the noise positions of two images of an answer
 
-Place = int | tuple[int, ...]
-"""A token id, or the K codes of an image position."""
+Place = int | tuple[int, ...]  # a token id, or the K codes of an image position
 
 
 class Sampled(Enum):
