@@ -199,19 +199,16 @@ def show(event: Event, content: Content, folder: Path) -> None:
 
 
 def progress_part(share: float) -> dict[str, Any]:
-    """A bar in place of the image that is being drawn."""
     percent = round(100 * share)
     bar = f'<progress value="{percent}" max="100"></progress><span>Drawing {percent} %</span>'
     return {"type": "text", "text": f"{BAR}{bar}</div>"}
 
 
 def drop_progress(content: Content) -> None:
-    """Remove the bar, if one is last."""
     if content and content[-1].get("text", "").startswith(BAR):
         content.pop()
 
 
 def as_sentence(error: ValueError | FileNotFoundError) -> str:
-    """The error's message with a capital and a full stop."""
     text = " ".join(str(error).split())
     return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")

@@ -42,7 +42,6 @@ EXAMPLES = [
 
 
 def serve(options: Namespace) -> None:
-    """Serve until interrupted."""
     require_free(options.host, options.port)
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     build_demo(load_pipeline(options)).launch(
@@ -73,7 +72,6 @@ def require_free(host: str, port: int | None) -> None:
 
 
 def build_demo(pipeline: Pipeline) -> Any:
-    """The page of this pipeline, not yet served."""
     folder = Path(tempfile.mkdtemp(prefix="mllm-demo-"))
     defaults = Settings.of(pipeline.image_settings("chat"))
 
@@ -88,7 +86,6 @@ def build_demo(pipeline: Pipeline) -> Any:
 
 
 def api_of(pipeline: Pipeline) -> dict[str, Callable[..., Any]]:
-    """What programs may call."""
 
     def draw(text: str, seed: int | None) -> Image.Image:
         return pipeline.draw(text, seed=seed)[0]

@@ -32,7 +32,6 @@ class Example(NamedTuple):
     file: str | None = None
 
     def card(self) -> ExampleMessage:
-        """The example as the chat shows it."""
         files, icon = [self.file] if self.file else [], self.file or str(ASSETS / "draw.svg")
         return {"text": self.text, "display_text": self.label, "files": files, "icon": icon}
 
@@ -61,7 +60,6 @@ def build_page(
     defaults: Settings,
     functions: Mapping[str, Callable[..., Any]],
 ) -> gr.Blocks:
-    """The complete page."""
     with gr.Blocks(analytics_enabled=False, title=title, fill_height=True) as page:
         gr.HTML(f"<header><h1>{title}</h1><p>{subtitle}</p></header>", elem_id="masthead")
         chatbot = gr.Chatbot(
@@ -152,7 +150,6 @@ def wait(is_busy: bool, *, is_empty: bool = False) -> None:
 
 
 def add_request(value: dict[str, Any], history: list[Entry], is_busy: bool) -> tuple[Any, list[Entry], bool]:
-    """Put what was typed and uploaded into the history."""
     wait(is_busy, is_empty=not (value["text"].strip() or value["files"]))
     return busy(), [*history, user_entry(value["text"].strip(), value["files"])], True
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from tests.demo.browser import Page, serve_demo
+from tests.demo.test_browser import Page, serve_demo
 
 SCREENSHOT = Path(__file__).parent / "demo.png"
 SEED = "1"

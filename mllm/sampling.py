@@ -64,7 +64,6 @@ class SamplingConfig:
 
 
 def check_each(name: str, value: Any, is_valid: Any, expected: str) -> None:
-    """Refuse a setting that is not a number, or out of range."""
     for number in value if isinstance(value, tuple) else (value,):
         if isinstance(number, bool) or not isinstance(number, Real) or not is_valid(number):
             raise ValueError(f"{name} must be {expected}, got {number!r}; use a number in that range")
@@ -82,7 +81,6 @@ class RowSettings:
     all_greedy: bool
 
     def take(self, rows: Tensor | slice) -> RowSettings:
-        """The settings of these rows."""
         tensors = {name: getattr(self, name) for name in ("temperature_N1", "top_k_N1", "top_p_N1", "greedy_N")}
         return replace(self, **{name: tensor[rows] for name, tensor in tensors.items() if tensor is not None})
 
@@ -112,7 +110,6 @@ def stack_settings(
 
 
 def pick(value: PerCodebook[T], codebook: int) -> T:
-    """The value for one codebook."""
     return value[codebook] if isinstance(value, tuple) else value
 
 

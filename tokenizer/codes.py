@@ -89,7 +89,6 @@ def write_codes(path: Path, file: CodeFile, *, ending: str | None = None) -> Non
 
 
 def read_codes(path: Path) -> CodeFile:
-    """Read a file that `write_codes` wrote."""
     check_ending(path.suffix)
     if not path.is_file():
         raise FileNotFoundError(f"{path} must be a code file, got no such file; make one with `mllm tokenize encode`")

@@ -162,7 +162,6 @@ class UniTokConfig:
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Rows and columns of positions of an image of `image_size`."""
         side = self.image_size // self.patch_size
         return side, side
 

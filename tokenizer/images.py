@@ -89,7 +89,6 @@ class ImageProcessor:
         return to_pixels(torch.from_numpy(levels_BHW3).permute(0, 3, 1, 2))
 
     def prepare(self, image: Image.Image) -> Image.Image:
-        """The RGB image that the tokenizer sees."""
         how = PREPARATIONS[self.preparation]
         image = read_image(image)
         if how.pad_color is not None:

@@ -131,8 +131,6 @@ class TransformerStack(nn.ModuleList):
 
 
 class ChannelNorm(nn.LayerNorm):
-    """LayerNorm over the channels of each pixel."""
-
     def __init__(self, width: int) -> None:
         super().__init__(width, eps=NORM_EPS)
 
@@ -152,7 +150,6 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(in_width, out_width, 3, padding=1)
 
     def fold(self) -> Tensor:
-        """The 4x4 kernel (I, O, 4, 4)."""
         # Output row o reads upsampled row o + t - 1 through tap t; upsampled row 2i + a is input row i. So input row i
         # reaches output row 2i + m - 1 through the taps with t = a + 2 - m, a in {0, 1}.
         flipped_IO33 = self.conv.weight.transpose(0, 1).flip(2, 3)

@@ -70,7 +70,6 @@ def ssim(first_B3HW: Tensor, second_B3HW: Tensor) -> Tensor:
 
 
 def blur(pixels_B3HW: Tensor) -> Tensor:
-    """Gaussian mean over each window inside the image."""
     offset = torch.arange(SSIM_WINDOW, device=pixels_B3HW.device, dtype=torch.float32) - (SSIM_WINDOW - 1) / 2
     taps = torch.softmax(-offset.square() / (2 * SSIM_SIGMA**2), dim=0)
     channels = pixels_B3HW.shape[1]

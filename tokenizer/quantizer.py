@@ -178,12 +178,10 @@ def pick_rows(features_KME: Tensor, count: int, *, generator: torch.Generator | 
 
 
 def num_ranks() -> int:
-    """Number of training processes."""
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
 def rank() -> int:
-    """Index of this training process."""
     return distributed.get_rank() if num_ranks() > 1 else 0
 
 

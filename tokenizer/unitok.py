@@ -209,7 +209,6 @@ class UniTok(nn.Module):
             self.logit_scale.clamp_(0.0, LARGEST_LOGIT_SCALE)
 
     def grid_of(self, pixels_B3HW: Tensor) -> tuple[int, int]:
-        """Rows and columns of positions of these pixels."""
         patch = self.config.patch_size
         if pixels_B3HW.ndim != 4 or pixels_B3HW.shape[1] != 3:
             raise ValueError(f"pixels must be (B, 3, H, W), got {tuple(pixels_B3HW.shape)}; add or move axes")
@@ -238,7 +237,6 @@ class UniTok(nn.Module):
         return rows, columns
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write config.json and model.safetensors."""
         save_tokenizer(folder, self.config, self.state_dict())
 
     @classmethod
@@ -302,7 +300,6 @@ def build_empty(config: UniTokConfig) -> UniTok:
 
 
 def save_tokenizer(folder: str | Path, config: UniTokConfig, state: Mapping[str, Tensor]) -> None:
-    """Write a folder that `UniTok.from_pretrained` reads."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG_FILE).write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")

@@ -54,7 +54,6 @@ def show_progress(event: Event) -> None:
 
 
 def print_text(event: Event) -> None:
-    """Print what is new of an answer."""
     from mllm.pipeline import TextDelta
 
     if isinstance(event, TextDelta):
@@ -78,7 +77,6 @@ def print_text(event: Event) -> None:
     *MODEL,
 )
 def draw(options: Namespace) -> int | None:
-    """Draw, write the files and print their names and seeds."""
     if (options.prompt is None) == (options.class_index is None):
         raise ValueError("exactly one of PROMPT and --class N must be given; see mllm draw --help")
     others = {"--size": options.size, "--plan": options.plan, "--best-of": options.best_of > 1 or None}
@@ -139,7 +137,6 @@ def is_declined(pipeline: Pipeline, options: Namespace, prompt: str, image: Imag
     *MODEL,
 )
 def ask(options: Namespace) -> None:
-    """Ask and print the answer."""
     if Path(options.question).is_file():
         raise ValueError(f"the last argument must be a question, got the file {options.question}; put it in quotes")
 
@@ -169,7 +166,6 @@ def ask(options: Namespace) -> None:
     *MODEL,
 )
 def edit(options: Namespace) -> int | None:
-    """Edit, write the file and print its name and seed."""
     from mllm.processor import save_image
     from tokenizer.images import read_image
 
@@ -207,7 +203,6 @@ CHAT_HELP = """/image FILE  attach an image to your next message
     *MODEL,
 )
 def chat(options: Namespace) -> None:
-    """Chat until the input ends."""
     options.images.mkdir(parents=True, exist_ok=True)
     conversation = Chat(load_pipeline(options), options.images, given(options, SAMPLING_OPTIONS))
     is_terminal = sys.stdin.isatty()

@@ -60,12 +60,10 @@ positive_count, port_number = count_up_to(10**6), count_up_to(2**16 - 1)
 
 
 def speculation(text: str) -> bool | int:
-    """`off`, `on`, or how many places."""
     return {"off": False, "on": True}[text] if text in ("off", "on") else positive_count(text)
 
 
 def image_size(text: str) -> tuple[int, int]:
-    """`192x128` as (width, height)."""
     width, cross, height = text.lower().partition("x")
     if not (cross and width.isdecimal() and height.isdecimal()):
         raise ArgumentTypeError(f"must be WIDTHxHEIGHT, such as 256x256, got {text!r}")
@@ -73,7 +71,6 @@ def image_size(text: str) -> tuple[int, int]:
 
 
 def gigabytes(text: str) -> float:
-    """A positive number of gigabytes."""
     try:
         size = float(text)
     except ValueError:

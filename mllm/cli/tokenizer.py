@@ -142,7 +142,6 @@ def load_image_tokenizer(options: Namespace) -> UniTok:
 
 
 def read_pixels(options: Namespace, tokenizer: UniTok) -> Tensor:
-    """All images as pixels (B, 3, H, W) in [-1, 1]."""
     from tokenizer.images import ImageProcessor, read_image
 
     side = tokenizer.config.image_size

@@ -17,7 +17,6 @@ FORMATS = tuple("codes llava chat mmc4 cauldron obelics edit vqa captions classe
 
 
 def call(function: str, options: Namespace) -> None:
-    """Call `module:function` with parsed options."""
     module, _, name = function.partition(":")
     getattr(importlib.import_module(module), name)(options)
 

@@ -69,7 +69,6 @@ class CachedForward:
 
     @property
     def place_bytes(self) -> int:
-        """What a place takes."""
         text = self.model.config.text_config
         num_heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
         head_width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
@@ -210,8 +209,6 @@ class LlamaBackbone:
 
 
 class LlamaLayer:
-    """One layer."""
-
     def __init__(self, layer: nn.Module, number: int, joined: Join) -> None:
         attention, mlp = layer.self_attn, layer.mlp
         self.number, self.head_width, self.scale = number, attention.head_dim, attention.scaling

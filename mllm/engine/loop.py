@@ -315,7 +315,6 @@ class Engine:
         return slot.places[: len(slot.prompt)] if self.config.embedding_context == "current" else slot.places
 
     def _embed_prompt(self, prompt: list[Place], sequence: TokenSequence) -> Tensor:
-        """Embeddings (T, D)."""
         image_id = self.config.image_token_id
         ids_1T = torch.tensor([[place if isinstance(place, int) else image_id for place in prompt]], device=self.device)
         if not len(sequence.codes_PK):
@@ -501,7 +500,6 @@ class Sampler:
         return self.model.code_head.decoder()
 
     def noise(self, targets: list[Target], codebooks_K: Tensor, num_choices: int) -> Tensor:
-        """Noise (P, K, C)."""
         counters = [(target.state.request.seed, target.state.noise_position(target.cursor)) for target in targets]
         seeds_P1, positions_P1 = self.to_device(counters).T[..., None]
         return gumbel(seeds_P1, positions_P1, codebooks_K, num_choices=num_choices)

@@ -121,12 +121,10 @@ class GenerationResult:
 
     @property
     def text_ids(self) -> list[int]:
-        """All text in one run."""
         return [token_id for part in self.parts if isinstance(part, list) for token_id in part]
 
     @property
     def images(self) -> list[CodesPart]:
-        """The images, in order."""
         return [part for part in self.parts if isinstance(part, CodesPart)]
 
 

@@ -226,14 +226,12 @@ class SequenceState:
             yield Done(index=self.number, result=self.result())
 
     def result(self) -> GenerationResult:
-        """The finished sequence."""
         assert self.cursor.finish_reason is not None, "the sequence is still being decoded"
         seed, reason = self.request.seed, self.cursor.finish_reason
         return GenerationResult(self.token_ids, self.parts, reason, seed, self.image_refused, self.plans)
 
 
 def list_places(sequence: TokenSequence, image_token_id: int) -> list[Place]:
-    """The places of a prompt."""
     codes = iter(map(tuple, sequence.codes_PK.tolist()))
     return [next(codes) if id_ == image_token_id else id_ for id_ in sequence.token_ids_T.tolist()]
 
