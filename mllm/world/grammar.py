@@ -13,7 +13,7 @@ from functools import cache, partial
 from random import Random
 from typing import NamedTuple, TypeVar
 
-from mllm.world.language import NUMBER_WORDS, phrases, pluralize
+from mllm.world.language import NUMBER_WORDS, phrases, pick, pluralize
 from mllm.world.scene import Scene, SceneObject, is_clear, main_relation
 from mllm.world.spec import Filter, filter_by, find_one
 
@@ -173,7 +173,7 @@ class Speaker:
         return self.typing(text, self.rng)
 
     def pick(self, weights: Mapping[T, float]) -> T:
-        return self.rng.choices(tuple(weights), tuple(weights.values()))[0]
+        return pick(weights, self.rng)
 
     def maybe(self, share: float) -> bool:
         return self.rng.random() < share

@@ -10,16 +10,16 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache, lru_cache
+from functools import cache
 from pathlib import Path
 from random import Random
-from string import Formatter
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import yaml
 
 from mllm.world.scene import (
     ALL_PAIRS,
+    ATTRIBUTES,
     BACKGROUNDS,
     COLORS,
     HELD_OUT_PAIRS,
@@ -46,6 +46,7 @@ from mllm.world.spec import (
     Spec,
     could_mean,
     enumerate_objects,
+    filter_by,
     find_one,
     full_filter,
     plain_phrase,
@@ -128,6 +129,15 @@ def capitalize(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
+def fill(template: str, slots: Mapping[str, str]) -> str:
+    """A template in words; a capital first letter of a slot ({Object}) capitalizes what it says."""
+    return template.format(**slots, **{capitalize(name): capitalize(words) for name, words in slots.items()})
+
+
+def pick(weights: Mapping[T, float], rng: Random) -> T:
+    return rng.choices(tuple(weights), tuple(weights.values()))[0]
+
+
 def join(parts: Sequence[str]) -> str:
     """ "a, b and c"."""
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
@@ -164,7 +174,7 @@ LOOSE_ATTRIBUTES = (("color",), ("size",), ("size", "color"))  # "the red shape"
 def references(scene: Scene, item: SceneObject, *, without: str | None = None, loose: bool = False) -> list[Filter]:
     """All unambiguous ways to refer to an object by attributes; `without` an attribute that must not be given away."""
     choices = REFERENCE_ATTRIBUTES + (LOOSE_ATTRIBUTES if loose else ())
-    filters = [Filter(**{name: getattr(item, name) for name in names}) for names in choices if without not in names]
+    filters = [filter_by(names, item) for names in choices if without not in names]
     return [candidate for candidate in filters if find_one(scene, candidate)]
 
 
@@ -236,18 +246,11 @@ def need(value: T | None) -> T:
     return value
 
 
-@dataclass(frozen=True, slots=True)
-class Said:
+class Said(NamedTuple):
     """Words and the constraints that they state."""
 
     text: str
     constraints: tuple[Constraint, ...] = ()
-
-
-@lru_cache(maxsize=4096)
-def split_template(template: str) -> tuple[tuple[str, str | None], ...]:
-    """(literal, slot or None) pairs in order."""
-    return tuple((literal, slot) for literal, slot, _, _ in Formatter().parse(template))
 
 
 @dataclass(slots=True)
@@ -265,18 +268,16 @@ class Wording:
     rng: Random
     extra: Mapping[str, Said] = field(default_factory=dict)
     _mentioned: list[Filter] = field(default_factory=list)
+    _stated: dict[Constraint, None] = field(default_factory=dict)
 
     def fill(self, template: str) -> Said:
         """The template in words; raises UnsayableError where it does not fit."""
-        parts: list[str] = []
-        constraints: dict[Constraint, None] = {}
-        for literal, slot in split_template(template):
-            parts.append(literal)
-            if slot is not None:
-                said = self.say_slot(slot.lower())
-                parts.append(capitalize(said.text) if slot[0].isupper() else said.text)
-                constraints.update(dict.fromkeys(said.constraints))
-        return Said("".join(parts), tuple(constraints))
+        return Said(template.format_map(self), tuple(self._stated))
+
+    def __getitem__(self, slot: str) -> str:
+        said = self.say_slot(slot.lower())
+        self._stated.update(dict.fromkeys(said.constraints))
+        return capitalize(said.text) if slot[0].isupper() else said.text
 
     def say_slot(self, slot: str) -> Said:
         if slot in self.extra:
@@ -306,12 +307,12 @@ class Wording:
                 a, b = map(self.index, letters)
                 if relation := main_relation(self.objects[a], self.objects[b]):
                     return Said(say(relation, self.rng), (Related(a, relation, b),))
-        raise UnsayableError(slot)
+        raise UnsayableError
 
     def index(self, letter: str) -> int:
         index = LETTERS.index(letter)
         if index >= len(self.objects):
-            raise UnsayableError(letter)
+            raise UnsayableError
         return index
 
     def mention(self, index: int) -> Said:
@@ -323,13 +324,11 @@ class Wording:
 
     def refer(self, index: int) -> str:
         """A noun phrase that singles out one of the objects as they were described."""
-        item = self.filters[index]
-        full = Filter(item.shape, item.color, item.size)
-        choices = [Filter(item.shape), Filter(item.shape, item.color), Filter(item.shape, None, item.size), full]
-        for choice in [full] if self.rng.random() < 0.3 else choices:
+        choices = [filter_by(names, self.filters[index]) for names in REFERENCE_ATTRIBUTES]
+        for choice in choices[-1:] if self.rng.random() < 0.3 else choices:
             if sum(could_mean(choice, other) for other in self.filters) == 1:
                 return noun_phrase(choice, self.rng)
-        raise UnsayableError(LETTERS[index])
+        raise UnsayableError
 
 
 # ---- requests to draw ----
@@ -346,14 +345,13 @@ class DrawRequest:
     core: str  # the description inside the request
 
 
-@dataclass(frozen=True, slots=True)
-class Core:
+class Core(NamedTuple):
     """A description without the request around it."""
 
     text: str
     spec: Spec
     skills: tuple[str, ...]
-    is_statement: bool  # a complete sentence, not a noun phrase
+    is_statement: bool = False  # a complete sentence, not a noun phrase
 
 
 def make_draw_request(
@@ -371,53 +369,27 @@ def make_draw_request(
     deny, say "every"). A skill that a scene offers no occasion for falls back to a full description. Without
     `statements`, a full description is always a noun phrase, fit for "Draw ...".
     """
-    if kind is None:
-        kind = rng.choices(tuple(kind_weights), tuple(kind_weights.values()))[0]
+    kind = kind or pick(kind_weights, rng)
     if not scene.pairs.isdisjoint(HELD_OUT_PAIRS):
         kind = "full"
-    core = _describe_by_kind(scene, rng, kind, allowed_pairs)
-    if core is None:
-        kind, core = "full", describe_fully(scene, rng, statements=statements)
-    skills = dict.fromkeys((*core.skills, *plain_skills(core.spec)))
-    return DrawRequest(say_request(core, rng), core.spec, tuple(skills), kind, core.text)
-
-
-def _describe_by_kind(scene: Scene, rng: Random, kind: str, allowed_pairs: frozenset[Pair]) -> Core | None:
-    match kind:
-        case "full":
-            return None
-        case "brief":
-            return describe_briefly(scene, rng)
-        case "counting":
-            return count(scene, rng)
-        case "comparison":
-            return compare_two(scene, rng) if len(scene.objects) < 3 else compare_among(scene, rng)
-        case "differentiation":
-            return differentiate(scene, rng)
-        case "negation":
-            return deny(scene, rng, allowed_pairs)
-        case "universality":
-            return say_every(scene, rng)
-        case _:
-            raise ValueError(f"kind of drawing must be one of {', '.join(DRAWING_WEIGHTS)}, got {kind!r}")
-
-
-def plain_skills(spec: Spec) -> list[str]:
-    """The skills that follow from the kinds of constraints."""
-    filters = [item.filter for item in spec.constraints if isinstance(item, Exists | Count)]
+    try:
+        core = describe_fully(scene, rng, statements) if kind == "full" else SKILLS[kind](scene, rng, allowed_pairs)
+    except UnsayableError:
+        kind, core = "full", describe_fully(scene, rng, statements)
+    filters = [item.filter for item in core.spec.constraints if isinstance(item, Exists | Count)]
     needed = {
         "attribute": any(item.color or item.size for item in filters),
-        "scene": any(isinstance(item, Background) for item in spec.constraints),
-        "spatial relation": any(isinstance(item, Related | Placed) for item in spec.constraints),
+        "scene": any(isinstance(item, Background) for item in core.spec.constraints),
+        "spatial relation": any(isinstance(item, Related | Placed) for item in core.spec.constraints),
     }
-    return [skill for skill, is_needed in needed.items() if is_needed]
+    skills = dict.fromkeys((*core.skills, *(skill for skill, is_needed in needed.items() if is_needed)))
+    return DrawRequest(say_request(core, rng), core.spec, tuple(skills), kind, core.text)
 
 
 def say_request(core: Core, rng: Random) -> str:
     """Put the description into a request, with the small irregularities of typed text."""
     if core.is_statement:
-        template = rng.choice(phrases("draw")["statement_requests"])
-        text = template.format(statement=core.text, Statement=capitalize(core.text))
+        text = fill(rng.choice(phrases("draw")["statement_requests"]), {"statement": core.text})
     elif rng.random() < BARE_SHARE:
         text = capitalize(core.text) if rng.random() < 0.4 else core.text
         return text + "." if rng.random() < 0.3 else text
@@ -428,7 +400,7 @@ def say_request(core: Core, rng: Random) -> str:
     return text.lower() if rng.random() < 0.1 else text
 
 
-def describe_fully(scene: Scene, rng: Random, *, statements: bool = True) -> Core:
+def describe_fully(scene: Scene, rng: Random, statements: bool) -> Core:
     """All objects with color and shape, mostly sizes, mostly relations and background."""
     keeps_pairs = not scene.pairs.isdisjoint(HELD_OUT_PAIRS)
     is_statement = statements and rng.random() < STATEMENT_SHARE
@@ -438,14 +410,13 @@ def describe_fully(scene: Scene, rng: Random, *, statements: bool = True) -> Cor
         size = item.size if rng.random() > 0.1 else None
         return Filter(item.shape, item.color if keeps_pairs or rng.random() > 0.03 else None, size)
 
-    if core := compose(scene, rng, templates, thin):
-        return replace(core, is_statement=is_statement)
-    core = compose(scene, rng, ("{list} {on}",), full_filter)
-    assert core is not None, "a list of full descriptions is always possible"
-    return core
+    try:
+        return compose(scene, rng, templates, thin)._replace(is_statement=is_statement)
+    except UnsayableError:
+        return compose(scene, rng, ("{list} {on}",), full_filter)
 
 
-def describe_briefly(scene: Scene, rng: Random) -> Core | None:
+def describe_briefly(scene: Scene, rng: Random, _: object) -> Core:
     """Little more than colors and shapes."""
     drops = rng.choice(("size", "size", "size and color"))
 
@@ -455,7 +426,7 @@ def describe_briefly(scene: Scene, rng: Random) -> Core | None:
     return compose(scene, rng, phrases("draw")["brief"], thin)
 
 
-def compose(scene: Scene, rng: Random, templates: Sequence[str], thin: Callable[[SceneObject], Filter]) -> Core | None:
+def compose(scene: Scene, rng: Random, templates: Sequence[str], thin: Callable[[SceneObject], Filter]) -> Core:
     """Try templates and orders of the objects until one fits; nothing but the named objects may be there."""
     for attempt in range(MAX_TRIES):
         objects = rng.sample(scene.objects, len(scene.objects))
@@ -468,11 +439,11 @@ def compose(scene: Scene, rng: Random, templates: Sequence[str], thin: Callable[
         named = Counter(item.filter for item in said.constraints if isinstance(item, Exists))
         if named.total() == len(objects):
             constraints = tuple(dict.fromkeys((*said.constraints, Count(ANY, len(objects)))))
-            return Core(said.text, Spec(constraints), ("counting",) if max(named.values()) > 1 else (), False)
-    return None
+            return Core(said.text, Spec(constraints), ("counting",) if max(named.values()) > 1 else ())
+    raise UnsayableError
 
 
-# ---- requests that exercise one skill: something true of the scene, None where it gives no occasion ----
+# ---- requests that exercise one skill: something true of the scene; UnsayableError where it gives no occasion ----
 
 
 def fill_skill(
@@ -485,7 +456,7 @@ def fill_skill(
     always: tuple[Constraint, ...] = (),
     filters: Sequence[Filter] | None = None,
     objects: Sequence[SceneObject] | None = None,
-) -> Core | None:
+) -> Core:
     """Fill a caption or statement of a table (default: named like the skill).
 
     The constraints are those of the slots, and `always` those that every template of the table states.
@@ -504,49 +475,46 @@ def fill_skill(
         if any(isinstance(item, Exists) for item in said.constraints):
             constraints.append(Count(ANY, len(scene.objects)))
         return Core(said.text, Spec(tuple(dict.fromkeys(constraints))), (skill,), is_statement)
-    return None
+    raise UnsayableError
 
 
 def say_groups(scene: Scene, attributes: tuple[str, ...], rng: Random) -> Said:
     """Objects counted by some of their attributes: "two red circles and a blue square"."""
-    counts = Counter(Filter(**{name: getattr(item, name) for name in attributes}) for item in scene.objects)
+    counts = Counter(filter_by(attributes, item) for item in scene.objects)
     order = rng.sample(sorted(counts, key=str), len(counts))
     constraints = [*(Count(item, counts[item]) for item in order), Count(ANY, len(scene.objects))]
     return Said(join([count_phrase(item, counts[item], rng) for item in order]), tuple(dict.fromkeys(constraints)))
 
 
-def count(scene: Scene, rng: Random) -> Core | None:
+def count(scene: Scene, rng: Random, _: object) -> Core:
     """Say how many there are of each kind; needs more than one of some kind."""
-    levels: list[tuple[str, ...]] = [("color", "shape"), ("color", "shape"), ("shape",), ("color",), ()]
-    fitting = [
-        names
-        for names in levels
-        if len({tuple(getattr(item, name) for name in names) for item in scene.objects}) < len(scene.objects)
-    ]
-    if not fitting:
-        return None
+    levels = [("color", "shape"), ("color", "shape"), ("shape",), ("color",), ()]
+    number = len(scene.objects)
+    fitting = [names for names in levels if len({filter_by(names, item) for item in scene.objects}) < number]
+    need(fitting)
     level = rng.choice([names for names in fitting if names] * 4 + [names for names in fitting if not names])
     return fill_skill(scene, rng, "counting", {"groups": say_groups(scene, level, rng)})
 
 
-def compare_two(scene: Scene, rng: Random) -> Core | None:
-    """Say which of two objects is larger."""
-    if len(scene.objects) < 2:
-        return None
+def compare(scene: Scene, rng: Random, _: object) -> Core:
+    """Say which of two objects is larger; more than two are named without sizes before."""
+    need(len(scene.objects) > 1)
+    if len(scene.objects) > 2:
+        order = sorted(rng.sample(scene.objects, len(scene.objects)), key=lambda item: item.size)
+        objects = [order[0], order[-1], *order[1:-1]]
+        need(objects[0].size != objects[1].size)
+        always: tuple[Constraint, ...] = (Compared(0, "larger", 1),)
+        return fill_skill(scene, rng, "comparison", {}, table="comparison_among", always=always, objects=objects)
     large, small = sorted(scene.objects, key=lambda item: item.size)
     if large.size == small.size:
-        always = (Compared(0, "same size", 1),)
-        return fill_skill(scene, rng, "comparison", {}, table="same_size", always=always)
+        return fill_skill(scene, rng, "comparison", {}, table="same_size", always=(Compared(0, "same size", 1),))
     if large.pair == small.pair:
-        names = rng.choice((("shape",), ("shape", "color"), ("shape", "color")))
-        shared = Filter(**{name: getattr(large, name) for name in names})
+        shared = filter_by(rng.choice((("shape",), ("shape", "color"), ("shape", "color"))), large)
         sizes = (replace(shared, size="large"), replace(shared, size="small"))
         noun = Said(noun_phrase(shared, rng), enumerate_objects(sizes))
         return fill_skill(scene, rng, "comparison", {"noun": noun}, table="twins")
-    if large.shape == small.shape or rng.random() < 0.7:
-        kinds = [Filter(large.shape, large.color), Filter(small.shape, small.color)]
-    else:
-        kinds = [Filter(large.shape), Filter(small.shape)]
+    names = ("color", "shape") if large.shape == small.shape or rng.random() < 0.7 else ("shape",)
+    kinds = [filter_by(names, item) for item in (large, small)]
     nouns = [noun_phrase(item, rng) for item in kinds]
     extra: dict[str, Said] = {}
     for ref, (name, noun) in enumerate(zip(("larger", "smaller"), nouns, strict=True)):
@@ -557,39 +525,23 @@ def compare_two(scene: Scene, rng: Random) -> Core | None:
     return fill_skill(scene, rng, "comparison", extra, always=(Compared(0, "larger", 1),), filters=kinds)
 
 
-def compare_among(scene: Scene, rng: Random) -> Core | None:
-    """Name more than two objects without sizes and say which of two is larger."""
-    order = sorted(rng.sample(scene.objects, len(scene.objects)), key=lambda item: item.size)
-    objects = [order[0], order[-1], *order[1:-1]]
-    if objects[0].size == objects[1].size:
-        return None
-    always = (Compared(0, "larger", 1),)
-    return fill_skill(scene, rng, "comparison", {}, table="comparison_among", always=always, objects=objects)
-
-
-def differentiate(scene: Scene, rng: Random) -> Core | None:
+def differentiate(scene: Scene, rng: Random, _: object) -> Core:
     """Say what objects share and then how they differ: "two hearts, one red and one blue"."""
-    values = {name: {getattr(item, name) for item in scene.objects} for name in ("shape", "color", "size")}
+    values = {name: Counter(getattr(item, name) for item in scene.objects) for name in ATTRIBUTES}
     number = len(scene.objects)
-    options = [
-        (shared, varied)
-        for shared, varied in (("shape", "color"), ("shape", "size"), ("color", "shape"), ("color", "size"))
-        if len(values[shared]) == 1 and len(values[varied]) > 1
-    ]
-    if not options:
-        return None
-    shared, varied = rng.choice(options)
-    base = Filter(**{shared: values[shared].pop()})
+    options = [("shape", "color"), ("shape", "size"), ("color", "shape"), ("color", "size")]
+    options = [(shared, varied) for shared, varied in options if len(values[shared]) == 1 < len(values[varied])]
+    shared, varied = rng.choice(need(options))
+    base, counts = filter_by((shared,), scene.objects[0]), values[varied]
     always: tuple[Constraint, ...] = (Count(base, number), Count(ANY, number))
     kind = Said(count_phrase(base, number, rng))
-    if len(values[varied]) == number and rng.random() < 0.2:
+    if len(counts) == number and rng.random() < 0.2:
         extra = {"kind": kind, "attribute": Said(varied)}
         always += (Alike(varied, distinct=True),)
         return fill_skill(scene, rng, "differentiation", extra, table="different", always=always)
-    counts = Counter(getattr(item, varied) for item in scene.objects)
     order = rng.sample(sorted(counts), len(counts))
     ones = [
-        count_phrase(Filter(shape=value), counts[value], rng)
+        count_phrase(Filter(value), counts[value], rng)
         if varied == "shape"
         else f"{NUMBER_WORDS[counts[value]]} {say(value, rng)}"
         for value in order
@@ -599,21 +551,21 @@ def differentiate(scene: Scene, rng: Random) -> Core | None:
     return fill_skill(scene, rng, "differentiation", extra, always=always)
 
 
-def deny(scene: Scene, rng: Random, allowed_pairs: frozenset[Pair]) -> Core | None:
+def deny(scene: Scene, rng: Random, allowed_pairs: frozenset[Pair]) -> Core:
     """Say what is there and what is not."""
     first = scene.objects[0]
     if len(scene.objects) == 1 and rng.random() < 0.4:
         if rng.random() < 0.5:
             colors = [name for name in COLORS if name != first.color and (name, first.shape) in allowed_pairs]
-            negated = Filter(shape=first.shape, not_color=rng.choice(colors))
+            negated = Filter(first.shape, not_color=rng.choice(colors))
         else:
             shapes = [name for name in SHAPES if name != first.shape and (first.color, name) in allowed_pairs]
             negated = Filter(color=first.color, not_shape=rng.choice(shapes))
         said = Said(with_article(noun_phrase(negated, rng)), (Exists(0, negated),))
         return fill_skill(scene, rng, "negation", {"negated": said}, table="negated_object")
-    no_colors = [name for name in COLORS if all(item.color != name for item in scene.objects)]
-    no_shapes = [name for name in SHAPES if all(item.shape != name for item in scene.objects)]
-    none = Filter(shape=rng.choice(no_shapes)) if rng.random() < 0.6 else Filter(color=rng.choice(no_colors))
+    no_colors = [name for name in COLORS if not Filter(color=name).count(scene)]
+    no_shapes = [name for name in SHAPES if not Filter(name).count(scene)]
+    none = Filter(rng.choice(no_shapes)) if rng.random() < 0.6 else Filter(color=rng.choice(no_colors))
     no_color = rng.choice(no_colors)
     extra = {
         "none": Said(noun_phrase(none, rng, plural=True), (Count(none, 0),)),
@@ -625,24 +577,28 @@ def deny(scene: Scene, rng: Random, allowed_pairs: frozenset[Pair]) -> Core | No
     return fill_skill(scene, rng, "negation", extra, filters=filters)
 
 
-def say_every(scene: Scene, rng: Random) -> Core | None:
+def say_every(scene: Scene, rng: Random, _: object) -> Core:
     """Say what is true of every object."""
     first = scene.objects[0]
-    shared = [
-        name
-        for name in ("color", "color", "shape", "size")
-        if all(getattr(item, name) == getattr(first, name) for item in scene.objects)
-    ]
-    if len(scene.objects) < 2 or not shared:
-        return None
-    name = rng.choice(shared)
-    value = getattr(first, name)
-    every = Filter(**{name: value})
+    names = ("color", "color", "shape", "size")
+    shared = [name for name in names if filter_by((name,), first).count(scene) == len(scene.objects) > 1]
+    name = rng.choice(need(shared))
+    every = filter_by((name,), first)
     plural = Said(noun_phrase(every, rng, plural=True), (Every(every),))
-    word = say(value, rng)
+    word = say(getattr(first, name), rng)
     extra = {"plural": plural, "every": Said(with_article(word) if name == "shape" else word, (Every(every),))}
     table = "universality_of_shape" if name == "shape" else None
     return fill_skill(scene, rng, "universality", extra, table=table)
+
+
+SKILLS: dict[str, Callable[[Scene, Random, frozenset[Pair]], Core]] = {
+    "brief": describe_briefly,
+    "counting": count,
+    "comparison": compare,
+    "differentiation": differentiate,
+    "negation": deny,
+    "universality": say_every,
+}
 
 
 # ---- descriptions: from left to right in fixed words ----
