@@ -21,8 +21,10 @@ from mllm.world.language import (
     add_typo,
     capitalize,
     describe,
+    fill,
     make_draw_request,
     phrases,
+    pick,
     references,
     say,
     say_describe_request,
@@ -134,6 +136,19 @@ class Check:
     apart_from: Filter | None = None  # answer: asked about "the other one", the object that this does not match
     expected: str = ""  # answer, describe: the right words; say: the words used in training (any will do)
 
+    @property
+    def right(self) -> Part:
+        """The part that is right."""
+        match self.kind:
+            case "draw":
+                return ImageRef(self.scene)
+            case "edit":
+                return ImageRef(apply_edit(self.scene, self.edit))
+            case "depth" | "segmentation":
+                return ImageRef(self.scene, self.kind)
+            case _:
+                return self.expected
+
 
 @dataclass(frozen=True, slots=True)
 class Dialogue:
@@ -170,19 +185,15 @@ def make_dialogue(
         case "draw":
             rounds = [draw_round(episode, rng, kind_weights=drawing_weights)]
         case "describe":
-            rounds = show(episode, [describe_round(episode.scene, rng, short_share=SHORT_DESCRIPTION_SHARE)])
+            rounds = [describe_round(episode.scene, rng, short_share=SHORT_DESCRIPTION_SHARE)]
         case "ask":
-            if num_questions is None:
-                choices = range(1, len(QUESTION_ROUND_WEIGHTS) + 1)
-                num_questions = rng.choices(choices, QUESTION_ROUND_WEIGHTS)[0]
+            num_questions = num_questions or rng.choices((1, 2, 3, 4, 5), QUESTION_ROUND_WEIGHTS)[0]
             asked = [ask(episode, episode.scene, rng, kind_weights=question_weights) for _ in range(num_questions)]
-            rounds = show(episode, list({each.request: each for each in asked}.values()))  # no question twice
+            rounds = list({each.request: each for each in asked}.values())  # no question twice
         case "edit":
-            rounds = show(episode, [edit_round(episode, rng)])
-        case "depth":
-            rounds = show(episode, [dense_round(episode, "depth", rng)])
-        case "segment":
-            rounds = show(episode, [dense_round(episode, "segmentation", rng)])
+            rounds = [edit_round(episode, rng)]
+        case "depth" | "segment":
+            rounds = [dense_round(episode, "depth" if job == "depth" else "segmentation", rng)]
         case "interleaved":
             rounds = [interleaved_round(episode, rng)]
         case "multi_turn":
@@ -191,59 +202,55 @@ def make_dialogue(
             rounds = [talk_round(rng)]
         case _:
             raise ValueError(f"job must be one of {', '.join(JOBS)}, got {job!r}")
+    if job in ("describe", "ask", "edit", "depth", "segment"):
+        rounds = show(episode, rounds)
     skills = [skill for each in rounds for skill in each.skills]
     turns = []
     for each in rounds:
         parts = tuple(add_typo(p, rng) if isinstance(p, str) and rng.random() < TYPO_SHARE else p for p in each.request)
-        turns += [Turn("user", parts), Turn("assistant", each.answer)]
+        turns += [Turn("user", parts), Turn("assistant", tuple(check.right for check in each.checks))]
     checks = tuple(check for each in rounds for check in each.checks)
     return Dialogue(job, tuple(turns), checks, tuple(skills if job == "ask" else dict.fromkeys(skills)))
 
 
-# ---- rounds: a request, its right answer, a check for each part of the answer ----
+# ---- rounds ----
 
 
 class Round(NamedTuple):
-    """A turn of the user, the answer, and what is checked of it."""
+    """A turn of the user, and what each part of the answer must be."""
 
     request: tuple[Part, ...]
-    answer: tuple[Part, ...]
     checks: tuple[Check, ...]
     skills: tuple[str, ...] = ()
 
 
 def show(episode: Episode, rounds: list[Round]) -> list[Round]:
     """The user shows the scene before the first request."""
-    first = rounds[0]
-    return [first._replace(request=(ImageRef(episode.scene), *first.request)), *rounds[1:]]
+    return [rounds[0]._replace(request=(ImageRef(episode.scene), *rounds[0].request)), *rounds[1:]]
 
 
 def draw_round(episode: Episode, rng: Random, **options: Any) -> Round:
     request = make_draw_request(episode.scene, rng, allowed_pairs=episode.allowed_pairs, **options)
-    check = Check("draw", spec=request.spec, scene=episode.scene)
-    return Round((request.text,), (ImageRef(episode.scene),), (check,), request.skills)
+    return Round((request.text,), (Check("draw", spec=request.spec, scene=episode.scene),), request.skills)
 
 
 def describe_round(scene: Scene, rng: Random, *, short_share: float) -> Round:
     short = rng.random() < short_share
-    words = describe(scene, short=short)
-    check = Check("describe", scene=scene, expected=words)
-    return Round((say_describe_request(rng, short=short),), (words,), (check,), ("short" if short else "full",))
+    check = Check("describe", scene=scene, expected=describe(scene, short=short))
+    return Round((say_describe_request(rng, short=short),), (check,), ("short" if short else "full",))
 
 
 def edit_round(episode: Episode, rng: Random, *, pronoun: bool = False) -> Round:
     sentence, reference = edit_sentence(episode.edit, episode.scene, rng, pronoun=pronoun)
-    return Round((sentence,), (ImageRef(episode.edited),), (edit_check(episode, reference),), (episode.edit.kind,))
+    check = Check("edit", scene=episode.scene, edit=episode.edit, reference=reference)
+    return Round((sentence,), (check,), (episode.edit.kind,))
 
 
-def edit_check(episode: Episode, reference: Filter | None) -> Check:
-    return Check("edit", scene=episode.scene, edit=episode.edit, reference=reference)
-
-
-def dense_round(episode: Episode, kind: DenseKind, rng: Random) -> Round:
+def dense_round(episode: Episode, kind: DenseKind, rng: Random, *, canonical: float = CANONICAL_DENSE_SHARE) -> Round:
+    """A request for the depth or the segmentation, in the first words with the probability `canonical`."""
     table = phrases("dialogue")
-    request = table["canonical"][kind] if rng.random() < CANONICAL_DENSE_SHARE else rng.choice(table[kind])
-    return Round((request,), (ImageRef(episode.scene, kind),), (Check(kind, scene=episode.scene),))
+    request = table["canonical"][kind] if canonical == 1 or rng.random() < canonical else rng.choice(table[kind])
+    return Round((request,), (Check(kind, scene=episode.scene),))
 
 
 def ask(
@@ -257,14 +264,13 @@ def ask(
     """A question about a scene of the episode."""
     question = propose_question(scene, rng, kind_weights=kind_weights, allowed_pairs=episode.allowed_pairs)
     expected = answer(question, scene)
-    pronoun = (
-        pronoun and len(scene.objects) == 1 and question.first is not None and bool(find_one(scene, question.first))
-    )
+    is_only = len(scene.objects) == 1 and question.first is not None and find_one(scene, question.first) is not None
+    pronoun = pronoun and is_only
     words = say_question(question, rng, pronoun=pronoun)
     if pronoun and says_it(words):
         question = replace(question, first=ANY)
     check = Check("answer", scene=scene, question=question, expected=expected)
-    return Round((words,), (expected,), (check,), (question.kind,))
+    return Round((words,), (check,), (question.kind,))
 
 
 def ask_about_other(before: Question, scene: Scene, rng: Random) -> Round | None:
@@ -278,9 +284,8 @@ def ask_about_other(before: Question, scene: Scene, rng: Random) -> Round | None
     if not choices:
         return None
     question = replace(before, first=choices[0])
-    expected = answer(question, scene)
-    check = Check("answer", scene=scene, question=question, apart_from=before.first, expected=expected)
-    return Round((rng.choice(phrases("dialogue")["the other one"]),), (expected,), (check,), ("the other one",))
+    check = Check("answer", scene=scene, question=question, apart_from=before.first, expected=answer(question, scene))
+    return Round((rng.choice(phrases("dialogue")["the other one"]),), (check,), ("the other one",))
 
 
 def multi_turn_rounds(episode: Episode, rng: Random) -> list[Round]:
@@ -310,8 +315,7 @@ def talk_about(episode: Episode, scene: Scene, rng: Random) -> list[Round]:
         return [describe_round(scene, rng, short_share=0.3)._replace(skills=("describe",))]
     if choice < 0.3 and scene == episode.scene:
         kind: DenseKind = "depth" if rng.random() < 0.5 else "segmentation"
-        request = phrases("dialogue")["canonical"][kind]
-        return [Round((request,), (ImageRef(scene, kind),), (Check(kind, scene=scene),), (kind,))]
+        return [dense_round(episode, kind, rng, canonical=1)._replace(skills=(kind,))]
     rounds = []
     for _ in range(rng.choice((1, 1, 2))):
         rounds.append(ask(episode, scene, rng, pronoun=rng.random() < 0.5))
@@ -321,55 +325,41 @@ def talk_about(episode: Episode, scene: Scene, rng: Random) -> list[Round]:
 
 def interleaved_round(episode: Episode, rng: Random) -> Round:
     """A request in several steps, answered in one turn with text and images."""
-    kind = rng.choices(tuple(INTERLEAVED_WEIGHTS), tuple(INTERLEAVED_WEIGHTS.values()))[0]
-    table = phrases("dialogue")
-    here = table["here"]  # the words between images
+    kind = pick(INTERLEAVED_WEIGHTS, rng)
+    slots: dict[str, str] = {}
+    if kind.startswith("draw"):
+        options = {"allowed_pairs": episode.allowed_pairs, "statements": False}
+        drawing = make_draw_request(episode.scene, rng, kind="full", **options)
+        slots["caption"] = drawing.core
+    asked = ask(episode, episode.scene, rng) if kind == "draw then answer" else None
+    template = rng.choice(phrases("dialogue")[kind])
+    if "edit" in kind:
+        sentence, reference = edit_sentence(episode.edit, episode.scene, rng, plain=True)
+        slots["edit"] = sentence[:1].lower() + sentence[1:]
+        edited = Check("edit", scene=episode.scene, edit=episode.edit, reference=reference)
     if kind == "edit then describe":
-        template = rng.choice(table[kind])
-        slots, reference = edit_slots(episode, rng)
-        words = describe(episode.edited)
-        checks = (edit_check(episode, reference), Check("describe", scene=episode.edited, expected=words))
-        request = (ImageRef(episode.scene), template.format(**slots))
-        return Round(request, (ImageRef(episode.edited), words), checks, (kind,))
-    drawing = make_draw_request(episode.scene, rng, kind="full", allowed_pairs=episode.allowed_pairs, statements=False)
-    drawn, image = Check("draw", spec=drawing.spec, scene=episode.scene), ImageRef(episode.scene)
-    slots = {}
-    match kind:
-        case "draw then edit":
-            template = rng.choice(table[kind])
-            slots, reference = edit_slots(episode, rng)
+        checks = edited, Check("describe", scene=episode.edited, expected=describe(episode.edited))
+        return Round((ImageRef(episode.scene), fill(template, slots)), checks, (kind,))
+    here = {name: Check("say", expected=words) for name, words in phrases("dialogue")["here"].items()}
+    drawn = Check("draw", spec=drawing.spec, scene=episode.scene)
+    match kind.removeprefix("draw then "):
+        case "edit":
             if reference:  # what is changed is named in the same request
                 drawn = replace(drawn, spec=Spec((*drawing.spec.constraints, Count(reference, 1))))
-            steps = [(here["image"], None), (image, drawn), (here["edited"], None)]
-            steps.append((ImageRef(episode.edited), edit_check(episode, reference)))
-        case "draw then describe":
-            template = rng.choice(table[kind])
-            words = describe(episode.scene)
-            steps = [(image, drawn), (words, Check("describe", scene=episode.scene, expected=words))]
-        case "draw then answer":
-            asked = ask(episode, episode.scene, rng)
-            template = rng.choice(table[kind])
-            slots = {"question": str(asked.request[0])}
-            steps = [(image, drawn), (asked.answer[0], asked.checks[0])]
-        case _:
-            template = rng.choice(table[kind])
-            dense: DenseKind = "depth" if kind == "draw then depth" else "segmentation"
-            steps = [(here["image"], None), (image, drawn), (here[dense], None)]
-            steps.append((ImageRef(episode.scene, dense), Check(dense, scene=episode.scene)))
-    parts = tuple(part for part, _ in steps)
-    checks = tuple(check or Check("say", expected=part) for part, check in steps)
-    return Round((template.format(caption=drawing.core, **slots),), parts, checks, (kind,))
-
-
-def edit_slots(episode: Episode, rng: Random) -> tuple[dict[str, str], Filter | None]:
-    """The edit's words within and at the beginning of a sentence, and how they name the object."""
-    sentence, reference = edit_sentence(episode.edit, episode.scene, rng, plain=True)
-    return {"edit": sentence[:1].lower() + sentence[1:], "Edit": capitalize(sentence)}, reference
+            checks = here["image"], drawn, here["edited"], edited
+        case "describe":
+            checks = drawn, Check("describe", scene=episode.scene, expected=describe(episode.scene))
+        case "answer":
+            slots["question"] = str(asked.request[0])
+            checks = drawn, *asked.checks
+        case dense:
+            checks = here["image"], drawn, here[dense], Check(dense, scene=episode.scene)
+    return Round((fill(template, slots),), checks, (kind,))
 
 
 def talk_round(rng: Random) -> Round:
     """A question without an image and its one right answer: a fact, a little sum, or what lies outside the world."""
-    kind = rng.choices(tuple(TALK_WEIGHTS), tuple(TALK_WEIGHTS.values()))[0]
+    kind = pick(TALK_WEIGHTS, rng)
     table = phrases("talk")
     match kind:
         case "fact":
@@ -393,4 +383,4 @@ def talk_round(rng: Random) -> Round:
             question = capitalize(rng.choice(table["sums"]).format(a=NUMBER_WORDS[left], b=NUMBER_WORDS[right]))
             expected = str(left + right)
     question = question.lower() if rng.random() < 0.1 else question
-    return Round((question,), (expected,), (Check("answer", expected=expected),), (kind,))
+    return Round((question,), (Check("answer", expected=expected),), (kind,))

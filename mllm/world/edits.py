@@ -7,8 +7,8 @@ from random import Random
 from typing import NamedTuple
 
 from mllm.world.language import (
-    capitalize,
     choose_reference,
+    fill,
     noun_phrase,
     phrases,
     references,
@@ -113,14 +113,11 @@ def _propose(scene: Scene, kind: str, rng: Random) -> Edit | None:
     item = scene.objects[index]
     if not is_distinct(scene, item):
         return None
-    match kind:
-        case "remove":
-            return Edit(kind, index)
-        case "resize":
-            return Edit(kind, index, "small" if item.size == "large" else "large")
-        case _:
-            attribute = CHANGED_ATTRIBUTE[kind]
-            return Edit(kind, index, rng.choice([v for v in ATTRIBUTES[attribute] if v != getattr(item, attribute)]))
+    if kind == "remove":
+        return Edit(kind, index)
+    name = CHANGED_ATTRIBUTE[kind]
+    others = [value for value in ATTRIBUTES[name] if value != getattr(item, name)]
+    return Edit(kind, index, others[0] if kind == "resize" else rng.choice(others))
 
 
 def _propose_addition(scene: Scene, rng: Random) -> Edit | None:
@@ -178,7 +175,7 @@ def edit_sentence(edit: Edit, scene: Scene, rng: Random, *, plain: bool = False,
             slots["where"] = f"{relation} the {noun_phrase(reference, rng)}"
     templates = table[edit.kind]
     template = rng.choice(templates[:NUM_IMPERATIVES] if plain else templates)
-    text = template.format(**slots, **{capitalize(name): capitalize(words) for name, words in slots.items()})
+    text = fill(template, slots)
     if not plain:
         text = text[:-1] if text.endswith(".") and rng.random() < 0.15 else text
         text = text.lower() if rng.random() < 0.1 else text

@@ -55,7 +55,7 @@ def test_some_requests_have_typos() -> None:
     for text, has_typos in (("Draw a purple circle.", True), ("a red star on it", False)):  # short words have none
         requests = set()
         for seed in range(300):
-            with patch("mllm.world.dialogue.talk_round", lambda rng, text=text: Round((text,), ("",), (), ())):
+            with patch("mllm.world.dialogue.talk_round", lambda rng, text=text: Round((text,), ())):
                 requests.add(make_dialogue("talk", make_episode(0), Random(seed)).turns[0].parts[0])
         assert text in requests and (len(requests) > 5) == has_typos
 
@@ -99,8 +99,8 @@ TWO = Scene("white", (SceneObject("star", "red", "small", 0.2, 0.3), SceneObject
 def test_the_other_one_is_the_one_that_was_not_asked_about() -> None:
     asked = ask_about_other(Question("color", "color of", Filter("star")), TWO, Random(0))
     assert asked.request[0] in phrases("dialogue")["the other one"]
-    assert asked.answer == ("blue",) and answer(asked.checks[0].question, TWO) == "blue"
-    assert ask_about_other(Question("shape", "shape of", Filter(size="large")), TWO, Random(0)).answer == ("star",)
+    assert asked.checks[0].expected == "blue" == answer(asked.checks[0].question, TWO)
+    assert ask_about_other(Question("shape", "shape of", Filter(size="large")), TWO, Random(0)).checks[0].expected == "star"
     one = Scene("white", TWO.objects[:1])
     assert ask_about_other(Question("color", "color of", Filter("star")), one, Random(0)) is None
     assert ask_about_other(Question("count", "count", Filter("star")), TWO, Random(0)) is None
