@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fractions import Fraction
 from random import Random
 from typing import NamedTuple, TypeVar
@@ -36,16 +36,19 @@ from mllm.world.spec import (
     Related,
     Spec,
     could_mean,
+    full_filter,
 )
 
 BASE = 8
 """Squares along the shorter side, and along a side of a square."""
 LEVELS = {1: 1, 2: BASE}
 """Parts of a square's side that are told apart, by the digits that a row or column is written with."""
-DIGITS = "0123456789abcdef"
-"""Of rows and columns: enough for a side twice as long as the other."""
-DESCRIPTIONS = {f"{size} {color} {shape}" for size in SIZES for color in COLORS for shape in SHAPES}
-"""How a plan calls an object."""
+NUM_DIGITS = 16
+"""Rows and columns that a hexadecimal digit can name: enough for a side twice as long as the other."""
+PLANNED = re.compile(
+    rf"((?:{'|'.join(SIZES)}) (?:{'|'.join(COLORS)}) (?:{'|'.join(SHAPES)})) ([0-9a-f]{{2}})([0-7]{{2}})?"
+)
+"""An object of a plan: how it is called, the square it lies in, and the square within it."""
 SQUARE: Grid = (1, 1)
 TOLERANCE = 1.0
 """Squares between where an object may be planned and seen."""
@@ -74,7 +77,7 @@ class ScenePlanner:
         return DECLINES.search(words) is not None
 
     def questions(self, prompt: str) -> list[tuple[str, str]]:
-        return [tuple(question) for question in ask_about(prompt)]
+        return ask_about(prompt)
 
 
 # ---- writing ----
@@ -98,13 +101,13 @@ def position_of(item: SceneObject, *, digits: int, grid: Grid = SQUARE) -> str:
     check_grid(grid)
     row, column = fine_square(item, digits=digits, grid=grid)
     parts = LEVELS[digits]
-    within = (row % parts, column % parts) if digits > 1 else ()
-    return "".join(DIGITS[index] for index in (row // parts, column // parts, *within))
+    within = f"{row % parts}{column % parts}" if digits > 1 else ""
+    return f"{row // parts:x}{column // parts:x}{within}"
 
 
 def check_grid(grid: Grid) -> None:
     """Refuse an image in which plans cannot name every position."""
-    if BASE * max(grid) > len(DIGITS) * min(grid):
+    if BASE * max(grid) > NUM_DIGITS * min(grid):
         raise ValueError(
             f"images with plans must be at most twice as long as wide, got {grid[0]} rows x {grid[1]} columns"
         )
@@ -132,8 +135,7 @@ def num_fine_squares(digits: int, grid: Grid) -> tuple[Fraction, Fraction]:
 # ---- reading and comparing ----
 
 
-@dataclass(frozen=True, slots=True)
-class PlannedObject:
+class PlannedObject(NamedTuple):
     """One object of a plan."""
 
     description: str  # size, color and shape
@@ -147,23 +149,15 @@ class PlannedObject:
 def read_plan(text: str) -> tuple[str, list[PlannedObject]] | None:
     """The background and the objects of a plan, None where a text is not one in the words of `plan_of`."""
     background, *items = text.split(", ")
-    objects = [read_object(item) for item in items]
-    found = [item for item in objects if item is not None]
-    return (background, found) if background in BACKGROUNDS and found and len(found) == len(objects) else None
-
-
-def read_object(item: str) -> PlannedObject | None:
-    """What one item says, None where it is no object with a position on a board."""
-    description, _, position = item.rpartition(" ")
-    digits = len(position) // 2
-    if description not in DESCRIPTIONS or len(position) % 2 or digits not in LEVELS or not set(position) <= set(DIGITS):
+    found = [PLANNED.fullmatch(item) for item in items]
+    if background not in BACKGROUNDS or not found or None in found:
         return None
-    row, column, *within = (DIGITS.index(digit) for digit in position)
-    if not within:
-        return PlannedObject(description, row + 0.5, column + 0.5)
-    if max(within) >= BASE:
-        return None
-    return PlannedObject(description, row + (within[0] + 0.5) / BASE, column + (within[1] + 0.5) / BASE)
+    objects = []
+    for description, square, within in (item.groups() for item in found):
+        y, x = (int(side, 16) for side in square)
+        down, right = ((int(part) + 0.5) / BASE for part in within) if within else (0.5, 0.5)
+        objects.append(PlannedObject(description, y + down, x + right))
+    return background, objects
 
 
 def agree(plan: str, description: str | None) -> bool:
@@ -176,13 +170,11 @@ def agree(plan: str, description: str | None) -> bool:
         return True
     if found is None or found[0] != expected[0] or len(found[1]) != len(expected[1]):
         return False
-    left = list(found[1])
     for planned in expected[1]:
-        seen = (other for other in left if other.description == planned.description and other.is_near(planned))
-        match = next(seen, None)
-        if match is None:
+        seen = [other for other in found[1] if other.description == planned.description and other.is_near(planned)]
+        if not seen:
             return False
-        left.remove(match)
+        found[1].remove(seen[0])
     return True
 
 
@@ -192,32 +184,18 @@ def agree(plan: str, description: str | None) -> bool:
 # objects.
 
 
-class PlainQuestion(NamedTuple):
-    """A question about the image, and the answer that the request wants."""
-
-    text: str
-    expected: str
-
-
-class MeantQuestion(NamedTuple):
-    """The same before it is put into words."""
-
-    question: Question
-    expected: str
-
-
-def ask_about(request: str) -> list[PlainQuestion]:
-    """What to ask about an image of this request, without repetition.
+def ask_about(request: str) -> list[tuple[str, str]]:
+    """What to ask about an image of this request, and the answers that it wants, without repetition.
 
     A request without anything that the world has a question for becomes one question with all of its words.
     """
     found = say_questions(read_request(request))
-    return found or [PlainQuestion(f"Does the picture show {request.strip().rstrip('.!?')}?", "yes")]
+    return found or [(f"Does the picture show {request.strip().rstrip('.!?')}?", "yes")]
 
 
-def say_questions(spec: Spec) -> list[PlainQuestion]:
+def say_questions(spec: Spec) -> list[tuple[str, str]]:
     """What to ask about an image of this spec, in the first and plainest words of the world."""
-    return [PlainQuestion(say_question(question, _Plain()), expected) for question, expected in questions_of(spec)]
+    return [(say_question(question, _Plain()), expected) for question, expected in questions_of(spec)]
 
 
 class _Plain(Random):
@@ -230,25 +208,31 @@ class _Plain(Random):
         return seq[0]
 
 
-def questions_of(spec: Spec) -> list[MeantQuestion]:
+def questions_of(spec: Spec) -> list[tuple[Question, str]]:
     """What a right image answers, as values, without repetition."""
     found = [question for constraint in spec.constraints for question in _ask(constraint, spec)]
     return list(dict.fromkeys([*found, *_count_alike(spec)]))
 
 
-def _ask(constraint: Constraint, spec: Spec) -> Iterator[MeantQuestion]:
+def _ask(constraint: Constraint, spec: Spec) -> Iterator[tuple[Question, str]]:
     match constraint:
         case Exists(_, item):
-            yield from _exists(_without_denial(item), "yes")
-            if _total(spec) == 1:  # then the object that is denied can be no other one
-                yield from _deny(item)
+            yield from _exists(full_filter(item), "yes")
+            if _total(spec) == 1:  # then an image of "a circle that is not red" has no red circle
+                for denied in {"color": item.not_color}, {"shape": item.not_shape}:
+                    yield from _exists(replace(full_filter(item), **denied), "no") if any(denied.values()) else ()
         case Count(item, number) if not (item.not_color or item.not_shape):
             if number == 0 or (number == 1 and item != ANY):  # one: how many there are in all leaves no second
                 yield from _exists(item, "yes" if number else "no")
             else:
-                yield MeantQuestion(Question("count", "count", item), str(number))
+                yield _how_many(item, number)
+        case Every(item) if (total := _total(spec)) is not None:
+            yield _how_many(item, total)
         case Every(item):
-            yield from _ask_every(item, _total(spec))
+            yield from _exists(item, "yes")
+            named = [name for name in ATTRIBUTES if getattr(item, name)]
+            others = [(name, value) for name in named for value in ATTRIBUTES[name] if value != getattr(item, name)]
+            yield from (question for name, value in others for question in _exists(Filter(**{name: value}), "no"))
         case Alike("size", True):
             yield from (question for size in SIZES for question in _exists(Filter(size=size), "yes"))
         case Related(a, relation, b):
@@ -258,60 +242,37 @@ def _ask(constraint: Constraint, spec: Spec) -> Iterator[MeantQuestion]:
         case Compared(a, comparison, b):
             yield from _pair("is larger", spec, *((a, b) if comparison == "larger" else (b, a)))
         case Background(color):
-            yield MeantQuestion(Question("background", "is background", value=color), "yes")
+            yield Question("background", "is background", value=color), "yes"
         case _:
             pass  # positions, and differences that no question is about
 
 
-def _exists(item: Filter, expected: str) -> Iterator[MeantQuestion]:
+def _exists(item: Filter, expected: str) -> Iterator[tuple[Question, str]]:
     if item != ANY:
-        yield MeantQuestion(Question("existence", "exists", item), expected)
+        yield Question("existence", "exists", item), expected
 
 
-def _without_denial(item: Filter) -> Filter:
-    return Filter(item.shape, item.color, item.size)
+def _how_many(item: Filter, number: int) -> tuple[Question, str]:
+    return Question("count", "count", item), str(number)
 
 
-def _deny(item: Filter) -> Iterator[MeantQuestion]:
-    """An image with nothing but "a circle that is not red" has no red circle."""
-    if item.not_color:
-        yield from _exists(Filter(item.shape, item.not_color, item.size), "no")
-    if item.not_shape:
-        yield from _exists(Filter(item.not_shape, item.color, item.size), "no")
-
-
-def _ask_every(item: Filter, total: int | None) -> Iterator[MeantQuestion]:
-    """As many as there are objects; or, where that is open, none that is otherwise."""
-    if total is not None:
-        yield MeantQuestion(Question("count", "count", item), str(total))
-        return
-    yield from _exists(item, "yes")
-    for name, values in ATTRIBUTES.items():
-        wanted = getattr(item, name)
-        for value in values if wanted else ():
-            if value != wanted:
-                yield from _exists(Filter(**{name: value}), "no")
-
-
-def _pair(variant: str, spec: Spec, a: int, b: int, value: str | None = None) -> Iterator[MeantQuestion]:
+def _pair(variant: str, spec: Spec, a: int, b: int, value: str | None = None) -> Iterator[tuple[Question, str]]:
     """A question about two objects, where their descriptions leave no doubt which ones are meant."""
     described = {item.ref: item.filter for item in spec.constraints if isinstance(item, Exists)}
     for ref in (a, b):
         if ref not in described or sum(could_mean(described[ref], other) for other in described.values()) > 1:
             return
     kind = "relation" if variant == "is related" else "comparison"
-    yield MeantQuestion(
-        Question(kind, variant, _without_denial(described[a]), _without_denial(described[b]), value), "yes"
-    )
+    yield Question(kind, variant, full_filter(described[a]), full_filter(described[b]), value), "yes"
 
 
-def _count_alike(spec: Spec) -> Iterator[MeantQuestion]:
+def _count_alike(spec: Spec) -> Iterator[tuple[Question, str]]:
     """Objects that are described in the same words, where all objects are described, are counted."""
     described = Counter(item.filter for item in spec.constraints if isinstance(item, Exists))
     if _total(spec) == described.total():
         for item, number in described.items():
             if number > 1 and sum(could_mean(item, other) for other in described) == 1:
-                yield MeantQuestion(Question("count", "count", item), str(number))
+                yield _how_many(item, number)
 
 
 def _total(spec: Spec) -> int | None:

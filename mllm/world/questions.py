@@ -10,7 +10,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from random import Random
 
-from mllm.world.language import NUMBER_WORDS, choose_reference, noun_phrase, phrases, references, say, with_article
+from mllm.world.language import (
+    NUMBER_WORDS,
+    choose_reference,
+    noun_phrase,
+    phrases,
+    pick,
+    references,
+    say,
+    with_article,
+)
 from mllm.world.scene import (
     ALL_PAIRS,
     ATTRIBUTES,
@@ -56,6 +65,7 @@ PAIR_VARIANTS = frozenset(QUESTION_KINDS["relation"] + QUESTION_KINDS["compariso
 NOT_GIVEN_AWAY = {"same color": "color", "same size": "size", "is larger": "size", "which is larger": "size"}
 """The attribute that references in questions of a variant leave out."""
 DIRECTIONS = {"left of": "left", "right of": "right", "above": "above", "below": "below"}
+COUNTED = (("shape",), ("color",), ("color", "shape"), ("size", "shape"), ("size",), ("size", "color", "shape"))
 ABSENT_SHARE = 0.06  # questions for an attribute of something that is not there
 MAX_TRIES = 8
 
@@ -83,17 +93,17 @@ def answer(question: Question, scene: Scene) -> str | None:
     second = find_one(scene, question.second) if question.second else None
     match question.variant:
         case "count":
-            return str(_count(question.first, scene))
+            return str(question.first.count(scene))
         case "exists":
-            return _yes(_count(question.first, scene) > 0)
+            return _yes(question.first.count(scene) > 0)
         case "background":
             return scene.background
         case "is background":
             return _yes(scene.background == question.value)
         case "more":
-            return _yes(_count(question.first, scene) > _count(question.second, scene))
+            return _yes(question.first.count(scene) > question.second.count(scene))
         case "color of" | "shape of" | "size of":
-            if first is None and _count(question.first, scene) == 0:
+            if first is None and question.first.count(scene) == 0:
                 return f"there is no {plain_phrase(question.first)}"
             return first and getattr(first, question.kind)
         case "color of related" | "shape of related" | "which is related":
@@ -114,30 +124,29 @@ def answer(question: Question, scene: Scene) -> str | None:
         case "which is larger":
             larger = {"larger": first, "smaller": second}.get(compare(first, second))
             return larger.shape if larger and first.shape != second.shape else None
-        case "same color":
-            return _yes(first.color == second.color)
-        case "same size":
-            return _yes(first.size == second.size)
+        case "same color" | "same size":
+            attribute = question.variant.removeprefix("same ")
+            return _yes(getattr(first, attribute) == getattr(second, attribute))
         case _:
             raise ValueError(f"question variant must be one of QUESTION_KINDS, got {question.variant!r}")
 
 
 def possible_answers(question: Question, scene: Scene) -> frozenset[str]:
     """What may be said where the scene leaves the answer open: what such a question could be answered with in it."""
+    items, attribute = scene.objects, _asked_attribute(question)
     match question.variant:
         case "where is":
             return frozenset(DIRECTIONS.values())
         case "color of" | "shape of" | "size of":
-            return frozenset(getattr(item, question.kind) for item in scene.objects if question.first.matches(item))
+            items, attribute = [item for item in items if question.first.matches(item)], question.kind
         case "color of related" | "shape of related" | "which is related":
             anchor = find_one(scene, question.second)
-            attribute = _asked_attribute(question)
-            return frozenset(getattr(item, attribute) for item in scene.objects if item is not anchor)
+            items = [item for item in items if item is not anchor]
         case "which is larger":
-            compared = (question.first, question.second)
-            return frozenset(item.shape for item in scene.objects if any(each.matches(item) for each in compared))
+            items = [item for item in items if question.first.matches(item) or question.second.matches(item)]
         case _:
             return frozenset(("yes", "no"))
+    return frozenset(getattr(item, attribute) for item in items)
 
 
 def find_related(scene: Scene, relation: str, anchor: SceneObject) -> SceneObject | None:
@@ -151,10 +160,6 @@ def normalize_answer(text: str) -> str:
     words = re.findall(r"[a-z0-9']+", text.lower())
     numbers = {word: str(number) for number, word in enumerate(NUMBER_WORDS)} | {"grey": "gray"}
     return " ".join(numbers.get(word, word) for word in words if word not in ("a", "an", "the", "it", "is"))
-
-
-def _count(item: Filter, scene: Scene) -> int:
-    return sum(map(item.matches, scene.objects))
 
 
 def _yes(value: bool) -> str:
@@ -183,7 +188,7 @@ def propose_question(
         allowed_pairs: the color-shape pairs that may be named.
     """
     for _ in range(MAX_TRIES):
-        chosen = kind or rng.choices(tuple(kind_weights), tuple(kind_weights.values()))[0]
+        chosen = kind or pick(kind_weights, rng)
         variant = rng.choice(QUESTION_KINDS[chosen])
         if variant in PAIR_VARIANTS and len(scene.objects) < 2:
             continue
@@ -216,8 +221,8 @@ def _propose(scene: Scene, kind: str, variant: str, rng: Random) -> Question | N
             more, less = (Filter(**{attribute: value}) for value in rng.sample(values, 2))
             return None if more == less else Question(kind, variant, more, less)
         case "color of" | "size of" if rng.random() < ABSENT_SHARE:
-            absent = [name for name in SHAPES if all(item.shape != name for item in scene.objects)]
-            return Question(kind, variant, Filter(shape=rng.choice(absent)))
+            absent = [name for name in SHAPES if not Filter(name).count(scene)]
+            return Question(kind, variant, Filter(rng.choice(absent)))
         case "color of" | "shape of" | "size of":
             item = rng.choice(scene.objects)
             first = choose_reference(references(scene, item, without=kind, loose=kind == "shape"), rng)
@@ -237,10 +242,7 @@ def _random_filter(scene: Scene, rng: Random, *, allow_any: bool) -> Filter:
     """Attributes to count or look for: those of an object, or those with one attribute changed, or any at all."""
     if allow_any and rng.random() < 0.2:
         return ANY
-    item = rng.choice(scene.objects)
-    names = rng.choice(
-        (("shape",), ("color",), ("color", "shape"), ("size", "shape"), ("size",), ("size", "color", "shape"))
-    )
+    item, names = rng.choice(scene.objects), rng.choice(COUNTED)
     values = {name: getattr(item, name) for name in names}
     if rng.random() < 0.5:
         name = rng.choice(names)

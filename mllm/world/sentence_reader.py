@@ -9,11 +9,12 @@ relations within or between sentences.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from mllm.world.language import NUMBER_WORDS, correct_typos, normalize_words
-from mllm.world.scene import BACKGROUNDS, COLORS, RELATIONS, SHAPES, SIZES, Scene
+from mllm.world.scene import ATTRIBUTES, BACKGROUNDS, COLORS, RELATIONS, SHAPES, SIZES, Scene
 from mllm.world.spec import (
     ANY,
     Alike,
@@ -29,6 +30,7 @@ from mllm.world.spec import (
     Verdict,
     check_scene,
     could_mean,
+    enumerate_objects,
     plain_phrase,
 )
 
@@ -36,7 +38,8 @@ NOUNS = (*SHAPES, "shape")
 ARTICLES = ("a", "an", "another", "single")
 NUMBERS = {word: number for number, word in enumerate(NUMBER_WORDS)} | {str(n): n for n in range(len(NUMBER_WORDS))}
 DENIALS = ("no", "without", "any")
-LARGER, SMALLER = ("larger", "bigger"), ("smaller",)
+COMPARATIVES = {"larger": "larger", "bigger": "larger", "smaller": "smaller"}
+DENIED = re.compile(rf"that \S+ not (?:an? )?({'|'.join((*COLORS, *SHAPES))})( |$)")
 BACKGROUND_NOUNS = ("background", "canvas")
 RELATION_WORDS = {relation.split()[0]: relation for relation in RELATIONS}
 LINKS = frozenset("to the a an another is are on lies side of that which placed being than".split())
@@ -52,7 +55,7 @@ EQUAL_SIZES = ("of the same size", "of equal size", "equally large")
 
 @dataclass(frozen=True, slots=True)
 class Phrase:
-    """A noun phrase among the words."""
+    """A noun phrase among the words, or what is said of every object or of none."""
 
     filter: Filter
     start: int
@@ -60,16 +63,6 @@ class Phrase:
     number: int | None = None  # of new objects; None: "the circle", "circles", "no circle"
     is_denied: bool = False
     comparison: str | None = None  # "larger" in "a larger circle"
-
-
-@dataclass(frozen=True, slots=True)
-class Predicate:
-    """What is said of every object, or of none."""
-
-    filter: Filter
-    start: int
-    end: int
-    is_denied: bool
 
 
 def read_request(request: str) -> Spec:
@@ -108,42 +101,24 @@ def find_phrases(words: list[str]) -> list[Phrase]:
 def read_phrase(words: list[str], noun: int) -> Phrase:
     """The phrase around a noun: what comes before it, and "that is not red" behind it."""
     named = attributes_of(words[noun])
-    comparison, start = None, noun
-    while start and words[start - 1] in (*SIZES, *COLORS, *LARGER, *SMALLER):
+    comparison, start, end = None, noun, noun + 1
+    while start and words[start - 1] in (*SIZES, *COLORS, *COMPARATIVES):
         start -= 1
-        if words[start] in (*LARGER, *SMALLER):
-            comparison = "larger" if words[start] in LARGER else "smaller"
-        else:
-            named = merge(named, attributes_of(words[start]))
-    denied, end = read_denied_attribute(words, noun + 1)
-    named = merge(named, denied)
+        comparison = COMPARATIVES.get(words[start], comparison)
+        named = merge(named, attributes_of(words[start]))
+    if denied := DENIED.match(" ".join(words[end : end + 5])):
+        key = "not_color" if denied[1] in COLORS else "not_shape"
+        named, end = merge(named, Filter(**{key: denied[1]})), end + len(denied[0].split())
     before = words[start - 1] if start else ""
-    is_denied = before in DENIALS or words[max(start - 2, 0) : start] in (["without", "a"], ["without", "an"])
-    if is_denied or words[max(start - 3, 0) : start] == ["not", "a", "single"]:
+    if before in DENIALS or re.search(r"(^| )(without an?|not a single)$", " ".join(words[max(start - 3, 0) : start])):
         return Phrase(named, start, end, is_denied=True)
     number = 1 if before in ARTICLES else NUMBERS.get(before)
     return Phrase(named, start, end, number, comparison=comparison)
 
 
-def read_denied_attribute(words: list[str], start: int) -> tuple[Filter, int]:
-    """ "that is not red", "that are not a circle", and where it ends."""
-    if words[start : start + 1] != ["that"] or words[start + 2 : start + 3] != ["not"]:
-        return ANY, start
-    at = start + 3
-    at += words[at : at + 1] in (["a"], ["an"])
-    word = words[at] if at < len(words) else ""
-    if word in COLORS:
-        return Filter(not_color=word), at + 1
-    return (Filter(not_shape=word), at + 1) if word in SHAPES else (ANY, start)
-
-
 def attributes_of(word: str) -> Filter:
     """What one word says of an object."""
-    if word in SHAPES:
-        return Filter(shape=word)
-    if word in COLORS:
-        return Filter(color=word)
-    return Filter(size=word) if word in SIZES else ANY
+    return next((Filter(**{name: word}) for name, values in ATTRIBUTES.items() if word in values), ANY)
 
 
 def merge(first: Filter, second: Filter) -> Filter:
@@ -267,18 +242,18 @@ def find_comparisons(words: list[str], phrases: Sequence[Phrase], single: Sequen
         text = " ".join(words)
         if any(said in text for said in EQUAL_SIZES) and not list(find_differences(words)):
             yield Compared(0, "same size", 1)
-        for word in (*LARGER, *SMALLER):
+        for word in COMPARATIVES:
             if f"the first {word} than the second" in text:
                 yield from compare_by([word], 0, 1)
 
 
 def compare_by(words: Sequence[str], a: int, b: int) -> Iterator[Compared]:
     """One word that compares a with b; others say nothing."""
-    if len(words) == 1 and words[0] in (*LARGER, *SMALLER):
-        yield Compared(a, "larger", b) if words[0] in LARGER else Compared(b, "larger", a)
+    if len(words) == 1 and words[0] in COMPARATIVES:
+        yield Compared(a, "larger", b) if COMPARATIVES[words[0]] == "larger" else Compared(b, "larger", a)
 
 
-def find_predicates(words: list[str]) -> Iterator[Predicate]:
+def find_predicates(words: list[str]) -> Iterator[Phrase]:
     """ "All of them are red", "every shape is a star", "none of them is small"."""
     for at, word in enumerate(words):
         is_denied = word == "none" or words[at : at + 3] == ["no", "shape", "is"]
@@ -290,9 +265,8 @@ def find_predicates(words: list[str]) -> Iterator[Predicate]:
         said, end = ANY, start
         while end < len(words) and attributes_of(words[end]) != ANY:
             said, end = merge(said, attributes_of(words[end])), end + 1
-        is_subject = words[end : end + 1] in (["shape"], ["is"], ["are"])
-        if said != ANY and not is_subject:
-            yield Predicate(said, start, end, is_denied)
+        if said != ANY and words[end : end + 1] not in (["shape"], ["is"], ["are"]):
+            yield Phrase(said, start, end, is_denied=is_denied)
 
 
 def find_differences(words: list[str]) -> Iterator[str]:
@@ -315,98 +289,62 @@ def find_backgrounds(words: list[str]) -> Iterator[str]:
 
 def check_description(text: str, scene: Scene) -> tuple[Verdict, ...]:
     """Every object named in full, nothing invented, every stated relation true, the background right."""
-    claims = read_description(text)
-    is_complete = bool(claims.objects) and all(item.shape and item.color and item.size for item in claims.objects)
+    spec, problems = read_description(text)
+    objects = [item.filter for item in spec.constraints if isinstance(item, Exists)]
+    is_complete = bool(objects) and all(item.shape and item.color and item.size for item in objects)
     return (
         Verdict("every object is named with size, color and shape", is_complete),
-        Verdict("the background is named", claims.background is not None),
-        Verdict("every reference and relation is clear", not claims.problems),
-        *check_scene(claims.to_spec(), scene),
+        Verdict("the background is named", any(isinstance(item, Background) for item in spec.constraints)),
+        Verdict("every reference and relation is clear", not problems),
+        *check_scene(spec, scene),
     )
 
 
-def read_description(text: str) -> Claims:
-    """What a description claims. Never fails: what cannot be understood is among the problems."""
-    claims = Claims()
-    words = normalize_words(text)
-    opener = ""  # "a", "two" or "the" ...
-    attributes: dict[str, str] = {}  # ... and the attributes behind it
+def read_description(text: str) -> tuple[Spec, list[str]]:
+    """What a description claims: these objects and no others. Never fails: references to nothing and relations without
+    objects are among the problems.
+    """
+    objects: list[Filter] = []  # each object once, in the order of mention
+    relations: list[Related] = []
+    problems: list[str] = []
+    background = number = None  # number: "there are three shapes"
+    last = pending = None  # the object mentioned last, and a relation that waits for its second object
+    opener, named = "", ANY  # "a", "two" or "the" ..., and the attributes behind it
+    words = [*normalize_words(text), "."]
     for index, word in enumerate(words):
         if word == "background":
             near = [*words[max(0, index - 2) : index], *words[index + 1 : index + 3]]
-            claims.background = next((word for word in near if word in BACKGROUNDS), claims.background)
-            opener, attributes = "", {}
+            background = next((word for word in near if word in BACKGROUNDS), background)
+            opener, named = "", ANY
         elif word in NUMBERS or word in ("a", "an", "another", "the"):
-            opener, attributes = word, {}
-        elif word in SIZES:
-            attributes["size"] = word
-        elif word in COLORS:
-            attributes["color"] = word
+            opener, named = word, ANY
+        elif word in SIZES or word in COLORS:
+            named = merge(attributes_of(word), named)
+        elif word == "shape" and named == ANY:
+            number, opener = NUMBERS.get(opener, number), ""
         elif word in NOUNS:
-            item = Filter(None if word == "shape" else word, attributes.get("color"), attributes.get("size"))
-            claims.read_noun(opener, item, is_bare=word == "shape" and not attributes)
-            opener, attributes = "", {}
-        elif word in RELATION_WORDS and claims.last is not None:
+            item = merge(attributes_of(word), named)
+            known = [ref for ref, other in enumerate(objects) if item.matches(other)] if opener == "the" else []
+            count = (
+                0 if known else NUMBERS.get(opener, 1)
+            )  # "the circle" that was not introduced is a mention after all
+            objects += [item] * count
+            if len(known) > 1:
+                problems.append(f"ambiguous: the {plain_phrase(item)}")
+            elif known or count == 1:
+                ref = known[0] if known else len(objects) - 1
+                if pending and last not in (None, ref):
+                    relations.append(Related(last, pending, ref))
+                pending, last = None, ref
+            opener, named = "", ANY
+        elif word in RELATION_WORDS and last is not None:
             # left and right relate only with an "of": "in the top left corner" does not
             if word not in ("left", "right") or "of" in words[index + 1 : index + 3]:
-                claims.pending = RELATION_WORDS[word]
+                pending = RELATION_WORDS[word]
         elif word in ".;!?":
-            claims.end_sentence()
-    claims.end_sentence()
-    return claims
-
-
-@dataclass(slots=True)
-class Claims:
-    """What a description claims, read noun phrase by noun phrase."""
-
-    objects: list[Filter] = field(default_factory=list)  # each object once, in the order of mention
-    relations: list[Related] = field(default_factory=list)
-    background: str | None = None
-    number: int | None = None  # "there are three shapes"
-    problems: list[str] = field(default_factory=list)  # references to nothing, relations without objects
-    last: int | None = None  # the object mentioned last
-    pending: str | None = None  # a relation that waits for its second object
-
-    def to_spec(self) -> Spec:
-        """The same claims as a spec: these objects and no others."""
-        constraints: list[Constraint] = [Exists(ref, item) for ref, item in enumerate(self.objects)]
-        constraints.append(Count(ANY, len(self.objects)))
-        if self.number is not None and self.number != len(self.objects):
-            constraints.append(Count(ANY, self.number))
-        constraints += self.relations
-        if self.background:
-            constraints.append(Background(self.background))
-        return Spec(tuple(constraints))
-
-    def read_noun(self, opener: str, item: Filter, *, is_bare: bool) -> None:
-        """A noun phrase: a number of objects in all, a reference back, or new objects."""
-        if is_bare:
-            self.number = NUMBERS.get(opener, self.number)
-            return
-        known = [index for index, known in enumerate(self.objects) if _includes(known, item)]
-        if opener == "the" and known:
-            if len(known) == 1:
-                self.relate_to(known[0])
-            else:
-                self.problems.append(f"ambiguous: the {plain_phrase(item)}")
-            return
-        count = NUMBERS.get(opener, 1)  # "the circle" that was not introduced is a mention after all
-        self.objects += [item] * count
-        if count == 1:
-            self.relate_to(len(self.objects) - 1)
-
-    def relate_to(self, index: int) -> None:
-        if self.pending and self.last is not None and self.last != index:
-            self.relations.append(Related(self.last, self.pending, index))
-        self.pending, self.last = None, index
-
-    def end_sentence(self) -> None:
-        if self.pending:
-            self.problems.append(f"{self.pending} nothing")
-        self.pending = self.last = None
-
-
-def _includes(known: Filter, item: Filter) -> bool:
-    pairs = ((item.shape, known.shape), (item.color, known.color), (item.size, known.size))
-    return all(wanted in (None, given) for wanted, given in pairs)
+            problems += [f"{pending} nothing"] if pending else []
+            pending = last = None
+    constraints: list[Constraint] = [*enumerate_objects(objects)]
+    constraints += [Count(ANY, number)] if number not in (None, len(objects)) else []
+    constraints += relations
+    return Spec((*constraints, Background(background)) if background else tuple(constraints)), problems
