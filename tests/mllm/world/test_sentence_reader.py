@@ -8,7 +8,7 @@ from random import Random
 from mllm.world.language import describe, make_draw_request
 from mllm.world.scene import Scene, SceneObject, random_scene
 from mllm.world.sentence_reader import check_description, read_description, read_request
-from mllm.world.spec import Filter, Related, Spec, check_scene
+from mllm.world.spec import Background, Filter, Related, Spec, check_scene, enumerate_objects, full_filter
 
 SCENE = Scene(
     "white",
@@ -30,9 +30,9 @@ def test_descriptions_are_read_back() -> None:
         for short in (False, True):
             text = describe(scene, short=short)
             assert passes(text, scene), text
-            claims = read_description(text)
-            assert claims.objects == [Filter(item.shape, item.color, item.size) for item in scene.objects]
-            assert claims.background == scene.background
+            claimed = read_description(text)[0].constraints
+            assert claimed[: len(scene.objects) + 1] == enumerate_objects(list(map(full_filter, scene.objects)))
+            assert claimed[-1] == Background(scene.background)
 
 
 def test_false_or_incomplete_descriptions_fail() -> None:
@@ -59,11 +59,12 @@ def test_false_or_incomplete_descriptions_fail() -> None:
 
 
 def test_other_ways_to_say_it_are_understood() -> None:
-    claims = read_description("a big red disk to the left of a tiny blue square on a white background")
-    assert claims.objects == [Filter("circle", "red", "large"), Filter("square", "blue", "small")]
-    assert claims.relations == [Related(0, "left of", 1)] and claims.background == "white"
-    claims = read_description("The background is grey. There are two small red pluses.")
-    assert claims.objects == [Filter("cross", "red", "small")] * 2 and claims.background == "gray"
+    circle, square = Filter("circle", "red", "large"), Filter("square", "blue", "small")
+    constraints = (*enumerate_objects([circle, square]), Related(0, "left of", 1), Background("white"))
+    text = "a big red disk to the left of a tiny blue square on a white background"
+    assert read_description(text) == (Spec(constraints), [])
+    constraints = (*enumerate_objects([Filter("cross", "red", "small")] * 2), Background("gray"))
+    assert read_description("The background is grey. There are two small red pluses.") == (Spec(constraints), [])
 
 
 def test_plain_requests_to_draw_are_descriptions_too() -> None:
@@ -71,7 +72,7 @@ def test_plain_requests_to_draw_are_descriptions_too() -> None:
     for seed in range(300):
         scene = random_scene(Random(seed), num_objects=1 + seed % 2)
         request = make_draw_request(scene, Random(seed), kind="full")
-        spec = read_description(request.core).to_spec()
+        spec, _ = read_description(request.core)
         assert all(verdict.holds for verdict in check_scene(spec, scene)), request.core
 
 
