@@ -23,13 +23,14 @@ import numpy as np
 from accelerate import PartialState
 from PIL import Image, ImageFilter
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from mllm.config import MLLMConfig
 from mllm.conversation import CodesPart, Message, TextPart, unconditional
 from mllm.sequence import IGNORED, Grid, TokenSequence, build_sequence
 from mllm.world.dialogue import JOBS, Dialogue, Episode, ImageRef, make_dialogue, make_episode
 from mllm.world.edits import apply_edit
+from mllm.world.language import pick
 from mllm.world.people.conversation import PeopleTurn, make_people
 from mllm.world.plan import SQUARE, centre, plan_of
 from mllm.world.render import IMAGE_KINDS, render
@@ -72,12 +73,10 @@ MAX_TRIES = 1000
 
 
 class RenderedRecords(Protocol):
-    """Records of the world by number."""
+    """Records of the world by number; `settings` tell them from others, whose codes cannot be taken for theirs."""
 
     @property
-    def settings(self) -> dict[str, Any]:
-        """What the records are, so that codes of others are not taken for theirs."""
-        ...
+    def settings(self) -> dict[str, Any]: ...
 
     def __len__(self) -> int: ...
 
@@ -88,19 +87,6 @@ class RenderedRecords(Protocol):
     def record(self, index: int, images: tuple[CodesPart, ...]) -> PreparedRecord:
         """Record `index` with the codes of its images."""
         ...
-
-
-class _Rendering(Dataset):
-    """Images of a range of records, rendered in the loader's processes."""
-
-    def __init__(self, records: RenderedRecords, indices: range) -> None:
-        self.records, self.indices = records, indices
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, index: int) -> list[Tensor]:
-        return self.records.images(self.indices[index])
 
 
 def encode_rendered(
@@ -122,7 +108,7 @@ def encode_rendered(
 
     def make(task: ShardTask, advance: Callable[[int], object]) -> tuple[list[PreparedRecord], list[LeftOut]]:
         indices = range(task.number, task.number + task.count)
-        rendered = DataLoader(_Rendering(records, indices), batch_size=None, num_workers=num_workers)
+        rendered = DataLoader(indices, batch_size=None, collate_fn=records.images, num_workers=num_workers)
         counts = []
 
         def images() -> Iterator[Tensor]:
@@ -132,8 +118,7 @@ def encode_rendered(
                 yield from item
 
         encoded = iter([CodesPart(*image) for image in encode_images(images(), tokenizer, batch_size=BATCH_SIZE)])
-        made = [records.record(i, tuple(islice(encoded, count))) for i, count in zip(indices, counts, strict=True)]
-        return made, []
+        return [records.record(i, tuple(islice(encoded, count))) for i, count in zip(indices, counts, strict=True)], []
 
     make_shards(folder, tasks, make, code_source, state=state)
     return ShardFolder(folder, in_memory=in_memory)
@@ -152,9 +137,8 @@ class EpisodeSet:
 
     def __getitem__(self, index: int) -> Episode:
         episode = make_episode(index, seed=self.seed)
-        if not self.is_centred(index):
+        if self.centred_digits is None or not self.is_centred(index):
             return episode
-        assert self.centred_digits is not None, "is_centred says so"
         return centre_episode(episode, digits=self.centred_digits, grid=self.grid_of(index))
 
     def __len__(self) -> int:
@@ -162,10 +146,7 @@ class EpisodeSet:
 
     @property
     def settings(self) -> dict[str, Any]:
-        return {
-            **{k: v for k, v in asdict(self).items() if k != "num_episodes"},
-            "grids": [list(g) for g in self.grids],
-        }
+        return {k: v for k, v in asdict(self).items() if k != "num_episodes"} | {"grids": list(map(list, self.grids))}
 
     def num_images(self, index: int) -> int:
         """Images of an episode that are encoded: both scenes, and the depth and segmentation images of dense ones."""
@@ -209,11 +190,8 @@ def centre_episode(episode: Episode, *, digits: int, grid: Grid = SQUARE) -> Epi
     added = edit.added and centre(edit.added, digits=digits, grid=grid)
     edit = replace(edit, index=new_index(edit.index), anchor=new_index(edit.anchor), added=added)
     centred = replace(episode, scene=scene, edit=edit, edited=apply_edit(scene, edit))
-    stays = all(
-        split_of(before) == split_of(after)
-        for before, after in ((episode.scene, centred.scene), (episode.edited, centred.edited))
-    )
-    return centred if stays else episode
+    pairs = (episode.scene, centred.scene), (episode.edited, centred.edited)
+    return centred if all(split_of(before) == split_of(after) for before, after in pairs) else episode
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,15 +217,12 @@ class ConversationSet:
 
     def turns(self, index: int) -> list[PeopleTurn]:
         turns = random_conversation(self.weights, Random(f"conversation/{self.seed}/{index}"), max_turns=5)
-        return [
-            replace(turn, shown=turn.shown and self._centre(turn.shown), answer=self._centre(turn.answer))
-            for turn in turns
-        ]
+        return [replace(turn, shown=self._centre(turn.shown), answer=self._centre(turn.answer)) for turn in turns]
 
-    def _centre(self, answer: Scene | str) -> Any:
-        if isinstance(answer, str):
-            return answer
-        return Scene(answer.background, tuple(centre(item, digits=self.digits) for item in answer.objects))
+    def _centre(self, part: Scene | str | None) -> Any:
+        if not isinstance(part, Scene):
+            return part
+        return replace(part, objects=tuple(centre(item, digits=self.digits) for item in part.objects))
 
     def images(self, index: int) -> list[Tensor]:
         rng = Random(f"look/{self.seed}/{index}")
@@ -261,13 +236,13 @@ class ConversationSet:
         return made
 
     def record(self, index: int, images: tuple[CodesPart, ...]) -> PreparedRecord:
-        parts = images or (TextPart("no image"),)
-        return PreparedRecord("episode", (Message("assistant", parts),), "world", str(index))
+        return PreparedRecord(
+            "episode", (Message("assistant", images or (TextPart("no image"),)),), "world", str(index)
+        )
 
 
 def random_conversation(weights: dict[str, float], rng: Random, *, max_turns: int) -> list[PeopleTurn]:
-    kind = rng.choices(list(weights), list(weights.values()))[0]
-    return make_people(kind, rng, max_turns=max_turns)
+    return make_people(pick(weights, rng), rng, max_turns=max_turns)
 
 
 def largest_scale(scene: Scene) -> float:
@@ -371,20 +346,13 @@ class WorldSequences(SequenceSource):
     def draw(self, rng: Random) -> TokenSequence:
         """One random sample of the mixture."""
         data = self.data
-        weights = {**data.jobs, "conversation": sum(data.conversations.values())}
-        job = rng.choices(list(weights), list(weights.values()))[0]
+        job = pick({**data.jobs, "conversation": sum(data.conversations.values())}, rng)
         if job == "conversation":
             return self.draw_conversation(rng)
         index, episode = self.draw_episode(rng, is_dense=job in DENSE, is_drawn=job in DRAWN)
         about = replace(episode, scene=episode.edited) if job in ON_EITHER_SCENE and rng.random() < 0.5 else episode
-        dialogue = make_dialogue(
-            job,
-            about,
-            rng,
-            num_questions=data.questions,
-            question_weights=data.question_weights,
-            drawing_weights=data.drawing_weights,
-        )
+        weights = {"question_weights": data.question_weights, "drawing_weights": data.drawing_weights}
+        dialogue = make_dialogue(job, about, rng, num_questions=data.questions, **weights)
         images = self.folder[index].messages[0].parts
         messages = to_messages(dialogue, episode, images, plan_digits=data.plan_digits if data.plans else None)
         if job in DROPPABLE and rng.random() < data.prompt_dropout:

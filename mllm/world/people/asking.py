@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 
 from mllm.world.grammar import FULL, Speaker
 from mllm.world.language import NUMBER_WORDS, UnsayableError, join, need, phrases
@@ -22,6 +23,7 @@ from mllm.world.scene import (
 )
 from mllm.world.spec import ANY, Filter, find_one
 
+Asked = tuple[str, str | bool]  # words and the right answer
 SYNONYMS = {"gray": ["grey"], "below": ["under", "beneath"], "above": ["over"], "circle": ["disk"], "cross": ["plus"]}
 EXTREME_SIZES = {"biggest": "large", "largest": "large", "smallest": "small", "tiniest": "small"}
 EXTREMES = {
@@ -32,14 +34,15 @@ EXTREMES = {
 }
 
 
+def try_forms(speaker: Speaker, scene: Scene) -> Asked:
+    while True:
+        with suppress(UnsayableError):
+            return speaker.pick(FORMS)(speaker, scene)
+
+
 def ask_turn(speaker: Speaker, scene: Scene) -> tuple[str, str, list[str]]:
     """A question about the picture, its one right answer, and words of which any answer must hold one."""
-    while True:
-        try:
-            text, right = speaker.pick(FORMS)(speaker, scene)
-            break
-        except UnsayableError:
-            continue
+    text, right = try_forms(speaker, scene)
     if isinstance(right, bool):
         right = "yes" if right else "no"
     if text[:3] in ("is ", "are", "do ", "doe") and speaker.maybe(0.1):
@@ -49,9 +52,6 @@ def ask_turn(speaker: Speaker, scene: Scene) -> tuple[str, str, list[str]]:
     if right.isdigit():
         return text, right, [right, NUMBER_WORDS[int(right)], *(["no", "none"] if right == "0" else [])]
     return text, right, [right, *SYNONYMS.get(right, [])]
-
-
-Asked = tuple[str, str | bool]  # words and the right answer
 
 
 def some_filter(speaker: Speaker, scene: Scene) -> Filter:
