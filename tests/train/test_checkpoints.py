@@ -125,6 +125,11 @@ def test_deepspeed_is_asked_for_what_a_run_needs_beside_what_its_file_says(tmp_p
     (tmp_path / "zero.json").write_text(json.dumps(config))
     for name in ("zero3", "zero3.json", "scripts/zero3.json"):
         assert deepspeed_settings(name, universal=False)["zero_optimization"]["stage"] == 3
+    for name in ("zero2", "zero3", "zero3_offload"):  # they leave to the recipe what it says
+        shipped = deepspeed_settings(name, universal=False)
+        assert shipped["zero_optimization"]["stage"] == int(name[4]) and "optimizer" not in shipped
+        numbers = [shipped[key] for key in ("train_batch_size", "gradient_accumulation_steps", "gradient_clipping")]
+        assert {*numbers, shipped["bf16"]["enabled"]} == {"auto"}
     with pytest.raises(FileNotFoundError):
         deepspeed_settings("zero4", universal=False)
     settings = deepspeed_settings(str(tmp_path / "zero.json"), universal=True)

@@ -1,4 +1,4 @@
-"""The adversarial part of tokenizer training against its definitions: augmentation, DINOv2, heads, losses, schedule."""
+"""The losses of tokenizer training equal their definitions, as do augmentation, DINOv2, heads and schedule."""
 
 import math
 from functools import partial
@@ -12,6 +12,7 @@ from tests.train.published_weights import dino_weights
 from train import discriminators
 from train.discriminators import AdversarialSchedule, DinoFeatures, Discriminator
 from train.recipe import AdversarialRecipe
+from train.tokenizer_trainer import contrastive_loss, detail_of, reconstruction_loss
 
 BLOCKS = (0, 2)
 
@@ -240,3 +241,31 @@ def test_discriminator_loss_and_its_balance_equal_their_definitions() -> None:
     expected = (2 * (weight @ other)[:, None] * other).norm() / (0.01 * math.sqrt(12) + 1e-6)
     assert found.item() == pytest.approx(expected.item(), rel=1e-5) and not found.requires_grad
     (plain + found * adversarial).backward()  # the graphs are still there
+
+
+def test_reconstruction_loss_equals_its_definition() -> None:
+    made, real = torch.randn(2, 2, 3, 5, 7, generator=torch.Generator().manual_seed(0))
+    differences = [(a - b).item() for a, b in zip(made.flatten(), real.flatten(), strict=True)]
+    expected = sum(0.3 * abs(d) + 0.7 * d * d for d in differences) / len(differences)
+    assert reconstruction_loss(made, real, l1_weight=0.3, l2_weight=0.7).item() == pytest.approx(expected, rel=1e-5)
+    weighted = ((made - real).abs() * (1 + 2 * detail_of(real))).mean()
+    found = reconstruction_loss(made, real, l1_weight=1.0, l2_weight=0.0, detail_weight=2.0)
+    torch.testing.assert_close(found, weighted)
+
+
+def test_detail_is_one_at_a_strong_border_and_zero_on_flat_ground() -> None:
+    pixels = torch.full((1, 3, 9, 20), -1.0)
+    pixels[:, 1, :, 10:] = 1.0
+    detail = detail_of(pixels)[0, 0]
+    assert detail[:, 8:12].eq(1).all()
+    assert detail[:, :8].eq(0).all() and detail[:, 12:].eq(0).all()
+
+
+def test_contrastive_loss_equals_its_definition() -> None:
+    images, texts = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(1))
+    total = 0.0
+    for row in range(3):
+        for first, second in ((images, texts), (texts, images)):
+            logits = [4.0 * torch.cosine_similarity(first[row], other, dim=0).item() for other in second]
+            total -= logits[row] - math.log(sum(math.exp(value) for value in logits))
+    assert contrastive_loss(images, texts, torch.tensor(4.0)).item() == pytest.approx(total / 6, rel=1e-5)

@@ -1,16 +1,39 @@
-"""The way from raw files to a picture and an answer, by the script that a person runs; and the stages' launchers."""
+"""Scripts run to their end: from raw files to a picture, the bundled model from nothing, ablations, launchers."""
 
 import json
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from mllm.config import MLLMConfig
+from mllm.pipeline import Pipeline
 from mllm.vocabulary import load_text_tokenizer
 from tests.forked_python import forked_python
 from tests.train.launching import ROOT, environment, losses
+
+SMALLER = {
+    "train tiny_text": "--vocab_size 400 --dialogues 400",
+    "train tiny_tokenizer": "--steps 6 --batch_size 4 --num_workers 0 --codebooks.initialise_at 2",
+    "train tiny_decoder": "--steps 4 --batch_size 4 --num_workers 0",
+    "train tiny": "--trainer.max_steps 3 --data.episodes 40 --rows 2 --batches_per_step 1 --compile_backbone false",
+    "train tiny_language": "--trainer.max_steps 2 --data.episodes 40 --data.conversation_images 3 --rows 2",
+    "evaluate world": "--count 2 --batch-size 4",
+}
+"""What is added to each command, by its first two words, so that minutes become seconds."""
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """An environment whose `mllm` is the real one with less to do; every command is noted."""
+    lines = [f'"{words}") more="{more}" ;;' for words, more in SMALLER.items()]
+    with forked_python(tmp_path / "bin", environment()) as python:
+        head = ["#!/usr/bin/env bash", f'echo "$@" >> {tmp_path}/commands', 'case "$1 $2" in']
+        (python.parent / "mllm").write_text("\n".join([*head, *lines, "esac", f'exec {python} -m mllm "$@" $more']))
+        (python.parent / "mllm").chmod(0o755)
+        yield {**environment(), "PATH": f"{python.parent}:{environment()['PATH']}", "PYTHON": str(python)}
 
 
 @pytest.mark.slow
@@ -29,13 +52,36 @@ def test_raw_files_become_a_model_that_draws_and_answers(tmp_path: Path) -> None
     assert config.embedder_width == 192
 
 
-def test_deepspeed_files_leave_to_the_recipe_what_it_says() -> None:
-    for name in ("zero2", "zero3", "zero3_offload"):
-        config = json.loads((ROOT / "train/recipes" / f"{name}.json").read_text())
-        assert config["zero_optimization"]["stage"] == int(name[4])
-        for key in ("train_batch_size", "gradient_accumulation_steps", "gradient_clipping"):
-            assert config[key] == "auto"
-        assert config["bf16"]["enabled"] == "auto" and "optimizer" not in config
+@pytest.mark.slow
+def test_the_bundled_model_is_rebuilt_from_nothing(tmp_path: Path, settings: dict[str, str]) -> None:
+    runs, model = tmp_path / "runs", tmp_path / "model"
+    words = ["bash", str(ROOT / "scripts/build_tiny_model.sh"), str(runs), str(model)]
+    for _ in range(2):  # the second time, every stage finds itself finished
+        done = subprocess.run(words, env=settings, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    source = json.loads((model / "SOURCE.json").read_text())
+    assert [stage["optimizer"]["matrix_learning_rate"] for stage in source["stages"]] == [0.02, 0.008, 0.004]
+    assert [stage["trainable"] for stage in source["image_tokenizer_stages"]] == ["all", "decoder"]
+    assert source["scores"]["count"] == 2
+    one, two = (sorted((runs / name / "codes" / "shards").iterdir()) for name in ("tiny_first", "tiny"))
+    assert [path.read_bytes() for path in one] == [path.read_bytes() for path in two]
+    pipeline = Pipeline.load(model)
+    assert pipeline.draw("a red circle", seed=1)[0].size == (256, 256)
+    commands = (tmp_path / "commands").read_text().splitlines()
+    assert sum(line.startswith("train tiny ") for line in commands) == 4
+
+
+@pytest.mark.slow
+def test_choices_are_trained_measured_and_plotted(tmp_path: Path, settings: dict[str, str]) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed (extra: plots)")
+    reports = tmp_path / "reports"
+    words = ["bash", str(ROOT / "scripts/train_ablations.sh"), str(tmp_path / "runs"), "2"]
+    done = subprocess.run(words, env=settings | {"REPORTS": str(reports)}, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    assert {path.name for path in reports.glob("*.png")} == {"codebooks.png", "head.png", "steps.png"}
+    for codebooks in (2, 4, 8):
+        config = json.loads((tmp_path / "runs" / f"codebooks-{codebooks}" / "final" / "config.json").read_text())
+        assert (config["num_codebooks"], config["image_layout"], config["head_type"]) == (codebooks, "grid", "mlp")
 
 
 def test_an_unknown_launcher_is_refused() -> None:
