@@ -346,12 +346,9 @@ class Adversary:
         parts = discriminator_loss(logits, objective=self.recipe.objective, consistency=self.recipe.consistency)
         for group in self.optimizer.param_groups:
             group["lr"] = self.recipe.learning_rate * self.schedule.learning_rate(step)
-        self.optimizer.zero_grad()
-        self.accelerator.backward(torch.stack(list(parts.values())).sum())
-        norm = self.accelerator.clip_grad_norm_(self.heads.parameters(), self.recipe.max_grad_norm)
-        if self.accelerator.scaler is None:  # float16's scaler skips such a step by itself
-            require_finite("discriminator's gradient norm", norm, step=step)
-        self.optimizer.step()
+        loss, limit = torch.stack(list(parts.values())).sum(), self.recipe.max_grad_norm
+        name = "discriminator's "
+        descend(self.accelerator, self.optimizer, self.heads, loss, max_norm=limit, name=name, step=step)
         return {name: part.detach() for name, part in parts.items()}
 
 
@@ -364,12 +361,24 @@ def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     ]
 
 
+def descend(
+    accelerator: Accelerator, optimizer: Any, model: nn.Module, loss: Tensor, *, max_norm: float, name: str, step: int
+) -> Tensor:
+    """One step of an optimizer; returns the norm of the gradient before it is clipped."""
+    optimizer.zero_grad()
+    accelerator.backward(loss)
+    norm = accelerator.clip_grad_norm_(model.parameters(), max_norm)
+    if accelerator.scaler is None:  # float16's scaler skips such a step by itself
+        require_finite(f"{name}gradient norm", norm, step=step)
+    optimizer.step()
+    return norm
+
+
 def require_finite(name: str, value: Tensor, *, step: int) -> None:
     """End a diverged training before anything of it is saved."""
     if not torch.isfinite(value):
-        raise ValueError(
-            f"the {name} must be finite, got {value.item()} at step {step}; lower the learning rate and resume"
-        )
+        sentence = f"the {name} must be finite, got {value.item()} at step {step}; lower the learning rate and resume"
+        raise ValueError(sentence)
 
 
 def gradient_ratio(first: Tensor, second: Tensor, last_weight: Tensor) -> Tensor:

@@ -79,7 +79,6 @@ BESIDE_ADAPTER = ("projection", "projector", "places", "code_head")
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class TextTokenizerRecipe:
     output: File
-    """The SentencePiece model file to write."""
     kind: Literal["text_tokenizer"] = "text_tokenizer"
     vocab_size: PositiveInt = 640
     """Pieces, including the 256 bytes and 3 special tokens."""
@@ -101,9 +100,7 @@ DECODER_FIELDS = (
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class TokenizerLossWeights:
     l1: NonNegativeFloat = 0.2
-    """Mean absolute error of the reconstruction."""
     l2: NonNegativeFloat = 1.0
-    """Mean squared error of the reconstruction."""
     detail: NonNegativeFloat = 0.0
     """Extra weight of pixels in detailed regions (useful for flat drawings, not for photographs)."""
     vq: NonNegativeFloat = 1.0
@@ -119,8 +116,7 @@ class TokenizerLossWeights:
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class CodebookSchedule:
     initialise_at: NonNegativeInt = 300
-    """Steps without the quantizer's loss, after which k-means on the encoder's features initialises the codebooks;
-    0 starts with the codebooks as they are."""
+    """Steps without the quantizer's loss; then k-means on features initialises the codebooks; 0 does not do so."""
     every: PositiveInt = 10
     """Steps between two revivals of dead codebook entries."""
     threshold: NonNegativeFloat = 0.05
@@ -149,11 +145,9 @@ class AdversarialRecipe:
     adaptive: bool = True
     """Scale the adversarial loss to the gradient of the other losses at the last layer."""
     adaptive_range: tuple[float, float] = (0.015, 1e4)
-    """Bounds of that scale."""
     consistency: float = 4.0
     """Weight of the consistency between strongly and lightly augmented images."""
     augment_probability: Share = 1.0
-    """Of each augmentation before the discriminator."""
     cutout: Share = 0.2
     """Side of the square that is cut out, as a share of the image's."""
     learning_rate: PositiveFloat = 2e-5
@@ -170,15 +164,13 @@ class ShardsRecipe:
     """Images and captions in WebDataset tars."""
 
     urls: str | None = None
-    """Pattern of local files, such as data/{00000..00099}.tar or data/*.tar, or a folder of tars; `::` separates
-    several. None: images of the synthetic world."""
+    """Patterns such as data/{00000..00099}.tar or data/*.tar, or folders, parted by `::`. None: the synthetic world."""
     crop_area: tuple[float, float] = (0.9, 1.0)
     """Share of the image's area that the random crop keeps."""
     crop_ratio: tuple[float, float] = (0.75, 4 / 3)
     """Width over height of the random crop."""
     window: PositiveInt | None = None
-    """Side in pixels of a random window of the crop that is trained on, where `architecture.image_size` is what images
-    have later. None: the whole crop."""
+    """Side in pixels of a random window of the crop that is trained on, smaller than `architecture.image_size`."""
     shuffle_shards: PositiveInt = 4
     """Shards of one reader that are shuffled together; only their index is held in memory."""
     skip_bad_records: bool = False
@@ -202,7 +194,6 @@ class EvaluationRecipe:
     fid_reference: File | None = None
     """Folder of PNG images to reconstruct at the end, for rFID."""
     fid_output: File | None = None
-    """Where the reconstructions go, under the same names."""
     fid_score: bool = True
     """Compute rFID and IS with torch-fidelity; false only writes the images."""
 
@@ -210,26 +201,22 @@ class EvaluationRecipe:
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class TokenizerRecipe:
     output: File
-    """Folder for checkpoints, metrics and the finished tokenizer."""
     kind: Literal["image_tokenizer"] = "image_tokenizer"
     preset: Literal["tiny", "large"] = "tiny"
     """The UniTokConfig to start from."""
     architecture: dict[str, Any] = field(default_factory=dict)
     """Fields of UniTokConfig that differ from the preset."""
     start_from: File | None = None
-    """Folder of a tokenizer whose weights and sizes to start from; `preset` is then unused, and `architecture` may
-    only change the decoder."""
+    """Folder of a tokenizer whose weights and sizes to start from; `architecture` may then only change the decoder."""
     trainable: Literal["all", "decoder"] = "all"
     """"decoder" freezes everything that produces codes, so that a language model trained on these codes can use the
     new decoder. With `shrink` in `architecture` the same codes come from images of half the size and are decoded at
     full size. Needs `start_from`."""
     shards: ShardsRecipe = field(default_factory=ShardsRecipe)
     world_crop: PositiveInt | None = None
-    """Side in pixels of the windows on objects that replace whole images of the synthetic world: most of an image is
-    flat background. None: whole images."""
+    """Side in pixels of windows on objects of the synthetic world (most of an image is flat). None: whole images."""
     text_tokenizer: File | None = None
-    """Tokenizer of the captions: a SentencePiece model, OpenAI's list of merges (bpe_simple_vocab_16e6.txt.gz), or a
-    folder of a CLIP tokenizer."""
+    """Of captions: a SentencePiece model, OpenAI's bpe_simple_vocab_16e6.txt.gz, or the folder of a CLIP tokenizer."""
     lpips: File | None = None
     """Weights of LPIPS, as in lpips_with_vgg.pth."""
     steps: PositiveInt = 4000
@@ -244,7 +231,6 @@ class TokenizerRecipe:
     weight_decay: NonNegativeFloat = 0.02
     max_grad_norm: PositiveFloat = 1.0
     recompute_activations: bool = False
-    """Gradient checkpointing of the transformers."""
     ema_decay: Share = 0.998
     """Of the average of the weights that becomes the finished tokenizer; 0 uses the last weights."""
     loss: TokenizerLossWeights = field(default_factory=TokenizerLossWeights)
@@ -263,10 +249,10 @@ class TokenizerRecipe:
     keep_checkpoints: PositiveInt = 2
 
     def __post_init__(self) -> None:
-        for name, (weight, file) in self._needed.items():
-            if weight and file is None:
+        for name, file in self.files.items():
+            if file is None:
                 raise ValueError(
-                    f"{name} must be given for a loss that needs it; give it, or set the loss's weight to 0"
+                    f"{name} must be given for a loss of this recipe; give it, or set that loss's weight to 0"
                 )
         contrastive, evaluation = self.loss.contrastive, self.evaluation
         if self.world_crop is not None and contrastive and self.shards.urls is None:
@@ -288,19 +274,15 @@ class TokenizerRecipe:
             raise ValueError("evaluation.fid_reference and fid_output must be given together; give both or neither")
 
     @property
-    def _needed(self) -> dict[str, tuple[float, Path | None]]:
-        """Weights and the files that they need, by the name of the file's field."""
-        return {
+    def files(self) -> dict[str, Path | None]:
+        """What must exist before the training starts, by the name of the field."""
+        needed = {
             "start_from": (self.start_from is not None, self.start_from),
             "lpips": (self.loss.perceptual, self.lpips),
             "adversarial.dino": (self.adversarial.weight, self.adversarial.dino),
             "text_tokenizer": (self.loss.contrastive, self.text_tokenizer),
         }
-
-    @property
-    def files(self) -> dict[str, Path]:
-        """Files that must exist before the training starts, by the name of the field."""
-        return {name: file for name, (weight, file) in self._needed.items() if weight and file is not None}
+        return {name: file for name, (is_needed, file) in needed.items() if is_needed}
 
     @property
     def left_out(self) -> list[str]:
@@ -329,8 +311,7 @@ class WorldData:
     plan_digits: Annotated[int, Field(ge=1, le=2)] = 1
     """Digits of a row or column in a plan: 1 for eighths of the shorter side, 2 for eighths of these."""
     centred: bool = False
-    """Whether objects stand in the middle of their squares in every other episode, the ones drawn from words: a plan
-    then determines the image."""
+    """Objects stand in the middle of their squares in every other episode: there a plan determines the image."""
     questions: PositiveInt | None = None
     """Questions about one image in the job "ask"; None: one to five, as in tests."""
     question_weights: dict[str, PositiveFloat] = field(default_factory=lambda: {**QUESTION_WEIGHTS})
@@ -340,8 +321,7 @@ class WorldData:
     conversations: dict[str, float] = field(default_factory=dict)
     """Weight of each kind of conversation in people's own words (mllm/world/people.py), beside `jobs`."""
     conversation_images: int = 2048
-    """Conversations whose images are encoded. All others are learned without the positions of images: words and plans
-    alone, at a third of the length."""
+    """Conversations whose images are encoded; all others are learned as words and plans, at a third of the length."""
     words_only: float = 0.8
     """Share of these others."""
     mixture_seed: int = 0
@@ -423,7 +403,6 @@ class AdapterRecipe:
     alpha: PositiveFloat = 16.0
     """The update is scaled by alpha / rank."""
     dropout: Share = 0.05
-    """Of the adapters' input."""
     targets: list[str] = field(
         default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     )
@@ -463,11 +442,8 @@ class BenchmarkInLoop:
     name: str
     """Such as pope; text benchmarks that need no LLM judge."""
     questions: File
-    """Its question file."""
     annotations: File
-    """What it is scored with."""
     images: File
-    """Folder of its images."""
     limit: PositiveInt | None = None
     """Only the first items; the result then says PARTIAL."""
     batch_size: PositiveInt = 16
@@ -480,7 +456,6 @@ class WorldInLoop:
     count: PositiveInt = 20
     """Items of each job; `mllm evaluate world` takes 500."""
     jobs: list[str] = field(default_factory=lambda: ["draw", "ask"])
-    """Such as draw, ask, describe, edit."""
     batch_size: PositiveInt = 32
 
 
@@ -503,10 +478,8 @@ class Validation:
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class MLLMRecipe:
     output: File
-    """Folder for checkpoints, metrics and the finished model."""
     kind: Literal["mllm"] = "mllm"
     image_tokenizer: File
-    """Folder of the image tokenizer."""
     text_tokenizer: File
     """SentencePiece model of the text tokenizer, or a folder that has one."""
     model: dict[str, Any] = field(default_factory=dict)
@@ -535,8 +508,7 @@ class MLLMRecipe:
     compile_backbone: bool = False
     """Compile the backbone (a minute at the start, a quarter faster afterwards on a CPU)."""
     max_logits_mib: PositiveInt | None = None
-    """Compute the loss in slices whose float32 logits take at most this many MiB, again in the backward pass. None:
-    all logits of a batch at once."""
+    """Compute the loss in slices whose float32 logits take at most this many MiB, again in the backward pass."""
     ema_decay: Share = 0.0
     """Of the average of the weights that becomes the finished model; 0 uses the last weights."""
     bad_steps: BadSteps = field(default_factory=BadSteps)

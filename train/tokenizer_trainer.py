@@ -58,7 +58,7 @@ from tokenizer.text_tower import EncodeCaptions, load_captions
 from tokenizer.unitok import CONFIG_FILE, UniTok, UniTokOutput
 from train.checkpoints import checkpoints, step_of, write_checkpoint
 from train.data.images import build_source
-from train.discriminators import Adversary, decay_groups, require_finite
+from train.discriminators import Adversary, decay_groups, descend, require_finite
 from train.hardware import WAIT_IN_TRAINING, training_device
 from train.metrics import MetricsLog, Values, as_words
 from train.recipe import CodebookSchedule, EvaluationRecipe, TokenizerRecipe, as_yaml
@@ -76,27 +76,24 @@ class TokenizerTrainer:
 
     def __init__(self, recipe: TokenizerRecipe) -> None:
         for name, file in recipe.files.items():
-            if not file.exists():
+            if file is None or not file.exists():
                 raise FileNotFoundError(
                     f"{name} must be an existing file, got {file}; download it, or give it weight 0"
                 )
         set_seed(recipe.seed)
         self.recipe = recipe
-        is_bfloat16_fast = fast_dtype(training_device()) == torch.bfloat16
-        precision = recipe.precision if recipe.precision != "auto" else "bf16" if is_bfloat16_fast else "no"
+        fastest = "bf16" if fast_dtype(training_device()) == torch.bfloat16 else "no"
         # `cpu` is given, because several processes without an accelerator find each other only then.
         self.accelerator = Accelerator(
             cpu=not torch.accelerator.is_available(),
-            mixed_precision=precision,
+            mixed_precision=fastest if recipe.precision == "auto" else recipe.precision,
             kwargs_handlers=[InitProcessGroupKwargs(timeout=WAIT_IN_TRAINING)],  # while the first one computes rFID
         )
         model = build_model(recipe)
         self.config = model.config
-        captions = build_captions(recipe, model.config)
-        size = model.config.image_size
-        self.evaluation = TokenizerEvaluation(
-            recipe.evaluation, image_size=size, batch_size=recipe.batch_size, captions=captions
-        )
+        captions, size = build_captions(recipe, model.config), model.config.image_size
+        batch_size = recipe.batch_size
+        self.evaluation = TokenizerEvaluation(recipe.evaluation, size, batch_size=batch_size, captions=captions)
         self.images = build_source(recipe, image_size=size, captions=captions, state=self.accelerator.state)
         rates: dict[str, Any] = {"lr": recipe.learning_rate, "betas": recipe.betas, "eps": recipe.epsilon}
         optimizer = torch.optim.AdamW(decay_groups(model, recipe.weight_decay), fused=True, **rates)
@@ -168,11 +165,8 @@ class TokenizerTrainer:
         pixels_B3HW = to_pixels(pixels_B3HW.to(device))
         self.model.train()
         with self.accelerator.autocast():
-            output = self.model(
-                pixels_B3HW,
-                None if text_ids_BT is None else text_ids_BT.to(device),
-                with_entropy=recipe.loss.entropy > 0,
-            )
+            texts = None if text_ids_BT is None else text_ids_BT.to(device)
+            output = self.model(pixels_B3HW, texts, with_entropy=recipe.loss.entropy > 0)
             parts = self._losses(output, pixels_B3HW)
         norm = self._descend(torch.stack(list(parts.values())).sum())
         if self.adversary is not None and self.adversary.schedule.weight(self.step):
@@ -180,9 +174,8 @@ class TokenizerTrainer:
         revived = 0
         if recipe.trainable == "all":
             with self.accelerator.autocast():
-                revived = update_codebooks(
-                    self.unwrapped, pixels_B3HW, recipe.codebooks, step=self.step, steps=recipe.steps, seed=recipe.seed
-                )
+                when = {"step": self.step, "steps": recipe.steps, "seed": recipe.seed}
+                revived = update_codebooks(self.unwrapped, pixels_B3HW, recipe.codebooks, **when)
         if (self.step + 1) % recipe.log_every and self.step + 1 != recipe.steps:
             return {}
         with torch.no_grad():
@@ -193,11 +186,8 @@ class TokenizerTrainer:
     def _losses(self, output: UniTokOutput, pixels_B3HW: Tensor) -> dict[str, Tensor]:
         """The weighted parts of the tokenizer's loss, by name; their sum is trained on."""
         weights, made_B3HW = self.recipe.loss, output.reconstruction_B3HW
-        parts = {
-            "reconstruction": reconstruction_loss(
-                made_B3HW, pixels_B3HW, l1_weight=weights.l1, l2_weight=weights.l2, detail_weight=weights.detail
-            )
-        }
+        kinds = {"l1_weight": weights.l1, "l2_weight": weights.l2, "detail_weight": weights.detail}
+        parts = {"reconstruction": reconstruction_loss(made_B3HW, pixels_B3HW, **kinds)}
         if self.lpips is not None:
             parts["perceptual"] = weights.perceptual * self.lpips(made_B3HW, pixels_B3HW).mean()
         image_loss = torch.stack(list(parts.values())).sum()
@@ -218,12 +208,8 @@ class TokenizerTrainer:
     def _descend(self, loss: Tensor) -> Tensor:
         """One step of the tokenizer's optimizer; returns the norm of the gradient before it is clipped."""
         require_finite("loss", loss, step=self.step)
-        self.optimizer.zero_grad()
-        self.accelerator.backward(loss)
-        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.recipe.max_grad_norm)
-        if self.accelerator.scaler is None:  # float16's scaler skips such a step by itself
-            require_finite("gradient norm", norm, step=self.step)
-        self.optimizer.step()
+        limit = self.recipe.max_grad_norm
+        norm = descend(self.accelerator, self.optimizer, self.model, loss, max_norm=limit, name="", step=self.step)
         self.scheduler.step()
         if self.recipe.loss.contrastive:
             self.unwrapped.clamp_logit_scale()
@@ -287,10 +273,9 @@ class TokenizerEvaluation:
     """
 
     def __init__(
-        self, recipe: EvaluationRecipe, *, image_size: int, batch_size: int, captions: EncodeCaptions | None
+        self, recipe: EvaluationRecipe, image_size: int, *, batch_size: int, captions: EncodeCaptions | None
     ) -> None:
-        self.recipe, self.image_size, self.batch_size = recipe, image_size, batch_size
-        self.captions = captions
+        self.recipe, self.image_size, self.batch_size, self.captions = recipe, image_size, batch_size, captions
         self.state = PartialState()
         self.sheet_files = images_in(recipe.images)[:ON_A_SHEET] if recipe.images else []
         folder, names = recipe.imagenet_val, recipe.classes

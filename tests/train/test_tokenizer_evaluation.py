@@ -50,7 +50,7 @@ def folder(tmp_path: Path) -> Path:
 
 def evaluation(folder: Path, **fields: Path | bool) -> TokenizerEvaluation:
     captions = load_captions(write_merges(folder / "merges.txt.gz"), vocab_size=517, context=12)
-    return TokenizerEvaluation(EvaluationRecipe(**fields), image_size=32, batch_size=2, captions=captions)
+    return TokenizerEvaluation(EvaluationRecipe(**fields), 32, batch_size=2, captions=captions)
 
 
 def test_zero_shot_accuracy_equals_a_loop_over_images(folder: Path, model: UniTok) -> None:
