@@ -17,6 +17,7 @@ from mllm.world.render import render
 from mllm.world.scene import CLASSES, HELD_OUT_PAIRS, class_scene
 from tests.train.data.raw_data import OPTIONS, content, load, prepared
 from tokenizer.images import read_image, to_bytes, to_pixels
+from tokenizer.unitok import UniTok
 from train.data.classes import ClassSequences, WorldClasses
 from train.data.packing import BatchShape, PackedBatches, Tokenizers
 from train.data.prepare import prepare_folder
@@ -26,15 +27,8 @@ from train.data.world import encode_rendered
 from train.recipe import ClassData
 
 CODE_SOURCE = CodeSource("0123", 2, 16)
-CONFIG = MLLMConfig(
-    prompt_style="class",
-    image_layout="bare",
-    num_classes=7,
-    first_class_id=10,
-    num_codebooks=2,
-    codebook_size=16,
-    image_size=32,
-)
+CODES = {"num_codebooks": 2, "codebook_size": 16, "image_size": 32}
+CONFIG = MLLMConfig(prompt_style="class", image_layout="bare", num_classes=7, first_class_id=10, **CODES)
 TOKENIZERS = Tokenizers(text=None, image=None, config=CONFIG)
 
 
@@ -46,6 +40,11 @@ def record(label: int, codes: list[int]) -> PreparedRecord:
 
 def make_folder(path: Path, *shards: list[PreparedRecord]) -> ShardFolder:
     return ShardFolder(prepared(path, shards, CODE_SOURCE))
+
+
+@pytest.fixture(scope="module")
+def tokenizer(image_tokenizer_folder: Path) -> UniTok:
+    return load(image_tokenizer_folder)
 
 
 def test_the_world_s_classes_are_what_the_checker_reads() -> None:
@@ -94,8 +93,8 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
         ClassSequences(ClassData(), [fits], TOKENIZERS, BatchShape(rows=1, length=4))
 
 
-def test_a_folder_of_classes_is_prepared_in_ten_views(tmp_path: Path, image_tokenizer_folder: Path) -> None:
-    rng, tokenizer = np.random.default_rng(1), load(image_tokenizer_folder)
+def test_a_folder_of_classes_is_prepared_in_ten_views(tmp_path: Path, tokenizer: UniTok) -> None:
+    rng = np.random.default_rng(1)
     for number, name in enumerate(("cat", "ant", "ant")):
         (tmp_path / "images" / name).mkdir(parents=True, exist_ok=True)
         image = Image.fromarray(rng.integers(0, 256, (40 + number, 50, 3), dtype=np.uint8))
@@ -112,7 +111,7 @@ def test_a_folder_of_classes_is_prepared_in_ten_views(tmp_path: Path, image_toke
         prepare_folder([tmp_path / "images"], tmp_path / "another", **options)
 
 
-def test_codes_that_llamagen_extracted_are_prepared(tmp_path: Path, image_tokenizer_folder: Path) -> None:
+def test_codes_that_llamagen_extracted_are_prepared(tmp_path: Path, tokenizer: UniTok) -> None:
     """Files of one or several images, crops in them, labels beside."""
     for name in ("codes", "labels"):
         (tmp_path / "raw" / name).mkdir(parents=True)
@@ -120,7 +119,7 @@ def test_codes_that_llamagen_extracted_are_prepared(tmp_path: Path, image_tokeni
     for number, (part, labels) in enumerate(((slice(0, 1), [5]), (slice(1, 2), [0]), (slice(2, 4), [2, 3]))):
         np.save(tmp_path / "raw" / "codes" / f"{number}.npy", stored[part])
         np.save(tmp_path / "raw" / "labels" / f"{number}.npy", np.array(labels))
-    options = {"tokenizer": load(image_tokenizer_folder), "options": OPTIONS, "shard_size": 3}
+    options = {"tokenizer": tokenizer, "options": OPTIONS, "shard_size": 3}
     prepare_folder([tmp_path / "raw"], tmp_path / "out", **options)
     folder = ShardFolder(tmp_path / "out")
     assert [folder[index].messages[0].parts[0].text for index in range(4)] == ["5", "0", "2", "3"]
@@ -139,8 +138,7 @@ def test_the_views_are_four_corners_the_middle_and_their_mirrors() -> None:
     assert all((mirror == view[:, ::-1]).all() for view, mirror in zip(views[:5], views[5:], strict=True))
 
 
-def test_images_of_the_world_s_classes_are_encoded_once(tmp_path: Path, image_tokenizer_folder: Path) -> None:
-    tokenizer = load(image_tokenizer_folder)
+def test_images_of_the_world_s_classes_are_encoded_once(tmp_path: Path, tokenizer: UniTok) -> None:
     folder = encode_rendered(WorldClasses(count=5, size=32, seed=0), tmp_path, tokenizer, num_workers=0)
     scene = class_scene(3, Random("classes/0/3"))
     (codes,) = folder[3].messages[1].parts

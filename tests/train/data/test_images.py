@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import io
-import tarfile
 from collections import Counter
 from collections.abc import Sequence
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -18,7 +16,8 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from mllm.world.scene import SceneObject
-from tests.train.published_weights import add, picture, write_tar
+from tests.train.data.raw_data import image_file, tar_of
+from tests.train.published_weights import picture, write_tar
 from train.data.images import RandomCrop, TarImages, WorldImages, find_shards, shard_order, window_on
 from train.recipe import ShardsRecipe, TokenizerRecipe
 
@@ -51,19 +50,13 @@ def reading(
 def test_an_epoch_holds_every_sample_once_for_any_number_of_readers(shards: list[Path]) -> None:
     """The shards of one epoch, over all readers, are each read by exactly one of them."""
     for ranks, workers in ((1, 1), (1, 3), (2, 2), (4, 2), (3, 1)):
-        check_epochs(shards, ranks, workers)
-
-
-def check_epochs(shards: list[Path], ranks: int, workers: int) -> None:
-    found: Counter[tuple[int, str]] = Counter()
-    for rank in range(ranks):
-        stream = reading(shards, rank=rank, ranks=ranks, workers=workers)
-        for worker in range(workers):
-            for window in range(8):
-                records = stream.window(rank * workers + worker, window)
-                found.update((record.epoch, record.sample.name) for record in records)
-    for epoch in (0, 1):
-        assert [found[epoch, f"{number:06d}"] for number in range(TOTAL)] == [1] * TOTAL
+        found = Counter[tuple[int, str]]()
+        for rank in range(ranks):
+            stream = reading(shards, rank=rank, ranks=ranks, workers=workers)
+            for reader, window in product(stream.readers, range(8)):
+                found.update((record.epoch, record.sample.name) for record in stream.window(reader, window))
+        for epoch in (0, 1):
+            assert [found[epoch, f"{number:06d}"] for number in range(TOTAL)] == [1] * TOTAL
 
 
 def test_the_order_of_shards_does_not_depend_on_the_readers(shards: list[Path]) -> None:
@@ -124,23 +117,16 @@ def test_other_readers_go_on_before_the_first_unfinished_shard(shards: list[Path
     second = reading(shards, workers=0, shuffle_shards=1)
     second.load(folder)
     assert 0 < second.start < len(shards)
-    windows = [second.window(0, window) for window in range(8 - second.start)]
-    assert {*seen, *(int(record.sample.name) for window in windows for record in window)} == set(
-        range(TOTAL)
-    )  # nothing of the epoch is lost
+    left = [record for window in range(8 - second.start) for record in second.window(0, window)]
+    assert {*seen, *(int(record.sample.name) for record in left)} == set(range(TOTAL)), "nothing is lost"
     with pytest.raises(ValueError):
         reading(shards[:4]).load(folder)
 
 
 def test_bad_records_stop_training_or_are_counted(tmp_path: Path) -> None:
     good = write_tar(tmp_path / "good.tar", range(2))
-    with tarfile.open(tmp_path / "bad.tar", "w") as tar:
-        add(tar, "a.txt", b"no picture 7")
-        add(tar, "b.jpg", b"no JPEG")
-        add(tar, "b.txt", b"damaged 8")
-        encoded = io.BytesIO()
-        picture(3).save(encoded, "png")
-        add(tar, "c.png", encoded.getvalue())
+    members = {"a.txt": b"no picture 7", "b.jpg": b"no JPEG", "b.txt": b"damaged 8", "c.png": image_file(3)}
+    (tmp_path / "bad.tar").write_bytes(tar_of(members))
     records = reading([tmp_path / "bad.tar"]).window(0, 0)
     assert {record.sample.name for record in records} == {"a", "b", "c"}
     for record in records:

@@ -26,11 +26,6 @@ def folder(tmp_path: Path) -> Path:
     return prepared(tmp_path / "out", shards, CODE_SOURCE)
 
 
-def change_manifest(folder: Path, **changes: object) -> None:
-    path = folder / MANIFEST
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
 def test_rows_come_back_as_they_were_written(folder: Path) -> None:
     read = ShardFolder(folder)
     assert len(read) == sum(SIZES) and read.code_source == CODE_SOURCE
@@ -66,46 +61,34 @@ def test_another_tokenizer_is_refused(folder: Path) -> None:
 
 
 def test_an_unfinished_empty_or_truncated_folder_is_refused(folder: Path, tmp_path: Path) -> None:
+    manifest, shard = folder / MANIFEST, folder / SHARDS / "00000.parquet"
+    whole, facts = shard.read_bytes(), json.loads(manifest.read_text())
+    for damage, error in (
+        (lambda: manifest.write_text(json.dumps({**facts, "version": VERSION + 1})), ValueError),
+        (lambda: shard.write_bytes(whole[:-7]), ValueError),
+        (shard.unlink, ValueError),
+        (manifest.unlink, FileNotFoundError),
+    ):
+        damage()
+        with pytest.raises(error):
+            ShardFolder(folder)
+        manifest.write_text(json.dumps(facts))
+        shard.write_bytes(whole)
+    assert len(ShardFolder(folder)) == sum(SIZES)
     with pytest.raises(ValueError):
         ShardFolder(prepared(tmp_path / "none", [[]], CODE_SOURCE))
-    manifest = (folder / MANIFEST).read_text()
-    change_manifest(folder, version=VERSION + 1)
-    with pytest.raises(ValueError):
-        ShardFolder(folder)
-    (folder / MANIFEST).unlink()
-    with pytest.raises(FileNotFoundError):
-        ShardFolder(folder)
-    (folder / MANIFEST).write_text(manifest)
-    path = folder / SHARDS / "00000.parquet"
-    path.write_bytes(path.read_bytes()[:-7])
-    with pytest.raises(ValueError):
-        ShardFolder(folder)
-    path.unlink()
-    with pytest.raises(ValueError):
-        ShardFolder(folder)
 
 
-def test_a_shard_that_is_damaged_or_exchanged_is_refused(folder: Path, tmp_path: Path) -> None:
-    path = folder / SHARDS / "00000.parquet"
-    whole = path.read_bytes()
-    path.write_bytes(whole[:-20] + bytes(20))
-    with pytest.raises(ValueError):
-        ShardFolder(folder).row(0, 0)
+def test_a_shard_that_is_damaged_exchanged_or_another_file_is_refused(folder: Path, tmp_path: Path) -> None:
+    path, facts = folder / SHARDS / "00000.parquet", json.loads((folder / MANIFEST).read_text())
     other = prepared(tmp_path / "other", [[document("x")]], CodeSource("4567", 3, 16)) / SHARDS / "00000.parquet"
-    path.write_bytes(other.read_bytes())
-    shards = json.loads((folder / MANIFEST).read_text())["shards"]
-    change_manifest(folder, shards=[{**shards[0], "bytes": path.stat().st_size}, *shards[1:]])
-    with pytest.raises(ValueError):
-        ShardFolder(folder).row(0, 0)
-
-
-def test_a_parquet_file_of_others_is_no_shard(folder: Path) -> None:
-    path = folder / SHARDS / "00000.parquet"
-    pq.write_table(pa.table({"text": ["a"]}), path)
-    shards = json.loads((folder / MANIFEST).read_text())["shards"]
-    change_manifest(folder, shards=[{**shards[0], "bytes": path.stat().st_size}, *shards[1:]])
-    with pytest.raises(ValueError):
-        ShardFolder(folder).row(0, 0)
+    pq.write_table(pa.table({"text": ["a"]}), tmp_path / "table.parquet")
+    for data in (path.read_bytes()[:-20] + bytes(20), other.read_bytes(), (tmp_path / "table.parquet").read_bytes()):
+        path.write_bytes(data)
+        facts["shards"][0]["bytes"] = len(data)
+        (folder / MANIFEST).write_text(json.dumps(facts))
+        with pytest.raises(ValueError):
+            ShardFolder(folder).row(0, 0)
 
 
 def test_a_forked_worker_opens_files_of_its_own(folder: Path) -> None:

@@ -22,10 +22,10 @@ from train.data.shards import CodeSource, PreparedRecord
 
 def test_learned_parts_are_marked() -> None:
     segments = [Segment(Marker.BOS), Segment("USER: hi ASSISTANT:"), Segment(" hello", True), Segment(Marker.EOS, True)]
-    assert as_text(segments, in_color=False) == "<s>USER: hi ASSISTANT:[[ hello</s>]]"
-    assert as_text(segments, in_color=True) == f"<s>USER: hi ASSISTANT:{GREEN} hello</s>{PLAIN}"
-    later = [*segments, Segment("USER: bye ASSISTANT:")]
-    assert as_text(later, in_color=False).endswith("[[ hello</s>]]USER: bye ASSISTANT:")
+    segments.append(Segment("USER: bye ASSISTANT:"))
+    for in_color, begin, end in ((False, "[[", "]]"), (True, GREEN, PLAIN)):
+        expected = f"<s>USER: hi ASSISTANT:{begin} hello</s>{end}USER: bye ASSISTANT:"
+        assert as_text(segments, in_color=in_color) == expected
 
 
 def test_samples_are_printed_with_their_images(
@@ -46,13 +46,8 @@ def test_samples_are_printed_with_their_images(
         assert np.array_equal(np.asarray(shown), np.asarray(expected))
     assert main(["prepare", *words]) == 0
     assert capsys.readouterr().out == printed, "the same seed shows the same samples"
-
-
-def test_codes_of_another_tokenizer_are_not_shown(image_tokenizer_folder: Path, tmp_path: Path) -> None:
-    other = prepared(tmp_path / "other", [[document("x")]], CodeSource("another", 2, 16))
-    words = ["prepare", "--debug", "--out", str(other), "--image-tokenizer", str(image_tokenizer_folder), "--show", "1"]
-    with pytest.raises(ValueError):
-        main(words)
+    words[1] = str(prepared(tmp_path / "other", [rows], CodeSource("another", 2, 16)))
+    assert main(["prepare", *words]) == 2 and "must be those of" in capsys.readouterr().err
 
 
 def test_each_kind_is_learned_in_its_way() -> None:
@@ -73,11 +68,10 @@ def test_each_kind_is_learned_in_its_way() -> None:
 
 
 def test_plans_and_sizes_are_shown_and_nothing_is_dropped() -> None:
-    part = pair(["x"], CodeSource("any", 2, 16), 1).messages[1].parts[0]
-    part = dataclasses.replace(part, plan="white, red circle 1")
+    part = dataclasses.replace(pair(["x"], CodeSource("any", 2, 16), 1).messages[1].parts[0], plan="red circle 1")
     drawn = [Message("user", (TextPart("draw"),)), Message("assistant", (part,))]
     text = as_text(render(drawn, "native"), in_color=False)
-    assert "<plan>" in text and "<size 2 x 2>" in text and "white, red circle 1" in text
+    assert "<plan>" in text and "<size 2 x 2>" in text and "red circle 1" in text
     with pytest.raises(TypeError):
         as_text([Segment(3.5)], in_color=False)
 
