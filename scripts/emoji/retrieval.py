@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tokenizer.metrics import ssim
+
 BLOCKS = (
     # kernel, stride, expansion, in, out, repeats: table 1 of EfficientNet (arXiv:1905.11946); no squeeze-excitation
     (3, 1, 1, 32, 16, 1),
@@ -30,7 +32,6 @@ NORM_EPS, LARGEST = 1e-3, 6.0  # of batch norm and of the clipped ReLU
 NUM_CLASSES = 1000
 SSIM_SIDE = 64
 """SSIM compares images of this side: with thousands of others, at the full size it would take hours."""
-SSIM_WINDOW, SSIM_SIGMA, SSIM_CONSTANTS = 11, 1.5, (0.01**2, 0.03**2)  # Wang et al. 2004, for a range of 1
 FEATURE_BATCH = 32
 
 
@@ -120,7 +121,7 @@ class Gallery:
 
     features_GF: Tensor
     small_G3HW: Tensor
-    """Of SSIM_SIDE, in [0, 1]."""
+    """Of SSIM_SIDE, in [0, 2]: as wide as the range that `ssim` expects, and black is 0, as in its paper."""
 
     @classmethod
     def build(cls, model: EfficientNetLite0, pixels_G3HW: Tensor) -> Gallery:
@@ -132,7 +133,9 @@ class Gallery:
 
     def ranks_by_ssim(self, pixels_B3HW: Tensor, right_B: Tensor) -> Tensor:
         """The same by structural similarity."""
-        return ranks(torch.stack([ssim(small_3HW, self.small_G3HW) for small_3HW in shrink(pixels_B3HW)]), right_B)
+        small_B13HW = shrink(pixels_B3HW)[:, None]
+        similar = [ssim(small_13HW.expand_as(self.small_G3HW), self.small_G3HW) for small_13HW in small_B13HW]
+        return ranks(torch.stack(similar), right_B)
 
 
 def ranks(similarity_BG: Tensor, right_B: Tensor) -> Tensor:
@@ -142,26 +145,6 @@ def ranks(similarity_BG: Tensor, right_B: Tensor) -> Tensor:
 
 
 def shrink(pixels_B3HW: Tensor) -> Tensor:
-    """To SSIM_SIDE and [0, 1]."""
+    """To SSIM_SIDE and [0, 2]."""
     small_B3HW = F.interpolate(pixels_B3HW.float(), size=(SSIM_SIDE, SSIM_SIDE), mode="area")
-    return (small_B3HW.clamp(-1, 1) + 1) / 2
-
-
-def ssim(image_3HW: Tensor, gallery_G3HW: Tensor) -> Tensor:
-    """Structural similarity of one image with each of the gallery, (G,)."""
-    image_13HW = image_3HW[None]
-    mean_x, mean_y = blur(image_13HW), blur(gallery_G3HW)
-    var_x, var_y = blur(image_13HW.square()) - mean_x.square(), blur(gallery_G3HW.square()) - mean_y.square()
-    covariance = blur(image_13HW * gallery_G3HW) - mean_x * mean_y
-    first, second = SSIM_CONSTANTS
-    similar = (2 * mean_x * mean_y + first) * (2 * covariance + second)
-    return (similar / ((mean_x.square() + mean_y.square() + first) * (var_x + var_y + second))).mean(dim=(1, 2, 3))
-
-
-def blur(pixels_B3HW: Tensor) -> Tensor:
-    """A Gaussian window around every pixel that has a whole one."""
-    offsets = torch.arange(SSIM_WINDOW, dtype=pixels_B3HW.dtype) - SSIM_WINDOW // 2
-    weights = torch.exp(-offsets.square() / (2 * SSIM_SIGMA**2))
-    kernel = (weights / weights.sum()).expand(3, 1, 1, -1)
-    across_B3HW = F.conv2d(pixels_B3HW, kernel, groups=3)
-    return F.conv2d(across_B3HW, kernel.transpose(2, 3), groups=3)
+    return small_B3HW.clamp(-1, 1) + 1

@@ -1,22 +1,10 @@
 """Retrieval of drawn emoji: ranks, similarity, and padding as the weights were trained with."""
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from scripts.emoji.retrieval import (
-    SSIM_CONSTANTS,
-    SSIM_SIGMA,
-    SSIM_WINDOW,
-    EfficientNetLite0,
-    Gallery,
-    features_of,
-    pad_same,
-    ranks,
-    ssim,
-)
+from scripts.emoji.retrieval import EfficientNetLite0, Gallery, features_of, pad_same, ranks
 
 
 def images(count: int, side: int, *, seed: int) -> torch.Tensor:
@@ -28,30 +16,6 @@ def images(count: int, side: int, *, seed: int) -> torch.Tensor:
 def test_a_rank_counts_what_is_nearer() -> None:
     similarity_BG = torch.tensor([[0.1, 0.9, 0.5], [0.7, 0.7, 0.7], [0.3, 0.2, 0.1]])
     assert ranks(similarity_BG, torch.tensor([1, 2, 2])).tolist() == [0, 0, 2]
-
-
-def test_ssim_equals_its_definition() -> None:
-    one, others = (images(count, 16, seed=count) * 0.5 + 0.5 for count in (1, 3))
-    weights = [math.exp(-((i - SSIM_WINDOW // 2) ** 2) / (2 * SSIM_SIGMA**2)) for i in range(SSIM_WINDOW)]
-    window = torch.tensor([[a * b for b in weights] for a in weights])
-    window /= window.sum()
-    first, second = SSIM_CONSTANTS
-    for other, found in zip(others, ssim(one[0], others), strict=True):
-        values = []
-        for channel in range(3):
-            for row in range(16 - SSIM_WINDOW + 1):
-                for column in range(16 - SSIM_WINDOW + 1):
-                    part = (channel, slice(row, row + SSIM_WINDOW), slice(column, column + SSIM_WINDOW))
-                    x, y = one[0][part], other[part]
-                    mean_x, mean_y = (window * x).sum(), (window * y).sum()
-                    var_x, var_y = (window * (x - mean_x) ** 2).sum(), (window * (y - mean_y) ** 2).sum()
-                    covariance = (window * (x - mean_x) * (y - mean_y)).sum()
-                    values.append(
-                        (2 * mean_x * mean_y + first)
-                        * (2 * covariance + second)
-                        / ((mean_x**2 + mean_y**2 + first) * (var_x + var_y + second))
-                    )
-        torch.testing.assert_close(found, torch.stack(values).mean(), atol=1e-4, rtol=1e-4)
 
 
 def test_a_slightly_changed_image_finds_itself() -> None:
