@@ -31,8 +31,8 @@ part() { # NAME SECONDS WORDS OF mllm benchmark...
             head-7b) words+=(XXS) ;;
             large) words+=(tiny) ;;
             bfloat16) words+=(float32) ;;
-            --side) words+=(--side 2) ;;
-            [68] | 16 | 32 | 64 | 128 | 256) ;;
+            6) words+=(2) ;;
+            8 | 16 | 32 | 64 | 128 | 256) ;;
             *) words+=("$word") ;;
             esac
         done
@@ -46,7 +46,7 @@ part() { # NAME SECONDS WORDS OF mllm benchmark...
 
 part products 40 product --sizes 7b --batch 1 2 8 16 64 128 256 --dtype bfloat16 --rounds 3
 part head 60 head --sizes head-7b --batch 1 8 32 64 --dtype bfloat16 --quantization int8 --rounds 3
-part drawing 180 draw --sizes 7b --side 6 --alone --batch 1 8 32 64 --dtype bfloat16 --quantization int8 --rounds 2
+part drawing 180 draw --sizes 7b --alone 6 --batch 1 8 32 64 --dtype bfloat16 --quantization int8 --rounds 2
 part prefill 40 prefill --sizes 7b --batch 1 8 32 64 --dtype bfloat16 --rounds 3
 part tokenizer 60 tokenizer --sizes large --batch 1 16 64 --rounds 3
 part training-1b 40 step --sizes 1b --dtype bfloat16 --rounds 3

@@ -198,26 +198,13 @@ class Work:
     num_positions: int
 
     @classmethod
-    def build(
-        cls, size: Size, batch: int, settings: SamplingConfig, **_: object
-    ) -> Work:  # earlier versions want a device
-        unconditional = random_prompt(size.prompt, seed=UNCONDITIONAL_SEED)
-        rows = [
-            GenerationRequest(
-                prompt=random_prompt(size.prompt, seed=n),
-                unconditional=unconditional,
-                mode="image",
-                image=settings,
-                seed=n,
-            )
-            for n in range(batch)
-        ]
-        return cls(
-            rows=rows,
-            prompts=[[*row.prompt.token_ids_T.tolist(), BEGIN_IMAGE_ID] for row in rows],
-            unconditional=[[*unconditional.token_ids_T.tolist(), BEGIN_IMAGE_ID] for _ in rows],
-            num_positions=size.side**2,
-        )
+    def build(cls, size: Size, batch: int, settings: SamplingConfig, *, device: object = None) -> Work:
+        """The device is that of earlier versions (mllm/benchmark/work.py)."""
+        prompts = [random_prompt(size.prompt, seed=seed) for seed in (*range(batch), UNCONDITIONAL_SEED)]
+        same: dict[str, Any] = {"unconditional": prompts[-1], "mode": "image", "image": settings}
+        rows = [GenerationRequest(prompt=prompts[n], seed=n, **same) for n in range(batch)]
+        *ids, unconditional = [[*prompt.token_ids_T.tolist(), BEGIN_IMAGE_ID] for prompt in prompts]
+        return cls(rows, ids, [unconditional] * batch, size.side**2)
 
     def upstream(
         self,
@@ -279,10 +266,8 @@ class Settings:
     model: str | None = None
     """Folder of the model that draws, edits and answers; None is the bundled one."""
     quantization: Sequence[str] = ()
-    side: int | None = None
-    """Positions along a side of the drawn images, if not the size's own."""
-    alone: bool = False
-    """Draw by this version only."""
+    alone: int | None = None
+    """Draw images of so many positions along a side by this version only; None: those of the size, by all."""
     before: Before | None = None
     sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(guidance=7.0))
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
@@ -323,9 +308,9 @@ def draw_trained(settings: Settings, batch: int) -> Case:
 
 
 def draw_untrained(settings: Settings, name: str, batch: int) -> Case:
-    size, sampling = SIZES[name], settings.sampling
+    size, sampling, title = SIZES[name], settings.sampling, f"draw {name}, batch {batch}"
     if settings.alone:
-        return draw_alone(settings, size, batch, name=f"draw {name}, batch {batch}")
+        return draw_alone(settings, replace(size, side=settings.alone), batch, name=title)
     model = build_random_model(size, device=settings.device)
     work = Work.build(size, batch, sampling)
     checks = compare_codes(model, work, sampling)
@@ -346,7 +331,7 @@ def draw_untrained(settings: Settings, name: str, batch: int) -> Case:
         "upstream, head cache": lambda: work.upstream(with_cache, sampling),
         "prefix context": lambda: work.ours(model, sampling, sees_prefix=True),
     }
-    alone = draw_alone(settings, size, batch, name=f"draw {name}, batch {batch}", model=model)
+    alone = draw_alone(settings, size, batch, name=title, model=model)
     return replace(alone, variants={**variants, **alone.variants}, checks=checks, gate=GATE)
 
 
@@ -360,7 +345,6 @@ def draw_alone(
     model: MLLMForConditionalGeneration | None = None,
 ) -> Case:
     """Images one after another, or `batch` at once, by this version and in fewer bits."""
-    size = size if settings.side is None else replace(size, side=settings.side)
     sampling = settings.sampling
     model = model or build_random_model(size, device=settings.device, dtype=settings.dtype)
     work = Work.build(size, batch, sampling)
@@ -502,7 +486,7 @@ def head_case(settings: Settings, name: str, batch: int) -> Case:
 
     @torch.inference_mode()
     def upstream(drawing: UpstreamDrawing, hidden_RD: Tensor) -> Tensor:
-        return drawing.choose_codes(hidden_RD[:, None], batch, greedy, None)
+        return drawing.choose_codes(hidden_RD[:, None], batch, greedy, None, choose_code)
 
     equal = torch.equal(decode(model.code_head.decoder(), hidden_RD), upstream(UpstreamDrawing(model), hidden_RD))
     model, hidden_RD = model.to(settings.dtype), hidden_RD.to(settings.dtype)

@@ -91,7 +91,7 @@ class UpstreamDrawing:
                 use_cache=True,
             ).last_hidden_state
             noise_NKC = None if seeds is None else self.noise(seeds, p)
-            codes.append(self.choose_codes(hidden_RTD[:, -1:], num_images, settings, noise_NKC, choose))
+            codes.append(self.choose_codes(hidden_RTD[:, -1:], num_images, settings, noise_NKC, choose or choose_code))
             codes_NPK = torch.stack(codes if sees_prefix else codes[-1:], dim=1)
             codes_RPK = torch.cat([codes_NPK] * (len(rows) // num_images))
             embeddings_RTD = self.embed_codes(codes_RPK)[:, -1:]
@@ -112,23 +112,19 @@ class UpstreamDrawing:
         num_images: int,
         settings: SamplingConfig,
         noise_NKC: Tensor | None,
-        choose: Choose | None = None,
+        choose: Choose,
     ) -> Tensor:
         """The codes (N, K) of one image position, one after another."""
         inputs_RSD, codes, cache = hidden_R1D, [], DynamicCache()
         for k in range(self.config.num_codebooks):
-            if self.cached_head:
-                output_RSD = self.head(
-                    inputs_embeds=inputs_RSD[:, -1:], past_key_values=cache, use_cache=True
-                ).last_hidden_state
-            else:
-                output_RSD = self.head(inputs_embeds=inputs_RSD, use_cache=False).last_hidden_state
+            cached = {"past_key_values": cache, "use_cache": True} if self.cached_head else {"use_cache": False}
+            fed_RSD = inputs_RSD[:, -1:] if self.cached_head else inputs_RSD
+            output_RSD = self.head(inputs_embeds=fed_RSD, **cached).last_hidden_state
             logits_RC = F.linear(output_RSD, self.linear_weight, self.linear_bias)[:, -1]
             if settings.guidance > 1:
                 conditional_NC, unconditional_NC = logits_RC[:num_images], logits_RC[num_images:]
                 logits_RC = unconditional_NC + (conditional_NC - unconditional_NC) * settings.guidance
-            noise_NC = None if noise_NKC is None else noise_NKC[:, k]
-            codes.append((choose or choose_code)(logits_RC, settings, noise_NC))
+            codes.append(choose(logits_RC, settings, None if noise_NKC is None else noise_NKC[:, k]))
             if k < self.config.num_codebooks - 1:
                 codes_R = torch.cat([codes[-1]] * (len(inputs_RSD) // num_images))
                 embedded_R1D = F.embedding(codes_R, self.head_codebooks[k])[:, None]
@@ -168,25 +164,27 @@ class UpstreamDrawing:
         return F.linear(hidden, self.embedder[f"{name}.weight"], self.embedder[f"{name}.bias"])
 
 
+UPSTREAM = {
+    "code_embedder": "projected",
+    "head_type": "depth_transformer",
+    "head_shared_output": True,
+    "image_layout": "fixed",
+    "image_position_embedding": False,
+}
+"""What the released system has of what a config may say."""
+
+
 def check_is_upstream(config: MLLMConfig) -> None:
     """Refuse what the released system does not have."""
-    found = {
-        "text_config.model_type": (config.text_config.model_type, "llama"),
-        "code_embedder": (config.code_embedder, "projected"),
-        "head_type": (config.head_type, "depth_transformer"),
-        "head_shared_output": (config.head_shared_output, True),
-        "image_layout": (config.image_layout, "fixed"),
-        "image_position_embedding": (config.image_position_embedding, False),
-    }
+    found = {"text_config.model_type": (config.text_config.model_type, "llama")}
+    found |= {name: (getattr(config, name), expected) for name, expected in UPSTREAM.items()}
     for name, (value, expected) in found.items():
         if value != expected:
-            raise ValueError(
-                f"upstream has no model with this {name}: found {value!r}; compare a model with {expected!r}"
-            )
+            raise ValueError(f"{name} must be {expected!r} as upstream has it, got {value!r}; compare another model")
     if config.code_vector_width > config.embedder_width:
         raise ValueError(
-            f"upstream's code embedding widens: found {config.code_vector_width} to {config.embedder_width}; "
-            "compare a model whose embedder_width is at least num_codebooks * code_width"
+            f"embedder_width must be >= num_codebooks * code_width = {config.code_vector_width}, as upstream's code "
+            f"embedding widens, got {config.embedder_width}; compare another model"
         )
 
 
@@ -198,14 +196,11 @@ def part_of(state: dict[str, Tensor], prefix: str, *, but_not: str | tuple[str, 
 
 def head_config(config: MLLMConfig) -> LlamaConfig:
     """The depth head as a Llama of its own: the backbone's sizes, few layers, no vocabulary."""
-    fields = config.text_config.to_dict()
-    fields |= {"num_hidden_layers": config.head_layers, "vocab_size": 1}
-    fields |= {"pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
+    fields = config.text_config.to_dict() | {"num_hidden_layers": config.head_layers, "vocab_size": 1}
+    fields |= dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"))
     fields["intermediate_size"] = config.head_intermediate_size or fields["intermediate_size"]
-    if config.head_num_heads:
-        heads = config.head_num_heads
-        fields |= {"num_attention_heads": heads, "num_key_value_heads": heads}
-        fields["head_dim"] = config.hidden_size // heads
+    if heads := config.head_num_heads:
+        fields |= {"num_attention_heads": heads, "num_key_value_heads": heads, "head_dim": config.hidden_size // heads}
     return LlamaConfig(**fields)
 
 

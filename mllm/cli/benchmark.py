@@ -43,10 +43,9 @@ def sized(known: tuple[str, ...], *default: str) -> list[Option]:
     ]
 
 
-ALONE = [
-    option("--side", type=positive_count, metavar="N", help="image positions along a side (default: the size's)"),
-    option("--alone", action="store_true", help="time sizes of random weights without comparing with upstream"),
-]
+ALONE = option(
+    "--alone", type=positive_count, metavar="SIDE", help="random weights by this version only, SIDE x SIDE positions"
+)
 
 
 def part(summary: str, example: str) -> tuple[str, str, list[Option]]:
@@ -58,7 +57,7 @@ SUBCOMMANDS: dict[str, tuple[str, str, list[Option]]] = {
     "draw": (
         "Time whole images next to upstream's algorithm.",
         "--sizes XS S --require 1.6",
-        [*sized(MODEL_SIZES, "bundled", "XS", "S"), MODEL, *SAMPLING, BITS, *ALONE, *GROWTH, *COMMON],
+        [*sized(MODEL_SIZES, "bundled", "XS", "S"), MODEL, *SAMPLING, BITS, ALONE, *GROWTH, *COMMON],
     ),
     "edit": ("Time a changed image.", "--before HEAD~1", [MODEL, *COMMON]),
     "ask": (
@@ -115,7 +114,7 @@ def benchmark(what: str, options: Namespace) -> int:
     from mllm.files import write_json
     from mllm.sampling import SamplingConfig
 
-    names = ("sizes", "batch", "model", "quantization", "side", "alone")
+    names = ("sizes", "batch", "model", "quantization", "alone")
     given = {name: value for name, value in vars(options).items() if name in names}
     device, dtype = choose_device(options.device), DTYPES[getattr(options, "dtype", "float32")]
     if "guidance" in options:

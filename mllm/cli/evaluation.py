@@ -60,7 +60,6 @@ ANSWERS = [
 def evaluate_world(options: Namespace) -> None:
     from mllm.engine.settings import Overrides
     from mllm.evaluation.world import as_table, measure_world
-    from mllm.files import write_json
 
     report = measure_world(
         load_pipeline(options),
@@ -72,28 +71,25 @@ def evaluate_world(options: Namespace) -> None:
         size=options.size,
         best_of=options.best_of,
     )
-    print(as_table(report))
-    if options.json:
-        write_json(options.json, report)
+    show(as_table(report), report, options.json)
+
+
+def show(table: str, result: dict[str, Any], path: Path | None) -> None:
+    """Print a result, and write it to the file that was named."""
+    from mllm.files import write_json
+
+    print(table)
+    if path:
+        write_json(path, result)
 
 
 @command(
     "evaluate requests",
     "Evaluate a model on requests in people's own words, each answer checked exactly.",
     "tests.jsonl --json result.json",
-    option(
-        "file",
-        type=Path,
-        nargs="?",
-        metavar="FILE",
-        help="JSONL file of dialogues and what is right (docs/evaluation.md)",
-    ),
-    option(
-        "--generate", nargs="+", metavar="KIND", help="instead of FILE: requests that no training has seen, by kind"
-    ),
-    option(
-        "--count", type=positive_count, default=100, metavar="N", help="generated items of each kind (default: 100)"
-    ),
+    option("file", type=Path, nargs="?", metavar="FILE", help="JSONL of dialogues and what is right"),
+    option("--generate", nargs="+", metavar="KIND", help="instead of FILE: requests unseen in training, by kind"),
+    option("--count", type=positive_count, default=100, metavar="N", help="generated items of a kind (default: 100)"),
     option("--seed", type=int, default=0, help="item i has seed + i (default: 0)"),
     BATCH_SIZE,
     json_option("result"),
@@ -101,7 +97,6 @@ def evaluate_world(options: Namespace) -> None:
 )
 def evaluate_requests(options: Namespace) -> None:
     from mllm.evaluation.requests import as_table, generate_items, measure_requests, read_items
-    from mllm.files import write_json
 
     if (options.file is None) == (options.generate is None):
         raise ValueError("either FILE or --generate must be given, got both or none; see mllm evaluate requests --help")
@@ -110,9 +105,7 @@ def evaluate_requests(options: Namespace) -> None:
     else:
         items = generate_items(options.generate, options.count, seed=options.seed)
     result = measure_requests(load_pipeline(options), items, seed=options.seed, batch_size=options.batch_size)
-    print(as_table(result))
-    if options.json:
-        write_json(options.json, result)
+    show(as_table(result), result, options.json)
 
 
 @command(
@@ -149,12 +142,10 @@ def evaluate_tokenizer(options: Namespace) -> None:
     from mllm.evaluation.protocol import RESULT_FILE, as_table
     from mllm.evaluation.tokenizer import SHEET, TokenizerEvaluation
     from mllm.evaluation.tokenizer import evaluate_tokenizer as evaluate
-    from mllm.files import write_json
 
     wanted = {field.name: getattr(options, field.name) for field in fields(TokenizerEvaluation)}
     result = evaluate(TokenizerEvaluation(**wanted))
-    write_json(options.output / RESULT_FILE, result)
-    print(as_table(result))
+    show(as_table(result), result, options.output / RESULT_FILE)
     codes = result["extra"]
     print(f"\ncodes: {codes['tokens']} tokens x {codes['codebooks']} codebooks, {codes['bits_per_image']:.0f} bits")
     print("codebook  in use %  entropy nats  perplexity")
@@ -181,7 +172,7 @@ def evaluate_tokenizer(options: Namespace) -> None:
 )
 def evaluate_score(options: Namespace) -> None:
     from mllm.evaluation.protocol import RESULT_FILE, ScoreOptions, as_table, make_result
-    from mllm.files import fingerprint_of, write_json
+    from mllm.files import fingerprint_of
 
     annotations: Path | None = options.annotations
     if annotations is not None and not annotations.exists():
@@ -189,38 +180,27 @@ def evaluate_score(options: Namespace) -> None:
     inputs = read_answers(options)
     if annotations is None:
         raise ValueError(f"--annotations must be given for {inputs.benchmark.name}: {inputs.benchmark.annotations}")
-    score_options = ScoreOptions(folder=inputs.folder, judge=find_judge(options), scorer=find_scorer(options))
+    judge = scorer = None
+    if options.judge_model is not None or options.judge_url is not None:
+        from mllm.evaluation.judged import Judge
+
+        typed = {"model": options.judge_model, "url": options.judge_url}
+        judge = Judge(runs=options.judge_runs, **{name: value for name, value in typed.items() if value is not None})
+    if options.scorer is not None:
+        from mllm.evaluation.scorers import find_scorer
+
+        place = {"device": options.scorer_device, "python": options.scorer_python}
+        scorer = find_scorer(options.scorer, model=options.scorer_model, **place)
+    found = ScoreOptions(folder=inputs.folder, judge=judge, scorer=scorer)
     result = make_result(
         inputs.benchmark.name,
-        inputs.benchmark.score(inputs.answered, annotations, score_options),
+        inputs.benchmark.score(inputs.answered, annotations, found),
         run=inputs.run,
         expected=inputs.num_items,
         scored=len(inputs.answered),
         files={"annotations": fingerprint_of(annotations), "questions": fingerprint_of(options.questions)},
     )
-    write_json(options.json or inputs.folder / RESULT_FILE, result)
-    print(as_table(result))
-
-
-def find_scorer(options: Namespace) -> Any:
-    """The model that scores images, if one was named."""
-    if options.scorer is None:
-        return None
-    from mllm.evaluation.scorers import find_scorer
-
-    place = {"device": options.scorer_device, "python": options.scorer_python}
-    return find_scorer(options.scorer, model=options.scorer_model, **place)
-
-
-def find_judge(options: Namespace) -> Any:
-    """The language model that grades open answers, if one was named."""
-    if options.judge_model is None and options.judge_url is None:
-        return None
-    from mllm.evaluation.judged import DEFAULT_MODEL, DEFAULT_URL, Judge
-
-    return Judge(
-        model=options.judge_model or DEFAULT_MODEL, url=options.judge_url or DEFAULT_URL, runs=options.judge_runs
-    )
+    show(as_table(result), result, options.json or inputs.folder / RESULT_FILE)
 
 
 @command(

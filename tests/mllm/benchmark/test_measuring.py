@@ -102,7 +102,7 @@ def test_half_precision_is_timed_after_equality_in_float32_and_a_missed_speed_is
     captured = capsys.readouterr()
     assert "greedy codes equal: yes" in captured.out
     assert "times as fast as upstream, below 10000" in captured.err
-    assert main([*words, "--side", "2", "--alone"]) == 0
+    assert main([*words, "--alone", "2"]) == 0
     assert "upstream" not in capsys.readouterr().out
 
 
