@@ -173,14 +173,15 @@ def position_cost(model: MLLMForConditionalGeneration, *, rows: int, context: fl
     head = head_cost(model, rows=rows)
     embedding = model.code_embedding
     streamed = num_parameters(model.backbone.layers, embedding.projection, embedding.projector)
-    itemsize = model.lm_head.weight.element_size()
-    text = model.config.text_config
+    rest = backbone_cost(model, streamed, rows=rows, context=context)
+    return Cost(*(sum(values) for values in zip(head, rest, strict=True)))
+
+
+def backbone_cost(model: MLLMForConditionalGeneration, streamed: int, *, rows: int, context: float) -> Cost:
+    """So many parameters of all rows, and their cache of keys and values."""
+    text, itemsize = model.config.text_config, model.lm_head.weight.element_size()
     cache = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * context
-    return Cost(
-        head.weight_bytes + streamed * itemsize,
-        head.cache_bytes + rows * cache * itemsize,
-        head.flops + 2.0 * rows * streamed,
-    )
+    return Cost(streamed * itemsize, rows * cache * itemsize, 2.0 * rows * streamed)
 
 
 GATE = "upstream"
@@ -437,18 +438,14 @@ def text_case(settings: Settings, name: str, batch: int) -> Case:
 
     names = {"transformers, dynamic": "dynamic", "transformers, static": "static"}
     mine = ours()
-    itemsize = model.lm_head.weight.element_size()
     streamed = num_parameters(model.backbone.layers, model.lm_head)
-    text = model.config.text_config
-    places = batch * (size.prompt + TEXT_TOKENS / 2)
-    cache = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * places
-    cost = Cost(streamed * itemsize, cache * itemsize, 2.0 * batch * streamed).times(TEXT_TOKENS)
+    cost = backbone_cost(model, streamed, rows=batch, context=size.prompt + TEXT_TOKENS / 2)
     return Case(
         name=f"text {name}, batch {batch}",
         variants={THIS: ours} | {name: partial(theirs, cache) for name, cache in names.items()},
-        facts={"batch": batch, "tokens": TEXT_TOKENS, "prompt": size.prompt, "weight_bytes": streamed * itemsize},
+        facts={"batch": batch, "tokens": TEXT_TOKENS, "prompt": size.prompt, "weight_bytes": cost.weight_bytes},
         checks={f"tokens equal those of {name}": theirs(cache) == mine for name, cache in names.items()},
-        cost=cost,
+        cost=cost.times(TEXT_TOKENS),
     )
 
 
@@ -560,16 +557,15 @@ def tokenizer_cases(settings: Settings) -> Iterator[Case]:
 def coding_cases(settings: Settings, name: str, batch: int) -> Iterator[Case]:
     """Encode and decode a batch of images of the network's own size; bfloat16 where the machine has it."""
     ours = build_random_tokenizer(name, device=settings.device).for_inference()
-    upstream, side, is_fast = (
-        UpstreamTokenizer(ours),
-        ours.config.image_size,
-        fast_dtype(settings.device) != torch.float32,
-    )
+    upstream, side = UpstreamTokenizer(ours), ours.config.image_size
+    is_fast, half = fast_dtype(settings.device) != torch.float32, None
+    if is_fast or name == "tiny":  # where bfloat16 is emulated, the large network takes minutes
+        half = copy.deepcopy(ours)
+        half.encoder.bfloat16(), half.decoder.bfloat16()
+        half.for_inference()
     generator = torch.Generator().manual_seed(1)
     pixels_B3HW = (torch.rand(batch, 3, side, side, generator=generator) * 2 - 1).to(settings.device)
     codes_BKN, grid = ours.encode(pixels_B3HW), ours.grid_of(pixels_B3HW)
-    # where bfloat16 is emulated, the large network takes minutes
-    half = in_bfloat16(ours) if is_fast or name == "tiny" else None
     calls: dict[str, Callable[[Any], Run]] = {
         "encode": lambda unitok: lambda: unitok.encode(pixels_B3HW),
         "decode": lambda unitok: lambda: unitok.decode(codes_BKN, grid=grid),
@@ -583,27 +579,16 @@ def coding_cases(settings: Settings, name: str, batch: int) -> Iterator[Case]:
             variants["bfloat16"] = call(half)
         compare = share_equal if way == "encode" else largest_error
         found, rounded = compare(call(ours)(), call(upstream)()), half and compare(call(ours)(), call(half)())
+        facts = {compare.__name__: found, f"{compare.__name__} bfloat16": rounded}
         holds = found >= LEAST_EQUAL_CODES if way == "encode" else found <= LARGEST_PIXEL_ERROR
         yield Case(
             name=f"{way} {name}, {batch} images",
             variants=variants,
-            facts={
-                "batch": batch,
-                "image_size": side,
-                compare.__name__: found,
-                f"{compare.__name__} bfloat16": rounded,
-            },
+            facts={"batch": batch, "image_size": side, **facts},
             checks={"codes equal but for near-ties" if way == "encode" else "pixels equal": holds},
             gate=GATE,
             warm_ups=1,
         )
-
-
-def in_bfloat16(unitok: UniTok) -> UniTok:
-    """A copy whose encoder and decoder compute in bfloat16."""
-    half = copy.deepcopy(unitok)
-    half.encoder.bfloat16(), half.decoder.bfloat16()
-    return half.for_inference()
 
 
 def largest_error(pixels: Tensor, others: Tensor) -> float:

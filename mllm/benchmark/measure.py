@@ -13,9 +13,9 @@ import resource
 import statistics
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import transformers
@@ -32,8 +32,7 @@ LARGE_READ = 2**28  # bytes: larger than the caches
 RATE_ROUNDS = 3
 
 
-@dataclass(frozen=True, slots=True)
-class Cost:
+class Cost(NamedTuple):
     """What a piece of work reads and computes, with every weight read once per use."""
 
     weight_bytes: float
@@ -41,11 +40,10 @@ class Cost:
     flops: float
 
     def times(self, count: float) -> Cost:
-        return Cost(count * self.weight_bytes, count * self.cache_bytes, count * self.flops)
+        return Cost(*(count * value for value in self))
 
 
-@dataclass(frozen=True, slots=True)
-class Roofline:
+class Roofline(NamedTuple):
     """Rates of this machine, measured beside what is compared with them."""
 
     read_bytes_per_second: float
@@ -107,7 +105,9 @@ def measure_reading(device: torch.device, *, num_bytes: float) -> float:
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
     """Names and versions, for the file that the figures go into."""
-    cpu = read_cpu()
+    about = Path("/proc/cpuinfo")
+    lines = about.read_text().split("\n\n")[0].splitlines() if about.is_file() else []  # of the first processor
+    cpu = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
     machine = {
         "cpu": cpu.get("model name", platform.processor() or "unknown"),
         "cpu_flags": [flag for flag in CPU_FLAGS if flag in cpu.get("flags", "").split()],
@@ -122,13 +122,6 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
         properties = torch.cuda.get_device_properties(device)
         machine |= {"gpu": properties.name, "gpu_memory": properties.total_memory, "cuda": torch.version.cuda}
     return machine
-
-
-def read_cpu() -> dict[str, str]:
-    """The first processor in /proc/cpuinfo; empty where there is none."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().split("\n\n")[0].splitlines() if path.is_file() else []
-    return {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
 
 
 def busy_seconds() -> float:
@@ -164,14 +157,12 @@ def run_benchmark(
     busy, own = busy_seconds(), own_seconds()
     roofline = measure_roofline(device, dtype)
     found = [measure_case(case, roofline, rounds=rounds, device=device) for case in cases]
-    foreign = max(0.0, busy_seconds() - busy - (own_seconds() - own))
     return {
         "version": version_of(TOOLKIT),
         "machine": describe_machine(device),
-        "read_bytes_per_second": roofline.read_bytes_per_second,
-        "flops_per_second": roofline.flops_per_second,
+        **roofline._asdict(),
         "own_seconds": own_seconds() - own,
-        "foreign_seconds": foreign,
+        "foreign_seconds": max(0.0, busy_seconds() - busy - (own_seconds() - own)),
         "peak_memory_bytes": peak_memory(device),
         "cases": found,
     }
@@ -184,7 +175,7 @@ def measure_case(case: Case, roofline: Roofline, *, rounds: int, device: torch.d
     floor = None
     if case.cost is not None:
         reading = measure_reading(device, num_bytes=case.facts["weight_bytes"])
-        floor = replace(roofline, read_bytes_per_second=reading).floor(case.cost)
+        floor = roofline._replace(read_bytes_per_second=reading).floor(case.cost)
     return {
         "name": case.name,
         "facts": case.facts,
@@ -227,8 +218,7 @@ def complaints(report: dict[str, Any], *, least_speed_up: float | None) -> list[
     found = []
     for case in report["cases"]:
         found += [f"{case['name']}: not so: {name}" for name, holds in case["checks"].items() if not holds]
-        if least_speed_up is not None and case["gate"] in case["ratios"]:
-            speed_up = case["ratios"][case["gate"]]
-            if speed_up < least_speed_up:
-                found.append(f"{case['name']}: {speed_up:.2f} times as fast as {case['gate']}, below {least_speed_up}")
+        speed_up = case["ratios"].get(case["gate"])
+        if None not in (least_speed_up, speed_up) and speed_up < least_speed_up:
+            found.append(f"{case['name']}: {speed_up:.2f} times as fast as {case['gate']}, below {least_speed_up}")
     return found

@@ -128,24 +128,17 @@ def train_step(*, model: str, device: str, batches: str) -> Run:
 # ---- random weights ----
 
 
-def random_model(size: str, device: str, dtype: str) -> Any:
-    import torch
-
-    places = "mllm.benchmark.cases", "mllm.benchmark.random_models"
-    build, sizes = find("build_random_model", *places), find("SIZES", *places)
-    return build(sizes[size], device=torch.device(device), dtype=getattr(torch, dtype))
-
-
 def draw_random(
     *, size: str, weights: str, batch: int, device: str, dtype: str, guidance: float, greedy: bool = False
 ) -> Run:
     """`weights` is a file: another commit may initialise differently."""
     import torch
 
-    model = random_model(size, device, dtype)
-    model.load_state_dict(torch.load(weights, map_location=device))
+    places = "mllm.benchmark.cases", "mllm.benchmark.random_models"
+    build, sizes = find("build_random_model", *places), find("SIZES", *places)
     work_class = find("Work", "mllm.benchmark.cases", "mllm.benchmark.draw_benchmark")
-    sizes = find("SIZES", "mllm.benchmark.cases", "mllm.benchmark.random_models")
+    model = build(sizes[size], device=torch.device(device), dtype=getattr(torch, dtype))
+    model.load_state_dict(torch.load(weights, map_location=device))
     settings = find("SamplingConfig", "mllm.sampling")(guidance=guidance, greedy=greedy)
     work = work_class.build(sizes[size], batch, settings, device=torch.device(device))
     return lambda: work.ours(model, settings)

@@ -13,8 +13,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from mllm.evaluation.protocol import completeness
 
@@ -29,8 +28,7 @@ Footnotes = dict[str, int]
 """Text -> number."""
 
 
-@dataclass(frozen=True, slots=True)
-class Column:
+class Column(NamedTuple):
     """One number of a table, and which result has it."""
 
     title: str
@@ -41,30 +39,14 @@ class Column:
     items: int | None = None  # of a comparable score
 
 
-@dataclass(frozen=True, slots=True)
-class PublishedRow:
-    method: str
-    labels: Mapping[str, str]  # cells without numbers, by title
-    numbers: tuple[float | None, ...]  # in the order of the columns; None: not published
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
+class Table(NamedTuple):
     """One table of the paper."""
 
     title: str
     labels: tuple[str, ...]  # titles of the columns without numbers
     columns: tuple[Column, ...]
-    rows: tuple[PublishedRow, ...]
+    rows: tuple[tuple[Any, ...], ...]  # published: the method, its labels, its numbers (None: not published)
     note: str
-
-
-def understanding_row(method: str, llm: str, resolution: int, *numbers: float | None) -> PublishedRow:
-    return PublishedRow(method, {"LLM": llm, "Res.": str(resolution)}, numbers)
-
-
-def tokenizer_row(method: str, kind: str, tokens: int, *numbers: float | None) -> PublishedRow:
-    return PublishedRow(method, {"Kind": kind, "Tokens": str(tokens)}, numbers)
 
 
 UNDERSTANDING = Table(
@@ -79,10 +61,10 @@ UNDERSTANDING = Table(
         Column("MM-Vet", "mmvet", protocol="mmvet@judge-gpt-4-0613"),
     ),
     (
-        understanding_row("Show-o", "Phi-1.5-1.3B", 256, 59.3, 48.7, None, 73.8, 948, None),
-        understanding_row("Liquid", "Gemma-7B", 512, 71.3, 58.4, 42.4, 81.1, 1119, None),
-        understanding_row("VILA-U", "Llama-2-7B", 256, 75.3, 58.3, 48.3, 83.9, 1336, 27.7),
-        understanding_row("UniTok", "Llama-2-7B", 256, 76.8, 61.1, 51.6, 83.2, 1448, 33.9),
+        ("Show-o", "Phi-1.5-1.3B", "256", 59.3, 48.7, None, 73.8, 948, None),
+        ("Liquid", "Gemma-7B", "512", 71.3, 58.4, 42.4, 81.1, 1119, None),
+        ("VILA-U", "Llama-2-7B", "256", 75.3, 58.3, 48.3, 83.9, 1336, 27.7),
+        ("UniTok", "Llama-2-7B", "256", 76.8, 61.1, 51.6, 83.2, 1448, 33.9),
     ),
     note="VQAv2 was published on test-dev (EvalAI); ours is on the split of the annotations. MME is perception alone.",
 )
@@ -98,14 +80,13 @@ GENERATION = Table(
         )
     ),
     (
-        PublishedRow("Show-o", {"Type": "discrete diffusion"}, (0.70, 0.62, 0.71, 0.51, 0.65, 0.60)),
-        PublishedRow("VILA-U", {"Type": "autoregressive"}, (0.70, 0.71, 0.74, 0.53, 0.66, 0.64)),
-        PublishedRow("Liquid", {"Type": "autoregressive"}, (0.76, 0.73, 0.74, 0.46, 0.74, 0.65)),
-        PublishedRow("UniTok", {"Type": "autoregressive"}, (0.76, 0.79, 0.74, 0.46, 0.73, 0.67)),
+        ("Show-o", "discrete diffusion", 0.70, 0.62, 0.71, 0.51, 0.65, 0.60),
+        ("VILA-U", "autoregressive", 0.70, 0.71, 0.74, 0.53, 0.66, 0.64),
+        ("Liquid", "autoregressive", 0.76, 0.73, 0.74, 0.46, 0.74, 0.65),
+        ("UniTok", "autoregressive", 0.76, 0.79, 0.74, 0.46, 0.73, 0.67),
     ),
     note="Published rows were scored by CLIP-FlanT5-XXL.",
 )
-
 
 TOKENIZERS = Table(
     "Tokenizers, ImageNet 256 x 256",
@@ -115,16 +96,16 @@ TOKENIZERS = Table(
         Column("Accuracy", "tokenizer", "zero-shot top-1", items=IMAGENET_IMAGES),
     ),
     (
-        tokenizer_row("VQ-GAN", "VQVAE", 256, 4.98, None),
-        tokenizer_row("RQ-VAE", "VQVAE", 256, 1.30, None),
-        tokenizer_row("VAR", "VQVAE", 680, 0.90, None),
-        tokenizer_row("CLIP", "CLIP", 256, None, 76.2),
-        tokenizer_row("SigLIP", "CLIP", 256, None, 80.5),
-        tokenizer_row("ViTamin", "CLIP", 256, None, 81.2),
-        tokenizer_row("TokenFlow (CLIP init)", "unified", 680, 1.37, None),
-        tokenizer_row("VILA-U (CLIP init)", "unified", 256, 1.80, 73.3),
-        tokenizer_row("UniTok", "unified", 256, 0.41, 70.8),
-        tokenizer_row("UniTok (CLIP init)", "unified", 256, 0.38, 78.6),
+        ("VQ-GAN", "VQVAE", "256", 4.98, None),
+        ("RQ-VAE", "VQVAE", "256", 1.30, None),
+        ("VAR", "VQVAE", "680", 0.90, None),
+        ("CLIP", "CLIP", "256", None, 76.2),
+        ("SigLIP", "CLIP", "256", None, 80.5),
+        ("ViTamin", "CLIP", "256", None, 81.2),
+        ("TokenFlow (CLIP init)", "unified", "680", 1.37, None),
+        ("VILA-U (CLIP init)", "unified", "256", 1.80, 73.3),
+        ("UniTok", "unified", "256", 0.41, 70.8),
+        ("UniTok (CLIP init)", "unified", "256", 0.38, 78.6),
     ),
     note="CLIP init: the encoder began from weights of a pretrained CLIP.",
 )
@@ -132,8 +113,7 @@ TOKENIZERS = Table(
 TABLES = (UNDERSTANDING, GENERATION, TOKENIZERS)
 
 
-@dataclass(frozen=True, slots=True)
-class ModelResults:
+class ModelResults(NamedTuple):
     """Results of one of our models, by benchmark."""
 
     name: str
@@ -198,11 +178,10 @@ def as_markdown(table: Table, models: Sequence[ModelResults], footnotes: Footnot
     lines = [f"## {table.title}", "", markdown_row(titles)]
     lines.append(markdown_row(["---"] * (1 + len(table.labels)) + ["--:"] * len(table.columns)))
     for row in table.rows:
-        numbers = [
-            "-" if number is None else f"{number:.{column.digits}f}"
-            for number, column in zip(row.numbers, table.columns, strict=True)
-        ]
-        lines.append(markdown_row([row.method, *(row.labels[title] for title in table.labels), *numbers]))
+        labels, numbers = row[: -len(table.columns)], row[-len(table.columns) :]
+        pairs = zip(numbers, table.columns, strict=True)
+        texts = ["-" if number is None else f"{number:.{column.digits}f}" for number, column in pairs]
+        lines.append(markdown_row([*labels, *texts]))
     for model in models:
         cells = [cell(model, column, footnotes) for column in table.columns]
         if any(text != "-" for text in cells):
