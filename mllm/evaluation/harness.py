@@ -22,11 +22,10 @@ from typing import Any, cast
 
 from PIL import Image
 
-from mllm.conversation import ImagePart, Message, Mode, TextPart, check_mode
+from mllm.conversation import Mode, check_mode, from_chat
 from mllm.engine.settings import Overrides
 from mllm.files import write_image
 from mllm.pipeline import Pipeline
-from tokenizer.images import read_image
 
 SETTINGS = ("temperature", "top_p", "top_k", "max_new_tokens")
 MAX_NEW_TOKENS = 512
@@ -87,14 +86,15 @@ def lmms_class() -> type:
             for (task, split, _), group in groupby(calls, key=lambda call: (*call[3:], repr(call[1]))):
                 docs, same = self.task_dict[task][split], list(group)
                 given, seeds = same[0][1], [self.seed + call[2] for call in same]
-                chats = (read_messages(to_messages(docs[doc_id])) for to_messages, _, doc_id, *_ in same)
+                chats = (from_chat(to_messages(docs[doc_id])) for to_messages, _, doc_id, *_ in same)
                 settings = read_settings(given, self.mode)
                 answers = self.pipeline.answer_each(chats, self.mode, seeds, at_once=self.batch_size, **settings)
                 ended = {}
                 for place, parts in answers:
-                    stem, folder = f"{seeds[place]:08d}", self.folder / task / split
-                    answer = as_answer(parts, mode=self.mode, stem=stem, folder=folder)
-                    ended[place] = cut_at(answer, given.get("until")) if self.mode == "text" else answer
+                    if self.mode == "text":
+                        ended[place] = cut_at(join_text(parts), given.get("until"))
+                    else:
+                        ended[place] = save_answer(parts, self.folder / task / split / f"{seeds[place]:08d}")
                 found += [ended[place] for place in sorted(ended)]
             return found
 
@@ -136,38 +136,12 @@ def vlmeval_class() -> type:
 
         def generate_inner(self, message: Sequence[Mapping[str, str]], dataset: str | None = None) -> str:
             """The greedy answer to a list of {"type", "value"}."""
-            parts = tuple(read_part({"text": part["value"], **part}) for part in message)
-            (answer,) = self.pipeline.answer([[Message("user", parts)]], "text", [0], **self.settings)
-            return as_answer(answer, mode="text", stem="", folder=Path())
+            items = [{"type": part["type"], part["type"]: part["value"]} for part in message]
+            chat = from_chat([{"role": "user", "content": items}])
+            (answer,) = self.pipeline.answer([chat], "text", [0], **self.settings)
+            return join_text(answer)
 
     return MLLMToolkit
-
-
-def read_messages(chat: Sequence[Mapping[str, Any]]) -> list[Message]:
-    """Messages of a chat; a system prompt is put before the first user message."""
-    messages: list[Message] = []
-    pending: tuple[TextPart | ImagePart, ...] = ()
-    for turn in chat:
-        content = turn["content"]
-        items = [{"type": "text", "text": content}] if isinstance(content, str) else content
-        parts = pending + tuple(read_part(item) for item in items)
-        if turn["role"] == "system":
-            pending = parts
-        else:
-            messages.append(Message(turn["role"], parts))
-            pending = ()
-    return messages
-
-
-def read_part(item: Mapping[str, Any]) -> TextPart | ImagePart:
-    """One part of a message; what this model cannot see is refused, never left out."""
-    match item["type"]:
-        case "text":
-            return TextPart(item["text"])
-        case "image":
-            return ImagePart(read_image(next(item[name] for name in ("url", "image", "value") if name in item)))
-        case kind:
-            raise ValueError(f"message parts must be text or image, got {kind!r}; choose another task")
 
 
 def read_settings(given: Mapping[str, Any], mode: Mode) -> Overrides:
@@ -182,16 +156,17 @@ def read_settings(given: Mapping[str, Any], mode: Mode) -> Overrides:
     return cast(Overrides, settings)
 
 
-def as_answer(parts: Sequence[str | Image.Image], *, mode: Mode, stem: str, folder: Path) -> str:
-    """Text, or JSON of text and file names; images are saved to the folder."""
-    text = " ".join(part for part in parts if isinstance(part, str))
-    if mode == "text":
-        return text
-    paths: list[str] = []
-    for image in (part for part in parts if isinstance(part, Image.Image)):
-        paths.append(str((folder / f"{stem}-{len(paths)}.png").resolve()))
-        write_image(Path(paths[-1]), image)
-    return json.dumps({"text": text, "images": paths})
+def join_text(parts: Sequence[str | Image.Image]) -> str:
+    return " ".join(part for part in parts if isinstance(part, str))
+
+
+def save_answer(parts: Sequence[str | Image.Image], stem: Path) -> str:
+    """JSON of the text and of the names of the files that the images are saved to."""
+    images = [part for part in parts if isinstance(part, Image.Image)]
+    paths = [stem.with_name(f"{stem.name}-{number}.png").resolve() for number in range(len(images))]
+    for path, image in zip(paths, images, strict=True):
+        write_image(path, image)
+    return json.dumps({"text": join_text(parts), "images": [str(path) for path in paths]})
 
 
 def cut_at(text: str, ends: Sequence[str] | str | None) -> str:

@@ -22,8 +22,7 @@ import datasets
 import pytest
 from PIL import Image
 
-from mllm.conversation import ImagePart, TextPart
-from mllm.evaluation.harness import cut_at, manifest, read_messages, read_settings, register, vlmeval_class
+from mllm.evaluation.harness import cut_at, manifest, read_settings, register, vlmeval_class
 from mllm.pipeline import Pipeline
 from tests.mllm.evaluation.vqa_data import ask_about, draw_scene
 
@@ -172,15 +171,7 @@ def test_vlmevalkit_finds_a_registered_model(folder: Path, tmp_path: Path, monke
     vlmeval_class.cache_clear()
 
 
-def test_chats_and_settings_are_read() -> None:
-    chat = [
-        {"role": "system", "content": "Be brief."},
-        {"role": "user", "content": [{"type": "image", "image": Image.new("RGB", (2, 2))}]},
-        {"role": "assistant", "content": "yes"},
-    ]
-    messages = read_messages(chat)
-    assert [message.role for message in messages] == ["user", "assistant"]
-    assert messages[0].parts[0] == TextPart("Be brief.") and isinstance(messages[0].parts[1], ImagePart)
+def test_settings_are_read_and_stop_strings_cut() -> None:
     assert read_settings({"temperature": 0, "max_new_tokens": 9}, "text") == {"greedy": True, "max_new_tokens": 9}
     assert read_settings({"temperature": 0.5, "do_sample": True, "num_beams": 1}, "text") == {"temperature": 0.5}
     assert read_settings({"temperature": 0.5}, "image") == {}
