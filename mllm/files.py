@@ -235,6 +235,21 @@ def write_lines(path: Path, records: Iterable[Any]) -> None:
     write_text(path, "".join(as_line(record) for record in records))
 
 
+def append_lines(path: Path, records: Iterable[Any]) -> None:
+    """Add to a file of JSON lines; what is added is on the disk when this returns."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with errors_that_name(path), path.open("a", encoding="utf-8") as file:
+        file.write("".join(as_line(record) for record in records))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def kept_lines(path: Path) -> list[Line]:
+    """What was added to a file of JSON lines so far; nothing where there is none."""
+    drop_torn_line(path)
+    return read_lines(path) if path.is_file() else []
+
+
 def drop_torn_line(path: Path) -> None:
     """Take away the end of a line that a kill cut off, so that the next one begins on its own line."""
     if path.is_file() and (data := path.read_bytes()) and not data.endswith(b"\n"):

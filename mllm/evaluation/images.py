@@ -31,8 +31,8 @@ from mllm.evaluation.protocol import (
     read_mapping,
 )
 from mllm.files import (
-    as_line,
-    drop_torn_line,
+    append_lines,
+    kept_lines,
     need_field,
     read_json,
     read_lines,
@@ -202,19 +202,15 @@ def score_images(answered: Answers, scorer: ImageTextScorer, folder: Path | None
     about = json.dumps(dict(scorer.description), sort_keys=True)
     file = None if folder is None else folder / f"scores-{hashlib.sha256(about.encode()).hexdigest()[:12]}.jsonl"
     names = [hashlib.sha256(image_of(one).read_bytes() + one.item.prompt.encode()).hexdigest()[:16] for one in answered]
-    known: dict[str, float] = {}
-    if file is not None and file.is_file():
-        drop_torn_line(file)
-        records = [line.record for line in read_lines(file)]
-        known = {record.get("image") or record["picture"]: record["score"] for record in records}
+    records = [record for _, record in kept_lines(file)] if file else []
+    known = {record.get("image") or record["picture"]: record["score"] for record in records}
     missing = [n for n, name in enumerate(names) if name not in known]
     for start in tqdm(range(0, len(missing), scorer.batch_size), desc="scores", disable=not missing):
         batch = missing[start : start + scorer.batch_size]
         scores = scorer([image_of(answered[n]) for n in batch], [answered[n].item.prompt for n in batch])
         known |= {names[n]: score for n, score in zip(batch, scores, strict=True)}
-        if file is not None:
-            with file.open("a", encoding="utf-8") as lines:
-                lines.writelines(as_line({"image": names[n], "score": known[names[n]]}) for n in batch)
+        if file:
+            append_lines(file, [{"image": names[n], "score": known[names[n]]} for n in batch])
     return [known[name] for name in names]
 
 

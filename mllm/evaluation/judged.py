@@ -31,7 +31,7 @@ from mllm.evaluation.protocol import (
     find_annotation,
     read_mapping,
 )
-from mllm.files import as_line, drop_torn_line, errors_that_name, read_lines, write_json
+from mllm.files import append_lines, kept_lines, write_json
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -221,21 +221,16 @@ def name_of(item: BenchmarkItem) -> str:
 
 def collect_grades(answered: Answers, truth: Mapping[str, dict], judge: Judge, path: Path) -> Grades:
     """All grades; those in the file for the same answer and the same judge are not asked for again."""
-    drop_torn_line(path)
     asked = {"asked_model": judge.model, "asked_at": judge.address}
     texts = {name_of(one.item): one.text for one in answered}
     grades = {
         (record["name"], record["run"]): record
-        for record in (line.record for line in (read_lines(path) if path.is_file() else []))
+        for _, record in kept_lines(path)
         if texts.get(record["name"]) == record["prediction"] and asked.items() <= record.items()
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
     missing = [(name, run) for run in range(judge.runs) for name in texts if (name, run) not in grades]
-    with errors_that_name(path), path.open("a", encoding="utf-8") as file:
-        for name, run in tqdm(missing, desc="grades", unit="answer"):
-            grade = grade_answer(judge, truth[name]["question"], truth[name]["answer"], texts[name])
-            record = {"name": name, "run": run, **asked, "prediction": texts[name], **grade}
-            file.write(as_line(record))
-            file.flush()
-            grades[name, run] = record
+    for name, run in tqdm(missing, desc="grades", unit="answer"):
+        grade = grade_answer(judge, truth[name]["question"], truth[name]["answer"], texts[name])
+        grades[name, run] = {"name": name, "run": run, **asked, "prediction": texts[name], **grade}
+        append_lines(path, [grades[name, run]])
     return grades

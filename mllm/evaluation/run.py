@@ -28,9 +28,8 @@ from tqdm import tqdm
 from mllm.evaluation.protocol import BenchmarkItem
 from mllm.files import (
     Line,
-    as_line,
+    append_lines,
     drop_torn_line,
-    errors_that_name,
     only_writer,
     parse_json,
     read_json,
@@ -113,15 +112,6 @@ class RunFolder:
         answers = {index: as_answer(items[index], done[index], model_id="") for index in sorted(done)}
         return [Line(f"{self.folder}, item {index}", answer) for index, answer in answers.items()]
 
-    def append(self, rank: int, records: Sequence[Mapping[str, Any]]) -> None:
-        """Add answers of one process; they are on the disk when this returns."""
-        path = self.part_file(rank)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with errors_that_name(path), path.open("a", encoding="utf-8") as file:
-            file.write("".join(as_line(record) for record in records))
-            file.flush()
-            os.fsync(file.fileno())
-
     def merge(self, items: Sequence[BenchmarkItem], *, model_id: str) -> bool:
         """Write all answers in the order of the items if none is missing; returns whether that is so."""
         done = self.read_parts()
@@ -192,10 +182,10 @@ def run_items(
                 stored = store(items[todo[place]], given, seed=seeds[place], folder=folder.folder)
                 records.append({"index": todo[place], **stored})
                 if len(records) >= batch_size:
-                    folder.append(rank, records)
+                    append_lines(folder.part_file(rank), records)
                     records = []
         finally:
-            folder.append(rank, records)
+            append_lines(folder.part_file(rank), records)
     return folder.merge(items, model_id=description["model"]["fingerprint"])
 
 

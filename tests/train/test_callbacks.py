@@ -10,6 +10,7 @@ import pytest
 
 from mllm.cli.main import main
 from mllm.evaluation.run import RunFolder
+from mllm.files import append_lines
 from tests.mllm.evaluation.vqa_data import make_data
 from tests.train.launching import ROOT, changed, launch, losses, write_recipe
 from train.recipe import BenchmarkInLoop, MLLMData, MLLMRecipe, Validation, WorldInLoop
@@ -45,7 +46,7 @@ def test_every_validation_answers_and_scores_part_of_a_benchmark(
     folder = recipe.output / "benchmarks"
     old = RunFolder(folder / "step-2" / "gqa")
     old.open({"model": {"fingerprint": "of other weights"}})
-    old.append(0, [{"index": 0, "text": "an answer of other weights"}])
+    append_lines(old.part_file(0), [{"index": 0, "text": "an answer of other weights"}])
     with caplog.at_level(logging.INFO):
         train_mllm(recipe)
     assert {path.name for path in folder.iterdir()} == {"step-1", "step-2"}

@@ -14,6 +14,7 @@ from mllm.evaluation.images import GenEval
 from mllm.evaluation.protocol import BenchmarkItem
 from mllm.evaluation.run import RunFolder, run_items, shard_from_environment
 from mllm.evaluation.vqa import GQA
+from mllm.files import append_lines
 from mllm.pipeline import Pipeline
 from tests.mllm.evaluation.builders import DESCRIPTION, Answerer, contents, make_items, run
 
@@ -123,9 +124,9 @@ def test_a_folder_that_is_not_of_this_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"00000.jsonl, line 1"):
         run(tmp_path, Answerer())
     folder.part_file(0).write_bytes(content)
-    folder.append(7, [{"index": 3, "text": "question 3 seed 8"}])  # a second answer that agrees
+    append_lines(folder.part_file(7), [{"index": 3, "text": "question 3 seed 8"}])  # a second answer that agrees
     assert run(tmp_path, Answerer())
-    folder.append(7, [{"index": 4, "text": "something else"}])
+    append_lines(folder.part_file(7), [{"index": 4, "text": "something else"}])
     with pytest.raises(ValueError, match="item 4"):
         run(tmp_path, Answerer())
     (tmp_path / "run.json").unlink()
