@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -48,7 +49,6 @@ class CodeEmbedding(nn.Module, ABC):
     def embed_next(self, codes_RWK: Tensor, index_RW: Tensor, cache: EmbeddingCache) -> Tensor:
         """New positions of these rows, (R, W, D), without position embedding."""
 
-    @abstractmethod
     def adopt(self, image_tokenizer: UniTok) -> None:
         """Copy what is the image tokenizer's and not learned here."""
 
@@ -87,11 +87,9 @@ class CodeEmbedding(nn.Module, ABC):
             columns_R: of the images.
         """
         embedded_RWD = self.embed_next(codes_RWK, index_RW, cache)
-        return (
-            embedded_RWD
-            if self.places is None
-            else self.places(embedded_RWD, index_RW.clamp_min(0), columns_R[:, None])
-        )
+        if self.places is None:
+            return embedded_RWD
+        return self.places(embedded_RWD, index_RW.clamp_min(0), columns_R[:, None])
 
 
 class ProjectedEmbedding(CodeEmbedding):
@@ -178,9 +176,8 @@ class ProjectedEmbedding(CodeEmbedding):
         if self.context == "bidirectional":  # no padding, which would be seen
             return torch.cat([self.projection(vectors_NZ[None])[0] for vectors_NZ in vectors_PZ.split(lengths)])
         # unequal images: pad on the right, where a causal layer never looks
-        is_real_IN = (
-            torch.arange(max(lengths), device=vectors_PZ.device) < image_lengths_I.to(vectors_PZ.device)[:, None]
-        )
+        lengths_I = image_lengths_I.to(vectors_PZ.device)
+        is_real_IN = torch.arange(max(lengths), device=vectors_PZ.device) < lengths_I[:, None]
         padded_INZ = vectors_PZ.new_zeros(*is_real_IN.shape, vectors_PZ.shape[-1])
         padded_INZ[is_real_IN] = vectors_PZ
         return self.projection(padded_INZ)[is_real_IN]
@@ -239,19 +236,12 @@ class SummedEmbedding(CodeEmbedding):
         self.shape = (config.num_codebooks, config.codebook_size)
         self.codebooks = nn.Embedding(config.num_codebooks * config.codebook_size, config.hidden_size)
 
-    def embed_images(self, codes_PK: Tensor, image_lengths_I: Tensor) -> Tensor:
-        return self.sum_vectors(codes_PK)
-
-    def embed_next(self, codes_RWK: Tensor, index_RW: Tensor, cache: EmbeddingCache) -> Tensor:
-        return self.sum_vectors(codes_RWK)
-
-    def sum_vectors(self, codes_PK: Tensor) -> Tensor:
+    def embed_images(self, codes_PK: Tensor, *_: Any) -> Tensor:
         num_codebooks, num_codes = self.shape
         offsets_K = torch.arange(num_codebooks, device=codes_PK.device) * num_codes
         return self.codebooks(codes_PK + offsets_K).sum(dim=-2)
 
-    def adopt(self, image_tokenizer: UniTok) -> None:
-        """Nothing: all vectors are learned here."""
+    embed_next = embed_images  # positions do not see each other
 
 
 class PositionEmbedding(nn.Module):

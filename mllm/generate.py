@@ -33,7 +33,7 @@ from mllm.engine.state_machine import never_text_ids
 from mllm.model import MLLMForConditionalGeneration
 from mllm.pipeline import Pipeline, describe_prompts, insert
 from mllm.processor import MLLMProcessor
-from mllm.sequence import ImageLayout, TokenSequence, grid_of, plain_sequence, take
+from mllm.sequence import ImageLayout, TokenSequence, grid_of, join, plain_sequence, take
 
 IMAGE_INPUTS = ("codes", "image_lengths", "code_targets")
 IMAGE_OPTIONS = (
@@ -107,9 +107,9 @@ def collate_prompts(prompts: Sequence[TokenSequence], config: MLLMConfig, device
         "input_ids": np.stack(rows),
         "attention_mask": np.arange(longest) >= longest - np.array([[len(prompt)] for prompt in prompts]),
     }
-    if any(len(prompt.image_lengths_I) for prompt in prompts):
-        arrays["codes"] = np.concatenate([prompt.codes_PK for prompt in prompts])
-        arrays["image_lengths"] = np.concatenate([prompt.image_lengths_I for prompt in prompts])
+    together = join(prompts)
+    if len(together.image_lengths_I):
+        arrays |= {"codes": together.codes_PK, "image_lengths": together.image_lengths_I}
     return {name: torch.from_numpy(array.astype(np.int64)).to(device) for name, array in arrays.items()}
 
 

@@ -1,9 +1,10 @@
 """The codebook heads: from the hidden state of the position BEFORE an image position to the K codes of that position.
 
-`CodeHead.forward` gives the logits of all codes at once, for training; a `CodeDecoder` chooses them codebook by
-codebook with guidance, from the same logits. Two heads: a depth transformer (a small Llama over the K codes of one
-position, the head of the released model) and an MLP that predicts all K codes at once (fast; blind to the other codes).
-Does no sampling: the caller chooses each code.
+Two heads: a depth transformer (a small Llama over the K codes of one position, the head of the released model) and an
+MLP that predicts all K codes at once (fast; blind to the other codes). `forward` gives the logits (P, K, C) of all
+codes from the true ones, for training; `decoder()` a decoder with the weights as they are now, which may keep copies
+and buffers, and whose `decode` chooses the codes (N, K) of one position for every row, codebook by codebook with
+guidance, from the same logits. Does no sampling: the caller chooses each code.
 
 The depth sequence is [h, E_0(c_0), ..., E_{K-2}(c_{K-2})], where h is the hidden state of the preceding position; the
 output at k gives the logits of code k.
@@ -14,9 +15,9 @@ C codes per codebook, A attention heads, G key/value heads, d head width, S code
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -55,27 +56,7 @@ class Guidance:
         return pair_R.index_copy(0, self.unconditional_N, pair_N).index_copy(0, self.conditional_N, pair_N)
 
 
-class CodeDecoder(ABC):
-    """A head made ready to decode a batch of images; it may keep copies and buffers for that time."""
-
-    @abstractmethod
-    def decode(self, hidden_RD: Tensor, *, choose: ChooseCode, guidance: Guidance | None = None) -> Tensor:
-        """Codes (N, K) of one position for every row."""
-
-
-class CodeHead(nn.Module, ABC):
-    """Interface of the heads: `forward` for teacher forcing, `decoder` for drawing. Both give the same logits."""
-
-    @abstractmethod
-    def forward(self, hidden_PD: Tensor, codes_PK: Tensor) -> Tensor:
-        """Logits (P, K, C) of the codes of each position, given the hidden state of the preceding position."""
-
-    @abstractmethod
-    def decoder(self) -> CodeDecoder:
-        """This head, ready to decode with the weights it has now."""
-
-
-class DepthTransformerHead(CodeHead):
+class DepthTransformerHead(nn.Module):
     """Codes of a position one after another, each seeing those before it. Unset sizes are the backbone's."""
 
     def __init__(self, config: MLLMConfig) -> None:
@@ -190,7 +171,7 @@ class GatedMLP(nn.Module):
         return self.down_proj(F.silu(self.gate_proj(hidden)) * self.up_proj(hidden))
 
 
-class DepthDecoder(CodeDecoder):
+class DepthDecoder:
     """A depth transformer ready to decode: the codes of a position one after another, each computed once.
 
     Made once for a batch of images: it joins the matrices that read the same input, and every image position overwrites
@@ -302,7 +283,7 @@ def rotate(heads: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
     return torch.addcmul(heads * cos.to(heads.dtype), turned, signed_sin.to(heads.dtype))
 
 
-class MLPHead(CodeHead, CodeDecoder):
+class MLPHead(nn.Module):
     """Pre-norm gated MLP blocks, a norm, and one linear layer to K * C logits; the codes are independent."""
 
     def __init__(self, config: MLLMConfig) -> None:
@@ -323,7 +304,7 @@ class MLPHead(CodeHead, CodeDecoder):
         """Logits (P, K, C); `codes_PK` is not used."""
         return self.linear_head(self.transform(hidden_PD)).unflatten(-1, self.shape)
 
-    def decoder(self) -> CodeDecoder:
+    def decoder(self) -> MLPHead:
         return self
 
     def decode(self, hidden_RD: Tensor, *, choose: ChooseCode, guidance: Guidance | None = None) -> Tensor:
@@ -343,6 +324,10 @@ class ResidualBlock(nn.Module):
 
     def forward(self, hidden_PD: Tensor) -> Tensor:
         return hidden_PD + self.mlp(self.norm(hidden_PD))
+
+
+CodeHead: TypeAlias = DepthTransformerHead | MLPHead
+CodeDecoder: TypeAlias = DepthDecoder | MLPHead
 
 
 def norm_eps_of(text_config: PreTrainedConfig) -> float:

@@ -96,12 +96,8 @@ class SolverSampling:
 
     def image(self, *, temperature: float) -> SamplingConfig:
         """Settings for the codes of images."""
-        return SamplingConfig(
-            guidance=float(self.cfg),
-            top_k=self.image_top_k or None,
-            top_p=self.image_top_p,
-            temperature=self.image_temperature or temperature,
-        )
+        chosen = {"top_k": self.image_top_k or None, "top_p": self.image_top_p}
+        return SamplingConfig(guidance=float(self.cfg), temperature=self.image_temperature or temperature, **chosen)
 
     def text(self, *, temperature: float) -> SamplingConfig:
         """Settings for text tokens."""
@@ -227,21 +223,17 @@ class FlexARInferenceSolver:
         overrides: Overrides = {"seed": seed, "max_new_tokens": max_gen_len}
         if sampling and asked.mode != "text":
             overrides["guidance"] = float(sampling.cfg)
-        build = self.pipeline.build_request
-        request = replace(
-            build(messages, asked.mode, task=task, size=asked.size, overrides=overrides), logits_processors=processors
-        )
+        request = self.pipeline.build_request(messages, asked.mode, task=task, size=asked.size, overrides=overrides)
         if sampling is None:  # the checkpoint's settings, at the temperature of the call
             image = replace(request.image, temperature=temperature, greedy=False)
             text = self.pipeline.requests.text_settings(task, {"temperature": temperature})
-            return replace(request, image=image, text=text)
+            return replace(request, image=image, text=text, logits_processors=processors)
         prompt = request.unconditional
         if sampling.uncond == "all" and request.is_guided:
-            answer = "image" if request.mode == "image" else None
-            nothing = [Message("user", (UnconditionalPart(),))]
+            nothing, answer = [Message("user", (UnconditionalPart(),))], "image" if request.mode == "image" else None
             prompt = self.pipeline.processor.build(nothing, add_generation_prompt=True, answer=answer)
         image, text = sampling.image(temperature=temperature), sampling.text(temperature=temperature)
-        return replace(request, image=image, text=text, unconditional=prompt)
+        return replace(request, image=image, text=text, unconditional=prompt, logits_processors=processors)
 
     def _run(self, requests: list[GenerationRequest], streamer: Any) -> list[GenerationResult]:
         """Decode, and pass text tokens and the progress of images to a streamer."""
@@ -318,15 +310,16 @@ def understand(text: str, generation_mode: Literal["auto"] | Mode, size: Size | 
 def split_processors(given: LogitsProcessors | None) -> tuple[SolverSampling | None, tuple[LogitsProcessor, ...]]:
     """Sampling settings (the last ones) and logits processors for text, however they were passed."""
     listed = [] if given is None else list(given) if isinstance(given, Sequence) else [given]
-    for item in listed:
-        if not callable(item) and not isinstance(item, SolverSampling):
-            raise ValueError(
-                "logits_processor must hold what create_logits_processor returns, or logits processors of "
-                f"transformers, got {type(item).__name__}"
-            )
+    wrong = next((item for item in listed if not callable(item) and not isinstance(item, SolverSampling)), None)
+    if wrong is not None:
+        raise ValueError(
+            "logits_processor must hold what create_logits_processor returns, or logits processors of transformers, "
+            f"got {type(wrong).__name__}"
+        )
     samplings = [item for item in listed if isinstance(item, SolverSampling)]
-    processors = tuple(item for item in listed if not isinstance(item, SolverSampling))
-    return (samplings[-1] if samplings else None), processors
+    return (samplings[-1] if samplings else None), tuple(
+        item for item in listed if not isinstance(item, SolverSampling)
+    )
 
 
 # ---- questions and answers with placeholders to messages with images in their places ----

@@ -365,7 +365,8 @@ class Pipeline:
     def score(
         self, images: Sequence[Image.Image], texts: Sequence[str], *, questions: Questions | None = None
     ) -> list[float]:
-        """How probable the model finds it, 0 to 1, that each image shows its text (`score_images`).
+        """How probable the model finds it, 0 to 1, that each image shows its text: of all questions about the text the
+        product of the probabilities of the wanted answers, word by word, without the end mark.
 
         Args:
             questions: to ask about an image of a text; default: the checkpoint's planner's, else VQAScore's.
@@ -378,8 +379,21 @@ class Pipeline:
         texts = [check_text(text, name="text", hint="say what the image should show") for text in texts]
         images = [read_image(image) for image in images]
         questions = questions or (self.planner.questions if self.planner else vqa_score_question)
+        asked = [(n, question, wanted) for n, text in enumerate(texts) for question, wanted in questions(text)]
+        shown, totals = [], [0.0] * len(texts)
         with self._lock:
-            return score_images(self.engine, self.processor, images, texts, questions=questions)
+            for some in batched([Message("user", (ImagePart(image),))] for image in images):
+                described = describe_images(some, self.processor, self.engine.generate)
+                shown += [dialogue[0].parts for dialogue in described]
+            for some in batched(asked):
+                answered = [
+                    [Message("user", (*shown[n], TextPart(question))), Message("assistant", (TextPart(wanted),))]
+                    for n, question, wanted in some
+                ]
+                found = log_probabilities(self.model, self.processor, answered)
+                for (n, _, _), log_probability in zip(some, found, strict=True):
+                    totals[n] += log_probability
+        return [math.exp(total) for total in totals]
 
     @property
     def question_form(self) -> str:
@@ -544,31 +558,27 @@ def describe_images(
     dialogues = [processor.encode_chat(dialogue) for dialogue in dialogues]
     if processor.need_config().begin_plan_id is None:
         return dialogues
+    request = partial(GenerationRequest, mode="text", max_new_tokens=PLAN_BUDGET, text=SamplingConfig(greedy=True))
+
+    def decode_plans(prompts: list[TokenSequence], guesses: list[tuple[int, ...]]) -> list[list[int]]:
+        requests = [
+            request(prompt=prompt, end_id=int(prompt.token_ids_T[-1]), expected_text=guess)
+            for prompt, guess in zip(prompts, guesses, strict=True)
+        ]
+        return [result.text_ids for result in decode(requests)]
+
     prompts = [processor.build(dialogue) for dialogue in dialogues]
-    found = describe_prompts(prompts, processor.need_config(), partial(decode_plans, decode=decode), expected=expected)
-    described = []
+    found = describe_prompts(prompts, processor.need_config(), decode_plans, expected=expected)
     for dialogue, plans in zip(dialogues, map(iter, found), strict=True):
-        described.append([])
-        for message in dialogue:
+        for m, message in enumerate(dialogue):
             parts = [
                 replace(part, plan=processor.to_text(ids[1:-1]))
                 if isinstance(part, CodesPart) and (ids := next(plans))
                 else part
                 for part in message.parts
             ]
-            described[-1].append(replace(message, parts=tuple(parts)))
-    return described
-
-
-def decode_plans(
-    prompts: Sequence[TokenSequence], guesses: Sequence[tuple[int, ...]], *, decode: Decode
-) -> list[list[int]]:
-    request = partial(GenerationRequest, mode="text", max_new_tokens=PLAN_BUDGET, text=SamplingConfig(greedy=True))
-    requests = [
-        request(prompt=prompt, end_id=int(prompt.token_ids_T[-1]), expected_text=guess)
-        for prompt, guess in zip(prompts, guesses, strict=True)
-    ]
-    return [result.text_ids for result in decode(requests)]
+            dialogue[m] = replace(message, parts=tuple(parts))
+    return dialogues
 
 
 def describe_prompts(
@@ -640,33 +650,11 @@ def vqa_score_question(prompt: str) -> list[tuple[str, str]]:
     return [(VQA_SCORE_QUESTION.format(text=prompt), "yes")]
 
 
-def score_images(
-    engine: Engine,
-    processor: MLLMProcessor,
-    images: Sequence[Image.Image],
-    texts: Sequence[str],
-    *,
-    questions: Questions,
-    batch_size: int = MAX_REQUESTS,
-) -> list[float]:
-    """How probable the model finds it, 0 to 1, that each image shows its text: of all questions about the text the
-    product of the probabilities of the wanted answers, word by word, without the end mark."""
-    dialogues = [[Message("user", (ImagePart(image),))] for image in images]
-    shown = []
-    for start in range(0, len(dialogues), batch_size):
-        described = describe_images(dialogues[start : start + batch_size], processor, engine.generate)
-        shown += [dialogue[0].parts for dialogue in described]
-    asked = [(n, question, wanted) for n, text in enumerate(texts) for question, wanted in questions(text)]
-    totals = [0.0] * len(texts)
-    for start in range(0, len(asked), batch_size):
-        batch = asked[start : start + batch_size]
-        answered = [
-            [Message("user", (*shown[n], TextPart(question))), Message("assistant", (TextPart(wanted),))]
-            for n, question, wanted in batch
-        ]
-        for (n, _, _), log_probability in zip(batch, log_probabilities(engine.model, processor, answered), strict=True):
-            totals[n] += log_probability
-    return [math.exp(total) for total in totals]
+def batched(items: Iterable[Any]) -> Iterator[list[Any]]:
+    """Lists of `MAX_REQUESTS`."""
+    rest = iter(items)
+    while some := list(islice(rest, MAX_REQUESTS)):
+        yield some
 
 
 @torch.inference_mode()

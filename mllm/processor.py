@@ -47,12 +47,13 @@ from mllm.conversation import (
     is_framed,
     is_outdated,
     possible_mode,
+    render,
     unconditional,
 )
 from mllm.conversation import chat_template as template_of
 from mllm.engine.request import GenerationResult
 from mllm.files import read_json, write_image, write_text
-from mllm.sequence import IGNORED, TokenSequence, begin_of, best_size, build_sequence, encode_segments, join
+from mllm.sequence import IGNORED, TokenSequence, begin_of, best_sizes, encode_segments, join, nearest_size
 from mllm.vocabulary import IMAGE, decode_text, load_text_tokenizer, save_text_tokenizer
 from tokenizer.images import ImageProcessor, ImageSource, read_image, to_images
 from tokenizer.unitok import EncodedImage, UniTok, decode_images, encode_images
@@ -272,17 +273,16 @@ class MLLMProcessor(ProcessorMixin):
 
     def to_sequence(self, draft: Draft, mode: Mode | None = None) -> TokenSequence:
         """The sequence of a draft whose images are encoded."""
-        config = self.need_config()
-        if draft.extent == "piece":
-            return encode_segments(draft.content, tokenizer=self.tokenizer, config=config)
-        return build_sequence(
-            draft.content,
-            tokenizer=self.tokenizer,
-            config=config,
-            add_generation_prompt=draft.extent == "prompt",
-            continue_final_message=draft.extent == "beginning",
-            answer=mode if mode in ("text", "image") else draft.answer,
-        )
+        config, segments = self.need_config(), draft.content
+        if draft.extent != "piece":
+            segments = render(
+                draft.content,
+                config.prompt_style,
+                add_generation_prompt=draft.extent == "prompt",
+                continue_final_message=draft.extent == "beginning",
+                answer=mode if mode in ("text", "image") else draft.answer,
+            )
+        return encode_segments(segments, tokenizer=self.tokenizer, config=config)
 
     def apply_chat_template(
         self,
@@ -388,7 +388,7 @@ class MLLMProcessor(ProcessorMixin):
         if not images:
             return []
         config, read = self.need_config(), [read_image(image) for image in images]
-        sized = ((image, *best_size(image.size, config)) for image in read)
+        sized = ((image, *nearest_size(image.size, best_sizes(config))) for image in read)
         pixels = (
             ImageProcessor(width=width, height=height, preparation=self.preparation)(image)[0]
             for image, width, height in sized

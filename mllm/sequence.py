@@ -391,11 +391,6 @@ def trained_grids(config: MLLMConfig) -> list[Grid]:
     return [grid_of(size, config) for size in (supported_sizes(config) if config.sizes else [default_size(config)])]
 
 
-def best_size(image_size: Size, config: MLLMConfig) -> Size:
-    """The size among `best_sizes` whose shape is nearest to an image's, and of these the largest."""
-    return nearest_size(image_size, best_sizes(config))
-
-
 def best_sizes(config: MLLMConfig) -> list[Size]:
     """Those that images are encoded at: the sizes that the config names, else those up to the default's area."""
     sizes = supported_sizes(config)

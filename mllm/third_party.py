@@ -25,32 +25,18 @@ class ThirdPartyMixin:
         if name == "forward" and "fused_lm_head" in code_names(value):
             value = with_images(self, value)
         super().__setattr__(name, value)
+        if name == "peft_config":  # peft sets it on a model that has its adapters
+            from peft.tuners.trainable_tokens.layer import TrainableTokensLayer
+            from peft.tuners.tuners_utils import BaseTunerLayer
+
+            layers = (self.get_input_embeddings(), self.get_output_embeddings())
+            if any(isinstance(each, BaseTunerLayer) and not isinstance(each, TrainableTokensLayer) for each in layers):
+                self.untie()
 
     @property
     def base_model(self) -> Any:
         """The backbone; for TRL's fused output layer one that reads images."""
         return vars(self).get("_image_reader") or super().base_model
-
-    @property
-    def peft_config(self) -> Any:
-        """What peft sets on a model that has its adapters."""
-        if "_peft_config" not in vars(self):
-            raise AttributeError("peft_config")
-        return vars(self)["_peft_config"]
-
-    @peft_config.setter
-    def peft_config(self, value: Any) -> None:
-        from peft.tuners.trainable_tokens.layer import TrainableTokensLayer
-        from peft.tuners.tuners_utils import BaseTunerLayer
-
-        vars(self)["_peft_config"] = value
-        layers = (self.get_input_embeddings(), self.get_output_embeddings())
-        if any(isinstance(layer, BaseTunerLayer) and not isinstance(layer, TrainableTokensLayer) for layer in layers):
-            self.untie()
-
-    @peft_config.deleter
-    def peft_config(self) -> None:
-        del vars(self)["_peft_config"]
 
     def untie(self) -> None:
         """Give the output layer a weight of its own, so that a change of one layer is none of the other."""

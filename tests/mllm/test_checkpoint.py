@@ -13,7 +13,6 @@ from mllm.checkpoint import (
     FREE_SHARE,
     KEPT,
     LoadOptions,
-    export_released,
     spread,
 )
 from mllm.model import MLLMForConditionalGeneration
@@ -87,17 +86,6 @@ def test_packed_layers_are_the_product_with_the_nearest_weights_of_few_bits() ->
     assert torch.equal(Int8Linear(integers, torch.device("cpu"))(hidden), product.bfloat16().float())
     with pytest.raises(ValueError, match="use int8"):
         Int4Linear(nn.Linear(GROUP + 1, 48), torch.device("cpu"))
-
-
-def test_a_released_folder_is_quantised_as_it_is(tmp_path: Path) -> None:
-    ours = build_tiny_folder(tmp_path / "ours", width=192, prompt_style="unitok")
-    export_released(ours, tmp_path / "released")
-    models = [Pipeline.load(tmp_path / name, device="cpu", quantization="int8").model for name in ("released", "ours")]
-    assert all(is_quantized(linear) for linear in linears(models[0], "backbone."))
-    ids = torch.tensor([[1, 300, 301, 302, 303]])
-    with torch.inference_mode():
-        released, converted = (model(ids).logits for model in models)
-    assert torch.equal(released, converted)
 
 
 def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:

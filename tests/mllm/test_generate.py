@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoModelForMultimodalLM, DynamicCache, GenerationConfig, LogitsProcessor
+from transformers import AutoModelForMultimodalLM, DynamicCache, GenerationConfig
 from transformers.generation.streamers import TextStreamer
 
 from mllm.conversation import ImagePart, Message, TextPart
@@ -155,18 +155,6 @@ def test_settings_of_a_task_are_those_of_the_checkpoint(
     assert pixels(Pipeline.load(tmp_path, device="cpu").draw("a red circle", seed=1)) == pixels(expected)
 
 
-class OnlyThis(LogitsProcessor):
-    """Leaves one token."""
-
-    def __init__(self, token_id: int) -> None:
-        self.token_id, self.lengths = token_id, []
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        self.lengths.append(input_ids.shape[1])
-        assert int(input_ids.min()) >= 0
-        return torch.full_like(scores, -torch.inf).index_fill_(1, torch.tensor([self.token_id]), 0.0)
-
-
 def test_the_text_loop_is_that_of_transformers(
     model: MLLMForConditionalGeneration, processor: MLLMProcessor, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -224,8 +212,12 @@ def test_the_text_loop_is_that_of_transformers(
 def test_logits_processors_see_padding_for_images_and_no_text_begins_an_image(
     model: MLLMForConditionalGeneration, processor: MLLMProcessor
 ) -> None:
-    inputs, only = processor(PICTURE, "What is it?"), OnlyThis(9)
-    assert model.generate(**inputs, logits_processor=[only], max_new_tokens=3)[0, -3:].tolist() == [9, 9, 9]
+    def only_nine(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        assert int(ids.min()) >= 0
+        return torch.full_like(scores, -torch.inf).index_fill_(1, torch.tensor([9]), 0.0)
+
+    inputs = processor(PICTURE, "What is it?")
+    assert model.generate(**inputs, logits_processor=[only_nine], max_new_tokens=3)[0, -3:].tolist() == [9, 9, 9]
     handle = model.lm_head.register_forward_hook(lambda m, i, logits: push(logits, model.config.begin_image_id, 100.0))
     new = model.generate(**inputs, max_new_tokens=20)[0, inputs["input_ids"].shape[1] :]
     handle.remove()

@@ -5,11 +5,9 @@ Kinds, shapes, sizes and determinism are tested here; whether the bundled model 
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from transformers import LogitsProcessorList, SuppressTokensLogitsProcessor
@@ -52,10 +50,9 @@ def test_the_three_jobs_as_published(solver: FlexARInferenceSolver) -> None:
 
 
 def test_precision_and_size_are_those_of_the_constructor(folder: Path) -> None:
-    for precision, dtype in {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}.items():
+    for precision, dtype in {"bf16": torch.bfloat16, "fp16": torch.float16}.items():
         solver = FlexARInferenceSolver(folder, precision, device="cpu")
         assert solver.pipeline.model.dtype == dtype and solver.target_size == 32
-        assert solver.generate([], [[DRAW, None]], None, 1.0).images[0].size == (32, 32)
     for wrong in (("tf32", 32), ("fp32", 768)):
         with pytest.raises(ValueError):
             FlexARInferenceSolver(folder, *wrong, device="cpu")
@@ -82,25 +79,6 @@ def test_placeholders_are_filled_in_reading_order() -> None:
         assert shape(messages) == expected
         parts = [part for message in messages for part in message.parts if isinstance(part, ImagePart)]
         assert [part.image for part in parts] == images
-
-
-def test_images_come_in_any_form(solver: FlexARInferenceSolver, tmp_path: Path) -> None:
-    image, data = picture(), io.BytesIO()
-    image.save(tmp_path / "a.png")
-    image.save(data, "PNG")
-    pixels_3HW = torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)
-    codes = solver.pipeline.processor.encode_images([image])[0]
-    forms = [image, tmp_path / "a.png", str(tmp_path / "a.png"), data.getvalue(), pixels_3HW, pixels_3HW / 255, codes]
-    answers = [solver.generate(form, [[DEPTH, None]], None, 1.0, seed=1) for form in forms]
-    assert len({answer.images[0].tobytes() for answer in answers}) == 1
-    for wrong in (3, b"no", torch.zeros(32, 32, 7), [None]):
-        with pytest.raises(ValueError):
-            solver.generate(wrong, [[DEPTH, None]], None, 1.0)
-    with pytest.raises(FileNotFoundError):
-        solver.generate("nowhere.png", [[DEPTH, None]], None, 1.0)
-    wide = picture(size=(90, 40))
-    tokens = [solver.generate([i], [[DEPTH, None]], None, 1.0, seed=1).codes[0].codes_KN for i in (wide, wide, image)]
-    assert (tokens[0] == tokens[1]).all() and (tokens[0] != tokens[2]).any(), "never cropped at random"
 
 
 def test_an_answer_goes_back_into_the_dialogue_without_loss(solver: FlexARInferenceSolver) -> None:
@@ -182,6 +160,7 @@ def test_wrong_calls_are_refused(solver: FlexARInferenceSolver) -> None:
         with pytest.raises(ValueError):
             build_messages([picture()] * images, qas)
     for call in (
+        *(lambda image=image: solver.generate(image, [[DEPTH, None]], None, 1.0) for image in (3, b"no", [None])),
         lambda: solver.generate([], draw, 5, 1.0),
         lambda: solver.generate([], draw, 99, 1.0, n=0),
         lambda: solver.generate([], draw, 99, 1.0, streamer=solver.get_streamer(), n=2),

@@ -68,17 +68,6 @@ def test_without_text_or_images_a_part_is_zero_and_nothing_is_nan() -> None:
             assert (parts.text == 0) == (num_text == 0) and (parts.image == 0) == (num_positions == 0)
 
 
-def test_micro_batches_add_up_to_the_whole_batch() -> None:
-    """Uneven parts, each divided by the items of all, sum to the loss of all: every token counts alike."""
-    text, image = inputs(9, 7)
-    reference = compute_loss(*heads(), text, image, config=CONFIG).total
-    total = torch.zeros(())
-    for some, others in ((slice(0, 8), slice(0, 1)), (slice(8, 9), slice(1, 7))):
-        parts = [tensor[some] for tensor in text], [tensor[others] for tensor in image]
-        total += compute_loss(*heads(), *parts, config=CONFIG, num_items=2.5 * 9 + 7 * K).total
-    torch.testing.assert_close(total, reference)
-
-
 def test_items_of_a_batch() -> None:
     labels = torch.tensor([[5, 6, -100, -100], [-100, -100, -100, 2]])  # the first 5 has nothing before it
     count = count_items(labels, torch.tensor([True, False, True]), num_codebooks=3, text_weight=0.5)

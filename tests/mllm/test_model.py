@@ -8,7 +8,7 @@ from torch import Tensor
 from mllm.generate import collate_prompts
 from mllm.model import MLLMForConditionalGeneration
 from mllm.sequence import IGNORED, TokenSequence, pack
-from tests.mllm.engine_helpers import FIRST_TEXT_ID, IDS, NUM_CODEBOOKS, build_model, build_prompt
+from tests.mllm.engine_helpers import IDS, NUM_CODEBOOKS, build_model, build_prompt
 from tests.mllm.learned_samples import learned_sample
 
 HEADS = ("depth_transformer", "mlp")
@@ -138,20 +138,6 @@ def test_flash_attention_gets_all_packed_rows_as_one(monkeypatch: pytest.MonkeyP
     )
     torch.testing.assert_close(model(**batch).loss, expected)
     assert shapes == [(1, batch["labels"].numel(), 24)]
-
-
-@torch.no_grad()
-def test_left_padding_and_a_cache_change_nothing(model: MLLMForConditionalGeneration) -> None:
-    ids_BT = torch.randint(FIRST_TEXT_ID, 38, (2, 9), generator=torch.Generator().manual_seed(0))
-    padded_BT = F.pad(ids_BT, (3, 0))
-    mask_BT = F.pad(torch.ones_like(ids_BT), (3, 0))
-    positions_BT = (mask_BT.cumsum(dim=1) - 1).clamp(min=0)
-    whole = model(ids_BT).logits
-    torch.testing.assert_close(model(padded_BT, mask_BT, positions_BT).logits[:, 3:], whole, atol=1e-5, rtol=1e-4)
-    prefill = model(ids_BT[:, :8], use_cache=True, logits_to_keep=1)
-    assert prefill.logits.shape[1] == 1
-    step = model(ids_BT[:, 8:], past_key_values=prefill.past_key_values, use_cache=True)
-    torch.testing.assert_close(step.logits[:, 0], whole[:, 8], atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.slow

@@ -47,17 +47,6 @@ def test_the_config_comes_back_with_every_field(tmp_path: Path) -> None:
     assert after == before
 
 
-def test_weights_are_tied_where_the_text_config_says_so(tmp_path: Path) -> None:
-    config = build_model().config
-    config.text_config.tie_word_embeddings = True
-    model = MLLMForConditionalGeneration(MLLMConfig(**config.to_dict()))
-    assert model.lm_head.weight is model.get_input_embeddings().weight
-    model.save_pretrained(tmp_path)
-    loaded = AutoModel.from_pretrained(tmp_path)
-    assert loaded.lm_head.weight is loaded.get_input_embeddings().weight
-    assert torch.equal(loaded.lm_head.weight, model.lm_head.weight)
-
-
 def test_gradient_checkpointing_changes_no_gradient() -> None:
     gradients = []
     for checkpointing in (False, True):

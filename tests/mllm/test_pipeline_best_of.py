@@ -12,7 +12,7 @@ from PIL import Image
 
 from mllm.cli.main import main
 from mllm.conversation import ImagePart, Message, TextPart
-from mllm.pipeline import STRIDE, Pipeline, candidate_seeds, keep_best, load_planner, score_images, vqa_score_question
+from mllm.pipeline import STRIDE, Pipeline, candidate_seeds, keep_best, load_planner, vqa_score_question
 from mllm.world.plan import ScenePlanner, ask_about
 from tests.mllm.tiny_folder import build_tiny_folder, random_picture
 
@@ -58,9 +58,12 @@ def test_best_of_keeps_what_judging_all_candidates_picks(pipeline: Pipeline) -> 
 
 
 @pytest.mark.parametrize("questions", [vqa_score_question, ask_about])
-def test_the_score_is_the_probability_of_the_answers_word_by_word(pipeline: Pipeline, questions: object) -> None:
+def test_the_score_is_the_probability_of_the_answers_word_by_word(
+    pipeline: Pipeline, questions: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mllm.pipeline.MAX_REQUESTS", 2)
     images, texts = random_images(3), ["a red circle above a blue star", "no hearts", "a small green square"]
-    scores = score_images(pipeline.engine, pipeline.processor, images, texts, questions=questions, batch_size=2)
+    scores = pipeline.score(images, texts, questions=questions)
     expected = [
         math.prod(plain_probability(pipeline, image, question, wanted) for question, wanted in questions(text))
         for image, text in zip(images, texts, strict=True)

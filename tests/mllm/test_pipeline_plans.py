@@ -136,21 +136,6 @@ def test_a_model_without_plans_forgets_those_of_others(drawn: Image.Image, tmp_p
     assert PLAN not in plain.draw("a red circle", seed=1)[0].info
 
 
-def test_generate_in_the_manner_of_transformers_draws_the_same(pipeline: Pipeline) -> None:
-    request = pipeline.build_request(
-        [Message("user", (TextPart("a red circle"),))], "image", task="draw", overrides={"seed": 5}
-    )
-    codes = pipeline.run([request])[0].images[0].codes_KN
-    inputs = pipeline.processor(text="a red circle", generation_mode="image")
-    drawn = pipeline.model.generate(**inputs, generation_mode="image", seed=5)
-    assert drawn.reshape(-1, pipeline.config.num_codebooks).T.tolist() == codes.tolist()
-
-
-def test_plans_need_the_native_prompt(tmp_path: Path) -> None:
-    with pytest.raises(ValueError):
-        build_tiny_folder(tmp_path, outlines=True, prompt_style="unitok")
-
-
 def test_a_person_may_write_the_plan(pipeline: Pipeline, drawn: Image.Image) -> None:
     told = pipeline.draw("a red circle", seed=3, plan=" red  a ")[0]
     assert told.info[PLAN] == "red  a" and told.tobytes() != drawn.tobytes()

@@ -6,20 +6,15 @@ import json
 import os
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from huggingface_hub import ModelCard
-from PIL import Image
-from transformers import pipeline as transformers_pipeline
 
 from mllm.checkpoint import BUNDLED, save_model_card
 from mllm.config import AUTO_MAP, SHIM, SHIM_TEXT, MLLMConfig
 from mllm.model import MLLMForConditionalGeneration
-from mllm.pipeline import Pipeline
 from mllm.processor import MLLMProcessor
 from tests.mllm.tiny_folder import build_tiny_folder
 
@@ -86,29 +81,6 @@ def test_a_model_is_pushed_with_its_card(folder: Path, monkeypatch: pytest.Monke
     assert model.push_to_hub("someone/tiny").commit_url == Answer.commit_url
     assert {"config.json", "generation_config.json", "model.safetensors"} <= set(sent[0])
     assert sent[1]["README.md"] == (folder / "README.md").read_bytes()
-
-
-def test_transformers_any_to_any_pipeline_draws_and_answers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its wish for torchvision, which nothing here needs, is left out where it is not installed."""
-    if find_spec("torchvision") is None:
-        with pytest.raises(ImportError):
-            transformers_pipeline("any-to-any", model=str(folder), device="cpu")
-        monkeypatch.setattr("transformers.pipelines.any_to_any.requires_backends", lambda *args: None)
-    any_to_any = transformers_pipeline("any-to-any", model=str(folder), device="cpu")
-    chat = [{"role": "user", "content": [{"type": "text", "text": "a red circle"}]}]
-    torch.manual_seed(3)
-    drawn = any_to_any(chat, generation_mode="image", processor_kwargs={"generation_mode": "image"})
-    assert [record["generated_image"].size for record in drawn] == [(32, 32)]
-    picture = Image.new("RGB", (32, 32), "red")
-    question = {"type": "text", "text": "What color is it?"}
-    chat = [{"role": "user", "content": [{"type": "image", "image": picture}, question]}]
-    answer = any_to_any(chat, max_new_tokens=12, return_full_text=False)[0]["generated_text"]
-    expected = Pipeline.load(folder, device="cpu").ask(picture, "What color is it?", max_new_tokens=12)
-    assert answer.strip() == expected
-    with pytest.raises(ValueError):
-        any_to_any(chat, generation_mode="interleaved")
-    begun = [*chat, {"role": "assistant", "content": [{"type": "text", "text": "It is"}]}]
-    assert any_to_any(begun, max_new_tokens=3)[0]["generated_text"][-1]["role"] == "assistant", "it goes on"
 
 
 LOADING = """

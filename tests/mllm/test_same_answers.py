@@ -4,6 +4,7 @@ same answers, drawings and edits."""
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib.util import find_spec
 from random import Random
 from typing import Any
 
@@ -113,6 +114,9 @@ def test_pipelines_of_transformers_agree(
     ours: Pipeline, model: MLLMForConditionalGeneration, processor: MLLMProcessor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Theirs ask for torchvision, which not every build of torch can have beside it; only that check is left out."""
+    if find_spec("torchvision") is None:
+        with pytest.raises(ImportError, match="(?i)torchvision"):
+            pipeline("any-to-any", model=model, processor=processor)
     monkeypatch.setattr("transformers.pipelines.any_to_any.requires_backends", lambda *args: None)
     image = render(random_scene(Random(1)), 256)
     answer = ours.ask(image, "What do you see?")
@@ -124,3 +128,5 @@ def test_pipelines_of_transformers_agree(
     (found,) = pipe([turn("a red circle")], processor_kwargs={"generation_mode": "image"}, **options)
     drawn = found if isinstance(found, Image.Image) else found["generated_image"]
     assert drawn.tobytes() == ours.draw("a red circle", seed=3)[0].tobytes()
+    with pytest.raises(ValueError):
+        pipe([turn(image, "What do you see?")], generation_mode="interleaved")
