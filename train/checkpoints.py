@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.trainer_utils import get_last_checkpoint
 
 from mllm.files import UNFINISHED, errors_that_name, read_json
 from mllm.model import MLLMForConditionalGeneration
@@ -28,7 +29,6 @@ from mllm.processor import MLLMProcessor
 from tokenizer.unitok import UniTok
 from train.recipe import RECIPES
 
-PREFIX = "checkpoint-"
 AVERAGE = "average.safetensors"
 UNSHARDED, ZERO_2, ZERO_3 = "plain data parallel", "ZeRO-2", "ZeRO-3"
 UNIVERSAL = "latest_universal"
@@ -38,29 +38,18 @@ UNIVERSAL = "latest_universal"
 # ---- folders ----
 
 
-def step_of(folder: Path) -> int:
-    return int(folder.name.removeprefix(PREFIX))
-
-
-def checkpoints(output: Path) -> list[Path]:
-    """Complete checkpoints, oldest first."""
-    found = [path for path in output.glob(f"{PREFIX}*") if path.name.removeprefix(PREFIX).isdigit()]
-    return sorted(found, key=step_of)
-
-
 def newest_checkpoint(output: Path) -> Path | None:
-    return next(reversed(checkpoints(output)), None)
+    found = get_last_checkpoint(output) if output.is_dir() else None
+    return Path(found) if found else None
 
 
-def write_checkpoint(
-    output: Path, step: int, write: Callable[[Path], None], *, keep: int | None, state: PartialState
-) -> Path:
-    """Let `write` fill a new folder, rename it when it is complete, drop all but the newest `keep` (None: drop none).
+def write_checkpoint(output: Path, step: int, write: Callable[[Path], None], *, state: PartialState) -> None:
+    """Let `write` fill a new folder, and rename it when it is complete.
 
     Args:
         state: of the processes that train together; all of them call this and may write into the folder.
     """
-    final, unfinished = output / f"{PREFIX}{step}", output / UNFINISHED / f"{PREFIX}{step}"
+    final, unfinished = output / f"checkpoint-{step}", output / UNFINISHED / f"checkpoint-{step}"
     if state.is_main_process:
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
@@ -75,10 +64,7 @@ def write_checkpoint(
     if state.is_main_process:
         shutil.rmtree(final, ignore_errors=True)
         os.replace(unfinished, final)
-        for old in checkpoints(output)[:-keep] if keep else ():
-            shutil.rmtree(old)
     state.wait_for_everyone()
-    return final
 
 
 def remove_unfinished(output: Path) -> None:

@@ -9,8 +9,6 @@ Letters: B batch, T sequence, K codebooks.
 from __future__ import annotations
 
 import json
-import resource
-import sys
 import time
 from pathlib import Path
 from typing import Any, cast
@@ -19,6 +17,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from mllm.benchmark.measure import peak_memory
 from mllm.config import MLLMConfig
 from mllm.files import errors_that_name, write_text
 from mllm.model import LossParts
@@ -88,7 +87,7 @@ class StepMetrics:
             "image_loss_per_codebook": [value * self.num_codebooks / num_image for value in per_codebook],
             "positions_per_second": total["num_real"] / seconds,
             "padding_share": 1 - total["num_real"] / max(total["num_positions"], 1),
-            "memory_gib": memory_gib(),
+            "memory_gib": peak_memory(accelerator.device) / 2**30,
         }
         if self.flops is not None and self.peak is not None:
             done = self.flops.of(total["num_real"], text_targets=total["num_text"], code_targets=total["num_image"])
@@ -129,14 +128,6 @@ def size_of(module: nn.Module) -> int:
     return sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in module.parameters())
 
 
-def memory_gib() -> float:
-    """Peak memory of this process: of the GPU if there is one, else main memory."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**30
-    unit = 1 if sys.platform == "darwin" else 1024  # Linux counts in KiB
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
-
-
 class MetricsLog:
     """Appends JSON lines to `metrics.jsonl`; a resumed run first drops entries after the step it resumes from."""
 
@@ -147,12 +138,12 @@ class MetricsLog:
             write_text(path, "".join(line + "\n" for line in kept))
 
     def write(self, step: int, values: Values) -> None:
-        rounded = {
-            name: [*map(_rounded, value)] if isinstance(value, list) else _rounded(value)
-            for name, value in values.items()
-        }
+        def rounded(digits: str) -> float:
+            return float(f"{float(digits):.6g}")
+
+        values = json.loads(json.dumps(values), parse_float=rounded, parse_int=rounded)
         with errors_that_name(self.path), self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **rounded}) + "\n")
+            file.write(json.dumps({"step": step, **values}) + "\n")
 
 
 def _step_of(line: str) -> float:
@@ -163,17 +154,11 @@ def _step_of(line: str) -> float:
         return float("inf")
 
 
-def _rounded(value: float) -> float:
-    return float(f"{value:.6g}")
-
-
 def flattened(values: Values) -> dict[str, float]:
     """One number per name, for dashboards: `image_loss_per_codebook/0`, ..."""
     flat: dict[str, float] = {}
     for name, value in values.items():
-        flat |= (
-            {f"{name}/{index}": item for index, item in enumerate(value)} if isinstance(value, list) else {name: value}
-        )
+        flat |= {f"{name}/{k}": item for k, item in enumerate(value)} if isinstance(value, list) else {name: value}
     return flat
 
 

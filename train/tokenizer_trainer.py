@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 from transformers import get_scheduler
+from transformers.trainer_utils import rotate_checkpoints
 
 from mllm.files import read_json, whole_folder, write_image, write_text
 from tokenizer.config import UniTokConfig
@@ -56,7 +57,7 @@ from tokenizer.metrics import (
 from tokenizer.quantizer import gather_rows, mean_over_ranks, rank
 from tokenizer.text_tower import EncodeCaptions, load_captions
 from tokenizer.unitok import CONFIG_FILE, UniTok, UniTokOutput
-from train.checkpoints import checkpoints, step_of, write_checkpoint
+from train.checkpoints import newest_checkpoint, write_checkpoint
 from train.data.images import build_source
 from train.discriminators import Adversary, decay_groups, descend, require_finite
 from train.hardware import WAIT_IN_TRAINING, training_device
@@ -251,18 +252,18 @@ class TokenizerTrainer:
             if self.accelerator.is_main_process:
                 (folder / CONFIG_FILE).write_text(json.dumps(self.config.to_dict(), indent=2) + "\n")
 
-        state = self.accelerator.state
-        write_checkpoint(self.recipe.output, self.step, write, keep=self.recipe.keep_checkpoints, state=state)
+        write_checkpoint(self.recipe.output, self.step, write, state=self.accelerator.state)
+        if self.accelerator.is_main_process:
+            rotate_checkpoints(str(self.recipe.output), save_total_limit=self.recipe.keep_checkpoints)
 
     def _resume(self) -> None:
-        found = checkpoints(self.recipe.output)
-        if not found:
-            return
-        require_same_config(found[-1] / CONFIG_FILE, self.config)
-        self.accelerator.load_state(str(found[-1]))
-        self.images.load(found[-1])
-        self.step = step_of(found[-1])
-        logger.info("resumed from %s", found[-1])
+        newest = newest_checkpoint(self.recipe.output)
+        if newest is not None:
+            require_same_config(newest / CONFIG_FILE, self.config)
+            self.accelerator.load_state(str(newest))
+            self.images.load(newest)
+            self.step = int(newest.name.removeprefix("checkpoint-"))
+            logger.info("resumed from %s", newest)
 
 
 class TokenizerEvaluation:

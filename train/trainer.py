@@ -304,7 +304,7 @@ class MLLMTrainer(Trainer):
                 self.monitor.save(folder)
                 self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
 
-        write_checkpoint(Path(output), step, write, keep=None, state=PartialState())
+        write_checkpoint(Path(output), step, write, state=PartialState())
         if self.args.should_save:
             limit, best = self.args.save_total_limit, self.state.best_model_checkpoint
             rotate_checkpoints(output_dir=output, save_total_limit=limit, best_model_checkpoint=best)

@@ -81,7 +81,7 @@ def test_small_steps_of_bfloat16_weights_are_averaged(tmp_path: Path) -> None:
         assert model.weight.dtype == torch.bfloat16 and torch.equal(model.weight, expected.to(torch.bfloat16))
 
 
-def test_only_complete_checkpoints_count_and_the_newest_are_kept(tmp_path: Path) -> None:
+def test_only_complete_checkpoints_count(tmp_path: Path) -> None:
     def write(folder: Path) -> None:
         (folder / "weights").write_text("all")
         assert newest_checkpoint(tmp_path) in (None, tmp_path / "checkpoint-9", tmp_path / "checkpoint-10")
@@ -91,14 +91,12 @@ def test_only_complete_checkpoints_count_and_the_newest_are_kept(tmp_path: Path)
         raise KeyboardInterrupt
 
     for step in (9, 10):
-        write_checkpoint(tmp_path, step, write, keep=None, state=PartialState())
+        write_checkpoint(tmp_path, step, write, state=PartialState())
     with pytest.raises(KeyboardInterrupt):
-        write_checkpoint(tmp_path, 11, fail, keep=1, state=PartialState())
+        write_checkpoint(tmp_path, 11, fail, state=PartialState())
     assert newest_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
     remove_unfinished(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-9"]
-    write_checkpoint(tmp_path, 11, write, keep=2, state=PartialState())
-    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-10", "checkpoint-11"]
 
 
 def test_a_checkpoint_of_another_sharding_is_refused(tmp_path: Path) -> None:

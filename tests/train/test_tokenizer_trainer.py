@@ -162,8 +162,9 @@ def test_training_lowers_the_losses_of_images_and_of_captions(tmp_path: Path, te
 
 
 def test_start_from_and_checkpoints_of_another_network(tmp_path: Path) -> None:
-    first = everything(tmp_path, tmp_path / "run", steps=2, ema_decay=0.0)
+    first = everything(tmp_path, tmp_path / "run", steps=2, ema_decay=0.0, save_every=1, keep_checkpoints=1)
     TokenizerTrainer(first).train()
+    assert [path.name for path in first.output.glob("checkpoint-*")] == ["checkpoint-2"]  # the newest are kept
     second = everything(tmp_path, tmp_path / "more", architecture={}, start_from=first.output / "final")
     started = TokenizerTrainer(second).unwrapped.state_dict()
     assert same(started, weights(first.output / "final"))
