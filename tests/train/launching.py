@@ -6,8 +6,10 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import torch
 from safetensors.torch import load_file
 
@@ -62,6 +64,22 @@ def launch(launcher: str | None, recipe: Path, *, processes: int = 2) -> str:
     done = subprocess.run(words, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, f"{' '.join(words)} failed:\n{(done.stdout + done.stderr)[-4000:]}"
     return done.stdout + done.stderr
+
+
+def kill_at(step: int, words: list[str], output: Path) -> None:
+    """Start a run and kill it when it has logged this step, with everything it started, workers first."""
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(words, cwd=ROOT, env=environment(), **quiet)
+    log, end = output / "metrics.jsonl", time.monotonic() + 300
+    while not (log.is_file() and len(log.read_text().splitlines()) >= step):
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < end, f"step {step} was not reached in 300 seconds"
+        time.sleep(0.002)
+    family = psutil.Process(process.pid).children(recursive=True)
+    for member in [*family, process]:
+        member.kill()
+    process.wait()
+    psutil.wait_procs(family)
 
 
 def losses(folder: Path, name: str = "loss") -> dict[int, float]:

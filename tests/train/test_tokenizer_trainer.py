@@ -4,13 +4,10 @@ import dataclasses
 import json
 import math
 import shutil
-import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import torch
 import torch.nn.functional as F
@@ -18,7 +15,7 @@ from accelerate.state import AcceleratorState
 from torch import Tensor
 
 from tests.train.conftest import SMALL
-from tests.train.launching import ROOT, command, environment, launch, same, weights, write_recipe
+from tests.train.launching import command, kill_at, launch, same, weights, write_recipe
 from tests.train.tokenizer_recipes import TEXT_TOWER, everything
 from tokenizer.unitok import UniTok
 from train.recipe import CodebookSchedule, ShardsRecipe, TokenizerLossWeights, TokenizerRecipe
@@ -113,15 +110,7 @@ def test_a_killed_run_on_two_processes_ends_as_an_uninterrupted_one(tmp_path: Pa
     )
     launch("torchrun", write_recipe(complete, tmp_path / "complete.yaml"))
     words = command("torchrun", write_recipe(killed, tmp_path / "killed.yaml"))
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen(words, cwd=ROOT, env=environment(), **quiet)
-    metrics = killed.output / "metrics.jsonl"
-    while process.poll() is None and not (metrics.is_file() and len(metrics.read_text().splitlines()) >= 5):
-        time.sleep(0.05)
-    launcher = psutil.Process(process.pid)
-    for one in [*launcher.children(recursive=True), launcher]:
-        one.kill()
-    process.wait()
+    kill_at(5, words, killed.output)
     assert not (killed.output / "final").exists()
     launch("torchrun", tmp_path / "killed.yaml")
     assert read_log(killed.output) == read_log(complete.output)
