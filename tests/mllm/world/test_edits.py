@@ -12,10 +12,8 @@ from mllm.world.edits import EDIT_KINDS, Edit, apply_edit, check_edit, edit_sent
 from mllm.world.render import render
 from mllm.world.scene import Scene, SceneObject
 
-BEFORE = Scene(
-    "white",
-    (SceneObject("circle", "red", "large", 0.3, 0.3), SceneObject("star", "blue", "small", 0.7, 0.7)),
-)
+CIRCLE, STAR = SceneObject("circle", "red", "large", 0.3, 0.3), SceneObject("star", "blue", "small", 0.7, 0.7)
+BEFORE = Scene("white", (CIRCLE, STAR))
 ADDED = SceneObject("heart", "yellow", "small", 0.85, 0.15)
 
 
@@ -29,16 +27,10 @@ def test_every_kind_is_proposed_and_checks_out() -> None:
         episode = make_episode(index)
         kinds[episode.edit.kind] += 1
         assert apply_edit(episode.scene, episode.edit) == episode.edited
-        assert passes(episode.scene, episode.edit, episode.edited)
+        after = parse(render(episode.edited)).scene if index < 80 else episode.edited
+        assert passes(episode.scene, episode.edit, after)
         assert not passes(episode.scene, episode.edit, episode.scene), "no change must not pass"
     assert set(kinds) == set(EDIT_KINDS) and min(kinds.values()) > 20
-
-
-def test_edited_images_pass_after_parsing() -> None:
-    for index in range(80):
-        episode = make_episode(index)
-        after = parse(render(episode.edited)).scene
-        assert after is not None and passes(episode.scene, episode.edit, after), episode
 
 
 def test_damage_elsewhere_is_noticed() -> None:
@@ -55,42 +47,30 @@ def test_damage_elsewhere_is_noticed() -> None:
         assert passes(BEFORE, edit, after)
         untouched = next(item for item in after.objects if item in BEFORE.objects)
         others = tuple(item for item in after.objects if item is not untouched)
-        damages = {
-            "gone": others,
-            "moved": (*others, replace(untouched, y=untouched.y - 0.1)),
-            "recolored": (*others, replace(untouched, color="orange")),
-            "resized": (*others, replace(untouched, size="small" if untouched.size == "large" else "large")),
-            "joined": (*after.objects, SceneObject("square", "purple", "small", 0.15, 0.85)),
-        }
-        for name, objects in damages.items():
-            assert not passes(BEFORE, edit, Scene(after.background, objects)), name
+        other_size = "small" if untouched.size == "large" else "large"
+        damaged = [replace(untouched, y=untouched.y - 0.1), replace(untouched, color="orange")]
+        damages = [(*others, item) for item in [*damaged, replace(untouched, size=other_size)]]
+        for objects in (others, *damages, (*after.objects, SceneObject("square", "purple", "small", 0.15, 0.85))):
+            assert not passes(BEFORE, edit, Scene(after.background, objects)), (edit, objects)
         assert not passes(BEFORE, edit, Scene("cream", after.objects))
 
 
 def test_small_shifts_are_forgiven_and_added_objects_may_lie_anywhere_their_words_allow() -> None:
     edit = Edit("add", added=ADDED, place="top right")
-    elsewhere = replace(ADDED, x=0.7, y=0.3)
-    assert passes(BEFORE, edit, Scene("white", (*BEFORE.objects, elsewhere)))
-    assert not passes(BEFORE, edit, Scene("white", (*BEFORE.objects, replace(ADDED, x=0.2, y=0.8))))
     shifted = tuple(replace(item, x=item.x + 0.02) for item in BEFORE.objects)
-    assert passes(BEFORE, edit, Scene("white", (*shifted, ADDED)))
-
-
-def test_adding_a_twin_needs_a_second_one() -> None:
-    twin = replace(BEFORE.objects[1], x=0.15, y=0.85)
+    assert passes(BEFORE, edit, Scene("white", (*shifted, replace(ADDED, x=0.7, y=0.3))))
+    assert not passes(BEFORE, edit, Scene("white", (*BEFORE.objects, replace(ADDED, x=0.2, y=0.8))))
+    twin = replace(STAR, x=0.15, y=0.85)
     edit = Edit("add", added=twin, place="bottom left")
-    assert passes(BEFORE, edit, Scene("white", (*BEFORE.objects, twin)))
-    assert not passes(BEFORE, edit, BEFORE)
+    assert passes(BEFORE, edit, Scene("white", (*BEFORE.objects, twin))) and not passes(BEFORE, edit, BEFORE)
 
 
 def test_sentences_refer_without_ambiguity() -> None:
-    words = {edit_sentence(Edit("recolor", 0, "green"), BEFORE, Random(seed)).text for seed in range(200)}
-    assert "Make the circle green." in words
-    twins = Scene("white", (BEFORE.objects[0], replace(BEFORE.objects[0], x=0.8, size="small")))
-    for seed in range(100):
-        sentence = edit_sentence(Edit("remove", 1), twins, Random(seed)).text.lower()
-        assert any(word in sentence for word in ("small", "little", "tiny")), sentence
-    one = Scene("white", BEFORE.objects[:1])
-    assert "Make it green." in {
-        edit_sentence(Edit("recolor", 0, "green"), one, Random(seed), pronoun=True).text for seed in range(100)
-    }
+    def said(edit: Edit, scene: Scene, **options: bool) -> set[str]:
+        return {edit_sentence(edit, scene, Random(seed), **options).text for seed in range(200)}
+
+    assert "Make the circle green." in said(Edit("recolor", 0, "green"), BEFORE)
+    assert "Make it green." in said(Edit("recolor", 0, "green"), Scene("white", (CIRCLE,)), pronoun=True)
+    twins = Scene("white", (CIRCLE, replace(CIRCLE, x=0.8, size="small")))
+    for sentence in said(Edit("remove", 1), twins):
+        assert any(word in sentence.lower() for word in ("small", "little", "tiny")), sentence

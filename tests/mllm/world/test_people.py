@@ -8,12 +8,11 @@ from random import Random
 import pytest
 
 from mllm.evaluation.requests import Expectation, Item, judge, read_value
-from mllm.world.checker import ParsedScene, border_errors
+from mllm.world.checker import ParsedScene
 from mllm.world.grammar import Typing, alternatives, expand, tidy
 from mllm.world.people.conversation import KINDS, as_item, make_people
 from mllm.world.plan import ScenePlanner
-from mllm.world.render import render
-from mllm.world.scene import RADIUS, SEEN_PAIRS, Scene, random_scene, split_of
+from mllm.world.scene import SEEN_PAIRS, Scene, split_of
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -60,15 +59,6 @@ def test_typing_keeps_what_is_meant() -> None:
     assert all("'" not in text for text in typed)
     assert len(set(typed)) > 10
     assert all(text.count(" ") >= 2 for text in typed), "spaces stay"
-
-
-def test_borders_are_measured_in_256ths() -> None:
-    for seed in range(4):
-        scene = random_scene(Random(seed))
-        assert max(border_errors(render(scene, 256), scene)) < 0.15
-        larger = border_errors(render(scene, 256, scale=1.1), scene)
-        radii = [RADIUS[item.size] * 256 for item in scene.objects]
-        assert all(0.03 * radius < error < 0.11 * radius for radius, error in zip(radii, larger, strict=True))
 
 
 def test_conversations_are_the_same_in_every_process() -> None:
