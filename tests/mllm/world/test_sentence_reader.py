@@ -76,11 +76,8 @@ def test_plain_requests_to_draw_are_descriptions_too() -> None:
         assert all(verdict.holds for verdict in check_scene(spec, scene)), request.core
 
 
-def test_twins_are_told_apart_by_counting() -> None:
+def test_twins_are_told_apart_by_counting_and_nothing_known_is_an_empty_spec() -> None:
     twins = Scene("gray", (SCENE.objects[0], replace(SCENE.objects[0], x=0.75)))
     assert passes(describe(twins), twins)
     assert not passes("A large red circle on a gray background.", twins)
-
-
-def test_nothing_known_is_an_empty_spec() -> None:
     assert read_request("a photo of a dog") == Spec(())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from itertools import product
 from pathlib import Path
 from random import Random
 
@@ -17,7 +18,6 @@ from mllm.vocabulary import extend_tokenizer, load_text_tokenizer
 from mllm.world.dialogue import JOBS, ImageRef, make_dialogue, make_episode
 from mllm.world.edits import apply_edit
 from mllm.world.plan import centre, plan_of
-from mllm.world.questions import propose_question
 from mllm.world.render import render
 from mllm.world.scene import split_of
 from tests.mllm.tiny_folder import build_tiny_folder
@@ -33,7 +33,6 @@ from train.data.world import (
     encode_rendered,
     largest_scale,
     to_messages,
-    without_images,
 )
 from train.recipe import WorldData
 
@@ -134,21 +133,15 @@ def test_batches_are_a_function_of_their_number_and_of_the_mixture(make) -> None
     assert not np.array_equal(batch(2, mixture_seed=1), batch(2))
 
 
-def test_a_stage_sees_scenes_of_the_recipes_size_only(make) -> None:
-    for low, high in ((1, 1), (1, 2), (2, 3), (1, 4)):
-        for is_dense in (False, True):
-            sequences = make(min_objects=low, max_objects=high)
-            found = [sequences.draw_episode(Random(n), is_dense=is_dense, is_drawn=False) for n in range(60)]
-            assert {len(episode.scene.objects) for _, episode in found} == set(range(low, high + 1))
-            assert all(
-                episode == make_episode(index) and index % (4 if is_dense else 1) == 0 for index, episode in found
-            )
-
-
-def test_drawings_from_words_are_centred_where_some_episodes_are(make) -> None:
+def test_a_stage_sees_scenes_of_the_recipes_size_only_and_draws_centred_ones(make) -> None:
+    for (low, high), is_dense in product(((1, 1), (2, 3), (1, 4)), (False, True)):
+        sequences = make(min_objects=low, max_objects=high)
+        found = [sequences.draw_episode(Random(n), is_dense=is_dense, is_drawn=False) for n in range(60)]
+        assert {len(episode.scene.objects) for _, episode in found} == set(range(low, high + 1))
+        assert all(episode == make_episode(index) and index % (4 if is_dense else 1) == 0 for index, episode in found)
     episodes = dataclasses.replace(EPISODES, centred_digits=2)
-    sequences = make(episodes)
     for is_drawn, expected in ((True, {True}), (False, {True, False})):
+        sequences = make(episodes)
         found = [sequences.draw_episode(Random(n), is_dense=n % 2 == 0, is_drawn=is_drawn)[0] for n in range(40)]
         assert {episodes.is_centred(index) for index in found} == expected
 
@@ -187,38 +180,32 @@ def test_recipes_that_make_no_sense_are_refused() -> None:
 
 
 def test_questions_have_typos_and_come_as_many_as_the_recipe_says(make, monkeypatch: pytest.MonkeyPatch) -> None:
-    def lengths(**data: object) -> int:
-        return max(len(make(jobs={"ask": 1.0}, **data).draw(Random(n))) for n in range(10))
+    def drawn(**data: object) -> list[list[int]]:
+        sequences = make(jobs={"ask": 1.0}, **data)
+        return [sequences.draw(Random(n)).token_ids_T.tolist() for n in range(10)]
 
-    assert lengths(questions=1) < lengths() < lengths(questions=12)
-    asked = make(jobs={"ask": 1.0}, questions=4)
-    before = [asked.draw(Random(n)).token_ids_T.tolist() for n in range(5)]
+    one, some, many = (max(map(len, drawn(**data))) for data in ({"questions": 1}, {}, {"questions": 12}))
+    assert one < some < many
+    before = drawn(questions=4)
     monkeypatch.setattr("mllm.world.dialogue.TYPO_SHARE", 1.0)
-    after = [asked.draw(Random(n)).token_ids_T.tolist() for n in range(5)]
-    assert all(one != two for one, two in zip(before, after, strict=True))
+    assert all(one != two for one, two in zip(before, drawn(questions=4), strict=True))
 
 
-def test_images_of_scenes_have_plans_where_asked(codes: ShardFolder) -> None:
+def test_images_of_scenes_have_plans_where_asked(codes: ShardFolder, make, tokenizers: Tokenizers) -> None:
     episode = make_episode(12)
-    for job in JOBS:
+    for job, digits in product(JOBS, (None, 1)):
         dialogue = make_dialogue(job, episode, Random(1))
-        for digits in (None, 1):
-            messages = to_messages(dialogue, episode, codes[12].messages[0].parts, plan_digits=digits)
-            for turn, message in zip(dialogue.turns, messages, strict=True):
-                for part, encoded in zip(turn.parts, message.parts, strict=True):
-                    if isinstance(part, ImageRef):
-                        has_plan = digits is not None and part.kind == "image"
-                        expected = plan_of(part.scene, grid=EPISODES.grid_of(12)) if has_plan else None
-                        assert encoded.plan == expected
-
-
-def test_a_dropped_instruction_takes_the_plan_with_it(make, tokenizers: Tokenizers) -> None:
-    sequences = make(plans=True, prompt_dropout=0.5)
-    has_words, has_plan = [], []
-    for n in range(40):
-        ids = sequences.draw(Random(n)).token_ids_T.tolist()
-        has_plan.append(tokenizers.config.begin_plan_id in ids)
-        has_words.append("<unconditional>" not in tokenizers.text.decode(ids).replace(" ", ""))
+        messages = to_messages(dialogue, episode, codes[12].messages[0].parts, plan_digits=digits)
+        said = [part for turn in dialogue.turns for part in turn.parts]
+        encoded = [part for message in messages for part in message.parts]
+        for part, found in zip(said, encoded, strict=True):
+            if isinstance(part, ImageRef):
+                has_plan = digits is not None and part.kind == "image"
+                assert found.plan == (plan_of(part.scene, grid=EPISODES.grid_of(12)) if has_plan else None)
+    sequences = make(plans=True, prompt_dropout=0.5)  # a dropped instruction takes the plan with it
+    drawn = [sequences.draw(Random(n)).token_ids_T.tolist() for n in range(40)]
+    has_plan = [tokenizers.config.begin_plan_id in ids for ids in drawn]
+    has_words = ["<unconditional>" not in tokenizers.text.decode(ids).replace(" ", "") for ids in drawn]
     assert has_words == has_plan and 5 < sum(has_words) < 35
 
 
@@ -240,14 +227,6 @@ def test_questions_and_descriptions_follow_the_recipes_weights(make, tokenizers:
     assert sum(map(words("comparison").count, sizes)) >= 5 + sum(map(words("full").count, sizes))
 
 
-def test_kinds_of_questions_come_as_often_as_they_weigh_or_not_at_all() -> None:
-    scene = make_episode(0, num_objects=1).scene
-    assert {propose_question(scene, Random(n), kind_weights={"relation": 1.0}).kind for n in range(9)} == {"background"}
-    scene = make_episode(0, num_objects=2).scene
-    kinds = [propose_question(scene, Random(n), kind_weights={"count": 3.0, "color": 1.0}).kind for n in range(400)]
-    assert set(kinds) == {"count", "color"} and 0.68 < kinds.count("count") / 400 < 0.82
-
-
 def test_every_other_episode_is_centred_dense_ones_and_every_size_too() -> None:
     episodes = dataclasses.replace(EPISODES, num_episodes=48, dense_every=3, centred_digits=2)
     found = {(episodes.grid_of(n), episodes.num_images(n), episodes.is_centred(n)) for n in range(48)}
@@ -259,20 +238,17 @@ def test_every_other_episode_is_centred_dense_ones_and_every_size_too() -> None:
 
 
 def test_a_centred_episode_is_the_same_episode_moved_by_a_hair() -> None:
-    for grid in ((8, 8), (8, 10), (6, 8)):
-        for index in range(30):
-            before = make_episode(index)
-            after = centre_episode(before, digits=2, grid=grid)
-            assert split_of(after.scene) == split_of(after.edited) == "train"
-            assert after != before or grid == (6, 8)  # there, squares do not lie within the cells that decide the split
-            for old, new in ((before.scene, after.scene), (before.edited, after.edited)):
-                assert plan_of(new, digits=2, grid=grid) == plan_of(old, digits=2, grid=grid)
-                middles = [centre(item, digits=2, grid=grid) for item in new.objects]
-                assert after == before or all(
-                    (item.x, item.y) == pytest.approx((middle.x, middle.y))
-                    for item, middle in zip(new.objects, middles, strict=True)
-                )
-            assert apply_edit(after.scene, after.edit) == after.edited
+    for grid, index in product(((8, 8), (8, 10), (6, 8)), range(30)):
+        before = make_episode(index)
+        after = centre_episode(before, digits=2, grid=grid)
+        assert apply_edit(after.scene, after.edit) == after.edited
+        assert split_of(after.scene) == split_of(after.edited) == "train"
+        assert after != before or grid == (6, 8)  # there, squares do not lie within the cells that decide the split
+        for old, new in ((before.scene, after.scene), (before.edited, after.edited)):
+            assert plan_of(new, digits=2, grid=grid) == plan_of(old, digits=2, grid=grid)
+            middles = [centre(item, digits=2, grid=grid) for item in new.objects]
+            there = [value for item in new.objects for value in (item.x, item.y)]
+            assert after == before or there == pytest.approx([v for item in middles for v in (item.x, item.y)])
 
 
 def test_conversations_are_learned_with_images_or_as_words_alone(
@@ -287,7 +263,7 @@ def test_conversations_are_learned_with_images_or_as_words_alone(
         source = WorldSequences(data, EPISODES, codes, tokenizers, SHAPE, conversations=(records, folder))
         found = [source.draw(Random(n)) for n in range(30)]
         assert any(len(sequence.codes_PK) for sequence in found) == has_images
-        for sequence in found:
+        for sequence in found:  # without images, all words stay
             ids, labels = sequence.token_ids_T, sequence.labels_T
             assert sequence.image_lengths_I.sum() == len(sequence.codes_PK) == (ids == config.image_token_id).sum()
             assert (labels[1:] == config.eos_token_id).any()
@@ -298,15 +274,6 @@ def test_conversations_are_learned_with_images_or_as_words_alone(
             ]
             for at in shown:  # what is seen in an image can be learned only from the image
                 assert (labels[at + 1] == ids[at + 1]) == has_images
-
-
-def test_sequences_without_images_keep_their_words(make, tokenizers: Tokenizers) -> None:
-    config = tokenizers.config
-    whole = make(jobs={"edit": 1.0}, plans=True).draw(Random(3))
-    words = without_images(whole, config)
-    in_images = np.isin(whole.token_ids_T, [config.image_token_id, config.new_line_id])
-    assert in_images.any() and np.array_equal(words.token_ids_T, whole.token_ids_T[~in_images])
-    assert len(words.codes_PK) == len(words.image_lengths_I) == len(words.code_targets_P) == 0
 
 
 def test_images_that_are_shown_look_like_those_of_other_painters(tokenizers: Tokenizers) -> None:
