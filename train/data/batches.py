@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from torch.utils.data import Dataset
@@ -14,7 +14,7 @@ from mllm.world.plan import check_grid
 from tokenizer.codes import fingerprint
 from train.data.classes import ClassSequences, WorldClasses, check_guidance
 from train.data.mixture import Mixture, ShardSequences
-from train.data.packing import BatchShape, PackedBatches, Tokenizers
+from train.data.packing import BatchShape, PackedBatches, SequenceSource, Tokenizers
 from train.data.shards import CodeSource, ShardFolder
 from train.data.world import ConversationSet, EpisodeSet, WorldSequences, encode_rendered
 from train.recipe import ClassData, MLLMData, MLLMRecipe, ShardSource, WorldData
@@ -26,72 +26,62 @@ HELD_OUT_SEED = 7_777_777
 
 def training_batches(recipe: MLLMRecipe, tokenizers: Tokenizers, *, num_batches: int) -> Dataset:
     """The batches of a whole run, over all processes and accumulation steps."""
-    shape = BatchShape(recipe.rows, recipe.length)
+    shape, checkpoints = BatchShape(recipe.rows, recipe.length), None
+    sequences: SequenceSource
     if recipe.classes.is_given:
         check_guidance(recipe.classes, tokenizers.config)
         sequences = class_sequences(recipe.classes, recipe.output / "class_codes", tokenizers, shape)
-        return PackedBatches(sequences, num_batches=num_batches)
-    if recipe.data.shards:
-        mixed = shard_sequences(recipe.data, recipe.data.shards, tokenizers, shape)
-        checkpoints = recipe.output / "packing" / packing_fingerprint(mixed)
-        return PackedBatches(mixed, num_batches=num_batches, checkpoints=checkpoints)
-    episodes, folder = encode_world(recipe.data, recipe.output / "codes", tokenizers)
-    talk = encode_conversations(recipe.data, recipe.output / "codes-conversations", tokenizers)
-    sequences = WorldSequences(recipe.data, episodes, folder, tokenizers, shape, conversations=talk)
-    return PackedBatches(sequences, num_batches=num_batches)
+    elif recipe.data.shards:
+        sequences = shard_sequences(recipe.data, recipe.data.shards, tokenizers, shape)
+        checkpoints = recipe.output / "packing" / packing_fingerprint(sequences)
+    else:
+        episodes, folder = encode_world(recipe.data, recipe.output / "codes", tokenizers)
+        talk = encode_conversations(recipe.data, recipe.output / "codes-conversations", tokenizers)
+        sequences = WorldSequences(recipe.data, episodes, folder, tokenizers, shape, conversations=talk)
+    return PackedBatches(sequences, num_batches=num_batches, checkpoints=checkpoints)
 
 
 def validation_batches(recipe: MLLMRecipe, tokenizers: Tokenizers) -> dict[str, Dataset]:
     """Held-out batches by task; none where the recipe does not measure."""
-    validation, shape = recipe.validation, BatchShape(recipe.rows, recipe.length)
-    if validation is None:
+    if recipe.validation is None:
         return {}
+    held_out = _held_out(recipe, recipe.validation.shards, tokenizers)
+    return {task: PackedBatches(source, num_batches=recipe.validation.batches) for task, source in held_out}
+
+
+def _held_out(
+    recipe: MLLMRecipe, sources: Sequence[ShardSource], tokenizers: Tokenizers
+) -> Iterator[tuple[str, SequenceSource]]:
+    """Tasks and their sequences."""
+    shape, folders = BatchShape(recipe.rows, recipe.length), recipe.classes.folders
     if recipe.classes.is_given:
-        if recipe.classes.folders:
+        if folders:
             raise ValueError(
-                f"validation must be left out where classes.folders names the images, got {recipe.classes.folders}; "
-                "no image of them is held out"
+                f"validation must be left out where classes.folders names the images, got {folders}; no image of them "
+                "is held out"
             )
-        held_out = dataclasses.replace(
-            recipe.classes, world_images=HELD_OUT_EPISODES, class_dropout=0.0, seed=recipe.classes.seed + HELD_OUT_SEED
-        )
-        sequences = class_sequences(held_out, recipe.output / "class_codes-validation", tokenizers, shape)
-        return {"draw_class": PackedBatches(sequences, num_batches=validation.batches)}
-    if recipe.data.shards:
-        data = dataclasses.replace(recipe.data, prompt_dropout=0.0, packing_buffers=1)
-        return {
-            Path(source.path).name: PackedBatches(
-                shard_sequences(data, [source], tokenizers, shape), num_batches=validation.batches
-            )
-            for source in validation.shards
-        }
-    data = dataclasses.replace(
-        recipe.data,
-        episodes=HELD_OUT_EPISODES,
-        dense_every=1,
-        seed=recipe.data.seed + HELD_OUT_SEED,
-        prompt_dropout=0.0,
-    )
-    episodes, folder = encode_world(data, recipe.output / "codes-validation", tokenizers)
-    return {
-        job: PackedBatches(
-            WorldSequences(
-                dataclasses.replace(data, jobs={job: 1.0}, conversations={}), episodes, folder, tokenizers, shape
-            ),
-            num_batches=validation.batches,
-        )
-        for job in data.jobs
-    }
+        seed = recipe.classes.seed + HELD_OUT_SEED
+        classes = replace(recipe.classes, world_images=HELD_OUT_EPISODES, class_dropout=0.0, seed=seed)
+        yield "draw_class", class_sequences(classes, recipe.output / "class_codes-validation", tokenizers, shape)
+    elif recipe.data.shards:
+        mixed = replace(recipe.data, prompt_dropout=0.0, packing_buffers=1)
+        for source in sources:
+            yield Path(source.path).name, shard_sequences(mixed, [source], tokenizers, shape)
+    else:
+        seed = recipe.data.seed + HELD_OUT_SEED
+        data = replace(recipe.data, episodes=HELD_OUT_EPISODES, dense_every=1, seed=seed, prompt_dropout=0.0)
+        episodes, codes = encode_world(data, recipe.output / "codes-validation", tokenizers)
+        for job in data.jobs:
+            alone = replace(data, jobs={job: 1.0}, conversations={})
+            yield job, WorldSequences(alone, episodes, codes, tokenizers, shape)
 
 
 def class_sequences(data: ClassData, world_folder: Path, tokenizers: Tokenizers, shape: BatchShape) -> ClassSequences:
     """Images by class of the folders that the recipe names, or of the world, encoded into `world_folder`."""
-    folders = [ShardFolder(folder) for folder in data.folders]
+    folders = _open(data.folders, tokenizers)
     if not folders:
         records = WorldClasses(count=data.world_images, size=tokenizers.image.config.image_size, seed=data.seed)
         folders = [encode_rendered(records, world_folder, tokenizers.image)]
-    for folder in folders:
-        folder.require_tokenizer(CodeSource.of(tokenizers.image))
     return ClassSequences(data, folders, tokenizers, shape)
 
 
@@ -110,12 +100,11 @@ def encode_world(
         patch_size=tokenizers.image.config.patch_size,
         centred_digits=data.plan_digits if data.centred else None,
     )
-    codes = encode_rendered(episodes, folder, tokenizers.image, num_workers=num_workers, in_memory=True)
-    return episodes, codes
+    return episodes, encode_rendered(episodes, folder, tokenizers.image, num_workers=num_workers, in_memory=True)
 
 
 def encode_conversations(
-    data: WorldData, folder: Path, tokenizers: Tokenizers, *, num_workers: int = 1
+    data: WorldData, folder: Path, tokenizers: Tokenizers
 ) -> tuple[ConversationSet, ShardFolder] | None:
     """Some conversations in people's words and the codes of their images, where the recipe has any."""
     if not data.conversations:
@@ -128,7 +117,7 @@ def encode_conversations(
         side=tokenizers.config.grid_side,
         patch_size=tokenizers.image.config.patch_size,
     )
-    return records, encode_rendered(records, folder, tokenizers.image, num_workers=num_workers, in_memory=True)
+    return records, encode_rendered(records, folder, tokenizers.image, in_memory=True)
 
 
 def shard_sequences(
@@ -139,11 +128,16 @@ def shard_sequences(
     Raises:
         ValueError: a folder of another image tokenizer, of another version, or incomplete.
     """
-    folders = [ShardFolder(source.path) for source in sources]
-    for folder in folders:
-        folder.require_tokenizer(CodeSource.of(tokenizers.image))
+    folders = _open([source.path for source in sources], tokenizers)
     mixture = Mixture(folders, [source.weight for source in sources], seed=data.seed)
     return ShardSequences(mixture, data, tokenizers, shape)
+
+
+def _open(paths: Sequence[str | Path], tokenizers: Tokenizers) -> list[ShardFolder]:
+    folders = [ShardFolder(path) for path in paths]
+    for folder in folders:
+        folder.require_tokenizer(CodeSource.of(tokenizers.image))
+    return folders
 
 
 def packing_fingerprint(sequences: ShardSequences) -> str:

@@ -89,14 +89,9 @@ class ShardSequences(SequenceSource):
     def _report(self, record: PreparedRecord, num_positions: int) -> None:
         self.num_left_out += 1
         if self.num_left_out <= MAX_REPORTS or self.num_left_out.bit_count() == 1:
-            logger.warning(
-                "%s, %s does not fit: it has %d positions, a row has %d; left out (number %d)",
-                record.source,
-                record.place,
-                num_positions,
-                self.shape.length,
-                self.num_left_out,
-            )
+            text = "%s, %s does not fit: it has %d positions, a row has %d; left out (number %d)"
+            sizes = num_positions, self.shape.length, self.num_left_out
+            logger.warning(text, record.source, record.place, *sizes)
 
 
 def choose_sample(

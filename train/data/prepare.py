@@ -24,10 +24,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from random import Random
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from accelerate import PartialState
@@ -146,9 +146,8 @@ def prepare_folder(
         for path in files[state.process_index :: state.num_processes]:
             _find_tasks(path, folder, shard_size=shard_size, format_name=format_name, columns=options.columns)
         state.wait_for_everyone()
-        manifest = make_shards(
-            folder, read_tasks(folder), ShardMaker(tokenizer, options).make, code_source, state=state
-        )
+        maker = ShardMaker(tokenizer, options)
+        manifest = make_shards(folder, read_tasks(folder), maker.make, code_source, state=state)
     return Totals(manifest["records"], len(manifest["shards"]), manifest["left_out"])
 
 
@@ -338,16 +337,15 @@ class ShardMaker:
                 valid.append((item, record, [future.result() for future in futures]))
             except BadRecord as error:
                 self._leave_out(task, item, error, left_out)
-        loaded = [pixels_3HW for _, _, images in valid for views in images for pixels_3HW in views]
-        codes = self._encode(loaded)
+        codes = self._encode([pixels_3HW for _, _, images in valid for views in images for pixels_3HW in views])
         made = []
         for item, record, images in valid:
-            num_views = iter([len(views) for views in images])
-            messages = tuple(
-                Message(turn.role, tuple(part for raw in turn.parts for part in _coded(raw, num_views, codes)))
-                for turn in record.turns
-            )
-            made.append(PreparedRecord(record.kind, messages, task.path, item.place))
+            coded = iter([[CodesPart(*next(codes)) for _ in views] for views in images])
+            messages = []
+            for turn in record.turns:
+                parts = (next(coded) if isinstance(part, RawImage) else [part] for part in turn.parts)
+                messages.append(Message(turn.role, tuple(chain.from_iterable(parts))))
+            made.append(PreparedRecord(record.kind, tuple(messages), task.path, item.place))
         return made
 
     def _encode(self, loaded: list[Tensor]) -> Iterator[EncodedImage]:
@@ -383,14 +381,6 @@ class ShardMaker:
         width, height = nearest_size(opened.size, self.options.sizes)
         processor = ImageProcessor(width=width, height=height, preparation=self.options.preparation)
         return [to_bytes(processor.prepare(opened))]
-
-
-def _coded(raw: Any, num_views: Iterator[int], codes: Iterator[EncodedImage]) -> Iterator[Any]:
-    """A part as it is stored: an image becomes its codes, or those of its views."""
-    if isinstance(raw, RawImage):
-        yield from (CodesPart(*image) for image in islice(codes, next(num_views)))
-    else:
-        yield raw
 
 
 # Samples as the model will learn them
