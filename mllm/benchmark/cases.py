@@ -126,7 +126,6 @@ def build_random_model(
 
 
 def random_prompt(num_tokens: int, *, seed: int) -> TokenSequence:
-    """Text without meaning."""
     ids = np.random.default_rng(seed).integers(FIRST_TEXT_ID, VOCABULARY, num_tokens)
     return TokenSequence(
         token_ids_T=ids,
@@ -369,7 +368,6 @@ def draw_alone(
 
 
 def quantized(model: MLLMForConditionalGeneration, bits: str) -> MLLMForConditionalGeneration:
-    """A copy of the model with weights of few bits, as `Pipeline.load` makes them."""
     model = copy.deepcopy(model)
     quantize_linears(model, bits, device=model.device, kept=KEPT)
     return model
@@ -510,7 +508,6 @@ def repeated(run: Run, count: int = REPEATS) -> Run:
 
 
 def choice_case(name: str, sampling: SamplingConfig, *, num_rows: int, device: torch.device) -> Case:
-    """One code for each row from logits over the released codebooks."""
     generator = torch.Generator().manual_seed(2)
     logits_NC = (3 * torch.randn(num_rows, RELEASED_CODES, generator=generator)).to(device)
     rows_N = torch.arange(num_rows, device=device)
@@ -645,7 +642,6 @@ SAMPLES = 24
 
 
 def product_cases(settings: Settings) -> Iterator[Case]:
-    """Matrix products of few rows, in every number of bits."""
     for name in settings.sizes:
         size, place = SIZES[name], {"device": settings.device, "dtype": settings.dtype}
         linear = nn.Linear(size.width, size.intermediate, bias=False, **place).requires_grad_(False)
@@ -662,7 +658,6 @@ def product_cases(settings: Settings) -> Iterator[Case]:
 
 
 def prefill_cases(settings: Settings) -> Iterator[Case]:
-    """The backbone over prompts."""
     for name in settings.sizes:
         model = build_random_model(SIZES[name], device=settings.device, dtype=settings.dtype)
         for batch in settings.batch:
@@ -713,7 +708,6 @@ def training_flops(model: MLLMForConditionalGeneration, samples: list[TokenSeque
 
 
 def load_cases(settings: Settings) -> Iterator[Case]:
-    """A model folder until it can be used."""
     yield Case(name="load", variants=settings.both("load", model=settings.model, device=settings.where), gate="before")
 
 

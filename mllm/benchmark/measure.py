@@ -84,7 +84,6 @@ def time_interleaved(
 
 
 def measure_roofline(device: torch.device, dtype: torch.dtype, *, num_bytes: float = LARGE_READ) -> Roofline:
-    """Read a buffer of this many bytes, and multiply two square matrices."""
     side = PRODUCT_SIDE.get(device.type, 512)
     left = torch.ones(side, side, dtype=dtype, device=device)
     seconds = time_interleaved({"product": lambda: left @ left}, rounds=RATE_ROUNDS, device=device, warm_ups=1)
@@ -104,7 +103,6 @@ def measure_reading(device: torch.device, *, num_bytes: float) -> float:
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
-    """Names and versions, for the file that the figures go into."""
     about = Path("/proc/cpuinfo")
     lines = about.read_text().split("\n\n")[0].splitlines() if about.is_file() else []  # of the first processor
     cpu = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
@@ -134,7 +132,6 @@ def busy_seconds() -> float:
 
 
 def own_seconds() -> float:
-    """Processor seconds of this process."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
     return usage.ru_utime + usage.ru_stime
 
@@ -153,7 +150,6 @@ def peak_memory(device: torch.device) -> int:
 def run_benchmark(
     cases: Iterable[Case], *, rounds: int, device: torch.device, dtype: torch.dtype = torch.float32
 ) -> dict[str, Any]:
-    """Measure the machine, then all cases one by one; everything that was found."""
     busy, own = busy_seconds(), own_seconds()
     roofline = measure_roofline(device, dtype)
     found = [measure_case(case, roofline, rounds=rounds, device=device) for case in cases]
@@ -191,7 +187,6 @@ def measure_case(case: Case, roofline: Roofline, *, rounds: int, device: torch.d
 
 
 def as_table(report: dict[str, Any]) -> str:
-    """The report for a console."""
     machine = report["machine"]
     lines = [
         f"{machine['cpu']}, {machine['threads']} thread(s), {machine['device']}; torch {machine['torch']}, "

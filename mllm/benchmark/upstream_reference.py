@@ -175,7 +175,6 @@ UPSTREAM = {
 
 
 def check_is_upstream(config: MLLMConfig) -> None:
-    """Refuse what the released system does not have."""
     found = {"text_config.model_type": (config.text_config.model_type, "llama")}
     found |= {name: (getattr(config, name), expected) for name, expected in UPSTREAM.items()}
     for name, (value, expected) in found.items():
@@ -189,7 +188,6 @@ def check_is_upstream(config: MLLMConfig) -> None:
 
 
 def part_of(state: dict[str, Tensor], prefix: str, *, but_not: str | tuple[str, ...] = ()) -> dict[str, Tensor]:
-    """The tensors below a prefix, without it."""
     inside = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     return {key: value for key, value in inside.items() if not key.startswith(but_not)}
 

@@ -222,7 +222,6 @@ class Remote:
         return self.before.request({"run": self.number})
 
     def result(self) -> Any:
-        """What the work returns, as nested lists."""
         return self.before.request({"result": self.number})
 
 

@@ -36,7 +36,6 @@ GROWTH = [
 
 
 def sized(known: tuple[str, ...], *default: str) -> list[Option]:
-    """Options for sizes and batches."""
     return [
         option("--sizes", nargs="+", choices=known, default=[*default], metavar="SIZE", help=", ".join(known)),
         option("--batch", nargs="+", type=positive_count, default=[1, 4], metavar="N", help="images at once (1 and 4)"),
@@ -49,7 +48,6 @@ ALONE = option(
 
 
 def part(summary: str, example: str) -> tuple[str, str, list[Option]]:
-    """A command that times a part of models of random weights."""
     return summary, example, [*sized(MODEL_SIZES[1:], "S"), SAMPLING[0], *COMMON]
 
 

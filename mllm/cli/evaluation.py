@@ -75,7 +75,6 @@ def evaluate_world(options: Namespace) -> None:
 
 
 def show(table: str, result: dict[str, Any], path: Path | None) -> None:
-    """Print a result, and write it to the file that was named."""
     from mllm.files import write_json
 
     print(table)

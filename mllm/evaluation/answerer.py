@@ -66,7 +66,6 @@ class PipelineAnswerer:
             raise
 
     def draw_best(self, items: Sequence[BenchmarkItem], seeds: Sequence[int]) -> list[Image.Image]:
-        """The best of several images for each item."""
         jobs = [(item, s) for item, seed in zip(items, seeds, strict=True) for s in candidate_seeds(seed, self.best_of)]
         dialogues = [[as_message(item)] for item, _ in jobs]
         answers = self.pipeline.answer(dialogues, "image", [seed for _, seed in jobs], **self.sampling)

@@ -135,7 +135,6 @@ def vlmeval_class() -> type:
             self.settings = Overrides(greedy=True, max_new_tokens=max_new_tokens)
 
         def generate_inner(self, message: Sequence[Mapping[str, str]], dataset: str | None = None) -> str:
-            """The greedy answer to a list of {"type", "value"}."""
             items = [{"type": part["type"], part["type"]: part["value"]} for part in message]
             chat = from_chat([{"role": "user", "content": items}])
             (answer,) = self.pipeline.answer([chat], "text", [0], **self.settings)
@@ -170,7 +169,6 @@ def save_answer(parts: Sequence[str | Image.Image], stem: Path) -> str:
 
 
 def cut_at(text: str, ends: Sequence[str] | str | None) -> str:
-    """The text before the first of these stop strings."""
     for end in [ends] if isinstance(ends, str) else ends or []:
         text = text.split(end)[0] if end else text
     return text.strip()

@@ -79,7 +79,6 @@ class ImageBenchmark(Benchmark):
         return read_prompt_lines(questions)
 
     def read_items(self, questions: Path, images: Path | None) -> list[BenchmarkItem]:
-        """`samples` items for each prompt."""
         items: list[BenchmarkItem] = []
         prompts = self.read_prompts(questions)
         for index, (where, text, fields) in enumerate(prompts):
@@ -340,7 +339,6 @@ class T2ICompBench(ImageBenchmark):
         return prompts
 
     def score(self, answered: Answers, annotations: Path, options: ScoreOptions) -> Scores:
-        """The mean of the official evaluator's answers, 0 to 1."""
         records = read_json(annotations)
         if not isinstance(records, list) or len(records) != len(answered):
             found = len(records) if isinstance(records, list) else type(records).__name__
@@ -412,7 +410,6 @@ class MJHQ30K(ImageBenchmark):
         ]
 
     def score(self, answered: Answers, annotations: Path, options: ScoreOptions) -> Scores:
-        """FID over all images, then of each category alone."""
         assert options.folder is not None, "FID is over the images of a run folder"
         try:
             from cleanfid.fid import compute_fid

@@ -140,7 +140,6 @@ class Judge:
 
 
 def judge_question(question: str, truth: str, prediction: str, *, again: bool = False) -> str:
-    """What the judge is asked about one prediction."""
     spaced = truth.replace("<AND>", " <AND> ").replace("<OR>", " <OR> ")
     return FEW_SHOT + "\n" + " | ".join((question, spaced, prediction, "")) + (ASK_AGAIN if again else "")
 
@@ -155,7 +154,6 @@ def read_grade(content: str) -> float | None:
 
 
 def grade_answer(judge: Judge, question: str, truth: str, prediction: str) -> dict[str, Any]:
-    """One grade, with the judge's reply and its own name."""
     for tries in range(MAX_TRIES):
         asked = judge_question(question, truth, prediction, again=tries > 0)
         content, model = judge.ask(asked, temperature=0.5 * max(tries - 1, 0))

@@ -274,7 +274,6 @@ def make_result(
 
 
 def read_result(path: Path) -> dict[str, Any]:
-    """A result file, or the one in a folder."""
     path = path / RESULT_FILE if path.is_dir() else path
     if not path.is_file():
         raise FileNotFoundError(f"result file {path} not found; run mllm evaluate score first")
@@ -285,7 +284,6 @@ def read_result(path: Path) -> dict[str, Any]:
 
 
 def completeness(result: Mapping[str, Any]) -> str:
-    """How much of the benchmark a result covers."""
     scored, expected = result["items_scored"], result["items_expected"]
     return f"all {expected} items" if result["is_complete"] else f"PARTIAL: {scored} of {expected} items"
 

@@ -120,7 +120,6 @@ class ModelResults(NamedTuple):
     results: Mapping[str, Result]
 
     def score(self, column: Column) -> Mapping[str, Any] | None:
-        """The score for a column, if there is one."""
         result = self.results.get(column.benchmark)
         return result["scores"].get(column.score or result["headline"]) if result else None
 

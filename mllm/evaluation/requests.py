@@ -214,7 +214,6 @@ def generate_items(kinds: Sequence[str], count: int, *, seed: int) -> list[Item]
 
 
 def read_value(value: Any, form: type[T]) -> T:
-    """A value of JSON as the class that it should be."""
     try:
         return TypeAdapter(form).validate_json(json.dumps(value))
     except ValidationError as error:
@@ -273,7 +272,6 @@ def says(text: str, words: str) -> bool:
 
 
 def judge_image(expect: Expectation, image: ParsedScene, before: Scene | None) -> list[str]:
-    """What is wrong with the image of an answer."""
     scene, wanted = image.scene, expect.scene
     if scene is None or wanted is None:
         return [f"the image is not readable ({image.reason})"]
@@ -381,7 +379,6 @@ def evaluate_requests(answer: Answer, items: Sequence[Item], *, seed: int = 0) -
 
 
 def measure_requests(pipeline: Pipeline, items: Sequence[Item], *, seed: int, batch_size: int) -> dict[str, Any]:
-    """The result of a model, with what it was measured with, for JSON."""
     check_task(pipeline.tasks, "chat")
     result = evaluate_requests(answer_with(pipeline, at_once=batch_size), items, seed=seed)
     return {**result, "model": model_fingerprint(pipeline.model), "seed": seed, "versions": tool_versions()}

@@ -77,7 +77,6 @@ class RunFolder:
             )
 
     def is_of_another(self, description: Mapping[str, Any]) -> bool:
-        """Whether something else was run here."""
         path = self.folder / RUN_FILE
         return path.is_file() and first_difference(read_json(path), as_stored(description)) is not None
 

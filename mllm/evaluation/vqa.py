@@ -94,7 +94,6 @@ def remove_punctuation(text: str) -> str:
 
 
 def flatten(text: str) -> str:
-    """One line, no outer spaces."""
     return text.replace("\n", " ").replace("\t", " ").strip()
 
 
@@ -202,7 +201,6 @@ class GQA(Benchmark):
 
     @staticmethod
     def prediction_of(text: str) -> str:
-        """The answer as the official script gets it."""
         return text.rstrip(".").lower()
 
     def submit(self, answered: Answers, folder: Path, *, annotations: Path | None, split: Path | None) -> list[Path]:
@@ -323,7 +321,6 @@ class POPE(Benchmark):
 
     @staticmethod
     def label_of(item: BenchmarkItem, labels: Sequence[Line]) -> bool:
-        """Whether yes is right."""
         if item.fields["of"] != len(labels):
             raise ValueError(
                 f"labels of category {item.fields['category']!r} must be as many as its {item.fields['of']} questions "

@@ -80,7 +80,6 @@ GROUPS = (Group("draw"), Group("draw", "held_out"), *map(Group, JOBS))
 
 
 def choose_groups(jobs: Sequence[str] | None) -> list[Group]:
-    """The groups of these jobs, or all."""
     known = ("draw", *JOBS)
     if jobs is not None and (not jobs or not set(jobs) <= set(known)):
         raise ValueError(f"jobs must be among {', '.join(known)}, got {', '.join(jobs) or 'none'}")
@@ -181,7 +180,6 @@ def answer_with(
 
 
 def describe_plan_sampling(pipeline: Pipeline, sampling: Overrides) -> str:
-    """How plans before images are sampled."""
     chosen = pipeline.requests.plan_settings(sampling)
     return "greedy" if chosen.greedy else f"temperature {chosen.temperature} top_p {chosen.top_p}"
 
@@ -189,7 +187,6 @@ def describe_plan_sampling(pipeline: Pipeline, sampling: Overrides) -> str:
 def evaluate_world(
     answer: Answer, *, count: int, seed: int, size: RenderSize = 128, groups: Sequence[Group] = GROUPS
 ) -> dict[str, dict]:
-    """Scores of every group by its name."""
     if count < 1:
         raise ValueError(f"count must be at least 1, got {count}")
     scores = {}
@@ -199,7 +196,6 @@ def evaluate_world(
 
 
 def score_group(group: Group, running: Sequence[RunningDialogue]) -> dict:
-    """The rates of a group as plain values."""
     judgements = [judgement for each in running for judgement in each.judgements]
     skills = [(skill, each.passed) for each in running for skill in each.dialogue.skills]
     passed = [each.passed for each in running]
@@ -224,7 +220,6 @@ def score_group(group: Group, running: Sequence[RunningDialogue]) -> dict:
 
 
 def as_values(rate: Rate) -> dict:
-    """A rate for JSON."""
     low, high = rate.interval
     share = None if math.isnan(rate.share) else rate.share
     return {"rate": share, "low": low, "high": high, "passed": rate.passed, "total": rate.total}
@@ -324,7 +319,6 @@ def answer_message(given: Sequence[Part]) -> Message:
 
 
 def run_group(answer: Answer, group: Group, *, count: int, seed: int, size: RenderSize) -> list[RunningDialogue]:
-    """Every dialogue of a group, held and judged."""
     items = make_items(group, count, seed=seed)
     running = [RunningDialogue(item, seed + index, size) for index, item in enumerate(items)]
     hold(answer, running, MODES.get(group.job, "interleaved"), name=group.name)
@@ -480,7 +474,6 @@ def pass_rate(items: Sequence[Candidates], number: int) -> Rate:
 
 
 def as_table(report: dict) -> str:
-    """The report of `measure_world` for the eye."""
     lines = [f"Synthetic world, protocol {report['protocol']}, seed {report['seed']}, model {report['model']}"]
     settings = ", ".join(f"{name} {value}" for name, value in report["settings"].items() if value is not None)
     lines += [f"Settings: {settings}", "", f"{'job':<28} pass rate (95 % interval, items)"]
@@ -513,7 +506,6 @@ def as_table(report: dict) -> str:
 
 
 def best_of_lines(name: str, values: dict) -> list[str]:
-    """Best of N of one group for the eye."""
     lines = [f"{name}, chosen by the model itself"]
     for number, rate in values["best_of"].items():
         perfect = as_rate(values["any_right"][number]).share
