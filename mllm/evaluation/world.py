@@ -88,11 +88,9 @@ def choose_groups(jobs: Sequence[str] | None) -> list[Group]:
 
 def make_items(group: Group, count: int, *, seed: int, split: Split = "test") -> list[Dialogue]:
     """`count` dialogues about scenes that no training has seen; the same arguments give the same ones."""
-    items = []
-    for index in range(count):
-        episode = make_episode(index, seed=seed, split=split, pairs=group.pairs)
-        items.append(make_dialogue(group.job, episode, Random(f"items/{seed}/{group.job}/{group.pairs}/{index}")))
-    return items
+    episodes = (make_episode(index, seed=seed, split=split, pairs=group.pairs) for index in range(count))
+    name = f"items/{seed}/{group.job}/{group.pairs}"
+    return [make_dialogue(group.job, each, Random(f"{name}/{index}")) for index, each in enumerate(episodes)]
 
 
 def measure_world(
@@ -189,10 +187,8 @@ def evaluate_world(
 ) -> dict[str, dict]:
     if count < 1:
         raise ValueError(f"count must be at least 1, got {count}")
-    scores = {}
-    for group in groups:
-        scores[group.name] = score_group(group, run_group(answer, group, count=count, seed=seed, size=size))
-    return scores
+    run = {"count": count, "seed": seed, "size": size}
+    return {group.name: score_group(group, run_group(answer, group, **run)) for group in groups}
 
 
 def score_group(group: Group, running: Sequence[RunningDialogue]) -> dict:
