@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
+    from tokenizer.checkpoint import UpstreamCheckpoint
+    from tokenizer.config import AttentionKind
     from tokenizer.unitok import UniTok
 
 
@@ -115,15 +117,14 @@ def tokenize_reconstruct(options: Namespace) -> None:
     psnr_B, ssim_B = psnr(pixels_B3HW, again_B3HW), ssim(pixels_B3HW, again_B3HW)
     names = [path.name for path in options.images]
     rows = [*zip(names, psnr_B.tolist(), ssim_B.tolist(), strict=True)]
+    mean = psnr_B.mean().item(), ssim_B.mean().item()
     scores: dict[str, Any] = {
         "images": [{"name": name, "psnr": first, "ssim": second} for name, first, second in rows],
-        "psnr": psnr_B.mean().item(),
-        "ssim": ssim_B.mean().item(),
+        **dict(zip(("psnr", "ssim"), mean, strict=True)),
         "usage": usage_of(counts_KC).tolist(),
         "entropy": entropy_of(counts_KC).tolist(),
     }
-    if len(rows) > 1:
-        rows.append(("mean", scores["psnr"], scores["ssim"]))
+    rows += [("mean", *mean)] if len(rows) > 1 else []
     width = max(len(name) for name, _, _ in rows)
     print(f"\n{'image':<{width}}  PSNR dB    SSIM")
     for name, first, second in rows:
@@ -299,13 +300,11 @@ def convert_probe(options: Namespace) -> None:
     from tokenizer.checkpoint import CLEAR_MARGIN
 
     answer = probe(find_image_tokenizer(str(options.source)), options.images)
-    if answer is None:
-        print(f"undecided: both readings are within {CLEAR_MARGIN} dB; give different images")
-    else:
-        print(f"use --attention {answer}")
+    undecided = f"undecided: both readings are within {CLEAR_MARGIN} dB; give different images"
+    print(undecided if answer is None else f"use --attention {answer}")
 
 
-def probe(model: Any, paths: list[Path] | None) -> str | None:
+def probe(model: UniTok, paths: list[Path] | None) -> AttentionKind | None:
     """Reconstruct images with both kinds of attention and print the PSNR of each; None if they hardly differ."""
     from tokenizer.checkpoint import probe_attention
     from tokenizer.images import ImageProcessor, read_image
@@ -332,7 +331,7 @@ def probe_patterns(side: int) -> list[Image.Image]:
     return images
 
 
-def read_released_tokenizer(path: Path, options: Namespace) -> Any:
+def read_released_tokenizer(path: Path, options: Namespace) -> UpstreamCheckpoint:
     """The checkpoint with the attention that was asked for or found by the probe."""
     from tokenizer.checkpoint import CLEAR_MARGIN, load_upstream, read_upstream
 
@@ -345,7 +344,7 @@ def read_released_tokenizer(path: Path, options: Namespace) -> Any:
     return read_upstream(path, projection_attention=attention)
 
 
-def describe_image_tokenizer(folder: Path, checkpoint: Any) -> None:
+def describe_image_tokenizer(folder: Path, checkpoint: UpstreamCheckpoint) -> None:
     config = checkpoint.config
     codebooks = f"{config.num_codebooks} codebooks of {config.codebook_size}"
     print(f"{folder}: {codebooks}, images of {config.image_size} pixels, {config.projection_attention} attention")
