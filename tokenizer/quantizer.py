@@ -56,12 +56,9 @@ class MultiCodebookQuantizer(nn.Module):
         self.register_buffer("usage", torch.zeros(num_codebooks, codebook_size))
         self.register_buffer("num_updates", torch.zeros((), dtype=torch.int64))
 
-    ready_entries: Tensor | None = None
-    """What `unit_entries` returns, kept while the codebooks do not change (`UniTok.for_inference`)."""
-
     def unit_entries(self) -> Tensor:
         """The codebooks on the unit sphere, (K, C, E)."""
-        return F.normalize(self.codebooks.float(), dim=-1) if self.ready_entries is None else self.ready_entries
+        return F.normalize(self.codebooks.float(), dim=-1)
 
     def slice_features(self, features_BNZ: Tensor) -> Tensor:
         """Each codebook's slice of every row, not normalised, (K, M, E)."""

@@ -159,7 +159,7 @@ class UniTok(nn.Module):
         return decoder(hidden_BND.to(decoder.last_weight.dtype), grid=grid).float().clamp(-1.0, 1.0)
 
     def for_inference(self, dtype: torch.dtype | None = None) -> UniTok:
-        """Fold, once, what depends on weights only: upsampling kernels and normalised codebooks.
+        """Fold the upsampling kernels of the decoder once.
 
         What is saved stays the same. Moving or training the tokenizer undoes it.
 
@@ -174,21 +174,16 @@ class UniTok(nn.Module):
                 if isinstance(child, Upsample):
                     setattr(module, name, FoldedUpsample(child))
         self.__dict__["ready_decoder"] = decoder.eval() if dtype is None else decoder.eval().to(dtype)
-        self.quantizer.ready_entries = self.quantizer.unit_entries().detach()
         return self
 
     def train(self, mode: bool = True) -> UniTok:
         if mode:
-            self._forget_ready()
+            self.__dict__.pop("ready_decoder", None)
         return super().train(mode)
 
     def _apply(self, *args: Any, **options: Any) -> UniTok:
-        self._forget_ready()
-        return super()._apply(*args, **options)
-
-    def _forget_ready(self) -> None:
         self.__dict__.pop("ready_decoder", None)
-        self.quantizer.ready_entries = None
+        return super()._apply(*args, **options)
 
     def recompute_activations(self, enabled: bool = True) -> None:
         """Activation checkpointing: recompute the transformers' activations in the backward pass, to save memory."""

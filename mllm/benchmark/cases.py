@@ -603,7 +603,6 @@ def lookup_case(batch: int, *, device: torch.device) -> Case:
     quantizer = MultiCodebookQuantizer(config.num_codebooks, config.codebook_size, config.code_width)
     nn.init.normal_(quantizer.codebooks)
     quantizer = quantizer.requires_grad_(False).to(device)
-    quantizer.ready_entries = quantizer.unit_entries()
     features_BNZ = torch.randn(batch, config.positions_per_image, config.vector_width).to(device)
     ways = {
         GATE: lambda: upstream_nearest(quantizer, features_BNZ),

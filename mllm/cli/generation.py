@@ -44,20 +44,16 @@ FORCE = option("--force", action="store_true", help="draw even where the model s
 AT_ONCE = (32, 8)  # images drawn together before they are written: on an accelerator, on a CPU
 
 
-def show_progress(event: Event) -> None:
-    """Show how much of an image is done, on one line of a terminal that is cleared at the end."""
-    from mllm.pipeline import ImageDone, ImageProgress
+def show(event: Event) -> None:
+    """Print new text, and how much of an image is done on one line of a terminal, which is cleared at the end."""
+    from mllm.pipeline import ImageDone, ImageProgress, TextDelta
 
-    if isinstance(event, ImageProgress | ImageDone) and sys.stderr.isatty():
-        text = f"drawing {100 * event.done // event.total} %" if isinstance(event, ImageProgress) else ""
-        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
-
-
-def print_text(event: Event) -> None:
-    from mllm.pipeline import TextDelta
-
-    if isinstance(event, TextDelta):
-        print(event.text, end="", flush=True)
+    match event:
+        case TextDelta(text=text):
+            print(text, end="", flush=True)
+        case ImageProgress() | ImageDone() if sys.stderr.isatty():
+            text = f"drawing {100 * event.done // event.total} %" if isinstance(event, ImageProgress) else ""
+            print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
 
 
 @command(
@@ -88,7 +84,7 @@ def draw(options: Namespace) -> int | None:
 
     pipeline = load_pipeline(options)
     at_once = max(1, AT_ONCE[pipeline.model.device.type == "cpu"] // options.best_of)
-    settings = {"on_event": show_progress, **given(options, SAMPLING_OPTIONS)}
+    settings = {"on_event": show, **given(options, SAMPLING_OPTIONS)}
     seed = secrets.randbelow(NUM_RANDOM_SEEDS) if options.seed is None else options.seed
     if options.class_index is not None:
         draw_some = partial(pipeline.draw_class, options.class_index)
@@ -145,7 +141,7 @@ def ask(options: Namespace) -> None:
     images = [read_image(path) for path in options.images]
     sampling = given(options, SAMPLING_OPTIONS)
     load_pipeline(options).ask(
-        images, options.question, on_event=print_text, max_new_tokens=options.max_new_tokens, **sampling
+        images, options.question, on_event=show, max_new_tokens=options.max_new_tokens, **sampling
     )
     print()
 
@@ -179,7 +175,7 @@ def edit(options: Namespace) -> int | None:
         mask=mask,
         size=options.size,
         plan=options.plan,
-        on_event=show_progress,
+        on_event=show,
         **given(options, SAMPLING_OPTIONS),
     )
     save_image(image, options.output)
@@ -264,8 +260,7 @@ class Chat:
         if dropped := len(asked) - len(kept):
             print(f"mllm chat: the oldest {dropped} messages no longer fit and are left out", file=sys.stderr)
         for event in self.pipeline.chat(kept, **self.overrides):
-            show_progress(event)
-            print_text(event)
+            show(event)
             match event:
                 case ImageDone(image=image):
                     number = 1
