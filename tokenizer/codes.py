@@ -107,7 +107,7 @@ def read_codes(path: Path) -> CodeFile:
         facts["grids"] = tuple((rows, columns) for rows, columns in facts["grids"])
         codes = tuple(arrays[array_name(index)] for index in range(len(facts["names"])))
         return CodeFile(**{name: facts[name] for name in FACTS}, codes=codes)
-    except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, SafetensorError) as error:
+    except (ValueError, KeyError, TypeError, EOFError, RecursionError, zipfile.BadZipFile, SafetensorError) as error:
         raise ValueError(f"{path} must be a readable code file, got {error}; encode the images again") from None
 
 

@@ -36,15 +36,11 @@ DECODING_VERBS = ("draw", "ask", "edit", "chat", "demo", "tokenize")
 # Options
 
 
-class Option(NamedTuple):
-    """One option: the arguments of `argparse.ArgumentParser.add_argument`."""
-
-    flags: tuple[str, ...]
-    settings: dict[str, Any]
+Option = tuple[tuple[str, ...], dict[str, Any]]  # arguments of `argparse.ArgumentParser.add_argument`
 
 
 def option(*flags: str, **settings: Any) -> Option:
-    return Option(flags, settings)
+    return flags, settings
 
 
 def count_up_to(most: int) -> Callable[[str], int]:
