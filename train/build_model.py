@@ -13,9 +13,8 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import safe_open
-from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedTokenizerBase
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from mllm.checkpoint import our_shapes, quantization_config
@@ -24,6 +23,7 @@ from mllm.embedding import ProjectedEmbedding
 from mllm.model import MLLMForConditionalGeneration
 from mllm.vocabulary import Vocabulary, added_ids, extend_tokenizer, fill_new_rows
 from tokenizer.unitok import UniTok
+from tokenizer.weights import TensorFiles, weight_files
 from train.checkpoints import gathered, partition
 from train.recipe import PARAMETER_GROUPS, MLLMRecipe
 
@@ -226,9 +226,16 @@ def _build_around(
         check_same_ids(stored, vocabulary, folder=recipe.backbone)
     text_config = {**(stored.text_config if is_ours else stored).to_dict(), **recipe.model.get("text_config", {})}
     config = model_config(recipe, text_config, vocabulary, image_tokenizer)
-    source: dict[str, Any] = {"state_dict": _language_weights(recipe.backbone)} if is_ours else _key_mapping(stored)
-    folder = None if is_ours else recipe.backbone
-    model = MLLMForConditionalGeneration.from_pretrained(folder, config=config, dtype=dtype, **source)
+    if is_ours:
+        tensors = TensorFiles(weight_files(recipe.backbone))
+        words = {name: tensors[name] for name in tensors if name.startswith(("backbone.", "lm_head."))}
+        model = MLLMForConditionalGeneration.from_pretrained(None, config=config, dtype=dtype, state_dict=words)
+    else:
+        of_transformers: Any = AutoModelForCausalLM._model_mapping[type(stored)]
+        renamed = {rf"^{of_transformers.base_model_prefix}\.": "backbone."}
+        model = MLLMForConditionalGeneration.from_pretrained(
+            recipe.backbone, config=config, dtype=dtype, key_mapping=renamed
+        )
     resize_vocabulary(model, vocabulary, known=stored if is_ours else None)
     embedding = model.code_embedding
     with gathered(embedding.parameters()):
@@ -237,19 +244,3 @@ def _build_around(
         if isinstance(embedding, ProjectedEmbedding) and (has_attention or config.embedding_context == "bidirectional"):
             embedding.set_projection(image_tokenizer.post_quant_proj)
     return model
-
-
-def _key_mapping(config: PreTrainedConfig) -> dict[str, Any]:
-    """How names of weights in a causal language model of transformers become ours."""
-    model_class: Any = AutoModelForCausalLM._model_mapping[type(config)]
-    return {"key_mapping": {rf"^{model_class.base_model_prefix}\.": "backbone."}}
-
-
-def _language_weights(folder: Path) -> dict[str, Tensor]:
-    """The weights of a model of ours that belong to its language model."""
-    weights: dict[str, Tensor] = {}
-    for path in sorted(Path(folder).glob("*.safetensors")):
-        with safe_open(path, framework="pt") as file:
-            names = [name for name in file.keys() if name.startswith(("backbone.", "lm_head."))]  # noqa: SIM118
-            weights |= {name: file.get_tensor(name) for name in names}
-    return weights
