@@ -15,15 +15,12 @@ from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_t
 from peft.tuners.trainable_tokens.layer import TrainableTokensLayer
 
 from mllm.checkpoint import find_model_folder
-from mllm.config import MLLMConfig
 from mllm.files import read_json
 from mllm.model import MLLMForConditionalGeneration
 from mllm.processor import MLLMProcessor
 from mllm.vocabulary import added_ids
 from train.checkpoints import gathered
 from train.recipe import PARAMETER_GROUPS, AdapterRecipe
-
-ADAPTER_CONFIG = "adapter_config.json"
 
 
 def add_adapters(
@@ -37,13 +34,15 @@ def add_adapters(
     """
     modules = {group: PARAMETER_GROUPS[group][0].removesuffix(".") for group in trainable}
     present = {name for name, _ in model.named_modules()}
+    new_ids = sorted(token_id for token_id in added_ids(model.config) if 0 <= token_id < model.config.vocab_size)
+    layers = ["embed_tokens"] if model.config.tie_word_embeddings else ["embed_tokens", "lm_head"]
     config = LoraConfig(
         r=adapter.rank,
         lora_alpha=adapter.alpha,
         lora_dropout=adapter.dropout,
         target_modules=rf"backbone\.layers\.\d+\..*\.({'|'.join(adapter.targets)})",
         modules_to_save=[name for name in modules.values() if name in present],
-        trainable_token_indices=token_rows(model.config) if adapter.new_tokens else None,
+        trainable_token_indices=dict.fromkeys(layers, new_ids) if adapter.new_tokens else None,
     )
     if adapter.bits:
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
@@ -71,27 +70,14 @@ def _gathered_vocabulary(model: MLLMForConditionalGeneration) -> Iterator[None]:
             TrainableTokensLayer._collect_token_weights = collect
 
 
-def token_rows(config: MLLMConfig) -> dict[str, list[int]]:
-    """Rows of the embedding and of the output layer that belong to the tokens that images need."""
-    ids = sorted(token_id for token_id in added_ids(config) if 0 <= token_id < config.vocab_size)
-    return {"embed_tokens": ids} if config.tie_word_embeddings else {"embed_tokens": ids, "lm_head": ids}
-
-
 def merge_folder(adapter: Path, output: Path, *, base: str | Path | None = None) -> None:
     """Write the model with the adapter's changes added to its weights, and the base's tokenizers, to `output`.
 
     Raises:
         FileNotFoundError: the folder holds no adapter, or its base is gone.
     """
-    folder = find_model_folder(base or base_of(adapter))
+    base = base or read_json(adapter / "adapter_config.json")["base_model_name_or_path"]
+    folder = find_model_folder(base)
     model = MLLMForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
     PeftModel.from_pretrained(model, str(adapter)).merge_and_unload().save_pretrained(output)
     MLLMProcessor.from_pretrained(folder).save_pretrained(output)
-
-
-def base_of(adapter: Path) -> str:
-    """The model that an adapter was trained on."""
-    path = adapter / ADAPTER_CONFIG
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} not found; give the folder that a run with an adapter wrote")
-    return read_json(path)["base_model_name_or_path"]

@@ -20,25 +20,23 @@ from torch import Tensor, nn
 from tokenizer.hardware import fast_dtype
 from train.recipe import OptimizerRecipe
 
+OUTSIDE_MUON = ("embed_tokens", "lm_head", "codebooks", "linear_head", "output", "places")
+"""Embeddings and output layers, by parts of their names: matrices that stay with AdamW."""
 MAX_STACKED = 2**26
 """Numbers that are stacked at once: their copies take about a GiB. Larger matrices fill a device one by one."""
 
 
 def build_optimizer(
-    recipe: OptimizerRecipe, named_parameters: Iterable[tuple[str, nn.Parameter]], *, outside_muon: tuple[str, ...] = ()
+    recipe: OptimizerRecipe, named_parameters: Iterable[tuple[str, nn.Parameter]]
 ) -> torch.optim.Optimizer:
-    """The optimizer of a recipe over the trainable parameters.
-
-    Args:
-        outside_muon: substrings of the names of matrices (embeddings, output layers) that stay with AdamW.
-    """
+    """The optimizer of a recipe over the trainable parameters."""
     matrices, others, flat = [], [], []
     for name, parameter in named_parameters:
         if not parameter.requires_grad:
             continue
         if parameter.ndim < 2:
             flat.append(parameter)
-        elif parameter.ndim == 2 and not any(part in name for part in outside_muon):
+        elif parameter.ndim == 2 and not any(part in name for part in OUTSIDE_MUON):
             matrices.append(parameter)
         else:
             others.append(parameter)

@@ -66,9 +66,6 @@ from train.recipe import BadSteps, MLLMRecipe, as_yaml
 
 logger = logging.getLogger(__name__)
 
-OUTSIDE_MUON = ("embed_tokens", "lm_head", "codebooks", "linear_head", "output", "places")
-"""Embeddings and output layers, by parts of their names."""
-
 
 def train_mllm(recipe: MLLMRecipe) -> None:
     """Train, resuming from the newest checkpoint in the output folder, and write the finished model to `final/`."""
@@ -197,7 +194,7 @@ class MLLMTrainer(Trainer):
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
             named = cast(nn.Module, model or self.model).named_parameters()
-            self.optimizer = build_optimizer(self.recipe.optimizer, named, outside_muon=OUTSIDE_MUON)
+            self.optimizer = build_optimizer(self.recipe.optimizer, named)
         return self.optimizer
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: torch.device) -> Tensor | None:
