@@ -164,10 +164,8 @@ def released_image_tokenizer(folder: Path) -> Path | None:
 
 
 def load_image_tokenizer(folder: Path, *, device: torch.device | str | None = None) -> UniTok | None:
-    """The image tokenizer of a model folder: ours, or the released file; None where there is neither.
-
-    It decodes in the number format that is fastest on the machine, and encodes in float32.
-    """
+    """The image tokenizer of a model folder: ours, or the released file; None where there is neither. It decodes in the
+    number format that is fastest on the machine, and encodes in float32."""
     device = torch.device(device or "cpu")
     if (folder / IMAGE_TOKENIZER).is_dir():
         tokenizer = UniTok.from_pretrained(folder / IMAGE_TOKENIZER, device=device)
@@ -302,12 +300,8 @@ def spread(config: MLLMConfig, *, dtype: torch.dtype, first: torch.device) -> di
 
 
 def quantization_config(name: str, *, dtype: torch.dtype, kept: Sequence[str] = tuple(KEPT)) -> BitsAndBytesConfig:
-    """The config of a kind of quantisation by bitsandbytes.
-
-    Args:
-        dtype: to compute in.
-        kept: modules that are not quantised.
-    """
+    """The config of a kind of quantisation by bitsandbytes. `dtype`: to compute in. `kept`: modules that are not
+    quantised."""
     if find_spec("bitsandbytes") is None:
         raise ImportError(
             f"bitsandbytes must be installed for quantization {name!r}, got no such package; "
@@ -382,12 +376,9 @@ def convert_released(
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> MLLMConfig:
     """Write a released model as a complete folder of ours: weights, tokenizers, card, and last the config, so that an
-    interrupted conversion does not look like a model. Strict; no more than one shard is in memory.
-
-    Args:
-        image_tokenizer: goes into the folder too; it must have the codebooks that the model was trained with.
-        dtype: of the language model; None: as it is stored.
-    """
+    interrupted conversion does not look like a model. Strict; no more than one shard is in memory. `image_tokenizer`:
+    goes into the folder too; it must have the codebooks that the model was trained with. `dtype`: of the language
+    model; None: as it is stored."""
     from mllm.model import MLLMForConditionalGeneration
     from mllm.processor import MLLMProcessor
 

@@ -93,11 +93,16 @@ def save_shim(folder: str | os.PathLike) -> None:
     (Path(folder) / f"{SHIM}.py").write_text(SHIM_TEXT, encoding="utf-8")
 
 
-class MLLMConfig(PreTrainedConfig):
-    """A decoder backbone, the embedding of image codes, and the head that predicts them.
+def of_text(name: str, doc: str) -> Any:
+    """A field of the text config as one of ours."""
+    return property(
+        lambda c: getattr(c.text_config, name), lambda c, value: setattr(c.text_config, name, value), doc=doc
+    )
 
-    The defaults are the released 7B model: Llama-2-7B, 8 codebooks of 4096, 16 x 16 positions.
-    """
+
+class MLLMConfig(PreTrainedConfig):
+    """A decoder backbone, the embedding of image codes, and the head that predicts them. The defaults are the released
+    7B model: Llama-2-7B, 8 codebooks of 4096, 16 x 16 positions."""
 
     model_type = "unified_mllm"
     attribute_map = OLD_NAMES
@@ -279,21 +284,8 @@ class MLLMConfig(PreTrainedConfig):
                     f"{list(size)}; use image_layout 'grid', or leave it out"
                 )
 
-    @property
-    def hidden_size(self) -> int:
-        return self.text_config.hidden_size
-
-    @hidden_size.setter
-    def hidden_size(self, width: int) -> None:
-        self.text_config.hidden_size = width
-
-    @property
-    def vocab_size(self) -> int:
-        return self.text_config.vocab_size
-
-    @vocab_size.setter
-    def vocab_size(self, num_tokens: int) -> None:
-        self.text_config.vocab_size = num_tokens
+    hidden_size = of_text("hidden_size", "D, the width of the backbone and of the head.")
+    vocab_size = of_text("vocab_size", "V, the rows of the text embedding.")
 
     @property
     def can_draw(self) -> bool:
@@ -357,12 +349,8 @@ def from_released(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def to_released(ours: dict[str, Any], released: dict[str, Any]) -> dict[str, Any]:
-    """The released file for a config of ours.
-
-    Args:
-        ours: all fields of our config.
-        released: all fields of our config of the released model, to find what is different.
-    """
+    """The released file for a config of ours. `ours`: all fields of our config. `released`: all fields of our config of
+    the released model, to find what is different."""
     text = ours["text_config"]
     if text["model_type"] != "llama":
         raise ValueError(

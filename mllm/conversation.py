@@ -339,9 +339,7 @@ def text_of(part: Part) -> str:
 
 def neutralise(text: str) -> str:
     """Take out what is not text: control characters (U+0000 and U+0001 are image markers upstream) and our marker.
-
-    Names of special tokens need no care here: pieces are encoded as plain text (mllm/vocabulary.py).
-    """
+    Names of special tokens need no care here: pieces are encoded as plain text (mllm/vocabulary.py)."""
     text = "".join(char for char in text if char >= " " or char in "\n\t")
     while UNCONDITIONAL in text:
         text = text.replace(UNCONDITIONAL, "")
@@ -365,10 +363,8 @@ def without_plans(turn: Message) -> Message:
 
 
 def from_chat(chat: Sequence[dict[str, Any] | Message]) -> list[Message]:
-    """Messages from Hugging Face chat dicts: {"role", "content"}, content a string or a list of typed items.
-
-    A system message is put before the next user message, as in training.
-    """
+    """Messages from Hugging Face chat dicts: {"role", "content"}, content a string or a list of typed items. A system
+    message is put before the next user message, as in training."""
     messages: list[Message] = []
     before: tuple[Part, ...] = ()
     if isinstance(chat, str | Mapping) or not isinstance(chat, Iterable):
@@ -444,10 +440,8 @@ def is_framed(text: str, bos: str) -> bool:
 
 
 def from_text(text: str, images: Iterator[ImagePart], *, bos: str, eos: str) -> list[Message]:
-    """The messages of a text that the template of style native or vicuna_v1 wrote, with images at its markers.
-
-    The last message is unfinished if the text does not end with `eos`: empty, where the assistant is to begin.
-    """
+    """The messages of a text that the template of style native or vicuna_v1 wrote, with images at its markers. The last
+    message is unfinished if the text does not end with `eos`: empty, where the assistant is to begin."""
 
     def parts(content: str) -> tuple[Part, ...]:
         first, *others = content.split(IMAGE)
@@ -500,10 +494,8 @@ def check_mode_of(config: MLLMConfig, mode: Mode) -> None:
 
 
 def possible_mode(messages: Sequence[Message], mode: Mode, config: MLLMConfig) -> Mode:
-    """The mode asked for, as far as this checkpoint has it; without drawing an interleaved answer is text.
-
-    Upstream's prompts are for one kind of answer each: an image from text, or text about images.
-    """
+    """The mode asked for, as far as this checkpoint has it; without drawing an interleaved answer is text. Upstream's
+    prompts are for one kind of answer each: an image from text, or text about images."""
     if config.prompt_style == "unitok" and mode == "interleaved":
         mode = "text" if has_image(messages[0]) else "image"
     elif config.prompt_style == "unitok" and mode == "image" and any(map(has_image, messages)):

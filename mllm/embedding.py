@@ -53,11 +53,8 @@ class CodeEmbedding(nn.Module, ABC):
         """Copy what is the image tokenizer's and not learned here."""
 
     def forward(self, codes_PK: Tensor, image_lengths_I: Tensor, *, columns_I: Tensor | None = None) -> Tensor:
-        """Embed whole images, one after another in `codes_PK`; (P, D).
-
-        Args:
-            columns_I: columns of each image; default: all have those of the default size.
-        """
+        """Embed whole images, one after another in `codes_PK`; (P, D). `columns_I`: columns of each image; default: all
+        have those of the default size."""
         torch_compilable_check(
             image_lengths_I.sum() == codes_PK.shape[0],
             lambda: (
@@ -80,12 +77,8 @@ class CodeEmbedding(nn.Module, ABC):
         return None
 
     def step(self, codes_RWK: Tensor, index_RW: Tensor, columns_R: Tensor, cache: EmbeddingCache) -> Tensor:
-        """Embed W new positions of each row; (R, W, D). Writes the cache.
-
-        Args:
-            index_RW: where in its image each is (int64), -1 where none is; each sees those up to it.
-            columns_R: of the images.
-        """
+        """Embed W new positions of each row; (R, W, D). Writes the cache. `index_RW`: where in its image each is
+        (int64), -1 where none is; each sees those up to it. `columns_R`: of the images."""
         embedded_RWD = self.embed_next(codes_RWK, index_RW, cache)
         if self.places is None:
             return embedded_RWD

@@ -137,22 +137,18 @@ def describe(
 
 class TextProcessors(LogitsProcessorList):
     """Logits processors that see padding at image positions, whose id may lie outside the vocabulary; after them, the
-    tokens that no text contains are left out."""
+    tokens that no text contains are left out, and what begins an image or a plan unless the text ends with it."""
 
-    def __init__(self, processors: Sequence[Any], forbidden: list[int], config: MLLMConfig) -> None:
+    def __init__(self, processors: Sequence[Any], given: GenerationConfig, config: MLLMConfig) -> None:
         super().__init__(processors)
-        self.forbidden, self.config = torch.tensor(forbidden), config
+        ends = given.eos_token_id if isinstance(given.eos_token_id, list) else [given.eos_token_id]
+        never = never_text_ids(ImageLayout.from_config(config), config)
+        forbidden = {*never, config.begin_image_id, config.begin_plan_id} - {None, *ends}
+        self.forbidden, self.config = torch.tensor(sorted(forbidden)), config
 
     def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
         ids = input_ids.masked_fill(input_ids == self.config.image_token_id, self.config.pad_token_id)
         return super().__call__(ids, scores, **kwargs).index_fill(1, self.forbidden.to(scores.device), -torch.inf)
-
-
-def text_processors(processors: LogitsProcessorList, given: GenerationConfig, config: MLLMConfig) -> TextProcessors:
-    """The library's processors, and that no image or plan begins in a text that does not end with it."""
-    ends = given.eos_token_id if isinstance(given.eos_token_id, list) else [given.eos_token_id]
-    forbidden = {*never_text_ids(ImageLayout.from_config(config), config), config.begin_image_id, config.begin_plan_id}
-    return TextProcessors(processors, sorted(forbidden - {None, *ends}), config)
 
 
 def generate_text(model: MLLMForConditionalGeneration, input_ids: Tensor, options: dict[str, Any]) -> Any:

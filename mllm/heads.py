@@ -33,10 +33,8 @@ ChooseCode = Callable[[int | None, Tensor], Tensor]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Guidance:
-    """Which rows are mixed: pair n draws from u + scale * (c - u) of its conditional row c and unconditional row u.
-
-    A row without guidance names itself as its unconditional row; its scale then changes nothing.
-    """
+    """Which rows are mixed: pair n draws from u + scale * (c - u) of its conditional row c and unconditional row u. A
+    row without guidance names itself as its unconditional row; its scale then changes nothing."""
 
     conditional_N: Tensor  # int64 row numbers
     unconditional_N: Tensor  # int64 row numbers
@@ -172,11 +170,9 @@ class GatedMLP(nn.Module):
 
 
 class DepthDecoder:
-    """A depth transformer ready to decode: the codes of a position one after another, each computed once.
-
-    Made once for a batch of images: it joins the matrices that read the same input, and every image position overwrites
-    the keys and values of the one before, so that nothing is cleared or allocated inside a position.
-    """
+    """A depth transformer ready to decode: the codes of a position one after another, each computed once. Made once for
+    a batch of images: it joins the matrices that read the same input, and every image position overwrites the keys and
+    values of the one before, so that nothing is cleared or allocated inside a position."""
 
     def __init__(self, head: DepthTransformerHead) -> None:
         self.head = head
@@ -252,11 +248,9 @@ class LayerStep:
 
 @torch.no_grad()
 def join(linears: Sequence[nn.Module]) -> Callable[[Tensor], Tensor]:
-    """Linear layers that read the same input as one product, their outputs side by side.
-
-    Plain layers are copied into one weight; layers that something else has changed (adapters, quantisation, sharding,
-    hooks) are called one after another, so that nothing of theirs is lost.
-    """
+    """Linear layers that read the same input as one product, their outputs side by side. Plain layers are copied into
+    one weight; layers that something else has changed (adapters, quantisation, sharding, hooks) are called one after
+    another, so that nothing of theirs is lost."""
     if not all(is_plain(linear) for linear in linears) or len({linear.bias is None for linear in linears}) > 1:
         return lambda hidden: torch.cat([linear(hidden) for linear in linears], dim=-1)
     weight = linears[0].weight if len(linears) == 1 else torch.cat([linear.weight for linear in linears])

@@ -174,7 +174,6 @@ class FlexARInferenceSolver:
 
         Args:
             images: as many as there are `<|image|>` in the dialogue, in reading order; without one, they go first.
-            qas: [[question, answer], ...], the last answer None.
             max_gen_len: most new tokens, image positions included; None: as many as the answer takes.
             logits_processor: from `create_logits_processor`, and logits processors of transformers, for text only.
             streamer: gets text tokens; its `on_image_progress(done, total)`, if it has one, the positions of an image.
@@ -201,13 +200,8 @@ class FlexARInferenceSolver:
         size: Size | None = None,
         generation_mode: Literal["auto"] | Mode = "auto",
     ) -> GenerationRequest:
-        """The request that answers a call of `generate`.
-
-        Args:
-            seed: None: from torch's random state.
-            size: (width, height); also read from "Generate an image of {W}x{H} according to ...".
-            generation_mode: "auto": what the question asks for, else what the model likes.
-        """
+        """The request that answers a call of `generate`. `seed`: default: from torch's state. `size`: also read from
+        "Generate an image of {W}x{H} according to ...". `generation_mode`: "auto": what the question asks for."""
         if isinstance(temperature, bool) or not 0 < temperature < math.inf:
             raise ValueError(
                 f"temperature must be > 0, got {temperature!r}; use image_top_k=1 and text_top_k=1 for the most "
@@ -327,11 +321,8 @@ def split_processors(given: LogitsProcessors | None) -> tuple[SolverSampling | N
 
 def build_messages(images: Sequence[SolverImage], qas: Turns, *, last_text: str | None = None) -> list[Message]:
     """The dialogue, ending with the open question: as many placeholders as images, filled in reading order; without any
-    placeholder the images go in front of the first question.
-
-    Args:
-        last_text: in place of the text of the last question; its placeholders stay.
-    """
+    placeholder the images go in front of the first question. `last_text`: in place of the text of the last question;
+    its placeholders stay."""
     check_turns(qas)
     counts = [split_placeholders(text)[1] for turn in qas for text in turn if text is not None]
     lead = len(images) if not sum(counts) else 0

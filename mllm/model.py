@@ -173,10 +173,8 @@ class MLLMForConditionalGeneration(ThirdPartyMixin, PreTrainedModel, GenerationM
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | os.PathLike | None = None, *args: Any, **kwargs: Any
     ) -> MLLMForConditionalGeneration:
-        """As in transformers; a folder in the released layout (`mini_gemini`) is read as it is, strictly.
-
-        A `quantization_config` that does not say which modules keep their precision keeps those of `KEPT`.
-        """
+        """As in transformers; a folder in the released layout (`mini_gemini`) is read as it is, strictly. A
+        `quantization_config` that does not say which modules keep their precision keeps those of `KEPT`."""
         if kwargs.get("quantization_config") is not None:
             kwargs["quantization_config"] = keep_precise(kwargs["quantization_config"])
         if not is_released_folder(pretrained_model_name_or_path):
@@ -345,11 +343,9 @@ class MLLMForConditionalGeneration(ThirdPartyMixin, PreTrainedModel, GenerationM
         generation_mode: str = "text",
         **options: Any,
     ) -> Any:
-        """Answer prompts in text, an image, or both (`generation_mode`); takes what the processor returns.
-
-        Text comes from transformers' own loop, with its options and results. For the others see mllm/generate.py: the
-        codes (S, N * K) of images, or with `return_dict_in_generate=True` and for mixed answers a `GenerateOutput`.
-        """
+        """Answer prompts in text, an image, or both (`generation_mode`); takes what the processor returns. Text comes
+        from transformers' own loop, with its options and results; images are codes (S, N * K), or with
+        `return_dict_in_generate=True` and for mixed answers a `GenerateOutput` (mllm/generate.py)."""
         from mllm.generate import generate_images, generate_text
 
         options["generation_config"] = generation_config
@@ -375,9 +371,7 @@ class MLLMForConditionalGeneration(ThirdPartyMixin, PreTrainedModel, GenerationM
         **kwargs: Any,
     ) -> dict[str, Any]:
         """Inputs of one pass of transformers' loop: with the codes of those placeholders that it has not seen yet.
-
-        Candidates of prompt lookup may repeat placeholders; they are padding, and no candidate is accepted there.
-        """
+        Candidates of prompt lookup may repeat placeholders; they are padding, and no candidate is accepted there."""
         inputs = super().prepare_inputs_for_generation(
             input_ids, next_sequence_length, inputs_embeds=inputs_embeds, **kwargs
         )
@@ -413,10 +407,10 @@ class MLLMForConditionalGeneration(ThirdPartyMixin, PreTrainedModel, GenerationM
 
     def _get_logits_processor(self, generation_config: GenerationConfig, **kwargs: Any) -> LogitsProcessorList:
         """The library's, and that a text has no tokens of images."""
-        from mllm.generate import text_processors
+        from mllm.generate import TextProcessors
 
         found = super()._get_logits_processor(generation_config, **kwargs)
-        return text_processors(found, generation_config, self.config)
+        return TextProcessors(found, generation_config, self.config)
 
     def _select_codes(
         self,

@@ -128,11 +128,8 @@ class Pipeline:
 
     @classmethod
     def load(cls, folder: str | Path | None = None, **options: Any) -> Pipeline:
-        """Load a model folder (or hub id); None is the bundled model.
-
-        `options` are those of `LoadOptions` (mllm/checkpoint.py): device, dtype, quantization, device_map,
-        embedding_context.
-        """
+        """Load a model folder (or hub id); None is the bundled model. `options` are those of `LoadOptions`
+        (mllm/checkpoint.py): device, dtype, quantization, device_map, embedding_context."""
         load = LoadOptions(**options)
         path = find_model_folder(folder)
         processor = MLLMProcessor.from_pretrained(path, device=load.place)
@@ -168,12 +165,9 @@ class Pipeline:
         on_event: OnEvent | None = None,
         **overrides: Unpack[Overrides],
     ) -> list[Image.Image]:
-        """Images of what the prompt says; image i has seed + i, kept in its `info`.
-
-        Args:
-            plan: what is where, in place of the model's own plan (docs/plans.md).
-            best_of: draw each image that many times and keep the one that the model itself scores highest.
-        """
+        """Images of what the prompt says; image i has seed + i, kept in its `info`. `plan`: what is where, in place of
+        the model's own plan (docs/plans.md). `best_of`: draw each image that many times and keep the one that the model
+        itself scores highest."""
         check_text(prompt, name="prompt", hint="say what to draw")
         request = self._request(["draw"], [TextPart(prompt)], "image", overrides, size=size, plan=plan)
         n, best_of = check_count(n, name="n"), check_count(best_of, name="best_of")
@@ -227,11 +221,8 @@ class Pipeline:
         on_event: OnEvent | None = None,
         **overrides: Unpack[Overrides],
     ) -> Image.Image:
-        """The image changed following the instruction; also dense tasks, such as "Depth estimation.".
-
-        Args:
-            mask: an image that is white where the image may change; everywhere else its codes stay (inpainting).
-        """
+        """The image changed following the instruction; also dense tasks, such as "Depth estimation.". `mask`: an image
+        that is white where the image may change; everywhere else its codes stay (inpainting)."""
         check_text(instruction, name="instruction", hint="say what to change")
         (shown,) = self.processor.encode_images([image])
         request = self._request(
@@ -267,11 +258,9 @@ class Pipeline:
         return dialogue
 
     def chat(self, messages: Sequence[Any], **overrides: Unpack[Overrides]) -> Generator[Event, None, None]:
-        """Answer a dialogue (messages or Hugging Face chat dicts) in text and images, as they come.
-
-        The complete history goes in, images included; `Done.message` is the answer to append to it. Temperature, top-k
-        and top-p are those of images. Wrong input is refused at once, not when the first event is asked for.
-        """
+        """Answer a dialogue (messages or Hugging Face chat dicts) in text and images, as they come. The complete
+        history goes in, images included; `Done.message` is the answer to append to it. Temperature, top-k and top-p are
+        those of images. Wrong input is refused at once, not when the first event is asked for."""
         task = check_task(self.tasks, "chat")
         if isinstance(messages, str | Mapping):
             raise ValueError(f"messages must be a list, got {messages!r}; pass [{{'role': 'user', 'content': ...}}]")
@@ -287,11 +276,8 @@ class Pipeline:
         size: Size | None = None,
         **overrides: Unpack[Overrides],
     ) -> list[list[str | Image.Image]]:
-        """Answer many dialogues together, for evaluation: the texts and images of each answer, in order.
-
-        Args:
-            size: of the images drawn where no image was shown or drawn before; those that follow have its size.
-        """
+        """Answer many dialogues together, for evaluation: the texts and images of each answer, in order. `size`: of the
+        images drawn where no image was shown or drawn before; those that follow have its size."""
         at_once = max(len(dialogues), 1)
         answers = dict(
             self.answer_each(dialogues, mode, seeds, at_once=at_once, together=at_once, size=size, **overrides)
@@ -310,11 +296,8 @@ class Pipeline:
         **overrides: Unpack[Overrides],
     ) -> Iterator[tuple[int, list[str | Image.Image]]]:
         """The answers of `answer` as they end, each with its place; a dialogue is taken when there is room for it.
-
-        Args:
-            at_once: how many are answered at the same time.
-            together: how many are taken and have their images encoded together; by default a quarter of these.
-        """
+        `at_once`: how many are answered at the same time. `together`: how many are taken and have their images encoded
+        together; by default a quarter of these."""
         pairs, failure = iter(zip(dialogues, seeds, strict=True)), None
 
         def requests() -> Iterator[GenerationRequest]:
@@ -366,11 +349,8 @@ class Pipeline:
         self, images: Sequence[Image.Image], texts: Sequence[str], *, questions: Questions | None = None
     ) -> list[float]:
         """How probable the model finds it, 0 to 1, that each image shows its text: of all questions about the text the
-        product of the probabilities of the wanted answers, word by word, without the end mark.
-
-        Args:
-            questions: to ask about an image of a text; default: the checkpoint's planner's, else VQAScore's.
-        """
+        product of the probabilities of the wanted answers, word by word, without the end mark. `questions`: to ask
+        about an image of a text; default: the checkpoint's planner's, else VQAScore's."""
         check_task(self.tasks, "ask")
         if not isinstance(images, list | tuple) or not isinstance(texts, list | tuple) or len(images) != len(texts):
             raise ValueError(
@@ -483,11 +463,8 @@ class Pipeline:
                 yield from decoder.decode(event)
 
     def _stream(self, requests: Iterable[GenerationRequest], at_once: int | None = None) -> Iterator[Event]:
-        """The events of answers whose images are checked; the caller holds the lock.
-
-        Args:
-            at_once: a request is taken when fewer than this many are being answered.
-        """
+        """The events of answers whose images are checked; the caller holds the lock. `at_once`: a request is taken when
+        fewer than this many are being answered."""
         num_open, source = 0, iter(requests)
 
         def next_requests() -> Iterator[GenerationRequest | None]:
@@ -547,11 +524,8 @@ def describe_images(
     *,
     expected: Sequence[tuple[int, ...]] = (),
 ) -> list[list[Message]]:
-    """The dialogues with encoded images; those of the user get a description, all dialogues together.
-
-    Args:
-        expected: guesses of the descriptions, for speed alone; one for each dialogue.
-    """
+    """The dialogues with encoded images; those of the user get a description, all dialogues together. `expected`:
+    guesses of the descriptions, for speed alone; one for each dialogue."""
     for messages in dialogues:
         if not messages or not any(not isinstance(p, TextPart) or p.text.strip() for p in messages[-1].parts):
             raise ValueError("a chat must end with a text or an image, got neither; say something")
@@ -686,10 +660,8 @@ def log_probabilities(
 
 
 class EventDecoder:
-    """Decodes the events of one request: ids and codes in, text, images and the message of the answer out.
-
-    Previews are decoded by a thread beside the decoding; one that is not ready when the next comes is left out.
-    """
+    """Decodes the events of one request: ids and codes in, text, images and the message of the answer out. Previews are
+    decoded by a thread beside the decoding; one that is not ready when the next comes is left out."""
 
     def __init__(self, processor: MLLMProcessor) -> None:
         self.processor = processor
@@ -728,11 +700,9 @@ class EventDecoder:
 
 
 class TextStream:
-    """The text of ids that come one by one: what is new and will not change any more.
-
-    A character may take several byte tokens, which are decoded as one run, and outer spaces do not belong to an answer;
-    both are held back. All deltas of a run together are its stripped text.
-    """
+    """The text of ids that come one by one: what is new and will not change any more. A character may take several byte
+    tokens, which are decoded as one run, and outer spaces do not belong to an answer; both are held back. All deltas of
+    a run together are its stripped text."""
 
     def __init__(self, processor: MLLMProcessor) -> None:
         self.tokenizer = processor.tokenizer

@@ -113,11 +113,8 @@ class TextOptions:
 
     @classmethod
     def read(cls, given: dict[str, Any], *, may_be_lists: bool = False, **others: Any) -> TextOptions:
-        """Check names and values; an option that this processor does not have is an error.
-
-        Args:
-            may_be_lists: rows are not padded unless a call asks for it.
-        """
+        """Check names and values; an option that this processor does not have is an error. `may_be_lists`: rows are not
+        padded unless a call asks for it."""
         grouped = {name: value for group in KWARGS_GROUPS for name, value in (given.get(group) or {}).items()}
         plain = {name: value for name, value in given.items() if name not in KWARGS_GROUPS}
         options = {n: v for n, v in {**plain, **grouped, **others}.items() if v is not None or n == "return_tensors"}
@@ -175,11 +172,8 @@ class MLLMProcessor(ProcessorMixin):
         preparation: str = "cover",
         chat_template: str | None = None,
     ) -> None:
-        """
-        Args:
-            config: the model's; needed to encode, not to save (the model saves it).
-            preparation: how an image gets to a size of the model; a name in tokenizer/images.py.
-        """
+        """`config`: the model's; needed to encode, not to save (the model saves it). `preparation`: how an image gets
+        to a size of the model; a name in tokenizer/images.py."""
         if chat_template is None or (isinstance(chat_template, str) and is_outdated(chat_template)):
             chat_template = template_of("native" if config is None else config.prompt_style)
         super().__init__(tokenizer, chat_template=chat_template)
@@ -299,11 +293,9 @@ class MLLMProcessor(ProcessorMixin):
         processor_kwargs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> Any:
-        """The text form of a chat, or with `tokenize=True` model inputs, images included (`return_dict=True`).
-
-        Without `padding` and `return_tensors`, whole chats of unequal length come back as lists, for training tools;
-        prompts are padded, for `generate`.
-        """
+        """The text form of a chat, or with `tokenize=True` model inputs, images included (`return_dict=True`). Without
+        `padding` and `return_tensors`, whole chats of unequal length come back as lists, for training tools; prompts
+        are padded, for `generate`."""
         for name, value in (("tools", tools), ("documents", documents)):
             if value:
                 raise ValueError(f"{name} must be None for this model, got {type(value).__name__}; leave them out")
@@ -366,10 +358,8 @@ class MLLMProcessor(ProcessorMixin):
         return self.to_sequence(Draft(self.encode_chat(messages), extent, answer))
 
     def encode_chat(self, messages: Sequence[Message]) -> list[Message]:
-        """The same dialogue with codes in place of images.
-
-        Those that the assistant drew keep their plans, in a model with plans; one of the user is described anew.
-        """
+        """The same dialogue with codes in place of images. Those that the assistant drew keep their plans, in a model
+        with plans; one of the user is described anew."""
         images = [part.image for message in messages for part in message.parts if isinstance(part, ImagePart)]
         codes = iter(self.encode_images(images))
         has_plans = self.config is not None and self.config.begin_plan_id is not None
@@ -530,10 +520,8 @@ class MLLMProcessor(ProcessorMixin):
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | Path, *, device: torch.device | str | None = None, **kwargs: Any
     ) -> MLLMProcessor:
-        """Read a model folder, or one that a processor alone was saved to.
-
-        `kwargs` are transformers' options for the hub, which a folder does not need.
-        """
+        """Read a model folder, or one that a processor alone was saved to. `kwargs` are transformers' options for the
+        hub, which a folder does not need."""
         given = Path(pretrained_model_name_or_path)
         alone = read_fields(given).get(MODEL_CONFIG)
         if alone is None or (given / CONFIG_FILE).is_file():

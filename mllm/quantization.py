@@ -85,12 +85,8 @@ def finish(output_MO: Tensor, bias_O: Tensor | None, hidden: Tensor) -> Tensor:
 
 
 def quantize_linears(model: nn.Module, name: str, *, device: torch.device, kept: Sequence[str] = ()) -> None:
-    """Replace linear layers in place, one at a time, by layers of few bits on a device.
-
-    Args:
-        name: a key of BITS.
-        kept: beginnings of the names of modules that stay as they are.
-    """
+    """Replace linear layers in place, one at a time, by layers of few bits on a device. `name`: a key of BITS. `kept`:
+    beginnings of the names of modules that stay as they are."""
     layer_class = {"int8": Int8Linear, "int4": Int4Linear}[name]
     for path, module in list(model.named_modules()):
         if type(module) is nn.Linear and not path.startswith(tuple(kept)):

@@ -150,12 +150,8 @@ def plain_sequence(
     labels: Sequence[int] | np.ndarray | None = None,
     learned: bool = False,
 ) -> TokenSequence:
-    """Tokens, with the codes (N, K) of their images.
-
-    Args:
-        labels: default: nothing is learned.
-        learned: whether the images are.
-    """
+    """Tokens, with the codes (N, K) of their images. `labels`: default: nothing is learned. `learned`: whether the
+    images are."""
     lengths_I = np.array([len(codes_NK) for codes_NK in images], dtype=np.int64)
     return TokenSequence(
         token_ids_T=np.array(token_ids, dtype=np.int64),
@@ -236,10 +232,8 @@ def extend_sequence(sequence: TokenSequence, token_ids: Sequence[int], images: S
 
 
 def cut_sequence(sequence: TokenSequence, length: int, *, config: MLLMConfig) -> list[TokenSequence] | None:
-    """A long document in pieces of at most `length` tokens, cut between tokens but never inside an image.
-
-    None where an image alone is longer. Pieces after the first have no begin-of-sequence token.
-    """
+    """A long document in pieces of at most `length` tokens, cut between tokens but never inside an image. None where an
+    image alone is longer. Pieces after the first have no begin-of-sequence token."""
     may_cut_T = cuttable(sequence, config)
     pieces, begin = [], 0
     while begin < len(sequence):
@@ -310,10 +304,8 @@ def pack_rows(rows: Sequence[Sequence[TokenSequence]], *, length: int, pad_token
 
 
 def sample_numbers(position_ids_BT: Tensor) -> Tensor:
-    """Which sample of its row each token of a packed batch belongs to, from 1 (B, T); 0 is padding.
-
-    A token is one of a sample (of two tokens or more) where its own position or that of the next token is not 0.
-    """
+    """Which sample of its row each token of a packed batch belongs to, from 1 (B, T); 0 is padding. A token is one of a
+    sample (of two tokens or more) where its own position or that of the next token is not 0."""
     is_later_BT = position_ids_BT > 0
     is_sample_BT = is_later_BT | F.pad(is_later_BT[:, 1:], (0, 1))
     return ((position_ids_BT == 0) & is_sample_BT).cumsum(dim=1) * is_sample_BT
@@ -321,11 +313,9 @@ def sample_numbers(position_ids_BT: Tensor) -> Tensor:
 
 def take_row(lengths: Sequence[int], room: int) -> list[int]:
     """Which of the waiting sequences fill a row best: the first of them, so that none waits forever, and those of the
-    others that leave the least room. Indices in order; of equal fillings the one of earlier sequences.
-
-    Exact (subset sum): bit n of a number says whether the first sequence and some of those so far add up to n. Always
-    taking the longest that fits leaves 6 % of rows of 2048 empty where every sample is a captioned image, this 0.3 %.
-    """
+    others that leave the least room. Indices in order; of equal fillings the one of earlier sequences. Exact (subset
+    sum): bit n of a number says whether the first sequence and some of those so far add up to n. Always taking the
+    longest that fits leaves 6 % of rows of 2048 empty where every sample is a captioned image, this 0.3 %."""
     if not lengths:
         return []
     row_sums = (1 << (room + 1)) - 1

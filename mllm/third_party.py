@@ -68,11 +68,9 @@ def code_names(function: Any) -> Sequence[str]:
 
 
 def with_images(model: Any, fused: Callable[..., Any]) -> Callable[..., Any]:
-    """TRL's `forward(fused_lm_head=True)`, which gives log-probabilities of the next tokens, with images.
-
-    Before a learned image position stands the log-probability of its K codes; before another one 0, and its label does
-    not count.
-    """
+    """TRL's `forward(fused_lm_head=True)`, which gives log-probabilities of the next tokens, with images. Before a
+    learned image position stands the log-probability of its K codes; before another one 0, and its label does not
+    count."""
     original = model.forward
 
     def forward(*args: Any, fused_lm_head: bool = False, labels: Tensor | None = None, **kwargs: Any) -> Any:
