@@ -18,7 +18,7 @@ from typing import Any
 from PIL import Image
 
 from demo.answer import FAILED, Entry, Settings, as_sentence, stream_answer
-from demo.page import ASSETS, STYLE_SHEET, Example, build_page, theme
+from demo.page import ASSETS, STYLE_SHEET, build_page, example, theme
 from mllm.cli.main import load_pipeline
 from mllm.pipeline import ImageDone, Pipeline, TextDelta
 from tokenizer.images import read_image
@@ -29,15 +29,15 @@ TITLE = "mllm"
 SUBTITLE = "One model that draws, answers and edits"
 FIRST, SECOND = str(ASSETS / "circle-and-square.png"), str(ASSETS / "star-heart-triangle.png")
 EXAMPLES = [
-    Example(
+    example(
         "A red circle left of a blue square",
         "a large red circle to the left of a small blue square on a white background",
     ),
-    Example("Three yellow stars on black", "three small yellow stars on a black background"),
-    Example("What color is the circle?", "What color is the circle?", FIRST),
-    Example("Describe this picture", "Describe the picture.", SECOND),
-    Example("Make the circle green", "Make the circle green.", FIRST),
-    Example("Estimate its depth", "Depth estimation.", SECOND),
+    example("Three yellow stars on black", "three small yellow stars on a black background"),
+    example("What color is the circle?", "What color is the circle?", FIRST),
+    example("Describe this picture", "Describe the picture.", SECOND),
+    example("Make the circle green", "Make the circle green.", FIRST),
+    example("Estimate its depth", "Depth estimation.", SECOND),
 ]
 
 

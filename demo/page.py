@@ -8,7 +8,7 @@ from __future__ import annotations
 import html
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import gradio as gr
 from gradio.components.chatbot import ExampleMessage
@@ -17,30 +17,24 @@ from demo.answer import Entry, Settings, stopped, user_entry
 
 ASSETS = Path(__file__).parent / "assets"
 STYLE_SHEET = ASSETS / "style.css"
-FONTS = ["ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
-MONO_FONTS = ["ui-monospace", "SFMono-Regular", "Menlo", "monospace"]
+FONTS = {
+    "font": ["ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"],
+    "font_mono": ["ui-monospace", "SFMono-Regular", "Menlo", "monospace"],
+}
 
 Answer = Callable[..., Iterator[list[Entry]]]
 """answer(history, seed, guidance, temperature, top_k) yields the history with the answer growing."""
 
 
-class Example(NamedTuple):
+def example(label: str, text: str, file: str | None = None) -> ExampleMessage:
     """A request to click."""
-
-    label: str
-    text: str
-    file: str | None = None
-
-    def card(self) -> ExampleMessage:
-        files, icon = [self.file] if self.file else [], self.file or str(ASSETS / "draw.svg")
-        return {"text": self.text, "display_text": self.label, "files": files, "icon": icon}
+    files, icon = [file] if file else [], file or str(ASSETS / "draw.svg")
+    return {"text": text, "display_text": label, "files": files, "icon": icon}
 
 
 def theme() -> gr.themes.Base:
     """Quiet grays, one blue, fonts of the system."""
-    return gr.themes.Base(
-        primary_hue="indigo", neutral_hue="slate", radius_size="lg", font=FONTS, font_mono=MONO_FONTS
-    ).set(
+    return gr.themes.Base(primary_hue="indigo", neutral_hue="slate", radius_size="lg", **FONTS).set(
         body_background_fill="*neutral_50",
         block_border_width="0px",
         block_shadow="none",
@@ -56,7 +50,7 @@ def build_page(
     *,
     title: str,
     subtitle: str,
-    examples: list[Example],
+    examples: list[ExampleMessage],
     defaults: Settings,
     functions: Mapping[str, Callable[..., Any]],
 ) -> gr.Blocks:
@@ -69,7 +63,7 @@ def build_page(
             height="auto",
             layout="bubble",
             buttons=[],
-            examples=[example.card() for example in examples],
+            examples=examples,
             placeholder="Try one of these, or write your own.",
             group_consecutive_messages=False,
             latex_delimiters=[],

@@ -18,30 +18,29 @@ from tokenizer.layers import (
     SelfAttention,
     TransformerStack,
     Upsample,
-    scaled_attention,
 )
 from tokenizer.unitok import UniTok
 
 
-def test_eager_attention_equals_fused_attention() -> None:
-    query, key, value = torch.randn(3, 2, 3, 7, 4)
-    for causal in (False, True):
-        with torch.no_grad():
-            fused = scaled_attention(query, key, value, causal=causal)
-        eager = scaled_attention(query.clone().requires_grad_(), key, value, causal=causal)
-        torch.testing.assert_close(eager, fused)
+def attend_by_definition(query_BNE: Tensor, key_BNE: Tensor, value_BNE: Tensor, *, causal: bool) -> Tensor:
+    """One head."""
+    scores_BNN = query_BNE @ key_BNE.transpose(1, 2) / query_BNE.shape[-1] ** 0.5
+    if causal:
+        scores_BNN = scores_BNN.masked_fill(torch.ones_like(scores_BNN, dtype=torch.bool).triu(1), -torch.inf)
+    return scores_BNN.softmax(-1) @ value_BNE
 
 
-def test_self_attention_equals_its_definition() -> None:
-    layer = SelfAttention(6, 2)
+@pytest.mark.parametrize("causal", [False, True])
+def test_attention_equals_its_definition_with_and_without_gradients(causal: bool) -> None:
+    layer = SelfAttention(6, 2, causal=causal)
     hidden_BND = torch.randn(2, 5, 6)
     query, key, value = layer.qkv(hidden_BND).split(6, dim=-1)
-    heads = []
-    for h in range(2):
-        part = slice(3 * h, 3 * h + 3)
-        weights_BNN = (query[..., part] @ key[..., part].transpose(1, 2) / 3**0.5).softmax(-1)
-        heads.append(weights_BNN @ value[..., part])
-    torch.testing.assert_close(layer(hidden_BND), layer.proj(torch.cat(heads, dim=-1)))
+    parts = (slice(0, 3), slice(3, 6))
+    heads = [attend_by_definition(query[..., p], key[..., p], value[..., p], causal=causal) for p in parts]
+    expected = layer.proj(torch.cat(heads, dim=-1))
+    torch.testing.assert_close(layer(hidden_BND), expected)
+    with torch.no_grad():  # the fused kernel
+        torch.testing.assert_close(layer(hidden_BND), expected)
 
 
 def test_geglu_gates_with_tanh_gelu() -> None:
@@ -53,7 +52,7 @@ def test_geglu_gates_with_tanh_gelu() -> None:
     torch.testing.assert_close(layer(hidden_BND), layer.w2(gate * layer.w1(normed)))
 
 
-def test_drop_path_drops_samples_in_training_only() -> None:
+def test_drop_path_drops_samples_in_training_only_and_grows_with_depth(small_config: UniTokConfig) -> None:
     torch.manual_seed(0)
     layer = DropPath(0.25)
     dropped_BND = layer(torch.ones(400, 2, 3))
@@ -61,9 +60,6 @@ def test_drop_path_drops_samples_in_training_only() -> None:
     assert (dropped_BND.amax(dim=(1, 2)) == dropped_BND.amin(dim=(1, 2))).all()
     assert 0.15 < (dropped_BND[:, 0, 0] == 0).float().mean() < 0.35
     assert torch.equal(layer.eval()(torch.ones(4, 2, 3)), torch.ones(4, 2, 3))
-
-
-def test_stochastic_depth_grows_linearly(small_config: UniTokConfig) -> None:
     blocks = TransformerStack(replace(small_config, drop_path=0.2), 5)
     assert [block.drop_path.probability for block in blocks] == pytest.approx([0.0, 0.05, 0.1, 0.15, 0.2])
 
@@ -86,11 +82,11 @@ def test_channel_norm_normalises_every_pixel() -> None:
     torch.nn.init.normal_(norm.weight)
     torch.nn.init.normal_(norm.bias)
     hidden_BCHW = torch.randn(2, 5, 3, 4)
-    deviation = (hidden_BCHW.var(dim=1, correction=0, keepdim=True) + 1e-6).sqrt()
-    normed = (hidden_BCHW - hidden_BCHW.mean(dim=1, keepdim=True)) / deviation
-    expected = normed * norm.weight[:, None, None] + norm.bias[:, None, None]
-    torch.testing.assert_close(norm(hidden_BCHW), expected)
-    torch.testing.assert_close(norm(hidden_BCHW.contiguous(memory_format=torch.channels_last)), expected)
+    expected = torch.empty_like(hidden_BCHW)
+    for b, y, x in torch.cartesian_prod(torch.arange(2), torch.arange(3), torch.arange(4)).tolist():
+        expected[b, :, y, x] = F.layer_norm(hidden_BCHW[b, :, y, x], (5,), norm.weight, norm.bias, eps=1e-6)
+    for memory in (torch.contiguous_format, torch.channels_last):
+        torch.testing.assert_close(norm(hidden_BCHW.contiguous(memory_format=memory)), expected)
 
 
 def test_mbconv_is_a_bottleneck_beside_its_shortcut() -> None:
@@ -118,17 +114,10 @@ def projection_by_loop(module: AttentionProjection, hidden_BNI: Tensor, *, causa
     outputs = []
     for h in range(heads):
         part = slice(h * width, (h + 1) * width)
-        scores_BNN = query[..., part] @ key[..., part].transpose(1, 2) / width**0.5
-        if causal:
-            scores_BNN = scores_BNN.masked_fill(torch.ones_like(scores_BNN, dtype=torch.bool).triu(1), -torch.inf)
-        outputs.append(scores_BNN.softmax(-1) @ value[..., part])
+        outputs.append(attend_by_definition(query[..., part], key[..., part], value[..., part], causal=causal))
     out_width = module.proj.out_features
-    if hidden_BNI.shape[-1] > out_width:
-        mixed = torch.stack(outputs).mean(0)
-        if width != out_width:
-            mixed = F.adaptive_avg_pool1d(mixed, out_width)
-    else:
-        mixed = torch.cat(outputs, dim=-1)
+    narrows = hidden_BNI.shape[-1] > out_width
+    mixed = F.adaptive_avg_pool1d(torch.stack(outputs).mean(0), out_width) if narrows else torch.cat(outputs, dim=-1)
     hidden_BNO = module.proj(module.norm3(hidden_BNI)) + module.attn.proj(mixed)
     return hidden_BNO + module.mlp(module.norm2(hidden_BNO))
 

@@ -87,20 +87,16 @@ def test_autocast_around_it_changes_no_code(small_model: UniTok, pixels_B3HW: Te
     assert not torch.equal(rounded_BKN, codes_BKN)  # else this test could not fail
 
 
-def test_every_parameter_learns(small_config: UniTokConfig, pixels_B3HW: Tensor) -> None:
-    torch.manual_seed(0)
-    model = UniTok(small_config)
+def test_every_parameter_learns_and_recomputing_keeps_gradients(small_model: UniTok, pixels_B3HW: Tensor) -> None:
+    model = small_model.train()
     output = model(pixels_B3HW, torch.tensor([[1, 2, 30, 0], [5, 30, 0, 0]]), with_entropy=True)
     loss = output.reconstruction_B3HW.square().mean() + output.vq_loss + output.entropy_loss
     logits_BB = output.logit_scale * output.image_features @ output.text_features.T
     (loss + torch.nn.functional.cross_entropy(logits_BB, torch.arange(2))).backward()
     assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
-
-
-def test_recomputing_keeps_gradients(small_model: UniTok, pixels_B3HW: Tensor) -> None:
     gradients = []
     for enabled in (False, True):
-        small_model.train().recompute_activations(enabled)
+        small_model.recompute_activations(enabled)
         small_model.zero_grad()
         small_model(pixels_B3HW).reconstruction_B3HW.square().mean().backward()
         gradients.append(small_model.encoder.blocks[0].attn.qkv.weight.grad.clone())
