@@ -12,7 +12,6 @@ train/data/rows.py and become records in train/data/columns.py.
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -42,7 +41,7 @@ class BadRecord(ValueError):
 class RawImage:
     """An image that is not read yet."""
 
-    source: Path | bytes
+    source: Path | bytes | str  # a `data:` or `file:` URL
     name: str
     has_views: bool = False
     """Ten crops of it become a part each."""
@@ -149,12 +148,9 @@ def find_image(value: Any, folder: Path) -> RawImage:
         case bytes():
             return RawImage(value, "image in the record")
         case {"bytes": str(text)}:
-            return RawImage(_decode(text), "image in the record")
-        case str() if value.startswith("data:"):
-            head, _, body = value.partition(",")
-            if not head.endswith(";base64"):
-                raise BadRecord(f"a data URL must be base64, got {short(head)}; encode the image as base64")
-            return RawImage(_decode(body), "image in a data URL")
+            return RawImage(f"data:image;base64,{text}", "image in the record")
+        case str() if value.startswith(("data:", "file:")):
+            return RawImage(value, f"image {short(value)}")
         case str() if value:
             path = _file_of_url(value, folder) if "://" in value else _on_disk(folder, _expanded(Path(value)))
             name = str(path)
@@ -192,21 +188,12 @@ def _subfolders(folder: Path) -> list[Path]:
     return sorted(child for child in folder.iterdir() if child.is_dir())[:MAX_SUBFOLDERS] if folder.is_dir() else []
 
 
-def _decode(text: str) -> bytes:
-    try:
-        return base64.b64decode(text, validate=True)
-    except ValueError as error:
-        raise BadRecord(f"the bytes of an image must be base64: {error}; encode them as base64") from error
-
-
 def _file_of_url(url: str, folder: Path) -> Path:
     try:
         parts = urlsplit(url)
     except ValueError as error:
         raise BadRecord(f"an image must have a valid URL, got {short(url)}: {error}; correct it") from error
     path = unquote(parts.path)
-    if parts.scheme == "file":
-        return Path(path)
     inside = Path(parts.netloc) / path.lstrip("/")
     for candidate in (_on_disk(folder, inside), _on_disk(folder, Path(Path(path).name))):
         with suppress(OSError, ValueError):  # a name that no file can have

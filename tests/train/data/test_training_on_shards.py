@@ -13,7 +13,6 @@ from safetensors.torch import load_file
 
 from tests.train.data.raw_data import OPTIONS, load, write_raw
 from train.data.prepare import prepare_folder
-from train.data.shards import MANIFEST, SHARDS
 from train.recipe import MLLMData, MLLMRecipe, ShardSource, Validation, as_yaml, resolve
 from train.trainer import train_mllm
 
@@ -69,18 +68,6 @@ def test_shards_of_another_image_tokenizer_are_refused(recipe: MLLMRecipe, tmp_p
     other.save_pretrained(tmp_path / "other")
     with pytest.raises(ValueError):
         train_mllm(dataclasses.replace(recipe, image_tokenizer=tmp_path / "other"))
-
-
-def test_a_shard_that_was_cut_short_is_refused_before_the_first_step(recipe: MLLMRecipe, tmp_path: Path) -> None:
-    copy = Path(shutil.copytree(recipe.data.shards[0].path, tmp_path / "copy"))
-    cut = dataclasses.replace(recipe, data=MLLMData(shards=[ShardSource(path=str(copy))]))
-    shard = next((copy / SHARDS).iterdir())
-    shard.write_bytes(shard.read_bytes()[:100])
-    with pytest.raises(ValueError):
-        train_mllm(cut)
-    (copy / MANIFEST).unlink()
-    with pytest.raises(FileNotFoundError):
-        train_mllm(cut)
 
 
 def test_shards_are_named_in_the_recipe(recipe: MLLMRecipe) -> None:
