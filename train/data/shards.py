@@ -32,6 +32,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from accelerate import PartialState
+from fsspec.implementations.dirfs import DirFileSystem
 from tqdm import tqdm
 
 from mllm.conversation import CodesPart, Message, TextPart
@@ -225,7 +226,8 @@ class ShardFolder:
 
     def __init__(self, path: str | Path, *, in_memory: bool = False) -> None:
         self.path, self.in_memory = str(path), in_memory
-        self.files, self.root = fsspec.core.url_to_fs(self.path)
+        files, root = fsspec.core.url_to_fs(self.path)
+        self.files = DirFileSystem(root, files)
         manifest = self._read_manifest()
         self.code_source = CodeSource(**manifest["tokenizer"])
         self.names = [shard["name"] for shard in manifest["shards"]]
@@ -242,7 +244,9 @@ class ShardFolder:
     def _make_caches(self) -> None:
         self.process = os.getpid()
         self.open_shard = lru_cache(None if self.in_memory else OPEN_FILES)(self._open_shard)
-        self.row_group = lru_cache(None if self.in_memory else ROW_GROUPS)(self._row_group)
+        self.row_group = lru_cache(None if self.in_memory else ROW_GROUPS)(
+            lambda shard, group: self.open_shard(shard).read_row_group(group)
+        )
 
     def __len__(self) -> int:
         return int(self.num_rows.sum())
@@ -283,13 +287,10 @@ class ShardFolder:
                 f"{self.code_source}; prepare the data again with the recipe's"
             )
 
-    def _row_group(self, shard: int, group: int) -> pa.Table:
-        return self.open_shard(shard).read_row_group(group)
-
     def _open_shard(self, shard: int) -> pq.ParquetFile:
         name = self.names[shard]
         try:
-            file = pq.ParquetFile(self.files.open(self._place(SHARDS, name)))
+            file = pq.ParquetFile(self.files.open(f"{SHARDS}/{name}"))
         except (pa.ArrowInvalid, OSError) as error:
             raise ValueError(f"shard {name} of {self.path} is damaged: {error}; remove it and prepare again") from error
         facts = _read_facts(file.metadata.metadata, name)
@@ -303,8 +304,7 @@ class ShardFolder:
 
     def _read_manifest(self) -> dict[str, Any]:
         try:
-            with self.files.open(self._place(MANIFEST), "rb") as file:
-                manifest = json.loads(file.read())
+            manifest = json.loads(self.files.cat(MANIFEST))
         except FileNotFoundError:
             raise FileNotFoundError(
                 f"{self.path} must be a finished folder of shards, got no {MANIFEST}; run `mllm prepare` to its end"
@@ -318,7 +318,7 @@ class ShardFolder:
 
     def _check_sizes(self, expected: dict[str, int]) -> None:
         """Find shards that are missing or truncated before training rather than in the middle of it."""
-        listed = self.files.ls(self._place(SHARDS), detail=True) if expected else []
+        listed = self.files.ls(SHARDS, detail=True) if expected else []
         found = {PurePosixPath(entry["name"]).name: entry["size"] for entry in listed}
         for name, size in expected.items():
             if found.get(name) != size:
@@ -327,9 +327,6 @@ class ShardFolder:
                     f"shard {name} of {self.path} must have {size} bytes, got {state}; copy it again, or remove it "
                     "and prepare again"
                 )
-
-    def _place(self, *names: str) -> str:
-        return "/".join([self.root.rstrip("/"), *names])
 
 
 def _read_facts(metadata: dict[bytes, bytes] | None, name: str) -> dict[str, Any]:
