@@ -3,7 +3,8 @@
 import json
 import re
 import tarfile
-from collections import Counter
+from collections import Counter, defaultdict
+from itertools import product
 from pathlib import Path
 from typing import get_args
 
@@ -31,24 +32,20 @@ def write_package(folder: Path, package: str, files: dict[str, object]) -> None:
 
 def made_up_entries() -> list[dict]:
     """Objects with keywords, and workers of three genders with all skin tones, in the layout of emojibase."""
-    entries = []
-    for number in range(NUM_OBJECTS):
-        tags = [f"color{number % 7}", f"shape{number % 11}", f"size{number % 13}", f"object{number + 1:03}"]
-        entries.append({"label": f"object{number:03}", "tags": tags, "group": 7, "subgroup": number % 4})
-    for number in range(NUM_WORKERS):
-        for words, gender in (("", None), ("man ", 1), ("woman ", 0)):
-            label = f"{words}worker{number:03}"
-            entry = {"label": label, "tags": [label], "group": 1, "subgroup": 5}
-            entry |= {} if gender is None else {"gender": gender}
-            skins = [{"label": f"{label}: {name} skin tone", "tone": tone} for tone, name in enumerate(TONES, start=1)]
-            entries.append({**entry, "skins": [*skins, {"label": f"{label}: two", "tone": [1, 5]}]})
-    entries.append({"label": "bald", "group": 2, "subgroup": 6})
-    entries.append({"label": "regional indicator A"})
-    code_point = 0x1F000
-    for entry in entries:
-        for image in (entry, *entry.get("skins", ())):
-            image |= {"hexcode": f"{code_point:X}-FE0F", "emoji": chr(code_point)}
-            code_point += 1
+    entries: list[dict] = []
+    for n in range(NUM_OBJECTS):
+        tags = [f"color{n % 7}", f"shape{n % 11}", f"size{n % 13}", f"object{n + 1:03}"]
+        entries.append({"label": f"object{n:03}", "tags": tags, "group": 7, "subgroup": n % 4})
+    for n, (words, gender) in product(
+        range(NUM_WORKERS), (("", {}), ("man ", {"gender": 1}), ("woman ", {"gender": 0}))
+    ):
+        label = f"{words}worker{n:03}"
+        skins: list[dict] = [{"label": label, "tone": tone} for tone in (1, 2, 3, 4, 5, [1, 5])]
+        entries.append({"label": label, "tags": [label], "group": 1, "subgroup": 5, "skins": skins, **gender})
+    entries += [{"label": "bald", "group": 2, "subgroup": 6}, {"label": "regional indicator A"}]
+    images = (image for entry in entries for image in (entry, *entry.get("skins", ())))
+    for code_point, image in enumerate(images, start=0x1F000):
+        image |= {"hexcode": f"{code_point:X}-FE0F", "emoji": chr(code_point)}
     return entries
 
 
@@ -59,12 +56,9 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     groups = {"1": "people-body", "2": "component", "7": "objects"}
     texts = {"groups": groups, "subgroups": {str(number): f"kind{number}" for number in range(7)}}
     write_package(folder, TEXTS_PACKAGE, {"en/data.json": entries, "meta/groups.json": texts})
-    annotations = {
-        "\u2227": {"tts": ["logical and"]},
-        entries[0]["emoji"]: {"default": ["oldest"], "tts": ["object000"]},
-    }
-    annotations = {"annotations": {"annotations": annotations}}
-    write_package(folder, KEYWORDS_PACKAGE, {"annotations/en/annotations.json": annotations})
+    oldest = {"default": ["oldest"], "tts": ["object000"]}
+    annotations = {"annotations": {"\u2227": {"tts": ["logical and"]}, entries[0]["emoji"]: oldest}}
+    write_package(folder, KEYWORDS_PACKAGE, {"annotations/en/annotations.json": {"annotations": annotations}})
     for style in (STYLES[name] for name in ALL_STYLES):
         images = [image for entry in entries for image in (entry, *entry.get("skins", ()))]
         characters = {image["hexcode"]: f"icon-{number}" for number, image in enumerate(images)}
@@ -116,13 +110,13 @@ def test_genders_and_directions_are_one_thing() -> None:
 
 
 def test_what_is_held_out_holds_for_all_that_goes_with_it(cells: list[Cell]) -> None:
-    splits_of_thing, splits_of_cell, splits_of_variant = {}, {}, {}
+    splits_of_thing, splits_of_cell, splits_of_variant = (defaultdict(set) for _ in range(3))
     for cell in cells:
         emoji = cell.emoji
-        splits_of_thing.setdefault(emoji.thing, set()).add(cell.split)
-        splits_of_cell.setdefault((emoji.label, cell.style), set()).add(cell.split)
+        splits_of_thing[emoji.thing].add(cell.split)
+        splits_of_cell[emoji.label, cell.style].add(cell.split)
         if cell.split in ("train", "held_out_variant"):
-            splits_of_variant.setdefault((emoji.label, emoji.tone), set()).add(cell.split)
+            splits_of_variant[emoji.label, emoji.tone].add(cell.split)
     for whole in ("held_out_thing", "unknown"):
         assert all(splits == {whole} for splits in splits_of_thing.values() if whole in splits)
     assert all(splits == {"held_out_cell"} for splits in splits_of_cell.values() if "held_out_cell" in splits)
@@ -216,22 +210,19 @@ def test_tars_hold_the_training_split_and_building_again_changes_nothing(
     for cell in cells:  # what is there is not drawn again, so nothing else is needed
         path = tmp_path / "images" / cell.path
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (2, 2)).save(path)
-    options = {"styles": ALL_STYLES, "size": 2, "packages": packages, "num_processes": 1}
-    build(tmp_path, **options)
-    written = {path: path.read_bytes() for path in sorted(tmp_path.rglob("*")) if path.is_file()}
-    names = []
-    for path in sorted((tmp_path / "tokenizer").glob("*.tar")):
-        with tarfile.open(path) as tar:
-            names += tar.getnames()
+        path.write_bytes(b"image")
+    written: list[dict[Path, bytes]] = []
+    for _ in range(2):
+        build(tmp_path, styles=ALL_STYLES, size=2, packages=packages, num_processes=1)
+        written.append({path: path.read_bytes() for path in sorted(tmp_path.rglob("*")) if path.is_file()})
+    assert written[0] == written[1]
+    names = [name for path in (tmp_path / "tokenizer").glob("*.tar") for name in tarfile.open(path).getnames()]
     training = [cell.path.removesuffix(".png").replace("/", "-") for cell in cells if cell.split == "train"]
     assert sorted(names) == sorted(f"{key}.{suffix}" for key in training for suffix in ("png", "txt"))
     lines = [json.loads(line) for line in (tmp_path / "cells.jsonl").read_text().splitlines()]
     assert [line["split"] for line in lines] == [cell.split for cell in cells]
     attribution = (tmp_path / "ATTRIBUTION.md").read_text()
     assert all(style.license in attribution and style.author in attribution for style in map(STYLES.get, ALL_STYLES))
-    build(tmp_path, **options)
-    assert written == {path: path.read_bytes() for path in sorted(tmp_path.rglob("*")) if path.is_file()}
 
 
 def test_images_are_square_and_on_white(tmp_path: Path) -> None:
