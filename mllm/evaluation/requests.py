@@ -45,7 +45,7 @@ from mllm.world.scene import (
     holds,
     is_valid,
 )
-from mllm.world.spec import compare, full_filter, looks_like, plain_phrase
+from mllm.world.spec import Filter, compare, looks_like, plain_phrase
 
 T = TypeVar("T")
 IMAGE_SIDE = 256
@@ -312,7 +312,7 @@ def judge_kept(expect: Expectation, scene: Scene, before: Scene | None) -> list[
 
 
 def name_of(item: SceneObject) -> str:
-    return plain_phrase(full_filter(item))
+    return plain_phrase(Filter.of(item))
 
 
 # ---- running ----

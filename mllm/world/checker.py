@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from random import Random
 
 import numpy as np
@@ -32,7 +32,7 @@ from mllm.world.render import (
     signed_distance,
 )
 from mllm.world.scene import BACKGROUNDS, COLORS, MIN_GAP, RADIUS, SHAPES, Scene, SceneObject, random_scene
-from mllm.world.spec import Spec, Verdict, check_scene, looks_like
+from mllm.world.spec import Spec, Verdict, check_scene, looks_like, pair_up
 from tokenizer.images import read_image
 
 MIN_SIDE = 64
@@ -64,8 +64,8 @@ class UnreadableError(Exception):
 def check(spec: Spec, parsed: ParsedScene) -> tuple[Verdict, ...]:
     """A verdict for every constraint; an unreadable image satisfies none."""
     if parsed.scene is None:
-        readable = Verdict(f"the image is readable ({parsed.reason})", False)
-        return (readable, *(Verdict(str(item), False) for item in spec.constraints))
+        verdicts = tuple(Verdict(str(item), False) for item in spec.constraints)
+        return (Verdict(f"the image is readable ({parsed.reason})", False), *verdicts)
     return (Verdict("the image is readable", True), *check_scene(spec, parsed.scene))
 
 
@@ -302,15 +302,8 @@ def checker_error(
 
 def same_scene(expected: Scene, found: Scene, *, tolerance: float = POSITION_TOLERANCE) -> bool:
     """Whether two scenes have the same background and the same objects in the same places."""
-    if expected.background != found.background or len(expected.objects) != len(found.objects):
-        return False
-    rest = list(found.objects)
-    for item in expected.objects:
-        near = next((other for other in rest if looks_like(item, other, tolerance=tolerance)), None)
-        if near is None:
-            return False
-        rest.remove(near)
-    return True
+    is_same = partial(looks_like, tolerance=tolerance)
+    return expected.background == found.background and pair_up(expected.objects, found.objects, is_same)
 
 
 # ---- borders ----

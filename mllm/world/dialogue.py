@@ -44,7 +44,7 @@ from mllm.world.scene import (
     random_scene_for,
     split_of,
 )
-from mllm.world.spec import ANY, Count, Filter, Spec, find_one
+from mllm.world.spec import ANY, Count, Filter, Spec
 
 JOBS = ("draw", "describe", "ask", "edit", "depth", "segment", "interleaved", "multi_turn", "talk")
 QUESTION_ROUND_WEIGHTS = (30, 25, 20, 15, 10)  # one to five questions about one image
@@ -264,7 +264,7 @@ def ask(
     """A question about a scene of the episode."""
     question = propose_question(scene, rng, kind_weights=kind_weights, allowed_pairs=episode.allowed_pairs)
     expected = answer(question, scene)
-    is_only = len(scene.objects) == 1 and question.first is not None and find_one(scene, question.first) is not None
+    is_only = len(scene.objects) == 1 and question.first is not None and question.first.find_one(scene) is not None
     pronoun = pronoun and is_only
     words = say_question(question, rng, pronoun=pronoun)
     if pronoun and says_it(words):

@@ -36,7 +36,7 @@ from mllm.world.scene import (
     random_free_position,
     stated_places,
 )
-from mllm.world.spec import ANY, Filter, Verdict, find_one, full_filter, looks_like
+from mllm.world.spec import ANY, Filter, Verdict, looks_like
 
 EDIT_KINDS = ("recolor", "remove", "add", "resize", "reshape", "background")
 CHANGED_ATTRIBUTE = {"recolor": "color", "resize": "size", "reshape": "shape"}
@@ -69,19 +69,19 @@ class Instruction(NamedTuple):
 
 def apply_edit(scene: Scene, edit: Edit) -> Scene:
     """The scene after the change; everything else stays where it is."""
-    objects = scene.objects
+    objects = list(scene.objects)
     match edit.kind:
         case "background":
-            return Scene(edit.value, objects)
+            return replace(scene, background=edit.value)
         case "add":
-            return Scene(scene.background, (*objects, edit.added))
+            objects.append(edit.added)
         case "remove":
-            return Scene(scene.background, objects[: edit.index] + objects[edit.index + 1 :])
+            del objects[edit.index]
         case "recolor" | "resize" | "reshape":
-            changed = changed_object(scene, edit)
-            return Scene(scene.background, (*objects[: edit.index], changed, *objects[edit.index + 1 :]))
+            objects[edit.index] = changed_object(scene, edit)
         case _:
             raise ValueError(f"edit kind must be one of {', '.join(EDIT_KINDS)}, got {edit.kind!r}")
+    return replace(scene, objects=tuple(objects))
 
 
 def changed_object(scene: Scene, edit: Edit) -> SceneObject:
@@ -144,7 +144,7 @@ def _propose_addition(scene: Scene, rng: Random) -> Edit | None:
 
 def is_distinct(scene: Scene, item: SceneObject) -> bool:
     """Whether size, color and shape single out one object, so that a sentence can refer to it."""
-    return find_one(scene, full_filter(item)) is not None
+    return Filter.of(item).find_one(scene) is not None
 
 
 # ---- edits in words ----
@@ -166,7 +166,7 @@ def edit_sentence(edit: Edit, scene: Scene, rng: Random, *, plain: bool = False,
         slots["comparative"] = rng.choice(table["comparatives"][edit.value])
         slots["verb"] = rng.choice(table["verbs"][edit.value])
     if edit.kind == "add":
-        slots["added"] = with_article(noun_phrase(full_filter(edit.added), rng))
+        slots["added"] = with_article(noun_phrase(Filter.of(edit.added), rng))
         if edit.place:
             slots["where"] = say_place(edit.place, rng)
         else:
@@ -217,7 +217,7 @@ def _is_among(expected: SceneObject, objects: list[SceneObject]) -> bool:
 def _is_addition(before: Scene, edit: Edit, item: SceneObject, after: Scene) -> bool:
     """Whether an object is the new one: right attributes, where the words say, and none of the old objects."""
     is_old = any(looks_like(old, item, tolerance=POSITION_TOLERANCE) for old in before.objects)
-    if is_old or not full_filter(edit.added).matches(item):
+    if is_old or not Filter.of(edit.added).matches(item):
         return False
     if edit.place:
         return is_placed(edit.place, item)

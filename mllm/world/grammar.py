@@ -15,7 +15,7 @@ from typing import NamedTuple, TypeVar
 
 from mllm.world.language import NUMBER_WORDS, phrases, pick, pluralize
 from mllm.world.scene import Scene, SceneObject, is_clear, main_relation
-from mllm.world.spec import Filter, filter_by, find_one
+from mllm.world.spec import Filter
 
 TOKENS = re.compile(r"[\[\]|]|<[^<>]+>|\{[^{}]+\}|[^\[\]|<{]+")
 WEIGHT = re.compile(r"\*([0-9.]+)$")
@@ -223,8 +223,8 @@ class Speaker:
         others = [other for other in scene.objects if other is not item]
         choices: list[tuple[Callable[[], str], float]] = []
         for attributes, weight in REFERENCE_WEIGHTS.items():
-            named = filter_by(attributes, item)
-            if without not in attributes and find_one(scene, named):
+            named = Filter.of(item, attributes)
+            if without not in attributes and named.find_one(scene):
                 is_one = "shape" not in attributes and self.maybe(0.6)
                 one = " ".join(self.say(getattr(item, name)) for name in attributes) + " one"
                 choices.append((partial(str, one) if is_one else partial(self.noun, named, short=True), weight))
@@ -248,7 +248,7 @@ class Speaker:
                 choices.append((partial(self.say, "at the edge", **slots), 1.2))
         for other in others if without is None else ():
             relation = main_relation(item, other)
-            if relation and find_one(scene, Filter(other.shape)):
+            if relation and Filter(other.shape).find_one(scene):
                 if sum(is_clear(relation, each, other) for each in scene.objects) == 1:
                     choices.append((lambda r=relation, o=other: f"one {self.say(r)} the {self.say(o.shape)}", 0.3))
         if not choices:

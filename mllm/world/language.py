@@ -46,9 +46,6 @@ from mllm.world.spec import (
     Spec,
     could_mean,
     enumerate_objects,
-    filter_by,
-    find_one,
-    full_filter,
     plain_phrase,
 )
 
@@ -174,8 +171,8 @@ LOOSE_ATTRIBUTES = (("color",), ("size",), ("size", "color"))  # "the red shape"
 def references(scene: Scene, item: SceneObject, *, without: str | None = None, loose: bool = False) -> list[Filter]:
     """All unambiguous ways to refer to an object by attributes; `without` an attribute that must not be given away."""
     choices = REFERENCE_ATTRIBUTES + (LOOSE_ATTRIBUTES if loose else ())
-    filters = [filter_by(names, item) for names in choices if without not in names]
-    return [candidate for candidate in filters if find_one(scene, candidate)]
+    filters = [Filter.of(item, names) for names in choices if without not in names]
+    return [candidate for candidate in filters if candidate.find_one(scene)]
 
 
 def choose_reference(choices: Sequence[Filter], rng: Random) -> Filter | None:
@@ -324,7 +321,7 @@ class Wording:
 
     def refer(self, index: int) -> str:
         """A noun phrase that singles out one of the objects as they were described."""
-        choices = [filter_by(names, self.filters[index]) for names in REFERENCE_ATTRIBUTES]
+        choices = [Filter.of(self.filters[index], names) for names in REFERENCE_ATTRIBUTES]
         for choice in choices[-1:] if self.rng.random() < 0.3 else choices:
             if sum(could_mean(choice, other) for other in self.filters) == 1:
                 return noun_phrase(choice, self.rng)
@@ -413,7 +410,7 @@ def describe_fully(scene: Scene, rng: Random, statements: bool) -> Core:
     try:
         return compose(scene, rng, templates, thin)._replace(is_statement=is_statement)
     except UnsayableError:
-        return compose(scene, rng, ("{list} {on}",), full_filter)
+        return compose(scene, rng, ("{list} {on}",), Filter.of)
 
 
 def describe_briefly(scene: Scene, rng: Random, _: object) -> Core:
@@ -480,7 +477,7 @@ def fill_skill(
 
 def say_groups(scene: Scene, attributes: tuple[str, ...], rng: Random) -> Said:
     """Objects counted by some of their attributes: "two red circles and a blue square"."""
-    counts = Counter(filter_by(attributes, item) for item in scene.objects)
+    counts = Counter(Filter.of(item, attributes) for item in scene.objects)
     order = rng.sample(sorted(counts, key=str), len(counts))
     constraints = [*(Count(item, counts[item]) for item in order), Count(ANY, len(scene.objects))]
     return Said(join([count_phrase(item, counts[item], rng) for item in order]), tuple(dict.fromkeys(constraints)))
@@ -490,7 +487,7 @@ def count(scene: Scene, rng: Random, _: object) -> Core:
     """Say how many there are of each kind; needs more than one of some kind."""
     levels = [("color", "shape"), ("color", "shape"), ("shape",), ("color",), ()]
     number = len(scene.objects)
-    fitting = [names for names in levels if len({filter_by(names, item) for item in scene.objects}) < number]
+    fitting = [names for names in levels if len({Filter.of(item, names) for item in scene.objects}) < number]
     need(fitting)
     level = rng.choice([names for names in fitting if names] * 4 + [names for names in fitting if not names])
     return fill_skill(scene, rng, "counting", {"groups": say_groups(scene, level, rng)})
@@ -509,12 +506,12 @@ def compare(scene: Scene, rng: Random, _: object) -> Core:
     if large.size == small.size:
         return fill_skill(scene, rng, "comparison", {}, table="same_size", always=(Compared(0, "same size", 1),))
     if large.pair == small.pair:
-        shared = filter_by(rng.choice((("shape",), ("shape", "color"), ("shape", "color"))), large)
+        shared = Filter.of(large, rng.choice((("shape",), ("shape", "color"), ("shape", "color"))))
         sizes = (replace(shared, size="large"), replace(shared, size="small"))
         noun = Said(noun_phrase(shared, rng), enumerate_objects(sizes))
         return fill_skill(scene, rng, "comparison", {"noun": noun}, table="twins")
     names = ("color", "shape") if large.shape == small.shape or rng.random() < 0.7 else ("shape",)
-    kinds = [filter_by(names, item) for item in (large, small)]
+    kinds = [Filter.of(item, names) for item in (large, small)]
     nouns = [noun_phrase(item, rng) for item in kinds]
     extra: dict[str, Said] = {}
     for ref, (name, noun) in enumerate(zip(("larger", "smaller"), nouns, strict=True)):
@@ -532,7 +529,7 @@ def differentiate(scene: Scene, rng: Random, _: object) -> Core:
     options = [("shape", "color"), ("shape", "size"), ("color", "shape"), ("color", "size")]
     options = [(shared, varied) for shared, varied in options if len(values[shared]) == 1 < len(values[varied])]
     shared, varied = rng.choice(need(options))
-    base, counts = filter_by((shared,), scene.objects[0]), values[varied]
+    base, counts = Filter.of(scene.objects[0], (shared,)), values[varied]
     always: tuple[Constraint, ...] = (Count(base, number), Count(ANY, number))
     kind = Said(count_phrase(base, number, rng))
     if len(counts) == number and rng.random() < 0.2:
@@ -573,7 +570,7 @@ def deny(scene: Scene, rng: Random, allowed_pairs: frozenset[Pair]) -> Core:
         "groups": say_groups(scene, ("color", "shape") if rng.random() < 0.6 else ("shape",), rng),
         "not_attribute": Said(say(no_color, rng), (Count(Filter(color=no_color), 0),)),
     }
-    filters = [full_filter(item) if rng.random() < 0.6 else Filter(item.shape, item.color) for item in scene.objects]
+    filters = [Filter.of(item) if rng.random() < 0.6 else Filter(item.shape, item.color) for item in scene.objects]
     return fill_skill(scene, rng, "negation", extra, filters=filters)
 
 
@@ -581,9 +578,9 @@ def say_every(scene: Scene, rng: Random, _: object) -> Core:
     """Say what is true of every object."""
     first = scene.objects[0]
     names = ("color", "color", "shape", "size")
-    shared = [name for name in names if filter_by((name,), first).count(scene) == len(scene.objects) > 1]
+    shared = [name for name in names if Filter.of(first, (name,)).count(scene) == len(scene.objects) > 1]
     name = rng.choice(need(shared))
-    every = filter_by((name,), first)
+    every = Filter.of(first, (name,))
     plural = Said(noun_phrase(every, rng, plural=True), (Every(every),))
     word = say(getattr(first, name), rng)
     extra = {"plural": plural, "every": Said(with_article(word) if name == "shape" else word, (Every(every),))}
@@ -610,7 +607,7 @@ def describe(scene: Scene, *, short: bool = False) -> str:
     on = words["background"].format(background=scene.background)
     listed: list[str] = []
     for item in scene.objects:
-        phrase = plain_phrase(full_filter(item))
+        phrase = plain_phrase(Filter.of(item))
         listed.append(f"another {phrase}" if with_article(phrase) in listed else with_article(phrase))
     if short:
         return words["short"].format(List=capitalize(join(listed)), on=on)

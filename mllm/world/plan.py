@@ -36,7 +36,7 @@ from mllm.world.spec import (
     Related,
     Spec,
     could_mean,
-    full_filter,
+    pair_up,
 )
 
 BASE = 8
@@ -142,8 +142,9 @@ class PlannedObject(NamedTuple):
     y: float  # of the middle of its smallest square, in squares from the top
     x: float  # ... and from the left
 
-    def is_near(self, other: PlannedObject) -> bool:
-        return max(abs(self.y - other.y), abs(self.x - other.x)) <= TOLERANCE + 1e-6
+    def is_like(self, other: PlannedObject) -> bool:
+        distance = max(abs(self.y - other.y), abs(self.x - other.x))
+        return self.description == other.description and distance <= TOLERANCE + 1e-6
 
 
 def read_plan(text: str) -> tuple[str, list[PlannedObject]] | None:
@@ -168,14 +169,7 @@ def agree(plan: str, description: str | None) -> bool:
     expected, found = read_plan(plan), read_plan(description or "")
     if expected is None:
         return True
-    if found is None or found[0] != expected[0] or len(found[1]) != len(expected[1]):
-        return False
-    for planned in expected[1]:
-        seen = [other for other in found[1] if other.description == planned.description and other.is_near(planned)]
-        if not seen:
-            return False
-        found[1].remove(seen[0])
-    return True
+    return found is not None and found[0] == expected[0] and pair_up(expected[1], found[1], PlannedObject.is_like)
 
 
 # ---- questions about an image of a request ----
@@ -217,10 +211,10 @@ def questions_of(spec: Spec) -> list[tuple[Question, str]]:
 def _ask(constraint: Constraint, spec: Spec) -> Iterator[tuple[Question, str]]:
     match constraint:
         case Exists(_, item):
-            yield from _exists(full_filter(item), "yes")
+            yield from _exists(Filter.of(item), "yes")
             if _total(spec) == 1:  # then an image of "a circle that is not red" has no red circle
                 for denied in {"color": item.not_color}, {"shape": item.not_shape}:
-                    yield from _exists(replace(full_filter(item), **denied), "no") if any(denied.values()) else ()
+                    yield from _exists(replace(Filter.of(item), **denied), "no") if any(denied.values()) else ()
         case Count(item, number) if not (item.not_color or item.not_shape):
             if number == 0 or (number == 1 and item != ANY):  # one: how many there are in all leaves no second
                 yield from _exists(item, "yes" if number else "no")
@@ -263,7 +257,7 @@ def _pair(variant: str, spec: Spec, a: int, b: int, value: str | None = None) ->
         if ref not in described or sum(could_mean(described[ref], other) for other in described.values()) > 1:
             return
     kind = "relation" if variant == "is related" else "comparison"
-    yield Question(kind, variant, full_filter(described[a]), full_filter(described[b]), value), "yes"
+    yield Question(kind, variant, Filter.of(described[a]), Filter.of(described[b]), value), "yes"
 
 
 def _count_alike(spec: Spec) -> Iterator[tuple[Question, str]]:

@@ -34,7 +34,7 @@ from mllm.world.scene import (
     main_relation,
     offset,
 )
-from mllm.world.spec import ANY, Filter, compare, find_one, plain_phrase
+from mllm.world.spec import ANY, Filter, compare, plain_phrase
 
 # kind -> variants
 QUESTION_KINDS: dict[str, tuple[str, ...]] = {
@@ -89,8 +89,8 @@ def answer(question: Question, scene: Scene) -> str | None:
 
     Only "there is no ..." answers the question for an attribute of something absent.
     """
-    first = find_one(scene, question.first) if question.first else None
-    second = find_one(scene, question.second) if question.second else None
+    first = question.first.find_one(scene) if question.first else None
+    second = question.second.find_one(scene) if question.second else None
     match question.variant:
         case "count":
             return str(question.first.count(scene))
@@ -140,7 +140,7 @@ def possible_answers(question: Question, scene: Scene) -> frozenset[str]:
         case "color of" | "shape of" | "size of":
             items, attribute = [item for item in items if question.first.matches(item)], question.kind
         case "color of related" | "shape of related" | "which is related":
-            anchor = find_one(scene, question.second)
+            anchor = question.second.find_one(scene)
             items = [item for item in items if item is not anchor]
         case "which is larger":
             items = [item for item in items if question.first.matches(item) or question.second.matches(item)]

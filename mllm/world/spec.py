@@ -7,12 +7,14 @@ the assignment of numbers to objects that satisfies the most. Knows neither word
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import permutations
+from typing import TypeVar
 
 from mllm.world.scene import ATTRIBUTES, MAX_OBJECTS, Pair, Scene, SceneObject, holds, is_placed
 
+T = TypeVar("T")
 MAX_ASSIGNED = 2 * MAX_OBJECTS  # an image with more objects than this fails whatever the assignment
 
 
@@ -35,6 +37,16 @@ class Filter:
             and (self.not_color is None or self.not_color != item.color)
             and (self.not_shape is None or self.not_shape != item.shape)
         )
+
+    @classmethod
+    def of(cls, item: SceneObject | Filter, names: Iterable[str] = tuple(ATTRIBUTES)) -> Filter:
+        """The attributes of an object, or some of them."""
+        return cls(**{name: getattr(item, name) for name in names})
+
+    def find_one(self, scene: Scene) -> SceneObject | None:
+        """The only object that matches; None if there is none or more than one."""
+        found = [item for item in scene.objects if self.matches(item)]
+        return found[0] if len(found) == 1 else None
 
     def count(self, scene: Scene) -> int:
         """How many objects match."""
@@ -137,25 +149,9 @@ class Verdict:
     holds: bool
 
 
-def full_filter(item: SceneObject | Filter) -> Filter:
-    """All attributes of an object."""
-    return Filter(item.shape, item.color, item.size)
-
-
-def filter_by(names: Iterable[str], item: SceneObject) -> Filter:
-    """Some attributes of an object."""
-    return Filter(**{name: getattr(item, name) for name in names})
-
-
 def plain_phrase(item: Filter) -> str:
     """Attributes in their usual order, without synonyms: "small red circle"."""
     return " ".join(word for word in (item.size, item.color, item.shape or "shape") if word)
-
-
-def find_one(scene: Scene, item: Filter) -> SceneObject | None:
-    """The only object that matches; None if there is none or more than one."""
-    found = [candidate for candidate in scene.objects if item.matches(candidate)]
-    return found[0] if len(found) == 1 else None
 
 
 def could_mean(reference: Filter, described: Filter) -> bool:
@@ -166,8 +162,18 @@ def could_mean(reference: Filter, described: Filter) -> bool:
 
 def looks_like(expected: SceneObject, found: SceneObject, *, tolerance: float) -> bool:
     """Whether two objects have the same attributes and nearly the same position."""
-    is_same = full_filter(expected).matches(found)
+    is_same = Filter.of(expected).matches(found)
     return is_same and math.hypot(expected.x - found.x, expected.y - found.y) <= tolerance
+
+
+def pair_up(expected: Sequence[T], found: Sequence[T], is_same: Callable[[T, T], bool]) -> bool:
+    """Whether every expected item has one of its own among what was found, and nothing is left."""
+    rest = list(found)
+    for item in expected:
+        if (at := next((at for at, other in enumerate(rest) if is_same(item, other)), None)) is None:
+            return False
+        del rest[at]
+    return not rest
 
 
 def enumerate_objects(filters: Sequence[Filter]) -> tuple[Constraint, ...]:

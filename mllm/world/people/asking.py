@@ -21,7 +21,7 @@ from mllm.world.scene import (
     offset,
     stated_places,
 )
-from mllm.world.spec import ANY, Filter, find_one
+from mllm.world.spec import ANY, Filter
 
 Asked = tuple[str, str | bool]  # words and the right answer
 SYNONYMS = {"gray": ["grey"], "below": ["under", "beneath"], "above": ["over"], "circle": ["disk"], "cross": ["plus"]}
@@ -161,7 +161,7 @@ def ask_super(speaker: Speaker, scene: Scene) -> Asked:
     need(len(scene.objects) > 1)
     if speaker.maybe(0.4):
         word, size = rng.choice(tuple(EXTREME_SIZES.items()))
-        item = need(find_one(scene, Filter(size=size)))
+        item = need(Filter(size=size).find_one(scene))
     else:
         relation, words = rng.choice(tuple(EXTREMES.items()))
         origin = SceneObject("circle", "red", "small", 0.0, 0.0)

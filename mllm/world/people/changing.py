@@ -30,7 +30,7 @@ from mllm.world.scene import (
     split_of,
     stated_places,
 )
-from mllm.world.spec import Filter, filter_by, full_filter
+from mllm.world.spec import Filter
 
 CHANGE_TRIES, CORRECTION_TRIES = 400, 40
 
@@ -95,10 +95,10 @@ def kept(
 ) -> dict[str, Any]:
     """What an image must show after a change; `said` is how added objects were described."""
     olds = [item for item in after.objects if item in before.objects or not said]
-    filters = [*map(full_filter, olds), *said]
+    filters = [*map(Filter.of, olds), *said]
     index = {item: at for at, item in enumerate(filters)}
     relations = [(index[relation[0]], relation[1], index[relation[2]])] if relation else []
-    gone = dict.fromkeys(full_filter(item) for item in before.objects if item not in after.objects)
+    gone = dict.fromkeys(Filter.of(item) for item in before.objects if item not in after.objects)
     background = after.background if after.background != before.background else None
     expect = drawn(after, filters, relations=relations, background=background)
     return {**expect, "keeps": True, "changes": [as_record(item) for item in gone]}
@@ -143,7 +143,7 @@ def propose(speaker: Speaker, scene: Scene, chosen: Sequence[int]) -> tuple[str,
 def matching(scene: Scene, rng: Random) -> tuple[Filter, list[int]] | None:
     """Two or more objects that a shape, a color or a size singles out."""
     name = rng.choice(("shape", "shape", "color", "size"))
-    wanted = filter_by((name,), rng.choice(scene.objects))
+    wanted = Filter.of(rng.choice(scene.objects), (name,))
     found = [index for index, item in enumerate(scene.objects) if wanted.matches(item)]
     return (wanted, found) if len(found) > 1 else None
 
@@ -228,7 +228,7 @@ def change_but(speaker: Speaker, scene: Scene) -> Changed:
 def remove_some(speaker: Speaker, scene: Scene) -> Changed:
     """Two of four alike, no matter which."""
     item, total = speaker.rng.choice(scene.objects), len(scene.objects)
-    need(total > 2 and full_filter(item).count(scene) == total)
+    need(total > 2 and Filter.of(item).count(scene) == total)
     number = speaker.rng.randrange(1, total)
     after = changed(scene, dict.fromkeys(speaker.rng.sample(range(total), number)))
     plural = speaker.noun(Filter(item.shape), plural=True, short=True)
@@ -272,7 +272,7 @@ def add_one(speaker: Speaker, scene: Scene) -> Changed:
     if anchors and form < 0.55:
         side, anchor = rng.choice(anchors)
         name = need(speaker.refer(scene, anchor))
-        relation = (said, side, full_filter(anchor))
+        relation = (said, side, Filter.of(anchor))
         if len(scene.objects) == 1 and speaker.maybe(0.5):
             slots["w"] = speaker.say(side.replace(" of", "of") + " it")
         else:

@@ -19,7 +19,7 @@ from mllm.world.people.asking import ask_turn
 from mllm.world.people.changing import Changed, change_other, change_turn, correct_turn, order_change
 from mllm.world.people.drawing import draw_turn, drawn
 from mllm.world.scene import MAX_OBJECTS, RELATIONS, SEEN_PAIRS, SHAPES, SIZES, Scene, Split, random_scene_for, split_of
-from mllm.world.spec import ANY, Filter, full_filter
+from mllm.world.spec import ANY, Filter
 
 KINDS = ("draw", "ask", "describe", "edit", "chat", "outside", "talk", "again")
 IMAGE_SHARES = {"chat": 0.3, "outside": 0.35}
@@ -108,7 +108,7 @@ def converse(speaker: Speaker, split: Split, num_turns: int, scene: Scene | None
             case "outside":
                 turn = decline(speaker, scene)
             case "undo":
-                expect = drawn(before, [full_filter(item) for item in before.objects], background=before.background)
+                expect = drawn(before, [Filter.of(item) for item in before.objects], background=before.background)
                 turn = PeopleTurn(speaker.type(speaker.say("undo")), before, expect, kind="edit")
             case "show":
                 new = random_scene_for(split, rng)

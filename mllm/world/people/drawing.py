@@ -34,7 +34,7 @@ from mllm.world.scene import (
     split_of,
     stated_places,
 )
-from mllm.world.spec import Filter, filter_by
+from mllm.world.spec import Filter
 
 Kind = tuple[str, str, str]  # shape, color, size
 COLORS_OF = {shape: [color for color in COLORS if (color, shape) in SEEN_PAIRS] for shape in SHAPES}
@@ -144,8 +144,8 @@ def list_filters(speaker: Speaker, filters: Iterable[Filter], *, short: bool = F
 def name_among(speaker: Speaker, filters: Sequence[Filter], index: int) -> str | None:
     """How one of the objects just named is referred to."""
     for names in (("shape",), ("color", "shape")):
-        part = filter_by(names, filters[index])
-        if sum(filter_by(names, other) == part for other in filters) == 1:
+        part = Filter.of(filters[index], names)
+        if sum(Filter.of(other, names) == part for other in filters) == 1:
             return speaker.noun(part, short=True)
     return None
 
@@ -159,7 +159,7 @@ def single(speaker: Speaker, split: Split) -> Drawn:
     scene = random_scene_for(split, rng, num_objects=1)
     (item,) = scene.objects
     names = speaker.pick({FULL: 40, ("color", "shape"): 40, ("size", "shape"): 6, ("shape",): 8, ("color",): 3})
-    named = filter_by(names, item)
+    named = Filter.of(item, names)
     if speaker.maybe(0.14) and "shape" in names:
         name = rng.choice(names)
         wrong = replace(named, **{name: rng.choice([v for v in ATTRIBUTES[name] if v != getattr(item, name)])})
@@ -399,7 +399,7 @@ def compare_sizes(speaker: Speaker, split: Split) -> Drawn:
     a, b = rng.sample(scene.objects, 2)
     need(a.shape != b.shape)
     names = rng.choice((("shape",), ("color", "shape"), ("color", "shape")))
-    filters = [filter_by(names, item) for item in (a, b)]
+    filters = [Filter.of(item, names) for item in (a, b)]
     slots = {name: speaker.some(item, short=True) for name, item in zip("ab", filters, strict=True)}
     slots |= {"A": speaker.say(a.shape), "B": speaker.say(b.shape)}
     if a.size == b.size:

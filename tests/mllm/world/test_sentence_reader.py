@@ -8,7 +8,7 @@ from random import Random
 from mllm.world.language import describe, make_draw_request
 from mllm.world.scene import Scene, SceneObject, random_scene
 from mllm.world.sentence_reader import check_description, read_description, read_request
-from mllm.world.spec import Background, Filter, Related, Spec, check_scene, enumerate_objects, full_filter
+from mllm.world.spec import Background, Filter, Related, Spec, check_scene, enumerate_objects
 
 SCENE = Scene(
     "white",
@@ -31,7 +31,7 @@ def test_descriptions_are_read_back() -> None:
             text = describe(scene, short=short)
             assert passes(text, scene), text
             claimed = read_description(text)[0].constraints
-            assert claimed[: len(scene.objects) + 1] == enumerate_objects(list(map(full_filter, scene.objects)))
+            assert claimed[: len(scene.objects) + 1] == enumerate_objects(list(map(Filter.of, scene.objects)))
             assert claimed[-1] == Background(scene.background)
 
 
