@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +21,7 @@ from mllm.pipeline import Pipeline
 from mllm.sampling import SamplingConfig
 from mllm.sequence import IGNORED, ImageLayout, TokenSequence, build_sequence
 from tests.mllm.engine_helpers import CODEBOOK_SIZE, NUM_CODEBOOKS, build_model
-from tests.mllm.test_engine import record_logits, uncached_code_logits
+from tests.mllm.test_engine_equality import draw_plainly
 from tests.mllm.tiny_folder import build_tiny_folder
 
 FIRST, COUNT = 50, 7  # classes of the random models
@@ -96,21 +95,13 @@ def test_what_cannot_be_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture
 
 @pytest.mark.parametrize("code_embedder", ["summed", "projected"])
 @pytest.mark.parametrize("layout", ["bare", "fixed"])
-def test_cached_code_logits_equal_the_full_forward(
-    monkeypatch: pytest.MonkeyPatch, code_embedder: str, layout: str
-) -> None:
+def test_classes_are_drawn_as_by_a_plain_loop(code_embedder: str, layout: str) -> None:
     model = class_model(code_embedder=code_embedder, image_position_embedding=True, image_layout=layout)
     for table in model.code_embedding.places.parameters(recurse=False):
         torch.nn.init.normal_(table)
-    for guidance in (1.0, 2.5):
-        request = request_for(5, model.config, guidance=guidance)
-        with monkeypatch.context() as patch:
-            seen = record_logits(patch)
-            result = generate(model, [replace(request, window=1)])[0]
-        codes_NK = torch.from_numpy(result.images[0].codes_KN.T.astype(np.int64))
-        full_NKC = uncached_code_logits(model, request, codes_NK)
-        cached_NKC = torch.cat(seen).view(full_NKC.shape)
-        assert torch.allclose(cached_NKC, full_NKC, rtol=1e-4, atol=1e-4 * full_NKC.abs().max())
+    requests = [request_for(5, model.config, guidance=guidance) for guidance in (1.0, 2.5)]
+    for request, result in zip(requests, generate(model, requests), strict=True):
+        assert result.images[0].codes_KN.T.tolist() == draw_plainly(model, request)
         assert result.token_ids == ImageLayout.from_config(model.config).token_ids((3, 3))
 
 
