@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import count
 from typing import Any
 
 from mllm.conversation import CodesPart
@@ -33,7 +34,7 @@ END: Any = object()
 SEED_STRIDE = 100_000_007
 """Between the seeds of tries; prime, and far from that of best-of (mllm/pipeline.py), so that no two meet."""
 
-CHECKED_TOGETHER = 16  # images are checked when so many wait, or when nothing else goes on
+CHECKED_TOGETHER = 16  # images are checked when so many wait, or a quarter of all, or when nothing else goes on
 
 Stream = Callable[[Iterable[GenerationRequest | None]], Iterator[Event]]
 """Decodes requests, asking for new ones at every turn (mllm/engine/loop.py `Engine.stream`)."""
@@ -47,14 +48,31 @@ def stream_accepted(
 
     The next try of an answer begins at once, beside all others.
     """
-    source, is_exhausted = iter(requests), False
+    source, is_exhausted, numbers = iter(requests), False, count()
     active: dict[int, Attempt] = {}  # by the place of their request in the stream
     rejected: deque[Attempt] = deque()
+    settled: deque[Event] = deque()
+
+    def check_waiting() -> None:
+        waiting = {place: attempt for place, attempt in active.items() if attempt.held}
+        images = [image for attempt in waiting.values() for image in attempt.unchecked]
+        enough = min(CHECKED_TOGETHER, max(1, len(active) // 4))
+        if not images or (len(images) < enough and len(waiting) < len(active)):
+            return
+        verdicts = iter(check(images))
+        for place, attempt in waiting.items():
+            settled.extend(attempt.settle([next(verdicts) for _ in attempt.unchecked]))
+            if attempt.is_rejected:
+                rejected.append(active.pop(place))
+            elif attempt.is_finished:
+                del active[place]
 
     def next_requests() -> Iterator[GenerationRequest | None]:
+        """What the stream asks for at every turn: images of the same turn are checked together."""
         nonlocal is_exhausted
-        num_begun = num_tries = 0
+        num_tries = 0
         while True:
+            check_waiting()
             if rejected:
                 attempt = rejected.popleft()
             elif (request := next(source, END)) is None or request is END:
@@ -62,28 +80,22 @@ def stream_accepted(
                 yield None
                 continue
             else:
-                attempt, num_begun = Attempt(num_begun, request), num_begun + 1
+                attempt = Attempt(next(numbers), request)
             active[num_tries], num_tries = attempt, num_tries + 1
             yield attempt.next_request(layout)
 
-    for event in stream(next_requests()):
-        if event.index in active:  # not of a try that was rejected
-            yield from active[event.index].take(event)
-        if not isinstance(event, ImageDone | Done | Failed):
-            continue
-        active = {place: attempt for place, attempt in active.items() if not attempt.is_finished}
-        waiting = {place: attempt for place, attempt in active.items() if attempt.held}
-        images = [image for attempt in waiting.values() for image in attempt.unchecked]
-        if images and (len(images) >= CHECKED_TOGETHER or len(waiting) == len(active)):
-            verdicts = iter(check(images))
-            for place, attempt in waiting.items():
-                yield from attempt.settle([next(verdicts) for _ in attempt.unchecked])
-                if attempt.is_rejected:
-                    rejected.append(active.pop(place))
-                elif attempt.is_finished:
-                    del active[place]
-        if is_exhausted and not active and not rejected:
-            return  # what follows rejected images is of no use
+    while not is_exhausted:  # a source that had none for now may have more when the last answer is told
+        for event in stream(next_requests()):
+            while settled:
+                yield settled.popleft()
+            if attempt := active.get(event.index):  # not of a try that was rejected
+                yield from attempt.take(event)
+                if attempt.is_finished:
+                    del active[event.index]
+            if is_exhausted and not active and not rejected:
+                break  # what follows rejected images is of no use
+        while settled:
+            yield settled.popleft()
 
 
 @dataclass(slots=True)
