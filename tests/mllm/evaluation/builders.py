@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from mllm.evaluation.protocol import AnsweredItem, Benchmark, BenchmarkItem, ScoreOptions, Scores, match_answers
@@ -94,3 +95,37 @@ def contents(folder: Path) -> dict[str, bytes]:
     """The files that a run leaves for others, by name; its parts are internal."""
     paths = [path for path in folder.rglob("*") if path.is_file() and path.parent.name != "parts"]
     return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+
+
+# ---- GenAI-Bench ----
+
+COUNTS = {
+    "attribute": 143,
+    "scene": 109,
+    "spatial relation": 104,
+    "action relation": 138,
+    "part relation": 34,
+    "counting": 97,
+    "comparison": 51,
+    "differentiation": 105,
+    "negation": 101,
+    "universal": 47,
+}
+BASIC = ("attribute", "scene", "spatial relation", "action relation", "part relation")
+
+
+def write_genai_bench(folder: Path, *, size: int = 527, first: int = 1) -> tuple[Path, Path]:
+    """The two files; skills are drawn anew but as many as there are."""
+    folder.mkdir(parents=True, exist_ok=True)
+    prompts, skills = folder / "prompts.txt", folder / "genai_skills.json"
+    prompts.write_text("\n".join(f"a red circle number {n}" for n in range(size)), encoding="utf-8")
+    rng = np.random.default_rng(5)
+    num_basic = 214 * size // 527
+    basic, advanced = range(num_basic), range(num_basic, size)
+    named = {
+        name: sorted((rng.choice(basic if name in BASIC else advanced, count, replace=False) + first).tolist())
+        for name, count in COUNTS.items()
+    }
+    named |= {"basic": [n + first for n in basic], "advanced": [n + first for n in advanced]}
+    skills.write_text(json.dumps(named), encoding="utf-8")
+    return prompts, skills

@@ -14,9 +14,8 @@ import pytest
 from mllm.cli.main import main
 from mllm.evaluation.protocol import find_benchmark
 from mllm.files import read_lines
-from tests.mllm.evaluation.builders import contents, score_files, write_jsonl
+from tests.mllm.evaluation.builders import contents, score_files, write_genai_bench, write_jsonl
 from tests.mllm.evaluation.fake_judge import exact_grade, serve
-from tests.mllm.evaluation.genai_data import write_genai_bench
 from tests.mllm.evaluation.vqa_data import Data, make_data
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -18,7 +18,7 @@ from mllm.evaluation.run import RunFolder, run_items
 from mllm.evaluation.scorers import HubScorer, SelfScorer, T2VScorer, find_scorer
 from mllm.files import read_lines
 from mllm.pipeline import STRIDE, VQA_SCORE_QUESTION, Pipeline
-from tests.mllm.evaluation.genai_data import write_genai_bench
+from tests.mllm.evaluation.builders import write_genai_bench
 from tests.mllm.tiny_folder import build_tiny_folder
 
 
