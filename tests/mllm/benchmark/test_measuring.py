@@ -131,14 +131,19 @@ def test_fitted_rates_are_those_that_made_the_times() -> None:
 def test_another_commit_draws_the_same_greedy_codes_in_the_same_run(tmp_path: Path) -> None:
     if subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True).returncode:
         pytest.skip("the tests do not run in a git repository")
-    listing = ["git", "-C", str(ROOT), "worktree", "list"]
-    before = subprocess.run(listing, capture_output=True, text=True).stdout
+
+    def worktrees() -> list[str]:
+        listing = ["git", "-C", str(ROOT), "worktree", "list", "--porcelain"]
+        lines = subprocess.run(listing, capture_output=True, text=True).stdout.splitlines()
+        return [line for line in lines if line.startswith("worktree")]
+
+    before = worktrees()
     path = tmp_path / "figures.json"
     words = ["--sizes", "XXS", "--batch", "2", "--before", "HEAD", "--rounds", "2", "--device", "cpu"]
     assert main(["benchmark", "draw", *words, "--json", str(path)]) == 0
     (case,) = json.loads(path.read_text())["cases"]
     assert case["checks"]["greedy codes equal those before"] and case["ratios"]["before"] > 0
-    assert subprocess.run(listing, capture_output=True, text=True).stdout == before, "no worktree is left behind"
+    assert worktrees() == before, "none is left behind"
 
 
 def test_a_commit_that_is_none_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
