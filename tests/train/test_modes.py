@@ -18,7 +18,8 @@ from tests.train.launching import changed, losses, same, weights
 from tests.train.test_distributed_training import MODELS
 from tokenizer.unitok import UniTok
 from train.build_model import build_model
-from train.data.shards import CodeSource, PreparedRecord
+from train.data.records import Record
+from train.data.shards import CodeSource
 from train.recipe import ClassData, MLLMData, MLLMRecipe
 from train.trainer import train_mllm
 
@@ -53,7 +54,7 @@ def test_a_class_conditional_model_learns_its_own_codes_and_resumes_exactly(
     records = []
     for label in (0, 1):
         answer = Message("assistant", (CodesPart(codes_EKN[label], (2, 2)),))
-        records.append(PreparedRecord("class", (Message("user", (TextPart(str(label)),)), answer), "made", str(label)))
+        records.append(Record("class", (Message("user", (TextPart(str(label)),)), answer), "made", str(label)))
     prepared(tmp_path / "codes", [records], CodeSource.of(UniTok.from_pretrained(recipe.image_tokenizer)))
     recipe = changed(recipe, {"save_steps": 78}, classes=ClassData(folders=[tmp_path / "codes"]))
     train_mllm(recipe)

@@ -25,7 +25,8 @@ from mllm.world.scene import CLASSES, class_scene
 from tokenizer.images import to_bytes
 from train.data.mixture import choose_sample
 from train.data.packing import BatchShape, PackingBuffer, SequenceSource, Tokenizers, Waiting
-from train.data.shards import PreparedRecord, ShardFolder
+from train.data.records import Record
+from train.data.shards import ShardFolder
 from train.recipe import ClassData
 
 
@@ -48,10 +49,10 @@ class WorldClasses:
         scene = class_scene(index % len(CLASSES), Random(f"classes/{self.seed}/{index}"))
         return [to_bytes(render(scene, self.size))]
 
-    def record(self, index: int, images: tuple[CodesPart, ...]) -> PreparedRecord:
+    def record(self, index: int, images: tuple[CodesPart, ...]) -> Record:
         """The number of the class stands in place of words."""
         asked = Message("user", (TextPart(str(index % len(CLASSES))),))
-        return PreparedRecord("class", (asked, Message("assistant", images)), "world", str(index))
+        return Record("class", (asked, Message("assistant", images)), "world", str(index))
 
 
 class ClassSequences(SequenceSource):

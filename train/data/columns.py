@@ -17,16 +17,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mllm.conversation import CodesPart, Role, TextPart
+from mllm.conversation import CodesPart, Message, Role, TextPart
 from mllm.files import parse_json
 from train.data.records import (
     BadRecord,
     Record,
     RecordPart,
-    Turn,
     chat_record,
     document_record,
     find_image,
+    message,
     pair_record,
     short,
 )
@@ -87,7 +87,7 @@ def dialogue(question: tuple[str, ...], answer: tuple[str, ...]) -> Callable[[Ro
 
     def read(row: Row, folder: Path) -> Record:
         turns = [
-            Turn(role, tuple(part for column in columns for part in _parts(column, find(row, column), folder)))
+            message(role, *(part for column in columns for part in _parts(column, find(row, column), folder)))
             for role, columns in (("user", question), ("assistant", answer))
         ]
         return chat_record(turns)
@@ -120,10 +120,10 @@ def read_cauldron(row: Row, folder: Path) -> Record:
     """Questions and answers about one list of images, which come before the first question."""
     images, texts = _lists(row, "images", "texts")
     parts: list[RecordPart] = [find_image(image, folder) for image in images]
-    turns: list[Turn] = []
+    turns: list[Message] = []
     for text in _objects(texts):
-        turns.append(Turn("user", (*parts, TextPart(_words(text.get("user"), "user")))))
-        turns.append(Turn("assistant", (TextPart(_words(text.get("assistant"), "assistant")),)))
+        turns.append(message("user", *parts, TextPart(_words(text.get("user"), "user"))))
+        turns.append(message("assistant", TextPart(_words(text.get("assistant"), "assistant"))))
         parts = []
     return chat_record(turns)
 
@@ -138,7 +138,7 @@ def read_chat(row: Row, folder: Path) -> Record:
     said = [(m.get("role"), tuple(_content_parts(m.get("content"), listed, folder))) for m in _objects(messages)]
     if num_left := len(list(listed)):
         raise BadRecord(f"messages must show all images, got {num_left} that none shows; add their items")
-    turns = [Turn(role, parts) for role, parts in _after_system(said)]
+    turns = [message(role, *parts) for role, parts in _after_system(said)]
     return document_record(turns[0].parts) if [turn.role for turn in turns] == ["assistant"] else chat_record(turns)
 
 
@@ -183,7 +183,7 @@ def read_llava(row: Row, folder: Path) -> Record:
     return chat_record(_llava_turns(row.get("conversations"), [find_image(name, folder) for name in names]))
 
 
-def _llava_turns(conversation: Any, images: list[Any]) -> list[Turn]:
+def _llava_turns(conversation: Any, images: list[Any]) -> list[Message]:
     """Turns of LLaVA's list, with the images at their markers."""
     turns = _objects(conversation)
     speakers = [turn.get("from", turn.get("role")) for turn in turns]
@@ -199,9 +199,8 @@ def _llava_turns(conversation: Any, images: list[Any]) -> list[Turn]:
         )
     texts = [f"{v.strip()}\n" if who == "system" else v for who, v in zip(speakers, values, strict=True)]
     left = iter(images)
-    return [
-        Turn(role, tuple(_llava_parts(text, left))) for role, text in _after_system(zip(speakers, texts, strict=True))
-    ]
+    said = _after_system(zip(speakers, texts, strict=True))
+    return [message(role, *_llava_parts(text, left)) for role, text in said]
 
 
 def _llava_parts(value: str, images: Iterator[Any]) -> Iterator[RecordPart]:
@@ -239,7 +238,7 @@ def read_classes(row: Row, folder: Path) -> Record:
         views = [_codes_part(codes_KN, "codes", row) for codes_KN in codes]
     else:
         views = [replace(find_image(find(row, "image"), folder), has_views=True)]
-    return Record("class", (Turn("user", (TextPart(str(label)),)), Turn("assistant", tuple(views))))
+    return Record("class", (message("user", TextPart(str(label))), message("assistant", *views)))
 
 
 def read_codes(row: Row, folder: Path) -> Record:
@@ -258,7 +257,7 @@ def read_codes(row: Row, folder: Path) -> Record:
         case "I2T":
             if not captions:
                 raise BadRecord("an image must have a caption, got 'no' in text and InVL_caption; write one")
-            return chat_record([Turn("user", (codes,)), Turn("assistant", (TextPart(captions[-1]),))])
+            return chat_record([message("user", codes), message("assistant", TextPart(captions[-1]))])
         case "mllm_pretrain" | "mllm_finetune":
             return chat_record(_llava_turns(_from_json(row.get("text"), "text"), [] if codes is None else [codes]))
         case _:
@@ -403,7 +402,14 @@ def format_of(row: Row) -> str:
 
 def read_record(name: str, row: Row, folder: Path) -> Record:
     """The record of a row of this layout; relative image paths are below `folder`."""
-    return LAYOUTS[ALIASES.get(name, name)].read(row, folder)
+    record = LAYOUTS[ALIASES.get(name, name)].read(row, folder)
+    for text in (part.text for part in record.parts if isinstance(part, TextPart)):
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            half = text[error.start]
+            raise BadRecord(f"text must be Unicode, got half of a surrogate pair ({half!r}); fix it") from error
+    return record
 
 
 def renamed(row: Row, columns: Mapping[str, str]) -> Row:

@@ -21,7 +21,8 @@ import numpy as np
 from mllm.conversation import ClassPart, Message, TextPart, has_image, unconditional
 from mllm.sequence import TokenSequence, build_sequence, cut_sequence
 from train.data.packing import BatchShape, PackingBuffer, SequenceSource, Tokenizers, Waiting
-from train.data.shards import PreparedRecord, ShardFolder
+from train.data.records import Record
+from train.data.shards import ShardFolder
 from train.recipe import MLLMData
 
 logger = logging.getLogger(__name__)
@@ -86,7 +87,7 @@ class ShardSequences(SequenceSource):
                     "succession; raise length in the recipe"
                 )
 
-    def _report(self, record: PreparedRecord, num_positions: int) -> None:
+    def _report(self, record: Record, num_positions: int) -> None:
         self.num_left_out += 1
         if self.num_left_out <= MAX_REPORTS or self.num_left_out.bit_count() == 1:
             text = "%s, %s does not fit: it has %d positions, a row has %d; left out (number %d)"
@@ -94,9 +95,7 @@ class ShardSequences(SequenceSource):
             logger.warning(text, record.source, record.place, *sizes)
 
 
-def choose_sample(
-    record: PreparedRecord, rng: Random, *, prompt_dropout: float, describe_share: float
-) -> list[Message]:
+def choose_sample(record: Record, rng: Random, *, prompt_dropout: float, describe_share: float) -> list[Message]:
     """The messages that are learned from a record this time.
 
     Args:
@@ -159,7 +158,7 @@ class Mixture:
         folder = int(folder_B[within])
         return (folder, *self.orders[folder].locate(number * int(self.quota_F[folder]) + int(turn_B[within])))
 
-    def __getitem__(self, index: int) -> PreparedRecord:
+    def __getitem__(self, index: int) -> Record:
         folder, shard, row = self.locate(index)
         return self.folders[folder].row(shard, row)
 

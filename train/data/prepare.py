@@ -27,7 +27,7 @@ from datetime import timedelta
 from itertools import chain, islice
 from pathlib import Path
 from random import Random
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import PartialState
@@ -62,7 +62,6 @@ from train.data.shards import (
     VERSION,
     CodeSource,
     LeftOut,
-    PreparedRecord,
     ShardFolder,
     ShardTask,
     check_settings,
@@ -275,7 +274,7 @@ class ShardMaker:
         self.known: dict[bytes, EncodedImage] = {}  # by the hash of their pixels
         self.reading: tuple[str, int, Iterator[Item]] | None = None  # file, number of its next item, items
 
-    def make(self, task: ShardTask, advance: Callable[[int], object]) -> tuple[list[PreparedRecord], list[LeftOut]]:
+    def make(self, task: ShardTask, advance: Callable[[int], object]) -> tuple[list[Record], list[LeftOut]]:
         """The records of a task, in order, and what was left out.
 
         Args:
@@ -284,7 +283,7 @@ class ShardMaker:
         Raises:
             ValueError: an invalid record, with its file and place, unless `skip_broken`.
         """
-        made: list[PreparedRecord] = []
+        made: list[Record] = []
         left_out: list[LeftOut] = []
         self.known.clear()  # shards do not depend on those before
         with ThreadPoolExecutor(self.options.num_workers) as pool:
@@ -311,8 +310,9 @@ class ShardMaker:
             except BadRecord as error:
                 self._leave_out(task, item, error, left_out)
                 continue
-            group.append(Pending(item, record, [pool.submit(self._load, image) for image in record.images]))
-            num_images += len(record.images)
+            images = [pool.submit(self._load, part) for part in record.parts if isinstance(part, RawImage)]
+            group.append(Pending(item, record, images))
+            num_images += len(images)
             if num_images >= self.options.batch_size or len(group) >= RECORDS_AT_ONCE:
                 yield group
                 group, num_images = [], 0
@@ -330,7 +330,7 @@ class ShardMaker:
         yield from islice(before[2], task.number - before[1], task.number - before[1] + task.count)
         self.reading = (task.path, task.number + task.count, before[2])
 
-    def _finish(self, group: list[Pending], task: ShardTask, left_out: list[LeftOut]) -> list[PreparedRecord]:
+    def _finish(self, group: list[Pending], task: ShardTask, left_out: list[LeftOut]) -> list[Record]:
         valid = []
         for item, record, futures in group:
             try:
@@ -342,10 +342,10 @@ class ShardMaker:
         for item, record, images in valid:
             coded = iter([[CodesPart(*next(codes)) for _ in views] for views in images])
             messages = []
-            for turn in record.turns:
-                parts = (next(coded) if isinstance(part, RawImage) else [part] for part in turn.parts)
-                messages.append(Message(turn.role, tuple(chain.from_iterable(parts))))
-            made.append(PreparedRecord(record.kind, tuple(messages), task.path, item.place))
+            for message in record.messages:
+                parts: Any = (next(coded) if isinstance(part, RawImage) else [part] for part in message.parts)
+                messages.append(Message(message.role, tuple(chain.from_iterable(parts))))
+            made.append(Record(record.kind, tuple(messages), task.path, item.place))
         return made
 
     def _encode(self, loaded: list[Tensor]) -> Iterator[EncodedImage]:

@@ -5,6 +5,7 @@
     pair      the user's message holds captions (the short one first), the assistant's the image; either is learned
     draw      as a pair, but only the image is learned
     class     the user's message is the number of a class, the assistant's an image of it, or several views
+    episode   images of the synthetic world, by number (train/data/world.py)
 
 An image that a record names is on disk or in the record; nothing is ever fetched from a network. Rows are read in
 train/data/rows.py and become records in train/data/columns.py.
@@ -22,10 +23,10 @@ from urllib.parse import unquote, urlsplit
 
 from PIL import Image
 
-from mllm.conversation import CodesPart, Role, TextPart
+from mllm.conversation import CodesPart, Message, Role, TextPart
 from tokenizer.images import read_image
 
-Kind = Literal["chat", "document", "pair", "draw", "class"]
+Kind = Literal["chat", "document", "pair", "draw", "class", "episode"]
 MAX_PATH = 240
 """Characters of a path that are shown; an image's bytes may be in its place."""
 MAX_SUBFOLDERS = 1000
@@ -57,64 +58,54 @@ RecordPart = TextPart | CodesPart | RawImage
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
-    role: Role
-    parts: tuple[RecordPart, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class Record:
+    """A sample; a prepared one has codes for images, and is a row of a shard."""
+
     kind: Kind
-    turns: tuple[Turn, ...]
-
-    def __post_init__(self) -> None:
-        for part in self.parts:
-            try:
-                (part.text if isinstance(part, TextPart) else "").encode()
-            except UnicodeEncodeError as error:
-                char = part.text[error.start]
-                raise BadRecord(f"text must be Unicode, got half of a surrogate pair ({char!r}); fix it") from error
+    messages: tuple[Message, ...]
+    source: str = ""
+    place: str = ""
 
     @property
-    def parts(self) -> list[RecordPart]:
+    def parts(self) -> list[Any]:
         """All parts, in order."""
-        return [part for turn in self.turns for part in turn.parts]
-
-    @property
-    def images(self) -> list[RawImage]:
-        """Images that are not codes yet, in order."""
-        return [part for part in self.parts if isinstance(part, RawImage)]
+        return [part for message in self.messages for part in message.parts]
 
 
-def chat_record(turns: Sequence[Turn]) -> Record:
+def message(role: Role, *parts: RecordPart) -> Message:
+    """A message whose images may not be encoded yet."""
+    return Message(role, parts)  # type: ignore[arg-type]
+
+
+def chat_record(messages: Sequence[Message]) -> Record:
     """A dialogue that something can be learned from: without answers before the first question, as LLaVA reads it, and
     without questions after the last answer."""
-    roles = [turn.role for turn in turns]
+    roles = [message.role for message in messages]
     if not {"user", "assistant"} <= set(roles[roles.index("user") if "user" in roles else len(roles) :]):
         raise BadRecord(f"a dialogue must have a question and its answer, got the roles {roles}; add what is missing")
-    kept = turns[roles.index("user") : len(roles) - roles[::-1].index("assistant")]
-    if any(turn.role != ("user", "assistant")[index % 2] for index, turn in enumerate(kept)):
+    kept = messages[roles.index("user") : len(roles) - roles[::-1].index("assistant")]
+    if any(message.role != ("user", "assistant")[index % 2] for index, message in enumerate(kept)):
         raise BadRecord(f"roles must alternate, got {roles}; merge or drop messages")
-    for turn in kept:
-        if not any(not isinstance(part, TextPart) or part.text.strip() for part in turn.parts):
-            raise BadRecord(f"a message must hold text or an image, got an empty one of {turn.role!r}; fill it")
+    for message in kept:
+        if not any(not isinstance(part, TextPart) or part.text.strip() for part in message.parts):
+            raise BadRecord(f"a message must hold text or an image, got an empty one of {message.role!r}; fill it")
     return Record("chat", tuple(kept))
 
 
 def document_record(parts: Sequence[RecordPart]) -> Record:
     """Text and images that follow each other, without a question."""
-    kept = tuple(part for part in parts if not (isinstance(part, TextPart) and not part.text.strip()))
+    kept = [part for part in parts if not (isinstance(part, TextPart) and not part.text.strip())]
     if not kept:
         raise BadRecord("a document must hold text or images, got none; leave it out")
-    return Record("document", (Turn("assistant", kept),))
+    return Record("document", (message("assistant", *kept),))
 
 
 def pair_record(captions: Sequence[str], image: RecordPart, *, kind: Kind = "pair") -> Record:
     """An image and its captions, the short one first."""
-    texts = tuple(TextPart(caption) for caption in captions if caption.strip())
+    texts = [TextPart(caption) for caption in captions if caption.strip()]
     if not texts:
         raise BadRecord(f"an image must have a caption, got {list(captions)}; write one or leave the image out")
-    return Record(kind, (Turn("user", texts), Turn("assistant", (image,))))
+    return Record(kind, (message("user", *texts), message("assistant", image)))
 
 
 def ten_views(image: Image.Image, size: int) -> list[Image.Image]:

@@ -38,6 +38,7 @@ from tqdm import tqdm
 from mllm.conversation import CodesPart, Message, TextPart
 from mllm.files import UNFINISHED, read_json, whole_file, write_json, write_lines
 from tokenizer.unitok import UniTok
+from train.data.records import Record
 
 VERSION = 1
 """Of the schema; goes up when a reader of the old one would misread the new one."""
@@ -82,16 +83,6 @@ class CodeSource:
         return f"{self.fingerprint} ({self.num_codebooks} codebooks of {self.codebook_size})"
 
 
-@dataclass(frozen=True, slots=True)
-class PreparedRecord:
-    """One row of a shard."""
-
-    kind: str
-    messages: tuple[Message, ...]  # parts are texts and codes
-    source: str
-    place: str
-
-
 class LeftOut(NamedTuple):
     """An invalid record that was left out because that was allowed."""
 
@@ -130,7 +121,7 @@ def check_settings(folder: Path, settings: dict[str, Any]) -> None:
 def make_shards(
     folder: Path,
     tasks: Sequence[ShardTask],
-    make: Callable[[ShardTask, Callable[[int], object]], tuple[list[PreparedRecord], list[LeftOut]]],
+    make: Callable[[ShardTask, Callable[[int], object]], tuple[list[Record], list[LeftOut]]],
     code_source: CodeSource,
     *,
     state: PartialState,
@@ -162,7 +153,7 @@ def make_shards(
 
 
 def write_shard(
-    path: Path, records: Sequence[PreparedRecord], code_source: CodeSource, left_out: Sequence[LeftOut] = ()
+    path: Path, records: Sequence[Record], code_source: CodeSource, left_out: Sequence[LeftOut] = ()
 ) -> None:
     """Write a complete shard, or nothing."""
     facts = {"version": VERSION, **asdict(code_source), "left_out": [record._asdict() for record in left_out]}
@@ -194,7 +185,7 @@ def write_manifest(folder: Path, names: Sequence[str], code_source: CodeSource) 
     write_json(folder / MANIFEST, manifest)
 
 
-def _to_columns(record: PreparedRecord) -> dict[str, Any]:
+def _to_columns(record: Record) -> dict[str, Any]:
     images: list[dict[str, Any]] = []
     messages = []
     for message in record.messages:
@@ -251,12 +242,12 @@ class ShardFolder:
     def __len__(self) -> int:
         return int(self.num_rows.sum())
 
-    def __getitem__(self, index: int) -> PreparedRecord:
+    def __getitem__(self, index: int) -> Record:
         """Record `index`, counted over all shards."""
         shard = int(np.searchsorted(self.ends, index, side="right"))
         return self.row(shard, index - int(self.ends[shard] - self.num_rows[shard]))
 
-    def row(self, shard: int, index: int) -> PreparedRecord:
+    def row(self, shard: int, index: int) -> Record:
         """One row of one shard."""
         if self.process != os.getpid():  # a forked worker shares the position in an open file with its parent
             self._make_caches()
@@ -268,7 +259,7 @@ class ShardFolder:
         for message in said:
             parts = (images[p["image"]] if p["text"] is None else TextPart(p["text"]) for p in message["parts"])
             messages.append(Message(message["role"], tuple(parts)))
-        return PreparedRecord(kind, tuple(messages), source, place)
+        return Record(kind, tuple(messages), source, place)
 
     def _codes_part(self, image: pa.StructScalar) -> CodesPart:
         codes: np.ndarray = image["codes"].values.to_numpy()

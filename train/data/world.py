@@ -38,15 +38,8 @@ from mllm.world.scene import MIN_GAP, RADIUS, Scene, split_of
 from tokenizer.images import to_bytes
 from tokenizer.unitok import UniTok, encode_images
 from train.data.packing import BatchShape, PackingBuffer, SequenceSource, Tokenizers, Waiting
-from train.data.shards import (
-    CodeSource,
-    LeftOut,
-    PreparedRecord,
-    ShardFolder,
-    ShardTask,
-    check_settings,
-    make_shards,
-)
+from train.data.records import Record
+from train.data.shards import CodeSource, LeftOut, ShardFolder, ShardTask, check_settings, make_shards
 from train.recipe import WorldData
 
 RECORDS_PER_SHARD = 1024
@@ -84,7 +77,7 @@ class RenderedRecords(Protocol):
         """The images of record `index`, uint8 (3, H, W) each."""
         ...
 
-    def record(self, index: int, images: tuple[CodesPart, ...]) -> PreparedRecord:
+    def record(self, index: int, images: tuple[CodesPart, ...]) -> Record:
         """Record `index` with the codes of its images."""
         ...
 
@@ -106,7 +99,7 @@ def encode_rendered(
         count = min(RECORDS_PER_SHARD, len(records) - first)
         tasks.append(ShardTask(f"{first:08d}-{count}.parquet", "world", "world", first, count))
 
-    def make(task: ShardTask, advance: Callable[[int], object]) -> tuple[list[PreparedRecord], list[LeftOut]]:
+    def make(task: ShardTask, advance: Callable[[int], object]) -> tuple[list[Record], list[LeftOut]]:
         indices = range(task.number, task.number + task.count)
         rendered = DataLoader(indices, batch_size=None, collate_fn=records.images, num_workers=num_workers)
         counts = []
@@ -157,9 +150,9 @@ class EpisodeSet:
         size = (columns * self.patch_size, rows * self.patch_size)
         return [to_bytes(image.render(size)) for image in self[index].images[: self.num_images(index)]]
 
-    def record(self, index: int, images: tuple[CodesPart, ...]) -> PreparedRecord:
+    def record(self, index: int, images: tuple[CodesPart, ...]) -> Record:
         """The number of the episode stands for its scenes."""
-        return PreparedRecord("episode", (Message("assistant", images),), "world", str(index))
+        return Record("episode", (Message("assistant", images),), "world", str(index))
 
     def is_centred(self, index: int) -> bool:
         """Whether the objects of an episode lie exactly where its plans say, where possible (centre_episode)."""
@@ -235,10 +228,8 @@ class ConversationSet:
                     made.append(to_bytes(vary(image, rng) if is_shown else image))
         return made
 
-    def record(self, index: int, images: tuple[CodesPart, ...]) -> PreparedRecord:
-        return PreparedRecord(
-            "episode", (Message("assistant", images or (TextPart("no image"),)),), "world", str(index)
-        )
+    def record(self, index: int, images: tuple[CodesPart, ...]) -> Record:
+        return Record("episode", (Message("assistant", images or (TextPart("no image"),)),), "world", str(index))
 
 
 def random_conversation(weights: dict[str, float], rng: Random, *, max_turns: int) -> list[PeopleTurn]:

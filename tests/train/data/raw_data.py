@@ -14,7 +14,8 @@ from PIL import Image
 from mllm.conversation import CodesPart, Message, TextPart
 from tokenizer.unitok import UniTok
 from train.data.prepare import PrepareOptions
-from train.data.shards import SHARDS, CodeSource, PreparedRecord, ShardFolder, write_manifest, write_shard
+from train.data.records import Record
+from train.data.shards import SHARDS, CodeSource, ShardFolder, write_manifest, write_shard
 
 OPTIONS = PrepareOptions(sizes=((32, 32),), batch_size=5, num_workers=2)
 
@@ -67,7 +68,7 @@ def rows_of(path: Path) -> list[tuple]:
     return [content(folder[index]) for index in range(len(folder))]
 
 
-def content(row: PreparedRecord) -> tuple:
+def content(row: Record) -> tuple:
     messages = [
         (
             message.role,
@@ -81,7 +82,7 @@ def content(row: PreparedRecord) -> tuple:
     return row.kind, str(messages), row.source, row.place
 
 
-def prepared(path: Path, shards: Sequence[Sequence[PreparedRecord]], code_source: CodeSource) -> Path:
+def prepared(path: Path, shards: Sequence[Sequence[Record]], code_source: CodeSource) -> Path:
     """A finished folder of these rows."""
     (path / SHARDS).mkdir(parents=True)
     names = [f"{number:05d}.parquet" for number in range(len(shards))]
@@ -91,14 +92,14 @@ def prepared(path: Path, shards: Sequence[Sequence[PreparedRecord]], code_source
     return path
 
 
-def document(text: str, place: str = "line 1") -> PreparedRecord:
-    return PreparedRecord("document", (Message("assistant", (TextPart(text),)),), "made.jsonl", place)
+def document(text: str, place: str = "line 1") -> Record:
+    return Record("document", (Message("assistant", (TextPart(text),)),), "made.jsonl", place)
 
 
-def pair(captions: Sequence[str], code_source: CodeSource, seed: int) -> PreparedRecord:
+def pair(captions: Sequence[str], code_source: CodeSource, seed: int) -> Record:
     """A captioned image of 2 x 2 positions."""
     rng = np.random.default_rng(seed)
     codes = rng.integers(0, code_source.codebook_size, (code_source.num_codebooks, 4)).astype(np.uint16)
     texts = tuple(TextPart(caption) for caption in captions)
     answer = Message("assistant", (CodesPart(codes, (2, 2)),))
-    return PreparedRecord("pair", (Message("user", texts), answer), "made.tar", f"{seed}")
+    return Record("pair", (Message("user", texts), answer), "made.tar", f"{seed}")

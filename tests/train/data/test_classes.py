@@ -21,8 +21,8 @@ from tokenizer.unitok import UniTok
 from train.data.classes import ClassSequences, WorldClasses
 from train.data.packing import BatchShape, PackedBatches, Tokenizers
 from train.data.prepare import prepare_folder
-from train.data.records import ten_views
-from train.data.shards import CodeSource, PreparedRecord, ShardFolder
+from train.data.records import Record, ten_views
+from train.data.shards import CodeSource, ShardFolder
 from train.data.world import encode_rendered
 from train.recipe import ClassData
 
@@ -32,13 +32,13 @@ CONFIG = MLLMConfig(prompt_style="class", image_layout="bare", num_classes=7, fi
 TOKENIZERS = Tokenizers(text=None, image=None, config=CONFIG)
 
 
-def record(label: int, codes: list[int]) -> PreparedRecord:
+def record(label: int, codes: list[int]) -> Record:
     """Views of 2 x 2 positions, each with one code everywhere."""
     views = tuple(CodesPart(np.full((2, 4), code, dtype=np.uint16), (2, 2)) for code in codes)
-    return PreparedRecord("class", (Message("user", (TextPart(str(label)),)), Message("assistant", views)), "s", "p")
+    return Record("class", (Message("user", (TextPart(str(label)),)), Message("assistant", views)), "s", "p")
 
 
-def make_folder(path: Path, *shards: list[PreparedRecord]) -> ShardFolder:
+def make_folder(path: Path, *shards: list[Record]) -> ShardFolder:
     return ShardFolder(prepared(path, shards, CODE_SOURCE))
 
 
@@ -83,7 +83,7 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     fits = make_folder(tmp_path / "fits", [record(0, [1]), record(6, [1])])
     wrong = {
         "other class": [make_folder(tmp_path / "more", [record(7, [1])])],
-        "no class": [make_folder(tmp_path / "kind", [PreparedRecord("pair", record(0, [1]).messages, "s", "p")])],
+        "no class": [make_folder(tmp_path / "kind", [Record("pair", record(0, [1]).messages, "s", "p")])],
         "other images": [fits, make_folder(tmp_path / "fewer", [record(0, [1])])],
     }
     for folders in wrong.values():

@@ -42,8 +42,8 @@ def shown(part: Any) -> str:
 
 
 def summary(record: Record) -> str:
-    turns = (f"{turn.role}[{' | '.join(map(shown, turn.parts))}]" for turn in record.turns)
-    return " ".join([record.kind, *turns])
+    said = (f"{message.role}[{' | '.join(map(shown, message.parts))}]" for message in record.messages)
+    return " ".join([record.kind, *said])
 
 
 def read(fields: dict[str, Any], folder: Path = Path("images")) -> Record:
@@ -227,7 +227,7 @@ def test_the_samples_of_the_page_are_read_from_files(tmp_path: Path) -> None:
         assert find_format(path) == layout
         for item in read_items(path):
             record = read_record(layout, item.row(), tmp_path)
-            assert all(image.open().size == (5, 4) for image in record.images), item
+            assert all(part.open().size == (5, 4) for part in record.parts if isinstance(part, RawImage)), item
             found.append(f"{layout}{'' if ending == 'jsonl' else f'.{ending}'}: {summary(record)}")
     text = "\n".join(found)
     for name, content in (("RED", images["a.png"]), ("BLUE", images["b.png"])):
@@ -258,7 +258,7 @@ def test_an_image_may_be_below_one_sub_folder(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(png())
     for name in ("a.png", "./a.png", "https://a.org/x/c.png"):
-        assert read({"image": name, "caption": "x"}, tmp_path).images[0].open().size == (5, 4)
+        assert read({"image": name, "caption": "x"}, tmp_path).parts[-1].open().size == (5, 4)
     with pytest.raises(BadRecord, match="--images"):
         read({"image": "b.png", "caption": "x"}, tmp_path)
 
@@ -288,7 +288,7 @@ def test_images_come_from_paths_bytes_and_urls_on_disk(tmp_path: Path) -> None:
         {"url": f"data:image/png;base64,{text}"},
     ):
         record = read({"image": value, "caption": "x"}, tmp_path)
-        assert record.images[0].open().size == (5, 4), value
+        assert record.parts[-1].open().size == (5, 4), value
 
 
 def test_an_image_that_cannot_be_read_is_a_broken_record(tmp_path: Path) -> None:
@@ -311,5 +311,5 @@ def test_an_image_that_cannot_be_read_is_a_broken_record(tmp_path: Path) -> None
         {"bytes": "?"},
     ):
         with pytest.raises(BadRecord) as caught:
-            read({"image": value, "caption": "x"}, folder).images[0].open()
+            read({"image": value, "caption": "x"}, folder).parts[-1].open()
         assert len(str(caught.value)) < 400 or "://" in str(value)

@@ -21,7 +21,8 @@ from mllm.vocabulary import extend_tokenizer, load_text_tokenizer
 from tests.train.data.raw_data import document, pair, prepared
 from train.data.mixture import Mixture, ShardSequences
 from train.data.packing import CHECKPOINT_EVERY, BatchShape, PackedBatches, Tokenizers
-from train.data.shards import CodeSource, PreparedRecord, ShardFolder
+from train.data.records import Record
+from train.data.shards import CodeSource, ShardFolder
 from train.recipe import MLLMData
 
 CODE_SOURCE = CodeSource("0123", 2, 16)
@@ -41,14 +42,12 @@ def config(tokenizer: PreTrainedTokenizerBase) -> MLLMConfig:
     return MLLMConfig(text_config=text, num_codebooks=2, codebook_size=16, image_size=32, **vocabulary.config_fields())
 
 
-def chat(number: int, rng: Random) -> PreparedRecord:
+def chat(number: int, rng: Random) -> Record:
     """A dialogue about one or two images."""
     codes = [part for seed in range(rng.randint(1, 2)) for part in pair(["x"], CODE_SOURCE, seed).messages[1].parts]
     words = " ".join(rng.choices(["red", "blue", "circle", "star"], k=rng.randint(1, 9)))
     question = Message("user", (*codes[:1], TextPart(f"chat {number}")))
-    return PreparedRecord(
-        "chat", (question, Message("assistant", (*codes[1:], TextPart(words)))), "chat.jsonl", str(number)
-    )
+    return Record("chat", (question, Message("assistant", (*codes[1:], TextPart(words)))), "chat.jsonl", str(number))
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,8 @@ from tests.train.data.raw_data import document, load, pair, prepared
 from tokenizer.images import to_images
 from train.data.mixture import choose_sample
 from train.data.prepare import GREEN, PLAIN, as_text
-from train.data.shards import CodeSource, PreparedRecord
+from train.data.records import Record
+from train.data.shards import CodeSource
 
 
 def test_learned_parts_are_marked() -> None:
@@ -53,7 +54,7 @@ def test_samples_are_printed_with_their_images(
 def test_each_kind_is_learned_in_its_way() -> None:
     source = CodeSource("any", 2, 16)
 
-    def shown(record: PreparedRecord, style: str = "native", **options: float) -> str:
+    def shown(record: Record, style: str = "native", **options: float) -> str:
         messages = choose_sample(record, Random(0), **{"prompt_dropout": 0.0, "describe_share": 0.0, **options})
         return as_text(render(messages, style), in_color=False)
 
