@@ -1,9 +1,8 @@
 """Make a finished model the bundled one: smaller weights and a record of their origin.
 
 `python -m train.bundle FINISHED BUNDLED [--scores FILE] [--note TEXT]` copies the folder, stores the language model in
-bfloat16 (the image tokenizer stays float32, so that its codes stay the same) and writes `SOURCE.json`: the recipes of
-all stages, the commit, scores, and a note on what the recipes do not say. With `--scores`, the model is in place
-already; it keeps its note unless there is a new one.
+bfloat16 (codes of images stay the same) and writes `SOURCE.json`: the recipes of all stages, the commit, scores, and a
+note. With `--scores`, the model is in place already; it keeps its note unless there is a new one.
 """
 
 from __future__ import annotations

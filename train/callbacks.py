@@ -1,8 +1,7 @@
 """What is measured during training: held-out losses by task, sheets of samples, benchmarks, the world's scores.
 
-`validate` runs on every process. Callbacks get a pipeline around the model as it would be saved now (see
-`inference_model` in train/checkpoints.py): the first process draws and answers while the others wait, and all get the
-numbers, which the best checkpoint may be chosen by.
+`validate` runs on every process; the rest on the first one, on a pipeline around the model as it would be saved now
+(`inference_model` in train/checkpoints.py). All get the numbers, by which the best checkpoint may be chosen.
 """
 
 from __future__ import annotations

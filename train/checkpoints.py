@@ -1,7 +1,6 @@
 """Checkpoints of a training: folders that are complete or do not count, averaged weights, sharded weights and states.
 
-Checkpoints are folders `checkpoint-STEP`, filled elsewhere and renamed when every process is done. The finished model
-is a folder that `mllm.Pipeline` loads.
+They are folders `checkpoint-STEP`, filled elsewhere and renamed when every process is done.
 """
 
 from __future__ import annotations
@@ -128,23 +127,27 @@ class WeightAverage(TrainerCallback):
 def inference_model(model: nn.Module, backbone: PreTrainedModel, average: WeightAverage | None) -> Iterator[None]:
     """Within, `model` computes what a model that is saved now and loaded again computes.
 
-    It has the averaged weights, in the precision of frozen ones (with adapters: float32 beside bfloat16), the attention
-    of loaded models, and a `backbone` that is not compiled (it would compile again for every length of a dialogue).
+    It has the averaged weights (its own are kept in the CPU's memory), in the precision of frozen ones (with adapters:
+    float32 beside bfloat16), the attention of loaded models, and a `backbone` that is not compiled (it would compile
+    again for every length of a dialogue).
     """
     attention, compiled = backbone.config._attn_implementation, backbone._compiled_call_impl
     weights = {name: weight for name, weight in model.named_parameters() if weight.is_floating_point()}
-    own = {name: weight.data for name, weight in weights.items()}
+    own, averaged = {name: weight.data for name, weight in weights.items()}, average.weights if average else {}
+    kept = {name: own[name].to("cpu", copy=True) for name in averaged}
     trained_like = next(iter(own.values())).dtype
     dtype = next((weight.dtype for weight in weights.values() if not weight.requires_grad), trained_like)
     backbone.set_attn_implementation("sdpa")
     backbone._compiled_call_impl = None
     try:
-        for name, data in {**own, **(average.weights if average else {})}.items():
-            weights[name].data = data.to(own[name].device, dtype)
+        for name, data in averaged.items():
+            own[name].copy_(data)
+        for name, data in own.items():
+            weights[name].data = data.to(dtype)
         yield
     finally:
         for name, data in own.items():
-            weights[name].data = data
+            weights[name].data = data.copy_(kept[name]) if name in kept else data
         backbone.set_attn_implementation(attention)
         backbone._compiled_call_impl = compiled
 

@@ -1,10 +1,9 @@
 """The adversarial part of image tokenizer training: augmentation, frozen DINOv2 features, discriminator, schedule.
 
-Real and reconstructed pixels in [-1, 1] and the step come in; losses and weights go out. All randomness is a function
-of the seed and the step and drawn for the images of all processes, so a resumed run repeats it and the number of
-processes does not matter. StyleGAN-T (arXiv:2301.09515, section 3.2) in UniTok's version; parameter names are UniTok's.
+StyleGAN-T (arXiv:2301.09515, section 3.2) in UniTok's version, with UniTok's parameter names. All randomness is a
+function of seed and step, drawn for the images of all processes: neither a resumption nor their number changes it.
 
-Letters: B batch, H W pixels, N patches, D feature width, M logits per image (levels * N).
+Letters: B batch, H W pixels in [-1, 1], N patches, D feature width, M logits per image (levels * N).
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Numbers of a training run: means over all processes between two log entries, speed, memory, and their file.
 
-In: the loss parts and inputs of every micro-batch. Out: means in which every text token and every code weighs the same,
-positions per second of the whole run, padding share, model FLOPs utilization, memory. All sums are float64.
+In the means every text token and every code weighs the same; sums are float64.
 
 Letters: B batch, T sequence, K codebooks.
 """

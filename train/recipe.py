@@ -1,8 +1,7 @@
 """A YAML recipe and command line overrides in, one frozen dataclass out: every field that a training can set.
 
-A recipe names its `kind` (text_tokenizer, image_tokenizer or mllm), which decides which dataclass the other keys must
-fit. Unknown keys and wrong values are errors that name the key. The resolved recipe is written next to the checkpoints
-and can be fed back. Nothing here knows models or trainers.
+A recipe's `kind` decides which dataclass the other keys must fit. The resolved recipe is written next to the
+checkpoints and can be fed back. Nothing here knows models or trainers.
 """
 
 from __future__ import annotations

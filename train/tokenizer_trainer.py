@@ -1,11 +1,9 @@
-"""Train the image tokenizer (UniTok) with reconstruction, perceptual, adversarial, VQ, entropy and contrastive losses.
+"""Train the image tokenizer (UniTok): a recipe in, checkpoints, a log, sheets of reconstructions and `final/` out.
 
-A `TokenizerRecipe` comes in; a folder with checkpoints, `metrics.jsonl`, sheets of reconstructions and, at the end, the
-tokenizer in `final/` goes out. Each step is a function of the checkpoint before it, so a resumed run equals an
-uninterrupted one. Losses of weight 0 are neither computed nor loaded.
+Each step is a function of the checkpoint before it, so a resumed run equals an uninterrupted one. Losses of weight 0
+are neither computed nor loaded.
 
-Letters: B batch, G batches of all processes, T text positions, H W pixels, K codebooks, C codes per codebook, N
-classes, D width.
+Letters: B batch, G batches of all processes, T text positions, H W pixels, K codebooks, C codes, N classes, D width.
 """
 
 from __future__ import annotations

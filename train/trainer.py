@@ -1,9 +1,7 @@
 """Train the unified model: from a recipe to a model folder, by a thin subclass of `transformers.Trainer`.
 
-Added to the library's trainer: the loss is weighted by tokens and codes over all ranks and accumulation steps, its
-parts are logged, bad steps are skipped or end the run, checkpoints are complete or do not count, validation is by task,
-the optimizer comes from the recipe, and an average of the weights is kept. Item b of the data set is batch b: skipping
-to a batch costs nothing, and a resumed run sees exactly what an uninterrupted one sees.
+Added to it: losses weighted by tokens and codes over all ranks, bad steps, complete checkpoints, validation by task, an
+average of the weights. Item b of the data set is batch b, so a resumed run sees exactly what an uninterrupted one sees.
 """
 
 from __future__ import annotations
