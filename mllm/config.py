@@ -226,10 +226,9 @@ class MLLMConfig(PreTrainedConfig):
     def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         """Fields of a folder; those of the released model are translated, those of a backbone alone are its part."""
         fields, rest = super().get_config_dict(*args, **kwargs)
-        if is_released(fields):
-            fields = from_released(fields)
-        elif fields.get("model_type", cls.model_type) != cls.model_type:
-            fields = {"model_type": cls.model_type, "text_config": fields}
+        fields, own_type = from_released(fields), MLLMConfig.model_type
+        if fields.get("model_type", own_type) != own_type:
+            fields = {"model_type": own_type, "text_config": fields}
         return fields, rest
 
     def check(self) -> None:
@@ -327,14 +326,13 @@ class ReleasedMLLMConfig(MLLMConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> MLLMConfig:
-        return MLLMConfig.from_dict(from_released(config_dict) if is_released(config_dict) else config_dict, **kwargs)
-
-
-def is_released(fields: dict[str, Any]) -> bool:
-    return fields.get("model_type") == RELEASED_TYPE
+        return MLLMConfig.from_dict(from_released(config_dict), **kwargs)
 
 
 def from_released(fields: dict[str, Any]) -> dict[str, Any]:
+    """Fields of our config; those that are no released model's are left as they are."""
+    if fields.get("model_type") != RELEASED_TYPE:
+        return fields
     text_config = {name: fields[name] for name in TEXT_FIELDS if fields.get(name) is not None}
     special_ids = {name: default if fields.get(name) is None else fields[name] for name, default in SPECIAL_IDS.items()}
     dtype = fields.get("dtype") or fields.get("torch_dtype")

@@ -278,10 +278,8 @@ class Pipeline:
     ) -> list[list[str | Image.Image]]:
         """Answer many dialogues together, for evaluation: the texts and images of each answer, in order. `size`: of the
         images drawn where no image was shown or drawn before; those that follow have its size."""
-        at_once = max(len(dialogues), 1)
-        answers = dict(
-            self.answer_each(dialogues, mode, seeds, at_once=at_once, together=at_once, size=size, **overrides)
-        )
+        every = max(len(dialogues), 1)
+        answers = dict(self.answer_each(dialogues, mode, seeds, at_once=every, together=every, size=size, **overrides))
         return [answers[place] for place in range(len(answers))]
 
     def answer_each(
@@ -314,19 +312,15 @@ class Pipeline:
 
         with self._lock:
             for event in self._stream(requests(), at_once):
-                match event:
-                    case Done(index=place, result=result):
-                        yield place, self.processor.to_parts(result)
-                    case Failed(error=error):
-                        raise error
+                if isinstance(event, Done):
+                    yield event.index, self.processor.to_parts(event.result)
         if failure is not None:
             raise failure
 
     def _build_answer(
         self, messages: Sequence[Message], mode: Mode, size: Size | None, overrides: Overrides
     ) -> GenerationRequest:
-        drawing = "edit" if has_image(messages[-1]) else "draw"
-        task = {"text": "ask", "image": drawing, "interleaved": "chat"}[mode]
+        task = {"text": "ask", "image": "edit" if has_image(messages[-1]) else "draw", "interleaved": "chat"}[mode]
         first_size = None if any(map(has_image, messages)) else size
         return self.build_request(messages, mode, task=task, size=first_size, overrides=overrides)
 
@@ -446,11 +440,8 @@ class Pipeline:
         decoders = [EventDecoder(self.processor) for _ in requests]
         with self._lock:
             for event in self._stream(requests):
-                match event:
-                    case Done(index=index, result=result):
-                        results[index] = result
-                    case Failed(error=error):
-                        raise error
+                if isinstance(event, Done):
+                    results[event.index] = event.result
                 for decoded in decoders[event.index].decode(event) if on_event else ():
                     on_event(decoded)
         return [results[index] for index in range(len(requests))]
@@ -477,11 +468,11 @@ class Pipeline:
                 num_open += 1
                 yield request
 
-        layout = ImageLayout.from_config(self.config)
-        for event in stream_accepted(
-            next_requests(), stream=self.engine.stream, check=self._follow_plans, layout=layout
-        ):
-            num_open -= isinstance(event, Done | Failed)
+        options = {"check": self._follow_plans, "layout": ImageLayout.from_config(self.config)}
+        for event in stream_accepted(next_requests(), stream=self.engine.stream, **options):
+            if isinstance(event, Failed):
+                raise event.error
+            num_open -= isinstance(event, Done)
             yield event
 
     def _follow_plans(self, images: Sequence[ImageDone]) -> list[bool]:
