@@ -17,10 +17,8 @@ from demo.answer import Entry, Settings, stopped, user_entry
 
 ASSETS = Path(__file__).parent / "assets"
 STYLE_SHEET = ASSETS / "style.css"
-FONTS = {
-    "font": ["ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"],
-    "font_mono": ["ui-monospace", "SFMono-Regular", "Menlo", "monospace"],
-}
+FONTS = ["ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
+MONO_FONTS = ["ui-monospace", "SFMono-Regular", "Menlo", "monospace"]
 
 Answer = Callable[..., Iterator[list[Entry]]]
 """answer(history, seed, guidance, temperature, top_k) yields the history with the answer growing."""
@@ -34,7 +32,9 @@ def example(label: str, text: str, file: str | None = None) -> ExampleMessage:
 
 def theme() -> gr.themes.Base:
     """Quiet grays, one blue, fonts of the system."""
-    return gr.themes.Base(primary_hue="indigo", neutral_hue="slate", radius_size="lg", **FONTS).set(
+    return gr.themes.Base(
+        primary_hue="indigo", neutral_hue="slate", radius_size="lg", font=FONTS, font_mono=MONO_FONTS
+    ).set(
         body_background_fill="*neutral_50",
         block_border_width="0px",
         block_shadow="none",

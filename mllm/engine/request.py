@@ -136,60 +136,61 @@ def append_text(parts: list[list[int] | CodesPart], token_id: int) -> None:
         parts.append([token_id])
 
 
-# ---- events: `index` says of which request of the batch ----
+# ---- events ----
 # The engine fills in ids and codes; the pipeline passes the same events on with text, images and messages filled in.
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TextDelta:
+class Event:
+    """Something that happened to a request."""
+
+    index: int = 0  # which one of the batch
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TextDelta(Event):
     """More text of the answer."""
 
-    index: int = 0
     token_id: int | None = None
     text: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ImageProgress:
+class ImageProgress(Event):
     """One more position of an image is decoded."""
 
-    index: int = 0
     done: int  # positions so far
     total: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ImagePreview:
+class ImagePreview(Event):
     """An image so far; positions that do not stand yet are guessed."""
 
-    index: int = 0
     done: int  # positions that stand
     codes: CodesPart
     image: Any = None  # the decoded PIL image
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ImageDone:
+class ImageDone(Event):
     """An image of the answer is complete."""
 
-    index: int = 0
     codes: CodesPart
     plan: tuple[int, ...] = ()  # the tokens that were written before it
     image: Any = None  # the decoded PIL image
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Done:
-    """The answer is complete."""
+class Done(Event):
+    """The answer is complete. Its finish reason is "length" where the budget or the context cut it off."""
 
-    index: int = 0
     result: GenerationResult
     message: Message = Message("assistant", ())
     """All of the answer, to be put into the history; images are codes, so that nothing is lost."""
 
     @property
     def finish_reason(self) -> FinishReason:
-        """Why it ended; "length": it was cut off by the budget or the context."""
         return self.result.finish_reason
 
     @property
@@ -198,16 +199,11 @@ class Done:
 
     @property
     def image_refused(self) -> bool:
-        """Whether the model wanted to draw (again), and no room was left for a complete image."""
         return self.result.image_refused
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Failed:
+class Failed(Event):
     """The request could not be answered; others are not concerned."""
 
-    index: int = 0
     error: Exception
-
-
-Event = TextDelta | ImageProgress | ImagePreview | ImageDone | Done | Failed
