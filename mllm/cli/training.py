@@ -16,11 +16,6 @@ FORMATS = tuple("codes llava chat mmc4 cauldron obelics edit vqa captions classe
 """The names in train/data/columns.py; written out, so that help imports nothing of `train`."""
 
 
-def call(function: str, options: Namespace) -> None:
-    module, _, name = function.partition(":")
-    getattr(importlib.import_module(module), name)(options)
-
-
 @command(
     "demo",
     "Chat with the model in the browser.",
@@ -31,7 +26,7 @@ def call(function: str, options: Namespace) -> None:
     option("--share", action="store_true", help="also create a public link, through a server of Gradio"),
 )
 def demo(options: Namespace) -> None:
-    call("demo.app:serve", options)
+    importlib.import_module("demo.app").serve(options)
 
 
 @command(
@@ -60,10 +55,11 @@ def demo(options: Namespace) -> None:
 def prepare(options: Namespace) -> None:
     if not options.sources and options.show is None:
         raise ValueError("SRC or --show must be given, got neither; name files of records or folders")
+    module = importlib.import_module("train.data.prepare")
     if options.sources:
-        call("train.data.prepare:prepare", options)
+        module.prepare(options)
     if options.show is not None:
-        call("train.data.prepare:show", options)
+        module.show(options)
 
 
 @command(

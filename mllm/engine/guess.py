@@ -82,18 +82,15 @@ class Guesser:
             return LARGEST
         return 0 if self.mean_standing < FEW_STAND else int(2 * self.mean_standing) + 1
 
-    def stand(self, place: Place) -> None:
-        """Take note of a place that stands."""
-        if isinstance(place, int):
-            self.history = [*self.history, place][-LONGEST_NGRAM:]
-
-    def see(self, cursors: Sequence[Cursor], chosen: Mapping[int, Place], num_standing: int) -> None:
-        """Learn from a pass how many guesses stood, and what was computed beyond them.
+    def see(self, cursors: Sequence[Cursor], chosen: Mapping[int, Place], standing: Sequence[Place]) -> None:
+        """Learn from a pass which places stand, guesses but for the last, and what was computed beyond them.
 
         Args:
             cursors: after each place that was fed, the first of which stood before.
             chosen: what was sampled after the place of an index.
         """
+        num_standing = len(standing) - 1
+        self.history = [*self.history, *(place for place in standing if isinstance(place, int))][-LONGEST_NGRAM:]
         self.computed = {}
         for after, place in chosen.items():
             if isinstance(place, int):

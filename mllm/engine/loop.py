@@ -122,21 +122,21 @@ class Running:
     def advance(self) -> Iterator[Event]:
         """Put what stands into the sequence, and yield what that means."""
         state = self.state
-        for after in range(len(self.places)):
+        standing: list[Place] = []
+        for guess in [*self.places[1:], None]:
             place = state.next_place(state.cursor)
             if isinstance(place, Sampled):
-                place = self.chosen[after]
-                state.image_refused |= after in self.refused
+                place = self.chosen[len(standing)]
+                state.image_refused |= len(standing) in self.refused
             yield from state.add(place)
-            self.guesser.stand(place)
-            is_guessed = self.places[after + 1 : after + 2] == [place]
-            if not is_guessed or state.cursor.finish_reason is not None:
+            standing.append(place)
+            if place != guess or state.cursor.finish_reason is not None:
                 break
         for slot in self.slots:
-            fed = [self.places[n] for n in slot.fed if n <= after]
-            slot.places += [slot.prompt[-1] if fed_place is None else fed_place for fed_place in fed]
-        self.pending = place
-        self.guesser.see(self.cursors, self.chosen, after)
+            fed = [self.places[n] for n in slot.fed if n < len(standing)]
+            slot.places += [slot.prompt[-1] if place is None else place for place in fed]
+        self.pending = standing[-1]
+        self.guesser.see(self.cursors, self.chosen, standing)
         yield from self.preview()
 
     def preview(self) -> Iterator[Event]:
