@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from random import Random
 from typing import NamedTuple, TypeVar
 
-from mllm.world.language import NUMBER_WORDS, phrases, pick, pluralize
+from mllm.world.language import NUMBER_WORDS, UnsayableError, phrases, pick, pluralize
 from mllm.world.scene import Scene, SceneObject, is_clear, main_relation
 from mllm.world.spec import Filter
 
@@ -174,6 +175,12 @@ class Speaker:
 
     def pick(self, weights: Mapping[T, float]) -> T:
         return pick(weights, self.rng)
+
+    def attempt(self, forms: Mapping[Callable[..., T], float], *about: object) -> T:
+        """What one of the forms makes of something; another one, where it raises UnsayableError."""
+        while True:
+            with suppress(UnsayableError):
+                return self.pick(forms)(self, *about)
 
     def maybe(self, share: float) -> bool:
         return self.rng.random() < share

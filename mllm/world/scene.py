@@ -29,6 +29,7 @@ NUM_OBJECTS_WEIGHTS = (25, 30, 25, 20)  # one, two, three, four objects
 THEME_WEIGHTS = {"free": 56, "copies": 12, "same_color": 10, "same_shape": 12, "twins": 10}
 
 Pair = tuple[str, str]  # (color, shape)
+Kind = tuple[str, str, str]  # (shape, color, size)
 Split = Literal["train", "validation", "test"]
 PairGroup = Literal["seen", "held_out"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -141,7 +142,11 @@ def random_scene(rng: Random, *, num_objects: int | None = None, allowed_pairs: 
     if theme == "twins":
         sizes[:2] = rng.sample(SIZES, 2)
     kinds = [(shape, color, size) for (color, shape), size in zip(pairs, sizes, strict=True)]
-    return Scene(rng.choice(BACKGROUNDS), _place(kinds, rng))
+    background = rng.choice(BACKGROUNDS)
+    for _ in range(12):
+        if placed := place_freely(kinds, rng, tries=12):
+            return Scene(background, placed)
+    return Scene(background, place_in_corners(sorted(kinds, key=lambda kind: kind[2] == "small"), rng))
 
 
 def random_scene_for(split: Split, rng: Random, *, pairs: PairGroup = "seen", num_objects: int | None = None) -> Scene:
@@ -196,22 +201,18 @@ def _random_pairs(num_objects: int, theme: str, allowed: Sequence[Pair], rng: Ra
             return [first, *rng.sample(pool, min(num_objects - 1, len(pool)))]
 
 
-def _place(kinds: Sequence[tuple[str, str, str]], rng: Random) -> tuple[SceneObject, ...]:
-    """Give objects (shape, color, size) random positions; crowded scenes fall back to jittered corners."""
-    order = sorted(kinds, key=lambda kind: kind[2] == "small")  # large ones first: they are hard to fit later
-    for _ in range(12):
-        placed: list[SceneObject] = []
-        for shape, color, size in order:
-            position = random_free_position(size, placed, rng, tries=12)
-            if position is None:
-                break
-            placed.append(SceneObject(shape, color, size, *position))
-        if len(placed) == len(order):
-            return tuple(placed)
-    return place_in_corners(order, rng)
+def place_freely(kinds: Sequence[Kind], rng: Random, *, tries: int) -> tuple[SceneObject, ...] | None:
+    """Objects at random positions; None where there was no room for one."""
+    placed: list[SceneObject] = []
+    for kind in sorted(kinds, key=lambda kind: kind[2] == "small"):  # large ones first: they are hard to fit later
+        position = random_free_position(kind[2], placed, rng, tries=tries)
+        if position is None:
+            return None
+        placed.append(SceneObject(*kind, *position))
+    return tuple(placed)
 
 
-def place_in_corners(kinds: Sequence[tuple[str, str, str]], rng: Random) -> tuple[SceneObject, ...]:
+def place_in_corners(kinds: Sequence[Kind], rng: Random) -> tuple[SceneObject, ...]:
     """One object per quarter. The free play of two large ones side by side is shared evenly, so that a gap stays."""
     low = RADIUS["large"] + MIN_INSET
     play = (1 - 2 * low - 2 * RADIUS["large"] - MIN_GAP) / 2

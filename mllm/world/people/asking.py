@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from contextlib import suppress
 
 from mllm.world.grammar import FULL, Speaker
-from mllm.world.language import NUMBER_WORDS, UnsayableError, join, need, phrases
+from mllm.world.language import NUMBER_WORDS, join, need, phrases
 from mllm.world.people.changing import matching
 from mllm.world.scene import (
     ATTRIBUTES,
@@ -34,15 +33,9 @@ EXTREMES = {
 }
 
 
-def try_forms(speaker: Speaker, scene: Scene) -> Asked:
-    while True:
-        with suppress(UnsayableError):
-            return speaker.pick(FORMS)(speaker, scene)
-
-
 def ask_turn(speaker: Speaker, scene: Scene) -> tuple[str, str, list[str]]:
     """A question about the picture, its one right answer, and words of which any answer must hold one."""
-    text, right = try_forms(speaker, scene)
+    text, right = speaker.attempt(FORMS, scene)
     if isinstance(right, bool):
         right = "yes" if right else "no"
     if text[:3] in ("is ", "are", "do ", "doe") and speaker.maybe(0.1):

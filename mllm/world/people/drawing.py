@@ -9,7 +9,7 @@ from random import Random
 from typing import Any, NamedTuple
 
 from mllm.world.grammar import FULL, Speaker, listed, tidy
-from mllm.world.language import NUMBER_WORDS, UnsayableError, need, pluralize
+from mllm.world.language import NUMBER_WORDS, need, pluralize
 from mllm.world.scene import (
     ATTRIBUTES,
     BACKGROUNDS,
@@ -24,19 +24,19 @@ from mllm.world.scene import (
     SHAPES,
     SIDES,
     SIZES,
+    Kind,
     Scene,
     SceneObject,
     Split,
     is_valid,
     main_relation,
-    random_free_position,
+    place_freely,
     random_scene_for,
     split_of,
     stated_places,
 )
 from mllm.world.spec import Filter
 
-Kind = tuple[str, str, str]  # shape, color, size
 COLORS_OF = {shape: [color for color in COLORS if (color, shape) in SEEN_PAIRS] for shape in SHAPES}
 SHAPES_OF = {color: [shape for shape in SHAPES if (color, shape) in SEEN_PAIRS] for color in COLORS}
 ANYTHING = (
@@ -56,10 +56,7 @@ class Drawn(NamedTuple):
 def draw_turn(speaker: Speaker, split: Split) -> tuple[str, Scene, dict[str, Any]]:
     """A request in words, a scene that fits it, and what it asks for."""
     while True:
-        try:
-            text, scene, expect, is_sentence = speaker.pick(FORMS)(speaker, split)
-        except UnsayableError:
-            continue
+        text, scene, expect, is_sentence = speaker.attempt(FORMS, split)
         if split_of(scene) == split and scene.pairs <= SEEN_PAIRS:
             break
     background, said = speaker.say(scene.background), speaker.rng.random()
@@ -81,11 +78,10 @@ def draw_turn(speaker: Speaker, split: Split) -> tuple[str, Scene, dict[str, Any
 def scene_of(kinds: Sequence[Kind], rng: Random, *, layout: str | None = None) -> Scene:
     """A scene of these objects, anywhere or in a row or a column; UnsayableError where there is no room."""
     background = rng.choice(BACKGROUNDS)
-    placed: list[SceneObject] = []
     if layout is None:
-        for kind in sorted(kinds, key=lambda kind: kind[2] == "small"):
-            placed.append(SceneObject(*kind, *need(random_free_position(kind[2], placed, rng, tries=20))))
+        placed = need(place_freely(kinds, rng, tries=20))
     else:
+        placed = ()
         free = 1 - 2 * MIN_INSET - sum(2 * RADIUS[size] for *_, size in kinds) - (MIN_GAP + 0.02) * (len(kinds) - 1)
         need(free >= 0)
         cuts = sorted(rng.uniform(0, free) for _ in kinds)
@@ -95,9 +91,9 @@ def scene_of(kinds: Sequence[Kind], rng: Random, *, layout: str | None = None) -
             along = round(at + radius + cut, 4)
             other = min(max(across + rng.uniform(-0.06, 0.06), radius + MIN_INSET), 1 - radius - MIN_INSET)
             position = (along, round(other, 4)) if layout == "row" else (round(other, 4), along)
-            placed.append(SceneObject(*kind, *position))
+            placed += (SceneObject(*kind, *position),)
             at += 2 * radius + MIN_GAP + 0.02
-    scene = Scene(background, tuple(placed))
+    scene = Scene(background, placed)
     need(is_valid(scene))
     return scene
 
