@@ -188,23 +188,21 @@ def edit_sentence(edit: Edit, scene: Scene, rng: Random, *, plain: bool = False,
 
 def check_edit(before: Scene, edit: Edit, after: Scene) -> tuple[Verdict, ...]:
     """The change was made and the rest is untouched. An added object may lie anywhere its words allow."""
-    expected = apply_edit(before, edit)
-    kept, rest, changed = list(expected.objects), list(after.objects), None
+    expected, rest = apply_edit(before, edit), list(after.objects)
+    kept = [item for item in expected.objects if item in before.objects]
     match edit.kind:
         case "background":
             made = after.background == expected.background
         case "add":
             added = next((item for item in rest if _is_addition(before, edit, item, after)), None)
-            kept, rest = list(before.objects), [item for item in rest if item is not added]
-            made = added is not None
+            made, rest = added is not None, [item for item in rest if item is not added]
         case "remove":
             made = len(rest) < len(before.objects)
         case _:
-            changed = changed_object(before, edit)
-            made = _is_among(changed, rest)
+            made = _is_among(changed_object(before, edit), rest)
     return (
         Verdict("the change was made", made),
-        Verdict("the other objects are untouched", all(item == changed or _is_among(item, rest) for item in kept)),
+        Verdict("the other objects are untouched", all(_is_among(item, rest) for item in kept)),
         Verdict("there is nothing else", len(after.objects) == len(expected.objects)),
         Verdict("the background is right", after.background == expected.background),
     )
@@ -221,7 +219,7 @@ def _is_addition(before: Scene, edit: Edit, item: SceneObject, after: Scene) -> 
         return False
     if edit.place:
         return is_placed(edit.place, item)
-    expected = before.objects[edit.anchor]
-    anchors = (other for other in after.objects if looks_like(expected, other, tolerance=POSITION_TOLERANCE))
-    anchor = next(anchors, None)
-    return anchor is not None and holds(edit.relation, item, anchor)
+    anchor = before.objects[edit.anchor]
+    found = (other for other in after.objects if looks_like(anchor, other, tolerance=POSITION_TOLERANCE))
+    seen = next(found, None)
+    return seen is not None and holds(edit.relation, item, seen)

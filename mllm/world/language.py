@@ -272,52 +272,53 @@ class Wording:
         return Said(template.format_map(self), tuple(self._stated))
 
     def __getitem__(self, slot: str) -> str:
-        said = self.say_slot(slot.lower())
-        self._stated.update(dict.fromkeys(said.constraints))
-        return capitalize(said.text) if slot[0].isupper() else said.text
+        words = self.say_slot(slot.lower())
+        return capitalize(words) if slot[0].isupper() else words
 
-    def say_slot(self, slot: str) -> Said:
+    def state(self, text: str, *constraints: Constraint) -> str:
+        self._stated.update(dict.fromkeys(constraints))
+        return text
+
+    def say_slot(self, slot: str) -> str:
         if slot in self.extra:
-            return self.extra[slot]
+            return self.state(self.extra[slot].text, *self.extra[slot].constraints)
         background = self.scene.background
         match slot.split("_"):
             case ["on"]:
                 text = self.rng.choice(phrases("words")["backgrounds"])
-                return Said(text.format(background=say(background, self.rng)), (Background(background),))
+                return self.state(text.format(background=say(background, self.rng)), Background(background))
             case ["background"]:
-                return Said(say(background, self.rng), (Background(background),))
+                return self.state(say(background, self.rng), Background(background))
             case ["number"]:
                 number = len(self.scene.objects)
-                return Said(NUMBER_WORDS[number], (Count(ANY, number),))
+                return self.state(NUMBER_WORDS[number], Count(ANY, number))
             case ["list"]:
-                said = [self.mention(index) for index in range(len(self.objects))]
-                return Said(join([part.text for part in said]), tuple(c for part in said for c in part.constraints))
+                return join([self.mention(index) for index in range(len(self.objects))])
             case ["the", letter]:
-                return Said("the " + self.refer(self.index(letter)))
+                return "the " + self.refer(self.index(letter))
             case ["at", letter]:
                 index = self.index(letter)
-                if places := stated_places(self.objects[index]):
-                    return Said(say_place(places[0], self.rng), (Placed(index, places[0]),))
+                place = need(stated_places(self.objects[index]))[0]
+                return self.state(say_place(place, self.rng), Placed(index, place))
             case [letter] if len(letter) == 1:
                 return self.mention(self.index(letter))
-            case [letters] if len(letters) == 2:
+            case [letters]:
                 a, b = map(self.index, letters)
-                if relation := main_relation(self.objects[a], self.objects[b]):
-                    return Said(say(relation, self.rng), (Related(a, relation, b),))
-        raise UnsayableError
+                relation = need(main_relation(self.objects[a], self.objects[b]))
+                return self.state(say(relation, self.rng), Related(a, relation, b))
+        raise KeyError(slot)
 
     def index(self, letter: str) -> int:
         index = LETTERS.index(letter)
-        if index >= len(self.objects):
-            raise UnsayableError
+        need(index < len(self.objects))
         return index
 
-    def mention(self, index: int) -> Said:
+    def mention(self, index: int) -> str:
         item = self.filters[index]
         phrase = noun_phrase(item, self.rng)
         text = f"another {phrase}" if item in self._mentioned else with_article(phrase)
         self._mentioned.append(item)
-        return Said(text, (Exists(index, item),))
+        return self.state(text, Exists(index, item))
 
     def refer(self, index: int) -> str:
         """A noun phrase that singles out one of the objects as they were described."""

@@ -36,32 +36,21 @@ from mllm.world.scene import (
 )
 from mllm.world.spec import ANY, Filter, compare, plain_phrase
 
-# kind -> variants
-QUESTION_KINDS: dict[str, tuple[str, ...]] = {
-    "count": ("count",),
-    "color": ("color of", "color of related"),
-    "shape": ("shape of", "shape of related"),
-    "size": ("size of",),
-    "existence": ("exists",),
-    "relation": ("is related", "where is", "which is related"),
-    "comparison": ("is larger", "which is larger", "same color", "same size", "more"),
-    "background": ("background", "is background"),
+_KINDS = {  # how often, and variants
+    "count": (16, ("count",)),
+    "color": (16, ("color of", "color of related")),
+    "shape": (14, ("shape of", "shape of related")),
+    "size": (10, ("size of",)),
+    "existence": (14, ("exists",)),
+    "relation": (18, ("is related", "where is", "which is related")),
+    "comparison": (12, ("is larger", "which is larger", "same color", "same size", "more")),
+    "background": (8, ("background", "is background")),
 }
-QUESTION_WEIGHTS = {
-    "count": 16,
-    "color": 16,
-    "shape": 14,
-    "size": 10,
-    "existence": 14,
-    "relation": 18,
-    "comparison": 12,
-    "background": 8,
-}
+QUESTION_KINDS = {kind: variants for kind, (_, variants) in _KINDS.items()}
+QUESTION_WEIGHTS = {kind: weight for kind, (weight, _) in _KINDS.items()}
 # Variants that need two objects.
-PAIR_VARIANTS = frozenset(QUESTION_KINDS["relation"] + QUESTION_KINDS["comparison"]) | {
-    "color of related",
-    "shape of related",
-}
+RELATED = ("color of related", "shape of related", "which is related")
+PAIR_VARIANTS = {*QUESTION_KINDS["relation"], *QUESTION_KINDS["comparison"], *RELATED}
 NOT_GIVEN_AWAY = {"same color": "color", "same size": "size", "is larger": "size", "which is larger": "size"}
 """The attribute that references in questions of a variant leave out."""
 DIRECTIONS = {"left of": "left", "right of": "right", "above": "above", "below": "below"}
