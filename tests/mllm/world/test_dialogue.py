@@ -47,12 +47,6 @@ def test_some_requests_have_typos() -> None:
         assert text in requests and (len(requests) > 5) == has_typos
 
 
-def test_the_same_content_has_many_wordings() -> None:
-    for job in ("draw", "describe", "edit", "depth", "segment", "interleaved", "multi_turn"):
-        requests = {str(make_dialogue(job, make_episode(3), Random(seed)).turns[0].parts) for seed in range(60)}
-        assert len(requests) > 12, job
-
-
 def test_ask_has_one_to_five_rounds_on_one_image() -> None:
     rounds = [make_dialogue("ask", make_episode(index), Random(index)) for index in range(100)]
     assert {len(dialogue.checks) for dialogue in rounds} == {1, 2, 3, 4, 5}

@@ -105,44 +105,31 @@ def test_a_request_raises_the_questions_of_its_spec_that_a_right_image_satisfies
         assert num_wrong > 130
 
 
-@pytest.mark.parametrize(
-    ("request_", "questions"),
-    [
-        (
-            "Draw a large red circle to the left of a tiny blue square on a white background.",
-            "Is there a large red circle? yes. Is there a small blue square? yes. How many shapes are there? 2. "
-            "Is the large red circle to the left of the small blue square? yes. Is the background white? yes",
-        ),
-        (
-            "two orange discs and no hearts",
-            "How many orange circles are there? 2. Is there a heart? no. How many shapes are there? 2",
-        ),
-        (
-            "two hearts, one red and one blue",
-            "Is there a red heart? yes. Is there a blue heart? yes. How many hearts are there? 2. "
-            "How many shapes are there? 2",
-        ),
-        (
-            "a circle and a smaller star",
-            "Is there a circle? yes. Is there a star? yes. How many shapes are there? 2. "
-            "Is the circle larger than the star? yes",
-        ),
-        ("three shapes, all of them green", "How many green shapes are there? 3. How many shapes are there? 3"),
-        ("every shape is small", "Is there a small shape? yes. Is there a large shape? no"),
-        (
-            "a circle that is not red",
-            "Is there a circle? yes. Is there a red circle? no. How many shapes are there? 1",
-        ),
-        (
-            "The star is above the cross",
-            "Is there a star? yes. Is there a cross? yes. Is the star above the cross? yes",
-        ),
-        ("a dog and some red circles", "Is there a red circle? yes"),
-        ("a photo of a dog.", "Does the picture show a photo of a dog? yes"),
-    ],
-)
-def test_typed_requests_become_questions_of_the_world(request_: str, questions: str) -> None:
-    assert sorted(" ".join(question) for question in ask_about(request_)) == sorted(questions.split(". "))
+TYPED = {
+    "Draw a large red circle to the left of a tiny blue square on a white background.": (
+        "Is there a large red circle? yes. Is there a small blue square? yes. How many shapes are there? 2. "
+        "Is the large red circle to the left of the small blue square? yes. Is the background white? yes"
+    ),
+    "two orange discs and no hearts": "How many orange circles are there? 2. Is there a heart? no. NUMBER 2",
+    "two hearts, one red and one blue": (
+        "Is there a red heart? yes. Is there a blue heart? yes. How many hearts are there? 2. NUMBER 2"
+    ),
+    "a circle and a smaller star": (
+        "Is there a circle? yes. Is there a star? yes. NUMBER 2. Is the circle larger than the star? yes"
+    ),
+    "three shapes, all of them green": "How many green shapes are there? 3. NUMBER 3",
+    "every shape is small": "Is there a small shape? yes. Is there a large shape? no",
+    "a circle that is not red": "Is there a circle? yes. Is there a red circle? no. NUMBER 1",
+    "The star is above the cross": ("Is there a star? yes. Is there a cross? yes. Is the star above the cross? yes"),
+    "a dog and some red circles": "Is there a red circle? yes",
+    "a photo of a dog.": "Does the picture show a photo of a dog? yes",
+}
+
+
+def test_typed_requests_become_questions_of_the_world() -> None:
+    for request, questions in TYPED.items():
+        expected = questions.replace("NUMBER", "How many shapes are there?").split(". ")
+        assert sorted(" ".join(question) for question in ask_about(request)) == sorted(expected)
 
 
 def test_only_what_is_beyond_doubt_is_asked() -> None:
