@@ -30,7 +30,7 @@ from mllm.world.language import (
     say_describe_request,
     with_article,
 )
-from mllm.world.questions import DIRECTIONS, QUESTION_WEIGHTS, Question, answer, propose_question, say_question, says_it
+from mllm.world.questions import QUESTION_WEIGHTS, Question, answer, propose_question, say_question, says_it
 from mllm.world.render import RenderSize, render
 from mllm.world.scene import (
     OPPOSITE,
@@ -377,7 +377,7 @@ def talk_round(rng: Random) -> Round:
             a, b = rng.sample(SHAPES, 2)
             relation = rng.choice(RELATIONS)
             question = rng.choice(table["reversed"]).format(a=a, b=b, relation=say(relation, rng))
-            expected = DIRECTIONS[OPPOSITE[relation]]
+            expected = OPPOSITE[relation].removesuffix(" of")
         case _:
             left, right = rng.choice([(left, right) for left in range(1, 4) for right in range(1, 5 - left)])
             question = capitalize(rng.choice(table["sums"]).format(a=NUMBER_WORDS[left], b=NUMBER_WORDS[right]))

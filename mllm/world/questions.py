@@ -53,7 +53,6 @@ RELATED = ("color of related", "shape of related", "which is related")
 PAIR_VARIANTS = {*QUESTION_KINDS["relation"], *QUESTION_KINDS["comparison"], *RELATED}
 NOT_GIVEN_AWAY = {"same color": "color", "same size": "size", "is larger": "size", "which is larger": "size"}
 """The attribute that references in questions of a variant leave out."""
-DIRECTIONS = {"left of": "left", "right of": "right", "above": "above", "below": "below"}
 COUNTED = (("shape",), ("color",), ("color", "shape"), ("size", "shape"), ("size",), ("size", "color", "shape"))
 ABSENT_SHARE = 0.06  # questions for an attribute of something that is not there
 MAX_TRIES = 8
@@ -107,7 +106,7 @@ def answer(question: Question, scene: Scene) -> str | None:
             return "no" if is_clear(OPPOSITE[question.value], first, second) else None
         case "where is":
             relation = main_relation(first, second)
-            return relation and DIRECTIONS[relation]
+            return relation and relation.removesuffix(" of")
         case "is larger":
             return _yes(compare(first, second) == "larger")
         case "which is larger":
@@ -125,7 +124,7 @@ def possible_answers(question: Question, scene: Scene) -> frozenset[str]:
     items, attribute = scene.objects, _asked_attribute(question)
     match question.variant:
         case "where is":
-            return frozenset(DIRECTIONS.values())
+            return frozenset(relation.removesuffix(" of") for relation in RELATIONS)
         case "color of" | "shape of" | "size of":
             items, attribute = [item for item in items if question.first.matches(item)], question.kind
         case "color of related" | "shape of related" | "which is related":

@@ -57,7 +57,7 @@ def draw_turn(speaker: Speaker, split: Split) -> tuple[str, Scene, dict[str, Any
     """A request in words, a scene that fits it, and what it asks for."""
     while True:
         text, scene, expect, is_sentence = speaker.attempt(FORMS, split)
-        if split_of(scene) == split and scene.pairs <= SEEN_PAIRS:
+        if split_of(scene) == split:
             break
     background, said = speaker.say(scene.background), speaker.rng.random()
     if said < 0.42:
@@ -76,7 +76,8 @@ def draw_turn(speaker: Speaker, split: Split) -> tuple[str, Scene, dict[str, Any
 
 
 def scene_of(kinds: Sequence[Kind], rng: Random, *, layout: str | None = None) -> Scene:
-    """A scene of these objects, anywhere or in a row or a column; UnsayableError where there is no room."""
+    """A scene of these objects, anywhere or in a row or a column; UnsayableError where that cannot be."""
+    need(all((color, shape) in SEEN_PAIRS for shape, color, _ in kinds))
     background = rng.choice(BACKGROUNDS)
     if layout is None:
         placed = need(place_freely(kinds, rng, tries=20))
@@ -332,7 +333,6 @@ def share(speaker: Speaker, split: Split) -> Drawn:
         kind_shape = shape if name == "shape" else rng.choice(SHAPES)
         kind_color = color if "color" in name else rng.choice(COLORS)
         kinds.append((kind_shape, kind_color, size if "size" in name else rng.choice(SIZES)))
-    need(not any((kind[1], kind[0]) in HELD_OUT_PAIRS for kind in kinds))
     scene = scene_of(kinds, rng)
     common = {part: {"color": color, "size": size, "shape": shape}[part] for part in name.split(" and ")}
     if len(common) == 1:
@@ -362,7 +362,6 @@ def arrange(speaker: Speaker, split: Split) -> Drawn:
     if speaker.maybe(0.3):
         kinds = [(kinds[0][0], kind[1], kind[2]) for kind in kinds]
     need(len({kind[:2] for kind in kinds}) == number)
-    need(not any((kind[1], kind[0]) in HELD_OUT_PAIRS for kind in kinds))
     scene = scene_of(kinds, rng, layout=layout)
     with_size = speaker.maybe(0.3)
     filters = [Filter(*kind) if with_size else Filter(*kind[:2]) for kind in kinds]
