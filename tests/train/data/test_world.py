@@ -33,6 +33,7 @@ from train.data.world import (
     encode_rendered,
     largest_scale,
     to_messages,
+    without_images,
 )
 from train.recipe import WorldData
 
@@ -263,17 +264,23 @@ def test_conversations_are_learned_with_images_or_as_words_alone(
         source = WorldSequences(data, EPISODES, codes, tokenizers, SHAPE, conversations=(records, folder))
         found = [source.draw(Random(n)) for n in range(30)]
         assert any(len(sequence.codes_PK) for sequence in found) == has_images
-        for sequence in found:  # without images, all words stay
+        for sequence in found:
             ids, labels = sequence.token_ids_T, sequence.labels_T
             assert sequence.image_lengths_I.sum() == len(sequence.codes_PK) == (ids == config.image_token_id).sum()
             assert (labels[1:] == config.eos_token_id).any()
-            shown = [
-                at
-                for at in range(1, len(ids))
-                if ids[at] == config.begin_plan_id and ids[at - 1] == config.end_image_id
-            ]
-            for at in shown:  # what is seen in an image can be learned only from the image
-                assert (labels[at + 1] == ids[at + 1]) == has_images
+            for at in np.flatnonzero(ids[1:] == config.begin_plan_id) + 1:
+                if ids[at - 1] == config.end_image_id:  # what is seen in an image can be learned only from the image
+                    assert (labels[at + 1] == ids[at + 1]) == has_images
+
+
+def test_sequences_without_images_keep_their_words(make, tokenizers: Tokenizers) -> None:
+    whole, config = make(jobs={"edit": 1.0}, plans=True).draw(Random(3)), tokenizers.config
+    words, in_images = (
+        without_images(whole, config),
+        np.isin(whole.token_ids_T, [config.image_token_id, config.new_line_id]),
+    )
+    assert in_images.any() and np.array_equal(words.token_ids_T, whole.token_ids_T[~in_images])
+    assert len(words.codes_PK) == len(words.image_lengths_I) == len(words.code_targets_P) == 0
 
 
 def test_images_that_are_shown_look_like_those_of_other_painters(tokenizers: Tokenizers) -> None:
