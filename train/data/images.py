@@ -40,7 +40,7 @@ from mllm.world.scene import SceneObject, random_scene_for
 from tokenizer.images import IMAGE_ENDINGS, read_image, to_bytes
 from tokenizer.text_tower import EncodeCaptions
 from train.data.rows import TarMember, TarSample, read_member, read_tar
-from train.recipe import TokenizerRecipe
+from train.recipe import ShardsRecipe, TokenizerRecipe
 
 logger = logging.getLogger(__name__)
 
@@ -132,49 +132,45 @@ def window_on(item: SceneObject, side: int, image_size: int, rng: Random) -> tup
 # Tars
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class RandomCrop:
     """A random part of an image at a random proportion, scaled to a square: what torchvision calls RandomResizedCrop.
 
     Its choices come from the generator that each call is given.
     """
 
-    size: int
-    """Side of the result in pixels."""
-    area: tuple[float, float] = (0.9, 1.0)
-    """Share of the image's area."""
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    """Width over height."""
-    window: int | None = None
-    """Side of a random window of the result, in its place."""
+    how: ShardsRecipe
+    size: int  # side of the result in pixels
 
     def __post_init__(self) -> None:
-        if self.window is not None and not 0 < self.window <= self.size:
-            raise ValueError(f"shards.window must be from 1 to image_size {self.size}, got {self.window}; change it")
-        if not 0 < self.area[0] <= self.area[1] <= 1 or not 0 < self.ratio[0] <= self.ratio[1]:
+        window, area, ratio = self.how.window, self.how.crop_area, self.how.crop_ratio
+        if window is not None and not 0 < window <= self.size:
+            raise ValueError(f"shards.window must be from 1 to image_size {self.size}, got {window}; change it")
+        if not 0 < area[0] <= area[1] <= 1 or not 0 < ratio[0] <= ratio[1]:
             raise ValueError(
-                f"shards.crop_area must rise within 0 and 1 and shards.crop_ratio rise above 0, got {self.area} and "
-                f"{self.ratio}; change them"
+                f"shards.crop_area must rise within 0 and 1 and shards.crop_ratio rise above 0, got {area} and "
+                f"{ratio}; change them"
             )
 
     def __call__(self, image: Image.Image, rng: Random) -> Image.Image:
         part = image.crop(self.box(image.width, image.height, rng))
         part = part.resize((self.size, self.size), Image.Resampling.BICUBIC)
-        if self.window is None:
+        if self.how.window is None:
             return part
-        left, top = (rng.randint(0, self.size - self.window) for _ in range(2))
-        return part.crop((left, top, left + self.window, top + self.window))
+        left, top = (rng.randint(0, self.size - self.how.window) for _ in range(2))
+        return part.crop((left, top, left + self.how.window, top + self.how.window))
 
     def box(self, width: int, height: int, rng: Random) -> tuple[int, int, int, int]:
         """Left, top, right and bottom of the crop."""
+        narrowest, widest = self.how.crop_ratio
         for _ in range(NUM_TRIES):
-            area = width * height * rng.uniform(*self.area)
-            ratio = math.exp(rng.uniform(math.log(self.ratio[0]), math.log(self.ratio[1])))
+            area = width * height * rng.uniform(*self.how.crop_area)
+            ratio = math.exp(rng.uniform(math.log(narrowest), math.log(widest)))
             wide, high = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
             if 0 < wide <= width and 0 < high <= height:
                 left, top = rng.randint(0, width - wide), rng.randint(0, height - high)
                 return left, top, left + wide, top + high
-        ratio = min(max(width / height, self.ratio[0]), self.ratio[1])
+        ratio = min(max(width / height, narrowest), widest)
         wide, high = min(width, max(1, round(height * ratio))), min(height, max(1, round(width / ratio)))
         left, top = (width - wide) // 2, (height - high) // 2
         return left, top, left + wide, top + high
@@ -209,9 +205,8 @@ class TarImages(IterableDataset):
         ranks: int = 1,
     ) -> None:
         assert recipe.shards.urls is not None, "build_source takes the world where no shards are given"
-        how, per_rank = recipe.shards, max(1, recipe.num_workers)
-        self.crop = RandomCrop(size=image_size, area=how.crop_area, ratio=how.crop_ratio, window=how.window)
-        self.recipe, self.captions, self.shuffle_shards = recipe, captions, how.shuffle_shards
+        self.recipe, self.captions, per_rank = recipe, captions, max(1, recipe.num_workers)
+        self.crop, self.shuffle_shards = RandomCrop(recipe.shards, image_size), recipe.shards.shuffle_shards
         self.readers, self.num_readers = range(rank * per_rank, (rank + 1) * per_rank), ranks * per_rank
         self.shards = find_shards(recipe.shards.urls)
         if len(self.shards) < self.num_readers:

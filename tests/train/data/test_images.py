@@ -155,23 +155,24 @@ def test_wrong_shards_are_refused(shards: list[Path], tmp_path: Path) -> None:
 
 
 def test_crops_lie_inside_and_keep_to_their_bounds() -> None:
-    crop = RandomCrop(size=8, area=(0.5, 0.8))
+    crop = RandomCrop(ShardsRecipe(crop_area=(0.5, 0.8)), 8)
     for seed in range(200):
         left, top, right, bottom = crop.box(61, 47, Random(seed))
         assert 0 <= left < right <= 61 and 0 <= top < bottom <= 47
         wide, high = right - left, bottom - top
         assert 0.46 <= wide * high / (61 * 47) <= 0.84 and 0.7 <= wide / high <= 1.4
-    assert RandomCrop(size=8, area=(1.0, 1.0)).box(300, 10, Random(0)) == (143, 0, 156, 10)  # the widest in the middle
+    whole = RandomCrop(ShardsRecipe(crop_area=(1.0, 1.0)), 8)
+    assert whole.box(300, 10, Random(0)) == (143, 0, 156, 10), "the widest in the middle"
     assert crop(picture(0), Random(0)).size == (8, 8)
-    for wrong in ({"area": (0.0, 1.0)}, {"window": 9}):
+    for wrong in ({"crop_area": (0.0, 1.0)}, {"window": 9}):
         with pytest.raises(ValueError):
-            RandomCrop(size=8, **wrong)
+            RandomCrop(ShardsRecipe(**wrong), 8)
 
 
 def test_windows_are_parts_of_the_crop_without_scaling() -> None:
     y_HW, x_HW = np.mgrid[:64, :64].astype(np.uint8)
     levels, places = np.stack([x_HW, y_HW, 0 * x_HW], axis=-1), set()
-    crop = RandomCrop(size=64, area=(1.0, 1.0), ratio=(1.0, 1.0), window=16)
+    crop = RandomCrop(ShardsRecipe(crop_area=(1.0, 1.0), crop_ratio=(1.0, 1.0), window=16), 64)
     for seed in range(50):
         window = np.asarray(crop(Image.fromarray(levels), Random(seed)))
         x, y = map(int, window[0, 0, :2])
