@@ -20,7 +20,7 @@ import torch
 from mllm.checkpoint import SOURCE_FILE, save_model_card
 from mllm.config import MLLMConfig
 from mllm.evaluation.answerer import model_fingerprint
-from mllm.files import read_json, write_json
+from mllm.files import need_file, read_json, write_json
 from mllm.model import MLLMForConditionalGeneration
 from tokenizer.unitok import CONFIG_FILE, UniTok
 from train.recipe import read_yaml
@@ -28,14 +28,6 @@ from train.recipe import read_yaml
 RECIPE_FILE = "recipe.yaml"
 PATHS = ("output", "image_tokenizer", "text_tokenizer", "start_from")
 """Fields of recipes that name folders of the machine they ran on."""
-
-
-def copy_model(finished: Path, bundled: Path) -> None:
-    if not (finished / CONFIG_FILE).is_file():
-        raise FileNotFoundError(f"{finished} must be a finished model, got no {CONFIG_FILE}; train one first")
-    shutil.rmtree(bundled, ignore_errors=True)
-    shutil.copytree(finished, bundled)
-    MLLMForConditionalGeneration.from_pretrained(finished, dtype=torch.bfloat16).save_pretrained(bundled)
 
 
 def read_scores(file: Path, bundled: Path) -> dict[str, Any]:
@@ -89,7 +81,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     scores, note = None, args.note
     if args.scores is None:
-        copy_model(args.finished, args.bundled)
+        need_file(args.finished / CONFIG_FILE)
+        shutil.rmtree(args.bundled, ignore_errors=True)
+        shutil.copytree(args.finished, args.bundled)
+        model = MLLMForConditionalGeneration.from_pretrained(args.finished, dtype=torch.bfloat16)
+        model.save_pretrained(args.bundled)
     else:
         scores = read_scores(args.scores, args.bundled)
         note = read_json(args.bundled / SOURCE_FILE)["note"] if note is None else note

@@ -135,8 +135,8 @@ def inference_model(model: nn.Module, backbone: PreTrainedModel, average: Weight
     weights = {name: weight for name, weight in model.named_parameters() if weight.is_floating_point()}
     own, averaged = {name: weight.data for name, weight in weights.items()}, average.weights if average else {}
     kept = {name: own[name].to("cpu", copy=True) for name in averaged}
-    trained_like = next(iter(own.values())).dtype
-    dtype = next((weight.dtype for weight in weights.values() if not weight.requires_grad), trained_like)
+    frozen = [weight.dtype for weight in weights.values() if not weight.requires_grad]
+    dtype = next(iter(frozen or [data.dtype for data in own.values()]))
     backbone.set_attn_implementation("sdpa")
     backbone._compiled_call_impl = None
     try:

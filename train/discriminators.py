@@ -143,6 +143,7 @@ class DinoFeatures(nn.Module):
             raise ValueError(
                 f"DINOv2 must have images of {PATCH} pixels or more and blocks < {depth}, got {image_size} and {blocks}"
             )
+        levels: dict[str, Any] = {"out_indices": [block + 1 for block in blocks]}  # 0 is the embedding
         try:
             self.width = state["cls_token"].shape[-1]
             config = Dinov2Config(
@@ -152,7 +153,7 @@ class DinoFeatures(nn.Module):
                 mlp_ratio=state["blocks.0.mlp.fc1.weight"].shape[0] // self.width,
                 image_size=self.side,
                 patch_size=PATCH,
-                out_indices=[block + 1 for block in blocks],  # 0 is the embedding
+                **levels,
                 apply_layernorm=False,
                 reshape_hidden_states=False,
             )

@@ -48,13 +48,8 @@ STRICT = ConfigDict(extra="forbid", coerce_numbers_to_str=True, validate_default
 
 RECIPES = Path(__file__).parent / "recipes"
 RENAMED = {
-    "trains": "trainable",
-    "outlines": "plans",
-    "world_pictures": "world_images",
-    "pictures": "images",
-    "outline_digits": "plan_digits",
-    "lanes": "packing_buffers",
-    "lookahead": "buffer_size",
+    **{"trains": "trainable", "outlines": "plans", "outline_digits": "plan_digits", "lookahead": "buffer_size"},
+    **{"lanes": "packing_buffers", "pictures": "images", "world_pictures": "world_images"},
 }
 """Keys of older recipes, which are still read."""
 PARAMETER_GROUPS = {
