@@ -183,7 +183,10 @@ class DepthDecoder:
         pair_R = None if guidance is None else guidance.pair_of_rows(hidden_RD.shape[0])
         inputs_RD, codes = hidden_RD, []
         for k in range(num_codebooks):
-            output_ND = self.step(inputs_RD, k)
+            rope = head.rope_cos[k], head.rope_sin[k]
+            for layer in self.layers:
+                inputs_RD = layer.step(inputs_RD, k, rope)
+            output_ND = head.norm(inputs_RD)
             if guidance is not None:
                 output_ND = guidance.mix(output_ND)
             codes_N = choose(k, head.logits_of_code(output_ND, k))
@@ -192,13 +195,6 @@ class DepthDecoder:
                 codes_R = codes_N if pair_R is None else codes_N.index_select(0, pair_R)
                 inputs_RD = head.codebooks(codes_R + k * head.num_codes)
         return torch.stack(codes, dim=1)
-
-    def step(self, hidden_RD: Tensor, k: int) -> Tensor:
-        """The output at k, after the last norm."""
-        rope = self.head.rope_cos[k], self.head.rope_sin[k]
-        for layer in self.layers:
-            hidden_RD = layer.step(hidden_RD, k, rope)
-        return self.head.norm(hidden_RD)
 
 
 class LayerStep:
@@ -226,10 +222,11 @@ class LayerStep:
         """Attention (R, A, d) of k over all up to it, from its queries, keys and values side by side."""
         num_rotated, group = self.num_heads + self.num_kv_heads, self.num_heads // self.num_kv_heads
         rotated_RHd, value_RGd = heads_RHd[:, :num_rotated], heads_RHd[:, num_rotated:]
-        if k == 0:
-            self.allocate(heads_RHd)
-        else:
+        if k > 0:
             rotated_RHd = rotate(rotated_RHd, *rope)
+        elif self.keys_RGKd.shape[0] != len(heads_RHd) or self.keys_RGKd.dtype != heads_RHd.dtype:
+            shape = (len(heads_RHd), self.num_kv_heads, self.num_codebooks, self.head_width)
+            self.keys_RGKd, self.values_RGKd = heads_RHd.new_empty(shape), heads_RHd.new_empty(shape)
         self.keys_RGKd[:, :, k] = rotated_RHd[:, self.num_heads :]
         self.values_RGKd[:, :, k] = value_RGd
         if k == 0:  # position 0 turns nothing, and attention over a single value is that value
@@ -239,11 +236,6 @@ class LayerStep:
         scores_XYS = torch.bmm(query_XYd, keys_XSd.transpose(1, 2)) * self.head_width**-0.5
         weights_XYS = scores_XYS.softmax(dim=-1, dtype=torch.float32).to(values_XSd.dtype)
         return torch.bmm(weights_XYS, values_XSd).view(-1, self.num_heads, self.head_width)
-
-    def allocate(self, like_RHd: Tensor) -> None:
-        shape = (like_RHd.shape[0], self.num_kv_heads, self.num_codebooks, self.head_width)
-        if self.keys_RGKd.shape != shape or self.keys_RGKd.dtype != like_RHd.dtype:
-            self.keys_RGKd, self.values_RGKd = like_RHd.new_empty(shape), like_RHd.new_empty(shape)
 
 
 @torch.no_grad()
