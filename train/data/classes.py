@@ -19,11 +19,11 @@ from torch import Tensor
 
 from mllm.config import MLLMConfig
 from mllm.conversation import CodesPart, Message, TextPart
-from mllm.sequence import TokenSequence, build_sequence
+from mllm.sequence import TokenSequence
 from mllm.world.render import render
 from mllm.world.scene import CLASSES, class_scene
 from tokenizer.images import to_bytes
-from train.data.mixture import choose_sample
+from train.data.mixture import sample_sequence
 from train.data.packing import BatchShape, PackingBuffer, SequenceSource, Tokenizers, Waiting
 from train.data.records import Record
 from train.data.shards import ShardFolder
@@ -95,11 +95,7 @@ class ClassSequences(SequenceSource):
                 f"classes.folders must hold images by class, got a record of kind {record.kind} ({record.source}, "
                 f"{record.place}); use `mllm prepare --format classes`"
             )
-        messages = choose_sample(record, rng, prompt_dropout=self.data.class_dropout, describe_share=0.0)
-        try:
-            return build_sequence(messages, tokenizer=self.tokenizers.text, config=self.tokenizers.config)
-        except ValueError as error:
-            raise ValueError(f"{record.source}, {record.place}: {error}") from error
+        return sample_sequence(record, rng, self.tokenizers, prompt_dropout=self.data.class_dropout, describe_share=0.0)
 
 
 @lru_cache(maxsize=2)

@@ -52,16 +52,8 @@ class ShardSequences(SequenceSource):
 
     def __getitem__(self, index: int) -> list[TokenSequence]:
         record, config = self.mixture[index], self.tokenizers.config
-        messages = choose_sample(
-            record,
-            Random(f"sample/{self.mixture.seed}/{index}"),
-            prompt_dropout=self.data.prompt_dropout,
-            describe_share=self.data.describe_share,
-        )
-        try:
-            sequence = build_sequence(messages, tokenizer=self.tokenizers.text, config=config)
-        except ValueError as error:
-            raise ValueError(f"{record.source}, {record.place}: {error}") from error
+        how = {"prompt_dropout": self.data.prompt_dropout, "describe_share": self.data.describe_share}
+        sequence = sample_sequence(record, Random(f"sample/{self.mixture.seed}/{index}"), self.tokenizers, **how)
         if len(sequence) <= self.shape.length:
             return [sequence]
         pieces = cut_sequence(sequence, self.shape.length, config=config) if record.kind == "document" else None
@@ -93,6 +85,21 @@ class ShardSequences(SequenceSource):
             text = "%s, %s does not fit: it has %d positions, a row has %d; left out (number %d)"
             sizes = num_positions, self.shape.length, self.num_left_out
             logger.warning(text, record.source, record.place, *sizes)
+
+
+def sample_sequence(
+    record: Record, rng: Random, tokenizers: Tokenizers, *, prompt_dropout: float, describe_share: float
+) -> TokenSequence:
+    """What is learned from a record this time (`choose_sample`).
+
+    Raises:
+        ValueError: the model cannot learn it; names the record.
+    """
+    messages = choose_sample(record, rng, prompt_dropout=prompt_dropout, describe_share=describe_share)
+    try:
+        return build_sequence(messages, tokenizer=tokenizers.text, config=tokenizers.config)
+    except ValueError as error:
+        raise ValueError(f"{record.source}, {record.place}: {error}") from error
 
 
 def choose_sample(record: Record, rng: Random, *, prompt_dropout: float, describe_share: float) -> list[Message]:
