@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -43,23 +43,24 @@ def tar_of(members: dict[str, bytes], mode: str = "w") -> bytes:
     return stream.getvalue()
 
 
-def write_raw(folder: Path, count: int = 11) -> list[Path]:
+def lines(records: Iterable[dict]) -> str:
+    return "".join(json.dumps(record) + "\n" for record in records)
+
+
+def write_raw(folder: Path, count: int = 11) -> None:
     """Captioned images in a tar, dialogues, documents with images, and texts."""
     folder.mkdir(parents=True)
-    captioned = {f"{n:03d}.png": image_file(n) for n in range(count)} | {
-        f"{n:03d}.txt": f"caption {n}".encode() for n in range(count)
-    }
-    (folder / "captions.tar").write_bytes(tar_of(dict(sorted(captioned.items()))))
-    dialogues, documents = [], []
+    captioned, dialogues, documents = {}, [], []
     for number in range(count):
+        captioned |= {f"{number:03d}.png": image_file(number), f"{number:03d}.txt": f"caption {number}".encode()}
         (folder / f"{number}.png").write_bytes(image_file(100 + number))
         turns = [{"from": "human", "value": f"<image> question {number}"}, {"from": "gpt", "value": f"answer {number}"}]
         dialogues.append({"image": f"{number}.png", "conversations": turns})
         documents.append({"texts": [f"before {number}", None, "after"], "images": [None, f"{number}.png", None]})
+    (folder / "captions.tar").write_bytes(tar_of(captioned))
     (folder / "llava.json").write_text(json.dumps(dialogues))
-    (folder / "documents.jsonl").write_text("".join(json.dumps(document) + "\n" for document in documents))
-    (folder / "text.jsonl").write_text("".join(json.dumps({"text": f"text {i}"}) + "\n" for i in range(count)))
-    return [folder]
+    (folder / "documents.jsonl").write_text(lines(documents))
+    (folder / "text.jsonl").write_text(lines({"text": f"text {number}"} for number in range(count)))
 
 
 def rows_of(path: Path) -> list[tuple]:
@@ -69,17 +70,11 @@ def rows_of(path: Path) -> list[tuple]:
 
 
 def content(row: Record) -> tuple:
-    messages = [
-        (
-            message.role,
-            [
-                part.text if isinstance(part, TextPart) else (part.codes_KN.tolist(), part.grid)
-                for part in message.parts
-            ],
-        )
-        for message in row.messages
-    ]
-    return row.kind, str(messages), row.source, row.place
+    def shown(part: TextPart | CodesPart) -> object:
+        return part.text if isinstance(part, TextPart) else (part.codes_KN.tolist(), part.grid)
+
+    said = [(message.role, [shown(part) for part in message.parts]) for message in row.messages]
+    return row.kind, str(said), row.source, row.place
 
 
 def prepared(path: Path, shards: Sequence[Sequence[Record]], code_source: CodeSource) -> Path:

@@ -26,7 +26,7 @@ from PIL import Image
 
 from mllm.conversation import CodesPart, TextPart
 from mllm.files import UNFINISHED
-from tests.train.data.raw_data import OPTIONS, content, image_file, load, rows_of, tar_of, write_raw
+from tests.train.data.raw_data import OPTIONS, content, image_file, lines, load, rows_of, tar_of, write_raw
 from tokenizer.images import ImageProcessor, read_image
 from tokenizer.unitok import UniTok
 from train.data.prepare import ShardMaker, Totals, prepare_folder, read_tasks
@@ -77,8 +77,7 @@ def whole(raw: Path, prepare: Prepare, tmp_path_factory: pytest.TempPathFactory)
 
 
 def write_lines(path: Path, *records: dict[str, Any]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    path.write_text(lines(records))
     return path
 
 
@@ -119,8 +118,8 @@ def test_a_photo_has_the_same_codes_by_every_route(prepare: Prepare, tokenizer: 
     data = (tmp_path / "0.png").read_bytes()
     (tmp_path / "a.tar").write_bytes(tar_of({"0.png": data, "0.txt": b"a"}))
     images = ("0.png", f"data:image/png;base64,{base64.b64encode(data).decode()}", (tmp_path / "0.png").as_uri())
-    lines = write_lines(tmp_path / "a.jsonl", *({"image": image, "caption": "a"} for image in images))
-    prepare([tmp_path / "a.tar", lines], tmp_path / "out", sizes=((32, 32), (32, 48), (48, 32)))
+    source = write_lines(tmp_path / "a.jsonl", *({"image": image, "caption": "a"} for image in images))
+    prepare([tmp_path / "a.tar", source], tmp_path / "out", sizes=((32, 32), (32, 48), (48, 32)))
     folder = ShardFolder(tmp_path / "out")
     upright = Image.fromarray(np.rot90(levels_HW3, -1).copy())
     expected_KN = tokenizer.encode(ImageProcessor(width=32, height=48)(upright))[0].tolist()
@@ -217,9 +216,9 @@ def test_broken_records_end_it_or_are_left_out_if_allowed(prepare: Prepare, tmp_
     (raw / "good.png").write_bytes(image_file(1))
     (raw / "bad.png").write_bytes(image_file(1)[:30])
     records = [{"image": f"{name}.png", "caption": name} for name in ("good", "bad", "none", "good")]
-    lines = [*map(json.dumps, records), "", '{"image": ', json.dumps(records[0])]
-    (raw / "pairs.jsonl").write_text("\n".join(lines) + "\n")
-    (raw / "late.jsonl").write_text("\n".join(["", *lines[4:]]))
+    broken = '\n{"image": \n'
+    (raw / "pairs.jsonl").write_text(lines(records) + broken + lines(records[:1]))
+    (raw / "late.jsonl").write_text("\n" + broken + lines(records[:1]))
     for name, message in (("pairs", r"pairs.jsonl, line 2: .*bad.png"), ("late", r"late.jsonl, line 3: ")):
         with pytest.raises(ValueError, match=message):
             prepare(raw / f"{name}.jsonl", tmp_path / name)
