@@ -27,8 +27,8 @@ part() { # NAME SECONDS WORDS OF mllm benchmark...
         words=()
         for word in "${@:3}"; do
             case $word in
-            7b | 7b-8-layers | 1b) words+=(S) ;;
-            head-7b) words+=(XXS) ;;
+            7b) words+=(S) ;; # int4 needs multiples of 32
+            head-7b | 7b-8-layers | 1b) words+=(XXS) ;;
             large) words+=(tiny) ;;
             bfloat16) words+=(float32) ;;
             6) words+=(2) ;;
