@@ -70,7 +70,8 @@ def test_right_answers_pass_and_wrong_ones_fail() -> None:
         right, wide, wrong = Oracle(group), Oracle(group, size=(128, 96)), Oracle(group, spoil=True)
         scores = score(right, group)
         assert scores["rate"] == 1.0 and scores["total"] >= COUNT, group
-        assert score(wide, group, size=(128, 96))["rate"] == 1.0 and wide.sizes_shown <= {(128, 96)}
+        if group.job in ("draw", "edit", "segment"):
+            assert score(wide, group, size=(128, 96))["rate"] == 1.0 and wide.sizes_shown <= {(128, 96)}
         assert score(wrong, group)["rate"] <= 0.25  # a circle turned upside down is still a circle
         if group.job == "segment":  # blends at borders cost a little
             assert scores["mean_iou"] > 0.99 and scores["pixel_accuracy"] > 0.99

@@ -125,7 +125,7 @@ def test_the_other_one_is_the_one_not_asked_about_whatever_it_looks_like() -> No
 
 def test_it_is_never_said_of_something_absent() -> None:
     asked = [
-        item for dialogue in make_items(Group("multi_turn"), 600, seed=0) for item in dialogue.checks if item.question
+        item for dialogue in make_items(Group("multi_turn"), 300, seed=0) for item in dialogue.checks if item.question
     ]
     called_it = [item for item in asked if item.question.first == ANY and item.question.variant != "count"]
     assert len(called_it) > 5
