@@ -16,7 +16,7 @@ from pathlib import Path
 from random import Random
 
 from mllm.files import require_new, whole_folder
-from mllm.world.dialogue import JOBS, Dialogue, Episode, ImageRef, make_dialogue, make_episode
+from mllm.world.dialogue import JOBS, Dialogue, ImageRef, make_dialogue, make_episode
 from mllm.world.language import describe
 from mllm.world.render import RenderSize
 from mllm.world.scene import PairGroup, Split
@@ -39,21 +39,16 @@ def export_world(
         with (out / "messages.jsonl").open("w") as messages, (out / "captions.jsonl").open("w") as captions:
             for index in range(count):
                 episode = make_episode(index, seed=seed, split=split, pairs=pairs)
-                names = _write_images(out, index, episode, size)
+                names = {}
+                for image, name in zip(episode.images, ("image", "edited", "depth", "segmentation"), strict=True):
+                    names[image] = f"images/{index:06d}-{name}.png"
+                    image.render(size).save(out / names[image])
                 for scene in (episode.scene, episode.edited):
                     caption = {"image": names[ImageRef(scene)], "caption": describe(scene), "scene": asdict(scene)}
                     captions.write(json.dumps(caption) + "\n")
                 for job in jobs:
                     dialogue = make_dialogue(job, episode, Random(f"export/{seed}/{index}/{job}"))
                     messages.write(json.dumps(to_record(dialogue, names)) + "\n")
-
-
-def _write_images(folder: Path, index: int, episode: Episode, size: RenderSize) -> dict[ImageRef, str]:
-    names = {}
-    for image, name in zip(episode.images, ("image", "edited", "depth", "segmentation"), strict=True):
-        names[image] = f"images/{index:06d}-{name}.png"
-        image.render(size).save(folder / names[image])
-    return names
 
 
 def to_record(dialogue: Dialogue, names: dict[ImageRef, str]) -> dict:

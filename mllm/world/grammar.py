@@ -268,19 +268,17 @@ def listed(parts: Sequence[str], rng: Random) -> str:
     """Several things in a row."""
     if len(parts) == 1:
         return parts[0]
-    style = rng.choices(("and", "oxford", "ands", "plus", "commas", "bullets", "numbers"), (55, 8, 14, 5, 9, 5, 2))[0]
+    style = pick({"and": 55, "oxford": 8, "ands": 14, "plus": 5, "commas": 9, "bullets": 5, "numbers": 2}, rng)
+    between, last = ", ", {"and": " and ", "oxford": ", and "}.get(style)
     match style:
-        case "and":
-            return f"{', '.join(parts[:-1])} and {parts[-1]}"
-        case "oxford":
-            return f"{', '.join(parts[:-1])}, and {parts[-1]}"
         case "ands":
-            return " and ".join(parts)
+            between = " and "
         case "plus":
-            return rng.choice((" + ", " & ", " plus ", ", and also ", " together with ")).join(parts)
+            between = rng.choice((" + ", " & ", " plus ", ", and also ", " together with "))
         case "commas":
-            return rng.choice((", ", ", ", ". ", "; ", " ")).join(parts)
+            between = rng.choice((", ", ", ", ". ", "; ", " "))
         case "bullets":
             return "\n" + "\n".join(f"{rng.choice(('-', '-', '*'))} {part}" for part in parts)
-        case _:
+        case "numbers":
             return " ".join(f"{number}) {part}" for number, part in enumerate(parts, 1))
+    return between.join(parts[:-1]) + (last or between) + parts[-1]

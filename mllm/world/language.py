@@ -332,24 +332,15 @@ class Wording:
 # ---- requests to draw ----
 
 
-@dataclass(frozen=True, slots=True)
-class DrawRequest:
+class DrawRequest(NamedTuple):
     """What the user says, and what the image must show."""
 
     text: str
     spec: Spec
     skills: tuple[str, ...]
-    kind: str
-    core: str  # the description inside the request
-
-
-class Core(NamedTuple):
-    """A description without the request around it."""
-
-    text: str
-    spec: Spec
-    skills: tuple[str, ...]
-    is_statement: bool = False  # a complete sentence, not a noun phrase
+    kind: str = "full"
+    core: str = ""  # the description inside the request
+    is_statement: bool = False  # the description is a complete sentence, not a noun phrase
 
 
 def make_draw_request(
@@ -381,10 +372,10 @@ def make_draw_request(
         "spatial relation": any(isinstance(item, Related | Placed) for item in core.spec.constraints),
     }
     skills = dict.fromkeys((*core.skills, *(skill for skill, is_needed in needed.items() if is_needed)))
-    return DrawRequest(say_request(core, rng), core.spec, tuple(skills), kind, core.text)
+    return core._replace(text=say_request(core, rng), skills=tuple(skills), kind=kind, core=core.text)
 
 
-def say_request(core: Core, rng: Random) -> str:
+def say_request(core: DrawRequest, rng: Random) -> str:
     """Put the description into a request, with the small irregularities of typed text."""
     if core.is_statement:
         text = fill(rng.choice(phrases("draw")["statement_requests"]), {"statement": core.text})
@@ -398,7 +389,7 @@ def say_request(core: Core, rng: Random) -> str:
     return text.lower() if rng.random() < 0.1 else text
 
 
-def describe_fully(scene: Scene, rng: Random, statements: bool) -> Core:
+def describe_fully(scene: Scene, rng: Random, statements: bool) -> DrawRequest:
     """All objects with color and shape, mostly sizes, mostly relations and background."""
     keeps_pairs = not scene.pairs.isdisjoint(HELD_OUT_PAIRS)
     is_statement = statements and rng.random() < STATEMENT_SHARE
@@ -414,7 +405,7 @@ def describe_fully(scene: Scene, rng: Random, statements: bool) -> Core:
         return compose(scene, rng, ("{list} {on}",), Filter.of)
 
 
-def describe_briefly(scene: Scene, rng: Random, _: object) -> Core:
+def describe_briefly(scene: Scene, rng: Random, _: object) -> DrawRequest:
     """Little more than colors and shapes."""
     drops = rng.choice(("size", "size", "size and color"))
 
@@ -424,7 +415,7 @@ def describe_briefly(scene: Scene, rng: Random, _: object) -> Core:
     return compose(scene, rng, phrases("draw")["brief"], thin)
 
 
-def compose(scene: Scene, rng: Random, templates: Sequence[str], thin: Callable[[SceneObject], Filter]) -> Core:
+def compose(scene: Scene, rng: Random, templates: Sequence[str], thin: Callable[[SceneObject], Filter]) -> DrawRequest:
     """Try templates and orders of the objects until one fits; nothing but the named objects may be there."""
     for attempt in range(MAX_TRIES):
         objects = rng.sample(scene.objects, len(scene.objects))
@@ -437,7 +428,7 @@ def compose(scene: Scene, rng: Random, templates: Sequence[str], thin: Callable[
         named = Counter(item.filter for item in said.constraints if isinstance(item, Exists))
         if named.total() == len(objects):
             constraints = tuple(dict.fromkeys((*said.constraints, Count(ANY, len(objects)))))
-            return Core(said.text, Spec(constraints), ("counting",) if max(named.values()) > 1 else ())
+            return DrawRequest(said.text, Spec(constraints), ("counting",) if max(named.values()) > 1 else ())
     raise UnsayableError
 
 
@@ -454,7 +445,7 @@ def fill_skill(
     always: tuple[Constraint, ...] = (),
     filters: Sequence[Filter] | None = None,
     objects: Sequence[SceneObject] | None = None,
-) -> Core:
+) -> DrawRequest:
     """Fill a caption or statement of a table (default: named like the skill).
 
     The constraints are those of the slots, and `always` those that every template of the table states.
@@ -472,7 +463,7 @@ def fill_skill(
         constraints = [*always, *said.constraints]
         if any(isinstance(item, Exists) for item in said.constraints):
             constraints.append(Count(ANY, len(scene.objects)))
-        return Core(said.text, Spec(tuple(dict.fromkeys(constraints))), (skill,), is_statement)
+        return DrawRequest(said.text, Spec(tuple(dict.fromkeys(constraints))), (skill,), is_statement=is_statement)
     raise UnsayableError
 
 
@@ -484,7 +475,7 @@ def say_groups(scene: Scene, attributes: tuple[str, ...], rng: Random) -> Said:
     return Said(join([count_phrase(item, counts[item], rng) for item in order]), tuple(dict.fromkeys(constraints)))
 
 
-def count(scene: Scene, rng: Random, _: object) -> Core:
+def count(scene: Scene, rng: Random, _: object) -> DrawRequest:
     """Say how many there are of each kind; needs more than one of some kind."""
     levels = [("color", "shape"), ("color", "shape"), ("shape",), ("color",), ()]
     number = len(scene.objects)
@@ -494,7 +485,7 @@ def count(scene: Scene, rng: Random, _: object) -> Core:
     return fill_skill(scene, rng, "counting", {"groups": say_groups(scene, level, rng)})
 
 
-def compare(scene: Scene, rng: Random, _: object) -> Core:
+def compare(scene: Scene, rng: Random, _: object) -> DrawRequest:
     """Say which of two objects is larger; more than two are named without sizes before."""
     need(len(scene.objects) > 1)
     if len(scene.objects) > 2:
@@ -523,7 +514,7 @@ def compare(scene: Scene, rng: Random, _: object) -> Core:
     return fill_skill(scene, rng, "comparison", extra, always=(Compared(0, "larger", 1),), filters=kinds)
 
 
-def differentiate(scene: Scene, rng: Random, _: object) -> Core:
+def differentiate(scene: Scene, rng: Random, _: object) -> DrawRequest:
     """Say what objects share and then how they differ: "two hearts, one red and one blue"."""
     values = {name: Counter(getattr(item, name) for item in scene.objects) for name in ATTRIBUTES}
     number = len(scene.objects)
@@ -549,7 +540,7 @@ def differentiate(scene: Scene, rng: Random, _: object) -> Core:
     return fill_skill(scene, rng, "differentiation", extra, always=always)
 
 
-def deny(scene: Scene, rng: Random, allowed_pairs: frozenset[Pair]) -> Core:
+def deny(scene: Scene, rng: Random, allowed_pairs: frozenset[Pair]) -> DrawRequest:
     """Say what is there and what is not."""
     first = scene.objects[0]
     if len(scene.objects) == 1 and rng.random() < 0.4:
@@ -575,7 +566,7 @@ def deny(scene: Scene, rng: Random, allowed_pairs: frozenset[Pair]) -> Core:
     return fill_skill(scene, rng, "negation", extra, filters=filters)
 
 
-def say_every(scene: Scene, rng: Random, _: object) -> Core:
+def say_every(scene: Scene, rng: Random, _: object) -> DrawRequest:
     """Say what is true of every object."""
     first = scene.objects[0]
     names = ("color", "color", "shape", "size")
@@ -589,7 +580,7 @@ def say_every(scene: Scene, rng: Random, _: object) -> Core:
     return fill_skill(scene, rng, "universality", extra, table=table)
 
 
-SKILLS: dict[str, Callable[[Scene, Random, frozenset[Pair]], Core]] = {
+SKILLS: dict[str, Callable[[Scene, Random, frozenset[Pair]], DrawRequest]] = {
     "brief": describe_briefly,
     "counting": count,
     "comparison": compare,

@@ -11,6 +11,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from random import Random
 from typing import Literal, get_args
 
@@ -111,16 +112,12 @@ class Scene:
 def is_valid(scene: Scene) -> bool:
     """Whether a scene keeps the world's rules: one to four objects, inside the image, apart from each other."""
     items = scene.objects
+    lows = [RADIUS[item.size] + MIN_INSET - 1e-9 for item in items]
     return (
         1 <= len(items) <= MAX_OBJECTS
-        and all(_is_inside(item) for item in items)
-        and all(_have_gap(a.x, a.y, a.size, b) for index, a in enumerate(items) for b in items[index + 1 :])
+        and all(low <= at <= 1 - low for item, low in zip(items, lows, strict=True) for at in (item.x, item.y))
+        and all(_have_gap(a.x, a.y, a.size, b) for a, b in combinations(items, 2))
     )
-
-
-def _is_inside(item: SceneObject) -> bool:
-    low = RADIUS[item.size] + MIN_INSET - 1e-9
-    return low <= item.x <= 1 - low and low <= item.y <= 1 - low
 
 
 def _have_gap(x: float, y: float, size: str, other: SceneObject) -> bool:
