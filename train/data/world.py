@@ -12,7 +12,7 @@ import hashlib
 import io
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import combinations, islice, repeat
 from pathlib import Path
@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader
 from mllm.config import MLLMConfig
 from mllm.conversation import CodesPart, Message, TextPart, unconditional
 from mllm.sequence import IGNORED, Grid, TokenSequence, build_sequence
-from mllm.world.dialogue import JOBS, Dialogue, Episode, ImageRef, make_dialogue, make_episode
+from mllm.world.dialogue import JOBS, Episode, ImageRef, Turn, make_dialogue, make_episode
 from mllm.world.edits import apply_edit
 from mllm.world.language import pick
 from mllm.world.people.conversation import PeopleTurn, make_people
@@ -344,28 +344,29 @@ class WorldSequences(SequenceSource):
         about = replace(episode, scene=episode.edited) if job in ON_EITHER_SCENE and rng.random() < 0.5 else episode
         weights = {"question_weights": data.question_weights, "drawing_weights": data.drawing_weights}
         dialogue = make_dialogue(job, about, rng, num_questions=data.questions, **weights)
-        images = self.folder[index].messages[0].parts
-        messages = to_messages(dialogue, episode, images, plan_digits=data.plan_digits if data.plans else None)
+        images = dict(zip(episode.images, self.folder[index].messages[0].parts, strict=False))
+        messages = to_messages(dialogue.turns, images.__getitem__, plan_digits=data.plan_digits if data.plans else None)
         if job in DROPPABLE and rng.random() < data.prompt_dropout:
             messages = unconditional(messages)
         return build_sequence(messages, tokenizer=self.tokenizers.text, config=self.tokenizers.config)
 
     def draw_conversation(self, rng: Random) -> TokenSequence:
         """A conversation in people's words: mostly a new one without the positions of its images."""
-        tokenizer, config, data = self.tokenizers.text, self.tokenizers.config, self.data
+        config, data = self.tokenizers.config, self.data
         assert self.conversations is not None, "batches.py encodes some where the recipe has conversations"
-        if rng.random() >= data.words_only:
+        is_new = rng.random() < data.words_only
+        if is_new:
+            turns = random_conversation(data.conversations, rng, max_turns=8)
+            rows, columns = rng.choice((*[self.episodes.grids[0]] * 5, *self.episodes.grids))
+            blank = CodesPart(np.zeros((config.num_codebooks, rows * columns), dtype=np.int64), (rows, columns))
+            images = repeat(blank)
+        else:
             records, folder = self.conversations
             index = rng.randrange(len(records))
-            turns = records.turns(index)
-            images = [part for part in folder[index].messages[0].parts if isinstance(part, CodesPart)]
-            messages = conversation_messages(turns, iter(images), digits=data.plan_digits)
-            return build_sequence(messages, tokenizer=tokenizer, config=config)
-        turns = random_conversation(data.conversations, rng, max_turns=8)
-        rows, columns = rng.choice((*[self.episodes.grids[0]] * 5, *self.episodes.grids))
-        blank = CodesPart(np.zeros((config.num_codebooks, rows * columns), dtype=np.int64), (rows, columns))
-        messages = conversation_messages(turns, repeat(blank), digits=data.plan_digits)
-        return without_images(build_sequence(messages, tokenizer=tokenizer, config=config), config)
+            turns, images = records.turns(index), iter(folder[index].messages[0].parts)
+        messages = to_messages(plain_turns(turns), lambda _: next(images), plan_digits=data.plan_digits)
+        sequence = build_sequence(messages, tokenizer=self.tokenizers.text, config=config)
+        return without_images(sequence, config) if is_new else sequence
 
     def draw_episode(self, rng: Random, *, is_dense: bool, is_drawn: bool) -> tuple[int, Episode]:
         """A random episode with as many objects as the recipe allows, and its number."""
@@ -385,40 +386,28 @@ class WorldSequences(SequenceSource):
         )
 
 
-def conversation_messages(turns: Sequence[PeopleTurn], images: Iterator[CodesPart], *, digits: int) -> list[Message]:
-    """A conversation with the codes of its images, in order, and their plans."""
-    messages = []
+def plain_turns(turns: Sequence[PeopleTurn]) -> Iterator[Turn]:
+    """A conversation with references to its images."""
     for turn in turns:
-        for role, parts in (("user", (turn.shown, turn.user)), ("assistant", (turn.answer,))):
-            made: list[CodesPart | TextPart] = []
-            for part in parts:
-                if isinstance(part, Scene):
-                    image = next(images)
-                    made.append(replace(image, plan=plan_of(part, digits=digits, grid=image.grid)))
-                elif part is not None:
-                    made.append(TextPart(part))
-            messages.append(Message(role, tuple(made)))
-    return messages
+        yield Turn("user", (ImageRef(turn.shown), turn.user) if turn.shown else (turn.user,))
+        yield Turn("assistant", (ImageRef(turn.answer) if isinstance(turn.answer, Scene) else turn.answer,))
 
 
 def to_messages(
-    dialogue: Dialogue, episode: Episode, images: Sequence[CodesPart], *, plan_digits: int | None = None
+    turns: Iterable[Turn], codes_of: Callable[[ImageRef], CodesPart], *, plan_digits: int | None = None
 ) -> list[Message]:
-    """The dialogue with the codes of its episode's images in place of the references.
+    """The turns with the codes of images in place of the references, in order.
 
     Args:
-        images: those of the episode that are encoded, in its order.
         plan_digits: of rows and columns in the plans of scenes; None: they have none.
     """
-    indices = {image: index for index, image in enumerate(episode.images)}
 
-    def codes_of(image: ImageRef) -> CodesPart:
-        part = images[indices[image]]
-        if image.kind != "image" or plan_digits is None:
-            return part
-        return replace(part, plan=plan_of(image.scene, digits=plan_digits, grid=part.grid))
+    def encode(part: str | ImageRef) -> TextPart | CodesPart:
+        if isinstance(part, str):
+            return TextPart(part)
+        codes = codes_of(part)
+        if part.kind != "image" or plan_digits is None:
+            return codes
+        return replace(codes, plan=plan_of(part.scene, digits=plan_digits, grid=codes.grid))
 
-    return [
-        Message(turn.role, tuple(TextPart(part) if isinstance(part, str) else codes_of(part) for part in turn.parts))
-        for turn in dialogue.turns
-    ]
+    return [Message(turn.role, tuple(map(encode, turn.parts))) for turn in turns]

@@ -196,7 +196,8 @@ def test_images_of_scenes_have_plans_where_asked(codes: ShardFolder, make, token
     episode = make_episode(12)
     for job, digits in product(JOBS, (None, 1)):
         dialogue = make_dialogue(job, episode, Random(1))
-        messages = to_messages(dialogue, episode, codes[12].messages[0].parts, plan_digits=digits)
+        images = dict(zip(episode.images, codes[12].messages[0].parts, strict=True))
+        messages = to_messages(dialogue.turns, images.__getitem__, plan_digits=digits)
         said = [part for turn in dialogue.turns for part in turn.parts]
         encoded = [part for message in messages for part in message.parts]
         for part, found in zip(said, encoded, strict=True):
