@@ -36,12 +36,12 @@ CHANGE_TRIES, CORRECTION_TRIES = 400, 40
 
 
 class Changed(NamedTuple):
-    """What is said, the scene after it, what any image of it must show, and how added objects were described."""
+    """What is said, and the scene after it."""
 
     text: str
     scene: Scene
-    expect: dict[str, Any]
-    said: Sequence[Filter] = ()
+    said: Sequence[Filter] = ()  # how added objects were described
+    relation: tuple[Filter, str, Filter] | None = None  # that was said of an added object
 
 
 def change_turn(speaker: Speaker, scene: Scene, split: Split) -> Changed:
@@ -79,7 +79,7 @@ def correct(speaker: Speaker, scene: Scene, split: Split) -> Changed:
         text = speaker.say("correct the value", **slots)
     else:
         text = speaker.say("correct one", **slots, t=need(speaker.refer(scene, item, without=name)))
-    return Changed(text, after, kept(scene, after))
+    return Changed(text, after)
 
 
 def changed(scene: Scene, updates: dict[int, SceneObject | None], *, added: Sequence[SceneObject] = ()) -> Scene:
@@ -90,17 +90,15 @@ def changed(scene: Scene, updates: dict[int, SceneObject | None], *, added: Sequ
     return after
 
 
-def kept(
-    before: Scene, after: Scene, *, said: Sequence[Filter] = (), relation: tuple[Filter, str, Filter] | None = None
-) -> dict[str, Any]:
-    """What an image must show after a change; `said` is how added objects were described."""
-    olds = [item for item in after.objects if item in before.objects or not said]
-    filters = [*map(Filter.of, olds), *said]
+def kept(before: Scene, made: Changed) -> dict[str, Any]:
+    """What an image must show after a change."""
+    olds = [item for item in made.scene.objects if item in before.objects or not made.said]
+    filters = [*map(Filter.of, olds), *made.said]
     index = {item: at for at, item in enumerate(filters)}
-    relations = [(index[relation[0]], relation[1], index[relation[2]])] if relation else []
-    gone = dict.fromkeys(Filter.of(item) for item in before.objects if item not in after.objects)
-    background = after.background if after.background != before.background else None
-    expect = drawn(after, filters, relations=relations, background=background)
+    relations = [(index[a], relation, index[b]) for a, relation, b in ([made.relation] if made.relation else [])]
+    gone = dict.fromkeys(Filter.of(item) for item in before.objects if item not in made.scene.objects)
+    background = made.scene.background if made.scene.background != before.background else None
+    expect = drawn(made.scene, filters, relations=relations, background=background)
     return {**expect, "keeps": True, "changes": [as_record(item) for item in gone]}
 
 
@@ -169,7 +167,7 @@ def change_one(speaker: Speaker, scene: Scene) -> Changed:
             text = speaker.say("keeping", t=text, k=speaker.say("keep", k=name))
     elif kind == "recolor" and speaker.maybe(0.08):
         text += speaker.say("not the old", o=speaker.say(item.color))
-    return Changed(text, after, kept(scene, after))
+    return Changed(text, after)
 
 
 def change_set(speaker: Speaker, scene: Scene) -> Changed:
@@ -196,7 +194,7 @@ def change_set(speaker: Speaker, scene: Scene) -> Changed:
         one = noun.removesuffix("es" if noun.endswith("sses") else "s")
         target = speaker.say("both of a kind" if len(chosen) == 2 else "all of a kind", n=noun, s=one)
     kind, value, after = propose(speaker, scene, chosen)
-    return Changed(say_change(speaker, kind, target, value, plural=len(chosen) > 1), after, kept(scene, after))
+    return Changed(say_change(speaker, kind, target, value, plural=len(chosen) > 1), after)
 
 
 def change_but(speaker: Speaker, scene: Scene) -> Changed:
@@ -222,7 +220,7 @@ def change_but(speaker: Speaker, scene: Scene) -> Changed:
     else:
         target = speaker.say("everything except", k=name)
         text = say_change(speaker, kind, target, value, plural=plural)
-    return Changed(text, after, kept(scene, after))
+    return Changed(text, after)
 
 
 def remove_some(speaker: Speaker, scene: Scene) -> Changed:
@@ -234,7 +232,7 @@ def remove_some(speaker: Speaker, scene: Scene) -> Changed:
     plural = speaker.noun(Filter(item.shape), plural=True, short=True)
     left = speaker.number(total - number)
     text = speaker.say("too many", n=speaker.number(number), m=left, p=plural)
-    return Changed(speaker.say("change frame", c=text), after, kept(scene, after))
+    return Changed(speaker.say("change frame", c=text), after)
 
 
 def change_other(speaker: Speaker, before: Scene, scene: Scene) -> Changed:
@@ -243,7 +241,7 @@ def change_other(speaker: Speaker, before: Scene, scene: Scene) -> Changed:
     need(len(scene.objects) == 2 and len(same) == 1)
     kind, value, after = propose(speaker, scene, same)
     target = speaker.rng.choice(("the other one", "the other one", "the other", "the second one", "the other shape"))
-    return Changed(say_change(speaker, kind, target, value), after, kept(scene, after))
+    return Changed(say_change(speaker, kind, target, value), after)
 
 
 def add_one(speaker: Speaker, scene: Scene) -> Changed:
@@ -280,13 +278,13 @@ def add_one(speaker: Speaker, scene: Scene) -> Changed:
     elif places and form < 0.75:
         slots["w"] = speaker.say(places[0])
     text = order_change(speaker, "add" if slots["w"] else "add anywhere", **slots)
-    return Changed(text, after, kept(scene, after, said=[said], relation=relation), [said])
+    return Changed(text, after, [said], relation)
 
 
 def change_background(speaker: Speaker, scene: Scene) -> Changed:
     color = speaker.rng.choice([name for name in BACKGROUNDS if name != scene.background])
     after = replace(scene, background=color)
-    return Changed(order_change(speaker, "background", v=speaker.say(color)), after, kept(scene, after))
+    return Changed(order_change(speaker, "background", v=speaker.say(color)), after)
 
 
 def change_twice(speaker: Speaker, scene: Scene) -> Changed:
@@ -301,7 +299,7 @@ def change_twice(speaker: Speaker, scene: Scene) -> Changed:
     said = [*first.said, *second.said]
     new = [item for item in second.scene.objects if item not in scene.objects]
     need(not said or len(new) == len(said))
-    return Changed(text, second.scene, kept(scene, second.scene, said=said))
+    return Changed(text, second.scene, said)
 
 
 def relate_two(speaker: Speaker, scene: Scene) -> Changed:
@@ -328,7 +326,7 @@ def relate_two(speaker: Speaker, scene: Scene) -> Changed:
             slots["b"] = "the other one"
         is_size = attribute == "size" and speaker.maybe(0.7)
         text = speaker.say("as big as" if is_size else "same as", **slots, v="big" if b.size == "large" else "small")
-    return Changed(speaker.say("change frame", c=text), after, kept(scene, after))
+    return Changed(speaker.say("change frame", c=text), after)
 
 
 FORMS = {

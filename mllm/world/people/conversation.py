@@ -16,7 +16,7 @@ from typing import Any
 from mllm.world.grammar import Speaker, listed
 from mllm.world.language import UnsayableError, describe, phrases
 from mllm.world.people.asking import ask_turn
-from mllm.world.people.changing import Changed, change_other, change_turn, correct_turn, order_change
+from mllm.world.people.changing import Changed, change_other, change_turn, correct_turn, kept, order_change
 from mllm.world.people.drawing import draw_turn, drawn
 from mllm.world.scene import MAX_OBJECTS, RELATIONS, SEEN_PAIRS, SHAPES, SIZES, Scene, Split, random_scene_for, split_of
 from mllm.world.spec import ANY, Filter
@@ -150,7 +150,7 @@ def respond(speaker: Speaker, kind: str, scene: Scene, split: Split, *, before: 
         expect = {"text": {"any_of": any_of, "none_of": none_of}, "no_picture": True}
         return PeopleTurn(speaker.type(words), right, expect, kind=kind)
     made = change(speaker, kind, scene, split, before=before)
-    return PeopleTurn(speaker.type(made.text), made.scene, made.expect, kind="edit")
+    return PeopleTurn(speaker.type(made.text), made.scene, kept(scene, made), kind="edit")
 
 
 def change(speaker: Speaker, kind: str, scene: Scene, split: Split, *, before: Scene | None) -> Changed:
