@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from tests.train.published_weights import dino_weights, lpips_weights, write_merges, write_tar
 from tokenizer.config import UniTokConfig
 from tokenizer.unitok import UniTok
-from train.recipe import MLLMData, MLLMRecipe, OptimizerRecipe, TextTokenizerRecipe
+from train.recipe import (
+    AdversarialRecipe,
+    CodebookSchedule,
+    MLLMData,
+    MLLMRecipe,
+    OptimizerRecipe,
+    ShardsRecipe,
+    TextTokenizerRecipe,
+    TokenizerLossWeights,
+    TokenizerRecipe,
+)
 from train.text_tokenizer import train_world_tokenizer
 
 SMALL = (
@@ -18,6 +30,8 @@ SMALL = (
     | {"decoder_depth": 1, "num_heads": 2, "decoder_widths": (12, 8), "decoder_depths": (1, 1), "num_codebooks": 2}
     | {"codebook_size": 16, "code_width": 6, "projection_heads": 2}
 )
+TEXT_TOWER = {"embed_dim": 8, "text_vocab_size": 517, "text_context": 12, "text_width": 16, "text_heads": 2}
+TEXT_TOWER |= {"text_layers": 1}
 
 
 @pytest.fixture(scope="session")
@@ -54,3 +68,33 @@ def mllm_recipe(tmp_path: Path, image_tokenizer_folder: Path, text_tokenizer_fil
         ema_decay=0.9,
         trainer=trainer,
     )
+
+
+def everything(folder: Path, output: Path, **changes: Any) -> TokenizerRecipe:
+    """A small tokenizer training with every loss on, and its files; the discriminator enters at step 3 of 8."""
+    torch.save(lpips_weights(), folder / "lpips_with_vgg.pth")
+    torch.save(dino_weights(), folder / "dinov2_vits14_pretrain.pth")
+    for shard in range(4):
+        write_tar(folder / f"{shard:02d}.tar", range(10 * shard, 10 * shard + 5 + shard))
+    settings: dict[str, Any] = {
+        "lpips": folder / "lpips_with_vgg.pth",
+        "text_tokenizer": write_merges(folder / "merges.txt.gz"),
+        "shards": ShardsRecipe(urls=f"{folder}/{{00..03}}.tar", shuffle_shards=2),
+        "architecture": {**SMALL, **TEXT_TOWER},
+        "steps": 8,
+        "batch_size": 4,
+        "learning_rate": 1e-3,
+        "warmup_steps": 2,
+        "loss": TokenizerLossWeights(perceptual=1.0, entropy=0.1, contrastive=1.0),
+        "adversarial": AdversarialRecipe(
+            weight=0.4, dino=folder / "dinov2_vits14_pretrain.pth", blocks=(0, 2), start=0.25, warmup=0.25, fade=0.5
+        ),
+        "codebooks": CodebookSchedule(initialise_at=2, every=2, threshold=0.95),
+        "precision": "no",
+        "num_workers": 0,
+        "log_every": 1,
+        "save_every": 2,
+        "sheet_every": 8,
+        "keep_checkpoints": 10,
+    }
+    return TokenizerRecipe(output=output, **{**settings, **changes})

@@ -10,9 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.train.conftest import SMALL
+from tests.train.conftest import SMALL, TEXT_TOWER, everything
 from tests.train.published_weights import picture, write_merges
-from tests.train.tokenizer_recipes import TEXT_TOWER, everything
 from tokenizer.config import UniTokConfig
 from tokenizer.images import ImageProcessor, read_image, to_images
 from tokenizer.metrics import TEMPLATES, class_ranks, class_vectors, read_templates

@@ -14,9 +14,8 @@ import torch.nn.functional as F
 from accelerate.state import AcceleratorState
 from torch import Tensor
 
-from tests.train.conftest import SMALL
+from tests.train.conftest import SMALL, TEXT_TOWER, everything
 from tests.train.launching import command, kill_at, launch, same, weights, write_recipe
-from tests.train.tokenizer_recipes import TEXT_TOWER, everything
 from tokenizer.unitok import UniTok
 from train.recipe import CodebookSchedule, ShardsRecipe, TokenizerLossWeights, TokenizerRecipe
 from train.tokenizer_trainer import TokenizerTrainer, with_new_decoder

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.train.conftest import everything
 from tests.train.launching import ROOT, environment, free_port, write_recipe
 from tests.train.published_weights import picture
-from tests.train.tokenizer_recipes import everything
 from train.recipe import TokenizerRecipe, find_recipe, read_yaml, resolve
 from train.run import main as train
 
