@@ -90,17 +90,7 @@ def test_training_lowers_the_loss_and_a_tracker_gets_every_codebook(mllm_recipe:
 # ---- bad steps ----
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_and_nothing_of_it_is_saved(
-    short: MLLMRecipe, scale_loss: dict[int, float]
-) -> None:
-    scale_loss[2] = float("nan")
-    with pytest.raises(BadStepsError, match="bad step 2"):
-        train_mllm(changed(short, {"save_steps": 1}))
-    assert [path.name for path in short.output.glob("checkpoint-*")] == ["checkpoint-1"]
-    assert all(tensor.isfinite().all() for tensor in weights_at(short, 1).values())
-
-
-def test_allowed_bad_steps_leave_the_weights_alone_and_are_counted_over_a_stop(
+def test_allowed_bad_steps_leave_the_weights_alone_and_one_more_ends_the_run_before_it_is_saved(
     short: MLLMRecipe, scale_loss: dict[int, float]
 ) -> None:
     scale_loss |= {2: float("nan"), 4: float("inf")}  # the third step, done again, is the fourth call
@@ -112,6 +102,7 @@ def test_allowed_bad_steps_leave_the_weights_alone_and_are_counted_over_a_stop(
     shutil.rmtree(recipe.output / "checkpoint-3")
     with pytest.raises(BadStepsError, match=r"bad step 3 after 1 skipped"):
         train_mllm(recipe)
+    assert {path.name for path in recipe.output.glob("checkpoint-*")} == {"checkpoint-1", "checkpoint-2"}
 
 
 def test_a_skipped_spike_is_logged_as_it_was_and_measured_against_what_was_seen_before_a_stop(
