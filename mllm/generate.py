@@ -26,7 +26,7 @@ from transformers.utils import ModelOutput
 
 from mllm.config import MLLMConfig
 from mllm.conversation import CodesPart, Mode, check_mode, check_mode_of
-from mllm.engine.loop import generate
+from mllm.engine.loop import Engine
 from mllm.engine.request import PLAN_BUDGET, Event, GenerationRequest, GenerationResult, TextDelta
 from mllm.engine.settings import TEXT_BUDGET, RequestBuilder, read_task_settings
 from mllm.engine.state_machine import never_text_ids
@@ -246,7 +246,7 @@ def generate_images(
         processor = given.get("processor") or read_processor(model.config.name_or_path, model.device)
         results = Pipeline(model, processor).run(requests, show if streamer else None)
     else:
-        results = generate(model, requests, on_event=show)
+        results = Engine(model).generate(requests, on_event=show)
     if streamer is not None:
         streamer.end()
     sequences = to_tensor(results, input_ids, mode, copies=given["num_return_sequences"], config=model.config)

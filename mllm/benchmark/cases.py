@@ -37,7 +37,7 @@ from mllm.benchmark.upstream_reference import (
 from mllm.benchmark.work import WORK, Before, Remote, Run
 from mllm.checkpoint import KEPT
 from mllm.config import MLLMConfig
-from mllm.engine.loop import generate
+from mllm.engine.loop import Engine
 from mllm.engine.request import GenerationRequest
 from mllm.heads import CodeDecoder, Guidance
 from mllm.model import MLLMForConditionalGeneration
@@ -225,7 +225,7 @@ class Work:
     ) -> np.ndarray:
         """Codes (N, K, P) by our decoding."""
         model.code_embedding.context = "prefix" if sees_prefix else "current"
-        results = generate(model, [replace(row, image=settings) for row in self.rows])
+        results = Engine(model).generate([replace(row, image=settings) for row in self.rows])
         return np.stack([result.images[0].codes_KN for result in results]).astype(np.int64)
 
 
@@ -426,7 +426,7 @@ def text_case(settings: Settings, name: str, batch: int) -> Case:
     ids_BT = torch.tensor(np.stack([prompt.token_ids_T for prompt in prompts]), device=settings.device)
 
     def ours() -> list[list[int]]:
-        return [result.text_ids for result in generate(model, requests)]
+        return [result.text_ids for result in Engine(model).generate(requests)]
 
     def theirs(cache: str) -> list[list[int]]:
         options = {"max_new_tokens": TEXT_TOKENS, "do_sample": False, "cache_implementation": cache}

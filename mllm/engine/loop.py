@@ -46,16 +46,6 @@ LEAST_COPIED = 8  # a shorter common beginning is computed again
 PASS_PLACES = 80  # places of a pass at most, unless there are more sequences
 
 
-def generate(
-    model: MLLMForConditionalGeneration,
-    requests: Sequence[GenerationRequest],
-    *,
-    on_event: Callable[[Event], None] | None = None,
-) -> list[GenerationResult]:
-    """Decode all requests to their end, in the order given."""
-    return Engine(model).generate(requests, on_event=on_event)
-
-
 @dataclass(slots=True, eq=False)
 class Slot:
     """One sequence of the decoder."""

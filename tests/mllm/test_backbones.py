@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from mllm.config import MLLMConfig
-from mllm.engine.loop import generate
+from mllm.engine.loop import Engine
 from mllm.engine.request import GenerationRequest
 from mllm.model import MLLMForConditionalGeneration
 from mllm.sampling import SamplingConfig
@@ -90,7 +90,7 @@ def test_a_backbone_learns_packs_decodes_draws_and_is_saved(text_config: PreTrai
         request = GenerationRequest(
             prompt=build_prompt(4, seed=2), mode="image", seed=0, max_new_tokens=20, text=greedy, image=greedy
         )
-        drawn_NK = torch.from_numpy(generate(loaded, [request])[0].images[0].codes_KN.T.astype("int64"))
+        drawn_NK = torch.from_numpy(Engine(loaded).generate([request])[0].images[0].codes_KN.T.astype("int64"))
         ids = [*request.prompt.token_ids_T, IDS["begin_image_id"], *[IDS["image_token_id"]] * 9]
         hidden_TD = model(torch.tensor([ids]), codes=drawn_NK, image_lengths=torch.tensor([9])).hidden[0]
         assert torch.equal(model.code_head(hidden_TD[-10:-1], drawn_NK).argmax(dim=-1), drawn_NK), "as without a cache"

@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, LlamaConfi
 
 from mllm.checkpoint import RELEASED, convert_released, export_released, our_shapes
 from mllm.config import MLLMConfig, from_released
-from mllm.engine.loop import generate
+from mllm.engine.loop import Engine
 from mllm.engine.request import GenerationRequest
 from mllm.model import MLLMForConditionalGeneration
 from mllm.processor import MLLMProcessor
@@ -105,7 +105,7 @@ def greedy_codes(model: MLLMForConditionalGeneration) -> np.ndarray:
     prompt = partial(text_prompt, num_codebooks=model.config.num_codebooks)
     image = SamplingConfig(greedy=True, guidance=3.0)
     row = GenerationRequest(prompt=prompt([1, 20, 31, 12]), unconditional=prompt([1, 9]), mode="image", image=image)
-    return generate(model, [row])[0].images[0].codes_KN
+    return Engine(model).generate([row])[0].images[0].codes_KN
 
 
 def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:

@@ -13,7 +13,7 @@ from mllm import conversation
 from mllm.cli.main import main
 from mllm.config import MLLMConfig
 from mllm.conversation import ClassPart, CodesPart, Message, TextPart, render, unconditional
-from mllm.engine.loop import generate
+from mllm.engine.loop import Engine
 from mllm.engine.request import GenerationRequest
 from mllm.engine.state_machine import never_text_ids
 from mllm.model import MLLMForConditionalGeneration
@@ -100,7 +100,7 @@ def test_classes_are_drawn_as_by_a_plain_loop(code_embedder: str, layout: str) -
     for table in model.code_embedding.places.parameters(recurse=False):
         torch.nn.init.normal_(table)
     requests = [request_for(5, model.config, guidance=guidance) for guidance in (1.0, 2.5)]
-    for request, result in zip(requests, generate(model, requests), strict=True):
+    for request, result in zip(requests, Engine(model).generate(requests), strict=True):
         assert result.images[0].codes_KN.T.tolist() == draw_plainly(model, request)
         assert result.token_ids == ImageLayout.from_config(model.config).token_ids((3, 3))
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from mllm.engine.forward import CachedForward
-from mllm.engine.loop import Engine, generate
+from mllm.engine.loop import Engine
 from mllm.engine.rejection import answer_ids
 from mllm.engine.request import (
     PLAN_BUDGET,
@@ -66,17 +66,17 @@ def test_text_holds_no_image_tokens_ends_at_eos_and_is_the_same_for_every_budget
     model: MLLMForConditionalGeneration, planner: MLLMForConditionalGeneration
 ) -> None:
     requests = [ask(4, seed=n, mode="text", max_new_tokens=60) for n in range(12)]
-    results = generate(model, requests)
+    results = Engine(model).generate(requests)
     for result in results:
         assert not {0, 1, *IDS.values()} & set(result.token_ids)
         assert result.finish_reason == ("eos" if result.token_ids[-1] == EOS else "length")
         assert result.text_ids == [token_id for token_id in result.token_ids if token_id != EOS]
     assert {result.finish_reason for result in results} == {"eos", "length"}
     for budget in (1, 5, 40):
-        shorter = generate(model, [replace(request, max_new_tokens=budget) for request in requests])
+        shorter = Engine(model).generate([replace(request, max_new_tokens=budget) for request in requests])
         assert [r.token_ids for r in shorter] == [r.token_ids[:budget] for r in results]
     with liking(planner, {PLAN_ID: 60.0}):
-        assert PLAN_ID not in generate(planner, [replace(requests[1], max_new_tokens=20)])[0].token_ids
+        assert PLAN_ID not in Engine(planner).generate([replace(requests[1], max_new_tokens=20)])[0].token_ids
 
 
 # ---- images ----
@@ -104,7 +104,7 @@ def test_an_image_takes_one_forward_per_position_and_only_guidance_a_second_sequ
         passes.clear()
         budget = {"image": None, "text": 2}[mode]
         request = ask(mode=mode, image=SamplingConfig(guidance=guidance), max_new_tokens=budget, window=1)
-        generate(model, [request])
+        Engine(model).generate([request])
         assert {len(counts) for counts in passes} == {rows}
         if mode == "image":  # bos and text, then begin-of-image and every position but the last
             assert [counts[0] for counts in passes] == [8] + [1] * 9
@@ -125,7 +125,7 @@ def test_equal_prompts_are_run_once_and_draw_as_they_do_alone(
         ask(prompt=prompt, seed=n, **common)
         for n, prompt in enumerate([looked_at, sentence, looked_at, others, sentence])
     ]
-    alone = [outcome(generate(model, [request])[0]) for request in requests]
+    alone = [outcome(Engine(model).generate([request])[0]) for request in requests]
     passes, engine = record_passes(monkeypatch), Engine(model)
     assert [outcome(result) for result in engine.generate(requests)] == alone
     different = sum(map(len, (looked_at, sentence, others, nothing)))
@@ -142,12 +142,12 @@ def test_forced_codes_stay_and_the_rest_is_drawn_with_the_noise_of_its_place(
     codes_KN = np.random.default_rng(0).integers(0, CODEBOOK_SIZE, (NUM_CODEBOOKS, 9))
     is_forced_N = np.array([1, 1, 0, 1, 0, 0, 1, 1, 1], dtype=bool)
     given = [forced(codes_KN, is_forced_N), None, forced(codes_KN, [1] * 9)]
-    drawn = generate(model, [*(ask(forced_codes=codes) for codes in given), ask(), replace(ask(), seed=1)])
+    drawn = Engine(model).generate([*(ask(forced_codes=codes) for codes in given), ask(), replace(ask(), seed=1)])
     partly, free, fully, same, other = (result.images[0].codes_KN for result in drawn)
     assert (partly[:, is_forced_N] == codes_KN[:, is_forced_N]).all()
     assert (partly[:, ~is_forced_N] != codes_KN[:, ~is_forced_N]).any()
     assert (fully == codes_KN).all() and (free == same).all() and (free != other).any()
-    (repeated,) = generate(model, [ask(forced_codes=forced(free, np.arange(9) < 4))])
+    (repeated,) = Engine(model).generate([ask(forced_codes=forced(free, np.arange(9) < 4))])
     assert (repeated.images[0].codes_KN == free).all(), "a forced prefix shifts no random number"
 
 
@@ -169,7 +169,7 @@ def test_mixed_answers_hold_whole_images_and_their_plans_between_text(
         for n in range(8)
     ]
     with liking(model, biases):
-        results = generate(model, requests)
+        results = Engine(model).generate(requests)
     for request, result in zip(requests, results, strict=True):
         written = answer_ids(result.parts, result.plans, layout)
         assert result.token_ids == written + [EOS] * (result.finish_reason == "eos") and len(written) <= 60
@@ -193,11 +193,11 @@ def test_what_the_budget_cannot_finish_is_not_begun_and_reported(
     image = 4 + 2 + 2 * 3
     request = ask(mode="interleaved", grid=(2, 3), max_new_tokens=image + budget)
     with liking(build_model(layout="grid", begin_plan_id=PLAN_ID), biases or {PLAN_ID: 90.0, BEGIN: 60.0}) as model:
-        (result,) = generate(model, [request])
+        (result,) = Engine(model).generate([request])
     assert (bool(result.images), PLAN_ID in result.token_ids) == (has_image, has_plan)
     assert has_image or (result.image_refused and BEGIN not in result.token_ids)
     with liking(model, {PLAN_ID: -90.0, BEGIN: -60.0}):
-        assert not generate(model, [request])[0].image_refused
+        assert not Engine(model).generate([request])[0].image_refused
 
 
 # ---- plans ----
@@ -213,7 +213,7 @@ def test_an_image_is_that_of_a_prompt_with_its_plan(layout: str, grid: tuple[int
         images = ImageLayout.from_config(model.config)
         for seed in range(3):
             request = ask(seed=seed, grid=grid, image=sampling, max_new_tokens=40)
-            (result,) = generate(model, [request])
+            (result,) = Engine(model).generate([request])
             plan = [*images.plan_opening(grid), *result.plans[0]]
             assert result.token_ids == plan + images.token_ids(grid) and not result.text_ids
             assert not {0, 1, EOS, *IDS.values(), *images.plan_opening(grid)} & set(result.plans[0])
@@ -222,26 +222,26 @@ def test_an_image_is_that_of_a_prompt_with_its_plan(layout: str, grid: tuple[int
             told = replace(request, prompt=prompt, forced_codes=none_forced)
             given = replace(request, given_plan=tuple(result.plans[0]))
             for other, plans in ((told, [[]]), (given, result.plans)):
-                (again,) = generate(model, [other])
+                (again,) = Engine(model).generate([other])
                 assert (again.images[0].codes_KN == result.images[0].codes_KN).all() and again.plans == plans
         needed = len(images.plan_opening(grid)) + images.num_tokens(grid)
         with pytest.raises(ValueError):
-            generate(model, [replace(request, max_new_tokens=needed - 1)])
-        assert generate(model, [replace(request, max_new_tokens=needed)])[0].plans == [[]]
+            Engine(model).generate([replace(request, max_new_tokens=needed - 1)])
+        assert Engine(model).generate([replace(request, max_new_tokens=needed)])[0].plans == [[]]
 
 
 def test_a_plan_ends_in_time_or_is_left_out(planner: MLLMForConditionalGeneration) -> None:
     for budget, length in ((None, PLAN_BUDGET), (1 + IMAGE + 5, 5), (1 + IMAGE, 0)):
         with liking(planner, {PLAN_ID: 30.0, BEGIN: -60.0}):
-            (result,) = generate(planner, [ask(max_new_tokens=budget)])
+            (result,) = Engine(planner).generate([ask(max_new_tokens=budget)])
         assert len(result.plans[0]) == length and len(result.images) == 1
     none_forced = forced(np.zeros((NUM_CODEBOOKS, 9), dtype=int), [0] * 9)
     for guidance in (1.0, 2.5):  # a depth map has none: nothing but a plan or the image can come
         request = ask(1, image=SamplingConfig(guidance=guidance), max_new_tokens=40)
         with liking(planner, {PLAN_ID: -60.0}):
-            (result,) = generate(planner, [request])
+            (result,) = Engine(planner).generate([request])
         assert result.plans == [[]] and result.token_ids[0] == BEGIN
-        (told,) = generate(planner, [replace(request, forced_codes=none_forced)])
+        (told,) = Engine(planner).generate([replace(request, forced_codes=none_forced)])
         assert (told.images[0].codes_KN == result.images[0].codes_KN).all()
 
 
@@ -249,7 +249,7 @@ def test_a_plan_has_settings_of_its_own(planner: MLLMForConditionalGeneration) -
     with liking(planner, {PLAN_ID: 30.0}):
         for settings, num_plans in (({"plan": GREEDY}, 1), ({"text": GREEDY}, 4)):
             requests = [replace(ask(max_new_tokens=40), seed=seed, **settings) for seed in range(4)]
-            assert len({tuple(result.plans[0]) for result in generate(planner, requests)}) == num_plans
+            assert len({tuple(result.plans[0]) for result in Engine(planner).generate(requests)}) == num_plans
 
 
 # ---- events and errors ----
@@ -267,7 +267,7 @@ def test_events_tell_what_happens_in_order(
     assert image.codes is finished[0].images[0]
     assert [event.token_id for event in events if isinstance(event, TextDelta)] == finished[1].text_ids
     counted: list = []
-    generate(model, requests, on_event=counted.append)
+    Engine(model).generate(requests, on_event=counted.append)
     assert len(counted) == len(events) and list(Engine(model).stream([])) == []
     with liking(planner, {PLAN_ID: 30.0}):
         events = list(Engine(planner).stream([ask(max_new_tokens=40)]))
@@ -277,7 +277,7 @@ def test_events_tell_what_happens_in_order(
 
 def test_previews_hold_what_stands_and_change_nothing(model: MLLMForConditionalGeneration) -> None:
     plain = ask(seed=1)
-    expected = generate(model, [plain])[0].images[0].codes_KN
+    expected = Engine(model).generate([plain])[0].images[0].codes_KN
     for every, window, places in ((3, 1, [3, 6]), (4, 1, [4, 8]), (2, None, None)):
         events = list(Engine(model).stream([replace(plain, preview_every=every, window=window)]))
         previews = [event for event in events if isinstance(event, ImagePreview)]
@@ -310,7 +310,7 @@ def test_what_cannot_be_answered_is_refused(model: MLLMForConditionalGeneration)
         ask(given_plan=(7, 8)),
     ):
         with pytest.raises(ValueError):
-            generate(model, [request])
+            Engine(model).generate([request])
 
 
 def test_an_error_ends_its_own_request_alone(model: MLLMForConditionalGeneration) -> None:
@@ -324,9 +324,9 @@ def test_an_error_ends_its_own_request_alone(model: MLLMForConditionalGeneration
     last = {event.index: event for event in Engine(model).stream(requests)}
     assert isinstance(last[1], Failed) and "enough" in str(last[1].error)
     for n in (0, 2):
-        assert outcome(last[n].result) == outcome(generate(model, [fine[n]])[0])
+        assert outcome(last[n].result) == outcome(Engine(model).generate([fine[n]])[0])
     with pytest.raises(RuntimeError):
-        generate(model, requests)
+        Engine(model).generate(requests)
 
 
 def test_cancelled_requests_leave_at_once_and_waiting_ones_enter(model: MLLMForConditionalGeneration) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import mllm.engine.loop
-from mllm.engine.loop import Engine, generate
+from mllm.engine.loop import Engine
 from mllm.engine.request import Done, ForcedCodes, GenerationRequest, GenerationResult
 from mllm.engine.state_machine import never_text_ids
 from mllm.model import MLLMForConditionalGeneration
@@ -110,14 +110,14 @@ def equal_to_a_plain_loop(seeds: range) -> None:
             )
             expected = draw_plainly(model, request)
             for window in (None, 1, 2, 5):
-                result = generate(model, [replace(request, window=window)])[0]
+                result = Engine(model).generate([replace(request, window=window)])[0]
                 assert result.images[0].codes_KN.T.tolist() == expected, (fields, seed, window)
             text = replace(
                 request, mode="text", forced_codes=None, grid=None, max_new_tokens=12, text=SamplingConfig(**settings)
             )
             expected_ids = write_plainly(model, text)
             for window, guess in ((None, expected_ids), (1, []), (7, [*expected_ids[:4], 9, *expected_ids[5:]])):
-                result = generate(model, [replace(text, window=window, expected_text=tuple(guess))])[0]
+                result = Engine(model).generate([replace(text, window=window, expected_text=tuple(guess))])[0]
                 assert result.token_ids == expected_ids, (fields, seed, window)
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import mllm.engine.loop
-from mllm.engine.loop import generate
+from mllm.engine.loop import Engine
 from mllm.engine.request import GenerationRequest
 from mllm.model import MLLMForConditionalGeneration
 from mllm.sampling import SamplingConfig
@@ -63,8 +63,8 @@ def test_greedy_drawing_equals_the_released_system(
         mllm.engine.loop, "choose", lambda logits, *rest: seen.append(logits.clone()) or choose(logits, *rest)
     )
     model = MLLMForConditionalGeneration.from_pretrained(golden_folders["converted"], embedding_context=context)
-    results = generate(model, requests)
-    guessed = generate(model, [replace(request, window=None) for request in requests])
+    results = Engine(model).generate(requests)
+    guessed = Engine(model).generate([replace(request, window=None) for request in requests])
     assert [result.token_ids for result in guessed] == [result.token_ids for result in results]
     for ours, theirs in zip(guessed, results, strict=True):
         assert (ours.images[0].codes_KN == theirs.images[0].codes_KN).all()

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from mllm.conversation import CodesPart
-from mllm.engine.loop import Engine, generate
+from mllm.engine.loop import Engine
 from mllm.engine.rejection import SEED_STRIDE as STRIDE
 from mllm.engine.rejection import Check, answer_ids, stream_accepted
 from mllm.engine.request import Done, Event, GenerationRequest, GenerationResult, ImageDone, ImageProgress, TextDelta
@@ -77,7 +77,7 @@ sometimes = by_codes(lambda codes: sum(map(sum, codes)) % 3 == 0)
 
 def test_the_first_right_try_stands_or_else_the_last(pipeline: Pipeline) -> None:
     (request,) = build_requests(pipeline, "image", 1, resamples=0)
-    tries = [generate(pipeline.model, [replace(request, seed=request.seed + k * STRIDE)])[0] for k in range(4)]
+    tries = [Engine(pipeline.model).generate([replace(request, seed=request.seed + k * STRIDE)])[0] for k in range(4)]
     right = tries[2].images[0].codes_KN.tolist()
     for resamples, standing in ((0, 0), (1, 1), (2, 2), (3, 2)):
         seen: list[int] = []
@@ -90,7 +90,7 @@ def test_the_first_right_try_stands_or_else_the_last(pipeline: Pipeline) -> None
 def test_what_came_before_the_image_stays(pipeline: Pipeline) -> None:
     """The second image is sampled again, as if the answer up to it had been in the prompt."""
     (request,) = build_requests(pipeline, "interleaved", 1, resamples=1, guidance=2.0)
-    (first,) = generate(pipeline.model, [request])
+    (first,) = Engine(pipeline.model).generate([request])
     assert len(first.images) >= 2 and any(first.plans)
     wrong = first.images[1].codes_KN.tolist()
     (result,) = results_of(run(pipeline, [request], by_codes(lambda codes: codes != wrong)))
@@ -107,7 +107,7 @@ def test_what_came_before_the_image_stays(pipeline: Pipeline) -> None:
         max_new_tokens=request.max_new_tokens - len(token_ids),
         seed=request.seed + STRIDE,
     )
-    (rest,) = generate(pipeline.model, [told])
+    (rest,) = Engine(pipeline.model).generate([told])
     assert result.token_ids == token_ids + rest.token_ids and result.seed == request.seed
     assert result.plans == first.plans[:1] + rest.plans
     expected = [image.codes_KN.tolist() for image in [*images, *rest.images]]
@@ -126,7 +126,7 @@ def test_together_and_alone_the_answers_are_equal_and_events_tell_what_stands(
     alone = [run(pipeline, [request], sometimes)[0] for request in requests]
     for events, expected in zip(alone, results_of(together), strict=True):
         assert outcome(events[-1].result) == outcome(expected)
-    plain = generate(pipeline.model, requests)
+    plain = Engine(pipeline.model).generate(requests)
     assert sum(outcome(a) != outcome(b) for a, b in zip(results_of(together), plain, strict=True)) >= 3
     for events in (*together, *alone):
         result = events[-1].result

@@ -12,7 +12,7 @@ from transformers import LlamaConfig
 
 from mllm.benchmark.upstream_reference import UpstreamDrawing, UpstreamTokenizer, choose_code, filter_logits
 from mllm.config import MLLMConfig
-from mllm.engine.loop import generate
+from mllm.engine.loop import Engine
 from mllm.engine.request import GenerationRequest
 from mllm.model import MLLMForConditionalGeneration
 from mllm.sampling import SamplingConfig, choose, gumbel, stack_settings
@@ -107,7 +107,7 @@ def test_our_codes_equal_the_reference(seed: int, context: str) -> None:
     for settings in SETTINGS:
         same = {"unconditional": unconditional, "mode": "image", "image": settings}
         rows = [GenerationRequest(prompt=prompt, seed=n, **same) for n, prompt in enumerate(conditional)]
-        ours_NKP = np.stack([result.images[0].codes_KN for result in generate(model, rows)])
+        ours_NKP = np.stack([result.images[0].codes_KN for result in Engine(model).generate(rows)])
         assert np.array_equal(ours_NKP, upstream(settings, sees_prefix=context == "prefix")), settings
         if settings is GREEDY:  # the contexts differ, or all this would say nothing about them
             assert not np.array_equal(ours_NKP, upstream(settings, sees_prefix=context != "prefix"))
