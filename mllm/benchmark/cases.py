@@ -642,7 +642,8 @@ SAMPLES = 24
 
 def product_cases(settings: Settings) -> Iterator[Case]:
     for name in settings.sizes:
-        size, place = SIZES[name], {"device": settings.device, "dtype": settings.dtype}
+        size = SIZES[name]
+        place: dict[str, Any] = {"device": settings.device, "dtype": settings.dtype}
         linear = nn.Linear(size.width, size.intermediate, bias=False, **place).requires_grad_(False)
         layers = {
             THIS: linear,
