@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -79,7 +79,7 @@ class DepthTransformerHead(nn.Module):
     @torch.no_grad()
     def fill_rope_tables(self) -> None:
         """Write cos and sin of the K depth positions, as Llama has them (halves, not interleaved); see `rotate`."""
-        options = {"device": self.rope_cos.device, "dtype": torch.float32}
+        options: dict[str, Any] = {"device": self.rope_cos.device, "dtype": torch.float32}
         exponents = torch.arange(0, self.head_width, 2, **options)
         speeds = 1.0 / self.rope_theta ** (exponents / self.head_width)
         angles = torch.arange(self.num_codebooks, **options)[:, None] * speeds
