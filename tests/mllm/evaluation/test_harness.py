@@ -1,10 +1,13 @@
-"""The plug-ins against the interfaces of their harnesses as recorded here, and in an installed lmms-eval.
+"""The plug-ins against the interfaces of their harnesses as recorded here, and in installed ones.
 
 lmms-eval: `lmms` with `task_dict`, `ModelManifest(model_id, simple_class_path, chat_class_path, aliases)`, requests
 whose `args` end in (doc_to_messages, gen_kwargs, doc_id, task, split). VLMEvalKit: `BaseModel`, `supported_VLM`,
-messages of {"type", "value"}. LMMS_EVAL_PYTHON names the python of an environment with lmms-eval (docs/evaluation.md).
+messages of {"type", "value"}. LMMS_EVAL_PYTHON and VLMEVAL_PYTHON name the pythons of environments that have them
+(docs/evaluation.md).
 """
 
+import base64
+import csv
 import importlib
 import json
 import os
@@ -28,6 +31,15 @@ from tests.mllm.evaluation.vqa_data import ask_about, draw_scene
 
 ROOT = Path(__file__).resolve().parents[3]
 PYTHON = os.environ.get("LMMS_EVAL_PYTHON", "")
+VLMEVAL_PYTHON = os.environ.get("VLMEVAL_PYTHON", "")
+RUN_VLMEVAL = """
+import sys
+from mllm.evaluation.harness import register
+register("ours", device="cpu")
+from vlmeval.run import main
+sys.argv = ["run.py", "--data", "SmallWorld", "--model", "ours", "--work-dir", "out", "--mode", "infer"]
+main()
+"""
 TASK = """
 task: small_world
 dataset_path: parquet
@@ -187,7 +199,7 @@ def test_without_their_harness_the_plugins_say_how_to_get_it(monkeypatch: pytest
         register("ours")
 
 
-# ---- the installed harness ----
+# ---- the installed harnesses ----
 
 
 def make_task(folder: Path) -> list[dict[str, str]]:
@@ -220,7 +232,9 @@ def test_lmms_eval_finds_the_model_and_scores_its_answers(tmp_path: Path) -> Non
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    [samples] = (tmp_path / "out").rglob("*_samples_small_world.jsonl")
+    written = list((tmp_path / "out").rglob("*_samples_small_world.jsonl"))
+    assert len(written) == 1, done.stderr[-3000:]  # its exit status is 0 after errors too
+    [samples] = written
     found = [json.loads(line) for line in samples.read_text().splitlines()]
     pipeline = Pipeline.load(None, device="cpu")
     expected = [pipeline.ask(row["image"], row["question"], greedy=True, max_new_tokens=12).strip() for row in rows]
@@ -228,3 +242,33 @@ def test_lmms_eval_finds_the_model_and_scores_its_answers(tmp_path: Path) -> Non
     [aggregated] = (tmp_path / "out").rglob("*_results.json")
     share = sum(given == row["answer"] for given, row in zip(expected, rows, strict=True)) / len(rows)
     assert json.loads(aggregated.read_text())["results"]["small_world"]["exact_match,none"] == pytest.approx(share)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not VLMEVAL_PYTHON, reason="VLMEVAL_PYTHON names none with VLMEvalKit (docs/evaluation.md)")
+def test_vlmevalkit_runs_the_model_on_a_table_of_questions(tmp_path: Path) -> None:
+    rng, rows = Random(7), []
+    for number in range(6):
+        picture = tmp_path / f"{number}.png"
+        question, answer = ask_about(draw_scene(picture, rng), rng)
+        image = base64.b64encode(picture.read_bytes()).decode()
+        rows.append({"index": str(number), "image": image, "question": question, "answer": answer})
+    with open(tmp_path / "SmallWorld.tsv", "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, rows[0].keys(), delimiter="\t")
+        writer.writeheader()
+        writer.writerows(rows)
+    done = subprocess.run(
+        [VLMEVAL_PYTHON, "-c", RUN_VLMEVAL],
+        cwd=tmp_path,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "LMUData": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    [table] = (tmp_path / "out").rglob("ours_SmallWorld.xlsx")
+    read = f"import pandas; print(pandas.read_excel({str(table)!r}, dtype=str).prediction.to_json(orient='values'))"
+    found = subprocess.run([VLMEVAL_PYTHON, "-c", read], capture_output=True, text=True, check=True).stdout
+    pipeline = Pipeline.load(None, device="cpu")
+    expected = [pipeline.ask(tmp_path / f"{row['index']}.png", row["question"], greedy=True).strip() for row in rows]
+    assert json.loads(found) == expected
