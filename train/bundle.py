@@ -47,17 +47,15 @@ def read_scores(file: Path, bundled: Path) -> dict[str, Any]:
     return scores
 
 
-def write_source(bundled: Path, *, run: Path, scores: dict[str, Any] | None, note: str | None) -> None:
+def write_source(bundled: Path, stages: dict[str, Any], *, scores: dict[str, Any] | None, note: str | None) -> None:
     """Record where the bundled model comes from, in SOURCE.json and in the model card."""
     git = ["git", "rev-parse", "HEAD"]
     commit = subprocess.run(git, cwd=Path(__file__).parent, capture_output=True, text=True, check=True).stdout.strip()
-    image_tokenizer = Path(read_yaml(run / RECIPE_FILE)["image_tokenizer"])
     source = {
         "note": note,
         "commit": commit,
-        "stages": read_stages(run),
         "image_tokenizer": read_json(bundled / "image_tokenizer" / CONFIG_FILE),
-        "image_tokenizer_stages": read_stages(image_tokenizer.parent),
+        **stages,
         "scores": scores,
     }
     write_json(bundled / SOURCE_FILE, source)
@@ -67,9 +65,21 @@ def write_source(bundled: Path, *, run: Path, scores: dict[str, Any] | None, not
 def read_stages(run: Path) -> list[dict[str, Any]]:
     """The resolved recipes of a run and of those that it started from, the first one first, without paths."""
     recipe = read_yaml(run / RECIPE_FILE)
-    start = recipe.get("start_from")
-    earlier = read_stages(Path(start).parent) if start and (Path(start).parent / RECIPE_FILE).is_file() else []
-    return [*earlier, {name: value for name, value in recipe.items() if name not in PATHS}]
+    stages = [{name: value for name, value in recipe.items() if name not in PATHS}]
+    if start := recipe.get("start_from"):
+        if (Path(start) / SOURCE_FILE).is_file():  # a bundled model
+            return [*read_json(Path(start) / SOURCE_FILE)["stages"], *stages]
+        if (Path(start).parent / RECIPE_FILE).is_file():
+            return [*read_stages(Path(start).parent), *stages]
+    return stages
+
+
+def read_tokenizer_stages(run: Path) -> list[dict[str, Any]]:
+    """The same of the image tokenizer of a run."""
+    owner = Path(read_yaml(run / RECIPE_FILE)["image_tokenizer"]).parent
+    if (owner / SOURCE_FILE).is_file():  # a bundled model
+        return read_json(owner / SOURCE_FILE)["image_tokenizer_stages"]
+    return read_stages(owner)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -79,17 +89,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--scores", type=Path, help="JSON of `mllm evaluate world`; without it the model is copied")
     parser.add_argument("--note", help="what else there is to know about how it was made")
     args = parser.parse_args(argv)
-    scores, note = None, args.note
+    scores, note, run = None, args.note, args.finished.parent
     if args.scores is None:
         need_file(args.finished / CONFIG_FILE)
+        # before copying: the run may have started from what is replaced
+        stages = {"stages": read_stages(run), "image_tokenizer_stages": read_tokenizer_stages(run)}
         shutil.rmtree(args.bundled, ignore_errors=True)
         shutil.copytree(args.finished, args.bundled)
         model = MLLMForConditionalGeneration.from_pretrained(args.finished, dtype=torch.bfloat16)
         model.save_pretrained(args.bundled)
     else:
         scores = read_scores(args.scores, args.bundled)
-        note = read_json(args.bundled / SOURCE_FILE)["note"] if note is None else note
-    write_source(args.bundled, run=args.finished.parent, scores=scores, note=note)
+        source = read_json(args.bundled / SOURCE_FILE)
+        note = source["note"] if note is None else note
+        stages = {name: source[name] for name in ("stages", "image_tokenizer_stages")}
+    write_source(args.bundled, stages, scores=scores, note=note)
     return 0
 
 

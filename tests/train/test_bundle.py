@@ -52,6 +52,18 @@ def test_bundling_halves_the_language_model_and_records_its_source(run: Path, tm
     assert "Two runs." in card and "| ask: rate | 0.625 |" in card
 
 
+def test_a_bundled_model_that_was_trained_further_keeps_its_stages(run: Path, tmp_path: Path) -> None:
+    bundled, further = tmp_path / "bundled", tmp_path / "further"
+    main([str(run / "final"), str(bundled), "--note", "Two runs."])
+    shutil.copytree(run / "final", further / "final")
+    paths = f"image_tokenizer: {bundled}/image_tokenizer\nstart_from: {bundled}\n"
+    write_recipe(further, f"kind: mllm\nlength: 128\n{paths}")
+    main([str(further / "final"), str(bundled)])
+    source = json.loads((bundled / "SOURCE.json").read_text())
+    assert [stage["length"] for stage in source["stages"]] == [32, 64, 128]
+    assert source["image_tokenizer_stages"] == [{"kind": "image_tokenizer", "steps": 7}]
+
+
 def fingerprints(folder: Path) -> dict[str, str]:
     return {
         "model": model_fingerprint(MLLMForConditionalGeneration.from_pretrained(folder)),
