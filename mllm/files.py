@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import platform
+import re
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from PIL import Image
+    from pydantic import ValidationError
 
 logger = logging.getLogger(__name__)
 
@@ -202,6 +204,27 @@ def need_field(line: Line, name: str) -> Any:
         found = ", ".join(line.record) or "no field"
         raise ValueError(f"{line.where} must have a field {name!r}, got {found}; add it to every record")
     return line.record[name]
+
+
+def wrong_value(error: ValidationError, *, advice: str) -> str:
+    """The first thing that pydantic found wrong, as one sentence; `advice`: what to do."""
+    wrong = error.errors()[0]
+    # names of fields and numbers of items, without the kinds that a value may have
+    where = ".".join(str(key) for key in wrong["loc"] if key not in ("str", "list[str]"))
+    if wrong["type"] == "value_error":  # said by a check of ours, with its own advice
+        reason = wrong["msg"].removeprefix("Value error, ")
+        return f"{where}: {reason}" if where else reason
+    got, words = ascii(wrong["input"])[:80], re.sub(r", (got|unable to) .*| after validation", "", wrong["msg"])
+    match wrong["type"]:
+        case "missing":
+            return f"{where} must be given, got none; {advice}"
+        case "unexpected_keyword_argument":
+            return f"{where} must be left out, as there is no such key, got {got}; {advice}"
+        case "dataclass_type" | "dict_type":
+            words = "must be a mapping of keys to values"
+        case "list_type" | "tuple_type":
+            words = "must be a list"
+    return f"{where} {re.sub('^[A-Z][a-z]+ should', 'must', words)}, got {got}; {advice}"
 
 
 def write_text(path: Path, text: str) -> None:

@@ -15,33 +15,32 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import (
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    TypeAdapter,
-    ValidationError,
-)
+from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from mllm.files import TOO_DEEP, read_text
+from mllm.files import TOO_DEEP, read_text, wrong_value
 from mllm.world.language import DRAWING_WEIGHTS
 from mllm.world.questions import QUESTION_WEIGHTS
 from mllm.world.scene import MAX_OBJECTS
 
 
 def _as_path(value: object) -> object:
-    if value == "":
-        raise ValueError("must be a path, got an empty one; give it")
+    if value == "" or isinstance(value, bool) or not isinstance(value, str | Path | int):
+        raise ValueError(f"must be a path, got {value!r}; give it")
     return str(value) if isinstance(value, int) else value
 
 
+def _no_boolean(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError(f"must be a number, got {value}; give one")
+    return value
+
+
 R = TypeVar("R")
-Share = Annotated[float, Field(ge=0, le=1)]
+Number = BeforeValidator(_no_boolean)
+PositiveInt, NonNegativeInt = Annotated[int, Number, Field(gt=0)], Annotated[int, Number, Field(ge=0)]
+PositiveFloat, NonNegativeFloat = Annotated[float, Number, Field(gt=0)], Annotated[float, Number, Field(ge=0)]
+Share = Annotated[float, Number, Field(ge=0, le=1)]
 File = Annotated[Path, BeforeValidator(_as_path)]
 """A file or folder; its name may be a number."""
 STRICT = ConfigDict(extra="forbid", coerce_numbers_to_str=True, validate_default=True)
@@ -576,14 +575,8 @@ def resolve(
     try:
         return TypeAdapter(recipe_type).validate_python(_with_new_names(values))
     except ValidationError as error:
-        wrong = error.errors()[0]
-        where, reason = ".".join(map(str, wrong["loc"])), wrong["msg"].removeprefix("Value error, ")
-        if wrong["type"] == "unexpected_keyword_argument":
-            reason = "there is no such key"
-        elif wrong["type"] not in ("value_error", "missing"):
-            where += f" {str(wrong['input'])[:80]!a}"
-        sentence = f"{where}: {reason}" if where else reason
-        raise ValueError(f"{path or 'the recipe'} must fit {recipe_type.__name__}, got: {sentence}") from None
+        reason = wrong_value(error, advice="change it")
+        raise ValueError(f"{path or 'the recipe'} must fit {recipe_type.__name__}, but {reason}") from None
 
 
 def _read_overrides(argv: Sequence[str]) -> list[tuple[list[str], Any]]:

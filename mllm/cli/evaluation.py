@@ -77,9 +77,9 @@ def evaluate_world(options: Namespace) -> None:
 def show(table: str, result: dict[str, Any], path: Path | None) -> None:
     from mllm.files import write_json
 
-    print(table)
     if path:
         write_json(path, result)
+    print(table)
 
 
 @command(

@@ -26,7 +26,7 @@ from mllm.conversation import ImagePart, Message, TextPart
 from mllm.evaluation.answerer import model_fingerprint
 from mllm.evaluation.intervals import Rate
 from mllm.evaluation.world import Answer, Part, answer_message, answer_with, hold
-from mllm.files import read_lines, tool_versions
+from mllm.files import read_lines, tool_versions, wrong_value
 from mllm.pipeline import Pipeline, check_task
 from mllm.world.checker import ParsedScene, parse
 from mllm.world.people.conversation import KINDS, as_item, make_people
@@ -217,11 +217,7 @@ def read_value(value: Any, form: type[T]) -> T:
     try:
         return TypeAdapter(form).validate_json(json.dumps(value))
     except ValidationError as error:
-        wrong = error.errors()[0]
-        where, reason = ".".join(map(str, wrong["loc"])), wrong["msg"].removeprefix("Value error, ")
-        if wrong["type"] == "value_error":
-            raise ValueError(f"{where}: {reason}" if where else reason) from error
-        raise ValueError(f"{where} must be as in docs/evaluation.md, got {wrong['input']!r}: {reason}") from error
+        raise ValueError(wrong_value(error, advice="see docs/evaluation.md")) from error
 
 
 def nudge_apart(scene: Scene) -> Scene:
