@@ -319,14 +319,14 @@ class ShardMaker:
         yield group
 
     def _items(self, task: ShardTask) -> Iterator[Item]:
-        """The task's items; a file that can only be read from its beginning is read on from the task before."""
+        """The task's items, read on from the task before where that is in the same file: a tar has no index, a row
+        group of Parquet no beginnings of rows, and other files can only be read from their beginning."""
         path = Path(task.path)
-        if is_seekable(path):
-            yield from islice(read_items(path, task.number), task.count)
-            return
         before, self.reading = self.reading, None  # none while items are being read, or if one of them is invalid
-        if before is None or before[0] != task.path or before[1] > task.number:
-            before = (task.path, 0, read_items(path))
+        is_behind = before is not None and before[0] == task.path and before[1] <= task.number
+        if not is_behind or (before[1] < task.number and is_seekable(path)):
+            first = task.number if is_seekable(path) else 0
+            before = (task.path, first, read_items(path, first))
         yield from islice(before[2], task.number - before[1], task.number - before[1] + task.count)
         self.reading = (task.path, task.number + task.count, before[2])
 
