@@ -382,7 +382,8 @@ def convert_released(
     from mllm.model import MLLMForConditionalGeneration
     from mllm.processor import MLLMProcessor
 
-    if not is_released_folder(find_model_folder(source)):
+    source = find_model_folder(source)
+    if not is_released_folder(source):
         raise ValueError(f"{source} must be of type {RELEASED_TYPE!r} to convert, got our own; use it as it is")
     config = MLLMConfig.from_pretrained(source, local_files_only=True)
     tensors = open_released(source, MLLMForConditionalGeneration, config)

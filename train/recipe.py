@@ -312,7 +312,7 @@ class WorldData:
     drawing_weights: dict[str, PositiveFloat] = field(default_factory=lambda: {**DRAWING_WEIGHTS})
     """Weight of each kind of description in the job "draw" (mllm/world/language.py); the default is that of tests."""
     conversations: dict[str, float] = field(default_factory=dict)
-    """Weight of each kind of conversation in people's own words (mllm/world/people.py), beside `jobs`."""
+    """Weight of each kind of conversation in people's own words (mllm/world/people), beside `jobs`."""
     conversation_images: int = 2048
     """Conversations whose images are encoded; all others are learned as words and plans, at a third of the length."""
     words_only: float = 0.8

@@ -209,15 +209,22 @@ ATTENTION = [
 def convert_unitok_mllm(options: Namespace) -> None:
     from transformers.utils import logging as transformers_logging
 
-    from mllm.checkpoint import DTYPES, IMAGE_TOKENIZER, convert_released, released_image_tokenizer
+    from mllm.checkpoint import (
+        DTYPES,
+        IMAGE_TOKENIZER,
+        convert_released,
+        find_model_folder,
+        released_image_tokenizer,
+    )
 
     transformers_logging.set_verbosity_error()
     require_new(options.output)
-    path = options.image_tokenizer or released_image_tokenizer(options.source)
+    source = find_model_folder(options.source)
+    path = options.image_tokenizer or released_image_tokenizer(source)
     checkpoint = None if path is None else read_released_tokenizer(path, options)
     with whole_folder(options.output) as folder:
         config = convert_released(
-            options.source,
+            source,
             folder,
             image_tokenizer=checkpoint,
             dtype=DTYPES.get(options.dtype),

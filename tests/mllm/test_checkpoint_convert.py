@@ -80,6 +80,14 @@ def test_released_folder_and_its_conversion_draw_and_answer_as_the_model_they_co
     assert pictures_and_answers(ours) == converted
 
 
+def test_a_released_model_may_be_on_the_hub(
+    released: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mllm.checkpoint.fetch_from_hub", lambda name: released)
+    code, out, err = run("unitok-mllm", "someone/model", tmp_path / "model")
+    assert (code, err) == (0, "") and "3 codebooks of 17" in out
+
+
 def test_image_tokenizer_goes_in_and_out_by_command(ours: Path, released: Path, tmp_path: Path, run: Run) -> None:
     code, out, _ = run("unitok", released / "unitok_tokenizer.pth", tmp_path / "unitok")
     assert code == 0
