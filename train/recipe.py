@@ -38,8 +38,10 @@ def _no_boolean(value: object) -> object:
 
 R = TypeVar("R")
 Number = BeforeValidator(_no_boolean)
-PositiveInt, NonNegativeInt = Annotated[int, Number, Field(gt=0)], Annotated[int, Number, Field(ge=0)]
-PositiveFloat, NonNegativeFloat = Annotated[float, Number, Field(gt=0)], Annotated[float, Number, Field(ge=0)]
+PositiveInt = Annotated[int, Number, Field(gt=0)]
+NonNegativeInt = Annotated[int, Number, Field(ge=0)]
+PositiveFloat = Annotated[float, Number, Field(gt=0)]
+NonNegativeFloat = Annotated[float, Number, Field(ge=0)]
 Share = Annotated[float, Number, Field(ge=0, le=1)]
 File = Annotated[Path, BeforeValidator(_as_path)]
 """A file or folder; its name may be a number."""

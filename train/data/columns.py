@@ -121,7 +121,7 @@ def read_cauldron(row: Row, folder: Path) -> Record:
     images, texts = _lists(row, "images", "texts")
     parts: list[RecordPart] = [find_image(image, folder) for image in images]
     turns: list[Message] = []
-    for text in _objects(texts):
+    for text in _objects(texts, "texts"):
         turns.append(message("user", *parts, TextPart(_words(text.get("user"), "user"))))
         turns.append(message("assistant", TextPart(_words(text.get("assistant"), "assistant"))))
         parts = []
@@ -135,7 +135,9 @@ def read_chat(row: Row, folder: Path) -> Record:
     """A single assistant message is a document."""
     messages, images = _lists({"images": [], **{k: v for k, v in row.items() if v is not None}}, "messages", "images")
     listed = iter(images)
-    said = [(m.get("role"), tuple(_content_parts(m.get("content"), listed, folder))) for m in _objects(messages)]
+    said = [
+        (m.get("role"), tuple(_content_parts(m.get("content"), listed, folder))) for m in _objects(messages, "messages")
+    ]
     if num_left := len(list(listed)):
         raise BadRecord(f"messages must show all images, got {num_left} that none shows; add their items")
     turns = [message(role, *parts) for role, parts in _after_system(said)]
@@ -159,7 +161,7 @@ def _after_system(said: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Role, Any]]
 
 
 def _content_parts(content: Any, listed: Iterator[Any], folder: Path) -> Iterator[RecordPart]:
-    for item in [{"type": "text", "text": content}] if isinstance(content, str) else _objects(content):
+    for item in [{"type": "text", "text": content}] if isinstance(content, str) else _objects(content, "content"):
         match item:
             case {"type": "text", "text": str(text)}:
                 yield TextPart(text)
@@ -185,7 +187,7 @@ def read_llava(row: Row, folder: Path) -> Record:
 
 def _llava_turns(conversation: Any, images: list[Any]) -> list[Message]:
     """Turns of LLaVA's list, with the images at their markers."""
-    turns = _objects(conversation)
+    turns = _objects(conversation, "conversations")
     speakers = [turn.get("from", turn.get("role")) for turn in turns]
     values = [str(turn.get("value", turn.get("content", ""))) for turn in turns]
     num_markers = sum(value.count(MARKER) for value in values)
@@ -345,9 +347,9 @@ def _lists(row: Row, *names: str) -> list[list[Any]]:
     return [row[name] for name in names]
 
 
-def _objects(values: Any) -> list[dict[str, Any]]:
+def _objects(values: Any, name: str) -> list[dict[str, Any]]:
     if not isinstance(values, list) or not all(isinstance(value, dict) for value in values):
-        raise BadRecord(f"messages and their content must be lists of objects, got {short(values)}; fix the record")
+        raise BadRecord(f"{name} must be a list of objects, got {short(values)}; fix the record")
     return values
 
 

@@ -268,6 +268,8 @@ def test_an_invalid_record_is_refused() -> None:
         with pytest.raises(BadRecord):
             read(json.loads(line))
             pytest.fail(line)
+    with pytest.raises(BadRecord, match="^conversations must be a list of objects, got None"):
+        read_record("llava", {"image": "a.png"}, Path())
 
 
 def test_images_come_from_paths_bytes_and_urls_on_disk(tmp_path: Path) -> None:
