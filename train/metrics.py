@@ -140,7 +140,8 @@ class MetricsLog:
         def rounded(digits: str) -> float:
             return float(f"{float(digits):.6g}")
 
-        values = json.loads(json.dumps(values), parse_float=rounded, parse_int=rounded)
+        plain = json.dumps(values, default=float)  # numbers of torch and numpy as well
+        values = json.loads(plain, parse_float=rounded, parse_int=rounded)
         with errors_that_name(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
 

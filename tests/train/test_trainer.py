@@ -8,6 +8,7 @@ import sys
 from datetime import timedelta
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -18,7 +19,7 @@ from train import recipe as recipes
 from train import trainer as trainers
 from train.checkpoints import ZERO_2, ZERO_3
 from train.hardware import WAIT_IN_TRAINING
-from train.metrics import PEAK_FLOPS, FlopCount
+from train.metrics import PEAK_FLOPS, FlopCount, MetricsLog
 from train.recipe import BadSteps, MLLMRecipe, OptimizerRecipe, Validation
 from train.trainer import BadStepsError, LossMonitor, check_supported, train_mllm, training_arguments
 
@@ -88,6 +89,11 @@ def test_training_lowers_the_loss_and_a_tracker_gets_every_codebook(mllm_recipe:
 
 
 # ---- bad steps ----
+
+
+def test_numbers_in_the_log_have_six_digits_and_may_be_those_of_numpy_and_torch(tmp_path: Path) -> None:
+    MetricsLog(tmp_path / "log.jsonl").write(3, {"a": np.float32(1 / 3), "b": [torch.tensor(2.0), 1234567]})
+    assert json.loads((tmp_path / "log.jsonl").read_text()) == {"step": 3, "a": 0.333333, "b": [2.0, 1234570.0]}
 
 
 def test_allowed_bad_steps_leave_the_weights_alone_and_one_more_ends_the_run_before_it_is_saved(
