@@ -64,6 +64,18 @@ from train.recipe import BadSteps, MLLMRecipe, as_yaml
 
 logger = logging.getLogger(__name__)
 
+OWN_KEYS = {
+    "output_dir": "output",
+    "num_train_epochs": "trainer.max_steps",
+    "per_device_train_batch_size": "rows",
+    "learning_rate": "optimizer.learning_rate",
+    "weight_decay": "optimizer.weight_decay",
+    "adam_beta1": "optimizer.betas",
+    "adam_beta2": "optimizer.betas",
+    "optim": "optimizer.name",
+}
+"""Fields of TrainingArguments whose place a recipe has a key of its own for."""
+
 
 def train_mllm(recipe: MLLMRecipe) -> None:
     """Train, resuming from the newest checkpoint in the output folder, and write the finished model to `final/`."""
@@ -396,6 +408,9 @@ def training_arguments(recipe: MLLMRecipe) -> TrainingArguments:
     Raises:
         ValueError: a key of `trainer` that TrainingArguments does not know, or keys that contradict each other.
     """
+    for name, own in OWN_KEYS.items():
+        if name in recipe.trainer:
+            raise ValueError(f"{own} must be set instead of trainer.{name}, which has no effect; change the recipe")
     defaults = {
         "output_dir": str(recipe.output),
         "per_device_train_batch_size": 1,
@@ -437,6 +452,8 @@ def training_arguments(recipe: MLLMRecipe) -> TrainingArguments:
         arguments = TrainingArguments(**settings)
     except (TypeError, ValueError) as error:
         raise ValueError(f"trainer must fit TrainingArguments, got: {error}; change the recipe") from None
+    if arguments.max_steps < 1:
+        raise ValueError(f"trainer.max_steps must be at least 1, got {arguments.max_steps}; set how many to train")
     check_supported(recipe, sharding_of_run(arguments))
     if arguments.deepspeed:
         join_deepspeed(use_cpu=arguments.use_cpu)

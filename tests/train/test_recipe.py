@@ -27,12 +27,12 @@ def test_overrides_win_over_the_file_and_keep_their_types(tmp_path: Path) -> Non
     words = ["--adapter.rank", "4", "--adapter.alpha=2", "--validation.batches", "3", "--trainer.max_steps", "5"]
     words += ["--validation.world.count", "5", "--validation.world.jobs=[draw]", "--model.text_config.hidden_size", "8"]
     words += ["--trainer.lr_scheduler_kwargs", "{num_decay_steps: 2, decay_type: linear}", "--trainer.seed=1"]
-    words += ["--trainer.learning_rate", "1e-4", "--output", "7", "--data.jobs", "{draw: 1}", "--adapter.bits", "4"]
+    words += ["--trainer.warmup_ratio", "1e-4", "--output", "7", "--data.jobs", "{draw: 1}", "--adapter.bits", "4"]
     changed = resolve(MLLMRecipe, values, words)
     assert (changed.adapter.rank, changed.adapter.alpha, changed.adapter.dropout) == (4, 2.0, 0.05)
     assert changed.validation.batches == 3 and changed.validation.world == WorldInLoop(count=5, jobs=["draw"])
     assert changed.model == {"text_config": {"hidden_size": 8}} and changed.output == Path("7")
-    expected = {"max_steps": 5, "seed": 1, "learning_rate": 1e-4}
+    expected = {"max_steps": 5, "seed": 1, "warmup_ratio": 1e-4}
     expected["lr_scheduler_kwargs"] = {"num_decay_steps": 2, "decay_type": "linear"}
     assert expected.items() <= changed.trainer.items()
     (tmp_path / "resolved.yaml").write_text(as_yaml(changed))

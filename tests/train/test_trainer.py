@@ -255,6 +255,12 @@ def test_arguments_of_the_library(short: MLLMRecipe, tmp_path: Path) -> None:
     path.write_text(recipes.as_yaml(short).replace("\ntrainer:", "\ntrainer:\n  save_strategy: no"))  # YAML reads false
     again = recipes.resolve(MLLMRecipe, recipes.read_yaml(path))
     assert training_arguments(again).save_strategy == "no"
+    for wrong, message in (
+        ({"learning_rate": 1e-3}, r"optimizer\.learning_rate must be set"),
+        ({"max_steps": -3}, "at least 1, got -3"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            training_arguments(changed(short, wrong))
 
 
 def test_averages_in_eight_bits_train_like_whole_ones(short: MLLMRecipe) -> None:
