@@ -200,11 +200,15 @@ def download(url: str, name: str) -> bytes:
 
 def decode(file: BinaryIO, name: str) -> Image.Image:
     """The first frame of an image file, which is closed."""
+    size = file.seek(0, io.SEEK_END)
+    file.seek(0)
     try:
         with file, Image.open(file) as image:
             image.load()
             return image
     except UnidentifiedImageError as error:
+        if not size:
+            raise ValueError(f"{name} must be an image, got an empty file; download or save it again") from error
         raise ValueError(f"{name} must be an image, got an unknown format; convert it to PNG or JPEG") from error
     except Exception as error:  # decoders raise anything on damaged files
         raise damaged(name, error) from error
