@@ -395,10 +395,14 @@ def format_of(row: Row) -> str:
     for name, layout in LAYOUTS.items():
         if any(all(find(row, column) is not None for column in columns) for columns in layout.columns):
             return name
-    hint = "; use --format classes for images in one sub-folder per class" if "subfolder" in row else ""
+    if row.keys() <= {"image", "subfolder"} and "image" in row:
+        raise BadRecord(
+            f"an image must have a caption or a class, got {short(row['image'])} alone; write a .txt of the same name "
+            "beside it, or use --format classes for images in one sub-folder per class"
+        )
     raise BadRecord(
         f"the columns must be those of a known layout, got {_names(row)}; name its columns with --map, such as "
-        f"caption=COLUMN,image=COLUMN{hint}"
+        "caption=COLUMN,image=COLUMN"
     )
 
 

@@ -160,6 +160,8 @@ def find_files(sources: Sequence[Path], *, but_not_in: Path) -> list[Path]:
     a saved data set. Files in it that are not read are logged."""
     files: list[Path] = []
     for source in sources:
+        if but_not_in.resolve() in (source.resolve(), *source.resolve().parents) and source.is_dir():
+            raise ValueError(f"--out must be no folder that holds a source, got {but_not_in} for {source}; name another")
         if source.is_dir():
             files += _files_in(source, but_not_in.resolve())
         elif source.is_file():
@@ -488,7 +490,7 @@ def _prepare_options(options: Namespace, tokenizer: UniTok) -> PrepareOptions:
     if preparation not in PREPARATIONS:
         raise ValueError(f"--preparation must be one of {', '.join(sorted(PREPARATIONS))}, got {preparation!r}")
     if any(side % patch for size in sizes for side in size):
-        raise ValueError(f"--size must be multiples of {patch}, got {sizes}; change it")
+        raise ValueError(f"--size must be multiples of {patch}, got {sizes[0][0]}x{sizes[0][1]}; change it")
     return PrepareOptions(
         sizes=sizes,
         preparation=preparation,

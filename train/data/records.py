@@ -13,6 +13,7 @@ train/data/rows.py and become records in train/data/columns.py.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -144,6 +145,8 @@ def find_image(value: Any, folder: Path) -> RawImage:
             return RawImage(value, f"image {short(value)}")
         case str() if value:
             path = _file_of_url(value, folder) if "://" in value else _on_disk(folder, _expanded(Path(value)))
+            if "\\" in value and not os.path.isfile(path):  # as Windows writes paths
+                path = _on_disk(folder, Path(value.replace("\\", "/")))
             name = str(path)
             return RawImage(path, name if len(name) <= MAX_PATH else name[:MAX_PATH] + "...")
         case dict():

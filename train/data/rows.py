@@ -235,9 +235,12 @@ def _document(path: Path, _changed: int) -> list[Item] | None:
 
 def _table_lines(path: Path, delimiter: str) -> Iterator[Item]:
     """Lines of a table. Where the first one holds content, columns are called 0, 1, ..., or image and caption where two
-    can be told apart (CC3M, CC12M). A tab-separated file has no quotes."""
+    can be told apart (CC3M, CC12M). A tab-separated file has no quotes; spreadsheets may separate by semicolons."""
     csv.field_size_limit(1 << 30)
     quoting = csv.QUOTE_MINIMAL if delimiter == "," else csv.QUOTE_NONE
+    with _open_text(path) as stream:
+        if delimiter == "," and b"," not in (head := stream.readline(CHUNK)):
+            delimiter = ";" if b";" in head else delimiter
     with _open_text(path) as stream:
         text = io.TextIOWrapper(stream, encoding="utf-8", newline="")
         lines = csv.reader(text, delimiter=delimiter, quoting=quoting, strict=True)
@@ -366,7 +369,7 @@ def _tar_samples(path: Path, first: int, *, contents: bool) -> Iterator[Item]:
 
 
 def _tar_row(name: str, files: dict[str, bytes]) -> dict[str, Any]:
-    texts = {ending: files[ending].decode("utf-8-sig", "replace") for ending in (*CAPTIONS, "cls") if ending in files}
+    texts = {ending: _words_of(files[ending]) for ending in (*CAPTIONS, "cls") if ending in files}
     caption = next((texts[ending] for ending in CAPTIONS if ending in texts), None)
     row = {}
     if caption is None and "json" in files:
@@ -384,6 +387,15 @@ def _tar_row(name: str, files: dict[str, bytes]) -> dict[str, Any]:
             "missing"
         )
     return row
+
+
+def _words_of(data: bytes) -> str:
+    """A caption in a file of its own, without the line end that editors put there."""
+    try:
+        return data.decode("utf-8-sig").rstrip("\r\n")
+    except UnicodeDecodeError as error:
+        start = data[error.start : error.start + 8]
+        raise BadRecord(f"a caption must be text in UTF-8, got the bytes {start!r}; convert the file") from error
 
 
 # Folders
@@ -411,7 +423,11 @@ def _images(path: Path) -> Iterator[Item]:
         row: dict[str, Any] = {"image": str(file.resolve())}
         beside = (file.with_suffix(f".{ending}") for ending in CAPTIONS)
         if caption := next(filter(Path.is_file, beside), None):
-            row["caption"] = caption.read_text(encoding="utf-8-sig", errors="replace")
+            try:
+                row["caption"] = _words_of(caption.read_bytes())
+            except BadRecord as error:
+                yield Item(str(inside), error)
+                continue
         if len(inside.parts) > 1:
             row["subfolder"] = number_of[inside.parts[0]]
         yield Item(str(inside), row)

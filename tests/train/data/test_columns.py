@@ -251,6 +251,10 @@ def test_an_unknown_layout_is_named_whatever_the_number_of_records(tmp_path: Pat
         path.write_text('{"a": 1, "b": 2}\n' * count)
         with pytest.raises(ValueError, match=r"jsonl is unknown: .* got a, b"):
             find_format(path)
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.png").write_bytes(png())
+    with pytest.raises(ValueError, match=r"write a \.txt of the same name"):
+        find_format(tmp_path / "images")
 
 
 def test_an_image_may_be_below_one_sub_folder(tmp_path: Path) -> None:
@@ -279,6 +283,8 @@ def test_images_come_from_paths_bytes_and_urls_on_disk(tmp_path: Path) -> None:
     text = base64.b64encode(png()).decode()
     for value in (
         "a.png",
+        ".\\a.png",
+        "a.org\\d\\b c.png",
         str(tmp_path / "a.png"),
         (tmp_path / "a.png").as_uri(),
         "https://a.org/d/b%20c.png?size=3",

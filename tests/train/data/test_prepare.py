@@ -338,6 +338,7 @@ def test_what_does_not_fit_the_folder_is_refused(
         (lambda: prepare(tmp_path / "none", out), FileNotFoundError),
         (lambda: prepare(tmp_path / "empty", out), ValueError),
         (lambda: prepare(raw, out, name="poems"), ValueError),
+        (lambda: prepare(raw, raw.parent), ValueError),
     ):
         with pytest.raises(error):
             refused()

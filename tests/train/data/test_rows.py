@@ -75,6 +75,26 @@ def text_of(item: Item) -> str:
     return fields.get("text", fields.get("caption")).removesuffix("\n")
 
 
+def test_a_caption_in_a_file_is_text_without_its_line_end(tmp_path: Path) -> None:
+    captions = {"a": "caf\u00e9\r\n".encode(), "b": "caf\u00e9\r\n".encode("cp1252"), "c": "a".encode("utf-16")}
+    for name, caption in captions.items():
+        (tmp_path / f"{name}.png").write_bytes(image_file(1))
+        (tmp_path / f"{name}.txt").write_bytes(caption)
+    (tmp_path / "all.tar").write_bytes(tar_of({path.name: path.read_bytes() for path in sorted(tmp_path.glob("*.*"))}))
+    for source in (tmp_path, tmp_path / "all.tar"):
+        good, *wrong = read_items(source)
+        assert good.row()["caption"] == "caf\u00e9" and len(wrong) == 2
+        for item in wrong:
+            with pytest.raises(BadRecord, match="UTF-8"):
+                item.row()
+
+
+def test_a_table_may_be_separated_by_semicolons(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes(MARK + b'file_name;text\r\na.png;"a circle; red"\r\n')
+    assert [item.row() for item in read_items(path)] == [{"file_name": "a.png", "text": "a circle; red"}]
+
+
 def test_items_come_in_order_from_any_item_on(files: dict[str, Path]) -> None:
     assert len(files) == len(FILES) + 4
     for name, path in files.items():
