@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from io import BytesIO, TextIOWrapper
 from pathlib import Path
 
 import pytest
@@ -34,7 +35,7 @@ def folder(tmp_path: Path, random_model_folder: Path, monkeypatch: pytest.Monkey
     Path("empty.jsonl").write_text("")
     for name, text in {"nowhere": "start_from: /nowhere", "width": WIDTH_255}.items():
         files = f"image_tokenizer: {random_model_folder}/image_tokenizer\ntext_tokenizer: {random_model_folder}"
-        Path(f"{name}.yaml").write_text(f"kind: mllm\noutput: run\n{files}\n{text}\n")
+        Path(f"{name}.yaml").write_text(f"kind: mllm\noutput: run\n{files}\n{text}\ntrainer: {{max_steps: 1}}\n")
     os.mkfifo("pipe.png")
     os.mkfifo("pipe.npz")
     Path("null.json").symlink_to("/dev/null")
@@ -121,16 +122,7 @@ def test_interrupting_an_answer_keeps_the_conversation(run: Run, monkeypatch: py
 
     monkeypatch.setattr(Pipeline, "chat", chat)
     monkeypatch.setattr(Pipeline, "shorten", lambda _, messages: messages)  # random answers fill the small context
-    undecodable = UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte")
-    lines = iter(["hello", "again", undecodable, "and now", EOFError()])
-
-    def read(prompt: str) -> str:
-        line = next(lines)
-        if isinstance(line, BaseException):
-            raise line
-        return line
-
-    monkeypatch.setattr("builtins.input", read)
+    monkeypatch.setattr("sys.stdin", TextIOWrapper(BytesIO(b"hello\nagain\ncaf\xe9\nand now\n"), "utf-8"))
     code, _, err = run("chat", "--seed", "1", "--images", "drawings")
     assert code == 0 and answered == [1, 3, 3] and "interrupted" in err and "UTF-8" in err
 
@@ -150,6 +142,8 @@ WRONG: list[tuple[list[str], str]] = [  # words, and what the one line must name
     ([*DRAW, "-n", "0"], "'0'"),
     ([*DRAW, "--size", "96x48"], "96x48"),
     ([*DRAW, "--size", "big"], "'big'"),
+    (["prepare", "notes.txt", "--out", "x", "--size", "0x32"], "'0x32'"),
+    (["ask", "a.png", "no.png", "What? " * 900], "no.png must be an image file"),
     (["draw", "red", "-o", "x.gdoc"], "x.gdoc"),
     (["draw", "red", "-o", "none/x.png"], "does not exist"),
     ([*DRAW, "--device", "abacus"], "abacus"),

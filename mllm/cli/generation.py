@@ -6,11 +6,13 @@ Each parses nothing itself: options in, files and printed lines out; the work is
 from __future__ import annotations
 
 import importlib
+import os
 import secrets
 import sys
 from argparse import Namespace
 from contextlib import suppress
 from functools import partial
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -133,7 +135,7 @@ def is_declined(pipeline: Pipeline, options: Namespace, prompt: str, image: Imag
     *MODEL,
 )
 def ask(options: Namespace) -> None:
-    if Path(options.question).is_file():
+    if os.path.isfile(options.question):  # False also for what is too long for a path
         raise ValueError(f"the last argument must be a question, got the file {options.question}; put it in quotes")
 
     from tokenizer.images import read_image
@@ -202,6 +204,8 @@ def chat(options: Namespace) -> None:
     options.images.mkdir(parents=True, exist_ok=True)
     conversation = Chat(load_pipeline(options), options.images, given(options, SAMPLING_OPTIONS))
     is_terminal = sys.stdin.isatty()
+    if isinstance(sys.stdin, TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # so that a line that is no text does not take others with it
     if is_terminal:
         print("Describe an image, or attach one with /image FILE and ask about it. /help shows more.")
         with suppress(ImportError):  # line editing and history; not on Windows
@@ -211,13 +215,13 @@ def chat(options: Namespace) -> None:
             line = input("> " if is_terminal else "").strip()
             if line == "/quit":
                 return
+            if line != (decodable := line.encode(errors="replace").decode()):
+                raise ValueError(f"input must be valid UTF-8, got {decodable!r}; type it again")
             conversation.hear(line)
         except EOFError:
             return
         except KeyboardInterrupt:  # stops an answer, or discards the line; the conversation stays as it was
             print("\ninterrupted; /quit or Ctrl-D leaves", file=sys.stderr)
-        except UnicodeDecodeError as error:
-            print(f"mllm chat: input must be valid UTF-8, got {error.object!r}; type it again", file=sys.stderr)
         except (ValueError, FileNotFoundError) as error:
             print(f"mllm chat: {error}", file=sys.stderr)
 

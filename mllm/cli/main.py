@@ -61,7 +61,7 @@ def speculation(text: str) -> bool | int:
 
 def image_size(text: str) -> tuple[int, int]:
     width, cross, height = text.lower().partition("x")
-    if not (cross and width.isdecimal() and height.isdecimal()):
+    if not (cross and width.isdecimal() and height.isdecimal() and int(width) and int(height)):
         raise ArgumentTypeError(f"must be WIDTHxHEIGHT, such as 256x256, got {text!r}")
     return int(width), int(height)
 
