@@ -161,7 +161,7 @@ def find_files(sources: Sequence[Path], *, but_not_in: Path) -> list[Path]:
     files: list[Path] = []
     for source in sources:
         if but_not_in.resolve() in (source.resolve(), *source.resolve().parents) and source.is_dir():
-            raise ValueError(f"--out must be outside of the sources, got {but_not_in} for {source}; name another folder")
+            raise ValueError(f"--out must be outside of the sources, got {but_not_in} for {source}; name another")
         if source.is_dir():
             files += _files_in(source, but_not_in.resolve())
         elif source.is_file():
