@@ -74,7 +74,8 @@ class MultiCodebookQuantizer(nn.Module):
     def lookup(self, codes_BKN: Tensor) -> Tensor:
         """Code vectors (B, N, Z): every slice has length 1."""
         codes_KM = codes_BKN.transpose(0, 1).flatten(1).long()
-        vectors_MZ = gather_entries(self.unit_entries(), codes_KM).transpose(0, 1).flatten(1)
+        entries_KME = F.normalize(gather_entries(self.codebooks.float(), codes_KM), dim=-1)  # of no others
+        vectors_MZ = entries_KME.transpose(0, 1).flatten(1)
         return vectors_MZ.unflatten(0, (codes_BKN.shape[0], -1))
 
     def forward(self, features_BNZ: Tensor, *, with_entropy: bool = False) -> Quantized:
