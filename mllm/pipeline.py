@@ -723,7 +723,9 @@ class TextStream:
 
 
 def check_text(text: str, *, name: str, hint: str) -> str:
-    if not isinstance(text, str) or not text.strip():
+    if not isinstance(text, str):
+        raise ValueError(f"the {name} must be a text, got {type(text).__name__}; {hint}")
+    if not text.strip():
         raise ValueError(f"the {name} must not be empty, got {text!r}; {hint}")
     if text.encode("utf-8", "ignore").decode() != text:
         raise ValueError(f"the {name} must be Unicode, got half of a surrogate pair in {text!r}; fix it")

@@ -13,6 +13,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product
+from numbers import Integral
 from typing import Any, Literal
 
 import numpy as np
@@ -367,7 +368,8 @@ def supported_sizes(config: MLLMConfig) -> list[Size]:
 def grid_of(size: Size, config: MLLMConfig) -> Grid:
     """The grid of a size, if this checkpoint has it."""
     sizes = supported_sizes(config)
-    if not isinstance(size, tuple | list) or tuple(size) not in sizes:
+    is_whole = isinstance(size, tuple | list) and all(isinstance(side, Integral) for side in size)
+    if not is_whole or tuple(size) not in sizes:
         some = " or ".join(f"{width}x{height}" for width, height in sizes)
         if len(sizes) > MOST_NAMED_SIZES:
             some = f"multiples of {config.patch_size} up to {config.max_grid_side * config.patch_size}"

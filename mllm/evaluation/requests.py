@@ -19,7 +19,7 @@ from random import Random
 from typing import Any, TypeVar
 
 from PIL import Image
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, NonNegativeInt, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from mllm.conversation import ImagePart, Message, TextPart
@@ -87,7 +87,7 @@ class Description:
 class CountedDescription(Description):
     """An object that is in an image exactly `count` times."""
 
-    count: int = 1
+    count: NonNegativeInt = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
@@ -95,7 +95,7 @@ class SceneExpectation:
     """What the only image of an answer must show."""
 
     objects: list[CountedDescription] = field(default_factory=list)
-    total: int | None = None  # number of all objects; None: any
+    total: NonNegativeInt | None = None  # number of all objects; None: any
     none: list[Description] = field(default_factory=list)  # nothing may match these
     background: Names = None
     relations: list[tuple[int, str, int]] = field(default_factory=list)  # between entries of `objects`
@@ -225,6 +225,9 @@ def nudge_apart(scene: Scene) -> Scene:
     rng, objects = Random(0), list(scene.objects)  # a hair of chance frees objects that push along one line
     if not 1 <= len(objects) <= MAX_OBJECTS:
         raise ValueError(f"image must have 1 to {MAX_OBJECTS} objects, got {len(objects)}")
+    for item in objects:
+        if not (0 <= item.x <= 1 and 0 <= item.y <= 1):
+            raise ValueError(f"x and y of an object must be from 0 to 1, got {item.x} and {item.y}")
     for _ in range(NUDGE_STEPS):
         if is_valid(moved := Scene(scene.background, tuple(objects))):
             return moved

@@ -89,6 +89,12 @@ def test_sizes_are_those_asked_for_and_edits_have_that_of_their_picture(grid_pip
     assert [picture.size for (picture,) in answers] == [(16, 48), (32, 16)]
     assert grid_pipeline.sizes[0] == (32, 32) and len(grid_pipeline.sizes) == 9
     assert grid_pipeline.draw("a red circle", size=(48, 16), seed=1)[0].size == (48, 16)
+    for prompt, size, message in (
+        ("a red circle", (48.0, 16), "size must be one"),
+        (5, None, "a text, got int"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            grid_pipeline.draw(prompt, size=size)
     for call in (lambda: grid_pipeline.ask(editing[0].parts[0].image, "What?"), lambda: grid_pipeline.chat(drawing)):
         with pytest.raises(ValueError):  # a task that it was not trained for
             call()

@@ -160,6 +160,7 @@ def test_a_malformed_line_is_one_error_with_file_and_line(tmp_path: Path, capsys
         {**good, "id": "b", "turns": [{"user": " ", "expect": {"no_picture": True}}]},
         {**good, "id": "b", "image": {**SHOWN, "background": "pink"}},
         {**good, "id": "b", "image": five},
+        {**good, "id": "b", "image": {**SHOWN, "objects": [{**SHOWN["objects"][0], "x": 1.5}]}},
         *(
             item("b", "talk", None, expect)
             for expect in (
@@ -170,6 +171,7 @@ def test_a_malformed_line_is_one_error_with_file_and_line(tmp_path: Path, capsys
                 {"text": {"any_of": "no"}},
                 image_of({"shape": "cube"}),
                 image_of({"shape": "star", "count": "2"}),
+                image_of({"shape": "star", "count": -1}),
                 image_of({"shape": "star"}, relations=[[0, "left of", 1]]),
                 image_of({"shape": "star"}, {}, relations=[[0, "beside", 1]]),
                 image_of({"shape": "star"}, {}, relations=[[0, "left of"]]),
