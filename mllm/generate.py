@@ -78,8 +78,14 @@ def read_prompts(
     )
     mask_BT = infer_mask(ids_BT, config) if mask_BT is None else mask_BT
     check_codes(ids_BT.masked_fill(mask_BT == 0, config.pad_token_id), codes_PK, config)
+    lengths_I = np.zeros(0, dtype=np.int64) if lengths_I is None else lengths_I
+    if (num_positions := 0 if codes_PK is None else len(codes_PK)) != lengths_I.sum():
+        raise ValueError(
+            f"image lengths must add up to the codes, got {lengths_I.sum()} and {num_positions} positions; pass one "
+            "length per image"
+        )
     rows = [ids[mask.bool()].numpy() for ids, mask in zip(ids_BT.cpu(), mask_BT.cpu(), strict=True)]
-    images = [] if codes_PK is None else np.split(codes_PK, np.cumsum(lengths_I)[:-1])
+    images = np.split(codes_PK, np.cumsum(lengths_I)[:-1]) if len(lengths_I) else []
     together = plain_sequence(np.concatenate(rows), images=images, num_codebooks=config.num_codebooks)
     if targets_P is not None:
         together = replace(together, code_targets_P=targets_P.astype(bool))

@@ -293,6 +293,8 @@ def test_what_cannot_be_done_is_refused_and_what_asks_for_nothing_is_not(
         {"generation_mode": "image", "guidance_scale": 1.0, "seed": [1, 2]},
         {"input_ids": None},
         {"codes": None},
+        {"generation_mode": "image", "guidance_scale": 1.0, "image_lengths": None},
+        {"generation_mode": "image", "guidance_scale": 1.0, "image_lengths": inputs["image_lengths"] - 1},
         {"generation_mode": "image", "guidance_scale": 1.0, "size": (64, 64)},
     ):
         with pytest.raises(ValueError):
