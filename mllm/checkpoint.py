@@ -113,6 +113,8 @@ processor.post_process_multimodal_output(codes, generation_mode="image")[0].save
 
 def find_model_folder(name: str | Path | None) -> Path:
     """The folder of a model; None is the bundled one."""
+    if name is not None and not isinstance(name, str | Path):
+        raise ValueError(f"model must be a folder or a hub id, got {name!r}; give its path as a string")
     folder = BUNDLED if name is None else Path(name).expanduser()
     if not folder.exists() and HUB_ID.fullmatch(str(name)):
         folder = fetch_from_hub(str(name))

@@ -13,6 +13,7 @@ from mllm.checkpoint import (
     FREE_SHARE,
     KEPT,
     LoadOptions,
+    find_model_folder,
     spread,
 )
 from mllm.model import MLLMForConditionalGeneration
@@ -158,3 +159,9 @@ def test_what_a_code_embedding_sees_is_chosen_when_loading(folder: Path) -> None
     assert caches["prefix"][0].shape[:3] == (2, 3, 5) and caches["current"] is None
     with pytest.raises(ValueError):
         Pipeline.load(folder, device="cpu", embedding_context="wide")
+
+
+def test_a_model_that_is_no_path_is_refused() -> None:
+    for wrong in (5, b"folder", ["a"]):
+        with pytest.raises(ValueError, match="must be a folder or a hub id"):
+            find_model_folder(wrong)
