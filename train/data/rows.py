@@ -18,6 +18,7 @@ import codecs
 import csv
 import io
 import json
+import logging
 import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,6 +35,8 @@ from webdataset.tariterators import base_plus_ext
 from mllm.files import TOO_DEEP, parse_json, read_json
 from tokenizer.images import IMAGE_ENDINGS
 from train.data.records import BadRecord
+
+logger = logging.getLogger(__name__)
 
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 KINDS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".tar")
@@ -221,6 +224,8 @@ def _document(path: Path, _changed: int) -> list[Item] | None:
     if {"annotations", "images"} <= lists.keys():
         images = {image.get("id"): image for image in lists["images"]}
         rows = [{**images.get(annotation.get("image_id"), {}), **annotation} for annotation in lists["annotations"]]
+        if left := images.keys() - {annotation.get("image_id") for annotation in lists["annotations"]}:
+            logger.warning("%s: %d of %d images have no annotation and are left out", path, len(left), len(images))
         return [Item(f"annotation {number}", row) for number, row in enumerate(rows, start=1)]
     if len(lists) > 1:
         raise ValueError(f"{path} must have one list of records, got {', '.join(lists)}; write one record per line")
