@@ -7,10 +7,13 @@ chooses (an empty alternative says nothing), <name> is another rule and {slot} w
 from __future__ import annotations
 
 import re
+from bisect import bisect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, partial
+from itertools import accumulate, pairwise
+from operator import attrgetter
 from random import Random
 from typing import NamedTuple, TypeVar
 
@@ -22,6 +25,19 @@ TOKENS = re.compile(r"[\[\]|]|<[^<>]+>|\{[^{}]+\}|[^\[\]|<{]+")
 WEIGHT = re.compile(r"\*([0-9.]+)$")
 LETTERS = "qwertyuiopasdfghjklzxcvbnm"
 NEAR = "wa qes wrd etf ryg tuh yij uok ipl ol qsz adw sfe dgr fht gjy hku jli ko asx zsc xdv cfb vgn bhm nj".split()
+SOUNDS = [
+    (re.compile(sound), letters)
+    for sound, letters in (
+        pair.rsplit("=", 1)
+        for pair in r"""ph=f ck=k c(?=[aou])=k ee=ea ea=ee ie=ei le\b=el ([a-z])\1=\1 qu=k or=er er\b=a ow\b=o
+        ou=u igh=i e\b= ar=a ur=er oo=u s\b=z (?<=[a-z])h= i=e
+        x=cks c(?=[ei])=s th=t a(?=[rn])=o v=w gh=g u=oo y\b=ie""".split()
+    )
+]
+"""Spellings of words by their sound: what is replaced, and by which letters."""
+NUMBERS = (*NUMBER_WORDS, "five", "six", "seven", "eight", "nine", "ten")
+ARTICLE = re.compile(r"\b(?:a|an|the) (?=\w)")
+PHRASE = re.compile(r"(?<= )(?:a|an|one|two|three|four|and|on|with|in|the|to the) ")
 ASKING = re.compile("(can|could|would|will|may|is|are|do|does|did|what|which|how|where|who|have|any)\\b")
 FULL = ("size", "color", "shape")
 REFERENCE_WEIGHTS = {
@@ -41,7 +57,7 @@ class Choice(NamedTuple):
     """Alternatives, each a sequence of literals, names of rules ("<name>"), slots ("{name}") and choices."""
 
     alternatives: list[list[str | Choice]]
-    weights: list[float]
+    bounds: list[float]  # sums of their weights up to each
 
 
 def alternatives(text: str) -> Choice:
@@ -66,7 +82,7 @@ def _read_choice(tokens: Iterator[str]) -> Choice:
         weights.append(float(weight[1]) if weight else 1.0)
         if weight:
             parts[-1] = last[: weight.start()]
-    return Choice(found, weights)
+    return Choice(found, list(accumulate(weights)))
 
 
 @cache
@@ -78,7 +94,9 @@ def rule(name: str) -> Choice:
 def expand(choice: Choice, rng: Random, slots: Mapping[str, str]) -> str:
     """One sentence of it."""
     words = []
-    for part in rng.choices(choice.alternatives, choice.weights)[0]:
+    bounds = choice.bounds
+    chosen = bisect(bounds, rng.random() * bounds[-1]) if len(bounds) > 1 else 0
+    for part in choice.alternatives[chosen]:
         if isinstance(part, Choice):
             words.append(expand(part, rng, slots))
         elif part.startswith("<"):
@@ -106,6 +124,8 @@ class Typing:
     apostrophes: bool
     typos: float  # share of the words that are mistyped
     fillers: float  # how often a sentence begins with one
+    articles: float = 0.0  # share of the articles that are left out
+    pauses: float = 0.0  # share of the phrases before which there is an "um"
 
     @classmethod
     def of(cls, rng: Random) -> Typing:
@@ -117,6 +137,8 @@ class Typing:
             careful or rng.random() < 0.4,
             rng.choices((0.0, 0.03, 0.1, 0.25), (62, 18, 14, 6))[0],
             rng.choices((0.03, 0.25), (70, 30))[0],
+            rng.choices((0.0, 0.4, 1.0), (90, 5, 5))[0],
+            rng.choices((0.0, 0.15, 0.4), (94, 4, 2))[0],
         )
 
     def __call__(self, text: str, rng: Random) -> str:
@@ -127,10 +149,18 @@ class Typing:
             mark = rng.choice((",", ",", "", "!" if opener == "greeting" else ","))
             text = f"{expand(rule(opener), rng, {})}{mark} {text}"
         text = tidy(text)
+        if self.articles:
+            text = ARTICLE.sub(lambda found: "" if rng.random() < self.articles else found[0], text)
+        if self.pauses:
+            text = PHRASE.sub(lambda found: self._pause(rng) + found[0], text)
+            text += expand(rule("spoken end"), rng, {}) if rng.random() < self.pauses else ""
         if not self.apostrophes:
             text = text.replace("'", "")
         if self.typos:
             text = re.sub(r"[A-Za-z]{3,}", lambda found: self._mistype(found[0], rng), text)
+            if rng.random() < 0.05 and (spaces := [found.start() for found in re.finditer(" ", text)]):
+                place = rng.choice(spaces)  # two words become one
+                text = text[:place] + text[place + 1 :]
         if rng.random() < 0.03:  # a WORD that matters
             loud = rng.choice(text.split() or [""])
             text = text.replace(loud, loud.upper(), 1)
@@ -145,11 +175,19 @@ class Typing:
             text += rng.choice(("?", "?", "??") if asks else (".", ".", ".", "!"))
         return text + rng.choice((" :)", " \U0001f60a", " lol", "!!", " \u2764")) if rng.random() < 0.012 else text
 
+    def _pause(self, rng: Random) -> str:
+        return expand(rule("pause"), rng, {}) + " " if rng.random() < self.pauses else ""
+
     def _mistype(self, word: str, rng: Random) -> str:
         if rng.random() >= self.typos:
             return word
-        place = rng.randrange(1, len(word)) if len(word) > 3 else rng.randrange(len(word) - 1)
-        kind = rng.choice("swap swap drop double near".split())
+        kind = rng.choice(("swap", "swap", "drop", "double", "near", "sound", "sound"))
+        sounds = [each for each in SOUNDS if each[0].search(word)] if kind == "sound" else ()
+        if sounds:
+            sound, spelled = rng.choice(sounds)
+            return sound.sub(spelled, word, count=1)
+        is_first = len(word) == 3 or rng.random() < 0.1
+        place = rng.randrange(len(word) - 1) if is_first else rng.randrange(1, len(word))
         before, letter, after = word[:place], word[place], word[place + 1 :]
         if kind == "swap" and after:
             return before + after[0] + letter + after[1:]
@@ -165,10 +203,19 @@ class Speaker:
 
     def __init__(self, rng: Random) -> None:
         self.rng, self.typing = rng, Typing.of(rng)
+        is_foreign = self.typing.articles > 0
+        self.puts_nouns_first = self.maybe(0.4 if is_foreign else 0.015)  # "circle red small"
+        self.drops_plurals = self.maybe(0.3 if is_foreign else 0.01)  # "two circle"
+        self.instead: Mapping[str, str] = {}  # words that are said instead of those of rules, to ask for what is not
+        self.exceeds = False  # asks for more objects than an image can have
 
     def say(self, name: str, **slots: str) -> str:
         """A rule of the grammar."""
-        return expand(rule(name), self.rng, slots)
+        return self.instead.get(name) or expand(rule(name), self.rng, slots)
+
+    def how_many(self, numbers: Sequence[int]) -> int:
+        """How many objects are asked for; more than there can be, where that is what is meant."""
+        return self.rng.choice((5, 5, 5, 6, 6, 7, 8) if self.exceeds else numbers)
 
     def type(self, text: str) -> str:
         return self.typing(text, self.rng)
@@ -194,6 +241,8 @@ class Speaker:
         verb = "are" if plural else "is"
         if item.not_color:
             return f"{shape} that {verb} not {item.not_color}"
+        if self.puts_nouns_first and (color or size) and self.maybe(0.85):
+            return tidy(f"{shape} {color} {size}" if self.maybe(0.5) else f"{shape} {size} {color}")
         forms = {f"{size} {color} {shape}": 24.0}
         if color and size:
             forms |= {f"{color} {size} {shape}": 2, f"{size}, {color} {shape}": 0.5}
@@ -214,14 +263,15 @@ class Speaker:
     def number(self, count: int) -> str:
         if count == 2 and self.maybe(0.08):
             return self.rng.choice(("a pair of", "a couple of"))
-        return self.rng.choice((NUMBER_WORDS[count],) * 3 + (str(count),) * 2)
+        return NUMBERS[count] if self.maybe(0.6) else str(count)
 
     def some(self, item: Filter, count: int = 1, *, short: bool = False) -> str:
         """With an article or a number."""
         if count > 1:
-            if self.maybe(0.03):
-                return f"{count}x {self.noun(item, short=True)}"
-            return f"{self.number(count)} {self.noun(item, plural=True, short=short)}"
+            if self.maybe(0.04):
+                return f"{count}{self.rng.choice(('x', ' x', ' times'))} {self.noun(item, short=True)}"
+            is_plural = not self.drops_plurals or self.maybe(0.3)
+            return f"{self.number(count)} {self.noun(item, plural=is_plural, short=short)}"
         article = self.pick({"a": 70, "one": 10, "1": 5, "": 9, "a single": 1})
         return tidy(f"{article} {self.noun(item, short=short)}")
 
@@ -248,11 +298,14 @@ class Speaker:
             at = sign * getattr(item, axis)
             if others and all(sign * getattr(other, axis) - at > 0.15 for other in others):
                 word = self.rng.choice(words.split())
-                slots = {"where": f"at the {word}", "most": word}
+                slots = {"where": f"at the {words.split()[0]}", "most": word}
                 if axis == "x":
                     slots = {"where": f"on the {word}", "most": f"{word}most"}
                 slots["kind"] = self.say(item.shape) if self.maybe(0.4) and without != "shape" else "one"
                 choices.append((partial(self.say, "at the edge", **slots), 1.2))
+        if place := between_edges(scene, item):
+            kind = self.say(item.shape) if self.maybe(0.4) and without != "shape" else "one"
+            choices.append((partial(self.say, place, kind=kind), 1.5))
         for other in others if without is None else ():
             relation = main_relation(item, other)
             if relation and Filter(other.shape).find_one(scene):
@@ -262,6 +315,19 @@ class Speaker:
             return None
         texts, weights = zip(*choices, strict=True)
         return f"the {self.rng.choices(texts, weights)[0]()}"
+
+
+def between_edges(scene: Scene, item: SceneObject) -> str | None:
+    """The rule that says an object is the middle one, or the second from a side; None where it is neither."""
+    inner = {}
+    for axis, side in (("x", "left"), ("y", "top")):
+        ordered = sorted(scene.objects, key=attrgetter(axis))
+        if len(ordered) > 2 and all(getattr(b, axis) - getattr(a, axis) > 0.12 for a, b in pairwise(ordered)):
+            inner[side] = ordered[1:-1]
+    sides = [side for side, items in inner.items() if item in items]
+    if len(scene.objects) == 3:
+        return "the middle" if sides and len({*map(tuple, inner.values())}) == 1 else None
+    return f"number {inner[sides[0]].index(item) + 2} from {sides[0]}" if sides else None
 
 
 def listed(parts: Sequence[str], rng: Random) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 from mllm.world.grammar import FULL, Speaker
@@ -24,6 +25,11 @@ from mllm.world.spec import ANY, Filter
 
 Asked = tuple[str, str | bool]  # words and the right answer
 SYNONYMS = {"gray": ["grey"], "below": ["under", "beneath"], "above": ["over"], "circle": ["disk"], "cross": ["plus"]}
+PICTURE = re.compile(
+    r"\b(pic|picture|image|drawing|illustration|graphic|sketch|painting|photo|it|this|that|here|there)\b"
+)
+PAST = {"is": "was", "are": "were", "does": "did", "do": "did", "has": "had", "what's": "what was", "whats": "what was"}
+PRESENT = re.compile(rf"\b({'|'.join(PAST)})\b(?! (not|you))")
 EXTREME_SIZES = {"biggest": "large", "largest": "large", "smallest": "small", "tiniest": "small"}
 EXTREMES = {
     "left of": "leftmost",
@@ -33,12 +39,22 @@ EXTREMES = {
 }
 
 
-def ask_turn(speaker: Speaker, scene: Scene) -> tuple[str, str, list[str]]:
-    """A question about the picture, its one right answer, and words of which any answer must hold one."""
+def ask_turn(speaker: Speaker, scene: Scene, *, where: str = "") -> tuple[str, str, list[str]]:
+    """A question about the picture, its one right answer, and words of which any answer must hold one.
+
+    Args:
+        where: words that say which picture is meant, if not the last one.
+    """
     text, right = speaker.attempt(FORMS, scene)
+    while where and PICTURE.search(text):
+        text, right = speaker.attempt(FORMS, scene)
     if isinstance(right, bool):
         right = "yes" if right else "no"
-    if text[:3] in ("is ", "are", "do ", "doe") and speaker.maybe(0.1):
+    if where:
+        if speaker.maybe(0.6):
+            text = PRESENT.sub(lambda found: PAST[found[0]], text)
+        text = speaker.say("about an earlier one", q=text, w=where)
+    elif text[:3] in ("is ", "are", "do ", "doe") and speaker.maybe(0.1):
         text = f"i wonder if {text}"
     else:
         text = speaker.say("ask frame", q=text, i=text)
@@ -116,6 +132,22 @@ def ask_attribute(speaker: Speaker, scene: Scene) -> Asked:
             return speaker.say("what is it"), item.shape
         target = speaker.rng.choice(("it", "it", "this", "that"))
     return speaker.say(f"{name} of", t=need(target)), getattr(item, name)
+
+
+def ask_which(speaker: Speaker, scene: Scene) -> Asked:
+    """Which of two values an object has, or what it is that has one."""
+    rng = speaker.rng
+    item = rng.choice(scene.objects)
+    name = rng.choice(("color", "color", "shape", "size"))
+    value = getattr(item, name)
+    if name != "shape" and speaker.maybe(0.4):
+        need(Filter(**{name: value}).count(scene) == 1)
+        return speaker.say("which is", v=speaker.say(value)), item.shape
+    other = rng.choice([each for each in ATTRIBUTES[name] if each != value])
+    article = "a " if name == "shape" else ""
+    values = [article + speaker.say(each) for each in rng.sample((value, other), 2)]
+    target = need(speaker.refer(scene, item, without=name)) if len(scene.objects) > 1 or speaker.maybe(0.4) else "it"
+    return speaker.say("one or the other", t=target, v=values[0], w=values[1]), value
 
 
 def ask_background(speaker: Speaker, scene: Scene) -> Asked:
@@ -223,6 +255,7 @@ FORMS = {
     ask_count: 18,
     ask_exists: 12,
     ask_attribute: 20,
+    ask_which: 9,
     ask_background: 6,
     ask_related: 14,
     ask_side: 8,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -9,7 +10,7 @@ from random import Random
 from typing import Any, NamedTuple
 
 from mllm.world.edits import CHANGED_ATTRIBUTE
-from mllm.world.grammar import Speaker
+from mllm.world.grammar import Speaker, listed
 from mllm.world.language import UnsayableError, need
 from mllm.world.people.drawing import as_record, drawn
 from mllm.world.scene import (
@@ -42,6 +43,7 @@ class Changed(NamedTuple):
     scene: Scene
     said: Sequence[Filter] = ()  # how added objects were described
     relation: tuple[Filter, str, Filter] | None = None  # that was said of an added object
+    value: Filter | None = None  # what an object became; nothing in particular where it was removed
 
 
 def change_turn(speaker: Speaker, scene: Scene, split: Split) -> Changed:
@@ -140,8 +142,10 @@ def propose(speaker: Speaker, scene: Scene, chosen: Sequence[int]) -> tuple[str,
 
 def matching(scene: Scene, rng: Random) -> tuple[Filter, list[int]] | None:
     """Two or more objects that a shape, a color or a size singles out."""
-    name = rng.choice(("shape", "shape", "color", "size"))
-    wanted = Filter.of(rng.choice(scene.objects), (name,))
+    names = rng.choice(
+        (("shape",), ("shape",), ("shape",), ("color",), ("size",), ("size", "shape"), ("color", "shape"))
+    )
+    wanted = Filter.of(rng.choice(scene.objects), names)
     found = [index for index, item in enumerate(scene.objects) if wanted.matches(item)]
     return (wanted, found) if len(found) > 1 else None
 
@@ -153,6 +157,9 @@ def change_one(speaker: Speaker, scene: Scene) -> Changed:
     item = speaker.rng.choice(scene.objects)
     others = [other for other in scene.objects if other is not item]
     kind, value, after = propose(speaker, scene, [scene.objects.index(item)])
+    if not others and speaker.maybe(0.15) and kind in ("recolor", "resize"):
+        text = speaker.say(f"in short {kind}", v=speaker.say(value.color or value.size))
+        return Changed(text, after, value=value)
     target = speaker.refer(scene, item)
     if not others and speaker.maybe(0.6):
         target = speaker.rng.choice(("it", "it", "it", "this", "that"))
@@ -167,17 +174,51 @@ def change_one(speaker: Speaker, scene: Scene) -> Changed:
             text = speaker.say("keeping", t=text, k=speaker.say("keep", k=name))
     elif kind == "recolor" and speaker.maybe(0.08):
         text += speaker.say("not the old", o=speaker.say(item.color))
-    return Changed(text, after)
+    return Changed(text, after, value=value)
+
+
+def change_attributes(speaker: Speaker, scene: Scene) -> Changed:
+    """Two attributes of one object at once: "make the star small and blue"."""
+    rng = speaker.rng
+    item = rng.choice(scene.objects)
+    names = rng.sample(tuple(ATTRIBUTES), 2)
+    new = {name: rng.choice([value for value in ATTRIBUTES[name] if value != getattr(item, name)]) for name in names}
+    after = changed(scene, {scene.objects.index(item): replace(item, **new)})
+    target = need(speaker.refer(scene, item)) if len(scene.objects) > 1 or speaker.maybe(0.4) else "it"
+    if "shape" in new:
+        slots = {
+            "t": target,
+            "bare": target.removeprefix("the "),
+            "v": speaker.say("a new one", n=speaker.noun(Filter(**new))),
+        }
+        return Changed(order_change(speaker, "reshape", **slots), after)
+    values = [speaker.say(new[name]) for name in names]
+    return Changed(order_change(speaker, "attributes", t=target, v=values[0], w=values[1]), after)
+
+
+def change_by_comparison(speaker: Speaker, scene: Scene) -> Changed:
+    """One should be larger or smaller than another one."""
+    a, b = speaker.rng.sample(scene.objects, 2) if len(scene.objects) > 1 else need(())
+    need(a.size == b.size)
+    size = "small" if a.size == "large" else "large"
+    after = changed(scene, {scene.objects.index(a): replace(a, size=size)})
+    words = "bigger larger" if size == "large" else "smaller tinier"
+    slots = {"a": need(speaker.refer(scene, a)), "b": need(speaker.refer(scene, b))}
+    if len(scene.objects) == 2 and speaker.maybe(0.4):
+        slots["b"] = speaker.rng.choice(("the other one", "the other"))
+    return Changed(speaker.say("larger than another", m=speaker.rng.choice(words.split()), **slots), after)
 
 
 def change_set(speaker: Speaker, scene: Scene) -> Changed:
     """All of them, both circles, every red one, the ones that are not red."""
     rng, number = speaker.rng, len(scene.objects)
     need(number > 1)
-    form = rng.choice(("all", "match", "match", "not"))
+    form = rng.choice(("all", "all", "match", "match", "match", "not"))
     if form == "all":
         chosen = list(range(number))
         target = speaker.say("both of them" if number == 2 and speaker.maybe(0.7) else "all of them")
+        if number > 2 and speaker.maybe(0.2):
+            target = speaker.say("all so many", n=speaker.number(number))
     elif form == "not":
         name = rng.choice(("color", "shape"))
         value = getattr(rng.choice(scene.objects), name)
@@ -192,6 +233,8 @@ def change_set(speaker: Speaker, scene: Scene) -> Changed:
         else:
             noun = f"{speaker.say(base.color or base.size)} ones"
         one = noun.removesuffix("es" if noun.endswith("sses") else "s")
+        if len(chosen) > 2 and speaker.maybe(0.2):
+            noun = f"{speaker.number(len(chosen))} {noun}"
         target = speaker.say("both of a kind" if len(chosen) == 2 else "all of a kind", n=noun, s=one)
     kind, value, after = propose(speaker, scene, chosen)
     return Changed(say_change(speaker, kind, target, value, plural=len(chosen) > 1), after)
@@ -224,15 +267,20 @@ def change_but(speaker: Speaker, scene: Scene) -> Changed:
 
 
 def remove_some(speaker: Speaker, scene: Scene) -> Changed:
-    """Two of four alike, no matter which."""
-    item, total = speaker.rng.choice(scene.objects), len(scene.objects)
-    need(total > 2 and Filter.of(item).count(scene) == total)
+    """One or two of some alike, no matter which."""
+    item = speaker.rng.choice(scene.objects)
+    alike = [index for index, other in enumerate(scene.objects) if Filter.of(item).matches(other)]
+    named = Filter(item.shape, item.color if speaker.maybe(0.3) else None)
+    total = len(alike)
+    need(total > 1 and named.count(scene) == total)
     number = speaker.rng.randrange(1, total)
-    after = changed(scene, dict.fromkeys(speaker.rng.sample(range(total), number)))
-    plural = speaker.noun(Filter(item.shape), plural=True, short=True)
-    left = speaker.number(total - number)
-    text = speaker.say("too many", n=speaker.number(number), m=left, p=plural)
-    return Changed(speaker.say("change frame", c=text), after)
+    after = changed(scene, dict.fromkeys(speaker.rng.sample(alike, number)))
+    plural = speaker.noun(named, plural=True, short=True)
+    slots = {"n": speaker.number(number), "m": speaker.number(total - number), "p": plural}
+    slots["them"] = "them" if total == len(scene.objects) and speaker.maybe(0.6) else f"the {plural}"
+    if speaker.maybe(0.3):
+        return Changed(speaker.say("too many said", **slots), after)
+    return Changed(speaker.say("change frame", c=speaker.say("too many", **slots)), after)
 
 
 def change_other(speaker: Speaker, before: Scene, scene: Scene) -> Changed:
@@ -281,6 +329,74 @@ def add_one(speaker: Speaker, scene: Scene) -> Changed:
     return Changed(text, after, [said], relation)
 
 
+def add_some(speaker: Speaker, scene: Scene) -> Changed:
+    """Two or three more, alike or not: "add two small stars", "and also a heart and a circle"."""
+    rng, free = speaker.rng, MAX_OBJECTS - len(scene.objects)
+    need(free > 1)
+    text, said = say_more(speaker, scene, rng.randint(2, free))
+    new: list[SceneObject] = []
+    for item in said:
+        pairs = [pair for pair in sorted(SEEN_PAIRS) if item.color in (None, pair[0])]
+        color, shape = rng.choice([pair for pair in pairs if item.shape in (None, pair[1])])
+        size = item.size or rng.choice(SIZES)
+        new.append(
+            SceneObject(shape, color, size, *need(random_free_position(size, (*scene.objects, *new), rng, tries=20)))
+        )
+    return Changed(text, changed(scene, {}, added=new), said)
+
+
+def say_more(speaker: Speaker, scene: Scene, number: int) -> tuple[str, list[Filter]]:
+    """Words that ask for so many more objects, and what is said of each."""
+    rng = speaker.rng
+    pairs = [rng.choice(sorted(SEEN_PAIRS)) for _ in range(number)]
+    if speaker.maybe(0.65):
+        base = Filter(pairs[0][1], pairs[0][0] if speaker.maybe(0.8) else None, rng.choice((None, None, *SIZES)))
+        said, more = [base] * number, rng.choice(("", "", "", "more ", "other ", "further "))
+        if number == 1:
+            is_alike = Filter(base.shape).count(scene) > 0
+            article = rng.choice(("another", "one more", "a") if is_alike else ("a", "a", "one"))
+            words = f"{article} {speaker.noun(base, short=True)}"
+        else:
+            words = f"{speaker.number(number)} {more}{speaker.noun(base, plural=True, short=True)}"
+    else:
+        said = [Filter(shape, color, rng.choice((None, None, *SIZES))) for color, shape in pairs]
+        words = listed([speaker.some(item, count, short=True) for item, count in Counter(said).items()], rng)
+        need("\n" not in words)
+    return order_change(speaker, "add anywhere", a=words), said
+
+
+def add_alike(speaker: Speaker, scene: Scene) -> Changed:
+    """One more of what is there: "copy the star", "another one like the red circle"."""
+    need(len(scene.objects) < MAX_OBJECTS)
+    item = speaker.rng.choice(scene.objects)
+    new = replace(
+        item,
+        **dict(zip("xy", need(random_free_position(item.size, scene.objects, speaker.rng, tries=20)), strict=True)),
+    )
+    name = "it" if len(scene.objects) == 1 and speaker.maybe(0.5) else need(speaker.refer(scene, item))
+    text = speaker.say("one more alike", t=name)
+    return Changed(speaker.say("change frame", c=text), changed(scene, {}, added=[new]), [Filter.of(item)])
+
+
+def change_alike(speaker: Speaker, scene: Scene, value: Filter) -> Changed:
+    """The change before for another object: "and the star too"."""
+    rng = speaker.rng
+    item = rng.choice(scene.objects)
+    new = {name: getattr(value, name) for name in ATTRIBUTES if getattr(value, name)}
+    updated = replace(item, **new) if new else None
+    need(updated != item)
+    after = changed(scene, {scene.objects.index(item): updated})
+    return Changed(speaker.say("the same for another", t=need(speaker.refer(scene, item))), after, value=value)
+
+
+def change_new(speaker: Speaker, before: Scene, scene: Scene) -> Changed:
+    """ "Make the new one red": the one that was just added."""
+    new = [index for index, item in enumerate(scene.objects) if item not in before.objects]
+    need(len(new) == 1 and len(scene.objects) == len(before.objects) + 1)
+    kind, value, after = propose(speaker, scene, new)
+    return Changed(say_change(speaker, kind, speaker.say("the new one"), value), after, value=value)
+
+
 def change_background(speaker: Speaker, scene: Scene) -> Changed:
     color = speaker.rng.choice([name for name in BACKGROUNDS if name != scene.background])
     after = replace(scene, background=color)
@@ -288,18 +404,21 @@ def change_background(speaker: Speaker, scene: Scene) -> Changed:
 
 
 def change_twice(speaker: Speaker, scene: Scene) -> Changed:
-    """Two changes in one sentence."""
-    forms = [speaker.rng.choice((change_one, change_one, add_one, change_background, change_set)) for _ in range(2)]
-    first = forms[0](speaker, scene)
-    second = forms[1](speaker, first.scene)
-    need("it" not in second.text.split() and forms != [change_background] * 2)
-    text = first.text + speaker.say("and then") + second.text
-    if speaker.maybe(0.1):
+    """Two or three changes in one sentence."""
+    choices = (change_one, change_one, change_one, add_one, change_background, change_set, change_attributes, add_some)
+    forms = [speaker.rng.choice(choices) for _ in range(speaker.rng.choice((2, 2, 2, 3)))]
+    need(forms.count(change_background) < 2)
+    text, said, now = "", [], scene
+    for form in forms:
+        made = form(speaker, now)
+        need("it" not in made.text.split() or not text)
+        text += (speaker.say("and then") if text else "") + made.text
+        said, now = [*said, *made.said], made.scene
+    if speaker.maybe(0.12):
         text += ". " + speaker.say("keep", k=speaker.rng.choice(("the rest", "everything else", "the others")))
-    said = [*first.said, *second.said]
-    new = [item for item in second.scene.objects if item not in scene.objects]
-    need(not said or len(new) == len(said))
-    return Changed(text, second.scene, said)
+    new = [item for item in now.objects if item not in scene.objects]
+    need(now != scene and (not said or len(new) == len(said)))
+    return Changed(text, now, said)
 
 
 def relate_two(speaker: Speaker, scene: Scene) -> Changed:
@@ -320,6 +439,9 @@ def relate_two(speaker: Speaker, scene: Scene) -> Changed:
         after = changed(scene, updates)
         is_short = len(scene.objects) == 2 and speaker.maybe(0.5)
         text = speaker.say("swap of two" if is_short else "swap", **slots)
+        if attribute != "shape" and speaker.maybe(0.2):
+            values = {"v": speaker.say(getattr(b, attribute)), "w": speaker.say(getattr(a, attribute))}
+            text += speaker.say("swap in detail", **slots, **values)
     else:
         after = changed(scene, updates)
         if len(scene.objects) == 2 and speaker.maybe(0.3):
@@ -330,12 +452,16 @@ def relate_two(speaker: Speaker, scene: Scene) -> Changed:
 
 
 FORMS = {
-    remove_some: 3,
-    change_one: 40,
-    change_set: 18,
-    change_but: 12,
-    add_one: 17,
-    change_background: 11,
-    change_twice: 10,
-    relate_two: 8,
+    remove_some: 5,
+    change_one: 36,
+    change_attributes: 8,
+    change_set: 26,
+    change_but: 18,
+    change_by_comparison: 4,
+    add_one: 16,
+    add_some: 9,
+    add_alike: 4,
+    change_background: 9,
+    change_twice: 16,
+    relate_two: 14,
 }

@@ -14,17 +14,47 @@ from random import Random
 from typing import Any
 
 from mllm.world.grammar import Speaker, listed
-from mllm.world.language import UnsayableError, describe, phrases
+from mllm.world.language import UnsayableError, describe, need, phrases
 from mllm.world.people.asking import ask_turn
-from mllm.world.people.changing import Changed, change_other, change_turn, correct_turn, kept, order_change
+from mllm.world.people.changing import (
+    Changed,
+    add_one,
+    change_alike,
+    change_attributes,
+    change_background,
+    change_new,
+    change_one,
+    change_other,
+    change_set,
+    change_turn,
+    correct_turn,
+    kept,
+    order_change,
+    say_more,
+)
 from mllm.world.people.drawing import draw_turn, drawn
-from mllm.world.scene import MAX_OBJECTS, RELATIONS, SEEN_PAIRS, SHAPES, SIZES, Scene, Split, random_scene_for, split_of
+from mllm.world.scene import (
+    BACKGROUNDS,
+    COLORS,
+    MAX_OBJECTS,
+    RELATIONS,
+    SEEN_PAIRS,
+    SHAPES,
+    SIZES,
+    Scene,
+    Split,
+    random_scene_for,
+    split_of,
+)
 from mllm.world.spec import ANY, Filter
 
 KINDS = ("draw", "ask", "describe", "edit", "chat", "outside", "talk", "again")
 IMAGE_SHARES = {"chat": 0.3, "outside": 0.35}
 """How often a conversation begins with an image that somebody shows, where it need not."""
 OTHER = {"yes": ["no"], "no": ["yes"]}
+NEARLY_TRIES = 60
+CHANGES = {change_one: 40, change_attributes: 8, change_set: 14, add_one: 30, change_background: 20}
+"""Changes that may ask for what this world lacks in words that are otherwise in order."""
 REASONS = {"shape": "thing", "list": "count", "fifth": "count", "styling": "style"}
 """Of what cannot be done, where it is not called like the request."""
 NEEDED = {
@@ -45,6 +75,7 @@ class PeopleTurn:
     expect: dict[str, Any]
     shown: Scene | None = None  # an image that comes with the words
     kind: str = ""
+    value: Filter | None = None  # what an object became, where one was changed
 
 
 def make_people(kind: str, rng: Random, split: Split = "train", *, max_turns: int = 6) -> list[PeopleTurn]:
@@ -66,7 +97,11 @@ def _make(kind: str, speaker: Speaker, split: Split, max_turns: int) -> list[Peo
             turns = converse(speaker, split, rng.randint(2, max_turns), shown)
         case "again":
             shown = random_scene_for(split, rng) if speaker.maybe(0.3) else None
-            turns = [draw(speaker, split, is_again=number > 0) for number in range(rng.choice((2, 3)))]
+            turns = []
+            for number in range(rng.choice((2, 3))):
+                turns.append(draw(speaker, split, is_again=number > 0))
+                if number == 0 and speaker.maybe(0.35):
+                    turns.append(respond(speaker, "edit", turns[-1].answer, split))
         case "draw":
             turns = [draw(speaker, split)]
         case "talk":
@@ -84,79 +119,152 @@ def converse(speaker: Speaker, split: Split, num_turns: int, scene: Scene | None
     """Several turns about one picture after another, first about the one that is shown."""
     rng = speaker.rng
     table = phrases("people")["weights"]
-    before = None  # what is in the picture before the last one
+    images = [scene] if scene else []  # all of the conversation
+    before = None  # the picture before the last one, where that was changed
     turns: list[PeopleTurn] = []
     while len(turns) < num_turns:
-        last = turns[-1].kind if turns else None
-        after_image = last in ("draw", "again", "edit")
-        state = "at first" if scene is None else "later" if turns else "with an image"
+        last = turns[-1] if turns else None
+        last_kind = last.kind if last else None
+        after_image = last_kind in ("draw", "again", "edit")
+        state = "at first" if not images else "later" if turns else "with an image"
         weights = {**table[f"turn {state}"]}
         if state == "later":
             weights["correct"] *= after_image
-            weights["undo"] *= last == "edit" and before is not None
+            weights["undo"] *= last_kind == "edit" and before is not None
+            weights["earlier"] *= len(images) > 1
+            weights["back"] *= len(images) > 1
         if len(turns) == num_turns - 1 and turns:
             weights["talk"] = 26
         kind = speaker.pick(weights)
+        scene = images[-1] if images else None
         new: Scene | None = None
         match kind:
             case "draw":
                 turn = draw(speaker, split, is_again=scene is not None)
-                if last == "outside" and speaker.maybe(0.5):
+                if last_kind == "outside" and speaker.maybe(0.5):
                     turn = replace(turn, user=speaker.say("after all") + turn.user[:1].lower() + turn.user[1:])
             case "talk":
-                turn = talk(speaker, "draw" if after_image else last)
+                turn = talk(speaker, "draw" if after_image else last_kind)
             case "outside":
                 turn = decline(speaker, scene)
+            case "settle":
+                declined, turn = settle(speaker, split)
+                turns.append(declined)
             case "undo":
-                expect = drawn(before, [Filter.of(item) for item in before.objects], background=before.background)
-                turn = PeopleTurn(speaker.type(speaker.say("undo")), before, expect, kind="edit")
+                turn = PeopleTurn(speaker.type(speaker.say("undo")), before, as_it_was(before), kind="again")
+            case "earlier" | "back":
+                turn = look_back(speaker, images, kind, is_changed=before is not None)
             case "show":
                 new = random_scene_for(split, rng)
                 turn = replace(respond(speaker, rng.choice(("ask", "edit", "describe")), new, split), shown=new)
             case _:
-                turn = respond(speaker, kind, scene, split, before=before)
-        if turn.kind in ("draw", "again", "edit") and turns and speaker.maybe(0.1):
+                turn = respond(speaker, kind, scene, split, before=before, value=last.value if last else None)
+        if turn.kind in ("draw", "again", "edit") and turns and kind != "settle" and speaker.maybe(0.1):
             turn = replace(turn, user=f"{speaker.type(speaker.say('cheer')).rstrip('.')} {turn.user}")
         if new is not None:
-            scene, before = new, None
+            images.append(new)
+            before = None
         if isinstance(turn.answer, Scene):
-            scene, before = turn.answer, scene if turn.kind == "edit" and kind != "undo" else None
+            before = images[-1] if turn.kind == "edit" else None
+            images.append(turn.answer)
         turns.append(turn)
     return turns
+
+
+def as_it_was(scene: Scene) -> dict[str, Any]:
+    """What a picture must show that is like an earlier one."""
+    return drawn(scene, [Filter.of(item) for item in scene.objects], background=scene.background)
+
+
+def look_back(speaker: Speaker, images: Sequence[Scene], kind: str, *, is_changed: bool) -> PeopleTurn:
+    """A question about an earlier picture, or the wish to have it again."""
+    index = speaker.rng.randrange(len(images) - 1)
+    scene = images[index]
+    names = [(name, at) for name, at in (("first", 0), ("previous", len(images) - 2)) if at == index]
+    names += [("two ago", index)] * (index == len(images) - 3)
+    names += [("before the change", index)] * (is_changed and index == len(images) - 2)
+    shapes = [shape for shape in SHAPES if sum(Filter(shape).count(other) > 0 for other in images) == 1]
+    marks = [shape for shape in shapes if Filter(shape).count(scene) == 1]
+    if marks and (not names or speaker.maybe(0.3)):
+        name = speaker.say("picture with", n=speaker.noun(Filter(speaker.rng.choice(marks)), short=True))
+    else:
+        name = speaker.say(f"picture {need(names) and speaker.rng.choice(names)[0]}")
+    if kind == "back":
+        return PeopleTurn(speaker.type(speaker.say("once more", w=name)), scene, as_it_was(scene), kind="again")
+    return ask(speaker, scene, where=name)
+
+
+def settle(speaker: Speaker, split: Split) -> tuple[PeopleTurn, PeopleTurn]:
+    """A request that cannot be met, and what somebody asks for instead, in few words: "then in red"."""
+    rng = speaker.rng
+    form = rng.choice(("color", "color", "shape", "count", "background"))
+    scene = random_scene_for(split, rng, num_objects=rng.choice((2, 3, 4)) if form == "count" else 1)
+    item, number = scene.objects[0], len(scene.objects)
+    named = Filter.of(item, ("color", "shape"))
+    need(named.count(scene) == number)
+    value = {"count": speaker.number(number), "background": speaker.say(scene.background)}.get(form)
+    value = value or speaker.say(getattr(item, form))
+    speaker.instead = {getattr(item, form): speaker.say(f"{form} outside")} if form in ("color", "shape") else {}
+    text = speaker.some(named, short=True)
+    if form == "count":
+        text = f"{speaker.say('count outside')} {speaker.noun(named, plural=True, short=True)}"
+    elif form == "background":
+        text += " " + speaker.say("bgphrase", b=speaker.say("background outside"))
+    speaker.instead = {}
+    noun = speaker.noun(Filter(item.shape), short=True, plural=number > 1)
+    first = speaker.type(speaker.say("draw", x=text))
+    second = speaker.type(speaker.say(f"settled {form}", v=value, n=noun))
+    answer = phrases("people")["declines"][REASONS.get(form, form)]
+    asked = Filter(item.shape) if form == "shape" else named
+    more = {"background": scene.background} if form == "background" else {}
+    expect = drawn(scene, [asked] * number, **more)
+    return PeopleTurn(first, answer, {"decline": True}, kind="outside"), PeopleTurn(second, scene, expect, kind="draw")
 
 
 def draw(speaker: Speaker, split: Split, *, is_again: bool = False) -> PeopleTurn:
     text, scene, expect = draw_turn(speaker, split)
     if is_again:
         opening = speaker.rng.random()
-        if opening < 0.42 or text.startswith(("put", "place", "stick", "there", "and")):
+        if opening < 0.33 or text.startswith(("put", "place", "stick", "there", "and")):
             text = speaker.say("a new picture") + text
-        elif opening < 0.84:
+        elif opening < 0.64:
             text = speaker.say("next") + " " + text
     return PeopleTurn(speaker.type(text), scene, expect, kind="again" if is_again else "draw")
 
 
-def respond(speaker: Speaker, kind: str, scene: Scene, split: Split, *, before: Scene | None = None) -> PeopleTurn:
+def respond(
+    speaker: Speaker, kind: str, scene: Scene, split: Split, *, before: Scene | None = None, value: Filter | None = None
+) -> PeopleTurn:
     """A turn about the picture, and about what was changed in the one before it."""
-    if kind in ("ask", "describe"):
-        if kind == "ask":
-            words, right, any_of = ask_turn(speaker, scene)
-            none_of = OTHER.get(right, [])
-        else:
-            short = speaker.maybe(0.2)
-            words, right = speaker.say("caption" if short else "describe"), describe(scene, short=short)
-            any_of = [scene.objects[0].shape]
-            none_of = [shape for shape in SHAPES if not Filter(shape).count(scene)]
-        expect = {"text": {"any_of": any_of, "none_of": none_of}, "no_picture": True}
+    if kind == "ask":
+        return ask(speaker, scene)
+    if kind == "describe":
+        short = speaker.maybe(0.2)
+        words, right = speaker.say("caption" if short else "describe"), describe(scene, short=short)
+        none_of = [shape for shape in SHAPES if not Filter(shape).count(scene)]
+        expect = {"text": {"any_of": [scene.objects[0].shape], "none_of": none_of}, "no_picture": True}
         return PeopleTurn(speaker.type(words), right, expect, kind=kind)
-    made = change(speaker, kind, scene, split, before=before)
-    return PeopleTurn(speaker.type(made.text), made.scene, kept(scene, made), kind="edit")
+    made = change(speaker, kind, scene, split, before=before, value=value)
+    return PeopleTurn(speaker.type(made.text), made.scene, kept(scene, made), kind="edit", value=made.value)
 
 
-def change(speaker: Speaker, kind: str, scene: Scene, split: Split, *, before: Scene | None) -> Changed:
-    if kind == "edit" and before is not None and speaker.maybe(0.3):
+def ask(speaker: Speaker, scene: Scene, *, where: str = "") -> PeopleTurn:
+    words, right, any_of = ask_turn(speaker, scene, where=where)
+    expect = {"text": {"any_of": any_of, "none_of": OTHER.get(right, [])}, "no_picture": True}
+    return PeopleTurn(speaker.type(words), right, expect, kind="ask")
+
+
+def change(
+    speaker: Speaker, kind: str, scene: Scene, split: Split, *, before: Scene | None, value: Filter | None
+) -> Changed:
+    if kind == "edit" and before is not None and speaker.maybe(0.45):
         with suppress(UnsayableError):
-            made = change_other(speaker, before, scene)
+            if value is not None and speaker.maybe(0.5):
+                made = change_alike(speaker, scene, value)
+            elif len(scene.objects) > len(before.objects):
+                made = change_new(speaker, before, scene)
+            else:
+                made = change_other(speaker, before, scene)
             if split_of(made.scene) == split:
                 return made
     return (correct_turn if kind == "correct" else change_turn)(speaker, scene, split)
@@ -183,13 +291,61 @@ def talk(speaker: Speaker, after: str | None) -> PeopleTurn:
 def decline(speaker: Speaker, scene: Scene | None) -> PeopleTurn:
     """A request for what this world lacks; about the picture where there is one."""
     table = phrases("people")
-    while True:
-        is_edit = scene is not None and speaker.maybe(0.75)
-        form = speaker.pick(table["weights"]["outside editing" if is_edit else "outside drawing"])
-        if form != "fifth" or len(scene.objects) == MAX_OBJECTS:
-            break
-    text = outside_words(speaker, form, scene if is_edit else None)
+    is_edit = scene is not None and speaker.maybe(0.6)
+    form = speaker.pick(table["weights"]["outside editing" if is_edit else "outside drawing"])
+    about = scene if is_edit else None
+    if form == "nearly":
+        text, form = nearly_inside(speaker, about)
+    else:
+        text = outside_words(speaker, form, about)
     return PeopleTurn(speaker.type(text), table["declines"][REASONS.get(form, form)], {"decline": True}, kind="outside")
+
+
+def nearly_inside(speaker: Speaker, scene: Scene | None) -> tuple[str, str]:
+    """A request in the words of those that can be done, but for one of them: a color, a shape, a background, or how
+    many; and which of these it is."""
+    kind = speaker.pick({"color": 40, "shape": 22, "background": 8, "count": 30})
+    if kind == "count":
+        return say_excess(speaker, scene), kind
+    known = {"color": COLORS, "shape": SHAPES, "background": BACKGROUNDS}[kind]
+    if scene is not None:
+        known = [value for value in known if value not in values_of(scene, kind)]
+    speaker.instead = {}
+    name = "thing noun" if kind == "shape" and speaker.maybe(0.3) else f"{kind} outside"
+    beyond = {
+        value: speaker.say(name) for value in speaker.rng.sample(known, min(len(known), speaker.rng.choice((2, 3, 6))))
+    }
+    for _ in range(NEARLY_TRIES):
+        speaker.instead = beyond
+        with suppress(UnsayableError):
+            if scene is None:
+                text, made, expect = draw_turn(speaker, "train")
+                asked = expect["scene"]
+                excluded = asked["none"] or any(isinstance(item.get("color"), list) for item in asked["objects"])
+            else:
+                text, made = speaker.pick(CHANGES)(speaker, scene)[:2]
+                excluded = False
+            words = {beyond[value] for value in values_of(made, kind) if value in beyond}
+            if not excluded and any(word in text for word in words):
+                speaker.instead = {}
+                return text, kind
+    speaker.instead = {}
+    raise UnsayableError
+
+
+def values_of(scene: Scene, kind: str) -> set[str]:
+    return {scene.background} if kind == "background" else {getattr(item, kind) for item in scene.objects}
+
+
+def say_excess(speaker: Speaker, scene: Scene | None) -> str:
+    """A request for more objects than there can be; for so many more that the picture has too many."""
+    if scene is not None:
+        number = MAX_OBJECTS - len(scene.objects) + speaker.rng.choice((1, 1, 1, 2, 2, 3))
+        return say_more(speaker, scene, number)[0]
+    speaker.exceeds = True
+    text, _, _ = draw_turn(speaker, "train")
+    speaker.exceeds = False
+    return text
 
 
 def outside_words(speaker: Speaker, form: str, scene: Scene | None) -> str:
@@ -228,7 +384,10 @@ def outside_words(speaker: Speaker, form: str, scene: Scene | None) -> str:
                 text = f"{rng.choice(('two', '3', 'three'))} {beyond} {speaker.noun(Filter(shape), plural=True)}"
             text = beside(text, 0.25)
         case "count":
-            counted = rng.choice((Filter(shape, color), Filter(shape), ANY, Filter(color=color)))
+            size = rng.choice(SIZES) if speaker.maybe(0.3) else None
+            counted = rng.choice(
+                (Filter(shape, color, size), Filter(shape, color, size), Filter(shape, size=size), ANY)
+            )
             text = f"{speaker.say('count outside')} {speaker.noun(counted, plural=True)}"
             if speaker.maybe(0.15):
                 text += rng.choice((f", all {speaker.say(color)}", ", each a different color", " in a row"))
@@ -240,9 +399,11 @@ def outside_words(speaker: Speaker, form: str, scene: Scene | None) -> str:
                 some = [speaker.some(item, count, short=True) for count, item in zip(counts, items, strict=False)]
                 text = listed(some, rng)
         case "fifth":
-            many = speaker.say("one more")
-            noun = speaker.noun(Filter(shape, color), short=True, plural=many in ("two more", "three more"))
-            return order_change(speaker, "add", a=f"{many} {noun}", w="")
+            number = MAX_OBJECTS + 1 + speaker.rng.choice((0, 0, 0, 1, 2)) - len(scene.objects)
+            if len(scene.objects) == MAX_OBJECTS and speaker.maybe(0.5):
+                noun = speaker.noun(Filter(shape, color), short=True)
+                return order_change(speaker, "add anywhere", a=f"{speaker.say('one more')} {noun}")
+            return say_more(speaker, scene, number)[0]
         case "background":
             value = speaker.say("background outside")
             if scene is not None:

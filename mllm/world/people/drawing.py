@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from random import Random
 from typing import Any, NamedTuple
 
-from mllm.world.grammar import FULL, Speaker, listed, tidy
-from mllm.world.language import NUMBER_WORDS, need, pluralize
+from mllm.world.grammar import FULL, NUMBERS, Speaker, listed, tidy
+from mllm.world.language import need, pluralize
 from mllm.world.scene import (
     ATTRIBUTES,
     BACKGROUNDS,
     COLORS,
     HELD_OUT_PAIRS,
+    MAX_OBJECTS,
     MIN_GAP,
     MIN_INSET,
     OPPOSITE,
@@ -31,6 +33,7 @@ from mllm.world.scene import (
     is_valid,
     main_relation,
     place_freely,
+    place_in_corners,
     random_scene_for,
     split_of,
     stated_places,
@@ -56,8 +59,8 @@ class Drawn(NamedTuple):
 def draw_turn(speaker: Speaker, split: Split) -> tuple[str, Scene, dict[str, Any]]:
     """A request in words, a scene that fits it, and what it asks for."""
     while True:
-        text, scene, expect, is_sentence = speaker.attempt(FORMS, split)
-        if split_of(scene) == split:
+        text, scene, expect, is_sentence = speaker.attempt(EXCESSIVE if speaker.exceeds else FORMS, split)
+        if speaker.exceeds or split_of(scene) == split:
             break
     background, said = speaker.say(scene.background), speaker.rng.random()
     if said < 0.42:
@@ -76,11 +79,16 @@ def draw_turn(speaker: Speaker, split: Split) -> tuple[str, Scene, dict[str, Any
 
 
 def scene_of(kinds: Sequence[Kind], rng: Random, *, layout: str | None = None) -> Scene:
-    """A scene of these objects, anywhere or in a row or a column; UnsayableError where that cannot be."""
+    """A scene of these objects, anywhere or in a row or a column; UnsayableError where that cannot be.
+
+    More objects than an image can have lie over each other: they are spoken of, not drawn.
+    """
     need(all((color, shape) in SEEN_PAIRS for shape, color, _ in kinds))
     background = rng.choice(BACKGROUNDS)
+    if len(kinds) > MAX_OBJECTS:
+        return Scene(background, tuple(SceneObject(*kind, rng.random(), rng.random()) for kind in kinds))
     if layout is None:
-        placed = need(place_freely(kinds, rng, tries=20))
+        placed = place_freely(kinds, rng, tries=20) or place_in_corners(kinds, rng)
     else:
         placed = ()
         free = 1 - 2 * MIN_INSET - sum(2 * RADIUS[size] for *_, size in kinds) - (MIN_GAP + 0.02) * (len(kinds) - 1)
@@ -131,6 +139,14 @@ def random_filters(speaker: Speaker, order: Sequence[SceneObject]) -> list[Filte
 
 def random_kinds(speaker: Speaker, number: int, sizes: Sequence[str] = SIZES) -> list[Kind]:
     return [(*speaker.rng.choice(sorted(SEEN_PAIRS))[::-1], speaker.rng.choice(sizes)) for _ in range(number)]
+
+
+def some_scene(speaker: Speaker, split: Split, numbers: Sequence[int]) -> Scene:
+    """A scene to speak of."""
+    number = speaker.how_many(numbers)
+    if number <= MAX_OBJECTS:
+        return random_scene_for(split, speaker.rng, num_objects=number)
+    return scene_of(random_kinds(speaker, number), speaker.rng)
 
 
 def list_filters(speaker: Speaker, filters: Iterable[Filter], *, short: bool = False) -> str:
@@ -185,14 +201,14 @@ def single(speaker: Speaker, split: Split) -> Drawn:
 def list_objects(speaker: Speaker, split: Split) -> Drawn:
     """Several objects in a row of words, alike ones counted, with relations or denials behind them."""
     rng = speaker.rng
-    scene = random_scene_for(split, rng, num_objects=rng.choice((2, 2, 2, 3, 3, 4)))
+    scene = some_scene(speaker, split, (2, 2, 2, 3, 3, 3, 4, 4))
     order = rng.sample(scene.objects, len(scene.objects))
     filters = random_filters(speaker, order)
     groups = Counter(filters)
     late = speaker.maybe(0.16) and all(item.color for item in filters)
     need(not late or len({item.shape for item in filters}) == len(groups))
     text = list_filters(speaker, [replace(item, color=None) if late else item for item in filters])
-    if speaker.maybe(0.06):
+    if speaker.maybe(0.08):
         number = speaker.number(len(order))
         text = f"{number} {pluralize(speaker.say('shape'))}{rng.choice((': ', ' - ', ', '))}{text}"
     relations = []
@@ -217,7 +233,7 @@ def list_objects(speaker: Speaker, split: Split) -> Drawn:
     if speaker.maybe(0.1):
         name = rng.choice(("shape", "shape", "color"))
         here = {getattr(item, name) for item in scene.objects}
-        denied = Filter(**{name: rng.choice([value for value in ATTRIBUTES[name] if value not in here])})
+        denied = Filter(**{name: rng.choice(need([value for value in ATTRIBUTES[name] if value not in here]))})
         text = speaker.say("denied", x=text, p=speaker.noun(denied, plural=True, short=True))
         none = [as_record(denied)]
     elif speaker.maybe(0.06):
@@ -268,7 +284,7 @@ def relate(speaker: Speaker, split: Split) -> Drawn:
 def group(speaker: Speaker, split: Split) -> Drawn:
     """Objects that are counted and then told apart: "two stars, one red and one blue"."""
     rng = speaker.rng
-    number = rng.choice((2, 2, 2, 3, 3, 4))
+    number = speaker.how_many((2, 2, 2, 3, 3, 3, 4, 4))
     shape, varied = rng.choice(SHAPES), rng.choice(("", "", "shape"))
     if varied:
         color = rng.choice(COLORS)
@@ -303,11 +319,25 @@ def group(speaker: Speaker, split: Split) -> Drawn:
         text = f"{bare}, {ones}, {'both' if number == 2 else 'all'}{of_them} {speaker.say(base.color)}"
         if speaker.maybe(0.5):
             return Drawn(text, scene, expect)
-    if len(counts) == 2 and varied == "color" and speaker.maybe(0.15):
+    if len(counts) == 2 and speaker.maybe(0.15):
+        (_, count), (value, other_count) = counts.most_common()
+        rest = "the other" if count == 1 else speaker.say("the others")
+        these = f"{speaker.number(other_count)}{rng.choice((' of them', ' of them is', ''))}"
+        other = next(other for other in counts if other != value)
+        text = speaker.say("and the rest", h=head, n=these, v=speaker.say(value), r=rest, w=speaker.say(other))
+        need(varied != "shape")
+        return Drawn(text, scene, expect)
+    if varied == "color" and speaker.maybe(0.2):
+        text = " and ".join(
+            f"{speaker.number(count) if count > 1 else rng.choice(('a', 'one', '1'))} {speaker.say(value)}"
+            for value, count in counts.items()
+        )
+        return Drawn(f"{text} {speaker.noun(Filter(shape), plural=True, short=True)}", scene, expect)
+    if len(counts) == 2 and varied == "color" and speaker.maybe(0.25):
         (value, count), only = next(iter(counts.items())), rng.choice(("only ", "just ", ""))
         expect = drawn(scene, [Filter(shape, value), Filter(shape, not_color=value)])
         expect["scene"]["objects"][0]["count"] = count
-        which = f"{NUMBER_WORDS[count]} of them"
+        which = f"{NUMBERS[count]} of them"
         return Drawn(speaker.say("only some", h=head, o=only, n=which, v=speaker.say(value)), scene, expect)
     joined = ", ".join(words[:-1]) + rng.choice((" and ", ", ")) + words[-1]
     joined = " ".join(words) if speaker.maybe(0.2) else joined
@@ -326,7 +356,8 @@ def group(speaker: Speaker, split: Split) -> Drawn:
 def share(speaker: Speaker, split: Split) -> Drawn:
     """What all objects share is said once: "a heart and a circle, both red", "everything green"."""
     rng = speaker.rng
-    number, name = rng.choice((2, 2, 2, 3, 3, 4)), rng.choice(("color", "color", "size", "shape", "color and size"))
+    number = speaker.how_many((2, 2, 2, 3, 3, 4))
+    name = rng.choice(("color", "color", "size", "shape", "color and size"))
     color, size, shape = rng.choice(COLORS), rng.choice(SIZES), rng.choice(SHAPES)
     kinds = []
     for _ in range(number):
@@ -357,9 +388,9 @@ def share(speaker: Speaker, split: Split) -> Drawn:
 def arrange(speaker: Speaker, split: Split) -> Drawn:
     """A row from left to right, or a stack from top to bottom, or a place for each."""
     rng = speaker.rng
-    number, layout = rng.choice((2, 3, 3, 3, 4)), rng.choice(("row", "column"))
+    number, layout = speaker.how_many((2, 3, 3, 3, 4, 4)), rng.choice(("row", "column"))
     kinds = random_kinds(speaker, number, SIZES if number < 4 else ("small",))
-    if speaker.maybe(0.3):
+    if speaker.maybe(0.35):
         kinds = [(kinds[0][0], kind[1], kind[2]) for kind in kinds]
     need(len({kind[:2] for kind in kinds}) == number)
     scene = scene_of(kinds, rng, layout=layout)
@@ -375,12 +406,15 @@ def arrange(speaker: Speaker, split: Split) -> Drawn:
     joined = " ".join(parts) if speaker.maybe(0.15) else joined
     slots = {"j": joined, "h": head, "flow": speaker.say(f"in a {layout}")}
     if number < 4 and speaker.maybe(0.5):
-        first, last = ("on the left", "on the right") if layout == "row" else ("at the top", "at the bottom")
+        first, last = (
+            speaker.say(f"{side} end") for side in (("left", "right") if layout == "row" else ("top", "bottom"))
+        )
         spots = [first, *["in the middle"] * (number - 2), last]
         if number == 3 and speaker.maybe(0.4):
             spots[1] = "below that" if layout == "column" else "next to it"
-        told = [f"{part} {spot}" for part, spot in zip(parts, spots, strict=True)]
-        text = rng.choice((", ", ", ", " and ")).join(told)
+        is_first = speaker.maybe(0.3)
+        told = [f"{spot} {part}" if is_first else f"{part} {spot}" for part, spot in zip(parts, spots, strict=True)]
+        text = rng.choice((", ", ", ", " and ", "; ", ", and ")).join(told)
         text = speaker.say("each in its place", h=head, t=text) if head else text
     else:
         text = speaker.say("arranged with head" if head and speaker.maybe(0.6) else "arranged", **slots)
@@ -410,8 +444,10 @@ def leave_open(speaker: Speaker, split: Split) -> Drawn:
     """Little is said: only hearts, anything red, three shapes of your choice, none of them blue."""
     rng = speaker.rng
     form = rng.choice(("only shape", "only color", "number", "not color", "any", "different"))
-    number = rng.choice((1, 2, 2, 3, 3, 4))
+    number = speaker.how_many((1, 2, 2, 3, 3, 4))
     shape, color = rng.choice(SHAPES), rng.choice(COLORS)
+    if speaker.exceeds:
+        form = rng.choice(("number", "not color"))
     kinds = random_kinds(speaker, number)
     sizes = [size for *_, size in kinds]
     named: list[Filter] = []
@@ -450,13 +486,173 @@ def leave_open(speaker: Speaker, split: Split) -> Drawn:
     return Drawn(text, scene, drawn(scene, named, total=total, none=none))
 
 
+def several(speaker: Speaker, split: Split) -> Drawn:
+    """A number of things that are called the same, perhaps beside a few others."""
+    rng = speaker.rng
+    number = speaker.how_many((1, 2, 2, 3, 3, 3, 4, 4, 4))
+    (color, shape), size = rng.choice(sorted(SEEN_PAIRS)), rng.choice(SIZES)
+    names = speaker.pick({("color", "shape"): 40, ("shape",): 16, FULL: 24, ("size", "shape"): 8, ("color",): 6})
+    base = Filter.of(Filter(shape, color, size), names)
+    pairs = [pair for pair in sorted(SEEN_PAIRS) if base.color in (None, pair[0]) and base.shape in (None, pair[1])]
+    kinds = [(*rng.choice(pairs)[::-1], base.size or rng.choice(SIZES)) for _ in range(number)]
+    filters, parts = [base] * number, [speaker.some(base, number, short=True)]
+    if base.color and speaker.maybe(0.12):
+        parts = [speaker.some(replace(base, color=None), number, short=True)]
+        parts[0] += speaker.say("all in color" if number > 1 else "in the color", c=speaker.say(base.color))
+    elif number < MAX_OBJECTS and speaker.maybe(0.3):
+        others = rng.randint(1, MAX_OBJECTS - number)
+        (kind,) = random_kinds(speaker, 1)
+        other = Filter(*kind[:2])
+        need(not other.matches(base) and not base.matches(other) and (base.shape and base.color))
+        kinds, filters = kinds + [kind] * others, filters + [other] * others
+        parts.insert(rng.randrange(2), speaker.some(other, others, short=True))
+    scene = scene_of(kinds, rng)
+    text = listed(parts, rng)
+    if len(parts) == 1 and speaker.maybe(0.12):
+        text = speaker.say("and no more", x=text)
+    return Drawn(text, scene, drawn(scene, filters))
+
+
+def chain(speaker: Speaker, split: Split) -> Drawn:
+    """Three or four objects, each placed by the one before: "a star, below it a heart, above that a cross"."""
+    rng = speaker.rng
+    scene = random_scene_for(split, rng, num_objects=rng.choice((3, 3, 4)))
+    order = rng.sample(scene.objects, len(scene.objects))
+    filters = random_filters(speaker, order)
+    need(len(set(filters)) == len(filters) and all(item.color for item in filters))
+    relations = [(index + 1, need(main_relation(b, a)), index) for index, (a, b) in enumerate(pairwise(order))]
+    parts = [speaker.some(item, short=True) for item in filters]
+    if speaker.maybe(0.3):  # all of them first, then where they are
+        names = [need(name_among(speaker, filters, index)) for index in range(len(filters))]
+        told = [
+            speaker.say("one is there", a=names[a], r=speaker.say(relation), b=names[b]) for a, relation, b in relations
+        ]
+        return Drawn(
+            f"{listed(parts, rng)}. {rng.choice(('. ', ', ', ' and ')).join(told)}",
+            scene,
+            drawn(scene, filters, relations=relations),
+        )
+    text = parts[0]
+    for (index, relation, _), part in zip(relations, parts[1:], strict=True):
+        there = speaker.say(relation.replace(" of", "of") + " it")
+        if index > 1 and there.split()[-1] not in ("it", "that", "this"):
+            there = f"{speaker.say(relation)} {rng.choice(('that', 'that one', 'it'))}"
+        text += speaker.say("next in the chain", x=part, i=there)
+    return Drawn(text, scene, drawn(scene, filters, relations=relations))
+
+
+def tell_later(speaker: Speaker, split: Split) -> Drawn:
+    """First how many there are, then what each looks like: by size, by number, by shape."""
+    rng = speaker.rng
+    number = speaker.how_many((2, 2, 3, 3, 3, 4))
+    shape, form = rng.choice(SHAPES), rng.choice(("size", "size", "order", "shape"))
+    if form == "size":
+        odd, other = rng.sample(SIZES, 2)
+        colors = rng.sample(COLORS_OF[shape], 2)
+        kinds = [(shape, colors[0], odd), *[(shape, colors[1], other)] * (number - 1)]
+        filters = [Filter(*kind) for kind in kinds]
+        rest = number - 1
+        ones = "one" if rest == 1 else "ones"
+        parts = [f"{rng.choice(('a', 'one', 'a'))} {speaker.say(odd)} {speaker.say(shape)}"]
+        parts.append(f"{speaker.number(rest) if rest > 1 else rng.choice(('a', 'one'))} {speaker.say(other)} {ones}")
+        told = [
+            (f"{speaker.say(odd)} one", speaker.say(colors[0])),
+            (f"{speaker.say(other)} {ones}", speaker.say(colors[1])),
+        ]
+    elif form == "order":
+        need(number < 5)
+        values = rng.choices(COLORS_OF[shape], k=number) if speaker.maybe(0.7) else rng.choices(SIZES, k=number)
+        is_color = values[0] in COLORS
+        color = rng.choice(COLORS_OF[shape])
+        kinds = [(shape, v, rng.choice(SIZES)) if is_color else (shape, color, v) for v in values]
+        filters = [Filter(shape, v) if is_color else Filter(shape, size=v) for v in values]
+        parts = [speaker.some(Filter(shape), number, short=True)]
+        names = ("first", "second", "third", "fourth")[:number]
+        names = (*names[:-1], rng.choice((names[-1], "last", "other" if number == 2 else "last")))
+        ones = rng.choice(("", " one"))
+        told = [(name + ones, speaker.say(value)) for name, value in zip(names, values, strict=True)]
+    else:
+        shapes = rng.sample(SHAPES, min(number, 4))
+        kinds = [(each, rng.choice(COLORS_OF[each]), rng.choice(SIZES)) for each in shapes]
+        filters, told, parts = [], [], []
+        for kind in kinds:
+            names = rng.choice((("color",), ("size",), ("color", "size")))
+            filters.append(Filter.of(Filter(*kind), ("shape", *names)))
+            parts.append(speaker.some(Filter(kind[0]), short=True))
+            told.append((speaker.say(kind[0]), " and ".join(speaker.say(getattr(filters[-1], name)) for name in names)))
+        need(number < 5)
+    verb = speaker.pick({"is": 5, "": 3, "should be": 3, "must be": 1, "has to be": 1})
+    if form == "size" and number > 2 and verb == "is":
+        told = [(told[0][0], f"is {told[0][1]}"), (told[1][0], f"are {told[1][1]}")]
+        verb = ""
+    if speaker.maybe(0.2):
+        rng.shuffle(told)
+    clauses = [f"the {name} {verb} {value}" for name, value in told]
+    text = listed(parts, rng) + rng.choice((". ", ". ", ", ", ": ", "; "))
+    text += rng.choice((", ", ", ", " and ", ", and ", ". ")).join(clauses)
+    scene = scene_of(kinds, rng)
+    return Drawn(tidy(text), scene, drawn(scene, filters))
+
+
+def correct_list(speaker: Speaker, split: Split) -> Drawn:
+    """Several objects, and then a second thought about one of them."""
+    rng = speaker.rng
+    number = rng.choice((2, 2, 3, 3, 4))
+    kinds = random_kinds(speaker, number)
+    filters = random_filters(speaker, [SceneObject(*kind, 0.5, 0.5) for kind in kinds])
+    need(all(item.color for item in filters) and len(set(filters)) == number)
+    at, form = rng.randrange(number), rng.choice(("value", "value", "number", "leave out", "one more"))
+    parts = [speaker.some(item, short=True) for item in filters]
+    slots = {"s": speaker.say("correct")}
+    match form:
+        case "value":
+            name = rng.choice(("color", "color", "size", "shape"))
+            wrong = rng.choice(
+                [v for v in ATTRIBUTES[name] if v not in {getattr(item, name) for item in filters}] or [None]
+            )
+            need(wrong and getattr(filters[at], name))
+            said = [replace(item, **{name: wrong}) if index == at else item for index, item in enumerate(filters)]
+            need(said[at].pair not in HELD_OUT_PAIRS)
+            parts = [speaker.some(item, short=True) for item in said]
+            slots["n"] = need(name_among(speaker, said, at))
+            value = speaker.say(getattr(filters[at], name))
+            slots["v"] = f"a {value}" if name == "shape" else value
+        case "number":
+            counts = [count for count in range(1, MAX_OBJECTS + 1) if count + number - 1 <= MAX_OBJECTS]
+            need(len(counts) > 1)
+            count, wrong = rng.sample(counts, 2)
+            need(count > 1)
+            parts[at] = speaker.some(filters[at], wrong, short=True)
+            slots["n"] = speaker.noun(Filter(filters[at].shape), plural=True, short=True)
+            need(sum(item.shape == filters[at].shape for item in filters) == 1)
+            slots["v"] = speaker.number(count)
+            kinds += [kinds[at]] * (count - 1)
+            filters += [filters[at]] * (count - 1)
+        case "leave out":
+            need(number > 1)
+            slots["n"] = need(name_among(speaker, filters, at))
+            del kinds[at], filters[at]
+        case _:
+            last = parts.pop()
+            slots["n"] = last
+    scene = scene_of(kinds, rng)
+    text = speaker.say(f"second thought {form}", x=listed(parts, rng), **{"v": "", **slots})
+    return Drawn(tidy(text), scene, drawn(scene, filters))
+
+
 FORMS = {
     list_objects: 34,
-    relate: 26,
-    group: 14,
+    relate: 24,
+    chain: 9,
+    group: 15,
     share: 12,
-    arrange: 9,
+    several: 16,
+    tell_later: 9,
+    correct_list: 7,
+    arrange: 12,
     compare_sizes: 8,
-    leave_open: 8,
+    leave_open: 7,
     single: 18,
 }
+EXCESSIVE = {several: 30, list_objects: 14, group: 8, share: 6, arrange: 8, leave_open: 4, tell_later: 3}
+"""Forms that can ask for more objects than there can be."""
