@@ -77,6 +77,8 @@ class TextTokenizerRecipe:
     kind: Literal["text_tokenizer"] = "text_tokenizer"
     vocab_size: PositiveInt = 640
     """Pieces, including the 256 bytes and 3 special tokens."""
+    records: list[File] = field(default_factory=list)
+    """Files or folders of records, as `mllm prepare` reads them, to take the texts from. Empty: the synthetic world."""
     dialogues: PositiveInt = 20_000
     """Dialogues of the synthetic world to train on."""
     seed: int = 0
@@ -344,7 +346,7 @@ class ShardSource:
     """One folder that `mllm prepare` made."""
 
     path: str
-    """The folder, or its URL (hf://datasets/NAME/PROJECT/FOLDER)."""
+    """The folder, below `data.root` if it is relative, or its URL (hf://datasets/NAME/PROJECT/FOLDER)."""
     weight: PositiveFloat = 1.0
     """How often its samples come, relative to the other folders'."""
 
@@ -354,6 +356,8 @@ class MLLMData(WorldData):
     """Training data of the unified model: prepared folders if `shards` names some, else the synthetic world."""
 
     shards: list[ShardSource] = field(default_factory=list)
+    root: File | None = None
+    """Folder of the relative paths in `shards`. None: the current one."""
     describe_share: Share = 0.0
     """Share of the captioned images that are learned in the other direction: the caption from the image."""
     buffer_size: PositiveInt = 64

@@ -28,9 +28,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     match values.get("kind"):
         case "text_tokenizer":
             text = resolve(TextTokenizerRecipe, values, args[1:], path=path)
-            from train.text_tokenizer import train_world_tokenizer
+            from train.text_tokenizer import train_from_recipe
 
-            train_world_tokenizer(text)
+            train_from_recipe(text)
         case "image_tokenizer":
             image = resolve(TokenizerRecipe, values, args[1:], path=path)
             with alone_in(image.output):

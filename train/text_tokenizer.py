@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from random import Random
 
 import sentencepiece
 
-from mllm.conversation import ASSISTANT, UNCONDITIONAL, USER
+from mllm.conversation import ASSISTANT, UNCONDITIONAL, USER, TextPart
 from mllm.files import whole_file
 from mllm.world.dialogue import JOBS, make_dialogue, make_episode
+from train.data.columns import find_format, read_record
+from train.data.prepare import find_files
+from train.data.records import BadRecord
+from train.data.rows import read_items
 from train.recipe import TextTokenizerRecipe
 
 
@@ -47,13 +51,37 @@ def train_text_tokenizer(sentences: Iterable[str], path: Path, *, vocab_size: in
         unfinished.write_bytes(model.getvalue())
 
 
-def train_world_tokenizer(recipe: TextTokenizerRecipe) -> None:
-    """Train on every text of dialogues of the synthetic world, framed as when it is encoded."""
-    rng, sentences = Random(f"sentences/{recipe.seed}"), list[str]()
+def train_from_recipe(recipe: TextTokenizerRecipe) -> None:
+    """Train on the texts that the recipe names, framed as when they are encoded."""
+    sentences = list(record_sentences(recipe.records) if recipe.records else world_sentences(recipe))
+    train_text_tokenizer(sentences, recipe.output, vocab_size=recipe.vocab_size)
+
+
+def world_sentences(recipe: TextTokenizerRecipe) -> Iterator[str]:
+    """Every text of dialogues of the synthetic world."""
+    rng = Random(f"sentences/{recipe.seed}")
     for index in range(recipe.dialogues):
         dialogue = make_dialogue(JOBS[index % len(JOBS)], make_episode(index, seed=recipe.seed), rng)
         for turn in dialogue.turns:
-            sentences += [f" {part}" for part in turn.parts if isinstance(part, str)]
-            sentences.append(ASSISTANT if turn.role == "user" else USER)
-    sentences += [f" {UNCONDITIONAL}"] * (recipe.dialogues // 10)  # about as often as in training
-    train_text_tokenizer(sentences, recipe.output, vocab_size=recipe.vocab_size)
+            yield from (f" {part}" for part in turn.parts if isinstance(part, str))
+            yield ASSISTANT if turn.role == "user" else USER
+    yield from [f" {UNCONDITIONAL}"] * (recipe.dialogues // 10)  # about as often as in training
+
+
+def record_sentences(sources: list[Path]) -> Iterator[str]:
+    """Every text of records; their images are not read."""
+    num_records = 0
+    for path in find_files(sources):
+        layout, folder = find_format(path), path if path.is_dir() else path.parent
+        for item in read_items(path):
+            if item.is_blank:
+                continue
+            try:
+                record = read_record(layout, item.row(), folder)
+            except BadRecord as error:
+                raise ValueError(f"{path}, {item.place}: {error}") from error
+            num_records += 1
+            for message in record.messages:
+                yield from (f" {part.text.strip()}" for part in message.parts if isinstance(part, TextPart))
+                yield ASSISTANT if message.role == "user" else USER
+    yield from [f" {UNCONDITIONAL}"] * (num_records // 10)

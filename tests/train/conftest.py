@@ -23,7 +23,7 @@ from train.recipe import (
     TokenizerLossWeights,
     TokenizerRecipe,
 )
-from train.text_tokenizer import train_world_tokenizer
+from train.text_tokenizer import train_from_recipe
 
 SMALL = (
     {"image_size": 32, "stem_width": 4, "stage_widths": (8, 12), "stage_depths": (1, 1), "width": 24, "depth": 1}
@@ -45,7 +45,7 @@ def image_tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def text_tokenizer_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("text_tokenizer") / "tokenizer.model"
-    train_world_tokenizer(TextTokenizerRecipe(output=path, vocab_size=400, dialogues=400))
+    train_from_recipe(TextTokenizerRecipe(output=path, vocab_size=400, dialogues=400))
     return path
 
 

@@ -128,9 +128,14 @@ def shard_sequences(
     Raises:
         ValueError: a folder of another image tokenizer, of another version, or incomplete.
     """
-    folders = _open([source.path for source in sources], tokenizers)
+    folders = _open([path_of(source, data.root) for source in sources], tokenizers)
     mixture = Mixture(folders, [source.weight for source in sources], seed=data.seed)
     return ShardSequences(mixture, data, tokenizers, shape)
+
+
+def path_of(source: ShardSource, root: Path | None) -> str | Path:
+    """Where a prepared folder is."""
+    return source.path if root is None or "://" in source.path else root / source.path
 
 
 def _open(paths: Sequence[str | Path], tokenizers: Tokenizers) -> list[ShardFolder]:

@@ -155,15 +155,16 @@ def process_state() -> PartialState:
     return PartialState(cpu=not torch.accelerator.is_available(), timeout=MAX_WAIT)
 
 
-def find_files(sources: Sequence[Path], *, but_not_in: Path) -> list[Path]:
+def find_files(sources: Sequence[Path], *, but_not_in: Path | None = None) -> list[Path]:
     """The files of records that sources name; a folder stands for all in it, or is a folder of images, of codes, or of
     a saved data set. Files in it that are not read are logged."""
     files: list[Path] = []
     for source in sources:
-        if but_not_in.resolve() in (source.resolve(), *source.resolve().parents) and source.is_dir():
+        out = but_not_in and but_not_in.resolve()
+        if out in (source.resolve(), *source.resolve().parents) and source.is_dir():
             raise ValueError(f"--out must be outside of the sources, got {but_not_in} for {source}; name another")
         if source.is_dir():
-            files += _files_in(source, but_not_in.resolve())
+            files += _files_in(source, out)
         elif source.is_file():
             kind_of(source)  # refuses other endings
             files.append(source)
@@ -175,7 +176,7 @@ def find_files(sources: Sequence[Path], *, but_not_in: Path) -> list[Path]:
     return list(dict.fromkeys(path.resolve() for path in files))
 
 
-def _files_in(source: Path, out: Path) -> list[Path]:
+def _files_in(source: Path, out: Path | None) -> list[Path]:
     """The files of a folder that are read; of those that img2dataset writes, the tars or the images."""
     inside = [path for path in files_below(source) if out not in path.resolve().parents]
     saved = {path.parent for path in inside if path.name == SAVED_DATASET}

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.train.data.raw_data import OPTIONS, load, write_raw
+from train.data.batches import path_of
 from train.data.prepare import prepare_folder
 from train.recipe import MLLMData, MLLMRecipe, ShardSource, Validation, as_yaml, resolve
 from train.trainer import train_mllm
@@ -80,3 +81,13 @@ def test_shards_are_named_in_the_recipe(recipe: MLLMRecipe) -> None:
     assert "describe_share: 0.5" in as_yaml(resolved)
     with pytest.raises(ValueError):
         resolve(MLLMRecipe, {**values, "data": {"shards": [{"path": "a"}], "jobs": {"ask": 1.0}}})
+
+
+def test_relative_folders_are_below_the_root() -> None:
+    for path, root, expected in (
+        ("a", None, "a"),
+        ("a", "data", "data/a"),
+        ("/b/a", "data", "/b/a"),
+        ("hf://datasets/x/y/a", "data", "hf://datasets/x/y/a"),
+    ):
+        assert str(path_of(ShardSource(path=path), Path(root) if root else None)) == expected
