@@ -77,13 +77,8 @@ def read_prompts(
         None if (value := inputs.get(name)) is None else value.cpu().numpy() for name in IMAGE_INPUTS
     )
     mask_BT = infer_mask(ids_BT, config) if mask_BT is None else mask_BT
-    check_codes(ids_BT.masked_fill(mask_BT == 0, config.pad_token_id), codes_PK, config)
+    check_codes(ids_BT.masked_fill(mask_BT == 0, config.pad_token_id), codes_PK, lengths_I, config)
     lengths_I = np.zeros(0, dtype=np.int64) if lengths_I is None else lengths_I
-    if (num_positions := 0 if codes_PK is None else len(codes_PK)) != lengths_I.sum():
-        raise ValueError(
-            f"image lengths must add up to the codes, got {lengths_I.sum()} and {num_positions} positions; pass one "
-            "length per image"
-        )
     rows = [ids[mask.bool()].numpy() for ids, mask in zip(ids_BT.cpu(), mask_BT.cpu(), strict=True)]
     images = np.split(codes_PK, np.cumsum(lengths_I)[:-1]) if len(lengths_I) else []
     together = plain_sequence(np.concatenate(rows), images=images, num_codebooks=config.num_codebooks)
@@ -95,13 +90,17 @@ def read_prompts(
         begin += len(row)
 
 
-def check_codes(ids_BT: Tensor, codes_PK: Any, config: MLLMConfig) -> None:
+def check_codes(ids_BT: Tensor, codes_PK: Any, lengths_I: Any, config: MLLMConfig) -> None:
     """Refuse a batch whose images are not complete."""
     num_placeholders, num_rows = int((ids_BT == config.image_token_id).sum()), 0 if codes_PK is None else len(codes_PK)
     if num_placeholders != num_rows:
         raise ValueError(
             f"image placeholders must have one row of codes each, got {num_placeholders} placeholders and {num_rows} "
             "rows; pass all that the processor returns"
+        )
+    if (total := 0 if lengths_I is None else int(lengths_I.sum())) != num_rows:
+        raise ValueError(
+            f"image lengths must add up to the codes, got {total} and {num_rows} positions; pass one length per image"
         )
 
 
@@ -170,7 +169,7 @@ def generate_text(model: MLLMForConditionalGeneration, input_ids: Tensor, option
         raise ValueError("prefill_chunk_size must be None with images in the prompt, got a number; leave it out")
     described_ids, cache = input_ids, options.get("past_key_values")
     if cache is None or not cache.get_seq_length():
-        check_codes(input_ids, options.get("codes"), config)
+        check_codes(input_ids, options.get("codes"), options.get("image_lengths"), config)
         if config.begin_plan_id is not None and options.get("codes") is not None:
             prompts = list(read_prompts(input_ids, options["attention_mask"], options, config))
             found = describe(model, prompts, synced_gpus=options.get("synced_gpus"))

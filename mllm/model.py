@@ -236,6 +236,8 @@ class MLLMForConditionalGeneration(ThirdPartyMixin, PreTrainedModel, GenerationM
             # zero that depends on the code embedding, so that ranks without images take part in gradient exchange
             codes_1K = torch.zeros(1, self.config.num_codebooks, dtype=torch.int64, device=input_ids_BT.device)
             return hidden_BTD + self.code_embedding(codes_1K, torch.ones(1, dtype=torch.int64)).sum() * 0.0
+        if image_lengths_I is None:
+            raise ValueError("image_lengths must come with codes, got none; pass one length per image")
         indices_P = image_indices(is_image_BT, num_codes)
         columns_I = None
         if self.config.image_position_embedding and self.config.image_layout == "grid":

@@ -293,12 +293,16 @@ def test_what_cannot_be_done_is_refused_and_what_asks_for_nothing_is_not(
         {"generation_mode": "image", "guidance_scale": 1.0, "seed": [1, 2]},
         {"input_ids": None},
         {"codes": None},
+        {"image_lengths": None},
+        {"image_lengths": inputs["image_lengths"] + 1},
         {"generation_mode": "image", "guidance_scale": 1.0, "image_lengths": None},
         {"generation_mode": "image", "guidance_scale": 1.0, "image_lengths": inputs["image_lengths"] - 1},
         {"generation_mode": "image", "guidance_scale": 1.0, "size": (64, 64)},
     ):
         with pytest.raises(ValueError):
             model.generate(**{**inputs, **options})
+    with pytest.raises(ValueError, match="image_lengths"):
+        model(**{**inputs, "image_lengths": None})
 
 
 def test_a_processor_refuses_what_the_model_does_not_read(processor: MLLMProcessor, tmp_path: Path) -> None:
