@@ -76,7 +76,11 @@ def merge_folder(adapter: Path, output: Path, *, base: str | Path | None = None)
     Raises:
         FileNotFoundError: the folder holds no adapter, or its base is gone.
     """
-    base = base or read_json(adapter / "adapter_config.json")["base_model_name_or_path"]
+    path = adapter / "adapter_config.json"
+    stored = read_json(path)
+    base = base or (stored.get("base_model_name_or_path") if isinstance(stored, dict) else None)
+    if not base or not isinstance(base, str | Path):
+        raise ValueError(f"{path} must name the base model, got {base!r}; pass it as base (mllm merge --base)")
     folder = find_model_folder(base)
     model = MLLMForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
     PeftModel.from_pretrained(model, str(adapter)).merge_and_unload().save_pretrained(output)

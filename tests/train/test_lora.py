@@ -78,6 +78,9 @@ def test_what_is_trained_is_saved_alone_resumes_exactly_and_merges_into_the_same
     torch.testing.assert_close(loss_of(after), loss_of(PeftModel.from_pretrained(before, str(final))))
     with pytest.raises(FileNotFoundError):
         merge_folder(recipe.output, recipe.output / "out")
+    (final / "adapter_config.json").write_text("{}")
+    with pytest.raises(ValueError, match="must name the base model"):
+        merge_folder(final, recipe.output / "out")
 
 
 def test_what_is_trained_beside_bfloat16_weights_is_float32_and_the_model_still_draws(
