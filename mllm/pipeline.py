@@ -1,7 +1,7 @@
 """The toolkit in five calls: load a model, draw, ask, edit, chat. Images are PIL images, everything else is text.
 
-The command line, the demo and the evaluation talk to this facade only. It answers one request at a time (a lock), is
-deterministic for a given seed, and raises ValueError or FileNotFoundError with a sentence that a person understands.
+The command line, the demo and the evaluation talk to this facade only. It decodes under a lock, is deterministic for a
+given seed, and raises ValueError or FileNotFoundError with a sentence that a person understands.
 Decoding is in mllm/engine; here requests are built from dialogues, events are decoded to text and images, and a model
 that plans its images has them described: before it answers about an image, and to check one that it drew.
 """
@@ -120,6 +120,7 @@ class Pipeline:
         self.requests = RequestBuilder(model.config, model.generation_config, task_settings or {})
         self.planner = load_planner(model.config.planner)
         self._lock = Lock()
+        self._abandoned: list[Generator[Event, None, None]] = []  # to be closed by who has the lock
 
     @cached_property
     def engine(self) -> Engine:
@@ -310,10 +311,9 @@ class Pipeline:
             except (ValueError, OSError) as error:
                 failure = error  # raised when what was taken before is answered
 
-        with self._lock:
-            for event in self._stream(requests(), at_once):
-                if isinstance(event, Done):
-                    yield event.index, self.processor.to_parts(event.result)
+        for event in self._locked(self._stream(requests(), at_once)):
+            if isinstance(event, Done):
+                yield event.index, self.processor.to_parts(event.result)
         if failure is not None:
             raise failure
 
@@ -438,22 +438,45 @@ class Pipeline:
         """Decode requests, all in one stream."""
         results: dict[int, GenerationResult] = {}
         decoders = [EventDecoder(self.processor) for _ in requests]
-        with self._lock:
-            for event in self._stream(requests):
-                if isinstance(event, Done):
-                    results[event.index] = event.result
-                for decoded in decoders[event.index].decode(event) if on_event else ():
-                    on_event(decoded)
+        for event in self._locked(self._stream(requests)):
+            if isinstance(event, Done):
+                results[event.index] = event.result
+            for decoded in decoders[event.index].decode(event) if on_event else ():
+                on_event(decoded)
         return [results[index] for index in range(len(requests))]
 
     def events(self, request: GenerationRequest) -> Generator[Event, None, None]:
-        """Decode one request, yielding what happens; holds the lock until the end, or until the iterator is closed."""
+        """Decode one request, yielding what happens; closing the iterator cancels it."""
         decoder = EventDecoder(self.processor)
-        with self._lock:
-            for event in self._stream([request]):
-                yield from decoder.decode(event)
+        for event in self._locked(self._stream([request])):
+            yield from decoder.decode(event)
 
-    def _stream(self, requests: Iterable[GenerationRequest], at_once: int | None = None) -> Iterator[Event]:
+    def _locked(self, events: Generator[Event, None, None]) -> Iterator[Event]:
+        """The events, each decoded under the lock. It is free while the caller has an event, who may raise or never
+        come back. Then events may be closed by the garbage collector in the middle of another step: whoever has the
+        lock next closes them."""
+        try:
+            while True:
+                with self._lock:
+                    self._close_abandoned()
+                    if (event := next(events, None)) is None:
+                        return
+                yield event
+        finally:
+            self._abandoned.append(events)
+            if self._lock.acquire(blocking=False):
+                try:
+                    self._close_abandoned()
+                finally:
+                    self._lock.release()
+
+    def _close_abandoned(self) -> None:
+        while self._abandoned:
+            self._abandoned.pop().close()
+
+    def _stream(
+        self, requests: Iterable[GenerationRequest], at_once: int | None = None
+    ) -> Generator[Event, None, None]:
         """The events of answers whose images are checked; the caller holds the lock. `at_once`: a request is taken when
         fewer than this many are being answered."""
         num_open, source = 0, iter(requests)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -162,6 +163,24 @@ def test_a_dropped_stream_frees_the_pipeline(pipeline: Pipeline) -> None:
     next(events)
     events.close()
     assert pipeline.draw("a red circle", seed=1)
+
+
+def test_a_consumer_that_raises_leaves_the_pipeline_free(pipeline: Pipeline) -> None:
+    """The error keeps the iterator alive, and a garbage collector may close it while another request is decoded."""
+    expected = data(pipeline.draw("a red circle", seed=1))
+    dialogues, chat = [[Message("user", (TextPart("a star"),))]] * 3, [{"role": "user", "content": "hello"}]
+    streams = [pipeline.answer_each(dialogues, "image", [1, 2, 3], at_once=2), pipeline.chat(chat, seed=1)]
+    for events in streams:
+        with pytest.raises(KeyError):
+            for _ in events:
+                raise KeyError
+    assert pipeline._lock.acquire(blocking=False)
+    streams.clear()
+    del events
+    gc.collect()
+    pipeline._lock.release()
+    assert data(pipeline.draw("a red circle", seed=1)) == expected
+    assert not pipeline.engine.has_work and not pipeline._abandoned
 
 
 WRONG_SETTINGS = (
