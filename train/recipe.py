@@ -42,6 +42,8 @@ PositiveInt = Annotated[int, Number, Field(gt=0)]
 NonNegativeInt = Annotated[int, Number, Field(ge=0)]
 PositiveFloat = Annotated[float, Number, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Number, Field(ge=0)]
+Integer = Annotated[int, Number]
+Real = Annotated[float, Number]
 Share = Annotated[float, Number, Field(ge=0, le=1)]
 File = Annotated[Path, BeforeValidator(_as_path)]
 """A file or folder; its name may be a number."""
@@ -81,7 +83,7 @@ class TextTokenizerRecipe:
     """Files or folders of records, as `mllm prepare` reads them, to take the texts from. Empty: the synthetic world."""
     dialogues: PositiveInt = 20_000
     """Dialogues of the synthetic world to train on."""
-    seed: int = 0
+    seed: Integer = 0
 
 
 # ---- image tokenizer ----
@@ -141,18 +143,18 @@ class AdversarialRecipe:
     """Share of the training over which the blur of its input fades."""
     adaptive: bool = True
     """Scale the adversarial loss to the gradient of the other losses at the last layer."""
-    adaptive_range: tuple[float, float] = (0.015, 1e4)
-    consistency: float = 4.0
+    adaptive_range: tuple[Real, Real] = (0.015, 1e4)
+    consistency: Real = 4.0
     """Weight of the consistency between strongly and lightly augmented images."""
     augment_probability: Share = 1.0
     cutout: Share = 0.2
     """Side of the square that is cut out, as a share of the image's."""
     learning_rate: PositiveFloat = 2e-5
-    final_learning_rate: float = 0.1
+    final_learning_rate: Real = 0.1
     """Share of the learning rate at the end of the cosine."""
-    betas: tuple[float, float] = (0.5, 0.9)
-    epsilon: float = 1e-6
-    weight_decay: float = 0.2
+    betas: tuple[Real, Real] = (0.5, 0.9)
+    epsilon: Real = 1e-6
+    weight_decay: Real = 0.2
     max_grad_norm: PositiveFloat = 10.0
 
 
@@ -162,9 +164,9 @@ class ShardsRecipe:
 
     urls: str | None = None
     """Patterns such as data/{00000..00099}.tar or data/*.tar, or folders, parted by `::`. None: the synthetic world."""
-    crop_area: tuple[float, float] = (0.9, 1.0)
+    crop_area: tuple[Real, Real] = (0.9, 1.0)
     """Share of the image's area that the random crop keeps."""
-    crop_ratio: tuple[float, float] = (0.75, 4 / 3)
+    crop_ratio: tuple[Real, Real] = (0.75, 4 / 3)
     """Width over height of the random crop."""
     window: PositiveInt | None = None
     """Side in pixels of a random window of the crop that is trained on, smaller than `architecture.image_size`."""
@@ -223,8 +225,8 @@ class TokenizerRecipe:
     warmup_steps: NonNegativeInt = 100
     final_learning_rate: Share = 0.02
     """Share of the learning rate at the end of the cosine."""
-    betas: tuple[float, float] = (0.9, 0.95)
-    epsilon: float = 1e-8
+    betas: tuple[Real, Real] = (0.9, 0.95)
+    epsilon: Real = 1e-8
     weight_decay: NonNegativeFloat = 0.02
     max_grad_norm: PositiveFloat = 1.0
     recompute_activations: bool = False
@@ -238,7 +240,7 @@ class TokenizerRecipe:
     """Of autocast; the quantizer is always float32. "auto": what is fastest on this machine (train/hardware.py)."""
     num_workers: NonNegativeInt = 1
     """Processes that render or read images, per training process."""
-    seed: int = 0
+    seed: Integer = 0
     log_every: PositiveInt = 50
     save_every: NonNegativeInt = 500
     sheet_every: NonNegativeInt = 500
@@ -299,13 +301,13 @@ class WorldData:
     """Scenes (each with an edited scene) that images are rendered from."""
     dense_every: PositiveInt = 4
     """One episode in so many also has its depth and segmentation images encoded."""
-    jobs: dict[str, float] = field(default_factory=lambda: {"draw": 1.0})
+    jobs: dict[str, Real] = field(default_factory=lambda: {"draw": 1.0})
     """Weight of each job in the mixture."""
     prompt_dropout: Share = 0.1
     """Share of the drawing and editing samples without instruction, for classifier-free guidance."""
     plans: bool = False
     """Whether the model plans scenes before drawing them, and describes them by plans (mllm/world/plan.py)."""
-    plan_digits: Annotated[int, Field(ge=1, le=2)] = 1
+    plan_digits: Annotated[int, Number, Field(ge=1, le=2)] = 1
     """Digits of a row or column in a plan: 1 for eighths of the shorter side, 2 for eighths of these."""
     centred: bool = False
     """Objects stand in the middle of their squares in every other episode: there a plan determines the image."""
@@ -315,19 +317,19 @@ class WorldData:
     """Weight of each kind of question (mllm/world/language.py); the default is that of tests."""
     drawing_weights: dict[str, PositiveFloat] = field(default_factory=lambda: {**DRAWING_WEIGHTS})
     """Weight of each kind of description in the job "draw" (mllm/world/language.py); the default is that of tests."""
-    conversations: dict[str, float] = field(default_factory=dict)
+    conversations: dict[str, Real] = field(default_factory=dict)
     """Weight of each kind of conversation in people's own words (mllm/world/people), beside `jobs`."""
-    conversation_images: int = 2048
+    conversation_images: PositiveInt = 2048
     """Conversations whose images are encoded; all others are learned as words and plans, at a third of the length."""
-    words_only: float = 0.8
+    words_only: Share = 0.8
     """Share of these others."""
-    mixture_seed: int = 0
+    mixture_seed: Integer = 0
     """Seed of the order of jobs and wordings; `seed` also selects the episodes. A stage that reuses the codes of an
     earlier one needs another value, or it starts with the same batches."""
     min_objects: PositiveInt = 1
-    max_objects: Annotated[int, Field(le=MAX_OBJECTS)] = MAX_OBJECTS
+    max_objects: Annotated[int, Number, Field(le=MAX_OBJECTS)] = MAX_OBJECTS
     """Episodes with fewer or more objects are skipped: a first stage of few objects learns faster."""
-    seed: int = 0
+    seed: Integer = 0
 
     def __post_init__(self) -> None:
         if self.min_objects > self.max_objects:
@@ -383,9 +385,9 @@ class ClassData:
     folder and one view is drawn. Empty: the synthetic world's classes, encoded into the output folder."""
     world_images: NonNegativeInt = 0
     """Images of the world's classes, where `folders` is empty."""
-    class_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    class_dropout: Annotated[float, Number, Field(ge=0, lt=1)] = 0.0
     """Share of the samples whose class is dropped; 0.1 allows classifier-free guidance."""
-    seed: int = 0
+    seed: Integer = 0
 
     @property
     def is_given(self) -> bool:
@@ -408,7 +410,7 @@ class AdapterRecipe:
     """Linear layers of the backbone that get an adapter."""
     new_tokens: bool = True
     """Also train the embedding and output rows of the image tokens; the other rows stay frozen."""
-    bits: Annotated[int, Field(ge=4, le=8, multiple_of=4)] | None = None
+    bits: Annotated[int, Number, Field(ge=4, le=8, multiple_of=4)] | None = None
     """4 or 8: quantize the frozen backbone (QLoRA; needs bitsandbytes). None: keep its precision."""
 
 
@@ -420,7 +422,7 @@ class OptimizerRecipe:
     """Of AdamW."""
     matrix_learning_rate: PositiveFloat = 2e-2
     """Of Muon."""
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Real, Real] = (0.9, 0.95)
     weight_decay: NonNegativeFloat = 0.0
 
 
@@ -430,7 +432,7 @@ class BadSteps:
 
     allowed: NonNegativeInt = 0
     """Steps that may be skipped; one more ends the run."""
-    spike: Annotated[float, Field(gt=1)] | None = None
+    spike: Annotated[float, Number, Field(gt=1)] | None = None
     """A loss above this many times the median of the last 50 is a spike; None: no loss is."""
 
 
