@@ -14,9 +14,9 @@ from mllm.world.plan import check_grid
 from tokenizer.codes import fingerprint
 from train.data.classes import ClassSequences, WorldClasses, check_guidance
 from train.data.mixture import Mixture, ShardSequences
-from train.data.packing import BatchShape, PackedBatches, SequenceSource, Tokenizers
+from train.data.packing import BatchShape, PackedBatches, PackingBuffer, SequenceSource, Tokenizers
 from train.data.shards import CodeSource, ShardFolder
-from train.data.world import ConversationSet, EpisodeSet, WorldSequences, encode_rendered
+from train.data.world import BlankCodes, ConversationSet, EpisodeSet, WorldSequences, encode_rendered
 from train.recipe import ClassData, MLLMData, MLLMRecipe, ShardSource, WorldData
 
 HELD_OUT_EPISODES = 64
@@ -35,6 +35,7 @@ def training_batches(recipe: MLLMRecipe, tokenizers: Tokenizers, *, num_batches:
         sequences = shard_sequences(recipe.data, recipe.data.shards, tokenizers, shape)
         checkpoints = recipe.output / "packing" / packing_fingerprint(sequences)
     else:
+        check_length(recipe.data, tokenizers, recipe.length)
         episodes, folder = encode_world(recipe.data, recipe.output / "codes", tokenizers)
         talk = encode_conversations(recipe.data, recipe.output / "codes-conversations", tokenizers)
         sequences = WorldSequences(recipe.data, episodes, folder, tokenizers, shape, conversations=talk)
@@ -81,18 +82,39 @@ def class_sequences(data: ClassData, world_folder: Path, tokenizers: Tokenizers,
     folders = _open(data.folders, tokenizers)
     if not folders:
         records = WorldClasses(count=data.world_images, size=tokenizers.image.config.image_size, seed=data.seed)
+        ClassSequences(data, [BlankCodes(records, tokenizers.config, 1)], tokenizers, shape)  # refuses a short length
         folders = [encode_rendered(records, world_folder, tokenizers.image)]
     return ClassSequences(data, folders, tokenizers, shape)
+
+
+def check_length(data: WorldData, tokenizers: Tokenizers, length: int) -> None:
+    """Draw a few samples, to refuse a length that none of them fits before their images are encoded."""
+    config, episodes = tokenizers.config, world_episodes(data, tokenizers)
+    talk = world_conversations(data, tokenizers)
+    drawn = WorldSequences(
+        data,
+        episodes,
+        BlankCodes(episodes, config, grid_of=episodes.grid_of),
+        tokenizers,
+        BatchShape(1, length),
+        conversations=talk and (talk, BlankCodes(talk, config)),
+    )
+    drawn.refill(PackingBuffer(0))
 
 
 def encode_world(
     data: WorldData, folder: Path, tokenizers: Tokenizers, *, num_workers: int = 1
 ) -> tuple[EpisodeSet, ShardFolder]:
     """The world's episodes and the codes of their images."""
+    episodes = world_episodes(data, tokenizers)
+    return episodes, encode_rendered(episodes, folder, tokenizers.image, num_workers=num_workers, in_memory=True)
+
+
+def world_episodes(data: WorldData, tokenizers: Tokenizers) -> EpisodeSet:
     grids = trained_grids(tokenizers.config)
     for grid in grids if data.plans else ():
         check_grid(grid)
-    episodes = EpisodeSet(
+    return EpisodeSet(
         num_episodes=data.episodes,
         dense_every=data.dense_every,
         seed=data.seed,
@@ -100,16 +122,20 @@ def encode_world(
         patch_size=tokenizers.image.config.patch_size,
         centred_digits=data.plan_digits if data.centred else None,
     )
-    return episodes, encode_rendered(episodes, folder, tokenizers.image, num_workers=num_workers, in_memory=True)
 
 
 def encode_conversations(
     data: WorldData, folder: Path, tokenizers: Tokenizers
 ) -> tuple[ConversationSet, ShardFolder] | None:
     """Some conversations in people's words and the codes of their images, where the recipe has any."""
+    records = world_conversations(data, tokenizers)
+    return records and (records, encode_rendered(records, folder, tokenizers.image, in_memory=True))
+
+
+def world_conversations(data: WorldData, tokenizers: Tokenizers) -> ConversationSet | None:
     if not data.conversations:
         return None
-    records = ConversationSet(
+    return ConversationSet(
         weights=data.conversations,
         count=data.conversation_images,
         seed=data.seed,
@@ -117,7 +143,6 @@ def encode_conversations(
         side=tokenizers.config.grid_side,
         patch_size=tokenizers.image.config.patch_size,
     )
-    return records, encode_rendered(records, folder, tokenizers.image, in_memory=True)
 
 
 def shard_sequences(

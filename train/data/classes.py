@@ -27,6 +27,7 @@ from train.data.mixture import sample_sequence
 from train.data.packing import BatchShape, PackingBuffer, SequenceSource, Tokenizers, Waiting
 from train.data.records import Record
 from train.data.shards import ShardFolder
+from train.data.world import BlankCodes
 from train.recipe import ClassData
 
 
@@ -63,7 +64,7 @@ class ClassSequences(SequenceSource):
     """
 
     def __init__(
-        self, data: ClassData, folders: Sequence[ShardFolder], tokenizers: Tokenizers, shape: BatchShape
+        self, data: ClassData, folders: Sequence[ShardFolder | BlankCodes], tokenizers: Tokenizers, shape: BatchShape
     ) -> None:
         if len({len(folder) for folder in folders}) != 1:
             raise ValueError(

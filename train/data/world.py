@@ -117,6 +117,26 @@ def encode_rendered(
     return ShardFolder(folder, in_memory=in_memory)
 
 
+@dataclass(frozen=True, slots=True)
+class BlankCodes:
+    """Records as `encode_rendered` makes them, before anything is encoded: all codes are 0. Samples can be drawn from
+    them, to measure how long they are."""
+
+    records: RenderedRecords
+    config: MLLMConfig
+    num_images: int = 16  # of each record; more than needed do no harm in those of conversations and episodes
+    grid_of: Callable[[int], Grid] | None = None  # None: all have the default size
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> Record:
+        side = self.config.grid_side
+        rows, columns = self.grid_of(index) if self.grid_of else (side, side)
+        blank = CodesPart(np.zeros((self.config.num_codebooks, rows * columns), dtype=np.int64), (rows, columns))
+        return self.records.record(index, (blank,) * self.num_images)
+
+
 @dataclass(frozen=True, kw_only=True)
 class EpisodeSet:
     """Which episodes there are; all of them are functions of their number."""
@@ -295,11 +315,11 @@ class WorldSequences(SequenceSource):
         self,
         data: WorldData,
         episodes: EpisodeSet,
-        folder: ShardFolder,
+        folder: ShardFolder | BlankCodes,
         tokenizers: Tokenizers,
         shape: BatchShape,
         *,
-        conversations: tuple[ConversationSet, ShardFolder] | None = None,
+        conversations: tuple[ConversationSet, ShardFolder | BlankCodes] | None = None,
     ) -> None:
         unknown = sorted(set(data.jobs) - set(JOBS))
         if unknown or sum((*data.jobs.values(), *data.conversations.values())) <= 0:
