@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -18,6 +20,7 @@ from mllm.world.scene import CLASSES, HELD_OUT_PAIRS, class_scene
 from tests.train.data.raw_data import OPTIONS, content, load, prepared
 from tokenizer.images import read_image, to_bytes, to_pixels
 from tokenizer.unitok import UniTok
+from train.data.batches import class_sequences
 from train.data.classes import ClassSequences, WorldClasses
 from train.data.packing import BatchShape, PackedBatches, Tokenizers
 from train.data.prepare import prepare_folder
@@ -91,6 +94,15 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
             ClassSequences(ClassData(), folders, TOKENIZERS, BatchShape(1, 5))
     with pytest.raises(ValueError):
         ClassSequences(ClassData(), [fits], TOKENIZERS, BatchShape(rows=1, length=4))
+
+
+def test_a_length_without_room_is_refused_before_images_are_encoded(tmp_path: Path, tokenizer: UniTok) -> None:
+    config = MLLMConfig(**{**CONFIG.to_dict(), "num_classes": len(CLASSES)})
+    tokenizers = replace(TOKENIZERS, image=tokenizer, config=config)
+    for length, fits in ((4, False), (5, True)):
+        with nullcontext() if fits else pytest.raises(ValueError, match="raise it"):
+            class_sequences(ClassData(world_images=2), tmp_path / "codes", tokenizers, BatchShape(1, length))
+        assert (tmp_path / "codes").exists() == fits
 
 
 def test_a_folder_of_classes_is_prepared_in_ten_views(tmp_path: Path, tokenizer: UniTok) -> None:
