@@ -20,7 +20,7 @@ from importlib import import_module
 from itertools import islice
 from pathlib import Path
 from threading import Lock
-from typing import Any, Protocol, Unpack
+from typing import Any, Literal, Protocol, Unpack, get_args
 
 import numpy as np
 import torch
@@ -61,7 +61,18 @@ from mllm.engine.settings import Overrides, RequestBuilder, as_integer, given_se
 from mllm.model import MLLMForConditionalGeneration
 from mllm.processor import MLLMProcessor
 from mllm.sampling import SamplingConfig
-from mllm.sequence import IGNORED, ImageLayout, Size, TokenSequence, extend_sequence, grid_of, supported_sizes, take
+from mllm.sequence import (
+    IGNORED,
+    MOST_NAMED_SIZES,
+    Grid,
+    ImageLayout,
+    Size,
+    TokenSequence,
+    extend_sequence,
+    grid_of,
+    supported_sizes,
+    take,
+)
 from mllm.vocabulary import decode_text, encode_text
 from tokenizer.images import ImageProcessor, ImageSource, read_image
 
@@ -83,6 +94,9 @@ DECLINE_BUDGET = 64
 """Tokens of an answer that is only asked for to see whether it is an image, for which this leaves no room."""
 BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
 
+Side = Literal["left", "right", "top", "bottom", "all"]
+SIDES: tuple[Side, ...] = get_args(Side)
+"""Edges that an image can be extended beyond."""
 OnEvent = Callable[[Event], None]
 Decode = Callable[[list[GenerationRequest]], list[GenerationResult]]
 Questions = Callable[[str], Sequence[tuple[str, str]]]
@@ -217,23 +231,35 @@ class Pipeline:
         instruction: str,
         *,
         mask: ImageSource | None = None,
+        extend: Side | None = None,
         size: Size | None = None,
         plan: str | None = None,
         on_event: OnEvent | None = None,
         **overrides: Unpack[Overrides],
     ) -> Image.Image:
-        """The image changed following the instruction; also dense tasks, such as "Depth estimation.". `mask`: an image
-        that is white where the image may change; everywhere else its codes stay (inpainting)."""
+        """The image changed following the instruction; also dense tasks, such as "Depth estimation.".
+
+        Args:
+            mask: an image that is white where the image may change; everywhere else its codes stay (inpainting).
+            extend: draw on beyond this edge of the image, or "all", and keep its codes (outpainting).
+            size: of the result, (width, height); default: that of the image, or the smallest that extends it.
+        """
         check_text(instruction, name="instruction", hint="say what to change")
-        (shown,) = self.processor.encode_images([image])
+        if mask is not None and not (extend is size is plan is None):
+            raise ValueError("a mask must come without extend, size and plan: the image keeps its own; leave them out")
+        source, forced = read_image(image), None
+        (shown,) = self.processor.encode_images([source])
+        if mask is not None:
+            forced = self._force_outside(read_image(mask), shown)
+        elif extend is not None:
+            size = larger_size(shown.grid, extend, size, self.config)
+            forced = place_codes(shown, extend, grid_of(size, self.config))
+            self._explain_scaling(source.size, shown.grid)
         request = self._request(
             ["edit", "depth", "segment"], [shown, TextPart(instruction)], "image", overrides, size=size, plan=plan
         )
-        if mask is not None:
-            if plan is not None or size is not None:
-                raise ValueError("a mask must come without plan and size: the image keeps its own; leave them out")
-            request = replace(request, forced_codes=self._force_outside(read_image(mask), shown))
-        return self.processor.images_of(self.run([request], on_event)[0])[0]
+        result = self.run([replace(request, forced_codes=forced)], on_event)[0]
+        return self.processor.images_of(result)[0]
 
     def _request(
         self, tasks: Sequence[str], parts: Sequence[Part], mode: Mode, overrides: Mapping[str, Any], **options: Any
@@ -432,6 +458,14 @@ class Pipeline:
             )
         return ForcedCodes(codes.codes_KN, np.logical_not(is_open_RC.flatten().numpy()))
 
+    def _explain_scaling(self, size: Size, grid: Grid) -> None:
+        patch = self.config.patch_size
+        if size != (scaled := (grid[1] * patch, grid[0] * patch)):
+            logger.warning(
+                "the image of %d x %d pixels is extended as one of %d x %d: codes are of patches of %d x %d pixels",
+                *(*size, *scaled, patch, patch),
+            )
+
     # ---- decoding ----
 
     def run(self, requests: Sequence[GenerationRequest], on_event: OnEvent | None = None) -> list[GenerationResult]:
@@ -613,6 +647,49 @@ def insert(prompt: TokenSequence, descriptions: Sequence[list[int]], config: MLL
     for index, description in reversed(list(enumerate(descriptions))):
         ids_T = np.insert(ids_T, end_of_image(prompt, index, config), description) if description else ids_T
     return replace(prompt, token_ids_T=ids_T, labels_T=np.full_like(ids_T, IGNORED))
+
+
+# ---- outpainting ----
+
+
+def larger_size(grid: Grid, extend: Side, size: Size | None, config: MLLMConfig) -> Size:
+    """The size of an image that is extended beyond an edge: the one asked for, else the smallest of the model."""
+    if extend not in SIDES:
+        raise ValueError(f"extend must be one of {', '.join(SIDES)}, got {extend!r}; name an edge, or all")
+    width, height = grid[1] * config.patch_size, grid[0] * config.patch_size
+    grows_wide, grows_high = extend in ("left", "right", "all"), extend in ("top", "bottom", "all")
+    fits = [
+        (w, h)
+        for w, h in supported_sizes(config)
+        if (w, h) != (width, height)
+        and (w >= width if grows_wide else w == width)
+        and (h >= height if grows_high else h == height)
+    ]
+    if size is not None:
+        grid_of(size, config)  # refuses what the model does not have
+    if not fits or (size is not None and tuple(size) not in fits):
+        wanted = "larger than" if extend == "all" else "wider than" if grows_wide else "higher than"
+        rest = {"left": " and as high", "right": " and as high", "all": ""}.get(extend, " and as wide")
+        found = "x".join(map(str, size)) if size is not None else "no such size in this model"
+        advice = (
+            f"use {' or '.join(f'{w}x{h}' for w, h in fits[:MOST_NAMED_SIZES])}" if fits else "give a smaller image"
+        )
+        raise ValueError(f"size must be {wanted} the {width}x{height} of the image{rest}, got {found}; {advice}")
+    return min(fits, key=math.prod) if size is None else tuple(size)
+
+
+def place_codes(codes: CodesPart, extend: Side, grid: Grid) -> ForcedCodes:
+    """The codes of an image, forced where it lies in a larger one: opposite the edge that is extended, or in the
+    middle."""
+    added_rows, added_columns = grid[0] - codes.grid[0], grid[1] - codes.grid[1]
+    top = {"top": added_rows, "all": added_rows // 2}.get(extend, 0)
+    left = {"left": added_columns, "all": added_columns // 2}.get(extend, 0)
+    here = np.s_[top : top + codes.grid[0], left : left + codes.grid[1]]
+    codes_KRC = np.zeros((len(codes.codes_KN), *grid), dtype=codes.codes_KN.dtype)
+    is_forced_RC = np.zeros(grid, dtype=bool)
+    codes_KRC[:, *here] = codes.codes_KN.reshape(-1, *codes.grid)
+    is_forced_RC[here] = True
+    return ForcedCodes(codes_KRC.reshape(len(codes_KRC), -1), is_forced_RC.flatten())
 
 
 # ---- best of N, by the model's own score ----

@@ -133,6 +133,7 @@ OPTIONS = {
     "--quantization": ("nf3", ""),
     "--device-map": ("manual",),
     "--embedding-context": ("future",),
+    "--extend": ("up", "", "right left"),
     "--max-new-tokens": ("0", "-1", "x"),
     "--model": ("no/such", "a.png", ".", "notes.txt", "", "x" * 300),
     "--plan": ("bananas everywhere", "circle 99"),
@@ -143,7 +144,7 @@ OPTIONS = {
 DRAW = ("--temperature", "--top-k", "--top-p", "--guidance", "--resamples", "--size", "--model", "--device", "--dtype")
 COMMANDS: dict[tuple[str, ...], tuple[str, ...]] = {
     ("draw", "a red circle", "-o", "out/x.png"): (*DRAW, "--seed", "--best-of", "-n", "-o", "--plan", "--quantization"),
-    ("edit", "a.png", "make it blue", "-o", "out/x.png"): (*DRAW, "--seed", "-o", "--embedding-context"),
+    ("edit", "a.png", "make it blue", "-o", "out/x.png"): (*DRAW, "--seed", "-o", "--embedding-context", "--extend"),
     ("ask", "a.png", "what?"): ("--seed", "--temperature", "--top-k", "--top-p", "--max-new-tokens", "--device-map"),
     ("tokenize", "encode", "a.png", "-o", "out/x.npz"): ("--size", "--model", "--device", "-o"),
     ("tokenize", "reconstruct", "a.png", "-o", "out/x.png"): ("--size", "--device", "--json"),

@@ -155,7 +155,14 @@ def ask(options: Namespace) -> None:
     option("image", metavar="IMAGE", help="image file to change"),
     option("instruction", metavar="INSTRUCTION", help="what to change"),
     IMAGE_OUTPUT,
-    option("--size", type=image_size, metavar="WxH", help="in pixels (default: that of IMAGE)"),
+    option(
+        "--size", type=image_size, metavar="WxH", help="in pixels (default: that of IMAGE, or the next with --extend)"
+    ),
+    option(
+        "--extend",
+        choices=("left", "right", "top", "bottom", "all"),
+        help="draw on beyond this edge of IMAGE, or beyond all; IMAGE keeps its codes",
+    ),
     option("--mask", metavar="MASK", help="image file that is white where IMAGE may change; the rest keeps its codes"),
     PLAN,
     FORCE,
@@ -169,12 +176,13 @@ def edit(options: Namespace) -> int | None:
 
     source, mask = read_image(options.image), read_image(options.mask) if options.mask else None
     pipeline = load_pipeline(options)
-    if mask is None and is_declined(pipeline, options, options.instruction, source):
+    if mask is options.extend is None and is_declined(pipeline, options, options.instruction, source):
         return DECLINED
     image = pipeline.edit(
         source,
         options.instruction,
         mask=mask,
+        extend=options.extend,
         size=options.size,
         plan=options.plan,
         on_event=show,

@@ -229,6 +229,38 @@ def test_a_mask_changes_the_image_only_where_it_is_white(
         assert changed.tobytes() != free.tobytes()
 
 
+def test_an_extended_image_keeps_its_codes(
+    pipeline: Pipeline, grid_pipeline: Pipeline, picture: Image.Image, caplog: pytest.LogCaptureFixture
+) -> None:
+    """2 x 2 positions of the image among those of the larger one."""
+    (old,) = grid_pipeline.processor.encode_images([picture])
+    old_KRC, sizes = old.codes_KN.reshape(-1, 2, 2), {"left": (48, 32), "bottom": (32, 48), "all": (48, 48)}
+    begins = {"left": (0, 1), "right": (0, 0), "top": (1, 0), "bottom": (0, 0), "all": (0, 0)}
+    for extend, (top, left) in begins.items():
+        size = sizes.get(extend)  # None: the next one
+        events: list = []
+        image = grid_pipeline.edit(picture, "More.", extend=extend, size=size, seed=1, on_event=events.append)
+        assert image.size == ((32, 48) if extend in ("top", "bottom") else (48, 48) if extend == "all" else (48, 32))
+        (drawn,) = [event.codes for event in events if isinstance(event, ImageDone)]
+        new_KRC = drawn.codes_KN.reshape(-1, *drawn.grid)
+        assert np.array_equal(new_KRC[:, top : top + 2, left : left + 2], old_KRC), extend
+    assert not caplog.records
+    large = picture.resize((70, 70))
+    assert grid_pipeline.edit(large, "More.", extend="right", seed=1).size == (48, 32)
+    assert "70 x 70 pixels is extended as one of 32 x 32: codes are of patches of 16 x 16" in caplog.text
+    for pipe, options, message in (
+        (grid_pipeline, {"extend": "up"}, "one of left, right, top, bottom, all, got 'up'"),
+        (grid_pipeline, {"extend": "right", "size": (40, 32)}, "one of this model's, got 40x32"),
+        (grid_pipeline, {"extend": "right", "size": (32, 48)}, "wider than the 32x32 .* as high, got 32x48; use 48x32"),
+        (grid_pipeline, {"extend": "top", "size": (32, 32)}, "higher than the 32x32 .* as wide, got 32x32; use 32x48"),
+        (grid_pipeline, {"extend": "all", "size": (16, 48)}, "larger than the 32x32 of the image, got 16x48; use "),
+        (grid_pipeline, {"extend": "all", "mask": picture}, "without extend"),
+        (pipeline, {"extend": "left"}, "no such size in this model"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            pipe.edit(picture, "More.", **options)
+
+
 def test_upstream_s_prompts_are_for_one_kind_of_answer_each(tmp_path: Path, picture: Image.Image) -> None:
     pipeline = Pipeline.load(build_tiny_folder(tmp_path, prompt_style="unitok", context=400), device="cpu")
     drawn = list(pipeline.chat([{"role": "user", "content": "a red circle"}], seed=1))
