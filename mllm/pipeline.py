@@ -12,6 +12,7 @@ import logging
 import math
 import re
 import secrets
+from collections import defaultdict
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
@@ -468,16 +469,18 @@ class Pipeline:
 
     # ---- decoding ----
 
-    def run(self, requests: Sequence[GenerationRequest], on_event: OnEvent | None = None) -> list[GenerationResult]:
-        """Decode requests, all in one stream."""
+    def run(
+        self, requests: Iterable[GenerationRequest | None], on_event: OnEvent | None = None
+    ) -> list[GenerationResult]:
+        """Decode requests, all in one stream. One that is None: there is none for now, and the others go on."""
         results: dict[int, GenerationResult] = {}
-        decoders = [EventDecoder(self.processor) for _ in requests]
+        decoders: dict[int, EventDecoder] = defaultdict(lambda: EventDecoder(self.processor))
         for event in self._locked(self._stream(requests)):
             if isinstance(event, Done):
                 results[event.index] = event.result
             for decoded in decoders[event.index].decode(event) if on_event else ():
                 on_event(decoded)
-        return [results[index] for index in range(len(requests))]
+        return [results[index] for index in sorted(results)]
 
     def events(self, request: GenerationRequest) -> Generator[Event, None, None]:
         """Decode one request, yielding what happens; closing the iterator cancels it."""
@@ -509,21 +512,19 @@ class Pipeline:
             self._abandoned.pop().close()
 
     def _stream(
-        self, requests: Iterable[GenerationRequest], at_once: int | None = None
+        self, requests: Iterable[GenerationRequest | None], at_once: int | None = None
     ) -> Generator[Event, None, None]:
-        """The events of answers whose images are checked; the caller holds the lock. `at_once`: a request is taken when
-        fewer than this many are being answered."""
-        num_open, source = 0, iter(requests)
+        """The events of answers whose images are checked; the caller holds the lock. A request that is None: there is
+        none for now. `at_once`: a request is taken when fewer than this many are being answered."""
+        num_open = 0
 
         def next_requests() -> Iterator[GenerationRequest | None]:
             nonlocal num_open
-            while True:
+            for request in requests:
+                num_open += request is not None
+                yield request
                 while at_once is not None and num_open >= at_once:
                     yield None
-                if (request := next(source, None)) is None:
-                    return
-                num_open += 1
-                yield request
 
         options = {"check": self._follow_plans, "layout": ImageLayout.from_config(self.config)}
         for event in stream_accepted(next_requests(), stream=self.engine.stream, **options):

@@ -11,6 +11,7 @@ Letters: N images, R rows (guided: two of each image), P image positions, K code
 from __future__ import annotations
 
 import copy
+import operator
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -34,13 +36,15 @@ from mllm.benchmark.upstream_reference import (
     filter_logits,
     upstream_nearest,
 )
-from mllm.benchmark.work import WORK, Before, Remote, Run
+from mllm.benchmark.work import COLORS, PROMPTS, WORK, Before, Remote, Run, load_pipeline, read
 from mllm.checkpoint import KEPT
 from mllm.config import MLLMConfig
+from mllm.conversation import ImagePart, Message, Mode, TextPart
 from mllm.engine.loop import Engine
-from mllm.engine.request import GenerationRequest
+from mllm.engine.request import GenerationRequest, GenerationResult
 from mllm.heads import CodeDecoder, Guidance
 from mllm.model import MLLMForConditionalGeneration
+from mllm.pipeline import Decode, Pipeline, describe_images
 from mllm.quantization import Int4Linear, Int8Linear, quantize_linears
 from mllm.sampling import SamplingConfig, choose, gumbel, stack_settings
 from mllm.sequence import IGNORED, TokenSequence, pack
@@ -266,6 +270,8 @@ class Settings:
     model: str | None = None
     """Folder of the model that draws, edits and answers; None is the bundled one."""
     quantization: Sequence[str] = ()
+    requests: int = 64
+    """How many arrive over time."""
     alone: int | None = None
     """Draw images of so many positions along a side by this version only; None: those of the size, by all."""
     before: Before | None = None
@@ -392,6 +398,68 @@ def ask_cases(settings: Settings) -> Iterator[Case]:
     for size in settings.sizes:
         if size != BUNDLED:
             yield from (text_case(settings, size, batch) for batch in settings.batch)
+
+
+ONE_BY_ONE = "one by one"
+KINDS = ("draw", "ask", "edit", "chat", "describe")
+BETWEEN = 2
+"""Turns of the engine between two requests that arrive."""
+
+
+def request_cases(settings: Settings) -> Iterator[Case]:
+    """Requests of all kinds, in turns, that arrive over time, beside the same ones each after the other."""
+    number = settings.requests
+    with drawn_images(settings) as paths:
+        images = list(map(read, paths))
+        variants = {
+            THIS: partial(answer_arriving, load_pipeline(settings.model, settings.where), images, number),
+            ONE_BY_ONE: partial(answer_in_turn, load_pipeline(settings.model, settings.where), images, number),
+        }
+        num_equal = sum(map(operator.eq, variants[THIS](), variants[ONE_BY_ONE]()))
+        yield Case(
+            name=f"{number} requests ({', '.join(KINDS)}), {BETWEEN} turns apart",
+            variants=variants,
+            facts={"requests": number, "turns_between": BETWEEN, "equal_answers": num_equal},
+            checks={"answers equal": num_equal == number},
+            gate=ONE_BY_ONE,
+            warm_ups=0,  # the comparison was one
+        )
+
+
+def answer_arriving(pipeline: Pipeline, images: Sequence[Image.Image], number: int) -> list[list[Any]]:
+    def arriving() -> Iterator[GenerationRequest | None]:
+        for n in range(number):
+            yield mixed_request(pipeline, images, n, pipeline.engine.generate)  # beside what runs already
+            yield from [None] * BETWEEN
+
+    return [plain_parts(pipeline, result) for result in pipeline.run(arriving())]
+
+
+def answer_in_turn(pipeline: Pipeline, images: Sequence[Image.Image], number: int) -> list[list[Any]]:
+    requests = (mixed_request(pipeline, images, n, pipeline.run) for n in range(number))
+    return [plain_parts(pipeline, result) for request in requests for result in pipeline.run([request])]
+
+
+def mixed_request(pipeline: Pipeline, images: Sequence[Image.Image], n: int, decode: Decode) -> GenerationRequest:
+    """Request n; an image that it shows is described by `decode`."""
+    turn, kind = divmod(n, len(KINDS))
+    color = COLORS[turn % len(COLORS)]
+    words: dict[str, tuple[str, Mode, str]] = {
+        "ask": ("ask", "text", f"Is the circle {color}?"),
+        "edit": ("edit", "image", f"Make the circle {color}."),
+        "describe": ("ask", "text", "Describe the image."),
+        "draw": ("draw", "image", PROMPTS[turn % len(PROMPTS)]),
+        "chat": ("chat", "interleaved", f"Draw {PROMPTS[turn % len(PROMPTS)]}."),
+    }
+    task, mode, text = words[KINDS[kind]]
+    shown = [] if task in ("draw", "chat") else [ImagePart(images[turn % len(images)])]
+    (dialogue,) = describe_images([[Message("user", (*shown, TextPart(text)))]], pipeline.processor, decode)
+    return pipeline.build_request(dialogue, mode, task=task, overrides={"seed": n})
+
+
+def plain_parts(pipeline: Pipeline, result: GenerationResult) -> list[Any]:
+    """Texts, and images decoded to their bytes."""
+    return [part if isinstance(part, str) else part.tobytes() for part in pipeline.processor.to_parts(result)]
 
 
 @contextmanager
@@ -727,6 +795,7 @@ CASES: dict[str, Callable[[Settings], Iterator[Case]]] = {
     "draw": draw_cases,
     "edit": edit_cases,
     "ask": ask_cases,
+    "requests": request_cases,
     "head": head_cases,
     "tokenizer": tokenizer_cases,
     "product": product_cases,

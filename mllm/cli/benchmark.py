@@ -8,7 +8,17 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from mllm.cli.main import DTYPE_NAMES, Option, command, file_in_existing_folder, json_option, option, positive_count
+from mllm.cli.main import (
+    DTYPE_NAMES,
+    Option,
+    command,
+    file_in_existing_folder,
+    json_option,
+    load_pipeline,
+    option,
+    positive_count,
+)
+from mllm.cli.main import MODEL as MODEL_OPTIONS
 
 MODEL_SIZES = ("bundled", "XXS", "XS", "S", "M", "L", "head-7b", "7b", "7b-8-layers", "1b")
 GROWING = ("positions", "resolution", "codebooks", "context", "batch", "images")
@@ -63,6 +73,15 @@ SUBCOMMANDS: dict[str, tuple[str, str, list[Option]]] = {
         "--sizes S --batch 1",
         [*sized(MODEL_SIZES[1:], "S"), MODEL, SAMPLING[0], *COMMON],
     ),
+    "requests": (
+        "Time requests of all kinds that arrive over time, next to one by one.",
+        "--requests 64 --require 3",
+        [
+            MODEL,
+            option("--requests", type=positive_count, default=64, metavar="N", help="how many (default: 64)"),
+            *COMMON[1:],
+        ],
+    ),
     "head": (
         "Time the codes of one position, and the choice of a code.",
         "--sizes S",
@@ -101,6 +120,24 @@ for name in SUBCOMMANDS:
     register(name)
 
 
+@command(
+    "benchmark passes",
+    "Count the passes of the network that drawings and edits take, words and codes apart.",
+    "--count 100",
+    option("--count", type=positive_count, default=100, metavar="N", help="of each (default: 100)"),
+    *MODEL_OPTIONS,
+    json_option("counts"),
+)
+def benchmark_passes(options: Namespace) -> None:
+    from mllm.benchmark.passes import as_table, count_passes
+    from mllm.files import write_json
+
+    report = count_passes(load_pipeline(options), count=options.count)
+    print(as_table(report))
+    if options.json:
+        write_json(options.json, report)
+
+
 def benchmark(what: str, options: Namespace) -> int:
     """Measure, print a table, write files; 1 where results differ or the required speed is not reached."""
     import torch
@@ -112,7 +149,7 @@ def benchmark(what: str, options: Namespace) -> int:
     from mllm.files import write_json
     from mllm.sampling import SamplingConfig
 
-    names = ("sizes", "batch", "model", "quantization", "alone")
+    names = ("sizes", "batch", "model", "quantization", "alone", "requests")
     given = {name: value for name, value in vars(options).items() if name in names}
     device, dtype = choose_device(options.device), DTYPES[getattr(options, "dtype", "float32")]
     if "guidance" in options:
@@ -127,7 +164,8 @@ def benchmark(what: str, options: Namespace) -> int:
         cases = lambda settings: growth_cases(settings, growth)  # noqa: E731
     num_threads = torch.get_num_threads()
     torch.set_num_threads(options.threads)
-    before = Before(options.before, threads=options.threads) if options.before else None
+    commit = getattr(options, "before", None)
+    before = Before(commit, threads=options.threads) if commit else None
     try:
         settings = Settings(**given, before=before, device=device, dtype=dtype)
         report = run_benchmark(cases(settings), rounds=options.rounds, device=device, dtype=dtype)

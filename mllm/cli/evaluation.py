@@ -54,6 +54,12 @@ ANSWERS = [
     ),
     SIZE,
     json_option("scores"),
+    option(
+        "--items",
+        type=file_in_existing_folder,
+        metavar="FILE",
+        help="also write each item's verdict and digest of its answers, as JSON lines",
+    ),
     *IMAGE_SAMPLING,
     *MODEL,
 )
@@ -70,6 +76,7 @@ def evaluate_world(options: Namespace) -> None:
         sampling=cast(Overrides, {n: v for n, v in given(options, SAMPLING_OPTIONS).items() if n != "seed"}),
         size=options.size,
         best_of=options.best_of,
+        items=options.items,
     )
     show(as_table(report), report, options.json)
 

@@ -9,12 +9,14 @@ one. How many of the passed had parts that the model's own image left open is re
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from random import Random
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from PIL import Image
@@ -26,7 +28,7 @@ from mllm.engine.settings import Overrides
 from mllm.engine.state_machine import NoRoomError
 from mllm.evaluation.answerer import model_fingerprint
 from mllm.evaluation.intervals import Rate, auroc, auroc_interval
-from mllm.files import tool_versions
+from mllm.files import tool_versions, write_text
 from mllm.pipeline import Pipeline, candidate_seeds, check_count
 from mllm.sequence import Size, default_size, grid_of
 from mllm.world.checker import DenseScore, border_errors, check, checker_error, parse, same_scene, score_dense
@@ -38,6 +40,7 @@ from mllm.world.render import RenderSize, image_size, render
 from mllm.world.scene import PairGroup, Scene, SceneObject, Split, random_scene_for
 from mllm.world.sentence_reader import check_description
 from mllm.world.spec import ANY, Verdict
+from tokenizer.codes import fingerprint
 from tokenizer.images import ImageProcessor, to_images
 from tokenizer.metrics import code_counts, entropy_of, psnr, ssim, usage_of
 from tokenizer.network import cut_into_patches
@@ -103,6 +106,7 @@ def measure_world(
     sampling: Overrides | None = None,
     size: Size | None = None,
     best_of: Sequence[int] = (),
+    items: Path | None = None,
 ) -> dict:
     """Every score of a model on the world, with the settings it was measured with, as one dictionary for JSON.
 
@@ -111,6 +115,8 @@ def measure_world(
         sampling: settings (guidance, temperature, top_k, top_p, resamples) of images where not the checkpoint's.
         size: (width, height) of the images that are shown and drawn; default: the checkpoint's default size.
         best_of: numbers of candidates among which the model chooses itself, measured in addition.
+        items: file for the verdict on each item and a digest of its answers, a line each: two runs that write the same
+            file gave the same answers.
     """
     groups = choose_groups(jobs)
     drawing = [group for group in groups if group.job == "draw"]
@@ -124,7 +130,10 @@ def measure_world(
     def score(images: Sequence[Image.Image], requests: Sequence[str]) -> list[float]:
         return pipeline.score(images, requests, questions=ask_about)
 
-    scores = evaluate_world(answer, count=count, seed=seed, size=size, groups=groups)
+    lines: list[dict[str, Any]] = []
+    scores = evaluate_world(answer, count=count, seed=seed, size=size, groups=groups, lines=lines)
+    if items is not None:
+        write_text(items, "".join(f"{json.dumps(line)}\n" for line in lines))
     judged = {"best_of": best_of, "count": count, "seed": seed, "chunk": 8 * batch_size}
     self_judged = {g.name: measure_best_of(answer, score, g, **judged) for g in drawing if best_of}
     tokenizer = pipeline.processor.need_image_tokenizer()
@@ -183,12 +192,24 @@ def describe_plan_sampling(pipeline: Pipeline, sampling: Overrides) -> str:
 
 
 def evaluate_world(
-    answer: Answer, *, count: int, seed: int, size: RenderSize = 128, groups: Sequence[Group] = GROUPS
+    answer: Answer,
+    *,
+    count: int,
+    seed: int,
+    size: RenderSize = 128,
+    groups: Sequence[Group] = GROUPS,
+    lines: list[dict[str, Any]] | None = None,
 ) -> dict[str, dict]:
+    """The scores of each group; `lines` gets one for each item."""
     if count < 1:
         raise ValueError(f"count must be at least 1, got {count}")
-    run = {"count": count, "seed": seed, "size": size}
-    return {group.name: score_group(group, run_group(answer, group, **run)) for group in groups}
+    scores = {}
+    for group in groups:
+        running = run_group(answer, group, count=count, seed=seed, size=size)
+        scores[group.name] = score_group(group, running)
+        if lines is not None:
+            lines += [each.as_line(group) for each in running]
+    return scores
 
 
 def score_group(group: Group, running: Sequence[RunningDialogue]) -> dict:
@@ -281,6 +302,13 @@ class RunningDialogue:
     @property
     def passed(self) -> bool:
         return len(self.judgements) == len(self.dialogue.checks) and all(item.passed for item in self.judgements)
+
+    def as_line(self, group: Group) -> dict[str, Any]:
+        """The item in plain values; of its answers a digest."""
+        answers = [part for message in self.messages if message.role == "assistant" for part in message.parts]
+        contents = (part.text.encode() if isinstance(part, TextPart) else part.image.tobytes() for part in answers)
+        verdicts = [judgement.passed for judgement in self.judgements]
+        return {"group": group.name, "seed": self.seed, "passed": verdicts, "answers": fingerprint(contents)}
 
     def goes_on(self, turn: int) -> bool:
         return 2 * turn < len(self.dialogue.turns)

@@ -38,6 +38,7 @@ from mllm.benchmark.measure import (
 )
 from mllm.benchmark.work import WORK, Before
 from mllm.cli.main import main
+from mllm.pipeline import Pipeline
 from mllm.sampling import SamplingConfig
 
 CPU = torch.device("cpu")
@@ -52,6 +53,10 @@ RUNS: dict[str, tuple[str, dict[str, set[str]]]] = {
     "ask": (
         "--sizes XXS --batch 3 --model {folder}",
         {"ask about one image": {THIS, f"{THIS}, two questions"}, "text XXS, batch 3": TEXTS},
+    ),
+    "requests": (
+        "--requests 6 --model {folder}",
+        {"6 requests (draw, ask, edit, chat, describe), 2 turns apart": {THIS, "one by one"}},
     ),
     "head": (
         "--sizes XXS --batch 3 --guidance 1",
@@ -91,6 +96,19 @@ def test_every_benchmark_compares_prints_and_writes(
             assert case["name"] in printed and all(case["checks"].values()) and case["ratios"][THIS] == 1
             assert case["checks"] or not case["name"].startswith(("text", "draw X", "head"))
             assert case["roofline_seconds"] is None or 0 < case["share_of_roofline"]
+
+
+def test_passes_of_drawings_and_edits_are_counted(
+    random_model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "passes.json"
+    assert main(["benchmark", "passes", "--count", "2", "--model", str(random_model_folder), "--json", str(path)]) == 0
+    found = json.loads(path.read_text())
+    positions = Pipeline.load(random_model_folder, device="cpu").config.positions_per_image
+    for picture in ("drawing", "edit"):
+        counts = found[picture]["codes"]["counts"]
+        assert len(counts) == 2 and all(0 < count <= positions for count in counts)
+    assert "edit        codes" in capsys.readouterr().out
 
 
 def test_half_precision_is_timed_after_equality_in_float32_and_a_missed_speed_is_an_exit_code(

@@ -1,0 +1,65 @@
+"""How many passes of the network a picture takes: `mllm benchmark passes`.
+
+Without speculation there are as many passes as places are sampled: every word of a plan, every position of an image.
+Each drawing has another prompt and seed, and each edit changes the drawing before it. Counts do not depend on the
+machine but for rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from PIL import Image
+
+from mllm.benchmark.work import COLORS, PROMPTS
+from mllm.pipeline import Event, ImageProgress, Pipeline
+
+
+class Passes(NamedTuple):
+    """Of one picture."""
+
+    words: int  # its plan and, where an image is edited, the description of that
+    codes: int
+
+
+def count_passes(pipeline: Pipeline, *, count: int) -> dict[str, dict[str, Any]]:
+    """Passes of `count` drawings and of as many edits."""
+    drawings, edits = [], []
+    for seed in range(count):
+        settings = {"seed": seed, "resamples": 0}
+        prompt, color = PROMPTS[seed % len(PROMPTS)], COLORS[seed // len(PROMPTS) % len(COLORS)]
+        image, passes = counted(pipeline, lambda show: pipeline.draw(prompt, on_event=show, **settings)[0])  # noqa: B023
+        drawings.append(passes)
+        words = f"Make the circle {color}."
+        _, passes = counted(pipeline, lambda show: pipeline.edit(image, words, on_event=show, **settings))  # noqa: B023
+        edits.append(passes)
+    return {"drawing": summary(drawings), "edit": summary(edits)}
+
+
+def counted(pipeline: Pipeline, make: Callable[[Callable[[Event], None]], Image.Image]) -> tuple[Image.Image, Passes]:
+    turns_of_codes: set[int] = set()
+    engine, first = pipeline.engine, pipeline.engine.turn
+
+    def note(event: Event) -> None:
+        if isinstance(event, ImageProgress):
+            turns_of_codes.add(engine.turn)
+
+    image = make(note)
+    codes = len(turns_of_codes)
+    return image, Passes(engine.turn - first - codes, codes)
+
+
+def summary(passes: list[Passes]) -> dict[str, Any]:
+    return {
+        name: {"mean": sum(values) / len(values), "most": max(values), "counts": values}
+        for name, values in zip(Passes._fields, zip(*passes, strict=True), strict=True)
+    }
+
+
+def as_table(report: dict[str, dict[str, Any]]) -> str:
+    lines = [f"{'':<12}{'':<8}{'mean':>8}{'most':>6}"]
+    for picture, parts in report.items():
+        for name, found in parts.items():
+            lines.append(f"{picture:<12}{name:<8}{found['mean']:>8.2f}{found['most']:>6}")
+    return "\n".join(lines)
