@@ -120,7 +120,7 @@ def say_change(speaker: Speaker, kind: str, target: str, value: Filter, *, plura
         return order_change(speaker, "larger" if value.size == "large" else "smaller", **slots)
     if kind == "reshape":
         noun = speaker.noun(value, plural=plural, short=True)
-        slots["v"] = noun if plural else speaker.say("a new one", n=noun)
+        slots["v"] = noun if plural else speaker.say("one of these", n=noun)
     elif kind == "recolor":
         slots["v"] = speaker.say(value.color)
     return order_change(speaker, kind, **slots)
@@ -189,7 +189,7 @@ def change_attributes(speaker: Speaker, scene: Scene) -> Changed:
         slots = {
             "t": target,
             "bare": target.removeprefix("the "),
-            "v": speaker.say("a new one", n=speaker.noun(Filter(**new))),
+            "v": speaker.say("one of these", n=speaker.noun(Filter(**new))),
         }
         return Changed(order_change(speaker, "reshape", **slots), after)
     values = [speaker.say(new[name]) for name in names]

@@ -222,9 +222,9 @@ def settle(speaker: Speaker, split: Split) -> tuple[PeopleTurn, PeopleTurn]:
 
 
 def draw(speaker: Speaker, split: Split, *, is_again: bool = False) -> PeopleTurn:
-    text, scene, expect = draw_turn(speaker, split)
-    if is_again:
-        opening = speaker.rng.random()
+    opening = speaker.rng.random() if is_again else 1.0
+    text, scene, expect = draw_turn(speaker, split, frame="draw anew" if opening < 0.2 else "draw")
+    if is_again and opening >= 0.2:
         if opening < 0.33 or text.startswith(("put", "place", "stick", "there", "and")):
             text = speaker.say("a new picture") + text
         elif opening < 0.64:
@@ -411,6 +411,11 @@ def outside_words(speaker: Speaker, form: str, scene: Scene | None) -> str:
             text = one + " " + speaker.say("bgphrase", b=value)
         case "chat":
             return speaker.say("chat outside")
+        case "move" if scene is not None and len(scene.objects) > 1 and speaker.maybe(0.3):
+            moved, anchor = rng.sample(scene.objects, 2)
+            names = {"t": speaker.refer(scene, moved), "b": speaker.refer(scene, anchor)}
+            need(all(names.values()))
+            return speaker.say("move there", r=speaker.say(rng.choice(RELATIONS)), **names)
         case "move" | "styling" | "rotate" | "text":
             said = speaker.say(form, **slots, a=target)
             is_whole = speaker.maybe(0.5) if form == "text" else "tilted" in said

@@ -56,8 +56,12 @@ class Drawn(NamedTuple):
     is_sentence: bool = False  # not a noun phrase
 
 
-def draw_turn(speaker: Speaker, split: Split) -> tuple[str, Scene, dict[str, Any]]:
-    """A request in words, a scene that fits it, and what it asks for."""
+def draw_turn(speaker: Speaker, split: Split, *, frame: str = "draw") -> tuple[str, Scene, dict[str, Any]]:
+    """A request in words, a scene that fits it, and what it asks for.
+
+    Args:
+        frame: the rule that makes a request of a noun phrase.
+    """
     while True:
         text, scene, expect, is_sentence = speaker.attempt(EXCESSIVE if speaker.exceeds else FORMS, split)
         if speaker.exceeds or split_of(scene) == split:
@@ -71,7 +75,7 @@ def draw_turn(speaker: Speaker, split: Split) -> tuple[str, Scene, dict[str, Any
         text += " " + speaker.say("bgphrase", b=background)
     elif is_first:
         text = speaker.say("background first", b=background, x=text)
-    text = tidy(speaker.say("sentence", s=text) if is_sentence else speaker.say("draw", x=text))
+    text = tidy(speaker.say("sentence", s=text) if is_sentence else speaker.say(frame, x=text))
     if said < 0.42 and not is_phrase and not is_first:
         mark = speaker.rng.choice((". ", ". ", ", ", "; ", "\n"))
         text = text.rstrip(".") + mark + speaker.say("bgsentence", b=background)
@@ -332,7 +336,8 @@ def group(speaker: Speaker, split: Split) -> Drawn:
             f"{speaker.number(count) if count > 1 else rng.choice(('a', 'one', '1'))} {speaker.say(value)}"
             for value, count in counts.items()
         )
-        return Drawn(f"{text} {speaker.noun(Filter(shape), plural=True, short=True)}", scene, expect)
+        is_plural = list(counts.values())[-1] > 1 or speaker.maybe(0.3)
+        return Drawn(f"{text} {speaker.noun(Filter(shape), plural=is_plural, short=True)}", scene, expect)
     if len(counts) == 2 and varied == "color" and speaker.maybe(0.25):
         (value, count), only = next(iter(counts.items())), rng.choice(("only ", "just ", ""))
         expect = drawn(scene, [Filter(shape, value), Filter(shape, not_color=value)])
@@ -506,10 +511,13 @@ def several(speaker: Speaker, split: Split) -> Drawn:
         need(not other.matches(base) and not base.matches(other) and (base.shape and base.color))
         kinds, filters = kinds + [kind] * others, filters + [other] * others
         parts.insert(rng.randrange(2), speaker.some(other, others, short=True))
-    scene = scene_of(kinds, rng)
-    text = listed(parts, rng)
-    if len(parts) == 1 and speaker.maybe(0.12):
+    text, layout = listed(parts, rng), None
+    if len(parts) == 1 and number > 1 and speaker.maybe(0.15):
+        layout = rng.choice(("row", "column"))
+        text = speaker.say(f"alike in a {layout}", x=text)
+    elif len(parts) == 1 and speaker.maybe(0.12):
         text = speaker.say("and no more", x=text)
+    scene = scene_of(kinds, rng, layout=layout)
     return Drawn(text, scene, drawn(scene, filters))
 
 
