@@ -9,19 +9,16 @@ Letters: K codebooks, N positions of an image, H W pixels.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import combinations, islice, repeat
+from itertools import islice, repeat
 from pathlib import Path
 from random import Random
 from typing import Any, Protocol
 
 import numpy as np
 from accelerate import PartialState
-from PIL import Image, ImageFilter
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -34,10 +31,11 @@ from mllm.world.language import pick
 from mllm.world.people.conversation import PeopleTurn, make_people
 from mllm.world.plan import SQUARE, centre, plan_of
 from mllm.world.render import IMAGE_KINDS, render
-from mllm.world.scene import MIN_GAP, RADIUS, Scene, split_of
+from mllm.world.scene import Scene, split_of
 from tokenizer.images import to_bytes
 from tokenizer.unitok import UniTok, encode_images
 from train.data.packing import BatchShape, PackingBuffer, SequenceSource, Tokenizers, Waiting
+from train.data.painters import paint_as_others
 from train.data.records import Record
 from train.data.shards import CodeSource, LeftOut, ShardFolder, ShardTask, check_settings, make_shards
 from train.recipe import WorldData
@@ -210,7 +208,7 @@ def centre_episode(episode: Episode, *, digits: int, grid: Grid = SQUARE) -> Epi
 @dataclass(frozen=True, kw_only=True)
 class ConversationSet:
     """Conversations in people's own words whose images are encoded: all of them are functions of their number. Objects
-    stand exactly where plans say; images that users show look a little like those of other painters (`vary`)."""
+    stand exactly where plans say; images that users show look as others paint them (train/data/painters.py)."""
 
     weights: dict[str, float]
     count: int
@@ -243,9 +241,8 @@ class ConversationSet:
         for turn in self.turns(index):
             for scene, is_shown in ((turn.shown, True), (turn.answer, False)):
                 if isinstance(scene, Scene):
-                    scale = rng.uniform(0.8, min(largest_scale(scene), 1.35)) if is_shown else 1.0
-                    image = render(scene, self.side * self.patch_size, scale=scale)
-                    made.append(to_bytes(vary(image, rng) if is_shown else image))
+                    side = self.side * self.patch_size
+                    made.append(to_bytes(paint_as_others(scene, side, rng) if is_shown else render(scene, side)))
         return made
 
     def record(self, index: int, images: tuple[CodesPart, ...]) -> Record:
@@ -254,36 +251,6 @@ class ConversationSet:
 
 def random_conversation(weights: dict[str, float], rng: Random, *, max_turns: int) -> list[PeopleTurn]:
     return make_people(pick(weights, rng), rng, max_turns=max_turns)
-
-
-def largest_scale(scene: Scene) -> float:
-    """Of objects that leave a little room between each other and to the border."""
-    items, room = scene.objects, MIN_GAP / 2
-    inner = [(min(item.x, 1 - item.x, item.y, 1 - item.y) - room) / RADIUS[item.size] for item in items]
-    between = [
-        (math.hypot(a.x - b.x, a.y - b.y) - room) / (RADIUS[a.size] + RADIUS[b.size]) for a, b in combinations(items, 2)
-    ]
-    return min(*inner, *between, 2.0)
-
-
-def vary(image: Image.Image, rng: Random) -> Image.Image:
-    """The image as others might have made it: softer, noisier, compressed, in slightly other colors; half of them."""
-    if rng.random() < 0.5:
-        return image
-    if rng.random() < 0.4:
-        image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 1.5)))
-    pixels_HW3 = np.asarray(image, dtype=np.float32)
-    noise = np.random.default_rng(rng.randrange(2**32))
-    if rng.random() < 0.6:
-        pixels_HW3 = pixels_HW3 * noise.uniform(0.9, 1.06, 3) + noise.uniform(-10, 10, 3)
-    if rng.random() < 0.5:
-        pixels_HW3 = pixels_HW3 + noise.normal(0, rng.uniform(1, 8), pixels_HW3.shape)
-    image = Image.fromarray(pixels_HW3.clip(0, 255).round().astype(np.uint8))
-    if rng.random() < 0.4:
-        file = io.BytesIO()
-        image.save(file, "JPEG", quality=rng.randint(40, 95))
-        image = Image.open(file).convert("RGB")
-    return image
 
 
 def without_images(sequence: TokenSequence, config: MLLMConfig) -> TokenSequence:

@@ -18,12 +18,12 @@ from mllm.vocabulary import extend_tokenizer, load_text_tokenizer
 from mllm.world.dialogue import JOBS, ImageRef, make_dialogue, make_episode
 from mllm.world.edits import apply_edit
 from mllm.world.plan import centre, plan_of
-from mllm.world.render import render
-from mllm.world.scene import split_of
+from mllm.world.scene import RADIUS, split_of
 from tests.mllm.tiny_folder import build_tiny_folder
 from tokenizer.images import to_bytes, to_pixels
 from tokenizer.unitok import UniTok
 from train.data.packing import BatchShape, PackedBatches, PackingBuffer, Tokenizers
+from train.data.painters import Painter
 from train.data.shards import ShardFolder
 from train.data.world import (
     ConversationSet,
@@ -31,7 +31,6 @@ from train.data.world import (
     WorldSequences,
     centre_episode,
     encode_rendered,
-    largest_scale,
     to_messages,
     without_images,
 )
@@ -291,7 +290,10 @@ def test_images_that_are_shown_look_like_those_of_other_painters(tokenizers: Tok
         (scene,), (image, *_) = [turn.shown for turn in records.turns(index)][:1], records.images(index)
         plain = to_bytes(ImageRef(scene).render(128))
         differences.append((image.float() - plain.float()).abs().mean().item())
-        drawn_HW3 = np.asarray(render(scene, 256, scale=min(largest_scale(scene), 1.35)))
+        painter = Painter.of(scene, Random(index))
+        drawn_HW3 = np.asarray(painter.paint(scene, 256))
         _, number = ndimage.label((drawn_HW3 != drawn_HW3[0, 0]).any(axis=-1))
         assert number == len(scene.objects), "objects stay apart and inside, however large they are drawn"
+        radius = RADIUS["large"] * painter.scales["large"]
+        assert radius > RADIUS["small"] * painter.scales["small"] * 1.15, "and large ones larger than small ones"
     assert max(differences) > 4 and len(set(differences)) == 20
