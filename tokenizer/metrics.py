@@ -63,15 +63,25 @@ def ssim(first_B3HW: Tensor, second_B3HW: Tensor) -> Tensor:
     variance_1 = blur(first * first) - mean_1.square()
     variance_2 = blur(second * second) - mean_2.square()
     covariance = blur(first * second) - mean_1 * mean_2
+    return ssim_of_moments(mean_1, mean_2, variance_1, variance_2, covariance)
+
+
+def ssim_of_moments(mean_1: Tensor, mean_2: Tensor, variance_1: Tensor, variance_2: Tensor, both: Tensor) -> Tensor:
+    """SSIM from the means, variances and covariance (`both`) in windows, each (B, 3, H, W) or one for all images."""
     c1, c2 = (0.01 * PIXEL_RANGE) ** 2, (0.03 * PIXEL_RANGE) ** 2
     luminance = (2 * mean_1 * mean_2 + c1) / (mean_1.square() + mean_2.square() + c1)
-    structure = (2 * covariance + c2) / (variance_1 + variance_2 + c2)
+    structure = (2 * both + c2) / (variance_1 + variance_2 + c2)
     return (luminance * structure).mean(dim=(1, 2, 3))
 
 
+def ssim_taps(device: torch.device | str | None = None) -> Tensor:
+    """Weights along a side of the window."""
+    offset = torch.arange(SSIM_WINDOW, device=device, dtype=torch.float32) - (SSIM_WINDOW - 1) / 2
+    return torch.softmax(-offset.square() / (2 * SSIM_SIGMA**2), dim=0)
+
+
 def blur(pixels_B3HW: Tensor) -> Tensor:
-    offset = torch.arange(SSIM_WINDOW, device=pixels_B3HW.device, dtype=torch.float32) - (SSIM_WINDOW - 1) / 2
-    taps = torch.softmax(-offset.square() / (2 * SSIM_SIGMA**2), dim=0)
+    taps = ssim_taps(pixels_B3HW.device)
     channels = pixels_B3HW.shape[1]
     down = taps.view(1, 1, -1, 1).expand(channels, 1, -1, 1)
     across = taps.view(1, 1, 1, -1).expand(channels, 1, 1, -1)

@@ -19,6 +19,7 @@ from mllm.cli.main import (
     command,
     file_in_existing_folder,
     given,
+    image_file,
     json_option,
     load_pipeline,
     option,
@@ -77,6 +78,43 @@ def evaluate_world(options: Namespace) -> None:
         size=options.size,
         best_of=options.best_of,
         items=options.items,
+    )
+    show(as_table(report), report, options.json)
+
+
+@command(
+    "evaluate emoji",
+    "Evaluate a model on emoji: drawing, naming and changing, of images seen in training and held out.",
+    "--model emoji --data runs/emoji/data --count 200 --json scores.json --sheet sheet.png",
+    option("--data", type=Path, required=True, metavar="DIR", help="folder that python -m scripts.emoji.build wrote"),
+    option("--count", type=positive_count, default=200, metavar="N", help="items of each kind (default: 200)"),
+    option("--seed", type=int, default=0, help="of the items and of sampling (default: 0)"),
+    option("--jobs", nargs="+", metavar="JOB", help="such as draw name restyle (default: all)"),
+    option("--batch-size", type=positive_count, default=32, help="items answered at once (default: 32)"),
+    option("--sheet", type=image_file, metavar="FILE", help="image file for the first 100 drawings by name"),
+    json_option("scores"),
+    *IMAGE_SAMPLING,
+    *MODEL,
+)
+def evaluate_emoji(options: Namespace) -> None:
+    from mllm.engine.settings import Overrides
+    from mllm.evaluation.emoji import as_table, choose_groups, measure_emoji, read_cells
+    from mllm.evaluation.retrieval import EfficientNetLite0
+
+    groups, cells = choose_groups(options.jobs), read_cells(options.data)  # before the model is loaded
+    if options.sheet is not None and not any(group.job == "draw" for group in groups):
+        raise ValueError(f"--jobs must include draw with --sheet, got {', '.join(options.jobs)}; leave --sheet out")
+    report = measure_emoji(
+        load_pipeline(options),
+        options.data,
+        cells=cells,
+        groups=groups,
+        scorer=EfficientNetLite0.installed(),
+        count=options.count,
+        seed=options.seed,
+        batch_size=options.batch_size,
+        sampling=cast(Overrides, {n: v for n, v in given(options, SAMPLING_OPTIONS).items() if n != "seed"}),
+        sheet=options.sheet,
     )
     show(as_table(report), report, options.json)
 

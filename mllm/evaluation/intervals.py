@@ -95,6 +95,18 @@ class Rate(NamedTuple):
         return f"{percent(self.share):>5} %  ({100 * low:.1f} to {100 * high:.1f}, n = {self.total})"
 
 
+def as_values(rate: Rate) -> dict[str, float | int | None]:
+    """A rate as plain values, for JSON."""
+    low, high = rate.interval
+    share = None if math.isnan(rate.share) else rate.share
+    return {"rate": share, "low": low, "high": high, "passed": rate.passed, "total": rate.total}
+
+
+def as_rate(values: dict) -> Rate:
+    """The rate that `as_values` wrote."""
+    return Rate(values["passed"], values["total"])
+
+
 def percent(share: float) -> str:
     """A share of 0 to 1 in percent, with enough digits that 1,999 of 2,000 do not read as 100."""
     digits = 1

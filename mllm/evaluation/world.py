@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -27,7 +26,7 @@ from mllm.conversation import ImagePart, Message, Mode, TextPart
 from mllm.engine.settings import Overrides
 from mllm.engine.state_machine import NoRoomError
 from mllm.evaluation.answerer import model_fingerprint
-from mllm.evaluation.intervals import Rate, auroc, auroc_interval
+from mllm.evaluation.intervals import Rate, as_rate, as_values, auroc, auroc_interval
 from mllm.files import tool_versions, write_text
 from mllm.pipeline import Pipeline, candidate_seeds, check_count
 from mllm.sequence import Size, default_size, grid_of
@@ -234,12 +233,6 @@ def score_group(group: Group, running: Sequence[RunningDialogue]) -> dict:
     if borders and group.job == "draw":
         scores["border_error"] = sum(borders) / len(borders)
     return scores
-
-
-def as_values(rate: Rate) -> dict:
-    low, high = rate.interval
-    share = None if math.isnan(rate.share) else rate.share
-    return {"rate": share, "low": low, "high": high, "passed": rate.passed, "total": rate.total}
 
 
 # ---- running dialogues ----
@@ -539,10 +532,6 @@ def best_of_lines(name: str, values: dict) -> list[str]:
         interval = f"{values['auroc_low']:.3f} to {values['auroc_high']:.3f}"
         area = f"{values['auroc']:.3f} ({interval}, n = {values['candidates']})"
     return [*lines, f"  {'AUROC of its score':<26} {area}"]
-
-
-def as_rate(values: dict) -> Rate:
-    return Rate(values["passed"], values["total"])
 
 
 # ---- the image tokenizer: images to codes and back, then parsed by the checker ----

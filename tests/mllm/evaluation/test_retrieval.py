@@ -4,7 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from scripts.emoji.retrieval import EfficientNetLite0, Gallery, features_of, pad_same, ranks
+from mllm.evaluation.retrieval import EfficientNetLite0, Gallery, features_of, pad_same, ranks, shrink
+from tokenizer.metrics import ssim
 
 
 def images(count: int, side: int, *, seed: int) -> torch.Tensor:
@@ -22,7 +23,7 @@ def test_a_slightly_changed_image_finds_itself() -> None:
     torch.manual_seed(0)
     model = EfficientNetLite0().eval()
     gallery_G3HW = images(7, 64, seed=0)
-    gallery = Gallery.build(model, gallery_G3HW)
+    gallery = Gallery(model, gallery_G3HW)
     drawn_B3HW = (gallery_G3HW[[4, 2]] + 0.02 * images(2, 64, seed=1)).clamp(-1, 1)
     right_B, wrong_B = torch.tensor([4, 2]), torch.tensor([2, 4])
     features_BF = features_of(model, drawn_B3HW)
@@ -30,6 +31,14 @@ def test_a_slightly_changed_image_finds_itself() -> None:
     assert gallery.ranks_by_features(features_BF, right_B).tolist() == [0, 0]
     assert gallery.ranks_by_ssim(drawn_B3HW, wrong_B).min() > 0
     assert gallery.ranks_by_features(features_BF, wrong_B).min() > 0
+
+
+def test_similarity_is_ssim() -> None:
+    gallery_G3HW, (drawing_3HW,) = images(5, 64, seed=2), images(1, 64, seed=3)
+    torch.manual_seed(0)
+    gallery, small_13HW = Gallery(EfficientNetLite0().eval(), gallery_G3HW), shrink(drawing_3HW[None])
+    expected_G = ssim(small_13HW.expand(5, -1, -1, -1), shrink(gallery_G3HW))
+    torch.testing.assert_close(gallery.ssim(small_13HW[0]), expected_G, rtol=1e-4, atol=1e-5)
 
 
 def test_padding_is_that_of_tensorflow() -> None:

@@ -1,0 +1,411 @@
+"""Score a model on emoji: what it draws, names and changes, of images that it was trained on and of held-out ones.
+
+In: a pipeline and the folder that `python -m scripts.emoji.build` wrote (cells.jsonl and images/). Out: rates by group
+with 95 % intervals. A drawing is right at 1 if no other image of its style is nearer to it than the right one, at 5 if
+at most four are (mllm/evaluation/retrieval.py); the right image itself after a round trip through the image tokenizer
+is the ceiling. A name is right if it is the label or a keyword, with the skin tone. Nothing here knows how records are
+made: the sentences below are some of those that the model was trained on.
+
+Letters: B images, H W pixels.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from pathlib import Path
+from random import Random
+from typing import Any, NamedTuple
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from tqdm import tqdm
+
+from mllm.conversation import ImagePart, Message, TextPart
+from mllm.engine.settings import Overrides
+from mllm.evaluation.answerer import model_fingerprint
+from mllm.evaluation.intervals import Rate, as_rate, as_values
+from mllm.evaluation.retrieval import EfficientNetLite0, Gallery, features_of
+from mllm.files import fingerprint_of, read_lines, tool_versions
+from mllm.pipeline import Pipeline
+from tokenizer.images import GAP, ImageProcessor, read_image, to_images
+from tokenizer.metrics import psnr
+from tokenizer.unitok import UniTok
+
+PROTOCOL = "emoji-1"
+"""Name of the protocol; it changes when numbers are no longer comparable."""
+CELLS_FILE, IMAGE_FOLDER = "cells.jsonl", "images"
+DRAW, NAME = "Draw {name}, {style} style.", "What is this?"
+RESTYLE, TONE, GENDER = "Draw it in {style} style.", "Make the skin {tone}.", "Make it a {gender}."
+DONT_KNOW = "don't know"
+"""In every answer that says so."""
+ROUND_TRIP = "round trip"
+RANKS = (1, 5)
+BATCH = 64
+SHEET_DRAWINGS, SHEET_COLUMNS, CAPTION_HEIGHT, CAPTION_LENGTH = 100, 10, 26, 24
+
+
+class Cell(NamedTuple):
+    """An image: a thing in a style."""
+
+    path: str
+    style: str
+    name: str  # with the skin tone
+    label: str
+    tone: str | None
+    gender: str | None
+    thing: str  # the same for all genders and directions
+    group: str
+    keywords: frozenset[str]
+    split: str
+
+    @property
+    def group_name(self) -> str:
+        return self.group.replace("-", " and ")
+
+    def is_named(self, answer: str) -> bool:
+        """Whether an answer is the label or a keyword, with the skin tone."""
+        tone = f" with {self.tone} skin tone" if self.tone else ""
+        plain = self.name.removesuffix(tone)
+        return answer in {f"{name}{tone}".casefold() for name in (plain, self.label, *self.keywords)}
+
+
+class Item(NamedTuple):
+    """A question, and the image whose drawing or name is right."""
+
+    question: str
+    right: Cell
+    shown: Cell | None = None
+
+
+class Drawing(NamedTuple):
+    """What was drawn for an item of a group; no image where the model declined."""
+
+    group: str
+    right: Cell
+    image: Image.Image | None
+
+
+class Group(NamedTuple):
+    """Items that share one row of the table."""
+
+    job: str
+    of: str
+    split: str
+    draws: bool = True
+
+    @property
+    def name(self) -> str:
+        return f"{self.job}, {self.of}"
+
+
+GROUPS = (
+    Group("draw", "seen", "train"),
+    Group("draw", "held-out cells", "held_out_cell"),
+    Group("name", "seen", "train", draws=False),
+    Group("name", "held-out cells", "held_out_cell", draws=False),
+    Group("restyle", "held-out cells", "held_out_cell"),
+    Group("tone", "held-out variants", "held_out_variant"),
+    Group("gender", "held-out variants", "held_out_variant"),
+    Group("unknown", "asked for", "held_out_thing"),
+    Group("unknown", "shown", "held_out_thing", draws=False),
+)
+JOBS = tuple(dict.fromkeys(group.job for group in GROUPS))
+
+
+def choose_groups(jobs: Sequence[str] | None) -> list[Group]:
+    if jobs is not None and (not jobs or not set(jobs) <= set(JOBS)):
+        raise ValueError(f"jobs must be among {', '.join(JOBS)}, got {', '.join(jobs) or 'none'}")
+    return [group for group in GROUPS if jobs is None or group.job in jobs]
+
+
+def read_cells(folder: Path) -> list[Cell]:
+    """All images of a folder of scripts/emoji/build.py."""
+    path = folder / CELLS_FILE
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"the data must be a folder of `python -m scripts.emoji.build`, got {folder} without {CELLS_FILE}; "
+            "correct the path"
+        )
+    cells = []
+    for where, line in read_lines(path):
+        try:
+            values = {name: line[name] for name in Cell._fields}
+        except KeyError as error:
+            raise ValueError(f"{where} must have the key {error}, got none; build the data again") from None
+        cells.append(Cell(**{**values, "keywords": frozenset(values["keywords"])}))
+    return cells
+
+
+def measure_emoji(
+    pipeline: Pipeline,
+    folder: Path,
+    *,
+    cells: Sequence[Cell],
+    groups: Sequence[Group],
+    scorer: EfficientNetLite0,
+    count: int,
+    seed: int = 0,
+    batch_size: int = 32,
+    sampling: Overrides | None = None,
+    sheet: Path | None = None,
+) -> dict:
+    """Every score of a model on emoji, with the settings it was measured with, as one dictionary for JSON.
+
+    Args:
+        folder: of the data; `cells` are its images.
+        scorer: whose features say which images are similar.
+        count: items of each group, and images of the round trip.
+        sampling: settings of images where not the checkpoint's.
+        sheet: file for the first drawings by name, chosen by nobody.
+    """
+    config, tokenizer = pipeline.config, pipeline.processor.need_image_tokenizer()
+    images = folder / IMAGE_FOLDER
+    scores: dict[str, dict] = {}
+    sampled = Random(f"{ROUND_TRIP}/{seed}").sample(cells, min(count, len(cells)))
+    drawings, decibels = round_trip(sampled, images, tokenizer)
+    for group in groups:
+        items = make_items(group, cells, count, seed=seed)
+        answers = answer_items(pipeline, items, group, images, seed=seed, batch_size=batch_size, sampling=sampling)
+        if group.draws:
+            drawn = (next((part for part in parts if isinstance(part, Image.Image)), None) for parts in answers)
+            drawings += [Drawing(group.name, item.right, image) for item, image in zip(items, drawn, strict=True)]
+        else:
+            texts = [" ".join(map(str, parts)) for parts in answers]
+            scores[group.name] = score_texts(group, items, texts)
+    scores |= score_drawings(drawings, cells, images, scorer=scorer, size=config.image_size)
+    ceiling = {"psnr": decibels, **scores.pop(ROUND_TRIP)}
+    if sheet is not None:
+        draw_sheet(drawings, sheet, size=config.image_size)
+    return {
+        "protocol": PROTOCOL,
+        "model": model_fingerprint(pipeline.model),
+        "image_tokenizer": tokenizer.fingerprint(),
+        "data": fingerprint_of(folder / CELLS_FILE),
+        "seed": seed,
+        "count": count,
+        "settings": {
+            "guidance": config.image_guidance,
+            "temperature": config.image_temperature,
+            "top_k": config.image_top_k,
+            "top_p": config.image_top_p,
+            **{name: value for name, value in (sampling or {}).items() if value is not None},
+            "text": "greedy",
+            "image_size": config.image_size,
+        },
+        "versions": tool_versions(),
+        "round_trip": ceiling,
+        "scores": {group.name: scores[group.name] for group in groups},
+    }
+
+
+# ---- items ----
+
+
+def make_items(group: Group, cells: Sequence[Cell], count: int, *, seed: int) -> list[Item]:
+    """Up to `count` items, at random; the same arguments give the same ones."""
+    rng = Random(f"items/{seed}/{group.name}")
+    makers: dict[str, Callable[[Sequence[Cell], str, Random], Iterator[Item]]] = {
+        "restyle": restylings,
+        "tone": tone_changes,
+        "gender": gender_changes,
+    }
+    if group.job in makers:
+        found = list(makers[group.job](cells, group.split, rng))
+    else:
+        of_split = [cell for cell in cells if cell.split == group.split]
+        found = [
+            Item(DRAW.format(name=cell.name, style=cell.style), cell) if group.draws else Item(NAME, cell, cell)
+            for cell in of_split
+        ]
+    return rng.sample(found, min(count, len(found)))
+
+
+def restylings(cells: Sequence[Cell], split: str, rng: Random) -> Iterator[Item]:
+    """From an image that was trained on to the same thing in a style in which it was not."""
+    alike = grouped(cells, lambda cell: cell.name)
+    for cell in cells:
+        known = [other for other in alike[cell.name] if other.split == "train"]
+        if cell.split == split and known:
+            yield Item(RESTYLE.format(style=cell.style), cell, rng.choice(known))
+
+
+def tone_changes(cells: Sequence[Cell], split: str, rng: Random) -> Iterator[Item]:
+    """To a skin tone that this person was never shown in."""
+    alike = grouped(cells, lambda cell: (cell.label, cell.style))
+    for cell in cells:
+        known = [other for other in alike[cell.label, cell.style] if other.split == "train"]
+        if cell.split == split and known:
+            yield Item(TONE.format(tone=cell.tone), cell, rng.choice(known))
+
+
+def gender_changes(cells: Sequence[Cell], split: str, rng: Random) -> Iterator[Item]:
+    """To a gender whose image of this skin tone was not shown; only where the words name one image."""
+
+    def kind(cell: Cell) -> tuple[str, str, str | None, bool]:
+        return cell.thing, cell.style, cell.tone, cell.label.endswith("facing right")
+
+    alike = grouped(cells, kind)
+    for cell in cells:
+        mates = alike[kind(cell)]
+        known = [other for other in mates if other.split == "train" and other.gender != cell.gender]
+        if cell.split == split and known and [mate.gender for mate in mates].count(cell.gender) == 1:
+            yield Item(GENDER.format(gender=cell.gender or "person"), cell, rng.choice(known))
+
+
+def grouped(cells: Sequence[Cell], key: Callable[[Cell], Hashable]) -> dict[Any, list[Cell]]:
+    groups = defaultdict(list)
+    for cell in cells:
+        groups[key(cell)].append(cell)
+    return groups
+
+
+# ---- answers ----
+
+
+def answer_items(
+    pipeline: Pipeline,
+    items: Sequence[Item],
+    group: Group,
+    images: Path,
+    *,
+    seed: int,
+    batch_size: int,
+    sampling: Overrides | None,
+) -> list[list[str | Image.Image]]:
+    """What the model answers, item by item. It may answer in words where it is asked to draw."""
+    dialogues = (
+        [Message("user", (*([ImagePart(read_image(images / shown.path))] if shown else []), TextPart(question)))]
+        for question, _, shown in items
+    )
+    chosen: Overrides = (sampling or {}) if group.draws else {}
+    seeds = range(seed, seed + len(items))
+    answers: list[list[str | Image.Image]] = [[] for _ in items]
+    found = pipeline.answer_each(
+        dialogues, "interleaved" if group.draws else "text", seeds, at_once=batch_size, **chosen
+    )
+    for place, parts in tqdm(found, total=len(items), desc=group.name, leave=False):
+        answers[place] = parts
+    return answers
+
+
+def score_texts(group: Group, items: Sequence[Item], answers: Sequence[str]) -> dict:
+    """Names; or, of things that it does not know, whether it says so, and whether it names their group."""
+    pairs = [
+        (item.right, " ".join(answer.split()).strip(" .").casefold())
+        for item, answer in zip(items, answers, strict=True)
+    ]
+    if group.job == "unknown":
+        in_group = sum(cell.group_name in answer for cell, answer in pairs)
+        says_so = sum(DONT_KNOW in answer for _, answer in pairs)
+        return {**rate_of(says_so, pairs), "group": rate_of(in_group, pairs)}
+    by_name = sum(answer == cell.name.casefold() for cell, answer in pairs)
+    return {**rate_of(sum(cell.is_named(answer) for cell, answer in pairs), pairs), "by_name": rate_of(by_name, pairs)}
+
+
+def rate_of(passed: int, items: Sequence) -> dict:
+    return as_values(Rate(passed, len(items)))
+
+
+# ---- drawings ----
+
+
+@torch.inference_mode()
+def round_trip(cells: Sequence[Cell], images: Path, tokenizer: UniTok) -> tuple[list[Drawing], float]:
+    """Images through the image tokenizer and back, and their mean PSNR."""
+    drawings, decibels = [], []
+    for start in range(0, len(cells), BATCH):
+        some = cells[start : start + BATCH]
+        pixels_B3HW = read_pixels(some, images, tokenizer.config.image_size).to(tokenizer.device)
+        decoded_B3HW = tokenizer.decode(tokenizer.encode(pixels_B3HW), grid=tokenizer.grid_of(pixels_B3HW))
+        decibels += psnr(decoded_B3HW.clamp(-1, 1), pixels_B3HW).tolist()
+        found = zip(some, to_images(decoded_B3HW), strict=True)
+        drawings += [Drawing(ROUND_TRIP, cell, image) for cell, image in found]
+    return drawings, sum(decibels) / max(1, len(decibels))
+
+
+def read_pixels(cells: Sequence[Cell], images: Path, size: int) -> torch.Tensor:
+    """Pixels in [-1, 1], (B, 3, H, W)."""
+    return ImageProcessor(width=size, height=size)([read_image(images / cell.path) for cell in cells])
+
+
+@torch.inference_mode()
+def score_drawings(
+    drawings: Sequence[Drawing], cells: Sequence[Cell], images: Path, *, scorer: EfficientNetLite0, size: int
+) -> dict[str, dict]:
+    """Rates by group: right at 1 and at 5, by features and by SSIM; of what was declined nothing is right."""
+    ranks: dict[str, dict[str, list[int]]] = {}
+    for style in tqdm(sorted({drawing.right.style for drawing in drawings}), desc="retrieval", leave=False):
+        of_style = [cell for cell in cells if cell.style == style]
+        place = {cell.path: number for number, cell in enumerate(of_style)}
+        drawn = [(each, each.image) for each in drawings if each.right.style == style]
+        shown = [(each, image) for each, image in drawn if image is not None]
+        if not shown:
+            continue
+        gallery = Gallery(scorer, read_pixels(of_style, images, size))
+        pixels_B3HW = ImageProcessor(width=size, height=size)([image for _, image in shown])
+        right_B = torch.tensor([place[each.right.path] for each, _ in shown])
+        by_features = gallery.ranks_by_features(features_of(scorer, pixels_B3HW), right_B).tolist()
+        by_ssim = gallery.ranks_by_ssim(pixels_B3HW, right_B).tolist()
+        for (each, _), first, second in zip(shown, by_features, by_ssim, strict=True):
+            of_group = ranks.setdefault(each.group, {"features": [], "ssim": []})
+            of_group["features"].append(first)
+            of_group["ssim"].append(second)
+    return {name: score_group(name, drawings, ranks.get(name, {})) for name in {each.group for each in drawings}}
+
+
+def score_group(name: str, drawings: Sequence[Drawing], ranks: dict[str, list[int]]) -> dict:
+    drawn = [each for each in drawings if each.group == name]
+    declined = sum(each.image is None for each in drawn)
+    if name.startswith("unknown"):
+        return rate_of(declined, drawn)
+    rates = {
+        kind: {f"right_at_{most}": rate_of(sum(rank < most for rank in ranks.get(kind, [])), drawn) for most in RANKS}
+        for kind in ("features", "ssim")
+    }
+    return {**rates, "declined": declined}
+
+
+def draw_sheet(drawings: Sequence[Drawing], path: Path, *, size: int) -> None:
+    """The first drawings by name, half of held-out cells, each with what was asked for; empty where declined."""
+    seen, held_out = (group.name for group in GROUPS if group.job == "draw")
+    shown = [each for each in drawings if each.group == seen][: SHEET_DRAWINGS // 2]
+    shown += [each for each in drawings if each.group == held_out][: SHEET_DRAWINGS // 2]
+    width, height = size + GAP, size + CAPTION_HEIGHT
+    sheet = Image.new("RGB", (SHEET_COLUMNS * width, -(-len(shown) // SHEET_COLUMNS) * height), "white")
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=10)
+    for number, (group, right, image) in enumerate(shown):
+        left, top = number % SHEET_COLUMNS * width, number // SHEET_COLUMNS * height
+        if image is not None:
+            sheet.paste(image, (left, top))
+        name = right.name if len(right.name) <= CAPTION_LENGTH else f"{right.name[: CAPTION_LENGTH - 3]}..."
+        about = f"{right.style}, held out" if group == held_out else right.style
+        pen.text((left, top + size), f"{name}\n{about}", "black", font)
+    sheet.save(path)
+
+
+def as_table(report: dict) -> str:
+    settings = ", ".join(f"{name} {value}" for name, value in report["settings"].items())
+    lines = [
+        f"{report['protocol']}: up to {report['count']} items of each kind, seed {report['seed']}",
+        f"model {report['model']}, image tokenizer {report['image_tokenizer']}, data {report['data']}",
+        settings,
+        "",
+    ]
+    lines += rows_of(f"{ROUND_TRIP}, PSNR {report['round_trip']['psnr']:.1f} dB", report["round_trip"])
+    for name, values in report["scores"].items():
+        lines += rows_of(name, values)
+    return "\n".join(lines)
+
+
+def rows_of(name: str, values: dict) -> list[str]:
+    """A rate, or a row for every kind of retrieval."""
+    if "features" not in values:
+        more = {"by_name": "by its name alone", "group": "names the group"}
+        rows = [f"{name:<28} {as_rate(values)}"]
+        return rows + [f"  {words:<26} {as_rate(values[key])}" for key, words in more.items() if key in values]
+    rows = [name + (f", {values['declined']} declined" if values["declined"] else "")]
+    for kind in ("features", "ssim"):
+        for most in RANKS:
+            rows.append(f"  {f'right at {most}, by {kind}':<26} {as_rate(values[kind][f'right_at_{most}'])}")
+    return rows
