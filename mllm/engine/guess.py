@@ -14,7 +14,7 @@ from mllm.engine.state_machine import Cursor, Place, Sampled, SequenceState
 
 LONGEST_NGRAM = 3
 LEAST_TEXT, FIRST_TEXT, LARGEST = 2, 8, 128
-MANY_STAND, FEW_STAND = 4, 0.75
+MANY_STAND, FEW_STAND = 2, 0.75
 """Of the guesses of codes in a pass: from so many on all positions are guessed, below so many none."""
 
 
