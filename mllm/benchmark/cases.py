@@ -348,11 +348,13 @@ def draw_alone(
     name: str,
     images: int = 1,
     model: MLLMForConditionalGeneration | None = None,
+    window: int | None = None,
 ) -> Case:
-    """Images one after another, or `batch` at once, by this version and in fewer bits."""
+    """Images one after another, or `batch` at once, by this version and in fewer bits. `window`: as in requests."""
     sampling = settings.sampling
     model = model or build_random_model(size, device=settings.device, dtype=settings.dtype)
     work = Work.build(size, batch, sampling)
+    work = replace(work, rows=[replace(row, window=window) for row in work.rows])
     models = {THIS: model, **{bits: quantized(model, bits) for bits in settings.quantization}}
     rows = batch * (2 if sampling.guidance > 1 else 1)
     cost = position_cost(model, rows=rows, context=size.prompt + work.num_positions / 2)

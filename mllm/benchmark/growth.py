@@ -2,7 +2,8 @@
 
 One size of the model or the request is varied at a time. The cost model has four rates: seconds per step of a network
 (launches), per byte of weights, per byte of cache and per operation. They are fitted to all points at once, without
-negative ones, with the same weight for the same relative error.
+negative ones, with the same weight for the same relative error. Nothing is guessed: how many guesses stand depends on
+weights and seeds.
 
 Letters: P points, F costs (steps, weight bytes, cache bytes, operations).
 """
@@ -46,7 +47,7 @@ def growth_cases(settings: Settings, parameters: list[str]) -> Iterator[Case]:
 
 
 def growth_case(settings: Settings, size: Size, parameter: str, value: int, *, batch: int, images: int) -> Case:
-    case = draw_alone(settings, size, batch, name=f"{parameter} {value}", images=images)
+    case = draw_alone(settings, size, batch, name=f"{parameter} {value}", images=images, window=1)
     networks = size.layers + size.head_layers * size.codebooks
     facts = {"parameter": parameter, "value": value, "steps": images * case.facts["positions"] * networks}
     facts |= {name: getattr(case.cost, name) for name in COSTS[1:]}
@@ -74,7 +75,7 @@ def plot_growth(report: dict[str, Any], path: Path) -> None:
 
     parameters = list(dict.fromkeys(case["facts"]["parameter"] for case in report["cases"]))
     figure = Figure(figsize=(3.2 * len(parameters), 3), layout="constrained")
-    panels = figure.subplots(1, len(parameters), squeeze=False)[0]
+    panels = figure.subplots(1, len(parameters), squeeze=False, sharey=True)[0]
     fitted = dict(zip(map(id, report["cases"]), report["fit"]["fitted_seconds"], strict=True))
     for panel, parameter in zip(panels, parameters, strict=True):
         cases = [case for case in report["cases"] if case["facts"]["parameter"] == parameter]
