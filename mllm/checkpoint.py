@@ -43,7 +43,10 @@ from tokenizer.weights import NameTable, TensorFiles, require_same_tensors, weig
 if TYPE_CHECKING:
     from mllm.model import MLLMForConditionalGeneration
 
-BUNDLED = Path(__file__).resolve().parent / "assets" / "tiny"
+ASSETS = Path(__file__).resolve().parent / "assets"
+BUNDLED_MODELS = ("tiny", "emoji")
+"""Models that come with the package, by name; the first one is the default."""
+BUNDLED = ASSETS / BUNDLED_MODELS[0]
 CONFIG_FILE, CARD_FILE, SOURCE_FILE = "config.json", "README.md", "SOURCE.json"
 FILE_PATTERN, INDEX_FILE = "model{suffix}.safetensors", "model.safetensors.index.json"
 IMAGE_TOKENIZER = "image_tokenizer"
@@ -112,10 +115,17 @@ processor.post_process_multimodal_output(codes, generation_mode="image")[0].save
 
 
 def find_model_folder(name: str | Path | None) -> Path:
-    """The folder of a model; None is the bundled one."""
+    """The folder of a model; None is the bundled one. A folder that is no model does not hide a bundled model's name."""
     if name is not None and not isinstance(name, str | Path):
         raise ValueError(f"model must be a folder or a hub id, got {name!r}; give its path as a string")
     folder = BUNDLED if name is None else Path(name).expanduser()
+    if str(name) in BUNDLED_MODELS and not (folder / CONFIG_FILE).is_file():
+        folder = ASSETS / str(name)
+        if not folder.is_dir():
+            raise FileNotFoundError(
+                f"the bundled model {str(name)!r} must be in {folder}, which is not there; install a release that has "
+                f"it, or build it with scripts/build_{name}_model.sh"
+            )
     if not folder.exists() and HUB_ID.fullmatch(str(name)):
         folder = fetch_from_hub(str(name))
     if not folder.is_dir():

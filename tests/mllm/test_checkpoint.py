@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from mllm import checkpoint
 from mllm.checkpoint import (
     FREE_SHARE,
     KEPT,
@@ -165,3 +166,14 @@ def test_a_model_that_is_no_path_is_refused() -> None:
     for wrong in (5, b"folder", ["a"]):
         with pytest.raises(ValueError, match="must be a folder or a hub id"):
             find_model_folder(wrong)
+
+
+def test_bundled_models_have_names(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny").mkdir()  # no model, so it does not hide the bundled one
+    assert find_model_folder("tiny") == find_model_folder(None)
+    monkeypatch.setattr(checkpoint, "ASSETS", tmp_path / "assets")
+    with pytest.raises(FileNotFoundError, match="'emoji' must be in .*build_emoji_model"):
+        find_model_folder("emoji")
+    (tmp_path / "emoji").symlink_to(folder)
+    assert find_model_folder("emoji") == Path("emoji")
