@@ -352,8 +352,11 @@ class Pipeline:
         return self.build_request(messages, mode, task=task, size=first_size, overrides=overrides)
 
     def decline(self, prompt: str, image: ImageSource | None = None) -> str | None:
-        """What the model answers where it says that it cannot draw this, or change an image so; None where it can."""
-        if self.planner is None:
+        """What the model answers where it says that it cannot draw this, or change an image so; None where it can.
+
+        Without a planner to judge the words, a model of chats that draws nothing and comes to an end has declined.
+        """
+        if self.planner is None and not (self.config.prompt_style == "native" and "chat" in (self.tasks or ())):
             return None
         text = TextPart(check_text(prompt, name="prompt", hint="say what to draw"))
         shown = [] if image is None else [ImagePart(read_image(image))]
@@ -364,7 +367,8 @@ class Pipeline:
             if result.image_refused:
                 return None
         words = self.processor.to_text(result.text_ids)
-        return words if self.planner.declines(words) else None
+        has_declined = self.planner.declines(words) if self.planner else result.finish_reason == "eos"
+        return words if has_declined else None
 
     def score(
         self, images: Sequence[Image.Image], texts: Sequence[str], *, questions: Questions | None = None

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from mllm.conversation import CodesPart, ImagePart, Message, TextPart
+from mllm.engine.request import GenerationResult
 from mllm.engine.settings import merge_settings
 from mllm.pipeline import Done, ImageDone, ImageProgress, Pipeline, TextDelta, TextStream
 from mllm.sampling import SamplingConfig
@@ -299,3 +300,21 @@ def test_text_arrives_whole_characters_at_a_time(pipeline: Pipeline) -> None:
     for seed in range(20):  # any ids, broken characters included
         ids = np.random.default_rng(seed).integers(3, len(tokenizer), 30).tolist()
         assert "".join(stream.add(token_id) for token_id in ids) + stream.finish() == decode_text(tokenizer, ids)
+
+
+def test_without_a_planner_words_that_come_to_an_end_decline(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [300, 301, 302]
+    for tasks, reason, refused, declines in (
+        (["draw", "chat"], "eos", False, True),
+        (["draw", "chat"], "length", False, False),
+        (["draw", "chat"], "length", True, False),
+        (["draw"], "eos", False, False),
+        (None, "eos", False, False),
+    ):
+        result = GenerationResult(words, [words], reason, 0, refused, [])
+        monkeypatch.setattr(pipeline.config, "tasks", tasks)
+        monkeypatch.setattr(pipeline, "run", lambda requests, result=result: [result])
+        expected = pipeline.processor.to_text(words) if declines else None
+        assert pipeline.decline("a lawn mower") == expected, (tasks, reason)
