@@ -1,8 +1,8 @@
 """Make a finished model the bundled one: smaller weights and a record of their origin.
 
-`python -m train.bundle FINISHED BUNDLED [--scores FILE] [--note TEXT]` copies the folder, stores the language model in
-bfloat16 (codes of images stay the same) and writes `SOURCE.json`: the recipes of all stages, the commit, scores, and a
-note. With `--scores`, the model is in place already; it keeps its note unless there is a new one.
+`python -m train.bundle FINISHED BUNDLED [--scores FILE] [--note TEXT] [--attribution FILE]` copies the folder, stores
+the language model in bfloat16 (codes of images stay the same) and writes `SOURCE.json`: the recipes of all stages, the
+commit, scores, and a note. With `--scores`, the model is in place already; it keeps its note unless there is a new one.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ from tokenizer.unitok import CONFIG_FILE, UniTok
 from train.recipe import read_yaml
 
 RECIPE_FILE = "recipe.yaml"
-PATHS = ("output", "image_tokenizer", "text_tokenizer", "start_from")
-"""Fields of recipes that name folders of the machine they ran on."""
+PATHS = ("output", "image_tokenizer", "text_tokenizer", "start_from", "shards.urls", "data.root")
+"""Fields of recipes that name folders of the machine they ran on; a dot leads into a section."""
+ATTRIBUTION = "ATTRIBUTION.md"
 
 
 def read_scores(file: Path, bundled: Path) -> dict[str, Any]:
@@ -42,7 +43,7 @@ def read_scores(file: Path, bundled: Path) -> dict[str, Any]:
         if found != fingerprint:
             raise ValueError(
                 f"{file} must hold scores of the bundled {part} ({fingerprint}), got {found}; measure it with "
-                "`mllm evaluate world --json`"
+                "`mllm evaluate world --json` or `mllm evaluate emoji --json`"
             )
     return scores
 
@@ -65,13 +66,21 @@ def write_source(bundled: Path, stages: dict[str, Any], *, scores: dict[str, Any
 def read_stages(run: Path) -> list[dict[str, Any]]:
     """The resolved recipes of a run and of those that it started from, the first one first, without paths."""
     recipe = read_yaml(run / RECIPE_FILE)
-    stages = [{name: value for name, value in recipe.items() if name not in PATHS}]
+    stages = [without_paths(recipe)]
     if start := recipe.get("start_from"):
         if (Path(start) / SOURCE_FILE).is_file():  # a bundled model
             return [*read_json(Path(start) / SOURCE_FILE)["stages"], *stages]
         if (Path(start).parent / RECIPE_FILE).is_file():
             return [*read_stages(Path(start).parent), *stages]
     return stages
+
+
+def without_paths(recipe: dict[str, Any], section: str = "") -> dict[str, Any]:
+    return {
+        name: without_paths(value, f"{section}{name}.") if isinstance(value, dict) else value
+        for name, value in recipe.items()
+        if f"{section}{name}" not in PATHS
+    }
 
 
 def read_tokenizer_stages(run: Path) -> list[dict[str, Any]]:
@@ -86,18 +95,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("finished", type=Path, help="the `final` folder of a training run")
     parser.add_argument("bundled", type=Path, help="where to put it")
-    parser.add_argument("--scores", type=Path, help="JSON of `mllm evaluate world`; without it the model is copied")
+    parser.add_argument(
+        "--scores", type=Path, help="JSON of `mllm evaluate world` or `emoji`; without it, copy the model"
+    )
     parser.add_argument("--note", help="what else there is to know about how it was made")
+    parser.add_argument("--attribution", type=Path, help="who made the training images, under which licences")
     args = parser.parse_args(argv)
     scores, note, run = None, args.note, args.finished.parent
     if args.scores is None:
         need_file(args.finished / CONFIG_FILE)
+        if args.attribution is not None:
+            need_file(args.attribution)
         # before copying: the run may have started from what is replaced
         stages = {"stages": read_stages(run), "image_tokenizer_stages": read_tokenizer_stages(run)}
         shutil.rmtree(args.bundled, ignore_errors=True)
         shutil.copytree(args.finished, args.bundled)
         model = MLLMForConditionalGeneration.from_pretrained(args.finished, dtype=torch.bfloat16)
         model.save_pretrained(args.bundled)
+        if args.attribution is not None:
+            shutil.copyfile(args.attribution, args.bundled / ATTRIBUTION)
     else:
         scores = read_scores(args.scores, args.bundled)
         source = read_json(args.bundled / SOURCE_FILE)

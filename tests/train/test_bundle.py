@@ -13,6 +13,8 @@ from mllm.model import MLLMForConditionalGeneration
 from tokenizer.unitok import UniTok
 from train.bundle import main
 
+IMAGE_TOKENIZER_STAGE = {"kind": "image_tokenizer", "steps": 7, "shards": {"shuffle_shards": 4}}
+
 
 @pytest.fixture
 def run(random_model_folder: Path, tmp_path: Path) -> Path:
@@ -20,7 +22,8 @@ def run(random_model_folder: Path, tmp_path: Path) -> Path:
     folder, before, tokenizer = (tmp_path / name for name in ("run", "before", "tokenizer"))
     shutil.copytree(random_model_folder, folder / "final")
     start = f"image_tokenizer: {tokenizer}/final\nstart_from: "
-    write_recipe(tokenizer, "kind: image_tokenizer\nsteps: 7\noutput: somewhere\n")
+    shards = "shards: {urls: /here/*.tar, shuffle_shards: 4}\n"
+    write_recipe(tokenizer, f"kind: image_tokenizer\nsteps: 7\noutput: somewhere\n{shards}")
     write_recipe(before, f"kind: mllm\nlength: 32\n{start}{tmp_path}/downloaded\n")
     write_recipe(folder, f"kind: mllm\nlength: 64\n{start}{before}/final\n")
     return folder
@@ -34,7 +37,10 @@ def write_recipe(folder: Path, recipe: str) -> None:
 def test_bundling_halves_the_language_model_and_records_its_source(run: Path, tmp_path: Path) -> None:
     scores = tmp_path / "scores.json"
     bundled = tmp_path / "bundled"
-    assert main([str(run / "final"), str(bundled), "--note", "Two runs."]) == 0
+    (tmp_path / "authors.md").write_text("Drawn by Ada.")
+    words = ["--note", "Two runs.", "--attribution", str(tmp_path / "authors.md")]
+    assert main([str(run / "final"), str(bundled), *words]) == 0
+    assert (bundled / "ATTRIBUTION.md").read_text() == "Drawn by Ada."
     measured = {**fingerprints(bundled), "ask": {"rate": 0.625}}
     scores.write_text(json.dumps(measured))
     assert main([str(run / "final"), str(bundled), "--scores", str(scores)]) == 0
@@ -47,7 +53,7 @@ def test_bundling_halves_the_language_model_and_records_its_source(run: Path, tm
     assert source["scores"] == measured and source["note"] == "Two runs."
     assert source["stages"] == [{"kind": "mllm", "length": 32}, {"kind": "mllm", "length": 64}]
     assert source["image_tokenizer"] == json.loads((bundled / "image_tokenizer/config.json").read_text())
-    assert source["image_tokenizer_stages"] == [{"kind": "image_tokenizer", "steps": 7}]
+    assert source["image_tokenizer_stages"] == [IMAGE_TOKENIZER_STAGE]
     card = (bundled / "README.md").read_text()
     assert "Two runs." in card and "| ask: rate | 0.625 |" in card
 
@@ -61,7 +67,7 @@ def test_a_bundled_model_that_was_trained_further_keeps_its_stages(run: Path, tm
     main([str(further / "final"), str(bundled)])
     source = json.loads((bundled / "SOURCE.json").read_text())
     assert [stage["length"] for stage in source["stages"]] == [32, 64, 128]
-    assert source["image_tokenizer_stages"] == [{"kind": "image_tokenizer", "steps": 7}]
+    assert source["image_tokenizer_stages"] == [IMAGE_TOKENIZER_STAGE]
 
 
 def fingerprints(folder: Path) -> dict[str, str]:
