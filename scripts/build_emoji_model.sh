@@ -1,17 +1,27 @@
 #!/usr/bin/env bash
-# The emoji model from npm packages, as far as its shards: images and records, image tokenizer, larger decoder, codes.
+# The emoji model from npm packages to the bundle: images and records, tokenizers, codes, language model, scores.
 # An interrupted run resumes at the step it was in. Needs npm and `pip install -r scripts/emoji/requirements.txt`.
-# usage: scripts/build_emoji_model.sh [RUNS_FOLDER [--KEY VALUE]...]   (keys are for both stages of the image tokenizer)
-# On two idle cores without AVX-512: data 3 minutes, codes 0.6 s a step (20,000 steps), decoder 1.2 s a step (8,000).
+# usage: scripts/build_emoji_model.sh [RUNS_FOLDER [MODEL_FOLDER [--KEY VALUE]...]]   (keys are for the language model)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 runs=${1:-runs/emoji}
-tars="$runs/data/tokenizer/{00000..00016}.tar"
+bundled=${2:-mllm/assets/emoji}
+data="$runs/data"
+tars="$data/tokenizer/{00000..00016}.tar"
 
-python -m scripts.emoji.build "$runs/data"
-mllm train emoji_tokenizer --output "$runs/tokenizer" --shards.urls "$tars" "${@:2}"
-mllm train emoji_decoder --output "$runs/decoder" --start_from "$runs/tokenizer/final" --shards.urls "$tars" "${@:2}"
+python -m scripts.emoji.build "$data"
+[ -f "$runs/text/tokenizer.model" ] ||
+    mllm train emoji_text --output "$runs/text/tokenizer.model" --records "[$data/records]"
+mllm train emoji_tokenizer --output "$runs/tokenizer" --shards.urls "$tars"
 for job in draw name odd_one_out restyle tone gender talk unknown; do
-    mllm prepare "$runs/data/records/$job" --images "$runs/data/images" --out "$runs/shards/$job" \
-        --image-tokenizer "$runs/decoder/final" --size 128x128
+    mllm prepare "$data/records/$job" --images "$data/images" --out "$runs/shards/$job" \
+        --image-tokenizer "$runs/tokenizer/final" --size 128x128
 done
+# A larger decoder of the same codes: the language model can be trained without it, and draws with it.
+mllm train emoji_decoder --output "$runs/decoder" --start_from "$runs/tokenizer/final" --shards.urls "$tars"
+mllm train emoji --output "$runs/model" --image_tokenizer "$runs/decoder/final" \
+    --text_tokenizer "$runs/text/tokenizer.model" --data.root "$runs/shards" "${@:3}"
+
+python -m train.bundle "$runs/model/final" "$bundled" --attribution "$data/ATTRIBUTION.md"
+mllm evaluate emoji --model "$bundled" --data "$data" --json "$runs/scores.json" --sheet "$runs/sheet.png"
+python -m train.bundle "$runs/model/final" "$bundled" --scores "$runs/scores.json"
