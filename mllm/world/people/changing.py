@@ -158,7 +158,8 @@ def change_one(speaker: Speaker, scene: Scene) -> Changed:
     others = [other for other in scene.objects if other is not item]
     kind, value, after = propose(speaker, scene, [scene.objects.index(item)])
     if not others and speaker.maybe(0.15) and kind in ("recolor", "resize"):
-        text = speaker.say(f"in short {kind}", v=speaker.say(value.color or value.size))
+        more = "bigger" if value.size == "large" else "smaller"
+        text = speaker.say(f"in short {kind}", v=speaker.say(value.color or value.size), m=more)
         return Changed(text, after, value=value)
     target = speaker.refer(scene, item)
     if not others and speaker.maybe(0.6):

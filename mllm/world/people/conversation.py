@@ -15,7 +15,7 @@ from typing import Any
 
 from mllm.world.grammar import Speaker, listed
 from mllm.world.language import UnsayableError, describe, need, phrases
-from mllm.world.people.asking import ask_turn
+from mllm.world.people.asking import SYNONYMS, ask_turn
 from mllm.world.people.changing import (
     Changed,
     add_one,
@@ -129,7 +129,7 @@ def converse(speaker: Speaker, split: Split, num_turns: int, scene: Scene | None
         state = "at first" if not images else "later" if turns else "with an image"
         weights = {**table[f"turn {state}"]}
         if state == "later":
-            weights["correct"] *= after_image
+            weights["correct"] *= after_image or last_kind == "talk"
             weights["undo"] *= last_kind == "edit" and before is not None
             weights["earlier"] *= len(images) > 1
             weights["back"] *= len(images) > 1
@@ -145,6 +145,8 @@ def converse(speaker: Speaker, split: Split, num_turns: int, scene: Scene | None
                     turn = replace(turn, user=speaker.say("after all") + turn.user[:1].lower() + turn.user[1:])
             case "talk":
                 turn = talk(speaker, "draw" if after_image else last_kind)
+            case "ask" if last_kind == "ask" and last.answer in (*COLORS, *SIZES) and speaker.maybe(0.4):
+                turn = ask_next(speaker, scene, "color" if last.answer in COLORS else "size")
             case "outside":
                 turn = decline(speaker, scene)
             case "settle":
@@ -254,6 +256,15 @@ def ask(speaker: Speaker, scene: Scene, *, where: str = "") -> PeopleTurn:
     return PeopleTurn(speaker.type(words), right, expect, kind="ask")
 
 
+def ask_next(speaker: Speaker, scene: Scene, attribute: str) -> PeopleTurn:
+    """The question before about another object: "and the star?"."""
+    item = speaker.rng.choice(scene.objects)
+    right = getattr(item, attribute)
+    name = need(speaker.refer(scene, item, without=attribute))
+    expect = {"text": {"any_of": [right, *SYNONYMS.get(right, [])], "none_of": []}, "no_picture": True}
+    return PeopleTurn(speaker.type(speaker.say("and that one", t=name)), right, expect, kind="ask")
+
+
 def change(
     speaker: Speaker, kind: str, scene: Scene, split: Split, *, before: Scene | None, value: Filter | None
 ) -> Changed:
@@ -277,7 +288,8 @@ def talk(speaker: Speaker, after: str | None) -> PeopleTurn:
     table = phrases("people")
     weights = {**table["weights"]["talk"]}
     if after is not None:
-        weights |= table["weights"]["talk after an image" if after == "draw" else "talk later"]
+        name = {"draw": "talk after an image", "outside": "talk after a refusal"}.get(after, "talk later")
+        weights |= table["weights"][name]
     kind = speaker.pick(weights)
     text = speaker.say(kind)
     if kind in ("can", "can draw", "who", "like") and speaker.maybe(0.15):
@@ -409,8 +421,8 @@ def outside_words(speaker: Speaker, form: str, scene: Scene | None) -> str:
             if scene is not None:
                 return order_change(speaker, "background", v=value)
             text = one + " " + speaker.say("bgphrase", b=value)
-        case "chat":
-            return speaker.say("chat outside")
+        case "chat" | "empty" | "foreign":
+            return speaker.say(f"{form} outside")
         case "move" if scene is not None and len(scene.objects) > 1 and speaker.maybe(0.3):
             moved, anchor = rng.sample(scene.objects, 2)
             names = {"t": speaker.refer(scene, moved), "b": speaker.refer(scene, anchor)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from itertools import pairwise
+from itertools import combinations, pairwise
 from random import Random
 from typing import Any, NamedTuple
 
@@ -30,6 +30,7 @@ from mllm.world.scene import (
     Scene,
     SceneObject,
     Split,
+    is_clear,
     is_valid,
     main_relation,
     place_freely,
@@ -648,8 +649,55 @@ def correct_list(speaker: Speaker, split: Split) -> Drawn:
     return Drawn(tidy(text), scene, drawn(scene, filters))
 
 
+def between(speaker: Speaker, split: Split) -> Drawn:
+    """One object between two others, which may be alike."""
+    rng = speaker.rng
+    layout = rng.choice(("row", "row", "column"))
+    kinds = random_kinds(speaker, 3)
+    is_alike = speaker.maybe(0.4)
+    if is_alike:
+        kinds[2] = kinds[0]
+    need(kinds[1][:2] != kinds[0][:2] and (is_alike or kinds[0][:2] != kinds[2][:2]) and kinds[1][:2] != kinds[2][:2])
+    names = speaker.pick({("color", "shape"): 60, FULL: 30, ("shape",): 15})
+    filters = [Filter.of(Filter(*kind), names) for kind in kinds]
+    need(is_alike or len(set(filters)) == 3)
+    scene = scene_of(kinds, rng, layout=layout)
+    first, middle, last = (speaker.some(item, short=True) for item in filters)
+    ends = speaker.some(filters[0], 2, short=True) if is_alike else f"{first} and {last}"
+    text = speaker.say("between", x=middle, e=ends)
+    return Drawn(text, scene, drawn(scene, filters))
+
+
+def put_in_places(speaker: Speaker, split: Split) -> Drawn:
+    """Each object in a place of its own: "a star top left and a heart in the bottom right corner"."""
+    rng = speaker.rng
+    scene = random_scene_for(split, rng, num_objects=rng.choice((2, 2, 3, 3, 4)))
+    order = rng.sample(scene.objects, len(scene.objects))
+    filters = random_filters(speaker, order)
+    need(len(set(filters)) == len(filters))
+    places = [
+        next((place for place in stated_places(item) if place != "center" or len(order) > 2), None) for item in order
+    ]
+    need(all(places) and len(set(places)) == len(places))
+    is_first = speaker.maybe(0.25)
+    told = [
+        f"{speaker.say(place)} {speaker.some(item, short=True)}"
+        if is_first
+        else f"{speaker.some(item, short=True)} {speaker.say(place)}"
+        for item, place in zip(filters, places, strict=True)
+    ]
+    relations = []
+    for a, b in combinations(range(len(order)), 2):
+        for relation, side in SIDES.items():
+            if side in places[a] and SIDES[OPPOSITE[relation]] in places[b] and is_clear(relation, order[a], order[b]):
+                relations.append((a, relation, b))
+    return Drawn(listed(told, rng), scene, drawn(scene, filters, relations=relations))
+
+
 FORMS = {
     list_objects: 34,
+    between: 6,
+    put_in_places: 8,
     relate: 24,
     chain: 9,
     group: 15,
