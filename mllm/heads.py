@@ -16,8 +16,7 @@ C codes per codebook, A attention heads, G key/value heads, d head width, S code
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -31,8 +30,7 @@ ChooseCode = Callable[[int | None, Tensor], Tensor]
 """(k, logits_NC) -> codes_N: picks the code of codebook k for every pair; k None: (N, K, C) -> (N, K), all at once."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Guidance:
+class Guidance(NamedTuple):
     """Which rows are mixed: pair n draws from u + scale * (c - u) of its conditional row c and unconditional row u. A
     row without guidance names itself as its unconditional row; its scale then changes nothing."""
 
@@ -170,9 +168,8 @@ class GatedMLP(nn.Module):
 
 
 class DepthDecoder:
-    """A depth transformer ready to decode: the codes of a position one after another, each computed once. Made once for
-    a batch of images: it joins the matrices that read the same input, and every image position overwrites the keys and
-    values of the one before, so that nothing is cleared or allocated inside a position."""
+    """A depth transformer ready to decode: the codes of a position one after another, each computed once. It joins the
+    matrices that read the same input."""
 
     def __init__(self, head: DepthTransformerHead) -> None:
         self.head = head
@@ -182,10 +179,11 @@ class DepthDecoder:
         head, num_codebooks = self.head, self.head.num_codebooks
         pair_R = None if guidance is None else guidance.pair_of_rows(hidden_RD.shape[0])
         inputs_RD, codes = hidden_RD, []
+        caches: list[list[Tensor]] = [[] for _ in self.layers]
         for k in range(num_codebooks):
             rope = head.rope_cos[k], head.rope_sin[k]
-            for layer in self.layers:
-                inputs_RD = layer.step(inputs_RD, k, rope)
+            for layer, cache in zip(self.layers, caches, strict=True):
+                inputs_RD = layer.step(inputs_RD, k, rope, cache)
             output_ND = head.norm(inputs_RD)
             if guidance is not None:
                 output_ND = guidance.mix(output_ND)
@@ -198,7 +196,8 @@ class DepthDecoder:
 
 
 class LayerStep:
-    """One layer for the next code of each row; owns the keys and values of the codes before it."""
+    """One layer for the next code of each row. The first code of a position makes the keys and values that the others
+    add theirs to."""
 
     def __init__(self, layer: DepthLayer, num_codebooks: int) -> None:
         attention, mlp = layer.self_attn, layer.mlp
@@ -210,29 +209,29 @@ class LayerStep:
         self.out = join([attention.o_proj])
         self.gate_up = join([mlp.gate_proj, mlp.up_proj])
         self.down = join([mlp.down_proj])
-        self.keys_RGKd = self.values_RGKd = torch.empty(0)
 
-    def step(self, hidden_RD: Tensor, k: int, rope: tuple[Tensor, Tensor]) -> Tensor:
+    def step(self, hidden_RD: Tensor, k: int, rope: tuple[Tensor, Tensor], cache: list[Tensor]) -> Tensor:
         heads_RHd = self.qkv(self.input_norm(hidden_RD)).unflatten(-1, (-1, self.head_width))
-        hidden_RD = hidden_RD + self.out(self.attend(heads_RHd, k, rope).flatten(1))
+        hidden_RD = hidden_RD + self.out(self.attend(heads_RHd, k, rope, cache).flatten(1))
         gate, up = self.gate_up(self.inner_norm(hidden_RD)).chunk(2, dim=-1)
         return hidden_RD + self.down(F.silu(gate) * up)
 
-    def attend(self, heads_RHd: Tensor, k: int, rope: tuple[Tensor, Tensor]) -> Tensor:
+    def attend(self, heads_RHd: Tensor, k: int, rope: tuple[Tensor, Tensor], cache: list[Tensor]) -> Tensor:
         """Attention (R, A, d) of k over all up to it, from its queries, keys and values side by side."""
         num_rotated, group = self.num_heads + self.num_kv_heads, self.num_heads // self.num_kv_heads
         rotated_RHd, value_RGd = heads_RHd[:, :num_rotated], heads_RHd[:, num_rotated:]
         if k > 0:
             rotated_RHd = rotate(rotated_RHd, *rope)
-        elif self.keys_RGKd.shape[0] != len(heads_RHd) or self.keys_RGKd.dtype != heads_RHd.dtype:
+        else:
             shape = (len(heads_RHd), self.num_kv_heads, self.num_codebooks, self.head_width)
-            self.keys_RGKd, self.values_RGKd = heads_RHd.new_empty(shape), heads_RHd.new_empty(shape)
-        self.keys_RGKd[:, :, k] = rotated_RHd[:, self.num_heads :]
-        self.values_RGKd[:, :, k] = value_RGd
+            cache += [heads_RHd.new_empty(shape), heads_RHd.new_empty(shape)]
+        keys_RGKd, values_RGKd = cache
+        keys_RGKd[:, :, k] = rotated_RHd[:, self.num_heads :]
+        values_RGKd[:, :, k] = value_RGd
         if k == 0:  # position 0 turns nothing, and attention over a single value is that value
             return value_RGd.repeat_interleave(group, dim=1) if group > 1 else value_RGd
         query_XYd = rotated_RHd[:, : self.num_heads].reshape(-1, group, self.head_width)
-        keys_XSd, values_XSd = (cache.flatten(0, 1)[:, : k + 1] for cache in (self.keys_RGKd, self.values_RGKd))
+        keys_XSd, values_XSd = (stored.flatten(0, 1)[:, : k + 1] for stored in cache)
         scores_XYS = torch.bmm(query_XYd, keys_XSd.transpose(1, 2)) * self.head_width**-0.5
         weights_XYS = scores_XYS.softmax(dim=-1, dtype=torch.float32).to(values_XSd.dtype)
         return torch.bmm(weights_XYS, values_XSd).view(-1, self.num_heads, self.head_width)

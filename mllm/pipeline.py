@@ -130,8 +130,10 @@ class Pipeline:
         model: MLLMForConditionalGeneration,
         processor: MLLMProcessor,
         task_settings: Mapping[str, Mapping[str, Any]] | None = None,
+        *,
+        compile: bool = False,
     ) -> None:
-        self.model, self.processor = model.eval(), processor
+        self.model, self.processor, self.compile = model.eval(), processor, compile
         self.requests = RequestBuilder(model.config, model.generation_config, task_settings or {})
         self.planner = load_planner(model.config.planner)
         self._lock = Lock()
@@ -140,16 +142,22 @@ class Pipeline:
     @cached_property
     def engine(self) -> Engine:
         """Decodes all requests, and remembers beginnings of prompts; the model's weights must not change meanwhile."""
-        return Engine(self.model)
+        return Engine(self.model, compile=self.compile)
 
     @classmethod
-    def load(cls, folder: str | Path | None = None, **options: Any) -> Pipeline:
-        """Load a model folder (or hub id); None is the bundled model. `options` are those of `LoadOptions`
-        (mllm/checkpoint.py): device, dtype, quantization, device_map, embedding_context."""
+    def load(cls, folder: str | Path | None = None, *, compile: bool = False, **options: Any) -> Pipeline:
+        """Load a model folder (or hub id); None is the bundled model.
+
+        Args:
+            compile: decode by compiled passes (CPU) or CUDA graphs: the first requests take minutes, all later ones
+                less time (docs/performance.md).
+            options: those of `LoadOptions` (mllm/checkpoint.py): device, dtype, quantization, device_map,
+                embedding_context.
+        """
         load = LoadOptions(**options)
         path = find_model_folder(folder)
         processor = MLLMProcessor.from_pretrained(path, device=load.place)
-        return cls(load_model(path, load), processor, read_task_settings(path))
+        return cls(load_model(path, load), processor, read_task_settings(path), compile=compile)
 
     @property
     def config(self) -> MLLMConfig:

@@ -11,9 +11,9 @@ Letters: N rows (one image or text each), C choices (codes of a codebook, or tex
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from numbers import Real
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -69,20 +69,19 @@ def check_each(name: str, value: Any, is_valid: Any, expected: str) -> None:
             raise ValueError(f"{name} must be {expected}, got {number!r}; use a number in that range")
 
 
-@dataclass(frozen=True, slots=True)
-class RowSettings:
+class RowSettings(NamedTuple):
     """The settings of several rows as tensors. None: no row needs that step."""
 
     temperature_N1: Tensor | None
     top_k_N1: Tensor | None  # int64, at most C
     top_p_N1: Tensor | None
-    num_candidates: int | None  # how many of the largest logits the filters must see; None: no filter
     greedy_N: Tensor | None  # bool
+    num_candidates: int | None  # how many of the largest logits the filters must see; None: no filter
     all_greedy: bool
 
     def take(self, rows: Tensor | slice) -> RowSettings:
-        tensors = {name: getattr(self, name) for name in ("temperature_N1", "top_k_N1", "top_p_N1", "greedy_N")}
-        return replace(self, **{name: tensor[rows] for name, tensor in tensors.items() if tensor is not None})
+        *tensors, num_candidates, all_greedy = self
+        return RowSettings(*(t if t is None else t[rows] for t in tensors), num_candidates, all_greedy)
 
 
 def stack_settings(

@@ -228,7 +228,12 @@ class Work:
     ) -> np.ndarray:
         """Codes (N, K, P) by our decoding."""
         model.code_embedding.context = "prefix" if sees_prefix else "current"
-        results = Engine(model).generate([replace(row, image=settings) for row in self.rows])
+        return self.by(Engine(model), settings)
+
+    def by(self, engine: Engine, settings: SamplingConfig) -> np.ndarray:
+        """Codes (N, K, P) by an engine that has forgotten what it decoded before."""
+        engine.slots.clear()
+        results = engine.generate([replace(row, image=settings) for row in self.rows])
         return np.stack([result.images[0].codes_KN for result in results]).astype(np.int64)
 
 
@@ -271,6 +276,8 @@ class Settings:
     quantization: Sequence[str] = ()
     requests: int = 64
     """How many arrive over time."""
+    compile: bool = False
+    """Time also passes that are compiled, or captured as CUDA graphs."""
     alone: int | None = None
     """Draw images of so many positions along a side by this version only; None: those of the size, by all."""
     before: Before | None = None
@@ -294,7 +301,7 @@ class Settings:
         return variants
 
 
-BUNDLED, WITHOUT = "bundled", "no speculation"
+BUNDLED, WITHOUT, COMPILED = "bundled", "no speculation", "compiled"
 
 
 def draw_cases(settings: Settings) -> Iterator[Case]:
@@ -309,6 +316,8 @@ def draw_trained(settings: Settings, batch: int) -> Case:
     variants = settings.both("draw", **arguments) | {WITHOUT: WORK["draw"](**arguments, speculate=False)}
     for bits in settings.quantization:
         variants[bits] = WORK["draw"](**arguments, quantization=bits)
+    if settings.compile:
+        variants[COMPILED] = WORK["draw"](**arguments, compile=True)
     return Case(name=f"draw, {batch} images", variants=variants, facts={"batch": batch}, gate="before")
 
 
@@ -356,11 +365,15 @@ def draw_alone(
     work = Work.build(size, batch, sampling)
     work = replace(work, rows=[replace(row, window=window) for row in work.rows])
     models = {THIS: model, **{bits: quantized(model, bits) for bits in settings.quantization}}
+    variants = {key: repeated(partial(work.ours, each, sampling), images) for key, each in models.items()}
+    if settings.compile:
+        engine = Engine(model, compile=True)
+        variants[COMPILED] = repeated(lambda: work.by(engine, sampling), images)
     rows = batch * (2 if sampling.guidance > 1 else 1)
     cost = position_cost(model, rows=rows, context=size.prompt + work.num_positions / 2)
     return Case(
         name=name,
-        variants={key: repeated(partial(work.ours, each, sampling), images) for key, each in models.items()},
+        variants=variants,
         facts={
             "batch": batch,
             "rows": rows,

@@ -58,8 +58,17 @@ def load_pipeline(model: str | None, device: str, **options: Any) -> Any:
     return find("Pipeline", "mllm.pipeline").load(model, device=device, **options)
 
 
-def draw(*, model: str | None, device: str, batch: int, quantization: str | None = None, **overrides: Any) -> Run:
-    pipeline, numbers = load_pipeline(model, device, quantization=quantization), count()
+def draw(
+    *,
+    model: str | None,
+    device: str,
+    batch: int,
+    quantization: str | None = None,
+    compile: bool | None = None,
+    **overrides: Any,
+) -> Run:
+    options = {} if compile is None else {"compile": compile}  # earlier versions do not have it
+    pipeline, numbers = load_pipeline(model, device, quantization=quantization, **options), count()
 
     def run() -> Any:
         seed = next(numbers)  # every round another prompt: what was drawn before may be guessed

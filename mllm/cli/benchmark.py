@@ -39,6 +39,9 @@ SAMPLING = [
     option("--top-k", type=positive_count, metavar="K", help="filter (default: off, as upstream)"),
     option("--top-p", type=float, default=1.0, metavar="P", help="filter (default: off, as upstream)"),
 ]
+COMPILE = option(
+    "--compile", action="store_true", help="also time compiled passes (minutes to compile), or CUDA graphs"
+)
 GROWTH = [
     option("--growth", nargs="+", choices=GROWING, metavar="SIZE", help=f"vary instead: {', '.join(GROWING)}"),
     option("--plot", type=file_in_existing_folder, metavar="FILE", help="plot growth and the cost model (matplotlib)"),
@@ -65,7 +68,7 @@ SUBCOMMANDS: dict[str, tuple[str, str, list[Option]]] = {
     "draw": (
         "Time whole images next to upstream's algorithm.",
         "--sizes XS S --require 1.6",
-        [*sized(MODEL_SIZES, "bundled", "XS", "S"), MODEL, *SAMPLING, BITS, ALONE, *GROWTH, *COMMON],
+        [*sized(MODEL_SIZES, "bundled", "XS", "S"), MODEL, *SAMPLING, BITS, COMPILE, ALONE, *GROWTH, *COMMON],
     ),
     "edit": ("Time a changed image.", "--before HEAD~1", [MODEL, *COMMON]),
     "ask": (
@@ -149,7 +152,7 @@ def benchmark(what: str, options: Namespace) -> int:
     from mllm.files import write_json
     from mllm.sampling import SamplingConfig
 
-    names = ("sizes", "batch", "model", "quantization", "alone", "requests")
+    names = ("sizes", "batch", "model", "quantization", "compile", "alone", "requests")
     given = {name: value for name, value in vars(options).items() if name in names}
     device, dtype = choose_device(options.device), DTYPES[getattr(options, "dtype", "float32")]
     if "guidance" in options:

@@ -4,6 +4,7 @@ A slot holds one sequence; its places lie one after another from the slot's begi
 lengths stand side by side without padding. A pass feeds W new places to each of R neighbouring slots; it writes their
 keys and values behind those that stand, where a later pass may overwrite them. Backbones of Llama's kind run in a
 lean version of their layers, all others through transformers, with a cache that writes into the slots. Chooses nothing.
+`arrange` makes the tensors that say where new places go; what follows is a function of tensors.
 
 Letters: S slots, R rows (the slots of a pass), W new places of a row, P = R * W, L places that are attended to, D
 hidden width, A attention heads, G key/value heads, d head width, K codebooks, N positions of an image.
@@ -14,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -31,11 +33,10 @@ Join = Callable[[Sequence[nn.Module]], Callable[[Tensor], Tensor]]
 class CachedForward:
     """The model with slots for many sequences: keys and values of every layer, (S, capacity, 2, G, d)."""
 
-    places: Places  # of the current pass
-
     def __init__(self, model: MLLMForConditionalGeneration) -> None:
         self.model, self.device = model, model.device
         self.num_slots = self.capacity = 0
+        self.num_growths = 0  # how often buffers were replaced by larger ones
         self.layers: list[Tensor] = []
         self.run_backbone = LlamaBackbone(model.backbone) if is_llama(model.backbone) else AnyBackbone(model.backbone)
         self.code_cache = model.code_embedding.new_cache(0, 0)
@@ -43,6 +44,7 @@ class CachedForward:
     def reserve(self, num_slots: int, num_places: int, num_positions: int) -> None:
         """Make room for that many sequences of that many places, with images of that many positions; all stays."""
         if num_slots > self.num_slots or num_places > self.capacity:
+            self.num_growths += 1
             self.num_slots, self.capacity = max(num_slots, self.num_slots), max(num_places, self.capacity)
             for number, old in enumerate(self.layers):
                 self.layers[number] = old.new_zeros(self.num_slots, self.capacity, *old.shape[2:])
@@ -52,20 +54,11 @@ class CachedForward:
         old_slots, old_positions = self.code_cache[0].shape[0], self.code_cache[0].shape[2] - 1
         if old_slots < num_slots or old_positions < num_positions:
             sizes = max(num_slots, old_slots), max(num_positions, old_positions)
+            self.num_growths += 1
             new_cache = self.model.code_embedding.new_cache(*sizes)
             for new, old in zip(new_cache, self.code_cache, strict=True):
                 new[: old.shape[0], :, : old.shape[2]] = old
             self.code_cache = new_cache
-
-    def write(self, layer: int, keys_PGd: Tensor, values_PGd: Tensor) -> tuple[Tensor, Tensor]:
-        """Store new places; all keys and values (R, G, L, d) of the rows."""
-        if layer == len(self.layers):
-            self.layers.append(keys_PGd.new_zeros(self.num_slots, self.capacity, 2, *keys_PGd.shape[1:]))
-        buffer = self.layers[layer]
-        index_P = self.places.index_P.to(buffer.device)  # layers may lie on several devices
-        buffer.flatten(0, 1).index_copy_(0, index_P, torch.stack((keys_PGd, values_PGd), dim=1))
-        stored_RL2Gd = buffer[self.places.rows, : self.places.attended]
-        return stored_RL2Gd[:, :, 0].transpose(1, 2), stored_RL2Gd[:, :, 1].transpose(1, 2)
 
     @property
     def place_bytes(self) -> int:
@@ -84,6 +77,32 @@ class CachedForward:
         for buffer in self.layers:
             buffer[target, :num_places] = buffer[source, :num_places]
 
+    def arrange(
+        self, lengths: Sequence[int], counts: Sequence[int], *, first: int = 0, bucket: Bucket | None = None
+    ) -> Places:
+        """Where new places go.
+
+        Args:
+            lengths: places of each row before them.
+            counts: new places of each row.
+            first: the slot of the first row.
+            bucket: sizes to fill up to, with places that are computed and written where nothing reads; None: places
+                that a row lacks are not computed.
+        """
+        attended = min(max(n + count for n, count in zip(lengths, counts, strict=True)), self.capacity)
+        num_rows, num_new = len(counts), max(counts)
+        if bucket is not None:
+            num_rows, num_new, attended = bucket
+        lengths_R, counts_R = np.zeros((2, num_rows), dtype=np.int64)
+        lengths_R[: len(lengths)], counts_R[: len(counts)] = lengths, counts
+        is_new_RW = np.arange(num_new) < counts_R[:, None]
+        # the last place is one that no sequence uses
+        position_RW = np.where(is_new_RW, lengths_R[:, None] + np.arange(num_new), self.capacity - 1)
+        padded_P = None
+        if bucket is None and not is_new_RW.all():
+            padded_P = torch.from_numpy(np.flatnonzero(is_new_RW)).to(self.device)
+        return Places(torch.from_numpy(position_RW).to(self.device), padded_P, first, attended)
+
     def embed(self, tokens_RW: Tensor, codes_RWK: Tensor | None, index_RW: Tensor, columns_R: Tensor) -> Tensor:
         """Embeddings (R, W, D) of new places of the first R slots.
 
@@ -98,40 +117,58 @@ class CachedForward:
         positions_RWD = self.model.code_embedding.step(codes_RWK, index_RW, columns_R, cache)
         return torch.where(index_RW[..., None] >= 0, positions_RWD.to(embedded_RWD.dtype), embedded_RWD)
 
-    def __call__(self, embedded_RWD: Tensor, lengths: Sequence[int], counts: Sequence[int], *, first: int) -> Tensor:
-        """Hidden states (P, D) of new places, row by row.
-
-        Args:
-            lengths: places of each row before them.
-            counts: how many of the W places each row has; the others are not computed.
-            first: the slot of the first row.
-        """
-        num_rows, num_new = embedded_RWD.shape[:2]
-        attended = min(max(n + count for n, count in zip(lengths, counts, strict=True)), self.capacity)
-        length_R1 = torch.tensor(lengths, device=self.device)[:, None]
-        position_RW = length_R1 + torch.arange(num_new, device=self.device)
-        slot_R1 = torch.arange(first, first + num_rows, device=self.device)[:, None]
-        index_P, padded_P = (slot_R1 * self.capacity + position_RW).flatten(), None
+    def __call__(self, embedded_RWD: Tensor, places: Places) -> Tensor:
+        """Hidden states (P, D) of new places, row by row."""
+        position_RW, padded_P, first, attended = places
+        slot_R1 = torch.arange(first, first + len(position_RW), device=self.device)[:, None]
+        index_P = (slot_R1 * self.capacity + position_RW).flatten()
         embedded_PD, position_P = embedded_RWD.flatten(0, 1), position_RW.flatten()
-        if sum(counts) < num_rows * num_new:
-            padded = [row * num_new + w for row, count in enumerate(counts) for w in range(count)]
-            padded_P = torch.tensor(padded, device=self.device)
+        if padded_P is not None:
             index_P, embedded_PD, position_P = index_P[padded_P], embedded_PD[padded_P], position_P[padded_P]
         is_later_RWL = torch.arange(attended, device=self.device) > position_RW[..., None]
         mask_RWL = embedded_RWD.new_zeros(is_later_RWL.shape)
         mask_R1WL = mask_RWL.masked_fill_(is_later_RWL, torch.finfo(embedded_RWD.dtype).min)[:, None]
-        self.places = Places(slice(first, first + num_rows), attended, index_P, padded_P, mask_R1WL)
-        return self.run_backbone(embedded_PD, position_P, self)
+        rows = slice(first, first + len(position_RW))
+        return self.run_backbone(embedded_PD, position_P, Pass(self, rows, attended, index_P, padded_P, mask_R1WL))
+
+
+class Bucket(NamedTuple):
+    """Sizes of a pass."""
+
+    num_rows: int  # R
+    num_new: int  # W
+    attended: int  # L
 
 
 class Places(NamedTuple):
-    """The new places of a pass."""
+    """Where the new places of a pass go."""
 
+    position_RW: Tensor  # in their sequences
+    padded_P: Tensor | None  # those of the R * W places that are computed; None: all
+    first: int  # slot of the first row
+    attended: int  # L
+
+
+class Pass(NamedTuple):
+    """What the layers need to know of a pass, and how they store keys and values."""
+
+    forward: CachedForward
     rows: slice  # the slots
     attended: int  # L
     index_P: Tensor  # where each is among all places of all slots
     padded_P: Tensor | None  # where each is in rows of W places; None: all are there
     mask_R1WL: Tensor  # added to attention scores
+
+    def write(self, layer: int, keys_PGd: Tensor, values_PGd: Tensor) -> tuple[Tensor, Tensor]:
+        """Store new places; all keys and values (R, G, L, d) of the rows."""
+        forward = self.forward
+        if layer == len(forward.layers):
+            forward.layers.append(keys_PGd.new_zeros(forward.num_slots, forward.capacity, 2, *keys_PGd.shape[1:]))
+        buffer = forward.layers[layer]
+        index_P = self.index_P.to(buffer.device)  # layers may lie on several devices
+        buffer.flatten(0, 1).index_copy_(0, index_P, torch.stack((keys_PGd, values_PGd), dim=1))
+        stored_RL2Gd = buffer[self.rows, : self.attended]
+        return stored_RL2Gd[:, :, 0].transpose(1, 2), stored_RL2Gd[:, :, 1].transpose(1, 2)
 
     def pad(self, packed_PX: Tensor) -> Tensor:
         """(P, ...) to (R, W, ...)."""
@@ -153,9 +190,8 @@ class AnyBackbone:
     def __init__(self, backbone: nn.Module) -> None:
         self.backbone = backbone
 
-    def __call__(self, embedded_PD: Tensor, position_P: Tensor, slots: CachedForward) -> Tensor:
-        places = slots.places
-        layers = [SlotLayer(slots, number) for number in range(self.backbone.config.num_hidden_layers)]
+    def __call__(self, embedded_PD: Tensor, position_P: Tensor, places: Pass) -> Tensor:
+        layers = [SlotLayer(places, number) for number in range(self.backbone.config.num_hidden_layers)]
         hidden_RWD = self.backbone(
             inputs_embeds=places.pad(embedded_PD),
             attention_mask=places.mask_R1WL,
@@ -169,14 +205,14 @@ class AnyBackbone:
 class SlotLayer(DynamicLayer):
     """The cache of one layer, as transformers wants it."""
 
-    def __init__(self, slots: CachedForward, number: int) -> None:
+    def __init__(self, places: Pass, number: int) -> None:
         super().__init__()
-        self.slots, self.number = slots, number
+        self.places, self.number = places, number
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: object, **rest: object) -> tuple[Tensor, Tensor]:
-        pack = self.slots.places.pack
+        pack = self.places.pack
         keys_PGd, values_PGd = (pack(states.transpose(1, 2)) for states in (key_states, value_states))
-        return self.slots.write(self.number, keys_PGd, values_PGd)
+        return self.places.write(self.number, keys_PGd, values_PGd)
 
 
 def is_llama(backbone: nn.Module) -> bool:
@@ -199,12 +235,12 @@ class LlamaBackbone:
         half = self.layers[0].head_width // 2
         self.signs_d = torch.tensor([-1.0] * half + [1.0] * half, device=backbone.device)
 
-    def __call__(self, embedded_PD: Tensor, position_P: Tensor, slots: CachedForward) -> Tensor:
+    def __call__(self, embedded_PD: Tensor, position_P: Tensor, places: Pass) -> Tensor:
         cos_1Pd, sin_1Pd = self.rotary_emb(embedded_PD, position_P[None])
         turn = cos_1Pd[0, :, None], (sin_1Pd[0] * self.signs_d.to(sin_1Pd.dtype))[:, None]
         hidden_PD = embedded_PD
         for layer in self.layers:
-            hidden_PD = layer(hidden_PD, turn, slots)
+            hidden_PD = layer(hidden_PD, turn, places)
         return normalise(hidden_PD, self.norm)
 
 
@@ -221,13 +257,13 @@ class LlamaLayer:
         self.gate_up = joined([mlp.gate_proj, mlp.up_proj])
         self.down, self.activate = joined([mlp.down_proj]), mlp.act_fn
 
-    def __call__(self, hidden_PD: Tensor, turn: tuple[Tensor, Tensor], slots: CachedForward) -> Tensor:
+    def __call__(self, hidden_PD: Tensor, turn: tuple[Tensor, Tensor], places: Pass) -> Tensor:
         heads_PHd = self.qkv(normalise(hidden_PD, self.input_norm)).unflatten(-1, (-1, self.head_width))
-        hidden_PD = hidden_PD + self.out(self.attend(heads_PHd, turn, slots))
+        hidden_PD = hidden_PD + self.out(self.attend(heads_PHd, turn, places))
         gate, up = self.gate_up(normalise(hidden_PD, self.inner_norm)).chunk(2, dim=-1)
         return hidden_PD + self.down(self.activate(gate) * up)
 
-    def attend(self, heads_PHd: Tensor, turn: tuple[Tensor, Tensor], slots: CachedForward) -> Tensor:
+    def attend(self, heads_PHd: Tensor, turn: tuple[Tensor, Tensor], places: Pass) -> Tensor:
         """Attention (P, A * d), from queries, keys and values side by side."""
         sizes = (self.num_heads + self.num_groups, self.num_groups)
         turned_PHd, values_PGd = heads_PHd.split(sizes, dim=1)
@@ -236,18 +272,18 @@ class LlamaLayer:
             turned_PHd = torch.cat([norm(part) for norm, part in zip(self.head_norms, parts, strict=True)], dim=1)
         turned_PHd = torch.addcmul(turned_PHd * turn[0], turned_PHd.roll(self.head_width // 2, dims=-1), turn[1])
         query_PAd, keys_PGd = turned_PHd.split((self.num_heads, self.num_groups), dim=1)
-        keys_RGLd, values_RGLd = slots.write(self.number, keys_PGd, values_PGd)
+        keys_RGLd, values_RGLd = places.write(self.number, keys_PGd, values_PGd)
         # the heads of a group as further places, so that keys and values are not repeated
-        query_RWGXd = slots.places.pad(query_PAd).unflatten(2, (self.num_groups, -1))
+        query_RWGXd = places.pad(query_PAd).unflatten(2, (self.num_groups, -1))
         query_RGYd = query_RWGXd.permute(0, 2, 3, 1, 4).flatten(2, 3)
-        mask_R1YL = slots.places.mask_R1WL
+        mask_R1YL = places.mask_R1WL
         if self.num_heads > self.num_groups:
             mask_R1YL = mask_R1YL.repeat(1, 1, self.num_heads // self.num_groups, 1)
         attended = F.scaled_dot_product_attention(
             query_RGYd, keys_RGLd, values_RGLd, attn_mask=mask_R1YL, scale=self.scale
         )
         num_rows, num_new = query_RWGXd.shape[:2]
-        return slots.places.pack(attended.view(num_rows, self.num_heads, num_new, -1).transpose(1, 2)).flatten(1)
+        return places.pack(attended.view(num_rows, self.num_heads, num_new, -1).transpose(1, 2)).flatten(1)
 
 
 def normalise(hidden_PD: Tensor, norm: nn.Module) -> Tensor:

@@ -11,8 +11,8 @@ sequence did takes that beginning over, and guesses that it goes on as that did.
 
 Knows ids and codes, no strings and no pixels.
 
-Letters: R rows of a pass, W new places of a row, D hidden width, P image positions to be sampled, T text tokens to be
-sampled, V text vocabulary, K codebooks, C codes per codebook, N positions of an image.
+Letters: R rows of a pass, W new places of a row, P places of a pass, D hidden width, X image positions to be sampled, Y
+text tokens to be sampled, V text vocabulary, K codebooks, C codes per codebook, N positions of an image.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import partial
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -29,14 +29,15 @@ import torch
 from torch import Tensor
 
 from mllm.conversation import CodesPart
-from mllm.engine.forward import CachedForward
+from mllm.engine.forward import CachedForward, Places
 from mllm.engine.guess import Guesser
 from mllm.engine.request import Done, Event, Failed, GenerationRequest, GenerationResult, ImagePreview
-from mllm.engine.state_machine import Cursor, Place, Sampled, SequenceState, never_text_ids
-from mllm.heads import CodeDecoder, Guidance
+from mllm.engine.state_machine import Cursor, Place, Sampled, SequenceState
+from mllm.engine.step import CodeTargets, Fed, Noise, StaticStep, Step, StepInputs, TextTargets, power_of_two, round_up
+from mllm.heads import Guidance
 from mllm.model import MLLMForConditionalGeneration
-from mllm.sampling import TEXT, RowSettings, SamplingConfig, choose, gumbel, stack_settings
-from mllm.sequence import ImageLayout, TokenSequence
+from mllm.sampling import RowSettings, SamplingConfig, stack_settings
+from mllm.sequence import TokenSequence
 
 NUM_SLOTS = 64  # sequences decoded together; a guided request takes two
 KEPT_SLOTS, KEPT_BYTES = 8, 2**28  # so many slots are made at once, to keep ended sequences in, unless they take more
@@ -145,12 +146,17 @@ class Engine:
 
     Args:
         num_slots: sequences decoded together at most.
+        compile: compute passes in few sizes, each compiled (on a CPU) or captured (on a GPU) when it is seen first.
     """
 
-    def __init__(self, model: MLLMForConditionalGeneration, *, num_slots: int = NUM_SLOTS) -> None:
+    def __init__(
+        self, model: MLLMForConditionalGeneration, *, num_slots: int = NUM_SLOTS, compile: bool = False
+    ) -> None:
         self.model, self.config, self.device, self.num_slots = model, model.config, model.device, num_slots
         self.forward = CachedForward(model)
-        self.sampler = Sampler(model)
+        step = Step(model, self.forward)
+        self.static = StaticStep(step) if compile else None
+        self.sampler = Sampler(step, self.static)
         self.slots: list[Slot] = []  # by row: in the order of their ranks
         self.waiting: deque[SequenceState] = deque()
         self.running: list[Running] = []
@@ -271,6 +277,8 @@ class Engine:
     def _make_room(self, num_slots: int, num_places: int, num_positions: int) -> None:
         """Have so many free slots of such a length."""
         num_places = -(-num_places // CAPACITY_STEP) * CAPACITY_STEP
+        if self.static is not None:
+            num_places, num_positions = power_of_two(num_places), power_of_two(num_positions)
         capacity = max(num_places, self.forward.capacity - 1)
         needed = sum(slot.running is not None for slot in self.slots) + num_slots
         total = len(self.slots)
@@ -341,7 +349,8 @@ class Engine:
         for row, (slot, count) in enumerate(zip(filling, counts, strict=True)):
             begin = len(slot.places)
             embedded_RTD[row, :count] = slot.embeddings_TD[begin : begin + count]
-        self.forward(embedded_RTD, [len(slot.places) for slot in filling], counts, first=filling[0].row)
+        lengths = [len(slot.places) for slot in filling]
+        self.forward(embedded_RTD, self.forward.arrange(lengths, counts, first=filling[0].row))
         for slot, count in zip(filling, counts, strict=True):
             slot.places += slot.prompt[len(slot.places) : len(slot.places) + count]
 
@@ -350,13 +359,14 @@ class Engine:
     def _decode(self, ready: Sequence[Running]) -> list[Event]:
         open_windows(ready)
         slots = self.slots[: sum(len(running.slots) for running in ready)]
-        counts = [len(slot.fed) for slot in slots]
-        for slot, begin in zip(slots, accumulate(counts, initial=0), strict=False):
+        lengths, counts = [len(slot.places) for slot in slots], [len(slot.fed) for slot in slots]
+        bucket = self.static and self.static.bucket(lengths, counts)
+        places = self.forward.arrange(lengths, counts, bucket=bucket)
+        num_rows, num_new = places.position_RW.shape
+        begins = accumulate(counts, initial=0) if bucket is None else range(0, num_rows * num_new, num_new)
+        for slot, begin in zip(slots, begins, strict=False):
             slot.begin = begin
-        lengths = [len(slot.places) for slot in slots]
-        hidden_PD = self.forward(self._embed(ready, slots), lengths, counts, first=0)
-        targets = [Target(running, after) for running in ready for after in range(len(running.places))]
-        failed = self.sampler.sample(hidden_PD, targets)
+        failed = self.sampler.sample(ready, self._list_fed(ready, places), places)
         events: list[Event] = []
         for running in ready:
             if (error := failed.get(running.state.number)) is not None:
@@ -367,28 +377,32 @@ class Engine:
                 self._free(running)
         return events
 
-    def _embed(self, ready: Sequence[Running], slots: Sequence[Slot]) -> Tensor:
-        """Embeddings (R, W, D) of what the windows feed."""
-        shape = len(slots), max(len(slot.fed) for slot in slots)
+    def _list_fed(self, ready: Sequence[Running], places: Places) -> Fed:
+        """What the windows feed."""
+        shape = places.position_RW.shape
         tokens_RW = np.full(shape, self.config.pad_token_id)
         codes_RWK = np.zeros((*shape, self.config.num_codebooks), dtype=np.int64)
-        index_RW, columns_R = np.full(shape, -1), np.ones(len(slots), dtype=np.int64)
+        index_RW, columns_R = np.full(shape, -1), np.ones(shape[0], dtype=np.int64)
+        given: dict[int, Tensor] = {}
         for running, slot in [(each, slot) for each in ready for slot in each.slots]:
             columns_R[slot.row] = running.state.grid[1]
             for w, n in enumerate(slot.fed):
-                if isinstance(place := running.places[n], int):
+                place = slot.prompt[-1] if running.places[n] is None else running.places[n]
+                if isinstance(place, int):
                     tokens_RW[slot.row, w] = place
-                elif place is not None:
+                elif running.places[n] is None:
+                    given[slot.row] = slot.embeddings_TD[-1]
+                else:
                     codes_RWK[slot.row, w] = place
                     index_RW[slot.row, w] = running.cursors[n].num_positions - 1
         to_device = partial(torch.tensor, device=self.device)
-        codes = to_device(codes_RWK) if (index_RW >= 0).any() else None
-        embedded_RWD = self.forward.embed(to_device(tokens_RW), codes, to_device(index_RW), to_device(columns_R))
-        for running in ready:
-            if running.places[0] is None:
-                for slot in running.slots:
-                    embedded_RWD[slot.row, 0] = slot.embeddings_TD[-1]
-        return embedded_RWD
+        return Fed(
+            tokens_RW=to_device(tokens_RW),
+            codes_RWK=to_device(codes_RWK) if (index_RW >= 0).any() else None,
+            index_RW=to_device(index_RW),
+            columns_R=to_device(columns_R),
+            given=(to_device([*given]), torch.stack([*given.values()])) if given else None,
+        )
 
 
 def num_common(a: Sequence[Place], b: Sequence[Place]) -> int:
@@ -423,76 +437,90 @@ class Target(NamedTuple):
     def cursor(self) -> Cursor:
         return self.running.cursors[self.after]
 
+    @property
+    def lacks_room(self) -> bool:
+        """Whether an image could begin here, had it the room."""
+        return self.state.request.mode == "interleaved" and not self.state.has_room_for_image(self.cursor)
+
     def place(self, slot: int) -> int:
         """Where among the places of the pass the hidden state is."""
         return self.running.slots[slot].begin + self.running.slots[slot].fed.index(self.after)
 
 
 class Sampler:
-    """Chooses what comes after places, from hidden states. Guided pairs are mixed inside the code head."""
+    """Says what is to be sampled after the places of a pass, and puts what was into the windows."""
 
-    def __init__(self, model: MLLMForConditionalGeneration) -> None:
-        self.model, self.config, self.device = model, model.config, model.device
-        self.layout = ImageLayout.from_config(model.config)
-        self.to_device = partial(torch.tensor, device=model.device)
-        self.never_text_ids = self.to_device(never_text_ids(self.layout, self.config))
+    def __init__(self, step: Step, static: StaticStep | None) -> None:
+        self.step, self.run, self.device = step, static or step, step.device
+        self.is_static = static is not None
+        self.config = step.model.config
+        self.to_device = partial(torch.tensor, device=self.device)
         self.settings: dict[tuple[object, ...], RowSettings] = {}
 
-    def sample(self, hidden_PD: Tensor, targets: Sequence[Target]) -> dict[int, Exception]:
-        """Put what was chosen into the windows; errors by the number of their requests."""
-        failed: dict[int, Exception] = {}
-        by_source: dict[Sampled, list[Target]] = {Sampled.CODES: [], Sampled.TOKEN: []}
-        for target in targets:
-            if isinstance(source := target.state.next_place(target.cursor), Sampled):
-                by_source[source].append(target)
-        codes, texts = by_source.values()
-        chosen = [(codes, self.sample_codes(hidden_PD, codes))] if codes else []
-        chosen += [(texts, self.sample_text(hidden_PD, texts, failed))] if texts else []
-        for those, places in chosen:
-            for target, place in zip(those, places.tolist(), strict=True):
-                target.running.chosen[target.after] = tuple(place) if isinstance(place, list) else place
-        return failed
+    def sample(self, ready: Sequence[Running], fed: Fed, places: Places) -> dict[int, Exception]:
+        """Compute the pass; errors by the number of their requests."""
+        codes, texts, processed = [], [], []
+        for target in [Target(running, after) for running in ready for after in range(len(running.places))]:
+            source = target.state.next_place(target.cursor)
+            if source is Sampled.CODES:
+                codes.append(target)
+            elif source is Sampled.TOKEN:
+                (processed if target.state.request.logits_processors else texts).append(target)
+        outputs = self.run(StepInputs(fed, places, self.describe_codes(codes), self.describe_texts(texts)))
+        if codes:
+            for target, codes_K in zip(codes, outputs.codes_XK.tolist(), strict=False):
+                target.running.chosen[target.after] = tuple(codes_K)
+        if texts:
+            put_tokens(texts, outputs.tokens_Y, outputs.wanted_Y)
+        return self.sample_processed(outputs.hidden_PD, processed) if processed else {}
 
-    def sample_codes(self, hidden_PD: Tensor, targets: list[Target]) -> Tensor:
-        """The K codes of image positions, (P, K)."""
-        num_codebooks, num_choices = self.config.num_codebooks, self.config.codebook_size
+    def describe_codes(self, targets: list[Target]) -> CodeTargets | None:
+        """The image positions to be sampled, and again the last one up to a size that a static step has."""
+        if not targets:
+            return None
+        targets = self._fill_up(targets)
         configs = [target.state.request.image for target in targets]
-        settings = self._stack(configs, num_choices, num_codebooks)
-        noise_PKC = None
-        if not settings.all_greedy:
-            noise_PKC = self.noise(targets, torch.arange(num_codebooks, device=self.device), num_choices)
-
-        def choose_code(k: int | None, logits: Tensor) -> Tensor:
-            if k is not None:
-                of_k = settings.take(slice(k, None, num_codebooks))
-                return choose(logits, of_k, None if noise_PKC is None else noise_PKC[:, k])
-            noise_XC = None if noise_PKC is None else noise_PKC.flatten(0, 1)
-            return choose(logits.flatten(0, 1), settings, noise_XC).view(logits.shape[:2])
-
-        rows = [target.place(0) for target in targets]
-        guidance = None
+        settings = self._stack(configs, self.config.codebook_size, self.config.num_codebooks)
+        rows, guidance = [target.place(0) for target in targets], None
         if any(target.state.request.is_guided for target in targets):
             unconditional = list(range(len(rows)))
-            for p, target in enumerate(targets):
+            for x, target in enumerate(targets):
                 if target.state.request.is_guided:
-                    unconditional[p] = len(rows)
+                    unconditional[x] = len(rows)
                     rows.append(target.place(1))
+            if self.is_static:
+                rows += rows[-1:] * (2 * len(targets) - len(rows))
             guidance = Guidance(
                 conditional_N=torch.arange(len(targets), device=self.device),
                 unconditional_N=self.to_device(unconditional),
                 scale_N=self.to_device([float(config.guidance) for config in configs]),
             )
-        return self.code_decoder.decode(hidden_PD[self.to_device(rows)], choose=choose_code, guidance=guidance)
+        return CodeTargets(self.to_device(rows), guidance, settings, self._noise(targets, settings))
 
-    @cached_property
-    def code_decoder(self) -> CodeDecoder:
-        """The code head, made ready when the first image position is sampled."""
-        return self.model.code_head.decoder()
+    def describe_texts(self, targets: list[Target]) -> TextTargets | None:
+        """The text tokens to be sampled, and again the last one up to a size that a static step has."""
+        if not targets:
+            return None
+        targets = self._fill_up(targets)
+        settings = self._stack([t.state.text_sampling(t.cursor) for t in targets], self.config.vocab_size)
+        forbidden = [target.state.forbidden(target.cursor) for target in targets]
+        return TextTargets(
+            places_Y=self.to_device([target.place(0) for target in targets]),
+            settings=settings,
+            noise=self._noise(targets, settings),
+            is_forbidden_YS=self.to_device([[id_ in ids for id_ in self.step.forbidden_ids] for ids in forbidden]),
+            must_open_Y=self.to_device([target.state.must_open(target.cursor) for target in targets]),
+            asks_wanted=any(target.lacks_room for target in targets),
+        )
 
-    def noise(self, targets: list[Target], codebooks_K: Tensor, num_choices: int) -> Tensor:
+    def _fill_up(self, targets: list[Target]) -> list[Target]:
+        return targets + targets[-1:] * (round_up(len(targets)) - len(targets)) if self.is_static else targets
+
+    def _noise(self, targets: list[Target], settings: RowSettings) -> Noise | None:
+        if settings.all_greedy:
+            return None
         counters = [(target.state.request.seed, target.state.noise_position(target.cursor)) for target in targets]
-        seeds_P1, positions_P1 = self.to_device(counters).T[..., None]
-        return gumbel(seeds_P1, positions_P1, codebooks_K, num_choices=num_choices)
+        return Noise(*self.to_device(counters).T[..., None])
 
     def _stack(self, configs: list[SamplingConfig], num_choices: int, num_codebooks: int = 1) -> RowSettings:
         """Settings of these rows, each for all codebooks."""
@@ -506,31 +534,18 @@ class Sampler:
         first_P1 = torch.tensor([[num_codebooks * order[config]] for config in configs])
         return self.settings[key].take((first_P1 + torch.arange(num_codebooks)).flatten().to(self.device))
 
-    def sample_text(self, hidden_PD: Tensor, targets: list[Target], failed: dict[int, Exception]) -> Tensor:
-        """Text tokens (T,), of those that may come."""
-        logits_TV = self.model.text_logits(hidden_PD[self.to_device([target.place(0) for target in targets])]).float()
-        for t, target in enumerate(targets):
-            if target.state.request.logits_processors:
-                try:
-                    logits_TV[t] = self._process(logits_TV[t], target.state)
-                except Exception as error:  # the caller's code: it ends its own request
-                    failed[target.state.number] = error
-        logits_TV.index_fill_(1, self.never_text_ids, -torch.inf)
-        settings = self._stack([t.state.text_sampling(t.cursor) for t in targets], logits_TV.shape[-1])
-        noise_TV = None
-        if not settings.all_greedy:
-            noise_TV = self.noise(targets, self.to_device([TEXT]), logits_TV.shape[-1])[:, 0]
-        self._note_refusals(targets, logits_TV, noise_TV, settings)
-        if forbidden := [(t, id_) for t, target in enumerate(targets) for id_ in target.state.forbidden(target.cursor)]:
-            rows, ids = self.to_device(forbidden).T
-            logits_TV[rows, ids] = -torch.inf
-        if opening := [t for t, target in enumerate(targets) if target.state.must_open(target.cursor)]:
-            rows_L1 = self.to_device(opening)[:, None]
-            opening_ids = sorted(self.layout.opening_ids)
-            kept = logits_TV[rows_L1, opening_ids]
-            logits_TV[rows_L1[:, 0]] = -torch.inf
-            logits_TV[rows_L1, opening_ids] = kept
-        return choose(logits_TV, settings, noise_TV)
+    def sample_processed(self, hidden_PD: Tensor, targets: list[Target]) -> dict[int, Exception]:
+        """Put text tokens of requests with logits processors into the windows; errors by the number of the request."""
+        failed: dict[int, Exception] = {}
+        described = self.describe_texts(targets)
+        logits_YV = self.step.model.text_logits(hidden_PD.index_select(0, described.places_Y)).float()
+        for y, target in enumerate(targets):
+            try:
+                logits_YV[y] = self._process(logits_YV[y], target.state)
+            except Exception as error:  # the caller's code: it ends its own request
+                failed[target.state.number] = error
+        put_tokens(targets, *self.step.choose_tokens(logits_YV, described))
+        return failed
 
     def _process(self, logits_V: Tensor, state: SequenceState) -> Tensor:
         """The logits as the caller's processors leave them; at image positions they see padding."""
@@ -541,15 +556,11 @@ class Sampler:
             logits_1V = process(ids_1T, logits_1V)
         return logits_1V[0]
 
-    def _note_refusals(
-        self, targets: list[Target], logits_TV: Tensor, noise_TV: Tensor | None, settings: RowSettings
-    ) -> None:
-        """Note after which places an image would begin, had it the room."""
-        lacks_room = [
-            t.state.request.mode == "interleaved" and not t.state.has_room_for_image(t.cursor) for t in targets
-        ]
-        if any(lacks_room):
-            wanted = choose(logits_TV, settings, noise_TV).tolist()
-            for target, lacks, token_id in zip(targets, lacks_room, wanted, strict=True):
-                if lacks and token_id in self.layout.opening_ids:
-                    target.running.refused.add(target.after)
+
+def put_tokens(targets: list[Target], tokens_Y: Tensor, wanted_Y: Tensor | None) -> None:
+    """Put text tokens into the windows, and note after which places an image would begin, had it the room."""
+    for target, token_id in zip(targets, tokens_Y.tolist(), strict=False):
+        target.running.chosen[target.after] = token_id
+    for target, token_id in zip(targets, [] if wanted_Y is None else wanted_Y.tolist(), strict=False):
+        if target.lacks_room and token_id in target.state.layout.opening_ids:
+            target.running.refused.add(target.after)

@@ -16,6 +16,7 @@ import mllm.engine.loop
 from mllm.engine.loop import Engine
 from mllm.engine.request import Done, ForcedCodes, GenerationRequest, GenerationResult
 from mllm.engine.state_machine import never_text_ids
+from mllm.engine.step import StaticStep
 from mllm.model import MLLMForConditionalGeneration
 from mllm.pipeline import Pipeline
 from mllm.sampling import TEXT, SamplingConfig, choose, gumbel, stack_settings
@@ -159,7 +160,9 @@ def any_interleaving(seeds: range, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(mllm.engine.loop, "PASS_PLACES", rng.choice([1, 10, 80]))
         monkeypatch.setattr(mllm.engine.loop, "PREFILL_PLACES", rng.choice([1, 64]))
         monkeypatch.setattr(mllm.engine.loop, "CAPACITY_STEP", rng.choice([3, 128]))
-        engine = Engine(model, num_slots=rng.randint(2, 7))
+        # passes of static sizes, as they are compiled
+        monkeypatch.setattr(StaticStep, "compile", lambda self: self.step)
+        engine = Engine(model, num_slots=rng.randint(2, 7), compile=seed // 4 % 2 == 1)
         requests = [any_request(rng, layout=layout) for _ in range(rng.randint(3, 9))]
         coming, submitted, cancelled = list(range(len(requests))), {}, set()
         results: dict[int, GenerationResult] = {}

@@ -34,7 +34,7 @@ def test_pieces_in_slots_give_what_transformers_gives_for_the_whole(text_config:
             rows = [sequences[n][done[n] : done[n] + count + 1] for n, count in zip(order, counts, strict=True)]
             lengths, fed = [done[n] for n in order], [len(row) for row in rows]
             padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-            hidden_PD = forward(padded, lengths, fed, first=0)
+            hidden_PD = forward(padded, forward.arrange(lengths, fed))
             for n, count, hidden_WD in zip(order, counts, hidden_PD.split(fed), strict=True):
                 expected_WD = whole[n][done[n] : done[n] + len(hidden_WD)]
                 torch.testing.assert_close(hidden_WD, expected_WD, rtol=1e-4, atol=1e-4)

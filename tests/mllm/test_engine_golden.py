@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-import mllm.engine.loop
+import mllm.engine.step
 from mllm.engine.loop import Engine
 from mllm.engine.request import GenerationRequest
 from mllm.model import MLLMForConditionalGeneration
@@ -58,9 +58,9 @@ def test_greedy_drawing_equals_the_released_system(
         for n in range(2)
     ]
     seen: list[torch.Tensor] = []
-    choose = mllm.engine.loop.choose
+    choose = mllm.engine.step.choose
     monkeypatch.setattr(
-        mllm.engine.loop, "choose", lambda logits, *rest: seen.append(logits.clone()) or choose(logits, *rest)
+        mllm.engine.step, "choose", lambda logits, *rest: seen.append(logits.clone()) or choose(logits, *rest)
     )
     model = MLLMForConditionalGeneration.from_pretrained(golden_folders["converted"], embedding_context=context)
     results = Engine(model).generate(requests)
