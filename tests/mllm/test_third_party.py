@@ -7,9 +7,17 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator, init_empty_weights, load_checkpoint_and_dispatch
 from peft import LoraConfig, PeftModel, get_peft_model
 from PIL import Image
-from transformers import AutoModelForMultimodalLM, BitsAndBytesConfig, TorchAoConfig, Trainer, TrainingArguments
+from transformers import (
+    AutoConfig,
+    AutoModelForMultimodalLM,
+    BitsAndBytesConfig,
+    TorchAoConfig,
+    Trainer,
+    TrainingArguments,
+)
 
 from mllm.checkpoint import BUNDLED
 from mllm.model import MLLMForConditionalGeneration
@@ -68,6 +76,61 @@ def test_adapters_on_all_linear_layers_all_learn(processor: MLLMProcessor) -> No
     learned = {name: value.grad for name, value in adapted.named_parameters() if value.requires_grad}
     assert any("code_embedding.projection.attn.qkv" in name for name in learned)
     assert not [name for name, grad in learned.items() if "lora_B" in name and (grad is None or not grad.any())]
+
+
+def test_a_loop_of_accelerate_trains_resumes_and_dispatches(processor: MLLMProcessor, tmp_path: Path) -> None:
+    """`prepare`, accumulation, `backward`, `save_state`; then weights spread over places, some of them on disk."""
+    chats, questions = [CHAT, CHAT[:1], [{"role": "user", "content": "Hi"}], CHAT], [CHAT[:1]]
+
+    def collate(chats: list[Any]) -> dict[str, torch.Tensor]:
+        inputs = processor.apply_chat_template(chats, tokenize=True, return_dict=True, return_tensors="pt")
+        return {**inputs, "labels": inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)}
+
+    model = load()
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
+    model, optimizer, loader = accelerator.prepare(
+        model,
+        torch.optim.AdamW(model.parameters(), lr=1e-3),
+        torch.utils.data.DataLoader(chats, batch_size=2, collate_fn=collate),
+    )
+
+    def train() -> list[float]:
+        losses = []
+        for batch in loader:
+            with accelerator.accumulate(model):
+                loss = model(**batch).loss
+                accelerator.backward(loss)
+                accelerator.clip_grad_norm_(model.parameters(), 1.0)
+                optimizer.step()
+                optimizer.zero_grad()
+            losses.append(loss.item())
+        return losses
+
+    before = train()
+    accelerator.save_state(tmp_path / "state")
+    after = train()
+    assert sum(after) < sum(before)
+    accelerator.load_state(tmp_path / "state")
+    assert train() == pytest.approx(after, rel=1e-5), "it goes on from where it was saved"
+    accelerator.unwrap_model(model).save_pretrained(tmp_path / "model", save_function=accelerator.save)
+    inputs = dict(processor.apply_chat_template(questions, add_generation_prompt=True, tokenize=True, return_dict=True))
+    expected = load(tmp_path / "model").generate(**inputs, max_new_tokens=8)
+    with init_empty_weights():
+        empty = AutoModelForMultimodalLM.from_config(AutoConfig.from_pretrained(tmp_path / "model"))
+    empty.tie_weights()
+    places = {"backbone.layers": "disk", "code_embedding": "disk", "code_head": "cpu", "lm_head": "cpu"}
+    places |= {name: "cpu" for name in ("backbone.embed_tokens", "backbone.norm", "backbone.rotary_emb")}
+    disk = {"offload_folder": tmp_path / "disk", "offload_buffers": True}  # else buffers are not loaded
+    spread = load_checkpoint_and_dispatch(empty, tmp_path / "model", places, dtype=torch.float32, **disk)
+    for found in (
+        spread,
+        load(tmp_path / "model", device_map="auto"),
+        load(tmp_path / "model", device_map=places, offload_folder=tmp_path / "disk-again"),
+    ):
+        assert found.eval().generate(**inputs, max_new_tokens=8).equal(expected)
+    drawing = processor(text="a red circle", generation_mode="image")
+    options = {"generation_mode": "image", "seed": 1, "resamples": 0}
+    assert found.generate(**drawing, **options).equal(load(tmp_path / "model").generate(**drawing, **options))
 
 
 @pytest.mark.slow
