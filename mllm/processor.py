@@ -21,6 +21,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 from transformers import AutoProcessor, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
+from transformers.processing_utils import ImagesKwargs
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from mllm.checkpoint import (
@@ -72,6 +73,8 @@ CHOICES_OF_OPTIONS: dict[str, tuple[Any, ...]] = {
     "truncation": (None, True, False, "longest_first", "only_first", "do_not_truncate"),
     "return_tensors": ("auto", "pt", "np", None),
 }
+OPTIONS_OF_OTHERS = {*ImagesKwargs.__annotations__, "min_pixels", "max_pixels", "model_max_length"} - {"device"}
+"""Options with which the processors of other models are loaded."""
 BATCH_SIZE = 64
 """Images that are encoded or decoded together."""
 
@@ -112,17 +115,22 @@ class TextOptions:
     return_assistant_tokens_mask: bool = False
 
     @classmethod
-    def read(cls, given: dict[str, Any], *, may_be_lists: bool = False, **others: Any) -> TextOptions:
-        """Check names and values; an option that this processor does not have is an error. `may_be_lists`: rows are not
-        padded unless a call asks for it."""
+    def read(
+        cls, given: dict[str, Any], *, padding_side: str, may_be_lists: bool = False, **others: Any
+    ) -> TextOptions:
+        """Check names and values; an option that this processor does not have is an error. `padding_side`: of the
+        tokenizer, where the call has none. `may_be_lists`: rows are not padded unless a call asks for it."""
         grouped = {name: value for group in KWARGS_GROUPS for name, value in (given.get(group) or {}).items()}
         plain = {name: value for name, value in given.items() if name not in KWARGS_GROUPS}
+        if twice := sorted(grouped.keys() & plain.keys()):
+            raise ValueError(f"{twice[0]} must be given once, got it by itself and in a group; drop one of them")
         options = {n: v for n, v in {**plain, **grouped, **others}.items() if v is not None or n == "return_tensors"}
         known = {entry.name for entry in fields(cls)}
         if unknown := sorted(options.keys() - known):
             raise ValueError(
                 f"an option of the processor must be one of {', '.join(sorted(known))}, got {unknown[0]!r}; drop it"
             )
+        options.setdefault("padding_side", padding_side)
         tensors = options.get("return_tensors", "auto")
         options["return_tensors"] = tensors = getattr(tensors, "value", tensors)  # an enum of transformers
         options.setdefault("padding", tensors in ("pt", "np") or (tensors == "auto" and not may_be_lists))
@@ -207,7 +215,7 @@ class MLLMProcessor(ProcessorMixin):
                 from (`negative_prompt_ids`).
             kwargs: fields of `TextOptions`, by themselves or in `text_kwargs` as transformers groups them.
         """
-        options = TextOptions.read(kwargs)
+        options = TextOptions.read(kwargs, padding_side=self.tokenizer.padding_side)
         if messages is not None:
             return self.encode([Draft(self.read_chat(messages), "prompt")], options, generation_mode)
         texts = [text] if isinstance(text, str) else list(text or [])
@@ -323,7 +331,9 @@ class MLLMProcessor(ProcessorMixin):
             own = {entry.name for entry in fields(TextOptions)} | set(KWARGS_GROUPS)
             variables = {name: options.pop(name) for name in list(options) if name not in own}
             drafts = self.fill_template(template, conversations, chats, {**flags, **masks, **variables})
-        inputs = self.encode(drafts, TextOptions.read(options, may_be_lists=extent == "whole", **masks), mode)
+        side = self.tokenizer.padding_side
+        read = TextOptions.read(options, padding_side=side, may_be_lists=extent == "whole", **masks)
+        inputs = self.encode(drafts, read, mode)
         return inputs if return_dict else inputs["input_ids"]
 
     def fill_template(
@@ -488,6 +498,15 @@ class MLLMProcessor(ProcessorMixin):
         return self.tokenizer.batch_decode(*args, skip_special_tokens=skip_special_tokens, **kwargs)
 
     @property
+    def image_token(self) -> str:
+        """Marks an image in a text, and stands at each of its positions in the tokens."""
+        return IMAGE
+
+    @property
+    def image_token_id(self) -> int:
+        return self.need_config().image_token_id
+
+    @property
     def model_input_names(self) -> list[str]:
         """What a prompt with images consists of."""
         return ["input_ids", "attention_mask", "codes", "image_lengths", "code_targets"]
@@ -520,8 +539,8 @@ class MLLMProcessor(ProcessorMixin):
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | Path, *, device: torch.device | str | None = None, **kwargs: Any
     ) -> MLLMProcessor:
-        """Read a model folder, or one that a processor alone was saved to. `kwargs` are transformers' options for the
-        hub, which a folder does not need."""
+        """Read a model folder, or one that a processor alone was saved to. `kwargs`: of the text tokenizer, and
+        transformers' options for the hub, which a folder does not need."""
         given = Path(pretrained_model_name_or_path)
         alone = read_fields(given).get(MODEL_CONFIG)
         if alone is None or (given / CONFIG_FILE).is_file():
@@ -530,8 +549,11 @@ class MLLMProcessor(ProcessorMixin):
         else:
             folder, config = given, MLLMConfig.from_dict(alone)
         tokenizer = load_text_tokenizer(folder)
-        for name in kwargs.keys() & set(tokenizer.SPECIAL_TOKENS_ATTRIBUTES):
-            setattr(tokenizer, name, kwargs[name])
+        for name, value in {"padding_side": "left", **kwargs}.items():
+            if name in ("padding_side", *tokenizer.SPECIAL_TOKENS_ATTRIBUTES):
+                setattr(tokenizer, name, value)
+            elif name in OPTIONS_OF_OTHERS:
+                raise ValueError(f"{name} must be left out for this processor, which has no such option, got {value!r}")
         saved = cls.get_processor_dict(folder)[0] if (folder / PROCESSOR_FILE).is_file() else {}
         return cls(
             tokenizer,

@@ -186,6 +186,13 @@ def test_options_of_the_tokens_are_obeyed_or_refused(bundled: MLLMProcessor) -> 
     assert right["input_ids"][0, :-num_pads].tolist() == left["input_ids"][0, num_pads:].tolist()
     assert bundled(text=texts, padding="max_length", max_length=64)["input_ids"].shape == (2, 64)
     assert bundled(text=texts, pad_to_multiple_of=16)["input_ids"].shape[1] % 16 == 0
+    by_loading = AutoProcessor.from_pretrained(BUNDLED, padding_side="right", use_fast=True, local_files_only=True)
+    assert equal(by_loading(text=texts), right)
+    by_loading.tokenizer.padding_side = "left"
+    assert equal(by_loading(text=texts), left)
+    for name, value in (("do_resize", True), ("min_pixels", 9), ("model_max_length", 9)):
+        with pytest.raises(ValueError, match=name):
+            AutoProcessor.from_pretrained(BUNDLED, **{name: value})
     assert isinstance(bundled(text=texts, return_tensors="np")["input_ids"], np.ndarray)
     lists = bundled(text=texts, return_tensors=None)["input_ids"]
     assert [len(row) for row in lists] == left["attention_mask"].sum(dim=1).tolist()
@@ -203,6 +210,7 @@ def test_options_of_the_tokens_are_obeyed_or_refused(bundled: MLLMProcessor) -> 
         {"return_tensors": "tf"},
         {"padding_side": "top"},
         {"images_kwargs": {"do_resize": True}},
+        {"text_kwargs": {"padding": False}, "padding": True},
     ):
         with pytest.raises(ValueError):
             bundled(text="a", **wrong)
