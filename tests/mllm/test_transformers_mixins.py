@@ -10,6 +10,7 @@ import sys
 import unittest
 from collections.abc import Callable
 from importlib import import_module
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,6 +23,7 @@ from mllm.config import MLLMConfig
 from mllm.model import MLLMForConditionalGeneration
 from mllm.processor import MLLMProcessor
 from scripts.fetch_transformers_tests import PACKAGE, default_folder, fetch
+from tests.mllm.tiny_folder import random_picture
 
 B, T, N, K = 3, 13, 4, 3
 EXPECTED_OF_MODELS = {
@@ -124,11 +126,42 @@ def test_transformers_own_tests_of_models_pass(has_images: bool, head_type: str,
     run(Case, set(EXPECTED_OF_MODELS))
 
 
+class WithoutVideos(MLLMProcessor):
+    """Their tests of chats with images also pass options of videos, which ours refuses."""
+
+    def apply_chat_template(self, *args: Any, processor_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> Any:
+        others = {name: value for name, value in (processor_kwargs or {}).items() if name not in ("num_frames", "fps")}
+        return super().apply_chat_template(*args, processor_kwargs=others, **kwargs)
+
+
 @pytest.mark.slow
-def test_transformers_own_tests_of_processors_pass(theirs: Callable[[str], Any]) -> None:
-    class Case(theirs("test_processing_common").ProcessorTesterMixin, unittest.TestCase):
+def test_transformers_own_tests_of_processors_pass(
+    theirs: Callable[[str], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also those that are skipped without an image processor, where they do not set options of one."""
+    module, picture = theirs("test_processing_common"), tmp_path / "picture.png"
+    random_picture(size=(400, 30)).save(picture)
+    monkeypatch.setattr(module, "url_to_local_path", lambda *args: str(picture))
+
+    class Case(module.ProcessorTesterMixin, unittest.TestCase):
         processor_class = MLLMProcessor
         model_id = str(BUNDLED)
-        images_input_name = "codes"
+        images_input_name = "image_lengths"
+
+        def get_processor(self, **options: Any) -> MLLMProcessor:
+            processor = super().get_processor(**options)
+            processor.image_processor = None  # images with texts are not skipped
+            return processor
+
+        def test_chats_with_images(self) -> None:
+            self.processor_class = WithoutVideos
+            for size, tensors in ((1, "pt"), (2, "pt"), (1, "np"), (2, "np")):
+                options = "image", size, tensors, "images_input_name", "tokenizer", [str(picture)] * 2
+                self._test_apply_chat_template(*options)
+
+        def test_options_given_twice(self) -> None:
+            self.get_subprocessor_name = lambda *args: "tokenizer"
+            self._test_overlapping_text_modality_kwargs_handling("images")
+            self._test_doubly_passed_kwargs("images")
 
     run(Case, set(EXPECTED_OF_PROCESSORS))
