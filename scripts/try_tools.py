@@ -219,6 +219,19 @@ def lm_eval() -> str:
     return f"2 of 2 chosen rightly; answers {said}"
 
 
+def quantized_caches() -> str:
+    """`cache_implementation="quantized"`: the answer about an image is that of the plain cache."""
+    model, processor = load(), AutoProcessor.from_pretrained(BUNDLED)
+    chat = [{"role": "user", "content": [{"type": "image", "image": picture()}, QUESTION[1]]}]
+    inputs = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=True, return_dict=True)
+    expected = model.generate(**inputs)
+    for backend, bits in (("quanto", 4), ("hqq", 4), ("hqq", 8)):
+        settings = {"cache_implementation": "quantized", "cache_config": {"backend": backend, "nbits": bits}}
+        assert model.generate(**inputs, **settings).equal(expected), (backend, bits)
+    said = processor.decode(expected[0, inputs["input_ids"].shape[1] :]).strip()
+    return f"{said!r} with quanto (4 bits) and hqq {version('hqq')} (4 and 8 bits)"
+
+
 TOOLS: dict[str, tuple[str, Callable[[], str]]] = {
     "sft-answers": ("trl", trl_sft_answers),
     "sft-drawings": ("trl", trl_sft_drawings),
@@ -229,6 +242,7 @@ TOOLS: dict[str, tuple[str, Callable[[], str]]] = {
     "dpo": ("trl", trl_dpo),
     "grpo": ("trl", trl_grpo),
     "lm-eval": ("lm_eval", lm_eval),
+    "caches": ("optimum-quanto", quantized_caches),
 }
 
 

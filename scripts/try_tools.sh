@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Make an environment that has TRL and lm-eval beside the project's own packages, and run scripts/try_tools.py in it.
+# Make an environment that has TRL, lm-eval, quanto and hqq beside the project's own packages, and run scripts/try_tools.py in it.
 #   scripts/try_tools.sh [TOOL ...]
 set -euo pipefail
 cd "$(dirname "$0")/.."
