@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from transformers import GenerationConfig, GenerationMixin, LogitsProcessorList
 from transformers.utils import ModelOutput
@@ -120,21 +121,45 @@ def collate_prompts(prompts: Sequence[TokenSequence], config: MLLMConfig, device
 
 @torch.no_grad()
 def describe(
-    model: MLLMForConditionalGeneration, prompts: Sequence[TokenSequence], **options: Any
+    model: MLLMForConditionalGeneration, prompts: Sequence[TokenSequence], synced_gpus: bool | None = None
 ) -> list[list[list[int]]]:
-    """For each prompt what the model sees in each image (`describe_prompts`), by transformers' loop."""
+    """For each prompt what the model sees in each image (`describe_prompts`), by transformers' loop. Of synchronized
+    processes one with fewer images takes part in the passes of the others."""
     config = model.config
+    if config.begin_plan_id is None:
+        return describe_prompts(prompts, config, lambda *args: [])
+    synced = is_synced(model) if synced_gpus is None else synced_gpus
 
-    def decode(seen: list[TokenSequence], guesses: Any) -> list[list[int]]:
+    def continue_prompts(seen: list[TokenSequence], length: int) -> list[list[int]]:
         ends = [config.begin_plan_id, config.eos_token_id]
         plain = GenerationConfig(**GenerationConfig._get_default_generation_params())
-        plain.update(max_length=None, max_new_tokens=PLAN_BUDGET, eos_token_id=ends)
+        plain.update(max_length=None, max_new_tokens=length, eos_token_id=ends)
         inputs = collate_prompts(seen, config, model.device)
-        rows = GenerationMixin.generate(model, **inputs, **options, generation_config=plain)
+        rows = GenerationMixin.generate(model, **inputs, synced_gpus=synced, generation_config=plain)
         new = rows[:, inputs["input_ids"].shape[1] :].tolist()
         return [list(takewhile(lambda id_: id_ not in (*ends, config.pad_token_id), row)) for row in new]
 
-    return describe_prompts(prompts, config, decode)
+    def decode(seen: list[TokenSequence], guesses: Any) -> list[list[int]]:
+        if synced:
+            is_any(True, model.device)
+        return continue_prompts(seen, PLAN_BUDGET)
+
+    found = describe_prompts(prompts, config, decode)
+    while synced and is_any(False, model.device):
+        continue_prompts([plain_sequence([config.bos_token_id], images=[], num_codebooks=config.num_codebooks)], 1)
+    return found
+
+
+def is_synced(model: MLLMForConditionalGeneration) -> bool:
+    """Whether processes must run equally many passes, by transformers' own rule."""
+    return model.is_sharded and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def is_any(value: bool, device: torch.device) -> bool:
+    """Whether the value is true in any process."""
+    flag = torch.tensor(float(value), device=device)
+    dist.all_reduce(flag)
+    return bool(flag)
 
 
 # ---- text ----
@@ -170,9 +195,10 @@ def generate_text(model: MLLMForConditionalGeneration, input_ids: Tensor, option
     described_ids, cache = input_ids, options.get("past_key_values")
     if cache is None or not cache.get_seq_length():
         check_codes(input_ids, options.get("codes"), options.get("image_lengths"), config)
-        if config.begin_plan_id is not None and options.get("codes") is not None:
-            prompts = list(read_prompts(input_ids, options["attention_mask"], options, config))
-            found = describe(model, prompts, synced_gpus=options.get("synced_gpus"))
+        has_images = options.get("codes") is not None
+        prompts = list(read_prompts(input_ids, options["attention_mask"], options, config)) if has_images else []
+        found = describe(model, prompts, options.get("synced_gpus"))
+        if config.begin_plan_id is not None and has_images:
             prompts = [insert(prompt, words, config) for prompt, words in zip(prompts, found, strict=True)]
             options |= collate_prompts(prompts, config, input_ids.device)
             described_ids = options.pop("input_ids")

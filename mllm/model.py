@@ -45,6 +45,7 @@ from transformers import (
 )
 from transformers import initialization as init
 from transformers.cache_utils import Cache
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils import ModelOutput, torch_compilable_check
 from transformers.utils.generic import can_return_tuple, is_flash_attention_requested
@@ -214,6 +215,11 @@ class MLLMForConditionalGeneration(ThirdPartyMixin, PreTrainedModel, GenerationM
             )
         return url
 
+    @property
+    def is_sharded(self) -> bool:
+        """Whether processes hold parts of the weights, so that each must call every module as often as the others."""
+        return is_deepspeed_zero3_enabled() or getattr(self, "_is_fsdp_managed_module", False)
+
     def get_input_embeddings(self) -> nn.Module:
         return self.backbone.get_input_embeddings()
 
@@ -231,7 +237,7 @@ class MLLMForConditionalGeneration(ThirdPartyMixin, PreTrainedModel, GenerationM
             ),
         )
         if num_codes == 0:
-            if not self.training and codes_PK is None:
+            if codes_PK is None and not self.training and not self.is_sharded:
                 return hidden_BTD
             # zero that depends on the code embedding, so that ranks without images take part in gradient exchange
             codes_1K = torch.zeros(1, self.config.num_codebooks, dtype=torch.int64, device=input_ids_BT.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from mllm.model import MLLMForConditionalGeneration
 from mllm.pipeline import Done, Pipeline
 from mllm.processor import MLLMProcessor
 from tests.mllm.tiny_folder import build_tiny_folder, random_picture
+from tests.train.launching import ROOT, command, environment
 
 
 @pytest.fixture(scope="module")
@@ -317,3 +319,13 @@ def test_a_processor_refuses_what_the_model_does_not_read(processor: MLLMProcess
     ):
         with pytest.raises(ValueError):
             call()
+
+
+@pytest.mark.slow
+def test_processes_that_answer_together_answer_as_alone(tmp_path: Path) -> None:
+    """`synced_gpus`, by itself and as ZeRO-3 sets it: one process describes two images, the other has none."""
+    folder = build_tiny_folder(tmp_path / "model", outlines=True, context=700)
+    words = command("torchrun", folder)
+    words = [*words[: words.index("train.run")], "tests.mllm.synced_worker", str(folder)]
+    done = subprocess.run(words, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=600)
+    assert done.stdout.count("answers as alone") == 2, (done.stdout + done.stderr)[-4000:]
