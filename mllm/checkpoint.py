@@ -115,7 +115,7 @@ processor.post_process_multimodal_output(codes, generation_mode="image")[0].save
 
 
 def find_model_folder(name: str | Path | None) -> Path:
-    """The folder of a model; None is the bundled one. A folder that is no model does not hide a bundled model's name."""
+    """The folder of a model; None is the default one. A folder that is no model does not hide a bundled one's name."""
     if name is not None and not isinstance(name, str | Path):
         raise ValueError(f"model must be a folder or a hub id, got {name!r}; give its path as a string")
     folder = BUNDLED if name is None else Path(name).expanduser()
