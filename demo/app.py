@@ -10,15 +10,17 @@ import os
 import socket
 import tempfile
 from argparse import Namespace
-from collections.abc import Callable, Iterator
-from functools import wraps
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial, wraps
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from PIL import Image
 
 from demo.answer import FAILED, Entry, Settings, as_sentence, stream_answer
 from demo.page import ASSETS, STYLE_SHEET, build_page, example, theme
+from mllm.checkpoint import BUNDLED_MODELS, installed_models
 from mllm.cli.main import load_pipeline
 from mllm.pipeline import ImageDone, Pipeline, TextDelta
 from tokenizer.images import read_image
@@ -28,7 +30,8 @@ logger = logging.getLogger(__name__)
 TITLE = "mllm"
 SUBTITLE = "One model that draws, answers and edits"
 FIRST, SECOND = str(ASSETS / "circle-and-square.png"), str(ASSETS / "star-heart-triangle.png")
-EXAMPLES = [
+OCTOPUS, COOK = str(ASSETS / "octopus.png"), str(ASSETS / "cook.png")
+SHAPES = [
     example(
         "A red circle left of a blue square",
         "a large red circle to the left of a small blue square on a white background",
@@ -39,12 +42,22 @@ EXAMPLES = [
     example("Make the circle green", "Make the circle green.", FIRST),
     example("Estimate its depth", "Depth estimation.", SECOND),
 ]
+EMOJI = [
+    example("A red apple, flat", "Draw a red apple, flat style."),
+    example("A hedgehog, twemoji", "Draw a hedgehog, twemoji style."),
+    example("What is this?", "What is this?", OCTOPUS),
+    example("In flat style", "Draw it in flat style.", OCTOPUS),
+    example("Make the skin dark", "Make the skin dark.", COOK),
+    example("A woman instead", "A woman instead.", COOK),
+]
+BUNDLED = {"tiny": ("Shapes", SHAPES), "emoji": ("Emoji", EMOJI)}
+"""What the page calls the bundled models, and requests that each of them was trained for."""
 
 
 def serve(options: Namespace) -> None:
     require_free(options.host, options.port)
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
-    build_demo(load_pipeline(options)).launch(
+    build_demo(load_models(options)).launch(
         server_name=options.host,
         server_port=options.port,
         share=options.share,
@@ -71,18 +84,54 @@ def require_free(host: str, port: int | None) -> None:
             raise ValueError(f"--{what} ({error.strerror}); choose another") from error
 
 
-def build_demo(pipeline: Pipeline) -> Any:
+class Models:
+    """The models that a visitor chooses among, by what the page calls them; each is loaded when it is first wanted."""
+
+    def __init__(self, first: str, pipeline: Pipeline, others: Mapping[str, Callable[[], Pipeline]]) -> None:
+        self.first, self.names, self._others = first, [first, *others], others
+        self._loaded, self._lock = {first: pipeline}, Lock()
+
+    def __getitem__(self, name: str) -> Pipeline:
+        with self._lock:
+            if name not in self._loaded:
+                self._loaded[name] = self._others[name]()
+            return self._loaded[name]
+
+    def settings(self, name: str) -> Settings:
+        return Settings.of(self[name].image_settings("chat"))
+
+
+def load_models(options: Namespace) -> Models:
+    """The model of --model, and the bundled ones beside it, which the options apply to as well."""
+    chosen = options.model or BUNDLED_MODELS[0]
+    label = BUNDLED[chosen][0] if chosen in BUNDLED else Path(chosen).name
+    others = {
+        BUNDLED[name][0]: partial(load_pipeline, Namespace(**{**vars(options), "model": name}))
+        for name in installed_models()
+        if name != chosen
+    }
+    return Models(label, load_pipeline(options), others)
+
+
+def build_demo(models: Models) -> Any:
     folder = Path(tempfile.mkdtemp(prefix="mllm-demo-"))
-    defaults = Settings.of(pipeline.image_settings("chat"))
+    requests = dict(BUNDLED.values())
 
     def answer(
-        history: list[Entry], seed: str | None, guidance: float, temperature: float, top_k: str | None
+        history: list[Entry], name: str, seed: str | None, guidance: float, temperature: float, top_k: str | None
     ) -> Iterator[list[Entry]]:
         settings = Settings(seed=seed, guidance=guidance, temperature=temperature, top_k=top_k)
-        yield from stream_answer(pipeline, history, settings, defaults, folder=folder)
+        yield from stream_answer(models[name], history, settings, models.settings(name), folder=folder)
 
-    functions = {name: in_words(function) for name, function in api_of(pipeline).items()}
-    return build_page(answer, title=TITLE, subtitle=SUBTITLE, examples=EXAMPLES, defaults=defaults, functions=functions)
+    functions = {name: in_words(function) for name, function in api_of(models[models.first]).items()}
+    return build_page(
+        answer,
+        title=TITLE,
+        subtitle=SUBTITLE,
+        examples={name: requests.get(name, SHAPES) for name in models.names},
+        settings_of=models.settings,
+        functions=functions,
+    )
 
 
 def api_of(pipeline: Pipeline) -> dict[str, Callable[..., Any]]:

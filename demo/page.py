@@ -5,6 +5,7 @@ The page loads nothing from elsewhere: system fonts, no analytics.
 
 from __future__ import annotations
 
+import copy
 import html
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ FONTS = ["ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Roboto", "s
 MONO_FONTS = ["ui-monospace", "SFMono-Regular", "Menlo", "monospace"]
 
 Answer = Callable[..., Iterator[list[Entry]]]
-"""answer(history, seed, guidance, temperature, top_k) yields the history with the answer growing."""
+"""answer(history, model, seed, guidance, temperature, top_k) yields the history with the answer growing."""
 
 
 def example(label: str, text: str, file: str | None = None) -> ExampleMessage:
@@ -50,10 +51,16 @@ def build_page(
     *,
     title: str,
     subtitle: str,
-    examples: list[ExampleMessage],
-    defaults: Settings,
+    examples: Mapping[str, Sequence[ExampleMessage]],
+    settings_of: Callable[[str], Settings],
     functions: Mapping[str, Callable[..., Any]],
 ) -> gr.Blocks:
+    """
+    Args:
+        examples: requests to click, by the name of the model that they are for; the page begins with the first.
+    """
+    first, *others = examples
+    defaults = settings_of(first)
     with gr.Blocks(analytics_enabled=False, title=title, fill_height=True) as page:
         gr.HTML(f"<header><h1>{title}</h1><p>{subtitle}</p></header>", elem_id="masthead")
         chatbot = gr.Chatbot(
@@ -63,7 +70,7 @@ def build_page(
             height="auto",
             layout="bubble",
             buttons=[],
-            examples=examples,
+            examples=copies(examples[first]),
             placeholder="Try one of these, or write your own.",
             group_consecutive_messages=False,
             latex_delimiters=[],
@@ -78,15 +85,33 @@ def build_page(
             autofocus=True,
         )
         with gr.Accordion("Settings", open=False, elem_id="settings"), gr.Row():
+            model = gr.Dropdown([first, *others], elem_id="model", label="Model", visible=bool(others))
             settings = [
                 gr.Textbox(elem_id="seed", label="Seed", placeholder="new each time", max_lines=1),
                 gr.Slider(1, 12, value=defaults.guidance, step=0.5, label="Guidance"),
                 gr.Slider(0.1, 2, value=defaults.temperature, step=0.05, label="Temperature"),
                 gr.Textbox(elem_id="top-k", label="Top-k", value=defaults.top_k, placeholder="all", max_lines=1),
             ]
-        connect(answer, chatbot, box, settings)
+        connect(answer, chatbot, box, [model, *settings])
+        model.input(
+            lambda name: (gr.Chatbot([], examples=copies(examples[name])), *shown(settings_of(name))),
+            model,
+            [chatbot, *settings[1:]],
+            concurrency_id="model",
+            api_visibility="private",
+        )
         add_api(functions)
     return page
+
+
+def copies(examples: Sequence[ExampleMessage]) -> list[ExampleMessage]:
+    """Examples of their own for a chat, which replaces their files."""
+    return [copy.copy(each) for each in examples]
+
+
+def shown(settings: Settings) -> tuple[float, float, str | None]:
+    """The values of the fields that a model decides."""
+    return settings.guidance, settings.temperature, settings.top_k
 
 
 def connect(

@@ -114,6 +114,11 @@ processor.post_process_multimodal_output(codes, generation_mode="image")[0].save
 ```"""
 
 
+def installed_models() -> list[str]:
+    """Names of the bundled models that this installation has, the default one first."""
+    return [name for name in BUNDLED_MODELS if (ASSETS / name).is_dir()]
+
+
 def find_model_folder(name: str | Path | None) -> Path:
     """The folder of a model; None is the default one. A folder that is no model does not hide a bundled one's name."""
     if name is not None and not isinstance(name, str | Path):

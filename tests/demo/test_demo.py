@@ -3,6 +3,7 @@
 import base64
 import html
 import re
+from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from gradio_client import Client, handle_file
 from PIL import Image
 
+from demo import app
 from demo.answer import (
     BAR,
     FAILED,
@@ -26,7 +28,7 @@ from demo.answer import (
     to_messages,
     user_entry,
 )
-from demo.app import build_demo
+from demo.app import BUNDLED, Models, build_demo, load_models
 from demo.page import add_request
 from mllm.conversation import ImagePart, Message, TextPart
 from mllm.pipeline import Pipeline
@@ -48,7 +50,7 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
 
 @pytest.fixture(scope="module")
 def client(pipeline: Pipeline) -> Iterator[Client]:
-    demo = build_demo(pipeline)
+    demo = build_demo(Models("Random", pipeline, {"Again": lambda: pipeline}))
     _, address, _ = demo.launch(prevent_thread_lock=True, quiet=True, ssr_mode=False)
     yield Client(address, verbose=False)
     demo.close()
@@ -70,6 +72,29 @@ def test_programs_draw_ask_edit_and_chat(client: Client, pipeline: Pipeline, tmp
     for wrong, name in (((" ", 3), "/draw"), ((handle_file(file), "", 3), "/edit"), ((chat, 3), "/chat")):
         with pytest.raises(Exception, match="must"):
             client.predict(*wrong, api_name=name)
+
+
+def test_a_visitor_chooses_among_the_bundled_models(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[str | None] = []
+
+    def load(options: Namespace) -> Pipeline:
+        loaded.append(options.model)
+        return pipeline
+
+    monkeypatch.setattr(app, "load_pipeline", load)
+    monkeypatch.setattr(app, "installed_models", lambda: ["tiny", "emoji"])
+    for model, names in (
+        (None, ["Shapes", "Emoji"]),
+        ("emoji", ["Emoji", "Shapes"]),
+        ("a/b", ["b", "Shapes", "Emoji"]),
+    ):
+        loaded.clear()
+        models = load_models(Namespace(model=model, device="cpu"))
+        assert models.names == names and loaded == [model], "others are loaded when they are wanted"
+        assert models["Emoji"] is models["Emoji"] is pipeline
+        assert loaded == ([model] if model == "emoji" else [model, "emoji"])
+    files = [file for _, examples in BUNDLED.values() for each in examples for file in each.get("files", [])]
+    assert len(files) > 4 and all(Path(file).is_file() for file in files if isinstance(file, str))
 
 
 def test_a_request_waits_while_an_answer_comes_and_an_empty_one_does_nothing() -> None:
