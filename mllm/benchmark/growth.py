@@ -72,9 +72,10 @@ def fit_costs(report: dict[str, Any]) -> dict[str, Any]:
 def plot_growth(report: dict[str, Any], path: Path) -> None:
     """A panel for each parameter: medians as dots, the fitted model as a line."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, ScalarFormatter
 
     parameters = list(dict.fromkeys(case["facts"]["parameter"] for case in report["cases"]))
-    figure = Figure(figsize=(3.2 * len(parameters), 3), layout="constrained")
+    figure = Figure(figsize=(2.6 * len(parameters), 2.8), layout="constrained")
     panels = figure.subplots(1, len(parameters), squeeze=False, sharey=True)[0]
     fitted = dict(zip(map(id, report["cases"]), report["fit"]["fitted_seconds"], strict=True))
     for panel, parameter in zip(panels, parameters, strict=True):
@@ -86,5 +87,6 @@ def plot_growth(report: dict[str, Any], path: Path) -> None:
         panel.minorticks_off()
         panel.grid(alpha=0.3)
     panels[0].set_ylabel("seconds")
+    panels[0].yaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter=ScalarFormatter())
     panels[0].legend()
     figure.savefig(path, dpi=120)
