@@ -32,7 +32,7 @@ part() { # NAME SECONDS WORDS OF mllm benchmark...
             large) words+=(tiny) ;;
             bfloat16) words+=(float32) ;;
             6) words+=(2) ;;
-            8 | 16 | 32 | 64 | 128 | 256) ;;
+            8 | 16 | 32 | 64 | 128 | 256 | --compile) ;;
             *) words+=("$word") ;;
             esac
         done
@@ -46,7 +46,8 @@ part() { # NAME SECONDS WORDS OF mllm benchmark...
 
 part products 40 product --sizes 7b --batch 1 2 8 16 64 128 256 --dtype bfloat16 --rounds 3
 part head 60 head --sizes head-7b --batch 1 8 32 64 --dtype bfloat16 --quantization int8 --rounds 3
-part drawing 180 draw --sizes 7b --alone 6 --batch 1 8 32 64 --dtype bfloat16 --quantization int8 --rounds 2
+part drawing 145 draw --sizes 7b --alone 6 --batch 1 8 32 64 --dtype bfloat16 --quantization int8 --rounds 2
+part graphs 40 draw --sizes 7b --alone 6 --batch 1 --dtype bfloat16 --compile --rounds 2
 part prefill 40 prefill --sizes 7b --batch 1 8 32 64 --dtype bfloat16 --rounds 3
 part tokenizer 60 tokenizer --sizes large --batch 1 16 64 --rounds 3
 part training-1b 40 step --sizes 1b --dtype bfloat16 --rounds 3

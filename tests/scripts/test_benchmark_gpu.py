@@ -12,7 +12,7 @@ import pytest
 import torch
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "benchmark_gpu.sh"
-PARTS = ["products", "head", "drawing", "prefill", "tokenizer", "training-1b", "training-7b"]
+PARTS = ["products", "head", "drawing", "graphs", "prefill", "tokenizer", "training-1b", "training-7b"]
 
 
 def run(*words: str) -> subprocess.CompletedProcess[str]:
