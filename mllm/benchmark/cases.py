@@ -367,7 +367,9 @@ def draw_alone(
     models = {THIS: model, **{bits: quantized(model, bits) for bits in settings.quantization}}
     variants = {key: repeated(partial(work.ours, each, sampling), images) for key, each in models.items()}
     if settings.compile:
-        engine = Engine(model, compile=True)
+        own = copy.deepcopy(model)  # compiled for one context
+        own.code_embedding.context = "current"
+        engine = Engine(own, compile=True)
         variants[COMPILED] = repeated(lambda: work.by(engine, sampling), images)
     rows = batch * (2 if sampling.guidance > 1 else 1)
     cost = position_cost(model, rows=rows, context=size.prompt + work.num_positions / 2)

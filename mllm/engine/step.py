@@ -176,8 +176,7 @@ class StaticStep:
         if not forward.layers:  # the first pass makes them
             return self.step(inputs)
         if forward.num_growths != self.num_growths:  # all buffers are new
-            self.prepared.clear()
-            self.num_growths = forward.num_growths
+            self.prepared, self.pool, self.num_growths = {}, None, forward.num_growths
         leaves, structure = pytree.tree_flatten(inputs)
         key = structure, *(leaf.shape if isinstance(leaf, Tensor) else leaf for leaf in leaves)
         if key not in self.prepared:
