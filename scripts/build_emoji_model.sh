@@ -13,9 +13,10 @@ python -m scripts.emoji.build "$data"
 [ -f "$runs/text/tokenizer.model" ] ||
     mllm train emoji_text --output "$runs/text/tokenizer.model" --records "[$data/records]"
 mllm train emoji_tokenizer --output "$runs/tokenizer" --shards.urls "$tars"
-for job in draw name odd_one_out restyle tone gender talk unknown; do
+# So few shards a job that all its records are shuffled together.
+for job in draw draw_tones name odd_one_out restyle tone gender talk unknown; do
     mllm prepare "$data/records/$job" --images "$data/images" --out "$runs/shards/$job" \
-        --image-tokenizer "$runs/tokenizer/final" --size 128x128
+        --image-tokenizer "$runs/tokenizer/final" --size 128x128 --shard-size 4096
 done
 # A larger decoder of the same codes: the language model can be trained without it, and draws with it.
 mllm train emoji_decoder --output "$runs/decoder" --start_from "$runs/tokenizer/final" --shards.urls "$tars"

@@ -89,7 +89,8 @@ def make_records(cells: list[Cell], *, symbol_names: list[str], seed: int = 0) -
     """
     writer = RecordWriter(cells, seed=seed)
     makers: dict[str, Callable[[], Iterator[list[Turn]]]] = {
-        "draw": writer.drawings,
+        "draw": lambda: writer.drawings(toned=False),
+        "draw_tones": lambda: writer.drawings(toned=True),
         "name": writer.questions,
         "odd_one_out": writer.odd_ones,
         "restyle": lambda: writer.changes("restyle", writer._restyling),
@@ -169,9 +170,11 @@ class RecordWriter:
     def rng(self, job: str, cell: Cell) -> Random:
         return Random(f"{job}/{self.seed}/{cell.path}")
 
-    def drawings(self) -> Iterator[list[Turn]]:
-        """An image of what is asked for."""
+    def drawings(self, *, toned: bool) -> Iterator[list[Turn]]:
+        """An image of what is asked for; those with a skin tone apart, as they are many and much alike."""
         for cell in self.training:
+            if (cell.emoji.tone is not None) != toned:
+                continue
             rng = self.rng("draw", cell)
             for number in range(DRAWINGS_PER_CELL):
                 yield [self._drawing(cell, rng, by_keywords=number == DRAWINGS_PER_CELL - 1)]

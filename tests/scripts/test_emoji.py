@@ -18,7 +18,7 @@ from scripts.emoji.splits import Split, slug_of, split_of, thing_of
 
 NUM_OBJECTS, NUM_WORKERS = 150, 24
 ALL_STYLES = ["noto", "flat"]
-JOBS = ("draw", "name", "odd_one_out", "restyle", "tone", "gender", "talk", "unknown")
+JOBS = ("draw", "draw_tones", "name", "odd_one_out", "restyle", "tone", "gender", "talk", "unknown")
 
 
 def write_package(folder: Path, package: str, files: dict[str, object]) -> None:
@@ -150,7 +150,12 @@ def test_records_show_and_name_nothing_that_is_held_out(cells: list[Cell], recor
             assert not words & held_out
             assert job == "unknown" or not words & unknown
     training = {cell.path for cell in cells if cell.split == "train"}
-    assert {path for record in records["draw"] for path in items_of(record, "image", "assistant")} == training
+    drawn = {
+        job: {path for record in records[job] for path in items_of(record, "image", "assistant")}
+        for job in ("draw", "draw_tones")
+    }
+    assert drawn["draw"] | drawn["draw_tones"] == training
+    assert drawn["draw_tones"] == {path for path in training if "skin-tone" in path}
     assert {path for record in records["name"] for path in items_of(record, "image", "user")} == training
     for record in records["unknown"]:
         assert not items_of(record, "image", "assistant")
@@ -162,7 +167,7 @@ def test_a_drawing_is_of_what_is_asked_for(cells: list[Cell], records: dict[str,
     by_path = {cell.path: cell for cell in cells}
     all_keywords = {keyword for cell in cells for keyword in cell.emoji.keywords}
     by_keywords = 0
-    for record in records["draw"]:
+    for record in [*records["draw"], *records["draw_tones"]]:
         (asked,), (path,) = items_of(record, "text"), items_of(record, "image")
         emoji = by_path[path].emoji
         assert by_path[path].style in asked or by_path[path].style == ALL_STYLES[0]
