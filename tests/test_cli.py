@@ -265,10 +265,25 @@ def test_a_successful_command_prints_nothing_else(random_model_folder: Path, tmp
 
 
 def test_a_package_that_hides_ours_is_named(tmp_path: Path) -> None:
+    """`python -m` looks into the current folder first."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+
+    def begin(*words: str, folder: Path) -> tuple[int, str]:
+        command = [sys.executable, *words]
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+        return done.returncode, done.stderr.partition(";")[0]
+
     for package in PACKAGES[1:]:
-        (tmp_path / package).mkdir()
-        (tmp_path / package / f"{package}.py").write_text("")
-        paths = [str(tmp_path / package), str(ROOT)]
-        script = f"import sys; sys.path[:0] = {paths!r}; from mllm.cli.main import main; sys.exit(main(['draw', '-h']))"
-        done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
-        assert done.returncode == 2 and str(tmp_path / package / f"{package}.py") in done.stderr, done.stderr
+        for file in (f"{package}.py", f"{package}/__init__.py"):
+            folder = tmp_path / file.replace("/", "-")
+            (folder / file).parent.mkdir(parents=True)
+            (folder / file).write_text("")
+            sentence = f"mllm: the package {package!r} must be the one in {ROOT}, got {folder / file}"
+            assert begin("-m", "mllm", "draw", "-h", folder=folder) == (2, sentence)
+    folder = tmp_path / "data"
+    (folder / "tokenizer").mkdir(parents=True)
+    assert begin("-m", "mllm", "draw", "-h", folder=folder) == (0, ""), "a folder of data hides no package on the path"
+    # but one that `pip install -e` installed, whose place is not on the path
+    script = f"import sys; from mllm.cli.main import main; sys.path = [{str(folder)!r}]; sys.exit(main(['draw', '-h']))"
+    sentence = f"mllm: the package 'tokenizer' must be the one in {ROOT}, got {folder / 'tokenizer'}"
+    assert begin("-c", script, folder=folder) == (2, sentence)

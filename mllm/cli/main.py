@@ -349,7 +349,8 @@ def refuse_shadowed_packages() -> None:
     root = Path(__file__).resolve().parents[2]
     for package in PACKAGES:
         spec = find_spec(package)
-        found = Path(spec.origin).resolve() if spec and spec.origin else None
+        places = [] if spec is None else [spec.origin] if spec.origin else list(spec.submodule_search_locations or [])
+        found = Path(places[0]).resolve() if places else None
         if found != root / package / "__init__.py":
             raise ImportError(
                 f"the package {package!r} must be the one in {root}, got {found or 'none'}; uninstall or rename the "
