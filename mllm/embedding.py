@@ -13,6 +13,7 @@ head width.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -55,7 +56,7 @@ class CodeEmbedding(nn.Module, ABC):
     def forward(self, codes_PK: Tensor, image_lengths_I: Tensor, *, columns_I: Tensor | None = None) -> Tensor:
         """Embed whole images, one after another in `codes_PK`; (P, D). `columns_I`: columns of each image; default: all
         have those of the default size."""
-        torch_compilable_check(
+        check_values(
             image_lengths_I.sum() == codes_PK.shape[0],
             lambda: (
                 f"image lengths must add up to the codes, got {int(image_lengths_I.sum())} and {codes_PK.shape[0]} "
@@ -290,6 +291,14 @@ class Projector(nn.Module):
 def image_of_positions(image_lengths_I: Tensor, num_positions: int) -> Tensor:
     images_I = torch.arange(image_lengths_I.shape[0], device=image_lengths_I.device)
     return images_I.repeat_interleave(image_lengths_I, output_size=num_positions)
+
+
+def check_values(holds: Tensor, message: Callable[[], str]) -> None:
+    """Refuse inputs by their values. In compiled code the check is part of the graph: to read a value would end it."""
+    if torch.compiler.is_dynamo_compiling():
+        torch._assert_async(holds, "images, codes and image placeholders must match")
+    else:
+        torch_compilable_check(holds, message)
 
 
 def keep_as_buffers(module: nn.Module) -> None:

@@ -47,7 +47,7 @@ from transformers import initialization as init
 from transformers.cache_utils import Cache
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.modeling_utils import slice_logits_to_keep
-from transformers.utils import ModelOutput, torch_compilable_check
+from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple, is_flash_attention_requested
 from transformers.utils.hub import hf_api
 
@@ -66,6 +66,7 @@ from mllm.embedding import (
     PositionEmbedding,
     ProjectedEmbedding,
     SummedEmbedding,
+    check_values,
     image_of_positions,
 )
 from mllm.heads import DepthTransformerHead, MLPHead, PerCodebookLinear
@@ -229,7 +230,7 @@ class MLLMForConditionalGeneration(ThirdPartyMixin, PreTrainedModel, GenerationM
         hidden_BTD = self.get_input_embeddings()(input_ids_BT.masked_fill(is_image_BT, self.config.pad_token_id))
         num_codes = 0 if codes_PK is None else codes_PK.shape[0]
         num_images = is_image_BT.sum()
-        torch_compilable_check(
+        check_values(
             num_images == num_codes,
             lambda: (
                 f"codes must have one row per image placeholder, got {int(num_images)} placeholders and {num_codes} "

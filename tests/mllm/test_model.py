@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch._dynamo
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
@@ -154,6 +155,8 @@ def test_forward_compiles_without_a_graph_break_and_exports() -> None:
         text = collate_prompts([build_prompt(8, seed=1)], model.config, torch.device("cpu"))
         compiled = torch.compile(model, fullgraph=True, backend="eager")
         for inputs in (text, images):
+            torch._dynamo.reset()
+            assert torch._dynamo.explain(model)(**inputs).graph_break_count == 0, "without fullgraph as well"
             torch.testing.assert_close(compiled(**inputs).logits, model(**inputs).logits, atol=1e-4, rtol=1e-4)
             exported = torch.export.export(model, (), dict(inputs)).module()
             torch.testing.assert_close(exported(**inputs).logits, model(**inputs).logits, atol=1e-4, rtol=1e-4)
