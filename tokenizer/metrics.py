@@ -58,34 +58,33 @@ def ssim(first_B3HW: Tensor, second_B3HW: Tensor) -> Tensor:
     """Structural similarity of each image (Wang et al. 2004), (B,): mean over colors and windows inside the image."""
     if min(first_B3HW.shape[-2:]) < SSIM_WINDOW:
         raise ValueError(f"SSIM must have sides >= {SSIM_WINDOW}, got {tuple(first_B3HW.shape)}; use larger images")
-    first, second = first_B3HW.float(), second_B3HW.float()
-    mean_1, mean_2 = blur(first), blur(second)
-    variance_1 = blur(first * first) - mean_1.square()
-    variance_2 = blur(second * second) - mean_2.square()
-    covariance = blur(first * second) - mean_1 * mean_2
-    return ssim_of_moments(mean_1, mean_2, variance_1, variance_2, covariance)
+    return ssim_of(Windows(first_B3HW.float()), Windows(second_B3HW.float()))
 
 
-def ssim_of_moments(mean_1: Tensor, mean_2: Tensor, variance_1: Tensor, variance_2: Tensor, both: Tensor) -> Tensor:
-    """SSIM from the means, variances and covariance (`both`) in windows, each (B, 3, H, W) or one for all images."""
+class Windows:
+    """Images with their means and variances in windows, which SSIM needs of each, however often it is compared."""
+
+    def __init__(self, pixels_B3HW: Tensor) -> None:
+        self.pixels_B3HW, self.mean_B3HW = pixels_B3HW, blur(pixels_B3HW)
+        self.variance_B3HW = blur(pixels_B3HW.square()) - self.mean_B3HW.square()
+
+
+def ssim_of(first: Windows, second: Windows) -> Tensor:
+    """SSIM of each image, (B,); one of the two may be a single image beside many."""
     c1, c2 = (0.01 * PIXEL_RANGE) ** 2, (0.03 * PIXEL_RANGE) ** 2
-    luminance = (2 * mean_1 * mean_2 + c1) / (mean_1.square() + mean_2.square() + c1)
-    structure = (2 * both + c2) / (variance_1 + variance_2 + c2)
+    product = first.mean_B3HW * second.mean_B3HW
+    covariance = blur(first.pixels_B3HW * second.pixels_B3HW) - product
+    luminance = (2 * product + c1) / (first.mean_B3HW.square() + second.mean_B3HW.square() + c1)
+    structure = (2 * covariance + c2) / (first.variance_B3HW + second.variance_B3HW + c2)
     return (luminance * structure).mean(dim=(1, 2, 3))
 
 
-def ssim_taps(device: torch.device | str | None = None) -> Tensor:
-    """Weights along a side of the window."""
-    offset = torch.arange(SSIM_WINDOW, device=device, dtype=torch.float32) - (SSIM_WINDOW - 1) / 2
-    return torch.softmax(-offset.square() / (2 * SSIM_SIGMA**2), dim=0)
-
-
 def blur(pixels_B3HW: Tensor) -> Tensor:
-    taps = ssim_taps(pixels_B3HW.device)
-    channels = pixels_B3HW.shape[1]
-    down = taps.view(1, 1, -1, 1).expand(channels, 1, -1, 1)
-    across = taps.view(1, 1, 1, -1).expand(channels, 1, 1, -1)
-    return F.conv2d(F.conv2d(pixels_B3HW, down, groups=channels), across, groups=channels)
+    """Means in windows, by two matrix products: of many images several times faster than convolutions."""
+    offset = torch.arange(SSIM_WINDOW, device=pixels_B3HW.device, dtype=torch.float32) - (SSIM_WINDOW - 1) / 2
+    taps = torch.softmax(-offset.square() / (2 * SSIM_SIGMA**2), dim=0)
+    down, across = (F.pad(taps, (n - SSIM_WINDOW,) * 2).unfold(0, n, 1).flip(0) for n in pixels_B3HW.shape[-2:])
+    return down @ pixels_B3HW @ across.T
 
 
 def code_counts(codes_BKN: Tensor, codebook_size: int) -> Tensor:

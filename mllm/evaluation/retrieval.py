@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokenizer.metrics import SSIM_WINDOW, ssim_of_moments, ssim_taps
+from tokenizer.metrics import Windows, ssim_of
 
 BLOCKS = (
     # kernel, stride, expansion, in, out, repeats: table 1 of EfficientNet (arXiv:1905.11946); no squeeze-excitation
@@ -131,8 +131,7 @@ class Gallery:
 
     def __init__(self, model: EfficientNetLite0, pixels_G3HW: Tensor) -> None:
         self.features_GF = features_of(model, pixels_G3HW)
-        self.small_G3HW = shrink(pixels_G3HW)
-        self.mean_G3HW, self.variance_G3HW = moments(self.small_G3HW)
+        self.small = Windows(shrink(pixels_G3HW))
 
     def ranks_by_features(self, features_BF: Tensor, right_B: Tensor) -> Tensor:
         """How many images are nearer to each drawing than the right one."""
@@ -140,28 +139,7 @@ class Gallery:
 
     def ranks_by_ssim(self, pixels_B3HW: Tensor, right_B: Tensor) -> Tensor:
         """The same by structural similarity."""
-        return ranks(torch.stack([self.ssim(small_3HW) for small_3HW in shrink(pixels_B3HW)]), right_B)
-
-    def ssim(self, small_3HW: Tensor) -> Tensor:
-        """Structural similarity of one drawing and every image, (G,)."""
-        mean_13HW, variance_13HW = moments(small_3HW[None])
-        covariance_G3HW = blur(self.small_G3HW * small_3HW) - self.mean_G3HW * mean_13HW
-        return ssim_of_moments(mean_13HW, self.mean_G3HW, variance_13HW, self.variance_G3HW, covariance_G3HW)
-
-
-def moments(small_B3HW: Tensor) -> tuple[Tensor, Tensor]:
-    """Means and variances in windows."""
-    mean_B3HW = blur(small_B3HW)
-    return mean_B3HW, blur(small_B3HW.square()) - mean_B3HW.square()
-
-
-def blur(small_B3HW: Tensor) -> Tensor:
-    """As tokenizer/metrics.py does it, by matrix products: for thousands of small images many times faster."""
-    side = small_B3HW.shape[-1]
-    windows_WH = small_B3HW.new_zeros(side - SSIM_WINDOW + 1, side)
-    for start, row_H in enumerate(windows_WH):
-        row_H[start : start + SSIM_WINDOW] = ssim_taps(small_B3HW.device)
-    return windows_WH @ small_B3HW @ windows_WH.T
+        return ranks(torch.stack([ssim_of(Windows(one), self.small) for one in shrink(pixels_B3HW).split(1)]), right_B)
 
 
 def ranks(similarity_BG: Tensor, right_B: Tensor) -> Tensor:

@@ -37,6 +37,8 @@ def test_ssim_equals_the_loop() -> None:
         expected[b, c, y, x] = (2 * mp * mq + c1) * (2 * cov + c2) / ((mp**2 + mq**2 + c1) * (vp + vq + c2))
     torch.testing.assert_close(metrics.ssim(first, second), expected.mean((1, 2, 3)), atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(metrics.ssim(first, first), torch.ones(2))
+    alone = metrics.ssim_of(metrics.Windows(first[:1]), metrics.Windows(second))
+    torch.testing.assert_close(alone, metrics.ssim(first[:1].expand_as(second), second))
     with pytest.raises(ValueError):
         metrics.ssim(torch.zeros(1, 3, 8, 20), torch.zeros(1, 3, 8, 20))
 
