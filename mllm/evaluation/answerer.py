@@ -14,6 +14,7 @@ from typing import Any
 from PIL import Image
 from torch import nn
 
+from mllm.config import MLLMConfig
 from mllm.conversation import ClassPart, ImagePart, Message, TextPart
 from mllm.engine.settings import Overrides
 from mllm.evaluation.protocol import Benchmark, BenchmarkItem, Mode
@@ -130,6 +131,12 @@ def describe_decoding(pipeline: Pipeline, benchmark: Benchmark, sampling: Mappin
     settings = pipeline.requests.text_settings("ask", chosen)
     named = {"greedy": True} if settings.greedy else asdict(settings)
     return {**named, "max_new_tokens": sampling.get("max_new_tokens")}
+
+
+def image_sampling(config: MLLMConfig, chosen: Overrides) -> dict[str, Any]:
+    """How codes of images are sampled: as the checkpoint says where nothing was chosen."""
+    own = {name: getattr(config, f"image_{name}") for name in ("guidance", "temperature", "top_k", "top_p")}
+    return {**own, **{name: value for name, value in chosen.items() if value is not None}}
 
 
 def model_fingerprint(model: nn.Module) -> str:

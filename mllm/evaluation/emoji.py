@@ -13,9 +13,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from operator import attrgetter
 from pathlib import Path
 from random import Random
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -23,7 +24,7 @@ from tqdm import tqdm
 
 from mllm.conversation import ImagePart, Message, TextPart
 from mllm.engine.settings import Overrides
-from mllm.evaluation.answerer import model_fingerprint
+from mllm.evaluation.answerer import image_sampling, model_fingerprint
 from mllm.evaluation.intervals import Rate, as_rate, as_values
 from mllm.evaluation.retrieval import EfficientNetLite0, Gallery, features_of
 from mllm.files import fingerprint_of, read_lines, tool_versions
@@ -40,7 +41,7 @@ RESTYLE, TONE, GENDER = "Draw it in {style} style.", "Make the skin {tone}.", "M
 DONT_KNOW = "don't know"
 """In every answer that says so."""
 ROUND_TRIP = "round trip"
-RANKS = (1, 5)
+RANKS, RETRIEVALS = (1, 5), ("features", "ssim")
 BATCH = 64
 SHEET_DRAWINGS, SHEET_COLUMNS, CAPTION_HEIGHT, CAPTION_LENGTH = 100, 10, 26, 24
 
@@ -111,6 +112,12 @@ GROUPS = (
     Group("unknown", "shown", "held_out_thing", draws=False),
 )
 JOBS = tuple(dict.fromkeys(group.job for group in GROUPS))
+CHANGES: dict[str, tuple[str, str, Callable[[Cell], Hashable]]] = {
+    "restyle": ("style", RESTYLE, attrgetter("name")),
+    "tone": ("tone", TONE, attrgetter("label", "style")),
+    "gender": ("gender", GENDER, lambda cell: (cell.thing, cell.style, cell.tone, cell.label.endswith("facing right"))),
+}
+"""What changes, in which words, and what stays the same."""
 
 
 def choose_groups(jobs: Sequence[str] | None) -> list[Group]:
@@ -134,6 +141,8 @@ def read_cells(folder: Path) -> list[Cell]:
         except KeyError as error:
             raise ValueError(f"{where} must have the key {error}, got none; build the data again") from None
         cells.append(Cell(**{**values, "keywords": frozenset(values["keywords"])}))
+    if not cells:
+        raise ValueError(f"{path} must name images, got none; build the data again")
     return cells
 
 
@@ -173,7 +182,8 @@ def measure_emoji(
         else:
             texts = [" ".join(map(str, parts)) for parts in answers]
             scores[group.name] = score_texts(group, items, texts)
-    scores |= score_drawings(drawings, cells, images, scorer=scorer, size=config.image_size)
+    names = [ROUND_TRIP, *(group.name for group in groups if group.draws)]
+    scores |= score_drawings(drawings, names, cells, images, scorer=scorer, size=config.image_size)
     ceiling = {"psnr": decibels, **scores.pop(ROUND_TRIP)}
     if sheet is not None:
         draw_sheet(drawings, sheet, size=config.image_size)
@@ -185,11 +195,7 @@ def measure_emoji(
         "seed": seed,
         "count": count,
         "settings": {
-            "guidance": config.image_guidance,
-            "temperature": config.image_temperature,
-            "top_k": config.image_top_k,
-            "top_p": config.image_top_p,
-            **{name: value for name, value in (sampling or {}).items() if value is not None},
+            **image_sampling(config, sampling or {}),
             "text": "greedy",
             "image_size": config.image_size,
         },
@@ -205,13 +211,8 @@ def measure_emoji(
 def make_items(group: Group, cells: Sequence[Cell], count: int, *, seed: int) -> list[Item]:
     """Up to `count` items, at random; the same arguments give the same ones."""
     rng = Random(f"items/{seed}/{group.name}")
-    makers: dict[str, Callable[[Sequence[Cell], str, Random], Iterator[Item]]] = {
-        "restyle": restylings,
-        "tone": tone_changes,
-        "gender": gender_changes,
-    }
-    if group.job in makers:
-        found = list(makers[group.job](cells, group.split, rng))
+    if group.job in CHANGES:
+        found = list(changes(group, cells, rng))
     else:
         of_split = [cell for cell in cells if cell.split == group.split]
         found = [
@@ -221,43 +222,17 @@ def make_items(group: Group, cells: Sequence[Cell], count: int, *, seed: int) ->
     return rng.sample(found, min(count, len(found)))
 
 
-def restylings(cells: Sequence[Cell], split: str, rng: Random) -> Iterator[Item]:
-    """From an image that was trained on to the same thing in a style in which it was not."""
-    alike = grouped(cells, lambda cell: cell.name)
+def changes(group: Group, cells: Sequence[Cell], rng: Random) -> Iterator[Item]:
+    """From an image that was trained on to one that was not; only where the words name one image."""
+    attribute, words, kept = CHANGES[group.job]
+    alike = defaultdict(list)
     for cell in cells:
-        known = [other for other in alike[cell.name] if other.split == "train"]
-        if cell.split == split and known:
-            yield Item(RESTYLE.format(style=cell.style), cell, rng.choice(known))
-
-
-def tone_changes(cells: Sequence[Cell], split: str, rng: Random) -> Iterator[Item]:
-    """To a skin tone that this person was never shown in."""
-    alike = grouped(cells, lambda cell: (cell.label, cell.style))
+        alike[kept(cell)].append(cell)
     for cell in cells:
-        known = [other for other in alike[cell.label, cell.style] if other.split == "train"]
-        if cell.split == split and known:
-            yield Item(TONE.format(tone=cell.tone), cell, rng.choice(known))
-
-
-def gender_changes(cells: Sequence[Cell], split: str, rng: Random) -> Iterator[Item]:
-    """To a gender whose image of this skin tone was not shown; only where the words name one image."""
-
-    def kind(cell: Cell) -> tuple[str, str, str | None, bool]:
-        return cell.thing, cell.style, cell.tone, cell.label.endswith("facing right")
-
-    alike = grouped(cells, kind)
-    for cell in cells:
-        mates = alike[kind(cell)]
-        known = [other for other in mates if other.split == "train" and other.gender != cell.gender]
-        if cell.split == split and known and [mate.gender for mate in mates].count(cell.gender) == 1:
-            yield Item(GENDER.format(gender=cell.gender or "person"), cell, rng.choice(known))
-
-
-def grouped(cells: Sequence[Cell], key: Callable[[Cell], Hashable]) -> dict[Any, list[Cell]]:
-    groups = defaultdict(list)
-    for cell in cells:
-        groups[key(cell)].append(cell)
-    return groups
+        value, mates = getattr(cell, attribute), alike[kept(cell)]
+        known = [mate for mate in mates if mate.split == "train" and getattr(mate, attribute) != value]
+        if cell.split == group.split and known and [getattr(mate, attribute) for mate in mates].count(value) == 1:
+            yield Item(words.format(**{attribute: value or "person"}), cell, rng.choice(known))
 
 
 # ---- answers ----
@@ -331,37 +306,41 @@ def read_pixels(cells: Sequence[Cell], images: Path, size: int) -> torch.Tensor:
 
 @torch.inference_mode()
 def score_drawings(
-    drawings: Sequence[Drawing], cells: Sequence[Cell], images: Path, *, scorer: EfficientNetLite0, size: int
+    drawings: Sequence[Drawing],
+    names: Sequence[str],
+    cells: Sequence[Cell],
+    images: Path,
+    *,
+    scorer: EfficientNetLite0,
+    size: int,
 ) -> dict[str, dict]:
-    """Rates by group: right at 1 and at 5, by features and by SSIM; of what was declined nothing is right."""
-    ranks: dict[str, dict[str, list[int]]] = {}
+    """Rates of these groups: right at 1 and at 5, by features and by SSIM; of what was declined nothing is right."""
+    ranks: dict[tuple[str, str], list[int]] = defaultdict(list)
     for style in tqdm(sorted({drawing.right.style for drawing in drawings}), desc="retrieval", leave=False):
         of_style = [cell for cell in cells if cell.style == style]
         place = {cell.path: number for number, cell in enumerate(of_style)}
-        drawn = [(each, each.image) for each in drawings if each.right.style == style]
-        shown = [(each, image) for each, image in drawn if image is not None]
+        shown = [(each, each.image) for each in drawings if each.right.style == style and each.image is not None]
         if not shown:
             continue
         gallery = Gallery(scorer, read_pixels(of_style, images, size))
         pixels_B3HW = ImageProcessor(width=size, height=size)([image for _, image in shown])
         right_B = torch.tensor([place[each.right.path] for each, _ in shown])
-        by_features = gallery.ranks_by_features(features_of(scorer, pixels_B3HW), right_B).tolist()
-        by_ssim = gallery.ranks_by_ssim(pixels_B3HW, right_B).tolist()
-        for (each, _), first, second in zip(shown, by_features, by_ssim, strict=True):
-            of_group = ranks.setdefault(each.group, {"features": [], "ssim": []})
-            of_group["features"].append(first)
-            of_group["ssim"].append(second)
-    return {name: score_group(name, drawings, ranks.get(name, {})) for name in {each.group for each in drawings}}
+        by_features = gallery.ranks_by_features(features_of(scorer, pixels_B3HW), right_B)
+        by_ssim = gallery.ranks_by_ssim(pixels_B3HW, right_B)
+        for (each, _), *found in zip(shown, by_features.tolist(), by_ssim.tolist(), strict=True):
+            for kind, rank in zip(RETRIEVALS, found, strict=True):
+                ranks[each.group, kind].append(rank)
+    return {name: score_group(name, drawings, ranks) for name in names}
 
 
-def score_group(name: str, drawings: Sequence[Drawing], ranks: dict[str, list[int]]) -> dict:
+def score_group(name: str, drawings: Sequence[Drawing], ranks: dict[tuple[str, str], list[int]]) -> dict:
     drawn = [each for each in drawings if each.group == name]
     declined = sum(each.image is None for each in drawn)
     if name.startswith("unknown"):
         return rate_of(declined, drawn)
     rates = {
-        kind: {f"right_at_{most}": rate_of(sum(rank < most for rank in ranks.get(kind, [])), drawn) for most in RANKS}
-        for kind in ("features", "ssim")
+        kind: {f"right_at_{most}": rate_of(sum(rank < most for rank in ranks[name, kind]), drawn) for most in RANKS}
+        for kind in RETRIEVALS
     }
     return {**rates, "declined": declined}
 
@@ -385,11 +364,10 @@ def draw_sheet(drawings: Sequence[Drawing], path: Path, *, size: int) -> None:
 
 
 def as_table(report: dict) -> str:
-    settings = ", ".join(f"{name} {value}" for name, value in report["settings"].items())
     lines = [
         f"{report['protocol']}: up to {report['count']} items of each kind, seed {report['seed']}",
         f"model {report['model']}, image tokenizer {report['image_tokenizer']}, data {report['data']}",
-        settings,
+        ", ".join(f"{name} {value}" for name, value in report["settings"].items() if value is not None),
         "",
     ]
     lines += rows_of(f"{ROUND_TRIP}, PSNR {report['round_trip']['psnr']:.1f} dB", report["round_trip"])
@@ -405,7 +383,7 @@ def rows_of(name: str, values: dict) -> list[str]:
         rows = [f"{name:<28} {as_rate(values)}"]
         return rows + [f"  {words:<26} {as_rate(values[key])}" for key, words in more.items() if key in values]
     rows = [name + (f", {values['declined']} declined" if values["declined"] else "")]
-    for kind in ("features", "ssim"):
+    for kind in RETRIEVALS:
         for most in RANKS:
             rows.append(f"  {f'right at {most}, by {kind}':<26} {as_rate(values[kind][f'right_at_{most}'])}")
     return rows

@@ -97,8 +97,7 @@ class Rate(NamedTuple):
 
 def as_values(rate: Rate) -> dict[str, float | int | None]:
     """A rate as plain values, for JSON."""
-    low, high = rate.interval
-    share = None if math.isnan(rate.share) else rate.share
+    share, low, high = (rate.share, *rate.interval) if rate.total else (None, None, None)
     return {"rate": share, "low": low, "high": high, "passed": rate.passed, "total": rate.total}
 
 

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from mllm.conversation import ImagePart, Message, Mode, TextPart
 from mllm.engine.settings import Overrides
 from mllm.engine.state_machine import NoRoomError
-from mllm.evaluation.answerer import model_fingerprint
+from mllm.evaluation.answerer import image_sampling, model_fingerprint
 from mllm.evaluation.intervals import Rate, as_rate, as_values, auroc, auroc_interval
 from mllm.files import tool_versions, write_text
 from mllm.pipeline import Pipeline, candidate_seeds, check_count
@@ -146,12 +146,8 @@ def measure_world(
         "seed": seed,
         "count": count,
         "settings": {
-            "guidance": config.image_guidance,
-            "temperature": config.image_temperature,
-            "top_k": config.image_top_k,
-            "top_p": config.image_top_p,
             **plans,
-            **{name: value for name, value in sampling.items() if value is not None},
+            **image_sampling(config, sampling),
             "text": "greedy",
             "image_size": size[0] if size[0] == size[1] else list(size),
         },

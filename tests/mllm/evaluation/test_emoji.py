@@ -105,7 +105,11 @@ def test_nothing_that_was_declined_is_right(folder: Path, cells: list[Cell], sco
     images = [Image.open(folder / "images" / cell.path).convert("RGB") for cell in cells]
     drawings = [Drawing("draw, seen", cell, image) for cell, image in zip(cells, images, strict=True)]
     drawings += [Drawing("draw, seen", cells[0], None), Drawing("draw, seen", cells[0], images[1])]
-    scores = emoji.score_drawings(drawings, cells, folder / "images", scorer=scorer, size=SIZE)["draw, seen"]
+    found = emoji.score_drawings(
+        drawings, ["draw, seen", "tone, held-out variants"], cells, folder / "images", scorer=scorer, size=SIZE
+    )
+    scores, nothing = found.values()
+    assert nothing["ssim"]["right_at_1"] == {"rate": None, "low": None, "high": None, "passed": 0, "total": 0}
     assert scores["declined"] == 1
     for kind in ("features", "ssim"):
         assert scores[kind]["right_at_1"]["passed"] == len(cells)
@@ -166,4 +170,7 @@ def test_a_folder_without_data_is_one_sentence(tmp_path: Path) -> None:
         read_cells(tmp_path)
     (tmp_path / "cells.jsonl").write_text('{"path": "noto/a.png"}\n')
     with pytest.raises(ValueError, match="line 1"):
+        read_cells(tmp_path)
+    (tmp_path / "cells.jsonl").write_text("\n")
+    with pytest.raises(ValueError, match="must name images"):
         read_cells(tmp_path)
