@@ -243,9 +243,8 @@ class ProjectionAttention(nn.Module):
 
     def forward(self, hidden_BNI: Tensor, *, attend: Attend | None = None) -> Tensor:
         bias = torch.cat((self.q_bias, self.zero_k_bias.to(self.q_bias.dtype), self.v_bias))
-        is_plain = type(self.qkv) is nn.Linear and not hasattr(
-            self.qkv, "_hf_hook"
-        )  # else adapted, quantized, offloaded
+        # else adapted, quantized or offloaded
+        is_plain = type(self.qkv) is nn.Linear and not hasattr(self.qkv, "_hf_hook")
         qkv = F.linear(hidden_BNI, self.qkv.weight, bias) if is_plain else self.qkv(hidden_BNI) + bias
         query, key, value = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         if attend is None:

@@ -64,7 +64,7 @@ def write_source(bundled: Path, stages: dict[str, Any], *, scores: dict[str, Any
 
 
 def read_stages(run: Path) -> list[dict[str, Any]]:
-    """The resolved recipes of a run and of those that it started from, the first one first, without paths."""
+    """The resolved recipes of a run and of those that it started from, the first one first."""
     recipe = read_yaml(run / RECIPE_FILE)
     stages = [without_paths(recipe)]
     if start := recipe.get("start_from"):
@@ -75,12 +75,17 @@ def read_stages(run: Path) -> list[dict[str, Any]]:
     return stages
 
 
-def without_paths(recipe: dict[str, Any], section: str = "") -> dict[str, Any]:
-    return {
-        name: without_paths(value, f"{section}{name}.") if isinstance(value, dict) else value
-        for name, value in recipe.items()
-        if f"{section}{name}" not in PATHS
-    }
+def without_paths(value: Any, section: str = "") -> Any:
+    """A recipe without the folders of the machine it ran on; of other absolute paths the names stay."""
+    match value:
+        case dict():
+            names = [name for name in value if f"{section}{name}" not in PATHS]
+            return {name: without_paths(value[name], f"{section}{name}.") for name in names}
+        case list():
+            return [without_paths(each, section) for each in value]
+        case str() if Path(value).is_absolute():
+            return Path(value).name
+    return value
 
 
 def read_tokenizer_stages(run: Path) -> list[dict[str, Any]]:

@@ -359,7 +359,7 @@ class MLLMData(WorldData):
 
     shards: list[ShardSource] = field(default_factory=list)
     root: File | None = None
-    """Folder of the relative paths in `shards`. None: the current one."""
+    """Folder of the relative paths in `shards`, also those of `validation`. None: the current one."""
     describe_share: Share = 0.0
     """Share of the captioned images that are learned in the other direction: the caption from the image."""
     buffer_size: PositiveInt = 64
@@ -374,6 +374,10 @@ class MLLMData(WorldData):
         of_world = [name for name in names if getattr(self, name) != getattr(WorldData(), name)]
         if self.shards and of_world:
             raise ValueError(f"data must have either shards or the world's fields, got both ({', '.join(of_world)})")
+        if self.root is not None and not self.shards:
+            raise ValueError(
+                f"data.root must come with data.shards, whose folder it is, got {self.root} alone; drop it"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -54,6 +54,8 @@ def train_text_tokenizer(sentences: Iterable[str], path: Path, *, vocab_size: in
 def train_from_recipe(recipe: TextTokenizerRecipe) -> None:
     """Train on the texts that the recipe names, framed as when they are encoded."""
     sentences = list(record_sentences(recipe.records) if recipe.records else world_sentences(recipe))
+    if not sentences:
+        raise ValueError(f"records must have texts, got none in {', '.join(map(str, recipe.records))}; name others")
     train_text_tokenizer(sentences, recipe.output, vocab_size=recipe.vocab_size)
 
 

@@ -446,11 +446,7 @@ def training_arguments(recipe: MLLMRecipe) -> TrainingArguments:
         PartialState(cpu=True, timeout=WAIT_IN_TRAINING)  # on a CPU the library does not pass `ddp_timeout` on
     for name, hint in get_type_hints(TrainingArguments).items():  # words would be compared with numbers later
         kinds, value = set(get_args(hint) or [hint]) - {NoneType}, recipe.trainer.get(name)
-        if (
-            kinds
-            and kinds <= {int, float}
-            and (isinstance(value, bool) or not isinstance(value, NoneType | int | float))
-        ):
+        if kinds and kinds <= {int, float} and type(value) not in (NoneType, int, float):
             raise ValueError(f"trainer.{name} must be a number, got {value!r}; change the recipe")
     try:
         arguments = TrainingArguments(**settings)

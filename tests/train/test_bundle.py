@@ -24,7 +24,8 @@ def run(random_model_folder: Path, tmp_path: Path) -> Path:
     start = f"image_tokenizer: {tokenizer}/final\nstart_from: "
     shards = "shards: {urls: /here/*.tar, shuffle_shards: 4}\n"
     write_recipe(tokenizer, f"kind: image_tokenizer\nsteps: 7\noutput: somewhere\n{shards}")
-    write_recipe(before, f"kind: mllm\nlength: 32\n{start}{tmp_path}/downloaded\n")
+    data = "data: {root: /here, shards: [{path: /here/a}, {path: b}]}\n"
+    write_recipe(before, f"kind: mllm\nlength: 32\n{data}{start}{tmp_path}/downloaded\n")
     write_recipe(folder, f"kind: mllm\nlength: 64\n{start}{before}/final\n")
     return folder
 
@@ -51,7 +52,8 @@ def test_bundling_halves_the_language_model_and_records_its_source(run: Path, tm
     assert tokenizers[0] == tokenizers[1]
     source = json.loads((bundled / "SOURCE.json").read_text())
     assert source["scores"] == measured and source["note"] == "Two runs."
-    assert source["stages"] == [{"kind": "mllm", "length": 32}, {"kind": "mllm", "length": 64}]
+    first = {"kind": "mllm", "length": 32, "data": {"shards": [{"path": "a"}, {"path": "b"}]}}
+    assert source["stages"] == [first, {"kind": "mllm", "length": 64}]
     assert source["image_tokenizer"] == json.loads((bundled / "image_tokenizer/config.json").read_text())
     assert source["image_tokenizer_stages"] == [IMAGE_TOKENIZER_STAGE]
     card = (bundled / "README.md").read_text()

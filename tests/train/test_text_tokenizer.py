@@ -42,7 +42,10 @@ def test_texts_are_framed_as_in_training(tmp_path: Path) -> None:
     ]
 
 
-def test_a_broken_record_is_named(tmp_path: Path) -> None:
+def test_a_broken_record_is_named_and_so_is_a_file_without_any(tmp_path: Path) -> None:
+    (tmp_path / "empty.jsonl").write_text("\n")
+    with pytest.raises(ValueError, match=r"got none in .*empty\.jsonl"):
+        train_from_recipe(TextTokenizerRecipe(output=tmp_path / "a.model", records=[tmp_path / "empty.jsonl"]))
     write_records(tmp_path / "records")
     with (tmp_path / "records" / "chat.jsonl").open("a") as file:
         file.write('{"messages": 3}\n')

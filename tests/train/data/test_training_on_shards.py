@@ -81,6 +81,8 @@ def test_shards_are_named_in_the_recipe(recipe: MLLMRecipe) -> None:
     assert "describe_share: 0.5" in as_yaml(resolved)
     with pytest.raises(ValueError):
         resolve(MLLMRecipe, {**values, "data": {"shards": [{"path": "a"}], "jobs": {"ask": 1.0}}})
+    with pytest.raises(ValueError, match="must come with data.shards"):
+        resolve(MLLMRecipe, {**values, "data": {"root": "a"}})
 
 
 def test_relative_folders_are_below_the_root() -> None:
