@@ -139,10 +139,10 @@ def describe(
         new = rows[:, inputs["input_ids"].shape[1] :].tolist()
         return [list(takewhile(lambda id_: id_ not in (*ends, config.pad_token_id), row)) for row in new]
 
-    def decode(seen: list[TokenSequence], guesses: Any) -> list[list[int]]:
+    def decode(requests: list[GenerationRequest]) -> list[list[int]]:
         if synced:
             is_any(True, model.device)
-        return continue_prompts(seen, PLAN_BUDGET)
+        return continue_prompts([request.prompt for request in requests], PLAN_BUDGET)
 
     found = describe_prompts(prompts, config, decode)
     while synced and is_any(False, model.device):

@@ -1,7 +1,8 @@
 """The toolkit in five calls: load a model, draw, ask, edit, chat. Images are PIL images, everything else is text.
 
-The command line, the demo and the evaluation talk to this facade only. It decodes under a lock, is deterministic for a
-given seed, and raises ValueError or FileNotFoundError with a sentence that a person understands.
+The command line, the demo and the evaluation talk to this facade only. Threads may share a pipeline: their requests are
+decoded together. It is deterministic for a given seed, and raises ValueError or FileNotFoundError with a sentence that
+a person understands.
 Decoding is in mllm/engine; here requests are built from dialogues, events are decoded to text and images, and a model
 that plans its images has them described: before it answers about an image, and to check one that it drew.
 """
@@ -15,13 +16,14 @@ import secrets
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import partial
 from importlib import import_module
 from itertools import islice
 from pathlib import Path
 from threading import Lock
-from typing import Any, Literal, Protocol, Unpack, get_args
+from typing import Any, Literal, Protocol, TypeVar, Unpack, get_args
 
 import numpy as np
 import torch
@@ -100,6 +102,9 @@ SIDES: tuple[Side, ...] = get_args(Side)
 """Edges that an image can be extended beyond."""
 OnEvent = Callable[[Event], None]
 Decode = Callable[[list[GenerationRequest]], list[GenerationResult]]
+Result = TypeVar("Result")
+Task = Generator[GenerationRequest, list[int], Result]
+"""Yields what must be decoded before it can go on, and is sent the text ids of that."""
 Questions = Callable[[str], Sequence[tuple[str, str]]]
 """A prompt to questions about an image of it, each with the answer that the image should get."""
 
@@ -136,13 +141,17 @@ class Pipeline:
         self.model, self.processor, self.compile = model.eval(), processor, compile
         self.requests = RequestBuilder(model.config, model.generation_config, task_settings or {})
         self.planner = load_planner(model.config.planner)
+        self._engine: Engine | None = None
         self._lock = Lock()
-        self._abandoned: list[Generator[Event, None, None]] = []  # to be closed by who has the lock
 
-    @cached_property
+    @property
     def engine(self) -> Engine:
-        """Decodes all requests, and remembers beginnings of prompts; the model's weights must not change meanwhile."""
-        return Engine(self.model, compile=self.compile)
+        """Decodes the requests of all threads, and remembers beginnings of prompts; the model's weights must not change
+        meanwhile. It is made for the first request."""
+        with self._lock:
+            if self._engine is None:
+                self._engine = Engine(self.model, compile=self.compile)
+            return self._engine
 
     @classmethod
     def load(cls, folder: str | Path | None = None, *, compile: bool = False, **options: Any) -> Pipeline:
@@ -332,23 +341,45 @@ class Pipeline:
         """The answers of `answer` as they end, each with its place; a dialogue is taken when there is room for it.
         `at_once`: how many are answered at the same time. `together`: how many are taken and have their images encoded
         together; by default a quarter of these."""
-        pairs, failure = iter(zip(dialogues, seeds, strict=True)), None
+        pairs, together = enumerate(zip(dialogues, seeds, strict=True)), together or max(1, at_once // 4)
+        places: list[int] = []  # in the order in which answers begin: images are described before
+        num_open, failure = 0, None
 
-        def requests() -> Iterator[GenerationRequest]:
+        def begin(place: int, messages: Sequence[Message], seed: int) -> Task[GenerationRequest | None]:
             nonlocal failure
             try:
-                while taken := list(islice(pairs, together or max(1, at_once // 4))):
-                    described = describe_images([each for each, _ in taken], self.processor, self.engine.generate)
-                    yield from [
-                        self._build_answer(messages, mode, size, {**overrides, "seed": seed})
-                        for messages, (_, seed) in zip(described, taken, strict=True)
-                    ]
+                described = yield from describe_dialogue(messages, self.processor)
+                request = self._build_answer(described, mode, size, {**overrides, "seed": seed})
             except (ValueError, OSError) as error:
-                failure = error  # raised when what was taken before is answered
+                failure = failure or error  # raised when what was taken before is answered
+                return None
+            places.append(place)
+            return request
 
-        for event in self._locked(self._stream(requests(), at_once)):
+        def take_dialogues() -> list[Task[GenerationRequest | None]]:
+            nonlocal failure
+            try:
+                has_room = num_open < at_once and failure is None
+                return [begin(place, *pair) for place, pair in islice(pairs, together if has_room else 0)]
+            except (ValueError, OSError) as error:
+                failure = error
+                return []
+
+        def requests() -> Iterator[GenerationRequest | None]:
+            nonlocal num_open
+            with closing(Tasks(self.engine)) as tasks:
+                while True:
+                    some = take_dialogues()
+                    num_open += len(some)
+                    yield from filter(None, tasks.advance(some))
+                    if not some and not tasks.asking and (num_open < at_once or failure is not None):
+                        return
+                    yield None
+
+        for event in self._stream(requests()):
             if isinstance(event, Done):
-                yield event.index, self.processor.to_parts(event.result)
+                num_open -= 1
+                yield places[event.index], self.processor.to_parts(event.result)
         if failure is not None:
             raise failure
 
@@ -394,18 +425,17 @@ class Pipeline:
         questions = questions or (self.planner.questions if self.planner else vqa_score_question)
         asked = [(n, question, wanted) for n, text in enumerate(texts) for question, wanted in questions(text)]
         shown, totals = [], [0.0] * len(texts)
-        with self._lock:
-            for some in batched([Message("user", (ImagePart(image),))] for image in images):
-                described = describe_images(some, self.processor, self.engine.generate)
-                shown += [dialogue[0].parts for dialogue in described]
-            for some in batched(asked):
-                answered = [
-                    [Message("user", (*shown[n], TextPart(question))), Message("assistant", (TextPart(wanted),))]
-                    for n, question, wanted in some
-                ]
-                found = log_probabilities(self.model, self.processor, answered)
-                for (n, _, _), log_probability in zip(some, found, strict=True):
-                    totals[n] += log_probability
+        for some in batched([Message("user", (ImagePart(image),))] for image in images):
+            described = describe_images(some, self.processor, self.engine.generate)
+            shown += [dialogue[0].parts for dialogue in described]
+        for some in batched(asked):
+            answered = [
+                [Message("user", (*shown[n], TextPart(question))), Message("assistant", (TextPart(wanted),))]
+                for n, question, wanted in some
+            ]
+            found = log_probabilities(self.model, self.processor, answered)
+            for (n, _, _), log_probability in zip(some, found, strict=True):
+                totals[n] += log_probability
         return [math.exp(total) for total in totals]
 
     @property
@@ -487,7 +517,7 @@ class Pipeline:
         """Decode requests, all in one stream. One that is None: there is none for now, and the others go on."""
         results: dict[int, GenerationResult] = {}
         decoders: dict[int, EventDecoder] = defaultdict(lambda: EventDecoder(self.processor))
-        for event in self._locked(self._stream(requests)):
+        for event in self._stream(requests):
             if isinstance(event, Done):
                 results[event.index] = event.result
             for decoded in decoders[event.index].decode(event) if on_event else ():
@@ -497,52 +527,15 @@ class Pipeline:
     def events(self, request: GenerationRequest) -> Generator[Event, None, None]:
         """Decode one request, yielding what happens; closing the iterator cancels it."""
         decoder = EventDecoder(self.processor)
-        for event in self._locked(self._stream([request])):
+        for event in self._stream([request]):
             yield from decoder.decode(event)
 
-    def _locked(self, events: Generator[Event, None, None]) -> Iterator[Event]:
-        """The events, each decoded under the lock. It is free while the caller has an event, who may raise or never
-        come back. Then events may be closed by the garbage collector in the middle of another step: whoever has the
-        lock next closes them."""
-        try:
-            while True:
-                with self._lock:
-                    self._close_abandoned()
-                    if (event := next(events, None)) is None:
-                        return
-                yield event
-        finally:
-            self._abandoned.append(events)
-            if self._lock.acquire(blocking=False):
-                try:
-                    self._close_abandoned()
-                finally:
-                    self._lock.release()
-
-    def _close_abandoned(self) -> None:
-        while self._abandoned:
-            self._abandoned.pop().close()
-
-    def _stream(
-        self, requests: Iterable[GenerationRequest | None], at_once: int | None = None
-    ) -> Generator[Event, None, None]:
-        """The events of answers whose images are checked; the caller holds the lock. A request that is None: there is
-        none for now. `at_once`: a request is taken when fewer than this many are being answered."""
-        num_open = 0
-
-        def next_requests() -> Iterator[GenerationRequest | None]:
-            nonlocal num_open
-            for request in requests:
-                num_open += request is not None
-                yield request
-                while at_once is not None and num_open >= at_once:
-                    yield None
-
+    def _stream(self, requests: Iterable[GenerationRequest | None]) -> Generator[Event, None, None]:
+        """The events of answers whose images are checked. A request that is None: there is none for now."""
         options = {"check": self._follow_plans, "layout": ImageLayout.from_config(self.config)}
-        for event in stream_accepted(next_requests(), stream=self.engine.stream, **options):
+        for event in stream_accepted(requests, stream=self.engine.stream, **options):
             if isinstance(event, Failed):
                 raise event.error
-            num_open -= isinstance(event, Done)
             yield event
 
     def _follow_plans(self, images: Sequence[ImageDone]) -> list[bool]:
@@ -572,6 +565,62 @@ def load_planner(name: str | None) -> Planner | None:
     return planner()
 
 
+# ---- work that waits for texts ----
+
+
+def run_together(
+    tasks: Sequence[Task[Result]], decode: Callable[[list[GenerationRequest]], list[list[int]]]
+) -> list[Result]:
+    """The results of tasks; what they wait for at the same time is decoded together."""
+    results: dict[int, Result] = {}
+    waiting: dict[int, GenerationRequest] = {}
+
+    def advance(n: int, words: list[int] | None) -> None:
+        try:
+            waiting[n] = tasks[n].send(words)
+        except StopIteration as end:
+            results[n] = end.value
+
+    for n in range(len(tasks)):
+        advance(n, None)
+    while waiting:
+        asked = dict(waiting)
+        waiting.clear()
+        for n, words in zip(asked, decode([*asked.values()]), strict=True):
+            advance(n, words)
+    return [results[n] for n in range(len(tasks))]
+
+
+class Tasks:
+    """Tasks that wait for an engine beside what else it decodes, turn by turn."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.asking: dict[int, Task[Any]] = {}  # by the number of the request that each waits for
+
+    def advance(self, new: Iterable[Task[Any]] = ()) -> list[Any]:
+        """Begin new tasks, and let the engine make a turn if any waits for it; the results of those that end."""
+        ended: list[Any] = []
+        for task in new:
+            self._go_on(task, None, ended)
+        for event in self.engine.take(list(self.asking)) if self.asking else ():
+            if isinstance(event, Failed):
+                raise event.error
+            if isinstance(event, Done):
+                self._go_on(self.asking.pop(event.index), event.result.text_ids, ended)
+        return ended
+
+    def _go_on(self, task: Task[Any], words: list[int] | None, ended: list[Any]) -> None:
+        try:
+            self.asking[self.engine.submit(task.send(words))] = task
+        except StopIteration as end:
+            ended.append(end.value)
+
+    def close(self) -> None:
+        for number in self.asking:
+            self.engine.cancel(number)
+
+
 # ---- the description of images that are shown ----
 # A model that plans its images writes, before it answers, what it sees in every image of the user, in the form of a
 # plan. This depends on the image and on what was said before it, never on the question, so every answer about an image
@@ -587,55 +636,53 @@ def describe_images(
 ) -> list[list[Message]]:
     """The dialogues with encoded images; those of the user get a description, all dialogues together. `expected`:
     guesses of the descriptions, for speed alone; one for each dialogue."""
-    for messages in dialogues:
-        if not messages or not any(not isinstance(p, TextPart) or p.text.strip() for p in messages[-1].parts):
-            raise ValueError("a chat must end with a text or an image, got neither; say something")
-    dialogues = [processor.encode_chat(dialogue) for dialogue in dialogues]
-    if processor.need_config().begin_plan_id is None:
-        return dialogues
-    request = partial(GenerationRequest, mode="text", max_new_tokens=PLAN_BUDGET, text=SamplingConfig(greedy=True))
+    guesses = expected or [()] * len(dialogues)
+    tasks = [describe_dialogue(each, processor, expected=guess) for each, guess in zip(dialogues, guesses, strict=True)]
+    return run_together(tasks, lambda requests: [result.text_ids for result in decode(requests)])
 
-    def decode_plans(prompts: list[TokenSequence], guesses: list[tuple[int, ...]]) -> list[list[int]]:
-        requests = [
-            request(prompt=prompt, end_id=int(prompt.token_ids_T[-1]), expected_text=guess)
-            for prompt, guess in zip(prompts, guesses, strict=True)
+
+def describe_dialogue(
+    messages: Sequence[Message], processor: MLLMProcessor, *, expected: tuple[int, ...] = ()
+) -> Task[list[Message]]:
+    """One dialogue of `describe_images`."""
+    if not messages or not any(not isinstance(p, TextPart) or p.text.strip() for p in messages[-1].parts):
+        raise ValueError("a chat must end with a text or an image, got neither; say something")
+    dialogue, config = processor.encode_chat(messages), processor.need_config()
+    if config.begin_plan_id is None:
+        return dialogue
+    plans = iter((yield from describe_prompt(processor.build(dialogue), config, expected=expected)))
+    for m, message in enumerate(dialogue):
+        parts = [
+            replace(part, plan=processor.to_text(ids[1:-1]))
+            if isinstance(part, CodesPart) and (ids := next(plans))
+            else part
+            for part in message.parts
         ]
-        return [result.text_ids for result in decode(requests)]
-
-    prompts = [processor.build(dialogue) for dialogue in dialogues]
-    found = describe_prompts(prompts, processor.need_config(), decode_plans, expected=expected)
-    for dialogue, plans in zip(dialogues, map(iter, found), strict=True):
-        for m, message in enumerate(dialogue):
-            parts = [
-                replace(part, plan=processor.to_text(ids[1:-1]))
-                if isinstance(part, CodesPart) and (ids := next(plans))
-                else part
-                for part in message.parts
-            ]
-            dialogue[m] = replace(message, parts=tuple(parts))
-    return dialogues
+        dialogue[m] = replace(message, parts=tuple(parts))
+    return dialogue
 
 
 def describe_prompts(
-    prompts: Sequence[TokenSequence],
-    config: MLLMConfig,
-    decode: Callable[[list[TokenSequence], list[tuple[int, ...]]], list[list[int]]],
-    *,
-    expected: Sequence[tuple[int, ...]] = (),
+    prompts: Sequence[TokenSequence], config: MLLMConfig, decode: Callable[[list[GenerationRequest]], list[list[int]]]
 ) -> list[list[list[int]]]:
-    """For each prompt what the model sees in each image: tokens to `insert` behind it; [] behind those that the
-    assistant drew, or that have a description."""
-    marker = config.begin_plan_id
-    found: list[list[list[int]]] = [[[] for _ in prompt.image_lengths_I] for prompt in prompts]
-    for index in range(max(map(len, found), default=0) if marker is not None else 0):
-        waiting = [n for n, prompt in enumerate(prompts) if needs_description(prompt, index, config)]
-        if not waiting:
+    return run_together([describe_prompt(prompt, config) for prompt in prompts], decode)
+
+
+def describe_prompt(
+    prompt: TokenSequence, config: MLLMConfig, *, expected: tuple[int, ...] = ()
+) -> Task[list[list[int]]]:
+    """What the model sees in each image of a prompt: tokens to `insert` behind it; [] behind those that the assistant
+    drew, or that have a description."""
+    found: list[list[int]] = [[] for _ in prompt.image_lengths_I]
+    marker, greedy = config.begin_plan_id, SamplingConfig(greedy=True)
+    for index in range(len(found) if marker is not None else 0):
+        if not needs_description(prompt, index, config):
             continue
-        seen = [take(prompts[n], 0, end_of_image(prompts[n], index, config), config=config) for n in waiting]
-        seen = [insert(prompt, found[n][: index + 1], config) for n, prompt in zip(waiting, seen, strict=True)]
-        begun = [extend_sequence(prompt, [marker], []) for prompt in seen]
-        for n, words in zip(waiting, decode(begun, [expected[n] if expected else () for n in waiting]), strict=True):
-            found[n][index] = [marker, *words, marker]
+        seen = take(prompt, 0, end_of_image(prompt, index, config), config=config)
+        begun = extend_sequence(insert(seen, found[: index + 1], config), [marker], [])
+        options = {"max_new_tokens": PLAN_BUDGET, "text": greedy, "end_id": marker, "expected_text": expected}
+        words = yield GenerationRequest(prompt=begun, mode="text", **options)
+        found[index] = [marker, *words, marker]
     return found
 
 

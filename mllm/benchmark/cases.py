@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import copy
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -43,7 +45,7 @@ from mllm.engine.loop import Engine
 from mllm.engine.request import GenerationRequest, GenerationResult
 from mllm.heads import CodeDecoder, Guidance
 from mllm.model import MLLMForConditionalGeneration
-from mllm.pipeline import Decode, Pipeline, describe_images
+from mllm.pipeline import Pipeline
 from mllm.quantization import Int4Linear, Int8Linear, quantize_linears
 from mllm.sampling import SamplingConfig, choose, gumbel, stack_settings
 from mllm.sequence import IGNORED, TokenSequence, pack
@@ -419,7 +421,7 @@ def ask_cases(settings: Settings) -> Iterator[Case]:
 ONE_BY_ONE = "one by one"
 KINDS = ("draw", "ask", "edit", "chat", "describe")
 BETWEEN = 2
-"""Turns of the engine between two requests that arrive."""
+"""Turns of the engine between two requests that arrive, as long as it has any to answer."""
 
 
 def request_cases(settings: Settings) -> Iterator[Case]:
@@ -444,21 +446,28 @@ def request_cases(settings: Settings) -> Iterator[Case]:
 
 
 def answer_arriving(pipeline: Pipeline, images: Sequence[Image.Image], number: int) -> list[list[Any]]:
-    def arriving() -> Iterator[GenerationRequest | None]:
+    """Each request in a thread of its own."""
+    engine, answers = pipeline.engine, []
+    with ThreadPoolExecutor(number) as threads:
         for n in range(number):
-            yield mixed_request(pipeline, images, n, pipeline.engine.generate)  # beside what runs already
-            yield from [None] * BETWEEN
+            next_turn = engine.turn + BETWEEN
+            answers.append(threads.submit(answer, pipeline, images, n))
+            while engine.turn < next_turn and not all(each.done() for each in answers):
+                time.sleep(0.001)
+    return [each.result() for each in answers]
 
-    return [plain_parts(pipeline, result) for result in pipeline.run(arriving())]
+
+def answer(pipeline: Pipeline, images: Sequence[Image.Image], n: int) -> list[Any]:
+    (result,) = pipeline.run([mixed_request(pipeline, images, n)])
+    return plain_parts(pipeline, result)
 
 
 def answer_in_turn(pipeline: Pipeline, images: Sequence[Image.Image], number: int) -> list[list[Any]]:
-    requests = (mixed_request(pipeline, images, n, pipeline.run) for n in range(number))
-    return [plain_parts(pipeline, result) for request in requests for result in pipeline.run([request])]
+    return [answer(pipeline, images, n) for n in range(number)]
 
 
-def mixed_request(pipeline: Pipeline, images: Sequence[Image.Image], n: int, decode: Decode) -> GenerationRequest:
-    """Request n; an image that it shows is described by `decode`."""
+def mixed_request(pipeline: Pipeline, images: Sequence[Image.Image], n: int) -> GenerationRequest:
+    """Request n; an image that it shows is described."""
     turn, kind = divmod(n, len(KINDS))
     color = COLORS[turn % len(COLORS)]
     words: dict[str, tuple[str, Mode, str]] = {
@@ -470,7 +479,7 @@ def mixed_request(pipeline: Pipeline, images: Sequence[Image.Image], n: int, dec
     }
     task, mode, text = words[KINDS[kind]]
     shown = [] if task in ("draw", "chat") else [ImagePart(images[turn % len(images)])]
-    (dialogue,) = describe_images([[Message("user", (*shown, TextPart(text)))]], pipeline.processor, decode)
+    (dialogue,) = pipeline.describe([[Message("user", (*shown, TextPart(text)))]])
     return pipeline.build_request(dialogue, mode, task=task, overrides={"seed": n})
 
 

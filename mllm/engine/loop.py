@@ -6,6 +6,9 @@ what follows. As noise is a function of the position, what really follows is a f
 the guesses are that, they stand, and so does the first place that differs, since all before it was right. Results equal
 those of one place at a time, whatever is guessed (a fixed point; with noise held fixed, arXiv 2510.24211, 2603.18599).
 
+Several threads may ask at once: the first that waits for an event makes a turn for all, and the others find their
+events when it has ended. Nothing runs when nobody waits.
+
 Keys and values of ended sequences stay in their slots until these are needed. A new prompt that begins as another
 sequence did takes that beginning over, and guesses that it goes on as that did.
 
@@ -22,6 +25,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import accumulate
+from threading import Condition
 from typing import NamedTuple
 
 import numpy as np
@@ -142,7 +146,7 @@ class Running:
 
 
 class Engine:
-    """Decodes requests with one model.
+    """Decodes requests with one model, those of all threads together.
 
     Args:
         num_slots: sequences decoded together at most.
@@ -160,8 +164,11 @@ class Engine:
         self.slots: list[Slot] = []  # by row: in the order of their ranks
         self.waiting: deque[SequenceState] = deque()
         self.running: list[Running] = []
-        self.inbox: dict[int, list[Event]] = {}  # events of requests that are streamed
+        self.inbox: dict[int, list[Event]] = {}  # by the number of a request, what nobody has taken yet
+        self.cancelled: set[int] = set()  # requests to be forgotten before the next turn
         self.num_submitted = self.turn = 0
+        self.turned = Condition()  # its lock guards what is above; only the thread that makes a turn needs none
+        self.is_turning = False
 
     # ---- requests ----
 
@@ -170,15 +177,60 @@ class Engine:
         request.image.check_codebooks(self.config.num_codebooks)
         if len(request.prompts) > self.num_slots:
             raise ValueError(f"num_slots must be >= 2 for a guided request, got {self.num_slots}")
-        self.waiting.append(SequenceState(request, config=self.config, number=self.num_submitted))
-        self.num_submitted += 1
-        return self.num_submitted - 1
+        state = SequenceState(request, config=self.config)
+        with self.turned:
+            state.number, self.num_submitted = self.num_submitted, self.num_submitted + 1
+            self.inbox[state.number] = []
+            self.waiting.append(state)
+        return state.number
 
     def cancel(self, number: int) -> None:
-        """Forget a request; its slots are free at once."""
-        self.waiting = deque(state for state in self.waiting if state.number != number)
-        for running in [running for running in self.running if running.state.number == number]:
+        """Forget a request, unless it has ended. Its slots are free at once, or when the current turn has ended: a
+        garbage collector may close a stream in the middle of one."""
+        with self.turned:
+            self.inbox.pop(number, None)
+            self.cancelled.add(number)
+            if not self.is_turning:
+                self._forget_cancelled()
+
+    def _forget_cancelled(self) -> None:
+        cancelled, self.cancelled = self.cancelled, set()
+        for state in [state for state in self.waiting if state.number in cancelled]:
+            self.waiting.remove(state)
+        for running in [running for running in self.running if running.state.number in cancelled]:
             self._free(running)
+
+    def take(self, numbers: Iterable[int]) -> list[Event]:
+        """What happened to these requests since this was last asked. Where that is nothing, one turn is made, in which
+        nothing may happen to them; while another thread makes a turn, its end is waited for."""
+        with self.turned:
+            while self.is_turning and not any(self.inbox[number] for number in numbers):
+                self.turned.wait()
+            if any(self.inbox[number] for number in numbers):
+                return self._open(numbers)
+            self.is_turning = True
+        try:
+            events = self.step()
+            with self.turned:
+                for event in events:
+                    if event.index in self.inbox:
+                        self.inbox[event.index].append(event)
+                return self._open(numbers)
+        finally:
+            with self.turned:
+                self.is_turning = False
+                self._forget_cancelled()
+                self.turned.notify_all()
+
+    def _open(self, numbers: Iterable[int]) -> list[Event]:
+        """Empty the inboxes of these requests."""
+        found: list[Event] = []
+        for number in numbers:
+            events, self.inbox[number] = self.inbox[number], []
+            if events and isinstance(events[-1], Done | Failed):
+                del self.inbox[number]
+            found += events
+        return found
 
     @property
     def has_work(self) -> bool:
@@ -206,46 +258,40 @@ class Engine:
         Several streams may be read in turns: each turn of one brings all of them forward.
         """
         source = iter(requests)
-        numbers: dict[int, int] = {}
-        open_numbers: set[int] = set()
+        places: dict[int, int] = {}  # in the stream, of those that have not ended
+        num_taken = 0
         try:
             while True:
                 while (request := next(source, None)) is not None:
-                    number = self.submit(request)
-                    numbers[number], self.inbox[number] = len(numbers), []
-                    open_numbers.add(number)
-                if not open_numbers:
+                    places[self.submit(request)] = num_taken
+                    num_taken += 1
+                if not places:
                     return
-                if not any(self.inbox[number] for number in open_numbers):
-                    for event in self.step():
-                        self.inbox[event.index].append(event)
-                for number in sorted(open_numbers):
-                    events, self.inbox[number] = self.inbox[number], []
-                    for event in events:
-                        if isinstance(event, Done | Failed):
-                            open_numbers.discard(number)
-                        yield replace(event, index=numbers[number])
+                for event in self.take(list(places)):
+                    place = places[event.index]
+                    if isinstance(event, Done | Failed):
+                        del places[event.index]
+                    yield replace(event, index=place)
         finally:
-            for number in numbers:
+            for number in places:
                 self.cancel(number)
-                self.inbox.pop(number, None)
 
     # ---- a turn ----
 
     @torch.inference_mode()
     def step(self) -> list[Event]:
-        """One turn; the events carry the numbers of their requests."""
+        """One turn; the events carry the numbers of their requests. `take` is for several threads."""
         self.turn += 1
-        self._admit()
+        failed = self._admit()
         self._arrange()
         self._prefill()
         self._arrange()
         ready = [running for running in self.running if running.is_ready]
-        return self._decode(ready) if ready else []
+        return [*failed, *(self._decode(ready) if ready else [])]
 
-    def _admit(self) -> None:
+    def _admit(self) -> list[Event]:
         """Give slots to requests that wait, in their order, but for those whose prompt is being fed by another."""
-        later = []
+        later, failed = [], []
         while self.waiting:
             state = self.waiting.popleft()
             if self.num_slots - sum(slot.running is not None for slot in self.slots) < len(state.prompts):
@@ -254,8 +300,12 @@ class Engine:
             if any(self._will_share(prompt) for prompt in state.prompts):
                 later.append(state)
             else:
-                self._start(state)
+                try:
+                    self._start(state)
+                except Exception as error:  # such as of ids that do not exist; another thread may make this turn
+                    failed.append(Failed(index=state.number, error=error))
         self.waiting.extendleft(reversed(later))
+        return failed
 
     def _will_share(self, prompt: list[Place]) -> bool:
         """Whether more of this prompt is being fed by another sequence than has been."""
@@ -266,9 +316,10 @@ class Engine:
     def _start(self, state: SequenceState) -> None:
         self._make_room(len(state.prompts), max(map(len, state.prompts)) + state.max_steps, state.num_positions)
         running, continuations = Running(state), []
-        for prompt, sequence in zip(state.prompts, state.request.prompts, strict=True):
+        embeddings = list(map(self._embed_prompt, state.prompts, state.request.prompts))
+        for prompt, embeddings_TD in zip(state.prompts, embeddings, strict=True):
             slot, continuation = self._take_slot(prompt)
-            slot.running, slot.embeddings_TD = running, self._embed_prompt(prompt, sequence)
+            slot.running, slot.embeddings_TD = running, embeddings_TD
             running.slots.append(slot)
             continuations.append(continuation)
         running.guesser = Guesser(state, continuations[0])

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import random
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from itertools import product
+from threading import Barrier
 from typing import Any
 
 import numpy as np
@@ -192,6 +195,47 @@ def test_any_interleaving_gives_each_request_what_it_gets_alone(monkeypatch: pyt
 @pytest.mark.slow
 def test_many_interleavings_give_each_request_what_it_gets_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     any_interleaving(range(8, 60), monkeypatch)
+
+
+def test_threads_share_the_passes_and_each_gets_what_it_gets_alone() -> None:
+    """A stream that is dropped and requests that fail concern nobody else."""
+
+    def refuse(ids_1T: Tensor, logits_1V: Tensor) -> Tensor:
+        raise RuntimeError("enough")
+
+    rng, model = random.Random(1), build_model(begin_plan_id=PLAN_ID)
+    requests = [any_request(rng, layout="fixed") for _ in range(12)]
+    engine, alone = Engine(model, num_slots=6), Engine(model, num_slots=2)
+    failing = ask(4, mode="text", logits_processors=(refuse,))
+    prompt = build_prompt(8, seed=0)
+    unknown = ask(prompt=replace(prompt, token_ids_T=prompt.token_ids_T + 1000))  # no such words
+    start = Barrier(6)
+
+    def answer(first: int) -> list[GenerationResult]:
+        start.wait()
+        found = []
+        for request in requests[first::4]:
+            with closing(engine.stream([ask(5, seed=first), request])) as dropped:
+                next(dropped)
+            found += engine.generate([request])
+        return found
+
+    def fail(request: GenerationRequest, error: type[Exception]) -> None:
+        start.wait()
+        for _ in range(3):
+            with pytest.raises(error):
+                engine.generate([request])
+
+    with ThreadPoolExecutor(6) as threads:
+        answers = [threads.submit(answer, first) for first in range(4)]
+        failures = [threads.submit(fail, failing, RuntimeError), threads.submit(fail, unknown, IndexError)]
+        for first, each in enumerate(answers):
+            expected = alone.generate(requests[first::4])
+            assert list(map(outcome, each.result())) == list(map(outcome, expected)), first
+        for each in failures:
+            each.result()
+    assert not engine.has_work and not engine.inbox and not any(slot.running for slot in engine.slots)
+    assert engine.turn < alone.turn, "they share passes"
 
 
 @pytest.mark.slow

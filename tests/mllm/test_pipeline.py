@@ -175,13 +175,13 @@ def test_a_consumer_that_raises_leaves_the_pipeline_free(pipeline: Pipeline) -> 
         with pytest.raises(KeyError):
             for _ in events:
                 raise KeyError
-    assert pipeline._lock.acquire(blocking=False)
+    pipeline.engine.is_turning = True
     streams.clear()
     del events
     gc.collect()
-    pipeline._lock.release()
+    pipeline.engine.is_turning = False
     assert data(pipeline.draw("a red circle", seed=1)) == expected
-    assert not pipeline.engine.has_work and not pipeline._abandoned
+    assert not pipeline.engine.has_work and not pipeline.engine.inbox
 
 
 WRONG_SETTINGS = (
