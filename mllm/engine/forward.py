@@ -70,7 +70,9 @@ class CachedForward:
     def swap(self, a: int, b: int, num_places: int) -> None:
         """Exchange the first places of two slots, and the images being drawn."""
         for buffer in (*(layer[:, :num_places] for layer in self.layers), *(self.code_cache or ())):
-            buffer[[a, b]] = buffer[[b, a]]
+            kept = buffer[a].clone()
+            buffer[a] = buffer[b]
+            buffer[b] = kept
 
     def copy(self, source: int, target: int, num_places: int) -> None:
         """Copy the first places of a slot to another."""

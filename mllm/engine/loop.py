@@ -458,10 +458,14 @@ class Engine:
 
 def num_common(a: Sequence[Place], b: Sequence[Place]) -> int:
     """How many places two sequences have in common at their beginnings."""
-    for n, (ours, theirs) in enumerate(zip(a, b, strict=False)):
-        if ours != theirs:
-            return n
-    return min(len(a), len(b))
+    num_equal, end = 0, min(len(a), len(b))
+    while num_equal < end:  # compared slice by slice, which takes far less time than place by place
+        middle = (num_equal + end + 1) // 2
+        if a[num_equal:middle] == b[num_equal:middle]:
+            num_equal = middle
+        else:
+            end = middle - 1
+    return num_equal
 
 
 def open_windows(ready: Sequence[Running]) -> None:
