@@ -102,6 +102,25 @@ def test_a_picture_that_is_shown_is_described_and_one_that_was_drawn_is_not(
     assert request.prompt.token_ids_T.tolist().count(marker) == 1 + 2 + 2
 
 
+def test_descriptions_share_the_passes_of_answers(pipeline: Pipeline, drawn: Image.Image) -> None:
+    """A dialogue that cannot be answered is told after the others are answered."""
+    shown = [[Message("user", (ImagePart(drawn.rotate(n)), TextPart("What is it?")))] for n in range(6)]
+
+    def turns(at_once: int) -> tuple[int, dict[int, list]]:
+        fresh = Pipeline(pipeline.model, pipeline.processor)  # has no descriptions to guess
+        answers = dict(fresh.answer_each(shown, "text", range(6), at_once=at_once, max_new_tokens=8))
+        assert not fresh.engine.has_work and not fresh.engine.inbox
+        return fresh.engine.turn, answers
+
+    (together, answers), (in_turn, expected) = turns(4), turns(1)
+    assert answers == expected and together < in_turn / 2
+    answered: list[int] = []
+    with pytest.raises(ValueError, match="say something"):
+        for place, _ in pipeline.answer_each([*shown[:2], [], *shown[2:]], "text", range(7), at_once=3):
+            answered.append(place)
+    assert sorted(answered)[:2] == [0, 1]
+
+
 def test_an_answer_rests_on_what_is_seen(pipeline: Pipeline, drawn: Image.Image) -> None:
     """Asking equals writing the plan by hand, then answering."""
     message = Message("user", (ImagePart(drawn), TextPart("What is it?")))
