@@ -8,9 +8,8 @@ machine but for rounding.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
-
-from PIL import Image
 
 from mllm.benchmark.work import COLORS, PROMPTS
 from mllm.pipeline import Event, ImageProgress, Pipeline
@@ -29,15 +28,15 @@ def count_passes(pipeline: Pipeline, *, count: int) -> dict[str, dict[str, Any]]
     for seed in range(count):
         settings = {"seed": seed, "resamples": 0}
         prompt, color = PROMPTS[seed % len(PROMPTS)], COLORS[seed // len(PROMPTS) % len(COLORS)]
-        image, passes = counted(pipeline, lambda show: pipeline.draw(prompt, on_event=show, **settings)[0])  # noqa: B023
+        (image,), passes = counted(pipeline, partial(pipeline.draw, prompt, **settings))
         drawings.append(passes)
-        words = f"Make the circle {color}."
-        _, passes = counted(pipeline, lambda show: pipeline.edit(image, words, on_event=show, **settings))  # noqa: B023
+        _, passes = counted(pipeline, partial(pipeline.edit, image, f"Make the circle {color}.", **settings))
         edits.append(passes)
     return {"drawing": summary(drawings), "edit": summary(edits)}
 
 
-def counted(pipeline: Pipeline, make: Callable[[Callable[[Event], None]], Image.Image]) -> tuple[Image.Image, Passes]:
+def counted(pipeline: Pipeline, make: Callable[..., Any]) -> tuple[Any, Passes]:
+    """What a call of the pipeline makes, and the passes that it took."""
     turns_of_codes: set[int] = set()
     engine, first = pipeline.engine, pipeline.engine.turn
 
@@ -45,9 +44,9 @@ def counted(pipeline: Pipeline, make: Callable[[Callable[[Event], None]], Image.
         if isinstance(event, ImageProgress):
             turns_of_codes.add(engine.turn)
 
-    image = make(note)
+    made = make(on_event=note)
     codes = len(turns_of_codes)
-    return image, Passes(engine.turn - first - codes, codes)
+    return made, Passes(engine.turn - first - codes, codes)
 
 
 def summary(passes: list[Passes]) -> dict[str, Any]:

@@ -176,7 +176,7 @@ def edit(options: Namespace) -> int | None:
 
     source, mask = read_image(options.image), read_image(options.mask) if options.mask else None
     pipeline = load_pipeline(options)
-    if mask is options.extend is None and is_declined(pipeline, options, options.instruction, source):
+    if mask is None and options.extend is None and is_declined(pipeline, options, options.instruction, source):
         return DECLINED
     image = pipeline.edit(
         source,

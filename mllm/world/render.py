@@ -9,7 +9,7 @@ Letters: H W pixels of a box.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache, lru_cache
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -132,9 +132,13 @@ def signed_distance(shape: str, x_HW: NDArray, y_HW: NDArray) -> NDArray:
     return heart_distance(x_HW, y_HW) if shape == "heart" else polygon_distance(x_HW, y_HW, polygon(shape))
 
 
-@cache
-def polygon(shape: str) -> list[tuple[float, float]]:
-    """Corners in units of the radius, y down; every one lies in the unit circle."""
+def polygon(shape: str, *, waist: float = 0.45, arm: float = 0.31) -> list[tuple[float, float]]:
+    """Corners in units of the radius, y down; every one lies in the unit circle.
+
+    Args:
+        waist: inner radius of a star.
+        arm: half of the width of a cross's arms.
+    """
     match shape:
         case "square":
             return [(s * 0.7071, t * 0.7071) for s, t in ((-1, -1), (1, -1), (1, 1), (-1, 1))]
@@ -142,9 +146,9 @@ def polygon(shape: str) -> list[tuple[float, float]]:
             return [(np.cos(angle), np.sin(angle)) for angle in np.deg2rad([-90.0, 30.0, 150.0])]
         case "star":
             angles = [-np.pi / 2 + np.pi * index / 5 for index in range(10)]
-            return [(r * np.cos(angle), r * np.sin(angle)) for r, angle in zip((1.0, 0.45) * 5, angles, strict=True)]
+            return [(r * np.cos(angle), r * np.sin(angle)) for r, angle in zip((1.0, waist) * 5, angles, strict=True)]
         case "cross":
-            points = [(0.31, -0.95), (0.31, -0.31), (0.95, -0.31)]
+            points = [(arm, -0.95), (arm, -arm), (0.95, -arm)]
             for _ in range(3):
                 points += [(-y, x) for x, y in points[-3:]]
             return points

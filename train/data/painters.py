@@ -91,22 +91,11 @@ class Painter:
                 return np.hypot(x_HW, y_HW) - self.circle
             case "heart":
                 return heart_distance(x_HW / self.width, y_HW)
-            case "star":
-                points = [
-                    (x, y) if index % 2 == 0 else (x / 0.45 * self.waist, y / 0.45 * self.waist)
-                    for index, (x, y) in enumerate(polygon("star"))
-                ]
-            case "cross":
-                points = [
-                    tuple(math.copysign(self.arm, value) if abs(value) < 0.5 else value for value in point)
-                    for point in polygon("cross")
-                ]
-            case "triangle":
-                points = [(x * self.width, y) for x, y in polygon("triangle")]
             case _:
-                points = polygon(shape)
-        inner = 1 - self.rounding
-        return polygon_distance(x_HW, y_HW, [(x * inner, y * inner) for x, y in points]) - self.rounding
+                inner = 1 - self.rounding
+                width = inner * (self.width if shape == "triangle" else 1)
+                points = [(x * width, y * inner) for x, y in polygon(shape, waist=self.waist, arm=self.arm)]
+                return polygon_distance(x_HW, y_HW, points) - self.rounding
 
 
 def paint_as_others(scene: Scene, side: int, rng: Random) -> Image.Image:

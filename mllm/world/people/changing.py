@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -10,9 +9,9 @@ from random import Random
 from typing import Any, NamedTuple
 
 from mllm.world.edits import CHANGED_ATTRIBUTE
-from mllm.world.grammar import Speaker, listed
+from mllm.world.grammar import Speaker
 from mllm.world.language import UnsayableError, need
-from mllm.world.people.drawing import as_record, drawn
+from mllm.world.people.drawing import as_record, drawn, list_filters
 from mllm.world.scene import (
     ATTRIBUTES,
     BACKGROUNDS,
@@ -22,6 +21,7 @@ from mllm.world.scene import (
     RELATIONS,
     SEEN_PAIRS,
     SIZES,
+    Kind,
     Scene,
     SceneObject,
     Split,
@@ -90,6 +90,11 @@ def changed(scene: Scene, updates: dict[int, SceneObject | None], *, added: Sequ
     after = Scene(scene.background, (*(item for item in items if item), *added))
     need(is_valid(after) and after.pairs <= SEEN_PAIRS and after != scene)
     return after
+
+
+def add_object(kind: Kind, others: Sequence[SceneObject], rng: Random) -> SceneObject:
+    """An object of this kind where the others leave room; UnsayableError where they do not."""
+    return SceneObject(*kind, *need(random_free_position(kind[2], others, rng, tries=20)))
 
 
 def kept(before: Scene, made: Changed) -> dict[str, Any]:
@@ -299,7 +304,7 @@ def add_one(speaker: Speaker, scene: Scene) -> Changed:
     size, (color, shape) = rng.choice(SIZES), rng.choice(sorted(SEEN_PAIRS))
     if speaker.maybe(0.2):
         color, shape = rng.choice(scene.objects).pair
-    new = SceneObject(shape, color, size, *need(random_free_position(size, scene.objects, rng, tries=20)))
+    new = add_object((shape, color, size), scene.objects, rng)
     after = changed(scene, {}, added=[new])
     said = Filter(shape, color, size if speaker.maybe(0.6) else None)
     noun = speaker.noun(said, short=True)
@@ -339,10 +344,7 @@ def add_some(speaker: Speaker, scene: Scene) -> Changed:
     for item in said:
         pairs = [pair for pair in sorted(SEEN_PAIRS) if item.color in (None, pair[0])]
         color, shape = rng.choice([pair for pair in pairs if item.shape in (None, pair[1])])
-        size = item.size or rng.choice(SIZES)
-        new.append(
-            SceneObject(shape, color, size, *need(random_free_position(size, (*scene.objects, *new), rng, tries=20)))
-        )
+        new.append(add_object((shape, color, item.size or rng.choice(SIZES)), (*scene.objects, *new), rng))
     return Changed(text, changed(scene, {}, added=new), said)
 
 
@@ -361,7 +363,7 @@ def say_more(speaker: Speaker, scene: Scene, number: int) -> tuple[str, list[Fil
             words = f"{speaker.number(number)} {more}{speaker.noun(base, plural=True, short=True)}"
     else:
         said = [Filter(shape, color, rng.choice((None, None, *SIZES))) for color, shape in pairs]
-        words = listed([speaker.some(item, count, short=True) for item, count in Counter(said).items()], rng)
+        words = list_filters(speaker, said, short=True)
         need("\n" not in words)
     return order_change(speaker, "add anywhere", a=words), said
 
@@ -370,10 +372,7 @@ def add_alike(speaker: Speaker, scene: Scene) -> Changed:
     """One more of what is there: "copy the star", "another one like the red circle"."""
     need(len(scene.objects) < MAX_OBJECTS)
     item = speaker.rng.choice(scene.objects)
-    new = replace(
-        item,
-        **dict(zip("xy", need(random_free_position(item.size, scene.objects, speaker.rng, tries=20)), strict=True)),
-    )
+    new = add_object((item.shape, item.color, item.size), scene.objects, speaker.rng)
     name = "it" if len(scene.objects) == 1 and speaker.maybe(0.5) else need(speaker.refer(scene, item))
     text = speaker.say("one more alike", t=name)
     return Changed(speaker.say("change frame", c=text), changed(scene, {}, added=[new]), [Filter.of(item)])
