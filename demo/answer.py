@@ -163,7 +163,7 @@ def stream_answer(
         kept = pipeline.shorten(asked)
         if len(kept) < len(asked):
             content.append({"type": "text", "text": LEFT_OUT.format(len(asked) - len(kept))})
-        # closed even if the page stops listening: the pipeline answers nobody else until then
+        # closed even if the page stops listening: what nobody waits for is not decoded further
         with closing(pipeline.chat(kept, **settings.overrides(defaults))) as events:
             for event in events:
                 show(event, content, folder)

@@ -7,7 +7,7 @@ from argparse import Namespace
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from mllm.cli.main import (
     BEST_OF,
@@ -27,6 +27,9 @@ from mllm.cli.main import (
 )
 from mllm.evaluation.protocol import BENCHMARKS
 
+if TYPE_CHECKING:
+    from mllm.engine.settings import Overrides
+
 ANNOTATIONS = option("--annotations", type=Path, metavar="PATH", help="the published annotations")
 BATCH_SIZE = option("--batch-size", type=positive_count, default=16, help="items answered at once (default: 16)")
 ANSWERS = [
@@ -35,6 +38,11 @@ ANSWERS = [
     option("--benchmark", metavar="NAME", help="which benchmark it is, for an answers file"),
     option("--partial", action="store_true", help="score the answers there are, and mark the result as partial"),
 ]
+
+
+def typed_sampling(options: Namespace) -> Overrides:
+    """How images are sampled, as typed; the seed is of all items."""
+    return cast("Overrides", {name: v for name, v in given(options, SAMPLING_OPTIONS).items() if name != "seed"})
 
 
 @command(
@@ -65,7 +73,6 @@ ANSWERS = [
     *MODEL,
 )
 def evaluate_world(options: Namespace) -> None:
-    from mllm.engine.settings import Overrides
     from mllm.evaluation.world import as_table, measure_world
 
     report = measure_world(
@@ -74,7 +81,7 @@ def evaluate_world(options: Namespace) -> None:
         seed=options.seed,
         jobs=options.jobs,
         batch_size=options.batch_size,
-        sampling=cast(Overrides, {n: v for n, v in given(options, SAMPLING_OPTIONS).items() if n != "seed"}),
+        sampling=typed_sampling(options),
         size=options.size,
         best_of=options.best_of,
         items=options.items,
@@ -97,7 +104,6 @@ def evaluate_world(options: Namespace) -> None:
     *MODEL,
 )
 def evaluate_emoji(options: Namespace) -> None:
-    from mllm.engine.settings import Overrides
     from mllm.evaluation.emoji import as_table, choose_groups, measure_emoji, read_cells
     from mllm.evaluation.retrieval import EfficientNetLite0
 
@@ -113,7 +119,7 @@ def evaluate_emoji(options: Namespace) -> None:
         count=options.count,
         seed=options.seed,
         batch_size=options.batch_size,
-        sampling=cast(Overrides, {n: v for n, v in given(options, SAMPLING_OPTIONS).items() if n != "seed"}),
+        sampling=typed_sampling(options),
         sheet=options.sheet,
     )
     show(as_table(report), report, options.json)
@@ -326,7 +332,6 @@ def run_benchmark(name: str, options: Namespace) -> None:
     items = benchmark.read_items(options.questions, options.images)
     chosen = items[: options.limit]
 
-    from mllm.engine.settings import Overrides
     from mllm.evaluation.answerer import PipelineAnswerer, describe_run
     from mllm.evaluation.run import RunFolder, run_items, shard_from_environment
     from mllm.pipeline import check_task
@@ -350,7 +355,7 @@ def run_benchmark(name: str, options: Namespace) -> None:
     if options.best_of > 1:
         check_task(pipeline.tasks, "ask")
         description["decoding"] |= {"best_of": options.best_of, "chosen_by": f"self, {pipeline.question_form} question"}
-    answer = PipelineAnswerer(pipeline, benchmark.mode, cast(Overrides, sampling), options.best_of)
+    answer = PipelineAnswerer(pipeline, benchmark.mode, cast("Overrides", sampling), options.best_of)
     is_finished = run_items(chosen, answer, folder, description=description, batch_size=options.batch_size, shard=shard)
     if is_finished:
         score = f"mllm evaluate score {folder.folder} --questions {options.questions}"

@@ -206,13 +206,13 @@ def settle(speaker: Speaker, split: Split) -> tuple[PeopleTurn, PeopleTurn]:
     need(named.count(scene) == number)
     value = {"count": speaker.number(number), "background": speaker.say(scene.background)}.get(form)
     value = value or speaker.say(getattr(item, form))
-    speaker.instead = {getattr(item, form): speaker.say(f"{form} outside")} if form in ("color", "shape") else {}
-    text = speaker.some(named, short=True)
+    beyond = {getattr(item, form): speaker.say(f"{form} outside")} if form in ("color", "shape") else {}
+    with speaker.asking_beyond(beyond):
+        text = speaker.some(named, short=True)
     if form == "count":
         text = f"{speaker.say('count outside')} {speaker.noun(named, plural=True, short=True)}"
     elif form == "background":
         text += " " + speaker.say("bgphrase", b=speaker.say("background outside"))
-    speaker.instead = {}
     noun = speaker.noun(Filter(item.shape), short=True, plural=number > 1)
     first = speaker.type(speaker.say("draw", x=text))
     second = speaker.type(speaker.say(f"settled {form}", v=value, n=noun))
@@ -322,14 +322,12 @@ def nearly_inside(speaker: Speaker, scene: Scene | None) -> tuple[str, str]:
     known = {"color": COLORS, "shape": SHAPES, "background": BACKGROUNDS}[kind]
     if scene is not None:
         known = [value for value in known if value not in values_of(scene, kind)]
-    speaker.instead = {}
     name = "thing noun" if kind == "shape" and speaker.maybe(0.3) else f"{kind} outside"
     beyond = {
         value: speaker.say(name) for value in speaker.rng.sample(known, min(len(known), speaker.rng.choice((2, 3, 6))))
     }
     for _ in range(NEARLY_TRIES):
-        speaker.instead = beyond
-        with suppress(UnsayableError):
+        with suppress(UnsayableError), speaker.asking_beyond(beyond):
             if scene is None:
                 text, made, expect = draw_turn(speaker, "train")
                 asked = expect["scene"]
@@ -339,9 +337,7 @@ def nearly_inside(speaker: Speaker, scene: Scene | None) -> tuple[str, str]:
                 excluded = False
             words = {beyond[value] for value in values_of(made, kind) if value in beyond}
             if not excluded and any(word in text for word in words):
-                speaker.instead = {}
                 return text, kind
-    speaker.instead = {}
     raise UnsayableError
 
 
@@ -354,10 +350,8 @@ def say_excess(speaker: Speaker, scene: Scene | None) -> str:
     if scene is not None:
         number = MAX_OBJECTS - len(scene.objects) + speaker.rng.choice((1, 1, 1, 2, 2, 3))
         return say_more(speaker, scene, number)[0]
-    speaker.exceeds = True
-    text, _, _ = draw_turn(speaker, "train")
-    speaker.exceeds = False
-    return text
+    with speaker.asking_beyond(exceeds=True):
+        return draw_turn(speaker, "train")[0]
 
 
 def outside_words(speaker: Speaker, form: str, scene: Scene | None) -> str:
