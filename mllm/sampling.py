@@ -81,7 +81,8 @@ class RowSettings(NamedTuple):
 
     def take(self, rows: Tensor | slice) -> RowSettings:
         *tensors, num_candidates, all_greedy = self
-        return RowSettings(*(t if t is None else t[rows] for t in tensors), num_candidates, all_greedy)
+        taken = (tensor if tensor is None else tensor[rows] for tensor in tensors)
+        return RowSettings(*taken, num_candidates=num_candidates, all_greedy=all_greedy)
 
 
 def stack_settings(
