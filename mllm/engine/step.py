@@ -186,7 +186,8 @@ class StaticStep:
         return self.prepared[key](inputs)
 
     def compile(self) -> Run:
-        return torch.compile(self.step.__call__, fullgraph=True, dynamic=False, isolate_recompiles=True)
+        options: dict[str, Any] = {"isolate_recompiles": True}  # which torch's types leave out
+        return torch.compile(self.step.__call__, fullgraph=True, dynamic=False, **options)
 
     def capture(self, inputs: StepInputs) -> Run:
         """A CUDA graph of the step for inputs of these sizes; its outputs stand until the next graph is replayed."""

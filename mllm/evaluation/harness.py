@@ -76,7 +76,7 @@ def lmms_class() -> type:
             check_mode(mode)
             if unknown := {name: value for name, value in unknown.items() if value is not None}:
                 raise ValueError(f"model_args must be pretrained, mode, output and seed, got {', '.join(unknown)}")
-            self.pipeline = Pipeline.load(pretrained, **({} if device is None else {"device": device}))
+            self.pipeline = Pipeline.load(pretrained, device=device)
             self.mode, self.folder, self.seed, self.batch_size = mode, Path(output), int(seed), int(batch_size)
 
         def generate_until(self, requests: list[Any]) -> list[str]:

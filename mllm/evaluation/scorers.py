@@ -73,7 +73,7 @@ class SelfScorer:
 
     @classmethod
     def load(cls, folder: str | None, *, device: str | None) -> SelfScorer:
-        return cls(Pipeline.load(folder, **({} if device is None else {"device": device})))
+        return cls(Pipeline.load(folder, device=device))
 
     @property
     def description(self) -> Mapping[str, Any]:
