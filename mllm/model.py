@@ -217,6 +217,12 @@ class MLLMForConditionalGeneration(ThirdPartyMixin, PreTrainedModel, GenerationM
         return url
 
     @property
+    def device(self) -> torch.device:
+        """Where inputs go. Between calls accelerate may keep weights elsewhere."""
+        execution = getattr(getattr(self.get_input_embeddings(), "_hf_hook", None), "execution_device", None)
+        return super().device if execution is None else torch.device(execution)
+
+    @property
     def is_sharded(self) -> bool:
         """Whether processes hold parts of the weights, so that each must call every module as often as the others."""
         return is_deepspeed_zero3_enabled() or getattr(self, "_is_fsdp_managed_module", False)

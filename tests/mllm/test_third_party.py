@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate import Accelerator, init_empty_weights, load_checkpoint_and_dispatch
+from accelerate import Accelerator, cpu_offload, init_empty_weights, load_checkpoint_and_dispatch
 from peft import LoraConfig, PeftModel, get_peft_model
 from PIL import Image
 from transformers import (
@@ -126,6 +126,7 @@ def test_a_loop_of_accelerate_trains_resumes_and_dispatches(processor: MLLMProce
         spread,
         load(tmp_path / "model", device_map="auto"),
         load(tmp_path / "model", device_map=places, offload_folder=tmp_path / "disk-again"),
+        cpu_offload(load(tmp_path / "model"), execution_device="cpu"),
     ):
         assert found.eval().generate(**inputs, max_new_tokens=8).equal(expected)
     drawing = processor(text="a red circle", generation_mode="image")
