@@ -189,8 +189,8 @@ class ProjectedEmbedding(CodeEmbedding):
             return None
         bias = self.projection.attn.q_bias
         shape = (num_rows, self.num_heads, num_positions + 1, bias.shape[0] // self.num_heads)
-        options = {"dtype": bias.dtype, "device": self.codebooks.device}  # the bias may be offloaded
-        return torch.zeros(shape, **options), torch.zeros(shape, **options)
+        keys = torch.zeros(shape, dtype=bias.dtype, device=self.codebooks.device)  # the bias may be offloaded
+        return keys, torch.zeros_like(keys)
 
     def embed_next(self, codes_RWK: Tensor, index_RW: Tensor, cache: EmbeddingCache) -> Tensor:
         vectors_RWZ = self.look_up(codes_RWK)
