@@ -18,7 +18,8 @@ BITS = {"int8": 8, "int4": 4}
 GROUP = 32
 """Inputs that share a scale in 4 bits: a quarter of a bit a weight more than 64, and half the error of 128."""
 MOST_PACKED_ROWS = 16
-"""Rows up to which the 8-bit kernel, which reads the weights once per few rows, beats expanding them for a product."""
+"""Rows up to which the 8-bit kernel, which reads the weights once per few rows, beats expanding them for a product. It
+needs a multiple of 16 inputs: with others, torch 2.13's kernel for AVX-512 reads beyond the weights and crashes."""
 
 
 class Int8Linear(nn.Module):
@@ -36,7 +37,7 @@ class Int8Linear(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         rows_MI = hidden.flatten(0, -2)
-        if len(rows_MI) <= MOST_PACKED_ROWS:
+        if len(rows_MI) <= MOST_PACKED_ROWS and self.in_features % 16 == 0:
             output_MO = torch.ops.aten._weight_int8pack_mm(rows_MI.bfloat16(), self.weight, self.scale).to(hidden.dtype)
         else:
             output_MO = F.linear(rows_MI, self.weight.to(hidden.dtype)) * self.scale.to(hidden.dtype)

@@ -88,6 +88,10 @@ def test_packed_layers_are_the_product_with_the_nearest_weights_of_few_bits() ->
     assert torch.equal(Int8Linear(integers, torch.device("cpu"))(hidden), product.bfloat16().float())
     with pytest.raises(ValueError, match="use int8"):
         Int4Linear(nn.Linear(GROUP + 1, 48), torch.device("cpu"))
+    narrow = nn.Linear(24, 24).requires_grad_(False)  # torch's kernel crashes with AVX-512 and more than one row
+    eight_bits, hidden = Int8Linear(narrow, torch.device("cpu")), torch.randn(300, 4, 24)
+    for rows_MI in hidden:
+        torch.testing.assert_close(eight_bits(rows_MI), narrow(rows_MI), atol=0.03, rtol=0.03)
 
 
 def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
