@@ -138,12 +138,15 @@ def test_readme_shows_every_verb_and_existing_targets() -> None:
 def test_quick_commands_and_python_of_the_readme_run(
     random_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """In the order of the README, because one reads what another wrote; on the small model, to be quick."""
+    """In the order of the README, because one reads what another wrote; on the small model, to be quick. It has
+    one size, so that images are extended by the bundled one."""
+    bundled = checkpoint.BUNDLED
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(checkpoint, "BUNDLED", random_model_folder)
     for block in [*blocks_of(README), *blocks_of("docs/transformers.md")]:
         for words in (words for words in block.commands if words[0] in QUICK):
-            assert main([*words, "--model", str(random_model_folder)]) == 0, capsys.readouterr().err
+            model = bundled if "--extend" in words else random_model_folder
+            assert main([*words, "--model", str(model)]) == 0, capsys.readouterr().err
         if block.language == "python":
             exec(compile(block.text.replace("mllm/assets/tiny", str(random_model_folder)), README, "exec"), {})
 
@@ -161,7 +164,7 @@ def test_each_format_has_samples_on_the_page() -> None:
 def test_keys_on_the_pages_are_those_of_recipes_and_the_config() -> None:
     table = read_page(DATA).partition("| key of `data`")[2]
     rows = re.findall(r"^\| `(\w+)` \| ([\d.]*) ?\|", table, flags=re.MULTILINE)
-    names = ["shards", "prompt_dropout", "describe_share", "buffer_size", "packing_buffers", "seed"]
+    names = ["shards", "root", "prompt_dropout", "describe_share", "buffer_size", "packing_buffers", "seed"]
     assert [name for name, _ in rows] == names
     assert all(getattr(MLLMData(), name) == float(value) for name, value in rows if value)
     (text,) = (block.text for block in blocks_of(TRAINING) if not block.is_shell)
