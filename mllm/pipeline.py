@@ -360,7 +360,8 @@ class Pipeline:
             nonlocal failure
             try:
                 has_room = num_open < at_once and failure is None
-                return [begin(place, *pair) for place, pair in islice(pairs, together if has_room else 0)]
+                taken = islice(pairs, together if has_room else 0)  # copied: the caller may go on writing a dialogue
+                return [begin(place, tuple(messages), seed) for place, (messages, seed) in taken]
             except (ValueError, OSError) as error:
                 failure = error
                 return []

@@ -264,17 +264,20 @@ def answer_what_fits(
     answer: Answer, dialogues: Sequence[Sequence[Message]], mode: Mode, seeds: Sequence[int]
 ) -> Iterator[tuple[int, list[Part]]]:
     """Answers; none to a dialogue that a rambling model has let outgrow its context."""
+    left = list(range(len(dialogues)))
     try:
-        yield from answer(dialogues, mode, seeds)
+        for place, parts in answer(dialogues, mode, seeds):
+            left.remove(place)
+            yield place, parts
         return
-    except NoRoomError:
-        if len(dialogues) == 1:
-            yield 0, []
+    except NoRoomError:  # maybe after others were answered
+        if len(left) == 1:
+            yield left[0], []
             return
-    half = len(dialogues) // 2
-    yield from answer_what_fits(answer, dialogues[:half], mode, seeds[:half])
-    for place, parts in answer_what_fits(answer, dialogues[half:], mode, seeds[half:]):
-        yield half + place, parts
+    half = len(left) // 2
+    for some in (left[:half], left[half:]):
+        for place, parts in answer_what_fits(answer, [dialogues[n] for n in some], mode, [seeds[n] for n in some]):
+            yield some[place], parts
 
 
 @dataclass(slots=True)

@@ -111,7 +111,9 @@ def test_tokenize_takes_a_converted_folder_a_released_model_and_the_released_fil
     assert run("unitok", released / "unitok_tokenizer.pth", "unitok")[0] == 0
     for number, model in enumerate(("unitok", released, released / "unitok_tokenizer.pth")):
         assert main(["tokenize", "reconstruct", "a.png", "-o", f"{number}.png", "--model", str(model)]) == 0
-    assert len({Path(f"{number}.png").read_bytes() for number in range(3)}) == 1
+    converted, model, file = (np.asarray(Image.open(f"{number}.png")).astype(int) for number in range(3))
+    assert np.array_equal(converted, file)
+    assert abs(model - file).max() <= 8  # where bfloat16 is fast, a model's tokenizer decodes in it
 
 
 def test_types_and_a_separate_image_tokenizer(released: Path, copy: Path, tmp_path: Path, run: Run) -> None:
