@@ -34,8 +34,8 @@ stage tiny --start_from "$runs/tiny_first/final" --data.mixture_seed 1 --trainer
     --trainer.lr_scheduler_kwargs '{num_decay_steps: 2070, decay_type: linear}' \
     --optimizer.learning_rate 1.5e-3 --optimizer.matrix_learning_rate 8e-3
 
-# What people type: most of it is learned without images. The weights in the package have had 715 of these 4,000 steps
-# (docs/language.md).
+# What people type: most of it is learned without images. docs/language.md says
+# which steps the weights in the package have had.
 mllm train tiny_language --output "$runs/tiny_language" --start_from "$runs/tiny/final" --image_tokenizer "$images" \
     --text_tokenizer "$text" ${everywhere[@]+"${everywhere[@]}"}
 
