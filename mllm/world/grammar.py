@@ -11,14 +11,14 @@ from bisect import bisect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from itertools import accumulate, pairwise
 from operator import attrgetter
 from random import Random
 from typing import NamedTuple, TypeVar
 
-from mllm.world.language import NUMBER_WORDS, UnsayableError, phrases, pick, pluralize
-from mllm.world.scene import Scene, SceneObject, is_clear, main_relation
+from mllm.world.language import NUMBER_WORDS, UnsayableError, need, phrases, pick
+from mllm.world.scene import SIDES, Scene, SceneObject, is_clear, main_relation, offset
 from mllm.world.spec import Filter
 
 TOKENS = re.compile(r"[\[\]|]|<[^<>]+>|\{[^{}]+\}|[^\[\]|<{]+")
@@ -27,12 +27,9 @@ LETTERS = "qwertyuiopasdfghjklzxcvbnm"
 NEAR = "wa qes wrd etf ryg tuh yij uok ipl ol qsz adw sfe dgr fht gjy hku jli ko asx zsc xdv cfb vgn bhm nj".split()
 SOUNDS = [
     (re.compile(sound), letters)
-    for sound, letters in (
-        pair.rsplit("=", 1)
-        for pair in r"""ph=f ck=k c(?=[aou])=k ee=ea ea=ee ie=ei le\b=el ([a-z])\1=\1 qu=k or=er er\b=a ow\b=o
-        ou=u igh=i e\b= ar=a ur=er oo=u s\b=z (?<=[a-z])h= i=e
-        x=cks c(?=[ei])=s th=t a(?=[rn])=o v=w gh=g u=oo y\b=ie""".split()
-    )
+    for pair in r"""ph=f ck=k c(?=[aou])=k ee=ea ea=ee ie=ei le\b=el ([a-z])\1=\1 qu=k or=er er\b=a ow\b=o ou=u igh=i
+    e\b= ar=a ur=er oo=u s\b=z (?<=[a-z])h= i=e x=cks c(?=[ei])=s th=t a(?=[rn])=o v=w gh=g u=oo y\b=ie""".split()
+    for sound, _, letters in [pair.rpartition("=")]
 ]
 """Spellings of words by their sound: what is replaced, and by which letters."""
 NUMBERS = (*NUMBER_WORDS, "five", "six", "seven", "eight", "nine", "ten")
@@ -87,8 +84,8 @@ def _read_choice(tokens: Iterator[str]) -> Choice:
 
 @cache
 def rule(name: str) -> Choice:
-    """A rule of the grammar by its name; each of its lines is an alternative."""
-    return alternatives("|".join(map(str.strip, phrases("people")[name].strip().splitlines())))
+    r"""A rule of the grammar by its name; each of its lines is an alternative, and "\n" within it begins a new line."""
+    return alternatives("|".join(map(str.strip, phrases("people")[name].strip().splitlines())).replace(r"\n", "\n"))
 
 
 def expand(choice: Choice, rng: Random, slots: Mapping[str, str]) -> str:
@@ -129,25 +126,23 @@ class Typing:
 
     @classmethod
     def of(cls, rng: Random) -> Typing:
-        case = rng.choices(("sentence", "lower", "upper"), (50, 46, 4))[0]
+        case = pick({"sentence": 50, "lower": 46, "upper": 4}, rng)
         careful = case == "sentence"
         return cls(
             case,
-            rng.random() < (0.85 if careful else 0.35),
-            careful or rng.random() < 0.4,
-            rng.choices((0.0, 0.03, 0.1, 0.25), (62, 18, 14, 6))[0],
-            rng.choices((0.03, 0.25), (70, 30))[0],
-            rng.choices((0.0, 0.4, 1.0), (90, 5, 5))[0],
-            rng.choices((0.0, 0.15, 0.4), (94, 4, 2))[0],
+            marks=rng.random() < (0.85 if careful else 0.35),
+            apostrophes=careful or rng.random() < 0.4,
+            typos=pick({0.0: 62, 0.03: 18, 0.1: 14, 0.25: 6}, rng),
+            fillers=pick({0.03: 70, 0.25: 30}, rng),
+            articles=pick({0.0: 90, 0.4: 5, 1.0: 5}, rng),
+            pauses=pick({0.0: 94, 0.15: 4, 0.4: 2}, rng),
         )
 
     def __call__(self, text: str, rng: Random) -> str:
         """The sentence as it is typed."""
         asks = ASKING.match(text) is not None
         if rng.random() < self.fillers:
-            opener = "filler" if rng.random() < 0.6 else "greeting"
-            mark = rng.choice((",", ",", "", "!" if opener == "greeting" else ","))
-            text = f"{expand(rule(opener), rng, {})}{mark} {text}"
+            text = expand(rule("opening"), rng, {"x": text})
         text = tidy(text)
         if self.articles:
             text = ARTICLE.sub(lambda found: "" if rng.random() < self.articles else found[0], text)
@@ -241,89 +236,82 @@ class Speaker:
     def maybe(self, share: float) -> bool:
         return self.rng.random() < share
 
-    def noun(self, item: Filter, *, plural: bool = False, short: bool = False) -> str:
-        """ "small red circle" and what else it may be called; a short one has nothing behind the noun."""
+    def noun(self, item: Filter, *, plural: bool = False, long: bool = False) -> str:
+        """ "small red circle" and what else it may be called; a long one may have something behind the noun."""
         shape = self.say(item.shape or "shape")
-        shape = pluralize(shape) if plural else shape
-        shape = shape.replace("crosss", "crosses").replace("boxs", "boxes").replace("pluss", "pluses")
+        if plural:
+            shape += "es" if shape.endswith(("s", "x")) else "s"
         size, color = (self.say(name) if name else "" for name in (item.size, item.color))
         verb = "are" if plural else "is"
         if item.not_color:
             return f"{shape} that {verb} not {item.not_color}"
         if self.puts_nouns_first and (color or size) and self.maybe(0.85):
             return tidy(f"{shape} {color} {size}" if self.maybe(0.5) else f"{shape} {size} {color}")
-        forms = {f"{size} {color} {shape}": 24.0}
-        if color and size:
-            forms |= {f"{color} {size} {shape}": 2, f"{size}, {color} {shape}": 0.5}
-        if color and not short:
-            forms |= {
-                f"{size} {shape} that {verb} {color}": 1,
-                f"{size} {shape} in {color}": 1,
-                f"{size} {shape} of {color} {self.say('color')}": 0.7,
-                f"{shape} {color} {size}": 0.7,
-                f"{size} {color} {self.say('color')}ed {shape}": 0.7,
-                f"{size} {shape} with {color} {self.say('color')}": 0.3,
-            }
-        if size and not short:
-            forms |= {f"{color} {shape} that {verb} {size}": 1, f"{color} {shape} ({size})": 0.5}
-            forms |= {f"{color} {shape} {size}": 0.7, f"{color} {shape} of {size} size": 0.3}
-        return tidy(self.pick(forms))
+        name = f"{'long ' * long}noun{' size' * bool(size)}{' color' * bool(color)}"
+        return self.say(name, n=shape, s=size, c=color, verb=verb)
 
     def number(self, count: int) -> str:
         if count == 2 and self.maybe(0.08):
             return self.rng.choice(("a pair of", "a couple of"))
         return NUMBERS[count] if self.maybe(0.6) else str(count)
 
-    def some(self, item: Filter, count: int = 1, *, short: bool = False) -> str:
+    def some(self, item: Filter, count: int = 1, *, long: bool = False) -> str:
         """With an article or a number."""
-        if count > 1:
-            if self.maybe(0.04):
-                return f"{count}{self.rng.choice(('x', ' x', ' times'))} {self.noun(item, short=True)}"
-            is_plural = not self.drops_plurals or self.maybe(0.3)
-            return f"{self.number(count)} {self.noun(item, plural=is_plural, short=short)}"
-        article = self.pick({"a": 70, "one": 10, "1": 5, "": 9, "a single": 1})
-        return tidy(f"{article} {self.noun(item, short=short)}")
+        if count == 1:
+            return tidy(f"{self.say('article')} {self.noun(item, long=long)}")
+        if self.maybe(0.04):
+            return f"{count}{self.rng.choice(('x', ' x', ' times'))} {self.noun(item)}"
+        is_plural = not self.drops_plurals or self.maybe(0.3)
+        return f"{self.number(count)} {self.noun(item, plural=is_plural, long=long)}"
 
-    def refer(self, scene: Scene, item: SceneObject, *, without: str | None = None) -> str | None:
-        """ "the small circle", "the one on the left": words that single out one object; None where there are none."""
+    def refer(self, scene: Scene, item: SceneObject, *, without: str | None = None) -> str:
+        """ "the small circle", "the one on the left": words that single out one object.
+
+        Raises:
+            UnsayableError: there are none without the attribute that is not to be given away.
+        """
         others = [other for other in scene.objects if other is not item]
-        choices: list[tuple[Callable[[], str], float]] = []
-        for attributes, weight in REFERENCE_WEIGHTS.items():
-            named = Filter.of(item, attributes)
-            if without not in attributes and named.find_one(scene):
-                is_one = "shape" not in attributes and self.maybe(0.6)
-                one = " ".join(self.say(getattr(item, name)) for name in attributes) + " one"
-                choices.append((partial(str, one) if is_one else partial(self.noun, named, short=True), weight))
+        choices: dict[str, float] = {}
+        for names, weight in REFERENCE_WEIGHTS.items():
+            named = Filter.of(item, names)
+            if without not in names and named.find_one(scene):
+                is_one = "shape" not in names and self.maybe(0.6)
+                one = " ".join(self.say(getattr(item, name)) for name in names) + " one"
+                choices[one if is_one else self.noun(named)] = weight
         if others and without != "size" and all(other.size != item.size for other in others):
-            word = "biggest largest bigger larger" if item.size == "large" else "smallest smaller littlest tiniest"
-            noun = f"{self.rng.choice(word.split())} {self.rng.choice(('one', 'one', 'shape'))}"
-            choices.append((partial(str, noun), 2))
-        for axis, sign, words in (
-            ("x", 1, "left"),
-            ("x", -1, "right"),
-            ("y", 1, "top upper"),
-            ("y", -1, "bottom lower"),
-        ):
-            at = sign * getattr(item, axis)
-            if others and all(sign * getattr(other, axis) - at > 0.15 for other in others):
-                word = self.rng.choice(words.split())
-                slots = {"where": f"at the {words.split()[0]}", "most": word}
-                if axis == "x":
-                    slots = {"where": f"on the {word}", "most": f"{word}most"}
-                slots["kind"] = self.say(item.shape) if self.maybe(0.4) and without != "shape" else "one"
-                choices.append((partial(self.say, "at the edge", **slots), 1.2))
+            choices[self.say(f"most {item.size}")] = 2
+        kind = self.say(item.shape) if without != "shape" and self.maybe(0.4) else "one"
+        for relation, side in SIDES.items():
+            if others and all(offset(relation, item, other) > 0.15 for other in others):
+                choices[self.say(f"at the very {side}", kind=kind)] = 1.2
         if place := between_edges(scene, item):
-            kind = self.say(item.shape) if self.maybe(0.4) and without != "shape" else "one"
-            choices.append((partial(self.say, place, kind=kind), 1.5))
+            choices[self.say(place, kind=kind)] = 1.5
         for other in others if without is None else ():
             relation = main_relation(item, other)
             if relation and Filter(other.shape).find_one(scene):
                 if sum(is_clear(relation, each, other) for each in scene.objects) == 1:
-                    choices.append((lambda r=relation, o=other: f"one {self.say(r)} the {self.say(o.shape)}", 0.3))
-        if not choices:
-            return None
-        texts, weights = zip(*choices, strict=True)
-        return f"the {self.rng.choices(texts, weights)[0]()}"
+                    choices[f"one {self.say(relation)} the {self.say(other.shape)}"] = 0.3
+        return f"the {self.pick(need(choices))}"
+
+    def listed(self, parts: Sequence[str]) -> str:
+        """Several things in a row."""
+        if len(parts) == 1:
+            return parts[0]
+        style = self.pick({"and": 55, "oxford": 8, "ands": 14, "plus": 5, "commas": 9, "bullets": 5, "numbers": 2})
+        match style:
+            case "bullets":
+                return "\n" + "\n".join(f"{self.rng.choice(('-', '-', '*'))} {part}" for part in parts)
+            case "numbers":
+                return " ".join(f"{number}) {part}" for number, part in enumerate(parts, 1))
+            case "and" | "oxford":
+                return in_row(parts, " and " if style == "and" else ", and ")
+            case _:
+                return self.say(f"mark of {style}").join(parts)
+
+
+def in_row(parts: Sequence[str], last: str) -> str:
+    """ "a, b and c"; `last` stands before the last one."""
+    return last.join([", ".join(parts[:-1]), parts[-1]]) if len(parts) > 1 else parts[0]
 
 
 def between_edges(scene: Scene, item: SceneObject) -> str | None:
@@ -337,23 +325,3 @@ def between_edges(scene: Scene, item: SceneObject) -> str | None:
     if len(scene.objects) == 3:
         return "the middle" if sides and len({*map(tuple, inner.values())}) == 1 else None
     return f"number {inner[sides[0]].index(item) + 2} from {sides[0]}" if sides else None
-
-
-def listed(parts: Sequence[str], rng: Random) -> str:
-    """Several things in a row."""
-    if len(parts) == 1:
-        return parts[0]
-    style = pick({"and": 55, "oxford": 8, "ands": 14, "plus": 5, "commas": 9, "bullets": 5, "numbers": 2}, rng)
-    between, last = ", ", {"and": " and ", "oxford": ", and "}.get(style)
-    match style:
-        case "ands":
-            between = " and "
-        case "plus":
-            between = rng.choice((" + ", " & ", " plus ", ", and also ", " together with "))
-        case "commas":
-            between = rng.choice((", ", ", ", ". ", "; ", " "))
-        case "bullets":
-            return "\n" + "\n".join(f"{rng.choice(('-', '-', '*'))} {part}" for part in parts)
-        case "numbers":
-            return " ".join(f"{number}) {part}" for number, part in enumerate(parts, 1))
-    return between.join(parts[:-1]) + (last or between) + parts[-1]

@@ -13,14 +13,13 @@ from dataclasses import asdict, dataclass, replace
 from random import Random
 from typing import Any
 
-from mllm.world.grammar import Speaker, listed
+from mllm.world.grammar import Speaker
 from mllm.world.language import UnsayableError, describe, need, phrases
 from mllm.world.people.asking import SYNONYMS, ask_turn
 from mllm.world.people.changing import (
     Changed,
     add_one,
     change_alike,
-    change_attributes,
     change_background,
     change_new,
     change_one,
@@ -32,13 +31,12 @@ from mllm.world.people.changing import (
     order_change,
     say_more,
 )
-from mllm.world.people.drawing import draw_turn, drawn
+from mllm.world.people.drawing import draw_turn, drawn, random_kinds
 from mllm.world.scene import (
     BACKGROUNDS,
     COLORS,
     MAX_OBJECTS,
     RELATIONS,
-    SEEN_PAIRS,
     SHAPES,
     SIZES,
     Scene,
@@ -53,7 +51,7 @@ IMAGE_SHARES = {"chat": 0.3, "outside": 0.35}
 """How often a conversation begins with an image that somebody shows, where it need not."""
 OTHER = {"yes": ["no"], "no": ["yes"]}
 NEARLY_TRIES = 60
-CHANGES = {change_one: 40, change_attributes: 8, change_set: 14, add_one: 30, change_background: 20}
+CHANGES = {change_one: 48, change_set: 14, add_one: 30, change_background: 20}
 """Changes that may ask for what this world lacks in words that are otherwise in order."""
 REASONS = {"shape": "thing", "list": "count", "fifth": "count", "styling": "style"}
 """Of what cannot be done, where it is not called like the request."""
@@ -88,20 +86,18 @@ def make_people(kind: str, rng: Random, split: Split = "train", *, max_turns: in
 def _make(kind: str, speaker: Speaker, split: Split, max_turns: int) -> list[PeopleTurn]:
     rng = speaker.rng
     shown: Scene | None = None
-    if kind in ("ask", "describe", "edit") or (kind in IMAGE_SHARES and speaker.maybe(IMAGE_SHARES[kind])):
-        shown = random_scene_for(split, rng)
-        if kind == "outside" and speaker.maybe(0.3):
-            shown = random_scene_for(split, rng, num_objects=MAX_OBJECTS)
+    if kind in ("ask", "describe", "edit") or speaker.maybe(IMAGE_SHARES.get(kind, 0)):
+        is_full = kind == "outside" and speaker.maybe(0.3)
+        shown = random_scene_for(split, rng, num_objects=MAX_OBJECTS if is_full else None)
     match kind:
         case "chat":
             turns = converse(speaker, split, rng.randint(2, max_turns), shown)
         case "again":
             shown = random_scene_for(split, rng) if speaker.maybe(0.3) else None
-            turns = []
-            for number in range(rng.choice((2, 3))):
-                turns.append(draw(speaker, split, is_again=number > 0))
-                if number == 0 and speaker.maybe(0.35):
-                    turns.append(respond(speaker, "edit", turns[-1].answer, split))
+            turns = [draw(speaker, split)]
+            if speaker.maybe(0.35):
+                turns.append(respond(speaker, "edit", turns[-1].answer, split))
+            turns += [draw(speaker, split, is_again=True) for _ in range(rng.choice((1, 2)))]
         case "draw":
             turns = [draw(speaker, split)]
         case "talk":
@@ -109,9 +105,8 @@ def _make(kind: str, speaker: Speaker, split: Split, max_turns: int) -> list[Peo
         case "outside":
             turns = [decline(speaker, shown)]
         case _:
-            turns = [respond(speaker, kind, shown, split)]
-            more = rng.choice((0, 0, 1, 2, 3)) if kind == "ask" else 0
-            turns += [respond(speaker, kind, shown, split) for _ in range(more)]
+            number = rng.choice((1, 1, 2, 3, 4)) if kind == "ask" else 1
+            turns = [respond(speaker, kind, shown, split) for _ in range(number)]
     return [replace(turns[0], shown=shown), *turns[1:]]
 
 
@@ -137,7 +132,6 @@ def converse(speaker: Speaker, split: Split, num_turns: int, scene: Scene | None
             weights["talk"] = 26
         kind = speaker.pick(weights)
         scene = images[-1] if images else None
-        new: Scene | None = None
         match kind:
             case "draw":
                 turn = draw(speaker, split, is_again=scene is not None)
@@ -153,19 +147,18 @@ def converse(speaker: Speaker, split: Split, num_turns: int, scene: Scene | None
                 declined, turn = settle(speaker, split)
                 turns.append(declined)
             case "undo":
-                turn = PeopleTurn(speaker.type(speaker.say("undo")), before, as_it_was(before), kind="again")
+                turn = show_again(speaker, speaker.say("undo"), before)
             case "earlier" | "back":
                 turn = look_back(speaker, images, kind, is_changed=before is not None)
             case "show":
                 new = random_scene_for(split, rng)
                 turn = replace(respond(speaker, rng.choice(("ask", "edit", "describe")), new, split), shown=new)
+                images.append(new)
+                before = None
             case _:
                 turn = respond(speaker, kind, scene, split, before=before, value=last.value if last else None)
         if turn.kind in ("draw", "again", "edit") and turns and kind != "settle" and speaker.maybe(0.1):
             turn = replace(turn, user=f"{speaker.type(speaker.say('cheer')).rstrip('.')} {turn.user}")
-        if new is not None:
-            images.append(new)
-            before = None
         if isinstance(turn.answer, Scene):
             before = images[-1] if turn.kind == "edit" else None
             images.append(turn.answer)
@@ -173,26 +166,30 @@ def converse(speaker: Speaker, split: Split, num_turns: int, scene: Scene | None
     return turns
 
 
-def as_it_was(scene: Scene) -> dict[str, Any]:
-    """What a picture must show that is like an earlier one."""
-    return drawn(scene, [Filter.of(item) for item in scene.objects], background=scene.background)
+# ---- turns ----
+
+
+def show_again(speaker: Speaker, words: str, scene: Scene) -> PeopleTurn:
+    """The wish to have an earlier picture again."""
+    expect = drawn(scene, [Filter.of(item) for item in scene.objects], background=scene.background)
+    return PeopleTurn(speaker.type(words), scene, expect, kind="again")
 
 
 def look_back(speaker: Speaker, images: Sequence[Scene], kind: str, *, is_changed: bool) -> PeopleTurn:
     """A question about an earlier picture, or the wish to have it again."""
-    index = speaker.rng.randrange(len(images) - 1)
+    index, last = speaker.rng.randrange(len(images) - 1), len(images) - 1
     scene = images[index]
-    names = [(name, at) for name, at in (("first", 0), ("previous", len(images) - 2)) if at == index]
-    names += [("two ago", index)] * (index == len(images) - 3)
-    names += [("before the change", index)] * (is_changed and index == len(images) - 2)
+    called = {"first": index == 0, "previous": index == last - 1, "two ago": index == last - 2}
+    called["before the change"] = is_changed and index == last - 1
+    names = [name for name, is_right in called.items() if is_right]
     shapes = [shape for shape in SHAPES if sum(Filter(shape).count(other) > 0 for other in images) == 1]
     marks = [shape for shape in shapes if Filter(shape).count(scene) == 1]
     if marks and (not names or speaker.maybe(0.3)):
-        name = speaker.say("picture with", n=speaker.noun(Filter(speaker.rng.choice(marks)), short=True))
+        name = speaker.say("picture with", n=speaker.noun(Filter(speaker.rng.choice(marks))))
     else:
-        name = speaker.say(f"picture {need(names) and speaker.rng.choice(names)[0]}")
+        name = speaker.say(f"picture {speaker.rng.choice(need(names))}")
     if kind == "back":
-        return PeopleTurn(speaker.type(speaker.say("once more", w=name)), scene, as_it_was(scene), kind="again")
+        return show_again(speaker, speaker.say("once more", w=name), scene)
     return ask(speaker, scene, where=name)
 
 
@@ -204,23 +201,22 @@ def settle(speaker: Speaker, split: Split) -> tuple[PeopleTurn, PeopleTurn]:
     item, number = scene.objects[0], len(scene.objects)
     named = Filter.of(item, ("color", "shape"))
     need(named.count(scene) == number)
-    value = {"count": speaker.number(number), "background": speaker.say(scene.background)}.get(form)
-    value = value or speaker.say(getattr(item, form))
-    beyond = {getattr(item, form): speaker.say(f"{form} outside")} if form in ("color", "shape") else {}
-    with speaker.asking_beyond(beyond):
-        text = speaker.some(named, short=True)
-    if form == "count":
-        text = f"{speaker.say('count outside')} {speaker.noun(named, plural=True, short=True)}"
-    elif form == "background":
-        text += " " + speaker.say("bgphrase", b=speaker.say("background outside"))
-    noun = speaker.noun(Filter(item.shape), short=True, plural=number > 1)
+    beyond, more = speaker.say(f"{form} outside"), {}
+    match form:
+        case "count":
+            value, text = speaker.number(number), f"{beyond} {speaker.noun(named, plural=True)}"
+        case "background":
+            value, more = speaker.say(scene.background), {"background": scene.background}
+            text = f"{speaker.some(named)} {speaker.say('bgphrase', b=beyond)}"
+        case _:
+            value = speaker.say(getattr(item, form))
+            with speaker.asking_beyond({getattr(item, form): beyond}):
+                text = speaker.some(named)
+    noun = speaker.noun(Filter(item.shape), plural=number > 1)
     first = speaker.type(speaker.say("draw", x=text))
     second = speaker.type(speaker.say(f"settled {form}", v=value, n=noun))
-    answer = phrases("people")["declines"][REASONS.get(form, form)]
-    asked = Filter(item.shape) if form == "shape" else named
-    more = {"background": scene.background} if form == "background" else {}
-    expect = drawn(scene, [asked] * number, **more)
-    return PeopleTurn(first, answer, {"decline": True}, kind="outside"), PeopleTurn(second, scene, expect, kind="draw")
+    expect = drawn(scene, [Filter(item.shape) if form == "shape" else named] * number, **more)
+    return outside_turn(first, form), PeopleTurn(second, scene, expect, kind="draw")
 
 
 def draw(speaker: Speaker, split: Split, *, is_again: bool = False) -> PeopleTurn:
@@ -242,40 +238,45 @@ def respond(
         return ask(speaker, scene)
     if kind == "describe":
         short = speaker.maybe(0.2)
-        words, right = speaker.say("caption" if short else "describe"), describe(scene, short=short)
-        none_of = [shape for shape in SHAPES if not Filter(shape).count(scene)]
-        expect = {"text": {"any_of": [scene.objects[0].shape], "none_of": none_of}, "no_picture": True}
-        return PeopleTurn(speaker.type(words), right, expect, kind=kind)
+        absent = [shape for shape in SHAPES if not Filter(shape).count(scene)]
+        words, any_of = speaker.say("caption" if short else "describe"), [scene.objects[0].shape]
+        return text_turn(speaker, words, describe(scene, short=short), any_of, absent, kind=kind)
     made = change(speaker, kind, scene, split, before=before, value=value)
     return PeopleTurn(speaker.type(made.text), made.scene, kept(scene, made), kind="edit", value=made.value)
 
 
+def text_turn(
+    speaker: Speaker, words: str, right: str, any_of: list[str], none_of: Sequence[str] = (), *, kind: str = "ask"
+) -> PeopleTurn:
+    """Something that is answered in words."""
+    expect = {"text": {"any_of": any_of, "none_of": list(none_of)}, "no_picture": True}
+    return PeopleTurn(speaker.type(words), right, expect, kind=kind)
+
+
 def ask(speaker: Speaker, scene: Scene, *, where: str = "") -> PeopleTurn:
     words, right, any_of = ask_turn(speaker, scene, where=where)
-    expect = {"text": {"any_of": any_of, "none_of": OTHER.get(right, [])}, "no_picture": True}
-    return PeopleTurn(speaker.type(words), right, expect, kind="ask")
+    return text_turn(speaker, words, right, any_of, OTHER.get(right, ()))
 
 
 def ask_next(speaker: Speaker, scene: Scene, attribute: str) -> PeopleTurn:
     """The question before about another object: "and the star?"."""
     item = speaker.rng.choice(scene.objects)
     right = getattr(item, attribute)
-    name = need(speaker.refer(scene, item, without=attribute))
-    expect = {"text": {"any_of": [right, *SYNONYMS.get(right, [])], "none_of": []}, "no_picture": True}
-    return PeopleTurn(speaker.type(speaker.say("and that one", t=name)), right, expect, kind="ask")
+    words = speaker.say("and that one", t=speaker.refer(scene, item, without=attribute))
+    return text_turn(speaker, words, right, [right, *SYNONYMS.get(right, [])])
 
 
 def change(
     speaker: Speaker, kind: str, scene: Scene, split: Split, *, before: Scene | None, value: Filter | None
 ) -> Changed:
+    """A change, mostly of anything, at times of what the one before it says."""
     if kind == "edit" and before is not None and speaker.maybe(0.45):
         with suppress(UnsayableError):
             if value is not None and speaker.maybe(0.5):
                 made = change_alike(speaker, scene, value)
-            elif len(scene.objects) > len(before.objects):
-                made = change_new(speaker, before, scene)
             else:
-                made = change_other(speaker, before, scene)
+                is_added = len(scene.objects) > len(before.objects)
+                made = (change_new if is_added else change_other)(speaker, before, scene)
             if split_of(made.scene) == split:
                 return made
     return (correct_turn if kind == "correct" else change_turn)(speaker, scene, split)
@@ -302,15 +303,18 @@ def talk(speaker: Speaker, after: str | None) -> PeopleTurn:
 
 def decline(speaker: Speaker, scene: Scene | None) -> PeopleTurn:
     """A request for what this world lacks; about the picture where there is one."""
-    table = phrases("people")
-    is_edit = scene is not None and speaker.maybe(0.6)
-    form = speaker.pick(table["weights"]["outside editing" if is_edit else "outside drawing"])
-    about = scene if is_edit else None
+    about = scene if speaker.maybe(0.6) else None
+    form = speaker.pick(phrases("people")["weights"]["outside editing" if about else "outside drawing"])
     if form == "nearly":
         text, form = nearly_inside(speaker, about)
     else:
         text = outside_words(speaker, form, about)
-    return PeopleTurn(speaker.type(text), table["declines"][REASONS.get(form, form)], {"decline": True}, kind="outside")
+    return outside_turn(speaker.type(text), form)
+
+
+def outside_turn(words: str, form: str) -> PeopleTurn:
+    answer = phrases("people")["declines"][REASONS.get(form, form)]
+    return PeopleTurn(words, answer, {"decline": True}, kind="outside")
 
 
 def nearly_inside(speaker: Speaker, scene: Scene | None) -> tuple[str, str]:
@@ -319,24 +323,21 @@ def nearly_inside(speaker: Speaker, scene: Scene | None) -> tuple[str, str]:
     kind = speaker.pick({"color": 40, "shape": 22, "background": 8, "count": 30})
     if kind == "count":
         return say_excess(speaker, scene), kind
+    here = values_of(scene, kind) if scene else set()
     known = {"color": COLORS, "shape": SHAPES, "background": BACKGROUNDS}[kind]
-    if scene is not None:
-        known = [value for value in known if value not in values_of(scene, kind)]
-    name = "thing noun" if kind == "shape" and speaker.maybe(0.3) else f"{kind} outside"
-    beyond = {
-        value: speaker.say(name) for value in speaker.rng.sample(known, min(len(known), speaker.rng.choice((2, 3, 6))))
-    }
+    absent = [value for value in known if value not in here]
+    rule = "thing noun" if kind == "shape" and speaker.maybe(0.3) else f"{kind} outside"
+    values = speaker.rng.sample(absent, min(len(absent), speaker.rng.choice((2, 3, 6))))
+    beyond = {value: speaker.say(rule) for value in values}
     for _ in range(NEARLY_TRIES):
         with suppress(UnsayableError), speaker.asking_beyond(beyond):
             if scene is None:
                 text, made, expect = draw_turn(speaker, "train")
                 asked = expect["scene"]
-                excluded = asked["none"] or any(isinstance(item.get("color"), list) for item in asked["objects"])
+                need(not asked["none"] and not any(isinstance(each.get("color"), list) for each in asked["objects"]))
             else:
                 text, made = speaker.pick(CHANGES)(speaker, scene)[:2]
-                excluded = False
-            words = {beyond[value] for value in values_of(made, kind) if value in beyond}
-            if not excluded and any(word in text for word in words):
+            if any(beyond[value] in text for value in values_of(made, kind) if value in beyond):
                 return text, kind
     raise UnsayableError
 
@@ -347,92 +348,65 @@ def values_of(scene: Scene, kind: str) -> set[str]:
 
 def say_excess(speaker: Speaker, scene: Scene | None) -> str:
     """A request for more objects than there can be; for so many more that the picture has too many."""
-    if scene is not None:
-        number = MAX_OBJECTS - len(scene.objects) + speaker.rng.choice((1, 1, 1, 2, 2, 3))
-        return say_more(speaker, scene, number)[0]
-    with speaker.asking_beyond(exceeds=True):
-        return draw_turn(speaker, "train")[0]
+    if scene is None:
+        with speaker.asking_beyond(exceeds=True):
+            return draw_turn(speaker, "train")[0]
+    if len(scene.objects) == MAX_OBJECTS and speaker.maybe(0.3):
+        (kind,) = random_kinds(speaker.rng, 1)
+        return order_change(speaker, "add anywhere", a=f"{speaker.say('one more')} {speaker.noun(kind)}")
+    number = MAX_OBJECTS - len(scene.objects) + speaker.rng.choice((1, 1, 1, 2, 2, 3))
+    return say_more(speaker, scene, number)[0]
 
 
 def outside_words(speaker: Speaker, form: str, scene: Scene | None) -> str:
     """What cannot be drawn, or cannot be done with the picture of a scene."""
     rng = speaker.rng
-    color, shape = rng.choice(sorted(SEEN_PAIRS))
-    named = Filter(shape, color, rng.choice((None, *SIZES)))
-    other_color, other_shape = rng.choice(sorted(SEEN_PAIRS))
-    one, other = speaker.some(named, short=True), speaker.some(Filter(other_shape, other_color), short=True)
-    if scene is not None:
-        target = speaker.refer(scene, rng.choice(scene.objects)) or "them"
-        target = rng.choice(("it", target)) if len(scene.objects) == 1 else target
-    else:
-        target = f"the {speaker.noun(Filter(shape), short=True)}"
-    adjective = speaker.say(rng.choice(SIZES)) if speaker.maybe(0.25) else ""
-    slots = {"t": target, "x": one, "y": other, "n": speaker.noun(Filter(shape, color), short=True)}
-
-    def beside(text: str, share: float) -> str:
-        """Now and then together with something that can be drawn."""
-        if not speaker.maybe(share):
-            return text
-        return listed([text, one] if speaker.maybe(0.5) else [one, text], rng)
-
+    one, other = (Filter(kind.shape, kind.color) for kind in random_kinds(rng, 2))
+    bare, size = Filter(one.shape), rng.choice(SIZES)
+    items = scene.objects if scene else ()
+    target = speaker.refer(scene, rng.choice(items)) if items else f"the {speaker.noun(bare)}"
+    counted = rng.choice((one, one, replace(one, size=size), replace(bare, size=size), bare, ANY))
+    slots = {
+        "t": "it" if len(items) == 1 and speaker.maybe(0.5) else target,
+        "x": speaker.some(replace(one, size=rng.choice((None, size)))),
+        "y": speaker.some(other),
+        "n": speaker.noun(one),
+        "noun": speaker.noun(bare),
+        "nouns": speaker.noun(bare, plural=True),
+        "counted": speaker.noun(counted, plural=True, long=True),
+        "c": speaker.say(one.color),
+        "s": speaker.say(size),
+    }
     match form:
-        case "thing":
-            text = beside(speaker.say("thing"), 0.15)
-        case "shape":
-            hue = speaker.say(color) if speaker.maybe(0.7) else ""
-            text = beside(f"a {adjective} {hue} {speaker.say('shape outside')}", 0.25)
-        case "color":
-            noun, beyond = speaker.noun(Filter(shape)), speaker.say("color outside")
-            if scene is not None and speaker.maybe(0.8):
-                return order_change(speaker, "recolor", t=target, v=beyond, bare=target)
-            text = f"{rng.choice(('a', 'a', 'one', ''))} {adjective} {beyond} {noun}"
-            if speaker.maybe(0.2):
-                text = f"{rng.choice(('two', '3', 'three'))} {beyond} {speaker.noun(Filter(shape), plural=True)}"
-            text = beside(text, 0.25)
-        case "count":
-            size = rng.choice(SIZES) if speaker.maybe(0.3) else None
-            counted = rng.choice(
-                (Filter(shape, color, size), Filter(shape, color, size), Filter(shape, size=size), ANY)
-            )
-            text = f"{speaker.say('count outside')} {speaker.noun(counted, plural=True)}"
-            if speaker.maybe(0.15):
-                text += rng.choice((f", all {speaker.say(color)}", ", each a different color", " in a row"))
-        case "list":
-            items = [Filter(*rng.choice(sorted(SEEN_PAIRS))[::-1]) for _ in range(rng.choice((5, 5, 6)))]
-            text = listed([speaker.some(item, short=True) for item in items], rng)
-            if speaker.maybe(0.4):
-                counts = rng.choice(((3, 2), (2, 3), (3, 3), (4, 1), (4, 2), (2, 2, 1), (4, 4), (1, 4)))
-                some = [speaker.some(item, count, short=True) for count, item in zip(counts, items, strict=False)]
-                text = listed(some, rng)
-        case "fifth":
-            number = MAX_OBJECTS + 1 + speaker.rng.choice((0, 0, 0, 1, 2)) - len(scene.objects)
-            if len(scene.objects) == MAX_OBJECTS and speaker.maybe(0.5):
-                noun = speaker.noun(Filter(shape, color), short=True)
-                return order_change(speaker, "add anywhere", a=f"{speaker.say('one more')} {noun}")
-            return say_more(speaker, scene, number)[0]
-        case "background":
-            value = speaker.say("background outside")
-            if scene is not None:
-                return order_change(speaker, "background", v=value)
-            text = one + " " + speaker.say("bgphrase", b=value)
         case "chat" | "empty" | "foreign":
             return speaker.say(f"{form} outside")
-        case "move" if scene is not None and len(scene.objects) > 1 and speaker.maybe(0.3):
-            moved, anchor = rng.sample(scene.objects, 2)
+        case "fifth":
+            return say_excess(speaker, scene)
+        case "list":
+            kinds = [Filter(kind.shape, kind.color) for kind in random_kinds(rng, rng.choice((5, 5, 6)))]
+            counts = [1] * len(kinds)
+            if speaker.maybe(0.4):
+                counts = rng.choice(((3, 2), (2, 3), (3, 3), (4, 1), (4, 2), (2, 2, 1), (4, 4), (1, 4)))
+            text = speaker.listed([speaker.some(kind, count) for kind, count in zip(kinds, counts, strict=False)])
+        case "background" if items:
+            return order_change(speaker, "background", v=speaker.say("background outside"))
+        case "color" if items and speaker.maybe(0.8):
+            return order_change(speaker, "recolor", t=slots["t"], v=speaker.say("color outside"))
+        case "shape" if items and speaker.maybe(0.4):
+            return order_change(speaker, "reshape", t=slots["t"], v=f"a {speaker.say('shape outside')}")
+        case "move" if len(items) > 1 and speaker.maybe(0.3):
+            moved, anchor = rng.sample(items, 2)
             names = {"t": speaker.refer(scene, moved), "b": speaker.refer(scene, anchor)}
-            need(all(names.values()))
             return speaker.say("move there", r=speaker.say(rng.choice(RELATIONS)), **names)
         case "move" | "styling" | "rotate" | "text":
-            said = speaker.say(form, **slots, a=target)
+            said = speaker.say(form, **slots, a=slots["t"])
             is_whole = speaker.maybe(0.5) if form == "text" else "tilted" in said
             return said if is_whole else speaker.say("change frame", c=said)
         case _:
-            text = speaker.say(form, **slots)
-    if scene is None or form not in ("thing", "shape", "color"):
+            text = speaker.say(f"request for {form}", **slots)
+    if not items or form not in ("thing", "shape", "color"):
         return speaker.say("draw", x=text)
-    if form == "shape" and speaker.maybe(0.4):
-        return order_change(speaker, "reshape", t=target, v=f"a {speaker.say('shape outside')}", bare=target)
-    where = speaker.say("perhaps where", r=speaker.say(rng.choice(RELATIONS)), t=target)
+    where = speaker.say("perhaps where", r=speaker.say(rng.choice(RELATIONS)), t=slots["t"])
     return order_change(speaker, "add", a=text, w=where)
 
 
