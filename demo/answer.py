@@ -11,7 +11,7 @@ import html
 import logging
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from mllm.conversation import ImagePart, Message, TextPart
 from mllm.files import write_image
 from mllm.pipeline import Done, Event, ImageDone, ImageProgress, Pipeline, TextDelta
 from mllm.processor import save_image
-from mllm.sampling import SamplingConfig, pick
+from mllm.sampling import pick
 from tokenizer.images import read_image
 
 NO_ANSWER = "The model returned an empty answer; try other words."
@@ -53,14 +53,8 @@ class Settings:
     temperature: float
     top_k: str | None
 
-    @classmethod
-    def of(cls, sampling: SamplingConfig) -> Settings:
-        """A checkpoint's settings; one that differs by codebook is shown by its first value."""
-        top_k = "" if sampling.top_k is None else str(pick(sampling.top_k, 0))
-        return cls(guidance=sampling.guidance, temperature=pick(sampling.temperature, 0), top_k=top_k)
-
     def overrides(self, defaults: Settings) -> dict[str, Any]:
-        """Keyword arguments of the pipeline; what was not changed is left to the model."""
+        """Keyword arguments of the pipeline; what does not differ from the model's own is left to it."""
         changed: dict[str, Any] = {"seed": read_count(self.seed, name="Seed")}
         for name in ("guidance", "temperature"):
             if getattr(self, name) != getattr(defaults, name):
@@ -70,8 +64,14 @@ class Settings:
         return changed
 
 
+def settings_of(pipeline: Pipeline) -> Settings:
+    """A checkpoint's settings; one that differs by codebook is shown by its first value."""
+    sampling = pipeline.image_settings("chat")
+    top_k = "" if sampling.top_k is None else str(pick(sampling.top_k, 0))
+    return Settings(guidance=sampling.guidance, temperature=pick(sampling.temperature, 0), top_k=top_k)
+
+
 def read_count(text: str | None, *, name: str) -> int | None:
-    """The integer in a field that may be left empty."""
     if not text or not text.strip():
         return None
     if not text.strip().isdecimal():
@@ -113,7 +113,6 @@ def answer_entry(content: Content) -> Entry:
 
 
 def error_entry(sentence: str) -> Entry:
-    """An error to show in place of an answer."""
     text = f'<div class="failure">{html.escape(sentence)}</div>'
     return answer_entry([{"type": "text", "text": text}]) | {"metadata": {"id": FAILURE}}
 
@@ -154,17 +153,17 @@ def stopped(history: list[Entry]) -> list[Entry]:
 
 
 def stream_answer(
-    pipeline: Pipeline, history: list[Entry], settings: Settings, defaults: Settings, *, folder: Path
+    find: Callable[[], Pipeline], history: list[Entry], settings: Settings, *, folder: Path
 ) -> Iterator[list[Entry]]:
-    """Answer the last request of `history`; images are written to `folder`."""
+    """Answer the last request of `history` by the pipeline that `find` gives; images are written to `folder`."""
     content: Content = []
     try:
-        asked = to_messages(history)
+        pipeline, asked = find(), to_messages(history)
         kept = pipeline.shorten(asked)
         if len(kept) < len(asked):
             content.append({"type": "text", "text": LEFT_OUT.format(len(asked) - len(kept))})
         # closed even if the page stops listening: what nobody waits for is not decoded further
-        with closing(pipeline.chat(kept, **settings.overrides(defaults))) as events:
+        with closing(pipeline.chat(kept, **settings.overrides(settings_of(pipeline)))) as events:
             for event in events:
                 show(event, content, folder)
                 if content:

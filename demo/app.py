@@ -18,7 +18,7 @@ from typing import Any
 
 from PIL import Image
 
-from demo.answer import FAILED, Entry, Settings, as_sentence, stream_answer
+from demo.answer import FAILED, Entry, Settings, as_sentence, settings_of, stream_answer
 from demo.page import ASSETS, STYLE_SHEET, build_page, example, theme
 from mllm.checkpoint import BUNDLED_MODELS, installed_models
 from mllm.cli.main import load_pipeline
@@ -77,28 +77,27 @@ def require_free(host: str, port: int | None) -> None:
         try:
             probe.bind((host, port))
         except OSError as error:
-            is_port = error.errno in (errno.EADDRINUSE, errno.EACCES)
-            what = (
-                f"port must be a free port, got {port}" if is_port else f"host must be one of this machine, got {host}"
-            )
+            what = f"host must be one of this machine, got {host}"
+            if error.errno in (errno.EADDRINUSE, errno.EACCES):
+                what = f"port must be a free port, got {port}"
             raise ValueError(f"--{what} ({error.strerror}); choose another") from error
 
 
 class Models:
-    """The models that a visitor chooses among, by what the page calls them; each is loaded when it is first wanted."""
+    """The models that a visitor chooses among, by what the page calls them; each is loaded when it is first wanted.
+
+    While one is loaded, the others answer.
+    """
 
     def __init__(self, first: str, pipeline: Pipeline, others: Mapping[str, Callable[[], Pipeline]]) -> None:
         self.first, self.names, self._others = first, [first, *others], others
-        self._loaded, self._lock = {first: pipeline}, Lock()
+        self._loaded, self._locks = {first: pipeline}, {name: Lock() for name in self.names}
 
     def __getitem__(self, name: str) -> Pipeline:
-        with self._lock:
+        with self._locks[name]:
             if name not in self._loaded:
                 self._loaded[name] = self._others[name]()
             return self._loaded[name]
-
-    def settings(self, name: str) -> Settings:
-        return Settings.of(self[name].image_settings("chat"))
 
 
 def load_models(options: Namespace) -> Models:
@@ -110,7 +109,7 @@ def load_models(options: Namespace) -> Models:
         for name in installed_models()
         if name != chosen
     }
-    return Models(label, load_pipeline(options), others)
+    return Models(f"{label} (--model)" if label in others else label, load_pipeline(options), others)
 
 
 def build_demo(models: Models) -> Any:
@@ -121,7 +120,7 @@ def build_demo(models: Models) -> Any:
         history: list[Entry], name: str, seed: str | None, guidance: float, temperature: float, top_k: str | None
     ) -> Iterator[list[Entry]]:
         settings = Settings(seed=seed, guidance=guidance, temperature=temperature, top_k=top_k)
-        yield from stream_answer(models[name], history, settings, models.settings(name), folder=folder)
+        yield from stream_answer(lambda: models[name], history, settings, folder=folder)
 
     functions = {name: in_words(function) for name, function in api_of(models[models.first]).items()}
     return build_page(
@@ -129,13 +128,12 @@ def build_demo(models: Models) -> Any:
         title=TITLE,
         subtitle=SUBTITLE,
         examples={name: requests.get(name, SHAPES) for name in models.names},
-        settings_of=models.settings,
+        settings_of=in_words(lambda name: settings_of(models[name])),
         functions=functions,
     )
 
 
 def api_of(pipeline: Pipeline) -> dict[str, Callable[..., Any]]:
-
     def draw(text: str, seed: int | None) -> Image.Image:
         return pipeline.draw(text, seed=seed)[0]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import html
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,13 @@ STYLE_SHEET = ASSETS / "style.css"
 FONTS = ["ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
 MONO_FONTS = ["ui-monospace", "SFMono-Regular", "Menlo", "monospace"]
 
+LOADING: dict[str, Any] = {"concurrency_id": "loading", "concurrency_limit": None}
+"""Of events that may load a model: answers of the others need not wait for them."""
 Answer = Callable[..., Iterator[list[Entry]]]
 """answer(history, model, seed, guidance, temperature, top_k) yields the history with the answer growing."""
 
 
 def example(label: str, text: str, file: str | None = None) -> ExampleMessage:
-    """A request to click."""
     files, icon = [file] if file else [], file or str(ASSETS / "draw.svg")
     return {"text": text, "display_text": label, "files": files, "icon": icon}
 
@@ -92,13 +94,13 @@ def build_page(
                 gr.Slider(0.1, 2, value=defaults.temperature, step=0.05, label="Temperature"),
                 gr.Textbox(elem_id="top-k", label="Top-k", value=defaults.top_k, placeholder="all", max_lines=1),
             ]
-        connect(answer, chatbot, box, [model, *settings])
+        connect(answer, settings_of, chatbot, box, [model, *settings])
         model.input(
             lambda name: (gr.Chatbot([], examples=copies(examples[name])), *shown(settings_of(name))),
             model,
             [chatbot, *settings[1:]],
-            concurrency_id="model",
             api_visibility="private",
+            **LOADING,
         )
         add_api(functions)
     return page
@@ -110,12 +112,15 @@ def copies(examples: Sequence[ExampleMessage]) -> list[ExampleMessage]:
 
 
 def shown(settings: Settings) -> tuple[float, float, str | None]:
-    """The values of the fields that a model decides."""
     return settings.guidance, settings.temperature, settings.top_k
 
 
 def connect(
-    answer: Answer, chatbot: gr.Chatbot, box: gr.MultimodalTextbox, settings: Sequence[gr.components.Component]
+    answer: Answer,
+    settings_of: Callable[[str], Settings],
+    chatbot: gr.Chatbot,
+    box: gr.MultimodalTextbox,
+    settings: Sequence[gr.components.Component],
 ) -> None:
     """Sending, clicking an example, trying again, taking back and stopping."""
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
@@ -126,13 +131,20 @@ def connect(
         chatbot.example_select(add_example, inputs, outputs, **quiet),
         chatbot.retry(back_to_request, inputs, outputs, **quiet),
     ]
+
+    def load(name: str) -> None:
+        """Outside the queue of answers; why a model cannot be loaded is said where it is to answer."""
+        with suppress(gr.Error):
+            settings_of(name)
+
+    loading = [event.success(load, settings[0], None, **LOADING, **quiet) for event in asked]
     answering = [
-        event.success(answer, [chatbot, *settings], chatbot, concurrency_id="model", **quiet) for event in asked
+        event.success(answer, [chatbot, *settings], chatbot, concurrency_id="model", **quiet) for event in loading
     ]
     for event in answering:
         event.then(lambda: (ready(), False), None, [box, is_busy], **quiet)
     chatbot.undo(take_back, chatbot, [box, chatbot], **quiet)
-    stop = box.stop(None, None, None, cancels=answering)
+    stop = box.stop(None, None, None, cancels=loading + answering)
     stop.then(lambda history: (ready(), stopped(history), False), chatbot, outputs, **quiet)
 
 

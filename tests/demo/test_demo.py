@@ -4,8 +4,11 @@ import base64
 import html
 import re
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import gradio as gr
@@ -87,6 +90,7 @@ def test_a_visitor_chooses_among_the_bundled_models(pipeline: Pipeline, monkeypa
         (None, ["Shapes", "Emoji"]),
         ("emoji", ["Emoji", "Shapes"]),
         ("a/b", ["b", "Shapes", "Emoji"]),
+        ("my/Emoji", ["Emoji (--model)", "Shapes", "Emoji"]),
     ):
         loaded.clear()
         models = load_models(Namespace(model=model, device="cpu"))
@@ -95,6 +99,22 @@ def test_a_visitor_chooses_among_the_bundled_models(pipeline: Pipeline, monkeypa
         assert loaded == ([model] if model == "emoji" else [model, "emoji"])
     files = [file for _, examples in BUNDLED.values() for each in examples for file in each.get("files", [])]
     assert len(files) > 4 and all(Path(file).is_file() for file in files if isinstance(file, str))
+
+
+def test_while_a_model_is_loaded_the_others_answer(pipeline: Pipeline) -> None:
+    begins, may_end, others = Event(), Event(), {"Other": lambda: pipeline}
+
+    def load_slowly() -> Pipeline:
+        begins.set()
+        assert may_end.wait(60)
+        return pipeline
+
+    models = Models("First", pipeline, {"Slow": load_slowly, **others})
+    with ThreadPoolExecutor(2) as threads:
+        slow = threads.submit(models.__getitem__, "Slow")
+        assert begins.wait(60) and models["First"] is models["Other"] is pipeline and not slow.done()
+        may_end.set()
+        assert slow.result() is pipeline
 
 
 def test_a_request_waits_while_an_answer_comes_and_an_empty_one_does_nothing() -> None:
@@ -115,17 +135,22 @@ def test_a_large_upload_is_reduced_once(tmp_path: Path) -> None:
 def test_any_error_is_a_sentence_without_paths(pipeline: Pipeline, tmp_path: Path, monkeypatch: Any) -> None:
     (tmp_path / "a.png").write_text("no image")
 
-    def answer(history: list) -> str:
-        *_, shown = stream_answer(pipeline, history, DEFAULTS, DEFAULTS, folder=tmp_path)
+    def answer(*files: Path, find: Callable[[], Pipeline] = lambda: pipeline) -> str:
+        history = [as_sent_back(user_entry("look", list(map(str, files))))]
+        *_, shown = stream_answer(find, history, DEFAULTS, folder=tmp_path)
         return shown[-1]["content"][0]["text"]
 
-    assert str(tmp_path) not in answer([as_sent_back(user_entry("look", [str(tmp_path / "a.png")]))])
+    said = answer(tmp_path / "a.png")
+    assert "uploaded image" in said and str(tmp_path) not in said
 
-    def broken(*_: Any, **__: Any) -> None:
-        raise RuntimeError("no such kernel")
+    def fail(*_: Any, error: Exception, **__: Any) -> Any:
+        raise error
 
-    monkeypatch.setattr(Pipeline, "chat", broken)
-    assert FAILED in answer([as_sent_back(user_entry("look", []))])
+    assert "No weights." in answer(find=partial(fail, error=ValueError("no weights")))
+    with pytest.raises(gr.Error, match="No weights."):  # as where a visitor chooses a model
+        app.in_words(lambda: fail(error=ValueError("no weights")))()
+    monkeypatch.setattr(Pipeline, "chat", partial(fail, error=RuntimeError("no such kernel")))
+    assert FAILED in answer()
 
 
 def test_a_long_conversation_drops_its_oldest_turns_and_says_so(pipeline: Pipeline, tmp_path: Path) -> None:
@@ -137,7 +162,7 @@ def test_a_long_conversation_drops_its_oldest_turns_and_says_so(pipeline: Pipeli
     assert 1 <= len(kept) < 81 and kept[-1] == last and kept[0].role == "user"
     history = [user_entry("a red circle " * 3, []), {"role": "assistant", "content": [{"type": "text", "text": "a"}]}]
     entries = [as_sent_back(entry) for entry in [*history * 40, user_entry("a", [])]]
-    *_, shown = stream_answer(pipeline, entries, DEFAULTS, DEFAULTS, folder=tmp_path)
+    *_, shown = stream_answer(lambda: pipeline, entries, DEFAULTS, folder=tmp_path)
     assert shown[len(entries)]["content"][0]["text"].startswith(NOTE)
     assert len(to_messages([as_sent_back(entry) for entry in shown])) == len(entries) + 1
 
@@ -168,12 +193,6 @@ def test_a_request_that_failed_is_no_part_of_the_conversation() -> None:
     texts = [message.parts[0].text for message in to_messages([as_sent_back(entry) for entry in history])]
     assert texts == ["two", "yes", "three"]
     assert "&lt;long&gt;" in history[1]["content"][0]["text"]
-
-
-def test_an_unreadable_upload_is_refused_in_words(tmp_path: Path) -> None:
-    (tmp_path / "a.png").write_text("no picture")
-    with pytest.raises(ValueError):
-        to_messages([as_sent_back(user_entry("look", [str(tmp_path / "a.png")]))])
 
 
 def test_stopping_removes_the_picture_that_was_being_drawn() -> None:
