@@ -17,7 +17,7 @@ import torch
 
 from mllm.benchmark.cases import Settings
 from mllm.benchmark.measure import THIS, Case
-from mllm.benchmark.work import WORK, Remote, Run
+from mllm.benchmark.work import WORK, Run
 from mllm.checkpoint import find_model_folder
 from mllm.config import MLLMConfig
 from mllm.model import count_items
@@ -42,11 +42,11 @@ def training_cases(options: Namespace) -> Callable[[Settings], Iterator[Case]]:
             "padded": padded(samples, rows=options.rows),
         }
         with tempfile.TemporaryDirectory() as scratch:
-            variants: dict[str, Run | Remote] = {}
+            variants: dict[str, Run] = {}
             for name, listed in batches.items():
                 path = str(Path(scratch) / f"{name}.pt")
                 torch.save(listed, path)
-                arguments = {"model": folder, "device": settings.where, "batches": path}
+                arguments = {"model": folder, "device": str(settings.device), "batches": path}
                 variants[name] = WORK["train_step"](**arguments)
                 if name == THIS and settings.before is not None:
                     variants["before"] = settings.before.prepare("train_step", **arguments)

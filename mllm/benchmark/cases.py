@@ -13,11 +13,12 @@ from __future__ import annotations
 import copy
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,6 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from mllm.benchmark.measure import THIS, Case, Cost
 from mllm.benchmark.upstream_reference import (
-    Choose,
     NearestUpsample,
     UpstreamDrawing,
     UpstreamTokenizer,
@@ -37,12 +37,12 @@ from mllm.benchmark.upstream_reference import (
     filter_logits,
     upstream_nearest,
 )
-from mllm.benchmark.work import COLORS, PROMPTS, WORK, Before, Remote, Run, load_pipeline, read
+from mllm.benchmark.work import COLORS, PROMPTS, WORK, Before, Run, load_pipeline, read
 from mllm.checkpoint import KEPT
 from mllm.config import MLLMConfig
 from mllm.conversation import ImagePart, Message, Mode, TextPart
 from mllm.engine.loop import Engine
-from mllm.engine.request import GenerationRequest, GenerationResult
+from mllm.engine.request import GenerationRequest
 from mllm.heads import CodeDecoder, Guidance
 from mllm.model import MLLMForConditionalGeneration
 from mllm.pipeline import Pipeline
@@ -63,8 +63,6 @@ SEED = 0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Size:
-    """Sizes of a model and an image."""
-
     width: int
     heads: int
     intermediate: int
@@ -101,25 +99,12 @@ def build_random_model(
     size: Size, *, device: torch.device, dtype: torch.dtype = torch.float32
 ) -> MLLMForConditionalGeneration:
     """A model of this size, the same one every time."""
-    text_config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=size.width,
-        intermediate_size=size.intermediate,
-        num_hidden_layers=size.layers,
-        num_attention_heads=size.heads,
-        max_position_embeddings=4096,
-        rms_norm_eps=1e-5,
-    )
-    config = MLLMConfig(
-        text_config=text_config,
-        num_codebooks=size.codebooks,
-        codebook_size=size.codebook_size,
-        image_size=16 * size.side,
-        embedder_width=size.embedder_width or size.width,
-        embedder_heads=size.embedder_heads or size.heads,
-        head_layers=size.head_layers,
-        prompt_style="unitok",
-    )
+    text = {"hidden_size": size.width, "intermediate_size": size.intermediate, "num_hidden_layers": size.layers}
+    text |= {"num_attention_heads": size.heads, "vocab_size": VOCABULARY, "max_position_embeddings": 4096}
+    codes = {"num_codebooks": size.codebooks, "codebook_size": size.codebook_size, "image_size": 16 * size.side}
+    head = {"embedder_width": size.embedder_width or size.width, "embedder_heads": size.embedder_heads or size.heads}
+    head |= {"head_layers": size.head_layers, "prompt_style": "unitok"}
+    config = MLLMConfig(text_config=LlamaConfig(**text, rms_norm_eps=1e-5), **codes, **head)
     torch.manual_seed(SEED)
     usual = torch.get_default_dtype()
     torch.set_default_dtype(dtype)  # the large ones have no room in float32
@@ -131,28 +116,24 @@ def build_random_model(
 
 
 def random_prompt(num_tokens: int, *, seed: int) -> TokenSequence:
-    ids = np.random.default_rng(seed).integers(FIRST_TEXT_ID, VOCABULARY, num_tokens)
-    return TokenSequence(
-        token_ids_T=ids,
-        labels_T=np.full_like(ids, IGNORED),
-        codes_PK=np.zeros((0, 1), dtype=np.int64),
-        image_lengths_I=np.zeros(0, dtype=np.int64),
-        code_targets_P=np.zeros(0, dtype=bool),
-    )
+    ids_T = np.random.default_rng(seed).integers(FIRST_TEXT_ID, VOCABULARY, num_tokens)
+    return sequence_of(ids_T, np.full_like(ids_T, IGNORED), np.zeros((0, 1), dtype=np.int64))
 
 
 def random_sample(size: Size, config: MLLMConfig, *, seed: int) -> TokenSequence:
     """Text without meaning, and an image of random codes, which is learned."""
     num_positions = size.side**2
     image = [config.begin_image_id, *[config.image_token_id] * num_positions, config.end_image_id]
-    ids = np.concatenate([random_prompt(size.prompt, seed=seed).token_ids_T, image])
-    return TokenSequence(
-        token_ids_T=ids,
-        labels_T=np.where(ids == config.end_image_id, ids, IGNORED),
-        codes_PK=np.random.default_rng(seed).integers(0, size.codebook_size, (num_positions, size.codebooks)),
-        image_lengths_I=np.array([num_positions]),
-        code_targets_P=np.ones(num_positions, dtype=bool),
-    )
+    ids_T = np.concatenate([random_prompt(size.prompt, seed=seed).token_ids_T, image])
+    codes_PK = np.random.default_rng(seed).integers(0, size.codebook_size, (num_positions, size.codebooks))
+    return sequence_of(ids_T, np.where(ids_T == config.end_image_id, ids_T, IGNORED), codes_PK)
+
+
+def sequence_of(ids_T: np.ndarray, labels_T: np.ndarray, codes_PK: np.ndarray) -> TokenSequence:
+    """A sequence with one image that is learned, or with none."""
+    num = len(codes_PK)
+    image = {"image_lengths_I": np.full(min(1, num), num), "code_targets_P": np.ones(num, dtype=bool)}
+    return TokenSequence(token_ids_T=ids_T, labels_T=labels_T, codes_PK=codes_PK, **image)
 
 
 def num_parameters(*modules: nn.Module) -> int:
@@ -167,24 +148,28 @@ def head_cost(model: MLLMForConditionalGeneration, *, rows: int) -> Cost:
     """The head's K steps. Its embeddings of codes are looked up, so they are not streamed."""
     head, num_codebooks = model.code_head, model.config.num_codebooks
     streamed = num_codebooks * num_parameters(head.layers, head.norm, head.linear_head)
-    itemsize = model.lm_head.weight.element_size()
     cache = num_codebooks * 2 * model.config.head_layers * model.config.hidden_size * (num_codebooks + 1) / 2
-    return Cost(streamed * itemsize, rows * cache * itemsize, 2.0 * rows * streamed)
+    return cost_of(model, streamed, cache, rows=rows)
 
 
 def position_cost(model: MLLMForConditionalGeneration, *, rows: int, context: float) -> Cost:
     """Backbone, head and code embedding for one image position, at this many places in the cache."""
-    head = head_cost(model, rows=rows)
-    embedding = model.code_embedding
+    embedding, head = model.code_embedding, head_cost(model, rows=rows)
     streamed = num_parameters(model.backbone.layers, embedding.projection, embedding.projector)
     rest = backbone_cost(model, streamed, rows=rows, context=context)
     return Cost(*(sum(values) for values in zip(head, rest, strict=True)))
 
 
 def backbone_cost(model: MLLMForConditionalGeneration, streamed: int, *, rows: int, context: float) -> Cost:
-    """So many parameters of all rows, and their cache of keys and values."""
-    text, itemsize = model.config.text_config, model.lm_head.weight.element_size()
+    """So many parameters, and the backbone's cache of keys and values."""
+    text = model.config.text_config
     cache = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * context
+    return cost_of(model, streamed, cache, rows=rows)
+
+
+def cost_of(model: MLLMForConditionalGeneration, streamed: int, cache: float, *, rows: int) -> Cost:
+    """So many parameters for all rows, and so many cached values of each."""
+    itemsize = model.lm_head.weight.element_size()
     return Cost(streamed * itemsize, rows * cache * itemsize, 2.0 * rows * streamed)
 
 
@@ -203,32 +188,21 @@ class Work:
     num_positions: int
 
     @classmethod
-    def build(cls, size: Size, batch: int, settings: SamplingConfig, *, device: object = None) -> Work:
-        """The device is that of earlier versions (mllm/benchmark/work.py)."""
+    def build(cls, size: Size, batch: int, settings: SamplingConfig) -> Work:
         prompts = [random_prompt(size.prompt, seed=seed) for seed in (*range(batch), UNCONDITIONAL_SEED)]
         same: dict[str, Any] = {"unconditional": prompts[-1], "mode": "image", "image": settings}
         rows = [GenerationRequest(prompt=prompts[n], seed=n, **same) for n in range(batch)]
         *ids, unconditional = [[*prompt.token_ids_T.tolist(), BEGIN_IMAGE_ID] for prompt in prompts]
         return cls(rows, ids, [unconditional] * batch, size.side**2)
 
-    def upstream(
-        self,
-        drawing: UpstreamDrawing,
-        settings: SamplingConfig,
-        *,
-        sees_prefix: bool = False,
-        choose: Choose | None = None,
-    ) -> np.ndarray:
-        """Codes (N, K, P) by upstream's algorithm."""
-        noise = {"seeds": [row.seed for row in self.rows], "choose": choose}
-        prompts, num = (self.prompts, self.unconditional), self.num_positions
-        codes_NKP = drawing.draw(*prompts, num_positions=num, settings=settings, sees_prefix=sees_prefix, **noise)
-        return codes_NKP.cpu().numpy()
+    def upstream(self, drawing: UpstreamDrawing, settings: SamplingConfig, **how: Any) -> np.ndarray:
+        """Codes (N, K, P) by upstream's algorithm; `how`: `sees_prefix` and `choose` of its `draw`."""
+        more = {"num_positions": self.num_positions, "seeds": [row.seed for row in self.rows], **how}
+        return drawing.draw(self.prompts, self.unconditional, settings=settings, **more).cpu().numpy()
 
     def ours(
         self, model: MLLMForConditionalGeneration, settings: SamplingConfig, *, sees_prefix: bool = False
     ) -> np.ndarray:
-        """Codes (N, K, P) by our decoding."""
         model.code_embedding.context = "prefix" if sees_prefix else "current"
         return self.by(Engine(model), settings)
 
@@ -288,19 +262,20 @@ class Settings:
     dtype: torch.dtype = torch.float32
 
     @property
-    def where(self) -> str:
-        return str(self.device)
-
-    @property
     def dtype_name(self) -> str:
         return str(self.dtype).removeprefix("torch.")
 
-    def both(self, name: str, **arguments: Any) -> dict[str, Run | Remote]:
+    def both(self, name: str, **arguments: Any) -> dict[str, Run]:
         """Work by this version, and by the commit to compare with."""
-        variants: dict[str, Run | Remote] = {THIS: WORK[name](**arguments)}
+        variants: dict[str, Run] = {THIS: WORK[name](**arguments)}
         if self.before is not None:
             variants["before"] = self.before.prepare(name, **arguments)
         return variants
+
+    def on_model(self, name: str, ways: Mapping[str, dict[str, Any]], **arguments: Any) -> dict[str, Run]:
+        """Work with the trained model by both, and in further ways by this version."""
+        arguments |= {"model": self.model, "device": str(self.device)}
+        return self.both(name, **arguments) | {way: WORK[name](**arguments, **more) for way, more in ways.items()}
 
 
 BUNDLED, WITHOUT, COMPILED = "bundled", "no speculation", "compiled"
@@ -308,18 +283,16 @@ BUNDLED, WITHOUT, COMPILED = "bundled", "no speculation", "compiled"
 
 def draw_cases(settings: Settings) -> Iterator[Case]:
     """Whole images: those of a trained model up to their pixels, those of random weights up to their codes."""
-    for size in settings.sizes:
-        for batch in settings.batch:
-            yield (draw_trained(settings, batch) if size == BUNDLED else draw_untrained(settings, size, batch))
+    for size, batch in product(settings.sizes, settings.batch):
+        yield draw_trained(settings, batch) if size == BUNDLED else draw_untrained(settings, size, batch)
 
 
 def draw_trained(settings: Settings, batch: int) -> Case:
-    arguments = {"model": settings.model, "device": settings.where, "batch": batch}
-    variants = settings.both("draw", **arguments) | {WITHOUT: WORK["draw"](**arguments, speculate=False)}
-    for bits in settings.quantization:
-        variants[bits] = WORK["draw"](**arguments, quantization=bits)
+    ways: dict[str, Any] = {WITHOUT: {"speculate": False}}
+    ways |= {bits: {"options": {"quantization": bits}} for bits in settings.quantization}
     if settings.compile:
-        variants[COMPILED] = WORK["draw"](**arguments, compile=True)
+        ways[COMPILED] = {"options": {"compile": True}}
+    variants = settings.on_model("draw", ways, batch=batch)
     return Case(name=f"draw, {batch} images", variants=variants, facts={"batch": batch}, gate="before")
 
 
@@ -330,16 +303,16 @@ def draw_untrained(settings: Settings, name: str, batch: int) -> Case:
     model = build_random_model(size, device=settings.device)
     work = Work.build(size, batch, sampling)
     checks = compare_codes(model, work, sampling)
-    variants: dict[str, Run | Remote] = {}
+    variants: dict[str, Run] = {}
     if settings.before is not None:
-        arguments = {"size": name, "batch": batch, "device": settings.where, "guidance": sampling.guidance}
+        arguments = {"size": name, "batch": batch, "device": str(settings.device), "guidance": sampling.guidance}
         with tempfile.TemporaryDirectory() as folder:
             arguments["weights"] = str(Path(folder) / "weights.pt")
             torch.save(model.state_dict(), arguments["weights"])
-            greedy = settings.before.prepare("draw_random", **arguments, dtype="float32", greedy=True)
+            there = settings.before.result("draw_random", **arguments, dtype="float32", greedy=True)
             variants["before"] = settings.before.prepare("draw_random", **arguments, dtype=settings.dtype_name)
         here_NKP = work.ours(model, replace(sampling, greedy=True))
-        checks["greedy codes equal those before"] = greedy.result() == here_NKP.tolist()
+        checks["greedy codes equal those before"] = there == here_NKP.tolist()
     model = model.to(settings.dtype)
     upstream, with_cache = UpstreamDrawing(model), UpstreamDrawing(model, cached_head=True)
     variants |= {
@@ -371,24 +344,12 @@ def draw_alone(
     if settings.compile:
         own = copy.deepcopy(model)  # compiled for one context
         own.code_embedding.context = "current"
-        engine = Engine(own, compile=True)
-        variants[COMPILED] = repeated(lambda: work.by(engine, sampling), images)
+        variants[COMPILED] = repeated(partial(work.by, Engine(own, compile=True), sampling), images)
     rows = batch * (2 if sampling.guidance > 1 else 1)
     cost = position_cost(model, rows=rows, context=size.prompt + work.num_positions / 2)
-    return Case(
-        name=name,
-        variants=variants,
-        facts={
-            "batch": batch,
-            "rows": rows,
-            "positions": work.num_positions,
-            "prompt": size.prompt,
-            "guidance": sampling.guidance,
-            "dtype": settings.dtype_name,
-            "weight_bytes": weight_bytes(model),
-        },
-        cost=cost.times(images * work.num_positions),
-    )
+    facts = {"batch": batch, "rows": rows, "positions": work.num_positions, "prompt": size.prompt}
+    facts |= {"guidance": sampling.guidance, "dtype": settings.dtype_name, "weight_bytes": weight_bytes(model)}
+    return Case(name=name, variants=variants, facts=facts, cost=cost.times(images * work.num_positions))
 
 
 def quantized(model: MLLMForConditionalGeneration, bits: str) -> MLLMForConditionalGeneration:
@@ -400,22 +361,20 @@ def quantized(model: MLLMForConditionalGeneration, bits: str) -> MLLMForConditio
 def edit_cases(settings: Settings) -> Iterator[Case]:
     """One object of an image that the model drew itself."""
     with drawn_images(settings) as images:
-        arguments = {"model": settings.model, "device": settings.where, "images": images}
-        variants = settings.both("edit", **arguments) | {WITHOUT: WORK["edit"](**arguments, speculate=False)}
+        variants = settings.on_model("edit", {WITHOUT: {"speculate": False}}, images=images)
         yield Case(name="edit one object", variants=variants, gate="before")
 
 
 def ask_cases(settings: Settings) -> Iterator[Case]:
     """Questions about one image, and text next to transformers' own `generate`."""
     with drawn_images(settings) as images:
-        arguments = {"model": settings.model, "device": settings.where, "images": images}
-        variants = settings.both("ask", **arguments, questions=1)
-        for name, variant in settings.both("ask", **arguments, questions=2).items():
-            variants[f"{name}, two questions"] = variant
+        variants = settings.on_model("ask", {}, images=images, questions=1)
+        two = settings.on_model("ask", {}, images=images, questions=2)
+        variants |= {f"{name}, two questions": variant for name, variant in two.items()}
         yield Case(name="ask about one image", variants=variants, gate="before")
-    for size in settings.sizes:
+    for size, batch in product(settings.sizes, settings.batch):
         if size != BUNDLED:
-            yield from (text_case(settings, size, batch) for batch in settings.batch)
+            yield text_case(settings, size, batch)
 
 
 ONE_BY_ONE = "one by one"
@@ -430,7 +389,7 @@ def request_cases(settings: Settings) -> Iterator[Case]:
     with drawn_images(settings) as paths:
         images = list(map(read, paths))
         ways = {
-            name: partial(way, load_pipeline(settings.model, settings.where), images)
+            name: partial(way, load_pipeline(settings.model, str(settings.device)), images)
             for name, way in ((THIS, answer_arriving), (ONE_BY_ONE, answer_in_turn))
         }
         num_compared = min(number, 2 * len(KINDS))
@@ -457,13 +416,14 @@ def answer_arriving(pipeline: Pipeline, images: Sequence[Image.Image], number: i
     return [each.result() for each in answers]
 
 
-def answer(pipeline: Pipeline, images: Sequence[Image.Image], n: int) -> list[Any]:
-    (result,) = pipeline.run([mixed_request(pipeline, images, n)])
-    return plain_parts(pipeline, result)
-
-
 def answer_in_turn(pipeline: Pipeline, images: Sequence[Image.Image], number: int) -> list[list[Any]]:
     return [answer(pipeline, images, n) for n in range(number)]
+
+
+def answer(pipeline: Pipeline, images: Sequence[Image.Image], n: int) -> list[Any]:
+    """Texts, and images decoded to their bytes."""
+    (result,) = pipeline.run([mixed_request(pipeline, images, n)])
+    return [part if isinstance(part, str) else part.tobytes() for part in pipeline.processor.to_parts(result)]
 
 
 def mixed_request(pipeline: Pipeline, images: Sequence[Image.Image], n: int) -> GenerationRequest:
@@ -483,16 +443,11 @@ def mixed_request(pipeline: Pipeline, images: Sequence[Image.Image], n: int) -> 
     return pipeline.build_request(dialogue, mode, task=task, overrides={"seed": n})
 
 
-def plain_parts(pipeline: Pipeline, result: GenerationResult) -> list[Any]:
-    """Texts, and images decoded to their bytes."""
-    return [part if isinstance(part, str) else part.tobytes() for part in pipeline.processor.to_parts(result)]
-
-
 @contextmanager
 def drawn_images(settings: Settings) -> Iterator[list[str]]:
     """Files with images of two objects, by the model itself; more than there are rounds, usually."""
     with tempfile.TemporaryDirectory() as folder:
-        draw, paths = WORK["draw"](model=settings.model, device=settings.where, batch=1), []
+        draw, paths = WORK["draw"](model=settings.model, device=str(settings.device), batch=1), []
         for number in range(NUM_IMAGES):
             paths.append(str(Path(folder) / f"{number}.png"))
             draw()[0].save(paths[-1])
@@ -528,15 +483,15 @@ def text_case(settings: Settings, name: str, batch: int) -> Case:
         found_BT = llama.generate(ids_BT, attention_mask=torch.ones_like(ids_BT), **options)
         return found_BT[:, ids_BT.shape[1] :].tolist()
 
-    names = {"transformers, dynamic": "dynamic", "transformers, static": "static"}
+    transformers = {f"transformers, {cache}": partial(theirs, cache) for cache in ("dynamic", "static")}
     mine = ours()
     streamed = num_parameters(model.backbone.layers, model.lm_head)
     cost = backbone_cost(model, streamed, rows=batch, context=size.prompt + TEXT_TOKENS / 2)
     return Case(
         name=f"text {name}, batch {batch}",
-        variants={THIS: ours} | {name: partial(theirs, cache) for name, cache in names.items()},
+        variants={THIS: ours} | transformers,
         facts={"batch": batch, "tokens": TEXT_TOKENS, "prompt": size.prompt, "weight_bytes": cost.weight_bytes},
-        checks={f"tokens equal those of {name}": theirs(cache) == mine for name, cache in names.items()},
+        checks={f"tokens equal those of {name}": generate() == mine for name, generate in transformers.items()},
         cost=cost.times(TEXT_TOKENS),
     )
 
@@ -552,9 +507,8 @@ REPEATS = 8
 
 def head_cases(settings: Settings) -> Iterator[Case]:
     """The K codes of image positions, and single choices."""
-    for name in settings.sizes:
-        for batch in settings.batch:
-            yield head_case(settings, name, batch)
+    for name, batch in product(settings.sizes, settings.batch):
+        yield head_case(settings, name, batch)
     for name, chosen in (("unfiltered", UNFILTERED), ("top-k and top-p", FILTERED)):
         yield choice_case(name, chosen, num_rows=8, device=settings.device)
 
@@ -630,7 +584,6 @@ UPSAMPLED = {"tiny": (64, 32), "large": (640, 64)}  # channels and side of the w
 
 
 def build_random_tokenizer(name: str, *, device: torch.device) -> UniTok:
-    """A tokenizer of this size, the same one every time."""
     torch.manual_seed(TOKENIZER_SEED)
     with device:
         return UniTok(TOKENIZER_CONFIGS[name]()).eval().requires_grad_(False)
@@ -657,26 +610,25 @@ def coding_cases(settings: Settings, name: str, batch: int) -> Iterator[Case]:
     generator = torch.Generator().manual_seed(1)
     pixels_B3HW = (torch.rand(batch, 3, side, side, generator=generator) * 2 - 1).to(settings.device)
     codes_BKN, grid = ours.encode(pixels_B3HW), ours.grid_of(pixels_B3HW)
-    calls: dict[str, Callable[[Any], Run]] = {
-        "encode": lambda unitok: lambda: unitok.encode(pixels_B3HW),
-        "decode": lambda unitok: lambda: unitok.decode(codes_BKN, grid=grid),
+    ways: dict[str, tuple[Callable[..., float], Callable[[Any], Tensor]]] = {
+        "encode": (share_equal, lambda unitok: unitok.encode(pixels_B3HW)),
+        "decode": (largest_error, lambda unitok: unitok.decode(codes_BKN, grid=grid)),
     }
-    for way, call in calls.items():
-        variants: dict[str, Run | Remote] = {GATE: call(upstream), THIS: call(ours)}
+    for way, (compare, call) in ways.items():
+        variants: dict[str, Run] = {GATE: partial(call, upstream), THIS: partial(call, ours)}
         if settings.before is not None:
-            where = {"size": name, "batch": batch, "device": settings.where}
+            where = {"size": name, "batch": batch, "device": str(settings.device)}
             variants["before"] = settings.before.prepare("tokenizer", way=way, **where)
         if half is not None and is_fast:
-            variants["bfloat16"] = call(half)
-        compare = share_equal if way == "encode" else largest_error
-        found, rounded = compare(call(ours)(), call(upstream)()), half and compare(call(ours)(), call(half)())
+            variants["bfloat16"] = partial(call, half)
+        found, rounded = compare(call(ours), call(upstream)), half and compare(call(ours), call(half))
         facts = {compare.__name__: found, f"{compare.__name__} bfloat16": rounded}
-        holds = found >= LEAST_EQUAL_CODES if way == "encode" else found <= LARGEST_PIXEL_ERROR
+        checks = {"codes equal but for near-ties": found >= LEAST_EQUAL_CODES}
         yield Case(
             name=f"{way} {name}, {batch} images",
             variants=variants,
             facts={"batch": batch, "image_size": side, **facts},
-            checks={"codes equal but for near-ties" if way == "encode" else "pixels equal": holds},
+            checks=checks if way == "encode" else {"pixels equal": found <= LARGEST_PIXEL_ERROR},
             gate=GATE,
             warm_ups=1,
         )
@@ -802,7 +754,7 @@ def training_flops(model: MLLMForConditionalGeneration, samples: list[TokenSeque
 
 
 def load_cases(settings: Settings) -> Iterator[Case]:
-    yield Case(name="load", variants=settings.both("load", model=settings.model, device=settings.where), gate="before")
+    yield Case(name="load", variants=settings.on_model("load", {}), gate="before")
 
 
 def start_cases(settings: Settings) -> Iterator[Case]:

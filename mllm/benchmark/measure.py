@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 import transformers
 
-from mllm.benchmark.work import Remote, Run, seconds_of
+from mllm.benchmark.work import Run, seconds_of
 from mllm.files import TOOLKIT, version_of
 
 THIS = "this version"
@@ -57,10 +57,8 @@ class Roofline(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Case:
-    """One thing, done in several ways."""
-
     name: str
-    variants: dict[str, Run | Remote]  # THIS among them
+    variants: dict[str, Run]  # THIS among them
     facts: dict[str, Any] = field(default_factory=dict)  # sizes and settings
     checks: dict[str, bool] = field(default_factory=dict)  # equalities that were shown before anything is timed
     gate: str | None = None  # the variant that THIS is asked to beat, if any
@@ -69,15 +67,13 @@ class Case:
 
 
 def time_interleaved(
-    variants: Mapping[str, Run | Remote], *, rounds: int, device: torch.device, warm_ups: int = WARM_UPS
+    variants: Mapping[str, Run], *, rounds: int, device: torch.device, warm_ups: int = WARM_UPS
 ) -> dict[str, list[float]]:
     """Run each variant once per round, forwards and backwards in turn, after rounds that do not count."""
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for number in range(warm_ups + rounds):
         for name in list(variants)[:: 1 if number % 2 == 0 else -1]:
-            variant = variants[name]
-            is_remote = isinstance(variant, Remote)
-            taken = variant.seconds() if is_remote else seconds_of(variant, on_gpu=device.type == "cuda")
+            taken = seconds_of(variants[name], on_gpu=device.type == "cuda")
             if number >= warm_ups:
                 seconds[name].append(taken)
     return seconds
@@ -94,8 +90,8 @@ def measure_reading(device: torch.device, *, num_bytes: float) -> float:
     """Bytes per second that are read from a buffer as large as what is compared: small models stay in a cache."""
     source = torch.ones(max(int(num_bytes), 2**16) // 4, dtype=torch.float32, device=device)
     repeats = max(1, LARGE_READ // 4 // source.nbytes)
-    read: dict[str, Run | Remote] = {"read": lambda: [source.sum() for _ in range(repeats)]}
-    seconds = time_interleaved(read, rounds=RATE_ROUNDS, device=device, warm_ups=1)
+    reads = {"read": lambda: [source.sum() for _ in range(repeats)]}
+    seconds = time_interleaved(reads, rounds=RATE_ROUNDS, device=device, warm_ups=1)
     return source.nbytes * repeats / min(seconds["read"])
 
 

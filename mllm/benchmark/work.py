@@ -1,8 +1,8 @@
 """Pieces of work that `mllm benchmark` times, written so that earlier versions of the toolkit can do them, too.
 
 The same functions run in this process, for this version, and in a process of their own whose imports come from the
-worktree of another commit (`Before`): there, names are looked for under the modules that had them. Each function
-prepares its work and returns what is timed; work that returns a number has measured itself.
+worktree of another commit (`Before`). Each function prepares its work and returns what is timed; work that returns a
+number has measured itself.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from itertools import count, cycle, permutations
 from pathlib import Path
@@ -25,16 +26,6 @@ COLORS = ("red", "blue", "green", "orange")
 PROMPTS = [f"a {first} circle to the left of a {second} square" for first, second in permutations(COLORS, 2)]
 
 
-def find(name: str, *modules: str) -> Any:
-    """A name from the first of these modules that has it."""
-    for module in modules:
-        try:
-            return getattr(import_module(module), name)
-        except (ModuleNotFoundError, AttributeError):
-            continue
-    raise ImportError(f"one of {', '.join(modules)} must have {name}, got none; compare with another commit")
-
-
 def seconds_of(run: Run, *, on_gpu: bool) -> float:
     """Processor seconds of this process, or seconds between events around the whole call on a GPU."""
     if on_gpu:
@@ -42,33 +33,29 @@ def seconds_of(run: Run, *, on_gpu: bool) -> float:
 
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         begin.record()
-        run()
+        found = run()
         end.record()
         torch.cuda.synchronize()
-        return begin.elapsed_time(end) / 1000
-    start = time.process_time()
-    found = run()
-    return found if isinstance(found, float) else time.process_time() - start
+        taken = begin.elapsed_time(end) / 1000
+    else:
+        start = time.process_time()
+        found = run()
+        taken = time.process_time() - start
+    return found if isinstance(found, float) else taken
 
 
 # ---- the bundled model, or another folder ----
 
 
 def load_pipeline(model: str | None, device: str, **options: Any) -> Any:
-    return find("Pipeline", "mllm.pipeline").load(model, device=device, **options)
+    from mllm.pipeline import Pipeline
+
+    return Pipeline.load(model, device=device, **options)
 
 
-def draw(
-    *,
-    model: str | None,
-    device: str,
-    batch: int,
-    quantization: str | None = None,
-    compile: bool | None = None,
-    **overrides: Any,
-) -> Run:
-    options = {} if compile is None else {"compile": compile}  # earlier versions do not have it
-    pipeline, numbers = load_pipeline(model, device, quantization=quantization, **options), count()
+def draw(*, model: str | None, device: str, batch: int, options: dict[str, Any] | None = None, **overrides: Any) -> Run:
+    """`options` are of loading."""
+    pipeline, numbers = load_pipeline(model, device, **options or {}), count()
 
     def run() -> Any:
         seed = next(numbers)  # every round another prompt: what was drawn before may be guessed
@@ -117,13 +104,13 @@ def start(*, words: list[str]) -> Run:
 
 
 def train_step(*, model: str, device: str, batches: str) -> Run:
-    """Forward and backward through saved batches."""
     import torch
 
-    found = find("MLLMForConditionalGeneration", "mllm.model").from_pretrained(model, dtype=torch.float32)
-    found = found.to(device).train()
+    from mllm.model import MLLMForConditionalGeneration
+
+    found = MLLMForConditionalGeneration.from_pretrained(model, dtype=torch.float32).to(device).train()
     if device == "cpu":
-        find("speed_up", "train.hardware", "train.cpu_speed")(found.backbone, compiles=False)
+        import_module("train.hardware").speed_up(found.backbone, compiles=False)  # `train` is above `mllm`
     loaded = torch.load(batches, map_location=device)
 
     def run() -> None:
@@ -143,24 +130,22 @@ def draw_random(
     """`weights` is a file: another commit may initialise differently."""
     import torch
 
-    places = "mllm.benchmark.cases", "mllm.benchmark.random_models"
-    build, sizes = find("build_random_model", *places), find("SIZES", *places)
-    work_class = find("Work", "mllm.benchmark.cases", "mllm.benchmark.draw_benchmark")
-    model = build(sizes[size], device=torch.device(device), dtype=getattr(torch, dtype))
+    from mllm.benchmark.cases import SIZES, Work, build_random_model
+    from mllm.sampling import SamplingConfig
+
+    model = build_random_model(SIZES[size], device=torch.device(device), dtype=getattr(torch, dtype))
     model.load_state_dict(torch.load(weights, map_location=device))
-    settings = find("SamplingConfig", "mllm.sampling")(guidance=guidance, greedy=greedy)
-    work = work_class.build(sizes[size], batch, settings, device=torch.device(device))
+    settings = SamplingConfig(guidance=guidance, greedy=greedy)
+    work = Work.build(SIZES[size], batch, settings)
     return lambda: work.ours(model, settings)
 
 
 def tokenizer(*, way: str, size: str, batch: int, device: str) -> Run:
-    """`way` is encode or decode."""
     import torch
 
-    places = "mllm.benchmark.cases", "mllm.benchmark.tokenizer_benchmark"
-    unitok = find("build_random_tokenizer", *places)(size, device=torch.device(device))
-    if hasattr(unitok, "for_inference"):
-        unitok.for_inference()
+    from mllm.benchmark.cases import build_random_tokenizer
+
+    unitok = build_random_tokenizer(size, device=torch.device(device)).for_inference()
     side = unitok.config.image_size
     generator = torch.Generator().manual_seed(1)
     pixels_B3HW = (torch.rand(batch, 3, side, side, generator=generator) * 2 - 1).to(device)
@@ -201,9 +186,13 @@ class Before:
         if done.returncode:
             raise ValueError(f"--before must be a commit of {self.root}, got git's {done.stderr.strip()!r}; name one")
 
-    def prepare(self, name: str, **arguments: Any) -> Remote:
-        """Work of that name, done there; it stays prepared until it is closed with the process."""
-        return Remote(self, self.request({"prepare": name, "arguments": arguments}))
+    def prepare(self, name: str, **arguments: Any) -> Run:
+        """Work of that name, done and measured there; it stays prepared until the process ends."""
+        return partial(self.request, {"run": self.request({"prepare": name, "arguments": arguments})})
+
+    def result(self, name: str, **arguments: Any) -> Any:
+        """What that work gives, as lists."""
+        return self.request({"result": name, "arguments": arguments})
 
     def request(self, message: dict[str, Any]) -> Any:
         assert self.process.stdin is not None and self.process.stdout is not None
@@ -221,19 +210,6 @@ class Before:
         self.scratch.cleanup()
 
 
-class Remote:
-    """Work that is prepared in the process of another commit."""
-
-    def __init__(self, before: Before, number: int) -> None:
-        self.before, self.number = before, number
-
-    def seconds(self) -> float:
-        return self.before.request({"run": self.number})
-
-    def result(self) -> Any:
-        return self.before.request({"result": self.number})
-
-
 def serve() -> None:
     """Answer requests, one JSON line each, until the input ends; prints of libraries go to stderr."""
     answers, sys.stdout = sys.stdout, sys.stderr
@@ -244,17 +220,15 @@ def serve() -> None:
     for line in sys.stdin:
         message = json.loads(line)
         try:
-            value: Any
-            if "prepare" in message:
-                arguments = message["arguments"]
-                on_gpu = str(arguments.get("device", "cpu")).startswith("cuda")
-                prepared.append((WORK[message["prepare"]](**arguments), on_gpu))
-                value = len(prepared) - 1
-            elif "run" in message:
+            if "run" in message:
                 run, on_gpu = prepared[message["run"]]
                 value = seconds_of(run, on_gpu=on_gpu)
             else:
-                value = prepared[message["result"]][0]().tolist()
+                arguments, name = message["arguments"], message.get("prepare") or message["result"]
+                work = WORK[name](**arguments)
+                if "prepare" in message:
+                    prepared.append((work, str(arguments.get("device", "cpu")).startswith("cuda")))
+                value = len(prepared) - 1 if "prepare" in message else work().tolist()
             answer = {"value": value}
         except Exception as error:  # whatever it is, the other process says it
             answer = {"error": f"{type(error).__name__}: {error}"}

@@ -65,15 +65,8 @@ RUNS: dict[str, tuple[str, dict[str, set[str]]]] = {
     ),
     "tokenizer": (
         "--batch 1",
-        {
-            name: {"upstream", THIS}
-            for name in (
-                "encode tiny, 1 images",
-                "decode tiny, 1 images",
-                "upsample 64 channels, 32 to 64",
-                "look up 8 x 4096, 1 images",
-            )
-        },
+        {f"{way} tiny, 1 images": {"upstream", THIS} for way in ("encode", "decode")}
+        | {name: {"upstream", THIS} for name in ("upsample 64 channels, 32 to 64", "look up 8 x 4096, 1 images")},
     ),
     "product": ("--sizes S --batch 3", {"product S, 3 rows": {THIS, "int8", "int4"}}),
     "prefill": ("--sizes XXS --batch 2", {"prefill XXS, 2 prompts": {THIS}}),
@@ -147,31 +140,17 @@ def test_fitted_rates_are_those_that_made_the_times() -> None:
 
 @pytest.mark.slow
 def test_another_commit_draws_the_same_greedy_codes_in_the_same_run(tmp_path: Path) -> None:
-    if subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True).returncode:
-        pytest.skip("the tests do not run in a git repository")
-
-    def worktrees() -> list[str]:
-        listing = ["git", "-C", str(ROOT), "worktree", "list", "--porcelain"]
-        lines = subprocess.run(listing, capture_output=True, text=True).stdout.splitlines()
-        return [line for line in lines if line.startswith("worktree")]
-
-    before = worktrees()
-    path = tmp_path / "figures.json"
-    words = ["--sizes", "XXS", "--batch", "2", "--before", "HEAD", "--rounds", "2", "--device", "cpu"]
-    assert main(["benchmark", "draw", *words, "--json", str(path)]) == 0
-    (case,) = json.loads(path.read_text())["cases"]
-    assert case["checks"]["greedy codes equal those before"] and case["ratios"]["before"] > 0
-    assert worktrees() == before, "none is left behind"
-
-
-def test_a_commit_that_is_none_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ValueError, match="--before must be a commit"):
         Before("no-such-commit", threads=1)
-
-
-def test_work_measures_itself_or_is_measured() -> None:
-    run = WORK["start"](words=["-m", "mllm", "--version"])
-    assert 0 < run() < 60
+    listing = ["git", "-C", str(ROOT), "worktree", "list"]
+    if (found := subprocess.run(listing, capture_output=True, text=True)).returncode:
+        pytest.skip("the tests do not run in a git repository")
+    words = ["--sizes", "XXS", "--batch", "2", "--before", "HEAD", "--rounds", "2", "--device", "cpu"]
+    assert main(["benchmark", "draw", *words, "--json", str(tmp_path / "figures.json")]) == 0
+    (case,) = json.loads((tmp_path / "figures.json").read_text())["cases"]
+    assert case["checks"]["greedy codes equal those before"] and case["ratios"]["before"] > 0
+    after = subprocess.run(listing, capture_output=True, text=True).stdout
+    assert len(after.splitlines()) == len(found.stdout.splitlines()), "no worktree is left behind"
 
 
 def test_rounds_are_interleaved_in_flipping_order_and_warm_ups_do_not_count() -> None:
@@ -212,17 +191,13 @@ def test_a_follower_tells_how_far_a_code_is_from_being_chosen() -> None:
         assert chosen_N.tolist() == codes and follower.largest_distance == pytest.approx(distance, abs=1e-6)
 
 
-def test_the_floor_is_the_slower_of_memory_and_arithmetic() -> None:
+def test_the_floor_is_the_slower_of_memory_and_arithmetic_and_the_machine_has_rates() -> None:
     roofline = Roofline(read_bytes_per_second=10.0, flops_per_second=4.0)
     assert roofline.floor(Cost(15, 5, 4)) == 2.0 and roofline.floor(Cost(15, 5, 4).times(2)) == 4.0
     assert roofline.floor(Cost(20, 0, 40)) == 10.0
-
-
-def test_the_machine_has_rates() -> None:
-    roofline = measure_roofline(CPU, torch.float32, num_bytes=2**20)
-    assert roofline.read_bytes_per_second > 1e6 and roofline.flops_per_second > 1e6
-    assert peak_memory(CPU) > 2**20
+    assert min(measure_roofline(CPU, torch.float32, num_bytes=2**20)) > 1e6 and peak_memory(CPU) > 2**20
     assert busy_seconds() == 0.0 or busy_seconds() >= own_seconds() * 0.5
+    assert 0 < WORK["start"](words=["-m", "mllm", "--version"])() < 60, "work may measure itself"
 
 
 def test_costs_are_those_of_the_released_model() -> None:

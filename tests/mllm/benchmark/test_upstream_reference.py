@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -40,47 +41,24 @@ def test_the_reference_gives_the_codes_of_the_released_system(
     ids = expected[f"{case}.prompt_ids"]
     mask = expected.get(f"{case}.attention_mask", torch.ones_like(ids)).bool()
     prompts = [row[real].tolist() for row, real in zip(ids, mask, strict=True)]
-    codes = UpstreamDrawing(golden_model, cached_head=cached_head).draw(
-        prompts[:2],
-        prompts[2:],
-        num_positions=10,
-        settings=SamplingConfig(greedy=True, guidance=guidance),
-        sees_prefix=sees_prefix,
-    )
+    drawing, settings = UpstreamDrawing(golden_model, cached_head=cached_head), replace(GREEDY, guidance=guidance)
+    codes = drawing.draw(prompts[:2], prompts[2:], num_positions=10, settings=settings, sees_prefix=sees_prefix)
     assert torch.equal(codes, expected[f"{case}.codes"].long())
 
 
 def random_model(seed: int, context: str) -> MLLMForConditionalGeneration:
     """Sizes of its own for every seed; key/value heads shared, the head's sizes its own or the backbone's."""
     rng = np.random.default_rng(seed)
-    heads, codebooks = int(rng.choice([2, 4])), int(rng.integers(1, 5))
-    width = heads * int(rng.choice([6, 10]))
-    text_config = LlamaConfig(
-        vocab_size=61,
-        hidden_size=width,
-        intermediate_size=int(rng.integers(20, 50)),
-        num_hidden_layers=int(rng.integers(1, 4)),
-        num_attention_heads=heads,
-        num_key_value_heads=heads // int(rng.choice([1, 2])),
-        max_position_embeddings=96,
-        initializer_range=0.3,
-    )
-    config = MLLMConfig(
-        text_config=text_config,
-        num_codebooks=codebooks,
-        codebook_size=int(rng.integers(5, 40)),
-        code_width=int(rng.integers(2, 6)),
-        image_size=48,
-        embedder_width=24,
-        embedder_heads=3,
-        embedding_context=context,
-        head_layers=int(rng.integers(1, 4)),
-        head_num_heads=heads if rng.random() < 0.5 else None,
-        head_intermediate_size=31 if rng.random() < 0.5 else None,
-        **IDS,
-    )
+    heads = int(rng.choice([2, 4]))
+    text = {"hidden_size": heads * int(rng.choice([6, 10])), "intermediate_size": int(rng.integers(20, 50))}
+    text |= {"num_hidden_layers": int(rng.integers(1, 4)), "num_attention_heads": heads, "initializer_range": 0.3}
+    text |= {"num_key_value_heads": heads // int(rng.choice([1, 2])), "max_position_embeddings": 96, "vocab_size": 61}
+    codes = {"num_codebooks": int(rng.integers(1, 5)), "codebook_size": int(rng.integers(5, 40))}
+    codes |= {"code_width": int(rng.integers(2, 6)), "image_size": 48, "embedder_width": 24, "embedder_heads": 3}
+    head = {"head_layers": int(rng.integers(1, 4)), "head_num_heads": heads if rng.random() < 0.5 else None}
+    head |= {"head_intermediate_size": 31 if rng.random() < 0.5 else None, "embedding_context": context}
     torch.manual_seed(seed)
-    return MLLMForConditionalGeneration(config).eval()
+    return MLLMForConditionalGeneration(MLLMConfig(text_config=LlamaConfig(**text), **codes, **head, **IDS)).eval()
 
 
 GREEDY = SamplingConfig(greedy=True, guidance=3.0)
@@ -121,11 +99,9 @@ def test_filters_choose_as_ours_do_and_draw_from_what_they_keep() -> None:
         ours_N = choose(logits_NC, stack_settings([settings] * 40, num_choices=23), noise_NC)
         assert torch.equal(choose_code(logits_NC, settings, noise_NC), ours_N)
     torch.manual_seed(0)
-    settings = SamplingConfig(top_k=3, top_p=0.9)
-    logits_NC = torch.tensor([[0.0, 2.0, 1.9, 1.8, -3.0]]).expand(600, -1)
-    kept_C = filter_logits(logits_NC[:1], settings)[0].isfinite()
+    logits_NC, settings = torch.tensor([[0.0, 2.0, 1.9, 1.8, -3.0]]).expand(600, -1), SamplingConfig(top_k=3, top_p=0.9)
     counts_C = choose_code(logits_NC, settings, None).bincount(minlength=5)  # without given numbers
-    assert torch.equal(counts_C > 0, kept_C) and counts_C.max() < 300
+    assert torch.equal(counts_C > 0, filter_logits(logits_NC[:1], settings)[0].isfinite()) and counts_C.max() < 300
 
 
 def test_what_upstream_does_not_have_is_refused() -> None:
