@@ -31,7 +31,7 @@ from mllm.evaluation.protocol import (
     find_annotation,
     read_mapping,
 )
-from mllm.files import append_lines, kept_lines, write_json
+from mllm.files import append_lines, kept_lines, read_text, write_json
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -44,51 +44,14 @@ GRADE_TOKENS = 3
 MAX_TRIES = 5  # the official evaluator asks a sixth time but does not read that reply
 GRADES_FILE = "mmvet_grades.jsonl"
 
-_MEME = "Can you explain this meme?"
-_MEME_TRUTH = (
-    "This meme is poking fun at the fact that the names of the countries Iceland and Greenland are misleading. Despite "
-    "its name, Iceland is known for its beautiful green landscapes, while Greenland is mostly covered in ice and snow. "
-    "The meme is saying that the person has trust issues because the names of these countries do not accurately "
-    "represent their landscapes."
-)
-_SHORT_ANSWER = (
-    "The meme talks about Iceland and Greenland. It's pointing out that despite their names, Iceland is not very icy "
-    "and Greenland isn't very green."
-)
-_LONG_ANSWER = (
-    "The meme is using humor to point out the misleading nature of Iceland's and Greenland's names. Iceland, despite "
-    "its name, has lush green landscapes while Greenland is mostly covered in ice and snow. The text 'This is why I "
-    "have trust issues' is a playful way to suggest that these contradictions can lead to distrust or confusion. The "
-    "humor in this meme is derived from the unexpected contrast between the names of the countries and their actual "
-    "physical characteristics."
-)
-_EQUATION = "What is x in the equation?"
-_EXAMPLES = (
-    (_EQUATION, "-1 <AND> -5", "x = 3", "0.0"),
-    (_EQUATION, "-1 <AND> -5", "x = -1", "0.5"),
-    (_EQUATION, "-1 <AND> -5", "x = -5", "0.5"),
-    (_EQUATION, "-1 <AND> -5", "x = -5 or 5", "0.5"),
-    (_EQUATION, "-1 <AND> -5", "x = -1 or x = -5", "1.0"),
-    (_MEME, _MEME_TRUTH, _SHORT_ANSWER, "0.4"),
-    (_MEME, _MEME_TRUTH, _LONG_ANSWER, "1.0"),
-)
-_TASK = (
-    "Compare the ground truth and prediction from AI models, to give a correctness score for the prediction. <AND> in "
-    "the ground truth means it is totally right only when all elements in the ground truth are present in the "
-    "prediction, and <OR> means it is totally right when any one element in the ground truth is present in the "
-    "prediction. The correctness score is 0.0 (totally wrong), 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, or 1.0 "
-    "(totally right). Just complete the last space of the correctness score."
-)
-_TABLE = ("Question | Ground truth | Prediction | Correctness", "--- | --- | --- | ---", *map(" | ".join, _EXAMPLES))
-FEW_SHOT = "\n".join((_TASK, "", *_TABLE, ""))
+PROMPT = Path(__file__).with_name("mmvet_prompt.txt")
+"""The official evaluator's few-shot prompt."""
 ASK_AGAIN = "\nPredict the correctness of the answer (digit): "
 """Appended after a reply that was not a number."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Judge:
-    """Where the judge is and which model it is."""
-
     model: str = DEFAULT_MODEL
     url: str = DEFAULT_URL
     runs: int = 1
@@ -140,8 +103,8 @@ class Judge:
 
 
 def judge_question(question: str, truth: str, prediction: str, *, again: bool = False) -> str:
-    spaced = truth.replace("<AND>", " <AND> ").replace("<OR>", " <OR> ")
-    return FEW_SHOT + "\n" + " | ".join((question, spaced, prediction, "")) + (ASK_AGAIN if again else "")
+    few_shot, spaced = read_text(PROMPT), truth.replace("<AND>", " <AND> ").replace("<OR>", " <OR> ")
+    return few_shot + "\n" + " | ".join((question, spaced, prediction, "")) + (ASK_AGAIN if again else "")
 
 
 def read_grade(content: str) -> float | None:

@@ -3,9 +3,7 @@
 In: results (mllm/evaluation/protocol.py). Out: text. Each model is one row; a number that is not comparable with the
 published ones has a footnote that says why. A second result for the same cell is refused.
 
-The published numbers are those of the tables in the README of UniTok (github.com/FoundationVision/UniTok, September
-2025), the code of Ma et al., "UniTok: A Unified Tokenizer for Visual Generation and Understanding", arXiv 2502.20321.
-Nothing in them was measured by this toolkit.
+The published numbers are in published.yaml, with their source.
 """
 
 from __future__ import annotations
@@ -13,13 +11,15 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
+
+import yaml
 
 from mllm.evaluation.protocol import completeness
 
 SOURCE = "README of UniTok (arXiv 2502.20321)"
-FLANT5 = "genai-bench-527@vqascore-clip-flant5-xxl"
-IMAGENET_IMAGES = 50_000  # of the validation set
+PUBLISHED = Path(__file__).with_name("published.yaml")
 CUSTOM = re.compile(r"-custom-\d+$")
 """How the protocol of a set of unofficial size ends."""
 
@@ -29,8 +29,6 @@ Footnotes = dict[str, int]
 
 
 class Column(NamedTuple):
-    """One number of a table, and which result has it."""
-
     title: str
     benchmark: str  # as in result.json
     score: str | None = None  # name of the score; None: the headline
@@ -40,82 +38,19 @@ class Column(NamedTuple):
 
 
 class Table(NamedTuple):
-    """One table of the paper."""
-
     title: str
-    labels: tuple[str, ...]  # titles of the columns without numbers
-    columns: tuple[Column, ...]
-    rows: tuple[tuple[Any, ...], ...]  # published: the method, its labels, its numbers (None: not published)
+    labels: Sequence[str]
+    columns: Sequence[Column]
+    rows: Sequence[Sequence[Any]]
     note: str
 
 
-UNDERSTANDING = Table(
-    "Understanding",
-    ("LLM", "Res."),
-    (
-        Column("VQAv2", "vqav2"),
-        Column("GQA", "gqa"),
-        Column("TextVQA", "textvqa", protocol="textvqa@m4c-ocr-prompt"),
-        Column("POPE", "pope"),
-        Column("MME", "mme", "perception", digits=0),
-        Column("MM-Vet", "mmvet", protocol="mmvet@judge-gpt-4-0613"),
-    ),
-    (
-        ("Show-o", "Phi-1.5-1.3B", "256", 59.3, 48.7, None, 73.8, 948, None),
-        ("Liquid", "Gemma-7B", "512", 71.3, 58.4, 42.4, 81.1, 1119, None),
-        ("VILA-U", "Llama-2-7B", "256", 75.3, 58.3, 48.3, 83.9, 1336, 27.7),
-        ("UniTok", "Llama-2-7B", "256", 76.8, 61.1, 51.6, 83.2, 1448, 33.9),
-    ),
-    note="VQAv2 was published on test-dev (EvalAI); ours is on the split of the annotations. MME is perception alone.",
-)
-
-GENERATION = Table(
-    "Generation, GenAI-Bench (527 prompts, advanced)",
-    ("Type",),
-    tuple(
-        Column(title, "genai-bench-527", skill, digits=2, protocol=FLANT5)
-        for title, skill in (
-            *(("Count", "counting"), ("Differ", "differentiation"), ("Compare", "comparison")),
-            *(("Negate", "negation"), ("Universal", "universal"), ("Overall", "advanced")),
-        )
-    ),
-    (
-        ("Show-o", "discrete diffusion", 0.70, 0.62, 0.71, 0.51, 0.65, 0.60),
-        ("VILA-U", "autoregressive", 0.70, 0.71, 0.74, 0.53, 0.66, 0.64),
-        ("Liquid", "autoregressive", 0.76, 0.73, 0.74, 0.46, 0.74, 0.65),
-        ("UniTok", "autoregressive", 0.76, 0.79, 0.74, 0.46, 0.73, 0.67),
-    ),
-    note="Published rows were scored by CLIP-FlanT5-XXL.",
-)
-
-TOKENIZERS = Table(
-    "Tokenizers, ImageNet 256 x 256",
-    ("Kind", "Tokens"),
-    (
-        Column("rFID", "tokenizer", "rFID", digits=2, items=IMAGENET_IMAGES),
-        Column("Accuracy", "tokenizer", "zero-shot top-1", items=IMAGENET_IMAGES),
-    ),
-    (
-        ("VQ-GAN", "VQVAE", "256", 4.98, None),
-        ("RQ-VAE", "VQVAE", "256", 1.30, None),
-        ("VAR", "VQVAE", "680", 0.90, None),
-        ("CLIP", "CLIP", "256", None, 76.2),
-        ("SigLIP", "CLIP", "256", None, 80.5),
-        ("ViTamin", "CLIP", "256", None, 81.2),
-        ("TokenFlow (CLIP init)", "unified", "680", 1.37, None),
-        ("VILA-U (CLIP init)", "unified", "256", 1.80, 73.3),
-        ("UniTok", "unified", "256", 0.41, 70.8),
-        ("UniTok (CLIP init)", "unified", "256", 0.38, 78.6),
-    ),
-    note="CLIP init: the encoder began from weights of a pretrained CLIP.",
-)
-
-TABLES = (UNDERSTANDING, GENERATION, TOKENIZERS)
+def published_tables() -> list[Table]:
+    tables = yaml.safe_load(PUBLISHED.read_text(encoding="utf-8"))
+    return [Table(**{**table, "columns": [Column(**column) for column in table["columns"]]}) for table in tables]
 
 
 class ModelResults(NamedTuple):
-    """Results of one of our models, by benchmark."""
-
     name: str
     results: Mapping[str, Result]
 
@@ -145,7 +80,7 @@ def make_report(results: Sequence[tuple[str, Result]], *, names: Mapping[str, st
     models = group_by_model(results, names or {})
     footnotes: Footnotes = {}
     blocks = ["# Evaluation", ""]
-    for table in TABLES:
+    for table in published_tables():
         if any(model.score(column) for model in models for column in table.columns):
             blocks += [as_markdown(table, models, footnotes), ""]
     if footnotes:

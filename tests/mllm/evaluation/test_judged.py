@@ -8,7 +8,16 @@ from typing import Any
 
 import pytest
 
-from mllm.evaluation.judged import ASK_AGAIN, FEW_SHOT, GRADES_FILE, Judge, MMVet, judge_question, name_of, read_grade
+from mllm.evaluation.judged import (
+    ASK_AGAIN,
+    GRADES_FILE,
+    PROMPT,
+    Judge,
+    MMVet,
+    judge_question,
+    name_of,
+    read_grade,
+)
 from mllm.evaluation.protocol import AnsweredItem, ScoreOptions, Scores
 from tests.mllm.evaluation.builders import answered, make_item, write_json
 from tests.mllm.evaluation.fake_judge import FakeJudge, exact_grade, serve
@@ -51,8 +60,9 @@ def test_a_grade_is_read_as_the_evaluator_reads_it() -> None:
 
 def test_the_prompt_is_the_published_one() -> None:
     """The hash of the prompt of the official evaluator; any change of it would change scores."""
-    assert hashlib.sha256(FEW_SHOT.encode()).hexdigest()[:16] == "d1b3e0a5b4e72c88"
-    assert judge_question("What?", "a<AND>b<OR>c", "a cat") == FEW_SHOT + "\nWhat? | a <AND> b <OR> c | a cat | "
+    few_shot = PROMPT.read_text()
+    assert hashlib.sha256(few_shot.encode()).hexdigest()[:16] == "d1b3e0a5b4e72c88"
+    assert judge_question("What?", "a<AND>b<OR>c", "a cat") == few_shot + "\nWhat? | a <AND> b <OR> c | a cat | "
     assert judge_question("What?", "a", "b", again=True).endswith("What? | a | b | " + ASK_AGAIN)
 
 
@@ -63,14 +73,9 @@ def test_scores_by_capability_and_asks_as_the_evaluator_does(
     scores = score(answered("red", "3", "stop"), annotations, judge)
     found = {name: (pytest.approx(value.value), value.count) for name, value in scores.scores.items()}
     assert found == {"total": (100 * 2.3 / 3, 3), "rec": (65.0, 2), "math": (30.0, 1), "ocr": (100.0, 1)}
-    assert scores.judge == {
-        "asked": "judge-7",
-        "at": judge.url.removeprefix("http://").removesuffix("/v1"),
-        "answered": ["fake-judge-2026-11-01"],
-        "runs": 1,
-        "prompt": "mm-vet few-shot",
-        "not_a_number": 0,
-    }
+    address = judge.url.removeprefix("http://").removesuffix("/v1")
+    about = {"asked": "judge-7", "at": address, "answered": ["fake-judge-2026-11-01"], "runs": 1, "not_a_number": 0}
+    assert scores.judge == {**about, "prompt": "mm-vet few-shot"}
     assert scores.protocol == "mmvet@judge-judge-7-custom-3"
     request, headers = judge.requests[0], judge.headers[0]
     assert (request["model"], request["temperature"], request["max_tokens"]) == ("judge-7", 0.0, 3)
@@ -78,14 +83,6 @@ def test_scores_by_capability_and_asks_as_the_evaluator_does(
     assert headers["authorization"] == "Bearer secret-7"
     assert "secret-7" not in (annotations.parent / GRADES_FILE).read_text()
     assert Judge(url="https://key@host.org/v1").address == "host.org"
-
-
-def test_another_judge_grades_again(annotations: Path, judge: FakeJudge) -> None:
-    score(answered("red"), annotations, judge)
-    with serve(lambda request: (200, "0.2")) as other:
-        assert total(answered("red"), annotations, other) == pytest.approx(20.0)
-    assert total(answered("red"), annotations, judge) == 100.0
-    assert len(judge.requests) == 1  # its grade was kept
 
 
 def test_runs_are_averaged_and_their_spread_is_reported(annotations: Path) -> None:
@@ -128,15 +125,13 @@ def test_an_interrupted_scoring_resumes(annotations: Path) -> None:
         assert len(judge.requests) == asked + 1  # all grades are there
         assert total(answered("red", "3", "stop"), annotations, judge) == pytest.approx(100 * 2.3 / 3)
         assert len(judge.requests) == asked + 2  # another answer is graded again
+        with serve(lambda request: (200, "0.2")) as other:
+            assert total(texts, annotations, other) == pytest.approx(20.0)  # another judge, too
 
 
-def test_the_submission_has_the_official_names(tmp_path: Path) -> None:
-    [path] = MMVet().submit(answered("red", "two dogs"), tmp_path, annotations=None, split=None)
-    assert json.loads(path.read_text()) == {"v1_0": "red", "v1_1": "two dogs"}
-    assert name_of(make_item("v1_17")) == "v1_17"
-
-
-def test_what_does_not_fit_is_refused(annotations: Path, judge: FakeJudge) -> None:
+def test_what_does_not_fit_is_refused_and_a_submission_has_the_official_names(
+    annotations: Path, judge: FakeJudge
+) -> None:
     for body in ({"detail": "no"}, b"<html>", {"choices": []}):
         with serve(lambda request, body=body: (200, body)) as other, pytest.raises(ValueError, match=other.url):
             score(answered("red"), annotations, other)
@@ -153,3 +148,6 @@ def test_what_does_not_fit_is_refused(annotations: Path, judge: FakeJudge) -> No
     for fields in ({"url": "localhost"}, {"runs": 0}):
         with pytest.raises(ValueError):
             Judge(**fields)
+    [path] = MMVet().submit(answered("red", "two dogs"), annotations.parent, annotations=None, split=None)
+    assert json.loads(path.read_text()) == {"v1_0": "red", "v1_1": "two dogs"}
+    assert name_of(make_item("v1_17")) == "v1_17"
