@@ -218,9 +218,9 @@ def wrong_value(error: ValidationError, *, advice: str) -> str:
     match wrong["type"]:
         case "missing":
             return f"{where} must be given, got none; {advice}"
-        case "unexpected_keyword_argument":
+        case "unexpected_keyword_argument" | "extra_forbidden":
             return f"{where} must be left out, as there is no such key, got {got}; {advice}"
-        case "dataclass_type" | "dict_type":
+        case "dataclass_type" | "dict_type" | "model_type":
             words = "must be a mapping of keys to values"
         case "list_type" | "tuple_type":
             words = "must be a list"

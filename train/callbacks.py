@@ -21,7 +21,7 @@ from torch.utils.data import Dataset
 
 from mllm.config import MLLMConfig
 from mllm.engine.settings import Overrides
-from mllm.evaluation.answerer import PipelineAnswerer, describe_run
+from mllm.evaluation.answerer import PipelineAnswerer, choose_groups, describe_run
 from mllm.evaluation.protocol import (
     RESULT_FILE,
     AnsweredItem,
@@ -32,7 +32,7 @@ from mllm.evaluation.protocol import (
     match_answers,
 )
 from mllm.evaluation.run import RunFolder, run_items
-from mllm.evaluation.world import Group, answer_with, choose_groups, evaluate_world
+from mllm.evaluation.world import GROUPS, Group, answer_with, evaluate_world
 from mllm.files import fingerprint_of, read_lines, write_image, write_json
 from mllm.model import MLLMForConditionalGeneration
 from mllm.pipeline import Pipeline
@@ -71,7 +71,7 @@ def build_callbacks(recipe: MLLMRecipe, *, image_size: int) -> list[Measurement]
     if wanted and wanted.world:
         if image_size < MIN_SIDE:
             raise ValueError(f"validation.world needs images of >= {MIN_SIDE} pixels, got {image_size}; leave it out")
-        groups = {name_of(group): group for group in choose_groups(wanted.world.jobs)}
+        groups = {name_of(group): group for group in choose_groups(GROUPS, wanted.world.jobs)}
         found.append(Measurement(["world", *groups], partial(score_world, wanted.world, groups)))
     return found
 

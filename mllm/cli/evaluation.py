@@ -16,6 +16,7 @@ from mllm.cli.main import (
     MODEL_FOLDER,
     SAMPLING_OPTIONS,
     SIZE,
+    Option,
     command,
     file_in_existing_folder,
     given,
@@ -45,14 +46,24 @@ def typed_sampling(options: Namespace) -> Overrides:
     return cast("Overrides", {name: v for name, v in given(options, SAMPLING_OPTIONS).items() if name != "seed"})
 
 
+def generated_items(count: int, jobs: str) -> list[Option]:
+    """Options of an evaluation that makes its items itself."""
+    return [
+        option("--count", type=positive_count, default=count, help=f"items of each kind (default: {count})"),
+        option("--seed", type=int, default=0, help="of the items and of sampling (default: 0)"),
+        option("--jobs", nargs="+", metavar="JOB", help=f"such as {jobs} (default: all)"),
+        option("--batch-size", type=positive_count, default=32, help="items answered at once (default: 32)"),
+        json_option("scores"),
+        *IMAGE_SAMPLING,
+        *MODEL,
+    ]
+
+
 @command(
     "evaluate world",
     "Evaluate a model on the synthetic world with its exact checker.",
     "--count 500 --json scores.json",
-    option("--count", type=positive_count, default=500, help="items of each kind (default: 500)"),
-    option("--seed", type=int, default=0, help="of the items and of sampling (default: 0)"),
-    option("--jobs", nargs="+", metavar="JOB", help="such as draw ask edit (default: all)"),
-    option("--batch-size", type=positive_count, default=32, help="items answered at once (default: 32)"),
+    *generated_items(500, "draw ask edit"),
     option(
         "--best-of",
         type=positive_count,
@@ -62,30 +73,18 @@ def typed_sampling(options: Namespace) -> Overrides:
         help="also let the model choose among N of its images, such as 1 4 16, and measure its judgement",
     ),
     SIZE,
-    json_option("scores"),
     option(
         "--items",
         type=file_in_existing_folder,
         metavar="FILE",
         help="also write each item's verdict and digest of its answers, as JSON lines",
     ),
-    *IMAGE_SAMPLING,
-    *MODEL,
 )
 def evaluate_world(options: Namespace) -> None:
     from mllm.evaluation.world import as_table, measure_world
 
-    report = measure_world(
-        load_pipeline(options),
-        count=options.count,
-        seed=options.seed,
-        jobs=options.jobs,
-        batch_size=options.batch_size,
-        sampling=typed_sampling(options),
-        size=options.size,
-        best_of=options.best_of,
-        items=options.items,
-    )
+    settings = given(options, ("count", "seed", "jobs", "batch_size", "size", "best_of", "items"))
+    report = measure_world(load_pipeline(options), sampling=typed_sampling(options), **settings)
     show(as_table(report), report, options.json)
 
 
@@ -94,34 +93,21 @@ def evaluate_world(options: Namespace) -> None:
     "Evaluate a model on emoji: drawing, naming and changing, of images seen in training and held out.",
     "--model emoji --data runs/emoji/data --count 200 --json scores.json --sheet sheet.png",
     option("--data", type=Path, required=True, metavar="DIR", help="folder that python -m scripts.emoji.build wrote"),
-    option("--count", type=positive_count, default=200, metavar="N", help="items of each kind (default: 200)"),
-    option("--seed", type=int, default=0, help="of the items and of sampling (default: 0)"),
-    option("--jobs", nargs="+", metavar="JOB", help="such as draw name restyle (default: all)"),
-    option("--batch-size", type=positive_count, default=32, help="items answered at once (default: 32)"),
     option("--sheet", type=image_file, metavar="FILE", help="image file for the first 100 drawings by name"),
-    json_option("scores"),
-    *IMAGE_SAMPLING,
-    *MODEL,
+    *generated_items(200, "draw name restyle"),
 )
 def evaluate_emoji(options: Namespace) -> None:
-    from mllm.evaluation.emoji import as_table, choose_groups, measure_emoji, read_cells
+    from mllm.evaluation.answerer import choose_groups
+    from mllm.evaluation.emoji import GROUPS, as_table, measure_emoji, read_cells
     from mllm.evaluation.retrieval import EfficientNetLite0
 
-    groups, cells = choose_groups(options.jobs), read_cells(options.data)  # before the model is loaded
+    groups, cells = choose_groups(GROUPS, options.jobs), read_cells(options.data)  # before the model is loaded
     if options.sheet is not None and not any(group.job == "draw" for group in groups):
         raise ValueError(f"--jobs must include draw with --sheet, got {', '.join(options.jobs)}; leave --sheet out")
-    report = measure_emoji(
-        load_pipeline(options),
-        options.data,
-        cells=cells,
-        groups=groups,
-        scorer=EfficientNetLite0.installed(),
-        count=options.count,
-        seed=options.seed,
-        batch_size=options.batch_size,
-        sampling=typed_sampling(options),
-        sheet=options.sheet,
-    )
+    pipeline, scorer = load_pipeline(options), EfficientNetLite0.installed()
+    settings = given(options, ("count", "seed", "batch_size", "sheet"))
+    found = {"cells": cells, "groups": groups, "scorer": scorer, "sampling": typed_sampling(options)}
+    report = measure_emoji(pipeline, options.data, **found, **settings)
     show(as_table(report), report, options.json)
 
 
@@ -154,7 +140,7 @@ def evaluate_requests(options: Namespace) -> None:
         items = read_items(options.file)  # before the model is loaded
     else:
         items = generate_items(options.generate, options.count, seed=options.seed)
-    result = measure_requests(load_pipeline(options), items, seed=options.seed, batch_size=options.batch_size)
+    result = measure_requests(load_pipeline(options), items, **given(options, ("seed", "batch_size")))
     show(as_table(result), result, options.json)
 
 
@@ -190,11 +176,10 @@ def evaluate_tokenizer(options: Namespace) -> None:
         raise ValueError("--class-images must come with --text-vocabulary, --probe-images, or both")
 
     from mllm.evaluation.protocol import RESULT_FILE, as_table
-    from mllm.evaluation.tokenizer import SHEET, TokenizerEvaluation
-    from mllm.evaluation.tokenizer import evaluate_tokenizer as evaluate
+    from mllm.evaluation.tokenizer import SHEET, TokenizerEvaluation, measure_tokenizer
 
-    wanted = {field.name: getattr(options, field.name) for field in fields(TokenizerEvaluation)}
-    result = evaluate(TokenizerEvaluation(**wanted))
+    names = [field.name for field in fields(TokenizerEvaluation)]
+    result = measure_tokenizer(TokenizerEvaluation(**given(options, names)))
     show(as_table(result), result, options.output / RESULT_FILE)
     codes = result["extra"]
     print(f"\ncodes: {codes['tokens']} tokens x {codes['codebooks']} codebooks, {codes['bits_per_image']:.0f} bits")
@@ -231,20 +216,19 @@ def evaluate_score(options: Namespace) -> None:
     if annotations is None:
         raise ValueError(f"--annotations must be given for {inputs.benchmark.name}: {inputs.benchmark.annotations}")
     judge = scorer = None
-    if options.judge_model is not None or options.judge_url is not None:
+    if judged := given(options, ("judge_model", "judge_url")):
         from mllm.evaluation.judged import Judge
 
-        typed = {"model": options.judge_model, "url": options.judge_url}
-        judge = Judge(runs=options.judge_runs, **{name: value for name, value in typed.items() if value is not None})
+        judge = Judge(runs=options.judge_runs, **{name.removeprefix("judge_"): value for name, value in judged.items()})
     if options.scorer is not None:
         from mllm.evaluation.scorers import find_scorer
 
         place = {"device": options.scorer_device, "python": options.scorer_python}
         scorer = find_scorer(options.scorer, model=options.scorer_model, **place)
-    found = ScoreOptions(folder=inputs.folder, judge=judge, scorer=scorer)
+    used = ScoreOptions(folder=inputs.folder, judge=judge, scorer=scorer)
     result = make_result(
         inputs.benchmark.name,
-        inputs.benchmark.score(inputs.answered, annotations, found),
+        inputs.benchmark.score(inputs.answered, annotations, used),
         run=inputs.run,
         expected=inputs.num_items,
         scored=len(inputs.answered),
@@ -265,10 +249,8 @@ def evaluate_submit(options: Namespace) -> None:
     inputs = read_answers(options)
     num_answered = len(inputs.answered)
     part = "" if num_answered == inputs.num_items else f"  PARTIAL: {num_answered} of {inputs.num_items}"
-    paths = inputs.benchmark.submit(
-        inputs.answered, inputs.folder, annotations=options.annotations, split=options.split
-    )
-    for path in paths:
+    files = {"annotations": options.annotations, "split": options.split}
+    for path in inputs.benchmark.submit(inputs.answered, inputs.folder, **files):
         print(f"{path}{part}")
 
 
@@ -296,27 +278,6 @@ def evaluate_report(options: Namespace) -> None:
         write_text(options.output, text)
 
 
-def register_benchmarks() -> None:
-    """Add `mllm evaluate NAME` for every benchmark: put its questions to a model, write the answers to a folder."""
-    for name, (_, questions) in BENCHMARKS.items():
-        command(
-            f"evaluate {name}",
-            f"Run {name}: question file in, answers out.",
-            "--questions questions.jsonl --images images --output runs/x",
-            option("--questions", type=Path, required=True, metavar="FILE", help=f"question file: {questions}"),
-            option("--images", type=Path, metavar="FOLDER", help="folder of the images (benchmarks of understanding)"),
-            option("--output", type=Path, required=True, metavar="FOLDER", help="where answers go; resumes there"),
-            option("--limit", type=positive_count, metavar="N", help="only the first N items"),
-            BATCH_SIZE,
-            option("--seed", type=int, default=0, help="item i has seed + i (default: 0)"),
-            option("--rewritten", action="store_true", help="mark the result: the prompts were rewritten"),
-            option("--max-new-tokens", type=positive_count, metavar="N", help="longest answer (default: benchmark's)"),
-            BEST_OF,
-            *IMAGE_SAMPLING,
-            *MODEL,
-        )(partial(run_benchmark, name))
-
-
 def run_benchmark(name: str, options: Namespace) -> None:
     """Answer all questions, or those that are left; torchrun and accelerate launch share them among processes."""
     from mllm.evaluation.protocol import find_benchmark
@@ -340,9 +301,8 @@ def run_benchmark(name: str, options: Namespace) -> None:
     place_on_device(options)
     pipeline = load_pipeline(options)
     check_task(pipeline.tasks, *((benchmark.task or "draw",) if draws else ("ask", "describe")))
-    sampling = benchmark_sampling(
-        draws, given(options, SAMPLING_OPTIONS), options.max_new_tokens or benchmark.max_new_tokens
-    )
+    longest = options.max_new_tokens or benchmark.max_new_tokens
+    sampling = cast("Overrides", benchmark_sampling(draws, dict(typed_sampling(options)), longest))
     description = describe_run(
         pipeline,
         benchmark,
@@ -355,16 +315,15 @@ def run_benchmark(name: str, options: Namespace) -> None:
     if options.best_of > 1:
         check_task(pipeline.tasks, "ask")
         description["decoding"] |= {"best_of": options.best_of, "chosen_by": f"self, {pipeline.question_form} question"}
-    answer = PipelineAnswerer(pipeline, benchmark.mode, cast("Overrides", sampling), options.best_of)
+    answer = PipelineAnswerer(pipeline, benchmark.mode, sampling, options.best_of)
     is_finished = run_items(chosen, answer, folder, description=description, batch_size=options.batch_size, shard=shard)
     if is_finished:
         score = f"mllm evaluate score {folder.folder} --questions {options.questions}"
         print(f"{folder.answers_file}: {len(chosen)} of {len(items)} items; next: {score} --annotations ...")
 
 
-def benchmark_sampling(draws: bool, sampling: dict[str, Any], max_new_tokens: int | None) -> dict[str, Any]:
+def benchmark_sampling(draws: bool, typed: dict[str, Any], max_new_tokens: int | None) -> dict[str, Any]:
     """Texts are generated greedily unless something else was typed, images as the checkpoint says."""
-    typed = {name: value for name, value in sampling.items() if name != "seed"}
     if draws:
         return typed
     if typed.get("temperature") == 0:  # how LLaVA's scripts ask for greedy decoding
@@ -418,4 +377,20 @@ def read_answers(options: Namespace) -> Answers:
     return Answers(benchmark, answered, len(items), run, path if path.is_dir() else path.parent)
 
 
-register_benchmarks()
+for name, (_, questions) in BENCHMARKS.items():
+    command(
+        f"evaluate {name}",
+        f"Run {name}: question file in, answers out.",
+        "--questions questions.jsonl --images images --output runs/x",
+        option("--questions", type=Path, required=True, metavar="FILE", help=f"question file: {questions}"),
+        option("--images", type=Path, metavar="FOLDER", help="folder of the images (benchmarks of understanding)"),
+        option("--output", type=Path, required=True, metavar="FOLDER", help="where answers go; resumes there"),
+        option("--limit", type=positive_count, metavar="N", help="only the first N items"),
+        BATCH_SIZE,
+        option("--seed", type=int, default=0, help="item i has seed + i (default: 0)"),
+        option("--rewritten", action="store_true", help="mark the result: the prompts were rewritten"),
+        option("--max-new-tokens", type=positive_count, metavar="N", help="longest answer (default: benchmark's)"),
+        BEST_OF,
+        *IMAGE_SAMPLING,
+        *MODEL,
+    )(partial(run_benchmark, name))

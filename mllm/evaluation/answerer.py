@@ -14,7 +14,6 @@ from typing import Any
 from PIL import Image
 from torch import nn
 
-from mllm.config import MLLMConfig
 from mllm.conversation import ClassPart, ImagePart, Message, TextPart
 from mllm.engine.settings import Overrides
 from mllm.evaluation.protocol import Benchmark, BenchmarkItem, Mode
@@ -27,8 +26,6 @@ from tokenizer.images import read_image
 
 @dataclass(frozen=True, slots=True)
 class PipelineAnswerer:
-    """Answers items with a pipeline: one text or one image for each."""
-
     pipeline: Pipeline
     mode: Mode
     sampling: Overrides
@@ -133,10 +130,28 @@ def describe_decoding(pipeline: Pipeline, benchmark: Benchmark, sampling: Mappin
     return {**named, "max_new_tokens": sampling.get("max_new_tokens")}
 
 
-def image_sampling(config: MLLMConfig, chosen: Overrides) -> dict[str, Any]:
-    """How codes of images are sampled: as the checkpoint says where nothing was chosen."""
-    own = {name: getattr(config, f"image_{name}") for name in ("guidance", "temperature", "top_k", "top_p")}
-    return {**own, **{name: value for name, value in chosen.items() if value is not None}}
+def describe_measurement(
+    pipeline: Pipeline, sampling: Overrides, *, seed: int, count: int, image_size: Any, more: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What decides the scores on generated items, in plain values; `more` are further settings."""
+    own = {name: getattr(pipeline.config, f"image_{name}") for name in ("guidance", "temperature", "top_k", "top_p")}
+    chosen = {name: value for name, value in sampling.items() if value is not None}
+    return {
+        "model": model_fingerprint(pipeline.model),
+        "image_tokenizer": pipeline.processor.need_image_tokenizer().fingerprint(),
+        "seed": seed,
+        "count": count,
+        "settings": {**more, **own, **chosen, "text": "greedy", "image_size": image_size},
+        "versions": tool_versions(),
+    }
+
+
+def choose_groups(groups: Sequence[Any], jobs: Sequence[str] | None) -> list[Any]:
+    """The groups whose `job` is one of these; all for None."""
+    known = dict.fromkeys(group.job for group in groups)
+    if jobs is not None and (not jobs or not set(jobs) <= set(known)):
+        raise ValueError(f"jobs must be among {', '.join(known)}, got {', '.join(jobs) or 'none'}")
+    return [group for group in groups if jobs is None or group.job in jobs]
 
 
 def model_fingerprint(model: nn.Module) -> str:

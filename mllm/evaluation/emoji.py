@@ -24,10 +24,10 @@ from tqdm import tqdm
 
 from mllm.conversation import ImagePart, Message, TextPart
 from mllm.engine.settings import Overrides
-from mllm.evaluation.answerer import image_sampling, model_fingerprint
+from mllm.evaluation.answerer import describe_measurement
 from mllm.evaluation.intervals import Rate, as_rate, as_values
 from mllm.evaluation.retrieval import EfficientNetLite0, Gallery, features_of
-from mllm.files import fingerprint_of, read_lines, tool_versions
+from mllm.files import fingerprint_of, read_lines
 from mllm.pipeline import Pipeline
 from tokenizer.images import GAP, ImageProcessor, read_image, to_images
 from tokenizer.metrics import psnr
@@ -111,7 +111,6 @@ GROUPS = (
     Group("unknown", "asked for", "held_out_thing"),
     Group("unknown", "shown", "held_out_thing", draws=False),
 )
-JOBS = tuple(dict.fromkeys(group.job for group in GROUPS))
 CHANGES: dict[str, tuple[str, str, Callable[[Cell], Hashable]]] = {
     "restyle": ("style", RESTYLE, attrgetter("name")),
     "tone": ("tone", TONE, attrgetter("label", "style")),
@@ -120,14 +119,7 @@ CHANGES: dict[str, tuple[str, str, Callable[[Cell], Hashable]]] = {
 """What changes, in which words, and what stays the same."""
 
 
-def choose_groups(jobs: Sequence[str] | None) -> list[Group]:
-    if jobs is not None and (not jobs or not set(jobs) <= set(JOBS)):
-        raise ValueError(f"jobs must be among {', '.join(JOBS)}, got {', '.join(jobs) or 'none'}")
-    return [group for group in GROUPS if jobs is None or group.job in jobs]
-
-
 def read_cells(folder: Path) -> list[Cell]:
-    """All images of a folder of scripts/emoji/build.py."""
     path = folder / CELLS_FILE
     if not path.is_file():
         raise FileNotFoundError(
@@ -168,11 +160,10 @@ def measure_emoji(
         sampling: settings of images where not the checkpoint's.
         sheet: file for the first drawings by name, chosen by nobody.
     """
-    config, tokenizer = pipeline.config, pipeline.processor.need_image_tokenizer()
-    images = folder / IMAGE_FOLDER
+    size, images, sampling = pipeline.config.image_size, folder / IMAGE_FOLDER, sampling or {}
     scores: dict[str, dict] = {}
     sampled = Random(f"{ROUND_TRIP}/{seed}").sample(cells, min(count, len(cells)))
-    drawings, decibels = round_trip(sampled, images, tokenizer)
+    drawings, decibels = round_trip(sampled, images, pipeline.processor.need_image_tokenizer())
     for group in groups:
         items = make_items(group, cells, count, seed=seed)
         answers = answer_items(pipeline, items, group, images, seed=seed, batch_size=batch_size, sampling=sampling)
@@ -180,26 +171,16 @@ def measure_emoji(
             drawn = (next((part for part in parts if isinstance(part, Image.Image)), None) for parts in answers)
             drawings += [Drawing(group.name, item.right, image) for item, image in zip(items, drawn, strict=True)]
         else:
-            texts = [" ".join(map(str, parts)) for parts in answers]
-            scores[group.name] = score_texts(group, items, texts)
+            scores[group.name] = score_texts(group, items, [" ".join(map(str, parts)) for parts in answers])
     names = [ROUND_TRIP, *(group.name for group in groups if group.draws)]
-    scores |= score_drawings(drawings, names, cells, images, scorer=scorer, size=config.image_size)
+    scores |= score_drawings(drawings, names, cells, images, scorer=scorer, size=size)
     ceiling = {"psnr": decibels, **scores.pop(ROUND_TRIP)}
     if sheet is not None:
-        draw_sheet(drawings, sheet, size=config.image_size)
+        draw_sheet(drawings, sheet, size=size)
     return {
         "protocol": PROTOCOL,
-        "model": model_fingerprint(pipeline.model),
-        "image_tokenizer": tokenizer.fingerprint(),
+        **describe_measurement(pipeline, sampling, seed=seed, count=count, image_size=size, more={}),
         "data": fingerprint_of(folder / CELLS_FILE),
-        "seed": seed,
-        "count": count,
-        "settings": {
-            **image_sampling(config, sampling or {}),
-            "text": "greedy",
-            "image_size": config.image_size,
-        },
-        "versions": tool_versions(),
         "round_trip": ceiling,
         "scores": {group.name: scores[group.name] for group in groups},
     }
@@ -246,22 +227,18 @@ def answer_items(
     *,
     seed: int,
     batch_size: int,
-    sampling: Overrides | None,
+    sampling: Overrides,
 ) -> list[list[str | Image.Image]]:
     """What the model answers, item by item. It may answer in words where it is asked to draw."""
     dialogues = (
         [Message("user", (*([ImagePart(read_image(images / shown.path))] if shown else []), TextPart(question)))]
         for question, _, shown in items
     )
-    chosen: Overrides = (sampling or {}) if group.draws else {}
     seeds = range(seed, seed + len(items))
-    answers: list[list[str | Image.Image]] = [[] for _ in items]
-    found = pipeline.answer_each(
-        dialogues, "interleaved" if group.draws else "text", seeds, at_once=batch_size, **chosen
-    )
-    for place, parts in tqdm(found, total=len(items), desc=group.name, leave=False):
-        answers[place] = parts
-    return answers
+    mode, chosen = ("interleaved", sampling) if group.draws else ("text", Overrides())
+    found = pipeline.answer_each(dialogues, mode, seeds, at_once=batch_size, **chosen)
+    answers = dict(tqdm(found, total=len(items), desc=group.name, leave=False))
+    return [answers[place] for place in range(len(items))]
 
 
 def score_texts(group: Group, items: Sequence[Item], answers: Sequence[str]) -> dict:
@@ -300,7 +277,6 @@ def round_trip(cells: Sequence[Cell], images: Path, tokenizer: UniTok) -> tuple[
 
 
 def read_pixels(cells: Sequence[Cell], images: Path, size: int) -> torch.Tensor:
-    """Pixels in [-1, 1], (B, 3, H, W)."""
     return ImageProcessor(width=size, height=size)([read_image(images / cell.path) for cell in cells])
 
 
@@ -316,19 +292,19 @@ def score_drawings(
 ) -> dict[str, dict]:
     """Rates of these groups: right at 1 and at 5, by features and by SSIM; of what was declined nothing is right."""
     ranks: dict[tuple[str, str], list[int]] = defaultdict(list)
+    prepare = ImageProcessor(width=size, height=size)
     for style in tqdm(sorted({drawing.right.style for drawing in drawings}), desc="retrieval", leave=False):
         of_style = [cell for cell in cells if cell.style == style]
         place = {cell.path: number for number, cell in enumerate(of_style)}
-        shown = [(each, each.image) for each in drawings if each.right.style == style and each.image is not None]
-        if not shown:
+        drawn = [each for each in drawings if each.right.style == style and each.image is not None]
+        if not drawn:
             continue
         gallery = Gallery(scorer, read_pixels(of_style, images, size))
-        pixels_B3HW = ImageProcessor(width=size, height=size)([image for _, image in shown])
-        right_B = torch.tensor([place[each.right.path] for each, _ in shown])
+        pixels_B3HW = prepare([each.image for each in drawn if each.image is not None])
+        right_B = torch.tensor([place[each.right.path] for each in drawn])
         by_features = gallery.ranks_by_features(features_of(scorer, pixels_B3HW), right_B)
-        by_ssim = gallery.ranks_by_ssim(pixels_B3HW, right_B)
-        for (each, _), *found in zip(shown, by_features.tolist(), by_ssim.tolist(), strict=True):
-            for kind, rank in zip(RETRIEVALS, found, strict=True):
+        for kind, ranks_B in zip(RETRIEVALS, (by_features, gallery.ranks_by_ssim(pixels_B3HW, right_B)), strict=True):
+            for each, rank in zip(drawn, ranks_B.tolist(), strict=True):
                 ranks[each.group, kind].append(rank)
     return {name: score_group(name, drawings, ranks) for name in names}
 

@@ -125,8 +125,6 @@ def vlmeval_class() -> type:
     from vlmeval.vlm.base import BaseModel
 
     class MLLMToolkit(BaseModel):
-        """A model of this toolkit."""
-
         INTERLEAVE = True
 
         def __init__(self, model: str | None = None, max_new_tokens: int = MAX_NEW_TOKENS, **options: Any) -> None:

@@ -53,8 +53,6 @@ MAX_NAME = 255
 
 
 class Prompt(NamedTuple):
-    """One prompt of a benchmark."""
-
     where: str  # file and line, for error messages
     text: str
     fields: Mapping[str, Any] = {}
@@ -109,7 +107,6 @@ def check_file_name(name: str, where: str) -> None:
 
 
 def read_prompt_lines(path: Path) -> list[Prompt]:
-    """One prompt per line; empty lines are left out."""
     lines = [text.strip() for text in text_lines(path)]
     for number, text in enumerate(lines, start=1):
         if text.startswith("{") and text.endswith("}"):
@@ -169,7 +166,6 @@ class GenAIBench(ImageBenchmark):
         return Scores(self.protocol(f"vqascore-{judge['name']}", count=total), "advanced", scores, judge=judge)
 
     def read_skills(self, path: Path, *, total: int) -> dict[str, list[int]]:
-        """Prompt numbers, counted from 1, by skill."""
         try:
             as_found = {name: [int(str(value)) for value in values] for name, values in read_json(path).items()}
         except (AttributeError, TypeError, ValueError) as error:

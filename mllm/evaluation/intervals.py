@@ -68,8 +68,6 @@ def without_interval(value: float, count: int) -> Score:
 
 
 class Rate(NamedTuple):
-    """How many of a number of items passed."""
-
     passed: int
     total: int
 
@@ -96,13 +94,11 @@ class Rate(NamedTuple):
 
 
 def as_values(rate: Rate) -> dict[str, float | int | None]:
-    """A rate as plain values, for JSON."""
     share, low, high = (rate.share, *rate.interval) if rate.total else (None, None, None)
     return {"rate": share, "low": low, "high": high, "passed": rate.passed, "total": rate.total}
 
 
 def as_rate(values: dict) -> Rate:
-    """The rate that `as_values` wrote."""
     return Rate(values["passed"], values["total"])
 
 

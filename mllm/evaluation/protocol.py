@@ -48,8 +48,6 @@ RUN_FIELDS = ("model", "prompts", "prompt_style", "decoding", "image_format", "v
 
 @dataclass(frozen=True, slots=True)
 class BenchmarkItem:
-    """One request to the model."""
-
     key: str  # unique within the benchmark
     where: str  # file and line it comes from, for error messages
     question_id: int | str  # as in the question file; need not be unique (TextVQA, MME)
@@ -61,8 +59,6 @@ class BenchmarkItem:
 
 @dataclass(frozen=True, slots=True)
 class AnsweredItem:
-    """An item with its answer."""
-
     item: BenchmarkItem
     text: str = ""  # mode "text"
     image: Path | None = None  # mode "image"
@@ -74,8 +70,6 @@ Answers = Sequence[AnsweredItem]
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """One number with its uncertainty."""
-
     value: float
     low: float  # 95 % bootstrap interval
     high: float
@@ -85,8 +79,6 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """Everything a scorer reports."""
-
     protocol: str  # such as pope@llava-3000; numbers of different protocols are not comparable
     headline: str  # name of the score that tables show
     scores: Mapping[str, Score]  # by name, in the order to print
@@ -116,8 +108,36 @@ class Benchmark:
     keyed_by_prompt: bool = False  # question ids are not unique, so that the prompt is part of the key
 
     def read_items(self, questions: Path, images: Path | None) -> list[BenchmarkItem]:
-        """The items of a question file; `images` is None when answers are only scored."""
-        return read_questions(questions, images, keyed_by_prompt=self.keyed_by_prompt)
+        """The items of a file of JSON lines {"question_id", "image", "text", ...}, as LLaVA's evaluation has them.
+
+        Args:
+            images: their folder; None when answers are only scored. They must exist, but are opened when needed.
+        """
+        if images is not None and not images.is_dir():
+            raise FileNotFoundError(f"--images must be the folder that the questions refer to, got {images}")
+        items: dict[str, BenchmarkItem] = {}
+        for line in read_lines(questions):
+            question_id, prompt, name = (need_field(line, field) for field in ("question_id", "text", "image"))
+            if not isinstance(question_id, int | str):
+                raise ValueError(f"{line.where}: question_id must be a number or string, got {question_id!r}")
+            for key, value in (("text", prompt), ("image", name)):
+                if not isinstance(value, str) or not value.strip():
+                    raise ValueError(f"{line.where}: {key} must be a non-empty string, got {value!r}")
+            if images is not None and not (images / name).is_file():
+                raise FileNotFoundError(f"{line.where}: image must exist, got {images / name}; download it")
+            item = BenchmarkItem(
+                key=f"{question_id}\n{prompt}" if self.keyed_by_prompt else str(question_id),
+                where=line.where,
+                question_id=question_id,
+                prompt=prompt,
+                images=() if images is None else (images / name,),
+                fields={key: value for key, value in line.record.items() if key not in ("question_id", "text")},
+            )
+            if (first := items.setdefault(item.key, item)) is not item:
+                raise ValueError(f"question ids must be unique, got {question_id!r} in {first.where} and {item.where}")
+        if not items:
+            raise ValueError(f"{questions} must contain one JSON record per line, got an empty file")
+        return list(items.values())
 
     def score(self, answered: Answers, annotations: Path, options: ScoreOptions) -> Scores:
         raise NotImplementedError
@@ -139,39 +159,7 @@ def find_benchmark(name: str) -> Benchmark:
     return getattr(importlib.import_module(f"mllm.evaluation.{module}"), kind)()
 
 
-# ---- questions ----
-
-
-def read_questions(questions: Path, images: Path | None, *, keyed_by_prompt: bool = False) -> list[BenchmarkItem]:
-    """The items of a file of JSON lines {"question_id", "image", "text", ...}, as LLaVA's evaluation has them.
-
-    Images must exist, but are opened only when they are needed.
-    """
-    if images is not None and not images.is_dir():
-        raise FileNotFoundError(f"--images must be the folder that the questions refer to, got {images}")
-    items: dict[str, BenchmarkItem] = {}
-    for line in read_lines(questions):
-        question_id, prompt, name = (need_field(line, field) for field in ("question_id", "text", "image"))
-        if not isinstance(question_id, int | str):
-            raise ValueError(f"{line.where}: question_id must be a number or string, got {question_id!r}")
-        for key, value in (("text", prompt), ("image", name)):
-            if not isinstance(value, str) or not value.strip():
-                raise ValueError(f"{line.where}: {key} must be a non-empty string, got {value!r}")
-        if images is not None and not (images / name).is_file():
-            raise FileNotFoundError(f"{line.where}: image must exist, got {images / name}; download it")
-        item = BenchmarkItem(
-            key=f"{question_id}\n{prompt}" if keyed_by_prompt else str(question_id),
-            where=line.where,
-            question_id=question_id,
-            prompt=prompt,
-            images=() if images is None else (images / name,),
-            fields={key: value for key, value in line.record.items() if key not in ("question_id", "text")},
-        )
-        if (first := items.setdefault(item.key, item)) is not item:
-            raise ValueError(f"question ids must be unique, got {question_id!r} in {first.where} and {item.where}")
-    if not items:
-        raise ValueError(f"{questions} must contain one JSON record per line, got an empty file")
-    return list(items.values())
+# ---- annotations ----
 
 
 def find_annotation(annotations: Mapping[Any, T], key: Hashable, item: BenchmarkItem, source: Path) -> T:

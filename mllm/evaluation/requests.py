@@ -7,25 +7,23 @@ Images are read by the world's checker, words are compared as words; no model ju
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import field, replace
-from itertools import combinations
+from dataclasses import dataclass, replace
+from itertools import combinations, product
 from math import hypot
 from pathlib import Path
 from random import Random
 from typing import Any, TypeVar
 
 from PIL import Image
-from pydantic import ConfigDict, NonNegativeInt, TypeAdapter, ValidationError
-from pydantic.dataclasses import dataclass
+from pydantic import BaseModel, NonNegativeInt, TypeAdapter, ValidationError
 
 from mllm.conversation import ImagePart, Message, TextPart
 from mllm.evaluation.answerer import model_fingerprint
 from mllm.evaluation.intervals import Rate
-from mllm.evaluation.world import Answer, Part, answer_message, answer_with, hold
+from mllm.evaluation.world import Answer, Held, Part, answer_message, answer_with, hold
 from mllm.files import read_lines, tool_versions, wrong_value
 from mllm.pipeline import Pipeline, check_task
 from mllm.world.checker import ParsedScene, parse
@@ -60,18 +58,18 @@ COMPARISONS = {"larger than": "larger", "smaller than": "smaller"}
 
 Names = str | list[str] | None
 """One value, any of several, or None where every value will do."""
-STRICT = ConfigDict(extra="forbid", strict=True)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
-class Description:
-    """Attributes of an object."""
+class Form(BaseModel, frozen=True, strict=True, extra="forbid"):
+    """An object of JSON that has its keys and no others."""
 
+
+class Description(Form):
     shape: Names = None
     color: Names = None
     size: Names = None
 
-    def __post_init__(self) -> None:
+    def model_post_init(self, _: object) -> None:
         for name, choices in ATTRIBUTES.items():
             check_names(name, getattr(self, name), choices)
 
@@ -83,24 +81,22 @@ class Description:
         return " ".join(" or ".join(names) for names in words if names)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
 class CountedDescription(Description):
     """An object that is in an image exactly `count` times."""
 
     count: NonNegativeInt = 1
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
-class SceneExpectation:
+class SceneExpectation(Form):
     """What the only image of an answer must show."""
 
-    objects: list[CountedDescription] = field(default_factory=list)
+    objects: list[CountedDescription] = []
     total: NonNegativeInt | None = None  # number of all objects; None: any
-    none: list[Description] = field(default_factory=list)  # nothing may match these
+    none: list[Description] = []  # nothing may match these
     background: Names = None
-    relations: list[tuple[int, str, int]] = field(default_factory=list)  # between entries of `objects`
+    relations: list[tuple[int, str, int]] = []  # between entries of `objects`
 
-    def __post_init__(self) -> None:
+    def model_post_init(self, _: object) -> None:
         check_names("background", self.background, BACKGROUNDS)
         single = [index for index, wanted in enumerate(self.objects) if wanted.count == 1]
         for first, relation, second in self.relations:
@@ -109,26 +105,22 @@ class SceneExpectation:
                 raise ValueError(f"a relation must be between entries of count 1 ({single}), got {first}, {second}")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
-class TextExpectation:
+class TextExpectation(Form):
     """Words or phrases of which an answer must hold one, and of which it must hold none."""
 
-    any_of: list[str] = field(default_factory=list)
-    none_of: list[str] = field(default_factory=list)
+    any_of: list[str] = []
+    none_of: list[str] = []
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
-class Expectation:
-    """What an answer must be."""
-
+class Expectation(Form):
     scene: SceneExpectation | None = None
     keeps: bool = False  # what is in the image before, save what `changes` match
-    changes: list[Description] = field(default_factory=list)
+    changes: list[Description] = []
     text: TextExpectation | None = None
     no_picture: bool = False
     decline: bool = False
 
-    def __post_init__(self) -> None:
+    def model_post_init(self, _: object) -> None:
         if not (self.scene or self.text or self.no_picture or self.decline):
             raise ValueError("expect must have scene, text, no_picture or decline, got none; say what is right")
         if self.scene and (self.no_picture or self.decline):
@@ -137,16 +129,12 @@ class Expectation:
             raise ValueError("keeps must come beside scene, and changes beside keeps, got one alone; add the other")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
-class RequestTurn:
-    """What the user says, and what the answer must be."""
-
+class RequestTurn(Form):
     user: str
     expect: Expectation
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
-class Item:
+class Item(Form):
     """One line of the file: a dialogue, and the scene that is shown with its first turn."""
 
     id: str
@@ -154,7 +142,7 @@ class Item:
     image: Scene | None = None
     turns: list[RequestTurn]
 
-    def __post_init__(self) -> None:
+    def model_post_init(self, _: object) -> None:
         if not self.turns or not all(turn.user.strip() for turn in self.turns):
             raise ValueError("turns must say something each, got none or an empty one; add what the user says")
         has_image = self.image is not None
@@ -189,7 +177,7 @@ def read_items(path: Path) -> list[Item]:
             item = read_value(record, Item)
             if item.id in items:
                 raise ValueError(f"id must be given once, got {item.id!r} again; rename it")
-            items[item.id] = item if item.image is None else replace(item, image=nudge_apart(item.image))
+            items[item.id] = item.model_copy(update={"image": item.image and nudge_apart(item.image)})
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from error
     if not items:
@@ -203,13 +191,12 @@ def generate_items(kinds: Sequence[str], count: int, *, seed: int) -> list[Item]
     if unknown:
         raise ValueError(f"kinds must be among {', '.join(KINDS)}, got {', '.join(unknown)}")
     items: list[Item] = []
-    for kind in kinds:
-        for index in range(count):
-            rng = Random(f"requests/{seed}/{kind}/{index}")
+    for kind, index in product(kinds, range(count)):
+        rng = Random(f"requests/{seed}/{kind}/{index}")
+        turns = make_people(kind, rng, "test")
+        while any(turn.shown for turn in turns[1:]):
             turns = make_people(kind, rng, "test")
-            while any(turn.shown for turn in turns[1:]):
-                turns = make_people(kind, rng, "test")
-            items.append(read_value(as_item(turns, id=f"{kind}-{index}", kind=kind), Item))
+        items.append(read_value(as_item(turns, id=f"{kind}-{index}", kind=kind), Item))
     return items
 
 
@@ -317,14 +304,11 @@ def name_of(item: SceneObject) -> str:
 # ---- running ----
 
 
-@dataclasses.dataclass(slots=True)
-class RunningItem:
-    """An item while its turns are held."""
+@dataclass
+class RunningItem(Held):
+    """An item while its turns are held; its scene is that of the last image."""
 
     item: Item
-    seed: int
-    messages: list[Message] = field(default_factory=list)
-    scene: Scene | None = None  # of the last image, as far as it could be read
     failure: dict[str, Any] | None = None
 
     def goes_on(self, turn: int) -> bool:
@@ -361,8 +345,8 @@ def name_scene(image: ParsedScene) -> str:
 
 def evaluate_requests(answer: Answer, items: Sequence[Item], *, seed: int = 0) -> dict[str, Any]:
     """Right and total of each kind and in all, 95 % intervals, and the failures; item i has seed + i."""
-    held = [RunningItem(item, seed + index) for index, item in enumerate(items)]
-    hold(answer, held, "interleaved", name="requests")
+    running = [RunningItem(item, seed=seed + index) for index, item in enumerate(items)]
+    held = hold(answer, running, "interleaved", name="requests")
     rates = {}
     for kind in [*dict.fromkeys(item.kind for item in items), None]:  # None: all of them
         counted = [each for each in held if kind in (None, each.item.kind)]

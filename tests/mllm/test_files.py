@@ -14,7 +14,16 @@ import pytest
 import torch
 import transformers
 
-from mllm.files import read_lines, tool_versions, version_of, whole_file, whole_folder, write_json, write_text
+from mllm.files import (
+    fingerprint_of,
+    read_lines,
+    tool_versions,
+    version_of,
+    whole_file,
+    whole_folder,
+    write_json,
+    write_text,
+)
 
 
 def test_a_file_appears_whole_at_the_end(tmp_path: Path) -> None:
@@ -93,6 +102,15 @@ def test_versions_are_those_that_the_packages_say_themselves() -> None:
         "mllm-toolkit": version_of("mllm-toolkit"),
         "no-such-package": "(not installed)",
     }
+
+
+def test_the_fingerprint_of_a_folder_follows_its_texts_or_names_and_sizes_of_images(tmp_path: Path) -> None:
+    found = []
+    for name, content in (("1.png", b"a"), ("1.png", b"ab"), ("2.png", b"a"), ("x.json", b"[1]"), ("x.json", b"[2]")):
+        (tmp_path / name).write_bytes(content)
+        found.append(fingerprint_of(tmp_path))
+    (tmp_path / "3.png").write_bytes(b"")
+    assert len(set(found)) == 5 and fingerprint_of(tmp_path) == found[-1], "texts count alone where there are any"
 
 
 def test_lines_are_read_without_a_mark_and_errors_name_the_line(tmp_path: Path) -> None:

@@ -45,14 +45,8 @@ def score_files(benchmark: Benchmark, questions: Path, answers: Path, annotation
 def make_items(count: int, *, draws: bool = False) -> list[BenchmarkItem]:
     """Questions, or requests for images."""
     return [
-        BenchmarkItem(
-            key=str(n),
-            where=f"questions.jsonl, line {n + 1}",
-            question_id=n,
-            prompt=f"question {n}",
-            output=f"images/{n + 1:05d}.png" if draws else None,
-        )
-        for n in range(count)
+        BenchmarkItem(str(n), f"questions.jsonl, line {n + 1}", n, f"question {n}", output=name if draws else None)
+        for n, name in enumerate(f"images/{n + 1:05d}.png" for n in range(count))
     ]
 
 
@@ -81,14 +75,8 @@ def run(
     folder: Path, answerer: Answerer, *, count: int = 23, batch_size: int = 4, rank: int = 0, size: int = 1
 ) -> bool:
     """One process of a run."""
-    return run_items(
-        make_items(count, draws=answerer.draws),
-        answerer,
-        RunFolder(folder),
-        description=DESCRIPTION,
-        batch_size=batch_size,
-        shard=(rank, size),
-    )
+    items, how = make_items(count, draws=answerer.draws), {"description": DESCRIPTION, "shard": (rank, size)}
+    return run_items(items, answerer, RunFolder(folder), batch_size=batch_size, **how)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -99,19 +87,9 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 # ---- GenAI-Bench ----
 
-COUNTS = {
-    "attribute": 143,
-    "scene": 109,
-    "spatial relation": 104,
-    "action relation": 138,
-    "part relation": 34,
-    "counting": 97,
-    "comparison": 51,
-    "differentiation": 105,
-    "negation": 101,
-    "universal": 47,
-}
-BASIC = ("attribute", "scene", "spatial relation", "action relation", "part relation")
+COUNTS = {"attribute": 143, "scene": 109, "spatial relation": 104, "action relation": 138, "part relation": 34}
+BASIC = tuple(COUNTS)
+COUNTS |= {"counting": 97, "comparison": 51, "differentiation": 105, "negation": 101, "universal": 47}
 
 
 def write_genai_bench(folder: Path, *, size: int = 527, first: int = 1) -> tuple[Path, Path]:

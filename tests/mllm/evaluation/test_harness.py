@@ -11,11 +11,10 @@ import csv
 import importlib
 import json
 import os
+import pkgutil
 import subprocess
 import sys
 import tomllib
-from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from types import ModuleType, SimpleNamespace
@@ -68,30 +67,17 @@ def doc_to_messages(doc, lmms_eval_specific_kwargs=None):
 """
 
 
-class RecordedLmms(ABC):
-    """The abstract methods of lmms_eval.api.model.lmms."""
+class RecordedLmms:
+    """lmms_eval.api.model.lmms; its abstract methods are called below."""
 
     is_simple = True
 
     def __init__(self) -> None:
         self.task_dict: dict[str, Any] = {}
 
-    @abstractmethod
-    def loglikelihood(self, requests: list) -> list: ...
 
-    @abstractmethod
-    def generate_until(self, requests: list) -> list[str]: ...
-
-    @abstractmethod
-    def generate_until_multi_round(self, requests: list) -> list[str]: ...
-
-
-@dataclass(frozen=True)
-class RecordedManifest:
-    model_id: str
-    simple_class_path: str | None = None
-    chat_class_path: str | None = None
-    aliases: tuple[str, ...] = ()
+def record_manifest(*, model_id: str, chat_class_path: str) -> SimpleNamespace:
+    return SimpleNamespace(model_id=model_id, chat_class_path=chat_class_path)
 
 
 def install(monkeypatch: pytest.MonkeyPatch, name: str, **members: Any) -> ModuleType:
@@ -107,15 +93,13 @@ def lmms_class(monkeypatch: pytest.MonkeyPatch) -> type:
     for name in ("lmms_eval", "lmms_eval.api", "lmms_eval.models"):
         install(monkeypatch, name)
     install(monkeypatch, "lmms_eval.api.model", lmms=RecordedLmms)
-    install(monkeypatch, "lmms_eval.models.registry_v2", ModelManifest=RecordedManifest)
+    install(monkeypatch, "lmms_eval.models.registry_v2", ModelManifest=record_manifest)
     entries = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]["lmms_eval.models"]
-    module, _, name = entries["mllm_toolkit"].partition(":")
-    found = getattr(importlib.import_module(module), name)()
-    assert found.model_id == "mllm_toolkit"
+    found = pkgutil.resolve_name(entries["mllm_toolkit"])()
     module, _, name = found.chat_class_path.rpartition(".")
     monkeypatch.delitem(sys.modules, module, raising=False)
     kind = getattr(importlib.import_module(module), name)
-    assert issubclass(kind, RecordedLmms) and kind.is_simple is False
+    assert found.model_id == "mllm_toolkit" and issubclass(kind, RecordedLmms) and kind.is_simple is False
     return kind
 
 
@@ -202,43 +186,43 @@ def test_without_their_harness_the_plugins_say_how_to_get_it(monkeypatch: pytest
 # ---- the installed harnesses ----
 
 
-def make_task(folder: Path) -> list[dict[str, str]]:
-    """A task of lmms-eval on pictures of the world; gives its rows."""
+def make_rows(folder: Path, count: int) -> list[dict[str, str]]:
+    """Questions about images of the world, in words that the bundled model knows."""
     rng, rows = Random(3), []
-    for number in range(5):
+    for number in range(count):
         picture = folder / f"{number}.png"
         question, answer = ask_about(draw_scene(picture, rng), rng)
         rows.append({"image": str(picture), "question": question, "answer": answer})
-    words = datasets.Value("string")
-    features = datasets.Features({"image": datasets.Image(), "question": words, "answer": words})
-    datasets.Dataset.from_list(rows, features=features).to_parquet(folder / "test.parquet")
-    (folder / "small_world.yaml").write_text(TASK.format(data=folder / "test.parquet"))
-    (folder / "small_world_utils.py").write_text(FUNCTIONS)
     return rows
+
+
+def run_there(python: str, *words: str, folder: Path, **environment: str) -> None:
+    """Run a command of an environment that has a harness."""
+    surroundings = {**os.environ, "HF_HUB_OFFLINE": "1", **environment}
+    done = subprocess.run([python, *words], cwd=folder, env=surroundings, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and (folder / "out").is_dir(), done.stderr[-3000:]
+
+
+def answers_here(rows: list[dict[str, str]], **settings: Any) -> list[str]:
+    pipeline = Pipeline.load(None, device="cpu")
+    return [pipeline.ask(row["image"], row["question"], greedy=True, **settings).strip() for row in rows]
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not PYTHON, reason="LMMS_EVAL_PYTHON names no environment with lmms-eval (docs/evaluation.md)")
 def test_lmms_eval_finds_the_model_and_scores_its_answers(tmp_path: Path) -> None:
-    rows = make_task(tmp_path)
-    words = ["--model", "mllm_toolkit", "--model_args", "device=cpu", "--tasks", "small_world", "--log_samples"]
-    folders = ["--include_path", str(tmp_path), "--output_path", str(tmp_path / "out")]
-    done = subprocess.run(
-        [PYTHON, "-m", "lmms_eval", *words, *folders],
-        cwd=tmp_path,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "cache")},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    written = list((tmp_path / "out").rglob("*_samples_small_world.jsonl"))
-    assert len(written) == 1, done.stderr[-3000:]  # its exit status is 0 after errors too
-    [samples] = written
-    found = [json.loads(line) for line in samples.read_text().splitlines()]
-    pipeline = Pipeline.load(None, device="cpu")
-    expected = [pipeline.ask(row["image"], row["question"], greedy=True, max_new_tokens=12).strip() for row in rows]
-    assert [sample["filtered_resps"] for sample in sorted(found, key=lambda sample: sample["doc_id"])] == expected
+    rows, words = make_rows(tmp_path, 5), datasets.Value("string")
+    features = datasets.Features({"image": datasets.Image(), "question": words, "answer": words})
+    datasets.Dataset.from_list(rows, features=features).to_parquet(tmp_path / "test.parquet")
+    (tmp_path / "small_world.yaml").write_text(TASK.format(data=tmp_path / "test.parquet"))
+    (tmp_path / "small_world_utils.py").write_text(FUNCTIONS)
+    options = "--model mllm_toolkit --model_args device=cpu --tasks small_world --log_samples --include_path . "
+    command = ("-m", "lmms_eval", *options.split(), "--output_path", "out")
+    run_there(PYTHON, *command, folder=tmp_path, HF_HOME=str(tmp_path / "cache"))
+    [samples] = (tmp_path / "out").rglob("*_samples_small_world.jsonl")
+    found = sorted(map(json.loads, samples.read_text().splitlines()), key=lambda sample: sample["doc_id"])
+    expected = answers_here(rows, max_new_tokens=12)
+    assert [sample["filtered_resps"] for sample in found] == expected
     [aggregated] = (tmp_path / "out").rglob("*_results.json")
     share = sum(given == row["answer"] for given, row in zip(expected, rows, strict=True)) / len(rows)
     assert json.loads(aggregated.read_text())["results"]["small_world"]["exact_match,none"] == pytest.approx(share)
@@ -247,28 +231,14 @@ def test_lmms_eval_finds_the_model_and_scores_its_answers(tmp_path: Path) -> Non
 @pytest.mark.slow
 @pytest.mark.skipif(not VLMEVAL_PYTHON, reason="VLMEVAL_PYTHON names none with VLMEvalKit (docs/evaluation.md)")
 def test_vlmevalkit_runs_the_model_on_a_table_of_questions(tmp_path: Path) -> None:
-    rng, rows = Random(7), []
-    for number in range(6):
-        picture = tmp_path / f"{number}.png"
-        question, answer = ask_about(draw_scene(picture, rng), rng)
-        image = base64.b64encode(picture.read_bytes()).decode()
-        rows.append({"index": str(number), "image": image, "question": question, "answer": answer})
+    rows = make_rows(tmp_path, 6)
     with open(tmp_path / "SmallWorld.tsv", "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, rows[0].keys(), delimiter="\t")
+        writer = csv.DictWriter(file, ("index", *rows[0]), delimiter="\t")
         writer.writeheader()
-        writer.writerows(rows)
-    done = subprocess.run(
-        [VLMEVAL_PYTHON, "-c", RUN_VLMEVAL],
-        cwd=tmp_path,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "LMUData": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+        for n, row in enumerate(rows):
+            writer.writerow({**row, "index": n, "image": base64.b64encode(Path(row["image"]).read_bytes()).decode()})
+    run_there(VLMEVAL_PYTHON, "-c", RUN_VLMEVAL, folder=tmp_path, LMUData=str(tmp_path))
     [table] = (tmp_path / "out").rglob("ours_SmallWorld.xlsx")
     read = f"import pandas; print(pandas.read_excel({str(table)!r}, dtype=str).prediction.to_json(orient='values'))"
     found = subprocess.run([VLMEVAL_PYTHON, "-c", read], capture_output=True, text=True, check=True).stdout
-    pipeline = Pipeline.load(None, device="cpu")
-    expected = [pipeline.ask(tmp_path / f"{row['index']}.png", row["question"], greedy=True).strip() for row in rows]
-    assert json.loads(found) == expected
+    assert json.loads(found) == answers_here(rows)

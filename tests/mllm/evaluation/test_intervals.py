@@ -18,9 +18,6 @@ def test_the_bootstrap_equals_resampling_items_one_by_one() -> None:
     assert score.low == pytest.approx(means[100], abs=0.6) and score.high == pytest.approx(means[3900], abs=0.6)
     assert score.count == 211
     assert mean_with_interval(values, scale=100) == score
-
-
-def test_equal_items_and_a_single_item_are_certain() -> None:
     for values in ([1.0] * 9, [1.0]):
         score = mean_with_interval(values, scale=100)
         assert (score.low, score.value, score.high, score.count) == (100.0, 100.0, 100.0, len(values))
@@ -52,13 +49,8 @@ def test_rates_have_the_interval_of_wilson() -> None:
 def test_auroc_equals_counting_pairs() -> None:
     rng = random.Random(1)
     scores, right = [rng.randrange(9) / 9 for _ in range(60)], [rng.random() < 0.4 for _ in range(60)]
-    pairs = [
-        (a > b) + 0.5 * (a == b)
-        for a, x in zip(scores, right, strict=True)
-        if x
-        for b, y in zip(scores, right, strict=True)
-        if not y
-    ]
+    rights, wrongs = ([s for s, r in zip(scores, right, strict=True) if r == kind] for kind in (True, False))
+    pairs = [(a > b) + 0.5 * (a == b) for a in rights for b in wrongs]
     assert auroc(scores, right) == pytest.approx(sum(pairs) / len(pairs))
     assert auroc([1.0, 2.0], [True, True]) is None
     low, high = auroc_interval([(scores[n : n + 4], right[n : n + 4]) for n in range(0, 60, 4)])

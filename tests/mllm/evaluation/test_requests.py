@@ -149,36 +149,36 @@ def test_the_example_of_the_page_is_read(tmp_path: Path) -> None:
     assert found.image is not None and len(found.turns) == 2
 
 
+GOOD = item("a", "talk", None, {"no_picture": True})
+WRONG_ITEMS = [
+    {"id": 3},
+    {"id": "a"},  # the same id
+    {"knid": "talk"},
+    {"turns": []},
+    {"turns": [{"user": " ", "expect": {"no_picture": True}}]},
+    {"image": {**SHOWN, "background": "pink"}},
+    {"image": {**SHOWN, "objects": SHOWN["objects"][:1] * 5}},
+    {"image": {**SHOWN, "objects": [{**SHOWN["objects"][0], "x": 1.5}]}},
+]
+WRONG_EXPECTATIONS = [
+    {},
+    {"keeps": True, **image_of({})},
+    {"changes": [], "decline": "yes"},
+    {**STAR_AND_BOX, "no_picture": True},
+    {"text": {"any_of": "no"}},
+    image_of({"shape": "cube"}),
+    image_of({"shape": "star", "count": "2"}),
+    image_of({"shape": "star", "count": -1}),
+    image_of({"shape": "star"}, relations=[[0, "left of", 1]]),
+    image_of({"shape": "star"}, {}, relations=[[0, "beside", 1]]),
+    image_of({"shape": "star"}, {}, relations=[[0, "left of"]]),
+]
+
+
 def test_a_malformed_line_is_one_error_with_file_and_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    good, path = item("a", "talk", None, {"no_picture": True}), tmp_path / "tests.jsonl"
-    five = {**SHOWN, "objects": SHOWN["objects"][:1] * 5}
-    for bad in (
-        {**good, "id": 3},
-        good,  # the same id
-        {**good, "id": "b", "knid": "talk"},
-        {**good, "id": "b", "turns": []},
-        {**good, "id": "b", "turns": [{"user": " ", "expect": {"no_picture": True}}]},
-        {**good, "id": "b", "image": {**SHOWN, "background": "pink"}},
-        {**good, "id": "b", "image": five},
-        {**good, "id": "b", "image": {**SHOWN, "objects": [{**SHOWN["objects"][0], "x": 1.5}]}},
-        *(
-            item("b", "talk", None, expect)
-            for expect in (
-                {},
-                {"keeps": True, **image_of({})},
-                {"changes": [], "decline": "yes"},
-                {**STAR_AND_BOX, "no_picture": True},
-                {"text": {"any_of": "no"}},
-                image_of({"shape": "cube"}),
-                image_of({"shape": "star", "count": "2"}),
-                image_of({"shape": "star", "count": -1}),
-                image_of({"shape": "star"}, relations=[[0, "left of", 1]]),
-                image_of({"shape": "star"}, {}, relations=[[0, "beside", 1]]),
-                image_of({"shape": "star"}, {}, relations=[[0, "left of"]]),
-            )
-        ),
-    ):
-        write(path, good, bad)
+    path, wrong = tmp_path / "tests.jsonl", [item("b", "talk", None, expect) for expect in WRONG_EXPECTATIONS]
+    for bad in (*({**GOOD, "id": "b", **change} for change in WRONG_ITEMS), *wrong):
+        write(path, GOOD, bad)
         assert main(["evaluate", "requests", str(path)]) == 2, bad
         error = capsys.readouterr().err
         assert error.count("\n") == 1 and f"{path}, line 2" in error and "must" in error, error

@@ -6,8 +6,9 @@ Weights of other networks are small and random, in the layout of the published f
 import json
 import sys
 import tarfile
+from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,9 +19,9 @@ from torch import Tensor
 from mllm.checkpoint import find_image_tokenizer
 from mllm.cli.main import main
 from mllm.evaluation.tokenizer import EvaluationImages, fit_probe
+from tests.conftest import small_tokenizer_config
 from tests.mllm.tiny_folder import build_tiny_folder
 from tests.train.published_weights import lpips_weights, write_merges
-from tokenizer.config import UniTokConfig
 from tokenizer.images import ImageProcessor
 from tokenizer.metrics import LPIPS, TEMPLATES
 from tokenizer.text_tower import load_captions
@@ -150,8 +151,7 @@ def test_the_probe_minimises_its_loss() -> None:
     features, labels = torch.randn(50, 4, generator=generator), torch.randint(3, (50,), generator=generator)
     weights, bias = (part.requires_grad_() for part in fit_probe(features, labels, num_classes=3))
     loss = torch.nn.functional.cross_entropy(features @ weights + bias, labels) + 1e-3 * weights.square().sum()
-    for gradient in torch.autograd.grad(loss, (weights, bias)):
-        assert gradient.abs().max() < 1e-3
+    assert all(gradient.abs().max() < 1e-3 for gradient in torch.autograd.grad(loss, (weights, bias)))
 
 
 def test_zero_shot_accuracy_is_that_of_a_plain_loop(tmp_path: Path) -> None:
@@ -162,18 +162,15 @@ def test_zero_shot_accuracy_is_that_of_a_plain_loop(tmp_path: Path) -> None:
             levels = rng.integers(0, 256, (36, 40, 3), dtype=np.uint8)
             Image.fromarray(levels).save(classes / name / f"{number}.png")
     torch.manual_seed(3)
-    small = {"width": 12, "depth": 1, "decoder_depth": 1, "num_heads": 2, "stem_width": 4, "projection_heads": 2}
-    stages = {"stage_widths": (4, 8), "stage_depths": (1, 1), "decoder_widths": (8, 4), "decoder_depths": (1, 1)}
-    codes = {"image_size": 32, "num_codebooks": 3, "codebook_size": 17, "code_width": 4}
     text = {"embed_dim": 10, "text_vocab_size": 517, "text_context": 12, "text_width": 8, "text_heads": 2}
-    tokenizer = UniTok(UniTokConfig(**small, **stages, **codes, **text, text_layers=1)).eval()
+    tokenizer = UniTok(replace(small_tokenizer_config(), **text, text_layers=1)).eval()
     tokenizer.save_pretrained(tmp_path / "model")
     merges = write_merges(tmp_path / "bpe_simple_vocab_16e6.txt.gz")
     templates, names = tmp_path / "templates.txt", tmp_path / "names.json"
     templates.write_text("a {}.\nthe {} of the cat.\n")
     names.write_text(json.dumps({name: f"{name[:2]} thing" for name in CLASSES}))
     captions = load_captions(merges, vocab_size=517, context=12)
-    prepare = ImageProcessor(height=32, width=32, preparation="zero_shot")
+    prepare = ImageProcessor(height=48, width=48, preparation="zero_shot")
     for more, sentences, prompts in (
         ((), TEMPLATES, "CLIP's 80 sentences"),
         (("--templates", templates), ("a {}.", "the {} of the cat."), "sentences of templates.txt"),
@@ -225,15 +222,13 @@ def test_fid_is_over_the_images_of_this_evaluation_alone(
     assert main(["evaluate", "tokenizer", *words, "--output", str(tmp_path / "o")]) == 2
     assert "pip install 'mllm-toolkit[eval-images]'" in capsys.readouterr().err
     assert not (tmp_path / "o").exists()  # refused before anything is computed
-    library = ModuleType("torch_fidelity")
     seen: list[tuple[int, int]] = []
 
     def calculate_metrics(*, input1: str, input2: str, **_: object) -> dict[str, float]:
         seen.append((len(list(Path(input1).iterdir())), len(list(Path(input2).iterdir()))))
         return {"frechet_inception_distance": 1.5, "inception_score_mean": 2.5}
 
-    library.__dict__["calculate_metrics"] = calculate_metrics
-    monkeypatch.setitem(sys.modules, "torch_fidelity", library)
+    monkeypatch.setitem(sys.modules, "torch_fidelity", SimpleNamespace(calculate_metrics=calculate_metrics))
     evaluate(tmp_path, *words)
     result = evaluate(tmp_path, *words, "--limit", "4")
     assert seen == [(NUM_IMAGES, NUM_IMAGES), (4, 4)]

@@ -15,12 +15,12 @@ from PIL import Image
 from mllm.cli.main import main
 from mllm.conversation import ImagePart, Message
 from mllm.engine.state_machine import NoRoomError
+from mllm.evaluation.answerer import choose_groups
 from mllm.evaluation.world import (
     GROUPS,
     Candidates,
     Group,
     best_of_lines,
-    choose_groups,
     evaluate_world,
     highest_perplexity,
     make_items,
@@ -29,6 +29,7 @@ from mllm.evaluation.world import (
     plain_patches,
     score_round_trip,
 )
+from mllm.files import read_lines
 from mllm.pipeline import STRIDE
 from mllm.world.dialogue import ImageRef
 from mllm.world.render import RenderSize
@@ -98,7 +99,7 @@ def test_a_dialogue_that_outgrows_the_context_fails_and_the_others_are_answered(
 
     for jobs in (["juggle"], ["draw", "juggle"], []):
         with pytest.raises(ValueError):
-            choose_groups(jobs)
+            choose_groups(GROUPS, jobs)
     with pytest.raises(ValueError):
         evaluate_world(lambda d, m, s: [], count=0, seed=0)
 
@@ -119,15 +120,9 @@ def test_a_perfect_judge_finds_the_right_candidate_and_a_contrary_one_avoids_it(
 
     for sign in (1, -1):
         drawn.clear()
-        measured = measure_best_of(
-            draw,
-            lambda images, requests, sign=sign: [sign * float(np.asarray(image).std()) for image in images],
-            GROUPS[0],
-            best_of=(1, 4),
-            count=COUNT,
-            seed=SEED,
-            chunk=5,
-        )
+        settings = {"best_of": (1, 4), "count": COUNT, "seed": SEED, "chunk": 5}
+        judge = lambda images, requests, sign=sign: [sign * float(np.asarray(image).std()) for image in images]  # noqa: E731
+        measured = measure_best_of(draw, judge, GROUPS[0], **settings)
         assert drawn == [SEED + n + j * STRIDE for n in range(COUNT) for j in range(4)]
         rates = {number: values["rate"] for number, values in measured["best_of"].items()}
         assert rates == {"1": 0.0, "4": 1.0 if sign > 0 else 0.0}
@@ -141,57 +136,34 @@ def test_the_command_measures_best_of_n(
 ) -> None:
     monkeypatch.setattr("mllm.evaluation.world.CHECKER_COUNT", 20)
     command = ["evaluate", "world", "--device", "cpu", "--count", "1", "--batch-size", "4"]
-    assert main([*command, "--jobs", "draw", "--best-of", "1", "2", "--json", str(tmp_path / "a.json")]) == 0
+    files = ["--json", str(tmp_path / "a.json"), "--items", str(tmp_path / "items.jsonl")]
+    assert main([*command, "--jobs", "draw", "--best-of", "1", "2", *files]) == 0
+    lines = [line.record for line in read_lines(tmp_path / "items.jsonl")]
+    assert [line["group"] for line in lines] == ["draw, seen pairs", "draw, held-out pairs"]
+    assert all(line["seed"] == 0 and len(line["passed"]) == 1 and line["answers"] for line in lines)
     measured = json.loads((tmp_path / "a.json").read_text())["self_judged"]
-    assert {name: values["candidates"] for name, values in measured.items()} == {
-        "draw, seen pairs": 2,
-        "draw, held-out pairs": 2,
-    }
+    found = {name: values["candidates"] for name, values in measured.items()}
+    assert found == {"draw, seen pairs": 2, "draw, held-out pairs": 2}
     printed = capsys.readouterr().out
     assert "best of 2" in printed and "AUROC of its score" in printed
     assert main([*command, "--jobs", "ask", "--best-of", "2"]) == 2
 
 
-@pytest.mark.slow
-def test_every_item_is_answered_alike_with_and_without_speculation(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The digests of all answers, not the verdicts alone; docs/performance.md has it for 300 items."""
-    monkeypatch.setattr("mllm.evaluation.world.CHECKER_COUNT", 20)
-    command = ["evaluate", "world", "--device", "cpu", "--dtype", "float32", "--count", "2"]
-    written = {}
-    for speculate in ("on", "off"):
-        path = tmp_path / f"{speculate}.jsonl"
-        assert main([*command, "--speculate", speculate, "--items", str(path)]) == 0
-        written[speculate] = path.read_text()
-    assert written["on"] == written["off"] and len(written["on"].splitlines()) == 2 * len(GROUPS)
-    lines = list(map(json.loads, written["on"].splitlines()))
-    assert len({line["answers"] for line in lines}) > len(GROUPS) and any(any(line["passed"]) for line in lines)
-
-
 # ---- the round trip of the world's images ----
 
 
-def test_patches_of_one_color_are_plain() -> None:
-    pixels_B3HW = torch.zeros(1, 3, 4, 6)
-    pixels_B3HW[0, 1, :2, 2:4] = 0.5  # the second patch of the first row is plain as well
-    pixels_B3HW[0, 2, 3, 5] = -1.0
-    is_plain_M, color_M3 = plain_patches(pixels_B3HW, 2)
-    assert is_plain_M.tolist() == [True, True, True, True, True, False]
-    assert color_M3[1].tolist() == [0.0, 0.5, 0.0] and color_M3[0].tolist() == [0.0, 0.0, 0.0]
-
-
-def test_the_highest_perplexity_fills_up_the_rarest_entries() -> None:
-    for fixed, total, counts in (
-        ([], 12, [4, 4, 4]),
-        ([9], 12, [9, 1, 1, 1]),
-        ([9, 1], 14, [9, 5 / 3, 5 / 3, 5 / 3]),
-        ([9, 4], 14, [9, 4, 0.5, 0.5]),
-        ([1, 1, 1], 3, [1, 1, 1]),
-    ):
-        expected = float(entropy_of(torch.tensor([counts]))[0].exp())
-        assert highest_perplexity(fixed, total, len(counts)) == pytest.approx(expected, rel=1e-5)
+@pytest.mark.parametrize(
+    ("fixed", "total", "counts"),
+    [([], 12, [4, 4, 4]), ([9], 12, [9, 1, 1, 1]), ([9, 4], 14, [9, 4, 0.5, 0.5]), ([1, 1, 1], 3, [1, 1, 1])],
+)
+def test_the_highest_perplexity_fills_up_the_rarest_entries(fixed: list, total: int, counts: list) -> None:
+    expected = float(entropy_of(torch.tensor([counts]))[0].exp())
+    assert highest_perplexity(fixed, total, len(counts)) == pytest.approx(expected, rel=1e-5)
     assert highest_perplexity([1, 1, 1], 3, 2) == 2.0, "more colors than entries bound nothing"
+    pixels_B3HW = torch.zeros(1, 3, 2, 6)
+    pixels_B3HW[0, 1, :, 2:4], pixels_B3HW[0, 2, 1, 5] = 0.5, -1.0
+    is_plain_M, color_M3 = plain_patches(pixels_B3HW, 2)
+    assert is_plain_M.tolist() == [True, True, False] and color_M3[1].tolist() == [0.0, 0.5, 0.0]
 
 
 def test_the_bundled_codebooks_are_used_evenly_where_there_is_something_to_see() -> None:

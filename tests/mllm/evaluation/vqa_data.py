@@ -4,7 +4,7 @@ File names, field names and prompts are those of the published sets and of LLaVA
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 
@@ -17,30 +17,48 @@ from tests.mllm.evaluation.builders import write_json, write_jsonl
 SHORT = "Answer the question using a single word or phrase."
 
 
-@dataclass(frozen=True)
+@dataclass
 class Data:
     """One data set on disk."""
 
-    questions: Path
-    images: Path
-    annotations: Path
-    count: int
+    folder: Path
+    rng: Random
+    suffix: str
+    questions: Path = Path()
+    images: Path = Path()
+    annotations: Path = Path()
+    asked: list[dict] = field(default_factory=list)
+
+    @property
+    def count(self) -> int:
+        return len(self.asked)
+
+    def ask(self, question_id: int | str, image: str, kind: str | None = None, **fields: str) -> tuple[str, str]:
+        """Draw an image and ask about it; gives the question in words, and the right answer."""
+        words, right = ask_about(draw_scene(self.images / image, self.rng), self.rng, kind)
+        self.add(question_id, image, fields.pop("text", "{}{}").format(words, self.suffix), **fields)
+        return words, right
+
+    def add(self, question_id: int | str, image: str, text: str, **fields: str) -> None:
+        self.asked.append({"question_id": question_id, "image": image, "text": text, "category": "default"} | fields)
+
+    def people(self, right: str) -> list[str]:
+        """Ten answers that mostly agree."""
+        others = ["red", "2", "circle", "yes", "the blue one"]
+        return [right if self.rng.random() < 0.7 else self.rng.choice(others) for _ in range(10)]
 
 
-def make_data(name: str, folder: Path, *, seed: int = 0, is_instructed: bool = True) -> Data:
+def make_data(name: str, folder: Path, *, is_instructed: bool = True) -> Data:
     """The data set of one benchmark.
 
     Args:
         is_instructed: prompts end with LLaVA's instruction; the bundled model does not know its words.
     """
-    questions: list[dict] = []
-    suffix = f"\n{SHORT}" if is_instructed else ""
-
-    def ask(question_id: int | str, image: str, text: str, **fields: str) -> None:
-        questions.append({"question_id": question_id, "image": image, "text": text, "category": "default"} | fields)
-
-    file, images, annotations = MAKERS[name](folder, Random(f"{name}/{seed}"), suffix, ask)
-    return Data(write_jsonl(folder / file, questions), images, annotations, len(questions))
+    file, images, make = MAKERS[name]
+    data = Data(folder, Random(name), f"\n{SHORT}" if is_instructed else "", images=folder / images)
+    data.annotations = make(data)
+    data.questions = write_jsonl(folder / file, data.asked)
+    return data
 
 
 def draw_scene(path: Path, rng: Random) -> Scene:
@@ -59,78 +77,54 @@ def ask_about(scene: Scene, rng: Random, kind: str | None = None) -> tuple[str, 
     return say_question(question, rng), right
 
 
-def ten_people(right: str, rng: Random) -> list[str]:
-    """Ten answers that mostly agree."""
-    return [
-        right if rng.random() < 0.7 else rng.choice(["red", "2", "circle", "yes", "the blue one"]) for _ in range(10)
-    ]
-
-
-def make_vqav2(folder: Path, rng: Random, suffix: str, ask: Callable[..., None]) -> tuple[str, Path, Path]:
+def make_vqav2(data: Data) -> Path:
     annotations = []
     for n in range(7):
-        name = f"COCO_val2014_{n:012d}.jpg"
-        words, right = ask_about(draw_scene(folder / "val2014" / name, rng), rng)
-        ask(1000 * n + 2, name, words + suffix)
-        people = ten_people(right, rng) if n % 3 else [right] * 10
+        _, right = data.ask(1000 * n + 2, f"COCO_val2014_{n:012d}.jpg")
         kind = "yes/no" if right in ("yes", "no") else "number" if right.isdigit() else "other"
-        said = [
-            {"answer": text, "answer_confidence": "yes", "answer_id": number + 1} for number, text in enumerate(people)
-        ]
+        said = [{"answer": text, "answer_id": number} for number, text in enumerate(data.people(right), start=1)]
         annotations.append({"answers": said, "image_id": n, "answer_type": kind, "question_id": 1000 * n + 2})
-    path = write_json(folder / "v2_mscoco_val2014_annotations.json", {"info": {}, "annotations": annotations})
-    return "llava_vqav2_mscoco_val2014.jsonl", folder / "val2014", path
+    return write_json(data.folder / "v2_mscoco_val2014_annotations.json", {"info": {}, "annotations": annotations})
 
 
-def make_gqa(folder: Path, rng: Random, suffix: str, ask: Callable[..., None]) -> tuple[str, Path, Path]:
-    gold, images = {}, folder / "data" / "images"
+def make_gqa(data: Data) -> Path:
+    gold = {}
     for n in range(7):
-        words, right = ask_about(draw_scene(images / f"n{n}.jpg", rng), rng)
-        ask(f"2010{n}", f"n{n}.jpg", words + suffix)
-        types = {"structural": rng.choice(["verify", "logical"]) if right in ("yes", "no") else "query"}
+        words, right = data.ask(f"2010{n}", f"n{n}.jpg")
+        types = {"structural": "verify" if right in ("yes", "no") else "query"}
         gold[f"2010{n}"] = {"imageId": f"n{n}", "question": words, "answer": right, "isBalanced": True, "types": types}
-    path = write_json(folder / "data" / "testdev_balanced_questions.json", gold)
-    return "llava_gqa_testdev_balanced.jsonl", images, path
+    return write_json(data.folder / "data" / "testdev_balanced_questions.json", gold)
 
 
-def make_textvqa(folder: Path, rng: Random, suffix: str, ask: Callable[..., None]) -> tuple[str, Path, Path]:
-    data = []
+def make_textvqa(data: Data) -> Path:
+    records = []
     for n in range(4):
-        name = f"{n:04x}ab"
-        scene = draw_scene(folder / "train_images" / f"{name}.jpg", rng)
         for kind in ("color", "count"):  # two questions share the id of their image
-            words, right = ask_about(scene, rng, kind)
-            ask(name, f"{name}.jpg", f"{words}\nReference OCR token: red, STOP, 7\n{SHORT}")
-            people = ten_people(right, rng)
-            data.append({"question": words, "image_id": name, "question_id": 34600 + len(data), "answers": people})
-    path = write_json(folder / "TextVQA_0.5.1_val.json", {"dataset_type": "val", "data": data})
-    return "llava_textvqa_val_v051_ocr.jsonl", folder / "train_images", path
+            text = f"{{}}\nReference OCR token: red, STOP, 7\n{SHORT}"
+            words, right = data.ask(f"{n:04x}ab", f"{n:04x}ab.jpg", kind, text=text)
+            records.append({"question": words, "image_id": f"{n:04x}ab", "answers": data.people(right)})
+    return write_json(data.folder / "TextVQA_0.5.1_val.json", {"dataset_type": "val", "data": records})
 
 
-def make_pope(folder: Path, rng: Random, suffix: str, ask: Callable[..., None]) -> tuple[str, Path, Path]:
-    total = 0
+def make_pope(data: Data) -> Path:
     for category, count in (("adversarial", 4), ("popular", 3), ("random", 5)):
         labels = []
-        for n in range(count):
-            name = f"COCO_val2014_{total:012d}.jpg"
-            words, right = "", ""
-            while right not in ("yes", "no"):
-                words, right = ask_about(draw_scene(folder / "val2014" / name, rng), rng, "existence")
-            ask(total, name, words + suffix, category=category)
-            labels.append({"question_id": n + 1, "image": name, "text": words, "label": right})
-            total += 1
-        write_jsonl(folder / "coco" / f"coco_pope_{category}.json", labels)
-    return "llava_pope_test.jsonl", folder / "val2014", folder / "coco"
+        for _ in range(count):
+            name = f"COCO_val2014_{data.count:012d}.jpg"
+            words, right = data.ask(data.count, name, "existence", category=category)
+            labels.append({"question_id": len(labels) + 1, "image": name, "text": words, "label": right})
+        write_jsonl(data.folder / "coco" / f"coco_pope_{category}.json", labels)
+    return data.folder / "coco"
 
 
-def make_mme(folder: Path, rng: Random, suffix: str, ask: Callable[..., None]) -> tuple[str, Path, Path]:
-    release = folder / "MME_Benchmark_release_version"
+def make_mme(data: Data) -> Path:
+    release = data.images
     for number, subtask in enumerate(MME.subtasks):
         texts, images = release / subtask, release / subtask
         if number % 2:  # both layouts occur in the release
             texts, images = texts / "questions_answers_YN", images / "images"
         texts.mkdir(parents=True)
-        scene = draw_scene(images / "0001.png", rng)
+        scene = draw_scene(images / "0001.png", data.rng)
         color = scene.objects[0].color
         other = next(c for c in ("red", "blue") if c != color)
         is_there = any(item.color == other for item in scene.objects)
@@ -140,28 +134,26 @@ def make_mme(folder: Path, rng: Random, suffix: str, ask: Callable[..., None]) -
             words = f"Is there a {name} shape?"
             lines.append(f"{words}{space}Please answer yes or no.\t{right}\n")
             image = str((images / "0001.png").relative_to(release))
-            ask(f"{subtask}/0001.png", image, words + suffix, category=subtask)
+            data.add(f"{subtask}/0001.png", image, words + data.suffix, category=subtask)
         (texts / "0001.txt").write_text("".join(lines), encoding="utf-8")
-    return "llava_mme.jsonl", release, release
+    return release
 
 
-def make_mmvet(folder: Path, rng: Random, suffix: str, ask: Callable[..., None]) -> tuple[str, Path, Path]:
+def make_mmvet(data: Data) -> Path:
     truth = {}
     for n in range(5):
-        name = f"v1_{n}.png"
-        words, right = ask_about(draw_scene(folder / "images" / name, rng), rng)
-        ask(n, name, words)
+        words, right = data.ask(n, f"v1_{n}.png", text="{}")
         capability = [["rec"], ["ocr", "spat"], ["rec", "know", "gen"]][n % 3]
-        truth[f"v1_{n}"] = {"imagename": name, "question": words, "answer": right, "capability": capability}
-    return "llava-mm-vet.jsonl", folder / "images", write_json(folder / "mm-vet.json", truth)
+        truth[f"v1_{n}"] = {"imagename": f"v1_{n}.png", "question": words, "answer": right, "capability": capability}
+    return write_json(data.folder / "mm-vet.json", truth)
 
 
-MAKERS = {
-    "vqav2": make_vqav2,
-    "gqa": make_gqa,
-    "textvqa": make_textvqa,
-    "pope": make_pope,
-    "mme": make_mme,
-    "mmvet": make_mmvet,
+MAKERS: dict[str, tuple[str, str, Callable[[Data], Path]]] = {
+    "vqav2": ("llava_vqav2_mscoco_val2014.jsonl", "val2014", make_vqav2),
+    "gqa": ("llava_gqa_testdev_balanced.jsonl", "data/images", make_gqa),
+    "textvqa": ("llava_textvqa_val_v051_ocr.jsonl", "train_images", make_textvqa),
+    "pope": ("llava_pope_test.jsonl", "val2014", make_pope),
+    "mme": ("llava_mme.jsonl", "MME_Benchmark_release_version", make_mme),
+    "mmvet": ("llava-mm-vet.jsonl", "images", make_mmvet),
 }
-"""Name -> function that asks questions, and gives the question file's name, the folder of images, the annotations."""
+"""Name -> question file, folder of images, and what draws, asks and gives the annotations."""
