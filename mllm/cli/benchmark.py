@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from argparse import Namespace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +24,17 @@ from mllm.cli.main import MODEL as MODEL_OPTIONS
 MODEL_SIZES = ("bundled", "XXS", "XS", "S", "M", "L", "head-7b", "7b", "7b-8-layers", "1b")
 GROWING = ("positions", "resolution", "codebooks", "context", "batch", "images")
 
-COMMON = [
-    option("--before", metavar="COMMIT", help="also time the code of this commit, from a worktree, in the same run"),
+BEFORE = option(
+    "--before", metavar="COMMIT", help="also time the code of this commit, from a worktree, in the same run"
+)
+TIMING = [
     option("--rounds", type=positive_count, default=5, help="timed rounds of each (default: 5)"),
     option("--threads", type=positive_count, default=1, help="CPU threads (default: 1)"),
     option("--device", help="where to compute (default: a GPU if there is one)"),
     option("--require", type=float, metavar="X", help="fail if less than X times as fast as upstream, or as before"),
     json_option("figures"),
 ]
+COMMON = [BEFORE, *TIMING]
 MODEL = option("--model", metavar="FOLDER", help="model folder (default: the bundled model)")
 BITS = option("--quantization", nargs="+", choices=("int8", "int4"), default=[], help="also time fewer bits")
 SAMPLING = [
@@ -82,7 +86,7 @@ SUBCOMMANDS: dict[str, tuple[str, str, list[Option]]] = {
         [
             MODEL,
             option("--requests", type=positive_count, default=64, metavar="N", help="how many (default: 64)"),
-            *COMMON[1:],
+            *TIMING,
         ],
     ),
     "head": (
@@ -112,15 +116,6 @@ SUBCOMMANDS: dict[str, tuple[str, str, list[Option]]] = {
         ],
     ),
 }
-
-
-def register(what: str) -> None:
-    summary, example, accepted = SUBCOMMANDS[what]
-    command(f"benchmark {what}", summary, example, *accepted)(lambda options: benchmark(what, options))
-
-
-for name in SUBCOMMANDS:
-    register(name)
 
 
 @command(
@@ -160,11 +155,10 @@ def benchmark(what: str, options: Namespace) -> int:
     cases: Any = CASES.get(what)
     if what == "training":  # `train` is above `mllm`
         cases = importlib.import_module("train.benchmark_training").training_cases(options)
-    growth = getattr(options, "growth", None)
-    if growth:
+    if growth := getattr(options, "growth", None):
         from mllm.benchmark.growth import fit_costs, growth_cases, plot_growth
 
-        cases = lambda settings: growth_cases(settings, growth)  # noqa: E731
+        cases = partial(growth_cases, parameters=growth)
     num_threads = torch.get_num_threads()
     torch.set_num_threads(options.threads)
     commit = getattr(options, "before", None)
@@ -189,3 +183,7 @@ def benchmark(what: str, options: Namespace) -> int:
     for problem in problems:
         print(f"mllm benchmark: {problem}", file=sys.stderr)
     return bool(problems)
+
+
+for name, (summary, example, accepted) in SUBCOMMANDS.items():
+    command(f"benchmark {name}", summary, example, *accepted)(partial(benchmark, name))

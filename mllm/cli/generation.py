@@ -1,7 +1,4 @@
-"""`mllm draw`, `ask`, `edit` and `chat`.
-
-Each parses nothing itself: options in, files and printed lines out; the work is `mllm.pipeline.Pipeline`'s.
-"""
+"""`mllm draw`, `ask`, `edit` and `chat`: options in, files and printed lines out; the work is `Pipeline`'s."""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ import importlib
 import os
 import secrets
 import sys
-from argparse import Namespace
+from argparse import ArgumentTypeError, Namespace
 from contextlib import suppress
 from functools import partial
 from io import TextIOWrapper
@@ -93,9 +90,7 @@ def draw(options: Namespace) -> int | None:
     elif is_declined(pipeline, options, options.prompt):
         return DECLINED
     else:
-        draw_some = partial(
-            pipeline.draw, options.prompt, size=options.size, plan=options.plan, best_of=options.best_of
-        )
+        draw_some = partial(pipeline.draw, options.prompt, **given(options, ("size", "plan", "best_of")))
     path: Path = options.output
     numbered = [path.with_stem(f"{path.stem}-{number}") for number in range(1, options.n + 1)]
     files = [path] if options.n == 1 else numbered
@@ -141,11 +136,17 @@ def ask(options: Namespace) -> None:
     from tokenizer.images import read_image
 
     images = [read_image(path) for path in options.images]
-    sampling = given(options, SAMPLING_OPTIONS)
-    load_pipeline(options).ask(
-        images, options.question, on_event=show, max_new_tokens=options.max_new_tokens, **sampling
-    )
+    settings = given(options, (*SAMPLING_OPTIONS, "max_new_tokens"))
+    load_pipeline(options).ask(images, options.question, on_event=show, **settings)
     print()
+
+
+def edge(text: str) -> str:
+    from mllm.pipeline import SIDES
+
+    if text not in SIDES:
+        raise ArgumentTypeError(f"must be one of {', '.join(SIDES)}, got {text!r}")
+    return text
 
 
 @command(
@@ -160,8 +161,9 @@ def ask(options: Namespace) -> None:
     ),
     option(
         "--extend",
-        choices=("left", "right", "top", "bottom", "all"),
-        help="draw on beyond this edge of IMAGE, or beyond all; IMAGE keeps its codes",
+        type=edge,
+        metavar="EDGE",
+        help="draw on beyond this edge of IMAGE (left, right, top, bottom), or beyond all; IMAGE keeps its codes",
     ),
     option("--mask", metavar="MASK", help="image file that is white where IMAGE may change; the rest keeps its codes"),
     PLAN,
@@ -178,16 +180,8 @@ def edit(options: Namespace) -> int | None:
     pipeline = load_pipeline(options)
     if mask is None and options.extend is None and is_declined(pipeline, options, options.instruction, source):
         return DECLINED
-    image = pipeline.edit(
-        source,
-        options.instruction,
-        mask=mask,
-        extend=options.extend,
-        size=options.size,
-        plan=options.plan,
-        on_event=show,
-        **given(options, SAMPLING_OPTIONS),
-    )
+    settings = given(options, (*SAMPLING_OPTIONS, "extend", "size", "plan"))
+    image = pipeline.edit(source, options.instruction, mask=mask, on_event=show, **settings)
     save_image(image, options.output)
     print(f"{options.output}  seed {image.info['seed']}")
     return None

@@ -117,14 +117,14 @@ def tokenize_reconstruct(options: Namespace) -> None:
     psnr_B, ssim_B = psnr(pixels_B3HW, again_B3HW), ssim(pixels_B3HW, again_B3HW)
     names = [path.name for path in options.images]
     rows = [*zip(names, psnr_B.tolist(), ssim_B.tolist(), strict=True)]
-    mean = psnr_B.mean().item(), ssim_B.mean().item()
     scores: dict[str, Any] = {
         "images": [{"name": name, "psnr": first, "ssim": second} for name, first, second in rows],
-        **dict(zip(("psnr", "ssim"), mean, strict=True)),
+        "psnr": psnr_B.mean().item(),
+        "ssim": ssim_B.mean().item(),
         "usage": usage_of(counts_KC).tolist(),
         "entropy": entropy_of(counts_KC).tolist(),
     }
-    rows += [("mean", *mean)] if len(rows) > 1 else []
+    rows += [("mean", scores["psnr"], scores["ssim"])] if len(rows) > 1 else []
     width = max(len(name) for name, _, _ in rows)
     print(f"\n{'image':<{width}}  PSNR dB    SSIM")
     for name, first, second in rows:
@@ -209,32 +209,21 @@ ATTENTION = [
 def convert_unitok_mllm(options: Namespace) -> None:
     from transformers.utils import logging as transformers_logging
 
-    from mllm.checkpoint import (
-        DTYPES,
-        IMAGE_TOKENIZER,
-        convert_released,
-        find_model_folder,
-        released_image_tokenizer,
-    )
+    from mllm import checkpoint as checkpoints
 
     transformers_logging.set_verbosity_error()
     require_new(options.output)
-    source = find_model_folder(options.source)
-    path = options.image_tokenizer or released_image_tokenizer(source)
-    checkpoint = None if path is None else read_released_tokenizer(path, options)
+    source = checkpoints.find_model_folder(options.source)
+    path = options.image_tokenizer or checkpoints.released_image_tokenizer(source)
+    tokenizer = None if path is None else read_released_tokenizer(path, options)
+    how = {"dtype": checkpoints.DTYPES.get(options.dtype), "max_shard_bytes": int(options.shard_size * GB)}
     with whole_folder(options.output) as folder:
-        config = convert_released(
-            source,
-            folder,
-            image_tokenizer=checkpoint,
-            dtype=DTYPES.get(options.dtype),
-            max_shard_bytes=int(options.shard_size * GB),
-        )
+        config = checkpoints.convert_released(source, folder, image_tokenizer=tokenizer, **how)
     print(f"{options.output}: a model of width {config.hidden_size} in {config.dtype}".replace("torch.", ""))
-    if checkpoint is None:
+    if tokenizer is None:
         print("no image tokenizer: the model can neither draw nor see images; convert again with --image-tokenizer")
     else:
-        describe_image_tokenizer(options.output / IMAGE_TOKENIZER, checkpoint)
+        describe_image_tokenizer(options.output / checkpoints.IMAGE_TOKENIZER, tokenizer)
 
 
 @command(
