@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,27 +119,37 @@ def test_commands_of_all_pages_exist(capsys: pytest.CaptureFixture[str]) -> None
                 assert names[1] == "mixed.yaml", f"{page}: {words}"
 
 
-def test_only_what_lacks_machines_is_not_run() -> None:
-    not_run = [(page, block.text) for page in PAGES for block in blocks_of(page) if NOT_RUN in block.before]
-    assert [page for page, _ in not_run] == [TOKENIZER, TRAINING]
-    assert all(re.search(r"scripts/train_(stage2|tokenizer)\.sh", text.splitlines()[0]) for _, text in not_run)
-
-
-# ---- README ----
-
-
-def test_readme_shows_every_verb_and_existing_targets() -> None:
+def test_what_the_pages_list_is_what_there_is() -> None:
+    """Verbs and targets, formats of records (read in tests/train/data/test_columns.py), keys of recipes; what is not
+    run lacks machines."""
     blocks = blocks_of(README)
     assert {words[0] for block in blocks for words in block.commands} == set(VERBS)
     targets = {name for block in blocks for name in re.findall(r"^make (\w+)", block.text, flags=re.MULTILINE)}
     assert targets == {"demo", "test"} and all(f"\n{name}:" in read_page("Makefile") for name in targets)
 
+    shown = {block.language.partition(".")[0] for block in blocks_of(DATA)} - {"sh", "yaml"}
+    assert tuple(LAYOUTS) == FORMATS and shown == set(LAYOUTS)
+    assert all(f"**{name}**" in read_page(DATA) for name in LAYOUTS)
+    table = read_page(DATA).partition("| key of `data`")[2]
+    rows = re.findall(r"^\| `(\w+)` \| ([\d.]*) ?\|", table, flags=re.MULTILINE)
+    names = ["shards", "root", "prompt_dropout", "describe_share", "buffer_size", "packing_buffers", "seed"]
+    assert [name for name, _ in rows] == names
+    assert all(getattr(MLLMData(), name) == float(value) for name, value in rows if value)
 
-def test_quick_commands_and_python_of_the_readme_run(
+    (text,) = (block.text for block in blocks_of(TRAINING) if not block.is_shell)
+    vocabulary = {"new_line_id": 10, "first_row_size_id": 11, "first_column_size_id": 21}
+    config = MLLMConfig(image_size=256, patch_size=32, **yaml.safe_load(text)["model"], **vocabulary)
+    assert trained_grids(config) == [(8, 8), (8, 10), (10, 8)]
+    not_run = [(page, block.text) for page in PAGES for block in blocks_of(page) if NOT_RUN in block.before]
+    assert [page for page, _ in not_run] == [TOKENIZER, TRAINING]
+    assert all(re.search(r"scripts/train_(stage2|tokenizer)\.sh", text.splitlines()[0]) for _, text in not_run)
+
+
+def test_quick_commands_and_python_of_two_pages_run(
     random_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """In the order of the README, because one reads what another wrote; on the small model, to be quick. It has
-    one size, so that images are extended by the bundled one."""
+    """In their order, because one reads what another wrote; on the small model, to be quick. It has one size, so that
+    images are extended by the bundled one."""
     bundled = checkpoint.BUNDLED
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(checkpoint, "BUNDLED", random_model_folder)
@@ -149,28 +159,6 @@ def test_quick_commands_and_python_of_the_readme_run(
             assert main([*words, "--model", str(model)]) == 0, capsys.readouterr().err
         if block.language == "python":
             exec(compile(block.text.replace("mllm/assets/tiny", str(random_model_folder)), README, "exec"), {})
-
-
-# ---- the contents of two pages ----
-
-
-def test_each_format_has_samples_on_the_page() -> None:
-    """They are read in tests/train/data/test_columns.py."""
-    shown = {block.language.partition(".")[0] for block in blocks_of(DATA)} - {"sh", "yaml"}
-    assert tuple(LAYOUTS) == FORMATS and shown == set(LAYOUTS)
-    assert all(f"**{name}**" in read_page(DATA) for name in LAYOUTS)
-
-
-def test_keys_on_the_pages_are_those_of_recipes_and_the_config() -> None:
-    table = read_page(DATA).partition("| key of `data`")[2]
-    rows = re.findall(r"^\| `(\w+)` \| ([\d.]*) ?\|", table, flags=re.MULTILINE)
-    names = ["shards", "root", "prompt_dropout", "describe_share", "buffer_size", "packing_buffers", "seed"]
-    assert [name for name, _ in rows] == names
-    assert all(getattr(MLLMData(), name) == float(value) for name, value in rows if value)
-    (text,) = (block.text for block in blocks_of(TRAINING) if not block.is_shell)
-    vocabulary = {"new_line_id": 10, "first_row_size_id": 11, "first_column_size_id": 21}
-    config = MLLMConfig(image_size=256, patch_size=32, **yaml.safe_load(text)["model"], **vocabulary)
-    assert trained_grids(config) == [(8, 8), (8, 10), (10, 8)]
 
 
 # ---- pages that are executed ----
@@ -206,16 +194,8 @@ def test_tokenizer_page_runs_as_written(tmp_path: Path) -> None:
     assert classes == {"n01": "tench", "n02": "goldfish"}
 
 
-RAW = {
-    "captions": "captions",
-    "captions_held_out": "folder",
-    "documents": "obelics",
-    "text": "text",
-    "questions": "chat",
-    "questions_held_out": "chat",
-    "edits": "chat",
-    "dialogues": "obelics",
-}
+RAW = {"captions": "captions", "captions_held_out": "folder", "documents": "obelics", "text": "text"}
+RAW |= {**dict.fromkeys(("questions", "questions_held_out", "edits"), "chat"), "dialogues": "obelics"}
 """Folder that the page names, and what `make_samples` calls records like its."""
 LOOP = {"max_steps": 2, "warmup_steps": 1, "logging_steps": 1, "save_steps": 2}
 SMALL_RUN = {"length": 320, "rows": 1, "batches_per_step": 2} | {f"trainer.{name}": n for name, n in LOOP.items()}
@@ -298,13 +278,13 @@ def with_programs(folder: Path, surroundings: Mapping[str, str]) -> dict[str, st
 
 def run_blocks(blocks: list[Block], folder: Path, surroundings: dict[str, str]) -> None:
     """Run the shell blocks of a page in order."""
-    for block in filter(lambda block: block.is_shell, blocks):
-        run: Callable[[Block, Path, dict[str, str]], None] = run_block
+    for block in blocks:
         if NOT_RUN in block.before:
-            run = check_unrun_block
+            check_unrun_block(block, folder)
         elif block.text.startswith("mllm demo"):
-            run = serve_and_stop
-        run(block, folder, surroundings)
+            serve_and_stop(block, folder, surroundings)
+        elif block.is_shell:
+            run_block(block, folder, surroundings)
 
 
 def run_block(block: Block, folder: Path, surroundings: dict[str, str]) -> None:
@@ -351,7 +331,7 @@ SLURM = {
 """What Slurm does with a job on the second of two nodes, as far as a script sees it."""
 
 
-def check_unrun_block(block: Block, folder: Path, surroundings: dict[str, str]) -> None:
+def check_unrun_block(block: Block, folder: Path) -> None:
     """Every command of the block reaches a launcher with options that it knows and a recipe that resolves."""
     calls, programs = folder / "calls.jsonl", folder / "recorders"
     for name in LAUNCHERS:

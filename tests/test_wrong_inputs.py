@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import shlex
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass
@@ -18,6 +19,7 @@ from typing import Any, get_type_hints
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from mllm.cli.main import main
@@ -28,17 +30,7 @@ from train.recipe import MLLMRecipe, TokenizerRecipe
 
 WEIRD: tuple[Any, ...] = (None, 5, -1, 1.5, True, "", " ", "x", [], {}, [None], [[]], {"a": None}, "\ud83d", "a" * 9000)
 """Values that a field may hold by mistake."""
-BYTES = (
-    b"",
-    b"\xff\xfe",
-    b"\xef\xbb\xbf",
-    b"\0" * 600,
-    b"[" * 20_000,
-    b"caf\xe9\n",
-    b'{"a":' * 20_000,
-    b"{}\n",
-    b"[1]\n",
-)
+BYTES = (b"", b"\xff\xfe", b"\0" * 600, b"[" * 20_000, b"caf\xe9\n", b'{"a":' * 20_000, b"{}\n", b"[1]\n")
 """Contents that a file may have by mistake."""
 
 
@@ -119,76 +111,27 @@ def model(random_model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 # ---- the command line ----
 
-OPTIONS = {
-    "--seed": ("-1", "x", "1.5", "", "9" * 30),
-    "--temperature": ("-1", "nan", "inf", "hot", ""),
-    "--top-k": ("0", "-3", "many", "1.5"),
-    "--top-p": ("0", "1.5", "-1", "nan", "x"),
-    "--guidance": ("0.5", "-2", "nan", "inf", "x"),
-    "--resamples": ("-1", "x"),
-    "--size": ("0x0", "7x7", "x", "64", "-1x5", "99999x99999", "50x40", "48x48x48"),
-    "--best-of": ("0", "x", "-1"),
-    "--device": ("meta", "abacus", "cuda:99", ""),
-    "--dtype": ("int3", "", "float99"),
-    "--quantization": ("nf3", ""),
-    "--device-map": ("manual",),
-    "--embedding-context": ("future",),
-    "--extend": ("up", "", "right left"),
-    "--max-new-tokens": ("0", "-1", "x"),
-    "--model": ("no/such", "a.png", ".", "notes.txt", "", "x" * 300),
-    "--plan": ("bananas everywhere", "circle 99"),
-    "-n": ("0", "-1", "x", "1.5"),
-    "-o": ("none/x.png", "x.gdoc", "", ".", "/dev/null", "/proc/x.png"),
-    "--json": ("none/x.json", "/dev/null", ".", "/proc/x"),
-}
-DRAW = ("--temperature", "--top-k", "--top-p", "--guidance", "--resamples", "--size", "--model", "--device", "--dtype")
-COMMANDS: dict[tuple[str, ...], tuple[str, ...]] = {
-    ("draw", "a red circle", "-o", "out/x.png"): (*DRAW, "--seed", "--best-of", "-n", "-o", "--plan", "--quantization"),
-    ("edit", "a.png", "make it blue", "-o", "out/x.png"): (*DRAW, "--seed", "-o", "--embedding-context", "--extend"),
-    ("ask", "a.png", "what?"): ("--seed", "--temperature", "--top-k", "--top-p", "--max-new-tokens", "--device-map"),
-    ("tokenize", "encode", "a.png", "-o", "out/x.npz"): ("--size", "--model", "--device", "-o"),
-    ("tokenize", "reconstruct", "a.png", "-o", "out/x.png"): ("--size", "--device", "--json"),
-    ("evaluate", "world", "--count", "1"): ("--seed", "--device", "--json", "--temperature"),
-}
-OTHERS = (
-    *(["draw", words, "-o", "out/x.png"] for words in ("", " ", "\n", "red " * 300, "caf\udce9")),
-    *(["ask", image, "what?"] for image in ("none.png", "broken.png", "notes.txt", ".", "", "/dev/null", "http://")),
-    *(["edit", image, "x", "-o", "out/x.png"] for image in ("none.png", "broken.png", "notes.txt", ".")),
-    *(
-        ["tokenize", "decode", name, "-o", "out/x.png"]
-        for name in ("a.png", "none.npz", "notes.txt", ".", "broken.png")
-    ),
-    *(["demo", "--port", port] for port in ("-1", "0", "99999999", "x")),
-    *(["convert", kind, "notes.txt", "out/c"] for kind in ("unitok", "unitok-mllm", "export-unitok", "nothing")),
-    *(["convert", "unitok", path, "/proc/x"] for path in ("a.png", "none.pth", ".")),
-    *(["merge", path, "-o", "out/m"] for path in ("none", "a.png", ".", "")),
-    *(["benchmark", *words] for words in (["sing"], ["draw", "--sizes", "XXXL"], ["head", "--batch", "0"])),
-    *(["evaluate", "tokenizer", *w] for w in (["--codec", "os:system"], ["--codec", "x"], ["--images", "none"], [])),
-    *(["evaluate", name, "--questions", "notes.txt", "--output", "out/e"] for name in BENCHMARKS),
-    *(["evaluate", "score", path, "--questions", "notes.txt"] for path in ("none", "notes.txt", ".")),
-    *(["evaluate", "report", path] for path in ("none", "notes.txt", "a.png", ".")),
-    *(["evaluate", "world", "--jobs", job] for job in ("dance", "", "draw dance")),
-    *([verb, "--no-such-option"] for verb in "draw ask edit chat tokenize prepare evaluate demo".split()),
-    ["no-such-verb"],
-)
-WITHOUT_MODEL = ("convert", "merge", "benchmark", "no-such-verb")
+TABLES = yaml.safe_load(Path(__file__).with_name("wrong_inputs.yaml").read_text(encoding="utf-8"))
 
 
 @pytest.mark.slow
 def test_commands(door: Door, model: str) -> None:
-    for base, options in COMMANDS.items():
-        for option in options:
+    values = {**TABLES["options"], "--model": [*TABLES["options"]["--model"], "x" * 300]}
+    for command, options in TABLES["commands"].items():
+        base = shlex.split(command)
+        for option, value in ((name, value) for name in options.split() for value in values[name]):
             words = [*base, *([] if option == "--model" else ["--model", model])]
-            for value in OPTIONS[option]:
-                if option in base:
-                    place = base.index(option) + 1
-                    door.run([*words[:place], value, *words[place + 1 :]])
-                else:
-                    door.run([*words, f"{option}={value}"] if option[1] == "-" else [*words, option, value])
-    for words in OTHERS:
-        takes_model = words[0] not in WITHOUT_MODEL and not {"report", "--no-such-option", "score"} & set(words)
+            if option in base:
+                words[base.index(option) + 1] = value
+                door.run(words)
+            else:
+                door.run([*words, f"{option}={value}"] if option[1] == "-" else [*words, option, value])
+    for name in BENCHMARKS:
+        door.run(["evaluate", name, "--questions", "notes.txt", "--output", "out/e", "--model", model])
+    for words in map(shlex.split, TABLES["others"]):
+        takes_model = not {"convert", "report", "--no-such-option", "score"} & set(words)
         door.run([*words, *(["--model", model] if takes_model else [])])
-    door.finish(200)
+    door.finish(180)
 
 
 # ---- prepare ----
@@ -240,14 +183,8 @@ def test_prepare(folder: Path, model: str, capfd: pytest.CaptureFixture[str]) ->
         words = ["prepare", str(path), *to, "--size", "48x48", *(["--skip-broken"] if number % 2 else [])]
         door.run(words, f"{path.read_bytes()[:200]!r}", may_be_right=True)
         shutil.rmtree("out/p", ignore_errors=True)
-    for words in (
-        ["--map", "x=y"],
-        ["--map", "caption"],
-        ["--map", "caption=nothing"],
-        ["--format", "csv"],
-        ["--size", "5x5"],
-    ):
-        door.run(["prepare", str(sources[0]), *to, *words])
+    for words in ("--map x=y", "--map caption", "--map caption=nothing", "--format csv", "--size 5x5"):
+        door.run(["prepare", str(sources[0]), *to, *words.split()])
     door.finish(60)
     assert door.num_accepted < 1.5 * door.num_refused
 
@@ -298,51 +235,6 @@ def test_recipes(door: Door, model: str, monkeypatch: pytest.MonkeyPatch) -> Non
     door.finish(120)
 
 
-BENCHMARK = {"name": "pope", "questions": "none.jsonl", "annotations": "none", "images": "."}
-
-
-UNTRAINABLE = """
-{"model": {"text_config": {TEXT, "hidden_size": 255}}}
-{"model": {"text_config": {TEXT, "num_attention_heads": 0}}}
-{"model": {"text_config": {TEXT, "num_attention_heads": 3}}}
-{"model": {"text_config": {TEXT, "hidden_size": "wide"}}}
-{"model": {"text_config": {"model_type": "nothing"}}}
-{"model": {MODEL, "image_size": 64}}
-{"model": {MODEL, "embedder_heads": 5}}
-{"model": {MODEL, "no_such_field": 5}}
-{"model": {MODEL, "head_layers": -1}}
-{"trainer": {"max_steps": "many"}}
-{"trainer": {"max_stepz": 3}}
-{"trainer": {"lr_scheduler_type": "zigzag"}}
-{"trainer": {"max_steps": 1, "optim": "nothing"}}
-{"trainer": {"max_steps": 1, "save_strategy": "never"}}
-{"start_from": "/nowhere"}
-{"start_from": "no/where"}
-{"start_from": "a.png"}
-{"backbone": "/nowhere"}
-{"image_tokenizer": "/nowhere"}
-{"image_tokenizer": "a.png"}
-{"text_tokenizer": "/nowhere"}
-{"text_tokenizer": "a.png"}
-{"output": "a.png"}
-{"output": "/proc/x"}
-{"data": {"shards": [{"path": "/nowhere"}]}}
-{"data": {"shards": [{"path": "."}]}}
-{"classes": {"folders": ["/nowhere"]}}
-{"trainable": ["nothing"]}
-{"optimizer": {"name": "sgd"}}
-{"length": 10}
-{"data": {"episodes": 4, "jobs": {}}}
-{"data": {"episodes": 4, "jobs": {"dance": 1}}}
-{"data": {"episodes": 4, "jobs": {"draw": -1}}}
-{"data": {"episodes": 4, "jobs": {"draw": 0}}}
-{"validation": {"benchmarks": ["dance"]}}
-{"validation": {"benchmarks": [5]}}
-{"validation": {"benchmarks": [{BENCHMARK, "name": "dance"}]}}
-{"validation": {"benchmarks": [{BENCHMARK}]}}
-"""
-
-
 @pytest.mark.slow
 def test_recipes_that_fit_and_still_cannot_be_trained(door: Door, model: str) -> None:
     text = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -358,8 +250,9 @@ def test_recipes_that_fit_and_still_cannot_be_trained(door: Door, model: str) ->
         "rows": 1,
         "trainer": {"max_steps": 1, "bf16": False, "dataloader_num_workers": 0},
     }
-    path, changes = Path("out/recipe.yaml"), UNTRAINABLE
-    for word, fields_there in (("TEXT", text), ("MODEL", small), ("BENCHMARK", BENCHMARK)):
+    path, changes = Path("out/recipe.yaml"), TABLES["untrainable"]
+    benchmark = {"name": "pope", "questions": "none.jsonl", "annotations": "none", "images": "."}
+    for word, fields_there in (("TEXT", text), ("MODEL", small), ("BENCHMARK", benchmark)):
         changes = changes.replace(word, json.dumps(fields_there)[1:-1])
     for change in changes.strip().splitlines():
         path.write_text(json.dumps({**good, **json.loads(change)}))

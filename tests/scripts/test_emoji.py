@@ -101,12 +101,17 @@ def test_a_split_is_a_function_of_the_names() -> None:
 
 
 def test_genders_and_directions_are_one_thing() -> None:
-    assert thing_of("man running: facing right") == thing_of("woman running") == thing_of("person running")
-    assert thing_of("kiss: woman, man") == thing_of("kiss") == "kiss"
-    assert thing_of("mermaid") == thing_of("merman")
-    assert thing_of("man") == thing_of("woman") == thing_of("person") == "person"
+    for alike in (
+        ("man running: facing right", "woman running", "person running"),
+        ("kiss: woman, man", "kiss"),
+        ("mermaid", "merman"),
+        ("man", "woman", "person"),
+    ):
+        assert len(set(map(thing_of, alike))) == 1, alike
     assert thing_of("woman's boot") == "womans-boot", "not a gender of a boot"
     assert slug_of("keycap: #") != slug_of("keycap: *")
+    expected = "a red apple, an octopus, clapping hands, the flag of Chad, a glass of milk, an OK button".split(", ")
+    assert [with_article(re.sub("^(a|an|the) ", "", name)) for name in expected] == expected
 
 
 def test_what_is_held_out_holds_for_all_that_goes_with_it(cells: list[Cell]) -> None:
@@ -201,12 +206,6 @@ def test_a_change_changes_one_thing(cells: list[Cell], records: dict[str, list[d
         one, other = ((cell.emoji.thing, cell.emoji.tone, cell.style) for cell in (before, after))
         assert one == other
         assert before.emoji.gender != after.emoji.gender and (after.emoji.gender or "person") in asked
-
-
-def test_articles_are_those_of_english() -> None:
-    expected = "a red apple, an octopus, clapping hands, the flag of Chad, a glass of milk, an OK button".split(", ")
-    bare = [re.sub("^(a|an|the) ", "", name) for name in expected]
-    assert [with_article(name) for name in bare] == expected
 
 
 def test_tars_hold_the_training_split_and_building_again_changes_nothing(
