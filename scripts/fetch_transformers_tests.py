@@ -27,7 +27,6 @@ ABSENT = {
 
 
 def default_folder() -> Path:
-    """Where the tests of the installed version are kept."""
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
     return cache / "mllm" / f"transformers-{version('transformers')}-tests"
 

@@ -22,18 +22,9 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from mllm.checkpoint import BUNDLED
 from mllm.model import MLLMForConditionalGeneration
 
-TRAINING: dict[str, Any] = {
-    "per_device_train_batch_size": 2,
-    "max_steps": 8,
-    "learning_rate": 1e-3,
-    "logging_steps": 1,
-    "report_to": [],
-    "use_cpu": True,
-    "bf16": False,
-    "save_strategy": "no",
-    "disable_tqdm": True,
-    "gradient_checkpointing": False,
-}
+TRAINING: dict[str, Any] = {"per_device_train_batch_size": 2, "max_steps": 8, "learning_rate": 1e-3, "use_cpu": True}
+TRAINING |= {"logging_steps": 1, "report_to": [], "save_strategy": "no", "disable_tqdm": True}
+TRAINING |= {"bf16": False, "gradient_checkpointing": False}
 
 
 def picture(color: str = "red") -> Image.Image:
@@ -60,26 +51,41 @@ def losses(trainer: Any, *, most: float = 0.5) -> str:
     return f"loss {found[0]:.3f} to {found[-1]:.3f}"
 
 
-def sft(rows: list[dict[str, Any]], **options: Any) -> Any:
-    from trl import SFTConfig, SFTTrainer
+def train(kind: str, rows: list[dict[str, Any]], more: dict[str, Any] | None = None, **options: Any) -> Any:
+    """A trainer of TRL (SFT, DPO or GRPO) after its training; `more` is for the trainer, `options` for its config."""
+    import trl
 
-    arguments = SFTConfig(output_dir=tempfile.mkdtemp(), **TRAINING, **options)
-    processor = AutoProcessor.from_pretrained(BUNDLED)
-    trainer = SFTTrainer(load(), args=arguments, train_dataset=Dataset.from_list(rows), processing_class=processor)
+    trainer = getattr(trl, f"{kind}Trainer")(
+        load(),
+        args=getattr(trl, f"{kind}Config")(output_dir=tempfile.mkdtemp(), **{**TRAINING, **options}),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=AutoProcessor.from_pretrained(BUNDLED),
+        **more or {},
+    )
     trainer.train()
     return trainer
 
 
+def dialogue(asked: list[dict[str, Any]] | str, said: list[dict[str, Any]] | str) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]
+
+
+DRAWING = {"images": [picture()], "messages": dialogue(text("a red circle"), [{"type": "image"}])}
+
+
+def learned_text(trainer: Any, batch: dict[str, Any]) -> str:
+    learned = batch["labels"][0][batch["labels"][0] != -100]
+    return trainer.processing_class.decode(learned, skip_special_tokens=False)
+
+
 def trl_sft_answers() -> str:
     """Answers about images: what is learned is the answer, and the image is seen."""
-    messages = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": text("octarine")}]
-    trainer = sft([{"images": [picture()], "messages": messages}] * 4, assistant_only_loss=True)
+    row = {"images": [picture()], "messages": dialogue(QUESTION, text("octarine"))}
+    trainer = train("SFT", [row] * 4, assistant_only_loss=True)
     batch = next(iter(trainer.get_train_dataloader()))
-    learned = batch["labels"][0][batch["labels"][0] != -100]
-    assert trainer.processing_class.decode(learned, skip_special_tokens=False) == " octarine</s>"
+    assert learned_text(trainer, batch) == " octarine</s>"
     loss = trainer.compute_loss(trainer.model, dict(batch))
-    own = trainer.model(**{name: value for name, value in batch.items()}).loss
-    torch.testing.assert_close(loss, own, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(loss, trainer.model(**dict(batch)).loss, rtol=1e-4, atol=1e-4)
     other = trainer.compute_loss(trainer.model, {**batch, "codes": batch["codes"].flip(0)})
     assert other != loss, "the image counts"
     return f"{losses(trainer)}; the answer alone is learned, the loss is that of the model"
@@ -87,8 +93,7 @@ def trl_sft_answers() -> str:
 
 def trl_sft_drawings() -> str:
     """Images that the assistant drew are learned, by the codes that the processor gives."""
-    chat = [{"role": "user", "content": text("a red circle")}, {"role": "assistant", "content": [{"type": "image"}]}]
-    trainer = sft([{"images": [picture()], "messages": chat}] * 4, assistant_only_loss=True)
+    trainer = train("SFT", [DRAWING] * 4, assistant_only_loss=True)
     before, after = load().state_dict(), trainer.model.state_dict()
     changed = {name for name, value in before.items() if not torch.equal(value, after[name])}
     assert any(name.startswith("code_head") for name in changed), "the head of the codes learns"
@@ -97,78 +102,47 @@ def trl_sft_drawings() -> str:
 
 def trl_sft_everything() -> str:
     """The default: all text is learned, and of the images those that the assistant drew."""
-    chat = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": text("red")}]
-    return losses(sft([{"images": [picture()], "messages": chat}] * 4))
+    return losses(train("SFT", [{"images": [picture()], "messages": dialogue(QUESTION, text("red"))}] * 4))
 
 
 def trl_sft_prompt_completion() -> str:
-    prompt, completion = [{"role": "user", "content": "What color?"}], [{"role": "assistant", "content": "octarine"}]
-    trainer = sft([{"images": [picture()], "prompt": prompt, "completion": completion}] * 4)
-    batch = next(iter(trainer.get_train_dataloader()))
-    learned = batch["labels"][0][batch["labels"][0] != -100]
-    assert trainer.processing_class.decode(learned, skip_special_tokens=False) == " octarine</s>"
+    prompt, completion = dialogue("What color?", "octarine")
+    trainer = train("SFT", [{"images": [picture()], "prompt": [prompt], "completion": [completion]}] * 4)
+    assert learned_text(trainer, next(iter(trainer.get_train_dataloader()))) == " octarine</s>"
     return losses(trainer)
 
 
 def trl_sft_text() -> str:
-    chat = [{"role": "user", "content": "What can you draw?"}, {"role": "assistant", "content": "Nothing at all."}]
-    return losses(sft([{"messages": chat}] * 4))
+    return losses(train("SFT", [{"messages": dialogue(text("What can you draw?"), text("Nothing at all."))}] * 4))
 
 
 def trl_sft_lora() -> str:
     from peft import LoraConfig
-    from trl import SFTConfig, SFTTrainer
 
-    chat = [{"role": "user", "content": text("a red circle")}, {"role": "assistant", "content": [{"type": "image"}]}]
-    trainer = SFTTrainer(
-        load(),
-        args=SFTConfig(output_dir=tempfile.mkdtemp(), **TRAINING, assistant_only_loss=True),
-        train_dataset=Dataset.from_list([{"images": [picture()], "messages": chat}] * 4),
-        processing_class=AutoProcessor.from_pretrained(BUNDLED),
-        peft_config=LoraConfig(r=4, target_modules="all-linear"),
-    )
-    trainer.train()
-    return losses(trainer, most=0.95)
+    adapter = {"peft_config": LoraConfig(r=4, target_modules="all-linear")}
+    return losses(train("SFT", [DRAWING] * 4, adapter, assistant_only_loss=True), most=0.95)
 
 
 def trl_dpo() -> str:
-    from trl import DPOConfig, DPOTrainer
-
-    row = {
-        "images": [picture()],
-        "prompt": [{"role": "user", "content": QUESTION}],
-        "chosen": [{"role": "assistant", "content": text("red")}],
-        "rejected": [{"role": "assistant", "content": text("blue")}],
-    }
-    trainer = DPOTrainer(
-        load(),
-        args=DPOConfig(output_dir=tempfile.mkdtemp(), **TRAINING),
-        train_dataset=Dataset.from_list([row] * 4),
-        processing_class=AutoProcessor.from_pretrained(BUNDLED),
-    )
-    trainer.train()
-    return losses(trainer)
+    asked, chosen = dialogue(QUESTION, text("red"))
+    _, rejected = dialogue(QUESTION, text("blue"))
+    row = {"images": [picture()], "prompt": [asked], "chosen": [chosen], "rejected": [rejected]}
+    return losses(train("DPO", [row] * 4))
 
 
 def trl_grpo() -> str:
-    from trl import GRPOConfig, GRPOTrainer
-
     prompts = [[{"role": "user", "content": question}] for question in ("What can you draw?", "Hi", "Who are you?")]
-    trainer = GRPOTrainer(
-        load(),
-        reward_funcs=lambda completions, **kwargs: [float(len(str(completion))) for completion in completions],
-        args=GRPOConfig(
-            output_dir=tempfile.mkdtemp(),
-            **{**TRAINING, "per_device_train_batch_size": 4, "max_steps": 3},
-            num_generations=2,
-            max_completion_length=12,
-            temperature=2.0,
-            chat_template_kwargs={"padding": False},  # TRL pads by itself, and takes all that it gets for tokens
-        ),
-        train_dataset=Dataset.from_dict({"prompt": prompts}),
-        processing_class=AutoProcessor.from_pretrained(BUNDLED),
+    trainer = train(
+        "GRPO",
+        [{"prompt": prompt} for prompt in prompts],
+        {"reward_funcs": lambda completions, **_: [float(len(str(completion))) for completion in completions]},
+        per_device_train_batch_size=4,
+        max_steps=3,
+        num_generations=2,
+        max_completion_length=12,
+        temperature=2.0,
+        chat_template_kwargs={"padding": False},  # TRL pads by itself, and takes all that it gets for tokens
     )
-    trainer.train()
     rewards = [entry["reward"] for entry in trainer.state.log_history if "reward" in entry]
     return f"rewards {', '.join(f'{reward:.1f}' for reward in rewards)}"
 
@@ -220,7 +194,7 @@ def lm_eval() -> str:
     return f"2 of 2 chosen rightly; answers {said}"
 
 
-def quantized_caches() -> str:
+def caches() -> str:
     """`cache_implementation="quantized"`: the answer about an image is that of the plain cache."""
     model, processor = load(), AutoProcessor.from_pretrained(BUNDLED)
     chat = [{"role": "user", "content": [{"type": "image", "image": picture()}, QUESTION[1]]}]
@@ -234,16 +208,14 @@ def quantized_caches() -> str:
 
 
 TOOLS: dict[str, tuple[str, Callable[[], str]]] = {
-    "sft-answers": ("trl", trl_sft_answers),
-    "sft-drawings": ("trl", trl_sft_drawings),
-    "sft-everything": ("trl", trl_sft_everything),
-    "sft-prompt-completion": ("trl", trl_sft_prompt_completion),
-    "sft-text": ("trl", trl_sft_text),
-    "sft-lora": ("trl", trl_sft_lora),
-    "dpo": ("trl", trl_dpo),
-    "grpo": ("trl", trl_grpo),
-    "lm-eval": ("lm_eval", lm_eval),
-    "caches": ("optimum-quanto", quantized_caches),
+    function.__name__.removeprefix("trl_").replace("_", "-"): (package, function)
+    for package, *functions in (
+        ("trl", trl_sft_answers, trl_sft_drawings, trl_sft_everything, trl_sft_prompt_completion, trl_sft_text),
+        ("trl", trl_sft_lora, trl_dpo, trl_grpo),
+        ("lm_eval", lm_eval),
+        ("optimum-quanto", caches),
+    )
+    for function in functions
 }
 
 
