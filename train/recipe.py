@@ -19,8 +19,8 @@ from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, Validation
 from pydantic.dataclasses import dataclass
 
 from mllm.files import TOO_DEEP, read_text, wrong_value
+from mllm.world.dialogue import QUESTION_WEIGHTS
 from mllm.world.language import DRAWING_WEIGHTS
-from mllm.world.questions import QUESTION_WEIGHTS
 from mllm.world.scene import MAX_OBJECTS
 
 
@@ -318,7 +318,7 @@ class WorldData:
     drawing_weights: dict[str, PositiveFloat] = field(default_factory=lambda: {**DRAWING_WEIGHTS})
     """Weight of each kind of description in the job "draw" (mllm/world/language.py); the default is that of tests."""
     conversations: dict[str, Real] = field(default_factory=dict)
-    """Weight of each kind of conversation in people's own words (mllm/world/people), beside `jobs`."""
+    """Weight of each kind of conversation in people's own words (mllm/world/people.py), beside `jobs`."""
     conversation_images: PositiveInt = 2048
     """Conversations whose images are encoded; all others are learned as words and plans, at a third of the length."""
     words_only: Share = 0.8

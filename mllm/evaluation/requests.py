@@ -27,7 +27,7 @@ from mllm.evaluation.world import Answer, Held, Part, answer_message, answer_wit
 from mllm.files import read_lines, tool_versions, wrong_value
 from mllm.pipeline import Pipeline, check_task
 from mllm.world.checker import ParsedScene, parse
-from mllm.world.people.conversation import KINDS, as_item, make_people
+from mllm.world.people import KINDS, as_item, make_people
 from mllm.world.plan import DECLINES
 from mllm.world.render import render
 from mllm.world.scene import (

@@ -30,15 +30,26 @@ from mllm.evaluation.intervals import Rate, as_rate, as_values, auroc, auroc_int
 from mllm.files import write_lines
 from mllm.pipeline import Pipeline, candidate_seeds, check_count
 from mllm.sequence import Size, default_size, grid_of
-from mllm.world.checker import DenseScore, border_errors, check, checker_error, parse, same_scene, score_dense
-from mllm.world.dialogue import Check, Dialogue, ImageRef, make_dialogue, make_episode
-from mllm.world.edits import Edit, apply_edit, check_edit
+from mllm.world.checker import DenseScore, border_errors, checker_error, parse, same_scene, score_dense
+from mllm.world.dialogue import (
+    Check,
+    Dialogue,
+    Edit,
+    ImageRef,
+    Question,
+    answer,
+    apply_edit,
+    check_edit,
+    make_dialogue,
+    make_episode,
+    normalize_answer,
+    possible_answers,
+)
 from mllm.world.plan import ask_about
-from mllm.world.questions import Question, answer, normalize_answer, possible_answers
 from mllm.world.render import RenderSize, image_size, render
 from mllm.world.scene import PairGroup, Scene, SceneObject, Split, random_scene_for
 from mllm.world.sentence_reader import check_description
-from mllm.world.spec import ANY, Verdict
+from mllm.world.spec import ANY, check_scene
 from tokenizer.codes import fingerprint
 from tokenizer.images import ImageProcessor, to_images
 from tokenizer.metrics import code_counts, entropy_of, psnr, ssim, usage_of
@@ -340,15 +351,17 @@ def judge(item: Check, given: Part, scene: Scene | None) -> Judgement:
         return Judgement(False, scene)
     match item.kind:
         case "draw":
-            parsed = parse(given)
-            borders = tuple(border_errors(given, parsed.scene)) if parsed.scene else ()
-            return Judgement(all_hold(check(item.spec, parsed)), parsed.scene, border_errors=borders)
+            drawn = parse(given).scene
+            if drawn is None:
+                return Judgement(False, None)
+            borders = tuple(border_errors(given, drawn))
+            return Judgement(all(check_scene(item.spec, drawn)), drawn, border_errors=borders)
         case "edit":  # the change was made to the image that is talked about and the rest is untouched
             after = parse(given).scene
             if scene is None or after is None:
                 return Judgement(False, after)
             edits, left_open = ([item.edit], False) if scene == item.scene else _edits_elsewhere(item, item.edit, scene)
-            passed = any(all_hold(check_edit(scene, edit, after)) for edit in edits)
+            passed = any(check_edit(scene, edit, after) for edit in edits)
             return Judgement(passed, after, left_open=left_open)
         case "say":
             return Judgement(bool(given.strip()), scene)
@@ -360,14 +373,10 @@ def judge(item: Check, given: Part, scene: Scene | None) -> Judgement:
             right, left_open = _answers_elsewhere(item, item.question, scene)
             return Judgement(normalize_answer(given) in map(normalize_answer, right), scene, left_open=left_open)
         case "describe":
-            return Judgement(all_hold(check_description(given, scene)), scene)
+            return Judgement(check_description(given, scene), scene)
         case _:
             score = score_dense(item.kind, given, scene)
             return Judgement(score.mean_iou >= DENSE_PASS, scene, score)
-
-
-def all_hold(verdicts: Sequence[Verdict]) -> bool:
-    return all(verdict.holds for verdict in verdicts)
 
 
 def _answers_elsewhere(item: Check, question: Question, scene: Scene) -> tuple[frozenset[str], bool]:
@@ -536,8 +545,7 @@ def score_round_trip(
         codes_BKN = tokenizer.encode(pixels_B3HW)
         decoded_B3HW = tokenizer.decode(codes_BKN, grid=tokenizer.grid_of(pixels_B3HW))
         for scene, image in zip(batch, to_images(decoded_B3HW), strict=True):
-            read = parse(image).scene
-            num_right += read is not None and same_scene(scene, read)
+            num_right += same_scene(scene, parse(image).scene)
         is_plain_M, color_M3 = plain_patches(pixels_B3HW, config.patch_size)
         colors.update(map(tuple, color_M3[is_plain_M].tolist()))
         found["psnr"].append(psnr(decoded_B3HW, pixels_B3HW))

@@ -1,50 +1,484 @@
-"""Dialogues of every job, the one source of training data and evaluation items.
+"""What is asked for and answered about a scene: edits, questions, and dialogues of every job.
 
-An episode is one scene, one change to it, and the scene after: `make_episode(index)` makes the content and all images,
-`make_dialogue(job, episode, rng)` the wording with its own random numbers, so that an image encoded once serves many
-sentences. Images are references; nothing is rendered here.
+An edit and a question are values; each is proposed at random, said in words, and applied or answered in any scene, also
+in one that a model drew. An episode is one scene, one edit, and the scene after it: `make_episode(index)` makes the
+content and all images, `make_dialogue(job, episode, rng)` the wording with its own random numbers, so that an image
+encoded once serves many sentences. Images are references, rendered when somebody asks for them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from random import Random
 from typing import Any, Literal, NamedTuple
 
 from PIL import Image
 
-from mllm.world.edits import Edit, apply_edit, edit_sentence, propose_edit
+from mllm.files import require_new, whole_folder
 from mllm.world.language import (
     DRAWING_WEIGHTS,
     NUMBER_WORDS,
     add_typo,
     capitalize,
+    choose_reference,
     describe,
     fill,
     make_draw_request,
+    noun_phrase,
     phrases,
     pick,
     references,
     say,
-    say_describe_request,
+    say_place,
     with_article,
 )
-from mllm.world.questions import QUESTION_WEIGHTS, Question, answer, propose_question, say_question, says_it
 from mllm.world.render import RenderSize, render
 from mllm.world.scene import (
+    ALL_PAIRS,
+    ATTRIBUTES,
+    BACKGROUNDS,
+    COLORS,
+    MAX_OBJECTS,
     OPPOSITE,
+    PLACES,
     RELATIONS,
     SHAPES,
+    SIZES,
     Pair,
     PairGroup,
     Scene,
+    SceneObject,
     Split,
     allowed_pairs,
+    holds,
+    is_clear,
+    is_placed,
+    is_valid,
+    main_relation,
+    offset,
+    random_free_position,
     random_scene_for,
     split_of,
+    stated_places,
 )
-from mllm.world.spec import ANY, Count, Filter, Spec
+from mllm.world.spec import ANY, Count, Filter, Spec, compare, looks_like, plain_phrase
+
+# ---- edits ----
+
+EDIT_KINDS = ("recolor", "remove", "add", "resize", "reshape", "background")
+CHANGED_ATTRIBUTE = {"recolor": "color", "resize": "size", "reshape": "shape"}
+NUM_IMPERATIVES = 5  # the first templates of each kind
+PROPOSAL_TRIES = 30
+POSITION_TOLERANCE = 0.06  # how far an untouched object may seem to have moved, as a share of the side
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """One change. Indices count the objects of the scene before, from left to right. Which fields are set depends on
+    the kind.
+    """
+
+    kind: str
+    index: int | None = None  # the object that changes (recolor, remove, resize, reshape)
+    value: str | None = None  # the new color, size, shape or background
+    added: SceneObject | None = None  # the new object (add)
+    place: str | None = None  # where the new object goes, as said in words: a place ...
+    relation: str | None = None  # ... or a relation to an anchor
+    anchor: int | None = None
+
+
+class Instruction(NamedTuple):
+    """An edit in words, and how these name the object that they speak of; None where they name none."""
+
+    text: str
+    reference: Filter | None
+
+
+def apply_edit(scene: Scene, edit: Edit) -> Scene:
+    """The scene after the change; everything else stays where it is."""
+    objects = list(scene.objects)
+    match edit.kind:
+        case "background":
+            return replace(scene, background=edit.value)
+        case "add":
+            objects.append(edit.added)
+        case "remove":
+            del objects[edit.index]
+        case "recolor" | "resize" | "reshape":
+            objects[edit.index] = changed_object(scene, edit)
+        case _:
+            raise ValueError(f"edit kind must be one of {', '.join(EDIT_KINDS)}, got {edit.kind!r}")
+    return replace(scene, objects=tuple(objects))
+
+
+def changed_object(scene: Scene, edit: Edit) -> SceneObject:
+    """The object with its new attribute."""
+    return replace(scene.objects[edit.index], **{CHANGED_ATTRIBUTE[edit.kind]: edit.value})
+
+
+# ---- edits at random ----
+
+
+def propose_edit(scene: Scene, rng: Random, *, allowed_pairs: frozenset[Pair] = ALL_PAIRS) -> Edit:
+    """A random change that leaves a valid scene with allowed pairs and can be said in words without ambiguity."""
+    for _ in range(PROPOSAL_TRIES):
+        edit = _propose_edit(scene, rng.choice(EDIT_KINDS), rng)
+        if edit is not None:
+            after = apply_edit(scene, edit)
+            if is_valid(after) and after.pairs <= allowed_pairs:
+                return edit
+    return _propose_edit(scene, "background", rng)  # always possible
+
+
+def _propose_edit(scene: Scene, kind: str, rng: Random) -> Edit | None:
+    match kind:
+        case "background":
+            return Edit(kind, value=rng.choice([name for name in BACKGROUNDS if name != scene.background]))
+        case "add":
+            return _propose_addition(scene, rng)
+    index = rng.randrange(len(scene.objects))
+    item = scene.objects[index]
+    if not is_distinct(scene, item):
+        return None
+    if kind == "remove":
+        return Edit(kind, index)
+    name = CHANGED_ATTRIBUTE[kind]
+    others = [value for value in ATTRIBUTES[name] if value != getattr(item, name)]
+    return Edit(kind, index, others[0] if kind == "resize" else rng.choice(others))
+
+
+def _propose_addition(scene: Scene, rng: Random) -> Edit | None:
+    """A new object with its place in words: relative to one that can be named, or in the image."""
+    if len(scene.objects) == MAX_OBJECTS:
+        return None
+    size = rng.choice(SIZES)
+    position = random_free_position(size, scene.objects, rng, tries=10)
+    if position is None:
+        return None
+    added = SceneObject(rng.choice(SHAPES), rng.choice(COLORS), size, *position)
+    relations = [
+        (relation, anchor)
+        for anchor, item in enumerate(scene.objects)
+        for relation in RELATIONS
+        if is_clear(relation, added, item) and is_distinct(scene, item)
+    ]
+    places = [place for place in stated_places(added) if None not in PLACES[place]]
+    if relations and (not places or rng.random() < 0.5):
+        relation, anchor = rng.choice(relations)
+        return Edit("add", added=added, relation=relation, anchor=anchor)
+    return Edit("add", added=added, place=rng.choice(places)) if places else None
+
+
+def is_distinct(scene: Scene, item: SceneObject) -> bool:
+    """Whether size, color and shape single out one object, so that a sentence can refer to it."""
+    return Filter.of(item).find_one(scene) is not None
+
+
+# ---- edits in words ----
+
+
+def edit_sentence(edit: Edit, scene: Scene, rng: Random, *, plain: bool = False, pronoun: bool = False) -> Instruction:
+    """The instruction for an edit of this scene. A plain one is an imperative; a pronoun calls the only object "it"."""
+    table = phrases("edit")
+    slots = {"old": say(scene.background, rng)}
+    reference: Filter | None = None
+    if edit.index is not None:
+        reference = choose_reference(references(scene, scene.objects[edit.index], loose=True), rng)
+        slots["bare"] = noun_phrase(reference, rng)
+        slots["object"] = "it" if pronoun else "the " + slots["bare"]
+    if edit.value is not None:
+        slots["value"] = say(edit.value, rng)
+        slots["a_value"] = with_article(slots["value"])
+    if edit.kind == "resize":
+        slots["comparative"] = rng.choice(table["comparatives"][edit.value])
+        slots["verb"] = rng.choice(table["verbs"][edit.value])
+    if edit.kind == "add":
+        slots["added"] = with_article(noun_phrase(Filter.of(edit.added), rng))
+        if edit.place:
+            slots["where"] = say_place(edit.place, rng)
+        else:
+            relation = say(edit.relation, rng)
+            reference = choose_reference(references(scene, scene.objects[edit.anchor], loose=True), rng)
+            slots["where"] = f"{relation} the {noun_phrase(reference, rng)}"
+    templates = table[edit.kind]
+    template = rng.choice(templates[:NUM_IMPERATIVES] if plain else templates)
+    text = fill(template, slots)
+    if not plain:
+        text = text[:-1] if text.endswith(".") and rng.random() < 0.15 else text
+        text = text.lower() if rng.random() < 0.1 else text
+    says_it = pronoun and edit.index is not None and "{bare}" not in template
+    return Instruction(text, ANY if says_it else reference)
+
+
+# ---- was the edit made? ----
+
+
+def check_edit(before: Scene, edit: Edit, after: Scene) -> bool:
+    """Whether the change was made and the rest is untouched. An added object may lie anywhere its words allow."""
+    expected, rest = apply_edit(before, edit), list(after.objects)
+    if after.background != expected.background or len(rest) != len(expected.objects):
+        return False
+    if edit.kind == "add":
+        added = next((item for item in rest if _is_addition(before, edit, item, after)), None)
+        if added is None:
+            return False
+        rest = [item for item in rest if item is not added]
+    elif edit.kind in CHANGED_ATTRIBUTE and not _is_among(changed_object(before, edit), rest):
+        return False
+    return all(_is_among(item, rest) for item in expected.objects if item in before.objects)
+
+
+def _is_among(expected: SceneObject, objects: list[SceneObject]) -> bool:
+    return any(looks_like(expected, item, tolerance=POSITION_TOLERANCE) for item in objects)
+
+
+def _is_addition(before: Scene, edit: Edit, item: SceneObject, after: Scene) -> bool:
+    """Whether an object is the new one: right attributes, where the words say, and none of the old objects."""
+    is_old = any(looks_like(old, item, tolerance=POSITION_TOLERANCE) for old in before.objects)
+    if is_old or not Filter.of(edit.added).matches(item):
+        return False
+    if edit.place:
+        return is_placed(edit.place, item)
+    anchor = before.objects[edit.anchor]
+    found = (other for other in after.objects if looks_like(anchor, other, tolerance=POSITION_TOLERANCE))
+    seen = next(found, None)
+    return seen is not None and holds(edit.relation, item, seen)
+
+
+# ---- questions ----
+
+QUESTION_KINDS = {
+    "count": ("count",),
+    "color": ("color of", "color of related"),
+    "shape": ("shape of", "shape of related"),
+    "size": ("size of",),
+    "existence": ("exists",),
+    "relation": ("is related", "where is", "which is related"),
+    "comparison": ("is larger", "which is larger", "same color", "same size", "more"),
+    "background": ("background", "is background"),
+}
+"""Variants of each kind of question."""
+QUESTION_WEIGHTS = dict(zip(QUESTION_KINDS, (16, 16, 14, 10, 14, 18, 12, 8), strict=True))
+PAIR_VARIANTS = {*QUESTION_KINDS["relation"], *QUESTION_KINDS["comparison"], "color of related", "shape of related"}
+"""Variants that need two objects."""
+NOT_GIVEN_AWAY = {"same color": "color", "same size": "size", "is larger": "size", "which is larger": "size"}
+"""The attribute that references in questions of a variant leave out."""
+COUNTED = (("shape",), ("color",), ("color", "shape"), ("size", "shape"), ("size",), ("size", "color", "shape"))
+ABSENT_SHARE = 0.06  # questions for an attribute of something that is not there
+QUESTION_TRIES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One question. Which fields are used depends on the variant."""
+
+    kind: str
+    variant: str
+    first: Filter | None = None  # what is asked about
+    second: Filter | None = None  # what it is compared with or related to
+    value: str | None = None  # a relation, a background
+
+    @property
+    def asked_attribute(self) -> str:
+        """The attribute of an object that is the answer."""
+        return self.kind if self.kind in ATTRIBUTES else "shape"
+
+
+# ---- answers ----
+
+
+def answer(question: Question, scene: Scene) -> str | None:
+    """The right answer, or None when the scene leaves it open (no such object, several, or no clear margin).
+
+    Only "there is no ..." answers the question for an attribute of something absent.
+    """
+    first = question.first.find_one(scene) if question.first else None
+    second = question.second.find_one(scene) if question.second else None
+    match question.variant:
+        case "count":
+            return str(question.first.count(scene))
+        case "exists":
+            return _yes(question.first.count(scene) > 0)
+        case "background":
+            return scene.background
+        case "is background":
+            return _yes(scene.background == question.value)
+        case "more":
+            return _yes(question.first.count(scene) > question.second.count(scene))
+        case "color of" | "shape of" | "size of":
+            if first is None and question.first.count(scene) == 0:
+                return f"there is no {plain_phrase(question.first)}"
+            return first and getattr(first, question.asked_attribute)
+        case "color of related" | "shape of related" | "which is related":
+            found = second and find_related(scene, question.value, second)
+            return found and getattr(found, question.asked_attribute)
+    if first is None or second is None or first is second:
+        return None
+    match question.variant:
+        case "is related":
+            is_so, is_opposite = (is_clear(r, first, second) for r in (question.value, OPPOSITE[question.value]))
+            return _yes(is_so) if is_so or is_opposite else None
+        case "where is":
+            relation = main_relation(first, second)
+            return relation and relation.removesuffix(" of")
+        case "is larger":
+            return _yes(compare(first, second) == "larger")
+        case "which is larger":
+            larger = {"larger": first, "smaller": second}.get(compare(first, second))
+            return larger.shape if larger and first.shape != second.shape else None
+        case "same color" | "same size":
+            attribute = question.variant.removeprefix("same ")
+            return _yes(getattr(first, attribute) == getattr(second, attribute))
+        case _:
+            raise ValueError(f"question variant must be one of QUESTION_KINDS, got {question.variant!r}")
+
+
+def possible_answers(question: Question, scene: Scene) -> frozenset[str]:
+    """What may be said where the scene leaves the answer open: what such a question could be answered with in it."""
+    match question.variant:
+        case "where is":
+            return frozenset(relation.removesuffix(" of") for relation in RELATIONS)
+        case "color of" | "shape of" | "size of":
+            items = [item for item in scene.objects if question.first.matches(item)]
+        case "color of related" | "shape of related" | "which is related":
+            anchor = question.second.find_one(scene)
+            items = [item for item in scene.objects if item is not anchor]
+        case "which is larger":
+            items = [item for item in scene.objects if question.first.matches(item) or question.second.matches(item)]
+        case _:
+            return frozenset(("yes", "no"))
+    return frozenset(getattr(item, question.asked_attribute) for item in items)
+
+
+def find_related(scene: Scene, relation: str, anchor: SceneObject) -> SceneObject | None:
+    """The only object in this relation to the anchor; None when another one is near enough to doubt."""
+    candidates = [item for item in scene.objects if item is not anchor and offset(relation, item, anchor) > 0]
+    return candidates[0] if len(candidates) == 1 and is_clear(relation, candidates[0], anchor) else None
+
+
+def normalize_answer(text: str) -> str:
+    """Lower case without marks and articles, number words as digits: what exact match compares."""
+    words = re.findall(r"[a-z0-9']+", text.lower())
+    numbers = {word: str(number) for number, word in enumerate(NUMBER_WORDS)} | {"grey": "gray"}
+    return " ".join(numbers.get(word, word) for word in words if word not in ("a", "an", "the", "it", "is"))
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"
+
+
+# ---- questions at random ----
+
+
+def propose_question(
+    scene: Scene,
+    rng: Random,
+    *,
+    kind: str | None = None,
+    kind_weights: Mapping[str, float] = QUESTION_WEIGHTS,
+    allowed_pairs: frozenset[Pair] = ALL_PAIRS,
+) -> Question:
+    """A question with one clear answer. Yes and no come equally often where the scene permits both.
+
+    Args:
+        kind: of the question, where the scene has one; default: chosen at random by `kind_weights`.
+        allowed_pairs: the color-shape pairs that may be named.
+    """
+    for _ in range(QUESTION_TRIES):
+        chosen = kind or pick(kind_weights, rng)
+        variant = rng.choice(QUESTION_KINDS[chosen])
+        if variant in PAIR_VARIANTS and len(scene.objects) < 2:
+            continue
+        wanted = rng.choice(("yes", "no"))
+        for attempt in range(QUESTION_TRIES):
+            question = _propose_question(scene, chosen, variant, rng)
+            if question is None:
+                continue
+            named = {item.pair for item in (question.first, question.second) if item and item.pair}
+            right = answer(question, scene) if named <= allowed_pairs else None
+            if right is not None and (right not in ("yes", "no") or right == wanted or attempt == QUESTION_TRIES - 1):
+                return question
+    if kind is not None:
+        return propose_question(scene, rng, allowed_pairs=allowed_pairs)
+    return Question("background", "background")
+
+
+def _propose_question(scene: Scene, kind: str, variant: str, rng: Random) -> Question | None:
+    match variant:
+        case "count" | "exists":
+            return Question(kind, variant, _random_filter(scene, rng, allow_any=variant == "count"))
+        case "background":
+            return Question(kind, variant)
+        case "is background":
+            return Question(kind, variant, value=rng.choice((scene.background, rng.choice(BACKGROUNDS))))
+        case "more":
+            attribute, choices = rng.choice(tuple(ATTRIBUTES.items()))
+            here = [getattr(item, attribute) for item in scene.objects]
+            values = rng.choice(here), rng.choice((rng.choice(here), rng.choice(choices)))
+            more, less = (Filter(**{attribute: value}) for value in rng.sample(values, 2))
+            return None if more == less else Question(kind, variant, more, less)
+        case "color of" | "size of" if rng.random() < ABSENT_SHARE:
+            absent = [name for name in SHAPES if not Filter(name).count(scene)]
+            return Question(kind, variant, Filter(rng.choice(absent)))
+        case "color of" | "shape of" | "size of":
+            item = rng.choice(scene.objects)
+            first = choose_reference(references(scene, item, without=kind, loose=kind == "shape"), rng)
+            return Question(kind, variant, first) if first else None
+        case "color of related" | "shape of related" | "which is related":
+            second = choose_reference(references(scene, rng.choice(scene.objects)), rng)
+            return Question(kind, variant, None, second, rng.choice(RELATIONS)) if second else None
+        case _:
+            items, without = rng.sample(scene.objects, 2), NOT_GIVEN_AWAY.get(variant)
+            first, second = (choose_reference(references(scene, item, without=without), rng) for item in items)
+            if first is None or second is None:
+                return None
+            return Question(kind, variant, first, second, rng.choice(RELATIONS) if variant == "is related" else None)
+
+
+def _random_filter(scene: Scene, rng: Random, *, allow_any: bool) -> Filter:
+    """Attributes to count or look for: those of an object, or those with one attribute changed, or any at all."""
+    if allow_any and rng.random() < 0.2:
+        return ANY
+    item, names = rng.choice(scene.objects), rng.choice(COUNTED)
+    wanted = Filter.of(item, names)
+    if rng.random() < 0.5:
+        name = rng.choice(names)
+        return replace(wanted, **{name: rng.choice(ATTRIBUTES[name])})
+    return wanted
+
+
+# ---- questions in words ----
+
+
+def say_question(question: Question, rng: Random, *, pronoun: bool = False) -> str:
+    """The question in words. With a pronoun the only object of the image is called "it"."""
+    slots: dict[str, str] = {}
+    for name, item in (("first", question.first), ("second", question.second)):
+        if item is not None:
+            slots[name] = noun_phrase(item, rng)
+            slots[f"{name}s"] = noun_phrase(item, rng, plural=True)
+            slots[f"a_{name}"] = with_article(slots[name])
+    if question.variant == "shape of":
+        slots["attribute"] = " ".join(say(word, rng) for word in (question.first.size, question.first.color) if word)
+    if question.value is not None:
+        slots["relation" if question.value in RELATIONS else "value"] = say(question.value, rng)
+    template = rng.choice(phrases("ask")[question.variant])
+    if pronoun and question.variant in ("color of", "size of"):
+        template = template.replace("The {first}", "It").replace("the {first}", "it")
+    text = template.format(**slots)
+    return text.lower() if rng.random() < 0.1 else text
+
+
+def says_it(words: str) -> bool:
+    """Whether a question with a pronoun calls its object "it"; some templates have no room for one."""
+    return "it" in re.findall("[a-z]+", words.lower())
+
+
+# ---- dialogues ----
 
 JOBS = ("draw", "describe", "ask", "edit", "depth", "segment", "interleaved", "multi_turn", "talk")
 QUESTION_ROUND_WEIGHTS = (30, 25, 20, 15, 10)  # one to five questions about one image
@@ -159,11 +593,6 @@ class Dialogue:
     checks: tuple[Check, ...]  # one for each part of the assistant's turns, in order
     skills: tuple[str, ...] = ()  # skills of a drawing, kind of an edit; of the job "ask" the kind of each question
 
-    @property
-    def images(self) -> tuple[ImageRef, ...]:
-        """All images in order of appearance, repetitions included."""
-        return tuple(part for turn in self.turns for part in turn.parts if isinstance(part, ImageRef))
-
 
 def make_dialogue(
     job: str,
@@ -237,7 +666,8 @@ def draw_round(episode: Episode, rng: Random, **options: Any) -> Round:
 def describe_round(scene: Scene, rng: Random, *, short_share: float) -> Round:
     short = rng.random() < short_share
     check = Check("describe", scene=scene, expected=describe(scene, short=short))
-    return Round((say_describe_request(rng, short=short),), (check,), ("short" if short else "full",))
+    request = rng.choice(phrases("describe")["short_requests" if short else "requests"])
+    return Round((request,), (check,), ("short" if short else "full",))
 
 
 def edit_round(episode: Episode, rng: Random, *, pronoun: bool = False) -> Round:
@@ -345,7 +775,7 @@ def interleaved_round(episode: Episode, rng: Random) -> Round:
     match kind.removeprefix("draw then "):
         case "edit":
             if reference:  # what is changed is named in the same request
-                drawn = replace(drawn, spec=Spec((*drawing.spec.constraints, Count(reference, 1))))
+                drawn = replace(drawn, spec=(*drawing.spec, Count(reference, 1)))
             checks = here["image"], drawn, here["edited"], edited
         case "describe":
             checks = drawn, Check("describe", scene=episode.scene, expected=describe(episode.scene))
@@ -384,3 +814,47 @@ def talk_round(rng: Random) -> Round:
             expected = str(left + right)
     question = question.lower() if rng.random() < 0.1 else question
     return Round((question,), (Check("answer", expected=expected),), (kind,))
+
+
+# ---- export ----
+
+
+def export_world(
+    folder: Path,
+    count: int,
+    *,
+    split: Split = "train",
+    pairs: PairGroup = "seen",
+    jobs: Sequence[str] = JOBS,
+    seed: int = 0,
+    size: RenderSize = 128,
+) -> None:
+    """Write `count` episodes with one dialogue of each job."""
+    require_new(folder)
+    with whole_folder(folder) as out:
+        (out / "images").mkdir()
+        with (out / "messages.jsonl").open("w") as messages, (out / "captions.jsonl").open("w") as captions:
+            for index in range(count):
+                episode = make_episode(index, seed=seed, split=split, pairs=pairs)
+                names = {}
+                for image, name in zip(episode.images, ("image", "edited", "depth", "segmentation"), strict=True):
+                    names[image] = f"images/{index:06d}-{name}.png"
+                    image.render(size).save(out / names[image])
+                for scene in (episode.scene, episode.edited):
+                    caption = {"image": names[ImageRef(scene)], "caption": describe(scene), "scene": asdict(scene)}
+                    captions.write(json.dumps(caption) + "\n")
+                for job in jobs:
+                    dialogue = make_dialogue(job, episode, Random(f"export/{seed}/{index}/{job}"))
+                    messages.write(json.dumps(to_record(dialogue, names)) + "\n")
+
+
+def to_record(dialogue: Dialogue, names: dict[ImageRef, str]) -> dict:
+    """A dialogue as Hugging Face chat messages; images by the names of their files."""
+    messages = []
+    for turn in dialogue.turns:
+        content = [
+            {"type": "text", "text": part} if isinstance(part, str) else {"type": "image", "path": names[part]}
+            for part in turn.parts
+        ]
+        messages.append({"role": turn.role, "content": content})
+    return {"messages": messages, "job": dialogue.job, "skills": list(dialogue.skills)}

@@ -365,11 +365,11 @@ def make_draw_request(
         core = describe_fully(scene, rng, statements) if kind == "full" else SKILLS[kind](scene, rng, allowed_pairs)
     except UnsayableError:
         kind, core = "full", describe_fully(scene, rng, statements)
-    filters = [item.filter for item in core.spec.constraints if isinstance(item, Exists | Count)]
+    filters = [item.filter for item in core.spec if isinstance(item, Exists | Count)]
     needed = {
         "attribute": any(item.color or item.size for item in filters),
-        "scene": any(isinstance(item, Background) for item in core.spec.constraints),
-        "spatial relation": any(isinstance(item, Related | Placed) for item in core.spec.constraints),
+        "scene": any(isinstance(item, Background) for item in core.spec),
+        "spatial relation": any(isinstance(item, Related | Placed) for item in core.spec),
     }
     skills = dict.fromkeys((*core.skills, *(skill for skill, is_needed in needed.items() if is_needed)))
     return core._replace(text=say_request(core, rng), skills=tuple(skills), kind=kind, core=core.text)
@@ -428,7 +428,7 @@ def compose(scene: Scene, rng: Random, templates: Sequence[str], thin: Callable[
         named = Counter(item.filter for item in said.constraints if isinstance(item, Exists))
         if named.total() == len(objects):
             constraints = tuple(dict.fromkeys((*said.constraints, Count(ANY, len(objects)))))
-            return DrawRequest(said.text, Spec(constraints), ("counting",) if max(named.values()) > 1 else ())
+            return DrawRequest(said.text, constraints, ("counting",) if max(named.values()) > 1 else ())
     raise UnsayableError
 
 
@@ -463,7 +463,7 @@ def fill_skill(
         constraints = [*always, *said.constraints]
         if any(isinstance(item, Exists) for item in said.constraints):
             constraints.append(Count(ANY, len(scene.objects)))
-        return DrawRequest(said.text, Spec(tuple(dict.fromkeys(constraints))), (skill,), is_statement=is_statement)
+        return DrawRequest(said.text, tuple(dict.fromkeys(constraints)), (skill,), is_statement=is_statement)
     raise UnsayableError
 
 
@@ -619,7 +619,3 @@ def describe_relations(scene: Scene) -> list[str]:
             names = {"a": plain_phrase(a_names[0]), "b": plain_phrase(b_names[0])}
             sentences.append(template.format(relation=spoken.get(relation, relation), **names))
     return sentences
-
-
-def say_describe_request(rng: Random, *, short: bool) -> str:
-    return rng.choice(phrases("describe")["short_requests" if short else "requests"])

@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
 from random import Random
 from typing import NamedTuple, TypeVar
 
 from mllm.sequence import Grid
-from mllm.world.questions import Question, say_question
+from mllm.world.dialogue import Question, say_question
 from mllm.world.scene import ATTRIBUTES, BACKGROUNDS, COLORS, SHAPES, SIZES, Scene, SceneObject
 from mllm.world.sentence_reader import read_request
 from mllm.world.spec import (
@@ -61,25 +61,6 @@ DECLINES = re.compile(
 T = TypeVar("T")
 
 
-class ScenePlanner:
-    """The `Planner` of models that were trained on this world."""
-
-    name = "world"
-
-    def can_check(self, plan: str) -> bool:
-        """Free words of a person that are no plan cannot be compared with an image."""
-        return read_plan(plan) is not None
-
-    def agrees(self, plan: str, description: str | None) -> bool:
-        return agree(plan, description)
-
-    def declines(self, words: str) -> bool:
-        return DECLINES.search(words) is not None
-
-    def questions(self, prompt: str) -> list[tuple[str, str]]:
-        return ask_about(prompt)
-
-
 # ---- writing ----
 
 
@@ -89,20 +70,14 @@ def plan_of(scene: Scene, *, digits: int = 1, grid: Grid = SQUARE) -> str:
     Args:
         grid: (rows, columns) of the image in any unit; only their ratio counts.
     """
-    ordered = sorted(
-        (position_of(item, digits=digits, grid=grid), item.shape, item.color, item.size) for item in scene.objects
-    )
-    items = (f"{size} {color} {shape} {position}" for position, shape, color, size in ordered)
-    return ", ".join((scene.background, *items))
-
-
-def position_of(item: SceneObject, *, digits: int, grid: Grid = SQUARE) -> str:
-    """Row and column of the square that the middle of an object lies in, then of the square within it."""
     check_grid(grid)
-    row, column = fine_square(item, digits=digits, grid=grid)
-    parts = LEVELS[digits]
-    within = f"{row % parts}{column % parts}" if digits > 1 else ""
-    return f"{row // parts:x}{column // parts:x}{within}"
+    parts, objects = LEVELS[digits], []
+    for item in scene.objects:
+        row, column = (int(at) for at in place_among_squares(item, digits, grid))
+        within = f"{row % parts}{column % parts}" if digits > 1 else ""
+        objects.append((f"{row // parts:x}{column // parts:x}{within}", item.shape, item.color, item.size))
+    items = (f"{size} {color} {shape} {position}" for position, shape, color, size in sorted(objects))
+    return ", ".join((scene.background, *items))
 
 
 def check_grid(grid: Grid) -> None:
@@ -115,18 +90,18 @@ def check_grid(grid: Grid) -> None:
 
 def centre(item: SceneObject, *, digits: int, grid: Grid = SQUARE) -> SceneObject:
     """The same object in the middle of its smallest square, so that a plan says exactly where it is."""
-    row, column = fine_square(item, digits=digits, grid=grid)
-    rows, columns = num_fine_squares(digits, grid)
-    return replace(item, x=float((column + Fraction(1, 2)) / columns), y=float((row + Fraction(1, 2)) / rows))
+    y, x = (int(at) + Fraction(1, 2) for at in place_among_squares(item, digits, grid))
+    rows, columns = num_squares(digits, grid)
+    return replace(item, x=float(x / columns), y=float(y / rows))
 
 
-def fine_square(item: SceneObject, *, digits: int, grid: Grid) -> tuple[int, int]:
-    """(row, column) of the smallest square that plans of so many digits can name."""
-    rows, columns = num_fine_squares(digits, grid)
-    return int(item.y * rows), int(item.x * columns)
+def place_among_squares(item: SceneObject, digits: int, grid: Grid) -> tuple[float, float]:
+    """(y, x) of an object, in the smallest squares that plans of so many digits can name."""
+    rows, columns = num_squares(digits, grid)
+    return item.y * rows, item.x * columns
 
 
-def num_fine_squares(digits: int, grid: Grid) -> tuple[Fraction, Fraction]:
+def num_squares(digits: int, grid: Grid) -> tuple[Fraction, Fraction]:
     """How many of these squares lie along the height and the width of an image."""
     along_shorter = BASE * LEVELS[digits]
     return Fraction(along_shorter * grid[0], min(grid)), Fraction(along_shorter * grid[1], min(grid))
@@ -177,6 +152,8 @@ def agree(plan: str, description: str | None) -> bool:
 # a position ("in the corner"), nor for "of different colors" or "of different shapes" beyond what is said of single
 # objects.
 
+Asked = tuple[Question, str]  # with the answer of a right image
+
 
 def ask_about(request: str) -> list[tuple[str, str]]:
     """What to ask about an image of this request, and the answers that it wants, without repetition.
@@ -202,73 +179,80 @@ class _Plain(Random):
         return seq[0]
 
 
-def questions_of(spec: Spec) -> list[tuple[Question, str]]:
+def questions_of(spec: Spec) -> list[Asked]:
     """What a right image answers, as values, without repetition."""
-    found = [question for constraint in spec.constraints for question in _ask(constraint, spec)]
-    return list(dict.fromkeys([*found, *_count_alike(spec)]))
+    described = [item.filter for item in spec if isinstance(item, Exists)]
+    found = [question for constraint in spec for question in _ask(constraint, spec)]
+    if _total(spec) == len(described):  # objects in the same words are counted
+        for item, number in Counter(described).items():
+            if number > 1 and sum(could_mean(item, other) for other in set(described)) == 1:
+                found.append(_count(item, number))
+    return list(dict.fromkeys(found))
 
 
-def _ask(constraint: Constraint, spec: Spec) -> Iterator[tuple[Question, str]]:
+def _ask(constraint: Constraint, spec: Spec) -> list[Asked]:
     match constraint:
         case Exists(_, item):
-            yield from _exists(Filter.of(item), "yes")
-            if _total(spec) == 1:  # then an image of "a circle that is not red" has no red circle
-                for denied in {"color": item.not_color}, {"shape": item.not_shape}:
-                    yield from _exists(replace(Filter.of(item), **denied), "no") if any(denied.values()) else ()
+            denied = {"color": item.not_color, "shape": item.not_shape} if _total(spec) == 1 else {}
+            # an image of one object, "a circle that is not red", has no red circle
+            absent = [replace(Filter.of(item), **{name: value}) for name, value in denied.items() if value]
+            return [*_exist([Filter.of(item)], "yes"), *_exist(absent, "no")]
         case Count(item, number) if not (item.not_color or item.not_shape):
             if number == 0 or (number == 1 and item != ANY):  # one: how many there are in all leaves no second
-                yield from _exists(item, "yes" if number else "no")
-            else:
-                yield _how_many(item, number)
+                return _exist([item], "yes" if number else "no")
+            return [_count(item, number)]
         case Every(item) if (total := _total(spec)) is not None:
-            yield _how_many(item, total)
+            return [_count(item, total)]
         case Every(item):
-            yield from _exists(item, "yes")
             named = [name for name in ATTRIBUTES if getattr(item, name)]
             others = [(name, value) for name in named for value in ATTRIBUTES[name] if value != getattr(item, name)]
-            yield from (question for name, value in others for question in _exists(Filter(**{name: value}), "no"))
+            return [*_exist([item], "yes"), *_exist([Filter(**{name: value}) for name, value in others], "no")]
         case Alike("size", True):
-            yield from (question for size in SIZES for question in _exists(Filter(size=size), "yes"))
+            return _exist([Filter(size=size) for size in SIZES], "yes")
         case Related(a, relation, b):
-            yield from _pair("is related", spec, a, b, relation)
+            return _compare("relation", "is related", spec, a, b, relation)
         case Compared(a, "same size", b):
-            yield from _pair("same size", spec, a, b)
+            return _compare("comparison", "same size", spec, a, b)
         case Compared(a, comparison, b):
-            yield from _pair("is larger", spec, *((a, b) if comparison == "larger" else (b, a)))
+            return _compare("comparison", "is larger", spec, *((a, b) if comparison == "larger" else (b, a)))
         case Background(color):
-            yield Question("background", "is background", value=color), "yes"
+            return [(Question("background", "is background", value=color), "yes")]
         case _:
-            pass  # positions, and differences that no question is about
+            return []  # positions, and differences that no question is about
 
 
-def _exists(item: Filter, expected: str) -> Iterator[tuple[Question, str]]:
-    if item != ANY:
-        yield Question("existence", "exists", item), expected
+def _exist(items: Sequence[Filter], expected: str) -> list[Asked]:
+    return [(Question("existence", "exists", item), expected) for item in items if item != ANY]
 
 
-def _how_many(item: Filter, number: int) -> tuple[Question, str]:
+def _count(item: Filter, number: int) -> Asked:
     return Question("count", "count", item), str(number)
 
 
-def _pair(variant: str, spec: Spec, a: int, b: int, value: str | None = None) -> Iterator[tuple[Question, str]]:
+def _compare(kind: str, variant: str, spec: Spec, a: int, b: int, value: str | None = None) -> list[Asked]:
     """A question about two objects, where their descriptions leave no doubt which ones are meant."""
-    described = {item.ref: item.filter for item in spec.constraints if isinstance(item, Exists)}
+    described = {item.ref: item.filter for item in spec if isinstance(item, Exists)}
     for ref in (a, b):
         if ref not in described or sum(could_mean(described[ref], other) for other in described.values()) > 1:
-            return
-    kind = "relation" if variant == "is related" else "comparison"
-    yield Question(kind, variant, Filter.of(described[a]), Filter.of(described[b]), value), "yes"
-
-
-def _count_alike(spec: Spec) -> Iterator[tuple[Question, str]]:
-    """Objects that are described in the same words, where all objects are described, are counted."""
-    described = Counter(item.filter for item in spec.constraints if isinstance(item, Exists))
-    if _total(spec) == described.total():
-        for item, number in described.items():
-            if number > 1 and sum(could_mean(item, other) for other in described) == 1:
-                yield _how_many(item, number)
+            return []
+    return [(Question(kind, variant, Filter.of(described[a]), Filter.of(described[b]), value), "yes")]
 
 
 def _total(spec: Spec) -> int | None:
     """How many objects there are in all, where the spec says it."""
-    return next((item.number for item in spec.constraints if isinstance(item, Count) and item.filter == ANY), None)
+    return next((item.number for item in spec if isinstance(item, Count) and item.filter == ANY), None)
+
+
+class ScenePlanner:
+    """The `Planner` of models that were trained on this world."""
+
+    name = "world"
+    agrees = staticmethod(agree)
+    questions = staticmethod(ask_about)
+
+    def can_check(self, plan: str) -> bool:
+        """Free words of a person that are no plan cannot be compared with an image."""
+        return read_plan(plan) is not None
+
+    def declines(self, words: str) -> bool:
+        return DECLINES.search(words) is not None

@@ -62,36 +62,25 @@ def image_size(size: RenderSize) -> tuple[int, int]:
     return width, height
 
 
-def render(scene: Scene, size: RenderSize = 128, kind: str = "image", *, scale: float = 1.0) -> Image.Image:
-    """The image of a scene, RGB; of kind "depth" or "segmentation" with one fixed color per size or shape.
-
-    Args:
-        scale: of all objects: other painters draw them in other sizes.
-    """
+def render(scene: Scene, size: RenderSize = 128, kind: str = "image") -> Image.Image:
+    """The image of a scene, RGB; of kind "depth" or "segmentation" with one fixed color per size or shape."""
     if kind not in PALETTES:
         raise ValueError(f"image kind must be one of {', '.join(IMAGE_KINDS)}, got {kind!r}")
     palette = PALETTES[kind]
     colors = [palette[getattr(item, SHOWN_ATTRIBUTE[kind])] for item in scene.objects]
-    return Image.fromarray(
-        render_array(scene, size, colors, palette[scene.background if kind == "image" else "background"], scale=scale)
-    )
+    background = palette[scene.background if kind == "image" else "background"]
+    return Image.fromarray(render_array(scene, size, colors, background))
 
 
 def render_array(
-    scene: Scene,
-    size: RenderSize,
-    colors: Sequence[tuple[int, ...]],
-    background: tuple[int, ...],
-    *,
-    scale: float = 1.0,
+    scene: Scene, size: RenderSize, colors: Sequence[tuple[int, ...]], background: tuple[int, ...]
 ) -> NDArray:
     """Paint all objects, each in its given color; positions stretch with the image, shapes stay undistorted."""
     width, height = image_size(size)
     canvas_HW3 = np.empty((height, width, len(background)), np.uint8)
     canvas_HW3[:] = background
     for item, color in zip(scene.objects, colors, strict=True):
-        radius = scale * RADIUS[item.size] * min(width, height)
-        paint(canvas_HW3, item.shape, (item.x * width, item.y * height), radius, color)
+        paint(canvas_HW3, item.shape, (item.x * width, item.y * height), RADIUS[item.size] * min(width, height), color)
     return canvas_HW3
 
 

@@ -27,11 +27,9 @@ from mllm.world.spec import (
     Filter,
     Related,
     Spec,
-    Verdict,
     check_scene,
     could_mean,
     enumerate_objects,
-    plain_phrase,
 )
 
 NOUNS = (*SHAPES, "shape")
@@ -84,7 +82,7 @@ def read_request(request: str) -> Spec:
     found += [*find_relations(words, phrases, single), *find_comparisons(words, phrases, single)]
     found += [Alike(attribute, distinct=True) for attribute in find_differences(words)]
     found += [Background(color) for color in find_backgrounds(words)]
-    return Spec(tuple(dict.fromkeys(found)))
+    return tuple(dict.fromkeys(found))
 
 
 def find_phrases(words: list[str]) -> list[Phrase]:
@@ -287,26 +285,26 @@ def find_backgrounds(words: list[str]) -> Iterator[str]:
 # ---- descriptions ----
 
 
-def check_description(text: str, scene: Scene) -> tuple[Verdict, ...]:
-    """Every object named in full, nothing invented, every stated relation true, the background right."""
-    spec, problems = read_description(text)
-    objects = [item.filter for item in spec.constraints if isinstance(item, Exists)]
-    is_complete = bool(objects) and all(item.shape and item.color and item.size for item in objects)
+def check_description(text: str, scene: Scene) -> bool:
+    """Whether every object is named in full, nothing invented, every stated relation true, the background right."""
+    spec, is_clear = read_description(text)
+    objects = [item.filter for item in spec if isinstance(item, Exists)]
     return (
-        Verdict("every object is named with size, color and shape", is_complete),
-        Verdict("the background is named", any(isinstance(item, Background) for item in spec.constraints)),
-        Verdict("every reference and relation is clear", not problems),
-        *check_scene(spec, scene),
+        is_clear
+        and bool(objects)
+        and all(item.shape and item.color and item.size for item in objects)
+        and any(isinstance(item, Background) for item in spec)
+        and all(check_scene(spec, scene))
     )
 
 
-def read_description(text: str) -> tuple[Spec, list[str]]:
-    """What a description claims: these objects and no others. Never fails: references to nothing and relations without
-    objects are among the problems.
+def read_description(text: str) -> tuple[Spec, bool]:
+    """What a description claims: these objects and no others; and whether it refers clearly, neither to one of several
+    objects nor to none that a relation needs.
     """
     objects: list[Filter] = []  # each object once, in the order of mention
     relations: list[Related] = []
-    problems: list[str] = []
+    is_clear = True
     background = number = None  # number: "there are three shapes"
     last = pending = None  # the object mentioned last, and a relation that waits for its second object
     opener, named = "", ANY  # "a", "two" or "the" ..., and the attributes behind it
@@ -325,12 +323,10 @@ def read_description(text: str) -> tuple[Spec, list[str]]:
         elif word in NOUNS:
             item = merge(attributes_of(word), named)
             known = [ref for ref, other in enumerate(objects) if item.matches(other)] if opener == "the" else []
-            count = (
-                0 if known else NUMBERS.get(opener, 1)
-            )  # "the circle" that was not introduced is a mention after all
+            count = 0 if known else NUMBERS.get(opener, 1)  # "the circle" not introduced is a mention after all
             objects += [item] * count
             if len(known) > 1:
-                problems.append(f"ambiguous: the {plain_phrase(item)}")
+                is_clear = False
             elif known or count == 1:
                 ref = known[0] if known else len(objects) - 1
                 if pending and last not in (None, ref):
@@ -342,9 +338,7 @@ def read_description(text: str) -> tuple[Spec, list[str]]:
             if word not in ("left", "right") or "of" in words[index + 1 : index + 3]:
                 pending = RELATION_WORDS[word]
         elif word in ".;!?":
-            problems += [f"{pending} nothing"] if pending else []
+            is_clear &= pending is None
             pending = last = None
-    constraints: list[Constraint] = [*enumerate_objects(objects)]
-    constraints += [Count(ANY, number)] if number not in (None, len(objects)) else []
-    constraints += relations
-    return Spec((*constraints, Background(background)) if background else tuple(constraints)), problems
+    said = [Count(ANY, number)] if number not in (None, len(objects)) else []
+    return (*enumerate_objects(objects), *said, *relations, *([Background(background)] if background else [])), is_clear

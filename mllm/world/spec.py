@@ -126,27 +126,8 @@ class Background:
 
 
 Constraint = Exists | Related | Placed | Compared | Count | Every | Alike | Background
-
-
-@dataclass(frozen=True, slots=True)
-class Spec:
-    """Everything a sentence says about an image."""
-
-    constraints: tuple[Constraint, ...]
-
-    @property
-    def pairs(self) -> frozenset[Pair]:
-        """The color-shape pairs the sentence names."""
-        filters = [item.filter for item in self.constraints if isinstance(item, Exists | Count | Every)]
-        return frozenset(item.pair for item in filters if item.pair)
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """Whether one constraint was met."""
-
-    constraint: str
-    holds: bool
+Spec = tuple[Constraint, ...]
+"""Everything that a sentence says about an image."""
 
 
 def plain_phrase(item: Filter) -> str:
@@ -176,24 +157,24 @@ def pair_up(expected: Sequence[T], found: Sequence[T], is_same: Callable[[T, T],
     return not rest
 
 
-def enumerate_objects(filters: Sequence[Filter]) -> tuple[Constraint, ...]:
+def enumerate_objects(filters: Sequence[Filter]) -> Spec:
     """These objects and no others."""
     return (*(Exists(ref, item) for ref, item in enumerate(filters)), Count(ANY, len(filters)))
 
 
-def check_scene(spec: Spec, scene: Scene) -> tuple[Verdict, ...]:
-    """A verdict for each constraint, under the assignment of numbers to objects that satisfies the most of them."""
-    num_refs = 1 + max((item.ref for item in spec.constraints if isinstance(item, Exists)), default=-1)
+def check_scene(spec: Spec, scene: Scene) -> list[bool]:
+    """Whether each constraint holds, under the assignment of numbers to objects that satisfies the most of them."""
+    num_refs = 1 + max((item.ref for item in spec if isinstance(item, Exists)), default=-1)
     objects: list[SceneObject | None] = list(scene.objects[:MAX_ASSIGNED])
     objects += [None] * (num_refs - len(objects))
     best: list[bool] = []
     for assigned in permutations(objects, num_refs):
-        met = [is_met(item, scene, assigned) for item in spec.constraints]
+        met = [is_met(item, scene, assigned) for item in spec]
         if not best or sum(met) > sum(best):
             best = met
         if all(met):
             break
-    return tuple(Verdict(str(item), value) for item, value in zip(spec.constraints, best, strict=True))
+    return best
 
 
 def is_met(constraint: Constraint, scene: Scene, assigned: Sequence[SceneObject | None]) -> bool:

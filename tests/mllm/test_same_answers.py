@@ -18,9 +18,8 @@ from mllm.generate import describe, insert, read_prompts
 from mllm.model import MLLMForConditionalGeneration
 from mllm.pipeline import Pipeline
 from mllm.processor import MLLMProcessor
-from mllm.world.edits import edit_sentence, propose_edit
+from mllm.world.dialogue import edit_sentence, propose_edit, propose_question, say_question
 from mllm.world.language import make_draw_request
-from mllm.world.questions import propose_question, say_question
 from mllm.world.render import render
 from mllm.world.scene import random_scene
 

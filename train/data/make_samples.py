@@ -25,8 +25,7 @@ from webdataset import TarWriter
 
 from mllm.cli.main import CommandParser, positive_count
 from mllm.files import require_new, whole_folder, write_lines
-from mllm.world.dialogue import Dialogue, Episode, ImageRef, make_dialogue, make_episode
-from mllm.world.export import export_world
+from mllm.world.dialogue import Dialogue, Episode, ImageRef, export_world, make_dialogue, make_episode
 from mllm.world.language import describe
 
 NUM_TARS = 2

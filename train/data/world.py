@@ -25,10 +25,9 @@ from torch.utils.data import DataLoader
 from mllm.config import MLLMConfig
 from mllm.conversation import CodesPart, Message, TextPart, unconditional
 from mllm.sequence import IGNORED, Grid, TokenSequence, build_sequence
-from mllm.world.dialogue import JOBS, Episode, ImageRef, Turn, make_dialogue, make_episode
-from mllm.world.edits import apply_edit
+from mllm.world.dialogue import JOBS, Episode, ImageRef, Turn, apply_edit, make_dialogue, make_episode
 from mllm.world.language import pick
-from mllm.world.people.conversation import PeopleTurn, make_people
+from mllm.world.people import PeopleTurn, make_people
 from mllm.world.plan import SQUARE, centre, plan_of
 from mllm.world.render import IMAGE_KINDS, render
 from mllm.world.scene import Scene, split_of

@@ -7,9 +7,7 @@ from random import Random
 from PIL import Image
 
 from mllm.evaluation.world import Group, RunningDialogue, hold_groups, judge, make_items, score_group
-from mllm.world.dialogue import Check, Dialogue, ask_about_other
-from mllm.world.edits import Edit, apply_edit
-from mllm.world.questions import Question
+from mllm.world.dialogue import Check, Dialogue, Edit, Question, apply_edit, ask_about_other
 from mllm.world.render import render
 from mllm.world.scene import Scene, SceneObject
 from mllm.world.spec import ANY, Filter, check_scene
@@ -150,9 +148,7 @@ def test_edits_of_another_layout_are_judged_there() -> None:
     def answer_one(turn: int, seed: int) -> list[str | Image.Image]:
         first = items[seed].checks[0]
         if turn == 1:
-            is_turned[seed] = first.kind == "draw" and all(
-                verdict.holds for verdict in check_scene(first.spec, turn_by_half(first.scene))
-            )
+            is_turned[seed] = first.kind == "draw" and all(check_scene(first.spec, turn_by_half(first.scene)))
         shown = turn_by_half if is_turned[seed] else lambda scene: scene
         parts = items[seed].turns[turn].parts
         return [p if isinstance(p, str) else replace(p, scene=shown(p.scene)).render(128) for p in parts]

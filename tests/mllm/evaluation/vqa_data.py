@@ -9,7 +9,7 @@ from pathlib import Path
 from random import Random
 
 from mllm.evaluation.vqa import MME
-from mllm.world.questions import answer, propose_question, say_question
+from mllm.world.dialogue import answer, propose_question, say_question
 from mllm.world.render import render
 from mllm.world.scene import Scene, random_scene_for
 from tests.mllm.evaluation.builders import write_json, write_jsonl

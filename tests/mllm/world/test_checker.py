@@ -11,20 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFilter
 
-from mllm.world.checker import border_errors, check, checker_error, parse, same_scene, score_dense
+from mllm.world.checker import border_errors, checker_error, parse, same_scene, score_dense
 from mllm.world.render import RGB, paint, render
 from mllm.world.scene import BACKGROUNDS, COLORS, RADIUS, SHAPES, SIZES, Scene, SceneObject, random_scene
-from mllm.world.spec import Background, Filter, Related, Spec, enumerate_objects
 
 RED_CIRCLE = SceneObject("circle", "red", "large", 0.3, 0.5)
-BLUE_SQUARE = SceneObject("square", "blue", "small", 0.75, 0.5)
-SCENE = Scene("white", (RED_CIRCLE, BLUE_SQUARE))
-NAMED = enumerate_objects([Filter("circle", "red", "large"), Filter("square", "blue", "small")])
-SPEC = Spec((*NAMED, Related(0, "left of", 1), Background("white")))
-
-
-def passes(scene: Scene) -> bool:
-    return all(verdict.holds for verdict in check(SPEC, parse(render(scene))))
+SCENE = Scene("white", (RED_CIRCLE, SceneObject("square", "blue", "small", 0.75, 0.5)))
 
 
 def test_rendered_scenes_are_read_back() -> None:
@@ -33,18 +25,11 @@ def test_rendered_scenes_are_read_back() -> None:
         assert same_scene(scene, parse(render(scene, size)).scene), (scene, size)
     for shape, size, (index, color) in product(SHAPES, SIZES, enumerate(COLORS)):
         for background in BACKGROUNDS[index % 2 :: 2]:
-            scene = Scene(background, (SceneObject(shape, color, size, 0.4321, 0.5432),))
-            assert same_scene(scene, parse(render(scene)).scene, tolerance=0.005)
-
-
-def test_a_right_image_passes_and_each_fault_fails() -> None:
-    assert passes(SCENE)
-    changes = ({"color": "orange"}, {"shape": "heart"}, {"size": "small"})
-    faults = [Scene("white", (replace(RED_CIRCLE, **change), BLUE_SQUARE)) for change in changes]
-    faults += [Scene("white", (RED_CIRCLE,)), Scene("cream", SCENE.objects)]
-    faults.append(Scene("white", (*SCENE.objects, SceneObject("star", "green", "small", 0.8, 0.15))))
-    faults.append(Scene("white", (replace(RED_CIRCLE, x=0.7), replace(BLUE_SQUARE, x=0.2))))
-    assert not any(map(passes, faults))
+            item = SceneObject(shape, color, size, 0.4321, 0.5432)
+            read = parse(render(Scene(background, (item,)))).scene
+            assert read.background == background
+            assert (replace(read.objects[0], x=item.x, y=item.y),) == (item,)
+            assert max(abs(read.objects[0].x - item.x), abs(read.objects[0].y - item.y)) < 0.005
 
 
 def drawn(draw: Callable[[ImageDraw.ImageDraw], object]) -> Image.Image:
@@ -83,9 +68,7 @@ def test_what_is_not_of_this_world_is_unreadable() -> None:
     }
     images["two backgrounds"].paste(RGB["black"], (90, 0, 128, 128))
     for name, image in images.items():
-        parsed = parse(image)
-        assert parsed.scene is None and parsed.reason, name
-        assert not any(verdict.holds for verdict in check(SPEC, parsed)), name
+        assert parse(image).scene is None and parse(image).reason, name
 
 
 def test_specks_are_ignored_and_other_modes_accepted() -> None:
@@ -97,46 +80,45 @@ def test_specks_are_ignored_and_other_modes_accepted() -> None:
         parse(render(SCENE, 32))
 
 
-def disturb(
-    image: Image.Image, rng: np.random.Generator, *, noise: float = 0.0, blur: float = 0.0, shift: float = 0.0
-) -> Image.Image:
+def disturb(image: Image.Image, seed: int, *, noise: float = 0.0, blur: float = 0.0, shift: float = 0.0) -> Image.Image:
     """Blur (radius in pixels), shift every channel of the image (+- shift) and add noise (standard deviation)."""
+    rng = np.random.default_rng(seed)
     pixels_HW3 = np.asarray(image.filter(ImageFilter.GaussianBlur(blur)), np.float64)
     pixels_HW3 = pixels_HW3 + rng.uniform(-shift, shift, 3) + rng.normal(0, noise, pixels_HW3.shape)
     return Image.fromarray(np.clip(np.rint(pixels_HW3), 0, 255).astype(np.uint8))
 
 
-def disturbed_error(count: int, seed: int, **strength: float) -> float:
-    rng = np.random.default_rng(seed)
-    return checker_error(count, seed=seed, disturb=lambda image: disturb(image, rng, **strength))
+def disturbed_error(count: int, **strength: float) -> float:
+    scenes = {seed: random_scene(Random(seed)) for seed in range(count)}
+    read = {seed: parse(disturb(render(scene), seed, **strength)).scene for seed, scene in scenes.items()}
+    return sum(not same_scene(scene, read[seed]) for seed, scene in scenes.items()) / count
 
 
 def test_mild_disturbance_does_not_confuse() -> None:
-    for strength in ({}, {"noise": 8.0, "blur": 0.8}, {"blur": 1.2, "shift": 10.0, "noise": 4.0}):
-        assert disturbed_error(60, 4, **strength) == 0, strength
-    assert 0 < disturbed_error(60, 4, noise=60.0) <= 1
+    for strength in ({"noise": 8.0, "blur": 0.8}, {"blur": 1.2, "shift": 10.0, "noise": 4.0}):
+        assert disturbed_error(60, **strength) == 0, strength
+    assert checker_error(60, seed=4) == 0 < disturbed_error(60, noise=60.0) <= 1
 
 
 @pytest.mark.slow
 def test_own_error_on_many_scenes() -> None:
-    assert checker_error(10_000, seed=0) < 0.001
-    assert disturbed_error(10_000, 1, noise=8, blur=1.0, shift=8) < 0.001
+    assert max(checker_error(10_000, seed=0), disturbed_error(10_000, noise=8, blur=1.0, shift=8)) < 0.001
 
 
 def test_dense_scores() -> None:
     for seed, kind in product(range(10), ("depth", "segmentation")):
         scene, other = (random_scene(Random(n), num_objects=3) for n in (seed, seed + 1000))
-        blurred = disturb(render(scene, kind=kind), np.random.default_rng(seed), noise=8, blur=0.8, shift=8)
+        blurred = disturb(render(scene, kind=kind), seed, noise=8, blur=0.8, shift=8)
         images = [render(scene, (96, 160), kind), render(scene, 128, kind), blurred]
         images += [render(other, kind=kind), Image.new("RGB", (128, 128))]
         exact, square, noisy, wrong, empty = (score_dense(kind, image, scene).mean_iou for image in images)
         assert min(exact, square) > 0.98 and noisy > 0.93 and wrong < 0.75 and empty < 0.5
 
 
-def test_borders_are_measured_in_256ths() -> None:
-    for seed in range(4):
-        scene = random_scene(Random(seed))
-        assert max(border_errors(render(scene, 256), scene)) < 0.15
-        larger = border_errors(render(scene, 256, scale=1.1), scene)
-        radii = [RADIUS[item.size] * 256 for item in scene.objects]
+def test_borders_are_measured_in_256ths(monkeypatch: pytest.MonkeyPatch) -> None:
+    scenes = [random_scene(Random(seed)) for seed in range(4)]
+    assert all(max(border_errors(render(scene, 256), scene)) < 0.15 for scene in scenes)
+    monkeypatch.setattr("mllm.world.render.RADIUS", {size: 1.1 * radius for size, radius in RADIUS.items()})
+    for scene in scenes:
+        radii, larger = [RADIUS[item.size] * 256 for item in scene.objects], border_errors(render(scene, 256), scene)
         assert all(0.03 * radius < error < 0.11 * radius for radius, error in zip(radii, larger, strict=True))

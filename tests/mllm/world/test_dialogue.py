@@ -1,21 +1,187 @@
-"""Dialogues of every job: complete, deterministic, made of their episode's images, free of held-out pairs."""
+"""Edits and questions mean what they say; dialogues of every job are complete, repeatable, free of held-out pairs."""
 
 from __future__ import annotations
 
 import json
+from collections import Counter
+from dataclasses import replace
 from itertools import pairwise, product
 from pathlib import Path
 from random import Random
-from unittest.mock import patch
 
 import pytest
 
-from mllm.world.dialogue import JOBS, ImageRef, Round, ask_about_other, make_dialogue, make_episode
-from mllm.world.export import export_world
+from mllm.world.checker import parse
+from mllm.world.dialogue import (
+    EDIT_KINDS,
+    JOBS,
+    QUESTION_KINDS,
+    QUESTION_WEIGHTS,
+    Dialogue,
+    Edit,
+    ImageRef,
+    Question,
+    answer,
+    apply_edit,
+    ask_about_other,
+    check_edit,
+    edit_sentence,
+    export_world,
+    make_dialogue,
+    make_episode,
+    normalize_answer,
+    propose_question,
+    say_question,
+)
 from mllm.world.language import normalize_words, phrases
-from mllm.world.questions import Question, answer
-from mllm.world.scene import COLORS, HELD_OUT_PAIRS, SHAPES, Scene, SceneObject
-from mllm.world.spec import Filter
+from mllm.world.render import render
+from mllm.world.scene import COLORS, HELD_OUT_PAIRS, SHAPES, SPLITS, Scene, SceneObject, split_of
+from mllm.world.spec import ANY, Filter
+
+# ---- edits ----
+
+CIRCLE, STAR = SceneObject("circle", "red", "large", 0.3, 0.3), SceneObject("star", "blue", "small", 0.7, 0.7)
+BEFORE, ADDED = Scene("white", (CIRCLE, STAR)), SceneObject("heart", "yellow", "small", 0.85, 0.15)
+
+
+def test_every_kind_of_edit_is_proposed_and_checks_out() -> None:
+    kinds = Counter()
+    for index in range(400):
+        episode = make_episode(index)
+        kinds[episode.edit.kind] += 1
+        assert apply_edit(episode.scene, episode.edit) == episode.edited
+        after = parse(render(episode.edited)).scene if index < 80 else episode.edited
+        assert check_edit(episode.scene, episode.edit, after)
+        assert not check_edit(episode.scene, episode.edit, episode.scene), "no change must not pass"
+    assert set(kinds) == set(EDIT_KINDS) and min(kinds.values()) > 20
+
+
+def test_damage_elsewhere_is_noticed_and_small_shifts_are_forgiven() -> None:
+    for edit in (
+        Edit("recolor", 0, "green"),
+        Edit("remove", 1),
+        Edit("resize", 1, "large"),
+        Edit("reshape", 1, "cross"),
+        Edit("background", value="black"),
+        Edit("add", added=ADDED, place="top right"),
+        Edit("add", added=ADDED, relation="right of", anchor=0),
+    ):
+        after = apply_edit(BEFORE, edit)
+        untouched = next(item for item in after.objects if item in BEFORE.objects)
+        others = tuple(item for item in after.objects if item is not untouched)
+        changes = [{"y": untouched.y - 0.1}, {"color": "orange"}, {"shape": "square"}, {"x": untouched.x + 0.02}]
+        changes.append({"size": "small" if untouched.size == "large" else "large"})
+        for change in changes:
+            shown = Scene(after.background, (*others, replace(untouched, **change)))
+            assert check_edit(BEFORE, edit, shown) == ("x" in change), (edit, change)
+        for objects in (others, (*after.objects, SceneObject("square", "purple", "small", 0.15, 0.85))):
+            assert not check_edit(BEFORE, edit, Scene(after.background, objects)), (edit, objects)
+        assert not check_edit(BEFORE, edit, Scene("cream", after.objects))
+
+
+def test_added_objects_may_lie_anywhere_their_words_allow() -> None:
+    twin = replace(STAR, x=0.15, y=0.85)
+    for added, place, shown, passes in (
+        (ADDED, "top right", [replace(ADDED, x=0.7, y=0.3)], True),
+        (ADDED, "top right", [replace(ADDED, x=0.2, y=0.8)], False),
+        (twin, "bottom left", [twin], True),
+        (twin, "bottom left", [], False),
+    ):
+        after = Scene("white", (*BEFORE.objects, *shown))
+        assert check_edit(BEFORE, Edit("add", added=added, place=place), after) == passes
+
+
+def test_instructions_refer_without_ambiguity() -> None:
+    def said(edit: Edit, scene: Scene, **options: bool) -> set[str]:
+        return {edit_sentence(edit, scene, Random(seed), **options).text for seed in range(200)}
+
+    assert "Make the circle green." in said(Edit("recolor", 0, "green"), BEFORE)
+    assert "Make it green." in said(Edit("recolor", 0, "green"), Scene("white", (CIRCLE,)), pronoun=True)
+    twins = Scene("white", (CIRCLE, replace(CIRCLE, x=0.8, size="small")))
+    for sentence in said(Edit("remove", 1), twins):
+        assert any(word in sentence.lower() for word in ("small", "little", "tiny")), sentence
+
+
+# ---- questions ----
+
+THREE = Scene(
+    "cream",
+    (
+        SceneObject("circle", "red", "large", 0.25, 0.3),
+        SceneObject("square", "red", "small", 0.7, 0.3),
+        SceneObject("star", "blue", "small", 0.7, 0.8),
+    ),
+)
+ROUND, BOX, SPIKY, RED = Filter("circle"), Filter("square"), Filter("star"), Filter(color="red")
+ANSWERS = [
+    (Question("count", "count", ANY), "3"),
+    (Question("count", "count", RED), "2"),
+    (Question("count", "count", Filter("heart")), "0"),
+    (Question("color", "color of", SPIKY), "blue"),
+    (Question("color", "color of", Filter("heart")), "there is no heart"),
+    (Question("color", "color of", Filter(size="small")), None),
+    (Question("shape", "shape of", Filter(color="blue")), "star"),
+    (Question("shape", "shape of", RED), None),
+    (Question("size", "size of", ROUND), "large"),
+    (Question("existence", "exists", Filter("circle", "blue")), "no"),
+    (Question("existence", "exists", Filter("square", size="small")), "yes"),
+    (Question("relation", "is related", ROUND, BOX, "left of"), "yes"),
+    (Question("relation", "is related", ROUND, BOX, "right of"), "no"),
+    (Question("relation", "is related", ROUND, BOX, "above"), None),
+    (Question("relation", "where is", SPIKY, BOX), "below"),
+    (Question("relation", "which is related", None, ROUND, "right of"), None),  # two of them
+    (Question("relation", "which is related", None, BOX, "left of"), "circle"),
+    (Question("color", "color of related", None, BOX, "below"), "blue"),
+    (Question("comparison", "is larger", ROUND, SPIKY), "yes"),
+    (Question("comparison", "is larger", SPIKY, BOX), "no"),
+    (Question("comparison", "which is larger", SPIKY, ROUND), "circle"),
+    (Question("comparison", "which is larger", SPIKY, BOX), None),
+    (Question("comparison", "same color", ROUND, BOX), "yes"),
+    (Question("comparison", "same size", ROUND, BOX), "no"),
+    (Question("comparison", "more", RED, Filter(color="blue")), "yes"),
+    (Question("background", "background"), "cream"),
+    (Question("background", "is background", value="white"), "no"),
+]
+
+
+def test_answers() -> None:
+    for question, expected in ANSWERS:
+        assert answer(question, THREE) == expected, question
+    for one, two in (("Red.", "red"), ("Two", "2"), ("It is a circle.", "circle"), ("grey", "gray")):
+        assert normalize_answer(one) == normalize_answer(two)  # forgives form but not content
+    assert normalize_answer("There is no star.") == normalize_answer("there is no star")
+    assert normalize_answer("red") != normalize_answer("not red")
+
+
+def test_every_variant_has_words_and_answers_are_short() -> None:
+    assert set(phrases("ask")) == {variant for variants in QUESTION_KINDS.values() for variant in variants}
+    for index in range(1500):
+        scene = make_episode(index % 400).scene
+        question = propose_question(scene, Random(index))
+        right = answer(question, scene)
+        assert right and right == right.lower() and len(right.split()) <= 6
+        assert "{" not in say_question(question, Random(index))
+
+
+def test_kinds_come_as_often_as_they_weigh_and_yes_as_often_as_no() -> None:
+    scenes = [make_episode(index, num_objects=3).scene for index in range(250)]
+    for kind in QUESTION_WEIGHTS:
+        asked = [(propose_question(scene, Random(index), kind=kind), scene) for index, scene in enumerate(scenes)]
+        # three twins, for instance, allow no question about the color of one
+        counts = Counter(answer(question, scene) for question, scene in asked if question.kind == kind)
+        assert counts.total() > 200
+        assert not counts["yes"] or 0.4 < counts["yes"] / (counts["yes"] + counts["no"]) < 0.6
+    one, two = (make_episode(0, num_objects=number).scene for number in (1, 2))
+    assert {propose_question(one, Random(n), kind_weights={"relation": 1.0}).kind for n in range(9)} == {"background"}
+    kinds = [propose_question(two, Random(n), kind_weights={"count": 3.0, "color": 1.0}).kind for n in range(400)]
+    assert set(kinds) == {"count", "color"} and 0.68 < kinds.count("count") / 400 < 0.82
+
+
+# ---- dialogues ----
+
+
+def parts_of(dialogue: Dialogue, kind: type, role: str = "") -> list:
+    return [part for turn in dialogue.turns if role in turn.role for part in turn.parts if isinstance(part, kind)]
 
 
 def test_dialogues_are_well_formed_and_name_no_held_out_pair() -> None:
@@ -25,35 +191,31 @@ def test_dialogues_are_well_formed_and_name_no_held_out_pair() -> None:
         assert dialogue == make_dialogue(job, episode, Random(index)) and dialogue.job == job
         roles = [turn.role for turn in dialogue.turns]
         assert roles == ["user", "assistant"] * (len(roles) // 2) and roles
-        answers = [part for turn in dialogue.turns if turn.role == "assistant" for part in turn.parts]
-        for part, check in zip(answers, dialogue.checks, strict=True):
+        for part, check in zip(parts_of(dialogue, object, "assistant"), dialogue.checks, strict=True):
             assert isinstance(part, ImageRef) == (check.kind in ("draw", "edit", "depth", "segmentation"))
             assert isinstance(part, ImageRef) or part == check.expected  # no typos in answers
-        assert set(dialogue.images) <= set(episode.images)
-        assert not any(image.scene.pairs & HELD_OUT_PAIRS for image in dialogue.images)
-        for text in (part for turn in dialogue.turns for part in turn.parts if isinstance(part, str)):
+        images = parts_of(dialogue, ImageRef)
+        assert set(images) <= set(episode.images) and not any(image.scene.pairs & HELD_OUT_PAIRS for image in images)
+        assert job != "ask" or len(images) == 1
+        for text in parts_of(dialogue, str):
             assert text and "{" not in text and text.isascii() and "None" not in text
             for first, second in pairwise(normalize_words(text)):
                 is_pair = first in COLORS and second in SHAPES
                 assert not is_pair or (first, second) not in HELD_OUT_PAIRS, text
-
-
-def test_some_requests_have_typos() -> None:
-    for text, has_typos in (("Draw a purple circle.", True), ("a red star on it", False)):  # short words have none
-        requests = set()
-        for seed in range(300):
-            with patch("mllm.world.dialogue.talk_round", lambda rng, text=text: Round((text,), ())):
-                requests.add(make_dialogue("talk", make_episode(0), Random(seed)).turns[0].parts[0])
-        assert text in requests and (len(requests) > 5) == has_typos
-
-
-def test_ask_has_one_to_five_rounds_on_one_image() -> None:
-    rounds = [make_dialogue("ask", make_episode(index), Random(index)) for index in range(100)]
-    assert {len(dialogue.checks) for dialogue in rounds} == {1, 2, 3, 4, 5}
-    assert all(len(dialogue.images) == 1 for dialogue in rounds)
-    assert len(make_dialogue("ask", make_episode(0), Random(0), num_questions=1).checks) == 1
+    for number, counts in ((None, {1, 2, 3, 4, 5}), (1, {1})):
+        asked = [make_dialogue("ask", make_episode(n), Random(n), num_questions=number) for n in range(60)]
+        assert {len(dialogue.checks) for dialogue in asked} == counts
     with pytest.raises(ValueError):
         make_dialogue("sing", make_episode(0), Random(0))
+
+
+def test_episodes_are_deterministic_differ_and_belong_to_their_split() -> None:
+    for split, index in product(SPLITS, range(40)):
+        episode = make_episode(index, split=split)
+        assert split_of(episode.scene) == split_of(episode.edited) == split
+        assert not (episode.scene.pairs | episode.edited.pairs) & HELD_OUT_PAIRS
+        assert episode == make_episode(index, split=split) != make_episode(index, split=split, seed=1)
+    assert len({make_episode(index).scene for index in range(50)}) == 50
 
 
 def test_export_writes_ordinary_datasets(tmp_path: Path) -> None:
@@ -71,17 +233,16 @@ def test_export_writes_ordinary_datasets(tmp_path: Path) -> None:
 
 def test_the_other_one_is_the_one_that_was_not_asked_about() -> None:
     star, heart = SceneObject("star", "red", "small", 0.2, 0.3), SceneObject("heart", "blue", "large", 0.7, 0.6)
-    two = Scene("white", (star, heart))
-    for question, right in (
-        (Question("color", "color of", Filter("star")), "blue"),
-        (Question("shape", "shape of", Filter(size="large")), "star"),
+    two, color = Scene("white", (star, heart)), Question("color", "color of", Filter("star"))
+    for question, scene, right in (
+        (color, two, "blue"),
+        (Question("shape", "shape of", Filter(size="large")), two, "star"),
+        (color, Scene("white", (star,)), None),
+        (Question("count", "count", Filter("star")), two, None),
+        (Question("color", "color of", Filter("cross")), two, None),  # absent
     ):
-        (check,) = (asked := ask_about_other(question, two, Random(0))).checks
-        assert asked.request[0] in phrases("dialogue")["the other one"]
-        assert check.expected == right == answer(check.question, two)
-    for question, scene in (
-        (Question("color", "color of", Filter("star")), Scene("white", (star,))),
-        (Question("count", "count", Filter("star")), two),
-        (Question("color", "color of", Filter("cross")), two),  # absent
-    ):
-        assert ask_about_other(question, scene, Random(0)) is None
+        asked = ask_about_other(question, scene, Random(0))
+        assert (asked is None) == (right is None)
+        if asked:
+            assert asked.request[0] in phrases("dialogue")["the other one"]
+            assert asked.checks[0].expected == right == answer(asked.checks[0].question, scene)

@@ -12,9 +12,7 @@ from mllm.evaluation.requests import Expectation, Item, judge, read_value
 from mllm.world.checker import ParsedScene
 from mllm.world.grammar import Speaker, Typing, alternatives, expand, tidy
 from mllm.world.language import UnsayableError
-from mllm.world.people import changing, drawing
-from mllm.world.people.conversation import KINDS, as_item, make_people
-from mllm.world.people.drawing import draw_turn
+from mllm.world.people import CHANGE_FORMS, DRAWING_FORMS, KINDS, as_item, draw_turn, kept, make_people
 from mllm.world.plan import ScenePlanner
 from mllm.world.scene import COLORS, MAX_OBJECTS, SEEN_PAIRS, Scene, random_scene_for, split_of
 
@@ -47,11 +45,11 @@ def test_right_answers_are_right(kind: str) -> None:
 
 def test_every_form_means_what_it_says() -> None:
     """Rare forms too: scenes for the words of drawings, and scenes after changes, are right answers."""
-    for form in drawing.FORMS:
+    for form in DRAWING_FORMS:
         for index in range(25):
             made = Speaker(Random(f"{form.__name__}/{index}")).attempt({form: 1}, "train")
             assert judge(read_value(made.expect, Expectation), [ParsedScene(made.scene)], None) == [], made
-    for form in changing.FORMS:
+    for form in CHANGE_FORMS:
         made, tries = 0, 0
         while made < 25:
             tries += 1
@@ -59,7 +57,7 @@ def test_every_form_means_what_it_says() -> None:
             scene = random_scene_for("train", speaker.rng)
             with suppress(UnsayableError):
                 change = form(speaker, scene)
-                expect = read_value(changing.kept(scene, change), Expectation)
+                expect = read_value(kept(scene, change), Expectation)
                 assert judge(expect, [ParsedScene(change.scene)], scene) == [], change
                 made += 1
 
@@ -101,7 +99,7 @@ def test_typing_keeps_what_is_meant() -> None:
 
 def test_conversations_are_the_same_in_every_process() -> None:
     """Python orders sets of words differently in every process."""
-    code = "from mllm.world.people.conversation import *; print([make_people('ask', Random(n)) for n in range(150)])"
+    code = "from mllm.world.people import *; print([make_people('ask', Random(n)) for n in range(150)])"
     said = [
         subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True)
         for seed in ("1", "2")

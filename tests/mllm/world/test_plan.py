@@ -9,10 +9,9 @@ from random import Random
 
 import pytest
 
-from mllm.world.dialogue import make_episode
+from mllm.world.dialogue import answer, make_episode
 from mllm.world.language import DRAWING_WEIGHTS, make_draw_request
 from mllm.world.plan import LEVELS, SQUARE, agree, ask_about, centre, plan_of, questions_of, read_plan, say_questions
-from mllm.world.questions import answer
 from mllm.world.scene import COLORS, SHAPES, SIZES, Scene, SceneObject, random_scene_for
 from mllm.world.spec import Alike, Count, Every, Exists, Filter, Placed, Related, Spec, check_scene
 
@@ -46,10 +45,9 @@ def test_a_plan_can_be_read_back_and_says_exactly_where_a_centred_object_is() ->
         squares = [(int(item.y), int(item.x)) for item in objects]
         assert background == scene.background and squares == sorted(squares)
         rows, columns = (8 * side / min(grid) for side in grid)
-        said = sorted((item.description, item.y, item.x) for item in objects)
         there = sorted((f"{o.size} {o.color} {o.shape}", o.y * rows, o.x * columns) for o in centred.objects)
-        assert [item[0] for item in said] == [item[0] for item in there]
-        assert [item[1:] for item in said] == [pytest.approx(item[1:]) for item in there]
+        for said, (description, *place) in zip(sorted(objects), there, strict=True):
+            assert said.description == description and (said.y, said.x) == pytest.approx(place)
 
 
 SAID = "white, large red circle 35, small blue square 62"
@@ -70,12 +68,9 @@ def test_what_is_seen_is_compared_object_by_object() -> None:
         (SAID, "white, large red circle 3595, small blue square 6250", False),  # no square within a square
         (SAID, "white, large red circle 3535, small blue square 6250", True),  # finer
         (SAID, "white, large red circle 3535, small blue square 4250", False),
-        (SAID, "", False),
         (SAID, None, False),
         (CIRCLES, "white, large red circle 35, large red circle 62", False),  # two equal ones must both be there
-        ("something red", None, True),  # free words are not compared
-        ("red, a circle", SAID, True),
-        ("White, large red circle 35", None, True),
+        ("White, large red circle 35", None, True),  # free words are not compared
         ("white, a big red circle 35", SAID, True),
     ):
         assert agree(plan, seen) is is_alike, seen
@@ -86,28 +81,27 @@ NOT_ASKED = (Placed, Alike, Related)  # relations only where nobody doubts which
 
 def is_satisfied(spec: Spec, scene: Scene) -> bool:
     """Whether someone who sees everything gives the expected answers, open ones left out."""
-    answers = [(answer(question, scene), expected) for question, expected in questions_of(spec)]
-    return all(given in (None, expected) for given, expected in answers)
+    return all(answer(question, scene) in (None, expected) for question, expected in questions_of(spec))
 
 
 def test_a_request_raises_the_questions_of_its_spec_that_a_right_image_satisfies_and_a_wrong_one_not() -> None:
     for kind in DRAWING_WEIGHTS:
         rng, num_wrong = Random(f"right/{kind}"), 0
-        for _ in range(200):
+        for _ in range(150):
             scene, other = random_scene_for("test", rng), random_scene_for("test", rng, num_objects=rng.randint(1, 4))
             request = make_draw_request(scene, rng, kind=kind)
             assert set(ask_about(request.text)) == set(say_questions(request.spec)), request.text
             assert is_satisfied(request.spec, scene)
-            verdicts = zip(request.spec.constraints, check_scene(request.spec, other), strict=True)
-            if any(not verdict.holds and not isinstance(item, NOT_ASKED) for item, verdict in verdicts):
+            verdicts = zip(request.spec, check_scene(request.spec, other), strict=True)
+            if any(not holds and not isinstance(item, NOT_ASKED) for item, holds in verdicts):
                 num_wrong += 1
                 assert not is_satisfied(request.spec, other), (request.spec, other)
-        assert num_wrong > 130
+        assert num_wrong > 97
 
 
 TYPED = {
     "Draw a large red circle to the left of a tiny blue square on a white background.": (
-        "Is there a large red circle? yes. Is there a small blue square? yes. How many shapes are there? 2. "
+        "Is there a large red circle? yes. Is there a small blue square? yes. NUMBER 2. "
         "Is the large red circle to the left of the small blue square? yes. Is the background white? yes"
     ),
     "two orange discs and no hearts": "How many orange circles are there? 2. Is there a heart? no. NUMBER 2",
@@ -120,7 +114,7 @@ TYPED = {
     "three shapes, all of them green": "How many green shapes are there? 3. NUMBER 3",
     "every shape is small": "Is there a small shape? yes. Is there a large shape? no",
     "a circle that is not red": "Is there a circle? yes. Is there a red circle? no. NUMBER 1",
-    "The star is above the cross": ("Is there a star? yes. Is there a cross? yes. Is the star above the cross? yes"),
+    "The star is above the cross": "Is there a star? yes. Is there a cross? yes. Is the star above the cross? yes",
     "a dog and some red circles": "Is there a red circle? yes",
     "a photo of a dog.": "Does the picture show a photo of a dog? yes",
 }
@@ -130,10 +124,16 @@ def test_typed_requests_become_questions_of_the_world() -> None:
     for request, questions in TYPED.items():
         expected = questions.replace("NUMBER", "How many shapes are there?").split(". ")
         assert sorted(" ".join(question) for question in ask_about(request)) == sorted(expected)
+    rng = Random(5)  # words of the world in any order: read as far as they go, never refused
+    others = (
+        "a the two five no any all every of them is are that not than and with above left it one first larger , dog"
+    )
+    words = [*SHAPES, *COLORS, *SIZES, "stars", "shape", "background", "different", *others.split()]
+    assert all(ask_about(" ".join(rng.choices(words, k=rng.randint(1, 12)))) for _ in range(2000))
 
 
 def test_only_what_is_beyond_doubt_is_asked() -> None:
-    asked = say_questions(Spec((Every(Filter(color="red")),)))  # without a number: what must not be there
+    asked = say_questions((Every(Filter(color="red")),))  # without a number: what must not be there
     assert ("Is there a blue shape?", "no") in asked and len(asked) == 6
     twin, question = Filter("circle", "red"), ("How many red circles are there?", "2")
     two = (Exists(0, twin), Exists(1, twin))
@@ -142,17 +142,6 @@ def test_only_what_is_beyond_doubt_is_asked() -> None:
         ((*two, Count(Filter(), 2)), True),
         ((*two, Exists(2, Filter("circle")), Count(Filter(), 3)), False),
     ):
-        assert (question in say_questions(Spec(constraints))) == is_counted
-    doubtful = Spec((Exists(0, Filter("circle")), Exists(1, twin), Related(0, "above", 1)))
+        assert (question in say_questions(constraints)) == is_counted
+    doubtful = (Exists(0, Filter("circle")), Exists(1, twin), Related(0, "above", 1))
     assert not any("above" in text for text, _ in say_questions(doubtful))
-
-
-def test_any_words_raise_some_question() -> None:
-    """Words of the world in any order, as people type: read as far as they go, never refused."""
-    rng = Random(5)
-    others = (
-        "a the two five no any all every of them is are that not than and with above left it one first larger , dog"
-    )
-    words = [*SHAPES, *COLORS, *SIZES, "stars", "shape", "background", "different", *others.split()]
-    for _ in range(2000):
-        assert ask_about(" ".join(rng.choices(words, k=rng.randint(1, 12))))

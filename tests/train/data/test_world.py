@@ -15,8 +15,7 @@ from scipy import ndimage
 from mllm.config import MLLMConfig
 from mllm.sequence import trained_grids
 from mllm.vocabulary import extend_tokenizer, load_text_tokenizer
-from mllm.world.dialogue import JOBS, ImageRef, make_dialogue, make_episode
-from mllm.world.edits import apply_edit
+from mllm.world.dialogue import JOBS, ImageRef, apply_edit, make_dialogue, make_episode
 from mllm.world.plan import centre, plan_of
 from mllm.world.scene import RADIUS, split_of
 from tests.mllm.tiny_folder import build_tiny_folder
@@ -179,18 +178,6 @@ def test_recipes_that_make_no_sense_are_refused() -> None:
             WorldData(**fields)
 
 
-def test_questions_have_typos_and_come_as_many_as_the_recipe_says(make, monkeypatch: pytest.MonkeyPatch) -> None:
-    def drawn(**data: object) -> list[list[int]]:
-        sequences = make(jobs={"ask": 1.0}, **data)
-        return [sequences.draw(Random(n)).token_ids_T.tolist() for n in range(10)]
-
-    one, some, many = (max(map(len, drawn(**data))) for data in ({"questions": 1}, {}, {"questions": 12}))
-    assert one < some < many
-    before = drawn(questions=4)
-    monkeypatch.setattr("mllm.world.dialogue.TYPO_SHARE", 1.0)
-    assert all(one != two for one, two in zip(before, drawn(questions=4), strict=True))
-
-
 def test_images_of_scenes_have_plans_where_asked(codes: ShardFolder, make, tokenizers: Tokenizers) -> None:
     episode = make_episode(12)
     for job, digits in product(JOBS, (None, 1)):
@@ -210,22 +197,30 @@ def test_images_of_scenes_have_plans_where_asked(codes: ShardFolder, make, token
     assert has_words == has_plan and 5 < sum(has_words) < 35
 
 
-def test_questions_and_descriptions_follow_the_recipes_weights(make, tokenizers: Tokenizers) -> None:
-    def text(values: list[np.ndarray]) -> str:
-        ids = np.concatenate(values)
-        return tokenizers.text.decode(ids[ids >= 0], skip_special_tokens=True)
-
-    def answers(kind: str) -> str:
-        asked = make(jobs={"ask": 1.0}, question_weights={kind: 1.0})
-        return text([asked.draw(Random(n)).labels_T for n in range(10)])
+def test_questions_and_descriptions_follow_the_recipe(
+    make, tokenizers: Tokenizers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def drawn(*, count: int = 10, **data: object) -> list[np.ndarray]:
+        sequences = make(**data)
+        return [sequences.draw(Random(n)).token_ids_T for n in range(count)]
 
     def words(kind: str) -> str:
-        described = make(jobs={"draw": 1.0}, drawing_weights={kind: 1.0})
-        return text([described.draw(Random(n)).token_ids_T for n in range(40)])
+        ids = np.concatenate(drawn(count=40, jobs={"draw": 1.0}, drawing_weights={kind: 1.0}))
+        return tokenizers.text.decode(ids, skip_special_tokens=True)
 
-    assert set(answers("count")) <= set("01234 ") and not set(answers("background")) & set("01234")
     sizes = ("larger", "bigger", "smaller", "than")
     assert sum(map(words("comparison").count, sizes)) >= 5 + sum(map(words("full").count, sizes))
+    for kind, is_number in (("count", True), ("background", False)):
+        asked = make(jobs={"ask": 1.0}, question_weights={kind: 1.0})
+        labels = np.concatenate([asked.draw(Random(n)).labels_T for n in range(10)])
+        answers = set(tokenizers.text.decode(labels[labels >= 0], skip_special_tokens=True)) - {" "}
+        assert answers <= set("01234") if is_number else not answers & set("01234")
+    one, some, many = (max(map(len, drawn(jobs={"ask": 1.0}, questions=number))) for number in (1, None, 12))
+    assert one < some < many
+    before = drawn(jobs={"ask": 1.0}, questions=4)
+    monkeypatch.setattr("mllm.world.dialogue.TYPO_SHARE", 1.0)
+    after = drawn(jobs={"ask": 1.0}, questions=4)
+    assert not any(np.array_equal(*two) for two in zip(before, after, strict=True))
 
 
 def test_every_other_episode_is_centred_dense_ones_and_every_size_too() -> None:

@@ -1,0 +1,1570 @@
+"""Conversations as people have them: pictures, changes, questions, corrections, small talk, requests for what this
+world lacks, and new pictures.
+
+What is meant comes first (a scene and what is said of it, a change, a question), then the words, by the rules of
+phrases/people.yaml. Every turn carries the right answer and its exact meaning in the form of files of requests
+(docs/evaluation.md), so that the checker judges every answer. `make_people` makes conversations.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from itertools import combinations, pairwise
+from random import Random
+from typing import Any, NamedTuple
+
+from mllm.world.dialogue import CHANGED_ATTRIBUTE
+from mllm.world.grammar import FULL, Speaker, in_row, tidy
+from mllm.world.language import NUMBER_WORDS, UnsayableError, describe, join, need, phrases
+from mllm.world.scene import (
+    ATTRIBUTES,
+    BACKGROUNDS,
+    COLORS,
+    HELD_OUT_PAIRS,
+    MAX_OBJECTS,
+    MIN_GAP,
+    MIN_INSET,
+    OPPOSITE,
+    PLACES,
+    RADIUS,
+    RELATIONS,
+    SEEN_PAIRS,
+    SHAPES,
+    SIDES,
+    SIZES,
+    Scene,
+    SceneObject,
+    Split,
+    is_clear,
+    is_valid,
+    main_relation,
+    offset,
+    place_freely,
+    place_in_corners,
+    random_free_position,
+    random_scene_for,
+    split_of,
+    stated_places,
+)
+from mllm.world.spec import ANY, Filter
+
+# ---- requests to draw: a scene, what is said of it, and what an image of these words must show ----
+
+SEEN_KINDS = [Filter(shape, color, size) for color, shape in sorted(SEEN_PAIRS) for size in SIZES]
+"""Everything that training sees."""
+
+
+class Drawn(NamedTuple):
+    """What is said, a scene that fits it, and what an image must show."""
+
+    text: str
+    scene: Scene
+    expect: dict[str, Any]
+    is_sentence: bool = False  # not a noun phrase
+
+
+def draw_turn(speaker: Speaker, split: Split, *, frame: str = "draw") -> tuple[str, Scene, dict[str, Any]]:
+    """A request in words, a scene that fits it, and what it asks for.
+
+    Args:
+        frame: the rule that makes a request of a noun phrase.
+    """
+    while True:
+        text, scene, expect, is_sentence = speaker.attempt(EXCESSIVE if speaker.exceeds else DRAWING_FORMS, split)
+        if speaker.exceeds or split_of(scene) == split:
+            break
+    slots, names_background = {"b": speaker.say(scene.background)}, speaker.maybe(0.42)
+    in_phrase = not is_sentence and "\n" not in text and speaker.maybe(0.71)
+    if names_background:
+        expect["scene"]["background"] = scene.background
+        text = speaker.say("background in phrase", x=text, **slots) if in_phrase else text
+    text = tidy(speaker.say("sentence" if is_sentence else frame, x=text, s=text))
+    if names_background and not in_phrase:
+        text = speaker.say("background in sentence", x=text.rstrip("."), **slots)
+    return text, scene, expect
+
+
+def scene_of(kinds: Sequence[Filter], rng: Random, *, layout: str | None = None) -> Scene:
+    """A scene of these objects, anywhere or in a row or a column; UnsayableError where that cannot be.
+
+    More objects than an image can have lie over each other: they are spoken of, not drawn.
+    """
+    background, values = rng.choice(BACKGROUNDS), [(kind.shape, kind.color, kind.size) for kind in kinds]
+    if len(kinds) > MAX_OBJECTS:
+        return Scene(background, tuple(SceneObject(*value, rng.random(), rng.random()) for value in values))
+    if layout is None:
+        placed = place_freely(values, rng, tries=20) or place_in_corners(values, rng)
+    else:
+        placed, gap = (), MIN_GAP + 0.02
+        free = 1 - 2 * MIN_INSET - sum(2 * RADIUS[kind.size] for kind in kinds) - gap * (len(kinds) - 1)
+        need(free >= 0)
+        across, at = rng.uniform(0.3, 0.7), MIN_INSET
+        for cut, value in zip(sorted(rng.uniform(0, free) for _ in kinds), values, strict=True):
+            radius = RADIUS[value[2]]
+            low, other = radius + MIN_INSET, across + rng.uniform(-0.06, 0.06)
+            position = round(at + radius + cut, 4), round(min(max(other, low), 1 - low), 4)
+            placed += (SceneObject(*value, *(position if layout == "row" else position[::-1])),)
+            at += 2 * radius + gap
+    scene = Scene(background, placed)
+    need(is_valid(scene))
+    return scene
+
+
+def drawn(
+    scene: Scene, filters: Sequence[Filter], *, relations: Iterable[tuple[int, str, int]] = (), **more: Any
+) -> dict[str, Any]:
+    """What an image must show where these objects are named; `relations` between them by their numbers."""
+    unique = list(dict.fromkeys(filters))
+    objects = [{**as_record(item), "count": item.count(scene)} for item in unique]
+    at = [unique.index(item) for item in filters]
+    single = [[at[a], r, at[b]] for a, r, b in relations if objects[at[a]]["count"] == objects[at[b]]["count"] == 1]
+    expect = {"objects": objects, "total": len(scene.objects), "background": None, "none": [], **more}
+    return {"scene": {**expect, "relations": single}}
+
+
+def as_record(item: Filter) -> dict[str, Any]:
+    values = {name: getattr(item, name) for name in ATTRIBUTES}
+    if item.not_color:
+        values["color"] = [name for name in COLORS if name != item.not_color]
+    return {name: value for name, value in values.items() if value}
+
+
+def random_filters(speaker: Speaker, order: Sequence[SceneObject | Filter]) -> list[Filter]:
+    """What is said of each object: mostly shape and color, with sizes for all or for some."""
+    level = speaker.pick({"full": 34, "mixed": 22, "color": 34, "shape": 6})
+    names = ("shape",) if level == "shape" else ("color", "shape")
+    plain = [Filter.of(item, names) for item in order]
+    if level == "full":
+        return list(map(Filter.of, order))
+    if level == "mixed" and len(set(plain)) == len(plain):
+        return [Filter.of(item) if speaker.maybe(0.5) else Filter.of(item, names) for item in order]
+    return plain
+
+
+def random_kinds(rng: Random, number: int, like: Filter = ANY, *, differ: str | None = None) -> list[Filter]:
+    """Shapes, colors and sizes of objects that a description fits; no two alike in the attribute that must differ."""
+    kinds = [kind for kind in SEEN_KINDS if like.matches(kind)]
+    if differ is None:
+        return rng.choices(kinds, k=number)
+    rng.shuffle(kinds)
+    different = list({getattr(kind, differ): kind for kind in kinds}.values())
+    need(len(different) >= number)
+    return different[:number]
+
+
+def some_scene(
+    speaker: Speaker, split: Split, numbers: Sequence[int], *, distinct: bool = True
+) -> tuple[Scene, list[SceneObject], list[Filter]]:
+    """A scene, its objects in the order in which they are named, and what is said of each."""
+    rng, number = speaker.rng, speaker.how_many(numbers)
+    is_drawn = number <= MAX_OBJECTS
+    scene = random_scene_for(split, rng, num_objects=number) if is_drawn else scene_of(random_kinds(rng, number), rng)
+    order = rng.sample(scene.objects, number)
+    filters = random_filters(speaker, order)
+    need(not distinct or len(set(filters)) == number)
+    return scene, order, filters
+
+
+def list_filters(speaker: Speaker, filters: Iterable[Filter], *, long: bool = False) -> str:
+    """Several objects in a row of words, alike ones counted."""
+    return speaker.listed([speaker.some(item, count, long=long) for item, count in Counter(filters).items()])
+
+
+def name_among(speaker: Speaker, filters: Sequence[Filter], index: int) -> str:
+    """How one of the objects just named is referred to; UnsayableError where no few words single it out."""
+    for names in (("shape",), ("color", "shape")):
+        part = Filter.of(filters[index], names)
+        if sum(Filter.of(other, names) == part for other in filters) == 1:
+            return speaker.noun(part)
+    raise UnsayableError
+
+
+def another(rng: Random, name: str, items: Iterable[SceneObject | Filter]) -> str:
+    """A value of an attribute that none of the objects has; UnsayableError where there is none."""
+    taken = {getattr(item, name) for item in items}
+    return rng.choice(need([value for value in ATTRIBUTES[name] if value not in taken]))
+
+
+# ---- forms of requests ----
+
+
+def single(speaker: Speaker, split: Split) -> Drawn:
+    """One object, with some of its attributes, perhaps corrected while it is said, perhaps in a place."""
+    rng = speaker.rng
+    scene = random_scene_for(split, rng, num_objects=1)
+    (item,) = scene.objects
+    names = speaker.pick({FULL: 40, ("color", "shape"): 40, ("size", "shape"): 6, ("shape",): 8, ("color",): 3})
+    named = Filter.of(item, names)
+    text = speaker.some(named, long=True)
+    match speaker.pick({"": 44, "place": 23, "nothing else": 8, "corrected at once": 14, "attributes later": 11}):
+        case "place":
+            text = f"{text} {speaker.say(need(stated_places(item))[0])}"
+        case "nothing else":
+            text = speaker.say("nothing else", x=text)
+        case "corrected at once":
+            name = rng.choice(names)
+            wrong = replace(named, **{name: another(rng, name, [item])})
+            need(named.shape and wrong.pair not in HELD_OUT_PAIRS)
+            value = speaker.say(getattr(item, name))
+            right = f"a {value}" if name == "shape" else rng.choice((value, f"a {value} one"))
+            right = speaker.some(named, long=True) if speaker.maybe(0.3) else right
+            text = speaker.say("corrected at once", w=speaker.some(wrong), r=right)
+        case "attributes later":
+            said = [speaker.say(getattr(item, name)) for name in names if name != "shape"]
+            need(named.shape and said)
+            values = " and ".join(rng.sample(said, len(said)))
+            text = speaker.say(
+                "attributes later", x=speaker.some(Filter(item.shape)), r=values, n=speaker.say(item.shape)
+            )
+    return Drawn(text, scene, drawn(scene, [named]))
+
+
+def list_objects(speaker: Speaker, split: Split) -> Drawn:
+    """Several objects in a row of words, alike ones counted, with a relation or a denial behind them."""
+    rng = speaker.rng
+    scene, order, filters = some_scene(speaker, split, (2, 2, 2, 3, 3, 3, 4, 4), distinct=False)
+    text, relations, none = list_filters(speaker, filters, long=True), [], []
+    match speaker.pick({"": 40, "counted": 8, "placed later": 24, "denied": 10, "nothing else": 10}):
+        case "counted":
+            text = speaker.say("counted", n=speaker.number(len(order)), s=speaker.noun(ANY, plural=True), x=text)
+        case "placed later":
+            relation = need(main_relation(*order[:2]))
+            need(len(set(filters)) == len(filters))
+            a, b = (name_among(speaker, filters, index) for index in (0, 1))
+            text += speaker.say("placed later", a=a, b=b, r=speaker.say(relation))
+            relations = [(0, relation, 1)]
+        case "denied":
+            name = rng.choice(("shape", "shape", "color"))
+            denied = Filter(**{name: another(rng, name, order)})
+            text = speaker.say("denied", x=text, p=speaker.noun(denied, plural=True))
+            none = [as_record(denied)]
+        case "nothing else":
+            text = speaker.say("nothing else", x=text)
+    return Drawn(text, scene, drawn(scene, filters, relations=relations, none=none))
+
+
+def relate(speaker: Speaker, split: Split) -> Drawn:
+    """Objects by where they are to each other, in one sentence."""
+    scene, order, filters = some_scene(speaker, split, (2, 2, 2, 2, 3, 3, 4))
+    relation, (a, b) = need(main_relation(*order[:2])), filters[:2]
+    is_late = a.color is not None and a.color == b.color and len(order) == 2 and speaker.maybe(0.6)
+    said = [speaker.some(replace(item, color=None) if is_late else item) for item in (a, b)]
+    slots = {"a": said[0], "b": said[1], "A": speaker.noun(Filter(a.shape)), "B": speaker.noun(Filter(b.shape))}
+    slots |= {"p": speaker.say(SIDES[relation]), "q": speaker.say(SIDES[OPPOSITE[relation]])}
+    slots |= {"r": speaker.say(relation), "i": speaker.say(relation.replace(" of", "of") + " it")}
+    is_sentence = not is_late and speaker.maybe(0.25)
+    is_later = a.shape != b.shape and speaker.maybe(0.25)
+    text = speaker.say(f"related {'sentence' if is_sentence else 'later' if is_later else 'objects'}", **slots)
+    if is_late:
+        text += speaker.say("both in color", c=speaker.say(a.color))
+    relations, rest = [(0, relation, 1)], []
+    for index, item in enumerate(order[2:], 2):
+        rest.append(speaker.some(filters[index]))
+        linked = main_relation(item, order[1])
+        if linked and speaker.maybe(0.6):
+            rest[-1] += f" {speaker.say(linked)} the {name_among(speaker, filters, 1)}"
+            relations.append((index, linked, 1))
+    if rest:
+        text += speaker.say("further objects") + speaker.listed(rest)
+    need("\n" not in text)
+    return Drawn(text, scene, drawn(scene, filters, relations=relations), is_sentence)
+
+
+def group(speaker: Speaker, split: Split) -> Drawn:
+    """Objects that are counted and then told apart: "two stars, one red and one blue"."""
+    rng, number = speaker.rng, speaker.how_many((2, 2, 2, 3, 3, 3, 4, 4))
+    varied = speaker.pick({"color": 4, "shape": 3, "size": 2})
+    shared = {"color": ("shape",), "shape": ("color",), "size": ("shape", "color")}[varied]
+    like = Filter.of(rng.choice(SEEN_KINDS), shared)
+    kinds = random_kinds(rng, number, like)
+    base = Filter.of(like, shared[:1] if speaker.maybe(0.3) else shared)
+    values = [getattr(kind, varied) for kind in kinds]
+    counts = Counter(values)
+    need(len(counts) > 1)
+    scene = scene_of(kinds, rng)
+    expect = drawn(scene, [replace(base, **{varied: value}) for value in values])
+    (most, _), *_, (least, few) = counts.most_common()
+
+    def one(value: str, count: int, ones: str = "") -> str:
+        if varied == "shape":
+            return speaker.some(Filter(value), count)
+        which = rng.choice(("one", "one", "a" if ones else "one", "1")) if count == 1 else speaker.number(count)
+        return f"{which} {speaker.say(value)}{ones and ' one' + 's' * (count > 1)}"
+
+    parts = [one(value, count, rng.choice(("", "", "one"))) for value, count in counts.items()]
+    words = [speaker.say(value) for value in values]
+    slots = {
+        "h": speaker.some(base, number),
+        "o": in_row(parts, rng.choice((" and ", " and ", ", ") if len(parts) == 2 else (" and ", ", "))),
+        "w": " ".join(words) if speaker.maybe(0.2) else in_row(words, rng.choice((" and ", ", "))),
+        "all": "both" if number == 2 else "all",
+        "c": speaker.say(base.color or "color"),
+        "n": speaker.number(few),
+        "v": speaker.say(least),
+        "x": speaker.say(most),
+        "r": "the other" if number - few == 1 else speaker.say("the others"),
+    }
+    forms = {"told apart": 30.0}
+    if varied != "shape" and len(counts) == 2:
+        forms["and the rest"] = 9
+    if varied == "color":
+        forms |= {"told apart by color": 22 * (len(counts) == number), "colors before the noun": 11}
+        forms["only some"] = 11 * (len(counts) == 2)
+    if varied == "size" and base.color:
+        forms["alike in color"] = 45
+    if varied == "size" and number > 2 and few == 1:
+        forms["an odd one"] = 25
+    form = speaker.pick(forms)
+    match form:
+        case "colors before the noun":
+            slots["o"] = " and ".join(one(value, count) for value, count in counts.items())
+            is_plural = list(counts.values())[-1] > 1 or speaker.maybe(0.3)
+            slots["h"] = speaker.noun(base, plural=is_plural)
+        case "only some":
+            expect = drawn(scene, [replace(base, color=least), replace(base, not_color=least)])
+        case "alike in color":
+            slots["h"] = speaker.some(Filter(base.shape), number)
+        case "an odd one":
+            slots["o"], slots["n"] = speaker.some(Filter(base.shape, size=least)), speaker.number(number - 1)
+            slots["all"] = speaker.say("all in color", c=slots["c"]) if base.color else ""
+    return Drawn(speaker.say(form, **slots), scene, expect)
+
+
+def share(speaker: Speaker, split: Split) -> Drawn:
+    """What all objects share is said once: "a heart and a circle, both red", "everything green"."""
+    rng, number = speaker.rng, speaker.how_many((2, 2, 2, 3, 3, 4))
+    names = speaker.pick({("color",): 4, ("size",): 2, ("shape",): 1, ("color", "size"): 2})
+    base = Filter.of(rng.choice(SEEN_KINDS), names)
+    kinds = random_kinds(rng, number, base)
+    scene = scene_of(kinds, rng)
+    said = " and ".join(speaker.say(getattr(base, name)) for name in rng.sample(names, len(names)))
+    slots = {"n": speaker.number(number), "s": speaker.noun(ANY, plural=True), "v": said}
+    if base.shape:
+        text = speaker.say("all of a shape", p=speaker.noun(base, plural=True), **slots)
+        return Drawn(text, scene, drawn(scene, [base]))
+    if speaker.maybe(0.3):
+        return Drawn(speaker.say("anything alike", **slots), scene, drawn(scene, [base]))
+    bare = [Filter(kind.shape, None if base.color else kind.color) for kind in kinds]
+    text = list_filters(speaker, bare) + speaker.say("all alike", a="both" if number == 2 else "all", v=said)
+    filters = [replace(item, color=base.color or item.color, size=base.size) for item in bare]
+    return Drawn(text, scene, drawn(scene, filters))
+
+
+def arrange(speaker: Speaker, split: Split) -> Drawn:
+    """A row from left to right, or a stack from top to bottom, or a place for each."""
+    rng, number = speaker.rng, speaker.how_many((2, 3, 3, 3, 4, 4))
+    layout, ends, relation = rng.choice((("row", ("left", "right"), "left of"), ("column", ("top", "bottom"), "above")))
+    shape = rng.choice(SEEN_KINDS).shape if speaker.maybe(0.35) else None
+    kinds = random_kinds(rng, number, Filter(shape, size="small" if number > 3 else None))
+    need(len({kind.pair for kind in kinds}) == number)
+    scene = scene_of(kinds, rng, layout=layout)
+    only_colors = shape is not None and speaker.maybe(0.7)
+    names = FULL if not only_colors and speaker.maybe(0.3) else ("color", "shape")
+    filters = [Filter.of(kind, names) for kind in kinds]
+    parts = [speaker.say(item.color) if only_colors else speaker.some(item) for item in filters]
+    head = speaker.some(Filter(shape), number) if shape else ""
+    if number < 4 and speaker.maybe(0.5):
+        first, last = (speaker.say(f"{side} end") for side in ends)
+        spots = [first, *["in the middle"] * (number - 2), last]
+        if number == 3 and speaker.maybe(0.4):
+            spots[1] = "below that" if layout == "column" else "next to it"
+        is_first = speaker.maybe(0.3)
+        told = [f"{spot} {part}" if is_first else f"{part} {spot}" for part, spot in zip(parts, spots, strict=True)]
+        text = speaker.say("mark between places").join(told)
+        text = speaker.say("each in its place", h=head, t=text) if head else text
+    else:
+        joined = in_row(parts, rng.choice((" and ", ", ", ", then ")))
+        slots = {"j": " ".join(parts) if speaker.maybe(0.15) else joined, "flow": speaker.say(f"in a {layout}")}
+        text = speaker.say("arranged with head" if head and speaker.maybe(0.6) else "arranged", h=head, **slots)
+    relations = [(index, relation, index + 1) for index in range(number - 1)]
+    return Drawn(tidy(text).strip(":, "), scene, drawn(scene, filters, relations=relations))
+
+
+def compare_sizes(speaker: Speaker, split: Split) -> Drawn:
+    """Which one is larger, instead of sizes."""
+    scene, (a, b), _ = some_scene(speaker, split, (2,), distinct=False)
+    need(a.shape != b.shape)
+    names = speaker.rng.choice((("shape",), ("color", "shape"), ("color", "shape")))
+    filters = [Filter.of(item, names) for item in (a, b)]
+    slots = {"a": speaker.some(filters[0]), "b": speaker.some(filters[1]), "c": speaker.noun(filters[0])}
+    slots |= {"A": speaker.say(a.shape), "B": speaker.say(b.shape)}
+    if a.size == b.size:
+        return Drawn(speaker.say("equally large", **slots), scene, drawn(scene, filters))
+    text = speaker.say("compared", m=speaker.say(f"comparative {a.size}"), **slots)
+    if names == ("shape",) and speaker.maybe(0.2):
+        text += speaker.say("colors do not matter")
+    relation = "larger than" if a.size == "large" else "smaller than"
+    return Drawn(text, scene, drawn(scene, filters, relations=[(0, relation, 1)]))
+
+
+def leave_open(speaker: Speaker, split: Split) -> Drawn:
+    """Little is said: only hearts, anything red, three shapes of your choice, none of them blue."""
+    rng, number = speaker.rng, speaker.how_many((1, 2, 2, 3, 3, 4))
+    forms = ["of your choice", "not in a color"]
+    if not speaker.exceeds:
+        forms += ["only of a shape", "only in a color", "all different shapes", "all different colors", "anything"]
+    form, kind, varied, like = rng.choice(forms), rng.choice(SEEN_KINDS), None, ANY
+    total: int | None = number
+    none: list[dict[str, Any]] = []
+    match form:
+        case "only of a shape" | "only in a color":
+            name = form.split()[-1]
+            like, total = Filter.of(kind, (name,)), None
+            none = [{name: other} for other in ATTRIBUTES[name] if other != getattr(kind, name)]
+        case "not in a color":
+            need(number > 1)
+            like, none = Filter(kind.shape, not_color=kind.color), [{"color": kind.color}]
+        case "all different shapes" | "all different colors":
+            need(number > 1)
+            varied = form.split()[-1][:-1]
+            like = Filter(kind.shape) if varied == "color" else Filter(color=kind.color)
+        case "anything":
+            total = None
+    kinds = random_kinds(rng, number, like, differ=varied)
+    named = [replace(like, not_color=None)] if total and like != ANY else []
+    slots = {"n": speaker.number(number) if number > 1 else "one", "c": speaker.say(kind.color)}
+    slots["p"] = speaker.noun(replace(like, not_color=None), plural=number > 1 or form != "of your choice")
+    slots["v"] = speaker.say("color") if varied == "color" else "shape"
+    scene = scene_of(kinds, rng)
+    text = speaker.say("all different" if varied else form, **slots)
+    return Drawn(text, scene, drawn(scene, named, total=total, none=none))
+
+
+def several(speaker: Speaker, split: Split) -> Drawn:
+    """A number of things that are called the same, perhaps beside a few others."""
+    rng, number = speaker.rng, speaker.how_many((1, 2, 2, 3, 3, 3, 4, 4, 4))
+    names = speaker.pick({("color", "shape"): 40, ("shape",): 16, FULL: 24, ("size", "shape"): 8, ("color",): 6})
+    base = Filter.of(rng.choice(SEEN_KINDS), names)
+    kinds, filters, layout = random_kinds(rng, number, base), [base] * number, None
+    text = speaker.some(base, number)
+    match speaker.pick({"": 50, "all in color": 11, "others": 24, "in a line": 10, "and no more": 9}):
+        case "all in color":
+            colored = speaker.say("all in color" if number > 1 else "in the color", c=speaker.say(need(base.color)))
+            text = speaker.some(replace(base, color=None), number) + colored
+        case "others":
+            need(base.pair and number < MAX_OBJECTS)
+            count, (kind,) = rng.randint(1, MAX_OBJECTS - number), random_kinds(rng, 1)
+            other = Filter(kind.shape, kind.color)
+            need(other.pair != base.pair)
+            kinds, filters = kinds + [kind] * count, filters + [other] * count
+            text = speaker.listed(rng.sample((text, speaker.some(other, count)), 2))
+        case "in a line":
+            need(number > 1)
+            layout = rng.choice(("row", "column"))
+            text = speaker.say(f"alike in a {layout}", x=text)
+        case "and no more":
+            text = speaker.say("and no more", x=text)
+    scene = scene_of(kinds, rng, layout=layout)
+    return Drawn(text, scene, drawn(scene, filters))
+
+
+def chain(speaker: Speaker, split: Split) -> Drawn:
+    """Three or four objects, each placed by the one before: "a star, below it a heart, above that a cross"."""
+    rng = speaker.rng
+    scene, order, filters = some_scene(speaker, split, (3, 3, 4))
+    need(all(item.color for item in filters))
+    relations = [(index, need(main_relation(b, a)), index - 1) for index, (a, b) in enumerate(pairwise(order), 1)]
+    parts = [speaker.some(item) for item in filters]
+    if speaker.maybe(0.3):  # all of them first, then where they are
+        names = [name_among(speaker, filters, index) for index in range(len(filters))]
+        told = [speaker.say("one is there", a=names[a], r=speaker.say(r), b=names[b]) for a, r, b in relations]
+        text = f"{speaker.listed(parts)}. {rng.choice(('. ', ', ', ' and ')).join(told)}"
+        return Drawn(text, scene, drawn(scene, filters, relations=relations))
+    text = parts[0]
+    for (index, relation, _), part in zip(relations, parts[1:], strict=True):
+        there = speaker.say(relation.replace(" of", "of") + " it")
+        if index > 1 and there.split()[-1] not in ("it", "that", "this"):
+            there = f"{speaker.say(relation)} {rng.choice(('that', 'that one', 'it'))}"
+        text += speaker.say("next in the chain", x=part, i=there)
+    return Drawn(text, scene, drawn(scene, filters, relations=relations))
+
+
+def tell_later(speaker: Speaker, split: Split) -> Drawn:
+    """First what there is, then what each looks like: by size, by number, by shape."""
+    rng, number = speaker.rng, speaker.how_many((2, 2, 3, 3, 3, 4))
+    form, shape = rng.choice(("size", "size", "order", "shape", "shape")), rng.choice(SEEN_KINDS).shape
+    told: list[tuple[str, int, str]]  # what objects are called, how many, and what they are
+    if form == "size":
+        odd, other = random_kinds(rng, 2, Filter(shape), differ="color")
+        other, rest = replace(other, size=another(rng, "size", [odd])), number - 1
+        kinds = filters = [odd, *[other] * rest]
+        ones, count = ("one", "a") if rest == 1 else ("ones", speaker.number(rest))
+        parts = [f"a {speaker.say(odd.size)} {speaker.say(shape)}", f"{count} {speaker.say(other.size)} {ones}"]
+        told = [
+            (f"{speaker.say(odd.size)} one", 1, odd.color),
+            (f"{speaker.say(other.size)} {ones}", rest, other.color),
+        ]
+    elif form == "order":
+        name = "color" if speaker.maybe(0.7) else "size"
+        need(number < 5)
+        kinds = random_kinds(rng, number, Filter(shape))
+        filters = [Filter.of(kind, ("shape", name)) for kind in kinds]
+        parts = [speaker.some(Filter(shape), number)]
+        names = ["first", "second", "third", "fourth"][:number]
+        names[-1] = rng.choice((names[-1], "last", "other" if number == 2 else "last"))
+        ones = rng.choice(("", " one"))
+        told = [(which + ones, 1, getattr(kind, name)) for which, kind in zip(names, kinds, strict=True)]
+    else:
+        later = speaker.pick({("color",): 4, ("size",): 1, ("size", "color"): 1})
+        kinds = random_kinds(rng, rng.randint(2, min(number, 4)), differ="shape")
+        kinds += rng.choices(kinds, k=number - len(kinds))
+        filters = random_filters(speaker, kinds)
+        groups = Counter(filters)
+        need(all(item.color and (item.size or "color" in later) for item in groups))
+        parts = [speaker.some(replace(item, **dict.fromkeys(later)), count) for item, count in groups.items()]
+        told = [
+            (speaker.noun(Filter(item.shape), plural=count > 1), count, " and ".join(filter(None, values)))
+            for item, count in groups.items()
+            for values in [[getattr(item, name) for name in later]]
+        ]
+    if speaker.maybe(0.2):
+        rng.shuffle(told)
+    clauses = []
+    for name, count, value in told:
+        said = " and ".join(map(speaker.say, value.split(" and ")))
+        both = "both" if count == 2 else "all"
+        clauses.append(speaker.say("ones are" if count > 1 else "one is", n=name, v=said, all=both))
+    text = speaker.listed(parts) + speaker.say("mark before clauses") + speaker.say("mark of clauses").join(clauses)
+    scene = scene_of(kinds, rng)
+    return Drawn(tidy(text), scene, drawn(scene, filters))
+
+
+def correct_list(speaker: Speaker, split: Split) -> Drawn:
+    """Several objects, and then a second thought about one of them."""
+    rng, number = speaker.rng, speaker.rng.choice((2, 2, 3, 3, 4))
+    kinds = random_kinds(rng, number)
+    filters = random_filters(speaker, kinds)
+    need(all(item.color for item in filters) and len(set(filters)) == number)
+    at, form = rng.randrange(number), rng.choice(("value", "value", "number", "leave out", "one more"))
+    parts, slots = [speaker.some(item) for item in filters], {"s": speaker.say("correct"), "v": ""}
+    match form:
+        case "value":
+            name = rng.choice(("color", "color", "size", "shape"))
+            value = speaker.say(need(getattr(filters[at], name)))
+            wrong = replace(filters[at], **{name: another(rng, name, filters)})
+            need(wrong.pair not in HELD_OUT_PAIRS)
+            said = [*filters[:at], wrong, *filters[at + 1 :]]
+            parts[at] = speaker.some(wrong)
+            slots |= {"n": name_among(speaker, said, at), "v": f"a {value}" if name == "shape" else value}
+        case "number":
+            need(number < MAX_OBJECTS and sum(item.shape == filters[at].shape for item in filters) == 1)
+            count = rng.randint(2, MAX_OBJECTS + 1 - number)
+            wrong_count = rng.choice([other for other in range(1, MAX_OBJECTS + 2 - number) if other != count])
+            parts[at] = speaker.some(filters[at], wrong_count)
+            slots |= {"n": speaker.noun(Filter(filters[at].shape), plural=True), "v": speaker.number(count)}
+            kinds, filters = kinds + [kinds[at]] * (count - 1), filters + [filters[at]] * (count - 1)
+        case "leave out":
+            slots["n"] = name_among(speaker, filters, at)
+            del kinds[at], filters[at]
+        case _:
+            slots["n"] = parts.pop()
+    scene = scene_of(kinds, rng)
+    text = speaker.say(f"second thought {form}", x=speaker.listed(parts), **slots)
+    return Drawn(tidy(text), scene, drawn(scene, filters))
+
+
+def between(speaker: Speaker, split: Split) -> Drawn:
+    """One object between two others, which may be alike."""
+    rng = speaker.rng
+    kinds = random_kinds(rng, 3)
+    is_alike = speaker.maybe(0.4)
+    if is_alike:
+        kinds[2] = kinds[0]
+    names = speaker.pick({("color", "shape"): 60, FULL: 30, ("shape",): 15})
+    filters = [Filter.of(kind, names) for kind in kinds]
+    need(len({kind.pair for kind in kinds}) == len(set(filters)) == (2 if is_alike else 3))
+    scene = scene_of(kinds, rng, layout=rng.choice(("row", "row", "column")))
+    first, middle, last = (speaker.some(item) for item in filters)
+    ends = speaker.some(filters[0], 2) if is_alike else f"{first} and {last}"
+    return Drawn(speaker.say("between", x=middle, e=ends), scene, drawn(scene, filters))
+
+
+def put_in_places(speaker: Speaker, split: Split) -> Drawn:
+    """Each object in a place of its own: "a star top left and a heart in the bottom right corner"."""
+    scene, order, filters = some_scene(speaker, split, (2, 2, 3, 3, 4))
+    places = [next((p for p in stated_places(item) if p != "center" or len(order) > 2), None) for item in order]
+    need(all(places) and len(set(places)) == len(places))
+    told, is_first = [], speaker.maybe(0.25)
+    for item, place in zip(filters, places, strict=True):
+        said = [speaker.some(item), speaker.say(place)]
+        told.append(" ".join(reversed(said) if is_first else said))
+    relations = [
+        (a, relation, b)
+        for a, b in combinations(range(len(order)), 2)
+        for relation, side in SIDES.items()
+        if side in places[a] and SIDES[OPPOSITE[relation]] in places[b] and is_clear(relation, order[a], order[b])
+    ]
+    return Drawn(speaker.listed(told), scene, drawn(scene, filters, relations=relations))
+
+
+DRAWING_FORMS = {
+    list_objects: 32,
+    between: 7,
+    put_in_places: 8,
+    relate: 24,
+    chain: 9,
+    group: 15,
+    share: 12,
+    several: 18,
+    tell_later: 13,
+    correct_list: 7,
+    arrange: 12,
+    compare_sizes: 8,
+    leave_open: 7,
+    single: 20,
+}
+EXCESSIVE = {several: 30, list_objects: 14, group: 8, share: 6, arrange: 8, leave_open: 4, tell_later: 3}
+"""Forms that can ask for more objects than there can be."""
+
+
+# ---- changes of a picture, and corrections of what was said ----
+
+CHANGE_TRIES, CORRECTION_TRIES = 400, 40
+
+
+class Changed(NamedTuple):
+    """What is said, and the scene after it."""
+
+    text: str
+    scene: Scene
+    said: Sequence[Filter] = ()  # how added objects were described
+    relation: tuple[Filter, str, Filter] | None = None  # that was said of an added object
+    value: Filter | None = None  # what an object became; nothing in particular where it was removed
+
+
+def correct(speaker: Speaker, scene: Scene) -> Changed:
+    """ "Sorry, i meant green"."""
+    item, name = speaker.rng.choice(scene.objects), speaker.rng.choice(("color", "color", "shape", "size"))
+    old, new = getattr(item, name), another(speaker.rng, name, [item])
+    after = changed(scene, [item], **{name: new})
+    article = "a " if name == "shape" else ""
+    slots = {"v": article + speaker.say(new), "w": article + speaker.say(old)}
+    slots["s"] = speaker.say("correct") if speaker.maybe(0.8) else ""
+    if len(scene.objects) == 1 and speaker.maybe(0.6):
+        text = speaker.say("correct the only one", **slots)
+    elif Filter(**{name: old}).find_one(scene) and speaker.maybe(0.4):
+        text = speaker.say("correct the value", **slots)
+    else:
+        text = speaker.say("correct one", **slots, t=speaker.refer(scene, item, without=name))
+    return Changed(text, after)
+
+
+def changed(scene: Scene, chosen: Sequence[SceneObject], *, added: Sequence[SceneObject] = (), **values: str) -> Scene:
+    """The scene where the chosen objects have new values, or are gone if there are none, and others are added;
+    UnsayableError where that is none of this world."""
+    items = [item for item in scene.objects if item not in chosen]
+    items += [replace(item, **values) for item in chosen if values]
+    after = Scene(scene.background, (*items, *added))
+    need(is_valid(after) and after.pairs <= SEEN_PAIRS and after != scene)
+    return after
+
+
+def add_object(kind: Filter | SceneObject, others: Sequence[SceneObject], rng: Random) -> SceneObject:
+    """An object of this kind where the others leave room; UnsayableError where they do not."""
+    return SceneObject(kind.shape, kind.color, kind.size, *need(random_free_position(kind.size, others, rng, tries=20)))
+
+
+def kept(before: Scene, made: Changed) -> dict[str, Any]:
+    """What an image must show after a change."""
+    olds = [item for item in made.scene.objects if item in before.objects or not made.said]
+    filters = [*map(Filter.of, olds), *made.said]
+    index = {item: at for at, item in enumerate(filters)}
+    relations = [(index[a], relation, index[b]) for a, relation, b in ([made.relation] if made.relation else [])]
+    gone = dict.fromkeys(Filter.of(item) for item in before.objects if item not in made.scene.objects)
+    background = made.scene.background if made.scene.background != before.background else None
+    expect = drawn(made.scene, filters, relations=relations, background=background)
+    return {**expect, "keeps": True, "changes": [as_record(item) for item in gone]}
+
+
+def order_change(speaker: Speaker, name: str, **slots: str) -> str:
+    """An imperative within its frame, or another way to say it."""
+    slots = {"p": "it", "bare": slots.get("t", "").removeprefix("the "), **slots}
+    if speaker.maybe(0.68):
+        order = speaker.say("background change" if name == "background" else name, **slots)
+        return speaker.say("change frame", c=order)
+    return speaker.say(f"{name} said", **slots)
+
+
+def propose(speaker: Speaker, scene: Scene, chosen: Sequence[SceneObject]) -> tuple[str, Filter, Scene]:
+    """A kind of change for some objects, what they become, and the scene after it."""
+    rng = speaker.rng
+    kind = speaker.pick({"recolor": 34, "remove": 24, "resize": 22, "reshape": 20, "attributes": 10})
+    if kind == "remove":
+        return kind, Filter(), changed(scene, chosen)
+    names = rng.sample(tuple(ATTRIBUTES), 2) if kind == "attributes" else [CHANGED_ATTRIBUTE[kind]]
+    new = {name: another(rng, name, chosen) for name in names}
+    if kind == "reshape" and speaker.maybe(0.25):
+        new["color"] = rng.choice(COLORS)
+    return "reshape" if "shape" in new else kind, Filter(**new), changed(scene, chosen, **new)
+
+
+def say_change(speaker: Speaker, kind: str, target: str, value: Filter, *, plural: bool = False) -> str:
+    """One change of what is named."""
+    slots = {"t": target, "p": "them" if plural else "it"}
+    match kind:
+        case "resize":
+            return order_change(speaker, "larger" if value.size == "large" else "smaller", **slots)
+        case "reshape":
+            noun = speaker.noun(value, plural=plural)
+            slots["v"] = noun if plural else speaker.say("one of these", n=noun)
+        case "recolor":
+            slots["v"] = speaker.say(value.color)
+        case "attributes":
+            slots["v"], slots["w"] = speaker.rng.sample([speaker.say(value.color), speaker.say(value.size)], 2)
+    return order_change(speaker, kind, **slots)
+
+
+def change_some(speaker: Speaker, scene: Scene, chosen: Sequence[SceneObject], target: str) -> Changed:
+    """A random change of some objects, which the target names."""
+    kind, value, after = propose(speaker, scene, chosen)
+    return Changed(say_change(speaker, kind, target, value, plural=len(chosen) > 1), after, value=value)
+
+
+def matching(scene: Scene, rng: Random) -> tuple[Filter, list[SceneObject]]:
+    """Two or more objects that a shape, a color or a size singles out; UnsayableError where there are none."""
+    names = rng.choice((*[("shape",)] * 3, ("color",), ("size",), ("size", "shape"), ("color", "shape")))
+    wanted = Filter.of(rng.choice(scene.objects), names)
+    found = [item for item in scene.objects if wanted.matches(item)]
+    need(len(found) > 1)
+    return wanted, found
+
+
+# ---- forms of changes ----
+
+
+def change_one(speaker: Speaker, scene: Scene) -> Changed:
+    item = speaker.rng.choice(scene.objects)
+    others = [other for other in scene.objects if other is not item]
+    kind, value, after = propose(speaker, scene, [item])
+    if not others and kind in ("recolor", "resize") and speaker.maybe(0.15):
+        more = "bigger" if value.size == "large" else "smaller"
+        text = speaker.say(f"in short {kind}", v=speaker.say(value.color or value.size), m=more)
+        return Changed(text, after, value=value)
+    is_it = not others and speaker.maybe(0.6)
+    target = speaker.rng.choice(("it", "it", "it", "this", "that")) if is_it else speaker.refer(scene, item)
+    text = say_change(speaker, kind, target, value)
+    if others and speaker.maybe(0.12):
+        is_named = len(others) == 1 and speaker.maybe(0.5)
+        rest = (
+            speaker.refer(scene, others[0])
+            if is_named
+            else speaker.say("the other one" if len(others) == 1 else "the rest")
+        )
+        text = speaker.say("keeping", t=text, k=speaker.say("keep", k=rest))
+    elif kind == "recolor" and speaker.maybe(0.08):
+        text += speaker.say("not the old", o=speaker.say(item.color))
+    return Changed(text, after, value=value)
+
+
+def change_by_comparison(speaker: Speaker, scene: Scene) -> Changed:
+    """One should be larger or smaller than another one."""
+    a, b = two_of(speaker, scene)
+    need(a.size == b.size)
+    size = another(speaker.rng, "size", [a])
+    slots = {"a": speaker.refer(scene, a), "b": speaker.refer(scene, b), "m": speaker.say(f"comparative {size}")}
+    if len(scene.objects) == 2 and speaker.maybe(0.4):
+        slots["b"] = speaker.say("the other one")
+    return Changed(speaker.say("larger than another", **slots), changed(scene, [a], size=size))
+
+
+def two_of(speaker: Speaker, scene: Scene) -> list[SceneObject]:
+    need(len(scene.objects) > 1)
+    return speaker.rng.sample(scene.objects, 2)
+
+
+def change_set(speaker: Speaker, scene: Scene) -> Changed:
+    """All of them, both circles, every red one, the ones that are not red."""
+    rng, number = speaker.rng, len(scene.objects)
+    need(number > 1)
+    match rng.choice(("all", "all", "match", "match", "match", "not")):
+        case "all":
+            chosen = list(scene.objects)
+            target = speaker.say("both of them" if number == 2 and speaker.maybe(0.7) else "all of them")
+            if number > 2 and speaker.maybe(0.2):
+                target = speaker.say("all so many", n=speaker.number(number))
+        case "not":
+            name = rng.choice(("color", "shape"))
+            value = getattr(rng.choice(scene.objects), name)
+            chosen = need([item for item in scene.objects if getattr(item, name) != value])
+            word = speaker.say(value) if name == "color" else f"a {speaker.say(value)}"
+            target = speaker.say("that is not" if len(chosen) == 1 else "those that are not", w=word)
+        case _:
+            base, chosen = matching(scene, rng)
+            is_noun = base.shape or speaker.maybe(0.5)
+            noun = speaker.noun(base, plural=True) if is_noun else f"{speaker.say(base.color or base.size)} ones"
+            one = noun.removesuffix("es" if noun.endswith("sses") else "s")
+            if len(chosen) > 2 and speaker.maybe(0.2):
+                noun = f"{speaker.number(len(chosen))} {noun}"
+            target = speaker.say("both of a kind" if len(chosen) == 2 else "all of a kind", n=noun, s=one)
+    return change_some(speaker, scene, chosen, target)
+
+
+def change_but(speaker: Speaker, scene: Scene) -> Changed:
+    """Everything except one, the other one, the rest; or that one is all that stays."""
+    if speaker.maybe(0.2):
+        base, stay = matching(scene, speaker.rng)
+        name = "the " + speaker.noun(base, plural=True)
+    else:
+        stay = [speaker.rng.choice(scene.objects)]
+        name = speaker.refer(scene, stay[0])
+    chosen = need([item for item in scene.objects if item not in stay])
+    plural = len(chosen) > 1
+    kind, value, after = propose(speaker, scene, chosen)
+    if kind == "remove":
+        text = speaker.say("change frame", c=speaker.say("only", k=name))
+    elif speaker.maybe(0.4):
+        order = say_change(speaker, kind, speaker.say("the rest" if plural else "the other one"), value, plural=plural)
+        text = speaker.say("keeping first", k=speaker.say("keep", k=name), c=order)
+    else:
+        text = say_change(speaker, kind, speaker.say("everything except", k=name), value, plural=plural)
+    return Changed(text, after)
+
+
+def remove_some(speaker: Speaker, scene: Scene) -> Changed:
+    """One or two of some alike, no matter which."""
+    item = speaker.rng.choice(scene.objects)
+    alike = [other for other in scene.objects if Filter.of(item).matches(other)]
+    named = Filter(item.shape, item.color if speaker.maybe(0.3) else None)
+    total = len(alike)
+    need(total > 1 and named.count(scene) == total)
+    number = speaker.rng.randrange(1, total)
+    plural = speaker.noun(named, plural=True)
+    slots = {"n": speaker.number(number), "m": speaker.number(total - number), "p": plural}
+    slots["them"] = "them" if total == len(scene.objects) and speaker.maybe(0.6) else f"the {plural}"
+    is_order = speaker.maybe(0.7)
+    text = speaker.say("too many" if is_order else "too many said", **slots)
+    after = changed(scene, speaker.rng.sample(alike, number))
+    return Changed(speaker.say("change frame", c=text) if is_order else text, after)
+
+
+def add_one(speaker: Speaker, scene: Scene) -> Changed:
+    rng = speaker.rng
+    need(len(scene.objects) < MAX_OBJECTS)
+    like = Filter.of(rng.choice(scene.objects), ("color", "shape")) if speaker.maybe(0.2) else Filter()
+    (kind,) = random_kinds(rng, 1, like)
+    new = add_object(kind, scene.objects, rng)
+    said = kind if speaker.maybe(0.6) else replace(kind, size=None)
+    is_alike = Filter(kind.shape).count(scene) > 0
+    article = speaker.say("article of one more" if is_alike else "article of a new one")
+    slots = {"a": f"{article} {speaker.noun(said)}", "w": ""}
+    if is_alike and speaker.maybe(0.3):
+        values = " and ".join(speaker.say(word) for word in (said.size, said.color) if word)
+        slots["a"] = speaker.say("attributes behind", a=article, n=speaker.say(kind.shape), v=values)
+    relation, form = None, rng.random()
+    anchors = [(side, item) for item in scene.objects for side in RELATIONS if is_clear(side, new, item)]
+    places = [place for place in stated_places(new) if None not in PLACES[place]]
+    if anchors and form < 0.55:
+        side, anchor = rng.choice(anchors)
+        relation = (said, side, Filter.of(anchor))
+        is_it = len(scene.objects) == 1 and speaker.maybe(0.5)
+        it = side.replace(" of", "of") + " it"
+        slots["w"] = speaker.say(it) if is_it else f"{speaker.say(side)} {speaker.refer(scene, anchor)}"
+    elif places and form < 0.75:
+        slots["w"] = speaker.say(places[0])
+    text = order_change(speaker, "add" if slots["w"] else "add anywhere", **slots)
+    return Changed(text, changed(scene, [], added=[new]), [said], relation)
+
+
+def add_some(speaker: Speaker, scene: Scene) -> Changed:
+    """Two or three more, alike or not: "add two small stars", "and also a heart and a circle"."""
+    free = MAX_OBJECTS - len(scene.objects)
+    need(free > 1)
+    text, said = say_more(speaker, scene, speaker.rng.randint(2, free))
+    new: list[SceneObject] = []
+    for item in said:
+        (kind,) = random_kinds(speaker.rng, 1, item)
+        new.append(add_object(kind, (*scene.objects, *new), speaker.rng))
+    return Changed(text, changed(scene, [], added=new), said)
+
+
+def say_more(speaker: Speaker, scene: Scene, number: int) -> tuple[str, list[Filter]]:
+    """Words that ask for so many more objects, and what is said of each."""
+    rng = speaker.rng
+    said = [replace(kind, size=rng.choice((None, kind.size))) for kind in random_kinds(rng, number)]
+    if speaker.maybe(0.65):
+        base = said[0] if speaker.maybe(0.8) else replace(said[0], color=None)
+        said = [base] * number
+        if number == 1:
+            is_alike = Filter(base.shape).count(scene) > 0
+            words = f"{speaker.say('article of one more' if is_alike else 'article of a new one')} {speaker.noun(base)}"
+        else:
+            more = rng.choice(("", "", "", "more ", "other ", "further "))
+            words = f"{speaker.number(number)} {more}{speaker.noun(base, plural=True)}"
+    else:
+        words = list_filters(speaker, said)
+        need("\n" not in words)
+    return order_change(speaker, "add anywhere", a=words), said
+
+
+def add_alike(speaker: Speaker, scene: Scene) -> Changed:
+    """One more of what is there: "copy the star", "another one like the red circle"."""
+    need(len(scene.objects) < MAX_OBJECTS)
+    item = speaker.rng.choice(scene.objects)
+    new = add_object(item, scene.objects, speaker.rng)
+    name = "it" if len(scene.objects) == 1 and speaker.maybe(0.5) else speaker.refer(scene, item)
+    text = speaker.say("change frame", c=speaker.say("one more alike", t=name))
+    return Changed(text, changed(scene, [], added=[new]), [Filter.of(item)])
+
+
+def change_background(speaker: Speaker, scene: Scene) -> Changed:
+    color = speaker.rng.choice([name for name in BACKGROUNDS if name != scene.background])
+    return Changed(order_change(speaker, "background", v=speaker.say(color)), replace(scene, background=color))
+
+
+def change_next(speaker: Speaker, before: Scene, scene: Scene, value: Filter | None) -> Changed:
+    """What the change before leads to: the same for another object, or a change of the new or of the other one."""
+    if value is not None and speaker.maybe(0.5):
+        item = speaker.rng.choice(scene.objects)
+        after = changed(scene, [item], **as_record(value))
+        return Changed(speaker.say("the same for another", t=speaker.refer(scene, item)), after, value=value)
+    same = [item for item in scene.objects if item in before.objects]
+    new = [item for item in scene.objects if item not in same]
+    if len(scene.objects) > len(before.objects):
+        need(len(new) == 1)
+        return change_some(speaker, scene, new, speaker.say("the new one"))
+    need(len(scene.objects) == 2 and len(same) == 1)
+    return change_some(speaker, scene, same, speaker.say("the second of two"))
+
+
+def change_twice(speaker: Speaker, scene: Scene) -> Changed:
+    """Two or three changes in one sentence."""
+    choices = (*[change_one] * 4, add_one, change_background, change_set, add_some)
+    forms = [speaker.rng.choice(choices) for _ in range(speaker.rng.choice((2, 2, 2, 3)))]
+    need(forms.count(change_background) < 2)
+    text, said, now = "", [], scene
+    for form in forms:
+        made = form(speaker, now)
+        need("it" not in made.text.split() or not text)
+        text += (speaker.say("and then") if text else "") + made.text
+        said, now = [*said, *made.said], made.scene
+    if speaker.maybe(0.12):
+        text += ". " + speaker.say("keep", k=speaker.say("the rest"))
+    new = [item for item in now.objects if item not in scene.objects]
+    need(now != scene and (not said or len(new) == len(said)))
+    return Changed(text, now, said)
+
+
+def relate_two(speaker: Speaker, scene: Scene) -> Changed:
+    """Exchange what two objects have, or give one what the other has."""
+    a, b = two_of(speaker, scene)
+    attribute = speaker.rng.choice(("color", "color", "size", "shape"))
+    a_value, b_value = getattr(a, attribute), getattr(b, attribute)
+    need(a_value != b_value)
+    names = {slot: speaker.refer(scene, item, without=attribute) for slot, item in (("a", a), ("b", b))}
+    word = speaker.say("color") if attribute == "color" else attribute
+    slots = {**names, "attribute": word, "attributes": f"{word}s"}
+    is_pair = len(scene.objects) == 2
+    if speaker.maybe(0.5):
+        new = [replace(a, **{attribute: b_value}), replace(b, **{attribute: a_value})]
+        after = changed(scene, [a, b], added=new)
+        text = speaker.say("swap of two" if is_pair and speaker.maybe(0.5) else "swap", **slots)
+        if attribute != "shape" and speaker.maybe(0.2):
+            text += speaker.say("swap in detail", **names, v=speaker.say(b_value), w=speaker.say(a_value))
+    else:
+        after = changed(scene, [a], **{attribute: b_value})
+        if is_pair and speaker.maybe(0.3):
+            slots["b"] = "the other one"
+        is_size = attribute == "size" and speaker.maybe(0.7)
+        text = speaker.say("as big as" if is_size else "same as", **slots, v="big" if b.size == "large" else "small")
+    return Changed(speaker.say("change frame", c=text), after)
+
+
+CHANGE_FORMS = {
+    remove_some: 5,
+    change_one: 44,
+    change_set: 26,
+    change_but: 18,
+    change_by_comparison: 4,
+    add_one: 16,
+    add_some: 9,
+    add_alike: 4,
+    change_background: 9,
+    change_twice: 16,
+    relate_two: 14,
+}
+
+
+# ---- questions about a picture, each with its one right answer ----
+
+Asked = tuple[str, str | bool]  # words and the right answer
+SYNONYMS = {"gray": ["grey"], "below": ["under", "beneath"], "above": ["over"], "circle": ["disk"], "cross": ["plus"]}
+PICTURE = re.compile(
+    r"\b(pic|picture|image|drawing|illustration|graphic|sketch|painting|photo|it|this|that|here|there)\b"
+)
+PAST = {"is": "was", "are": "were", "does": "did", "do": "did", "has": "had", "what's": "what was", "whats": "what was"}
+PRESENT = re.compile(rf"\b({'|'.join(PAST)})\b(?! (not|you))")
+
+
+def ask_turn(speaker: Speaker, scene: Scene, *, where: str = "") -> tuple[str, str, list[str]]:
+    """A question about the picture, its one right answer, and words of which any answer must hold one.
+
+    Args:
+        where: words that say which picture is meant, if not the last one.
+    """
+    text, right = speaker.attempt(QUESTION_FORMS, scene)
+    while where and PICTURE.search(text):
+        text, right = speaker.attempt(QUESTION_FORMS, scene)
+    if isinstance(right, bool):
+        right = "yes" if right else "no"
+    if where:
+        text = PRESENT.sub(lambda found: PAST[found[0]], text) if speaker.maybe(0.6) else text
+        text = speaker.say("about an earlier one", q=text, w=where)
+    elif text[:3] in ("is ", "are", "do ", "doe") and speaker.maybe(0.1):
+        text = f"i wonder if {text}"
+    else:
+        text = speaker.say("ask frame", q=text, i=text)
+    if right.isdigit():
+        return text, right, [right, NUMBER_WORDS[int(right)], *(["no", "none"] if right == "0" else [])]
+    return text, right, [right, *SYNONYMS.get(right, [])]
+
+
+def some_filter(speaker: Speaker, scene: Scene) -> Filter:
+    """What may be counted or looked for: what is there, or nearly so, or something else."""
+    rng = speaker.rng
+    names = speaker.pick(
+        {("shape",): 2, ("color",): 2, ("color", "shape"): 1, ("size", "shape"): 1, ("size",): 1, FULL: 1}
+    )
+    made = Filter.of(rng.choice(scene.objects), names)
+    if speaker.maybe(0.4):
+        name = rng.choice(names)
+        made = replace(made, **{name: rng.choice(ATTRIBUTES[name])})
+    return made if made.pair not in HELD_OUT_PAIRS else Filter(made.shape)
+
+
+# ---- forms of questions ----
+
+
+def ask_count(speaker: Speaker, scene: Scene) -> Asked:
+    wanted = some_filter(speaker, scene)
+    match speaker.pick({"all": 25, "count": 35, "more than one": 10, "more of": 10, "count others": 15}):
+        case "all":
+            wanted = ANY
+        case "more than one":
+            slots = {"p": speaker.noun(wanted, plural=True), "n": speaker.noun(wanted)}
+            return speaker.say("more than one", **slots), wanted.count(scene) > 1
+        case "more of":
+            shapes = sorted({item.shape for item in scene.objects})
+            need(len(shapes) > 1)
+            a, b = map(Filter, speaker.rng.sample(shapes, 2))
+            names = {"a": speaker.noun(a, plural=True), "b": speaker.noun(b, plural=True)}
+            return speaker.say("more of", **names), a.count(scene) > b.count(scene)
+        case "count others":
+            item = speaker.rng.choice(scene.objects)
+            slots = {"p": speaker.noun(Filter(item.shape), plural=True), "c": speaker.say(item.color)}
+            return speaker.say("count others", **slots), str(Filter(item.shape, not_color=item.color).count(scene))
+    return speaker.say("count", p=speaker.noun(wanted, plural=True)), str(wanted.count(scene))
+
+
+def ask_exists(speaker: Speaker, scene: Scene) -> Asked:
+    wanted = some_filter(speaker, scene)
+    if wanted.shape is None:
+        words = " ".join(speaker.say(word) for word in (wanted.size, wanted.color) if word)
+        text = speaker.say("exists thing", c=words)
+    else:
+        nouns = {"n": speaker.noun(wanted, long=True), "p": speaker.noun(wanted, plural=True, long=True)}
+        text = speaker.say("exists", **nouns)
+    return text, wanted.count(scene) > 0
+
+
+def ask_attribute(speaker: Speaker, scene: Scene) -> Asked:
+    """What color, shape or size one has, or which of two values."""
+    rng = speaker.rng
+    name, item = rng.choice(("color", "color", "shape", "size")), rng.choice(scene.objects)
+    value, is_it = getattr(item, name), len(scene.objects) == 1 and speaker.maybe(0.5)
+    form = speaker.pick({"open": 20, "which is": 3, "one or the other": 6})
+    if form == "which is":
+        need(name != "shape" and Filter(**{name: value}).find_one(scene))
+        return speaker.say("which is", v=speaker.say(value)), item.shape
+    if form == "open" and is_it and name == "shape" and speaker.maybe(0.5):
+        return speaker.say("what is it"), item.shape
+    target = rng.choice(("it", "it", "this", "that")) if is_it else speaker.refer(scene, item, without=name)
+    if form == "open":
+        return speaker.say(f"{name} of", t=target), value
+    article = "a " if name == "shape" else ""
+    v, w = (article + speaker.say(each) for each in rng.sample((value, another(rng, name, [item])), 2))
+    return speaker.say("one or the other", t=target, v=v, w=w), value
+
+
+def ask_background(speaker: Speaker, scene: Scene) -> Asked:
+    if speaker.maybe(0.6):
+        return speaker.say("background of"), scene.background
+    color = speaker.rng.choice((scene.background, speaker.rng.choice(BACKGROUNDS)))
+    return speaker.say("is background", b=speaker.say(color)), color == scene.background
+
+
+def ask_related(speaker: Speaker, scene: Scene) -> Asked:
+    """Is it above? What is above it? Above or below?"""
+    a, b = two_of(speaker, scene)
+    relation, name = need(main_relation(a, b)), speaker.refer(scene, b)
+    match speaker.pick({"is": 7, "which": 7, "either": 8}):
+        case "is":
+            asked = relation if speaker.maybe(0.5) else OPPOSITE[relation]
+            text = speaker.say("related", a=speaker.refer(scene, a), b=name, r=speaker.say(asked))
+            return text, asked == relation
+        case "either":
+            direction = speaker.say("vertical" if relation in ("above", "below") else "horizontal")
+            return speaker.say("either", a=speaker.refer(scene, a), b=name, d=direction), relation.removesuffix(" of")
+    others = [item for item in scene.objects if item not in (a, b)]
+    need(not any(is_clear(relation, item, b) or main_relation(item, b) in (relation, None) for item in others))
+    is_color = speaker.maybe(0.3)
+    text = speaker.say("color related" if is_color else "what is related", r=speaker.say(relation), b=name)
+    return text, a.color if is_color else a.shape
+
+
+def ask_super(speaker: Speaker, scene: Scene) -> Asked:
+    """The smallest, the leftmost, what is in a place."""
+    need(len(scene.objects) > 1)
+    if speaker.maybe(0.4):
+        size = speaker.rng.choice(SIZES)
+        item, word = need(Filter(size=size).find_one(scene)), speaker.say(f"most in size {size}")
+    else:
+        relation, place = speaker.rng.choice(tuple(SIDES.items()))
+        item, *others = sorted(scene.objects, key=lambda item: -offset(relation, item, scene.objects[0]))
+        need(offset(relation, item, others[0]) >= 0.15)
+        word = speaker.say(f"most {relation}")
+        if place in stated_places(item) and not any(place in stated_places(other) for other in others):
+            if speaker.maybe(0.6):
+                return speaker.say("at place", w=speaker.say(place), super=word), item.shape
+    if speaker.maybe(0.35):
+        return speaker.say("super color", super=word), item.color
+    return speaker.say("super shape", super=word), item.shape
+
+
+def ask_compared(speaker: Speaker, scene: Scene) -> Asked:
+    a, b = two_of(speaker, scene)
+    slots = {"a": speaker.refer(scene, a, without="size"), "b": speaker.refer(scene, b, without="size")}
+    more = speaker.maybe(0.6)
+    slots["m"] = speaker.rng.choice(("bigger", "larger")) if more else "smaller"
+    if a.size != b.size and a.shape != b.shape and speaker.maybe(0.4):
+        slots["m"] = speaker.rng.choice((slots["m"], f"the {slots['m']} one"))
+        return speaker.say("which compare", **slots), (a if (a.size == "large") == more else b).shape
+    return speaker.say("compare", **slots), a.size != b.size and (a.size == "large") == more
+
+
+def ask_same(speaker: Speaker, scene: Scene) -> Asked:
+    """Whether two are alike, whether all are."""
+    rng = speaker.rng
+    a, b = two_of(speaker, scene)
+    attribute = rng.choice(("color", "color", "size", "size", "shape"))
+    word = speaker.say("color") if attribute == "color" else attribute
+    if speaker.maybe(0.4):
+        names = {"a": speaker.refer(scene, a, without=attribute), "b": speaker.refer(scene, b, without=attribute)}
+        return speaker.say("same two", **names, attribute=word), getattr(a, attribute) == getattr(b, attribute)
+    base, items = matching(scene, rng) if speaker.maybe(0.6) else (ANY, scene.objects)
+    need(not getattr(base, attribute))
+    asked = "two" if len(items) == 2 else "everything"
+    if base == ANY and speaker.maybe(0.5):
+        all_ = speaker.say(f"asked of {asked}")
+    else:
+        all_ = speaker.say("asked of both" if len(items) == 2 else "asked of all", n=speaker.noun(base, plural=True))
+    values = list(dict.fromkeys(getattr(item, attribute) for item in items))  # in the same order in every process
+    if attribute != "shape" and speaker.maybe(0.35):
+        value = rng.choice([*values, rng.choice(ATTRIBUTES[attribute])])
+        return speaker.say("all are", all=all_, v=speaker.say(value)), values == [value]
+    return speaker.say("same all", all=all_, attribute=word, attributes=f"{word}s"), len(values) == 1
+
+
+def ask_lists(speaker: Speaker, scene: Scene) -> Asked:
+    """Which colors, which shapes there are."""
+    name = speaker.rng.choice(("color", "color", "shape"))
+    return speaker.say(f"which {name}s"), join(list(dict.fromkeys(getattr(item, name) for item in scene.objects)))
+
+
+def ask_where(speaker: Speaker, scene: Scene) -> Asked:
+    item = speaker.rng.choice(scene.objects)
+    place = need(stated_places(item))[0]
+    return speaker.say("where", t=speaker.refer(scene, item)), phrases("words")["places"][place][0]
+
+
+QUESTION_FORMS = {
+    ask_count: 18,
+    ask_exists: 12,
+    ask_attribute: 29,
+    ask_background: 6,
+    ask_related: 22,
+    ask_super: 10,
+    ask_compared: 8,
+    ask_same: 8,
+    ask_lists: 10,
+    ask_where: 6,
+}
+
+
+# ---- conversations ----
+
+KINDS = ("draw", "ask", "describe", "edit", "chat", "outside", "talk", "again")
+IMAGE_SHARES = {"chat": 0.3, "outside": 0.35}
+"""How often a conversation begins with an image that somebody shows, where it need not."""
+OTHER = {"yes": ["no"], "no": ["yes"]}
+NEARLY_TRIES = 60
+CHANGES = {change_one: 48, change_set: 14, add_one: 30, change_background: 20}
+"""Changes that may ask for what this world lacks in words that are otherwise in order."""
+REASONS = {"shape": "thing", "list": "count", "fifth": "count", "styling": "style"}
+"""Of what cannot be done, where it is not called like the request."""
+NEEDED = {
+    "can": ["draw", "shapes"],
+    "can draw": ["circles", "shapes"],
+    "can color": ["red"],
+    "can count": ["four", "4"],
+}
+"""Words of which any answer must hold one."""
+
+
+@dataclass(frozen=True, slots=True)
+class PeopleTurn:
+    """What somebody says, the right answer, and what any answer must be."""
+
+    user: str
+    answer: str | Scene
+    expect: dict[str, Any]
+    shown: Scene | None = None  # an image that comes with the words
+    kind: str = ""
+    value: Filter | None = None  # what an object became, where one was changed
+
+
+def make_people(kind: str, rng: Random, split: Split = "train", *, max_turns: int = 6) -> list[PeopleTurn]:
+    """The turns of one conversation of a kind."""
+    while True:
+        with suppress(UnsayableError):
+            return _make(kind, Speaker(rng), split, max_turns)
+
+
+def _make(kind: str, speaker: Speaker, split: Split, max_turns: int) -> list[PeopleTurn]:
+    rng = speaker.rng
+    shown: Scene | None = None
+    if kind in ("ask", "describe", "edit") or speaker.maybe(IMAGE_SHARES.get(kind, 0)):
+        is_full = kind == "outside" and speaker.maybe(0.3)
+        shown = random_scene_for(split, rng, num_objects=MAX_OBJECTS if is_full else None)
+    match kind:
+        case "chat":
+            turns = converse(speaker, split, rng.randint(2, max_turns), shown)
+        case "again":
+            shown = random_scene_for(split, rng) if speaker.maybe(0.3) else None
+            turns = [draw(speaker, split)]
+            if speaker.maybe(0.35):
+                turns.append(respond(speaker, "edit", turns[-1].answer, split))
+            turns += [draw(speaker, split, is_again=True) for _ in range(rng.choice((1, 2)))]
+        case "draw":
+            turns = [draw(speaker, split)]
+        case "talk":
+            turns = [talk(speaker, None)]
+        case "outside":
+            turns = [decline(speaker, shown)]
+        case _:
+            number = rng.choice((1, 1, 2, 3, 4)) if kind == "ask" else 1
+            turns = [respond(speaker, kind, shown, split) for _ in range(number)]
+    return [replace(turns[0], shown=shown), *turns[1:]]
+
+
+def converse(speaker: Speaker, split: Split, num_turns: int, scene: Scene | None) -> list[PeopleTurn]:
+    """Several turns about one picture after another, first about the one that is shown."""
+    rng = speaker.rng
+    table = phrases("people")["weights"]
+    images = [scene] if scene else []  # all of the conversation
+    before = None  # the picture before the last one, where that was changed
+    turns: list[PeopleTurn] = []
+    while len(turns) < num_turns:
+        last = turns[-1] if turns else None
+        last_kind = last.kind if last else None
+        after_image = last_kind in ("draw", "again", "edit")
+        state = "at first" if not images else "later" if turns else "with an image"
+        weights = {**table[f"turn {state}"]}
+        if state == "later":
+            weights["correct"] *= after_image or last_kind == "talk"
+            weights["undo"] *= last_kind == "edit" and before is not None
+            weights["earlier"] *= len(images) > 1
+            weights["back"] *= len(images) > 1
+        if len(turns) == num_turns - 1 and turns:
+            weights["talk"] = 26
+        kind = speaker.pick(weights)
+        scene = images[-1] if images else None
+        match kind:
+            case "draw":
+                turn = draw(speaker, split, is_again=scene is not None)
+                if last_kind == "outside" and speaker.maybe(0.5):
+                    turn = replace(turn, user=speaker.say("after all") + turn.user[:1].lower() + turn.user[1:])
+            case "talk":
+                turn = talk(speaker, "draw" if after_image else last_kind)
+            case "ask" if last_kind == "ask" and last.answer in (*COLORS, *SIZES) and speaker.maybe(0.4):
+                turn = ask_next(speaker, scene, "color" if last.answer in COLORS else "size")
+            case "outside":
+                turn = decline(speaker, scene)
+            case "settle":
+                declined, turn = settle(speaker, split)
+                turns.append(declined)
+            case "undo":
+                turn = show_again(speaker, speaker.say("undo"), before)
+            case "earlier" | "back":
+                turn = look_back(speaker, images, kind, is_changed=before is not None)
+            case "show":
+                new = random_scene_for(split, rng)
+                turn = replace(respond(speaker, rng.choice(("ask", "edit", "describe")), new, split), shown=new)
+                images.append(new)
+                before = None
+            case _:
+                turn = respond(speaker, kind, scene, split, before=before, value=last.value if last else None)
+        if turn.kind in ("draw", "again", "edit") and turns and kind != "settle" and speaker.maybe(0.1):
+            turn = replace(turn, user=f"{speaker.type(speaker.say('cheer')).rstrip('.')} {turn.user}")
+        if isinstance(turn.answer, Scene):
+            before = images[-1] if turn.kind == "edit" else None
+            images.append(turn.answer)
+        turns.append(turn)
+    return turns
+
+
+# ---- turns ----
+
+
+def show_again(speaker: Speaker, words: str, scene: Scene) -> PeopleTurn:
+    """The wish to have an earlier picture again."""
+    expect = drawn(scene, [Filter.of(item) for item in scene.objects], background=scene.background)
+    return PeopleTurn(speaker.type(words), scene, expect, kind="again")
+
+
+def look_back(speaker: Speaker, images: Sequence[Scene], kind: str, *, is_changed: bool) -> PeopleTurn:
+    """A question about an earlier picture, or the wish to have it again."""
+    index, last = speaker.rng.randrange(len(images) - 1), len(images) - 1
+    scene = images[index]
+    called = {"first": index == 0, "previous": index == last - 1, "two ago": index == last - 2}
+    called["before the change"] = is_changed and index == last - 1
+    names = [name for name, is_right in called.items() if is_right]
+    shapes = [shape for shape in SHAPES if sum(Filter(shape).count(other) > 0 for other in images) == 1]
+    marks = [shape for shape in shapes if Filter(shape).count(scene) == 1]
+    if marks and (not names or speaker.maybe(0.3)):
+        name = speaker.say("picture with", n=speaker.noun(Filter(speaker.rng.choice(marks))))
+    else:
+        name = speaker.say(f"picture {speaker.rng.choice(need(names))}")
+    if kind == "back":
+        return show_again(speaker, speaker.say("once more", w=name), scene)
+    return ask(speaker, scene, where=name)
+
+
+def settle(speaker: Speaker, split: Split) -> tuple[PeopleTurn, PeopleTurn]:
+    """A request that cannot be met, and what somebody asks for instead, in few words: "then in red"."""
+    rng = speaker.rng
+    form = rng.choice(("color", "color", "shape", "count", "background"))
+    scene = random_scene_for(split, rng, num_objects=rng.choice((2, 3, 4)) if form == "count" else 1)
+    item, number = scene.objects[0], len(scene.objects)
+    named = Filter.of(item, ("color", "shape"))
+    need(named.count(scene) == number)
+    beyond, more = speaker.say(f"{form} outside"), {}
+    match form:
+        case "count":
+            value, text = speaker.number(number), f"{beyond} {speaker.noun(named, plural=True)}"
+        case "background":
+            value, more = speaker.say(scene.background), {"background": scene.background}
+            text = f"{speaker.some(named)} {speaker.say('bgphrase', b=beyond)}"
+        case _:
+            value = speaker.say(getattr(item, form))
+            with speaker.asking_beyond({getattr(item, form): beyond}):
+                text = speaker.some(named)
+    noun = speaker.noun(Filter(item.shape), plural=number > 1)
+    first = speaker.type(speaker.say("draw", x=text))
+    second = speaker.type(speaker.say(f"settled {form}", v=value, n=noun))
+    expect = drawn(scene, [Filter(item.shape) if form == "shape" else named] * number, **more)
+    return outside_turn(first, form), PeopleTurn(second, scene, expect, kind="draw")
+
+
+def change(
+    speaker: Speaker, kind: str, scene: Scene, split: Split, *, before: Scene | None, value: Filter | None
+) -> Changed:
+    """A change that stays in the split: of anything, of what the one before it says, or of a word taken back."""
+    is_next = kind == "edit" and before is not None and speaker.maybe(0.45)
+    for attempt in range(CHANGE_TRIES):
+        with suppress(UnsayableError):
+            if kind == "correct" and attempt < CORRECTION_TRIES:
+                made = correct(speaker, scene)
+            elif is_next and attempt == 0:
+                made = change_next(speaker, before, scene, value)
+            else:
+                made = speaker.pick(CHANGE_FORMS)(speaker, scene)
+            if split_of(made.scene) == split:
+                return made
+    raise UnsayableError
+
+
+def draw(speaker: Speaker, split: Split, *, is_again: bool = False) -> PeopleTurn:
+    opening = speaker.rng.random() if is_again else 1.0
+    text, scene, expect = draw_turn(speaker, split, frame="draw anew" if opening < 0.2 else "draw")
+    if is_again and opening >= 0.2:
+        if opening < 0.33 or text.startswith(("put", "place", "stick", "there", "and")):
+            text = speaker.say("a new picture") + text
+        elif opening < 0.64:
+            text = speaker.say("next") + " " + text
+    return PeopleTurn(speaker.type(text), scene, expect, kind="again" if is_again else "draw")
+
+
+def respond(
+    speaker: Speaker, kind: str, scene: Scene, split: Split, *, before: Scene | None = None, value: Filter | None = None
+) -> PeopleTurn:
+    """A turn about the picture, and about what was changed in the one before it."""
+    if kind == "ask":
+        return ask(speaker, scene)
+    if kind == "describe":
+        short = speaker.maybe(0.2)
+        absent = [shape for shape in SHAPES if not Filter(shape).count(scene)]
+        words, any_of = speaker.say("caption" if short else "describe"), [scene.objects[0].shape]
+        return text_turn(speaker, words, describe(scene, short=short), any_of, absent, kind=kind)
+    made = change(speaker, kind, scene, split, before=before, value=value)
+    return PeopleTurn(speaker.type(made.text), made.scene, kept(scene, made), kind="edit", value=made.value)
+
+
+def text_turn(
+    speaker: Speaker, words: str, right: str, any_of: list[str], none_of: Sequence[str] = (), *, kind: str = "ask"
+) -> PeopleTurn:
+    """Something that is answered in words."""
+    expect = {"text": {"any_of": any_of, "none_of": list(none_of)}, "no_picture": True}
+    return PeopleTurn(speaker.type(words), right, expect, kind=kind)
+
+
+def ask(speaker: Speaker, scene: Scene, *, where: str = "") -> PeopleTurn:
+    words, right, any_of = ask_turn(speaker, scene, where=where)
+    return text_turn(speaker, words, right, any_of, OTHER.get(right, ()))
+
+
+def ask_next(speaker: Speaker, scene: Scene, attribute: str) -> PeopleTurn:
+    """The question before about another object: "and the star?"."""
+    item = speaker.rng.choice(scene.objects)
+    right = getattr(item, attribute)
+    words = speaker.say("and that one", t=speaker.refer(scene, item, without=attribute))
+    return text_turn(speaker, words, right, [right, *SYNONYMS.get(right, [])])
+
+
+# ---- small talk, and what lies outside the world, with the honest answer ----
+
+
+def talk(speaker: Speaker, after: str | None) -> PeopleTurn:
+    table = phrases("people")
+    weights = {**table["weights"]["talk"]}
+    if after is not None:
+        name = {"draw": "talk after an image", "outside": "talk after a refusal"}.get(after, "talk later")
+        weights |= table["weights"][name]
+    kind = speaker.pick(weights)
+    text = speaker.say(kind)
+    if kind in ("can", "can draw", "who", "like") and speaker.maybe(0.15):
+        text = f"{speaker.say('greet')} {text}"
+    expect: dict[str, Any] = {"no_picture": True}
+    if kind in NEEDED:
+        expect["text"] = {"any_of": NEEDED[kind]}
+    return PeopleTurn(speaker.type(text), table["answers"][kind], expect, kind="talk")
+
+
+def decline(speaker: Speaker, scene: Scene | None) -> PeopleTurn:
+    """A request for what this world lacks; about the picture where there is one."""
+    about = scene if speaker.maybe(0.6) else None
+    form = speaker.pick(phrases("people")["weights"]["outside editing" if about else "outside drawing"])
+    if form == "nearly":
+        text, form = nearly_inside(speaker, about)
+    else:
+        text = outside_words(speaker, form, about)
+    return outside_turn(speaker.type(text), form)
+
+
+def outside_turn(words: str, form: str) -> PeopleTurn:
+    answer = phrases("people")["declines"][REASONS.get(form, form)]
+    return PeopleTurn(words, answer, {"decline": True}, kind="outside")
+
+
+def nearly_inside(speaker: Speaker, scene: Scene | None) -> tuple[str, str]:
+    """A request in the words of those that can be done, but for one of them: a color, a shape, a background, or how
+    many; and which of these it is."""
+    kind = speaker.pick({"color": 40, "shape": 22, "background": 8, "count": 30})
+    if kind == "count":
+        return say_excess(speaker, scene), kind
+    here = values_of(scene, kind) if scene else set()
+    known = {"color": COLORS, "shape": SHAPES, "background": BACKGROUNDS}[kind]
+    absent = [value for value in known if value not in here]
+    rule = "thing noun" if kind == "shape" and speaker.maybe(0.3) else f"{kind} outside"
+    values = speaker.rng.sample(absent, min(len(absent), speaker.rng.choice((2, 3, 6))))
+    beyond = {value: speaker.say(rule) for value in values}
+    for _ in range(NEARLY_TRIES):
+        with suppress(UnsayableError), speaker.asking_beyond(beyond):
+            if scene is None:
+                text, made, expect = draw_turn(speaker, "train")
+                asked = expect["scene"]
+                need(not asked["none"] and not any(isinstance(each.get("color"), list) for each in asked["objects"]))
+            else:
+                text, made = speaker.pick(CHANGES)(speaker, scene)[:2]
+            if any(beyond[value] in text for value in values_of(made, kind) if value in beyond):
+                return text, kind
+    raise UnsayableError
+
+
+def values_of(scene: Scene, kind: str) -> set[str]:
+    return {scene.background} if kind == "background" else {getattr(item, kind) for item in scene.objects}
+
+
+def say_excess(speaker: Speaker, scene: Scene | None) -> str:
+    """A request for more objects than there can be; for so many more that the picture has too many."""
+    if scene is None:
+        with speaker.asking_beyond(exceeds=True):
+            return draw_turn(speaker, "train")[0]
+    if len(scene.objects) == MAX_OBJECTS and speaker.maybe(0.3):
+        (kind,) = random_kinds(speaker.rng, 1)
+        return order_change(speaker, "add anywhere", a=f"{speaker.say('one more')} {speaker.noun(kind)}")
+    number = MAX_OBJECTS - len(scene.objects) + speaker.rng.choice((1, 1, 1, 2, 2, 3))
+    return say_more(speaker, scene, number)[0]
+
+
+def outside_words(speaker: Speaker, form: str, scene: Scene | None) -> str:
+    """What cannot be drawn, or cannot be done with the picture of a scene."""
+    rng = speaker.rng
+    one, other = (Filter(kind.shape, kind.color) for kind in random_kinds(rng, 2))
+    bare, size = Filter(one.shape), rng.choice(SIZES)
+    items = scene.objects if scene else ()
+    target = speaker.refer(scene, rng.choice(items)) if items else f"the {speaker.noun(bare)}"
+    counted = rng.choice((one, one, replace(one, size=size), replace(bare, size=size), bare, ANY))
+    slots = {
+        "t": "it" if len(items) == 1 and speaker.maybe(0.5) else target,
+        "x": speaker.some(replace(one, size=rng.choice((None, size)))),
+        "y": speaker.some(other),
+        "n": speaker.noun(one),
+        "noun": speaker.noun(bare),
+        "nouns": speaker.noun(bare, plural=True),
+        "counted": speaker.noun(counted, plural=True, long=True),
+        "c": speaker.say(one.color),
+        "s": speaker.say(size),
+    }
+    match form:
+        case "chat" | "empty" | "foreign":
+            return speaker.say(f"{form} outside")
+        case "fifth":
+            return say_excess(speaker, scene)
+        case "list":
+            kinds = [Filter(kind.shape, kind.color) for kind in random_kinds(rng, rng.choice((5, 5, 6)))]
+            counts = [1] * len(kinds)
+            if speaker.maybe(0.4):
+                counts = rng.choice(((3, 2), (2, 3), (3, 3), (4, 1), (4, 2), (2, 2, 1), (4, 4), (1, 4)))
+            text = speaker.listed([speaker.some(kind, count) for kind, count in zip(kinds, counts, strict=False)])
+        case "background" if items:
+            return order_change(speaker, "background", v=speaker.say("background outside"))
+        case "color" if items and speaker.maybe(0.8):
+            return order_change(speaker, "recolor", t=slots["t"], v=speaker.say("color outside"))
+        case "shape" if items and speaker.maybe(0.4):
+            return order_change(speaker, "reshape", t=slots["t"], v=f"a {speaker.say('shape outside')}")
+        case "move" if len(items) > 1 and speaker.maybe(0.3):
+            moved, anchor = rng.sample(items, 2)
+            names = {"t": speaker.refer(scene, moved), "b": speaker.refer(scene, anchor)}
+            return speaker.say("move there", r=speaker.say(rng.choice(RELATIONS)), **names)
+        case "move" | "styling" | "rotate" | "text":
+            said = speaker.say(form, **slots, a=slots["t"])
+            is_whole = speaker.maybe(0.5) if form == "text" else "tilted" in said
+            return said if is_whole else speaker.say("change frame", c=said)
+        case _:
+            text = speaker.say(f"request for {form}", **slots)
+    if not items or form not in ("thing", "shape", "color"):
+        return speaker.say("draw", x=text)
+    where = speaker.say("perhaps where", r=speaker.say(rng.choice(RELATIONS)), t=slots["t"])
+    return order_change(speaker, "add", a=text, w=where)
+
+
+def as_item(turns: Sequence[PeopleTurn], *, id: str, kind: str) -> dict[str, Any]:
+    """A conversation as a line of a file of requests."""
+    said = [{"user": turn.user, "expect": turn.expect} for turn in turns]
+    image = turns[0].shown and asdict(turns[0].shown)
+    image = image and {**image, "objects": list(image["objects"])}
+    return {"id": id, "kind": kind, "image": image, "turns": said}

@@ -1,1 +1,0 @@
-"""Requests as people type them: what is meant first, then the words of phrases/people.yaml."""
