@@ -73,7 +73,9 @@ def parse(image: Image.Image) -> ParsedScene:
 
 
 def _parse_pixels(pixels_HW3: NDArray[np.uint8]) -> ParsedScene:
-    background = find_background(pixels_HW3)
+    names = (*BACKGROUNDS, *COLORS)
+    counts = np.bincount(nearest_color(pixels_HW3, names).ravel(), minlength=len(names))
+    background = BACKGROUNDS[int(counts[: len(BACKGROUNDS)].argmax())]
     indices_HW = nearest_color(pixels_HW3, (background, *COLORS))
     labels_HW, num_labels = ndimage.label(indices_HW > 0)  # touching by edge, not by corner
     side = min(labels_HW.shape)
@@ -101,13 +103,6 @@ def nearest_color(pixels_HW3: NDArray[np.uint8], names: tuple[str, ...]) -> NDAr
     """Index of the nearest of the named colors for every pixel."""
     red, green, blue = (pixels_HW3[..., channel] >> 3 for channel in range(3))
     return nearest_table(names)[red, green, blue]
-
-
-def find_background(pixels_HW3: NDArray[np.uint8]) -> str:
-    """The most frequent background color."""
-    names = (*BACKGROUNDS, *COLORS)
-    counts = np.bincount(nearest_color(pixels_HW3, names).ravel(), minlength=len(names))
-    return BACKGROUNDS[int(counts[: len(BACKGROUNDS)].argmax())]
 
 
 def check_background(pixels_HW3: NDArray, indices_HW: NDArray, objects_HW: NDArray[np.bool_], name: str) -> NDArray:
@@ -138,7 +133,8 @@ def read_object(
     box = (slice(top, bottom), slice(left, right))
     core_HW = find_core(mask_HW[box])
     color, mean_3 = read_color(pixels_HW3[box][core_HW], indices_HW[box][core_HW])
-    alpha_HW = soft_mask(pixels_HW3[box], background_3, mean_3)
+    way_3 = mean_3 - background_3  # how far each pixel is on the way from the background (0) to the object (1):
+    alpha_HW = np.clip(((pixels_HW3[box] - background_3) @ way_3) / (way_3 @ way_3), 0.0, 1.0)
     near_HW = ndimage.binary_dilation(mask_HW[box], iterations=2)
     shape, size, (x, y) = match_shape(np.where(near_HW, alpha_HW, 0.0), side)
     return SceneObject(shape, color, size, round(float(left + x) / width, 4), round(float(top + y) / height, 4))
@@ -163,12 +159,6 @@ def read_color(core_N3: NDArray, indices_N: NDArray) -> tuple[str, NDArray]:
     if np.linalg.norm(mean_3 - RGB[COLORS[best]]) > MAX_COLOR_DISTANCE:
         raise UnreadableError(f"an object has no color of this world; {COLORS[best]} is nearest")
     return COLORS[best], mean_3
-
-
-def soft_mask(pixels_HW3: NDArray, background_3: NDArray, color_3: NDArray) -> NDArray:
-    """How far each pixel is on the way from the background (0) to the object's color (1)."""
-    way_3 = color_3 - background_3
-    return np.clip(((pixels_HW3 - background_3) @ way_3) / (way_3 @ way_3), 0.0, 1.0)
 
 
 @lru_cache(maxsize=64)

@@ -109,18 +109,10 @@ def apply_edit(scene: Scene, edit: Edit) -> Scene:
         case "remove":
             del objects[edit.index]
         case "recolor" | "resize" | "reshape":
-            objects[edit.index] = changed_object(scene, edit)
+            objects[edit.index] = replace(objects[edit.index], **{CHANGED_ATTRIBUTE[edit.kind]: edit.value})
         case _:
             raise ValueError(f"edit kind must be one of {', '.join(EDIT_KINDS)}, got {edit.kind!r}")
     return replace(scene, objects=tuple(objects))
-
-
-def changed_object(scene: Scene, edit: Edit) -> SceneObject:
-    """The object with its new attribute."""
-    return replace(scene.objects[edit.index], **{CHANGED_ATTRIBUTE[edit.kind]: edit.value})
-
-
-# ---- edits at random ----
 
 
 def propose_edit(scene: Scene, rng: Random, *, allowed_pairs: frozenset[Pair] = ALL_PAIRS) -> Edit:
@@ -142,7 +134,7 @@ def _propose_edit(scene: Scene, kind: str, rng: Random) -> Edit | None:
             return _propose_addition(scene, rng)
     index = rng.randrange(len(scene.objects))
     item = scene.objects[index]
-    if not is_distinct(scene, item):
+    if not Filter.of(item).find_one(scene):  # a sentence cannot refer to it
         return None
     if kind == "remove":
         return Edit(kind, index)
@@ -164,21 +156,13 @@ def _propose_addition(scene: Scene, rng: Random) -> Edit | None:
         (relation, anchor)
         for anchor, item in enumerate(scene.objects)
         for relation in RELATIONS
-        if is_clear(relation, added, item) and is_distinct(scene, item)
+        if is_clear(relation, added, item) and Filter.of(item).find_one(scene)
     ]
     places = [place for place in stated_places(added) if None not in PLACES[place]]
     if relations and (not places or rng.random() < 0.5):
         relation, anchor = rng.choice(relations)
         return Edit("add", added=added, relation=relation, anchor=anchor)
     return Edit("add", added=added, place=rng.choice(places)) if places else None
-
-
-def is_distinct(scene: Scene, item: SceneObject) -> bool:
-    """Whether size, color and shape single out one object, so that a sentence can refer to it."""
-    return Filter.of(item).find_one(scene) is not None
-
-
-# ---- edits in words ----
 
 
 def edit_sentence(edit: Edit, scene: Scene, rng: Random, *, plain: bool = False, pronoun: bool = False) -> Instruction:
@@ -214,39 +198,31 @@ def edit_sentence(edit: Edit, scene: Scene, rng: Random, *, plain: bool = False,
     return Instruction(text, ANY if says_it else reference)
 
 
-# ---- was the edit made? ----
-
-
 def check_edit(before: Scene, edit: Edit, after: Scene) -> bool:
     """Whether the change was made and the rest is untouched. An added object may lie anywhere its words allow."""
-    expected, rest = apply_edit(before, edit), list(after.objects)
-    if after.background != expected.background or len(rest) != len(expected.objects):
+    expected, shown = apply_edit(before, edit), list(after.objects)
+    if after.background != expected.background or len(shown) != len(expected.objects):
         return False
-    if edit.kind == "add":
-        added = next((item for item in rest if _is_addition(before, edit, item, after)), None)
-        if added is None:
-            return False
-        rest = [item for item in rest if item is not added]
-    elif edit.kind in CHANGED_ATTRIBUTE and not _is_among(changed_object(before, edit), rest):
-        return False
-    return all(_is_among(item, rest) for item in expected.objects if item in before.objects)
+    if edit.added:
+        added = next((item for item in shown if _is_addition(before, edit, item, after)), None)
+        shown = [item for item in shown if item is not added]
+    kept = [item for item in expected.objects if item is not edit.added]
+    return len(shown) == len(kept) and all(_find(item, shown) for item in kept)
 
 
-def _is_among(expected: SceneObject, objects: list[SceneObject]) -> bool:
-    return any(looks_like(expected, item, tolerance=POSITION_TOLERANCE) for item in objects)
+def _find(expected: SceneObject, objects: Sequence[SceneObject]) -> SceneObject | None:
+    """What looks like an object, if anything does."""
+    return next((item for item in objects if looks_like(expected, item, tolerance=POSITION_TOLERANCE)), None)
 
 
 def _is_addition(before: Scene, edit: Edit, item: SceneObject, after: Scene) -> bool:
     """Whether an object is the new one: right attributes, where the words say, and none of the old objects."""
-    is_old = any(looks_like(old, item, tolerance=POSITION_TOLERANCE) for old in before.objects)
-    if is_old or not Filter.of(edit.added).matches(item):
+    if _find(item, before.objects) or not Filter.of(edit.added).matches(item):
         return False
     if edit.place:
         return is_placed(edit.place, item)
-    anchor = before.objects[edit.anchor]
-    found = (other for other in after.objects if looks_like(anchor, other, tolerance=POSITION_TOLERANCE))
-    seen = next(found, None)
-    return seen is not None and holds(edit.relation, item, seen)
+    anchor = _find(before.objects[edit.anchor], after.objects)
+    return anchor is not None and holds(edit.relation, item, anchor)
 
 
 # ---- questions ----
@@ -288,16 +264,13 @@ class Question:
         return self.kind if self.kind in ATTRIBUTES else "shape"
 
 
-# ---- answers ----
-
-
 def answer(question: Question, scene: Scene) -> str | None:
     """The right answer, or None when the scene leaves it open (no such object, several, or no clear margin).
 
     Only "there is no ..." answers the question for an attribute of something absent.
     """
     first = question.first.find_one(scene) if question.first else None
-    second = question.second.find_one(scene) if question.second else None
+    second, value = question.second.find_one(scene) if question.second else None, question.value
     match question.variant:
         case "count":
             return str(question.first.count(scene))
@@ -306,7 +279,7 @@ def answer(question: Question, scene: Scene) -> str | None:
         case "background":
             return scene.background
         case "is background":
-            return _yes(scene.background == question.value)
+            return _yes(scene.background == value)
         case "more":
             return _yes(question.first.count(scene) > question.second.count(scene))
         case "color of" | "shape of" | "size of":
@@ -314,13 +287,15 @@ def answer(question: Question, scene: Scene) -> str | None:
                 return f"there is no {plain_phrase(question.first)}"
             return first and getattr(first, question.asked_attribute)
         case "color of related" | "shape of related" | "which is related":
-            found = second and find_related(scene, question.value, second)
-            return found and getattr(found, question.asked_attribute)
+            near = [item for item in scene.objects if second and item is not second and offset(value, item, second) > 0]
+            if len(near) == 1 and is_clear(value, near[0], second):  # no other one is near enough to doubt
+                return getattr(near[0], question.asked_attribute)
+            return None
     if first is None or second is None or first is second:
         return None
     match question.variant:
         case "is related":
-            is_so, is_opposite = (is_clear(r, first, second) for r in (question.value, OPPOSITE[question.value]))
+            is_so, is_opposite = (is_clear(r, first, second) for r in (value, OPPOSITE[value]))
             return _yes(is_so) if is_so or is_opposite else None
         case "where is":
             relation = main_relation(first, second)
@@ -354,12 +329,6 @@ def possible_answers(question: Question, scene: Scene) -> frozenset[str]:
     return frozenset(getattr(item, question.asked_attribute) for item in items)
 
 
-def find_related(scene: Scene, relation: str, anchor: SceneObject) -> SceneObject | None:
-    """The only object in this relation to the anchor; None when another one is near enough to doubt."""
-    candidates = [item for item in scene.objects if item is not anchor and offset(relation, item, anchor) > 0]
-    return candidates[0] if len(candidates) == 1 and is_clear(relation, candidates[0], anchor) else None
-
-
 def normalize_answer(text: str) -> str:
     """Lower case without marks and articles, number words as digits: what exact match compares."""
     words = re.findall(r"[a-z0-9']+", text.lower())
@@ -369,9 +338,6 @@ def normalize_answer(text: str) -> str:
 
 def _yes(value: bool) -> str:
     return "yes" if value else "no"
-
-
-# ---- questions at random ----
 
 
 def propose_question(
@@ -449,9 +415,6 @@ def _random_filter(scene: Scene, rng: Random, *, allow_any: bool) -> Filter:
         name = rng.choice(names)
         return replace(wanted, **{name: rng.choice(ATTRIBUTES[name])})
     return wanted
-
-
-# ---- questions in words ----
 
 
 def say_question(question: Question, rng: Random, *, pronoun: bool = False) -> str:
@@ -642,9 +605,6 @@ def make_dialogue(
     return Dialogue(job, tuple(turns), checks, tuple(skills if job == "ask" else dict.fromkeys(skills)))
 
 
-# ---- rounds ----
-
-
 class Round(NamedTuple):
     """A turn of the user, and what each part of the answer must be."""
 
@@ -816,26 +776,21 @@ def talk_round(rng: Random) -> Round:
     return Round((question,), (Check("answer", expected=expected),), (kind,))
 
 
-# ---- export ----
-
-
 def export_world(
-    folder: Path,
-    count: int,
-    *,
-    split: Split = "train",
-    pairs: PairGroup = "seen",
-    jobs: Sequence[str] = JOBS,
-    seed: int = 0,
-    size: RenderSize = 128,
+    folder: Path, count: int, *, jobs: Sequence[str] = JOBS, seed: int = 0, size: RenderSize = 128
 ) -> None:
-    """Write `count` episodes with one dialogue of each job."""
+    """Write `count` episodes with one dialogue of each job, one by one, as a folder in ordinary dataset formats.
+
+    images/000000-image.png ...  every image once
+    messages.jsonl               {"messages": [{"role", "content": [{"type": "text" | "image", ...}]}], "job", "skills"}
+    captions.jsonl               {"image": "images/000000-image.png", "caption": "...", "scene": {...}}
+    """
     require_new(folder)
     with whole_folder(folder) as out:
         (out / "images").mkdir()
         with (out / "messages.jsonl").open("w") as messages, (out / "captions.jsonl").open("w") as captions:
             for index in range(count):
-                episode = make_episode(index, seed=seed, split=split, pairs=pairs)
+                episode = make_episode(index, seed=seed)
                 names = {}
                 for image, name in zip(episode.images, ("image", "edited", "depth", "segmentation"), strict=True):
                     names[image] = f"images/{index:06d}-{name}.png"
@@ -845,16 +800,14 @@ def export_world(
                     captions.write(json.dumps(caption) + "\n")
                 for job in jobs:
                     dialogue = make_dialogue(job, episode, Random(f"export/{seed}/{index}/{job}"))
-                    messages.write(json.dumps(to_record(dialogue, names)) + "\n")
-
-
-def to_record(dialogue: Dialogue, names: dict[ImageRef, str]) -> dict:
-    """A dialogue as Hugging Face chat messages; images by the names of their files."""
-    messages = []
-    for turn in dialogue.turns:
-        content = [
-            {"type": "text", "text": part} if isinstance(part, str) else {"type": "image", "path": names[part]}
-            for part in turn.parts
-        ]
-        messages.append({"role": turn.role, "content": content})
-    return {"messages": messages, "job": dialogue.job, "skills": list(dialogue.skills)}
+                    said = []
+                    for turn in dialogue.turns:
+                        content = [
+                            {"type": "text", "text": part}
+                            if isinstance(part, str)
+                            else {"type": "image", "path": names[part]}
+                            for part in turn.parts
+                        ]
+                        said.append({"role": turn.role, "content": content})
+                    record = {"messages": said, "job": job, "skills": list(dialogue.skills)}
+                    messages.write(json.dumps(record) + "\n")

@@ -17,7 +17,7 @@ from operator import attrgetter
 from random import Random
 from typing import NamedTuple, TypeVar
 
-from mllm.world.language import NUMBER_WORDS, UnsayableError, need, phrases, pick
+from mllm.world.language import NUMBER_WORDS, UnsayableError, join, need, phrases, pick
 from mllm.world.scene import SIDES, Scene, SceneObject, is_clear, main_relation, offset
 from mllm.world.spec import Filter
 
@@ -304,14 +304,9 @@ class Speaker:
             case "numbers":
                 return " ".join(f"{number}) {part}" for number, part in enumerate(parts, 1))
             case "and" | "oxford":
-                return in_row(parts, " and " if style == "and" else ", and ")
+                return join(parts, " and " if style == "and" else ", and ")
             case _:
                 return self.say(f"mark of {style}").join(parts)
-
-
-def in_row(parts: Sequence[str], last: str) -> str:
-    """ "a, b and c"; `last` stands before the last one."""
-    return last.join([", ".join(parts[:-1]), parts[-1]]) if len(parts) > 1 else parts[0]
 
 
 def between_edges(scene: Scene, item: SceneObject) -> str | None:

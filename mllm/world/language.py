@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple, TypeVar
@@ -135,9 +136,9 @@ def pick(weights: Mapping[T, float], rng: Random) -> T:
     return rng.choices(tuple(weights), tuple(weights.values()))[0]
 
 
-def join(parts: Sequence[str]) -> str:
-    """ "a, b and c"."""
-    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+def join(parts: Sequence[str], last: str = " and ") -> str:
+    """ "a, b and c"; `last` stands before the last one."""
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])}{last}{parts[-1]}"
 
 
 def noun_phrase(item: Filter, rng: Random, *, plural: bool = False) -> str:
@@ -366,13 +367,11 @@ def make_draw_request(
     except UnsayableError:
         kind, core = "full", describe_fully(scene, rng, statements)
     filters = [item.filter for item in core.spec if isinstance(item, Exists | Count)]
-    needed = {
-        "attribute": any(item.color or item.size for item in filters),
-        "scene": any(isinstance(item, Background) for item in core.spec),
-        "spatial relation": any(isinstance(item, Related | Placed) for item in core.spec),
-    }
-    skills = dict.fromkeys((*core.skills, *(skill for skill, is_needed in needed.items() if is_needed)))
-    return core._replace(text=say_request(core, rng), skills=tuple(skills), kind=kind, core=core.text)
+    skills = [*core.skills]
+    skills += ["attribute"] * any(item.color or item.size for item in filters)
+    skills += ["scene"] * any(isinstance(item, Background) for item in core.spec)
+    skills += ["spatial relation"] * any(isinstance(item, Related | Placed) for item in core.spec)
+    return core._replace(text=say_request(core, rng), skills=tuple(dict.fromkeys(skills)), kind=kind, core=core.text)
 
 
 def say_request(core: DrawRequest, rng: Random) -> str:
@@ -595,7 +594,7 @@ SKILLS: dict[str, Callable[[Scene, Random, frozenset[Pair]], DrawRequest]] = {
 
 def describe(scene: Scene, *, short: bool = False) -> str:
     """The description of a scene; a short one leaves out the relations."""
-    words = phrases("describe")
+    words, spoken = phrases("describe"), phrases("words")["spoken"]
     on = words["background"].format(background=scene.background)
     listed: list[str] = []
     for item in scene.objects:
@@ -605,17 +604,10 @@ def describe(scene: Scene, *, short: bool = False) -> str:
         return words["short"].format(List=capitalize(join(listed)), on=on)
     if len(scene.objects) == 1:
         return words["one"].format(list=join(listed), on=on)
-    many = words["many"].format(number=NUMBER_WORDS[len(scene.objects)], on=on, list=join(listed))
-    return " ".join([many, *describe_relations(scene)])
-
-
-def describe_relations(scene: Scene) -> list[str]:
-    """A sentence for each two neighbors from left to right that can be named and lie clearly apart."""
-    spoken, template = phrases("words")["spoken"], phrases("describe")["relation"]
-    sentences = []
-    for a, b in zip(scene.objects, scene.objects[1:], strict=False):
+    sentences = [words["many"].format(number=NUMBER_WORDS[len(scene.objects)], on=on, list=join(listed))]
+    for a, b in pairwise(scene.objects):  # neighbors that can be named and lie clearly apart
         relation, a_names, b_names = main_relation(a, b), references(scene, a), references(scene, b)
         if relation and a_names and b_names:
             names = {"a": plain_phrase(a_names[0]), "b": plain_phrase(b_names[0])}
-            sentences.append(template.format(relation=spoken.get(relation, relation), **names))
-    return sentences
+            sentences.append(words["relation"].format(relation=spoken.get(relation, relation), **names))
+    return " ".join(sentences)

@@ -18,7 +18,7 @@ from random import Random
 from typing import Any, NamedTuple
 
 from mllm.world.dialogue import CHANGED_ATTRIBUTE
-from mllm.world.grammar import FULL, Speaker, in_row, tidy
+from mllm.world.grammar import FULL, Speaker, tidy
 from mllm.world.language import NUMBER_WORDS, UnsayableError, describe, join, need, phrases
 from mllm.world.scene import (
     ATTRIBUTES,
@@ -299,8 +299,8 @@ def group(speaker: Speaker, split: Split) -> Drawn:
     words = [speaker.say(value) for value in values]
     slots = {
         "h": speaker.some(base, number),
-        "o": in_row(parts, rng.choice((" and ", " and ", ", ") if len(parts) == 2 else (" and ", ", "))),
-        "w": " ".join(words) if speaker.maybe(0.2) else in_row(words, rng.choice((" and ", ", "))),
+        "o": join(parts, rng.choice((" and ", " and ", ", ") if len(parts) == 2 else (" and ", ", "))),
+        "w": " ".join(words) if speaker.maybe(0.2) else join(words, rng.choice((" and ", ", "))),
         "all": "both" if number == 2 else "all",
         "c": speaker.say(base.color or "color"),
         "n": speaker.number(few),
@@ -377,7 +377,7 @@ def arrange(speaker: Speaker, split: Split) -> Drawn:
         text = speaker.say("mark between places").join(told)
         text = speaker.say("each in its place", h=head, t=text) if head else text
     else:
-        joined = in_row(parts, rng.choice((" and ", ", ", ", then ")))
+        joined = join(parts, rng.choice((" and ", ", ", ", then ")))
         slots = {"j": " ".join(parts) if speaker.maybe(0.15) else joined, "flow": speaker.say(f"in a {layout}")}
         text = speaker.say("arranged with head" if head and speaker.maybe(0.6) else "arranged", h=head, **slots)
     relations = [(index, relation, index + 1) for index in range(number - 1)]
@@ -999,29 +999,6 @@ PAST = {"is": "was", "are": "were", "does": "did", "do": "did", "has": "had", "w
 PRESENT = re.compile(rf"\b({'|'.join(PAST)})\b(?! (not|you))")
 
 
-def ask_turn(speaker: Speaker, scene: Scene, *, where: str = "") -> tuple[str, str, list[str]]:
-    """A question about the picture, its one right answer, and words of which any answer must hold one.
-
-    Args:
-        where: words that say which picture is meant, if not the last one.
-    """
-    text, right = speaker.attempt(QUESTION_FORMS, scene)
-    while where and PICTURE.search(text):
-        text, right = speaker.attempt(QUESTION_FORMS, scene)
-    if isinstance(right, bool):
-        right = "yes" if right else "no"
-    if where:
-        text = PRESENT.sub(lambda found: PAST[found[0]], text) if speaker.maybe(0.6) else text
-        text = speaker.say("about an earlier one", q=text, w=where)
-    elif text[:3] in ("is ", "are", "do ", "doe") and speaker.maybe(0.1):
-        text = f"i wonder if {text}"
-    else:
-        text = speaker.say("ask frame", q=text, i=text)
-    if right.isdigit():
-        return text, right, [right, NUMBER_WORDS[int(right)], *(["no", "none"] if right == "0" else [])]
-    return text, right, [right, *SYNONYMS.get(right, [])]
-
-
 def some_filter(speaker: Speaker, scene: Scene) -> Filter:
     """What may be counted or looked for: what is there, or nearly so, or something else."""
     rng = speaker.rng
@@ -1422,8 +1399,25 @@ def text_turn(
 
 
 def ask(speaker: Speaker, scene: Scene, *, where: str = "") -> PeopleTurn:
-    words, right, any_of = ask_turn(speaker, scene, where=where)
-    return text_turn(speaker, words, right, any_of, OTHER.get(right, ()))
+    """A question about the picture.
+
+    Args:
+        where: words that say which picture is meant, if not the last one.
+    """
+    text, right = speaker.attempt(QUESTION_FORMS, scene)
+    while where and PICTURE.search(text):
+        text, right = speaker.attempt(QUESTION_FORMS, scene)
+    if isinstance(right, bool):
+        right = "yes" if right else "no"
+    if where:
+        text = PRESENT.sub(lambda found: PAST[found[0]], text) if speaker.maybe(0.6) else text
+        text = speaker.say("about an earlier one", q=text, w=where)
+    elif text[:3] in ("is ", "are", "do ", "doe") and speaker.maybe(0.1):
+        text = f"i wonder if {text}"
+    else:
+        text = speaker.say("ask frame", q=text, i=text)
+    numbers = [NUMBER_WORDS[int(right)], *(["no", "none"] if right == "0" else [])] if right.isdigit() else []
+    return text_turn(speaker, text, right, [right, *numbers, *SYNONYMS.get(right, [])], OTHER.get(right, ()))
 
 
 def ask_next(speaker: Speaker, scene: Scene, attribute: str) -> PeopleTurn:

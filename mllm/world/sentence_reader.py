@@ -197,8 +197,12 @@ def find_relations(words: list[str], phrases: Sequence[Phrase], single: Sequence
         between = words[earlier.end : phrase.start]
         if relation := relation_in(between):
             yield Related(before, relation, ref)
-        elif between[-3:-1] == ["there", "is"] and (relation := relation_in(links_before(words, earlier))):
-            yield Related(ref, relation, before)  # "above a star there is a circle"
+        elif between[-3:-1] == ["there", "is"]:  # "above a star there is a circle"
+            start = earlier.start
+            while start and (words[start - 1] in LINKS or words[start - 1] in (*RELATION_WORDS, "higher")):
+                start -= 1
+            if relation := relation_in(words[start : earlier.start]):
+                yield Related(ref, relation, before)
         behind = words[phrase.end : phrase.end + 7]
         if "it" in behind and (relation := relation_in(behind[: behind.index("it")])):
             yield Related(ref, relation, before)  # "a star with a circle above it"
@@ -210,14 +214,6 @@ def relation_in(words: Sequence[str]) -> str | None:
     words = ["above" if word == "higher" else word for word in words]
     inner = [word for word in words if word in RELATION_WORDS]
     return RELATION_WORDS[inner[0]] if len(inner) == 1 and LINKS.issuperset(set(words) - set(inner)) else None
-
-
-def links_before(words: list[str], phrase: Phrase) -> list[str]:
-    """The words of a relation that stand before a phrase."""
-    start = phrase.start
-    while start and (words[start - 1] in LINKS or words[start - 1] in (*RELATION_WORDS, "higher")):
-        start -= 1
-    return words[start : phrase.start]
 
 
 def find_comparisons(words: list[str], phrases: Sequence[Phrase], single: Sequence[Phrase]) -> Iterator[Compared]:

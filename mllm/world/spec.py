@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import permutations
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from mllm.world.scene import ATTRIBUTES, MAX_OBJECTS, Pair, Scene, SceneObject, holds, is_placed
 
@@ -61,16 +61,14 @@ class Filter:
 ANY = Filter()
 
 
-@dataclass(frozen=True, slots=True)
-class Exists:
+class Exists(NamedTuple):
     """Object number `ref` has these attributes."""
 
     ref: int
     filter: Filter
 
 
-@dataclass(frozen=True, slots=True)
-class Related:
+class Related(NamedTuple):
     """Object `a` stands in a relation (scene.RELATIONS) to object `b`."""
 
     a: int
@@ -78,16 +76,14 @@ class Related:
     b: int
 
 
-@dataclass(frozen=True, slots=True)
-class Placed:
+class Placed(NamedTuple):
     """Object `ref` lies in a place (scene.PLACES)."""
 
     ref: int
     place: str
 
 
-@dataclass(frozen=True, slots=True)
-class Compared:
+class Compared(NamedTuple):
     """Object `a` is larger, smaller or of the same size as object `b`."""
 
     a: int
@@ -95,31 +91,27 @@ class Compared:
     b: int
 
 
-@dataclass(frozen=True, slots=True)
-class Count:
+class Count(NamedTuple):
     """Exactly this many objects match; 0 says that there is none."""
 
     filter: Filter
     number: int
 
 
-@dataclass(frozen=True, slots=True)
-class Every:
+class Every(NamedTuple):
     """Every object matches."""
 
     filter: Filter
 
 
-@dataclass(frozen=True, slots=True)
-class Alike:
+class Alike(NamedTuple):
     """All objects agree in an attribute, or (distinct) no two of them do."""
 
     attribute: str  # "shape", "color", "size"
     distinct: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Background:
+class Background(NamedTuple):
     """The background has this color."""
 
     color: str

@@ -226,7 +226,8 @@ class ConversationSet:
         return {"conversations": values, "words": hashlib.blake2b(words.encode(), digest_size=8).hexdigest()}
 
     def turns(self, index: int) -> list[PeopleTurn]:
-        turns = random_conversation(self.weights, Random(f"conversation/{self.seed}/{index}"), max_turns=5)
+        rng = Random(f"conversation/{self.seed}/{index}")
+        turns = make_people(pick(self.weights, rng), rng, max_turns=5)
         return [replace(turn, shown=self._centre(turn.shown), answer=self._centre(turn.answer)) for turn in turns]
 
     def _centre(self, part: Scene | str | None) -> Any:
@@ -246,10 +247,6 @@ class ConversationSet:
 
     def record(self, index: int, images: tuple[CodesPart, ...]) -> Record:
         return Record("episode", (Message("assistant", images or (TextPart("no image"),)),), "world", str(index))
-
-
-def random_conversation(weights: dict[str, float], rng: Random, *, max_turns: int) -> list[PeopleTurn]:
-    return make_people(pick(weights, rng), rng, max_turns=max_turns)
 
 
 def without_images(sequence: TokenSequence, config: MLLMConfig) -> TokenSequence:
@@ -342,7 +339,7 @@ class WorldSequences(SequenceSource):
         assert self.conversations is not None, "batches.py encodes some where the recipe has conversations"
         is_new = rng.random() < data.words_only
         if is_new:
-            turns = random_conversation(data.conversations, rng, max_turns=8)
+            turns = make_people(pick(data.conversations, rng), rng, max_turns=8)
             rows, columns = rng.choice((*[self.episodes.grids[0]] * 5, *self.episodes.grids))
             blank = CodesPart(np.zeros((config.num_codebooks, rows * columns), dtype=np.int64), (rows, columns))
             images = repeat(blank)
@@ -350,7 +347,11 @@ class WorldSequences(SequenceSource):
             records, folder = self.conversations
             index = rng.randrange(len(records))
             turns, images = records.turns(index), iter(folder[index].messages[0].parts)
-        messages = to_messages(plain_turns(turns), lambda _: next(images), plan_digits=data.plan_digits)
+        said: list[Turn] = []
+        for turn in turns:
+            said.append(Turn("user", (ImageRef(turn.shown), turn.user) if turn.shown else (turn.user,)))
+            said.append(Turn("assistant", (ImageRef(turn.answer) if isinstance(turn.answer, Scene) else turn.answer,)))
+        messages = to_messages(said, lambda _: next(images), plan_digits=data.plan_digits)
         sequence = build_sequence(messages, tokenizer=self.tokenizers.text, config=config)
         return without_images(sequence, config) if is_new else sequence
 
@@ -370,13 +371,6 @@ class WorldSequences(SequenceSource):
             f"data.episodes must include scenes of {self.data.min_objects} to {self.data.max_objects} objects, got "
             f"none among {len(episodes)} in {MAX_TRIES} tries; raise data.episodes or data.max_objects"
         )
-
-
-def plain_turns(turns: Sequence[PeopleTurn]) -> Iterator[Turn]:
-    """A conversation with references to its images."""
-    for turn in turns:
-        yield Turn("user", (ImageRef(turn.shown), turn.user) if turn.shown else (turn.user,))
-        yield Turn("assistant", (ImageRef(turn.answer) if isinstance(turn.answer, Scene) else turn.answer,))
 
 
 def to_messages(

@@ -112,41 +112,32 @@ THREE = Scene(
         SceneObject("star", "blue", "small", 0.7, 0.8),
     ),
 )
-ROUND, BOX, SPIKY, RED = Filter("circle"), Filter("square"), Filter("star"), Filter(color="red")
-ANSWERS = [
-    (Question("count", "count", ANY), "3"),
-    (Question("count", "count", RED), "2"),
-    (Question("count", "count", Filter("heart")), "0"),
-    (Question("color", "color of", SPIKY), "blue"),
-    (Question("color", "color of", Filter("heart")), "there is no heart"),
-    (Question("color", "color of", Filter(size="small")), None),
-    (Question("shape", "shape of", Filter(color="blue")), "star"),
-    (Question("shape", "shape of", RED), None),
-    (Question("size", "size of", ROUND), "large"),
-    (Question("existence", "exists", Filter("circle", "blue")), "no"),
-    (Question("existence", "exists", Filter("square", size="small")), "yes"),
-    (Question("relation", "is related", ROUND, BOX, "left of"), "yes"),
-    (Question("relation", "is related", ROUND, BOX, "right of"), "no"),
-    (Question("relation", "is related", ROUND, BOX, "above"), None),
-    (Question("relation", "where is", SPIKY, BOX), "below"),
-    (Question("relation", "which is related", None, ROUND, "right of"), None),  # two of them
-    (Question("relation", "which is related", None, BOX, "left of"), "circle"),
-    (Question("color", "color of related", None, BOX, "below"), "blue"),
-    (Question("comparison", "is larger", ROUND, SPIKY), "yes"),
-    (Question("comparison", "is larger", SPIKY, BOX), "no"),
-    (Question("comparison", "which is larger", SPIKY, ROUND), "circle"),
-    (Question("comparison", "which is larger", SPIKY, BOX), None),
-    (Question("comparison", "same color", ROUND, BOX), "yes"),
-    (Question("comparison", "same size", ROUND, BOX), "no"),
-    (Question("comparison", "more", RED, Filter(color="blue")), "yes"),
-    (Question("background", "background"), "cream"),
-    (Question("background", "is background", value="white"), "no"),
-]
+ROUND, BOX, SPIKY, HEART = map(Filter, ("circle", "square", "star", "heart"))
+RED, BLUE = Filter(color="red"), Filter(color="blue")
+ANSWERS: dict[str, list[tuple]] = {
+    "count": [(ANY, "3"), (RED, "2"), (HEART, "0")],
+    "color of": [(SPIKY, "blue"), (HEART, "there is no heart"), (Filter(size="small"), None)],
+    "shape of": [(BLUE, "star"), (RED, None)],
+    "size of": [(ROUND, "large")],
+    "exists": [(Filter("circle", "blue"), "no"), (Filter("square", size="small"), "yes")],
+    "is related": [(ROUND, BOX, "left of", "yes"), (ROUND, BOX, "right of", "no"), (ROUND, BOX, "above", None)],
+    "where is": [(SPIKY, BOX, "below")],
+    "which is related": [(None, ROUND, "right of", None), (None, BOX, "left of", "circle")],  # right: two of them
+    "color of related": [(None, BOX, "below", "blue")],
+    "is larger": [(ROUND, SPIKY, "yes"), (SPIKY, BOX, "no")],
+    "which is larger": [(SPIKY, ROUND, "circle"), (SPIKY, BOX, None)],
+    "same color": [(ROUND, BOX, "yes")],
+    "same size": [(ROUND, BOX, "no")],
+    "more": [(RED, BLUE, "yes")],
+    "background": [("cream",)],
+    "is background": [(None, None, "white", "no")],
+}
 
 
 def test_answers() -> None:
-    for question, expected in ANSWERS:
-        assert answer(question, THREE) == expected, question
+    for kind, variants in QUESTION_KINDS.items():
+        for variant, (*fields, expected) in ((name, case) for name in variants for case in ANSWERS.get(name, ())):
+            assert answer(Question(kind, variant, *fields), THREE) == expected, (variant, fields)
     for one, two in (("Red.", "red"), ("Two", "2"), ("It is a circle.", "circle"), ("grey", "gray")):
         assert normalize_answer(one) == normalize_answer(two)  # forgives form but not content
     assert normalize_answer("There is no star.") == normalize_answer("there is no star")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 import pytest
 
@@ -12,15 +14,17 @@ ONE = Scene("cream", (SceneObject("heart", "purple", "large", 0.4, 0.6),))
 
 
 def test_size_and_colors() -> None:
-    for size in (64, 128, 250, (192, 128), (96, 160)):
-        image = render(ONE, size)
-        width, height = (size, size) if isinstance(size, int) else size
-        assert image.size == (width, height) and image.mode == "RGB"
-        assert image.getpixel((1, 1)) == RGB["cream"]
-        assert image.getpixel((int(0.4 * width), int(0.6 * height))) == RGB["purple"]
-    for kind, palette, name in (("depth", DEPTH_RGB, "large"), ("segmentation", SEGMENTATION_RGB, "heart")):
-        image = render(ONE, kind=kind)
-        assert image.getpixel((51, 77)) == palette[name] and image.getpixel((1, 1)) == palette["background"]
+    for size, (kind, palette, name, behind) in product(
+        ((64, 64), (250, 250), (192, 128), (96, 160)),
+        (
+            ("image", RGB, "purple", "cream"),
+            ("depth", DEPTH_RGB, "large", "background"),
+            ("segmentation", SEGMENTATION_RGB, "heart", "background"),
+        ),
+    ):
+        image = render(ONE, size, kind)
+        assert image.size == size and image.mode == "RGB" and image.getpixel((1, 1)) == palette[behind]
+        assert image.getpixel((int(0.4 * size[0]), int(0.6 * size[1]))) == palette[name]
     render(Scene("white", (SceneObject("square", "red", "large", 0.0, 1.0),)), (64, 80))  # cut by the border
     for options in ({"size": 8}, {"kind": "normals"}):
         with pytest.raises(ValueError):
