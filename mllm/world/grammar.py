@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 from bisect import bisect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
+from copy import copy
 from dataclasses import dataclass
 from functools import cache
 from itertools import accumulate, pairwise
@@ -208,14 +209,11 @@ class Speaker:
         """A rule of the grammar."""
         return self.instead.get(name) or expand(rule(name), self.rng, slots)
 
-    @contextmanager
-    def asking_beyond(self, instead: Mapping[str, str] | None = None, *, exceeds: bool = False) -> Iterator[None]:
-        """Meanwhile what is said goes beyond what can be drawn: in some words, or in the number of objects."""
-        self.instead, self.exceeds = instead or {}, exceeds
-        try:
-            yield
-        finally:
-            self.instead, self.exceeds = {}, False
+    def asking_beyond(self, instead: Mapping[str, str] | None = None, *, exceeds: bool = False) -> Speaker:
+        """The same person, asking for what cannot be drawn: in some words, or in the number of objects."""
+        other = copy(self)
+        other.instead, other.exceeds = instead or {}, exceeds
+        return other
 
     def how_many(self, numbers: Sequence[int]) -> int:
         """How many objects are asked for; more than there can be, where that is what is meant."""

@@ -1337,8 +1337,7 @@ def settle(speaker: Speaker, split: Split) -> tuple[PeopleTurn, PeopleTurn]:
             text = f"{speaker.some(named)} {speaker.say('bgphrase', b=beyond)}"
         case _:
             value = speaker.say(getattr(item, form))
-            with speaker.asking_beyond({getattr(item, form): beyond}):
-                text = speaker.some(named)
+            text = speaker.asking_beyond({getattr(item, form): beyond}).some(named)
     noun = speaker.noun(Filter(item.shape), plural=number > 1)
     first = speaker.type(speaker.say("draw", x=text))
     second = speaker.type(speaker.say(f"settled {form}", v=value, n=noun))
@@ -1435,8 +1434,7 @@ def talk(speaker: Speaker, after: str | None) -> PeopleTurn:
     table = phrases("people")
     weights = {**table["weights"]["talk"]}
     if after is not None:
-        name = {"draw": "talk after an image", "outside": "talk after a refusal"}.get(after, "talk later")
-        weights |= table["weights"][name]
+        weights |= table["weights"].get(f"talk after {after}", table["weights"]["talk later"])
     kind = speaker.pick(weights)
     text = speaker.say(kind)
     if kind in ("can", "can draw", "who", "like") and speaker.maybe(0.15):
@@ -1475,14 +1473,15 @@ def nearly_inside(speaker: Speaker, scene: Scene | None) -> tuple[str, str]:
     rule = "thing noun" if kind == "shape" and speaker.maybe(0.3) else f"{kind} outside"
     values = speaker.rng.sample(absent, min(len(absent), speaker.rng.choice((2, 3, 6))))
     beyond = {value: speaker.say(rule) for value in values}
+    asker = speaker.asking_beyond(beyond)
     for _ in range(NEARLY_TRIES):
-        with suppress(UnsayableError), speaker.asking_beyond(beyond):
+        with suppress(UnsayableError):
             if scene is None:
-                text, made, expect = draw_turn(speaker, "train")
+                text, made, expect = draw_turn(asker, "train")
                 asked = expect["scene"]
                 need(not asked["none"] and not any(isinstance(each.get("color"), list) for each in asked["objects"]))
             else:
-                text, made = speaker.pick(CHANGES)(speaker, scene)[:2]
+                text, made = speaker.pick(CHANGES)(asker, scene)[:2]
             if any(beyond[value] in text for value in values_of(made, kind) if value in beyond):
                 return text, kind
     raise UnsayableError
@@ -1495,8 +1494,7 @@ def values_of(scene: Scene, kind: str) -> set[str]:
 def say_excess(speaker: Speaker, scene: Scene | None) -> str:
     """A request for more objects than there can be; for so many more that the picture has too many."""
     if scene is None:
-        with speaker.asking_beyond(exceeds=True):
-            return draw_turn(speaker, "train")[0]
+        return draw_turn(speaker.asking_beyond(exceeds=True), "train")[0]
     if len(scene.objects) == MAX_OBJECTS and speaker.maybe(0.3):
         (kind,) = random_kinds(speaker.rng, 1)
         return order_change(speaker, "add anywhere", a=f"{speaker.say('one more')} {speaker.noun(kind)}")

@@ -55,7 +55,11 @@ class Painter:
     @classmethod
     def of(cls, scene: Scene, rng: Random) -> Painter:
         """A painter whose objects of this scene stay apart and inside."""
-        largest = min(largest_scale(scene), 1.35)
+        items, room = scene.objects, MIN_GAP / 2  # between objects, and to the border
+        inner = [(min(item.x, 1 - item.x, item.y, 1 - item.y) - room) / RADIUS[item.size] for item in items]
+        for a, b in combinations(items, 2):
+            inner.append((math.hypot(a.x - b.x, a.y - b.y) - room) / (RADIUS[a.size] + RADIUS[b.size]))
+        largest = min(*inner, 1.35)
         is_own = rng.random() < OWN_COLOR_SHARE
         colors = {}
         for name, own in RGB.items():
@@ -99,13 +103,10 @@ class Painter:
 
 
 def paint_as_others(scene: Scene, side: int, rng: Random) -> Image.Image:
-    """The image of a scene as somebody else might show it."""
+    """The image of a scene as somebody else might show it: plain, or softer, noisier, compressed, in other light."""
     image = Painter.of(scene, rng).paint(scene, side)
-    return image if rng.random() < PLAIN_SHARE else disturb(image, rng)
-
-
-def disturb(image: Image.Image, rng: Random) -> Image.Image:
-    """Softer, noisier, compressed, or in the light of a photograph."""
+    if rng.random() < PLAIN_SHARE:
+        return image
     if rng.random() < 0.4:
         image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 1.5)))
     pixels_HW3 = np.asarray(image, dtype=np.float32)
@@ -120,13 +121,3 @@ def disturb(image: Image.Image, rng: Random) -> Image.Image:
         image.save(file, "JPEG", quality=rng.randint(40, 95))
         image = Image.open(file).convert("RGB")
     return image
-
-
-def largest_scale(scene: Scene) -> float:
-    """Of objects that leave a little room between each other and to the border."""
-    items, room = scene.objects, MIN_GAP / 2
-    inner = [(min(item.x, 1 - item.x, item.y, 1 - item.y) - room) / RADIUS[item.size] for item in items]
-    between = [
-        (math.hypot(a.x - b.x, a.y - b.y) - room) / (RADIUS[a.size] + RADIUS[b.size]) for a, b in combinations(items, 2)
-    ]
-    return min(*inner, *between, 2.0)

@@ -44,11 +44,6 @@ def painted(radius: float) -> Image.Image:
     return Image.fromarray(canvas_HW3)
 
 
-def two_colors(brush: ImageDraw.ImageDraw) -> None:
-    brush.pieslice((41, 41, 87, 87), 0, 180, fill=RGB["green"])
-    brush.pieslice((41, 41, 87, 87), 180, 360, fill=RGB["blue"])
-
-
 def test_what_is_not_of_this_world_is_unreadable() -> None:
     box, green = (40, 40, 88, 88), RGB["green"]
     images = {
@@ -62,10 +57,11 @@ def test_what_is_not_of_this_world_is_unreadable() -> None:
         "half circle": drawn(lambda brush: brush.pieslice(box, 0, 180, fill=green)),
         "ring": drawn(lambda brush: brush.ellipse(box, outline=green, width=6)),
         "pink": drawn(lambda brush: brush.ellipse(box, fill=(255, 150, 200))),
-        "two colors": drawn(two_colors),
+        "two colors": render(Scene("white", (replace(RED_CIRCLE, x=0.5),))),
         "two backgrounds": render(Scene("white", (RED_CIRCLE,))),
         "noise": Image.fromarray(np.random.default_rng(0).integers(0, 256, (128, 128, 3), np.uint8)),
     }
+    images["two colors"].paste(RGB["blue"], (48, 48, 80, 62))
     images["two backgrounds"].paste(RGB["black"], (90, 0, 128, 128))
     for name, image in images.items():
         assert parse(image).scene is None and parse(image).reason, name

@@ -104,14 +104,8 @@ def test_instructions_refer_without_ambiguity() -> None:
 
 # ---- questions ----
 
-THREE = Scene(
-    "cream",
-    (
-        SceneObject("circle", "red", "large", 0.25, 0.3),
-        SceneObject("square", "red", "small", 0.7, 0.3),
-        SceneObject("star", "blue", "small", 0.7, 0.8),
-    ),
-)
+RED_CIRCLE, RED_BOX = SceneObject("circle", "red", "large", 0.25, 0.3), SceneObject("square", "red", "small", 0.7, 0.3)
+THREE = Scene("cream", (RED_CIRCLE, RED_BOX, SceneObject("star", "blue", "small", 0.7, 0.8)))
 ROUND, BOX, SPIKY, HEART = map(Filter, ("circle", "square", "star", "heart"))
 RED, BLUE = Filter(color="red"), Filter(color="blue")
 ANSWERS: dict[str, list[tuple]] = {
