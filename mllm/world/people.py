@@ -748,12 +748,9 @@ def change_one(speaker: Speaker, scene: Scene) -> Changed:
     target = speaker.rng.choice(("it", "it", "it", "this", "that")) if is_it else speaker.refer(scene, item)
     text = say_change(speaker, kind, target, value)
     if others and speaker.maybe(0.12):
-        is_named = len(others) == 1 and speaker.maybe(0.5)
-        rest = (
-            speaker.refer(scene, others[0])
-            if is_named
-            else speaker.say("the other one" if len(others) == 1 else "the rest")
-        )
+        rest = speaker.say("the rest" if len(others) > 1 else "the other one")
+        if len(others) == 1 and speaker.maybe(0.5):
+            rest = speaker.refer(scene, others[0])
         text = speaker.say("keeping", t=text, k=speaker.say("keep", k=rest))
     elif kind == "recolor" and speaker.maybe(0.08):
         text += speaker.say("not the old", o=speaker.say(item.color))
