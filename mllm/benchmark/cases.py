@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import copy
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -412,7 +411,8 @@ def answer_arriving(pipeline: Pipeline, images: Sequence[Image.Image], number: i
             next_turn = engine.turn + BETWEEN
             answers.append(threads.submit(answer, pipeline, images, n))
             while engine.turn < next_turn and not all(each.done() for each in answers):
-                time.sleep(0.001)
+                with engine.turned:
+                    engine.turned.wait(timeout=0.1)
     return [each.result() for each in answers]
 
 
