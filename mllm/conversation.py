@@ -26,7 +26,7 @@ import base64
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any, Literal, get_args
 
@@ -126,6 +126,9 @@ class CodesPart:
     codes_KN: np.ndarray  # uint16, N = grid positions row by row
     grid: tuple[int, int]  # rows, columns
     plan: str | None = None  # what the model wrote before it drew this, or when it looked at it
+    image: Image.Image | None = field(
+        default=None, compare=False, repr=False
+    )  # what the codes are decoded to, if known
 
     def __post_init__(self) -> None:
         if self.codes_KN.ndim != 2 or self.codes_KN.shape[1] != self.grid[0] * self.grid[1]:

@@ -532,11 +532,19 @@ class Pipeline:
             yield from decoder.decode(event)
 
     def _stream(self, requests: Iterable[GenerationRequest | None]) -> Generator[Event, None, None]:
-        """The events of answers whose images are checked. A request that is None: there is none for now."""
+        """The events of answers whose images are decoded and checked. A request that is None: there is none for now."""
         options = {"check": self._follow_plans, "layout": ImageLayout.from_config(self.config)}
-        for event in stream_accepted(requests, stream=self.engine.stream, **options):
+        for event in stream_accepted(requests, stream=self._decoded_stream, **options):
             if isinstance(event, Failed):
                 raise event.error
+            yield event
+
+    def _decoded_stream(self, requests: Iterable[GenerationRequest | None]) -> Iterator[Event]:
+        """The events of the engine with images decoded, once for all that look at them."""
+        for event in self.engine.stream(requests):
+            if isinstance(event, ImageDone):
+                (image,) = self.processor.decode_images([event.codes])
+                event = replace(event, codes=replace(event.codes, image=image))
             yield event
 
     def _follow_plans(self, images: Sequence[ImageDone]) -> list[bool]:

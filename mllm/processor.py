@@ -444,9 +444,9 @@ class MLLMProcessor(ProcessorMixin):
         """Images of codes; the plan of a drawn one is kept in its `info`."""
         if not images:
             return []
-        codes = [EncodedImage(image.codes_KN, image.grid) for image in images]
+        codes = [EncodedImage(image.codes_KN, image.grid) for image in images if image.image is None]
         pixels = decode_images(codes, self.need_image_tokenizer(), batch_size=BATCH_SIZE)
-        decoded = [to_images(pixels_3HW[None])[0] for pixels_3HW in pixels]
+        decoded = [to_images(next(pixels)[None])[0] if each.image is None else each.image.copy() for each in images]
         for image, drawn in zip(images, decoded, strict=True):
             if image.plan is not None:
                 drawn.info[PLAN] = image.plan
