@@ -6,8 +6,8 @@ arXiv:2502.20321, section 3.3), and `SummedEmbedding`, one learned vector per co
 learned embedding of the position's row and column. Knows no text and no logits.
 
 Letters: P image positions in the batch (reading order), I images, N positions of an image, K codebooks, C codes,
-E width of a codebook entry, Z = K * E, D language model width, R decoding rows, W new positions of each, H heads, d
-head width.
+E width of a codebook entry, Z = K * E, D language model width, R decoding rows, W new positions of each, S rows of a
+cache, H heads, d head width.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class CodeEmbedding(nn.Module, ABC):
         """Whole images, (P, D), without position embedding; no position sees another image."""
 
     @abstractmethod
-    def embed_next(self, codes_RWK: Tensor, index_RW: Tensor, cache: EmbeddingCache) -> Tensor:
+    def embed_next(self, codes_RWK: Tensor, index_RW: Tensor, cache: EmbeddingCache, slots_R: Tensor) -> Tensor:
         """New positions of these rows, (R, W, D), without position embedding."""
 
     def adopt(self, image_tokenizer: UniTok) -> None:
@@ -77,10 +77,13 @@ class CodeEmbedding(nn.Module, ABC):
         """A static cache for images of up to `num_positions`."""
         return None
 
-    def step(self, codes_RWK: Tensor, index_RW: Tensor, columns_R: Tensor, cache: EmbeddingCache) -> Tensor:
+    def step(
+        self, codes_RWK: Tensor, index_RW: Tensor, columns_R: Tensor, cache: EmbeddingCache, slots_R: Tensor
+    ) -> Tensor:
         """Embed W new positions of each row; (R, W, D). Writes the cache. `index_RW`: where in its image each is
-        (int64), -1 where none is; each sees those up to it. `columns_R`: of the images."""
-        embedded_RWD = self.embed_next(codes_RWK, index_RW, cache)
+        (int64), -1 where none is; each sees those up to it. `columns_R`: of the images. `slots_R`: which rows of the
+        cache are theirs."""
+        embedded_RWD = self.embed_next(codes_RWK, index_RW, cache, slots_R)
         if self.places is None:
             return embedded_RWD
         return self.places(embedded_RWD, index_RW.clamp_min(0), columns_R[:, None])
@@ -192,12 +195,12 @@ class ProjectedEmbedding(CodeEmbedding):
         keys = torch.zeros(shape, dtype=bias.dtype, device=self.codebooks.device)  # the bias may be offloaded
         return keys, torch.zeros_like(keys)
 
-    def embed_next(self, codes_RWK: Tensor, index_RW: Tensor, cache: EmbeddingCache) -> Tensor:
+    def embed_next(self, codes_RWK: Tensor, index_RW: Tensor, cache: EmbeddingCache, slots_R: Tensor) -> Tensor:
         vectors_RWZ = self.look_up(codes_RWK)
         match self.context:
             case "prefix":
                 assert cache is not None, "the context prefix needs a cache"
-                return self.projector(self._project_next(vectors_RWZ, index_RW, cache))
+                return self.projector(self._project_next(vectors_RWZ, index_RW, cache, slots_R))
             case "current":
                 projected = self.projection(vectors_RWZ.flatten(0, 1)[:, None])[:, 0]
                 return self.projector(projected).unflatten(0, index_RW.shape)
@@ -207,17 +210,19 @@ class ProjectedEmbedding(CodeEmbedding):
                     "images, or use a model that draws"
                 )
 
-    def _project_next(self, vectors_RWZ: Tensor, index_RW: Tensor, cache: tuple[Tensor, Tensor]) -> Tensor:
+    def _project_next(
+        self, vectors_RWZ: Tensor, index_RW: Tensor, cache: tuple[Tensor, Tensor], slots_R: Tensor
+    ) -> Tensor:
         """New positions with those of their image that the cache holds; their own keys and values are added."""
-        rows_R1 = torch.arange(len(index_RW), device=index_RW.device)[:, None]
-        keys_RHNd, values_RHNd = cache
+        slots_R1 = slots_R[:, None]
+        keys_SHNd, values_SHNd = cache
 
         def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
             # -1 is the last entry, which nothing reads
-            keys_RHNd[rows_R1, :, index_RW] = key.transpose(1, 2).to(keys_RHNd.dtype)
-            values_RHNd[rows_R1, :, index_RW] = value.transpose(1, 2).to(values_RHNd.dtype)
-            is_seen_RWN = torch.arange(keys_RHNd.shape[2], device=index_RW.device) <= index_RW[..., None].clamp_min(0)
-            keys, values = keys_RHNd.to(query.dtype), values_RHNd.to(query.dtype)
+            keys_SHNd[slots_R1, :, index_RW] = key.transpose(1, 2).to(keys_SHNd.dtype)
+            values_SHNd[slots_R1, :, index_RW] = value.transpose(1, 2).to(values_SHNd.dtype)
+            is_seen_RWN = torch.arange(keys_SHNd.shape[2], device=index_RW.device) <= index_RW[..., None].clamp_min(0)
+            keys, values = (stored.index_select(0, slots_R).to(query.dtype) for stored in cache)
             return F.scaled_dot_product_attention(query, keys, values, attn_mask=is_seen_RWN[:, None])
 
         return self.projection(vectors_RWZ, attend=attend)

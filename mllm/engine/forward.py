@@ -1,18 +1,23 @@
 """The forward pass of a decoding batch: slots of keys and values, and one pass over new places of some of them.
 
 A slot holds one sequence; its places lie one after another from the slot's beginning, so that sequences of different
-lengths stand side by side without padding. A pass feeds W new places to each of R neighbouring slots; it writes their
-keys and values behind those that stand, where a later pass may overwrite them. Backbones of Llama's kind run in a
-lean version of their layers, all others through transformers, with a cache that writes into the slots. Chooses nothing.
-`arrange` makes the tensors that say where new places go; what follows is a function of tensors.
+lengths stand side by side without padding. A pass feeds new places to neighbouring slots, to each as many as it has; it
+writes their keys and values behind those that stand, where a later pass may overwrite them. Only attention tells rows
+apart: neighbours with as many new places attend together (`Group`). Backbones of Llama's kind run in a lean version of
+their layers, all others through transformers, with a cache that writes into the slots and rows that are padded to one
+length. Chooses nothing. `arrange` makes the tensors that say where new places go; what follows is a function of
+tensors.
 
-Letters: S slots, R rows (the slots of a pass), W new places of a row, P = R * W, L places that are attended to, D
-hidden width, A attention heads, G key/value heads, d head width, K codebooks, N positions of an image.
+Letters: S slots, R rows (the slots of a group), W new places of a row, P places of a pass, X places of a group, L
+places that are attended to, D hidden width, A attention heads, G key/value heads, d head width, K codebooks, N
+positions of an image.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import accumulate
+from operator import add
 from typing import NamedTuple
 
 import numpy as np
@@ -61,6 +66,11 @@ class CachedForward:
             self.code_cache = new_cache
 
     @property
+    def is_ragged(self) -> bool:
+        """Whether rows of unequal length need no padding."""
+        return isinstance(self.run_backbone, LlamaBackbone)
+
+    @property
     def place_bytes(self) -> int:
         text = self.model.config.text_config
         num_heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
@@ -79,59 +89,79 @@ class CachedForward:
         for buffer in self.layers:
             buffer[target, :num_places] = buffer[source, :num_places]
 
+    def bucket(self, lengths: Sequence[int], counts: Sequence[int]) -> Bucket | None:
+        """The size of a pass over such rows where the backbone needs rows of one length; None: it does not."""
+        if self.is_ragged:
+            return None
+        return Bucket(len(counts), max(counts), max(map(add, lengths, counts)))
+
     def arrange(
         self, lengths: Sequence[int], counts: Sequence[int], *, first: int = 0, bucket: Bucket | None = None
-    ) -> Places:
-        """Where new places go.
+    ) -> tuple[Places, list[int]]:
+        """Where new places go, and which place of the pass is the first of each row.
 
         Args:
             lengths: places of each row before them.
             counts: new places of each row.
             first: the slot of the first row.
-            bucket: sizes to fill up to, with places that are computed and written where nothing reads; None: places
-                that a row lacks are not computed.
+            bucket: sizes to fill up to, with places that are computed and written where nothing reads; None: rows
+                lie one after another.
         """
-        attended = min(max(n + count for n, count in zip(lengths, counts, strict=True)), self.capacity)
-        num_rows, num_new = len(counts), max(counts)
         if bucket is not None:
-            num_rows, num_new, attended = bucket
-        lengths_R, counts_R = np.zeros((2, num_rows), dtype=np.int64)
-        lengths_R[: len(lengths)], counts_R[: len(counts)] = lengths, counts
-        is_new_RW = np.arange(num_new) < counts_R[:, None]
-        # the last place is one that no sequence uses
-        position_RW = np.where(is_new_RW, lengths_R[:, None] + np.arange(num_new), self.capacity - 1)
-        padded_P = None
-        if bucket is None and not is_new_RW.all():
-            padded_P = torch.from_numpy(np.flatnonzero(is_new_RW)).to(self.device)
-        return Places(torch.from_numpy(position_RW).to(self.device), padded_P, first, attended)
+            shape = bucket.num_rows, bucket.num_new
+            # the last place is one that no sequence uses
+            position_RW = np.full(shape, self.capacity - 1)
+            for row, (length, count) in enumerate(zip(lengths, counts, strict=True)):
+                position_RW[row, :count] = np.arange(length, length + count)
+            slot_RW = np.broadcast_to(np.arange(first, first + shape[0])[:, None], shape)
+            group = Group(first, *bucket, is_masked=True)
+            return self._place(position_RW.flatten(), slot_RW.flatten(), (group,)), [
+                row * bucket.num_new for row in range(len(counts))
+            ]
+        begins = [0, *accumulate(counts)][: len(counts)]
+        slot_P = np.repeat(np.arange(first, first + len(counts)), counts)
+        position_P = np.arange(len(slot_P)) + np.repeat(np.subtract(lengths, begins), counts)
+        groups: list[Group] = []
+        for slot, (length, count) in enumerate(zip(lengths, counts, strict=True), first):
+            if groups and groups[-1].num_new == count and groups[-1].first + groups[-1].num_rows == slot:
+                first, num_rows, _, attended, _ = groups.pop()
+                groups.append(Group(first, num_rows + 1, count, max(attended, length + count), is_masked=True))
+            elif count:
+                groups.append(Group(slot, 1, count, length + count, is_masked=count > 1))
+        return self._place(position_P, slot_P, tuple(groups)), begins
 
-    def embed(self, tokens_RW: Tensor, codes_RWK: Tensor | None, index_RW: Tensor, columns_R: Tensor) -> Tensor:
-        """Embeddings (R, W, D) of new places of the first R slots.
+    def _place(self, position_P: np.ndarray, slot_P: np.ndarray, groups: tuple[Group, ...]) -> Places:
+        index_P = slot_P * self.capacity + position_P
+        return Places(*(torch.from_numpy(array).to(self.device) for array in (position_P, index_P)), groups)
 
-        Args:
-            codes_RWK: of image positions; None where there are none.
-            index_RW: of image positions in their images, -1 elsewhere.
-        """
-        embedded_RWD = self.model.get_input_embeddings()(tokens_RW)
-        if codes_RWK is None:
-            return embedded_RWD
-        cache = self.code_cache and tuple(buffer[: len(tokens_RW)] for buffer in self.code_cache)
-        positions_RWD = self.model.code_embedding.step(codes_RWK, index_RW, columns_R, cache)
-        return torch.where(index_RW[..., None] >= 0, positions_RWD.to(embedded_RWD.dtype), embedded_RWD)
+    def embed(self, tokens_P: Tensor, drawn: DrawnPositions | None) -> Tensor:
+        """Embeddings (P, D) of new places; `drawn`: those that are image positions; None where there are none."""
+        embedded_PD = self.model.get_input_embeddings()(tokens_P)
+        if drawn is None:
+            return embedded_PD
+        codes_RWK, index_RW, columns_R, slots_R, place_RW = drawn
+        positions_RWD = self.model.code_embedding.step(codes_RWK, index_RW, columns_R, self.code_cache, slots_R)
+        positions_PD = positions_RWD.flatten(0, 1).to(embedded_PD.dtype)
+        return F.pad(embedded_PD, (0, 0, 0, 1)).index_copy(0, place_RW.flatten(), positions_PD)[:-1]
 
-    def __call__(self, embedded_RWD: Tensor, places: Places) -> Tensor:
-        """Hidden states (P, D) of new places, row by row."""
-        position_RW, padded_P, first, attended = places
-        slot_R1 = torch.arange(first, first + len(position_RW), device=self.device)[:, None]
-        index_P = (slot_R1 * self.capacity + position_RW).flatten()
-        embedded_PD, position_P = embedded_RWD.flatten(0, 1), position_RW.flatten()
-        if padded_P is not None:
-            index_P, embedded_PD, position_P = index_P[padded_P], embedded_PD[padded_P], position_P[padded_P]
-        is_later_RWL = torch.arange(attended, device=self.device) > position_RW[..., None]
-        mask_RWL = embedded_RWD.new_zeros(is_later_RWL.shape)
-        mask_R1WL = mask_RWL.masked_fill_(is_later_RWL, torch.finfo(embedded_RWD.dtype).min)[:, None]
-        rows = slice(first, first + len(position_RW))
-        return self.run_backbone(embedded_PD, position_P, Pass(self, rows, attended, index_P, padded_P, mask_R1WL))
+    def __call__(self, embedded_PD: Tensor, places: Places) -> Tensor:
+        """Hidden states (P, D) of new places."""
+        position_P, index_P, groups = places
+        parts, begin = [], 0
+        for group in groups:
+            part = slice(begin, begin := begin + group.num_rows * group.num_new)
+            parts.append(Part(group, part, self._mask(group, position_P[part], like=embedded_PD)))
+        return self.run_backbone(embedded_PD, position_P, Pass(self, index_P, parts))
+
+    def _mask(self, group: Group, position_X: Tensor, *, like: Tensor) -> Tensor | None:
+        """What is added to the attention scores (R, 1, W, L) of a group, whose new places have these positions in their
+        sequences; None: nothing."""
+        if not group.is_masked:
+            return None
+        position_RW1 = position_X.view(group.num_rows, group.num_new, 1)
+        is_later_RWL = torch.arange(group.attended, device=self.device) > position_RW1
+        mask_RWL = like.new_zeros(is_later_RWL.shape)
+        return mask_RWL.masked_fill_(is_later_RWL, torch.finfo(like.dtype).min)[:, None]
 
 
 class Bucket(NamedTuple):
@@ -142,66 +172,84 @@ class Bucket(NamedTuple):
     attended: int  # L
 
 
+class Group(NamedTuple):
+    """Neighbouring rows with as many new places each, which attend in one operation."""
+
+    first: int  # slot of the first row
+    num_rows: int  # R
+    num_new: int  # W
+    attended: int  # L
+    is_masked: bool  # whether some of these are no predecessors of some new place
+
+
 class Places(NamedTuple):
     """Where the new places of a pass go."""
 
-    position_RW: Tensor  # in their sequences
-    padded_P: Tensor | None  # those of the R * W places that are computed; None: all
-    first: int  # slot of the first row
-    attended: int  # L
+    position_P: Tensor  # in their sequences
+    index_P: Tensor  # among all places of all slots
+    groups: tuple[Group, ...]
+
+
+class DrawnPositions(NamedTuple):
+    """The image positions among the new places, row by row; rows are filled up."""
+
+    codes_RWK: Tensor
+    index_RW: Tensor  # in their images; -1: none is here
+    columns_R: Tensor  # of the images
+    slots_R: Tensor
+    place_RW: Tensor  # of the pass; P: none is here
+
+
+class Part(NamedTuple):
+    """The part of a pass that a group is."""
+
+    group: Group
+    places: slice  # among those of the pass
+    mask_R1WL: Tensor | None  # added to attention scores
+
+    def read(self, buffer: Tensor) -> tuple[Tensor, Tensor]:
+        """The keys and values (R, G, L, d) that are attended to."""
+        first, num_rows, _, attended, _ = self.group
+        keys_RGLd, values_RGLd = buffer[first : first + num_rows, :attended].permute(0, 2, 3, 1, 4).unbind(1)
+        return keys_RGLd, values_RGLd
 
 
 class Pass(NamedTuple):
     """What the layers need to know of a pass, and how they store keys and values."""
 
     forward: CachedForward
-    rows: slice  # the slots
-    attended: int  # L
-    index_P: Tensor  # where each is among all places of all slots
-    padded_P: Tensor | None  # where each is in rows of W places; None: all are there
-    mask_R1WL: Tensor  # added to attention scores
+    index_P: Tensor  # where each place is among all places of all slots
+    parts: list[Part]
 
-    def write(self, layer: int, keys_PGd: Tensor, values_PGd: Tensor) -> tuple[Tensor, Tensor]:
-        """Store new places; all keys and values (R, G, L, d) of the rows."""
+    def write(self, layer: int, keys_PGd: Tensor, values_PGd: Tensor) -> Tensor:
+        """Store new places; keys and values (S, capacity, 2, G, d) of all slots."""
         forward = self.forward
         if layer == len(forward.layers):
             forward.layers.append(keys_PGd.new_zeros(forward.num_slots, forward.capacity, 2, *keys_PGd.shape[1:]))
         buffer = forward.layers[layer]
         index_P = self.index_P.to(buffer.device)  # layers may lie on several devices
         buffer.flatten(0, 1).index_copy_(0, index_P, torch.stack((keys_PGd, values_PGd), dim=1))
-        stored_RL2Gd = buffer[self.rows, : self.attended]
-        return stored_RL2Gd[:, :, 0].transpose(1, 2), stored_RL2Gd[:, :, 1].transpose(1, 2)
-
-    def pad(self, packed_PX: Tensor) -> Tensor:
-        """(P, ...) to (R, W, ...)."""
-        shape = self.mask_R1WL.shape[0], self.mask_R1WL.shape[2]
-        if self.padded_P is not None:
-            padded_X = packed_PX.new_zeros(shape[0] * shape[1], *packed_PX.shape[1:])
-            packed_PX = padded_X.index_copy_(0, self.padded_P, packed_PX)
-        return packed_PX.unflatten(0, shape)
-
-    def pack(self, padded_RWX: Tensor) -> Tensor:
-        """(R, W, ...) to (P, ...)."""
-        flat_X = padded_RWX.flatten(0, 1)
-        return flat_X if self.padded_P is None else flat_X[self.padded_P]
+        return buffer
 
 
 class AnyBackbone:
-    """A backbone through transformers."""
+    """A backbone through transformers, whose passes are of one group (`CachedForward.bucket`)."""
 
     def __init__(self, backbone: nn.Module) -> None:
         self.backbone = backbone
 
     def __call__(self, embedded_PD: Tensor, position_P: Tensor, places: Pass) -> Tensor:
         layers = [SlotLayer(places, number) for number in range(self.backbone.config.num_hidden_layers)]
+        (part,) = places.parts
+        shape = part.group.num_rows, part.group.num_new
         hidden_RWD = self.backbone(
-            inputs_embeds=places.pad(embedded_PD),
-            attention_mask=places.mask_R1WL,
-            position_ids=places.pad(position_P),
+            inputs_embeds=embedded_PD.unflatten(0, shape),
+            attention_mask=part.mask_R1WL,
+            position_ids=position_P.unflatten(0, shape),
             past_key_values=Cache(layers=layers),
             use_cache=True,
         ).last_hidden_state
-        return places.pack(hidden_RWD)
+        return hidden_RWD.flatten(0, 1)
 
 
 class SlotLayer(DynamicLayer):
@@ -212,9 +260,8 @@ class SlotLayer(DynamicLayer):
         self.places, self.number = places, number
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: object, **rest: object) -> tuple[Tensor, Tensor]:
-        pack = self.places.pack
-        keys_PGd, values_PGd = (pack(states.transpose(1, 2)) for states in (key_states, value_states))
-        return self.places.write(self.number, keys_PGd, values_PGd)
+        keys_PGd, values_PGd = (states.transpose(1, 2).flatten(0, 1) for states in (key_states, value_states))
+        return self.places.parts[0].read(self.places.write(self.number, keys_PGd, values_PGd))
 
 
 def is_llama(backbone: nn.Module) -> bool:
@@ -274,18 +321,21 @@ class LlamaLayer:
             turned_PHd = torch.cat([norm(part) for norm, part in zip(self.head_norms, parts, strict=True)], dim=1)
         turned_PHd = torch.addcmul(turned_PHd * turn[0], turned_PHd.roll(self.head_width // 2, dims=-1), turn[1])
         query_PAd, keys_PGd = turned_PHd.split((self.num_heads, self.num_groups), dim=1)
-        keys_RGLd, values_RGLd = places.write(self.number, keys_PGd, values_PGd)
-        # the heads of a group as further places, so that keys and values are not repeated
-        query_RWGXd = places.pad(query_PAd).unflatten(2, (self.num_groups, -1))
-        query_RGYd = query_RWGXd.permute(0, 2, 3, 1, 4).flatten(2, 3)
-        mask_R1YL = places.mask_R1WL
-        if self.num_heads > self.num_groups:
-            mask_R1YL = mask_R1YL.repeat(1, 1, self.num_heads // self.num_groups, 1)
-        attended = F.scaled_dot_product_attention(
-            query_RGYd, keys_RGLd, values_RGLd, attn_mask=mask_R1YL, scale=self.scale
-        )
-        num_rows, num_new = query_RWGXd.shape[:2]
-        return places.pack(attended.view(num_rows, self.num_heads, num_new, -1).transpose(1, 2)).flatten(1)
+        buffer = places.write(self.number, keys_PGd, values_PGd)
+        attended = [self.attend_part(query_PAd[part.places], buffer, part) for part in places.parts]
+        return (attended[0] if len(attended) == 1 else torch.cat(attended)).flatten(1)
+
+    def attend_part(self, query_XAd: Tensor, buffer: Tensor, part: Part) -> Tensor:
+        """Attention (X, A, d) of the X places of neighbouring rows."""
+        query_RAWd = query_XAd.unflatten(0, (part.group.num_rows, -1)).transpose(1, 2)
+        mask_R1WL, size = part.mask_R1WL, self.num_heads // self.num_groups
+        if size > 1:  # the heads of a group as further places, so that keys and values are not repeated
+            query_RAWd = query_RAWd.unflatten(1, (self.num_groups, -1)).flatten(2, 3)
+            mask_R1WL = None if mask_R1WL is None else mask_R1WL.repeat(1, 1, size, 1)
+        attended = F.scaled_dot_product_attention(query_RAWd, *part.read(buffer), attn_mask=mask_R1WL, scale=self.scale)
+        if size > 1:
+            attended = attended.unflatten(2, (size, -1)).flatten(1, 2)
+        return attended.transpose(1, 2).flatten(0, 1)
 
 
 def normalise(hidden_PD: Tensor, norm: nn.Module) -> Tensor:

@@ -1,10 +1,11 @@
 """The engine: requests in, events out; one scheduler for all that is decoded.
 
-Every turn admits what finds free slots, feeds a chunk of new prompts, and passes over all running sequences once. Rows
-stand at different places, and enter and leave at every turn. A pass feeds each sequence its newest place and guesses of
-what follows. As noise is a function of the position, what really follows is a function of what is before it: as far as
-the guesses are that, they stand, and so does the first place that differs, since all before it was right. Results equal
-those of one place at a time, whatever is guessed (a fixed point; with noise held fixed, arXiv 2510.24211, 2603.18599).
+Every turn admits what finds free slots, and passes over all running sequences once. Rows stand at different places, and
+enter and leave at every turn. A pass feeds new sequences chunks of their prompts, and each other one its newest place
+and guesses of what follows. As noise is a function of the position, what really follows is a function of what is before
+it: as far as the guesses are that, they stand, and so does the first place that differs, since all before it was right.
+Results equal those of one place at a time, whatever is guessed (a fixed point; with noise held fixed, arXiv 2510.24211,
+2603.18599).
 
 Several threads may ask at once: the first that waits for an event makes a turn for all, and the others find their
 events when it has ended. Nothing runs when nobody waits.
@@ -24,7 +25,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import accumulate
 from threading import Condition
 from typing import NamedTuple
 
@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 
 from mllm.conversation import CodesPart
-from mllm.engine.forward import CachedForward, Places
+from mllm.engine.forward import Bucket, CachedForward, DrawnPositions, Places
 from mllm.engine.guess import Guesser
 from mllm.engine.request import Done, Event, Failed, GenerationRequest, GenerationResult, ImagePreview
 from mllm.engine.state_machine import Cursor, Place, Sampled, SequenceState
@@ -46,7 +46,7 @@ from mllm.sequence import TokenSequence
 NUM_SLOTS = 64  # sequences decoded together; a guided request takes two
 KEPT_SLOTS, KEPT_BYTES = 8, 2**28  # so many slots are made at once, to keep ended sequences in, unless they take more
 CAPACITY_STEP = 128
-PREFILL_PLACES = 512  # places of new prompts that are fed between two passes over what is running
+PREFILL_PLACES = 512  # places of new prompts that a pass feeds at most, beside what is running
 LEAST_COPIED = 8  # a shorter common beginning is computed again
 PASS_PLACES = 80  # places of a pass at most, unless there are more sequences
 
@@ -61,18 +61,14 @@ class Slot:
     embeddings_TD: Tensor | None = None  # of the prompt
     running: Running | None = None  # whose it is; None: free
     last_turn: int = 0  # when it became free
+    num_led: int = 0  # places of the prompt that it takes in the current pass, before those of the window
     fed: list[int] = field(default_factory=list)  # which places of the window it takes in the current pass
     begin: int = 0  # where these begin among all places of the pass
 
     @property
     def num_unfed(self) -> int:
-        """Places of the prompt to be fed before the first pass, which feeds its last place."""
+        """Places of the prompt to be fed before its last one, which is the first of a window."""
         return max(len(self.prompt) - 1 - len(self.places), 0)
-
-    @property
-    def rank(self) -> int:
-        """0: its request is decoded, 1: prompts of its request are being fed, 2: free."""
-        return 2 if self.running is None else 1 - self.running.is_ready
 
 
 @dataclass(slots=True, eq=False)
@@ -90,7 +86,8 @@ class Running:
 
     @property
     def is_ready(self) -> bool:
-        return not any(slot.num_unfed for slot in self.slots)
+        """Whether all of the prompts is fed with the current pass, which then has a window."""
+        return all(slot.num_unfed == slot.num_led for slot in self.slots)
 
     def open_window(self, most: int) -> None:
         """The pending place and up to `most` - 1 guesses."""
@@ -160,7 +157,7 @@ class Engine:
         self.forward = CachedForward(model)
         step = Step(model, self.forward)
         self.static = StaticStep(step) if compile else None
-        self.sampler = Sampler(step, self.static)
+        self.sampler = Sampler(step, is_static=compile)
         self.slots: list[Slot] = []  # by row: in the order of their ranks
         self.waiting: deque[SequenceState] = deque()
         self.running: list[Running] = []
@@ -284,10 +281,14 @@ class Engine:
         self.turn += 1
         failed = self._admit()
         self._arrange()
-        self._prefill()
-        self._arrange()
-        ready = [running for running in self.running if running.is_ready]
-        return [*failed, *(self._decode(ready) if ready else [])]
+        # prompts do not suit passes whose rows are padded to one length
+        beginning = [running for running in self.running if self._begins_apart(running)]
+        if rows := beginning or self.running:
+            failed += self._pass(rows)
+        return failed
+
+    def _begins_apart(self, running: Running) -> bool:
+        return running.pending is None and (self.static is not None or not self.forward.is_ragged)
 
     def _admit(self) -> list[Event]:
         """Give slots to requests that wait, in their order, but for those whose prompt is being fed by another."""
@@ -380,7 +381,7 @@ class Engine:
 
     def _arrange(self) -> None:
         """Put the slots in the order of their ranks, as a pass is over neighbours."""
-        ranks = [slot.rank for slot in self.slots]
+        ranks = [2 if slot.running is None else int(self._begins_apart(slot.running)) for slot in self.slots]
         for row, rank in enumerate(sorted(ranks)):
             if ranks[row] != rank:
                 place = ranks.index(rank, row + 1)
@@ -389,35 +390,28 @@ class Engine:
                 self.slots[row], self.slots[place], slot.row, other.row = other, slot, place, row
                 ranks[row], ranks[place] = rank, ranks[row]
 
-    def _prefill(self) -> None:
-        """Feed the next chunk of the prompts that are not fed yet."""
-        filling = [slot for slot in self.slots if slot.rank == 1]
-        if not filling:
-            return
-        num_new = min(max(slot.num_unfed for slot in filling), max(PREFILL_PLACES // len(filling), CAPACITY_STEP))
-        embedded_RTD = filling[0].embeddings_TD.new_zeros(len(filling), num_new, self.config.hidden_size)
-        counts = [min(slot.num_unfed, num_new) for slot in filling]
-        for row, (slot, count) in enumerate(zip(filling, counts, strict=True)):
-            begin = len(slot.places)
-            embedded_RTD[row, :count] = slot.embeddings_TD[begin : begin + count]
-        lengths = [len(slot.places) for slot in filling]
-        self.forward(embedded_RTD, self.forward.arrange(lengths, counts, first=filling[0].row))
-        for slot, count in zip(filling, counts, strict=True):
-            slot.places += slot.prompt[len(slot.places) : len(slot.places) + count]
-
     # ---- one pass over what is running ----
 
-    def _decode(self, ready: Sequence[Running]) -> list[Event]:
+    def _pass(self, rows: Sequence[Running]) -> list[Event]:
+        """Feed prompts and windows of these requests, whose slots are neighbours."""
+        slots = sorted((slot for running in rows for slot in running.slots), key=lambda slot: slot.row)
+        unfed = [slot for slot in slots if slot.num_unfed]
+        for slot in slots:
+            slot.num_led = min(slot.num_unfed, max(PREFILL_PLACES // max(len(unfed), 1), CAPACITY_STEP))
+            slot.fed = []  # until its window is open
+        ready = [running for running in rows if running.is_ready]
         open_windows(ready)
-        slots = self.slots[: sum(len(running.slots) for running in ready)]
-        lengths, counts = [len(slot.places) for slot in slots], [len(slot.fed) for slot in slots]
-        bucket = self.static and self.static.bucket(lengths, counts)
-        places = self.forward.arrange(lengths, counts, bucket=bucket)
-        num_rows, num_new = places.position_RW.shape
-        begins = accumulate(counts, initial=0) if bucket is None else range(0, num_rows * num_new, num_new)
-        for slot, begin in zip(slots, begins, strict=False):
-            slot.begin = begin
-        failed = self.sampler.sample(ready, self._list_fed(ready, places), places)
+        first, lengths = slots[0].row, [len(slot.places) for slot in slots]
+        counts = [slot.num_led + len(slot.fed) for slot in slots]
+        static = None if rows[0].pending is None else self.static
+        bucket = (static or self.forward).bucket(lengths, counts)
+        places, begins = self.forward.arrange(lengths, counts, first=first, bucket=bucket)
+        for slot, begin in zip(slots, begins, strict=True):
+            slot.begin = begin + slot.num_led
+        fed = self._list_fed(rows, len(places.position_P), bucket if static else None)
+        failed = self.sampler.sample(ready, fed, places, static)
+        for slot in slots:
+            slot.places += slot.prompt[len(slot.places) : len(slot.places) + slot.num_led]
         events: list[Event] = []
         for running in ready:
             if (error := failed.get(running.state.number)) is not None:
@@ -428,31 +422,51 @@ class Engine:
                 self._free(running)
         return events
 
-    def _list_fed(self, ready: Sequence[Running], places: Places) -> Fed:
-        """What the windows feed."""
-        shape = places.position_RW.shape
-        tokens_RW = np.full(shape, self.config.pad_token_id)
-        codes_RWK = np.zeros((*shape, self.config.num_codebooks), dtype=np.int64)
-        index_RW, columns_R = np.full(shape, -1), np.ones(shape[0], dtype=np.int64)
-        given: dict[int, Tensor] = {}
-        for running, slot in [(each, slot) for each in ready for slot in each.slots]:
-            columns_R[slot.row] = running.state.grid[1]
-            for w, n in enumerate(slot.fed):
-                place = slot.prompt[-1] if running.places[n] is None else running.places[n]
+    def _list_fed(self, rows: Sequence[Running], num_places: int, bucket: Bucket | None) -> Fed:
+        """What prompts and windows feed."""
+        tokens_P = np.full(num_places, self.config.pad_token_id)
+        drawn: dict[int, list[tuple[int, int, Place]]] = {}  # by slot: place of the pass, position of the image, codes
+        given: list[tuple[range, Tensor]] = []  # of prompts
+        columns: dict[int, int] = {}
+        for running, slot in [(each, slot) for each in rows for slot in each.slots]:
+            columns[slot.row] = running.state.grid[1]
+            if running.pending is None:
+                num_given = slot.num_led + bool(slot.fed)
+                begin = slot.begin - slot.num_led
+                embeddings = slot.embeddings_TD[len(slot.places) : len(slot.places) + num_given]
+                given.append((range(begin, begin + num_given), embeddings))
+            for at, n in enumerate(slot.fed, slot.begin):
+                place = running.places[n]
                 if isinstance(place, int):
-                    tokens_RW[slot.row, w] = place
-                elif running.places[n] is None:
-                    given[slot.row] = slot.embeddings_TD[-1]
-                else:
-                    codes_RWK[slot.row, w] = place
-                    index_RW[slot.row, w] = running.cursors[n].num_positions - 1
+                    tokens_P[at] = place
+                elif place is not None:
+                    drawn.setdefault(slot.row, []).append((at, running.cursors[n].num_positions - 1, place))
+        places = [place for places, _ in given for place in places]
         to_device = partial(torch.tensor, device=self.device)
         return Fed(
-            tokens_RW=to_device(tokens_RW),
-            codes_RWK=to_device(codes_RWK) if (index_RW >= 0).any() else None,
-            index_RW=to_device(index_RW),
-            columns_R=to_device(columns_R),
-            given=(to_device([*given]), torch.stack([*given.values()])) if given else None,
+            tokens_P=to_device(tokens_P),
+            drawn=self._list_drawn(drawn, columns, num_places, bucket) if drawn else None,
+            given=(to_device(places), torch.cat([each for _, each in given])) if given else None,
+        )
+
+    def _list_drawn(
+        self,
+        drawn: dict[int, list[tuple[int, int, Place]]],
+        columns: dict[int, int],
+        num_places: int,
+        bucket: Bucket | None,
+    ) -> DrawnPositions:
+        """Image positions, by slot: the place of the pass, the position of the image, and the codes."""
+        slots = [*drawn] if bucket is None else [*range(bucket.num_rows)]
+        shape = len(slots), max(map(len, drawn.values())) if bucket is None else bucket.num_new
+        codes_RWK = np.zeros((*shape, self.config.num_codebooks), dtype=np.int64)
+        index_RW, place_RW = np.full(shape, -1), np.full(shape, num_places)
+        for r, slot in enumerate(slots):
+            for w, (place, index, codes) in enumerate(drawn.get(slot, ())):
+                codes_RWK[r, w], index_RW[r, w], place_RW[r, w] = codes, index, place
+        columns_R, slots_R = [columns.get(slot, 1) for slot in slots], slots
+        return DrawnPositions(
+            *(torch.tensor(each, device=self.device) for each in (codes_RWK, index_RW, columns_R, slots_R, place_RW))
         )
 
 
@@ -505,15 +519,18 @@ class Target(NamedTuple):
 class Sampler:
     """Says what is to be sampled after the places of a pass, and puts what was into the windows."""
 
-    def __init__(self, step: Step, static: StaticStep | None) -> None:
-        self.step, self.run, self.device = step, static or step, step.device
-        self.is_static = static is not None
+    def __init__(self, step: Step, *, is_static: bool) -> None:
+        self.step, self.device = step, step.device
+        self.is_static = is_static
         self.config = step.model.config
         self.to_device = partial(torch.tensor, device=self.device)
         self.settings: dict[tuple[object, ...], RowSettings] = {}
 
-    def sample(self, ready: Sequence[Running], fed: Fed, places: Places) -> dict[int, Exception]:
-        """Compute the pass; errors by the number of their requests."""
+    def sample(
+        self, ready: Sequence[Running], fed: Fed, places: Places, static: StaticStep | None
+    ) -> dict[int, Exception]:
+        """Compute the pass; errors by the number of their requests. `static`: what computes it, if not each operation
+        by itself."""
         codes, texts, processed = [], [], []
         for target in [Target(running, after) for running in ready for after in range(len(running.places))]:
             source = target.state.next_place(target.cursor)
@@ -521,7 +538,7 @@ class Sampler:
                 codes.append(target)
             elif source is Sampled.TOKEN:
                 (processed if target.state.request.logits_processors else texts).append(target)
-        outputs = self.run(StepInputs(fed, places, self.describe_codes(codes), self.describe_texts(texts)))
+        outputs = (static or self.step)(StepInputs(fed, places, self.describe_codes(codes), self.describe_texts(texts)))
         if codes:
             for target, codes_K in zip(codes, outputs.codes_XK.tolist(), strict=False):
                 target.running.chosen[target.after] = tuple(codes_K)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from mllm.engine.forward import Bucket, CachedForward, LlamaBackbone, Places
+from mllm.engine.forward import Bucket, CachedForward, DrawnPositions, LlamaBackbone, Places
 from mllm.engine.state_machine import never_text_ids
 from mllm.heads import CodeDecoder, Guidance
 from mllm.model import MLLMForConditionalGeneration
@@ -61,11 +61,9 @@ class TextTargets(NamedTuple):
 class Fed(NamedTuple):
     """What a pass feeds."""
 
-    tokens_RW: Tensor
-    codes_RWK: Tensor | None  # of image positions; None where there are none
-    index_RW: Tensor  # of image positions in their images, -1 elsewhere
-    columns_R: Tensor  # of the images
-    given: tuple[Tensor, Tensor] | None  # rows whose first place is a known embedding, and these embeddings
+    tokens_P: Tensor
+    drawn: DrawnPositions | None  # image positions; None: there are none
+    given: tuple[Tensor, Tensor] | None  # places whose embeddings are known, and these
 
 
 class StepInputs(NamedTuple):
@@ -104,11 +102,11 @@ class Step:
         return self.model.code_head.decoder()
 
     def __call__(self, inputs: StepInputs) -> StepOutputs:
-        *fed, given = inputs.fed
-        embedded_RWD = self.forward.embed(*fed)
+        tokens_P, drawn, given = inputs.fed
+        embedded_PD = self.forward.embed(tokens_P, drawn)
         if given is not None:
-            embedded_RWD[:, 0] = embedded_RWD[:, 0].index_copy(0, *given)
-        hidden_PD = self.forward(embedded_RWD, inputs.places)
+            embedded_PD = embedded_PD.index_copy(0, *given)
+        hidden_PD = self.forward(embedded_PD, inputs.places)
         codes_XK = None if inputs.codes is None else self.choose_codes(hidden_PD, inputs.codes)
         tokens_Y = wanted_Y = None
         if inputs.text is not None:

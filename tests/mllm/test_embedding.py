@@ -52,7 +52,7 @@ def test_cached_steps_equal_the_full_forward_also_in_rows_at_different_positions
         for row, count in enumerate(new):
             codes_RWK[row, :count] = images[row][place[row] : place[row] + count]
             index_RW[row] = torch.arange(place[row], place[row] + 3).where(torch.arange(3) <= count, torch.tensor(-1))
-        stepped_RWD = embedding.step(codes_RWK, index_RW, columns_R, cache)
+        stepped_RWD = embedding.step(codes_RWK, index_RW, columns_R, cache, torch.arange(3))
         for row, count in enumerate(new):
             torch.testing.assert_close(stepped_RWD[row, :count], whole[row][place[row] : place[row] + count])
             place[row] += count
@@ -64,7 +64,7 @@ def test_steps_of_current_context_embed_each_position_alone() -> None:
     embedding = build_model(embedding_context="current").code_embedding
     codes_PK = random_codes(6)
     assert embedding.new_cache(num_rows=1, num_positions=6) is None
-    (stepped,) = embedding.step(codes_PK[None], torch.arange(6)[None], torch.tensor([3]), None)
+    (stepped,) = embedding.step(codes_PK[None], torch.arange(6)[None], torch.tensor([3]), None, torch.arange(1))
     torch.testing.assert_close(stepped, embedding(codes_PK, torch.ones(6, dtype=torch.int64)))
     trained = embedding(codes_PK, torch.tensor([6]))
     torch.testing.assert_close(stepped[0], trained[0])
@@ -97,7 +97,7 @@ def test_rows_and_columns_are_those_of_each_image() -> None:
 
     for image, width, expected_ND in zip(images, columns, found_PD.split(lengths_I.tolist()), strict=True):
         cache, index_1N = embedding.new_cache(num_rows=1, num_positions=10), torch.arange(len(image))[None]
-        (stepped_ND,) = embedding.step(image[None], index_1N, torch.tensor([width]), cache)
+        (stepped_ND,) = embedding.step(image[None], index_1N, torch.tensor([width]), cache, torch.arange(1))
         torch.testing.assert_close(stepped_ND, expected_ND)
 
 

@@ -104,8 +104,8 @@ def test_an_image_takes_one_forward_per_position_and_only_guidance_a_second_sequ
         request = ask(mode=mode, image=SamplingConfig(guidance=guidance), max_new_tokens=budget, window=1)
         Engine(model).generate([request])
         assert {len(counts) for counts in passes} == {rows}
-        if mode == "image":  # bos and text, then begin-of-image and every position but the last
-            assert [counts[0] for counts in passes] == [8] + [1] * 9
+        if mode == "image":  # bos, text and begin-of-image, then every position but the last
+            assert [counts[0] for counts in passes] == [9] + [1] * 8
 
 
 def test_equal_prompts_are_run_once_and_draw_as_they_do_alone(

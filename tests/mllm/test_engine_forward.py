@@ -33,9 +33,13 @@ def test_pieces_in_slots_give_what_transformers_gives_for_the_whole(text_config:
             # one place too many everywhere: a guess, fed again in the next pass
             rows = [sequences[n][done[n] : done[n] + count + 1] for n, count in zip(order, counts, strict=True)]
             lengths, fed = [done[n] for n in order], [len(row) for row in rows]
-            padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-            hidden_PD = forward(padded, forward.arrange(lengths, fed))
-            for n, count, hidden_WD in zip(order, counts, hidden_PD.split(fed), strict=True):
+            places, begins = forward.arrange(lengths, fed, bucket=forward.bucket(lengths, fed))
+            embedded_PD = torch.zeros(len(places.position_P), 24)
+            for begin, row in zip(begins, rows, strict=True):
+                embedded_PD[begin : begin + len(row)] = row
+            hidden_PD = forward(embedded_PD, places)
+            for n, count, begin, row in zip(order, counts, begins, rows, strict=True):
+                hidden_WD = hidden_PD[begin : begin + len(row)]
                 expected_WD = whole[n][done[n] : done[n] + len(hidden_WD)]
                 torch.testing.assert_close(hidden_WD, expected_WD, rtol=1e-4, atol=1e-4)
                 done[n] += count

@@ -84,7 +84,7 @@ def test_it_refuses_to_learn_or_to_embed_unfinished_images() -> None:
         with pytest.raises(ValueError):
             model(**pack([learned_sample(seed=1, plan=["text", "IMAGE"])], length=40, pad_token_id=0))
     with pytest.raises(ValueError):
-        whole.code_embedding.step(random_codes(1)[None], torch.tensor([[0]]), torch.tensor([3]), None)
+        whole.code_embedding.step(random_codes(1)[None], torch.tensor([[0]]), torch.tensor([3]), None, torch.arange(1))
     with pytest.raises(ValueError):
         build_model(head_type="none", tasks=["ask", "draw"])
 
