@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from types import FunctionType
 from typing import Any, NamedTuple
 
 import torch
@@ -29,6 +30,7 @@ from mllm.sequence import ImageLayout
 COUNTS = (1, 4, 16, 40, 80)
 """Of new places of a row, and of choices, in a static step; larger ones are powers of two."""
 LEAST_ATTENDED = 128
+MOST_PREPARED = 64  # sizes that are kept ready; of more, those used last
 
 
 class Noise(NamedTuple):
@@ -177,15 +179,24 @@ class StaticStep:
             self.prepared, self.pool, self.num_growths = {}, None, forward.num_growths
         leaves, structure = pytree.tree_flatten(inputs)
         key = structure, *(leaf.shape if isinstance(leaf, Tensor) else leaf for leaf in leaves)
-        if key not in self.prepared:
+        if (run := self.prepared.pop(key, None)) is None:
             if inputs.codes is not None:
                 _ = self.step.code_decoder  # made before it is traced
-            self.prepared[key] = self.capture(inputs) if self.step.device.type == "cuda" else self.compile()
-        return self.prepared[key](inputs)
+            run = self.capture(inputs) if self.step.device.type == "cuda" else self.compile()
+        self.prepared[key] = run  # in the order of their last uses
+        if len(self.prepared) > MOST_PREPARED:
+            del self.prepared[next(iter(self.prepared))]
+        return run(inputs)
 
     def compile(self) -> Run:
-        options: dict[str, Any] = {"isolate_recompiles": True}  # which torch's types leave out
-        return torch.compile(self.step.__call__, fullgraph=True, dynamic=False, **options)
+        step = self.step
+
+        def run(inputs: StepInputs) -> StepOutputs:
+            return step(inputs)
+
+        # torch keeps what it compiles by code object, few versions of each, so every size has a copy of its own
+        own = FunctionType(run.__code__.replace(), run.__globals__, closure=run.__closure__)
+        return torch.compile(own, fullgraph=True, dynamic=False)
 
     def capture(self, inputs: StepInputs) -> Run:
         """A CUDA graph of the step for inputs of these sizes; its outputs stand until the next graph is replayed."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
@@ -9,6 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 from transformers import GPT2Config
 
+import mllm.engine.step
 from mllm.engine.loop import Engine
 from mllm.engine.request import GenerationRequest
 from mllm.engine.step import COUNTS, StaticStep, StepInputs, power_of_two, round_up
@@ -57,6 +61,28 @@ def test_compiled_steps_give_what_ordinary_ones_give(head_type: str) -> None:
         engine = Engine(model, compile=True)
         assert [outcome(result) for result in engine.generate(some_requests())] == expected
     assert engine.static.prepared
+
+
+def test_every_size_is_compiled_however_few_versions_torch_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, compiled = build_model(), torch.compile
+    monkeypatch.setattr(torch, "compile", partial(compiled, backend="eager"))
+    engine, request = Engine(model, compile=True), ask(6, mode="text", max_new_tokens=6, text=SamplingConfig(top_k=9))
+    expected = outcome(Engine(model).generate([request])[0])
+    with torch._dynamo.config.patch(recompile_limit=1):
+        for window in (1, 2, 5):
+            guessed = replace(request, window=window, expected_text=tuple(expected[0]))
+            assert outcome(engine.generate([guessed])[0]) == expected
+    assert len(engine.static.prepared) > 2
+
+
+def test_few_sizes_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(StaticStep, "compile", lambda self: self.step)
+    monkeypatch.setattr(mllm.engine.step, "MOST_PREPARED", 2)
+    model = build_model()
+    engine = Engine(model, compile=True)
+    results = [outcome(result) for result in engine.generate(some_requests())]
+    assert results == [outcome(result) for result in Engine(model).generate(some_requests())]
+    assert len(engine.static.prepared) == 2
 
 
 def test_sizes_are_few() -> None:
