@@ -16,6 +16,7 @@ positions of an image.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import accumulate
 from operator import add
 from typing import NamedTuple
@@ -132,7 +133,8 @@ class CachedForward:
 
     def _place(self, position_P: np.ndarray, slot_P: np.ndarray, groups: tuple[Group, ...]) -> Places:
         index_P = slot_P * self.capacity + position_P
-        return Places(*(torch.from_numpy(array).to(self.device) for array in (position_P, index_P)), groups)
+        to_device = partial(torch.tensor, device=self.device)
+        return Places(to_device(position_P), to_device(index_P), groups)
 
     def embed(self, tokens_P: Tensor, drawn: DrawnPositions | None) -> Tensor:
         """Embeddings (P, D) of new places; `drawn`: those that are image positions; None where there are none."""
