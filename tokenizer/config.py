@@ -25,12 +25,10 @@ class UniTokConfig:
 
     image_size: int = 256
     """Side of the square training images, in pixels; other multiples of the patch size work at run time."""
-    stem_width: int = 160
-    """Channels of the encoder's first two 3x3 convolutions."""
+    stem_width: int = 160  # channels of the encoder's first two 3x3 convolutions
     stage_widths: tuple[int, ...] = (160, 320)
     """Channels of each convolution stage of the encoder; every stage halves the resolution."""
-    stage_depths: tuple[int, ...] = (2, 4)
-    """MBConv blocks in each encoder stage."""
+    stage_depths: tuple[int, ...] = (2, 4)  # MBConv blocks in each encoder stage
     encoder_scope: EncoderScope = "image"
     """What the codes of a position depend on: the whole image (as released), or only the pixels of its own patch. With
     "patch", equal patches have equal codes and a local change changes no other code, which makes images of flat shapes
@@ -38,59 +36,38 @@ class UniTokConfig:
     shrink: int = 1
     """Factor by which images are average-pooled before the encoder, a power of two; the decoder has one more stage per
     doubling. Flat drawings can be shown at a higher resolution than their codes are computed from."""
-    conv_expansion: int = 4
-    """Inner width of an encoder MBConv block, as a multiple of its output width."""
-    width: int = 1024
-    """Hidden width of both transformers."""
-    depth: int = 31
-    """Transformer blocks of the encoder; 0 limits each code to the convolutions' receptive field."""
-    decoder_depth: int = 31
-    """Transformer blocks of the decoder."""
-    num_heads: int = 16
-    """Attention heads of a transformer block."""
-    mlp_ratio: float = 2.0
-    """Inner width of a block's GeGLU, as a multiple of `width`."""
-    drop_path: float = 0.1
-    """Stochastic depth of the last transformer block; grows linearly from 0 at the first."""
+    conv_expansion: int = 4  # inner width of an encoder MBConv block, as a multiple of its output width
+    width: int = 1024  # hidden width of both transformers
+    depth: int = 31  # Transformer blocks of the encoder; 0 limits each code to the convolutions' receptive field
+    decoder_depth: int = 31  # Transformer blocks of the decoder
+    num_heads: int = 16  # attention heads of a transformer block
+    mlp_ratio: float = 2.0  # inner width of a block's GeGLU, as a multiple of `width`
+    drop_path: float = 0.1  # stochastic depth of the last transformer block; grows linearly from 0 at the first
     decoder_widths: tuple[int, ...] = (320, 160)
     """Channels of each convolution stage of the decoder; every stage doubles the resolution."""
-    decoder_depths: tuple[int, ...] = (4, 2)
-    """MBConv blocks in each decoder stage."""
+    decoder_depths: tuple[int, ...] = (4, 2)  # MBConv blocks in each decoder stage
     decoder_expansion: int = 4
     """Inner width of a decoder MBConv block; its full 3x3 convolution dominates the decoder's cost."""
     decoder_padding: Padding = "zeros"
     """Padding of the last convolution. With "zeros" (as released), small decoders draw a gray frame, one pixel wide, on
     light backgrounds."""
 
-    num_codebooks: int = 8
-    """K: codes per image position."""
-    codebook_size: int = 4096
-    """C: entries per codebook."""
-    code_width: int = 8
-    """Dimensions of one codebook entry."""
-    projection: Projection = "attention"
-    """Layer between hidden states and code vectors, in both directions."""
-    projection_heads: int = 16
-    """Heads of the attention projections."""
+    num_codebooks: int = 8  # K: codes per image position
+    codebook_size: int = 4096  # C: entries per codebook
+    code_width: int = 8  # dimensions of one codebook entry
+    projection: Projection = "attention"  # layer between hidden states and code vectors, in both directions
+    projection_heads: int = 16  # heads of the attention projections
     projection_attention: AttentionKind = "full"
     """UniTok checkpoints before April 2025 are causal, the released one is full; their weights have the same names."""
-    vq_beta: float = 0.25
-    """Weight of the commitment term in the quantizer's loss."""
-    entropy_temperature: float = 0.01
-    """Softmax temperature of the entropy loss."""
+    vq_beta: float = 0.25  # weight of the commitment term in the quantizer's loss
+    entropy_temperature: float = 0.01  # softmax temperature of the entropy loss
 
-    embed_dim: int = 768
-    """Width of the joint image-text embedding; 0 leaves the text tower out."""
-    text_vocab_size: int = 49408
-    """Entries of the CLIP text vocabulary."""
-    text_context: int = 77
-    """Longest caption, in text tokens."""
-    text_width: int = 768
-    """Hidden width of the text tower."""
-    text_heads: int = 12
-    """Attention heads of the text tower."""
-    text_layers: int = 12
-    """Blocks of the text tower."""
+    embed_dim: int = 768  # width of the joint image-text embedding; 0 leaves the text tower out
+    text_vocab_size: int = 49408  # entries of the CLIP text vocabulary
+    text_context: int = 77  # longest caption, in text tokens
+    text_width: int = 768  # hidden width of the text tower
+    text_heads: int = 12  # attention heads of the text tower
+    text_layers: int = 12  # blocks of the text tower
     text_end_id: int | None = None
     """Token that ends a caption; None: the largest id of each caption, as in CLIP's vocabulary."""
 

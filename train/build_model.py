@@ -31,8 +31,7 @@ IMAGE_FIELDS = ("num_codebooks", "codebook_size", "code_width", "image_size", "p
 """Fields that the image tokenizer fixes."""
 GRID_FIELDS = ("image_layout", "max_grid_side", "sizes")
 """Fields that may grow the table of positions: they change after the weights are loaded."""
-NOT_QUANTIZED = ("lm_head", "code_embedding", "code_head")
-"""Modules that keep their precision below adapters (QLoRA)."""
+NOT_QUANTIZED = ("lm_head", "code_embedding", "code_head")  # modules that keep their precision below adapters (QLoRA)
 
 
 def build_model(

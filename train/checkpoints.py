@@ -30,8 +30,7 @@ from train.recipe import RECIPES
 
 AVERAGE = "average.safetensors"
 UNSHARDED, ZERO_2, ZERO_3 = "plain data parallel", "ZeRO-2", "ZeRO-3"
-UNIVERSAL = "latest_universal"
-"""The file that DeepSpeed's conversion writes last."""
+UNIVERSAL = "latest_universal"  # the file that DeepSpeed's conversion writes last
 
 
 # ---- folders ----

@@ -18,8 +18,7 @@ from transformers.masking_utils import sdpa_mask
 
 WAIT_IN_TRAINING = timedelta(hours=6)
 """Time for the first process to encode, draw, answer or compute rFID alone; a process that hangs is noticed then."""
-CPU_EAGER = "cpu_eager"
-"""Name of the attention among those of transformers."""
+CPU_EAGER = "cpu_eager"  # name of the attention among those of transformers
 
 
 def training_device() -> torch.device:

@@ -45,8 +45,7 @@ NonNegativeFloat = Annotated[float, Number, Field(ge=0)]
 Integer = Annotated[int, Number]
 Real = Annotated[float, Number]
 Share = Annotated[float, Number, Field(ge=0, le=1)]
-File = Annotated[Path, BeforeValidator(_as_path)]
-"""A file or folder; its name may be a number."""
+File = Annotated[Path, BeforeValidator(_as_path)]  # a file or folder; its name may be a number
 STRICT = ConfigDict(extra="forbid", coerce_numbers_to_str=True, validate_default=True)
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -77,12 +76,10 @@ BESIDE_ADAPTER = ("projection", "projector", "places", "code_head")
 class TextTokenizerRecipe:
     output: File
     kind: Literal["text_tokenizer"] = "text_tokenizer"
-    vocab_size: PositiveInt = 640
-    """Pieces, including the 256 bytes and 3 special tokens."""
+    vocab_size: PositiveInt = 640  # pieces, including the 256 bytes and 3 special tokens
     records: list[File] = field(default_factory=list)
     """Files or folders of records, as `mllm prepare` reads them, to take the texts from. Empty: the synthetic world."""
-    dialogues: PositiveInt = 20_000
-    """Dialogues of the synthetic world to train on."""
+    dialogues: PositiveInt = 20_000  # dialogues of the synthetic world to train on
     seed: Integer = 0
 
 
@@ -102,12 +99,9 @@ class TokenizerLossWeights:
     l2: NonNegativeFloat = 1.0
     detail: NonNegativeFloat = 0.0
     """Extra weight of pixels in detailed regions (useful for flat drawings, not for photographs)."""
-    vq: NonNegativeFloat = 1.0
-    """Commitment and codebook loss."""
-    entropy: NonNegativeFloat = 0.0
-    """Entropy loss: confident per feature, uniform over the codebook."""
-    perceptual: NonNegativeFloat = 0.0
-    """LPIPS between image and reconstruction; needs `lpips`."""
+    vq: NonNegativeFloat = 1.0  # commitment and codebook loss
+    entropy: NonNegativeFloat = 0.0  # entropy loss: confident per feature, uniform over the codebook
+    perceptual: NonNegativeFloat = 0.0  # LPIPS between image and reconstruction; needs `lpips`
     contrastive: NonNegativeFloat = 0.0
     """Images against their captions; 0 does not train the text tower. Needs `text_tokenizer`."""
 
@@ -116,12 +110,9 @@ class TokenizerLossWeights:
 class CodebookSchedule:
     initialise_at: NonNegativeInt = 300
     """Steps without the quantizer's loss; then k-means on features initialises the codebooks; 0 does not do so."""
-    every: PositiveInt = 10
-    """Steps between two revivals of dead codebook entries."""
-    threshold: NonNegativeFloat = 0.05
-    """An entry is dead when its usage is below this share of the mean."""
-    until: Share = 0.8
-    """Share of the training after which no entry is revived."""
+    every: PositiveInt = 10  # steps between two revivals of dead codebook entries
+    threshold: NonNegativeFloat = 0.05  # an entry is dead when its usage is below this share of the mean
+    until: Share = 0.8  # share of the training after which no entry is revived
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -130,28 +121,19 @@ class AdversarialRecipe:
 
     weight: NonNegativeFloat = 0.0
     """Of the adversarial loss (UniTok: 0.4); 0 trains without a discriminator. Needs `dino`."""
-    dino: File | None = None
-    """Weights of the frozen DINOv2, as in dinov2_vits14_pretrain.pth."""
-    blocks: tuple[int, ...] = (0, 2, 5, 8, 11)
-    """Blocks of DINOv2 with a discriminator head on their output."""
+    dino: File | None = None  # weights of the frozen DINOv2, as in dinov2_vits14_pretrain.pth
+    blocks: tuple[int, ...] = (0, 2, 5, 8, 11)  # blocks of DINOv2 with a discriminator head on their output
     objective: Literal["hinge", "softplus", "linear"] = "hinge"
-    start: Share = 0.375
-    """Share of the training after which the discriminator starts."""
-    warmup: Share = 0.03
-    """Share of the training over which its weight and learning rate rise."""
-    fade: Share = 0.06
-    """Share of the training over which the blur of its input fades."""
-    adaptive: bool = True
-    """Scale the adversarial loss to the gradient of the other losses at the last layer."""
+    start: Share = 0.375  # share of the training after which the discriminator starts
+    warmup: Share = 0.03  # share of the training over which its weight and learning rate rise
+    fade: Share = 0.06  # share of the training over which the blur of its input fades
+    adaptive: bool = True  # scale the adversarial loss to the gradient of the other losses at the last layer
     adaptive_range: tuple[Real, Real] = (0.015, 1e4)
-    consistency: Real = 4.0
-    """Weight of the consistency between strongly and lightly augmented images."""
+    consistency: Real = 4.0  # weight of the consistency between strongly and lightly augmented images
     augment_probability: Share = 1.0
-    cutout: Share = 0.2
-    """Side of the square that is cut out, as a share of the image's."""
+    cutout: Share = 0.2  # side of the square that is cut out, as a share of the image's
     learning_rate: PositiveFloat = 2e-5
-    final_learning_rate: Real = 0.1
-    """Share of the learning rate at the end of the cosine."""
+    final_learning_rate: Real = 0.1  # share of the learning rate at the end of the cosine
     betas: tuple[Real, Real] = (0.5, 0.9)
     epsilon: Real = 1e-6
     weight_decay: Real = 0.2
@@ -164,47 +146,36 @@ class ShardsRecipe:
 
     urls: str | None = None
     """Patterns such as data/{00000..00099}.tar or data/*.tar, or folders, parted by `::`. None: the synthetic world."""
-    crop_area: tuple[Real, Real] = (0.9, 1.0)
-    """Share of the image's area that the random crop keeps."""
-    crop_ratio: tuple[Real, Real] = (0.75, 4 / 3)
-    """Width over height of the random crop."""
+    crop_area: tuple[Real, Real] = (0.9, 1.0)  # share of the image's area that the random crop keeps
+    crop_ratio: tuple[Real, Real] = (0.75, 4 / 3)  # width over height of the random crop
     window: PositiveInt | None = None
     """Side in pixels of a random window of the crop that is trained on, smaller than `architecture.image_size`."""
     shuffle_shards: PositiveInt = 4
     """Shards of one reader that are shuffled together; only their index is held in memory."""
-    skip_bad_records: bool = False
-    """Skip samples with a missing or damaged image or caption, and log each."""
+    skip_bad_records: bool = False  # skip samples with a missing or damaged image or caption, and log each
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class EvaluationRecipe:
     """What is measured during training; it does not change the training."""
 
-    images: File | None = None
-    """Folder of images for the sheets; None: training images."""
-    every: NonNegativeInt = 0
-    """Steps between two measurements of zero-shot accuracy; 0 measures at the end only."""
+    images: File | None = None  # folder of images for the sheets; None: training images
+    every: NonNegativeInt = 0  # steps between two measurements of zero-shot accuracy; 0 measures at the end only
     imagenet_val: File | None = None
     """Folder with one folder of images per class, for zero-shot top-1 and top-5 accuracy. Needs `classes`."""
-    classes: File | None = None
-    """JSON: folder of a class to its name."""
-    templates: File | None = None
-    """Text file with one template containing {} per line; None: OpenAI's 80."""
-    fid_reference: File | None = None
-    """Folder of PNG images to reconstruct at the end, for rFID."""
+    classes: File | None = None  # JSON: folder of a class to its name
+    templates: File | None = None  # text file with one template containing {} per line; None: OpenAI's 80
+    fid_reference: File | None = None  # folder of PNG images to reconstruct at the end, for rFID
     fid_output: File | None = None
-    fid_score: bool = True
-    """Compute rFID and IS with torch-fidelity; false only writes the images."""
+    fid_score: bool = True  # compute rFID and IS with torch-fidelity; false only writes the images
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class TokenizerRecipe:
     output: File
     kind: Literal["image_tokenizer"] = "image_tokenizer"
-    preset: Literal["tiny", "large"] = "tiny"
-    """The UniTokConfig to start from."""
-    architecture: dict[str, Any] = field(default_factory=dict)
-    """Fields of UniTokConfig that differ from the preset."""
+    preset: Literal["tiny", "large"] = "tiny"  # the UniTokConfig to start from
+    architecture: dict[str, Any] = field(default_factory=dict)  # fields of UniTokConfig that differ from the preset
     start_from: File | None = None
     """Folder of a tokenizer whose weights and sizes to start from; `architecture` may then only change the decoder."""
     trainable: Literal["all", "decoder"] = "all"
@@ -216,15 +187,12 @@ class TokenizerRecipe:
     """Side in pixels of windows on objects of the synthetic world (most of an image is flat). None: whole images."""
     text_tokenizer: File | None = None
     """Of captions: a SentencePiece model, OpenAI's bpe_simple_vocab_16e6.txt.gz, or the folder of a CLIP tokenizer."""
-    lpips: File | None = None
-    """Weights of LPIPS, as in lpips_with_vgg.pth."""
+    lpips: File | None = None  # weights of LPIPS, as in lpips_with_vgg.pth
     steps: PositiveInt = 4000
-    batch_size: PositiveInt = 64
-    """Images per step and process."""
+    batch_size: PositiveInt = 64  # images per step and process
     learning_rate: PositiveFloat = 1.5e-3
     warmup_steps: NonNegativeInt = 100
-    final_learning_rate: Share = 0.02
-    """Share of the learning rate at the end of the cosine."""
+    final_learning_rate: Share = 0.02  # share of the learning rate at the end of the cosine
     betas: tuple[Real, Real] = (0.9, 0.95)
     epsilon: Real = 1e-8
     weight_decay: NonNegativeFloat = 0.02
@@ -238,13 +206,11 @@ class TokenizerRecipe:
     evaluation: EvaluationRecipe = field(default_factory=EvaluationRecipe)
     precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
     """Of autocast; the quantizer is always float32. "auto": what is fastest on this machine (train/hardware.py)."""
-    num_workers: NonNegativeInt = 1
-    """Processes that render or read images, per training process."""
+    num_workers: NonNegativeInt = 1  # processes that render or read images, per training process
     seed: Integer = 0
     log_every: PositiveInt = 50
     save_every: NonNegativeInt = 500
-    sheet_every: NonNegativeInt = 500
-    """Steps between two sheets of reconstructions, written as PNG."""
+    sheet_every: NonNegativeInt = 500  # steps between two sheets of reconstructions, written as PNG
     keep_checkpoints: PositiveInt = 2
 
     def __post_init__(self) -> None:
@@ -297,12 +263,9 @@ class TokenizerRecipe:
 class WorldData:
     """The synthetic world as training data: each episode's images are encoded once, wordings are always new."""
 
-    episodes: PositiveInt = 60_000
-    """Scenes (each with an edited scene) that images are rendered from."""
-    dense_every: PositiveInt = 4
-    """One episode in so many also has its depth and segmentation images encoded."""
-    jobs: dict[str, Real] = field(default_factory=lambda: {"draw": 1.0})
-    """Weight of each job in the mixture."""
+    episodes: PositiveInt = 60_000  # scenes (each with an edited scene) that images are rendered from
+    dense_every: PositiveInt = 4  # one episode in so many also has its depth and segmentation images encoded
+    jobs: dict[str, Real] = field(default_factory=lambda: {"draw": 1.0})  # weight of each job in the mixture
     prompt_dropout: Share = 0.1
     """Share of the drawing and editing samples without instruction, for classifier-free guidance."""
     plans: bool = False
@@ -311,8 +274,7 @@ class WorldData:
     """Digits of a row or column in a plan: 1 for eighths of the shorter side, 2 for eighths of these."""
     centred: bool = False
     """Objects stand in the middle of their squares in every other episode: there a plan determines the image."""
-    questions: PositiveInt | None = None
-    """Questions about one image in the job "ask"; None: one to five, as in tests."""
+    questions: PositiveInt | None = None  # questions about one image in the job "ask"; None: one to five, as in tests
     question_weights: dict[str, PositiveFloat] = field(default_factory=lambda: {**QUESTION_WEIGHTS})
     """Weight of each kind of question (mllm/world/language.py); the default is that of tests."""
     drawing_weights: dict[str, PositiveFloat] = field(default_factory=lambda: {**DRAWING_WEIGHTS})
@@ -321,8 +283,7 @@ class WorldData:
     """Weight of each kind of conversation in people's own words (mllm/world/people.py), beside `jobs`."""
     conversation_images: PositiveInt = 2048
     """Conversations whose images are encoded; all others are learned as words and plans, at a third of the length."""
-    words_only: Share = 0.8
-    """Share of these others."""
+    words_only: Share = 0.8  # share of these others
     mixture_seed: Integer = 0
     """Seed of the order of jobs and wordings; `seed` also selects the episodes. A stage that reuses the codes of an
     earlier one needs another value, or it starts with the same batches."""
@@ -347,10 +308,8 @@ class WorldData:
 class ShardSource:
     """One folder that `mllm prepare` made."""
 
-    path: str
-    """The folder, below `data.root` if it is relative, or its URL (hf://datasets/NAME/PROJECT/FOLDER)."""
-    weight: PositiveFloat = 1.0
-    """How often its samples come, relative to the other folders'."""
+    path: str  # the folder, below `data.root` if it is relative, or its URL (hf://datasets/NAME/PROJECT/FOLDER)
+    weight: PositiveFloat = 1.0  # how often its samples come, relative to the other folders'
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -387,8 +346,7 @@ class ClassData:
     folders: list[File] = field(default_factory=list)
     """Folders that `mllm prepare --format classes` made of the same images, for example at two crops; each time one
     folder and one view is drawn. Empty: the synthetic world's classes, encoded into the output folder."""
-    world_images: NonNegativeInt = 0
-    """Images of the world's classes, where `folders` is empty."""
+    world_images: NonNegativeInt = 0  # images of the world's classes, where `folders` is empty
     class_dropout: Annotated[float, Number, Field(ge=0, lt=1)] = 0.0
     """Share of the samples whose class is dropped; 0.1 allows classifier-free guidance."""
     seed: Integer = 0
@@ -403,17 +361,14 @@ class ClassData:
 class AdapterRecipe:
     """Low-rank adapters (LoRA, arXiv:2106.09685; QLoRA, arXiv:2305.14314)."""
 
-    rank: PositiveInt = 64
-    """Inner width; 64, 16 and 0.05 are the defaults of UniTok's training code."""
-    alpha: PositiveFloat = 16.0
-    """The update is scaled by alpha / rank."""
+    rank: PositiveInt = 64  # inner width; 64, 16 and 0.05 are the defaults of UniTok's training code
+    alpha: PositiveFloat = 16.0  # the update is scaled by alpha / rank
     dropout: Share = 0.05
     targets: list[str] = field(
         default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     )
     """Linear layers of the backbone that get an adapter."""
-    new_tokens: bool = True
-    """Also train the embedding and output rows of the image tokens; the other rows stay frozen."""
+    new_tokens: bool = True  # also train the embedding and output rows of the image tokens; the other rows stay frozen
     bits: Annotated[int, Number, Field(ge=4, le=8, multiple_of=4)] | None = None
     """4 or 8: quantize the frozen backbone (QLoRA; needs bitsandbytes). None: keep its precision."""
 
@@ -422,10 +377,8 @@ class AdapterRecipe:
 class OptimizerRecipe:
     name: Literal["adamw", "adamw8bit", "muon"] = "adamw"
     """adamw8bit keeps its two averages in 8 bits (needs bitsandbytes)."""
-    learning_rate: PositiveFloat = 5e-5
-    """Of AdamW."""
-    matrix_learning_rate: PositiveFloat = 2e-2
-    """Of Muon."""
+    learning_rate: PositiveFloat = 5e-5  # of AdamW
+    matrix_learning_rate: PositiveFloat = 2e-2  # of Muon
     betas: tuple[Real, Real] = (0.9, 0.95)
     weight_decay: NonNegativeFloat = 0.0
 
@@ -434,8 +387,7 @@ class OptimizerRecipe:
 class BadSteps:
     """What is done about steps whose loss or gradient is not finite, or whose loss is a spike."""
 
-    allowed: NonNegativeInt = 0
-    """Steps that may be skipped; one more ends the run."""
+    allowed: NonNegativeInt = 0  # steps that may be skipped; one more ends the run
     spike: Annotated[float, Number, Field(gt=1)] | None = None
     """A loss above this many times the median of the last 50 is a spike; None: no loss is."""
 
@@ -444,13 +396,11 @@ class BadSteps:
 class BenchmarkInLoop:
     """A benchmark of `mllm evaluate` that is run in every validation."""
 
-    name: str
-    """Such as pope; text benchmarks that need no LLM judge."""
+    name: str  # such as pope; text benchmarks that need no LLM judge
     questions: File
     annotations: File
     images: File
-    limit: PositiveInt | None = None
-    """Only the first items; the result then says PARTIAL."""
+    limit: PositiveInt | None = None  # only the first items; the result then says PARTIAL
     batch_size: PositiveInt = 16
 
 
@@ -458,8 +408,7 @@ class BenchmarkInLoop:
 class WorldInLoop:
     """The synthetic world's scores, by its exact checker, in every validation."""
 
-    count: PositiveInt = 20
-    """Items of each job; `mllm evaluate world` takes 500."""
+    count: PositiveInt = 20  # items of each job; `mllm evaluate world` takes 500
     jobs: list[str] = field(default_factory=lambda: ["draw", "ask"])
     batch_size: PositiveInt = 32
 
@@ -468,16 +417,12 @@ class WorldInLoop:
 class Validation:
     """Losses of each task on held-out batches, and what the model that would be saved now draws and answers."""
 
-    batches: PositiveInt = 4
-    """Packed batches of each task."""
+    batches: PositiveInt = 4  # packed batches of each task
     shards: list[ShardSource] = field(default_factory=list)
     """Prepared folders, each a task, where `data` names shards too; the world needs none."""
-    prompts: list[str] = field(default_factory=list)
-    """Drawn onto one sheet, `samples/step-N.png`."""
-    benchmarks: list[BenchmarkInLoop] = field(default_factory=list)
-    """Answered and scored in `benchmarks/step-N/`."""
-    world: WorldInLoop | None = None
-    """Pass rates on a few items of the synthetic world, in the log."""
+    prompts: list[str] = field(default_factory=list)  # drawn onto one sheet, `samples/step-N.png`
+    benchmarks: list[BenchmarkInLoop] = field(default_factory=list)  # answered and scored in `benchmarks/step-N/`
+    world: WorldInLoop | None = None  # pass rates on a few items of the synthetic world, in the log
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -485,12 +430,9 @@ class MLLMRecipe:
     output: File
     kind: Literal["mllm"] = "mllm"
     image_tokenizer: File
-    text_tokenizer: File
-    """SentencePiece model of the text tokenizer, or a folder that has one."""
-    model: dict[str, Any] = field(default_factory=dict)
-    """Fields of MLLMConfig; with `start_from`, those to change."""
-    start_from: File | None = None
-    """Folder of a model of ours to train further."""
+    text_tokenizer: File  # SentencePiece model of the text tokenizer, or a folder that has one
+    model: dict[str, Any] = field(default_factory=dict)  # fields of MLLMConfig; with `start_from`, those to change
+    start_from: File | None = None  # folder of a model of ours to train further
     backbone: File | None = None
     """Folder of a language model in the Hugging Face layout to build a new model around. Its vocabulary is extended;
     code embedding and code head are new. Of a model of ours only the language model is taken, for another image
@@ -502,23 +444,18 @@ class MLLMRecipe:
     data: MLLMData = field(default_factory=MLLMData)
     classes: ClassData = field(default_factory=ClassData)
     """Images by class as training data instead of `data`, where it names any."""
-    length: PositiveInt = 512
-    """Positions of a packed row."""
-    rows: PositiveInt = 16
-    """Packed rows of a batch on one process."""
+    length: PositiveInt = 512  # positions of a packed row
+    rows: PositiveInt = 16  # packed rows of a batch on one process
     batches_per_step: PositiveInt | None = None
     """Batches of one optimizer step, over all processes and accumulation steps, so that the number of processes only
     changes the time. None: processes times `trainer.gradient_accumulation_steps`."""
     optimizer: OptimizerRecipe = field(default_factory=OptimizerRecipe)
-    compile_backbone: bool = False
-    """Compile the backbone (a minute at the start, a quarter faster afterwards on a CPU)."""
+    compile_backbone: bool = False  # compile the backbone (a minute at the start, a quarter faster afterwards on a CPU)
     max_logits_mib: PositiveInt | None = None
     """Compute the loss in slices whose float32 logits take at most this many MiB, again in the backward pass."""
-    ema_decay: Share = 0.0
-    """Of the average of the weights that becomes the finished model; 0 uses the last weights."""
+    ema_decay: Share = 0.0  # of the average of the weights that becomes the finished model; 0 uses the last weights
     bad_steps: BadSteps = field(default_factory=BadSteps)
-    validation: Validation | None = None
-    """What is measured every `trainer.eval_steps` steps; None measures nothing."""
+    validation: Validation | None = None  # what is measured every `trainer.eval_steps` steps; None measures nothing
     trainer: dict[str, Any] = field(default_factory=dict)
     """Fields of transformers.TrainingArguments: max_steps, lr_scheduler_type, save_steps, bf16, ..."""
 

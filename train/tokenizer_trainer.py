@@ -65,8 +65,7 @@ from train.recipe import CodebookSchedule, EvaluationRecipe, TokenizerRecipe, as
 logger = logging.getLogger(__name__)
 
 ON_A_SHEET = 12
-DETAIL_WINDOW = 5
-"""Side of the window, in pixels, in which `detail_of` looks for contrast."""
+DETAIL_WINDOW = 5  # side of the window, in pixels, in which `detail_of` looks for contrast
 Item = TypeVar("Item")
 
 

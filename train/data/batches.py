@@ -20,8 +20,7 @@ from train.data.world import BlankCodes, ConversationSet, EpisodeSet, WorldSeque
 from train.recipe import ClassData, MLLMData, MLLMRecipe, ShardSource, WorldData
 
 HELD_OUT_EPISODES = 64
-HELD_OUT_SEED = 7_777_777
-"""Added to the seed of the data: other scenes, other wordings."""
+HELD_OUT_SEED = 7_777_777  # added to the seed of the data: other scenes, other wordings
 
 
 def training_batches(recipe: MLLMRecipe, tokenizers: Tokenizers, *, num_batches: int) -> Dataset:

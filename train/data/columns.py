@@ -36,12 +36,10 @@ Row = Mapping[str, Any]
 MARKER = "<image>"
 SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 IMAGE_KEYS = ("image", "path", "url", "image_url", "bytes")
-UNUSED = "no"
-"""What an unused field of Liquid and UniTok holds."""
+UNUSED = "no"  # what an unused field of Liquid and UniTok holds
 CODES_PREFIX = "vqcode_"
 MAX_CODE = 65_535  # shards hold uint16
-MAX_TRIES = 100
-"""Records at the beginning of a file that may be invalid before its format cannot be told."""
+MAX_TRIES = 100  # records at the beginning of a file that may be invalid before its format cannot be told
 
 COLUMNS: dict[str, tuple[str, ...]] = {
     "image": ("jpg", "png", "webp", "jpeg", "file_name", "image_path", "img_path", "path", "image_file", "img"),
@@ -368,8 +366,7 @@ class Layout(NamedTuple):
     """Columns by which a row is known, in several ways, and what becomes of it."""
 
     columns: tuple[tuple[str, ...], ...]
-    read: Callable[[Row, Path], Record]
-    """A row and the folder of relative image paths to a record."""
+    read: Callable[[Row, Path], Record]  # a row and the folder of relative image paths to a record
 
 
 LAYOUTS = {
@@ -386,8 +383,7 @@ LAYOUTS = {
     "instruct": Layout((("question", "answer"),), dialogue(("question", "input"), ("answer",))),
     "text": Layout((("text",),), read_text),
 }
-ALIASES = {"webdataset": "captions"}
-"""Names of layouts in tasks of older versions."""
+ALIASES = {"webdataset": "captions"}  # names of layouts in tasks of older versions
 
 
 def format_of(row: Row) -> str:

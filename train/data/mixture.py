@@ -28,14 +28,10 @@ from train.recipe import MLLMData
 logger = logging.getLogger(__name__)
 
 BLOCK = 4096
-SHARDS_AT_ONCE = 16
-"""Shards whose rows are shuffled together."""
-SHORT_CAPTION_SHARE = 0.2
-"""Where an image has a short and a long caption; UniTok's choice."""
-MAX_FRUITLESS = 10_000
-"""Samples in succession of which none fits a row, before that is an error."""
-MAX_REPORTS = 20
-"""Samples that do not fit and are named one by one; later ones are only counted, at every power of two."""
+SHARDS_AT_ONCE = 16  # shards whose rows are shuffled together
+SHORT_CAPTION_SHARE = 0.2  # where an image has a short and a long caption; UniTok's choice
+MAX_FRUITLESS = 10_000  # samples in succession of which none fits a row, before that is an error
+MAX_REPORTS = 20  # samples that do not fit and are named one by one; later ones are only counted, at every power of two
 
 
 class ShardSequences(SequenceSource):

@@ -31,8 +31,7 @@ from mllm.config import MLLMConfig
 from mllm.sequence import PackedBatch, TokenSequence, pack_rows, take_row
 from tokenizer.unitok import UniTok
 
-CHECKPOINT_EVERY = 16
-"""Batches of a buffer between two of its checkpoints."""
+CHECKPOINT_EVERY = 16  # batches of a buffer between two of its checkpoints
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,8 +69,7 @@ class SequenceSource(ABC):
 
     shape: BatchShape
     tokenizers: Tokenizers
-    num_buffers: int | None = None
-    """None: every batch begins with an empty buffer, which has the index of the batch."""
+    num_buffers: int | None = None  # None: every batch begins with an empty buffer, which has the index of the batch
 
     @abstractmethod
     def refill(self, buffer: PackingBuffer) -> None:

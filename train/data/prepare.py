@@ -72,12 +72,9 @@ logger = logging.getLogger(__name__)
 
 TASKS, OLD_TASKS = "tasks", "plan"
 """Where the tasks of each file are kept; older folders are renamed, and have "units" for "tasks"."""
-HEAD = 1 << 16
-"""Bytes at both ends of a file by which a change is noticed, with its size."""
-RECORDS_AT_ONCE = 256
-"""Records without images that are read before the next are begun."""
-MAX_WAIT = timedelta(days=7)
-"""Processes wait for the slowest at the end of a long preparation."""
+HEAD = 1 << 16  # bytes at both ends of a file by which a change is noticed, with its size
+RECORDS_AT_ONCE = 256  # records without images that are read before the next are begun
+MAX_WAIT = timedelta(days=7)  # processes wait for the slowest at the end of a long preparation
 ABOUT_DATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json")
 """Files that describe data sets and hold no records."""
 GREEN, PLAIN = "\033[32m", "\033[0m"
@@ -91,19 +88,14 @@ MARKS = {Marker.BOS: "<s>", Marker.EOS: "</s>", Marker.PLAN: "<plan>"}
 class PrepareOptions:
     """How records are read and images are encoded."""
 
-    sizes: tuple[Size, ...]
-    """(width, height) that images may be encoded at; each takes the one nearest to its shape."""
-    preparation: str = "cover"
-    """How an image gets to its size; a name in tokenizer/images.py."""
-    image_folder: Path | None = None
-    """Folder of relative image paths. None: the folder of the record file."""
+    sizes: tuple[Size, ...]  # (width, height) that images may be encoded at; each takes the one nearest to its shape
+    preparation: str = "cover"  # how an image gets to its size; a name in tokenizer/images.py
+    image_folder: Path | None = None  # folder of relative image paths. None: the folder of the record file.
     columns: Mapping[str, str] = field(default_factory=dict)
     """Column names of train/data/columns.py to those of the data."""
-    skip_broken: bool = False
-    """Leave invalid records out and count them; otherwise the first one ends the preparation."""
+    skip_broken: bool = False  # leave invalid records out and count them; otherwise the first one ends the preparation
     batch_size: int = 64
-    num_workers: int = 4
-    """Threads that open images."""
+    num_workers: int = 4  # threads that open images
 
 
 class Totals(NamedTuple):

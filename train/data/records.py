@@ -28,10 +28,8 @@ from mllm.conversation import CodesPart, Message, Role, TextPart
 from tokenizer.images import read_image
 
 Kind = Literal["chat", "document", "pair", "draw", "class", "episode"]
-MAX_PATH = 240
-"""Characters of a path that are shown; an image's bytes may be in its place."""
-MAX_SUBFOLDERS = 1000
-"""Sub-folders of the image folder that a name is looked for in."""
+MAX_PATH = 240  # characters of a path that are shown; an image's bytes may be in its place
+MAX_SUBFOLDERS = 1000  # sub-folders of the image folder that a name is looked for in
 ENLARGEMENT = 1.1  # LlamaGen's extraction: crops of the size out of a square 1.1 times as large
 
 
@@ -45,8 +43,7 @@ class RawImage:
 
     source: Path | bytes | str  # a `data:` or `file:` URL
     name: str
-    has_views: bool = False
-    """Ten crops of it become a part each."""
+    has_views: bool = False  # ten crops of it become a part each
 
     def open(self) -> Image.Image:
         try:

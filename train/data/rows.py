@@ -44,12 +44,9 @@ RECORD_ENDINGS = (*KINDS, *COMPRESSIONS, ".tgz")
 """Endings of files that can be read, in lower case; a compressed file without another one has JSON lines."""
 CHUNK = 1 << 20
 BETWEEN_RECORDS = " \t\r\n,"
-ROWS_AT_ONCE = 64
-"""Rows of a table that are in memory at once."""
-CAPTIONS = ("txt", "caption")
-"""Endings of a sample's caption."""
-SAVED_DATASET = "state.json"
-"""A file of each folder that `datasets.save_to_disk` wrote."""
+ROWS_AT_ONCE = 64  # rows of a table that are in memory at once
+CAPTIONS = ("txt", "caption")  # endings of a sample's caption
+SAVED_DATASET = "state.json"  # a file of each folder that `datasets.save_to_disk` wrote
 
 
 class Item(NamedTuple):

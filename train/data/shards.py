@@ -40,16 +40,11 @@ from mllm.files import UNFINISHED, read_json, whole_file, write_json, write_line
 from tokenizer.unitok import UniTok
 from train.data.records import Record
 
-VERSION = 1
-"""Of the schema; goes up when a reader of the old one would misread the new one."""
-METADATA = b"mllm_shard"
-"""Key of a shard's facts in the metadata of its schema."""
-ROWS_PER_GROUP = 32
-"""Small, because rows are read one at a time and in any order."""
-OPEN_FILES = 24
-"""More than the shards that rows are drawn from at a time (train/data/mixture.py)."""
-ROW_GROUPS = 256
-"""Row groups in memory, of about 130 KB each with the released tokenizer's codes."""
+VERSION = 1  # of the schema; goes up when a reader of the old one would misread the new one
+METADATA = b"mllm_shard"  # key of a shard's facts in the metadata of its schema
+ROWS_PER_GROUP = 32  # small, because rows are read one at a time and in any order
+OPEN_FILES = 24  # more than the shards that rows are drawn from at a time (train/data/mixture.py)
+ROW_GROUPS = 256  # row groups in memory, of about 130 KB each with the released tokenizer's codes
 MANIFEST, SETTINGS, LEFT_OUT, SHARDS = "manifest.json", "prepare.json", "left_out.jsonl", "shards"
 
 _PART = pa.struct([("text", pa.string()), ("image", pa.int32())])
