@@ -31,9 +31,9 @@ def random_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
 
     from mllm.model import MLLMForConditionalGeneration
+    from mllm.processor import MLLMProcessor
     from mllm.vocabulary import extend_tokenizer, load_text_tokenizer
     from tokenizer.unitok import UniTok
-    from train.checkpoints import save_model_folder
     from train.text_tokenizer import train_text_tokenizer
 
     folder = tmp_path_factory.mktemp("random_model")
@@ -41,12 +41,8 @@ def random_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     text_tokenizer = load_text_tokenizer(folder / "text")
     config = small_model_config(extend_tokenizer(text_tokenizer))
     torch.manual_seed(1)
-    save_model_folder(
-        folder / "model",
-        model=MLLMForConditionalGeneration(config),
-        text_tokenizer=text_tokenizer,
-        image_tokenizer=UniTok(small_tokenizer_config()),
-    )
+    MLLMForConditionalGeneration(config).save_pretrained(folder / "model")
+    MLLMProcessor(text_tokenizer, UniTok(small_tokenizer_config())).save_pretrained(folder / "model")
     return folder / "model"
 
 

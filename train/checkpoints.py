@@ -18,14 +18,11 @@ from accelerate import PartialState
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers import PreTrainedModel, TrainerCallback
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_utils import get_last_checkpoint
 
 from mllm.files import UNFINISHED, errors_that_name, read_json
-from mllm.model import MLLMForConditionalGeneration
-from mllm.processor import MLLMProcessor
-from tokenizer.unitok import UniTok
 from train.recipe import RECIPES
 
 AVERAGE = "average.safetensors"
@@ -63,27 +60,6 @@ def write_checkpoint(output: Path, step: int, write: Callable[[Path], None], *, 
         shutil.rmtree(final, ignore_errors=True)
         os.replace(unfinished, final)
     state.wait_for_everyone()
-
-
-def remove_unfinished(output: Path) -> None:
-    shutil.rmtree(output / UNFINISHED, ignore_errors=True)
-
-
-def save_model_folder(
-    folder: Path,
-    *,
-    model: MLLMForConditionalGeneration,
-    text_tokenizer: PreTrainedTokenizerBase,
-    image_tokenizer: UniTok,
-    state_dict: dict[str, Tensor] | None = None,
-) -> None:
-    """Write everything that inference needs.
-
-    Args:
-        state_dict: the weights, where the model itself is sharded.
-    """
-    model.save_pretrained(folder, state_dict=state_dict)
-    MLLMProcessor(tokenizer=text_tokenizer, image_tokenizer=image_tokenizer).save_pretrained(folder)
 
 
 # ---- averaged weights, and the model as it would be saved ----
@@ -221,14 +197,14 @@ def deepspeed_settings(config: str | Path | dict[str, Any], *, universal: bool) 
         config: or its file, or the name of one of train/recipes/; earlier versions kept those in scripts/.
         universal: load the universal layout.
     """
-    if isinstance(config, dict):
-        settings = {**config}
-    else:
-        shipped = RECIPES / f"{Path(config).name.removesuffix('.json')}.json"
-        if not Path(config).is_file() and not shipped.is_file():
+    if not isinstance(config, dict):
+        files = Path(config), RECIPES / f"{Path(config).name.removesuffix('.json')}.json"
+        found = next((file for file in files if file.is_file()), None)
+        if found is None:
             names = ", ".join(sorted(file.stem for file in RECIPES.glob("*.json")))
             raise FileNotFoundError(f"trainer.deepspeed must be a file or one of {names}, got {config}; correct it")
-        settings = read_json(Path(config) if Path(config).is_file() else shipped)
+        config = read_json(found)
+    settings = {**config}
     if "bf16" in settings:  # before 0.19 it does not look at gradients in bfloat16, by which a bad step is skipped
         settings["bf16"] = {**settings["bf16"], "check_grad_overflow": True}
     if universal:

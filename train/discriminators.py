@@ -12,7 +12,6 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -172,10 +171,6 @@ class DinoFeatures(nn.Module):
         self.register_buffer("shift", (0.5 - mean) / deviation)
         self.requires_grad_(False).eval()
 
-    @classmethod
-    def from_file(cls, path: Path, *, image_size: int, blocks: Sequence[int]) -> DinoFeatures:
-        return cls(read_tensors(path), image_size=image_size, blocks=blocks)
-
     def train(self, mode: bool = True) -> DinoFeatures:
         """Frozen: stays in evaluation mode."""
         return super().train(False)
@@ -297,7 +292,7 @@ class Adversary:
         assert recipe.dino is not None, "TokenizerRecipe refuses an adversarial weight without weights"
         self.recipe, self.accelerator, self.seed = recipe, accelerator, seed
         self.schedule = AdversarialSchedule(recipe, steps=steps)
-        self.features = DinoFeatures.from_file(recipe.dino, image_size=image_size, blocks=recipe.blocks)
+        self.features = DinoFeatures(read_tensors(recipe.dino), image_size=image_size, blocks=recipe.blocks)
         self.features.to(accelerator.device)
         heads = Discriminator(self.features.width, self.features.num_levels)
         rates: dict[str, Any] = {"lr": recipe.learning_rate, "betas": recipe.betas, "eps": recipe.epsilon}
@@ -347,8 +342,7 @@ class Adversary:
         for group in self.optimizer.param_groups:
             group["lr"] = self.recipe.learning_rate * self.schedule.learning_rate(step)
         loss, limit = torch.stack(list(parts.values())).sum(), self.recipe.max_grad_norm
-        name = "discriminator's "
-        descend(self.accelerator, self.optimizer, self.heads, loss, max_norm=limit, name=name, step=step)
+        descend(self.accelerator, self.optimizer, self.heads, loss, max_norm=limit, step=step, name="discriminator's ")
         return {name: part.detach() for name, part in parts.items()}
 
 
@@ -362,9 +356,10 @@ def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
 
 
 def descend(
-    accelerator: Accelerator, optimizer: Any, model: nn.Module, loss: Tensor, *, max_norm: float, name: str, step: int
+    accelerator: Accelerator, optimizer: Any, model: Any, loss: Tensor, *, max_norm: float, step: int, name: str = ""
 ) -> Tensor:
     """One step of an optimizer; returns the norm of the gradient before it is clipped."""
+    require_finite(f"{name}loss", loss, step=step)
     optimizer.zero_grad()
     accelerator.backward(loss)
     norm = accelerator.clip_grad_norm_(model.parameters(), max_norm)
@@ -377,8 +372,9 @@ def descend(
 def require_finite(name: str, value: Tensor, *, step: int) -> None:
     """End a diverged training before anything of it is saved."""
     if not torch.isfinite(value):
-        sentence = f"the {name} must be finite, got {value.item()} at step {step}; lower the learning rate and resume"
-        raise ValueError(sentence)
+        raise ValueError(
+            f"the {name} must be finite, got {value.item()} at step {step}; lower the learning rate and resume"
+        )
 
 
 def gradient_ratio(first: Tensor, second: Tensor, last_weight: Tensor) -> Tensor:

@@ -27,37 +27,15 @@ from transformers import get_scheduler
 from transformers.trainer_utils import rotate_checkpoints
 
 from mllm.files import read_json, whole_folder, write_image, write_text
+from tokenizer import images, metrics
 from tokenizer.config import UniTokConfig
 from tokenizer.hardware import fast_dtype
-from tokenizer.images import (
-    ImageProcessor,
-    images_in,
-    png_files,
-    read_classes,
-    read_image,
-    reconstruction_sheet,
-    to_images,
-    to_pixels,
-)
-from tokenizer.metrics import (
-    LPIPS,
-    TEMPLATES,
-    class_ranks,
-    class_vectors,
-    code_counts,
-    entropy_of,
-    fidelity,
-    need_fidelity,
-    psnr,
-    read_templates,
-    usage_of,
-)
 from tokenizer.quantizer import gather_rows, mean_over_ranks, rank
 from tokenizer.text_tower import EncodeCaptions, load_captions
 from tokenizer.unitok import CONFIG_FILE, UniTok, UniTokOutput
 from train.checkpoints import newest_checkpoint, write_checkpoint
 from train.data.images import build_source
-from train.discriminators import Adversary, decay_groups, descend, require_finite
+from train.discriminators import Adversary, decay_groups, descend
 from train.hardware import WAIT_IN_TRAINING, training_device
 from train.metrics import MetricsLog, Values, as_words
 from train.recipe import CodebookSchedule, EvaluationRecipe, TokenizerRecipe, as_yaml
@@ -88,11 +66,10 @@ class TokenizerTrainer:
             kwargs_handlers=[InitProcessGroupKwargs(timeout=WAIT_IN_TRAINING)],  # while the first one computes rFID
         )
         model = build_model(recipe)
-        self.config = model.config
-        captions, size = build_captions(recipe, model.config), model.config.image_size
-        batch_size = recipe.batch_size
+        self.config, size = model.config, model.config.image_size
+        captions, batch_size = build_captions(recipe, model.config), recipe.batch_size
         self.evaluation = TokenizerEvaluation(recipe.evaluation, size, batch_size=batch_size, captions=captions)
-        self.images = build_source(recipe, image_size=size, captions=captions, state=self.accelerator.state)
+        self.source = build_source(recipe, image_size=size, captions=captions, state=self.accelerator.state)
         rates: dict[str, Any] = {"lr": recipe.learning_rate, "betas": recipe.betas, "eps": recipe.epsilon}
         optimizer = torch.optim.AdamW(decay_groups(model, recipe.weight_decay), fused=True, **rates)
         self.scheduler = get_scheduler(
@@ -107,7 +84,7 @@ class TokenizerTrainer:
         sizes = {"image_size": size, "steps": recipe.steps, "seed": recipe.seed}
         is_adversarial, lpips = recipe.adversarial.weight > 0, recipe.lpips if recipe.loss.perceptual else None
         self.adversary = Adversary(recipe.adversarial, self.accelerator, **sizes) if is_adversarial else None
-        self.lpips = LPIPS.from_file(lpips).to(self.accelerator.device) if lpips else None
+        self.lpips = metrics.LPIPS.from_file(lpips).to(self.accelerator.device) if lpips else None
         self.accelerator.register_for_checkpointing(self.average, self.scheduler)
         set_seed(recipe.seed, device_specific=True)  # stochastic depth differs between processes
         self.step = 0
@@ -137,7 +114,7 @@ class TokenizerTrainer:
             self.log = MetricsLog(recipe.output / "metrics.jsonl", resumed_step=self.step)
         started, first = time.monotonic(), self.step
         progress = tqdm(total=recipe.steps, initial=first, desc="image tokenizer", mininterval=5, disable=not is_main)
-        for batch in self.images.batches(self.step, recipe.steps):
+        for batch in self.source.batches(self.step, recipe.steps):
             values = self._training_step(batch["pixels"], batch.get("text_ids"))
             self.step += 1
             progress.update()
@@ -160,13 +137,18 @@ class TokenizerTrainer:
     def _training_step(self, pixels_B3HW: Tensor, text_ids_BT: Tensor | None) -> Values:
         """One step of all optimizers; returns what is logged, where an entry of the log is due."""
         recipe, device = self.recipe, self.accelerator.device
-        pixels_B3HW = to_pixels(pixels_B3HW.to(device))
+        pixels_B3HW = images.to_pixels(pixels_B3HW.to(device))
         self.model.train()
         with self.accelerator.autocast():
             texts = None if text_ids_BT is None else text_ids_BT.to(device)
             output = self.model(pixels_B3HW, texts, with_entropy=recipe.loss.entropy > 0)
             parts = self._losses(output, pixels_B3HW)
-        norm = self._descend(torch.stack(list(parts.values())).sum())
+        how = {"max_norm": recipe.max_grad_norm, "step": self.step}
+        norm = descend(self.accelerator, self.optimizer, self.model, torch.stack(list(parts.values())).sum(), **how)
+        self.scheduler.step()
+        if recipe.loss.contrastive:
+            self.unwrapped.clamp_logit_scale()
+        self.average.update_parameters(self.unwrapped)
         if self.adversary is not None and self.adversary.schedule.weight(self.step):
             parts |= self.adversary.train_step(pixels_B3HW, output.reconstruction_B3HW, self.step)
         revived = 0
@@ -203,28 +185,17 @@ class TokenizerTrainer:
             parts["adversarial"] = self.adversary.weight(image_loss, loss, last_weight, self.step) * loss
         return parts
 
-    def _descend(self, loss: Tensor) -> Tensor:
-        """One step of the tokenizer's optimizer; returns the norm of the gradient before it is clipped."""
-        require_finite("loss", loss, step=self.step)
-        limit = self.recipe.max_grad_norm
-        norm = descend(self.accelerator, self.optimizer, self.model, loss, max_norm=limit, name="", step=self.step)
-        self.scheduler.step()
-        if self.recipe.loss.contrastive:
-            self.unwrapped.clamp_logit_scale()
-        self.average.update_parameters(self.unwrapped)
-        return norm
-
     @torch.no_grad()
     def _measure(self, pixels_B3HW: Tensor) -> Values:
         model = self.final_model
         with self.accelerator.autocast():
             codes_BKN = model.encode(pixels_B3HW)
             decoded_B3HW = model.decode(codes_BKN)
-        counts_KC = code_counts(gather_rows(codes_BKN), model.config.codebook_size)
+        counts_KC = metrics.code_counts(gather_rows(codes_BKN), model.config.codebook_size)
         return {
-            "psnr": mean_over_ranks(psnr(decoded_B3HW, pixels_B3HW).mean()).item(),
-            "usage": usage_of(counts_KC).tolist(),
-            "perplexity": entropy_of(counts_KC).exp().tolist(),
+            "psnr": mean_over_ranks(metrics.psnr(decoded_B3HW, pixels_B3HW).mean()).item(),
+            "usage": metrics.usage_of(counts_KC).tolist(),
+            "perplexity": metrics.entropy_of(counts_KC).exp().tolist(),
         }
 
     def _evaluate(self) -> None:
@@ -233,7 +204,7 @@ class TokenizerTrainer:
         with self.accelerator.autocast():
             if self._is_due(recipe.sheet_every) and self.accelerator.is_main_process:
                 path = recipe.output / f"sheet-{self.step}.png"
-                self.evaluation.write_sheet(model, self.images.samples(ON_A_SHEET), path)
+                self.evaluation.write_sheet(model, self.source.samples(ON_A_SHEET), path)
             if self._is_due(recipe.evaluation.every):
                 self._write(self.evaluation.zero_shot(model))
 
@@ -245,7 +216,7 @@ class TokenizerTrainer:
     def _save(self) -> None:
         def write(folder: Path) -> None:
             self.accelerator.save_state(str(folder))
-            self.images.save(folder)
+            self.source.save(folder)
             if self.accelerator.is_main_process:
                 (folder / CONFIG_FILE).write_text(json.dumps(self.config.to_dict(), indent=2) + "\n")
 
@@ -258,7 +229,7 @@ class TokenizerTrainer:
         if newest is not None:
             require_same_config(newest / CONFIG_FILE, self.config)
             self.accelerator.load_state(str(newest))
-            self.images.load(newest)
+            self.source.load(newest)
             self.step = int(newest.name.removeprefix("checkpoint-"))
             logger.info("resumed from %s", newest)
 
@@ -275,19 +246,19 @@ class TokenizerEvaluation:
     ) -> None:
         self.recipe, self.image_size, self.batch_size, self.captions = recipe, image_size, batch_size, captions
         self.state = PartialState()
-        self.sheet_files = images_in(recipe.images)[:ON_A_SHEET] if recipe.images else []
+        self.sheet_files = images.images_in(recipe.images)[:ON_A_SHEET] if recipe.images else []
         folder, names = recipe.imagenet_val, recipe.classes
-        self.classes = read_classes(folder, names) if folder and names else {}
-        self.templates = read_templates(recipe.templates) if recipe.templates else TEMPLATES
-        self.fid_files = png_files(recipe.fid_reference) if recipe.fid_reference else []
+        self.classes = images.read_classes(folder, names) if folder and names else {}
+        self.templates = metrics.read_templates(recipe.templates) if recipe.templates else metrics.TEMPLATES
+        self.fid_files = images.png_files(recipe.fid_reference) if recipe.fid_reference else []
         if self.fid_files and recipe.fid_score:
-            need_fidelity()
+            metrics.need_fidelity()
 
     def write_sheet(self, model: UniTok, samples_B3HW: Tensor, path: Path) -> None:
         """The images of the folder, or else these uint8 ones, above their reconstructions."""
-        pixels_B3HW = self._read(self.sheet_files, "visual") if self.sheet_files else to_pixels(samples_B3HW)
+        pixels_B3HW = self._read(self.sheet_files, "visual") if self.sheet_files else images.to_pixels(samples_B3HW)
         pixels_B3HW = pixels_B3HW.to(model.device)
-        write_image(path, reconstruction_sheet(pixels_B3HW, model.decode(model.encode(pixels_B3HW))))
+        write_image(path, images.reconstruction_sheet(pixels_B3HW, model.decode(model.encode(pixels_B3HW))))
 
     @torch.no_grad()
     def zero_shot(self, model: UniTok) -> dict[str, float]:
@@ -295,13 +266,13 @@ class TokenizerEvaluation:
         if self.captions is None or self.recipe.imagenet_val is None:
             return {}
         folders = [self.recipe.imagenet_val / name for name in self.classes]
-        labelled = [(file, label) for label, folder in enumerate(folders) for file in images_in(folder)]
-        classes_ND = class_vectors(model, self.captions, list(self.classes.values()), self.templates)
+        labelled = [(file, label) for label, folder in enumerate(folders) for file in images.images_in(folder)]
+        classes_ND = metrics.class_vectors(model, self.captions, list(self.classes.values()), self.templates)
         num_right = torch.zeros(2, dtype=torch.int64, device=model.device)
         for part in self._shared_out(labelled):
             files, labels = zip(*part, strict=True)
             pixels_B3HW = self._read(files, "zero_shot").to(model.device)
-            ranks_B = class_ranks(model, pixels_B3HW, torch.tensor(labels), classes_ND)
+            ranks_B = metrics.class_ranks(model, pixels_B3HW, torch.tensor(labels), classes_ND)
             num_right += torch.stack([(ranks_B < best).sum() for best in (1, 5)])
         top1, top5 = (reduce(num_right, "sum").double() / len(labelled)).tolist()
         return {"zero_shot_top1": top1, "zero_shot_top5": top5}
@@ -314,12 +285,12 @@ class TokenizerEvaluation:
             return {}
         for part in self._shared_out(self.fid_files):
             decoded_B3HW = model.decode(model.encode(self._read(part, "crop").to(model.device)))
-            for file, image in zip(part, to_images(decoded_B3HW), strict=True):
+            for file, image in zip(part, images.to_images(decoded_B3HW), strict=True):
                 write_image(recipe.fid_output / file.name, image)
         self.state.wait_for_everyone()
         if not recipe.fid_score or not self.state.is_main_process:
             return {}
-        return fidelity(recipe.fid_output, recipe.fid_reference, batch_size=self.batch_size)
+        return metrics.fidelity(recipe.fid_output, recipe.fid_reference, batch_size=self.batch_size)
 
     def _shared_out(self, items: Sequence[Item]) -> Iterator[Sequence[Item]]:
         """This process's batches."""
@@ -328,8 +299,8 @@ class TokenizerEvaluation:
             yield mine[start : start + self.batch_size]
 
     def _read(self, files: Sequence[Path], preparation: str) -> Tensor:
-        prepare = ImageProcessor(height=self.image_size, width=self.image_size, preparation=preparation)
-        return prepare([read_image(file) for file in files])
+        prepare = images.ImageProcessor(height=self.image_size, width=self.image_size, preparation=preparation)
+        return prepare([images.read_image(file) for file in files])
 
 
 def build_model(recipe: TokenizerRecipe) -> UniTok:
@@ -340,12 +311,10 @@ def build_model(recipe: TokenizerRecipe) -> UniTok:
         preset = getattr(UniTokConfig, recipe.preset)().to_dict()
         model = UniTok(UniTokConfig.from_dict({**preset, **recipe.architecture}))
     model.recompute_activations(recipe.recompute_activations)
-    if not recipe.loss.contrastive:
-        for parameter in model.contrastive_parameters():
-            parameter.requires_grad_(False)
-    if recipe.trainable == "decoder":
-        for part in model.encoding_half.values():
-            part.requires_grad_(False)
+    frozen: list[Any] = [] if recipe.loss.contrastive else model.contrastive_parameters()
+    frozen += model.encoding_half.values() if recipe.trainable == "decoder" else []
+    for part in frozen:
+        part.requires_grad_(False)
     return model
 
 

@@ -10,6 +10,7 @@ import json
 import logging
 import math
 import os
+import shutil
 import statistics
 import sys
 import time
@@ -32,28 +33,16 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import rotate_checkpoints
 
 from mllm.config import MLLMConfig
-from mllm.files import whole_folder, write_text
+from mllm.files import UNFINISHED, whole_folder, write_text
 from mllm.model import MLLMForConditionalGeneration, count_items
+from mllm.processor import MLLMProcessor
 from mllm.vocabulary import load_text_tokenizer
 from tokenizer.hardware import fast_dtype
 from tokenizer.unitok import UniTok
+from train import checkpoints
 from train.build_model import build_model, freeze_all_but
 from train.callbacks import EVAL_PREFIX, build_callbacks, check_best_metric, run_callbacks, validate
-from train.checkpoints import (
-    UNSHARDED,
-    ZERO_2,
-    ZERO_3,
-    WeightAverage,
-    check_sharding,
-    deepspeed_settings,
-    inference_model,
-    needs_resharding,
-    newest_checkpoint,
-    remove_unfinished,
-    save_model_folder,
-    write_checkpoint,
-    write_universal,
-)
+from train.checkpoints import UNSHARDED, ZERO_2, ZERO_3, WeightAverage, newest_checkpoint
 from train.data.batches import training_batches, validation_batches
 from train.data.packing import Tokenizers
 from train.hardware import WAIT_IN_TRAINING, speed_up, training_device
@@ -83,16 +72,17 @@ def train_mllm(recipe: MLLMRecipe) -> None:
     prepare_output(recipe, arguments)
     image_tokenizer = UniTok.from_pretrained(recipe.image_tokenizer)
     text_tokenizer = load_text_tokenizer(recipe.text_tokenizer)
-    base = build_model(recipe, text_tokenizer, image_tokenizer, dtype=load_dtype(recipe, arguments))
+    # DeepSpeed keeps its own float32 weights, and below adapters the weights are frozen
+    is_half = arguments.bf16 and (arguments.deepspeed or recipe.adapter is not None)
+    base = build_model(recipe, text_tokenizer, image_tokenizer, dtype=torch.bfloat16 if is_half else torch.float32)
     logger.info("the model has %.2f M parameters", size_of(base) / 1e6)
     if arguments.use_cpu:
         speed_up(base.backbone, compiles=recipe.compile_backbone)
     elif recipe.compile_backbone:
         base.backbone.compile(dynamic=False)
     model = trainable_model(recipe, base)
-    config = cast(MLLMConfig, base.config)
-    tokenizers = Tokenizers(text=text_tokenizer, image=image_tokenizer, config=config)
-    callbacks = build_callbacks(recipe, image_size=config.image_size)
+    tokenizers = Tokenizers(text=text_tokenizer, image=image_tokenizer, config=cast(MLLMConfig, base.config))
+    callbacks = build_callbacks(recipe, image_size=tokenizers.config.image_size)
     validation = validation_batches(recipe, tokenizers)
     names = [name for callback in callbacks for name in callback.names]
     check_best_metric(arguments.metric_for_best_model, validation, others=names)
@@ -114,23 +104,14 @@ def prepare_output(recipe: MLLMRecipe, arguments: TrainingArguments) -> None:
     state = PartialState()
     newest = newest_checkpoint(recipe.output)
     if newest is not None:
-        check_sharding(newest, sharding_of_run(arguments))
+        checkpoints.check_sharding(newest, sharding_of_run(arguments))
     if state.is_main_process:
         recipe.output.mkdir(parents=True, exist_ok=True)
         write_text(recipe.output / "recipe.yaml", as_yaml(recipe))
-        remove_unfinished(recipe.output)
-        if newest is not None and needs_resharding(newest, arguments.world_size):
-            write_universal(newest)
+        shutil.rmtree(recipe.output / UNFINISHED, ignore_errors=True)
+        if newest is not None and checkpoints.needs_resharding(newest, arguments.world_size):
+            checkpoints.write_universal(newest)
     state.wait_for_everyone()
-
-
-def load_dtype(recipe: MLLMRecipe, arguments: TrainingArguments) -> torch.dtype:
-    """The precision that weights are loaded in: bfloat16 where no or another copy of them is trained, else float32.
-
-    DeepSpeed keeps its own float32 weights, and below adapters the weights are frozen.
-    """
-    has_float32_elsewhere = bool(arguments.deepspeed) or recipe.adapter is not None
-    return torch.bfloat16 if arguments.bf16 and has_float32_elsewhere else torch.float32
 
 
 def trainable_model(recipe: MLLMRecipe, base: MLLMForConditionalGeneration) -> nn.Module:
@@ -148,14 +129,14 @@ def save_final(trainer: MLLMTrainer, tokenizers: Tokenizers) -> None:
     model: Any = trainer.model
     if trainer.average:
         trainer.average.copy_to_model()
-    weights = trainer.gathered_weights()
+    weights = None  # those of the model itself, unless ZeRO-3 partitions them; every process gathers
+    if is_deepspeed_zero3_enabled():
+        weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     if trainer.is_world_process_zero():
         with whole_folder(trainer.recipe.output / "final") as folder:
-            if trainer.recipe.adapter is not None:
-                model.save_pretrained(folder, state_dict=weights)
-            else:
-                both: dict[str, Any] = {"text_tokenizer": tokenizers.text, "image_tokenizer": tokenizers.image}
-                save_model_folder(folder, model=model, state_dict=weights, **both)
+            model.save_pretrained(folder, state_dict=weights)
+            if trainer.recipe.adapter is None:
+                MLLMProcessor(tokenizers.text, tokenizers.image).save_pretrained(folder)
     trainer.accelerator.wait_for_everyone()
 
 
@@ -211,10 +192,8 @@ class MLLMTrainer(Trainer):
         """Supervised text tokens (by their weight) plus supervised codes, over all ranks and accumulation steps."""
         if not batch_samples:
             return None
-        count_batch = partial(
-            count_items, num_codebooks=self.config.num_codebooks, text_weight=self.config.text_loss_weight
-        )
-        counts = [count_batch(batch["labels"], batch["code_targets"]) for batch in batch_samples]
+        weights = {"num_codebooks": self.config.num_codebooks, "text_weight": self.config.text_loss_weight}
+        counts = [count_items(batch["labels"], batch["code_targets"], **weights) for batch in batch_samples]
         count = torch.stack(counts).sum().to(device)
         total = self.accelerator.gather(count).sum() if self.args.world_size > 1 else count
         return total.clamp(min=1)  # where nothing is learned, the loss is 0 and not 0 / 0
@@ -279,7 +258,7 @@ class MLLMTrainer(Trainer):
         values = validate(self.model_wrapped, self.validation, self.accelerator, **about)
         if self.measure is not None:
             model: Any = self.model
-            with inference_model(model, without_adapters(model).backbone, self.average):
+            with checkpoints.inference_model(model, without_adapters(model).backbone, self.average):
                 measured = self.measure(self.state.global_step)
             values |= {f"{EVAL_PREFIX}{name}": value for name, value in measured.items()}
         self.log(values)
@@ -311,7 +290,7 @@ class MLLMTrainer(Trainer):
                 self.monitor.save(folder)
                 self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
 
-        write_checkpoint(Path(output), step, write, state=PartialState())
+        checkpoints.write_checkpoint(Path(output), step, write, state=PartialState())
         if self.args.should_save:
             limit, best = self.args.save_total_limit, self.state.best_model_checkpoint
             rotate_checkpoints(output_dir=output, save_total_limit=limit, best_model_checkpoint=best)
@@ -328,10 +307,6 @@ class MLLMTrainer(Trainer):
             if self.average:  # here, because with DeepSpeed the library loads nothing itself
                 self.average.load(checkpoint)
         self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-
-    def gathered_weights(self) -> dict[str, Tensor] | None:
-        """All weights on the first process where ZeRO-3 partitions them, else None; every process must call it."""
-        return self.accelerator.get_state_dict(self.model_wrapped) if is_deepspeed_zero3_enabled() else None
 
 
 def without_adapters(model: Any) -> Any:
@@ -440,8 +415,8 @@ def training_arguments(recipe: MLLMRecipe) -> TrainingArguments:
             counts = f"{recipe.batches_per_step} and {num_processes()}"
             raise ValueError(f"batches_per_step must be a multiple of the processes, got {counts}; change one")
     if settings.get("deepspeed"):
-        universal = needs_resharding(newest_checkpoint(recipe.output), num_processes())
-        settings["deepspeed"] = deepspeed_settings(settings["deepspeed"], universal=universal)
+        universal = checkpoints.needs_resharding(newest_checkpoint(recipe.output), num_processes())
+        settings["deepspeed"] = checkpoints.deepspeed_settings(settings["deepspeed"], universal=universal)
     elif settings["use_cpu"] and num_processes() > 1:
         PartialState(cpu=True, timeout=WAIT_IN_TRAINING)  # on a CPU the library does not pass `ddp_timeout` on
     for name, hint in get_type_hints(TrainingArguments).items():  # words would be compared with numbers later

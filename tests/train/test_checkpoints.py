@@ -1,6 +1,7 @@
 """Averaged weights, the model as it would be saved, folders that count, and what DeepSpeed is asked for."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from accelerate import PartialState
 from transformers import LlamaConfig, LlamaModel
 
+from mllm.files import UNFINISHED
 from train.checkpoints import (
     UNSHARDED,
     ZERO_2,
@@ -18,7 +20,6 @@ from train.checkpoints import (
     inference_model,
     needs_resharding,
     newest_checkpoint,
-    remove_unfinished,
     write_checkpoint,
 )
 from train.hardware import CPU_EAGER, speed_up
@@ -95,7 +96,7 @@ def test_only_complete_checkpoints_count(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         write_checkpoint(tmp_path, 11, fail, state=PartialState())
     assert newest_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
-    remove_unfinished(tmp_path)
+    shutil.rmtree(tmp_path / UNFINISHED)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-9"]
 
 

@@ -12,12 +12,12 @@ from peft import PeftModel
 
 from mllm.checkpoint import find_model_folder
 from mllm.model import MLLMForConditionalGeneration
+from mllm.processor import MLLMProcessor
 from mllm.vocabulary import added_ids, load_text_tokenizer
 from tests.train.launching import changed, losses, same, weights
 from tokenizer.unitok import UniTok
 from train import trainer as training
 from train.build_model import build_model
-from train.checkpoints import save_model_folder
 from train.lora import merge_folder
 from train.recipe import AdapterRecipe, MLLMRecipe, Validation
 from train.trainer import train_mllm
@@ -32,7 +32,8 @@ def on_a_new_model(mllm_recipe: MLLMRecipe, *, tied: bool = False, steps: int = 
     image_tokenizer = UniTok.from_pretrained(mllm_recipe.image_tokenizer)
     base, output = mllm_recipe.output / "base", mllm_recipe.output / "lora"
     model = build_model(dataclasses.replace(mllm_recipe, model=fields), text_tokenizer, image_tokenizer)
-    save_model_folder(base, model=model, text_tokenizer=text_tokenizer, image_tokenizer=image_tokenizer)
+    model.save_pretrained(base)
+    MLLMProcessor(text_tokenizer, image_tokenizer).save_pretrained(base)
     start: dict[str, Any] = {"model": {}, "start_from": base, "output": output, "adapter": ADAPTER}
     trainer = {"max_steps": steps, "save_steps": 2, "report_to": []}
     return changed(mllm_recipe, trainer, trainable=["projector", "code_head"], **start)

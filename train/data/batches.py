@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,10 +26,9 @@ HELD_OUT_SEED = 7_777_777  # added to the seed of the data: other scenes, other 
 def training_batches(recipe: MLLMRecipe, tokenizers: Tokenizers, *, num_batches: int) -> Dataset:
     """The batches of a whole run, over all processes and accumulation steps."""
     shape, checkpoints = BatchShape(recipe.rows, recipe.length), None
-    sequences: SequenceSource
     if recipe.classes.is_given:
         check_guidance(recipe.classes, tokenizers.config)
-        sequences = class_sequences(recipe.classes, recipe.output / "class_codes", tokenizers, shape)
+        sequences: SequenceSource = class_sequences(recipe.classes, recipe.output / "class_codes", tokenizers, shape)
     elif recipe.data.shards:
         sequences = shard_sequences(recipe.data, recipe.data.shards, tokenizers, shape)
         checkpoints = recipe.output / "packing" / packing_fingerprint(sequences)
@@ -43,37 +42,31 @@ def training_batches(recipe: MLLMRecipe, tokenizers: Tokenizers, *, num_batches:
 
 def validation_batches(recipe: MLLMRecipe, tokenizers: Tokenizers) -> dict[str, Dataset]:
     """Held-out batches by task; none where the recipe does not measure."""
-    if recipe.validation is None:
+    wanted, shape, sources = recipe.validation, BatchShape(recipe.rows, recipe.length), dict[str, SequenceSource]()
+    if wanted is None:
         return {}
-    held_out = _held_out(recipe, recipe.validation.shards, tokenizers)
-    return {task: PackedBatches(source, num_batches=recipe.validation.batches) for task, source in held_out}
-
-
-def _held_out(
-    recipe: MLLMRecipe, sources: Sequence[ShardSource], tokenizers: Tokenizers
-) -> Iterator[tuple[str, SequenceSource]]:
-    """Tasks and their sequences."""
-    shape, folders = BatchShape(recipe.rows, recipe.length), recipe.classes.folders
     if recipe.classes.is_given:
-        if folders:
+        if folders := recipe.classes.folders:
             raise ValueError(
                 f"validation must be left out where classes.folders names the images, got {folders}; no image of them "
                 "is held out"
             )
         seed = recipe.classes.seed + HELD_OUT_SEED
         classes = replace(recipe.classes, world_images=HELD_OUT_EPISODES, class_dropout=0.0, seed=seed)
-        yield "draw_class", class_sequences(classes, recipe.output / "class_codes-validation", tokenizers, shape)
+        folder = recipe.output / "class_codes-validation"
+        sources["draw_class"] = class_sequences(classes, folder, tokenizers, shape)
     elif recipe.data.shards:
         mixed = replace(recipe.data, prompt_dropout=0.0, packing_buffers=1)
-        for source in sources:
-            yield Path(source.path).name, shard_sequences(mixed, [source], tokenizers, shape)
+        for source in wanted.shards:
+            sources[Path(source.path).name] = shard_sequences(mixed, [source], tokenizers, shape)
     else:
         seed = recipe.data.seed + HELD_OUT_SEED
         data = replace(recipe.data, episodes=HELD_OUT_EPISODES, dense_every=1, seed=seed, prompt_dropout=0.0)
         episodes, codes = encode_world(data, recipe.output / "codes-validation", tokenizers)
         for job in data.jobs:
             alone = replace(data, jobs={job: 1.0}, conversations={})
-            yield job, WorldSequences(alone, episodes, codes, tokenizers, shape)
+            sources[job] = WorldSequences(alone, episodes, codes, tokenizers, shape)
+    return {task: PackedBatches(source, num_batches=wanted.batches) for task, source in sources.items()}
 
 
 def class_sequences(data: ClassData, world_folder: Path, tokenizers: Tokenizers, shape: BatchShape) -> ClassSequences:
@@ -88,16 +81,10 @@ def class_sequences(data: ClassData, world_folder: Path, tokenizers: Tokenizers,
 
 def check_length(data: WorldData, tokenizers: Tokenizers, length: int) -> None:
     """Draw a few samples, to refuse a length that none of them fits before their images are encoded."""
-    config, episodes = tokenizers.config, world_episodes(data, tokenizers)
-    talk = world_conversations(data, tokenizers)
-    drawn = WorldSequences(
-        data,
-        episodes,
-        BlankCodes(episodes, config, grid_of=episodes.grid_of),
-        tokenizers,
-        BatchShape(1, length),
-        conversations=talk and (talk, BlankCodes(talk, config)),
-    )
+    episodes, talk = world_episodes(data, tokenizers), world_conversations(data, tokenizers)
+    blank = BlankCodes(episodes, tokenizers.config, grid_of=episodes.grid_of)
+    blank_talk = talk and (talk, BlankCodes(talk, tokenizers.config))
+    drawn = WorldSequences(data, episodes, blank, tokenizers, BatchShape(1, length), conversations=blank_talk)
     drawn.refill(PackingBuffer(0))
 
 
@@ -152,14 +139,12 @@ def shard_sequences(
     Raises:
         ValueError: a folder of another image tokenizer, of another version, or incomplete.
     """
-    folders = _open([path_of(source, data.root) for source in sources], tokenizers)
+    root = data.root or Path()
+    folders = _open(
+        [path if "://" in path else root / path for path in (source.path for source in sources)], tokenizers
+    )
     mixture = Mixture(folders, [source.weight for source in sources], seed=data.seed)
     return ShardSequences(mixture, data, tokenizers, shape)
-
-
-def path_of(source: ShardSource, root: Path | None) -> str | Path:
-    """Where a prepared folder is."""
-    return source.path if root is None or "://" in source.path else root / source.path
 
 
 def _open(paths: Sequence[str | Path], tokenizers: Tokenizers) -> list[ShardFolder]:

@@ -40,11 +40,8 @@ class ShardSequences(SequenceSource):
     """
 
     def __init__(self, mixture: Mixture, data: MLLMData, tokenizers: Tokenizers, shape: BatchShape) -> None:
-        if data.buffer_size < 1:
-            raise ValueError(f"data.buffer_size must be >= 1, got {data.buffer_size}; change the recipe")
         self.mixture, self.data, self.tokenizers, self.shape = mixture, data, tokenizers, shape
-        self.num_buffers = data.packing_buffers
-        self.num_left_out = 0
+        self.num_buffers, self.num_left_out = data.packing_buffers, 0
 
     def __getitem__(self, index: int) -> list[TokenSequence]:
         record, config = self.mixture[index], self.tokenizers.config
@@ -58,7 +55,6 @@ class ShardSequences(SequenceSource):
         return pieces or []
 
     def piece(self, buffer: int, sample: int, piece: int) -> TokenSequence:
-        """One sequence of a sample of a buffer."""
         return self[sample * self.num_buffers + buffer][piece]
 
     def refill(self, buffer: PackingBuffer) -> None:
@@ -79,8 +75,7 @@ class ShardSequences(SequenceSource):
         self.num_left_out += 1
         if self.num_left_out <= MAX_REPORTS or self.num_left_out.bit_count() == 1:
             text = "%s, %s does not fit: it has %d positions, a row has %d; left out (number %d)"
-            sizes = num_positions, self.shape.length, self.num_left_out
-            logger.warning(text, record.source, record.place, *sizes)
+            logger.warning(text, record.source, record.place, num_positions, self.shape.length, self.num_left_out)
 
 
 def sample_sequence(
@@ -142,11 +137,7 @@ class Mixture:
     """Records of several folders by number."""
 
     def __init__(self, folders: Sequence[ShardFolder], weights: Sequence[float], *, seed: int) -> None:
-        if len(folders) != len(weights) or not 0 < len(folders) <= BLOCK or min(weights) <= 0:
-            raise ValueError(
-                f"each folder of data.shards must have a weight > 0, got {list(weights)} for {len(folders)} folders; "
-                "change the weights"
-            )
+        assert len(folders) == len(weights) <= BLOCK and min(weights) > 0, f"{len(folders)} folders, weights {weights}"
         self.folders, self.seed = list(folders), seed
         self.quota_F = block_quota(weights)
         self.orders = [ShardOrder(folder.num_rows, seed=(seed, number)) for number, folder in enumerate(folders)]

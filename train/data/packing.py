@@ -76,7 +76,7 @@ class SequenceSource(ABC):
         """Add the sequences that should wait before a row is filled."""
 
     def piece(self, buffer: int, sample: int, piece: int) -> TokenSequence:
-        """One sequence of a sample again, after a restart; only where buffers outlive a batch."""
+        """A sequence of sample number `sample` of a buffer, after a restart; only where buffers outlive a batch."""
         raise NotImplementedError
 
 
@@ -84,15 +84,7 @@ class PackedBatches(Dataset):
     """`num_batches` batches of the source's shape."""
 
     def __init__(self, source: SequenceSource, *, num_batches: int, checkpoints: Path | None = None) -> None:
-        """
-        Args:
-            checkpoints: folder for the state of buffers, a file each with a line per state; None keeps none.
-        """
-        if min(source.shape) < 1 or source.num_buffers == 0:
-            raise ValueError(
-                f"rows, length and packing_buffers must be >= 1, got {source.shape.rows}, {source.shape.length} and "
-                f"{source.num_buffers}; change the recipe"
-            )
+        """`checkpoints`: folder for the state of buffers, a file each with a line per state; None keeps none."""
         self.source, self.num_batches, self.checkpoints = source, num_batches, checkpoints
         self.buffers: dict[int, PackingBuffer] = {}
 
@@ -110,8 +102,8 @@ class PackedBatches(Dataset):
             buffer = self._buffer_before(number, turn)
             while buffer.batch < turn:
                 self._pack_rows(buffer)
-        pad_token_id = self.source.tokenizers.config.pad_token_id
-        return pack_rows(self._pack_rows(buffer), length=self.source.shape.length, pad_token_id=pad_token_id)
+        sizes = {"length": self.source.shape.length, "pad_token_id": self.source.tokenizers.config.pad_token_id}
+        return pack_rows(self._pack_rows(buffer), **sizes)
 
     def _buffer_before(self, number: int, turn: int) -> PackingBuffer:
         """The buffer at a batch not after `turn`, as near as it is known."""
@@ -141,8 +133,8 @@ class PackedBatches(Dataset):
 
     def _saved_before(self, number: int, turn: int) -> dict[str, Any] | None:
         """The last state of a buffer that was saved at a batch not after `turn`."""
-        found = []
-        for line in self._file(number).read_bytes().splitlines() if self._file(number).is_file() else []:
+        found, path = [], self._file(number)
+        for line in path.read_bytes().splitlines() if path.is_file() else []:
             with suppress(ValueError):  # a line that was cut short when a process was killed
                 found.append(json.loads(line))
         return max((saved for saved in found if saved["batch"] <= turn), key=itemgetter("batch"), default=None)

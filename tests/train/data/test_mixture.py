@@ -84,9 +84,3 @@ def test_what_is_kept_open_does_not_grow(folders: list[ShardFolder]) -> None:
     assert all(folder.open_shard.cache_info().currsize <= OPEN_FILES for folder in folders)
     assert folders[1].open_shard.cache_info().currsize == OPEN_FILES
     assert all(folder.row_group.cache_info().currsize <= ROW_GROUPS for folder in folders)
-
-
-def test_weights_that_make_no_sense_are_refused(folders: list[ShardFolder]) -> None:
-    for weights in ([1, 2], [1, 0, 1], [1, -1, 1]):
-        with pytest.raises(ValueError):
-            Mixture(folders, weights, seed=0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections import Counter
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from mllm.conversation import Message, TextPart
 from mllm.sequence import IGNORED, PackedBatch, sample_numbers
 from mllm.vocabulary import extend_tokenizer, load_text_tokenizer
 from tests.train.data.raw_data import document, pair, prepared
+from tests.train.launching import same
 from train.data.mixture import Mixture, ShardSequences
 from train.data.packing import CHECKPOINT_EVERY, BatchShape, PackedBatches, Tokenizers
 from train.data.records import Record
@@ -77,10 +77,6 @@ def make(folders: list[ShardFolder], tokenizer: PreTrainedTokenizerBase, config:
         return PackedBatches(sequences, num_batches=14, checkpoints=checkpoints)
 
     return make
-
-
-def same(first: PackedBatch, second: PackedBatch) -> bool:
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
 def padding_of(batch: PackedBatch) -> torch.Tensor:
@@ -172,20 +168,14 @@ def test_padding_is_below_5_percent_on_mixed_data(make) -> None:
         assert sum(padding) / 30 < 0.05
 
 
-def test_positions_restart_and_nothing_is_learned_across_samples(make) -> None:
-    batches = make()
-    for index in range(20):
-        batch = batches[index]
-        for _, labels, positions in samples_of(batch):
-            assert positions == tuple(range(len(positions))) and labels[0] == IGNORED
-        assert (batch["labels"][padding_of(batch)] == IGNORED).all()
-
-
-def test_images_are_never_cut(make, config: MLLMConfig) -> None:
+def test_positions_restart_nothing_is_learned_across_samples_and_images_are_never_cut(make, config: MLLMConfig) -> None:
     """Long documents are cut into pieces, between images only."""
     batches = make(length=23, some=slice(1, 3))
     for index in range(30):
         batch = batches[index]
+        for _, labels, positions in samples_of(batch):
+            assert positions == tuple(range(len(positions))) and labels[0] == IGNORED
+        assert (batch["labels"][padding_of(batch)] == IGNORED).all()
         is_image = batch["input_ids"] == config.image_token_id
         assert is_image.sum() == len(batch["codes"]) == len(batch["code_targets"])
         assert (batch["image_lengths"] == 4).all()
@@ -214,28 +204,3 @@ def test_documents_longer_than_a_row_are_learned_whole(make) -> None:
         ids = [token for piece in sequences[index] for token in piece.token_ids_T.tolist()]
         assert ids == whole[index][0].token_ids_T.tolist()
         assert all(len(piece) <= 16 for piece in sequences[index])
-
-
-def test_instructions_are_dropped_and_images_described_as_often_as_asked(
-    make, tokenizer: PreTrainedTokenizerBase
-) -> None:
-    sequences = make(some=slice(0, 1)).source
-    samples = [sequences[index][0] for index in range(400)]
-    described = [sample.code_targets_P.any() for sample in samples].count(False)
-    dropped = sum("<unconditional>" in tokenizer.decode(sample.token_ids_T) for sample in samples)
-    assert abs(described - 120) < 33 and abs(dropped - 0.2 * 280) < 25
-
-
-def test_an_error_names_the_record(make, config: MLLMConfig) -> None:
-    sequences = make().source
-    other = MLLMConfig(**{**config.to_dict(), "image_size": 48})
-    sequences.tokenizers = dataclasses.replace(sequences.tokenizers, config=other)
-    with pytest.raises(ValueError, match=r"made.tar, \d+: "):
-        for index in range(9):
-            sequences[index]
-
-
-def test_settings_that_make_no_sense_are_refused(make) -> None:
-    for name in ("rows", "packing_buffers", "buffer_size"):
-        with pytest.raises(ValueError):
-            make(**{name: 0})
