@@ -38,7 +38,6 @@ def build_model(
     recipe: MLLMRecipe,
     text_tokenizer: PreTrainedTokenizerBase,
     image_tokenizer: UniTok,
-    *,
     dtype: torch.dtype = torch.float32,
 ) -> MLLMForConditionalGeneration:
     """A model whose ids and codebooks are those of the tokenizers (the text tokenizer is extended in place)."""
@@ -51,11 +50,12 @@ def build_model(
     if unknown := sorted(set(recipe.model) - {*MLLMConfig.__dataclass_fields__, *OLD_NAMES}):
         raise ValueError(f"model must have fields of MLLMConfig, got {', '.join(unknown)}; correct or leave them out")
     start = MLLMConfig.from_pretrained(recipe.start_from, local_files_only=True) if recipe.start_from else None
+    has_plans = start is not None and start.begin_plan_id is not None
     vocabulary = extend_tokenizer(
         text_tokenizer,
-        max_grid_side=recipe.model.get("max_grid_side", start.max_grid_side if start is not None else None),
-        num_classes=recipe.model.get("num_classes", start.num_classes if start is not None else 0),
-        plans=recipe.data.plans or (start is not None and start.begin_plan_id is not None),
+        max_grid_side=recipe.model.get("max_grid_side", getattr(start, "max_grid_side", None)),
+        num_classes=recipe.model.get("num_classes", getattr(start, "num_classes", 0)),
+        plans=recipe.data.plans or has_plans,
     )
     if start is not None:
         check_same_ids(start, vocabulary, folder=recipe.start_from)
@@ -97,16 +97,10 @@ def misfits_named() -> Iterator[None]:
 def freeze_all_but(model: nn.Module, groups: Sequence[str]) -> None:
     """Freeze all groups of parameters but the named ones (changed in place)."""
     for name, parameter in model.named_parameters():
-        if "all" not in groups and group_of(name) not in groups:
+        group = next((group for group, begins in PARAMETER_GROUPS.items() if name.startswith(begins)), None)
+        assert group is not None, f"parameter {name!r} must be in a group; add it to PARAMETER_GROUPS"
+        if "all" not in groups and group not in groups:
             parameter.requires_grad_(False)
-
-
-def group_of(parameter: str) -> str:
-    """The group that a parameter belongs to."""
-    for name, beginnings in PARAMETER_GROUPS.items():
-        if parameter.startswith(beginnings):
-            return name
-    raise ValueError(f"parameter {parameter!r} must be in a group, got none; add it to PARAMETER_GROUPS")
 
 
 # ---- a model of ours ----
@@ -122,8 +116,8 @@ def _load(
     check_grid(start, grid, folder=recipe.start_from)
     options = {}
     if recipe.adapter and recipe.adapter.bits:
-        name = {4: "nf4", 8: "bnb8"}[recipe.adapter.bits]
-        options["quantization_config"] = quantization_config(name, dtype=torch.bfloat16, kept=NOT_QUANTIZED)
+        kind = {4: "nf4", 8: "bnb8"}[recipe.adapter.bits]
+        options["quantization_config"] = quantization_config(kind, dtype=torch.bfloat16, kept=NOT_QUANTIZED)
     model = MLLMForConditionalGeneration.from_pretrained(recipe.start_from, config=config, dtype=dtype, **options)
     resize_vocabulary(model, vocabulary, known=start)
     positions = model.code_embedding.places
@@ -143,10 +137,8 @@ def changed_config(start: MLLMConfig, changes: dict[str, Any], *, folder: Path) 
     text_config = {**fields["text_config"], **changes.get("text_config", {})}
     with misfits_named():
         config = MLLMConfig.from_dict({**fields, **changes, "text_config": text_config})
-    before, after = (
-        {name: tuple(value.shape) for name, value in our_shapes(MLLMForConditionalGeneration, each).items()}
-        for each in (start, config)
-    )
+    shapes = (our_shapes(MLLMForConditionalGeneration, each) for each in (start, config))
+    before, after = ({name: tuple(value.shape) for name, value in each.items()} for each in shapes)
     if before != after:
         (name, *_) = sorted(set(before.items()) ^ set(after.items()))
         raise ValueError(
@@ -231,10 +223,8 @@ def _build_around(
         model = MLLMForConditionalGeneration.from_pretrained(None, config=config, dtype=dtype, state_dict=words)
     else:
         of_transformers: Any = AutoModelForCausalLM._model_mapping[type(stored)]
-        renamed = {rf"^{of_transformers.base_model_prefix}\.": "backbone."}
-        model = MLLMForConditionalGeneration.from_pretrained(
-            recipe.backbone, config=config, dtype=dtype, key_mapping=renamed
-        )
+        how = {"dtype": dtype, "key_mapping": {rf"^{of_transformers.base_model_prefix}\.": "backbone."}}
+        model = MLLMForConditionalGeneration.from_pretrained(recipe.backbone, config=config, **how)
     resize_vocabulary(model, vocabulary, known=stored if is_ours else None)
     embedding = model.code_embedding
     with gathered(embedding.parameters()):

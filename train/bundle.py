@@ -50,15 +50,9 @@ def read_scores(file: Path, bundled: Path) -> dict[str, Any]:
 
 def write_source(bundled: Path, stages: dict[str, Any], *, scores: dict[str, Any] | None, note: str | None) -> None:
     """Record where the bundled model comes from, in SOURCE.json and in the model card."""
-    git = ["git", "rev-parse", "HEAD"]
-    commit = subprocess.run(git, cwd=Path(__file__).parent, capture_output=True, text=True, check=True).stdout.strip()
-    source = {
-        "note": note,
-        "commit": commit,
-        "image_tokenizer": read_json(bundled / "image_tokenizer" / CONFIG_FILE),
-        **stages,
-        "scores": scores,
-    }
+    commit = subprocess.check_output(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, text=True).strip()
+    image_tokenizer = read_json(bundled / "image_tokenizer" / CONFIG_FILE)
+    source = {"note": note, "commit": commit, "image_tokenizer": image_tokenizer, **stages, "scores": scores}
     write_json(bundled / SOURCE_FILE, source)
     save_model_card(bundled, MLLMConfig.from_pretrained(bundled))
 
@@ -100,9 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("finished", type=Path, help="the `final` folder of a training run")
     parser.add_argument("bundled", type=Path, help="where to put it")
-    parser.add_argument(
-        "--scores", type=Path, help="JSON of `mllm evaluate world` or `emoji`; without it, copy the model"
-    )
+    parser.add_argument("--scores", type=Path, help="JSON of `mllm evaluate world` or `emoji`; without: copy the model")
     parser.add_argument("--note", help="what else there is to know about how it was made")
     parser.add_argument("--attribution", type=Path, help="who made the training images, under which licences")
     args = parser.parse_args(argv)

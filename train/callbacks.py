@@ -21,16 +21,9 @@ from torch.utils.data import Dataset
 
 from mllm.config import MLLMConfig
 from mllm.engine.settings import Overrides
+from mllm.evaluation import protocol
 from mllm.evaluation.answerer import PipelineAnswerer, choose_groups, describe_run
-from mllm.evaluation.protocol import (
-    RESULT_FILE,
-    AnsweredItem,
-    ScoreOptions,
-    completeness,
-    find_benchmark,
-    make_result,
-    match_answers,
-)
+from mllm.evaluation.protocol import AnsweredItem, ScoreOptions, find_benchmark
 from mllm.evaluation.run import RunFolder, run_items
 from mllm.evaluation.world import GROUPS, Group, answer_with, evaluate_world
 from mllm.files import fingerprint_of, read_lines, write_image, write_json
@@ -60,14 +53,16 @@ class Measurement(NamedTuple):
 def build_callbacks(recipe: MLLMRecipe, *, image_size: int) -> list[Measurement]:
     """Those that the recipe asks for."""
     wanted, found = recipe.validation, list[Measurement]()
-    if wanted and wanted.prompts:
+    if wanted is None:
+        return []
+    if wanted.prompts:
         found.append(Measurement((), partial(draw_sheet, wanted.prompts, recipe.output / "samples")))
-    if wanted and wanted.benchmarks:
+    if wanted.benchmarks:
         for each in wanted.benchmarks:
             check_benchmark(each)
         names = [each.name for each in wanted.benchmarks]
         found.append(Measurement(names, partial(score_benchmarks, wanted.benchmarks, recipe.output / "benchmarks")))
-    if wanted and wanted.world:
+    if wanted.world:
         if image_size < MIN_SIDE:
             raise ValueError(f"validation.world needs images of >= {MIN_SIDE} pixels, got {image_size}; leave it out")
         groups = {name_of(group): group for group in choose_groups(GROUPS, wanted.world.jobs)}
@@ -90,11 +85,7 @@ def run_callbacks(
 
 
 def check_best_metric(name: str | None, tasks: Iterable[str], *, others: Iterable[str]) -> None:
-    """Refuse to choose the best checkpoint by a number that is not measured.
-
-    Args:
-        others: names of what is measured beside the losses.
-    """
+    """Refuse to choose the best checkpoint by a number that is not measured; `others` is measured beside the losses."""
     losses = [f"{task}_{part}loss" for task in tasks for part in ("", "text_", "image_")]
     known = ["loss", *losses, *others]
     if name is not None and name.removeprefix(EVAL_PREFIX) not in known:
@@ -106,12 +97,7 @@ def check_best_metric(name: str | None, tasks: Iterable[str], *, others: Iterabl
 
 @torch.no_grad()
 def validate(
-    model: nn.Module,
-    tasks: Mapping[str, Dataset],
-    accelerator: Accelerator,
-    *,
-    config: MLLMConfig,
-    options: dict[str, Any],
+    model: nn.Module, tasks: Mapping[str, Dataset], accelerator: Accelerator, *, config: MLLMConfig, **options: Any
 ) -> dict[str, float]:
     """`eval_loss` over all tasks and `eval_TASK_loss`, with text and image parts, weighted as in training.
 
@@ -164,7 +150,7 @@ def score_benchmarks(
     for wanted in benchmarks:
         result = run_and_score(pipeline, wanted, folder=folder / f"step-{step}" / wanted.name)
         headlines[wanted.name] = result["scores"][result["headline"]]["value"]
-        what = f"{result['protocol']}, {completeness(result)}: {result['headline']}"
+        what = f"{result['protocol']}, {protocol.completeness(result)}: {result['headline']}"
         logger.info("step %d, %s %.2f", step, what, headlines[wanted.name])
     return headlines
 
@@ -192,17 +178,17 @@ def run_and_score(pipeline: Pipeline, wanted: BenchmarkInLoop, *, folder: Path) 
         logger.warning("%s holds answers of an interrupted run; they are replaced", folder)
         shutil.rmtree(folder)
     run_items(chosen, answerer, run, description=description, batch_size=wanted.batch_size)
-    answered = match_answers(benchmark, chosen, read_lines(run.answers_file), answers=folder)
+    answered = protocol.match_answers(benchmark, chosen, read_lines(run.answers_file), answers=folder)
     scores = benchmark.score(answered, wanted.annotations, ScoreOptions(folder=folder))
     files = {name: fingerprint_of(getattr(wanted, name)) for name in ("annotations", "questions")}
-    result = make_result(wanted.name, scores, run=description, expected=len(items), scored=len(answered), files=files)
-    write_json(folder / RESULT_FILE, result)
+    about: dict[str, Any] = {"run": description, "expected": len(items), "scored": len(answered), "files": files}
+    result = protocol.make_result(wanted.name, scores, **about)
+    write_json(folder / protocol.RESULT_FILE, result)
     return result
 
 
 def score_world(wanted: WorldInLoop, groups: Mapping[str, Group], pipeline: Pipeline, step: int) -> dict[str, float]:
     """Pass rates on the same few items of the synthetic world: `world_JOB`, and `world`, their mean."""
-
     answer = answer_with(pipeline, at_once=wanted.batch_size, max_text=MAX_ANSWER)
     size = pipeline.config.image_size
     scores = evaluate_world(answer, count=wanted.count, seed=0, size=size, groups=list(groups.values()))

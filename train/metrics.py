@@ -26,17 +26,10 @@ Values = dict[str, float | list[float]]
 
 SCALARS = ("text", "num_text", "image", "z", "num_image", "num_real", "num_positions")
 PEAK_FLOPS = {
-    # dense bfloat16, from the vendors' data sheets; the first name contained in the device's name counts
-    "H200": 989e12,
-    "H100 PCIe": 756e12,
-    "H100": 989e12,
-    "A100": 312e12,
-    "A800": 312e12,
-    "L40S": 362e12,
-    "L4": 121e12,
-    "A10G": 70e12,
-    "RTX 4090": 165e12,
+    **{"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "A800": 312e12},
+    **{"L40S": 362e12, "L4": 121e12, "A10G": 70e12, "RTX 4090": 165e12},
 }
+"""Dense bfloat16, from the vendors' data sheets; the first name contained in the device's name counts."""
 
 
 class StepMetrics:
@@ -53,15 +46,9 @@ class StepMetrics:
 
     def add(self, parts: LossParts, inputs: dict[str, Any]) -> None:
         is_real_BT = sample_numbers(inputs["position_ids"]) > 0
-        scalars = (
-            parts.text * parts.num_text,
-            parts.num_text,
-            parts.image * parts.num_image,
-            parts.z * parts.num_image,
-            parts.num_image,
-            is_real_BT.sum(),
-            is_real_BT.numel(),
-        )
+        text = (parts.text * parts.num_text, parts.num_text)
+        image = (parts.image * parts.num_image, parts.z * parts.num_image, parts.num_image)
+        scalars = (*text, *image, is_real_BT.sum(), is_real_BT.numel())
         per_codebook_K = parts.image_per_codebook_K * (parts.num_image // self.num_codebooks)
         device = per_codebook_K.device
         stacked = torch.stack([torch.as_tensor(value, device=device).detach().double() for value in scalars])

@@ -6,6 +6,7 @@ import io
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import sentencepiece
 
@@ -20,31 +21,15 @@ from train.recipe import TextTokenizerRecipe
 
 
 def train_text_tokenizer(sentences: Iterable[str], path: Path, *, vocab_size: int) -> None:
-    """Write a SentencePiece model in which no input is unencodable.
-
-    Raises:
-        ValueError: the sentences are too few for `vocab_size` (SentencePiece says how many it can fill).
-    """
+    """Write a SentencePiece model in which no input is unencodable."""
     model = io.BytesIO()
+    how = {"model_type": "bpe", "byte_fallback": True, "split_digits": True, "character_coverage": 1.0}
+    how |= {"normalization_rule_name": "identity", "remove_extra_whitespaces": False}
+    how |= {"add_dummy_prefix": False}  # a piece of a dialogue must not depend on where it stands
+    how |= {"unk_id": 0, "bos_id": 1, "eos_id": 2, "pad_id": -1, "num_threads": 1, "minloglevel": 2}
+    train: Any = sentencepiece.SentencePieceTrainer.train
     try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(sentences),
-            model_writer=model,
-            model_type="bpe",
-            vocab_size=vocab_size,
-            byte_fallback=True,
-            split_digits=True,
-            character_coverage=1.0,
-            normalization_rule_name="identity",
-            remove_extra_whitespaces=False,
-            add_dummy_prefix=False,  # a piece of a dialogue must not depend on where it stands
-            unk_id=0,
-            bos_id=1,
-            eos_id=2,
-            pad_id=-1,
-            num_threads=1,
-            minloglevel=2,
-        )
+        train(sentence_iterator=iter(sentences), model_writer=model, vocab_size=vocab_size, **how)
     except RuntimeError as error:
         raise ValueError(f"vocab_size must fit the sentences, got {vocab_size} ({error}); change it") from None
     with whole_file(path) as unfinished:

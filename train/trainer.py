@@ -254,8 +254,7 @@ class MLLMTrainer(Trainer):
     def evaluate(self, *arguments: Any, **options: Any) -> dict[str, float]:
         """Losses by task of the weights that are trained, and what is measured on the model as it would be saved."""
         began = time.monotonic()
-        about: dict[str, Any] = {"config": self.config, "options": self.options}
-        values = validate(self.model_wrapped, self.validation, self.accelerator, **about)
+        values = validate(self.model_wrapped, self.validation, self.accelerator, config=self.config, **self.options)
         if self.measure is not None:
             model: Any = self.model
             with checkpoints.inference_model(model, without_adapters(model).backbone, self.average):

@@ -19,17 +19,8 @@ import numpy as np
 
 from mllm.conversation import CodesPart, Message, Role, TextPart
 from mllm.files import parse_json
-from train.data.records import (
-    BadRecord,
-    Record,
-    RecordPart,
-    chat_record,
-    document_record,
-    find_image,
-    message,
-    pair_record,
-    short,
-)
+from train.data import records
+from train.data.records import BadRecord, Record, RecordPart, find_image, message, short
 from train.data.rows import read_items
 
 Row = Mapping[str, Any]
@@ -60,9 +51,8 @@ COLUMNS: dict[str, tuple[str, ...]] = {
 
 def find(row: Row, column: str) -> Any:
     """The value of a column under any of its names; None where there is none."""
-    return next(
-        (value for name in (column, *COLUMNS.get(column, ())) if (value := _inside(row, name)) is not None), None
-    )
+    names = (column, *COLUMNS.get(column, ()))
+    return next((value for name in names if (value := _inside(row, name)) is not None), None)
 
 
 def _inside(value: Any, name: str) -> Any:
@@ -84,11 +74,10 @@ def dialogue(question: tuple[str, ...], answer: tuple[str, ...]) -> Callable[[Ro
     """A reader of records of one question and its answer, out of these columns in this order."""
 
     def read(row: Row, folder: Path) -> Record:
-        turns = [
-            message(role, *(part for column in columns for part in _parts(column, find(row, column), folder)))
-            for role, columns in (("user", question), ("assistant", answer))
-        ]
-        return chat_record(turns)
+        def turn(role: Role, columns: tuple[str, ...]) -> Message:
+            return message(role, *(part for column in columns for part in _parts(column, find(row, column), folder)))
+
+        return records.chat_record([turn("user", question), turn("assistant", answer)])
 
     return read
 
@@ -123,7 +112,7 @@ def read_cauldron(row: Row, folder: Path) -> Record:
         turns.append(message("user", *parts, TextPart(_words(text.get("user"), "user"))))
         turns.append(message("assistant", TextPart(_words(text.get("assistant"), "assistant"))))
         parts = []
-    return chat_record(turns)
+    return records.chat_record(turns)
 
 
 # Orders of their own
@@ -132,14 +121,14 @@ def read_cauldron(row: Row, folder: Path) -> Record:
 def read_chat(row: Row, folder: Path) -> Record:
     """A single assistant message is a document."""
     messages, images = _lists({"images": [], **{k: v for k, v in row.items() if v is not None}}, "messages", "images")
-    listed = iter(images)
-    said = [
-        (m.get("role"), tuple(_content_parts(m.get("content"), listed, folder))) for m in _objects(messages, "messages")
-    ]
+    listed, turns = iter(images), _objects(messages, "messages")
+    said = [(turn.get("role"), tuple(_content_parts(turn.get("content"), listed, folder))) for turn in turns]
     if num_left := len(list(listed)):
         raise BadRecord(f"messages must show all images, got {num_left} that none shows; add their items")
-    turns = [message(role, *parts) for role, parts in _after_system(said)]
-    return document_record(turns[0].parts) if [turn.role for turn in turns] == ["assistant"] else chat_record(turns)
+    made = [message(role, *parts) for role, parts in _after_system(said)]
+    if [turn.role for turn in made] == ["assistant"]:
+        return records.document_record(made[0].parts)
+    return records.chat_record(made)
 
 
 def _after_system(said: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Role, Any]]:
@@ -168,9 +157,7 @@ def _content_parts(content: Any, listed: Iterator[Any], folder: Path) -> Iterato
                 named = (item if key == "bytes" else item[key] for key in IMAGE_KEYS if item.get(key))
                 image = next(named, None) or next(listed, None)
                 if image is None:
-                    raise BadRecord(
-                        "an image item must have an image, got no path and no image left in `images`; add it"
-                    )
+                    raise BadRecord("an image item must have an image, got no path and none left in `images`; add it")
                 yield find_image(image, folder)
             case _:
                 raise BadRecord(f"items of a message must be of type text or image, got {short(item)}; fix it")
@@ -180,7 +167,7 @@ def read_llava(row: Row, folder: Path) -> Record:
     """`image` is one path or a list of them; without it the dialogue is text."""
     named = row.get("images") if row.get("image") is None else row["image"]
     names = [] if named is None else named if isinstance(named, list) else [named]
-    return chat_record(_llava_turns(row.get("conversations"), [find_image(name, folder) for name in names]))
+    return records.chat_record(_llava_turns(row.get("conversations"), [find_image(name, folder) for name in names]))
 
 
 def _llava_turns(conversation: Any, images: list[Any]) -> list[Message]:
@@ -221,7 +208,7 @@ def read_captions(row: Row, folder: Path) -> Record:
     captions = caption if isinstance(caption, list) else [caption]
     if not captions or not all(isinstance(text, str) for text in captions):
         raise BadRecord(f"an image must have a caption, got {short(caption)} in {_names(row)}; add it, or use --map")
-    return pair_record(captions, find_image(find(row, "link") if image is None else image, folder))
+    return records.pair_record(captions, find_image(find(row, "link") if image is None else image, folder))
 
 
 def read_classes(row: Row, folder: Path) -> Record:
@@ -232,9 +219,8 @@ def read_classes(row: Row, folder: Path) -> Record:
         label = int(label)
     if not isinstance(label, int) or isinstance(label, bool) or label < 0:
         raise BadRecord(f"a class must be an integer >= 0, got {label!r}; put images into one sub-folder per class")
-    codes = row.get("codes")
     views: list[RecordPart]
-    if isinstance(codes, list | np.ndarray):
+    if isinstance(codes := row.get("codes"), list | np.ndarray):
         views = [_codes_part(codes_KN, "codes", row) for codes_KN in codes]
     else:
         views = [replace(find_image(find(row, "image"), folder), has_views=True)]
@@ -251,17 +237,19 @@ def read_codes(row: Row, folder: Path) -> Record:
         case "T2I" | "image_text" | "I2T" if codes is None:
             raise BadRecord(f"a record of kind {kind} must have codes, got {sorted(row)}; add {CODES_PREFIX}256")
         case "T2I":
-            return pair_record(captions, codes, kind="draw")
+            return records.pair_record(captions, codes, kind="draw")
         case "image_text":
-            return pair_record(captions, codes)
+            return records.pair_record(captions, codes)
         case "I2T":
             if not captions:
                 raise BadRecord("an image must have a caption, got 'no' in text and InVL_caption; write one")
-            return chat_record([message("user", codes), message("assistant", TextPart(captions[-1]))])
+            return records.chat_record([message("user", codes), message("assistant", TextPart(captions[-1]))])
         case "mllm_pretrain" | "mllm_finetune":
-            return chat_record(_llava_turns(_from_json(row.get("text"), "text"), [] if codes is None else [codes]))
+            return records.chat_record(
+                _llava_turns(_from_json(row.get("text"), "text"), [] if codes is None else [codes])
+            )
         case _:
-            return document_record([TextPart(caption) for caption in captions[:1]])
+            return records.document_record([TextPart(caption) for caption in captions[:1]])
 
 
 def _find_codes(row: Row) -> CodesPart | None:
@@ -322,7 +310,7 @@ def read_mmc4(row: Row, folder: Path) -> Record:
     parts: list[RecordPart] = []
     for index, text in enumerate(texts):
         parts += [*before.get(index, []), TextPart(str(text))]
-    return document_record(parts)
+    return records.document_record(parts)
 
 
 def read_obelics(row: Row, folder: Path) -> Record:
@@ -335,7 +323,7 @@ def read_obelics(row: Row, folder: Path) -> Record:
         if (text is None) == (image is None):
             raise BadRecord(f"texts and images must hold one of the two at index {index}, got both or none; fix them")
         parts.append(TextPart(str(text)) if image is None else find_image(image, folder))
-    return document_record(parts)
+    return records.document_record(parts)
 
 
 def _lists(row: Row, *names: str) -> list[list[Any]]:
@@ -352,11 +340,10 @@ def _objects(values: Any, name: str) -> list[dict[str, Any]]:
 
 
 def read_text(row: Row, folder: Path) -> Record:
-    """A plain text."""
     text = find(row, "text")
     if not isinstance(text, str):
         raise BadRecord(f"text must be a string, got {type(text).__name__}; fix the record")
-    return document_record([TextPart(text)])
+    return records.document_record([TextPart(text)])
 
 
 # The table
@@ -423,11 +410,7 @@ def renamed(row: Row, columns: Mapping[str, str]) -> Row:
 
 
 def find_format(path: Path, columns: Mapping[str, str] | None = None) -> str:
-    """The layout of a file, by its first valid record; that of an empty file does not matter.
-
-    Raises:
-        ValueError: none of the first records is of a known layout.
-    """
+    """The layout of a file, by its first valid record; that of an empty file does not matter."""
     error: BadRecord | None = None
     for item in islice(read_items(path), MAX_TRIES):
         if item.is_blank:

@@ -61,10 +61,8 @@ def build_source(
 
 def _loader(images: Any, recipe: TokenizerRecipe, **options: Any) -> DataLoader:
     """Batches, read ahead by the recipe's workers."""
-    prefetch = 4 if recipe.num_workers else None
-    return DataLoader(
-        images, batch_size=recipe.batch_size, num_workers=recipe.num_workers, prefetch_factor=prefetch, **options
-    )
+    options |= {"num_workers": recipe.num_workers, "prefetch_factor": 4 if recipe.num_workers else None}
+    return DataLoader(images, batch_size=recipe.batch_size, **options)
 
 
 # The synthetic world
@@ -74,15 +72,9 @@ class WorldImages(Dataset):
     """An endless set: every integer names an image of the training split; negative ones are for looking at."""
 
     def __init__(
-        self,
-        recipe: TokenizerRecipe,
-        *,
-        image_size: int,
-        captions: EncodeCaptions | None = None,
-        rank: int = 0,
-        ranks: int = 1,
+        self, recipe: TokenizerRecipe, *, image_size: int, captions: EncodeCaptions | None, rank: int, ranks: int
     ) -> None:
-        if recipe.world_crop is not None and not 0 < recipe.world_crop <= image_size:
+        if recipe.world_crop is not None and recipe.world_crop > image_size:
             raise ValueError(
                 f"world_crop must be from 1 to {image_size}, as images have, got {recipe.world_crop}; change it"
             )
@@ -92,7 +84,7 @@ class WorldImages(Dataset):
         """This process's batches of the steps from `first` up to, not including, `last`."""
         size, ranks = self.recipe.batch_size, self.ranks
         indices = [i for i in range(first * size * ranks, last * size * ranks) if i // size % ranks == self.rank]
-        yield from _loader(self, self.recipe, sampler=indices)
+        return iter(_loader(self, self.recipe, sampler=indices))
 
     def samples(self, count: int) -> Tensor:
         """A few images to look at, uint8 (B, 3, H, W), always the same."""
@@ -122,9 +114,8 @@ class WorldImages(Dataset):
 
 def window_on(item: SceneObject, side: int, image_size: int, rng: Random) -> tuple[int, int, int, int]:
     """A random window (left, top, right, bottom) within the image that holds the middle of an object."""
-    left, top = (
-        min(max(round(middle * image_size - rng.uniform(0, side)), 0), image_size - side) for middle in (item.x, item.y)
-    )
+    corner = (round(middle * image_size - rng.uniform(0, side)) for middle in (item.x, item.y))
+    left, top = (min(max(first, 0), image_size - side) for first in corner)
     return left, top, left + side, top + side
 
 
@@ -143,7 +134,7 @@ class RandomCrop:
 
     def __post_init__(self) -> None:
         window, area, ratio = self.how.window, self.how.crop_area, self.how.crop_ratio
-        if window is not None and not 0 < window <= self.size:
+        if window is not None and window > self.size:
             raise ValueError(f"shards.window must be from 1 to image_size {self.size}, got {window}; change it")
         if not 0 < area[0] <= area[1] <= 1 or not 0 < ratio[0] <= ratio[1]:
             raise ValueError(
@@ -195,13 +186,7 @@ class TarImages(IterableDataset):
     what was trained on, not by what was read ahead."""
 
     def __init__(
-        self,
-        recipe: TokenizerRecipe,
-        *,
-        image_size: int,
-        captions: EncodeCaptions | None = None,
-        rank: int = 0,
-        ranks: int = 1,
+        self, recipe: TokenizerRecipe, *, image_size: int, captions: EncodeCaptions | None, rank: int, ranks: int
     ) -> None:
         assert recipe.shards.urls is not None, "build_source takes the world where no shards are given"
         self.recipe, self.captions, per_rank = recipe, captions, max(1, recipe.num_workers)
@@ -213,14 +198,10 @@ class TarImages(IterableDataset):
                 f"shards.urls must name a shard per reader ({ranks} processes with {per_rank} workers), got "
                 f"{len(self.shards)}; use fewer workers or more shards"
             )
-        self.start = 0
-        """Index in the endless line of shards at which reading begins."""
-        self.first_step = 0
-        """Step at which worker 0 began; workers take turns from there."""
-        self.first_worker = 0
-        """Which of this process's readers worker 0 is, so that a resumed run continues with the right one."""
-        self.progress: dict[int, Progress] = {}
-        """Where each reader continues; the beginning where none is given."""
+        self.start = 0  # index in the endless line of shards at which reading begins
+        self.first_step = 0  # step at which worker 0 began; workers take turns from there
+        self.first_worker = 0  # which of this process's readers worker 0 is, so that a resumed run continues with it
+        self.progress: dict[int, Progress] = {}  # where each reader continues; the beginning where none is given
         self.num_skipped = 0
 
     def batches(self, first: int, last: int) -> Iterator[dict[str, Tensor]]:
@@ -299,14 +280,8 @@ class TarImages(IterableDataset):
     def save(self, folder: Path) -> None:
         """Write what resuming needs; called by all processes at once."""
         progress = {reader: place for part in gather_object([self.progress]) for reader, place in part.items()}
-        reading = {
-            "shards": len(self.shards),
-            "readers": self.num_readers,
-            "shuffle_shards": self.shuffle_shards,
-            "start": self.start,
-            "first_step": self.first_step,
-            "places": progress,
-        }
+        sizes = {"shards": len(self.shards), "readers": self.num_readers, "shuffle_shards": self.shuffle_shards}
+        reading = {**sizes, "start": self.start, "first_step": self.first_step, "places": progress}
         if self.readers[0] == 0:
             (folder / READING_FILE).write_text(json.dumps(reading) + "\n")
 
@@ -327,12 +302,9 @@ class TarImages(IterableDataset):
         windows = [progress.get(reader, Progress()).window for reader in range(readers)]
         self.start += min(reader + window * per_window * readers for reader, window in enumerate(windows))
         self.first_step = int(folder.name.rpartition("-")[2])
-        logger.warning(
-            "the checkpoint has %d readers, now there are %d: reading continues at the first shard that was not "
-            "finished, so samples of the last windows can come twice",
-            readers,
-            self.num_readers,
-        )
+        text = "the checkpoint has %d readers, now there are %d: reading continues at the first shard that was not "
+        text += "finished, so samples of the last windows can come twice"
+        logger.warning(text, readers, self.num_readers)
 
 
 def _content(shard: Path, members: dict[str, TarMember], *endings: str) -> bytes:
@@ -353,7 +325,12 @@ def shard_order(seed: int, epoch: int, count: int) -> list[int]:
 
 def find_shards(urls: str) -> list[Path]:
     """The files that patterns name, all of which must be there: of braces, with * and ?, or folders of tars."""
-    shards = [path for url in expand_urls(urls) for path in _matching(url)]
+    shards: list[Path] = []
+    for url in expand_urls(urls):
+        if Path(url).is_dir():
+            shards += sorted(Path(url).glob("*.tar"))
+        else:
+            shards += sorted(map(Path, glob(url))) if has_magic(url) and glob(url) else [Path(url)]
     missing = [shard for shard in shards if not shard.is_file()]
     if missing or not shards:
         raise FileNotFoundError(
@@ -361,11 +338,3 @@ def find_shards(urls: str) -> list[Path]:
             "training reads files on disk: copy or mount them, or change shards.urls"
         )
     return shards
-
-
-def _matching(url: str) -> list[Path]:
-    """The files of one name without braces."""
-    if Path(url).is_dir():
-        return sorted(Path(url).glob("*.tar"))
-    found = sorted(map(Path, glob(url))) if has_magic(url) else []
-    return found or [Path(url)]

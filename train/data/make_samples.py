@@ -25,7 +25,7 @@ from webdataset import TarWriter
 
 from mllm.cli.main import CommandParser, positive_count
 from mllm.files import require_new, whole_folder, write_lines
-from mllm.world.dialogue import Dialogue, Episode, ImageRef, export_world, make_dialogue, make_episode
+from mllm.world.dialogue import Dialogue, ImageRef, export_world, make_dialogue, make_episode
 from mllm.world.language import describe
 
 NUM_TARS = 2
@@ -54,35 +54,25 @@ def make_samples(options: Namespace) -> None:
     with whole_folder(options.out) as out:
         for name in ("captions", "folder", "obelics", "text"):
             (out / name).mkdir()
-        write_tars(out / "captions", episodes, size)
+        for number in range(NUM_TARS):
+            with TarWriter(str(out / "captions" / f"{number:05d}.tar"), mtime=0) as tar:
+                for index in range(number, len(episodes), NUM_TARS):
+                    caption, image = describe(episodes[index].scene), as_jpeg(ImageRef(episodes[index].scene), size)
+                    about = {"json": {"caption": caption, "width": size, "height": size}} if number == 0 else {}
+                    tar.write({"__key__": f"{index:08d}", "jpg": image, "txt": caption, **about})
+        export_world(out / "chat", options.count, jobs=("ask", "edit", "multi_turn"), seed=seed, size=size)
+        (out / "chat" / "captions.jsonl").unlink()
+        documents, texts = [], []
         for index, episode in enumerate(episodes):
             (out / "folder" / f"{index:06d}.jpg").write_bytes(as_jpeg(ImageRef(episode.edited), size))
             (out / "folder" / f"{index:06d}.txt").write_text(describe(episode.edited), encoding="utf-8")
-        export_world(out / "chat", options.count, jobs=("ask", "edit", "multi_turn"), seed=seed, size=size)
-        (out / "chat" / "captions.jsonl").unlink()
-        documents = [
-            write_document(
-                out / "obelics", index, make_dialogue("interleaved", episode, Random(f"story/{seed}/{index}")), size
-            )
-            for index, episode in enumerate(episodes)
-        ]
+            story = make_dialogue("interleaved", episode, Random(f"story/{seed}/{index}"))
+            documents.append(write_document(out / "obelics", index, story, size))
+            texts.append(json.dumps({"text": f"{describe(episode.scene)}\n{describe(episode.edited)}"}) + "\n")
         write_lines(out / "obelics" / "documents.jsonl", documents)
         with pa.CompressedOutputStream(str(out / "text" / "text.jsonl.zst"), "zstd") as stream:
-            for episode in episodes:
-                text = f"{describe(episode.scene)}\n{describe(episode.edited)}"
-                stream.write((json.dumps({"text": text}) + "\n").encode())
+            stream.write("".join(texts).encode())
     print(f"{options.out}: {options.count} records of each format")
-
-
-def write_tars(folder: Path, episodes: list[Episode], size: int) -> None:
-    """Images and captions."""
-    for number in range(NUM_TARS):
-        with TarWriter(str(folder / f"{number:05d}.tar"), mtime=0) as tar:
-            for index in range(number, len(episodes), NUM_TARS):
-                caption = describe(episodes[index].scene)
-                about = {"json": {"caption": caption, "width": size, "height": size}} if number == 0 else {}
-                image = as_jpeg(ImageRef(episodes[index].scene), size)
-                tar.write({"__key__": f"{index:08d}", "jpg": image, "txt": caption, **about})
 
 
 def write_document(folder: Path, index: int, dialogue: Dialogue, size: int) -> dict[str, Any]:
@@ -99,7 +89,6 @@ def write_document(folder: Path, index: int, dialogue: Dialogue, size: int) -> d
 
 
 def as_jpeg(image: ImageRef, size: int) -> bytes:
-    """An image as a JPEG file."""
     stream = io.BytesIO()
     image.render(size).save(stream, "JPEG", quality=95)
     return stream.getvalue()

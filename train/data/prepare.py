@@ -42,31 +42,12 @@ from mllm.sequence import Size, best_sizes, nearest_size
 from tokenizer.codes import fingerprint
 from tokenizer.images import IMAGE_ENDINGS, PREPARATIONS, ImageProcessor, to_bytes, to_images
 from tokenizer.unitok import EncodedImage, UniTok, decode_images, encode_images
-from train.data.columns import ALIASES, COLUMNS, LAYOUTS, find_format, read_record, renamed
+from train.data import rows, shards
+from train.data.columns import COLUMNS, LAYOUTS, find_format, read_record, renamed
 from train.data.mixture import choose_sample
 from train.data.records import BadRecord, RawImage, Record, ten_views
-from train.data.rows import (
-    CAPTIONS,
-    RECORD_ENDINGS,
-    SAVED_DATASET,
-    Item,
-    files_below,
-    holds_codes,
-    is_seekable,
-    kind_of,
-    read_items,
-)
-from train.data.shards import (
-    LEFT_OUT,
-    SHARDS,
-    VERSION,
-    CodeSource,
-    LeftOut,
-    ShardFolder,
-    ShardTask,
-    check_settings,
-    make_shards,
-)
+from train.data.rows import RECORD_ENDINGS, Item, read_items
+from train.data.shards import CodeSource, LeftOut, ShardFolder, ShardTask
 
 logger = logging.getLogger(__name__)
 
@@ -117,20 +98,18 @@ def prepare_folder(
 ) -> Totals:
     """Prepare sources into a folder; running it again resumes."""
     state, code_source = process_state(), CodeSource.of(tokenizer)
-    if format_name not in (None, *LAYOUTS, *ALIASES):
-        raise ValueError(f"--format must be one of {', '.join(LAYOUTS)}, got {format_name!r}")
     files = find_files(sources, but_not_in=folder)
     with only_writer(folder) if state.is_main_process else nullcontext():
         if state.is_main_process:
             settings = {
-                "version": VERSION,
+                "version": shards.VERSION,
                 "tokenizer": asdict(code_source),
                 "sizes": [list(size) for size in options.sizes],
                 "preparation": options.preparation,
                 "shard_size": shard_size,
                 "columns": dict(options.columns) or None,
             }
-            check_settings(folder, settings)
+            shards.check_settings(folder, settings)
             if (folder / OLD_TASKS).is_dir():
                 (folder / OLD_TASKS).rename(folder / TASKS)
         state.wait_for_everyone()
@@ -138,7 +117,7 @@ def prepare_folder(
             _find_tasks(path, folder, shard_size=shard_size, format_name=format_name, columns=options.columns)
         state.wait_for_everyone()
         maker = ShardMaker(tokenizer, options)
-        manifest = make_shards(folder, read_tasks(folder), maker.make, code_source, state=state)
+        manifest = shards.make_shards(folder, read_tasks(folder), maker.make, code_source, state=state)
     return Totals(manifest["records"], len(manifest["shards"]), manifest["left_out"])
 
 
@@ -158,7 +137,7 @@ def find_files(sources: Sequence[Path], *, but_not_in: Path | None = None) -> li
         if source.is_dir():
             files += _files_in(source, out)
         elif source.is_file():
-            kind_of(source)  # refuses other endings
+            rows.kind_of(source)  # refuses other endings
             files.append(source)
         else:
             raise FileNotFoundError(f"source {source} not found; give files of records or folders of them")
@@ -170,11 +149,11 @@ def find_files(sources: Sequence[Path], *, but_not_in: Path | None = None) -> li
 
 def _files_in(source: Path, out: Path | None) -> list[Path]:
     """The files of a folder that are read; of those that img2dataset writes, the tars or the images."""
-    inside = [path for path in files_below(source) if out not in path.resolve().parents]
-    saved = {path.parent for path in inside if path.name == SAVED_DATASET}
+    inside = [path for path in rows.files_below(source) if out not in path.resolve().parents]
+    saved = {path.parent for path in inside if path.name == rows.SAVED_DATASET}
     inside = [path for path in inside if saved.isdisjoint(path.parents)]
     images = [path for path in inside if path.suffix.lower() in IMAGE_ENDINGS]
-    captions = {image.with_suffix(f".{ending}") for image in images for ending in CAPTIONS}
+    captions = {image.with_suffix(f".{ending}") for image in images for ending in rows.CAPTIONS}
     records = [path for path in inside if path.name.lower().endswith(RECORD_ENDINGS)]
     stems = {path: re.sub(r"(_stats)?\.(json|parquet|tar|tar\.\w+|tgz)$", "", str(path).lower()) for path in records}
     described = {stem for path, stem in stems.items() if "_stats.json" in path.name or ".tar" in path.name.lower()}
@@ -184,14 +163,14 @@ def _files_in(source: Path, out: Path | None) -> list[Path]:
         *(image.with_suffix(".json") for image in images),
     }
     records = [path for path in records if path not in about]
-    has_codes = holds_codes(source)
+    has_codes = rows.holds_codes(source)
     if not (records or saved or images or has_codes):
         raise ValueError(f"{source} must hold images or files of {', '.join(RECORD_ENDINGS)}, got neither")
     is_read, there = {*records, *images, *captions}, set(inside)
     unread = [path for path in inside if path not in is_read and not (has_codes and path.suffix == ".npy")]
     unread += [path for path in sorted(source.rglob("*")) if path.is_symlink() and not path.is_file()]
     if records or saved:  # which name their images; others have captions of their own
-        unread += [image for image in images if any(image.with_suffix(f".{end}") in there for end in CAPTIONS)]
+        unread += [image for image in images if any(image.with_suffix(f".{end}") in there for end in rows.CAPTIONS)]
     if unread:
         names = ", ".join(path.name for path in unread[:5]) + (" ..." if len(unread) > 5 else "")
         logger.warning("%d files of %s are not read: %s", len(unread), source, names)
@@ -210,7 +189,7 @@ def _find_tasks(
         is_read_alike = format_name is None or all(task["format"] == format_name for task in tasks)
         if stored["fingerprint"] == state and is_read_alike:
             return
-        if any((folder / SHARDS / task["shard"]).is_file() for task in tasks):
+        if any((folder / shards.SHARDS / task["shard"]).is_file() for task in tasks):
             raise ValueError(
                 f"{path} and its --format {tasks[0]['format']} must stay as they were when {folder} was started; "
                 "choose another output folder"
@@ -319,8 +298,8 @@ class ShardMaker:
         path = Path(task.path)
         before, self.reading = self.reading, None  # none while items are being read, or if one of them is invalid
         is_behind = before is not None and before[0] == task.path and before[1] <= task.number
-        if not is_behind or (before[1] < task.number and is_seekable(path)):
-            first = task.number if is_seekable(path) else 0
+        if not is_behind or (before[1] < task.number and rows.is_seekable(path)):
+            first = task.number if rows.is_seekable(path) else 0
             before = (task.path, first, read_items(path, first))
         yield from islice(before[2], task.number - before[1], task.number - before[1] + task.count)
         self.reading = (task.path, task.number + task.count, before[2])
@@ -381,29 +360,6 @@ class ShardMaker:
 # Samples as the model will learn them
 
 
-def show_samples(
-    folder: ShardFolder, count: int, *, tokenizer: UniTok, style: str, seed: int, output: Path, in_color: bool
-) -> None:
-    """Print `count` random samples, what is learned in green (or in [[ ]]), and save their images, decoded from codes.
-
-    Raises:
-        ValueError: the codes are not this image tokenizer's.
-    """
-    folder.require_tokenizer(CodeSource.of(tokenizer))
-    rng = Random(seed)
-    for number in range(1, count + 1):
-        record = folder[rng.randrange(len(folder))]
-        segments = render(choose_sample(record, rng, prompt_dropout=0.1, describe_share=0.0), style)
-        print(f"--- sample {number}: {record.kind} from {record.source}, {record.place}")
-        print(as_text(segments, in_color=in_color))
-        codes = [segment.content for segment in segments if isinstance(segment.content, CodesPart)]
-        encoded = [EncodedImage(part.codes_KN, part.grid) for part in codes]
-        for index, pixels_3HW in enumerate(decode_images(encoded, tokenizer, batch_size=1), start=1):
-            path = output / f"sample-{number}-{index}.png"
-            write_image(path, to_images(pixels_3HW[None])[0])
-            print(f"    image {index}: {path}")
-
-
 def as_text(segments: list[Segment], *, in_color: bool) -> str:
     """The segments in order, the learned ones marked."""
     begin, end = (GREEN, PLAIN) if in_color else ("[[", "]]")
@@ -441,23 +397,28 @@ def prepare(options: Namespace) -> None:
         source = CodeSource.of(tokenizer)
         print(f"{options.out}: {totals.records} records in {totals.shards} shards, codes of {source}")
         if totals.left_out:
-            print(f"{totals.left_out} broken records were left out; see {options.out / LEFT_OUT}")
+            print(f"{totals.left_out} broken records were left out; see {options.out / shards.LEFT_OUT}")
 
 
 def show(options: Namespace) -> None:
-    """Print samples of a prepared folder."""
+    """Print random samples of a prepared folder as the model will learn them, what is learned in green (or in [[ ]]),
+    and save their images, decoded from codes."""
     if not process_state().is_main_process:
         return
-    folder, model = ShardFolder(options.out), _model_folder(options)
-    show_samples(
-        folder,
-        options.show,
-        tokenizer=_image_tokenizer(options),
-        style=MLLMConfig.from_pretrained(model).prompt_style if model else "native",
-        seed=options.seed,
-        output=options.out / "samples",
-        in_color=sys.stdout.isatty(),
-    )
+    folder, tokenizer, model = ShardFolder(options.out), _image_tokenizer(options), _model_folder(options)
+    folder.require_tokenizer(CodeSource.of(tokenizer))
+    style, rng = MLLMConfig.from_pretrained(model).prompt_style if model else "native", Random(options.seed)
+    for number in range(1, options.show + 1):
+        record = folder[rng.randrange(len(folder))]
+        segments = render(choose_sample(record, rng, prompt_dropout=0.1, describe_share=0.0), style)
+        print(f"--- sample {number}: {record.kind} from {record.source}, {record.place}")
+        print(as_text(segments, in_color=sys.stdout.isatty()))
+        codes = [segment.content for segment in segments if isinstance(segment.content, CodesPart)]
+        encoded = [EncodedImage(part.codes_KN, part.grid) for part in codes]
+        for index, pixels_3HW in enumerate(decode_images(encoded, tokenizer, batch_size=1), start=1):
+            path = options.out / "samples" / f"sample-{number}-{index}.png"
+            write_image(path, to_images(pixels_3HW[None])[0])
+            print(f"    image {index}: {path}")
 
 
 def _image_tokenizer(options: Namespace) -> UniTok:

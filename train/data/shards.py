@@ -47,18 +47,11 @@ OPEN_FILES = 24  # more than the shards that rows are drawn from at a time (trai
 ROW_GROUPS = 256  # row groups in memory, of about 130 KB each with the released tokenizer's codes
 MANIFEST, SETTINGS, LEFT_OUT, SHARDS = "manifest.json", "prepare.json", "left_out.jsonl", "shards"
 
-_PART = pa.struct([("text", pa.string()), ("image", pa.int32())])
-_MESSAGE = pa.struct([("role", pa.string()), ("parts", pa.list_(_PART))])
-_IMAGE = pa.struct([("rows", pa.uint16()), ("columns", pa.uint16()), ("codes", pa.list_(pa.uint16()))])
-SCHEMA = pa.schema(
-    [
-        ("kind", pa.string()),
-        ("messages", pa.list_(_MESSAGE)),
-        ("images", pa.list_(_IMAGE)),
-        ("source", pa.string()),
-        ("place", pa.string()),
-    ]
-)
+TEXT = pa.string()
+_PART = pa.struct({"text": TEXT, "image": pa.int32()})
+_MESSAGE = pa.struct({"role": TEXT, "parts": pa.list_(_PART)})
+_IMAGE = pa.struct({"rows": pa.uint16(), "columns": pa.uint16(), "codes": pa.list_(pa.uint16())})
+_ROW = {"kind": TEXT, "messages": pa.list_(_MESSAGE), "images": pa.list_(_IMAGE), "source": TEXT, "place": TEXT}
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +64,6 @@ class CodeSource:
 
     @classmethod
     def of(cls, tokenizer: UniTok) -> CodeSource:
-        """What the codes of this tokenizer are."""
         return cls(tokenizer.fingerprint(), tokenizer.config.num_codebooks, tokenizer.config.codebook_size)
 
     def __str__(self) -> str:
@@ -130,9 +122,9 @@ def make_shards(
     share = tasks[state.process_index :: state.num_processes]
     missing = [task for task in share if not (folder / SHARDS / task.shard).is_file()]
     total, num_missing = (sum(task.count for task in some) for some in (share, missing))
+    how = {"desc": f"prepare {folder.name}", "unit": " records"}
     is_quiet = not missing or not state.is_main_process
-    how = {"desc": f"prepare {folder.name}", "unit": " records", "disable": is_quiet}
-    with tqdm(total=total, initial=total - num_missing, **how) as progress:
+    with tqdm(total=total, initial=total - num_missing, disable=is_quiet, **how) as progress:
         for task in missing:
             done = progress.n
             records, left_out = make(task, progress.update)
@@ -151,8 +143,8 @@ def write_shard(
     path: Path, records: Sequence[Record], code_source: CodeSource, left_out: Sequence[LeftOut] = ()
 ) -> None:
     """Write a complete shard, or nothing."""
-    facts = {"version": VERSION, **asdict(code_source), "left_out": [record._asdict() for record in left_out]}
-    schema = SCHEMA.with_metadata({METADATA: json.dumps(facts).encode()})
+    facts = {"version": VERSION, **asdict(code_source), "left_out": [each._asdict() for each in left_out]}
+    schema = pa.schema(_ROW, metadata={METADATA: json.dumps(facts).encode()})
     table = pa.Table.from_pylist([_to_columns(record) for record in records], schema=schema)
     with whole_file(path) as unfinished:
         pq.write_table(table, unfinished, compression="zstd", row_group_size=ROWS_PER_GROUP)
@@ -170,14 +162,8 @@ def write_manifest(folder: Path, names: Sequence[str], code_source: CodeSource) 
     if not any(shard["rows"] for shard in shards):
         first = f", {left_out[0]['place']}: {left_out[0]['reason']}" if left_out else ""
         raise ValueError(f"{folder} must get records, got none ({len(left_out)} left out{first}); check the sources")
-    manifest = {
-        "version": VERSION,
-        "tokenizer": asdict(code_source),
-        "records": sum(shard["rows"] for shard in shards),
-        "left_out": len(left_out),
-        "shards": shards,
-    }
-    write_json(folder / MANIFEST, manifest)
+    totals = {"records": sum(shard["rows"] for shard in shards), "left_out": len(left_out), "shards": shards}
+    write_json(folder / MANIFEST, {"version": VERSION, "tokenizer": asdict(code_source), **totals})
 
 
 def _to_columns(record: Record) -> dict[str, Any]:
@@ -220,8 +206,6 @@ class ShardFolder:
         self.num_rows = np.array([shard["rows"] for shard in manifest["shards"]], dtype=np.int64)
         self.ends = np.cumsum(self.num_rows)
         self._check_sizes({shard["name"]: shard["bytes"] for shard in manifest["shards"]})
-        if not len(self):
-            raise ValueError(f"{self.path} must hold records, got {len(self.names)} empty shards; prepare some data")
         self._make_caches()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -243,7 +227,6 @@ class ShardFolder:
         return self.row(shard, index - int(self.ends[shard] - self.num_rows[shard]))
 
     def row(self, shard: int, index: int) -> Record:
-        """One row of one shard."""
         if self.process != os.getpid():  # a forked worker shares the position in an open file with its parent
             self._make_caches()
         group, inside = divmod(index, self.open_shard(shard).metadata.row_group(0).num_rows)  # all but the last alike
@@ -262,11 +245,7 @@ class ShardFolder:
         return CodesPart(codes.reshape(self.code_source.num_codebooks, -1), grid)
 
     def require_tokenizer(self, code_source: CodeSource) -> None:
-        """Refuse codes that this image tokenizer did not make.
-
-        Raises:
-            ValueError: another fingerprint, or another number or size of codebooks.
-        """
+        """Refuse codes that this image tokenizer did not make."""
         if self.code_source != code_source:
             raise ValueError(
                 f"the codes in {self.path} must be those of the recipe's image tokenizer, {code_source}, got "
@@ -317,7 +296,6 @@ class ShardFolder:
 
 def _read_facts(metadata: dict[bytes, bytes] | None, name: str) -> dict[str, Any]:
     """What the metadata of a shard says about it."""
-    text = (metadata or {}).get(METADATA)
-    if text is None:
+    if METADATA not in (metadata or {}):
         raise ValueError(f"{name} must be a shard, got a file without its metadata; prepare the data again")
-    return json.loads(text)
+    return json.loads(metadata[METADATA])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -14,19 +13,17 @@ from PIL import Image
 
 from mllm.config import MLLMConfig
 from mllm.conversation import CodesPart, Message, TextPart
-from mllm.world.checker import parse
 from mllm.world.render import render
-from mllm.world.scene import CLASSES, HELD_OUT_PAIRS, class_scene
+from mllm.world.scene import CLASSES, class_scene
 from tests.train.data.raw_data import OPTIONS, content, load, prepared
 from tokenizer.images import read_image, to_bytes, to_pixels
 from tokenizer.unitok import UniTok
 from train.data.batches import class_sequences
-from train.data.classes import ClassSequences, WorldClasses
+from train.data.classes import ClassSequences
 from train.data.packing import BatchShape, PackedBatches, Tokenizers
 from train.data.prepare import prepare_folder
 from train.data.records import Record, ten_views
 from train.data.shards import CodeSource, ShardFolder
-from train.data.world import encode_rendered
 from train.recipe import ClassData
 
 CODE_SOURCE = CodeSource("0123", 2, 16)
@@ -48,13 +45,6 @@ def make_folder(path: Path, *shards: list[Record]) -> ShardFolder:
 @pytest.fixture(scope="module")
 def tokenizer(image_tokenizer_folder: Path) -> UniTok:
     return load(image_tokenizer_folder)
-
-
-def test_the_world_s_classes_are_what_the_checker_reads() -> None:
-    assert len(CLASSES) == 30 and not set(CLASSES) & HELD_OUT_PAIRS
-    for index in range(0, 30, 7):
-        (item,) = parse(render(class_scene(index, Random(index)), 128)).scene.objects
-        assert (item.color, item.shape) == CLASSES[index]
 
 
 def test_every_epoch_has_every_image_once_in_its_own_order(tmp_path: Path) -> None:
@@ -79,10 +69,9 @@ def test_views_and_folders_are_picked_and_classes_dropped(tmp_path: Path) -> Non
     assert abs(sum(dropped) - 120) < 35
 
 
-def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
-    for data in ({"class_dropout": 1.5}, {"class_dropout": -0.1}):
-        with pytest.raises(ValueError):
-            ClassData(**data)
+def test_what_does_not_fit_is_refused_and_images_of_the_world_are_encoded_once(
+    tmp_path: Path, tokenizer: UniTok
+) -> None:
     fits = make_folder(tmp_path / "fits", [record(0, [1]), record(6, [1])])
     wrong = {
         "other class": [make_folder(tmp_path / "more", [record(7, [1])])],
@@ -92,17 +81,21 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     for folders in wrong.values():
         with pytest.raises(ValueError):
             ClassSequences(ClassData(), folders, TOKENIZERS, BatchShape(1, 5))
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="raise it"):
         ClassSequences(ClassData(), [fits], TOKENIZERS, BatchShape(rows=1, length=4))
-
-
-def test_a_length_without_room_is_refused_before_images_are_encoded(tmp_path: Path, tokenizer: UniTok) -> None:
     config = MLLMConfig(**{**CONFIG.to_dict(), "num_classes": len(CLASSES)})
-    tokenizers = replace(TOKENIZERS, image=tokenizer, config=config)
-    for length, fits in ((4, False), (5, True)):
-        with nullcontext() if fits else pytest.raises(ValueError, match="raise it"):
-            class_sequences(ClassData(world_images=2), tmp_path / "codes", tokenizers, BatchShape(1, length))
-        assert (tmp_path / "codes").exists() == fits
+    tokenizers, of_world = replace(TOKENIZERS, image=tokenizer, config=config), ClassData(world_images=2)
+    with pytest.raises(ValueError, match="raise it"):
+        class_sequences(of_world, tmp_path / "codes", tokenizers, BatchShape(1, 4))
+    assert not (tmp_path / "codes").exists(), "refused before images are encoded"
+    first = class_sequences(of_world, tmp_path / "codes", tokenizers, BatchShape(1, 5)).folders[0]
+    (codes,) = first[1].messages[1].parts
+    image = render(class_scene(1, Random("classes/0/1")), 32)
+    assert np.array_equal(codes.codes_KN, tokenizer.encode(to_pixels(to_bytes(image)[None]))[0])
+    longer = replace(of_world, world_images=3)
+    assert content(class_sequences(longer, tmp_path / "codes", tokenizers, BatchShape(1, 5)).folders[0][1]) == content(
+        first[1]
+    )
 
 
 def test_a_folder_of_classes_is_prepared_in_ten_views(tmp_path: Path, tokenizer: UniTok) -> None:
@@ -116,6 +109,10 @@ def test_a_folder_of_classes_is_prepared_in_ten_views(tmp_path: Path, tokenizer:
     folder = ShardFolder(out)
     assert [folder[index].messages[0].parts[0].text for index in range(3)] == ["0", "0", "1"]
     views = [to_bytes(view) for view in ten_views(read_image(tmp_path / "images" / "cat" / "0.png"), 32)]
+    large = np.asarray(Image.open(tmp_path / "images" / "cat" / "0.png").resize((44, 35), Image.Resampling.BICUBIC))
+    for view, (x, y) in zip(views, [(0, 0), (3, 0), (0, 3), (3, 3), (1, 1)], strict=False):
+        assert np.array_equal(view.permute(1, 2, 0), large[y : y + 32, 4 + x : 4 + x + 32])
+    assert all(torch.equal(mirror, view.flip(2)) for view, mirror in zip(views[:5], views[5:], strict=True))
     expected_BKN = tokenizer.encode(to_pixels(torch.stack(views))).numpy()
     codes_BKN = np.stack([part.codes_KN for part in folder[2].messages[1].parts])
     assert (codes_BKN == expected_BKN).mean() > 0.98  # batches differ, so near ties may
@@ -139,24 +136,3 @@ def test_codes_that_llamagen_extracted_are_prepared(tmp_path: Path, tokenizer: U
     (tmp_path / "raw" / "labels" / "2.npy").unlink()
     with pytest.raises(ValueError, match="labels"):
         prepare_folder([tmp_path / "raw"], tmp_path / "another", **options)
-
-
-def test_the_views_are_four_corners_the_middle_and_their_mirrors() -> None:
-    image = Image.fromarray(np.random.default_rng(2).integers(0, 256, (44, 44, 3), dtype=np.uint8))  # 1.1 * 40
-    views = [np.asarray(view) for view in ten_views(image, 40)]
-    pixels = np.asarray(image)
-    for view, (x, y) in zip(views, [(0, 0), (4, 0), (0, 4), (4, 4), (2, 2)], strict=False):
-        assert (view == pixels[y : y + 40, x : x + 40]).all()
-    assert all((mirror == view[:, ::-1]).all() for view, mirror in zip(views[:5], views[5:], strict=True))
-
-
-def test_images_of_the_world_s_classes_are_encoded_once(tmp_path: Path, tokenizer: UniTok) -> None:
-    folder = encode_rendered(WorldClasses(count=5, size=32, seed=0), tmp_path, tokenizer, num_workers=0)
-    scene = class_scene(3, Random("classes/0/3"))
-    (codes,) = folder[3].messages[1].parts
-    assert np.array_equal(codes.codes_KN, tokenizer.encode(to_pixels(to_bytes(render(scene, 32))[None]))[0])
-    assert folder[3].messages[0].parts[0].text == "3"
-    longer = encode_rendered(WorldClasses(count=6, size=32, seed=0), tmp_path, tokenizer, num_workers=0)
-    assert content(longer[4]) == content(folder[4])
-    with pytest.raises(ValueError):
-        encode_rendered(WorldClasses(count=5, size=32, seed=1), tmp_path, tokenizer, num_workers=0)

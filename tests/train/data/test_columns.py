@@ -142,10 +142,16 @@ INVALID = r"""
 """
 
 
-def test_a_record_is_read() -> None:
+def test_records_are_read_and_invalid_ones_refused() -> None:
     for block in RECORDS.strip().split("\n\n"):
         record, _, expected = block.partition("\n= ")
         assert summary(read(json.loads(record))) == expected
+    for line in INVALID.strip().splitlines():
+        with pytest.raises(BadRecord):
+            read(json.loads(line))
+            pytest.fail(line)
+    with pytest.raises(BadRecord, match="^conversations must be a list of objects, got None"):
+        read_record("llava", {"image": "a.png"}, Path())
 
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "data.md"
@@ -235,87 +241,41 @@ def test_the_samples_of_the_page_are_read_from_files(tmp_path: Path) -> None:
     assert text == ON_THE_PAGE.strip()
 
 
-def test_columns_go_by_the_names_of_map(tmp_path: Path) -> None:
+def test_columns_go_by_the_names_of_map_and_unknown_ones_are_named(tmp_path: Path) -> None:
     row = {"meta": {"words": "a red thing"}, "file": "a.png"}
-    with pytest.raises(BadRecord, match="meta, file"):
-        format_of(row)
     mapped = renamed(row, {"caption": "meta.words", "image": "file"})
     assert summary(read(dict(mapped))) == "pair user[a red thing] assistant[a.png]"
     with pytest.raises(BadRecord, match="nothing"):
         renamed(row, {"caption": "nothing"})
-
-
-def test_an_unknown_layout_is_named_whatever_the_number_of_records(tmp_path: Path) -> None:
-    for count in (1, 3, 150):
-        path = tmp_path / f"{count}.jsonl"
-        path.write_text('{"a": 1, "b": 2}\n' * count)
-        with pytest.raises(ValueError, match=r"jsonl is unknown: .* got a, b"):
-            find_format(path)
+    (tmp_path / "a.jsonl").write_text('{"a": 1, "b": 2}\n' * 150)
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "a.png").write_bytes(png())
-    with pytest.raises(ValueError, match=r"write a \.txt of the same name"):
-        find_format(tmp_path / "images")
+    for name, said in (("a.jsonl", "jsonl is unknown: .* got a, b"), ("images", r"write a \.txt of the same name")):
+        with pytest.raises(ValueError, match=said):
+            find_format(tmp_path / name)
 
 
-def test_an_image_may_be_below_one_sub_folder(tmp_path: Path) -> None:
-    for name in ("val2014/a.png", "one/b.png", "two/b.png", "i/a.org/x/c.png"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_bytes(png())
-    for name in ("a.png", "./a.png", "https://a.org/x/c.png"):
-        assert read({"image": name, "caption": "x"}, tmp_path).parts[-1].open().size == (5, 4)
-    with pytest.raises(BadRecord, match="--images"):
-        read({"image": "b.png", "caption": "x"}, tmp_path)
-
-
-def test_an_invalid_record_is_refused() -> None:
-    for line in INVALID.strip().splitlines():
-        with pytest.raises(BadRecord):
-            read(json.loads(line))
-            pytest.fail(line)
-    with pytest.raises(BadRecord, match="^conversations must be a list of objects, got None"):
-        read_record("llava", {"image": "a.png"}, Path())
-
-
-def test_images_come_from_paths_bytes_and_urls_on_disk(tmp_path: Path) -> None:
-    for name in ("a.png", "a.org/d/b c.png", "c.png"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_bytes(png())
+def test_images_come_from_paths_bytes_and_urls_on_disk_or_the_record_is_broken(tmp_path: Path) -> None:
+    """Also from below one sub-folder, never from outside of the folder."""
+    folder = tmp_path / "images"
+    for name in ("a.png", "a.org/d/b c.png", "c.png", "val2014/d.png", "i/b.org/x/e.png", "one/f.png", "two/f.png"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(png())
+    (tmp_path / "secret.png").write_bytes(png())
+    (folder / "broken.png").write_bytes(png()[:20])
     text = base64.b64encode(png()).decode()
     for value in (
-        "a.png",
-        ".\\a.png",
-        "a.org\\d\\b c.png",
-        str(tmp_path / "a.png"),
-        (tmp_path / "a.png").as_uri(),
-        "https://a.org/d/b%20c.png?size=3",
-        "https://elsewhere.org/x/c.png",
-        png(),
-        {"bytes": png(), "path": "x.png"},
-        {"bytes": None, "path": "a.png"},
-        {"bytes": text},
+        *("a.png", ".\\a.png", "a.org\\d\\b c.png", str(folder / "a.png"), (folder / "a.png").as_uri(), "./d.png"),
+        *("https://a.org/d/b%20c.png?size=3", "https://elsewhere.org/x/c.png", "https://b.org/x/e.png", png()),
+        *({"bytes": png(), "path": "x.png"}, {"bytes": None, "path": "a.png"}, {"bytes": text}),
         {"url": f"data:image/png;base64,{text}"},
     ):
-        record = read({"image": value, "caption": "x"}, tmp_path)
+        record = read({"image": value, "caption": "x"}, folder)
         assert record.parts[-1].open().size == (5, 4), value
-
-
-def test_an_image_that_cannot_be_read_is_a_broken_record(tmp_path: Path) -> None:
-    (tmp_path / "secret.png").write_bytes(png())
-    folder = tmp_path / "images"
-    folder.mkdir()
-    (folder / "broken.png").write_bytes(png()[:20])
     for value in (
-        "https://../../secret.png",
-        "none.png",
-        "broken.png",
-        b"nonsense",
-        "~nobody-of-this-name/a.png",
-        "iVBORw0KGgo" * 500,  # the bytes themselves, as text
-        "https://a.org/" + "d" * 5000,
-        "https://[a.org/b.png",
-        "https://a.org/%00.png",
-        "data:image/png;base64,\u00e9",
-        "data:image/svg,x",
+        *("https://../../secret.png", "none.png", "broken.png", "f.png", b"nonsense", "~nobody-of-this-name/a.png"),
+        *("iVBORw0KGgo" * 500, "https://a.org/" + "d" * 5000),  # the bytes themselves, as text
+        *("https://[a.org/b.png", "https://a.org/%00.png", "data:image/png;base64,\u00e9", "data:image/svg,x"),
         {"bytes": "?"},
     ):
         with pytest.raises(BadRecord) as caught:

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader
 
 from mllm.world.scene import SceneObject
 from tests.train.data.raw_data import image_file, tar_of
@@ -47,37 +46,19 @@ def reading(
     return TarImages(recipe, image_size=16, captions=numbers_of, rank=rank, ranks=ranks)
 
 
-def test_an_epoch_holds_every_sample_once_for_any_number_of_readers(shards: list[Path]) -> None:
-    """The shards of one epoch, over all readers, are each read by exactly one of them."""
+def test_an_epoch_holds_every_sample_once_in_one_order_for_any_number_of_readers(shards: list[Path]) -> None:
+    line = [shards[index] for epoch in range(3) for index in shard_order(0, epoch, len(shards))]
     for ranks, workers in ((1, 1), (1, 3), (2, 2), (4, 2), (3, 1)):
         found = Counter[tuple[int, str]]()
         for rank in range(ranks):
             stream = reading(shards, rank=rank, ranks=ranks, workers=workers)
             for reader, window in product(stream.readers, range(8)):
                 found.update((record.epoch, record.sample.name) for record in stream.window(reader, window))
+            stream = reading(shards, rank=rank, ranks=ranks, shuffle_shards=1)
+            assert [stream.window(rank, window)[0].shard for window in range(24 // ranks)] == line[rank::ranks]
         for epoch in (0, 1):
             assert [found[epoch, f"{number:06d}"] for number in range(TOTAL)] == [1] * TOTAL
-
-
-def test_the_order_of_shards_does_not_depend_on_the_readers(shards: list[Path]) -> None:
-    line = [shards[index] for epoch in range(3) for index in shard_order(0, epoch, len(shards))]
-    for ranks in (1, 2, 4):
-        for rank in range(ranks):
-            stream = reading(shards, rank=rank, ranks=ranks, shuffle_shards=1)
-            seen = [stream.window(rank, window)[0].shard for window in range(24 // ranks)]
-            assert seen == line[rank::ranks]
     assert shard_order(0, 0, 8) != shard_order(0, 1, 8) != shard_order(1, 1, 8)
-
-
-def test_workers_of_a_loader_share_one_epoch_out(shards: list[Path]) -> None:
-    """Through real worker processes: after an epoch of samples no number has come more than twice."""
-    loader = DataLoader(reading(shards, workers=2), batch_size=3, num_workers=2)
-    batches = list(islice(loader, 12))
-    readers = [set(batch["progress"][:, 0].tolist()) for batch in batches]
-    assert readers == [{0}, {1}] * 6
-    counted = Counter(torch.cat([batch["text_ids"] for batch in batches]).flatten().tolist())
-    assert sum(counted.values()) == TOTAL and max(counted.values()) <= 2
-    assert all(batch["pixels"].shape == (3, 3, 16, 16) for batch in batches)
 
 
 def test_samples_are_mixed_within_a_window_and_cropped_by_epoch(shards: list[Path]) -> None:
@@ -95,6 +76,7 @@ def test_samples_are_mixed_within_a_window_and_cropped_by_epoch(shards: list[Pat
 @pytest.mark.parametrize("workers", [0, 2])
 def test_reading_goes_on_exactly_where_training_stopped(shards: list[Path], tmp_path: Path, workers: int) -> None:
     whole = list(reading(shards, workers=workers, shuffle_shards=4).batches(0, 9))
+    assert all(batch["pixels"].shape == (3, 3, 16, 16) for batch in whole)
     folder = tmp_path / "checkpoint-5"
     folder.mkdir()
     first = reading(shards, workers=workers, shuffle_shards=4)
@@ -167,13 +149,10 @@ def test_crops_lie_inside_and_keep_to_their_bounds() -> None:
     for wrong in ({"crop_area": (0.0, 1.0)}, {"window": 9}):
         with pytest.raises(ValueError):
             RandomCrop(ShardsRecipe(**wrong), 8)
-
-
-def test_windows_are_parts_of_the_crop_without_scaling() -> None:
     y_HW, x_HW = np.mgrid[:64, :64].astype(np.uint8)
     levels, places = np.stack([x_HW, y_HW, 0 * x_HW], axis=-1), set()
     crop = RandomCrop(ShardsRecipe(crop_area=(1.0, 1.0), crop_ratio=(1.0, 1.0), window=16), 64)
-    for seed in range(50):
+    for seed in range(50):  # windows are parts of the crop, not scaled
         window = np.asarray(crop(Image.fromarray(levels), Random(seed)))
         x, y = map(int, window[0, 0, :2])
         assert np.array_equal(levels[y : y + 16, x : x + 16], window)
@@ -182,17 +161,8 @@ def test_windows_are_parts_of_the_crop_without_scaling() -> None:
 
 
 def world(**values: Any) -> WorldImages:
-    return WorldImages(TokenizerRecipe(output=Path("x"), **values), image_size=128)
-
-
-def test_an_image_of_the_world_is_always_the_same() -> None:
-    for crop, side in ((None, 128), (64, 64)):
-        one, two = (world(seed=3, world_crop=crop) for _ in range(2))
-        assert one[5]["pixels"].shape == (3, side, side)
-        assert torch.equal(one[5]["pixels"], two[5]["pixels"]) and not torch.equal(one[5]["pixels"], one[6]["pixels"])
-    for crop in (0, 129):
-        with pytest.raises(ValueError):
-            world(world_crop=crop)
+    recipe = TokenizerRecipe(output=Path("x"), **values)
+    return WorldImages(recipe, image_size=128, captions=None, rank=0, ranks=1)
 
 
 def test_a_window_lies_in_the_image_and_holds_the_middle_of_the_object() -> None:
@@ -202,5 +172,10 @@ def test_a_window_lies_in_the_image_and_holds_the_middle_of_the_object() -> None
         for left, top, right, bottom in found:
             assert 0 <= left <= x * 128 + 1 and x * 128 - 1 <= right <= 128 and right - left == 48
             assert 0 <= top <= y * 128 + 1 and y * 128 - 1 <= bottom <= 128 and bottom - top == 48
-    images = world(world_crop=64)
-    assert all(images[n]["pixels"].flatten(1).float().std(1).max() > 0 for n in range(40))
+    one, two = (world(seed=3, world_crop=64) for _ in range(2))
+    for n in range(40):
+        pixels_3HW = one[n]["pixels"]
+        assert pixels_3HW.flatten(1).float().std(1).max() > 0 and torch.equal(pixels_3HW, two[n]["pixels"])
+    assert one[5]["pixels"].shape == (3, 64, 64) and not torch.equal(one[5]["pixels"], one[6]["pixels"])
+    with pytest.raises(ValueError):
+        world(world_crop=129)

@@ -75,7 +75,7 @@ def text_of(item: Item) -> str:
     return fields.get("text", fields.get("caption")).removesuffix("\n")
 
 
-def test_a_caption_in_a_file_is_text_without_its_line_end(tmp_path: Path) -> None:
+def test_captions_in_files_are_text_without_its_line_end(tmp_path: Path) -> None:
     captions = {"a": "caf\u00e9\r\n".encode(), "b": "caf\u00e9\r\n".encode("cp1252"), "c": "a".encode("utf-16")}
     for name, caption in captions.items():
         (tmp_path / f"{name}.png").write_bytes(image_file(1))
@@ -87,12 +87,6 @@ def test_a_caption_in_a_file_is_text_without_its_line_end(tmp_path: Path) -> Non
         for item in wrong:
             with pytest.raises(BadRecord, match="UTF-8"):
                 item.row()
-
-
-def test_a_table_may_be_separated_by_semicolons(tmp_path: Path) -> None:
-    path = tmp_path / "a.csv"
-    path.write_bytes(MARK + b'file_name;text\r\na.png;"a circle; red"\r\n')
-    assert [item.row() for item in read_items(path)] == [{"file_name": "a.png", "text": "a circle; red"}]
 
 
 def test_items_come_in_order_from_any_item_on(files: dict[str, Path]) -> None:
@@ -114,16 +108,16 @@ def test_records_of_an_array_may_lie_across_chunks(files: dict[str, Path], monke
         assert [item.value for item in read_items(files["a.json"])] == RECORDS
 
 
-def test_json_is_lines_an_array_or_a_record(tmp_path: Path) -> None:
-    path = tmp_path / "a.json"
-    for text, expected in (
-        (" [ ] ", []),
-        (json.dumps(RECORDS[0], indent=1), RECORDS[:1]),
-        (LINES.decode(), RECORDS),
-        (json.dumps({"text": "x", "tags": []}), [{"text": "x", "tags": []}]),
+def test_json_is_lines_an_array_or_a_record_and_a_table_may_have_semicolons(tmp_path: Path) -> None:
+    for ending, content, expected in (
+        ("json", b" [ ] ", []),
+        ("json", json.dumps(RECORDS[0], indent=1).encode(), RECORDS[:1]),
+        ("json", LINES, RECORDS),
+        ("json", b'{"text": "x", "tags": []}', [{"text": "x", "tags": []}]),
+        ("csv", MARK + b'file;text\r\na.png;"a circle; red"\r\n', [{"file": "a.png", "text": "a circle; red"}]),
     ):
-        path.write_text(text)
-        assert [item.row() for item in read_items(path)] == expected
+        (tmp_path / f"a.{ending}").write_bytes(content)
+        assert [item.row() for item in read_items(tmp_path / f"a.{ending}")] == expected
 
 
 def test_broken_records_are_no_reason_to_stop_reading(tmp_path: Path) -> None:
@@ -165,14 +159,9 @@ def test_damaged_files_are_named(files: dict[str, Path], tmp_path: Path) -> None
 
 
 def test_a_byte_order_mark_is_no_content(tmp_path: Path) -> None:
-    for name, content in (
-        ("a.json", b'[{"text": "x"}, {"text": "x"}]'),
-        ("b.json", b' \n[{"text": "x"},\n {"text": "x"}]'),
-        ("a.jsonl", b'{"text": "x"}\n{"text": "x"}\n'),
-        ("a.jsonl.gz", b'{"text": "x"}\n{"text": "x"}\n'),
-        ("a.json.zst", b'[{"text": "x"}, {"text": "x"}]'),
-        ("a.csv", b"text,n\nx,1\nx,2\n"),
-    ):
+    array, some_lines = b' \n[{"text": "x"},\n {"text": "x"}]', b'{"text": "x"}\n{"text": "x"}\n'
+    contents = {"a.json": array, "a.jsonl": some_lines, "a.jsonl.gz": some_lines, "a.json.zst": array}
+    for name, content in {**contents, "a.csv": b"text,n\nx,1\nx,2\n"}.items():
         path, compress = tmp_path / name, {".gz": gzip.compress, ".zst": zstd}
         path.write_bytes(compress.get(path.suffix, bytes)(MARK + content))
         assert [item.row()["text"] for item in read_items(path)] == ["x", "x"] and find_format(path) == "text", name

@@ -10,6 +10,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from datasets import load_dataset
 
 from tests.train.data.raw_data import content, document, pair, prepared
 from train.data.shards import MANIFEST, ROWS_PER_GROUP, SHARDS, VERSION, CodeSource, ShardFolder
@@ -26,67 +27,52 @@ def folder(tmp_path: Path) -> Path:
     return prepared(tmp_path / "out", shards, CODE_SOURCE)
 
 
-def test_rows_come_back_as_they_were_written(folder: Path) -> None:
-    read = ShardFolder(folder)
-    assert len(read) == sum(SIZES) and read.code_source == CODE_SOURCE
+def test_rows_come_back_as_they_were_written_from_any_file_system(folder: Path) -> None:
+    fsspec.filesystem("memory").put(str(folder), "/data/out", recursive=True)
+    here, there = ShardFolder(folder), ShardFolder("memory://data/out")
+    assert len(here) == sum(SIZES) and here.code_source == CODE_SOURCE
     places = [(shard, row) for shard, size in enumerate(SIZES) for row in range(size)]
     for number, (shard, row) in enumerate(places):
         expected = content(pair([f"caption {row}"], CODE_SOURCE, 100 * shard + row))
-        assert content(read.row(shard, row)) == content(read[number]) == expected
+        assert content(here.row(shard, row)) == content(here[number]) == content(there[number]) == expected
 
 
-def test_codes_are_stored_as_16_bit_with_everything_said(folder: Path) -> None:
+def test_codes_are_stored_as_16_bit_and_any_reader_of_parquet_reads_them(folder: Path) -> None:
     file = pq.ParquetFile(folder / SHARDS / "00000.parquet")
     assert file.schema_arrow.field("images").type.value_type.field("codes").type == pa.list_(pa.uint16())
     facts = json.loads(file.metadata.metadata[b"mllm_shard"])
     assert facts == {"version": VERSION, "fingerprint": "0123", "num_codebooks": 3, "codebook_size": 16, "left_out": []}
-    from datasets import load_dataset  # any reader of Parquet reads them
-
     rows = load_dataset("parquet", data_files=str(folder / SHARDS / "00000.parquet"), split="train", streaming=True)
     assert next(iter(rows))["messages"][0]["parts"][0]["text"] == "caption 0"
 
 
-def test_a_folder_may_be_on_another_file_system(folder: Path) -> None:
-    files = fsspec.filesystem("memory")
-    files.put(str(folder), "/data/out", recursive=True)
-    here, there = ShardFolder(folder), ShardFolder("memory://data/out")
-    assert [content(there.row(0, row)) for row in (0, 40, 68)] == [content(here.row(0, row)) for row in (0, 40, 68)]
-
-
-def test_another_tokenizer_is_refused(folder: Path) -> None:
+def test_an_unfinished_exchanged_or_damaged_folder_and_another_tokenizer_are_refused(
+    folder: Path, tmp_path: Path
+) -> None:
+    manifest, shard = folder / MANIFEST, folder / SHARDS / "00000.parquet"
+    whole, facts = shard.read_bytes(), json.loads(manifest.read_text())
+    newer = {**facts, "version": VERSION + 1}
+    for damage in (
+        lambda: manifest.write_text(json.dumps(newer)),
+        lambda: shard.write_bytes(whole[:-7]),
+        shard.unlink,
+        manifest.unlink,
+    ):
+        damage()
+        with pytest.raises((ValueError, FileNotFoundError)):
+            ShardFolder(folder)
+        manifest.write_text(json.dumps(facts))
+        shard.write_bytes(whole)
     for other in (CodeSource("4567", 3, 16), CodeSource("0123", 2, 16), CodeSource("0123", 3, 17)):
         with pytest.raises(ValueError):
             ShardFolder(folder).require_tokenizer(other)
     ShardFolder(folder).require_tokenizer(CODE_SOURCE)
-
-
-def test_an_unfinished_empty_or_truncated_folder_is_refused(folder: Path, tmp_path: Path) -> None:
-    manifest, shard = folder / MANIFEST, folder / SHARDS / "00000.parquet"
-    whole, facts = shard.read_bytes(), json.loads(manifest.read_text())
-    for damage, error in (
-        (lambda: manifest.write_text(json.dumps({**facts, "version": VERSION + 1})), ValueError),
-        (lambda: shard.write_bytes(whole[:-7]), ValueError),
-        (shard.unlink, ValueError),
-        (manifest.unlink, FileNotFoundError),
-    ):
-        damage()
-        with pytest.raises(error):
-            ShardFolder(folder)
-        manifest.write_text(json.dumps(facts))
-        shard.write_bytes(whole)
-    assert len(ShardFolder(folder)) == sum(SIZES)
-    with pytest.raises(ValueError):
-        ShardFolder(prepared(tmp_path / "none", [[]], CODE_SOURCE))
-
-
-def test_a_shard_that_is_damaged_exchanged_or_another_file_is_refused(folder: Path, tmp_path: Path) -> None:
-    path, facts = folder / SHARDS / "00000.parquet", json.loads((folder / MANIFEST).read_text())
-    other = prepared(tmp_path / "other", [[document("x")]], CodeSource("4567", 3, 16)) / SHARDS / "00000.parquet"
+    exchanged = prepared(tmp_path / "other", [[document("x")]], CodeSource("4567", 3, 16)) / SHARDS / "00000.parquet"
     pq.write_table(pa.table({"text": ["a"]}), tmp_path / "table.parquet")
-    for data in (path.read_bytes()[:-20] + bytes(20), other.read_bytes(), (tmp_path / "table.parquet").read_bytes()):
-        path.write_bytes(data)
+    for data in (whole[:-20] + bytes(20), exchanged.read_bytes(), (tmp_path / "table.parquet").read_bytes()):
+        shard.write_bytes(data)  # of the size that the manifest says
         facts["shards"][0]["bytes"] = len(data)
-        (folder / MANIFEST).write_text(json.dumps(facts))
+        manifest.write_text(json.dumps(facts))
         with pytest.raises(ValueError):
             ShardFolder(folder).row(0, 0)
 

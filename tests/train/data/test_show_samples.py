@@ -1,4 +1,4 @@
-"""`mllm prepare --show`: what is learned is marked, and the images are those of the codes."""
+"""`mllm prepare --show`: what is learned of each kind is marked, and the images are those of the codes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from mllm.cli.main import main
-from mllm.conversation import Marker, Message, Segment, TextPart, render
+from mllm.conversation import Message, Segment, TextPart, render
 from tests.train.data.raw_data import document, load, pair, prepared
 from tokenizer.images import to_images
 from train.data.mixture import choose_sample
@@ -20,13 +20,8 @@ from train.data.prepare import GREEN, PLAIN, as_text
 from train.data.records import Record
 from train.data.shards import CodeSource
 
-
-def test_learned_parts_are_marked() -> None:
-    segments = [Segment(Marker.BOS), Segment("USER: hi ASSISTANT:"), Segment(" hello", True), Segment(Marker.EOS, True)]
-    segments.append(Segment("USER: bye ASSISTANT:"))
-    for in_color, begin, end in ((False, "[[", "]]"), (True, GREEN, PLAIN)):
-        expected = f"<s>USER: hi ASSISTANT:{begin} hello</s>{end}USER: bye ASSISTANT:"
-        assert as_text(segments, in_color=in_color) == expected
+SOURCE = CodeSource("any", 2, 16)
+KEPT = {"prompt_dropout": 0.0, "describe_share": 0.0}
 
 
 def test_samples_are_printed_with_their_images(
@@ -52,46 +47,26 @@ def test_samples_are_printed_with_their_images(
 
 
 def test_each_kind_is_learned_in_its_way() -> None:
-    source = CodeSource("any", 2, 16)
+    def shown(record: Record, style: str = "native", *, in_color: bool = False, **options: float) -> str:
+        return as_text(render(choose_sample(record, Random(0), **{**KEPT, **options}), style), in_color=in_color)
 
-    def shown(record: Record, style: str = "native", **options: float) -> str:
-        messages = choose_sample(record, Random(0), **{"prompt_dropout": 0.0, "describe_share": 0.0, **options})
-        return as_text(render(messages, style), in_color=False)
-
-    record = pair(["a circle"], source, 1)
+    record = pair(["a circle"], SOURCE, 1)
     assert shown(record, describe_share=1.0) == "<s>USER:<image 1: 2 x 2> ASSISTANT:[[ a circle</s>]]"
     assert shown(record, prompt_dropout=1.0) == "<s>USER: <unconditional> ASSISTANT:[[<image 1: 2 x 2></s>]]"
     assert shown(document("once"), "unitok", prompt_dropout=1.0) == "<s>[[ once</s>]]"
-    labelled = dataclasses.replace(pair(["3"], source, 1), kind="class")
-    assert shown(labelled, "class") == "<class 3>[[<image 1: 2 x 2>]]"
-    with pytest.raises(ValueError):
-        shown(dataclasses.replace(record, kind="poem"))
-
-
-def test_plans_and_sizes_are_shown_and_nothing_is_dropped() -> None:
-    part = dataclasses.replace(pair(["x"], CodeSource("any", 2, 16), 1).messages[1].parts[0], plan="red circle 1")
-    drawn = [Message("user", (TextPart("draw"),)), Message("assistant", (part,))]
+    assert shown(document("once"), "unitok", in_color=True) == f"<s>{GREEN} once</s>{PLAIN}"
+    assert shown(dataclasses.replace(pair(["3"], SOURCE, 1), kind="class"), "class") == "<class 3>[[<image 1: 2 x 2>]]"
+    planned = dataclasses.replace(record.messages[1].parts[0], plan="red circle 1")
+    drawn = [Message("user", (TextPart("draw"),)), Message("assistant", (planned,))]
     text = as_text(render(drawn, "native"), in_color=False)
     assert "<plan>" in text and "<size 2 x 2>" in text and "red circle 1" in text
+    with pytest.raises(ValueError):
+        shown(dataclasses.replace(record, kind="poem"))
     with pytest.raises(TypeError):
         as_text([Segment(3.5)], in_color=False)
 
 
 def test_the_short_caption_is_taken_one_time_in_five() -> None:
-    row = pair(["short", "a long one"], CodeSource("any", 2, 16), 1)
-    options = {"prompt_dropout": 0.0, "describe_share": 0.0}
-    taken = [choose_sample(row, Random(number), **options)[0].parts[0].text for number in range(1000)]
+    row = pair(["short", "a long one"], SOURCE, 1)
+    taken = [choose_sample(row, Random(number), **KEPT)[0].parts[0].text for number in range(1000)]
     assert set(taken) == {"short", "a long one"} and abs(taken.count("short") - 200) < 40
-
-
-def test_samples_made_from_the_world_are_the_same_again(tmp_path: Path) -> None:
-    from train.data.make_samples import main as make_samples
-
-    for name in ("one", "two"):
-        assert make_samples([str(tmp_path / name), "--count", "3", "--size", "16"]) == 0
-    one, two = (sorted(path for path in (tmp_path / name).rglob("*") if path.is_file()) for name in ("one", "two"))
-    assert [path.relative_to(tmp_path / "one") for path in one] == [path.relative_to(tmp_path / "two") for path in two]
-    same = [first.read_bytes() == second.read_bytes() for first, second in zip(one, two, strict=True)]
-    assert len(same) > 20 and all(same)
-    with pytest.raises(ValueError):
-        make_samples([str(tmp_path / "one")])
