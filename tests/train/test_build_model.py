@@ -81,9 +81,8 @@ def test_rows_without_a_token_become_those_of_the_new_tokens(recipe: MLLMRecipe,
     """Padded vocabularies have more rows than their tokenizer has tokens, of zeros or noise."""
     backbone = AutoModelForCausalLM.from_pretrained(recipe.backbone)
     backbone.resize_token_embeddings(NUM_TOKENS + 64)
-    with torch.no_grad():
-        for layer in (backbone.get_input_embeddings(), backbone.get_output_embeddings()):
-            layer.weight[NUM_TOKENS:] = 0
+    for layer in (backbone.get_input_embeddings(), backbone.get_output_embeddings()):
+        layer.weight.data[NUM_TOKENS:] = 0
     backbone.save_pretrained(tmp_path / "padded")
     model = build(replace(recipe, backbone=tmp_path / "padded"))
     assert model.config.vocab_size == NUM_TOKENS + 64
@@ -173,26 +172,21 @@ def test_under_zero3_tokens_and_positions_are_added_as_without(mllm_recipe: MLLM
             torch.testing.assert_close(value, expected[name], msg=name)
 
 
-def test_a_model_can_be_trained_further_to_write_plans(mllm_recipe: MLLMRecipe, tmp_path: Path) -> None:
-    before = build(mllm_recipe)
-    before.save_pretrained(tmp_path / "before")
+def test_a_model_of_one_size_can_be_trained_to_plan_and_then_on_many_sizes(
+    mllm_recipe: MLLMRecipe, tmp_path: Path
+) -> None:
+    plain = replace(mllm_recipe, model={**mllm_recipe.model, "image_position_embedding": True})
+    unplanned = build(plain)
+    unplanned.save_pretrained(tmp_path / "plain")
     planned = replace(mllm_recipe.data, plans=True)
-    after = build(replace(mllm_recipe, start_from=tmp_path / "before", model={}, data=planned))
-    assert after.config.begin_plan_id == before.config.vocab_size == after.config.vocab_size - 1
-    old, new = before.state_dict(), after.state_dict()
+    first = replace(mllm_recipe, start_from=tmp_path / "plain", model={}, data=planned)
+    text_tokenizer = load_text_tokenizer(first.text_tokenizer)
+    before = build_model(first, text_tokenizer, UniTok.from_pretrained(first.image_tokenizer))
+    assert before.config.begin_plan_id == unplanned.config.vocab_size == before.config.vocab_size - 1
+    old, new = unplanned.state_dict(), before.state_dict()
     assert all(torch.equal(new[name][: len(value)], value) for name, value in old.items())
     rows = new["backbone.embed_tokens.weight"]
     torch.testing.assert_close(rows[-1], rows[:-1].mean(dim=0))
-    after.save_pretrained(tmp_path / "after")
-    again = build(replace(mllm_recipe, start_from=tmp_path / "after", model={}))
-    assert again.config.begin_plan_id == after.config.begin_plan_id
-
-
-def test_a_model_of_one_size_can_be_trained_on_many(mllm_recipe: MLLMRecipe, tmp_path: Path) -> None:
-    planned = replace(mllm_recipe.data, plans=True)
-    first = replace(mllm_recipe, data=planned, model={**mllm_recipe.model, "image_position_embedding": True})
-    text_tokenizer = load_text_tokenizer(first.text_tokenizer)
-    before = build_model(first, text_tokenizer, UniTok.from_pretrained(first.image_tokenizer))
     before.save_pretrained(tmp_path / "before")
     save_text_tokenizer(text_tokenizer, tmp_path / "before")
     side = before.config.grid_side

@@ -1,7 +1,6 @@
 """Averaged weights, the model as it would be saved, folders that count, and what DeepSpeed is asked for."""
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -10,23 +9,12 @@ from accelerate import PartialState
 from transformers import LlamaConfig, LlamaModel
 
 from mllm.files import UNFINISHED
-from train.checkpoints import (
-    UNSHARDED,
-    ZERO_2,
-    ZERO_3,
-    WeightAverage,
-    check_sharding,
-    deepspeed_settings,
-    inference_model,
-    needs_resharding,
-    newest_checkpoint,
-    write_checkpoint,
-)
+from train import checkpoints
+from train.checkpoints import UNSHARDED, ZERO_2, ZERO_3, WeightAverage
 from train.hardware import CPU_EAGER, speed_up
 
-CONFIG = LlamaConfig(
-    hidden_size=8, intermediate_size=6, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2, vocab_size=5
-)
+HEADS = {"num_attention_heads": 2, "num_key_value_heads": 2}
+CONFIG = LlamaConfig(hidden_size=8, intermediate_size=6, num_hidden_layers=1, vocab_size=5, **HEADS)
 
 
 def weights_of(model: torch.nn.Module) -> list[torch.Tensor]:
@@ -41,7 +29,7 @@ def test_within_the_context_the_model_is_the_one_that_would_be_saved() -> None:
         compiled = backbone._compiled_call_impl
         average = WeightAverage(backbone, decay=0.5)
         first = weights_of(backbone)
-        with inference_model(backbone, backbone, average):  # of no step yet
+        with checkpoints.inference_model(backbone, backbone, average):  # of no step yet
             assert all(map(torch.equal, weights_of(backbone), first))
         average.on_step_end()
         with torch.no_grad():
@@ -50,7 +38,7 @@ def test_within_the_context_the_model_is_the_one_that_would_be_saved() -> None:
         average.on_step_end()
         own = weights_of(backbone)
         try:
-            with inference_model(backbone, backbone, average):
+            with checkpoints.inference_model(backbone, backbone, average):
                 assert backbone.config._attn_implementation == "sdpa" and backbone._compiled_call_impl is None
                 torch.testing.assert_close(weights_of(backbone), [tensor + 1.0 for tensor in first])
                 if fails:
@@ -85,54 +73,52 @@ def test_small_steps_of_bfloat16_weights_are_averaged(tmp_path: Path) -> None:
 def test_only_complete_checkpoints_count(tmp_path: Path) -> None:
     def write(folder: Path) -> None:
         (folder / "weights").write_text("all")
-        assert newest_checkpoint(tmp_path) in (None, tmp_path / "checkpoint-9", tmp_path / "checkpoint-10")
+        assert checkpoints.newest_checkpoint(tmp_path) in (None, tmp_path / "checkpoint-9", tmp_path / "checkpoint-10")
 
     def fail(folder: Path) -> None:
         (folder / "weights").write_text("half")
         raise KeyboardInterrupt
 
     for step in (9, 10):
-        write_checkpoint(tmp_path, step, write, state=PartialState())
+        checkpoints.write_checkpoint(tmp_path, step, write, state=PartialState())
     with pytest.raises(KeyboardInterrupt):
-        write_checkpoint(tmp_path, 11, fail, state=PartialState())
-    assert newest_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
-    shutil.rmtree(tmp_path / UNFINISHED)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-9"]
+        checkpoints.write_checkpoint(tmp_path, 11, fail, state=PartialState())
+    assert checkpoints.newest_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-10", "checkpoint-9", UNFINISHED}
 
 
 def test_a_checkpoint_of_another_sharding_is_refused(tmp_path: Path) -> None:
     (partitions := tmp_path / "global_step3").mkdir()
-    check_sharding(tmp_path, UNSHARDED)
+    checkpoints.check_sharding(tmp_path, UNSHARDED)
     for rank in range(3):
         (partitions / f"bf16_zero_pp_rank_{rank}_mp_rank_00_optim_states.pt").touch()
-    check_sharding(tmp_path, ZERO_2)
+    checkpoints.check_sharding(tmp_path, ZERO_2)
     (partitions / "zero_pp_rank_0_mp_rank_00_model_states.pt").touch()
-    check_sharding(tmp_path, ZERO_3)
+    checkpoints.check_sharding(tmp_path, ZERO_3)
     for other in (UNSHARDED, ZERO_2):
         with pytest.raises(ValueError):
-            check_sharding(tmp_path, other)
-    assert needs_resharding(tmp_path, 2) and not needs_resharding(tmp_path, 3) and not needs_resharding(None, 2)
+            checkpoints.check_sharding(tmp_path, other)
+    assert (
+        checkpoints.needs_resharding(tmp_path, 2)
+        and not checkpoints.needs_resharding(tmp_path, 3)
+        and not checkpoints.needs_resharding(None, 2)
+    )
 
 
 def test_deepspeed_is_asked_for_what_a_run_needs_beside_what_its_file_says(tmp_path: Path) -> None:
     """Before 0.19 it did not look at gradients in bfloat16, and a bad step made all weights NaN."""
-    config = {
-        "bf16": {"enabled": "auto", "check_grad_overflow": False},
-        "zero_optimization": {"stage": 2},
-        "checkpoint": {"parallel_write": {"pipeline_stage": True}},
-    }
+    config = {"bf16": {"enabled": "auto", "check_grad_overflow": False}, "zero_optimization": {"stage": 2}}
+    config["checkpoint"] = {"parallel_write": {"pipeline_stage": True}}
     (tmp_path / "zero.json").write_text(json.dumps(config))
-    for name in ("zero3", "zero3.json", "scripts/zero3.json"):
-        assert deepspeed_settings(name, universal=False)["zero_optimization"]["stage"] == 3
-    for name in ("zero2", "zero3", "zero3_offload"):  # they leave to the recipe what it says
-        shipped = deepspeed_settings(name, universal=False)
-        assert shipped["zero_optimization"]["stage"] == int(name[4]) and "optimizer" not in shipped
+    for name in ("zero2", "zero3", "zero3.json", "scripts/zero3.json", "zero3_offload"):
+        shipped = checkpoints.deepspeed_settings(name, universal=False)  # they leave to the recipe what it says
+        assert shipped["zero_optimization"]["stage"] == int(Path(name).name[4]) and "optimizer" not in shipped
         numbers = [shipped[key] for key in ("train_batch_size", "gradient_accumulation_steps", "gradient_clipping")]
         assert {*numbers, shipped["bf16"]["enabled"]} == {"auto"}
     with pytest.raises(FileNotFoundError):
-        deepspeed_settings("zero4", universal=False)
-    settings = deepspeed_settings(str(tmp_path / "zero.json"), universal=True)
-    assert settings == deepspeed_settings(config, universal=True)
+        checkpoints.deepspeed_settings("zero4", universal=False)
+    settings = checkpoints.deepspeed_settings(str(tmp_path / "zero.json"), universal=True)
+    assert settings == checkpoints.deepspeed_settings(config, universal=True)
     assert settings["checkpoint"] == {**config["checkpoint"], "load_universal": True}
     assert settings["bf16"] == {"enabled": "auto", "check_grad_overflow": True}
-    assert deepspeed_settings(config, universal=False)["checkpoint"] == config["checkpoint"]
+    assert checkpoints.deepspeed_settings(config, universal=False)["checkpoint"] == config["checkpoint"]

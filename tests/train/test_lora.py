@@ -28,12 +28,10 @@ ADAPTER = AdapterRecipe(rank=3, alpha=6.0, dropout=0.0)
 def on_a_new_model(mllm_recipe: MLLMRecipe, *, tied: bool = False, steps: int = 4) -> MLLMRecipe:
     """An adapter on a model whose embeddings are tied or not."""
     fields = {**mllm_recipe.model, "text_config": {**mllm_recipe.model["text_config"], "tie_word_embeddings": tied}}
-    text_tokenizer = load_text_tokenizer(mllm_recipe.text_tokenizer)
-    image_tokenizer = UniTok.from_pretrained(mllm_recipe.image_tokenizer)
+    tokenizers = load_text_tokenizer(mllm_recipe.text_tokenizer), UniTok.from_pretrained(mllm_recipe.image_tokenizer)
     base, output = mllm_recipe.output / "base", mllm_recipe.output / "lora"
-    model = build_model(dataclasses.replace(mllm_recipe, model=fields), text_tokenizer, image_tokenizer)
-    model.save_pretrained(base)
-    MLLMProcessor(text_tokenizer, image_tokenizer).save_pretrained(base)
+    build_model(dataclasses.replace(mllm_recipe, model=fields), *tokenizers).save_pretrained(base)
+    MLLMProcessor(*tokenizers).save_pretrained(base)
     start: dict[str, Any] = {"model": {}, "start_from": base, "output": output, "adapter": ADAPTER}
     trainer = {"max_steps": steps, "save_steps": 2, "report_to": []}
     return changed(mllm_recipe, trainer, trainable=["projector", "code_head"], **start)
@@ -103,13 +101,6 @@ def test_what_is_trained_beside_bfloat16_weights_is_float32_and_the_model_still_
     assert (recipe.output / "samples" / "step-1.png").is_file()
     saved = weights(recipe.output / "final")
     assert {tensor.dtype for name, tensor in saved.items() if "code_head" in name} == {torch.float32}
-
-
-def test_a_quantized_backbone_says_what_to_install(mllm_recipe: MLLMRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = dataclasses.replace(on_a_new_model(mllm_recipe), adapter=AdapterRecipe(bits=4))
-    monkeypatch.setattr("mllm.checkpoint.find_spec", lambda name: None)
-    with pytest.raises(ImportError, match=r"pip install 'mllm-toolkit\[quantization\]'"):
-        train_mllm(recipe)
 
 
 def test_adapters_learn_on_a_quantized_backbone(mllm_recipe: MLLMRecipe) -> None:

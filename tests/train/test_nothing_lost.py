@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import resource
 import signal
-import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -15,61 +14,35 @@ from PIL import Image
 
 from mllm.cli.main import main
 from mllm.files import only_writer
+from mllm.pipeline import Pipeline
 from tests.train.launching import write_recipe
 from train.recipe import MLLMRecipe
 
-FILLER = "filler"
+FULL = "file too large"  # as the limit on files has it, which needs no rights of mounting a small disk
 
 
-class Disk:
-    """A folder where writing can be made to fail: a small file system that is filled, or a limit on every file."""
-
-    def __init__(self, folder: Path, *, is_mounted: bool) -> None:
-        self.folder, self.is_mounted = folder, is_mounted
-        self.error = "no space left on device" if is_mounted else "file too large"
-        self.limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-
-    @contextmanager
-    def full(self, *, but: int = 0) -> Iterator[None]:
-        """Within, so many bytes can be written and no more."""
-        try:
-            if self.is_mounted:
-                with (self.folder / FILLER).open("wb", buffering=0) as file:
-                    with suppress(OSError):
-                        while True:
-                            file.write(bytes(4096))
-                    file.truncate(file.tell() - but)
-            else:
-                resource.setrlimit(resource.RLIMIT_FSIZE, (but, self.limits[1]))
-            yield
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, self.limits)
-            (self.folder / FILLER).unlink(missing_ok=True)
-
-
-@pytest.fixture(params=["mounted", "limited"])
-def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Disk]:
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    is_mounted, mount = request.param == "mounted", ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", folder]
-    if is_mounted and subprocess.run(mount, check=False).returncode:
-        pytest.skip("file systems cannot be mounted here; the limit on files is tested instead")
-    former = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    yield Disk(folder, is_mounted=is_mounted)
-    signal.signal(signal.SIGXFSZ, former)
-    if is_mounted:
-        subprocess.run(["umount", "-l", folder], check=True)
+@contextmanager
+def full_disk(*, but: int = 0) -> Iterator[None]:
+    """Within, a file can have so many bytes and no more."""
+    limits, former = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (but, limits[1]))
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, former)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    files = (path for path in folder.rglob("*") if path.is_file() and path.name not in (FILLER, ".lock"))
+    files = (path for path in folder.rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): path.read_bytes() for path in files if not path.name.endswith(".lock")}
 
 
 def test_a_full_disk_leaves_what_stood_before(
-    disk: Disk, tmp_path: Path, random_model_folder: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, random_model_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    there = disk.folder
+    there = tmp_path / "disk"
+    there.mkdir()
     image, questions, model = tmp_path / "a.png", tmp_path / "gqa.jsonl", ["--model", str(random_model_folder)]
     Image.effect_mandelbrot((60, 50), (-2, -1, 1, 1), 50).convert("RGB").save(image)
     questions.write_text(json.dumps({"question_id": "1", "image": "a.png", "text": "What?"}) + "\n")
@@ -90,25 +63,25 @@ def test_a_full_disk_leaves_what_stood_before(
     for words in commands:
         if words[0] == "prepare":
             words.insert(1, str(tmp_path / "two.jsonl"))
-        with disk.full():
+        with full_disk():
             code = main([*words, *model])
         error = capsys.readouterr().err.splitlines()[-1]
-        assert code == 2 and error.startswith(f"mllm: {disk.error}: {there}"), (words, error)
+        assert code == 2 and error.startswith(f"mllm: {FULL}: {there}"), (words, error)
     assert contents(there) == before
 
 
 def test_a_full_disk_costs_a_training_nothing_but_its_last_checkpoint(
-    disk: Disk, tmp_path: Path, mllm_recipe: MLLMRecipe, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, mllm_recipe: MLLMRecipe, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    output = disk.folder / "run"
+    output = tmp_path / "run"
     words = ["train", str(write_recipe(mllm_recipe, tmp_path / "recipe.yaml")), "--output", str(output)]
     words += ["--trainer.report_to", "none", "--trainer.max_steps"]
     assert main([*words, "2"]) == 0
     before = {name: data for name, data in contents(output).items() if "/" in name}  # not the log and the recipe
     assert {name.split("/")[0] for name in before} == {"checkpoint-2", "final", "codes"}
-    with disk.full(but=64 << 10):
+    with full_disk(but=64 << 10):
         assert main([*words, "4"]) == 2
-    assert f"{disk.error}: {output / 'checkpoint-4'}" in capsys.readouterr().err.splitlines()[-1]
+    assert f"{FULL}: {output / 'checkpoint-4'}" in capsys.readouterr().err.splitlines()[-1]
     assert {name: data for name, data in contents(output).items() if "/" in name} == before
     assert main([*words, "4"]) == 0
     after, weights = contents(output), "final/model.safetensors"
@@ -133,24 +106,21 @@ def test_two_runs_do_not_share_a_folder(
     assert main([*prepare, str(folder)]) == 0  # the lock is free again
 
 
-def test_an_interrupted_training_says_how_to_resume(
-    tmp_path: Path, mllm_recipe: MLLMRecipe, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+def test_an_interrupted_training_says_how_to_resume_and_a_draw_keeps_finished_images(
+    tmp_path: Path,
+    mllm_recipe: MLLMRecipe,
+    random_model_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
-    def train(recipe: MLLMRecipe) -> None:
+    def interrupt(recipe: MLLMRecipe) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("train.trainer.train_mllm", train)
+    monkeypatch.setattr("train.trainer.train_mllm", interrupt)
     words = ["train", str(write_recipe(mllm_recipe, tmp_path / "recipe.yaml"))]
     assert main(words) == 130 and "no checkpoint yet" in capfd.readouterr().err
     (mllm_recipe.output / "checkpoint-2").mkdir()
     assert main(words) == 130 and f"resumes from {mllm_recipe.output / 'checkpoint-2'}" in capfd.readouterr().err
-
-
-def test_an_interrupted_draw_keeps_finished_images(
-    tmp_path: Path, random_model_folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    from mllm.pipeline import Pipeline
-
     draw, counts = Pipeline.draw, []
 
     def interrupted(pipeline: Pipeline, prompt: str, **settings: int) -> list[Image.Image]:

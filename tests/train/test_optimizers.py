@@ -33,16 +33,6 @@ def test_steps_are_those_of_the_library(nesterov: bool, together: int, monkeypat
         torch.testing.assert_close(one, other, rtol=0, atol=1e-3)  # its products are bfloat16
 
 
-def test_what_was_saved_by_the_library_goes_on_here() -> None:
-    matrix = nn.Parameter(torch.randn(4, 3))
-    theirs = torch.optim.Muon([matrix], lr=0.1)
-    matrix.grad = torch.randn(4, 3)
-    theirs.step()
-    ours = BatchedMuon([matrix], lr=0.1)
-    ours.load_state_dict(theirs.state_dict())
-    assert torch.equal(ours.state[matrix]["momentum_buffer"], theirs.state[matrix]["momentum_buffer"])
-
-
 def test_singular_values_become_about_1() -> None:
     matrices = torch.randn(3, 8, 5)
     found = orthogonalize(matrices, (3.4445, -4.775, 2.0315), steps=5, eps=1e-7)

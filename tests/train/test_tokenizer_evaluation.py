@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -84,7 +83,9 @@ def test_zero_shot_accuracy_equals_a_loop_over_images(folder: Path, model: UniTo
         read_templates(path)
 
 
-def test_references_are_reconstructed_under_their_names_and_nothing_is_deleted(folder: Path, model: UniTok) -> None:
+def test_references_are_reconstructed_under_their_names_and_sheets_show_the_given_images(
+    folder: Path, model: UniTok
+) -> None:
     made = folder / "made"
     made.mkdir()
     (made / "of_someone_else.txt").write_text("stays")
@@ -94,9 +95,6 @@ def test_references_are_reconstructed_under_their_names_and_nothing_is_deleted(f
     pixels = ImageProcessor(height=32, width=32, preparation="crop")(read_image(folder / "real" / "3.png"))
     expected = np.asarray(to_images(model.decode(model.encode(pixels)))[0])
     assert np.array_equal(np.asarray(Image.open(made / "3.png")), expected)
-
-
-def test_the_sheet_shows_the_given_images(folder: Path, model: UniTok) -> None:
     for fields, size in (({"images": folder / "real"}, (5 * 40, 2 * 32 + 8)), ({}, (40, 72))):
         measured = evaluation(folder, **fields)
         measured.write_sheet(model, torch.zeros(1, 3, 32, 32, dtype=torch.uint8), folder / "sheet.png")
@@ -110,9 +108,6 @@ def test_wrong_folders_and_recipes_are_refused_before_training(folder: Path) -> 
     for wrong in ({"images": folder / "absent"}, {"fid_reference": folder / "empty", **references}, zero_shot):
         with pytest.raises(FileNotFoundError):
             evaluation(folder, **wrong)
-    if find_spec("torch_fidelity") is None:
-        with pytest.raises(ImportError):
-            evaluation(folder, fid_reference=folder / "real", fid_output=folder / "made")
     picture(9).save(folder / "real" / "lossy.jpg")
     with pytest.raises(ValueError):
         evaluation(folder, fid_reference=folder / "real", **references)

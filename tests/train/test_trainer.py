@@ -8,7 +8,6 @@ import sys
 from datetime import timedelta
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -19,7 +18,7 @@ from train import recipe as recipes
 from train import trainer as trainers
 from train.checkpoints import ZERO_2, ZERO_3
 from train.hardware import WAIT_IN_TRAINING
-from train.metrics import PEAK_FLOPS, FlopCount, MetricsLog
+from train.metrics import FlopCount
 from train.recipe import BadSteps, MLLMRecipe, OptimizerRecipe, Validation
 from train.trainer import BadStepsError, LossMonitor, check_supported, train_mllm, training_arguments
 
@@ -52,9 +51,11 @@ def weights_at(recipe: MLLMRecipe, step: int) -> dict[str, torch.Tensor]:
     return weights(recipe.output / f"checkpoint-{step}")
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon", "adamw8bit"])
 def test_a_resumed_run_equals_an_uninterrupted_one(mllm_recipe: MLLMRecipe, optimizer: str) -> None:
     """Also when it was killed while a checkpoint and a line of the log were written."""
+    if optimizer == "adamw8bit":
+        pytest.importorskip("bitsandbytes", reason="AdamW in 8 bits needs bitsandbytes, an optional extra")
     optimized = OptimizerRecipe(name=optimizer, learning_rate=3e-3, matrix_learning_rate=1e-2)
     recipe = changed(mllm_recipe, optimizer=optimized)
     train_mllm(recipe)
@@ -83,17 +84,12 @@ def test_training_lowers_the_loss_and_a_tracker_gets_every_codebook(mllm_recipe:
     (file,) = recipe.output.rglob("events.out.tfevents.*")
     events = EventAccumulator(str(file.parent)).Reload()
     logged = [entry.value for entry in events.Scalars("train/image_loss_per_codebook/1")]
-    entries = [json.loads(line) for line in (recipe.output / "metrics.jsonl").read_text().splitlines()]
-    assert logged == pytest.approx([entry["image_loss_per_codebook"][1] for entry in entries], rel=1e-4)
-    assert all(entry["memory_gib"] > 0 and 0 <= entry["padding_share"] < 1 for entry in entries)
+    entries = losses(recipe.output, "image_loss_per_codebook").values()
+    assert logged == pytest.approx([entry[1] for entry in entries], rel=1e-4)
+    assert all(0 <= share < 1 for share in losses(recipe.output, "padding_share").values())
 
 
 # ---- bad steps ----
-
-
-def test_numbers_in_the_log_have_six_digits_and_may_be_those_of_numpy_and_torch(tmp_path: Path) -> None:
-    MetricsLog(tmp_path / "log.jsonl").write(3, {"a": np.float32(1 / 3), "b": [torch.tensor(2.0), 1234567]})
-    assert json.loads((tmp_path / "log.jsonl").read_text()) == {"step": 3, "a": 0.333333, "b": [2.0, 1234570.0]}
 
 
 def test_allowed_bad_steps_leave_the_weights_alone_and_one_more_ends_the_run_before_it_is_saved(
@@ -150,20 +146,6 @@ def test_deepspeed_skips_a_bad_step_in_bfloat16(stage: int, short: MLLMRecipe, t
 # ---- loss and validation ----
 
 
-def test_a_batch_of_which_nothing_is_learned_has_loss_zero(short: MLLMRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    forward = MLLMForConditionalGeneration.forward
-
-    def unlabelled(self: MLLMForConditionalGeneration, **inputs: torch.Tensor) -> object:
-        inputs["labels"] = inputs["labels"].fill_(-100)
-        inputs["code_targets"] = torch.zeros_like(inputs["code_targets"])
-        return forward(self, **inputs)
-
-    monkeypatch.setattr(MLLMForConditionalGeneration, "forward", unlabelled)
-    monkeypatch.setattr("train.trainer.count_items", lambda *_, **__: torch.tensor(0.0))
-    train_mllm(changed(short, {"max_steps": 1}))
-    assert losses(short.output) == {1: 0.0}
-
-
 def test_validation_is_by_task_and_keeps_the_best_checkpoint(short: MLLMRecipe) -> None:
     trainer = {"max_steps": 4, "save_steps": 1, "eval_steps": 1, "save_total_limit": 1}
     recipe = changed(
@@ -208,7 +190,6 @@ def test_flops_are_counted_by_hand(short: MLLMRecipe) -> None:
     head = sum(p.numel() for name, p in model.code_head.named_parameters() if not name.startswith("codebooks."))
     expected = 5 * per_position + 2 * 6 * 32 * model.config.vocab_size + 3 * 6 * head
     assert count.of(positions=5, text_targets=2, code_targets=3) == pytest.approx(expected)
-    assert all(peak > 1e13 for peak in PEAK_FLOPS.values())
 
 
 # ---- settings ----
@@ -265,15 +246,3 @@ def test_arguments_of_the_library(short: MLLMRecipe, tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             training_arguments(changed(short, wrong))
-
-
-def test_averages_in_eight_bits_train_like_whole_ones(short: MLLMRecipe) -> None:
-    pytest.importorskip("bitsandbytes", reason="AdamW in 8 bits needs bitsandbytes, an optional extra")
-    curves = {}
-    for name in ("adamw", "adamw8bit"):
-        recipe = changed(short, optimizer=OptimizerRecipe(name=name, learning_rate=1e-3), output=short.output / name)
-        train_mllm(recipe)
-        curves[name] = losses(recipe.output)
-    assert curves["adamw8bit"].keys() == curves["adamw"].keys()
-    assert curves["adamw8bit"] == pytest.approx(curves["adamw"], rel=0.02)
-    assert curves["adamw8bit"] != curves["adamw"]
