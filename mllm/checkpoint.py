@@ -35,7 +35,7 @@ from mllm.files import read_json, write_json, write_text
 from mllm.quantization import BITS, quantize_linears
 from mllm.sequence import supported_sizes
 from mllm.vocabulary import load_text_tokenizer, save_text_tokenizer
-from tokenizer.checkpoint import UpstreamCheckpoint, export_upstream, load_upstream, save_converted
+from tokenizer.checkpoint import UpstreamCheckpoint, export_upstream, read_upstream, save_converted
 from tokenizer.hardware import fast_dtype
 from tokenizer.unitok import WEIGHTS_FILE, UniTok
 from tokenizer.weights import NameTable, TensorFiles, require_same_tensors, weight_files
@@ -187,7 +187,7 @@ def load_image_tokenizer(folder: Path, *, device: torch.device | str | None = No
     if (folder / IMAGE_TOKENIZER).is_dir():
         tokenizer = UniTok.from_pretrained(folder / IMAGE_TOKENIZER, device=device)
     elif (released := released_image_tokenizer(folder)) is not None:
-        tokenizer = load_upstream(released).to(device)
+        tokenizer = read_upstream(released).build().to(device)
     else:
         return None
     dtype = fast_dtype(device)
@@ -198,7 +198,7 @@ def find_image_tokenizer(name: str | None, *, device: torch.device | str | None 
     """The image tokenizer that a person named: by a model, a folder that is one itself, or the released file."""
     path = Path(name or "").expanduser()
     if name is not None and path.is_file():
-        return load_upstream(path).to(device or "cpu")
+        return read_upstream(path).build().to(device or "cpu")
     if name is not None and (path / WEIGHTS_FILE).is_file() and kind_of(path) == "":  # those of models name a type
         return UniTok.from_pretrained(path, device=device)
     folder = find_model_folder(name)

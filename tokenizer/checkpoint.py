@@ -31,32 +31,18 @@ CAST_PARTS = ("encoder.", "decoder.")
 CLEAR_MARGIN = 0.5  # dB of PSNR between the two readings below which images do not decide
 
 UPSTREAM_MODELS: dict[str, dict[str, Any]] = {
-    name: {
-        "stem_width": stem,
-        "stage_widths": (stem, 2 * stem),
-        "width": width,
-        "depth": depth,
-        "decoder_depth": depth,
-        "num_heads": num_heads,
-        "decoder_widths": (2 * stem, stem),
-    }
+    name: {"stem_width": stem, "stage_widths": (stem, 2 * stem), "decoder_widths": (2 * stem, stem)}
+    | {"width": width, "depth": depth, "decoder_depth": depth, "num_heads": num_heads}
     for name, stem, width, depth, num_heads in (
         ("vitamin_large", 160, 1024, 31, 16),
         ("vitamin_base", 128, 768, 14, 12),
     )
 }
 """Sizes that the names of UniTok's networks stand for."""
+_SAME_NAMES = ("vq_beta", "drop_path", "embed_dim", "text_vocab_size", "text_width", "text_heads", "text_layers")
 SAME_ARGS = {
-    "img_size": "image_size",
-    "vq_beta": "vq_beta",
-    "e_temp": "entropy_temperature",
-    "drop_path": "drop_path",
-    "embed_dim": "embed_dim",
-    "text_vocab_size": "text_vocab_size",
-    "text_context_length": "text_context",
-    "text_width": "text_width",
-    "text_heads": "text_heads",
-    "text_layers": "text_layers",
+    **{name: name for name in _SAME_NAMES},
+    **{"img_size": "image_size", "e_temp": "entropy_temperature", "text_context_length": "text_context"},
 }
 """Name in `args` and in our config of what has the same meaning and default in both."""
 PROJECTION_KINDS = {"attn": "attention", "linear": "linear"}
@@ -193,11 +179,6 @@ def read_upstream(path: str | Path, *, projection_attention: AttentionKind | Non
     expected = to_upstream(build_empty(config).state_dict(), config)
     require_same_tensors(require_state_dict(state, path), expected, source=path)
     return UpstreamCheckpoint(config, state, int(args.get(NUM_UPDATES, FAST_UPDATES)))
-
-
-def load_upstream(path: str | Path, *, projection_attention: AttentionKind | None = None) -> UniTok:
-    """A tokenizer straight from a checkpoint file, without a conversion; see `read_upstream`."""
-    return read_upstream(path, projection_attention=projection_attention).build()
 
 
 def save_converted(checkpoint: UpstreamCheckpoint, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:

@@ -13,6 +13,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from http.client import HTTPException
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 from urllib.parse import quote
@@ -135,15 +136,15 @@ def read_image(source: Any, *, name: str | None = None) -> Image.Image:
         FileNotFoundError: there is no such file.
         ValueError: it is no image, a damaged one, or one that no model can use.
     """
+    if isinstance(source, str | Path):
+        name = name or (str(source) if len(str(source)) < 200 else f"{str(source)[:60]}...")
+    name = name or "the image"
     match source:
         case str() if URL.match(source):
-            name = name or (source if len(source) < 200 else f"{source[:60]}...")
             image = decode(io.BytesIO(download(source, name)), name)
         case str() | Path():
-            name = name or str(source)
             image = decode(open_file(Path(source), name), name)
         case bytes() | bytearray() | memoryview():
-            name = name or "the image"
             image = decode(io.BytesIO(source), name)
         case np.ndarray():
             image = from_values(source, channels_first=False)
@@ -157,7 +158,6 @@ def read_image(source: Any, *, name: str | None = None) -> Image.Image:
                 f"an image must be a PIL image, a path, an address, bytes, an array or a tensor, got "
                 f"{type(source).__name__}; give one of them"
             )
-    name = name or "the image"
     width, height = image.size
     if not width or not height:
         raise ValueError(f"{name} must have pixels, got {width} x {height}; give another image")
@@ -179,9 +179,8 @@ def open_file(path: Path, name: str) -> io.BufferedReader:
             return path.open("rb")
     except OSError as error:  # such as: file name too long
         raise ValueError(f"{name[:200]} must be a readable file, got: {error.strerror}; correct the path") from error
-    raise FileNotFoundError(
-        f"{name} must be an image file, got {'a folder' if path.is_dir() else 'no such file'}; check the path"
-    )
+    found = "a folder" if path.is_dir() else "no such file"
+    raise FileNotFoundError(f"{name} must be an image file, got {found}; check the path")
 
 
 def download(url: str, name: str) -> bytes:
@@ -289,9 +288,9 @@ def pad_to_square(image: Image.Image, color: tuple[int, int, int], width: int, h
 
     Strip by strip, since the square of a long image is much larger than the image; Pillow scales in the same order.
     """
-    side = max(image.size)
-    if image.size == (side, side):
+    if image.width == image.height:
         return image
+    side = max(image.size)
     left, top = (side - image.width) // 2, (side - image.height) // 2
     scaled = Image.new("RGB", (width, side), color)
     for start in range(top, top + image.height, 256):
@@ -314,8 +313,6 @@ def scale_and_crop(image: Image.Image, size: tuple[int, int], width: int, height
 
 def crop_center(image: Image.Image, width: int, height: int) -> Image.Image:
     """The middle of the image; what lies outside of it is black (as torchvision's CenterCrop)."""
-    if image.size == (width, height):
-        return image
 
     def offset(size: int, crop: int) -> int:
         return round((size - crop) / 2) if size >= crop else -((crop - size) // 2)
@@ -326,11 +323,10 @@ def crop_center(image: Image.Image, width: int, height: int) -> Image.Image:
 
 def images_in(folder: Path) -> list[Path]:
     """The image files of a folder, by name."""
-    found = sorted(file for file in folder.glob("*") if file.suffix.lower() in IMAGE_ENDINGS)
-    if not found:
-        what = "no image in it" if folder.is_dir() else "no such folder"
-        raise FileNotFoundError(f"{folder} must be a folder of images, got {what}; correct the path")
-    return found
+    if found := sorted(file for file in folder.glob("*") if file.suffix.lower() in IMAGE_ENDINGS):
+        return found
+    what = "no image in it" if folder.is_dir() else "no such folder"
+    raise FileNotFoundError(f"{folder} must be a folder of images, got {what}; correct the path")
 
 
 def png_files(folder: Path) -> list[Path]:
@@ -368,10 +364,8 @@ def reconstruction_sheet(originals_B3HW: Tensor, reconstructions_B3HW: Tensor, *
 
 def side_by_side(images: Sequence[Image.Image]) -> Image.Image:
     """Images of any size in one row."""
-    width = sum(image.width + GAP for image in images) - GAP
-    sheet = Image.new("RGB", (width, max(image.height for image in images)), "white")
-    left = 0
-    for image in images:
+    *lefts, end = accumulate((image.width + GAP for image in images), initial=0)
+    sheet = Image.new("RGB", (end - GAP, max(image.height for image in images)), "white")
+    for image, left in zip(images, lefts, strict=True):
         sheet.paste(image, (left, 0))
-        left += image.width + GAP
     return sheet

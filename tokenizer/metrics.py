@@ -40,10 +40,9 @@ _WITH_EITHER_ARTICLE = (
     "a photo of {} weird %.", "a photo of {} hard to see %.", "{} embroidered %.", "{} plastic %.", "{} origami %.",
     "{} toy %.", "{} plushie %.", "{} cartoon %.", "{} % in a video game.",
 )  # fmt: skip
-_OTHERS = ("a photo of many {}.", "a photo of my {}.", "a photo of one {}.", "itap of my {}.")
 TEMPLATES = (
-    tuple(sentence.format(article).replace("%", "{}") for sentence in _WITH_EITHER_ARTICLE for article in ("a", "the"))
-    + _OTHERS
+    *(sentence.format(article).replace("%", "{}") for sentence in _WITH_EITHER_ARTICLE for article in ("a", "the")),
+    *("a photo of many {}.", "a photo of my {}.", "a photo of one {}.", "itap of my {}."),
 )
 """The 80 sentences of CLIP's authors for ImageNet, with their articles ("a embroidered {}.")."""
 
@@ -121,14 +120,13 @@ class LPIPS(nn.Module):
 
     def __init__(self, state: Mapping[str, Tensor]) -> None:
         super().__init__()
-        levels = range(len(VGG_SLICES))
-        layers = [[f"net.slice{level + 1}.{index}" for index in VGG_SLICES[level]] for level in levels]
-        linear = [f"lins.{level}.model.1.weight" for level in levels]
+        layers = [[f"net.slice{level}.{index}" for index in row] for level, row in enumerate(VGG_SLICES, start=1)]
+        linear = [f"lins.{level}.model.1.weight" for level in range(len(VGG_SLICES))]
         names = [f"{layer}.{part}" for row in layers for layer in row for part in ("weight", "bias")]
         require_same_tensors(state, [*names, *linear], source="the file of LPIPS weights (lpips_with_vgg.pth)")
         self.slices = nn.ModuleList(nn.ModuleList(convolution(state, layer) for layer in row) for row in layers)
-        for level in levels:
-            self.register_buffer(f"weights_{level}", state[linear[level]].float())
+        for level, name in enumerate(linear):
+            self.register_buffer(f"weights_{level}", state[name].float())
         self.register_buffer("mean", torch.tensor(VGG_MEAN).view(1, 3, 1, 1))
         self.register_buffer("deviation", torch.tensor(VGG_DEVIATION).view(1, 3, 1, 1))
         self.requires_grad_(False)
@@ -181,16 +179,8 @@ def fidelity(made: Path, real: Path | None, *, batch_size: int) -> dict[str, flo
 
     FID of few images is biased upwards; compare equal counts only.
     """
-    found = need_fidelity().calculate_metrics(
-        input1=str(made),
-        input2=str(real),
-        cuda=torch.cuda.is_available(),
-        batch_size=batch_size,
-        isc=True,
-        fid=True,
-        rng_seed=0,
-        verbose=False,
-    )
+    how = {"cuda": torch.cuda.is_available(), "batch_size": batch_size, "rng_seed": 0, "verbose": False}
+    found = need_fidelity().calculate_metrics(input1=str(made), input2=str(real), isc=True, fid=True, **how)
     return {"rfid": found["frechet_inception_distance"], "inception_score": found["inception_score_mean"]}
 
 

@@ -14,7 +14,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -37,9 +37,6 @@ AVERAGE_FILE = "custom_checkpoint_0.pkl"
 """In a checkpoint of a training, the average of the weights, which `final` has too."""
 INITIAL_LOGIT_SCALE = math.log(1 / 0.07)  # CLIP, section 2.5
 LARGEST_LOGIT_SCALE = math.log(100)
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 class UniTokOutput(NamedTuple):
@@ -66,13 +63,9 @@ class UniTok(nn.Module):
         self.config = config
         self.encoder = Encoder(config)
         self.quant_proj = build_projection(config, config.width, config.vector_width)
-        self.quantizer = MultiCodebookQuantizer(
-            config.num_codebooks,
-            config.codebook_size,
-            config.code_width,
-            beta=config.vq_beta,
-            entropy_temperature=config.entropy_temperature,
-        )
+        losses = {"beta": config.vq_beta, "entropy_temperature": config.entropy_temperature}
+        sizes = config.num_codebooks, config.codebook_size, config.code_width
+        self.quantizer = MultiCodebookQuantizer(*sizes, **losses)
         self.post_quant_proj = build_projection(config, config.vector_width, config.width)
         self.decoder = Decoder(config)
         if config.has_text_tower:
@@ -187,8 +180,7 @@ class UniTok(nn.Module):
 
     def recompute_activations(self, enabled: bool = True) -> None:
         """Activation checkpointing: recompute the transformers' activations in the backward pass, to save memory."""
-        self.encoder.blocks.recompute = enabled
-        self.decoder.blocks.recompute = enabled
+        self.encoder.blocks.recompute = self.decoder.blocks.recompute = enabled
 
     def contrastive_parameters(self) -> list[nn.Parameter]:
         """Parameters that only the contrastive loss trains; freeze them when training without captions."""
@@ -251,10 +243,11 @@ class UniTok(nn.Module):
                     "give a folder that save_pretrained or `mllm convert` wrote"
                 )
         model = build_empty(UniTokConfig.from_file(folder / CONFIG_FILE))
-        state = read_tensors(folder / WEIGHTS_FILE)
         if (folder / AVERAGE_FILE).is_file():
             average = read_tensors(folder / AVERAGE_FILE)
             state = {name[7:]: value for name, value in average.items() if name.startswith("module.")}
+        else:
+            state = dict(read_tensors(folder / WEIGHTS_FILE))
         require_same_tensors(state, model.state_dict(), source=folder)
         model.fill(state)
         if dtype is not None:
@@ -354,18 +347,14 @@ def _codes_of(images_B3HW: Tensor, tokenizer: UniTok) -> Tensor:
 
 
 def _in_batches(
-    items: Iterable[Item],
-    compute: Callable[[list[Item]], list[Result]],
-    *,
-    key: Callable[[Item], Hashable],
-    batch_size: int,
-) -> Iterator[Result]:
+    items: Iterable[Any], compute: Callable[[list[Any]], list[Any]], *, key: Callable[[Any], Hashable], batch_size: int
+) -> Iterator[Any]:
     """Compute on batches of items with equal keys; yield the results in the order of the items."""
-    waiting: dict[Hashable, list[tuple[int, Item]]] = defaultdict(list)
-    done: dict[int, Result] = {}
+    waiting: dict[Hashable, list[tuple[int, Any]]] = defaultdict(list)
+    done: dict[int, Any] = {}
     next_index = 0
 
-    def finish(group: list[tuple[int, Item]]) -> None:
+    def finish(group: list[tuple[int, Any]]) -> None:
         indices, batch = zip(*group, strict=True)
         done.update(zip(indices, compute(list(batch)), strict=True))
         group.clear()

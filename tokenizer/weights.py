@@ -25,11 +25,8 @@ from tokenizer.config import read_json
 SAFETENSORS = ".safetensors"
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 """Names that transformers gives to the weights in a folder, the preferred one first; shards add ".index.json"."""
-UNREADABLE = (
-    *(SafetensorError, RuntimeError, EOFError, LookupError, ValueError, TypeError, AttributeError, AssertionError),
-    struct.error,
-)
-"""What the readers raise on bytes that are not a checkpoint, or only a part of one."""
+UNREADABLE = (SafetensorError, RuntimeError, EOFError, LookupError, ValueError, TypeError, AttributeError)
+UNREADABLE += (AssertionError, struct.error)  # what the readers raise on bytes that are not a complete checkpoint
 ZIP_START = b"PK\x03\x04"  # PyTorch writes zip archives since 1.6; the format before cannot be mapped
 SHOWN = 2  # names of each kind in an error; the rest is counted
 
@@ -128,14 +125,11 @@ def require_same_tensors(
     """
     shapes = {name: tensor.shape for name, tensor in expected.items()} if isinstance(expected, Mapping) else {}
     names = dict.fromkeys(expected)
+    misshapen = [name for name, shape in shapes.items() if name in found and found[name].shape != shape]
     kinds = {
         "missing": [name for name in names if name not in found],
         "unexpected": [name for name in found if name not in names],
-        "of another shape": [
-            f"{name} ({tuple(found[name].shape)}, not {tuple(shape)})"
-            for name, shape in shapes.items()
-            if name in found and found[name].shape != shape
-        ],
+        "of another shape": [f"{name} ({tuple(found[name].shape)}, not {tuple(shapes[name])})" for name in misshapen],
     }
     differing = [
         f"{len(some)} {kind}: {', '.join(some[:SHOWN])}" + (f" and {len(some) - SHOWN} more" if some[SHOWN:] else "")
@@ -217,10 +211,8 @@ class NameTable:
 
 def name_pattern(template: str) -> re.Pattern[str]:
     """A name of a `NameTable` as a regular expression."""
-    return re.compile(
-        re.sub(
-            r"\\{(\w+)\\}",
-            lambda field: f"(?P<{field[1]}>{'.+' if field[1] == 'rest' else '[0-9]+'})",
-            re.escape(template),
-        )
-    )
+
+    def group(field: re.Match[str]) -> str:
+        return f"(?P<{field[1]}>{'.+' if field[1] == 'rest' else '[0-9]+'})"
+
+    return re.compile(re.sub(r"\\{(\w+)\\}", group, re.escape(template)))

@@ -329,10 +329,10 @@ def probe_patterns(side: int) -> list[Image.Image]:
 
 def read_released_tokenizer(path: Path, options: Namespace) -> UpstreamCheckpoint:
     """The checkpoint with the attention that was asked for or found by the probe."""
-    from tokenizer.checkpoint import CLEAR_MARGIN, load_upstream, read_upstream
+    from tokenizer.checkpoint import CLEAR_MARGIN, read_upstream
 
     attention = options.attention
-    if attention == "probe" and (attention := probe(load_upstream(path), options.images)) is None:
+    if attention == "probe" and (attention := probe(read_upstream(path).build(), options.images)) is None:
         raise ValueError(
             f"--attention must be full or causal for {path}: the probe found less than {CLEAR_MARGIN} dB of "
             "difference; say which, or give different --images"

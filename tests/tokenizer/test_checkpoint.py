@@ -21,7 +21,6 @@ from tokenizer.checkpoint import (
     config_from_args,
     export_upstream,
     from_upstream,
-    load_upstream,
     probe_attention,
     read_as,
     read_upstream,
@@ -199,10 +198,10 @@ def write_checkpoint(folder: Path, model: UniTok, **changes: Any) -> Path:
 def test_training_checkpoints_are_read_and_converted(small_model: UniTok, tmp_path: Path) -> None:
     for is_zip in (True, False):
         path = write_checkpoint(tmp_path, small_model, _use_new_zipfile_serialization=is_zip)
-        loaded = load_upstream(path)
+        loaded = read_upstream(path).build()
         loaded.quantizer.num_updates.copy_(small_model.quantizer.num_updates)
         assert same_weights(loaded, small_model)
-        assert load_upstream(path, projection_attention="causal").config.projection_attention == "causal"
+        assert read_upstream(path, projection_attention="causal").config.projection_attention == "causal"
     save_converted(read_upstream(path), tmp_path / "half", dtype=torch.bfloat16)
     stored = load_file(tmp_path / "half" / "model.safetensors")
     types = {name.split(".")[0]: tensor.dtype for name, tensor in stored.items() if tensor.is_floating_point()}
@@ -228,7 +227,7 @@ def test_wrong_files_are_refused_in_one_line(
 
     def refused(path: Path) -> str:
         with pytest.raises((ValueError, FileNotFoundError)) as caught:
-            load_upstream(path)
+            read_upstream(path)
         assert "\n" not in str(caught.value) and len(str(caught.value)) < 700
         return str(caught.value)
 
