@@ -86,9 +86,7 @@ def from_upstream(
     state = dict(state)
     zeros = state.pop(POSITION_EMBEDDING, None)
     if zeros is not None and zeros.any():
-        raise ValueError(
-            f"{POSITION_EMBEDDING} must be zero, got values up to {zeros.abs().max():.3g}; use another one"
-        )
+        raise ValueError(f"{POSITION_EMBEDDING} must be zero, got up to {zeros.abs().max():.3g}; use another file")
     return {**name_table(config).to_ours(state), "quantizer.num_updates": torch.tensor(num_updates)}
 
 

@@ -72,9 +72,7 @@ class ImageProcessor:
 
     def __post_init__(self) -> None:
         if self.preparation not in PREPARATIONS:
-            raise ValueError(
-                f"preparation must be one of {', '.join(PREPARATIONS)}, got {self.preparation!r}; choose one of them"
-            )
+            raise ValueError(f"preparation must be one of {', '.join(PREPARATIONS)}, got {self.preparation!r}")
         if self.height < 1 or self.width < 1 or self.height * self.width > MAX_PIXELS:
             raise ValueError(
                 f"height and width must be from 1 to {MAX_PIXELS:,} pixels together, got {self.height} x {self.width}; "
@@ -224,10 +222,7 @@ def from_values(values: np.ndarray, *, channels_first: bool) -> Image.Image:
     axes = [axis for axis in either if values.shape[axis] in range(1, 5)]
     if values.dtype.kind not in "buif" or (values.ndim != 2 and not axes):
         order = "(channels, height, width)" if channels_first else "(height, width, channels)"
-        raise ValueError(
-            f"values of an image must be numbers of the shape {order} or (height, width), got {values.dtype} "
-            f"{values.shape}; give one image with 1 to 4 channels"
-        )
+        raise ValueError(f"an image's values must be {order} or (height, width), got {values.dtype} {values.shape}")
     if values.size and values.dtype.kind in "if" and values.min() < -0.1:
         raise ValueError(f"values of an image must be >= 0, got {values.min()}; scale them to 0 to 1, or 0 to 255")
     levels = to_8_bit(values)
@@ -346,10 +341,7 @@ def read_classes(folder: Path, file: Path) -> dict[str, str]:
         raise ValueError(f"{file} must map folders to class names, got {type(classes).__name__}; correct the file")
     folders = {path.name for path in folder.glob("*") if path.is_dir()}
     if differing := sorted(folders ^ classes.keys()):
-        raise ValueError(
-            f"{folder} and {file} must have the same classes, got {len(differing)} that differ, such as "
-            f"{differing[0]}; correct one of them"
-        )
+        raise ValueError(f"{folder} and {file} must have the same classes, got {differing[0]} and others in one")
     return classes
 
 

@@ -201,9 +201,7 @@ class UniTok(nn.Module):
             raise ValueError(f"pixels must be (B, 3, H, W), got {tuple(pixels_B3HW.shape)}; add or move axes")
         height, width = pixels_B3HW.shape[2:]
         if height % patch or width % patch or not height or not width:
-            raise ValueError(
-                f"height and width must be multiples of {patch}, got {height} x {width}; resize or crop the image"
-            )
+            raise ValueError(f"height and width must be multiples of {patch}, got {height} x {width}; resize it")
         return height // patch, width // patch
 
     def _check_codes(self, codes_BKN: Tensor, grid: tuple[int, int] | None) -> tuple[int, int]:
@@ -217,10 +215,7 @@ class UniTok(nn.Module):
         num_positions = codes_BKN.shape[2]
         rows, columns = grid or (math.isqrt(num_positions),) * 2
         if rows * columns != num_positions:
-            raise ValueError(
-                f"a grid of {rows} x {columns} must have {rows * columns} positions, got {num_positions}; "
-                "pass grid=(rows, columns)"
-            )
+            raise ValueError(f"grid must have {num_positions} positions, got {rows} x {columns}; pass (rows, columns)")
         return rows, columns
 
     def save_pretrained(self, folder: str | Path) -> None:

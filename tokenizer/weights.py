@@ -65,9 +65,7 @@ def weight_files(folder: Path) -> list[Path]:
             return shards_of(index)
         if (folder / name).is_file():
             return [folder / name]
-    raise FileNotFoundError(
-        f"{folder} must hold {' or '.join(WEIGHT_FILES)} or an index of shards, got none of them; download them too"
-    )
+    raise FileNotFoundError(f"{folder} must hold {' or '.join(WEIGHT_FILES)} or an index of shards; download them too")
 
 
 def shards_of(index: Path) -> list[Path]:

@@ -156,11 +156,9 @@ def check_grid(start: MLLMConfig, grid: dict[str, Any], *, folder: Path) -> None
             f"image_layout 'grid' and max_grid_side must be given together, got {grid['image_layout']!r} and {side}; "
             "give both or neither"
         )
+    bound = start.max_grid_side or f">= {start.grid_side}"
     if start.max_grid_side not in (None, side) or (side is not None and side < start.grid_side):
-        raise ValueError(
-            f"max_grid_side must be {start.max_grid_side or f'>= {start.grid_side}'} for the model in {folder}, got "
-            f"{side}; change it"
-        )
+        raise ValueError(f"max_grid_side must be {bound} for the model in {folder}, got {side}; change it")
 
 
 def resize_vocabulary(model: MLLMForConditionalGeneration, vocabulary: Vocabulary, *, known: MLLMConfig | None) -> None:

@@ -216,9 +216,7 @@ class TokenizerRecipe:
     def __post_init__(self) -> None:
         for name, file in self.files.items():
             if file is None:
-                raise ValueError(
-                    f"{name} must be given for a loss of this recipe; give it, or set that loss's weight to 0"
-                )
+                raise ValueError(f"{name} must be given for a loss of the recipe; or set its weight to 0")
         contrastive, evaluation = self.loss.contrastive, self.evaluation
         if self.world_crop is not None and contrastive and self.shards.urls is None:
             raise ValueError("captions describe whole images: leave world_crop out, or set loss.contrastive to 0")
@@ -334,9 +332,7 @@ class MLLMData(WorldData):
         if self.shards and of_world:
             raise ValueError(f"data must have either shards or the world's fields, got both ({', '.join(of_world)})")
         if self.root is not None and not self.shards:
-            raise ValueError(
-                f"data.root must come with data.shards, whose folder it is, got {self.root} alone; drop it"
-            )
+            raise ValueError(f"data.root must come with data.shards, whose folder it is, got {self.root} alone")
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -53,9 +53,7 @@ class TokenizerTrainer:
     def __init__(self, recipe: TokenizerRecipe) -> None:
         for name, file in recipe.files.items():
             if file is None or not file.exists():
-                raise FileNotFoundError(
-                    f"{name} must be an existing file, got {file}; download it, or give it weight 0"
-                )
+                raise FileNotFoundError(f"{name} must be a file, got {file}; download it, or give it weight 0")
         set_seed(recipe.seed)
         self.recipe = recipe
         fastest = "bf16" if fast_dtype(training_device()) == torch.bfloat16 else "no"
@@ -408,6 +406,4 @@ def require_same_config(file: Path, config: UniTokConfig) -> None:
     stored = UniTokConfig.from_dict(read_json(file)).to_dict()
     differing = {name: (stored[name], value) for name, value in config.to_dict().items() if stored[name] != value}
     if differing:
-        raise ValueError(
-            f"{file.parent} must be of the recipe's network, got (stored, recipe) {differing}; choose another output"
-        )
+        raise ValueError(f"{file.parent} must be of the recipe's network, got (stored, recipe) {differing}")

@@ -67,10 +67,7 @@ class ClassSequences(SequenceSource):
         self, data: ClassData, folders: Sequence[ShardFolder | BlankCodes], tokenizers: Tokenizers, shape: BatchShape
     ) -> None:
         if len({len(folder) for folder in folders}) != 1:
-            raise ValueError(
-                f"classes.folders must hold the same images, got {[len(folder) for folder in folders]} of them; "
-                "name folders that were made from the same images"
-            )
+            raise ValueError(f"classes.folders must hold the same images, got {[len(one) for one in folders]} of them")
         self.data, self.folders, self.tokenizers, self.shape = data, folders, tokenizers, shape
         num_positions = len(self.sequence(0, Random(0)))
         self.num_samples = shape.rows * (shape.length // num_positions)

@@ -75,9 +75,7 @@ class WorldImages(Dataset):
         self, recipe: TokenizerRecipe, *, image_size: int, captions: EncodeCaptions | None, rank: int, ranks: int
     ) -> None:
         if recipe.world_crop is not None and recipe.world_crop > image_size:
-            raise ValueError(
-                f"world_crop must be from 1 to {image_size}, as images have, got {recipe.world_crop}; change it"
-            )
+            raise ValueError(f"world_crop must be <= {image_size}, the side of images, got {recipe.world_crop}")
         self.recipe, self.image_size, self.captions, self.rank, self.ranks = recipe, image_size, captions, rank, ranks
 
     def batches(self, first: int, last: int) -> Iterator[dict[str, Tensor]]:
@@ -137,10 +135,7 @@ class RandomCrop:
         if window is not None and window > self.size:
             raise ValueError(f"shards.window must be from 1 to image_size {self.size}, got {window}; change it")
         if not 0 < area[0] <= area[1] <= 1 or not 0 < ratio[0] <= ratio[1]:
-            raise ValueError(
-                f"shards.crop_area must rise within 0 and 1 and shards.crop_ratio rise above 0, got {area} and "
-                f"{ratio}; change them"
-            )
+            raise ValueError(f"crop_area must rise within 0 and 1 and crop_ratio above 0, got {area} and {ratio}")
 
     def __call__(self, image: Image.Image, rng: Random) -> Image.Image:
         part = image.crop(self.box(image.width, image.height, rng))
@@ -272,9 +267,7 @@ class TarImages(IterableDataset):
                 caption = _content(shard, members, ".txt").decode("utf-8", errors="replace")
                 item["text_ids"] = self.captions([caption])[0]
         except ValueError as error:
-            raise ValueError(
-                f"sample {key} of {shard} is invalid: {error}; fix the shard or set shards.skip_bad_records"
-            ) from error
+            raise ValueError(f"sample {key} of {shard}: {error}; fix it or set shards.skip_bad_records") from error
         return item
 
     def save(self, folder: Path) -> None:

@@ -166,15 +166,13 @@ def _json_records(path: Path) -> Iterator[Item]:
             yield from _array_records(path, io.TextIOWrapper(stream, encoding="utf-8"))
             return
     with _open_text(path) as stream:
-        for number, line in enumerate(stream, start=1):
-            yield Item(f"line {number}", line)
+        yield from (Item(f"line {number}", line) for number, line in enumerate(stream, start=1))
 
 
 def _skip_to_first(stream: IO[bytes]) -> bytes:
     """The first byte that is no space, which is read."""
-    head = b" "
-    while head.isspace():
-        head = stream.read(1)
+    while (head := stream.read(1)).isspace():
+        pass
     return head
 
 
@@ -384,10 +382,7 @@ def _tar_row(name: str, files: dict[str, bytes]) -> dict[str, Any]:
     if "cls" in texts:
         row["class"] = texts["cls"].strip()
     if image is None or len(row) == 1:
-        raise BadRecord(
-            f"a sample must have an image and a .txt, .caption, .json or .cls, got {', '.join(files)}; add what is "
-            "missing"
-        )
+        raise BadRecord(f"a sample must have an image and a .txt, .caption, .json or .cls, got {', '.join(files)}")
     return row
 
 
@@ -443,9 +438,6 @@ def _codes_by_class(path: Path) -> Iterator[Item]:
             raise ValueError(f"{file} must have a file of labels, got no {labels_file}; extract the codes again")
         codes_ESKN, labels_E = np.load(file, mmap_mode="r"), np.load(labels_file).reshape(-1)
         if codes_ESKN.ndim != 4 or len(codes_ESKN) != len(labels_E):
-            raise ValueError(
-                f"{file} must hold (images, views, codebooks, positions) for {len(labels_E)} labels, got "
-                f"{codes_ESKN.shape}; extract the codes again"
-            )
+            raise ValueError(f"{file} must hold codes of {len(labels_E)} labels (E, S, K, N), got {codes_ESKN.shape}")
         for number, (codes_SKN, label) in enumerate(zip(codes_ESKN, labels_E, strict=True), start=1):
             yield Item(f"codes/{file.name}, image {number}", {"class": int(label), "codes": codes_SKN})

@@ -247,10 +247,7 @@ class ShardFolder:
     def require_tokenizer(self, code_source: CodeSource) -> None:
         """Refuse codes that this image tokenizer did not make."""
         if self.code_source != code_source:
-            raise ValueError(
-                f"the codes in {self.path} must be those of the recipe's image tokenizer, {code_source}, got "
-                f"{self.code_source}; prepare the data again with the recipe's"
-            )
+            raise ValueError(f"{self.path} must have codes of {code_source}, got {self.code_source}; prepare it again")
 
     def _open_shard(self, shard: int) -> pq.ParquetFile:
         name = self.names[shard]
@@ -275,10 +272,7 @@ class ShardFolder:
                 f"{self.path} must be a finished folder of shards, got no {MANIFEST}; run `mllm prepare` to its end"
             ) from None
         if manifest.get("version") != VERSION:
-            raise ValueError(
-                f"the schema version of {self.path} must be {VERSION}, got {manifest.get('version')}; "
-                "prepare the data again"
-            )
+            raise ValueError(f"{self.path} must have version {VERSION}, got {manifest.get('version')}; prepare again")
         return manifest
 
     def _check_sizes(self, expected: dict[str, int]) -> None:
@@ -288,10 +282,7 @@ class ShardFolder:
         for name, size in expected.items():
             if found.get(name) != size:
                 state = f"{found[name]} bytes" if name in found else "no such file"
-                raise ValueError(
-                    f"shard {name} of {self.path} must have {size} bytes, got {state}; copy it again, or remove it "
-                    "and prepare again"
-                )
+                raise ValueError(f"shard {name} of {self.path} must have {size} bytes, got {state}; prepare it again")
 
 
 def _read_facts(metadata: dict[bytes, bytes] | None, name: str) -> dict[str, Any]:
