@@ -14,20 +14,8 @@ import pytest
 import torch
 from PIL import Image
 
-from tokenizer.images import (
-    IMAGE_ENDINGS,
-    PREPARATIONS,
-    ImageProcessor,
-    crop_center,
-    images_in,
-    png_files,
-    read_image,
-    reconstruction_sheet,
-    side_by_side,
-    to_bytes,
-    to_images,
-    to_pixels,
-)
+from tokenizer import images
+from tokenizer.images import IMAGE_ENDINGS, PREPARATIONS, ImageProcessor, read_image, to_bytes, to_images, to_pixels
 
 
 def noise(width: int, height: int) -> Image.Image:
@@ -45,10 +33,7 @@ def test_every_preparation_gives_the_exact_size() -> None:
     for settings in ({"height": 8, "width": 8, "preparation": "zoom"}, {"height": 0, "width": 8}):
         with pytest.raises(ValueError):
             ImageProcessor(**settings)
-
-
-def test_an_image_of_the_right_size_comes_back_unchanged() -> None:
-    image = noise(32, 32)
+    image = noise(32, 32)  # of the right size it comes back unchanged
     for preparation in ("crop", "cover", "stretch", "zero_shot", "understanding"):
         (restored,) = to_images(ImageProcessor(height=32, width=32, preparation=preparation)(image))
         assert np.array_equal(np.asarray(restored), np.asarray(image)), preparation
@@ -68,7 +53,7 @@ def test_an_image_is_scaled_or_padded_and_a_long_one_as_if_whole() -> None:
                 expected = whole.resize((64, 64), how.resampling)
             else:
                 scaled = image.resize((side * size[0] // min(size), side * size[1] // min(size)), how.resampling)
-                expected = crop_center(scaled, 64, 64)
+                expected = images.crop_center(scaled, 64, 64)
             prepared = np.asarray(ImageProcessor(height=64, width=64, preparation=name).prepare(image), dtype=int)
             assert np.abs(prepared - np.asarray(expected)).max() <= 2 * (how.pad_color is None and wide == 900), name
 
@@ -105,15 +90,10 @@ def test_every_way_in_gives_the_same_image(tmp_path: Path) -> None:
             read = read_image(source)
             assert read.mode == "RGB" and np.array_equal(np.asarray(read), expected_HW3), source
             assert read_image(read) is read  # not turned twice
+    tensor_HW3 = torch.tensor(values_HW3)
     for values in (
-        values_HW3,
-        values_HW3 / 255,
-        values_HW3.astype(np.float32),
-        values_HW3.astype(np.uint16) * 257,
-        values_HW3.transpose(2, 0, 1),
-        torch.tensor(values_HW3).permute(2, 0, 1),
-        torch.tensor(values_HW3 / 255).permute(2, 0, 1),
-        torch.tensor(values_HW3),
+        *(values_HW3, values_HW3 / 255, values_HW3.astype(np.float32), values_HW3.astype(np.uint16) * 257),
+        *(values_HW3.transpose(2, 0, 1), tensor_HW3.permute(2, 0, 1), (tensor_HW3 / 255).permute(2, 0, 1), tensor_HW3),
     ):
         assert np.array_equal(np.asarray(read_image(values)), values_HW3), values.dtype
     gray_HW3 = np.asarray(read_image(values_HW3[:, :, 0]))
@@ -203,22 +183,22 @@ def test_pixels_are_rounded_clamped_and_never_nan() -> None:
 def test_folders_are_checked(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "absent"):
         with pytest.raises(FileNotFoundError):
-            images_in(folder)
+            images.images_in(folder)
     for name in ("b.PNG", "a.jpg"):
         noise(4, 4).save(tmp_path / name)
     (tmp_path / "notes.txt").write_text("no image")
-    assert [path.name for path in images_in(tmp_path)] == ["a.jpg", "b.PNG"]
+    assert [path.name for path in images.images_in(tmp_path)] == ["a.jpg", "b.PNG"]
     with pytest.raises(ValueError):
-        png_files(tmp_path)
+        images.png_files(tmp_path)
     (tmp_path / "a.jpg").unlink()
-    assert [path.name for path in png_files(tmp_path)] == ["b.PNG"]
+    assert [path.name for path in images.png_files(tmp_path)] == ["b.PNG"]
 
 
 def test_a_sheet_shows_pairs_in_rows() -> None:
     originals_B3HW, reconstructions_B3HW = torch.rand(2, 5, 3, 6, 9) * 2 - 1
-    sheet = np.asarray(reconstruction_sheet(originals_B3HW, reconstructions_B3HW, per_row=3))
+    sheet = np.asarray(images.reconstruction_sheet(originals_B3HW, reconstructions_B3HW, per_row=3))
     assert sheet.shape == (2 * (12 + 8), 3 * (9 + 8), 3)
     (fifth,) = to_images(reconstructions_B3HW[4:])  # second row, second column, lower half
     assert np.array_equal(sheet[20 + 4 + 6 : 20 + 4 + 12, 17 + 4 : 17 + 4 + 9], np.asarray(fifth))
     assert (sheet[20:, 34:] == 255).all()  # no sixth pair
-    assert side_by_side([noise(4, 9), noise(6, 5)]).size == (14, 9)
+    assert images.side_by_side([noise(4, 9), noise(6, 5)]).size == (14, 9)

@@ -5,14 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+import torch.nn.functional as F
+from torch import Tensor
 
 from tests.train.published_weights import VGG, lpips_weights
 from tokenizer import metrics
 from tokenizer.metrics import LPIPS
-
-ACTIVATIONS = (4, 9, 16, 23, 30)
-"""Where torchvision's list of VGG16's 31 layers is cut to get at the five activations."""
 
 
 def test_psnr_is_per_image_and_infinite_for_equal_ones() -> None:
@@ -52,26 +50,17 @@ def test_codebook_statistics_are_per_codebook() -> None:
     assert metrics.bits_per_image(metrics.entropy_of(counts_KC), 10) == pytest.approx(10 * math.log2(3))
 
 
-def vgg_layers(state: dict[str, Tensor]) -> list[nn.Module]:
-    """VGG16's `features` as torchvision lists them: convolutions, activations and poolings by position."""
-    layers: list[nn.Module] = [nn.MaxPool2d(2, 2) if index in ACTIVATIONS else nn.ReLU() for index in range(31)]
-    for number, row in enumerate(VGG, start=1):
-        for index in row:
-            weight = state[f"net.slice{number}.{index}.weight"]
-            layers[index] = nn.Conv2d(weight.shape[1], weight.shape[0], 3, padding=1)
-            layers[index].load_state_dict({"weight": weight, "bias": state[f"net.slice{number}.{index}.bias"]})
-    return layers
-
-
 def lpips_by_loop(state: dict[str, Tensor], first: Tensor, second: Tensor) -> float:
     """Distance of two images (3, H, W), pixel by pixel."""
     shift, scale = torch.tensor([-0.030, -0.088, -0.188]), torch.tensor([0.458, 0.448, 0.450])
     hidden = [((image - shift[:, None, None]) / scale[:, None, None])[None] for image in (first, second)]
-    layers, total, begin = vgg_layers(state), 0.0, 0
-    for level, end in enumerate(ACTIVATIONS):
-        for layer in layers[begin:end]:
-            hidden = [layer(tensor) for tensor in hidden]
-        begin = end
+    total = 0.0
+    for level, row in enumerate(VGG):
+        if level:
+            hidden = [F.max_pool2d(tensor, 2, 2) for tensor in hidden]
+        for name in (f"net.slice{level + 1}.{index}" for index in row):
+            weight, bias = state[f"{name}.weight"], state[f"{name}.bias"]
+            hidden = [F.conv2d(tensor, weight, bias, padding=1).relu() for tensor in hidden]
         weights = state[f"lins.{level}.model.1.weight"].flatten()
         _, _, height, width = hidden[0].shape
         for y in range(height):

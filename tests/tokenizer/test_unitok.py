@@ -1,7 +1,6 @@
 """The whole tokenizer: pixels to codes and back, any shape of image, in batches, saved and read again."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -14,7 +13,24 @@ from torch import Tensor
 from tokenizer.config import UniTokConfig
 from tokenizer.images import to_pixels
 from tokenizer.layers import FoldedUpsample
-from tokenizer.unitok import UniTok, decode_images, encode_images
+from tokenizer.unitok import UniTok, build_empty, decode_images, encode_images
+
+
+def test_config_survives_json_and_presets_have_their_sizes(small_config: UniTokConfig) -> None:
+    stored = json.loads(json.dumps(small_config.to_dict()))
+    assert UniTokConfig.from_dict(stored) == small_config
+    assert UniTokConfig.from_dict({**stored, "encoder_scope": "picture"}) == small_config  # an older name
+    config = UniTokConfig.large()
+    assert (config.patch_size, config.grid, config.positions_per_image, config.vector_width) == (16, (16, 16), 256, 64)
+    assert sum(parameter.numel() for parameter in build_empty(config).parameters()) == 820_297_668  # without pos_embed
+    assert UniTokConfig.tiny().positions_per_image == 64
+    bad = [("image_size", 40), ("codebook_size", 0), ("depth", -1), ("shrink", 3), ("num_heads", 5), ("colour", 3)]
+    bad += [("stage_depths", depths) for depths in ((1, 2, 3), (0, 2), ())]
+    bad += [("projection_heads", 7), ("encoder_scope", "row"), ("drop_path", 1.0), ("entropy_temperature", 0.0)]
+    for name, value in bad:
+        with pytest.raises(ValueError):
+            UniTokConfig.from_dict({**stored, name: value})
+            pytest.fail(f"{name} {value} was accepted")
 
 
 def test_every_grid_works_both_ways_and_images_do_not_influence_their_neighbours(small_model: UniTok) -> None:
@@ -133,19 +149,14 @@ def test_saved_tokenizer_is_the_same(small_model: UniTok, pixels_B3HW: Tensor, t
     assert loaded.config == small_model.config and not loaded.training
     assert torch.equal(loaded.quantizer.usage, small_model.quantizer.usage)
     assert loaded.fingerprint() == small_model.fingerprint()
-    assert torch.equal(loaded.encode(pixels_B3HW), small_model.encode(pixels_B3HW))
-    assert all(parameter.requires_grad for parameter in loaded.parameters())
-
-
-def test_bfloat16_keeps_the_quantizer_exact(small_model: UniTok, pixels_B3HW: Tensor, tmp_path: Path) -> None:
-    small_model.save_pretrained(tmp_path)
-    loaded = UniTok.from_pretrained(tmp_path, dtype=torch.bfloat16)
-    assert loaded.dtype == torch.bfloat16 and loaded.quantizer.codebooks.dtype == torch.float32
     codes_BKN = small_model.encode(pixels_B3HW)
-    assert (loaded.encode(pixels_B3HW) == codes_BKN).float().mean() > 0.7
-    decoded_B3HW = loaded.decode(codes_BKN, grid=(2, 3))
-    assert decoded_B3HW.dtype == torch.float32
-    torch.testing.assert_close(decoded_B3HW, small_model.decode(codes_BKN, grid=(2, 3)), atol=0.1, rtol=0.1)
+    assert torch.equal(loaded.encode(pixels_B3HW), codes_BKN)
+    assert all(parameter.requires_grad for parameter in loaded.parameters())
+    half = UniTok.from_pretrained(tmp_path / "deep" / "folder", dtype=torch.bfloat16)
+    assert half.dtype == torch.bfloat16 and half.quantizer.codebooks.dtype == torch.float32
+    assert (half.encode(pixels_B3HW) == codes_BKN).float().mean() > 0.7
+    expected_B3HW = small_model.decode(codes_BKN, grid=(2, 3))
+    torch.testing.assert_close(half.decode(codes_BKN, grid=(2, 3)), expected_B3HW, atol=0.1, rtol=0.1)
 
 
 def test_folded_once_it_decodes_and_saves_the_same_until_it_trains(small_model: UniTok, pixels_B3HW: Tensor) -> None:
@@ -185,12 +196,16 @@ def test_fingerprint_sees_what_decides_codes(small_model: UniTok, small_config: 
 
 @pytest.mark.parametrize("scope", ["image", "patch"])
 def test_batches_of_one_size_equal_single_images(small_config: UniTokConfig, scope: Literal["image", "patch"]) -> None:
+    """And come as soon as their batch is full."""
     torch.manual_seed(0)
     tokenizer = UniTok(replace(small_config, encoder_scope=scope, depth=1)).eval()
     patch = tokenizer.config.patch_size
     sizes = [(2, 3), (3, 2), (2, 3), (2, 3), (1, 1), (3, 2), (2, 3)]
     images = [torch.randint(0, 3, (3, rows * patch, columns * patch)).to(torch.uint8) * 100 for rows, columns in sizes]
     images[3][:, :, :patch] = images[0][:, :, :patch]  # equal patches in different images
+    taken: list[Tensor] = []
+    next(encode_images((taken.append(image) or image for image in images), tokenizer, batch_size=2))
+    assert len(taken) == 3
     as_bytes = list(encode_images(iter(images), tokenizer, batch_size=2))
     as_floats = list(encode_images(map(to_pixels, images), tokenizer, batch_size=3))
     for image_3HW, encoded, same, grid in zip(images, as_bytes, as_floats, sizes, strict=True):
@@ -201,18 +216,6 @@ def test_batches_of_one_size_equal_single_images(small_config: UniTokConfig, sco
     for pixels_3HW, encoded in zip(decoded, as_bytes, strict=True):
         codes_1KN = torch.from_numpy(encoded.codes_KN.astype(np.int64))[None]
         torch.testing.assert_close(pixels_3HW, tokenizer.decode(codes_1KN, grid=encoded.grid)[0])
-
-
-def test_codes_come_as_soon_as_their_batch_is_full(small_model: UniTok) -> None:
-    side, taken = small_model.config.patch_size, []
-
-    def images() -> Iterator[Tensor]:
-        for index in range(5):
-            taken.append(index)
-            yield torch.zeros(3, side, side)
-
-    next(encode_images(images(), small_model, batch_size=2))
-    assert taken == [0, 1]
 
 
 def test_wrong_inputs_are_refused(small_model: UniTok, tmp_path: Path) -> None:
