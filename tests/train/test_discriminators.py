@@ -130,51 +130,11 @@ def test_dino_features_equal_a_plain_transformer_and_are_frozen() -> None:
     assert not features.training and not any(parameter.requires_grad for parameter in features.parameters())
     sum(level.square().sum() for level in levels).backward()
     assert pixels.grad is not None and pixels.grad.abs().sum() > 0
-
-
-def test_positions_are_resampled_as_dinov2_does() -> None:
-    positions = torch.randn(1, 26, 8)
-    found = discriminators.resampled_positions(positions, 3)
-    assert torch.equal(found[:, :1], positions[:, :1])
-    grid = positions[:, 1:].reshape(1, 5, 5, 8).permute(0, 3, 1, 2)
-    expected, plain = (
-        F.interpolate(grid, mode="bicubic", **how).permute(0, 2, 3, 1).reshape(1, 9, 8)
-        for how in ({"scale_factor": (3 + 0.1) / 5}, {"size": (3, 3)})
-    )
-    torch.testing.assert_close(found[:, 1:], expected)
-    assert not torch.allclose(expected, plain, atol=1e-3)  # the 0.1 makes a difference
-    assert discriminators.resampled_positions(positions, 5) is positions
-
-
-def test_images_are_cropped_half_of_the_time_and_resized_otherwise() -> None:
-    features = DinoFeatures(dino_weights(), image_size=32, blocks=BLOCKS)
-    pixels = torch.arange(32.0).expand(1, 3, 32, 32) + 100 * torch.arange(32.0)[:, None]
-    resized, corners = F.interpolate(pixels, (28, 28), mode="area"), []
-    for seed in range(60):
-        fitted = features.fit(pixels, torch.Generator().manual_seed(seed))
-        assert fitted.shape == (1, 3, 28, 28)
-        if not torch.equal(fitted, resized):
-            y, x = divmod(int(fitted[0, 0, 0, 0]), 100)
-            assert torch.equal(fitted, pixels[:, :, y : y + 28, x : x + 28])
-            corners.append((y, x))
-    assert 15 < len(corners) < 45
-    assert {y for y, _ in corners} == {x for _, x in corners} == set(range(5))
-
-
-def test_other_weights_and_sizes_are_refused() -> None:
-    state = dino_weights()
-    for wrong, size, blocks in (
-        (state, 28, (0, 11)),
-        (state, 13, BLOCKS),
-        ({name: value for name, value in state.items() if name != "blocks.1.ls1.gamma"}, 28, BLOCKS),
-        ({**state, "head.weight": torch.zeros(1)}, 28, BLOCKS),
-        ({**state, "norm.bias": torch.zeros(3)}, 28, BLOCKS),
-        ({"blocks.2.x": torch.zeros(1)}, 28, BLOCKS),
-    ):
+    without = {name: value for name, value in state.items() if name != "blocks.1.ls1.gamma"}
+    others = without, {**state, "head.weight": torch.zeros(1)}, {**state, "norm.bias": torch.zeros(3)}
+    for wrong, size, blocks in ((state, 42, (0, 11)), (state, 13, BLOCKS), *((each, 42, BLOCKS) for each in others)):
         with pytest.raises(ValueError):
             DinoFeatures(wrong, image_size=size, blocks=blocks)
-    with pytest.raises(ValueError):
-        Discriminator(48, 1)
 
 
 def test_the_discriminator_has_unitoks_sizes_and_a_head_equals_plain_sums() -> None:
@@ -251,14 +211,9 @@ def test_reconstruction_loss_equals_its_definition() -> None:
     weighted = ((made - real).abs() * (1 + 2 * detail_of(real))).mean()
     found = reconstruction_loss(made, real, l1_weight=1.0, l2_weight=0.0, detail_weight=2.0)
     torch.testing.assert_close(found, weighted)
-
-
-def test_detail_is_one_at_a_strong_border_and_zero_on_flat_ground() -> None:
     pixels = torch.full((1, 3, 9, 20), -1.0)
-    pixels[:, 1, :, 10:] = 1.0
-    detail = detail_of(pixels)[0, 0]
-    assert detail[:, 8:12].eq(1).all()
-    assert detail[:, :8].eq(0).all() and detail[:, 12:].eq(0).all()
+    pixels[:, 1, :, 10:] = 1.0  # a border: detail is 1 around it, and 0 on flat ground
+    assert torch.equal(detail_of(pixels)[0, 0], F.pad(torch.ones(9, 4), (8, 8)))
 
 
 def test_contrastive_loss_equals_its_definition() -> None:

@@ -1,8 +1,7 @@
 """Class-conditional drawing and understanding only, trained: the loss falls, and only what should move moves."""
 
-import dataclasses
 import shutil
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -30,33 +29,23 @@ def moved_parts(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor])
     return {".".join(name.split(".")[:2]) for name in before if not torch.equal(before[name], after[name])}
 
 
-def with_steps(recipe: MLLMRecipe, steps: int, **changes: object) -> MLLMRecipe:
-    return changed(recipe, {"max_steps": steps, "save_steps": steps}, ema_decay=0.0, **changes)
-
-
-@pytest.fixture
-def class_recipe(mllm_recipe: MLLMRecipe) -> Callable[..., MLLMRecipe]:
-    def make(steps: int, *, class_dropout: float = 0.1, **fields: object) -> MLLMRecipe:
-        classes = ClassData(world_images=90, class_dropout=class_dropout)
-        model = {**mllm_recipe.model, **MODELS["class"], **fields}
-        # a row holds four samples of a class and four positions, and two places of padding
-        return with_steps(mllm_recipe, steps, model=model, classes=classes, length=22)
-
-    return make
-
-
 def test_a_class_conditional_model_learns_its_own_codes_and_resumes_exactly(
-    class_recipe: Callable[..., MLLMRecipe], tmp_path: Path
+    mllm_recipe: MLLMRecipe, tmp_path: Path
 ) -> None:
     """Two classes with one image each: after a few steps each is drawn by its number."""
-    recipe = class_recipe(80, num_classes=2, code_embedder="summed", image_guidance=1.0)
+    model = {**mllm_recipe.model, **MODELS["class"], "num_classes": 2, "image_guidance": 1.0}
+    # a row holds four samples of a class and four positions, and two places of padding
+    recipe = changed(mllm_recipe, {"max_steps": 80, "save_steps": 78}, ema_decay=0.0, model=model, length=22)
     codes_EKN = np.random.default_rng(0).integers(0, 16, (2, 2, 4)).astype(np.uint16)
     records = []
     for label in (0, 1):
         answer = Message("assistant", (CodesPart(codes_EKN[label], (2, 2)),))
         records.append(Record("class", (Message("user", (TextPart(str(label)),)), answer), "made", str(label)))
     prepared(tmp_path / "codes", [records], CodeSource.of(UniTok.from_pretrained(recipe.image_tokenizer)))
-    recipe = changed(recipe, {"save_steps": 78}, classes=ClassData(folders=[tmp_path / "codes"]))
+    classes = ClassData(folders=[tmp_path / "codes"])
+    with pytest.raises(ValueError, match="class_dropout"):
+        train_mllm(changed(recipe, classes=classes, model={**model, "image_guidance": 2.5}))
+    recipe = changed(recipe, classes=replace(classes, class_dropout=0.1))
     train_mllm(recipe)
     values, final = losses(recipe.output), weights(recipe.output / "final")
     assert values[80] < 0.8 * values[1]
@@ -71,29 +60,17 @@ def test_a_class_conditional_model_learns_its_own_codes_and_resumes_exactly(
     assert losses(recipe.output) == values and same(final, weights(recipe.output / "final"))
 
 
-def test_classes_of_the_world_are_trained_with_dropped_ones_for_guidance(
-    class_recipe: Callable[..., MLLMRecipe],
-) -> None:
-    with pytest.raises(ValueError, match="class_dropout"):
-        train_mllm(class_recipe(1, class_dropout=0.0, image_guidance=2.5))
-    recipe = class_recipe(20, code_embedder="projected")
-    train_mllm(recipe)
-    values = losses(recipe.output)
-    assert values[20] < 0.8 * values[1]
-    pipeline = Pipeline.load(recipe.output / "final", device="cpu")
-    assert pipeline.draw_class(7, seed=1, guidance=2.0)[0].size == (32, 32)
-
-
 def test_the_stages_of_understanding_move_what_they_should(mllm_recipe: MLLMRecipe, tmp_path: Path) -> None:
-    first = with_steps(
+    first = changed(
         mllm_recipe,
-        20,
+        {"max_steps": 20, "save_steps": 20},
+        ema_decay=0.0,
         output=tmp_path / "stage1",
         model={**mllm_recipe.model, **MODELS["understanding"]},
         trainable=["projector"],
         data=MLLMData(episodes=40, jobs={"describe": 1.0}),
     )
-    second = dataclasses.replace(
+    second = replace(
         first,
         output=tmp_path / "stage2",
         start_from=first.output / "final",

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,6 @@ from tests.train.launching import ROOT, environment
 from tokenizer.images import ImageProcessor, read_image
 from tokenizer.unitok import UniTok
 from train.data.prepare import ShardMaker, Totals, prepare_folder, read_tasks
-from train.data.rows import Item, read_items
 from train.data.shards import MANIFEST, SHARDS, ShardFolder
 
 COUNT = 11
@@ -339,19 +338,3 @@ def test_tasks_come_out_the_same_in_any_order(raw: Path, prepare: Prepare, token
         for number in (0, 1, 3, 2, 2, 4):
             rows, _ = maker.make(tasks[number], lambda count: None)
             assert [content(row) for row in rows] == expected[2 * number : 2 * number + 2]
-
-
-@pytest.mark.parametrize("name", ["captions.tar", "llava.json"])
-def test_tasks_in_order_read_a_file_once(
-    raw: Path, prepare: Prepare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
-    """Also a tar, in which finding the beginning of a task means reading all headers before it."""
-    begun: list[int] = []
-
-    def counted(path: Path, first: int = 0, *, contents: bool = True) -> Iterator[Item]:
-        begun.extend([first] if contents else [])
-        return read_items(path, first, contents=contents)
-
-    monkeypatch.setattr("train.data.prepare.read_items", counted)
-    prepare(raw / name, tmp_path / "out", size=2)
-    assert len(read_tasks(tmp_path / "out")) > 2 and begun.count(0) == len(begun) <= 2  # one finds out the format
