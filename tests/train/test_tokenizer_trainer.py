@@ -1,23 +1,41 @@
-"""Training the image tokenizer: it learns, resumes exactly, and processes only share the work."""
+"""Training the image tokenizer: it learns, resumes exactly, processes only share the work, and what is measured."""
 
 import dataclasses
 import json
 import math
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from accelerate.state import AcceleratorState
+from PIL import Image
 from torch import Tensor
 
 from tests.train.conftest import SMALL, TEXT_TOWER, everything
-from tests.train.launching import command, kill_at, launch, same, weights, write_recipe
+from tests.train.launching import ROOT, command, environment, free_port, kill_at, launch, same, weights, write_recipe
+from tests.train.published_weights import picture, write_merges
+from tokenizer.config import UniTokConfig
+from tokenizer.images import ImageProcessor, read_image, to_images
+from tokenizer.metrics import TEMPLATES, class_ranks, class_vectors, read_templates
+from tokenizer.text_tower import load_captions
 from tokenizer.unitok import UniTok
-from train.recipe import CodebookSchedule, ShardsRecipe, TokenizerLossWeights, TokenizerRecipe
-from train.tokenizer_trainer import TokenizerTrainer, with_new_decoder
+from train.recipe import (
+    CodebookSchedule,
+    EvaluationRecipe,
+    ShardsRecipe,
+    TokenizerLossWeights,
+    TokenizerRecipe,
+    read_yaml,
+    resolve,
+)
+from train.run import main as train_recipe
+from train.tokenizer_trainer import TokenizerEvaluation, TokenizerTrainer, with_new_decoder
 
 PLAIN: dict[str, Any] = {
     **{"architecture": SMALL, "steps": 4, "batch_size": 4, "learning_rate": 3e-3, "warmup_steps": 1, "num_workers": 0},
@@ -190,3 +208,154 @@ def test_contradicting_recipes_are_refused(tmp_path: Path) -> None:
     assert everything(tmp_path, tmp_path / "run").left_out == ["detail"]
     with pytest.raises(ValueError):  # no text tower
         TokenizerTrainer(everything(tmp_path, tmp_path / "run", architecture=SMALL))
+
+
+NAMES = {"n01": "cat", "n02": "the dog", "n03": "house"}
+
+
+@pytest.fixture
+def model() -> UniTok:
+    torch.manual_seed(3)
+    made = UniTok(dataclasses.replace(UniTokConfig.tiny(), **SMALL, **TEXT_TOWER)).eval()
+    torch.nn.init.normal_(made.quantizer.codebooks)
+    for parameter in made.text_encoder.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return made
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Three classes with 3, 2 and 4 images, their names, and 5 references for rFID."""
+    for label, (name, count) in enumerate(zip(NAMES, (3, 2, 4), strict=True)):
+        (tmp_path / "val" / name).mkdir(parents=True)
+        for number in range(count):
+            picture(10 * label + number).save(tmp_path / "val" / name / f"{number}.png")
+    (tmp_path / "classes.json").write_text(json.dumps(NAMES))
+    (tmp_path / "real").mkdir()
+    for number in range(5):
+        picture(number, size=(32, 32)).save(tmp_path / "real" / f"{number}.png")
+    return tmp_path
+
+
+def evaluation(folder: Path, **fields: Path | bool) -> TokenizerEvaluation:
+    captions = load_captions(write_merges(folder / "merges.txt.gz"), vocab_size=517, context=12)
+    return TokenizerEvaluation(EvaluationRecipe(**fields), 32, batch_size=2, captions=captions)
+
+
+def test_zero_shot_accuracy_equals_a_loop_over_images(folder: Path, model: UniTok) -> None:
+    assert len(set(TEMPLATES)) == 80 and all(template.count("{}") == 1 for template in TEMPLATES)
+    path = folder / "templates.txt"
+    path.write_text("a {}.\n\nthe {} here.\nthe {} there.\n")
+    templates = read_templates(path)
+    assert templates == ("a {}.", "the {} here.", "the {} there.")
+    measured = evaluation(folder, imagenet_val=folder / "val", classes=folder / "classes.json", templates=path)
+    assert measured.captions is not None
+    vectors = []
+    for name in NAMES.values():
+        rows = [model.encode_text(measured.captions([each.replace("{}", name)]))[0] for each in templates]
+        mean = torch.stack([row / row.norm() for row in rows]).mean(0)
+        vectors.append(mean / mean.norm())
+    made_ND = class_vectors(model, measured.captions, list(NAMES.values()), templates)
+    torch.testing.assert_close(made_ND, torch.stack(vectors), rtol=1e-4, atol=1e-5)
+    ranks = []
+    prepare = ImageProcessor(height=32, width=32, preparation="zero_shot")
+    for label, name in enumerate(NAMES):
+        for file in sorted((folder / "val" / name).iterdir()):
+            pixels_1HW = prepare(read_image(file))
+            scores = [
+                torch.cosine_similarity(model.encode_image(pixels_1HW)[0], each, dim=0).item() for each in vectors
+            ]
+            ranks.append(sorted(scores, reverse=True).index(scores[label]))
+            assert class_ranks(model, pixels_1HW, torch.tensor([label]), made_ND).tolist() == ranks[-1:]
+    expected = sum(rank == 0 for rank in ranks) / len(ranks)
+    assert measured.zero_shot(model) == {"zero_shot_top1": pytest.approx(expected), "zero_shot_top5": 1.0}
+    path.write_text("no place\n")
+    with pytest.raises(ValueError):
+        read_templates(path)
+
+
+def test_references_are_reconstructed_under_their_names_and_sheets_show_the_given_images(
+    folder: Path, model: UniTok
+) -> None:
+    made = folder / "made"
+    made.mkdir()
+    (made / "of_someone_else.txt").write_text("stays")
+    measured = evaluation(folder, fid_reference=folder / "real", fid_output=made, fid_score=False)
+    assert measured.reconstruct_for_fid(model) == {}
+    assert {file.name for file in made.iterdir()} == {"of_someone_else.txt", *(f"{number}.png" for number in range(5))}
+    pixels = ImageProcessor(height=32, width=32, preparation="crop")(read_image(folder / "real" / "3.png"))
+    expected = np.asarray(to_images(model.decode(model.encode(pixels)))[0])
+    assert np.array_equal(np.asarray(Image.open(made / "3.png")), expected)
+    for fields, size in (({"images": folder / "real"}, (5 * 40, 2 * 32 + 8)), ({}, (40, 72))):
+        measured = evaluation(folder, **fields)
+        measured.write_sheet(model, torch.zeros(1, 3, 32, 32, dtype=torch.uint8), folder / "sheet.png")
+        assert Image.open(folder / "sheet.png").size == size
+
+
+def test_wrong_folders_and_recipes_are_refused_before_training(folder: Path) -> None:
+    (folder / "empty").mkdir()
+    references = {"fid_output": folder / "made", "fid_score": False}
+    zero_shot = {"imagenet_val": folder / "val", "classes": folder / "other.json"}
+    for wrong in ({"images": folder / "absent"}, {"fid_reference": folder / "empty", **references}, zero_shot):
+        with pytest.raises(FileNotFoundError):
+            evaluation(folder, **wrong)
+    picture(9).save(folder / "real" / "lossy.jpg")
+    with pytest.raises(ValueError):
+        evaluation(folder, fid_reference=folder / "real", **references)
+    for classes in ({**NAMES, "n04": "tree"}, []):
+        (folder / "other.json").write_text(json.dumps(classes))
+        with pytest.raises(ValueError):
+            evaluation(folder, **zero_shot)
+    with pytest.raises(ValueError):
+        everything(folder, folder / "run", evaluation=EvaluationRecipe(imagenet_val=folder))
+    with pytest.raises(ValueError):
+        TokenizerRecipe(output=folder, evaluation=EvaluationRecipe(fid_reference=folder))
+
+
+SCRIPT = ROOT / "scripts" / "train_tokenizer.sh"
+
+
+def run_script(words: list[str], **more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([SCRIPT, *words], cwd=ROOT, env={**environment(), **more}, capture_output=True, text=True)
+
+
+@pytest.mark.slow
+def test_the_launcher_trains_on_two_processes_and_evaluates(tmp_path: Path) -> None:
+    for name, count in (("n01", 2), ("n02", 3)):
+        (tmp_path / "val" / name).mkdir(parents=True)
+        for number in range(count):
+            picture(number).save(tmp_path / "val" / name / f"{number}.png")
+    (tmp_path / "classes.json").write_text(json.dumps({"n01": "cat", "n02": "dog"}))
+    recipe = write_recipe(everything(tmp_path, tmp_path / "unused", steps=4), tmp_path / "recipe.yaml")
+    words = ["--nnodes", "1", "--nproc_per_node", "2", "--node_rank", "0"]
+    words += ["--master_addr", "127.0.0.1", "--master_port", str(free_port())]
+    words += ["--output_dir", str(tmp_path / "run"), "--train_data", f"{tmp_path}/{{02..03}}.tar"]
+    words += ["--imagenet_val", str(tmp_path / "val"), "--imagenet_classes", str(tmp_path / "classes.json")]
+    words += ["--fid_eval_src", str(tmp_path / "val" / "n02"), "--fid_eval_dst", str(tmp_path / "made")]
+    words += ["--evaluation.fid_score", "false", "--batch_size", "3"]
+    done = run_script(words, RECIPE=str(recipe), PYTHON=sys.executable)
+    assert done.returncode == 0, done.stderr[-3000:]
+    used = resolve(TokenizerRecipe, read_yaml(tmp_path / "run" / "recipe.yaml"))
+    assert (used.shards.urls, used.batch_size) == (f"{tmp_path}/{{02..03}}.tar", 3)
+    reading = json.loads((tmp_path / "run" / "checkpoint-4" / "reading.json").read_text())
+    assert (reading["shards"], reading["readers"]) == (2, 2)
+    assert {file.name for file in (tmp_path / "made").iterdir()} == {"0.png", "1.png", "2.png"}
+    last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["step"] == 4 and last["zero_shot_top5"] == 1.0
+    assert last["zero_shot_top1"] in [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
+    half = run_script(["--nnodes"])
+    assert half.returncode == 2 and "--nnodes has no value" in half.stderr
+
+
+def test_the_published_recipe_names_the_files_it_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "external").mkdir()
+    for name, file in (
+        ("lpips", "lpips_with_vgg.pth"),
+        ("adversarial.dino", "dinov2_vits14_pretrain.pth"),
+        ("text_tokenizer", "bpe_simple_vocab_16e6.txt.gz"),
+    ):
+        with pytest.raises(FileNotFoundError) as caught:
+            train_recipe(["unitok_large", "--output", str(tmp_path / "run")])
+        assert str(caught.value).startswith(f"{name} must be")
+        (tmp_path / "external" / file).touch()

@@ -1,13 +1,16 @@
-"""Packed batches of prepared data: nothing lost or twice, little padding, and the same batch whoever asks and when."""
+"""Packed batches of prepared data: nothing lost or twice, little padding, the same whoever asks; and training."""
 
 from __future__ import annotations
 
 import logging
+import pickle
+import shutil
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
@@ -17,13 +20,15 @@ from mllm.config import MLLMConfig
 from mllm.conversation import Message, TextPart
 from mllm.sequence import IGNORED, PackedBatch, sample_numbers
 from mllm.vocabulary import extend_tokenizer, load_text_tokenizer
-from tests.train.data.raw_data import document, pair, prepared
-from tests.train.launching import same
-from train.data.mixture import Mixture, ShardSequences
+from tests.train.data.raw_data import OPTIONS, content, document, load, pair, prepared, write_raw
+from tests.train.launching import changed, losses, same, weights
+from train.data.mixture import BLOCK, SHARDS_AT_ONCE, Mixture, ShardOrder, ShardSequences, block_quota
 from train.data.packing import CHECKPOINT_EVERY, BatchShape, PackedBatches, Tokenizers
+from train.data.prepare import prepare_folder
 from train.data.records import Record
-from train.data.shards import CodeSource, ShardFolder
-from train.recipe import MLLMData
+from train.data.shards import OPEN_FILES, ROW_GROUPS, CodeSource, ShardFolder
+from train.recipe import MLLMData, MLLMRecipe, ShardSource, Validation
+from train.trainer import train_mllm
 
 CODE_SOURCE = CodeSource("0123", 2, 16)
 LENGTH = 61
@@ -204,3 +209,100 @@ def test_documents_longer_than_a_row_are_learned_whole(make) -> None:
         ids = [token for piece in sequences[index] for token in piece.token_ids_T.tolist()]
         assert ids == whole[index][0].token_ids_T.tolist()
         assert all(len(piece) <= 16 for piece in sequences[index])
+
+
+def make_folder(path: Path, name: str, sizes: list[int]) -> ShardFolder:
+    shards = [[document(f"{name} {shard} {row}") for row in range(size)] for shard, size in enumerate(sizes)]
+    return ShardFolder(prepared(path / name, shards, CODE_SOURCE))
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> list[ShardFolder]:
+    path = tmp_path_factory.mktemp("mixture")
+    return [make_folder(path, "a", [5, 0, 70, 3]), make_folder(path, "b", [1] * 41), make_folder(path, "c", [9])]
+
+
+def test_each_epoch_has_every_row_once_in_an_order_of_its_own() -> None:
+    sizes = np.array([3, 0, 7, 1, *[2] * (2 * SHARDS_AT_ONCE), 5])
+    order = ShardOrder(sizes, seed=(4,))
+    every = sorted((shard, row) for shard, size in enumerate(sizes) for row in range(size))
+    total = len(every)
+    epochs = [[order.locate(epoch * total + place) for place in range(total)] for epoch in range(3)]
+    assert all(sorted(epoch) == every for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+    for turn in (total + 5, 0):  # any can be asked for first, and another seed gives another order
+        assert ShardOrder(sizes, seed=(4,)).locate(turn) == epochs[turn // total][turn % total]
+    assert [ShardOrder(sizes, seed=(5,)).locate(turn) for turn in range(total)] != epochs[0]
+
+
+def test_only_neighbouring_shards_are_shuffled_together() -> None:
+    order = ShardOrder(np.full(100, 6), seed=(0,))
+    for begin in range(0, 600, SHARDS_AT_ONCE * 6):
+        places = range(begin, min(begin + SHARDS_AT_ONCE * 6, 600))
+        assert len({order.locate(place)[0] for place in places}) <= SHARDS_AT_ONCE
+
+
+def test_a_block_holds_folders_by_weight() -> None:
+    for given in ([1.0], [3, 1, 1], [1e-9, 1.0], [0.123, 4.56, 7.8, 0.01], [1] * 37):
+        quota = block_quota(given)
+        shares = np.array(given) / sum(given) * BLOCK
+        assert quota.sum() == BLOCK and quota.min() >= 1
+        assert (np.abs(quota - shares) <= 1).all()
+
+
+def test_folders_come_by_weight_and_none_loses_its_place(parts: list[ShardFolder]) -> None:
+    mixture = Mixture(parts, [5, 2, 1], seed=3)
+    turns = [mixture.locate(index) for index in range(2 * BLOCK)]
+    counts = Counter(folder for folder, _, _ in turns)
+    assert [counts[folder] for folder in range(3)] == (2 * block_quota([5, 2, 1])).tolist()
+    for number, folder in enumerate(parts):  # each folder's samples, in order, are its epochs one after the other
+        own = [(shard, row) for place, shard, row in turns if place == number]
+        order = ShardOrder(folder.num_rows, seed=(3, number))
+        assert own == [order.locate(turn) for turn in range(len(own))]
+    first = Counter(folder for folder, _, _ in turns[:400])
+    assert abs(first[0] - 250) < 40, "parts come mixed, not one after another"
+
+
+def test_samples_are_a_function_of_their_number(parts: list[ShardFolder]) -> None:
+    straight = Mixture(parts, [5, 2, 1], seed=3)
+    expected = [content(straight[index]) for index in range(90)]
+    mixture = pickle.loads(pickle.dumps(Mixture(parts, [5, 2, 1], seed=3)))
+    assert [content(mixture[index]) for index in reversed(range(90))] == expected[::-1]
+    other = Mixture(parts, [5, 2, 1], seed=4)
+    assert [content(other[index]) for index in range(90)] != expected
+
+
+def test_what_is_kept_open_does_not_grow(parts: list[ShardFolder]) -> None:
+    mixture = Mixture(parts, [1, 9, 1], seed=0)
+    for index in range(500):
+        mixture[index]
+    assert all(folder.open_shard.cache_info().currsize <= OPEN_FILES for folder in parts)
+    assert parts[1].open_shard.cache_info().currsize == OPEN_FILES
+    assert all(folder.row_group.cache_info().currsize <= ROW_GROUPS for folder in parts)
+
+
+@pytest.fixture
+def recipe(mllm_recipe: MLLMRecipe, image_tokenizer_folder: Path, tmp_path: Path) -> MLLMRecipe:
+    write_raw(tmp_path / "raw")
+    for name, files in {"images": ["captions.tar", "llava.json"], "words": ["documents.jsonl", "text.jsonl"]}.items():
+        sources, tokenizer = [tmp_path / "raw" / file for file in files], load(image_tokenizer_folder)
+        prepare_folder(sources, tmp_path / name, tokenizer=tokenizer, options=OPTIONS, shard_size=4)
+    shards = [ShardSource(path="images", weight=2.0), ShardSource(path=str(tmp_path / "words"))]
+    data = MLLMData(shards=shards, root=tmp_path, packing_buffers=2, buffer_size=12, describe_share=0.5)
+    return changed(mllm_recipe, data=data, length=96)
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one_and_workers_change_nothing(recipe: MLLMRecipe) -> None:
+    train_mllm(recipe)
+    whole, final = losses(recipe.output), weights(recipe.output / "final")
+    assert len(whole) == 6 and max(losses(recipe.output, "padding_share").values()) < 0.2
+    for name in ("checkpoint-4", "checkpoint-6", "final"):
+        shutil.rmtree(recipe.output / name)
+    train_mllm(recipe)
+    assert losses(recipe.output) == whole and same(weights(recipe.output / "final"), final)
+    validation = Validation(batches=2, shards=recipe.data.shards)
+    trainer = {"dataloader_num_workers": 2, "eval_strategy": "steps", "eval_steps": 6}
+    other = changed(recipe, trainer, validation=validation, output=recipe.output.parent / "other")
+    train_mllm(other)
+    assert losses(other.output) == whole
+    assert all(losses(other.output, f"eval_{name}_loss").keys() == {6} for name in ("images", "words"))
