@@ -78,11 +78,8 @@ def name_table(config: UniTokConfig) -> NameTable:
 def from_upstream(
     state: Mapping[str, Tensor], config: UniTokConfig, *, num_updates: int = FAST_UPDATES
 ) -> dict[str, Tensor]:
-    """UniTok's state dict under our names.
-
-    Args:
-        num_updates: of the usage statistics; upstream does not store it, but its average has settled.
-    """
+    """UniTok's state dict under our names. `num_updates`: of the usage statistics; upstream does not store it, but its
+    average has settled."""
     state = dict(state)
     zeros = state.pop(POSITION_EMBEDDING, None)
     if zeros is not None and zeros.any():
@@ -99,10 +96,7 @@ def to_upstream(state: Mapping[str, Tensor], config: UniTokConfig) -> dict[str, 
 
 def config_from_args(args: Mapping[str, Any], *, projection_attention: AttentionKind | None = None) -> UniTokConfig:
     """Our config for the `args` of a UniTok checkpoint; missing ones take UniTok's defaults, unknown ones are ignored.
-
-    Args:
-        projection_attention: None: what the file says, which only files that we wrote do, else "full".
-    """
+    `projection_attention`: None: what the file says, which only files that we wrote do, else "full"."""
     values = args[OUR_CONFIG] if OUR_CONFIG in args else values_from_args(args)
     chosen = {} if projection_attention is None else {"projection_attention": projection_attention}
     return UniTokConfig.from_dict({**values, **chosen})
@@ -160,12 +154,8 @@ class UpstreamCheckpoint(NamedTuple):
 
 
 def read_upstream(path: str | Path, *, projection_attention: AttentionKind | None = None) -> UpstreamCheckpoint:
-    """Read a checkpoint file; strict.
-
-    Args:
-        projection_attention: checkpoints before April 2025 need "causal" and the released one "full"; None: what the
-            file says (only files that `export_upstream` wrote do), else "full".
-    """
+    """Read a checkpoint file; strict. `projection_attention`: checkpoints before April 2025 need "causal" and the
+    released one "full"; None: what the file says (only files that `export_upstream` wrote do), else "full"."""
     path = Path(path)
     content = read_file(path)
     try:
@@ -180,11 +170,8 @@ def read_upstream(path: str | Path, *, projection_attention: AttentionKind | Non
 
 
 def save_converted(checkpoint: UpstreamCheckpoint, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
-    """Write a checkpoint as a folder that `UniTok.from_pretrained` reads.
-
-    Args:
-        dtype: of encoder and decoder in the folder; None: as they are.
-    """
+    """Write a checkpoint as a folder that `UniTok.from_pretrained` reads. `dtype`: of encoder and decoder in the
+    folder; None: as they are."""
     state = {
         name: tensor.to(dtype) if dtype is not None and name.startswith(CAST_PARTS) else tensor
         for name, tensor in checkpoint.our_state().items()

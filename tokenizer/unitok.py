@@ -87,12 +87,9 @@ class UniTok(nn.Module):
     def forward(
         self, pixels_B3HW: Tensor, text_ids_BT: Tensor | None = None, *, with_entropy: bool = False
     ) -> UniTokOutput:
-        """Reconstruct, with gradients through the quantizer; `encode` and `decode` are for inference.
-
-        Args:
-            text_ids_BT: captions of the images; with them the contrastive features are computed.
-            with_entropy: compute the entropy loss (costly with large codebooks).
-        """
+        """Reconstruct, with gradients through the quantizer; `encode` and `decode` are for inference. `text_ids_BT`:
+        captions of the images; with them the contrastive features are computed. `with_entropy`: compute the entropy
+        loss (costly with large codebooks)."""
         vectors_BNZ, *quantized = self.quantizer(self.features(pixels_B3HW), with_entropy=with_entropy)
         hidden_BND = project(self.post_quant_proj, vectors_BNZ)
         contrastive: tuple[Tensor, ...] = ()
@@ -154,11 +151,8 @@ class UniTok(nn.Module):
     def for_inference(self, dtype: torch.dtype | None = None) -> UniTok:
         """Fold the upsampling kernels of the decoder once.
 
-        What is saved stays the same. Moving or training the tokenizer undoes it.
-
-        Args:
-            dtype: of the decoder, which gets weights of its own then. The encoder keeps its number format, as codes
-                depend on it.
+        What is saved stays the same. Moving or training the tokenizer undoes it. `dtype`: of the decoder, which gets
+        weights of its own then. The encoder keeps its number format, as codes depend on it.
         """
         shared = {id(parameter): parameter for parameter in self.decoder.parameters()} if dtype is None else {}
         decoder = copy.deepcopy(self.decoder, shared)
@@ -226,10 +220,7 @@ class UniTok(nn.Module):
         cls, folder: str | Path, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None
     ) -> UniTok:
         """Read a folder that `save_pretrained` wrote, or the average in a checkpoint of a training, in evaluation mode.
-
-        Args:
-            dtype: of encoder and decoder; projections and quantizer stay float32, so that codes stay the same.
-        """
+        `dtype`: of encoder and decoder; projections and quantizer stay float32, so that codes stay the same."""
         folder = Path(folder)
         for name in (CONFIG_FILE, WEIGHTS_FILE):
             if not (folder / name).is_file():
@@ -298,11 +289,8 @@ class EncodedImage(NamedTuple):
 
 
 def encode_images(images: Iterable[Tensor], tokenizer: UniTok, *, batch_size: int) -> Iterator[EncodedImage]:
-    """Encode images of any sizes in batches of one size; the results come in the order of the images.
-
-    Args:
-        images: (3, H, W) each, uint8 or float in [-1, 1]. At most `batch_size` of each size are held at a time.
-    """
+    """Encode images of any sizes in batches of one size; the results come in the order of the images. `images`: (3, H,
+    W) each, uint8 or float in [-1, 1]. At most `batch_size` of each size are held at a time."""
     codebook_size = tokenizer.config.codebook_size
     assert codebook_size <= 2**16, f"codes are stored as uint16, got codebooks of {codebook_size} entries"
 

@@ -22,7 +22,7 @@ from mllm.checkpoint import find_model_folder
 from mllm.config import MLLMConfig
 from mllm.model import count_items
 from mllm.processor import MLLMProcessor
-from mllm.sequence import PackedBatch, TokenSequence, pack, sample_numbers, take_row
+from mllm.sequence import PackedBatch, TokenSequence, pack_rows, sample_numbers, take_row
 from train.data.batches import encode_world
 from train.data.packing import BatchShape, Tokenizers
 from train.data.world import WorldSequences
@@ -37,10 +37,8 @@ def training_cases(options: Namespace) -> Callable[[Settings], Iterator[Case]]:
     def cases(settings: Settings) -> Iterator[Case]:
         folder = str(find_model_folder(settings.model))
         samples, num_codebooks = load_samples(folder, options.samples, options.length, settings.device)
-        batches = {
-            THIS: packed(samples, rows=options.rows, length=options.length),
-            "padded": padded(samples, rows=options.rows),
-        }
+        dense = packed(samples, rows=options.rows, length=options.length)
+        batches = {THIS: dense, "padded": padded(samples, rows=options.rows)}
         with tempfile.TemporaryDirectory() as scratch:
             variants: dict[str, Run] = {}
             for name, listed in batches.items():
@@ -77,7 +75,7 @@ def load_samples(folder: str, num_samples: int, length: int, device: torch.devic
 def padded(samples: Sequence[TokenSequence], *, rows: int) -> list[PackedBatch]:
     """One sample to a row, as long as the longest of its batch."""
     groups = [samples[first : first + rows] for first in range(0, len(samples), rows)]
-    return [stack([[sample] for sample in group], length=max(map(len, group))) for group in groups]
+    return [pack_rows([[one] for one in group], length=max(map(len, group)), pad_token_id=0) for group in groups]
 
 
 def packed(samples: Sequence[TokenSequence], *, rows: int, length: int) -> list[PackedBatch]:
@@ -87,22 +85,15 @@ def packed(samples: Sequence[TokenSequence], *, rows: int, length: int) -> list[
         taken = take_row([len(sample) for sample in waiting], length)
         filled.append([waiting[index] for index in taken])
         waiting = [sample for index, sample in enumerate(waiting) if index not in taken]
-    return [stack(filled[first : first + rows], length=length) for first in range(0, len(filled), rows)]
-
-
-def stack(rows: Sequence[Sequence[TokenSequence]], *, length: int) -> PackedBatch:
-    """A batch of rows that are filled already."""
-    batches = [pack(row, length=length, pad_token_id=0) for row in rows]
-    return {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
+    parts = [filled[first : first + rows] for first in range(0, len(filled), rows)]
+    return [pack_rows(part, length=length, pad_token_id=0) for part in parts]
 
 
 def count(batches: Sequence[PackedBatch], num_codebooks: int) -> dict[str, Any]:
     """Rows, positions with and without padding, and targets of batches."""
     is_real = [sample_numbers(batch["position_ids"]) > 0 for batch in batches]
     real, positions = sum(int(mask.sum()) for mask in is_real), sum(mask.numel() for mask in is_real)
-    targets = sum(
-        int(count_items(batch["labels"], batch["code_targets"], num_codebooks=num_codebooks, text_weight=1.0))
-        for batch in batches
-    )
+    how = {"num_codebooks": num_codebooks, "text_weight": 1.0}
+    targets = sum(int(count_items(batch["labels"], batch["code_targets"], **how)) for batch in batches)
     rows = sum(len(mask) for mask in is_real)
     return {"rows": rows, "positions": real, "padding_share": 1 - real / positions, "targets": targets}

@@ -165,9 +165,7 @@ def resize_vocabulary(model: MLLMForConditionalGeneration, vocabulary: Vocabular
     """Give new tokens rows, each the mean of the rows before, and put their ids into the config (changed in place).
 
     A language model may have more rows than its tokenizer has tokens; the new ones then take the first of those.
-
-    Args:
-        known: the config of a model of ours that the rows come from; None: a language model, which knows no images.
+    `known`: the config of a model of ours that the rows come from; None: a language model, which knows no images.
     """
     num_rows = model.config.vocab_size
     new_ids = added_ids(vocabulary) - (set() if known is None else added_ids(known))

@@ -101,10 +101,8 @@ def validate(
 ) -> dict[str, float]:
     """`eval_loss` over all tasks and `eval_TASK_loss`, with text and image parts, weighted as in training.
 
-    Processes take batches in turn; all go forward equally often, because ZeRO-3 gathers weights together.
-
-    Args:
-        options: more keyword arguments of the model's forward.
+    Processes take batches in turn; all go forward equally often, because ZeRO-3 gathers weights together. `options`:
+    more keyword arguments of the model's forward.
     """
     was_training = model.training
     model.eval()

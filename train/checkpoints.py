@@ -39,11 +39,8 @@ def newest_checkpoint(output: Path) -> Path | None:
 
 
 def write_checkpoint(output: Path, step: int, write: Callable[[Path], None], *, state: PartialState) -> None:
-    """Let `write` fill a new folder, and rename it when it is complete.
-
-    Args:
-        state: of the processes that train together; all of them call this and may write into the folder.
-    """
+    """Let `write` fill a new folder, and rename it when it is complete. `state`: of the processes that train together;
+    all of them call this and may write into the folder."""
     final, unfinished = output / f"checkpoint-{step}", output / UNFINISHED / f"checkpoint-{step}"
     if state.is_main_process:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -189,12 +186,8 @@ def write_universal(checkpoint: Path) -> None:
 
 
 def deepspeed_settings(config: str | Path | dict[str, Any], *, universal: bool) -> dict[str, Any]:
-    """A DeepSpeed configuration with what a run of ours relies on.
-
-    Args:
-        config: or its file, or the name of one of train/recipes/; earlier versions kept those in scripts/.
-        universal: load the universal layout.
-    """
+    """A DeepSpeed configuration with what a run of ours relies on. `config`: or its file, or the name of one of
+    train/recipes/; earlier versions kept those in scripts/. `universal`: load the universal layout."""
     if not isinstance(config, dict):
         files = Path(config), RECIPES / f"{Path(config).name.removesuffix('.json')}.json"
         found = next((file for file in files if file.is_file()), None)

@@ -383,12 +383,9 @@ def gradient_ratio(first: Tensor, second: Tensor, last_weight: Tensor) -> Tensor
 
 
 def discriminator_loss(logits: Sequence[Tensor], *, objective: str, consistency: float) -> dict[str, Tensor]:
-    """Tell real images from reconstructions, and judge strongly augmented images like weakly augmented ones.
-
-    Args:
-        logits: (B, M) of weakly augmented real, weakly augmented reconstructed, strongly augmented real, and strongly
-            augmented reconstructed images.
-    """
+    """Tell real images from reconstructions, and judge strongly augmented images like weakly augmented ones. `logits`:
+    (B, M) of weakly augmented real, weakly augmented reconstructed, strongly augmented real, and strongly augmented
+    reconstructed images."""
     real_BM, made_BM, strong_real_BM, strong_made_BM = logits
     real_loss = REAL_LOSSES[objective]
     return {

@@ -26,12 +26,8 @@ from train.recipe import PARAMETER_GROUPS, AdapterRecipe
 def add_adapters(
     model: MLLMForConditionalGeneration, adapter: AdapterRecipe, *, trainable: Sequence[str], base: Path
 ) -> PeftModel:
-    """Freeze the model and add adapters to its backbone.
-
-    Args:
-        trainable: groups of parameters that are trained in full.
-        base: the folder that the model came from, written into the adapter's config.
-    """
+    """Freeze the model and add adapters to its backbone. `trainable`: groups of parameters that are trained in full.
+    `base`: the folder that the model came from, written into the adapter's config."""
     modules = {group: PARAMETER_GROUPS[group][0].removesuffix(".") for group in trainable}
     present = {name for name, _ in model.named_modules()}
     new_ids = sorted(token_id for token_id in added_ids(model.config) if 0 <= token_id < model.config.vocab_size)
@@ -71,11 +67,8 @@ def _gathered_vocabulary(model: MLLMForConditionalGeneration) -> Iterator[None]:
 
 
 def merge_folder(adapter: Path, output: Path, *, base: str | Path | None = None) -> None:
-    """Write the model with the adapter's changes added to its weights, and the base's tokenizers, to `output`.
-
-    Raises:
-        FileNotFoundError: the folder holds no adapter, or its base is gone.
-    """
+    """Write the model with the adapter's changes added to its weights, and the base's tokenizers, to `output`. Raises
+    FileNotFoundError: the folder holds no adapter, or its base is gone."""
     path = adapter / "adapter_config.json"
     stored = read_json(path)
     base = base or (stored.get("base_model_name_or_path") if isinstance(stored, dict) else None)

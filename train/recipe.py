@@ -507,14 +507,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def resolve(
     recipe_type: type[R], values: dict[str, Any], overrides: Sequence[str] = (), *, path: Path | None = None
 ) -> R:
-    """Check `values` against the dataclass, apply `--key value` overrides and build it.
-
-    Args:
-        path: of the recipe, for messages.
-
-    Raises:
-        ValueError: an unknown key, a missing key or a value of the wrong type or size, named in the message.
-    """
+    """Apply `--key value` overrides, check against the dataclass and build it. Raises ValueError that names an unknown
+    or missing key, or a value of the wrong type or size. `path`: of the recipe, for messages."""
     for keys, value in _read_overrides(overrides):
         values = _with(values, keys, value)
     try:

@@ -367,10 +367,8 @@ def contrastive_loss(image_BD: Tensor, text_BD: Tensor, scale: Tensor) -> Tensor
     """Symmetric InfoNCE (CLIP, arXiv:2103.00020, figure 3): row b of the images belongs to row b of the captions.
 
     Each process scores its own rows, of any length, against those of all processes; the mean over the processes is the
-    loss of one process with the whole batch, and through `DistributedDataParallel` so is the gradient.
-
-    Args:
-        scale: inverse temperature, already exponentiated.
+    loss of one process with the whole batch, and through `DistributedDataParallel` so is the gradient. `scale`: inverse
+    temperature, already exponentiated.
     """
     image_BD, text_BD = F.normalize(image_BD.float(), dim=-1), F.normalize(text_BD.float(), dim=-1)
     targets_B = rank() * len(image_BD) + torch.arange(len(image_BD), device=image_BD.device)

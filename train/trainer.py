@@ -141,13 +141,8 @@ def save_final(trainer: MLLMTrainer, tokenizers: Tokenizers) -> None:
 
 
 class MLLMTrainer(Trainer):
-    """`transformers.Trainer` over packed batches.
-
-    Args:
-        validation: packed batches by task.
-        measure: called with the step in every evaluation, on every process, with the model as it would be saved; gives
-            more numbers for the log.
-    """
+    """`transformers.Trainer` over packed batches. `validation`: packed batches by task. `measure`: called with the step
+    in every evaluation, on every process, with the model as it would be saved; gives more numbers for the log."""
 
     def __init__(
         self,
@@ -332,11 +327,8 @@ class LossMonitor:
         self.num_bad = 0
 
     def is_bad_loss(self, loss: float, *, step: int) -> bool:
-        """Whether the loss of a step (over all ranks) is bad; a good one is remembered.
-
-        Raises:
-            BadStepsError: it is one bad step too many.
-        """
+        """Whether the loss of a step (over all ranks) is bad; a good one is remembered. Raises BadStepsError: it is one
+        bad step too many."""
         if not math.isfinite(loss):
             return self._count(f"the loss is {loss}", step)
         if self.rule.spike is not None and len(self.recent) >= self.MIN_SEEN:
@@ -377,10 +369,8 @@ class LossMonitor:
 def training_arguments(recipe: MLLMRecipe) -> TrainingArguments:
     """What the recipe says, and what packed batches need.
 
-    Made before the model: under ZeRO-3 they tell transformers to load every weight partitioned.
-
-    Raises:
-        ValueError: a key of `trainer` that TrainingArguments does not know, or keys that contradict each other.
+    Made before the model: under ZeRO-3 they tell transformers to load every weight partitioned. Raises ValueError: a
+    key of `trainer` that TrainingArguments does not know, or keys that contradict each other.
     """
     for name, own in OWN_KEYS.items():
         if name in recipe.trainer:

@@ -134,11 +134,8 @@ def world_conversations(data: WorldData, tokenizers: Tokenizers) -> Conversation
 def shard_sequences(
     data: MLLMData, sources: Sequence[ShardSource], tokenizers: Tokenizers, shape: BatchShape
 ) -> ShardSequences:
-    """A mixture of prepared folders.
-
-    Raises:
-        ValueError: a folder of another image tokenizer, of another version, or incomplete.
-    """
+    """A mixture of prepared folders. Raises ValueError: a folder of another image tokenizer, of another version, or
+    incomplete."""
     root = data.root or Path()
     folders = _open(
         [path if "://" in path else root / path for path in (source.path for source in sources)], tokenizers

@@ -57,11 +57,8 @@ class WorldClasses:
 
 
 class ClassSequences(SequenceSource):
-    """A class and its image, for all images of the folders in turn.
-
-    Args:
-        folders: of the same images in the same order (other enlargements); each time one of them is picked.
-    """
+    """A class and its image, for all images of the folders in turn. `folders`: of the same images in the same order
+    (other enlargements); each time one of them is picked."""
 
     def __init__(
         self, data: ClassData, folders: Sequence[ShardFolder | BlankCodes], tokenizers: Tokenizers, shape: BatchShape

@@ -254,11 +254,8 @@ class TarImages(IterableDataset):
         return records
 
     def read(self, record: TarRecord) -> dict[str, Tensor]:
-        """Pixels, and ids of the caption where captions are wanted.
-
-        Raises:
-            ValueError: the sample lacks something, or its image is damaged.
-        """
+        """Pixels, and ids of the caption where captions are wanted. Raises ValueError: the sample lacks something, or
+        its image is damaged."""
         shard, epoch, (key, members) = record
         try:
             image = read_image(_content(shard, members, *IMAGE_ENDINGS), name="its image")

@@ -81,11 +81,8 @@ class ShardSequences(SequenceSource):
 def sample_sequence(
     record: Record, rng: Random, tokenizers: Tokenizers, *, prompt_dropout: float, describe_share: float
 ) -> TokenSequence:
-    """What is learned from a record this time (`choose_sample`).
-
-    Raises:
-        ValueError: the model cannot learn it; names the record.
-    """
+    """What is learned from a record this time (`choose_sample`). Raises ValueError: the model cannot learn it; names
+    the record."""
     messages = choose_sample(record, rng, prompt_dropout=prompt_dropout, describe_share=describe_share)
     try:
         return build_sequence(messages, tokenizer=tokenizers.text, config=tokenizers.config)
@@ -94,12 +91,9 @@ def sample_sequence(
 
 
 def choose_sample(record: Record, rng: Random, *, prompt_dropout: float, describe_share: float) -> list[Message]:
-    """The messages that are learned from a record this time.
-
-    Args:
-        prompt_dropout: share of the samples that draw whose instruction (or class) is dropped, for guidance.
-        describe_share: share of the captioned images whose caption is learned from the image instead.
-    """
+    """The messages that are learned from a record this time. `prompt_dropout`: share of the samples that draw whose
+    instruction (or class) is dropped, for guidance. `describe_share`: share of the captioned images whose caption is
+    learned from the image instead."""
     match record.kind:
         case "document":
             return list(record.messages)

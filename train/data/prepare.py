@@ -249,14 +249,8 @@ class ShardMaker:
         self.reading: tuple[str, int, Iterator[Item]] | None = None  # file, number of its next item, items
 
     def make(self, task: ShardTask, advance: Callable[[int], object]) -> tuple[list[Record], list[LeftOut]]:
-        """The records of a task, in order, and what was left out.
-
-        Args:
-            advance: is told how many more records are done.
-
-        Raises:
-            ValueError: an invalid record, with its file and place, unless `skip_broken`.
-        """
+        """The records of a task, in order, and what was left out. `advance` is told how many more records are done.
+        Raises ValueError at an invalid record, with its file and place, unless `skip_broken`."""
         made: list[Record] = []
         left_out: list[LeftOut] = []
         self.known.clear()  # shards do not depend on those before

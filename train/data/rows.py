@@ -94,14 +94,8 @@ def is_seekable(path: Path) -> bool:
 
 
 def read_items(path: Path, first: int = 0, *, contents: bool = True) -> Iterator[Item]:
-    """Items from number `first` on.
-
-    Args:
-        contents: without, members of tars are empty, which is many times faster.
-
-    Raises:
-        ValueError: the file is damaged, or of another kind than its ending says.
-    """
+    """Items from number `first` on; without `contents` members of tars are empty, which is many times faster. Raises
+    ValueError where the file is damaged, or of another kind than its ending says."""
     kind, compression = kind_of(path) if path.is_file() else ("", None)
     if compression and kind in (".parquet", ".arrow"):
         raise ValueError(f"{path} must not be compressed once more, got {path.suffix}; decompress it")

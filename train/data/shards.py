@@ -113,12 +113,8 @@ def make_shards(
     *,
     state: PartialState,
 ) -> dict[str, Any]:
-    """Write the shards that are missing, each process its share, and then the manifest, which is returned.
-
-    Args:
-        make: the records of a task, in order, and what was left out; it reports progress, in records, to its second
-            argument.
-    """
+    """Write the shards that are missing, each process its share, and then the manifest, which is returned. `make`: the
+    records of a task, in order, and what was left out; it reports progress, in records, to its second argument."""
     share = tasks[state.process_index :: state.num_processes]
     missing = [task for task in share if not (folder / SHARDS / task.shard).is_file()]
     total, num_missing = (sum(task.count for task in some) for some in (share, missing))
@@ -190,11 +186,8 @@ def _to_columns(record: Record) -> dict[str, Any]:
 
 class ShardFolder:
     """Records of a finished folder by number. Files and row groups that were read last are kept open or in memory.
-
-    Args:
-        path: the folder, or the URL of one (`hf://datasets/NAME/PROJECT/FOLDER`, or any other that fsspec opens).
-        in_memory: keep everything that was read, for random access to the whole folder.
-    """
+    `path`: the folder, or the URL of one (`hf://datasets/NAME/PROJECT/FOLDER`, or any other that fsspec opens).
+    `in_memory`: keep everything that was read, for random access to the whole folder."""
 
     def __init__(self, path: str | Path, *, in_memory: bool = False) -> None:
         self.path, self.in_memory = str(path), in_memory
