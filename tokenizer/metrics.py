@@ -29,21 +29,7 @@ VGG_SLICES = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
 VGG_MEAN, VGG_DEVIATION = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 SMALLEST_LPIPS_SIDE = 16  # four poolings must leave a pixel
 
-_WITH_EITHER_ARTICLE = (
-    "a bad photo of {} %.", "a sculpture of {} %.", "a rendering of {} %.", "graffiti of {} %.",
-    "a cropped photo of {} %.", "a tattoo of {} %.", "a bright photo of {} %.", "a dark photo of {} %.",
-    "a drawing of {} %.", "a close-up photo of {} %.", "a black and white photo of {} %.", "a painting of {} %.",
-    "a pixelated photo of {} %.", "a jpeg corrupted photo of {} %.", "a blurry photo of {} %.", "a good photo of {} %.",
-    "a doodle of {} %.", "a sketch of {} %.", "a low resolution photo of {} %.", "a rendition of {} %.",
-    "art of {} %.", "itap of {} %.", "a photo of {} %.", "a photo of {} clean %.", "a photo of {} dirty %.",
-    "a photo of {} cool %.", "a photo of {} large %.", "a photo of {} small %.", "a photo of {} nice %.",
-    "a photo of {} weird %.", "a photo of {} hard to see %.", "{} embroidered %.", "{} plastic %.", "{} origami %.",
-    "{} toy %.", "{} plushie %.", "{} cartoon %.", "{} % in a video game.",
-)  # fmt: skip
-TEMPLATES = (
-    *(sentence.format(article).replace("%", "{}") for sentence in _WITH_EITHER_ARTICLE for article in ("a", "the")),
-    *("a photo of many {}.", "a photo of my {}.", "a photo of one {}.", "itap of my {}."),
-)
+CLIP_TEMPLATES = Path(__file__).with_name("clip_templates.txt")
 """The 80 sentences of CLIP's authors for ImageNet, with their articles ("a embroidered {}.")."""
 
 

@@ -247,7 +247,7 @@ class TokenizerEvaluation:
         self.sheet_files = images.images_in(recipe.images)[:ON_A_SHEET] if recipe.images else []
         folder, names = recipe.imagenet_val, recipe.classes
         self.classes = images.read_classes(folder, names) if folder and names else {}
-        self.templates = metrics.read_templates(recipe.templates) if recipe.templates else metrics.TEMPLATES
+        self.templates = metrics.read_templates(recipe.templates or metrics.CLIP_TEMPLATES)
         self.fid_files = images.png_files(recipe.fid_reference) if recipe.fid_reference else []
         if self.fid_files and recipe.fid_score:
             metrics.need_fidelity()

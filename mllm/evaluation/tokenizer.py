@@ -38,8 +38,8 @@ from tokenizer.images import (
     to_images,
 )
 from tokenizer.metrics import (
+    CLIP_TEMPLATES,
     LPIPS,
-    TEMPLATES,
     bits_per_image,
     class_ranks,
     class_vectors,
@@ -343,7 +343,7 @@ def zero_shot_ranks(
     assert wanted.text_vocabulary is not None, "zero-shot accuracy was asked for"
     model, config = codec.model, codec.model.config
     captions = load_captions(wanted.text_vocabulary, vocab_size=config.text_vocab_size, context=config.text_context)
-    templates = read_templates(wanted.templates) if wanted.templates else TEMPLATES
+    templates = read_templates(wanted.templates or CLIP_TEMPLATES)
     classes_ND = class_vectors(model, captions, names, templates)
     ranks: list[int] = []
     for pixels_B3HW, labels_B in load_batches(labelled, wanted.batch_size, prepare, desc="zero-shot"):

@@ -35,8 +35,9 @@ def training_batches(recipe: MLLMRecipe, tokenizers: Tokenizers, *, num_batches:
     else:
         check_length(recipe.data, tokenizers, recipe.length)
         episodes, folder = encode_world(recipe.data, recipe.output / "codes", tokenizers)
-        talk = encode_conversations(recipe.data, recipe.output / "codes-conversations", tokenizers)
-        sequences = WorldSequences(recipe.data, episodes, folder, tokenizers, shape, conversations=talk)
+        talk, talk_folder = world_conversations(recipe.data, tokenizers), recipe.output / "codes-conversations"
+        coded_talk = talk and (talk, encode_rendered(talk, talk_folder, tokenizers.image, in_memory=True))
+        sequences = WorldSequences(recipe.data, episodes, folder, tokenizers, shape, conversations=coded_talk)
     return PackedBatches(sequences, num_batches=num_batches, checkpoints=checkpoints)
 
 
@@ -110,15 +111,8 @@ def world_episodes(data: WorldData, tokenizers: Tokenizers) -> EpisodeSet:
     )
 
 
-def encode_conversations(
-    data: WorldData, folder: Path, tokenizers: Tokenizers
-) -> tuple[ConversationSet, ShardFolder] | None:
-    """Some conversations in people's words and the codes of their images, where the recipe has any."""
-    records = world_conversations(data, tokenizers)
-    return records and (records, encode_rendered(records, folder, tokenizers.image, in_memory=True))
-
-
 def world_conversations(data: WorldData, tokenizers: Tokenizers) -> ConversationSet | None:
+    """Some conversations in people's words, where the recipe has any."""
     if not data.conversations:
         return None
     return ConversationSet(

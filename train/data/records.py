@@ -110,9 +110,8 @@ def ten_views(image: Image.Image, size: int) -> list[Image.Image]:
     """Four corners and the middle of the enlarged middle square, then their mirror images."""
     image, large = read_image(image), int(size * ENLARGEMENT)
     scale = large / min(image.size)
-    resized = image.resize(
-        (max(large, round(image.width * scale)), max(large, round(image.height * scale))), Image.Resampling.BICUBIC
-    )
+    width, height = (max(large, round(side * scale)) for side in image.size)
+    resized = image.resize((width, height), Image.Resampling.BICUBIC)
     left, top = (resized.width - large) // 2, (resized.height - large) // 2
     free = large - size
     corners = [(0, 0), (free, 0), (0, free), (free, free), (free // 2, free // 2)]
@@ -137,7 +136,7 @@ def find_image(value: Any, folder: Path) -> RawImage:
         case str() if value.startswith(("data:", "file:")):
             return RawImage(value, f"image {short(value)}")
         case str() if value:
-            path = _file_of_url(value, folder) if "://" in value else _on_disk(folder, _expanded(Path(value)))
+            path = _file_of_url(value, folder) if "://" in value else _on_disk(folder, Path(os.path.expanduser(value)))
             if "\\" in value and not os.path.isfile(path):  # as Windows writes paths
                 path = _on_disk(folder, Path(value.replace("\\", "/")))
             name = str(path)
@@ -149,13 +148,6 @@ def find_image(value: Any, folder: Path) -> RawImage:
         case [single]:
             return find_image(single, folder)
     raise BadRecord(f"an image must be a path, bytes, or a URL that is on disk, got {short(value)}; name its file")
-
-
-def _expanded(path: Path) -> Path:
-    """With the home folder for ~; a ~ that begins no user's name is part of a name."""
-    with suppress(RuntimeError):
-        return path.expanduser()
-    return path
 
 
 def _on_disk(folder: Path, name: Path) -> Path:

@@ -23,7 +23,7 @@ from tests.conftest import small_tokenizer_config
 from tests.mllm.tiny_folder import build_tiny_folder
 from tests.train.published_weights import lpips_weights, write_merges
 from tokenizer.images import ImageProcessor
-from tokenizer.metrics import LPIPS, TEMPLATES
+from tokenizer.metrics import CLIP_TEMPLATES, LPIPS, read_templates
 from tokenizer.text_tower import load_captions
 from tokenizer.unitok import UniTok
 
@@ -172,7 +172,7 @@ def test_zero_shot_accuracy_is_that_of_a_plain_loop(tmp_path: Path) -> None:
     captions = load_captions(merges, vocab_size=517, context=12)
     prepare = ImageProcessor(height=48, width=48, preparation="zero_shot")
     for more, sentences, prompts in (
-        ((), TEMPLATES, "CLIP's 80 sentences"),
+        ((), read_templates(CLIP_TEMPLATES), "CLIP's 80 sentences"),
         (("--templates", templates), ("a {}.", "the {} of the cat."), "sentences of templates.txt"),
     ):
         files = ("--model", tmp_path / "model", "--images", classes, "--class-images", classes, "--classes", names)
