@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tokenizer import quantizer as quantizer_module
-from tokenizer.quantizer import MultiCodebookQuantizer, nearest_entries, pick_rows
+from tokenizer.quantizer import MultiCodebookQuantizer, nearest_entries
 
 
 @pytest.fixture
@@ -83,14 +83,6 @@ def test_gradient_passes_straight_through(quantizer: MultiCodebookQuantizer, fea
     assert quantizer.codebooks.grad is None  # only the loss moves the codebooks
 
 
-def test_quantizer_is_float32_under_autocast(quantizer: MultiCodebookQuantizer, features_BNZ: Tensor) -> None:
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        inside = quantizer(features_BNZ)
-    outside = quantizer(features_BNZ)
-    assert inside.vectors_BNZ.dtype == torch.float32
-    assert torch.equal(inside.vectors_BNZ, outside.vectors_BNZ)
-
-
 def test_running_usage_copies_first_and_forgets_slowly_later(quantizer: MultiCodebookQuantizer) -> None:
     first, second = torch.randn(1, 9, 15), torch.randn(1, 4, 15)
     quantizer.eval()(first)
@@ -132,9 +124,3 @@ def test_codebooks_start_on_the_data() -> None:
     quantizer.initialise_from(features_BNZ)
     assert quantizer.eval()(features_BNZ).vq_loss < 1e-3
     assert quantizer.codebooks.norm(dim=-1).max() < 0.03  # the length of the first entries is kept
-
-
-def test_rows_are_picked_once_while_they_last() -> None:
-    rows_KME = torch.arange(6.0).reshape(1, 6, 1)
-    assert sorted(pick_rows(rows_KME, 6).flatten().tolist()) == [0, 1, 2, 3, 4, 5]
-    assert len(pick_rows(rows_KME, 14)[0].unique()) == 6

@@ -47,15 +47,8 @@ def command(launcher: str | None, recipe: Path, *, processes: int = 2) -> list[s
 def environment() -> dict[str, str]:
     """Small, quiet and without a network; the launchers find this source tree and this Python first."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    return {
-        **os.environ,
-        "PATH": path,
-        "PYTHONPATH": str(ROOT),
-        "OMP_NUM_THREADS": "1",
-        "HF_HUB_OFFLINE": "1",
-        "CUDA_VISIBLE_DEVICES": "",
-        "DS_ACCELERATOR": "cpu",
-    }
+    quiet = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
+    return {**os.environ, **quiet, "PATH": path, "PYTHONPATH": str(ROOT)}
 
 
 def launch(launcher: str | None, recipe: Path, *, processes: int = 2) -> str:

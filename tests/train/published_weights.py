@@ -1,14 +1,13 @@
 """Small random files in the layout of the published ones: LPIPS on VGG16, DINOv2, OpenAI's merges, WebDataset tars."""
 
 import gzip
-import io
-import tarfile
 from pathlib import Path
 from random import Random
 
 import torch
 from PIL import Image
 from torch import Tensor
+from webdataset import TarWriter
 
 VGG = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
 
@@ -34,26 +33,17 @@ def dino_weights(*, width: int = 64, depth: int = 3, side: int = 5) -> dict[str,
     def draw(*shape: int, scale: float = 0.1) -> Tensor:
         return scale * torch.randn(*shape, generator=generator)
 
-    state = {
-        "cls_token": draw(1, 1, width),
-        "pos_embed": draw(1, side * side + 1, width),
-        "mask_token": draw(1, width),
-        "patch_embed.proj.weight": draw(width, 3, 14, 14),
-        "patch_embed.proj.bias": draw(width),
-        "norm.weight": 1 + draw(width),
-        "norm.bias": draw(width),
-    }
+    state = {"cls_token": draw(1, 1, width), "pos_embed": draw(1, side * side + 1, width)}
+    state |= {"mask_token": draw(1, width), "patch_embed.proj.weight": draw(width, 3, 14, 14)}
+    state |= {"patch_embed.proj.bias": draw(width), "norm.weight": 1 + draw(width), "norm.bias": draw(width)}
     shapes = {"attn.qkv": (3 * width, width), "attn.proj": (width, width)}
     shapes |= {"mlp.fc1": (4 * width, width), "mlp.fc2": (width, 4 * width)}
-    for index in range(depth):
+    for block in (f"blocks.{index}" for index in range(depth)):
         for name, shape in shapes.items():
-            state[f"blocks.{index}.{name}.weight"] = draw(*shape)
-            state[f"blocks.{index}.{name}.bias"] = draw(shape[0])
+            state |= {f"{block}.{name}.weight": draw(*shape), f"{block}.{name}.bias": draw(shape[0])}
         for name in ("norm1", "norm2"):
-            state[f"blocks.{index}.{name}.weight"] = 1 + draw(width)
-            state[f"blocks.{index}.{name}.bias"] = draw(width)
-        for name in ("ls1", "ls2"):
-            state[f"blocks.{index}.{name}.gamma"] = 1 + draw(width)
+            state |= {f"{block}.{name}.weight": 1 + draw(width), f"{block}.{name}.bias": draw(width)}
+        state |= {f"{block}.{name}.gamma": 1 + draw(width) for name in ("ls1", "ls2")}
     return state
 
 
@@ -68,19 +58,9 @@ def picture(number: int, *, size: tuple[int, int] = (40, 36)) -> Image.Image:
     return Image.frombytes("RGB", (3, 3), Random(number).randbytes(27)).resize(size)
 
 
-def write_tar(path: Path, numbers: range, *, caption: bool = True) -> Path:
+def write_tar(path: Path, numbers: range) -> Path:
     """A WebDataset tar of the pictures with these numbers, without `.json` members."""
-    with tarfile.open(path, "w") as tar:
+    with TarWriter(str(path)) as tar:
         for number in numbers:
-            encoded = io.BytesIO()
-            picture(number).save(encoded, "png")
-            add(tar, f"{number:06d}.png", encoded.getvalue())
-            if caption:
-                add(tar, f"{number:06d}.txt", f"the cat {number}".encode())
+            tar.write({"__key__": f"{number:06d}", "png": picture(number), "txt": f"the cat {number}"})
     return path
-
-
-def add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
-    info = tarfile.TarInfo(name)
-    info.size = len(content)
-    tar.addfile(info, io.BytesIO(content))

@@ -82,9 +82,3 @@ def test_choices_are_trained_measured_and_plotted(tmp_path: Path, settings: dict
     for codebooks in (2, 4, 8):
         config = json.loads((tmp_path / "runs" / f"codebooks-{codebooks}" / "final" / "config.json").read_text())
         assert (config["num_codebooks"], config["image_layout"], config["head_type"]) == (codebooks, "grid", "mlp")
-
-
-def test_an_unknown_launcher_is_refused() -> None:
-    words = ["bash", "scripts/train_stage1.sh"]
-    done = subprocess.run(words, cwd=ROOT, env={**environment(), "LAUNCHER": "mpi"}, capture_output=True, text=True)
-    assert done.returncode == 2 and "use torchrun, deepspeed or accelerate" in done.stderr

@@ -26,7 +26,7 @@ from train.data.mixture import BLOCK, SHARDS_AT_ONCE, Mixture, ShardOrder, Shard
 from train.data.packing import CHECKPOINT_EVERY, BatchShape, PackedBatches, Tokenizers
 from train.data.prepare import prepare_folder
 from train.data.records import Record
-from train.data.shards import OPEN_FILES, ROW_GROUPS, CodeSource, ShardFolder
+from train.data.shards import CodeSource, ShardFolder
 from train.recipe import MLLMData, MLLMRecipe, ShardSource, Validation
 from train.trainer import train_mllm
 
@@ -270,15 +270,6 @@ def test_samples_are_a_function_of_their_number(parts: list[ShardFolder]) -> Non
     assert [content(mixture[index]) for index in reversed(range(90))] == expected[::-1]
     other = Mixture(parts, [5, 2, 1], seed=4)
     assert [content(other[index]) for index in range(90)] != expected
-
-
-def test_what_is_kept_open_does_not_grow(parts: list[ShardFolder]) -> None:
-    mixture = Mixture(parts, [1, 9, 1], seed=0)
-    for index in range(500):
-        mixture[index]
-    assert all(folder.open_shard.cache_info().currsize <= OPEN_FILES for folder in parts)
-    assert parts[1].open_shard.cache_info().currsize == OPEN_FILES
-    assert all(folder.row_group.cache_info().currsize <= ROW_GROUPS for folder in parts)
 
 
 @pytest.fixture

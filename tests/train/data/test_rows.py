@@ -196,14 +196,6 @@ def test_members_of_one_name_are_a_sample(tmp_path: Path) -> None:
     ]
 
 
-def test_images_of_coco_without_an_annotation_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    images = [{"id": number, "file_name": f"{number}.png"} for number in range(3)]
-    annotations = [{"image_id": 1, "caption": "a circle"}]
-    (tmp_path / "captions.json").write_text(json.dumps({"images": images, "annotations": annotations}))
-    assert len(list(read_items(tmp_path / "captions.json"))) == 1
-    assert "2 of 3 images have no annotation" in caplog.text
-
-
 def shown(part: Any) -> str:
     """Images by the names of their files."""
     match part:
