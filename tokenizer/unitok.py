@@ -22,11 +22,11 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from tokenizer import layers
 from tokenizer.codes import fingerprint
 from tokenizer.config import UniTokConfig
 from tokenizer.images import to_pixels
-from tokenizer.layers import NORM_EPS, FoldedUpsample, Upsample, build_projection, initialise
-from tokenizer.network import Decoder, Encoder, cut_into_patches
+from tokenizer.layers import Decoder, FoldedUpsample, Upsample, cut_into_patches
 from tokenizer.quantizer import MultiCodebookQuantizer
 from tokenizer.text_tower import TextTower
 from tokenizer.weights import read_tensors, require_same_tensors
@@ -61,19 +61,19 @@ class UniTok(nn.Module):
     def __init__(self, config: UniTokConfig) -> None:
         super().__init__()
         self.config = config
-        self.encoder = Encoder(config)
-        self.quant_proj = build_projection(config, config.width, config.vector_width)
+        self.encoder = layers.Encoder(config)
+        self.quant_proj = layers.build_projection(config, config.width, config.vector_width)
         losses = {"beta": config.vq_beta, "entropy_temperature": config.entropy_temperature}
         sizes = config.num_codebooks, config.codebook_size, config.code_width
         self.quantizer = MultiCodebookQuantizer(*sizes, **losses)
-        self.post_quant_proj = build_projection(config, config.vector_width, config.width)
+        self.post_quant_proj = layers.build_projection(config, config.vector_width, config.width)
         self.decoder = Decoder(config)
         if config.has_text_tower:
             self.text_encoder = TextTower(config)
-            self.fc_norm = nn.LayerNorm(config.width, eps=NORM_EPS)
+            self.fc_norm = nn.LayerNorm(config.width, eps=layers.NORM_EPS)
             self.projection = nn.Linear(config.width, config.embed_dim)
             self.logit_scale = nn.Parameter(torch.tensor(INITIAL_LOGIT_SCALE))
-        initialise(self)
+        layers.initialise(self)
 
     @property
     def device(self) -> torch.device:

@@ -52,8 +52,8 @@ from mllm.world.sentence_reader import check_description
 from mllm.world.spec import ANY, check_scene
 from tokenizer.codes import fingerprint
 from tokenizer.images import ImageProcessor, to_images
+from tokenizer.layers import cut_into_patches
 from tokenizer.metrics import code_counts, entropy_of, psnr, ssim, usage_of
-from tokenizer.network import cut_into_patches
 from tokenizer.unitok import UniTok
 
 PROTOCOL = "world-3"
