@@ -5,18 +5,10 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-EncoderScope = Literal["image", "patch"]
-Projection = Literal["attention", "linear"]
 AttentionKind = Literal["full", "causal"]
 Padding = Literal["zeros", "replicate"]
-CHOICES = {
-    "EncoderScope": get_args(EncoderScope),
-    "Projection": get_args(Projection),
-    "AttentionKind": get_args(AttentionKind),
-    "Padding": get_args(Padding),
-}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,7 +21,7 @@ class UniTokConfig:
     stage_widths: tuple[int, ...] = (160, 320)
     """Channels of each convolution stage of the encoder; every stage halves the resolution."""
     stage_depths: tuple[int, ...] = (2, 4)  # MBConv blocks in each encoder stage
-    encoder_scope: EncoderScope = "image"
+    encoder_scope: Literal["image", "patch"] = "image"
     """What the codes of a position depend on: the whole image (as released), or only the pixels of its own patch. With
     "patch", equal patches have equal codes and a local change changes no other code, which makes images of flat shapes
     much easier to predict and to edit for a small language model."""
@@ -55,7 +47,7 @@ class UniTokConfig:
     num_codebooks: int = 8  # K: codes per image position
     codebook_size: int = 4096  # C: entries per codebook
     code_width: int = 8  # dimensions of one codebook entry
-    projection: Projection = "attention"  # layer between hidden states and code vectors, in both directions
+    projection: Literal["attention", "linear"] = "attention"  # between hidden states and code vectors, both ways
     projection_heads: int = 16  # heads of the attention projections
     projection_attention: AttentionKind = "full"
     """UniTok checkpoints before April 2025 are causal, the released one is full; their weights have the same names."""
@@ -79,35 +71,20 @@ class UniTokConfig:
     @classmethod
     def tiny(cls) -> UniTokConfig:
         """A network that trains on two CPU cores: 128 px, 4 x 256 codes at 8 x 8 positions."""
-        return cls(
-            image_size=128,
-            stem_width=16,
-            stage_widths=(32, 64),
-            stage_depths=(2, 2),
-            conv_expansion=2,
-            width=192,
-            depth=2,
-            decoder_depth=2,
-            num_heads=6,
-            drop_path=0.0,
-            decoder_widths=(64, 32),
-            decoder_depths=(2, 1),
-            decoder_expansion=1,
-            num_codebooks=4,
-            codebook_size=256,
-            projection_heads=6,
-            embed_dim=0,
-        )
+        encoder = {"stem_width": 16, "stage_widths": (32, 64), "stage_depths": (2, 2), "conv_expansion": 2, "depth": 2}
+        decoder = {"decoder_widths": (64, 32), "decoder_depths": (2, 1), "decoder_expansion": 1, "decoder_depth": 2}
+        blocks = {"width": 192, "num_heads": 6, "drop_path": 0.0, "projection_heads": 6, "embed_dim": 0}
+        sizes: dict[str, Any] = {**encoder, **decoder, **blocks}
+        return cls(image_size=128, num_codebooks=4, codebook_size=256, **sizes)
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            name, value, choices = field.name, getattr(self, field.name), CHOICES.get(str(field.type))
-            least = 0 if name in ("depth", "decoder_depth", "embed_dim") else 1
-            if choices and value not in choices:
-                raise ValueError(f"{name} must be one of {choices}, got {value!r}; choose one of them")
-            if field.type == "int" and value < least:
+        for name, kind in get_type_hints(type(self)).items():
+            value, least = getattr(self, name), 0 if name in ("depth", "decoder_depth", "embed_dim") else 1
+            if get_origin(kind) is Literal and value not in get_args(kind):
+                raise ValueError(f"{name} must be one of {get_args(kind)}, got {value!r}; choose one of them")
+            if kind is int and value < least:
                 raise ValueError(f"{name} must be >= {least}, got {value}; choose a larger size")
-            if field.type == "tuple[int, ...]":
+            if get_origin(kind) is tuple:
                 object.__setattr__(self, name, tuple(value))  # JSON has lists
                 if not value or min(value) < 1:
                     raise ValueError(f"{name} must be one size >= 1 per stage, got {value}; give at least one")
