@@ -8,17 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tokenizer import layers
 from tokenizer.config import UniTokConfig
-from tokenizer.layers import (
-    AttentionProjection,
-    ChannelNorm,
-    DropPath,
-    GeGLU,
-    MBConv,
-    SelfAttention,
-    TransformerStack,
-    Upsample,
-)
+from tokenizer.layers import AttentionProjection, DropPath, GeGLU, MBConv, SelfAttention, Upsample
 from tokenizer.unitok import UniTok
 
 
@@ -60,7 +52,7 @@ def test_drop_path_drops_samples_in_training_only_and_grows_with_depth(small_con
     assert (dropped_BND.amax(dim=(1, 2)) == dropped_BND.amin(dim=(1, 2))).all()
     assert 0.15 < (dropped_BND[:, 0, 0] == 0).float().mean() < 0.35
     assert torch.equal(layer.eval()(torch.ones(4, 2, 3)), torch.ones(4, 2, 3))
-    blocks = TransformerStack(replace(small_config, drop_path=0.2), 5)
+    blocks = layers.TransformerStack(replace(small_config, drop_path=0.2), 5)
     assert [block.drop_path.probability for block in blocks] == pytest.approx([0.0, 0.05, 0.1, 0.15, 0.2])
 
 
@@ -78,7 +70,7 @@ def test_upsampling_equals_repetition_then_convolution_with_all_gradients() -> N
 
 
 def test_channel_norm_normalises_every_pixel() -> None:
-    norm = ChannelNorm(5)
+    norm = layers.ChannelNorm(5)
     torch.nn.init.normal_(norm.weight)
     torch.nn.init.normal_(norm.bias)
     hidden_BCHW = torch.randn(2, 5, 3, 4)

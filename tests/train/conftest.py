@@ -12,17 +12,8 @@ import torch
 from tests.train.published_weights import dino_weights, lpips_weights, write_merges, write_tar
 from tokenizer.config import UniTokConfig
 from tokenizer.unitok import UniTok
-from train.recipe import (
-    AdversarialRecipe,
-    CodebookSchedule,
-    MLLMData,
-    MLLMRecipe,
-    OptimizerRecipe,
-    ShardsRecipe,
-    TextTokenizerRecipe,
-    TokenizerLossWeights,
-    TokenizerRecipe,
-)
+from train import recipe as recipes
+from train.recipe import MLLMRecipe, TokenizerRecipe
 from train.text_tokenizer import train_from_recipe
 
 SMALL = (
@@ -45,7 +36,7 @@ def image_tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def text_tokenizer_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("text_tokenizer") / "tokenizer.model"
-    train_from_recipe(TextTokenizerRecipe(output=path, vocab_size=400, dialogues=400))
+    train_from_recipe(recipes.TextTokenizerRecipe(output=path, vocab_size=400, dialogues=400))
     return path
 
 
@@ -61,10 +52,10 @@ def mllm_recipe(tmp_path: Path, image_tokenizer_folder: Path, text_tokenizer_fil
         image_tokenizer=image_tokenizer_folder,
         text_tokenizer=text_tokenizer_file,
         model={"text_config": text_config, "embedder_width": 16, "embedder_heads": 2, "head_layers": 1},
-        data=MLLMData(episodes=40, jobs={"draw": 2.0, "ask": 1.0, "edit": 1.0, "depth": 0.5}),
+        data=recipes.MLLMData(episodes=40, jobs={"draw": 2.0, "ask": 1.0, "edit": 1.0, "depth": 0.5}),
         length=320,
         rows=2,
-        optimizer=OptimizerRecipe(learning_rate=3e-3),
+        optimizer=recipes.OptimizerRecipe(learning_rate=3e-3),
         ema_decay=0.9,
         trainer=trainer,
     )
@@ -76,25 +67,17 @@ def everything(folder: Path, output: Path, **changes: Any) -> TokenizerRecipe:
     torch.save(dino_weights(), folder / "dinov2_vits14_pretrain.pth")
     for shard in range(4):
         write_tar(folder / f"{shard:02d}.tar", range(10 * shard, 10 * shard + 5 + shard))
+    adversarial: dict[str, Any] = {"dino": folder / "dinov2_vits14_pretrain.pth", "blocks": (0, 2)}
+    adversarial |= {"start": 0.25, "warmup": 0.25, "fade": 0.5}
     settings: dict[str, Any] = {
+        **{"steps": 8, "batch_size": 4, "learning_rate": 1e-3, "warmup_steps": 2, "precision": "no"},
+        **{"num_workers": 0, "log_every": 1, "save_every": 2, "sheet_every": 8, "keep_checkpoints": 10},
         "lpips": folder / "lpips_with_vgg.pth",
         "text_tokenizer": write_merges(folder / "merges.txt.gz"),
-        "shards": ShardsRecipe(urls=f"{folder}/{{00..03}}.tar", shuffle_shards=2),
+        "shards": recipes.ShardsRecipe(urls=f"{folder}/{{00..03}}.tar", shuffle_shards=2),
         "architecture": {**SMALL, **TEXT_TOWER},
-        "steps": 8,
-        "batch_size": 4,
-        "learning_rate": 1e-3,
-        "warmup_steps": 2,
-        "loss": TokenizerLossWeights(perceptual=1.0, entropy=0.1, contrastive=1.0),
-        "adversarial": AdversarialRecipe(
-            weight=0.4, dino=folder / "dinov2_vits14_pretrain.pth", blocks=(0, 2), start=0.25, warmup=0.25, fade=0.5
-        ),
-        "codebooks": CodebookSchedule(initialise_at=2, every=2, threshold=0.95),
-        "precision": "no",
-        "num_workers": 0,
-        "log_every": 1,
-        "save_every": 2,
-        "sheet_every": 8,
-        "keep_checkpoints": 10,
+        "loss": recipes.TokenizerLossWeights(perceptual=1.0, entropy=0.1, contrastive=1.0),
+        "adversarial": recipes.AdversarialRecipe(weight=0.4, **adversarial),
+        "codebooks": recipes.CodebookSchedule(initialise_at=2, every=2, threshold=0.95),
     }
     return TokenizerRecipe(output=output, **{**settings, **changes})

@@ -223,14 +223,19 @@ def model() -> UniTok:
     return made
 
 
+def write_classes(folder: Path, names: dict[str, str], counts: tuple[int, ...]) -> None:
+    """A folder of images for each class, and the names of the classes."""
+    for label, (name, count) in enumerate(zip(names, counts, strict=True)):
+        (folder / "val" / name).mkdir(parents=True)
+        for number in range(count):
+            picture(10 * label + number).save(folder / "val" / name / f"{number}.png")
+    (folder / "classes.json").write_text(json.dumps(names))
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Three classes with 3, 2 and 4 images, their names, and 5 references for rFID."""
-    for label, (name, count) in enumerate(zip(NAMES, (3, 2, 4), strict=True)):
-        (tmp_path / "val" / name).mkdir(parents=True)
-        for number in range(count):
-            picture(10 * label + number).save(tmp_path / "val" / name / f"{number}.png")
-    (tmp_path / "classes.json").write_text(json.dumps(NAMES))
+    write_classes(tmp_path, NAMES, (3, 2, 4))
     (tmp_path / "real").mkdir()
     for number in range(5):
         picture(number, size=(32, 32)).save(tmp_path / "real" / f"{number}.png")
@@ -321,11 +326,7 @@ def run_script(words: list[str], **more: str) -> subprocess.CompletedProcess[str
 
 @pytest.mark.slow
 def test_the_launcher_trains_on_two_processes_and_evaluates(tmp_path: Path) -> None:
-    for name, count in (("n01", 2), ("n02", 3)):
-        (tmp_path / "val" / name).mkdir(parents=True)
-        for number in range(count):
-            picture(number).save(tmp_path / "val" / name / f"{number}.png")
-    (tmp_path / "classes.json").write_text(json.dumps({"n01": "cat", "n02": "dog"}))
+    write_classes(tmp_path, {"n01": "cat", "n02": "dog"}, (2, 3))
     recipe = write_recipe(everything(tmp_path, tmp_path / "unused", steps=4), tmp_path / "recipe.yaml")
     words = ["--nnodes", "1", "--nproc_per_node", "2", "--node_rank", "0"]
     words += ["--master_addr", "127.0.0.1", "--master_port", str(free_port())]
@@ -350,11 +351,8 @@ def test_the_launcher_trains_on_two_processes_and_evaluates(tmp_path: Path) -> N
 def test_the_published_recipe_names_the_files_it_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "external").mkdir()
-    for name, file in (
-        ("lpips", "lpips_with_vgg.pth"),
-        ("adversarial.dino", "dinov2_vits14_pretrain.pth"),
-        ("text_tokenizer", "bpe_simple_vocab_16e6.txt.gz"),
-    ):
+    files = "lpips_with_vgg.pth", "dinov2_vits14_pretrain.pth", "bpe_simple_vocab_16e6.txt.gz"
+    for name, file in zip(("lpips", "adversarial.dino", "text_tokenizer"), files, strict=True):
         with pytest.raises(FileNotFoundError) as caught:
             train_recipe(["unitok_large", "--output", str(tmp_path / "run")])
         assert str(caught.value).startswith(f"{name} must be")

@@ -29,19 +29,8 @@ from PIL import Image
 from mllm.cli.main import main
 from mllm.conversation import CodesPart, Message, Segment, TextPart, render
 from mllm.files import UNFINISHED
-from tests.train.data.raw_data import (
-    OPTIONS,
-    content,
-    document,
-    image_file,
-    lines,
-    load,
-    pair,
-    prepared,
-    rows_of,
-    tar_of,
-    write_raw,
-)
+from tests.train.data import raw_data
+from tests.train.data.raw_data import OPTIONS, content, image_file, lines, load, rows_of, tar_of
 from tests.train.launching import ROOT, environment
 from tokenizer.images import ImageProcessor, read_image, to_images
 from tokenizer.unitok import UniTok
@@ -74,7 +63,7 @@ def prepare(tokenizer: UniTok) -> Prepare:
 @pytest.fixture(scope="module")
 def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("raw") / "data"
-    write_raw(folder, COUNT)
+    raw_data.write_raw(folder, COUNT)
     return folder
 
 
@@ -365,8 +354,8 @@ def test_samples_are_printed_with_their_images(
 ) -> None:
     tokenizer = load(image_tokenizer_folder)
     code_source = CodeSource.of(tokenizer)
-    rows = [pair(["a circle"], code_source, seed=4)]
-    out = prepared(tmp_path / "out", [[], rows], code_source)
+    rows = [raw_data.pair(["a circle"], code_source, seed=4)]
+    out = raw_data.prepared(tmp_path / "out", [[], rows], code_source)
     words = ["--out", str(out), "--image-tokenizer", str(image_tokenizer_folder), "--show", "2", "--seed", "1"]
     assert main(["prepare", *words]) == 0
     printed = capsys.readouterr().out
@@ -378,7 +367,7 @@ def test_samples_are_printed_with_their_images(
         assert np.array_equal(np.asarray(shown), np.asarray(expected))
     assert main(["prepare", *words]) == 0
     assert capsys.readouterr().out == printed, "the same seed shows the same samples"
-    words[1] = str(prepared(tmp_path / "other", [rows], CodeSource("another", 2, 16)))
+    words[1] = str(raw_data.prepared(tmp_path / "other", [rows], CodeSource("another", 2, 16)))
     assert main(["prepare", *words]) == 2 and "must have codes of" in capsys.readouterr().err
 
 
@@ -386,12 +375,13 @@ def test_each_kind_is_learned_in_its_way() -> None:
     def shown(record: Record, style: str = "native", *, in_color: bool = False, **options: float) -> str:
         return as_text(render(choose_sample(record, Random(0), **{**KEPT, **options}), style), in_color=in_color)
 
-    record = pair(["a circle"], SOURCE, 1)
+    record = raw_data.pair(["a circle"], SOURCE, 1)
     assert shown(record, describe_share=1.0) == "<s>USER:<image 1: 2 x 2> ASSISTANT:[[ a circle</s>]]"
     assert shown(record, prompt_dropout=1.0) == "<s>USER: <unconditional> ASSISTANT:[[<image 1: 2 x 2></s>]]"
-    assert shown(document("once"), "unitok", prompt_dropout=1.0) == "<s>[[ once</s>]]"
-    assert shown(document("once"), "unitok", in_color=True) == f"<s>{GREEN} once</s>{PLAIN}"
-    assert shown(dataclasses.replace(pair(["3"], SOURCE, 1), kind="class"), "class") == "<class 3>[[<image 1: 2 x 2>]]"
+    assert shown(raw_data.document("once"), "unitok", prompt_dropout=1.0) == "<s>[[ once</s>]]"
+    assert shown(raw_data.document("once"), "unitok", in_color=True) == f"<s>{GREEN} once</s>{PLAIN}"
+    labelled = dataclasses.replace(raw_data.pair(["3"], SOURCE, 1), kind="class")
+    assert shown(labelled, "class") == "<class 3>[[<image 1: 2 x 2>]]"
     planned = dataclasses.replace(record.messages[1].parts[0], plan="red circle 1")
     drawn = [Message("user", (TextPart("draw"),)), Message("assistant", (planned,))]
     text = as_text(render(drawn, "native"), in_color=False)
@@ -403,6 +393,6 @@ def test_each_kind_is_learned_in_its_way() -> None:
 
 
 def test_the_short_caption_is_taken_one_time_in_five() -> None:
-    row = pair(["short", "a long one"], SOURCE, 1)
+    row = raw_data.pair(["short", "a long one"], SOURCE, 1)
     taken = [choose_sample(row, Random(number), **KEPT)[0].parts[0].text for number in range(1000)]
     assert set(taken) == {"short", "a long one"} and abs(taken.count("short") - 200) < 40
