@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -30,7 +31,7 @@ def write_recipe(recipe: object, path: Path) -> Path:
     return path
 
 
-def command(launcher: str | None, recipe: Path, *, processes: int = 2) -> list[str]:
+def command(launcher: str | None, recipe: Path, *, processes: int = 2, module: str = "train.run") -> list[str]:
     """The words that start a recipe; no launcher is one plain process."""
     folder, port = Path(sys.executable).parent, str(free_port())
     count, plain = ["--multi_gpu", "--num_machines", "1"], ["--mixed_precision", "no", "--dynamo_backend", "no"]
@@ -41,7 +42,7 @@ def command(launcher: str | None, recipe: Path, *, processes: int = 2) -> list[s
         "accelerate": [f"{folder}/accelerate", "launch", *count, "--num_processes", f"{processes}", *plain]
         + ["--main_process_port", port, "-m"],
     }
-    return [*words[launcher], "train.run", str(recipe)]
+    return [*words[launcher], *module.split(), str(recipe)]
 
 
 def environment() -> dict[str, str]:
@@ -51,9 +52,9 @@ def environment() -> dict[str, str]:
     return {**os.environ, **quiet, "PATH": path, "PYTHONPATH": str(ROOT)}
 
 
-def launch(launcher: str | None, recipe: Path, *, processes: int = 2) -> str:
+def launch(launcher: str | None, recipe: Path, *more: str, **how: Any) -> str:
     """Run to the end; returns what was printed."""
-    words = command(launcher, recipe, processes=processes)
+    words = [*command(launcher, recipe, **how), *more]
     done = subprocess.run(words, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, f"{' '.join(words)} failed:\n{(done.stdout + done.stderr)[-4000:]}"
     return done.stdout + done.stderr

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from mllm.model import MLLMForConditionalGeneration
 from mllm.sequence import ImageLayout
 from mllm.vocabulary import load_text_tokenizer, save_text_tokenizer
-from tests.train.launching import ROOT, changed, command, environment, same, write_recipe
+from tests.train.launching import changed, launch, same, write_recipe
 from tokenizer.unitok import UniTok
 from train.build_model import build_model
 from train.recipe import MLLMRecipe
@@ -140,10 +139,7 @@ def test_what_does_not_fit_the_start_is_refused(mllm_recipe: MLLMRecipe, recipe:
 def build_under_zero3(recipe: MLLMRecipe, folder: Path) -> list[dict[str, torch.Tensor]]:
     """The weights that two processes gather, each of which holds its half."""
     path = write_recipe(changed(recipe, {"deepspeed": "zero3"}), folder / "recipe.yaml")
-    words = command("torchrun", path)
-    words = [*words[: words.index("train.run")], "tests.train.zero3_worker", str(path), str(folder)]
-    done = subprocess.run(words, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+    launch("torchrun", path, str(folder), module="tests.train.workers zero3")
     for rank in range(2):
         counts = json.loads((folder / f"held-{rank}.json").read_text())
         assert counts["held"] < 0.52 * counts["total"]  # its half, and padding to even parts

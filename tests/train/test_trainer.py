@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import shutil
-import subprocess
 import sys
 from datetime import timedelta
 from pathlib import Path
@@ -13,7 +12,7 @@ import torch
 from PIL import Image
 
 from mllm.model import MLLMForConditionalGeneration
-from tests.train.launching import ROOT, changed, command, environment, losses, same, weights, write_recipe
+from tests.train.launching import ROOT, changed, launch, losses, same, weights, write_recipe
 from train import recipe as recipes
 from train import trainer as trainers
 from train.checkpoints import ZERO_2, ZERO_3
@@ -134,10 +133,7 @@ def test_deepspeed_skips_a_bad_step_in_bfloat16(stage: int, short: MLLMRecipe, t
     config = json.loads((ROOT / "train" / "recipes" / f"zero{stage}.json").read_text())
     config["bf16"] = {"enabled": True, "check_grad_overflow": False}
     recipe = changed(short, {"save_steps": 1, "bf16": True, "deepspeed": config}, bad_steps=BadSteps(allowed=1))
-    words = command("torchrun", write_recipe(recipe, tmp_path / "recipe.yaml"))
-    words[words.index("train.run")] = "tests.train.bad_step_worker"
-    done = subprocess.run(words, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+    launch("torchrun", write_recipe(recipe, tmp_path / "recipe.yaml"), module="tests.train.workers bad_step")
     assert same(weights_at(recipe, 1), weights_at(recipe, 2))
     assert not same(weights_at(recipe, 2), weights_at(recipe, 3))
     assert all(tensor.isfinite().all() for tensor in weights_at(recipe, 3).values())
