@@ -40,8 +40,6 @@ LARGEST_LOGIT_SCALE = math.log(100)
 
 
 class UniTokOutput(NamedTuple):
-    """One training forward."""
-
     reconstruction_B3HW: Tensor  # not clamped, so that gradients live everywhere
     codes_BKN: Tensor
     vq_loss: Tensor

@@ -51,7 +51,6 @@ class Measurement(NamedTuple):
 
 
 def build_callbacks(recipe: MLLMRecipe, *, image_size: int) -> list[Measurement]:
-    """Those that the recipe asks for."""
     wanted, found = recipe.validation, list[Measurement]()
     if wanted is None:
         return []

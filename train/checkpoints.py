@@ -75,7 +75,6 @@ class WeightAverage(TrainerCallback):
 
     @property
     def weights(self) -> dict[str, Tensor]:
-        """The average by name."""
         return {name: kept.data for name, kept in zip(self.trainable, self.average.module.parameters(), strict=True)}
 
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:

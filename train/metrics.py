@@ -150,7 +150,6 @@ def flattened(values: Values) -> dict[str, float]:
 
 
 def as_words(values: Values) -> str:
-    """One entry on one console line."""
     shown = []
     for name, value in values.items():
         numbers = value if isinstance(value, list) else [value]

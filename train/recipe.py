@@ -249,7 +249,6 @@ class TokenizerRecipe:
 
     @property
     def left_out(self) -> list[str]:
-        """Names of the losses with weight 0, for the log."""
         weights = {**dataclasses.asdict(self.loss), "adversarial": self.adversarial.weight}
         return [name for name, weight in weights.items() if not weight]
 
@@ -349,7 +348,6 @@ class ClassData:
 
     @property
     def is_given(self) -> bool:
-        """Whether the recipe trains on images by class at all."""
         return bool(self.folders) or self.world_images > 0
 
 
@@ -536,7 +534,6 @@ def _read_overrides(argv: Sequence[str]) -> list[tuple[list[str], Any]]:
 
 
 def _with(values: dict[str, Any], keys: Sequence[str], value: Any) -> dict[str, Any]:
-    """A copy with one nested value set."""
     first, *below = keys
     inside = values.get(first)
     return {**values, first: _with(inside if isinstance(inside, dict) else {}, below, value) if below else value}

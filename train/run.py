@@ -17,7 +17,6 @@ from train.recipe import MLLMRecipe, TextTokenizerRecipe, TokenizerRecipe, find_
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Train what the recipe describes; returns the exit code."""
     args = list(sys.argv[1:] if argv is None else argv)
     args = [word for word in args if not word.startswith("--local_rank=")]  # deepspeed's launcher puts it first
     if not args or args[0].startswith("-"):

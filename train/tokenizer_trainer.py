@@ -89,7 +89,6 @@ class TokenizerTrainer:
 
     @property
     def unwrapped(self) -> UniTok:
-        """The model that learns, without the wrapper of distributed training."""
         return self.accelerator.unwrap_model(self.model)
 
     @property
@@ -291,7 +290,6 @@ class TokenizerEvaluation:
         return metrics.fidelity(recipe.fid_output, recipe.fid_reference, batch_size=self.batch_size)
 
     def _shared_out(self, items: Sequence[Item]) -> Iterator[Sequence[Item]]:
-        """This process's batches."""
         mine = items[self.state.process_index :: self.state.num_processes]
         for start in range(0, len(mine), self.batch_size):
             yield mine[start : start + self.batch_size]

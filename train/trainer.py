@@ -295,7 +295,6 @@ class MLLMTrainer(Trainer):
             self.average.save(Path(output_dir))
 
     def resume(self, checkpoint: Path | None) -> None:
-        """Train from a checkpoint on, or from the start."""
         if checkpoint is not None:
             self.monitor.load(checkpoint)
             if self.average:  # here, because with DeepSpeed the library loads nothing itself
@@ -304,7 +303,6 @@ class MLLMTrainer(Trainer):
 
 
 def without_adapters(model: Any) -> Any:
-    """The model below adapters."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
@@ -339,7 +337,6 @@ class LossMonitor:
         return False
 
     def is_bad_gradient(self, norm: float, *, step: int) -> bool:
-        """Whether the gradient of a step is not finite."""
         return not math.isfinite(norm) and self._count(f"the gradient norm is {norm}", step)
 
     def _count(self, fault: str, step: int) -> bool:
@@ -353,7 +350,6 @@ class LossMonitor:
         return True
 
     def save(self, folder: Path) -> None:
-        """Add what was seen so far to a checkpoint."""
         (folder / self.FILE).write_text(json.dumps({"num_bad": self.num_bad, "recent": list(self.recent)}) + "\n")
 
     def load(self, folder: Path) -> None:

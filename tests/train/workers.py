@@ -1,5 +1,5 @@
-"""One process of several, run by a launcher: `zero3 RECIPE FOLDER` reports what a model that is built under ZeRO-3 holds
-and what is in it; `bad_step RECIPE` trains with a loss that is NaN in the second step."""
+"""One process of several, run by a launcher. `zero3 RECIPE FOLDER` reports what a model under ZeRO-3 holds and what is
+in it; `bad_step RECIPE` trains with a loss that is NaN in the second step."""
 
 import json
 import sys

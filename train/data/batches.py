@@ -92,7 +92,6 @@ def check_length(data: WorldData, tokenizers: Tokenizers, length: int) -> None:
 def encode_world(
     data: WorldData, folder: Path, tokenizers: Tokenizers, *, num_workers: int = 1
 ) -> tuple[EpisodeSet, ShardFolder]:
-    """The world's episodes and the codes of their images."""
     episodes = world_episodes(data, tokenizers)
     return episodes, encode_rendered(episodes, folder, tokenizers.image, num_workers=num_workers, in_memory=True)
 

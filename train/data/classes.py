@@ -83,7 +83,6 @@ class ClassSequences(SequenceSource):
         buffer.sample = self.num_samples
 
     def sequence(self, image: int, rng: Random) -> TokenSequence:
-        """A class and one of the views of an image of it."""
         record = rng.choice(self.folders)[image]
         if record.kind != "class":
             raise ValueError(
@@ -95,7 +94,6 @@ class ClassSequences(SequenceSource):
 
 @lru_cache(maxsize=2)
 def epoch_order(count: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    """The order of the images in an epoch."""
     return np.random.default_rng([seed, epoch]).permutation(count)
 
 

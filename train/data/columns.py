@@ -202,7 +202,6 @@ def _llava_parts(value: str, images: Iterator[Any]) -> Iterator[RecordPart]:
 
 
 def read_captions(row: Row, folder: Path) -> Record:
-    """An image and its captions."""
     image = find(row, "image")
     caption = find(row, "caption" if image is not None or "alt" not in row else "alt")
     captions = caption if isinstance(caption, list) else [caption]

@@ -276,7 +276,6 @@ class TarImages(IterableDataset):
             (folder / READING_FILE).write_text(json.dumps(reading) + "\n")
 
     def load(self, folder: Path) -> None:
-        """Resume from what `save` wrote."""
         reading = json.loads((folder / READING_FILE).read_text())
         if reading["shards"] != len(self.shards):
             raise ValueError(

@@ -32,7 +32,6 @@ NUM_TARS = 2
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Write the files."""
     parser = CommandParser(
         "python -m train.data.make_samples",
         description="Write small data sets of every format, to try `mllm prepare` on.",
@@ -47,7 +46,6 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def make_samples(options: Namespace) -> None:
-    """Write every format."""
     size, seed = options.size, options.seed
     require_new(options.out)
     episodes = [make_episode(index, seed=seed) for index in range(options.count)]

@@ -383,7 +383,6 @@ def as_text(segments: list[Segment], *, in_color: bool) -> str:
 
 
 def prepare(options: Namespace) -> None:
-    """Make the shards that are missing."""
     tokenizer, how = _image_tokenizer(options), {"shard_size": options.shard_size, "format_name": options.format}
     reading = _prepare_options(options, tokenizer)
     totals = prepare_folder(options.sources, options.out, tokenizer=tokenizer, options=reading, **how)

@@ -66,7 +66,6 @@ class Record:
 
     @property
     def parts(self) -> list[Any]:
-        """All parts, in order."""
         return [part for message in self.messages for part in message.parts]
 
 
@@ -185,6 +184,5 @@ def _file_of_url(url: str, folder: Path) -> Path:
 
 
 def short(value: Any) -> str:
-    """A value for a message."""
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."

@@ -57,11 +57,9 @@ class Item(NamedTuple):
 
     @property
     def is_blank(self) -> bool:
-        """Whether it is an empty line."""
         return isinstance(self.value, bytes) and not self.value.strip()
 
     def row(self) -> dict[str, Any]:
-        """The sample as a mapping."""
         if isinstance(self.value, BadRecord):
             raise self.value
         try:

@@ -79,8 +79,6 @@ class LeftOut(NamedTuple):
 
 
 class ShardTask(NamedTuple):
-    """The records that make one shard."""
-
     shard: str  # name of its file
     path: str  # where the records come from
     format: str
@@ -279,7 +277,6 @@ class ShardFolder:
 
 
 def _read_facts(metadata: dict[bytes, bytes] | None, name: str) -> dict[str, Any]:
-    """What the metadata of a shard says about it."""
     if METADATA not in (metadata or {}):
         raise ValueError(f"{name} must be a shard, got a file without its metadata; prepare the data again")
     return json.loads(metadata[METADATA])
