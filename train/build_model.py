@@ -103,9 +103,6 @@ def freeze_all_but(model: nn.Module, groups: Sequence[str]) -> None:
             parameter.requires_grad_(False)
 
 
-# ---- a model of ours ----
-
-
 def _load(
     recipe: MLLMRecipe, start: MLLMConfig, vocabulary: Vocabulary, *, dtype: torch.dtype
 ) -> MLLMForConditionalGeneration:
@@ -194,9 +191,6 @@ def require_equal(subject: str, found: Mapping[str, Any], expected: Mapping[str,
     for name, value in found.items():
         if name in expected and None not in (value, expected[name]) and value != expected[name]:
             raise ValueError(f"{subject.format(name)} must be {expected[name]} {advice[0]}, got {value}; {advice[1]}")
-
-
-# ---- a new model around a language model ----
 
 
 def _build_around(

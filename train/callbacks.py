@@ -91,9 +91,6 @@ def check_best_metric(name: str | None, tasks: Iterable[str], *, others: Iterabl
         raise ValueError(f"trainer.metric_for_best_model must be one of {', '.join(known)}, got {name!r}; change it")
 
 
-# ---- losses ----
-
-
 @torch.no_grad()
 def validate(
     model: nn.Module, tasks: Mapping[str, Dataset], accelerator: Accelerator, *, config: MLLMConfig, **options: Any
@@ -127,9 +124,6 @@ def validate(
     values[f"{EVAL_PREFIX}loss"] = numerator / max(denominator, 1)
     model.train(was_training)
     return values
-
-
-# ---- callbacks ----
 
 
 def draw_sheet(prompts: Sequence[str], folder: Path, pipeline: Pipeline, step: int) -> dict[str, float]:

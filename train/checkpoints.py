@@ -30,9 +30,6 @@ UNSHARDED, ZERO_2, ZERO_3 = "plain data parallel", "ZeRO-2", "ZeRO-3"
 UNIVERSAL = "latest_universal"  # the file that DeepSpeed's conversion writes last
 
 
-# ---- folders ----
-
-
 def newest_checkpoint(output: Path) -> Path | None:
     found = get_last_checkpoint(output) if output.is_dir() else None
     return Path(found) if found else None
@@ -57,9 +54,6 @@ def write_checkpoint(output: Path, step: int, write: Callable[[Path], None], *, 
         shutil.rmtree(final, ignore_errors=True)
         os.replace(unfinished, final)
     state.wait_for_everyone()
-
-
-# ---- averaged weights, and the model as it would be saved ----
 
 
 class WeightAverage(TrainerCallback):
@@ -121,9 +115,6 @@ def inference_model(model: nn.Module, backbone: PreTrainedModel, average: Weight
             weights[name].data = data.copy_(kept[name]) if name in kept else data
         backbone.set_attn_implementation(attention)
         backbone._compiled_call_impl = compiled
-
-
-# ---- DeepSpeed: sharded weights, and optimizer states for another number of processes ----
 
 
 @contextmanager

@@ -69,9 +69,6 @@ BESIDE_ADAPTER = ("projection", "projector", "places", "code_head")
 """Groups that can be trained in full while the backbone has adapters."""
 
 
-# ---- text tokenizer ----
-
-
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class TextTokenizerRecipe:
     output: File
@@ -81,9 +78,6 @@ class TextTokenizerRecipe:
     """Files or folders of records, as `mllm prepare` reads them, to take the texts from. Empty: the synthetic world."""
     dialogues: PositiveInt = 20_000  # dialogues of the synthetic world to train on
     seed: Integer = 0
-
-
-# ---- image tokenizer ----
 
 
 DECODER_FIELDS = (
@@ -251,9 +245,6 @@ class TokenizerRecipe:
     def left_out(self) -> list[str]:
         weights = {**dataclasses.asdict(self.loss), "adversarial": self.adversarial.weight}
         return [name for name, weight in weights.items() if not weight]
-
-
-# ---- the unified model ----
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -463,9 +454,6 @@ class MLLMRecipe:
                 f"an adapter must have start_from and trainable within {', '.join(BESIDE_ADAPTER)}, got "
                 f"{self.start_from} and {self.trainable}; change the recipe"
             )
-
-
-# ---- reading and writing ----
 
 
 def find_recipe(name: str | Path) -> Path:

@@ -175,8 +175,6 @@ class MLLMTrainer(Trainer):
         )
         self.model_accepts_loss_kwargs = True
 
-    # ---- batches, optimizer, loss ----
-
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
             named = cast(nn.Module, model or self.model).named_parameters()
@@ -207,8 +205,6 @@ class MLLMTrainer(Trainer):
         loss = self._check_loss(loss)
         return (loss, output) if return_outputs else loss
 
-    # ---- bad steps ----
-
     def _check_loss(self, loss: Tensor) -> Tensor:
         """The loss; in a bad step its gradient is NaN on every process, for which DeepSpeed skips the step.
 
@@ -230,8 +226,6 @@ class MLLMTrainer(Trainer):
         if self.is_bad_step:
             model.zero_grad()  # an optimizer leaves alone what has no gradient
         return norm
-
-    # ---- log and validation ----
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         values: dict[str, float | list[float]] = {**logs}
@@ -265,8 +259,6 @@ class MLLMTrainer(Trainer):
         is_best = super()._determine_best_metric(metrics, trial)
         self.control.should_save |= is_best
         return is_best
-
-    # ---- checkpoints ----
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Let the library write a checkpoint where it does not count, then move it to the output folder."""
@@ -304,9 +296,6 @@ class MLLMTrainer(Trainer):
 
 def without_adapters(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
-# ---- bad steps ----
 
 
 class BadStepsError(ValueError):
@@ -357,9 +346,6 @@ class LossMonitor:
         if (folder / self.FILE).is_file():
             seen = json.loads((folder / self.FILE).read_text())
             self.num_bad, self.recent = seen["num_bad"], deque(seen["recent"], maxlen=self.WINDOW)
-
-
-# ---- from a recipe to the library's training arguments ----
 
 
 def training_arguments(recipe: MLLMRecipe) -> TrainingArguments:

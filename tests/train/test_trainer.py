@@ -88,9 +88,6 @@ def test_training_lowers_the_loss_and_a_tracker_gets_every_codebook(mllm_recipe:
     assert all(0 <= share < 1 for share in losses(recipe.output, "padding_share").values())
 
 
-# ---- bad steps ----
-
-
 def test_allowed_bad_steps_leave_the_weights_alone_and_one_more_ends_the_run_before_it_is_saved(
     short: MLLMRecipe, scale_loss: dict[int, float]
 ) -> None:
@@ -139,9 +136,6 @@ def test_deepspeed_skips_a_bad_step_in_bfloat16(stage: int, short: MLLMRecipe, t
     assert all(tensor.isfinite().all() for tensor in weights_at(recipe, 3).values())
 
 
-# ---- loss and validation ----
-
-
 def test_validation_is_by_task_and_keeps_the_best_checkpoint(short: MLLMRecipe) -> None:
     trainer = {"max_steps": 4, "save_steps": 1, "eval_steps": 1, "save_total_limit": 1}
     recipe = changed(
@@ -186,9 +180,6 @@ def test_flops_are_counted_by_hand(short: MLLMRecipe) -> None:
     head = sum(p.numel() for name, p in model.code_head.named_parameters() if not name.startswith("codebooks."))
     expected = 5 * per_position + 2 * 6 * 32 * model.config.vocab_size + 3 * 6 * head
     assert count.of(positions=5, text_targets=2, code_targets=3) == pytest.approx(expected)
-
-
-# ---- settings ----
 
 
 def test_what_cannot_be_is_refused_before_training(

@@ -67,9 +67,6 @@ def _inside(value: Any, name: str) -> Any:
     return None
 
 
-# Questions and answers
-
-
 def dialogue(question: tuple[str, ...], answer: tuple[str, ...]) -> Callable[[Row, Path], Record]:
     """A reader of records of one question and its answer, out of these columns in this order."""
 
@@ -113,9 +110,6 @@ def read_cauldron(row: Row, folder: Path) -> Record:
         turns.append(message("assistant", TextPart(_words(text.get("assistant"), "assistant"))))
         parts = []
     return records.chat_record(turns)
-
-
-# Orders of their own
 
 
 def read_chat(row: Row, folder: Path) -> Record:
@@ -196,9 +190,6 @@ def _llava_parts(value: str, images: Iterator[Any]) -> Iterator[RecordPart]:
             yield next(images)
         if text.strip():
             yield TextPart(text.strip())
-
-
-# Images and words
 
 
 def read_captions(row: Row, folder: Path) -> Record:
@@ -343,9 +334,6 @@ def read_text(row: Row, folder: Path) -> Record:
     if not isinstance(text, str):
         raise BadRecord(f"text must be a string, got {type(text).__name__}; fix the record")
     return records.document_record([TextPart(text)])
-
-
-# The table
 
 
 class Layout(NamedTuple):

@@ -65,9 +65,6 @@ def _loader(images: Any, recipe: TokenizerRecipe, **options: Any) -> DataLoader:
     return DataLoader(images, batch_size=recipe.batch_size, **options)
 
 
-# The synthetic world
-
-
 class WorldImages(Dataset):
     """An endless set: every integer names an image of the training split; negative ones are for looking at."""
 
@@ -115,9 +112,6 @@ def window_on(item: SceneObject, side: int, image_size: int, rng: Random) -> tup
     corner = (round(middle * image_size - rng.uniform(0, side)) for middle in (item.x, item.y))
     left, top = (min(max(first, 0), image_size - side) for first in corner)
     return left, top, left + side, top + side
-
-
-# Tars
 
 
 @dataclass(frozen=True)

@@ -118,9 +118,6 @@ def ten_views(image: Image.Image, size: int) -> list[Image.Image]:
     return views + [view.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for view in views]
 
 
-# Images
-
-
 def find_image(value: Any, folder: Path) -> RawImage:
     """The image that a record names. `value`: a path, a URL, bytes, or a mapping with `bytes`, `path`, `url` or `image`
     (as `datasets` writes images). `folder`: of relative paths. The file of a URL is looked for there as HOST/PATH (as

@@ -148,9 +148,6 @@ def _open_text(path: Path) -> IO[bytes]:
     return stream
 
 
-# JSON
-
-
 def _json_records(path: Path) -> Iterator[Item]:
     """Lines, or the elements of one array."""
     with _open_text(path) as stream:
@@ -222,9 +219,6 @@ def _document(path: Path, _changed: int) -> list[Item] | None:
     return [Item(f"record {number}", row) for number, row in enumerate(rows, start=1)]
 
 
-# Tables
-
-
 def _table_lines(path: Path, delimiter: str) -> Iterator[Item]:
     """Lines of a table. Where the first one holds content, columns are called 0, 1, ..., or image and caption where two
     can be told apart (CC3M, CC12M). A tab-separated file has no quotes; spreadsheets may separate by semicolons."""
@@ -277,9 +271,6 @@ def _saved_rows(path: Path, first: int) -> Iterator[Item]:
     tables = dataset.skip(first).with_format("arrow").iter(ROWS_AT_ONCE)  # images stay bytes
     rows = enumerate((row for table in tables for row in table.to_pylist()), start=first + 1)
     yield from (Item(f"row {number}", row) for number, row in rows)
-
-
-# Tars
 
 
 class TarMember(NamedTuple):
@@ -385,9 +376,6 @@ def _words_of(data: bytes) -> str:
     except UnicodeDecodeError as error:
         start = data[error.start : error.start + 8]
         raise BadRecord(f"a caption must be text in UTF-8, got the bytes {start!r}; convert the file") from error
-
-
-# Folders
 
 
 def holds_codes(path: Path) -> bool:

@@ -86,9 +86,6 @@ class ShardTask(NamedTuple):
     count: int
 
 
-# Writing
-
-
 def check_settings(folder: Path, settings: dict[str, Any]) -> None:
     """Record what a folder is made with, or refuse to continue one that was started with something else."""
     path = folder / SETTINGS
@@ -177,9 +174,6 @@ def _to_columns(record: Record) -> dict[str, Any]:
         messages.append({"role": message.role, "parts": parts})
     fields = {"kind": record.kind, "source": record.source, "place": record.place}
     return {**fields, "messages": messages, "images": images}
-
-
-# Reading
 
 
 class ShardFolder:
