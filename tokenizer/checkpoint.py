@@ -206,11 +206,9 @@ class AttentionProbe(NamedTuple):
 
 @torch.inference_mode()
 def probe_attention(model: UniTok, pixels_B3HW: Tensor) -> AttentionProbe:
-    """Find out which kind of attention the projections were trained with, by reconstructing images with both.
-
-    UniTok's projections were causal before April 2025 and see the whole image since then. The weights have the same
-    names and shapes, so the wrong kind loads without complaint and gives poor images.
-    """
+    """Find out which kind of attention the projections were trained with, by reconstructing images with both. UniTok's
+    projections were causal before April 2025 and see the whole image since then. The weights have the same names and
+    shapes, so the wrong kind loads without complaint and gives poor images."""
 
     def mean_psnr(kind: AttentionKind) -> float:
         twin = read_as(model, kind)

@@ -27,10 +27,8 @@ FACTS = ("names", "grids", "num_codebooks", "codebook_size", "fingerprint")  # w
 
 
 def fingerprint(contents: Iterable[str | bytes | Tensor]) -> str:
-    """16 hex digits that change when any of the contents does: names, bytes of files, weights.
-
-    Tensors count as float32, so that a lossless change of dtype keeps the fingerprint.
-    """
+    """16 hex digits that change when any of the contents does: names, bytes of files, weights. Tensors count as
+    float32, so that a lossless change of dtype keeps the fingerprint."""
     digest = hashlib.sha256()
     for content in contents:
         if isinstance(content, Tensor):

@@ -262,11 +262,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def to_8_bit(levels: np.ndarray) -> np.ndarray:
-    """Levels of any depth to 8 bits.
-
-    Floats are 0 to 1 and may overshoot a little, as filters make them; values above 2 are 0 to 255, or 0 to 65535.
-    Integers are 0 to 255 or 0 to 65535.
-    """
+    """Levels of any depth to 8 bits. Floats are 0 to 1 and may overshoot a little, as filters make them; values above 2
+    are 0 to 255, or 0 to 65535. Integers are 0 to 255 or 0 to 65535."""
     if levels.dtype == np.uint8:
         return levels
     levels = np.nan_to_num(levels.astype(np.float64), posinf=0.0, neginf=0.0) if levels.dtype.kind == "f" else levels
@@ -279,10 +276,8 @@ def to_8_bit(levels: np.ndarray) -> np.ndarray:
 
 
 def pad_to_square(image: Image.Image, color: tuple[int, int, int], width: int, how: Resampling) -> Image.Image:
-    """The image in the middle of a square of its longer side, scaled to `width` but not yet to a height.
-
-    Strip by strip, since the square of a long image is much larger than the image; Pillow scales in the same order.
-    """
+    """The image in the middle of a square of its longer side, scaled to `width` but not yet to a height. Strip by
+    strip, since the square of a long image is much larger than the image; Pillow scales in the same order."""
     if image.width == image.height:
         return image
     side = max(image.size)

@@ -29,11 +29,8 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def scaled_attention(query_BHNE: Tensor, key_BHNE: Tensor, value_BHNE: Tensor, *, causal: bool) -> Tensor:
-    """Scaled dot-product attention.
-
-    For short sequences on a CPU, the backward pass of PyTorch's fused kernel takes eight times as long as that of plain
-    matrix products, so training uses those.
-    """
+    """Scaled dot-product attention. For short sequences on a CPU, the backward pass of PyTorch's fused kernel takes
+    eight times as long as that of plain matrix products, so training uses those."""
     num_positions = query_BHNE.shape[2]
     if query_BHNE.device.type != "cpu" or not torch.is_grad_enabled() or num_positions > LONGEST_EAGER_ATTENTION:
         return F.scaled_dot_product_attention(query_BHNE, key_BHNE, value_BHNE, is_causal=causal)
@@ -45,10 +42,8 @@ def scaled_attention(query_BHNE: Tensor, key_BHNE: Tensor, value_BHNE: Tensor, *
 
 
 class GeGLU(nn.Module):
-    """Gated MLP with its own input norm (Shazeer 2020, arXiv:2002.05202) and the tanh approximation of GELU.
-
-    The released network normalises twice, here and in the caller; its weights expect it.
-    """
+    """Gated MLP with its own input norm (Shazeer 2020, arXiv:2002.05202) and the tanh approximation of GELU. The
+    released network normalises twice, here and in the caller; its weights expect it."""
 
     def __init__(self, width: int, inner_width: int) -> None:
         super().__init__()
@@ -139,11 +134,9 @@ class ChannelNorm(nn.LayerNorm):
 
 
 class Upsample(nn.Module):
-    """Nearest upsampling by 2, then a 3x3 convolution.
-
-    Computed as one transposed convolution of stride 2 whose 4x4 kernel holds the 3x3 taps summed over the repeated
-    pixels: exact, 9/4 fewer multiplications, and no upsampled input in memory.
-    """
+    """Nearest upsampling by 2, then a 3x3 convolution. Computed as one transposed convolution of stride 2 whose 4x4
+    kernel holds the 3x3 taps summed over the repeated pixels: exact, 9/4 fewer multiplications, and no upsampled input
+    in memory."""
 
     def __init__(self, in_width: int, out_width: int) -> None:
         super().__init__()
@@ -256,10 +249,8 @@ class ProjectionAttention(nn.Module):
 
 
 class AttentionProjection(nn.Module):
-    """(B, N, in_width) to (B, N, out_width): a linear path plus attention, then a GeGLU.
-
-    Stands on both sides of the quantizer, and embeds codes for a language model (causal there).
-    """
+    """(B, N, in_width) to (B, N, out_width): a linear path plus attention, then a GeGLU. Stands on both sides of the
+    quantizer, and embeds codes for a language model (causal there)."""
 
     def __init__(self, in_width: int, out_width: int, num_heads: int, *, causal: bool = False) -> None:
         super().__init__()

@@ -96,10 +96,8 @@ def bits_per_image(entropy_K: Tensor, positions_per_image: int) -> float:
 
 
 class LPIPS(nn.Module):
-    """Perceptual distance (Zhang et al. 2018, arXiv:1801.03924) on features of VGG16.
-
-    Takes the weights of `lpips_with_vgg.pth`, or others with the same names. Frozen; gradients reach the pixels.
-    """
+    """Perceptual distance (Zhang et al. 2018, arXiv:1801.03924) on features of VGG16. Takes the weights of
+    `lpips_with_vgg.pth`, or others with the same names. Frozen; gradients reach the pixels."""
 
     mean: Tensor
     deviation: Tensor
@@ -161,10 +159,8 @@ def convolution(state: Mapping[str, Tensor], name: str) -> nn.Conv2d:
 
 
 def fidelity(made: Path, real: Path | None, *, batch_size: int) -> dict[str, float]:
-    """rFID and IS of a folder of images against another, as UniTok reports them (Inception of 2015, seed 0).
-
-    FID of few images is biased upwards; compare equal counts only.
-    """
+    """rFID and IS of a folder of images against another, as UniTok reports them (Inception of 2015, seed 0). FID of few
+    images is biased upwards; compare equal counts only."""
     how = {"cuda": torch.cuda.is_available(), "batch_size": batch_size, "rng_seed": 0, "verbose": False}
     found = need_fidelity().calculate_metrics(input1=str(made), input2=str(real), isc=True, fid=True, **how)
     return {"rfid": found["frechet_inception_distance"], "inception_score": found["inception_score_mean"]}

@@ -185,10 +185,8 @@ def rank() -> int:
 
 def gather_rows(rows_B: Tensor) -> Tensor:
     """The rows of all processes in their order, (G, ...); gradients go back to where the rows came from.
-
     `DistributedDataParallel` averages gradients over the processes; with that, a loss on gathered rows has the gradient
-    of the same loss on one process with the whole batch.
-    """
+    of the same loss on one process with the whole batch."""
     return _GatherRows.apply(rows_B) if num_ranks() > 1 else rows_B
 
 

@@ -77,11 +77,9 @@ class TextTower(nn.Module):
 
 @dataclass(frozen=True)
 class CaptionEncoder:
-    """Ids of captions: pieces, the end, zeros. Captions that are too long are cut before the end.
-
-    CLIP's byte pairs begin with a start token; text is lower-cased, HTML entities are resolved twice, white space is
-    collapsed, and broken encodings (mojibake) are not repaired. SentencePiece sees the caption as it is.
-    """
+    """Ids of captions: pieces, the end, zeros. Captions that are too long are cut before the end. CLIP's byte pairs
+    begin with a start token; text is lower-cased, HTML entities are resolved twice, white space is collapsed, and
+    broken encodings (mojibake) are not repaired. SentencePiece sees the caption as it is."""
 
     pieces: CLIPTokenizer | SentencePieceProcessor
     end_id: int

@@ -130,11 +130,8 @@ class UniTok(nn.Module):
 
     @torch.no_grad()
     def encode(self, pixels_B3HW: Tensor) -> Tensor:
-        """Pixels in [-1, 1] to int64 codes (B, K, N), positions row by row.
-
-        Autocast is off here: bfloat16 changes a quarter of the bundled tokenizer's codes, and a language model must see
-        the codes that it was trained on.
-        """
+        """Pixels in [-1, 1] to int64 codes (B, K, N), positions row by row. Autocast is off here: bfloat16 changes a
+        quarter of the bundled tokenizer's codes, and a language model must see the codes that it was trained on."""
         with torch.autocast(pixels_B3HW.device.type, enabled=False):
             return self.quantizer.quantize(self.features(pixels_B3HW))
 
@@ -147,11 +144,9 @@ class UniTok(nn.Module):
         return decoder(hidden_BND.to(decoder.last_weight.dtype), grid=grid).float().clamp(-1.0, 1.0)
 
     def for_inference(self, dtype: torch.dtype | None = None) -> UniTok:
-        """Fold the upsampling kernels of the decoder once.
-
-        What is saved stays the same. Moving or training the tokenizer undoes it. `dtype`: of the decoder, which gets
-        weights of its own then. The encoder keeps its number format, as codes depend on it.
-        """
+        """Fold the upsampling kernels of the decoder once. What is saved stays the same. Moving or training the
+        tokenizer undoes it. `dtype`: of the decoder, which gets weights of its own then. The encoder keeps its number
+        format, as codes depend on it."""
         shared = {id(parameter): parameter for parameter in self.decoder.parameters()} if dtype is None else {}
         decoder = copy.deepcopy(self.decoder, shared)
         for module in list(decoder.modules()):
@@ -312,8 +307,7 @@ def decode_images(images: Iterable[EncodedImage], tokenizer: UniTok, *, batch_si
 
 def _codes_of(images_B3HW: Tensor, tokenizer: UniTok) -> Tensor:
     """Codes of uint8 or float images. Where codes depend on single patches, equal patches are encoded once: most of a
-    drawing is flat background.
-    """
+    drawing is flat background."""
     if images_B3HW.dtype != torch.uint8:
         return tokenizer.encode(images_B3HW.to(tokenizer.device))
     if tokenizer.config.encoder_scope != "patch":

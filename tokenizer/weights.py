@@ -32,10 +32,8 @@ SHOWN = 2  # names of each kind in an error; the rest is counted
 
 
 class TensorFiles(Mapping[str, Tensor]):
-    """The tensors of some files, mapped when they are asked for; keeps one file open.
-
-    `shapes` has every tensor on the meta device; `close` releases the memory of the pages that were read.
-    """
+    """The tensors of some files, mapped when they are asked for; keeps one file open. `shapes` has every tensor on the
+    meta device; `close` releases the memory of the pages that were read."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self.shapes: dict[str, Tensor] = {}

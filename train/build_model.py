@@ -159,11 +159,9 @@ def check_grid(start: MLLMConfig, grid: dict[str, Any], *, folder: Path) -> None
 
 
 def resize_vocabulary(model: MLLMForConditionalGeneration, vocabulary: Vocabulary, *, known: MLLMConfig | None) -> None:
-    """Give new tokens rows, each the mean of the rows before, and put their ids into the config (changed in place).
-
-    A language model may have more rows than its tokenizer has tokens; the new ones then take the first of those.
-    `known`: the config of a model of ours that the rows come from; None: a language model, which knows no images.
-    """
+    """Give new tokens rows, each the mean of the rows before, and put their ids into the config (changed in place). A
+    language model may have more rows than its tokenizer has tokens; the new ones then take the first of those. `known`:
+    the config of a model of ours that the rows come from; None: a language model, which knows no images."""
     num_rows = model.config.vocab_size
     new_ids = added_ids(vocabulary) - (set() if known is None else added_ids(known))
     new_ids |= set(range(num_rows, vocabulary.size))
@@ -196,11 +194,9 @@ def require_equal(subject: str, found: Mapping[str, Any], expected: Mapping[str,
 def _build_around(
     recipe: MLLMRecipe, vocabulary: Vocabulary, image_tokenizer: UniTok, *, dtype: torch.dtype
 ) -> MLLMForConditionalGeneration:
-    """A model around a language model, or around that of a model of ours.
-
-    Codebooks and attention projection are the image tokenizer's decoder side (UniTok trains the projection
-    bidirectionally and continues it causally); projector and code head are new.
-    """
+    """A model around a language model, or around that of a model of ours. Codebooks and attention projection are the
+    image tokenizer's decoder side (UniTok trains the projection bidirectionally and continues it causally); projector
+    and code head are new."""
     stored = AutoConfig.from_pretrained(recipe.backbone)
     is_ours = isinstance(stored, MLLMConfig)
     if is_ours:

@@ -95,11 +95,9 @@ def check_best_metric(name: str | None, tasks: Iterable[str], *, others: Iterabl
 def validate(
     model: nn.Module, tasks: Mapping[str, Dataset], accelerator: Accelerator, *, config: MLLMConfig, **options: Any
 ) -> dict[str, float]:
-    """`eval_loss` over all tasks and `eval_TASK_loss`, with text and image parts, weighted as in training.
-
-    Processes take batches in turn; all go forward equally often, because ZeRO-3 gathers weights together. `options`:
-    more keyword arguments of the model's forward.
-    """
+    """`eval_loss` over all tasks and `eval_TASK_loss`, with text and image parts, weighted as in training. Processes
+    take batches in turn; all go forward equally often, because ZeRO-3 gathers weights together. `options`: more keyword
+    arguments of the model's forward."""
     was_training = model.training
     model.eval()
     values: dict[str, float] = {}

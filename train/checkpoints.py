@@ -57,10 +57,8 @@ def write_checkpoint(output: Path, step: int, write: Callable[[Path], None], *, 
 
 
 class WeightAverage(TrainerCallback):
-    """An exponential moving average of the trainable weights, updated after every step and saved in checkpoints.
-
-    It is float32 also for bfloat16 weights (DeepSpeed's), where an update by 1 - decay would be rounded away.
-    """
+    """An exponential moving average of the trainable weights, updated after every step and saved in checkpoints. It is
+    float32 also for bfloat16 weights (DeepSpeed's), where an update by 1 - decay would be rounded away."""
 
     def __init__(self, model: nn.Module, *, decay: float) -> None:
         self.trainable = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
@@ -90,12 +88,10 @@ class WeightAverage(TrainerCallback):
 
 @contextmanager
 def inference_model(model: nn.Module, backbone: PreTrainedModel, average: WeightAverage | None) -> Iterator[None]:
-    """Within, `model` computes what a model that is saved now and loaded again computes.
-
-    It has the averaged weights (its own are kept in the CPU's memory), in the precision of frozen ones (with adapters:
-    float32 beside bfloat16), the attention of loaded models, and a `backbone` that is not compiled (it would compile
-    again for every length of a dialogue).
-    """
+    """Within, `model` computes what a model that is saved now and loaded again computes. It has the averaged weights
+    (its own are kept in the CPU's memory), in the precision of frozen ones (with adapters: float32 beside bfloat16),
+    the attention of loaded models, and a `backbone` that is not compiled (it would compile again for every length of a
+    dialogue)."""
     attention, compiled = backbone.config._attn_implementation, backbone._compiled_call_impl
     weights = {name: weight for name, weight in model.named_parameters() if weight.is_floating_point()}
     own, averaged = {name: weight.data for name, weight in weights.items()}, average.weights if average else {}
@@ -159,10 +155,8 @@ def needs_resharding(checkpoint: Path | None, processes: int) -> bool:
 
 
 def write_universal(checkpoint: Path) -> None:
-    """Add DeepSpeed's universal layout, which any number of processes can load, to a checkpoint.
-
-    By DeepSpeed's own converter; one process does this for all.
-    """
+    """Add DeepSpeed's universal layout, which any number of processes can load, to a checkpoint. By DeepSpeed's own
+    converter; one process does this for all."""
     from deepspeed.checkpoint import ds_to_universal
 
     if (checkpoint / UNIVERSAL).is_file():

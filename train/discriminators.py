@@ -126,10 +126,8 @@ def cut_out(pixels_B3HW: Tensor, middle_y_B: Tensor, middle_x_B: Tensor, *, shar
 
 
 class DinoFeatures(nn.Module):
-    """Features of several blocks of a frozen DINOv2: patch tokens with the class token added to each.
-
-    Takes the weights of `dinov2_vits14_pretrain.pth`, or others with the same names. Gradients reach the pixels.
-    """
+    """Features of several blocks of a frozen DINOv2: patch tokens with the class token added to each. Takes the weights
+    of `dinov2_vits14_pretrain.pth`, or others with the same names. Gradients reach the pixels."""
 
     scale: Tensor
     shift: Tensor
@@ -316,10 +314,8 @@ class Adversary:
         return -logits_BM.float().mean()
 
     def weight(self, image_loss: Tensor, adversarial: Tensor, last_weight: Tensor, step: int) -> Tensor:
-        """Factor that makes the adversarial loss as strong, at the last layer, as the loss on the images.
-
-        Taming Transformers (arXiv:2012.09841), equation 7, on gradients averaged over the processes.
-        """
+        """Factor that makes the adversarial loss as strong, at the last layer, as the loss on the images. Taming
+        Transformers (arXiv:2012.09841), equation 7, on gradients averaged over the processes."""
         factor = image_loss.new_ones(())
         if self.recipe.adaptive:
             factor = gradient_ratio(image_loss, adversarial, last_weight).clamp(*self.recipe.adaptive_range)

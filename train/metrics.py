@@ -82,11 +82,9 @@ class StepMetrics:
 
 
 class FlopCount:
-    """FLOPs of training, as in PaLM (arXiv:2204.02311, appendix B), for one model and row length.
-
-    6 per parameter and position (2 forward, 4 backward) and 12 * layers * width * length / 2 for causal attention, with
-    no difference for frozen parts and recomputation; embedding tables cost nothing.
-    """
+    """FLOPs of training, as in PaLM (arXiv:2204.02311, appendix B), for one model and row length. 6 per parameter and
+    position (2 forward, 4 backward) and 12 * layers * width * length / 2 for causal attention, with no difference for
+    frozen parts and recomputation; embedding tables cost nothing."""
 
     def __init__(self, model: Any, config: MLLMConfig, *, length: int) -> None:
         embedding, text_config = size_of(model.backbone.get_input_embeddings()), cast(Any, config.text_config)

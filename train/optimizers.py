@@ -124,11 +124,9 @@ def _stacks(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
 
 
 def orthogonalize(matrices_GMN: Tensor, coefficients: Sequence[float], *, steps: int, eps: float) -> Tensor:
-    """Matrices with the same singular vectors and singular values near 1, by the quintic Newton-Schulz iteration.
-
-    In bfloat16 where the device has it: the iteration tolerates it. Elsewhere bfloat16 is emulated, and 10 times slower
-    than float32.
-    """
+    """Matrices with the same singular vectors and singular values near 1, by the quintic Newton-Schulz iteration. In
+    bfloat16 where the device has it: the iteration tolerates it. Elsewhere bfloat16 is emulated, and 10 times slower
+    than float32."""
     if matrices_GMN.shape[1] > matrices_GMN.shape[2]:
         return orthogonalize(matrices_GMN.transpose(1, 2), coefficients, steps=steps, eps=eps).transpose(1, 2)
     a, b, c = coefficients

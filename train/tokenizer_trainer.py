@@ -232,11 +232,9 @@ class TokenizerTrainer:
 
 
 class TokenizerEvaluation:
-    """What is measured in training: sheets of reconstructions, zero-shot accuracy, rFID at the end.
-
-    Files are checked when it is built, so that nothing is missing after days of training. The images of a folder are
-    shared out over the processes.
-    """
+    """What is measured in training: sheets of reconstructions, zero-shot accuracy, rFID at the end. Files are checked
+    when it is built, so that nothing is missing after days of training. The images of a folder are shared out over the
+    processes."""
 
     def __init__(
         self, recipe: EvaluationRecipe, image_size: int, *, batch_size: int, captions: EncodeCaptions | None
@@ -351,10 +349,8 @@ def reconstruction_loss(
 
 
 def detail_of(pixels_B3HW: Tensor) -> Tensor:
-    """Contrast around each pixel, 0 to 1, (B, 1, H, W): 1 where a window spans half of the range.
-
-    Flat surfaces fill most of a drawing and are learned at once; borders decide what is seen and are few.
-    """
+    """Contrast around each pixel, 0 to 1, (B, 1, H, W): 1 where a window spans half of the range. Flat surfaces fill
+    most of a drawing and are learned at once; borders decide what is seen and are few."""
     margin = DETAIL_WINDOW // 2
     highest_B3HW = F.max_pool2d(pixels_B3HW, DETAIL_WINDOW, stride=1, padding=margin)
     lowest_B3HW = -F.max_pool2d(-pixels_B3HW, DETAIL_WINDOW, stride=1, padding=margin)
@@ -362,12 +358,10 @@ def detail_of(pixels_B3HW: Tensor) -> Tensor:
 
 
 def contrastive_loss(image_BD: Tensor, text_BD: Tensor, scale: Tensor) -> Tensor:
-    """Symmetric InfoNCE (CLIP, arXiv:2103.00020, figure 3): row b of the images belongs to row b of the captions.
-
-    Each process scores its own rows, of any length, against those of all processes; the mean over the processes is the
-    loss of one process with the whole batch, and through `DistributedDataParallel` so is the gradient. `scale`: inverse
-    temperature, already exponentiated.
-    """
+    """Symmetric InfoNCE (CLIP, arXiv:2103.00020, figure 3): row b of the images belongs to row b of the captions. Each
+    process scores its own rows, of any length, against those of all processes; the mean over the processes is the loss
+    of one process with the whole batch, and through `DistributedDataParallel` so is the gradient. `scale`: inverse
+    temperature, already exponentiated."""
     image_BD, text_BD = F.normalize(image_BD.float(), dim=-1), F.normalize(text_BD.float(), dim=-1)
     targets_B = rank() * len(image_BD) + torch.arange(len(image_BD), device=image_BD.device)
     from_images_BG = scale * image_BD @ gather_rows(text_BD).T
@@ -379,11 +373,9 @@ def contrastive_loss(image_BD: Tensor, text_BD: Tensor, scale: Tensor) -> Tensor
 def update_codebooks(
     model: UniTok, pixels_B3HW: Tensor, schedule: CodebookSchedule, *, step: int, steps: int, seed: int
 ) -> int:
-    """Place the codebooks on real features once and revive dead entries later; returns how many were revived.
-
-    All processes decide on the features of all of them, with random numbers that are a function of the step, so that
-    their codebooks stay equal.
-    """
+    """Place the codebooks on real features once and revive dead entries later; returns how many were revived. All
+    processes decide on the features of all of them, with random numbers that are a function of the step, so that their
+    codebooks stay equal."""
     generator = torch.Generator().manual_seed(Random(f"codebooks/{seed}/{step}").getrandbits(63))
     quantizer = model.quantizer
     if step + 1 == schedule.initialise_at:

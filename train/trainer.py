@@ -206,10 +206,8 @@ class MLLMTrainer(Trainer):
         return (loss, output) if return_outputs else loss
 
     def _check_loss(self, loss: Tensor) -> Tensor:
-        """The loss; in a bad step its gradient is NaN on every process, for which DeepSpeed skips the step.
-
-        It steps inside `backward`; elsewhere `_get_grad_norm` drops the gradient.
-        """
+        """The loss; in a bad step its gradient is NaN on every process, for which DeepSpeed skips the step. It steps
+        inside `backward`; elsewhere `_get_grad_norm` drops the gradient."""
         self.step_loss = self.step_loss + loss.detach()
         if not self.accelerator.sync_gradients:
             return loss
@@ -349,11 +347,9 @@ class LossMonitor:
 
 
 def training_arguments(recipe: MLLMRecipe) -> TrainingArguments:
-    """What the recipe says, and what packed batches need.
-
-    Made before the model: under ZeRO-3 they tell transformers to load every weight partitioned. Raises ValueError: a
-    key of `trainer` that TrainingArguments does not know, or keys that contradict each other.
-    """
+    """What the recipe says, and what packed batches need. Made before the model: under ZeRO-3 they tell transformers to
+    load every weight partitioned. Raises ValueError: a key of `trainer` that TrainingArguments does not know, or keys
+    that contradict each other."""
     for name, own in OWN_KEYS.items():
         if name in recipe.trainer:
             raise ValueError(f"{own} must be set instead of trainer.{name}, which has no effect; change the recipe")
@@ -407,10 +403,8 @@ def training_arguments(recipe: MLLMRecipe) -> TrainingArguments:
 
 
 def num_processes() -> int:
-    """How many train together, as every launcher writes it into the environment.
-
-    Accelerate would set up the communication to find out, before DeepSpeed can.
-    """
+    """How many train together, as every launcher writes it into the environment. Accelerate would set up the
+    communication to find out, before DeepSpeed can."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 

@@ -117,9 +117,7 @@ def window_on(item: SceneObject, side: int, image_size: int, rng: Random) -> tup
 @dataclass(frozen=True)
 class RandomCrop:
     """A random part of an image at a random proportion, scaled to a square: what torchvision calls RandomResizedCrop.
-
-    Its choices come from the generator that each call is given.
-    """
+    Its choices come from the generator that each call is given."""
 
     how: ShardsRecipe
     size: int  # side of the result in pixels

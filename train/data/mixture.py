@@ -36,8 +36,7 @@ MAX_REPORTS = 20  # samples that do not fit and are named one by one; later ones
 
 class ShardSequences(SequenceSource):
     """`sequences[i]`: what sample i is learned as. Several pieces of a document that is longer than a row; nothing
-    where a sample does not fit, which is logged.
-    """
+    where a sample does not fit, which is logged."""
 
     def __init__(self, mixture: Mixture, data: MLLMData, tokenizers: Tokenizers, shape: BatchShape) -> None:
         self.mixture, self.data, self.tokenizers, self.shape = mixture, data, tokenizers, shape

@@ -289,11 +289,9 @@ class TarSample(NamedTuple):
 
 
 def read_tar(path: Path, first: int = 0, *, contents: bool = False) -> Iterator[TarSample]:
-    """The samples of a tar from number `first` on; an ending that a sample already has begins a new one.
-
-    A name ends at its first dot, as in WebDataset, unless all its neighbours of that name have more dots (v1.2.jpg).
-    Without contents only headers are read. webdataset's own reader tells no offsets, so nothing can be skipped.
-    """
+    """The samples of a tar from number `first` on; an ending that a sample already has begins a new one. A name ends at
+    its first dot, as in WebDataset, unless all its neighbours of that name have more dots (v1.2.jpg). Without contents
+    only headers are read. webdataset's own reader tells no offsets, so nothing can be skipped."""
     sample, number, is_plain = TarSample("", {}), -1, kind_of(path)[1] is None
     with _damages_of(path), _open(path) as stream:
         with tarfile.open(fileobj=stream, mode="r:" if is_plain else "r|") as tar:
