@@ -4,8 +4,6 @@
 read. A .safetensors file with the same names is read as the released network.
 """
 
-from __future__ import annotations
-
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import fields, replace

@@ -6,8 +6,6 @@ fingerprint. Knows no tokenizer.
 Letters: K codebooks, N positions of one image (row-major).
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import zipfile

@@ -1,7 +1,5 @@
 """The number format that the machine multiplies fastest; optimizers, autocast and the image decoder follow it."""
 
-from __future__ import annotations
-
 import logging
 from functools import lru_cache
 

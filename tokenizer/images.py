@@ -6,8 +6,6 @@ UniTok resizes differently at each of its entry points; `PREPARATIONS` names eve
 Letters: B batch, H W pixels.
 """
 
-from __future__ import annotations
-
 import io
 import re
 from collections.abc import Sequence

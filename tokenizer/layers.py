@@ -7,8 +7,6 @@ Letters: B batch, N positions, D hidden width, H heads, E head width, C channels
 I input width, O output width, M = B * N patches.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from functools import partial

@@ -8,8 +8,6 @@ Letters: B batch, N positions, M = B * N rows, K codebooks, C entries per codebo
 G rows of all processes.
 """
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import torch

@@ -3,8 +3,6 @@
 Letters: B batch, T text positions, D hidden width.
 """
 
-from __future__ import annotations
-
 import gzip
 import html
 from collections.abc import Callable, Sequence

@@ -4,8 +4,6 @@
 translates the names of another checkpoint to ours and back. Knows no network.
 """
 
-from __future__ import annotations
-
 import pickle
 import re
 import struct

@@ -4,8 +4,6 @@ Upstream's collator pads; ours packs (mllm/sequence.py). Both batchings go forwa
 in turn, so that a busy machine slows both. Counted are positions without padding, and targets: both have as many.
 """
 
-from __future__ import annotations
-
 import tempfile
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence

@@ -4,8 +4,6 @@ Under ZeRO-3 (train/trainer.py) loading partitions every weight; what is changed
 time.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path

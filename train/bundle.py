@@ -5,8 +5,6 @@ the language model in bfloat16 (codes of images stay the same) and writes `SOURC
 commit, scores, and a note. With `--scores`, the model is in place already; it keeps its note unless there is a new one.
 """
 
-from __future__ import annotations
-
 import argparse
 import shutil
 import subprocess

@@ -4,8 +4,6 @@
 (`inference_model` in train/checkpoints.py). All get the numbers, by which the best checkpoint may be chosen.
 """
 
-from __future__ import annotations
-
 import logging
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized

@@ -3,8 +3,6 @@
 They are folders `checkpoint-STEP`, filled elsewhere and renamed when every process is done.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 from argparse import Namespace

@@ -4,8 +4,6 @@ In: a model and the recipe's fields. Out: a `peft` model that any trainer takes 
 `mllm merge ADAPTER -o OUT` adds a trained adapter to its model.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path

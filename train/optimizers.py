@@ -7,8 +7,6 @@ of one shape stacked: a few large matrix products instead of thousands of small 
 Letters: G matrices of one shape, M N their rows and columns.
 """
 
-from __future__ import annotations
-
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence

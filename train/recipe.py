@@ -4,8 +4,6 @@ A recipe's `kind` decides which dataclass the other keys must fit. The resolved 
 checkpoints and can be fed back. Nothing here knows models or trainers.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import re

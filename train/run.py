@@ -3,8 +3,6 @@
 The trainers are imported only then: a wrong recipe is refused at once.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import sys

@@ -1,7 +1,5 @@
 """Train a Llama-style SentencePiece tokenizer: BPE, byte fallback, split digits, Llama's ids for unk, bos and eos."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Iterable, Iterator
 from pathlib import Path

@@ -6,8 +6,6 @@ are neither computed nor loaded.
 Letters: B batch, G batches of all processes, T text positions, H W pixels, K codebooks, C codes, N classes, D width.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import time

@@ -1,7 +1,5 @@
 """A tokenizer with small, odd and unequal sizes, so that swapped axes fail."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest

@@ -1,7 +1,5 @@
 """Every kind of image file becomes the right pixels, and pixels become images again; folders and sheets."""
 
-from __future__ import annotations
-
 import base64
 import io
 import resource

@@ -1,7 +1,5 @@
 """The smallest world that the trainers can learn from: 4 positions a picture, two codebooks, a few hundred words."""
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 from typing import Any

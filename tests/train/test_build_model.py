@@ -1,7 +1,5 @@
 """A new model around a language model, or from one of ours: whose weights are whose, alone and under ZeRO-3."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Low-rank adapters: what they train, what is saved, exact resume, and that merging keeps what they do."""
 
-from __future__ import annotations
-
 import dataclasses
 import shutil
 from typing import Any

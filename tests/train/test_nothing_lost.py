@@ -1,7 +1,5 @@
 """What stands on the disk stays: when the disk is full, on Ctrl-C, and when two runs want one folder."""
 
-from __future__ import annotations
-
 import json
 import resource
 import signal

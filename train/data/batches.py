@@ -1,7 +1,5 @@
 """Which packed batches a recipe trains on, and which it is measured on. Item b of a data set is batch b."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from dataclasses import replace

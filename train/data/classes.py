@@ -5,8 +5,6 @@ A record holds a class and one or more views of its image (crops, of which one i
 an order of its own; the sequences of batch b are a pure function of b.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache

@@ -5,8 +5,6 @@ names of here. A column may lie inside another one (Task2.Caption). Layouts with
 interleaved documents, codes) have a function each; the others are a question and its answer.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace

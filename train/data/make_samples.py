@@ -10,8 +10,6 @@ Run as `python -m train.data.make_samples OUT [--count N --size PIXELS --seed S]
 records.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import sys

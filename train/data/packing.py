@@ -14,8 +14,6 @@ torchdata's StatefulDataLoader is not used because it restores a run only with t
 workers, and cannot be asked for batch b.
 """
 
-from __future__ import annotations
-
 import json
 from abc import ABC, abstractmethod
 from contextlib import suppress

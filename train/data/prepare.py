@@ -12,8 +12,6 @@ depends on the task alone, so a shard that is made again comes out the same.
 Letters: H W pixels, K codebooks, N positions.
 """
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import re

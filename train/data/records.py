@@ -11,8 +11,6 @@ An image that a record names is on disk or in the record; nothing is ever fetche
 train/data/rows.py and become records in train/data/columns.py.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from contextlib import suppress

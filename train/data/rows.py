@@ -12,8 +12,6 @@ force one schema on mixed records and end at an invalid line without its number.
 train/data/columns.py. Nothing is held in memory that grows with a file, but COCO's one object.
 """
 
-from __future__ import annotations
-
 import codecs
 import csv
 import io

@@ -1,7 +1,5 @@
 """Small raw data of several formats for the tests of preparation, and prepared folders made by hand."""
 
-from __future__ import annotations
-
 import io
 import json
 import tarfile

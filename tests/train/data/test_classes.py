@@ -1,7 +1,5 @@
 """Images by class as training data: from which files, what is learned, and in which order."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 from random import Random

@@ -1,7 +1,5 @@
 """Training images of the tokenizer: nothing twice, nothing lost, one order for all, and exact resume."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from itertools import islice, product

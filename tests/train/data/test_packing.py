@@ -1,7 +1,5 @@
 """Packed batches of prepared data: nothing lost or twice, little padding, the same whoever asks; and training."""
 
-from __future__ import annotations
-
 import logging
 import pickle
 import shutil

@@ -1,7 +1,5 @@
 """Preparing data: what comes out, that nothing is done twice, and that killing it at any moment changes nothing."""
 
-from __future__ import annotations
-
 import base64
 import dataclasses
 import gzip

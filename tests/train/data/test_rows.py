@@ -1,7 +1,5 @@
 """Files to items and items to records: from any item on, in every layout; what is damaged or invalid is named."""
 
-from __future__ import annotations
-
 import base64
 import dataclasses
 import gzip

@@ -1,7 +1,5 @@
 """Reading prepared folders, and refusing those that would train wrongly."""
 
-from __future__ import annotations
-
 import json
 import multiprocessing
 from pathlib import Path
