@@ -59,9 +59,7 @@ class CodeFile:
     def require_fingerprint(self, fingerprint: str) -> None:
         """Refuse codes of another tokenizer: they would decode to noise."""
         if self.fingerprint != fingerprint:
-            raise ValueError(
-                f"codes must be of the image tokenizer {fingerprint}, got {self.fingerprint}; encode the images again"
-            )
+            raise ValueError(f"codes must be of tokenizer {fingerprint}, got {self.fingerprint}; encode images again")
 
 
 def check_ending(ending: str) -> None:

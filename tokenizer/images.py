@@ -72,10 +72,7 @@ class ImageProcessor:
         if self.preparation not in PREPARATIONS:
             raise ValueError(f"preparation must be one of {', '.join(PREPARATIONS)}, got {self.preparation!r}")
         if self.height < 1 or self.width < 1 or self.height * self.width > MAX_PIXELS:
-            raise ValueError(
-                f"height and width must be from 1 to {MAX_PIXELS:,} pixels together, got {self.height} x {self.width}; "
-                "give them in pixels"
-            )
+            raise ValueError(f"height and width must be 1 to {MAX_PIXELS:,} pixels, got {self.height} x {self.width}")
 
     def __call__(self, images: Image.Image | Sequence[Image.Image]) -> Tensor:
         """Float32 pixels (B, 3, height, width) in [-1, 1]; a single image makes a batch of one."""
@@ -158,10 +155,7 @@ def read_image(source: Any, *, name: str | None = None) -> Image.Image:
     if not width or not height:
         raise ValueError(f"{name} must have pixels, got {width} x {height}; give another image")
     if max(width, height) > MAX_RATIO * min(width, height):
-        raise ValueError(
-            f"{name} must not have a side more than {MAX_RATIO} times as long as the other, got {width} x {height}; "
-            "crop it"
-        )
+        raise ValueError(f"{name} must have sides up to {MAX_RATIO} to 1, got {width} x {height}; crop it")
     try:
         return to_rgb(image)
     except Exception as error:  # decoders raise anything on damaged files, and a PIL image may not have been read yet

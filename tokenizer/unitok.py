@@ -217,10 +217,7 @@ class UniTok(nn.Module):
         folder = Path(folder)
         for name in (CONFIG_FILE, WEIGHTS_FILE):
             if not (folder / name).is_file():
-                raise FileNotFoundError(
-                    f"an image tokenizer folder must have {name}, got none in {folder}; "
-                    "give a folder that save_pretrained or `mllm convert` wrote"
-                )
+                raise FileNotFoundError(f"{folder} must hold {name}, as `mllm convert` writes it, got none")
         model = build_empty(UniTokConfig.from_file(folder / CONFIG_FILE))
         if (folder / AVERAGE_FILE).is_file():
             average = read_tensors(folder / AVERAGE_FILE)

@@ -128,10 +128,7 @@ def require_same_tensors(
         if some
     ]
     if differing:
-        raise ValueError(
-            f"{source} must have the {len(names)} tensors of its network, got {'; '.join(differing)}; "
-            "give the weights and the config that belong together"
-        )
+        raise ValueError(f"{source} must have its network's {len(names)} tensors, got {'; '.join(differing)}")
 
 
 Join = Literal["stack", "cat"]

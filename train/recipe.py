@@ -221,10 +221,7 @@ class TokenizerRecipe:
         if self.trainable == "decoder" and (self.start_from is None or contrastive):
             raise ValueError("trainable: decoder must have start_from and loss.contrastive 0; change the recipe")
         if evaluation.imagenet_val and (evaluation.classes is None or not contrastive):
-            raise ValueError(
-                "evaluation.imagenet_val must come with evaluation.classes and loss.contrastive, got "
-                f"{evaluation.classes} and {contrastive}; give both or leave it out"
-            )
+            raise ValueError("imagenet_val must come with evaluation.classes and loss.contrastive; give both")
         if (evaluation.fid_reference is None) != (evaluation.fid_output is None):
             raise ValueError("evaluation.fid_reference and fid_output must be given together; give both or neither")
 

@@ -17,17 +17,19 @@ from train.data.records import BadRecord
 from train.data.rows import read_items
 from train.recipe import TextTokenizerRecipe
 
+LIKE_LLAMA: dict[str, Any] = {
+    **{"model_type": "bpe", "byte_fallback": True, "split_digits": True, "character_coverage": 1.0},
+    **{"unk_id": 0, "bos_id": 1, "eos_id": 2, "pad_id": -1, "normalization_rule_name": "identity"},
+    **{"remove_extra_whitespaces": False, "num_threads": 1, "minloglevel": 2},
+    "add_dummy_prefix": False,  # a piece of a dialogue must not depend on where it stands
+}
+
 
 def train_text_tokenizer(sentences: Iterable[str], path: Path, *, vocab_size: int) -> None:
     """Write a SentencePiece model in which no input is unencodable."""
-    model = io.BytesIO()
-    how = {"model_type": "bpe", "byte_fallback": True, "split_digits": True, "character_coverage": 1.0}
-    how |= {"normalization_rule_name": "identity", "remove_extra_whitespaces": False}
-    how |= {"add_dummy_prefix": False}  # a piece of a dialogue must not depend on where it stands
-    how |= {"unk_id": 0, "bos_id": 1, "eos_id": 2, "pad_id": -1, "num_threads": 1, "minloglevel": 2}
-    train: Any = sentencepiece.SentencePieceTrainer.train
+    model, train = io.BytesIO(), sentencepiece.SentencePieceTrainer.train
     try:
-        train(sentence_iterator=iter(sentences), model_writer=model, vocab_size=vocab_size, **how)
+        train(sentence_iterator=iter(sentences), model_writer=model, vocab_size=vocab_size, **LIKE_LLAMA)
     except RuntimeError as error:
         raise ValueError(f"vocab_size must fit the sentences, got {vocab_size} ({error}); change it") from None
     with whole_file(path) as unfinished:

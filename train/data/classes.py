@@ -83,10 +83,7 @@ class ClassSequences(SequenceSource):
     def sequence(self, image: int, rng: Random) -> TokenSequence:
         record = rng.choice(self.folders)[image]
         if record.kind != "class":
-            raise ValueError(
-                f"classes.folders must hold images by class, got a record of kind {record.kind} ({record.source}, "
-                f"{record.place}); use `mllm prepare --format classes`"
-            )
+            raise ValueError(f"{record.source}, {record.place} must be of kind class, got {record.kind}; prepare it so")
         return sample_sequence(record, rng, self.tokenizers, prompt_dropout=self.data.class_dropout, describe_share=0.0)
 
 

@@ -172,10 +172,7 @@ def _llava_turns(conversation: Any, images: list[Any]) -> list[Message]:
         first = next((n for n, speaker in enumerate(speakers) if SPEAKERS.get(str(speaker)) == "user"), 0)
         values[first], num_markers = MARKER * len(images) + values[first], len(images)
     if num_markers != len(images):
-        raise BadRecord(
-            f"the dialogue must have one <image> per image, got {num_markers} for {len(images)} images; "
-            "add or remove <image> so that they match"
-        )
+        raise BadRecord(f"a dialogue must have an <image> for each image, got {num_markers} for {len(images)}; fix it")
     texts = [f"{v.strip()}\n" if who == "system" else v for who, v in zip(speakers, values, strict=True)]
     left = iter(images)
     said = _after_system(zip(speakers, texts, strict=True))

@@ -181,10 +181,7 @@ class TarImages(IterableDataset):
         self.readers, self.num_readers = range(rank * per_rank, (rank + 1) * per_rank), ranks * per_rank
         self.shards = find_shards(recipe.shards.urls)
         if len(self.shards) < self.num_readers:
-            raise ValueError(
-                f"shards.urls must name a shard per reader ({ranks} processes with {per_rank} workers), got "
-                f"{len(self.shards)}; use fewer workers or more shards"
-            )
+            raise ValueError(f"shards.urls must name {self.num_readers} shards, one per worker, got {len(self.shards)}")
         self.start = 0  # index in the endless line of shards at which reading begins
         self.first_step = 0  # step at which worker 0 began; workers take turns from there
         self.first_worker = 0  # which of this process's readers worker 0 is, so that a resumed run continues with it
@@ -227,10 +224,7 @@ class TarImages(IterableDataset):
                 num_good += 1
                 yield {**item, "progress": torch.tensor([reader, window, taken])}
             if records and not num_good and not first:
-                raise ValueError(
-                    f"a window must hold samples KEY.jpg with KEY.txt, got none among {len(records)}, the first in "
-                    f"{records[0].shard}; check the names"
-                )
+                raise ValueError(f"{records[0].shard} must hold KEY.jpg with KEY.txt, got others; check the names")
             window, first = window + 1, 0
 
     def window(self, reader: int, window: int) -> list[TarRecord]:

@@ -110,10 +110,7 @@ def choose_sample(record: Record, rng: Random, *, prompt_dropout: float, describ
                 return [Message("user", answered.parts), Message("assistant", (caption,))]
             messages = [Message("user", (caption,)), answered]
         case _:
-            raise ValueError(
-                f"the kind of a record must be chat, document, pair, draw or class, got {record.kind!r}; prepare the "
-                "data with this version of the toolkit"
-            )
+            raise ValueError(f"a record's kind must be chat, document, pair, draw or class, got {record.kind!r}")
     # only where the whole answer is one image: guidance has no other use for a dropped instruction
     draws = len(messages) == 2 and has_image(messages[1]) and len(messages[1].parts) == 1
     return unconditional(messages) if draws and rng.random() < prompt_dropout else messages

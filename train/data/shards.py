@@ -253,9 +253,7 @@ class ShardFolder:
         try:
             manifest = json.loads(self.files.cat(MANIFEST))
         except FileNotFoundError:
-            raise FileNotFoundError(
-                f"{self.path} must be a finished folder of shards, got no {MANIFEST}; run `mllm prepare` to its end"
-            ) from None
+            raise FileNotFoundError(f"{self.path} must be finished, got no {MANIFEST}; run `mllm prepare`") from None
         if manifest.get("version") != VERSION:
             raise ValueError(f"{self.path} must have version {VERSION}, got {manifest.get('version')}; prepare again")
         return manifest
