@@ -1,5 +1,6 @@
-"""The whole tokenizer: pixels to codes and back, any shape of image, in batches, saved and read again."""
+"""The whole tokenizer: config, pixels to codes and back, captions, files of codes; saved and read again."""
 
+import gzip
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -10,9 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.train.published_weights import write_merges
+from tokenizer.codes import CodeFile, fingerprint, read_codes, write_codes
 from tokenizer.config import UniTokConfig
 from tokenizer.images import to_pixels
 from tokenizer.layers import FoldedUpsample
+from tokenizer.text_tower import TextTower, load_captions
 from tokenizer.unitok import UniTok, build_empty, decode_images, encode_images
 
 
@@ -214,3 +218,92 @@ def test_wrong_inputs_are_refused(small_model: UniTok, tmp_path: Path) -> None:
         (tmp_path / "config.json").write_text(text)
         with pytest.raises(ValueError, match=str(tmp_path)):
             UniTok.from_pretrained(tmp_path)
+
+
+BEGIN, END = 515, 516  # after 256 letters, 256 letters that end a word, and three merges
+THE, CA, T, AMPERSAND = 513, 514, 256 + ord("t") - ord("!"), 256 + ord("&") - ord("!")
+
+
+def test_what_follows_the_end_does_not_matter(small_model: UniTok) -> None:
+    short = small_model.encode_text(torch.tensor([[1, 7, 30]]))
+    torch.testing.assert_close(short, small_model.encode_text(torch.tensor([[1, 7, 30, 0, 0, 4]])))
+    assert not torch.allclose(short, small_model.encode_text(torch.tensor([[1, 8, 30]])))
+    with pytest.raises(ValueError):
+        small_model.encode_text(torch.zeros(1, 9, dtype=torch.int64))  # longer than the context
+
+
+def test_end_is_the_largest_id_or_the_named_one(small_config: UniTokConfig) -> None:
+    text_ids_BT = torch.tensor([[1, 9, 2, 2, 0], [1, 2, 30, 0, 0]])
+    assert TextTower(small_config).end_positions(text_ids_BT).tolist() == [1, 2]
+    assert TextTower(replace(small_config, text_end_id=2)).end_positions(text_ids_BT).tolist() == [2, 1]
+
+
+def test_merges_are_applied_as_clip_does(tmp_path: Path) -> None:
+    path = write_merges(tmp_path / "merges.txt.gz")
+    captions = load_captions(path, vocab_size=517, context=9)
+    ids_BT = captions(["The  CAT\n", "the &amp;amp; t"])
+    assert ids_BT.tolist() == [[BEGIN, THE, CA, T, END, 0, 0, 0, 0], [BEGIN, THE, AMPERSAND, T, END, 0, 0, 0, 0]]
+    assert ids_BT.dtype == torch.int64
+    cut = load_captions(path, vocab_size=517, context=5)
+    assert cut(["the " * 20]).tolist() == [[BEGIN, THE, THE, THE, END]]
+    captions.pieces.save_pretrained(tmp_path / "clip")  # type: ignore[attr-defined]
+    folder = load_captions(tmp_path / "clip", vocab_size=517, context=9)
+    assert torch.equal(folder(["the cat &"]), captions(["the cat &"]))
+
+
+def test_wrong_vocabularies_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "words.txt.gz").write_bytes(gzip.compress(b"# version\none\n"))
+    (tmp_path / "vocabulary.json").write_text("{}")
+    for name in ("absent.model", "words.txt.gz", "vocabulary.json"):
+        with pytest.raises((FileNotFoundError, ValueError)):
+            load_captions(tmp_path / name, vocab_size=1000, context=3)
+    with pytest.raises(ValueError):
+        load_captions(write_merges(tmp_path / "merges.txt.gz"), vocab_size=516, context=3)
+
+
+def make_code_file() -> CodeFile:
+    generator = np.random.default_rng(3)
+    grids = ((2, 5), (3, 3), (1, 7))
+    return CodeFile(
+        names=("a.png", "b c.jpg", "a.png"),
+        grids=grids,
+        codes=tuple(generator.integers(0, 65536, (3, h * w)).astype(np.uint16) for h, w in grids),
+        num_codebooks=3,
+        codebook_size=65536,
+        fingerprint="0123456789abcdef",
+    )
+
+
+def test_codes_come_back_as_written_and_other_files_are_refused(tmp_path: Path) -> None:
+    written = make_code_file()
+    for ending in (".npz", ".safetensors"):
+        path = tmp_path / f"x{ending}"
+        with pytest.raises(FileNotFoundError):
+            read_codes(path)
+        write_codes(path, written)
+        read = read_codes(path)
+        assert replace(read, codes=written.codes) == written
+        for ours, theirs in zip(written.codes, read.codes, strict=True):
+            assert ours.dtype == theirs.dtype and np.array_equal(ours, theirs)
+        for content in (b"", b"not a code file at all", b"PK\x03\x04"):
+            path.write_bytes(content)
+            with pytest.raises(ValueError):
+                read_codes(path)
+    np.savez(tmp_path / "other.npz", something=np.zeros(3))
+    with pytest.raises(ValueError):
+        read_codes(tmp_path / "other.npz")
+    with pytest.raises(ValueError):
+        write_codes(tmp_path / "x.txt", written)
+    with pytest.raises(ValueError):  # another grid
+        replace(written, grids=((2, 5), (3, 2), (1, 7)))
+    written.require_fingerprint("0123456789abcdef")
+    with pytest.raises(ValueError):
+        written.require_fingerprint("fedcba9876543210")
+
+
+def test_fingerprint_sees_names_and_values_but_no_lossless_dtype() -> None:
+    weights = torch.tensor([0.5, -2.0])
+    first = fingerprint(["a", b"b", weights])
+    assert len(first) == 16 and first == fingerprint(["a", b"b", weights.bfloat16()])
+    assert len({first, fingerprint(["a", b"c", weights]), fingerprint(["b", b"b", weights])}) == 3
+    assert fingerprint(["a", b"b", weights + 1]) != first

@@ -1,25 +1,33 @@
-"""Class-conditional drawing and understanding only, trained: the loss falls, and only what should move moves."""
+"""Class-conditional drawing, understanding only, and adapters: what moves, what is saved, exact resume."""
 
+import dataclasses
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from peft import PeftModel
 from PIL import Image
 
+from mllm.checkpoint import find_model_folder
 from mllm.conversation import CodesPart, Message, TextPart
+from mllm.model import MLLMForConditionalGeneration
 from mllm.pipeline import Pipeline
-from mllm.vocabulary import load_text_tokenizer
+from mllm.processor import MLLMProcessor
+from mllm.vocabulary import added_ids, load_text_tokenizer
 from tests.train.data.raw_data import prepared
 from tests.train.launching import changed, losses, same, weights
 from tests.train.test_distributed_training import MODELS
 from tokenizer.unitok import UniTok
+from train import trainer as training
 from train.build_model import build_model
 from train.data.records import Record
 from train.data.shards import CodeSource
-from train.recipe import ClassData, MLLMData, MLLMRecipe
+from train.lora import merge_folder
+from train.recipe import AdapterRecipe, ClassData, MLLMData, MLLMRecipe, Validation
 from train.trainer import train_mllm
 
 
@@ -93,3 +101,100 @@ def test_the_stages_of_understanding_move_what_they_should(mllm_recipe: MLLMReci
     assert isinstance(pipeline.ask(Image.new("RGB", (32, 32)), "What color is it?", max_new_tokens=3), str)
     with pytest.raises(ValueError):
         pipeline.draw("a red circle")
+
+
+ADAPTER = AdapterRecipe(rank=3, alpha=6.0, dropout=0.0)
+
+
+def on_a_new_model(mllm_recipe: MLLMRecipe, *, tied: bool = False, steps: int = 4) -> MLLMRecipe:
+    """An adapter on a model whose embeddings are tied or not."""
+    fields = {**mllm_recipe.model, "text_config": {**mllm_recipe.model["text_config"], "tie_word_embeddings": tied}}
+    tokenizers = load_text_tokenizer(mllm_recipe.text_tokenizer), UniTok.from_pretrained(mllm_recipe.image_tokenizer)
+    base, output = mllm_recipe.output / "base", mllm_recipe.output / "lora"
+    build_model(dataclasses.replace(mllm_recipe, model=fields), *tokenizers).save_pretrained(base)
+    MLLMProcessor(*tokenizers).save_pretrained(base)
+    start: dict[str, Any] = {"model": {}, "start_from": base, "output": output, "adapter": ADAPTER}
+    trainer = {"max_steps": steps, "save_steps": 2, "report_to": []}
+    return changed(mllm_recipe, trainer, trainable=["projector", "code_head"], **start)
+
+
+def loss_of(model: torch.nn.Module) -> torch.Tensor:
+    codes_PK = torch.tensor([[1, 2], [3, 4], [5, 6], [7, 8]])
+    begin, end, image = model.config.begin_image_id, model.config.end_image_id, model.config.image_token_id
+    ids_BT = torch.tensor([[1, 40, begin, image, image, image, image, end, 2]])
+    labels_BT = ids_BT.masked_fill(ids_BT == image, -100)
+    images = {"codes": codes_PK, "image_lengths": torch.tensor([4]), "code_targets": torch.ones(4, dtype=torch.bool)}
+    with torch.no_grad():
+        return model.eval()(ids_BT, labels=labels_BT, **images).loss
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_what_is_trained_is_saved_alone_resumes_exactly_and_merges_into_the_same_model(
+    mllm_recipe: MLLMRecipe, tied: bool
+) -> None:
+    recipe = on_a_new_model(mllm_recipe, tied=tied)
+    train_mllm(recipe)
+    final, expected = recipe.output / "final", losses(recipe.output)
+    saved = weights(final)
+    assert not any("backbone.layers" in name and name.endswith("q_proj.weight") for name in saved)
+    assert max(tensor.shape[0] for name, tensor in saved.items() if "embed_tokens" in name) <= 3
+
+    shutil.rmtree(recipe.output / "checkpoint-4")
+    train_mllm(recipe)
+    assert losses(recipe.output) == expected and same(weights(final), saved)
+
+    merge_folder(final, recipe.output / "merged")
+    assert find_model_folder(recipe.output / "merged") == recipe.output / "merged"
+    before = MLLMForConditionalGeneration.from_pretrained(recipe.start_from)
+    after = MLLMForConditionalGeneration.from_pretrained(recipe.output / "merged")
+    moved = {name for name, old in before.state_dict().items() if not torch.equal(old, after.state_dict()[name])}
+    for part in ("q_proj", "code_head", "projector"):
+        assert any(part in name for name in moved)
+    assert not any("norm" in name and "backbone" in name for name in moved)
+    for layer in ("get_input_embeddings", "get_output_embeddings"):
+        has_moved_V = (getattr(before, layer)().weight != getattr(after, layer)().weight).any(dim=1)
+        rows = set(has_moved_V.nonzero()[:, 0].tolist())
+        assert before.config.begin_image_id in rows and rows <= added_ids(before.config), layer
+    torch.testing.assert_close(loss_of(after), loss_of(PeftModel.from_pretrained(before, str(final))))
+    with pytest.raises(FileNotFoundError):
+        merge_folder(recipe.output, recipe.output / "out")
+    (final / "adapter_config.json").write_text("{}")
+    with pytest.raises(ValueError, match="must name the base model"):
+        merge_folder(final, recipe.output / "out")
+
+
+def test_what_is_trained_beside_bfloat16_weights_is_float32_and_the_model_still_draws(
+    mllm_recipe: MLLMRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    validation = Validation(batches=1, prompts=["a red circle"])
+    recipe = changed(on_a_new_model(mllm_recipe, steps=1), {"bf16": True, "eval_steps": 1}, validation=validation)
+    learned, build = {}, training.trainable_model
+
+    def remembered(*arguments: Any) -> torch.nn.Module:
+        model = build(*arguments)
+        learned.update({name: value.dtype for name, value in model.named_parameters() if value.requires_grad})
+        assert {value.dtype for value in model.parameters() if not value.requires_grad} == {torch.bfloat16}
+        return model
+
+    monkeypatch.setattr(training, "trainable_model", remembered)
+    train_mllm(recipe)
+    assert set(learned.values()) == {torch.float32} and any("code_head" in name for name in learned)
+    assert (recipe.output / "samples" / "step-1.png").is_file()
+    saved = weights(recipe.output / "final")
+    assert {tensor.dtype for name, tensor in saved.items() if "code_head" in name} == {torch.float32}
+
+
+def test_adapters_learn_on_a_quantized_backbone(mllm_recipe: MLLMRecipe) -> None:
+    """QLoRA: the frozen weights are few bits, what is saved is the adapter alone, and it lowers the loss."""
+    pytest.importorskip("bitsandbytes", reason="quantized backbones need bitsandbytes, an optional extra")
+    start = on_a_new_model(mllm_recipe, steps=12)
+    for bits in (4, 8):
+        adapter, output = dataclasses.replace(ADAPTER, bits=bits), start.output / str(bits)
+        train_mllm(dataclasses.replace(start, adapter=adapter, output=output, ema_decay=0.0))
+        found = losses(output)
+        assert found[12] < found[1]
+        merge_folder(output / "final", output / "merged")
+        before, after = (
+            MLLMForConditionalGeneration.from_pretrained(path) for path in (start.start_from, output / "merged")
+        )
+        assert loss_of(after) < loss_of(before)
