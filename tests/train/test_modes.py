@@ -1,6 +1,5 @@
 """Class-conditional drawing, understanding only, and adapters: what moves, what is saved, exact resume."""
 
-import dataclasses
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -111,7 +110,7 @@ def on_a_new_model(mllm_recipe: MLLMRecipe, *, tied: bool = False, steps: int = 
     fields = {**mllm_recipe.model, "text_config": {**mllm_recipe.model["text_config"], "tie_word_embeddings": tied}}
     tokenizers = load_text_tokenizer(mllm_recipe.text_tokenizer), UniTok.from_pretrained(mllm_recipe.image_tokenizer)
     base, output = mllm_recipe.output / "base", mllm_recipe.output / "lora"
-    build_model(dataclasses.replace(mllm_recipe, model=fields), *tokenizers).save_pretrained(base)
+    build_model(replace(mllm_recipe, model=fields), *tokenizers).save_pretrained(base)
     MLLMProcessor(*tokenizers).save_pretrained(base)
     start: dict[str, Any] = {"model": {}, "start_from": base, "output": output, "adapter": ADAPTER}
     trainer = {"max_steps": steps, "save_steps": 2, "report_to": []}
@@ -189,8 +188,8 @@ def test_adapters_learn_on_a_quantized_backbone(mllm_recipe: MLLMRecipe) -> None
     pytest.importorskip("bitsandbytes", reason="quantized backbones need bitsandbytes, an optional extra")
     start = on_a_new_model(mllm_recipe, steps=12)
     for bits in (4, 8):
-        adapter, output = dataclasses.replace(ADAPTER, bits=bits), start.output / str(bits)
-        train_mllm(dataclasses.replace(start, adapter=adapter, output=output, ema_decay=0.0))
+        adapter, output = replace(ADAPTER, bits=bits), start.output / str(bits)
+        train_mllm(replace(start, adapter=adapter, output=output, ema_decay=0.0))
         found = losses(output)
         assert found[12] < found[1]
         merge_folder(output / "final", output / "merged")
