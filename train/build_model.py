@@ -204,7 +204,7 @@ def _build_around(
         model = MLLMForConditionalGeneration.from_pretrained(None, config=config, dtype=dtype, state_dict=words)
     else:
         of_transformers: Any = AutoModelForCausalLM._model_mapping[type(stored)]
-        how = {"dtype": dtype, "key_mapping": {rf"^{of_transformers.base_model_prefix}\.": "backbone."}}
+        how: dict[str, Any] = {"dtype": dtype, "key_mapping": {rf"^{of_transformers.base_model_prefix}\.": "backbone."}}
         model = MLLMForConditionalGeneration.from_pretrained(recipe.backbone, config=config, **how)
     resize_vocabulary(model, vocabulary, known=stored if is_ours else None)
     embedding = model.code_embedding

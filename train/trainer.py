@@ -185,7 +185,8 @@ class MLLMTrainer(Trainer):
         """Supervised text tokens (by their weight) plus supervised codes, over all ranks and accumulation steps."""
         if not batch_samples:
             return None
-        weights = {"num_codebooks": self.config.num_codebooks, "text_weight": self.config.text_loss_weight}
+        weights: dict[str, Any] = {"num_codebooks": self.config.num_codebooks}
+        weights["text_weight"] = self.config.text_loss_weight
         counts = [count_items(batch["labels"], batch["code_targets"], **weights) for batch in batch_samples]
         count = torch.stack(counts).sum().to(device)
         total = self.accelerator.gather(count).sum() if self.args.world_size > 1 else count

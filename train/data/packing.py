@@ -100,8 +100,8 @@ class PackedBatches(Dataset):
             buffer = self._buffer_before(number, turn)
             while buffer.batch < turn:
                 self._pack_rows(buffer)
-        sizes = {"length": self.source.shape.length, "pad_token_id": self.source.tokenizers.config.pad_token_id}
-        return pack_rows(self._pack_rows(buffer), **sizes)
+        pad_token_id = self.source.tokenizers.config.pad_token_id
+        return pack_rows(self._pack_rows(buffer), length=self.source.shape.length, pad_token_id=pad_token_id)
 
     def _buffer_before(self, number: int, turn: int) -> PackingBuffer:
         """The buffer at a batch not after `turn`, as near as it is known."""

@@ -269,6 +269,6 @@ class ShardFolder:
 
 
 def _read_facts(metadata: dict[bytes, bytes] | None, name: str) -> dict[str, Any]:
-    if METADATA not in (metadata or {}):
+    if metadata is None or METADATA not in metadata:
         raise ValueError(f"{name} must be a shard, got a file without its metadata; prepare the data again")
     return json.loads(metadata[METADATA])
