@@ -61,7 +61,7 @@ class UniTok(nn.Module):
         self.config = config
         self.encoder = layers.Encoder(config)
         self.quant_proj = layers.build_projection(config, config.width, config.vector_width)
-        losses = {"beta": config.vq_beta, "entropy_temperature": config.entropy_temperature}
+        losses: dict[str, Any] = {"beta": config.vq_beta, "entropy_temperature": config.entropy_temperature}
         sizes = config.num_codebooks, config.codebook_size, config.code_width
         self.quantizer = MultiCodebookQuantizer(*sizes, **losses)
         self.post_quant_proj = layers.build_projection(config, config.vector_width, config.width)

@@ -9,7 +9,7 @@ from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import PartialState
@@ -176,7 +176,7 @@ def deepspeed_settings(config: str | Path | dict[str, Any], *, universal: bool) 
         if found is None:
             names = ", ".join(sorted(file.stem for file in RECIPES.glob("*.json")))
             raise FileNotFoundError(f"trainer.deepspeed must be a file or one of {names}, got {config}; correct it")
-        config = read_json(found)
+        config = cast(dict[str, Any], read_json(found))
     settings = {**config}
     if "bf16" in settings:  # before 0.19 it does not look at gradients in bfloat16, by which a bad step is skipped
         settings["bf16"] = {**settings["bf16"], "check_grad_overflow": True}
