@@ -384,7 +384,7 @@ class Engine:
         ranks = [2 if slot.running is None else int(self._begins_apart(slot.running)) for slot in self.slots]
         for row, rank in enumerate(sorted(ranks)):
             if ranks[row] != rank:
-                place = ranks.index(rank, row + 1)
+                place = max(n for n, other in enumerate(ranks) if other == rank)  # a hole is filled at once
                 slot, other = self.slots[row], self.slots[place]
                 self.forward.swap(row, place, max(len(slot.places), len(other.places)))
                 self.slots[row], self.slots[place], slot.row, other.row = other, slot, place, row
