@@ -19,13 +19,10 @@ from tokenizer.quantizer import FAST_UPDATES
 from tokenizer.unitok import UniTok, build_empty, save_tokenizer
 from tokenizer.weights import SAFETENSORS, NameTable, read_file, require_same_tensors, require_state_dict
 
-NUM_UPDATES = "num_usage_updates"
-"""In the `args` of files that we wrote: how often the usage statistics were updated, which upstream does not store."""
-OUR_CONFIG = "unitok_config"
-"""In the `args` of files that we wrote: our config, where UniTok's `args` cannot express it."""
+NUM_UPDATES = "num_usage_updates"  # in the `args` of our files: updates of the usage, which upstream does not store
+OUR_CONFIG = "unitok_config"  # in the `args` of our files: our config, where UniTok's `args` cannot express it
 POSITION_EMBEDDING = "encoder.pos_embed"  # frozen zeros that upstream adds; ours has none
-CAST_PARTS = ("encoder.", "decoder.")
-"""Parts that a conversion to another dtype applies to; projections and codebooks stay float32, and codes the same."""
+CAST_PARTS = ("encoder.", "decoder.")  # what a conversion to another dtype applies to; codes stay the same
 CLEAR_MARGIN = 0.5  # dB of PSNR between the two readings below which images do not decide
 
 UPSTREAM_MODELS: dict[str, dict[str, Any]] = {

@@ -15,11 +15,9 @@ Padding = Literal["zeros", "replicate"]
 class UniTokConfig:
     """Architecture of one tokenizer; the defaults are the released `vitamin_large` network."""
 
-    image_size: int = 256
-    """Side of the square training images, in pixels; other multiples of the patch size work at run time."""
+    image_size: int = 256  # side of training images in pixels; other multiples of the patch size work, too
     stem_width: int = 160  # channels of the encoder's first two 3x3 convolutions
-    stage_widths: tuple[int, ...] = (160, 320)
-    """Channels of each convolution stage of the encoder; every stage halves the resolution."""
+    stage_widths: tuple[int, ...] = (160, 320)  # channels of each stage of the encoder, which halves the resolution
     stage_depths: tuple[int, ...] = (2, 4)  # MBConv blocks in each encoder stage
     encoder_scope: Literal["image", "patch"] = "image"
     """What the codes of a position depend on: the whole image (as released), or only the pixels of its own patch. With
@@ -35,11 +33,9 @@ class UniTokConfig:
     num_heads: int = 16  # attention heads of a transformer block
     mlp_ratio: float = 2.0  # inner width of a block's GeGLU, as a multiple of `width`
     drop_path: float = 0.1  # stochastic depth of the last transformer block; grows linearly from 0 at the first
-    decoder_widths: tuple[int, ...] = (320, 160)
-    """Channels of each convolution stage of the decoder; every stage doubles the resolution."""
+    decoder_widths: tuple[int, ...] = (320, 160)  # channels of each stage of the decoder, which doubles the resolution
     decoder_depths: tuple[int, ...] = (4, 2)  # MBConv blocks in each decoder stage
-    decoder_expansion: int = 4
-    """Inner width of a decoder MBConv block; its full 3x3 convolution dominates the decoder's cost."""
+    decoder_expansion: int = 4  # inner width of a decoder MBConv block, which dominates the decoder's cost
     decoder_padding: Padding = "zeros"
     """Padding of the last convolution. With "zeros" (as released), small decoders draw a gray frame, one pixel wide, on
     light backgrounds."""
@@ -60,8 +56,7 @@ class UniTokConfig:
     text_width: int = 768  # hidden width of the text tower
     text_heads: int = 12  # attention heads of the text tower
     text_layers: int = 12  # blocks of the text tower
-    text_end_id: int | None = None
-    """Token that ends a caption; None: the largest id of each caption, as in CLIP's vocabulary."""
+    text_end_id: int | None = None  # ends a caption; None: the largest id of each caption, as in CLIP's vocabulary
 
     @classmethod
     def large(cls) -> UniTokConfig:

@@ -33,8 +33,7 @@ from tokenizer.weights import read_tensors, require_same_tensors
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
-AVERAGE_FILE = "custom_checkpoint_0.pkl"
-"""In a checkpoint of a training, the average of the weights, which `final` has too."""
+AVERAGE_FILE = "custom_checkpoint_0.pkl"  # in a checkpoint of a training: the average of the weights, as in `final`
 INITIAL_LOGIT_SCALE = math.log(1 / 0.07)  # CLIP, section 2.5
 LARGEST_LOGIT_SCALE = math.log(100)
 
@@ -53,8 +52,7 @@ class UniTokOutput(NamedTuple):
 class UniTok(nn.Module):
     """Encoder, projection, quantizer, projection, decoder; a text tower if the config has one."""
 
-    ready_decoder: Decoder | None = None
-    """What `decode` runs after `for_inference`; no submodule, so it is neither saved nor trained."""
+    ready_decoder: Decoder | None = None  # what `decode` runs after `for_inference`; neither saved nor trained
 
     def __init__(self, config: UniTokConfig) -> None:
         super().__init__()

@@ -25,10 +25,8 @@ from tokenizer.weights import TensorFiles, weight_files
 from train.checkpoints import gathered, partition
 from train.recipe import PARAMETER_GROUPS, MLLMRecipe
 
-IMAGE_FIELDS = ("num_codebooks", "codebook_size", "code_width", "image_size", "patch_size")
-"""Fields that the image tokenizer fixes."""
-GRID_FIELDS = ("image_layout", "max_grid_side", "sizes")
-"""Fields that may grow the table of positions: they change after the weights are loaded."""
+IMAGE_FIELDS = ("num_codebooks", "codebook_size", "code_width", "image_size", "patch_size")  # of the tokenizer
+GRID_FIELDS = ("image_layout", "max_grid_side", "sizes")  # may grow the table of positions, after weights are loaded
 NOT_QUANTIZED = ("lm_head", "code_embedding", "code_head")  # modules that keep their precision below adapters (QLoRA)
 
 

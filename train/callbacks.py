@@ -37,8 +37,7 @@ from train.recipe import BenchmarkInLoop, MLLMRecipe, WorldInLoop
 logger = logging.getLogger(__name__)
 
 EVAL_PREFIX = "eval_"  # what the library's trainer expects in front of every name
-MAX_ANSWER = 64
-"""Tokens of an answer about the world, more than any right one: an untrained model must not exceed its context."""
+MAX_ANSWER = 64  # tokens of an answer about the world: an untrained model must not exceed its context
 
 
 class Measurement(NamedTuple):

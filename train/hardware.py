@@ -14,8 +14,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import repeat_kv
 from transformers.masking_utils import sdpa_mask
 
-WAIT_IN_TRAINING = timedelta(hours=6)
-"""Time for the first process to encode, draw, answer or compute rFID alone; a process that hangs is noticed then."""
+WAIT_IN_TRAINING = timedelta(hours=6)  # for the first process to encode, draw, answer or compute rFID alone
 CPU_EAGER = "cpu_eager"  # name of the attention among those of transformers
 
 

@@ -20,8 +20,7 @@ from train.recipe import OptimizerRecipe
 
 OUTSIDE_MUON = ("embed_tokens", "lm_head", "codebooks", "linear_head", "output", "places")
 """Embeddings and output layers, by parts of their names: matrices that stay with AdamW."""
-MAX_STACKED = 2**26
-"""Numbers that are stacked at once: their copies take about a GiB. Larger matrices fill a device one by one."""
+MAX_STACKED = 2**26  # numbers stacked at once, about a GiB with copies. Larger matrices go one by one
 
 
 def build_optimizer(

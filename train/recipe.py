@@ -72,8 +72,7 @@ class TextTokenizerRecipe:
     output: File
     kind: Literal["text_tokenizer"] = "text_tokenizer"
     vocab_size: PositiveInt = 640  # pieces, including the 256 bytes and 3 special tokens
-    records: list[File] = field(default_factory=list)
-    """Files or folders of records, as `mllm prepare` reads them, to take the texts from. Empty: the synthetic world."""
+    records: list[File] = field(default_factory=list)  # as `mllm prepare` reads them. Empty: the synthetic world
     dialogues: PositiveInt = 20_000  # dialogues of the synthetic world to train on
     seed: Integer = 0
 
@@ -89,19 +88,16 @@ DECODER_FIELDS = (
 class TokenizerLossWeights:
     l1: NonNegativeFloat = 0.2
     l2: NonNegativeFloat = 1.0
-    detail: NonNegativeFloat = 0.0
-    """Extra weight of pixels in detailed regions (useful for flat drawings, not for photographs)."""
+    detail: NonNegativeFloat = 0.0  # extra weight of detailed regions (for flat drawings, not for photographs)
     vq: NonNegativeFloat = 1.0  # commitment and codebook loss
     entropy: NonNegativeFloat = 0.0  # entropy loss: confident per feature, uniform over the codebook
     perceptual: NonNegativeFloat = 0.0  # LPIPS between image and reconstruction; needs `lpips`
-    contrastive: NonNegativeFloat = 0.0
-    """Images against their captions; 0 does not train the text tower. Needs `text_tokenizer`."""
+    contrastive: NonNegativeFloat = 0.0  # of images and captions; 0 trains no text tower. Needs `text_tokenizer`
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class CodebookSchedule:
-    initialise_at: NonNegativeInt = 300
-    """Steps without the quantizer's loss; then k-means on features initialises the codebooks; 0 does not do so."""
+    initialise_at: NonNegativeInt = 300  # steps without the quantizer's loss, before k-means initialises the codebooks
     every: PositiveInt = 10  # steps between two revivals of dead codebook entries
     threshold: NonNegativeFloat = 0.05  # an entry is dead when its usage is below this share of the mean
     until: Share = 0.8  # share of the training after which no entry is revived
@@ -111,8 +107,7 @@ class CodebookSchedule:
 class AdversarialRecipe:
     """The discriminator; the defaults are UniTok's except for the weight."""
 
-    weight: NonNegativeFloat = 0.0
-    """Of the adversarial loss (UniTok: 0.4); 0 trains without a discriminator. Needs `dino`."""
+    weight: NonNegativeFloat = 0.0  # of the adversarial loss (UniTok: 0.4); 0: no discriminator. Needs `dino`
     dino: File | None = None  # weights of the frozen DINOv2, as in dinov2_vits14_pretrain.pth
     blocks: tuple[int, ...] = (0, 2, 5, 8, 11)  # blocks of DINOv2 with a discriminator head on their output
     objective: Literal["hinge", "softplus", "linear"] = "hinge"
@@ -136,14 +131,11 @@ class AdversarialRecipe:
 class ShardsRecipe:
     """Images and captions in WebDataset tars."""
 
-    urls: str | None = None
-    """Patterns such as data/{00000..00099}.tar or data/*.tar, or folders, parted by `::`. None: the synthetic world."""
+    urls: str | None = None  # data/{00000..00099}.tar, data/*.tar or folders, parted by `::`. None: the synthetic world
     crop_area: tuple[Real, Real] = (0.9, 1.0)  # share of the image's area that the random crop keeps
     crop_ratio: tuple[Real, Real] = (0.75, 4 / 3)  # width over height of the random crop
-    window: PositiveInt | None = None
-    """Side in pixels of a random window of the crop that is trained on, smaller than `architecture.image_size`."""
-    shuffle_shards: PositiveInt = 4
-    """Shards of one reader that are shuffled together; only their index is held in memory."""
+    window: PositiveInt | None = None  # side of a random window of the crop that is trained on, in pixels
+    shuffle_shards: PositiveInt = 4  # shards of one reader that are shuffled together; their index is held in memory
     skip_bad_records: bool = False  # skip samples with a missing or damaged image or caption, and log each
 
 
@@ -153,8 +145,7 @@ class EvaluationRecipe:
 
     images: File | None = None  # folder of images for the sheets; None: training images
     every: NonNegativeInt = 0  # steps between two measurements of zero-shot accuracy; 0 measures at the end only
-    imagenet_val: File | None = None
-    """Folder with one folder of images per class, for zero-shot top-1 and top-5 accuracy. Needs `classes`."""
+    imagenet_val: File | None = None  # a folder of images per class, for zero-shot accuracy. Needs `classes`
     classes: File | None = None  # JSON: folder of a class to its name
     templates: File | None = None  # text file with one template containing {} per line; None: OpenAI's 80
     fid_reference: File | None = None  # folder of PNG images to reconstruct at the end, for rFID
@@ -168,15 +159,13 @@ class TokenizerRecipe:
     kind: Literal["image_tokenizer"] = "image_tokenizer"
     preset: Literal["tiny", "large"] = "tiny"  # the UniTokConfig to start from
     architecture: dict[str, Any] = field(default_factory=dict)  # fields of UniTokConfig that differ from the preset
-    start_from: File | None = None
-    """Folder of a tokenizer whose weights and sizes to start from; `architecture` may then only change the decoder."""
+    start_from: File | None = None  # a tokenizer to start from; `architecture` may then only change the decoder
     trainable: Literal["all", "decoder"] = "all"
     """"decoder" freezes everything that produces codes, so that a language model trained on these codes can use the
     new decoder. With `shrink` in `architecture` the same codes come from images of half the size and are decoded at
     full size. Needs `start_from`."""
     shards: ShardsRecipe = field(default_factory=ShardsRecipe)
-    world_crop: PositiveInt | None = None
-    """Side in pixels of windows on objects of the synthetic world (most of an image is flat). None: whole images."""
+    world_crop: PositiveInt | None = None  # side of windows on objects of the synthetic world. None: whole images
     text_tokenizer: File | None = None
     """Of captions: a SentencePiece model, OpenAI's bpe_simple_vocab_16e6.txt.gz, or the folder of a CLIP tokenizer."""
     lpips: File | None = None  # weights of LPIPS, as in lpips_with_vgg.pth
@@ -190,8 +179,7 @@ class TokenizerRecipe:
     weight_decay: NonNegativeFloat = 0.02
     max_grad_norm: PositiveFloat = 1.0
     recompute_activations: bool = False
-    ema_decay: Share = 0.998
-    """Of the average of the weights that becomes the finished tokenizer; 0 uses the last weights."""
+    ema_decay: Share = 0.998  # of the average that becomes the finished tokenizer; 0 uses the last weights
     loss: TokenizerLossWeights = field(default_factory=TokenizerLossWeights)
     adversarial: AdversarialRecipe = field(default_factory=AdversarialRecipe)
     codebooks: CodebookSchedule = field(default_factory=CodebookSchedule)
@@ -249,23 +237,18 @@ class WorldData:
     episodes: PositiveInt = 60_000  # scenes (each with an edited scene) that images are rendered from
     dense_every: PositiveInt = 4  # one episode in so many also has its depth and segmentation images encoded
     jobs: dict[str, Real] = field(default_factory=lambda: {"draw": 1.0})  # weight of each job in the mixture
-    prompt_dropout: Share = 0.1
-    """Share of the drawing and editing samples without instruction, for classifier-free guidance."""
-    plans: bool = False
-    """Whether the model plans scenes before drawing them, and describes them by plans (mllm/world/plan.py)."""
+    prompt_dropout: Share = 0.1  # share of drawing and editing samples without instruction, for guidance
+    plans: bool = False  # the model plans scenes before drawing, and describes them by plans (mllm/world/plan.py)
     plan_digits: Annotated[int, Number, Field(ge=1, le=2)] = 1
     """Digits of a row or column in a plan: 1 for eighths of the shorter side, 2 for eighths of these."""
-    centred: bool = False
-    """Objects stand in the middle of their squares in every other episode: there a plan determines the image."""
+    centred: bool = False  # objects stand in the middle of squares in every other episode, as plans say
     questions: PositiveInt | None = None  # questions about one image in the job "ask"; None: one to five, as in tests
     question_weights: dict[str, PositiveFloat] = field(default_factory=lambda: {**QUESTION_WEIGHTS})
     """Weight of each kind of question (mllm/world/language.py); the default is that of tests."""
     drawing_weights: dict[str, PositiveFloat] = field(default_factory=lambda: {**DRAWING_WEIGHTS})
     """Weight of each kind of description in the job "draw" (mllm/world/language.py); the default is that of tests."""
-    conversations: dict[str, Real] = field(default_factory=dict)
-    """Weight of each kind of conversation in people's own words (mllm/world/people.py), beside `jobs`."""
-    conversation_images: PositiveInt = 2048
-    """Conversations whose images are encoded; all others are learned as words and plans, at a third of the length."""
+    conversations: dict[str, Real] = field(default_factory=dict)  # weights (mllm/world/people.py), beside `jobs`
+    conversation_images: PositiveInt = 2048  # with encoded images; others are words and plans, a third as long
     words_only: Share = 0.8  # share of these others
     mixture_seed: Integer = 0
     """Seed of the order of jobs and wordings; `seed` also selects the episodes. A stage that reuses the codes of an
@@ -300,12 +283,9 @@ class MLLMData(WorldData):
     """Training data of the unified model: prepared folders if `shards` names some, else the synthetic world."""
 
     shards: list[ShardSource] = field(default_factory=list)
-    root: File | None = None
-    """Folder of the relative paths in `shards`, also those of `validation`. None: the current one."""
-    describe_share: Share = 0.0
-    """Share of the captioned images that are learned in the other direction: the caption from the image."""
-    buffer_size: PositiveInt = 64
-    """Sequences that wait in each packing buffer for a row they fit into; more leave less padding."""
+    root: File | None = None  # of relative paths in `shards`, also in `validation`. None: the current one
+    describe_share: Share = 0.0  # share of captioned images whose caption is learned from the image
+    buffer_size: PositiveInt = 64  # sequences that wait in each packing buffer; more leave less padding
     packing_buffers: PositiveInt = 32
     """Independent buffers that rows are packed from in turn; a multiple of processes times loader workers, so that no
     sample is read twice. Changing it changes the batches."""
@@ -355,8 +335,7 @@ class AdapterRecipe:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class OptimizerRecipe:
-    name: Literal["adamw", "adamw8bit", "muon"] = "adamw"
-    """adamw8bit keeps its two averages in 8 bits (needs bitsandbytes)."""
+    name: Literal["adamw", "adamw8bit", "muon"] = "adamw"  # adamw8bit: averages in 8 bits (needs bitsandbytes)
     learning_rate: PositiveFloat = 5e-5  # of AdamW
     matrix_learning_rate: PositiveFloat = 2e-2  # of Muon
     betas: tuple[Real, Real] = (0.9, 0.95)
@@ -398,8 +377,7 @@ class Validation:
     """Losses of each task on held-out batches, and what the model that would be saved now draws and answers."""
 
     batches: PositiveInt = 4  # packed batches of each task
-    shards: list[ShardSource] = field(default_factory=list)
-    """Prepared folders, each a task, where `data` names shards too; the world needs none."""
+    shards: list[ShardSource] = field(default_factory=list)  # held-out folders, each a task, where `data` names shards
     prompts: list[str] = field(default_factory=list)  # drawn onto one sheet, `samples/step-N.png`
     benchmarks: list[BenchmarkInLoop] = field(default_factory=list)  # answered and scored in `benchmarks/step-N/`
     world: WorldInLoop | None = None  # pass rates on a few items of the synthetic world, in the log
@@ -419,8 +397,7 @@ class MLLMRecipe:
     tokenizer or head."""
     trainable: list[str] = field(default_factory=lambda: ["all"])
     """Groups of parameters that are trained: "all", or keys of PARAMETER_GROUPS; the others are frozen."""
-    adapter: AdapterRecipe | None = None
-    """Low-rank adapters on the backbone; `trainable` then names what is trained in full beside them."""
+    adapter: AdapterRecipe | None = None  # `trainable` then names what is trained in full beside it
     data: MLLMData = field(default_factory=MLLMData)
     classes: ClassData = field(default_factory=ClassData)
     """Images by class as training data instead of `data`, where it names any."""
@@ -431,13 +408,11 @@ class MLLMRecipe:
     changes the time. None: processes times `trainer.gradient_accumulation_steps`."""
     optimizer: OptimizerRecipe = field(default_factory=OptimizerRecipe)
     compile_backbone: bool = False  # compile the backbone (a minute at the start, a quarter faster afterwards on a CPU)
-    max_logits_mib: PositiveInt | None = None
-    """Compute the loss in slices whose float32 logits take at most this many MiB, again in the backward pass."""
+    max_logits_mib: PositiveInt | None = None  # compute the loss in slices of at most this many MiB of float32 logits
     ema_decay: Share = 0.0  # of the average of the weights that becomes the finished model; 0 uses the last weights
     bad_steps: BadSteps = field(default_factory=BadSteps)
     validation: Validation | None = None  # what is measured every `trainer.eval_steps` steps; None measures nothing
-    trainer: dict[str, Any] = field(default_factory=dict)
-    """Fields of transformers.TrainingArguments: max_steps, lr_scheduler_type, save_steps, bf16, ..."""
+    trainer: dict[str, Any] = field(default_factory=dict)  # of transformers.TrainingArguments: max_steps, bf16, ...
 
     def __post_init__(self) -> None:
         if unknown := sorted(set(self.trainable) - {"all", *PARAMETER_GROUPS}):

@@ -45,8 +45,7 @@ from train.recipe import ShardsRecipe, TokenizerRecipe
 logger = logging.getLogger(__name__)
 
 KIND_WEIGHTS = (86, 6, 8)  # of images, depth images and segmentation images of the world; the latter two are simpler
-SMALL_WEIGHT = 3
-"""How much more often a window shows a small object than a large one: its details are the hardest to keep."""
+SMALL_WEIGHT = 3  # how much more often a window shows a small object, whose details are hard to keep
 NUM_TRIES = 10  # torchvision's; afterwards the largest crop in the middle
 READING_FILE = "reading.json"
 

@@ -54,8 +54,7 @@ TASKS, OLD_TASKS = "tasks", "plan"
 HEAD = 1 << 16  # bytes at both ends of a file by which a change is noticed, with its size
 RECORDS_AT_ONCE = 256  # records without images that are read before the next are begun
 MAX_WAIT = timedelta(days=7)  # processes wait for the slowest at the end of a long preparation
-ABOUT_DATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json")
-"""Files that describe data sets and hold no records."""
+ABOUT_DATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json")  # hold no records
 GREEN, PLAIN = "\033[32m", "\033[0m"
 MARKS = {Marker.BOS: "<s>", Marker.EOS: "</s>", Marker.PLAN: "<plan>"}
 
@@ -70,8 +69,7 @@ class PrepareOptions:
     sizes: tuple[Size, ...]  # (width, height) that images may be encoded at; each takes the one nearest to its shape
     preparation: str = "cover"  # how an image gets to its size; a name in tokenizer/images.py
     image_folder: Path | None = None  # folder of relative image paths. None: the folder of the record file.
-    columns: Mapping[str, str] = field(default_factory=dict)
-    """Column names of train/data/columns.py to those of the data."""
+    columns: Mapping[str, str] = field(default_factory=dict)  # names in train/data/columns.py to those of the data
     skip_broken: bool = False  # leave invalid records out and count them; otherwise the first one ends the preparation
     batch_size: int = 64
     num_workers: int = 4  # threads that open images
