@@ -105,7 +105,8 @@ def choose_sample(record: Record, rng: Random, *, prompt_dropout: float, describ
             messages = list(record.messages)
         case "pair" | "draw":
             asked, answered = record.messages
-            caption = _choose_caption([part for part in asked.parts if isinstance(part, TextPart)], rng)
+            short, *longer = (part for part in asked.parts if isinstance(part, TextPart))
+            caption = rng.choice(longer) if longer and rng.random() >= SHORT_CAPTION_SHARE else short
             if record.kind == "pair" and rng.random() < describe_share:
                 return [Message("user", answered.parts), Message("assistant", (caption,))]
             messages = [Message("user", (caption,)), answered]
@@ -114,13 +115,6 @@ def choose_sample(record: Record, rng: Random, *, prompt_dropout: float, describ
     # only where the whole answer is one image: guidance has no other use for a dropped instruction
     draws = len(messages) == 2 and has_image(messages[1]) and len(messages[1].parts) == 1
     return unconditional(messages) if draws and rng.random() < prompt_dropout else messages
-
-
-def _choose_caption(captions: Sequence[TextPart], rng: Random) -> TextPart:
-    """The short one (the first) or a longer one."""
-    if len(captions) == 1 or rng.random() < SHORT_CAPTION_SHARE:
-        return captions[0]
-    return rng.choice(captions[1:])
 
 
 class Mixture:
