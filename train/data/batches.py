@@ -127,10 +127,8 @@ def shard_sequences(
 ) -> ShardSequences:
     """A mixture of prepared folders. Raises ValueError: a folder of another image tokenizer, of another version, or
     incomplete."""
-    root = data.root or Path()
-    folders = _open(
-        [path if "://" in path else root / path for path in (source.path for source in sources)], tokenizers
-    )
+    paths = [each.path if "://" in each.path else (data.root or Path()) / each.path for each in sources]
+    folders = _open(paths, tokenizers)
     mixture = Mixture(folders, [source.weight for source in sources], seed=data.seed)
     return ShardSequences(mixture, data, tokenizers, shape)
 
