@@ -129,9 +129,9 @@ def read_image(source: Any, *, name: str | None = None) -> Image.Image:
         FileNotFoundError: there is no such file.
         ValueError: it is no image, a damaged one, or one that no model can use.
     """
-    if isinstance(source, str | Path):
-        name = name or (str(source) if len(str(source)) < 200 else f"{str(source)[:60]}...")
-    name = name or "the image"
+    if name is None:
+        name = str(source) if isinstance(source, str | Path) else "the image"
+        name = f"{name[:60]}..." if URL.match(name) and len(name) > 200 else name  # data: URLs hold the image itself
     match source:
         case str() if URL.match(source):
             image = decode(io.BytesIO(download(source, name)), name)
