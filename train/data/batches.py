@@ -45,11 +45,8 @@ def validation_batches(recipe: MLLMRecipe, tokenizers: Tokenizers) -> dict[str, 
     if wanted is None:
         return {}
     if recipe.classes.is_given:
-        if folders := recipe.classes.folders:
-            raise ValueError(
-                f"validation must be left out where classes.folders names the images, got {folders}; no image of them "
-                "is held out"
-            )
+        if recipe.classes.folders:
+            raise ValueError("validation must be left out with classes.folders, of which no image is held out")
         seed = recipe.classes.seed + HELD_OUT_SEED
         classes = replace(recipe.classes, world_images=HELD_OUT_EPISODES, class_dropout=0.0, seed=seed)
         folder = recipe.output / "class_codes-validation"

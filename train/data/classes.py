@@ -95,7 +95,4 @@ def epoch_order(count: int, seed: int, epoch: int) -> NDArray[np.int64]:
 def check_guidance(data: ClassData, config: MLLMConfig) -> None:
     """Refuse a model that would be guided away from a "no class" that it never learns."""
     if config.image_guidance > 1 and not data.class_dropout:
-        raise ValueError(
-            f"classes.class_dropout must be > 0 where model.image_guidance is > 1, got 0 and {config.image_guidance}; "
-            "set the first to 0.1 or the second to 1"
-        )
+        raise ValueError("classes.class_dropout must be > 0 where model.image_guidance is > 1, got 0; set it to 0.1")

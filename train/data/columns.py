@@ -269,10 +269,8 @@ def _grid(num_positions: int, row: Row) -> tuple[int, int]:
     except (KeyError, ValueError, TypeError, ZeroDivisionError):
         rows = columns = 0
     if rows * columns != num_positions:
-        raise BadRecord(
-            f"width and height must be those of an image of {num_positions} positions, got {row.get('width')!r} and "
-            f"{row.get('height')!r}; give both in pixels"
-        )
+        sizes = row.get("width"), row.get("height")
+        raise BadRecord(f"width and height must give {num_positions} positions, got {sizes}; give both in pixels")
     return rows, columns
 
 

@@ -65,10 +65,7 @@ class ShardSequences(SequenceSource):
             buffer.sample += 1
             num_fruitless = 0 if pieces else num_fruitless + 1
             if num_fruitless == MAX_FRUITLESS:
-                raise ValueError(
-                    f"samples must fit a row of {self.shape.length} positions, got {MAX_FRUITLESS} longer ones in "
-                    "succession; raise length in the recipe"
-                )
+                raise ValueError(f"samples must fit a row, got {MAX_FRUITLESS} longer ones on end; raise length")
 
     def _report(self, record: Record, num_positions: int) -> None:
         self.num_left_out += 1

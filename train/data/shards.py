@@ -243,10 +243,7 @@ class ShardFolder:
         facts = _read_facts(file.metadata.metadata, name)
         made_by = CodeSource(*(facts[field] for field in CodeSource.__slots__))
         if (facts["version"], made_by, file.metadata.num_rows) != (VERSION, self.code_source, self.num_rows[shard]):
-            raise ValueError(
-                f"shard {name} of {self.path} must be the one of the manifest, got {file.metadata.num_rows} rows of "
-                f"{made_by}; remove it and prepare again"
-            )
+            raise ValueError(f"shard {name} of {self.path} must be the manifest's, got one of {made_by}; prepare again")
         return file
 
     def _read_manifest(self) -> dict[str, Any]:
