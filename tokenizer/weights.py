@@ -23,8 +23,10 @@ from tokenizer.config import read_json
 SAFETENSORS = ".safetensors"
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 """Names that transformers gives to the weights in a folder, the preferred one first; shards add ".index.json"."""
-UNREADABLE: tuple[type[Exception], ...] = (SafetensorError, RuntimeError, EOFError, LookupError, ValueError, TypeError)
-UNREADABLE += (AttributeError, AssertionError, struct.error)
+UNREADABLE = (
+    *(SafetensorError, RuntimeError, EOFError, LookupError, ValueError, TypeError, AttributeError, AssertionError),
+    struct.error,
+)
 """What the readers raise on bytes that are not a checkpoint, or only a part of one."""
 ZIP_START = b"PK\x03\x04"  # PyTorch writes zip archives since 1.6; the format before cannot be mapped
 SHOWN = 2  # names of each kind in an error; the rest is counted
