@@ -91,13 +91,6 @@ class Edit:
     anchor: int | None = None
 
 
-class Instruction(NamedTuple):
-    """An edit in words, and how these name the object that they speak of; None where they name none."""
-
-    text: str
-    reference: Filter | None
-
-
 def apply_edit(scene: Scene, edit: Edit) -> Scene:
     """The scene after the change; everything else stays where it is."""
     objects = list(scene.objects)
@@ -165,8 +158,13 @@ def _propose_addition(scene: Scene, rng: Random) -> Edit | None:
     return Edit("add", added=added, place=rng.choice(places)) if places else None
 
 
-def edit_sentence(edit: Edit, scene: Scene, rng: Random, *, plain: bool = False, pronoun: bool = False) -> Instruction:
-    """The instruction for an edit of this scene. A plain one is an imperative; a pronoun calls the only object "it"."""
+def edit_sentence(
+    edit: Edit, scene: Scene, rng: Random, *, plain: bool = False, pronoun: bool = False
+) -> tuple[str, Filter | None]:
+    """The instruction for an edit of this scene, and how it names the object that it speaks of, if it names one.
+
+    A plain one is an imperative; a pronoun calls the only object "it".
+    """
     table = phrases("edit")
     slots = {"old": say(scene.background, rng)}
     reference: Filter | None = None
@@ -195,7 +193,7 @@ def edit_sentence(edit: Edit, scene: Scene, rng: Random, *, plain: bool = False,
         text = text[:-1] if text.endswith(".") and rng.random() < 0.15 else text
         text = text.lower() if rng.random() < 0.1 else text
     says_it = pronoun and edit.index is not None and "{bare}" not in template
-    return Instruction(text, ANY if says_it else reference)
+    return text, ANY if says_it else reference
 
 
 def check_edit(before: Scene, edit: Edit, after: Scene) -> bool:

@@ -7,7 +7,6 @@ chooses (an empty alternative says nothing), <name> is another rule and {slot} w
 from __future__ import annotations
 
 import re
-from bisect import bisect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from copy import copy
@@ -92,9 +91,7 @@ def rule(name: str) -> Choice:
 def expand(choice: Choice, rng: Random, slots: Mapping[str, str]) -> str:
     """One sentence of it."""
     words = []
-    bounds = choice.bounds
-    chosen = bisect(bounds, rng.random() * bounds[-1]) if len(bounds) > 1 else 0
-    for part in choice.alternatives[chosen]:
+    for part in rng.choices(choice.alternatives, cum_weights=choice.bounds)[0]:
         if isinstance(part, Choice):
             words.append(expand(part, rng, slots))
         elif part.startswith("<"):

@@ -189,9 +189,6 @@ def another(rng: Random, name: str, items: Iterable[SceneObject | Filter]) -> st
     return rng.choice(need([value for value in ATTRIBUTES[name] if value not in taken]))
 
 
-# ---- forms of requests ----
-
-
 def single(speaker: Speaker, split: Split) -> Drawn:
     """One object, with some of its attributes, perhaps corrected while it is said, perhaps in a place."""
     rng = speaker.rng
@@ -733,9 +730,6 @@ def matching(scene: Scene, rng: Random) -> tuple[Filter, list[SceneObject]]:
     return wanted, found
 
 
-# ---- forms of changes ----
-
-
 def change_one(speaker: Speaker, scene: Scene) -> Changed:
     item = speaker.rng.choice(scene.objects)
     others = [other for other in scene.objects if other is not item]
@@ -1007,9 +1001,6 @@ def some_filter(speaker: Speaker, scene: Scene) -> Filter:
         name = rng.choice(names)
         made = replace(made, **{name: rng.choice(ATTRIBUTES[name])})
     return made if made.pair not in HELD_OUT_PAIRS else Filter(made.shape)
-
-
-# ---- forms of questions ----
 
 
 def ask_count(speaker: Speaker, scene: Scene) -> Asked:
@@ -1288,9 +1279,6 @@ def converse(speaker: Speaker, split: Split, num_turns: int, scene: Scene | None
             images.append(turn.answer)
         turns.append(turn)
     return turns
-
-
-# ---- turns ----
 
 
 def show_again(speaker: Speaker, words: str, scene: Scene) -> PeopleTurn:

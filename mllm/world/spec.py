@@ -61,59 +61,43 @@ class Filter:
 ANY = Filter()
 
 
-class Exists(NamedTuple):
-    """Object number `ref` has these attributes."""
-
+class Exists(NamedTuple):  # object number `ref` has these attributes
     ref: int
     filter: Filter
 
 
-class Related(NamedTuple):
-    """Object `a` stands in a relation (scene.RELATIONS) to object `b`."""
-
+class Related(NamedTuple):  # object `a` stands in a relation (scene.RELATIONS) to object `b`
     a: int
     relation: str
     b: int
 
 
-class Placed(NamedTuple):
-    """Object `ref` lies in a place (scene.PLACES)."""
-
+class Placed(NamedTuple):  # object `ref` lies in a place (scene.PLACES)
     ref: int
     place: str
 
 
-class Compared(NamedTuple):
-    """Object `a` is larger, smaller or of the same size as object `b`."""
-
+class Compared(NamedTuple):  # object `a` is larger, smaller or of the same size as object `b`
     a: int
     comparison: str  # "larger", "smaller", "same size"
     b: int
 
 
-class Count(NamedTuple):
-    """Exactly this many objects match; 0 says that there is none."""
-
+class Count(NamedTuple):  # exactly this many objects match; 0 says that there is none
     filter: Filter
     number: int
 
 
-class Every(NamedTuple):
-    """Every object matches."""
-
+class Every(NamedTuple):  # every object matches
     filter: Filter
 
 
-class Alike(NamedTuple):
-    """All objects agree in an attribute, or (distinct) no two of them do."""
-
+class Alike(NamedTuple):  # all objects agree in an attribute, or (distinct) no two of them do
     attribute: str  # "shape", "color", "size"
     distinct: bool = False
 
 
-class Background(NamedTuple):
-    """The background has this color."""
-
+class Background(NamedTuple):  # the background has this color
     color: str
 
 

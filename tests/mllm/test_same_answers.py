@@ -84,7 +84,7 @@ def test_automodel_and_pipeline_agree(
         assert ours.draw(text, seed=seed)[0].tobytes() == image.tobytes(), text
     for seed in range(edits):
         scene = random_scene(rng, num_objects=2)
-        image, instruction = render(scene, 256), edit_sentence(propose_edit(scene, rng), scene, rng).text
+        image, instruction = render(scene, 256), edit_sentence(propose_edit(scene, rng), scene, rng)[0]
         (inputs,) = prompts(processor, [turn(image, instruction)], generation_mode="image")
         codes = model.generate(**inputs, generation_mode="image", seed=seed)
         (edited,) = processor.post_process_multimodal_output(codes, generation_mode="image")

@@ -93,7 +93,7 @@ def test_added_objects_may_lie_anywhere_their_words_allow() -> None:
 
 def test_instructions_refer_without_ambiguity() -> None:
     def said(edit: Edit, scene: Scene, **options: bool) -> set[str]:
-        return {edit_sentence(edit, scene, Random(seed), **options).text for seed in range(200)}
+        return {edit_sentence(edit, scene, Random(seed), **options)[0] for seed in range(200)}
 
     assert "Make the circle green." in said(Edit("recolor", 0, "green"), BEFORE)
     assert "Make it green." in said(Edit("recolor", 0, "green"), Scene("white", (CIRCLE,)), pronoun=True)
