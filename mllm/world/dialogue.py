@@ -443,14 +443,6 @@ def says_it(words: str) -> bool:
 
 JOBS = ("draw", "describe", "ask", "edit", "depth", "segment", "interleaved", "multi_turn", "talk")
 QUESTION_ROUND_WEIGHTS = (30, 25, 20, 15, 10)  # one to five questions about one image
-INTERLEAVED_WEIGHTS = {
-    "draw then edit": 40,
-    "draw then describe": 15,
-    "draw then answer": 15,
-    "draw then depth": 8,
-    "draw then segmentation": 8,
-    "edit then describe": 14,
-}
 TALK_WEIGHTS = {"fact": 60, "outside": 16, "sizes": 8, "reversed": 8, "sum": 8}
 SHORT_DESCRIPTION_SHARE = 0.25
 CANONICAL_DENSE_SHARE = 0.5
@@ -713,7 +705,7 @@ def talk_about(episode: Episode, scene: Scene, rng: Random) -> list[Round]:
 
 def interleaved_round(episode: Episode, rng: Random) -> Round:
     """A request in several steps, answered in one turn with text and images."""
-    kind = pick(INTERLEAVED_WEIGHTS, rng)
+    kind = pick(phrases("dialogue")["weights"], rng)
     slots: dict[str, str] = {}
     if kind.startswith("draw"):
         options = {"allowed_pairs": episode.allowed_pairs, "statements": False}

@@ -36,17 +36,6 @@ NUMBERS = (*NUMBER_WORDS, "five", "six", "seven", "eight", "nine", "ten")
 ARTICLE = re.compile(r"\b(?:a|an|the) (?=\w)")
 PHRASE = re.compile(r"(?<= )(?:a|an|one|two|three|four|and|on|with|in|the|to the) ")
 ASKING = re.compile("(can|could|would|will|may|is|are|do|does|did|what|which|how|where|who|have|any)\\b")
-FULL = ("size", "color", "shape")
-REFERENCE_WEIGHTS = {
-    ("shape",): 8.0,
-    ("color",): 2.0,
-    ("size",): 1.5,
-    ("color", "shape"): 6.0,
-    ("size", "shape"): 3.0,
-    ("size", "color"): 1.0,
-    FULL: 1.0,
-}
-"""How often an object is referred to by which attributes, where these single it out."""
 T = TypeVar("T")
 
 
@@ -267,7 +256,8 @@ class Speaker:
         """
         others = [other for other in scene.objects if other is not item]
         choices: dict[str, float] = {}
-        for names, weight in REFERENCE_WEIGHTS.items():
+        for attributes, weight in phrases("people")["weights"]["references"].items():
+            names = attributes.split()
             named = Filter.of(item, names)
             if without not in names and named.find_one(scene):
                 is_one = "shape" not in names and self.maybe(0.6)

@@ -18,7 +18,7 @@ from random import Random
 from typing import Any, NamedTuple
 
 from mllm.world.dialogue import CHANGED_ATTRIBUTE
-from mllm.world.grammar import FULL, Speaker, tidy
+from mllm.world.grammar import Speaker, tidy
 from mllm.world.language import NUMBER_WORDS, UnsayableError, describe, join, need, phrases
 from mllm.world.scene import (
     ATTRIBUTES,
@@ -54,6 +54,7 @@ from mllm.world.spec import ANY, Filter
 
 # ---- requests to draw: a scene, what is said of it, and what an image of these words must show ----
 
+FULL = ("size", "color", "shape")
 SEEN_KINDS = [Filter(shape, color, size) for color, shape in sorted(SEEN_PAIRS) for size in SIZES]
 """Everything that training sees."""
 
@@ -1168,15 +1169,6 @@ OTHER = {"yes": ["no"], "no": ["yes"]}
 NEARLY_TRIES = 60
 CHANGES = {change_one: 48, change_set: 14, add_one: 30, change_background: 20}
 """Changes that may ask for what this world lacks in words that are otherwise in order."""
-REASONS = {"shape": "thing", "list": "count", "fifth": "count", "styling": "style"}
-"""Of what cannot be done, where it is not called like the request."""
-NEEDED = {
-    "can": ["draw", "shapes"],
-    "can draw": ["circles", "shapes"],
-    "can color": ["red"],
-    "can count": ["four", "4"],
-}
-"""Words of which any answer must hold one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -1425,8 +1417,8 @@ def talk(speaker: Speaker, after: str | None) -> PeopleTurn:
     if kind in ("can", "can draw", "who", "like") and speaker.maybe(0.15):
         text = f"{speaker.say('greet')} {text}"
     expect: dict[str, Any] = {"no_picture": True}
-    if kind in NEEDED:
-        expect["text"] = {"any_of": NEEDED[kind]}
+    if kind in table["needed"]:
+        expect["text"] = {"any_of": table["needed"][kind]}
     return PeopleTurn(speaker.type(text), table["answers"][kind], expect, kind="talk")
 
 
@@ -1442,8 +1434,7 @@ def decline(speaker: Speaker, scene: Scene | None) -> PeopleTurn:
 
 
 def outside_turn(words: str, form: str) -> PeopleTurn:
-    answer = phrases("people")["declines"][REASONS.get(form, form)]
-    return PeopleTurn(words, answer, {"decline": True}, kind="outside")
+    return PeopleTurn(words, phrases("people")["declines"][form], {"decline": True}, kind="outside")
 
 
 def nearly_inside(speaker: Speaker, scene: Scene | None) -> tuple[str, str]:
