@@ -1,4 +1,4 @@
-"""The checker reads images right, says "unreadable" where it should, and measures its own error."""
+"""Images are exact; the checker reads them right, says "unreadable" where it should, and measures its own error."""
 
 from __future__ import annotations
 
@@ -12,11 +12,38 @@ import pytest
 from PIL import Image, ImageDraw, ImageFilter
 
 from mllm.world.checker import border_errors, checker_error, parse, same_scene, score_dense
-from mllm.world.render import RGB, paint, render
+from mllm.world.render import PALETTES, RGB, compute_coverage, paint, render
 from mllm.world.scene import BACKGROUNDS, COLORS, RADIUS, SHAPES, SIZES, Scene, SceneObject, random_scene
 
+ONE = Scene("cream", (SceneObject("heart", "purple", "large", 0.4, 0.6),))
 RED_CIRCLE = SceneObject("circle", "red", "large", 0.3, 0.5)
 SCENE = Scene("white", (RED_CIRCLE, SceneObject("square", "blue", "small", 0.75, 0.5)))
+
+
+def test_size_and_colors() -> None:
+    kinds = {"image": ("purple", "cream"), "depth": ("large", "background"), "segmentation": ("heart", "background")}
+    for size, (kind, names) in product(((64, 64), (250, 250), (192, 128), (96, 160)), kinds.items()):
+        image, (inside, outside) = render(ONE, size, kind), [PALETTES[kind][name] for name in names]
+        assert image.size == size and image.mode == "RGB" and image.getpixel((1, 1)) == outside
+        assert image.getpixel((int(0.4 * size[0]), int(0.6 * size[1]))) == inside
+    render(Scene("white", (SceneObject("square", "red", "large", 0.0, 1.0),)), (64, 80))  # cut by the border
+    for options in ({"size": 8}, {"kind": "normals"}):
+        with pytest.raises(ValueError):
+            render(ONE, **options)
+
+
+def test_coverage_agrees_with_many_samples_per_pixel() -> None:
+    """Antialiasing by distance is close to brute force: 16 x 16 inside tests per pixel."""
+    for shape in SHAPES:
+        fast_HW = compute_coverage(shape, 11.0, 0.25, -0.375)
+        samples_HW = compute_coverage(shape, 11.0 * 16, 0.25 * 16, -0.375 * 16) > 0.5
+        reach, fine_reach = fast_HW.shape[0] // 2, samples_HW.shape[0] // 2
+        slow_HW = np.zeros_like(fast_HW)
+        # fine pixel i of the middle pixel's corner at fine_reach belongs to coarse pixel reach + i // 16
+        for y, x in zip(*np.nonzero(samples_HW), strict=True):
+            slow_HW[reach + (y - fine_reach) // 16, reach + (x - fine_reach) // 16] += 1 / 256
+        assert np.abs(fast_HW - slow_HW).mean() < 0.01
+        assert fast_HW.sum() == pytest.approx(slow_HW.sum(), rel=0.01)
 
 
 def test_rendered_scenes_are_read_back() -> None:

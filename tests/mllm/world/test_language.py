@@ -1,4 +1,4 @@
-"""Requests to draw are true of their own scene and false of a changed one; there are many ways to say a thing."""
+"""Requests to draw are true of their own scene and false of a changed one; descriptions are read, false ones caught."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from random import Random
 from mllm.world.dialogue import make_episode
 from mllm.world.language import DRAWING_WEIGHTS, add_typo, correct_typos, describe, make_draw_request
 from mllm.world.scene import COLORS, HELD_OUT_PAIRS, Scene, SceneObject, random_scene, random_scene_for
-from mllm.world.sentence_reader import read_request
+from mllm.world.sentence_reader import check_description, read_description, read_request
 from mllm.world.spec import Background, Exists, Filter, Related, check_scene, enumerate_objects
 
 CIRCLE, SQUARE = SceneObject("circle", "red", "large", 0.25, 0.5), SceneObject("square", "blue", "small", 0.6, 0.5)
 STAR = SceneObject("star", "green", "small", 0.65, 0.85)
+SCENE = Scene("white", (CIRCLE, SQUARE, STAR))
 SKILLS = {"attribute", "scene", "spatial relation", *list(DRAWING_WEIGHTS)[2:]}
 
 
@@ -63,7 +64,7 @@ def test_the_sentences_of_the_documentation_are_said() -> None:
     scene = Scene("white", (CIRCLE, SQUARE))
     said = {make_draw_request(scene, Random(seed), kind="full").text for seed in range(3000)}
     assert "a large red circle to the left of a small blue square on a white background" in said
-    assert describe(Scene("white", (CIRCLE, SQUARE, STAR))) == (
+    assert describe(SCENE) == (
         "There are three shapes on a white background: a large red circle, a small blue square and a small green star. "
         "The circle is to the left of the square. The square is above the star."
     )
@@ -85,3 +86,55 @@ def test_constraints_are_checked_under_the_best_assignment_and_what_is_missing_f
         (above, "white", (STAR, replace(CIRCLE, color="blue", size="small", y=0.1)), [True] * 4),
     ):
         assert check_scene(spec, Scene(background, objects)) == expected
+
+
+def test_descriptions_are_read_back_and_plain_requests_to_draw_are_descriptions_too() -> None:
+    for seed in range(400):
+        scene = random_scene(Random(seed))
+        for short in (False, True):
+            text = describe(scene, short=short)
+            assert check_description(text, scene), text
+            claimed, _ = read_description(text)
+            assert claimed[: len(scene.objects) + 1] == enumerate_objects(list(map(Filter.of, scene.objects)))
+            assert claimed[-1] == Background(scene.background)
+        if len(scene.objects) < 3:  # a second reader of the draw language: what it understands holds on the scene
+            request = make_draw_request(scene, Random(seed), kind="full")
+            assert all(check_scene(read_description(request.core)[0], scene)), request.core
+
+
+def test_false_or_incomplete_descriptions_fail() -> None:
+    text = describe(SCENE)
+    assert check_description(text, SCENE)
+    for old, new in (
+        ("large red circle", "small red circle"),
+        ("large red circle", "large orange circle"),
+        ("blue square", "blue heart"),
+        ("blue square", "square"),
+        (" and a small green star", ""),
+        ("small green star", "small green star and a small green star"),
+        ("white background", "gray background"),
+        (" on a white background", ""),
+        ("to the left of", "to the right of"),
+        ("is above the star", "is below the star"),
+        ("three shapes", "four shapes"),
+        ("The circle is to the left of the square", "The heart is to the left of the square"),
+        ("The square is above the star.", "The square is above."),
+        (text, ""),
+        (text, "a dog on a white background"),
+        (text, "left of below the the the"),
+        (text, "3 3 3"),
+    ):
+        assert old in text and not check_description(text.replace(old, new), SCENE), new
+    twins = Scene("gray", (CIRCLE, replace(CIRCLE, x=0.75)))  # told apart by counting
+    assert check_description(describe(twins), twins)
+    assert not check_description("A large red circle on a gray background.", twins)
+
+
+def test_other_ways_to_say_it_are_understood() -> None:
+    named = enumerate_objects([Filter.of(CIRCLE), Filter.of(SQUARE)])
+    text = "a big red disk to the left of a tiny blue square on a white background"
+    assert read_description(text) == ((*named, Related(0, "left of", 1), Background("white")), True)
+    twins = enumerate_objects([Filter("cross", "red", "small")] * 2)
+    text = "The background is grey. There are two small red pluses."
+    assert read_description(text) == ((*twins, Background("gray")), True)
+    assert read_request("a photo of a dog") == ()
