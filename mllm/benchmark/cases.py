@@ -101,8 +101,8 @@ def build_random_model(
     text = {"hidden_size": size.width, "intermediate_size": size.intermediate, "num_hidden_layers": size.layers}
     text |= {"num_attention_heads": size.heads, "vocab_size": VOCABULARY, "max_position_embeddings": 4096}
     codes = {"num_codebooks": size.codebooks, "codebook_size": size.codebook_size, "image_size": 16 * size.side}
-    head = {"embedder_width": size.embedder_width or size.width, "embedder_heads": size.embedder_heads or size.heads}
-    head |= {"head_layers": size.head_layers, "prompt_style": "unitok"}
+    head: dict[str, Any] = {"head_layers": size.head_layers, "prompt_style": "unitok"}
+    head |= {"embedder_width": size.embedder_width or size.width, "embedder_heads": size.embedder_heads or size.heads}
     config = MLLMConfig(text_config=LlamaConfig(**text, rms_norm_eps=1e-5), **codes, **head)
     torch.manual_seed(SEED)
     usual = torch.get_default_dtype()
@@ -346,7 +346,7 @@ def draw_alone(
         variants[COMPILED] = repeated(partial(work.by, Engine(own, compile=True), sampling), images)
     rows = batch * (2 if sampling.guidance > 1 else 1)
     cost = position_cost(model, rows=rows, context=size.prompt + work.num_positions / 2)
-    facts = {"batch": batch, "rows": rows, "positions": work.num_positions, "prompt": size.prompt}
+    facts: dict[str, Any] = {"batch": batch, "rows": rows, "positions": work.num_positions, "prompt": size.prompt}
     facts |= {"guidance": sampling.guidance, "dtype": settings.dtype_name, "weight_bytes": weight_bytes(model)}
     return Case(name=name, variants=variants, facts=facts, cost=cost.times(images * work.num_positions))
 

@@ -218,7 +218,7 @@ def serve() -> None:
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     prepared: list[tuple[Run, bool]] = []
     for line in sys.stdin:
-        message = json.loads(line)
+        message, answer = json.loads(line), dict[str, Any]()
         try:
             if "run" in message:
                 run, on_gpu = prepared[message["run"]]
@@ -229,9 +229,9 @@ def serve() -> None:
                 if "prepare" in message:
                     prepared.append((work, str(arguments.get("device", "cpu")).startswith("cuda")))
                 value = len(prepared) - 1 if "prepare" in message else work().tolist()
-            answer = {"value": value}
+            answer["value"] = value
         except Exception as error:  # whatever it is, the other process says it
-            answer = {"error": f"{type(error).__name__}: {error}"}
+            answer["error"] = f"{type(error).__name__}: {error}"
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
 

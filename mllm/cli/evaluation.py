@@ -106,7 +106,7 @@ def evaluate_emoji(options: Namespace) -> None:
         raise ValueError(f"--jobs must include draw with --sheet, got {', '.join(options.jobs)}; leave --sheet out")
     pipeline, scorer = load_pipeline(options), EfficientNetLite0.installed()
     settings = given(options, ("count", "seed", "batch_size", "sheet"))
-    found = {"cells": cells, "groups": groups, "scorer": scorer, "sampling": typed_sampling(options)}
+    found: dict[str, Any] = {"cells": cells, "groups": groups, "scorer": scorer, "sampling": typed_sampling(options)}
     report = measure_emoji(pipeline, options.data, **found, **settings)
     show(as_table(report), report, options.json)
 

@@ -216,9 +216,11 @@ def convert_unitok_mllm(options: Namespace) -> None:
     source = checkpoints.find_model_folder(options.source)
     path = options.image_tokenizer or checkpoints.released_image_tokenizer(source)
     tokenizer = None if path is None else read_released_tokenizer(path, options)
-    how = {"dtype": checkpoints.DTYPES.get(options.dtype), "max_shard_bytes": int(options.shard_size * GB)}
+    dtype, largest = checkpoints.DTYPES.get(options.dtype), int(options.shard_size * GB)
     with whole_folder(options.output) as folder:
-        config = checkpoints.convert_released(source, folder, image_tokenizer=tokenizer, **how)
+        config = checkpoints.convert_released(
+            source, folder, image_tokenizer=tokenizer, dtype=dtype, max_shard_bytes=largest
+        )
     print(f"{options.output}: a model of width {config.hidden_size} in {config.dtype}".replace("torch.", ""))
     if tokenizer is None:
         print("no image tokenizer: the model can neither draw nor see images; convert again with --image-tokenizer")

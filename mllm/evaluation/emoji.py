@@ -22,7 +22,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
-from mllm.conversation import ImagePart, Message, TextPart
+from mllm.conversation import ImagePart, Message, Mode, TextPart
 from mllm.engine.settings import Overrides
 from mllm.evaluation.answerer import describe_measurement
 from mllm.evaluation.intervals import Rate, as_rate, as_values
@@ -235,7 +235,8 @@ def answer_items(
         for question, _, shown in items
     )
     seeds = range(seed, seed + len(items))
-    mode, chosen = ("interleaved", sampling) if group.draws else ("text", Overrides())
+    mode: Mode = "interleaved" if group.draws else "text"
+    chosen = sampling if group.draws else Overrides()
     found = pipeline.answer_each(dialogues, mode, seeds, at_once=batch_size, **chosen)
     answers = dict(tqdm(found, total=len(items), desc=group.name, leave=False))
     return [answers[place] for place in range(len(items))]

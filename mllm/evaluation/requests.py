@@ -18,7 +18,7 @@ from random import Random
 from typing import Any, TypeVar
 
 from PIL import Image
-from pydantic import BaseModel, NonNegativeInt, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, TypeAdapter, ValidationError
 
 from mllm.conversation import ImagePart, Message, TextPart
 from mllm.evaluation.answerer import model_fingerprint
@@ -60,8 +60,10 @@ Names = str | list[str] | None
 """One value, any of several, or None where every value will do."""
 
 
-class Form(BaseModel, frozen=True, strict=True, extra="forbid"):
+class Form(BaseModel):
     """An object of JSON that has its keys and no others."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
 
 class Description(Form):

@@ -157,7 +157,7 @@ def measure_tokenizer(wanted: TokenizerEvaluation) -> dict[str, Any]:
     tools = {"torch-fidelity": wanted.fid, "open-clip-torch": wanted.classes == IMAGENET_NAMES}
     used = tuple(name for name, is_used in tools.items() if is_used)
     extra = {**codes, "columns": {"Tokens": str(codes["tokens"])}, "crop": crop, "tokenizer": codec.name}
-    found = Scores(f"tokenizer@{wanted.crop}-{side}", "PSNR", scores | class_scores, extra=extra, tools=used)
+    measured = Scores(f"tokenizer@{wanted.crop}-{side}", "PSNR", scores | class_scores, extra=extra, tools=used)
     run: dict[str, Any] = dict.fromkeys(("prompts", "prompt_style", "decoding", "seed", "questions"))
     run |= {"model": {"fingerprint": codec.name}, "versions": tool_versions()}
     run["image_format"] = {"crop": crop, "file": "png"}
@@ -167,7 +167,7 @@ def measure_tokenizer(wanted: TokenizerEvaluation) -> dict[str, Any]:
     for name in ("lpips", "templates", "text_vocabulary"):
         if (file := getattr(wanted, name)) is not None:
             files[name] = fingerprint_of(file)
-    return make_result("tokenizer", found, run=run, expected=len(source), scored=num_images, files=files)
+    return make_result("tokenizer", measured, run=run, expected=len(source), scored=num_images, files=files)
 
 
 def describe_crop(prepare: ImageProcessor) -> str:

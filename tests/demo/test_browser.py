@@ -84,6 +84,7 @@ class Page:
         options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
         self.browser = Chrome(options=options, service=Service(found[1]))
         self.browser.get(address)
+        self.wait_for("#request textarea")
 
     def find(self, selector: str) -> list[Any]:
         return self.browser.find_elements(By.CSS_SELECTOR, selector)

@@ -5,6 +5,7 @@ gains, a contrary one loses.
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -104,6 +105,10 @@ def test_a_dialogue_that_outgrows_the_context_fails_and_the_others_are_answered(
         evaluate_world(lambda d, m, s: [], count=0, seed=0)
 
 
+def score_contrast(sign: int, images: Sequence[Image.Image], requests: Sequence[str]) -> list[float]:
+    return [sign * float(np.asarray(image).std()) for image in images]
+
+
 def test_a_perfect_judge_finds_the_right_candidate_and_a_contrary_one_avoids_it() -> None:
     """Every third seed of a request draws the right image, the others an empty one."""
     scored = [Candidates([0.1, 0.9, 0.95], [False, True, False]), Candidates([0.5, 0.4, 0.6], [True, False, True])]
@@ -120,9 +125,8 @@ def test_a_perfect_judge_finds_the_right_candidate_and_a_contrary_one_avoids_it(
 
     for sign in (1, -1):
         drawn.clear()
-        settings = {"best_of": (1, 4), "count": COUNT, "seed": SEED, "chunk": 5}
-        judge = lambda images, requests, sign=sign: [sign * float(np.asarray(image).std()) for image in images]  # noqa: E731
-        measured = measure_best_of(draw, judge, GROUPS[0], **settings)
+        judge = partial(score_contrast, sign)
+        measured = measure_best_of(draw, judge, GROUPS[0], best_of=(1, 4), count=COUNT, seed=SEED, chunk=5)
         assert drawn == [SEED + n + j * STRIDE for n in range(COUNT) for j in range(4)]
         rates = {number: values["rate"] for number, values in measured["best_of"].items()}
         assert rates == {"1": 0.0, "4": 1.0 if sign > 0 else 0.0}
