@@ -98,9 +98,7 @@ def test_a_wheel_installed_elsewhere_does_what_the_readme_shows(tmp_path: Path) 
 
     def run(*words: object, **options: Any) -> str:
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-        done = subprocess.run(
-            [str(word) for word in words], capture_output=True, text=True, env=environment, check=False, **options
-        )
+        done = subprocess.run([*map(str, words)], capture_output=True, text=True, env=environment, **options)
         assert done.returncode == 0, done.stderr[-2000:]
         return done.stdout
 

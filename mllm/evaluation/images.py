@@ -21,7 +21,6 @@ from tqdm import tqdm
 
 from mllm.evaluation.intervals import mean_with_deviation, means, score_with_interval, without_interval
 from mllm.evaluation.protocol import (
-    AnsweredItem,
     Answers,
     Benchmark,
     BenchmarkItem,
@@ -73,8 +72,14 @@ class ImageBenchmark(Benchmark):
     """File of the image within the run folder."""
 
     def read_prompts(self, questions: Path) -> list[Prompt]:
-        """The prompts of the official file; by default one per line."""
-        return read_prompt_lines(questions)
+        """The prompts of the official file; by default one per line, without empty lines."""
+        lines = [text.strip() for text in text_lines(questions)]
+        for number, text in enumerate(lines, start=1):
+            if text.startswith("{") and text.endswith("}"):
+                raise ValueError(
+                    f"{questions}, line {number} must be a prompt, got a JSON record; give the published text file"
+                )
+        return [Prompt(f"{questions}, line {number}", text) for number, text in enumerate(lines, start=1) if text]
 
     def read_items(self, questions: Path, images: Path | None) -> list[BenchmarkItem]:
         items: list[BenchmarkItem] = []
@@ -106,19 +111,6 @@ def check_file_name(name: str, where: str) -> None:
         raise ValueError(f"{where} must be usable as the name of a file, got {name!r}; change it")
 
 
-def read_prompt_lines(path: Path) -> list[Prompt]:
-    lines = [text.strip() for text in text_lines(path)]
-    for number, text in enumerate(lines, start=1):
-        if text.startswith("{") and text.endswith("}"):
-            raise ValueError(f"{path}, line {number} must be a prompt, got a JSON record; give the published text file")
-    return [Prompt(f"{path}, line {number}", text) for number, text in enumerate(lines, start=1) if text]
-
-
-def image_of(answered: AnsweredItem) -> Path:
-    assert answered.image is not None, f"{answered.where} has no image, but its benchmark draws"
-    return answered.image
-
-
 # ---- GenAI-Bench ----
 
 
@@ -143,7 +135,7 @@ class GenAIBench(ImageBenchmark):
 
     def read_prompts(self, questions: Path) -> list[Prompt]:
         """One prompt per line; the other official set is refused, so that the name stays true."""
-        prompts, num_lines = read_prompt_lines(questions), len(text_lines(questions))
+        prompts, num_lines = super().read_prompts(questions), len(text_lines(questions))
         if num_lines in self.first_numbers and num_lines != self.size:
             raise ValueError(f"{questions} must have {self.size} prompts, got {num_lines}; use genai-bench-{num_lines}")
         if empty := num_lines - len(prompts):
@@ -188,24 +180,22 @@ class GenAIBench1600(GenAIBench):
     name, size, official_counts = "genai-bench-1600", 1600, (1600,)
 
 
-def score_images(answered: Answers, scorer: ImageTextScorer, folder: Path | None) -> list[float]:
+def score_images(answered: Answers, scorer: ImageTextScorer, folder: Path) -> list[float]:
     """How well each image shows its prompt.
 
     Scores are appended batch by batch to a file of the scorer in the folder, each with the hash of its image and
     prompt: an interrupted scoring resumes, and an image that was drawn again is scored again.
     """
     about = json.dumps(dict(scorer.description), sort_keys=True)
-    file = None if folder is None else folder / f"scores-{hashlib.sha256(about.encode()).hexdigest()[:12]}.jsonl"
-    names = [hashlib.sha256(image_of(one).read_bytes() + one.item.prompt.encode()).hexdigest()[:16] for one in answered]
-    records = [record for _, record in kept_lines(file)] if file else []
-    known = {record.get("image") or record["picture"]: record["score"] for record in records}
+    file = folder / f"scores-{hashlib.sha256(about.encode()).hexdigest()[:12]}.jsonl"
+    names = [hashlib.sha256(one.image.read_bytes() + one.item.prompt.encode()).hexdigest()[:16] for one in answered]
+    known = {record.get("image") or record["picture"]: record["score"] for _, record in kept_lines(file)}
     missing = [n for n, name in enumerate(names) if name not in known]
     for start in tqdm(range(0, len(missing), scorer.batch_size), desc="scores", disable=not missing):
         batch = missing[start : start + scorer.batch_size]
-        scores = scorer([image_of(answered[n]) for n in batch], [answered[n].item.prompt for n in batch])
+        scores = scorer([answered[n].image for n in batch], [answered[n].item.prompt for n in batch])
         known |= {names[n]: score for n, score in zip(batch, scores, strict=True)}
-        if file:
-            append_lines(file, [{"image": names[n], "score": known[names[n]]} for n in batch])
+        append_lines(file, [{"image": names[n], "score": known[names[n]]} for n in batch])
     return [known[name] for name in names]
 
 
@@ -302,7 +292,7 @@ class DPGBench(ImageBenchmark):
         """grids/<id>.png for each prompt that has all four images."""
         files: dict[str, list[Path]] = defaultdict(list)
         for one in answered:
-            files[one.item.fields["prompt_id"]].append(image_of(one))
+            files[one.item.fields["prompt_id"]].append(one.image)
         paths = {folder / "grids" / f"{name}.png": four for name, four in files.items() if len(four) == self.samples}
         for path, four in paths.items():
             images = [np.asarray(read_image(file)) for file in four]
@@ -328,7 +318,7 @@ class T2ICompBench(ImageBenchmark):
     id_format, id_type, output_format = "{count}", int, "samples/{text}_{count:06d}.png"
 
     def read_prompts(self, questions: Path) -> list[Prompt]:
-        prompts = read_prompt_lines(questions)
+        prompts = super().read_prompts(questions)
         for prompt in prompts:
             if "/" in prompt.text:
                 raise ValueError(f"{prompt.where} must be usable as a file name, got '/' in {prompt.text!r}; remove it")
@@ -360,7 +350,7 @@ class ClassSamples(ImageBenchmark):
     id_format, id_type, output_format = "{number}", int, "images/{number:06d}.png"
 
     def read_prompts(self, questions: Path) -> list[Prompt]:
-        prompts = read_prompt_lines(questions)
+        prompts = super().read_prompts(questions)
         for where, text, _ in prompts:
             if not text.isdecimal():
                 raise ValueError(f"{where} must be a class number, got {text!r}")
@@ -371,7 +361,7 @@ class ClassSamples(ImageBenchmark):
 
     def submit(self, answered: Answers, folder: Path, *, annotations: Path | None, split: Path | None) -> list[Path]:
         """samples_<M>x<H>x<W>x3.npz with `arr_0` (uint8 images) and `arr_1` (classes)."""
-        files = [image_of(one) for one in answered]
+        files = [one.image for one in answered]
         width, height = read_image(files[0]).size
         images_MHW3 = np.empty((len(files), height, width, 3), dtype=np.uint8)
         for image_HW3, file in zip(images_MHW3, files, strict=True):
@@ -406,7 +396,6 @@ class MJHQ30K(ImageBenchmark):
         ]
 
     def score(self, answered: Answers, annotations: Path, options: ScoreOptions) -> Scores:
-        assert options.folder is not None, "FID is over the images of a run folder"
         try:
             from cleanfid.fid import compute_fid
         except ImportError as error:

@@ -144,7 +144,6 @@ class MMVet(Benchmark):
             raise ValueError(
                 "MM-Vet must be graded by a judge, got none; give --judge-url and --judge-model, or use submit"
             )
-        assert options.folder is not None, "grades need a folder"
         truth = read_mapping(annotations, "question", "answer", "capability", name=self.annotations)
         for one in answered:
             find_annotation(truth, name_of(one.item), one.item, annotations)

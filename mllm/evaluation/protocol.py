@@ -61,7 +61,7 @@ class BenchmarkItem:
 class AnsweredItem:
     item: BenchmarkItem
     text: str = ""  # mode "text"
-    image: Path | None = None  # mode "image"
+    image: Path = Path()  # mode "image"
     where: str = "the answers"  # file and line of the answer, for error messages
 
 
@@ -91,7 +91,7 @@ class Scores:
 class ScoreOptions:
     """What a scorer may use besides answers and annotations."""
 
-    folder: Path | None = None  # the run folder: images, and a cache of grades
+    folder: Path = Path()  # the run folder: images, and caches of scores and grades
     judge: Judge | None = None  # grades open answers
     scorer: ImageTextScorer | None = None  # scores images
 

@@ -36,9 +36,8 @@ def made_up_entries() -> list[dict]:
     for n in range(NUM_OBJECTS):
         tags = [f"color{n % 7}", f"shape{n % 11}", f"size{n % 13}", f"object{n + 1:03}"]
         entries.append({"label": f"object{n:03}", "tags": tags, "group": 7, "subgroup": n % 4})
-    for n, (words, gender) in product(
-        range(NUM_WORKERS), (("", {}), ("man ", {"gender": 1}), ("woman ", {"gender": 0}))
-    ):
+    genders: tuple[tuple[str, dict], ...] = (("", {}), ("man ", {"gender": 1}), ("woman ", {"gender": 0}))
+    for n, (words, gender) in product(range(NUM_WORKERS), genders):
         label = f"{words}worker{n:03}"
         skins: list[dict] = [{"label": label, "tone": tone} for tone in (1, 2, 3, 4, 5, [1, 5])]
         entries.append({"label": label, "tags": [label], "group": 1, "subgroup": 5, "skins": skins, **gender})

@@ -92,7 +92,7 @@ def test_the_set_of_1600_counts_from_zero_and_from_one_where_the_file_does(tmp_p
         prompts, skills = write_genai_bench(tmp_path / str(first), size=1600, first=first)
         items = GenAIBench1600().read_items(prompts, None)[:200]
         answered = [AnsweredItem(item, image=tmp_path / "a.png") for item in items]
-        scores = GenAIBench1600().score(answered, skills, ScoreOptions(scorer=BrightnessScorer()))
+        scores = GenAIBench1600().score(answered, skills, ScoreOptions(folder=tmp_path, scorer=BrightnessScorer()))
         assert scores.scores["basic"].count == 200 and "advanced" not in scores.scores
         assert scores.protocol == "genai-bench-1600@vqascore-brightness"
 

@@ -11,7 +11,6 @@ from PIL import Image
 
 from mllm.cli.main import main
 from mllm.conversation import ImagePart, Message, TextPart
-from mllm.evaluation import requests
 from mllm.evaluation.requests import IMAGE_SIDE, as_table, evaluate_requests, nudge_apart, read_items
 from mllm.evaluation.world import Part
 from mllm.world.render import render
@@ -187,21 +186,11 @@ def test_a_malformed_line_is_one_error_with_file_and_line(tmp_path: Path, capsys
 
 
 def test_the_command_prints_rates_and_failures_and_writes_them(
-    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+    random_model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    class FakePipeline:
-        tasks, model = None, None
-
-        def answer_each(self, dialogues: Sequence, mode: str, seeds: Sequence[int], **options: object) -> Answers:
-            return enumerate(["I can only draw shapes."] for _ in dialogues)
-
-    monkeypatch.setattr("mllm.cli.evaluation.load_pipeline", lambda options: FakePipeline())
-    monkeypatch.setattr(requests, "model_fingerprint", lambda model: "0" * 16)
-    items = [item("a", "outside", None, {"decline": True}), item("b", "draw", None, STAR_AND_BOX)]
-    path = write(tmp_path / "tests.jsonl", *items)
-    assert main(["evaluate", "requests", str(path), "--json", str(tmp_path / "result.json")]) == 0
-    result = json.loads((tmp_path / "result.json").read_text())
-    assert result["kinds"] == {"outside": {"right": 1, "total": 1}, "draw": {"right": 0, "total": 1}}
-    assert (result["right"], result["total"], len(result["failures"])) == (1, 2, 1)
-    printed = capsys.readouterr().out
-    assert "1 of 2" in printed and "b, turn 1: please" in printed and "0 images" in printed
+    items = [item("a", "talk", None, {"text": {"none_of": []}}), item("b", "edit", SHOWN, RECOLORED)]
+    words = [str(write(tmp_path / "tests.jsonl", *items)), "--json", str(tmp_path / "result.json")]
+    assert main(["evaluate", "requests", *words, "--model", str(random_model_folder), "--device", "cpu"]) == 0
+    result, printed = json.loads((tmp_path / "result.json").read_text()), capsys.readouterr().out
+    assert (result["total"], result["kinds"]["edit"]) == (2, {"right": 0, "total": 1})
+    assert result["failures"][-1]["id"] == "b" and "b, turn 1: please" in printed and "of 2" in printed
