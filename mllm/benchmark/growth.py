@@ -43,15 +43,12 @@ def growth_cases(settings: Settings, parameters: list[str]) -> Iterator[Case]:
         for value in values:
             size = change(base, value)
             batch, images = (value if parameter == name else 1 for name in ("batch", "images"))
-            yield growth_case(settings, size, parameter, value, batch=batch, images=images)
-
-
-def growth_case(settings: Settings, size: Size, parameter: str, value: int, *, batch: int, images: int) -> Case:
-    case = draw_alone(settings, size, batch, name=f"{parameter} {value}", images=images, window=1)
-    networks = size.layers + size.head_layers * size.codebooks
-    facts = {"parameter": parameter, "value": value, "steps": images * case.facts["positions"] * networks}
-    facts |= {name: getattr(case.cost, name) for name in COSTS[1:]}
-    return replace(case, facts=facts | {"model_bytes": case.facts["weight_bytes"]}, cost=None, warm_ups=1)
+            case = draw_alone(settings, size, batch, name=f"{parameter} {value}", images=images, window=1)
+            steps = images * case.facts["positions"] * (size.layers + size.head_layers * size.codebooks)
+            facts: dict[str, Any] = {"parameter": parameter, "value": value, "steps": steps}
+            facts |= {name: getattr(case.cost, name) for name in COSTS[1:]}
+            facts["model_bytes"] = case.facts["weight_bytes"]
+            yield replace(case, facts=facts, cost=None, warm_ups=1)
 
 
 def fit_costs(report: dict[str, Any]) -> dict[str, Any]:
