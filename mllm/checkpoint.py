@@ -13,7 +13,7 @@ import copy
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -38,7 +38,7 @@ from mllm.vocabulary import load_text_tokenizer, save_text_tokenizer
 from tokenizer.checkpoint import UpstreamCheckpoint, export_upstream, read_upstream, save_converted
 from tokenizer.hardware import fast_dtype
 from tokenizer.unitok import WEIGHTS_FILE, UniTok
-from tokenizer.weights import NameTable, TensorFiles, require_same_tensors, weight_files
+from tokenizer.weights import NameTable, Source, TensorFiles, require_same_tensors, weight_files
 
 if TYPE_CHECKING:
     from mllm.model import MLLMForConditionalGeneration
@@ -48,6 +48,7 @@ BUNDLED_MODELS = ("tiny", "emoji")
 """Models that come with the package, by name; the first one is the default."""
 BUNDLED = ASSETS / BUNDLED_MODELS[0]
 CONFIG_FILE, CARD_FILE, SOURCE_FILE = "config.json", "README.md", "SOURCE.json"
+CARD_TEMPLATE = ASSETS / "model_card.md"
 FILE_PATTERN, INDEX_FILE = "model{suffix}.safetensors", "model.safetensors.index.json"
 IMAGE_TOKENIZER = "image_tokenizer"
 RELEASED_FILES = ("unitok_tokenizer.pth", "unitok_tokenizer.safetensors")
@@ -92,26 +93,10 @@ SAME_ENTRY = 0.999
 """Cosine from which two codebook entries are the same one stored in different types."""
 
 TAGS = ["text-to-image", "image-to-text", "image-to-image", "unitok"]
-MAX_SIZES = 12
-SETTINGS = (
-    *("image_guidance", "image_temperature", "image_top_k", "image_top_p", "image_resamples"),
-    *("embedding_context", "prompt_style"),
-)
-"""What holds unless a call says otherwise."""
 RATE_FIELDS = {"rate", "low", "high", "passed", "total"}
 """Of a rate among the scores."""
 NAMELESS = ("scores", "skills")
 """Levels of the scores that a reader need not see."""
-USE = """```python
-import mllm.model  # or trust_remote_code=True below
-from transformers import AutoModelForMultimodalLM, AutoProcessor
-
-model = AutoModelForMultimodalLM.from_pretrained(FOLDER)
-processor = AutoProcessor.from_pretrained(FOLDER)
-inputs = processor(text="a red circle", generation_mode="image", return_tensors="pt").to(model.device)
-codes = model.generate(**inputs, generation_mode="image", seed=1)
-processor.post_process_multimodal_output(codes, generation_mode="image")[0].save("circle.png")
-```"""
 
 
 def installed_models() -> list[str]:
@@ -136,18 +121,13 @@ def find_model_folder(name: str | Path | None) -> Path:
     if not folder.is_dir():
         raise FileNotFoundError(f"model must be a folder or a hub id, got {folder}, which is not there; check the path")
     if not (folder / CONFIG_FILE).is_file():
-        raise FileNotFoundError(
-            f"a model folder must have a {CONFIG_FILE}, got none in {folder}; give a folder that holds a model"
-        )
+        raise FileNotFoundError(f"a model folder must have a {CONFIG_FILE}, got none in {folder}; give another")
     try:
         kind = read_json(folder / CONFIG_FILE).get("model_type")
     except (ValueError, AttributeError) as error:
         raise ValueError(f"{folder / CONFIG_FILE} must be a model's config, got {error}; restore the file") from error
     if kind not in MODEL_TYPES:
-        raise ValueError(
-            f"the model in {folder} must be of type {' or '.join(map(repr, MODEL_TYPES))}, got {kind!r}; give another "
-            "folder"
-        )
+        raise ValueError(f"the model of {folder} must be {' or '.join(MODEL_TYPES)}, got {kind!r}; give another")
     return folder
 
 
@@ -204,9 +184,7 @@ def find_image_tokenizer(name: str | None, *, device: torch.device | str | None 
     folder = find_model_folder(name)
     tokenizer = load_image_tokenizer(folder, device=device)
     if tokenizer is None:
-        raise FileNotFoundError(
-            f"{folder} must have {IMAGE_TOKENIZER}/ or {RELEASED_FILES[0]} for images, got neither; add one of them"
-        )
+        raise FileNotFoundError(f"{folder} must have {IMAGE_TOKENIZER}/ or {RELEASED_FILES[0]}, got neither; add one")
     return tokenizer
 
 
@@ -259,7 +237,6 @@ class LoadOptions:
 
 
 def load_model(folder: Path, options: LoadOptions) -> MLLMForConditionalGeneration:
-    """The language model of a folder."""
     from mllm.model import MLLMForConditionalGeneration
 
     dtype, config = options.number_format, MLLMConfig.from_pretrained(folder, local_files_only=True)
@@ -324,11 +301,10 @@ def quantization_config(name: str, *, dtype: torch.dtype, kept: Sequence[str] = 
             f"bitsandbytes must be installed for quantization {name!r}, got no such package; "
             "run: pip install 'mllm-toolkit[quantization]'"
         )
-    kept = list(kept)
     if name == "bnb8":
-        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=kept)
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=list(kept))
     options = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": dtype}
-    return BitsAndBytesConfig(load_in_4bit=True, llm_int8_skip_modules=kept, **options)
+    return BitsAndBytesConfig(load_in_4bit=True, llm_int8_skip_modules=list(kept), **options)
 
 
 def keep_precise(config: QuantizationConfigMixin | dict[str, Any]) -> QuantizationConfigMixin:
@@ -340,29 +316,16 @@ def keep_precise(config: QuantizationConfigMixin | dict[str, Any]) -> Quantizati
     return config
 
 
-class ReleasedTensors(Mapping[str, Tensor]):
-    """The tensors of a released model under our names; what is one tensor here is joined when asked for."""
-
-    def __init__(self, files: TensorFiles, keys: list[str]) -> None:
-        self.files, self.sources = files, RELEASED.sources(keys)
-
-    def __getitem__(self, key: str) -> Tensor:
-        return self.sources[key].read(self.files)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.sources)
-
-    def __len__(self) -> int:
-        return len(self.sources)
-
-
-def open_released(folder: Path, model_class: type[nn.Module], config: MLLMConfig) -> ReleasedTensors:
-    """The tensors of the folder; refuses it unless they are exactly those of a model of this config."""
+def open_released(
+    folder: Path, model_class: type[nn.Module], config: MLLMConfig
+) -> tuple[TensorFiles, dict[str, Source]]:
+    """The files of a released model, and where in them each tensor of ours is, which may be several of theirs joined;
+    refuses the folder unless it has exactly the tensors of a model of this config."""
     files = TensorFiles(weight_files(folder))
     keys = [key for key in files if not RECOMPUTED.fullmatch(key)]
     expected = RELEASED.to_theirs(our_shapes(model_class, config), codebook_size=config.codebook_size)
     require_same_tensors({key: files.shapes[key] for key in keys}, expected, source=folder)
-    return ReleasedTensors(files, keys)
+    return files, RELEASED.sources(keys)
 
 
 def our_shapes(model_class: type[nn.Module], config: MLLMConfig) -> dict[str, Tensor]:
@@ -403,16 +366,15 @@ def convert_released(
     if not is_released_folder(source):
         raise ValueError(f"{source} must be of type {RELEASED_TYPE!r} to convert, got our own; use it as it is")
     config = MLLMConfig.from_pretrained(source, local_files_only=True)
-    tensors = open_released(source, MLLMForConditionalGeneration, config)
+    files, sources = open_released(source, MLLMForConditionalGeneration, config)
     text_tokenizer = load_text_tokenizer(source)
     if image_tokenizer is not None:
-        require_same_codebooks(tensors, config, image_tokenizer)
+        require_same_codebooks(sources["code_embedding.codebooks"].read(files), config, image_tokenizer)
     folder.mkdir(parents=True, exist_ok=True)
     shapes = our_shapes(MLLMForConditionalGeneration, config)
-    stored = {key: shape.to(tensors.files.shapes[tensors.sources[key].keys[0]].dtype) for key, shape in shapes.items()}
-    write_shards(
-        stored, tensors.__getitem__, folder, max_bytes=max_shard_bytes, dtype=dtype, after_shard=tensors.files.close
-    )
+    stored = {key: shape.to(files.shapes[sources[key].keys[0]].dtype) for key, shape in shapes.items()}
+    options: dict[str, Any] = {"max_bytes": max_shard_bytes, "dtype": dtype, "after_shard": files.close}
+    write_shards(stored, lambda key: sources[key].read(files), folder, **options)
     MLLMProcessor(text_tokenizer, None, config, preparation="understanding").save_pretrained(folder)
     if image_tokenizer is not None:
         save_converted(image_tokenizer, folder / IMAGE_TOKENIZER)
@@ -424,10 +386,9 @@ def convert_released(
     return config
 
 
-def require_same_codebooks(tensors: ReleasedTensors, config: MLLMConfig, image_tokenizer: UpstreamCheckpoint) -> None:
+def require_same_codebooks(ours: Tensor, config: MLLMConfig, image_tokenizer: UpstreamCheckpoint) -> None:
     """Refuse an image tokenizer whose codes mean something else to this model."""
     theirs, geometry = image_tokenizer.our_state()["quantizer.codebooks"], image_tokenizer.config
-    ours: Tensor = tensors["code_embedding.codebooks"]
     if theirs.shape != ours.shape or geometry.patch_size != config.patch_size:
         raise ValueError(
             f"the image tokenizer must have codebooks {tuple(ours.shape)} and patches of {config.patch_size}, as the "
@@ -457,12 +418,11 @@ def export_released(folder: Path, out: Path, *, max_shard_bytes: int = MAX_SHARD
     def pieces(ours: str, tensor: Tensor) -> dict[str, Tensor]:
         return RELEASED.to_theirs({ours: tensor}, codebook_size=config.codebook_size)
 
-    source_of = {theirs: ours for ours in shapes for theirs in pieces(ours, files.shapes[ours])}
-    theirs = RELEASED.to_theirs({key: files.shapes[key] for key in shapes}, codebook_size=config.codebook_size)
+    theirs = {key: (ours, shape) for ours in shapes for key, shape in pieces(ours, files.shapes[ours]).items()}
     out.mkdir(parents=True, exist_ok=True)
     write_shards(
-        theirs,
-        lambda key: pieces(source_of[key], files[source_of[key]])[key],
+        {key: shape for key, (_, shape) in theirs.items()},
+        lambda key: pieces(theirs[key][0], files[theirs[key][0]])[key],
         out,
         max_bytes=max_shard_bytes,
         after_shard=files.close,
@@ -509,42 +469,19 @@ def write_shards(
 
 
 def require_room(folder: Path, num_bytes: int) -> None:
-    """Refuse to begin what the disk cannot hold."""
     free = shutil.disk_usage(folder).free
     if free < num_bytes:
         raise ValueError(
-            f"the disk of {folder} must have {num_bytes / 1e9:.1f} GB free, got {free / 1e9:.1f} GB; "
-            "free some, or choose a folder on another disk"
+            f"the disk of {folder} must have {num_bytes / 1e9:.1f} GB free, got {free / 1e9:.1f}; make room"
         )
 
 
 def model_card(config: MLLMConfig, *, scores: dict[str, Any] | None = None, note: str | None = None) -> ModelCard:
     data = ModelCardData(library_name="transformers", pipeline_tag="any-to-any", tags=list(TAGS))
     sizes = [f"{width}x{height}" for width, height in supported_sizes(config)]
-    shown = ", ".join(sizes[:MAX_SIZES]) + (" and more" if len(sizes) > MAX_SIZES else "")
-    abilities = (
-        "One decoder reads and writes text tokens and image positions; an image position holds "
-        f"{config.num_codebooks} codes of {config.codebook_size} choices each.\n\n"
-        f"- Tasks it was trained for: {'not stated' if config.tasks is None else ', '.join(config.tasks)}\n"
-        f"- Image sizes in pixels: {shown}\n"
-        f"- Context: {config.text_config.max_position_embeddings} tokens; an image of the default size takes "
-        f"{config.positions_per_image} positions"
-    )
-    settings = {name: getattr(config, name) for name in SETTINGS}
-    rows = [f"| {name} | {'off' if value is None else value} |" for name, value in settings.items()]
-    sections = [f"---\n{data.to_yaml()}\n---", "# A unified model of text and images", abilities, "## Use", USE]
-    sections += ["## Settings", table("setting | value", "---|---", rows)]
-    if note:
-        sections += ["## About this model", note]
-    if scores:
-        rates, numbers = score_rows(scores)
-        rates = table("measured | right | 95 % interval | items", "---|---:|---:|---:", rates)
-        sections += ["## Scores", *filter(None, (rates, table("number | value", "---|---:", numbers)))]
-    return ModelCard("\n\n".join(sections) + "\n")
-
-
-def table(head: str, line: str, rows: Sequence[str]) -> str:
-    return "\n".join([f"| {head} |", f"|{line}|", *rows]) if rows else ""
+    rates, numbers = score_rows(scores or {})
+    filled = {"config": config, "sizes": sizes, "note": note, "rates": rates, "numbers": numbers}
+    return ModelCard.from_template(data, str(CARD_TEMPLATE), **filled)
 
 
 def score_rows(scores: dict[str, Any], prefix: str = "") -> tuple[list[str], list[str]]:
@@ -553,17 +490,18 @@ def score_rows(scores: dict[str, Any], prefix: str = "") -> tuple[list[str], lis
     numbers: list[str] = []
     is_rate = scores.keys() >= RATE_FIELDS
     if is_rate and scores["rate"] is not None:
-        low, high = (f"{100 * scores[name]:.1f}" for name in ("low", "high"))
-        rates.append(f"| {prefix} | {percent(scores['rate'])} % | {low} to {high} | {scores['total']} |")
+        interval = f"{100 * scores['low']:.1f} to {100 * scores['high']:.1f}"
+        rates.append(f"| {prefix} | {percent(scores['rate'])} % | {interval} | {scores['total']} |")
     for name, value in scores.items():
         path = ": ".join(part for part in (prefix, name if name not in NAMELESS else "") if part)
-        if isinstance(value, dict):
-            below = score_rows(value, path)
-            rates, numbers = rates + below[0], numbers + below[1]
-        elif isinstance(value, int | float) and not isinstance(value, bool) and not (is_rate and name in RATE_FIELDS):
-            numbers.append(f"| {path} | {round(value, 4)} |")
-        elif isinstance(value, list) and value and all(isinstance(item, int | float) for item in value):
-            numbers.append(f"| {path} | {', '.join(f'{item:.4g}' for item in value)} |")
+        match value:
+            case dict():
+                below = score_rows(value, path)
+                rates, numbers = rates + below[0], numbers + below[1]
+            case int() | float() if not isinstance(value, bool) and not (is_rate and name in RATE_FIELDS):
+                numbers.append(f"| {path} | {round(value, 4)} |")
+            case [int() | float(), *_]:
+                numbers.append(f"| {path} | {', '.join(f'{item:.4g}' for item in value)} |")
     return rates, numbers
 
 

@@ -23,11 +23,11 @@ The model writes both itself, a chain of thought for drawing and understanding, 
 from __future__ import annotations
 
 import base64
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -52,58 +52,9 @@ IMAGE_KEYS = ("image", "base64", "bytes", "url", "image_url", "path")
 AnswerKind = Literal["text", "image"]
 Mode = Literal["text", "image", "interleaved"]
 
-# The text form of the prompts as Jinja, for tools that render chats with a template; `<image>` stands for an image.
-# What the model is trained on and asked with is built by mllm/sequence.py; a test holds the two together.
-WORDS = {"user": USER, "assistant": ASSISTANT, "system": VICUNA_SYSTEM, "image": IMAGE}
-SET_WORDS = "".join(f"{{%- set {name} = {json.dumps(value)} -%}}" for name, value in WORDS.items())
-
-TURNS = """
-{%- set state = namespace(before=[]) -%}
-{%- for message in messages -%}
-{%- set content = message['content'] -%}
-{%- if content is string -%}{%- set content = [{'type': 'text', 'text': content}] -%}{%- endif -%}
-{%- if message['role'] == 'system' -%}{%- set state.before = state.before + content -%}
-{%- elif message['role'] == 'user' -%}{%- set content = state.before + content -%}{%- set state.before = [] -%}
-USER_TURN
-{%- elif message['role'] == 'assistant' -%}
-{%- generation -%}ASSISTANT_TURN{%- endgeneration -%}
-{%- else -%}{{ raise_exception('roles must be system, user or assistant, got ' ~ message['role']) }}
-{%- endif -%}
-{%- endfor -%}"""
-"""A system message is put before the next user message, as in training."""
-
-NATIVE_PARTS = """
-{%- for part in content -%}
-{%- if part['type'].startswith('image') -%}{{ image }}
-{%- elif part['type'] == 'class' -%}{{ '<class_' ~ part['class'] ~ '>' }}
-{%- elif part['text'] | trim -%}{{ ' ' + part['text'] | trim }}{%- endif -%}
-{%- endfor -%}"""
-
-VICUNA_PARTS = """
-{%- for part in content -%}
-{%- if part['type'].startswith('image') -%}{{ image + '\\n' }}
-{%- else -%}{{ ('' if loop.first or loop.previtem['type'].startswith('image') else ' ') + part['text'] | trim }}
-{%- endif -%}
-{%- endfor -%}"""
-
-BARE_PARTS = """
-{%- for part in content -%}
-{%- if part['type'].startswith('image') -%}{{ image }}
-{%- elif part['type'] == 'class' -%}{{ '<class_' ~ part['class'] ~ '>' }}
-{%- elif message['role'] == 'assistant' -%}{{ part['text'] | trim + '\\n' }}{%- endif -%}
-{%- endfor -%}"""
-
-BOS, EOS = "{{- bos_token -}}", "{{- eos_token -}}"
-TEMPLATES = {  # what begins the text, a turn of the user, and one of the assistant
-    "native": (BOS, "{{- user -}}" + NATIVE_PARTS + "{{- ' ' + assistant -}}", NATIVE_PARTS + EOS),
-    "vicuna_v1": (
-        "{{- bos_token + system -}}",
-        "{{- user + ' ' -}}" + VICUNA_PARTS + "{{- ' ' + assistant -}}",
-        "{{- ' ' -}}" + VICUNA_PARTS + EOS,
-    ),
-    "plain": (BOS, BARE_PARTS, BARE_PARTS),
-    "class": ("", BARE_PARTS, BARE_PARTS),
-}
+TEMPLATES = Path(__file__).parent / "assets" / "chat_templates"
+"""The text form of the prompts as Jinja, a file for each style, for tools that render chats with a template; `<image>`
+stands for an image. What the model is trained on and asked with is built by `render`; a test holds the two together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,8 +84,7 @@ class CodesPart:
     def __post_init__(self) -> None:
         if self.codes_KN.ndim != 2 or self.codes_KN.shape[1] != self.grid[0] * self.grid[1]:
             raise ValueError(
-                f"codes of {self.grid[0]} rows x {self.grid[1]} columns must have shape (K, rows * columns), got "
-                f"{self.codes_KN.shape}; give codes that fill the grid"
+                f"codes of grid {self.grid} must be (K, rows * columns), got {self.codes_KN.shape}; fill it"
             )
 
 
@@ -160,8 +110,6 @@ class Message:
 
 
 class Marker(Enum):
-    """Single tokens that frame a sequence."""
-
     BOS = "begin of sequence"
     EOS = "end of sequence"
     PLAN = "begin of a plan, and end of that of an image that is described"
@@ -330,7 +278,6 @@ def _render_class(messages: Sequence[Message]) -> Iterator[Segment]:
 
 
 def text_of(part: Part) -> str:
-    """The text as it enters the prompt."""
     match part:
         case UnconditionalPart():
             return UNCONDITIONAL
@@ -381,9 +328,7 @@ def from_chat(chat: Sequence[dict[str, Any] | Message]) -> list[Message]:
             case {"role": role, "content": list() | tuple() as items}:
                 parts = tuple(map(_part_from_item, items))
             case _:
-                raise ValueError(
-                    f"a message must have a role and a content, a text or a list of items, got {turn!r:.200}; fix it"
-                )
+                raise ValueError(f"a message must have role and content (text or items), got {turn!r:.200}; fix it")
         if role not in ("system", "user", "assistant"):
             raise ValueError(f"roles must be system, user or assistant, got {role!r}; use one of them")
         if role != "assistant":
@@ -425,16 +370,14 @@ def _part_from_item(item: dict[str, Any]) -> Part:
 
 def chat_template(style: str) -> str:
     """The template of a prompt style; "unitok" is its question and answer form (vicuna_v1)."""
-    style = "vicuna_v1" if style == "unitok" else style
-    if style not in TEMPLATES:
-        raise ValueError(f"prompt style must be one of {', '.join(TEMPLATES)}, got {style!r}; use one of them")
-    begin, user, assistant = TEMPLATES[style]
-    return SET_WORDS + begin + TURNS.replace("USER_TURN", user).replace("ASSISTANT_TURN", assistant)
+    if style not in CHOICES["prompt_style"]:
+        raise ValueError(f"prompt style must be one of {', '.join(CHOICES['prompt_style'])}, got {style!r}; use one")
+    return (TEMPLATES / f"{'vicuna_v1' if style == 'unitok' else style}.jinja").read_text(encoding="utf-8")
 
 
 def is_outdated(template: str) -> bool:
     """Whether an earlier version wrote this template, which knew no system messages."""
-    return template.startswith(SET_WORDS) and "generation" not in template
+    return template.startswith('{%- set user = "USER:" -%}') and "generation" not in template
 
 
 def is_framed(text: str, bos: str) -> bool:
@@ -442,28 +385,26 @@ def is_framed(text: str, bos: str) -> bool:
     return text.startswith((bos, USER, VICUNA_SYSTEM))
 
 
+def parts_of(text: str, images: Iterator[ImagePart]) -> tuple[Part, ...]:
+    """The pieces of a text, with images at its markers."""
+    first, *others = text.split(IMAGE)
+    found = [TextPart(first), *(part for other in others for part in (next(images), TextPart(other)))]
+    return tuple(part for part in found if not isinstance(part, TextPart) or part.text.strip())
+
+
 def from_text(text: str, images: Iterator[ImagePart], *, bos: str, eos: str) -> list[Message]:
     """The messages of a text that the template of style native or vicuna_v1 wrote, with images at its markers. The last
     message is unfinished if the text does not end with `eos`: empty, where the assistant is to begin."""
-
-    def parts(content: str) -> tuple[Part, ...]:
-        first, *others = content.split(IMAGE)
-        found = [TextPart(first), *(part for other in others for part in (next(images), TextPart(other)))]
-        return tuple(part for part in found if not isinstance(part, TextPart) or part.text.strip())
-
     messages: list[Message] = []
     *finished, last = text.removeprefix(bos).removeprefix(VICUNA_SYSTEM).split(eos)
     for turn in (*finished, last):
         asked, found, answer = turn.rpartition(f" {ASSISTANT}") if turn.startswith(USER) else ("", "document", turn)
         if not found:
-            raise ValueError(
-                f"a turn of the user must end with ' {ASSISTANT}', got {turn[-20:]!r}; write the text with "
-                "apply_chat_template"
-            )
+            raise ValueError(f"a user's turn must end with ' {ASSISTANT}', got {turn[-20:]!r}; use apply_chat_template")
         if asked:
-            messages.append(Message("user", parts(asked.removeprefix(USER)) or (TextPart(""),)))
+            messages.append(Message("user", parts_of(asked.removeprefix(USER), images) or (TextPart(""),)))
         if answer.strip() or (asked and turn is last):
-            messages.append(Message("assistant", parts(answer)))
+            messages.append(Message("assistant", parts_of(answer, images)))
     return messages
 
 
@@ -487,11 +428,9 @@ def check_mode(mode: str) -> None:
 
 
 def check_mode_of(config: MLLMConfig, mode: Mode) -> None:
-    """Refuse a mode that this checkpoint does not have."""
+    check_mode(mode)
     if mode == "image" and not config.can_draw:
-        raise ValueError(
-            "mode must be 'text' for a model that only understands images, got 'image'; use one that draws"
-        )
+        raise ValueError("mode must be 'text' for a model without drawing, got 'image'; use one that draws")
     if mode == "interleaved" and (config.prompt_style == "unitok" or not config.can_draw):
         raise ValueError("mode must be 'text' or 'image' for this model, got 'interleaved'; use one of them")
 

@@ -94,8 +94,6 @@ class LossParts:
 
 @dataclass
 class MLLMOutput(ModelOutput):
-    """What `MLLMForConditionalGeneration` returns."""
-
     loss: Tensor | None = None
     logits: Tensor | None = None  # (B, T, V); None where the loss is computed in slices
     past_key_values: Cache | None = None
@@ -186,7 +184,8 @@ class MLLMForConditionalGeneration(ThirdPartyMixin, PreTrainedModel, GenerationM
         fields = {name: kwargs.pop(name) for name in list(kwargs) if name in MLLMConfig.__annotations__}
         if not isinstance(config, MLLMConfig):
             config = MLLMConfig.from_pretrained(folder, **fields)
-        tensors = dict(open_released(folder, cls, config))
+        files, sources = open_released(folder, cls, config)
+        tensors = {name: source.read(files) for name, source in sources.items()}
         loaded = super().from_pretrained(None, *args, config=config, state_dict=tensors, **kwargs)
         own_memory(loaded[0] if isinstance(loaded, tuple) else loaded, tensors)
         return loaded
@@ -334,7 +333,6 @@ class MLLMForConditionalGeneration(ThirdPartyMixin, PreTrainedModel, GenerationM
         )
 
     def _run_backbone(self, inputs_BTD: Tensor, *, position_ids: Tensor | None, **kwargs: Any) -> ModelOutput:
-        """What the backbone returns."""
         shape = inputs_BTD.shape
         is_packed = position_ids is not None and kwargs["attention_mask"] is None and kwargs["past_key_values"] is None
         if is_packed and is_flash_attention_requested(self.backbone.config):
