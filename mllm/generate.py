@@ -26,15 +26,15 @@ from transformers import GenerationConfig, GenerationMixin, LogitsProcessorList
 from transformers.utils import ModelOutput
 
 from mllm.config import MLLMConfig
-from mllm.conversation import CodesPart, Mode, check_mode, check_mode_of
+from mllm.conversation import CodesPart, Mode, check_mode_of
 from mllm.engine.loop import Engine
 from mllm.engine.request import PLAN_BUDGET, Event, GenerationRequest, GenerationResult, TextDelta
 from mllm.engine.settings import TEXT_BUDGET, RequestBuilder, read_task_settings
 from mllm.engine.state_machine import never_text_ids
 from mllm.model import MLLMForConditionalGeneration
-from mllm.pipeline import Pipeline, describe_prompts, insert
-from mllm.processor import MLLMProcessor
-from mllm.sequence import ImageLayout, TokenSequence, grid_of, join, plain_sequence, take
+from mllm.pipeline import Pipeline, describe_prompt, insert, run_together
+from mllm.processor import MLLMProcessor, collate
+from mllm.sequence import ImageLayout, TokenSequence, grid_of, plain_sequence, take
 
 IMAGE_INPUTS = ("codes", "image_lengths", "code_targets")
 IMAGE_OPTIONS = (
@@ -96,45 +96,31 @@ def check_codes(ids_BT: Tensor, codes_PK: Any, lengths_I: Any, config: MLLMConfi
     num_placeholders, num_rows = int((ids_BT == config.image_token_id).sum()), 0 if codes_PK is None else len(codes_PK)
     if num_placeholders != num_rows:
         raise ValueError(
-            f"image placeholders must have one row of codes each, got {num_placeholders} placeholders and {num_rows} "
-            "rows; pass all that the processor returns"
+            f"images must have codes, got {num_placeholders} placeholders and {num_rows} rows of codes; pass both"
         )
     if (total := 0 if lengths_I is None else int(lengths_I.sum())) != num_rows:
-        raise ValueError(
-            f"image lengths must add up to the codes, got {total} and {num_rows} positions; pass one length per image"
-        )
-
-
-def collate_prompts(prompts: Sequence[TokenSequence], config: MLLMConfig, device: torch.device) -> dict[str, Tensor]:
-    """Model inputs of prompts, padded on the left."""
-    longest = max(map(len, prompts))
-    rows = [np.pad(p.token_ids_T, (longest - len(p), 0), constant_values=config.pad_token_id) for p in prompts]
-    arrays = {
-        "input_ids": np.stack(rows),
-        "attention_mask": np.arange(longest) >= longest - np.array([[len(prompt)] for prompt in prompts]),
-    }
-    together = join(prompts)
-    if len(together.image_lengths_I):
-        arrays |= {"codes": together.codes_PK, "image_lengths": together.image_lengths_I}
-    return {name: torch.from_numpy(array.astype(np.int64)).to(device) for name, array in arrays.items()}
+        raise ValueError(f"image_lengths must add up to the codes, got {total} for {num_rows}; pass one per image")
 
 
 @torch.no_grad()
 def describe(
     model: MLLMForConditionalGeneration, prompts: Sequence[TokenSequence], synced_gpus: bool | None = None
 ) -> list[list[list[int]]]:
-    """For each prompt what the model sees in each image (`describe_prompts`), by transformers' loop. Of synchronized
+    """For each prompt what the model sees in each image (`describe_prompt`), by transformers' loop. Of synchronized
     processes one with fewer images takes part in the passes of the others."""
     config = model.config
     if config.begin_plan_id is None:
-        return describe_prompts(prompts, config, lambda *args: [])
-    synced = is_synced(model) if synced_gpus is None else synced_gpus
+        return [[[] for _ in prompt.image_lengths_I] for prompt in prompts]
+    synced = synced_gpus
+    if synced is None:  # by transformers' own rule
+        synced = model.is_sharded and dist.is_initialized() and dist.get_world_size() > 1
 
     def continue_prompts(seen: list[TokenSequence], length: int) -> list[list[int]]:
         ends = [config.begin_plan_id, config.eos_token_id]
         plain = GenerationConfig(**GenerationConfig._get_default_generation_params())
         plain.update(max_length=None, max_new_tokens=length, eos_token_id=ends)
-        inputs = collate_prompts(seen, config, model.device)
+        inputs = collate(seen, config).to(model.device)
+        inputs.pop("code_targets", None)
         rows = GenerationMixin.generate(model, **inputs, synced_gpus=synced, generation_config=plain)
         new = rows[:, inputs["input_ids"].shape[1] :].tolist()
         return [list(takewhile(lambda id_: id_ not in (*ends, config.pad_token_id), row)) for row in new]
@@ -144,19 +130,13 @@ def describe(
             is_any(True, model.device)
         return continue_prompts([request.prompt for request in requests], PLAN_BUDGET)
 
-    found = describe_prompts(prompts, config, decode)
+    found = run_together([describe_prompt(prompt, config) for prompt in prompts], decode)
     while synced and is_any(False, model.device):
         continue_prompts([plain_sequence([config.bos_token_id], images=[], num_codebooks=config.num_codebooks)], 1)
     return found
 
 
-def is_synced(model: MLLMForConditionalGeneration) -> bool:
-    """Whether processes must run equally many passes, by transformers' own rule."""
-    return model.is_sharded and dist.is_initialized() and dist.get_world_size() > 1
-
-
 def is_any(value: bool, device: torch.device) -> bool:
-    """Whether the value is true in any process."""
     flag = torch.tensor(float(value), device=device)
     dist.all_reduce(flag)
     return bool(flag)
@@ -200,7 +180,7 @@ def generate_text(model: MLLMForConditionalGeneration, input_ids: Tensor, option
         found = describe(model, prompts, options.get("synced_gpus"))
         if config.begin_plan_id is not None and has_images:
             prompts = [insert(prompt, words, config) for prompt, words in zip(prompts, found, strict=True)]
-            options |= collate_prompts(prompts, config, input_ids.device)
+            options |= collate(prompts, config).to(input_ids.device)
             described_ids = options.pop("input_ids")
     options.pop("code_targets", None)
     options |= limits(model, given, options, length=input_ids.shape[1], described_length=described_ids.shape[1])
@@ -230,15 +210,12 @@ def limits(
     """How many tokens an answer may have: as many as asked for, and as the context has room for."""
     context = model.config.text_config.max_position_embeddings
     if described_length >= context:
-        raise ValueError(
-            f"the prompt must be shorter than the context of {context} tokens, got {described_length} tokens, images "
-            "included; shorten it"
-        )
+        raise ValueError(f"the prompt must be shorter than {context} tokens, got {described_length}; shorten it")
     layers = options, options.get("generation_config"), model.generation_config
-    max_lengths = [
+    max_lengths = (
         layer.get("max_length") if isinstance(layer, Mapping) else getattr(layer, "max_length", None)
         for layer in layers
-    ]
+    )
     max_length = next((value for value in max_lengths if value is not None), None)
     budget = given.max_new_tokens
     if budget is None:
@@ -258,7 +235,6 @@ def limits(
 def generate_images(
     model: MLLMForConditionalGeneration, input_ids: Tensor, mode: Mode, options: dict[str, Any]
 ) -> Tensor | GenerateOutput:
-    check_mode(mode)
     check_mode_of(model.config, mode)
     inputs = {name: options.pop(name, None) for name in ("attention_mask", *IMAGE_INPUTS)}
     given = read_options(model, options)
@@ -346,7 +322,6 @@ def build_requests(
     mode: Mode,
     given: Mapping[str, Any],
 ) -> list[GenerationRequest]:
-    """A request for every answer asked for."""
     config, layout = model.config, ImageLayout.from_config(model.config)
     stored = getattr(model.generation_config, "task_settings", None)
     stored = read_task_settings(Path(config.name_or_path)) if stored is None else stored
@@ -357,26 +332,20 @@ def build_requests(
     negatives: list[TokenSequence] | list[None] = [None] * len(prompts)
     if given.get("negative_prompt_ids") is not None:
         mask = given.get("negative_prompt_attention_mask")
-        negatives = list(read_prompts(given["negative_prompt_ids"], mask, inputs, config))
-        if len(negatives) != len(prompts):
-            raise ValueError(f"negative prompts must be one per prompt, got {len(negatives)} for {len(prompts)}")
-        negatives = [insert(prompt, words, config) for prompt, words in zip(negatives, descriptions, strict=True)]
+        found = list(read_prompts(given["negative_prompt_ids"], mask, inputs, config))
+        if len(found) != len(prompts):
+            raise ValueError(f"negative prompts must be one per prompt, got {len(found)} for {len(prompts)}")
+        negatives = [insert(prompt, words, config) for prompt, words in zip(found, descriptions, strict=True)]
     requests, seeds = [], iter(seeds_of(given, len(prompts)))
     for prompt, negative in zip(prompts, negatives, strict=True):
         grid = grid_of(given["size"], config) if "size" in given else layout.last_grid(prompt.token_ids_T.tolist())
         frame = layout.num_tokens(grid or layout.default_grid) + len(layout.plan_opening(grid or layout.default_grid))
         task = {"image": "edit" if len(prompt.image_lengths_I) else "draw"}.get(mode, "chat")
         settings = settings_of(given, mode, prompt=prompt, image_tokens=frame)
-        request = builder.build(
-            prompt,
-            mode,
-            task=task,
-            given=settings,
-            unconditional=negative,
-            grid=grid,
-            resamples=builder.resamples(task, settings) if config.planner is not None else 0,
-            logits_processors=tuple(given.get("logits_processor") or ()),
-        )
+        fields = {"unconditional": negative, "grid": grid, "given": settings}
+        fields["resamples"] = builder.resamples(task, settings) if config.planner is not None else 0
+        fields["logits_processors"] = tuple(given.get("logits_processor") or ())
+        request = builder.build(prompt, mode, task=task, **fields)
         requests += [replace(request, seed=next(seeds)) for _ in range(given["num_return_sequences"])]
     return requests
 
@@ -394,7 +363,6 @@ def seeds_of(given: Mapping[str, Any], num_prompts: int) -> list[int]:
 
 @lru_cache(maxsize=1)
 def read_processor(folder: str, device: torch.device) -> MLLMProcessor:
-    """The processor of the model's folder, to check images against their plans."""
     try:
         return MLLMProcessor.from_pretrained(folder, device=device)
     except (ValueError, OSError) as error:

@@ -13,10 +13,9 @@ import logging
 import math
 import re
 import secrets
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from importlib import import_module
@@ -40,6 +39,7 @@ from mllm.conversation import (
     Mode,
     Part,
     TextPart,
+    from_chat,
     has_image,
     neutralise,
     possible_mode,
@@ -62,7 +62,7 @@ from mllm.engine.request import (
 )
 from mllm.engine.settings import Overrides, RequestBuilder, as_integer, given_settings, read_task_settings
 from mllm.model import MLLMForConditionalGeneration
-from mllm.processor import MLLMProcessor
+from mllm.processor import MLLMProcessor, collate
 from mllm.sampling import SamplingConfig
 from mllm.sequence import (
     IGNORED,
@@ -101,7 +101,6 @@ Side = Literal["left", "right", "top", "bottom", "all"]
 SIDES: tuple[Side, ...] = get_args(Side)
 """Edges that an image can be extended beyond."""
 OnEvent = Callable[[Event], None]
-Decode = Callable[[list[GenerationRequest]], list[GenerationResult]]
 Result = TypeVar("Result")
 Task = Generator[GenerationRequest, list[int], Result]
 """Yields what must be decoded before it can go on, and is sent the text ids of that."""
@@ -221,11 +220,7 @@ class Pipeline:
     def _draw_seeds(
         self, request: GenerationRequest, seeds: Sequence[int], on_event: OnEvent | None
     ) -> list[Image.Image]:
-        results = self.run([replace(request, seed=seed) for seed in seeds], on_event)
-        images = self.processor.decode_images([self.processor.codes_of(result)[0] for result in results])
-        for image, result in zip(images, results, strict=True):
-            image.info["seed"] = result.seed
-        return images
+        return self.processor.images_of(*self.run([replace(request, seed=seed) for seed in seeds], on_event))
 
     def ask(
         self,
@@ -271,13 +266,16 @@ class Pipeline:
             forced = self._force_outside(read_image(mask), shown)
         elif extend is not None:
             size = larger_size(shown.grid, extend, size, self.config)
-            forced = place_codes(shown, extend, grid_of(size, self.config))
-            self._explain_scaling(source.size, shown.grid)
+            forced, patch = place_codes(shown, extend, grid_of(size, self.config)), self.config.patch_size
+            if source.size != (scaled := (shown.grid[1] * patch, shown.grid[0] * patch)):
+                logger.warning(
+                    "the image of %d x %d pixels is extended as one of %d x %d: codes are of patches of %d x %d pixels",
+                    *(*source.size, *scaled, patch, patch),
+                )
         request = self._request(
             ["edit", "depth", "segment"], [shown, TextPart(instruction)], "image", overrides, size=size, plan=plan
         )
-        result = self.run([replace(request, forced_codes=forced)], on_event)[0]
-        return self.processor.images_of(result)[0]
+        return self.processor.images_of(*self.run([replace(request, forced_codes=forced)], on_event))[0]
 
     def _request(
         self, tasks: Sequence[str], parts: Sequence[Part], mode: Mode, overrides: Mapping[str, Any], **options: Any
@@ -289,7 +287,7 @@ class Pipeline:
 
     def shorten(self, messages: Sequence[Any]) -> list[Message]:
         """A dialogue, encoded, without its oldest turns where these leave no room for an answer with an image."""
-        dialogue, config = self.processor.encode_chat(self.processor.read_chat(messages)), self.config
+        dialogue, config = self.processor.encode_chat(from_chat(messages)), self.config
         layout, plan = ImageLayout.from_config(config), PLAN_BUDGET if config.begin_plan_id is not None else 0
         room = config.text_config.max_position_embeddings - layout.num_tokens(layout.default_grid) - plan
         while len(dialogue) > 1:
@@ -309,7 +307,7 @@ class Pipeline:
         task = check_task(self.tasks, "chat")
         if isinstance(messages, str | Mapping):
             raise ValueError(f"messages must be a list, got {messages!r}; pass [{{'role': 'user', 'content': ...}}]")
-        (described,) = self.describe([self.processor.read_chat(messages)])
+        (described,) = self.describe([from_chat(messages)])
         return self.events(self.build_request(described, "interleaved", task=task, overrides=overrides))
 
     def answer(
@@ -342,54 +340,57 @@ class Pipeline:
         `at_once`: how many are answered at the same time. `together`: how many are taken and have their images encoded
         together; by default a quarter of these."""
         pairs, together = enumerate(zip(dialogues, seeds, strict=True)), together or max(1, at_once // 4)
-        places: list[int] = []  # in the order in which answers begin: images are described before
-        num_open, failure = 0, None
+        ready: deque[GenerationRequest] = deque()
+        asked: list[tuple[int, Task[GenerationRequest] | None]] = []  # of each request: for which dialogue, what waits
+        num_open, failure = 0, None  # the failure is raised when what was taken before it is answered
 
-        def begin(place: int, messages: Sequence[Message], seed: int) -> Task[GenerationRequest | None]:
-            nonlocal failure
-            try:
-                described = yield from describe_dialogue(messages, self.processor)
-                request = self._build_answer(described, mode, size, {**overrides, "seed": seed})
-            except (ValueError, OSError) as error:
-                failure = failure or error  # raised when what was taken before is answered
-                return None
-            places.append(place)
-            return request
+        def begin(messages: Sequence[Message], seed: int) -> Task[GenerationRequest]:
+            described = yield from describe_dialogue(messages, self.processor)
+            task = {"text": "ask", "image": "edit" if has_image(described[-1]) else "draw"}.get(mode, "chat")
+            sized = {"size": None if any(map(has_image, described)) else size}
+            return self.build_request(described, mode, task=task, overrides={**overrides, "seed": seed}, **sized)
 
-        def take_dialogues() -> list[Task[GenerationRequest | None]]:
-            nonlocal failure
+        def advance(place: int, waiting: Task[GenerationRequest] | None, words: list[int] | None = None) -> None:
+            nonlocal num_open, failure
             try:
-                has_room = num_open < at_once and failure is None
-                taken = islice(pairs, together if has_room else 0)  # copied: the caller may go on writing a dialogue
-                return [begin(place, tuple(messages), seed) for place, (messages, seed) in taken]
+                ready.append(waiting.send(words))
+            except StopIteration as end:
+                ready.append(end.value)
+                waiting = None
             except (ValueError, OSError) as error:
-                failure = error
-                return []
+                failure, num_open = failure or error, num_open - 1
+                return
+            asked.append((place, waiting))
 
         def requests() -> Iterator[GenerationRequest | None]:
-            nonlocal num_open
-            with closing(Tasks(self.engine)) as tasks:
-                while True:
-                    some = take_dialogues()
-                    num_open += len(some)
-                    yield from filter(None, tasks.advance(some))
-                    if not some and not tasks.asking and (num_open < at_once or failure is not None):
-                        return
-                    yield None
+            nonlocal num_open, failure
+            while True:
+                try:
+                    some = islice(pairs, together if num_open < at_once and failure is None else 0)
+                    # copied: the caller may go on writing a dialogue
+                    taken = [(place, tuple(messages), seed) for place, (messages, seed) in some]
+                except (ValueError, OSError) as error:
+                    failure, taken = error, []
+                num_open += len(taken)
+                for place, messages, seed in taken:
+                    advance(place, begin(messages, seed))
+                while ready:
+                    yield ready.popleft()
+                if not num_open:
+                    return
+                yield None
 
         for event in self._stream(requests()):
-            if isinstance(event, Done):
+            if not isinstance(event, Done):
+                continue
+            place, waiting = asked[event.index]
+            if waiting is not None:
+                advance(place, waiting, event.result.text_ids)
+            else:
                 num_open -= 1
-                yield places[event.index], self.processor.to_parts(event.result)
+                yield place, self.processor.to_parts(event.result)
         if failure is not None:
             raise failure
-
-    def _build_answer(
-        self, messages: Sequence[Message], mode: Mode, size: Size | None, overrides: Overrides
-    ) -> GenerationRequest:
-        task = {"text": "ask", "image": "edit" if has_image(messages[-1]) else "draw", "interleaved": "chat"}[mode]
-        first_size = None if any(map(has_image, messages)) else size
-        return self.build_request(messages, mode, task=task, size=first_size, overrides=overrides)
 
     def decline(self, prompt: str, image: ImageSource | None = None) -> str | None:
         """What the model answers where it says that it cannot draw this, or change an image so; None where it can.
@@ -418,24 +419,21 @@ class Pipeline:
         about an image of a text; default: the checkpoint's planner's, else VQAScore's."""
         check_task(self.tasks, "ask")
         if not isinstance(images, list | tuple) or not isinstance(texts, list | tuple) or len(images) != len(texts):
-            raise ValueError(
-                f"images and texts must be lists of one length, got {images!r} and {texts!r}; give as many"
-            )
+            raise ValueError(f"images and texts must be lists of one length, got {images!r} and {texts!r}")
         texts = [check_text(text, name="text", hint="say what the image should show") for text in texts]
         images = [read_image(image) for image in images]
         questions = questions or (self.planner.questions if self.planner else vqa_score_question)
         asked = [(n, question, wanted) for n, text in enumerate(texts) for question, wanted in questions(text)]
         shown, totals = [], [0.0] * len(texts)
         for some in batched([Message("user", (ImagePart(image),))] for image in images):
-            described = describe_images(some, self.processor, self.engine.generate)
-            shown += [dialogue[0].parts for dialogue in described]
+            shown += [dialogue[0].parts for dialogue in self.describe(some)]
         for some in batched(asked):
             answered = [
                 [Message("user", (*shown[n], TextPart(question))), Message("assistant", (TextPart(wanted),))]
                 for n, question, wanted in some
             ]
             found = log_probabilities(self.model, self.processor, answered)
-            for (n, _, _), log_probability in zip(some, found, strict=True):
+            for (n, *_), log_probability in zip(some, found, strict=True):
                 totals[n] += log_probability
         return [math.exp(total) for total in totals]
 
@@ -446,9 +444,15 @@ class Pipeline:
 
     # ---- requests ----
 
-    def describe(self, dialogues: Sequence[Sequence[Message]]) -> list[list[Message]]:
-        """The dialogues with encoded images, those of the user described (`describe_images`)."""
-        return describe_images(dialogues, self.processor, self.run)
+    def describe(
+        self, dialogues: Sequence[Sequence[Message]], *, expected: Sequence[tuple[int, ...]] = ()
+    ) -> list[list[Message]]:
+        """The dialogues with encoded images; those of the user get a description, all dialogues together. `expected`:
+        guesses of the descriptions, for speed alone; one for each dialogue."""
+        guesses = expected or [()] * len(dialogues)
+        pairs = zip(dialogues, guesses, strict=True)
+        tasks = [describe_dialogue(each, self.processor, expected=guess) for each, guess in pairs]
+        return run_together(tasks, lambda requests: [found.text_ids for found in self.engine.generate(requests)])
 
     def build_request(
         self,
@@ -460,7 +464,6 @@ class Pipeline:
         plan: str | None = None,
         overrides: Mapping[str, Any] | None = None,
     ) -> GenerationRequest:
-        """The request that answers a dialogue."""
         given = given_settings(overrides or {})
         messages = self.processor.encode_chat(messages)
         mode = possible_mode(messages, mode, self.config)
@@ -501,14 +504,6 @@ class Pipeline:
                 *(num_cut, rows * columns, patch, patch),
             )
         return ForcedCodes(codes.codes_KN, np.logical_not(is_open_RC.flatten().numpy()))
-
-    def _explain_scaling(self, size: Size, grid: Grid) -> None:
-        patch = self.config.patch_size
-        if size != (scaled := (grid[1] * patch, grid[0] * patch)):
-            logger.warning(
-                "the image of %d x %d pixels is extended as one of %d x %d: codes are of patches of %d x %d pixels",
-                *(*size, *scaled, patch, patch),
-            )
 
     # ---- decoding ----
 
@@ -555,7 +550,7 @@ class Pipeline:
         dialogues = [[Message("user", (ImagePart(image),))] for image in shown]
         marker = self.config.begin_plan_id
         expected = [(*images[n].plan, marker) for n in checked]
-        described = describe_images(dialogues, self.processor, self.engine.generate, expected=expected)
+        described = self.describe(dialogues, expected=expected)
         found = {n: dialogue[0].parts[0].plan for n, dialogue in zip(checked, described, strict=True)}
         return [n not in found or self.planner.agrees(plan, found[n]) for n, plan in enumerate(plans)]
 
@@ -581,53 +576,17 @@ def run_together(
     tasks: Sequence[Task[Result]], decode: Callable[[list[GenerationRequest]], list[list[int]]]
 ) -> list[Result]:
     """The results of tasks; what they wait for at the same time is decoded together."""
-    results: dict[int, Result] = {}
-    waiting: dict[int, GenerationRequest] = {}
-
-    def advance(n: int, words: list[int] | None) -> None:
-        try:
-            waiting[n] = tasks[n].send(words)
-        except StopIteration as end:
-            results[n] = end.value
-
-    for n in range(len(tasks)):
-        advance(n, None)
-    while waiting:
-        asked = dict(waiting)
-        waiting.clear()
-        for n, words in zip(asked, decode([*asked.values()]), strict=True):
-            advance(n, words)
-    return [results[n] for n in range(len(tasks))]
-
-
-class Tasks:
-    """Tasks that wait for an engine beside what else it decodes, turn by turn."""
-
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
-        self.asking: dict[int, Task[Any]] = {}  # by the number of the request that each waits for
-
-    def advance(self, new: Iterable[Task[Any]] = ()) -> list[Any]:
-        """Begin new tasks, and let the engine make a turn if any waits for it; the results of those that end."""
-        ended: list[Any] = []
-        for task in new:
-            self._go_on(task, None, ended)
-        for event in self.engine.take(list(self.asking)) if self.asking else ():
-            if isinstance(event, Failed):
-                raise event.error
-            if isinstance(event, Done):
-                self._go_on(self.asking.pop(event.index), event.result.text_ids, ended)
-        return ended
-
-    def _go_on(self, task: Task[Any], words: list[int] | None, ended: list[Any]) -> None:
-        try:
-            self.asking[self.engine.submit(task.send(words))] = task
-        except StopIteration as end:
-            ended.append(end.value)
-
-    def close(self) -> None:
-        for number in self.asking:
-            self.engine.cancel(number)
+    results: list[Any] = [None] * len(tasks)
+    found: dict[int, Any] = dict.fromkeys(range(len(tasks)))
+    while found:
+        asked = {}
+        for n, words in found.items():
+            try:
+                asked[n] = tasks[n].send(words)
+            except StopIteration as end:
+                results[n] = end.value
+        found = dict(zip(asked, decode([*asked.values()]), strict=True)) if asked else {}
+    return results
 
 
 # ---- the description of images that are shown ----
@@ -636,45 +595,22 @@ class Tasks:
 # rests on the same description. Models that do not plan describe nothing.
 
 
-def describe_images(
-    dialogues: Sequence[Sequence[Message]],
-    processor: MLLMProcessor,
-    decode: Decode,
-    *,
-    expected: Sequence[tuple[int, ...]] = (),
-) -> list[list[Message]]:
-    """The dialogues with encoded images; those of the user get a description, all dialogues together. `expected`:
-    guesses of the descriptions, for speed alone; one for each dialogue."""
-    guesses = expected or [()] * len(dialogues)
-    tasks = [describe_dialogue(each, processor, expected=guess) for each, guess in zip(dialogues, guesses, strict=True)]
-    return run_together(tasks, lambda requests: [result.text_ids for result in decode(requests)])
-
-
 def describe_dialogue(
     messages: Sequence[Message], processor: MLLMProcessor, *, expected: tuple[int, ...] = ()
 ) -> Task[list[Message]]:
-    """One dialogue of `describe_images`."""
+    """A dialogue with encoded images, those of the user described."""
     if not messages or not any(not isinstance(p, TextPart) or p.text.strip() for p in messages[-1].parts):
         raise ValueError("a chat must end with a text or an image, got neither; say something")
     dialogue, config = processor.encode_chat(messages), processor.need_config()
     if config.begin_plan_id is None:
         return dialogue
     plans = iter((yield from describe_prompt(processor.build(dialogue), config, expected=expected)))
-    for m, message in enumerate(dialogue):
-        parts = [
-            replace(part, plan=processor.to_text(ids[1:-1]))
-            if isinstance(part, CodesPart) and (ids := next(plans))
-            else part
-            for part in message.parts
-        ]
-        dialogue[m] = replace(message, parts=tuple(parts))
-    return dialogue
 
+    def described(part: Part) -> Part:
+        ids = next(plans) if isinstance(part, CodesPart) else []
+        return replace(part, plan=processor.to_text(ids[1:-1])) if ids else part
 
-def describe_prompts(
-    prompts: Sequence[TokenSequence], config: MLLMConfig, decode: Callable[[list[GenerationRequest]], list[list[int]]]
-) -> list[list[list[int]]]:
-    return run_together([describe_prompt(prompt, config) for prompt in prompts], decode)
+    return [replace(message, parts=tuple(map(described, message.parts))) for message in dialogue]
 
 
 def describe_prompt(
@@ -684,7 +620,7 @@ def describe_prompt(
     drew, or that have a description."""
     found: list[list[int]] = [[] for _ in prompt.image_lengths_I]
     marker, greedy = config.begin_plan_id, SamplingConfig(greedy=True)
-    for index in range(len(found) if marker is not None else 0):
+    for index in range(len(found)):
         if not needs_description(prompt, index, config):
             continue
         seen = take(prompt, 0, end_of_image(prompt, index, config), config=config)
@@ -711,7 +647,6 @@ def needs_description(prompt: TokenSequence, index: int, config: MLLMConfig) -> 
 
 
 def insert(prompt: TokenSequence, descriptions: Sequence[list[int]], config: MLLMConfig) -> TokenSequence:
-    """The prompt with the descriptions of its images."""
     ids_T = prompt.token_ids_T
     for index, description in reversed(list(enumerate(descriptions))):
         ids_T = np.insert(ids_T, end_of_image(prompt, index, config), description) if description else ids_T
@@ -725,6 +660,8 @@ def larger_size(grid: Grid, extend: Side, size: Size | None, config: MLLMConfig)
     """The size of an image that is extended beyond an edge: the one asked for, else the smallest of the model."""
     if extend not in SIDES:
         raise ValueError(f"extend must be one of {', '.join(SIDES)}, got {extend!r}; name an edge, or all")
+    if size is not None:
+        grid_of(size, config)  # refuses what the model does not have
     width, height = grid[1] * config.patch_size, grid[0] * config.patch_size
     grows_wide, grows_high = extend in ("left", "right", "all"), extend in ("top", "bottom", "all")
     fits = [
@@ -734,17 +671,13 @@ def larger_size(grid: Grid, extend: Side, size: Size | None, config: MLLMConfig)
         and (w >= width if grows_wide else w == width)
         and (h >= height if grows_high else h == height)
     ]
-    if size is not None:
-        grid_of(size, config)  # refuses what the model does not have
-    if not fits or (size is not None and tuple(size) not in fits):
-        wanted = "larger than" if extend == "all" else "wider than" if grows_wide else "higher than"
-        rest = {"left": " and as high", "right": " and as high", "all": ""}.get(extend, " and as wide")
-        found = "x".join(map(str, size)) if size is not None else "no such size in this model"
-        advice = (
-            f"use {' or '.join(f'{w}x{h}' for w, h in fits[:MOST_NAMED_SIZES])}" if fits else "give a smaller image"
-        )
-        raise ValueError(f"size must be {wanted} the {width}x{height} of the image{rest}, got {found}; {advice}")
-    return min(fits, key=math.prod) if size is None else tuple(size)
+    if fits and (size is None or tuple(size) in fits):
+        return min(fits, key=math.prod) if size is None else tuple(size)
+    wanted = "larger than" if extend == "all" else "wider than" if grows_wide else "higher than"
+    rest = "" if extend == "all" else " and as high" if grows_wide else " and as wide"
+    found = "x".join(map(str, size)) if size is not None else "no such size in this model"
+    advice = f"use {' or '.join(f'{w}x{h}' for w, h in fits[:MOST_NAMED_SIZES])}" if fits else "give a smaller image"
+    raise ValueError(f"size must be {wanted} the {width}x{height} of the image{rest}, got {found}; {advice}")
 
 
 def place_codes(codes: CodesPart, extend: Side, grid: Grid) -> ForcedCodes:
@@ -785,7 +718,6 @@ def vqa_score_question(prompt: str) -> list[tuple[str, str]]:
 
 
 def batched(items: Iterable[Any]) -> Iterator[list[Any]]:
-    """Lists of `MAX_REQUESTS`."""
     rest = iter(items)
     while some := list(islice(rest, MAX_REQUESTS)):
         yield some
@@ -797,7 +729,7 @@ def log_probabilities(
 ) -> list[float]:
     """The log probability of the last answer of each dialogue, its end mark left out."""
     sequences = [processor.build(messages) for messages in dialogues]
-    inputs = processor.collate(sequences).to(model.device)
+    inputs = collate(sequences, model.config).to(model.device)
     mask_BT = inputs["attention_mask"]
     hidden_BTD = model.backbone(
         inputs_embeds=model.embed(inputs["input_ids"], inputs.get("codes"), inputs.get("image_lengths")),
@@ -847,11 +779,8 @@ class EventDecoder:
                 codes = self.processor.with_plan(codes, list(plan))
                 event = replace(event, codes=codes, image=self.processor.decode_images([codes])[0])
             case Done(result=result):
-                drawn = iter(self.processor.codes_of(result))
-                parts = [
-                    next(drawn) if isinstance(part, CodesPart) else TextPart(self.processor.to_text(part))
-                    for part in result.parts
-                ]
+                drawn, to_text = iter(self.processor.codes_of(result)), self.processor.to_text
+                parts = [next(drawn) if isinstance(p, CodesPart) else TextPart(to_text(p)) for p in result.parts]
                 event = replace(event, message=Message("assistant", tuple(parts) or (TextPart(""),)))
                 self.previews.shutdown(wait=False)
         if rest := self.text.finish():

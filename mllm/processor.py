@@ -47,6 +47,7 @@ from mllm.conversation import (
     from_text,
     is_framed,
     is_outdated,
+    parts_of,
     possible_mode,
     render,
     unconditional,
@@ -127,9 +128,7 @@ class TextOptions:
         options = {n: v for n, v in {**plain, **grouped, **others}.items() if v is not None or n == "return_tensors"}
         known = {entry.name for entry in fields(cls)}
         if unknown := sorted(options.keys() - known):
-            raise ValueError(
-                f"an option of the processor must be one of {', '.join(sorted(known))}, got {unknown[0]!r}; drop it"
-            )
+            raise ValueError(f"options must be among {', '.join(sorted(known))}, got {unknown[0]!r}; drop it")
         options.setdefault("padding_side", padding_side)
         tensors = options.get("return_tensors", "auto")
         options["return_tensors"] = tensors = getattr(tensors, "value", tensors)  # an enum of transformers
@@ -217,35 +216,29 @@ class MLLMProcessor(ProcessorMixin):
         """
         options = TextOptions.read(kwargs, padding_side=self.tokenizer.padding_side)
         if messages is not None:
-            return self.encode([Draft(self.read_chat(messages), "prompt")], options, generation_mode)
+            return self.encode([Draft(from_chat(messages), "prompt")], options, generation_mode)
         texts = [text] if isinstance(text, str) else list(text or [])
         if not all(isinstance(each, str) for each in texts):
             raise ValueError("text must be a string or a list of strings, got other items; give strings")
-        parts_of = share_images(images, texts)
-        if not texts:
-            return self.encode(
-                [Draft([Message("user", parts)], "prompt") for parts in parts_of], options, generation_mode
-            )
-        drafts = [self.draft(each, parts, options) for each, parts in zip(texts, parts_of, strict=True)]
+        shared = share_images(images, texts)
+        if texts:
+            drafts = [self.draft(each, parts, options) for each, parts in zip(texts, shared, strict=True)]
+        else:
+            drafts = [Draft([Message("user", parts)], "prompt") for parts in shared]
         return self.encode(drafts, options, generation_mode)
 
     def draft(self, text: str, images: tuple[ImagePart, ...], options: TextOptions) -> Draft:
         frames, style = self._frames, self.need_config().prompt_style
         if is_framed(text, frames["bos"]) and style in ("native", "unitok", "vicuna_v1"):
             messages = from_text(text, iter(images), **frames)
-            if text.endswith(frames["eos"]):
-                return Draft(messages, "whole", answer="text")
             if messages and not messages[-1].parts:
                 return Draft(messages[:-1], "prompt", answer="text")
-            return Draft(messages, "beginning", answer="text")
+            return Draft(messages, "whole" if text.endswith(frames["eos"]) else "beginning", answer="text")
         if is_framed(text, frames["bos"]) or options.add_special_tokens is False:
             codes = iter(self.encode_images([part.image for part in images]))
             return Draft(list(from_fragment(text, codes, **frames, style=style)), "piece")
-        if IMAGE not in text:
-            return Draft([Message("user", (*images, TextPart(text)))], "prompt")
-        before, *others = text.split(IMAGE)
-        said = [TextPart(before), *(part for pair in zip(images, map(TextPart, others), strict=True) for part in pair)]
-        return Draft([Message("user", tuple(part for part in said if part != TextPart("")))], "prompt")
+        parts = parts_of(text, iter(images)) if IMAGE in text else (*images, TextPart(text))
+        return Draft([Message("user", parts)], "prompt")
 
     @property
     def _frames(self) -> dict[str, str]:
@@ -253,28 +246,24 @@ class MLLMProcessor(ProcessorMixin):
 
     def encode(self, drafts: Sequence[Draft], options: TextOptions, mode: Mode | None = None) -> BatchFeature:
         """Model inputs of drafts; with a mode that draws also the prompts to guide away from."""
-        config, encoded = self.need_config(), []
-        for draft in drafts:
-            content = draft.content if draft.extent == "piece" else self.encode_chat(draft.content)
-            encoded.append(draft._replace(content=content))
-            if mode is None:
-                continue
+        config = self.need_config()
+        encoded = [d if d.extent == "piece" else d._replace(content=self.encode_chat(d.content)) for d in drafts]
+        for draft in encoded if mode is not None else ():
             if draft.extent != "prompt":
                 raise ValueError(
                     "generation_mode must come with prompts that the assistant is to answer, got another text; "
                     "end with the user's message"
                 )
-            possible_mode(content, mode, config)  # refuses what this checkpoint does not answer
-        inputs = self.collate([self.to_sequence(draft, mode) for draft in encoded], options)
+            possible_mode(draft.content, mode, config)  # refuses what this checkpoint does not answer
+        inputs = collate([self.to_sequence(draft, mode) for draft in encoded], config, options)
         if mode in ("image", "interleaved"):
             dropped = [draft._replace(content=unconditional(draft.content)) for draft in encoded]
-            other = self.collate([self.to_sequence(draft, mode) for draft in dropped], options)
+            other = collate([self.to_sequence(draft, mode) for draft in dropped], config, options)
             inputs["negative_prompt_ids"] = other["input_ids"]
             inputs["negative_prompt_attention_mask"] = other["attention_mask"]
         return inputs
 
     def to_sequence(self, draft: Draft, mode: Mode | None = None) -> TokenSequence:
-        """The sequence of a draft whose images are encoded."""
         config, segments = self.need_config(), draft.content
         if draft.extent != "piece":
             segments = render(
@@ -304,25 +293,21 @@ class MLLMProcessor(ProcessorMixin):
         """The text form of a chat, or with `tokenize=True` model inputs, images included (`return_dict=True`). Without
         `padding` and `return_tensors`, whole chats of unequal length come back as lists, for training tools; prompts
         are padded, for `generate`."""
-        for name, value in (("tools", tools), ("documents", documents)):
-            if value:
-                raise ValueError(f"{name} must be None for this model, got {type(value).__name__}; leave them out")
+        if tools or documents:
+            raise ValueError("tools and documents must be None for this model, got some; leave them out")
         template = chat_template or self.chat_template
         flags = {"add_generation_prompt": add_generation_prompt, "continue_final_message": continue_final_message}
         options = {**kwargs, **(processor_kwargs or {})}
         if not tokenize:
             return super().apply_chat_template(conversation, template, **flags, **options)
         if return_assistant_tokens_mask and (not return_dict or continue_final_message):
-            raise ValueError(
-                "return_assistant_tokens_mask must come with return_dict=True and a finished chat, got another call; "
-                "change it"
-            )
+            raise ValueError("return_assistant_tokens_mask must come with return_dict=True and a whole chat; change it")
         if continue_final_message and add_generation_prompt:
             raise ValueError("continue_final_message and add_generation_prompt must not be both set; drop one of them")
         mode = options.pop("generation_mode", None)
         is_batch = bool(conversation) and not isinstance(conversation[0], dict | Message)
         conversations = conversation if is_batch else [conversation]
-        chats = [self.read_chat(chat) for chat in conversations]
+        chats = [from_chat(chat) for chat in conversations]
         extent: Extent = "beginning" if continue_final_message else "prompt" if add_generation_prompt else "whole"
         masks = {"return_assistant_tokens_mask": return_assistant_tokens_mask}
         if template == self.chat_template:
@@ -356,9 +341,6 @@ class MLLMProcessor(ProcessorMixin):
                 begin = end
             drafts.append(Draft(segments, "piece"))
         return drafts
-
-    def read_chat(self, chat: Sequence[Any]) -> list[Message]:
-        return from_chat(chat)
 
     def build(
         self, messages: Sequence[Message], *, add_generation_prompt: bool = False, answer: AnswerKind | None = None
@@ -396,25 +378,6 @@ class MLLMProcessor(ProcessorMixin):
         encoded = encode_images(pixels, self.need_image_tokenizer(), batch_size=BATCH_SIZE)
         return [CodesPart(image.codes_KN, image.grid) for image in encoded]
 
-    def collate(self, sequences: Sequence[TokenSequence], options: TextOptions | None = None) -> BatchFeature:
-        """Rows of sequences, padded as the options say, with the codes of all their images in reading order."""
-        options, config = options or TextOptions(), self.need_config()
-        sequences = [options.cut(sequence, config) for sequence in sequences]
-        rows: dict[str, list[np.ndarray]] = {
-            "input_ids": [s.token_ids_T for s in sequences],
-            "attention_mask": [np.ones(len(s), dtype=np.int64) for s in sequences],
-        }
-        if options.return_assistant_tokens_mask:
-            rows["assistant_masks"] = [learned_mask(s, config.image_token_id) for s in sequences]
-        pad_ids = {"input_ids": config.pad_token_id}
-        inputs = {name: options.batch(arrays, pad_ids.get(name, 0), config) for name, arrays in rows.items()}
-        together = join(sequences)
-        if len(together.image_lengths_I):
-            inputs["codes"] = options.tensor(together.codes_PK)
-            inputs["image_lengths"] = options.tensor(together.image_lengths_I)
-            inputs["code_targets"] = options.tensor(together.code_targets_P)
-        return BatchFeature(inputs)
-
     def to_parts(self, generated: GenerationResult) -> list[str | Image.Image]:
         """Text and images of a result, in order; no special tokens, no empty texts."""
         images = iter(self.images_of(generated))
@@ -429,11 +392,12 @@ class MLLMProcessor(ProcessorMixin):
         """An image with its plan; no tokens: it has none."""
         return replace(image, plan=self.to_text(token_ids) or None)
 
-    def images_of(self, generated: GenerationResult) -> list[Image.Image]:
-        """The images of a result, with seed and plan in their `info`."""
-        images = self.decode_images(self.codes_of(generated))
-        for image in images:
-            image.info["seed"] = generated.seed
+    def images_of(self, *generated: GenerationResult) -> list[Image.Image]:
+        """The images of results, with seed and plan in their `info`."""
+        images = self.decode_images([codes for result in generated for codes in self.codes_of(result)])
+        seeds = [result.seed for result in generated for _ in result.images]
+        for image, seed in zip(images, seeds, strict=True):
+            image.info["seed"] = seed
         return images
 
     def to_text(self, token_ids: list[int]) -> str:
@@ -464,8 +428,7 @@ class MLLMProcessor(ProcessorMixin):
         match generation_mode:
             case None | "text":
                 ids_ST = getattr(generated_outputs, "sequences", generated_outputs)
-                config = self.need_config()
-                skipped = (config.image_token_id, config.pad_token_id)
+                skipped = (self.need_config().image_token_id, self.need_config().pad_token_id)
                 rows = [[id_ for id_ in row if id_ not in skipped] for row in ids_ST.tolist()]
                 return [self.decode(row, skip_special_tokens=skip_special_tokens) for row in rows]
             case "image" if answers is None:
@@ -499,7 +462,6 @@ class MLLMProcessor(ProcessorMixin):
 
     @property
     def image_token(self) -> str:
-        """Marks an image in a text, and stands at each of its positions in the tokens."""
         return IMAGE
 
     @property
@@ -508,7 +470,6 @@ class MLLMProcessor(ProcessorMixin):
 
     @property
     def model_input_names(self) -> list[str]:
-        """What a prompt with images consists of."""
         return ["input_ids", "attention_mask", "codes", "image_lengths", "code_targets"]
 
     def to_dict(self) -> dict[str, Any]:
@@ -541,13 +502,13 @@ class MLLMProcessor(ProcessorMixin):
     ) -> MLLMProcessor:
         """Read a model folder, or one that a processor alone was saved to. `kwargs`: of the text tokenizer, and
         transformers' options for the hub, which a folder does not need."""
-        given = Path(pretrained_model_name_or_path)
-        alone = read_fields(given).get(MODEL_CONFIG)
-        if alone is None or (given / CONFIG_FILE).is_file():
+        folder = Path(pretrained_model_name_or_path)
+        alone = None if (folder / CONFIG_FILE).is_file() else read_fields(folder).get(MODEL_CONFIG)
+        if alone is None:
             folder = find_model_folder(pretrained_model_name_or_path)
             config = MLLMConfig.from_pretrained(folder, local_files_only=True)
         else:
-            folder, config = given, MLLMConfig.from_dict(alone)
+            config = MLLMConfig.from_dict(alone)
         tokenizer = load_text_tokenizer(folder)
         for name, value in {"padding_side": "left", **kwargs}.items():
             if name in ("padding_side", *tokenizer.SPECIAL_TOKENS_ATTRIBUTES):
@@ -570,9 +531,7 @@ class MLLMProcessor(ProcessorMixin):
 
     def need_image_tokenizer(self) -> UniTok:
         if self.image_tokenizer is None:
-            raise ValueError(
-                f"the model folder must have {IMAGE_TOKENIZER}/ or {RELEASED_FILES[0]} for images, got neither; add one"
-            )
+            raise ValueError(f"images must have {IMAGE_TOKENIZER}/ or {RELEASED_FILES[0]} in the model; add one")
         return self.image_tokenizer
 
 
@@ -608,11 +567,25 @@ def share_images(images: Any, texts: Sequence[str]) -> list[tuple[ImagePart, ...
         raise ValueError(f"lists of images must be one per text, got {len(lists)} for {len(texts)}; add or remove some")
     for num, found in zip(num_markers, lists, strict=False):
         if num and num != len(found):
-            raise ValueError(
-                f"a text must have one {IMAGE} marker per image, got {num} for {len(found)} images; "
-                "add or remove some so that they match"
-            )
+            raise ValueError(f"a text must have an {IMAGE} marker per image, got {num} for {len(found)}; add some")
     return [tuple(ImagePart(read_image(image)) for image in found) for found in lists]
+
+
+def collate(sequences: Sequence[TokenSequence], config: MLLMConfig, options: TextOptions | None = None) -> BatchFeature:
+    """Rows of sequences, padded as the options say, with the codes of all their images in reading order."""
+    options = options or TextOptions()
+    sequences = [options.cut(sequence, config) for sequence in sequences]
+    rows = {"input_ids": [s.token_ids_T for s in sequences]}
+    rows["attention_mask"] = [np.ones(len(s), dtype=np.int64) for s in sequences]
+    if options.return_assistant_tokens_mask:
+        rows["assistant_masks"] = [learned_mask(s, config.image_token_id) for s in sequences]
+    fills = {"input_ids": config.pad_token_id}
+    inputs = {name: options.batch(arrays, fills.get(name, 0), config) for name, arrays in rows.items()}
+    together = join(sequences)
+    if len(together.image_lengths_I):
+        of_images = together.codes_PK, together.image_lengths_I, together.code_targets_P
+        inputs |= zip(("codes", "image_lengths", "code_targets"), map(options.tensor, of_images), strict=True)
+    return BatchFeature(inputs)
 
 
 def learned_mask(sequence: TokenSequence, image_token_id: int) -> np.ndarray:

@@ -59,19 +59,15 @@ class ImageLayout:
     def __post_init__(self) -> None:
         grid_ids = (self.new_line_id, self.first_row_size_id, self.first_column_size_id, self.max_side)
         if self.kind == "grid" and None in grid_ids:
-            raise ValueError(
-                "the grid layout must have new_line_id, first_row_size_id, first_column_size_id and max_grid_side, got "
-                f"{grid_ids}; set them in the model's config"
-            )
+            raise ValueError(f"layout 'grid' must have its ids and max_grid_side, got {grid_ids}; set them")
 
     @classmethod
     def from_config(cls, config: MLLMConfig) -> ImageLayout:
         names = ("begin_image_id", "end_image_id", "image_token_id", "begin_plan_id")
+        names += ("new_line_id", "first_row_size_id", "first_column_size_id")
         fields = {name: getattr(config, name) for name in names}
-        if config.image_layout == "grid":
-            grid_names = ("new_line_id", "first_row_size_id", "first_column_size_id")
-            fields |= {"max_side": config.max_grid_side, **{name: getattr(config, name) for name in grid_names}}
-        return cls(kind=config.image_layout, default_grid=(config.grid_side, config.grid_side), **fields)
+        grid = (config.grid_side, config.grid_side)
+        return cls(kind=config.image_layout, default_grid=grid, max_side=config.max_grid_side, **fields)
 
     @property
     def opening_ids(self) -> set[int]:
@@ -106,13 +102,10 @@ class ImageLayout:
         rows, columns = grid
         if self.kind != "grid" and (rows, columns) != tuple(self.default_grid):
             raise ValueError(
-                f"image must have {self.default_grid[0]} x {self.default_grid[1]} positions, got {rows} x {columns}; "
-                "resize it, or use image_layout 'grid'"
+                f"image must have {self.default_grid} positions, got {grid}; resize it or use layout 'grid'"
             )
         if self.kind == "grid" and not (1 <= rows <= self.max_side and 1 <= columns <= self.max_side):
-            raise ValueError(
-                f"image must have 1 to {self.max_side} rows and columns, got {rows} x {columns}; resize it"
-            )
+            raise ValueError(f"image must have 1 to {self.max_side} rows and columns, got {grid}; resize it")
         return rows, columns
 
     def last_grid(self, token_ids: list[int]) -> Grid | None:
@@ -126,8 +119,6 @@ class ImageLayout:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class TokenSequence:
-    """One encoded sample or prompt."""
-
     token_ids_T: np.ndarray  # int64; image positions hold image_token_id
     labels_T: np.ndarray  # int64; -100 where not learned, and at image positions
     codes_PK: np.ndarray  # int64, reading order
@@ -173,7 +164,6 @@ def build_sequence(
 def encode_segments(
     segments: Sequence[Segment], *, tokenizer: PreTrainedTokenizerBase, config: MLLMConfig
 ) -> TokenSequence:
-    """The ids, labels and codes of segments."""
     layout, pieces = ImageLayout.from_config(config), [plain_sequence([], num_codebooks=config.num_codebooks)]
     for segment in segments:
         is_learned = segment.supervised
@@ -337,15 +327,11 @@ def pack(sequences: Iterable[TokenSequence], *, length: int, pad_token_id: int) 
     rows: list[list[TokenSequence]] = []
     for sequence in sequences:
         if len(sequence) > length:
-            raise ValueError(
-                f"a sequence must have at most {length} tokens to fit into a row, got {len(sequence)}; "
-                "raise the length of rows or leave the sample out"
-            )
-        row = next((row for row in rows if sum(map(len, row)) + len(sequence) <= length), None)
-        if row is None:
-            rows.append([sequence])
-        else:
-            row.append(sequence)
+            raise ValueError(f"a sequence must have at most {length} tokens, got {len(sequence)}; raise the length")
+        row = next((row for row in rows if sum(map(len, row)) + len(sequence) <= length), [])
+        if not row:
+            rows.append(row)
+        row.append(sequence)
     return pack_rows(rows, length=length, pad_token_id=pad_token_id)
 
 
