@@ -244,22 +244,14 @@ class MLLMConfig(PreTrainedConfig):
             if whole < part or whole % part:
                 raise ValueError(f"{divided} must be a multiple of {divisor}, got {whole} and {part}; change one")
         if self.image_layout == "grid" and self.image_position_embedding and not self.max_grid_side:
-            raise ValueError(
-                "max_grid_side must be set for image_position_embedding with image_layout 'grid', got None; "
-                "set it to the largest number of rows or columns"
-            )
+            raise ValueError("max_grid_side must be set for image_position_embedding in layout 'grid', got None")
         if (self.num_classes > 0) != (self.first_class_id is not None):
-            raise ValueError(
-                f"num_classes and first_class_id must be set together, got {self.num_classes} and "
-                f"{self.first_class_id}; set both or neither"
-            )
+            both = self.num_classes, self.first_class_id
+            raise ValueError(f"num_classes and first_class_id must be set together, got {both}; set both or neither")
         if self.begin_plan_id is not None and self.prompt_style != "native":
             raise ValueError(f"prompt_style must be 'native' for plans, got {self.prompt_style!r}; unset begin_plan_id")
         if self.planner is not None and not PLANNER_NAME.fullmatch(self.planner):
-            raise ValueError(
-                f"planner must be the dotted name of a class inside mllm, got {self.planner!r}; "
-                "write one such as 'mllm.world.plan.ScenePlanner'"
-            )
+            raise ValueError(f"planner must be 'mllm.MODULE.CLASS', got {self.planner!r}; name a class of this package")
         drawing = [task for task in self.tasks or () if task in DRAWING_TASKS]
         if drawing and not self.can_draw:
             raise ValueError(
@@ -272,9 +264,7 @@ class MLLMConfig(PreTrainedConfig):
         longest = self.max_grid_side * self.patch_size if self.image_layout == "grid" and self.max_grid_side else None
         for size in self.sizes or ():
             if len(size) != 2 or min(size) <= 0 or any(side % self.patch_size for side in size):
-                raise ValueError(
-                    f"sizes must hold [width, height] in multiples of {self.patch_size}, got {list(size)}; correct it"
-                )
+                raise ValueError(f"sizes must hold [width, height], multiples of {self.patch_size}, got {size}; fix it")
             if longest is not None and max(size) > longest:
                 raise ValueError(f"sizes must be at most {longest} long, got {list(size)}; raise max_grid_side")
             if self.image_layout != "grid" and list(size) != [self.image_size, self.image_size]:
@@ -294,9 +284,7 @@ class MLLMConfig(PreTrainedConfig):
     def class_token_id(self, index: int | None) -> int:
         """The token that asks for a class; None is "no class", the other branch of guidance."""
         if self.first_class_id is None:
-            raise ValueError(
-                "the model must have classes to draw one, got num_classes 0; use a class-conditional model"
-            )
+            raise ValueError("the model must have classes to draw one, got none; use a class-conditional model")
         if index is None:
             return self.first_class_id + self.num_classes
         if not 0 <= index < self.num_classes:
@@ -351,9 +339,7 @@ def to_released(ours: dict[str, Any], released: dict[str, Any]) -> dict[str, Any
     the released model, to find what is different."""
     text = ours["text_config"]
     if text["model_type"] != "llama":
-        raise ValueError(
-            f"the backbone must be a Llama to be exported, got {text['model_type']!r}; keep the folder as it is"
-        )
+        raise ValueError(f"the backbone must be a Llama to export it, got {text['model_type']!r}; use it as it is")
     fields = {name: text[name] for name in TEXT_FIELDS if text.get(name) is not None}
     rope = fields.pop("rope_parameters", None) or {}
     fields["rope_theta"] = rope.get("rope_theta", 10000.0)

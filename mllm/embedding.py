@@ -20,6 +20,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence, unpad_sequence
 from transformers.utils import torch_compilable_check
 
 from mllm.config import MLLMConfig
@@ -128,10 +129,8 @@ class ProjectedEmbedding(CodeEmbedding):
         """Copy the codebooks, and for bidirectional context the projection behind them."""
         codebooks_KCE = image_tokenizer.quantizer.codebooks
         if codebooks_KCE.shape != self.codebooks.shape:
-            raise ValueError(
-                f"the image tokenizer's codebooks must be {tuple(self.codebooks.shape)}, as the model has them, got "
-                f"{tuple(codebooks_KCE.shape)}; use the tokenizer that the config describes"
-            )
+            shapes = tuple(self.codebooks.shape), tuple(codebooks_KCE.shape)
+            raise ValueError("codebooks must be {} as in the config, got {}; use its image tokenizer".format(*shapes))
         self.codebooks.copy_(codebooks_KCE)
         if self.context == "bidirectional":
             self.set_projection(image_tokenizer.post_quant_proj)
@@ -139,19 +138,18 @@ class ProjectedEmbedding(CodeEmbedding):
     @torch.no_grad()
     def set_projection(self, projection: nn.Module) -> None:
         """Copy the projection that the image tokenizer has behind its codebooks."""
-        theirs, ours = projection.state_dict(), self.projection.state_dict()
+        theirs, mine = projection.state_dict(), self.projection.state_dict()
         heads = getattr(getattr(projection, "attn", None), "num_heads", None)
-        same = {name: t.shape for name, t in theirs.items()} == {name: t.shape for name, t in ours.items()}
+        same = {name: t.shape for name, t in theirs.items()} == {name: t.shape for name, t in mine.items()}
         if not same or heads != self.num_heads:
+            ours = f"{self.num_heads} heads and width {self.projection.proj.out_features}"
             raise ValueError(
-                f"the image tokenizer's projection must have {self.num_heads} heads and a width of "
-                f"{self.projection.proj.out_features}, as the model's, got {heads} heads and {len(theirs)} weights; "
-                "set embedder_width and embedder_heads as the tokenizer has them"
+                f"the image tokenizer's projection must have {ours}, got {heads} heads and {len(theirs)} weights; set "
+                "embedder_width and embedder_heads as the tokenizer has them"
             )
         if self.context == "bidirectional" and projection.attn.causal:
             raise ValueError(
-                "the image tokenizer's projection must see the whole image, got projection_attention 'causal'; "
-                "use another tokenizer, or another embedding_context"
+                "the image tokenizer's projection must not be causal in a bidirectional context; use another"
             )
         self.projection.load_state_dict(theirs)
 
@@ -168,16 +166,10 @@ class ProjectedEmbedding(CodeEmbedding):
         if torch.compiler.is_compiling():  # the lengths are not known: all in one row, under a mask
             return self._project_row(vectors_PZ, image_lengths_I.to(vectors_PZ.device))
         lengths = image_lengths_I.tolist()
-        if len(set(lengths)) == 1:
-            return self.projection(vectors_PZ.view(len(lengths), lengths[0], -1)).flatten(0, 1)
-        if self.context == "bidirectional":  # no padding, which would be seen
+        if self.context == "bidirectional" and len(set(lengths)) > 1:  # no padding, which would be seen
             return torch.cat([self.projection(vectors_NZ[None])[0] for vectors_NZ in vectors_PZ.split(lengths)])
-        # unequal images: pad on the right, where a causal layer never looks
-        lengths_I = image_lengths_I.to(vectors_PZ.device)
-        is_real_IN = torch.arange(max(lengths), device=vectors_PZ.device) < lengths_I[:, None]
-        padded_INZ = vectors_PZ.new_zeros(*is_real_IN.shape, vectors_PZ.shape[-1])
-        padded_INZ[is_real_IN] = vectors_PZ
-        return self.projection(padded_INZ)[is_real_IN]
+        padded_INZ = pad_sequence(vectors_PZ.split(lengths), batch_first=True)  # a causal layer never looks there
+        return torch.cat(unpad_sequence(self.projection(padded_INZ), torch.tensor(lengths), batch_first=True))
 
     def _project_row(self, vectors_PZ: Tensor, image_lengths_I: Tensor) -> Tensor:
         """`_project` in one row of all images, whose mask takes memory quadratic in P."""

@@ -134,8 +134,6 @@ def only_writer(folder: Path, *, lock_name: str = ".lock") -> Iterator[None]:
 
 
 class Line(NamedTuple):
-    """One record of a file of JSON lines."""
-
     where: str  # "file, line 3", for messages
     record: dict[str, Any]
 
@@ -163,7 +161,6 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def read_json(path: Path) -> Any:
-    """The value of a JSON file."""
     text = read_text(path)
     try:
         return parse_json(text)
@@ -191,7 +188,6 @@ def read_lines(path: Path) -> list[Line]:
 
 
 def need_file(path: Path) -> Path:
-    """The path of a file that exists."""
     if not path.is_file():
         kind = "a folder" if path.is_dir() else "nothing"
         raise FileNotFoundError(f"{path} must be a file, got {kind}; correct the path")
@@ -199,7 +195,6 @@ def need_file(path: Path) -> Path:
 
 
 def need_field(line: Line, name: str) -> Any:
-    """A field that the record must have."""
     if name not in line.record:
         found = ", ".join(line.record) or "no field"
         raise ValueError(f"{line.where} must have a field {name!r}, got {found}; add it to every record")
@@ -244,17 +239,14 @@ def write_image(path: Path, image: Image.Image, **options: Any) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file that people can read too."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def as_line(record: Any) -> str:
-    """One record as one line of a file of JSON lines."""
     return json.dumps(record, ensure_ascii=False) + "\n"
 
 
 def write_lines(path: Path, records: Iterable[Any]) -> None:
-    """Write a file of JSON lines."""
     write_text(path, "".join(as_line(record) for record in records))
 
 

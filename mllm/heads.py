@@ -201,14 +201,11 @@ class LayerStep:
 
     def __init__(self, layer: DepthLayer, num_codebooks: int) -> None:
         attention, mlp = layer.self_attn, layer.mlp
-        self.num_codebooks = num_codebooks
+        self.num_codebooks, self.head_width = num_codebooks, attention.head_width
         self.num_heads, self.num_kv_heads = attention.num_heads, attention.num_kv_heads
-        self.head_width = attention.head_width
         self.input_norm, self.inner_norm = layer.input_layernorm, layer.post_attention_layernorm
-        self.qkv = join([attention.q_proj, attention.k_proj, attention.v_proj])
-        self.out = join([attention.o_proj])
-        self.gate_up = join([mlp.gate_proj, mlp.up_proj])
-        self.down = join([mlp.down_proj])
+        self.qkv, self.out = join([attention.q_proj, attention.k_proj, attention.v_proj]), join([attention.o_proj])
+        self.gate_up, self.down = join([mlp.gate_proj, mlp.up_proj]), join([mlp.down_proj])
 
     def step(self, hidden_RD: Tensor, k: int, rope: tuple[Tensor, Tensor], cache: list[Tensor]) -> Tensor:
         heads_RHd = self.qkv(self.input_norm(hidden_RD)).unflatten(-1, (-1, self.head_width))

@@ -95,12 +95,10 @@ class SolverSampling:
         self.image(temperature=1.0), self.text(temperature=1.0)  # refuse the rest
 
     def image(self, *, temperature: float) -> SamplingConfig:
-        """Settings for the codes of images."""
         chosen = {"top_k": self.image_top_k or None, "top_p": self.image_top_p}
         return SamplingConfig(guidance=float(self.cfg), temperature=self.image_temperature or temperature, **chosen)
 
     def text(self, *, temperature: float) -> SamplingConfig:
-        """Settings for text tokens."""
         return SamplingConfig(top_k=self.text_top_k or None, temperature=temperature)
 
 
@@ -127,8 +125,6 @@ class SolverAnswer(tuple[str, list[Image.Image]]):
 
 
 class FlexARInferenceSolver:
-    """One model, ready to answer."""
-
     def __init__(
         self,
         model_path: str | Path | None = None,
@@ -155,7 +151,6 @@ class FlexARInferenceSolver:
         return SolverSampling(*settings, **named)
 
     def get_streamer(self) -> TextStreamer:
-        """Prints text as it comes."""
         return TextStreamer(self.pipeline.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
 
     def generate(
@@ -241,15 +236,14 @@ class FlexARInferenceSolver:
                 case ImageProgress(done=done, total=total) if hasattr(streamer, "on_image_progress"):
                     streamer.on_image_progress(done, total)
 
-        image_token = self.pipeline.config.image_token_id
-        prompt = [token_id for token_id in requests[0].prompt.token_ids_T.tolist() if token_id != image_token]
-        streamer.put(torch.tensor([prompt]))  # as transformers does; TextStreamer can skip it
+        prompt_T = torch.from_numpy(requests[0].prompt.token_ids_T)
+        is_text_T = prompt_T != self.pipeline.config.image_token_id
+        streamer.put(prompt_T[is_text_T][None])  # as transformers does; TextStreamer can skip it
         results = self.pipeline.run(requests, show)
         streamer.end()
         return results
 
     def _read(self, result: GenerationResult, *, seconds: float) -> SolverAnswer:
-        """A result as text and images."""
         processor = self.pipeline.processor
         pieces = [
             PLACEHOLDER if isinstance(part, CodesPart) else processor.to_text(part).replace(PLACEHOLDER, ESCAPED)
@@ -262,12 +256,10 @@ class FlexARInferenceSolver:
         return answer
 
     def decode_image(self, codes: CodesPart) -> Image.Image:
-        """The image of the codes of an answer."""
         return self.pipeline.processor.decode_images([codes])[0]
 
     @staticmethod
     def create_image_grid(images: Sequence[Image.Image], rows: int, cols: int) -> Image.Image:
-        """One image of many; every cell has the size of the first."""
         if not 0 < len(images) <= rows * cols:
             raise ValueError(f"the grid must hold 1 to {rows} x {cols} images, got {len(images)}")
         width, height = images[0].size
@@ -295,25 +287,19 @@ def understand(text: str, generation_mode: Literal["auto"] | Mode, size: Size | 
         if size is not None and asked not in (None, tuple(size)):
             raise ValueError(f"the size must be given once, got {asked} in the question and {tuple(size)} as size")
         return task._replace(size=size or asked, text=groups.get("text") or task.text)
-    mode = "interleaved" if generation_mode == "auto" else generation_mode
+    mode: Mode = "interleaved" if generation_mode == "auto" else generation_mode
     drawing = "edit" if num_images else "draw"
-    capabilities = {"text": ("ask", "describe"), "image": (drawing,), "interleaved": ("chat",)}[mode]
-    return Task(mode, capabilities, size=size)
+    return Task(mode, {"text": ("ask", "describe"), "image": (drawing,)}.get(mode, ("chat",)), size=size)
 
 
 def split_processors(given: LogitsProcessors | None) -> tuple[SolverSampling | None, tuple[LogitsProcessor, ...]]:
     """Sampling settings (the last ones) and logits processors for text, however they were passed."""
     listed = [] if given is None else list(given) if isinstance(given, Sequence) else [given]
-    wrong = next((item for item in listed if not callable(item) and not isinstance(item, SolverSampling)), None)
-    if wrong is not None:
-        raise ValueError(
-            "logits_processor must hold what create_logits_processor returns, or logits processors of transformers, "
-            f"got {type(wrong).__name__}"
-        )
     samplings = [item for item in listed if isinstance(item, SolverSampling)]
-    return (samplings[-1] if samplings else None), tuple(
-        item for item in listed if not isinstance(item, SolverSampling)
-    )
+    others = tuple(item for item in listed if not isinstance(item, SolverSampling))
+    if wrong := [type(item).__name__ for item in others if not callable(item)]:
+        raise ValueError(f"logits_processor must hold sampling settings or logits processors, got {wrong[0]}")
+    return samplings[-1] if samplings else None, others
 
 
 # ---- questions and answers with placeholders to messages with images in their places ----
@@ -325,8 +311,10 @@ def build_messages(images: Sequence[SolverImage], qas: Turns, *, last_text: str 
     its placeholders stay."""
     check_turns(qas)
     counts = [split_placeholders(text)[1] for turn in qas for text in turn if text is not None]
-    lead = len(images) if not sum(counts) else 0
-    if not lead and sum(counts) != len(images):
+    if not sum(counts):
+        (question, answer), *later = qas
+        qas = [[PLACEHOLDER * len(images) + question, answer], *later]
+    elif sum(counts) != len(images):
         raise ValueError(
             f"placeholders {PLACEHOLDER} must be as many as images, got {sum(counts)} (per question and answer: "
             f"{', '.join(map(str, counts))}) for {len(images)} images; use one per image, or {ESCAPED} for the text"
@@ -335,8 +323,7 @@ def build_messages(images: Sequence[SolverImage], qas: Turns, *, last_text: str 
     messages: list[Message] = []
     for index, (question, answer) in enumerate(qas):
         text = last_text if index == len(qas) - 1 else None
-        front = [next(parts) for _ in range(lead)] if index == 0 else []
-        messages.append(Message("user", (*front, *fill(question, parts, role="user", text=text))))
+        messages.append(Message("user", tuple(fill(question, parts, role="user", text=text))))
         if answer is not None:
             messages.append(Message("assistant", tuple(fill(answer, parts, role="assistant"))))
     return messages
@@ -347,15 +334,9 @@ def check_turns(qas: Turns) -> None:
     if isinstance(qas, str) or not qas:
         raise ValueError(f"qas must be a list of [question, answer], got {qas!r}; pass [[question, None]]")
     for number, turn in enumerate(qas, start=1):
-        is_pair = not isinstance(turn, str) and len(turn) == 2 and isinstance(turn[0], str)
-        if not is_pair or not isinstance(turn[1], str | None):
-            raise ValueError(f"turn {number} must be [question, answer], got {turn!r}")
-        if (turn[1] is None) != (number == len(qas)):
-            found = "no answer" if turn[1] is None else "an answer"
-            raise ValueError(
-                f"only the last answer must be open, got {found} in turn {number} of {len(qas)}; give every earlier "
-                "answer, and None as the last one"
-            )
+        is_pair = isinstance(turn, list | tuple) and [type(text) for text in turn] in ([str, str], [str, type(None)])
+        if not is_pair or (turn[1] is None) != (number == len(qas)):
+            raise ValueError(f"turns must be [question, answer], the last [question, None], got {turn!r}; fix it")
 
 
 def split_placeholders(text: str) -> tuple[list[str], int]:
@@ -369,11 +350,11 @@ def fill(question: str, images: Iterator[Part], *, role: Role, text: str | None 
     pieces, num_images = split_placeholders(question)
     if text is not None:
         pieces = [text, *[""] * num_images]
-    pieces = [piece.strip() for piece in pieces]
+    texts = [[TextPart(piece.strip())] if piece.strip() else [] for piece in pieces]
     shown = [next(images) for _ in range(num_images)]
-    if role == "user" and not any(pieces[1:]):
-        return [*shown, *([TextPart(pieces[0])] if pieces[0] else [])]
-    parts: list[Part] = [TextPart(pieces[0])] if pieces[0] else []
-    for image, piece in zip(shown, pieces[1:], strict=True):
-        parts += [image, *([TextPart(piece)] if piece else [])]
+    if role == "user" and not any(texts[1:]):
+        return [*shown, *texts[0]]
+    parts: list[Part] = [*texts[0]]
+    for image, piece in zip(shown, texts[1:], strict=True):
+        parts += [image, *piece]
     return parts or [TextPart("")]

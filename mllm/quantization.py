@@ -23,8 +23,6 @@ needs a multiple of 16 inputs: with others, torch 2.13's kernel for AVX-512 read
 
 
 class Int8Linear(nn.Module):
-    """Rows of 8-bit integers, each with its scale."""
-
     def __init__(self, linear: nn.Linear, device: torch.device) -> None:
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
@@ -51,10 +49,8 @@ class Int4Linear(nn.Module):
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
         if self.in_features % GROUP or self.out_features % 16:
-            raise ValueError(
-                f"int4 layers must have a multiple of {GROUP} inputs and of 16 outputs, got {self.in_features} and "
-                f"{self.out_features}; use int8"
-            )
+            sizes = self.in_features, self.out_features
+            raise ValueError(f"int4 layers must have multiples of {GROUP} inputs and 16 outputs, got {sizes}; use int8")
         groups_OGI = linear.weight.detach().to(device).float().unflatten(1, (-1, GROUP))
         least, largest = groups_OGI.aminmax(dim=-1, keepdim=True)
         scale_OG1 = ((largest - least) / 15).clamp(min=1e-10).bfloat16().float()
