@@ -44,17 +44,14 @@ def imported_at_once(tree: ast.Module) -> set[str]:
     return names
 
 
-def first_words(names: set[str]) -> set[str]:
-    return {name.split(".")[0] for name in names}
-
-
 def test_imports_go_one_way_and_heavy_packages_stay_in_their_layer() -> None:
     for path, tree in TREES.items():
-        package, names = path.split("/")[0], first_words(imported_modules(tree))
+        package, heavy = path.split("/")[0], LATE - ({"gradio"} if path.startswith("demo/") else set())
+        names, now = ({name.split(".")[0] for name in f(tree)} for f in (imported_modules, imported_at_once))
         assert names & MAY_IMPORT.keys() <= MAY_IMPORT[package], path
         for name, homes in ONLY_IN.items():
             assert name not in names or package in homes, f"{path} may not import {name}"
-        now = first_words(imported_at_once(tree)) & LATE - ({"gradio"} if package == "demo" else set())
+        now &= heavy
         assert not now, f"{path} must import {now} inside the function that needs it"
 
 

@@ -2,7 +2,6 @@
 
 import ast
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -126,10 +125,8 @@ def test_a_wheel_installed_elsewhere_does_what_the_readme_shows(tmp_path: Path) 
 
 def test_continuous_integration_runs_the_command_of_the_readme() -> None:
     script = ROOT / ".ci" / "run"
-    assert os.access(script, os.X_OK)
-    assert subprocess.run(["bash", "-n", str(script)], check=False).returncode == 0
-    assert "make test" in script.read_text(encoding="utf-8")
-    for target in ("demo", "test", "check"):
-        done = subprocess.run(["make", "--dry-run", target], cwd=ROOT, capture_output=True, text=True, check=False)
-        assert done.returncode == 0 and re.search(r"\.venv/bin/python -m", done.stdout), done.stderr
+    assert os.access(script, os.X_OK) and "make test" in script.read_text(encoding="utf-8")
+    commands = [["make", "--dry-run", target] for target in ("demo", "test", "check")]
+    for command in (["bash", "-n", str(script)], *commands):
+        subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
     assert "MIT License" in (ROOT / "LICENSE").read_text(encoding="utf-8")

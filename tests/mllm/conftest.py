@@ -12,7 +12,7 @@ from mllm.pipeline import Pipeline
 from mllm.processor import MLLMProcessor
 from tests.mllm.golden_mllm import GOLDEN_FIELDS, golden_weights
 from tests.mllm.released_folder import write_released
-from tests.mllm.tiny_folder import build_tiny_folder, train_text_tokenizer
+from tests.mllm.tiny_folder import build_tiny_folder, write_text_tokenizer
 
 
 @pytest.fixture(scope="session")
@@ -36,7 +36,7 @@ def golden_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """By the way that the weights came: "released", or "converted" with the command."""
     folder = tmp_path_factory.mktemp("golden_mllm")
     released = write_released(folder / "released", golden_weights(), GOLDEN_FIELDS, ending="bin", num_shards=3)
-    train_text_tokenizer(released / "tokenizer.model")
+    write_text_tokenizer(released / "tokenizer.model")
     words = ["convert", "unitok-mllm", str(released), str(folder / "converted"), "--shard-size", "0.03"]
     assert main(words) == 0
     return {"released": released, "converted": folder / "converted"}

@@ -27,16 +27,8 @@ from mllm.sequence import pack
 from tests.mllm.engine_helpers import CODEBOOK_SIZE, IDS, NUM_CODEBOOKS, build_prompt
 from tests.mllm.learned_samples import learned_sample
 
-SIZES = {
-    "vocab_size": 61,
-    "hidden_size": 24,
-    "intermediate_size": 40,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 96,
-    "pad_token_id": 0,
-}
+SIZES = {"vocab_size": 61, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2}
+SIZES |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 96, "pad_token_id": 0}
 BACKBONES = {
     "llama": LlamaConfig(**SIZES),
     "qwen2": Qwen2Config(**SIZES, tie_word_embeddings=True),
@@ -86,10 +78,8 @@ def test_a_backbone_learns_packs_decodes_draws_and_is_saved(text_config: PreTrai
         steps = [model(part, past_key_values=cache, use_cache=True).logits for part in text_1T.split([5, 1, 1, 5], 1)]
         torch.testing.assert_close(torch.cat(steps, dim=1), model(text_1T).logits, atol=1e-4, rtol=1e-4)
 
-        greedy = SamplingConfig(greedy=True)
-        request = GenerationRequest(
-            prompt=build_prompt(4, seed=2), mode="image", seed=0, max_new_tokens=20, text=greedy, image=greedy
-        )
+        prompt, greedy = build_prompt(4, seed=2), SamplingConfig(greedy=True)
+        request = GenerationRequest(prompt=prompt, mode="image", max_new_tokens=20, image=greedy)
         drawn_NK = torch.from_numpy(Engine(loaded).generate([request])[0].images[0].codes_KN.T.astype("int64"))
         ids = [*request.prompt.token_ids_T, IDS["begin_image_id"], *[IDS["image_token_id"]] * 9]
         hidden_TD = model(torch.tensor([ids]), codes=drawn_NK, image_lengths=torch.tensor([9])).hidden[0]

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from mllm.checkpoint import require_room
+from mllm.checkpoint import find_image_tokenizer, require_room
 from mllm.cli.main import main
 from mllm.pipeline import Pipeline
 from tests.mllm.tiny_folder import build_tiny_folder
@@ -54,12 +54,6 @@ def released(ours: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def copy(released: Path, tmp_path: Path) -> Path:
-    """A copy to damage."""
-    return Path(shutil.copytree(released, tmp_path / "copy"))
-
-
 def pictures_and_answers(folder: Path) -> list[Any]:
     pipeline = Pipeline.load(folder, device="cpu")
     pictures = pipeline.draw("a red circle", n=2, seed=3)
@@ -68,24 +62,17 @@ def pictures_and_answers(folder: Path) -> list[Any]:
 
 
 def test_released_folder_and_its_conversion_draw_and_answer_as_the_model_they_come_from(
-    ours: Path, released: Path, tmp_path: Path, run: Run
+    ours: Path, released: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    code, out, err = run("unitok-mllm", released, tmp_path / "model", "--shard-size", "0.00003")
+    """The released model may be on the hub."""
+    monkeypatch.setattr("mllm.checkpoint.fetch_from_hub", lambda name: released)
+    code, out, err = run("unitok-mllm", "someone/model", tmp_path / "model", "--shard-size", "0.00003")
     assert (code, err) == (0, "")
     assert "3 codebooks of 17, images of 32 pixels, full attention" in out
     assert len(list((tmp_path / "model").glob("model-*.safetensors"))) > 1
     assert "trained for: draw, ask, describe, chat" in (tmp_path / "model" / "README.md").read_text()
-    converted = pictures_and_answers(tmp_path / "model")
-    assert pictures_and_answers(released) == converted
-    assert pictures_and_answers(ours) == converted
-
-
-def test_a_released_model_may_be_on_the_hub(
-    released: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("mllm.checkpoint.fetch_from_hub", lambda name: released)
-    code, out, err = run("unitok-mllm", "someone/model", tmp_path / "model")
-    assert (code, err) == (0, "") and "3 codebooks of 17" in out
+    found = [pictures_and_answers(folder) for folder in (ours, released, tmp_path / "model")]
+    assert found[0] == found[1] == found[2]
 
 
 def test_image_tokenizer_goes_in_and_out_by_command(ours: Path, released: Path, tmp_path: Path, run: Run) -> None:
@@ -95,28 +82,21 @@ def test_image_tokenizer_goes_in_and_out_by_command(ours: Path, released: Path, 
     mine = load_file(ours / "image_tokenizer" / "model.safetensors")
     theirs = load_file(tmp_path / "unitok" / "model.safetensors")
     assert mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
+    names = (tmp_path / "unitok", released, released / "unitok_tokenizer.pth")  # a folder, a model, the released file
+    found = [find_image_tokenizer(str(name)).quantizer.codebooks for name in names]
+    assert found[0].equal(found[1]) and found[0].equal(found[2])
     assert run("export-unitok", tmp_path / "unitok", tmp_path / "back.pth")[0] == 0
-    assert (
-        run("unitok", tmp_path / "back.pth", tmp_path / "half", "--dtype", "bfloat16", "--attention", "causal")[0] == 0
-    )
+    options = ("--dtype", "bfloat16", "--attention", "causal")
+    assert run("unitok", tmp_path / "back.pth", tmp_path / "half", *options)[0] == 0
     half = UniTok.from_pretrained(tmp_path / "half")
     assert (half.dtype, half.config.projection_attention) == (torch.bfloat16, "causal")
+    Image.new("RGB", (40, 40), "red").save(tmp_path / "red.png")
+    code, out, _ = run("probe", tmp_path / "back.pth", "--images", tmp_path / "red.png")
+    assert code == 0 and out.splitlines()[3].startswith("undecided"), "weights are random"
 
 
-def test_tokenize_takes_a_converted_folder_a_released_model_and_the_released_file(
-    released: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    Image.effect_mandelbrot((32, 32), (-2, -1, 1, 1), 20).convert("RGB").save("a.png")
-    assert run("unitok", released / "unitok_tokenizer.pth", "unitok")[0] == 0
-    for number, model in enumerate(("unitok", released, released / "unitok_tokenizer.pth")):
-        assert main(["tokenize", "reconstruct", "a.png", "-o", f"{number}.png", "--model", str(model)]) == 0
-    converted, model, file = (np.asarray(Image.open(f"{number}.png")).astype(int) for number in range(3))
-    assert np.array_equal(converted, file)
-    assert abs(model - file).max() <= 8  # where bfloat16 is fast, a model's tokenizer decodes in it
-
-
-def test_types_and_a_separate_image_tokenizer(released: Path, copy: Path, tmp_path: Path, run: Run) -> None:
+def test_types_and_a_separate_image_tokenizer(released: Path, tmp_path: Path, run: Run) -> None:
+    copy = Path(shutil.copytree(released, tmp_path / "copy"))
     (copy / "unitok_tokenizer.pth").unlink()
     code, out, _ = run("unitok-mllm", copy, tmp_path / "bare", "--dtype", "bfloat16")
     assert code == 0 and "no image tokenizer" in out
@@ -127,39 +107,10 @@ def test_types_and_a_separate_image_tokenizer(released: Path, copy: Path, tmp_pa
     assert (tmp_path / "full" / "image_tokenizer" / "model.safetensors").is_file()
 
 
-def test_probe_prints_both_readings_and_decides_nothing_for_random_weights(
-    released: Path, tmp_path: Path, run: Run
-) -> None:
-    Image.new("RGB", (40, 40), "red").save(tmp_path / "red.png")
-    code, out, _ = run("probe", released / "unitok_tokenizer.pth", "--images", tmp_path / "red.png")
-    lines = out.splitlines()
-    assert code == 0
-    assert lines[0] == "attention  PSNR dB" and lines[1].startswith("full") and lines[2].startswith("causal")
-    assert lines[3].startswith("undecided")
-    words = ("unitok", released / "unitok_tokenizer.pth", tmp_path / "out", "--attention", "probe")
-    code, _, err = run(*words)
-    assert code == 2 and "--attention" in err
-    assert not (tmp_path / "out").exists()
-
-
-def test_tensors_that_do_not_fit_are_named_before_anything_is_written(released: Path, tmp_path: Path, run: Run) -> None:
-    path = sorted(released.glob("model-*.safetensors"))[-1]
-    tensors = load_file(path)
-    first, *others = sorted(tensors)
-    for number, (changed, named) in enumerate(
-        (
-            ({name: tensors[name] for name in others}, "1 missing: "),
-            (tensors | {"model.vision_tower.weight": torch.zeros(2)}, "model.vision_tower.weight"),
-            (tensors | {first: torch.zeros(2, 7)}, "(2, 7)"),
-        )
-    ):
-        copy = Path(shutil.copytree(released, tmp_path / f"copy-{number}"))
-        save_file(changed, copy / path.name)
-        code, _, err = run("unitok-mllm", copy, tmp_path / "out")
-        assert code == 2 and err.startswith("mllm: ") and len(err.splitlines()) == 1 and named in err
-        assert not (tmp_path / "out").exists()
-        with pytest.raises(ValueError):
-            Pipeline.load(copy)
+def rewrite(folder: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Change the tensors of the last file."""
+    path = sorted(folder.glob("model-*.safetensors"))[-1]
+    save_file(change(load_file(path)), path)
 
 
 def swap_codebooks(folder: Path) -> None:
@@ -173,22 +124,28 @@ def swap_codebooks(folder: Path) -> None:
 
 def test_damaged_folders_are_refused_in_one_line(ours: Path, released: Path, tmp_path: Path, run: Run) -> None:
     config = json.loads((released / "config.json").read_text())
-    damages: list[Callable[[Path], object]] = [
-        lambda folder: sorted(folder.glob("model-*.safetensors"))[1].unlink(),
-        lambda folder: (folder / "config.json").write_text("{"),
-        lambda folder: (folder / "config.json").write_text(json.dumps({**config, "model_type": "llava"})),
-        lambda folder: (folder / "config.json").write_text(json.dumps({**config, "hidden_size": 48})),
-        lambda folder: [path.unlink() for path in folder.glob("tokenizer*")],
-        swap_codebooks,
-        lambda folder: (folder / "unitok_tokenizer.pth").write_text("a page that says: log in first"),
+    damages: list[tuple[Callable[[Path], object], str]] = [
+        (lambda folder: rewrite(folder, lambda tensors: dict([*tensors.items()][1:])), "1 missing: "),
+        (lambda folder: rewrite(folder, lambda tensors: tensors | {"model.tower": torch.zeros(2)}), "model.tower"),
+        (lambda folder: rewrite(folder, lambda tensors: {n: torch.zeros(2, 7) for n in tensors}), "(2, 7)"),
+        (lambda folder: sorted(folder.glob("model-*.safetensors"))[1].unlink(), ""),
+        (lambda folder: (folder / "config.json").write_text("{"), ""),
+        (lambda folder: (folder / "config.json").write_text(json.dumps({**config, "model_type": "llava"})), "llava"),
+        (lambda folder: (folder / "config.json").write_text(json.dumps({**config, "hidden_size": 48})), ""),
+        (lambda folder: [path.unlink() for path in folder.glob("tokenizer*")], "text tokenizer"),
+        (swap_codebooks, "codebooks"),
+        (lambda folder: (folder / "unitok_tokenizer.pth").write_text("a page that says: log in first"), ""),
     ]
-    for number, damage in enumerate(damages):
+    for number, (damage, named) in enumerate(damages):
         copy = Path(shutil.copytree(released, tmp_path / f"copy-{number}"))
         damage(copy)
         code, out, err = run("unitok-mllm", copy, tmp_path / "out")
         assert code == 2 and out == ""
-        assert err.startswith("mllm: ") and len(err.splitlines()) == 1, err
+        assert err.startswith("mllm: ") and len(err.splitlines()) == 1 and named in err, err
         assert not (tmp_path / "out" / "config.json").exists()
+        if number < 3:
+            with pytest.raises(ValueError):
+                Pipeline.load(copy)
     for words in (
         ["unitok", released / "config.json", tmp_path / "out"],
         ["unitok-mllm", released, ours],

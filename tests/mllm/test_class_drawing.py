@@ -27,11 +27,8 @@ from tests.mllm.tiny_folder import build_tiny_folder
 FIRST, COUNT = 50, 7  # classes of the random models
 
 
-def class_model(**fields: object) -> MLLMForConditionalGeneration:
-    fields = {"image_layout": "bare", **fields}
-    return build_model(
-        layout=fields.pop("image_layout"), prompt_style="class", first_class_id=FIRST, num_classes=COUNT, **fields
-    )
+def class_model(layout: str = "bare", **fields: object) -> MLLMForConditionalGeneration:
+    return build_model(layout=layout, prompt_style="class", first_class_id=FIRST, num_classes=COUNT, **fields)
 
 
 def image(seed: int = 0) -> CodesPart:
@@ -96,7 +93,7 @@ def test_what_cannot_be_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture
 @pytest.mark.parametrize("code_embedder", ["summed", "projected"])
 @pytest.mark.parametrize("layout", ["bare", "fixed"])
 def test_classes_are_drawn_as_by_a_plain_loop(code_embedder: str, layout: str) -> None:
-    model = class_model(code_embedder=code_embedder, image_position_embedding=True, image_layout=layout)
+    model = class_model(code_embedder=code_embedder, image_position_embedding=True, layout=layout)
     for table in model.code_embedding.places.parameters(recurse=False):
         torch.nn.init.normal_(table)
     requests = [request_for(5, model.config, guidance=guidance) for guidance in (1.0, 2.5)]
@@ -106,14 +103,8 @@ def test_classes_are_drawn_as_by_a_plain_loop(code_embedder: str, layout: str) -
 
 
 def test_pipeline_and_command_draw_classes_and_nothing_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = build_tiny_folder(
-        tmp_path / "model",
-        layout="bare",
-        code_embedder="summed",
-        num_classes=5,
-        prompt_style="class",
-        tasks=["draw_class"],
-    )
+    fields = {"code_embedder": "summed", "num_classes": 5, "prompt_style": "class", "tasks": ["draw_class"]}
+    folder = build_tiny_folder(tmp_path / "model", layout="bare", **fields)
     pipeline = Pipeline.load(folder, device="cpu")
     images = pipeline.draw_class(3, n=2, seed=4)
     assert [image.info["seed"] for image in images] == [4, 5] and images[0].size == (32, 32)

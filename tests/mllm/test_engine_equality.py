@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 import mllm.engine.loop
+from mllm.conversation import from_chat
 from mllm.engine.loop import Engine
 from mllm.engine.request import Done, ForcedCodes, GenerationRequest, GenerationResult
 from mllm.engine.state_machine import never_text_ids
@@ -250,7 +251,7 @@ def test_the_bundled_model_draws_the_same_with_and_without_guesses() -> None:
     ]
     requests = []
     for seed in range(24):
-        chat = pipeline.processor.read_chat([{"role": "user", "content": prompts[seed % 3]}])
+        chat = from_chat([{"role": "user", "content": prompts[seed % 3]}])
         requests.append(pipeline.build_request(chat, "image", task="draw", overrides={"seed": seed, "resamples": 0}))
     plain = [outcome(run([replace(request, window=1)])[0]) for request in requests]
     assert [outcome(result) for result in run(requests)] == plain

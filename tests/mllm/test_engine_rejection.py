@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mllm.conversation import CodesPart
+from mllm.conversation import CodesPart, from_chat
 from mllm.engine.loop import Engine
 from mllm.engine.rejection import SEED_STRIDE as STRIDE
 from mllm.engine.rejection import Check, answer_ids, stream_accepted
@@ -41,7 +41,7 @@ def build_requests(
     pipeline: Pipeline, mode: str, count: int, *, resamples: int, guidance: float = 1.0
 ) -> list[GenerationRequest]:
     overrides = {"guidance": guidance, "max_new_tokens": 90}
-    chats = [pipeline.processor.read_chat([{"role": "user", "content": "a" * (n + 1)}]) for n in range(count)]
+    chats = [from_chat([{"role": "user", "content": "a" * (n + 1)}]) for n in range(count)]
     requests = [pipeline.build_request(chat, mode, task="chat", overrides=overrides) for chat in chats]
     text = SamplingConfig(temperature=1.2)
     return [replace(request, seed=n, resamples=resamples, text=text) for n, request in enumerate(requests)]
@@ -174,7 +174,7 @@ def test_the_number_of_tries_is_the_checkpoints_or_the_callers(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def chosen(**overrides: object) -> int:
-        messages = pipeline.processor.read_chat([{"role": "user", "content": "a"}])
+        messages = from_chat([{"role": "user", "content": "a"}])
         return pipeline.build_request(messages, "image", task="draw", overrides=overrides).resamples
 
     assert (chosen(), chosen(resamples=2)) == (0, 2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ from PIL import Image
 from transformers import AutoModelForMultimodalLM, DynamicCache, GenerationConfig
 from transformers.generation.streamers import TextStreamer
 
-from mllm.conversation import ImagePart, Message, TextPart
+from mllm.conversation import TextPart
 from mllm.model import MLLMForConditionalGeneration
 from mllm.pipeline import Done, Pipeline
 from mllm.processor import MLLMProcessor
+from tests.mllm.engine_helpers import liking
 from tests.mllm.tiny_folder import build_tiny_folder, random_picture
 from tests.train.launching import ROOT, command, environment
 
@@ -81,28 +83,16 @@ def test_an_edit_and_a_mixed_answer_are_the_pipeline_s(
     assert pixels(processor.post_process_multimodal_output(out, generation_mode="image")) == pixels([edited])
     assert out.finish_reasons == ["image"] and out.seeds == [5]
     inputs = chat_inputs(processor, QUESTION, "interleaved")
-    begin = model.config.begin_image_id
-    handles = [m.lm_head.register_forward_hook(lambda m, i, o: push(o, begin)) for m in (model, pipeline.model)]
-    try:
-        out = model.generate(**inputs, generation_mode="interleaved", seed=2, max_new_tokens=25)
-        history = [Message("user", (ImagePart(PICTURE), TextPart("What is it?")))]
-        done = list(pipeline.chat(history, seed=2, max_new_tokens=25))[-1]
-    finally:
-        for handle in handles:
-            handle.remove()
+    likes, options = {model.config.begin_image_id: 4.0}, {"seed": 2, "max_new_tokens": 25}
+    with liking(model, likes), liking(pipeline.model, likes):
+        out = model.generate(**inputs, generation_mode="interleaved", **options)
+        done = list(pipeline.chat([QUESTION], **options))[-1]
     assert isinstance(done, Done) and len(out.images[0]) >= 1
     parts = processor.post_process_multimodal_output(out, generation_mode="interleaved")[0]
     texts = [part.text for part in done.message.parts if isinstance(part, TextPart) and part.text]
     assert [part for part in parts if isinstance(part, str)] == texts
     codes = [part.codes_KN for part in done.message.parts if not isinstance(part, TextPart)]
     assert all((ours.codes_KN == theirs).all() for ours, theirs in zip(out.images[0], codes, strict=True))
-
-
-def push(logits: torch.Tensor, index: int, by: float = 4.0) -> torch.Tensor:
-    """The same logits, with one choice more probable."""
-    pushed = logits.clone()
-    pushed[..., index] += by
-    return pushed
 
 
 def test_a_batch_is_each_prompt_alone(model: MLLMForConditionalGeneration, processor: MLLMProcessor) -> None:
@@ -132,14 +122,11 @@ def test_without_a_seed_torch_s_random_state_settles_it(
 def test_a_generation_config_says_the_same_as_options(
     model: MLLMForConditionalGeneration, processor: MLLMProcessor
 ) -> None:
-    inputs = processor(PICTURE, "What is it?")
-    by_config = GenerationConfig(do_sample=True, temperature=0.8, top_p=0.9, max_new_tokens=20)
-    one = model.generate(**inputs, generation_config=by_config, seed=1)
-    other = model.generate(**inputs, do_sample=True, temperature=0.8, top_p=0.9, max_new_tokens=20, seed=1)
-    assert one.equal(other)
-    cold = model.generate(**inputs, generation_config=by_config, temperature=1e-4, seed=1)
-    greedy = model.generate(**inputs, do_sample=False, max_new_tokens=20)
-    assert cold.equal(greedy), "an option lies over the config"
+    inputs, said = processor(PICTURE, "What is it?"), {"do_sample": True, "temperature": 0.8, "max_new_tokens": 20}
+    by_config = model.generate(**inputs, generation_config=GenerationConfig(**said), seed=1)
+    assert by_config.equal(model.generate(**inputs, **said, seed=1))
+    cold = model.generate(**inputs, generation_config=GenerationConfig(**said), temperature=1e-4, seed=1)
+    assert cold.equal(model.generate(**inputs, max_new_tokens=20)), "an option lies over the config"
 
 
 def test_settings_of_a_task_are_those_of_the_checkpoint(
@@ -220,9 +207,8 @@ def test_logits_processors_see_padding_for_images_and_no_text_begins_an_image(
 
     inputs = processor(PICTURE, "What is it?")
     assert model.generate(**inputs, logits_processor=[only_nine], max_new_tokens=3)[0, -3:].tolist() == [9, 9, 9]
-    handle = model.lm_head.register_forward_hook(lambda m, i, logits: push(logits, model.config.begin_image_id, 100.0))
-    new = model.generate(**inputs, max_new_tokens=20)[0, inputs["input_ids"].shape[1] :]
-    handle.remove()
+    with liking(model, {model.config.begin_image_id: 100.0}):
+        new = model.generate(**inputs, max_new_tokens=20)[0, inputs["input_ids"].shape[1] :]
     assert model.config.begin_image_id not in new.tolist()
 
 
@@ -230,13 +216,12 @@ def test_pictures_of_other_sizes_keep_theirs(tmp_path: Path) -> None:
     folder = build_tiny_folder(tmp_path, layout="grid")
     pipeline, processor = Pipeline.load(folder, device="cpu"), MLLMProcessor.from_pretrained(folder)
     wide = PICTURE.resize((48, 16))
-    inputs = processor([wide, PICTURE, wide], "Make it green.", generation_mode="image")
-    out = pipeline.model.generate(**inputs, generation_mode="image", seed=1, return_dict_in_generate=True)
-    assert processor.post_process_multimodal_output(out, generation_mode="image")[0].size == (48, 16)
-    edited = pipeline.edit(wide, "Make it green.", seed=1)
-    inputs = processor(wide, "Make it green.", generation_mode="image")
-    out = pipeline.model.generate(**inputs, generation_mode="image", seed=1, return_dict_in_generate=True)
-    assert pixels(processor.post_process_multimodal_output(out, generation_mode="image")) == pixels([edited])
+    for images in ([wide, PICTURE, wide], wide):
+        inputs = processor(images, "Make it green.", generation_mode="image")
+        out = pipeline.model.generate(**inputs, generation_mode="image", seed=1, return_dict_in_generate=True)
+        (edited,) = processor.post_process_multimodal_output(out, generation_mode="image")
+        assert edited.size == (48, 16)
+    assert pixels([edited]) == pixels([pipeline.edit(wide, "Make it green.", seed=1)])
     codes = pipeline.model.generate(**inputs, generation_mode="image", seed=1)
     with pytest.raises(ValueError):
         processor.post_process_multimodal_output(codes, generation_mode="image")
@@ -264,22 +249,17 @@ def test_what_cannot_be_done_is_refused_and_what_asks_for_nothing_is_not(
         ("pad_token_id", 7, model.config.pad_token_id),
         ("max_time", 2.0, None),
     ):
-        for how in ("call", "config", "model"):
-            for setting, is_refused in ((value, True), (neutral, False)):
-                options = {name: setting} if how == "call" else {}
-                if how == "config":
-                    options["generation_config"] = GenerationConfig(**{name: setting})
-                before = getattr(model.generation_config, name)
-                if how == "model":
-                    setattr(model.generation_config, name, setting)
-                try:
-                    if is_refused:
-                        with pytest.raises(ValueError, match=name):
-                            model.generate(**drawn, **drawing, **options)
-                    else:
-                        assert model.generate(**drawn, **drawing, **options).sequences.equal(expected)
-                finally:
-                    setattr(model.generation_config, name, before)
+        before = getattr(model.generation_config, name)
+        for how, setting in product(("call", "config", "model"), (value, neutral)):
+            options = {"call": {name: setting}, "config": {"generation_config": GenerationConfig(**{name: setting})}}
+            if how == "model":
+                setattr(model.generation_config, name, setting)
+            if setting == neutral:
+                assert model.generate(**drawn, **drawing, **options.get(how, {})).sequences.equal(expected)
+            else:
+                with pytest.raises(ValueError, match=name):
+                    model.generate(**drawn, **drawing, **options.get(how, {}))
+            setattr(model.generation_config, name, before)
     inputs = processor(PICTURE, "What is it?")
     for options in (
         {"max_new_tokens": 0},
@@ -287,38 +267,21 @@ def test_what_cannot_be_done_is_refused_and_what_asks_for_nothing_is_not(
         {"size": (32, 32)},
         {"unknown": 1},
         {"input_ids": torch.full((1, 200), 5), "attention_mask": None, "codes": None, "image_lengths": None},
-        {"generation_mode": "image", "synced_gpus": True},
-        {"generation_mode": "image", "unknown": 1},
         {"generation_mode": "sound"},
-        {"generation_mode": "image"},  # guided, without a negative prompt
         {"do_sample": True, "temperature": 0.0},
-        {"generation_mode": "image", "guidance_scale": 1.0, "seed": [1, 2]},
-        {"input_ids": None},
-        {"codes": None},
-        {"image_lengths": None},
+        *({name: None} for name in ("input_ids", "codes", "image_lengths")),
         {"image_lengths": inputs["image_lengths"] + 1},
+        {"generation_mode": "image"},  # guided, without a negative prompt
+        *({"generation_mode": "image", **more} for more in ({"synced_gpus": True}, {"unknown": 1})),
+        *({"generation_mode": "image", "guidance_scale": 1.0, "seed": seed} for seed in ([1, 2], -1)),
+        {"generation_mode": "image", "guidance_scale": 1.0, "size": (64, 64)},
         {"generation_mode": "image", "guidance_scale": 1.0, "image_lengths": None},
         {"generation_mode": "image", "guidance_scale": 1.0, "image_lengths": inputs["image_lengths"] - 1},
-        {"generation_mode": "image", "guidance_scale": 1.0, "size": (64, 64)},
     ):
         with pytest.raises(ValueError):
             model.generate(**{**inputs, **options})
     with pytest.raises(ValueError, match="image_lengths"):
         model(**{**inputs, "image_lengths": None})
-
-
-def test_a_processor_refuses_what_the_model_does_not_read(processor: MLLMProcessor, tmp_path: Path) -> None:
-    upstream = MLLMProcessor.from_pretrained(build_tiny_folder(tmp_path, prompt_style="unitok", context=400))
-    model = MLLMForConditionalGeneration.from_pretrained(tmp_path)
-    for call in (
-        lambda: processor(text="a", audio=[0.0]),
-        lambda: processor.apply_chat_template([QUESTION], tokenize=True, continue_final_message=True),
-        lambda: processor.post_process_multimodal_output(torch.zeros(1, 3), generation_mode="interleaved"),
-        lambda: upstream(PICTURE, "Make it green.", generation_mode="image"),
-        lambda: model.generate(**upstream(text="a"), generation_mode="interleaved"),
-    ):
-        with pytest.raises(ValueError):
-            call()
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """The model: packed = separate, labels and targets are aligned, what is not learned gets exactly zero gradient."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,11 +11,11 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from mllm.config import MLLMConfig
-from mllm.generate import collate_prompts
-from mllm.model import MLLMForConditionalGeneration
+from mllm.model import LOGIT_BYTES, LossParts, MLLMForConditionalGeneration, compute_loss, count_items
+from mllm.processor import collate
 from mllm.sequence import IGNORED, TokenSequence, pack
 from mllm.vocabulary import fill_new_rows
-from tests.mllm.engine_helpers import IDS, NUM_CODEBOOKS, build_model, build_prompt
+from tests.mllm.engine_helpers import CODEBOOK_SIZE, IDS, NUM_CODEBOOKS, build_model, build_prompt
 from tests.mllm.learned_samples import learned_sample
 
 
@@ -58,6 +59,11 @@ def loss_by_loops(model: MLLMForConditionalGeneration, samples: list[TokenSequen
 def test_packed_loss_equals_plain_loops_over_samples(model: MLLMForConditionalGeneration) -> None:
     packed = model(**pack(SAMPLES, length=61, pad_token_id=0))
     torch.testing.assert_close(packed.loss, loss_by_loops(model, SAMPLES), atol=1e-5, rtol=1e-5)
+    parts = packed.loss_parts
+    torch.testing.assert_close(parts.image, parts.image_per_codebook_K.mean())
+    weights = model.config.text_loss_weight * parts.num_text, parts.num_image
+    total = (weights[0] * parts.text + weights[1] * (parts.image + parts.z)) / sum(weights)
+    torch.testing.assert_close(parts.total, total)
 
 
 def test_packed_gradients_equal_those_of_separate_samples(model: MLLMForConditionalGeneration) -> None:
@@ -76,17 +82,13 @@ def test_packed_gradients_equal_those_of_separate_samples(model: MLLMForConditio
 
 
 def test_no_gradient_where_nothing_is_learned(model: MLLMForConditionalGeneration) -> None:
-    """Of a packed row only the places before learned ones get gradient at the output, and only their sample inside."""
+    """The second sample of a packed row, without labels, and the padding get exactly zero."""
     samples = [SAMPLES[1], learned_sample(seed=5, plan=["text", "image", "text"])]
-    batch = pack(samples, length=70, pad_token_id=0)
+    batch, begin = pack(samples, length=70, pad_token_id=0), len(samples[0])
     embedded_BTD = model.embed(batch["input_ids"], batch["codes"], batch["image_lengths"]).detach().requires_grad_()
     model(**batch, inputs_embeds=embedded_BTD).loss.backward()
     has_gradient_T = embedded_BTD.grad[0].abs().sum(dim=-1) > 0
-    begin = len(samples[0])
-    last_before_learned = int(samples[0].labels_T.nonzero()[0].max()) - 1
-    assert has_gradient_T[: begin - 2].any()
-    assert not has_gradient_T[begin:].any(), "the sample without labels and the padding get exactly zero"
-    assert last_before_learned < begin
+    assert has_gradient_T[: begin - 2].any() and not has_gradient_T[begin:].any()
 
 
 def test_a_batch_without_images_or_labels_still_touches_all_trained_parameters(
@@ -101,11 +103,8 @@ def test_a_batch_without_images_or_labels_still_touches_all_trained_parameters(
         assert loss.isfinite()
         assert not [name for name, value in model.named_parameters() if value.grad is None]
     model.eval()
-
-
-def test_placeholders_and_codes_must_match(model: MLLMForConditionalGeneration) -> None:
     batch = pack(SAMPLES[:1], length=40, pad_token_id=0)
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError):  # placeholders and codes must match
         model(batch["input_ids"], codes=batch["codes"][:8], image_lengths=torch.tensor([8]))
 
 
@@ -151,8 +150,8 @@ def test_forward_compiles_without_a_graph_break_and_exports() -> None:
         model, layout = build_model(**fields), fields.get("layout", "fixed")
         num_positions = (9, 6 if layout == "grid" else 9)
         prompts = [build_prompt(8, seed=n, num_images=1, positions=n, layout=layout) for n in num_positions]
-        images = collate_prompts(prompts, model.config, torch.device("cpu"))
-        text = collate_prompts([build_prompt(8, seed=1)], model.config, torch.device("cpu"))
+        images, text = collate(prompts, model.config), collate([build_prompt(8, seed=1)], model.config)
+        del images["code_targets"]
         compiled = torch.compile(model, fullgraph=True, backend="eager")
         for inputs in (text, images):
             torch._dynamo.reset()
@@ -176,28 +175,69 @@ def test_outputs_are_those_of_transformers(model: MLLMForConditionalGeneration) 
     out = model(**batch, output_hidden_states=True, attention_mask=None)
     assert out.logits.shape == (*batch["input_ids"].shape, model.config.vocab_size)
     assert len(out.hidden_states) == 3 and out.hidden_states[-1].equal(out.hidden)
-    kept = model(**batch, logits_to_keep=3)
+    kept, sliced = model(**batch, logits_to_keep=3), model(**batch, max_logits_bytes=2**12)
     torch.testing.assert_close(kept.logits, out.logits[:, -3:])
-    torch.testing.assert_close(kept.loss, out.loss)
-    sliced = model(**batch, max_logits_bytes=2**12)
     assert sliced.logits is None
-    torch.testing.assert_close(sliced.loss, out.loss)
     loss, logits, *_ = model(**batch, return_dict=False)
     assert loss.equal(out.loss) and logits.equal(out.logits)
-    marked = batch["labels"].clone()
-    marked[batch["input_ids"] == model.config.image_token_id] = torch.where(
-        batch["code_targets"], model.config.image_token_id, IGNORED
-    )
-    by_labels = {name: value for name, value in batch.items() if name not in ("code_targets", "labels")}
-    torch.testing.assert_close(model(**by_labels, labels=marked).loss, out.loss)
-    counted = (marked[:, 1:] != IGNORED).sum()
-    torch.testing.assert_close(
-        model(**by_labels, labels=marked, num_items_in_batch=4 * counted).loss, out.loss / 4, msg="a quarter of a batch"
-    )
+    targets, marked = batch.pop("code_targets"), batch.pop("labels")
+    image = model.config.image_token_id
+    marked[batch["input_ids"] == image] = torch.where(targets, image, IGNORED)
+    quarter = 4 * (marked[:, 1:] != IGNORED).sum()
+    by_labels = model(**batch, labels=marked), model(**batch, labels=marked, num_items_in_batch=quarter)
+    for found in (kept.loss, sliced.loss, by_labels[0].loss, 4 * by_labels[1].loss):
+        torch.testing.assert_close(found, out.loss)
     model.set_attn_implementation("eager")
-    ids = batch["input_ids"][:, :4]
-    assert model(ids, output_attentions=True).attentions[0].shape == (1, 4, 4, 4)
+    assert model(batch["input_ids"][:, :4], output_attentions=True).attentions[0].shape == (1, 4, 4, 4)
     model.set_attn_implementation("sdpa")
+
+
+# ---- the loss in slices ----
+
+
+def loss_of(model: MLLMForConditionalGeneration, num_text: int, num_learned: int, **options: Any) -> LossParts:
+    """Of random hidden states."""
+    generator = torch.Generator().manual_seed(num_text)
+    text, image = (torch.randn(n, 24, generator=generator) for n in (num_text, num_learned))
+    labels = torch.randint(61, (num_text,), generator=generator)
+    codes = torch.randint(CODEBOOK_SIZE, (num_learned, NUM_CODEBOOKS), generator=generator)
+    heads = model.lm_head, model.code_head
+    return compute_loss(*heads, (text, labels), (image, codes), config=model.config, **options)
+
+
+def test_slices_give_the_loss_and_gradients_of_one_and_parts_without_items_are_zero(
+    model: MLLMForConditionalGeneration,
+) -> None:
+    weights = (*model.lm_head.parameters(), *model.code_head.parameters())
+    for numbers in ((17, 8), (0, 9), (7, 0), (0, 0)):
+        whole = loss_of(model, *numbers, num_items=31.0)
+        assert (whole.text > 0, whole.image > 0) == (numbers[0] > 0, numbers[1] > 0)
+        for max_bytes in (1, 4 * 61 * 3, 4 * NUM_CODEBOOKS * CODEBOOK_SIZE * 4, 10**6):
+            sliced = loss_of(model, *numbers, num_items=31.0, num_rows=29, max_bytes=max_bytes)
+            for name in LossParts.__slots__:
+                torch.testing.assert_close(getattr(sliced, name), getattr(whole, name))
+            found = [torch.autograd.grad(parts.total, weights, retain_graph=True) for parts in (sliced, whole)]
+            torch.testing.assert_close(*found)
+
+
+def test_logits_never_take_more_than_allowed_and_heads_run_as_often_on_every_process() -> None:
+    model, calls = build_model(), []
+    for head in (model.lm_head, model.code_head):
+        head.register_forward_hook(lambda module, inputs, logits: calls.append(logits.numel() * LOGIT_BYTES))
+    for rows in (2, 4, 13):
+        max_bytes, numbers = rows * NUM_CODEBOOKS * CODEBOOK_SIZE * LOGIT_BYTES, set()
+        for num_text, num_learned in ((29, 0), (1, 28), (0, 0), (11, 12)):  # of four processes
+            calls.clear()
+            loss_of(model, num_text, num_learned, num_rows=29, max_bytes=max_bytes).total.backward()
+            assert max(calls) <= max_bytes
+            numbers.add(len(calls))
+        assert len(numbers) == 1
+
+
+def test_items_of_a_batch() -> None:
+    labels = torch.tensor([[5, 6, -100, -100], [-100, -100, -100, 2]])  # the first 5 has nothing before it
+    count = count_items(labels, torch.tensor([True, False, True]), num_codebooks=3, text_weight=0.5)
+    assert count.item() == 2 * 0.5 + 2 * 3
 
 
 # ---- saving and loading, as transformers does it ----
@@ -206,32 +246,24 @@ def test_outputs_are_those_of_transformers(model: MLLMForConditionalGeneration) 
 @pytest.mark.parametrize(
     ("fields", "auto_class"),
     [
-        ({"head_type": "depth_transformer"}, AutoModel),
+        ({"layout": "grid", "tasks": ["draw"], "sizes": [[48, 32]], "image_guidance": 2.5}, AutoModel),
         ({"head_shared_output": False}, AutoModelForCausalLM),
         ({"head_type": "mlp"}, MLLMForConditionalGeneration),
     ],
 )
-def test_a_saved_model_is_loaded_bit_equal(tmp_path: Path, fields: dict, auto_class: type) -> None:
+def test_a_saved_model_is_loaded_bit_equal_with_every_field(tmp_path: Path, fields: dict, auto_class: type) -> None:
     model = build_model(**fields)
     model.save_pretrained(tmp_path)
-    assert sorted(path.name for path in tmp_path.glob("*.safetensors")) == ["model.safetensors"]
+    assert [path.name for path in tmp_path.glob("*.safetensors")] == ["model.safetensors"]
     loaded = auto_class.from_pretrained(tmp_path)
-    assert type(loaded) is MLLMForConditionalGeneration
+    assert type(loaded) is MLLMForConditionalGeneration and type(AutoConfig.from_pretrained(tmp_path)) is MLLMConfig
     state = loaded.state_dict()
     assert state.keys() == model.state_dict().keys()
     assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())
-    batch = pack(SAMPLES[:2], length=40, pad_token_id=0)
-    torch.testing.assert_close(loaded(**batch).loss, model(**batch).loss, rtol=0, atol=0)
-
-
-def test_the_config_comes_back_with_every_field(tmp_path: Path) -> None:
-    model = build_model(layout="grid", tasks=["draw"], sizes=[[48, 32]], image_guidance=2.5)
-    model.config.save_pretrained(tmp_path)
-    loaded = AutoConfig.from_pretrained(tmp_path)
-    assert type(loaded) is MLLMConfig
-    before, after = model.config.to_dict(), loaded.to_dict()
-    for fields in (before, before["text_config"], after, after["text_config"]):
-        fields.pop("architectures", None), fields.pop("dtype", None), fields.pop("_name_or_path", None)
+    before, after = model.config.to_dict(), AutoConfig.from_pretrained(tmp_path).to_dict()
+    for found in (before, before["text_config"], after, after["text_config"]):
+        for name in ("architectures", "dtype", "_name_or_path"):
+            found.pop(name, None)
     assert after == before
 
 
@@ -253,8 +285,7 @@ def test_new_vocabulary_rows_are_the_mean_of_the_old() -> None:
     model.resize_token_embeddings(66, mean_resizing=False)
     fill_new_rows((model.get_input_embeddings(), model.get_output_embeddings()), range(61, model.config.vocab_size))
     assert model.config.vocab_size == model.config.text_config.vocab_size == 66
-    for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
-        assert layer.weight.shape == (66, 24)
+    assert model.get_output_embeddings().weight.shape == (66, 24)
     new = model.get_input_embeddings().weight
     torch.testing.assert_close(new[:61], old)
     torch.testing.assert_close(new[61:], old.mean(dim=0).expand(5, -1))

@@ -13,10 +13,10 @@ from PIL import Image
 from demo.answer import show
 from mllm.conversation import CodesPart, ImagePart, Message, TextPart
 from mllm.engine.request import PLAN_BUDGET, GenerationRequest
-from mllm.evaluation.world import describe_plan_sampling
-from mllm.pipeline import Done, ImageDone, Pipeline, TextDelta, describe_images
+from mllm.pipeline import ImageDone, Pipeline, TextDelta
 from mllm.processor import PLAN, save_image
 from mllm.sampling import SamplingConfig
+from tests.mllm.engine_helpers import liking
 from tests.mllm.tiny_folder import build_tiny_folder
 from tokenizer.images import read_image
 
@@ -59,19 +59,11 @@ def test_a_png_keeps_it_and_other_files_do_not(drawn: Image.Image, tmp_path: Pat
 
 
 def test_a_chat_shows_no_plan_and_remembers_it(pipeline: Pipeline, tmp_path: Path) -> None:
-    likes_to_draw = torch.zeros(pipeline.config.vocab_size)
-    likes_to_draw[pipeline.config.begin_plan_id] = 30.0
-    hook = pipeline.model.lm_head.register_forward_hook(lambda module, inputs, logits: logits + likes_to_draw)
-    asked = [Message("user", (TextPart("a red circle"),))]
-    try:
-        events = list(pipeline.chat(asked, seed=1))
-    finally:
-        hook.remove()
+    with liking(pipeline.model, {pipeline.config.begin_plan_id: 30.0}):
+        events = list(pipeline.chat([Message("user", (TextPart("a red circle"),))], seed=1))
+    drawn = [part for part in events[-1].message.parts if isinstance(part, CodesPart)]
     pictures = [event.image for event in events if isinstance(event, ImageDone)]
-    done = events[-1]
-    assert isinstance(done, Done) and pictures
-    drawn = [part for part in done.message.parts if isinstance(part, CodesPart)]
-    assert [part.plan for part in drawn] == [picture.info[PLAN] for picture in pictures]
+    assert drawn and [part.plan for part in drawn] == [picture.info[PLAN] for picture in pictures]
     said = "".join(event.text for event in events if isinstance(event, TextDelta))
     assert not any(part.plan in said for part in drawn)
 
@@ -85,7 +77,7 @@ def test_a_chat_shows_no_plan_and_remembers_it(pipeline: Pipeline, tmp_path: Pat
 
 
 def test_a_picture_that_is_shown_is_described_and_one_that_was_drawn_is_not(
-    pipeline: Pipeline, drawn: Image.Image
+    pipeline: Pipeline, drawn: Image.Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     marker = pipeline.config.begin_plan_id
     answered = [Message("user", (TextPart("draw"),)), Message("assistant", (ImagePart(drawn),))]
@@ -96,7 +88,8 @@ def test_a_picture_that_is_shown_is_described_and_one_that_was_drawn_is_not(
         seen = [part.plan for part in message.parts if isinstance(part, CodesPart)]
         assert len(seen) == 2 and drawn.info[PLAN] not in seen, "what was meant is not what is seen"
     assert pipeline.describe([[asked]])[0][0].parts[0].plan == alone[0].parts[0].plan
-    again = describe_images([alone], pipeline.processor, lambda requests: pytest.fail("described already"))
+    monkeypatch.setattr(pipeline.engine, "generate", lambda requests: pytest.fail("described already"))
+    again = pipeline.describe([alone])
     assert again[0][0].parts[0] is alone[0].parts[0]
     request = pipeline.build_request(after, "text", task="ask")
     assert request.prompt.token_ids_T.tolist().count(marker) == 1 + 2 + 2
@@ -129,13 +122,8 @@ def test_an_answer_rests_on_what_is_seen(pipeline: Pipeline, drawn: Image.Image)
     marker = pipeline.config.begin_plan_id
     sequence = pipeline.processor.build([Message("user", (codes,))])
     prompt = replace(sequence, token_ids_T=np.array(begun[: begun.index(marker) + 1]))
-    request = GenerationRequest(
-        prompt=prompt,
-        mode="text",
-        end_id=marker,
-        max_new_tokens=PLAN_BUDGET,
-        text=SamplingConfig(greedy=True),
-    )
+    options = {"end_id": marker, "max_new_tokens": PLAN_BUDGET, "text": SamplingConfig(greedy=True)}
+    request = GenerationRequest(prompt=prompt, mode="text", **options)
     seen = pipeline.processor.to_text(pipeline.run([request])[0].text_ids)
     told = pipeline.build_request(
         [Message("user", (replace(codes, plan=seen), words))], "text", task="ask", overrides={"max_new_tokens": 20}
@@ -163,7 +151,7 @@ def test_a_person_may_write_the_plan(pipeline: Pipeline, drawn: Image.Image) -> 
         pipeline.draw("a red circle", plan=" ")
 
 
-def test_scores_say_how_plans_were_sampled(pipeline: Pipeline) -> None:
-    assert describe_plan_sampling(pipeline, {}) == "temperature 1.0 top_p 0.5"
-    assert describe_plan_sampling(pipeline, {"temperature": 0.5}) == "temperature 1.0 top_p 0.5", "that is the image's"
-    assert describe_plan_sampling(pipeline, {"greedy": True}) == "greedy"
+def test_plans_are_sampled_greedily_or_as_the_checkpoint_says(pipeline: Pipeline) -> None:
+    default = pipeline.requests.plan_settings({})
+    assert default.top_p == 0.5 and pipeline.requests.plan_settings({"temperature": 0.5}) == default, "the image's"
+    assert pipeline.requests.plan_settings({"greedy": True}).greedy

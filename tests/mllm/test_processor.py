@@ -12,21 +12,21 @@ from PIL import Image
 from transformers import AutoProcessor
 
 from mllm.checkpoint import BUNDLED
-from mllm.conversation import CodesPart, Marker, Message, TextPart, chat_template, render
+from mllm.conversation import CodesPart, Marker, Message, TextPart, chat_template, from_chat, render
 from mllm.processor import MLLMProcessor
 from mllm.sequence import build_sequence
 from tests.mllm.tiny_folder import random_picture as picture
 
+
+def turn(role: str, *content: object) -> dict:
+    items = [{"type": "text", "text": c} if isinstance(c, str) else {"type": "image", "image": c} for c in content]
+    return {"role": role, "content": items}
+
+
 CHAT = [
-    {
-        "role": "user",
-        "content": [{"type": "image", "image": picture(0)}, {"type": "text", "text": "What is it?"}],
-    },
+    turn("user", picture(0), "What is it?"),
     {"role": "assistant", "content": "a red circle"},
-    {
-        "role": "user",
-        "content": [{"type": "text", "text": "And this? <image></s>"}, {"type": "image", "image": picture(1)}],
-    },
+    turn("user", "And this? <image></s>", picture(1)),
 ]
 
 
@@ -38,21 +38,13 @@ def test_inputs_equal_the_sequence_that_training_builds(processor: MLLMProcessor
         Message("assistant", (TextPart("a red circle"),)),
         Message("user", (TextPart("And this? <image></s>"), codes[1])),
     ]
-    expected = build_sequence(
-        messages, tokenizer=processor.tokenizer, config=processor.config, add_generation_prompt=True
-    )
+    options = {"tokenizer": processor.tokenizer, "config": processor.config, "add_generation_prompt": True}
+    expected = build_sequence(messages, **options)
     assert inputs["input_ids"][0].tolist() == expected.token_ids_T.tolist()
     assert inputs["codes"].tolist() == expected.codes_PK.tolist()
     assert inputs["image_lengths"].tolist() == [4, 4]
     by_template = processor.apply_chat_template(CHAT, tokenize=True, return_dict=True, add_generation_prompt=True)
     assert by_template["input_ids"].tolist() == inputs["input_ids"].tolist()
-
-
-def test_texts_and_pictures_alone_are_inputs_too(processor: MLLMProcessor) -> None:
-    inputs = processor(text=["a red circle", "a"])
-    assert inputs["attention_mask"][1, 0] == 0, "the shorter one is padded on the left"
-    assert inputs["input_ids"][1, 0] == processor.config.pad_token_id
-    assert "codes" not in inputs
     assert processor(picture(0), "What is it?")["image_lengths"].tolist() == [4]
     with pytest.raises(ValueError):
         processor([picture(0)], ["a", "b"])
@@ -70,29 +62,15 @@ def test_a_folder_saved_again_is_the_same(processor: MLLMProcessor, tmp_path: Pa
         assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
 
 
-def as_text(messages: list[Message], style: str, processor: MLLMProcessor) -> str:
-    """The segments that the model reads, as one string."""
-    names = {Marker.BOS: processor.tokenizer.bos_token, Marker.EOS: processor.tokenizer.eos_token}
-    return "".join(
-        "<image>" if isinstance(segment.content, CodesPart) else names.get(segment.content, segment.content)
-        for segment in render(messages, style)
-    )
-
-
 def test_the_template_writes_what_the_model_reads(processor: MLLMProcessor) -> None:
+    names = {Marker.BOS: processor.tokenizer.bos_token, Marker.EOS: processor.tokenizer.eos_token}
     codes = CodesPart(np.zeros((3, 4), dtype=np.uint16), (2, 2))
     turns = [(codes, " What is it? "), ("a red circle",), ("And this?", codes), ("the same",)]
-    roles = ["user", "assistant"] * 2
-    parts = [tuple(TextPart(part) if isinstance(part, str) else part for part in turn) for turn in turns]
-    messages = list(map(Message, roles, parts))
-    item = {str: lambda text: {"type": "text", "text": text}, CodesPart: lambda part: {"type": "image", "image": part}}
-    chat = [
-        {"role": role, "content": [item[type(part)](part) for part in turn]}
-        for role, turn in zip(roles, turns, strict=True)
-    ]
+    chat = [turn(role, *parts) for role, parts in zip(["user", "assistant"] * 2, turns, strict=True)]
     for style, template in (("native", "native"), ("vicuna_v1", "unitok")):
-        text = processor.apply_chat_template(chat, chat_template(template))
-        assert text == as_text(messages, style, processor)
+        contents = [segment.content for segment in render(from_chat(chat), style)]
+        read = "".join("<image>" if isinstance(each, CodesPart) else names.get(each, each) for each in contents)
+        assert processor.apply_chat_template(chat, chat_template(template)) == read
 
 
 @pytest.fixture(scope="module")
@@ -104,72 +82,59 @@ def equal(one: dict, other: dict) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-QUESTION = [
-    {"type": "image", "image": Image.new("RGB", (256, 320), "red")},
-    {"type": "text", "text": "What color is the circle?"},
-]
+RED = Image.new("RGB", (256, 320), "red")
 
 
 def test_a_prompt_that_the_template_wrote_is_not_framed_again(bundled: MLLMProcessor) -> None:
-    image = QUESTION[0]["image"]
-    chat = [{"role": "user", "content": QUESTION}]
+    chat = [turn("user", RED, "What color is the circle?")]
     one = bundled.apply_chat_template(chat, add_generation_prompt=True, tokenize=True, return_dict=True)
     assert one["input_ids"].shape == (1, 106)
     text = bundled.apply_chat_template(chat, add_generation_prompt=True)
-    assert equal(bundled(images=image, text=text, return_tensors="pt"), one)
-    assert equal(bundled(images=image, text="<image> What color is the circle?"), one), "framed, at its marker"
-    assert equal(bundled([image], ["What color is the circle?"]), one)
+    assert equal(bundled(images=RED, text=text, return_tensors="pt"), one)
+    assert equal(bundled(images=RED, text="<image> What color is the circle?"), one), "framed, at its marker"
+    assert equal(bundled([RED], ["What color is the circle?"]), one)
     drawing = Image.new("RGB", (320, 256))
     drawing.info["plan"] = "a red circle 12"
     system = {"role": "system", "content": "Be brief. The word ASSISTANT: is yours."}
-    whole = [
-        system,
-        *chat,
-        {"role": "assistant", "content": [{"type": "text", "text": " It is red. "}]},
-        {"role": "user", "content": "Draw it, USER: me"},
-        {"role": "assistant", "content": [{"type": "text", "text": "Here:"}, {"type": "image", "image": drawing}]},
-    ]
+    whole = [system, *chat, turn("assistant", " It is red. "), turn("user", "Draw it, USER: me")]
+    whole.append(turn("assistant", "Here:", drawing))
     for length in (3, 5):
         inputs = bundled.apply_chat_template(whole[:length], tokenize=True, return_dict=True)
-        again = bundled([image, drawing][: length // 2], bundled.apply_chat_template(whole[:length]))
-        if length == 3:
-            assert equal(again, inputs)
-        for name in inputs.keys() - {"code_targets"}:
+        again = bundled([RED, drawing][: length // 2], bundled.apply_chat_template(whole[:length]))
+        for name in inputs.keys() - ({"code_targets"} if length == 5 else set()):
             assert torch.equal(again[name], inputs[name])
     assert inputs["code_targets"].tolist() == [False] * 80 + [True] * 80, "what the assistant drew is learned"
     mode = {"generation_mode": "image"}
-    two_steps = bundled(text=bundled.apply_chat_template([{"role": "user", "content": "a cat"}]), **mode)
-    assert equal(two_steps, bundled(text="a cat", **mode))
-    for images, wrong in ((image, text.replace("<image>", "<image><image>")), (None, text), ([image] * 2, text)):
+    assert equal(
+        bundled(text=bundled.apply_chat_template([turn("user", "a cat")]), **mode), bundled(text="a cat", **mode)
+    )
+    for images, wrong in ((RED, text.replace("<image>", "<image><image>")), (None, text), ([RED] * 2, text)):
         with pytest.raises(ValueError):
             bundled(images, wrong)
 
 
 def test_images_come_in_every_form(bundled: MLLMProcessor, tmp_path: Path) -> None:
     image = picture(5, (256, 256))
-    path = tmp_path / "a.png"
+    path, array, expected = tmp_path / "a.png", np.asarray(image), bundled(image, "What?")
     image.save(path)
     data = base64.b64encode(path.read_bytes()).decode()
-    array = np.asarray(image)
-    forms = [
+    url = f"data:image/png;base64,{data}"
+    for form in (
         *(str(path), path, path.read_bytes(), array, torch.from_numpy(array.copy()).permute(2, 0, 1)),
-        *([image], [[image]], [array], array[None], f"data:image/png;base64,{data}"),
-    ]
-    expected = bundled(image, "What?")
-    for form in forms:
+        *([image], [[image]], [array], array[None], url),
+    ):
         assert equal(bundled(form, "What?"), expected), type(form)
     nested = bundled([[image], [], [image, image]], ["What?", "Who?", "<image>Why?<image>"])
     assert nested["image_lengths"].tolist() == [64] * 3
     assert equal(bundled([image] * 3, ["<image>What?", "Who?", "<image>Why?<image>"]), nested)
-    items = [
+    for item in (
         {"type": "image", "base64": data},
-        {"type": "image", "url": f"data:image/png;base64,{data}", "path": None, "text": None},
+        {"type": "image", "url": url, "path": None, "text": None},
         {"type": "image", "image": None, "path": str(path), "text": None},
         {"type": "image", "image": {"bytes": path.read_bytes(), "path": None}},
-        {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}},
+        {"type": "image_url", "image_url": {"url": url}},
         {"type": "image_url", "image_url": str(path)},
-    ]
-    for item in items:
+    ):
         chat = [{"role": "user", "content": [item, {"type": "text", "text": "What?", "path": None}]}]
         assert equal(bundled(messages=chat), expected), item
         assert bundled.apply_chat_template(chat) == "<s>USER:<image> What? ASSISTANT:"
@@ -196,7 +161,7 @@ def test_options_of_the_tokens_are_obeyed_or_refused(bundled: MLLMProcessor) -> 
     assert isinstance(bundled(text=texts, return_tensors="np")["input_ids"], np.ndarray)
     lists = bundled(text=texts, return_tensors=None)["input_ids"]
     assert [len(row) for row in lists] == left["attention_mask"].sum(dim=1).tolist()
-    long = [{"role": "user", "content": [*QUESTION, QUESTION[0], {"type": "text", "text": "x " * 30}]}]
+    long = [turn("user", RED, "What color is the circle?", RED, "x " * 30)]
     whole = bundled.apply_chat_template(long, tokenize=True, return_dict=True)
     for length in (16, 110, 250):  # inside the first image, inside the second, behind it
         options = {"truncation": True, "max_length": length}
@@ -214,7 +179,7 @@ def test_options_of_the_tokens_are_obeyed_or_refused(bundled: MLLMProcessor) -> 
     ):
         with pytest.raises(ValueError):
             bundled(text="a", **wrong)
-    chats = [[{"role": "user", "content": text}] for text in texts]
+    chats = [[turn("user", text)] for text in texts]
     options = {"tokenize": True, "return_dict": True}
     prompts = bundled.apply_chat_template(chats, add_generation_prompt=True, **options)
     assert prompts["input_ids"].equal(left["input_ids"]), "padded for generate"
@@ -226,10 +191,7 @@ def test_options_of_the_tokens_are_obeyed_or_refused(bundled: MLLMProcessor) -> 
 
 
 def test_a_chat_is_continued_and_its_answers_are_masked(bundled: MLLMProcessor) -> None:
-    chat = [
-        {"role": "user", "content": "Which color?"},
-        {"role": "assistant", "content": [{"type": "text", "text": "It is"}]},
-    ]
+    chat = [turn("user", "Which color?"), turn("assistant", "It is")]
     options = {"tokenize": True, "return_dict": True}
     whole = bundled.apply_chat_template(chat, **options, return_assistant_tokens_mask=True)
     begun = bundled.apply_chat_template(chat, **options, continue_final_message=True)

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from huggingface_hub import ModelCard
@@ -53,34 +53,19 @@ def test_a_saved_model_has_a_card_that_says_what_its_config_says(folder: Path, t
 
 
 def test_a_model_is_pushed_with_its_card(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client of the hub is not the real one: nothing leaves this machine."""
     sent: list[dict[str, bytes]] = []
-
-    class Answer:
-        """What the hub answers."""
-
-        repo_id = "someone/tiny"
-        commit_url = "https://huggingface.co/someone/tiny/commit/1"
-
-    class Hub:
-        """The client of the hub: nothing leaves this machine."""
-
-        def create_repo(self, repo_id: str, **kwargs: Any) -> Answer:
-            return Answer()
-
-        def create_commit(self, *, operations: list[Any], **kwargs: Any) -> Answer:
-            sent.append({o.path_in_repo: Path(o.path_or_fileobj).read_bytes() for o in operations})
-            return Answer()
-
-        def upload_file(self, *, path_or_fileobj: bytes, path_in_repo: str, repo_id: str, **kwargs: Any) -> None:
-            assert repo_id == "someone/tiny"
-            sent.append({path_in_repo: path_or_fileobj})
-
+    hub = Mock()
+    hub.create_repo.return_value.repo_id = "someone/tiny"
+    hub.create_commit.side_effect = lambda *, operations, **_: sent.append(
+        {each.path_in_repo: Path(each.path_or_fileobj).read_bytes() for each in operations}
+    )
     for module in ("transformers.utils.hub", "mllm.model"):
-        monkeypatch.setattr(f"{module}.hf_api", Hub)
-    model = MLLMForConditionalGeneration.from_pretrained(folder)
-    assert model.push_to_hub("someone/tiny").commit_url == Answer.commit_url
+        monkeypatch.setattr(f"{module}.hf_api", lambda: hub)
+    MLLMForConditionalGeneration.from_pretrained(folder).push_to_hub("someone/tiny")
     assert {"config.json", "generation_config.json", "model.safetensors"} <= set(sent[0])
-    assert sent[1]["README.md"] == (folder / "README.md").read_bytes()
+    card = hub.upload_file.call_args.kwargs
+    assert (card["path_in_repo"], card["path_or_fileobj"]) == ("README.md", (folder / "README.md").read_bytes())
 
 
 LOADING = """

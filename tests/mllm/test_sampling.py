@@ -6,16 +6,7 @@ import pytest
 import scipy.stats
 import torch
 
-from mllm.sampling import (
-    TEXT,
-    RowSettings,
-    SamplingConfig,
-    choose,
-    gumbel,
-    keep_threshold,
-    mix_bits,
-    stack_settings,
-)
+from mllm.sampling import TEXT, RowSettings, SamplingConfig, choose, gumbel, keep_threshold, mix_bits, stack_settings
 
 
 def reference_kept(logits: list[float], *, top_k: int | None, top_p: float) -> set[int]:
@@ -44,13 +35,9 @@ def test_filters_keep_what_plain_loops_keep() -> None:
 
 def test_rows_of_different_settings_choose_as_if_each_were_alone() -> None:
     generator = torch.Generator().manual_seed(1)
-    configs = [
-        SamplingConfig(),
-        SamplingConfig(greedy=True),
-        SamplingConfig(temperature=0.3, top_k=4),
-        SamplingConfig(top_p=0.5),
-        SamplingConfig(temperature=2.0, top_k=11, top_p=0.9),
-    ]
+    both = {"temperature": 2.0, "top_k": 11, "top_p": 0.9}
+    fields = ({}, {"greedy": True}, {"temperature": 0.3, "top_k": 4}, {"top_p": 0.5}, both)
+    configs = [SamplingConfig(**each) for each in fields]
     logits_NC = torch.randn(5, 37, generator=generator)
     for _ in range(50):
         seeds_N = torch.randint(2**62, (5,), generator=generator)
@@ -66,24 +53,13 @@ def test_choices_follow_the_filtered_distribution() -> None:
     num_draws, many = 100_000, torch.arange(100_000)
     logits_C = torch.randn(23, generator=torch.Generator().manual_seed(3)) * 2
     logits_C[[4, 11]] = -torch.inf
-    counters = [
-        (many, 0 * many, 0),
-        (0 * many + 2**63 - 1, many, TEXT),
-        (many // 4, many % 4, 5),
-        (many % 7, many, many % 3),
-    ]
-    for config in (
-        SamplingConfig(),
-        SamplingConfig(temperature=0.5),
-        SamplingConfig(temperature=2.0, top_k=6),
-        SamplingConfig(top_p=0.7),
-        SamplingConfig(temperature=1.5, top_k=12, top_p=0.9),
-    ):
-        kept = reference_kept(
-            (logits_C / config.temperature).tolist(),
-            top_k=config.top_k,
-            top_p=config.top_p if config.top_p < 1 else 2.0,
-        )
+    counters = [(many, 0 * many, 0), (0 * many + 2**63 - 1, many, TEXT)]  # seed, position, codebook
+    counters += [(many // 4, many % 4, 5), (many % 7, many, many % 3)]
+    all_of_them = {"temperature": 1.5, "top_k": 12, "top_p": 0.9}
+    for fields in ({}, {"temperature": 0.5}, {"temperature": 2.0, "top_k": 6}, {"top_p": 0.7}, all_of_them):
+        config = SamplingConfig(**fields)
+        top_p = config.top_p if config.top_p < 1 else 2.0
+        kept = reference_kept((logits_C / config.temperature).tolist(), top_k=config.top_k, top_p=top_p)
         expected_C = torch.full((23,), -torch.inf, dtype=torch.float64)
         expected_C[list(kept)] = logits_C.double()[list(kept)] / config.temperature
         expected_C = expected_C.softmax(-1) * num_draws
@@ -118,42 +94,32 @@ def test_noise_is_a_function_of_its_counters() -> None:
 
 
 def test_an_impossible_choice_is_never_drawn() -> None:
-    logits_NC = torch.full((300, 9), -torch.inf)
+    logits_NC, many_N = torch.full((300, 9), -torch.inf), torch.arange(300)
     logits_NC[:, 6] = -300.0
-    many_N = torch.arange(300)
     noise_NC = gumbel(many_N, many_N, 0, num_choices=9)
     assert choose(logits_NC, stack_settings([SamplingConfig()], num_choices=9), noise_NC).unique().tolist() == [6]
 
 
-def test_per_codebook_settings_are_picked_by_codebook() -> None:
-    config = SamplingConfig(temperature=(1.0, 0.5, 2.0), top_k=(1, 2, 3), top_p=(0.1, 0.2, 0.3))
+def test_per_codebook_settings_are_picked_by_codebook_and_steps_that_no_row_asks_for_are_left_out() -> None:
+    config = SamplingConfig(temperature=(1.0, 0.5, 2.0), top_k=(1, 2, 3), top_p=(0.1, 0.25, 0.3))
     settings = stack_settings([SamplingConfig(), config], num_choices=7, num_codebooks=3).take(slice(4, 5))
-    assert settings.temperature_N1.item() == 0.5
-    assert settings.top_k_N1.item() == 2
-    assert settings.top_p_N1.item() == pytest.approx(0.2)
+    assert (settings.temperature_N1.item(), settings.top_k_N1.item(), settings.top_p_N1.item()) == (0.5, 2, 0.25)
     config.check_codebooks(3)
     with pytest.raises(ValueError):
         config.check_codebooks(4)
-
-
-def test_steps_that_no_row_asks_for_are_left_out() -> None:
     settings = stack_settings([SamplingConfig(top_k=7)] * 2, num_choices=7)
     assert settings == RowSettings(None, None, None, None, None, False)
 
 
 def test_settings_out_of_range_are_refused() -> None:
-    for wrong in (
-        {"temperature": 0.0},
-        {"temperature": float("nan")},
-        {"temperature": (1.0, -1.0)},
-        {"top_k": 0},
-        {"top_k": 2.5},
-        {"top_k": True},
-        {"top_p": 0.0},
-        {"top_p": 1.1},
-        {"guidance": 0.5},
-        {"guidance": "much"},
-        {"temperature": (1.0, 1.0), "top_k": (1, 2, 3)},
-    ):
-        with pytest.raises(ValueError):
-            SamplingConfig(**wrong)
+    for name, values in {
+        "temperature": (0.0, float("nan"), (1.0, -1.0)),
+        "top_k": (0, 2.5, True),
+        "top_p": (0.0, 1.1),
+        "guidance": (0.5, "much"),
+    }.items():
+        for value in values:
+            with pytest.raises(ValueError):
+                SamplingConfig(**{name: value})
+    with pytest.raises(ValueError):
+        SamplingConfig(temperature=(1.0, 1.0), top_k=(1, 2, 3))

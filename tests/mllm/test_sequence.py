@@ -14,7 +14,6 @@ from mllm.conversation import CodesPart, Message, Segment, TextPart
 from mllm.sequence import (
     IGNORED,
     ImageLayout,
-    TokenSequence,
     build_sequence,
     cut_sequence,
     encode_segments,
@@ -79,6 +78,10 @@ def test_special_tokens_have_names_and_are_added_once(
     assert (vocabulary.pad_token_id, vocabulary.bos_token_id, vocabulary.eos_token_id) == (0, 1, 2)
     assert vocabulary.first_column_size_id == vocabulary.first_row_size_id + 5
     assert extend_tokenizer(tokenizer, max_grid_side=5) == vocabulary
+    earlier = copy.deepcopy(tokenizer)
+    earlier.add_tokens([OLD_PLAN], special_tokens=True)
+    assert extend_tokenizer(earlier, plans=True).begin_plan_id == earlier.convert_tokens_to_ids(OLD_PLAN)
+    assert PLAN not in earlier.get_vocab()
 
 
 @pytest.mark.parametrize("layout", ["fixed", "grid"])
@@ -104,13 +107,6 @@ def test_an_outline_is_learned_with_its_marker(model_file: Path, layout: str) ->
     assert sequence.labels_T[place].tolist() == [marker, *[IGNORED] * len(sizes), *words]
     with pytest.raises(ValueError):
         build_sequence(messages, tokenizer=tokenizer, config=config_of(vocabulary, begin_plan_id=None))
-
-
-def test_a_tokenizer_of_an_earlier_version_keeps_its_token_for_plans(tokenizer: PreTrainedTokenizerBase) -> None:
-    tokenizer = copy.deepcopy(tokenizer)
-    tokenizer.add_tokens([OLD_PLAN], special_tokens=True)
-    old_id = tokenizer.convert_tokens_to_ids(OLD_PLAN)
-    assert extend_tokenizer(tokenizer, plans=True).begin_plan_id == old_id and PLAN not in tokenizer.get_vocab()
 
 
 def test_no_text_is_unencodable_or_a_special_token(tokenizer: PreTrainedTokenizerBase, vocabulary: Vocabulary) -> None:
@@ -143,12 +139,6 @@ DIALOGUE = [
 ]
 
 
-def build(
-    tokenizer: PreTrainedTokenizerBase, messages: list[Message], config: MLLMConfig, **rest: object
-) -> TokenSequence:
-    return build_sequence(messages, tokenizer=tokenizer, config=config, **rest)
-
-
 def test_ids_and_labels_of_a_whole_dialogue(tokenizer: PreTrainedTokenizerBase, vocabulary: Vocabulary) -> None:
     v, config = vocabulary, config_of(vocabulary, image_layout="grid")
     image, line = v.image_token_id, v.new_line_id
@@ -160,17 +150,16 @@ def test_ids_and_labels_of_a_whole_dialogue(tokenizer: PreTrainedTokenizerBase, 
     def text(words: str) -> list[int]:
         return encode_text(tokenizer, words)
 
+    begin, *rest = frame(2, 3)
     pieces = [
-        ([1], False),
-        (text("USER:") + text(" a red circle") + text(" ASSISTANT:"), False),
-        (text(" yes"), True),
-        (frame(2, 3)[:1], True),
-        (frame(2, 3)[1:], False),
+        ([1, *text("USER:"), *text(" a red circle"), *text(" ASSISTANT:")], False),
+        ([*text(" yes"), begin], True),
+        (rest, False),
         ([2], True),
         (text("USER:") + text(" what color is it?") + frame(1, 2) + text(" ASSISTANT:"), False),
         (text(" red") + [2], True),
     ]
-    sequence = build(tokenizer, DIALOGUE, config)
+    sequence = build_sequence(DIALOGUE, tokenizer=tokenizer, config=config)
     assert sequence.token_ids_T.tolist() == [i for ids, _ in pieces for i in ids]
     assert sequence.labels_T.tolist() == [i if learned else IGNORED for ids, learned in pieces for i in ids]
     assert sequence.image_lengths_I.tolist() == [6, 2]
@@ -181,18 +170,15 @@ def test_ids_and_labels_of_a_whole_dialogue(tokenizer: PreTrainedTokenizerBase, 
 def test_a_prompt_is_a_prefix_of_its_sample(tokenizer: PreTrainedTokenizerBase, vocabulary: Vocabulary) -> None:
     config = config_of(vocabulary, image_layout="grid")
     for turns in (1, 3):
-        prompt = build(tokenizer, DIALOGUE[:turns], config, add_generation_prompt=True)
-        sample = build(tokenizer, DIALOGUE[: turns + 1], config)
+        prompt = build_sequence(DIALOGUE[:turns], tokenizer=tokenizer, config=config, add_generation_prompt=True)
+        sample = build_sequence(DIALOGUE[: turns + 1], tokenizer=tokenizer, config=config)
         assert sample.token_ids_T[: len(prompt)].tolist() == prompt.token_ids_T.tolist()
         assert sample.labels_T[len(prompt)] != IGNORED and (prompt.labels_T[-2:] == IGNORED).all()
-
-
-def test_what_is_no_part_of_a_dialogue_is_refused(tokenizer: PreTrainedTokenizerBase, vocabulary: Vocabulary) -> None:
-    foreign = CodesPart(np.zeros((2, 9), dtype=np.uint16), (3, 3))
+    foreign = [Message("user", (CodesPart(np.zeros((2, 9), dtype=np.uint16), (3, 3)),)), DIALOGUE[3]]
     with pytest.raises(ValueError):
-        build(tokenizer, [Message("user", (foreign,)), DIALOGUE[3]], config_of(vocabulary))
+        build_sequence(foreign, tokenizer=tokenizer, config=config_of(vocabulary))
     with pytest.raises(TypeError):
-        encode_segments([Segment(3)], tokenizer=tokenizer, config=config_of(vocabulary))
+        encode_segments([Segment(3)], tokenizer=tokenizer, config=config)
 
 
 def test_everything_of_a_document_is_learned_in_every_style(
@@ -201,7 +187,7 @@ def test_everything_of_a_document_is_learned_in_every_style(
     document = [Message("assistant", (TextPart("once"), codes(3, 3), TextPart("and again"), codes(3, 3)))]
     for style in ("native", "unitok"):
         config = config_of(vocabulary, prompt_style=style)
-        sequence = build(tokenizer, document, config)
+        sequence = build_sequence(document, tokenizer=tokenizer, config=config)
         image = [vocabulary.begin_image_id, *[vocabulary.image_token_id] * 9, vocabulary.end_image_id]
         texts = [encode_text(tokenizer, " once"), encode_text(tokenizer, " and again")]
         assert sequence.token_ids_T.tolist() == [1, *texts[0], *image, *texts[1], *image, 2]
@@ -218,7 +204,7 @@ def test_a_long_document_is_cut_between_images(
     config = config_of(vocabulary, image_layout=layout)
     side = 2 if layout == "grid" else 3
     parts = (TextPart("what color is it?"), codes(side, side), codes(side, side), TextPart("a red circle, no."))
-    sequence = build(tokenizer, [Message("assistant", parts * 3)], config)
+    sequence = build_sequence([Message("assistant", parts * 3)], tokenizer=tokenizer, config=config)
     pieces = cut_sequence(sequence, length, config=config)
     for name in sequence.__slots__:
         assert np.concatenate([getattr(piece, name) for piece in pieces]).tolist() == getattr(sequence, name).tolist()
@@ -262,48 +248,35 @@ def test_every_sample_can_be_read_back_from_the_rows() -> None:
     found = []
     for row, segments in enumerate(sample_numbers(batch["position_ids"])):
         for number in range(1, int(segments.max()) + 1):
-            places = (segments == number).nonzero()[:, 0]
+            (places,) = (segments == number).nonzero(as_tuple=True)
             assert places.tolist() == list(range(int(places[0]), int(places[-1]) + 1)), "a sample is one run"
             assert batch["position_ids"][row, places].tolist() == list(range(len(places)))
             taken = [next(positions) for _ in range(int(is_image_BT[row, places].sum()))]
-            lengths = []
+            lengths: list[int] = []
             while sum(lengths) < len(taken):
                 lengths.append(next(images))
-            labels = batch["labels"][row, places].tolist()
-            content = (batch["input_ids"][row, places].tolist(), labels, batch["codes"][taken].tolist(), lengths)
-            found.append((*content, batch["code_targets"][taken].tolist()))
-        is_padding = segments == 0
-        assert (batch["labels"][row][is_padding] == IGNORED).all() and (batch["input_ids"][row][is_padding] == 0).all()
-    expected = [
-        (
-            s.token_ids_T.tolist(),
-            s.labels_T.tolist(),
-            s.codes_PK.tolist(),
-            s.image_lengths_I.tolist(),
-            s.code_targets_P.tolist(),
-        )
-        for s in SAMPLES
-    ]
+            texts = [batch[name][row, places].tolist() for name in ("input_ids", "labels")]
+            found.append([*texts, batch["codes"][taken].tolist(), lengths, batch["code_targets"][taken].tolist()])
+        assert (batch["labels"][row][segments == 0] == IGNORED).all() and not batch["input_ids"][row][
+            segments == 0
+        ].any()
+    expected = [[getattr(sample, name).tolist() for name in sample.__slots__] for sample in SAMPLES]
     assert sorted(found, key=str) == sorted(expected, key=str)
     assert next(positions, None) is None and next(images, None) is None
+    for samples, length in ((SAMPLES, 8), ([], 8)):
+        with pytest.raises(ValueError):
+            pack(samples, length=length, pad_token_id=0)
+    rows = [SAMPLES[:2], SAMPLES[2:3]]  # filled already
+    assert sample_numbers(pack_rows(rows, length=60, pad_token_id=0)["position_ids"]).amax(dim=1).tolist() == [2, 1]
 
 
 def test_a_label_at_the_start_of_a_sample_is_dropped() -> None:
     """It would be predicted from the sample before it."""
     sample = learned_sample(seed=0, plan=["TEXT"])
-    labelled = type(sample)(
-        **{name: getattr(sample, name) for name in sample.__slots__} | {"labels_T": sample.token_ids_T}
-    )
+    labelled = replace(sample, labels_T=sample.token_ids_T)
     batch = pack([labelled, labelled], length=2 * len(sample), pad_token_id=0)
     assert (batch["labels"][batch["position_ids"] == 0] == IGNORED).all()
     assert (batch["labels"] == IGNORED).sum() == 2
-
-
-def test_too_long_and_empty_are_refused() -> None:
-    with pytest.raises(ValueError):
-        pack(SAMPLES, length=8, pad_token_id=0)
-    with pytest.raises(ValueError):
-        pack([], length=8, pad_token_id=0)
 
 
 def test_a_row_is_filled_as_well_as_possible() -> None:
@@ -315,17 +288,6 @@ def test_a_row_is_filled_as_well_as_possible() -> None:
         taken = take_row(lengths, room)
         assert tuple(taken) in choices
         assert sum(lengths[index] for index in taken) == max(total for total in sums if total <= room)
-
-
-def test_of_equal_fillings_the_earlier_sequences_are_taken() -> None:
-    assert take_row([5, 3, 9, 4, 3, 1, 4], 13) == [0, 1, 3, 5]  # not 0, 3, 6
+    # of equal fillings the earlier sequences: not 0, 3, 6
+    assert take_row([5, 3, 9, 4, 3, 1, 4], 13) == [0, 1, 3, 5]
     assert take_row([13, 1], 13) == [0] and take_row([2], 13) == [0] and take_row([], 13) == []
-
-
-def test_rows_that_are_filled_already_become_a_batch() -> None:
-    batch = pack_rows([SAMPLES[:2], SAMPLES[2:3]], length=60, pad_token_id=0)
-    reference = pack(SAMPLES[:3], length=60, pad_token_id=0)
-    assert sample_numbers(batch["position_ids"]).max(dim=1).values.tolist() == [2, 1]
-    assert batch["codes"].equal(reference["codes"])
-    with pytest.raises(ValueError):
-        pack_rows([], length=60, pad_token_id=0)

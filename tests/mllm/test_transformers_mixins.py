@@ -27,10 +27,10 @@ from tests.mllm.tiny_folder import random_picture
 
 B, T, N, K = 3, 13, 4, 3
 EXPECTED_OF_MODELS = {
-    "test_generation_tester_mixin_inheritance": "the source distribution has no GenerationTesterMixin to inherit from",
+    "test_generation_tester_mixin_inheritance": "the source distribution has no GenerationTesterMixin to inherit from"
 }
 EXPECTED_OF_PROCESSORS = {
-    "test_tokenizer_decode_defaults": "our `decode` leaves special tokens out unless asked: they frame images",
+    "test_tokenizer_decode_defaults": "our `decode` leaves special tokens out unless asked: they frame images"
 }
 """Tests that fail, each with its reason."""
 
@@ -43,27 +43,11 @@ class TinyModel(SimpleNamespace):
     num_hidden_layers, num_attention_heads = 2, 3
 
     def get_config(self) -> MLLMConfig:
-        text_config = LlamaConfig(
-            vocab_size=99,
-            hidden_size=24,
-            intermediate_size=40,
-            num_hidden_layers=2,
-            num_attention_heads=3,
-            num_key_value_heads=3,
-            max_position_embeddings=160,
-        )
-        return MLLMConfig(
-            text_config=text_config,
-            num_codebooks=K,
-            codebook_size=17,
-            code_width=4,
-            image_size=32,
-            embedder_width=24,
-            embedder_heads=3,
-            head_layers=1,
-            image_token_id=5,
-            head_type=self.head_type,
-        )
+        sizes = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "num_key_value_heads": 3}
+        text_config = LlamaConfig(vocab_size=99, intermediate_size=40, max_position_embeddings=160, **sizes)
+        codes = {"num_codebooks": K, "codebook_size": 17, "code_width": 4, "image_size": 32, "image_token_id": 5}
+        heads = {"embedder_width": 24, "embedder_heads": 3, "head_layers": 1, "head_type": self.head_type}
+        return MLLMConfig(text_config=text_config, **codes, **heads)
 
     def prepare_config_and_inputs_for_common(self) -> tuple[MLLMConfig, dict[str, Any]]:
         config = self.get_config()

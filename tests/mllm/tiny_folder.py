@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 import numpy as np
-import sentencepiece
 import torch
 from PIL import Image
 from transformers import LlamaConfig
@@ -17,6 +15,7 @@ from mllm.processor import MLLMProcessor
 from mllm.vocabulary import extend_tokenizer, load_text_tokenizer
 from tokenizer.config import UniTokConfig
 from tokenizer.unitok import UniTok
+from train.text_tokenizer import train_text_tokenizer
 
 SENTENCES = (
     "USER: a red circle on a white background ASSISTANT: a blue square left of a green star",
@@ -29,23 +28,8 @@ def random_picture(seed: int = 3, size: tuple[int, int] = (32, 32)) -> Image.Ima
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*reversed(size), 3), dtype=np.uint8))
 
 
-def train_text_tokenizer(path: Path, *, vocab_size: int = 330) -> None:
-    """A SentencePiece model with byte fallback, so that no text is unencodable."""
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(SENTENCES),
-        model_writer=model,
-        model_type="bpe",
-        vocab_size=vocab_size,
-        byte_fallback=True,
-        add_dummy_prefix=False,
-        remove_extra_whitespaces=False,
-        normalization_rule_name="identity",
-        pad_id=-1,
-        num_threads=1,
-        minloglevel=2,
-    )
-    path.write_bytes(model.getvalue())
+def write_text_tokenizer(path: Path) -> None:
+    train_text_tokenizer(SENTENCES, path, vocab_size=330)
 
 
 def build_tiny_folder(
@@ -65,60 +49,25 @@ def build_tiny_folder(
         fields: more fields of the MLLMConfig.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    train_text_tokenizer(folder / "tokenizer.model")
+    write_text_tokenizer(folder / "tokenizer.model")
     text_tokenizer = load_text_tokenizer(folder / "tokenizer.model")
-    vocabulary = extend_tokenizer(
-        text_tokenizer,
-        max_grid_side=3 if layout == "grid" else None,
-        num_classes=fields.get("num_classes", 0),
-        plans=outlines,
-    )
+    tokens = {"max_grid_side": 3 if layout == "grid" else None, "num_classes": fields.get("num_classes", 0)}
+    vocabulary = extend_tokenizer(text_tokenizer, **tokens, plans=outlines)
     torch.manual_seed(0)
-    image_tokenizer = UniTok(
-        UniTokConfig(
-            image_size=32,
-            stem_width=4,
-            stage_widths=(4, 8),
-            stage_depths=(1, 1),
-            width=12,
-            depth=1,
-            decoder_depth=1,
-            num_heads=2,
-            decoder_widths=(8, 4),
-            decoder_depths=(1, 1),
-            num_codebooks=3,
-            codebook_size=17,
-            code_width=4,
-            projection_heads=2,
-            embed_dim=0,
-        )
-    ).eval()
+    codes = {"num_codebooks": 3, "codebook_size": 17, "code_width": 4, "image_size": 32}
+    encoder = {"stem_width": 4, "stage_widths": (4, 8), "stage_depths": (1, 1), "width": 12, "depth": 1, "num_heads": 2}
+    decoder = {"decoder_depth": 1, "decoder_widths": (8, 4), "decoder_depths": (1, 1)}
+    image_tokenizer = UniTok(UniTokConfig(**codes, **encoder, **decoder, projection_heads=2, embed_dim=0)).eval()
+    heads = {"num_attention_heads": 3, "num_key_value_heads": 3, "num_hidden_layers": 2, "hidden_size": width}
     text_config = LlamaConfig(
         vocab_size=vocabulary.size,
-        hidden_size=width,
         intermediate_size=40 if width == 24 else 2 * width,
-        num_hidden_layers=2,
-        num_attention_heads=3,
-        num_key_value_heads=3,
         max_position_embeddings=context,
         initializer_range=0.2,
+        **heads,
     )
-    config = MLLMConfig(
-        text_config=text_config,
-        num_codebooks=3,
-        codebook_size=17,
-        code_width=4,
-        image_size=32,
-        head_layers=1,
-        **{
-            "embedder_width": 24,
-            "embedder_heads": 3,
-            "image_layout": layout,
-            "image_guidance": 2.0,
-            **fields,
-            **vocabulary.config_fields(),
-        },
-    )
+    ours = {"embedder_width": 24, "embedder_heads": 3, "image_layout": layout, "image_guidance": 2.0, "head_layers": 1}
+    config = MLLMConfig(text_config=text_config, **codes, **{**ours, **fields, **vocabulary.config_fields()})
     model = MLLMForConditionalGeneration(config).eval()
     model.code_embedding.adopt(image_tokenizer)
     model.save_pretrained(folder)
