@@ -77,9 +77,7 @@ class CodesPart:
     codes_KN: np.ndarray  # uint16, N = grid positions row by row
     grid: tuple[int, int]  # rows, columns
     plan: str | None = None  # what the model wrote before it drew this, or when it looked at it
-    image: Image.Image | None = field(
-        default=None, compare=False, repr=False
-    )  # what the codes are decoded to, if known
+    image: Image.Image | None = field(default=None, repr=False)  # what the codes are decoded to, if known
 
     def __post_init__(self) -> None:
         if self.codes_KN.ndim != 2 or self.codes_KN.shape[1] != self.grid[0] * self.grid[1]:
