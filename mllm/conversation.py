@@ -20,8 +20,6 @@ be drawn (after the size of the image, where sizes differ), after one of the use
 The model writes both itself, a chain of thought for drawing and understanding, as in GoT (arXiv:2503.10639).
 """
 
-from __future__ import annotations
-
 import base64
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -10,8 +10,6 @@ E width of a codebook entry, Z = K * E, D language model width, R decoding rows,
 cache, H heads, d head width.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial

@@ -9,8 +9,6 @@ Letters: B prompts, S answers (the prompts, each as often as asked for), T posit
 one image, I images, K codebooks, V text vocabulary.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache

@@ -6,8 +6,6 @@ arXiv:2408.02657; what differs is listed in docs/inference_solver.md. It only tr
 decodes, samples and loads nothing itself.
 """
 
-from __future__ import annotations
-
 import math
 import re
 import time

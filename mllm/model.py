@@ -20,13 +20,11 @@ Letters: B batch, T sequence, D hidden width, V text vocabulary, P image positio
 C codes per codebook, L labelled text tokens, M learned image positions, R rows of a slice.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -172,7 +170,7 @@ class MLLMForConditionalGeneration(ThirdPartyMixin, PreTrainedModel, GenerationM
     @classmethod
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | os.PathLike | None = None, *args: Any, **kwargs: Any
-    ) -> MLLMForConditionalGeneration:
+    ) -> Self:
         """As in transformers; a folder in the released layout (`mini_gemini`) is read as it is, strictly. A
         `quantization_config` that does not say which modules keep their precision keeps those of `KEPT`."""
         if kwargs.get("quantization_config") is not None:

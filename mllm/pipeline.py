@@ -7,8 +7,6 @@ Decoding is in mllm/engine; here requests are built from dialogues, events are d
 that plans its images has them described: before it answers about an image, and to check one that it drew.
 """
 
-from __future__ import annotations
-
 import logging
 import math
 import re
@@ -22,7 +20,7 @@ from importlib import import_module
 from itertools import islice
 from pathlib import Path
 from threading import Lock
-from typing import Any, Literal, Protocol, TypeVar, Unpack, get_args
+from typing import Any, Literal, Protocol, Self, TypeVar, Unpack, get_args
 
 import numpy as np
 import torch
@@ -153,7 +151,7 @@ class Pipeline:
             return self._engine
 
     @classmethod
-    def load(cls, folder: str | Path | None = None, *, compile: bool = False, **options: Any) -> Pipeline:
+    def load(cls, folder: str | Path | None = None, *, compile: bool = False, **options: Any) -> Self:
         """Load a model folder (or hub id); None is the bundled model.
 
         Args:

@@ -7,13 +7,11 @@ Letters: B batch, T positions, P image positions of the batch in reading order, 
 image.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -116,9 +114,7 @@ class TextOptions:
     return_assistant_tokens_mask: bool = False
 
     @classmethod
-    def read(
-        cls, given: dict[str, Any], *, padding_side: str, may_be_lists: bool = False, **others: Any
-    ) -> TextOptions:
+    def read(cls, given: dict[str, Any], *, padding_side: str, may_be_lists: bool = False, **others: Any) -> Self:
         """Check names and values; an option that this processor does not have is an error. `padding_side`: of the
         tokenizer, where the call has none. `may_be_lists`: rows are not padded unless a call asks for it."""
         grouped = {name: value for group in KWARGS_GROUPS for name, value in (given.get(group) or {}).items()}
@@ -499,7 +495,7 @@ class MLLMProcessor(ProcessorMixin):
     @classmethod
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | Path, *, device: torch.device | str | None = None, **kwargs: Any
-    ) -> MLLMProcessor:
+    ) -> Self:
         """Read a model folder, or one that a processor alone was saved to. `kwargs`: of the text tokenizer, and
         transformers' options for the hub, which a folder does not need."""
         folder = Path(pretrained_model_name_or_path)

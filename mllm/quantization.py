@@ -6,8 +6,6 @@ so activations are rounded to it on the way in, whatever the number format aroun
 Letters: M rows, I input width, O output width, G inputs that share a scale.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

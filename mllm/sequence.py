@@ -7,14 +7,12 @@ and inference both build sequences here. Also the single home of image layouts a
 Letters: B rows, T positions, P image positions in reading order, I images, K codebooks, N positions of an image.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from numbers import Integral
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -62,7 +60,7 @@ class ImageLayout:
             raise ValueError(f"layout 'grid' must have its ids and max_grid_side, got {grid_ids}; set them")
 
     @classmethod
-    def from_config(cls, config: MLLMConfig) -> ImageLayout:
+    def from_config(cls, config: MLLMConfig) -> Self:
         names = ("begin_image_id", "end_image_id", "image_token_id", "begin_plan_id")
         names += ("new_line_id", "first_row_size_id", "first_column_size_id")
         fields = {name: getattr(config, name) for name in names}

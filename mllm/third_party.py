@@ -6,8 +6,6 @@ peft adds its change to one of two tied layers, which share a weight.
 Letters: B batch, T positions, P image positions, M learned ones, D hidden width, K codebooks, C codes.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace

@@ -1,7 +1,5 @@
 """Who may import whom, and how: read from the source text, so that nothing is run."""
 
-from __future__ import annotations
-
 import ast
 import sys
 from importlib.metadata import packages_distributions

@@ -1,8 +1,6 @@
 """Model folders that many tests share: one of random weights, and the released MLLM in small with its golden weights,
 as a person has it: the released folder, and what `mllm convert` makes of it."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

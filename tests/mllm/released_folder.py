@@ -1,7 +1,5 @@
 """Folders in the released layout, written the way that the released programs write them."""
 
-from __future__ import annotations
-
 import json
 import math
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Any decoder of transformers: each learns, packs, decodes with a cache, draws, and survives saving and loading."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """Loading: fewer bits, several devices, number formats, and what a code embedding may see."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """`mllm convert` as a person types it: what it writes works, and a wrong source is named in one sentence."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """The released layout of a model: every tensor of the 7B model has its place, and any model goes out and back."""
 
-from __future__ import annotations
-
 import json
 from functools import partial
 from pathlib import Path

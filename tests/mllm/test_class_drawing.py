@@ -1,7 +1,5 @@
 """Class-conditional drawing in the LlamaGen manner: the sequence, guidance, cached = uncached, the facade, refusals."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Files are written completely or not at all, also by two processes at once."""
 
-from __future__ import annotations
-
 import errno
 import json
 import multiprocessing

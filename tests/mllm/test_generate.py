@@ -1,7 +1,5 @@
 """`model.generate` with `AutoProcessor`, as the page of a transformers model shows it: the same as the pipeline."""
 
-from __future__ import annotations
-
 import subprocess
 from itertools import product
 from pathlib import Path

@@ -3,8 +3,6 @@
 Kinds, shapes, sizes and determinism are tested here; whether the bundled model is right is for the evaluation.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 from unittest.mock import ANY, Mock, call

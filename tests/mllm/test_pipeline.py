@@ -1,7 +1,5 @@
 """The facade on a model of random weights: what comes out, what is refused, what is the same twice."""
 
-from __future__ import annotations
-
 import gc
 import json
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Best of N: the candidates' seeds, the score that is a product of probabilities, the image that is kept."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Images with plans on their way through the toolkit: drawn, shown, saved, and described again in a chat."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

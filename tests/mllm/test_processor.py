@@ -1,7 +1,5 @@
 """The processor: chats to inputs and back, its files, its text form."""
 
-from __future__ import annotations
-
 import base64
 from pathlib import Path
 

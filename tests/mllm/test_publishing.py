@@ -1,7 +1,5 @@
 """A saved folder is ready to publish: its card, `push_to_hub`, and transformers' any-to-any pipeline."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

@@ -1,7 +1,5 @@
 """The bundled model describes images: through transformers' classes and pipelines it answers as through `Pipeline`."""
 
-from __future__ import annotations
-
 from importlib.util import find_spec
 from random import Random
 from typing import Any

@@ -1,7 +1,5 @@
 """What tools of others do to a model: peft on every layer and on tied ones, accelerate, quantisers."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -3,8 +3,6 @@
 Every test passes, or stands in a table with its reason; one that stands there and passes is an error as well.
 """
 
-from __future__ import annotations
-
 import subprocess
 import sys
 import unittest

@@ -1,7 +1,5 @@
 """Understanding in the LLaVA manner: the tokenizer's quantised features, frozen; words out, never pictures."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """A model folder of random weights, complete: what `mllm.pipeline` loads, small enough to build in a test."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np
