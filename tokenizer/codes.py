@@ -59,7 +59,9 @@ class CodeFile:
     def require_fingerprint(self, fingerprint: str) -> None:
         """Refuse codes of another tokenizer: they would decode to noise."""
         if self.fingerprint != fingerprint:
-            raise ValueError(f"codes must be of tokenizer {fingerprint}, got {self.fingerprint}; encode images again")
+            raise ValueError(
+                f"codes must be of the image tokenizer {fingerprint}, got {self.fingerprint}; encode the images again"
+            )
 
 
 def check_ending(ending: str) -> None:

@@ -70,9 +70,14 @@ class ImageProcessor:
 
     def __post_init__(self) -> None:
         if self.preparation not in PREPARATIONS:
-            raise ValueError(f"preparation must be one of {', '.join(PREPARATIONS)}, got {self.preparation!r}")
+            raise ValueError(
+                f"preparation must be one of {', '.join(PREPARATIONS)}, got {self.preparation!r}; choose one of them"
+            )
         if self.height < 1 or self.width < 1 or self.height * self.width > MAX_PIXELS:
-            raise ValueError(f"height and width must be 1 to {MAX_PIXELS:,} pixels, got {self.height} x {self.width}")
+            raise ValueError(
+                f"an image must have from 1 to {MAX_PIXELS:,} pixels, got a size of {self.height} x {self.width}; "
+                "choose another height and width"
+            )
 
     def __call__(self, images: Image.Image | Sequence[Image.Image]) -> Tensor:
         """Float32 pixels (B, 3, height, width) in [-1, 1]; a single image makes a batch of one."""
@@ -155,7 +160,10 @@ def read_image(source: Any, *, name: str | None = None) -> Image.Image:
     if not width or not height:
         raise ValueError(f"{name} must have pixels, got {width} x {height}; give another image")
     if max(width, height) > MAX_RATIO * min(width, height):
-        raise ValueError(f"{name} must have sides up to {MAX_RATIO} to 1, got {width} x {height}; crop it")
+        raise ValueError(
+            f"no side of {name} must be more than {MAX_RATIO} times as long as the other, got {width} x {height}; "
+            "crop it"
+        )
     try:
         return to_rgb(image)
     except Exception as error:  # decoders raise anything on damaged files, and a PIL image may not have been read yet
@@ -214,7 +222,10 @@ def from_values(values: np.ndarray, *, channels_first: bool) -> Image.Image:
     axes = [axis for axis in either if values.shape[axis] in range(1, 5)]
     if values.dtype.kind not in "buif" or (values.ndim != 2 and not axes):
         order = "(channels, height, width)" if channels_first else "(height, width, channels)"
-        raise ValueError(f"an image's values must be {order} or (height, width), got {values.dtype} {values.shape}")
+        raise ValueError(
+            f"values of an image must be numbers of shape {order} or (height, width), got {values.dtype} "
+            f"{values.shape}; give one image with 1 to 4 channels"
+        )
     if values.size and values.dtype.kind in "if" and values.min() < -0.1:
         raise ValueError(f"values of an image must be >= 0, got {values.min()}; scale them to 0 to 1, or 0 to 255")
     levels = to_8_bit(values)
@@ -328,7 +339,10 @@ def read_classes(folder: Path, file: Path) -> dict[str, str]:
         raise ValueError(f"{file} must map folders to class names, got {type(classes).__name__}; correct the file")
     folders = {path.name for path in folder.glob("*") if path.is_dir()}
     if differing := sorted(folders ^ classes.keys()):
-        raise ValueError(f"{folder} and {file} must have the same classes, got {differing[0]} and others in one")
+        raise ValueError(
+            f"{folder} and {file} must have the same classes, got {len(differing)} in only one of them, such as "
+            f"{differing[0]}; correct one of them"
+        )
     return classes
 
 

@@ -218,7 +218,7 @@ class ProjectionAttention(nn.Module):
         super().__init__()
         inner_width = max(in_width, out_width)
         if inner_width % num_heads:
-            raise ValueError(f"projection_heads must divide {inner_width}, the wider side, got {num_heads}; change it")
+            raise ValueError(f"projection_heads must divide the width {inner_width}, got {num_heads}; change it")
         self.num_heads = num_heads
         self.causal = causal
         self.averages_heads = in_width > out_width

@@ -186,7 +186,9 @@ class UniTok(nn.Module):
             raise ValueError(f"pixels must be (B, 3, H, W), got {tuple(pixels_B3HW.shape)}; add or move axes")
         height, width = pixels_B3HW.shape[2:]
         if height % patch or width % patch or not height or not width:
-            raise ValueError(f"height and width must be multiples of {patch}, got {height} x {width}; resize it")
+            raise ValueError(
+                f"height and width must be multiples of {patch}, got {height} x {width}; resize or crop the image"
+            )
         return height // patch, width // patch
 
     def _check_codes(self, codes_BKN: Tensor, grid: tuple[int, int] | None) -> tuple[int, int]:
@@ -200,7 +202,10 @@ class UniTok(nn.Module):
         num_positions = codes_BKN.shape[2]
         rows, columns = grid or (math.isqrt(num_positions),) * 2
         if rows * columns != num_positions:
-            raise ValueError(f"grid must have {num_positions} positions, got {rows} x {columns}; pass (rows, columns)")
+            raise ValueError(
+                f"grid must have {num_positions} positions, as there are codes, got {rows} x {columns}; "
+                "pass grid=(rows, columns)"
+            )
         return rows, columns
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -215,7 +220,10 @@ class UniTok(nn.Module):
         folder = Path(folder)
         for name in (CONFIG_FILE, WEIGHTS_FILE):
             if not (folder / name).is_file():
-                raise FileNotFoundError(f"{folder} must hold {name}, as `mllm convert` writes it, got none")
+                raise FileNotFoundError(
+                    f"an image tokenizer's folder must have {name}, got none in {folder}; "
+                    "give one that `mllm convert` or save_pretrained wrote"
+                )
         model = build_empty(UniTokConfig.from_file(folder / CONFIG_FILE))
         if (folder / AVERAGE_FILE).is_file():
             average = read_tensors(folder / AVERAGE_FILE)

@@ -64,7 +64,9 @@ def weight_files(folder: Path) -> list[Path]:
             return shards_of(index)
         if (folder / name).is_file():
             return [folder / name]
-    raise FileNotFoundError(f"{folder} must hold {' or '.join(WEIGHT_FILES)} or an index of shards; download them too")
+    raise FileNotFoundError(
+        f"{folder} must hold {' or '.join(WEIGHT_FILES)} or an index of shards, got none of them; download them too"
+    )
 
 
 def shards_of(index: Path) -> list[Path]:
@@ -131,7 +133,10 @@ def require_same_tensors(
         if some
     ]
     if differing:
-        raise ValueError(f"{source} must have its network's {len(names)} tensors, got {'; '.join(differing)}")
+        raise ValueError(
+            f"{source} must have the {len(names)} tensors of its network, got {'; '.join(differing)}; "
+            "use weights and a config that belong together"
+        )
 
 
 Join = Literal["stack", "cat"]
