@@ -145,7 +145,10 @@ def check_grid(start: MLLMConfig, grid: dict[str, Any], *, folder: Path) -> None
     """Refuse a grid that size tokens or the table of positions cannot express."""
     side = grid["max_grid_side"]
     if (grid["image_layout"] == "grid") != (side is not None):
-        raise ValueError(f"image_layout grid must have a max_grid_side, others must not, got {side}; change one")
+        raise ValueError(
+            f"max_grid_side must be given with image_layout 'grid' alone, got {side} with {grid['image_layout']!r}; "
+            "change one of them"
+        )
     bound = start.max_grid_side or f">= {start.grid_side}"
     if start.max_grid_side not in (None, side) or (side is not None and side < start.grid_side):
         raise ValueError(f"max_grid_side must be {bound} for the model in {folder}, got {side}; change it")

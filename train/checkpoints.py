@@ -144,7 +144,10 @@ def check_sharding(checkpoint: Path, sharding: str) -> None:
     is_zero3 = any(checkpoint.glob("global_step*/zero_pp_rank_*_model_states.pt"))
     found = (ZERO_3 if is_zero3 else ZERO_2) if num_partitions(checkpoint) else UNSHARDED
     if found != sharding:
-        raise ValueError(f"{checkpoint} must be of {sharding}, as the recipe, got {found}; set trainer.deepspeed so")
+        raise ValueError(
+            f"{checkpoint} must be written under {sharding}, as the recipe asks, got {found}; "
+            "set trainer.deepspeed as it was, or choose another output"
+        )
 
 
 def needs_resharding(checkpoint: Path | None, processes: int) -> bool:

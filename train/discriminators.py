@@ -137,7 +137,10 @@ class DinoFeatures(nn.Module):
         self.side, self.num_levels = image_size // PATCH * PATCH, len(blocks)
         depth = 1 + max((int(found[1]) for name in state if (found := re.match(r"blocks\.(\d+)\.", name))), default=0)
         if self.side == 0 or not blocks or max(blocks) >= depth:
-            raise ValueError(f"image_size must be >= {PATCH} and blocks < {depth}, got {image_size} and {blocks}")
+            raise ValueError(
+                f"DINOv2 must have images of {PATCH} pixels or more and blocks < {depth}, got {image_size} and "
+                f"{blocks}; change image_size or adversarial.blocks"
+            )
         levels: dict[str, Any] = {"out_indices": [block + 1 for block in blocks]}  # 0 is the embedding
         try:
             self.width = state["cls_token"].shape[-1]
@@ -365,7 +368,9 @@ def descend(
 def require_finite(name: str, value: Tensor, *, step: int) -> None:
     """End a diverged training before anything of it is saved."""
     if not torch.isfinite(value):
-        raise ValueError(f"the {name} must be finite, got {value.item()} at step {step}; lower the learning rate")
+        raise ValueError(
+            f"the {name} must be finite, got {value.item()} at step {step}; lower the learning rate and resume"
+        )
 
 
 def gradient_ratio(first: Tensor, second: Tensor, last_weight: Tensor) -> Tensor:

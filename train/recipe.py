@@ -196,7 +196,9 @@ class TokenizerRecipe:
     def __post_init__(self) -> None:
         for name, file in self.files.items():
             if file is None:
-                raise ValueError(f"{name} must be given for a loss of the recipe; or set its weight to 0")
+                raise ValueError(
+                    f"{name} must be given for a loss of this recipe; give it, or set that loss's weight to 0"
+                )
         contrastive, evaluation = self.loss.contrastive, self.evaluation
         if self.world_crop is not None and contrastive and self.shards.urls is None:
             raise ValueError("captions describe whole images: leave world_crop out, or set loss.contrastive to 0")
@@ -209,7 +211,10 @@ class TokenizerRecipe:
         if self.trainable == "decoder" and (self.start_from is None or contrastive):
             raise ValueError("trainable: decoder must have start_from and loss.contrastive 0; change the recipe")
         if evaluation.imagenet_val and (evaluation.classes is None or not contrastive):
-            raise ValueError("imagenet_val must come with evaluation.classes and loss.contrastive; give both")
+            raise ValueError(
+                "evaluation.imagenet_val must come with evaluation.classes and loss.contrastive, got "
+                f"{evaluation.classes} and {contrastive}; give both or leave it out"
+            )
         if (evaluation.fid_reference is None) != (evaluation.fid_output is None):
             raise ValueError("evaluation.fid_reference and fid_output must be given together; give both or neither")
 
@@ -297,7 +302,9 @@ class MLLMData(WorldData):
         if self.shards and of_world:
             raise ValueError(f"data must have either shards or the world's fields, got both ({', '.join(of_world)})")
         if self.root is not None and not self.shards:
-            raise ValueError(f"data.root must come with data.shards, whose folder it is, got {self.root} alone")
+            raise ValueError(
+                f"data.root must come with data.shards, whose folder it is, got {self.root} alone; leave it out"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -392,4 +392,6 @@ def require_same_config(file: Path, config: UniTokConfig) -> None:
     stored = UniTokConfig.from_dict(read_json(file)).to_dict()
     differing = {name: (stored[name], value) for name, value in config.to_dict().items() if stored[name] != value}
     if differing:
-        raise ValueError(f"{file.parent} must be of the recipe's network, got (stored, recipe) {differing}")
+        raise ValueError(
+            f"{file.parent} must be of the recipe's network, got (stored, recipe) {differing}; choose another output"
+        )

@@ -46,7 +46,10 @@ def validation_batches(recipe: MLLMRecipe, tokenizers: Tokenizers) -> dict[str, 
         return {}
     if recipe.classes.is_given:
         if recipe.classes.folders:
-            raise ValueError("validation must be left out with classes.folders, of which no image is held out")
+            raise ValueError(
+                "validation must be left out where classes.folders are given, as no image of them is held out; "
+                "remove it from the recipe"
+            )
         seed = recipe.classes.seed + HELD_OUT_SEED
         classes = replace(recipe.classes, world_images=HELD_OUT_EPISODES, class_dropout=0.0, seed=seed)
         folder = recipe.output / "class_codes-validation"

@@ -62,7 +62,10 @@ class ClassSequences(SequenceSource):
         self, data: ClassData, folders: Sequence[ShardFolder | BlankCodes], tokenizers: Tokenizers, shape: BatchShape
     ) -> None:
         if len({len(folder) for folder in folders}) != 1:
-            raise ValueError(f"classes.folders must hold the same images, got {[len(one) for one in folders]} of them")
+            raise ValueError(
+                f"classes.folders must hold the same images, got {[len(folder) for folder in folders]} of them; "
+                "name folders that were made from the same images"
+            )
         self.data, self.folders, self.tokenizers, self.shape = data, folders, tokenizers, shape
         num_positions = len(self.sequence(0, Random(0)))
         self.num_samples = shape.rows * (shape.length // num_positions)
@@ -83,7 +86,10 @@ class ClassSequences(SequenceSource):
     def sequence(self, image: int, rng: Random) -> TokenSequence:
         record = rng.choice(self.folders)[image]
         if record.kind != "class":
-            raise ValueError(f"{record.source}, {record.place} must be of kind class, got {record.kind}; prepare it so")
+            raise ValueError(
+                f"classes.folders must hold images by class, got a record of kind {record.kind} ({record.source}, "
+                f"{record.place}); make the folder with `mllm prepare --format classes`"
+            )
         return sample_sequence(record, rng, self.tokenizers, prompt_dropout=self.data.class_dropout, describe_share=0.0)
 
 
@@ -95,4 +101,7 @@ def epoch_order(count: int, seed: int, epoch: int) -> NDArray[np.int64]:
 def check_guidance(data: ClassData, config: MLLMConfig) -> None:
     """Refuse a model that would be guided away from a "no class" that it never learns."""
     if config.image_guidance > 1 and not data.class_dropout:
-        raise ValueError("classes.class_dropout must be > 0 where model.image_guidance is > 1, got 0; set it to 0.1")
+        raise ValueError(
+            f"classes.class_dropout must be > 0 where model.image_guidance is > 1, got 0 and {config.image_guidance}; "
+            "set the first to 0.1 or the second to 1"
+        )

@@ -172,7 +172,10 @@ def _llava_turns(conversation: Any, images: list[Any]) -> list[Message]:
         first = next((n for n, speaker in enumerate(speakers) if SPEAKERS.get(str(speaker)) == "user"), 0)
         values[first], num_markers = MARKER * len(images) + values[first], len(images)
     if num_markers != len(images):
-        raise BadRecord(f"a dialogue must have an <image> for each image, got {num_markers} for {len(images)}; fix it")
+        raise BadRecord(
+            f"a dialogue must have one <image> per image, got {num_markers} for {len(images)} images; "
+            "add or remove <image> so that they match"
+        )
     texts = [f"{v.strip()}\n" if who == "system" else v for who, v in zip(speakers, values, strict=True)]
     left = iter(images)
     said = _after_system(zip(speakers, texts, strict=True))
@@ -270,7 +273,9 @@ def _grid(num_positions: int, row: Row) -> tuple[int, int]:
         rows = columns = 0
     if rows * columns != num_positions:
         sizes = row.get("width"), row.get("height")
-        raise BadRecord(f"width and height must give {num_positions} positions, got {sizes}; give both in pixels")
+        raise BadRecord(
+            f"width and height must be those of an image of {num_positions} positions, got {sizes}; give both in pixels"
+        )
     return rows, columns
 
 

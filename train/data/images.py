@@ -71,7 +71,7 @@ class WorldImages(Dataset):
         self, recipe: TokenizerRecipe, *, image_size: int, captions: EncodeCaptions | None, rank: int, ranks: int
     ) -> None:
         if recipe.world_crop is not None and recipe.world_crop > image_size:
-            raise ValueError(f"world_crop must be <= {image_size}, the side of images, got {recipe.world_crop}")
+            raise ValueError(f"world_crop must be <= {image_size}, as images are, got {recipe.world_crop}; change it")
         self.recipe, self.image_size, self.captions, self.rank, self.ranks = recipe, image_size, captions, rank, ranks
 
     def batches(self, first: int, last: int) -> Iterator[dict[str, Tensor]]:
@@ -126,7 +126,10 @@ class RandomCrop:
         if window is not None and window > self.size:
             raise ValueError(f"shards.window must be from 1 to image_size {self.size}, got {window}; change it")
         if not 0 < area[0] <= area[1] <= 1 or not 0 < ratio[0] <= ratio[1]:
-            raise ValueError(f"crop_area must rise within 0 and 1 and crop_ratio above 0, got {area} and {ratio}")
+            raise ValueError(
+                f"shards.crop_area must rise within 0 and 1 and shards.crop_ratio above 0, got {area} and {ratio}; "
+                "change them"
+            )
 
     def __call__(self, image: Image.Image, rng: Random) -> Image.Image:
         part = image.crop(self.box(image.width, image.height, rng))
@@ -180,7 +183,10 @@ class TarImages(IterableDataset):
         self.readers, self.num_readers = range(rank * per_rank, (rank + 1) * per_rank), ranks * per_rank
         self.shards = find_shards(recipe.shards.urls)
         if len(self.shards) < self.num_readers:
-            raise ValueError(f"shards.urls must name {self.num_readers} shards, one per worker, got {len(self.shards)}")
+            raise ValueError(
+                f"shards.urls must name a shard for each of {self.num_readers} readers (processes times workers), got "
+                f"{len(self.shards)}; use fewer workers or more shards"
+            )
         self.start = 0  # index in the endless line of shards at which reading begins
         self.first_step = 0  # step at which worker 0 began; workers take turns from there
         self.first_worker = 0  # which of this process's readers worker 0 is, so that a resumed run continues with it
@@ -223,7 +229,10 @@ class TarImages(IterableDataset):
                 num_good += 1
                 yield {**item, "progress": torch.tensor([reader, window, taken])}
             if records and not num_good and not first:
-                raise ValueError(f"{records[0].shard} must hold KEY.jpg with KEY.txt, got others; check the names")
+                raise ValueError(
+                    f"a window must hold samples KEY.jpg with KEY.txt, got none among {len(records)}, the first in "
+                    f"{records[0].shard}; check the names"
+                )
             window, first = window + 1, 0
 
     def window(self, reader: int, window: int) -> list[TarRecord]:
@@ -249,7 +258,9 @@ class TarImages(IterableDataset):
                 caption = _content(shard, members, ".txt").decode("utf-8", errors="replace")
                 item["text_ids"] = self.captions([caption])[0]
         except ValueError as error:
-            raise ValueError(f"sample {key} of {shard}: {error}; fix it or set shards.skip_bad_records") from error
+            raise ValueError(
+                f"sample {key} of {shard} is invalid: {error}; fix the shard or set shards.skip_bad_records"
+            ) from error
         return item
 
     def save(self, folder: Path) -> None:
@@ -276,9 +287,12 @@ class TarImages(IterableDataset):
         windows = [progress.get(reader, Progress()).window for reader in range(readers)]
         self.start += min(reader + window * per_window * readers for reader, window in enumerate(windows))
         self.first_step = int(folder.name.rpartition("-")[2])
-        text = "the checkpoint has %d readers, now there are %d: reading continues at the first shard that was not "
-        text += "finished, so samples of the last windows can come twice"
-        logger.warning(text, readers, self.num_readers)
+        logger.warning(
+            "the checkpoint has %d readers, now there are %d: reading continues at the first shard that was not "
+            "finished, so samples of the last windows can come twice",
+            readers,
+            self.num_readers,
+        )
 
 
 def _content(shard: Path, members: dict[str, TarMember], *endings: str) -> bytes:

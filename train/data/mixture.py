@@ -65,7 +65,10 @@ class ShardSequences(SequenceSource):
             buffer.sample += 1
             num_fruitless = 0 if pieces else num_fruitless + 1
             if num_fruitless == MAX_FRUITLESS:
-                raise ValueError(f"samples must fit a row, got {MAX_FRUITLESS} longer ones on end; raise length")
+                raise ValueError(
+                    f"samples must fit a row of {self.shape.length} positions, got {MAX_FRUITLESS} longer ones in "
+                    "succession; raise length in the recipe"
+                )
 
     def _report(self, record: Record, num_positions: int) -> None:
         self.num_left_out += 1
@@ -108,7 +111,10 @@ def choose_sample(record: Record, rng: Random, *, prompt_dropout: float, describ
                 return [Message("user", answered.parts), Message("assistant", (caption,))]
             messages = [Message("user", (caption,)), answered]
         case _:
-            raise ValueError(f"a record's kind must be chat, document, pair, draw or class, got {record.kind!r}")
+            raise ValueError(
+                f"the kind of a record must be chat, document, pair, draw or class, got {record.kind!r}; "
+                "prepare the data with this version of the toolkit"
+            )
     # only where the whole answer is one image: guidance has no other use for a dropped instruction
     draws = len(messages) == 2 and has_image(messages[1]) and len(messages[1].parts) == 1
     return unconditional(messages) if draws and rng.random() < prompt_dropout else messages

@@ -181,7 +181,10 @@ def _find_tasks(
         if stored["fingerprint"] == state and is_read_alike:
             return
         if any((folder / shards.SHARDS / task["shard"]).is_file() for task in tasks):
-            raise ValueError(f"{path} and its --format must stay as they were; choose another output folder")
+            raise ValueError(
+                f"{path} and its --format {tasks[0]['format']} must stay as they were when {folder} was started; "
+                "choose another output folder"
+            )
     format_name = format_name or find_format(path, columns)
     num_items = sum(1 for _ in read_items(path, contents=False))
     if not num_items:

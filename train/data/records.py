@@ -172,7 +172,10 @@ def _file_of_url(url: str, folder: Path) -> Path:
         with suppress(OSError, ValueError):  # a name that no file can have
             if folder.resolve() in candidate.resolve().parents and candidate.is_file():
                 return candidate
-    raise BadRecord(f"{short(url)} must be on disk, got no {short(str(folder / inside))}; download it first")
+    raise BadRecord(
+        f"the image of a URL must be on disk, got {short(url)} but no {short(str(folder / inside))}; download it, "
+        "nothing is fetched"
+    )
 
 
 def short(value: Any) -> str:

@@ -361,7 +361,10 @@ def _tar_row(name: str, files: dict[str, bytes]) -> dict[str, Any]:
     if "cls" in texts:
         row["class"] = texts["cls"].strip()
     if image is None or len(row) == 1:
-        raise BadRecord(f"a sample must have an image and a .txt, .caption, .json or .cls, got {', '.join(files)}")
+        raise BadRecord(
+            f"a sample must have an image and a .txt, .caption, .json or .cls, got {', '.join(files)}; "
+            "add what is missing"
+        )
     return row
 
 
@@ -414,6 +417,9 @@ def _codes_by_class(path: Path) -> Iterator[Item]:
             raise ValueError(f"{file} must have a file of labels, got no {labels_file}; extract the codes again")
         codes_ESKN, labels_E = np.load(file, mmap_mode="r"), np.load(labels_file).reshape(-1)
         if codes_ESKN.ndim != 4 or len(codes_ESKN) != len(labels_E):
-            raise ValueError(f"{file} must hold codes of {len(labels_E)} labels (E, S, K, N), got {codes_ESKN.shape}")
+            raise ValueError(
+                f"{file} must hold (images, views, codebooks, positions) for {len(labels_E)} labels, got "
+                f"{codes_ESKN.shape}; extract the codes again"
+            )
         for number, (codes_SKN, label) in enumerate(zip(codes_ESKN, labels_E, strict=True), start=1):
             yield Item(f"codes/{file.name}, image {number}", {"class": int(label), "codes": codes_SKN})

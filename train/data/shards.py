@@ -232,7 +232,10 @@ class ShardFolder:
     def require_tokenizer(self, code_source: CodeSource) -> None:
         """Refuse codes that this image tokenizer did not make."""
         if self.code_source != code_source:
-            raise ValueError(f"{self.path} must have codes of {code_source}, got {self.code_source}; prepare it again")
+            raise ValueError(
+                f"the codes in {self.path} must be of the recipe's image tokenizer, {code_source}, got those of "
+                f"{self.code_source}; prepare the data with that tokenizer"
+            )
 
     def _open_shard(self, shard: int) -> pq.ParquetFile:
         name = self.names[shard]
@@ -243,16 +246,24 @@ class ShardFolder:
         facts = _read_facts(file.metadata.metadata, name)
         made_by = CodeSource(*(facts[field] for field in CodeSource.__slots__))
         if (facts["version"], made_by, file.metadata.num_rows) != (VERSION, self.code_source, self.num_rows[shard]):
-            raise ValueError(f"shard {name} of {self.path} must be the manifest's, got one of {made_by}; prepare again")
+            raise ValueError(
+                f"shard {name} of {self.path} must be the one of the manifest, got {file.metadata.num_rows} rows of "
+                f"{made_by}; remove it and prepare again"
+            )
         return file
 
     def _read_manifest(self) -> dict[str, Any]:
         try:
             manifest = json.loads(self.files.cat(MANIFEST))
         except FileNotFoundError:
-            raise FileNotFoundError(f"{self.path} must be finished, got no {MANIFEST}; run `mllm prepare`") from None
+            raise FileNotFoundError(
+                f"{self.path} must be a finished folder of shards, got no {MANIFEST}; run `mllm prepare` to its end"
+            ) from None
         if manifest.get("version") != VERSION:
-            raise ValueError(f"{self.path} must have version {VERSION}, got {manifest.get('version')}; prepare again")
+            raise ValueError(
+                f"the schema of {self.path} must be of version {VERSION}, got {manifest.get('version')}; "
+                "prepare the data again"
+            )
         return manifest
 
     def _check_sizes(self, expected: dict[str, int]) -> None:
@@ -262,7 +273,10 @@ class ShardFolder:
         for name, size in expected.items():
             if found.get(name) != size:
                 state = f"{found[name]} bytes" if name in found else "no such file"
-                raise ValueError(f"shard {name} of {self.path} must have {size} bytes, got {state}; prepare it again")
+                raise ValueError(
+                    f"shard {name} of {self.path} must have {size} bytes, got {state}; copy it again, or remove it "
+                    "and prepare again"
+                )
 
 
 def _read_facts(metadata: dict[bytes, bytes] | None, name: str) -> dict[str, Any]:
