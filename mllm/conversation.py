@@ -274,6 +274,7 @@ def _render_class(messages: Sequence[Message]) -> Iterator[Segment]:
 
 
 def text_of(part: Part) -> str:
+    """The text as it enters the prompt."""
     match part:
         case UnconditionalPart():
             return UNCONDITIONAL

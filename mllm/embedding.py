@@ -79,9 +79,13 @@ class CodeEmbedding(nn.Module, ABC):
     def step(
         self, codes_RWK: Tensor, index_RW: Tensor, columns_R: Tensor, cache: EmbeddingCache, slots_R: Tensor
     ) -> Tensor:
-        """Embed W new positions of each row; (R, W, D). Writes the cache. `index_RW`: where in its image each is
-        (int64), -1 where none is; each sees those up to it. `columns_R`: of the images. `slots_R`: which rows of the
-        cache are theirs."""
+        """Embed W new positions of each row; (R, W, D). Writes the cache.
+
+        Args:
+            index_RW: where in its image each is (int64), -1 where none is; each sees those up to it.
+            columns_R: of the images.
+            slots_R: which rows of the cache are theirs.
+        """
         embedded_RWD = self.embed_next(codes_RWK, index_RW, cache, slots_R)
         if self.places is None:
             return embedded_RWD

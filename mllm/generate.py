@@ -135,6 +135,7 @@ def describe(
 
 
 def is_any(value: bool, device: torch.device) -> bool:
+    """Whether the value is true in any process."""
     flag = torch.tensor(float(value), device=device)
     dist.all_reduce(flag)
     return bool(flag)
@@ -361,6 +362,7 @@ def seeds_of(given: Mapping[str, Any], num_prompts: int) -> list[int]:
 
 @lru_cache(maxsize=1)
 def read_processor(folder: str, device: torch.device) -> MLLMProcessor:
+    """The processor of the model's folder, by which images are compared with their plans."""
     try:
         return MLLMProcessor.from_pretrained(folder, device=device)
     except (ValueError, OSError) as error:

@@ -149,6 +149,7 @@ class FlexARInferenceSolver:
         return SolverSampling(*settings, **named)
 
     def get_streamer(self) -> TextStreamer:
+        """Prints text as it comes."""
         return TextStreamer(self.pipeline.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
 
     def generate(
@@ -193,8 +194,13 @@ class FlexARInferenceSolver:
         size: Size | None = None,
         generation_mode: Literal["auto"] | Mode = "auto",
     ) -> GenerationRequest:
-        """The request that answers a call of `generate`. `seed`: default: from torch's state. `size`: also read from
-        "Generate an image of {W}x{H} according to ...". `generation_mode`: "auto": what the question asks for."""
+        """The request that answers a call of `generate`.
+
+        Args:
+            seed: None: from torch's state.
+            size: (width, height) in pixels; None: read from "Generate an image of {W}x{H} according to ...", if there.
+            generation_mode: "auto": what the question asks for.
+        """
         if isinstance(temperature, bool) or not 0 < temperature < math.inf:
             raise ValueError(
                 f"temperature must be > 0, got {temperature!r}; use image_top_k=1 and text_top_k=1 for the most "
@@ -258,6 +264,7 @@ class FlexARInferenceSolver:
 
     @staticmethod
     def create_image_grid(images: Sequence[Image.Image], rows: int, cols: int) -> Image.Image:
+        """One image of many; every cell has the size of the first."""
         if not 0 < len(images) <= rows * cols:
             raise ValueError(f"the grid must hold 1 to {rows} x {cols} images, got {len(images)}")
         width, height = images[0].size

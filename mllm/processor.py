@@ -458,6 +458,7 @@ class MLLMProcessor(ProcessorMixin):
 
     @property
     def image_token(self) -> str:
+        """Marks an image in a text, and stands at each of its positions in the tokens."""
         return IMAGE
 
     @property

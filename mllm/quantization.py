@@ -21,6 +21,8 @@ needs a multiple of 16 inputs: with others, torch 2.13's kernel for AVX-512 read
 
 
 class Int8Linear(nn.Module):
+    """Rows of 8-bit integers, each with its scale."""
+
     def __init__(self, linear: nn.Linear, device: torch.device) -> None:
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features

@@ -171,6 +171,7 @@ class DinoFeatures(nn.Module):
         self.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> DinoFeatures:
+        """Frozen: stays in evaluation mode."""
         return super().train(False)
 
     def forward(self, pixels_B3HW: Tensor) -> list[Tensor]:

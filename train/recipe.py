@@ -231,6 +231,7 @@ class TokenizerRecipe:
 
     @property
     def left_out(self) -> list[str]:
+        """Names of the losses with weight 0, for the log."""
         weights = {**dataclasses.asdict(self.loss), "adversarial": self.adversarial.weight}
         return [name for name, weight in weights.items() if not weight]
 

@@ -26,7 +26,8 @@ LIKE_LLAMA: dict[str, Any] = {
 
 
 def train_text_tokenizer(sentences: Iterable[str], path: Path, *, vocab_size: int) -> None:
-    """Write a SentencePiece model in which no input is unencodable."""
+    """Write a SentencePiece model in which no input is unencodable. Raises ValueError where the sentences are too few
+    for `vocab_size` (SentencePiece says how many it can fill)."""
     model, train = io.BytesIO(), sentencepiece.SentencePieceTrainer.train
     try:
         train(sentence_iterator=iter(sentences), model_writer=model, vocab_size=vocab_size, **LIKE_LLAMA)

@@ -87,6 +87,7 @@ class TokenizerTrainer:
 
     @property
     def unwrapped(self) -> UniTok:
+        """The model that learns, without the wrapper of distributed training."""
         return self.accelerator.unwrap_model(self.model)
 
     @property

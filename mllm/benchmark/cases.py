@@ -202,6 +202,7 @@ class Work:
     def ours(
         self, model: MLLMForConditionalGeneration, settings: SamplingConfig, *, sees_prefix: bool = False
     ) -> np.ndarray:
+        """Codes (N, K, P) by our decoding."""
         model.code_embedding.context = "prefix" if sees_prefix else "current"
         return self.by(Engine(model), settings)
 

@@ -258,6 +258,7 @@ class UpstreamTokenizer:
 
     @torch.inference_mode()
     def encode(self, pixels_B3HW: Tensor) -> Tensor:
+        """Codes (B, K, N)."""
         return upstream_nearest(self.network.quantizer, self.network.features(pixels_B3HW))
 
     @torch.inference_mode()

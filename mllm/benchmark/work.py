@@ -141,6 +141,7 @@ def draw_random(
 
 
 def tokenizer(*, way: str, size: str, batch: int, device: str) -> Run:
+    """`way` is encode or decode."""
     import torch
 
     from mllm.benchmark.cases import build_random_tokenizer

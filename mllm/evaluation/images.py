@@ -158,6 +158,7 @@ class GenAIBench(ImageBenchmark):
         return Scores(self.protocol(f"vqascore-{judge['name']}", count=total), "advanced", scores, judge=judge)
 
     def read_skills(self, path: Path, *, total: int) -> dict[str, list[int]]:
+        """Prompt numbers, counted from 1, by skill."""
         try:
             as_found = {name: [int(str(value)) for value in values] for name, values in read_json(path).items()}
         except (AttributeError, TypeError, ValueError) as error:

@@ -101,6 +101,7 @@ class EfficientNetLite0(nn.Module):
         return clip(self._bn1(self._conv_head(hidden_BCHW)))
 
     def forward(self, pixels_B3HW: Tensor) -> Tensor:
+        """Logits of the ImageNet classes."""
         return self._fc(self.maps(pixels_B3HW).mean(dim=(2, 3)))
 
 
@@ -136,6 +137,7 @@ class Gallery:
         return ranks(features_BF @ self.features_GF.T, right_B)
 
     def ranks_by_ssim(self, pixels_B3HW: Tensor, right_B: Tensor) -> Tensor:
+        """The same by structural similarity."""
         return ranks(torch.stack([ssim_of(Windows(one), self.small) for one in shrink(pixels_B3HW).split(1)]), right_B)
 
 

@@ -395,7 +395,8 @@ def renamed(row: Row, columns: Mapping[str, str]) -> Row:
 
 
 def find_format(path: Path, columns: Mapping[str, str] | None = None) -> str:
-    """The layout of a file, by its first valid record; that of an empty file does not matter."""
+    """The layout of a file, by its first valid record; that of an empty file does not matter. Raises ValueError where
+    none of the first records is of a known layout."""
     error: BadRecord | None = None
     for item in islice(read_items(path), MAX_TRIES):
         if item.is_blank:
