@@ -127,7 +127,9 @@ def find_model_folder(name: str | Path | None) -> Path:
     except (ValueError, AttributeError) as error:
         raise ValueError(f"{folder / CONFIG_FILE} must be a model's config, got {error}; restore the file") from error
     if kind not in MODEL_TYPES:
-        raise ValueError(f"the model of {folder} must be {' or '.join(MODEL_TYPES)}, got {kind!r}; give another")
+        raise ValueError(
+            f"the model in {folder} must be of type {' or '.join(MODEL_TYPES)}, got {kind!r}; give another folder"
+        )
     return folder
 
 

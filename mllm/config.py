@@ -244,14 +244,20 @@ class MLLMConfig(PreTrainedConfig):
             if whole < part or whole % part:
                 raise ValueError(f"{divided} must be a multiple of {divisor}, got {whole} and {part}; change one")
         if self.image_layout == "grid" and self.image_position_embedding and not self.max_grid_side:
-            raise ValueError("max_grid_side must be set for image_position_embedding in layout 'grid', got None")
+            raise ValueError(
+                "max_grid_side must be set for image_position_embedding with image_layout 'grid', got None; "
+                "set it to the largest number of rows or columns"
+            )
         if (self.num_classes > 0) != (self.first_class_id is not None):
             both = self.num_classes, self.first_class_id
             raise ValueError(f"num_classes and first_class_id must be set together, got {both}; set both or neither")
         if self.begin_plan_id is not None and self.prompt_style != "native":
             raise ValueError(f"prompt_style must be 'native' for plans, got {self.prompt_style!r}; unset begin_plan_id")
         if self.planner is not None and not PLANNER_NAME.fullmatch(self.planner):
-            raise ValueError(f"planner must be 'mllm.MODULE.CLASS', got {self.planner!r}; name a class of this package")
+            raise ValueError(
+                f"planner must be the dotted name of a class inside mllm, got {self.planner!r}; "
+                "write one such as 'mllm.world.plan.ScenePlanner'"
+            )
         drawing = [task for task in self.tasks or () if task in DRAWING_TASKS]
         if drawing and not self.can_draw:
             raise ValueError(

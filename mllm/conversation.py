@@ -80,7 +80,8 @@ class CodesPart:
     def __post_init__(self) -> None:
         if self.codes_KN.ndim != 2 or self.codes_KN.shape[1] != self.grid[0] * self.grid[1]:
             raise ValueError(
-                f"codes of grid {self.grid} must be (K, rows * columns), got {self.codes_KN.shape}; fill it"
+                f"codes of {self.grid[0]} rows x {self.grid[1]} columns must have shape (K, rows * columns), got "
+                f"{self.codes_KN.shape}; give codes that fill the grid"
             )
 
 

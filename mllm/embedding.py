@@ -131,8 +131,10 @@ class ProjectedEmbedding(CodeEmbedding):
         """Copy the codebooks, and for bidirectional context the projection behind them."""
         codebooks_KCE = image_tokenizer.quantizer.codebooks
         if codebooks_KCE.shape != self.codebooks.shape:
-            shapes = tuple(self.codebooks.shape), tuple(codebooks_KCE.shape)
-            raise ValueError("codebooks must be {} as in the config, got {}; use its image tokenizer".format(*shapes))
+            raise ValueError(
+                f"the image tokenizer's codebooks must be {tuple(self.codebooks.shape)}, as the model has them, got "
+                f"{tuple(codebooks_KCE.shape)}; use the tokenizer that the config describes"
+            )
         self.codebooks.copy_(codebooks_KCE)
         if self.context == "bidirectional":
             self.set_projection(image_tokenizer.post_quant_proj)
@@ -151,7 +153,8 @@ class ProjectedEmbedding(CodeEmbedding):
             )
         if self.context == "bidirectional" and projection.attn.causal:
             raise ValueError(
-                "the image tokenizer's projection must not be causal in a bidirectional context; use another"
+                "the image tokenizer's projection must see the whole image, got projection_attention 'causal'; "
+                "use another tokenizer, or another embedding_context"
             )
         self.projection.load_state_dict(theirs)
 

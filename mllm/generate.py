@@ -94,7 +94,8 @@ def check_codes(ids_BT: Tensor, codes_PK: Any, lengths_I: Any, config: MLLMConfi
     num_placeholders, num_rows = int((ids_BT == config.image_token_id).sum()), 0 if codes_PK is None else len(codes_PK)
     if num_placeholders != num_rows:
         raise ValueError(
-            f"images must have codes, got {num_placeholders} placeholders and {num_rows} rows of codes; pass both"
+            f"image placeholders must have one row of codes each, got {num_placeholders} placeholders and {num_rows} "
+            "rows; pass all that the processor returns"
         )
     if (total := 0 if lengths_I is None else int(lengths_I.sum())) != num_rows:
         raise ValueError(f"image_lengths must add up to the codes, got {total} for {num_rows}; pass one per image")
@@ -209,7 +210,10 @@ def limits(
     """How many tokens an answer may have: as many as asked for, and as the context has room for."""
     context = model.config.text_config.max_position_embeddings
     if described_length >= context:
-        raise ValueError(f"the prompt must be shorter than {context} tokens, got {described_length}; shorten it")
+        raise ValueError(
+            f"the prompt must be shorter than the context of {context} tokens, got {described_length} tokens, images "
+            "included; shorten it"
+        )
     layers = options, options.get("generation_config"), model.generation_config
     max_lengths = (
         layer.get("max_length") if isinstance(layer, Mapping) else getattr(layer, "max_length", None)

@@ -303,7 +303,10 @@ def split_processors(given: LogitsProcessors | None) -> tuple[SolverSampling | N
     samplings = [item for item in listed if isinstance(item, SolverSampling)]
     others = tuple(item for item in listed if not isinstance(item, SolverSampling))
     if wrong := [type(item).__name__ for item in others if not callable(item)]:
-        raise ValueError(f"logits_processor must hold sampling settings or logits processors, got {wrong[0]}")
+        raise ValueError(
+            "logits_processor must hold what create_logits_processor returns, or logits processors of transformers, "
+            f"got {wrong[0]}"
+        )
     return samplings[-1] if samplings else None, others
 
 
@@ -339,9 +342,12 @@ def check_turns(qas: Turns) -> None:
     if isinstance(qas, str) or not qas:
         raise ValueError(f"qas must be a list of [question, answer], got {qas!r}; pass [[question, None]]")
     for number, turn in enumerate(qas, start=1):
-        is_pair = isinstance(turn, list | tuple) and [type(text) for text in turn] in ([str, str], [str, type(None)])
-        if not is_pair or (turn[1] is None) != (number == len(qas)):
-            raise ValueError(f"turns must be [question, answer], the last [question, None], got {turn!r}; fix it")
+        is_pair = not isinstance(turn, str) and len(turn) == 2 and isinstance(turn[0], str)
+        if not is_pair or not isinstance(turn[1], str | None) or (turn[1] is None) != (number == len(qas)):
+            raise ValueError(
+                f"turns must be [question, answer] and the last one [question, None], got {turn!r} as turn {number} of "
+                f"{len(qas)}; correct it"
+            )
 
 
 def split_placeholders(text: str) -> tuple[list[str], int]:

@@ -297,7 +297,10 @@ class MLLMProcessor(ProcessorMixin):
         if not tokenize:
             return super().apply_chat_template(conversation, template, **flags, **options)
         if return_assistant_tokens_mask and (not return_dict or continue_final_message):
-            raise ValueError("return_assistant_tokens_mask must come with return_dict=True and a whole chat; change it")
+            raise ValueError(
+                "return_assistant_tokens_mask must come with return_dict=True and a finished chat, got another call; "
+                "change it"
+            )
         if continue_final_message and add_generation_prompt:
             raise ValueError("continue_final_message and add_generation_prompt must not be both set; drop one of them")
         mode = options.pop("generation_mode", None)
@@ -528,7 +531,9 @@ class MLLMProcessor(ProcessorMixin):
 
     def need_image_tokenizer(self) -> UniTok:
         if self.image_tokenizer is None:
-            raise ValueError(f"images must have {IMAGE_TOKENIZER}/ or {RELEASED_FILES[0]} in the model; add one")
+            raise ValueError(
+                f"the model folder must have {IMAGE_TOKENIZER}/ or {RELEASED_FILES[0]} for images, got neither; add one"
+            )
         return self.image_tokenizer
 
 
@@ -564,7 +569,10 @@ def share_images(images: Any, texts: Sequence[str]) -> list[tuple[ImagePart, ...
         raise ValueError(f"lists of images must be one per text, got {len(lists)} for {len(texts)}; add or remove some")
     for num, found in zip(num_markers, lists, strict=False):
         if num and num != len(found):
-            raise ValueError(f"a text must have an {IMAGE} marker per image, got {num} for {len(found)}; add some")
+            raise ValueError(
+                f"a text must have one {IMAGE} marker per image, got {num} for {len(found)} images; "
+                "add or remove some so that they match"
+            )
     return [tuple(ImagePart(read_image(image)) for image in found) for found in lists]
 
 

@@ -48,14 +48,19 @@ class SamplingConfig:
         check_each("guidance", self.guidance, lambda value: 1 <= value < float("inf"), ">= 1")
         lengths = {len(v) for v in (self.temperature, self.top_k, self.top_p) if isinstance(v, tuple)}
         if len(lengths) > 1:
-            raise ValueError(f"settings per codebook must have one length, got {sorted(lengths)}; give K values")
+            raise ValueError(
+                f"settings per codebook must have one length, got {sorted(lengths)}; give one value per codebook"
+            )
 
     def check_codebooks(self, num_codebooks: int) -> None:
         """Refuse per-codebook settings made for another number of codebooks."""
         for name in ("temperature", "top_k", "top_p"):
             value = getattr(self, name)
             if isinstance(value, tuple) and len(value) != num_codebooks:
-                raise ValueError(f"{name} must have {num_codebooks} values, one per codebook, got {len(value)}; fix it")
+                raise ValueError(
+                    f"{name} must have {num_codebooks} values, one per codebook, got {len(value)}; "
+                    "give one value for all or one per codebook"
+                )
 
 
 def check_each(name: str, value: Any, is_valid: Any, expected: str) -> None:

@@ -57,7 +57,10 @@ class ImageLayout:
     def __post_init__(self) -> None:
         grid_ids = (self.new_line_id, self.first_row_size_id, self.first_column_size_id, self.max_side)
         if self.kind == "grid" and None in grid_ids:
-            raise ValueError(f"layout 'grid' must have its ids and max_grid_side, got {grid_ids}; set them")
+            raise ValueError(
+                "the grid layout must have new_line_id, first_row_size_id, first_column_size_id and max_grid_side, got "
+                f"{grid_ids}; set them in the model's config"
+            )
 
     @classmethod
     def from_config(cls, config: MLLMConfig) -> Self:
@@ -100,10 +103,13 @@ class ImageLayout:
         rows, columns = grid
         if self.kind != "grid" and (rows, columns) != tuple(self.default_grid):
             raise ValueError(
-                f"image must have {self.default_grid} positions, got {grid}; resize it or use layout 'grid'"
+                f"image must have {self.default_grid[0]} x {self.default_grid[1]} positions, got {rows} x {columns}; "
+                "resize it, or use image_layout 'grid'"
             )
         if self.kind == "grid" and not (1 <= rows <= self.max_side and 1 <= columns <= self.max_side):
-            raise ValueError(f"image must have 1 to {self.max_side} rows and columns, got {grid}; resize it")
+            raise ValueError(
+                f"image must have 1 to {self.max_side} rows and columns, got {rows} x {columns}; resize it"
+            )
         return rows, columns
 
     def last_grid(self, token_ids: list[int]) -> Grid | None:
@@ -325,7 +331,10 @@ def pack(sequences: Iterable[TokenSequence], *, length: int, pad_token_id: int) 
     rows: list[list[TokenSequence]] = []
     for sequence in sequences:
         if len(sequence) > length:
-            raise ValueError(f"a sequence must have at most {length} tokens, got {len(sequence)}; raise the length")
+            raise ValueError(
+                f"a sequence must have at most {length} tokens to fit into a row, got {len(sequence)}; "
+                "raise the length of rows or leave the sample out"
+            )
         row = next((row for row in rows if sum(map(len, row)) + len(sequence) <= length), [])
         if not row:
             rows.append(row)
