@@ -34,11 +34,11 @@ UPSTREAM_MODELS: dict[str, dict[str, Any]] = {
     )
 }
 """Sizes that the names of UniTok's networks stand for."""
-_SAME_NAMES = ("vq_beta", "drop_path", "embed_dim", "text_vocab_size", "text_width", "text_heads", "text_layers")
 SAME_ARGS = {
-    **{name: name for name in _SAME_NAMES},
-    **{"img_size": "image_size", "e_temp": "entropy_temperature", "text_context_length": "text_context"},
-}
+    "img_size": "image_size", "vq_beta": "vq_beta", "e_temp": "entropy_temperature", "drop_path": "drop_path",
+    "embed_dim": "embed_dim", "text_vocab_size": "text_vocab_size", "text_context_length": "text_context",
+    "text_width": "text_width", "text_heads": "text_heads", "text_layers": "text_layers",
+}  # fmt: skip
 """Name in `args` and in our config of what has the same meaning and default in both."""
 PROJECTION_KINDS = {"attn": "attention", "linear": "linear"}
 

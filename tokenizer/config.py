@@ -66,11 +66,12 @@ class UniTokConfig:
     @classmethod
     def tiny(cls) -> UniTokConfig:
         """A network that trains on two CPU cores: 128 px, 4 x 256 codes at 8 x 8 positions."""
-        encoder = {"stem_width": 16, "stage_widths": (32, 64), "stage_depths": (2, 2), "conv_expansion": 2, "depth": 2}
-        decoder = {"decoder_widths": (64, 32), "decoder_depths": (2, 1), "decoder_expansion": 1, "decoder_depth": 2}
-        blocks = {"width": 192, "num_heads": 6, "drop_path": 0.0, "projection_heads": 6, "embed_dim": 0}
-        sizes: dict[str, Any] = {**encoder, **decoder, **blocks}
-        return cls(image_size=128, num_codebooks=4, codebook_size=256, **sizes)
+        return cls(
+            image_size=128, num_codebooks=4, codebook_size=256, projection_heads=6, embed_dim=0,
+            width=192, depth=2, decoder_depth=2, num_heads=6, drop_path=0.0,
+            stem_width=16, stage_widths=(32, 64), stage_depths=(2, 2), conv_expansion=2,
+            decoder_widths=(64, 32), decoder_depths=(2, 1), decoder_expansion=1,
+        )  # fmt: skip
 
     def __post_init__(self) -> None:
         for name, kind in get_type_hints(type(self)).items():

@@ -26,9 +26,9 @@ Values = dict[str, float | list[float]]
 
 SCALARS = ("text", "num_text", "image", "z", "num_image", "num_real", "num_positions")
 PEAK_FLOPS = {
-    **{"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "A800": 312e12},
-    **{"L40S": 362e12, "L4": 121e12, "A10G": 70e12, "RTX 4090": 165e12},
-}
+    "H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "A800": 312e12,
+    "L40S": 362e12, "L4": 121e12, "A10G": 70e12, "RTX 4090": 165e12,
+}  # fmt: skip
 """Dense bfloat16, from the vendors' data sheets; the first name contained in the device's name counts."""
 
 

@@ -48,9 +48,9 @@ STRICT = ConfigDict(extra="forbid", coerce_numbers_to_str=True, validate_default
 
 RECIPES = Path(__file__).parent / "recipes"
 RENAMED = {
-    **{"trains": "trainable", "outlines": "plans", "outline_digits": "plan_digits", "lookahead": "buffer_size"},
-    **{"lanes": "packing_buffers", "pictures": "images", "world_pictures": "world_images"},
-}
+    "trains": "trainable", "outlines": "plans", "outline_digits": "plan_digits", "lookahead": "buffer_size",
+    "lanes": "packing_buffers", "pictures": "images", "world_pictures": "world_images",
+}  # fmt: skip
 """Keys of older recipes, which are still read."""
 PARAMETER_GROUPS = {
     "text_embedding": ("backbone.embed_tokens.",),
@@ -134,7 +134,8 @@ class ShardsRecipe:
     urls: str | None = None  # data/{00000..00099}.tar, data/*.tar or folders, parted by `::`. None: the synthetic world
     crop_area: tuple[Real, Real] = (0.9, 1.0)  # share of the image's area that the random crop keeps
     crop_ratio: tuple[Real, Real] = (0.75, 4 / 3)  # width over height of the random crop
-    window: PositiveInt | None = None  # side of a random window of the crop that is trained on, in pixels
+    window: PositiveInt | None = None
+    """Side in pixels of a random window of the crop that is trained on, smaller than `architecture.image_size`."""
     shuffle_shards: PositiveInt = 4  # shards of one reader that are shuffled together; their index is held in memory
     skip_bad_records: bool = False  # skip samples with a missing or damaged image or caption, and log each
 
@@ -145,7 +146,8 @@ class EvaluationRecipe:
 
     images: File | None = None  # folder of images for the sheets; None: training images
     every: NonNegativeInt = 0  # steps between two measurements of zero-shot accuracy; 0 measures at the end only
-    imagenet_val: File | None = None  # a folder of images per class, for zero-shot accuracy. Needs `classes`
+    imagenet_val: File | None = None
+    """Folder with one folder of images per class, for zero-shot top-1 and top-5 accuracy. Needs `classes`."""
     classes: File | None = None  # JSON: folder of a class to its name
     templates: File | None = None  # text file with one template containing {} per line; None: OpenAI's 80
     fid_reference: File | None = None  # folder of PNG images to reconstruct at the end, for rFID
@@ -159,13 +161,15 @@ class TokenizerRecipe:
     kind: Literal["image_tokenizer"] = "image_tokenizer"
     preset: Literal["tiny", "large"] = "tiny"  # the UniTokConfig to start from
     architecture: dict[str, Any] = field(default_factory=dict)  # fields of UniTokConfig that differ from the preset
-    start_from: File | None = None  # a tokenizer to start from; `architecture` may then only change the decoder
+    start_from: File | None = None
+    """Folder of a tokenizer whose weights and sizes to start from; `architecture` may then only change the decoder."""
     trainable: Literal["all", "decoder"] = "all"
     """"decoder" freezes everything that produces codes, so that a language model trained on these codes can use the
     new decoder. With `shrink` in `architecture` the same codes come from images of half the size and are decoded at
     full size. Needs `start_from`."""
     shards: ShardsRecipe = field(default_factory=ShardsRecipe)
-    world_crop: PositiveInt | None = None  # side of windows on objects of the synthetic world. None: whole images
+    world_crop: PositiveInt | None = None
+    """Side in pixels of windows on objects of the synthetic world (most of an image is flat). None: whole images."""
     text_tokenizer: File | None = None
     """Of captions: a SentencePiece model, OpenAI's bpe_simple_vocab_16e6.txt.gz, or the folder of a CLIP tokenizer."""
     lpips: File | None = None  # weights of LPIPS, as in lpips_with_vgg.pth
@@ -247,14 +251,17 @@ class WorldData:
     plans: bool = False  # the model plans scenes before drawing, and describes them by plans (mllm/world/plan.py)
     plan_digits: Annotated[int, Number, Field(ge=1, le=2)] = 1
     """Digits of a row or column in a plan: 1 for eighths of the shorter side, 2 for eighths of these."""
-    centred: bool = False  # objects stand in the middle of squares in every other episode, as plans say
+    centred: bool = False
+    """Objects stand in the middle of their squares in every other episode: there a plan determines the image."""
     questions: PositiveInt | None = None  # questions about one image in the job "ask"; None: one to five, as in tests
     question_weights: dict[str, PositiveFloat] = field(default_factory=lambda: {**QUESTION_WEIGHTS})
     """Weight of each kind of question (mllm/world/language.py); the default is that of tests."""
     drawing_weights: dict[str, PositiveFloat] = field(default_factory=lambda: {**DRAWING_WEIGHTS})
     """Weight of each kind of description in the job "draw" (mllm/world/language.py); the default is that of tests."""
-    conversations: dict[str, Real] = field(default_factory=dict)  # weights (mllm/world/people.py), beside `jobs`
-    conversation_images: PositiveInt = 2048  # with encoded images; others are words and plans, a third as long
+    conversations: dict[str, Real] = field(default_factory=dict)
+    """Weight of each kind of conversation in people's own words (mllm/world/people.py), beside `jobs`."""
+    conversation_images: PositiveInt = 2048
+    """Conversations whose images are encoded; all others are learned as words and plans, at a third of the length."""
     words_only: Share = 0.8  # share of these others
     mixture_seed: Integer = 0
     """Seed of the order of jobs and wordings; `seed` also selects the episodes. A stage that reuses the codes of an
@@ -343,7 +350,8 @@ class AdapterRecipe:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class OptimizerRecipe:
-    name: Literal["adamw", "adamw8bit", "muon"] = "adamw"  # adamw8bit: averages in 8 bits (needs bitsandbytes)
+    name: Literal["adamw", "adamw8bit", "muon"] = "adamw"
+    """adamw8bit keeps its two averages in 8 bits (needs bitsandbytes)."""
     learning_rate: PositiveFloat = 5e-5  # of AdamW
     matrix_learning_rate: PositiveFloat = 2e-2  # of Muon
     betas: tuple[Real, Real] = (0.9, 0.95)
@@ -385,7 +393,8 @@ class Validation:
     """Losses of each task on held-out batches, and what the model that would be saved now draws and answers."""
 
     batches: PositiveInt = 4  # packed batches of each task
-    shards: list[ShardSource] = field(default_factory=list)  # held-out folders, each a task, where `data` names shards
+    shards: list[ShardSource] = field(default_factory=list)
+    """Held-out prepared folders, each a task, where `data` names shards too; the world needs none."""
     prompts: list[str] = field(default_factory=list)  # drawn onto one sheet, `samples/step-N.png`
     benchmarks: list[BenchmarkInLoop] = field(default_factory=list)  # answered and scored in `benchmarks/step-N/`
     world: WorldInLoop | None = None  # pass rates on a few items of the synthetic world, in the log
@@ -405,7 +414,8 @@ class MLLMRecipe:
     tokenizer or head."""
     trainable: list[str] = field(default_factory=lambda: ["all"])
     """Groups of parameters that are trained: "all", or keys of PARAMETER_GROUPS; the others are frozen."""
-    adapter: AdapterRecipe | None = None  # `trainable` then names what is trained in full beside it
+    adapter: AdapterRecipe | None = None
+    """Low-rank adapters on the backbone; `trainable` then names what is trained in full beside them."""
     data: MLLMData = field(default_factory=MLLMData)
     classes: ClassData = field(default_factory=ClassData)
     """Images by class as training data instead of `data`, where it names any."""
@@ -416,7 +426,8 @@ class MLLMRecipe:
     changes the time. None: processes times `trainer.gradient_accumulation_steps`."""
     optimizer: OptimizerRecipe = field(default_factory=OptimizerRecipe)
     compile_backbone: bool = False  # compile the backbone (a minute at the start, a quarter faster afterwards on a CPU)
-    max_logits_mib: PositiveInt | None = None  # compute the loss in slices of at most this many MiB of float32 logits
+    max_logits_mib: PositiveInt | None = None
+    """Compute the loss in slices whose float32 logits take at most this many MiB, again in the backward pass."""
     ema_decay: Share = 0.0  # of the average of the weights that becomes the finished model; 0 uses the last weights
     bad_steps: BadSteps = field(default_factory=BadSteps)
     validation: Validation | None = None  # what is measured every `trainer.eval_steps` steps; None measures nothing

@@ -18,11 +18,12 @@ from train.data.rows import read_items
 from train.recipe import TextTokenizerRecipe
 
 LIKE_LLAMA: dict[str, Any] = {
-    **{"model_type": "bpe", "byte_fallback": True, "split_digits": True, "character_coverage": 1.0},
-    **{"unk_id": 0, "bos_id": 1, "eos_id": 2, "pad_id": -1, "normalization_rule_name": "identity"},
-    **{"remove_extra_whitespaces": False, "num_threads": 1, "minloglevel": 2},
+    "model_type": "bpe", "byte_fallback": True, "split_digits": True, "character_coverage": 1.0,
+    "unk_id": 0, "bos_id": 1, "eos_id": 2, "pad_id": -1,
+    "normalization_rule_name": "identity", "remove_extra_whitespaces": False,
     "add_dummy_prefix": False,  # a piece of a dialogue must not depend on where it stands
-}
+    "num_threads": 1, "minloglevel": 2,
+}  # fmt: skip
 
 
 def train_text_tokenizer(sentences: Iterable[str], path: Path, *, vocab_size: int) -> None:

@@ -54,10 +54,10 @@ from train.recipe import BadSteps, MLLMRecipe, as_yaml
 logger = logging.getLogger(__name__)
 
 OWN_KEYS = {
-    **{"output_dir": "output", "num_train_epochs": "trainer.max_steps", "per_device_train_batch_size": "rows"},
-    **{"learning_rate": "optimizer.learning_rate", "weight_decay": "optimizer.weight_decay", "optim": "optimizer.name"},
-    **dict.fromkeys(("adam_beta1", "adam_beta2"), "optimizer.betas"),
-}
+    "output_dir": "output", "num_train_epochs": "trainer.max_steps", "per_device_train_batch_size": "rows",
+    "learning_rate": "optimizer.learning_rate", "weight_decay": "optimizer.weight_decay", "optim": "optimizer.name",
+    "adam_beta1": "optimizer.betas", "adam_beta2": "optimizer.betas",
+}  # fmt: skip
 """Fields of TrainingArguments whose place a recipe has a key of its own for."""
 
 
