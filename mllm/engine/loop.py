@@ -279,13 +279,13 @@ class Engine:
     def step(self) -> list[Event]:
         """One turn; the events carry the numbers of their requests. `take` is for several threads."""
         self.turn += 1
-        failed = self._admit()
+        events = self._admit()
         self._arrange()
         # prompts do not suit passes whose rows are padded to one length
         beginning = [running for running in self.running if self._begins_apart(running)]
         if rows := beginning or self.running:
-            failed += self._pass(rows)
-        return failed
+            events += self._pass(rows)
+        return events
 
     def _begins_apart(self, running: Running) -> bool:
         return running.pending is None and (self.static is not None or not self.forward.is_ragged)

@@ -108,6 +108,16 @@ def test_an_image_takes_one_forward_per_position_and_only_guidance_a_second_sequ
             assert [counts[0] for counts in passes] == [9] + [1] * 8
 
 
+def test_a_prompt_is_fed_in_the_pass_of_what_is_running(
+    monkeypatch: pytest.MonkeyPatch, model: MLLMForConditionalGeneration
+) -> None:
+    passes, engine = record_passes(monkeypatch), Engine(model)
+    for number in range(2):
+        engine.submit(ask(4 + number, seed=number, window=1))
+        engine.step()
+    assert passes == [[6], [1, 7]]
+
+
 def test_equal_prompts_are_run_once_and_draw_as_they_do_alone(
     monkeypatch: pytest.MonkeyPatch, model: MLLMForConditionalGeneration
 ) -> None:

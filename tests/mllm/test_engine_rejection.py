@@ -20,6 +20,7 @@ from mllm.sampling import SamplingConfig
 from mllm.sequence import ImageLayout, extend_sequence
 from tests.mllm.engine_helpers import outcome
 from tests.mllm.tiny_folder import build_tiny_folder
+from tokenizer.unitok import UniTok
 
 
 @pytest.fixture(scope="module", params=["fixed", "grid"])
@@ -168,6 +169,20 @@ def test_an_image_that_is_unlike_its_plan_is_sampled_again(pipeline: Pipeline) -
     drawn = pipeline.draw("a red circle", seed=3, **{**settings, "resamples": 2})[0]
     assert drawn.tobytes() == third.tobytes() and drawn.info["seed"] == 3
     assert pipeline.draw("a", seed=2**63 - 1, **{**settings, "resamples": 1})[0].info["seed"] == 2**63 - 1
+
+
+def test_every_try_is_decoded_once(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For its check, the events and the caller."""
+    decoded: list[int] = []
+    decode = UniTok.decode
+    monkeypatch.setattr(
+        UniTok, "decode", lambda self, codes, **rest: decoded.append(len(codes)) or decode(self, codes, **rest)
+    )
+    events: list[Event] = []
+    settings = {"plan": "white, large red circle 35", "resamples": 2, "on_event": events.append}
+    drawn = pipeline.draw("a red circle", seed=3, **settings)[0]
+    (told,) = (event.image for event in events if isinstance(event, ImageDone))
+    assert decoded == [1, 1, 1] and told.tobytes() == drawn.tobytes()
 
 
 def test_the_number_of_tries_is_the_checkpoints_or_the_callers(
