@@ -118,6 +118,10 @@ def test_every_parameter_learns_and_recomputing_keeps_gradients(small_model: Uni
     alone = {id(parameter) for parameter in model.contrastive_parameters()}
     parts = {name.split(".")[0] for name, parameter in model.named_parameters() if id(parameter) in alone}
     assert parts == {"text_encoder", "fc_norm", "projection", "logit_scale"}
+    torch.testing.assert_close(output.image_features, model.encode_image(pixels_B3HW, normalize=True))
+    model.logit_scale.data.fill_(9.0)
+    model.clamp_logit_scale()
+    assert model.logit_scale.exp().item() == pytest.approx(100.0)  # CLIP, section 2.5
     gradients = []
     for enabled in (False, True):
         small_model.recompute_activations(enabled)

@@ -137,6 +137,35 @@ def test_dino_features_equal_a_plain_transformer_and_are_frozen() -> None:
             DinoFeatures(wrong, image_size=size, blocks=blocks)
 
 
+def test_positions_are_resampled_as_dinov2_does() -> None:
+    positions = torch.randn(1, 26, 8)
+    found = discriminators.resampled_positions(positions, 3)
+    assert torch.equal(found[:, :1], positions[:, :1])
+    grid = positions[:, 1:].reshape(1, 5, 5, 8).permute(0, 3, 1, 2)
+    expected, plain = (
+        F.interpolate(grid, mode="bicubic", **how).permute(0, 2, 3, 1).reshape(1, 9, 8)
+        for how in ({"scale_factor": (3 + 0.1) / 5}, {"size": (3, 3)})
+    )
+    torch.testing.assert_close(found[:, 1:], expected)
+    assert not torch.allclose(expected, plain, atol=1e-3)  # the 0.1 makes a difference
+    assert discriminators.resampled_positions(positions, 5) is positions
+
+
+def test_images_are_cropped_half_of_the_time_and_resized_otherwise() -> None:
+    features = DinoFeatures(dino_weights(), image_size=32, blocks=BLOCKS)
+    pixels = torch.arange(32.0).expand(1, 3, 32, 32) + 100 * torch.arange(32.0)[:, None]
+    resized, corners = F.interpolate(pixels, (28, 28), mode="area"), []
+    for seed in range(60):
+        fitted = features.fit(pixels, torch.Generator().manual_seed(seed))
+        assert fitted.shape == (1, 3, 28, 28)
+        if not torch.equal(fitted, resized):
+            y, x = divmod(int(fitted[0, 0, 0, 0]), 100)
+            assert torch.equal(fitted, pixels[:, :, y : y + 28, x : x + 28])
+            corners.append((y, x))
+    assert 15 < len(corners) < 45
+    assert {y for y, _ in corners} == {x for _, x in corners} == set(range(5))
+
+
 def test_the_discriminator_has_unitoks_sizes_and_a_head_equals_plain_sums() -> None:
     sizes = Discriminator(384, 5).state_dict()
     assert len(sizes) == 50 and sum(tensor.numel() for tensor in sizes.values()) == 7_386_245

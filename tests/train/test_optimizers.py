@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from transformers import AutoModel, DynamicCache, Gemma2Config, LlamaConfig, PreTrainedConfig
 
+from tokenizer.hardware import fast_dtype
 from train.hardware import speed_up
 from train.optimizers import BatchedMuon, orthogonalize
 
@@ -59,3 +60,20 @@ def test_eager_attention_equals_the_library_s(config_class: type[PreTrainedConfi
     steps = [hidden_BTD[:, :4], *hidden_BTD[:, 4:].split(1, dim=1)]
     found = [backbone(inputs_embeds=step, past_key_values=cache)[0] for step in steps]
     torch.testing.assert_close(torch.cat(found, dim=1), expected_BTD)
+
+
+@pytest.mark.parametrize("has_bfloat16", [True, False])
+def test_matrix_products_are_in_bfloat16_only_where_the_processor_has_it(
+    has_bfloat16: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: False)
+    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: has_bfloat16)
+    fast_dtype.cache_clear()
+    expected = torch.bfloat16 if has_bfloat16 else torch.float32
+    try:
+        with caplog.at_level("INFO"):
+            found = orthogonalize(torch.randn(2, 4, 3), (3.4445, -4.775, 2.0315), steps=5, eps=1e-7)
+        assert fast_dtype(torch.device("cpu")) == found.dtype == expected
+    finally:
+        fast_dtype.cache_clear()
+    assert len(caplog.records) == 1 and str(expected).removeprefix("torch.") in caplog.text

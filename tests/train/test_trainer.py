@@ -136,6 +136,20 @@ def test_deepspeed_skips_a_bad_step_in_bfloat16(stage: int, short: MLLMRecipe, t
     assert all(tensor.isfinite().all() for tensor in weights_at(recipe, 3).values())
 
 
+def test_a_batch_of_which_nothing_is_learned_has_loss_zero(short: MLLMRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    forward = MLLMForConditionalGeneration.forward
+
+    def unlabelled(self: MLLMForConditionalGeneration, **inputs: torch.Tensor) -> object:
+        inputs["labels"] = inputs["labels"].fill_(-100)
+        inputs["code_targets"] = torch.zeros_like(inputs["code_targets"])
+        return forward(self, **inputs)
+
+    monkeypatch.setattr(MLLMForConditionalGeneration, "forward", unlabelled)
+    monkeypatch.setattr("train.trainer.count_items", lambda *_, **__: torch.tensor(0.0))
+    train_mllm(changed(short, {"max_steps": 1}))
+    assert losses(short.output) == {1: 0.0}
+
+
 def test_validation_is_by_task_and_keeps_the_best_checkpoint(short: MLLMRecipe) -> None:
     trainer = {"max_steps": 4, "save_steps": 1, "eval_steps": 1, "save_total_limit": 1}
     recipe = changed(

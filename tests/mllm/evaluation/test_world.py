@@ -153,6 +153,21 @@ def test_the_command_measures_best_of_n(
     assert main([*command, "--jobs", "ask", "--best-of", "2"]) == 2
 
 
+@pytest.mark.slow
+def test_every_item_is_answered_alike_with_and_without_speculation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The digests of all answers, not the verdicts alone; docs/performance.md has it for 300 items."""
+    monkeypatch.setattr("mllm.evaluation.world.CHECKER_COUNT", 20)
+    command = ["evaluate", "world", "--device", "cpu", "--dtype", "float32", "--count", "2"]
+    written = {}
+    for speculate in ("on", "off"):
+        path = tmp_path / f"{speculate}.jsonl"
+        assert main([*command, "--speculate", speculate, "--items", str(path)]) == 0
+        written[speculate] = path.read_text()
+    assert written["on"] == written["off"] and len(written["on"].splitlines()) == 2 * len(GROUPS)
+
+
 # ---- the round trip of the world's images ----
 
 
