@@ -38,7 +38,7 @@ from tests.train.conftest import SMALL as SMALL_TOKENIZER
 from tests.train.launching import ROOT, environment, free_port, losses
 from tokenizer.config import UniTokConfig
 from tokenizer.unitok import UniTok
-from train.data.columns import LAYOUTS
+from train.data.formats import LAYOUTS
 from train.data.make_samples import main as make_samples
 from train.recipe import RECIPES, MLLMData, MLLMRecipe, TextTokenizerRecipe, TokenizerRecipe, read_yaml, resolve
 

@@ -11,7 +11,7 @@ import sentencepiece
 from mllm.conversation import ASSISTANT, UNCONDITIONAL, USER, TextPart
 from mllm.files import whole_file
 from mllm.world.dialogue import JOBS, make_dialogue, make_episode
-from train.data.columns import find_format, read_record
+from train.data.formats import find_format, read_record
 from train.data.prepare import find_files
 from train.data.records import BadRecord
 from train.data.rows import read_items

@@ -13,7 +13,7 @@ from mllm.cli.main import MODEL, command, image_size, option, port_number, posit
 from mllm.files import require_new, whole_folder
 
 FORMATS = tuple("codes llava chat mmc4 cauldron obelics edit vqa captions classes instruct text".split())
-"""The names in train/data/columns.py; written out, so that help imports nothing of `train`."""
+"""The names in train/data/formats.py; written out, so that help imports nothing of `train`."""
 
 
 @command(

@@ -41,7 +41,7 @@ from tokenizer.codes import fingerprint
 from tokenizer.images import IMAGE_ENDINGS, PREPARATIONS, ImageProcessor, to_bytes, to_images
 from tokenizer.unitok import EncodedImage, UniTok, decode_images, encode_images
 from train.data import rows, shards
-from train.data.columns import COLUMNS, LAYOUTS, find_format, read_record, renamed
+from train.data.formats import COLUMNS, LAYOUTS, find_format, read_record, renamed
 from train.data.mixture import choose_sample
 from train.data.records import BadRecord, RawImage, Record, ten_views
 from train.data.rows import RECORD_ENDINGS, Item, read_items
@@ -69,7 +69,7 @@ class PrepareOptions:
     sizes: tuple[Size, ...]  # (width, height) that images may be encoded at; each takes the one nearest to its shape
     preparation: str = "cover"  # how an image gets to its size; a name in tokenizer/images.py
     image_folder: Path | None = None  # folder of relative image paths. None: the folder of the record file.
-    columns: Mapping[str, str] = field(default_factory=dict)  # names in train/data/columns.py to those of the data
+    columns: Mapping[str, str] = field(default_factory=dict)  # names in train/data/formats.py to those of the data
     skip_broken: bool = False  # leave invalid records out and count them; otherwise the first one ends the preparation
     batch_size: int = 64
     num_workers: int = 4  # threads that open images

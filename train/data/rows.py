@@ -9,7 +9,7 @@
 
 All but Parquet and Arrow may be compressed (.gz, .zst, .tgz). `datasets` reads what it saved; its readers of the others
 force one schema on mixed records and end at an invalid line without its number. What columns mean is in
-train/data/columns.py. Nothing is held in memory that grows with a file, but COCO's one object.
+train/data/formats.py. Nothing is held in memory that grows with a file, but COCO's one object.
 """
 
 import codecs

@@ -20,7 +20,7 @@ from PIL import Image
 
 from mllm.conversation import CodesPart, TextPart
 from tests.train.data.raw_data import image_file, tar_of
-from train.data.columns import find_format, format_of, read_record, renamed
+from train.data.formats import find_format, format_of, read_record, renamed
 from train.data.records import BadRecord, RawImage, Record
 from train.data.rows import Item, read_items, read_tar
 
