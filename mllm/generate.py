@@ -345,10 +345,16 @@ def build_requests(
         frame = layout.num_tokens(grid or layout.default_grid) + len(layout.plan_opening(grid or layout.default_grid))
         task = {"image": "edit" if len(prompt.image_lengths_I) else "draw"}.get(mode, "chat")
         settings = settings_of(given, mode, prompt=prompt, image_tokens=frame)
-        fields = {"unconditional": negative, "grid": grid, "given": settings}
-        fields["resamples"] = builder.resamples(task, settings) if config.planner is not None else 0
-        fields["logits_processors"] = tuple(given.get("logits_processor") or ())
-        request = builder.build(prompt, mode, task=task, **fields)
+        request = builder.build(
+            prompt,
+            mode,
+            task=task,
+            given=settings,
+            unconditional=negative,
+            grid=grid,
+            resamples=builder.resamples(task, settings) if config.planner is not None else 0,
+            logits_processors=tuple(given.get("logits_processor") or ()),
+        )
         requests += [replace(request, seed=next(seeds)) for _ in range(given["num_return_sequences"])]
     return requests
 

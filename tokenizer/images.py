@@ -11,7 +11,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from http.client import HTTPException
-from itertools import accumulate
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 from urllib.parse import quote
@@ -357,8 +356,9 @@ def reconstruction_sheet(originals_B3HW: Tensor, reconstructions_B3HW: Tensor, *
 
 def side_by_side(images: Sequence[Image.Image]) -> Image.Image:
     """Images of any size in one row."""
-    *lefts, end = accumulate((image.width + GAP for image in images), initial=0)
-    sheet = Image.new("RGB", (end - GAP, max(image.height for image in images)), "white")
-    for image, left in zip(images, lefts, strict=True):
+    width, left = sum(image.width + GAP for image in images) - GAP, 0
+    sheet = Image.new("RGB", (width, max(image.height for image in images)), "white")
+    for image in images:
         sheet.paste(image, (left, 0))
+        left += image.width + GAP
     return sheet

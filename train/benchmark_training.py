@@ -91,7 +91,9 @@ def count(batches: Sequence[PackedBatch], num_codebooks: int) -> dict[str, Any]:
     """Rows, positions with and without padding, and targets of batches."""
     is_real = [sample_numbers(batch["position_ids"]) > 0 for batch in batches]
     real, positions = sum(int(mask.sum()) for mask in is_real), sum(mask.numel() for mask in is_real)
-    how: dict[str, Any] = {"num_codebooks": num_codebooks, "text_weight": 1.0}
-    targets = sum(int(count_items(batch["labels"], batch["code_targets"], **how)) for batch in batches)
+    targets = sum(
+        int(count_items(batch["labels"], batch["code_targets"], num_codebooks=num_codebooks, text_weight=1.0))
+        for batch in batches
+    )
     rows = sum(len(mask) for mask in is_real)
     return {"rows": rows, "positions": real, "padding_share": 1 - real / positions, "targets": targets}

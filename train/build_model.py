@@ -205,8 +205,10 @@ def _build_around(
         model = MLLMForConditionalGeneration.from_pretrained(None, config=config, dtype=dtype, state_dict=words)
     else:
         of_transformers: Any = AutoModelForCausalLM._model_mapping[type(stored)]
-        how: dict[str, Any] = {"dtype": dtype, "key_mapping": {rf"^{of_transformers.base_model_prefix}\.": "backbone."}}
-        model = MLLMForConditionalGeneration.from_pretrained(recipe.backbone, config=config, **how)
+        renamed = {rf"^{of_transformers.base_model_prefix}\.": "backbone."}
+        model = MLLMForConditionalGeneration.from_pretrained(
+            recipe.backbone, config=config, dtype=dtype, key_mapping=renamed
+        )
     resize_vocabulary(model, vocabulary, known=stored if is_ours else None)
     embedding = model.code_embedding
     with gathered(embedding.parameters()):

@@ -167,8 +167,9 @@ def run_and_score(pipeline: Pipeline, wanted: BenchmarkInLoop, *, folder: Path) 
     answered = protocol.match_answers(benchmark, chosen, read_lines(run.answers_file), answers=folder)
     scores = benchmark.score(answered, wanted.annotations, ScoreOptions(folder=folder))
     files = {name: fingerprint_of(getattr(wanted, name)) for name in ("annotations", "questions")}
-    about: dict[str, Any] = {"run": description, "expected": len(items), "scored": len(answered), "files": files}
-    result = protocol.make_result(wanted.name, scores, **about)
+    result = protocol.make_result(
+        wanted.name, scores, run=description, expected=len(items), scored=len(answered), files=files
+    )
     write_json(folder / protocol.RESULT_FILE, result)
     return result
 

@@ -139,8 +139,8 @@ class TokenizerTrainer:
             texts = None if text_ids_BT is None else text_ids_BT.to(device)
             output = self.model(pixels_B3HW, texts, with_entropy=recipe.loss.entropy > 0)
             parts = self._losses(output, pixels_B3HW)
-        how: dict[str, Any] = {"max_norm": recipe.max_grad_norm, "step": self.step}
-        norm = descend(self.accelerator, self.optimizer, self.model, torch.stack(list(parts.values())).sum(), **how)
+        loss, limit = torch.stack(list(parts.values())).sum(), recipe.max_grad_norm
+        norm = descend(self.accelerator, self.optimizer, self.model, loss, max_norm=limit, step=self.step)
         self.scheduler.step()
         if recipe.loss.contrastive:
             self.unwrapped.clamp_logit_scale()

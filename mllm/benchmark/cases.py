@@ -98,12 +98,15 @@ def build_random_model(
     size: Size, *, device: torch.device, dtype: torch.dtype = torch.float32
 ) -> MLLMForConditionalGeneration:
     """A model of this size, the same one every time."""
-    text = {"hidden_size": size.width, "intermediate_size": size.intermediate, "num_hidden_layers": size.layers}
-    text |= {"num_attention_heads": size.heads, "vocab_size": VOCABULARY, "max_position_embeddings": 4096}
-    codes = {"num_codebooks": size.codebooks, "codebook_size": size.codebook_size, "image_size": 16 * size.side}
-    head: dict[str, Any] = {"head_layers": size.head_layers, "prompt_style": "unitok"}
-    head |= {"embedder_width": size.embedder_width or size.width, "embedder_heads": size.embedder_heads or size.heads}
-    config = MLLMConfig(text_config=LlamaConfig(**text, rms_norm_eps=1e-5), **codes, **head)
+    text_config = LlamaConfig(
+        hidden_size=size.width, intermediate_size=size.intermediate, num_hidden_layers=size.layers,
+        num_attention_heads=size.heads, vocab_size=VOCABULARY, max_position_embeddings=4096, rms_norm_eps=1e-5,
+    )  # fmt: skip
+    config = MLLMConfig(
+        text_config=text_config, prompt_style="unitok", head_layers=size.head_layers, image_size=16 * size.side,
+        num_codebooks=size.codebooks, codebook_size=size.codebook_size,
+        embedder_width=size.embedder_width or size.width, embedder_heads=size.embedder_heads or size.heads,
+    )  # fmt: skip
     torch.manual_seed(SEED)
     usual = torch.get_default_dtype()
     torch.set_default_dtype(dtype)  # the large ones have no room in float32

@@ -97,9 +97,14 @@ def prepare_folder(
     files = find_files(sources, but_not_in=folder)
     with only_writer(folder) if state.is_main_process else nullcontext():
         if state.is_main_process:
-            settings: dict[str, Any] = {"version": shards.VERSION, "tokenizer": asdict(code_source)}
-            settings |= {"sizes": [list(size) for size in options.sizes], "preparation": options.preparation}
-            settings |= {"shard_size": shard_size, "columns": dict(options.columns) or None}
+            settings = {
+                "version": shards.VERSION,
+                "tokenizer": asdict(code_source),
+                "sizes": [list(size) for size in options.sizes],
+                "preparation": options.preparation,
+                "shard_size": shard_size,
+                "columns": dict(options.columns) or None,
+            }
             shards.check_settings(folder, settings)
             if (folder / OLD_TASKS).is_dir():
                 (folder / OLD_TASKS).rename(folder / TASKS)
