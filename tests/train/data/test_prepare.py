@@ -366,7 +366,7 @@ def test_samples_are_printed_with_their_images(
     assert main(["prepare", *words]) == 0
     assert capsys.readouterr().out == printed, "the same seed shows the same samples"
     words[1] = str(raw_data.prepared(tmp_path / "other", [rows], CodeSource("another", 2, 16)))
-    assert main(["prepare", *words]) == 2 and "must have codes of" in capsys.readouterr().err
+    assert main(["prepare", *words]) == 2 and "must be of the recipe's image tokenizer" in capsys.readouterr().err
 
 
 def test_each_kind_is_learned_in_its_way() -> None:
