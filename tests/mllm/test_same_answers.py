@@ -15,6 +15,8 @@ from mllm.generate import describe, insert, read_prompts
 from mllm.model import MLLMForConditionalGeneration
 from mllm.pipeline import Pipeline
 from mllm.processor import MLLMProcessor
+from mllm.world.dialogue import edit_sentence, propose_edit, propose_question, say_question
+from mllm.world.language import make_draw_request
 from mllm.world.render import render
 from mllm.world.scene import random_scene
 
@@ -44,6 +46,35 @@ def turn(*content: Image.Image | str) -> dict[str, Any]:
 def inputs_of(processor: MLLMProcessor, *chats: list[dict[str, Any]], **options: Any) -> Any:
     flags = {"add_generation_prompt": True, "tokenize": True, "return_dict": True}
     return processor.apply_chat_template(list(chats), **flags, processor_kwargs=options)
+
+
+@pytest.mark.slow
+def test_automodel_and_pipeline_agree(
+    ours: Pipeline, model: MLLMForConditionalGeneration, processor: MLLMProcessor
+) -> None:
+    """60 answers, 20 drawings and 20 edits, as docs/transformers.md says."""
+    rng = Random(0)
+    scenes = [random_scene(rng) for _ in range(60)]
+    asked = [(render(scene, 256), say_question(propose_question(scene, rng), rng)) for scene in scenes]
+    for part in (asked[n : n + 10] for n in range(0, len(asked), 10)):
+        inputs = inputs_of(processor, *([turn(*each)] for each in part))
+        texts = processor.batch_decode(model.generate(**inputs)[:, inputs["input_ids"].shape[1] :])
+        assert [text.strip() for text in texts] == [ours.ask(image, question) for image, question in part]
+
+    def images_of(*chats: list[dict[str, Any]], seed: int) -> list[bytes]:
+        codes = model.generate(
+            **inputs_of(processor, *chats, generation_mode="image"), generation_mode="image", seed=seed
+        )
+        return [image.tobytes() for image in processor.post_process_multimodal_output(codes, generation_mode="image")]
+
+    texts = [make_draw_request(random_scene(rng), rng).text for _ in range(20)]
+    expected = [ours.draw(text, seed=seed)[0].tobytes() for seed, text in enumerate(texts)]
+    assert images_of(*([turn(text)] for text in texts), seed=0) == expected
+    for seed in range(20):
+        scene = random_scene(rng, num_objects=2)
+        image, (instruction, _) = render(scene, 256), edit_sentence(propose_edit(scene, rng), scene, rng)
+        found = images_of([turn(image, instruction)], seed=seed)
+        assert found == [ours.edit(image, instruction, seed=seed).tobytes()], instruction
 
 
 def test_images_of_all_turns_are_described_but_those_that_the_assistant_drew(
