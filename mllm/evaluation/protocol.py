@@ -91,7 +91,7 @@ class Scores:
 class ScoreOptions:
     """What a scorer may use besides answers and annotations."""
 
-    folder: Path = Path()  # the run folder: images, and caches of scores and grades
+    folder: Path = Path()  # of the run: images, and caches of scores and grades; default: the working directory
     judge: Judge | None = None  # grades open answers
     scorer: ImageTextScorer | None = None  # scores images
 
