@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
-    from tokenizer.checkpoint import UpstreamCheckpoint
     from tokenizer.config import AttentionKind
+    from tokenizer.released_checkpoint import UpstreamCheckpoint
     from tokenizer.unitok import UniTok
 
 
@@ -239,7 +239,7 @@ def convert_unitok_mllm(options: Namespace) -> None:
 )
 def convert_unitok(options: Namespace) -> None:
     from mllm.checkpoint import DTYPES
-    from tokenizer.checkpoint import save_converted
+    from tokenizer.released_checkpoint import save_converted
 
     require_new(options.output)
     checkpoint = read_released_tokenizer(options.source, options)
@@ -256,7 +256,7 @@ def convert_unitok(options: Namespace) -> None:
     option("output", type=Path, metavar="OUT", help="a new file that ends in .pth"),
 )
 def convert_export_unitok(options: Namespace) -> None:
-    from tokenizer.checkpoint import export_upstream
+    from tokenizer.released_checkpoint import export_upstream
 
     require_new(options.output)
     if options.output.suffix != ".pth":
@@ -295,7 +295,7 @@ def convert_export_unitok_mllm(options: Namespace) -> None:
 )
 def convert_probe(options: Namespace) -> None:
     from mllm.checkpoint import find_image_tokenizer
-    from tokenizer.checkpoint import CLEAR_MARGIN
+    from tokenizer.released_checkpoint import CLEAR_MARGIN
 
     answer = probe(find_image_tokenizer(str(options.source)), options.images)
     undecided = f"undecided: both readings are within {CLEAR_MARGIN} dB; give different images"
@@ -304,8 +304,8 @@ def convert_probe(options: Namespace) -> None:
 
 def probe(model: UniTok, paths: list[Path] | None) -> AttentionKind | None:
     """Reconstruct images with both kinds of attention and print the PSNR of each; None if they hardly differ."""
-    from tokenizer.checkpoint import probe_attention
     from tokenizer.images import ImageProcessor, read_image
+    from tokenizer.released_checkpoint import probe_attention
 
     side = model.config.image_size
     images = [read_image(path) for path in paths or ()] or probe_patterns(side)
@@ -331,7 +331,7 @@ def probe_patterns(side: int) -> list[Image.Image]:
 
 def read_released_tokenizer(path: Path, options: Namespace) -> UpstreamCheckpoint:
     """The checkpoint with the attention that was asked for or found by the probe."""
-    from tokenizer.checkpoint import CLEAR_MARGIN, read_upstream
+    from tokenizer.released_checkpoint import CLEAR_MARGIN, read_upstream
 
     attention = options.attention
     if attention == "probe" and (attention := probe(read_upstream(path).build(), options.images)) is None:

@@ -14,9 +14,16 @@ from torch import Tensor
 
 from tests.golden.deterministic_weights import read_manifest
 from tokenizer import checkpoint
-from tokenizer.checkpoint import UPSTREAM_MODELS, AttentionProbe, probe_attention, read_as, read_upstream, to_upstream
 from tokenizer.config import UniTokConfig
 from tokenizer.metrics import psnr
+from tokenizer.released_checkpoint import (
+    UPSTREAM_MODELS,
+    AttentionProbe,
+    probe_attention,
+    read_as,
+    read_upstream,
+    to_upstream,
+)
 from tokenizer.unitok import UniTok, build_empty
 from tokenizer.weights import NameTable, TensorFiles, require_same_tensors, weight_files
 
