@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.golden.deterministic_weights import read_manifest
-from tokenizer import checkpoint
+from tokenizer import released_checkpoint
 from tokenizer.config import UniTokConfig
 from tokenizer.metrics import psnr
 from tokenizer.released_checkpoint import (
@@ -91,11 +91,11 @@ def test_name_tables_rename_stack_and_concatenate_both_ways() -> None:
 def test_every_released_tensor_has_its_place() -> None:
     shapes = read_manifest("tokenizer_large_manifest.json")
     state = {name: torch.empty(shape, device="meta") for name, shape in shapes.items() if name != "encoder.pos_embed"}
-    ours = checkpoint.from_upstream(state, UniTokConfig.large())
+    ours = released_checkpoint.from_upstream(state, UniTokConfig.large())
     expected = build_empty(UniTokConfig.large()).state_dict()
     assert {name: tensor.shape for name, tensor in ours.items()} == {name: t.shape for name, t in expected.items()}
     with pytest.raises(ValueError):
-        checkpoint.from_upstream({**state, "encoder.pos_embed": torch.ones(1, 1, 1024)}, UniTokConfig.large())
+        released_checkpoint.from_upstream({**state, "encoder.pos_embed": torch.ones(1, 1, 1024)}, UniTokConfig.large())
 
 
 def test_tensors_that_do_not_fit_are_named(small_model: UniTok) -> None:
@@ -113,16 +113,16 @@ def test_tensors_that_do_not_fit_are_named(small_model: UniTok) -> None:
 
 
 def test_args_decide_the_sizes_and_hold_the_full_config() -> None:
-    assert checkpoint.config_from_args({"dtype": torch.bfloat16, "unknown": 3}) == UniTokConfig.large()
-    base = checkpoint.config_from_args(
+    assert released_checkpoint.config_from_args({"dtype": torch.bfloat16, "unknown": 3}) == UniTokConfig.large()
+    base = released_checkpoint.config_from_args(
         {"model": "vitamin_base", "num_codebooks": 4, "vocab_size": 4096, "quant_proj": "linear"}
     )
     assert (base.codebook_size, base.code_width, base.width, base.projection_heads) == (1024, 16, 768, 12)
     assert base.projection == "linear" and base.decoder_widths == (256, 128)
-    assert checkpoint.config_from_args({}, projection_attention="causal").projection_attention == "causal"
+    assert released_checkpoint.config_from_args({}, projection_attention="causal").projection_attention == "causal"
     for args in ({"model": "vitamin_huge"}, {"num_query": 2}):
         with pytest.raises(ValueError):
-            checkpoint.config_from_args(args)
+            released_checkpoint.config_from_args(args)
     by_name = (
         UniTokConfig.large(),
         UniTokConfig(image_size=512, num_codebooks=4, codebook_size=1024, code_width=16),
@@ -130,11 +130,11 @@ def test_args_decide_the_sizes_and_hold_the_full_config() -> None:
     )
     causal = UniTokConfig(projection_attention="causal")
     for config in (*by_name, causal, UniTokConfig(projection_heads=8), UniTokConfig.tiny()):
-        args = checkpoint.args_from_config(config)
-        assert checkpoint.config_from_args(args) == config
+        args = released_checkpoint.args_from_config(config)
+        assert released_checkpoint.config_from_args(args) == config
         assert ("unitok_config" not in args) == (config in by_name)  # upstream's own names say it all
-    args = checkpoint.args_from_config(causal)
-    assert checkpoint.config_from_args(args, projection_attention="full") == UniTokConfig.large()
+    args = released_checkpoint.args_from_config(causal)
+    assert released_checkpoint.config_from_args(args, projection_attention="full") == UniTokConfig.large()
 
 
 def same_weights(first: UniTok, second: UniTok) -> bool:
@@ -159,10 +159,10 @@ def test_any_network_goes_out_and_back_bit_equal(small_config: UniTokConfig, tmp
         model.quantizer.usage.uniform_()
         model.quantizer.num_updates += 7
         model.save_pretrained(folder / "ours")
-        checkpoint.export_upstream(folder / "ours", folder / "out" / "theirs.pth")
+        released_checkpoint.export_upstream(folder / "ours", folder / "out" / "theirs.pth")
         theirs = read_upstream(folder / "out" / "theirs.pth")
         assert theirs.config == config
-        checkpoint.save_converted(theirs, folder / "again")
+        released_checkpoint.save_converted(theirs, folder / "again")
         again = UniTok.from_pretrained(folder / "again")
         assert same_weights(again, model) and again.config == config
         pixels_B3HW = torch.rand(2, 3, config.image_size, 2 * config.image_size) * 2 - 1
@@ -191,7 +191,7 @@ def test_training_checkpoints_are_read_and_converted(small_model: UniTok, tmp_pa
         loaded.quantizer.num_updates.copy_(small_model.quantizer.num_updates)
         assert same_weights(loaded, small_model)
         assert read_upstream(path, projection_attention="causal").config.projection_attention == "causal"
-    checkpoint.save_converted(read_upstream(path), tmp_path / "half", dtype=torch.bfloat16)
+    released_checkpoint.save_converted(read_upstream(path), tmp_path / "half", dtype=torch.bfloat16)
     stored = load_file(tmp_path / "half" / "model.safetensors")
     types = {name.split(".")[0]: tensor.dtype for name, tensor in stored.items() if tensor.is_floating_point()}
     assert types.pop("encoder") == types.pop("decoder") == torch.bfloat16
