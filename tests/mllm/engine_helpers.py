@@ -1,4 +1,4 @@
-"""A random model of odd sizes and prompts for it, for the tests of generation."""
+"""A random model of odd sizes, with prompts, requests and training samples for it."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import LlamaConfig
+from transformers import LlamaConfig, PreTrainedConfig
 
 from mllm.config import MLLMConfig
 from mllm.engine.request import GenerationRequest, GenerationResult
 from mllm.model import MLLMForConditionalGeneration
-from mllm.sequence import TokenSequence
+from mllm.sequence import IGNORED, TokenSequence
 
 NUM_CODEBOOKS, CODEBOOK_SIZE, VOCABULARY = 3, 11, 61
 IDS = {"begin_image_id": 3, "end_image_id": 4, "image_token_id": 5}
@@ -21,37 +21,21 @@ GRID_IDS = {"new_line_id": 6, "first_row_size_id": 40, "first_column_size_id": 4
 FIRST_TEXT_ID = 7
 
 
+BACKBONE = {"vocab_size": VOCABULARY, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2}
+BACKBONE |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 96, "pad_token_id": 0}
+"""Sizes of a config of transformers."""
+
+
 def build_model(
-    *, layout: str = "fixed", head_type: str = "depth_transformer", **fields: object
+    *, layout: str = "fixed", text_config: PreTrainedConfig | None = None, **fields: object
 ) -> MLLMForConditionalGeneration:
     """Two layers, three codebooks, 3 x 3 positions; weights large enough that choices differ."""
-    text = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=24,
-        intermediate_size=40,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=96,
-        initializer_range=0.3,
-    )
-    config = MLLMConfig(
-        text_config=text,
-        num_codebooks=NUM_CODEBOOKS,
-        codebook_size=CODEBOOK_SIZE,
-        code_width=4,
-        image_size=48,
-        embedder_width=24,
-        embedder_heads=3,
-        head_layers=2,
-        head_type=head_type,
-        image_layout=layout,
-        **IDS,
-        **(GRID_IDS if layout == "grid" else {}),
-        **fields,
-    )
+    codes = {"num_codebooks": NUM_CODEBOOKS, "codebook_size": CODEBOOK_SIZE, "code_width": 4, "image_size": 48}
+    heads = {"embedder_width": 24, "embedder_heads": 3, "head_layers": 2, "image_layout": layout}
+    text_config = text_config or LlamaConfig(**BACKBONE, initializer_range=0.3)
+    ids = {**IDS, **(GRID_IDS if layout == "grid" else {})}
     torch.manual_seed(5)
-    return MLLMForConditionalGeneration(config).eval()
+    return MLLMForConditionalGeneration(MLLMConfig(text_config=text_config, **codes, **heads, **ids, **fields)).eval()
 
 
 def build_prompt(
@@ -83,6 +67,29 @@ def text_prompt(ids: list[int], *, num_codebooks: int) -> TokenSequence:
         codes_PK=np.zeros((0, num_codebooks), dtype=np.int64),
         image_lengths_I=np.zeros(0, dtype=np.int64),
         code_targets_P=np.zeros(0, dtype=bool),
+    )
+
+
+def learned_sample(*, seed: int, plan: list[str], positions: int = 9) -> TokenSequence:
+    """Parts in the order of `plan`: "text" or "image", in capitals where learned."""
+    rng = np.random.default_rng(seed)
+    ids, labels, targets = [1], [IGNORED], []
+    for kind in plan:
+        is_learned = kind.isupper()
+        if kind.lower() == "text":
+            part = rng.integers(FIRST_TEXT_ID, 38, rng.integers(2, 7)).tolist()
+            labels += part if is_learned else [IGNORED] * len(part)
+        else:
+            part = [IDS["begin_image_id"], *[IDS["image_token_id"]] * positions, IDS["end_image_id"]]
+            labels += [part[0] if is_learned else IGNORED, *[IGNORED] * (positions + 1)]
+            targets += [is_learned] * positions
+        ids += part
+    return TokenSequence(
+        token_ids_T=np.array(ids),
+        labels_T=np.array(labels),
+        codes_PK=rng.integers(0, CODEBOOK_SIZE, (len(targets), NUM_CODEBOOKS)),
+        image_lengths_I=np.full(len(targets) // positions, positions),
+        code_targets_P=np.array(targets, dtype=bool),
     )
 
 

@@ -19,7 +19,7 @@ from mllm.pipeline import Pipeline
 from mllm.sampling import SamplingConfig
 from mllm.sequence import IGNORED, ImageLayout, TokenSequence, build_sequence
 from tests.mllm.engine_helpers import CODEBOOK_SIZE, NUM_CODEBOOKS, build_model
-from tests.mllm.test_engine_equality import draw_plainly
+from tests.mllm.test_engine import draw_plainly
 from tests.mllm.tiny_folder import build_tiny_folder
 
 FIRST, COUNT = 50, 7  # classes of the random models

@@ -1,35 +1,50 @@
-"""Generation: the layout is obeyed, budgets are kept, plans belong to their images, events tell what happens.
-
-That guesses, company and caches change nothing is in test_engine_equality.py.
-"""
+"""Generation: whatever is guessed and whoever is decoded beside it, a request gets what a plain loop without a cache
+gives it; the layout is obeyed, budgets are kept, plans belong to their images, events tell what happens."""
 
 from __future__ import annotations
 
+import random
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
+from functools import partial
+from itertools import product
+from threading import Barrier
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils import _pytree as pytree
+from transformers import GPT2Config, LlamaConfig, PreTrainedConfig, Qwen2Config, Qwen3Config
 
-from mllm.engine.forward import CachedForward
+import mllm.engine.loop
+import mllm.engine.step
+from mllm.conversation import from_chat
+from mllm.engine.forward import AnyBackbone, CachedForward, LlamaBackbone
 from mllm.engine.loop import Engine
 from mllm.engine.rejection import answer_ids
 from mllm.engine.request import (
     PLAN_BUDGET,
     Done,
-    Failed,
     ForcedCodes,
     GenerationRequest,
+    GenerationResult,
     ImageDone,
     ImagePreview,
     ImageProgress,
     TextDelta,
 )
+from mllm.engine.state_machine import never_text_ids
+from mllm.engine.step import StaticStep, StepInputs
 from mllm.model import MLLMForConditionalGeneration
-from mllm.sampling import SamplingConfig
-from mllm.sequence import ImageLayout
+from mllm.pipeline import Pipeline
+from mllm.sampling import TEXT, SamplingConfig, choose, gumbel, stack_settings
+from mllm.sequence import ImageLayout, TokenSequence
 from tests.mllm.engine_helpers import (
+    BACKBONE,
     CODEBOOK_SIZE,
     IDS,
     NUM_CODEBOOKS,
@@ -59,7 +74,371 @@ def forced(codes_KN: np.ndarray, is_forced_N: Any) -> ForcedCodes:
     return ForcedCodes(codes_KN, np.array(is_forced_N, dtype=bool))
 
 
-# ---- text ----
+# ---- a plain loop ----
+
+
+def pick(logits_C: Tensor, settings: SamplingConfig, *, seed: int, position: int, codebook: int) -> int:
+    """One choice."""
+    row, counters = stack_settings([settings], num_choices=len(logits_C)), torch.tensor([seed, position])
+    noise_1C = gumbel(counters[:1], counters[1:], codebook, num_choices=len(logits_C))
+    return int(choose(logits_C[None], row, noise_1C))
+
+
+@torch.inference_mode()
+def hidden_states(model: MLLMForConditionalGeneration, prompt: TokenSequence, ids: list[int], codes: list) -> Tensor:
+    """(T, D) of a prompt and what was added, by one forward."""
+    added_NK = torch.tensor(codes, dtype=torch.int64).view(-1, NUM_CODEBOOKS)
+    alone = model.config.embedding_context == "current"  # each new position for itself
+    lengths = [*prompt.image_lengths_I.tolist(), *([1] * len(codes) if alone else [len(codes)] * bool(codes))]
+    codes_PK = torch.cat([torch.from_numpy(prompt.codes_PK), added_NK]) if lengths else None
+    ids_1T = torch.tensor([[*prompt.token_ids_T.tolist(), *ids]])
+    return model(ids_1T, codes=codes_PK, image_lengths=torch.tensor(lengths)).hidden[0]
+
+
+@torch.inference_mode()
+def draw_plainly(model: MLLMForConditionalGeneration, request: GenerationRequest) -> list[list[int]]:
+    """The codes (N, K) of one image, one full forward for each."""
+    layout = ImageLayout.from_config(model.config)
+    grid, ids, drawn = request.grid or layout.default_grid, [], []
+    for token_id in layout.token_ids(grid):
+        if token_id == layout.image_token_id:
+            position, codes = len(drawn), []
+            if request.forced_codes is not None and request.forced_codes.is_forced_N[position]:
+                codes = request.forced_codes.codes_KN[:, position].tolist()
+            branches = [hidden_states(model, prompt, ids, drawn)[-1:] for prompt in request.prompts]
+            while len(codes) < model.config.num_codebooks:
+                k = len(codes)
+                padded_1K = torch.tensor([[*codes, *[0] * (model.config.num_codebooks - k)]])
+                logits = [model.code_head(hidden_1D, padded_1K)[0, k] for hidden_1D in branches]
+                scale = request.image.guidance
+                mixed_C = logits[0] if len(logits) == 1 else logits[1] + scale * (logits[0] - logits[1])
+                codes.append(pick(mixed_C, request.image, seed=request.seed, position=position, codebook=k))
+            drawn.append(codes)
+        ids.append(token_id)
+    return drawn
+
+
+@torch.inference_mode()
+def write_plainly(model: MLLMForConditionalGeneration, request: GenerationRequest) -> list[int]:
+    """The tokens of a text."""
+    layout = ImageLayout.from_config(model.config)
+    forbidden, ids = [*never_text_ids(layout, model.config), *layout.opening_ids], []
+    while len(ids) < request.max_new_tokens and (not ids or ids[-1] != model.config.eos_token_id):
+        logits_V = model.text_logits(hidden_states(model, request.prompt, ids, [])[-1])
+        logits_V[forbidden] = -torch.inf
+        ids.append(pick(logits_V, request.text, seed=request.seed, position=len(ids), codebook=TEXT))
+    return ids
+
+
+MODELS = [
+    {"layout": layout, "head_type": head, "embedding_context": context, "image_position_embedding": places}
+    for head, (layout, context, places) in product(
+        ("depth_transformer", "mlp"),
+        [("fixed", "prefix", True), ("fixed", "current", False), ("grid", "prefix", True), ("bare", "prefix", False)],
+    )
+]
+
+
+@pytest.mark.parametrize("seeds", [range(2), pytest.param(range(2, 100), marks=pytest.mark.slow)], ids=["few", "many"])
+def test_results_equal_those_of_a_plain_loop(seeds: range) -> None:
+    for (number, fields), seed in product(enumerate(MODELS), seeds):
+        model, layout = build_model(**fields), fields["layout"]
+        rng = np.random.default_rng([seed, number])
+        settings = {"temperature": float(rng.choice([0.15, 0.5, 1.0])), "top_p": float(rng.choice([0.8, 1.0]))}
+        grid = (int(rng.integers(1, 4)), int(rng.integers(1, 5))) if layout == "grid" else (3, 3)
+        is_forced_N = rng.random(grid[0] * grid[1]) < rng.choice([0, 0.4])
+        codes_KN = rng.integers(0, CODEBOOK_SIZE, (NUM_CODEBOOKS, len(is_forced_N)))
+        num_tokens, num_images = int(rng.integers(3, 9)), seed % 2 * (layout != "bare")
+        request = GenerationRequest(
+            prompt=build_prompt(num_tokens, seed=seed, num_images=num_images, layout=layout),
+            unconditional=build_prompt(3, seed=50 + seed),
+            mode="image",
+            grid=grid,
+            seed=seed,
+            image=SamplingConfig(guidance=float(rng.choice([1.0, 2.5])), **settings),
+            forced_codes=ForcedCodes(codes_KN, is_forced_N),
+        )
+        expected = draw_plainly(model, request)
+        for window in (None, 1, 2, 5):
+            result = Engine(model).generate([replace(request, window=window)])[0]
+            assert result.images[0].codes_KN.T.tolist() == expected, (fields, seed, window)
+        given = {"mode": "text", "forced_codes": None, "grid": None, "max_new_tokens": 12}
+        text = replace(request, text=SamplingConfig(**settings), **given)
+        expected_ids = write_plainly(model, text)
+        for window, guess in ((None, expected_ids), (1, []), (7, [*expected_ids[:4], 9, *expected_ids[5:]])):
+            result = Engine(model).generate([replace(text, window=window, expected_text=tuple(guess))])[0]
+            assert result.token_ids == expected_ids, (fields, seed, window)
+
+
+# ---- company ----
+
+
+def any_request(rng: random.Random, *, layout: str) -> GenerationRequest:
+    """Of any mode, with a prompt that others share."""
+    number, mode = rng.randrange(4), rng.choice(["image", "text", "interleaved"])
+    filters: dict[str, Any] = rng.choice([{}, {"top_k": 7, "top_p": 0.9}, {"greedy": True}])
+    temperature = rng.choice([0.2, 0.7, (0.5, 1.0, 2.0)])
+    num_images = number % 2 * (layout == "fixed")
+    return ask(
+        prompt=build_prompt(6 + 5 * number, seed=number, num_images=num_images),
+        seed=rng.randrange(100),
+        mode=mode,
+        grid=(rng.randint(1, 3), rng.randint(1, 4)) if layout == "grid" else None,
+        unconditional=build_prompt(3 + 8 * (number % 2), seed=50),
+        image=SamplingConfig(guidance=rng.choice([1.0, 2.0]), temperature=temperature, **filters),
+        plan=SamplingConfig(temperature=0.5),
+        text=SamplingConfig(temperature=rng.choice([0.3, 1.0]), **filters),
+        max_new_tokens=rng.randint(15, 45) if mode != "image" else None,
+        window=rng.choice([None, None, 1, 3]),
+    )
+
+
+@pytest.mark.parametrize("seeds", [range(8), pytest.param(range(8, 48), marks=pytest.mark.slow)], ids=["few", "many"])
+def test_any_interleaving_gives_each_request_what_it_gets_alone(seeds: range, monkeypatch: pytest.MonkeyPatch) -> None:
+    # passes of static sizes, as they are compiled
+    monkeypatch.setattr(StaticStep, "compile", lambda self: self.step)
+    monkeypatch.setattr(mllm.engine.step, "MOST_PREPARED", 2)
+    for seed in seeds:
+        rng = random.Random(seed)
+        layout, head_type = ("fixed", "grid")[seed % 2], ("depth_transformer", "mlp")[seed // 2 % 2]
+        model = build_model(layout=layout, head_type=head_type, begin_plan_id=PLAN_ID)
+        monkeypatch.setattr(mllm.engine.loop, "PASS_PLACES", rng.choice([1, 10, 80]))
+        monkeypatch.setattr(mllm.engine.loop, "PREFILL_PLACES", rng.choice([1, 64]))
+        monkeypatch.setattr(mllm.engine.loop, "CAPACITY_STEP", rng.choice([3, 128]))
+        engine = Engine(model, num_slots=rng.randint(2, 7), compile=seed // 4 % 2 == 1)
+        if engine.static is None and seed % 4 == 3:  # passes that are padded, with prompts apart
+            engine.forward.run_backbone = AnyBackbone(model.backbone)
+        requests = [any_request(rng, layout=layout) for _ in range(rng.randint(3, 9))]
+        coming, submitted, cancelled = list(range(len(requests))), {}, set()
+        results: dict[int, GenerationResult] = {}
+        with liking(model, {PLAN_ID: 5.0, BEGIN: 5.0}):
+            while coming or engine.has_work:
+                while coming and (rng.random() < 0.3 or not engine.has_work):
+                    n = coming.pop(0)
+                    submitted[engine.submit(requests[n])] = n
+                if submitted and rng.random() < 0.03:
+                    number = rng.choice(list(submitted))
+                    engine.cancel(number)
+                    cancelled.add(number)
+                for event in engine.step():
+                    assert event.index not in cancelled, "nothing comes of a request that was cancelled"
+                    if isinstance(event, Done):
+                        results[submitted[event.index]] = event.result
+            assert len(results) + len(cancelled - set(results)) >= len(requests) - len(cancelled)
+            assert engine.static is None or len(engine.static.prepared) <= 2
+            for n, result in results.items():
+                alone = Engine(model).generate([replace(requests[n], window=1)])[0]
+                assert outcome(result) == outcome(alone), (seed, n)
+
+
+def test_threads_share_the_passes_and_each_gets_what_it_gets_alone() -> None:
+    """A stream that is dropped and requests that fail concern nobody else."""
+
+    def refuse(ids_1T: Tensor, logits_1V: Tensor) -> Tensor:
+        raise RuntimeError("enough")
+
+    rng, model = random.Random(1), build_model(begin_plan_id=PLAN_ID)
+    requests = [any_request(rng, layout="fixed") for _ in range(12)]
+    engine, alone = Engine(model, num_slots=6), Engine(model, num_slots=2)
+    failing = ask(4, mode="text", logits_processors=(refuse,))
+    prompt = build_prompt(8, seed=0)
+    unknown = ask(prompt=replace(prompt, token_ids_T=prompt.token_ids_T + 1000))  # no such words
+    start = Barrier(6)
+
+    def answer(first: int) -> list[GenerationResult]:
+        start.wait()
+        found = []
+        for request in requests[first::4]:
+            with closing(engine.stream([ask(5, seed=first), request])) as dropped:
+                next(dropped)
+            found += engine.generate([request])
+        return found
+
+    def fail(request: GenerationRequest, error: type[Exception]) -> None:
+        start.wait()
+        for _ in range(3):
+            with pytest.raises(error):
+                engine.generate([request])
+
+    with ThreadPoolExecutor(6) as threads:
+        answers = [threads.submit(answer, first) for first in range(4)]
+        failures = [threads.submit(fail, failing, RuntimeError), threads.submit(fail, unknown, IndexError)]
+        for first, each in enumerate(answers):
+            expected = alone.generate(requests[first::4])
+            assert list(map(outcome, each.result())) == list(map(outcome, expected)), first
+        for each in failures:
+            each.result()
+    assert not engine.has_work and not engine.inbox and not any(slot.running for slot in engine.slots)
+    assert engine.turn < alone.turn, "they share passes"
+
+
+@pytest.mark.slow
+def test_the_bundled_model_draws_the_same_with_and_without_guesses() -> None:
+    """Codes and plans, one at a time and together."""
+    pipeline = Pipeline.load(device="cpu", dtype="float32")
+    prompts = ("a red circle", "a large blue square below a small green star", "three yellow hearts")
+    requests = []
+    for seed in range(24):
+        chat = from_chat([{"role": "user", "content": prompts[seed % 3]}])
+        requests.append(pipeline.build_request(chat, "image", task="draw", overrides={"seed": seed, "resamples": 0}))
+    plain = [outcome(pipeline.run([replace(request, window=1)])[0]) for request in requests]
+    assert [outcome(result) for result in pipeline.run(requests)] == plain
+    assert [outcome(pipeline.run([request])[0]) for request in requests] == plain
+
+
+# ---- passes ----
+
+
+def record_passes(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """How many places every pass feeds to each row."""
+    passes: list[list[int]] = []
+    arrange = CachedForward.arrange
+
+    def record(self: CachedForward, lengths: Any, counts: Any, **rest: Any) -> Any:
+        passes.append(list(counts))
+        return arrange(self, lengths, counts, **rest)
+
+    monkeypatch.setattr(CachedForward, "arrange", record)
+    return passes
+
+
+def test_an_image_takes_one_forward_per_position_and_only_guidance_a_second_sequence(
+    monkeypatch: pytest.MonkeyPatch, model: MLLMForConditionalGeneration
+) -> None:
+    passes = record_passes(monkeypatch)
+    for mode, guidance, rows in (("image", 1.0, 1), ("image", 1.01, 2), ("text", 3.0, 1)):
+        passes.clear()
+        budget = {"image": None, "text": 2}[mode]
+        image = SamplingConfig(guidance=guidance)
+        Engine(model).generate([ask(mode=mode, image=image, max_new_tokens=budget, window=1)])
+        assert {len(counts) for counts in passes} == {rows}
+        if mode == "image":  # bos, text and begin-of-image, then every position but the last
+            assert [counts[0] for counts in passes] == [9] + [1] * 8
+    engine = Engine(model)
+    passes.clear()
+    for number in range(2):
+        engine.submit(ask(4 + number, seed=number, window=1))
+        engine.step()
+    assert passes == [[6], [1, 7]], "a prompt is fed in the pass of what is running"
+
+
+def test_equal_prompts_are_run_once_and_draw_as_they_do_alone(
+    monkeypatch: pytest.MonkeyPatch, model: MLLMForConditionalGeneration
+) -> None:
+    """Images of one sentence share its prompt, guided requests the unconditional one; images inside a prompt count."""
+    sentence, nothing = build_prompt(8, seed=1), build_prompt(9, seed=2)
+    looked_at = build_prompt(5, seed=0, num_images=1)
+    others = replace(looked_at, codes_PK=(looked_at.codes_PK + 1) % CODEBOOK_SIZE)
+    common = {"unconditional": nothing, "image": SamplingConfig(guidance=2.0), "window": 1}
+    prompts = [looked_at, sentence, looked_at, others, sentence]
+    requests = [ask(prompt=prompt, seed=n, **common) for n, prompt in enumerate(prompts)]
+    alone = [outcome(Engine(model).generate([request])[0]) for request in requests]
+    passes, engine = record_passes(monkeypatch), Engine(model)
+    assert [outcome(result) for result in engine.generate(requests)] == alone
+    different = sum(map(len, (looked_at, sentence, others, nothing)))
+    num_steps = 2 * 5 * 9  # what follows begin-of-image, of both rows
+    assert sum(map(sum, passes)) == different + num_steps
+    passes.clear()
+    assert [outcome(result) for result in engine.generate(requests[:1])] == alone[:1]
+    assert sum(map(sum, passes)) == 2 * 9, "the slots still hold both prompts"
+
+
+LEAN = [LlamaConfig(**BACKBONE), Qwen2Config(**BACKBONE), Qwen3Config(**BACKBONE, head_dim=8)]
+
+
+@pytest.mark.parametrize("text_config", LEAN)
+@torch.inference_mode()
+def test_pieces_in_slots_give_what_transformers_gives_for_the_whole(text_config: PreTrainedConfig) -> None:
+    """Rows of different lengths, pieces of different sizes, guesses that are fed again, slots moved and copied."""
+    model = build_model(text_config=text_config)
+    for parameter in model.backbone.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    sequences = [torch.randn(length, 24) for length in (13, 9, 16)]
+    whole = [model.backbone(inputs_embeds=sequence[None]).last_hidden_state[0] for sequence in sequences]
+    lean, plain = CachedForward(model), CachedForward(model)
+    assert isinstance(lean.run_backbone, LlamaBackbone)
+    plain.run_backbone = AnyBackbone(model.backbone)
+    for forward in (lean, plain):
+        forward.reserve(2, 9, 0)
+        forward.reserve(4, 17, 0)
+        done, order = [0, 0, 0], [0, 1, 2]
+        for counts in ([5, 1, 7], [1, 0, 2], [3, 4, 1], [4, 1, 6], [0, 3, 0]):
+            # one place too many everywhere: a guess, fed again in the next pass
+            rows = [sequences[n][done[n] : done[n] + count + 1] for n, count in zip(order, counts, strict=True)]
+            lengths, fed = [done[n] for n in order], [len(row) for row in rows]
+            places, begins = forward.arrange(lengths, fed, bucket=forward.bucket(lengths, fed))
+            embedded_PD = torch.zeros(len(places.position_P), 24)
+            for begin, row in zip(begins, rows, strict=True):
+                embedded_PD[begin : begin + len(row)] = row
+            hidden_PD = forward(embedded_PD, places)
+            for n, count, begin, row in zip(order, counts, begins, rows, strict=True):
+                hidden_WD = hidden_PD[begin : begin + len(row)]
+                expected_WD = whole[n][done[n] : done[n] + len(hidden_WD)]
+                torch.testing.assert_close(hidden_WD, expected_WD, rtol=1e-4, atol=1e-4)
+                done[n] += count
+            forward.swap(0, 2, 17)
+            forward.copy(1, 3, 17)
+            forward.swap(1, 3, 17)
+            order.reverse()
+        assert min(done) > 8
+
+
+# ---- steps of static sizes ----
+
+
+def some_requests() -> list[GenerationRequest]:
+    """Guidance, filters, settings per codebook, and an image that has no room."""
+    image = SamplingConfig(guidance=2.0, top_k=7, top_p=0.9, temperature=(0.5, 1.0, 2.0))
+    return [
+        ask(6, seed=1, mode="image", image=image),
+        ask(9, seed=2, mode="image", image=SamplingConfig(temperature=0.2)),
+        ask(5, seed=3, mode="interleaved", text=SamplingConfig(top_k=9), max_new_tokens=10),
+    ]
+
+
+@pytest.mark.parametrize("head_type", ["mlp", "depth_transformer"])
+@torch.inference_mode()
+def test_a_step_has_no_graph_break_and_waits_for_nothing(head_type: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build_model(head_type=head_type, layout="grid")
+    seen: list[StepInputs] = []
+    monkeypatch.setattr(StaticStep, "compile", lambda self: lambda inputs: seen.append(inputs) or self.step(inputs))
+    engine = Engine(model, compile=True)
+    engine.generate(some_requests())
+    inputs = next(each for each in seen if each.codes and each.codes.guidance and each.text and each.text.asks_wanted)
+    step = engine.static.step
+    expected = step(inputs)
+    compiled = torch.compile(step.__call__, fullgraph=True, dynamic=False, backend="eager")  # traced, not translated
+    torch.testing.assert_close(compiled(inputs)._asdict(), expected._asdict())
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    with mode:
+        fake = step(pytree.tree_map_only(Tensor, mode.from_tensor, inputs))
+    assert [output.shape for output in fake] == [output.shape for output in expected]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("head_type", ["mlp", "depth_transformer"])
+def test_compiled_steps_give_what_ordinary_ones_give(head_type: str) -> None:
+    model = build_model(head_type=head_type, layout="grid", begin_plan_id=PLAN_ID)
+    with liking(model, {PLAN_ID: 5.0}):
+        expected = [outcome(result) for result in Engine(model).generate(some_requests())]
+        engine = Engine(model, compile=True)
+        assert [outcome(result) for result in engine.generate(some_requests())] == expected
+    assert engine.static.prepared
+
+
+def test_every_size_is_compiled_however_few_versions_torch_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, compiled = build_model(), torch.compile
+    monkeypatch.setattr(torch, "compile", partial(compiled, backend="eager"))
+    engine, request = Engine(model, compile=True), ask(6, mode="text", max_new_tokens=6, text=SamplingConfig(top_k=9))
+    expected = outcome(Engine(model).generate([request])[0])
+    with torch._dynamo.config.patch(recompile_limit=1):
+        for window in (1, 2, 5):
+            guessed = replace(request, window=window, expected_text=tuple(expected[0]))
+            assert outcome(engine.generate([guessed])[0]) == expected
+    assert len(engine.static.prepared) > 2
+
+
+# ---- text, images and plans ----
 
 
 def test_text_holds_no_image_tokens_ends_at_eos_and_is_the_same_for_every_budget(
@@ -79,86 +458,6 @@ def test_text_holds_no_image_tokens_ends_at_eos_and_is_the_same_for_every_budget
         assert PLAN_ID not in Engine(planner).generate([replace(requests[1], max_new_tokens=20)])[0].token_ids
 
 
-# ---- images ----
-
-
-def record_passes(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
-    """How many places every pass feeds to each row."""
-    passes: list[list[int]] = []
-    arrange = CachedForward.arrange
-    monkeypatch.setattr(
-        CachedForward,
-        "arrange",
-        lambda self, lengths, counts, **rest: passes.append(list(counts)) or arrange(self, lengths, counts, **rest),
-    )
-    return passes
-
-
-def test_an_image_takes_one_forward_per_position_and_only_guidance_a_second_sequence(
-    monkeypatch: pytest.MonkeyPatch, model: MLLMForConditionalGeneration
-) -> None:
-    passes = record_passes(monkeypatch)
-    for mode, guidance, rows in (("image", 1.0, 1), ("image", 1.01, 2), ("text", 3.0, 1)):
-        passes.clear()
-        budget = {"image": None, "text": 2}[mode]
-        request = ask(mode=mode, image=SamplingConfig(guidance=guidance), max_new_tokens=budget, window=1)
-        Engine(model).generate([request])
-        assert {len(counts) for counts in passes} == {rows}
-        if mode == "image":  # bos, text and begin-of-image, then every position but the last
-            assert [counts[0] for counts in passes] == [9] + [1] * 8
-
-
-def test_a_prompt_is_fed_in_the_pass_of_what_is_running(
-    monkeypatch: pytest.MonkeyPatch, model: MLLMForConditionalGeneration
-) -> None:
-    passes, engine = record_passes(monkeypatch), Engine(model)
-    for number in range(2):
-        engine.submit(ask(4 + number, seed=number, window=1))
-        engine.step()
-    assert passes == [[6], [1, 7]]
-
-
-def test_equal_prompts_are_run_once_and_draw_as_they_do_alone(
-    monkeypatch: pytest.MonkeyPatch, model: MLLMForConditionalGeneration
-) -> None:
-    """Images of one sentence share its prompt, guided requests the unconditional one; images inside a prompt count."""
-    looked_at, sentence, nothing = (
-        build_prompt(5, seed=0, num_images=1),
-        build_prompt(8, seed=1),
-        build_prompt(9, seed=2),
-    )
-    others = replace(looked_at, codes_PK=(looked_at.codes_PK + 1) % CODEBOOK_SIZE)
-    common = {"unconditional": nothing, "image": SamplingConfig(guidance=2.0), "window": 1}
-    requests = [
-        ask(prompt=prompt, seed=n, **common)
-        for n, prompt in enumerate([looked_at, sentence, looked_at, others, sentence])
-    ]
-    alone = [outcome(Engine(model).generate([request])[0]) for request in requests]
-    passes, engine = record_passes(monkeypatch), Engine(model)
-    assert [outcome(result) for result in engine.generate(requests)] == alone
-    different = sum(map(len, (looked_at, sentence, others, nothing)))
-    num_steps = 2 * 5 * 9  # what follows begin-of-image, of both rows
-    assert sum(map(sum, passes)) == different + num_steps
-    passes.clear()
-    assert [outcome(result) for result in engine.generate(requests[:1])] == alone[:1]
-    assert sum(map(sum, passes)) == 2 * 9, "the slots still hold both prompts"
-
-
-def test_forced_codes_stay_and_the_rest_is_drawn_with_the_noise_of_its_place(
-    model: MLLMForConditionalGeneration,
-) -> None:
-    codes_KN = np.random.default_rng(0).integers(0, CODEBOOK_SIZE, (NUM_CODEBOOKS, 9))
-    is_forced_N = np.array([1, 1, 0, 1, 0, 0, 1, 1, 1], dtype=bool)
-    given = [forced(codes_KN, is_forced_N), None, forced(codes_KN, [1] * 9)]
-    drawn = Engine(model).generate([*(ask(forced_codes=codes) for codes in given), ask(), replace(ask(), seed=1)])
-    partly, free, fully, same, other = (result.images[0].codes_KN for result in drawn)
-    assert (partly[:, is_forced_N] == codes_KN[:, is_forced_N]).all()
-    assert (partly[:, ~is_forced_N] != codes_KN[:, ~is_forced_N]).any()
-    assert (fully == codes_KN).all() and (free == same).all() and (free != other).any()
-    (repeated,) = Engine(model).generate([ask(forced_codes=forced(free, np.arange(9) < 4))])
-    assert (repeated.images[0].codes_KN == free).all(), "a forced prefix shifts no random number"
-
-
 @pytest.mark.parametrize(
     ("fields", "biases", "mean_images"),
     [
@@ -172,10 +471,8 @@ def test_mixed_answers_hold_whole_images_and_their_plans_between_text(
 ) -> None:
     """Sizes are no text and no words of a plan, and budgets hold."""
     layout = ImageLayout.from_config((model := build_model(**fields)).config)
-    requests = [
-        ask(4, seed=n, mode="interleaved", max_new_tokens=60, grid=(2 + n % 2, 3) if layout.kind == "grid" else (3, 3))
-        for n in range(8)
-    ]
+    grids = [(2 + n % 2, 3) if layout.kind == "grid" else (3, 3) for n in range(8)]
+    requests = [ask(4, seed=n, mode="interleaved", max_new_tokens=60, grid=grid) for n, grid in enumerate(grids)]
     with liking(model, biases):
         results = Engine(model).generate(requests)
     for request, result in zip(requests, results, strict=True):
@@ -208,11 +505,7 @@ def test_what_the_budget_cannot_finish_is_not_begun_and_reported(
         assert not Engine(model).generate([request])[0].image_refused
 
 
-# ---- plans ----
-
-
-@pytest.mark.parametrize(("layout", "grid"), [("fixed", (3, 3)), ("grid", (2, 3)), ("grid", (3, 2))])
-@pytest.mark.parametrize("guidance", [1.0, 2.5])
+@pytest.mark.parametrize(("layout", "grid", "guidance"), [("fixed", (3, 3), 1.0), ("grid", (2, 3), 2.5)])
 def test_an_image_is_that_of_a_prompt_with_its_plan(layout: str, grid: tuple[int, int], guidance: float) -> None:
     """The plan begins with the image's size where sizes differ, and the branch to guide away from does not hold it."""
     sampling, num_positions = SamplingConfig(guidance=guidance), grid[0] * grid[1]
@@ -238,22 +531,14 @@ def test_an_image_is_that_of_a_prompt_with_its_plan(layout: str, grid: tuple[int
         assert Engine(model).generate([replace(request, max_new_tokens=needed)])[0].plans == [[]]
 
 
-def test_a_plan_ends_in_time_or_is_left_out(planner: MLLMForConditionalGeneration) -> None:
+def test_a_plan_ends_in_time_or_is_left_out_and_has_settings_of_its_own(planner: MLLMForConditionalGeneration) -> None:
     for budget, length in ((None, PLAN_BUDGET), (1 + IMAGE + 5, 5), (1 + IMAGE, 0)):
         with liking(planner, {PLAN_ID: 30.0, BEGIN: -60.0}):
             (result,) = Engine(planner).generate([ask(max_new_tokens=budget)])
         assert len(result.plans[0]) == length and len(result.images) == 1
-    none_forced = forced(np.zeros((NUM_CODEBOOKS, 9), dtype=int), [0] * 9)
-    for guidance in (1.0, 2.5):  # a depth map has none: nothing but a plan or the image can come
-        request = ask(1, image=SamplingConfig(guidance=guidance), max_new_tokens=40)
-        with liking(planner, {PLAN_ID: -60.0}):
-            (result,) = Engine(planner).generate([request])
-        assert result.plans == [[]] and result.token_ids[0] == BEGIN
-        (told,) = Engine(planner).generate([replace(request, forced_codes=none_forced)])
-        assert (told.images[0].codes_KN == result.images[0].codes_KN).all()
-
-
-def test_a_plan_has_settings_of_its_own(planner: MLLMForConditionalGeneration) -> None:
+    with liking(planner, {PLAN_ID: -60.0}):  # a depth map has none: nothing but a plan or the image can come
+        (result,) = Engine(planner).generate([ask(1, max_new_tokens=40)])
+    assert result.plans == [[]] and result.token_ids[0] == BEGIN
     with liking(planner, {PLAN_ID: 30.0}):
         for settings, num_plans in (({"plan": GREEDY}, 1), ({"text": GREEDY}, 4)):
             requests = [replace(ask(max_new_tokens=40), seed=seed, **settings) for seed in range(4)]
@@ -319,30 +604,8 @@ def test_what_cannot_be_answered_is_refused(model: MLLMForConditionalGeneration)
     ):
         with pytest.raises(ValueError):
             Engine(model).generate([request])
-
-
-def test_an_error_ends_its_own_request_alone(model: MLLMForConditionalGeneration) -> None:
-    def refuse(ids_1T: torch.Tensor, logits_1V: torch.Tensor) -> torch.Tensor:
-        if ids_1T.shape[1] > 6:
-            raise RuntimeError("enough")
-        return logits_1V
-
-    fine: list[GenerationRequest] = [ask(4, seed=n, mode="text", max_new_tokens=9) for n in range(3)]
-    requests = [fine[0], replace(fine[1], logits_processors=(refuse,)), fine[2]]
-    last = {event.index: event for event in Engine(model).stream(requests)}
-    assert isinstance(last[1], Failed) and "enough" in str(last[1].error)
-    for n in (0, 2):
-        assert outcome(last[n].result) == outcome(Engine(model).generate([fine[n]])[0])
-    with pytest.raises(RuntimeError):
-        Engine(model).generate(requests)
-
-
-def test_cancelled_requests_leave_at_once_and_waiting_ones_enter(model: MLLMForConditionalGeneration) -> None:
-    engine = Engine(model, num_slots=1)
-    first, second = engine.submit(ask(4, window=1)), engine.submit(ask(4, seed=1, window=1))
-    for _ in range(3):
-        assert {event.index for event in engine.step()} <= {first}
-    engine.cancel(first)
-    assert {event.index for event in engine.step()} == {second}
     with pytest.raises(ValueError):
-        engine.submit(ask(4, image=SamplingConfig(guidance=2.0)))
+        Engine(model, num_slots=1).submit(ask(4, image=SamplingConfig(guidance=2.0)))
+    other = GPT2Config(n_embd=24, n_head=4, n_layer=2, vocab_size=61)
+    with pytest.raises(ValueError, match="compile"):
+        Engine(build_model(text_config=other), compile=True)

@@ -15,8 +15,7 @@ from mllm.model import LOGIT_BYTES, LossParts, MLLMForConditionalGeneration, com
 from mllm.processor import collate
 from mllm.sequence import IGNORED, TokenSequence, pack
 from mllm.vocabulary import fill_new_rows
-from tests.mllm.engine_helpers import CODEBOOK_SIZE, IDS, NUM_CODEBOOKS, build_model, build_prompt
-from tests.mllm.learned_samples import learned_sample
+from tests.mllm.engine_helpers import CODEBOOK_SIZE, IDS, NUM_CODEBOOKS, build_model, build_prompt, learned_sample
 
 
 @pytest.fixture(scope="module", params=["depth_transformer", "mlp"])

@@ -32,8 +32,7 @@ from mllm.vocabulary import (
     load_text_tokenizer,
     save_text_tokenizer,
 )
-from tests.mllm.engine_helpers import IDS
-from tests.mllm.learned_samples import learned_sample
+from tests.mllm.engine_helpers import IDS, learned_sample
 from train.text_tokenizer import train_text_tokenizer
 
 SENTENCES = ["USER: ASSISTANT: a large red circle is to the left of a small blue square", "what color is it? yes, no."]

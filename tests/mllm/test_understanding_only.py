@@ -12,8 +12,7 @@ from mllm.conversation import CodesPart, ImagePart, Message, TextPart, render
 from mllm.model import MLLMForConditionalGeneration
 from mllm.pipeline import Pipeline
 from mllm.sequence import pack
-from tests.mllm.engine_helpers import build_model
-from tests.mllm.learned_samples import learned_sample
+from tests.mllm.engine_helpers import build_model, learned_sample
 from tests.mllm.test_embedding import random_codes
 from tests.mllm.tiny_folder import build_tiny_folder, random_picture
 from tokenizer.unitok import UniTok
