@@ -1,7 +1,6 @@
 """The released architecture reproduces stored numbers of the public implementation (820 M parameters, float32)."""
 
 from collections import OrderedDict
-from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -15,18 +14,16 @@ from tests.golden.deterministic_weights import FOLDER, fill, read_manifest
 from tokenizer.config import UniTokConfig
 from tokenizer.unitok import UniTok
 
-pytestmark = pytest.mark.slow
+
+def relative_error(value: Tensor, expected: Tensor) -> float:
+    return float((value - expected.float()).norm() / expected.float().norm())
 
 
-@pytest.fixture(scope="module")
-def golden() -> dict[str, Tensor]:
-    return load_file(FOLDER / "tokenizer_large.safetensors")
-
-
-@pytest.fixture(scope="module")
-def model() -> Iterator[UniTok]:
+@pytest.mark.slow
+@torch.inference_mode()
+def test_the_converted_network_gives_the_stored_numbers() -> None:
     """Through the file that a person downloads and the command that converts it."""
-    shapes = read_manifest("tokenizer_large_manifest.json")
+    shapes, golden = read_manifest("tokenizer_large_manifest.json"), load_file(FOLDER / "tokenizer_large.safetensors")
     with TemporaryDirectory() as folder:  # 7 GB, so not left behind as pytest's own folders are
         path, converted = Path(folder) / "unitok_tokenizer.pth", Path(folder) / "unitok"
         args = OrderedDict(model="vitamin_large", num_codebooks=8, vocab_size=32768, dtype=torch.bfloat16, le=0.0)
@@ -34,35 +31,18 @@ def model() -> Iterator[UniTok]:
         torch.save({"args": args, "epoch": 1, "iter": 0, "trainer": {"config": {}, "unitok": state}}, path)
         assert main(["convert", "unitok", str(path), str(converted)]) == 0
         model = UniTok.from_pretrained(converted)
-        assert model.config == UniTokConfig.large()
-        yield model
-
-
-def relative_error(value: Tensor, expected: Tensor) -> float:
-    return float((value - expected.float()).norm() / expected.float().norm())
-
-
-@torch.inference_mode()
-def test_codes_of_images(model: UniTok, golden: dict[str, Tensor]) -> None:
+    assert model.config == UniTokConfig.large()
     hidden_BND = model.encoder(golden["image"].float())
-    assert relative_error(hidden_BND[..., :16], golden["encoder_tokens_first16"]) < 1e-4
     features_BNZ = model.quant_proj(hidden_BND)
-    assert relative_error(features_BNZ, golden["pre_quant"]) < 1e-4
-    codes_BKN = model.quantizer.quantize(features_BNZ)
-    assert (codes_BKN == golden["indices"]).float().mean() >= 0.995
-
-
-@torch.inference_mode()
-def test_images_of_codes(model: UniTok, golden: dict[str, Tensor]) -> None:
+    assert (model.quantizer.quantize(features_BNZ) == golden["indices"]).float().mean() >= 0.995
     decoded_B3HW = model.decode(golden["indices"])
     torch.testing.assert_close(decoded_B3HW, golden["decoded"].float(), atol=1e-3, rtol=1e-3)  # stored as float16
-
-
-@torch.inference_mode()
-def test_joint_embeddings(model: UniTok, golden: dict[str, Tensor]) -> None:
-    hidden_BND = model.post_quant_proj(model.quantizer.lookup(golden["indices"]))
-    assert relative_error(hidden_BND[..., :16], golden["post_quant_first16"]) < 1e-4
-    image_BD = model.projection(model.fc_norm(hidden_BND.mean(dim=1)))
-    assert relative_error(image_BD, golden["image_embedding"]) < 1e-4
-    text_BD = model.encode_text(golden["text_tokens"].long())
-    assert relative_error(text_BD, golden["text_embedding"]) < 1e-4
+    looked_up_BND = model.post_quant_proj(model.quantizer.lookup(golden["indices"]))
+    for found, name in (
+        (hidden_BND[..., :16], "encoder_tokens_first16"),
+        (features_BNZ, "pre_quant"),
+        (looked_up_BND[..., :16], "post_quant_first16"),
+        (model.projection(model.fc_norm(looked_up_BND.mean(dim=1))), "image_embedding"),
+        (model.encode_text(golden["text_tokens"].long()), "text_embedding"),
+    ):
+        assert relative_error(found, golden[name]) < 1e-4, name

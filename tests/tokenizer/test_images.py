@@ -25,12 +25,8 @@ def test_every_preparation_gives_the_exact_size() -> None:
         processor = ImageProcessor(height=32, width=48, preparation=preparation)
         for size in ((40, 90), (90, 40), (7, 300), (64, 64), (1, 1)):
             pixels_B3HW = processor([noise(*size), noise(50, 50)])
-            assert pixels_B3HW.shape == (2, 3, 32, 48) and pixels_B3HW.dtype == torch.float32
-            assert pixels_B3HW.min() >= -1 and pixels_B3HW.max() <= 1
+            assert pixels_B3HW.shape == (2, 3, 32, 48) and pixels_B3HW.abs().max() <= 1
         assert processor([]).shape == (0, 3, 32, 48)
-    for settings in ({"height": 8, "width": 8, "preparation": "zoom"}, {"height": 0, "width": 8}):
-        with pytest.raises(ValueError):
-            ImageProcessor(**settings)
     image = noise(32, 32)  # of the right size it comes back unchanged
     for preparation in ("crop", "cover", "stretch", "zero_shot", "understanding"):
         (restored,) = to_images(ImageProcessor(height=32, width=32, preparation=preparation)(image))
@@ -58,10 +54,10 @@ def test_an_image_is_scaled_or_padded_and_a_long_one_as_if_whole() -> None:
 
 def test_extreme_shapes_cost_no_extreme_memory() -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for size in ((20_000, 100), (100, 20_000)):
-        for preparation in PREPARATIONS:
-            ImageProcessor(height=256, width=256, preparation=preparation).prepare(Image.new("RGB", size))
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KiB; the square has 1.2 GB
+    for size in ((8_000, 100), (100, 8_000)):
+        for preparation in ("reconstruction", "understanding"):  # scaled, and padded to a square
+            ImageProcessor(height=64, width=64, preparation=preparation).prepare(Image.new("RGB", size))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KiB; the square has 192 MB
 
 
 def as_file(image: Image.Image, ending: str = "png", **options: Any) -> bytes:
@@ -71,33 +67,24 @@ def as_file(image: Image.Image, ending: str = "png", **options: Any) -> bytes:
 
 
 def test_every_way_in_gives_the_same_image(tmp_path: Path) -> None:
-    image = noise(9, 6)
-    exif = Image.Exif()
+    image, exif = noise(9, 6), Image.Exif()
     exif[0x0112] = 6  # the camera was turned
-    turned = as_file(image, exif=exif)
-    upright_HW3 = np.rot90(np.asarray(image), -1)
-    clear = image.convert("RGBA")
-    clear.putalpha(Image.new("L", image.size, 0))
-    white_HW3 = np.full((6, 9, 3), 255)
-    values_HW3 = np.asarray(image)
+    values_HW3, data = np.asarray(image), as_file(image, exif=exif)
     path = tmp_path / "a photo #1 \u00e9.png"
-    for data, expected_HW3 in ((turned, upright_HW3), (as_file(clear), white_HW3)):
-        path.write_bytes(data)
-        url = "data:image/png;base64," + base64.b64encode(data).decode()
-        for source in (path, str(path), path.as_uri(), url, data, bytearray(data), Image.open(path)):
-            read = read_image(source)
-            assert read.mode == "RGB" and np.array_equal(np.asarray(read), expected_HW3), source
-            assert read_image(read) is read  # not turned twice
+    path.write_bytes(data)
+    url = "data:image/png;base64," + base64.b64encode(data).decode()
+    for source in (path, str(path), path.as_uri(), url, data, bytearray(data), Image.open(path)):
+        read = read_image(source)
+        assert read.mode == "RGB" and np.array_equal(np.asarray(read), np.rot90(values_HW3, -1)), source
+        assert read_image(read) is read  # not turned twice
     tensor_HW3 = torch.tensor(values_HW3)
     for values in (
         *(values_HW3, values_HW3 / 255, values_HW3.astype(np.float32), values_HW3.astype(np.uint16) * 257),
         *(values_HW3.transpose(2, 0, 1), tensor_HW3.permute(2, 0, 1), (tensor_HW3 / 255).permute(2, 0, 1), tensor_HW3),
     ):
         assert np.array_equal(np.asarray(read_image(values)), values_HW3), values.dtype
-    gray_HW3 = np.asarray(read_image(values_HW3[:, :, 0]))
-    assert (gray_HW3 == values_HW3[:, :, :1]).all()
-    assert (np.asarray(read_image(torch.tensor(values_HW3[:, :, :1]).permute(2, 0, 1))) == gray_HW3).all()
-    assert (np.asarray(read_image(np.asarray(clear))) == 255).all()
+    for gray in (values_HW3[:, :, 0], torch.tensor(values_HW3[:, :, :1]).permute(2, 0, 1)):
+        assert (np.asarray(read_image(gray)) == values_HW3[:, :, :1]).all()
     assert read_image(np.ones((2, 2), bool)).getpixel((0, 0)) == (255, 255, 255)
 
 
@@ -135,8 +122,7 @@ def test_every_mode_and_format_becomes_rgb() -> None:
     image = Image.new("RGB", (16, 12), (200, 100, 50))
     for mode in ("1", "L", "P", "CMYK", "YCbCr", "HSV", "F", "I", "RGBA", "LA", "LAB"):
         assert read_image(image.convert("L" if mode in ("F", "I") else "RGB").convert(mode)).mode == "RGB"
-    lab = Image.new("LAB", (1, 1), (255, 128, 128))
-    assert min(read_image(lab).getpixel((0, 0))) > 250
+    assert min(read_image(Image.new("LAB", (1, 1), (255, 128, 128))).getpixel((0, 0))) > 250
     for ending in IMAGE_ENDINGS:
         name = Image.registered_extensions().get(ending)
         if name in Image.SAVE:
@@ -151,19 +137,16 @@ def test_every_mode_and_format_becomes_rgb() -> None:
 def test_what_is_no_image_is_refused(tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("hello")
     (tmp_path / "cut.png").write_bytes(as_file(noise(40, 40))[:600])
-    cut = Image.open(tmp_path / "cut.png")
     bomb = bytearray(as_file(Image.new("1", (1, 1))))
     bomb[16:24] = (50_000).to_bytes(4, "big") * 2
     bomb[29:33] = zlib.crc32(bomb[12:29]).to_bytes(4, "big")
     for source in (
-        *("absent.png", "", "text.png", "cut.png", "x" * 300 + ".png", "nul\0.png"),
-        *(cut, bytes(bomb), b"", b"\xff\xd8\xff", "data:image/png;base64,AAAA", "data:", "file:///absent.png"),
-        *("http://[", "http://127.0.0.1:9/a.png", "https://a b.invalid/\u00e9.png"),
-        *(Image.new("RGB", (0, 0)), Image.new("RGB", (1, 201)), Image.new("RGB", (201, 1))),
-        *(np.zeros((0, 0, 3)), np.zeros((2, 4, 4, 3)), np.zeros((5, 5, 5)), np.zeros(4), np.array([["a"]])),
-        *(torch.full((3, 4, 4), -1.0), torch.zeros(3), torch.zeros(2, 3, 4, 4), None, 3, [], {}),
+        *(tmp_path / name for name in ("absent.png", "", "text.png", "cut.png", "x" * 300 + ".png", "nul\0.png")),
+        *(Image.open(tmp_path / "cut.png"), bytes(bomb), b"", b"\xff\xd8\xff", "data:", "file:///absent.png"),
+        *("data:image/png;base64,AAAA", "http://[", "http://127.0.0.1:9/a.png", "https://a b.invalid/\u00e9.png"),
+        *(Image.new("RGB", (0, 0)), Image.new("RGB", (1, 201)), np.zeros((0, 0, 3)), np.zeros((2, 4, 4, 3))),
+        *(np.zeros((5, 5, 5)), np.array([["a"]]), torch.full((3, 4, 4), -1.0), torch.zeros(3), None, 3, [], {}),
     ):
-        source = tmp_path / source if isinstance(source, str) and ":" not in source else source
         with pytest.raises((FileNotFoundError, ValueError)) as raised:
             read_image(source)
         assert len(str(raised.value)) < 500, source
@@ -176,20 +159,6 @@ def test_pixels_are_rounded_clamped_and_never_nan() -> None:
     assert np.asarray(to_images(pixels_B3HW)[0])[0, :, 0].tolist() == [0, 0, 128, 128, 255, 255, 128]
     image = noise(5, 4)  # levels and pixels are inverse
     assert np.array_equal(np.asarray(to_images(to_pixels(to_bytes(image)[None]))[0]), np.asarray(image))
-
-
-def test_folders_are_checked(tmp_path: Path) -> None:
-    for folder in (tmp_path, tmp_path / "absent"):
-        with pytest.raises(FileNotFoundError):
-            images.images_in(folder)
-    for name in ("b.PNG", "a.jpg"):
-        noise(4, 4).save(tmp_path / name)
-    (tmp_path / "notes.txt").write_text("no image")
-    assert [path.name for path in images.images_in(tmp_path)] == ["a.jpg", "b.PNG"]
-    with pytest.raises(ValueError):
-        images.png_files(tmp_path)
-    (tmp_path / "a.jpg").unlink()
-    assert [path.name for path in images.png_files(tmp_path)] == ["b.PNG"]
 
 
 def test_a_sheet_shows_pairs_in_rows() -> None:

@@ -51,36 +51,34 @@ def test_codes_are_the_nearest_entries_by_cosine_and_looked_up_as_unit_vectors(
     assert nearest_entries(torch.ones(1, 3, 2), table_KCE).tolist() == [[0, 0, 0]]
 
 
-def test_losses_are_means_over_codebooks(quantizer: MultiCodebookQuantizer, features_BNZ: Tensor) -> None:
+def test_losses_are_means_over_codebooks_and_gradients_pass_straight_through(
+    quantizer: MultiCodebookQuantizer, features_BNZ: Tensor
+) -> None:
     quantizer.entropy_temperature = 0.7
+    features_BNZ.requires_grad_()
     quantized = quantizer(features_BNZ, with_entropy=True)
-    losses, entropies = [], []
+    slices_BNKE = F.normalize(features_BNZ.unflatten(-1, (3, 5)), dim=-1)
+    losses, entropies, is_used_KC = [], [], torch.zeros(3, 11, dtype=torch.bool)
     for k in range(3):
-        feature_BNE = F.normalize(features_BNZ[..., 5 * k : 5 * k + 5], dim=-1)
-        entry_CE = F.normalize(quantizer.codebooks[k], dim=-1)
-        losses.append(1.25 * (feature_BNE - entry_CE[quantized.codes_BKN[:, k]]).square().mean())
-        p = (-torch.cdist(feature_BNE.reshape(-1, 5), entry_CE).square() / 0.7).softmax(-1)
+        entry_CE, codes_BN = F.normalize(quantizer.codebooks[k], dim=-1), quantized.codes_BKN[:, k]
+        losses.append(1.25 * (slices_BNKE[:, :, k] - entry_CE[codes_BN]).square().mean())
+        p = (-torch.cdist(slices_BNKE[:, :, k].reshape(-1, 5), entry_CE).square() / 0.7).softmax(-1)
         entropies.append(-(p * p.log()).sum(-1).mean() + (p.mean(0) * p.mean(0).log()).sum())
+        is_used_KC[k, codes_BN.flatten()] = True
     torch.testing.assert_close(quantized.vq_loss, torch.stack(losses).mean())
     torch.testing.assert_close(quantized.entropy_loss, torch.stack(entropies).mean(), atol=1e-5, rtol=1e-4)
     assert quantizer(features_BNZ).entropy_loss == 0
-    quantized.vq_loss.backward()
-    is_used_KC = torch.zeros(3, 11, dtype=torch.bool)
-    for k in range(3):
-        is_used_KC[k, quantized.codes_BKN[:, k].flatten()] = True
-    assert torch.equal(quantizer.codebooks.grad.abs().sum(-1) > 0, is_used_KC)
-
-
-def test_gradient_passes_straight_through(quantizer: MultiCodebookQuantizer, features_BNZ: Tensor) -> None:
-    features_BNZ.requires_grad_()
     weights_BNZ = torch.randn(2, 7, 15)
-    (quantizer(features_BNZ).vectors_BNZ * weights_BNZ).sum().backward()
-    through = features_BNZ.grad.clone()
-    features_BNZ.grad = None
-    slices = F.normalize(features_BNZ.unflatten(-1, (3, 5)), dim=-1).flatten(2)
-    (slices * weights_BNZ).sum().backward()
-    torch.testing.assert_close(through, features_BNZ.grad)
-    assert quantizer.codebooks.grad is None  # only the loss moves the codebooks
+    through, codebooks = torch.autograd.grad(
+        (quantizer(features_BNZ).vectors_BNZ * weights_BNZ).sum(),
+        (features_BNZ, quantizer.codebooks),
+        allow_unused=True,
+    )
+    (expected,) = torch.autograd.grad((slices_BNKE.flatten(2) * weights_BNZ).sum(), features_BNZ, retain_graph=True)
+    torch.testing.assert_close(through, expected)
+    assert codebooks is None  # only the loss moves the codebooks, and of them the entries that were used
+    quantized.vq_loss.backward()
+    assert torch.equal(quantizer.codebooks.grad.abs().sum(-1) > 0, is_used_KC)
 
 
 def test_running_usage_copies_first_and_forgets_slowly_later(quantizer: MultiCodebookQuantizer) -> None:

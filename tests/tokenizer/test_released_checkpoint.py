@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.golden.deterministic_weights import read_manifest
+from tests.train.launching import same
 from tokenizer import released_checkpoint
 from tokenizer.config import UniTokConfig
 from tokenizer.metrics import psnr
@@ -25,7 +26,7 @@ from tokenizer.released_checkpoint import (
     to_upstream,
 )
 from tokenizer.unitok import UniTok, build_empty
-from tokenizer.weights import NameTable, TensorFiles, require_same_tensors, weight_files
+from tokenizer.weights import NameTable, TensorFiles, weight_files
 
 TENSORS = {
     "a": torch.arange(6.0).view(2, 3),
@@ -50,25 +51,21 @@ def test_folders_of_weights_are_one_mapping_or_refused(tmp_path: Path) -> None:
         files = TensorFiles(weight_files(tmp_path / ending))
         assert list(files) == list(TENSORS) and len(files) == 3
         for name in ("c", "a", "b", "a"):
-            assert torch.equal(files[name], TENSORS[name]) and files.shapes[name].is_meta
+            assert torch.equal(files[name], TENSORS[name])
             assert (files.shapes[name].shape, files.shapes[name].dtype) == (TENSORS[name].shape, TENSORS[name].dtype)
         kept = files["a"]
         files.close()
         assert torch.equal(kept, TENSORS["a"])  # what was read stays readable
-    with pytest.raises(FileNotFoundError):
-        weight_files(tmp_path)
     torch.save(TENSORS, tmp_path / "pytorch_model.bin")
     assert weight_files(tmp_path) == [tmp_path / "pytorch_model.bin"]
     save_file(TENSORS, tmp_path / "model.safetensors")
     assert weight_files(tmp_path) == [tmp_path / "model.safetensors"]
     write_shards(tmp_path, "safetensors")
     (tmp_path / "model-00001.safetensors").unlink()
-    with pytest.raises(FileNotFoundError):
-        weight_files(tmp_path)
-    index = tmp_path / "model.safetensors.index.json"
-    for broken in ('{"weight_map": {"a": "../model.safetensors"}}', "{", "[]", '{"weight_map": 3}'):
-        index.write_text(broken)
-        with pytest.raises(ValueError):
+    for broken in (None, '{"weight_map": {"a": "../model.safetensors"}}', "{", '{"weight_map": 3}'):
+        if broken:
+            (tmp_path / "model.safetensors.index.json").write_text(broken)
+        with pytest.raises((ValueError, FileNotFoundError)):
             weight_files(tmp_path)
 
 
@@ -98,38 +95,17 @@ def test_every_released_tensor_has_its_place() -> None:
         released_checkpoint.from_upstream({**state, "encoder.pos_embed": torch.ones(1, 1, 1024)}, UniTokConfig.large())
 
 
-def test_tensors_that_do_not_fit_are_named(small_model: UniTok) -> None:
-    expected = to_upstream(small_model.state_dict(), small_model.config)
-    found = {name: value for name, value in expected.items() if name != "fc_norm.weight"}
-    found |= {"disc.weight": torch.zeros(2), "fc_norm.bias": torch.zeros(25)}
-    with pytest.raises(ValueError) as caught:
-        require_same_tensors(found, expected, source="here")
-    for name in ("fc_norm.weight", "disc.weight", "fc_norm.bias", "(25,)", "(24,)"):
-        assert name in str(caught.value)
-    with pytest.raises(ValueError) as caught:
-        require_same_tensors({"logit_scale": torch.zeros(())}, expected, source="here")
-    assert len(str(caught.value)) < 500  # names are counted where there are many
-    require_same_tensors({"a": torch.zeros(2)}, ["a"], source="here")
-
-
 def test_args_decide_the_sizes_and_hold_the_full_config() -> None:
     assert released_checkpoint.config_from_args({"dtype": torch.bfloat16, "unknown": 3}) == UniTokConfig.large()
-    base = released_checkpoint.config_from_args(
-        {"model": "vitamin_base", "num_codebooks": 4, "vocab_size": 4096, "quant_proj": "linear"}
-    )
-    assert (base.codebook_size, base.code_width, base.width, base.projection_heads) == (1024, 16, 768, 12)
-    assert base.projection == "linear" and base.decoder_widths == (256, 128)
-    assert released_checkpoint.config_from_args({}, projection_attention="causal").projection_attention == "causal"
     for args in ({"model": "vitamin_huge"}, {"num_query": 2}):
         with pytest.raises(ValueError):
             released_checkpoint.config_from_args(args)
     by_name = (
-        UniTokConfig.large(),
         UniTokConfig(image_size=512, num_codebooks=4, codebook_size=1024, code_width=16),
         UniTokConfig(**UPSTREAM_MODELS["vitamin_base"], projection_heads=12, projection="linear", drop_path=0.0),
     )
     causal = UniTokConfig(projection_attention="causal")
-    for config in (*by_name, causal, UniTokConfig(projection_heads=8), UniTokConfig.tiny()):
+    for config in (*by_name, causal, UniTokConfig.tiny()):
         args = released_checkpoint.args_from_config(config)
         assert released_checkpoint.config_from_args(args) == config
         assert ("unitok_config" not in args) == (config in by_name)  # upstream's own names say it all
@@ -137,23 +113,15 @@ def test_args_decide_the_sizes_and_hold_the_full_config() -> None:
     assert released_checkpoint.config_from_args(args, projection_attention="full") == UniTokConfig.large()
 
 
-def same_weights(first: UniTok, second: UniTok) -> bool:
-    ours, theirs = first.state_dict(), second.state_dict()
-    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
-
-
-GEOMETRIES: list[dict[str, Any]] = [
-    {"num_codebooks": 1, "codebook_size": 70_000, "code_width": 2, "projection_attention": "causal"},
-    {"num_codebooks": 5, "code_width": 8, "stage_depths": (2, 3)},  # code vectors wider than the transformer
-    {"projection": "linear", "embed_dim": 0},
-    {"depth": 0, "decoder_depth": 0},
-    {"stage_widths": (8,), "stage_depths": (1,), "decoder_widths": (8,), "decoder_depths": (1,)},
-    {"stage_widths": (5, 7, 9), "stage_depths": (1, 2, 1), "decoder_widths": (8, 6, 3), "decoder_depths": (1, 2, 1)},
-]
-
-
 def test_any_network_goes_out_and_back_bit_equal(small_config: UniTokConfig, tmp_path: Path) -> None:
-    for number, fields in enumerate(GEOMETRIES):
+    geometries: list[dict[str, Any]] = [
+        {"num_codebooks": 1, "codebook_size": 70_000, "code_width": 2, "projection_attention": "causal"},
+        {"num_codebooks": 5, "code_width": 8, "stage_depths": (2, 3)},  # code vectors wider than the transformer
+        {"projection": "linear", "embed_dim": 0, "depth": 0, "decoder_depth": 0},
+        {"stage_widths": (5, 7, 9), "stage_depths": (1, 2, 1)}
+        | {"decoder_widths": (8, 6, 3), "decoder_depths": (1, 2, 1)},
+    ]
+    for number, fields in enumerate(geometries):
         config, folder = replace(small_config, image_size=96, **fields), tmp_path / str(number)
         model = UniTok(config).eval()
         model.quantizer.usage.uniform_()
@@ -164,10 +132,9 @@ def test_any_network_goes_out_and_back_bit_equal(small_config: UniTokConfig, tmp
         assert theirs.config == config
         released_checkpoint.save_converted(theirs, folder / "again")
         again = UniTok.from_pretrained(folder / "again")
-        assert same_weights(again, model) and again.config == config
-        pixels_B3HW = torch.rand(2, 3, config.image_size, 2 * config.image_size) * 2 - 1
+        assert same(again.state_dict(), model.state_dict()) and again.config == config
+        pixels_B3HW = torch.rand(2, 3, 96, 192) * 2 - 1
         codes_BKN, grid = model.encode(pixels_B3HW), model.grid_of(pixels_B3HW)
-        assert codes_BKN.shape == (2, config.num_codebooks, grid[0] * grid[1])
         assert torch.equal(again.encode(pixels_B3HW), codes_BKN)
         assert torch.equal(again.decode(codes_BKN, grid=grid), model.decode(codes_BKN, grid=grid))
 
@@ -177,8 +144,7 @@ def write_checkpoint(folder: Path, model: UniTok, **changes: Any) -> Path:
     state: dict[str, Tensor] = to_upstream(model.state_dict(), model.config)
     args = OrderedDict(unitok_config=model.config.to_dict(), dtype=torch.bfloat16, exp_name="x", betas=(0.9, 0.95))
     optimizer = {"state": {0: {"exp_avg": torch.ones(2)}}, "param_groups": [{"lr": 0.1}]}
-    trainer = {"config": {"wei_l1": 0.2}, "unitok": {**state, **changes.pop("state", {})}}
-    trainer |= {"disc": {"x_scale": torch.ones(1, 3, 1, 1)}, "unitok_optim": {"optimizer": optimizer}}
+    trainer = {"unitok": {**state, **changes.pop("state", {})}, "unitok_optim": {"optimizer": optimizer}}
     path = folder / "unitok_tokenizer.pth"
     torch.save({"args": args, "epoch": 0, "iter": 5, "trainer": trainer}, path, **changes)
     return path
@@ -189,17 +155,15 @@ def test_training_checkpoints_are_read_and_converted(small_model: UniTok, tmp_pa
         path = write_checkpoint(tmp_path, small_model, _use_new_zipfile_serialization=is_zip)
         loaded = read_upstream(path).build()
         loaded.quantizer.num_updates.copy_(small_model.quantizer.num_updates)
-        assert same_weights(loaded, small_model)
+        assert same(loaded.state_dict(), small_model.state_dict())
         assert read_upstream(path, projection_attention="causal").config.projection_attention == "causal"
     released_checkpoint.save_converted(read_upstream(path), tmp_path / "half", dtype=torch.bfloat16)
     stored = load_file(tmp_path / "half" / "model.safetensors")
     types = {name.split(".")[0]: tensor.dtype for name, tensor in stored.items() if tensor.is_floating_point()}
     assert types.pop("encoder") == types.pop("decoder") == torch.bfloat16
     assert set(types.values()) == {torch.float32}
-    half = UniTok.from_pretrained(tmp_path / "half")
-    pixels_B3HW = torch.rand(2, 3, 32, 48) * 2 - 1
-    assert torch.isfinite(half.decode(small_model.encode(pixels_B3HW), grid=(2, 3))).all()
-    assert torch.isfinite(half.encode_image(pixels_B3HW)).all()
+    codes_BKN = small_model.encode(torch.rand(2, 3, 32, 48) * 2 - 1)
+    assert UniTok.from_pretrained(tmp_path / "half").decode(codes_BKN, grid=(2, 3)).isfinite().all()
 
 
 class Harmful:
@@ -214,37 +178,37 @@ def test_wrong_files_are_refused_in_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
 
-    def refused(path: Path) -> str:
+    def refused(name: str, content: bytes | object = None) -> str:
+        path = tmp_path / name
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+        elif content:
+            torch.save(content, path)
         with pytest.raises((ValueError, FileNotFoundError)) as caught:
             read_upstream(path)
         assert "\n" not in str(caught.value) and len(str(caught.value)) < 700
         return str(caught.value)
 
-    refused(tmp_path / "absent.pth")
-    for content in ({"args": {}, "trainer": {"unitok": {}}}, [torch.zeros(1)]):
-        torch.save(content, tmp_path / "other.pth")
-        refused(tmp_path / "other.pth")
-    path = write_checkpoint(tmp_path, small_model)
-    complete = path.read_bytes()
-    for name, content in (("cut.pth", complete[: 3 * len(complete) // 4]), ("notes.safetensors", b"no checkpoint")):
-        (tmp_path / name).write_bytes(content)
-        refused(tmp_path / name)
-    torch.save({"args": {"harm": Harmful()}}, tmp_path / "code.pth")
-    assert "system" in refused(tmp_path / "code.pth")
-    (tmp_path / "plain.pth").write_bytes(pickle.dumps(Harmful()))
-    refused(tmp_path / "plain.pth")
+    path = write_checkpoint(
+        tmp_path, small_model, state={"fc_norm.bias": torch.zeros(25), "disc.weight": torch.ones(2)}
+    )
+    said, complete = refused(path.name), path.read_bytes()
+    assert all(words in said for words in ("fc_norm.bias", "(25,)", "(24,)", "disc.weight"))
+    refused("other.pth", {"args": {}, "trainer": {"unitok": {}}})
+    refused("cut.pth", complete[: 3 * len(complete) // 4])
+    refused("notes.safetensors", b"no checkpoint")
+    assert "system" in refused("code.pth", {"args": {"harm": Harmful()}})
+    refused("plain.pth", pickle.dumps(Harmful()))
     assert not (tmp_path / "harmed").exists()
-    assert "fc_norm.bias" in refused(write_checkpoint(tmp_path, small_model, state={"fc_norm.bias": torch.zeros(25)}))
 
 
 def test_the_attention_that_reconstructs_is_found(small_model: UniTok) -> None:
     causal, pixels_B3HW = read_as(small_model, "causal"), torch.rand(1, 3, 32, 48) * 2 - 1
-    assert causal.config.projection_attention == "causal" and same_weights(causal, small_model)
+    assert same(causal.state_dict(), small_model.state_dict())
     assert not torch.equal(causal.features(pixels_B3HW), small_model.features(pixels_B3HW))
     found = probe_attention(causal, pixels_B3HW)
     assert found == probe_attention(small_model, pixels_B3HW)  # however it was loaded
-    for kind in ("full", "causal"):
-        model = read_as(small_model, kind)
+    for kind, model in (("full", small_model), ("causal", causal)):
         decoded_B3HW = model.decode(model.encode(pixels_B3HW), grid=(2, 3))
         assert getattr(found, kind) == pytest.approx(float(psnr(pixels_B3HW, decoded_B3HW)))
     assert AttentionProbe(full=20.0, causal=20.4).answer is None
