@@ -122,7 +122,7 @@ def test_any_network_goes_out_and_back_bit_equal(small_config: UniTokConfig, tmp
         | {"decoder_widths": (8, 6, 3), "decoder_depths": (1, 2, 1)},
     ]
     for number, fields in enumerate(geometries):
-        config, folder = replace(small_config, image_size=48, **fields), tmp_path / str(number)
+        config, folder = replace(small_config, image_size=96, **fields), tmp_path / str(number)
         model = UniTok(config).eval()
         model.quantizer.usage.uniform_()
         model.quantizer.num_updates += 7
@@ -133,7 +133,7 @@ def test_any_network_goes_out_and_back_bit_equal(small_config: UniTokConfig, tmp
         released_checkpoint.save_converted(theirs, folder / "again")
         again = UniTok.from_pretrained(folder / "again")
         assert same(again.state_dict(), model.state_dict()) and again.config == config
-        pixels_B3HW = torch.rand(2, 3, 48, 96) * 2 - 1
+        pixels_B3HW = torch.rand(2, 3, 32, 64) * 2 - 1
         codes_BKN, grid = model.encode(pixels_B3HW), model.grid_of(pixels_B3HW)
         assert torch.equal(again.encode(pixels_B3HW), codes_BKN)
         assert torch.equal(again.decode(codes_BKN, grid=grid), model.decode(codes_BKN, grid=grid))
