@@ -26,6 +26,10 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from mllm.config import MLLMConfig
 
+MOST_BYTES_BY_INPUT = 3 * 2**19
+"""Of a float32 matrix that `join` stores transposed on a CPU. Products of few rows are then up to 1.4 times as fast
+(docs/performance.md); those of two rows with larger matrices would be slower."""
+
 ChooseCode = Callable[[int | None, Tensor], Tensor]
 """(k, logits_NC) -> codes_N: picks the code of codebook k for every pair; k None: (N, K, C) -> (N, K), all at once."""
 
@@ -242,6 +246,8 @@ def join(linears: Sequence[nn.Module]) -> Callable[[Tensor], Tensor]:
     if not all(is_plain(linear) for linear in linears) or len({linear.bias is None for linear in linears}) > 1:
         return lambda hidden: torch.cat([linear(hidden) for linear in linears], dim=-1)
     weight = linears[0].weight if len(linears) == 1 else torch.cat([linear.weight for linear in linears])
+    if weight.device.type == "cpu" and weight.dtype is torch.float32 and weight.nbytes <= MOST_BYTES_BY_INPUT:
+        weight = weight.t().contiguous().t()
     bias = None if linears[0].bias is None else torch.cat([linear.bias for linear in linears])
     return lambda hidden: F.linear(hidden, weight, bias)
 

@@ -95,13 +95,16 @@ def build(kind: str, out_width: int) -> nn.Module:
     return linear
 
 
-def test_joined_layers_give_what_they_give_one_by_one() -> None:
+def test_joined_layers_give_what_they_give_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     for kind in ("plain", "no bias", "subclass", "hook", "replaced forward"):
         torch.manual_seed(2)
         linears = [build(kind, 3), build("no bias" if kind == "no bias" else "plain", 7)]
         hidden = torch.randn(4, 5)
         expected = torch.cat([linear(hidden) for linear in linears], dim=-1)
         torch.testing.assert_close(join(linears)(hidden), expected)
+        monkeypatch.setattr("mllm.heads.MOST_BYTES_BY_INPUT", 0)
+        torch.testing.assert_close(join(linears)(hidden), expected)
+        monkeypatch.undo()
         assert is_plain(linears[0]) == (kind in ("plain", "no bias"))
     sharded = nn.Linear(5, 3)
     sharded.weight.data = torch.empty(0)
