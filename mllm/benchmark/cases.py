@@ -340,14 +340,17 @@ def draw_alone(
     """Images one after another, or `batch` at once, by this version and in fewer bits. `window`: as in requests."""
     sampling = settings.sampling
     model = model or build_random_model(size, device=settings.device, dtype=settings.dtype)
-    work = Work.build(size, batch, sampling)
-    work = replace(work, rows=[replace(row, window=window) for row in work.rows])
+    plain = Work.build(size, batch, sampling)
+    work = replace(plain, rows=[replace(row, window=window) for row in plain.rows])
     models = {THIS: model, **{bits: quantized(model, bits) for bits in settings.quantization}}
     variants = {key: repeated(partial(work.ours, each, sampling), images) for key, each in models.items()}
-    if settings.compile:
+    if settings.compile:  # without guesses, as the roofline: of random codes none stand
+        one_by_one = replace(plain, rows=[replace(row, window=1) for row in plain.rows])
+        variants[WITHOUT] = repeated(partial(one_by_one.ours, model, sampling), images)
         own = copy.deepcopy(model)  # compiled for one context
         own.code_embedding.context = "current"
-        variants[COMPILED] = repeated(partial(work.by, Engine(own, compile=True), sampling), images)
+        compiled = partial(one_by_one.by, Engine(own, compile=True), sampling)
+        variants[f"{COMPILED}, {WITHOUT}"] = repeated(compiled, images)
     rows = batch * (2 if sampling.guidance > 1 else 1)
     cost = position_cost(model, rows=rows, context=size.prompt + work.num_positions / 2)
     facts: dict[str, Any] = {"batch": batch, "rows": rows, "positions": work.num_positions, "prompt": size.prompt}
@@ -362,10 +365,11 @@ def quantized(model: MLLMForConditionalGeneration, bits: str) -> MLLMForConditio
 
 
 def edit_cases(settings: Settings) -> Iterator[Case]:
-    """One object of an image that the model drew itself."""
+    """One object of an image that the model drew itself; and of that the codes alone, guessed from the image before."""
     with drawn_images(settings) as images:
-        variants = settings.on_model("edit", {WITHOUT: {"speculate": False}}, images=images)
-        yield Case(name="edit one object", variants=variants, gate="before")
+        for name, work in (("edit one object", "edit"), ("codes of the edited image", "edit_codes")):
+            variants = settings.on_model(work, {WITHOUT: {"speculate": False}}, images=images)
+            yield Case(name=name, variants=variants, gate="before")
 
 
 def ask_cases(settings: Settings) -> Iterator[Case]:

@@ -69,6 +69,39 @@ def edit(*, model: str | None, device: str, images: list[str], **overrides: Any)
     return lambda: pipeline.edit(next(shown), "Make the circle black.", seed=1, **overrides)
 
 
+def edit_codes(*, model: str | None, device: str, images: list[str], **overrides: Any) -> Run:
+    """The codes of edited images alone: from the first pass that chose some to the last position of the image. Earlier
+    versions have no engine; each of their positions is a pass as long as the others."""
+    pipeline, shown = load_pipeline(model, device), cycle(map(read, images))
+    clock = time.process_time if device == "cpu" else time.perf_counter  # a pass ends when its codes are on the host
+    begin: float | None = None
+    if (engine := getattr(pipeline, "engine", None)) is not None:
+        make_turn = engine.step
+
+        def step() -> Any:
+            nonlocal begin
+            begin = clock()
+            return make_turn()
+
+        engine.step = step
+
+    def run() -> float:
+        passes: list[tuple[float | None, float]] = []  # begin, and when one of its positions was told
+        is_complete = False
+
+        def note(event: Any) -> None:
+            nonlocal is_complete
+            if type(event).__name__ == "ImageProgress" and not is_complete:  # an image may be drawn again
+                passes.append((begin, clock()))
+                is_complete = event.done == event.total
+
+        pipeline.edit(next(shown), "Make the circle black.", seed=1, on_event=note, **overrides)
+        (first, first_told), (_, end) = passes[0], passes[-1]
+        return end - first if first is not None else (end - first_told) * len(passes) / (len(passes) - 1)
+
+    return run
+
+
 def ask(*, model: str | None, device: str, images: list[str], questions: int) -> Run:
     """One question, or several about the same image one after another; every round about another image."""
     pipeline, shown = load_pipeline(model, device), cycle(map(read, images))
@@ -157,7 +190,8 @@ def tokenizer(*, way: str, size: str, batch: int, device: str) -> Run:
 
 
 WORK: dict[str, Callable[..., Run]] = {
-    function.__name__: function for function in (draw, edit, ask, load, start, train_step, draw_random, tokenizer)
+    function.__name__: function
+    for function in (draw, edit, edit_codes, ask, load, start, train_step, draw_random, tokenizer)
 }
 
 

@@ -54,6 +54,10 @@ RUNS: dict[str, tuple[str, dict[str, set[str]]]] = {
         "--sizes XXS --batch 3 --model {folder}",
         {"ask about one image": {THIS, f"{THIS}, two questions"}, "text XXS, batch 3": TEXTS},
     ),
+    "edit": (
+        "--model {folder}",
+        {name: {THIS, "no speculation"} for name in ("edit one object", "codes of the edited image")},
+    ),
     "requests": (
         "--requests 6 --model {folder}",
         {"6 requests (draw, ask, edit, chat, describe), 2 turns apart": {THIS, "one by one"}},
