@@ -89,7 +89,6 @@ def test_a_visitor_chooses_among_the_bundled_models(pipeline: Pipeline, monkeypa
     for model, names in (
         (None, ["Shapes", "Emoji"]),
         ("emoji", ["Emoji", "Shapes"]),
-        ("a/b", ["b", "Shapes", "Emoji"]),
         ("my/Emoji", ["Emoji (--model)", "Shapes", "Emoji"]),
     ):
         loaded.clear()
@@ -115,21 +114,6 @@ def test_while_a_model_is_loaded_the_others_answer(pipeline: Pipeline) -> None:
         assert begins.wait(60) and models["First"] is models["Other"] is pipeline and not slow.done()
         may_end.set()
         assert slow.result() is pipeline
-
-
-def test_a_request_waits_while_an_answer_comes_and_an_empty_one_does_nothing() -> None:
-    for value, is_busy in (({"text": " ", "files": []}, False), ({"text": "a", "files": []}, True)):
-        with pytest.raises(gr.Error):
-            add_request(value, [], is_busy)
-    _, history, is_busy = add_request({"text": "<img src=x> & a", "files": []}, [], False)
-    assert is_busy and "<" not in history[0]["content"][0]["text"]
-    assert to_messages([as_sent_back(history[0])])[0].parts == (TextPart("<img src=x> & a"),)
-
-
-def test_a_large_upload_is_reduced_once(tmp_path: Path) -> None:
-    Image.new("RGB", (5000, 3000)).save(tmp_path / "a.png")
-    small = reduced(str(tmp_path / "a.png"))
-    assert Image.open(small).size == (2048, 1229) and reduced(small) == small
 
 
 def test_any_error_is_a_sentence_without_paths(pipeline: Pipeline, tmp_path: Path, monkeypatch: Any) -> None:
@@ -168,40 +152,35 @@ def test_a_long_conversation_drops_its_oldest_turns_and_says_so(pipeline: Pipeli
 
 
 def test_texts_and_pictures_become_messages_in_order(tmp_path: Path) -> None:
-    Image.new("RGB", (5, 7), "red").save(tmp_path / "a.png")
-    request = user_entry("What is <b>this</b>?", [str(tmp_path / "a.png")])
+    Image.new("RGB", (5000, 3000), "red").save(tmp_path / "a.png")
+    small = reduced(str(tmp_path / "a.png"))
+    assert reduced(small) == small, "a large upload is reduced once"
+    typed = "# 1. *a* <b>this</b> [b](c) <img src=x> &amp; $d$\n    `e`"
+    request = user_entry(typed, [small])
     messages = to_messages([as_sent_back(request), as_sent_back(answer_entry([{"type": "text", "text": "red"}]))])
     assert [message.role for message in messages] == ["user", "assistant"]
     picture, text = messages[0].parts
-    assert isinstance(picture, ImagePart) and picture.image.size == (5, 7)
-    assert text == TextPart("What is <b>this</b>?")
-    markdown = "# 1. *a* [b](c) <img src=x> &amp; $d$\\n    `e`"
-    shown = user_entry(markdown, [])["content"][0]["text"]
+    assert isinstance(picture, ImagePart) and picture.image.size == (2048, 1229) and text == TextPart(typed)
+    shown = user_entry(typed, [])["content"][0]["text"]
     assert not re.search(r"[#*\[<$\\`]|&(?!#)|1\.|^ ", shown.replace("&#", ""), re.MULTILINE)
-    assert html.unescape(shown) == markdown
+    assert html.unescape(shown) == typed
+    for value, is_busy in (({"text": " ", "files": []}, False), ({"text": "a", "files": []}, True)):
+        with pytest.raises(gr.Error):  # an empty request, or one while an answer comes
+            add_request(value, [], is_busy)
+    _, history, is_busy = add_request({"text": typed, "files": []}, [], False)
+    assert is_busy and to_messages([as_sent_back(history[0])])[0].parts == (TextPart(typed),)
 
 
-def test_a_request_that_failed_is_no_part_of_the_conversation() -> None:
-    history = [
-        user_entry("one", []),
-        error_entry("too <long>"),
-        user_entry("two", []),
-        answer_entry([{"type": "text", "text": "yes"}]),
-        error_entry("no room"),
-        user_entry("three", []),
-    ]
+def test_failed_requests_and_unfinished_pictures_are_no_part_of_the_conversation() -> None:
+    text, bar = {"type": "text", "text": "yes"}, progress_part(0.3)
+    failed = [user_entry("one", []), error_entry("too <long>")]
+    history = [*failed, user_entry("two", []), answer_entry([text]), error_entry("no room"), user_entry("three", [])]
     texts = [message.parts[0].text for message in to_messages([as_sent_back(entry) for entry in history])]
     assert texts == ["two", "yes", "three"]
     assert "&lt;long&gt;" in history[1]["content"][0]["text"]
-
-
-def test_stopping_removes_the_picture_that_was_being_drawn() -> None:
-    text = {"type": "text", "text": "Here it is:"}
-    half = [user_entry("draw", []), answer_entry([text, progress_part(0.3)])]
-    assert stopped(half)[-1]["content"] == [text]
-    only_bar = stopped([half[0], answer_entry([progress_part(0.3)])])
+    assert stopped([user_entry("draw", []), answer_entry([text, bar])])[-1]["content"] == [text]
+    only_bar = stopped([user_entry("draw", []), answer_entry([bar])])
     assert len(only_bar) == 2 and BAR not in str(only_bar) and to_messages(only_bar) == []
-    assert len(stopped([half[0]])) == 2
 
 
 def test_settings_left_alone_are_left_to_the_model() -> None:

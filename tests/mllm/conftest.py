@@ -8,15 +8,14 @@ import pytest
 from mllm.cli.main import main
 from mllm.pipeline import Pipeline
 from mllm.processor import MLLMProcessor
-from tests.mllm.golden_mllm import GOLDEN_FIELDS, golden_weights
-from tests.mllm.released_folder import write_released
+from tests.mllm.golden_mllm import GOLDEN_FIELDS, golden_weights, write_released
 from tests.mllm.tiny_folder import build_tiny_folder, write_text_tokenizer
 
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model folder of random weights; nothing may be written into it."""
-    return build_tiny_folder(tmp_path_factory.mktemp("tiny"))
+    return build_tiny_folder(tmp_path_factory.mktemp("tiny"), context=400)
 
 
 @pytest.fixture(scope="session")

@@ -1,11 +1,14 @@
-"""The released MLLM in small, with deterministic weights, and what it should give (tests/golden)."""
+"""The released MLLM in small, with deterministic weights, and what it should give (tests/golden); the released layout
+of a folder, as the released programs write it."""
 
 import json
+import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.golden.deterministic_weights import fill
@@ -48,3 +51,39 @@ def expand_images(ids_BT: Tensor, values_BT: Tensor, *, fill_value: int) -> Tens
         pairs = zip(ids, values, strict=True)
         rows.append([x for mark, value in pairs for x in ([fill_value] * 16 if mark == IMAGE_MARK else [value])])
     return torch.tensor(rows)
+
+
+LLAMA_2_7B = {
+    **{"architectures": ["MiniGeminiLlamaForCausalLM"], "model_type": "mini_gemini", "torch_dtype": "bfloat16"},
+    **{"vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32},
+    **{"num_attention_heads": 32, "num_key_value_heads": 32, "hidden_act": "silu", "max_position_embeddings": 4096},
+    **{"initializer_range": 0.02, "rms_norm_eps": 1e-05, "rope_theta": 10000.0, "rope_scaling": None},
+    **{"attention_bias": False, "attention_dropout": 0.0, "pretraining_tp": 1, "tie_word_embeddings": False},
+    **{"use_cache": True, "bos_token_id": 1, "eos_token_id": 2, "transformers_version": "4.39.2"},
+    **{"tokenizer_padding_side": "right", "tokenizer_model_max_length": 2048, "mm_projector_lr": None},
+    **{"mm_use_im_start_end": False, "mm_use_im_patch_token": False},
+}
+"""config.json of the released 7B model."""
+
+
+def write_released(
+    folder: Path, state: dict[str, Tensor], fields: dict[str, Any], *, ending: str = "safetensors", num_shards: int = 1
+) -> Path:
+    """config.json and the weights, in shards that cut through what is stacked in our layout."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps({**LLAMA_2_7B, **fields}))
+    stem = {"safetensors": "model", "bin": "pytorch_model"}[ending]
+    save = save_file if ending == "safetensors" else torch.save
+    if num_shards == 1:
+        save(dict(state), folder / f"{stem}.{ending}")
+        return folder
+    names, size = list(state), math.ceil(len(state) / num_shards)
+    weight_map: dict[str, str] = {}
+    for number in range(num_shards):
+        part = names[number * size : (number + 1) * size]
+        file = f"{stem}-{number + 1:05}-of-{num_shards:05}.{ending}"
+        save({name: state[name] for name in part}, folder / file)
+        weight_map.update(dict.fromkeys(part, file))
+    index = {"metadata": {"total_size": 0}, "weight_map": weight_map}
+    (folder / f"{stem}.{ending}.index.json").write_text(json.dumps(index))
+    return folder

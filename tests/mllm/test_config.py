@@ -33,12 +33,6 @@ def test_a_config_that_cannot_be_built_is_refused() -> None:
     assert MLLMConfig(**square, sizes=[[128, 128]]).sizes == [[128, 128]]
 
 
-def test_the_vocabulary_size_is_that_of_the_text_config() -> None:
-    config = MLLMConfig(text_config={"vocab_size": 77, "hidden_size": 8, "num_attention_heads": 2})
-    config.vocab_size = 78
-    assert config.text_config.vocab_size == 78 and config.text_config.model_type == "llama"
-
-
 def test_configs_of_earlier_versions_are_read_and_written_under_present_names() -> None:
     old = {"begin_outline_id": 7, "image_places": True, "embedding_context": "isolated"}
     for config in (MLLMConfig(**old), MLLMConfig.from_dict(old)):

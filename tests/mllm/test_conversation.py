@@ -9,7 +9,6 @@ from PIL import Image
 
 from mllm.conversation import (
     UNCONDITIONAL,
-    ClassPart,
     CodesPart,
     ImagePart,
     ImageSize,
@@ -18,7 +17,6 @@ from mllm.conversation import (
     Segment,
     TextPart,
     UnconditionalPart,
-    from_chat,
     render,
     unconditional,
 )
@@ -119,17 +117,6 @@ def test_a_dialogue_that_makes_no_sense_is_refused() -> None:
         render(DRAW, "latin")
     with pytest.raises(ValueError):
         CodesPart(np.zeros((3, 4), dtype=np.uint16), (2, 3))
-
-
-def test_chat_dicts_become_messages() -> None:
-    image = Image.new("RGB", (2, 2))
-    items = [{"type": "image", "image": image}, {"type": "text", "text": "What?"}, {"type": "class", "class": 3}]
-    answer = [{"type": "text", "text": "That."}, {"type": "image", "image": IMAGE}]
-    chat = [{"role": "user", "content": items}, {"role": "assistant", "content": answer}]
-    assert from_chat(chat) == [user(ImagePart(image), "What?", ClassPart(3)), assistant("That.", IMAGE)]
-    assert from_chat([{"role": "user", "content": "hi"}]) == [user("hi")]
-    with pytest.raises(ValueError):
-        from_chat([{"role": "user", "content": [{"type": "video", "video": 3}]}])
 
 
 # ---- upstream's prompts, with its ids: begin-of-image is the byte token of U+0000 ----

@@ -1,4 +1,4 @@
-"""Code embedding: step by step = whole images, images do not see each other, no position sees a later one."""
+"""Code embedding: images do not see each other, no position sees a later one; steps are in test_engine.py."""
 
 from types import SimpleNamespace
 
@@ -6,23 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mllm.embedding import CodeEmbedding, SummedEmbedding
 from tests.mllm.engine_helpers import CODEBOOK_SIZE, NUM_CODEBOOKS, build_model
-
-
-@pytest.fixture(scope="module")
-def embedding() -> CodeEmbedding:
-    return build_model().code_embedding
-
-
-def with_positions(**fields: object) -> CodeEmbedding:
-    """As without, and with tables that are not zero."""
-    embedding = build_model(image_position_embedding=True, **fields).code_embedding
-    embedding.load_state_dict(build_model(**fields).code_embedding.state_dict(), strict=False)
-    assert embedding.places is not None
-    for table in embedding.places.parameters(recurse=False):
-        torch.nn.init.normal_(table)
-    return embedding
 
 
 def random_codes(num_positions: int, seed: int = 0) -> Tensor:
@@ -30,55 +14,27 @@ def random_codes(num_positions: int, seed: int = 0) -> Tensor:
     return torch.randint(CODEBOOK_SIZE, (num_positions, NUM_CODEBOOKS), generator=generator)
 
 
+@pytest.mark.parametrize("context", ["prefix", "bidirectional"])
 @torch.no_grad()
-def test_images_together_equal_each_alone(embedding: CodeEmbedding) -> None:
+def test_images_together_equal_each_alone(context: str) -> None:
+    embedding = build_model(embedding_context=context).code_embedding
     for lengths in ([7], [4, 4, 4], [5, 1, 8]):
         codes_PK = random_codes(sum(lengths))
         alone = [embedding(codes, torch.tensor([len(codes)])) for codes in codes_PK.split(lengths)]
         torch.testing.assert_close(embedding(codes_PK, torch.tensor(lengths)), torch.cat(alone))
-
-
-@pytest.mark.parametrize("fields", [None, {}, {"code_embedder": "summed"}])
-@torch.no_grad()
-def test_cached_steps_equal_the_full_forward_also_in_rows_at_different_positions(fields: dict[str, str] | None) -> None:
-    embedding = build_model().code_embedding if fields is None else with_positions(**fields)
-    images = [random_codes(n, seed=n) for n in (7, 4, 6)]
-    whole = [embedding(codes_NK, torch.tensor([len(codes_NK)])) for codes_NK in images]
-    cache, columns_R = embedding.new_cache(num_rows=3, num_positions=8), torch.full((3,), 3)
-    place = [0, 0, 0]
-    # some positions are guessed wrong first and written again; a row without a position writes nothing that is seen
-    for new in ((1, 1, 1), (2, 0, 3), (2, 1, 0), (0, 2, 2), (2, 0, 0)):
-        codes_RWK, index_RW = random_codes(9, seed=50).view(3, 3, -1), torch.full((3, 3), -1)
-        for row, count in enumerate(new):
-            codes_RWK[row, :count] = images[row][place[row] : place[row] + count]
-            index_RW[row] = torch.arange(place[row], place[row] + 3).where(torch.arange(3) <= count, torch.tensor(-1))
-        stepped_RWD = embedding.step(codes_RWK, index_RW, columns_R, cache, torch.arange(3))
-        for row, count in enumerate(new):
-            torch.testing.assert_close(stepped_RWD[row, :count], whole[row][place[row] : place[row] + count])
-            place[row] += count
-    assert place == [7, 4, 6]
-
-
-@torch.no_grad()
-def test_steps_of_current_context_embed_each_position_alone() -> None:
-    embedding, codes_PK = build_model(embedding_context="current").code_embedding, random_codes(6)
-    assert embedding.new_cache(num_rows=1, num_positions=6) is None
-    (stepped,) = embedding.step(codes_PK[None], torch.arange(6)[None], torch.tensor([3]), None, torch.arange(1))
-    torch.testing.assert_close(stepped, embedding(codes_PK, torch.ones(6, dtype=torch.int64)))
-    assert (stepped[5] - embedding(codes_PK, torch.tensor([6]))[5]).abs().max() > 1e-4, "trained with all before it"
-
-
-def test_wrong_lengths_and_codebooks_are_refused(embedding: CodeEmbedding) -> None:
-    with pytest.raises(ValueError):
-        embedding(random_codes(5), torch.tensor([2, 4]))
-    with pytest.raises(ValueError):
-        embedding.adopt(SimpleNamespace(quantizer=SimpleNamespace(codebooks=torch.zeros(2, 3, 4))))
+    changed_PK = codes_PK.clone()
+    changed_PK[3] = (changed_PK[3] + 1) % CODEBOOK_SIZE  # of the first image
+    difference_PD = embedding(changed_PK, torch.tensor(lengths)) - embedding(codes_PK, torch.tensor(lengths))
+    first_seen = 0 if context == "bidirectional" else 3
+    assert difference_PD.abs().amax(dim=1).gt(1e-5).nonzero().flatten().tolist() == list(range(first_seen, 5))
 
 
 @torch.no_grad()
 def test_rows_and_columns_are_those_of_each_image() -> None:
     """Beside a loop over rows and columns, whole and step by step, for images of different shapes."""
-    embedding = with_positions(layout="grid")
+    embedding = build_model(layout="grid", image_position_embedding=True).code_embedding
+    for table in embedding.places.parameters(recurse=False):
+        torch.nn.init.normal_(table)  # they are zero
     shapes = [(2, 5), (3, 3), (5, 1)]
     images = [random_codes(rows * columns, seed=columns) for rows, columns in shapes]
     lengths_I = torch.tensor([len(codes_NK) for codes_NK in images])
@@ -99,9 +55,12 @@ def test_rows_and_columns_are_those_of_each_image() -> None:
 
 
 def test_a_position_is_the_sum_of_its_codes_vectors() -> None:
-    embedding = build_model(code_embedder="summed").code_embedding
-    assert isinstance(embedding, SummedEmbedding)
+    embedding, codes_PK = build_model(code_embedder="summed").code_embedding, random_codes(5)
     tables = embedding.codebooks.weight.view(NUM_CODEBOOKS, CODEBOOK_SIZE, -1)
-    codes_PK = random_codes(5)
     expected = [sum(tables[k, code] for k, code in enumerate(codes_K)) for codes_K in codes_PK.tolist()]
     torch.testing.assert_close(embedding(codes_PK, torch.tensor([2, 3])), torch.stack(expected))
+    embedding = build_model().code_embedding
+    with pytest.raises(ValueError):
+        embedding(codes_PK, torch.tensor([2, 4]))
+    with pytest.raises(ValueError):
+        embedding.adopt(SimpleNamespace(quantizer=SimpleNamespace(codebooks=torch.zeros(2, 3, 4))))

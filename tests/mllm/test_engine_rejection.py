@@ -23,14 +23,11 @@ from tests.mllm.tiny_folder import build_tiny_folder
 from tokenizer.unitok import UniTok
 
 
-@pytest.fixture(scope="module", params=["fixed", "grid"])
-def pipeline(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
-    """A model without training that likes to plan and to draw; in the grid layout plans begin with a size."""
-    folder = tmp_path_factory.mktemp("resampled")
-    planner = "mllm.world.plan.ScenePlanner"
-    pipeline = Pipeline.load(
-        build_tiny_folder(folder, layout=request.param, outlines=True, context=800, planner=planner)
-    )
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
+    """A model without training that likes to plan and to draw; its plans begin with a size."""
+    fields = {"layout": "grid", "outlines": True, "context": 800, "planner": "mllm.world.plan.ScenePlanner"}
+    pipeline = Pipeline.load(build_tiny_folder(tmp_path_factory.mktemp("resampled"), **fields))
     likes_V = torch.zeros(pipeline.config.vocab_size)
     likes_V[pipeline.config.begin_plan_id] = 8.0
     likes_V[pipeline.config.begin_image_id] = 5.0
@@ -116,13 +113,11 @@ def test_what_came_before_the_image_stays(pipeline: Pipeline) -> None:
     assert all(isinstance(a, CodesPart) or isinstance(b, CodesPart) for a, b in pairwise(result.parts))
 
 
-@pytest.mark.parametrize("guidance", [1.0, 2.0])
-def test_together_and_alone_the_answers_are_equal_and_events_tell_what_stands(
-    pipeline: Pipeline, guidance: float
-) -> None:
-    requests = build_requests(pipeline, "interleaved", 3, resamples=2, guidance=guidance)
-    requests += build_requests(pipeline, "image", 2, resamples=2, guidance=guidance)
-    requests += build_requests(pipeline, "interleaved", 1, resamples=0, guidance=guidance)
+def test_together_and_alone_the_answers_are_equal_and_events_tell_what_stands(pipeline: Pipeline) -> None:
+    requests = build_requests(pipeline, "interleaved", 2, resamples=2, guidance=2.0)
+    requests += build_requests(pipeline, "interleaved", 1, resamples=2)
+    requests += build_requests(pipeline, "image", 2, resamples=2)
+    requests += build_requests(pipeline, "interleaved", 1, resamples=0)
     together = run(pipeline, requests, sometimes)
     alone = [run(pipeline, [request], sometimes)[0] for request in requests]
     for events, expected in zip(alone, results_of(together), strict=True):
@@ -161,56 +156,30 @@ def test_the_next_try_is_asked_for_while_other_answers_are_not_begun(
     assert taken == [0, 1, 2, STRIDE] and order == [1, 2, 0]
 
 
-def test_an_image_that_is_unlike_its_plan_is_sampled_again(pipeline: Pipeline) -> None:
+def test_an_image_that_is_unlike_its_plan_is_sampled_again_and_every_try_decoded_once(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """By a real description: a model without training sees no red circle."""
     settings = {"plan": "white, large red circle 35", "resamples": 0}
-    third = pipeline.draw("a red circle", seed=3 + 2 * STRIDE, **settings)[0]
-    assert pipeline.draw("a red circle", seed=3, **settings)[0].tobytes() != third.tobytes()
-    drawn = pipeline.draw("a red circle", seed=3, **{**settings, "resamples": 2})[0]
-    assert drawn.tobytes() == third.tobytes() and drawn.info["seed"] == 3
+    first, third = (pipeline.draw("a red circle", seed=3 + n * STRIDE, **settings)[0] for n in (0, 2))
+    assert first.tobytes() != third.tobytes()
     assert pipeline.draw("a", seed=2**63 - 1, **{**settings, "resamples": 1})[0].info["seed"] == 2**63 - 1
-
-
-def test_every_try_is_decoded_once(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    """For its check, the events and the caller."""
     decoded: list[int] = []
     decode = UniTok.decode
     monkeypatch.setattr(
         UniTok, "decode", lambda self, codes, **rest: decoded.append(len(codes)) or decode(self, codes, **rest)
     )
     events: list[Event] = []
-    settings = {"plan": "white, large red circle 35", "resamples": 2, "on_event": events.append}
-    drawn = pipeline.draw("a red circle", seed=3, **settings)[0]
+    drawn = pipeline.draw("a red circle", seed=3, **{**settings, "resamples": 2, "on_event": events.append})[0]
+    assert drawn.tobytes() == third.tobytes() and drawn.info["seed"] == 3
     (told,) = (event.image for event in events if isinstance(event, ImageDone))
-    assert decoded == [1, 1, 1] and told.tobytes() == drawn.tobytes()
-
-
-def test_the_number_of_tries_is_the_checkpoints_or_the_callers(
-    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def chosen(**overrides: object) -> int:
-        messages = from_chat([{"role": "user", "content": "a"}])
-        return pipeline.build_request(messages, "image", task="draw", overrides=overrides).resamples
-
-    assert (chosen(), chosen(resamples=2)) == (0, 2)
-    monkeypatch.setattr(pipeline.config, "image_resamples", 3)
-    assert (chosen(), chosen(resamples=0), chosen(greedy=True)) == (3, 0, 0)
-    monkeypatch.setitem(pipeline.requests.task_settings, "draw", {"resamples": 1})
-    assert chosen() == 1
-    with pytest.raises(ValueError):
-        chosen(resamples=-1)
-
-
-def test_planners_come_from_this_package_only() -> None:
-    assert load_planner(None) is None and load_planner("mllm.world.plan.ScenePlanner").name == "world"
-    for name in ("json.JSONDecoder", "mllm.nowhere.Planner", "mllm.world.plan.Nothing", "mllm.world.plan.plan_of"):
-        with pytest.raises(ValueError):
-            load_planner(name)
+    assert decoded == [1, 1, 1] and told.tobytes() == drawn.tobytes(), "for its check, the events and the caller"
 
 
 def test_a_model_without_a_planner_draws_once(tmp_path: Path) -> None:
-    for outlines in (False, True):
-        plain = Pipeline.load(build_tiny_folder(tmp_path / str(outlines), outlines=outlines, context=400))
-        assert plain.planner is None
-        once, thrice = (plain.draw("a red circle", seed=1, resamples=n)[0].tobytes() for n in (0, 3))
-        assert once == thrice
+    plain = Pipeline.load(build_tiny_folder(tmp_path, outlines=True, context=400))
+    once, thrice = (plain.draw("a red circle", seed=1, resamples=n)[0].tobytes() for n in (0, 3))
+    assert plain.planner is None and once == thrice
+    for name in ("json.JSONDecoder", "mllm.nowhere.Planner", "mllm.world.plan.Nothing", "mllm.world.plan.plan_of"):
+        with pytest.raises(ValueError):  # planners come from this package only
+            load_planner(name)

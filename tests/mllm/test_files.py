@@ -10,16 +10,22 @@ import pytest
 from mllm.files import fingerprint_of, read_lines, whole_file, whole_folder, write_json, write_text
 
 
-def test_a_file_appears_whole_at_the_end_or_stays_what_it_was(tmp_path: Path) -> None:
-    path = tmp_path / "folder" / "file"
+def test_a_file_or_folder_appears_whole_at_the_end_or_stays_what_it_was(tmp_path: Path) -> None:
+    path, folder = tmp_path / "parent" / "file", tmp_path / "folder"
     with whole_file(path) as unfinished:
         unfinished.write_text("half")
         assert not path.exists()
-    assert path.read_text() == "half"
     with pytest.raises(RuntimeError), whole_file(path) as unfinished:
         unfinished.write_text("ne")
         raise RuntimeError("midway")
     assert path.read_text() == "half" and list(path.parent.iterdir()) == [path]
+    for text in ("old", "new"):
+        with whole_folder(folder) as unfinished:
+            (unfinished / text).write_text(text)
+    with pytest.raises(OSError) as raised, whole_folder(folder) as unfinished:
+        (unfinished / "newest").write_text("")
+        raise OSError(errno.ENOSPC, "no space")
+    assert raised.value.filename == str(folder) and [file.name for file in folder.rglob("*")] == ["new"]
 
 
 def test_links_are_followed_and_devices_refused(tmp_path: Path) -> None:
@@ -37,18 +43,6 @@ def test_links_are_followed_and_devices_refused(tmp_path: Path) -> None:
         with pytest.raises(ValueError):
             write_text(path, "lost")
     assert Path("/dev/null").is_char_device()
-
-
-def test_a_folder_appears_whole_at_the_end(tmp_path: Path) -> None:
-    path = tmp_path / "folder"
-    for text in ("old", "new"):
-        with whole_folder(path) as unfinished:
-            (unfinished / text).write_text(text)
-    with pytest.raises(OSError) as raised, whole_folder(path) as unfinished:
-        (unfinished / "newest").write_text("")
-        raise OSError(errno.ENOSPC, "no space")
-    assert raised.value.filename == str(path)
-    assert [file.name for file in tmp_path.rglob("*")] == ["folder", "new"]
 
 
 def test_a_reader_never_meets_half_a_file_while_another_process_rewrites_it(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from unittest.mock import ANY, Mock, call
 import pytest
 from transformers import LogitsProcessorList, SuppressTokensLogitsProcessor
 
-from mllm.conversation import ImagePart, Message, TextPart
+from mllm.conversation import ImagePart, TextPart
 from mllm.inference_solver import FlexARInferenceSolver, SolverSampling, build_messages, understand
 from tests.mllm.engine_helpers import liking
 from tests.mllm.tiny_folder import build_tiny_folder
@@ -41,6 +41,9 @@ def test_the_three_jobs_as_published(solver: FlexARInferenceSolver) -> None:
     drawn = solver.pipeline.draw("a red circle on a white background", seed=1, guidance=4.0, temperature=1.0)
     assert images[0].tobytes() == drawn[0].tobytes(), "the same prompt, the same seed, the same image"
     assert solver.decode_image(answer.codes[0]).tobytes() == images[0].tobytes()
+    qas = [[DRAW, text], ["Describe the image in detail.", None]]
+    request = solver.build_request(answer.codes, qas, 20, 1.0, seed=1, generation_mode="text")
+    assert (request.prompt.codes_PK == answer.codes[0].codes_KN.T).all(), "the very codes, not a second encoding"
     text, images = solver.generate([picture()], [[DESCRIBE, None]], 64, 1.0, sampling)
     assert isinstance(text, str) and "<|image|>" not in text and images == []
     many = solver.generate([picture()], [[DEPTH, None]], None, 1.0, seed=4, n=2)
@@ -49,15 +52,9 @@ def test_the_three_jobs_as_published(solver: FlexARInferenceSolver) -> None:
 
 
 def test_placeholders_are_filled_in_reading_order() -> None:
-    def shape(messages: list[Message]) -> list[str]:
-        parts = [[part.text if isinstance(part, TextPart) else "#" for part in m.parts] for m in messages]
-        return [f"{m.role[0]}:" + "|".join(texts) for m, texts in zip(messages, parts, strict=True)]
-
     for num_images, qas, expected in (
         (0, [["hi", None]], ["u:hi"]),
-        (1, [["hi", None]], ["u:#|hi"]),
         (2, [["hi", "yes"], ["so?", None]], ["u:#|#|hi", "a:yes", "u:so?"]),
-        (1, [["What? <|image|>", None]], ["u:#|What?"]),
         (1, [["As in <|image|> do it", None]], ["u:As in|#|do it"]),
         (2, [["<|image|><|image|> equal?", None]], ["u:#|#|equal?"]),
         (1, [["Draw.", "Here: <|image|>"], ["Thanks.", None]], ["u:Draw.", "a:Here:|#", "u:Thanks."]),
@@ -65,17 +62,12 @@ def test_placeholders_are_filled_in_reading_order() -> None:
         (0, [["say \\<|image|> please", None]], ["u:say <|image|> please"]),
     ):
         images = [picture(seed) for seed in range(num_images)]
-        messages = build_messages(images, qas)
-        assert shape(messages) == expected
-        parts = [part for message in messages for part in message.parts if isinstance(part, ImagePart)]
-        assert [part.image for part in parts] == images
-
-
-def test_an_answer_goes_back_into_the_dialogue_without_loss(solver: FlexARInferenceSolver) -> None:
-    first = solver.generate([], [[DRAW, None]], None, 1.0, seed=1)
-    qas = [[DRAW, first.text], ["Describe the image in detail.", None]]
-    request = solver.build_request(first.codes, qas, 20, 1.0, seed=1, generation_mode="text")
-    assert (request.prompt.codes_PK == first.codes[0].codes_KN.T).all(), "the very codes, not a second encoding"
+        messages, placed, found = build_messages(images, qas), [], []
+        for message in messages:
+            placed += [part.image for part in message.parts if isinstance(part, ImagePart)]
+            shown = [part.text if isinstance(part, TextPart) else "#" for part in message.parts]
+            found.append(f"{message.role[0]}:" + "|".join(shown))
+        assert found == expected and placed == images
 
 
 def test_no_image_is_lost_to_the_budget(solver: FlexARInferenceSolver) -> None:
@@ -90,24 +82,17 @@ def test_no_image_is_lost_to_the_budget(solver: FlexARInferenceSolver) -> None:
 
 
 def test_settings_reach_what_they_are_for(solver: FlexARInferenceSolver) -> None:
-    def build(question: str, *processors: Any) -> Any:
+    def build(question: str, sampling: SolverSampling) -> Any:
         images = [picture()] if "<|image|>" in question else []
-        return solver.build_request(images, [[question, None]], None, 0.8, list(processors), seed=0)
+        return solver.build_request(images, [[question, None]], None, 0.8, [sampling], seed=0)
 
-    given = SolverSampling(cfg=4.0, image_top_k=200.0, text_top_k=7, image_temperature=0.5)
-    request = build(DRAW, given)
+    request = build(DRAW, SolverSampling(cfg=4.0, image_top_k=200.0, text_top_k=7, image_temperature=0.5))
     assert (request.image.guidance, request.image.top_k, request.image.temperature) == (4.0, 200, 0.5)
     assert (request.text.top_k, request.text.temperature) == (7, 0.8)
-    request = build(DRAW)
-    assert (request.image.guidance, request.image.temperature) == (2.0, 0.8), "the checkpoint's guidance"
-    for off in (0, None):
-        request = build(DRAW, SolverSampling(image_top_k=off, text_top_k=off))
-        assert request.image.top_k is None and request.text.top_k is None and not request.image.greedy
     assert not build(DESCRIBE, SolverSampling(cfg=9.0)).is_guided, "guidance means nothing to a description"
-    instruction, everything = (build(DEPTH, SolverSampling(cfg=2.0, uncond=uncond)) for uncond in ("text", "all"))
-    assert len(instruction.unconditional.image_lengths_I) == 1
-    assert len(everything.unconditional.image_lengths_I) == 0
-    assert build(DEPTH, SolverSampling(cfg=1.0, uncond="all")).unconditional is None
+    for uncond, num_images in (("text", 1), ("all", 0)):
+        request = build(DEPTH, SolverSampling(cfg=2.0, uncond=uncond))
+        assert len(request.unconditional.image_lengths_I) == num_images
     first = solver.generate([picture()], [[DESCRIBE, None]], 12, 1.0, SolverSampling(text_top_k=1))
     suppressed = LogitsProcessorList([SuppressTokensLogitsProcessor([first.tokens[0]])])
     second = solver.generate([picture()], [[DESCRIBE, None]], 12, 1.0, [SolverSampling(text_top_k=1), *suppressed])
@@ -125,38 +110,30 @@ def test_a_streamer_gets_text_and_progress(solver: FlexARInferenceSolver, capsys
 
 
 def test_wrong_calls_are_refused(solver: FlexARInferenceSolver, folder: Path) -> None:
-    draw = [[DRAW, None]]
     for images, qas in (
         (1, [["<|image|> <|image|>", None]]),
         (2, [["a <|image|>", "b"], ["c", None]]),
-        (0, [["a", None], ["b", None]]),
-        (0, [["a", "b"]]),
-        (0, [["a"]]),
+        *((0, qas) for qas in ([["a", None], ["b", None]], [["a", "b"]], [["a"]])),
     ):
         with pytest.raises(ValueError):
             build_messages([picture()] * images, qas)
     for refused in (
-        *(lambda image=image: solver.generate(image, [[DEPTH, None]], None, 1.0) for image in (3, b"no", [None])),
-        lambda: solver.generate([], draw, 5, 1.0),
-        lambda: solver.generate([], draw, 99, 1.0, n=0),
-        lambda: solver.generate([], draw, 99, 1.0, streamer=solver.get_streamer(), n=2),
+        lambda: solver.generate([None], [[DEPTH, None]], None, 1.0),
+        lambda: solver.generate([], [[DRAW, None]], 5, 1.0),
+        lambda: solver.generate([], [[DRAW, None]], 99, 1.0, streamer=solver.get_streamer(), n=2),
         lambda: solver.generate([], [[DRAW.replace("32x32", "64x64"), None]], 99, 1.0),
         lambda: solver.generate([picture()], [["Detect: cat <|image|>", None]], 99, 1.0),
         lambda: solver.create_logits_processor(text_top_k=2.5),
-        lambda: solver.create_logits_processor(cfg=0.0),
-        *(lambda w=wrong: FlexARInferenceSolver(folder, *w, device="cpu") for wrong in (("tf32", 32), ("fp32", 768))),
+        lambda: FlexARInferenceSolver(folder, "tf32", 32, device="cpu"),
+        lambda: FlexARInferenceSolver(folder, "fp32", 768, device="cpu"),
     ):
         with pytest.raises(ValueError):
             refused()
-
-
-def test_published_sentences_say_what_is_asked_for_and_a_given_mode_goes_first() -> None:
-    for text, mode, replaced in (
+    for text, mode, replaced in (  # published sentences say what is asked for, and a given mode goes first
         (DRAW, "image", "a red circle on a white background"),
         (DESCRIBE, "text", None),
         ("Segmentic segmentation. <|image|>", "image", "Semantic segmentation."),
         ("Depth estimation.", "interleaved", None),
-        ("Make it green. <|image|>", "interleaved", None),
     ):
         question = understand(text, "auto")
         assert (question.mode, question.text) == (mode, replaced)

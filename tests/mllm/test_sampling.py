@@ -33,21 +33,6 @@ def test_filters_keep_what_plain_loops_keep() -> None:
             assert set(kept_C.nonzero().flatten().tolist()) == reference_kept(row, top_k=top_k, top_p=top_p)
 
 
-def test_rows_of_different_settings_choose_as_if_each_were_alone() -> None:
-    generator = torch.Generator().manual_seed(1)
-    both = {"temperature": 2.0, "top_k": 11, "top_p": 0.9}
-    fields = ({}, {"greedy": True}, {"temperature": 0.3, "top_k": 4}, {"top_p": 0.5}, both)
-    configs = [SamplingConfig(**each) for each in fields]
-    logits_NC = torch.randn(5, 37, generator=generator)
-    for _ in range(50):
-        seeds_N = torch.randint(2**62, (5,), generator=generator)
-        noise_NC = gumbel(seeds_N, seeds_N % 7, 0, num_choices=37)
-        together_N = choose(logits_NC, stack_settings(configs, num_choices=37), noise_NC)
-        for n, config in enumerate(configs):
-            settings = stack_settings([config], num_choices=37)
-            assert choose(logits_NC[n : n + 1], settings, noise_NC[n : n + 1]).item() == together_N[n].item()
-
-
 def test_choices_follow_the_filtered_distribution() -> None:
     """Chi-square over 10^5 draws, for counters that differ in seed, position or codebook alone."""
     num_draws, many = 100_000, torch.arange(100_000)
@@ -91,13 +76,6 @@ def test_noise_is_a_function_of_its_counters() -> None:
         assert mix_bits(many_N).unique().numel() == 4096
         there = gumbel(many_N, many_N % 64, many_N % 8, num_choices=64).cpu()
         assert torch.equal(there, gumbel(many_N.cpu(), many_N.cpu() % 64, many_N.cpu() % 8, num_choices=64))
-
-
-def test_an_impossible_choice_is_never_drawn() -> None:
-    logits_NC, many_N = torch.full((300, 9), -torch.inf), torch.arange(300)
-    logits_NC[:, 6] = -300.0
-    noise_NC = gumbel(many_N, many_N, 0, num_choices=9)
-    assert choose(logits_NC, stack_settings([SamplingConfig()], num_choices=9), noise_NC).unique().tolist() == [6]
 
 
 def test_per_codebook_settings_are_picked_by_codebook_and_steps_that_no_row_asks_for_are_left_out() -> None:

@@ -33,19 +33,16 @@ from mllm.vocabulary import (
     save_text_tokenizer,
 )
 from tests.mllm.engine_helpers import IDS, learned_sample
-from train.text_tokenizer import train_text_tokenizer
+from tests.mllm.tiny_folder import write_text_tokenizer
 
-SENTENCES = ["USER: ASSISTANT: a large red circle is to the left of a small blue square", "what color is it? yes, no."]
-TEXTS = [
-    *(" a red circle", " what?", "USER:", " ASSISTANT:", "  two  spaces ", " \u4f60\u00e9\n\tz", " </s><image><s>"),
-    " 12",
-]
+TEXTS = (" a red circle", " what?", "USER:", "  two  spaces ", " \u4f60\u00e9\n\tz", " </s><image><s>", " 12")
+NUM_TOKENS = 330
 
 
 @pytest.fixture(scope="module")
 def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("text") / "tokenizer.model"
-    train_text_tokenizer(SENTENCES * 3, path, vocab_size=310)
+    write_text_tokenizer(path)
     return path
 
 
@@ -73,7 +70,7 @@ def codes(rows: int, columns: int) -> CodesPart:
 def test_special_tokens_have_names_and_are_added_once(
     tokenizer: PreTrainedTokenizerBase, vocabulary: Vocabulary
 ) -> None:
-    assert vocabulary.size == 310 + 3 + 1 + 2 * 5
+    assert vocabulary.size == NUM_TOKENS + 3 + 1 + 2 * 5
     assert (vocabulary.pad_token_id, vocabulary.bos_token_id, vocabulary.eos_token_id) == (0, 1, 2)
     assert vocabulary.first_column_size_id == vocabulary.first_row_size_id + 5
     assert extend_tokenizer(tokenizer, max_grid_side=5) == vocabulary
@@ -104,15 +101,6 @@ def test_an_outline_is_learned_with_its_marker(model_file: Path, layout: str) ->
     place = slice(start, start + 1 + len(sizes) + len(words))
     assert ids[place] == [marker, *sizes, *words]
     assert sequence.labels_T[place].tolist() == [marker, *[IGNORED] * len(sizes), *words]
-    with pytest.raises(ValueError):
-        build_sequence(messages, tokenizer=tokenizer, config=config_of(vocabulary, begin_plan_id=None))
-
-
-def test_no_text_is_unencodable_or_a_special_token(tokenizer: PreTrainedTokenizerBase, vocabulary: Vocabulary) -> None:
-    for text in TEXTS:
-        token_ids = encode_text(tokenizer, text)
-        assert token_ids and not {0, 1, 2} & set(token_ids) and max(token_ids) < vocabulary.begin_image_id
-        assert decode_text(tokenizer, token_ids) == text.strip()
 
 
 def test_saved_files_give_the_same_ids(
@@ -124,7 +112,10 @@ def test_saved_files_give_the_same_ids(
     for folder in (first, second):
         assert (folder / "tokenizer.model").read_bytes() == model_file.read_bytes()
         for loaded in (load_text_tokenizer(folder), AutoTokenizer.from_pretrained(folder)):
-            assert [encode_text(loaded, text) for text in TEXTS] == [encode_text(tokenizer, text) for text in TEXTS]
+            found = [encode_text(loaded, text) for text in TEXTS]
+            assert found == [encode_text(tokenizer, text) for text in TEXTS]
+            assert all(ids and min(ids) > 2 and max(ids) < vocabulary.begin_image_id for ids in found), "only text"
+            assert [decode_text(loaded, ids) for ids in found] == [text.strip() for text in TEXTS]
             assert extend_tokenizer(loaded, max_grid_side=5) == vocabulary
     with pytest.raises(FileNotFoundError):
         load_text_tokenizer(tmp_path / "nothing")
@@ -178,21 +169,6 @@ def test_a_prompt_is_a_prefix_of_its_sample(tokenizer: PreTrainedTokenizerBase, 
         build_sequence(foreign, tokenizer=tokenizer, config=config_of(vocabulary))
     with pytest.raises(TypeError):
         encode_segments([Segment(3)], tokenizer=tokenizer, config=config)
-
-
-def test_everything_of_a_document_is_learned_in_every_style(
-    tokenizer: PreTrainedTokenizerBase, vocabulary: Vocabulary
-) -> None:
-    document = [Message("assistant", (TextPart("once"), codes(3, 3), TextPart("and again"), codes(3, 3)))]
-    for style in ("native", "unitok"):
-        config = config_of(vocabulary, prompt_style=style)
-        sequence = build_sequence(document, tokenizer=tokenizer, config=config)
-        image = [vocabulary.begin_image_id, *[vocabulary.image_token_id] * 9, vocabulary.end_image_id]
-        texts = [encode_text(tokenizer, " once"), encode_text(tokenizer, " and again")]
-        assert sequence.token_ids_T.tolist() == [1, *texts[0], *image, *texts[1], *image, 2]
-        assert sequence.code_targets_P.all() and len(sequence.code_targets_P) == 18
-        learned = {*texts[0], *texts[1], vocabulary.begin_image_id, 2}
-        assert learned <= set(sequence.labels_T.tolist())
 
 
 @pytest.mark.parametrize("layout", ["fixed", "grid", "bare"])

@@ -36,10 +36,11 @@ def build_tiny_folder(
     layout: str = "fixed",
     context: int = 160,
     width: int = 24,
+    image_size: int = 32,
     outlines: bool = False,
     **fields: object,
 ) -> Path:
-    """Write a whole model folder: 32 x 32 pictures of 2 x 2 positions, three codebooks of 17 codes.
+    """Write a whole model folder: pictures of 2 x 2 positions at 32 pixels, three codebooks of 17 codes.
 
     Args:
         width: of the backbone.
@@ -52,18 +53,13 @@ def build_tiny_folder(
     tokens = {"max_grid_side": 3 if layout == "grid" else None, "num_classes": fields.get("num_classes", 0)}
     vocabulary = extend_tokenizer(text_tokenizer, **tokens, plans=outlines)
     torch.manual_seed(0)
-    codes = {"num_codebooks": 3, "codebook_size": 17, "code_width": 4, "image_size": 32}
+    codes = {"num_codebooks": 3, "codebook_size": 17, "code_width": 4, "image_size": image_size}
     encoder = {"stem_width": 4, "stage_widths": (4, 8), "stage_depths": (1, 1), "width": 12, "depth": 1, "num_heads": 2}
     decoder = {"decoder_depth": 1, "decoder_widths": (8, 4), "decoder_depths": (1, 1)}
     image_tokenizer = UniTok(UniTokConfig(**codes, **encoder, **decoder, projection_heads=2, embed_dim=0)).eval()
-    heads = {"num_attention_heads": 3, "num_key_value_heads": 3, "num_hidden_layers": 2, "hidden_size": width}
-    text_config = LlamaConfig(
-        vocab_size=vocabulary.size,
-        intermediate_size=40 if width == 24 else 2 * width,
-        max_position_embeddings=context,
-        initializer_range=0.2,
-        **heads,
-    )
+    sizes = {"vocab_size": vocabulary.size, "hidden_size": width, "intermediate_size": 40 if width == 24 else 2 * width}
+    heads = {"num_attention_heads": 3, "num_key_value_heads": 3, "num_hidden_layers": 2, "initializer_range": 0.2}
+    text_config = LlamaConfig(**sizes, **heads, max_position_embeddings=context)
     ours = {"embedder_width": 24, "embedder_heads": 3, "image_layout": layout, "image_guidance": 2.0, "head_layers": 1}
     config = MLLMConfig(text_config=text_config, **codes, **{**ours, **fields, **vocabulary.config_fields()})
     model = MLLMForConditionalGeneration(config).eval()

@@ -1,19 +1,25 @@
-"""Training loss, gradients, embeddings and logits against the released system's own numbers."""
+"""The released system's own numbers: training loss, gradients, embeddings and logits, greedy text-to-image decoding."""
 
+from __future__ import annotations
+
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+import mllm.engine.step
 from mllm.checkpoint import RELEASED
+from mllm.engine.loop import Engine
+from mllm.engine.request import GenerationRequest
 from mllm.model import MLLMForConditionalGeneration
+from mllm.sampling import SamplingConfig
+from tests.mllm.engine_helpers import outcome, text_prompt
 from tests.mllm.golden_mllm import IMAGE_MARK, expand_images, golden_outputs, golden_weights
 
-
-@pytest.fixture(scope="module")
-def weights() -> dict[str, Tensor]:
-    return golden_weights()
+NUM_POSITIONS = 10
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +46,8 @@ def training_batch(expected: dict[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def test_the_key_table_goes_there_and_back_bit_equal(weights: dict[str, Tensor], model: torch.nn.Module) -> None:
+def test_the_key_table_goes_there_and_back_bit_equal(model: MLLMForConditionalGeneration) -> None:
+    weights = golden_weights()
     back = RELEASED.to_theirs(model.state_dict(), codebook_size=4096)
     assert back.keys() == weights.keys()
     assert all(torch.equal(back[name], weights[name]) for name in weights)
@@ -79,3 +86,43 @@ def test_understanding(model: MLLMForConditionalGeneration, expected: dict[str, 
     torch.testing.assert_close(embedded_BTD, expected["und.inputs_embeds"], atol=1e-4, rtol=1e-4)
     logits_BTV = model(ids_BT, codes=codes_PK, image_lengths=lengths_I).logits
     torch.testing.assert_close(logits_BTV, expected["und.logits"], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("case", "guidance", "context"), [("full1", 1.0, "prefix"), ("full4", 4.0, "prefix"), ("last", 5.0, "current")]
+)
+def test_greedy_drawing_equals_the_released_system(
+    monkeypatch: pytest.MonkeyPatch,
+    expected: dict[str, Tensor],
+    golden_folders: dict[str, Path],
+    case: str,
+    guidance: float,
+    context: str,
+) -> None:
+    ids = expected[f"{case}.prompt_ids"]
+    mask = expected.get(f"{case}.attention_mask", torch.ones_like(ids)).bool()
+    rows = [row[real].tolist() for row, real in zip(ids, mask, strict=True)]
+    assert all(row[-1] == 3 for row in rows), "begin-of-image, which the decoding loop places"
+    prompts = [text_prompt(row[:-1], num_codebooks=8) for row in rows]
+    image = SamplingConfig(greedy=True, guidance=guidance)
+    requests = [
+        GenerationRequest(prompt=prompt, unconditional=other, mode="image", image=image, window=1)
+        for prompt, other in zip(prompts[:2], prompts[2:] or [None, None], strict=True)
+    ]
+    seen: list[Tensor] = []
+    choose = mllm.engine.step.choose
+    monkeypatch.setattr(
+        mllm.engine.step, "choose", lambda logits, *rest: seen.append(logits.clone()) or choose(logits, *rest)
+    )
+    model = MLLMForConditionalGeneration.from_pretrained(golden_folders["converted"], embedding_context=context)
+    results = Engine(model).generate(requests)
+    guessed = Engine(model).generate([replace(request, window=None) for request in requests])
+    assert [outcome(result) for result in guessed] == [outcome(result) for result in results]
+
+    codes_2KN = np.stack([result.images[0].codes_KN[:, :NUM_POSITIONS] for result in results])
+    assert (codes_2KN == expected[f"{case}.codes"].numpy()).all()
+    logits_2NKC = torch.stack(seen[: NUM_POSITIONS * 8], dim=1).unflatten(1, (NUM_POSITIONS, 8))
+    torch.testing.assert_close(logits_2NKC[:, :2], expected[f"{case}.logits_first"], rtol=1e-4, atol=1e-4)
+    top_2NK8 = logits_2NKC.topk(8).values
+    torch.testing.assert_close(top_2NK8, expected[f"{case}.logits_top"], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(logits_2NKC.sum(-1), expected[f"{case}.logits_sum"], rtol=1e-4, atol=0.05)
