@@ -307,30 +307,11 @@ def record_passes(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
     return passes
 
 
-def test_an_image_takes_one_forward_per_position_and_only_guidance_a_second_sequence(
-    monkeypatch: pytest.MonkeyPatch, model: MLLMForConditionalGeneration
-) -> None:
-    passes = record_passes(monkeypatch)
-    for mode, guidance, rows in (("image", 1.0, 1), ("image", 1.01, 2), ("text", 3.0, 1)):
-        passes.clear()
-        budget = {"image": None, "text": 2}[mode]
-        image = SamplingConfig(guidance=guidance)
-        Engine(model).generate([ask(mode=mode, image=image, max_new_tokens=budget, window=1)])
-        assert {len(counts) for counts in passes} == {rows}
-        if mode == "image":  # bos, text and begin-of-image, then every position but the last
-            assert [counts[0] for counts in passes] == [9] + [1] * 8
-    engine = Engine(model)
-    passes.clear()
-    for number in range(2):
-        engine.submit(ask(4 + number, seed=number, window=1))
-        engine.step()
-    assert passes == [[6], [1, 7]], "a prompt is fed in the pass of what is running"
-
-
 def test_equal_prompts_are_run_once_and_draw_as_they_do_alone(
     monkeypatch: pytest.MonkeyPatch, model: MLLMForConditionalGeneration
 ) -> None:
-    """Images of one sentence share its prompt, guided requests the unconditional one; images inside a prompt count."""
+    """Images of one sentence share its prompt, guided requests the unconditional one; images inside a prompt count. A
+    prompt is fed in the pass of what is running, an image takes one place for each position, of both rows if guided."""
     sentence, nothing = build_prompt(8, seed=1), build_prompt(9, seed=2)
     looked_at = build_prompt(5, seed=0, num_images=1)
     others = replace(looked_at, codes_PK=(looked_at.codes_PK + 1) % CODEBOOK_SIZE)
@@ -346,6 +327,12 @@ def test_equal_prompts_are_run_once_and_draw_as_they_do_alone(
     passes.clear()
     assert [outcome(result) for result in engine.generate(requests[:1])] == alone[:1]
     assert sum(map(sum, passes)) == 2 * 9, "the slots still hold both prompts"
+    passes.clear()
+    engine = Engine(model)
+    for number in range(2):
+        engine.submit(ask(4 + number, seed=number, window=1))
+        engine.step()
+    assert passes == [[6], [1, 7]]
 
 
 # ---- steps of static sizes ----

@@ -102,6 +102,8 @@ def test_a_question_gets_a_text(pipeline: Pipeline, picture: Image.Image, tmp_pa
     answer = pipeline.ask([picture, picture], "Are they equal?", on_event=events.append, temperature=1.0, seed=4)
     assert "".join(event.text for event in events if isinstance(event, TextDelta)) == answer
     assert isinstance(events[-1], Done)
+    with pytest.raises(ValueError):
+        pipeline.ask(picture, "What?", guidance=2.0)
 
 
 def test_sizes_are_those_asked_for_and_edits_have_that_of_their_picture(
@@ -203,6 +205,7 @@ def test_an_extended_image_keeps_its_codes(
     assert "70 x 70" in caplog.text
     for pipe, extend, more in (
         (pipeline, "left", {}),  # no such size in this model
+        (grid_pipeline, "up", {}),
         *((grid_pipeline, "right", {"size": size}) for size in ((40, 32), (32, 48), (32, 32))),
         (grid_pipeline, "all", {"mask": picture}),
     ):

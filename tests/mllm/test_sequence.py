@@ -101,6 +101,8 @@ def test_an_outline_is_learned_with_its_marker(model_file: Path, layout: str) ->
     place = slice(start, start + 1 + len(sizes) + len(words))
     assert ids[place] == [marker, *sizes, *words]
     assert sequence.labels_T[place].tolist() == [marker, *[IGNORED] * len(sizes), *words]
+    with pytest.raises(ValueError):
+        build_sequence(messages, tokenizer=tokenizer, config=config_of(vocabulary, begin_plan_id=None))
 
 
 def test_saved_files_give_the_same_ids(
