@@ -351,7 +351,7 @@ def released(ours: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def pictures_and_answers(folder: Path) -> list[Any]:
     pipeline = Pipeline.load(folder, device="cpu")
-    pictures = pipeline.draw("a red circle", n=2, seed=3)
+    pictures = pipeline.draw("a red circle", seed=3)
     looked_at = Image.fromarray(np.arange(40 * 50 * 3, dtype=np.uint8).reshape(40, 50, 3))
     return [*(np.asarray(picture).tolist() for picture in pictures), pipeline.ask(looked_at, "What is it?", seed=1)]
 

@@ -348,7 +348,7 @@ def some_requests() -> list[GenerationRequest]:
     ]
 
 
-@pytest.mark.parametrize("head_type", ["mlp", "depth_transformer"])
+@pytest.mark.parametrize("head_type", ["depth_transformer", pytest.param("mlp", marks=pytest.mark.slow)])
 @torch.inference_mode()
 def test_a_step_has_no_graph_break_and_waits_for_nothing(head_type: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = build_model(head_type=head_type, layout="grid")

@@ -41,14 +41,15 @@ def test_choices_follow_the_filtered_distribution() -> None:
     counters = [(many, 0 * many, 0), (0 * many + 2**63 - 1, many, TEXT)]  # seed, position, codebook
     counters += [(many // 4, many % 4, 5), (many % 7, many, many % 3)]
     all_of_them = {"temperature": 1.5, "top_k": 12, "top_p": 0.9}
-    for fields in ({}, {"temperature": 0.5}, {"temperature": 2.0, "top_k": 6}, {"top_p": 0.7}, all_of_them):
+    settings_of = ({}, {"temperature": 0.5}, {"temperature": 2.0, "top_k": 6}, {"top_p": 0.7}, all_of_them)
+    for number, fields in enumerate(settings_of):
         config = SamplingConfig(**fields)
         top_p = config.top_p if config.top_p < 1 else 2.0
         kept = reference_kept((logits_C / config.temperature).tolist(), top_k=config.top_k, top_p=top_p)
         expected_C = torch.full((23,), -torch.inf, dtype=torch.float64)
         expected_C[list(kept)] = logits_C.double()[list(kept)] / config.temperature
         expected_C = expected_C.softmax(-1) * num_draws
-        for seeds_N, positions_N, codebooks in counters:
+        for seeds_N, positions_N, codebooks in counters if number in (0, 4) else counters[:1]:
             noise_NC = gumbel(seeds_N, positions_N, codebooks, num_choices=23)
             settings = stack_settings([config], num_choices=23)
             counts_C = choose(logits_C.expand(num_draws, -1), settings, noise_NC).bincount(minlength=23)
