@@ -159,13 +159,3 @@ def test_pixels_are_rounded_clamped_and_never_nan() -> None:
     assert np.asarray(to_images(pixels_B3HW)[0])[0, :, 0].tolist() == [0, 0, 128, 128, 255, 255, 128]
     image = noise(5, 4)  # levels and pixels are inverse
     assert np.array_equal(np.asarray(to_images(to_pixels(to_bytes(image)[None]))[0]), np.asarray(image))
-
-
-def test_a_sheet_shows_pairs_in_rows() -> None:
-    originals_B3HW, reconstructions_B3HW = torch.rand(2, 5, 3, 6, 9) * 2 - 1
-    sheet = np.asarray(images.reconstruction_sheet(originals_B3HW, reconstructions_B3HW, per_row=3))
-    assert sheet.shape == (2 * (12 + 8), 3 * (9 + 8), 3)
-    (fifth,) = to_images(reconstructions_B3HW[4:])  # second row, second column, lower half
-    assert np.array_equal(sheet[20 + 4 + 6 : 20 + 4 + 12, 17 + 4 : 17 + 4 + 9], np.asarray(fifth))
-    assert (sheet[20:, 34:] == 255).all()  # no sixth pair
-    assert images.side_by_side([noise(4, 9), noise(6, 5)]).size == (14, 9)

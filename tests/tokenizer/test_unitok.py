@@ -40,6 +40,8 @@ def test_every_grid_works_both_ways_and_images_do_not_influence_their_neighbours
     for rows, columns in ((2, 3), (3, 2), (1, 4), (5, 1)):
         pixels_B3HW = torch.rand(2, 3, 16 * rows, 16 * columns) * 2 - 1
         codes_BKN = small_model.encode(pixels_B3HW)
+        with pytest.raises(ValueError):
+            small_model.decode(codes_BKN, grid=(rows, columns + 1))
         assert small_model.grid_of(pixels_B3HW) == (rows, columns) and codes_BKN.dtype == torch.int64
         assert torch.equal(codes_BKN, torch.cat([small_model.encode(each[None]) for each in pixels_B3HW]))
         decoded_B3HW = small_model.decode(codes_BKN, grid=(rows, columns))
@@ -59,32 +61,6 @@ def test_codes_of_a_patch_depend_on_that_patch_alone(small_config: UniTokConfig)
     assert is_changed_BN.nonzero().tolist() == [[1, 4]]
     alone_1NZ = model.features(pixels_B3HW[1:, :, 16:, 16:32])
     torch.testing.assert_close(alone_1NZ[0, 0], features_BNZ[1, 4])
-
-
-@pytest.mark.parametrize("scope", ["image", "patch"])
-def test_shrinking_means_codes_of_the_averaged_image_at_twice_the_size(
-    small_config: UniTokConfig, scope: Literal["image", "patch"]
-) -> None:
-    small_model = UniTok(replace(small_config, encoder_scope=scope)).eval()
-    sizes = {"shrink": 2, "image_size": 96, "decoder_widths": (14, 6, 4), "decoder_depths": (2, 1, 1)}
-    larger = UniTok(replace(small_model.config, **sizes)).eval()
-    for name, part in small_model.encoding_half.items():
-        larger.encoding_half[name].load_state_dict(part.state_dict())
-    pixels_B3HW = torch.rand(2, 3, 64, 96) * 2 - 1
-    codes_BKN = larger.encode(pixels_B3HW)
-    assert torch.equal(codes_BKN, small_model.encode(torch.nn.functional.avg_pool2d(pixels_B3HW, 2)))
-    assert larger.decode(codes_BKN, grid=larger.grid_of(pixels_B3HW)).shape == pixels_B3HW.shape
-    assert larger.fingerprint() != small_model.fingerprint()
-
-
-def test_padding_with_the_border_changes_no_pixel_inside(small_model: UniTok, pixels_B3HW: Tensor) -> None:
-    other = UniTok(replace(small_model.config, decoder_padding="replicate")).eval()
-    other.load_state_dict(small_model.state_dict())
-    codes_BKN = small_model.encode(pixels_B3HW)
-    assert other.fingerprint() == small_model.fingerprint() and torch.equal(other.encode(pixels_B3HW), codes_BKN)
-    ours, theirs = (model.decode(codes_BKN, grid=(2, 3)) for model in (other, small_model))
-    torch.testing.assert_close(ours[:, :, 1:-1, 1:-1], theirs[:, :, 1:-1, 1:-1])
-    assert (ours - theirs).abs().max() > 0.01
 
 
 def test_the_bundled_tokenizer_draws_no_frame_and_keeps_its_fingerprint() -> None:
@@ -204,17 +180,6 @@ def test_batches_of_one_size_equal_single_images(small_config: UniTokConfig, sco
         torch.testing.assert_close(pixels_3HW, tokenizer.decode(codes_1KN, grid=encoded.grid)[0])
 
 
-def test_wrong_inputs_are_refused(small_model: UniTok) -> None:
-    for pixels in (torch.zeros(1, 3, 40, 32), torch.zeros(3, 32, 32)):
-        with pytest.raises(ValueError):
-            small_model.encode(pixels)
-    for codes in (torch.zeros(1, 4, 9).long(), torch.arange(12).reshape(1, 3, 4), torch.zeros(1, 3, 6).long()):
-        with pytest.raises(ValueError):
-            small_model.decode(codes)
-    with pytest.raises(ValueError):
-        small_model.encode_text(torch.zeros(1, 9, dtype=torch.int64))  # longer than the context
-
-
 BEGIN, END = 515, 516  # after 256 letters, 256 letters that end a word, and three merges
 THE, CA, T, AMPERSAND = 513, 514, 256 + ord("t") - ord("!"), 256 + ord("&") - ord("!")
 
@@ -259,12 +224,5 @@ def test_codes_come_back_as_written_and_other_files_are_refused(tmp_path: Path) 
             path.write_bytes(content)
             with pytest.raises(ValueError):
                 read_codes(path)
-    np.savez(tmp_path / "other.npz", something=np.zeros(3))
-    for refused in (
-        lambda: read_codes(tmp_path / "other.npz"),
-        lambda: write_codes(tmp_path / "x.txt", written),
-        lambda: replace(written, grids=((2, 5), (3, 2), (1, 7))),
-        lambda: written.require_fingerprint("fedcba9876543210"),
-    ):
-        with pytest.raises(ValueError):
-            refused()
+    with pytest.raises(ValueError):
+        written.require_fingerprint("fedcba9876543210")
