@@ -67,33 +67,22 @@ def test_views_and_folders_are_picked_and_classes_dropped(tmp_path: Path) -> Non
     assert abs(sum(dropped) - 120) < 35
 
 
-def test_what_does_not_fit_is_refused_and_images_of_the_world_are_encoded_once(
-    tmp_path: Path, tokenizer: UniTok
-) -> None:
-    fits = make_folder(tmp_path / "fits", [record(0, [1]), record(6, [1])])
-    wrong = {
-        "other class": [make_folder(tmp_path / "more", [record(7, [1])])],
-        "no class": [make_folder(tmp_path / "kind", [Record("pair", record(0, [1]).messages, "s", "p")])],
-        "other images": [fits, make_folder(tmp_path / "fewer", [record(0, [1])])],
-    }
-    for folders in wrong.values():
-        with pytest.raises(ValueError):
-            ClassSequences(ClassData(), folders, TOKENIZERS, BatchShape(1, 5))
-    with pytest.raises(ValueError, match="raise it"):
-        ClassSequences(ClassData(), [fits], TOKENIZERS, BatchShape(rows=1, length=4))
+def test_images_of_the_world_are_encoded_once(tmp_path: Path, tokenizer: UniTok) -> None:
+    with pytest.raises(ValueError):  # a class that the model lacks
+        ClassSequences(ClassData(), [make_folder(tmp_path / "more", [record(7, [1])])], TOKENIZERS, BatchShape(1, 5))
     config = MLLMConfig(**{**CONFIG.to_dict(), "num_classes": len(CLASSES)})
     tokenizers, of_world = replace(TOKENIZERS, image=tokenizer, config=config), ClassData(world_images=2)
     with pytest.raises(ValueError, match="raise it"):
         class_sequences(of_world, tmp_path / "codes", tokenizers, BatchShape(1, 4))
     assert not (tmp_path / "codes").exists(), "refused before images are encoded"
-    first = class_sequences(of_world, tmp_path / "codes", tokenizers, BatchShape(1, 5)).folders[0]
-    (codes,) = first[1].messages[1].parts
-    image = render(class_scene(1, Random("classes/0/1")), 32)
-    assert np.array_equal(codes.codes_KN, tokenizer.encode(to_pixels(to_bytes(image)[None]))[0])
-    longer = replace(of_world, world_images=3)
-    assert content(class_sequences(longer, tmp_path / "codes", tokenizers, BatchShape(1, 5)).folders[0][1]) == content(
-        first[1]
+    first, longer = (
+        class_sequences(data, tmp_path / "codes", tokenizers, BatchShape(1, 5)).folders[0][1]
+        for data in (of_world, replace(of_world, world_images=3))
     )
+    image = render(class_scene(1, Random("classes/0/1")), 32)
+    codes_KN = first.messages[1].parts[0].codes_KN
+    assert np.array_equal(codes_KN, tokenizer.encode(to_pixels(to_bytes(image)[None]))[0])
+    assert content(longer) == content(first)
 
 
 def test_a_folder_of_classes_is_prepared_in_ten_views(tmp_path: Path, tokenizer: UniTok) -> None:
@@ -114,8 +103,6 @@ def test_a_folder_of_classes_is_prepared_in_ten_views(tmp_path: Path, tokenizer:
     expected_BKN = tokenizer.encode(to_pixels(torch.stack(views))).numpy()
     codes_BKN = np.stack([part.codes_KN for part in folder[2].messages[1].parts])
     assert (codes_BKN == expected_BKN).mean() > 0.98  # batches differ, so near ties may
-    with pytest.raises(ValueError):  # no captions, and nobody said that sub-folders are classes
-        prepare_folder([tmp_path / "images"], tmp_path / "another", **options)
 
 
 def test_codes_that_llamagen_extracted_are_prepared(tmp_path: Path, tokenizer: UniTok) -> None:
@@ -131,6 +118,3 @@ def test_codes_that_llamagen_extracted_are_prepared(tmp_path: Path, tokenizer: U
     folder = ShardFolder(tmp_path / "out")
     assert [folder[index].messages[0].parts[0].text for index in range(4)] == ["5", "0", "2", "3"]
     assert all(np.array_equal([p.codes_KN for p in folder[i].messages[1].parts], stored[i]) for i in range(4))
-    (tmp_path / "raw" / "labels" / "2.npy").unlink()
-    with pytest.raises(ValueError, match="labels"):
-        prepare_folder([tmp_path / "raw"], tmp_path / "another", **options)

@@ -14,7 +14,7 @@ from PIL import Image
 
 from mllm.world.scene import SceneObject
 from tests.train.data.raw_data import image_file, tar_of
-from tests.train.published_weights import picture, write_tar
+from tests.train.published_weights import write_tar
 from train.data.images import RandomCrop, TarImages, WorldImages, find_shards, shard_order, window_on
 from train.recipe import ShardsRecipe, TokenizerRecipe
 
@@ -107,6 +107,7 @@ def test_bad_records_stop_training_or_are_counted(tmp_path: Path) -> None:
     good = write_tar(tmp_path / "good.tar", range(2))
     members = {"a.txt": b"no picture 7", "b.jpg": b"no JPEG", "b.txt": b"damaged 8", "c.png": image_file(3)}
     (tmp_path / "bad.tar").write_bytes(tar_of(members))
+    (tmp_path / "torn.tar").write_bytes(good.read_bytes()[100:])
     records = reading([tmp_path / "bad.tar"]).window(0, 0)
     assert {record.sample.name for record in records} == {"a", "b", "c"}
     for record in records:
@@ -115,23 +116,19 @@ def test_bad_records_stop_training_or_are_counted(tmp_path: Path) -> None:
     stream = reading([good, tmp_path / "bad.tar"], skip_bad_records=True)
     assert sorted(item["text_ids"].item() for item in islice(stream, 4)) == [0, 0, 1, 1]
     assert stream.num_skipped >= 3
-    with pytest.raises(ValueError):
-        next(iter(reading([tmp_path / "bad.tar"], skip_bad_records=True)))
+    for name in ("bad", "torn"):
+        with pytest.raises(ValueError):
+            next(iter(reading([tmp_path / f"{name}.tar"], skip_bad_records=True)))
 
 
-def test_wrong_shards_are_refused(shards: list[Path], tmp_path: Path) -> None:
+def test_shards_are_found_by_pattern_and_folder(shards: list[Path], tmp_path: Path) -> None:
     assert find_shards(f"{tmp_path}/{{00..02}}.tar::{tmp_path}/05.tar") == [*shards[:3], shards[5]]
     assert find_shards(f"{tmp_path}/*.tar") == find_shards(str(tmp_path)) == shards
-    assert find_shards(f"{tmp_path}/0[12].tar::{tmp_path}/05.tar") == [*shards[1:3], shards[5]]
-    (tmp_path / "none").mkdir()
-    for urls in (f"{tmp_path}/{{00..09}}.tar", f"{tmp_path}/*.tgz", f"{tmp_path}/none"):
+    for urls in (f"{tmp_path}/{{00..09}}.tar", f"{tmp_path}/*.tgz"):
         with pytest.raises(FileNotFoundError):
             find_shards(urls)
     with pytest.raises(ValueError):
         reading(shards, ranks=3, workers=3)
-    (tmp_path / "torn.tar").write_bytes(shards[0].read_bytes()[100:])
-    with pytest.raises(ValueError):
-        reading([tmp_path / "torn.tar"]).window(0, 0)
 
 
 def test_crops_lie_inside_and_keep_to_their_bounds() -> None:
@@ -143,10 +140,6 @@ def test_crops_lie_inside_and_keep_to_their_bounds() -> None:
         assert 0.46 <= wide * high / (61 * 47) <= 0.84 and 0.7 <= wide / high <= 1.4
     whole = RandomCrop(ShardsRecipe(crop_area=(1.0, 1.0)), 8)
     assert whole.box(300, 10, Random(0)) == (143, 0, 156, 10), "the widest in the middle"
-    assert crop(picture(0), Random(0)).size == (8, 8)
-    for wrong in ({"crop_area": (0.0, 1.0)}, {"window": 9}):
-        with pytest.raises(ValueError):
-            RandomCrop(ShardsRecipe(**wrong), 8)
     y_HW, x_HW = np.mgrid[:64, :64].astype(np.uint8)
     levels, places = np.stack([x_HW, y_HW, 0 * x_HW], axis=-1), set()
     crop = RandomCrop(ShardsRecipe(crop_area=(1.0, 1.0), crop_ratio=(1.0, 1.0), window=16), 64)
@@ -158,11 +151,6 @@ def test_crops_lie_inside_and_keep_to_their_bounds() -> None:
     assert len(places) > 40 and max(max(place) for place in places) > 40
 
 
-def world(**values: Any) -> WorldImages:
-    recipe = TokenizerRecipe(output=Path("x"), **values)
-    return WorldImages(recipe, image_size=128, captions=None, rank=0, ranks=1)
-
-
 def test_a_window_lies_in_the_image_and_holds_the_middle_of_the_object() -> None:
     for x, y in ((0.12, 0.12), (0.5, 0.88), (0.7, 0.3)):
         found = {window_on(SceneObject("star", "red", "small", x, y), 48, 128, Random(n)) for n in range(50)}
@@ -170,10 +158,9 @@ def test_a_window_lies_in_the_image_and_holds_the_middle_of_the_object() -> None
         for left, top, right, bottom in found:
             assert 0 <= left <= x * 128 + 1 and x * 128 - 1 <= right <= 128 and right - left == 48
             assert 0 <= top <= y * 128 + 1 and y * 128 - 1 <= bottom <= 128 and bottom - top == 48
-    one, two = (world(seed=3, world_crop=64) for _ in range(2))
+    recipe = TokenizerRecipe(output=Path("x"), seed=3, world_crop=64)
+    one, two = (WorldImages(recipe, image_size=128, captions=None, rank=0, ranks=1) for _ in range(2))
     for n in range(40):
         pixels_3HW = one[n]["pixels"]
-        assert pixels_3HW.flatten(1).float().std(1).max() > 0 and torch.equal(pixels_3HW, two[n]["pixels"])
-    assert one[5]["pixels"].shape == (3, 64, 64) and not torch.equal(one[5]["pixels"], one[6]["pixels"])
-    with pytest.raises(ValueError):
-        world(world_crop=129)
+        assert pixels_3HW.shape == (3, 64, 64) and torch.equal(pixels_3HW, two[n]["pixels"])
+        assert pixels_3HW.flatten(1).float().std(1).max() > 0

@@ -27,12 +27,12 @@ from mllm.cli.main import main
 from mllm.conversation import CodesPart, TextPart, render
 from mllm.files import UNFINISHED
 from tests.train.data import raw_data
-from tests.train.data.raw_data import OPTIONS, content, image_file, lines, load, rows_of, tar_of
+from tests.train.data.raw_data import OPTIONS, image_file, lines, load, rows_of, tar_of
 from tests.train.launching import ROOT, environment
 from tokenizer.images import ImageProcessor, read_image, to_images
 from tokenizer.unitok import UniTok
 from train.data.mixture import choose_sample
-from train.data.prepare import ShardMaker, Totals, as_text, prepare_folder, read_tasks
+from train.data.prepare import Totals, as_text, prepare_folder, read_tasks
 from train.data.records import Record
 from train.data.shards import MANIFEST, SHARDS, CodeSource, ShardFolder
 
@@ -280,18 +280,6 @@ def test_what_does_not_fit_the_folder_is_refused(
     source.write_text(lines([{"text": "b"}]))
     with pytest.raises(ValueError, match="text.jsonl"):
         prepare(source, out=out)
-
-
-def test_tasks_come_out_the_same_in_any_order(raw: Path, prepare: Prepare, tokenizer: UniTok, tmp_path: Path) -> None:
-    """Most files are read on from one task to a later one, and again for an earlier one."""
-    (tmp_path / "text.jsonl.gz").write_bytes(gzip.compress((raw / "text.jsonl").read_bytes()))
-    for source in (tmp_path / "text.jsonl.gz", raw / "llava.json", raw / "captions.tar"):
-        out = tmp_path / f"out-{source.stem}"
-        prepare(source, out=out, size=2)
-        tasks, expected, maker = read_tasks(out), rows_of(out), ShardMaker(tokenizer, OPTIONS)
-        for number in (0, 1, 3, 2, 2, 4):
-            rows, _ = maker.make(tasks[number], lambda count: None)
-            assert [content(row) for row in rows] == expected[2 * number : 2 * number + 2]
 
 
 def test_samples_are_printed_with_their_images(

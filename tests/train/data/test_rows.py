@@ -123,12 +123,19 @@ def test_broken_records_are_no_reason_to_stop_reading(tmp_path: Path) -> None:
     path.write_bytes(b'{"text": \n[1]\n{"text": "caf\xe9"}\n' + b'{"a":' * 100_000 + b'\n{"text": "x"}\n')
     *broken, last = read_items(path)
     assert len(broken) == 4 and last.row() == {"text": "x"} and find_format(path) == "text"
+    captions = {"a": "caf\u00e9\r\n".encode(), "b": "caf\u00e9\r\n".encode("cp1252"), "c": "a".encode("utf-16")}
+    members = {
+        f"{name}.{ending}": data for name, text in captions.items() for ending, data in (("png", b""), ("txt", text))
+    }
+    (tmp_path / "a.tar").write_bytes(tar_of(members))
+    good, *others = read_items(tmp_path / "a.tar")
+    assert good.row()["caption"] == "caf\u00e9" and len(others) == 2
     path = tmp_path / "a.csv"
     path.write_text('text,n\none,1\n"three\nlines",3\n\ntwo\n')
     *good, short = read_items(path)
     assert [item.row()["text"] for item in good] == ["one", "three\nlines"]
     assert [item.place for item in (*good, short)] == ["line 2", "line 4", "line 6"]
-    for item in (*broken, short):
+    for item in (*broken, *others, short):
         with pytest.raises(BadRecord):
             item.row()
 

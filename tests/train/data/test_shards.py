@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import load_dataset
 
-from tests.train.data.raw_data import content, document, pair, prepared
+from tests.train.data.raw_data import content, pair, prepared
 from train.data.shards import MANIFEST, ROWS_PER_GROUP, SHARDS, VERSION, CodeSource, ShardFolder
 
 CODE_SOURCE = CodeSource("0123", 3, 16)
@@ -36,26 +36,18 @@ def test_rows_come_back_as_they_were_written_from_any_file_system(folder: Path) 
 
 
 def test_codes_are_stored_as_16_bit_and_any_reader_of_parquet_reads_them(folder: Path) -> None:
-    file = pq.ParquetFile(folder / SHARDS / "00000.parquet")
-    assert file.schema_arrow.field("images").type.value_type.field("codes").type == pa.list_(pa.uint16())
-    facts = json.loads(file.metadata.metadata[b"mllm_shard"])
-    assert facts == {"version": VERSION, "fingerprint": "0123", "num_codebooks": 3, "codebook_size": 16, "left_out": []}
-    rows = load_dataset("parquet", data_files=str(folder / SHARDS / "00000.parquet"), split="train", streaming=True)
+    path = folder / SHARDS / "00000.parquet"
+    images = pq.ParquetFile(path).schema_arrow.field("images").type.value_type
+    assert images.field("codes").type == pa.list_(pa.uint16())
+    rows = load_dataset("parquet", data_files=str(path), split="train", streaming=True)
     assert next(iter(rows))["messages"][0]["parts"][0]["text"] == "caption 0"
 
 
-def test_an_unfinished_exchanged_or_damaged_folder_and_another_tokenizer_are_refused(
-    folder: Path, tmp_path: Path
-) -> None:
+def test_an_unfinished_exchanged_or_damaged_folder_and_another_tokenizer_are_refused(folder: Path) -> None:
     manifest, shard = folder / MANIFEST, folder / SHARDS / "00000.parquet"
     whole, facts = shard.read_bytes(), json.loads(manifest.read_text())
-    newer = {**facts, "version": VERSION + 1}
-    for damage in (
-        lambda: manifest.write_text(json.dumps(newer)),
-        lambda: shard.write_bytes(whole[:-7]),
-        shard.unlink,
-        manifest.unlink,
-    ):
+    newer = json.dumps({**facts, "version": VERSION + 1})
+    for damage in (lambda: manifest.write_text(newer), lambda: shard.write_bytes(whole[:-7]), manifest.unlink):
         damage()
         with pytest.raises((ValueError, FileNotFoundError)):
             ShardFolder(folder)
@@ -64,15 +56,9 @@ def test_an_unfinished_exchanged_or_damaged_folder_and_another_tokenizer_are_ref
     for other in (CodeSource("4567", 3, 16), CodeSource("0123", 2, 16), CodeSource("0123", 3, 17)):
         with pytest.raises(ValueError):
             ShardFolder(folder).require_tokenizer(other)
-    ShardFolder(folder).require_tokenizer(CODE_SOURCE)
-    exchanged = prepared(tmp_path / "other", [[document("x")]], CodeSource("4567", 3, 16)) / SHARDS / "00000.parquet"
-    pq.write_table(pa.table({"text": ["a"]}), tmp_path / "table.parquet")
-    for data in (whole[:-20] + bytes(20), exchanged.read_bytes(), (tmp_path / "table.parquet").read_bytes()):
-        shard.write_bytes(data)  # of the size that the manifest says
-        facts["shards"][0]["bytes"] = len(data)
-        manifest.write_text(json.dumps(facts))
-        with pytest.raises(ValueError):
-            ShardFolder(folder).row(0, 0)
+    shard.write_bytes(whole[:-20] + bytes(20))  # of the size that the manifest says
+    with pytest.raises(ValueError):
+        ShardFolder(folder).row(0, 0)
 
 
 def test_a_forked_worker_opens_files_of_its_own(folder: Path) -> None:
