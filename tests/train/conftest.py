@@ -50,7 +50,7 @@ def mllm_recipe(tmp_path: Path, image_tokenizer_folder: Path, text_tokenizer_fil
         image_tokenizer=image_tokenizer_folder,
         text_tokenizer=text_tokenizer_file,
         model={"text_config": text_config, "embedder_width": 16, "embedder_heads": 2, "head_layers": 1},
-        data=recipes.MLLMData(episodes=40, jobs={"draw": 2.0, "ask": 1.0, "edit": 1.0, "depth": 0.5}),
+        data=recipes.MLLMData(episodes=20, jobs={"draw": 2.0, "ask": 1.0, "edit": 1.0, "depth": 0.5}),
         length=320,
         rows=2,
         optimizer=recipes.OptimizerRecipe(learning_rate=3e-3),

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from mllm.evaluation.answerer import model_fingerprint
 from mllm.model import MLLMForConditionalGeneration
+from tests.train.launching import same
 from tokenizer.unitok import UniTok
 from train.bundle import main
 
@@ -41,22 +42,29 @@ def test_bundling_halves_the_language_model_and_records_its_source(run: Path, tm
     words = ["--note", "Two runs.", "--attribution", str(tmp_path / "authors.md")]
     assert main([str(run / "final"), str(bundled), *words]) == 0
     assert (bundled / "ATTRIBUTION.md").read_text() == "Drawn by Ada."
-    measured = {**fingerprints(bundled), "ask": {"rate": 0.625}}
+    right = {
+        "model": model_fingerprint(MLLMForConditionalGeneration.from_pretrained(bundled)),
+        "image_tokenizer": UniTok.from_pretrained(bundled / "image_tokenizer").fingerprint(),
+    }
+    before = (bundled / "SOURCE.json").read_bytes()
+    for measured in ([], *({**right, part: "0123456789abcdef"} for part in right)):  # of another model
+        scores.write_text(json.dumps(measured))
+        with pytest.raises(ValueError):
+            main([str(run / "final"), str(bundled), "--scores", str(scores)])
+    assert (bundled / "SOURCE.json").read_bytes() == before
+    measured = {**right, "ask": {"rate": 0.625}}
     scores.write_text(json.dumps(measured))
     assert main([str(run / "final"), str(bundled), "--scores", str(scores)]) == 0
     old, new = (load_file(folder / "model.safetensors") for folder in (run / "final", bundled))
-    assert {tensor.dtype for tensor in new.values()} == {torch.bfloat16}
-    assert all(torch.equal(new[name], tensor.to(torch.bfloat16)) for name, tensor in old.items())
+    assert same(new, {name: tensor.to(torch.bfloat16) for name, tensor in old.items()})
     tokenizers = [(folder / "image_tokenizer/model.safetensors").read_bytes() for folder in (run / "final", bundled)]
     assert tokenizers[0] == tokenizers[1]
     source = json.loads((bundled / "SOURCE.json").read_text())
     assert source["scores"] == measured and source["note"] == "Two runs."
     first = {"kind": "mllm", "length": 32, "data": {"shards": [{"path": "a"}, {"path": "b"}]}}
     assert source["stages"] == [first, {"kind": "mllm", "length": 64}]
-    assert source["image_tokenizer"] == json.loads((bundled / "image_tokenizer/config.json").read_text())
     assert source["image_tokenizer_stages"] == [IMAGE_TOKENIZER_STAGE]
-    card = (bundled / "README.md").read_text()
-    assert "Two runs." in card and "| ask: rate | 0.625 |" in card
+    assert "| ask: rate | 0.625 |" in (bundled / "README.md").read_text()
     further = tmp_path / "further"  # trained on from the bundled model, whose stages it keeps
     shutil.copytree(run / "final", further / "final")
     paths = f"image_tokenizer: {bundled}/image_tokenizer\nstart_from: {bundled}\n"
@@ -65,23 +73,3 @@ def test_bundling_halves_the_language_model_and_records_its_source(run: Path, tm
     source = json.loads((bundled / "SOURCE.json").read_text())
     assert [stage["length"] for stage in source["stages"]] == [32, 64, 128]
     assert source["image_tokenizer_stages"] == [IMAGE_TOKENIZER_STAGE]
-
-
-def fingerprints(folder: Path) -> dict[str, str]:
-    return {
-        "model": model_fingerprint(MLLMForConditionalGeneration.from_pretrained(folder)),
-        "image_tokenizer": UniTok.from_pretrained(folder / "image_tokenizer").fingerprint(),
-    }
-
-
-def test_scores_of_another_model_and_unfinished_runs_are_refused(run: Path, tmp_path: Path) -> None:
-    bundled, scores = tmp_path / "bundled", tmp_path / "scores.json"
-    with pytest.raises(FileNotFoundError):
-        main([str(tmp_path / "final"), str(bundled)])
-    main([str(run / "final"), str(bundled)])
-    source, right = (bundled / "SOURCE.json").read_bytes(), fingerprints(bundled)
-    for measured in ([], *({**right, part: "0123456789abcdef"} for part in right), {"model": right["model"]}):
-        scores.write_text(json.dumps(measured))
-        with pytest.raises(ValueError):
-            main([str(run / "final"), str(bundled), "--scores", str(scores)])
-    assert (bundled / "SOURCE.json").read_bytes() == source

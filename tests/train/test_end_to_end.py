@@ -69,16 +69,3 @@ def test_the_bundled_model_is_rebuilt_from_nothing(tmp_path: Path, settings: dic
     assert pipeline.draw("a red circle", seed=1)[0].size == (256, 256)
     commands = (tmp_path / "commands").read_text().splitlines()
     assert sum(line.startswith("train tiny ") for line in commands) == 4
-
-
-@pytest.mark.slow
-def test_choices_are_trained_measured_and_plotted(tmp_path: Path, settings: dict[str, str]) -> None:
-    pytest.importorskip("matplotlib", reason="matplotlib is not installed (extra: plots)")
-    reports = tmp_path / "reports"
-    words = ["bash", str(ROOT / "scripts/train_ablations.sh"), str(tmp_path / "runs"), "2"]
-    done = subprocess.run(words, env=settings | {"REPORTS": str(reports)}, capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    assert {path.name for path in reports.glob("*.png")} == {"codebooks.png", "head.png", "steps.png"}
-    for codebooks in (2, 4, 8):
-        config = json.loads((tmp_path / "runs" / f"codebooks-{codebooks}" / "final" / "config.json").read_text())
-        assert (config["num_codebooks"], config["image_layout"], config["head_type"]) == (codebooks, "grid", "mlp")

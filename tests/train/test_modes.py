@@ -30,12 +30,6 @@ from train.recipe import AdapterRecipe, ClassData, MLLMData, MLLMRecipe, Validat
 from train.trainer import train_mllm
 
 
-def moved_parts(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> set[str]:
-    """Beginnings of the names of all tensors that are not exactly as they were."""
-    assert before.keys() == after.keys()
-    return {".".join(name.split(".")[:2]) for name in before if not torch.equal(before[name], after[name])}
-
-
 def test_a_class_conditional_model_learns_its_own_codes_and_resumes_exactly(
     mllm_recipe: MLLMRecipe, tmp_path: Path
 ) -> None:
@@ -70,12 +64,12 @@ def test_a_class_conditional_model_learns_its_own_codes_and_resumes_exactly(
 def test_the_stages_of_understanding_move_what_they_should(mllm_recipe: MLLMRecipe, tmp_path: Path) -> None:
     first = changed(
         mllm_recipe,
-        {"max_steps": 20, "save_steps": 20},
+        {"max_steps": 12, "save_steps": 20},
         ema_decay=0.0,
         output=tmp_path / "stage1",
         model={**mllm_recipe.model, **MODELS["understanding"]},
         trainable=["projector"],
-        data=MLLMData(episodes=40, jobs={"describe": 1.0}),
+        data=MLLMData(episodes=20, jobs={"describe": 1.0}),
     )
     second = replace(
         first,
@@ -83,7 +77,6 @@ def test_the_stages_of_understanding_move_what_they_should(mllm_recipe: MLLMReci
         start_from=first.output / "final",
         model={"prompt_style": "native"},
         trainable=["projector", "backbone", "text_embedding", "lm_head"],
-        data=MLLMData(episodes=40, jobs={"ask": 1.0, "describe": 1.0}),
     )
     tokenizer = UniTok.from_pretrained(mllm_recipe.image_tokenizer)
     before = build_model(first, load_text_tokenizer(first.text_tokenizer), tokenizer).state_dict()
@@ -91,8 +84,9 @@ def test_the_stages_of_understanding_move_what_they_should(mllm_recipe: MLLMReci
     for recipe, moved in ((first, set()), (second, text)):
         train_mllm(recipe)
         values, after = losses(recipe.output), weights(recipe.output / "final")
-        assert values[20] < values[1]
-        assert moved_parts(before, after) == {"code_embedding.projector", *moved}
+        assert values[12] < values[1]
+        parts = {".".join(name.split(".")[:2]) for name in before if not torch.equal(before[name], after[name])}
+        assert before.keys() == after.keys() and parts == {"code_embedding.projector", *moved}
         before = after
     for name, value in tokenizer.post_quant_proj.state_dict().items():
         assert torch.equal(before[f"code_embedding.projection.{name}"], value), "the image tokenizer's own, still"
@@ -133,30 +127,25 @@ def test_what_is_trained_is_saved_alone_resumes_exactly_and_merges_into_the_same
 ) -> None:
     recipe = on_a_new_model(mllm_recipe, tied=tied)
     train_mllm(recipe)
-    final, expected = recipe.output / "final", losses(recipe.output)
+    final, merged, expected = recipe.output / "final", recipe.output / "merged", losses(recipe.output)
     saved = weights(final)
     assert not any("backbone.layers" in name and name.endswith("q_proj.weight") for name in saved)
     assert max(tensor.shape[0] for name, tensor in saved.items() if "embed_tokens" in name) <= 3
-
     shutil.rmtree(recipe.output / "checkpoint-4")
     train_mllm(recipe)
     assert losses(recipe.output) == expected and same(weights(final), saved)
 
-    merge_folder(final, recipe.output / "merged")
-    assert find_model_folder(recipe.output / "merged") == recipe.output / "merged"
-    before = MLLMForConditionalGeneration.from_pretrained(recipe.start_from)
-    after = MLLMForConditionalGeneration.from_pretrained(recipe.output / "merged")
+    merge_folder(final, merged)
+    assert find_model_folder(merged) == merged
+    before, after = map(MLLMForConditionalGeneration.from_pretrained, (recipe.start_from, merged))
     moved = {name for name, old in before.state_dict().items() if not torch.equal(old, after.state_dict()[name])}
-    for part in ("q_proj", "code_head", "projector"):
-        assert any(part in name for name in moved)
+    assert all(any(part in name for name in moved) for part in ("q_proj", "code_head", "projector"))
     assert not any("norm" in name and "backbone" in name for name in moved)
     for layer in ("get_input_embeddings", "get_output_embeddings"):
         has_moved_V = (getattr(before, layer)().weight != getattr(after, layer)().weight).any(dim=1)
         rows = set(has_moved_V.nonzero()[:, 0].tolist())
         assert before.config.begin_image_id in rows and rows <= added_ids(before.config), layer
     torch.testing.assert_close(loss_of(after), loss_of(PeftModel.from_pretrained(before, str(final))))
-    with pytest.raises(FileNotFoundError):
-        merge_folder(recipe.output, recipe.output / "out")
     (final / "adapter_config.json").write_text("{}")
     with pytest.raises(ValueError, match="must name the base model"):
         merge_folder(final, recipe.output / "out")
@@ -167,33 +156,26 @@ def test_what_is_trained_beside_bfloat16_weights_is_float32_and_the_model_still_
 ) -> None:
     validation = Validation(batches=1, prompts=["a red circle"])
     recipe = changed(on_a_new_model(mllm_recipe, steps=1), {"bf16": True, "eval_steps": 1}, validation=validation)
-    learned, build = {}, training.trainable_model
+    found, build = set(), training.trainable_model
 
     def remembered(*arguments: Any) -> torch.nn.Module:
         model = build(*arguments)
-        learned.update({name: value.dtype for name, value in model.named_parameters() if value.requires_grad})
-        assert {value.dtype for value in model.parameters() if not value.requires_grad} == {torch.bfloat16}
+        found.update((value.requires_grad, value.dtype) for value in model.parameters())
         return model
 
     monkeypatch.setattr(training, "trainable_model", remembered)
     train_mllm(recipe)
-    assert set(learned.values()) == {torch.float32} and any("code_head" in name for name in learned)
+    assert found == {(True, torch.float32), (False, torch.bfloat16)}
     assert (recipe.output / "samples" / "step-1.png").is_file()
-    saved = weights(recipe.output / "final")
-    assert {tensor.dtype for name, tensor in saved.items() if "code_head" in name} == {torch.float32}
 
 
 def test_adapters_learn_on_a_quantized_backbone(mllm_recipe: MLLMRecipe) -> None:
     """QLoRA: the frozen weights are few bits, what is saved is the adapter alone, and it lowers the loss."""
     pytest.importorskip("bitsandbytes", reason="quantized backbones need bitsandbytes, an optional extra")
-    start = on_a_new_model(mllm_recipe, steps=12)
-    for bits in (4, 8):
-        adapter, output = replace(ADAPTER, bits=bits), start.output / str(bits)
-        train_mllm(replace(start, adapter=adapter, output=output, ema_decay=0.0))
-        found = losses(output)
-        assert found[12] < found[1]
-        merge_folder(output / "final", output / "merged")
-        before, after = (
-            MLLMForConditionalGeneration.from_pretrained(path) for path in (start.start_from, output / "merged")
-        )
-        assert loss_of(after) < loss_of(before)
+    recipe = replace(on_a_new_model(mllm_recipe, steps=8), adapter=replace(ADAPTER, bits=4), ema_decay=0.0)
+    train_mllm(recipe)
+    found = losses(recipe.output)
+    assert found[8] < found[1]
+    merge_folder(recipe.output / "final", recipe.output / "merged")
+    before, after = map(MLLMForConditionalGeneration.from_pretrained, (recipe.start_from, recipe.output / "merged"))
+    assert loss_of(after) < loss_of(before)

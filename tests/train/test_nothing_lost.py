@@ -111,21 +111,13 @@ def test_an_interrupted_training_says_how_to_resume_and_a_draw_keeps_finished_im
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    def interrupt(recipe: MLLMRecipe) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("train.trainer.train_mllm", interrupt)
-    words = ["train", str(write_recipe(mllm_recipe, tmp_path / "recipe.yaml"))]
-    assert main(words) == 130 and "no checkpoint yet" in capfd.readouterr().err
-    (mllm_recipe.output / "checkpoint-2").mkdir()
-    assert main(words) == 130 and f"resumes from {mllm_recipe.output / 'checkpoint-2'}" in capfd.readouterr().err
     draw, counts = Pipeline.draw, []
 
-    def interrupted(pipeline: Pipeline, prompt: str, **settings: int) -> list[Image.Image]:
-        counts.append(settings["n"])
-        if len(counts) == 3:
+    def interrupted(*words: object, n: int = 0, **settings: int) -> list[Image.Image]:
+        counts.append(n)
+        if n == 0 or len(counts) == 3:
             raise KeyboardInterrupt
-        return draw(pipeline, prompt, **settings)
+        return draw(*words, n=n, **settings)
 
     monkeypatch.setattr(Pipeline, "draw", interrupted)
     words = ["draw", "red", "-o", str(tmp_path / "a.png"), "-n", "40", "--model", str(random_model_folder)]
@@ -133,3 +125,8 @@ def test_an_interrupted_training_says_how_to_resume_and_a_draw_keeps_finished_im
     done = capfd.readouterr()
     assert f"{sum(counts[:2])} of 40" in done.err and len(list(tmp_path.glob("a-*.png"))) == sum(counts[:2])
     assert done.out.splitlines()[-1].endswith(f"seed {5 + sum(counts[:2]) - 1}")
+    monkeypatch.setattr("train.trainer.train_mllm", interrupted)
+    words = ["train", str(write_recipe(mllm_recipe, tmp_path / "recipe.yaml"))]
+    assert main(words) == 130 and "no checkpoint yet" in capfd.readouterr().err
+    (mllm_recipe.output / "checkpoint-2").mkdir()
+    assert main(words) == 130 and f"resumes from {mllm_recipe.output / 'checkpoint-2'}" in capfd.readouterr().err

