@@ -56,17 +56,15 @@ def test_augmentation_repeats_with_its_generator_and_two_processes_draw_what_one
         torch.testing.assert_close(part, changed[2 * number :][:2])
 
 
-def linear(state: dict[str, Tensor], name: str, rows: Tensor) -> Tensor:
-    return rows @ state[f"{name}.weight"].T + state[f"{name}.bias"]
-
-
-def norm(state: dict[str, Tensor], name: str, rows: Tensor) -> Tensor:
-    mean, deviation = rows.mean(-1, keepdim=True), rows.var(-1, unbiased=False, keepdim=True).add(1e-6).sqrt()
-    return (rows - mean) / deviation * state[f"{name}.weight"] + state[f"{name}.bias"]
-
-
 def dino_by_loop(state: dict[str, Tensor], pixels: Tensor) -> list[Tensor]:
     """Features of pixels (3, H, W) in [-1, 1], one head of width 64, no resampling of positions."""
+
+    def linear(name: str, rows: Tensor) -> Tensor:
+        return F.linear(rows, state[f"{name}.weight"], state[f"{name}.bias"])
+
+    def norm(name: str, rows: Tensor) -> Tensor:
+        return F.layer_norm(rows, (64,), state[f"{name}.weight"], state[f"{name}.bias"], eps=1e-6)
+
     mean, deviation = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     pixels = ((pixels + 1) / 2 - mean[:, None, None]) / deviation[:, None, None]
     kernel = state["patch_embed.proj.weight"]
@@ -79,11 +77,11 @@ def dino_by_loop(state: dict[str, Tensor], pixels: Tensor) -> list[Tensor]:
     found = []
     for index in range(3):
         name = f"blocks.{index}"
-        query, key, value = linear(state, f"{name}.attn.qkv", norm(state, f"{name}.norm1", hidden)).chunk(3, dim=1)
+        query, key, value = linear(f"{name}.attn.qkv", norm(f"{name}.norm1", hidden)).chunk(3, dim=1)
         attended = torch.softmax(query @ key.T / 8, dim=1) @ value
-        hidden = hidden + state[f"{name}.ls1.gamma"] * linear(state, f"{name}.attn.proj", attended)
-        inner = F.gelu(linear(state, f"{name}.mlp.fc1", norm(state, f"{name}.norm2", hidden)))
-        hidden = hidden + state[f"{name}.ls2.gamma"] * linear(state, f"{name}.mlp.fc2", inner)
+        hidden = hidden + state[f"{name}.ls1.gamma"] * linear(f"{name}.attn.proj", attended)
+        inner = F.gelu(linear(f"{name}.mlp.fc1", norm(f"{name}.norm2", hidden)))
+        hidden = hidden + state[f"{name}.ls2.gamma"] * linear(f"{name}.mlp.fc2", inner)
         found.append(hidden[1:] + hidden[0])
     return found
 
