@@ -1,17 +1,18 @@
-"""Items, answers and runs for the tests of evaluation."""
+"""Files, answers and a judge for the tests of evaluation."""
 
 import json
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from random import Random
+from typing import Any
 
-import numpy as np
-from PIL import Image
-
+from mllm.evaluation.images import GenAIBench527
 from mllm.evaluation.protocol import AnsweredItem, Benchmark, BenchmarkItem, ScoreOptions, Scores, match_answers
-from mllm.evaluation.run import RunFolder, run_items
 from mllm.files import read_lines
-
-DESCRIPTION = {"benchmark": "gqa", "items": 23, "seed": 5, "model": {"fingerprint": "abc"}}
 
 
 def write_json(path: Path, value: object) -> Path:
@@ -42,68 +43,74 @@ def score_files(benchmark: Benchmark, questions: Path, answers: Path, annotation
     return benchmark.score(matched, annotations, ScoreOptions())
 
 
-def make_items(count: int, *, draws: bool = False) -> list[BenchmarkItem]:
-    """Questions, or requests for images."""
-    return [
-        BenchmarkItem(str(n), f"questions.jsonl, line {n + 1}", n, f"question {n}", output=name if draws else None)
-        for n, name in enumerate(f"images/{n + 1:05d}.png" for n in range(count))
-    ]
-
-
-class Answerer:
-    """Answers with the item's words and seed; is interrupted after so many."""
-
-    def __init__(self, *, stop_after: int | None = None, draws: bool = False) -> None:
-        self.stop_after, self.draws = stop_after, draws
-        self.asked: list[int | str] = []
-
-    def __call__(
-        self, items: Sequence[BenchmarkItem], seeds: Sequence[int], at_once: int
-    ) -> Iterator[tuple[int, str | Image.Image]]:
-        """Of `at_once` items the last ends first."""
-        for start in range(0, len(items), at_once):
-            for place in reversed(range(start, min(start + at_once, len(items)))):
-                if len(self.asked) == self.stop_after:
-                    raise KeyboardInterrupt
-                self.asked.append(items[place].question_id)
-                seed = seeds[place]
-                text = f"{items[place].prompt} seed {seed}"
-                yield place, Image.new("RGB", (4, 4), (seed, 0, 0)) if self.draws else text
-
-
-def run(
-    folder: Path, answerer: Answerer, *, count: int = 23, batch_size: int = 4, rank: int = 0, size: int = 1
-) -> bool:
-    """One process of a run."""
-    items, how = make_items(count, draws=answerer.draws), {"description": DESCRIPTION, "shard": (rank, size)}
-    return run_items(items, answerer, RunFolder(folder), batch_size=batch_size, **how)
-
-
 def contents(folder: Path) -> dict[str, bytes]:
     """The files that a run leaves for others, by name; its parts are internal."""
     paths = [path for path in folder.rglob("*") if path.is_file() and path.parent.name != "parts"]
     return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 
-# ---- GenAI-Bench ----
-
-COUNTS = {"attribute": 143, "scene": 109, "spatial relation": 104, "action relation": 138, "part relation": 34}
-BASIC = tuple(COUNTS)
-COUNTS |= {"counting": 97, "comparison": 51, "differentiation": 105, "negation": 101, "universal": 47}
-
-
 def write_genai_bench(folder: Path, *, size: int = 527, first: int = 1) -> tuple[Path, Path]:
-    """The two files; skills are drawn anew but as many as there are."""
+    """The two files of GenAI-Bench; who needs which skill is drawn anew."""
+    prompts, rng, numbers = folder / "prompts.txt", Random(5), range(first, size + first)
     folder.mkdir(parents=True, exist_ok=True)
-    prompts, skills = folder / "prompts.txt", folder / "genai_skills.json"
     prompts.write_text("\n".join(f"a red circle number {n}" for n in range(size)), encoding="utf-8")
-    rng = np.random.default_rng(5)
-    num_basic = 214 * size // 527
-    basic, advanced = range(num_basic), range(num_basic, size)
-    named = {
-        name: sorted((rng.choice(basic if name in BASIC else advanced, count, replace=False) + first).tolist())
-        for name, count in COUNTS.items()
-    }
-    named |= {"basic": [n + first for n in basic], "advanced": [n + first for n in advanced]}
-    skills.write_text(json.dumps(named), encoding="utf-8")
-    return prompts, skills
+    basic, advanced = numbers[: 214 * size // 527], numbers[214 * size // 527 :]
+    halves = [basic] * 6 + [advanced] * 6
+    named = enumerate(zip(GenAIBench527.skills, halves, strict=True))
+    skills = {name: rng.sample(half, 34 + 13 * n) for n, (name, half) in named}
+    return prompts, write_json(folder / "genai_skills.json", skills | {"basic": [*basic], "advanced": [*advanced]})
+
+
+# ---- a judge ----
+
+Reply = Callable[[dict[str, Any]], tuple[int, Any]]
+"""A request -> status, and content or whole body."""
+
+
+@dataclass
+class FakeJudge:
+    """An OpenAI-compatible server on this machine that grades answers by a rule, or misbehaves as told."""
+
+    url: str
+    requests: list[dict[str, Any]] = field(default_factory=list)
+    headers: list[dict[str, str]] = field(default_factory=list)
+
+
+@contextmanager
+def serve(reply: Reply) -> Iterator[FakeJudge]:
+    """Serve until the block ends."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            assert self.path == "/v1/chat/completions"
+            request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            judge.requests.append(request)
+            judge.headers.append({name.lower(): value for name, value in self.headers.items()})
+            status, content = reply(request)
+            if isinstance(content, str):
+                message = {"role": "assistant", "content": content}
+                choice = {"index": 0, "finish_reason": "stop", "message": message}
+                content = {"object": "chat.completion", "model": "fake-judge-2026-11-01", "choices": [choice]}
+            body = content if isinstance(content, bytes) else json.dumps(content).encode()
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *args: Any) -> None:
+            """Keep the test's output clean."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        judge = FakeJudge(f"http://127.0.0.1:{server.server_port}/v1")
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        try:
+            yield judge
+        finally:
+            server.shutdown()
+
+
+def exact_grade(request: dict[str, Any]) -> tuple[int, str]:
+    """1.0 where the prediction is the truth, else 0.3, as the last line of the prompt tells them."""
+    _, truth, prediction, _ = request["messages"][0]["content"].splitlines()[-1].split(" | ")
+    return 200, "1.0" if prediction.strip() == truth.strip() else "0.3"

@@ -12,73 +12,39 @@ import pytest
 
 from mllm.cli.main import main
 from mllm.evaluation.protocol import find_benchmark
-from mllm.files import read_lines
-from tests.mllm.evaluation.builders import contents, score_files, write_genai_bench, write_jsonl
-from tests.mllm.evaluation.fake_judge import exact_grade, serve
-from tests.mllm.evaluation.vqa_data import Data, make_data
+from mllm.files import read_json, read_lines
+from tests.mllm.evaluation.builders import contents, exact_grade, score_files, serve, write_genai_bench, write_jsonl
+from tests.mllm.evaluation.vqa_data import make_data
 
 ROOT = Path(__file__).resolve().parents[3]
 ENVIRONMENT = {**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 FOLDERS = {"vqav2": "vqav2", "gqa": "gqa", "textvqa": "textvqa", "pope": "pope", "mme": "MME", "mmvet": "mm-vet"}
 
 
-@pytest.fixture(scope="session")
-def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Data]:
-    folder = tmp_path_factory.mktemp("vqa")
-    return {name: make_data(name, folder / name) for name in FOLDERS}
-
-
-def run_words(name: str, data: Data, output: Path, *more: str) -> list[str]:
-    """The command that runs a benchmark."""
-    files = ["--questions", str(data.questions), "--images", str(data.images), "--output", str(output)]
-    return ["evaluate", name, *files, "--max-new-tokens", "12", "--device", "cpu", *more]
-
-
-def score(data: Data, run: Path, *more: str) -> dict:
-    """The result of a run, through the command."""
-    files = ["--questions", str(data.questions), "--annotations", str(data.annotations)]
-    assert main(["evaluate", "score", str(run), *files, *more]) == 0
-    return json.loads((run / "result.json").read_text(encoding="utf-8"))
-
-
-def test_every_benchmark_is_run_and_scored(data: dict[str, Data], random_model_folder: Path, tmp_path: Path) -> None:
-    """The scores themselves are those of test_vqa.py and test_judged.py."""
-    for name, files in data.items():
-        run = tmp_path / name
-        assert main(run_words(name, files, run, "--model", str(random_model_folder))) == 0
-        answers, questions = (
-            [line.record for line in read_lines(path)] for path in (run / "answers.jsonl", files.questions)
-        )
-        assert [(a["question_id"], a["prompt"]) for a in answers] == [(q["question_id"], q["text"]) for q in questions]
+def test_benchmarks_are_run_and_scored(random_model_folder: Path, tmp_path: Path) -> None:
+    """The scores themselves are those of test_vqa.py and test_judged.py; the slow tests run all benchmarks."""
+    for name in ("textvqa", "pope", "mmvet"):
+        data, run = make_data(name, tmp_path / "data" / name), tmp_path / name
+        questions = ["--questions", str(data.questions)]
+        words = [*questions, "--images", str(data.images), "--output", str(run), "--model", str(random_model_folder)]
+        assert main(["evaluate", name, *words, "--max-new-tokens", "3", "--device", "cpu"]) == 0
+        answers = [line.record for line in read_lines(run / "answers.jsonl")]
+        assert [(a["question_id"], a["prompt"]) for a in answers] == [(q["question_id"], q["text"]) for q in data.asked]
         with serve(exact_grade) as judge:
             judged = ["--judge-url", judge.url, "--judge-model", "fake"] if name == "mmvet" else []
-            result = score(files, run, *judged)
+            words = [str(run), *questions, "--annotations", str(data.annotations), *judged]
+            assert main(["evaluate", "score", *words]) == 0
+        result = read_json(run / "result.json")
         if name != "mmvet":
-            scores = score_files(find_benchmark(name), files.questions, run / "answers.jsonl", files.annotations)
+            scores = score_files(find_benchmark(name), data.questions, run / "answers.jsonl", data.annotations)
             assert result["scores"][scores.headline]["value"] == scores.scores[scores.headline].value
-        count = files.count
+        count = len(data.asked)
         assert (result["items_expected"], result["items_scored"], result["is_complete"]) == (count, count, True)
         assert result["protocol"].startswith(f"{name}@") and result["protocol"].endswith(f"-custom-{count}")
-        assert result["decoding"] == {"greedy": True, "max_new_tokens": 12} and result["prompts"] == "raw"
+        assert result["decoding"] == {"greedy": True, "max_new_tokens": 3} and result["prompts"] == "raw"
         assert {"python", "mllm-toolkit", "torch", "transformers", "pillow"} <= set(result["versions"])
         assert len(result["model"]["fingerprint"]) == 16 and result["image_format"]["preparation"]
         assert (result["judge"] is not None) == (name == "mmvet")
-
-
-# ---- real processes ----
-
-
-def kill_in_the_middle(words: list[str], run: Path, *, count: int) -> None:
-    """Start a run and kill it when it has some of its answers."""
-    command = [sys.executable, "-m", "mllm", *words, "--batch-size", "1"]
-    process = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.DEVNULL)
-    part, deadline = run / "parts" / "00000.jsonl", time.monotonic() + 120
-    while not (part.is_file() and part.stat().st_size) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert 0 < part.read_bytes().count(b"\n") < count, "the run was killed too late to show anything"
-    assert not (run / "answers.jsonl").exists()
 
 
 # ---- the scripts, with the bundled model ----
@@ -100,17 +66,16 @@ def test_all_vqa_benchmarks_run_on_two_processes_are_scored_and_reported(tmp_pat
     vqa = data.pop("vqav2")
     vqa.images.rename(vqa.images.with_name("test2015"))
     for split, count in (("test2015", 7), ("test-dev2015", 4)):
-        path = files / "vqav2" / f"llava_vqav2_mscoco_{split}.jsonl"
-        write_jsonl(path, [line.record for line in read_lines(vqa.questions)][:count])
+        write_jsonl(files / "vqav2" / f"llava_vqav2_mscoco_{split}.jsonl", vqa.asked[:count])
     words = (files, output, "--device", "cpu", "--max-new-tokens", "12", "--batch-size", "3")
     with serve(exact_grade) as judge:
         run_script("eval_vqa.sh", *words, PROCESSES="2", JUDGE_URL=judge.url, JUDGE_MODEL="fake")
-    submission = json.loads((output / "vqav2" / "vqav2_submission.json").read_text())
+    submission = read_json(output / "vqav2" / "vqav2_submission.json")
     assert len(submission) == 7 and [answer["answer"] for answer in submission[4:]] == ["", "", ""]
     assert {path.name for path in output.iterdir()} == {*FOLDERS, "report.md"}
     report = (output / "report.md").read_text()
     for name in data:
-        result = json.loads((output / name / "result.json").read_text())
+        result = read_json(output / name / "result.json")
         value = result["scores"][result["headline"]]["value"]
         assert value > 0 or name not in ("gqa", "mme")  # it has learned to answer
         assert result["is_complete"] and result["protocol"] in report
@@ -135,3 +100,16 @@ def test_genai_bench_ends_alike_killed_and_on_two_processes(tmp_path: Path) -> N
     words = ["evaluate", "genai-bench-527", "--questions", str(prompts), "--output", str(tmp_path / "killed"), *options]
     kill_in_the_middle(words, tmp_path / "killed", count=5)
     assert run("killed", "5", processes="1") == complete
+
+
+def kill_in_the_middle(words: list[str], run: Path, *, count: int) -> None:
+    """Start a run and kill it when it has some of its answers."""
+    command = [sys.executable, "-m", "mllm", *words, "--batch-size", "1"]
+    process = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.DEVNULL)
+    part, deadline = run / "parts" / "00000.jsonl", time.monotonic() + 120
+    while not (part.is_file() and part.stat().st_size) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert 0 < part.read_bytes().count(b"\n") < count, "the run was killed too late to show anything"
+    assert not (run / "answers.jsonl").exists()

@@ -14,7 +14,7 @@ from mllm.world.render import render
 from mllm.world.scene import Scene, random_scene_for
 from tests.mllm.evaluation.builders import write_json, write_jsonl
 
-SHORT = "Answer the question using a single word or phrase."
+SHORT = "\nAnswer the question using a single word or phrase."
 
 
 @dataclass
@@ -23,29 +23,20 @@ class Data:
 
     folder: Path
     rng: Random
-    suffix: str
+    suffix: str  # of prompts
+    images: Path
     questions: Path = Path()
-    images: Path = Path()
     annotations: Path = Path()
     asked: list[dict] = field(default_factory=list)
-
-    @property
-    def count(self) -> int:
-        return len(self.asked)
 
     def ask(self, question_id: int | str, image: str, kind: str | None = None, **fields: str) -> tuple[str, str]:
         """Draw an image and ask about it; gives the question in words, and the right answer."""
         words, right = ask_about(draw_scene(self.images / image, self.rng), self.rng, kind)
-        self.add(question_id, image, fields.pop("text", "{}{}").format(words, self.suffix), **fields)
+        self.add(question_id, image, words + fields.pop("suffix", self.suffix), **fields)
         return words, right
 
     def add(self, question_id: int | str, image: str, text: str, **fields: str) -> None:
         self.asked.append({"question_id": question_id, "image": image, "text": text, "category": "default"} | fields)
-
-    def people(self, right: str) -> list[str]:
-        """Ten answers that mostly agree."""
-        others = ["red", "2", "circle", "yes", "the blue one"]
-        return [right if self.rng.random() < 0.7 else self.rng.choice(others) for _ in range(10)]
 
 
 def make_data(name: str, folder: Path, *, is_instructed: bool = True) -> Data:
@@ -55,7 +46,7 @@ def make_data(name: str, folder: Path, *, is_instructed: bool = True) -> Data:
         is_instructed: prompts end with LLaVA's instruction; the bundled model does not know its words.
     """
     file, images, make = MAKERS[name]
-    data = Data(folder, Random(name), f"\n{SHORT}" if is_instructed else "", images=folder / images)
+    data = Data(folder, Random(name), SHORT if is_instructed else "", folder / images)
     data.annotations = make(data)
     data.questions = write_jsonl(folder / file, data.asked)
     return data
@@ -72,9 +63,7 @@ def draw_scene(path: Path, rng: Random) -> Scene:
 def ask_about(scene: Scene, rng: Random, kind: str | None = None) -> tuple[str, str]:
     """A question in words, and its right answer."""
     question = propose_question(scene, rng, kind=kind)
-    right = answer(question, scene)
-    assert right is not None
-    return say_question(question, rng), right
+    return say_question(question, rng), answer(question, scene) or ""
 
 
 def make_vqav2(data: Data) -> Path:
@@ -82,7 +71,7 @@ def make_vqav2(data: Data) -> Path:
     for n in range(7):
         _, right = data.ask(1000 * n + 2, f"COCO_val2014_{n:012d}.jpg")
         kind = "yes/no" if right in ("yes", "no") else "number" if right.isdigit() else "other"
-        said = [{"answer": text, "answer_id": number} for number, text in enumerate(data.people(right), start=1)]
+        said = [{"answer": text, "answer_id": number} for number, text in enumerate([right] * 7 + ["red"] * 3, start=1)]
         annotations.append({"answers": said, "image_id": n, "answer_type": kind, "question_id": 1000 * n + 2})
     return write_json(data.folder / "v2_mscoco_val2014_annotations.json", {"info": {}, "annotations": annotations})
 
@@ -100,49 +89,46 @@ def make_textvqa(data: Data) -> Path:
     records = []
     for n in range(4):
         for kind in ("color", "count"):  # two questions share the id of their image
-            text = f"{{}}\nReference OCR token: red, STOP, 7\n{SHORT}"
-            words, right = data.ask(f"{n:04x}ab", f"{n:04x}ab.jpg", kind, text=text)
-            records.append({"question": words, "image_id": f"{n:04x}ab", "answers": data.people(right)})
+            name, suffix = f"{n:04x}ab", f"\nReference OCR token: red, STOP, 7{SHORT}"
+            words, right = data.ask(name, f"{name}.jpg", kind, suffix=suffix)
+            records.append({"question": words, "image_id": name, "answers": [right] * 7 + ["2"] * 3})
     return write_json(data.folder / "TextVQA_0.5.1_val.json", {"dataset_type": "val", "data": records})
 
 
 def make_pope(data: Data) -> Path:
     for category, count in (("adversarial", 4), ("popular", 3), ("random", 5)):
         labels = []
-        for _ in range(count):
-            name = f"COCO_val2014_{data.count:012d}.jpg"
-            words, right = data.ask(data.count, name, "existence", category=category)
-            labels.append({"question_id": len(labels) + 1, "image": name, "text": words, "label": right})
+        for n in range(count):
+            name = f"COCO_val2014_{len(data.asked):012d}.jpg"
+            words, right = data.ask(len(data.asked), name, "existence", category=category)
+            labels.append({"question_id": n + 1, "image": name, "text": words, "label": right})
         write_jsonl(data.folder / "coco" / f"coco_pope_{category}.json", labels)
     return data.folder / "coco"
 
 
 def make_mme(data: Data) -> Path:
-    release = data.images
     for number, subtask in enumerate(MME.subtasks):
-        texts, images = release / subtask, release / subtask
+        texts = images = data.images / subtask
         if number % 2:  # both layouts occur in the release
             texts, images = texts / "questions_answers_YN", images / "images"
         texts.mkdir(parents=True)
-        scene = draw_scene(images / "0001.png", data.rng)
-        color = scene.objects[0].color
-        other = next(c for c in ("red", "blue") if c != color)
-        is_there = any(item.color == other for item in scene.objects)
-        space = "  " if number % 3 == 2 else " "  # some files of the release have two spaces
+        colors, space = (
+            {item.color for item in draw_scene(images / "0001.png", data.rng).objects},
+            " " * (1 + number % 2),
+        )
         lines = []
-        for name, right in ((color, "Yes"), (other, "Yes" if is_there else "No")):
-            words = f"Is there a {name} shape?"
-            lines.append(f"{words}{space}Please answer yes or no.\t{right}\n")
-            image = str((images / "0001.png").relative_to(release))
+        for color in (min(colors), "red" if min(colors) != "red" else "blue"):
+            words, image = f"Is there a {color} shape?", str((images / "0001.png").relative_to(data.images))
+            lines.append(f"{words}{space}Please answer yes or no.\t{'Yes' if color in colors else 'No'}\n")
             data.add(f"{subtask}/0001.png", image, words + data.suffix, category=subtask)
         (texts / "0001.txt").write_text("".join(lines), encoding="utf-8")
-    return release
+    return data.images
 
 
 def make_mmvet(data: Data) -> Path:
     truth = {}
     for n in range(5):
-        words, right = data.ask(n, f"v1_{n}.png", text="{}")
+        words, right = data.ask(n, f"v1_{n}.png", suffix="")
         capability = [["rec"], ["ocr", "spat"], ["rec", "know", "gen"]][n % 3]
         truth[f"v1_{n}"] = {"imagename": f"v1_{n}.png", "question": words, "answer": right, "capability": capability}
     return write_json(data.folder / "mm-vet.json", truth)
