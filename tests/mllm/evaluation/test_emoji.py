@@ -1,4 +1,4 @@
-"""Scores on emoji: what is asked, what is right, and that everything is counted."""
+"""Scores on emoji: what is asked, what is right, that everything is counted; ranks and similarity of drawings."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
+from torch import nn
 
 from mllm.conversation import ImagePart
 from mllm.evaluation import emoji
 from mllm.evaluation.emoji import GROUPS, Cell, Drawing, as_table, make_items, measure_emoji, read_cells
-from mllm.evaluation.retrieval import EfficientNetLite0
+from mllm.evaluation.retrieval import EfficientNetLite0, Gallery, features_of, pad_same, ranks
 from scripts.emoji import records
 from tests.conftest import small_tokenizer_config
 from tokenizer.unitok import UniTok
@@ -80,11 +82,8 @@ def test_what_is_right_is_held_out_and_what_is_shown_was_trained_on(cells: list[
             attribute, _, kept = emoji.CHANGES[group.job]
             assert shown is not None and shown.split == "train" and kept(shown) == kept(right)
             assert (getattr(right, attribute) or "person") in question != getattr(shown, attribute)
-
-
-def test_a_name_is_the_label_or_a_keyword_with_the_skin_tone(cells: list[Cell]) -> None:
     by_name = {cell.name: cell for cell in cells}
-    assert by_name["red apple"].is_named("red apple") and by_name["red apple"].is_named("fruit")
+    assert by_name["red apple"].is_named("red apple") and by_name["red apple"].is_named("fruit")  # a keyword
     assert by_name["flag of Nowhere"].is_named("flag of nowhere")
     clerk = by_name["man clerk with dark skin tone"]
     assert clerk.is_named("man clerk with dark skin tone") and not clerk.is_named("man clerk")
@@ -107,8 +106,10 @@ def test_nothing_that_was_declined_is_right(folder: Path, cells: list[Cell], sco
 class Oracle:
     """A pipeline that draws the apple, calls everything an apple, and knows nothing of what is held out."""
 
+    config = SimpleNamespace(image_guidance=1, image_temperature=0.7, image_top_k=None, image_top_p=1, image_size=SIZE)
+
     def __init__(self, image: Image.Image) -> None:
-        self.image, self.model, self.config = image, torch.nn.Linear(2, 3), Settings()
+        self.image, self.model = image, nn.Linear(2, 3)
         tokenizer = UniTok(small_tokenizer_config()).eval()
         self.processor = SimpleNamespace(need_image_tokenizer=lambda: tokenizer)
 
@@ -120,10 +121,6 @@ class Oracle:
             draws = mode == "interleaved" and "Nowhere" not in asked.text
             answers.append([self.image] if draws else ["Red apple."] if mode == "text" else ["I don't know."])
         yield from reversed([*enumerate(answers)])
-
-
-class Settings(SimpleNamespace):
-    image_guidance, image_temperature, image_top_k, image_top_p, image_size = 1.0, 0.7, None, 1.0, SIZE
 
 
 def test_everything_is_measured_and_shown(folder: Path, scorer: EfficientNetLite0, tmp_path: Path) -> None:
@@ -144,12 +141,40 @@ def test_everything_is_measured_and_shown(folder: Path, scorer: EfficientNetLite
         assert sheet.width > 10 * SIZE
 
 
-@pytest.mark.parametrize(
-    ("lines", "message"),
-    [(None, "scripts.emoji.build"), ('{"path": "noto/a.png"}\n', "line 1"), ("\n", "must name images")],
-)
-def test_a_folder_without_data_is_one_sentence(tmp_path: Path, lines: str | None, message: str) -> None:
-    if lines is not None:
-        (tmp_path / "cells.jsonl").write_text(lines)
-    with pytest.raises((ValueError, FileNotFoundError), match=message):
+def test_a_folder_without_data_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"scripts\.emoji\.build"):
         read_cells(tmp_path)
+    for lines, message in (('{"path": "noto/a.png"}\n', "line 1"), ("\n", "must name images")):
+        (tmp_path / "cells.jsonl").write_text(lines)
+        with pytest.raises(ValueError, match=message):
+            read_cells(tmp_path)
+
+
+# ---- retrieval ----
+
+
+def images(count: int, side: int, *, seed: int) -> torch.Tensor:
+    """Smooth random images in [-1, 1]."""
+    coarse = torch.rand(count, 3, 5, 5, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+    return F.interpolate(coarse, size=(side, side), mode="bilinear", align_corners=True)
+
+
+def test_a_rank_counts_what_is_nearer_and_a_slightly_changed_image_finds_itself(scorer: EfficientNetLite0) -> None:
+    similarity_BG = torch.tensor([[0.1, 0.9, 0.5], [0.7, 0.7, 0.7], [0.3, 0.2, 0.1]])
+    assert ranks(similarity_BG, torch.tensor([1, 2, 2])).tolist() == [0, 0, 2]
+    gallery_G3HW = images(7, 64, seed=0)
+    gallery = Gallery(scorer, gallery_G3HW)
+    drawn_B3HW = (gallery_G3HW[[4, 2]] + 0.02 * images(2, 64, seed=1)).clamp(-1, 1)
+    right_B, wrong_B = torch.tensor([4, 2]), torch.tensor([2, 4])
+    for ranks_of, drawn in (
+        (gallery.ranks_by_ssim, drawn_B3HW),
+        (gallery.ranks_by_features, features_of(scorer, drawn_B3HW)),
+    ):
+        assert ranks_of(drawn, right_B).tolist() == [0, 0] and ranks_of(drawn, wrong_B).min() > 0
+
+
+def test_padding_is_that_of_tensorflow() -> None:
+    wide = pad_same(torch.zeros(1, 1, 7, 8), nn.Conv2d(1, 1, 3, 2))
+    assert wide.shape[2:] == (9, 9), "7 rows need one above and one below, 8 columns one on the right alone"
+    marked = pad_same(torch.ones(1, 1, 8, 8), nn.Conv2d(1, 1, 3, 2))
+    assert marked[0, 0, 0, 0] == 1 and marked[0, 0, -1, -1] == 0

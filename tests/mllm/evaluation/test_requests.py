@@ -128,8 +128,7 @@ def test_the_image_is_shown_with_the_first_turn_and_its_objects_lie_apart(tmp_pa
     touching = {**SHOWN, "objects": [{**each, "x": 0.5, "y": 0.98} for each in SHOWN["objects"]]}
     (shown,) = read_items(write(tmp_path / "a.jsonl", item("a", "ask", touching, {"no_picture": True})))
     assert shown.image is not None and is_valid(shown.image)
-    line = Scene("white", tuple(replace(STAR, x=x, y=0.5) for x in (0.22, 0.5, 0.78)))
-    assert is_valid(nudge_apart(line))
+    assert is_valid(nudge_apart(Scene("white", tuple(replace(STAR, x=x, y=0.5) for x in (0.22, 0.5, 0.78)))))
     assert nudge_apart(Scene("cream", (STAR, BOX))) == Scene("cream", (STAR, BOX))
 
     def answer(dialogues: Sequence[Sequence[Message]], mode: str, seeds: Sequence[int]) -> Answers:
@@ -139,50 +138,43 @@ def test_the_image_is_shown_with_the_first_turn_and_its_objects_lie_apart(tmp_pa
         return enumerate([[]])
 
     assert evaluate_requests(answer, [shown])["right"] == 1
-
-
-def test_the_example_of_the_page_is_read(tmp_path: Path) -> None:
     page = (Path(__file__).parents[3] / "docs" / "evaluation.md").read_text(encoding="utf-8")
     example = json.loads(page.split("## Bring your own tests")[1].split("```json")[1].split("```")[0])
     (found,) = read_items(write(tmp_path / "a.jsonl", example))
     assert found.image is not None and len(found.turns) == 2
 
 
-GOOD = item("a", "talk", None, {"no_picture": True})
-WRONG_ITEMS = [
-    {"id": 3},
-    {"id": "a"},  # the same id
-    {"knid": "talk"},
-    {"turns": []},
-    {"turns": [{"user": " ", "expect": {"no_picture": True}}]},
-    {"image": {**SHOWN, "background": "pink"}},
-    {"image": {**SHOWN, "objects": SHOWN["objects"][:1] * 5}},
-    {"image": {**SHOWN, "objects": [{**SHOWN["objects"][0], "x": 1.5}]}},
-]
-WRONG_EXPECTATIONS = [
-    {},
-    {"keeps": True, **image_of({})},
-    {"changes": [], "decline": "yes"},
-    {**STAR_AND_BOX, "no_picture": True},
-    {"text": {"any_of": "no"}},
-    image_of({"shape": "cube"}),
-    image_of({"shape": "star", "count": "2"}),
-    image_of({"shape": "star", "count": -1}),
-    image_of({"shape": "star"}, relations=[[0, "left of", 1]]),
-    image_of({"shape": "star"}, {}, relations=[[0, "beside", 1]]),
-    image_of({"shape": "star"}, {}, relations=[[0, "left of"]]),
-]
-
-
 def test_a_malformed_line_is_one_error_with_file_and_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    path, wrong = tmp_path / "tests.jsonl", [item("b", "talk", None, expect) for expect in WRONG_EXPECTATIONS]
-    for bad in (*({**GOOD, "id": "b", **change} for change in WRONG_ITEMS), *wrong):
-        write(path, GOOD, bad)
+    good, star = item("a", "talk", None, {"no_picture": True}), {"shape": "star"}
+    changes = [
+        {"id": 3},
+        {"id": "a"},  # the same id
+        {"knid": "talk"},
+        {"turns": []},
+        {"turns": [{"user": " ", "expect": {"no_picture": True}}]},
+        {"image": {**SHOWN, "background": "pink"}},
+        {"image": {**SHOWN, "objects": SHOWN["objects"][:1] * 5}},
+        {"image": {**SHOWN, "objects": [{**SHOWN["objects"][0], "x": 1.5}]}},
+    ]
+    expectations = [
+        {},
+        {"keeps": True, **image_of({})},
+        {"changes": [], "decline": "yes"},
+        {**STAR_AND_BOX, "no_picture": True},
+        {"text": {"any_of": "no"}},
+        image_of({"shape": "cube"}),
+        image_of({**star, "count": "2"}),
+        image_of({**star, "count": -1}),
+        image_of(star, relations=[[0, "left of", 1]]),
+        image_of(star, {}, relations=[[0, "beside", 1]]),
+        image_of(star, {}, relations=[[0, "left of"]]),
+    ]
+    wrong = [{**good, "id": "b", **change} for change in changes]
+    for bad in (*wrong, *(item("b", "talk", None, expect) for expect in expectations)):
+        path = write(tmp_path / "tests.jsonl", good, bad)
         assert main(["evaluate", "requests", str(path)]) == 2, bad
         error = capsys.readouterr().err
         assert error.count("\n") == 1 and f"{path}, line 2" in error and "must" in error, error
-    write(path)
-    assert main(["evaluate", "requests", str(path)]) == 2
 
 
 def test_the_command_prints_rates_and_failures_and_writes_them(

@@ -1,5 +1,6 @@
 """The world's evaluation: a perfect answerer passes everything, a wrong one is caught; a perfect judge of N candidates
-gains, a contrary one loses.
+gains, a contrary one loses; what is said after a model's own drawing is judged by what its words may mean in that
+drawing.
 """
 
 import json
@@ -7,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pytest
@@ -16,29 +18,33 @@ from PIL import Image
 from mllm.cli.main import main
 from mllm.conversation import ImagePart, Message
 from mllm.engine.state_machine import NoRoomError
-from mllm.evaluation.answerer import choose_groups
 from mllm.evaluation.world import (
     GROUPS,
     Candidates,
     Group,
+    RunningDialogue,
     best_of_lines,
     evaluate_world,
     highest_perplexity,
+    judge,
     make_items,
     measure_best_of,
     pass_rate,
     plain_patches,
+    score_group,
     score_round_trip,
 )
 from mllm.files import read_lines
 from mllm.pipeline import STRIDE
-from mllm.world.dialogue import ImageRef
-from mllm.world.render import RenderSize
+from mllm.world.dialogue import Check, Dialogue, Edit, ImageRef, Question, apply_edit, ask_about_other
+from mllm.world.render import RenderSize, render
+from mllm.world.scene import Scene, SceneObject
+from mllm.world.spec import ANY, Filter
 from tokenizer.metrics import entropy_of
 from tokenizer.unitok import UniTok
 
 SEED = 7
-COUNT = 12
+COUNT = 8
 Part = str | Image.Image
 Answers = Iterable[tuple[int, list[Part]]]
 
@@ -79,14 +85,11 @@ def test_right_answers_pass_and_wrong_ones_fail() -> None:
             assert scores["mean_iou"] > 0.99 and scores["pixel_accuracy"] > 0.99
 
 
-def test_an_answer_that_ends_early_or_says_too_much_fails() -> None:
+def test_an_answer_that_ends_early_or_says_too_much_or_outgrows_the_context_fails_alone() -> None:
     oracle = Oracle(GROUPS[0])
     for change in (lambda parts: [], lambda parts: [*parts, "and more"]):
         scores = score(lambda d, m, s, change=change: [(n, change(given)) for n, given in oracle(d, m, s)], GROUPS[0])
         assert scores["rate"] == 0.0
-
-
-def test_a_dialogue_that_outgrows_the_context_fails_and_the_others_are_answered() -> None:
     group, lost = Group("multi_turn"), {SEED, SEED + 3, SEED + 4}
     oracle = Oracle(group)
 
@@ -97,12 +100,6 @@ def test_a_dialogue_that_outgrows_the_context_fails_and_the_others_are_answered(
 
     scores = score(answer, group)
     assert (scores["passed"], scores["total"]) == (COUNT - len(lost), COUNT)
-
-    for jobs in (["juggle"], ["draw", "juggle"], []):
-        with pytest.raises(ValueError):
-            choose_groups(GROUPS, jobs)
-    with pytest.raises(ValueError):
-        evaluate_world(lambda d, m, s: [], count=0, seed=0)
 
 
 def score_contrast(sign: int, images: Sequence[Image.Image], requests: Sequence[str]) -> list[float]:
@@ -125,8 +122,9 @@ def test_a_perfect_judge_finds_the_right_candidate_and_a_contrary_one_avoids_it(
 
     for sign in (1, -1):
         drawn.clear()
-        judge = partial(score_contrast, sign)
-        measured = measure_best_of(draw, judge, GROUPS[0], best_of=(1, 4), count=COUNT, seed=SEED, chunk=5)
+        measured = measure_best_of(
+            draw, partial(score_contrast, sign), GROUPS[0], best_of=(1, 4), count=COUNT, seed=SEED, chunk=5
+        )
         assert drawn == [SEED + n + j * STRIDE for n in range(COUNT) for j in range(4)]
         rates = {number: values["rate"] for number, values in measured["best_of"].items()}
         assert rates == {"1": 0.0, "4": 1.0 if sign > 0 else 0.0}
@@ -150,7 +148,6 @@ def test_the_command_measures_best_of_n(
     assert found == {"draw, seen pairs": 2, "draw, held-out pairs": 2}
     printed = capsys.readouterr().out
     assert "best of 2" in printed and "AUROC of its score" in printed
-    assert main([*command, "--jobs", "ask", "--best-of", "2"]) == 2
 
 
 @pytest.mark.slow
@@ -171,13 +168,15 @@ def test_every_item_is_answered_alike_with_and_without_speculation(
 # ---- the round trip of the world's images ----
 
 
-@pytest.mark.parametrize(
-    ("fixed", "total", "counts"),
-    [([], 12, [4, 4, 4]), ([9], 12, [9, 1, 1, 1]), ([9, 4], 14, [9, 4, 0.5, 0.5]), ([1, 1, 1], 3, [1, 1, 1])],
-)
-def test_the_highest_perplexity_fills_up_the_rarest_entries(fixed: list, total: int, counts: list) -> None:
-    expected = float(entropy_of(torch.tensor([counts]))[0].exp())
-    assert highest_perplexity(fixed, total, len(counts)) == pytest.approx(expected, rel=1e-5)
+def test_the_highest_perplexity_fills_up_the_rarest_entries() -> None:
+    for fixed, total, counts in (
+        ([], 12, [4, 4, 4]),
+        ([9], 12, [9, 1, 1, 1]),
+        ([9, 4], 14, [9, 4, 0.5, 0.5]),
+        ([1, 1, 1], 3, [1, 1, 1]),
+    ):
+        expected = float(entropy_of(torch.tensor([counts]))[0].exp())
+        assert highest_perplexity(fixed, total, len(counts)) == pytest.approx(expected, rel=1e-5)
     assert highest_perplexity([1, 1, 1], 3, 2) == 2.0, "more colors than entries bound nothing"
     pixels_B3HW = torch.zeros(1, 3, 2, 6)
     pixels_B3HW[0, 1, :, 2:4], pixels_B3HW[0, 2, 1, 5] = 0.5, -1.0
@@ -186,13 +185,129 @@ def test_the_highest_perplexity_fills_up_the_rarest_entries(fixed: list, total: 
 
 
 def test_the_bundled_codebooks_are_used_evenly_where_there_is_something_to_see() -> None:
-    folder = Path(__file__).parents[3] / "mllm/assets/tiny/image_tokenizer"
-    tokenizer = UniTok.from_pretrained(folder)
-    result = score_round_trip(tokenizer, count=60, seed=1)
-    assert result["scenes_read_right"] >= 59 / 60 and result["psnr"] > 31
+    tokenizer = UniTok.from_pretrained(Path(__file__).parents[3] / "mllm/assets/tiny/image_tokenizer")
+    result = score_round_trip(tokenizer, count=20, seed=1)
+    assert result["scenes_read_right"] >= 19 / 20 and result["psnr"] > 31
     assert max(result["perplexity"]) <= result["highest_perplexity"] < 20
-    assert min(result["perplexity_of_borders"]) > 48 and 0.6 < result["plain_share"] < 0.8
-    wide = score_round_trip(tokenizer, count=8, seed=1, size=(320, 256))
-    assert wide["scenes_read_right"] == 1.0
+    assert min(result["perplexity_of_borders"]) > 40 and 0.6 < result["plain_share"] < 0.8
     whole = UniTok(replace(tokenizer.config, encoder_scope="image")).eval()
-    assert score_round_trip(whole, count=2, seed=1)["highest_perplexity"] is None
+    assert score_round_trip(whole, count=1, seed=1, size=(160, 128))["highest_perplexity"] is None
+
+
+# ---- edits and questions about a drawing of the model ----
+
+HEART = Filter(shape="heart")
+STAR = SceneObject("star", "blue", "small", 0.2, 0.7)
+WANTED = Scene(
+    "white", (SceneObject("heart", "red", "large", 0.3, 0.3), SceneObject("star", "blue", "small", 0.7, 0.7))
+)
+DRAWN = Scene("white", (STAR, SceneObject("heart", "green", "small", 0.7, 0.3)))
+TWO_HEARTS = Scene("white", (*DRAWN.objects, SceneObject("heart", "red", "large", 0.6, 0.75)))
+RECOLOR = Edit("recolor", 0, "yellow")
+
+
+def edit_check(edit: Edit, reference: Filter | None) -> Check:
+    return Check("edit", scene=WANTED, edit=edit, reference=reference)
+
+
+def ask(variant: str, first: Filter | None, second: Filter | None = None, value: str | None = None) -> Check:
+    kind = variant.split()[0] if variant.endswith(" of") else "relation"
+    return Check("answer", scene=WANTED, question=Question(kind, variant, first, second, value), expected="red")
+
+
+def test_an_edit_means_what_its_words_name_in_the_models_image() -> None:
+    for reference in (HEART, Filter(shape="heart", color="green"), Filter(color="green")):
+        check = edit_check(RECOLOR, reference)
+        right = apply_edit(DRAWN, replace(RECOLOR, index=1))
+        assert judge(check, render(right), DRAWN).passed
+        for wrong in (apply_edit(DRAWN, RECOLOR), DRAWN):
+            judgement = judge(check, render(wrong), DRAWN)
+            assert not judgement.passed and not judgement.left_open
+
+    alone = Scene("white", DRAWN.objects[1:])  # "it" is the only object
+    edit = Edit("resize", 0, "large")
+    assert judge(edit_check(edit, ANY), render(apply_edit(alone, edit)), alone).passed
+    assert not judge(edit_check(edit, ANY), render(alone), alone).passed
+
+
+def test_what_is_added_lies_next_to_the_object_that_the_words_name() -> None:
+    added = SceneObject("cross", "purple", "small", 0.5, 0.5)
+    check = edit_check(Edit("add", added=added, relation="left of", anchor=0), HEART)
+    assert judge(check, render(Scene("white", (*DRAWN.objects, added))), DRAWN).passed, "left of the heart alone"
+    aside = replace(added, x=0.9, y=0.7)
+    assert not judge(check, render(Scene("white", (*DRAWN.objects, aside))), DRAWN).passed
+    star = edit_check(Edit("add", added=added, relation="left of", anchor=0), Filter(shape="star"))
+    assert not judge(star, render(Scene("white", (*DRAWN.objects, added))), DRAWN).passed, "right of the star"
+    corner = replace(added, x=0.85, y=0.85)  # words that name no object mean the same everywhere
+    for edit in (Edit("background", value="gray"), Edit("add", added=corner, place="bottom right")):
+        assert judge(edit_check(edit, None), render(apply_edit(DRAWN, edit)), DRAWN).passed
+        assert not judge(edit_check(edit, None), render(DRAWN), DRAWN).passed
+
+
+def test_words_that_may_mean_several_objects_may_mean_each_of_them_and_nothing_else() -> None:
+    alike = Filter(shape="heart", color="orange", size="small")
+    for reference, meant in ((HEART, (1, 2)), (alike, (2,)), (Filter(size="large", color="blue"), (0, 1))):
+        check = edit_check(RECOLOR, reference)
+        for index in range(3):
+            judgement = judge(check, render(apply_edit(TWO_HEARTS, replace(RECOLOR, index=index))), TWO_HEARTS)
+            assert judgement.left_open
+            assert judgement.passed == (index in meant), (reference, index)
+        others = Scene("black", (SceneObject("cross", "blue", "large", 0.5, 0.5),))
+        for scene in (TWO_HEARTS, others):
+            assert not judge(check, render(scene), TWO_HEARTS).passed, "nothing changed, or everything"
+
+
+def test_what_the_words_name_by_another_size_is_still_meant() -> None:
+    star, circle = SceneObject("star", "blue", "large", 0.3, 0.3), SceneObject("circle", "red", "small", 0.7, 0.7)
+    drawn, small_star = Scene("white", (star, circle)), Filter(shape="star", size="small")
+    larger = edit_check(Edit("resize", 0, "large"), small_star)
+    assert judge(larger, render(drawn), drawn).passed, "it is large already"
+    assert not judge(larger, render(apply_edit(drawn, Edit("resize", 1, "large"))), drawn).passed, "a circle is no star"
+    for index, is_right in ((0, True), (1, False)):
+        gone = render(apply_edit(drawn, Edit("remove", index)))
+        judgement = judge(edit_check(Edit("remove", 0), small_star), gone, drawn)
+        assert judgement.left_open and judgement.passed == is_right
+    # one that already is as wanted is not meant where another is not
+    one_yellow = apply_edit(TWO_HEARTS, replace(RECOLOR, index=1))
+    check = edit_check(RECOLOR, HEART)
+    assert not judge(check, render(one_yellow), one_yellow).passed
+    both = judge(check, render(apply_edit(one_yellow, replace(RECOLOR, index=2))), one_yellow)
+    assert both.passed and both.left_open
+
+
+def test_answers_to_open_questions_are_still_answers() -> None:
+    star = Filter(shape="star")
+    for check, right, wrong in (
+        (ask("color of", HEART), ("red", "Green"), ("blue", "banana", "", "yes")),
+        (ask("where is", HEART, star), ("above", "right"), ("green", "")),
+        (ask("is related", HEART, star, "above"), ("yes", "no"), ("heart", "")),
+        (ask("which is related", None, HEART, "above"), ("star", "heart"), ("circle", "green")),
+        (ask("which is related", None, star, "below"), ("heart",), ("star", "circle")),
+        (ask("which is larger", HEART, Filter(shape="heart", size="large")), ("heart",), ("star", "circle")),
+    ):
+        for words in (*right, *wrong):
+            judgement = judge(check, words, TWO_HEARTS)
+            assert judgement.left_open and judgement.passed == (words in right), words
+
+    judgement = judge(ask("color of", HEART), "green", DRAWN)  # of one heart
+    assert judgement.passed and not judgement.left_open
+    assert not judge(ask("color of", HEART), "red", DRAWN).passed
+    # the other one is the one not asked about, whatever it looks like
+    before = Question("color", "color of", Filter(shape="star"))
+    (check,) = ask_about_other(before, WANTED, Random(0)).checks
+    check = replace(check, question=Question("color", "color of", Filter(shape="heart", size="large")))
+    assert judge(check, "green", DRAWN).passed, "the small heart is the other one all the same"
+    assert not judge(check, "there is no large heart", DRAWN).passed
+
+
+def test_scores_say_how_many_were_left_open_and_unreadable_images_are_never_right() -> None:
+    assert not judge(edit_check(RECOLOR, HEART), Image.new("RGB", (128, 128), "white"), TWO_HEARTS).passed
+    assert not judge(edit_check(RECOLOR, HEART), render(DRAWN), None).passed
+    assert not judge(ask("color of", HEART), "red", None).passed
+    dialogues = []
+    for scene, words in ((WANTED, "red"), (WANTED, "blue"), (TWO_HEARTS, "red"), (TWO_HEARTS, "blue")):
+        dialogue = RunningDialogue(Dialogue("multi_turn", (), (ask("color of", HEART),)), seed=0)
+        dialogue.judgements.append(judge(dialogue.dialogue.checks[0], words, scene))
+        dialogues.append(dialogue)
+    scores = score_group(Group("multi_turn", "seen"), dialogues)
+    assert (scores["passed"], scores["total"], scores["left_open"]) == (2, 4, 1)
