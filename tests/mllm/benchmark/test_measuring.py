@@ -36,7 +36,7 @@ from mllm.benchmark.measure import (
     run_benchmark,
     time_interleaved,
 )
-from mllm.benchmark.work import WORK, Before
+from mllm.benchmark.work import Before
 from mllm.cli.main import main
 from mllm.pipeline import Pipeline
 from mllm.sampling import SamplingConfig
@@ -111,19 +111,16 @@ def test_passes_of_drawings_and_edits_are_counted(
 def test_half_precision_is_timed_after_equality_in_float32_and_a_missed_speed_is_an_exit_code(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    words = ["benchmark", "draw", "--sizes", "XXS", "--batch", "1", "--rounds", "1", "--device", "cpu"]
-    words += ["--dtype", "bfloat16", "--require", "10000"]
-    assert main(words) == 1
+    words = ["--sizes", "XXS", "--batch", "1", "--rounds", "1", "--device", "cpu", "--dtype", "bfloat16"]
+    assert main(["benchmark", "draw", *words, "--require", "10000"]) == 1
     captured = capsys.readouterr()
     assert "greedy codes equal: yes" in captured.out
     assert "times as fast as upstream, below 10000" in captured.err
-    assert main([*words, "--alone", "2"]) == 0
-    assert "upstream" not in capsys.readouterr().out
 
 
 def test_growth_is_fitted_and_plotted(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    words = ["--sizes", "XXS", "--growth", "context", "images", "--rounds", "1", "--device", "cpu"]
+    words = ["--sizes", "XXS", "--growth", "images", "--rounds", "1", "--device", "cpu"]
     files = ["--plot", str(tmp_path / "growth.png"), "--json", str(tmp_path / "growth.json")]
     assert main(["benchmark", "draw", *words, *files]) == 0
     report = json.loads((tmp_path / "growth.json").read_text())
@@ -201,7 +198,6 @@ def test_the_floor_is_the_slower_of_memory_and_arithmetic_and_the_machine_has_ra
     assert roofline.floor(Cost(20, 0, 40)) == 10.0
     assert min(measure_roofline(CPU, torch.float32, num_bytes=2**20)) > 1e6 and peak_memory(CPU) > 2**20
     assert busy_seconds() == 0.0 or busy_seconds() >= own_seconds() * 0.5
-    assert 0 < WORK["start"](words=["-m", "mllm", "--version"])() < 60, "work may measure itself"
 
 
 def test_costs_are_those_of_the_released_model() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -25,25 +24,19 @@ from tokenizer.unitok import UniTok
 NUM_POSITIONS = 9
 
 
-@pytest.fixture(scope="module")
-def golden_model(golden_folders: dict[str, Path]) -> MLLMForConditionalGeneration:
-    return MLLMForConditionalGeneration.from_pretrained(golden_folders["converted"]).eval()
-
-
-@pytest.mark.parametrize(
-    ("case", "guidance", "sees_prefix"), [("full1", 1, True), ("full4", 4, True), ("last", 5, False)]
-)
 @pytest.mark.parametrize("cached_head", [False, True])
 def test_the_reference_gives_the_codes_of_the_released_system(
-    golden_model: MLLMForConditionalGeneration, case: str, guidance: float, sees_prefix: bool, cached_head: bool
+    golden_folders: dict[str, Path], cached_head: bool
 ) -> None:
-    expected = golden_outputs()
-    ids = expected[f"{case}.prompt_ids"]
-    mask = expected.get(f"{case}.attention_mask", torch.ones_like(ids)).bool()
-    prompts = [row[real].tolist() for row, real in zip(ids, mask, strict=True)]
-    drawing, settings = UpstreamDrawing(golden_model, cached_head=cached_head), replace(GREEDY, guidance=guidance)
-    codes = drawing.draw(prompts[:2], prompts[2:], num_positions=10, settings=settings, sees_prefix=sees_prefix)
-    assert torch.equal(codes, expected[f"{case}.codes"].long())
+    model = MLLMForConditionalGeneration.from_pretrained(golden_folders["converted"]).eval()
+    drawing, expected = UpstreamDrawing(model, cached_head=cached_head), golden_outputs()
+    for case, guidance, sees_prefix in (("full1", 1, True), ("full4", 4, True), ("last", 5, False)):
+        ids = expected[f"{case}.prompt_ids"]
+        mask = expected.get(f"{case}.attention_mask", torch.ones_like(ids)).bool()
+        prompts = [row[real].tolist() for row, real in zip(ids, mask, strict=True)]
+        settings = SamplingConfig(greedy=True, guidance=guidance)
+        codes = drawing.draw(prompts[:2], prompts[2:], num_positions=10, settings=settings, sees_prefix=sees_prefix)
+        assert torch.equal(codes, expected[f"{case}.codes"].long()), case
 
 
 def random_model(seed: int, context: str) -> MLLMForConditionalGeneration:
@@ -71,7 +64,7 @@ SETTINGS = (
 
 
 @pytest.mark.parametrize("context", ["current", "prefix"])
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(3))
 def test_our_codes_equal_the_reference(seed: int, context: str) -> None:
     model = random_model(seed, context)
     reference = UpstreamDrawing(model)
@@ -105,18 +98,9 @@ def test_filters_choose_as_ours_do_and_draw_from_what_they_keep() -> None:
 
 
 def test_what_upstream_does_not_have_is_refused() -> None:
-    for fields, name in (
-        ({"head_type": "mlp"}, "head_type"),
-        ({"head_shared_output": False}, "head_shared_output"),
-        ({"layout": "grid"}, "image_layout"),
-        ({"image_position_embedding": True}, "image_position_embedding"),
-        ({"code_embedder": "summed"}, "code_embedder"),
-        ({"code_width": 40}, "embedder_width"),
-    ):
-        model = build_model(**{key: value for key, value in fields.items() if key != "code_width"})
-        model.config.code_width = fields.get("code_width", model.config.code_width)
+    for name, value in (("head_type", "mlp"), ("head_shared_output", False), ("code_embedder", "summed")):
         with pytest.raises(ValueError, match=name):
-            UpstreamDrawing(model)
+            UpstreamDrawing(build_model(**{name: value}))
 
 
 def test_our_tokenizer_equals_the_reference_and_keeps_its_own_modules() -> None:

@@ -47,7 +47,7 @@ def test_coverage_agrees_with_many_samples_per_pixel() -> None:
 
 
 def test_rendered_scenes_are_read_back() -> None:
-    for size, seed in product((64, 128, 320, (192, 128), (128, 250)), range(25)):
+    for size, seed in product((64, 128, 320, (192, 128), (128, 250)), range(12)):
         scene = random_scene(Random(seed))
         assert same_scene(scene, parse(render(scene, size)).scene), (scene, size)
     for shape, size, (index, color) in product(SHAPES, SIZES, enumerate(COLORS)):
@@ -92,15 +92,10 @@ def test_what_is_not_of_this_world_is_unreadable() -> None:
     images["two backgrounds"].paste(RGB["black"], (90, 0, 128, 128))
     for name, image in images.items():
         assert parse(image).scene is None and parse(image).reason, name
-
-
-def test_specks_are_ignored_and_other_modes_accepted() -> None:
     image = render(SCENE)
-    for x, y in ((5, 5), (120, 60), (64, 120)):
+    for x, y in ((5, 5), (120, 60), (64, 120)):  # specks are ignored, other modes accepted
         image.paste(RGB["purple"], (x, y, x + 2, y + 2))
     assert same_scene(SCENE, parse(image.convert("RGBA")).scene)
-    with pytest.raises(ValueError):
-        parse(render(SCENE, 32))
 
 
 def disturb(image: Image.Image, seed: int, *, noise: float = 0.0, blur: float = 0.0, shift: float = 0.0) -> Image.Image:
@@ -119,8 +114,8 @@ def disturbed_error(count: int, **strength: float) -> float:
 
 def test_mild_disturbance_does_not_confuse() -> None:
     for strength in ({"noise": 8.0, "blur": 0.8}, {"blur": 1.2, "shift": 10.0, "noise": 4.0}):
-        assert disturbed_error(60, **strength) == 0, strength
-    assert checker_error(60, seed=4) == 0 < disturbed_error(60, noise=60.0) <= 1
+        assert disturbed_error(40, **strength) == 0, strength
+    assert checker_error(40, seed=4) == 0 < disturbed_error(40, noise=60.0) <= 1
 
 
 @pytest.mark.slow

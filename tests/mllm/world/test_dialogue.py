@@ -9,8 +9,6 @@ from itertools import pairwise, product
 from pathlib import Path
 from random import Random
 
-import pytest
-
 from mllm.world.checker import parse
 from mllm.world.dialogue import (
     EDIT_KINDS,
@@ -46,14 +44,14 @@ BEFORE, ADDED = Scene("white", (CIRCLE, STAR)), SceneObject("heart", "yellow", "
 
 def test_every_kind_of_edit_is_proposed_and_checks_out() -> None:
     kinds = Counter()
-    for index in range(400):
+    for index in range(300):
         episode = make_episode(index)
         kinds[episode.edit.kind] += 1
         assert apply_edit(episode.scene, episode.edit) == episode.edited
-        after = parse(render(episode.edited)).scene if index < 80 else episode.edited
+        after = parse(render(episode.edited)).scene if index < 40 else episode.edited
         assert check_edit(episode.scene, episode.edit, after)
         assert not check_edit(episode.scene, episode.edit, episode.scene), "no change must not pass"
-    assert set(kinds) == set(EDIT_KINDS) and min(kinds.values()) > 20
+    assert set(kinds) == set(EDIT_KINDS) and min(kinds.values()) > 15
 
 
 def test_damage_elsewhere_is_noticed_and_small_shifts_are_forgiven() -> None:
@@ -140,8 +138,8 @@ def test_answers() -> None:
 
 def test_every_variant_has_words_and_answers_are_short() -> None:
     assert set(phrases("ask")) == {variant for variants in QUESTION_KINDS.values() for variant in variants}
-    for index in range(1500):
-        scene = make_episode(index % 400).scene
+    for index in range(600):
+        scene = make_episode(index % 200).scene
         question = propose_question(scene, Random(index))
         right = answer(question, scene)
         assert right and right == right.lower() and len(right.split()) <= 6
@@ -170,7 +168,7 @@ def parts_of(dialogue: Dialogue, kind: type, role: str = "") -> list:
 
 
 def test_dialogues_are_well_formed_and_name_no_held_out_pair() -> None:
-    for job, index in product(JOBS, range(200)):
+    for job, index in product(JOBS, range(80)):
         episode = make_episode(index)
         dialogue = make_dialogue(job, episode, Random(index))
         assert dialogue == make_dialogue(job, episode, Random(index)) and dialogue.job == job
@@ -190,12 +188,10 @@ def test_dialogues_are_well_formed_and_name_no_held_out_pair() -> None:
     for number, counts in ((None, {1, 2, 3, 4, 5}), (1, {1})):
         asked = [make_dialogue("ask", make_episode(n), Random(n), num_questions=number) for n in range(60)]
         assert {len(dialogue.checks) for dialogue in asked} == counts
-    with pytest.raises(ValueError):
-        make_dialogue("sing", make_episode(0), Random(0))
 
 
 def test_episodes_are_deterministic_differ_and_belong_to_their_split() -> None:
-    for split, index in product(SPLITS, range(40)):
+    for split, index in product(SPLITS, range(20)):
         episode = make_episode(index, split=split)
         assert split_of(episode.scene) == split_of(episode.edited) == split
         assert not (episode.scene.pairs | episode.edited.pairs) & HELD_OUT_PAIRS
@@ -212,8 +208,6 @@ def test_export_writes_ordinary_datasets(tmp_path: Path) -> None:
     parts = [part for record in records for message in record["messages"] for part in message["content"]]
     assert all(part["type"] == "text" or (folder / part["path"]).is_file() for part in parts)
     assert all((folder / caption["image"]).is_file() for caption in captions)
-    with pytest.raises(ValueError):
-        export_world(folder, 1)
 
 
 def test_the_other_one_is_the_one_that_was_not_asked_about() -> None:

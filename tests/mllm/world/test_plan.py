@@ -36,7 +36,7 @@ def test_a_plan_says_everything_in_reading_order() -> None:
 
 
 def test_a_plan_can_be_read_back_and_says_exactly_where_a_centred_object_is() -> None:
-    for index, digits, grid in product(range(20), LEVELS, [SQUARE, (8, 10), (10, 8), (6, 8)]):
+    for index, digits, grid in product(range(10), LEVELS, [SQUARE, (8, 10), (10, 8), (6, 8)]):
         scene = make_episode(index).scene
         plan = plan_of(scene, digits=digits, grid=grid)
         centred = Scene(scene.background, tuple(centre(item, digits=digits, grid=grid) for item in scene.objects))
@@ -87,7 +87,7 @@ def is_satisfied(spec: Spec, scene: Scene) -> bool:
 def test_a_request_raises_the_questions_of_its_spec_that_a_right_image_satisfies_and_a_wrong_one_not() -> None:
     for kind in DRAWING_WEIGHTS:
         rng, num_wrong = Random(f"right/{kind}"), 0
-        for _ in range(150):
+        for _ in range(60):
             scene, other = random_scene_for("test", rng), random_scene_for("test", rng, num_objects=rng.randint(1, 4))
             request = make_draw_request(scene, rng, kind=kind)
             assert set(ask_about(request.text)) == set(say_questions(request.spec)), request.text
@@ -96,7 +96,7 @@ def test_a_request_raises_the_questions_of_its_spec_that_a_right_image_satisfies
             if any(not holds and not isinstance(item, NOT_ASKED) for item, holds in verdicts):
                 num_wrong += 1
                 assert not is_satisfied(request.spec, other), (request.spec, other)
-        assert num_wrong > 97
+        assert num_wrong > 36
 
 
 TYPED = {
@@ -129,7 +129,7 @@ def test_typed_requests_become_questions_of_the_world() -> None:
         "a the two five no any all every of them is are that not than and with above left it one first larger , dog"
     )
     words = [*SHAPES, *COLORS, *SIZES, "stars", "shape", "background", "different", *others.split()]
-    assert all(ask_about(" ".join(rng.choices(words, k=rng.randint(1, 12)))) for _ in range(2000))
+    assert all(ask_about(" ".join(rng.choices(words, k=rng.randint(1, 12)))) for _ in range(500))
 
 
 def test_only_what_is_beyond_doubt_is_asked() -> None:

@@ -25,12 +25,12 @@ from mllm.world.scene import (
 
 
 def test_random_scenes_keep_the_rules_and_the_order_of_objects_does_not_matter() -> None:
-    for number, seed in product((1, 2, 3, 4), range(100)):
+    for number, seed in product((1, 2, 3, 4), range(50)):
         scene = random_scene(Random(seed), num_objects=number)
         assert len(scene.objects) == number and is_valid(scene), scene
         turned = Scene(scene.background, scene.objects[::-1])
         assert turned == scene and hash(turned) == hash(scene)
-    for seed in range(200):
+    for seed in range(50):
         assert is_valid(Scene("white", place_in_corners([("star", "red", "large")] * 4, Random(seed))))
     circle = SceneObject("circle", "red", "large", 0.5, 0.5)
     near = SceneObject("square", "blue", "small", 0.5 + RADIUS["large"] + RADIUS["small"] + 0.01, 0.5)
@@ -54,7 +54,6 @@ def test_unknown_values_and_leaks_are_refused() -> None:
         lambda: Scene("beige", ()),
         lambda: random_scene(Random(0), num_objects=5),
         lambda: random_scene_for("train", Random(0), pairs="held_out"),
-        lambda: random_scene_for("dev", Random(0)),
         lambda: random_scene_for("test", Random(0), pairs="unseen"),
     ):
         with pytest.raises(ValueError):
@@ -62,9 +61,9 @@ def test_unknown_values_and_leaks_are_refused() -> None:
 
 
 def test_splits_have_their_shares_and_a_scene_moved_by_a_hair_stays() -> None:
-    scenes = [random_scene(Random(seed)) for seed in range(3000)]
+    scenes = [random_scene(Random(seed)) for seed in range(2000)]
     counts = Counter(map(split_of, scenes))
-    assert 0.08 < counts["test"] / 3000 < 0.12 and 0.08 < counts["validation"] / 3000 < 0.12
+    assert 0.08 < counts["test"] / 2000 < 0.12 and 0.08 < counts["validation"] / 2000 < 0.12
     nudged = [replace(s, objects=tuple(replace(item, x=item.x + 0.0001) for item in s.objects)) for s in scenes[:200]]
     moved = sum(split_of(before) != split_of(after) for before, after in zip(scenes, nudged, strict=False))
     assert moved <= 2  # only where an object lies on the border of a grid cell
