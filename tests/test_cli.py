@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from mllm.cli.main import PACKAGES, VERBS, main
+from mllm.pipeline import Pipeline
 
 ROOT = Path(__file__).resolve().parent.parent
 Run = Callable[..., tuple[int, str, str]]
@@ -77,8 +78,6 @@ def test_draw_and_edit_write_images_that_are_functions_of_the_seed(run: Run, fol
 
 
 def test_what_the_model_declines_is_not_drawn(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mllm.pipeline import Pipeline
-
     monkeypatch.setattr(Pipeline, "decline", lambda self, prompt, image=None: "I can't draw dogs.")
     for words in (["draw", "a dog"], ["edit", "a.png", "add a dog"]):
         code, out, err = run(*words, "-o", "dog.png", "--seed", "1")
@@ -88,15 +87,12 @@ def test_what_the_model_declines_is_not_drawn(run: Run, folder: Path, monkeypatc
         (folder / "dog.png").unlink()
 
 
-def test_ask_prints_the_answer_and_nothing_else(run: Run, random_model_folder: Path) -> None:
-    from mllm.pipeline import Pipeline
-
+def test_ask_prints_the_answer_alone_and_codes_decode_to_the_reconstruction(
+    run: Run, folder: Path, random_model_folder: Path
+) -> None:
     code, out, _ = run("ask", "a.png", "a.png", "what color is it?", "--max-new-tokens", "9")
     expected = Pipeline.load(random_model_folder).ask(["a.png", "a.png"], "what color is it?", max_new_tokens=9)
     assert (code, out.strip()) == (0, expected) and out.endswith("\n")
-
-
-def test_codes_decode_to_the_reconstruction(run: Run, folder: Path) -> None:
     code, out, _ = run("tokenize", "encode", "a.png", "-o", "codes.npz")
     assert (code, out) == (0, "codes.npz: 1 x 3 codebooks x 3 x 3 positions\n")
     assert run("tokenize", "decode", "codes.npz", "-o", "decoded")[0] == 0
@@ -105,17 +101,15 @@ def test_codes_decode_to_the_reconstruction(run: Run, folder: Path) -> None:
     assert (folder / "decoded" / "a.png").read_bytes() == (folder / "again.png").read_bytes()
 
 
-def test_chat_answers_in_turn_and_survives_wrong_input(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chat_answers_in_turn_and_survives_wrong_input_and_interruptions(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lines = iter(["/image none.png", "/image a.png", "what is it?", "", "/nonsense", "/new", "draw it", "/quit", "no"])
     monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
     code, _, err = run("chat", "--seed", "1", "--images", "drawings")
     assert code == 0 and next(lines) == "no"
     assert "none.png" in err and "got '/nonsense'" in err and len(err.strip().splitlines()) == 2
-
-
-def test_interrupting_an_answer_keeps_the_conversation(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mllm.pipeline import Pipeline
-
+    monkeypatch.undo()
     answer, answered = Pipeline.chat, []
 
     def chat(pipeline: Pipeline, messages: list, **overrides: object) -> object:
@@ -198,12 +192,11 @@ def test_a_package_that_hides_ours_is_named(tmp_path: Path) -> None:
         done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
         return done.returncode, done.stderr.partition(";")[0]
 
-    for package, file in ((name, file) for name in PACKAGES[1:] for file in (f"{name}.py", f"{name}/__init__.py")):
-        folder = tmp_path / file.replace("/", "-")
-        (folder / file).parent.mkdir(parents=True)
-        (folder / file).write_text("")
-        sentence = f"mllm: the package {package!r} must be the one in {ROOT}, got {folder / file}"
-        assert begin(folder, "-m", "mllm", "draw", "-h") == (2, sentence)
+    for package, file in zip(PACKAGES[1:], ("tokenizer.py", "train/__init__.py", "demo.py"), strict=True):
+        (tmp_path / package / file).parent.mkdir(parents=True)
+        (tmp_path / package / file).write_text("")
+        sentence = f"mllm: the package {package!r} must be the one in {ROOT}, got {tmp_path / package / file}"
+        assert begin(tmp_path / package, "-m", "mllm", "draw", "-h") == (2, sentence)
     folder = tmp_path / "data"
     (folder / "tokenizer").mkdir(parents=True)
     assert begin(folder, "-m", "mllm", "draw", "-h") == (0, ""), "a folder of data hides no package on the path"

@@ -139,7 +139,7 @@ def test_the_command_measures_best_of_n(
     monkeypatch.setattr("mllm.evaluation.world.CHECKER_COUNT", 20)
     command = ["evaluate", "world", "--device", "cpu", "--count", "1", "--batch-size", "4"]
     files = ["--json", str(tmp_path / "a.json"), "--items", str(tmp_path / "items.jsonl")]
-    assert main([*command, "--jobs", "draw", "--best-of", "1", "2", *files]) == 0
+    assert main([*command, "--jobs", "draw", "--resamples", "0", "--best-of", "1", "2", *files]) == 0
     lines = [line.record for line in read_lines(tmp_path / "items.jsonl")]
     assert [line["group"] for line in lines] == ["draw, seen pairs", "draw, held-out pairs"]
     assert all(line["seed"] == 0 and len(line["passed"]) == 1 and line["answers"] for line in lines)

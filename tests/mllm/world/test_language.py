@@ -33,12 +33,13 @@ def test_a_typo_changes_one_longer_word_keeps_its_first_letter_and_is_read_right
 
 
 def test_requests_hold_on_their_own_scene_and_full_ones_fail_on_a_changed_one() -> None:
-    noticed = Counter()
+    noticed, skills = Counter(), Counter()
     for kind, seed in product(DRAWING_WEIGHTS, range(150)):
         scene = random_scene(Random(seed))
         request = make_draw_request(scene, Random(seed + 1), kind=kind)
         assert all(check_scene(request.spec, scene)), (request.text, scene)
-        assert set(request.skills) <= SKILLS and "{" not in request.text and request.text.isascii()
+        assert "{" not in request.text and request.text.isascii()
+        skills.update(request.skills)
         if kind == "full":
             first, *rest = scene.objects
             other = next(color for color in COLORS if all(item.color != color for item in scene.objects))
@@ -48,13 +49,9 @@ def test_requests_hold_on_their_own_scene_and_full_ones_fail_on_a_changed_one() 
                 noticed[name] += not all(check_scene(request.spec, Scene(scene.background, tuple(items))))
     assert noticed["missing"] == noticed["extra"] == 150
     assert noticed["color"] > 135  # a few requests leave a color open
-
-
-def test_every_skill_occurs_and_most_requests_describe_the_scene_fully() -> None:
-    requests = [make_draw_request(make_episode(index).scene, Random(index)) for index in range(1000)]
-    skills = Counter(skill for request in requests for skill in request.skills)
-    assert set(skills) == SKILLS and min(skills.values()) >= 20, skills
-    assert 0.6 < sum(request.kind == "full" for request in requests) / 1000 < 0.85
+    assert set(skills) == SKILLS and min(skills.values()) >= 100, skills
+    requests = [make_draw_request(make_episode(index).scene, Random(index)) for index in range(600)]
+    assert 0.6 < sum(request.kind == "full" for request in requests) / 600 < 0.85
     for seed in range(60):
         spec = make_draw_request(random_scene_for("test", Random(seed), pairs="held_out"), Random(seed)).spec
         assert any(isinstance(item, Exists) and item.filter.pair in HELD_OUT_PAIRS for item in spec)

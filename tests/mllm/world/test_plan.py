@@ -20,7 +20,7 @@ RED_CIRCLE = SceneObject("circle", "red", "large", 0.7, 0.43)
 RED_STAR = SceneObject("star", "red", "small", 0.2, 0.4)
 
 
-def test_a_plan_says_everything_in_reading_order() -> None:
+def test_a_plan_says_everything_in_reading_order_and_can_be_read_back() -> None:
     three = (BLUE_SQUARE, RED_CIRCLE, RED_STAR)
     for objects, options, said in (
         (three, {}, "white, small red star 31, large red circle 35, small blue square 62"),
@@ -33,9 +33,6 @@ def test_a_plan_says_everything_in_reading_order() -> None:
         assert plan_of(Scene("white", objects), **options) == said
     with pytest.raises(ValueError):
         plan_of(Scene("white", three), grid=(8, 17))
-
-
-def test_a_plan_can_be_read_back_and_says_exactly_where_a_centred_object_is() -> None:
     for index, digits, grid in product(range(10), LEVELS, [SQUARE, (8, 10), (10, 8), (6, 8)]):
         scene = make_episode(index).scene
         plan = plan_of(scene, digits=digits, grid=grid)
@@ -62,12 +59,9 @@ def test_what_is_seen_is_compared_object_by_object() -> None:
         (SAID, "black, large red circle 35, small blue square 62", False),
         (SAID, "white, large red heart 35, small blue square 62", False),
         (SAID, "white, large red circle 35", False),
-        (SAID, SAID + ", small blue square 62", False),
-        (SAID, "white, large red circle 35, small blue square", False),  # no plan
         (SAID, "white, large red circle 35, small blue square 6g", False),  # no square
         (SAID, "white, large red circle 3595, small blue square 6250", False),  # no square within a square
         (SAID, "white, large red circle 3535, small blue square 6250", True),  # finer
-        (SAID, "white, large red circle 3535, small blue square 4250", False),
         (SAID, None, False),
         (CIRCLES, "white, large red circle 35, large red circle 62", False),  # two equal ones must both be there
         ("White, large red circle 35", None, True),  # free words are not compared
@@ -111,12 +105,10 @@ TYPED = {
     "a circle and a smaller star": (
         "Is there a circle? yes. Is there a star? yes. NUMBER 2. Is the circle larger than the star? yes"
     ),
-    "three shapes, all of them green": "How many green shapes are there? 3. NUMBER 3",
     "every shape is small": "Is there a small shape? yes. Is there a large shape? no",
     "a circle that is not red": "Is there a circle? yes. Is there a red circle? no. NUMBER 1",
     "The star is above the cross": "Is there a star? yes. Is there a cross? yes. Is the star above the cross? yes",
     "a dog and some red circles": "Is there a red circle? yes",
-    "a photo of a dog.": "Does the picture show a photo of a dog? yes",
 }
 
 
