@@ -13,6 +13,7 @@ import shlex
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -84,18 +85,14 @@ def contents() -> dict[Path, str]:
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def door(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Door:
+    """In a working folder with files that are right and wrong."""
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (50, 40), "red").save("a.png")
     Image.new("RGB", (50, 40), "blue").save("b.png")
     Path("broken.png").write_bytes(b"\x89PNG\r\n\x1a\n and then nothing")
     Path("notes.txt").write_text('{"no": "image"}')
     Path("out").mkdir()
-    return tmp_path
-
-
-@pytest.fixture
-def door(folder: Path, capfd: pytest.CaptureFixture[str]) -> Door:
     return Door(capfd)
 
 
@@ -161,11 +158,11 @@ def damaged(content: bytes, rng: random.Random) -> bytes:
     return content[:place] + rng.randbytes(8) + content[place + 8 :]
 
 
-def wrong_sources(folder: Path, rng: random.Random) -> Iterator[Path]:
+def wrong_sources(rng: random.Random) -> Iterator[Path]:
     """Samples of docs/data.md whose records or bytes are wrong."""
     images = {name: Path(name).read_bytes() for name in ("a.png", "b.png")}
     for number, (_, ending, text) in enumerate(samples_of(PAGE) * 6):
-        path = folder / f"{number}.{ending}"
+        path = Path(f"{number}.{ending}")
         if ending == "jsonl" and rng.random() < 0.75:
             record = mutated(json.loads(rng.choice(text.splitlines())), rng)
             path.write_text(json.dumps(record) + "\n")
@@ -176,9 +173,9 @@ def wrong_sources(folder: Path, rng: random.Random) -> Iterator[Path]:
 
 
 @pytest.mark.slow
-def test_prepare(folder: Path, model: str, capfd: pytest.CaptureFixture[str]) -> None:
-    sources = list(wrong_sources(folder, random.Random(0)))
-    door, to = Door(capfd), ["--out", "out/p", "--image-tokenizer", model]
+def test_prepare(door: Door, model: str) -> None:
+    sources, to = list(wrong_sources(random.Random(0))), ["--out", "out/p", "--image-tokenizer", model]
+    door.before = contents()
     for number, path in enumerate(sources):
         words = ["prepare", str(path), *to, "--size", "48x48", *(["--skip-broken"] if number % 2 else [])]
         door.run(words, f"{path.read_bytes()[:200]!r}", may_be_right=True)
@@ -207,11 +204,6 @@ def wrong_fields(kind: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
                 yield name, -3
 
 
-def with_value(values: dict[str, Any], keys: list[str], value: Any) -> dict[str, Any]:
-    first, *rest = keys
-    return {**values, first: with_value(values.get(first, {}), rest, value) if rest else value}
-
-
 @pytest.mark.slow
 def test_recipes(door: Door, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("train.trainer.train_mllm", lambda recipe: None)
@@ -224,7 +216,10 @@ def test_recipes(door: Door, model: str, monkeypatch: pytest.MonkeyPatch) -> Non
     path = Path("out/recipe.yaml")
     for kind, values in good.items():
         for name, value in random.Random(0).sample(list(wrong_fields(kind)), 60):
-            path.write_text(json.dumps(with_value(values, name.split("."), value)))
+            changed: dict[str, Any] = json.loads(json.dumps(values))
+            *sections, last = name.split(".")
+            reduce(lambda inside, section: inside.setdefault(section, {}), sections, changed)[last] = value
+            path.write_text(json.dumps(changed))
             door.run(["train", str(path)], f"{name}={value!r}")
         for content in (*BYTES, b"kind: mllm\nkind: mllm\n", b"kind: x\noutput: y\n", b"- a", b"a: [", b"? [a]\n: b"):
             path.write_bytes(content)
@@ -239,17 +234,9 @@ def test_recipes(door: Door, model: str, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_recipes_that_fit_and_still_cannot_be_trained(door: Door, model: str) -> None:
     text = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
     small = {"text_config": text, "embedder_width": 16, "embedder_heads": 2, "head_layers": 1}
-    good: dict[str, Any] = {
-        "kind": "mllm",
-        "output": "out/run",
-        "image_tokenizer": f"{model}/image_tokenizer",
-        "text_tokenizer": model,
-        "model": small,
-        "data": {"episodes": 4},
-        "length": 320,
-        "rows": 1,
-        "trainer": {"max_steps": 1, "bf16": False, "dataloader_num_workers": 0},
-    }
+    files = {"output": "out/run", "image_tokenizer": f"{model}/image_tokenizer", "text_tokenizer": model}
+    loop = {"trainer": {"max_steps": 1, "bf16": False, "dataloader_num_workers": 0}, "length": 320, "rows": 1}
+    good = {"kind": "mllm", **files, **loop, "model": small, "data": {"episodes": 4}}
     path, changes = Path("out/recipe.yaml"), TABLES["untrainable"]
     benchmark = {"name": "pope", "questions": "none.jsonl", "annotations": "none", "images": "."}
     for word, fields_there in (("TEXT", text), ("MODEL", small), ("BENCHMARK", benchmark)):

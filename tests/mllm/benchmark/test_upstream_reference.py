@@ -17,7 +17,7 @@ from mllm.engine.request import GenerationRequest
 from mllm.model import MLLMForConditionalGeneration
 from mllm.sampling import SamplingConfig, choose, gumbel, stack_settings
 from tests.conftest import small_tokenizer_config
-from tests.mllm.engine_helpers import IDS, build_model, build_prompt
+from tests.mllm.engine_helpers import IDS, build_prompt
 from tests.mllm.golden_mllm import golden_outputs
 from tokenizer.unitok import UniTok
 
@@ -95,12 +95,6 @@ def test_filters_choose_as_ours_do_and_draw_from_what_they_keep() -> None:
     logits_NC, settings = torch.tensor([[0.0, 2.0, 1.9, 1.8, -3.0]]).expand(600, -1), SamplingConfig(top_k=3, top_p=0.9)
     counts_C = choose_code(logits_NC, settings, None).bincount(minlength=5)  # without given numbers
     assert torch.equal(counts_C > 0, filter_logits(logits_NC[:1], settings)[0].isfinite()) and counts_C.max() < 300
-
-
-def test_what_upstream_does_not_have_is_refused() -> None:
-    for name, value in (("head_type", "mlp"), ("head_shared_output", False), ("code_embedder", "summed")):
-        with pytest.raises(ValueError, match=name):
-            UpstreamDrawing(build_model(**{name: value}))
 
 
 def test_our_tokenizer_equals_the_reference_and_keeps_its_own_modules() -> None:

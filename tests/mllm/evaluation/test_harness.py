@@ -34,7 +34,7 @@ VLMEVAL_PYTHON = os.environ.get("VLMEVAL_PYTHON", "")
 RUN_VLMEVAL = """
 import sys
 from mllm.evaluation.harness import register
-register("ours", device="cpu")
+register("ours", device="cpu", max_new_tokens=12)
 from vlmeval.run import main
 sys.argv = ["run.py", "--data", "SmallWorld", "--model", "ours", "--work-dir", "out", "--mode", "infer"]
 main()
@@ -155,14 +155,14 @@ def test_settings_are_read_and_stop_strings_cut() -> None:
 # ---- the installed harnesses ----
 
 
-def make_rows(folder: Path, count: int) -> list[dict[str, str]]:
-    """Questions about images of the world, in words that the bundled model knows."""
-    rng, rows = Random(3), []
-    for number in range(count):
-        picture = folder / f"{number}.png"
-        question, answer = ask_about(draw_scene(picture, rng), rng)
-        rows.append({"image": str(picture), "question": question, "answer": answer})
-    return rows
+def make_rows(folder: Path) -> tuple[list[dict[str, str]], list[str]]:
+    """Questions about images of the world in words that the bundled model knows, and what the pipeline answers."""
+    rng, rows, pipeline = Random(3), [], Pipeline.load(None, device="cpu")
+    for number in range(6):
+        question, answer = ask_about(draw_scene(folder / f"{number}.png", rng), rng)
+        rows.append({"image": str(folder / f"{number}.png"), "question": question, "answer": answer})
+    how = {"greedy": True, "max_new_tokens": 12}
+    return rows, [pipeline.ask(row["image"], row["question"], **how).strip() for row in rows]
 
 
 def run_there(python: str, *words: str, folder: Path, **environment: str) -> None:
@@ -172,15 +172,10 @@ def run_there(python: str, *words: str, folder: Path, **environment: str) -> Non
     assert done.returncode == 0 and (folder / "out").is_dir(), done.stderr[-3000:]
 
 
-def answers_here(rows: list[dict[str, str]], **settings: Any) -> list[str]:
-    pipeline = Pipeline.load(None, device="cpu")
-    return [pipeline.ask(row["image"], row["question"], greedy=True, **settings).strip() for row in rows]
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(not PYTHON, reason="LMMS_EVAL_PYTHON names no environment with lmms-eval (docs/evaluation.md)")
 def test_lmms_eval_finds_the_model_and_scores_its_answers(tmp_path: Path) -> None:
-    rows, words = make_rows(tmp_path, 5), datasets.Value("string")
+    (rows, expected), words = make_rows(tmp_path), datasets.Value("string")
     features = datasets.Features({"image": datasets.Image(), "question": words, "answer": words})
     datasets.Dataset.from_list(rows, features=features).to_parquet(tmp_path / "test.parquet")
     (tmp_path / "small_world.yaml").write_text(TASK.format(data=tmp_path / "test.parquet"))
@@ -190,7 +185,6 @@ def test_lmms_eval_finds_the_model_and_scores_its_answers(tmp_path: Path) -> Non
     run_there(PYTHON, *command, folder=tmp_path, HF_HOME=str(tmp_path / "cache"))
     [samples] = (tmp_path / "out").rglob("*_samples_small_world.jsonl")
     found = sorted(map(json.loads, samples.read_text().splitlines()), key=lambda sample: sample["doc_id"])
-    expected = answers_here(rows, max_new_tokens=12)
     assert [sample["filtered_resps"] for sample in found] == expected
     [aggregated] = (tmp_path / "out").rglob("*_results.json")
     share = sum(given == row["answer"] for given, row in zip(expected, rows, strict=True)) / len(rows)
@@ -200,7 +194,7 @@ def test_lmms_eval_finds_the_model_and_scores_its_answers(tmp_path: Path) -> Non
 @pytest.mark.slow
 @pytest.mark.skipif(not VLMEVAL_PYTHON, reason="VLMEVAL_PYTHON names none with VLMEvalKit (docs/evaluation.md)")
 def test_vlmevalkit_runs_the_model_on_a_table_of_questions(tmp_path: Path) -> None:
-    rows = make_rows(tmp_path, 6)
+    rows, expected = make_rows(tmp_path)
     with open(tmp_path / "SmallWorld.tsv", "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, ("index", *rows[0]), delimiter="\t")
         writer.writeheader()
@@ -210,4 +204,4 @@ def test_vlmevalkit_runs_the_model_on_a_table_of_questions(tmp_path: Path) -> No
     [table] = (tmp_path / "out").rglob("ours_SmallWorld.xlsx")
     read = f"import pandas; print(pandas.read_excel({str(table)!r}, dtype=str).prediction.to_json(orient='values'))"
     found = subprocess.run([VLMEVAL_PYTHON, "-c", read], capture_output=True, text=True, check=True).stdout
-    assert json.loads(found) == answers_here(rows)
+    assert json.loads(found) == expected

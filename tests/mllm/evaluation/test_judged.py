@@ -112,7 +112,7 @@ def test_an_interrupted_scoring_resumes(score: Score, tmp_path: Path) -> None:
             assert total(score(other, *texts)) == pytest.approx(20.0)  # another judge, too
 
 
-def test_what_is_no_judge_and_what_does_not_fit_is_named(score: Score, tmp_path: Path) -> None:
+def test_what_is_no_judge_and_what_does_not_fit_is_named(score: Score) -> None:
     for body in ({"detail": "no"}, b"<html>", {"choices": []}):
         with serve(lambda request, body=body: (200, body)) as other, pytest.raises(ValueError, match=other.url):
             score(other, "red")
@@ -121,6 +121,3 @@ def test_what_is_no_judge_and_what_does_not_fit_is_named(score: Score, tmp_path:
         score(nobody, "red", max_retries=1)
     with pytest.raises(ValueError, match=r"'v1_5'.*questions, line 1"):
         score(nobody, "red", first_id=5)
-    write_json(tmp_path / "mm-vet.json", {"v1_0": {"question": "x"}})
-    with pytest.raises(ValueError, match=r"mm-vet\.json"):
-        score(nobody, "red")

@@ -7,11 +7,10 @@ import random
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from mllm.cli.main import main
-from mllm.evaluation.intervals import Rate, auroc, auroc_interval, mean_with_interval, percent, score_with_interval
+from mllm.evaluation.intervals import Rate, auroc, auroc_interval, mean_with_interval, percent
 from mllm.evaluation.protocol import Score, Scores, make_result
 from mllm.evaluation.report import make_report, published_tables
 from mllm.files import write_json
@@ -29,18 +28,6 @@ def test_the_bootstrap_equals_resampling_items_one_by_one() -> None:
     for values in ([1.0] * 9, [1.0]):
         score = mean_with_interval(values, scale=100)
         assert (score.low, score.value, score.high, score.count) == (100.0, 100.0, 100.0, len(values))
-
-
-def test_strata_are_resampled_apart() -> None:
-    strata = [[0.0, 1.0, 1.0], [7.0]]
-
-    def statistic(first: np.ndarray, second: np.ndarray, axis: int) -> np.ndarray:
-        assert first.shape[axis] == 3 and set(np.unique(first)) <= {0.0, 1.0} and (second == 7).all()
-        return first.mean(axis=axis) + second.mean(axis=axis)
-
-    score = score_with_interval(strata, statistic)
-    assert score.value == pytest.approx(2 / 3 + 7) and score.count == 4
-    assert (score.low, score.high) == (7.0, 8.0)
 
 
 def test_rates_have_the_interval_of_wilson() -> None:

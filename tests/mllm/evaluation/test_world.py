@@ -294,7 +294,9 @@ def test_answers_to_open_questions_are_still_answers() -> None:
     assert not judge(ask("color of", HEART), "red", DRAWN).passed
     # the other one is the one not asked about, whatever it looks like
     before = Question("color", "color of", Filter(shape="star"))
+    assert ask_about_other(before, Scene("white", (STAR,)), Random(0)) is None
     (check,) = ask_about_other(before, WANTED, Random(0)).checks
+    assert check.expected == "red"
     check = replace(check, question=Question("color", "color of", Filter(shape="heart", size="large")))
     assert judge(check, "green", DRAWN).passed, "the small heart is the other one all the same"
     assert not judge(check, "there is no large heart", DRAWN).passed

@@ -21,7 +21,6 @@ from mllm.world.dialogue import (
     Question,
     answer,
     apply_edit,
-    ask_about_other,
     check_edit,
     edit_sentence,
     export_world,
@@ -192,18 +191,3 @@ def test_export_writes_ordinary_datasets(tmp_path: Path) -> None:
     parts = [part for record in records for message in record["messages"] for part in message["content"]]
     files = [part["path"] for part in parts if part["type"] != "text"] + [caption["image"] for caption in captions]
     assert all((tmp_path / "world" / file).is_file() for file in files)
-
-
-def test_the_other_one_is_the_one_that_was_not_asked_about() -> None:
-    star, heart = SceneObject("star", "red", "small", 0.2, 0.3), SceneObject("heart", "blue", "large", 0.7, 0.6)
-    two, color = Scene("white", (star, heart)), Question("color", "color of", Filter("star"))
-    for question, right in ((color, "blue"), (Question("shape", "shape of", Filter(size="large")), "star")):
-        asked = ask_about_other(question, two, Random(0))
-        assert asked is not None and asked.request[0] in phrases("dialogue")["the other one"]
-        assert asked.checks[0].expected == right == answer(asked.checks[0].question, two)
-    for question, scene in (
-        (color, Scene("white", (star,))),
-        (Question("count", "count", Filter("star")), two),
-        (Question("color", "color of", Filter("cross")), two),  # absent
-    ):
-        assert ask_about_other(question, scene, Random(0)) is None
