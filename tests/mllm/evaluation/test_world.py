@@ -215,64 +215,55 @@ def ask(variant: str, first: Filter | None, second: Filter | None = None, value:
     return Check("answer", scene=WANTED, question=Question(kind, variant, first, second, value), expected="red")
 
 
+def recolored(scene: Scene, *indices: int) -> Scene:
+    for index in indices:
+        scene = apply_edit(scene, replace(RECOLOR, index=index))
+    return scene
+
+
 def test_an_edit_means_what_its_words_name_in_the_models_image() -> None:
-    for reference in (HEART, Filter(shape="heart", color="green"), Filter(color="green")):
-        check = edit_check(RECOLOR, reference)
-        right = apply_edit(DRAWN, replace(RECOLOR, index=1))
-        assert judge(check, render(right), DRAWN).passed
-        for wrong in (apply_edit(DRAWN, RECOLOR), DRAWN):
-            judgement = judge(check, render(wrong), DRAWN)
-            assert not judgement.passed and not judgement.left_open
-
-    alone = Scene("white", DRAWN.objects[1:])  # "it" is the only object
-    edit = Edit("resize", 0, "large")
-    assert judge(edit_check(edit, ANY), render(apply_edit(alone, edit)), alone).passed
-    assert not judge(edit_check(edit, ANY), render(alone), alone).passed
-
-
-def test_what_is_added_lies_next_to_the_object_that_the_words_name() -> None:
-    added = SceneObject("cross", "purple", "small", 0.5, 0.5)
-    check = edit_check(Edit("add", added=added, relation="left of", anchor=0), HEART)
-    assert judge(check, render(Scene("white", (*DRAWN.objects, added))), DRAWN).passed, "left of the heart alone"
-    aside = replace(added, x=0.9, y=0.7)
-    assert not judge(check, render(Scene("white", (*DRAWN.objects, aside))), DRAWN).passed
-    star = edit_check(Edit("add", added=added, relation="left of", anchor=0), Filter(shape="star"))
-    assert not judge(star, render(Scene("white", (*DRAWN.objects, added))), DRAWN).passed, "right of the star"
-    corner = replace(added, x=0.85, y=0.85)  # words that name no object mean the same everywhere
-    for edit in (Edit("background", value="gray"), Edit("add", added=corner, place="bottom right")):
-        assert judge(edit_check(edit, None), render(apply_edit(DRAWN, edit)), DRAWN).passed
-        assert not judge(edit_check(edit, None), render(DRAWN), DRAWN).passed
+    alone, far = Scene("white", DRAWN.objects[1:]), SceneObject("cross", "purple", "small", 0.9, 0.7)
+    larger, gray, cross = Edit("resize", 0, "large"), Edit("background", value="gray"), replace(far, x=0.5, y=0.5)
+    beside, corner = Edit("add", added=cross, relation="left of", anchor=0), replace(far, x=0.85, y=0.85)
+    placed, with_cross = Edit("add", added=corner, place="bottom right"), Scene("white", (*DRAWN.objects, cross))
+    hearts = (HEART, Filter(shape="heart", color="green"), Filter(color="green"))
+    for edit, reference, before, right, wrong in (
+        *((RECOLOR, heart, DRAWN, [recolored(DRAWN, 1)], [recolored(DRAWN, 0), DRAWN]) for heart in hearts),
+        (larger, ANY, alone, [apply_edit(alone, larger)], [alone]),  # "it" is the only object
+        (beside, HEART, DRAWN, [with_cross], [Scene("white", (*DRAWN.objects, far))]),  # left of the heart alone
+        (beside, Filter(shape="star"), DRAWN, [], [with_cross]),  # it is right of the star
+        (gray, None, DRAWN, [apply_edit(DRAWN, gray)], [DRAWN]),  # words that name no object mean the same everywhere
+        (placed, None, DRAWN, [apply_edit(DRAWN, placed)], [DRAWN]),
+    ):
+        for scene in (*right, *wrong):
+            judgement = judge(edit_check(edit, reference), render(scene), before)
+            assert judgement.passed == (scene in right) and not judgement.left_open, (edit, reference, scene)
 
 
 def test_words_that_may_mean_several_objects_may_mean_each_of_them_and_nothing_else() -> None:
-    alike = Filter(shape="heart", color="orange", size="small")
-    for reference, meant in ((HEART, (1, 2)), (alike, (2,)), (Filter(size="large", color="blue"), (0, 1))):
-        check = edit_check(RECOLOR, reference)
-        for index in range(3):
-            judgement = judge(check, render(apply_edit(TWO_HEARTS, replace(RECOLOR, index=index))), TWO_HEARTS)
-            assert judgement.left_open
-            assert judgement.passed == (index in meant), (reference, index)
-        others = Scene("black", (SceneObject("cross", "blue", "large", 0.5, 0.5),))
-        for scene in (TWO_HEARTS, others):
-            assert not judge(check, render(scene), TWO_HEARTS).passed, "nothing changed, or everything"
-
-
-def test_what_the_words_name_by_another_size_is_still_meant() -> None:
     star, circle = SceneObject("star", "blue", "large", 0.3, 0.3), SceneObject("circle", "red", "small", 0.7, 0.7)
     drawn, small_star = Scene("white", (star, circle)), Filter(shape="star", size="small")
-    larger = edit_check(Edit("resize", 0, "large"), small_star)
-    assert judge(larger, render(drawn), drawn).passed, "it is large already"
-    assert not judge(larger, render(apply_edit(drawn, Edit("resize", 1, "large"))), drawn).passed, "a circle is no star"
-    for index, is_right in ((0, True), (1, False)):
-        gone = render(apply_edit(drawn, Edit("remove", index)))
-        judgement = judge(edit_check(Edit("remove", 0), small_star), gone, drawn)
-        assert judgement.left_open and judgement.passed == is_right
-    # one that already is as wanted is not meant where another is not
-    one_yellow = apply_edit(TWO_HEARTS, replace(RECOLOR, index=1))
-    check = edit_check(RECOLOR, HEART)
-    assert not judge(check, render(one_yellow), one_yellow).passed
-    both = judge(check, render(apply_edit(one_yellow, replace(RECOLOR, index=2))), one_yellow)
-    assert both.passed and both.left_open
+    alike, larger, gone = (
+        Filter(shape="heart", color="orange", size="small"),
+        Edit("resize", 0, "large"),
+        Edit("remove", 0),
+    )
+    edited, yellow = [recolored(TWO_HEARTS, index) for index in range(3)], recolored(TWO_HEARTS, 1)
+    others = [TWO_HEARTS, Scene("black", (SceneObject("cross", "blue", "large", 0.5, 0.5),))]
+    without = [apply_edit(drawn, replace(gone, index=index)) for index in range(2)]
+    for edit, reference, before, right, wrong in (
+        (RECOLOR, HEART, TWO_HEARTS, edited[1:], [edited[0], *others]),
+        (RECOLOR, alike, TWO_HEARTS, edited[2:], [*edited[:2], *others]),
+        (RECOLOR, Filter(size="large", color="blue"), TWO_HEARTS, edited[:2], [edited[2], *others]),
+        # what is named by another size is still meant; it is large already, and a circle is no star
+        (larger, small_star, drawn, [drawn], [apply_edit(drawn, replace(larger, index=1))]),
+        (gone, small_star, drawn, without[:1], without[1:]),
+        # one that already is as wanted is not meant where another is not
+        (RECOLOR, HEART, yellow, [recolored(yellow, 2)], [yellow]),
+    ):
+        for scene in (*right, *wrong):
+            judgement = judge(edit_check(edit, reference), render(scene), before)
+            assert judgement.left_open and judgement.passed == (scene in right), (edit, reference, scene)
 
 
 def test_answers_to_open_questions_are_still_answers() -> None:
