@@ -5,7 +5,7 @@ import shlex
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from io import BytesIO, TextIOWrapper
 from pathlib import Path
@@ -134,24 +134,18 @@ WRONG = [  # words, and what the one line must name
 ]
 
 
-@pytest.fixture
-def port_in_use() -> Iterator[None]:
+def test_wrong_input_gives_one_line_and_status_2(run: Run) -> None:
+    failures = []
     with socket.socket() as taken:
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         with suppress(OSError):  # another program has it
             taken.bind(("127.0.0.1", int(PORT_IN_USE)))
             taken.listen()
-        yield
-
-
-@pytest.mark.usefixtures("port_in_use")
-def test_wrong_input_gives_one_line_and_status_2(run: Run) -> None:
-    failures = []
-    for words, fragment in WRONG:
-        code, out, err = run(*words)
-        one_line = err.startswith("mllm: ") and len(err.strip().splitlines()) == 1
-        if code != 2 or out or not one_line or fragment not in err:
-            failures.append((" ".join(words)[:60], code, out, err))
+        for words, fragment in WRONG:
+            code, out, err = run(*words)
+            one_line = err.startswith("mllm: ") and len(err.strip().splitlines()) == 1
+            if code != 2 or out or not one_line or fragment not in err:
+                failures.append((" ".join(words)[:60], code, out, err))
     assert not failures, "\n".join(map(str, failures))
     with pytest.raises(ValueError):
         main(["draw", "", "-o", "x.png", "--debug"])

@@ -16,7 +16,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -261,18 +261,15 @@ def lay_out(folder: Path, *, recipes: Mapping[str, Mapping[str, Any]] | None = N
         (folder / "train" / "recipes" / path.name).write_text(yaml.safe_dump(values))
     surroundings = {**environment(), "PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)]), "NPROC": "1"}
     with forked_python(folder / "programs", surroundings) as python:
-        write_program(folder / "programs" / "mllm", f'exec {python} -m mllm "$@"')
-        yield with_programs(folder / "programs", surroundings)
+        yield with_programs(folder / "programs", {"mllm": f'exec {python} -m mllm "$@"'}, surroundings)
 
 
-def write_program(path: Path, text: str, *, interpreter: str = "/bin/sh") -> None:
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(f"#!{interpreter}\n{text}\n")
-    path.chmod(0o755)
-
-
-def with_programs(folder: Path, surroundings: Mapping[str, str]) -> dict[str, str]:
-    """An environment in which the programs of a folder are found first."""
+def with_programs(folder: Path, programs: Mapping[str, str], surroundings: Mapping[str, str]) -> dict[str, str]:
+    """Write programs; an environment in which they are found first."""
+    folder.mkdir(exist_ok=True)
+    for name, text in programs.items():
+        (folder / name).write_text(text if text.startswith("#!") else f"#!/bin/sh\n{text}\n")
+        (folder / name).chmod(0o755)
     return {**surroundings, "PATH": f"{folder}:{surroundings['PATH']}"}
 
 
@@ -296,31 +293,25 @@ def run_block(block: Block, folder: Path, surroundings: dict[str, str]) -> None:
 
 def serve_and_stop(block: Block, folder: Path, surroundings: dict[str, str]) -> None:
     """Start what serves until it is stopped; it must show its page."""
-    port, end = free_port(), time.monotonic() + 120
+    port, end, is_shown = free_port(), time.monotonic() + 120, False
     surroundings = {**surroundings, "GRADIO_SERVER_PORT": str(port)}
     with (folder / "server.log").open("w") as log:
-        server = subprocess.Popen(
-            ["bash", "-c", block.text], cwd=folder, env=surroundings, stdout=log, stderr=log, start_new_session=True
-        )
-        try:
-            while not shows_page(port):
-                assert server.poll() is None and time.monotonic() < end, (folder / "server.log").read_text()
-                time.sleep(0.2)
-        finally:
-            os.killpg(server.pid, signal.SIGKILL)
-            server.wait()
-
-
-def shows_page(port: int) -> bool:
+        options = {"cwd": folder, "env": surroundings, "stdout": log, "stderr": log, "start_new_session": True}
+        server = subprocess.Popen(["bash", "-c", block.text], **options)
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}", timeout=10) as answer:
-            return answer.status == 200
-    except OSError:
-        return False
+        while not is_shown:
+            assert server.poll() is None and time.monotonic() < end, (folder / "server.log").read_text()
+            with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}", timeout=10) as answer:
+                is_shown = answer.status == 200
+            time.sleep(0.2)
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
 
 
 LAUNCHERS = ("torchrun", "deepspeed", "accelerate", "python")
-RECORDER = """import json, os, sys
+RECORDER = """#!{python}
+import json, os, sys
 with open({calls!r}, "a") as file:
     file.write(json.dumps([os.path.basename(sys.argv[0]), *sys.argv[1:]]) + chr(10))"""
 SLURM = {
@@ -333,12 +324,9 @@ SLURM = {
 
 def check_unrun_block(block: Block, folder: Path) -> None:
     """Every command of the block reaches a launcher with options that it knows and a recipe that resolves."""
-    calls, programs = folder / "calls.jsonl", folder / "recorders"
-    for name in LAUNCHERS:
-        write_program(programs / name, RECORDER.format(calls=str(calls)), interpreter=sys.executable)
-    for name, line in SLURM.items():
-        write_program(programs / name, line)
-    run_block(block, ROOT, with_programs(programs, environment()))
+    calls = folder / "calls.jsonl"
+    programs = dict.fromkeys(LAUNCHERS, RECORDER.format(python=sys.executable, calls=str(calls))) | SLURM
+    run_block(block, ROOT, with_programs(folder / "recorders", programs, environment()))
     called = [json.loads(line) for line in calls.read_text().splitlines()]
     commands = [line for line in block.text.replace("\\\n", " ").splitlines() if line and not line.startswith("#")]
     assert len(called) == len(commands), f"a command of this block reaches no launcher:\n{block.text}"
