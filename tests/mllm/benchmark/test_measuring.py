@@ -36,7 +36,7 @@ from mllm.benchmark.measure import (
     run_benchmark,
     time_interleaved,
 )
-from mllm.benchmark.work import Before
+from mllm.benchmark.work import WORK, Before
 from mllm.cli.main import main
 from mllm.pipeline import Pipeline
 
@@ -175,6 +175,7 @@ def test_the_floor_is_the_slower_of_memory_and_arithmetic_and_the_machine_has_ra
     assert roofline.floor(Cost(20, 0, 40)) == 10.0
     assert min(measure_roofline(CPU, torch.float32, num_bytes=2**20)) > 1e6 and peak_memory(CPU) > 2**20
     assert busy_seconds() == 0.0 or busy_seconds() >= own_seconds() * 0.5
+    assert 0 < WORK["start"](words=["-m", "mllm", "--version"])() < 60, "work may measure itself"
 
 
 def test_costs_are_those_of_the_released_model() -> None:

@@ -12,6 +12,8 @@ import pytest
 from PIL import Image
 
 from mllm.cli.main import main
+from mllm.conversation import ClassPart, Message
+from mllm.evaluation.answerer import as_message
 from mllm.evaluation.images import (
     MJHQ30K,
     ClassSamples,
@@ -24,7 +26,7 @@ from mllm.evaluation.images import (
 )
 from mllm.evaluation.protocol import AnsweredItem, Benchmark, BenchmarkItem, ScoreOptions, Scores, match_answers
 from mllm.evaluation.run import RunFolder, run_items
-from mllm.evaluation.scorers import HubScorer, SelfScorer, T2VScorer
+from mllm.evaluation.scorers import SelfScorer, find_scorer
 from mllm.files import read_json, read_lines
 from mllm.pipeline import STRIDE, VQA_SCORE_QUESTION, Pipeline
 from tests.mllm.evaluation.builders import write_genai_bench, write_json, write_jsonl
@@ -119,6 +121,8 @@ def test_the_set_of_1600_counts_from_zero_and_from_one_where_the_file_does(tmp_p
         scores = GenAIBench1600().score(answered, skills, ScoreOptions(folder=tmp_path, scorer=BrightnessScorer()))
         assert scores.scores["basic"].count == 200 and "advanced" not in scores.scores
         assert scores.protocol == "genai-bench-1600@vqascore-brightness"
+        with pytest.raises(ValueError, match="genai-bench-1600"):
+            GenAIBench527().read_items(prompts, None)
 
 
 def test_the_command_draws_resumes_and_scores_with_the_model_itself(
@@ -144,7 +148,7 @@ def test_the_command_draws_resumes_and_scores_with_the_model_itself(
 
 
 def test_a_model_of_transformers_scores_by_its_first_word(folder: Path, tmp_path: Path) -> None:
-    scorer = HubScorer.load(str(folder), device="cpu")
+    scorer = find_scorer(f"hf:{folder}", model=None, device="cpu", python=None)
     image = tmp_path / "a.png"
     Image.new("RGB", (32, 32), "red").save(image)
     inputs = scorer.processor(Image.open(image), VQA_SCORE_QUESTION.format(text="a circle"))
@@ -168,7 +172,7 @@ def test_clip_flant5_runs_in_a_process_of_its_own(tmp_path: Path, monkeypatch: p
     (tmp_path / "t2v_metrics-3.0.dist-info").mkdir()
     (tmp_path / "t2v_metrics-3.0.dist-info" / "METADATA").write_text("Name: t2v-metrics\nVersion: 3.0\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    scorer = T2VScorer("clip-flant5-xxl", python=Path(sys.executable))
+    scorer = find_scorer("clip-flant5-xxl", model=None, device=None, python=Path(sys.executable))
     assert scorer.description == {"name": "clip-flant5-xxl", "t2v-metrics": "3.0"}
     try:
         assert scorer([tmp_path / "a.png", tmp_path / "b.png"], ["abc", "abcde"]) == pytest.approx([0.3, 0.5])
@@ -253,7 +257,8 @@ def test_mjhq(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_class_samples_for_the_evaluator_of_adm(tmp_path: Path) -> None:
     (tmp_path / "classes.txt").write_text("3\n0\n3\n")
     run = Run(ClassSamples(), tmp_path / "classes.txt", tmp_path / "run")
-    assert [one.item.prompt for one in run.answered] == ["class 3", "class 0", "class 3"]
+    asked = [as_message(one.item) for one in run.answered]
+    assert asked == [Message("user", (ClassPart(number),)) for number in (3, 0, 3)]
     run.submit()
     archive = np.load(run.folder / "samples_3x3x2x3.npz")
     assert archive["arr_0"].dtype == np.uint8 and archive["arr_1"].tolist() == [3, 0, 3]
