@@ -93,12 +93,15 @@ class Running:
         """The pending place and up to `most` - 1 guesses."""
         state, cursor, pending = self.state, self.state.cursor, self.pending
         self.places, self.cursors, self.chosen, self.refused = [pending], [cursor], {}, set()
-        most = min(most, state.request.window or most, 1 + self.guesser.limit(cursor))
+        most, limit = min(most, state.request.window or most), 0
         # one image at most: a slot's code embedding holds the keys and values of one
         is_in_image = (cursor.is_framed and cursor.plan_length is None) or isinstance(pending, tuple)
         num_images = cursor.num_images + (not is_in_image)
         while len(self.places) < most:
             cursor = self.cursors[-1]
+            limit = max(limit, self.guesser.limit(cursor))  # guesses of a plan may reach the image, which has its own
+            if len(self.places) > limit:
+                break
             place = state.next_place(cursor)
             if isinstance(place, Sampled):
                 is_processed = place is Sampled.TOKEN and state.request.logits_processors
