@@ -142,7 +142,7 @@ MODELS += [
 ]
 
 
-@pytest.mark.parametrize("seeds", [range(2), pytest.param(range(2, 100), marks=pytest.mark.slow)], ids=["few", "many"])
+@pytest.mark.parametrize("seeds", [range(2), pytest.param(range(2, 200), marks=pytest.mark.slow)], ids=["few", "many"])
 def test_results_equal_those_of_a_plain_loop(seeds: range) -> None:
     for (number, fields), seed in product(enumerate(MODELS), seeds):
         model, layout = build_model(**fields), fields["layout"]
