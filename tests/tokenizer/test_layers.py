@@ -1,5 +1,6 @@
 """Layers equal their plain definitions: attention, GeGLU, stochastic depth, convolutions, projections."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -9,23 +10,38 @@ from torch import Tensor
 
 from tokenizer import layers
 from tokenizer.config import UniTokConfig
-from tokenizer.layers import AttentionProjection, DropPath, SelfAttention, Upsample
+from tokenizer.layers import AttentionProjection, DropPath, GeGLU, MBConv, SelfAttention, Upsample
+from tokenizer.unitok import UniTok
+
+
+def attend_by_definition(query_BNE: Tensor, key_BNE: Tensor, value_BNE: Tensor, *, causal: bool) -> Tensor:
+    """One head."""
+    scores_BNN = query_BNE @ key_BNE.transpose(1, 2) / query_BNE.shape[-1] ** 0.5
+    if causal:
+        scores_BNN = scores_BNN.masked_fill(torch.ones_like(scores_BNN, dtype=torch.bool).triu(1), -torch.inf)
+    return scores_BNN.softmax(-1) @ value_BNE
 
 
 @pytest.mark.parametrize("causal", [False, True])
 def test_attention_equals_its_definition_with_and_without_gradients(causal: bool) -> None:
-    layer, heads = SelfAttention(6, 2, causal=causal), []
+    layer = SelfAttention(6, 2, causal=causal)
     hidden_BND = torch.randn(2, 5, 6)
     query, key, value = layer.qkv(hidden_BND).split(6, dim=-1)
-    for part in (slice(0, 3), slice(3, 6)):
-        scores_BNN = query[..., part] @ key[..., part].transpose(1, 2) / 3**0.5
-        if causal:
-            scores_BNN = scores_BNN.masked_fill(torch.ones(5, 5, dtype=torch.bool).triu(1), -torch.inf)
-        heads.append(scores_BNN.softmax(-1) @ value[..., part])
+    parts = (slice(0, 3), slice(3, 6))
+    heads = [attend_by_definition(query[..., p], key[..., p], value[..., p], causal=causal) for p in parts]
     expected = layer.proj(torch.cat(heads, dim=-1))
     torch.testing.assert_close(layer(hidden_BND), expected)
     with torch.no_grad():  # the fused kernel
         torch.testing.assert_close(layer(hidden_BND), expected)
+
+
+def test_geglu_gates_with_tanh_gelu() -> None:
+    layer = GeGLU(6, 10)
+    hidden_BND = torch.randn(2, 3, 6)
+    normed = F.layer_norm(hidden_BND, (6,), eps=1e-6)
+    x = layer.w0(normed)
+    gate = 0.5 * x * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3)))
+    torch.testing.assert_close(layer(hidden_BND), layer.w2(gate * layer.w1(normed)))
 
 
 def test_drop_path_drops_samples_in_training_only_and_grows_with_depth(small_config: UniTokConfig) -> None:
@@ -65,11 +81,60 @@ def test_channel_norm_normalises_every_pixel() -> None:
         torch.testing.assert_close(norm(hidden_BCHW.contiguous(memory_format=memory)), expected)
 
 
-def test_projection_with_cached_keys_equals_the_full_forward() -> None:
+def test_mbconv_is_a_bottleneck_beside_its_shortcut() -> None:
+    for stride in (1, 2):
+        block = MBConv(4, 6, 9, stride=stride)
+        hidden_BCHW = torch.randn(2, 4, 8, 6)
+        branch = block.conv3_1x1(F.gelu(block.conv2_kxk(F.gelu(block.conv1_1x1(block.pre_norm(hidden_BCHW))))))
+        pooled = torch.empty(2, 4, 8 // stride, 6 // stride)
+        for y in range(8 // stride):
+            for x in range(6 // stride):
+                top, left = y * stride, x * stride
+                rows = slice(max(0, top - 1), top + 2) if stride == 2 else slice(top, top + 1)
+                columns = slice(max(0, left - 1), left + 2) if stride == 2 else slice(left, left + 1)
+                pooled[:, :, y, x] = hidden_BCHW[:, :, rows, columns].mean(dim=(2, 3))  # padding is not counted
+        torch.testing.assert_close(block(hidden_BCHW), branch + block.expand(pooled))
+
+
+def projection_by_loop(module: AttentionProjection, hidden_BNI: Tensor, *, causal: bool) -> Tensor:
+    """Head by head, as the released network defines it."""
+    inner, heads = module.attn.q_bias.numel(), module.attn.num_heads
+    width = inner // heads
+    normed = F.layer_norm(hidden_BNI, hidden_BNI.shape[-1:], module.norm1.weight, module.norm1.bias, eps=1e-5)
+    query, key, value = (normed @ module.attn.qkv.weight.T).split(inner, dim=-1)
+    query, value = query + module.attn.q_bias, value + module.attn.v_bias
+    outputs = []
+    for h in range(heads):
+        part = slice(h * width, (h + 1) * width)
+        outputs.append(attend_by_definition(query[..., part], key[..., part], value[..., part], causal=causal))
+    out_width = module.proj.out_features
+    narrows = hidden_BNI.shape[-1] > out_width
+    mixed = F.adaptive_avg_pool1d(torch.stack(outputs).mean(0), out_width) if narrows else torch.cat(outputs, dim=-1)
+    hidden_BNO = module.proj(module.norm3(hidden_BNI)) + module.attn.proj(mixed)
+    return hidden_BNO + module.mlp(module.norm2(hidden_BNO))
+
+
+def build_projection(in_width: int, out_width: int, heads: int, *, causal: bool) -> AttentionProjection:
     torch.manual_seed(0)
-    module = AttentionProjection(6, 24, 4, causal=True)
+    module = AttentionProjection(in_width, out_width, heads, causal=causal)
     torch.nn.init.normal_(module.attn.q_bias)
     torch.nn.init.normal_(module.attn.v_bias)
+    return module
+
+
+def test_projection_equals_the_loop() -> None:
+    for in_width, out_width, heads in ((24, 6, 4), (24, 5, 3), (6, 24, 4)):
+        for causal in (False, True):
+            module = build_projection(in_width, out_width, heads, causal=causal)
+            hidden_BNI = torch.randn(2, 7, in_width)
+            expected = projection_by_loop(module, hidden_BNI, causal=causal)
+            torch.testing.assert_close(module(hidden_BNI), expected)
+    with pytest.raises(ValueError):
+        AttentionProjection(24, 6, 5)
+
+
+def test_projection_with_cached_keys_equals_the_full_forward() -> None:
+    module = build_projection(6, 24, 4, causal=True)
     hidden_BNI = torch.randn(2, 7, 6)
     kept: list[Tensor] = []
 
@@ -80,3 +145,24 @@ def test_projection_with_cached_keys_equals_the_full_forward() -> None:
 
     steps = [module(hidden_BNI[:, n : n + 1], attend=attend) for n in range(7)]
     torch.testing.assert_close(torch.cat(steps, dim=1), module(hidden_BNI))
+
+
+def test_first_weights_follow_their_table() -> None:
+    torch.manual_seed(0)
+    wide = UniTokConfig.tiny()
+    state = UniTok(replace(wide, embed_dim=64, text_width=64, text_heads=2, text_layers=2, text_context=9)).state_dict()
+    expected = {
+        "encoder.blocks.0.attn.qkv.weight": 0.02,
+        "decoder.blocks.1.mlp.w2.weight": 0.02,
+        "encoder.stages.0.0.conv1_1x1.weight": math.sqrt(2 / 64),
+        "encoder.stages.1.0.conv2_kxk.weight": math.sqrt(2 / 9),
+        "decoder.stages.0.0.conv3_1x1.weight": 0.5 * math.sqrt(2 / 128),
+        "quantizer.codebooks": 8**-0.5 / 36 / math.sqrt(3),
+        "text_encoder.blocks.0.attn.qkv.weight": 64**-0.5,
+        "text_encoder.blocks.1.narrow.weight": 64**-0.5 / 2,
+        "text_encoder.token_embedding.weight": 0.02,
+    }
+    for name, deviation in expected.items():
+        assert state[name].std().item() == pytest.approx(deviation, rel=0.1), name
+    for name in ("encoder.blocks.0.attn.qkv.bias", "encoder.stem.conv1.bias", "decoder.head.conv2.bias"):
+        assert not state[name].any(), name

@@ -191,3 +191,62 @@ def test_contrastive_loss_equals_its_definition() -> None:
             logits = [4.0 * torch.cosine_similarity(first[row], other, dim=0).item() for other in second]
             total -= logits[row] - math.log(sum(math.exp(value) for value in logits))
     assert contrastive_loss(images, texts, torch.tensor(4.0)).item() == pytest.approx(total / 6, rel=1e-5)
+
+
+def test_colors_change_as_defined() -> None:
+    before = images()
+    changes = torch.tensor([[0.9, 0.1], [0.2, 0.7], [0.4, 0.8]])
+    after = discriminators.recolored(before, *changes)
+    for row, (brightness, saturation, contrast) in enumerate(changes.T.tolist()):
+        brighter = before[row] + brightness - 0.5
+        gray = sum(brighter[channel] for channel in range(3)) / 3
+        colored = torch.stack([(brighter[channel] - gray) * 2 * saturation + gray for channel in range(3)])
+        mean = colored.sum() / colored.numel()
+        torch.testing.assert_close(after[row], (colored - mean) * (contrast + 0.5) + mean, rtol=1e-5, atol=1e-5)
+
+
+def test_blur_equals_a_weighted_mean_of_the_neighbours() -> None:
+    before, sigma = images(1, 12, 12), 1.3
+    after = discriminators.blurred(before, sigma=sigma)
+    radius = math.floor(3 * sigma)
+
+    def reflect(index: int) -> int:
+        return abs(index) if abs(index) < 12 else 22 - abs(index)
+
+    weights = [2.0 ** -((offset / sigma) ** 2) for offset in range(-radius, radius + 1)]
+    for y, x in ((0, 0), (5, 7), (11, 3)):
+        expected = torch.zeros(3)
+        for i, down in enumerate(weights):
+            for j, right in enumerate(weights):
+                pixel = before[0, :, reflect(y + i - radius), reflect(x + j - radius)]
+                expected += down * right * pixel / sum(weights) ** 2
+        torch.testing.assert_close(after[0, :, y, x], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_positions_are_resampled_as_dinov2_does() -> None:
+    positions = torch.randn(1, 26, 8)
+    found = discriminators.resampled_positions(positions, 3)
+    assert torch.equal(found[:, :1], positions[:, :1])
+    grid = positions[:, 1:].reshape(1, 5, 5, 8).permute(0, 3, 1, 2)
+    expected, plain = (
+        F.interpolate(grid, mode="bicubic", **how).permute(0, 2, 3, 1).reshape(1, 9, 8)
+        for how in ({"scale_factor": (3 + 0.1) / 5}, {"size": (3, 3)})
+    )
+    torch.testing.assert_close(found[:, 1:], expected)
+    assert not torch.allclose(expected, plain, atol=1e-3)  # the 0.1 makes a difference
+    assert discriminators.resampled_positions(positions, 5) is positions
+
+
+def test_images_are_cropped_half_of_the_time_and_resized_otherwise() -> None:
+    features = DinoFeatures(dino_weights(), image_size=32, blocks=BLOCKS)
+    pixels = torch.arange(32.0).expand(1, 3, 32, 32) + 100 * torch.arange(32.0)[:, None]
+    resized, corners = F.interpolate(pixels, (28, 28), mode="area"), []
+    for seed in range(60):
+        fitted = features.fit(pixels, torch.Generator().manual_seed(seed))
+        assert fitted.shape == (1, 3, 28, 28)
+        if not torch.equal(fitted, resized):
+            y, x = divmod(int(fitted[0, 0, 0, 0]), 100)
+            assert torch.equal(fitted, pixels[:, :, y : y + 28, x : x + 28])
+            corners.append((y, x))
+    assert 15 < len(corners) < 45
+    assert {y for y, _ in corners} == {x for _, x in corners} == set(range(5))

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,17 @@ SMALLER = {
 """What is added to each command, by its first two words, so that minutes become seconds."""
 
 
+@pytest.fixture
+def settings(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """An environment whose `mllm` is the real one with less to do; every command is noted."""
+    lines = [f'"{words}") more="{more}" ;;' for words, more in SMALLER.items()]
+    with forked_python(tmp_path / "bin", environment()) as python:
+        head = ["#!/usr/bin/env bash", f'echo "$@" >> {tmp_path}/commands', 'case "$1 $2" in']
+        (python.parent / "mllm").write_text("\n".join([*head, *lines, "esac", f'exec {python} -m mllm "$@" $more']))
+        (python.parent / "mllm").chmod(0o755)
+        yield {**environment(), "PATH": f"{python.parent}:{environment()['PATH']}", "PYTHON": str(python)}
+
+
 @pytest.mark.slow
 def test_raw_files_become_a_model_that_draws_and_answers(tmp_path: Path) -> None:
     out = tmp_path / "run"
@@ -41,25 +53,32 @@ def test_raw_files_become_a_model_that_draws_and_answers(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_the_bundled_model_is_rebuilt_from_nothing(tmp_path: Path) -> None:
-    """By an `mllm` that is the real one with less to do; every command is noted."""
+def test_the_bundled_model_is_rebuilt_from_nothing(tmp_path: Path, settings: dict[str, str]) -> None:
     runs, model = tmp_path / "runs", tmp_path / "model"
     words = ["bash", str(ROOT / "scripts/build_tiny_model.sh"), str(runs), str(model)]
-    lines = [f'"{words}") more="{more}" ;;' for words, more in SMALLER.items()]
-    with forked_python(tmp_path / "bin", environment()) as python:
-        head = ["#!/usr/bin/env bash", f'echo "$@" >> {tmp_path}/commands', 'case "$1 $2" in']
-        (python.parent / "mllm").write_text("\n".join([*head, *lines, "esac", f'exec {python} -m mllm "$@" $more']))
-        (python.parent / "mllm").chmod(0o755)
-        settings = {**environment(), "PATH": f"{python.parent}:{environment()['PATH']}", "PYTHON": str(python)}
-        for _ in range(2):  # the second time, every stage finds itself finished
-            done = subprocess.run(words, env=settings, capture_output=True, text=True, timeout=600)
-            assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    for _ in range(2):  # the second time, every stage finds itself finished
+        done = subprocess.run(words, env=settings, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     source = json.loads((model / "SOURCE.json").read_text())
     assert [stage["optimizer"]["matrix_learning_rate"] for stage in source["stages"]] == [0.02, 0.008, 0.004]
     assert [stage["trainable"] for stage in source["image_tokenizer_stages"]] == ["all", "decoder"]
     assert source["scores"]["count"] == 2
     one, two = (sorted((runs / name / "codes" / "shards").iterdir()) for name in ("tiny_first", "tiny"))
     assert [path.read_bytes() for path in one] == [path.read_bytes() for path in two]
-    assert Pipeline.load(model).draw("a red circle", seed=1)[0].size == (256, 256)
+    pipeline = Pipeline.load(model)
+    assert pipeline.draw("a red circle", seed=1)[0].size == (256, 256)
     commands = (tmp_path / "commands").read_text().splitlines()
     assert sum(line.startswith("train tiny ") for line in commands) == 4
+
+
+@pytest.mark.slow
+def test_choices_are_trained_measured_and_plotted(tmp_path: Path, settings: dict[str, str]) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed (extra: plots)")
+    reports = tmp_path / "reports"
+    words = ["bash", str(ROOT / "scripts/train_ablations.sh"), str(tmp_path / "runs"), "2"]
+    done = subprocess.run(words, env=settings | {"REPORTS": str(reports)}, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    assert {path.name for path in reports.glob("*.png")} == {"codebooks.png", "head.png", "steps.png"}
+    for codebooks in (2, 4, 8):
+        config = json.loads((tmp_path / "runs" / f"codebooks-{codebooks}" / "final" / "config.json").read_text())
+        assert (config["num_codebooks"], config["image_layout"], config["head_type"]) == (codebooks, "grid", "mlp")
