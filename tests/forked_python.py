@@ -7,6 +7,7 @@ arguments, folder, environment and standard files, and ends with its exit status
 import json
 import os
 import runpy
+import signal
 import socket
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Thread
 
 
 def ask(address: str, words: list[str]) -> int:
@@ -45,7 +47,7 @@ def serve(address: str) -> None:
 
 
 def run(connection: socket.socket) -> None:
-    """The command of a request, in a process that ends with it."""
+    """The command of a request, in a process that ends with it, or when the program that asked for it is killed."""
     message, files, *_ = socket.recv_fds(connection, 2**20, 3)
     request, status = json.loads(message), 1
     for number, file in enumerate(files):
@@ -54,6 +56,7 @@ def run(connection: socket.socket) -> None:
     os.environ.clear()
     os.environ.update(request["environment"])
     sys.argv = request["words"]
+    Thread(target=end_with, args=[connection], daemon=True).start()
     try:
         runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
         status = 0
@@ -66,6 +69,12 @@ def run(connection: socket.socket) -> None:
         sys.stderr.flush()
         connection.send(bytes([status & 255]))
         os._exit(status)
+
+
+def end_with(connection: socket.socket) -> None:
+    """Wait for the other side, which never writes again, to close; then end this process."""
+    connection.recv(1)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 @contextmanager
