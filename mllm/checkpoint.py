@@ -35,7 +35,7 @@ from mllm.files import read_json, write_json, write_text
 from mllm.quantization import BITS, quantize_linears
 from mllm.sequence import supported_sizes
 from mllm.vocabulary import load_text_tokenizer, save_text_tokenizer
-from tokenizer.hardware import fast_dtype
+from tokenizer.number_format import fast_dtype
 from tokenizer.released_checkpoint import UpstreamCheckpoint, export_upstream, read_upstream, save_converted
 from tokenizer.unitok import WEIGHTS_FILE, UniTok
 from tokenizer.weights import NameTable, Source, TensorFiles, require_same_tensors, weight_files

@@ -120,7 +120,7 @@ def test_commands_of_all_pages_exist(capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_what_the_pages_list_is_what_there_is() -> None:
-    """Verbs and targets, formats of records (read in tests/train/data/test_rows.py), keys of recipes; what is not
+    """Verbs and targets, formats of records (read in tests/train/data/test_raw_files.py), keys of recipes; what is not
     run lacks machines."""
     blocks = blocks_of(README)
     assert {words[0] for block in blocks for words in block.commands} == set(VERBS)

@@ -26,7 +26,7 @@ from PIL import Image
 from mllm.cli.main import main
 from mllm.evaluation.protocol import BENCHMARKS
 from mllm.pipeline import Pipeline
-from tests.train.data.test_rows import PAGE, samples_of, write_sample
+from tests.train.data.test_raw_files import PAGE, samples_of, write_sample
 from train.recipe import MLLMRecipe, TokenizerRecipe
 
 WEIRD: tuple[Any, ...] = (None, 5, -1, 1.5, True, "", " ", "x", [], {}, [None], [[]], {"a": None}, "\ud83d", "a" * 9000)

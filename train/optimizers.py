@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokenizer.hardware import fast_dtype
+from tokenizer.number_format import fast_dtype
 from train.recipe import OptimizerRecipe
 
 OUTSIDE_MUON = ("embed_tokens", "lm_head", "codebooks", "linear_head", "output", "places")

@@ -189,7 +189,7 @@ class TokenizerRecipe:
     codebooks: CodebookSchedule = field(default_factory=CodebookSchedule)
     evaluation: EvaluationRecipe = field(default_factory=EvaluationRecipe)
     precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
-    """Of autocast; the quantizer is always float32. "auto": what is fastest on this machine (train/hardware.py)."""
+    """Of autocast; the quantizer is always float32. "auto": the fastest here (tokenizer/number_format.py)."""
     num_workers: NonNegativeInt = 1  # processes that render or read images, per training process
     seed: Integer = 0
     log_every: PositiveInt = 50

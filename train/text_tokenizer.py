@@ -13,8 +13,8 @@ from mllm.files import whole_file
 from mllm.world.dialogue import JOBS, make_dialogue, make_episode
 from train.data.formats import find_format, read_record
 from train.data.prepare import find_files
+from train.data.raw_files import read_items
 from train.data.records import BadRecord
-from train.data.rows import read_items
 from train.recipe import TextTokenizerRecipe
 
 LIKE_LLAMA: dict[str, Any] = {

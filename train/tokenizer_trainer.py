@@ -27,12 +27,12 @@ from transformers.trainer_utils import rotate_checkpoints
 from mllm.files import read_json, whole_folder, write_image, write_text
 from tokenizer import images, metrics
 from tokenizer.config import UniTokConfig
-from tokenizer.hardware import fast_dtype
+from tokenizer.number_format import fast_dtype
 from tokenizer.quantizer import gather_rows, mean_over_ranks, rank
 from tokenizer.text_tower import EncodeCaptions, load_captions
 from tokenizer.unitok import CONFIG_FILE, UniTok, UniTokOutput
 from train.checkpoints import newest_checkpoint, write_checkpoint
-from train.data.images import build_source
+from train.data.tokenizer_images import build_source
 from train.discriminators import Adversary, decay_groups, descend
 from train.hardware import WAIT_IN_TRAINING, training_device
 from train.metrics import MetricsLog, Values, as_words

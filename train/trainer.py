@@ -37,7 +37,7 @@ from mllm.files import UNFINISHED, whole_folder, write_text
 from mllm.model import MLLMForConditionalGeneration, count_items
 from mllm.processor import MLLMProcessor
 from mllm.vocabulary import load_text_tokenizer
-from tokenizer.hardware import fast_dtype
+from tokenizer.number_format import fast_dtype
 from tokenizer.unitok import UniTok
 from train import checkpoints
 from train.build_model import build_model, freeze_all_but

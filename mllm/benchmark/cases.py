@@ -49,8 +49,8 @@ from mllm.quantization import Int4Linear, Int8Linear, quantize_linears
 from mllm.sampling import SamplingConfig, choose, gumbel, stack_settings
 from mllm.sequence import IGNORED, TokenSequence, pack
 from tokenizer.config import UniTokConfig
-from tokenizer.hardware import fast_dtype
 from tokenizer.layers import FoldedUpsample, Upsample
+from tokenizer.number_format import fast_dtype
 from tokenizer.quantizer import MultiCodebookQuantizer
 from tokenizer.unitok import UniTok
 

@@ -217,11 +217,11 @@ def evaluate_score(options: Namespace) -> None:
         raise ValueError(f"--annotations must be given for {inputs.benchmark.name}: {inputs.benchmark.annotations}")
     judge = scorer = None
     if judged := given(options, ("judge_model", "judge_url")):
-        from mllm.evaluation.judged import Judge
+        from mllm.evaluation.mmvet import Judge
 
         judge = Judge(runs=options.judge_runs, **{name.removeprefix("judge_"): value for name, value in judged.items()})
     if options.scorer is not None:
-        from mllm.evaluation.scorers import find_scorer
+        from mllm.evaluation.image_text_scorers import find_scorer
 
         place = {"device": options.scorer_device, "python": options.scorer_python}
         scorer = find_scorer(options.scorer, model=options.scorer_model, **place)

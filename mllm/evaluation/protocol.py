@@ -3,7 +3,7 @@
     question file -> Benchmark.read_items -> items -> runner (mllm/evaluation/run.py) -> answers.jsonl
     answers.jsonl + annotations -> Benchmark.score -> Scores -> result.json -> report
 
-The benchmarks themselves are in vqa.py, judged.py and images.py. Scoring needs no model and imports no torch.
+The benchmarks themselves are in vqa.py, mmvet.py and text_to_image.py. Scoring needs no model and imports no torch.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from mllm.files import Line, need_field, read_json, read_lines, tool_versions
 
 if TYPE_CHECKING:
-    from mllm.evaluation.judged import Judge
-    from mllm.evaluation.scorers import ImageTextScorer
+    from mllm.evaluation.image_text_scorers import ImageTextScorer
+    from mllm.evaluation.mmvet import Judge
 
 Mode = Literal["text", "image"]
 T = TypeVar("T")
@@ -29,14 +29,14 @@ BENCHMARKS = {
     "textvqa": ("vqa:TextVQA", "llava_textvqa_val_v051_ocr.jsonl"),
     "pope": ("vqa:POPE", "llava_pope_test.jsonl"),
     "mme": ("vqa:MME", "llava_mme.jsonl"),
-    "mmvet": ("judged:MMVet", "llava-mm-vet.jsonl"),
-    "genai-bench-527": ("images:GenAIBench527", "prompts.txt"),
-    "genai-bench-1600": ("images:GenAIBench1600", "prompts.txt"),
-    "geneval": ("images:GenEval", "evaluation_metadata.jsonl"),
-    "dpg-bench": ("images:DPGBench", "the folder of prompts"),
-    "t2i-compbench": ("images:T2ICompBench", "color_val.txt"),
-    "mjhq-30k": ("images:MJHQ30K", "meta_data.json"),
-    "class-samples": ("images:ClassSamples", "a class number on each line"),
+    "mmvet": ("mmvet:MMVet", "llava-mm-vet.jsonl"),
+    "genai-bench-527": ("text_to_image:GenAIBench527", "prompts.txt"),
+    "genai-bench-1600": ("text_to_image:GenAIBench1600", "prompts.txt"),
+    "geneval": ("text_to_image:GenEval", "evaluation_metadata.jsonl"),
+    "dpg-bench": ("text_to_image:DPGBench", "the folder of prompts"),
+    "t2i-compbench": ("text_to_image:T2ICompBench", "color_val.txt"),
+    "mjhq-30k": ("text_to_image:MJHQ30K", "meta_data.json"),
+    "class-samples": ("text_to_image:ClassSamples", "a class number on each line"),
 }
 """Name on the command line -> module of mllm.evaluation and class, question file as published."""
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from transformers import AutoModel, DynamicCache, Gemma2Config, LlamaConfig, PreTrainedConfig
 
-from tokenizer.hardware import fast_dtype
+from tokenizer.number_format import fast_dtype
 from train.hardware import speed_up
 from train.optimizers import BatchedMuon, orthogonalize
 

@@ -18,8 +18,8 @@ import numpy as np
 from mllm.conversation import CodesPart, Message, Role, TextPart
 from mllm.files import parse_json
 from train.data import records
+from train.data.raw_files import read_items
 from train.data.records import BadRecord, Record, RecordPart, find_image, message, short
-from train.data.rows import read_items
 
 Row = Mapping[str, Any]
 MARKER = "<image>"

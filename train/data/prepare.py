@@ -40,11 +40,11 @@ from mllm.sequence import Size, best_sizes, nearest_size
 from tokenizer.codes import fingerprint
 from tokenizer.images import IMAGE_ENDINGS, PREPARATIONS, ImageProcessor, to_bytes, to_images
 from tokenizer.unitok import EncodedImage, UniTok, decode_images, encode_images
-from train.data import rows, shards
+from train.data import raw_files, shards
 from train.data.formats import COLUMNS, LAYOUTS, find_format, read_record, renamed
 from train.data.mixture import choose_sample
+from train.data.raw_files import RECORD_ENDINGS, Item, read_items
 from train.data.records import BadRecord, RawImage, Record, ten_views
-from train.data.rows import RECORD_ENDINGS, Item, read_items
 from train.data.shards import CodeSource, LeftOut, ShardFolder, ShardTask
 
 logger = logging.getLogger(__name__)
@@ -133,7 +133,7 @@ def find_files(sources: Sequence[Path], *, but_not_in: Path | None = None) -> li
         if source.is_dir():
             files += _files_in(source, out)
         elif source.is_file():
-            rows.kind_of(source)  # refuses other endings
+            raw_files.kind_of(source)  # refuses other endings
             files.append(source)
         else:
             raise FileNotFoundError(f"source {source} not found; give files of records or folders of them")
@@ -145,11 +145,11 @@ def find_files(sources: Sequence[Path], *, but_not_in: Path | None = None) -> li
 
 def _files_in(source: Path, out: Path | None) -> list[Path]:
     """The files of a folder that are read; of those that img2dataset writes, the tars or the images."""
-    inside = [path for path in rows.files_below(source) if out not in path.resolve().parents]
-    saved = {path.parent for path in inside if path.name == rows.SAVED_DATASET}
+    inside = [path for path in raw_files.files_below(source) if out not in path.resolve().parents]
+    saved = {path.parent for path in inside if path.name == raw_files.SAVED_DATASET}
     inside = [path for path in inside if saved.isdisjoint(path.parents)]
     images = [path for path in inside if path.suffix.lower() in IMAGE_ENDINGS]
-    captions = {image.with_suffix(f".{ending}") for image in images for ending in rows.CAPTIONS}
+    captions = {image.with_suffix(f".{ending}") for image in images for ending in raw_files.CAPTIONS}
     records = [path for path in inside if path.name.lower().endswith(RECORD_ENDINGS)]
     stems = {path: re.sub(r"(_stats)?\.(json|parquet|tar|tar\.\w+|tgz)$", "", str(path).lower()) for path in records}
     described = {stem for path, stem in stems.items() if "_stats.json" in path.name or ".tar" in path.name.lower()}
@@ -159,14 +159,16 @@ def _files_in(source: Path, out: Path | None) -> list[Path]:
         *(image.with_suffix(".json") for image in images),
     }
     records = [path for path in records if path not in about]
-    has_codes = rows.holds_codes(source)
+    has_codes = raw_files.holds_codes(source)
     if not (records or saved or images or has_codes):
         raise ValueError(f"{source} must hold images or files of {', '.join(RECORD_ENDINGS)}, got neither")
     is_read, there = {*records, *images, *captions}, set(inside)
     unread = [path for path in inside if path not in is_read and not (has_codes and path.suffix == ".npy")]
     unread += [path for path in sorted(source.rglob("*")) if path.is_symlink() and not path.is_file()]
     if records or saved:  # which name their images; others have captions of their own
-        unread += [image for image in images if any(image.with_suffix(f".{end}") in there for end in rows.CAPTIONS)]
+        unread += [
+            image for image in images if any(image.with_suffix(f".{end}") in there for end in raw_files.CAPTIONS)
+        ]
     if unread:
         names = ", ".join(path.name for path in unread[:5]) + (" ..." if len(unread) > 5 else "")
         logger.warning("%d files of %s are not read: %s", len(unread), source, names)
@@ -288,8 +290,8 @@ class ShardMaker:
         path = Path(task.path)
         before, self.reading = self.reading, None  # none while items are being read, or if one of them is invalid
         is_behind = before is not None and before[0] == task.path and before[1] <= task.number
-        if not is_behind or (before[1] < task.number and rows.is_seekable(path)):
-            first = task.number if rows.is_seekable(path) else 0
+        if not is_behind or (before[1] < task.number and raw_files.is_seekable(path)):
+            first = task.number if raw_files.is_seekable(path) else 0
             before = (task.path, first, read_items(path, first))
         yield from islice(before[2], task.number - before[1], task.number - before[1] + task.count)
         self.reading = (task.path, task.number + task.count, before[2])

@@ -8,7 +8,7 @@
     episode   images of the synthetic world, by number (train/data/world.py)
 
 An image that a record names is on disk or in the record; nothing is ever fetched from a network. Rows are read in
-train/data/rows.py and become records in train/data/formats.py.
+train/data/raw_files.py and become records in train/data/formats.py.
 """
 
 import os

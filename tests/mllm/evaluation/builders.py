@@ -10,8 +10,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from mllm.evaluation.images import GenAIBench527
 from mllm.evaluation.protocol import AnsweredItem, Benchmark, BenchmarkItem, ScoreOptions, Scores, match_answers
+from mllm.evaluation.text_to_image import GenAIBench527
 from mllm.files import read_lines
 
 

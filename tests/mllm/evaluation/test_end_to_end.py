@@ -22,7 +22,7 @@ FOLDERS = {"vqav2": "vqav2", "gqa": "gqa", "textvqa": "textvqa", "pope": "pope",
 
 
 def test_benchmarks_are_run_and_scored(random_model_folder: Path, tmp_path: Path) -> None:
-    """The scores themselves are those of test_vqa.py and test_judged.py; the slow tests run all benchmarks."""
+    """The scores themselves are those of test_vqa.py and test_mmvet.py; the slow tests run all benchmarks."""
     for name in ("textvqa", "pope", "mmvet"):
         data, run = make_data(name, tmp_path / "data" / name), tmp_path / name
         questions = ["--questions", str(data.questions)]

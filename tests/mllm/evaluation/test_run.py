@@ -15,9 +15,9 @@ from PIL import Image
 from mllm.cli.evaluation import benchmark_sampling
 from mllm.cli.main import main
 from mllm.evaluation.answerer import describe_decoding, describe_run
-from mllm.evaluation.images import GenEval
 from mllm.evaluation.protocol import BenchmarkItem, match_answers
 from mllm.evaluation.run import RunFolder, run_items, shard_from_environment
+from mllm.evaluation.text_to_image import GenEval
 from mllm.evaluation.vqa import GQA
 from mllm.files import append_lines, only_writer, read_json, read_lines
 from mllm.pipeline import Pipeline

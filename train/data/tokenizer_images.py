@@ -39,7 +39,7 @@ from mllm.world.render import IMAGE_KINDS
 from mllm.world.scene import SceneObject, random_scene_for
 from tokenizer.images import IMAGE_ENDINGS, read_image, to_bytes
 from tokenizer.text_tower import EncodeCaptions
-from train.data.rows import TarMember, TarSample, read_member, read_tar
+from train.data.raw_files import TarMember, TarSample, read_member, read_tar
 from train.recipe import ShardsRecipe, TokenizerRecipe
 
 logger = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mllm.evaluation.judged import ASK_AGAIN, GRADES_FILE, PROMPT, Judge, MMVet, judge_question, read_grade
+from mllm.evaluation.mmvet import ASK_AGAIN, GRADES_FILE, PROMPT, Judge, MMVet, judge_question, read_grade
 from mllm.evaluation.protocol import ScoreOptions, Scores
 from tests.mllm.evaluation.builders import FakeJudge, answered, exact_grade, serve, write_json
 

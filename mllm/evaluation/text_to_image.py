@@ -44,7 +44,7 @@ from mllm.files import (
 from tokenizer.images import IMAGE_ENDINGS, read_image
 
 if TYPE_CHECKING:
-    from mllm.evaluation.scorers import ImageTextScorer
+    from mllm.evaluation.image_text_scorers import ImageTextScorer
 
 
 MAX_NAME = 255

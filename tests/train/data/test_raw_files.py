@@ -21,8 +21,8 @@ from PIL import Image
 from mllm.conversation import CodesPart, TextPart
 from tests.train.data.raw_data import image_file, tar_of
 from train.data.formats import find_format, format_of, read_record, renamed
+from train.data.raw_files import Item, read_items, read_tar
 from train.data.records import BadRecord, RawImage, Record
-from train.data.rows import Item, read_items, read_tar
 
 RECORDS = [{"text": f"text {number} " + "\u4f60" * number} for number in range(7)]
 LINES = "".join(json.dumps(record) + "\n" for record in RECORDS).encode()
@@ -97,7 +97,7 @@ def test_items_come_in_order_from_any_item_on(files: dict[str, Path]) -> None:
 
 def test_records_of_an_array_may_lie_across_chunks(files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     for size in (1, 2, 3, 17):
-        monkeypatch.setattr("train.data.rows.CHUNK", size)
+        monkeypatch.setattr("train.data.raw_files.CHUNK", size)
         assert [item.value for item in read_items(files["a.json"])] == RECORDS
 
 

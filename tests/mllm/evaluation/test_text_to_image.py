@@ -14,7 +14,10 @@ from PIL import Image
 from mllm.cli.main import main
 from mllm.conversation import ClassPart, Message
 from mllm.evaluation.answerer import as_message
-from mllm.evaluation.images import (
+from mllm.evaluation.image_text_scorers import SelfScorer, find_scorer
+from mllm.evaluation.protocol import AnsweredItem, Benchmark, BenchmarkItem, ScoreOptions, Scores, match_answers
+from mllm.evaluation.run import RunFolder, run_items
+from mllm.evaluation.text_to_image import (
     MJHQ30K,
     ClassSamples,
     DPGBench,
@@ -24,9 +27,6 @@ from mllm.evaluation.images import (
     T2ICompBench,
     describe_references,
 )
-from mllm.evaluation.protocol import AnsweredItem, Benchmark, BenchmarkItem, ScoreOptions, Scores, match_answers
-from mllm.evaluation.run import RunFolder, run_items
-from mllm.evaluation.scorers import SelfScorer, find_scorer
 from mllm.files import read_json, read_lines
 from mllm.pipeline import STRIDE, VQA_SCORE_QUESTION, Pipeline
 from tests.mllm.evaluation.builders import write_genai_bench, write_json, write_jsonl

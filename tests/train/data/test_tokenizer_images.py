@@ -15,7 +15,7 @@ from PIL import Image
 from mllm.world.scene import SceneObject
 from tests.train.data.raw_data import image_file, tar_of
 from tests.train.published_weights import write_tar
-from train.data.images import RandomCrop, TarImages, WorldImages, find_shards, shard_order, window_on
+from train.data.tokenizer_images import RandomCrop, TarImages, WorldImages, find_shards, shard_order, window_on
 from train.recipe import ShardsRecipe, TokenizerRecipe
 
 SIZES = (3, 5, 2, 7, 4, 6, 1, 8)
