@@ -316,6 +316,19 @@ class RunningItem(Held):
     def goes_on(self, turn: int) -> bool:
         return self.failure is None and turn < len(self.item.turns)
 
+    @property
+    def answered(self) -> list[tuple[str, bool]]:
+        """What each turn that was held asked for, and whether the answer was right."""
+        num_held = len(self.item.turns) if self.failure is None else self.failure["turn"]
+        held, has_image, found = self.item.turns[:num_held], self.item.image is not None, []
+        for turn, is_right in zip(held, [True] * (num_held - 1) + [self.failure is None], strict=True):
+            drawing = "later drawing" if has_image else "first drawing"
+            expect = turn.expect
+            asked = "words" if expect.scene is None else "change" if expect.keeps else drawing
+            has_image = has_image or expect.scene is not None
+            found.append((asked, is_right))
+        return found
+
     def ask(self, turn: int) -> None:
         parts: list[ImagePart | TextPart] = [TextPart(self.item.turns[turn].user)]
         if turn == 0 and self.item.image is not None:
@@ -346,7 +359,8 @@ def name_scene(image: ParsedScene) -> str:
 
 
 def evaluate_requests(answer: Answer, items: Sequence[Item], *, seed: int = 0) -> dict[str, Any]:
-    """Right and total of each kind and in all, 95 % intervals, and the failures; item i has seed + i."""
+    """Right and total of each kind, in all, and of the turns of conversations, 95 % intervals, and the failures; item i
+    has seed + i."""
     running = [RunningItem(item, seed=seed + index) for index, item in enumerate(items)]
     held = hold(answer, running, "interleaved", name="requests")
     rates = {}
@@ -354,10 +368,15 @@ def evaluate_requests(answer: Answer, items: Sequence[Item], *, seed: int = 0) -
         counted = [each for each in held if kind in (None, each.item.kind)]
         rates[kind] = Rate(sum(each.failure is None for each in counted), len(counted))
     overall = rates.pop(None)
+    answered = [answer for each in held if len(each.item.turns) > 1 for answer in each.answered]
     return {
         "kinds": {kind: {"right": rate.passed, "total": rate.total} for kind, rate in rates.items()},
         "right": overall.passed,
         "total": overall.total,
+        "turns": {
+            name: {"right": answered.count((name, True)), "total": sum(asked == name for asked, _ in answered)}
+            for name in sorted({asked for asked, _ in answered})
+        },
         "failures": [each.failure for each in held if each.failure is not None],
         "intervals": {name: list(rate.interval) for name, rate in {**rates, "all": overall}.items()},
     }
@@ -371,7 +390,8 @@ def measure_requests(pipeline: Pipeline, items: Sequence[Item], *, seed: int, ba
 
 def as_table(result: dict[str, Any]) -> str:
     """The result for the eye: rates with 95 % intervals, then every failure."""
-    rows = {**result["kinds"], "all": result}
+    turns = {f"of conversations: {name}": row for name, row in result["turns"].items()}
+    rows = {**result["kinds"], "all": result, **turns}
     width = max(map(len, rows))
     lines = [
         f"{kind:<{width}}  {row['right']:>4} of {row['total']:<4} {Rate(row['right'], row['total'])}"

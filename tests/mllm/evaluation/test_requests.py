@@ -122,6 +122,8 @@ def test_a_chat_is_right_when_all_its_turns_are_and_ends_at_a_wrong_one(tmp_path
     assert (failure["id"], failure["kind"], failure["turn"], failure["user"]) == ("b", "chat", 3, "please")
     assert "purple square" in failure["reason"] and "purple square" in failure["answer"][0]
     assert "b, turn 3" in as_table(result)
+    turns = {name: (row["right"], row["total"]) for name, row in result["turns"].items()}
+    assert turns == {"first drawing": (2, 2), "change": (1, 2), "words": (3, 3)}
 
 
 def test_the_image_is_shown_with_the_first_turn_and_its_objects_lie_apart(tmp_path: Path) -> None:
