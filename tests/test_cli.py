@@ -163,6 +163,11 @@ def test_every_verb_explains_itself_with_an_example_and_no_heavy_package() -> No
     assert done.returncode == 0, done.stderr
     for verb in VERBS:
         assert f"\n  {verb} " in done.stdout and f"\nexample: mllm {verb}" in done.stdout
+    traced = subprocess.run(
+        [sys.executable, "scripts/trace_path.py", "--version"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    path = ["mllm/cli/main.py  main", "mllm/files.py  version_of", "2 files, 2 functions"]
+    assert traced.stdout.splitlines()[1:] == path
 
 
 def test_a_successful_command_prints_nothing_else(random_model_folder: Path, tmp_path: Path) -> None:
