@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, GenerationMixin, LogitsProcessor, LogitsProcessorList
+from transformers import DynamicCache, GenerationConfig, GenerationMixin, LogitsProcessor, LogitsProcessorList
 
 from mllm.config import MLLMConfig
 from mllm.conversation import CodesPart
@@ -103,17 +103,25 @@ class PolicyGradient:
         """The tokens of several answers to each request, with what ends them."""
         config, number = self.config, self.options.answers
         ends = [config.eos_token_id, config.begin_image_id]
-        settings = {"do_sample": True, "top_k": 0, "num_return_sequences": number, "max_new_tokens": PLAN_BUDGET}
-        plain = GenerationConfig(**settings, eos_token_id=ends, pad_token_id=config.pad_token_id)
+        settings = {"do_sample": True, "top_k": 0, "max_new_tokens": PLAN_BUDGET, "pad_token_id": config.pad_token_id}
+        plain = GenerationConfig(**settings, eos_token_id=ends)
         was_training, answers = model.training, []
         model.eval()
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             for begin in range(0, len(asked), step := max(1, ROWS // number)):
                 inputs = collate([each.prompt for each in asked[begin : begin + step]], config).to(model.device)
-                length = inputs["input_ids"].shape[1]
+                ids_BT, mask_BT = inputs["input_ids"], inputs["attention_mask"]
+                cache = DynamicCache()  # a request is read once, but for its last token
+                places_BT = (mask_BT.cumsum(dim=1) - 1).clamp(min=0)[:, :-1]
+                read = {"attention_mask": mask_BT[:, :-1], "position_ids": places_BT, "logits_to_keep": 1}
+                model(ids_BT[:, :-1], **read, past_key_values=cache, use_cache=True)
+                cache.batch_repeat_interleave(number)
+                ids_BT, mask_BT = (each.repeat_interleave(number, dim=0) for each in (ids_BT, mask_BT))
+                length = ids_BT.shape[1]
                 rules = LogitsProcessorList([AnswerRules(config, self.opening, length)])
-                rows = GenerationMixin.generate(model, **inputs, generation_config=plain, logits_processor=rules)
+                given = {"attention_mask": mask_BT, "past_key_values": cache, "logits_processor": rules}
+                rows = GenerationMixin.generate(model, ids_BT, generation_config=plain, **given)
                 for row in rows[:, length:].tolist():
                     last = next((place for place, id_ in enumerate(row) if id_ in ends), len(row) - 1)
                     answers.append(row[: last + 1])
