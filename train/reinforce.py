@@ -12,7 +12,7 @@ Letters: B answers, T positions, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import combinations
 from random import Random
 from typing import NamedTuple
@@ -39,7 +39,7 @@ from train.data.packing import Tokenizers
 from train.data.world import say, to_messages, without_images
 from train.recipe import MLLMRecipe
 
-ROWS = 96
+ROWS = 64
 """Answers that are sampled, or learned from, at once: requests of a similar length."""
 MIN_GAP = 0.01
 """Between planned objects. Rounding to the squares of a plan takes up to 0.022 of the world's gap."""
@@ -54,7 +54,7 @@ class Asked(NamedTuple):
 
 
 class PolicyGradient:
-    """The loss of a step; what is asked and sampled is a function of the recipe, the step and the weights."""
+    """The policy gradient of a step: a function of the recipe, the step and the weights."""
 
     def __init__(self, recipe: MLLMRecipe, tokenizers: Tokenizers) -> None:
         assert recipe.reinforce is not None, "made where the recipe has it"
@@ -63,24 +63,26 @@ class PolicyGradient:
         self.opening = ImageLayout.from_config(self.config).plan_opening((self.config.grid_side,) * 2)
         self.rewards: list[float] = []  # of the steps since `drain`
 
-    def loss(self, model: MLLMForConditionalGeneration, *, step: int) -> Tensor:
-        """-A log p of every answer, summed over its tokens and averaged over answers; A: reward less the mean reward
-        of the request. Answers to a request that are all right, or all wrong, teach nothing and are left out."""
+    def learn(
+        self, model: MLLMForConditionalGeneration, *, step: int, backward: Callable[[Tensor], object] = Tensor.backward
+    ) -> None:
+        """Add the gradient of this step's loss: -A log p of every answer, summed over its tokens and averaged over
+        answers; A: reward less the mean reward of the request. Answers to a request that are all right, or all wrong,
+        teach nothing and are left out."""
         rng = Random(f"reinforce/{self.data.seed}/{self.data.mixture_seed}/{step}")
         asked = sorted((self.ask(rng) for _ in range(self.options.requests)), key=lambda each: len(each.prompt))
         answers = self.answer(model, asked, seed=rng.getrandbits(63))
         number = self.options.answers
         rewards = [self.reward(each, asked[place // number]) for place, each in enumerate(answers)]
         self.rewards.append(sum(rewards) / len(rewards))
-        total = torch.zeros((), device=model.device)
         learned: list[tuple[Asked, list[int], float]] = []
         for place, reward in enumerate(rewards):
             first = place - place % number
             if advantage := reward - sum(rewards[first : first + number]) / number:
                 learned.append((asked[place // number], answers[place], advantage))
-        for begin in range(0, len(learned), ROWS):
-            total = total - self.weighted_log_probability(model, learned[begin : begin + ROWS])
-        return total * (self.options.weight / len(answers))
+        for begin in range(0, len(learned), ROWS):  # each part at once, as its activations take memory
+            gained = self.weighted_log_probability(model, learned[begin : begin + ROWS])
+            backward(gained * (-self.options.weight / len(answers)))
 
     def ask(self, rng: Random) -> Asked:
         """A conversation up to one of its requests, without the positions of its images."""

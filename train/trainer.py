@@ -144,7 +144,7 @@ class MLLMTrainer(Trainer):
         validation: packed batches by task.
         measure: called with the step in every evaluation, on every process, with the model as it would be saved; gives
             more numbers for the log.
-        policy: adds the loss of sampled answers to that of each step.
+        policy: adds the gradient of sampled answers to that of each step.
     """
 
     def __init__(
@@ -210,7 +210,7 @@ class MLLMTrainer(Trainer):
         loss = output.loss * (self.accelerator.num_processes if num_items_in_batch is not None else 1)
         loss = self._check_loss(loss)
         if self.policy is not None and self.accelerator.sync_gradients:
-            loss = loss + self.policy.loss(model, step=self.state.global_step)
+            self.policy.learn(model, step=self.state.global_step, backward=self.accelerator.backward)
         return (loss, output) if return_outputs else loss
 
     def _check_loss(self, loss: Tensor) -> Tensor:

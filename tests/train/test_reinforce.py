@@ -92,7 +92,7 @@ def test_answers_are_texts_or_plans_and_their_loss_is_the_sum_over_them(
         return float(len(answer) % 2)
 
     monkeypatch.setattr(policy, "reward", reward)
-    policy.loss(model, step=3).backward()
+    policy.learn(model, step=3)
     found = {name: value.grad.clone() for name, value in model.named_parameters() if value.grad is not None}
     first, opening = list(sampled), policy.opening
     for answer in sampled:
@@ -118,7 +118,7 @@ def test_answers_are_texts_or_plans_and_their_loss_is_the_sum_over_them(
     for name, value in model.named_parameters():
         assert value.grad is None or torch.allclose(value.grad, found[name], rtol=1e-3, atol=1e-6), name
     sampled.clear()
-    policy.loss(model, step=3)
+    policy.learn(model, step=3)
     assert sampled == first  # a function of the step
 
 
