@@ -109,7 +109,7 @@ class MLLMConfig(PreTrainedConfig):
     sub_configs: ClassVar[dict[str, Any]] = {"text_config": AutoConfig}
     keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values", "hidden", "loss_parts"]
 
-    text_config: dict | PreTrainedConfig | None = None
+    text_config: Any = None
     """The decoder; any decoder config that transformers knows. None: Llama-2-7B."""
     tie_word_embeddings: bool = False
     """Follows text_config.tie_word_embeddings; set it there."""
@@ -217,9 +217,9 @@ class MLLMConfig(PreTrainedConfig):
     def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:
         """Nothing: `auto_map` names our file, and transformers shall not copy our modules into saved folders."""
 
-    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
         """As in transformers, with the file that loads the folder in a program that does not import us."""
-        super().save_pretrained(save_directory, **kwargs)
+        super().save_pretrained(save_directory, *args, **kwargs)
         save_shim(save_directory)
 
     @classmethod
@@ -232,7 +232,7 @@ class MLLMConfig(PreTrainedConfig):
         return fields, rest
 
     def check(self) -> None:
-        self.embedding_context = OLD_CONTEXTS.get(self.embedding_context, self.embedding_context)
+        self.embedding_context = OLD_CONTEXTS.get(self.embedding_context, self.embedding_context)  # type: ignore[assignment]
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}; use one")
@@ -319,7 +319,7 @@ class ReleasedMLLMConfig(MLLMConfig):
     model_type = RELEASED_TYPE
 
     @classmethod
-    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> MLLMConfig:
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> MLLMConfig:  # type: ignore[override]
         return MLLMConfig.from_dict(from_released(config_dict), **kwargs)
 
 

@@ -205,7 +205,7 @@ def _render_native(messages: Sequence[Message]) -> Iterator[Segment]:
         for part in message.parts:
             plan = part.plan if isinstance(part, CodesPart) else None
             marker, words = Segment(Marker.PLAN, supervised=True), Segment(f" {plan}" if plan else "", supervised=True)
-            if is_assistant and plan is not None:
+            if is_assistant and isinstance(part, CodesPart) and plan is not None:
                 yield from (marker, Segment(ImageSize(part.grid)), words)
             if isinstance(part, CodesPart | ClassPart):
                 yield Segment(part, supervised=is_assistant)
@@ -343,7 +343,7 @@ def from_chat(chat: Sequence[dict[str, Any] | Message]) -> list[Message]:
 def image_of(item: dict[str, Any]) -> Any:
     """What an image item holds: an image, codes, or where the image is. Absent keys may be None, as in Parquet."""
     name, value = next(((name, item[name]) for name in IMAGE_KEYS if item.get(name) is not None), (None, None))
-    if name is None:
+    if value is None:
         raise ValueError(f"an image item must have one of {', '.join(IMAGE_KEYS)}, got none of them; give one")
     if isinstance(value, dict):  # OpenAI's {"url": ...}; {"bytes": ..., "path": ...} of `datasets`
         return image_of(value)

@@ -104,6 +104,7 @@ class MLLMOutput(ModelOutput):
 class MLLMForConditionalGeneration(ThirdPartyMixin, PreTrainedModel, GenerationMixin):
     """A decoder backbone, the embedding of image codes, and the codebook head (None for understanding only)."""
 
+    config: MLLMConfig
     config_class = MLLMConfig
     base_model_prefix = "backbone"
     supports_gradient_checkpointing = True
@@ -125,7 +126,7 @@ class MLLMForConditionalGeneration(ThirdPartyMixin, PreTrainedModel, GenerationM
         is_projected = config.code_embedder == "projected"
         self.code_embedding = ProjectedEmbedding(config) if is_projected else SummedEmbedding(config)
         heads = {"depth_transformer": DepthTransformerHead, "mlp": MLPHead}
-        self.code_head = None if config.head_type == "none" else heads[config.head_type](config)
+        self.code_head: Any = None if config.head_type == "none" else heads[config.head_type](config)
         embedding = self.backbone.get_input_embeddings()
         name = next(name for name, module in self.backbone.named_modules() if module is embedding)
         self._tied_weights_keys = {"lm_head.weight": f"backbone.{name}.weight"}

@@ -13,7 +13,6 @@ from typing import Any
 
 import sentencepiece
 import torch
-from torch import nn
 from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerBase
 
 BEGIN_IMAGE, END_IMAGE, IMAGE = "<begin_image>", "<end_image>", "<image>"
@@ -84,7 +83,7 @@ def added_ids(names: Any) -> set[int]:
 
 
 @torch.no_grad()
-def fill_new_rows(layers: Iterable[nn.Module], new_ids: Iterable[int]) -> None:
+def fill_new_rows(layers: Iterable[Any], new_ids: Iterable[int]) -> None:
     """Rows of new ids become the mean of the rows before the first of them (tied layers are filled once)."""
     new = sorted(new_ids)
     for weight in {id(layer.weight): layer.weight for layer in layers}.values():
@@ -136,4 +135,4 @@ def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 def decode_text(tokenizer: PreTrainedTokenizerBase, token_ids: list[int]) -> str:
     """The text of sampled ids, without special tokens and outer spaces."""
-    return tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip()
+    return str(tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)).strip()

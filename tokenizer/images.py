@@ -256,7 +256,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
         rgb = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA")).convert("RGB")
     elif image.mode == "LAB":
         profiles = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-        rgb = ImageCms.profileToProfile(image, *profiles, outputMode="RGB")
+        rgb = ImageCms.profileToProfile(image, *profiles, outputMode="RGB")  # type: ignore[assignment]
     else:
         rgb = image.convert("RGB")
     rgb.info = info

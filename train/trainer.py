@@ -77,7 +77,7 @@ def train_mllm(recipe: MLLMRecipe) -> None:
     elif recipe.compile_backbone:
         base.backbone.compile(dynamic=False)
     model = trainable_model(recipe, base)
-    tokenizers = Tokenizers(text=text_tokenizer, image=image_tokenizer, config=cast(MLLMConfig, base.config))
+    tokenizers = Tokenizers(text=text_tokenizer, image=image_tokenizer, config=base.config)
     callbacks = build_callbacks(recipe, image_size=tokenizers.config.image_size)
     validation = validation_batches(recipe, tokenizers)
     names = [name for callback in callbacks for name in callback.names]

@@ -141,7 +141,8 @@ def train_step(*, model: str, device: str, batches: str) -> Run:
 
     from mllm.model import MLLMForConditionalGeneration
 
-    found = MLLMForConditionalGeneration.from_pretrained(model, dtype=torch.float32).to(device).train()
+    found = MLLMForConditionalGeneration.from_pretrained(model, dtype=torch.float32).train()
+    found.to(device)  # type: ignore[arg-type]
     if device == "cpu":
         import_module("train.hardware").speed_up(found.backbone, compiles=False)  # `train` is above `mllm`
     loaded = torch.load(batches, map_location=device)

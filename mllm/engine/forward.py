@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import accumulate
 from operator import add
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -62,7 +62,7 @@ class CachedForward:
             sizes = max(num_slots, old_slots), max(num_positions, old_positions)
             self.num_growths += 1
             new_cache = self.model.code_embedding.new_cache(*sizes)
-            for new, old in zip(new_cache, self.code_cache, strict=True):
+            for new, old in zip(new_cache or (), self.code_cache, strict=True):
                 new[: old.shape[0], :, : old.shape[2]] = old
             self.code_cache = new_cache
 
@@ -237,18 +237,17 @@ class Pass(NamedTuple):
 class AnyBackbone:
     """A backbone through transformers, whose passes are of one group (`CachedForward.bucket`)."""
 
-    def __init__(self, backbone: nn.Module) -> None:
+    def __init__(self, backbone: Any) -> None:
         self.backbone = backbone
 
     def __call__(self, embedded_PD: Tensor, position_P: Tensor, places: Pass) -> Tensor:
-        layers = [SlotLayer(places, number) for number in range(self.backbone.config.num_hidden_layers)]
         (part,) = places.parts
-        shape = part.group.num_rows, part.group.num_new
+        shape, num_layers = (part.group.num_rows, part.group.num_new), self.backbone.config.num_hidden_layers
         hidden_RWD = self.backbone(
             inputs_embeds=embedded_PD.unflatten(0, shape),
             attention_mask=part.mask_R1WL,
             position_ids=position_P.unflatten(0, shape),
-            past_key_values=Cache(layers=layers),
+            past_key_values=Cache(layers=[SlotLayer(places, number) for number in range(num_layers)]),
             use_cache=True,
         ).last_hidden_state
         return hidden_RWD.flatten(0, 1)
@@ -266,7 +265,7 @@ class SlotLayer(DynamicLayer):
         return self.places.parts[0].read(self.places.write(self.number, keys_PGd, values_PGd))
 
 
-def is_llama(backbone: nn.Module) -> bool:
+def is_llama(backbone: Any) -> bool:
     """Whether `LlamaBackbone` computes what this backbone does."""
     if type(backbone).__name__ not in LLAMAS or any(hasattr(module, "_hf_hook") for module in backbone.modules()):
         return False
@@ -278,7 +277,7 @@ def is_llama(backbone: nn.Module) -> bool:
 class LlamaBackbone:
     """A backbone of Llama's kind without what transformers' modules do besides arithmetic."""
 
-    def __init__(self, backbone: nn.Module) -> None:
+    def __init__(self, backbone: Any) -> None:
         self.norm, self.rotary_emb = backbone.norm, backbone.rotary_emb
         num_bytes = sum(p.numel() * p.element_size() for p in backbone.layers.parameters())
         joined = join if num_bytes <= MOST_JOINED_BYTES else beside
@@ -296,7 +295,7 @@ class LlamaBackbone:
 
 
 class LlamaLayer:
-    def __init__(self, layer: nn.Module, number: int, joined: Join) -> None:
+    def __init__(self, layer: Any, number: int, joined: Join) -> None:
         attention, mlp = layer.self_attn, layer.mlp
         self.number, self.head_width, self.scale = number, attention.head_dim, attention.scaling
         self.num_heads = attention.config.num_attention_heads
@@ -340,7 +339,7 @@ class LlamaLayer:
         return attended.transpose(1, 2).flatten(0, 1)
 
 
-def normalise(hidden_PD: Tensor, norm: nn.Module) -> Tensor:
+def normalise(hidden_PD: Tensor, norm: Any) -> Tensor:
     """A root mean square norm of transformers, with fewer operations."""
     if hidden_PD.dtype is not torch.float32 or hidden_PD.is_cuda:
         return norm(hidden_PD)

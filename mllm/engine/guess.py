@@ -45,7 +45,7 @@ class Guesser:
         self.codes: list[Place | None] = [None] * state.num_positions
         lengths = state.request.prompt.image_lengths_I
         if len(lengths) > 0 and lengths[-1] == state.num_positions:
-            self.codes = [place for place in prompt if not isinstance(place, int)][-state.num_positions :]
+            self.codes[:] = [place for place in prompt if not isinstance(place, int)][-state.num_positions :]
         self.text_size, self.mean_standing = FIRST_TEXT, 2.0 * MANY_STAND
 
     def guess(self, cursor: Cursor, guessed: Sequence[Place]) -> Place | None:

@@ -229,7 +229,7 @@ def score_dense(kind: str, image: Image.Image, scene: Scene) -> DenseScore:
     return DenseScore(float((expected_HW == found_HW).mean()), float(np.mean(iou)))
 
 
-def expected_classes(kind: str, scene: Scene, size: RenderSize) -> NDArray[np.intp]:
+def expected_classes(kind: str, scene: Scene, size: tuple[int, int]) -> NDArray[np.intp]:
     """Class of every pixel by the scene alone: that of the shape which covers at least half of it."""
     names = list(PALETTES[kind])
     width, height = size

@@ -272,10 +272,10 @@ class Speaker:
         if place := between_edges(scene, item):
             choices[self.say(place, kind=kind)] = 1.5
         for other in others if without is None else ():
-            relation = main_relation(item, other)
-            if relation and Filter(other.shape).find_one(scene):
-                if sum(is_clear(relation, each, other) for each in scene.objects) == 1:
-                    choices[f"one {self.say(relation)} the {self.say(other.shape)}"] = 0.3
+            nearest = main_relation(item, other)
+            if nearest and Filter(other.shape).find_one(scene):
+                if sum(is_clear(nearest, each, other) for each in scene.objects) == 1:
+                    choices[f"one {self.say(nearest)} the {self.say(other.shape)}"] = 0.3
         return f"the {self.pick(need(choices))}"
 
     def listed(self, parts: Sequence[str]) -> str:

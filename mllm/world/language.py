@@ -505,11 +505,11 @@ def compare(scene: Scene, rng: Random, _: object) -> DrawRequest:
     kinds = [Filter.of(item, names) for item in (large, small)]
     nouns = [noun_phrase(item, rng) for item in kinds]
     extra: dict[str, Said] = {}
-    for ref, (name, noun) in enumerate(zip(("larger", "smaller"), nouns, strict=True)):
+    for ref, (name, word) in enumerate(zip(("larger", "smaller"), nouns, strict=True)):
         named = (Exists(ref, kinds[ref]),)
-        extra[name] = Said(with_article(noun), named)
-        extra[f"the_{name}"] = Said("the " + noun)
-        extra[f"{name}_noun"] = Said(noun, named)
+        extra[name] = Said(with_article(word), named)
+        extra[f"the_{name}"] = Said("the " + word)
+        extra[f"{name}_noun"] = Said(word, named)
     return fill_skill(scene, rng, "comparison", extra, always=(Compared(0, "larger", 1),), filters=kinds)
 
 

@@ -129,7 +129,7 @@ def read_plan(text: str) -> tuple[str, list[PlannedObject]] | None:
     if background not in BACKGROUNDS or not found or None in found:
         return None
     objects = []
-    for description, square, within in (item.groups() for item in found):
+    for description, square, within in (item.groups() for item in found if item):
         y, x = (int(side, 16) for side in square)
         down, right = ((int(part) + 0.5) / BASE for part in within) if within else (0.5, 0.5)
         objects.append(PlannedObject(description, y + down, x + right))

@@ -34,7 +34,9 @@ def training_batches(recipe: MLLMRecipe, tokenizers: Tokenizers, *, num_batches:
         check_length(recipe.data, tokenizers, recipe.length)
         episodes, folder = encode_world(recipe.data, recipe.output / "codes", tokenizers)
         talk, talk_folder = world_conversations(recipe.data, tokenizers), recipe.output / "codes-conversations"
-        coded_talk = talk and (talk, encode_rendered(talk, talk_folder, tokenizers.image, in_memory=True))
+        coded_talk = None
+        if talk is not None:
+            coded_talk = talk, encode_rendered(talk, talk_folder, tokenizers.image, in_memory=True)
         sequences = WorldSequences(recipe.data, episodes, folder, tokenizers, shape, conversations=coded_talk)
     return PackedBatches(sequences, num_batches=num_batches, checkpoints=checkpoints)
 
@@ -82,7 +84,7 @@ def check_length(data: WorldData, tokenizers: Tokenizers, length: int) -> None:
     """Draw a few samples, to refuse a length that none of them fits before their images are encoded."""
     episodes, talk = world_episodes(data, tokenizers), world_conversations(data, tokenizers)
     blank = BlankCodes(episodes, tokenizers.config, grid_of=episodes.grid_of)
-    blank_talk = talk and (talk, BlankCodes(talk, tokenizers.config))
+    blank_talk = None if talk is None else (talk, BlankCodes(talk, tokenizers.config))
     drawn = WorldSequences(data, episodes, blank, tokenizers, BatchShape(1, length), conversations=blank_talk)
     drawn.refill(PackingBuffer(0))
 

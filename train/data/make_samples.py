@@ -76,11 +76,11 @@ def write_document(folder: Path, index: int, dialogue: Dialogue, size: int) -> d
     texts: list[str | None] = []
     images: list[str | None] = []
     for number, part in enumerate(part for turn in dialogue.turns for part in turn.parts):
-        name = None if isinstance(part, str) else f"{index:06d}-{number}.jpg"
-        if name is not None:
+        name = f"{index:06d}-{number}.jpg"
+        if isinstance(part, ImageRef):
             (folder / name).write_bytes(as_jpeg(part, size))
-        texts.append(part if name is None else None)
-        images.append(name)
+        texts.append(part if isinstance(part, str) else None)
+        images.append(None if isinstance(part, str) else name)
     return {"texts": texts, "images": images, "metadata": None}
 
 

@@ -18,7 +18,7 @@ from random import Random
 
 import numpy as np
 
-from mllm.conversation import ClassPart, Message, TextPart, has_image, unconditional
+from mllm.conversation import ClassPart, Message, TextPart, has_image, text_of, unconditional
 from mllm.sequence import TokenSequence, build_sequence, cut_sequence
 from train.data.packing import BatchShape, PackingBuffer, SequenceSource, Tokenizers, Waiting
 from train.data.records import Record
@@ -37,6 +37,8 @@ MAX_REPORTS = 20  # samples that do not fit and are named one by one; later ones
 class ShardSequences(SequenceSource):
     """`sequences[i]`: what sample i is learned as. Several pieces of a document that is longer than a row; nothing
     where a sample does not fit, which is logged."""
+
+    num_buffers: int
 
     def __init__(self, mixture: Mixture, data: MLLMData, tokenizers: Tokenizers, shape: BatchShape) -> None:
         self.mixture, self.data, self.tokenizers, self.shape = mixture, data, tokenizers, shape
@@ -102,7 +104,7 @@ def choose_sample(record: Record, rng: Random, *, prompt_dropout: float, describ
         case "class":
             asked, answered = record.messages
             view = rng.choice(answered.parts)
-            index = None if rng.random() < prompt_dropout else int(asked.parts[0].text)
+            index = None if rng.random() < prompt_dropout else int(text_of(asked.parts[0]))
             return [Message("user", (ClassPart(index),)), Message("assistant", (view,))]
         case "chat":
             messages = list(record.messages)

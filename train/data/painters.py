@@ -109,7 +109,7 @@ def paint_as_others(scene: Scene, side: int, rng: Random) -> Image.Image:
         return image
     if rng.random() < 0.4:
         image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 1.5)))
-    pixels_HW3 = np.asarray(image, dtype=np.float32)
+    pixels_HW3: np.ndarray = np.asarray(image, dtype=np.float32)
     noise = np.random.default_rng(rng.randrange(2**32))
     if rng.random() < 0.5:
         pixels_HW3 = pixels_HW3 * noise.uniform(0.9, 1.06, 3) + noise.uniform(-10, 10, 3)

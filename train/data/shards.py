@@ -83,7 +83,7 @@ class ShardTask(NamedTuple):
     path: str  # where the records come from
     format: str
     number: int  # records of that source that come before
-    count: int
+    count: int  # type: ignore[assignment]  # hides that of tuples
 
 
 def check_settings(folder: Path, settings: dict[str, Any]) -> None:
