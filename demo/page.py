@@ -151,14 +151,14 @@ def connect(
 def add_api(functions: Mapping[str, Callable[..., Any]]) -> None:
     """Named endpoints for programs: text, an image and a seed in, an image or a text out."""
     with gr.Row(visible=False):
-        text, picture = gr.Textbox(label="text"), gr.Image(label="image", type="filepath", image_mode=None)
+        text, image = gr.Textbox(label="text"), gr.Image(label="image", type="filepath", image_mode=None)
         seed, button = gr.Number(label="seed", value=None, precision=0), gr.Button()
         answer, drawn = gr.Textbox(label="answer"), gr.Image(label="drawn", type="filepath", format="png")
         messages, reply = gr.JSON(label="messages"), gr.JSON(label="reply")
     for name, inputs, output in (
         ("draw", [text, seed], drawn),
-        ("ask", [picture, text], answer),
-        ("edit", [picture, text, seed], drawn),
+        ("ask", [image, text], answer),
+        ("edit", [image, text, seed], drawn),
         ("chat", [messages, seed], reply),
     ):
         button.click(functions[name], inputs, output, api_name=name, concurrency_id="model")

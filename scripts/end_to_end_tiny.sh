@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From raw files to a picture and an answer, everything very small: prepare, stage 1, 2, 3, LoRA, merge, draw, ask.
+# From raw files to an image and an answer, everything very small: prepare, stage 1, 2, 3, LoRA, merge, draw, ask.
 # The model learns nothing in so few steps; the script shows that every step fits the next. Minutes on a CPU.
 # usage: scripts/end_to_end_tiny.sh OUT   (variables: see scripts/train_stage.sh, e.g. NPROC=2 LAUNCHER=deepspeed)
 set -euo pipefail

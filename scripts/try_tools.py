@@ -27,7 +27,7 @@ TRAINING |= {"logging_steps": 1, "report_to": [], "save_strategy": "no", "disabl
 TRAINING |= {"bf16": False, "gradient_checkpointing": False}
 
 
-def picture(color: str = "red") -> Image.Image:
+def image_of(color: str = "red") -> Image.Image:
     image = Image.new("RGB", (256, 256), "white")
     ImageDraw.Draw(image).ellipse((40, 60, 140, 160), fill=color)
     return image
@@ -70,7 +70,7 @@ def dialogue(asked: list[dict[str, Any]] | str, said: list[dict[str, Any]] | str
     return [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]
 
 
-DRAWING = {"images": [picture()], "messages": dialogue(text("a red circle"), [{"type": "image"}])}
+DRAWING = {"images": [image_of()], "messages": dialogue(text("a red circle"), [{"type": "image"}])}
 
 
 def learned_text(trainer: Any, batch: dict[str, Any]) -> str:
@@ -80,7 +80,7 @@ def learned_text(trainer: Any, batch: dict[str, Any]) -> str:
 
 def trl_sft_answers() -> str:
     """Answers about images: what is learned is the answer, and the image is seen."""
-    row = {"images": [picture()], "messages": dialogue(QUESTION, text("octarine"))}
+    row = {"images": [image_of()], "messages": dialogue(QUESTION, text("octarine"))}
     trainer = train("SFT", [row] * 4, assistant_only_loss=True)
     batch = next(iter(trainer.get_train_dataloader()))
     assert learned_text(trainer, batch) == " octarine</s>"
@@ -102,12 +102,12 @@ def trl_sft_drawings() -> str:
 
 def trl_sft_everything() -> str:
     """The default: all text is learned, and of the images those that the assistant drew."""
-    return losses(train("SFT", [{"images": [picture()], "messages": dialogue(QUESTION, text("red"))}] * 4))
+    return losses(train("SFT", [{"images": [image_of()], "messages": dialogue(QUESTION, text("red"))}] * 4))
 
 
 def trl_sft_prompt_completion() -> str:
     prompt, completion = dialogue("What color?", "octarine")
-    trainer = train("SFT", [{"images": [picture()], "prompt": [prompt], "completion": [completion]}] * 4)
+    trainer = train("SFT", [{"images": [image_of()], "prompt": [prompt], "completion": [completion]}] * 4)
     assert learned_text(trainer, next(iter(trainer.get_train_dataloader()))) == " octarine</s>"
     return losses(trainer)
 
@@ -126,7 +126,7 @@ def trl_sft_lora() -> str:
 def trl_dpo() -> str:
     asked, chosen = dialogue(QUESTION, text("red"))
     _, rejected = dialogue(QUESTION, text("blue"))
-    row = {"images": [picture()], "prompt": [asked], "chosen": [chosen], "rejected": [rejected]}
+    row = {"images": [image_of()], "prompt": [asked], "chosen": [chosen], "rejected": [rejected]}
     return losses(train("DPO", [row] * 4))
 
 
@@ -197,7 +197,7 @@ def lm_eval() -> str:
 def caches() -> str:
     """`cache_implementation="quantized"`: the answer about an image is that of the plain cache."""
     model, processor = load(), AutoProcessor.from_pretrained(BUNDLED)
-    chat = [{"role": "user", "content": [{"type": "image", "image": picture()}, QUESTION[1]]}]
+    chat = [{"role": "user", "content": [{"type": "image", "image": image_of()}, QUESTION[1]]}]
     inputs = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=True, return_dict=True)
     expected = model.generate(**inputs)
     for backend, bits in (("quanto", 4), ("hqq", 4), ("hqq", 8)):

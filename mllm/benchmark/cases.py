@@ -61,7 +61,7 @@ SEED = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Size:
+class ModelSize:
     width: int
     heads: int
     intermediate: int
@@ -79,23 +79,25 @@ RELEASED: dict[str, Any] = dict(
     width=4096, heads=32, intermediate=11008, codebook_size=4096, embedder_width=1024, embedder_heads=16
 )
 SIZES = {
-    "XXS": Size(width=32, heads=2, intermediate=40, layers=2, head_layers=2, codebooks=3, codebook_size=16, side=3),
-    "XS": Size(width=128, heads=4, intermediate=344, layers=4),
-    "S": Size(width=256, heads=4, intermediate=688, layers=4),
-    "M": Size(width=512, heads=8, intermediate=1376, layers=8, codebook_size=1024),
-    "L": Size(width=1024, heads=16, intermediate=2752, layers=8, codebook_size=4096, side=6, prompt=32),
+    "XXS": ModelSize(
+        width=32, heads=2, intermediate=40, layers=2, head_layers=2, codebooks=3, codebook_size=16, side=3
+    ),
+    "XS": ModelSize(width=128, heads=4, intermediate=344, layers=4),
+    "S": ModelSize(width=256, heads=4, intermediate=688, layers=4),
+    "M": ModelSize(width=512, heads=8, intermediate=1376, layers=8, codebook_size=1024),
+    "L": ModelSize(width=1024, heads=16, intermediate=2752, layers=8, codebook_size=4096, side=6, prompt=32),
     # the released model's head and code embedding over one layer of its backbone
-    "head-7b": Size(layers=1, side=2, **RELEASED),
-    "7b": Size(layers=32, side=16, prompt=64, **RELEASED),
-    "7b-8-layers": Size(layers=8, side=16, prompt=64, **RELEASED),
-    "1b": Size(
+    "head-7b": ModelSize(layers=1, side=2, **RELEASED),
+    "7b": ModelSize(layers=32, side=16, prompt=64, **RELEASED),
+    "7b-8-layers": ModelSize(layers=8, side=16, prompt=64, **RELEASED),
+    "1b": ModelSize(
         **RELEASED | dict(width=2048, heads=16, intermediate=5504, layers=16, side=16, prompt=64, embedder_heads=8)
     ),
 }
 
 
 def build_random_model(
-    size: Size, *, device: torch.device, dtype: torch.dtype = torch.float32
+    size: ModelSize, *, device: torch.device, dtype: torch.dtype = torch.float32
 ) -> MLLMForConditionalGeneration:
     """A model of this size, the same one every time."""
     text_config = LlamaConfig(
@@ -122,7 +124,7 @@ def random_prompt(num_tokens: int, *, seed: int) -> TokenSequence:
     return sequence_of(ids_T, np.full_like(ids_T, IGNORED), np.zeros((0, 1), dtype=np.int64))
 
 
-def random_sample(size: Size, config: MLLMConfig, *, seed: int) -> TokenSequence:
+def random_sample(size: ModelSize, config: MLLMConfig, *, seed: int) -> TokenSequence:
     """Text without meaning, and an image of random codes, which is learned."""
     num_positions = size.side**2
     image = [config.begin_image_id, *[config.image_token_id] * num_positions, config.end_image_id]
@@ -190,7 +192,7 @@ class Work:
     num_positions: int
 
     @classmethod
-    def build(cls, size: Size, batch: int, settings: SamplingConfig) -> Work:
+    def build(cls, size: ModelSize, batch: int, settings: SamplingConfig) -> Work:
         prompts = [random_prompt(size.prompt, seed=seed) for seed in (*range(batch), UNCONDITIONAL_SEED)]
         same: dict[str, Any] = {"unconditional": prompts[-1], "mode": "image", "image": settings}
         rows = [GenerationRequest(prompt=prompts[n], seed=n, **same) for n in range(batch)]
@@ -329,7 +331,7 @@ def draw_untrained(settings: Settings, name: str, batch: int) -> Case:
 
 def draw_alone(
     settings: Settings,
-    size: Size,
+    size: ModelSize,
     batch: int,
     *,
     name: str,

@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 from scipy.optimize import nnls
 
-from mllm.benchmark.cases import SIZES, Settings, Size, draw_alone
+from mllm.benchmark.cases import SIZES, ModelSize, Settings, draw_alone
 from mllm.benchmark.measure import THIS, Case
 
-GROWTH: dict[str, tuple[tuple[int, ...], Callable[[Size, int], Size]]] = {
+GROWTH: dict[str, tuple[tuple[int, ...], Callable[[ModelSize, int], ModelSize]]] = {
     "positions": ((16, 36, 64, 144), lambda size, value: replace(size, side=round(value**0.5))),
     "resolution": ((64, 128, 192, 256), lambda size, value: replace(size, side=value // 16)),
     "codebooks": ((1, 2, 4, 8, 16), lambda size, value: replace(size, codebooks=value)),

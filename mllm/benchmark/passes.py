@@ -1,6 +1,6 @@
-"""How many passes of the network a picture takes: `mllm benchmark passes`.
+"""How many passes of the network a image takes: `mllm benchmark passes`.
 
-Without speculation there are as many passes as places are sampled: every word of a plan, every position of an image.
+Without speculation there are as many passes as positions are sampled: every word of a plan, every position of an image.
 Each drawing has another prompt and seed, and each edit changes the drawing before it. Counts do not depend on the
 machine but for rounding.
 """
@@ -16,7 +16,7 @@ from mllm.pipeline import Event, ImageProgress, Pipeline
 
 
 class Passes(NamedTuple):
-    """Of one picture."""
+    """Of one image."""
 
     words: int  # its plan and, where an image is edited, the description of that
     codes: int
@@ -58,7 +58,7 @@ def summary(passes: list[Passes]) -> dict[str, Any]:
 
 def as_table(report: dict[str, dict[str, Any]]) -> str:
     lines = [f"{'':<12}{'':<8}{'mean':>8}{'most':>6}"]
-    for picture, parts in report.items():
+    for image, parts in report.items():
         for name, found in parts.items():
-            lines.append(f"{picture:<12}{name:<8}{found['mean']:>8.2f}{found['most']:>6}")
+            lines.append(f"{image:<12}{name:<8}{found['mean']:>8.2f}{found['most']:>6}")
     return "\n".join(lines)

@@ -2,9 +2,9 @@
 
 In: our model or image tokenizer, whose weights are shared, and prompts, pixels or codes. Out: codes and pixels. The
 language model and the depth head are transformers' own Llama; the rest is written out as the upstream scripts do it:
-a dynamic cache for the backbone, both prompts of a guided picture in one left-padded batch, a head that runs over its
+a dynamic cache for the backbone, both prompts of a guided image in one left-padded batch, a head that runs over its
 growing prefix and computes the logits of all of it, guidance on logits, sorting for top-p, codebooks normalised at
-every call, pictures decoded one by one with a doubled picture in front of each upsampling convolution.
+every call, images decoded one by one with a doubled image in front of each upsampling convolution.
 Nothing here is fast or slow on purpose, and nothing of the toolkit's own decoding is used.
 
 Letters: N images, R rows (N, then N unconditional ones if guided), T prompt places, P image positions, K codebooks,
@@ -246,7 +246,7 @@ def filter_logits(logits_NC: Tensor, settings: SamplingConfig) -> Tensor:
 
 
 class UpstreamTokenizer:
-    """Pictures to codes and back as the upstream network does it, sharing the weights of ours."""
+    """Images to codes and back as the upstream network does it, sharing the weights of ours."""
 
     def __init__(self, tokenizer: UniTok) -> None:
         shared = {id(tensor): tensor for tensor in (*tokenizer.parameters(), *tokenizer.buffers())}
@@ -263,7 +263,7 @@ class UpstreamTokenizer:
 
     @torch.inference_mode()
     def decode(self, codes_BKN: Tensor, *, grid: tuple[int, int]) -> Tensor:
-        """Pixels (B, 3, H, W), one picture after another."""
+        """Pixels (B, 3, H, W), one image after another."""
         return torch.cat([self.decode_one(codes_1KN, grid) for codes_1KN in codes_BKN.split(1)])
 
     def decode_one(self, codes_1KN: Tensor, grid: tuple[int, int]) -> Tensor:

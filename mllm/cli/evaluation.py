@@ -70,14 +70,14 @@ def generated_items(count: int, jobs: str) -> list[Option]:
         nargs="+",
         default=[],
         metavar="N",
-        help="also let the model choose among N of its images, such as 1 4 16, and measure its judgement",
+        help="also let the model choose among N of its images, such as 1 4 16, and measure how well it chooses",
     ),
     SIZE,
     option(
         "--items",
         type=file_in_existing_folder,
         metavar="FILE",
-        help="also write each item's verdict and digest of its answers, as JSON lines",
+        help="also write each item's result and digest of its answers, as JSON lines",
     ),
 )
 def evaluate_world(options: Namespace) -> None:

@@ -126,7 +126,7 @@ FILTERS = [
         "--speculate",
         type=speculation,
         metavar="off|on|N",
-        help="places guessed and checked at once; changes the time, not the result (default: on, as far as it pays)",
+        help="positions guessed and checked at once; changes the time, not the result (default: on, as far as it pays)",
     ),
 ]
 IMAGE_SAMPLING = [
@@ -281,7 +281,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def set_up_process(words: list[str]) -> None:
-    """What must be settled before torch and transformers are imported, for this process alone.
+    """What must be set before torch and transformers are imported, for this process alone.
 
     Idle threads wait without spinning: on busy cores, OpenMP's spinning makes two threads slower than one. Verbs that
     only decode do without what transformers imports for training, other devices and other kinds of generation, half of

@@ -51,7 +51,7 @@ def stream_accepted(
     source, is_exhausted, numbers = iter(requests), False, count()
     active: dict[int, Attempt] = {}  # by the place of their request in the stream
     rejected: deque[Attempt] = deque()
-    settled: deque[Event] = deque()
+    ready: deque[Event] = deque()
 
     def check_waiting() -> None:
         waiting = {place: attempt for place, attempt in active.items() if attempt.held}
@@ -59,9 +59,9 @@ def stream_accepted(
         enough = min(CHECKED_TOGETHER, max(1, len(active) // 4))
         if not images or (len(images) < enough and len(waiting) < len(active)):
             return
-        verdicts = iter(check(images))
+        results = iter(check(images))
         for place, attempt in waiting.items():
-            settled.extend(attempt.settle([next(verdicts) for _ in attempt.unchecked]))
+            ready.extend(attempt.release([next(results) for _ in attempt.unchecked]))
             if attempt.is_rejected:
                 rejected.append(active.pop(place))
             elif attempt.is_finished:
@@ -86,16 +86,16 @@ def stream_accepted(
 
     while not is_exhausted:  # a source that had none for now may have more when the last answer is told
         for event in stream(next_requests()):
-            while settled:
-                yield settled.popleft()
+            while ready:
+                yield ready.popleft()
             if attempt := active.get(event.index):  # not of a try that was rejected
                 yield from attempt.take(event)
                 if attempt.is_finished:
                     del active[event.index]
             if is_exhausted and not active and not rejected:
                 break  # what follows rejected images is of no use
-        while settled:
-            yield settled.popleft()
+        while ready:
+            yield ready.popleft()
 
 
 @dataclass(slots=True)
@@ -142,10 +142,10 @@ class Attempt:
         else:
             yield self._accept(event)
 
-    def settle(self, verdicts: Sequence[bool]) -> Iterator[Event]:
+    def release(self, results: Sequence[bool]) -> Iterator[Event]:
         """Pass on what was held, up to the first image that must be sampled again."""
         held, self.held = self.held, []
-        is_right = iter(verdicts)
+        is_right = iter(results)
         for event in held:
             if isinstance(event, ImageDone):
                 if not next(is_right) and self.tries < self.request.resamples:

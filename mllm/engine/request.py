@@ -47,7 +47,7 @@ class GenerationRequest:
     """(rows, columns) of the images; None is the layout's default."""
     seed: int = 0
     max_new_tokens: int | None = None
-    """Places that may be added, those of images and their markers included; None is what the context leaves."""
+    """Positions that may be added, those of images and their markers included; None is what the context leaves."""
     text: SamplingConfig = field(default_factory=SamplingConfig)
     image: SamplingConfig = field(default_factory=SamplingConfig)
     plan: SamplingConfig = field(default_factory=SamplingConfig)
@@ -61,7 +61,7 @@ class GenerationRequest:
     forced_codes: ForcedCodes | None = None
     """For mode "image"."""
     window: int | None = None
-    """Places guessed and checked in one pass (mllm/engine/loop.py); 1 guesses nothing, None is what pays. Changes no
+    """Positions guessed and checked in one pass (mllm/engine/loop.py); 1 guesses nothing, None is what pays. Changes no
     result."""
     preview_every: int | None = None
     """Tell what an image looks like so far each time that so many more of its positions stand."""
@@ -105,7 +105,8 @@ class GenerationRequest:
     @property
     def prompts(self) -> tuple[TokenSequence, ...]:
         """The prompt, and the unconditional one if the request is guided."""
-        return (self.prompt, self.unconditional) if self.is_guided else (self.prompt,)
+        guides = (self.unconditional,) if self.is_guided and self.unconditional is not None else ()
+        return self.prompt, *guides
 
 
 @dataclass(frozen=True, slots=True)

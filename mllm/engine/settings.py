@@ -107,12 +107,12 @@ class RequestBuilder:
         return given.get("resamples", stored.get("resamples", stored.get("redraws", self.config.image_resamples)))
 
     def window(self, given: Mapping[str, Any]) -> int | None:
-        """Places guessed in one pass: the caller's number or word, else the checkpoint's, else what pays."""
+        """Positions guessed in one pass: the caller's number or word, else the checkpoint's, else what pays."""
         speculate = given.get("speculate", getattr(self.generation_config, "speculate", True))
         if isinstance(speculate, bool):
             return None if speculate else 1
         if not isinstance(speculate, int) or speculate < 1:
-            raise ValueError(f"speculate must be False, True or a number of places >= 1, got {speculate!r}")
+            raise ValueError(f"speculate must be False, True or a number of positions >= 1, got {speculate!r}")
         return speculate
 
 
@@ -142,9 +142,10 @@ def merge_settings(*layers: Mapping[str, Any]) -> SamplingConfig:
     for layer in layers:
         if layer.keys() & {"temperature", "top_k", "top_p"}:
             settings["greedy"] = False
-        settings |= {name: layer[name] for name in SAMPLING_NAMES if name in layer}
-    # JSON has lists for what is per codebook
-    return SamplingConfig(**{n: tuple(value) if isinstance(value, list) else value for n, value in settings.items()})
+        found = {name: layer[name] for name in SAMPLING_NAMES if name in layer}
+        # JSON has lists for what is per codebook
+        settings |= {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}
+    return SamplingConfig(**settings)
 
 
 def read_task_settings(folder: str | Path) -> dict[str, dict[str, Any]]:

@@ -16,7 +16,7 @@ from torch import nn
 
 from mllm.conversation import ClassPart, ImagePart, Message, TextPart
 from mllm.engine.settings import Overrides
-from mllm.evaluation.protocol import Benchmark, BenchmarkItem, Mode
+from mllm.evaluation.protocol import AnswerMode, Benchmark, BenchmarkItem
 from mllm.evaluation.run import Answer
 from mllm.files import fingerprint_of, tool_versions
 from mllm.pipeline import Pipeline, candidate_seeds, keep_best
@@ -27,7 +27,7 @@ from tokenizer.images import read_image
 @dataclass(frozen=True, slots=True)
 class PipelineAnswerer:
     pipeline: Pipeline
-    mode: Mode
+    mode: AnswerMode
     sampling: Overrides
     best_of: int = 1  # candidates for each image, from which the model chooses the best by its own score
 

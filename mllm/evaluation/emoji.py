@@ -71,7 +71,7 @@ class Cell(NamedTuple):
         return answer in {f"{name}{tone}".casefold() for name in (plain, self.label, *self.keywords)}
 
 
-class Item(NamedTuple):
+class CellItem(NamedTuple):
     """A question, and the image whose drawing or name is right."""
 
     question: str
@@ -189,7 +189,7 @@ def measure_emoji(
 # ---- items ----
 
 
-def make_items(group: Group, cells: Sequence[Cell], count: int, *, seed: int) -> list[Item]:
+def make_items(group: Group, cells: Sequence[Cell], count: int, *, seed: int) -> list[CellItem]:
     """Up to `count` items, at random; the same arguments give the same ones."""
     rng = Random(f"items/{seed}/{group.name}")
     if group.job in CHANGES:
@@ -197,13 +197,13 @@ def make_items(group: Group, cells: Sequence[Cell], count: int, *, seed: int) ->
     else:
         of_split = [cell for cell in cells if cell.split == group.split]
         found = [
-            Item(DRAW.format(name=cell.name, style=cell.style), cell) if group.draws else Item(NAME, cell, cell)
+            CellItem(DRAW.format(name=cell.name, style=cell.style), cell) if group.draws else CellItem(NAME, cell, cell)
             for cell in of_split
         ]
     return rng.sample(found, min(count, len(found)))
 
 
-def changes(group: Group, cells: Sequence[Cell], rng: Random) -> Iterator[Item]:
+def changes(group: Group, cells: Sequence[Cell], rng: Random) -> Iterator[CellItem]:
     """From an image that was trained on to one that was not; only where the words name one image."""
     attribute, words, kept = CHANGES[group.job]
     alike = defaultdict(list)
@@ -213,7 +213,7 @@ def changes(group: Group, cells: Sequence[Cell], rng: Random) -> Iterator[Item]:
         value, mates = getattr(cell, attribute), alike[kept(cell)]
         known = [mate for mate in mates if mate.split == "train" and getattr(mate, attribute) != value]
         if cell.split == group.split and known and [getattr(mate, attribute) for mate in mates].count(value) == 1:
-            yield Item(words.format(**{attribute: value or "person"}), cell, rng.choice(known))
+            yield CellItem(words.format(**{attribute: value or "person"}), cell, rng.choice(known))
 
 
 # ---- answers ----
@@ -221,7 +221,7 @@ def changes(group: Group, cells: Sequence[Cell], rng: Random) -> Iterator[Item]:
 
 def answer_items(
     pipeline: Pipeline,
-    items: Sequence[Item],
+    items: Sequence[CellItem],
     group: Group,
     images: Path,
     *,
@@ -242,7 +242,7 @@ def answer_items(
     return [answers[place] for place in range(len(items))]
 
 
-def score_texts(group: Group, items: Sequence[Item], answers: Sequence[str]) -> dict:
+def score_texts(group: Group, items: Sequence[CellItem], answers: Sequence[str]) -> dict:
     """Names; or, of things that it does not know, whether it says so, and whether it names their group."""
     pairs = [
         (item.right, " ".join(answer.split()).strip(" .").casefold())

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from mllm.evaluation.image_text_scorers import ImageTextScorer
     from mllm.evaluation.mmvet import Judge
 
-Mode = Literal["text", "image"]
+AnswerMode = Literal["text", "image"]
 T = TypeVar("T")
 
 BENCHMARKS = {
@@ -101,7 +101,7 @@ class Benchmark:
 
     name: str  # on the command line
     annotations: str  # what --annotations must name for scoring, and how to get it
-    mode: Mode = "text"
+    mode: AnswerMode = "text"
     task: str | None = None  # a capability that a checkpoint needs beside that of the mode
     official_counts: tuple[int, ...] = ()  # sizes of the official sets; the protocol of any other is marked "custom"
     max_new_tokens: int = 128

@@ -1,8 +1,8 @@
-"""Judge a model on requests in people's own words: a JSONL file of dialogues, every answer checked exactly.
+"""Evaluate a model on requests in people's own words: a JSONL file of dialogues, every answer checked exactly.
 
 In: the file, in the form of docs/evaluation.md, and something that answers dialogues in batches. Out: how many items of
 each kind are right, and each failure with its reason. An item is right when all its turns are; a wrong turn ends it.
-Images are read by the world's checker, words are compared as words; no model judges anything.
+Images are read by the world's checker, words are compared as words; no model grades anything.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ class RequestTurn(Form):
     expect: Expectation
 
 
-class Item(Form):
+class RequestItem(Form):
     """One line of the file: a dialogue, and the scene that is shown with its first turn."""
 
     id: str
@@ -171,12 +171,12 @@ def check_names(what: str, names: Names, choices: Sequence[str]) -> None:
 # ---- reading it ----
 
 
-def read_items(path: Path) -> list[Item]:
+def read_items(path: Path) -> list[RequestItem]:
     """The items of a file; a malformed line is refused with file and line."""
-    items: dict[str, Item] = {}
+    items: dict[str, RequestItem] = {}
     for where, record in read_lines(path):
         try:
-            item = read_value(record, Item)
+            item = read_value(record, RequestItem)
             if item.id in items:
                 raise ValueError(f"id must be given once, got {item.id!r} again; rename it")
             items[item.id] = item.model_copy(update={"image": item.image and nudge_apart(item.image)})
@@ -187,18 +187,18 @@ def read_items(path: Path) -> list[Item]:
     return list(items.values())
 
 
-def generate_items(kinds: Sequence[str], count: int, *, seed: int) -> list[Item]:
+def generate_items(kinds: Sequence[str], count: int, *, seed: int) -> list[RequestItem]:
     """Requests in people's words that no training has seen; images come with the first turn only."""
     unknown = [kind for kind in kinds if kind not in KINDS]
     if unknown:
         raise ValueError(f"kinds must be among {', '.join(KINDS)}, got {', '.join(unknown)}")
-    items: list[Item] = []
+    items: list[RequestItem] = []
     for kind, index in product(kinds, range(count)):
         rng = Random(f"requests/{seed}/{kind}/{index}")
         turns = make_people(kind, rng, "test")
         while any(turn.shown for turn in turns[1:]):
             turns = make_people(kind, rng, "test")
-        items.append(read_value(as_item(turns, id=f"{kind}-{index}", kind=kind), Item))
+        items.append(read_value(as_item(turns, id=f"{kind}-{index}", kind=kind), RequestItem))
     return items
 
 
@@ -235,13 +235,13 @@ def nudge_apart(scene: Scene) -> Scene:
 # ---- judging ----
 
 
-def judge(expect: Expectation, given: Sequence[str | ParsedScene], before: Scene | None) -> list[str]:
+def check_answer(expect: Expectation, given: Sequence[str | ParsedScene], before: Scene | None) -> list[str]:
     """What is wrong with an answer; `before` is the scene of the last image before it, as far as it could be read."""
     images = [part for part in given if not isinstance(part, str)]
     text = " ".join(" ".join(part for part in given if isinstance(part, str)).replace("\u2019", "'").split())
     wrong = []
     if expect.scene is not None:
-        wrong += judge_image(expect, images[0], before) if len(images) == 1 else [f"{len(images)} images, not 1"]
+        wrong += check_image(expect, images[0], before) if len(images) == 1 else [f"{len(images)} images, not 1"]
     if (expect.no_picture or expect.decline) and images:
         wrong.append("there is an image")
     if expect.decline and not DECLINES.search(text):
@@ -259,7 +259,7 @@ def says(text: str, words: str) -> bool:
     return re.search(rf"(?<!\w){re.escape(words)}(?!\w)", text, re.IGNORECASE) is not None
 
 
-def judge_image(expect: Expectation, image: ParsedScene, before: Scene | None) -> list[str]:
+def check_image(expect: Expectation, image: ParsedScene, before: Scene | None) -> list[str]:
     scene, wanted = image.scene, expect.scene
     if scene is None or wanted is None:
         return [f"the image is not readable ({image.reason})"]
@@ -277,14 +277,14 @@ def judge_image(expect: Expectation, image: ParsedScene, before: Scene | None) -
     for first, relation, second in wanted.relations:
         if len(found[first]) == len(found[second]) == 1 and not stands(relation, *found[first], *found[second]):
             wrong.append(f"the {wanted.objects[first]} is not {relation} the {wanted.objects[second]}")
-    return wrong + (judge_kept(expect, scene, before) if expect.keeps else [])
+    return wrong + (check_kept(expect, scene, before) if expect.keeps else [])
 
 
 def stands(relation: str, a: SceneObject, b: SceneObject) -> bool:
     return compare(a, b) == COMPARISONS[relation] if relation in COMPARISONS else holds(relation, a, b)
 
 
-def judge_kept(expect: Expectation, scene: Scene, before: Scene | None) -> list[str]:
+def check_kept(expect: Expectation, scene: Scene, before: Scene | None) -> list[str]:
     """What is no longer as it was in the image before."""
     if before is None:
         return ["the image before could not be read"]
@@ -310,7 +310,7 @@ def name_of(item: SceneObject) -> str:
 class RunningItem(Held):
     """An item while its turns are held; its scene is that of the last image."""
 
-    item: Item
+    item: RequestItem
     failure: dict[str, Any] | None = None
 
     def goes_on(self, turn: int) -> bool:
@@ -338,7 +338,7 @@ class RunningItem(Held):
 
     def receive(self, turn: int, given: Sequence[Part]) -> None:
         asked, read = self.item.turns[turn], [parse(part) if isinstance(part, Image.Image) else part for part in given]
-        if wrong := judge(asked.expect, read, self.scene):
+        if wrong := check_answer(asked.expect, read, self.scene):
             self.failure = {
                 "id": self.item.id,
                 "kind": self.item.kind,
@@ -358,7 +358,7 @@ def name_scene(image: ParsedScene) -> str:
     return f"{', '.join(map(name_of, image.scene.objects))} on {image.scene.background}"
 
 
-def evaluate_requests(answer: Answer, items: Sequence[Item], *, seed: int = 0) -> dict[str, Any]:
+def evaluate_requests(answer: Answer, items: Sequence[RequestItem], *, seed: int = 0) -> dict[str, Any]:
     """Right and total of each kind, in all, and of the turns of conversations, 95 % intervals, and the failures; item i
     has seed + i."""
     running = [RunningItem(item, seed=seed + index) for index, item in enumerate(items)]
@@ -382,7 +382,7 @@ def evaluate_requests(answer: Answer, items: Sequence[Item], *, seed: int = 0) -
     }
 
 
-def measure_requests(pipeline: Pipeline, items: Sequence[Item], *, seed: int, batch_size: int) -> dict[str, Any]:
+def measure_requests(pipeline: Pipeline, items: Sequence[RequestItem], *, seed: int, batch_size: int) -> dict[str, Any]:
     check_task(pipeline.tasks, "chat")
     result = evaluate_requests(answer_with(pipeline, at_once=batch_size), items, seed=seed)
     return {**result, "model": model_fingerprint(pipeline.model), "seed": seed, "versions": tool_versions()}

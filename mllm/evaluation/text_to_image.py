@@ -226,21 +226,21 @@ class GenEval(ImageBenchmark):
         ]
 
     def score(self, answered: Answers, annotations: Path, options: ScoreOptions) -> Scores:
-        """Accuracy of each task in percent, and their mean, from the official verdicts."""
-        verdicts: dict[str, list[float]] = defaultdict(list)
+        """Accuracy of each task in percent, and their mean, from the official results."""
+        results: dict[str, list[float]] = defaultdict(list)
         unscored = {str(one.item.output) for one in answered}
         for line in read_lines(annotations):
             name = "/".join(Path(need_field(line, "filename")).parts[-3:])
             if name not in unscored:
                 raise ValueError(f"{line.where} must be about an image of this run that is not scored yet, got {name}")
             unscored.remove(name)
-            verdicts[need_field(line, "tag")].append(float(bool(need_field(line, "correct"))))
+            results[need_field(line, "tag")].append(float(bool(need_field(line, "correct"))))
         if unscored:
             raise ValueError(
-                f"{annotations} must have verdicts on all {len(answered)} images, got {len(answered) - len(unscored)} "
+                f"{annotations} must have results of all {len(answered)} images, got {len(answered) - len(unscored)} "
                 f"without {min(unscored)}; let the official tool finish"
             )
-        groups = {task: verdicts[task] for task in self.tasks if verdicts[task]}
+        groups = {task: results[task] for task in self.tasks if results[task]}
         overall = score_with_interval(
             list(groups.values()), lambda *tasks, axis: 100 * np.mean([task.mean(axis=axis) for task in tasks], axis=0)
         )

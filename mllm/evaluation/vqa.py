@@ -391,12 +391,12 @@ class MME(Benchmark):
                 )
             expected = [gold[*place, self.question_of(one.item, gold)].lower() for one in both]
             rights[place[0]].append(
-                float(sum(self.verdict_of(one.text) == right for one, right in zip(both, expected, strict=True)))
+                float(sum(self.yes_or_no(one.text) == right for one, right in zip(both, expected, strict=True)))
             )
         return rights
 
     @staticmethod
-    def verdict_of(text: str) -> str:
+    def yes_or_no(text: str) -> str:
         """How the official tool reads an answer: yes or no within the first four characters, spaces included."""
         prefix = text.lower()[:4]
         return "yes" if "yes" in prefix else "no" if "no" in prefix else "other"

@@ -111,7 +111,7 @@ def measure_world(
         sampling: settings (guidance, temperature, top_k, top_p, resamples) of images where not the checkpoint's.
         size: (width, height) of the images that are shown and drawn; default: the checkpoint's default size.
         best_of: numbers of candidates among which the model chooses itself, measured in addition.
-        items: file for the verdict on each item and a digest of its answers, a line each: two runs that write the same
+        items: file for the result of each item and a digest of its answers, a line each: two runs that write the same
             file gave the same answers.
     """
     groups = choose_groups(GROUPS, jobs)
@@ -125,9 +125,9 @@ def measure_world(
     held = hold_groups(answer, count=count, seed=seed, size=size, groups=groups)
     if items is not None:
         write_lines(items, (each.as_line(group) for group, running in held.items() for each in running))
-    judged: dict[str, Any] = {"best_of": best_of, "count": count, "seed": seed, "chunk": 8 * batch_size}
+    settings: dict[str, Any] = {"best_of": best_of, "count": count, "seed": seed, "chunk": 8 * batch_size}
     score = partial(pipeline.score, questions=ask_about)
-    self_judged = {g.name: measure_best_of(answer, score, g, **judged) for g in drawing if best_of}
+    self_scored = {g.name: measure_best_of(answer, score, g, **settings) for g in drawing if best_of}
     plans: dict[str, Any] = {}
     if config.begin_plan_id is not None:
         plans = {"resamples": config.image_resamples, "plan": describe_plan_sampling(pipeline, sampling)}
@@ -140,7 +140,7 @@ def measure_world(
         "checker_error": {"rate": checker_error(CHECKER_COUNT, seed=seed, size=size), "count": CHECKER_COUNT},
         "tokenizer": score_round_trip(tokenizer, count=count, seed=seed, size=size),
         "scores": {group.name: score_group(group, running) for group, running in held.items()},
-        **({"self_judged": self_judged} if best_of else {}),
+        **({"self_scored": self_scored} if best_of else {}),
     }
 
 
@@ -180,24 +180,24 @@ def evaluate_world(
 
 
 def score_group(group: Group, running: Sequence[RunningDialogue]) -> dict:
-    judgements = [judgement for each in running for judgement in each.judgements]
+    results = [result for each in running for result in each.results]
     skills = [(skill, each.passed) for each in running for skill in each.dialogue.skills]
     passed = [each.passed for each in running]
     if group.job == "ask":  # every question is an item
-        passed = [judgement.passed for judgement in judgements]
+        passed = [result.passed for result in results]
         skills = list(zip((skill for skill, _ in skills), passed, strict=True))
     by_skill: dict[str, list[bool]] = defaultdict(list)
     for skill, is_passed in skills:
         by_skill[skill].append(is_passed)
     scores = as_values(Rate(sum(passed), len(passed)))
     if group.job not in MODES:  # more is said after a drawing
-        scores["left_open"] = sum(each.passed and any(j.left_open for j in each.judgements) for each in running)
+        scores["left_open"] = sum(each.passed and any(j.left_open for j in each.results) for each in running)
     scores["skills"] = {skill: as_values(Rate(sum(items), len(items))) for skill, items in sorted(by_skill.items())}
-    dense = [judgement.dense for judgement in judgements if judgement.dense is not None]
+    dense = [result.dense for result in results if result.dense is not None]
     if dense and group.job in ("depth", "segment"):  # an answer without an image counts 0
         scores["mean_iou"] = sum(score.mean_iou for score in dense) / len(running)
         scores["pixel_accuracy"] = sum(score.pixel_accuracy for score in dense) / len(running)
-    borders = [error for judgement in judgements for error in judgement.border_errors]
+    borders = [error for result in results for error in result.border_errors]
     if borders and group.job == "draw":
         scores["border_error"] = sum(borders) / len(borders)
     return scores
@@ -208,7 +208,7 @@ def score_group(group: Group, running: Sequence[RunningDialogue]) -> dict:
 
 @dataclass(kw_only=True)
 class Held:
-    """A dialogue while it is held: what was said so far, and how it is judged."""
+    """A dialogue while it is held: what was said so far, and how it is checked."""
 
     seed: int
     messages: list[Message] = field(default_factory=list)
@@ -222,7 +222,7 @@ class Held:
         raise NotImplementedError
 
     def receive(self, turn: int, given: Sequence[Part]) -> None:
-        """Judge the answer and add it."""
+        """Check the answer and add it."""
         raise NotImplementedError
 
 
@@ -279,22 +279,22 @@ def answer_what_fits(
 
 @dataclass
 class RunningDialogue(Held):
-    """A dialogue of the world, whose answers are judged part by part."""
+    """A dialogue of the world, whose answers are checked part by part."""
 
     dialogue: Dialogue
     size: RenderSize = 128
-    judgements: list[Judgement] = field(default_factory=list)
+    results: list[CheckResult] = field(default_factory=list)
 
     @property
     def passed(self) -> bool:
-        return len(self.judgements) == len(self.dialogue.checks) and all(item.passed for item in self.judgements)
+        return len(self.results) == len(self.dialogue.checks) and all(item.passed for item in self.results)
 
     def as_line(self, group: Group) -> dict[str, Any]:
         """The item in plain values; of its answers a digest."""
         answers = [part for message in self.messages if message.role == "assistant" for part in message.parts]
         contents = (part.text.encode() if isinstance(part, TextPart) else part.image.tobytes() for part in answers)
-        verdicts = [judgement.passed for judgement in self.judgements]
-        return {"group": group.name, "seed": self.seed, "passed": verdicts, "answers": fingerprint(contents)}
+        passed = [result.passed for result in self.results]
+        return {"group": group.name, "seed": self.seed, "passed": passed, "answers": fingerprint(contents)}
 
     def goes_on(self, turn: int) -> bool:
         return 2 * turn < len(self.dialogue.turns)
@@ -314,11 +314,11 @@ class RunningDialogue(Held):
         num_before = sum(len(each.parts) for each in self.dialogue.turns[1 : 2 * turn : 2])
         checks = self.dialogue.checks[num_before : num_before + len(self.dialogue.turns[2 * turn + 1].parts)]
         for item, part in itertools.zip_longest(checks, given[: len(checks)]):
-            judgement = Judgement(False, self.scene) if part is None else judge(item, part, self.scene)
-            self.judgements.append(judgement)
-            self.scene = judgement.scene
+            result = CheckResult(False, self.scene) if part is None else check_answer(item, part, self.scene)
+            self.results.append(result)
+            self.scene = result.scene
         if len(given) > len(checks):  # more than was asked for
-            self.judgements[-1] = Judgement(False, self.scene)
+            self.results[-1] = CheckResult(False, self.scene)
         self.messages.append(answer_message(given))
 
 
@@ -335,8 +335,8 @@ def answer_message(given: Sequence[Part]) -> Message:
 # large one", of two small or of two large. Such a step is left open: whatever the words may mean there is right.
 
 
-class Judgement(NamedTuple):
-    """The verdict on one part, and what is talked about afterwards."""
+class CheckResult(NamedTuple):
+    """The result of one part, and what is talked about afterwards."""
 
     passed: bool  # nothing is wrong
     scene: Scene | None  # what the next parts are about; None when the image could not be read
@@ -345,38 +345,38 @@ class Judgement(NamedTuple):
     left_open: bool = False  # the image that the model drew gives the words more than one meaning
 
 
-def judge(item: Check, given: Part, scene: Scene | None) -> Judgement:
-    """Judge `given` as the part of an answer that `item` checks; `scene` is what is being talked about."""
+def check_answer(item: Check, given: Part, scene: Scene | None) -> CheckResult:
+    """Check `given` as the part of an answer that `item` checks; `scene` is what is being talked about."""
     if isinstance(given, Image.Image) != (item.kind in ("draw", "edit", "depth", "segmentation")):
-        return Judgement(False, scene)
+        return CheckResult(False, scene)
     match item.kind:
         case "draw":
             drawn = parse(given).scene
             if drawn is None:
-                return Judgement(False, None)
+                return CheckResult(False, None)
             borders = tuple(border_errors(given, drawn))
-            return Judgement(all(check_scene(item.spec, drawn)), drawn, border_errors=borders)
+            return CheckResult(all(check_scene(item.spec, drawn)), drawn, border_errors=borders)
         case "edit":  # the change was made to the image that is talked about and the rest is untouched
             after = parse(given).scene
             if scene is None or after is None:
-                return Judgement(False, after)
+                return CheckResult(False, after)
             edits, left_open = ([item.edit], False) if scene == item.scene else _edits_elsewhere(item, item.edit, scene)
             passed = any(check_edit(scene, edit, after) for edit in edits)
-            return Judgement(passed, after, left_open=left_open)
+            return CheckResult(passed, after, left_open=left_open)
         case "say":
-            return Judgement(bool(given.strip()), scene)
+            return CheckResult(bool(given.strip()), scene)
         case "answer" if item.question is None or scene == item.scene:
-            return Judgement(normalize_answer(given) == normalize_answer(item.expected), scene)
+            return CheckResult(normalize_answer(given) == normalize_answer(item.expected), scene)
         case _ if scene is None:
-            return Judgement(False, None)
+            return CheckResult(False, None)
         case "answer":
             right, left_open = _answers_elsewhere(item, item.question, scene)
-            return Judgement(normalize_answer(given) in map(normalize_answer, right), scene, left_open=left_open)
+            return CheckResult(normalize_answer(given) in map(normalize_answer, right), scene, left_open=left_open)
         case "describe":
-            return Judgement(check_description(given, scene), scene)
+            return CheckResult(check_description(given, scene), scene)
         case _:
             score = score_dense(item.kind, given, scene)
-            return Judgement(score.mean_iou >= DENSE_PASS, scene, score)
+            return CheckResult(score.mean_iou >= DENSE_PASS, scene, score)
 
 
 def _answers_elsewhere(item: Check, question: Question, scene: Scene) -> tuple[frozenset[str], bool]:
@@ -411,13 +411,13 @@ def _edits_elsewhere(item: Check, edit: Edit, scene: Scene) -> tuple[list[Edit],
     return edits, len(named) != 1
 
 
-# ---- best of N: what the model's own judgement is worth ----
+# ---- best of N: what the model's own score is worth ----
 # All candidates are drawn and scored once; a smaller N looks at the first of them, so the rates differ by the choice
 # alone.
 
 
 class Candidates(NamedTuple):
-    """The images of one request, judged twice."""
+    """The images of one request, checked and scored."""
 
     scores: list[float]  # by the model
     is_right: list[bool]  # by the checker
@@ -452,7 +452,7 @@ def measure_best_of(
         images = [drawn[place][0] for place in range(len(drawn))]
         for index, image, value in zip(indices, images, score(images, asked), strict=True):
             items[index].scores.append(value)
-            items[index].is_right.append(judge(dialogues[index].checks[0], image, None).passed)
+            items[index].is_right.append(check_answer(dialogues[index].checks[0], image, None).passed)
     scores, is_right = ([value for item in items for value in item[field]] for field in (0, 1))
     low, high = auroc_interval(items) or (None, None)
     rates = {str(n): as_values(pass_rate(items, n)) for n in sorted(set(best_of))}
@@ -484,7 +484,7 @@ def as_table(report: dict) -> str:
         lines.append(f"{name:<28} {as_rate(scores)}")
         lines += [f"  {title:<26} {form.format(**scores)}" for key, (title, form) in MORE.items() if key in scores]
         lines += [f"  {skill:<26} {as_rate(values)}" for skill, values in scores["skills"].items()]
-    for name, values in report.get("self_judged", {}).items():
+    for name, values in report.get("self_scored", {}).items():
         lines += best_of_lines(name, values)
     tokenizer, checker = report["tokenizer"], report["checker_error"]
     highest = tokenizer["highest_perplexity"]

@@ -98,7 +98,7 @@ class Page:
         return WebDriverWait(self.browser, PATIENCE).until(lambda _: condition())
 
     def send(self, text: str, *, file: Path | None = None) -> None:
-        """Type a request, with a picture, and send it."""
+        """Type a request, with an image, and send it."""
         box = self.wait_for("#request textarea")
         if file:
             self.wait_for("#request input[type=file]").send_keys(str(file))
@@ -123,7 +123,7 @@ pytestmark = [
     pytest.mark.browser,
     pytest.mark.skipif(find_chromium() is None, reason="Chromium or its driver is not installed"),
 ]
-PICTURE = ROOT / "demo" / "assets" / "circle-and-square.png"
+IMAGE = ROOT / "demo" / "assets" / "circle-and-square.png"
 
 
 @pytest.fixture(scope="module")
@@ -142,12 +142,12 @@ def page(opened: Page) -> Page:
     return opened
 
 
-def test_an_example_is_clicked_and_a_picture_with_a_question_answered(page: Page) -> None:
+def test_an_example_is_clicked_and_an_image_with_a_question_answered(page: Page) -> None:
     page.wait_for("#chat button.example").click()
-    picture = page.wait_for("#chat .bot.message img")
-    assert page.wait(lambda: picture.get_property("naturalWidth")) == 256
+    image = page.wait_for("#chat .bot.message img")
+    assert page.wait(lambda: image.get_property("naturalWidth")) == 256
     page.wait_until_answered(1)
-    page.send("What color is the circle?", file=PICTURE)
+    page.send("What color is the circle?", file=IMAGE)
     assert page.wait_until_answered(2), "whether it is right is for the evaluation to say"
     elsewhere = [url for url in page.requested_urls() if not url.startswith((page.address, "data:", "blob:"))]
     assert not elsewhere

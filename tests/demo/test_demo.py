@@ -41,7 +41,7 @@ DEFAULTS = Settings(guidance=3.0, temperature=1.0, top_k="")
 
 
 def as_sent_back(entry: dict) -> dict:
-    """An entry as the page returns it: pictures are files with a type."""
+    """An entry as the page returns it: images are files with a type."""
     parts = [p if p.get("type") == "text" else {"type": "file", "file": {"path": p["path"]}} for p in entry["content"]]
     return {"metadata": {}, **entry, "content": parts}
 
@@ -151,7 +151,7 @@ def test_a_long_conversation_drops_its_oldest_turns_and_says_so(pipeline: Pipeli
     assert len(to_messages([as_sent_back(entry) for entry in shown])) == len(entries) + 1
 
 
-def test_texts_and_pictures_become_messages_in_order(tmp_path: Path) -> None:
+def test_texts_and_images_become_messages_in_order(tmp_path: Path) -> None:
     Image.new("RGB", (5000, 3000), "red").save(tmp_path / "a.png")
     small = reduced(str(tmp_path / "a.png"))
     assert reduced(small) == small, "a large upload is reduced once"
@@ -159,8 +159,8 @@ def test_texts_and_pictures_become_messages_in_order(tmp_path: Path) -> None:
     request = user_entry(typed, [small])
     messages = to_messages([as_sent_back(request), as_sent_back(answer_entry([{"type": "text", "text": "red"}]))])
     assert [message.role for message in messages] == ["user", "assistant"]
-    picture, text = messages[0].parts
-    assert isinstance(picture, ImagePart) and picture.image.size == (2048, 1229) and text == TextPart(typed)
+    image, text = messages[0].parts
+    assert isinstance(image, ImagePart) and image.image.size == (2048, 1229) and text == TextPart(typed)
     shown = user_entry(typed, [])["content"][0]["text"]
     assert not re.search(r"[#*\[<$\\`]|&(?!#)|1\.|^ ", shown.replace("&#", ""), re.MULTILINE)
     assert html.unescape(shown) == typed
@@ -171,7 +171,7 @@ def test_texts_and_pictures_become_messages_in_order(tmp_path: Path) -> None:
     assert is_busy and to_messages([as_sent_back(history[0])])[0].parts == (TextPart(typed),)
 
 
-def test_failed_requests_and_unfinished_pictures_are_no_part_of_the_conversation() -> None:
+def test_failed_requests_and_unfinished_images_are_no_part_of_the_conversation() -> None:
     text, bar = {"type": "text", "text": "yes"}, progress_part(0.3)
     failed = [user_entry("one", []), error_entry("too <long>")]
     history = [*failed, user_entry("two", []), answer_entry([text]), error_entry("no room"), user_entry("three", [])]

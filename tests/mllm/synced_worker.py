@@ -11,11 +11,11 @@ import torch.distributed as dist
 from transformers import AutoModelForMultimodalLM, AutoProcessor
 from transformers.integrations import HfDeepSpeedConfig
 
-from tests.mllm.tiny_folder import random_picture
+from tests.mllm.tiny_folder import random_image
 
 
 def main() -> None:
-    folder, image = sys.argv[1], {"type": "image", "image": random_picture()}
+    folder, image = sys.argv[1], {"type": "image", "image": random_image()}
     processor = AutoProcessor.from_pretrained(folder)
     deepspeed.init_distributed("gloo", verbose=False)
     rank = dist.get_rank()

@@ -69,8 +69,8 @@ def test_backbone_and_head_are_quantised_and_still_draw_and_answer(folder: Path,
     assert all(is_quantized(linear) for linear in linears(model, "backbone.") + linears(model, "code_head.layers."))
     for kept in KEPT:
         assert not any(is_quantized(linear) for linear in linears(model, kept))
-    pictures = pipeline.draw("a red circle", n=2, seed=1)
-    assert isinstance(pipeline.ask(pictures[0], "What color is it?", max_new_tokens=5), str)
+    images = pipeline.draw("a red circle", n=2, seed=1)
+    assert isinstance(pipeline.ask(images[0], "What color is it?", max_new_tokens=5), str)
     ids = torch.tensor([[1, 300, 301, 302, 303]])
     with torch.inference_mode():
         ours, theirs = model(ids).logits.float(), plain.model(ids).logits.float()
@@ -230,7 +230,7 @@ def build_case(number: int) -> MLLMForConditionalGeneration:
 
 
 def greedy_codes(model: MLLMForConditionalGeneration) -> np.ndarray:
-    """Codes of a picture drawn from a few tokens, guided."""
+    """Codes of an image drawn from a few tokens, guided."""
     prompt, other = (text_prompt(ids, num_codebooks=model.config.num_codebooks) for ids in ([1, 20, 31, 12], [1, 9]))
     image = SamplingConfig(greedy=True, guidance=3.0)
     request = GenerationRequest(prompt=prompt, unconditional=other, mode="image", image=image)
@@ -331,7 +331,7 @@ def run(capfd: pytest.CaptureFixture[str]) -> Run:
 
 @pytest.fixture(scope="module")
 def ours(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model folder with the released prompts and preparation of pictures."""
+    """A model folder with the released prompts and preparation of images."""
     folder = tmp_path_factory.mktemp("ours")
     fields = {"prompt_style": "unitok", "tasks": ["draw", "ask", "describe", "chat"]}
     build_tiny_folder(folder, context=400, **fields)
@@ -349,11 +349,11 @@ def released(ours: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def pictures_and_answers(folder: Path) -> list[Any]:
+def images_and_answers(folder: Path) -> list[Any]:
     pipeline = Pipeline.load(folder, device="cpu")
-    pictures = pipeline.draw("a red circle", seed=3)
+    images = pipeline.draw("a red circle", seed=3)
     looked_at = Image.fromarray(np.arange(40 * 50 * 3, dtype=np.uint8).reshape(40, 50, 3))
-    return [*(np.asarray(picture).tolist() for picture in pictures), pipeline.ask(looked_at, "What is it?", seed=1)]
+    return [*(np.asarray(image).tolist() for image in images), pipeline.ask(looked_at, "What is it?", seed=1)]
 
 
 def test_released_folder_and_its_conversion_draw_and_answer_as_the_model_they_come_from(
@@ -366,7 +366,7 @@ def test_released_folder_and_its_conversion_draw_and_answer_as_the_model_they_co
     assert "3 codebooks of 17, images of 32 pixels, full attention" in out
     assert len(list((tmp_path / "model").glob("model-*.safetensors"))) > 1
     assert "trained for: draw, ask, describe, chat" in (tmp_path / "model" / "README.md").read_text()
-    found = [pictures_and_answers(folder) for folder in (ours, released, tmp_path / "model")]
+    found = [images_and_answers(folder) for folder in (ours, released, tmp_path / "model")]
     assert found[0] == found[1] == found[2]
 
 

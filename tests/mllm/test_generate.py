@@ -24,7 +24,7 @@ from mllm.world.language import make_draw_request
 from mllm.world.render import render
 from mllm.world.scene import random_scene
 from tests.mllm.engine_helpers import liking
-from tests.mllm.tiny_folder import build_tiny_folder, random_picture
+from tests.mllm.tiny_folder import build_tiny_folder, random_image
 from tests.train.launching import ROOT, command, environment
 
 
@@ -33,8 +33,8 @@ def model(folder: Path) -> MLLMForConditionalGeneration:
     return AutoModelForMultimodalLM.from_pretrained(folder)
 
 
-PICTURE = random_picture()
-QUESTION = {"role": "user", "content": [{"type": "image", "image": PICTURE}, {"type": "text", "text": "What is it?"}]}
+IMAGE = random_image()
+QUESTION = {"role": "user", "content": [{"type": "image", "image": IMAGE}, {"type": "text", "text": "What is it?"}]}
 DOUBLE = {"role": "user", "content": [QUESTION["content"][0], {"type": "text", "text": "or"}, QUESTION["content"][0]]}
 
 
@@ -49,7 +49,7 @@ def chat_inputs(processor: MLLMProcessor, turn: dict[str, Any], mode: str) -> An
     return processor.apply_chat_template([turn], **PROMPT, processor_kwargs={"generation_mode": mode})
 
 
-def test_a_picture_is_the_one_that_the_pipeline_draws(
+def test_an_image_is_the_one_that_the_pipeline_draws(
     model: MLLMForConditionalGeneration, processor: MLLMProcessor, pipeline: Pipeline
 ) -> None:
     inputs = processor(text="a red circle", generation_mode="image", return_tensors="pt")
@@ -75,17 +75,17 @@ def test_an_answer_is_the_one_that_the_pipeline_gives(
     num_given = inputs["input_ids"].shape[1]
     assert ids[:, :num_given].equal(inputs["input_ids"])
     answer = processor.batch_decode(ids[:, num_given:])[0].strip()
-    assert answer == pipeline.ask(PICTURE, "What is it?", max_new_tokens=40)
+    assert answer == pipeline.ask(IMAGE, "What is it?", max_new_tokens=40)
     whole = processor.post_process_multimodal_output(ids)[0]
-    assert "What is it?" in whole and "<" not in whole, "the picture of the prompt is no text"
+    assert "What is it?" in whole and "<" not in whole, "the image of the prompt is no text"
 
 
 def test_an_edit_and_a_mixed_answer_are_the_pipeline_s(
     model: MLLMForConditionalGeneration, processor: MLLMProcessor, pipeline: Pipeline
 ) -> None:
-    inputs = processor(PICTURE, "Make it green.", generation_mode="image")
+    inputs = processor(IMAGE, "Make it green.", generation_mode="image")
     out = model.generate(**inputs, generation_mode="image", seed=5, return_dict_in_generate=True)
-    edited = pipeline.edit(PICTURE, "Make it green.", seed=5)
+    edited = pipeline.edit(IMAGE, "Make it green.", seed=5)
     assert pixels(processor.post_process_multimodal_output(out, generation_mode="image")) == pixels([edited])
     assert out.finish_reasons == ["image"] and out.seeds == [5]
     inputs = chat_inputs(processor, QUESTION, "interleaved")
@@ -105,7 +105,7 @@ def test_a_batch_is_each_prompt_alone(model: MLLMForConditionalGeneration, proce
     chats = [
         [{"role": "user", "content": "a red circle"}],
         [QUESTION],
-        [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "image", "image": PICTURE}] * 2}],
+        [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "image", "image": IMAGE}] * 2}],
     ]
     together = processor.apply_chat_template(chats, **PROMPT, generation_mode="image")
     codes = model.generate(**together, generation_mode="image", seed=[4, 5, 6])
@@ -190,18 +190,18 @@ def test_logits_processors_see_padding_for_images_and_no_text_begins_an_image(
         assert int(ids.min()) >= 0
         return torch.full_like(scores, -torch.inf).index_fill_(1, torch.tensor([9]), 0.0)
 
-    inputs = processor(PICTURE, "What is it?")
+    inputs = processor(IMAGE, "What is it?")
     assert model.generate(**inputs, logits_processor=[only_nine], max_new_tokens=3)[0, -3:].tolist() == [9, 9, 9]
     with liking(model, {model.config.begin_image_id: 100.0}):
         new = model.generate(**inputs, max_new_tokens=20)[0, inputs["input_ids"].shape[1] :]
     assert model.config.begin_image_id not in new.tolist()
 
 
-def test_pictures_of_other_sizes_keep_theirs(tmp_path: Path) -> None:
+def test_images_of_other_sizes_keep_theirs(tmp_path: Path) -> None:
     folder = build_tiny_folder(tmp_path, layout="grid")
     pipeline, processor = Pipeline.load(folder, device="cpu"), MLLMProcessor.from_pretrained(folder)
-    wide = PICTURE.resize((48, 16))
-    for images in ([wide, PICTURE, wide], wide):
+    wide = IMAGE.resize((48, 16))
+    for images in ([wide, IMAGE, wide], wide):
         inputs = processor(images, "Make it green.", generation_mode="image")
         out = pipeline.model.generate(**inputs, generation_mode="image", seed=1, return_dict_in_generate=True)
         (edited,) = processor.post_process_multimodal_output(out, generation_mode="image")
@@ -240,7 +240,7 @@ def test_what_cannot_be_done_is_refused_and_what_asks_for_nothing_is_not(
                 with pytest.raises(ValueError, match=name):
                     model.generate(**drawn, **drawing, **options.get(how, {}))
             setattr(model.generation_config, name, before)
-    inputs = processor(PICTURE, "What is it?")
+    inputs = processor(IMAGE, "What is it?")
     image = {"generation_mode": "image", "guidance_scale": 1.0}
     for options in (
         {"input_ids": torch.full((1, 500), 5), "attention_mask": None, "codes": None, "image_lengths": None},

@@ -13,8 +13,7 @@ from transformers import LogitsProcessorList, SuppressTokensLogitsProcessor
 from mllm.conversation import ImagePart, TextPart
 from mllm.inference_solver import FlexARInferenceSolver, SolverSampling, build_messages, understand
 from tests.mllm.engine_helpers import liking
-from tests.mllm.tiny_folder import build_tiny_folder
-from tests.mllm.tiny_folder import random_picture as picture
+from tests.mllm.tiny_folder import build_tiny_folder, random_image
 
 DRAW = "Generate an image of 32x32 according to the following prompt:\na red circle on a white background"
 DESCRIBE = "Describe the image in detail. <|image|>"
@@ -44,9 +43,9 @@ def test_the_three_jobs_as_published(solver: FlexARInferenceSolver) -> None:
     qas = [[DRAW, text], ["Describe the image in detail.", None]]
     request = solver.build_request(answer.codes, qas, 20, 1.0, seed=1, generation_mode="text")
     assert (request.prompt.codes_PK == answer.codes[0].codes_KN.T).all(), "the very codes, not a second encoding"
-    text, images = solver.generate([picture()], [[DESCRIBE, None]], 64, 1.0, sampling)
+    text, images = solver.generate([random_image()], [[DESCRIBE, None]], 64, 1.0, sampling)
     assert isinstance(text, str) and "<|image|>" not in text and images == []
-    many = solver.generate([picture()], [[DEPTH, None]], None, 1.0, seed=4, n=2)
+    many = solver.generate([random_image()], [[DEPTH, None]], None, 1.0, seed=4, n=2)
     assert [answer.seed for answer in many] == [4, 5] and many[0].images[0].size == (32, 32)
     assert solver.create_image_grid([*many[0].images, *many[1].images, *drawn], 2, 2).size == (64, 64)
 
@@ -61,7 +60,7 @@ def test_placeholders_are_filled_in_reading_order() -> None:
         (2, [["A <|image|>", "no <|image|>"], ["why?", None]], ["u:#|A", "a:no|#", "u:why?"]),
         (0, [["say \\<|image|> please", None]], ["u:say <|image|> please"]),
     ):
-        images = [picture(seed) for seed in range(num_images)]
+        images = [random_image(seed) for seed in range(num_images)]
         messages, placed, found = build_messages(images, qas), [], []
         for message in messages:
             placed += [part.image for part in message.parts if isinstance(part, ImagePart)]
@@ -83,7 +82,7 @@ def test_no_image_is_lost_to_the_budget(solver: FlexARInferenceSolver) -> None:
 
 def test_settings_reach_what_they_are_for(solver: FlexARInferenceSolver) -> None:
     def build(question: str, sampling: SolverSampling) -> Any:
-        images = [picture()] if "<|image|>" in question else []
+        images = [random_image()] if "<|image|>" in question else []
         return solver.build_request(images, [[question, None]], None, 0.8, [sampling], seed=0)
 
     request = build(DRAW, SolverSampling(cfg=4.0, image_top_k=200.0, text_top_k=7, image_temperature=0.5))
@@ -93,14 +92,14 @@ def test_settings_reach_what_they_are_for(solver: FlexARInferenceSolver) -> None
     for uncond, num_images in (("text", 1), ("all", 0)):
         request = build(DEPTH, SolverSampling(cfg=2.0, uncond=uncond))
         assert len(request.unconditional.image_lengths_I) == num_images
-    first = solver.generate([picture()], [[DESCRIBE, None]], 12, 1.0, SolverSampling(text_top_k=1))
+    first = solver.generate([random_image()], [[DESCRIBE, None]], 12, 1.0, SolverSampling(text_top_k=1))
     suppressed = LogitsProcessorList([SuppressTokensLogitsProcessor([first.tokens[0]])])
-    second = solver.generate([picture()], [[DESCRIBE, None]], 12, 1.0, [SolverSampling(text_top_k=1), *suppressed])
+    second = solver.generate([random_image()], [[DESCRIBE, None]], 12, 1.0, [SolverSampling(text_top_k=1), *suppressed])
     assert first.tokens[0] not in second.tokens
 
 
 def test_a_streamer_gets_text_and_progress(solver: FlexARInferenceSolver, capsys: pytest.CaptureFixture[str]) -> None:
-    answer = solver.generate([picture()], [[DESCRIBE, None]], 12, 1.0, None, solver.get_streamer(), seed=2)
+    answer = solver.generate([random_image()], [[DESCRIBE, None]], 12, 1.0, None, solver.get_streamer(), seed=2)
     assert capsys.readouterr().out.strip() == answer.text
 
     recorder = Mock()
@@ -116,13 +115,13 @@ def test_wrong_calls_are_refused(solver: FlexARInferenceSolver, folder: Path) ->
         *((0, qas) for qas in ([["a", None], ["b", None]], [["a", "b"]], [["a"]])),
     ):
         with pytest.raises(ValueError):
-            build_messages([picture()] * images, qas)
+            build_messages([random_image()] * images, qas)
     for refused in (
         lambda: solver.generate([None], [[DEPTH, None]], None, 1.0),
         lambda: solver.generate([], [[DRAW, None]], 5, 1.0),
         lambda: solver.generate([], [[DRAW, None]], 99, 1.0, streamer=solver.get_streamer(), n=2),
         lambda: solver.generate([], [[DRAW.replace("32x32", "64x64"), None]], 99, 1.0),
-        lambda: solver.generate([picture()], [["Detect: cat <|image|>", None]], 99, 1.0),
+        lambda: solver.generate([random_image()], [["Detect: cat <|image|>", None]], 99, 1.0),
         lambda: solver.create_logits_processor(text_top_k=2.5),
         lambda: FlexARInferenceSolver(folder, "tf32", 32, device="cpu"),
         lambda: FlexARInferenceSolver(folder, "fp32", 768, device="cpu"),

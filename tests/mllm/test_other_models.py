@@ -1,5 +1,5 @@
 """Models of other kinds: class-conditional drawing in the LlamaGen manner (the sequence, the facade), and understanding
-in the LLaVA manner (the tokenizer's quantised features, frozen; words out, never pictures)."""
+in the LLaVA manner (the tokenizer's quantised features, frozen; words out, never images)."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from mllm.sequence import IGNORED, ImageLayout, TokenSequence, build_sequence, p
 from tests.mllm.engine_helpers import NUM_CODEBOOKS, build_model, learned_sample
 from tests.mllm.test_embedding import random_codes
 from tests.mllm.test_engine import draw_plainly
-from tests.mllm.tiny_folder import build_tiny_folder, random_picture
+from tests.mllm.tiny_folder import build_tiny_folder, random_image
 from tokenizer.unitok import UniTok
 
 # ---- classes ----
@@ -140,16 +140,16 @@ def test_the_loss_is_that_of_the_words_alone_and_unfinished_images_are_refused()
 
 
 def test_it_answers_and_chats_in_words_and_refuses_to_draw(folder: Path) -> None:
-    picture, pipeline = random_picture(), Pipeline.load(folder, device="cpu")
-    *_, done = pipeline.chat([Message("user", (ImagePart(picture), TextPart("What?")))], max_new_tokens=5)
-    assert pipeline.ask(picture, "What?", max_new_tokens=5) == "".join(part.text for part in done.message.parts)
+    image, pipeline = random_image(), Pipeline.load(folder, device="cpu")
+    *_, done = pipeline.chat([Message("user", (ImagePart(image), TextPart("What?")))], max_new_tokens=5)
+    assert pipeline.ask(image, "What?", max_new_tokens=5) == "".join(part.text for part in done.message.parts)
     with pytest.raises(ValueError):
         pipeline.draw("a cat")
     with pytest.raises(ValueError):  # asked below the capabilities
         pipeline.answer([asked(TextPart("a cat"))], "image", [0])
 
 
-def test_the_plain_style_pairs_pictures_with_captions() -> None:
+def test_the_plain_style_pairs_images_with_captions() -> None:
     told = [Message("user", (TextPart("Describe."), IMAGE)), Message("assistant", (TextPart("a cat"),))]
     shown = [(segment.content, segment.supervised, segment.bare) for segment in render(told, "plain")[1:]]
     assert shown == [(IMAGE, False, True), ("a cat\n", True, False)]

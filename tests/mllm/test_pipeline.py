@@ -32,7 +32,7 @@ from mllm.sampling import SamplingConfig
 from mllm.vocabulary import decode_text
 from mllm.world.plan import ask_about
 from tests.mllm.engine_helpers import liking
-from tests.mllm.tiny_folder import build_tiny_folder, random_picture
+from tests.mllm.tiny_folder import build_tiny_folder, random_image
 from tokenizer.images import read_image
 
 
@@ -58,8 +58,8 @@ def drawn(planner: Pipeline) -> Image.Image:
 
 
 @pytest.fixture
-def picture() -> Image.Image:
-    return random_picture()
+def image() -> Image.Image:
+    return random_image()
 
 
 def data(images: list[Image.Image]) -> list[bytes]:
@@ -78,7 +78,7 @@ def test_the_same_seed_draws_the_same_and_n_counts_seeds_up(pipeline: Pipeline) 
     assert len(set(data(four))) == 4
 
 
-def test_settings_change_the_picture_and_defaults_are_the_checkpoint_s(pipeline: Pipeline) -> None:
+def test_settings_change_the_image_and_defaults_are_the_checkpoint_s(pipeline: Pipeline) -> None:
     def draw(text: str = "a red circle", **settings: object) -> bytes:
         return pipeline.draw(text, **{"seed": 1, **settings})[0].tobytes()
 
@@ -92,27 +92,27 @@ def test_settings_change_the_picture_and_defaults_are_the_checkpoint_s(pipeline:
     assert merged == SamplingConfig(top_p=0.9, temperature=(0.5, 1.0), greedy=True)
 
 
-def test_a_question_gets_a_text(pipeline: Pipeline, picture: Image.Image, tmp_path: Path) -> None:
-    picture.save(tmp_path / "a.png")
-    answer = pipeline.ask(picture, "What color is it?")
+def test_a_question_gets_a_text(pipeline: Pipeline, image: Image.Image, tmp_path: Path) -> None:
+    image.save(tmp_path / "a.png")
+    answer = pipeline.ask(image, "What color is it?")
     assert answer == answer.strip()
     assert not any(name in answer for name in pipeline.processor.tokenizer.all_special_tokens)
     assert answer == pipeline.ask([tmp_path / "a.png"], "What color is it?"), "the most probable text has no seed"
     events: list = []
-    answer = pipeline.ask([picture, picture], "Are they equal?", on_event=events.append, temperature=1.0, seed=4)
+    answer = pipeline.ask([image, image], "Are they equal?", on_event=events.append, temperature=1.0, seed=4)
     assert "".join(event.text for event in events if isinstance(event, TextDelta)) == answer
     assert isinstance(events[-1], Done)
     with pytest.raises(ValueError):
-        pipeline.ask(picture, "What?", guidance=2.0)
+        pipeline.ask(image, "What?", guidance=2.0)
 
 
-def test_sizes_are_those_asked_for_and_edits_have_that_of_their_picture(
+def test_sizes_are_those_asked_for_and_edits_have_that_of_their_image(
     pipeline: Pipeline, grid_pipeline: Pipeline
 ) -> None:
     wide, green = Image.new("RGB", (96, 48), "red"), "Make it green."
     dialogues = [[user("a")], [user(wide, green)]]
     answers = grid_pipeline.answer(dialogues, "image", [1, 2], size=(16, 48))
-    assert [picture.size for (picture,) in answers] == [(16, 48), (32, 16)]
+    assert [image.size for (image,) in answers] == [(16, 48), (32, 16)]
     assert grid_pipeline.sizes[0] == (32, 32) and len(grid_pipeline.sizes) == 9
     assert grid_pipeline.draw("a red circle", size=(48, 16), seed=1)[0].size == (48, 16)
     assert grid_pipeline.edit(wide, green, seed=1, size=(16, 48)).size == (16, 48)
@@ -124,31 +124,31 @@ def test_sizes_are_those_asked_for_and_edits_have_that_of_their_picture(
             call()
 
 
-def test_a_chat_answers_in_text_and_pictures(pipeline: Pipeline, picture: Image.Image) -> None:
+def test_a_chat_answers_in_text_and_images(pipeline: Pipeline, image: Image.Image) -> None:
     with liking(pipeline.model, {pipeline.config.begin_image_id: 4.0}):
-        history = [user(picture, "Draw it again.")]
+        history = [user(image, "Draw it again.")]
         for _ in range(2):
             events = list(pipeline.chat(history, seed=5, max_new_tokens=20))
             message = events[-1].message
-            pictures = data([event.image for event in events if isinstance(event, ImageDone)])
+            images = data([event.image for event in events if isinstance(event, ImageDone)])
             codes = [part for part in message.parts if isinstance(part, CodesPart)]
-            assert pictures and data(pipeline.processor.decode_images(codes)) == pictures
+            assert images and data(pipeline.processor.decode_images(codes)) == images
             texts = [part.text for part in message.parts if isinstance(part, TextPart)]
             assert "".join(event.text for event in events if isinstance(event, TextDelta)) == "".join(texts)
             again = pipeline.chat(history, seed=5, max_new_tokens=20)
-            assert data([event.image for event in again if isinstance(event, ImageDone)]) == pictures
+            assert data([event.image for event in again if isinstance(event, ImageDone)]) == images
             history += [message, user("And again.")]
 
 
-def test_many_dialogues_are_answered_together_as_alone(pipeline: Pipeline, picture: Image.Image) -> None:
-    dialogues = [[user("a red circle")], [user(picture, "Make it green.")]]
-    alone = [pipeline.draw("a red circle", seed=3)[0], pipeline.edit(picture, "Make it green.", seed=4)]
+def test_many_dialogues_are_answered_together_as_alone(pipeline: Pipeline, image: Image.Image) -> None:
+    dialogues = [[user("a red circle")], [user(image, "Make it green.")]]
+    alone = [pipeline.draw("a red circle", seed=3)[0], pipeline.edit(image, "Make it green.", seed=4)]
     assert data([parts[0] for parts in pipeline.answer(dialogues, "image", [3, 4])]) == data(alone)
     each = dict(pipeline.answer_each(iter(dialogues), "image", iter([3, 4]), at_once=1))
     assert data([parts[0] for _, parts in sorted(each.items())]) == data(alone)
     words = ("What?", "How many stars?")
-    answers = pipeline.answer([[user(picture, question)] for question in words], "text", [1, 2])
-    assert answers == [[pipeline.ask(picture, question)] for question in words]
+    answers = pipeline.answer([[user(image, question)] for question in words], "text", [1, 2])
+    assert answers == [[pipeline.ask(image, question)] for question in words]
 
 
 def test_a_consumer_that_raises_leaves_the_pipeline_free(pipeline: Pipeline) -> None:
@@ -170,57 +170,57 @@ def test_a_consumer_that_raises_leaves_the_pipeline_free(pipeline: Pipeline) -> 
 
 
 def test_a_mask_changes_the_image_only_where_it_is_white(
-    pipeline: Pipeline, grid_pipeline: Pipeline, picture: Image.Image
+    pipeline: Pipeline, grid_pipeline: Pipeline, image: Image.Image
 ) -> None:
-    mask = Image.new("L", picture.size)
+    mask = Image.new("L", image.size)
     mask.paste(255, (20, 20, 28, 28))  # within the last of 2 x 2 positions
     for pipe in (pipeline, grid_pipeline):
-        (codes,) = pipe.processor.encode_images([picture])
+        (codes,) = pipe.processor.encode_images([image])
         events: list = []
         free, changed = (
-            pipe.edit(picture, "Make it green.", seed=1, mask=m, on_event=events.append) for m in (None, mask)
+            pipe.edit(image, "Make it green.", seed=1, mask=m, on_event=events.append) for m in (None, mask)
         )
         _, drawn_KN = (event.codes.codes_KN for event in events if isinstance(event, ImageDone))
         assert (drawn_KN[:, :3] == codes.codes_KN[:, :3]).all() and changed.tobytes() != free.tobytes()
 
 
 def test_an_extended_image_keeps_its_codes(
-    pipeline: Pipeline, grid_pipeline: Pipeline, picture: Image.Image, caplog: pytest.LogCaptureFixture
+    pipeline: Pipeline, grid_pipeline: Pipeline, image: Image.Image, caplog: pytest.LogCaptureFixture
 ) -> None:
     """2 x 2 positions of the image among those of the larger one."""
-    (old,) = grid_pipeline.processor.encode_images([picture])
+    (old,) = grid_pipeline.processor.encode_images([image])
     old_KRC, sizes = old.codes_KN.reshape(-1, 2, 2), {"left": (48, 32), "bottom": (32, 48), "all": (48, 48)}
     begins = {"left": (0, 1), "right": (0, 0), "top": (1, 0), "bottom": (0, 0), "all": (0, 0)}
     for extend, (top, left) in begins.items():
         size = sizes.get(extend)  # None: the next one
         events: list = []
-        image = grid_pipeline.edit(picture, "More.", extend=extend, size=size, seed=1, on_event=events.append)
-        assert image.size == ((32, 48) if extend in ("top", "bottom") else (48, 48) if extend == "all" else (48, 32))
+        wide = grid_pipeline.edit(image, "More.", extend=extend, size=size, seed=1, on_event=events.append)
+        assert wide.size == ((32, 48) if extend in ("top", "bottom") else (48, 48) if extend == "all" else (48, 32))
         (drawn,) = [event.codes for event in events if isinstance(event, ImageDone)]
         new_KRC = drawn.codes_KN.reshape(-1, *drawn.grid)
         assert np.array_equal(new_KRC[:, top : top + 2, left : left + 2], old_KRC), extend
     assert not caplog.records
-    large = picture.resize((70, 70))
+    large = image.resize((70, 70))
     assert grid_pipeline.edit(large, "More.", extend="right", seed=1).size == (48, 32)
     assert "70 x 70" in caplog.text
     for pipe, extend, more in (
         (pipeline, "left", {}),  # no such size in this model
         (grid_pipeline, "up", {}),
         *((grid_pipeline, "right", {"size": size}) for size in ((40, 32), (32, 48), (32, 32))),
-        (grid_pipeline, "all", {"mask": picture}),
+        (grid_pipeline, "all", {"mask": image}),
     ):
         with pytest.raises(ValueError):
-            pipe.edit(picture, "More.", extend=extend, **more)
+            pipe.edit(image, "More.", extend=extend, **more)
 
 
-def test_upstream_s_prompts_are_for_one_kind_of_answer_each(tmp_path: Path, picture: Image.Image) -> None:
+def test_upstream_s_prompts_are_for_one_kind_of_answer_each(tmp_path: Path, image: Image.Image) -> None:
     pipeline = Pipeline.load(build_tiny_folder(tmp_path, prompt_style="unitok", context=400), device="cpu")
-    *_, image, _ = pipeline.chat([user("a red circle")], seed=1)
-    assert data([image.image]) == data(pipeline.draw("a red circle", seed=1))
-    text = "".join(event.text for event in pipeline.chat([user(picture, "What?")]) if isinstance(event, TextDelta))
-    assert text == pipeline.ask(picture, "What?")
+    *_, drawn, _ = pipeline.chat([user("a red circle")], seed=1)
+    assert data([drawn.image]) == data(pipeline.draw("a red circle", seed=1))
+    text = "".join(event.text for event in pipeline.chat([user(image, "What?")]) if isinstance(event, TextDelta))
+    assert text == pipeline.ask(image, "What?")
     with pytest.raises(ValueError):
-        pipeline.edit(picture, "Make it green.")
+        pipeline.edit(image, "Make it green.")
 
 
 def test_text_arrives_whole_characters_at_a_time(pipeline: Pipeline) -> None:
@@ -265,7 +265,7 @@ def test_smaller_numbers_have_the_first_candidates_of_larger_ones_and_neighbours
 
 
 def test_the_first_of_the_highest_scores_is_kept() -> None:
-    images = [random_picture(seed) for seed in range(4)]
+    images = [random_image(seed) for seed in range(4)]
     assert keep_best(images, [0.1, 0.5, 0.5, 0.2], best_of=4) == [images[1]]
     kept = keep_best(images, [0.1, 0.5, 0.6, 0.6], best_of=2)
     assert kept == images[1:3] and kept[0].info == {"score": 0.5, "best_of": 2}
@@ -288,7 +288,7 @@ def test_the_score_is_the_probability_of_the_answers_word_by_word(
 ) -> None:
     monkeypatch.setattr("mllm.pipeline.MAX_REQUESTS", 2)
     texts = ["a red circle above a blue star", "no hearts", "a small green square"]
-    images = [random_picture(seed) for seed in range(3)]
+    images = [random_image(seed) for seed in range(3)]
     scores = pipeline.score(images, texts, questions=questions)
     expected = [
         math.prod(plain_probability(pipeline, image, question, wanted) for question, wanted in questions(text))
@@ -318,7 +318,7 @@ def plain_probability(pipeline: Pipeline, image: Image.Image, question: str, wan
 # ---- plans ----
 
 
-def test_a_drawn_picture_says_its_plan(planner: Pipeline, drawn: Image.Image) -> None:
+def test_a_drawn_image_says_its_plan(planner: Pipeline, drawn: Image.Image) -> None:
     assert drawn.info[PLAN]
     other, same = planner.draw("a red circle", n=2, seed=2)
     assert same.info[PLAN] == drawn.info[PLAN] != other.info[PLAN] and same.tobytes() == drawn.tobytes()
@@ -340,8 +340,8 @@ def test_a_chat_shows_no_plan_and_remembers_it(planner: Pipeline, tmp_path: Path
     with liking(planner.model, {planner.config.begin_plan_id: 30.0}):
         events = list(planner.chat([user("a red circle")], seed=1))
     drawn = [part for part in events[-1].message.parts if isinstance(part, CodesPart)]
-    pictures = [event.image for event in events if isinstance(event, ImageDone)]
-    assert drawn and [part.plan for part in drawn] == [picture.info[PLAN] for picture in pictures]
+    images = [event.image for event in events if isinstance(event, ImageDone)]
+    assert drawn and [part.plan for part in drawn] == [image.info[PLAN] for image in images]
     said = "".join(event.text for event in events if isinstance(event, TextDelta))
     assert not any(part.plan in said for part in drawn)
 
@@ -354,7 +354,7 @@ def test_a_chat_shows_no_plan_and_remembers_it(planner: Pipeline, tmp_path: Path
     assert [part.plan for part in remembered] == [part.plan for part in drawn]
 
 
-def test_a_picture_that_is_shown_is_described_and_one_that_was_drawn_is_not(
+def test_an_image_that_is_shown_is_described_and_one_that_was_drawn_is_not(
     planner: Pipeline, drawn: Image.Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     marker = planner.config.begin_plan_id

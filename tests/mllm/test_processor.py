@@ -13,7 +13,7 @@ from mllm.checkpoint import BUNDLED
 from mllm.conversation import CodesPart, Marker, Message, TextPart, chat_template, from_chat, render
 from mllm.processor import MLLMProcessor
 from mllm.sequence import build_sequence
-from tests.mllm.tiny_folder import random_picture as picture
+from tests.mllm.tiny_folder import random_image
 
 
 def turn(role: str, *content: object) -> dict:
@@ -22,15 +22,15 @@ def turn(role: str, *content: object) -> dict:
 
 
 CHAT = [
-    turn("user", picture(0), "What is it?"),
+    turn("user", random_image(0), "What is it?"),
     {"role": "assistant", "content": "a red circle"},
-    turn("user", "And this? <image></s>", picture(1)),
+    turn("user", "And this? <image></s>", random_image(1)),
 ]
 
 
 def test_inputs_equal_the_sequence_that_training_builds(processor: MLLMProcessor) -> None:
     inputs = processor(messages=CHAT)
-    codes = processor.encode_images([picture(0), picture(1)])
+    codes = processor.encode_images([random_image(0), random_image(1)])
     messages = [
         Message("user", (codes[0], TextPart("What is it?"))),
         Message("assistant", (TextPart("a red circle"),)),
@@ -43,9 +43,9 @@ def test_inputs_equal_the_sequence_that_training_builds(processor: MLLMProcessor
     assert inputs["image_lengths"].tolist() == [4, 4]
     by_template = processor.apply_chat_template(CHAT, **WHOLE, add_generation_prompt=True)
     assert by_template["input_ids"].tolist() == inputs["input_ids"].tolist()
-    assert processor(picture(0), "What is it?")["image_lengths"].tolist() == [4]
+    assert processor(random_image(0), "What is it?")["image_lengths"].tolist() == [4]
     with pytest.raises(ValueError):
-        processor([picture(0)], ["a", "b"])
+        processor([random_image(0)], ["a", "b"])
 
 
 def test_a_folder_saved_again_is_the_same(processor: MLLMProcessor, tmp_path: Path, folder: Path) -> None:
@@ -113,7 +113,7 @@ def test_a_prompt_that_the_template_wrote_is_not_framed_again(bundled: MLLMProce
 
 
 def test_images_come_in_every_form(bundled: MLLMProcessor, tmp_path: Path) -> None:
-    image = picture(5, (256, 256))
+    image = random_image(5, (256, 256))
     path, array, expected = tmp_path / "a.png", np.asarray(image), bundled(image, "What?")
     image.save(path)
     data = base64.b64encode(path.read_bytes()).decode()
@@ -195,10 +195,10 @@ def test_a_chat_is_continued_and_its_answers_are_masked(bundled: MLLMProcessor) 
 
 
 def test_text_has_no_special_tokens_and_missing_parts_are_named(processor: MLLMProcessor) -> None:
-    ids = processor(picture(0), "a red circle")["input_ids"][0].tolist()
+    ids = processor(random_image(0), "a red circle")["input_ids"][0].tolist()
     assert "<" not in processor.decode(ids) + processor.batch_decode([ids])[0] + processor.to_text(ids)
     assert "<image>" in processor.decode(ids, skip_special_tokens=False)
     with pytest.raises(ValueError):
         MLLMProcessor(processor.tokenizer)(text="a")
     with pytest.raises(ValueError):
-        MLLMProcessor(processor.tokenizer, None, processor.config)(picture(0), "a")
+        MLLMProcessor(processor.tokenizer, None, processor.config)(random_image(0), "a")

@@ -21,7 +21,7 @@ from mllm.config import MLLMConfig
 from mllm.model import MLLMForConditionalGeneration
 from mllm.processor import MLLMProcessor
 from scripts.fetch_transformers_tests import PACKAGE, default_folder, fetch
-from tests.mllm.tiny_folder import random_picture
+from tests.mllm.tiny_folder import random_image
 
 B, T, N, K = 3, 13, 4, 3
 EXPECTED_OF_MODELS = {
@@ -121,9 +121,9 @@ def test_transformers_own_tests_of_processors_pass(
     theirs: Callable[[str], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also those that are skipped without an image processor, where they do not set options of one."""
-    module, picture = theirs("test_processing_common"), tmp_path / "picture.png"
-    random_picture(size=(400, 30)).save(picture)
-    monkeypatch.setattr(module, "url_to_local_path", lambda *args: str(picture))
+    module, image = theirs("test_processing_common"), tmp_path / "picture.png"
+    random_image(size=(400, 30)).save(image)
+    monkeypatch.setattr(module, "url_to_local_path", lambda *args: str(image))
 
     class Case(module.ProcessorTesterMixin, unittest.TestCase):
         processor_class = MLLMProcessor
@@ -138,7 +138,7 @@ def test_transformers_own_tests_of_processors_pass(
         def test_chats_with_images(self) -> None:
             self.processor_class = WithoutVideos
             for size, tensors in ((1, "pt"), (2, "pt"), (1, "np"), (2, "np")):
-                options = "image", size, tensors, "images_input_name", "tokenizer", [str(picture)] * 2
+                options = "image", size, tensors, "images_input_name", "tokenizer", [str(image)] * 2
                 self._test_apply_chat_template(*options)
 
         def test_options_given_twice(self) -> None:

@@ -22,7 +22,7 @@ SENTENCES = (
 )
 
 
-def random_picture(seed: int = 3, size: tuple[int, int] = (32, 32)) -> Image.Image:
+def random_image(seed: int = 3, size: tuple[int, int] = (32, 32)) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*reversed(size), 3), dtype=np.uint8))
 
 
@@ -40,7 +40,7 @@ def build_tiny_folder(
     outlines: bool = False,
     **fields: object,
 ) -> Path:
-    """Write a whole model folder: pictures of 2 x 2 positions at 32 pixels, three codebooks of 17 codes.
+    """Write a whole model folder: images of 2 x 2 positions at 32 pixels, three codebooks of 17 codes.
 
     Args:
         width: of the backbone.

@@ -1,4 +1,4 @@
-"""The smallest world that the trainers can learn from: 4 positions a picture, two codebooks, a few hundred words."""
+"""The smallest world that the trainers can learn from: 4 positions an image, two codebooks, a few hundred words."""
 
 import dataclasses
 from pathlib import Path

@@ -53,14 +53,14 @@ def write_merges(path: Path) -> Path:
     return path
 
 
-def picture(number: int, *, size: tuple[int, int] = (40, 36)) -> Image.Image:
-    """A picture of a few random colours, the same for the same number."""
+def small_image(number: int, *, size: tuple[int, int] = (40, 36)) -> Image.Image:
+    """An image of a few random colours, the same for the same number."""
     return Image.frombytes("RGB", (3, 3), Random(number).randbytes(27)).resize(size)
 
 
 def write_tar(path: Path, numbers: range) -> Path:
-    """A WebDataset tar of the pictures with these numbers, without `.json` members."""
+    """A WebDataset tar of the images with these numbers, without `.json` members."""
     with TarWriter(str(path)) as tar:
         for number in numbers:
-            tar.write({"__key__": f"{number:06d}", "png": picture(number), "txt": f"the cat {number}"})
+            tar.write({"__key__": f"{number:06d}", "png": small_image(number), "txt": f"the cat {number}"})
     return path

@@ -1,4 +1,4 @@
-"""Scripts run to their end: from raw files to a picture, the bundled model from nothing, ablations, launchers."""
+"""Scripts run to their end: from raw files to an image, the bundled model from nothing, ablations, launchers."""
 
 import json
 import subprocess

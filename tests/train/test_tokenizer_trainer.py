@@ -18,7 +18,7 @@ from torch import Tensor
 
 from tests.train.conftest import SMALL, TEXT_TOWER, everything
 from tests.train.launching import ROOT, command, environment, free_port, kill_at, launch, same, weights, write_recipe
-from tests.train.published_weights import picture, write_merges
+from tests.train.published_weights import small_image, write_merges
 from tokenizer.config import UniTokConfig
 from tokenizer.images import ImageProcessor, read_image
 from tokenizer.metrics import CLIP_TEMPLATES, class_vectors, read_templates
@@ -201,7 +201,7 @@ def write_classes(folder: Path, names: dict[str, str], counts: tuple[int, ...]) 
     for label, (name, count) in enumerate(zip(names, counts, strict=True)):
         (folder / "val" / name).mkdir(parents=True)
         for number in range(count):
-            picture(10 * label + number).save(folder / "val" / name / f"{number}.png")
+            small_image(10 * label + number).save(folder / "val" / name / f"{number}.png")
     (folder / "classes.json").write_text(json.dumps(names))
 
 

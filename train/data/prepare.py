@@ -43,7 +43,7 @@ from tokenizer.unitok import EncodedImage, UniTok, decode_images, encode_images
 from train.data import raw_files, shards
 from train.data.formats import COLUMNS, LAYOUTS, find_format, read_record, renamed
 from train.data.mixture import choose_sample
-from train.data.raw_files import RECORD_ENDINGS, Item, read_items
+from train.data.raw_files import RECORD_ENDINGS, RawItem, read_items
 from train.data.records import BadRecord, RawImage, Record, ten_views
 from train.data.shards import CodeSource, LeftOut, ShardFolder, ShardTask
 
@@ -233,7 +233,7 @@ def _fingerprint_of(path: Path) -> str:
 class Pending(NamedTuple):
     """A record whose images are being opened."""
 
-    item: Item
+    item: RawItem
     record: Record
     images: list[Future[list[Tensor]]]  # of each image, itself or its views: uint8 (3, H, W)
 
@@ -244,7 +244,7 @@ class ShardMaker:
     def __init__(self, tokenizer: UniTok, options: PrepareOptions) -> None:
         self.tokenizer, self.options = tokenizer, options
         self.known: dict[bytes, EncodedImage] = {}  # by the hash of their pixels
-        self.reading: tuple[str, int, Iterator[Item]] | None = None  # file, number of its next item, items
+        self.reading: tuple[str, int, Iterator[RawItem]] | None = None  # file, number of its next item, items
 
     def make(self, task: ShardTask, advance: Callable[[int], object]) -> tuple[list[Record], list[LeftOut]]:
         """The records of a task, in order, and what was left out. `advance` is told how many more records are done.
@@ -284,14 +284,14 @@ class ShardMaker:
                 group, num_images = [], 0
         yield group
 
-    def _items(self, task: ShardTask) -> Iterator[Item]:
+    def _items(self, task: ShardTask) -> Iterator[RawItem]:
         """The task's items, read on from the task before where that is in the same file: a tar has no index, a row
         group of Parquet no beginnings of rows, and other files can only be read from their beginning."""
         path = Path(task.path)
         before, self.reading = self.reading, None  # none while items are being read, or if one of them is invalid
-        is_behind = before is not None and before[0] == task.path and before[1] <= task.number
-        if not is_behind or (before[1] < task.number and raw_files.is_seekable(path)):
-            first = task.number if raw_files.is_seekable(path) else 0
+        seeks = raw_files.is_seekable(path)
+        if before is None or before[0] != task.path or before[1] > task.number or (seeks and before[1] < task.number):
+            first = task.number if seeks else 0
             before = (task.path, first, read_items(path, first))
         yield from islice(before[2], task.number - before[1], task.number - before[1] + task.count)
         self.reading = (task.path, task.number + task.count, before[2])
@@ -322,7 +322,7 @@ class ShardMaker:
         self.known |= dict(zip(new, codes, strict=True))
         return iter([self.known[name] for name in names])
 
-    def _leave_out(self, task: ShardTask, item: Item, error: BadRecord, left_out: list[LeftOut]) -> None:
+    def _leave_out(self, task: ShardTask, item: RawItem, error: BadRecord, left_out: list[LeftOut]) -> None:
         if not self.options.skip_broken:
             raise ValueError(f"{task.path}, {item.place}: {error} (or leave such records out with --skip-broken)")
         reason = str(error).encode("utf-8", "backslashreplace").decode()  # it may quote half of a surrogate pair

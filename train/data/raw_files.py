@@ -47,7 +47,7 @@ CAPTIONS = ("txt", "caption")  # endings of a sample's caption
 SAVED_DATASET = "state.json"  # a file of each folder that `datasets.save_to_disk` wrote
 
 
-class Item(NamedTuple):
+class RawItem(NamedTuple):
     """One raw sample."""
 
     place: str  # where it is in the file, for people
@@ -89,7 +89,7 @@ def is_seekable(path: Path) -> bool:
     return kind_of(path) in ((".parquet", None), (".arrow", None), (".tar", None))
 
 
-def read_items(path: Path, first: int = 0, *, contents: bool = True) -> Iterator[Item]:
+def read_items(path: Path, first: int = 0, *, contents: bool = True) -> Iterator[RawItem]:
     """Items from number `first` on; without `contents` members of tars are empty, which is many times faster. Raises
     ValueError where the file is damaged, or of another kind than its ending says."""
     kind, compression = kind_of(path) if path.is_file() else ("", None)
@@ -146,14 +146,14 @@ def _open_text(path: Path) -> IO[bytes]:
     return stream
 
 
-def _json_records(path: Path) -> Iterator[Item]:
+def _json_records(path: Path) -> Iterator[RawItem]:
     """Lines, or the elements of one array."""
     with _open_text(path) as stream:
         if _skip_to_first(stream) == b"[":
             yield from _array_records(path, io.TextIOWrapper(stream, encoding="utf-8"))
             return
     with _open_text(path) as stream:
-        yield from (Item(f"line {number}", line) for number, line in enumerate(stream, start=1))
+        yield from (RawItem(f"line {number}", line) for number, line in enumerate(stream, start=1))
 
 
 def _skip_to_first(stream: IO[bytes]) -> bytes:
@@ -163,7 +163,7 @@ def _skip_to_first(stream: IO[bytes]) -> bytes:
     return head
 
 
-def _array_records(path: Path, text: TextIO) -> Iterator[Item]:
+def _array_records(path: Path, text: TextIO) -> Iterator[RawItem]:
     """Elements of one JSON array, parsed one by one; its bracket has been read."""
     parser, buffer, place, number = json.JSONDecoder(), "", 0, 1
     while True:
@@ -181,12 +181,12 @@ def _array_records(path: Path, text: TextIO) -> Iterator[Item]:
                 raise ValueError(f"{path} must be a JSON array: {reason} (record {number}); fix it") from error
             buffer, place = buffer[place:] + chunk, 0
             continue
-        yield Item(f"record {number}", value if isinstance(value, dict) else json.dumps(value).encode())
+        yield RawItem(f"record {number}", value if isinstance(value, dict) else json.dumps(value).encode())
         number += 1
 
 
 @lru_cache(maxsize=1)
-def _document(path: Path, _changed: int) -> list[Item] | None:
+def _document(path: Path, _changed: int) -> list[RawItem] | None:
     """What a .json file holds that is one object: COCO's annotations, each with the fields of its image; the elements
     of its only list of objects; or a record of its own. None: it has lines, or is an array."""
     with _open_text(path) as stream:
@@ -208,16 +208,16 @@ def _document(path: Path, _changed: int) -> list[Item] | None:
         rows = [{**images.get(annotation.get("image_id"), {}), **annotation} for annotation in lists["annotations"]]
         if left := images.keys() - {annotation.get("image_id") for annotation in lists["annotations"]}:
             logger.warning("%s: %d of %d images have no annotation and are left out", path, len(left), len(images))
-        return [Item(f"annotation {number}", row) for number, row in enumerate(rows, start=1)]
+        return [RawItem(f"annotation {number}", row) for number, row in enumerate(rows, start=1)]
     if len(lists) > 1:
         raise ValueError(f"{path} must have one list of records, got {', '.join(lists)}; write one record per line")
     if not lists and is_line:
         return None
     rows = next(iter(lists.values()), [document])
-    return [Item(f"record {number}", row) for number, row in enumerate(rows, start=1)]
+    return [RawItem(f"record {number}", row) for number, row in enumerate(rows, start=1)]
 
 
-def _table_lines(path: Path, delimiter: str) -> Iterator[Item]:
+def _table_lines(path: Path, delimiter: str) -> Iterator[RawItem]:
     """Lines of a table. Where the first one holds content, columns are called 0, 1, ..., or image and caption where two
     can be told apart (CC3M, CC12M). A tab-separated file has no quotes; spreadsheets may separate by semicolons."""
     csv.field_size_limit(1 << 30)
@@ -227,7 +227,7 @@ def _table_lines(path: Path, delimiter: str) -> Iterator[Item]:
             delimiter = ";" if b";" in head else delimiter
     with _open_text(path) as stream:
         text = io.TextIOWrapper(stream, encoding="utf-8", newline="")
-        lines = csv.reader(text, delimiter=delimiter, quoting=quoting, strict=True)
+        lines = csv.reader(text, delimiter=delimiter, quoting=quoting, strict=True)  # type: ignore[arg-type]
         try:
             names = next(lines, [])
             left: Iterator[list[str]] = lines
@@ -238,7 +238,7 @@ def _table_lines(path: Path, delimiter: str) -> Iterator[Item]:
                 row: dict[str, Any] | BadRecord = dict(zip(names, cells, strict=False))
                 if len(cells) != len(names):
                     row = BadRecord(f"a line must have {len(names)} columns, got {len(cells)}; quote or fix the line")
-                yield Item(f"line {lines.line_num}", row)
+                yield RawItem(f"line {lines.line_num}", row)
         except csv.Error as error:
             raise ValueError(f"{path} must be a table, got {error} near line {lines.line_num}; fix the file") from error
 
@@ -247,7 +247,7 @@ def _is_image(cell: str) -> bool:
     return "://" in cell or cell.lower().endswith(IMAGE_ENDINGS)
 
 
-def _parquet_rows(path: Path, first: int) -> Iterator[Item]:
+def _parquet_rows(path: Path, first: int) -> Iterator[RawItem]:
     number = 0
     with pyarrow.parquet.ParquetFile(path) as file:
         for group in range(file.num_row_groups):
@@ -255,10 +255,10 @@ def _parquet_rows(path: Path, first: int) -> Iterator[Item]:
             if number > first:
                 batches = file.iter_batches(ROWS_AT_ONCE, row_groups=[group])
                 rows = enumerate((row for batch in batches for row in batch.to_pylist()), start=rows_before)
-                yield from (Item(f"row {index + 1}", row) for index, row in rows if index >= first)
+                yield from (RawItem(f"row {index + 1}", row) for index, row in rows if index >= first)
 
 
-def _saved_rows(path: Path, first: int) -> Iterator[Item]:
+def _saved_rows(path: Path, first: int) -> Iterator[RawItem]:
     """Rows of a folder that `save_to_disk` wrote, or of one of its files."""
     from datasets import Dataset, load_from_disk
 
@@ -268,7 +268,7 @@ def _saved_rows(path: Path, first: int) -> Iterator[Item]:
         raise ValueError(f"{path} must be a complete saved data set: {error}; copy or save it again") from error
     tables = dataset.skip(first).with_format("arrow").iter(ROWS_AT_ONCE)  # images stay bytes
     rows = enumerate((row for table in tables for row in table.to_pylist()), start=first + 1)
-    yield from (Item(f"row {number}", row) for number, row in rows)
+    yield from (RawItem(f"row {number}", row) for number, row in rows)
 
 
 class TarMember(NamedTuple):
@@ -295,7 +295,7 @@ def read_tar(path: Path, first: int = 0, *, contents: bool = False) -> Iterator[
         with tarfile.open(fileobj=stream, mode="r:" if is_plain else "r|") as tar:
             for info in tar:
                 tar.members = []  # type: ignore[attr-defined]  # tarfile remembers every member otherwise
-                name, ending = base_plus_ext(info.name) if info.isfile() else (None, None)
+                name, ending = base_plus_ext(info.name) if info.isfile() else (None, "")
                 if name is None:
                     continue
                 ending = ending.lower()
@@ -336,15 +336,15 @@ def read_member(path: Path, member: TarMember) -> bytes:
         return file.read(member.size)
 
 
-def _tar_samples(path: Path, first: int, *, contents: bool) -> Iterator[Item]:
+def _tar_samples(path: Path, first: int, *, contents: bool) -> Iterator[RawItem]:
     """The image of a sample, the caption and the class beside it; else what its .json says."""
     for sample in read_tar(path, first, contents=contents):
         name = sample.name.encode("utf-8", "replace").decode()
         files = {ending: member.data for ending, member in sample.members.items()}
         try:
-            yield Item(name, _tar_row(name, files) if contents else {})
+            yield RawItem(name, _tar_row(name, files) if contents else {})
         except BadRecord as error:
-            yield Item(name, error)
+            yield RawItem(name, error)
 
 
 def _tar_row(name: str, files: dict[str, bytes]) -> dict[str, Any]:
@@ -352,7 +352,7 @@ def _tar_row(name: str, files: dict[str, bytes]) -> dict[str, Any]:
     caption = next((texts[ending] for ending in CAPTIONS if ending in texts), None)
     row = {}
     if caption is None and "json" in files:
-        row = Item(name, files["json"].removeprefix(codecs.BOM_UTF8)).row()
+        row = RawItem(name, files["json"].removeprefix(codecs.BOM_UTF8)).row()
     image = next((ending for ending in files if f".{ending}" in IMAGE_ENDINGS), None)
     if image is not None:
         row["image"] = {"bytes": files[image], "path": f"{name}.{image}"}
@@ -388,7 +388,7 @@ def files_below(folder: Path) -> list[Path]:
     return [folder / path for path in sorted(inside) if not any(part.startswith(".") for part in path.parts)]
 
 
-def _images(path: Path) -> Iterator[Item]:
+def _images(path: Path) -> Iterator[RawItem]:
     """Images in the order of their names, with captions from files beside them and classes from sub-folders."""
     subfolders = sorted(child.name for child in path.glob("[!.]*") if child.is_dir())
     number_of = {name: index for index, name in enumerate(subfolders)}
@@ -402,14 +402,14 @@ def _images(path: Path) -> Iterator[Item]:
             try:
                 row["caption"] = _words_of(caption.read_bytes())
             except BadRecord as error:
-                yield Item(str(inside), error)
+                yield RawItem(str(inside), error)
                 continue
         if len(inside.parts) > 1:
             row["subfolder"] = number_of[inside.parts[0]]
-        yield Item(str(inside), row)
+        yield RawItem(str(inside), row)
 
 
-def _codes_by_class(path: Path) -> Iterator[Item]:
+def _codes_by_class(path: Path) -> Iterator[RawItem]:
     """Classes with the codes (S, K, N) of S views of an image, from files of one or many images."""
     for file in sorted((path / "codes").glob("[!.]*.npy")):
         labels_file = path / "labels" / file.name
@@ -422,4 +422,4 @@ def _codes_by_class(path: Path) -> Iterator[Item]:
                 f"{codes_ESKN.shape}; extract the codes again"
             )
         for number, (codes_SKN, label) in enumerate(zip(codes_ESKN, labels_E, strict=True), start=1):
-            yield Item(f"codes/{file.name}, image {number}", {"class": int(label), "codes": codes_SKN})
+            yield RawItem(f"codes/{file.name}, image {number}", {"class": int(label), "codes": codes_SKN})

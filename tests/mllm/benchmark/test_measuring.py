@@ -101,8 +101,8 @@ def test_passes_of_drawings_and_edits_are_counted(
     assert main(["benchmark", "passes", "--count", "2", "--model", str(random_model_folder), "--json", str(path)]) == 0
     found = json.loads(path.read_text())
     positions = Pipeline.load(random_model_folder, device="cpu").config.positions_per_image
-    for picture in ("drawing", "edit"):
-        counts = found[picture]["codes"]["counts"]
+    for image in ("drawing", "edit"):
+        counts = found[image]["codes"]["counts"]
         assert len(counts) == 2 and all(0 < count <= positions for count in counts)
     assert "edit        codes" in capsys.readouterr().out
 

@@ -62,8 +62,8 @@ def doc_to_text(doc, lmms_eval_specific_kwargs=None):
 
 
 def doc_to_messages(doc, lmms_eval_specific_kwargs=None):
-    picture = {"type": "image", "url": doc_to_visual(doc)[0]}
-    return [{"role": "user", "content": [picture, {"type": "text", "text": doc["question"]}]}]
+    image = {"type": "image", "url": doc_to_visual(doc)[0]}
+    return [{"role": "user", "content": [image, {"type": "text", "text": doc["question"]}]}]
 """
 
 
@@ -95,8 +95,8 @@ def lmms_class(monkeypatch: pytest.MonkeyPatch) -> type:
 
 
 def doc_to_messages(doc: dict[str, Any]) -> list[dict[str, Any]]:
-    picture = [{"type": "image", "url": doc["image"]}] if "image" in doc else []
-    return [{"role": "user", "content": [*picture, {"type": "text", "text": doc["question"]}]}]
+    image = [{"type": "image", "url": doc["image"]}] if "image" in doc else []
+    return [{"role": "user", "content": [*image, {"type": "text", "text": doc["question"]}]}]
 
 
 def test_lmms_eval_gets_the_answers_of_the_pipeline_and_images_that_do_not_depend_on_their_batch(
@@ -137,10 +137,10 @@ def test_vlmevalkit_finds_a_registered_model(folder: Path, tmp_path: Path, monke
     register("ours", str(folder), device="cpu", max_new_tokens=5)
     model = vlmeval.config.supported_VLM["ours"]()
     assert vlmeval.vlm.MLLMToolkit is type(model)
-    picture = tmp_path / "a.png"
-    Image.new("RGB", (32, 32), "blue").save(picture)
-    message = [{"type": "image", "value": str(picture)}, {"type": "text", "value": "What is it?"}]
-    expected = Pipeline.load(folder, device="cpu").ask(picture, "What is it?", greedy=True, max_new_tokens=5)
+    image = tmp_path / "a.png"
+    Image.new("RGB", (32, 32), "blue").save(image)
+    message = [{"type": "image", "value": str(image)}, {"type": "text", "value": "What is it?"}]
+    expected = Pipeline.load(folder, device="cpu").ask(image, "What is it?", greedy=True, max_new_tokens=5)
     assert model.generate_inner(message, dataset="MMBench") == expected
     vlmeval_class.cache_clear()
 

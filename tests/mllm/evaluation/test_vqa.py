@@ -239,12 +239,12 @@ def mme_files(folder: Path, gold: Gold, texts: list[str]) -> tuple[Path, Path, P
 
 
 def test_mme_reads_and_scores_answers_as_the_official_tool_does(tmp_path: Path) -> None:
-    for verdict, texts in {
+    for said, texts in {
         "yes": ["yes", "Yes, it is.", "eyes", "'Yes'", "\nyes", "yesno"],
         "no": ["No.", "not", "None", "know", "  no", "yno"],
         "other": ["  yes", "   no", "The answer is yes", "", "y", "true"],  # spaces count
     }.items():
-        assert {MME.verdict_of(text) for text in texts} == {verdict}
+        assert {MME.yes_or_no(text) for text in texts} == {said}
     # right answers about each image; accuracy + accuracy+
     for rights, expected in (([2], 200.0), ([1, 1], 50.0), ([2, 0], 100.0), ([2, 2, 0], 400 / 3)):
         assert vqa.mme_score(np.array(rights), axis=-1) == pytest.approx(expected)

@@ -24,9 +24,9 @@ from mllm.evaluation.world import (
     Group,
     RunningDialogue,
     best_of_lines,
+    check_answer,
     evaluate_world,
     highest_perplexity,
-    judge,
     make_items,
     measure_best_of,
     pass_rate,
@@ -143,7 +143,7 @@ def test_the_command_measures_best_of_n(
     lines = [line.record for line in read_lines(tmp_path / "items.jsonl")]
     assert [line["group"] for line in lines] == ["draw, seen pairs", "draw, held-out pairs"]
     assert all(line["seed"] == 0 and len(line["passed"]) == 1 and line["answers"] for line in lines)
-    measured = json.loads((tmp_path / "a.json").read_text())["self_judged"]
+    measured = json.loads((tmp_path / "a.json").read_text())["self_scored"]
     found = {name: values["candidates"] for name, values in measured.items()}
     assert found == {"draw, seen pairs": 2, "draw, held-out pairs": 2}
     printed = capsys.readouterr().out
@@ -236,8 +236,8 @@ def test_an_edit_means_what_its_words_name_in_the_models_image() -> None:
         (placed, None, DRAWN, [apply_edit(DRAWN, placed)], [DRAWN]),
     ):
         for scene in (*right, *wrong):
-            judgement = judge(edit_check(edit, reference), render(scene), before)
-            assert judgement.passed == (scene in right) and not judgement.left_open, (edit, reference, scene)
+            result = check_answer(edit_check(edit, reference), render(scene), before)
+            assert result.passed == (scene in right) and not result.left_open, (edit, reference, scene)
 
 
 def test_words_that_may_mean_several_objects_may_mean_each_of_them_and_nothing_else() -> None:
@@ -262,8 +262,8 @@ def test_words_that_may_mean_several_objects_may_mean_each_of_them_and_nothing_e
         (RECOLOR, HEART, yellow, [recolored(yellow, 2)], [yellow]),
     ):
         for scene in (*right, *wrong):
-            judgement = judge(edit_check(edit, reference), render(scene), before)
-            assert judgement.left_open and judgement.passed == (scene in right), (edit, reference, scene)
+            result = check_answer(edit_check(edit, reference), render(scene), before)
+            assert result.left_open and result.passed == (scene in right), (edit, reference, scene)
 
 
 def test_answers_to_open_questions_are_still_answers() -> None:
@@ -277,30 +277,30 @@ def test_answers_to_open_questions_are_still_answers() -> None:
         (ask("which is larger", HEART, Filter(shape="heart", size="large")), ("heart",), ("star", "circle")),
     ):
         for words in (*right, *wrong):
-            judgement = judge(check, words, TWO_HEARTS)
-            assert judgement.left_open and judgement.passed == (words in right), words
+            result = check_answer(check, words, TWO_HEARTS)
+            assert result.left_open and result.passed == (words in right), words
 
-    judgement = judge(ask("color of", HEART), "green", DRAWN)  # of one heart
-    assert judgement.passed and not judgement.left_open
-    assert not judge(ask("color of", HEART), "red", DRAWN).passed
+    result = check_answer(ask("color of", HEART), "green", DRAWN)  # of one heart
+    assert result.passed and not result.left_open
+    assert not check_answer(ask("color of", HEART), "red", DRAWN).passed
     # the other one is the one not asked about, whatever it looks like
     before = Question("color", "color of", Filter(shape="star"))
     assert ask_about_other(before, Scene("white", (STAR,)), Random(0)) is None
     (check,) = ask_about_other(before, WANTED, Random(0)).checks
     assert check.expected == "red"
     check = replace(check, question=Question("color", "color of", Filter(shape="heart", size="large")))
-    assert judge(check, "green", DRAWN).passed, "the small heart is the other one all the same"
-    assert not judge(check, "there is no large heart", DRAWN).passed
+    assert check_answer(check, "green", DRAWN).passed, "the small heart is the other one all the same"
+    assert not check_answer(check, "there is no large heart", DRAWN).passed
 
 
 def test_scores_say_how_many_were_left_open_and_unreadable_images_are_never_right() -> None:
-    assert not judge(edit_check(RECOLOR, HEART), Image.new("RGB", (128, 128), "white"), TWO_HEARTS).passed
-    assert not judge(edit_check(RECOLOR, HEART), render(DRAWN), None).passed
-    assert not judge(ask("color of", HEART), "red", None).passed
+    assert not check_answer(edit_check(RECOLOR, HEART), Image.new("RGB", (128, 128), "white"), TWO_HEARTS).passed
+    assert not check_answer(edit_check(RECOLOR, HEART), render(DRAWN), None).passed
+    assert not check_answer(ask("color of", HEART), "red", None).passed
     dialogues = []
     for scene, words in ((WANTED, "red"), (WANTED, "blue"), (TWO_HEARTS, "red"), (TWO_HEARTS, "blue")):
         dialogue = RunningDialogue(Dialogue("multi_turn", (), (ask("color of", HEART),)), seed=0)
-        dialogue.judgements.append(judge(dialogue.dialogue.checks[0], words, scene))
+        dialogue.results.append(check_answer(dialogue.dialogue.checks[0], words, scene))
         dialogues.append(dialogue)
     scores = score_group(Group("multi_turn", "seen"), dialogues)
     assert (scores["passed"], scores["total"], scores["left_open"]) == (2, 4, 1)

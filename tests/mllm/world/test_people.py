@@ -8,7 +8,7 @@ from random import Random
 
 import pytest
 
-from mllm.evaluation.requests import Expectation, Item, judge, read_value
+from mllm.evaluation.requests import Expectation, RequestItem, check_answer, read_value
 from mllm.world.checker import ParsedScene
 from mllm.world.grammar import Speaker, Typing, alternatives, expand, tidy
 from mllm.world.language import UnsayableError
@@ -27,18 +27,18 @@ def test_right_answers_are_right(kind: str) -> None:
             said.add(turn.user)
             scene = turn.shown or scene
             right = turn.answer if isinstance(turn.answer, str) else ParsedScene(turn.answer)
-            assert judge(read_value(turn.expect, Expectation), [right], scene) == [], turn
+            assert check_answer(read_value(turn.expect, Expectation), [right], scene) == [], turn
             for shown in (turn.shown, turn.answer):
                 assert not isinstance(shown, Scene) or (split_of(shown) == "test" and shown.pairs <= SEEN_PAIRS)
             if isinstance(turn.answer, Scene):
                 wrong, wanted = Scene(turn.answer.background, turn.answer.objects[:1] * 5), turn.expect["scene"]
                 if wanted["objects"] or wanted["total"] is not None:
-                    assert judge(read_value(turn.expect, Expectation), [ParsedScene(wrong)], scene) != []
+                    assert check_answer(read_value(turn.expect, Expectation), [ParsedScene(wrong)], scene) != []
                 scene = turn.answer
             if turn.expect.get("decline"):
                 assert ScenePlanner().declines(str(turn.answer))
         if not any(turn.shown for turn in turns[1:]):
-            assert read_value(as_item(turns, id="1", kind=kind), Item).turns[0].user == turns[0].user
+            assert read_value(as_item(turns, id="1", kind=kind), RequestItem).turns[0].user == turns[0].user
     assert len(said) > (25 if kind == "talk" else 36), "wordings hardly repeat"
 
 
@@ -47,7 +47,7 @@ def test_every_form_means_what_it_says() -> None:
     for form in DRAWING_FORMS:
         for index in range(15):
             made = Speaker(Random(f"{form.__name__}/{index}")).attempt({form: 1}, "train")
-            assert judge(read_value(made.expect, Expectation), [ParsedScene(made.scene)], None) == [], made
+            assert check_answer(read_value(made.expect, Expectation), [ParsedScene(made.scene)], None) == [], made
     for form in CHANGE_FORMS:
         made, tries = 0, 0
         while made < 15:
@@ -57,7 +57,7 @@ def test_every_form_means_what_it_says() -> None:
             with suppress(UnsayableError):
                 change = form(speaker, scene)
                 expect = read_value(kept(scene, change), Expectation)
-                assert judge(expect, [ParsedScene(change.scene)], scene) == [], change
+                assert check_answer(expect, [ParsedScene(change.scene)], scene) == [], change
                 made += 1
 
 

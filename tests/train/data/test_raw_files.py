@@ -21,7 +21,7 @@ from PIL import Image
 from mllm.conversation import CodesPart, TextPart
 from tests.train.data.raw_data import image_file, tar_of
 from train.data.formats import find_format, format_of, read_record, renamed
-from train.data.raw_files import Item, read_items, read_tar
+from train.data.raw_files import RawItem, read_items, read_tar
 from train.data.records import BadRecord, RawImage, Record
 
 RECORDS = [{"text": f"text {number} " + "\u4f60" * number} for number in range(7)]
@@ -77,7 +77,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {path.name: path for path in folder.iterdir()}
 
 
-def text_of(item: Item) -> str:
+def text_of(item: RawItem) -> str:
     fields = item.row()
     return fields.get("text", fields.get("caption")).removesuffix("\n")
 

@@ -23,7 +23,7 @@ TOTAL = sum(SIZES)
 
 
 def numbers_of(captions: Sequence[str]) -> torch.Tensor:
-    """Stands for a text vocabulary: the number that the picture's caption ends in."""
+    """Stands for a text vocabulary: the number that the image's caption ends in."""
     return torch.tensor([[int(caption.split()[-1])] for caption in captions])
 
 
