@@ -6,6 +6,7 @@ interleaved documents, codes) have a function each; the others are a question an
 """
 
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
@@ -31,7 +32,7 @@ MAX_CODE = 65_535  # shards hold uint16
 MAX_TRIES = 100  # records at the beginning of a file that may be invalid before its format cannot be told
 
 COLUMNS: dict[str, tuple[str, ...]] = {
-    "image": ("jpg", "png", "webp", "jpeg", "file_name", "image_path", "img_path", "path", "image_file", "img"),
+    "image": tuple("jpg png webp jpeg file_name image_path img_path path image_file img images".split()),
     "link": ("url", "URL", "image_url"),
     "caption": ("Task2.Caption", "txt", "text", "prompt", "captions"),
     "alt": ("caption", "TEXT", "alt_text"),
@@ -77,6 +78,12 @@ def dialogue(question: tuple[str, ...], answer: tuple[str, ...]) -> Callable[[Ro
     return read
 
 
+def read_instruct(row: Row, folder: Path) -> Record:
+    """Later records of a file may have images, where the first has none."""
+    shown = () if find(row, "image") in (None, []) else ("image",)
+    return dialogue((*shown, "question", "input"), ("answer",))(row, folder)
+
+
 def _parts(column: str, value: Any, folder: Path) -> Iterator[RecordPart]:
     if column in ("image", "source", "target"):
         yield from (find_image(image, folder) for image in (value if isinstance(value, list) else [value]))
@@ -114,7 +121,10 @@ def read_chat(row: Row, folder: Path) -> Record:
     """A single assistant message is a document."""
     messages, images = _lists({"images": [], **{k: v for k, v in row.items() if v is not None}}, "messages", "images")
     listed, turns = iter(images), _objects(messages, "messages")
-    said = [(turn.get("role"), tuple(_content_parts(turn.get("content"), listed, folder))) for turn in turns]
+    said = [
+        (turn.get("role"), tuple(_content_parts(_content_items(turn.get("content"), bool(images)), listed, folder)))
+        for turn in turns
+    ]
     if num_left := len(list(listed)):
         raise BadRecord(f"messages must show all images, got {num_left} that none shows; add their items")
     made = [message(role, *parts) for role, parts in _after_system(said)]
@@ -139,8 +149,18 @@ def _after_system(said: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Role, Any]]
                 raise BadRecord(f"a speaker must be one of {', '.join(SPEAKERS)}, got {short(speaker)}; fix it")
 
 
-def _content_parts(content: Any, listed: Iterator[Any], folder: Path) -> Iterator[RecordPart]:
-    for item in [{"type": "text", "text": content}] if isinstance(content, str) else _objects(content, "content"):
+def _content_items(content: Any, with_markers: bool) -> list[dict[str, Any]]:
+    """Text and image items; in a string, each <image> is one, as LLaMA-Factory and ms-swift write them."""
+    if not isinstance(content, str):
+        return _objects(content, "content that is no string")
+    if not with_markers or MARKER not in content:
+        return [{"type": "text", "text": content}]
+    pieces = [piece.strip() for piece in re.split(f"({MARKER})", content)]
+    return [{"type": "image"} if piece == MARKER else {"type": "text", "text": piece} for piece in pieces if piece]
+
+
+def _content_parts(items: list[dict[str, Any]], listed: Iterator[Any], folder: Path) -> Iterator[RecordPart]:
+    for item in items:
         match item:
             case {"type": "text", "text": str(text)}:
                 yield TextPart(text)
@@ -352,7 +372,7 @@ LAYOUTS = {
     "vqa": Layout((("image", "question", "answer"),), dialogue(("image", "question"), ("answer",))),
     "captions": Layout((("image", "caption"), ("image", "alt"), ("link", "alt")), read_captions),
     "classes": Layout((("image", "class"), ("codes", "class")), read_classes),
-    "instruct": Layout((("question", "answer"),), dialogue(("question", "input"), ("answer",))),
+    "instruct": Layout((("question", "answer"),), read_instruct),
     "text": Layout((("text",),), read_text),
 }
 ALIASES = {"webdataset": "captions"}  # names of layouts in tasks of older versions
@@ -361,7 +381,7 @@ ALIASES = {"webdataset": "captions"}  # names of layouts in tasks of older versi
 def format_of(row: Row) -> str:
     """The name of the first layout whose columns a row has."""
     for name, layout in LAYOUTS.items():
-        if any(all(find(row, column) is not None for column in columns) for columns in layout.columns):
+        if any(all(find(row, column) not in (None, []) for column in columns) for columns in layout.columns):
             return name
     if row.keys() <= {"image", "subfolder"} and "image" in row:
         raise BadRecord(

@@ -222,6 +222,16 @@ READ = r"""
  "images": ["a.png", {"bytes": "aGVsbG8=", "path": null}]}
 = chat user[a.png | data:image;base64,aGVsbG8=] assistant[Two.]
 
+{"messages": [{"role": "user", "content": "<image>\nand <image> differ how?"},
+              {"role": "assistant", "content": "In color."}], "images": ["a.png", "b.png"]}
+= chat user[a.png | and | b.png | differ how?] assistant[In color.]
+
+{"query": "<image>How many?", "response": "One.", "images": ["a.png"]}
+= chat user[a.png | How many?] assistant[One.]
+
+{"text": "Once.", "images": []}
+= document assistant[Once.]
+
 {"image": ["a.png", "b.png"], "conversations": [{"from": "human", "value": "<image>\nand <image> differ how?"},
                                                 {"from": "gpt", "value": "In color."}]}
 = chat user[a.png | and | b.png | differ how?] assistant[In color.]
@@ -253,6 +263,7 @@ INVALID = r"""
 {"messages": [{"role": "user", "content": [{"type": "video"}]}]}
 {"messages": [{"role": "user", "content": [{"type": "image"}]}]}
 {"messages": [{"role": "assistant", "content": "hi"}], "images": ["a.png"]}
+{"messages": [{"role": "user", "content": "<image><image>"}, {"role": "assistant", "content": "x"}], "images": ["a"]}
 {"messages": [{"role": "user", "content": " "}, {"role": "assistant", "content": "hi"}]}
 {"conversations": [{"from": "human", "value": "<image> What?"}, {"from": "gpt", "value": "That."}]}
 {"conversations": [{"from": "narrator", "value": "x"}]}
@@ -282,6 +293,8 @@ def test_records_are_read_and_invalid_ones_refused() -> None:
         with pytest.raises(BadRecord):
             read(json.loads(line))
             pytest.fail(line)
+    asked = read_record("instruct", {"question": "x", "answer": "y", "image": "a.png"}, Path("images"))
+    assert summary(asked) == "chat user[a.png | x] assistant[y]"
 
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "data.md"
