@@ -369,7 +369,7 @@ def as_text(segments: list[Segment], *, in_color: bool) -> str:
                 num_images += 1
                 text += f"<image {num_images}: {rows} x {columns}>"
             case ClassPart(index):
-                text += f"<class {index}>"
+                text += "<no class>" if index is None else f"<class {index}>"
             case str(words):
                 text += words
             case content:

@@ -310,6 +310,7 @@ def test_each_kind_is_learned_in_its_way() -> None:
     assert shown(raw_data.document("once"), "unitok", prompt_dropout=1.0) == "<s>[[ once</s>]]"
     labelled = dataclasses.replace(raw_data.pair(["3"], source, 1), kind="class")
     assert shown(labelled, "class") == "<class 3>[[<image 1: 2 x 2>]]"
+    assert shown(labelled, "class", prompt_dropout=1.0) == "<no class>[[<image 1: 2 x 2>]]"
     row = raw_data.pair(["short", "a long one"], source, 1)
     taken = [choose_sample(row, Random(number), **kept)[0].parts[0].text for number in range(1000)]
     assert set(taken) == {"short", "a long one"} and abs(taken.count("short") - 200) < 40
