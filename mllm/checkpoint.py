@@ -119,7 +119,8 @@ def find_model_folder(name: str | Path | None) -> Path:
     if not folder.exists() and HUB_ID.fullmatch(str(name)):
         folder = fetch_from_hub(str(name))
     if not folder.is_dir():
-        raise FileNotFoundError(f"model must be a folder or a hub id, got {folder}, which is not there; check the path")
+        what = "is no folder" if folder.exists() else "is not there"
+        raise FileNotFoundError(f"model must be a folder or a hub id, got {folder}, which {what}; check the path")
     if not (folder / CONFIG_FILE).is_file():
         raise FileNotFoundError(f"a model folder must have a {CONFIG_FILE}, got none in {folder}; give another")
     try:
