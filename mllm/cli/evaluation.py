@@ -377,11 +377,13 @@ def read_answers(options: Namespace) -> Answers:
     return Answers(benchmark, answered, len(items), run, path if path.is_dir() else path.parent)
 
 
-for name, (_, questions) in BENCHMARKS.items():
+for name, (place, questions) in BENCHMARKS.items():
+    file_name = questions if "." in questions else "questions"
+    shown = "" if place.startswith("images:") else "--images images "
     command(
         f"evaluate {name}",
         f"Run {name}: question file in, answers out.",
-        "--questions questions.jsonl --images images --output runs/x",
+        f"--questions {file_name} {shown}--output runs/{name}",
         option("--questions", type=Path, required=True, metavar="FILE", help=f"question file: {questions}"),
         option("--images", type=Path, metavar="FOLDER", help="folder of the images (benchmarks of understanding)"),
         option("--output", type=Path, required=True, metavar="FOLDER", help="where answers go; resumes there"),
