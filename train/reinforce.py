@@ -1,7 +1,7 @@
 """Policy gradients on answers to people's requests, beside the supervised loss.
 
 Each step answers requests of the grammar (mllm/world/people.py) several times at temperature 1, as far as words go: to
-the end of a text, or of the plan before an image. The judge of `mllm evaluate requests` says which answers are right,
+the end of a text, or of the plan before an image. The check of `mllm evaluate requests` says which answers are right,
 and these become more probable as far as they are better than the mean of their request: GRPO (Shao et al. 2024,
 arXiv:2402.03300) with one step for every sample, no reference model, and neither lengths nor deviations divided out
 (Liu et al. 2025, arXiv:2503.20783). T2I-R1 (arXiv:2505.00703) reinforces the plans of images in the same way.
@@ -25,7 +25,7 @@ from transformers import DynamicCache, GenerationConfig, GenerationMixin, Logits
 from mllm.config import MLLMConfig
 from mllm.conversation import CodesPart
 from mllm.engine.request import PLAN_BUDGET
-from mllm.evaluation.requests import Expectation, judge, read_value
+from mllm.evaluation.requests import Expectation, check_answer, read_value
 from mllm.model import MLLMForConditionalGeneration
 from mllm.processor import collate
 from mllm.sequence import ImageLayout, TokenSequence, build_sequence
@@ -141,7 +141,7 @@ class PolicyGradient:
                 return 0.0
             given = ParsedScene(scene)
         is_ended = end == (self.config.eos_token_id if isinstance(given, str) else self.config.begin_image_id)
-        return float(is_ended and not judge(asked.expect, [given], asked.before))
+        return float(is_ended and not check_answer(asked.expect, [given], asked.before))
 
     def weighted_log_probability(
         self, model: MLLMForConditionalGeneration, learned: Sequence[tuple[Asked, list[int], float]]
