@@ -147,15 +147,13 @@ def is_any(value: bool, device: torch.device) -> bool:
 
 class TextProcessors(LogitsProcessorList):
     """Logits processors that see padding at image positions, whose id may lie outside the vocabulary; after them, the
-    tokens that no text contains are left out, and what begins an image or a plan unless the text ends with it; but not
-    what a processor says that it `allows`, whose rules then hold for that."""
+    tokens that no text contains are left out, and what begins an image or a plan unless the text ends with it."""
 
     def __init__(self, processors: Sequence[Any], given: GenerationConfig, config: MLLMConfig) -> None:
         super().__init__(processors)
         ends = given.eos_token_id if isinstance(given.eos_token_id, list) else [given.eos_token_id]
         never = never_text_ids(ImageLayout.from_config(config), config)
-        allowed = {id_ for processor in processors for id_ in getattr(processor, "allows", ())}
-        forbidden = {*never, config.begin_image_id, config.begin_plan_id} - {None, *ends} - allowed
+        forbidden = {*never, config.begin_image_id, config.begin_plan_id} - {None, *ends}
         self.forbidden, self.config = torch.tensor(sorted(forbidden)), config
 
     def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:

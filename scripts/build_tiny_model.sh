@@ -39,10 +39,6 @@ stage tiny --start_from "$runs/tiny_first/final" --data.mixture_seed 1 --trainer
 mllm train tiny_language --output "$runs/tiny_language" --start_from "$runs/tiny/final" --image_tokenizer "$images" \
     --text_tokenizer "$text" ${everywhere[@]+"${everywhere[@]}"}
 
-# Answers to such requests, sampled, judged exactly and reinforced.
-mllm train tiny_reinforce --output "$runs/tiny_reinforce" --start_from "$runs/tiny_language/final" --image_tokenizer "$images" \
-    --text_tokenizer "$text" ${everywhere[@]+"${everywhere[@]}"}
-
-python -m train.bundle "$runs/tiny_reinforce/final" "$bundled"
-mllm evaluate world --model "$bundled" --count 500 --seed 0 --json "$runs/scores.json"
-python -m train.bundle "$runs/tiny_reinforce/final" "$bundled" --scores "$runs/scores.json"
+python -m train.bundle "$runs/tiny_language/final" "$bundled"
+mllm evaluate world --model "$bundled" --count 500 --seed 0 --json "$runs/tiny_language/scores.json"
+python -m train.bundle "$runs/tiny_language/final" "$bundled" --scores "$runs/tiny_language/scores.json"

@@ -401,15 +401,6 @@ class Validation:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class Reinforce:
-    """Policy gradients on sampled answers to requests of `data.conversations`, judged exactly (train/reinforce.py)."""
-
-    requests: PositiveInt = 48  # that each step answers
-    answers: Annotated[int, Number, Field(ge=2)] = 8  # to each request
-    weight: PositiveFloat = 0.2  # of this loss, beside the supervised one
-
-
-@dataclass(frozen=True, kw_only=True, config=STRICT)
 class MLLMRecipe:
     output: File
     kind: Literal["mllm"] = "mllm"
@@ -428,7 +419,6 @@ class MLLMRecipe:
     data: MLLMData = field(default_factory=MLLMData)
     classes: ClassData = field(default_factory=ClassData)
     """Images by class as training data instead of `data`, where it names any."""
-    reinforce: Reinforce | None = None  # beside the supervised loss; None: that loss alone
     length: PositiveInt = 512  # positions of a packed row
     rows: PositiveInt = 16  # packed rows of a batch on one process
     batches_per_step: PositiveInt | None = None
@@ -448,10 +438,6 @@ class MLLMRecipe:
             raise ValueError(f"trainable must name some of all, {', '.join(PARAMETER_GROUPS)}, got {unknown}")
         if self.start_from is not None and self.backbone is not None:
             raise ValueError(f"start_from or backbone must be left out, got {self.start_from} and {self.backbone}")
-        if self.reinforce is not None and not (self.data.conversations and self.data.plans):
-            raise ValueError(
-                "reinforce must come with data.conversations and data.plans, got none; add them to the recipe"
-            )
         if self.adapter is not None and (self.start_from is None or not set(self.trainable) <= set(BESIDE_ADAPTER)):
             raise ValueError(
                 f"an adapter must have start_from and trainable within {', '.join(BESIDE_ADAPTER)}, got "

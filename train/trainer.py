@@ -50,7 +50,6 @@ from train.lora import add_adapters
 from train.metrics import FlopCount, MetricsLog, StepMetrics, flattened, size_of
 from train.optimizers import build_optimizer
 from train.recipe import BadSteps, MLLMRecipe, as_yaml
-from train.reinforce import PolicyGradient
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +89,6 @@ def train_mllm(recipe: MLLMRecipe) -> None:
         batches=training_batches(recipe, tokenizers, num_batches=num_batches),
         validation=validation,
         measure=partial(run_callbacks, callbacks, base, tokenizers) if callbacks else None,
-        policy=PolicyGradient(recipe, tokenizers) if recipe.reinforce else None,
     )
     trainer.resume(newest_checkpoint(recipe.output))
     save_final(trainer, tokenizers)
@@ -144,7 +142,6 @@ class MLLMTrainer(Trainer):
         validation: packed batches by task.
         measure: called with the step in every evaluation, on every process, with the model as it would be saved; gives
             more numbers for the log.
-        policy: adds the gradient of sampled answers to that of each step.
     """
 
     def __init__(
@@ -156,9 +153,8 @@ class MLLMTrainer(Trainer):
         batches: Dataset,
         validation: Mapping[str, Dataset],
         measure: Callable[[int], dict[str, float]] | None,
-        policy: PolicyGradient | None = None,
     ) -> None:
-        self.recipe, self.validation, self.measure, self.policy = recipe, validation, measure, policy
+        self.recipe, self.validation, self.measure = recipe, validation, measure
         self.config = cast(MLLMConfig, model.config)
         self.average = WeightAverage(model, decay=recipe.ema_decay) if recipe.ema_decay else None
         self.monitor = LossMonitor(recipe.bad_steps)
@@ -209,8 +205,6 @@ class MLLMTrainer(Trainer):
         # Trainer averages gradients over ranks; the count above is already over all of them.
         loss = output.loss * (self.accelerator.num_processes if num_items_in_batch is not None else 1)
         loss = self._check_loss(loss)
-        if self.policy is not None and self.accelerator.sync_gradients:
-            self.policy.learn(model, step=self.state.global_step, backward=self.accelerator.backward)
         return (loss, output) if return_outputs else loss
 
     def _check_loss(self, loss: Tensor) -> Tensor:
@@ -239,7 +233,6 @@ class MLLMTrainer(Trainer):
             self._tr_loss.zero_()  # the library subtracts it from itself, which leaves NaN after a bad step
         if self.metrics.num_batches and "loss" in logs:
             values |= self.metrics.drain(self.accelerator)
-            values |= {"reward": self.policy.drain()} if self.policy else {}
         if self.is_world_process_zero() and "train_runtime" not in logs:  # the summary is not a step's
             if self.metrics_log is None:
                 path = self.recipe.output / "metrics.jsonl"
@@ -406,8 +399,6 @@ def training_arguments(recipe: MLLMRecipe) -> TrainingArguments:
     if arguments.max_steps < 1:
         raise ValueError(f"trainer.max_steps must be at least 1, got {arguments.max_steps}; set how many to train")
     check_supported(recipe, sharding_of_run(arguments))
-    if recipe.reinforce is not None and num_processes() > 1:
-        raise ValueError(f"reinforce must be trained by one process, got {num_processes()}; start one")
     if arguments.deepspeed:
         join_deepspeed(use_cpu=arguments.use_cpu)
     return arguments

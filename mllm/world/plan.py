@@ -136,14 +136,6 @@ def read_plan(text: str) -> tuple[str, list[PlannedObject]] | None:
     return background, objects
 
 
-def planned_scene(text: str) -> Scene | None:
-    """The scene of the plan of a square image, None where a text is no plan."""
-    if (found := read_plan(text)) is None:
-        return None
-    objects = [(*item.description.split(), item.x / BASE, item.y / BASE) for item in found[1]]
-    return Scene(found[0], tuple(SceneObject(shape, color, size, x, y) for size, color, shape, x, y in objects))
-
-
 def agree(plan: str, description: str | None) -> bool:
     """Whether what is seen is what was planned: the same background and objects, each near its position.
 

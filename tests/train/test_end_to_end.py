@@ -20,8 +20,6 @@ SMALLER = {
     "train tiny_decoder": "--steps 4 --batch_size 4 --num_workers 0",
     "train tiny": "--trainer.max_steps 3 --data.episodes 40 --rows 2 --batches_per_step 1 --compile_backbone false",
     "train tiny_language": "--trainer.max_steps 2 --data.episodes 40 --data.conversation_images 3 --rows 2",
-    "train tiny_reinforce": "--trainer.max_steps 1 --data.episodes 40 --data.conversation_images 3 --rows 2"
-    " --reinforce.requests 2 --reinforce.answers 2",
     "evaluate world": "--count 2 --batch-size 4",
 }
 """What is added to each command, by its first two words, so that minutes become seconds."""
@@ -62,7 +60,7 @@ def test_the_bundled_model_is_rebuilt_from_nothing(tmp_path: Path, settings: dic
         done = subprocess.run(words, env=settings, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     source = json.loads((model / "SOURCE.json").read_text())
-    assert [stage["optimizer"]["matrix_learning_rate"] for stage in source["stages"]] == [0.02, 0.008, 0.004, 0.02]
+    assert [stage["optimizer"]["matrix_learning_rate"] for stage in source["stages"]] == [0.02, 0.008, 0.004]
     assert [stage["trainable"] for stage in source["image_tokenizer_stages"]] == ["all", "decoder"]
     assert source["scores"]["count"] == 2
     one, two = (sorted((runs / name / "codes" / "shards").iterdir()) for name in ("tiny_first", "tiny"))

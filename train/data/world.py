@@ -347,7 +347,11 @@ class WorldSequences(SequenceSource):
             records, folder = self.conversations
             index = rng.randrange(len(records))
             turns, images = records.turns(index), iter(folder[index].messages[0].parts)
-        messages = to_messages(say(turns), lambda _: next(images), plan_digits=data.plan_digits)
+        said: list[Turn] = []
+        for turn in turns:
+            said.append(Turn("user", (ImageRef(turn.shown), turn.user) if turn.shown else (turn.user,)))
+            said.append(Turn("assistant", (ImageRef(turn.answer) if isinstance(turn.answer, Scene) else turn.answer,)))
+        messages = to_messages(said, lambda _: next(images), plan_digits=data.plan_digits)
         sequence = build_sequence(messages, tokenizer=self.tokenizers.text, config=config)
         return without_images(sequence, config) if is_new else sequence
 
@@ -367,15 +371,6 @@ class WorldSequences(SequenceSource):
             f"data.episodes must include scenes of {self.data.min_objects} to {self.data.max_objects} objects, got "
             f"none among {len(episodes)} in {MAX_TRIES} tries; raise data.episodes or data.max_objects"
         )
-
-
-def say(turns: Iterable[PeopleTurn]) -> list[Turn]:
-    """The turns of a conversation in people's words, users' and assistant's."""
-    said: list[Turn] = []
-    for turn in turns:
-        said.append(Turn("user", (ImageRef(turn.shown), turn.user) if turn.shown else (turn.user,)))
-        said.append(Turn("assistant", (ImageRef(turn.answer) if isinstance(turn.answer, Scene) else turn.answer,)))
-    return said
 
 
 def to_messages(
