@@ -154,7 +154,7 @@ def test_the_command_measures_best_of_n(
 def test_every_item_is_answered_alike_with_and_without_speculation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The digests of all answers, not the verdicts alone, as docs/performance.md says."""
+    """The digests of all answers, not the rates alone, as docs/performance.md says."""
     monkeypatch.setattr("mllm.evaluation.world.CHECKER_COUNT", 20)
     command = ["evaluate", "world", "--device", "cpu", "--dtype", "float32", "--count", "2"]
     written = {}
