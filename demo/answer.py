@@ -2,12 +2,14 @@
 
 The history is the only state of a conversation: a list of {role, content, metadata} dicts whose content is a list of
 texts and files. It is turned into messages for the pipeline, and the pipeline's events into entries to show: text as it
-comes, an image as the share of it that is done, an error as its message. Knows neither gradio nor the model.
+comes, an image as previews and the share that is done, an error as its message. Knows neither gradio nor the model.
 """
 
 from __future__ import annotations
 
+import base64
 import html
+import io
 import logging
 import re
 import tempfile
@@ -17,9 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from mllm.conversation import ImagePart, Message, TextPart
 from mllm.files import write_image
-from mllm.pipeline import Done, Event, ImageDone, ImageProgress, Pipeline, TextDelta
+from mllm.pipeline import Done, Event, ImageDone, ImagePreview, ImageProgress, Pipeline, TextDelta
 from mllm.processor import save_image
 from mllm.sampling import pick
 from tokenizer.images import read_image
@@ -32,6 +36,8 @@ NOTE = '<div class="note">'
 LEFT_OUT = NOTE + "The oldest {} messages no longer fit into the model's context and were left out.</div>"
 MAX_SIDE = 2048  # longer side of an upload that is kept as it is, in pixels
 BAR = '<div class="drawing">'
+NUM_PREVIEWS = 4  # of an image while it is drawn, at most; one that is not decoded before the next is left out
+PREVIEW = re.compile("<img [^>]*>")
 FAILURE = "failure"
 """Marks an error shown as an answer. It and the request before it are not part of the conversation that is answered."""
 
@@ -163,7 +169,9 @@ def stream_answer(
         if len(kept) < len(asked):
             content.append({"type": "text", "text": LEFT_OUT.format(len(asked) - len(kept))})
         # closed even if the page stops listening: what nobody waits for is not decoded further
-        with closing(pipeline.chat(kept, **settings.overrides(settings_of(pipeline)))) as events:
+        every = max(1, pipeline.config.grid_side**2 // (NUM_PREVIEWS + 1))
+        overrides = {"preview_every": every, **settings.overrides(settings_of(pipeline))}
+        with closing(pipeline.chat(kept, **overrides)) as events:
             for event in events:
                 show(event, content, folder)
                 if content:
@@ -187,9 +195,12 @@ def show(event: Event, content: Content, folder: Path) -> None:
             if content and content[-1].get("type") == "text" and not content[-1]["text"].startswith(NOTE):
                 text = content.pop()["text"] + text
             content.append({"type": "text", "text": text})
+        case ImagePreview(image=image):
+            share, _ = drop_progress(content)
+            content.append(progress_part(share, preview_tag(image)))
         case ImageProgress(done=done, total=total):
-            drop_progress(content)
-            content.append(progress_part(done / total))
+            _, preview = drop_progress(content)
+            content.append(progress_part(done / total, preview))
         case ImageDone(image=image):
             drop_progress(content)
             with tempfile.NamedTemporaryFile(dir=folder, prefix="image-", suffix=".png", delete=False) as file:
@@ -197,15 +208,25 @@ def show(event: Event, content: Content, folder: Path) -> None:
             content.append({"path": file.name})
 
 
-def progress_part(share: float) -> dict[str, Any]:
+def preview_tag(image: Image.Image) -> str:
+    file = io.BytesIO()
+    image.convert("RGB").save(file, "JPEG")
+    return f'<img alt="preview" src="data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}">'
+
+
+def progress_part(share: float = 0.0, preview: str = "") -> dict[str, Any]:
     percent = round(100 * share)
     bar = f'<progress value="{percent}" max="100"></progress><span>Drawing {percent} %</span>'
-    return {"type": "text", "text": f"{BAR}{bar}</div>"}
+    return {"type": "text", "text": f"{BAR}{preview}{bar}</div>"}
 
 
-def drop_progress(content: Content) -> None:
-    if content and content[-1].get("text", "").startswith(BAR):
-        content.pop()
+def drop_progress(content: Content) -> tuple[float, str]:
+    """Take the progress of an image out; the share that it showed, and the preview."""
+    if not (content and content[-1].get("text", "").startswith(BAR)):
+        return 0.0, ""
+    text = content.pop()["text"]
+    preview = PREVIEW.search(text)
+    return int(text.split('value="')[1].split('"')[0]) / 100, preview[0] if preview else ""
 
 
 def as_sentence(error: ValueError | FileNotFoundError) -> str:

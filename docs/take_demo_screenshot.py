@@ -17,9 +17,10 @@ SEED = "1"
 def main() -> int:
     """Draw, ask and edit, then take the screenshot."""
     with serve_demo() as address:
-        page = Page(width=1000, height=1480)
+        page = Page(address)
         try:
-            page.open(address)
+            page.browser.set_window_size(1000, 1480)
+            page.load()
             page.wait_for("#settings button").click()
             page.wait_for("#seed input, #seed textarea").send_keys(SEED)
             page.wait_for("#settings button").click()
@@ -32,7 +33,7 @@ def main() -> int:
             page.browser.execute_script("document.activeElement.blur()")
             page.browser.save_screenshot(str(SCREENSHOT))
         finally:
-            page.close()
+            page.browser.quit()
     print(SCREENSHOT)
     return 0
 

@@ -124,6 +124,7 @@ pytestmark = [
     pytest.mark.skipif(find_chromium() is None, reason="Chromium or its driver is not installed"),
 ]
 IMAGE = ROOT / "demo" / "assets" / "circle-and-square.png"
+DRAWN = "#chat .bot.message img:not([alt=preview])"
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +145,7 @@ def page(opened: Page) -> Page:
 
 def test_an_example_is_clicked_and_an_image_with_a_question_answered(page: Page) -> None:
     page.wait_for("#chat button.example").click()
-    image = page.wait_for("#chat .bot.message img")
+    image = page.wait_for(DRAWN)
     assert page.wait(lambda: image.get_property("naturalWidth")) == 256
     page.wait_until_answered(1)
     page.send("What color is the circle?", file=IMAGE)
@@ -162,7 +163,7 @@ def test_an_error_is_shown_in_the_chat_and_the_next_request_works(page: Page) ->
     assert "Top_k" in page.wait_for("#chat .failure").text
     top_k.send_keys(Keys.BACKSPACE)  # typed, so that the page notices
     page.send("a red circle on a white background")
-    page.wait_for("#chat .bot.message img")
+    page.wait_for(DRAWN)
 
 
 def test_what_was_typed_is_shown_as_typed(page: Page) -> None:

@@ -12,6 +12,7 @@ from threading import Event
 from typing import Any
 
 import gradio as gr
+import numpy as np
 import pytest
 from gradio_client import Client, handle_file
 from PIL import Image
@@ -26,6 +27,7 @@ from demo.answer import (
     error_entry,
     progress_part,
     reduced,
+    show,
     stopped,
     stream_answer,
     to_messages,
@@ -33,10 +35,11 @@ from demo.answer import (
 )
 from demo.app import BUNDLED, Models, build_demo, load_models
 from demo.page import add_request
-from mllm.conversation import ImagePart, Message, TextPart
-from mllm.pipeline import Pipeline
+from mllm.conversation import CodesPart, ImagePart, Message, TextPart
+from mllm.pipeline import ImageDone, ImagePreview, ImageProgress, Pipeline
 from tests.mllm.tiny_folder import build_tiny_folder
 
+CODES = CodesPart(np.zeros((2, 4), dtype=np.int64), (2, 2))
 DEFAULTS = Settings(guidance=3.0, temperature=1.0, top_k="")
 
 
@@ -181,6 +184,18 @@ def test_failed_requests_and_unfinished_images_are_no_part_of_the_conversation()
     assert stopped([user_entry("draw", []), answer_entry([text, bar])])[-1]["content"] == [text]
     only_bar = stopped([user_entry("draw", []), answer_entry([bar])])
     assert len(only_bar) == 2 and BAR not in str(only_bar) and to_messages(only_bar) == []
+
+
+def test_an_image_is_shown_as_it_grows(tmp_path: Path) -> None:
+    """The last preview stays while the share goes on, and both make room for the image."""
+    content: list[dict] = []
+    preview = ImagePreview(index=0, done=16, codes=CODES, image=Image.new("RGB", (8, 8), "red"))
+    for event in (ImageProgress(index=0, done=16, total=64), preview, ImageProgress(index=0, done=32, total=64)):
+        show(event, content, tmp_path)
+    (part,) = content
+    assert part["text"].startswith(BAR) and "data:image/jpeg" in part["text"] and "50 %" in part["text"]
+    show(ImageDone(index=0, codes=CODES, image=Image.new("RGB", (8, 8))), content, tmp_path)
+    assert [set(part) for part in content] == [{"path"}]
 
 
 def test_settings_left_alone_are_left_to_the_model() -> None:
