@@ -43,10 +43,10 @@ SHAPES = [
     example("Estimate its depth", "Depth estimation.", SECOND),
 ]
 EMOJI = [
-    example("A red apple, flat", "Draw a red apple, flat style."),
-    example("A hedgehog, twemoji", "Draw a hedgehog, twemoji style."),
+    example("A penguin, flat", "Draw a penguin, flat style."),
+    example("A rocket, gradient", "Draw a rocket, gradient style."),
     example("What is this?", "What is this?", OCTOPUS),
-    example("In flat style", "Draw it in flat style.", OCTOPUS),
+    example("Which style is it in?", "Which style is this?", OCTOPUS),
     example("Make the skin dark", "Make the skin dark.", COOK),
     example("A woman instead", "A woman instead.", COOK),
 ]

@@ -7,9 +7,9 @@ cd "$(dirname "$0")/.."
 runs=${1:-runs/emoji}
 bundled=${2:-mllm/assets/emoji}
 data="$runs/data"
-tars="$data/tokenizer/{00000..00016}.tar"
+tars="$data/tokenizer/{00000..00007}.tar"
 
-python -m scripts.emoji.build "$data"
+python -m scripts.emoji.build "$data" --styles flat gradient
 [ -f "$runs/text/tokenizer.model" ] ||
     mllm train emoji_text --output "$runs/text/tokenizer.model" --records "[$data/records]"
 mllm train emoji_tokenizer --output "$runs/tokenizer" --shards.urls "$tars"

@@ -80,7 +80,7 @@ def dialogue(question: tuple[str, ...], answer: tuple[str, ...]) -> Callable[[Ro
 
 def read_instruct(row: Row, folder: Path) -> Record:
     """Later records of a file may have images, where the first has none."""
-    shown = () if find(row, "image") in (None, []) else ("image",)
+    shown = ("image",) if has_value(row, "image") else ()
     return dialogue((*shown, "question", "input"), ("answer",))(row, folder)
 
 
@@ -378,10 +378,16 @@ LAYOUTS = {
 ALIASES = {"webdataset": "captions"}  # names of layouts in tasks of older versions
 
 
+def has_value(row: Row, column: str) -> bool:
+    """Whether a row has a column, and not an empty list in it."""
+    value = find(row, column)
+    return value is not None and not (isinstance(value, list) and not value)
+
+
 def format_of(row: Row) -> str:
     """The name of the first layout whose columns a row has."""
     for name, layout in LAYOUTS.items():
-        if any(all(find(row, column) not in (None, []) for column in columns) for columns in layout.columns):
+        if any(all(has_value(row, column) for column in columns) for columns in layout.columns):
             return name
     if row.keys() <= {"image", "subfolder"} and "image" in row:
         raise BadRecord(
