@@ -274,7 +274,7 @@ class RecordWriter:
         return choose(targets, lambda target: rng.choice(GENDER).format(target.emoji.gender or "person"), rng)
 
     def talks(self) -> Iterator[list[Turn]]:
-        """Short conversations: drawing, changing, asking, and what people say besides."""
+        """Short conversations: drawing one thing and another, changing, asking, and what people say besides."""
         styles = ", ".join(self.styles)
         for cell in self.training:
             rng = self.rng("talk", cell)
@@ -284,7 +284,13 @@ class RecordWriter:
             if rng.random() < 0.1:
                 turns.append(said(*(text.format(styles=styles) for text in rng.choice(ABOUT))))
             turns.append(self._drawing(cell, rng))
-            for change in rng.sample([self._restyling, self._tone, self._gender], 3)[: rng.randint(1, 2)]:
+            if rng.random() < 0.6:  # something else, after words about the first or none
+                if rng.random() < 0.3:
+                    turns.append(self._name(cell, rng))
+                cell = rng.choice(self.training)
+                turns.append(self._drawing(cell, rng))
+            num_changes = rng.randint(0, 1 if len(turns) > 1 else 2)
+            for change in rng.sample([self._restyling, self._tone, self._gender], 3)[:num_changes]:
                 if (turn := change(cell, rng)) is not None:
                     turns.append(turn)
                     cell = next(item for item in turn[1] if isinstance(item, Cell))
