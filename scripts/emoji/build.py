@@ -5,6 +5,7 @@ usage: python -m scripts.emoji.build OUT [--styles noto twemoji flat gradient] [
 Needs `pip install -r scripts/emoji/requirements.txt`, and npm unless the packages are in OUT/packages. It writes
 
     OUT/images/STYLE/NAME.png    every image, on white
+    OUT/images/augmented/NUMBER/ images of the training split, shifted, mirrored and with colors exchanged
     OUT/cells.jsonl              of every image path, style, name, label, keywords, group, tone, gender, thing, split
     OUT/tokenizer/00000.tar ...  images and captions that the image tokenizer is trained on
     OUT/records/JOB/JOB.jsonl    chat messages for `mllm prepare OUT/records/JOB --images OUT/images`
@@ -24,17 +25,22 @@ import sys
 import tarfile
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from random import Random
 
+from PIL import Image, ImageOps
+
 from mllm.files import whole_file, write_lines, write_text
-from scripts.emoji.records import make_records
+from scripts.emoji.records import NUM_TRUE_COLORS, make_records
 from scripts.emoji.sources import STYLES, Cell, Packages, read_cells, read_symbol_names
 
 logger = logging.getLogger(__name__)
 
 CELLS_PER_TAR = 640
 BACKGROUND = "white"
+MAX_SHIFT = 12
+"""Pixels of 128; of more, too much of an image would be cut off."""
 
 
 def render(svg: str, path: Path, size: int) -> None:
@@ -58,6 +64,36 @@ def render_all(cells: list[Cell], folder: Path, *, size: int, num_processes: int
         with ProcessPoolExecutor(num_processes) as pool:
             svgs, paths = [cell.svg for cell in missing], [folder / cell.path for cell in missing]
             list(pool.map(render, svgs, paths, [size] * len(missing), chunksize=32))
+
+
+def augment(image: Image.Image, number: int) -> Image.Image:
+    """Shift an image, mirror it or not, and exchange its colors or not: the same for every image with this number."""
+    rng = Random(f"augment/{number}")
+    shift = [rng.randint(-MAX_SHIFT, MAX_SHIFT) * image.width // 128 for _ in range(2)]
+    if rng.random() < 0.5:
+        image = ImageOps.mirror(image)
+    if number >= NUM_TRUE_COLORS:
+        image = Image.merge("RGB", rng.sample(image.split(), 3))
+    canvas = Image.new("RGB", image.size, BACKGROUND)
+    canvas.paste(image, (shift[0], shift[1]))
+    return canvas
+
+
+def write_augmented(path: str, images: Path) -> None:
+    _, number, original = path.split("/", 2)
+    with Image.open(images / original) as image, whole_file(images / path) as unfinished:
+        augment(image.convert("RGB"), int(number)).save(unfinished, format="PNG")
+
+
+def augment_all(records: list[dict], images: Path, *, num_processes: int) -> None:
+    """Make the augmented images of the records that are missing."""
+    items = (item for record in records for turn in record["messages"] for item in turn["content"])
+    paths = {item["path"] for item in items if item.get("path", "").startswith("augmented/")}
+    missing = [path for path in sorted(paths) if not (images / path).is_file()]
+    if missing:
+        logger.info("%d images to augment", len(missing))
+        with ProcessPoolExecutor(num_processes) as pool:
+            list(pool.map(partial(write_augmented, images=images), missing, chunksize=64))
 
 
 def write_tars(cells: list[Cell], images: Path, folder: Path) -> int:
@@ -122,7 +158,9 @@ def build(folder: Path, *, styles: list[str], size: int, packages: Path, num_pro
     write_lines(folder / "cells.jsonl", map(describe, cells))
     num_tars = write_tars(cells, folder / "images", folder / "tokenizer")
     logger.info("%d tars, splits %s", num_tars, dict(Counter(cell.split for cell in cells)))
-    for job, records in make_records(cells, symbol_names=read_symbol_names(found)).items():
+    for job, made in make_records(cells, symbol_names=read_symbol_names(found)).items():
+        records = list(made)
+        augment_all(records, folder / "images", num_processes=num_processes)
         write_lines(folder / "records" / job / f"{job}.jsonl", records)
     write_text(folder / "ATTRIBUTION.md", attribution(styles, size))
 

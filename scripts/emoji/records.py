@@ -9,19 +9,36 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from itertools import combinations
+from itertools import combinations, product
 from random import Random
+from typing import NamedTuple
 
 from scripts.emoji.sources import TONES, Cell, Emoji
 from scripts.emoji.splits import PAIRS_AND_FAMILIES
 
-Item = str | Cell
+
+class Augmented(NamedTuple):
+    """The image of a cell after one of the augmentations (`augment` in build.py)."""
+
+    cell: Cell
+    augmentation: int
+
+    @property
+    def path(self) -> str:
+        return f"augmented/{self.augmentation:02}/{self.cell.path}"
+
+
+Item = str | Cell | Augmented
 """Of a message: a text or an image."""
 Turn = tuple[list[Item], list[Item]]
 """A question and its answer."""
 
 DRAWINGS_PER_CELL = 4
 DIALOGUES_PER_CELL = 2
+TALKS_PER_CELL = 2
+AUGMENTED_CHANGES_PER_CELL = 3
+NUM_AUGMENTATIONS, NUM_TRUE_COLORS = 64, 32
+"""How many augmentations there are, and how many of them, the first, leave the colors as they are."""
 QUESTIONS_PER_DIALOGUE = 4
 KEYWORD_COMBINATIONS = 40
 """Combinations of keywords that are tried for one that names a single emoji."""
@@ -93,9 +110,9 @@ def make_records(cells: list[Cell], *, symbol_names: list[str], seed: int = 0) -
         "draw_tones": lambda: writer.drawings(toned=True),
         "name": writer.questions,
         "odd_one_out": writer.odd_ones,
-        "restyle": lambda: writer.changes("restyle", writer._restyling),
-        "tone": lambda: writer.changes("tone", writer._tone),
-        "gender": lambda: writer.changes("gender", writer._gender),
+        "restyle": lambda: writer.changes("restyle", writer._restyling, num_augmentations=NUM_AUGMENTATIONS),
+        "tone": lambda: writer.changes("tone", writer._tone, num_augmentations=NUM_TRUE_COLORS),
+        "gender": lambda: writer.changes("gender", writer._gender, num_augmentations=NUM_TRUE_COLORS),
         "talk": writer.talks,
         "unknown": lambda: writer.unknowns([name for name in (*symbol_names, *NOT_EMOJI) if not writer.knows(name)]),
     }
@@ -246,11 +263,23 @@ class RecordWriter:
             shown = rng.sample([cell, *rng.sample(mates, 2), odd], 4)
             yield [([*shown, rng.choice(ODD)], [f"the {PLACES[shown.index(odd)]} one, {odd.emoji.name}"])]
 
-    def changes(self, job: str, change: Callable[[Cell, Random], Turn | None]) -> Iterator[list[Turn]]:
-        """Every image with a change of this kind, where there is one."""
-        for cell in self.training:
-            if (turn := change(cell, self.rng(job, cell))) is not None:
-                yield [([cell, *turn[0]], turn[1])]
+    def changes(
+        self, job: str, change: Callable[[Cell, Random], Turn | None], *, num_augmentations: int
+    ) -> Iterator[list[Turn]]:
+        """Every image with a change of this kind, where there is one: as it is, and augmented like its answer.
+
+        The answer to an augmented image cannot be known by heart: it has to be made of what is shown.
+        """
+        for cell, copy in product(self.training, range(1 + AUGMENTED_CHANGES_PER_CELL)):
+            if (turn := change(cell, self.rng(f"{job}/{copy}" if copy else job, cell))) is None:
+                continue
+            question, (answer,) = turn
+            if copy and isinstance(answer, Cell):
+                # by the label, so that both directions of a change share their images
+                number = Random(f"augment/{self.seed}/{cell.emoji.label}/{copy}").randrange(num_augmentations)
+                yield [([Augmented(cell, number), *question], [Augmented(answer, number)])]
+            else:
+                yield [([cell, *question], [answer])]
 
     def _restyling(self, cell: Cell, rng: Random) -> Turn | None:
         targets = [self.of_image.get((cell.emoji.slug, style)) for style in self.styles if style != cell.style]
@@ -276,10 +305,8 @@ class RecordWriter:
     def talks(self) -> Iterator[list[Turn]]:
         """Short conversations: drawing one thing and another, changing, asking, and what people say besides."""
         styles = ", ".join(self.styles)
-        for cell in self.training:
-            rng = self.rng("talk", cell)
-            if rng.random() < 0.5:
-                continue
+        for first, copy in product(self.training, range(TALKS_PER_CELL)):
+            cell, rng = first, self.rng(f"talk/{copy}", first)
             turns = [said(*rng.choice(HELLO))] if rng.random() < 0.3 else []
             if rng.random() < 0.1:
                 turns.append(said(*(text.format(styles=styles) for text in rng.choice(ABOUT))))

@@ -8,11 +8,12 @@ from itertools import product
 from pathlib import Path
 from typing import get_args
 
+import numpy as np
 import pytest
 from PIL import Image
 
-from scripts.emoji.build import add_member, build, main, render
-from scripts.emoji.records import make_records, with_article
+from scripts.emoji.build import add_member, augment, build, main, render
+from scripts.emoji.records import NUM_AUGMENTATIONS, NUM_TRUE_COLORS, make_records, with_article
 from scripts.emoji.sources import KEYWORDS_PACKAGE, STYLES, TEXTS_PACKAGE, Cell, Packages, read_cells, square_svg
 from scripts.emoji.splits import Split, slug_of, split_of, thing_of
 
@@ -85,6 +86,10 @@ def items_of(record: dict, kind: str, role: str | None = None) -> list[str]:
     return [item[key] for message in messages for item in message["content"] if item["type"] == kind]
 
 
+def without_augmentation(path: str) -> str:
+    return path.split("/", 2)[2] if path.startswith("augmented/") else path
+
+
 def test_a_split_is_a_function_of_the_names() -> None:
     names = ["banana", "basketball", "octopus", "man firefighter"]
     found = [split_of(label, "noto", None, styles=ALL_STYLES) for label in names]
@@ -136,7 +141,7 @@ def test_records_show_and_name_nothing_that_is_held_out(cells: list[Cell], recor
     for job, made in records.items():
         for record in made:
             allowed = {"unknown"} if job == "unknown" else {"train"}
-            assert {split[path] for path in items_of(record, "image")} <= allowed
+            assert {split[without_augmentation(path)] for path in items_of(record, "image")} <= allowed
             words = set(re.findall(r"[\w-]+", " ".join(items_of(record, "text"))))
             assert not words & held_out
             assert job == "unknown" or not words & unknown
@@ -175,7 +180,9 @@ def test_a_change_changes_one_thing(cells: list[Cell], records: dict[str, list[d
     by_path = {cell.path: cell for cell in cells}
     for job in ("restyle", "tone", "gender"):
         for record in records[job]:
-            (before, after), asked = map(by_path.get, items_of(record, "image")), items_of(record, "text")[0]
+            paths, asked = items_of(record, "image"), items_of(record, "text")[0]
+            assert len({path.split("/")[1] for path in paths if path.startswith("augmented/")}) < 2, "alike"
+            before, after = (by_path[without_augmentation(path)] for path in paths)
             one, other = before.emoji, after.emoji
             assert (before.style != after.style) == (job == "restyle") and one.thing == other.thing
             assert (one.tone != other.tone) == (job == "tone") and (one.gender != other.gender) == (job == "gender")
@@ -191,7 +198,7 @@ def test_tars_hold_the_training_split_and_building_again_changes_nothing(
     for cell in cells:  # what is there is not drawn again, so nothing else is needed
         path = tmp_path / "images" / cell.path
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"image")
+        Image.new("RGB", (2, 2), "red").save(path)
     written: list[dict[Path, bytes]] = []
     for _ in range(2):
         build(tmp_path, styles=ALL_STYLES, size=2, packages=packages, num_processes=1)
@@ -202,6 +209,20 @@ def test_tars_hold_the_training_split_and_building_again_changes_nothing(
     assert sorted(names) == sorted(f"{key}.{suffix}" for key in training for suffix in ("png", "txt"))
     attribution = (tmp_path / "ATTRIBUTION.md").read_text()
     assert all(style.license in attribution and style.author in attribution for style in map(STYLES.get, ALL_STYLES))
+
+
+def test_an_augmentation_is_the_same_for_every_image() -> None:
+    left, right = Image.new("RGB", (128, 128), "red"), Image.new("RGB", (128, 128), "blue")
+    for image in (left, right):
+        image.paste("white", (64, 0, 128, 128))
+    seen = set()
+    for number in range(NUM_AUGMENTATIONS):
+        found = [np.asarray(augment(image, number)) for image in (left, right)]
+        drawn = [(image != 255).any(-1) for image in found]
+        assert (drawn[0] == drawn[1]).all() and drawn[0].any()
+        assert number >= NUM_TRUE_COLORS or (found[0][drawn[0]] == (255, 0, 0)).all(), "colors as they are"
+        seen.add(found[0].tobytes())
+    assert len(seen) > NUM_AUGMENTATIONS * 0.8
 
 
 def test_images_are_square_and_on_white(tmp_path: Path) -> None:
