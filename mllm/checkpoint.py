@@ -229,13 +229,13 @@ class LoadOptions:
             raise ValueError(f"device_map must be 'auto' or a device per module, got {self.device_map!r}; use 'auto'")
 
     @property
-    def place(self) -> torch.device:
+    def main_device(self) -> torch.device:
         """The device that embeds, samples and decodes images."""
         return choose_device(self.device)
 
     @property
     def number_format(self) -> torch.dtype:
-        default = torch.float32 if self.place.type == "cpu" else torch.bfloat16
+        default = torch.float32 if self.main_device.type == "cpu" else torch.bfloat16
         return DTYPES.get(self.dtype, self.dtype or default)
 
 
@@ -249,20 +249,20 @@ def load_model(folder: Path, options: LoadOptions) -> MLLMForConditionalGenerati
     arguments: dict[str, Any] = {"config": config, "dtype": dtype, "local_files_only": True}
     device_map = options.device_map
     if device_map == "auto":
-        device_map = spread(config, dtype=dtype, first=options.place)
+        device_map = spread(config, dtype=dtype, first=options.main_device)
     if options.quantization in BITS:
         model = MLLMForConditionalGeneration.from_pretrained(folder, **arguments)
-        quantize_linears(model, options.quantization, device=options.place, kept=KEPT)
+        quantize_linears(model, options.quantization, device=options.main_device, kept=KEPT)
         if device_map is None:
-            return model.to(options.place)
+            return model.to(options.main_device)
         from accelerate import dispatch_model  # here, because it takes a second to import
 
         return dispatch_model(model, device_map)
     if options.quantization is not None:
         arguments["quantization_config"] = quantization_config(options.quantization, dtype=dtype)
-        device_map = device_map or {"": options.place}  # weights are quantised where they will stay
+        device_map = device_map or {"": options.main_device}  # weights are quantised where they will stay
     model = MLLMForConditionalGeneration.from_pretrained(folder, device_map=device_map, **arguments)
-    return model.to(options.place) if device_map is None else model
+    return model.to(options.main_device) if device_map is None else model
 
 
 def spread(config: MLLMConfig, *, dtype: torch.dtype, first: torch.device) -> dict[str, int | str | torch.device]:
@@ -283,16 +283,16 @@ def spread(config: MLLMConfig, *, dtype: torch.dtype, first: torch.device) -> di
     free = {device: int(FREE_SHARE * room) for device, room in get_max_memory().items()}
     left = free.pop(main, 0) - around
     free = {main: max(left, 0), **free, "disk": 0}
-    # accelerate wants room for one more layer on the first device, for those that it brings back from other places
-    places = infer_auto_device_map(layers, free, no_split_module_classes=list(model._no_split_modules), dtype=dtype)
-    if left < 0 or "disk" in places.values():
+    # accelerate wants room for one more layer on the first device, for those that it brings back from other devices
+    devices = infer_auto_device_map(layers, free, no_split_module_classes=list(model._no_split_modules), dtype=dtype)
+    if left < 0 or "disk" in devices.values():
         raise ValueError(
             f"the devices must have room for {around + in_layers * dtype.itemsize} bytes of weights, got {free} beside "
             f"the {around} bytes around the layers; use quantization, a smaller dtype, or more devices"
         )
     here = [*(f"backbone.{child}" for child in backbone if child != name), *dict(model.named_children())]
     return {child: main for child in here if child != "backbone"} | {
-        f"backbone.{name}.{number}".removesuffix("."): place for number, place in places.items()
+        f"backbone.{name}.{number}".removesuffix("."): device for number, device in devices.items()
     }
 
 

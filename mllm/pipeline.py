@@ -162,7 +162,7 @@ class Pipeline:
         """
         load = LoadOptions(**options)
         path = find_model_folder(folder)
-        processor = MLLMProcessor.from_pretrained(path, device=load.place)
+        processor = MLLMProcessor.from_pretrained(path, device=load.main_device)
         return cls(load_model(path, load), processor, read_task_settings(path), compile=compile)
 
     @property
@@ -321,7 +321,7 @@ class Pipeline:
         images drawn where no image was shown or drawn before; those that follow have its size."""
         every = max(len(dialogues), 1)
         answers = dict(self.answer_each(dialogues, mode, seeds, at_once=every, together=every, size=size, **overrides))
-        return [answers[place] for place in range(len(answers))]
+        return [answers[index] for index in range(len(answers))]
 
     def answer_each(
         self,
@@ -334,7 +334,7 @@ class Pipeline:
         size: Size | None = None,
         **overrides: Unpack[Overrides],
     ) -> Iterator[tuple[int, list[str | Image.Image]]]:
-        """The answers of `answer` as they end, each with its place; a dialogue is taken when there is room for it.
+        """The answers of `answer` as they end, each with its index; a dialogue is taken when there is room for it.
         `at_once`: how many are answered at the same time. `together`: how many are taken and have their images encoded
         together; by default a quarter of these."""
         pairs, together = enumerate(zip(dialogues, seeds, strict=True)), together or max(1, at_once // 4)
@@ -348,7 +348,7 @@ class Pipeline:
             sized = {"size": None if any(map(has_image, described)) else size}
             return self.build_request(described, mode, task=task, overrides={**overrides, "seed": seed}, **sized)
 
-        def advance(place: int, waiting: Task[GenerationRequest] | None, words: list[int] | None = None) -> None:
+        def advance(index: int, waiting: Task[GenerationRequest] | None, words: list[int] | None = None) -> None:
             nonlocal num_open, failure
             try:
                 ready.append(waiting.send(words))
@@ -358,7 +358,7 @@ class Pipeline:
             except (ValueError, OSError) as error:
                 failure, num_open = failure or error, num_open - 1
                 return
-            asked.append((place, waiting))
+            asked.append((index, waiting))
 
         def requests() -> Iterator[GenerationRequest | None]:
             nonlocal num_open, failure
@@ -366,12 +366,12 @@ class Pipeline:
                 try:
                     some = islice(pairs, together if num_open < at_once and failure is None else 0)
                     # copied: the caller may go on writing a dialogue
-                    taken = [(place, tuple(messages), seed) for place, (messages, seed) in some]
+                    taken = [(index, tuple(messages), seed) for index, (messages, seed) in some]
                 except (ValueError, OSError) as error:
                     failure, taken = error, []
                 num_open += len(taken)
-                for place, messages, seed in taken:
-                    advance(place, begin(messages, seed))
+                for index, messages, seed in taken:
+                    advance(index, begin(messages, seed))
                 while ready:
                     yield ready.popleft()
                 if not num_open:
@@ -381,12 +381,12 @@ class Pipeline:
         for event in self._stream(requests()):
             if not isinstance(event, Done):
                 continue
-            place, waiting = asked[event.index]
+            index, waiting = asked[event.index]
             if waiting is not None:
-                advance(place, waiting, event.result.text_ids)
+                advance(index, waiting, event.result.text_ids)
             else:
                 num_open -= 1
-                yield place, self.processor.to_parts(event.result)
+                yield index, self.processor.to_parts(event.result)
         if failure is not None:
             raise failure
 
@@ -737,11 +737,11 @@ def log_probabilities(
     totals = []
     for hidden_TD, sequence in zip(hidden_BTD, sequences, strict=True):
         labels_T = torch.from_numpy(sequence.labels_T)
-        (places_S,) = ((labels_T != IGNORED) & (labels_T != model.config.eos_token_id)).nonzero(as_tuple=True)
-        if not len(places_S):
+        (positions_S,) = ((labels_T != IGNORED) & (labels_T != model.config.eos_token_id)).nonzero(as_tuple=True)
+        if not len(positions_S):
             raise ValueError("the answer must have words to score, got none; this prompt style answers without words")
-        logits_SV = model.text_logits(hidden_TD[places_S - 1 - len(sequence)]).float()  # padded on the left
-        words_S1 = labels_T[places_S, None].to(logits_SV.device)
+        logits_SV = model.text_logits(hidden_TD[positions_S - 1 - len(sequence)]).float()  # padded on the left
+        words_S1 = labels_T[positions_S, None].to(logits_SV.device)
         totals.append(logits_SV.log_softmax(dim=-1).gather(1, words_S1).sum().item())
     return totals
 

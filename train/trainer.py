@@ -160,7 +160,7 @@ class MLLMTrainer(Trainer):
         self.monitor = LossMonitor(recipe.bad_steps)
         self.is_bad_step = False
         self.step_loss: Tensor | float = 0.0
-        # a limit, be it out of reach: nobody needs the logits here, and with one only those of learned places exist
+        # a limit, be it out of reach: nobody needs the logits here, and with one only those of learned positions exist
         self.options = {"max_logits_bytes": recipe.max_logits_mib * 2**20 if recipe.max_logits_mib else sys.maxsize}
         flops = FlopCount(without_adapters(model), self.config, length=recipe.length)
         self.metrics = StepMetrics(self.config.num_codebooks, flops=flops)

@@ -157,7 +157,7 @@ def head_cost(model: MLLMForConditionalGeneration, *, rows: int) -> Cost:
 
 
 def position_cost(model: MLLMForConditionalGeneration, *, rows: int, context: float) -> Cost:
-    """Backbone, head and code embedding for one image position, at this many places in the cache."""
+    """Backbone, head and code embedding for one image position, at this many positions in the cache."""
     embedding, head = model.code_embedding, head_cost(model, rows=rows)
     streamed = num_parameters(model.backbone.layers, embedding.projection, embedding.projector)
     rest = backbone_cost(model, streamed, rows=rows, context=context)
@@ -691,7 +691,7 @@ def upsampling_case(channels: int, side: int, *, device: torch.device) -> Case:
 # ---- parts of the released model ----
 
 PROMPT = 356
-"""Places of a prompt that is prefilled: of an image and a question."""
+"""Positions of a prompt that is prefilled: of an image and a question."""
 SAMPLES = 24
 """Text-to-image samples of a training step."""
 
@@ -699,15 +699,15 @@ SAMPLES = 24
 def product_cases(settings: Settings) -> Iterator[Case]:
     for name in settings.sizes:
         size = SIZES[name]
-        place: dict[str, Any] = {"device": settings.device, "dtype": settings.dtype}
-        linear = nn.Linear(size.width, size.intermediate, bias=False, **place).requires_grad_(False)
+        options: dict[str, Any] = {"device": settings.device, "dtype": settings.dtype}
+        linear = nn.Linear(size.width, size.intermediate, bias=False, **options).requires_grad_(False)
         layers = {
             THIS: linear,
             "int8": Int8Linear(linear, settings.device),
             "int4": Int4Linear(linear, settings.device),
         }
         for rows in settings.batch:
-            hidden_RD = torch.randn(rows, size.width, **place)
+            hidden_RD = torch.randn(rows, size.width, **options)
             variants = {bits: repeated(partial(layer, hidden_RD)) for bits, layer in layers.items()}
             facts = {"rows": rows, "products": REPEATS, "dtype": settings.dtype_name}
             yield Case(name=f"product {name}, {rows} rows", variants=variants, facts=facts)
@@ -749,12 +749,12 @@ def step_cases(settings: Settings) -> Iterator[Case]:
 
 
 def training_flops(model: MLLMForConditionalGeneration, samples: list[TokenSequence]) -> float:
-    """Operations of a forward and a backward pass: 6 per weight and place where it is used, and attention."""
+    """Operations of a forward and a backward pass: 6 per weight and position where it is used, and attention."""
     config, embedding = model.config, model.code_embedding
-    places, codes = sum(map(len, samples)), sum(len(sample.codes_PK) for sample in samples)
+    positions, codes = sum(map(len, samples)), sum(len(sample.codes_PK) for sample in samples)
     labelled = sum(int((sample.labels_T >= 0).sum()) for sample in samples)
     head = num_parameters(model.code_head.layers, model.code_head.linear_head) * config.num_codebooks
-    used = num_parameters(model.backbone.layers) * places + head * codes + num_parameters(model.lm_head) * labelled
+    used = num_parameters(model.backbone.layers) * positions + head * codes + num_parameters(model.lm_head) * labelled
     used += num_parameters(embedding.projection, embedding.projector) * codes
     squares = sum(len(sample) ** 2 for sample in samples)
     return 6.0 * used + 6.0 * config.text_config.num_hidden_layers * config.hidden_size * squares

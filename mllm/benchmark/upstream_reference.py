@@ -7,8 +7,8 @@ growing prefix and computes the logits of all of it, guidance on logits, sorting
 every call, images decoded one by one with a doubled image in front of each upsampling convolution.
 Nothing here is fast or slow on purpose, and nothing of the toolkit's own decoding is used.
 
-Letters: N images, R rows (N, then N unconditional ones if guided), T prompt places, P image positions, K codebooks,
-C codes, E width of an entry, Z = K * E, D width of the language model, S places of the depth sequence so far.
+Letters: N images, R rows (N, then N unconditional ones if guided), T prompt positions, P image positions, K codebooks,
+C codes, E width of an entry, Z = K * E, D width of the language model, S positions of the depth sequence so far.
 """
 
 from __future__ import annotations

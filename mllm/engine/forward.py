@@ -1,16 +1,16 @@
-"""The forward pass of a decoding batch: slots of keys and values, and one pass over new places of some of them.
+"""The forward pass of a decoding batch: slots of keys and values, and one pass over new positions of some of them.
 
-A slot holds one sequence; its places lie one after another from the slot's beginning, so that sequences of different
-lengths stand side by side without padding. A pass feeds new places to neighbouring slots, to each as many as it has; it
-writes their keys and values behind those that stand, where a later pass may overwrite them. Only attention tells rows
-apart: neighbours with as many new places attend together (`Group`). Backbones of Llama's kind run in a lean version of
-their layers, all others through transformers, with a cache that writes into the slots and rows that are padded to one
-length. Chooses nothing. `arrange` makes the tensors that say where new places go; what follows is a function of
-tensors.
+A slot holds one sequence; its positions lie one after another from the slot's beginning, so that sequences of different
+lengths stand side by side without padding. A pass feeds new positions to neighbouring slots, to each as many as it has;
+it writes their keys and values behind those that stand, where a later pass may overwrite them. Only attention tells
+rows apart: neighbours with as many new positions attend together (`Group`). Backbones of Llama's kind run in a lean
+version of their layers, all others through transformers, with a cache that writes into the slots and rows that are
+padded to one length. Chooses nothing. `arrange` makes the tensors that say where new positions go; what follows is a
+function of tensors.
 
-Letters: S slots, R rows (the slots of a group), W new places of a row, P places of a pass, X places of a group, L
-places that are attended to, D hidden width, A attention heads, G key/value heads, d head width, K codebooks, N
-positions of an image.
+Letters: S slots, R rows (the slots of a group), W new positions of a row, P positions of a pass, X positions of a
+group, L positions that are attended to, D hidden width, A attention heads, G key/value heads, d head width, K
+codebooks, N positions of an image.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ class CachedForward:
         self.run_backbone = LlamaBackbone(model.backbone) if is_llama(model.backbone) else AnyBackbone(model.backbone)
         self.code_cache = model.code_embedding.new_cache(0, 0)
 
-    def reserve(self, num_slots: int, num_places: int, num_positions: int) -> None:
-        """Make room for that many sequences of that many places, with images of that many positions; all stays."""
-        if num_slots > self.num_slots or num_places > self.capacity:
+    def reserve(self, num_slots: int, length: int, num_positions: int) -> None:
+        """Make room for that many sequences of that length, with images of that many positions; all stays."""
+        if num_slots > self.num_slots or length > self.capacity:
             self.num_growths += 1
-            self.num_slots, self.capacity = max(num_slots, self.num_slots), max(num_places, self.capacity)
+            self.num_slots, self.capacity = max(num_slots, self.num_slots), max(length, self.capacity)
             for number, old in enumerate(self.layers):
                 self.layers[number] = old.new_zeros(self.num_slots, self.capacity, *old.shape[2:])
                 self.layers[number][: old.shape[0], : old.shape[1]] = old
@@ -72,23 +72,24 @@ class CachedForward:
         return isinstance(self.run_backbone, LlamaBackbone)
 
     @property
-    def place_bytes(self) -> int:
+    def bytes_per_position(self) -> int:
+        """Of keys and values, in all layers."""
         text = self.model.config.text_config
         num_heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
         head_width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         return 2 * text.num_hidden_layers * num_heads * head_width * self.model.lm_head.weight.element_size()
 
-    def swap(self, a: int, b: int, num_places: int) -> None:
-        """Exchange the first places of two slots, and the images being drawn."""
-        for buffer in (*(layer[:, :num_places] for layer in self.layers), *(self.code_cache or ())):
+    def swap(self, a: int, b: int, length: int) -> None:
+        """Exchange the first `length` positions of two slots, and the images being drawn."""
+        for buffer in (*(layer[:, :length] for layer in self.layers), *(self.code_cache or ())):
             kept = buffer[a].clone()
             buffer[a] = buffer[b]
             buffer[b] = kept
 
-    def copy(self, source: int, target: int, num_places: int) -> None:
-        """Copy the first places of a slot to another."""
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Copy the first `length` positions of a slot to another."""
         for buffer in self.layers:
-            buffer[target, :num_places] = buffer[source, :num_places]
+            buffer[target, :length] = buffer[source, :length]
 
     def bucket(self, lengths: Sequence[int], counts: Sequence[int]) -> Bucket | None:
         """The size of a pass over such rows where the backbone needs rows of one length; None: it does not."""
@@ -98,25 +99,25 @@ class CachedForward:
 
     def arrange(
         self, lengths: Sequence[int], counts: Sequence[int], *, first: int = 0, bucket: Bucket | None = None
-    ) -> tuple[Places, list[int]]:
-        """Where new places go, and which place of the pass is the first of each row.
+    ) -> tuple[Placement, list[int]]:
+        """Where new positions go, and the index in the pass of the first one of each row.
 
         Args:
-            lengths: places of each row before them.
-            counts: new places of each row.
+            lengths: positions of each row before them.
+            counts: new positions of each row.
             first: the slot of the first row.
-            bucket: sizes to fill up to, with places that are computed and written where nothing reads; None: rows
+            bucket: sizes to fill up to, with positions that are computed and written where nothing reads; None: rows
                 lie one after another.
         """
         if bucket is not None:
             shape = bucket.num_rows, bucket.num_new
-            # the last place is one that no sequence uses
+            # the last position is one that no sequence uses
             position_RW = np.full(shape, self.capacity - 1)
             for row, (length, count) in enumerate(zip(lengths, counts, strict=True)):
                 position_RW[row, :count] = np.arange(length, length + count)
             slot_RW = np.broadcast_to(np.arange(first, first + shape[0])[:, None], shape)
             group = Group(first, *bucket, is_masked=True)
-            return self._place(position_RW.flatten(), slot_RW.flatten(), (group,)), [
+            return self._make_placement(position_RW.flatten(), slot_RW.flatten(), (group,)), [
                 row * bucket.num_new for row in range(len(counts))
             ]
         begins = [0, *accumulate(counts)][: len(counts)]
@@ -129,26 +130,26 @@ class CachedForward:
                 groups.append(Group(first, num_rows + 1, count, max(attended, length + count), is_masked=True))
             elif count:
                 groups.append(Group(slot, 1, count, length + count, is_masked=count > 1))
-        return self._place(position_P, slot_P, tuple(groups)), begins
+        return self._make_placement(position_P, slot_P, tuple(groups)), begins
 
-    def _place(self, position_P: np.ndarray, slot_P: np.ndarray, groups: tuple[Group, ...]) -> Places:
+    def _make_placement(self, position_P: np.ndarray, slot_P: np.ndarray, groups: tuple[Group, ...]) -> Placement:
         index_P = slot_P * self.capacity + position_P
         to_device = partial(torch.tensor, device=self.device)
-        return Places(to_device(position_P), to_device(index_P), groups)
+        return Placement(to_device(position_P), to_device(index_P), groups)
 
     def embed(self, tokens_P: Tensor, drawn: DrawnPositions | None) -> Tensor:
-        """Embeddings (P, D) of new places; `drawn`: those that are image positions; None where there are none."""
+        """Embeddings (P, D) of new positions; `drawn`: those that are image positions; None where there are none."""
         embedded_PD = self.model.get_input_embeddings()(tokens_P)
         if drawn is None:
             return embedded_PD
-        codes_RWK, index_RW, columns_R, slots_R, place_RW = drawn
+        codes_RWK, index_RW, columns_R, slots_R, pass_index_RW = drawn
         positions_RWD = self.model.code_embedding.step(codes_RWK, index_RW, columns_R, self.code_cache, slots_R)
         positions_PD = positions_RWD.flatten(0, 1).to(embedded_PD.dtype)
-        return F.pad(embedded_PD, (0, 0, 0, 1)).index_copy(0, place_RW.flatten(), positions_PD)[:-1]
+        return F.pad(embedded_PD, (0, 0, 0, 1)).index_copy(0, pass_index_RW.flatten(), positions_PD)[:-1]
 
-    def __call__(self, embedded_PD: Tensor, places: Places) -> Tensor:
-        """Hidden states (P, D) of new places."""
-        position_P, index_P, groups = places
+    def __call__(self, embedded_PD: Tensor, placement: Placement) -> Tensor:
+        """Hidden states (P, D) of new positions."""
+        position_P, index_P, groups = placement
         parts, begin = [], 0
         for group in groups:
             part = slice(begin, begin := begin + group.num_rows * group.num_new)
@@ -156,7 +157,7 @@ class CachedForward:
         return self.run_backbone(embedded_PD, position_P, Pass(self, index_P, parts))
 
     def _mask(self, group: Group, position_X: Tensor, *, like: Tensor) -> Tensor | None:
-        """What is added to the attention scores (R, 1, W, L) of a group, whose new places have these positions in their
+        """What is added to the attention scores (R, 1, W, L) of a group, whose new positions are these in their
         sequences; None: nothing."""
         if not group.is_masked:
             return None
@@ -175,38 +176,38 @@ class Bucket(NamedTuple):
 
 
 class Group(NamedTuple):
-    """Neighbouring rows with as many new places each, which attend in one operation."""
+    """Neighbouring rows with as many new positions each, which attend in one operation."""
 
     first: int  # slot of the first row
     num_rows: int  # R
     num_new: int  # W
     attended: int  # L
-    is_masked: bool  # whether some of these are no predecessors of some new place
+    is_masked: bool  # whether some of these are no predecessors of some new position
 
 
-class Places(NamedTuple):
-    """Where the new places of a pass go."""
+class Placement(NamedTuple):
+    """Where the new positions of a pass go."""
 
     position_P: Tensor  # in their sequences
-    index_P: Tensor  # among all places of all slots
+    index_P: Tensor  # among all positions of all slots
     groups: tuple[Group, ...]
 
 
 class DrawnPositions(NamedTuple):
-    """The image positions among the new places, row by row; rows are filled up."""
+    """The image positions among the new positions, row by row; rows are filled up."""
 
     codes_RWK: Tensor
     index_RW: Tensor  # in their images; -1: none is here
     columns_R: Tensor  # of the images
     slots_R: Tensor
-    place_RW: Tensor  # of the pass; P: none is here
+    pass_index_RW: Tensor  # in the pass; P: none is here
 
 
 class Part(NamedTuple):
     """The part of a pass that a group is."""
 
     group: Group
-    places: slice  # among those of the pass
+    positions: slice  # among those of the pass
     mask_R1WL: Tensor | None  # added to attention scores
 
     def read(self, buffer: Tensor) -> tuple[Tensor, Tensor]:
@@ -220,11 +221,11 @@ class Pass(NamedTuple):
     """What the layers need to know of a pass, and how they store keys and values."""
 
     forward: CachedForward
-    index_P: Tensor  # where each place is among all places of all slots
+    index_P: Tensor  # where each position is among all positions of all slots
     parts: list[Part]
 
     def write(self, layer: int, keys_PGd: Tensor, values_PGd: Tensor) -> Tensor:
-        """Store new places; keys and values (S, capacity, 2, G, d) of all slots."""
+        """Store new positions; keys and values (S, capacity, 2, G, d) of all slots."""
         forward = self.forward
         if layer == len(forward.layers):
             forward.layers.append(keys_PGd.new_zeros(forward.num_slots, forward.capacity, 2, *keys_PGd.shape[1:]))
@@ -240,14 +241,14 @@ class AnyBackbone:
     def __init__(self, backbone: Any) -> None:
         self.backbone = backbone
 
-    def __call__(self, embedded_PD: Tensor, position_P: Tensor, places: Pass) -> Tensor:
-        (part,) = places.parts
+    def __call__(self, embedded_PD: Tensor, position_P: Tensor, current: Pass) -> Tensor:
+        (part,) = current.parts
         shape, num_layers = (part.group.num_rows, part.group.num_new), self.backbone.config.num_hidden_layers
         hidden_RWD = self.backbone(
             inputs_embeds=embedded_PD.unflatten(0, shape),
             attention_mask=part.mask_R1WL,
             position_ids=position_P.unflatten(0, shape),
-            past_key_values=Cache(layers=[SlotLayer(places, number) for number in range(num_layers)]),
+            past_key_values=Cache(layers=[SlotLayer(current, number) for number in range(num_layers)]),
             use_cache=True,
         ).last_hidden_state
         return hidden_RWD.flatten(0, 1)
@@ -256,13 +257,13 @@ class AnyBackbone:
 class SlotLayer(DynamicLayer):
     """The cache of one layer, as transformers wants it."""
 
-    def __init__(self, places: Pass, number: int) -> None:
+    def __init__(self, current: Pass, number: int) -> None:
         super().__init__()
-        self.places, self.number = places, number
+        self.current, self.number = current, number
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: object, **rest: object) -> tuple[Tensor, Tensor]:
         keys_PGd, values_PGd = (states.transpose(1, 2).flatten(0, 1) for states in (key_states, value_states))
-        return self.places.parts[0].read(self.places.write(self.number, keys_PGd, values_PGd))
+        return self.current.parts[0].read(self.current.write(self.number, keys_PGd, values_PGd))
 
 
 def is_llama(backbone: Any) -> bool:
@@ -285,12 +286,12 @@ class LlamaBackbone:
         half = self.layers[0].head_width // 2
         self.signs_d = torch.tensor([-1.0] * half + [1.0] * half, device=backbone.device)
 
-    def __call__(self, embedded_PD: Tensor, position_P: Tensor, places: Pass) -> Tensor:
+    def __call__(self, embedded_PD: Tensor, position_P: Tensor, current: Pass) -> Tensor:
         cos_1Pd, sin_1Pd = self.rotary_emb(embedded_PD, position_P[None])
         turn = cos_1Pd[0, :, None], (sin_1Pd[0] * self.signs_d.to(sin_1Pd.dtype))[:, None]
         hidden_PD = embedded_PD
         for layer in self.layers:
-            hidden_PD = layer(hidden_PD, turn, places)
+            hidden_PD = layer(hidden_PD, turn, current)
         return normalise(hidden_PD, self.norm)
 
 
@@ -307,13 +308,13 @@ class LlamaLayer:
         self.gate_up = joined([mlp.gate_proj, mlp.up_proj])
         self.down, self.activate = joined([mlp.down_proj]), mlp.act_fn
 
-    def __call__(self, hidden_PD: Tensor, turn: tuple[Tensor, Tensor], places: Pass) -> Tensor:
+    def __call__(self, hidden_PD: Tensor, turn: tuple[Tensor, Tensor], current: Pass) -> Tensor:
         heads_PHd = self.qkv(normalise(hidden_PD, self.input_norm)).unflatten(-1, (-1, self.head_width))
-        hidden_PD = hidden_PD + self.out(self.attend(heads_PHd, turn, places))
+        hidden_PD = hidden_PD + self.out(self.attend(heads_PHd, turn, current))
         gate, up = self.gate_up(normalise(hidden_PD, self.inner_norm)).chunk(2, dim=-1)
         return hidden_PD + self.down(self.activate(gate) * up)
 
-    def attend(self, heads_PHd: Tensor, turn: tuple[Tensor, Tensor], places: Pass) -> Tensor:
+    def attend(self, heads_PHd: Tensor, turn: tuple[Tensor, Tensor], current: Pass) -> Tensor:
         """Attention (P, A * d), from queries, keys and values side by side."""
         sizes = (self.num_heads + self.num_groups, self.num_groups)
         turned_PHd, values_PGd = heads_PHd.split(sizes, dim=1)
@@ -322,15 +323,15 @@ class LlamaLayer:
             turned_PHd = torch.cat([norm(part) for norm, part in zip(self.head_norms, parts, strict=True)], dim=1)
         turned_PHd = torch.addcmul(turned_PHd * turn[0], turned_PHd.roll(self.head_width // 2, dims=-1), turn[1])
         query_PAd, keys_PGd = turned_PHd.split((self.num_heads, self.num_groups), dim=1)
-        buffer = places.write(self.number, keys_PGd, values_PGd)
-        attended = [self.attend_part(query_PAd[part.places], buffer, part) for part in places.parts]
+        buffer = current.write(self.number, keys_PGd, values_PGd)
+        attended = [self.attend_part(query_PAd[part.positions], buffer, part) for part in current.parts]
         return (attended[0] if len(attended) == 1 else torch.cat(attended)).flatten(1)
 
     def attend_part(self, query_XAd: Tensor, buffer: Tensor, part: Part) -> Tensor:
-        """Attention (X, A, d) of the X places of neighbouring rows."""
+        """Attention (X, A, d) of the X positions of neighbouring rows."""
         query_RAWd = query_XAd.unflatten(0, (part.group.num_rows, -1)).transpose(1, 2)
         mask_R1WL, size = part.mask_R1WL, self.num_heads // self.num_groups
-        if size > 1:  # the heads of a group as further places, so that keys and values are not repeated
+        if size > 1:  # the heads of a group as further positions, so that keys and values are not repeated
             query_RAWd = query_RAWd.unflatten(1, (self.num_groups, -1)).flatten(2, 3)
             mask_R1WL = None if mask_R1WL is None else mask_R1WL.repeat(1, 1, size, 1)
         attended = F.scaled_dot_product_attention(query_RAWd, *part.read(buffer), attn_mask=mask_R1WL, scale=self.scale)

@@ -1,11 +1,11 @@
 """The engine: requests in, events out; one scheduler for all that is decoded.
 
-Every turn admits what finds free slots, and passes over all running sequences once. Rows stand at different places, and
-enter and leave at every turn. A pass feeds new sequences chunks of their prompts, and each other one its newest place
-and guesses of what follows. As noise is a function of the position, what really follows is a function of what is before
-it: as far as the guesses are that, they stand, and so does the first place that differs, since all before it was right.
-Results equal those of one place at a time, whatever is guessed (a fixed point; with noise held fixed, arXiv 2510.24211,
-2603.18599).
+Every turn admits what finds free slots, and passes over all running sequences once. Rows stand at different positions,
+and enter and leave at every turn. A pass feeds new sequences chunks of their prompts, and each other one its newest
+element and guesses of what follows. As noise is a function of the position, what really follows is a function of what
+is before it: as far as the guesses are that, they stand, and so does the first element that differs, since all before
+it was right. Results equal those of one position at a time, whatever is guessed (a fixed point; with noise held fixed,
+arXiv 2510.24211, 2603.18599).
 
 Several threads may ask at once: the first that waits for an event makes a turn for all, and the others find their
 events when it has ended. Nothing runs when nobody waits.
@@ -15,8 +15,8 @@ sequence did takes that beginning over, and guesses that it goes on as that did.
 
 Knows ids and codes, no strings and no pixels.
 
-Letters: R rows of a pass, W new places of a row, P places of a pass, D hidden width, X image positions to be sampled, Y
-text tokens to be sampled, V text vocabulary, K codebooks, C codes per codebook, N positions of an image.
+Letters: R rows of a pass, W new positions of a row, P positions of a pass, D hidden width, X image positions to be
+sampled, Y text tokens to be sampled, V text vocabulary, K codebooks, C codes per codebook, N positions of an image.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ import torch
 from torch import Tensor
 
 from mllm.conversation import CodesPart
-from mllm.engine.forward import Bucket, CachedForward, DrawnPositions, Places
+from mllm.engine.forward import Bucket, CachedForward, DrawnPositions, Placement
 from mllm.engine.guess import Guesser
 from mllm.engine.request import Done, Event, Failed, GenerationRequest, GenerationResult, ImagePreview
-from mllm.engine.state_machine import Cursor, Place, Sampled, SequenceState
+from mllm.engine.state_machine import Cursor, Element, Sampled, SequenceState
 from mllm.engine.step import CodeTargets, Fed, Noise, StaticStep, Step, StepInputs, TextTargets, power_of_two, round_up
 from mllm.heads import Guidance
 from mllm.model import MLLMForConditionalGeneration
@@ -46,9 +46,9 @@ from mllm.sequence import TokenSequence
 NUM_SLOTS = 64  # sequences decoded together; a guided request takes two
 KEPT_SLOTS, KEPT_BYTES = 8, 2**28  # so many slots are made at once, to keep ended sequences in, unless they take more
 CAPACITY_STEP = 128
-PREFILL_PLACES = 512  # places of new prompts that a pass feeds at most, beside what is running
+PREFILL_POSITIONS = 512  # positions of new prompts that a pass feeds at most, beside what is running
 LEAST_COPIED = 8  # a shorter common beginning is computed again
-PASS_PLACES = 80  # places of a pass at most, unless there are more sequences
+PASS_POSITIONS = 80  # positions of a pass at most, unless there are more sequences
 
 
 @dataclass(slots=True, eq=False)
@@ -56,33 +56,33 @@ class Slot:
     """One sequence of the decoder."""
 
     row: int  # where its keys and values are
-    places: list[Place] = field(default_factory=list)  # what they are of; they stay after the request has ended
-    prompt: list[Place] = field(default_factory=list)
+    elements: list[Element] = field(default_factory=list)  # what they are of; they stay after the request has ended
+    prompt: list[Element] = field(default_factory=list)
     embeddings_TD: Tensor | None = None  # of the prompt
     running: Running | None = None  # whose it is; None: free
     last_turn: int = 0  # when it became free
-    num_led: int = 0  # places of the prompt that it takes in the current pass, before those of the window
-    fed: list[int] = field(default_factory=list)  # which places of the window it takes in the current pass
-    begin: int = 0  # where these begin among all places of the pass
+    num_led: int = 0  # elements of the prompt that it takes in the current pass, before those of the window
+    fed: list[int] = field(default_factory=list)  # which elements of the window it takes in the current pass
+    begin: int = 0  # where these begin in the pass
 
     @property
     def num_unfed(self) -> int:
-        """Places of the prompt to be fed before its last one, which is the first of a window."""
-        return max(len(self.prompt) - 1 - len(self.places), 0)
+        """Elements of the prompt to be fed before its last one, which is the first of a window."""
+        return max(len(self.prompt) - 1 - len(self.elements), 0)
 
 
 @dataclass(slots=True, eq=False)
 class Running:
-    """One request while it is decoded, and its window: what it feeds in a pass, the pending place and guesses."""
+    """One request while it is decoded, and its window: what it feeds in a pass, the pending element and guesses."""
 
     state: SequenceState
     slots: list[Slot] = field(default_factory=list)  # its own and, if it is guided, the unconditional one
     guesser: Guesser = field(init=False)
-    pending: Place | None = None  # what stands but is not fed yet; None: the last place of the prompts
-    places: list[Place | None] = field(default_factory=list)  # of the window
+    pending: Element | None = None  # what stands but is not fed yet; None: the last element of the prompts
+    elements: list[Element | None] = field(default_factory=list)  # of the window
     cursors: list[Cursor] = field(default_factory=list)  # after each of them
-    chosen: dict[int, Place] = field(default_factory=dict)  # what was sampled after the place of an index
-    refused: set[int] = field(default_factory=set)  # after which places an image would begin, had it the room
+    chosen: dict[int, Element] = field(default_factory=dict)  # what was sampled after the element of an index
+    refused: set[int] = field(default_factory=set)  # after which elements an image would begin, had it the room
 
     @property
     def is_ready(self) -> bool:
@@ -90,26 +90,26 @@ class Running:
         return all(slot.num_unfed == slot.num_led for slot in self.slots)
 
     def open_window(self, most: int) -> None:
-        """The pending place and up to `most` - 1 guesses."""
+        """The pending element and up to `most` - 1 guesses."""
         state, cursor, pending = self.state, self.state.cursor, self.pending
-        self.places, self.cursors, self.chosen, self.refused = [pending], [cursor], {}, set()
+        self.elements, self.cursors, self.chosen, self.refused = [pending], [cursor], {}, set()
         most, limit = min(most, state.request.window or most), 0
         # one image at most: a slot's code embedding holds the keys and values of one
         is_in_image = (cursor.is_framed and cursor.plan_length is None) or isinstance(pending, tuple)
         num_images = cursor.num_images + (not is_in_image)
-        while len(self.places) < most:
+        while len(self.elements) < most:
             cursor = self.cursors[-1]
             limit = max(limit, self.guesser.limit(cursor))  # guesses of a plan may reach the image, which has its own
-            if len(self.places) > limit:
+            if len(self.elements) > limit:
                 break
-            place = state.next_place(cursor)
-            if isinstance(place, Sampled):
-                is_processed = place is Sampled.TOKEN and state.request.logits_processors
-                place = None if is_processed else self.guesser.guess(cursor, self.places[1:])
-            if place is None or (not isinstance(place, int) and cursor.num_images != num_images):
+            element = state.next_element(cursor)
+            if isinstance(element, Sampled):
+                is_processed = element is Sampled.TOKEN and state.request.logits_processors
+                element = None if is_processed else self.guesser.guess(cursor, self.elements[1:])
+            if element is None or (not isinstance(element, int) and cursor.num_images != num_images):
                 break
-            self.places.append(place)
-            self.cursors.append(state.advance(cursor, place))
+            self.elements.append(element)
+            self.cursors.append(state.advance(cursor, element))
         for slot in self.slots:  # the unconditional one does not see plans
             sees_all = slot is self.slots[0]
             slot.fed = [n for n, cursor in enumerate(self.cursors) if sees_all or cursor.plan_length is None]
@@ -117,19 +117,19 @@ class Running:
     def advance(self) -> Iterator[Event]:
         """Put what stands into the sequence, and yield what that means."""
         state = self.state
-        standing: list[Place] = []
-        for guess in [*self.places[1:], None]:
-            place = state.next_place(state.cursor)
-            if isinstance(place, Sampled):
-                place = self.chosen[len(standing)]
+        standing: list[Element] = []
+        for guess in [*self.elements[1:], None]:
+            element = state.next_element(state.cursor)
+            if isinstance(element, Sampled):
+                element = self.chosen[len(standing)]
                 state.image_refused |= len(standing) in self.refused
-            yield from state.add(place)
-            standing.append(place)
-            if place != guess or state.cursor.finish_reason is not None:
+            yield from state.add(element)
+            standing.append(element)
+            if element != guess or state.cursor.finish_reason is not None:
                 break
         for slot in self.slots:
-            fed = [self.places[n] for n in slot.fed if n < len(standing)]
-            slot.places += [slot.prompt[-1] if place is None else place for place in fed]
+            fed = [self.elements[n] for n in slot.fed if n < len(standing)]
+            slot.elements += [slot.prompt[-1] if element is None else element for element in fed]
         self.pending = standing[-1]
         self.guesser.see(self.cursors, self.chosen, standing)
         yield from self.preview()
@@ -258,22 +258,22 @@ class Engine:
         Several streams may be read in turns: each turn of one brings all of them forward.
         """
         source = iter(requests)
-        places: dict[int, int] = {}  # in the stream, of those that have not ended
+        index_of: dict[int, int] = {}  # by number: the index in the stream, of those that have not ended
         num_taken = 0
         try:
             while True:
                 while (request := next(source, None)) is not None:
-                    places[self.submit(request)] = num_taken
+                    index_of[self.submit(request)] = num_taken
                     num_taken += 1
-                if not places:
+                if not index_of:
                     return
-                for event in self.take(list(places)):
-                    place = places[event.index]
+                for event in self.take(list(index_of)):
+                    index = index_of[event.index]
                     if isinstance(event, Done | Failed):
-                        del places[event.index]
-                    yield replace(event, index=place)
+                        del index_of[event.index]
+                    yield replace(event, index=index)
         finally:
-            for number in places:
+            for number in index_of:
                 self.cancel(number)
 
     # ---- a turn ----
@@ -311,9 +311,9 @@ class Engine:
         self.waiting.extendleft(reversed(later))
         return failed
 
-    def _will_share(self, prompt: list[Place]) -> bool:
+    def _will_share(self, prompt: list[Element]) -> bool:
         """Whether more of this prompt is being fed by another sequence than has been."""
-        fed = max((num_common(slot.places, prompt) for slot in self.slots), default=0)
+        fed = max((num_common(slot.elements, prompt) for slot in self.slots), default=0)
         filling = [slot.prompt for slot in self.slots if slot.running is not None and slot.num_unfed]
         return any(num_common(other, prompt) > max(2 * fed, fed + LEAST_COPIED) for other in filling)
 
@@ -329,29 +329,29 @@ class Engine:
         running.guesser = Guesser(state, continuations[0])
         self.running.append(running)
 
-    def _make_room(self, num_slots: int, num_places: int, num_positions: int) -> None:
+    def _make_room(self, num_slots: int, length: int, num_positions: int) -> None:
         """Have so many free slots of such a length."""
-        num_places = -(-num_places // CAPACITY_STEP) * CAPACITY_STEP
+        length = -(-length // CAPACITY_STEP) * CAPACITY_STEP
         if self.static is not None:
-            num_places, num_positions = power_of_two(num_places), power_of_two(num_positions)
-        capacity = max(num_places, self.forward.capacity - 1)
+            length, num_positions = power_of_two(length), power_of_two(num_positions)
+        capacity = max(length, self.forward.capacity - 1)
         needed = sum(slot.running is not None for slot in self.slots) + num_slots
         total = len(self.slots)
         if needed > total:
             total = min(max(2 * total, needed), self.num_slots)
-        kept = min(KEPT_BYTES // (capacity * self.forward.place_bytes), KEPT_SLOTS, self.num_slots)
+        kept = min(KEPT_BYTES // (capacity * self.forward.bytes_per_position), KEPT_SLOTS, self.num_slots)
         total = max(total, kept)
         self.forward.reserve(total, capacity + 1, num_positions)
         self.slots += [Slot(row) for row in range(len(self.slots), total)]
 
-    def _take_slot(self, prompt: list[Place]) -> tuple[Slot, list[Place]]:
+    def _take_slot(self, prompt: list[Element]) -> tuple[Slot, list[Element]]:
         """A free slot with as much of the prompt as any slot has, and what went on there."""
         donor = max(self.slots, key=lambda slot: num_common(self._shareable(slot), prompt))
         num_shared = min(num_common(self._shareable(donor), prompt), len(prompt) - 1)
-        continuation = [*donor.places, *([donor.running.pending] if donor.running else [])][len(prompt) :]
+        continuation = [*donor.elements, *([donor.running.pending] if donor.running else [])][len(prompt) :]
         if num_shared < len(prompt) - 1:
             continuation = []
-        if donor.running is None and 2 * num_shared >= len(donor.places):
+        if donor.running is None and 2 * num_shared >= len(donor.elements):
             slot = donor
         else:
             free = [slot for slot in self.slots if slot.running is None]
@@ -360,16 +360,18 @@ class Engine:
                 self.forward.copy(donor.row, slot.row, num_shared)
             elif slot is not donor:
                 num_shared = 0
-        slot.places, slot.prompt = prompt[:num_shared], prompt
-        return slot, [place for place in continuation if place is not None]
+        slot.elements, slot.prompt = prompt[:num_shared], prompt
+        return slot, [element for element in continuation if element is not None]
 
-    def _shareable(self, slot: Slot) -> list[Place]:
+    def _shareable(self, slot: Slot) -> list[Element]:
         """What another sequence may take over: new positions that see no others are no prompt."""
-        return slot.places[: len(slot.prompt)] if self.config.embedding_context == "current" else slot.places
+        return slot.elements[: len(slot.prompt)] if self.config.embedding_context == "current" else slot.elements
 
-    def _embed_prompt(self, prompt: list[Place], sequence: TokenSequence) -> Tensor:
+    def _embed_prompt(self, prompt: list[Element], sequence: TokenSequence) -> Tensor:
         image_id = self.config.image_token_id
-        ids_1T = torch.tensor([[place if isinstance(place, int) else image_id for place in prompt]], device=self.device)
+        ids_1T = torch.tensor(
+            [[element if isinstance(element, int) else image_id for element in prompt]], device=self.device
+        )
         if not len(sequence.codes_PK):
             return self.model.embed(ids_1T, None, None)[0]
         codes_PK, lengths_I = (
@@ -387,11 +389,11 @@ class Engine:
         ranks = [2 if slot.running is None else int(self._begins_apart(slot.running)) for slot in self.slots]
         for row, rank in enumerate(sorted(ranks)):
             if ranks[row] != rank:
-                place = max(n for n, other in enumerate(ranks) if other == rank)  # a hole is filled at once
-                slot, other = self.slots[row], self.slots[place]
-                self.forward.swap(row, place, max(len(slot.places), len(other.places)))
-                self.slots[row], self.slots[place], slot.row, other.row = other, slot, place, row
-                ranks[row], ranks[place] = rank, ranks[row]
+                source = max(n for n, other in enumerate(ranks) if other == rank)  # a hole is filled at once
+                slot, other = self.slots[row], self.slots[source]
+                self.forward.swap(row, source, max(len(slot.elements), len(other.elements)))
+                self.slots[row], self.slots[source], slot.row, other.row = other, slot, source, row
+                ranks[row], ranks[source] = rank, ranks[row]
 
     # ---- one pass over what is running ----
 
@@ -400,21 +402,21 @@ class Engine:
         slots = sorted((slot for running in rows for slot in running.slots), key=lambda slot: slot.row)
         unfed = [slot for slot in slots if slot.num_unfed]
         for slot in slots:
-            slot.num_led = min(slot.num_unfed, max(PREFILL_PLACES // max(len(unfed), 1), CAPACITY_STEP))
+            slot.num_led = min(slot.num_unfed, max(PREFILL_POSITIONS // max(len(unfed), 1), CAPACITY_STEP))
             slot.fed = []  # until its window is open
         ready = [running for running in rows if running.is_ready]
         open_windows(ready)
-        first, lengths = slots[0].row, [len(slot.places) for slot in slots]
+        first, lengths = slots[0].row, [len(slot.elements) for slot in slots]
         counts = [slot.num_led + len(slot.fed) for slot in slots]
         static = None if rows[0].pending is None else self.static
         bucket = (static or self.forward).bucket(lengths, counts)
-        places, begins = self.forward.arrange(lengths, counts, first=first, bucket=bucket)
+        placement, begins = self.forward.arrange(lengths, counts, first=first, bucket=bucket)
         for slot, begin in zip(slots, begins, strict=True):
             slot.begin = begin + slot.num_led
-        fed = self._list_fed(rows, len(places.position_P), bucket if static else None)
-        failed = self.sampler.sample(ready, fed, places, static)
+        fed = self._list_fed(rows, len(placement.position_P), bucket if static else None)
+        failed = self.sampler.sample(ready, fed, placement, static)
         for slot in slots:
-            slot.places += slot.prompt[len(slot.places) : len(slot.places) + slot.num_led]
+            slot.elements += slot.prompt[len(slot.elements) : len(slot.elements) + slot.num_led]
         events: list[Event] = []
         for running in ready:
             if (error := failed.get(running.state.number)) is not None:
@@ -425,10 +427,10 @@ class Engine:
                 self._free(running)
         return events
 
-    def _list_fed(self, rows: Sequence[Running], num_places: int, bucket: Bucket | None) -> Fed:
+    def _list_fed(self, rows: Sequence[Running], pass_length: int, bucket: Bucket | None) -> Fed:
         """What prompts and windows feed."""
-        tokens_P = np.full(num_places, self.config.pad_token_id)
-        drawn: dict[int, list[tuple[int, int, Place]]] = {}  # by slot: place of the pass, position of the image, codes
+        tokens_P = np.full(pass_length, self.config.pad_token_id)
+        drawn: dict[int, list[tuple[int, int, Element]]] = {}  # by slot: index in the pass, in the image, codes
         given: list[tuple[range, Tensor]] = []  # of prompts
         columns: dict[int, int] = {}
         for running, slot in [(each, slot) for each in rows for slot in each.slots]:
@@ -436,47 +438,50 @@ class Engine:
             if running.pending is None:
                 num_given = slot.num_led + bool(slot.fed)
                 begin = slot.begin - slot.num_led
-                embeddings = slot.embeddings_TD[len(slot.places) : len(slot.places) + num_given]
+                embeddings = slot.embeddings_TD[len(slot.elements) : len(slot.elements) + num_given]
                 given.append((range(begin, begin + num_given), embeddings))
             for at, n in enumerate(slot.fed, slot.begin):
-                place = running.places[n]
-                if isinstance(place, int):
-                    tokens_P[at] = place
-                elif place is not None:
-                    drawn.setdefault(slot.row, []).append((at, running.cursors[n].num_positions - 1, place))
-        places = [place for places, _ in given for place in places]
+                element = running.elements[n]
+                if isinstance(element, int):
+                    tokens_P[at] = element
+                elif element is not None:
+                    drawn.setdefault(slot.row, []).append((at, running.cursors[n].num_positions - 1, element))
+        given_indices = [index for indices, _ in given for index in indices]
         to_device = partial(torch.tensor, device=self.device)
         return Fed(
             tokens_P=to_device(tokens_P),
-            drawn=self._list_drawn(drawn, columns, num_places, bucket) if drawn else None,
-            given=(to_device(places), torch.cat([each for _, each in given])) if given else None,
+            drawn=self._list_drawn(drawn, columns, pass_length, bucket) if drawn else None,
+            given=(to_device(given_indices), torch.cat([each for _, each in given])) if given else None,
         )
 
     def _list_drawn(
         self,
-        drawn: dict[int, list[tuple[int, int, Place]]],
+        drawn: dict[int, list[tuple[int, int, Element]]],
         columns: dict[int, int],
-        num_places: int,
+        pass_length: int,
         bucket: Bucket | None,
     ) -> DrawnPositions:
-        """Image positions, by slot: the place of the pass, the position of the image, and the codes."""
+        """Image positions, by slot: the index in the pass, the index in the image, and the codes."""
         slots = [*drawn] if bucket is None else [*range(bucket.num_rows)]
         shape = len(slots), max(map(len, drawn.values())) if bucket is None else bucket.num_new
         codes_RWK = np.zeros((*shape, self.config.num_codebooks), dtype=np.int64)
-        index_RW, place_RW = np.full(shape, -1), np.full(shape, num_places)
+        index_RW, pass_index_RW = np.full(shape, -1), np.full(shape, pass_length)
         for r, slot in enumerate(slots):
-            for w, (place, index, codes) in enumerate(drawn.get(slot, ())):
-                codes_RWK[r, w], index_RW[r, w], place_RW[r, w] = codes, index, place
+            for w, (pass_index, index, codes) in enumerate(drawn.get(slot, ())):
+                codes_RWK[r, w], index_RW[r, w], pass_index_RW[r, w] = codes, index, pass_index
         columns_R, slots_R = [columns.get(slot, 1) for slot in slots], slots
         return DrawnPositions(
-            *(torch.tensor(each, device=self.device) for each in (codes_RWK, index_RW, columns_R, slots_R, place_RW))
+            *(
+                torch.tensor(each, device=self.device)
+                for each in (codes_RWK, index_RW, columns_R, slots_R, pass_index_RW)
+            )
         )
 
 
-def num_common(a: Sequence[Place], b: Sequence[Place]) -> int:
-    """How many places two sequences have in common at their beginnings."""
+def num_common(a: Sequence[Element], b: Sequence[Element]) -> int:
+    """How many elements two sequences have in common at their beginnings."""
     num_equal, end = 0, min(len(a), len(b))
-    while num_equal < end:  # compared slice by slice, which takes far less time than place by place
+    while num_equal < end:  # compared slice by slice, which takes far less time than one by one
         middle = (num_equal + end + 1) // 2
         if a[num_equal:middle] == b[num_equal:middle]:
             num_equal = middle
@@ -486,9 +491,9 @@ def num_common(a: Sequence[Place], b: Sequence[Place]) -> int:
 
 
 def open_windows(ready: Sequence[Running]) -> None:
-    """Open windows that share the places of a pass; text, of which little is guessed, comes first."""
-    room = PASS_PLACES
-    is_image = [running.state.next_place(running.state.cursor) is not Sampled.TOKEN for running in ready]
+    """Open windows that share the positions of a pass; text, of which little is guessed, comes first."""
+    room = PASS_POSITIONS
+    is_image = [running.state.next_element(running.state.cursor) is not Sampled.TOKEN for running in ready]
     in_order = sorted(range(len(ready)), key=is_image.__getitem__)
     for n, running in enumerate(ready[k] for k in in_order):
         running.open_window(max(1, room // (len(ready) - n) // len(running.slots)))
@@ -496,7 +501,7 @@ def open_windows(ready: Sequence[Running]) -> None:
 
 
 class Target(NamedTuple):
-    """What is to be sampled: that which comes after a place of a window."""
+    """What is to be sampled: that which comes after an element of a window."""
 
     running: Running
     after: int
@@ -514,13 +519,13 @@ class Target(NamedTuple):
         """Whether an image could begin here, had it the room."""
         return self.state.request.mode == "interleaved" and not self.state.has_room_for_image(self.cursor)
 
-    def place(self, slot: int) -> int:
-        """Where among the places of the pass the hidden state is."""
+    def pass_index(self, slot: int) -> int:
+        """Where in the pass the hidden state is."""
         return self.running.slots[slot].begin + self.running.slots[slot].fed.index(self.after)
 
 
 class Sampler:
-    """Says what is to be sampled after the places of a pass, and puts what was into the windows."""
+    """Says what is to be sampled after the positions of a pass, and puts what was into the windows."""
 
     def __init__(self, step: Step, *, is_static: bool) -> None:
         self.step, self.device = step, step.device
@@ -530,18 +535,20 @@ class Sampler:
         self.settings: dict[tuple[object, ...], RowSettings] = {}
 
     def sample(
-        self, ready: Sequence[Running], fed: Fed, places: Places, static: StaticStep | None
+        self, ready: Sequence[Running], fed: Fed, placement: Placement, static: StaticStep | None
     ) -> dict[int, Exception]:
         """Compute the pass; errors by the number of their requests. `static`: what computes it, if not each operation
         by itself."""
         codes, texts, processed = [], [], []
-        for target in [Target(running, after) for running in ready for after in range(len(running.places))]:
-            source = target.state.next_place(target.cursor)
+        for target in [Target(running, after) for running in ready for after in range(len(running.elements))]:
+            source = target.state.next_element(target.cursor)
             if source is Sampled.CODES:
                 codes.append(target)
             elif source is Sampled.TOKEN:
                 (processed if target.state.request.logits_processors else texts).append(target)
-        outputs = (static or self.step)(StepInputs(fed, places, self.describe_codes(codes), self.describe_texts(texts)))
+        outputs = (static or self.step)(
+            StepInputs(fed, placement, self.describe_codes(codes), self.describe_texts(texts))
+        )
         if codes:
             for target, codes_K in zip(codes, outputs.codes_XK.tolist(), strict=False):
                 target.running.chosen[target.after] = tuple(codes_K)
@@ -556,13 +563,13 @@ class Sampler:
         targets = self._fill_up(targets)
         configs = [target.state.request.image for target in targets]
         settings = self._stack(configs, self.config.codebook_size, self.config.num_codebooks)
-        rows, guidance = [target.place(0) for target in targets], None
+        rows, guidance = [target.pass_index(0) for target in targets], None
         if any(target.state.request.is_guided for target in targets):
             unconditional = list(range(len(rows)))
             for x, target in enumerate(targets):
                 if target.state.request.is_guided:
                     unconditional[x] = len(rows)
-                    rows.append(target.place(1))
+                    rows.append(target.pass_index(1))
             if self.is_static:
                 rows += rows[-1:] * (2 * len(targets) - len(rows))
             guidance = Guidance(
@@ -580,7 +587,7 @@ class Sampler:
         settings = self._stack([t.state.text_sampling(t.cursor) for t in targets], self.config.vocab_size)
         forbidden = [target.state.forbidden(target.cursor) for target in targets]
         return TextTargets(
-            places_Y=self.to_device([target.place(0) for target in targets]),
+            pass_index_Y=self.to_device([target.pass_index(0) for target in targets]),
             settings=settings,
             noise=self._noise(targets, settings),
             is_forbidden_YS=self.to_device([[id_ in ids for id_ in self.step.forbidden_ids] for ids in forbidden]),
@@ -613,7 +620,7 @@ class Sampler:
         """Put text tokens of requests with logits processors into the windows; errors by the number of the request."""
         failed: dict[int, Exception] = {}
         described = self.describe_texts(targets)
-        logits_YV = self.step.model.text_logits(hidden_PD.index_select(0, described.places_Y)).float()
+        logits_YV = self.step.model.text_logits(hidden_PD.index_select(0, described.pass_index_Y)).float()
         for y, target in enumerate(targets):
             try:
                 logits_YV[y] = self._process(logits_YV[y], target.state)
@@ -633,7 +640,7 @@ class Sampler:
 
 
 def put_tokens(targets: list[Target], tokens_Y: Tensor, wanted_Y: Tensor | None) -> None:
-    """Put text tokens into the windows, and note after which places an image would begin, had it the room."""
+    """Put text tokens into the windows, and note after which elements an image would begin, had it the room."""
     for target, token_id in zip(targets, tokens_Y.tolist(), strict=False):
         target.running.chosen[target.after] = token_id
     for target, token_id in zip(targets, [] if wanted_Y is None else wanted_Y.tolist(), strict=False):

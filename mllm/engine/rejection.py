@@ -49,23 +49,23 @@ def stream_accepted(
     The next try of an answer begins at once, beside all others.
     """
     source, is_exhausted, numbers = iter(requests), False, count()
-    active: dict[int, Attempt] = {}  # by the place of their request in the stream
+    active: dict[int, Attempt] = {}  # by the index of their request in the stream
     rejected: deque[Attempt] = deque()
     ready: deque[Event] = deque()
 
     def check_waiting() -> None:
-        waiting = {place: attempt for place, attempt in active.items() if attempt.held}
+        waiting = {index: attempt for index, attempt in active.items() if attempt.held}
         images = [image for attempt in waiting.values() for image in attempt.unchecked]
         enough = min(CHECKED_TOGETHER, max(1, len(active) // 4))
         if not images or (len(images) < enough and len(waiting) < len(active)):
             return
         results = iter(check(images))
-        for place, attempt in waiting.items():
+        for index, attempt in waiting.items():
             ready.extend(attempt.release([next(results) for _ in attempt.unchecked]))
             if attempt.is_rejected:
-                rejected.append(active.pop(place))
+                rejected.append(active.pop(index))
             elif attempt.is_finished:
-                del active[place]
+                del active[index]
 
     def next_requests() -> Iterator[GenerationRequest | None]:
         """What the stream asks for at every turn: images of the same turn are checked together."""

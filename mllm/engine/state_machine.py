@@ -1,9 +1,9 @@
-"""The state machine of one sequence: what may come at each next place, and where its token budget ends.
+"""The state machine of one sequence: what may come at each next position, and where its token budget ends.
 
 It forces what the image layout dictates: sizes, new lines and the end of an image are never sampled. An image that the
 budget could not finish never begins: the request is refused (`count_budget`), or the model may not begin it
 (`forbidden`). Where a sequence stands is a `Cursor`, a few numbers; `advance` gives the next one, so that rules hold
-for guessed places as for those that stand. Knows no logits, no caches, no other sequence.
+for guessed elements as for those that stand. Knows no logits, no caches, no other sequence.
 
 Letters: K codebooks, N positions of one image.
 """
@@ -35,7 +35,7 @@ from mllm.sequence import ImageLayout, TokenSequence
 
 IMAGE_STRIDE = 2**20  # between the noise positions of two images of an answer
 
-Place = int | tuple[int, ...]  # a token id, or the K codes of an image position
+Element = int | tuple[int, ...]  # what a position holds: a token id, or the K codes of an image position
 
 
 class Sampled(Enum):
@@ -48,11 +48,11 @@ class Sampled(Enum):
 class Cursor(NamedTuple):
     """Where a sequence stands."""
 
-    num_tokens: int = 0  # places of the answer so far
+    num_tokens: int = 0  # positions of the answer so far
     num_sampled: int = 0  # text tokens that were sampled
     num_images: int = 0  # images begun
     frame: tuple[int, ...] = ()  # tokens of the image being decoded, or those that every plan begins with
-    num_framed: int = 0  # how many of them are placed
+    num_framed: int = 0  # how many of them stand
     num_positions: int = 0  # image positions so far of the image being decoded, or of the last one
     plan_length: int | None = None  # of the next image's plan, while it is written
     finish_reason: FinishReason | None = None
@@ -86,14 +86,14 @@ class SequenceState:
         self.plans: list[list[int]] = []  # those of the images so far
         self.image_refused = False
         self.cursor = Cursor()
-        self.prompts = [list_places(prompt, layout.image_token_id) for prompt in request.prompts]
+        self.prompts = [list_elements(prompt, layout.image_token_id) for prompt in request.prompts]
         if request.mode == "image" and not may_plan(request, layout):
             # what is dictated before anything is sampled joins the prompt; the unconditional one sees no plan
             self.plans.append(list(request.given_plan or ()))
             opening = list(self.image_ids[: self.image_ids.index(layout.image_token_id)])
             self.token_ids = [*given_opening(request, layout), *opening]
-            for places, prefix in zip(self.prompts, (self.token_ids, opening), strict=False):
-                places += prefix
+            for prompt, prefix in zip(self.prompts, (self.token_ids, opening), strict=False):
+                prompt += prefix
             self.cursor = Cursor(len(self.token_ids), 0, 1, self.image_ids, len(opening))
 
     def _read_forced_codes(self) -> list[tuple[int, ...] | None]:
@@ -110,7 +110,7 @@ class SequenceState:
 
     # ---- what comes next ----
 
-    def next_place(self, cursor: Cursor) -> Place | Sampled | None:
+    def next_element(self, cursor: Cursor) -> Element | Sampled | None:
         """What comes after the cursor, if it is dictated, or from where it is sampled; None: nothing does."""
         if cursor.finish_reason is not None:
             return None
@@ -158,14 +158,14 @@ class SequenceState:
         return self.request.plan if is_plan else self.request.text
 
     def noise_position(self, cursor: Cursor) -> int:
-        """Which noise belongs to the next place; text and images count apart."""
+        """Which noise belongs to the next position; text and images count apart."""
         if not cursor.is_framed:
             return cursor.num_sampled
         return (cursor.num_images - 1) * IMAGE_STRIDE + cursor.num_positions
 
     @property
     def max_steps(self) -> int:
-        """Places that may still be added."""
+        """Positions that may still be added."""
         if self.request.mode != "image":
             return self._room(self.cursor)
         plan = len(self.plan_opening) + PLAN_BUDGET if self.plan_opening else 0
@@ -173,23 +173,23 @@ class SequenceState:
 
     # ---- what came ----
 
-    def advance(self, cursor: Cursor, place: Place) -> Cursor:
-        """The cursor after a place that may come there."""
+    def advance(self, cursor: Cursor, element: Element) -> Cursor:
+        """The cursor after an element that may come there."""
         changed: dict[str, object] = {"num_framed": cursor.num_framed + cursor.is_framed}
         num_tokens, finish_reason = cursor.num_tokens + 1, None
-        if not isinstance(place, int):
+        if not isinstance(element, int):
             changed["num_positions"] = num_positions = cursor.num_positions + 1
             if num_positions == self.num_positions and self.request.mode == "image":
                 finish_reason = "image"
                 num_tokens += len(cursor.frame) - cursor.num_framed - 1  # its end needs no step of the model
         elif not cursor.is_framed:
             changed["num_sampled"] = cursor.num_sampled + (not self._must_end_plan(cursor))
-            if place in (self.eos_id, self.request.end_id):
+            if element in (self.eos_id, self.request.end_id):
                 finish_reason = "eos"
-            elif place == self.layout.begin_image_id:
+            elif element == self.layout.begin_image_id:
                 changed |= {"frame": self.image_ids, "num_framed": 1, "num_positions": 0, "plan_length": None}
                 changed["num_images"] = cursor.num_images + 1
-            elif place == self.layout.begin_plan_id:
+            elif element == self.layout.begin_plan_id:
                 changed |= {"frame": self.plan_opening, "num_framed": 1, "plan_length": 0}
             elif cursor.plan_length is not None:
                 changed["plan_length"] = cursor.plan_length + 1
@@ -197,13 +197,13 @@ class SequenceState:
             finish_reason = "length"
         return cursor._replace(num_tokens=num_tokens, finish_reason=finish_reason, **changed)
 
-    def add(self, place: Place) -> Iterator[Event]:
-        """Put what stands at the next place, and tell what that means; the last codes complete the image."""
-        before, self.cursor = self.cursor, self.advance(self.cursor, place)
-        is_image = not isinstance(place, int)
-        self.token_ids.append(self.layout.image_token_id if is_image else place)
+    def add(self, element: Element) -> Iterator[Event]:
+        """Put what stands at the next position, and tell what that means; the last codes complete the image."""
+        before, self.cursor = self.cursor, self.advance(self.cursor, element)
+        is_image = not isinstance(element, int)
+        self.token_ids.append(self.layout.image_token_id if is_image else element)
         if is_image:
-            self.codes.append(place)
+            self.codes.append(element)
             yield ImageProgress(index=self.number, done=len(self.codes), total=self.num_positions)
             if len(self.codes) == self.num_positions:
                 self.parts.append(CodesPart(np.array(self.codes, dtype=np.uint16).T, self.grid))
@@ -212,16 +212,16 @@ class SequenceState:
                 yield ImageDone(index=self.number, codes=self.parts[-1], plan=tuple(self.plans[-1]))
         elif before.is_framed or self.cursor.finish_reason == "eos":
             pass
-        elif place == self.layout.begin_image_id:
+        elif element == self.layout.begin_image_id:
             self.plans.append(self.plan)
             self.plan, self.codes = [], []
-        elif place == self.layout.begin_plan_id:
+        elif element == self.layout.begin_plan_id:
             pass
         elif before.plan_length is not None:
-            self.plan.append(place)
+            self.plan.append(element)
         else:
-            append_text(self.parts, place)
-            yield TextDelta(index=self.number, token_id=place)
+            append_text(self.parts, element)
+            yield TextDelta(index=self.number, token_id=element)
         if self.cursor.finish_reason is not None:
             yield Done(index=self.number, result=self.result())
 
@@ -231,7 +231,7 @@ class SequenceState:
         return GenerationResult(self.token_ids, self.parts, reason, seed, self.image_refused, self.plans)
 
 
-def list_places(sequence: TokenSequence, image_token_id: int) -> list[Place]:
+def list_elements(sequence: TokenSequence, image_token_id: int) -> list[Element]:
     codes = iter(map(tuple, sequence.codes_PK.tolist()))
     return [next(codes) if id_ == image_token_id else id_ for id_ in sequence.token_ids_T.tolist()]
 
@@ -256,7 +256,7 @@ class NoRoomError(ValueError):
 
 
 def count_budget(request: GenerationRequest, *, layout: ImageLayout, context: int) -> int:
-    """Places a request may add.
+    """Positions a request may add.
 
     Raises:
         NoRoomError: a prompt or an image does not fit.

@@ -4,9 +4,9 @@ In: tensors of shapes that the host knows (`StepInputs`). Out: what was chosen. 
 tensor or waits for the device, so that the step can be compiled whole or captured as a CUDA graph (`StaticStep`), once
 for all inputs of the same sizes. Knows no requests; what the inputs mean is in mllm/engine/loop.py.
 
-Letters: R rows of a pass, W new places of a row, P places of a pass, D hidden width, K codebooks, C codes per codebook,
-X image positions to be sampled, H rows of the code head, Y text tokens to be sampled, V text vocabulary, S tokens that
-are forbidden at times.
+Letters: R rows of a pass, W new positions of a row, P positions of a pass, D hidden width, K codebooks, C codes per
+codebook, X image positions to be sampled, H rows of the code head, Y text tokens to be sampled, V text vocabulary, S
+tokens that are forbidden at times.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from mllm.engine.forward import Bucket, CachedForward, DrawnPositions, LlamaBackbone, Places
+from mllm.engine.forward import Bucket, CachedForward, DrawnPositions, LlamaBackbone, Placement
 from mllm.engine.state_machine import never_text_ids
 from mllm.heads import CodeDecoder, Guidance
 from mllm.model import MLLMForConditionalGeneration
@@ -28,7 +28,7 @@ from mllm.sampling import TEXT, RowSettings, choose, gumbel
 from mllm.sequence import ImageLayout
 
 COUNTS = (1, 4, 16, 40, 80)
-"""Of new places of a row, and of choices, in a static step; larger ones are powers of two."""
+"""Of new positions of a row, and of choices, in a static step; larger ones are powers of two."""
 LEAST_ATTENDED = 128
 MOST_PREPARED = 64  # sizes that are kept ready; of more, those used last
 
@@ -43,7 +43,7 @@ class Noise(NamedTuple):
 class CodeTargets(NamedTuple):
     """Image positions whose codes are sampled."""
 
-    places_H: Tensor  # where their hidden states are, then those of the unconditional rows
+    pass_index_H: Tensor  # of their hidden states, then those of the unconditional rows
     guidance: Guidance | None
     settings: RowSettings  # of all codes
     noise: Noise | None  # None: all are greedy
@@ -52,7 +52,7 @@ class CodeTargets(NamedTuple):
 class TextTargets(NamedTuple):
     """Text tokens that are sampled."""
 
-    places_Y: Tensor  # where their hidden states are
+    pass_index_Y: Tensor  # of their hidden states
     settings: RowSettings
     noise: Noise | None  # None: all are greedy
     is_forbidden_YS: Tensor  # of `Step.forbidden_ids_S`
@@ -65,14 +65,14 @@ class Fed(NamedTuple):
 
     tokens_P: Tensor
     drawn: DrawnPositions | None  # image positions; None: there are none
-    given: tuple[Tensor, Tensor] | None  # places whose embeddings are known, and these
+    given: tuple[Tensor, Tensor] | None  # indices in the pass where embeddings are known, and these
 
 
 class StepInputs(NamedTuple):
     """A pass: what it feeds, where that goes, and what is sampled from it."""
 
     fed: Fed
-    places: Places
+    placement: Placement
     codes: CodeTargets | None
     text: TextTargets | None
 
@@ -81,7 +81,7 @@ class StepOutputs(NamedTuple):
     hidden_PD: Tensor
     codes_XK: Tensor | None
     tokens_Y: Tensor | None
-    wanted_Y: Tensor | None  # without the rules of their places
+    wanted_Y: Tensor | None  # without the rules of their positions
 
 
 class Step:
@@ -108,11 +108,11 @@ class Step:
         embedded_PD = self.forward.embed(tokens_P, drawn)
         if given is not None:
             embedded_PD = embedded_PD.index_copy(0, *given)
-        hidden_PD = self.forward(embedded_PD, inputs.places)
+        hidden_PD = self.forward(embedded_PD, inputs.placement)
         codes_XK = None if inputs.codes is None else self.choose_codes(hidden_PD, inputs.codes)
         tokens_Y = wanted_Y = None
         if inputs.text is not None:
-            logits_YV = self.model.text_logits(hidden_PD.index_select(0, inputs.text.places_Y))
+            logits_YV = self.model.text_logits(hidden_PD.index_select(0, inputs.text.pass_index_Y))
             tokens_Y, wanted_Y = self.choose_tokens(logits_YV, inputs.text)
         return StepOutputs(hidden_PD, codes_XK, tokens_Y, wanted_Y)
 
@@ -130,7 +130,7 @@ class Step:
             noise_NC = None if noise_XKC is None else noise_XKC.flatten(0, 1)
             return choose(logits.flatten(0, 1), settings, noise_NC).view(logits.shape[:2])
 
-        hidden_HD = hidden_PD.index_select(0, targets.places_H)
+        hidden_HD = hidden_PD.index_select(0, targets.pass_index_H)
         return self.code_decoder.decode(hidden_HD, choose=choose_code, guidance=targets.guidance)
 
     def choose_tokens(self, logits_YV: Tensor, targets: TextTargets) -> tuple[Tensor, Tensor | None]:

@@ -34,13 +34,13 @@ class PipelineAnswerer:
     def __call__(
         self, items: Sequence[BenchmarkItem], seeds: Sequence[int], at_once: int
     ) -> Iterator[tuple[int, Answer]]:
-        """Answers with their places as they end; an error names the item that it is about."""
+        """Answers with their indices as they end; an error names the item that it is about."""
         taken: list[int] = []
         ended: set[int] = set()
 
         def dialogues() -> Iterator[list[Message]]:
-            for place, item in enumerate(items):
-                taken.append(place)
+            for index, item in enumerate(items):
+                taken.append(index)
                 yield [as_message(item)]
 
         try:
@@ -51,16 +51,16 @@ class PipelineAnswerer:
                     yield from zip(taken, drawn, strict=True)
                 return
             answers = self.pipeline.answer_each(dialogues(), self.mode, seeds, at_once=at_once, **self.sampling)
-            for place, parts in answers:
-                ended.add(place)
-                yield place, " ".join(map(str, parts)) if self.mode == "text" else parts[0]
+            for index, parts in answers:
+                ended.add(index)
+                yield index, " ".join(map(str, parts)) if self.mode == "text" else parts[0]
         except (ValueError, OSError):
-            for place in taken:
+            for index in taken:
                 try:
-                    if place not in ended:
-                        self.pipeline.answer([[as_message(items[place])]], self.mode, [seeds[place]], **self.sampling)
+                    if index not in ended:
+                        self.pipeline.answer([[as_message(items[index])]], self.mode, [seeds[index]], **self.sampling)
                 except (ValueError, OSError) as error:
-                    raise ValueError(f"{items[place].where}: {error}") from error
+                    raise ValueError(f"{items[index].where}: {error}") from error
             raise
 
     def draw_best(self, items: Sequence[BenchmarkItem], seeds: Sequence[int]) -> list[Image.Image]:

@@ -239,7 +239,7 @@ def answer_items(
     chosen = sampling if group.draws else Overrides()
     found = pipeline.answer_each(dialogues, mode, seeds, at_once=batch_size, **chosen)
     answers = dict(tqdm(found, total=len(items), desc=group.name, leave=False))
-    return [answers[place] for place in range(len(items))]
+    return [answers[index] for index in range(len(items))]
 
 
 def score_texts(group: Group, items: Sequence[CellItem], answers: Sequence[str]) -> dict:
@@ -296,13 +296,13 @@ def score_drawings(
     prepare = ImageProcessor(width=size, height=size)
     for style in tqdm(sorted({drawing.right.style for drawing in drawings}), desc="retrieval", leave=False):
         of_style = [cell for cell in cells if cell.style == style]
-        place = {cell.path: number for number, cell in enumerate(of_style)}
+        index_of = {cell.path: number for number, cell in enumerate(of_style)}
         drawn = [each for each in drawings if each.right.style == style and each.image is not None]
         if not drawn:
             continue
         gallery = Gallery(scorer, read_pixels(of_style, images, size))
         pixels_B3HW = prepare([each.image for each in drawn if each.image is not None])
-        right_B = torch.tensor([place[each.right.path] for each in drawn])
+        right_B = torch.tensor([index_of[each.right.path] for each in drawn])
         by_features = gallery.ranks_by_features(features_of(scorer, pixels_B3HW), right_B)
         for kind, ranks_B in zip(RETRIEVALS, (by_features, gallery.ranks_by_ssim(pixels_B3HW, right_B)), strict=True):
             for each, rank in zip(drawn, ranks_B.tolist(), strict=True):

@@ -90,12 +90,12 @@ def lmms_class() -> type:
                 settings = read_settings(given, self.mode)
                 answers = self.pipeline.answer_each(chats, self.mode, seeds, at_once=self.batch_size, **settings)
                 ended = {}
-                for place, parts in answers:
+                for index, parts in answers:
                     if self.mode == "text":
-                        ended[place] = cut_at(join_text(parts), given.get("until"))
+                        ended[index] = cut_at(join_text(parts), given.get("until"))
                     else:
-                        ended[place] = save_answer(parts, self.folder / task / split / f"{seeds[place]:08d}")
-                found += [ended[place] for place in sorted(ended)]
+                        ended[index] = save_answer(parts, self.folder / task / split / f"{seeds[index]:08d}")
+                found += [ended[index] for index in sorted(ended)]
             return found
 
         def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:

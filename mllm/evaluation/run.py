@@ -44,7 +44,7 @@ RUN_FORMAT = "mllm-run-1"
 
 Answer = str | Image.Image
 AnswerItems = Callable[[Sequence[BenchmarkItem], Sequence[int], int], Iterable[tuple[int, Answer]]]
-"""(items, their seeds, how many at the same time) -> the place and the text or image of each, as they end."""
+"""(items, their seeds, how many at the same time) -> the index and the text or image of each, as they end."""
 
 
 def shard_from_environment() -> tuple[int, int]:
@@ -177,9 +177,9 @@ def run_items(
         about = {"total": len(mine), "initial": len(mine) - len(todo), "unit": "item", "desc": "answers"}
         records: list[dict[str, Any]] = []
         try:
-            for place, given in tqdm(answers, disable=rank != 0, **about):
-                stored = store(items[todo[place]], given, seed=seeds[place], folder=folder.folder)
-                records.append({"index": todo[place], **stored})
+            for number, given in tqdm(answers, disable=rank != 0, **about):
+                stored = store(items[todo[number]], given, seed=seeds[number], folder=folder.folder)
+                records.append({"index": todo[number], **stored})
                 if len(records) >= batch_size:
                     append_lines(folder.part_file(rank), records)
                     records = []

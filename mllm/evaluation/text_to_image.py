@@ -250,9 +250,9 @@ class GenEval(ImageBenchmark):
     def submit(self, answered: Answers, folder: Path, *, annotations: Path | None, split: Path | None) -> list[Path]:
         """metadata.jsonl in the folder of every prompt, as the official tool reads it."""
         records = {folder / str(one.item.output).split("/")[0]: one.item.fields["record"] for one in answered}
-        for place, record in records.items():
-            write_text(place / "metadata.jsonl", json.dumps(record))
-        return [place / "metadata.jsonl" for place in records]
+        for prompt_folder, record in records.items():
+            write_text(prompt_folder / "metadata.jsonl", json.dumps(record))
+        return [prompt_folder / "metadata.jsonl" for prompt_folder in records]
 
 
 class DPGBench(ImageBenchmark):

@@ -264,12 +264,12 @@ class POPE(Benchmark):
             if (found := need_field(Line(item.where, dict(item.fields)), "category")) not in self.categories:
                 raise ValueError(f"{item.where}: category must be one of {', '.join(self.categories)}, got {found!r}")
             by_category[found].append(item)
-        places = {
+        numbers = {
             item.key: {"number": number, "of": len(group)}
             for group in by_category.values()
             for number, item in enumerate(group)
         }
-        return [replace(item, fields={**item.fields, **places[item.key]}) for item in items]
+        return [replace(item, fields={**item.fields, **numbers[item.key]}) for item in items]
 
     def score(self, answered: Answers, annotations: Path, options: ScoreOptions) -> Scores:
         """Mean F1 of the categories, and every metric of each, in percent."""

@@ -67,7 +67,7 @@ MODES |= dict.fromkeys(("ask", "describe", "talk"), "text")
 """How an answer to a job is decoded; other jobs let the model choose between text and images."""
 Part = str | Image.Image
 Answer = Callable[[Sequence[Sequence[Message]], Mode, Sequence[int]], Iterable[tuple[int, list[Part]]]]
-"""(dialogues that end with the user, mode, seeds) -> the place and the parts of each answer, as they end."""
+"""(dialogues that end with the user, mode, seeds) -> the index and the parts of each answer, as they end."""
 
 
 class Group(NamedTuple):
@@ -238,15 +238,15 @@ def hold(answer: Answer, held: Sequence[AnyHeld], mode: Mode, *, name: str) -> S
         for each in active:
             each.ask(turn)
         answers = answer_what_fits(answer, [each.messages for each in active], mode, [each.seed for each in active])
-        for place, given in tqdm(answers, total=len(active), desc=name, leave=False):
-            active[place].receive(turn, given)
+        for index, given in tqdm(answers, total=len(active), desc=name, leave=False):
+            active[index].receive(turn, given)
     return held
 
 
 def hold_groups(
     answer: Answer, *, count: int, seed: int, size: RenderSize, groups: Sequence[Group]
 ) -> dict[Group, Sequence[RunningDialogue]]:
-    """`count` dialogues of each group, held to their ends; the one at place n has seed + n."""
+    """`count` dialogues of each group, held to their ends; the one at index n has seed + n."""
     if count < 1:
         raise ValueError(f"count must be at least 1, got {count}")
     held = {}
@@ -263,9 +263,9 @@ def answer_what_fits(
     """Answers; none to a dialogue that a rambling model has let outgrow its context."""
     left = list(range(len(dialogues)))
     try:
-        for place, parts in answer(dialogues, mode, seeds):
-            left.remove(place)
-            yield place, parts
+        for index, parts in answer(dialogues, mode, seeds):
+            left.remove(index)
+            yield index, parts
         return
     except NoRoomError:  # maybe after others were answered
         if len(left) == 1:
@@ -273,8 +273,8 @@ def answer_what_fits(
             return
     half = len(left) // 2
     for some in (left[:half], left[half:]):
-        for place, parts in answer_what_fits(answer, [dialogues[n] for n in some], mode, [seeds[n] for n in some]):
-            yield some[place], parts
+        for index, parts in answer_what_fits(answer, [dialogues[n] for n in some], mode, [seeds[n] for n in some]):
+            yield some[index], parts
 
 
 @dataclass
@@ -449,7 +449,7 @@ def measure_best_of(
         indices, seeds = zip(*jobs[start : start + chunk], strict=True)
         asked = [requests[index] for index in indices]
         drawn = dict(answer([[Message("user", (TextPart(words),))] for words in asked], "image", seeds))
-        images = [drawn[place][0] for place in range(len(drawn))]
+        images = [drawn[index][0] for index in range(len(drawn))]
         for index, image, value in zip(indices, images, score(images, asked), strict=True):
             items[index].scores.append(value)
             items[index].is_right.append(check_answer(dialogues[index].checks[0], image, None).passed)

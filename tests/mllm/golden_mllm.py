@@ -45,7 +45,7 @@ def golden_weights() -> dict[str, Tensor]:
 
 
 def expand_images(ids_BT: Tensor, values_BT: Tensor, *, fill_value: int) -> Tensor:
-    """The values, with 16 places of `fill_value` where the ids have one image mark."""
+    """The values, with 16 positions of `fill_value` where the ids have one image mark."""
     rows = []
     for ids, values in zip(ids_BT.tolist(), values_BT.tolist(), strict=True):
         pairs = zip(ids, values, strict=True)

@@ -130,8 +130,8 @@ def write_plainly(model: MLLMForConditionalGeneration, request: GenerationReques
 
 
 MODELS = [
-    {"layout": layout, "head_type": head, "embedding_context": context, "image_position_embedding": places}
-    for head, (layout, context, places) in product(
+    {"layout": layout, "head_type": head, "embedding_context": context, "image_position_embedding": has_positions}
+    for head, (layout, context, has_positions) in product(
         ("depth_transformer", "mlp"),
         [("fixed", "prefix", True), ("fixed", "current", False), ("grid", "prefix", True), ("bare", "prefix", False)],
     )
@@ -207,8 +207,8 @@ def test_any_interleaving_gives_each_request_what_it_gets_alone(seeds: range, mo
         rng = random.Random(seed)
         layout, head_type = ("fixed", "grid")[seed % 2], ("depth_transformer", "mlp")[seed // 2 % 2]
         model = build_model(layout=layout, head_type=head_type, begin_plan_id=PLAN_ID)
-        monkeypatch.setattr(mllm.engine.loop, "PASS_PLACES", rng.choice([1, 10, 80]))
-        monkeypatch.setattr(mllm.engine.loop, "PREFILL_PLACES", rng.choice([1, 64]))
+        monkeypatch.setattr(mllm.engine.loop, "PASS_POSITIONS", rng.choice([1, 10, 80]))
+        monkeypatch.setattr(mllm.engine.loop, "PREFILL_POSITIONS", rng.choice([1, 64]))
         monkeypatch.setattr(mllm.engine.loop, "CAPACITY_STEP", rng.choice([3, 128]))
         engine = Engine(model, num_slots=rng.randint(2, 7), compile=seed // 4 % 2 == 1)
         if engine.static is None and seed % 4 == 3:  # passes that are padded, with prompts apart
@@ -295,7 +295,7 @@ def test_the_bundled_model_draws_the_same_with_and_without_guesses() -> None:
 
 
 def record_passes(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
-    """How many places every pass feeds to each row."""
+    """How many positions every pass feeds to each row."""
     passes: list[list[int]] = []
     arrange = CachedForward.arrange
 
@@ -311,7 +311,8 @@ def test_equal_prompts_are_run_once_and_draw_as_they_do_alone(
     monkeypatch: pytest.MonkeyPatch, model: MLLMForConditionalGeneration
 ) -> None:
     """Images of one sentence share its prompt, guided requests the unconditional one; images inside a prompt count. A
-    prompt is fed in the pass of what is running, an image takes one place for each position, of both rows if guided."""
+    prompt is fed in the pass of what is running; an image takes one position of a pass for each of its own, in both
+    rows if it is guided."""
     sentence, nothing = build_prompt(8, seed=1), build_prompt(9, seed=2)
     looked_at = build_prompt(5, seed=0, num_images=1)
     others = replace(looked_at, codes_PK=(looked_at.codes_PK + 1) % CODEBOOK_SIZE)
@@ -518,10 +519,10 @@ def test_events_tell_what_happens_in_order(
 def test_previews_hold_what_stands_and_change_nothing(model: MLLMForConditionalGeneration) -> None:
     plain = ask(seed=1)
     expected = Engine(model).generate([plain])[0].images[0].codes_KN
-    for every, window, places in ((3, 1, [3, 6]), (4, 1, [4, 8]), (2, None, None)):
+    for every, window, due in ((3, 1, [3, 6]), (4, 1, [4, 8]), (2, None, None)):
         events = list(Engine(model).stream([replace(plain, preview_every=every, window=window)]))
         previews = [event for event in events if isinstance(event, ImagePreview)]
-        assert places is None or [event.done for event in previews] == places
+        assert due is None or [event.done for event in previews] == due
         for event in previews:
             assert event.codes.codes_KN.shape == expected.shape
             assert (event.codes.codes_KN[:, : event.done] == expected[:, : event.done]).all()

@@ -93,8 +93,8 @@ def test_what_came_before_the_image_stays(pipeline: Pipeline) -> None:
     wrong = first.images[1].codes_KN.tolist()
     (result,) = results_of(run(pipeline, [request], by_codes(lambda codes: codes != wrong)))
 
-    place = [n for n, part in enumerate(first.parts) if isinstance(part, CodesPart)][1]
-    begun, images = first.parts[:place], first.images[:1]
+    end = [n for n, part in enumerate(first.parts) if isinstance(part, CodesPart)][1]
+    begun, images = first.parts[:end], first.images[:1]
     layout = ImageLayout.from_config(pipeline.config)
     token_ids = answer_ids(begun, first.plans[:1], layout)
     assert first.token_ids[: len(token_ids)] == token_ids, "the tokens of an answer follow from its parts"

@@ -52,7 +52,7 @@ SAMPLES = [
 
 
 def loss_by_loops(model: MLLMForConditionalGeneration, samples: list[TokenSequence]) -> Tensor:
-    """Sample by sample, place by place: hidden t predicts place t + 1."""
+    """Sample by sample, position by position: hidden t predicts position t + 1."""
     total, items = torch.zeros(()), 0.0
     config = model.config
     for sample in samples:

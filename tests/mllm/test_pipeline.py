@@ -387,8 +387,8 @@ def test_descriptions_share_the_passes_of_answers(planner: Pipeline, drawn: Imag
     assert answers == expected and 3 * together < 2 * in_turn
     answered: list[int] = []
     with pytest.raises(ValueError, match="say something"):
-        for place, _ in planner.answer_each([*shown[:2], [], *shown[2:]], "text", range(5), at_once=3):
-            answered.append(place)
+        for index, _ in planner.answer_each([*shown[:2], [], *shown[2:]], "text", range(5), at_once=3):
+            answered.append(index)
     assert sorted(answered)[:2] == [0, 1]
 
 

@@ -35,7 +35,7 @@ def test_a_class_conditional_model_learns_its_own_codes_and_resumes_exactly(
 ) -> None:
     """Two classes with one image each: after a few steps each is drawn by its number."""
     model = {**mllm_recipe.model, **MODELS["class"], "num_classes": 2, "image_guidance": 1.0}
-    # a row holds four samples of a class and four positions, and two places of padding
+    # a row holds four samples of a class and four positions, and two positions of padding
     recipe = changed(mllm_recipe, {"max_steps": 80, "save_steps": 78}, ema_decay=0.0, model=model, length=22)
     codes_EKN = np.random.default_rng(0).integers(0, 16, (2, 2, 4)).astype(np.uint16)
     records = []

@@ -47,13 +47,13 @@ class Answerer:
     ) -> Iterator[tuple[int, str | Image.Image]]:
         """Of `at_once` items the last ends first."""
         for start in range(0, len(items), at_once):
-            for place in reversed(range(start, min(start + at_once, len(items)))):
+            for index in reversed(range(start, min(start + at_once, len(items)))):
                 if len(self.asked) == self.stop_after:
                     raise KeyboardInterrupt
-                self.asked.append(items[place].question_id)
-                seed = seeds[place]
-                text = f"{items[place].prompt} seed {seed}"
-                yield place, Image.new("RGB", (4, 4), (seed, 0, 0)) if self.draws else text
+                self.asked.append(items[index].question_id)
+                seed = seeds[index]
+                text = f"{items[index].prompt} seed {seed}"
+                yield index, Image.new("RGB", (4, 4), (seed, 0, 0)) if self.draws else text
 
 
 def run(folder: Path, answerer: Answerer, *, batch_size: int = 4, shard: tuple[int, int] = (0, 1)) -> bool:

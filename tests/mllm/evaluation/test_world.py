@@ -117,8 +117,8 @@ def test_a_perfect_judge_finds_the_right_candidate_and_a_contrary_one_avoids_it(
 
     def draw(dialogues: Sequence[Sequence[Message]], mode: str, seeds: Sequence[int]) -> Answers:
         drawn.extend(seeds)
-        for place, ([message], seed) in enumerate(zip(dialogues, seeds, strict=True)):
-            yield place, [right[message.parts[0].text] if (seed - SEED) // STRIDE % 3 == 2 else empty]
+        for index, ([message], seed) in enumerate(zip(dialogues, seeds, strict=True)):
+            yield index, [right[message.parts[0].text] if (seed - SEED) // STRIDE % 3 == 2 else empty]
 
     for sign in (1, -1):
         drawn.clear()
