@@ -5,7 +5,7 @@ usage: python -m scripts.emoji.build OUT [--styles noto twemoji flat gradient] [
 Needs `pip install -r scripts/emoji/requirements.txt`, and npm unless the packages are in OUT/packages. It writes
 
     OUT/images/STYLE/NAME.png    every image, on white
-    OUT/images/augmented/NUMBER/ images of the training split, shifted, mirrored and with colors exchanged
+    OUT/images/augmented/NUMBER/ images of the training split, shifted, lit, mirrored, with colors exchanged
     OUT/cells.jsonl              of every image path, style, name, label, keywords, group, tone, gender, thing, split
     OUT/tokenizer/00000.tar ...  images and captions that the image tokenizer is trained on
     OUT/records/JOB/JOB.jsonl    chat messages for `mllm prepare OUT/records/JOB --images OUT/images`
@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import io
 import logging
+import math
 import os
 import sys
 import tarfile
@@ -29,10 +30,11 @@ from functools import partial
 from pathlib import Path
 from random import Random
 
-from PIL import Image, ImageOps
+import numpy as np
+from PIL import Image, ImageEnhance, ImageOps
 
 from mllm.files import whole_file, write_lines, write_text
-from scripts.emoji.records import NUM_TRUE_COLORS, make_records
+from scripts.emoji.records import LIT, OTHER_COLORS, make_records
 from scripts.emoji.sources import STYLES, Cell, Packages, read_cells, read_symbol_names
 
 logger = logging.getLogger(__name__)
@@ -67,16 +69,31 @@ def render_all(cells: list[Cell], folder: Path, *, size: int, num_processes: int
 
 
 def augment(image: Image.Image, number: int) -> Image.Image:
-    """Shift an image, mirror it or not, and exchange its colors or not: the same for every image with this number."""
+    """Shift an image and change it further as its number says, in the same way for every image."""
     rng = Random(f"augment/{number}")
     shift = [rng.randint(-MAX_SHIFT, MAX_SHIFT) * image.width // 128 for _ in range(2)]
-    if rng.random() < 0.5:
+    if number in LIT:
+        image = light(image, rng)
+    elif rng.random() < 0.5:
         image = ImageOps.mirror(image)
-    if number >= NUM_TRUE_COLORS:
+    if number in OTHER_COLORS:
         image = Image.merge("RGB", rng.sample(image.split(), 3))
     canvas = Image.new("RGB", image.size, BACKGROUND)
     canvas.paste(image, (shift[0], shift[1]))
     return canvas
+
+
+def light(image: Image.Image, rng: Random) -> Image.Image:
+    """Other brightness, contrast and saturation, and light from a side, on everything that is not white."""
+    is_white = (np.asarray(image) == 255).all(-1)
+    for enhance in (ImageEnhance.Color, ImageEnhance.Contrast, ImageEnhance.Brightness):
+        image = enhance(image).enhance(rng.uniform(0.75, 1.2))
+    pixels, angle, strength = np.asarray(image, dtype=np.float32), rng.uniform(0, 2 * math.pi), rng.uniform(0, 0.4)
+    height, width, _ = pixels.shape
+    across, down = np.linspace(-1, 1, width), np.linspace(-1, 1, height)[:, None]
+    lit = pixels * (1 + strength * (across * math.cos(angle) + down * math.sin(angle)))[..., None]
+    lit[is_white] = 255
+    return Image.fromarray(lit.clip(0, 255).astype(np.uint8))
 
 
 def write_augmented(path: str, images: Path) -> None:

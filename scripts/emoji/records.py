@@ -8,7 +8,7 @@ Every record is a function of its cell and the seed. Renders nothing and reads n
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import combinations, product
 from random import Random
 from typing import NamedTuple
@@ -37,8 +37,9 @@ DRAWINGS_PER_CELL = 4
 DIALOGUES_PER_CELL = 2
 TALKS_PER_CELL = 2
 AUGMENTED_CHANGES_PER_CELL = 3
-NUM_AUGMENTATIONS, NUM_TRUE_COLORS = 64, 32
-"""How many augmentations there are, and how many of them, the first, leave the colors as they are."""
+AUGMENTED_DIALOGUES_PER_CELL = 2
+LIT, TRUE_COLORS, OTHER_COLORS = range(64), range(64, 96), range(96, 128)
+"""Numbers of augmentations: shifted and lit, shifted and perhaps mirrored, the same with colors exchanged."""
 QUESTIONS_PER_DIALOGUE = 4
 KEYWORD_COMBINATIONS = 40
 """Combinations of keywords that are tried for one that names a single emoji."""
@@ -110,9 +111,9 @@ def make_records(cells: list[Cell], *, symbol_names: list[str], seed: int = 0) -
         "draw_tones": lambda: writer.drawings(toned=True),
         "name": writer.questions,
         "odd_one_out": writer.odd_ones,
-        "restyle": lambda: writer.changes("restyle", writer._restyling, num_augmentations=NUM_AUGMENTATIONS),
-        "tone": lambda: writer.changes("tone", writer._tone, num_augmentations=NUM_TRUE_COLORS),
-        "gender": lambda: writer.changes("gender", writer._gender, num_augmentations=NUM_TRUE_COLORS),
+        "restyle": lambda: writer.changes("restyle", writer._restyling, augmentations=(*TRUE_COLORS, *OTHER_COLORS)),
+        "tone": lambda: writer.changes("tone", writer._tone, augmentations=TRUE_COLORS),
+        "gender": lambda: writer.changes("gender", writer._gender, augmentations=TRUE_COLORS),
         "talk": writer.talks,
         "unknown": lambda: writer.unknowns([name for name in (*symbol_names, *NOT_EMOJI) if not writer.knows(name)]),
     }
@@ -218,14 +219,16 @@ class RecordWriter:
         return None
 
     def questions(self) -> Iterator[list[Turn]]:
-        """An image and several questions about it."""
-        kinds = [self._name, self._style, self._group, self._both, self._is_it, self._is_it, self._is_style]
+        """An image and several questions about it: as it is, and augmented, where its style is not asked for."""
+        of_thing = [self._group, self._is_it, self._is_it]
+        kinds = [self._style, self._both, self._is_style, *of_thing]
         for cell in self.training:
             rng = self.rng("name", cell)
-            for _ in range(DIALOGUES_PER_CELL):
-                others = rng.sample(kinds[1:], QUESTIONS_PER_DIALOGUE - 1)
+            for copy in range(DIALOGUES_PER_CELL + AUGMENTED_DIALOGUES_PER_CELL):
+                is_augmented = copy >= DIALOGUES_PER_CELL
+                others = rng.sample(of_thing if is_augmented else kinds, QUESTIONS_PER_DIALOGUE - 1)
                 turns = [ask(cell, rng) for ask in rng.sample([self._name, *others], QUESTIONS_PER_DIALOGUE)]
-                turns[0][0].insert(0, cell)
+                turns[0][0].insert(0, Augmented(cell, rng.choice(LIT)) if is_augmented else cell)
                 yield turns
 
     def _name(self, cell: Cell, rng: Random) -> Turn:
@@ -264,7 +267,7 @@ class RecordWriter:
             yield [([*shown, rng.choice(ODD)], [f"the {PLACES[shown.index(odd)]} one, {odd.emoji.name}"])]
 
     def changes(
-        self, job: str, change: Callable[[Cell, Random], Turn | None], *, num_augmentations: int
+        self, job: str, change: Callable[[Cell, Random], Turn | None], *, augmentations: Sequence[int]
     ) -> Iterator[list[Turn]]:
         """Every image with a change of this kind, where there is one: as it is, and augmented like its answer.
 
@@ -276,7 +279,7 @@ class RecordWriter:
             question, (answer,) = turn
             if copy and isinstance(answer, Cell):
                 # by the label, so that both directions of a change share their images
-                number = Random(f"augment/{self.seed}/{cell.emoji.label}/{copy}").randrange(num_augmentations)
+                number = Random(f"augment/{self.seed}/{cell.emoji.label}/{copy}").choice(augmentations)
                 yield [([Augmented(cell, number), *question], [Augmented(answer, number)])]
             else:
                 yield [([cell, *question], [answer])]
