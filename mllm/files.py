@@ -89,6 +89,11 @@ def unfinished_name(path: Path) -> Path:
     return path.with_name(f"{path.name[:50]}.{secrets.token_hex(4)}{UNFINISHED}")
 
 
+def counted(number: int, noun: str) -> str:
+    """A number with its noun, as messages have it: "1 image", "2 images"."""
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
 def kind_of(path: Path) -> str:
     return "a folder" if path.is_dir() else "a file" if path.is_file() else "a device or a pipe"
 

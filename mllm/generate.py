@@ -94,8 +94,8 @@ def check_codes(ids_BT: Tensor, codes_PK: Any, lengths_I: Any, config: MLLMConfi
     num_placeholders, num_rows = int((ids_BT == config.image_token_id).sum()), 0 if codes_PK is None else len(codes_PK)
     if num_placeholders != num_rows:
         raise ValueError(
-            f"image placeholders must have one row of codes each, got {num_placeholders} placeholders and {num_rows} "
-            "rows; pass all that the processor returns"
+            f"image placeholders must have one row of codes each, got {num_rows} for {num_placeholders}; "
+            "pass all that the processor returns"
         )
     if (total := 0 if lengths_I is None else int(lengths_I.sum())) != num_rows:
         raise ValueError(f"image_lengths must add up to the codes, got {total} for {num_rows}; pass one per image")
@@ -364,7 +364,7 @@ def seeds_of(given: Mapping[str, Any], num_prompts: int) -> list[int]:
     num_answers, seed = num_prompts * given["num_return_sequences"], given.get("seed")
     if isinstance(seed, list):
         if len(seed) != num_answers:
-            raise ValueError(f"seeds must be one per answer, got {len(seed)} for {num_answers} answers")
+            raise ValueError(f"seeds must be one per answer, got {len(seed)} for {num_answers}")
         return seed
     first = int(torch.randint(2**31, ())) if seed is None else seed
     return list(range(first, first + num_answers))

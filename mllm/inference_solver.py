@@ -325,7 +325,7 @@ def build_messages(images: Sequence[SolverImage], qas: Turns, *, last_text: str 
     elif sum(counts) != len(images):
         raise ValueError(
             f"placeholders {PLACEHOLDER} must be as many as images, got {sum(counts)} (per question and answer: "
-            f"{', '.join(map(str, counts))}) for {len(images)} images; use one per image, or {ESCAPED} for the text"
+            f"{', '.join(map(str, counts))}) for {len(images)}; use one per image, or {ESCAPED} for the text"
         )
     parts = iter([image if isinstance(image, CodesPart) else ImagePart(read_image(image)) for image in images])
     messages: list[Message] = []

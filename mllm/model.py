@@ -237,8 +237,8 @@ class MLLMForConditionalGeneration(ThirdPartyMixin, PreTrainedModel, GenerationM
         check_values(
             num_images == num_codes,
             lambda: (
-                f"codes must have one row per image placeholder, got {int(num_images)} placeholders and {num_codes} "
-                "code rows; pass the codes of every image position in the batch, in reading order"
+                f"codes must have one row per image placeholder, got {num_codes} for {int(num_images)}; "
+                "pass the codes of every image position in the batch, in reading order"
             ),
         )
         if num_codes == 0:

@@ -570,7 +570,7 @@ def share_images(images: Any, texts: Sequence[str]) -> list[tuple[ImagePart, ...
     for num, found in zip(num_markers, lists, strict=False):
         if num and num != len(found):
             raise ValueError(
-                f"a text must have one {IMAGE} marker per image, got {num} for {len(found)} images; "
+                f"a text must have one {IMAGE} marker per image, got {num} for {len(found)}; "
                 "add or remove some so that they match"
             )
     return [tuple(ImagePart(read_image(image)) for image in found) for found in lists]

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from mllm.checkpoint import INDEX_FILE, RELEASED, our_shapes
 from mllm.config import RELEASED_TYPE, MLLMConfig, from_released
+from mllm.files import counted
 from mllm.model import MLLMForConditionalGeneration
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -97,7 +98,7 @@ def main() -> None:
         writer.join()
         sizes = [path.stat().st_size for path in source.glob("*.safetensors")]
         seconds, peak = convert(source, Path(folder) / "converted", dtype=args.dtype)
-    print(f"checkpoint {sum(sizes) / 1e9:.2f} GB in {len(sizes)} shards, largest {max(sizes) / 1e9:.2f} GB")
+    print(f"checkpoint {sum(sizes) / 1e9:.2f} GB in {counted(len(sizes), 'shard')}, largest {max(sizes) / 1e9:.2f} GB")
     print(f"converted to {args.dtype or 'the same type'} in {seconds:.1f} s, peak memory {peak:.2f} GB")
 
 

@@ -325,7 +325,7 @@ def png_files(folder: Path) -> list[Path]:
     """Reference images; PNG, because a lossy copy would change the score."""
     files = images_in(folder)
     if lossy := [file.name for file in files if file.suffix.lower() != ".png"]:
-        raise ValueError(f"rFID references must be PNG, got {lossy[0]} in {folder}; convert {len(lossy)} files")
+        raise ValueError(f"rFID references must be PNG, got {lossy[0]} in {folder}; convert all such ({len(lossy)})")
     return files
 
 

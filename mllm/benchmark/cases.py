@@ -42,6 +42,7 @@ from mllm.config import MLLMConfig
 from mllm.conversation import ImagePart, Message, Mode, TextPart
 from mllm.engine.loop import Engine
 from mllm.engine.request import GenerationRequest
+from mllm.files import counted
 from mllm.heads import CodeDecoder, Guidance
 from mllm.model import MLLMForConditionalGeneration
 from mllm.pipeline import Pipeline
@@ -298,7 +299,7 @@ def draw_trained(settings: Settings, batch: int) -> Case:
     if settings.compile:
         ways[COMPILED] = {"options": {"compile": True}}
     variants = settings.on_model("draw", ways, batch=batch)
-    return Case(name=f"draw, {batch} images", variants=variants, facts={"batch": batch}, gate="before")
+    return Case(name=f"draw, {counted(batch, 'image')}", variants=variants, facts={"batch": batch}, gate="before")
 
 
 def draw_untrained(settings: Settings, name: str, batch: int) -> Case:
@@ -404,10 +405,10 @@ def request_cases(settings: Settings) -> Iterator[Case]:
         num_compared = min(number, 2 * len(KINDS))
         together, alone = (way(num_compared) for way in ways.values())
         yield Case(
-            name=f"{number} requests ({', '.join(KINDS)}), {BETWEEN} turns apart",
+            name=f"{counted(number, 'request')} ({', '.join(KINDS)}), {BETWEEN} turns apart",
             variants={name: partial(way, number) for name, way in ways.items()},
             facts={"requests": number, "turns_between": BETWEEN},
-            checks={f"{num_compared} answers equal": together == alone},
+            checks={f"{counted(num_compared, 'answer')} equal": together == alone},
             gate=ONE_BY_ONE,
             warm_ups=0,  # the comparison was one
         )
@@ -553,7 +554,7 @@ def head_case(settings: Settings, name: str, batch: int) -> Case:
     cost = head_cost(model, rows=num_rows)
     facts = {"rows": num_rows, "dtype": settings.dtype_name, "weight_bytes": cost.weight_bytes / SIZES[name].codebooks}
     return Case(
-        name=f"head {name}, {batch} images",
+        name=f"head {name}, {counted(batch, 'image')}",
         variants={name: repeated(run) for name, run in once.items()},
         facts={"batch": batch, "positions": REPEATS, **facts},
         checks={"greedy codes equal": equal},
@@ -577,7 +578,7 @@ def choice_case(name: str, sampling: SamplingConfig, *, num_rows: int, device: t
         return choose(logits_NC, stacked, gumbel(rows_N, rows_N, 0, num_choices=RELEASED_CODES))
 
     return Case(
-        name=f"choice {name}, {num_rows} rows",
+        name=f"choice {name}, {counted(num_rows, 'row')}",
         variants={GATE: repeated(lambda: choose_code(logits_NC, sampling, None)), THIS: repeated(with_noise)},
         facts={"rows": num_rows, "codes": RELEASED_CODES, "top_k": sampling.top_k, "top_p": sampling.top_p},
         checks={"codes equal": equal},
@@ -635,7 +636,7 @@ def coding_cases(settings: Settings, name: str, batch: int) -> Iterator[Case]:
         facts = {compare.__name__: found, f"{compare.__name__} bfloat16": rounded}
         checks = {"codes equal but for near-ties": found >= LEAST_EQUAL_CODES}
         yield Case(
-            name=f"{way} {name}, {batch} images",
+            name=f"{way} {name}, {counted(batch, 'image')}",
             variants=variants,
             facts={"batch": batch, "image_size": side, **facts},
             checks=checks if way == "encode" else {"pixels equal": found <= LARGEST_PIXEL_ERROR},
@@ -665,7 +666,7 @@ def lookup_case(batch: int, *, device: torch.device) -> Case:
         THIS: lambda: quantizer.quantize(features_BNZ),
     }
     return Case(
-        name=f"look up {config.num_codebooks} x {config.codebook_size}, {batch} images",
+        name=f"look up {config.num_codebooks} x {config.codebook_size}, {counted(batch, 'image')}",
         variants=ways,
         facts={"batch": batch, "codebooks": config.num_codebooks, "codebook_size": config.codebook_size},
         checks={"codes equal": torch.equal(ways[GATE](), ways[THIS]())},
@@ -710,7 +711,7 @@ def product_cases(settings: Settings) -> Iterator[Case]:
             hidden_RD = torch.randn(rows, size.width, **options)
             variants = {bits: repeated(partial(layer, hidden_RD)) for bits, layer in layers.items()}
             facts = {"rows": rows, "products": REPEATS, "dtype": settings.dtype_name}
-            yield Case(name=f"product {name}, {rows} rows", variants=variants, facts=facts)
+            yield Case(name=f"product {name}, {counted(rows, 'row')}", variants=variants, facts=facts)
 
 
 def prefill_cases(settings: Settings) -> Iterator[Case]:
@@ -720,7 +721,9 @@ def prefill_cases(settings: Settings) -> Iterator[Case]:
             shape = (batch, PROMPT, model.config.hidden_size)
             prompts_BTD = torch.randn(shape, device=settings.device, dtype=settings.dtype)
             run = torch.inference_mode()(partial(model.backbone, inputs_embeds=prompts_BTD))
-            yield Case(name=f"prefill {name}, {batch} prompts", variants={THIS: run}, facts={"places": PROMPT})
+            yield Case(
+                name=f"prefill {name}, {counted(batch, 'prompt')}", variants={THIS: run}, facts={"places": PROMPT}
+            )
 
 
 def step_cases(settings: Settings) -> Iterator[Case]:

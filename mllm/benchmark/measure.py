@@ -21,7 +21,7 @@ import torch
 import transformers
 
 from mllm.benchmark.work import Run, seconds_of
-from mllm.files import TOOLKIT, version_of
+from mllm.files import TOOLKIT, counted, version_of
 
 THIS = "this version"
 """The variant that the others are compared with."""
@@ -185,7 +185,7 @@ def measure_case(case: Case, roofline: Roofline, *, rounds: int, device: torch.d
 def as_table(report: dict[str, Any]) -> str:
     machine = report["machine"]
     lines = [
-        f"{machine['cpu']}, {machine['threads']} thread(s), {machine['device']}; torch {machine['torch']}, "
+        f"{machine['cpu']}, {counted(machine['threads'], 'thread')}, {machine['device']}; torch {machine['torch']}, "
         f"transformers {machine['transformers']}, mllm {report['version']}",
         f"reads {report['read_bytes_per_second'] / 1e9:.1f} GB/s, multiplies {report['flops_per_second'] / 1e9:.0f} "
         f"GFLOP/s; peak memory {report['peak_memory_bytes'] / 2**20:.0f} MiB; others used "

@@ -27,6 +27,7 @@ from mllm.cli.main import (
     positive_count,
 )
 from mllm.evaluation.protocol import BENCHMARKS
+from mllm.files import counted
 
 if TYPE_CHECKING:
     from mllm.engine.settings import Overrides
@@ -319,7 +320,7 @@ def run_benchmark(name: str, options: Namespace) -> None:
     is_finished = run_items(chosen, answer, folder, description=description, batch_size=options.batch_size, shard=shard)
     if is_finished:
         score = f"mllm evaluate score {folder.folder} --questions {options.questions}"
-        print(f"{folder.answers_file}: {len(chosen)} of {len(items)} items; next: {score} --annotations ...")
+        print(f"{folder.answers_file}: {len(chosen)} of {counted(len(items), 'item')}; next: {score} --annotations ...")
 
 
 def benchmark_sampling(draws: bool, typed: dict[str, Any], max_new_tokens: int | None) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from mllm.cli.main import (
     option,
     positive_count,
 )
+from mllm.files import counted
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -105,7 +106,7 @@ def draw(options: Namespace) -> int | None:
                 score = f"  score {image.info['score']:.3f}" if "score" in image.info else ""
                 print(f"{file}  seed {image.info['seed']}{score}", flush=True)
     except KeyboardInterrupt:
-        print(f"\nmllm: interrupted; {num_written} of {options.n} images were written", file=sys.stderr)
+        print(f"\nmllm: interrupted; {num_written} of {counted(options.n, 'image')} written", file=sys.stderr)
         raise
     return None
 
@@ -264,7 +265,7 @@ class Chat:
         asked = [*self.messages, Message("user", (*map(ImagePart, self.images), TextPart(text)))]
         kept = self.pipeline.shorten(asked)
         if dropped := len(asked) - len(kept):
-            print(f"mllm chat: the oldest {dropped} messages no longer fit and are left out", file=sys.stderr)
+            print(f"mllm chat: left out what no longer fits: the oldest {counted(dropped, 'message')}", file=sys.stderr)
         for event in self.pipeline.chat(kept, **self.overrides):
             show(event)
             match event:

@@ -20,7 +20,7 @@ from mllm.cli.main import (
     option,
     writable_endings,
 )
-from mllm.files import require_new, whole_file, whole_folder, write_image, write_json
+from mllm.files import counted, require_new, whole_file, whole_folder, write_image, write_json
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -344,5 +344,5 @@ def read_released_tokenizer(path: Path, options: Namespace) -> UpstreamCheckpoin
 
 def describe_image_tokenizer(folder: Path, checkpoint: UpstreamCheckpoint) -> None:
     config = checkpoint.config
-    codebooks = f"{config.num_codebooks} codebooks of {config.codebook_size}"
+    codebooks = f"{counted(config.num_codebooks, 'codebook')} of {config.codebook_size}"
     print(f"{folder}: {codebooks}, images of {config.image_size} pixels, {config.projection_attention} attention")

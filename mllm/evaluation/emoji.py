@@ -27,7 +27,7 @@ from mllm.engine.settings import Overrides
 from mllm.evaluation.answerer import describe_measurement
 from mllm.evaluation.intervals import Rate, as_rate, as_values
 from mllm.evaluation.retrieval import EfficientNetLite0, Gallery, features_of
-from mllm.files import fingerprint_of, read_lines
+from mllm.files import counted, fingerprint_of, read_lines
 from mllm.pipeline import Pipeline
 from tokenizer.images import GAP, ImageProcessor, read_image, to_images
 from tokenizer.metrics import psnr
@@ -342,7 +342,7 @@ def draw_sheet(drawings: Sequence[Drawing], path: Path, *, size: int) -> None:
 
 def as_table(report: dict) -> str:
     lines = [
-        f"{report['protocol']}: up to {report['count']} items of each kind, seed {report['seed']}",
+        f"{report['protocol']}: up to {counted(report['count'], 'item')} of each kind, seed {report['seed']}",
         f"model {report['model']}, image tokenizer {report['image_tokenizer']}, data {report['data']}",
         ", ".join(f"{name} {value}" for name, value in report["settings"].items() if value is not None),
         "",

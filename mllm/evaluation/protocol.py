@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from mllm.files import Line, need_field, read_json, read_lines, tool_versions
+from mllm.files import Line, counted, need_field, read_json, read_lines, tool_versions
 
 if TYPE_CHECKING:
     from mllm.evaluation.image_text_scorers import ImageTextScorer
@@ -217,8 +217,9 @@ def match_answers(
     missing = [item for item in items if item.key not in found]
     if missing and (not partial or not found):
         raise ValueError(
-            f"{answers} must answer all {len(items)} questions, got {len(found)} answers; the first one missing is "
-            f"{missing[0].question_id!r} ({missing[0].where}); finish the run, or use --partial to score what is there"
+            f"{answers} must answer all {len(items)} questions, got {counted(len(found), 'answer')}; the first one "
+            f"missing is {missing[0].question_id!r} ({missing[0].where}); finish the run, or use --partial to score "
+            "what is there"
         )
     return [found[item.key] for item in items if item.key in found]
 

@@ -24,7 +24,7 @@ from mllm.conversation import ImagePart, Message, TextPart
 from mllm.evaluation.answerer import model_fingerprint
 from mllm.evaluation.intervals import Rate
 from mllm.evaluation.world import Answer, Held, Part, answer_message, answer_with, hold
-from mllm.files import read_lines, tool_versions, wrong_value
+from mllm.files import counted, read_lines, tool_versions, wrong_value
 from mllm.pipeline import Pipeline, check_task
 from mllm.world.checker import ParsedScene, parse
 from mllm.world.people import KINDS, as_item, make_people
@@ -270,7 +270,7 @@ def check_image(expect: Expectation, image: ParsedScene, before: Scene | None) -
         if len(items) != each.count
     ]
     if wanted.total not in (None, len(scene.objects)):
-        wrong.append(f"{len(scene.objects)} objects, not {wanted.total}")
+        wrong.append(f"{counted(len(scene.objects), 'object')}, not {wanted.total}")
     wrong += [f"there is a {each}" for each in wanted.none if any(map(each.matches, scene.objects))]
     if not allows(wanted.background, scene.background):
         wrong.append(f"the background is {scene.background}")

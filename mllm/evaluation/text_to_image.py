@@ -139,7 +139,7 @@ class GenAIBench(ImageBenchmark):
         if num_lines in self.first_numbers and num_lines != self.size:
             raise ValueError(f"{questions} must have {self.size} prompts, got {num_lines}; use genai-bench-{num_lines}")
         if empty := num_lines - len(prompts):
-            raise ValueError(f"{questions} must have a prompt on every line, got {empty} empty lines")
+            raise ValueError(f"{questions} must have a prompt on every line, got {empty} without one")
         return prompts
 
     def score(self, answered: Answers, annotations: Path, options: ScoreOptions) -> Scores:

@@ -312,7 +312,7 @@ def class_names(folder: Path, names: str | None) -> dict[str, str]:
     """Folder of each class -> its name: of a JSON file, of open_clip, or that of the folder."""
     folders = sorted(path.name for path in folder.glob("*") if path.is_dir())
     if len(folders) < 2:
-        raise ValueError(f"{folder} must contain one folder per class, got {len(folders)} folders")
+        raise ValueError(f"{folder} must contain one folder per class and at least 2, got {len(folders)}")
     if names is None:
         return {name: name.replace("_", " ") for name in folders}
     if names != IMAGENET_NAMES:

@@ -193,7 +193,7 @@ def _llava_turns(conversation: Any, images: list[Any]) -> list[Message]:
         values[first], num_markers = MARKER * len(images) + values[first], len(images)
     if num_markers != len(images):
         raise BadRecord(
-            f"a dialogue must have one <image> per image, got {num_markers} for {len(images)} images; "
+            f"a dialogue must have one <image> per image, got {num_markers} for {len(images)}; "
             "add or remove <image> so that they match"
         )
     texts = [f"{v.strip()}\n" if who == "system" else v for who, v in zip(speakers, values, strict=True)]
@@ -313,7 +313,9 @@ def read_mmc4(row: Row, folder: Path) -> Record:
     for info in images:
         index = info.get("matched_text_index") if isinstance(info, dict) else None
         if not isinstance(index, int) or not 0 <= index < len(texts):
-            raise BadRecord(f"matched_text_index must be one of {len(texts)} texts, got {index!r}; fix image_info")
+            raise BadRecord(
+                f"matched_text_index must be below the number of texts, {len(texts)}, got {index!r}; fix image_info"
+            )
         before.setdefault(index, []).append(find_image(info.get("image_name") or info.get("raw_url"), folder))
     parts: list[RecordPart] = []
     for index, text in enumerate(texts):

@@ -22,7 +22,7 @@ import pyarrow as pa
 from webdataset import TarWriter
 
 from mllm.cli.main import CommandParser, positive_count
-from mllm.files import require_new, whole_folder, write_lines
+from mllm.files import counted, require_new, whole_folder, write_lines
 from mllm.world.dialogue import Dialogue, ImageRef, export_world, make_dialogue, make_episode
 from mllm.world.language import describe
 
@@ -68,7 +68,7 @@ def make_samples(options: Namespace) -> None:
         write_lines(out / "obelics" / "documents.jsonl", documents)
         with pa.CompressedOutputStream(str(out / "text" / "text.jsonl.zst"), "zstd") as stream:
             stream.write("".join(texts).encode())
-    print(f"{options.out}: {options.count} records of each format")
+    print(f"{options.out}: {counted(options.count, 'record')} of each format")
 
 
 def write_document(folder: Path, index: int, dialogue: Dialogue, size: int) -> dict[str, Any]:

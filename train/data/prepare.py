@@ -34,7 +34,7 @@ from torch import Tensor
 from mllm.checkpoint import choose_device, find_image_tokenizer, find_model_folder
 from mllm.config import MLLMConfig
 from mllm.conversation import ClassPart, CodesPart, ImageSize, Marker, Message, Segment, render
-from mllm.files import only_writer, read_json, write_image, write_json
+from mllm.files import counted, only_writer, read_json, write_image, write_json
 from mllm.processor import read_preparation
 from mllm.sequence import Size, best_sizes, nearest_size
 from tokenizer.codes import fingerprint
@@ -171,7 +171,7 @@ def _files_in(source: Path, out: Path | None) -> list[Path]:
         ]
     if unread:
         names = ", ".join(path.name for path in unread[:5]) + (" ..." if len(unread) > 5 else "")
-        logger.warning("%d files of %s are not read: %s", len(unread), source, names)
+        logger.warning("%s: not read: %s (%d in all)", source, names, len(unread))
     return [*records, *sorted(saved)] or [source]
 
 
@@ -386,9 +386,10 @@ def prepare(options: Namespace) -> None:
     totals = prepare_folder(options.sources, options.out, tokenizer=tokenizer, options=reading, **how)
     if process_state().is_main_process:
         source = CodeSource.of(tokenizer)
-        print(f"{options.out}: {totals.records} records in {totals.shards} shards, codes of {source}")
+        made = f"{counted(totals.records, 'record')} in {counted(totals.shards, 'shard')}"
+        print(f"{options.out}: {made}, codes of {source}")
         if totals.left_out:
-            print(f"{totals.left_out} broken records were left out; see {options.out / shards.LEFT_OUT}")
+            print(f"{counted(totals.left_out, 'broken record')} left out; see {options.out / shards.LEFT_OUT}")
 
 
 def show(options: Namespace) -> None:

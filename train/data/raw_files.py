@@ -207,7 +207,7 @@ def _document(path: Path, _changed: int) -> list[RawItem] | None:
         images = {image.get("id"): image for image in lists["images"]}
         rows = [{**images.get(annotation.get("image_id"), {}), **annotation} for annotation in lists["annotations"]]
         if left := images.keys() - {annotation.get("image_id") for annotation in lists["annotations"]}:
-            logger.warning("%s: %d of %d images have no annotation and are left out", path, len(left), len(images))
+            logger.warning("%s: %d of %d images left out, as they have no annotation", path, len(left), len(images))
         return [RawItem(f"annotation {number}", row) for number, row in enumerate(rows, start=1)]
     if len(lists) > 1:
         raise ValueError(f"{path} must have one list of records, got {', '.join(lists)}; write one record per line")

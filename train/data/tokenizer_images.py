@@ -288,7 +288,7 @@ class TarImages(IterableDataset):
         self.start += min(reader + window * per_window * readers for reader, window in enumerate(windows))
         self.first_step = int(folder.name.rpartition("-")[2])
         logger.warning(
-            "the checkpoint has %d readers, now there are %d: reading continues at the first shard that was not "
+            "the number of readers changed from %d to %d: reading continues at the first shard that was not "
             "finished, so samples of the last windows can come twice",
             readers,
             self.num_readers,
@@ -322,7 +322,7 @@ def find_shards(urls: str) -> list[Path]:
     missing = [shard for shard in shards if not shard.is_file()]
     if missing or not shards:
         raise FileNotFoundError(
-            f"{len(missing)} of {len(shards)} shards of {urls} not found: {[str(shard) for shard in missing[:2]]}; "
+            f"{urls}: {len(missing)} of {len(shards)} not found: {[str(shard) for shard in missing[:2]]}; "
             "training reads files on disk: copy or mount them, or change shards.urls"
         )
     return shards

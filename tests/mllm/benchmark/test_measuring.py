@@ -68,8 +68,8 @@ RUNS: dict[str, tuple[str, dict[str, set[str]]]] = {
     ),
     "tokenizer": (
         "--batch 1",
-        {f"{way} tiny, 1 images": {"upstream", THIS} for way in ("encode", "decode")}
-        | {name: {"upstream", THIS} for name in ("upsample 64 channels, 32 to 64", "look up 8 x 4096, 1 images")},
+        {f"{way} tiny, 1 image": {"upstream", THIS} for way in ("encode", "decode")}
+        | {name: {"upstream", THIS} for name in ("upsample 64 channels, 32 to 64", "look up 8 x 4096, 1 image")},
     ),
     "product": ("--sizes S --batch 3", {"product S, 3 rows": {THIS, "int8", "int4"}}),
     "prefill": ("--sizes XXS --batch 2", {"prefill XXS, 2 prompts": {THIS}}),
