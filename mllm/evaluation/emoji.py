@@ -33,7 +33,7 @@ from tokenizer.images import GAP, ImageProcessor, read_image, to_images
 from tokenizer.metrics import psnr
 from tokenizer.unitok import UniTok
 
-PROTOCOL = "emoji-1"
+PROTOCOL = "emoji-2"
 """Name of the protocol; it changes when numbers are no longer comparable."""
 CELLS_FILE, IMAGE_FOLDER = "cells.jsonl", "images"
 DRAW, NAME = "Draw {name}, {style} style.", "What is this?"

