@@ -95,6 +95,7 @@ def tidy(text: str) -> str:
     text = re.sub(r"[ ]+", " ", text)
     text = re.sub(r" ([,.!?;:])", r"\1", text)
     text = re.sub(r"([,.!?;:])(?:\s*[,;])+", r"\1", text)
+    text = re.sub(r"([!?])\.(?=\s|$)", r"\1", text)
     text = re.sub(r"\b([Aa]) (?=[aeiou])", r"\1n ", text)
     return text.strip(" ,")
 
@@ -127,7 +128,7 @@ class Typing:
 
     def __call__(self, text: str, rng: Random) -> str:
         """The sentence as it is typed."""
-        asks = ASKING.match(text) is not None
+        asks = ASKING.match(re.split("[.?!:] ", text)[-1]) is not None
         if rng.random() < self.fillers:
             text = expand(rule("opening"), rng, {"x": text})
         text = tidy(text)
@@ -188,12 +189,21 @@ class Speaker:
         is_foreign = self.typing.articles > 0
         self.puts_nouns_first = self.maybe(0.4 if is_foreign else 0.015)  # "circle red small"
         self.drops_plurals = self.maybe(0.3 if is_foreign else 0.01)  # "two circle"
+        self.is_wordy = self.maybe(0.22)
         self.instead: Mapping[str, str] = {}  # words that are said instead of those of rules, to ask for what is not
         self.exceeds = False  # asks for more objects than an image can have
 
     def say(self, name: str, **slots: str) -> str:
-        """A rule of the grammar."""
+        """A rule of the grammar; what it is at length, where there is such a rule and the person is wordy."""
+        if self.is_wordy and f"{name} at length" in phrases("people") and self.maybe(0.75):
+            name = f"{name} at length"
         return self.instead.get(name) or expand(rule(name), self.rng, slots)
+
+    def briefly(self) -> Speaker:
+        """The same person, who comes to the point."""
+        other = copy(self)
+        other.is_wordy = False
+        return other
 
     def asking_beyond(self, instead: Mapping[str, str] | None = None, *, exceeds: bool = False) -> Speaker:
         """The same person, asking for what cannot be drawn: in some words, or in the number of objects."""

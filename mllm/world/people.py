@@ -65,7 +65,7 @@ class Drawn(NamedTuple):
     text: str
     scene: Scene
     expect: dict[str, Any]
-    is_sentence: bool = False  # not a noun phrase
+    frame: str = ""  # the rule that makes a request of it, where it is no noun phrase
 
 
 def draw_turn(speaker: Speaker, split: Split, *, frame: str = "draw") -> tuple[str, Scene, dict[str, Any]]:
@@ -75,15 +75,17 @@ def draw_turn(speaker: Speaker, split: Split, *, frame: str = "draw") -> tuple[s
         frame: the rule that makes a request of a noun phrase.
     """
     while True:
-        text, scene, expect, is_sentence = speaker.attempt(EXCESSIVE if speaker.exceeds else DRAWING_FORMS, split)
+        tells = speaker.is_wordy and speaker.maybe(0.4)
+        forms = EXCESSIVE if speaker.exceeds else {tell_one_by_one: 1} if tells else DRAWING_FORMS
+        text, scene, expect, own_frame = speaker.attempt(forms, split)
         if speaker.exceeds or split_of(scene) == split:
             break
     slots, names_background = {"b": speaker.say(scene.background)}, speaker.maybe(0.42)
-    in_phrase = not is_sentence and "\n" not in text and speaker.maybe(0.71)
+    in_phrase = not own_frame and "\n" not in text and speaker.maybe(0.71)
     if names_background:
         expect["scene"]["background"] = scene.background
         text = speaker.say("background in phrase", x=text, **slots) if in_phrase else text
-    text = tidy(speaker.say("sentence" if is_sentence else frame, x=text, s=text))
+    text = tidy(speaker.say(own_frame or frame, x=text, s=text))
     if names_background and not in_phrase:
         text = speaker.say("background in sentence", x=text.rstrip("."), **slots)
     return text, scene, expect
@@ -269,7 +271,7 @@ def relate(speaker: Speaker, split: Split) -> Drawn:
     if rest:
         text += speaker.say("further objects") + speaker.listed(rest)
     need("\n" not in text)
-    return Drawn(text, scene, drawn(scene, filters, relations=relations), is_sentence)
+    return Drawn(text, scene, drawn(scene, filters, relations=relations), "sentence" * is_sentence)
 
 
 def group(speaker: Speaker, split: Split) -> Drawn:
@@ -599,6 +601,43 @@ def put_in_places(speaker: Speaker, split: Split) -> Drawn:
     return Drawn(speaker.listed(told), scene, drawn(scene, filters, relations=relations))
 
 
+def tell_one_by_one(speaker: Speaker, split: Split) -> Drawn:
+    """A sentence for every object, and more for what it looks like, where it is, or a change of mind."""
+    rng = speaker.rng
+    scene, order, filters = some_scene(speaker, split, (1, 2, 2, 2, 2, 3, 3, 3, 4))
+    said, sentences, relations, last = list(filters), [], [], []
+    shared = [name for name in ("color", "size") if len({getattr(item, name) for item in filters}) == 1]
+    if len(filters) == 2 and shared and (value := getattr(filters[0], shared[0])):
+        said = [replace(item, **{shared[0]: None}) for item in filters]
+        last = [speaker.say("told of both", v=speaker.say(value))]
+    elif speaker.maybe(0.2):
+        at, name = rng.randrange(len(said)), rng.choice(("color", "color", "size", "shape"))
+        value = speaker.say(need(getattr(filters[at], name)))
+        said[at] = replace(filters[at], **{name: another(rng, name, filters)})
+        need(said[at].pair not in HELD_OUT_PAIRS)
+        slots = {"n": name_among(speaker, said, at), "v": f"a {value}" if name == "shape" else value}
+        last = [speaker.say("told otherwise", **slots)]
+    for index, item in enumerate(said):
+        values = [speaker.say(value) for value in (item.size, item.color) if value]
+        is_late = bool(values) and speaker.maybe(0.25)
+        part = speaker.some(Filter(item.shape) if is_late else item, long=not is_late)
+        relation = main_relation(order[index], order[index - 1]) if index else None
+        if relation and speaker.maybe(0.6):
+            anchor = f"the {name_among(speaker, said, index - 1)}" if speaker.maybe(0.3) else speaker.say("it")
+            sentences.append(speaker.say("told next there", x=part, i=f"{speaker.say(relation)} {anchor}"))
+            relations.append((index, relation, index - 1))
+        else:
+            sentences.append(speaker.say("told next" if index else "told at first", x=part))
+        if is_late:
+            sentences.append(speaker.say("told of it", v=" and ".join(rng.sample(values, len(values)))))
+    if len(said) > 1 and not relations and speaker.maybe(0.5) and (relation := main_relation(*order[:2])):
+        a, b = (name_among(speaker, said, index) for index in (0, 1))
+        sentences.append(speaker.say("told where", a=a, b=b, r=speaker.say(relation)))
+        relations.append((0, relation, 1))
+    text = rng.choice((". ", ". ", ". ", ", ")).join([*sentences, *last])
+    return Drawn(tidy(text), scene, drawn(scene, filters, relations=relations), "told")
+
+
 DRAWING_FORMS = {
     list_objects: 32,
     between: 7,
@@ -609,13 +648,23 @@ DRAWING_FORMS = {
     share: 12,
     several: 18,
     tell_later: 13,
+    tell_one_by_one: 6,
     correct_list: 7,
     arrange: 12,
     compare_sizes: 8,
     leave_open: 7,
     single: 20,
 }
-EXCESSIVE = {several: 30, list_objects: 14, group: 8, share: 6, arrange: 8, leave_open: 4, tell_later: 3}
+EXCESSIVE = {
+    several: 30,
+    list_objects: 14,
+    group: 8,
+    share: 6,
+    arrange: 8,
+    leave_open: 4,
+    tell_later: 3,
+    tell_one_by_one: 3,
+}
 """Forms that can ask for more objects than there can be."""
 
 
@@ -681,10 +730,12 @@ def kept(before: Scene, made: Changed) -> dict[str, Any]:
 def order_change(speaker: Speaker, name: str, **slots: str) -> str:
     """An imperative within its frame, or another way to say it."""
     slots = {"p": "it", "bare": slots.get("t", "").removeprefix("the "), **slots}
-    if speaker.maybe(0.68):
+    slots |= {"they": "they", "s": ""} if slots["p"] == "them" else {"they": "it", "s": "s"}
+    if speaker.maybe(0.4 if speaker.is_wordy else 0.68):
         order = speaker.say("background change" if name == "background" else name, **slots)
         return speaker.say("change frame", c=order)
-    return speaker.say(f"{name} said", **slots)
+    slots["t"] = "all of them" if slots.get("t") == "them" else slots.get("t", "")  # which is the subject at times
+    return speaker.say("said frame", c=speaker.say(f"{name} said", **slots))
 
 
 def propose(speaker: Speaker, scene: Scene, chosen: Sequence[SceneObject]) -> tuple[str, Filter, Scene]:
@@ -741,6 +792,12 @@ def change_one(speaker: Speaker, scene: Scene) -> Changed:
         return Changed(text, after, value=value)
     is_it = not others and speaker.maybe(0.6)
     target = speaker.rng.choice(("it", "it", "it", "this", "that")) if is_it else speaker.refer(scene, item)
+    if kind == "recolor" and speaker.maybe(0.2 if speaker.is_wordy else 0.03):
+        wrong = another(speaker.rng, "color", [item, value])
+        need((item.shape, wrong) in SEEN_PAIRS)
+        text = say_change(speaker, kind, target, Filter(color=wrong))
+        text += speaker.say("changed mind", s=speaker.say("correct"), v=speaker.say(value.color))
+        return Changed(text, after, value=value)
     text = say_change(speaker, kind, target, value)
     if others and speaker.maybe(0.12):
         rest = speaker.say("the rest" if len(others) > 1 else "the other one")
@@ -929,7 +986,7 @@ def change_twice(speaker: Speaker, scene: Scene) -> Changed:
     need(forms.count(change_background) < 2)
     text, said, now = "", [], scene
     for form in forms:
-        made = form(speaker, now)
+        made = form(speaker.briefly() if text else speaker, now)
         need("it" not in made.text.split() or not text)
         text += (speaker.say("and then") if text else "") + made.text
         said, now = [*said, *made.said], made.scene

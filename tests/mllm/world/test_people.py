@@ -11,7 +11,7 @@ import pytest
 from mllm.evaluation.requests import Expectation, RequestItem, check_answer, read_value
 from mllm.world.checker import ParsedScene
 from mllm.world.grammar import Speaker, Typing, alternatives, expand, tidy
-from mllm.world.language import UnsayableError
+from mllm.world.language import UnsayableError, phrases
 from mllm.world.people import CHANGE_FORMS, DRAWING_FORMS, KINDS, as_item, draw_turn, kept, make_people
 from mllm.world.plan import ScenePlanner
 from mllm.world.scene import COLORS, MAX_OBJECTS, SEEN_PAIRS, Scene, random_scene_for, split_of
@@ -70,6 +70,21 @@ def test_what_cannot_be_drawn_is_asked_for_in_the_same_words() -> None:
         named = [item for item in expect["scene"]["objects"] if isinstance(item.get("color"), str)]
         assert "brown" in text or not named, text
         assert not any(f" {color} " in text for color in COLORS), text
+
+
+def test_wordy_people_mean_the_same() -> None:
+    """They say rules at length, and a good part of that in several sentences."""
+    at_length = [name for name in phrases("people") if name.endswith(" at length")]
+    assert all(name.removesuffix(" at length") in phrases("people") for name in at_length)
+    lengths = []
+    for index in range(200):
+        speaker = Speaker(Random(f"wordy/{index}"))
+        speaker.is_wordy = True
+        text, scene, expect = draw_turn(speaker, "train")
+        assert check_answer(read_value(expect, Expectation), [ParsedScene(scene)], None) == [], text
+        assert not speaker.briefly().is_wordy and speaker.is_wordy
+        lengths.append(len(text.split()))
+    assert sum(length > 20 for length in lengths) > 100, "most of them need many words"
 
 
 def test_rules_expand_by_weight_and_typing_keeps_what_is_meant() -> None:
