@@ -212,4 +212,6 @@ def complaints(report: dict[str, Any], *, least_speed_up: float | None) -> list[
         speed_up = case["ratios"].get(case["gate"])
         if None not in (least_speed_up, speed_up) and speed_up < least_speed_up:
             found.append(f"{case['name']}: {speed_up:.2f} times as fast as {case['gate']}, below {least_speed_up}")
+    if least_speed_up is not None and not any(case["gate"] in case["ratios"] for case in report["cases"]):
+        found.append("--require must have something to compare with, got nothing; give --before COMMIT")
     return found

@@ -27,19 +27,21 @@ GROWING = ("positions", "resolution", "codebooks", "context", "batch", "images")
 BEFORE = option(
     "--before", metavar="COMMIT", help="also time the code of this commit, from a worktree, in the same run"
 )
+REQUIRE = option(
+    "--require", type=float, metavar="X", help="fail if less than X times as fast as upstream, or as before"
+)
+DEVICE = option("--device", help="where to compute (default: a GPU if there is one)")
 TIMING = [
     option("--rounds", type=positive_count, default=5, help="timed rounds of each (default: 5)"),
     option("--threads", type=positive_count, default=1, help="CPU threads (default: 1)"),
-    option("--device", help="where to compute (default: a GPU if there is one)"),
-    option("--require", type=float, metavar="X", help="fail if less than X times as fast as upstream, or as before"),
     json_option("figures"),
 ]
-COMMON = [BEFORE, *TIMING]
+COMMON = [BEFORE, REQUIRE, DEVICE, *TIMING]
 MODEL = option("--model", metavar="FOLDER", help="model folder (default: the bundled model)")
 BITS = option("--quantization", nargs="+", choices=("int8", "int4"), default=[], help="also time fewer bits")
-SAMPLING = [
-    option("--dtype", choices=DTYPE_NAMES, default="float32", help="of the timed model of random weights"),
-    option("--guidance", type=float, default=7.0, help="1 turns it off (default: 7, upstream's scripts)"),
+DTYPE = option("--dtype", choices=DTYPE_NAMES, default="float32", help="of the timed model of random weights")
+GUIDANCE = option("--guidance", type=float, default=7.0, help="1 turns it off (default: 7, upstream's scripts)")
+FILTERS = [
     option("--top-k", type=positive_count, metavar="K", help="filter (default: off, as upstream)"),
     option("--top-p", type=float, default=1.0, metavar="P", help="filter (default: off, as upstream)"),
 ]
@@ -52,11 +54,13 @@ GROWTH = [
 ]
 
 
-def sized(known: tuple[str, ...], *default: str) -> list[Option]:
-    return [
-        option("--sizes", nargs="+", choices=known, default=[*default], metavar="SIZE", help=", ".join(known)),
-        option("--batch", nargs="+", type=positive_count, default=[1, 4], metavar="N", help="images at once (1 and 4)"),
-    ]
+def batch(what: str) -> Option:
+    help = f"{what} at once (default: 1 and 4)"
+    return option("--batch", nargs="+", type=positive_count, default=[1, 4], metavar="N", help=help)
+
+
+def sizes(known: tuple[str, ...], *default: str) -> Option:
+    return option("--sizes", nargs="+", choices=known, default=[*default], metavar="SIZE", help=", ".join(known))
 
 
 ALONE = option(
@@ -64,21 +68,20 @@ ALONE = option(
 )
 
 
-def part(summary: str, example: str) -> tuple[str, str, list[Option]]:
-    return summary, example, [*sized(MODEL_SIZES[1:], "S"), SAMPLING[0], *COMMON]
-
-
 SUBCOMMANDS: dict[str, tuple[str, str, list[Option]]] = {
     "draw": (
         "Time whole images next to upstream's algorithm.",
         "--sizes XS S --require 1.6",
-        [*sized(MODEL_SIZES, "bundled", "XS", "S"), MODEL, *SAMPLING, BITS, COMPILE, ALONE, *GROWTH, *COMMON],
+        [
+            sizes(MODEL_SIZES, "bundled", "XS", "S"),
+            *(batch("images"), MODEL, DTYPE, GUIDANCE, *FILTERS, BITS, COMPILE, ALONE, *GROWTH, *COMMON),
+        ],
     ),
     "edit": ("Time a changed image.", "--before HEAD~1", [MODEL, *COMMON]),
     "ask": (
         "Time answers, and text next to transformers' generate.",
         "--sizes S --batch 1",
-        [*sized(MODEL_SIZES[1:], "S"), MODEL, SAMPLING[0], *COMMON],
+        [sizes(MODEL_SIZES[1:], "S"), batch("texts"), MODEL, DTYPE, *COMMON],
     ),
     "requests": (
         "Time requests of all kinds that arrive over time, next to one by one.",
@@ -86,24 +89,36 @@ SUBCOMMANDS: dict[str, tuple[str, str, list[Option]]] = {
         [
             MODEL,
             option("--requests", type=positive_count, default=64, metavar="N", help="how many (default: 64)"),
-            *TIMING,
+            *(REQUIRE, DEVICE, *TIMING),
         ],
     ),
     "head": (
         "Time the codes of one position, and the choice of a code.",
         "--sizes S",
-        [*sized(MODEL_SIZES[1:], "XS", "S"), *SAMPLING, BITS, *COMMON],
+        [sizes(MODEL_SIZES[1:], "XS", "S"), batch("images"), DTYPE, GUIDANCE, BITS, DEVICE, *TIMING],
     ),
     "tokenizer": (
         "Time images to codes and back.",
         "--sizes tiny --batch 4",
-        [*sized(("tiny", "large"), "tiny"), *COMMON],
+        [sizes(("tiny", "large"), "tiny"), batch("images"), *COMMON],
     ),
-    "product": part("Time matrix products of few rows in 32, 16, 8 and 4 bits.", "--sizes 7b --batch 1 8 64"),
-    "prefill": part("Time the backbone over prompts.", "--sizes S --batch 8"),
-    "step": part("Time training steps on text-to-image samples of random weights.", "--sizes 1b --dtype bfloat16"),
+    "product": (
+        "Time matrix products of few rows in 32, 16, 8 and 4 bits.",
+        "--sizes 7b --batch 1 8 64",
+        [sizes(MODEL_SIZES[3:], "S"), batch("rows"), DTYPE, DEVICE, *TIMING],  # 4 bits do not suit XXS and XS
+    ),
+    "prefill": (
+        "Time the backbone over prompts.",
+        "--sizes S --batch 8",
+        [sizes(MODEL_SIZES[1:], "S"), batch("prompts"), DTYPE, DEVICE, *TIMING],
+    ),
+    "step": (
+        "Time training steps on text-to-image samples of random weights.",
+        "--sizes 1b --dtype bfloat16",
+        [sizes(MODEL_SIZES[1:], "S"), DTYPE, DEVICE, *TIMING],
+    ),
     "load": ("Time loading a model.", "--before HEAD~1", [MODEL, *COMMON]),
-    "start": ("Time commands from their start to their end.", "--before HEAD~1", COMMON),
+    "start": ("Time commands from their start to their end.", "--before HEAD~1", [BEFORE, REQUIRE, *TIMING]),
     "training": (
         "Time training on packed rows next to padded ones, on the same samples.",
         "--samples 24 --length 640",
@@ -149,9 +164,10 @@ def benchmark(what: str, options: Namespace) -> int:
 
     names = ("sizes", "batch", "model", "quantization", "compile", "alone", "requests")
     given = {name: value for name, value in vars(options).items() if name in names}
-    device, dtype = choose_device(options.device), DTYPES[getattr(options, "dtype", "float32")]
-    if "guidance" in options:
-        given["sampling"] = SamplingConfig(guidance=options.guidance, top_k=options.top_k, top_p=options.top_p)
+    device = choose_device(getattr(options, "device", None))
+    dtype = DTYPES[getattr(options, "dtype", "float32")]
+    if chosen := {name: value for name, value in vars(options).items() if name in ("guidance", "top_k", "top_p")}:
+        given["sampling"] = SamplingConfig(**chosen)
     cases: Any = CASES.get(what)
     if what == "training":  # `train` is above `mllm`
         cases = importlib.import_module("train.benchmark_training").training_cases(options)
@@ -179,7 +195,7 @@ def benchmark(what: str, options: Namespace) -> int:
             plot_growth(report, Path(options.plot))
     if options.json:
         write_json(options.json, report)
-    problems = complaints(report, least_speed_up=options.require)
+    problems = complaints(report, least_speed_up=getattr(options, "require", None))
     for problem in problems:
         print(f"mllm benchmark: {problem}", file=sys.stderr)
     return bool(problems)

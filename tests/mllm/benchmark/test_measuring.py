@@ -166,6 +166,8 @@ def test_ratios_are_of_medians_and_complaints_name_what_failed() -> None:
     report = {"cases": [found]}
     assert complaints(report, least_speed_up=None) == complaints(report, least_speed_up=2.4) == ["c: not so: equal"]
     assert complaints(report, least_speed_up=2.5)[1] == "c: 2.40 times as fast as upstream, below 2.5"
+    report["cases"][0]["gate"] = None
+    assert "got nothing" in complaints(report, least_speed_up=2.5)[-1]
     assert "equal: NO" in as_table(run_benchmark([], rounds=1, device=CPU) | report)
 
 
