@@ -362,8 +362,8 @@ def _tar_row(name: str, files: dict[str, bytes]) -> dict[str, Any]:
         row["class"] = texts["cls"].strip()
     if image is None or len(row) == 1:
         raise BadRecord(
-            f"a sample must have an image and a .txt, .caption, .json or .cls, got {', '.join(files)}; "
-            "add what is missing"
+            "a sample must have an image and, next to it in the tar, a .txt, .caption, .json or .cls, got "
+            f"{', '.join(files)}; add what is missing, or write the tar in the order of names (tar --sort=name)"
         )
     return row
 

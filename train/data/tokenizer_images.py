@@ -300,7 +300,10 @@ def _content(shard: Path, members: dict[str, TarMember], *endings: str) -> bytes
     for ending in endings:
         if (member := members.get(ending[1:])) is not None:
             return read_member(shard, member)
-    raise ValueError(f"it must have a member {' or '.join(endings)}, got none")
+    got = ", ".join(f".{ending}" for ending in members)
+    raise ValueError(
+        f"it must have a member {' or '.join(endings)}, got {got} (tar --sort=name puts the members of a sample together)"
+    )
 
 
 @lru_cache(maxsize=2)
@@ -319,8 +322,13 @@ def find_shards(urls: str) -> list[Path]:
             shards += sorted(Path(url).glob("*.tar"))
         else:
             shards += sorted(map(Path, glob(url))) if has_magic(url) and glob(url) else [Path(url)]
+    if not shards:
+        raise FileNotFoundError(
+            f"shards.urls must name tars, got {urls!r}, in which there are none; write the images and captions of a "
+            "folder to one (tar --sort=name -cf 00000.tar -C FOLDER .)"
+        )
     missing = [shard for shard in shards if not shard.is_file()]
-    if missing or not shards:
+    if missing:
         raise FileNotFoundError(
             f"{urls}: {len(missing)} of {len(shards)} not found: {[str(shard) for shard in missing[:2]]}; "
             "training reads files on disk: copy or mount them, or change shards.urls"

@@ -127,6 +127,9 @@ def test_shards_are_found_by_pattern_and_folder(shards: list[Path], tmp_path: Pa
     for urls in (f"{tmp_path}/{{00..09}}.tar", f"{tmp_path}/*.tgz"):
         with pytest.raises(FileNotFoundError):
             find_shards(urls)
+    (tmp_path / "images").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"tars, got .*images', in which there are none"):
+        find_shards(f"{tmp_path}/images")
     with pytest.raises(ValueError):
         reading(shards, ranks=3, workers=3)
 
