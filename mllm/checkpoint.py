@@ -122,7 +122,9 @@ def find_model_folder(name: str | Path | None) -> Path:
         what = "is no folder" if folder.exists() else "is not there"
         raise FileNotFoundError(f"model must be a folder or a hub id, got {folder}, which {what}; check the path")
     if not (folder / CONFIG_FILE).is_file():
-        raise FileNotFoundError(f"a model folder must have a {CONFIG_FILE}, got none in {folder}; give another")
+        is_adapter = (folder / "adapter_config.json").is_file()
+        remedy = "it is an adapter: mllm merge makes a model of it" if is_adapter else "give another"
+        raise FileNotFoundError(f"a model folder must have a {CONFIG_FILE}, got none in {folder}; {remedy}")
     try:
         kind = read_json(folder / CONFIG_FILE).get("model_type")
     except (ValueError, AttributeError) as error:

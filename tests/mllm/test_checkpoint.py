@@ -168,6 +168,9 @@ def test_bundled_models_have_names(folder: Path, tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(checkpoint, "ASSETS", tmp_path / "assets")
     with pytest.raises(FileNotFoundError, match="'emoji' must be in .*build_emoji_model"):
         find_model_folder("emoji")
+    (tmp_path / "tiny" / "adapter_config.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match="mllm merge"):
+        find_model_folder(tmp_path / "tiny")
     (tmp_path / "emoji").symlink_to(folder)
     assert find_model_folder("emoji") == Path("emoji")
     for wrong in (5, b"folder"):
