@@ -33,7 +33,8 @@ def train_text_tokenizer(sentences: Iterable[str], path: Path, *, vocab_size: in
     try:
         train(sentence_iterator=iter(sentences), model_writer=model, vocab_size=vocab_size, **LIKE_LLAMA)
     except RuntimeError as error:
-        raise ValueError(f"vocab_size must fit the sentences, got {vocab_size} ({error}); change it") from None
+        reason = str(error).rpartition("] ")[2]  # without the place in SentencePiece's source
+        raise ValueError(f"vocab_size must fit the sentences, got {vocab_size} ({reason}); change it") from None
     with whole_file(path) as unfinished:
         unfinished.write_bytes(model.getvalue())
 
