@@ -37,6 +37,8 @@ class Int8Linear(nn.Module):
         rows_MI = hidden.flatten(0, -2)
         if len(rows_MI) <= MOST_PACKED_ROWS and self.in_features % 16 == 0:
             output_MO = torch.ops.aten._weight_int8pack_mm(rows_MI.bfloat16(), self.weight, self.scale).to(hidden.dtype)
+        elif hidden.dtype == torch.float16:  # sums of whole numbers would be beyond its range
+            output_MO = F.linear(rows_MI, (self.weight * self.scale.float()[:, None]).half())
         else:
             output_MO = F.linear(rows_MI, self.weight.to(hidden.dtype)) * self.scale.to(hidden.dtype)
         return finish(output_MO, self.bias, hidden)

@@ -97,6 +97,9 @@ def test_packed_layers_are_the_product_with_the_nearest_weights_of_few_bits() ->
             hidden = torch.randn(2, num_rows, 2 * GROUP).bfloat16().float()  # what the kernels take exactly
             expected = nn.functional.linear(hidden, rounded_OI, linear.bias)
             torch.testing.assert_close(layer(hidden), expected, atol=0.01, rtol=0.01)
+    large = 1000 * hidden  # of which sums of whole numbers, unscaled, are beyond float16
+    in_half = Int8Linear(linear, torch.device("cpu"))(large.half()).float()
+    torch.testing.assert_close(in_half / 1000, linear(large) / 1000, atol=0.02, rtol=0.02)
     integers = nn.Linear(2 * GROUP, 48, bias=False).requires_grad_(False)
     integers.weight.copy_(torch.randint(-8, 8, (48, 2 * GROUP)))
     integers.weight[:, ::GROUP], integers.weight[:, 1::GROUP] = -8, 7
