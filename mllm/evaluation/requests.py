@@ -113,6 +113,10 @@ class TextExpectation(Form):
     any_of: list[str] = []
     none_of: list[str] = []
 
+    def model_post_init(self, _: object) -> None:
+        if not (self.any_of or self.none_of):
+            raise ValueError("text must have any_of or none_of, got neither; add words that the answer must hold")
+
 
 class Expectation(Form):
     scene: SceneExpectation | None = None

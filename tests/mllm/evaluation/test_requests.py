@@ -159,6 +159,7 @@ def test_a_malformed_line_is_one_error_with_file_and_line(tmp_path: Path, capsys
     expectations = [
         {},
         {"changes": [], "decline": "yes"},
+        {"text": {"any_of": []}},
         {**STAR_AND_BOX, "no_picture": True},
         image_of({"shape": "cube"}),
         image_of({**star, "count": -1}),
@@ -176,7 +177,7 @@ def test_a_malformed_line_is_one_error_with_file_and_line(tmp_path: Path, capsys
 def test_the_command_prints_rates_and_failures_and_writes_them(
     random_model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    items = [item("a", "talk", None, {"text": {"none_of": []}}), item("b", "edit", SHOWN, RECOLORED)]
+    items = [item("a", "talk", None, {"text": {"none_of": ["unlikely"]}}), item("b", "edit", SHOWN, RECOLORED)]
     words = [str(write(tmp_path / "tests.jsonl", *items)), "--json", str(tmp_path / "result.json")]
     assert main(["evaluate", "requests", *words, "--model", str(random_model_folder), "--device", "cpu"]) == 0
     result, printed = json.loads((tmp_path / "result.json").read_text()), capsys.readouterr().out
