@@ -496,6 +496,8 @@ class Pipeline:
         prepare = ImageProcessor(width=columns * patch, height=rows * patch, preparation=self.processor.preparation)
         patches_RhCw = prepare([mask])[0].amax(dim=0).view(rows, patch, columns, patch)
         is_open_RC, is_cut_RC = patches_RhCw.amax(dim=(1, 3)) > 0, patches_RhCw.amin(dim=(1, 3)) <= 0
+        if not is_open_RC.any():
+            raise ValueError("a mask must be white where the image may change, got one without white; paint there")
         if num_cut := int((is_open_RC & is_cut_RC).sum()):
             logger.warning(
                 "the edge of the mask cuts %d of %d patches of %d x %d pixels; they may change as a whole",

@@ -182,6 +182,8 @@ def test_a_mask_changes_the_image_only_where_it_is_white(
         )
         _, drawn_KN = (event.codes.codes_KN for event in events if isinstance(event, ImageDone))
         assert (drawn_KN[:, :3] == codes.codes_KN[:, :3]).all() and changed.tobytes() != free.tobytes()
+        with pytest.raises(ValueError, match="without white"):
+            pipe.edit(image, "Make it green.", mask=Image.new("L", image.size))
 
 
 def test_an_extended_image_keeps_its_codes(
