@@ -25,6 +25,7 @@ from mllm.cli.main import (
     load_pipeline,
     option,
     positive_count,
+    seed_number,
 )
 from mllm.evaluation.protocol import BENCHMARKS
 from mllm.files import counted
@@ -51,7 +52,7 @@ def generated_items(count: int, jobs: str) -> list[Option]:
     """Options of an evaluation that makes its items itself."""
     return [
         option("--count", type=positive_count, default=count, help=f"items of each kind (default: {count})"),
-        option("--seed", type=int, default=0, help="of the items and of sampling (default: 0)"),
+        option("--seed", type=seed_number, default=0, help="of the items and of sampling (default: 0)"),
         option("--jobs", nargs="+", metavar="JOB", help=f"such as {jobs} (default: all)"),
         option("--batch-size", type=positive_count, default=32, help="items answered at once (default: 32)"),
         json_option("scores"),
@@ -127,7 +128,7 @@ def show(table: str, result: dict[str, Any], path: Path | None) -> None:
     option("file", type=Path, nargs="?", metavar="FILE", help="JSONL of dialogues and what is right"),
     option("--generate", nargs="+", metavar="KIND", help="instead of FILE: requests unseen in training, by kind"),
     option("--count", type=positive_count, default=100, metavar="N", help="generated items of a kind (default: 100)"),
-    option("--seed", type=int, default=0, help="item i has seed + i (default: 0)"),
+    option("--seed", type=seed_number, default=0, help="item i has seed + i (default: 0)"),
     BATCH_SIZE,
     json_option("result"),
     *MODEL,
@@ -390,7 +391,7 @@ for name, (place, questions) in BENCHMARKS.items():
         option("--output", type=Path, required=True, metavar="FOLDER", help="where answers go; resumes there"),
         option("--limit", type=positive_count, metavar="N", help="only the first N items"),
         BATCH_SIZE,
-        option("--seed", type=int, default=0, help="item i has seed + i (default: 0)"),
+        option("--seed", type=seed_number, default=0, help="item i has seed + i (default: 0)"),
         option("--rewritten", action="store_true", help="mark the result: the prompts were rewritten"),
         option("--max-new-tokens", type=positive_count, metavar="N", help="longest answer (default: benchmark's)"),
         BEST_OF,

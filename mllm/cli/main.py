@@ -55,6 +55,12 @@ def count_up_to(most: int) -> Callable[[str], int]:
 positive_count, port_number = count_up_to(10**6), count_up_to(2**16 - 1)
 
 
+def seed_number(text: str) -> int:
+    if not text.isdecimal() or len(text) > 19 or int(text) >= 2**63:
+        raise ArgumentTypeError(f"must be an integer from 0 to 2^63 - 1, got {text!r}")
+    return int(text)
+
+
 def speculation(text: str) -> bool | int:
     return {"off": False, "on": True}[text] if text in ("off", "on") else positive_count(text)
 
@@ -117,7 +123,7 @@ MODEL = [
         help="prefix: as trained; current: as in upstream scripts (default: the model's)",
     ),
 ]
-SEED = option("--seed", type=int, help="the same seed gives the same result (default: a new one each time)")
+SEED = option("--seed", type=seed_number, help="the same seed gives the same result (default: a new one each time)")
 FILTERS = [
     option("--temperature", type=float, help="below 1 is safer, above 1 more varied"),
     option("--top-k", type=int, metavar="K", help="sample from the K most probable choices only"),

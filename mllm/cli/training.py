@@ -9,7 +9,7 @@ import importlib
 from argparse import Namespace
 from pathlib import Path
 
-from mllm.cli.main import MODEL, command, image_size, option, port_number, positive_count
+from mllm.cli.main import MODEL, command, image_size, option, port_number, positive_count, seed_number
 from mllm.files import require_new, whole_folder
 
 FORMATS = tuple("codes llava chat mmc4 cauldron obelics edit vqa captions classes instruct text".split())
@@ -50,7 +50,7 @@ def demo(options: Namespace) -> None:
     option("--skip-broken", action="store_true", help="leave broken records out, list and count them"),
     option("--device", help="where to compute, such as cpu or cuda (default: a GPU if there is one)"),
     option("--show", type=positive_count, metavar="N", help="print N samples and save their images"),
-    option("--seed", type=int, default=0, help="which samples are shown"),
+    option("--seed", type=seed_number, default=0, help="which samples are shown"),
 )
 def prepare(options: Namespace) -> None:
     if not options.sources and options.show is None:
