@@ -302,7 +302,8 @@ def _content(shard: Path, members: dict[str, TarMember], *endings: str) -> bytes
             return read_member(shard, member)
     got = ", ".join(f".{ending}" for ending in members)
     raise ValueError(
-        f"it must have a member {' or '.join(endings)}, got {got} (tar --sort=name puts the members of a sample together)"
+        f"it must have a member {' or '.join(endings)}, got {got} (of a sample, they must be next to each other in the "
+        "tar, as tar --sort=name writes them)"
     )
 
 
