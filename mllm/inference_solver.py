@@ -28,7 +28,7 @@ from mllm.engine.request import (
     LogitsProcessor,
     TextDelta,
 )
-from mllm.engine.settings import Overrides
+from mllm.engine.settings import Overrides, check_keywords
 from mllm.pipeline import NUM_RANDOM_SEEDS, Pipeline, check_count, check_task
 from mllm.sampling import SamplingConfig
 from mllm.sequence import Size, supported_sizes
@@ -174,6 +174,7 @@ class FlexARInferenceSolver:
             options: `seed` of the first answer, the others follow; `size` and `generation_mode` (`build_request`).
         """
         check_count(n, name="n")
+        check_keywords("generate", options, ("n", "seed", "size", "generation_mode"))
         if n > 1 and streamer is not None:
             raise ValueError(f"n must be 1 with a streamer, got {n}; leave the streamer out")
         started = time.monotonic()

@@ -58,7 +58,15 @@ from mllm.engine.request import (
     ImageProgress,
     TextDelta,
 )
-from mllm.engine.settings import Overrides, RequestBuilder, as_integer, given_settings, read_task_settings
+from mllm.engine.settings import (
+    Overrides,
+    RequestBuilder,
+    as_integer,
+    check_keywords,
+    given_settings,
+    read_task_settings,
+    takes_overrides,
+)
 from mllm.model import MLLMForConditionalGeneration
 from mllm.processor import MLLMProcessor, collate
 from mllm.sampling import SamplingConfig
@@ -160,6 +168,7 @@ class Pipeline:
             options: those of `LoadOptions` (mllm/checkpoint.py): device, dtype, quantization, device_map,
                 embedding_context.
         """
+        check_keywords("Pipeline.load", options, ["folder", "compile", *LoadOptions.__annotations__])
         load = LoadOptions(**options)
         path = find_model_folder(folder)
         processor = MLLMProcessor.from_pretrained(path, device=load.main_device)
@@ -184,6 +193,7 @@ class Pipeline:
 
     # ---- one request ----
 
+    @takes_overrides
     def draw(
         self,
         prompt: str,
@@ -208,6 +218,7 @@ class Pipeline:
         candidates = self._draw_seeds(request, seeds, on_event)
         return keep_best(candidates, self.score(candidates, [prompt] * len(candidates)), best_of=best_of)
 
+    @takes_overrides
     def draw_class(
         self, index: int, *, n: int = 1, on_event: OnEvent | None = None, **overrides: Unpack[Overrides]
     ) -> list[Image.Image]:
@@ -220,6 +231,7 @@ class Pipeline:
     ) -> list[Image.Image]:
         return self.processor.images_of(*self.run([replace(request, seed=seed) for seed in seeds], on_event))
 
+    @takes_overrides
     def ask(
         self,
         images: ImageSource | Sequence[ImageSource],
@@ -236,6 +248,7 @@ class Pipeline:
         request = self._request(["ask", "describe"], [*shown, TextPart(question)], "text", overrides)
         return self.processor.to_text(self.run([request], on_event)[0].text_ids)
 
+    @takes_overrides
     def edit(
         self,
         image: ImageSource,
@@ -298,6 +311,7 @@ class Pipeline:
             dialogue = dialogue[starts[0] :]
         return dialogue
 
+    @takes_overrides
     def chat(self, messages: Sequence[Any], **overrides: Unpack[Overrides]) -> Generator[Event, None, None]:
         """Answer a dialogue (messages or Hugging Face chat dicts) in text and images, as they come. The complete
         history goes in, images included; `Done.message` is the answer to append to it. Temperature, top-k and top-p are
@@ -308,6 +322,7 @@ class Pipeline:
         (described,) = self.describe([from_chat(messages)])
         return self.events(self.build_request(described, "interleaved", task=task, overrides=overrides))
 
+    @takes_overrides
     def answer(
         self,
         dialogues: Sequence[Sequence[Message]],
@@ -323,6 +338,7 @@ class Pipeline:
         answers = dict(self.answer_each(dialogues, mode, seeds, at_once=every, together=every, size=size, **overrides))
         return [answers[index] for index in range(len(answers))]
 
+    @takes_overrides
     def answer_each(
         self,
         dialogues: Iterable[Sequence[Message]],

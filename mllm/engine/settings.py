@@ -5,11 +5,13 @@ In: an encoded prompt and what a caller changes. Out: a `GenerationRequest` that
 
 from __future__ import annotations
 
+import functools
+import inspect
 import operator
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, TypedDict, TypeVar, cast
 
 from transformers import GenerationConfig
 from transformers.utils import GENERATION_CONFIG_NAME
@@ -23,6 +25,7 @@ from mllm.sampling import PerCodebook, SamplingConfig
 from mllm.sequence import ImageLayout, TokenSequence
 
 TEXT_BUDGET = 256  # new text tokens of an answer, unless the caller or the context says otherwise
+Method = TypeVar("Method", bound=Callable[..., Any])
 SAMPLING_NAMES = ("guidance", "temperature", "top_k", "top_p", "greedy")
 
 
@@ -116,10 +119,28 @@ class RequestBuilder:
         return speculate
 
 
+def check_keywords(function: str, given: Iterable[str], known: Iterable[str]) -> None:
+    """Refuse keywords that a function does not have, naming those that it has."""
+    names = list(known)
+    if unknown := [name for name in given if name not in names]:
+        raise TypeError(f"keywords of {function} must be among {', '.join(names)}, got {unknown[0]!r}; correct it")
+
+
+def takes_overrides(method: Method) -> Method:
+    """Let a method with `**overrides` refuse keywords that are neither its own nor those of `Overrides`."""
+    _, *own, _ = inspect.signature(method).parameters  # without self and overrides
+
+    @functools.wraps(method)
+    def checked(*arguments: Any, **given: Any) -> Any:
+        check_keywords(method.__name__, given, [*own, *Overrides.__annotations__])
+        return method(*arguments, **given)
+
+    return cast(Method, checked)
+
+
 def given_settings(overrides: Mapping[str, Any]) -> dict[str, Any]:
     """The overrides that are not None; an unknown name is an error."""
-    if unknown := sorted(set(overrides) - set(Overrides.__annotations__)):
-        raise ValueError(f"a setting must be one of {', '.join(Overrides.__annotations__)}, got {unknown[0]!r}")
+    check_keywords("a request", overrides, Overrides.__annotations__)
     settings = {name: value for name, value in overrides.items() if value is not None}
     for name in {"seed", "max_new_tokens", "resamples"} & settings.keys():
         settings[name] = as_integer(settings[name], name=name)

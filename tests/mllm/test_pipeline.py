@@ -92,6 +92,16 @@ def test_settings_change_the_image_and_defaults_are_the_checkpoint_s(pipeline: P
     assert merged == SamplingConfig(top_p=0.9, temperature=(0.5, 1.0), greedy=True)
 
 
+def test_a_misspelled_keyword_is_refused_with_those_that_exist(pipeline: Pipeline) -> None:
+    for call, known in (
+        (lambda: Pipeline.load(devce="cpu"), "Pipeline.load must be among folder, compile, device,"),
+        (lambda: pipeline.draw("a red circle", best_off=2), "draw must be among prompt, n, best_of,"),
+        (lambda: pipeline.chat([], sed=2), "chat must be among messages, seed,"),
+    ):
+        with pytest.raises(TypeError, match=known):
+            call()
+
+
 def test_a_question_gets_a_text(pipeline: Pipeline, image: Image.Image, tmp_path: Path) -> None:
     image.save(tmp_path / "a.png")
     answer = pipeline.ask(image, "What color is it?")
