@@ -164,6 +164,10 @@ def test_an_error_is_shown_in_the_chat_and_the_next_request_works(page: Page) ->
     top_k.send_keys(Keys.BACKSPACE)  # typed, so that the page notices
     page.send("a red circle on a white background")
     page.wait_for(DRAWN)
+    page.wait_until_answered(2)
+    page.send("")  # nothing to answer, and no error either
+    badge = page.wait_for("#chat .error")
+    assert not badge.is_displayed() and len(page.find("#chat .message")) == 4
 
 
 def test_what_was_typed_is_shown_as_typed(page: Page) -> None:
