@@ -195,9 +195,9 @@ def show(event: Event, content: Content, folder: Path) -> None:
             if content and content[-1].get("type") == "text" and not content[-1]["text"].startswith(NOTE):
                 text = content.pop()["text"] + text
             content.append({"type": "text", "text": text})
-        case ImagePreview(image=image):
+        case ImagePreview(image=image, done=done, codes=codes):
             share, _ = drop_progress(content)
-            content.append(progress_part(share, preview_tag(image)))
+            content.append(progress_part(share, preview_tag(image, done, codes.grid)))
         case ImageProgress(done=done, total=total):
             _, preview = drop_progress(content)
             content.append(progress_part(done / total, preview))
@@ -208,10 +208,15 @@ def show(event: Event, content: Content, folder: Path) -> None:
             content.append({"path": file.name})
 
 
-def preview_tag(image: Image.Image) -> str:
-    file = io.BytesIO()
-    image.convert("RGB").save(file, "JPEG")
-    return f'<img alt="preview" src="data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}">'
+def preview_tag(image: Image.Image, done: int, grid: tuple[int, int]) -> str:
+    """The image, faint from the first row of positions on that is not all there: what is guessed may be noise."""
+    rows, columns = grid
+    opacity, file = Image.new("L", (1, rows), 50), io.BytesIO()
+    opacity.paste(255, (0, 0, 1, done // columns))
+    image = image.convert("RGB")
+    image.putalpha(opacity.resize(image.size))
+    image.save(file, "WEBP")
+    return f'<img alt="preview" src="data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}">'
 
 
 def progress_part(share: float = 0.0, preview: str = "") -> dict[str, Any]:
