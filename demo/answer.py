@@ -35,6 +35,7 @@ FAILED = "The answer failed because of an error in the program; its log has the 
 NOTE = '<div class="note">'
 LEFT_OUT = NOTE + "The oldest {} messages no longer fit into the model's context and were left out.</div>"
 MAX_SIDE = 2048  # longer side of an upload that is kept as it is, in pixels
+SHOWN_BY_BROWSERS = {".png", ".jpg", ".jpeg", ".gif", ".webp", ".bmp"}
 BAR = '<div class="drawing">'
 NUM_PREVIEWS = 4  # of an image while it is drawn, at most; one that is not decoded before the next is left out
 PREVIEW = re.compile("<img [^>]*>")
@@ -101,15 +102,15 @@ def literal(text: str) -> str:
 
 
 def reduced(file: str) -> str:
-    """The file of an upload, or of a smaller copy, so that later turns need not read a huge one again."""
+    """The file of an upload, or of a copy that browsers show and later turns need not read at full size again."""
     try:
         image = read_image(file)
     except (ValueError, FileNotFoundError):
         return file  # refused with a sentence when it is to be answered
-    if max(image.size) <= MAX_SIDE:
+    if max(image.size) <= MAX_SIDE and Path(file).suffix.lower() in SHOWN_BY_BROWSERS:
         return file
     image.thumbnail((MAX_SIDE, MAX_SIDE))
-    small = Path(file).with_suffix(".reduced.png")
+    small = Path(f"{file}.reduced.png")
     write_image(small, image)
     return str(small)
 
@@ -141,7 +142,7 @@ def to_parts(content: Content) -> Iterator[TextPart | ImagePart]:
                 if not text.startswith(NOTE):  # which the page says, not the model
                     yield TextPart(html.unescape(text))
             case {"type": "file", "file": {"path": str(path)}}:
-                yield ImagePart(read_image(path, name="the uploaded image"))
+                yield ImagePart(read_image(path, name="the uploaded file"))
             case _:
                 raise ValueError(f"a message must hold text and images only, got {part.get('type')!r}")
 

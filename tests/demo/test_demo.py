@@ -129,7 +129,7 @@ def test_any_error_is_a_sentence_without_paths(pipeline: Pipeline, tmp_path: Pat
         return shown[-1]["content"][0]["text"]
 
     said = answer(tmp_path / "a.png")
-    assert "uploaded image" in said and str(tmp_path) not in said
+    assert "uploaded file" in said and str(tmp_path) not in said
 
     def fail(*_: Any, error: Exception, **__: Any) -> Any:
         raise error
@@ -159,6 +159,8 @@ def test_texts_and_images_become_messages_in_order(tmp_path: Path) -> None:
     Image.new("RGB", (5000, 3000), "red").save(tmp_path / "a.png")
     small = reduced(str(tmp_path / "a.png"))
     assert reduced(small) == small, "a large upload is reduced once"
+    Image.new("RGB", (5, 3), "red").save(tmp_path / "a.tiff")
+    assert reduced(str(tmp_path / "a.tiff")).endswith(".png"), "browsers show no TIFF"
     typed = "# 1. *a* <b>this</b> [b](c) <img src=x> &amp; $d$\n    `e`"
     request = user_entry(typed, [small])
     messages = to_messages([as_sent_back(request), as_sent_back(answer_entry([{"type": "text", "text": "red"}]))])
