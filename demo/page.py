@@ -42,8 +42,11 @@ def theme() -> gr.themes.Base:
         block_border_width="0px",
         block_shadow="none",
         block_background_fill="transparent",
+        block_background_fill_dark="transparent",
         block_label_background_fill="transparent",
+        block_label_background_fill_dark="transparent",
         input_background_fill="white",
+        input_background_fill_dark="*neutral_800",
         border_color_primary="*neutral_200",
     )
 
