@@ -87,6 +87,7 @@ def build_page(
             placeholder="Describe a picture, or add one and ask about it",
             file_types=["image"],
             file_count="multiple",
+            max_lines=8,
             autofocus=True,
         )
         with gr.Accordion("Settings", open=False, elem_id="settings"), gr.Row():
