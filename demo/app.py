@@ -19,7 +19,7 @@ from typing import Any
 from PIL import Image
 
 from demo.answer import FAILED, Entry, Settings, as_sentence, settings_of, stream_answer
-from demo.page import ASSETS, STYLE_SHEET, build_page, example, theme
+from demo.page import ASSETS, STYLE_SHEET, Welcome, build_page, example, theme
 from mllm.checkpoint import BUNDLED_MODELS, installed_models
 from mllm.cli.main import load_pipeline
 from mllm.pipeline import ImageDone, Pipeline, TextDelta
@@ -31,27 +31,34 @@ TITLE = "mllm"
 SUBTITLE = "One model that draws, answers and edits"
 FIRST, SECOND = str(ASSETS / "circle-and-square.png"), str(ASSETS / "star-heart-triangle.png")
 OCTOPUS, COOK = str(ASSETS / "octopus.png"), str(ASSETS / "cook.png")
-SHAPES = [
-    example(
-        "A red circle left of a blue square",
-        "a large red circle to the left of a small blue square on a white background",
-    ),
-    example("Three yellow stars on black", "three small yellow stars on a black background"),
-    example("What color is the circle?", "What color is the circle?", FIRST),
-    example("Describe this picture", "Describe the picture.", SECOND),
-    example("Make the circle green", "Make the circle green.", FIRST),
-    example("Estimate its depth", "Depth estimation.", SECOND),
-]
-EMOJI = [
-    example("A penguin, flat", "Draw a penguin, flat style."),
-    example("A rocket, gradient", "Draw a rocket, gradient style."),
-    example("What is this?", "What is this?", OCTOPUS),
-    example("Which style is it in?", "Which style is this?", OCTOPUS),
-    example("Make the skin dark", "Make the skin dark.", COOK),
-    example("A woman instead", "A woman instead.", COOK),
-]
+SHAPES = Welcome(
+    "This small model knows circles, squares, triangles, stars, crosses and hearts in six colors, "
+    "up to four at a time.",
+    [
+        example(
+            "A red circle left of a blue square",
+            "a large red circle to the left of a small blue square on a white background",
+        ),
+        example("Three yellow stars on black", "three small yellow stars on a black background"),
+        example("What color is the circle?", "What color is the circle?", FIRST),
+        example("Describe this image", "Describe the image.", SECOND),
+        example("Make the circle green", "Make the circle green.", FIRST),
+        example("Estimate the depth", "Depth estimation.", SECOND),
+    ],
+)
+EMOJI = Welcome(
+    "This small model knows about 1,300 emoji in two styles, flat and gradient.",
+    [
+        example("A penguin, flat", "Draw a penguin, flat style."),
+        example("A rocket, gradient", "Draw a rocket, gradient style."),
+        example("What is this?", "What is this?", OCTOPUS),
+        example("Which style is it in?", "Which style is this?", OCTOPUS),
+        example("Make the skin dark", "Make the skin dark.", COOK),
+        example("A woman instead", "A woman instead.", COOK),
+    ],
+)
 BUNDLED = {"tiny": ("Shapes", SHAPES), "emoji": ("Emoji", EMOJI)}
-"""What the page calls the bundled models, and requests that each of them was trained for."""
+"""What the page calls the bundled models, and how each of them is introduced."""
 
 
 def serve(options: Namespace) -> None:
@@ -63,6 +70,7 @@ def serve(options: Namespace) -> None:
         share=options.share,
         theme=theme(),
         css_paths=STYLE_SHEET,
+        favicon_path=ASSETS / "draw.svg",
         footer_links=[],
         ssr_mode=False,
     )
@@ -114,7 +122,7 @@ def load_models(options: Namespace) -> Models:
 
 def build_demo(models: Models) -> Any:
     folder = Path(tempfile.mkdtemp(prefix="mllm-demo-"))
-    requests = dict(BUNDLED.values())
+    bundled = dict(BUNDLED.values())
 
     def answer(
         history: list[Entry], name: str, seed: str | None, guidance: float, temperature: float, top_k: str | None
@@ -127,7 +135,7 @@ def build_demo(models: Models) -> Any:
         answer,
         title=TITLE,
         subtitle=SUBTITLE,
-        examples={name: requests.get(name, SHAPES) for name in models.names},
+        models={name: bundled.get(name, Welcome("", SHAPES.examples)) for name in models.names},
         settings_of=in_words(lambda name: settings_of(models[name])),
         functions=functions,
     )

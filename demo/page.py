@@ -10,7 +10,7 @@ import html
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import gradio as gr
 from gradio.components.chatbot import ExampleMessage
@@ -26,6 +26,13 @@ LOADING: dict[str, Any] = {"concurrency_id": "loading", "concurrency_limit": Non
 """Of events that may load a model: answers of the others need not wait for them."""
 Answer = Callable[..., Iterator[list[Entry]]]
 """answer(history, model, seed, guidance, temperature, top_k) yields the history with the answer growing."""
+
+
+class Welcome(NamedTuple):
+    """What an empty conversation shows."""
+
+    knows: str  # what the model knows
+    examples: Sequence[ExampleMessage]  # requests to click
 
 
 def example(label: str, text: str, file: str | None = None) -> ExampleMessage:
@@ -56,15 +63,15 @@ def build_page(
     *,
     title: str,
     subtitle: str,
-    examples: Mapping[str, Sequence[ExampleMessage]],
+    models: Mapping[str, Welcome],
     settings_of: Callable[[str], Settings],
     functions: Mapping[str, Callable[..., Any]],
 ) -> gr.Blocks:
     """
     Args:
-        examples: requests to click, by the name of the model that they are for; the page begins with the first.
+        models: the models to choose among, by name; the page begins with the first.
     """
-    first, *others = examples
+    first, *others = models
     defaults = settings_of(first)
     with gr.Blocks(analytics_enabled=False, title=title, fill_height=True) as page:
         gr.HTML(f"<header><h1>{title}</h1><p>{subtitle}</p></header>", elem_id="masthead")
@@ -75,8 +82,7 @@ def build_page(
             height="auto",
             layout="bubble",
             buttons=[],
-            examples=copies(examples[first]),
-            placeholder="Try one of these, or write your own.",
+            **welcome(models[first]),
             group_consecutive_messages=False,
             latex_delimiters=[],
         )
@@ -84,13 +90,13 @@ def build_page(
             elem_id="request",
             show_label=False,
             container=False,
-            placeholder="Describe a picture, or add one and ask about it",
+            placeholder="Describe an image, or add one",
             file_types=["image"],
             file_count="multiple",
             max_lines=8,
             autofocus=True,
         )
-        with gr.Accordion("Settings", open=False, elem_id="settings"), gr.Row():
+        with gr.Accordion("Model and settings" if others else "Settings", open=False, elem_id="settings"), gr.Row():
             model = gr.Dropdown([first, *others], elem_id="model", label="Model", visible=bool(others))
             settings = [
                 gr.Textbox(elem_id="seed", label="Seed", placeholder="new each time", max_lines=1),
@@ -100,7 +106,7 @@ def build_page(
             ]
         connect(answer, settings_of, chatbot, box, [model, *settings])
         model.input(
-            lambda name: (gr.Chatbot([], examples=copies(examples[name])), *shown(settings_of(name))),
+            lambda name: (gr.Chatbot([], **welcome(models[name])), *shown(settings_of(name))),
             model,
             [chatbot, *settings[1:]],
             api_visibility="private",
@@ -110,9 +116,10 @@ def build_page(
     return page
 
 
-def copies(examples: Sequence[ExampleMessage]) -> list[ExampleMessage]:
-    """Examples of their own for a chat, which replaces their files."""
-    return [copy.copy(each) for each in examples]
+def welcome(model: Welcome) -> dict[str, Any]:
+    """Arguments of a chat; it gets examples of its own, since it replaces their files."""
+    placeholder = f"{model.knows}\n\nTry one of these, or write your own."
+    return {"placeholder": placeholder, "examples": [copy.copy(each) for each in model.examples]}
 
 
 def shown(settings: Settings) -> tuple[float, float, str | None]:

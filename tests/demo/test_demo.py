@@ -100,7 +100,7 @@ def test_a_visitor_chooses_among_the_bundled_models(pipeline: Pipeline, monkeypa
         assert models.names == names and loaded == [model], "others are loaded when they are wanted"
         assert models["Emoji"] is models["Emoji"] is pipeline
         assert loaded == ([model] if model == "emoji" else [model, "emoji"])
-    files = [file for _, examples in BUNDLED.values() for each in examples for file in each.get("files", [])]
+    files = [file for _, welcome in BUNDLED.values() for each in welcome.examples for file in each.get("files", [])]
     assert len(files) > 4 and all(Path(file).is_file() for file in files if isinstance(file, str))
 
 
