@@ -104,14 +104,7 @@ def build_page(
                 gr.Slider(0.1, 2, value=defaults.temperature, step=0.05, label="Temperature"),
                 gr.Textbox(elem_id="top-k", label="Top-k", value=defaults.top_k, placeholder="all", max_lines=1),
             ]
-        connect(answer, settings_of, chatbot, box, [model, *settings])
-        model.input(
-            lambda name: (gr.Chatbot([], **welcome(models[name])), *shown(settings_of(name))),
-            model,
-            [chatbot, *settings[1:]],
-            api_visibility="private",
-            **LOADING,
-        )
+        connect(answer, models, settings_of, chatbot, box, [model, *settings])
         add_api(functions)
     return page
 
@@ -128,12 +121,14 @@ def shown(settings: Settings) -> tuple[float, float, str | None]:
 
 def connect(
     answer: Answer,
+    models: Mapping[str, Welcome],
     settings_of: Callable[[str], Settings],
     chatbot: gr.Chatbot,
     box: gr.MultimodalTextbox,
     settings: Sequence[gr.components.Component],
 ) -> None:
-    """Sending, clicking an example, trying again, taking back and stopping."""
+    """Sending, clicking an example, trying again, taking back, stopping, and beginning anew with the same or another
+    model."""
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     is_busy = gr.State(False)
     inputs, outputs = [chatbot, is_busy], [box, chatbot, is_busy]
@@ -155,8 +150,19 @@ def connect(
     for event in answering:
         event.then(lambda: (ready(), False), None, [box, is_busy], **quiet)
     chatbot.undo(take_back, chatbot, [box, chatbot], **quiet)
-    stop = box.stop(None, None, None, cancels=loading + answering)
+    running = asked + loading + answering
+    stop = box.stop(None, None, None, cancels=running)
     stop.then(lambda history: (ready(), stopped(history), False), chatbot, outputs, **quiet)
+
+    def begin(name: str) -> tuple[Any, Any, bool]:
+        return ready(), gr.Chatbot([], **welcome(models[name])), False
+
+    model, _, *others = settings
+    _, chosen = [  # an answer that still comes belongs to the conversation before
+        event(None, None, None, cancels=running).then(begin, model, outputs, **quiet)
+        for event in (chatbot.clear, model.input)
+    ]
+    chosen.then(lambda name: shown(settings_of(name)), model, others, **LOADING, **quiet)
 
 
 def add_api(functions: Mapping[str, Callable[..., Any]]) -> None:

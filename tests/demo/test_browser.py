@@ -176,3 +176,14 @@ def test_what_was_typed_is_shown_as_typed(page: Page) -> None:
     page.wait_until_answered(1)
     assert page.find("#chat .user.message")[-1].text == typed
     assert not page.find("#chat .user.message :is(h1, em, strong, code, a, img, ol)")
+
+
+def test_clearing_ends_an_answer(page: Page) -> None:
+    page.send("a red circle on a white background")
+    page.wait_for("#chat progress")
+    page.wait_for("#chat button[aria-label=Clear]").click()
+    page.wait(lambda: not page.find("#request .stop-button"))
+    assert page.wait_for("#chat button.example") and not page.find("#chat .message")
+    page.send("a blue square on a white background")
+    page.wait_until_answered(1)
+    assert len(page.find("#chat .message")) == 2
