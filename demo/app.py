@@ -32,8 +32,7 @@ SUBTITLE = "One model that draws, answers and edits"
 FIRST, SECOND = str(ASSETS / "circle-and-square.png"), str(ASSETS / "star-heart-triangle.png")
 OCTOPUS, COOK = str(ASSETS / "octopus.png"), str(ASSETS / "cook.png")
 SHAPES = Welcome(
-    "This small model knows circles, squares, triangles, stars, crosses and hearts in six colors, "
-    "up to four at a time.",
+    "This small model knows circles, squares, triangles, stars, crosses and hearts in six colors.",
     [
         example(
             "A red circle left of a blue square",
@@ -52,7 +51,7 @@ EMOJI = Welcome(
         example("A penguin, flat", "Draw a penguin, flat style."),
         example("A rocket, gradient", "Draw a rocket, gradient style."),
         example("What is this?", "What is this?", OCTOPUS),
-        example("Which style is it in?", "Which style is this?", OCTOPUS),
+        example("Which style is it in?", "Which style is this?", COOK),
         example("Make the skin dark", "Make the skin dark.", COOK),
         example("A woman instead", "A woman instead.", COOK),
     ],
