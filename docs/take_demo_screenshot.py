@@ -19,7 +19,7 @@ def main() -> int:
     with serve_demo() as address:
         page = Page(address)
         try:
-            page.browser.set_window_size(1000, 1480)
+            page.browser.set_window_size(1000, 1240)
             page.load()
             page.wait_for("#settings button").click()
             page.wait_for("#seed input, #seed textarea").send_keys(SEED)
