@@ -49,8 +49,8 @@ from train.data.shards import CodeSource, LeftOut, ShardFolder, ShardTask
 
 logger = logging.getLogger(__name__)
 
-TASKS, OLD_TASKS = "tasks", "plan"
-"""Where the tasks of each file are kept; older folders are renamed, and have "units" for "tasks"."""
+OLD_TASKS = "plan"
+"""Where the tasks of each file were kept; such folders are renamed, and have "units" for "tasks"."""
 HEAD = 1 << 16  # bytes at both ends of a file by which a change is noticed, with its size
 RECORDS_AT_ONCE = 256  # records without images that are read before the next are begun
 MAX_WAIT = timedelta(days=7)  # processes wait for the slowest at the end of a long preparation
@@ -107,7 +107,7 @@ def prepare_folder(
             }
             shards.check_settings(folder, settings)
             if (folder / OLD_TASKS).is_dir():
-                (folder / OLD_TASKS).rename(folder / TASKS)
+                (folder / OLD_TASKS).rename(folder / shards.TASKS)
         state.wait_for_everyone()
         for path in files[state.process_index :: state.num_processes]:
             _find_tasks(path, folder, shard_size=shard_size, format_name=format_name, columns=options.columns)
@@ -179,7 +179,7 @@ def _find_tasks(
     path: Path, folder: Path, *, shard_size: int, format_name: str | None, columns: Mapping[str, str]
 ) -> None:
     """Write the tasks of a file, or check that those that are there fit it."""
-    target = folder / TASKS / f"{_key_of(path)}.json"
+    target = folder / shards.TASKS / f"{_key_of(path)}.json"
     state = _fingerprint_of(path)
     if target.is_file():
         stored = read_json(target)
@@ -205,7 +205,7 @@ def _find_tasks(
 
 def read_tasks(folder: Path) -> list[ShardTask]:
     """All tasks of a folder, in one order for all processes."""
-    files = [read_json(path) for path in sorted((folder / TASKS).glob("*.json"))]
+    files = [read_json(path) for path in sorted((folder / shards.TASKS).glob("*.json"))]
     tasks = [task for file in files for task in file.get("tasks", file.get("units"))]
     return [ShardTask(*(task[name] for name in ShardTask._fields)) for task in tasks]
 

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
@@ -45,7 +46,7 @@ METADATA = b"mllm_shard"  # key of a shard's facts in the metadata of its schema
 ROWS_PER_GROUP = 32  # small, because rows are read one at a time and in any order
 OPEN_FILES = 24  # more than the shards that rows are drawn from at a time (train/data/mixture.py)
 ROW_GROUPS = 256  # row groups in memory, of about 130 KB each with the released tokenizer's codes
-MANIFEST, SETTINGS, LEFT_OUT, SHARDS = "manifest.json", "prepare.json", "left_out.jsonl", "shards"
+MANIFEST, SETTINGS, LEFT_OUT, SHARDS, TASKS = "manifest.json", "prepare.json", "left_out.jsonl", "shards", "tasks"
 
 TEXT = pa.string()
 _PART = pa.struct({"text": TEXT, "image": pa.int32()})
@@ -87,16 +88,17 @@ class ShardTask(NamedTuple):
 
 
 def check_settings(folder: Path, settings: dict[str, Any]) -> None:
-    """Record what a folder is made with, or refuse to continue one that was started with something else."""
+    """Record what a folder is made with, or refuse to continue one whose shards were made with something else."""
     path = folder / SETTINGS
-    if path.is_file():
-        before = read_json(path)
-        for name in settings | before:
-            if before.get(name) != settings.get(name):
+    before = read_json(path) if path.is_file() else settings
+    for name in settings | before:
+        if before.get(name) != settings.get(name):
+            if any((folder / SHARDS).glob("*.parquet")):
                 raise ValueError(
                     f"{name.replace('_', ' ')} of {folder} must stay {before.get(name)}, as it was started with, got "
                     f"{settings.get(name)}; choose another output folder or remove this one"
                 )
+            shutil.rmtree(folder / TASKS, ignore_errors=True)  # nothing was made yet: it begins again
     write_json(path, settings)
 
 

@@ -280,6 +280,12 @@ def test_what_does_not_fit_the_folder_is_refused(
     source.write_text(lines([{"text": "b"}]))
     with pytest.raises(ValueError, match="text.jsonl"):
         prepare(source, out=out)
+    source.write_text("{")  # a failure that leaves no shard: any setting may be changed after it
+    with pytest.raises(ValueError, match="text.jsonl"):
+        prepare(source, out=tmp_path / "again", size=5)
+    source.write_text(lines([{"text": "b"}] * 5))
+    prepare(source, out=tmp_path / "again", size=2)
+    assert len(list((tmp_path / "again/shards").iterdir())) == 3
 
 
 def test_samples_are_printed_with_their_images(
