@@ -119,6 +119,8 @@ def only_writer(folder: Path, *, lock_name: str = ".lock") -> Iterator[None]:
     """Within, no other process may write this folder; refuses to wait for one that does."""
     from filelock import FileLock, Timeout
 
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} must be a folder to write into, got {kind_of(folder)}; name another")
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / lock_name, timeout=0)
     try:
