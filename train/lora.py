@@ -78,5 +78,9 @@ def merge_folder(adapter: Path, output: Path, *, base: str | Path | None = None)
         raise ValueError(f"{path} must name the base model, got {base!r}; pass it as base (mllm merge --base)")
     folder = find_model_folder(base)
     model = MLLMForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
-    PeftModel.from_pretrained(model, str(adapter)).merge_and_unload().save_pretrained(output)
+    try:
+        adapted = PeftModel.from_pretrained(model, str(adapter))
+    except RuntimeError as error:  # of other shapes
+        raise ValueError(f"{adapter} must be an adapter of {folder}, got another model's; name its base") from error
+    adapted.merge_and_unload().save_pretrained(output)
     MLLMProcessor.from_pretrained(folder).save_pretrained(output)
