@@ -83,7 +83,7 @@ def run_callbacks(
 def check_best_metric(name: str | None, tasks: Iterable[str], *, others: Iterable[str]) -> None:
     """Refuse to choose the best checkpoint by a number that is not measured; `others` is measured beside the losses."""
     losses = [f"{task}_{part}loss" for task in tasks for part in ("", "text_", "image_")]
-    known = ["loss", *losses, *others]
+    known = [*(["loss"] if losses else []), *losses, *others]
     if name is not None and name.removeprefix(EVAL_PREFIX) not in known:
         raise ValueError(f"trainer.metric_for_best_model must be one of {', '.join(known)}, got {name!r}; change it")
 
@@ -92,9 +92,9 @@ def check_best_metric(name: str | None, tasks: Iterable[str], *, others: Iterabl
 def validate(
     model: nn.Module, tasks: Mapping[str, Dataset], accelerator: Accelerator, *, config: MLLMConfig, **options: Any
 ) -> dict[str, float]:
-    """`eval_loss` over all tasks and `eval_TASK_loss`, with text and image parts, weighted as in training. Processes
-    take batches in turn; all go forward equally often, because ZeRO-3 gathers weights together. `options`: more keyword
-    arguments of the model's forward."""
+    """`eval_loss` over all tasks, if any, and `eval_TASK_loss`, with text and image parts, weighted as in training.
+    Processes take batches in turn; all go forward equally often, because ZeRO-3 gathers weights together. `options`:
+    more keyword arguments of the model's forward."""
     was_training = model.training
     model.eval()
     values: dict[str, float] = {}
@@ -116,7 +116,8 @@ def validate(
         values[f"{EVAL_PREFIX}{task}_text_loss"] = sums["text"] / max(sums["num_text"], 1)
         values[f"{EVAL_PREFIX}{task}_image_loss"] = sums["image"] / max(sums["num_image"], 1)
         numerator, denominator = numerator + loss, denominator + weight
-    values[f"{EVAL_PREFIX}loss"] = numerator / max(denominator, 1)
+    if tasks:
+        values[f"{EVAL_PREFIX}loss"] = numerator / max(denominator, 1)
     model.train(was_training)
     return values
 

@@ -443,6 +443,18 @@ class MLLMRecipe:
                 f"an adapter must have start_from and trainable within {', '.join(BESIDE_ADAPTER)}, got "
                 f"{self.start_from} and {self.trainable}; change the recipe"
             )
+        wanted = self.validation
+        if wanted and not (self.measures_losses or wanted.prompts or wanted.benchmarks or wanted.world):
+            raise ValueError(
+                "validation must have shards, prompts, benchmarks or world, where data names shards, got none; give "
+                "one, or leave validation out"
+            )
+
+    @property
+    def measures_losses(self) -> bool:
+        """Whether a validation has held-out samples; the world and classes always do."""
+        is_prepared = bool(self.data.shards) and not self.classes.is_given
+        return self.validation is not None and (not is_prepared or bool(self.validation.shards))
 
 
 def find_recipe(name: str | Path) -> Path:

@@ -169,7 +169,7 @@ class MLLMTrainer(Trainer):
             model,
             args=arguments,
             train_dataset=batches,
-            eval_dataset=batches if validation else None,  # only whether it is there matters: see `evaluate`
+            eval_dataset=batches if recipe.validation else None,  # only whether it is there matters: see `evaluate`
             data_collator=itemgetter(0),  # an item of the data set is a whole batch
             callbacks=[self.average] if self.average else None,
         )
@@ -370,7 +370,7 @@ def training_arguments(recipe: MLLMRecipe) -> TrainingArguments:
         "logging_nan_inf_filter": False,  # our trainer looks at every step
         "ddp_timeout": int(WAIT_IN_TRAINING.total_seconds()),  # while the first process encodes, draws or answers
         "eval_strategy": "steps" if recipe.validation else "no",
-        "metric_for_best_model": "loss" if recipe.validation else None,
+        "metric_for_best_model": "loss" if recipe.measures_losses else None,
     }
     settings: dict[str, Any] = {
         name: "no" if name.endswith("_strategy") and value is False else value  # YAML reads the word as false

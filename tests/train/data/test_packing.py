@@ -242,3 +242,9 @@ def test_a_resumed_run_equals_an_uninterrupted_one_and_workers_change_nothing(re
     train_mllm(other)
     assert losses(other.output) == whole
     assert all(losses(other.output, f"eval_{name}_loss").keys() == {6} for name in ("images", "words"))
+
+
+def test_a_sheet_is_drawn_without_held_out_shards(recipe: MLLMRecipe) -> None:
+    trainer = {"max_steps": 1, "eval_steps": 1}
+    train_mllm(changed(recipe, trainer, validation=Validation(prompts=["a red circle"])))
+    assert (recipe.output / "samples" / "step-1.png").is_file() and not losses(recipe.output, "eval_loss")
