@@ -41,6 +41,7 @@ NonNegativeInt = Annotated[int, Number, Field(ge=0)]
 PositiveFloat = Annotated[float, Number, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Number, Field(ge=0)]
 Integer = Annotated[int, Number]
+Seed = Annotated[int, Number, Field(ge=0, lt=2**32)]  # of all generators; NumPy's takes no larger one
 Real = Annotated[float, Number]
 Share = Annotated[float, Number, Field(ge=0, le=1)]
 File = Annotated[Path, BeforeValidator(_as_path)]  # a file or folder; its name may be a number
@@ -191,7 +192,7 @@ class TokenizerRecipe:
     precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
     """Of autocast; the quantizer is always float32. "auto": the fastest here (tokenizer/number_format.py)."""
     num_workers: NonNegativeInt = 1  # processes that render or read images, per training process
-    seed: Integer = 0
+    seed: Seed = 0
     log_every: PositiveInt = 50
     save_every: NonNegativeInt = 500
     sheet_every: NonNegativeInt = 500  # steps between two sheets of reconstructions, written as PNG

@@ -396,6 +396,8 @@ def training_arguments(recipe: MLLMRecipe) -> TrainingArguments:
         arguments = TrainingArguments(**settings)
     except (TypeError, ValueError) as error:
         raise ValueError(f"trainer must fit TrainingArguments, got: {error}; change the recipe") from None
+    if not 0 <= arguments.seed < 2**32:
+        raise ValueError(f"trainer.seed must be from 0 to 2^32 - 1, got {arguments.seed}; change the recipe")
     if arguments.max_steps < 1:
         raise ValueError(f"trainer.max_steps must be at least 1, got {arguments.max_steps}; set how many to train")
     check_supported(recipe, sharding_of_run(arguments))
