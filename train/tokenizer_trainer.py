@@ -63,7 +63,10 @@ class TokenizerTrainer:
         )
         model = build_model(recipe)
         self.config, size = model.config, model.config.image_size
-        captions, batch_size = build_captions(recipe, model.config), recipe.batch_size
+        captions, batch_size, patch = build_captions(recipe, model.config), recipe.batch_size, model.config.patch_size
+        for name, side in (("shards.window", recipe.shards.window), ("world_crop", recipe.world_crop)):
+            if side is not None and side % patch:
+                raise ValueError(f"{name} must be a multiple of the patch size {patch}, got {side}; change it")
         self.evaluation = TokenizerEvaluation(recipe.evaluation, size, batch_size=batch_size, captions=captions)
         self.source = build_source(recipe, image_size=size, captions=captions, state=self.accelerator.state)
         rates: dict[str, Any] = {"lr": recipe.learning_rate, "betas": recipe.betas, "eps": recipe.epsilon}

@@ -162,6 +162,7 @@ def test_start_from_and_checkpoints_of_another_network(tmp_path: Path) -> None:
     for refused in (
         lambda: TokenizerTrainer(everything(tmp_path, tmp_path / "run", steps=2, architecture=causal)).train(),
         lambda: TokenizerTrainer(everything(tmp_path, tmp_path / "other", architecture=SMALL)),  # no text tower
+        lambda: TokenizerTrainer(TokenizerRecipe(output=tmp_path / "other", world_crop=20, **PLAIN)),  # not of patches
         lambda: everything(tmp_path, tmp_path / "other", lpips=None),
         lambda: everything(tmp_path, tmp_path / "other", text_tokenizer=None),
         lambda: everything(tmp_path, tmp_path / "other", start_from=tmp_path),
