@@ -105,7 +105,7 @@ def errors_that_name(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno is not None and (error.filename is None or UNFINISHED in str(error.filename)):
-            raise OSError(error.errno, error.strerror, str(path)) from error
+            raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
         raise
     except Exception as error:  # safetensors and torch have errors of their own
         code = errno.EFBIG if "File too large" in str(error) else errno.ENOSPC
