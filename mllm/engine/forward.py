@@ -244,14 +244,26 @@ class AnyBackbone:
     def __call__(self, embedded_PD: Tensor, position_P: Tensor, current: Pass) -> Tensor:
         (part,) = current.parts
         shape, num_layers = (part.group.num_rows, part.group.num_new), self.backbone.config.num_hidden_layers
+        position_RW = position_P.unflatten(0, shape)
         hidden_RWD = self.backbone(
             inputs_embeds=embedded_PD.unflatten(0, shape),
-            attention_mask=part.mask_R1WL,
-            position_ids=position_P.unflatten(0, shape),
+            attention_mask=self._masks(part.mask_R1WL, position_RW),
+            position_ids=position_RW,
             past_key_values=Cache(layers=[SlotLayer(current, number) for number in range(num_layers)]),
             use_cache=True,
         ).last_hidden_state
         return hidden_RWD.flatten(0, 1)
+
+    def _masks(self, mask_R1WL: Tensor, position_RW: Tensor) -> Tensor | dict[str, Tensor]:
+        """The masks of layers that see everything before them and of those that see a sliding window."""
+        config = self.backbone.config
+        if (window := sliding_window(config)) is None:
+            return mask_R1WL
+        is_past_RWL = torch.arange(mask_R1WL.shape[-1], device=mask_R1WL.device) <= position_RW[..., None] - window
+        sliding_R1WL = mask_R1WL.masked_fill(is_past_RWL[:, None], torch.finfo(mask_R1WL.dtype).min)
+        if getattr(config, "layer_types", None) is None:
+            return sliding_R1WL
+        return {"full_attention": mask_R1WL, "sliding_attention": sliding_R1WL}
 
 
 class SlotLayer(DynamicLayer):
@@ -270,9 +282,14 @@ def is_llama(backbone: Any) -> bool:
     """Whether `LlamaBackbone` computes what this backbone does."""
     if type(backbone).__name__ not in LLAMAS or any(hasattr(module, "_hf_hook") for module in backbone.modules()):
         return False
-    attentions = [layer.self_attn for layer in backbone.layers]
-    turns_all = 2 * len(backbone.rotary_emb.inv_freq) == attentions[0].head_dim
-    return turns_all and all(getattr(attention, "sliding_window", None) is None for attention in attentions)
+    turns_all = 2 * len(backbone.rotary_emb.inv_freq) == backbone.layers[0].self_attn.head_dim
+    return turns_all and sliding_window(backbone.config) is None
+
+
+def sliding_window(config: Any) -> int | None:
+    """How many positions layers with a sliding window see, themselves included; None: it is never too short."""
+    window = getattr(config, "sliding_window", None)
+    return None if window is None or window >= config.max_position_embeddings else window
 
 
 class LlamaBackbone:

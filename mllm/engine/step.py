@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from mllm.engine.forward import Bucket, CachedForward, DrawnPositions, LlamaBackbone, Placement
+from mllm.engine.forward import Bucket, CachedForward, DrawnPositions, Placement
 from mllm.engine.state_machine import never_text_ids
 from mllm.heads import CodeDecoder, Guidance
 from mllm.model import MLLMForConditionalGeneration
@@ -154,9 +154,10 @@ class StaticStep:
     each, on a GPU captured as a CUDA graph."""
 
     def __init__(self, step: Step) -> None:
-        if not isinstance(step.forward.run_backbone, LlamaBackbone):
-            name = type(step.model.backbone).__name__
-            raise ValueError(f"compile must be for a backbone like Llama on one device, got {name}; load without it")
+        if any(hasattr(module, "_hf_hook") for module in step.model.backbone.modules()):
+            raise ValueError(
+                "compile must be for a model on one device, got layers on several; load without device_map"
+            )
         self.step, self.num_growths = step, 0
         self.prepared: dict[tuple[Any, ...], Run] = {}
         self.pool: Any = None  # memory that all graphs share

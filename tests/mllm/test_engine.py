@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
-from transformers import GPT2Config
+from transformers import Gemma3TextConfig, GPT2Config, MistralConfig, PreTrainedConfig, Qwen3Config
 
 import mllm.engine.loop
 import mllm.engine.step
@@ -44,6 +44,7 @@ from mllm.pipeline import Pipeline
 from mllm.sampling import TEXT, SamplingConfig, choose, gumbel, stack_settings
 from mllm.sequence import ImageLayout, TokenSequence
 from tests.mllm.engine_helpers import (
+    BACKBONE,
     CODEBOOK_SIZE,
     IDS,
     NUM_CODEBOOKS,
@@ -379,6 +380,28 @@ def test_compiled_steps_give_what_ordinary_ones_give(head_type: str) -> None:
     assert engine.static.prepared
 
 
+@pytest.mark.parametrize(
+    "text_config",
+    [
+        MistralConfig(**BACKBONE, sliding_window=5),
+        Qwen3Config(**BACKBONE, head_dim=8, use_sliding_window=True, sliding_window=5, max_window_layers=1),
+        pytest.param(Gemma3TextConfig(**BACKBONE, head_dim=8, sliding_window=5), marks=pytest.mark.slow),
+        pytest.param(GPT2Config(n_embd=24, n_head=4, n_layer=2, vocab_size=61), marks=pytest.mark.slow),
+    ],
+    ids=lambda config: config.model_type,
+)
+def test_sliding_windows_hold_and_any_backbone_is_compiled(
+    text_config: PreTrainedConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, compiled = build_model(text_config=text_config), torch.compile
+    request = ask(9, seed=2, image=GREEDY, window=1)
+    (expected,) = Engine(model).generate([request])
+    assert expected.images[0].codes_KN.T.tolist() == draw_plainly(model, request)
+    monkeypatch.setattr(torch, "compile", partial(compiled, backend="eager"))
+    engine = Engine(model, compile=True)
+    assert outcome(engine.generate([request])[0]) == outcome(expected) and engine.static.prepared
+
+
 def test_every_size_is_compiled_however_few_versions_torch_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
     model, compiled = build_model(), torch.compile
     monkeypatch.setattr(torch, "compile", partial(compiled, backend="eager"))
@@ -551,6 +574,7 @@ def test_what_cannot_be_answered_is_refused(model: MLLMForConditionalGeneration)
             Engine(model).generate([request])
     with pytest.raises(ValueError):
         Engine(model, num_slots=1).submit(ask(4, image=SamplingConfig(guidance=2.0)))
-    other = GPT2Config(n_embd=24, n_head=4, n_layer=2, vocab_size=61)
+    spread = build_model()
+    spread.backbone.layers[1]._hf_hook = None  # as accelerate marks modules that it moves between devices
     with pytest.raises(ValueError, match="compile"):
-        Engine(build_model(text_config=other), compile=True)
+        Engine(spread, compile=True)
