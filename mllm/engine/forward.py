@@ -111,13 +111,13 @@ class CachedForward:
         """
         if bucket is not None:
             shape = bucket.num_rows, bucket.num_new
-            # the last position is one that no sequence uses
-            position_RW = np.full(shape, self.capacity - 1)
+            # the last position is one that no sequence uses, and that a backbone need not have embeddings of
+            position_RW, stored_RW = np.zeros(shape, dtype=np.int64), np.full(shape, self.capacity - 1)
             for row, (length, count) in enumerate(zip(lengths, counts, strict=True)):
-                position_RW[row, :count] = np.arange(length, length + count)
-            slot_RW = np.broadcast_to(np.arange(first, first + shape[0])[:, None], shape)
+                position_RW[row, :count] = stored_RW[row, :count] = np.arange(length, length + count)
+            index_RW = np.arange(first, first + shape[0])[:, None] * self.capacity + stored_RW
             group = Group(first, *bucket, is_masked=True)
-            return self._make_placement(position_RW.flatten(), slot_RW.flatten(), (group,)), [
+            return self._make_placement(position_RW.flatten(), index_RW.flatten(), (group,)), [
                 row * bucket.num_new for row in range(len(counts))
             ]
         begins = [0, *accumulate(counts)][: len(counts)]
@@ -130,10 +130,9 @@ class CachedForward:
                 groups.append(Group(first, num_rows + 1, count, max(attended, length + count), is_masked=True))
             elif count:
                 groups.append(Group(slot, 1, count, length + count, is_masked=count > 1))
-        return self._make_placement(position_P, slot_P, tuple(groups)), begins
+        return self._make_placement(position_P, slot_P * self.capacity + position_P, tuple(groups)), begins
 
-    def _make_placement(self, position_P: np.ndarray, slot_P: np.ndarray, groups: tuple[Group, ...]) -> Placement:
-        index_P = slot_P * self.capacity + position_P
+    def _make_placement(self, position_P: np.ndarray, index_P: np.ndarray, groups: tuple[Group, ...]) -> Placement:
         to_device = partial(torch.tensor, device=self.device)
         return Placement(to_device(position_P), to_device(index_P), groups)
 
