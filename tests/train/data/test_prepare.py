@@ -219,7 +219,7 @@ def test_every_file_of_a_folder_is_read_or_named(
     (tars / "captions_stats.json").write_text('{"count": 3}')
     (tars / "notes.doc").write_text("?")
     assert prepare(tars, out=tmp_path / "1").records == 6
-    assert "3 files" in caplog.text and "captions.parquet, captions_stats.json, notes.doc" in caplog.text
+    assert "3 in all" in caplog.text and "captions.parquet, captions_stats.json, notes.doc" in caplog.text
     for ending in ("png", "bmp", "gif", "tif", "jfif", "JPG"):
         Image.new("RGB", (32, 32), "red").save(images / f"{ending}.{ending}")
         (images / f"{ending}.txt").write_text(ending)
