@@ -306,7 +306,6 @@ WRONG_SETTINGS: dict[str, tuple[Any, ...]] = {
     "top_p": (0, 2, "x"),
     "guidance": (0.5, "x", float("nan")),
     "resamples": (-1, "x"),
-    "nothing": (1,),
 }
 WRONG_CONTENTS = ("x", 5, [{"type": "video"}], [{"type": "image"}], [{"type": "image", "path": "none.png"}])
 WRONG_MESSAGES: tuple[Any, ...] = (
