@@ -125,7 +125,7 @@ def connect(
     settings_of: Callable[[str], Settings],
     chatbot: gr.Chatbot,
     box: gr.MultimodalTextbox,
-    settings: Sequence[gr.components.Component],
+    settings: Sequence[Any],  # components, the model first
 ) -> None:
     """Sending, clicking an example, trying again, taking back, stopping, and beginning anew with the same or another
     model."""

@@ -253,10 +253,10 @@ class AnyBackbone:
         ).last_hidden_state
         return hidden_RWD.flatten(0, 1)
 
-    def _masks(self, mask_R1WL: Tensor, position_RW: Tensor) -> Tensor | dict[str, Tensor]:
+    def _masks(self, mask_R1WL: Tensor | None, position_RW: Tensor) -> Tensor | dict[str, Tensor] | None:
         """The masks of layers that see everything before them and of those that see a sliding window."""
         config = self.backbone.config
-        if (window := sliding_window(config)) is None:
+        if mask_R1WL is None or (window := sliding_window(config)) is None:
             return mask_R1WL
         is_past_RWL = torch.arange(mask_R1WL.shape[-1], device=mask_R1WL.device) <= position_RW[..., None] - window
         sliding_R1WL = mask_R1WL.masked_fill(is_past_RWL[:, None], torch.finfo(mask_R1WL.dtype).min)
