@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 TITLE = "mllm"
 SUBTITLE = "One model that draws, answers and edits"
 FIRST, SECOND = str(ASSETS / "circle-and-square.png"), str(ASSETS / "star-heart-triangle.png")
-OCTOPUS, COOK = str(ASSETS / "octopus.png"), str(ASSETS / "cook.png")
+HONEYBEE, ASTRONAUT, VEIL = (str(ASSETS / f"{name}.png") for name in ("honeybee", "astronaut", "veil"))
 SHAPES = Welcome(
     "This small model knows circles, squares, triangles, stars, crosses and hearts in six colors.",
     [
@@ -49,11 +49,11 @@ EMOJI = Welcome(
     "This small model knows about 1,300 emoji in two styles, flat and gradient.",
     [
         example("A penguin, flat", "Draw a penguin, flat style."),
-        example("A rocket, gradient", "Draw a rocket, gradient style."),
-        example("What is this?", "What is this?", OCTOPUS),
-        example("Which style is it in?", "Which style is this?", COOK),
-        example("Make the skin dark", "Make the skin dark.", COOK),
-        example("A woman instead", "A woman instead.", COOK),
+        example("A lion, gradient", "Draw a lion, gradient style."),
+        example("What is this?", "What is this?", HONEYBEE),
+        example("Which style is it in?", "Which style is this?", HONEYBEE),
+        example("Make the skin dark", "Make the skin dark.", ASTRONAUT),
+        example("A woman instead", "A woman instead.", VEIL),
     ],
 )
 BUNDLED = {"tiny": ("Shapes", SHAPES), "emoji": ("Emoji", EMOJI)}
