@@ -394,7 +394,7 @@ def test_sliding_windows_hold_and_any_backbone_is_compiled(
     text_config: PreTrainedConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, compiled = build_model(text_config=text_config), torch.compile
-    requests = [ask(9, seed=2, image=GREEDY, window=1), ask(4, seed=3, image=GREEDY, window=1)]
+    requests = [ask(16, seed=2, image=GREEDY, window=1), ask(4, seed=3, image=GREEDY, window=1)]
     expected = Engine(model).generate(requests)
     assert expected[0].images[0].codes_KN.T.tolist() == draw_plainly(model, requests[0])
     monkeypatch.setattr(torch, "compile", partial(compiled, backend="eager"))
