@@ -36,6 +36,7 @@ Turn = tuple[list[Item], list[Item]]
 DRAWINGS_PER_CELL = 4
 DIALOGUES_PER_CELL = 2
 TALKS_PER_CELL = 2
+MAX_IMAGES_OF_TALK = 5
 AUGMENTED_CHANGES_PER_CELL = 3
 AUGMENTED_DIALOGUES_PER_CELL = 2
 LIT, TRUE_COLORS, OTHER_COLORS = range(64), range(64, 96), range(96, 128)
@@ -306,28 +307,28 @@ class RecordWriter:
         return choose(targets, lambda target: rng.choice(GENDER).format(target.emoji.gender or "person"), rng)
 
     def talks(self) -> Iterator[list[Turn]]:
-        """Short conversations: drawing one thing and another, changing, asking, and what people say besides."""
+        """Conversations: drawing one thing after another, changing, asking, and what people say besides."""
         styles = ", ".join(self.styles)
         for first, copy in product(self.training, range(TALKS_PER_CELL)):
-            cell, rng = first, self.rng(f"talk/{copy}", first)
+            rng = self.rng(f"talk/{copy}", first)
             turns = [said(*rng.choice(HELLO))] if rng.random() < 0.3 else []
             if rng.random() < 0.1:
                 turns.append(said(*(text.format(styles=styles) for text in rng.choice(ABOUT))))
-            turns.append(self._drawing(cell, rng))
-            if rng.random() < 0.6:  # something else, after words about the first or none
-                if rng.random() < 0.3:
-                    turns.append(self._name(cell, rng))
-                cell = rng.choice(self.training)
+            cell, num_images = first, rng.randint(1, MAX_IMAGES_OF_TALK)
+            while num_images:
                 turns.append(self._drawing(cell, rng))
-            num_changes = rng.randint(0, 1 if len(turns) > 1 else 2)
-            for change in rng.sample([self._restyling, self._tone, self._gender], 3)[:num_changes]:
-                if (turn := change(cell, rng)) is not None:
-                    turns.append(turn)
-                    cell = next(item for item in turn[1] if isinstance(item, Cell))
-            if rng.random() < 0.5:
-                turns.append(rng.choice([self._name, self._style, self._group, self._both])(cell, rng))
-            if rng.random() < 0.4:
-                turns.append(said(*rng.choice(THANKS)))
+                num_images -= 1
+                if num_images and rng.random() < 0.4:
+                    change = rng.choice([self._restyling, self._tone, self._gender])
+                    if (turn := change(cell, rng)) is not None:
+                        turns.append(turn)
+                        cell = next(item for item in turn[1] if isinstance(item, Cell))
+                        num_images -= 1
+                if rng.random() < 0.25:
+                    turns.append(rng.choice([self._name, self._style, self._group, self._both])(cell, rng))
+                if rng.random() < 0.2:
+                    turns.append(said(*rng.choice(THANKS)))
+                cell = rng.choice(self.training)
             if rng.random() < 0.1:
                 turns.append(said(*rng.choice(BYE)))
             yield turns
