@@ -127,8 +127,7 @@ def connect(
     box: gr.MultimodalTextbox,
     settings: Sequence[Any],  # components, the model first
 ) -> None:
-    """Sending, clicking an example, trying again, taking back, stopping, and beginning anew with the same or another
-    model."""
+    """Sending, clicking an example, trying again, taking back, stopping, beginning anew, and choosing another model."""
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     is_busy = gr.State(False)
     inputs, outputs = [chatbot, is_busy], [box, chatbot, is_busy]
@@ -154,14 +153,22 @@ def connect(
     stop = box.stop(None, None, None, cancels=running)
     stop.then(lambda history: (ready(), stopped(history), False), chatbot, outputs, **quiet)
 
-    def begin(name: str) -> tuple[Any, Any, bool]:
-        return ready(), gr.Chatbot([], **welcome(models[name])), False
+    def begin(name: str, history: list[Entry]) -> tuple[Any, Any, bool]:
+        return ready(), gr.Chatbot(history, **welcome(models[name])), False
+
+    def change(name: str, history: list[Entry], left: str, kept: dict[str, list[Entry]]) -> tuple[Any, ...]:
+        """Each model has a conversation of its own, which is kept while another model is chosen."""
+        if name == left:  # gradio reports every choice twice
+            return (gr.skip(),) * 5
+        kept = {**kept, left: stopped(history)}
+        return *begin(name, kept.get(name, [])), name, kept
 
     model, _, *others = settings
-    _, chosen = [  # an answer that still comes belongs to the conversation before
-        event(None, None, None, cancels=running).then(begin, model, outputs, **quiet)
-        for event in (chatbot.clear, model.input)
-    ]
+    kept = [gr.State(model.value), gr.State({})]
+    # an answer that still comes belongs to the conversation before
+    cleared, chosen = (event(None, None, None, cancels=running) for event in (chatbot.clear, model.input))
+    cleared.then(lambda name: begin(name, []), model, outputs, **quiet)
+    chosen = chosen.then(change, [model, chatbot, *kept], [*outputs, *kept], **quiet)
     chosen.then(lambda name: shown(settings_of(name)), model, others, **LOADING, **quiet)
 
 

@@ -187,3 +187,21 @@ def test_clearing_ends_an_answer(page: Page) -> None:
     page.send("a blue square on a white background")
     page.wait_until_answered(1)
     assert len(page.find("#chat .message")) == 2
+
+
+def test_each_model_keeps_its_conversation(page: Page) -> None:
+    def choose(model: str) -> None:
+        page.find("#model input")[0].click()
+        page.wait_for(f"#model [role=option][aria-label={model}]").click()
+
+    page.send("a red circle on a white background")
+    page.wait_for(DRAWN)
+    page.wait_until_answered(1)
+    page.wait_for("#settings button").click()
+    page.wait(lambda: page.find("#model input")[0].is_displayed())
+    choose("Emoji")
+    page.wait(lambda: not page.find("#chat .message"))
+    assert "emoji" in page.wait_for("#chat").text
+    choose("Shapes")
+    page.wait_for(DRAWN)
+    assert len(page.find("#chat .message")) == 2
