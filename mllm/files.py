@@ -74,6 +74,8 @@ def whole_folder(path: Path) -> Iterator[Path]:
                 os.replace(path, former)
             os.replace(unfinished, path)
         finally:
+            if former.exists() and not path.exists():
+                os.replace(former, path)
             for folder in (unfinished, former):
                 shutil.rmtree(folder, ignore_errors=True)
 

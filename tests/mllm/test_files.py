@@ -3,6 +3,7 @@
 import errno
 import json
 import multiprocessing
+import os
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,9 @@ import pytest
 from mllm.files import fingerprint_of, read_lines, whole_file, whole_folder, write_json, write_text
 
 
-def test_a_file_or_folder_appears_whole_at_the_end_or_stays_what_it_was(tmp_path: Path) -> None:
+def test_a_file_or_folder_appears_whole_at_the_end_or_stays_what_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path, folder = tmp_path / "parent" / "file", tmp_path / "folder"
     with whole_file(path) as unfinished:
         unfinished.write_text("half")
@@ -26,6 +29,17 @@ def test_a_file_or_folder_appears_whole_at_the_end_or_stays_what_it_was(tmp_path
         (unfinished / "newest").write_text("")
         raise OSError(errno.ENOSPC, "no space")
     assert raised.value.filename == str(folder) and [file.name for file in folder.rglob("*")] == ["new"]
+    replace = os.replace
+
+    def fail(source: Path, target: Path) -> None:
+        if source == unfinished:
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(KeyboardInterrupt), whole_folder(folder) as unfinished:
+        pass
+    assert [path.name for path in tmp_path.rglob("new")] == ["new"] and (folder / "new").is_file()
 
 
 def test_links_are_followed_and_devices_refused(tmp_path: Path) -> None:
