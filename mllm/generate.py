@@ -299,6 +299,8 @@ def read_options(model: MLLMForConditionalGeneration, options: Mapping[str, Any]
 
 
 def is_neutral(value: Any, default: Any) -> bool:
+    if isinstance(value, Tensor):
+        return False
     value = value[0] if isinstance(value, list) and len(value) == 1 else value
     return value is None or value is default or value == default or (not value and default is not True)
 

@@ -250,6 +250,7 @@ def test_what_cannot_be_done_is_refused_and_what_asks_for_nothing_is_not(
         {"generation_mode": "image"},  # guided, without a negative prompt
         *({**image, **more} for more in ({"synced_gpus": True}, {"unknown": 1}, {"seed": [1, 2]}, {"seed": -1})),
         *({**image, **more} for more in ({"size": (64, 64)}, {"image_lengths": None})),
+        {**image, "position_ids": torch.arange(inputs["input_ids"].shape[1])[None]},
     ):
         with pytest.raises(ValueError):
             model.generate(**{**inputs, **options})
