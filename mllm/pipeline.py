@@ -792,6 +792,7 @@ class EventDecoder:
                 yield replace(event, text=self.text.add(token_id))
                 return
             case ImageDone(codes=codes, plan=plan):
+                self.preview = None  # one that is still being decoded is not of the next image
                 codes = self.processor.with_plan(codes, list(plan))
                 event = replace(event, codes=codes, image=self.processor.decode_images([codes])[0])
             case Done(result=result):

@@ -5,6 +5,7 @@ import gc
 import math
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 import pytest
@@ -18,7 +19,9 @@ from mllm.engine.settings import merge_settings
 from mllm.pipeline import (
     STRIDE,
     Done,
+    EventDecoder,
     ImageDone,
+    ImagePreview,
     ImageProgress,
     Pipeline,
     TextDelta,
@@ -246,6 +249,26 @@ def test_text_arrives_whole_characters_at_a_time(pipeline: Pipeline) -> None:
     for seed in range(20):  # any ids, broken characters included
         ids = np.random.default_rng(seed).integers(3, len(tokenizer), 30).tolist()
         assert "".join(stream.add(token_id) for token_id in ids) + stream.finish() == decode_text(tokenizer, ids)
+
+
+def test_a_preview_that_is_late_is_not_shown_of_the_next_image(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is decoded beside the decoding of the codes, and has come when its image has."""
+    codes, late = CodesPart(np.zeros((3, 4), dtype=np.uint16), (2, 2)), Event()
+    image, decoder = Image.new("RGB", (4, 4)), EventDecoder(pipeline.processor)
+
+    def decode(images: list[CodesPart]) -> list[Image.Image]:
+        assert images[0].image is not None or late.wait(60)
+        return [image]
+
+    monkeypatch.setattr(pipeline.processor, "decode_images", decode)
+    done = ImageDone(codes=replace(codes, image=image))
+    shown = [*decoder.decode(ImagePreview(done=2, codes=codes)), *decoder.decode(done)]
+    late.set()
+    decoder.previews.shutdown()
+    shown += decoder.decode(ImageProgress(done=1, total=4))
+    assert [type(event) for event in shown] == [ImageDone, ImageProgress]
 
 
 def test_without_a_planner_words_that_come_to_an_end_decline(
