@@ -149,7 +149,7 @@ def fetch_from_hub(name: str) -> Path:
         ) from error
 
 
-def kind_of(folder: Path) -> str | None:
+def model_type_of(folder: Path) -> str | None:
     """The `model_type` of a folder's config: "" where it names none, None where there is no config to read."""
     try:
         return read_json(folder / CONFIG_FILE).get("model_type", "")
@@ -158,7 +158,7 @@ def kind_of(folder: Path) -> str | None:
 
 
 def is_released_folder(name: Any) -> bool:
-    return isinstance(name, str | Path) and kind_of(Path(name)) == RELEASED_TYPE
+    return isinstance(name, str | Path) and model_type_of(Path(name)) == RELEASED_TYPE
 
 
 def released_image_tokenizer(folder: Path) -> Path | None:
@@ -184,7 +184,7 @@ def find_image_tokenizer(name: str | None, *, device: torch.device | str | None 
     path = Path(name or "").expanduser()
     if name is not None and path.is_file():
         return read_upstream(path).build().to(device or "cpu")
-    if name is not None and (path / WEIGHTS_FILE).is_file() and kind_of(path) == "":  # those of models name a type
+    if name is not None and (path / WEIGHTS_FILE).is_file() and model_type_of(path) == "":  # models name theirs
         return UniTok.from_pretrained(path, device=device)
     folder = find_model_folder(name)
     tokenizer = load_image_tokenizer(folder, device=device)
