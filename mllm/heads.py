@@ -238,13 +238,17 @@ class LayerStep:
         return torch.bmm(weights_XYS, values_XSd).view(-1, self.num_heads, self.head_width)
 
 
+def beside(linears: Sequence[nn.Module]) -> Callable[[Tensor], Tensor]:
+    """Linear layers that read the same input, their outputs side by side."""
+    return linears[0] if len(linears) == 1 else lambda hidden: torch.cat([each(hidden) for each in linears], dim=-1)
+
+
 @torch.no_grad()
 def join(linears: Sequence[nn.Module]) -> Callable[[Tensor], Tensor]:
-    """Linear layers that read the same input as one product, their outputs side by side. Plain layers are copied into
-    one weight; layers that something else has changed (adapters, quantisation, sharding, hooks) are called one after
-    another, so that nothing of theirs is lost."""
+    """As `beside`, in one product: plain layers are copied into one weight. Layers that something else has changed
+    (adapters, quantisation, sharding, hooks) are called, so that nothing of theirs is lost."""
     if not all(is_plain(linear) for linear in linears) or len({linear.bias is None for linear in linears}) > 1:
-        return lambda hidden: torch.cat([linear(hidden) for linear in linears], dim=-1)
+        return beside(linears)
     weight = linears[0].weight if len(linears) == 1 else torch.cat([linear.weight for linear in linears])
     if weight.device.type == "cpu" and weight.dtype is torch.float32 and weight.nbytes <= MOST_BYTES_BY_INPUT:
         weight = weight.t().contiguous().t()
@@ -314,7 +318,6 @@ class ResidualBlock(nn.Module):
         return hidden_PD + self.mlp(self.norm(hidden_PD))
 
 
-CodeHead: TypeAlias = DepthTransformerHead | MLPHead
 CodeDecoder: TypeAlias = DepthDecoder | MLPHead
 
 

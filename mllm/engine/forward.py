@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicLayer
 
-from mllm.heads import join
+from mllm.heads import beside, join
 from mllm.model import MLLMForConditionalGeneration
 
 LLAMAS = ("LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model")  # backbones whose layers `LlamaLayer` computes
@@ -363,10 +363,3 @@ def normalise(hidden_PD: Tensor, norm: Any) -> Tensor:
     size_P1 = torch.linalg.vector_norm(hidden_PD, dim=-1, keepdim=True)
     scale_P1 = torch.rsqrt(size_P1.square_().div_(hidden_PD.shape[-1]).add_(norm.variance_epsilon))
     return hidden_PD * scale_P1 * norm.weight
-
-
-def beside(linears: Sequence[nn.Module]) -> Callable[[Tensor], Tensor]:
-    """Outputs of linear layers side by side, without copies of their weights."""
-    if len(linears) == 1:
-        return linears[0]
-    return lambda hidden: torch.cat([linear(hidden) for linear in linears], dim=-1)
