@@ -73,7 +73,7 @@ class Settings:
 
 def settings_of(pipeline: Pipeline) -> Settings:
     """A checkpoint's settings; one that differs by codebook is shown by its first value."""
-    sampling = pipeline.image_settings("chat")
+    sampling = pipeline.requests.image_settings("chat", {})
     top_k = "" if sampling.top_k is None else str(pick(sampling.top_k, 0))
     return Settings(guidance=sampling.guidance, temperature=pick(sampling.temperature, 0), top_k=top_k)
 
@@ -177,7 +177,7 @@ def stream_answer(
                 show(event, content, folder)
                 if content:
                     yield [*history, answer_entry(list(content))]
-                if isinstance(event, Done) and event.image_refused:
+                if isinstance(event, Done) and event.result.image_refused:
                     yield [*history, answer_entry(content), error_entry(NO_ROOM)]
         if not content:
             yield [*history, error_entry(NO_ANSWER)]

@@ -187,10 +187,6 @@ class Pipeline:
         """(width, height) of the images it draws, the default first."""
         return supported_sizes(self.config)
 
-    def image_settings(self, task: str) -> SamplingConfig:
-        """How the checkpoint samples the codes of images in a task."""
-        return self.requests.image_settings(task, {})
-
     # ---- one request ----
 
     @takes_overrides
@@ -544,8 +540,8 @@ class Pipeline:
 
     def _stream(self, requests: Iterable[GenerationRequest | None]) -> Generator[Event, None, None]:
         """The events of answers whose images are decoded and checked. A request that is None: there is none for now."""
-        options = {"check": self._follow_plans, "layout": ImageLayout.from_config(self.config)}
-        for event in stream_accepted(requests, stream=self._decoded_stream, **options):
+        layout = ImageLayout.from_config(self.config)
+        for event in stream_accepted(requests, stream=self._decoded_stream, check=self._follow_plans, layout=layout):
             if isinstance(event, Failed):
                 raise event.error
             yield event
@@ -655,11 +651,10 @@ def end_of_image(prompt: TokenSequence, index: int, config: MLLMConfig) -> int:
 
 
 def needs_description(prompt: TokenSequence, index: int, config: MLLMConfig) -> bool:
-    """Whether the prompt has an image of that number, of the user and not described yet."""
-    if index >= len(prompt.image_lengths_I) or prompt.code_targets_P[prompt.image_lengths_I[:index].sum()]:
-        return False
+    """Whether an image of the prompt is the user's, and not described yet."""
+    is_drawn = prompt.code_targets_P[prompt.image_lengths_I[:index].sum()]
     end = end_of_image(prompt, index, config)
-    return end >= len(prompt) or prompt.token_ids_T[end] != config.begin_plan_id
+    return not is_drawn and (end >= len(prompt) or prompt.token_ids_T[end] != config.begin_plan_id)
 
 
 def insert(prompt: TokenSequence, descriptions: Sequence[list[int]], config: MLLMConfig) -> TokenSequence:

@@ -641,8 +641,9 @@ class Sampler:
 
 def put_tokens(targets: list[Target], tokens_Y: Tensor, wanted_Y: Tensor | None) -> None:
     """Put text tokens into the windows, and note after which elements an image would begin, had it the room."""
-    for target, token_id in zip(targets, tokens_Y.tolist(), strict=False):
-        target.running.chosen[target.after] = token_id
-    for target, token_id in zip(targets, [] if wanted_Y is None else wanted_Y.tolist(), strict=False):
-        if target.lacks_room and token_id in target.state.layout.opening_ids:
+    chosen = tokens_Y.tolist()
+    wanted = chosen if wanted_Y is None else wanted_Y.tolist()
+    for target, chosen_id, wanted_id in zip(targets, chosen, wanted, strict=False):  # targets are filled up
+        target.running.chosen[target.after] = chosen_id
+        if target.lacks_room and wanted_id in target.state.layout.opening_ids:
             target.running.refused.add(target.after)

@@ -184,23 +184,11 @@ class ImageDone(Event):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Done(Event):
-    """The answer is complete. Its finish reason is "length" where the budget or the context cut it off."""
+    """The answer is complete; its finish reason is "length" where the budget or the context cut it off."""
 
     result: GenerationResult
     message: Message = Message("assistant", ())
     """All of the answer, to be put into the history; images are codes, so that nothing is lost."""
-
-    @property
-    def finish_reason(self) -> FinishReason:
-        return self.result.finish_reason
-
-    @property
-    def seed(self) -> int:
-        return self.result.seed
-
-    @property
-    def image_refused(self) -> bool:
-        return self.result.image_refused
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
