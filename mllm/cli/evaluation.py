@@ -381,7 +381,7 @@ def read_answers(options: Namespace) -> Answers:
 
 for name, (place, questions) in BENCHMARKS.items():
     file_name = questions if "." in questions else "questions"
-    shown = "" if place.startswith("images:") else "--images images "
+    shown = "" if place.startswith("text_to_image:") else "--images images "
     command(
         f"evaluate {name}",
         f"Run {name}: question file in, answers out.",

@@ -3,6 +3,7 @@
 import statistics
 import sys
 from collections.abc import Iterable, Sequence
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,11 +12,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mllm.cli.main import main
+from mllm.cli.main import COMMANDS, main
 from mllm.conversation import ClassPart, Message
 from mllm.evaluation.answerer import as_message
-from mllm.evaluation.image_text_scorers import SelfScorer, find_scorer
-from mllm.evaluation.protocol import AnsweredItem, Benchmark, BenchmarkItem, ScoreOptions, Scores, match_answers
+from mllm.evaluation.image_text_scorers import find_scorer
+from mllm.evaluation.protocol import (
+    BENCHMARKS,
+    AnsweredItem,
+    Benchmark,
+    BenchmarkItem,
+    ScoreOptions,
+    Scores,
+    find_benchmark,
+    match_answers,
+)
 from mllm.evaluation.run import RunFolder, run_items
 from mllm.evaluation.text_to_image import (
     MJHQ30K,
@@ -31,6 +41,7 @@ from mllm.files import read_json, read_lines
 from mllm.pipeline import STRIDE, VQA_SCORE_QUESTION, Pipeline
 from tests.mllm.evaluation.builders import write_genai_bench, write_json, write_jsonl
 from tests.mllm.tiny_folder import build_tiny_folder
+from tokenizer.images import read_image
 
 
 @pytest.fixture(scope="session")
@@ -143,8 +154,15 @@ def test_the_command_draws_resumes_and_scores_with_the_model_itself(
     assert "PARTIAL: 3 of 527 items" in capsys.readouterr().out and not result["is_complete"]
     assert (result["judge"]["name"], result["judge"]["dtype"]) == ("self", "float32")
     assert (result["decoding"]["best_of"], result["image_format"]["file"], result["prompts"]) == (2, "png", "raw")
-    expected = SelfScorer.load(str(folder), device="cpu")(images, prompts.read_text().splitlines()[:3])
+    opened, texts = [read_image(path) for path in images], prompts.read_text().splitlines()[:3]
+    expected = Pipeline.load(folder, device="cpu").score(opened, texts)
     assert result["scores"]["all"]["value"] == pytest.approx(statistics.mean(expected), rel=1e-5)
+
+
+def test_the_example_in_the_help_has_images_where_the_benchmark_shows_some() -> None:
+    import_module("mllm.cli.evaluation")
+    for name in BENCHMARKS:
+        assert ("--images" in COMMANDS[f"evaluate {name}"].example) == (find_benchmark(name).mode == "text"), name
 
 
 def test_a_model_of_transformers_scores_by_its_first_word(folder: Path, tmp_path: Path) -> None:
